@@ -1,0 +1,1 @@
+"""All that touches vLLM's internals, and nothing else does."""

@@ -1,0 +1,1 @@
+"""One planner a file. A planner turns what is known of a group into a plan; the guard disposes."""

@@ -1,0 +1,356 @@
+"""Records that cross a process or a file boundary: reports up, settings down, the journal aside.
+
+Every record is frozen and validated where it enters; a report is data from a stranger (INV-10), so each field has
+bounds and every sequence a maximum length. On the wire a record is msgpack of plain types: unknown fields are ignored
+and new fields are optional, so that replicas and actors of neighbouring versions understand each other.
+Fails closed: bytes that are too long, not msgpack or out of bounds raise `WireError`, which names field, value and limit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal, Self
+
+import msgpack
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+
+PROTOCOL_VERSION: Final = 1
+MAX_RECORD_BYTES: Final = 1 << 20
+MAX_NUM_SPECULATIVE_TOKENS: Final = 32
+MAX_BATCH_SIZE: Final = 4096
+MAX_CELLS: Final = 1024
+
+Identifier = Annotated[str, Field(min_length=1, max_length=256)]
+Reason = Annotated[str, Field(max_length=1024)]
+NumSpeculativeTokens = Annotated[int, Field(ge=0, le=MAX_NUM_SPECULATIVE_TOKENS)]
+BatchSize = Annotated[int, Field(ge=0, le=MAX_BATCH_SIZE)]
+Count = Annotated[int, Field(ge=0, lt=1 << 53)]
+Seconds = Annotated[float, Field(ge=0.0, le=1e9)]
+
+
+class WireError(ValueError):
+    """Bytes that are not the record they should be. The message names the field, the value seen and what is allowed."""
+
+
+def describe_validation_error(error: ValidationError, limit: int = 3) -> str:
+    """The first `limit` problems of a pydantic error on one line: `field: what was wrong (got value)`."""
+    problems = []
+    for detail in error.errors(include_url=False, include_context=False)[:limit]:
+        path = ".".join(str(part) for part in detail["loc"]) or "record"
+        problems.append(f"{path}: {detail['msg']} (got {str(detail['input'])[:80]!r})")
+    remaining = error.error_count() - len(problems)
+    return "; ".join(problems) + (f"; and {remaining} more" if remaining > 0 else "")
+
+
+class Record(BaseModel):
+    """A frozen value with a msgpack form."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    def to_wire(self) -> bytes:
+        """msgpack of the record's plain form; fields that are None are left out."""
+        packed: bytes = msgpack.packb(self.model_dump(mode="json", exclude_none=True))
+        return packed
+
+    @classmethod
+    def from_wire(cls, payload: bytes) -> Self:
+        """Parse what `to_wire` wrote.
+
+        Raises WireError for more than MAX_RECORD_BYTES, for bytes that are not msgpack and for values out of bounds.
+        """
+        if len(payload) > MAX_RECORD_BYTES:
+            raise WireError(f"{cls.__name__}: {len(payload)} bytes, allowed are at most {MAX_RECORD_BYTES}")
+        try:
+            return cls.model_validate(msgpack.unpackb(payload))
+        except ValidationError as error:
+            raise WireError(f"{cls.__name__}: {describe_validation_error(error)}") from error
+        except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+            raise WireError(f"{cls.__name__}: {len(payload)} bytes that are not msgpack ({error})") from error
+
+
+class Mode(Record):
+    """What the operator wants: `auto` runs the planner, `shadow` plans and touches nothing, `off`, `pin=K`.
+
+    A plain string on every wire and in every file. `pin` holds num_speculative_tokens, the other kinds do not.
+    """
+
+    kind: Literal["auto", "shadow", "off", "pin"]
+    num_speculative_tokens: NumSpeculativeTokens | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value in {"auto", "shadow", "off"}:
+            return {"kind": value}
+        pinned = re.fullmatch(r"pin=(\d{1,3})", value)
+        if pinned and int(pinned[1]) <= MAX_NUM_SPECULATIVE_TOKENS:
+            return {"kind": "pin", "num_speculative_tokens": int(pinned[1])}
+        raise ValueError(f"mode {value[:40]!r} is none of auto, shadow, off, pin=K with K from 0 to {MAX_NUM_SPECULATIVE_TOKENS}")
+
+    @model_validator(mode="after")
+    def _only_pin_holds_a_length(self) -> Self:
+        if (self.kind == "pin") != (self.num_speculative_tokens is not None):
+            raise ValueError("num_speculative_tokens belongs to mode pin, and only to it")
+        return self
+
+    @model_serializer(mode="plain")
+    def _to_text(self) -> str:
+        return str(self)
+
+    @classmethod
+    def parse(cls, text: str) -> Mode:
+        """Parse `auto`, `shadow`, `off` or `pin=K`. Raises ValueError (pydantic's) naming what is allowed."""
+        return cls.model_validate(text)
+
+    def __str__(self) -> str:
+        return f"pin={self.num_speculative_tokens}" if self.kind == "pin" else self.kind
+
+
+class GroupKey(Record):
+    """What must agree before replicas share what they learn (DESIGN: group)."""
+
+    target: Identifier
+    draft: Annotated[str, Field(max_length=256)] = ""
+    drafter_kind: Annotated[str, Field(max_length=32)] = "none"
+    accelerator: Annotated[str, Field(max_length=64)] = "cpu"
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=1024)] = 1
+    pipeline_parallel_size: Annotated[int, Field(ge=1, le=1024)] = 1
+    data_parallel_size: Annotated[int, Field(ge=1, le=4096)] = 1
+    dtype: Annotated[str, Field(max_length=32)] = "auto"
+    max_num_speculative_tokens: NumSpeculativeTokens = 0
+    max_num_seqs: Annotated[int, Field(ge=1, le=MAX_BATCH_SIZE)] = 1
+    graph_mode: Annotated[str, Field(max_length=32)] = "none"
+    engine_version: Annotated[str, Field(max_length=64)] = ""
+
+    @property
+    def group_id(self) -> str:
+        """Readable and unique: the target's name and a digest of every field."""
+        digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.target.rstrip("/").rsplit("/", 1)[-1])[:48]
+        return f"{name}-{digest}"
+
+
+class CellCounters(Record):
+    """Cumulative sums over the clean steps of one cell: pure decode steps of one batch bucket at one K.
+
+    A step is clean when it scheduled no prefill, every row verified K drafts or the fewer its end allows, and K had been held
+    for at least two steps. `reached[i]` counts decode rows that verified more than i draft tokens, `accepted[i]` those of which
+    more than i were accepted (so accepted[i] / reached[i] estimates acceptance[i+1] where no row was cut short).
+    """
+
+    batch_bucket: Annotated[int, Field(ge=0, lt=64)]
+    num_speculative_tokens: NumSpeculativeTokens
+    steps: Count = 0
+    step_seconds: Seconds = 0.0
+    log_step_seconds: Annotated[float, Field(ge=-1e12, le=1e12)] = 0.0
+    log_step_seconds_squared: Annotated[float, Field(ge=0.0, le=1e13)] = 0.0
+    decode_rows: Count = 0
+    context_tokens: Count = 0
+    generated_tokens: Count = 0
+    reached: Annotated[tuple[Count, ...], Field(max_length=MAX_NUM_SPECULATIVE_TOKENS)] = ()
+    accepted: Annotated[tuple[Count, ...], Field(max_length=MAX_NUM_SPECULATIVE_TOKENS)] = ()
+
+
+class StepTotals(Record):
+    """Cumulative sums over every step at one K, clean or not: what metrics and reports show."""
+
+    num_speculative_tokens: NumSpeculativeTokens
+    steps: Count = 0
+    step_seconds: Seconds = 0.0
+    decode_rows: Count = 0
+    prefill_tokens: Count = 0
+    generated_tokens: Count = 0
+    draft_tokens: Count = 0
+    accepted_tokens: Count = 0
+
+
+class Counters(Record):
+    """Everything an engine has counted since it started. Never reset: a lost, doubled or late report does no harm.
+
+    `engine_id` is new with every engine process and `step_count` never falls, so a receiver takes the difference to what it
+    saw last, ignores anything older, and starts from zero for a new engine.
+    """
+
+    engine_id: Identifier
+    step_count: Count = 0
+    busy_seconds: Seconds = 0.0
+    transition_steps: Count = 0
+    guard_holds: Count = 0
+    totals: Annotated[tuple[StepTotals, ...], Field(max_length=MAX_NUM_SPECULATIVE_TOKENS + 1)] = ()
+    cells: Annotated[tuple[CellCounters, ...], Field(max_length=MAX_CELLS)] = ()
+
+
+class EngineLoad(Record):
+    """The engine as it is now."""
+
+    decode_batch_size: BatchSize = 0
+    num_running_reqs: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    num_waiting_reqs: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    kv_cache_usage: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    num_speculative_tokens: NumSpeculativeTokens = 0
+    planned_num_speculative_tokens: NumSpeculativeTokens = 0
+    step_seconds: Seconds = 0.0
+
+
+class DrafterState(StrEnum):
+    """Life of a drafter (DESIGN section 5). `IN_SYNC` drafters run on at K=0; `ABSENT` is an engine served plainly."""
+
+    ACTIVE = "active"
+    DORMANT = "dormant"
+    OFFLOADED = "offloaded"
+    CONTRACTING = "contracting"
+    RELOADING = "reloading"
+    CATCHING_UP = "catching_up"
+    PROBING = "probing"
+    IN_SYNC = "in_sync"
+    ABSENT = "absent"
+
+
+class SettingsVersion(Record):
+    """Fence of settings and leases (INV-5): pairs are ordered, an older one is never applied."""
+
+    incarnation: Annotated[int, Field(ge=0, lt=1 << 53)]
+    sequence: Annotated[int, Field(ge=0, lt=1 << 53)]
+
+    def is_newer_than(self, other: SettingsVersion | None) -> bool:
+        """Whether this pair may replace `other` (None: nothing is known yet)."""
+        return other is None or (self.incarnation, self.sequence) > (other.incarnation, other.sequence)
+
+    def __str__(self) -> str:
+        return f"{self.incarnation}.{self.sequence}"
+
+
+class EngineSnapshot(Record):
+    """What the engine answers on its control channel: counters, load and what it did with the settings."""
+
+    counters: Counters
+    load: EngineLoad = EngineLoad()
+    settings_version: SettingsVersion | None = None
+    drafter_state: DrafterState = DrafterState.ABSENT
+    finished_segment_id: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
+    decision_reason: Reason = ""
+    refused: Reason = ""
+
+
+class RestartWish(Record):
+    """A replica asks for a lease to restart speculation."""
+
+    lag_tokens: Count
+    catch_up_seconds: Seconds
+    value_tokens: Annotated[float, Field(ge=0.0, le=1e12)]
+    reload: bool = False
+
+
+class LoadReport(Record):
+    """One replica's report to the policy."""
+
+    protocol_version: Annotated[int, Field(ge=1, le=1_000)] = PROTOCOL_VERSION
+    replica_id: Identifier
+    application: Identifier
+    deployment: Annotated[str, Field(max_length=256)] = ""
+    node_id: Annotated[str, Field(max_length=256)] = ""
+    group: GroupKey
+    report_number: Count
+    snapshot: EngineSnapshot
+    serving_plainly: Reason = ""
+    local_mode: Mode | None = None
+    restart_wish: RestartWish | None = None
+
+
+class TableRow(Record):
+    """K for decode batches from `first_batch_size` to `last_batch_size`, both included (vLLM's `[first, last, K]`)."""
+
+    first_batch_size: BatchSize
+    last_batch_size: BatchSize
+    num_speculative_tokens: NumSpeculativeTokens
+
+    @model_validator(mode="after")
+    def _first_is_not_after_last(self) -> Self:
+        if self.first_batch_size > self.last_batch_size:
+            raise ValueError(f"first_batch_size {self.first_batch_size} is above last_batch_size {self.last_batch_size}")
+        return self
+
+
+class ExplorationSegment(Record):
+    """Hold one K for a number of clean steps while the decode batch lies in a range: one measurement.
+
+    The replica obeys once, counts down only clean steps in the range, and drops the segment `time_to_live_s` after it arrived.
+    """
+
+    segment_id: Annotated[int, Field(ge=1, lt=1 << 53)]
+    first_batch_size: BatchSize
+    last_batch_size: BatchSize
+    num_speculative_tokens: NumSpeculativeTokens
+    clean_steps: Annotated[int, Field(ge=1, le=10_000)]
+    time_to_live_s: Seconds
+
+
+class Table(Record):
+    """A plan the fleet decided: K by decode batch size, and measurements to make on the way.
+
+    Rows ascend and do not overlap. A batch below the first row takes the first row's K, one above the last row K = 0.
+    """
+
+    kind: Literal["table"] = "table"
+    rows: Annotated[tuple[TableRow, ...], Field(min_length=1, max_length=256)]
+    segments: Annotated[tuple[ExplorationSegment, ...], Field(max_length=64)] = ()
+
+    @model_validator(mode="after")
+    def _rows_ascend(self) -> Self:
+        for earlier, later in zip(self.rows, self.rows[1:], strict=False):
+            if later.first_batch_size <= earlier.last_batch_size:
+                raise ValueError(f"rows must ascend without overlap: {later.first_batch_size} follows {earlier.last_batch_size}")
+        return self
+
+
+class Local(Record):
+    """A plan that the engine makes itself, step by step, with the named planner."""
+
+    kind: Literal["local"] = "local"
+    planner: Identifier
+    options: dict[str, float | int | str | bool] = Field(default_factory=dict, max_length=64)
+
+
+Plan = Annotated[Table | Local, Field(discriminator="kind")]
+
+
+class Lease(Record):
+    """The policy's permission for one restart. Its time to live counts from when the replica sent the wish."""
+
+    lease_id: Annotated[int, Field(ge=1, lt=1 << 53)]
+    replica_id: Identifier
+    time_to_live_s: Seconds
+    reload: bool = False
+
+
+class Settings(Record):
+    """What the policy tells one replica. Complete each time, never a difference."""
+
+    version: SettingsVersion
+    mode: Mode
+    plan: Plan
+    allowed_num_speculative_tokens: Annotated[tuple[NumSpeculativeTokens, ...], Field(min_length=1, max_length=33)]
+    dwell_steps: Annotated[int, Field(ge=0, le=10_000)] = 0
+    settings_max_age_s: Seconds = 300.0
+    exchange_period_s: Annotated[float, Field(ge=0.05, le=60.0)] = 0.5
+    micro_restart_tokens: Count = 0
+    leases: Annotated[tuple[Lease, ...], Field(max_length=16)] = ()
+    reason: Reason = ""
+
+
+class ExchangeReply(Record):
+    """The policy's answer to a report: settings if newer ones exist, or why the report was refused."""
+
+    protocol_version: int = PROTOCOL_VERSION
+    incarnation: Annotated[int, Field(ge=0, lt=1 << 53)]
+    settings: Settings | None = None
+    refused: Reason = ""
+
+
+def to_plain(record: Record) -> dict[str, Any]:
+    """The record as JSON-ready plain types, as the journal and the HTTP API write it."""
+    return record.model_dump(mode="json", exclude_none=True)

@@ -1,0 +1,145 @@
+"""The operator's settings: every one with its meaning, unit, default, range and reason.
+
+They live in the policy app's `user_config` and in the HTTP API, never in Serve `args` (a change there replaces every
+replica). Fails closed: an unknown or misspelt field, or a value out of range, refuses the whole set with one message;
+the settings in force stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nightjar.policy.records import (
+    MAX_NUM_SPECULATIVE_TOKENS,
+    Mode,
+    NumSpeculativeTokens,
+    Table,
+    TableRow,
+)
+
+PlannerName = Literal["off", "fixed", "schedule", "fleet"]
+
+
+class SettingsError(ValueError):
+    """Operator's settings that cannot be used. The message names the field, the value and what is allowed."""
+
+
+class OperatorSettings(BaseModel):
+    """What an operator may set while the fleet runs. All fields have defaults; none replaces a replica."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    mode: Mode = Field(
+        default=Mode(kind="shadow"),
+        description="auto runs the planner, shadow plans and touches nothing, off and pin=K override it. "
+        "shadow is the default, so that installing Nightjar changes nothing until somebody says so.",
+    )
+    planner: PlannerName = Field(
+        default="fleet",
+        description="Who decides K in mode auto. fleet learns from all replicas of a group; fixed and schedule are static.",
+    )
+    num_speculative_tokens: NumSpeculativeTokens | None = Field(
+        default=None,
+        description="K of the planner fixed; None means each engine's own maximum.",
+    )
+    num_speculative_tokens_per_batch_size: tuple[tuple[int, int, int], ...] = Field(
+        default=(),
+        max_length=256,
+        description="Table of the planner schedule in vLLM's form, rows [first_batch, last_batch, K], keyed on decode batch size.",
+    )
+    allowed_num_speculative_tokens: tuple[NumSpeculativeTokens, ...] | None = Field(
+        default=None,
+        max_length=MAX_NUM_SPECULATIVE_TOKENS + 1,
+        description="The K that may run; 0 is always among them. None means 0, 1, 2, 3, 5, 8, ... up to the engine's maximum, "
+        "and the maximum: fewer arms are learned sooner.",
+    )
+    dwell_steps: Annotated[int, Field(ge=0, le=1000)] = Field(
+        default=4,
+        description="Engine steps that a K is held before it may rise (falling is free). Stops flapping when the batch "
+        "crosses a bucket's edge on every step; each change also spoils two measured steps.",
+    )
+    exchange_period_s: Annotated[float, Field(ge=0.1, le=30.0)] = Field(
+        default=0.5,
+        description="Seconds between a replica's reports. One actor takes about 1,000 reports a second: 0.5 s serves 500 replicas.",
+    )
+    decision_period_s: Annotated[float, Field(ge=0.1, le=30.0)] = Field(
+        default=1.0,
+        description="Seconds between decisions of the fleet loop.",
+    )
+    settings_max_age_s: Annotated[float, Field(ge=5.0, le=86_400.0)] = Field(
+        default=300.0,
+        description="Seconds that a replica without a policy keeps its last settings; after that it only runs K = 0.",
+    )
+    replica_timeout_s: Annotated[float, Field(ge=2.0, le=3600.0)] = Field(
+        default=30.0,
+        description="Seconds without a report after which a replica counts as gone. Longer than the longest engine step.",
+    )
+    calibration_clean_steps: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=8,
+        description="Clean engine steps that one measurement of a batch bucket at one K takes.",
+    )
+    evidence_half_life_steps: Annotated[float, Field(ge=50, le=1e7)] = Field(
+        default=2000.0,
+        description="Clean steps of a cell after which an old measurement counts half: how fast the fleet follows drift.",
+    )
+    switch_margin: Annotated[float, Field(ge=0.0, le=0.5)] = Field(
+        default=0.02,
+        description="Share by which another K's predicted goodput must exceed the present one's before the plan changes.",
+    )
+
+    @model_validator(mode="after")
+    def _schedule_is_a_table(self) -> Self:
+        if self.planner == "schedule" and not self.num_speculative_tokens_per_batch_size:
+            raise ValueError("planner schedule needs num_speculative_tokens_per_batch_size, for example [[1, 8, 5], [9, 32, 1]]")
+        if self.num_speculative_tokens_per_batch_size:
+            self.schedule_table()
+        return self
+
+    def schedule_table(self) -> Table:
+        """`num_speculative_tokens_per_batch_size` as a plan. Raises ValueError for rows that do not ascend."""
+        return Table(
+            rows=tuple(
+                TableRow(first_batch_size=first, last_batch_size=last, num_speculative_tokens=length)
+                for first, last, length in self.num_speculative_tokens_per_batch_size
+            )
+        )
+
+    def arms(self, max_num_speculative_tokens: int) -> tuple[int, ...]:
+        """The K that may run in an engine whose maximum is `max_num_speculative_tokens`, ascending, 0 included.
+
+        >>> OperatorSettings().arms(5), OperatorSettings(allowed_num_speculative_tokens=(2, 9)).arms(4)
+        ((0, 1, 2, 3, 5), (0, 2))
+        """
+        if self.allowed_num_speculative_tokens is None:
+            wanted = {length for length in (1, 2, 3, 5, 8, 13, 21) if length <= max_num_speculative_tokens}
+            wanted.add(max_num_speculative_tokens)
+        else:
+            wanted = {length for length in self.allowed_num_speculative_tokens if length <= max_num_speculative_tokens}
+        return tuple(sorted(wanted | {0}))
+
+
+def parse_operator_settings(values: Mapping[str, object]) -> OperatorSettings:
+    """Settings from a `user_config` or an HTTP body.
+
+    Raises SettingsError with every problem on one line; a misspelt name comes with the nearest real one.
+    """
+    try:
+        return OperatorSettings.model_validate(dict(values))
+    except ValidationError as error:
+        raise SettingsError("; ".join(_problem(detail) for detail in error.errors(include_url=False))) from error
+
+
+def _problem(detail: Mapping[str, object]) -> str:
+    location = detail["loc"]
+    assert isinstance(location, tuple)
+    field = ".".join(str(part) for part in location) or "settings"
+    value = repr(detail["input"])[:80]
+    if detail["type"] == "extra_forbidden":
+        near = get_close_matches(field, OperatorSettings.model_fields, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(sorted(OperatorSettings.model_fields))}"
+        return f"{field}: no such setting (value {value}); {hint}"
+    return f"{field}: {str(detail['msg']).removeprefix('Value error, ')} (value {value})"
