@@ -225,7 +225,11 @@ class SettingsVersion(Record):
 
 
 class EngineSnapshot(Record):
-    """What the engine answers on its control channel: counters, load and what it did with the settings."""
+    """What the engine answers on its control channel: counters, load and what it did with the settings.
+
+    `refused` says why this command's settings were not adopted; `fault` is the last error of our own code in the step loop,
+    after which the engine runs its own K (fail open).
+    """
 
     counters: Counters
     load: EngineLoad = EngineLoad()
@@ -234,6 +238,7 @@ class EngineSnapshot(Record):
     finished_segment_id: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
     decision_reason: Reason = ""
     refused: Reason = ""
+    fault: Reason = ""
 
 
 class RestartWish(Record):
@@ -340,6 +345,18 @@ class Settings(Record):
     micro_restart_tokens: Count = 0
     leases: Annotated[tuple[Lease, ...], Field(max_length=16)] = ()
     reason: Reason = ""
+
+
+class EngineCommand(Record):
+    """What the replica tells its engine on the control channel. Complete each time: an absent field means none.
+
+    `settings` are adopted if newer; `confirmed` names settings that the policy said still hold, and restarts their age;
+    `local_mode` is the replica's own kill switch, which overrides the settings' mode until a command carries another value.
+    """
+
+    settings: Settings | None = None
+    confirmed: SettingsVersion | None = None
+    local_mode: Mode | None = None
 
 
 class ExchangeReply(Record):
