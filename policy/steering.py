@@ -1,0 +1,176 @@
+"""Which K the engine runs in its next step: the step loop's brain, without engine, clock or I/O.
+
+It holds the settings in force, looks K up for the decode batch, lets an exploration segment override the table, and passes
+the result through the guard. A call costs a few microseconds, because it happens before every engine step. Fails
+towards off: settings that nobody confirmed for `settings_max_age_s` count as K = 0 (INV-4), older settings than those
+in force are refused (INV-5), and without any settings the engine keeps its own K.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from nightjar.policy.guard import allowed_lengths, bound, hold
+from nightjar.policy.records import Mode, Settings, SettingsVersion, Table
+from nightjar.policy.segments import Segments
+
+
+class Cause(StrEnum):
+    """Why the last step's K is what it is, in words for an operator."""
+
+    NO_SETTINGS = "no settings yet: the engine's own K"
+    OFF = "mode off"
+    PIN = "mode pin"
+    AGED = "settings too old, only off is allowed"
+    PLAN = "the plan's K for this decode batch"
+    SEGMENT = "an exploration segment measures this K"
+    DWELL = "a rise waits until the present K was held long enough"
+    MIXED = "a step with prefill keeps the last K and never raises it"
+
+
+class Steering:
+    """Chooses K step by step. The clock is passed in as seconds of any steady clock."""
+
+    def __init__(self, *, max_num_speculative_tokens: int, max_num_seqs: int) -> None:
+        self._max_num_speculative_tokens = max_num_speculative_tokens
+        self._max_num_seqs = max_num_seqs
+        self._settings: Settings | None = None
+        self._local_mode: Mode | None = None
+        self._heard_s = 0.0
+        self._allowed: tuple[int, ...] = (0,)
+        self._length_by_batch: list[int] = [0]
+        self._segments = Segments()
+        self._current: int | None = None
+        self._held_steps = 0
+        self._cause = Cause.NO_SETTINGS
+        self.planned_num_speculative_tokens = 0
+        self.guard_holds = 0
+
+    @property
+    def settings_version(self) -> SettingsVersion | None:
+        """Version of the settings in force; None before the first."""
+        return self._settings.version if self._settings else None
+
+    @property
+    def finished_segment_id(self) -> int:
+        """The exploration segment that finished last, 0 for none of this policy incarnation."""
+        return self._segments.finished_segment_id
+
+    @property
+    def reason(self) -> str:
+        """Why the last step's K is what it is, in words."""
+        mode = self._mode()
+        if mode is None:
+            return Cause.NO_SETTINGS
+        shadow = "shadow, nothing is touched: " if mode.kind == "shadow" else ""
+        whose = " (this replica's own)" if self._local_mode is not None else ""
+        return f"{shadow}{self._cause}{whose}"
+
+    def adopt(self, settings: Settings, now_s: float) -> str:
+        """Take settings into force; the very version in force again only confirms it.
+
+        Returns "" or why they were refused. K above the engine's maximum is clamped, not refused.
+        """
+        if settings.version == self.settings_version:
+            self._heard_s = now_s
+            return ""
+        if not settings.version.is_newer_than(self.settings_version):
+            return (
+                f"settings {settings.version} are older than {self.settings_version}, which are in force; only newer ones are taken"
+            )
+        if not isinstance(settings.plan, Table):
+            return f"plan.planner {settings.plan.planner!r} is unknown to this engine; allowed is a plan of kind table"
+        if in_force is None or settings.version.incarnation != in_force.incarnation:
+            self._segments = Segments()
+        self._settings = settings
+        self._heard_s = now_s
+        self._allowed = allowed_lengths(settings.allowed_num_speculative_tokens, self._max_num_speculative_tokens)
+        self._length_by_batch = [bound(length, self._allowed) for length in lengths_by_batch(settings.plan, self._max_num_seqs)]
+        self._segments.replace([s for s in settings.plan.segments if s.num_speculative_tokens in self._allowed], now_s)
+        return ""
+
+    def confirm(self, version: SettingsVersion, now_s: float) -> None:
+        """Restart the age of the settings in force: the policy was heard and said that `version` still holds."""
+        if version == self.settings_version:
+            self._heard_s = now_s
+
+    def override_mode(self, mode: Mode | None) -> None:
+        """Set the replica's own kill switch, which overrides the settings' mode; None takes it away."""
+        self._local_mode = mode
+
+    def choose(self, decode_batch_size: int, has_prefill: bool, now_s: float) -> int | None:
+        """K for the step about to run, or None to leave the engine its own (shadow, or no settings).
+
+        `decode_batch_size` counts the step's decode rows, `has_prefill` says whether it also computes prompt tokens.
+        """
+        mode = self._mode()
+        if mode is None:
+            self._current = None
+            return None
+        chosen, self._cause = self._decide(mode, decode_batch_size, has_prefill, now_s)
+        self._held_steps = self._held_steps + 1 if chosen == self._current else 1
+        self._current = self.planned_num_speculative_tokens = chosen
+        return None if mode.kind == "shadow" else chosen
+
+    def count_clean_step(self, decode_batch_size: int, num_speculative_tokens: int) -> None:
+        """Advance the exploration segment that asked for this K at this decode batch, if there is one."""
+        self._segments.count(decode_batch_size, num_speculative_tokens)
+
+    def _mode(self) -> Mode | None:
+        if self._local_mode is None:
+            return self._settings.mode if self._settings else None
+        if self._settings is None and self._local_mode.kind in {"auto", "shadow"}:
+            return None
+        return self._local_mode
+
+    def _decide(self, mode: Mode, decode_batch_size: int, has_prefill: bool, now_s: float) -> tuple[int, Cause]:
+        local = mode is self._local_mode
+        if mode.kind == "off":
+            return 0, Cause.OFF
+        if mode.kind == "pin" and local:
+            return self._pinned(mode), Cause.PIN
+        assert self._settings is not None
+        if now_s - self._heard_s > self._settings.settings_max_age_s:
+            return 0, Cause.AGED
+        if mode.kind == "pin":
+            return self._pinned(mode), Cause.PIN
+        return self._planned(self._settings.dwell_steps, decode_batch_size, has_prefill, now_s)
+
+    def _pinned(self, mode: Mode) -> int:
+        assert mode.num_speculative_tokens is not None
+        return min(mode.num_speculative_tokens, self._max_num_speculative_tokens)
+
+    def _planned(self, dwell_steps: int, decode_batch_size: int, has_prefill: bool, now_s: float) -> tuple[int, Cause]:
+        current = self._current or 0
+        segment = self._segments.at(decode_batch_size, now_s)
+        if segment is None:
+            proposed, cause = self._length_by_batch[min(decode_batch_size, self._max_num_seqs)], Cause.PLAN
+        else:
+            proposed, cause = segment.num_speculative_tokens, Cause.SEGMENT
+        if has_prefill:
+            return min(proposed, bound(current, self._allowed)), Cause.MIXED if proposed > current else cause
+        if segment is not None or self._current is None:
+            return proposed, cause
+        held = bound(hold(proposed, current, self._held_steps, dwell_steps), self._allowed)
+        if held < proposed:
+            self.guard_holds += 1
+            cause = Cause.DWELL
+        return held, cause
+
+
+def lengths_by_batch(table: Table, max_num_seqs: int) -> list[int]:
+    """K for each decode batch size from 0 to `max_num_seqs`, as `Table` defines it; a gap takes the row before it (vLLM's rule).
+
+    >>> from nightjar.policy.records import TableRow
+    >>> rows = (TableRow(first_batch_size=1, last_batch_size=2, num_speculative_tokens=3),
+    ...         TableRow(first_batch_size=4, last_batch_size=4, num_speculative_tokens=1))
+    >>> lengths_by_batch(Table(rows=rows), 5)
+    [3, 3, 3, 3, 1, 0]
+    """
+    lengths = [table.rows[0].num_speculative_tokens] * (max_num_seqs + 1)
+    for row in table.rows:
+        remaining = max(max_num_seqs + 1 - row.first_batch_size, 0)
+        lengths[row.first_batch_size :] = [row.num_speculative_tokens] * remaining
+    for size in range(table.rows[-1].last_batch_size + 1, max_num_seqs + 1):
+        lengths[size] = 0
+    return lengths

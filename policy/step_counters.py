@@ -1,0 +1,151 @@
+"""What an engine counts of its steps, cumulative since it started: the only evidence that leaves it.
+
+Sums are plain integers (microseconds for time), because this runs after every engine step and a float sum of weeks would lose
+small steps. Nothing is ever reset, so a report that is lost, doubled or late does no harm. A step that is not clean only
+moves the totals: the cells, from which the fleet learns, hold what is comparable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import log
+
+from nightjar.policy.batch_buckets import batch_bucket
+from nightjar.policy.records import CellCounters, Counters, StepTotals
+
+
+@dataclass(frozen=True, slots=True)
+class StepCount:
+    """One finished engine step, as the step loop saw it."""
+
+    num_speculative_tokens: int
+    """K that the step drafted with."""
+    decode_rows: int
+    context_tokens: int
+    """Sum over the decode rows of their tokens in the KV cache before the step."""
+    prefill_tokens: int
+    generated_tokens: int
+    """Tokens that the step delivered."""
+    reached: Sequence[int]
+    """reached[i]: decode rows that verified more than i draft tokens."""
+    accepted: Sequence[int]
+    """accepted[i]: decode rows of which more than i draft tokens were accepted."""
+    step_microseconds: int
+    """Time since the previous output of the busy engine; 0 where the engine had been idle."""
+    clean: bool
+    """Whether it belongs in a cell (records.CellCounters says what clean means)."""
+    in_transition: bool
+    """A pure decode step that is not clean only because K had just changed."""
+
+
+@dataclass(slots=True)
+class _Totals:
+    steps: int = 0
+    step_microseconds: int = 0
+    decode_rows: int = 0
+    prefill_tokens: int = 0
+    generated_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Cell:
+    reached: list[int]
+    accepted: list[int]
+    steps: int = 0
+    step_microseconds: int = 0
+    log_step_seconds: float = 0.0
+    log_step_seconds_squared: float = 0.0
+    decode_rows: int = 0
+    context_tokens: int = 0
+    generated_tokens: int = 0
+
+
+@dataclass(slots=True)
+class StepCounters:
+    """Accumulates steps; `snapshot` gives the record that is reported."""
+
+    step_count: int = 0
+    busy_microseconds: int = 0
+    transition_steps: int = 0
+    _totals: dict[int, _Totals] = field(default_factory=dict)
+    _cells: dict[tuple[int, int], _Cell] = field(default_factory=dict)
+
+    def count(self, step: StepCount) -> None:
+        """Add one step to the totals of its K and, if it is clean, to its cell."""
+        self.step_count += 1
+        self.busy_microseconds += step.step_microseconds
+        self.transition_steps += step.in_transition
+        totals = self._totals.get(step.num_speculative_tokens)
+        if totals is None:
+            totals = self._totals[step.num_speculative_tokens] = _Totals()
+        totals.steps += 1
+        totals.step_microseconds += step.step_microseconds
+        totals.decode_rows += step.decode_rows
+        totals.prefill_tokens += step.prefill_tokens
+        totals.generated_tokens += step.generated_tokens
+        totals.draft_tokens += sum(step.reached)
+        totals.accepted_tokens += sum(step.accepted)
+        if step.clean:
+            self._count_cell(step)
+
+    def snapshot(self, engine_id: str, guard_holds: int = 0) -> Counters:
+        """The record of everything counted so far. `guard_holds` is Steering's own count."""
+        return Counters(
+            engine_id=engine_id,
+            step_count=self.step_count,
+            busy_seconds=self.busy_microseconds / 1e6,
+            transition_steps=self.transition_steps,
+            guard_holds=guard_holds,
+            totals=tuple(_totals_record(length, totals) for length, totals in sorted(self._totals.items())),
+            cells=tuple(_cell_record(bucket, length, cell) for (bucket, length), cell in sorted(self._cells.items())),
+        )
+
+    def _count_cell(self, step: StepCount) -> None:
+        length = step.num_speculative_tokens
+        key = (batch_bucket(step.decode_rows), length)
+        cell = self._cells.get(key)
+        if cell is None:
+            cell = self._cells[key] = _Cell(reached=[0] * length, accepted=[0] * length)
+        log_seconds = log(max(step.step_microseconds, 1) / 1e6)
+        cell.steps += 1
+        cell.step_microseconds += step.step_microseconds
+        cell.log_step_seconds += log_seconds
+        cell.log_step_seconds_squared += log_seconds * log_seconds
+        cell.decode_rows += step.decode_rows
+        cell.context_tokens += step.context_tokens
+        cell.generated_tokens += step.generated_tokens
+        for position in range(length):
+            cell.reached[position] += step.reached[position]
+            cell.accepted[position] += step.accepted[position]
+
+
+def _totals_record(length: int, totals: _Totals) -> StepTotals:
+    return StepTotals(
+        num_speculative_tokens=length,
+        steps=totals.steps,
+        step_seconds=totals.step_microseconds / 1e6,
+        decode_rows=totals.decode_rows,
+        prefill_tokens=totals.prefill_tokens,
+        generated_tokens=totals.generated_tokens,
+        draft_tokens=totals.draft_tokens,
+        accepted_tokens=totals.accepted_tokens,
+    )
+
+
+def _cell_record(bucket: int, length: int, cell: _Cell) -> CellCounters:
+    return CellCounters(
+        batch_bucket=bucket,
+        num_speculative_tokens=length,
+        steps=cell.steps,
+        step_seconds=cell.step_microseconds / 1e6,
+        log_step_seconds=cell.log_step_seconds,
+        log_step_seconds_squared=cell.log_step_seconds_squared,
+        decode_rows=cell.decode_rows,
+        context_tokens=cell.context_tokens,
+        generated_tokens=cell.generated_tokens,
+        reached=tuple(cell.reached),
+        accepted=tuple(cell.accepted),
+    )
