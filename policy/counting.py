@@ -1,0 +1,183 @@
+"""From cumulative counters to what is new: the difference to what was counted last, checked for what an engine can do.
+
+A report is data from a stranger (INV-10). Counters that fall, that hold more steps than the time allowed, or that
+contradict themselves raise `ImplausibleCounters`; the caller then keeps its old baseline, so that an honest report held
+up on its way loses nothing: the next one brings its counts along.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from nightjar.policy.acceptance import AcceptanceEvidence
+from nightjar.policy.batch_buckets import batch_bucket, bucket_range
+from nightjar.policy.evidence import Cell, CellEvidence
+from nightjar.policy.records import CellCounters, Counters, GroupKey
+
+SHORTEST_STEP_SECONDS: Final = 1e-5
+LONGEST_STEP_SECONDS: Final = 600.0
+CLOCK_SLACK_SHARE: Final = 0.05
+CLOCK_SLACK_SECONDS: Final = 1.0
+"""Clocks of two machines and the way of a report: an engine may seem to work this much longer than the time that passed."""
+
+
+class ImplausibleCounters(ValueError):
+    """Counters no engine can have. The message names the count, the value seen and what is allowed."""
+
+
+class CountedCell(NamedTuple):
+    """Cumulative sums of one cell as last counted; a twentieth of the record's memory (INV-8)."""
+
+    steps: int
+    step_seconds: float
+    log_step_seconds: float
+    decode_rows: int
+    generated_tokens: int
+    reached: tuple[int, ...]
+    accepted: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CountedEngine:
+    """What was counted of one engine so far: the baseline of the next difference."""
+
+    engine_id: str
+    step_count: int = 0
+    generated_tokens: int = 0
+    cells: Mapping[Cell, CountedCell] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewSteps:
+    """What one report adds."""
+
+    cells: Mapping[Cell, CellEvidence]
+    acceptance: AcceptanceEvidence
+    generated_tokens: int
+
+
+def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: GroupKey) -> tuple[NewSteps, CountedEngine]:
+    """What `counters` adds to `baseline`, and the next baseline.
+
+    `elapsed_s` is the time since the baseline was taken (infinite for an engine's first report). Raises ImplausibleCounters.
+    """
+    before = baseline.cells or {}
+    now: dict[Cell, CountedCell] = {}
+    new_cells: dict[Cell, CellEvidence] = {}
+    acceptance = AcceptanceEvidence()
+    seconds, steps = 0.0, 0
+    for cell in counters.cells:
+        key = (cell.batch_bucket, cell.num_speculative_tokens)
+        _require(key not in now, key, "a cell named twice")
+        last = before.get(key)
+        if last is not None and last.steps == cell.steps:
+            now[key] = last
+            continue
+        now[key] = _counted(cell)
+        added = _difference(now[key], last)
+        _check_cell(key, added, group)
+        new_cells[key] = CellEvidence(added.steps, added.log_step_seconds, added.decode_rows)
+        acceptance = acceptance.plus(AcceptanceEvidence(added.reached, added.accepted), math.inf)
+        seconds += added.step_seconds
+        steps += added.steps
+    missing = before.keys() - now.keys()
+    _require(not missing, min(missing, default=(0, 0)), "counted before and missing now")
+    _check_time(seconds, steps, counters.step_count - baseline.step_count, elapsed_s)
+    generated_tokens = sum(total.generated_tokens for total in counters.totals)
+    new = NewSteps(new_cells, acceptance, max(generated_tokens - baseline.generated_tokens, 0))
+    return new, CountedEngine(counters.engine_id, counters.step_count, generated_tokens, now)
+
+
+def _counted(cell: CellCounters) -> CountedCell:
+    return CountedCell(
+        cell.steps,
+        cell.step_seconds,
+        cell.log_step_seconds,
+        cell.decode_rows,
+        cell.generated_tokens,
+        cell.reached[: cell.num_speculative_tokens],
+        cell.accepted[: cell.num_speculative_tokens],
+    )
+
+
+def _difference(now: CountedCell, before: CountedCell | None) -> CountedCell:
+    if before is None:
+        return now
+    return CountedCell(
+        now.steps - before.steps,
+        now.step_seconds - before.step_seconds,
+        now.log_step_seconds - before.log_step_seconds,
+        now.decode_rows - before.decode_rows,
+        now.generated_tokens - before.generated_tokens,
+        _subtract(now.reached, before.reached),
+        _subtract(now.accepted, before.accepted),
+    )
+
+
+def _subtract(now: tuple[int, ...], before: tuple[int, ...]) -> tuple[int, ...]:
+    padded = before + (0,) * (len(now) - len(before))
+    return tuple(new - old for new, old in zip(now, padded, strict=False))
+
+
+def _check_cell(key: Cell, added: CountedCell, group: GroupKey) -> None:
+    bucket, length = key
+    _require(length <= group.max_num_speculative_tokens, key, f"K above the group's {group.max_num_speculative_tokens}")
+    _require(bucket <= batch_bucket(group.max_num_seqs), key, f"a bucket above max_num_seqs {group.max_num_seqs}")
+    _require(added.steps > 0, key, f"{added.steps} steps more than before")
+    mean_s = added.step_seconds / added.steps
+    _require(
+        SHORTEST_STEP_SECONDS <= mean_s <= LONGEST_STEP_SECONDS,
+        key,
+        f"{mean_s:.3g} s a step, allowed are {SHORTEST_STEP_SECONDS:g} to {LONGEST_STEP_SECONDS:g}",
+    )
+    mean_log = added.log_step_seconds / added.steps
+    _require(
+        math.log(SHORTEST_STEP_SECONDS) <= mean_log <= math.log(mean_s) + 1e-3,
+        key,
+        f"mean log step time {mean_log:.3g} does not fit {mean_s:.3g} s a step",
+    )
+    first, last = bucket_range(bucket, group.max_num_seqs)
+    _require(
+        first * added.steps <= added.decode_rows <= last * added.steps,
+        key,
+        f"{added.decode_rows} rows in {added.steps} steps of {first} to {last} rows",
+    )
+    most_tokens = added.decode_rows * (length + 1)
+    _require(
+        0 <= added.generated_tokens <= most_tokens,
+        key,
+        f"{added.generated_tokens} generated tokens, allowed are 0 to {most_tokens}",
+    )
+    _check_positions(key, added)
+
+
+def _check_positions(key: Cell, added: CountedCell) -> None:
+    _require(
+        len(added.reached) == len(added.accepted), key, f"{len(added.reached)} positions reached, {len(added.accepted)} accepted"
+    )
+    rows_before, kept_before = added.decode_rows, added.decode_rows
+    for rows, kept in zip(added.reached, added.accepted, strict=True):
+        _require(
+            0 <= kept <= min(rows, kept_before) and rows <= rows_before,
+            key,
+            f"{kept} accepted of {rows} reached where {kept_before} of {rows_before} came before",
+        )
+        rows_before, kept_before = rows, kept
+
+
+def _check_time(seconds: float, steps: int, all_steps: int, elapsed_s: float) -> None:
+    if steps > all_steps:
+        raise ImplausibleCounters(f"{steps} new clean steps among {all_steps} new steps")
+    allowed_s = elapsed_s * (1.0 + CLOCK_SLACK_SHARE) + CLOCK_SLACK_SECONDS
+    if seconds > allowed_s:
+        raise ImplausibleCounters(f"{seconds:.3g} new step seconds, allowed are {allowed_s:.3g} since the last counted report")
+    if all_steps * SHORTEST_STEP_SECONDS > allowed_s:
+        raise ImplausibleCounters(f"{all_steps} new steps in {elapsed_s:.3g} s, allowed are {SHORTEST_STEP_SECONDS:g} s a step")
+
+
+def _require(holds: bool, key: Cell, problem: str) -> None:
+    if not holds:
+        raise ImplausibleCounters(f"cell (bucket {key[0]}, K={key[1]}): {problem}")
