@@ -71,12 +71,13 @@ class Steering:
 
         Returns "" or why they were refused. K above the engine's maximum is clamped, not refused.
         """
-        if settings.version == self.settings_version:
+        in_force = self.settings_version
+        if settings.version == in_force:
             self._heard_s = now_s
             return ""
-        if not settings.version.is_newer_than(self.settings_version):
+        if not settings.version.is_newer_than(in_force):
             return (
-                f"settings {settings.version} are older than {self.settings_version}, which are in force; only newer ones are taken"
+                f"version {settings.version} of the settings is older than {in_force}, which is in force; only newer ones are taken"
             )
         if not isinstance(settings.plan, Table):
             return f"plan.planner {settings.plan.planner!r} is unknown to this engine; allowed is a plan of kind table"
