@@ -1,0 +1,142 @@
+"""What the policy actor remembers over a restart, and how it is sealed in the store.
+
+Four values: the incarnation (INV-5), the operator's settings, the overrides and what the fleet has learned. Each is msgpack
+of plain types behind a format version and a checksum. Fails open and apart: a value that cannot be read, was cut or comes
+from another format is logged and counts as absent, so the actor starts cold in that respect only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import msgpack
+import structlog
+from pydantic import TypeAdapter
+
+from nightjar.cluster.store import KeyValueStore, StoreError
+from nightjar.policy.learned import LearnedTables
+from nightjar.policy.modes import ModeOverride
+from nightjar.policy.records import PROTOCOL_VERSION
+from nightjar.policy.settings import OperatorSettings, parse_operator_settings
+
+FORMAT_VERSION: Final = 1
+NAMES: Final = ("incarnation", "operator_settings", "overrides", "learned")
+SAVE_PERIOD_S: Final = 10.0
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+_overrides = TypeAdapter(tuple[ModeOverride, ...])
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What the store gave at start; `problems` says in words what it could not give."""
+
+    incarnation: int = 0
+    operator_settings: OperatorSettings = field(default_factory=OperatorSettings)
+    overrides: tuple[ModeOverride, ...] = ()
+    learned: LearnedTables | None = None
+    problems: tuple[str, ...] = ()
+
+
+class Checkpoint:
+    """Loads the four values once, and saves what was marked since. Neither raises, neither blocks the event loop."""
+
+    def __init__(self, store: KeyValueStore) -> None:
+        self._store = store
+        self._unsaved: dict[str, object] = {}
+        self._saving = asyncio.Lock()
+
+    async def load(self) -> Remembered:
+        """Everything that can be read. An unreachable store ends the attempt at once, so that it costs one timeout, not four."""
+        sealed: dict[str, bytes | None] = {}
+        problems: list[str] = []
+        try:
+            for name in NAMES:
+                sealed[name] = await self._store.get(_key(name))
+        except StoreError as error:
+            problems.append(f"the store cannot be read ({error})")
+
+        def opened(name: str, parse: Callable[[Any], T], default: T) -> T:
+            value = sealed.get(name)
+            if value is None:
+                return default
+            try:
+                return parse(unseal(value))
+            except ValueError as error:  # pydantic's errors and SettingsError are ValueErrors, too
+                problems.append(f"stored {name} cannot be used ({error})")
+                return default
+
+        remembered = Remembered(
+            incarnation=opened("incarnation", int, 0),
+            operator_settings=opened("operator_settings", parse_operator_settings, OperatorSettings()),
+            overrides=opened("overrides", _overrides.validate_python, ()),
+            learned=opened("learned", LearnedTables.model_validate, None),
+            problems=tuple(problems),
+        )
+        for problem in problems:
+            log.warning("policy_cold_start", problem=problem)
+        return remembered
+
+    def keep_incarnation(self, incarnation: int) -> None:
+        """Mark the incarnation in force for saving."""
+        self._unsaved["incarnation"] = incarnation
+
+    def keep_operator_settings(self, settings: OperatorSettings) -> None:
+        """Mark the operator's last accepted settings for saving."""
+        self._unsaved["operator_settings"] = settings.model_dump(mode="json", exclude_none=True)
+
+    def keep_overrides(self, overrides: tuple[ModeOverride, ...]) -> None:
+        """Mark the overrides for saving. They expire at a second of the epoch, which means the same to the next actor."""
+        self._unsaved["overrides"] = _overrides.dump_python(overrides, mode="json", exclude_none=True)
+
+    def keep_learned(self, learned: LearnedTables) -> None:
+        """Mark what the fleet has learned for saving."""
+        self._unsaved["learned"] = learned.model_dump(mode="json", exclude_none=True)
+
+    async def save(self) -> None:
+        """Write what is marked, the incarnation first. Never raises: what the store does not take stays marked, and is logged."""
+        async with self._saving:
+            for name in [name for name in NAMES if name in self._unsaved]:
+                value = self._unsaved.pop(name)
+                try:
+                    await self._store.put(_key(name), seal(value))
+                except StoreError as error:
+                    self._unsaved.setdefault(name, value)  # unless a newer value was marked meanwhile
+                    log.warning("policy_state_not_saved", value=name, problem=str(error))
+                    return
+
+    async def keep_saving(self) -> None:
+        """Save what is marked every SAVE_PERIOD_S, for ever."""
+        while True:
+            await asyncio.sleep(SAVE_PERIOD_S)
+            await self.save()
+
+
+def seal(value: object) -> bytes:
+    """msgpack of [format version, SHA-256 of the body, body], the body being msgpack of `value`."""
+    body = msgpack.packb(value)
+    packed: bytes = msgpack.packb([FORMAT_VERSION, hashlib.sha256(body).digest(), body])
+    return packed
+
+
+def unseal(sealed: bytes) -> Any:
+    """What `seal` was given. Raises ValueError naming what is wrong: not sealed, another format, or a checksum that differs."""
+    try:
+        version, digest, body = msgpack.unpackb(sealed)
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        raise ValueError(f"{len(sealed)} bytes that are no sealed value") from error
+    if version != FORMAT_VERSION:
+        raise ValueError(f"format version {version!r}, this release reads {FORMAT_VERSION}")
+    if hashlib.sha256(body).digest() != digest:
+        raise ValueError(f"checksum of {len(body)} bytes does not match")
+    return msgpack.unpackb(body)
+
+
+def _key(name: str) -> str:
+    return f"policy-v{PROTOCOL_VERSION}:{name}"

@@ -1,0 +1,122 @@
+"""The way to the policy actor, for replicas and for the operator's app.
+
+Creates the actor where there is none, keeps its handle, and finds it again after it died, was replaced or fell silent. Fails
+with one error, `PolicyUnavailable`, and soon: every call has a timeout, look-ups run in a thread and one at a time, and after
+a failure the next one waits (0.1 s, doubling up to 5 s), so that an absent actor is not created over and over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+import ray
+
+from nightjar.cluster.policy_actor import ACTOR_NAME, ACTOR_OPTIONS, PolicyActor
+from nightjar.cluster.policy_service import ConfigureAnswer, SetModeAnswer
+from nightjar.policy.records import ExchangeReply, LoadReport, Record, WireError
+from nightjar.policy.status import FleetStatus
+
+FIRST_BACKOFF_S: Final = 0.1
+MAX_BACKOFF_S: Final = 5.0
+OPERATOR_TIMEOUT_S: Final = 10.0
+
+_creating = threading.Lock()  # Ray cannot create one named actor from two threads of a process
+
+T = TypeVar("T", bound=Record)
+
+
+class PolicyUnavailable(RuntimeError):  # noqa: N818 - a state of the world, not a programming error
+    """The policy did not answer. The message says why; the caller goes on with what it has."""
+
+
+def get_or_create_policy_actor() -> Any:
+    """Handle of the policy actor, created where there is none. Blocks: call it from a thread.
+
+    Raises PolicyUnavailable in a process without Ray, which would otherwise start a cluster of its own.
+    """
+    if not ray.is_initialized():
+        raise PolicyUnavailable("this process is not connected to a Ray cluster; call ray.init(address=...) first")
+    with _creating:
+        return ray.remote(PolicyActor).options(**ACTOR_OPTIONS).remote()
+
+
+class PolicyClient:
+    """Calls the policy actor from one event loop. Every method raises PolicyUnavailable, and nothing else, where it fails.
+
+    `resolve` gives the actor's handle and may block for long; it runs in a thread.
+    """
+
+    def __init__(self, *, resolve: Callable[[], Any] = get_or_create_policy_actor) -> None:
+        self._resolve = resolve
+        self._handle: Any = None
+        self._resolving: asyncio.Task[Any] | None = None
+        self._failures = 0
+        self._retry_at_s = 0.0
+
+    async def exchange(self, report: LoadReport, timeout_s: float) -> ExchangeReply:
+        """Report, and wait for news. The actor parks the call for up to `exchange_period_s`: `timeout_s` must be well above."""
+        payload = await self._call("exchange", report.to_wire(), timeout_s=timeout_s)
+        return _parsed(ExchangeReply, payload)
+
+    async def status(self, timeout_s: float = OPERATOR_TIMEOUT_S) -> FleetStatus:
+        """The fleet as of now."""
+        return _parsed(FleetStatus, await self._call("status", timeout_s=timeout_s))
+
+    async def configure(self, values: Mapping[str, object], timeout_s: float = OPERATOR_TIMEOUT_S) -> ConfigureAnswer:
+        """Replace the operator's settings; `error` of the answer says why the old ones stay, if so."""
+        answer: ConfigureAnswer = await self._call("configure", dict(values), timeout_s=timeout_s)
+        return answer
+
+    async def set_mode(self, override: Mapping[str, object], timeout_s: float = OPERATOR_TIMEOUT_S) -> SetModeAnswer:
+        """Set or take back a mode by hand: {mode, scope, name, for_s, reason}; `error` of the answer says what was wrong."""
+        answer: SetModeAnswer = await self._call("set_mode", dict(override), timeout_s=timeout_s)
+        return answer
+
+    async def ping(self, timeout_s: float = OPERATOR_TIMEOUT_S) -> int:
+        """The policy's incarnation."""
+        incarnation: int = await self._call("ping", timeout_s=timeout_s)
+        return incarnation
+
+    async def _call(self, method: str, *arguments: object, timeout_s: float) -> Any:
+        handle = self._handle
+        try:
+            async with asyncio.timeout(timeout_s):
+                handle = await self._resolved_handle()
+                answer = await getattr(handle, method).remote(*arguments)
+        except TimeoutError as error:
+            self._lose(handle)
+            raise PolicyUnavailable(f"{method}: the policy actor {ACTOR_NAME} did not answer within {timeout_s:g} s") from error
+        except Exception as error:
+            self._lose(handle)
+            raise PolicyUnavailable(f"{method}: the policy actor {ACTOR_NAME} failed: {type(error).__name__}: {error}") from error
+        self._failures = 0
+        return answer
+
+    async def _resolved_handle(self) -> Any:
+        if self._handle is None:
+            await asyncio.sleep(self._retry_at_s - asyncio.get_running_loop().time())
+            if self._resolving is None or self._resolving.done():
+                self._resolving = asyncio.create_task(asyncio.to_thread(self._resolve))
+            self._handle = await asyncio.shield(self._resolving)  # a caller that gives up must not leave a second look-up behind
+        return self._handle
+
+    def _lose(self, handle: Any) -> None:
+        """Forget a handle that failed, unless another call found a new one already, and put off the next look-up."""
+        if self._handle is not handle:
+            return
+        self._handle = None
+        backoff_s = min(FIRST_BACKOFF_S * 2**self._failures, MAX_BACKOFF_S)
+        self._failures += 1
+        jitter = random.uniform(0.5, 1.0)  # noqa: S311 - replicas that lost the actor together come back apart
+        self._retry_at_s = asyncio.get_running_loop().time() + backoff_s * jitter
+
+
+def _parsed(kind: type[T], payload: bytes) -> T:
+    try:
+        return kind.from_wire(payload)
+    except WireError as error:
+        raise PolicyUnavailable(f"the policy actor {ACTOR_NAME} answered with something else: {error}") from error

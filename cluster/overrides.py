@@ -1,0 +1,111 @@
+"""What an operator asks for through `set_mode`, checked before it touches anything.
+
+Fails closed: a wrong field, a replica or application that nobody knows, or a pinned K that no engine concerned can run
+raises `ModeRequestError` with the field, the value and what is allowed; the overrides in force stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nightjar.cluster.mailbox import Slot
+from nightjar.policy.modes import ModeOverride, set_override
+from nightjar.policy.records import Mode, Reason, describe_validation_error
+from nightjar.policy.status import OverrideStatus, Scope
+
+MAX_OVERRIDES: Final = 1000
+
+
+class ModeRequestError(ValueError):
+    """A mode that cannot be set. The message names the field, the value and what is allowed."""
+
+
+class ModeRequest(BaseModel):
+    """One call of `set_mode`. `mode` None takes an override back; `for_s` None holds until somebody does."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    mode: Mode | None
+    scope: Scope = "fleet"
+    name: Annotated[str, Field(max_length=256)] = ""
+    for_s: Annotated[float, Field(gt=0, le=31_536_000)] | None = None
+    reason: Reason = ""
+
+    def __str__(self) -> str:
+        lasting = f" for {self.for_s:g} s" if self.for_s else ""
+        words = f" ({self.reason})" if self.reason else ""
+        return f"{self.scope} {self.name}".rstrip() + f" {self.mode or 'default'}{lasting}{words}"
+
+
+def parse_mode_request(values: Mapping[str, object], slots: Mapping[str, Slot]) -> ModeRequest:
+    """The request that `values` spell, checked against the replicas that report now. Raises ModeRequestError."""
+    text = values.get("mode")
+    try:
+        mode = None if text == "default" else Mode.parse(str(text))
+    except ValidationError as error:
+        raise ModeRequestError(f"mode: {_message(error)}; default takes an override back") from error
+    try:
+        request = ModeRequest.model_validate({**values, "mode": mode})
+    except ValidationError as error:
+        raise ModeRequestError(describe_validation_error(error)) from error
+    if (request.scope == "fleet") != (request.name == ""):
+        raise ModeRequestError(f"name: {request.name!r} with scope {request.scope}; scope fleet takes no name, the others need one")
+    if request.mode is not None:
+        _check_against_replicas(request, request.mode, slots)
+    return request
+
+
+def apply_request(
+    overrides: tuple[ModeOverride, ...], request: ModeRequest, now_s: float
+) -> tuple[tuple[ModeOverride, ...], ModeOverride | None]:
+    """The overrides after the request, and the one it set. Raises ModeRequestError where there would be more than MAX_OVERRIDES."""
+    if request.mode is None:
+        return tuple(held for held in overrides if (held.scope, held.name) != (request.scope, request.name)), None
+    override = ModeOverride(
+        scope=request.scope,
+        name=request.name,
+        mode=request.mode,
+        expires_at_s=None if request.for_s is None else now_s + request.for_s,
+        reason=request.reason,
+    )
+    changed = set_override(overrides, override)
+    if len(changed) > MAX_OVERRIDES:
+        raise ModeRequestError(f"name: {request.name!r} would be override {len(changed)}, at most {MAX_OVERRIDES} hold at once")
+    return changed, override
+
+
+def override_status(override: ModeOverride, now_s: float) -> OverrideStatus:
+    """How `status` shows an override."""
+    return OverrideStatus(
+        scope=override.scope,
+        name=override.name,
+        mode=override.mode,
+        reason=override.reason,
+        seconds_left=None if override.expires_at_s is None else max(override.expires_at_s - now_s, 0.0),
+    )
+
+
+def _check_against_replicas(request: ModeRequest, mode: Mode, slots: Mapping[str, Slot]) -> None:
+    concerned = {
+        replica_id: slot
+        for replica_id, slot in slots.items()
+        if request.scope == "fleet" or request.name == (replica_id if request.scope == "replica" else slot.application)
+    }
+    if request.scope != "fleet" and not concerned:
+        known = sorted(slots if request.scope == "replica" else {slot.application for slot in slots.values()})
+        near = get_close_matches(request.name, known, n=3, cutoff=0.3) or known[:3]
+        raise ModeRequestError(f"name: no {request.scope} {request.name!r} reports now; known are {', '.join(near) or 'none'}")
+    maximum = max((slot.max_num_speculative_tokens for slot in concerned.values()), default=None)
+    pinned = mode.num_speculative_tokens
+    if pinned is not None and maximum is not None and pinned > maximum:
+        raise ModeRequestError(
+            f"mode: pin={pinned} is above the maximum of every engine concerned; allowed is at most pin={maximum}"
+        )
+
+
+def _message(error: ValidationError) -> str:
+    return str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")

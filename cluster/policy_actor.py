@@ -1,0 +1,102 @@
+"""The policy actor: one per cluster, created by whoever needs it first, pinned to the head node like Serve's controller.
+
+A thin Ray wrapper around `policy_service`: name and options, the GCS store, the journal file, the clock. Ray restarts it for
+ever, on the same handle; a restarted one reads its state back and raises the incarnation. Where no report came for ten
+minutes it leaves for good, and the next replica creates another. Nothing waits for it (INV-4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+import structlog
+
+from nightjar.cluster.journal import JournalFile
+from nightjar.cluster.policy_service import ActorIdentity, ConfigureAnswer, PolicyService, SetModeAnswer
+from nightjar.cluster.store import GcsStore
+from nightjar.policy.records import PROTOCOL_VERSION
+
+ACTOR_NAME: Final = f"nightjar-policy-v{PROTOCOL_VERSION}"
+NAMESPACE: Final = "nightjar"
+JOURNAL_DIR_VARIABLE: Final = "NIGHTJAR_JOURNAL_DIR"
+HEAD_NODE_RESOURCE: Final = "node:__internal_head__"  # ray._common.constants.HEAD_NODE_RESOURCE_NAME, which is private
+
+ACTOR_OPTIONS: Final[dict[str, Any]] = {
+    "name": ACTOR_NAME,
+    "namespace": NAMESPACE,
+    "lifetime": "detached",
+    "get_if_exists": True,
+    "max_restarts": -1,
+    "max_task_retries": 0,  # a repeated exchange is the client's business: it has a newer report by then
+    "num_cpus": 0,
+    "resources": {HEAD_NODE_RESOURCE: 0.001},
+    "max_concurrency": 20_000,  # parked calls, one a replica
+    "enable_task_events": False,  # two calls a second and replica would crowd out everybody else's events
+}
+
+log = structlog.get_logger(__name__)
+
+
+class PolicyActor:
+    """What Ray runs. Every method answers in plain types or bytes, so that neighbouring versions understand each other."""
+
+    async def __init__(self) -> None:  # type: ignore[misc]  # Ray awaits the constructor of an async actor
+        self._service = PolicyService(
+            store=GcsStore(),
+            journal=JournalFile(journal_folder()),
+            clock=epoch_clock(),
+            identity=ActorIdentity(pid=os.getpid(), node_id=ray.get_runtime_context().get_node_id()),
+            retire=_leave_for_good,
+        )
+        await self._service.start()
+
+    async def exchange(self, payload: bytes) -> bytes:
+        """LoadReport in, ExchangeReply out; parked for up to the exchange period."""
+        return (await self._service.exchange(payload)).to_wire()
+
+    async def configure(self, values: dict[str, object]) -> ConfigureAnswer:
+        """Replace the operator's settings."""
+        return await self._service.configure(values)
+
+    async def set_mode(self, override: dict[str, object]) -> SetModeAnswer:
+        """Set or take back a mode by hand."""
+        return await self._service.set_mode(override)
+
+    async def status(self) -> bytes:
+        """FleetStatus as of now."""
+        return self._service.status().to_wire()
+
+    async def ping(self) -> int:
+        """The incarnation, to show that somebody is there."""
+        return self._service.incarnation
+
+
+def epoch_clock() -> Callable[[], float]:
+    """A clock in seconds since the epoch that does not step when the system's time is set: read once, then monotonic."""
+    offset_s = time.time() - time.monotonic()
+    return lambda: time.monotonic() + offset_s
+
+
+def journal_folder() -> Path:
+    """$NIGHTJAR_JOURNAL_DIR, else `nightjar/` beside Ray's logs, else a temporary folder where Ray does not tell them."""
+    chosen = os.environ.get(JOURNAL_DIR_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    try:
+        return Path(ray._private.worker._global_node.get_logs_dir_path()) / "nightjar"
+    except AttributeError:
+        folder = Path(tempfile.mkdtemp(prefix="nightjar-journal-"))
+        log.warning("journal_beside_ray_logs_impossible", folder=str(folder))
+        return folder
+
+
+def _leave_for_good() -> None:
+    myself = ray.get_runtime_context().current_actor
+    asyncio.get_running_loop().run_in_executor(None, lambda: ray.kill(myself, no_restart=True))

@@ -1,0 +1,303 @@
+"""The policy as an asyncio service: takes reports, decides once a period, hands settings to parked calls. Knows no Ray.
+
+Clock, store and journal come from outside, so every protocol test runs this very code in virtual time. Fails open towards
+replicas (INV-4): `exchange` answers whatever happens, a report that is wrong changes nothing (INV-10), a tick that raises is
+journaled and leaves the settings as they were. Fails cold: what the store cannot give at start is learned anew, and the
+incarnation rises above whatever replicas name (INV-5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, TypedDict
+
+import structlog
+
+from nightjar.cluster.checkpoint import Checkpoint
+from nightjar.cluster.journal import Journal, JournalEntry, ReplicaInput
+from nightjar.cluster.mailbox import Mailbox
+from nightjar.cluster.overrides import ModeRequestError, apply_request, override_status, parse_mode_request
+from nightjar.cluster.refusals import Refusals
+from nightjar.cluster.store import KeyValueStore
+from nightjar.policy.fleet import Decision, decide, empty_fleet, fleet_status, learned, observe, with_learned
+from nightjar.policy.learned import LearnedTables
+from nightjar.policy.modes import ModeOverride, live_overrides
+from nightjar.policy.records import ExchangeReply, LoadReport, Settings, SettingsVersion, WireError, to_plain
+from nightjar.policy.settings import OperatorSettings, SettingsError, parse_operator_settings
+from nightjar.policy.status import FleetStatus, PolicyStatus
+
+IDLE_EXIT_S: Final = 600.0
+"""Without a report for so long, the actor serves nobody and leaves; the next replica creates another."""
+
+
+log = structlog.get_logger(__name__)
+
+
+class ConfigureAnswer(TypedDict):
+    """The settings in force after the call, and why the ones asked for are not, if so."""
+
+    settings: dict[str, object]
+    error: str
+
+
+class SetModeAnswer(TypedDict):
+    """The override in force (None: taken back), and why it is not, if so."""
+
+    override: dict[str, object] | None
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class ActorIdentity:
+    """The process that the service runs in, for `status`."""
+
+    pid: int
+    node_id: str = ""
+
+
+class PolicyService:
+    """One fleet's policy. `start` before use, `stop` at the end; everything runs on one event loop.
+
+    `clock` gives seconds since the epoch and never steps back, so an expiry in it means the same to the next actor; `retire` is
+    called once when no report came for IDLE_EXIT_S.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: KeyValueStore,
+        journal: Journal,
+        clock: Callable[[], float],
+        identity: ActorIdentity,
+        retire: Callable[[], None],
+    ) -> None:
+        self._checkpoint = Checkpoint(store)
+        self._journal = journal
+        self._clock = clock
+        self._identity = identity
+        self._retire = retire
+        self._started_at_s = self._last_report_at_s = clock()
+        self._fleet = empty_fleet()
+        self._operator_settings = OperatorSettings()
+        self._overrides: tuple[ModeOverride, ...] = ()
+        self._learned: LearnedTables | None = None
+        self._decisions: dict[str, Decision] = {}
+        self._mailbox = Mailbox(incarnation=0)
+        self._causes: list[str] = []
+        self._ticks = 0
+        self._reports = 0
+        self._refusals = Refusals()
+        self._settings_error = ""
+        self._decide_now = asyncio.Event()
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
+
+    async def start(self) -> None:
+        """Take up where the predecessor stopped, as far as the store tells, and begin to decide."""
+        remembered = await self._checkpoint.load()
+        self._operator_settings = remembered.operator_settings
+        self._overrides = remembered.overrides
+        if remembered.learned is not None:
+            self._fleet = with_learned(self._fleet, remembered.learned)
+        self._learned = learned(self._fleet)
+        self._mailbox = Mailbox(incarnation=remembered.incarnation + 1)
+        self._checkpoint.keep_incarnation(self.incarnation)
+        await self._checkpoint.save()
+        self._causes = [f"policy started as incarnation {self.incarnation}", *remembered.problems]
+        log.info("policy_started", incarnation=self.incarnation, journal=self._journal.path, mode=str(self._operator_settings.mode))
+        self._tasks = (asyncio.create_task(self._keep_deciding()), asyncio.create_task(self._checkpoint.keep_saving()))
+
+    async def stop(self) -> None:
+        """Stop deciding. Parked calls end with their period."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def incarnation(self) -> int:
+        """Of this policy; it may rise while it runs."""
+        return self._mailbox.incarnation
+
+    async def exchange(self, payload: bytes) -> ExchangeReply:
+        """Take a LoadReport and answer with settings newer than the replica runs, or without any where they still hold.
+
+        Waits up to `exchange_period_s` for news. Never raises: what cannot be taken is refused, with the reason (INV-4, INV-10).
+        """
+        try:
+            return await self._exchange(payload)
+        except Exception as error:
+            log.exception("exchange_failed")
+            return self._refuse(f"the policy failed on this report: {type(error).__name__}: {error}")
+
+    async def _exchange(self, payload: bytes) -> ExchangeReply:
+        try:
+            report = LoadReport.from_wire(payload)
+        except WireError as error:
+            return self._refuse(str(error))
+        refused = self._mailbox.admit(report)
+        if refused:
+            return self._refuse(refused)
+        now_s = self._clock()
+        self._fleet, ignored = observe(self._fleet, report, now_s, self._operator_settings)
+        self._last_report_at_s = now_s
+        if ignored:
+            ignored = self._refusals.note(ignored, now_s)
+        else:
+            self._reports += 1
+        settings = await self._mailbox.collect(report.replica_id, self._operator_settings.exchange_period_s)
+        return ExchangeReply(incarnation=self.incarnation, settings=settings, refused=ignored)
+
+    async def configure(self, values: Mapping[str, object]) -> ConfigureAnswer:
+        """Replace the operator's settings as a whole; a wrong set changes nothing and its error shows in `status`."""
+        try:
+            wanted = parse_operator_settings(values)
+        except (SettingsError, TypeError, ValueError) as error:
+            self._settings_error = str(error)
+            log.error("operator_settings_refused", error=str(error))
+            return {"settings": self._operator_settings.model_dump(mode="json"), "error": str(error)}
+        self._settings_error = ""
+        if wanted != self._operator_settings:
+            changes = _changed_fields(self._operator_settings, wanted)
+            self._operator_settings = wanted
+            self._checkpoint.keep_operator_settings(wanted)
+            await self._changed_by_operator(f"operator's settings: {changes}")
+        return {"settings": wanted.model_dump(mode="json"), "error": ""}
+
+    async def set_mode(self, values: Mapping[str, object]) -> SetModeAnswer:
+        """Set or take back one override; a wrong request changes nothing."""
+        try:
+            request = parse_mode_request(values, self._mailbox.slots)
+            self._overrides, override = apply_request(self._overrides, request, self._clock())
+        except ModeRequestError as error:
+            return {"override": None, "error": str(error)}
+        self._checkpoint.keep_overrides(self._overrides)
+        await self._changed_by_operator(f"override: {request}")
+        return {"override": to_plain(override_status(override, self._clock())) if override else None, "error": ""}
+
+    async def _changed_by_operator(self, cause: str) -> None:
+        self._causes.append(cause)
+        log.info("changed_by_operator", cause=cause)
+        self._decide_now.set()
+        await self._checkpoint.save()
+
+    def status(self) -> FleetStatus:
+        """The fleet, its groups and every replica as of now."""
+        now_s = self._clock()
+        groups, replicas = fleet_status(self._fleet, self._decisions, now_s)
+        slots = self._mailbox.slots
+        return FleetStatus(
+            policy=PolicyStatus(
+                incarnation=self.incarnation,
+                pid=self._identity.pid,
+                node_id=self._identity.node_id,
+                uptime_s=now_s - self._started_at_s,
+                journal_path=self._journal.path,
+                mode=self._operator_settings.mode,
+                planner=self._operator_settings.planner,
+                reports=self._reports,
+                refused_reports=self._refusals.count,
+                last_refusal=self._refusals.last,
+                settings_error=self._settings_error,
+            ),
+            overrides=tuple(override_status(override, now_s) for override in live_overrides(self._overrides, now_s)),
+            groups=groups,
+            replicas=tuple(
+                replica.model_copy(update={"settings_version": slot.version, "settings_confirmed": slot.is_confirmed})
+                for replica in replicas
+                if (slot := slots.get(replica.replica_id)) is not None
+            ),
+        )
+
+    async def tick(self) -> None:
+        """Decide once and journal it. Never raises: where deciding fails, the settings in force stay."""
+        self._ticks += 1
+        seed = (self.incarnation << 32) + self._ticks
+        error, decided = "", {}
+        try:
+            decided = self._decide(random.Random(seed))  # noqa: S311 - exploration, no secret; the journal replays it
+        except Exception as failure:
+            log.exception("tick_failed", tick=self._ticks)
+            error = f"{type(failure).__name__}: {failure}"
+        causes, self._causes = tuple(self._causes), []
+        learned_now = learned(self._fleet)
+        has_learned = learned_now != self._learned
+        if has_learned:
+            self._learned = learned_now
+            self._checkpoint.keep_learned(learned_now)
+        if decided or causes or has_learned or error:
+            await self._journal.append(self._entry(seed, causes, decided, error))
+
+    def _decide(self, rng: random.Random) -> dict[str, Settings]:
+        if self._mailbox.raise_incarnation():
+            self._causes.append(f"incarnation rose to {self.incarnation}: a report named settings of another policy")
+            log.warning("incarnation_rose", incarnation=self.incarnation)
+            self._checkpoint.keep_incarnation(self.incarnation)
+        self._drop_expired_overrides()
+        self._decisions, self._fleet = decide(self._fleet, self._operator_settings, self._overrides, self._clock(), rng)
+        self._mailbox.keep_only(self._decisions)
+        posted = {name: self._mailbox.post(name, self._settings(decision)) for name, decision in self._decisions.items()}
+        return {name: settings for name, settings in posted.items() if settings is not None}
+
+    def _settings(self, decision: Decision) -> Settings:
+        return Settings(
+            version=SettingsVersion(incarnation=self.incarnation, sequence=0),  # the mailbox stamps it
+            mode=decision.mode,
+            plan=decision.plan,
+            allowed_num_speculative_tokens=decision.allowed_num_speculative_tokens,
+            dwell_steps=decision.dwell_steps,
+            settings_max_age_s=self._operator_settings.settings_max_age_s,
+            exchange_period_s=self._operator_settings.exchange_period_s,
+            reason=decision.reason[:1024],
+        )
+
+    async def _keep_deciding(self) -> None:
+        while self._clock() - self._last_report_at_s < IDLE_EXIT_S:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._operator_settings.decision_period_s):
+                    await self._decide_now.wait()
+            self._decide_now.clear()
+            await self.tick()
+        log.info("policy_retired", idle_s=IDLE_EXIT_S)
+        await self._checkpoint.save()
+        self._retire()
+
+    def _drop_expired_overrides(self) -> None:
+        live = live_overrides(self._overrides, self._clock())
+        if len(live) < len(self._overrides):
+            expired = [override for override in self._overrides if override not in live]
+            self._causes += [f"override expired: {override.scope} {override.name}".rstrip() for override in expired]
+            self._overrides = live
+            self._checkpoint.keep_overrides(live)
+
+    def _entry(self, seed: int, causes: tuple[str, ...], decided: dict[str, Settings], error: str) -> JournalEntry:
+        _, replicas = fleet_status(self._fleet, self._decisions, self._clock())
+        return JournalEntry(
+            incarnation=self.incarnation,
+            tick=self._ticks,
+            time_s=self._clock(),
+            seed=seed,
+            causes=causes,
+            operator_settings=self._operator_settings,
+            overrides=self._overrides,
+            learned=self._learned,
+            replicas=tuple(
+                ReplicaInput(replica_id=replica.replica_id, group_id=replica.group_id, load=replica.load) for replica in replicas
+            ),
+            decided=decided,
+            error=error,
+        )
+
+    def _refuse(self, problem: str) -> ExchangeReply:
+        return ExchangeReply(incarnation=self.incarnation, refused=self._refusals.note(problem, self._clock()))
+
+
+def _changed_fields(before: OperatorSettings, after: OperatorSettings) -> str:
+    changes = [
+        f"{name} {getattr(before, name)} -> {getattr(after, name)}"
+        for name in OperatorSettings.model_fields
+        if getattr(before, name) != getattr(after, name)
+    ]
+    return ", ".join(changes)
