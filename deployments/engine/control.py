@@ -1,0 +1,72 @@
+"""The control channel into a running engine: one method on vLLM's EngineCore, bytes in and bytes out.
+
+vLLM dispatches utility calls by method name, between two steps, so adding the method is all it takes. The replica
+calls it with `engine_core.call_utility_async("nightjar_exchange", payload)`: an EngineCommand goes in, an EngineSnapshot
+comes out. Fails closed on the command and open on the engine: whatever is wrong with it is answered in `refused`, nothing
+of the command applies, and no exception reaches the engine's loop.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import structlog
+from vllm.v1.engine.core import EngineCore
+
+from nightjar.deployments.engine.step_loop import StepLoop
+from nightjar.policy.records import Counters, DrafterState, EngineCommand, EngineLoad, EngineSnapshot, WireError
+
+log = structlog.get_logger(__name__)
+
+CONTROL_METHOD: Final = "nightjar_exchange"
+
+
+def register_control_method() -> None:
+    """Add `nightjar_exchange` to EngineCore; doing it again changes nothing."""
+    setattr(EngineCore, CONTROL_METHOD, nightjar_exchange)
+
+
+def nightjar_exchange(engine_core: EngineCore, payload: bytes) -> bytes:
+    """Apply an EngineCommand to the running scheduler and answer its EngineSnapshot, both in wire form."""
+    try:
+        return exchange(engine_core.scheduler, payload).to_wire()
+    except Exception as error:
+        log.error("control_failed", error=str(error), exc_info=error)
+        return _refusal(f"{CONTROL_METHOD}: {type(error).__name__}: {error}").to_wire()
+
+
+def exchange(scheduler: Any, payload: bytes) -> EngineSnapshot:
+    """Apply the command in `payload` to one of our schedulers and take its snapshot."""
+    loop = getattr(scheduler, "nightjar", None)
+    if not isinstance(loop, StepLoop):
+        return _refusal(f"the running scheduler is {type(scheduler).__qualname__}, allowed is one of Nightjar's")
+    try:
+        refused = _apply(loop, EngineCommand.from_wire(payload))
+    except WireError as error:
+        refused = str(error)
+    return loop.snapshot(_engine_load(scheduler), _drafter_state(scheduler), refused[:1024])
+
+
+def _apply(loop: StepLoop, command: EngineCommand) -> str:
+    now_s = loop.clock()
+    loop.steering.override_mode(command.local_mode)
+    if command.confirmed is not None:
+        loop.steering.confirm(command.confirmed, now_s)
+    return loop.steering.adopt(command.settings, now_s) if command.settings is not None else ""
+
+
+def _engine_load(scheduler: Any) -> EngineLoad:
+    num_running, num_waiting = scheduler.get_request_counts()
+    return EngineLoad(
+        num_running_reqs=num_running,
+        num_waiting_reqs=num_waiting,
+        kv_cache_usage=min(max(scheduler.kv_cache_manager.usage, 0.0), 1.0),
+    )
+
+
+def _drafter_state(scheduler: Any) -> DrafterState:
+    return DrafterState.IN_SYNC if scheduler.num_spec_tokens > 0 else DrafterState.ABSENT
+
+
+def _refusal(reason: str) -> EngineSnapshot:
+    return EngineSnapshot(counters=Counters(engine_id="none"), refused=reason[:1024])

@@ -1,0 +1,75 @@
+"""Engine processes end with the Serve replica they belong to, also when it is killed with SIGKILL.
+
+vLLM's engine core and workers are processes of their own; a replica that is killed can not stop them, and one left behind keeps a
+GPU's or a core's memory. Each process therefore holds a pidfd of those it depends on and kills itself when one of them ends.
+A replica that died before the watch began is seen as well: its pid is then no ancestor of this process any more, even if
+another process got the same number. Without the environment variable (somebody runs the engine by hand) nothing is watched.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+REPLICA_PID_VARIABLE: Final = "NIGHTJAR_REPLICA_PID"
+
+
+def end_with_replica(environment: Mapping[str, str] = os.environ, *, and_parent: bool = False) -> bool:
+    """Kill this process (SIGKILL) as soon as the replica named by NIGHTJAR_REPLICA_PID has ended; say whether it is watched.
+
+    With `and_parent` also when the parent process ended (a worker's is its engine core).
+    Raises ValueError for a variable that is no process id.
+    """
+    replica_pid = environment.get(REPLICA_PID_VARIABLE, "")
+    if not replica_pid:
+        return False
+    if not replica_pid.isdecimal():
+        raise ValueError(f"{REPLICA_PID_VARIABLE} is {replica_pid!r}, allowed is a process id")
+    if int(replica_pid) == os.getpid():
+        return False
+    watched_pids = {int(replica_pid), os.getppid()} if and_parent else {int(replica_pid)}
+    poll = select.poll()
+    try:
+        for pid in watched_pids:
+            poll.register(os.pidfd_open(pid), select.POLLIN)
+    except ProcessLookupError:
+        _end(watched_pids)
+    if not watched_pids <= _ancestors():
+        _end(watched_pids)
+    threading.Thread(target=_wait, args=(poll, watched_pids), name="nightjar-process-guard", daemon=True).start()
+    return True
+
+
+def _wait(poll: select.poll, watched_pids: set[int]) -> None:
+    poll.poll()
+    _end(watched_pids)
+
+
+def _end(watched_pids: set[int]) -> None:
+    log.error(
+        "engine_process_ends",
+        pid=os.getpid(),
+        reason="the replica or the engine core it belongs to has ended",
+        watched=sorted(watched_pids),
+    )
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _ancestors() -> set[int]:
+    """Pids of this process's parent, its parent's parent and so on."""
+    ancestors = set()
+    pid = os.getppid()
+    while pid > 0:
+        ancestors.add(pid)
+        # The command's name stands in parentheses and may hold spaces; the parent's pid is the second field after it.
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return ancestors

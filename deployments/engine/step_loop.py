@@ -1,0 +1,243 @@
+"""What Nightjar does around one engine step: choose K before it, time and count it after it.
+
+The scheduler classes call this and nothing else; it knows the shapes of vLLM's scheduler, its outputs and requests, and
+imports none of vLLM. With async scheduling several steps are in flight, so what was decided for a step travels as a
+note on that step's SchedulerOutput. Fails open: the first error of our own code is logged once and kept in the snapshot, and
+from then on the engine runs its own K, uncounted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Final
+from uuid import uuid4
+
+import structlog
+
+from nightjar.policy.records import DrafterState, EngineLoad, EngineSnapshot
+from nightjar.policy.steering import Steering
+from nightjar.policy.step_counters import StepCount, StepCounters
+
+log = structlog.get_logger(__name__)
+
+NOTE_ATTRIBUTE: Final = "nightjar_note"
+
+
+@dataclass(frozen=True, slots=True)
+class StepNote:
+    """What was known of a step when it was scheduled."""
+
+    num_speculative_tokens: int
+    decode_rows: int
+    context_tokens: int
+    prefill_tokens: int
+    comparable: bool
+    """Pure decode, and every row verifies K drafts or the fewer its end or its grammar allows."""
+    settled: bool
+    """K, and under async scheduling the absence of prefill, was held for long enough that the step's time belongs to K."""
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """Arrive as None in a worker process, which has no use for it and need not import this module."""
+        return type(None), ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A step's output: reached[i] and accepted[i] as in StepCount, and when it arrived."""
+
+    reached: Sequence[int]
+    accepted: Sequence[int]
+    output_s: float
+
+
+class StepLoop:
+    """One engine's steering, its clock and its counters. `clock` gives steady seconds.
+
+    `settle_steps` is for how many steps a K must be held before a step's time belongs to it alone: a step verifies the drafts
+    of the step before it, and under async scheduling its output also waits for that step's drafting.
+    `drafts_every_row` is False for drafters that may find nothing to propose (ngram): there a row without drafts is a miss of the
+    drafter and not a row cut short.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_num_speculative_tokens: int,
+        max_num_seqs: int,
+        max_model_len: int,
+        settle_steps: int,
+        drafts_every_row: bool,
+        clock: Callable[[], float],
+    ) -> None:
+        self.steering = Steering(max_num_speculative_tokens=max_num_speculative_tokens, max_num_seqs=max_num_seqs)
+        self.counters = StepCounters()
+        self.clock = clock
+        self.fault = ""
+        self._engine_id = uuid4().hex
+        self._max_num_speculative_tokens = max_num_speculative_tokens
+        self._max_model_len = max_model_len
+        self._settle_steps = settle_steps
+        self._drafts_every_row = drafts_every_row
+        self._num_speculative_tokens = max_num_speculative_tokens
+        self._held_steps = 0
+        self._steps_since_prefill = 0
+        self._decode_batch_size = 0
+        self._previous_output_s: float | None = None
+        self._step_microseconds = 0
+
+    def before_step(self, scheduler_output: Any, requests: Mapping[str, Any]) -> None:
+        """Write the step's K into `num_spec_tokens_to_schedule` and note what the step is.
+
+        `requests` are vLLM's, with num_computed_tokens as before the step.
+        """
+        if self.fault or not scheduler_output.num_scheduled_tokens:
+            return
+        try:
+            setattr(scheduler_output, NOTE_ATTRIBUTE, self._choose(scheduler_output, requests))
+        except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
+            self._fail("before_step", error)
+
+    def verified(self, scheduler_output: Any, model_runner_output: Any, requests: Mapping[str, Any]) -> Verified | None:
+        """Count what the step's output verified. Call before vLLM takes it in: a stop trims sampled tokens in place."""
+        if self.fault:
+            return None
+        try:
+            return self._count_verified(scheduler_output, model_runner_output, requests)
+        except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
+            self._fail("verified", error)
+            return None
+
+    def after_step(self, scheduler_output: Any, model_runner_output: Any, verified: Verified | None) -> None:
+        """Count the step. Call after vLLM took its output in."""
+        if verified is None:
+            return
+        try:
+            self._count(scheduler_output, model_runner_output, verified)
+        except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
+            self._fail("after_step", error)
+
+    def restart_clock(self) -> None:
+        """The engine was idle until now: the time until its next output is no step's."""
+        self._previous_output_s = None
+
+    def snapshot(self, load: EngineLoad, drafter_state: DrafterState, refused: str) -> EngineSnapshot:
+        """What the engine answers on its control channel; `load` is completed with the step loop's own facts."""
+        steering = self.steering
+        return EngineSnapshot(
+            counters=self.counters.snapshot(self._engine_id, steering.guard_holds),
+            load=load.model_copy(
+                update={
+                    "decode_batch_size": self._decode_batch_size if load.num_running_reqs else 0,
+                    "num_speculative_tokens": self._num_speculative_tokens,
+                    "planned_num_speculative_tokens": steering.planned_num_speculative_tokens,
+                    "step_seconds": self._step_microseconds / 1e6,
+                }
+            ),
+            settings_version=steering.settings_version,
+            drafter_state=drafter_state,
+            finished_segment_id=steering.finished_segment_id,
+            decision_reason=steering.reason,
+            refused=refused,
+            fault=self.fault,
+        )
+
+    def _choose(self, scheduler_output: Any, requests: Mapping[str, Any]) -> StepNote:
+        decode_rows = context_tokens = prefill_tokens = 0
+        for request_id, num_scheduled_tokens in scheduler_output.num_scheduled_tokens.items():
+            request = requests[request_id]
+            computed = request.num_computed_tokens
+            if computed >= request.num_tokens - 1:
+                decode_rows += 1
+                context_tokens += computed
+            else:
+                prefill_tokens += num_scheduled_tokens
+        chosen = self.steering.choose(decode_rows, prefill_tokens > 0, self.clock())
+        if chosen is not None:
+            scheduler_output.num_spec_tokens_to_schedule = min(chosen, self._max_num_speculative_tokens)
+        length = scheduler_output.num_spec_tokens_to_schedule
+        self._held_steps = self._held_steps + 1 if length == self._num_speculative_tokens else 1
+        self._steps_since_prefill = 0 if prefill_tokens else self._steps_since_prefill + 1
+        self._num_speculative_tokens = length
+        self._decode_batch_size = decode_rows
+        return StepNote(
+            num_speculative_tokens=length,
+            decode_rows=decode_rows,
+            context_tokens=context_tokens,
+            prefill_tokens=prefill_tokens,
+            comparable=not prefill_tokens and self._verifies_fully(scheduler_output, requests, length),
+            settled=self._held_steps >= self._settle_steps and self._steps_since_prefill >= self._settle_steps - 1,
+        )
+
+    def _verifies_fully(self, scheduler_output: Any, requests: Mapping[str, Any], length: int) -> bool:
+        drafts = scheduler_output.scheduled_spec_decode_tokens
+        widths = set(map(len, drafts.values()))
+        if not self._drafts_every_row or not widths:
+            return max(widths, default=0) <= length and (not self._drafts_every_row or length == 0)
+        scheduled = scheduler_output.num_scheduled_tokens
+        if widths == {length} and len(drafts) == len(scheduled):
+            return True
+        return all(
+            len(drafts.get(request_id, ())) == length
+            or requests[request_id].use_structured_output
+            or requests[request_id].num_computed_tokens + num_scheduled_tokens + 1 >= self._max_model_len
+            for request_id, num_scheduled_tokens in scheduled.items()
+        )
+
+    def _count_verified(self, scheduler_output: Any, model_runner_output: Any, requests: Mapping[str, Any]) -> Verified:
+        output_s = self.clock()
+        widths = [0] * (self._max_num_speculative_tokens + 1)
+        hits = [0] * (self._max_num_speculative_tokens + 1)
+        sampled = model_runner_output.sampled_token_ids
+        row_of = model_runner_output.req_id_to_index
+        invalid = scheduler_output.num_invalid_spec_tokens
+        for request_id, draft_token_ids in scheduler_output.scheduled_spec_decode_tokens.items():
+            num_sampled = len(sampled[row_of[request_id]]) if request_id in requests else 0
+            if num_sampled:
+                widths[len(draft_token_ids) - (invalid.get(request_id, 0) if invalid else 0)] += 1
+                hits[num_sampled - 1] += 1
+        return Verified(reached=_more_than(widths), accepted=_more_than(hits), output_s=output_s)
+
+    def _count(self, scheduler_output: Any, model_runner_output: Any, verified: Verified) -> None:
+        note: StepNote | None = getattr(scheduler_output, NOTE_ATTRIBUTE, None)
+        if note is None:
+            self._previous_output_s = None
+            return
+        previous_s, self._previous_output_s = self._previous_output_s, verified.output_s
+        step_microseconds = 0 if previous_s is None else max(round((verified.output_s - previous_s) * 1e6), 1)
+        if step_microseconds:
+            self._step_microseconds = step_microseconds
+        clean = note.comparable and note.settled and step_microseconds > 0
+        reached = verified.reached
+        if clean and not self._drafts_every_row:
+            reached = [note.decode_rows if position < note.num_speculative_tokens else 0 for position in range(len(reached))]
+        self.counters.count(
+            StepCount(
+                num_speculative_tokens=note.num_speculative_tokens,
+                decode_rows=note.decode_rows,
+                context_tokens=note.context_tokens,
+                prefill_tokens=note.prefill_tokens,
+                generated_tokens=sum(map(len, model_runner_output.sampled_token_ids)),
+                reached=reached,
+                accepted=verified.accepted,
+                step_microseconds=step_microseconds,
+                clean=clean,
+                in_transition=not note.prefill_tokens and not note.settled,
+            )
+        )
+        if clean:
+            self.steering.count_clean_step(note.decode_rows, note.num_speculative_tokens)
+
+    def _fail(self, hook: str, error: Exception) -> None:
+        self.fault = f"{hook}: {type(error).__name__}: {error}"[:1024]
+        log.error("step_loop_failed", hook=hook, error=str(error), consequence="the engine runs its own K", exc_info=error)
+
+
+def _more_than(rows_by_length: Sequence[int]) -> list[int]:
+    """Rows of more than i tokens, for each position i, from the rows of exactly i.
+
+    >>> _more_than([4, 1, 2])
+    [3, 2]
+    """
+    return list(accumulate(reversed(rows_by_length[1:])))[::-1]
