@@ -1,0 +1,46 @@
+"""The bearer token that writes to the HTTP API need: where it comes from and how it is compared.
+
+It comes from the environment or from a file (a mounted secret), never from `user_config`, which Ray prints and stores.
+Fails closed: without a token, or with a file that cannot be read, nobody may write.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from pydantic import SecretStr
+
+TOKEN_VARIABLE: Final = "NIGHTJAR_API_TOKEN"  # noqa: S105 - a variable's name
+TOKEN_FILE_VARIABLE: Final = "NIGHTJAR_API_TOKEN_FILE"  # noqa: S105 - a variable's name
+
+
+class TokenError(ValueError):
+    """A configured token that cannot be used. The message names the variable and never holds the token."""
+
+
+def configured_token(environ: Mapping[str, str] = os.environ) -> SecretStr | None:
+    """The token of this process, None where none is configured. A file is read anew each time, so a secret may rotate.
+
+    Raises TokenError where NIGHTJAR_API_TOKEN_FILE names a file that is empty or cannot be read.
+    """
+    if token := environ.get(TOKEN_VARIABLE, "").strip():
+        return SecretStr(token)
+    file_name = environ.get(TOKEN_FILE_VARIABLE, "").strip()
+    if not file_name:
+        return None
+    try:
+        token = Path(file_name).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenError(f"{TOKEN_FILE_VARIABLE}={file_name}: the token file cannot be read ({error})") from error
+    if not token:
+        raise TokenError(f"{TOKEN_FILE_VARIABLE}={file_name}: the token file is empty")
+    return SecretStr(token)
+
+
+def is_token(presented: str, token: SecretStr) -> bool:
+    """Whether `presented` is the token, in a time that does not tell how much of it is right."""
+    return hmac.compare_digest(presented.encode(), token.get_secret_value().encode())

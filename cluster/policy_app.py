@@ -1,0 +1,119 @@
+"""The policy's Serve application: the operator's HTTP API, and `user_config` as the operator's settings.
+
+Optional: without it the actor runs its built-in defaults. It holds no state; the policy actor does. A wrong `user_config`
+keeps the settings in force, is logged and shows in `status`; it never kills the replica, for Serve would answer that by
+restarting it for ever. Healthy as long as its event loop turns: an actor that is away is the API's 503, no reason to restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import structlog
+
+from nightjar.cluster.api_token import configured_token
+from nightjar.cluster.policy_api import PolicyUnreachableError, create_policy_api
+from nightjar.policy.status import FleetStatus
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from nightjar.cluster.client import PolicyClient
+
+DEPLOYMENT_NAME: Final = "Policy"
+RETRY_PERIOD_S: Final = 2.0
+MAX_ONGOING_REQUESTS: Final = 100
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+class ActorPort:
+    """`PolicyPort` of the policy actor."""
+
+    def __init__(self, client: PolicyClient) -> None:
+        self._client = client
+
+    async def status(self) -> FleetStatus:
+        """The fleet as the policy sees it. Raises PolicyUnreachableError."""
+        return await self._call(self._client.status())
+
+    async def set_mode(self, override: Mapping[str, object]) -> Mapping[str, object]:
+        """Set or remove an override. Raises PolicyUnreachableError."""
+        return await self._call(self._client.set_mode(dict(override)))
+
+    async def configure(self, values: Mapping[str, object]) -> Mapping[str, object]:
+        """Hand over the operator's settings. Raises PolicyUnreachableError."""
+        return await self._call(self._client.configure(dict(values)))
+
+    async def _call(self, answer: Awaitable[T]) -> T:
+        from nightjar.cluster.client import PolicyUnavailable
+
+        try:
+            return await answer
+        except PolicyUnavailable as error:
+            raise PolicyUnreachableError(str(error)) from error
+
+
+class PolicyReplica:
+    """The deployment `Policy`: Serve's side of the API."""
+
+    def __init__(self) -> None:
+        from nightjar.cluster.client import PolicyClient
+
+        self._policy = ActorPort(PolicyClient())
+        self._configuring: asyncio.Task[None] | None = None
+
+    async def __serve_build_asgi_app__(self) -> FastAPI:
+        """Serve asks for the ASGI app of this replica."""
+        return create_policy_api(self._policy, configured_token)
+
+    async def reconfigure(self, user_config: Any) -> None:
+        """Serve hands over `user_config`, at start and on every change. Returns at once; the newest values win."""
+        if self._configuring is not None:
+            self._configuring.cancel()
+        self._configuring = asyncio.create_task(self._configure(user_config))
+
+    async def check_health(self) -> None:
+        """Answered by the event loop; says nothing about the actor, on purpose."""
+
+    async def _configure(self, values: Any) -> None:
+        if not isinstance(values, Mapping):
+            log.error("settings_refused", error=f"user_config: {type(values).__name__}, expected a mapping of settings")
+            return
+        while True:
+            try:
+                answer = await self._policy.configure(values)
+            except PolicyUnreachableError as error:
+                log.warning("settings_wait_for_policy", error=str(error), retry_s=RETRY_PERIOD_S)
+                await asyncio.sleep(RETRY_PERIOD_S)
+                continue
+            if answer.get("error"):
+                log.error("settings_refused", error=answer["error"])
+            else:
+                log.info("settings_applied", settings=answer.get("settings"))
+            return
+
+
+def build(args: dict[str, Any]) -> Any:
+    """Serve's application builder. Takes no `args`: everything an operator sets lives in `user_config`."""
+    validate(args)
+    from ray import serve
+
+    return serve.deployment(
+        serve.ingress()(PolicyReplica),
+        name=DEPLOYMENT_NAME,
+        num_replicas=1,
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        ray_actor_options={"num_cpus": 0},
+        user_config={},
+    ).bind()
+
+
+def validate(args: Mapping[str, object]) -> None:
+    """Raises ValueError for `args` that would be ignored."""
+    if args:
+        raise ValueError(f"{', '.join(sorted(args))}: the policy app takes no args; settings belong in user_config")
