@@ -1,0 +1,91 @@
+"""The process that holds a local cluster, from outside: started, told to stop, and cleaned up after.
+
+Ray installs signal handlers that abort, so it lives in a child process with a session of its own, where no Ctrl-C arrives.
+The child's stdin is its lifeline: closed, or lost with this process, it stops everything and ends. Whatever of its session
+outlives it (a crash, a hung engine) is killed here. Fails closed: a second signal or STOP_TIMEOUT_S ends the session at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+STOP_TIMEOUT_S: Final = 90.0
+LEFTOVER_TIMEOUT_S: Final = 10.0
+POLL_PERIOD_S: Final = 0.2
+STOPPED_BEFORE_SERVING: Final = 75
+
+
+class LocalSession:
+    """Runs a command until it ends or a signal comes."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._command = command
+        self._signal = 0
+        self._hurry = False
+        self._stop_at_s = float("inf")
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> int:
+        """Blocks until nothing of the session is left.
+
+        Returns the exit code to end with: the child's, or 128 + signal where a signal came before the child was serving.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        self._child = subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True)
+        if self._signal:
+            self._ask_to_stop()
+        while self._child.poll() is None and not self._hurry and time.monotonic() < self._stop_at_s:
+            time.sleep(POLL_PERIOD_S)
+        end_session(self._child.pid, 0.0 if self._hurry else LEFTOVER_TIMEOUT_S)
+        code = self._child.wait()
+        return 128 + self._signal if self._signal and code else code
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._hurry = bool(self._signal)
+        self._signal = number
+        self._stop_at_s = time.monotonic() + STOP_TIMEOUT_S
+        self._ask_to_stop()
+
+    def _ask_to_stop(self) -> None:
+        if self._child is not None and self._child.stdin is not None:
+            self._child.stdin.close()
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module with this interpreter."""
+    return [sys.executable, "-m", module, *arguments]
+
+
+def end_session(session_id: int, patience_s: float) -> None:
+    """Wait until no process of a session is left, and kill those that are after `patience_s`."""
+    deadline_s = time.monotonic() + patience_s
+    while session_members(session_id) and time.monotonic() < deadline_s:
+        time.sleep(POLL_PERIOD_S)
+    for pid in session_members(session_id):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def session_members(session_id: int) -> list[int]:
+    """Ids of the living processes of a session; the dead that nobody has waited for do not count."""
+    members = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+        except (OSError, ValueError):
+            continue
+        if int(session) == session_id and state != "Z":
+            members.append(int(entry.name))
+    return members
