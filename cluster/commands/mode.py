@@ -1,0 +1,59 @@
+"""`nightjar mode`: set by hand what the fleet, one application or one replica does."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from nightjar.cluster.commands.options import (
+    DEFAULT_URL,
+    Output,
+    OutputOption,
+    TokenOption,
+    UrlOption,
+    escaped,
+    one_line_errors,
+    open_client,
+)
+from nightjar.cluster.durations import format_duration, parse_duration
+
+
+def duration(text: str) -> float:
+    """Parser of `--for`, in typer's terms."""
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def mode(
+    value: Annotated[str, typer.Argument(help="auto, shadow, off, pin=K, or default to take an override back.", metavar="MODE")],
+    application: Annotated[str, typer.Option("--application", help="Only this application.", show_default=False)] = "",
+    replica: Annotated[str, typer.Option("--replica", help="Only this replica (its id as in status).", show_default=False)] = "",
+    for_s: Annotated[
+        float | None,
+        typer.Option(
+            "--for", parser=duration, metavar="DURATION", help="Expires after 90s, 30m, 2h, 1d.", show_default="until taken back"
+        ),
+    ] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why; shown in status.", show_default=False)] = "",
+    url: UrlOption = DEFAULT_URL,
+    token: TokenOption = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Override the mode of the fleet, an application or a replica. The most specific override wins; requests go on."""
+    if application and replica:
+        raise typer.BadParameter("give --application or --replica, not both")
+    scope = "replica" if replica else "application" if application else "fleet"
+    name = replica or application
+    request = {"mode": value, "scope": scope, "name": name, "for_s": for_s, "reason": reason}
+    with one_line_errors(), open_client(url, token) as client:
+        answer = client.set_mode(request)
+    if output is Output.JSON:
+        typer.echo(json.dumps(answer))
+        return
+    until = f" for {format_duration(for_s)}" if for_s is not None else ""
+    Console().print(f"{escaped(f'{scope} {name}'.strip())}: mode {escaped(value)}{until}", highlight=False)

@@ -1,0 +1,61 @@
+"""Options that several commands share, and how every command fails: one line on stderr, exit code 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from pydantic import SecretStr
+from rich.console import Console
+
+from nightjar.cluster.api_token import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, TokenError, configured_token
+from nightjar.cluster.http_client import HttpClient, HttpError
+
+
+class Output(StrEnum):
+    """How a command prints its result."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+UrlOption = Annotated[
+    str,
+    typer.Option("--url", envvar="NIGHTJAR_URL", help="Address of the Serve proxy, without the route prefix.", show_envvar=True),
+]
+TokenOption = Annotated[
+    str,
+    typer.Option(
+        "--token", help=f"API token for writes; better from {TOKEN_VARIABLE} or {TOKEN_FILE_VARIABLE}.", show_default=False
+    ),
+]
+OutputOption = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs.")]
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def open_client(url: str, token: str = "") -> HttpClient:
+    """The client of `url`, with the token given or the one of the environment. Raises HttpError, TokenError."""
+    return HttpClient(url, token=SecretStr(token) if token else configured_token())
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn an expected failure into one line on stderr and exit code 1."""
+    try:
+        yield
+    except (HttpError, TokenError) as error:
+        fail(str(error))
+
+
+def fail(message: str) -> None:
+    """Print one line on stderr and leave with exit code 1."""
+    Console(stderr=True).print(f"[red]error:[/red] {escaped(message)}", soft_wrap=True, highlight=False)
+    raise typer.Exit(1)
+
+
+def escaped(text: str) -> str:
+    """Text from elsewhere, safe to print between rich's tags."""
+    return text.replace("[", r"\[")

@@ -1,0 +1,49 @@
+"""`nightjar status`: the fleet once. `nightjar watch`: the fleet as it changes."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from nightjar.cluster.commands.options import DEFAULT_URL, Output, OutputOption, UrlOption, one_line_errors, open_client
+from nightjar.cluster.http_client import HttpError
+from nightjar.cluster.views import fleet_view
+
+
+def status(url: UrlOption = DEFAULT_URL, output: OutputOption = Output.TABLE) -> None:
+    """Show every replica: batch, queue, KV use, K, acceptance, drafter, and the last decision in words."""
+    with one_line_errors(), open_client(url) as client:
+        fleet = client.status()
+    if output is Output.JSON:
+        typer.echo(fleet.model_dump_json(exclude_none=True))
+    else:
+        Console().print(fleet_view(fleet))
+
+
+def watch(
+    url: UrlOption = DEFAULT_URL,
+    output: OutputOption = Output.TABLE,
+    every_s: Annotated[float, typer.Option("--every", min=0.2, max=3600.0, help="Seconds between two looks.")] = 1.0,
+) -> None:
+    """Follow the fleet in a live table until Ctrl-C (-o json: one line per look). A service that restarts is waited for."""
+    with one_line_errors(), open_client(url) as client:
+        fleet = client.status()
+        if output is Output.JSON:
+            while True:
+                typer.echo(fleet.model_dump_json(exclude_none=True))
+                time.sleep(every_s)
+                fleet = client.status()
+        view: RenderableType = fleet_view(fleet)
+        with Live(view, refresh_per_second=4, screen=Console().is_terminal) as live:
+            while True:
+                time.sleep(every_s)
+                try:
+                    view = fleet_view(client.status())
+                except HttpError as error:
+                    view = Text(f"waiting: {error}", style="yellow")
+                live.update(view)

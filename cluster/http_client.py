@@ -1,0 +1,90 @@
+"""The command line's side of the HTTP API: one call, one answer or one clear line.
+
+Fails as `HttpError`, whose message is what the operator reads: nothing answers at the URL, something else than Nightjar
+answers, or the API's own line for a wrong token, a read-only API or a bad value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+import httpx
+from pydantic import SecretStr, ValidationError
+
+from nightjar.policy.records import describe_validation_error
+from nightjar.policy.status import FleetStatus
+
+ROUTE_PREFIX: Final = "/nightjar"
+LOOPBACK_HOSTS: Final = {"localhost", "127.0.0.1", "::1"}
+
+
+class HttpError(Exception):
+    """A call that brought no answer to use. The message is one line for the operator."""
+
+
+class HttpClient:
+    """Speaks to the policy app behind `url`, the address of the Serve proxy without the route prefix."""
+
+    def __init__(
+        self, url: str, *, token: SecretStr | None = None, timeout_s: float = 5.0, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise HttpError(f"url: {url!r} is not an address such as http://127.0.0.1:8000")
+        self._url = url.rstrip("/")
+        headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
+        self._client = httpx.Client(
+            base_url=self._url + ROUTE_PREFIX,
+            headers=headers,
+            timeout=timeout_s,
+            transport=transport,
+            trust_env=parts.hostname not in LOOPBACK_HOSTS,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._client.close()
+
+    def status(self) -> FleetStatus:
+        """The whole fleet. Raises HttpError."""
+        try:
+            return FleetStatus.model_validate(self._call("GET", "/status"))
+        except ValidationError as error:
+            raise HttpError(
+                f"{self._url}: the answer is no status of this version of Nightjar: {describe_validation_error(error)}"
+            ) from error
+
+    def set_mode(self, request: Mapping[str, object]) -> Mapping[str, Any]:
+        """Set or take back a mode; `request` is the body of POST /mode. Raises HttpError."""
+        answer = self._call("POST", "/mode", request)
+        if not isinstance(answer, dict):
+            raise HttpError(f"{self._url}: the answer is no JSON object; is this Nightjar?")
+        return answer
+
+    def _call(self, method: str, path: str, body: Mapping[str, object] | None = None) -> object:
+        try:
+            response = self._client.request(method, path, json=body)
+        except httpx.TimeoutException as error:
+            raise HttpError(f"{self._url} did not answer within {self._client.timeout.read:g} s") from error
+        except httpx.HTTPError as error:
+            raise HttpError(f"nothing answers at {self._url} ({error}); is Nightjar running, and is --url right?") from error
+        if response.is_success:
+            try:
+                return response.json()
+            except ValueError as error:
+                raise HttpError(f"{self._url}: the answer is no JSON; is this Nightjar?") from error
+        raise HttpError(self._refusal(response))
+
+    def _refusal(self, response: httpx.Response) -> str:
+        try:
+            detail = response.json()["detail"]
+        except (ValueError, KeyError, TypeError):
+            return (
+                f"{response.request.url} answered {response.status_code}: no Nightjar policy app there "
+                f"(it is expected under {ROUTE_PREFIX})"
+            )
+        return f"{detail} (HTTP {response.status_code})"

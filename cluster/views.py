@@ -1,0 +1,128 @@
+"""The fleet as tables: the same views for `status`, `watch` and whoever embeds them. Pure: a status in, a renderable out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from nightjar.cluster.durations import format_duration
+from nightjar.policy.records import TableRow
+from nightjar.policy.status import FleetStatus, GroupStatus, PolicyStatus, ReplicaStatus
+
+STALE_REPORT_S = 5.0
+
+
+def fleet_view(fleet: FleetStatus) -> RenderableType:
+    """Everything that `status` shows: the policy, overrides, replicas and groups."""
+    parts: list[RenderableType] = [policy_line(fleet.policy)]
+    if fleet.policy.settings_error:
+        parts.append(Text(f"settings refused, the previous ones hold: {fleet.policy.settings_error}", style="red"))
+    parts.extend(override_lines(fleet))
+    parts.append(replica_table(fleet.replicas) if fleet.replicas else Text("no replica has reported yet", style="yellow"))
+    if fleet.groups:
+        parts.append(group_table(fleet.groups))
+    return Group(*parts)
+
+
+def policy_line(policy: PolicyStatus) -> Text:
+    """The policy actor on one line."""
+    line = Text.assemble(
+        ("policy ", "bold"),
+        f"mode {policy.mode}, planner {policy.planner}, incarnation {policy.incarnation}, pid {policy.pid}, "
+        f"up {format_duration(policy.uptime_s)}, {policy.reports} reports",
+    )
+    if policy.refused_reports:
+        line.append(f", {policy.refused_reports} refused (last: {policy.last_refusal})", style="yellow")
+    return line
+
+
+def override_lines(fleet: FleetStatus) -> Iterable[Text]:
+    """One line for each mode that somebody set by hand."""
+    for override in fleet.overrides:
+        whom = " ".join(part for part in (override.scope, override.name) if part)
+        left = "until taken back" if override.seconds_left is None else f"for {format_duration(override.seconds_left)} more"
+        reason = f" ({override.reason})" if override.reason else ""
+        yield Text(f"override: {whom} -> {override.mode}, {left}{reason}", style="cyan")
+
+
+def replica_table(replicas: Iterable[ReplicaStatus]) -> Table:
+    """One row a replica. In shadow, K reads `runs -> would run`."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("replica", overflow="fold")
+    table.add_column("mode")
+    for name in ("batch", "run/wait", "KV", "K", "acceptance", "tok/s"):
+        table.add_column(name, justify="right")
+    table.add_column("drafter")
+    table.add_column("settings")
+    table.add_column("reason", overflow="fold", ratio=1)
+    for replica in replicas:
+        load = replica.load
+        table.add_row(
+            f"{replica.application}/{replica.replica_id.removeprefix(replica.application).lstrip('#/')}",
+            str(replica.mode),
+            str(load.decode_batch_size),
+            f"{load.num_running_reqs}/{load.num_waiting_reqs}",
+            f"{load.kv_cache_usage:.0%}",
+            speculation(replica),
+            acceptance(replica.acceptance),
+            f"{replica.generated_tokens_per_s:.1f}",
+            replica.drafter_state.value,
+            settings_cell(replica),
+            f"served plainly: {replica.serving_plainly}" if replica.serving_plainly else replica.reason,
+            style="yellow" if replica.report_age_s > STALE_REPORT_S or replica.serving_plainly else None,
+        )
+    return table
+
+
+def speculation(replica: ReplicaStatus) -> str:
+    """K that runs; in shadow also the K that the plan would run."""
+    load = replica.load
+    if replica.mode.kind == "shadow":
+        return f"{load.num_speculative_tokens} -> {load.planned_num_speculative_tokens}"
+    return str(load.num_speculative_tokens)
+
+
+def acceptance(survival: tuple[float, ...]) -> str:
+    """Acceptance of the first and of the last position that was measured."""
+    if not survival:
+        return "-"
+    return f"{survival[0]:.2f}" if len(survival) == 1 else f"{survival[0]:.2f}..{survival[-1]:.2f}"
+
+
+def settings_cell(replica: ReplicaStatus) -> str:
+    """Version of the settings in force, whether they are the newest, and the age of the report that says so."""
+    version = str(replica.settings_version) if replica.settings_version else "none"
+    behind = "" if replica.settings_confirmed else " behind"
+    return f"{version}{behind}, {format_duration(replica.report_age_s)} ago"
+
+
+def group_table(groups: Iterable[GroupStatus]) -> Table:
+    """One row a group: its plan as K by decode batch."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("group", overflow="fold")
+    table.add_column("replicas", justify="right")
+    table.add_column("planner")
+    table.add_column("K by decode batch", overflow="fold")
+    table.add_column("acceptance", justify="right")
+    table.add_column("reason", overflow="fold", ratio=1)
+    for group in groups:
+        table.add_row(
+            group.group_id, str(group.replicas), group.planner, plan_text(group.rows), acceptance(group.acceptance), group.reason
+        )
+    return table
+
+
+def plan_text(rows: Iterable[TableRow]) -> str:
+    """A plan in one line, neighbours of equal K joined: `1-5: 3  6-16: 0`."""
+    joined: list[tuple[int, int, int]] = []
+    for row in rows:
+        if joined and joined[-1][2] == row.num_speculative_tokens and joined[-1][1] + 1 == row.first_batch_size:
+            joined[-1] = (joined[-1][0], row.last_batch_size, row.num_speculative_tokens)
+        else:
+            joined.append((row.first_batch_size, row.last_batch_size, row.num_speculative_tokens))
+    spans = (f"{first}" if first == last else f"{first}-{last}" for first, last, _ in joined)
+    return "  ".join(f"{span}: {length}" for span, (_, _, length) in zip(spans, joined, strict=True)) or "-"
