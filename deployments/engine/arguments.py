@@ -1,0 +1,149 @@
+"""Engine arguments: the user's own, plus what steering needs. Fails open.
+
+The user's arguments are resolved by vLLM first, so that the drafter kind, the asynchronous scheduler and every default are
+vLLM's own answers. An engine that Nightjar cannot steer (unknown drafter, pipeline or data parallelism, a scheduler of the
+user's, hooks that moved) gets exactly the user's arguments, and `serving_plainly` says why.
+
+In mode shadow the arguments are the user's plus the observing scheduler alone: no table of lengths, no worker class. Such
+an engine cannot be steered later without a new start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Final
+
+from nightjar.policy.records import MAX_BATCH_SIZE, MAX_NUM_SPECULATIVE_TOKENS
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+SCHEDULER: Final = "nightjar.deployments.engine.scheduler.SteeredScheduler"
+ASYNC_SCHEDULER: Final = "nightjar.deployments.engine.scheduler.SteeredAsyncScheduler"
+CPU_WORKER: Final = "nightjar.deployments.engine.worker.SteeredCPUWorker"
+
+SEPARATE_DRAFT_MODEL: Final = "draft_model"
+STEERABLE_DRAFTERS: Final = frozenset({SEPARATE_DRAFT_MODEL, "ngram", "eagle", "eagle3", "mtp"})
+"""Drafters that obey a K chosen per step. Others assert theirs (medusa, suffix), ignore it, or are not known to obey."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What vLLM made of the user's arguments."""
+
+    on_cpu: bool
+    async_scheduling: bool
+    captures_graphs: bool
+    max_num_seqs: int
+    drafter_kind: str = "none"
+    max_num_speculative_tokens: int = 0
+    pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class EngineArguments:
+    """Arguments to start an engine with, and why it is not steered (empty: it is)."""
+
+    kwargs: dict[str, Any]
+    drafter_kind: str
+    max_num_speculative_tokens: int
+    serving_plainly: str = ""
+
+
+def resolve_facts(config: VllmConfig, *, on_cpu: bool) -> EngineFacts:
+    """Read vLLM's own answers from the configuration it built of the user's arguments."""
+    speculative = config.speculative_config
+    return EngineFacts(
+        on_cpu=on_cpu,
+        async_scheduling=bool(config.scheduler_config.async_scheduling),
+        captures_graphs=not config.model_config.enforce_eager and not on_cpu,
+        max_num_seqs=config.scheduler_config.max_num_seqs,
+        drafter_kind="none" if speculative is None else str(speculative.method),
+        max_num_speculative_tokens=0 if speculative is None else speculative.num_speculative_tokens,
+        pipeline_parallel_size=config.parallel_config.pipeline_parallel_size,
+        data_parallel_size=config.parallel_config.data_parallel_size,
+    )
+
+
+def steered_engine_kwargs(
+    user_kwargs: Mapping[str, Any], facts: EngineFacts, *, missing_hooks: Sequence[str] = (), shadow: bool = False
+) -> EngineArguments:
+    """The arguments to start with; the user's own where the engine cannot be steered. Does not modify `user_kwargs`."""
+    reason = _why_plain(user_kwargs, facts, missing_hooks)
+    kwargs = dict(user_kwargs)
+    if not reason:
+        kwargs["scheduler_cls"] = ASYNC_SCHEDULER if facts.async_scheduling else SCHEDULER
+    if not reason and not shadow:
+        speculative = dict(kwargs["speculative_config"])
+        lengths = _own_lengths(speculative.get("num_speculative_tokens_per_batch_size"), facts)
+        if facts.captures_graphs:
+            lengths = name_every_length(lengths, facts.max_num_speculative_tokens)
+        speculative["num_speculative_tokens_per_batch_size"] = _to_rows(lengths)
+        kwargs["speculative_config"] = speculative
+        if facts.on_cpu:
+            kwargs["worker_cls"] = CPU_WORKER
+    return EngineArguments(kwargs, facts.drafter_kind, facts.max_num_speculative_tokens, reason)
+
+
+def name_every_length(lengths: Sequence[int], max_num_speculative_tokens: int) -> list[int]:
+    """Place each K from 0 to the maximum at least once, since vLLM captures graphs only for those that its table names.
+
+    `lengths[i]` is the K of batch size i + 1. The largest batch sizes give way, as few as possible, smaller K for larger
+    batches; with fewer batch sizes than lengths the smallest K that remain unnamed win.
+
+    >>> name_every_length([3] * 8, 3)
+    [3, 3, 3, 3, 3, 2, 1, 0]
+    """
+    every = set(range(max_num_speculative_tokens + 1))
+    for given_way in range(len(lengths)):
+        kept = list(lengths[: len(lengths) - given_way])
+        missing = sorted(every - set(kept))
+        if len(missing) <= given_way:
+            return kept + list(lengths[len(kept) : len(lengths) - len(missing)]) + missing[::-1]
+    missing = sorted(every - {lengths[0]})[: len(lengths) - 1]
+    return [lengths[0], *missing[::-1]]
+
+
+def _why_plain(user_kwargs: Mapping[str, Any], facts: EngineFacts, missing_hooks: Sequence[str]) -> str:
+    taken = [name for name in ("scheduler_cls", "worker_cls") if user_kwargs.get(name) not in (None, "auto")]
+    obedient = ", ".join(sorted(STEERABLE_DRAFTERS))
+    checks = (
+        (bool(missing_hooks), f"this vLLM lacks what Nightjar hooks into: {', '.join(missing_hooks)}"),
+        (facts.drafter_kind == "none", "engine_kwargs hold no speculative_config: there is nothing to steer"),
+        (
+            facts.drafter_kind not in STEERABLE_DRAFTERS,
+            f"drafter {facts.drafter_kind!r} does not obey a K chosen per step (those that do: {obedient})",
+        ),
+        (
+            facts.max_num_speculative_tokens > MAX_NUM_SPECULATIVE_TOKENS,
+            f"num_speculative_tokens {facts.max_num_speculative_tokens} is above {MAX_NUM_SPECULATIVE_TOKENS}",
+        ),
+        (facts.max_num_seqs > MAX_BATCH_SIZE, f"max_num_seqs {facts.max_num_seqs} is above {MAX_BATCH_SIZE}"),
+        (facts.pipeline_parallel_size > 1, f"pipeline_parallel_size {facts.pipeline_parallel_size} is not supported"),
+        (facts.data_parallel_size > 1, f"data_parallel_size {facts.data_parallel_size}: vLLM has no K per step there"),
+        (bool(taken), f"engine_kwargs set {' and '.join(taken)} themselves"),
+    )
+    return next((reason for applies, reason in checks if applies), "")
+
+
+def _own_lengths(table: Sequence[Sequence[int]] | None, facts: EngineFacts) -> list[int]:
+    """K by batch size as the user's own arguments say it: the engine's behaviour until it hears of settings."""
+    if not table:
+        return [facts.max_num_speculative_tokens] * facts.max_num_seqs
+    rows = sorted(tuple(row) for row in table)
+    lengths = []
+    for batch_size in range(1, facts.max_num_seqs + 1):
+        reached = [length for first, _, length in rows if first <= batch_size]
+        lengths.append(min(reached[-1] if reached else rows[0][2], facts.max_num_speculative_tokens))
+    return lengths
+
+
+def _to_rows(lengths: Sequence[int]) -> list[list[int]]:
+    rows = []
+    for length, group in groupby(enumerate(lengths, start=1), key=lambda item: item[1]):
+        sizes = [batch_size for batch_size, _ in group]
+        rows.append([sizes[0], sizes[-1], length])
+    return rows

@@ -1,0 +1,95 @@
+"""What a vLLM engine needs in its environment before its processes start, as a pure function of facts.
+
+On CPU three of these decide whether speculation can pay at all: Intel's OpenMP preloaded (drafting is several times slower
+without), one pinned core per engine (two threads collapse as soon as anything else runs), and none of the cores "reserved".
+What the user set is never overridden, so every value here can be set otherwise in `runtime_env.env_vars`; a missing library
+costs speed, not service.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+REPLICA_PID_VARIABLE: Final = "NIGHTJAR_REPLICA_PID"
+DEFAULT_CPU_KV_CACHE_GIB: Final = 2
+_OPENMP_LIBRARIES: Final = ("libiomp", "libomp", "libgomp")
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What the environment of one engine depends on."""
+
+    on_cpu: bool
+    replica_pid: int
+    local_rank: int  # of this replica among the deployment's replicas on this node
+    cores_per_engine: int
+    allowed_cores: tuple[int, ...]  # cores this process may run on
+    openmp_library: str = ""  # path of libiomp5.so, empty where there is none
+    num_workers: int = 1  # processes that run the model: tensor x pipeline parallel size
+    models_are_local: bool = False  # target and draft are folders, no hub is needed
+    kv_cache_is_sized: bool = False  # the engine arguments size the KV cache themselves
+    separate_draft_model: bool = False
+
+
+def engine_environment(facts: HostFacts) -> dict[str, str]:
+    """Variables to set before the engine's processes start, where the user has not set them."""
+    values = {
+        REPLICA_PID_VARIABLE: str(facts.replica_pid),  # engine processes leave when this process does
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # Ray's worker has threads; a fork of it may deadlock
+    }
+    if facts.models_are_local:
+        values["HF_HUB_OFFLINE"] = "1"
+    if facts.on_cpu:
+        values |= _cpu_environment(facts)
+    elif facts.separate_draft_model:
+        values["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # V2 drafts its maximum for separate draft models, whatever K says
+    return values
+
+
+def pinned_cores(facts: HostFacts) -> tuple[int, ...]:
+    """The cores of this replica's engine: the next free ones by local rank, starting over when they run out."""
+    count = len(facts.allowed_cores)
+    first = facts.local_rank * facts.cores_per_engine
+    return tuple(facts.allowed_cores[(first + offset) % count] for offset in range(min(facts.cores_per_engine, count)))
+
+
+def gather_host_facts(*, local_rank: int, cores_per_engine: int, **rest: bool | int) -> HostFacts:
+    """Read this machine and process; the caller adds what only it knows."""
+    library = Path(sys.prefix) / "lib" / "libiomp5.so"
+    return HostFacts(
+        replica_pid=os.getpid(),
+        local_rank=local_rank,
+        cores_per_engine=cores_per_engine,
+        allowed_cores=tuple(sorted(os.sched_getaffinity(0))),
+        openmp_library=str(library) if library.is_file() else "",
+        **rest,  # type: ignore[arg-type]
+    )
+
+
+def apply_environment(values: Mapping[str, str], environ: MutableMapping[str, str]) -> dict[str, str]:
+    """Set what is not set yet; preloaded libraries are added to those that the user preloads. Returns what was set."""
+    applied = {}
+    for name, value in values.items():
+        present = environ.get(name, "")
+        if not present:
+            applied[name] = value
+        elif name == "LD_PRELOAD" and not any(library in present for library in _OPENMP_LIBRARIES):
+            applied[name] = f"{present}:{value}"
+    environ.update(applied)
+    return applied
+
+
+def _cpu_environment(facts: HostFacts) -> dict[str, str]:
+    values = {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "OMP_NUM_THREADS": "1"}
+    if facts.openmp_library:
+        values["LD_PRELOAD"] = facts.openmp_library
+    if facts.num_workers == 1 and facts.allowed_cores:
+        values["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(str(core) for core in pinned_cores(facts))
+    if not facts.kv_cache_is_sized:
+        values["VLLM_CPU_KVCACHE_SPACE"] = str(DEFAULT_CPU_KV_CACHE_GIB)
+    return values

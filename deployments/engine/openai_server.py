@@ -1,0 +1,187 @@
+"""vLLM's own OpenAI server around one engine, inside this process: routes, streams and error bodies are vLLM's.
+
+Starting fails open. The user's arguments are resolved first, so a mistake in them is the user's own message from vLLM; if
+the steered arguments are then refused, by the configuration or by the engine, the engine starts with the user's alone and
+`serving_plainly` says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from nightjar.deployments.engine.arguments import (
+    SEPARATE_DRAFT_MODEL,
+    EngineArguments,
+    EngineFacts,
+    resolve_facts,
+    steered_engine_kwargs,
+)
+from nightjar.deployments.engine.environment import apply_environment, engine_environment, gather_host_facts
+from nightjar.policy.records import GroupKey
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from vllm.config import VllmConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+log = structlog.get_logger(__name__)
+
+
+class EngineArgumentError(ValueError):
+    """Engine arguments that vLLM does not know. The message names them and the nearest real ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAIServer:
+    """A running engine with its HTTP application."""
+
+    engine: AsyncLLM
+    app: FastAPI
+    arguments: EngineArguments
+    group: GroupKey
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """What to serve: resolved paths in `engine_kwargs`, and the names that the user gave."""
+
+    served_model_name: str
+    target_name: str
+    draft_name: str
+    engine_kwargs: Mapping[str, Any]
+    models_are_local: bool
+    local_rank: int
+    cores_per_engine: int
+
+
+async def start_openai_server(
+    request: EngineRequest, *, wants_shadow: Callable[[], bool], missing_hooks: Sequence[str]
+) -> OpenAIServer:
+    """Start the engine and build its application. Blocks the event loop while the engine loads: seconds to minutes.
+
+    `wants_shadow` is asked at the last moment before the engine starts.
+    """
+    from vllm.platforms import current_platform
+
+    engine_kwargs, frontend_kwargs = _split_kwargs(request.engine_kwargs)
+    engine_kwargs["served_model_name"] = [request.served_model_name]
+    on_cpu = current_platform.is_cpu()
+    _set_environment(request, engine_kwargs, on_cpu)
+    _, user_config = _configure(engine_kwargs)
+    facts = resolve_facts(user_config, on_cpu=on_cpu)
+    arguments = steered_engine_kwargs(engine_kwargs, facts, missing_hooks=missing_hooks, shadow=wants_shadow())
+    plain = EngineArguments(engine_kwargs, facts.drafter_kind, facts.max_num_speculative_tokens)
+    engine, engine_args, arguments = _start_engine(arguments, plain)
+    app = await _build_app(engine, engine_args, frontend_kwargs)
+    return OpenAIServer(engine=engine, app=app, arguments=arguments, group=_identify(engine.vllm_config, facts, request))
+
+
+def _set_environment(request: EngineRequest, engine_kwargs: Mapping[str, Any], on_cpu: bool) -> None:
+    speculative = engine_kwargs.get("speculative_config") or {}
+    host = gather_host_facts(
+        local_rank=request.local_rank,
+        cores_per_engine=request.cores_per_engine,
+        on_cpu=on_cpu,
+        num_workers=int(engine_kwargs.get("tensor_parallel_size") or 1) * int(engine_kwargs.get("pipeline_parallel_size") or 1),
+        models_are_local=request.models_are_local,
+        kv_cache_is_sized=any(engine_kwargs.get(name) for name in ("kv_cache_memory_bytes", "num_gpu_blocks_override")),
+        separate_draft_model=speculative.get("method") == SEPARATE_DRAFT_MODEL,
+    )
+    if on_cpu and not host.openmp_library:
+        log.warning("libiomp5.so not found: drafting on CPU is several times slower without", remedy="pip install intel-openmp")
+    log.info("engine environment", **apply_environment(engine_environment(host), os.environ))
+
+
+def _split_kwargs(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Engine arguments and the server's own (chat template, tool parser, ...): vLLM's command line takes both, so do we."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.cli_args import FrontendArgs
+
+    engine_names = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    frontend_names = {field.name for field in dataclasses.fields(FrontendArgs)}
+    if unknown := sorted(set(kwargs) - engine_names - frontend_names):
+        near = get_close_matches(unknown[0], engine_names | frontend_names, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise EngineArgumentError(f"engine_kwargs: vLLM has no argument {', '.join(unknown)}{hint}")
+    engine_kwargs = {name: value for name, value in kwargs.items() if name in engine_names}
+    return engine_kwargs, {name: value for name, value in kwargs.items() if name not in engine_names}
+
+
+def _configure(kwargs: Mapping[str, Any]) -> tuple[AsyncEngineArgs, VllmConfig]:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    engine_args = AsyncEngineArgs(**kwargs)
+    return engine_args, engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+
+
+def _start_engine(arguments: EngineArguments, plain: EngineArguments) -> tuple[AsyncLLM, AsyncEngineArgs, EngineArguments]:
+    """Start with `arguments`; if they are refused, with `plain`. Raises what vLLM raises if those are refused, too."""
+    if not arguments.serving_plainly:
+        try:
+            return *_launch(arguments), arguments
+        except Exception as error:  # noqa: BLE001  whatever refuses our arguments must not take the service with it
+            reason = f"the engine refused the steered arguments ({type(error).__name__}: {error})"[:1000]
+            arguments = dataclasses.replace(plain, serving_plainly=reason)
+    log.warning("serving plainly", reason=arguments.serving_plainly)
+    return *_launch(arguments), arguments
+
+
+def _launch(arguments: EngineArguments) -> tuple[AsyncLLM, AsyncEngineArgs]:
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+
+    engine_args, config = _configure(arguments.kwargs)
+    engine = AsyncLLM.from_vllm_config(
+        vllm_config=config,
+        stat_loggers=[] if engine_args.disable_log_stats else [RayPrometheusStatLogger],
+        enable_log_requests=engine_args.enable_log_requests,
+        disable_log_stats=engine_args.disable_log_stats,
+    )
+    return engine, engine_args
+
+
+async def _build_app(engine: AsyncLLM, engine_args: AsyncEngineArgs, frontend_kwargs: Mapping[str, Any]) -> FastAPI:
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.app import build_app
+    from vllm.entrypoints.launchers.cli_args import FrontendArgs
+
+    args = argparse.Namespace(**(vars(FrontendArgs(**frontend_kwargs)) | vars(engine_args)))
+    tasks = await engine.get_supported_tasks()
+    app: FastAPI = build_app(args, tasks, engine.model_config)
+    await init_app_state(engine, app.state, args, tasks)
+    app.state.server = SimpleNamespace()  # where vLLM asks its own server to stop; here Serve's health check sees a dead engine
+    return app
+
+
+def _identify(config: VllmConfig, facts: EngineFacts, request: EngineRequest) -> GroupKey:
+    """The group of this engine, from the configuration it runs with."""
+    import vllm
+    from vllm.platforms import current_platform
+
+    parallel = config.parallel_config
+    eager = config.model_config.enforce_eager
+    return GroupKey(
+        target=request.target_name[-256:],
+        draft=request.draft_name[-256:],
+        drafter_kind=facts.drafter_kind,
+        accelerator=current_platform.get_device_name()[:64],
+        tensor_parallel_size=parallel.tensor_parallel_size,
+        pipeline_parallel_size=parallel.pipeline_parallel_size,
+        data_parallel_size=parallel.data_parallel_size,
+        dtype=str(config.model_config.dtype).removeprefix("torch."),
+        max_num_speculative_tokens=min(facts.max_num_speculative_tokens, 32),
+        max_num_seqs=min(facts.max_num_seqs, 4096),
+        graph_mode="eager" if eager else config.compilation_config.cudagraph_mode.name.lower(),
+        engine_version=vllm.__version__,
+    )

@@ -1,0 +1,113 @@
+"""Engine arguments: the user's own plus what steering needs, and exactly the user's where steering cannot work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nightjar.deployments.engine.arguments import (
+    ASYNC_SCHEDULER,
+    CPU_WORKER,
+    SCHEDULER,
+    EngineFacts,
+    name_every_length,
+    steered_engine_kwargs,
+)
+
+CPU = EngineFacts(
+    on_cpu=True,
+    async_scheduling=False,
+    captures_graphs=False,
+    max_num_seqs=8,
+    drafter_kind="draft_model",
+    max_num_speculative_tokens=4,
+)
+GPU = replace(CPU, on_cpu=False, async_scheduling=True, captures_graphs=True)
+
+
+def user_kwargs(**speculative: Any) -> dict[str, Any]:
+    return {
+        "model": "target",
+        "max_num_seqs": 8,
+        "speculative_config": {"method": "draft_model", "model": "draft", "num_speculative_tokens": 4, **speculative},
+    }
+
+
+def table(kwargs: dict[str, Any]) -> Any:
+    return kwargs["speculative_config"]["num_speculative_tokens_per_batch_size"]
+
+
+def test_cpu_engine_gets_scheduler_worker_and_its_own_constant_length() -> None:
+    arguments = steered_engine_kwargs(user_kwargs(), CPU)
+    assert arguments.serving_plainly == ""
+    assert arguments.kwargs["scheduler_cls"] == SCHEDULER
+    assert arguments.kwargs["worker_cls"] == CPU_WORKER
+    assert table(arguments.kwargs) == [[1, 8, 4]]
+
+
+def test_gpu_engine_names_every_length_for_its_graphs_and_keeps_vllms_worker() -> None:
+    arguments = steered_engine_kwargs(user_kwargs(), GPU)
+    assert arguments.kwargs["scheduler_cls"] == ASYNC_SCHEDULER
+    assert "worker_cls" not in arguments.kwargs
+    assert table(arguments.kwargs) == [[1, 4, 4], [5, 5, 3], [6, 6, 2], [7, 7, 1], [8, 8, 0]]
+
+
+def test_users_own_table_is_the_behaviour_until_settings_arrive() -> None:
+    arguments = steered_engine_kwargs(user_kwargs(num_speculative_tokens_per_batch_size=[[1, 2, 4], [5, 6, 1]]), CPU)
+    assert table(arguments.kwargs) == [[1, 4, 4], [5, 8, 1]]
+
+
+def test_shadow_adds_the_observing_scheduler_alone() -> None:
+    arguments = steered_engine_kwargs(user_kwargs(), CPU, shadow=True)
+    assert arguments.kwargs == user_kwargs() | {"scheduler_cls": SCHEDULER}
+
+
+@pytest.mark.parametrize(
+    ("facts", "extra", "reason"),
+    [
+        (replace(CPU, drafter_kind="none", max_num_speculative_tokens=0), {}, "nothing to steer"),
+        (replace(CPU, drafter_kind="medusa"), {}, "'medusa' does not obey"),
+        (replace(CPU, drafter_kind="suffix"), {}, "'suffix' does not obey"),
+        (replace(CPU, drafter_kind="custom_class"), {}, "'custom_class' does not obey"),
+        (replace(CPU, max_num_speculative_tokens=33), {}, "33 is above 32"),
+        (replace(CPU, max_num_seqs=5000), {}, "5000 is above 4096"),
+        (replace(GPU, pipeline_parallel_size=2), {}, "pipeline_parallel_size 2"),
+        (replace(GPU, data_parallel_size=2), {}, "data_parallel_size 2"),
+        (CPU, {"scheduler_cls": "mine.Scheduler"}, "engine_kwargs set scheduler_cls themselves"),
+    ],
+)
+def test_engine_that_cannot_be_steered_gets_exactly_the_users_arguments(
+    facts: EngineFacts, extra: dict[str, Any], reason: str
+) -> None:
+    given_kwargs = user_kwargs(num_speculative_tokens_per_batch_size=[[1, 2, 4]]) | extra
+    arguments = steered_engine_kwargs(given_kwargs, facts)
+    assert reason in arguments.serving_plainly
+    assert arguments.kwargs == given_kwargs
+
+
+def test_moved_hooks_are_named_and_serve_plainly() -> None:
+    arguments = steered_engine_kwargs(user_kwargs(), CPU, missing_hooks=("Scheduler.schedule",))
+    assert "Scheduler.schedule" in arguments.serving_plainly
+    assert arguments.kwargs == user_kwargs()
+
+
+def test_users_arguments_are_not_modified() -> None:
+    given_kwargs = user_kwargs()
+    steered_engine_kwargs(given_kwargs, CPU)
+    assert given_kwargs == user_kwargs()
+
+
+@given(st.integers(1, 8).flatmap(lambda top: st.tuples(st.just(top), st.lists(st.integers(0, top), min_size=1, max_size=40))))
+def test_every_length_is_named_and_small_batches_keep_theirs(case: tuple[int, list[int]]) -> None:
+    top, lengths = case
+    named = name_every_length(lengths, top)
+    assert len(named) == len(lengths)
+    assert named[0] == lengths[0]
+    missing = set(range(top + 1)) - set(named)
+    assert not missing or len(lengths) <= top, "only an engine with fewer batch sizes than lengths may leave some unnamed"
+    if len(lengths) > 2 * (top + 1):
+        assert named[: len(lengths) - 2 * (top + 1)] == lengths[: len(lengths) - 2 * (top + 1)]

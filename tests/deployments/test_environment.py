@@ -1,0 +1,67 @@
+"""The engine's environment: one pinned core each, the fast OpenMP, and nothing of the user's overridden."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from nightjar.deployments.engine.environment import HostFacts, apply_environment, engine_environment, pinned_cores
+
+CPU = HostFacts(
+    on_cpu=True,
+    replica_pid=41,
+    local_rank=1,
+    cores_per_engine=1,
+    allowed_cores=(0, 2, 4),
+    openmp_library="/env/lib/libiomp5.so",
+    models_are_local=True,
+    separate_draft_model=True,
+)
+GPU = replace(CPU, on_cpu=False)
+
+
+def test_cpu_engine_gets_its_core_its_openmp_and_no_hub() -> None:
+    assert engine_environment(CPU) == {
+        "NIGHTJAR_REPLICA_PID": "41",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        "OMP_NUM_THREADS": "1",
+        "LD_PRELOAD": "/env/lib/libiomp5.so",
+        "VLLM_CPU_OMP_THREADS_BIND": "2",
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+    }
+
+
+@pytest.mark.parametrize(
+    ("rank", "per_engine", "cores"), [(0, 1, (0,)), (2, 1, (4,)), (3, 1, (0,)), (1, 2, (4, 0)), (0, 9, (0, 2, 4))]
+)
+def test_engines_take_the_next_cores_and_start_over(rank: int, per_engine: int, cores: tuple[int, ...]) -> None:
+    assert pinned_cores(replace(CPU, local_rank=rank, cores_per_engine=per_engine)) == cores
+
+
+def test_gpu_engine_takes_the_runner_that_honours_k_for_separate_drafts_only() -> None:
+    assert engine_environment(GPU)["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+    assert "VLLM_USE_V2_MODEL_RUNNER" not in engine_environment(replace(GPU, separate_draft_model=False))
+    assert "VLLM_USE_V2_MODEL_RUNNER" not in engine_environment(CPU)
+    assert not any(name.startswith("VLLM_CPU") for name in engine_environment(GPU))
+
+
+def test_what_the_engine_arguments_decide_is_left_to_them() -> None:
+    environment = engine_environment(replace(CPU, kv_cache_is_sized=True, num_workers=2, models_are_local=False))
+    assert not {"VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", "HF_HUB_OFFLINE"} & set(environment)
+
+
+def test_users_values_stay() -> None:
+    environ = {"VLLM_CPU_OMP_THREADS_BIND": "0-1", "LD_PRELOAD": "/x/libgomp.so"}
+    applied = apply_environment(engine_environment(CPU), environ)
+    assert environ["VLLM_CPU_OMP_THREADS_BIND"] == "0-1"
+    assert environ["LD_PRELOAD"] == "/x/libgomp.so"
+    assert not {"VLLM_CPU_OMP_THREADS_BIND", "LD_PRELOAD"} & set(applied)
+
+
+def test_openmp_joins_other_preloaded_libraries() -> None:
+    environ = {"LD_PRELOAD": "/x/libtcmalloc.so"}
+    apply_environment(engine_environment(CPU), environ)
+    assert environ["LD_PRELOAD"] == "/x/libtcmalloc.so:/env/lib/libiomp5.so"
