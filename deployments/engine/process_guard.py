@@ -14,13 +14,12 @@ import signal
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
 import structlog
 
-log = structlog.get_logger(__name__)
+from nightjar.deployments.engine.environment import REPLICA_PID_VARIABLE
 
-REPLICA_PID_VARIABLE: Final = "NIGHTJAR_REPLICA_PID"
+log = structlog.get_logger(__name__)
 
 
 def end_with_replica(environment: Mapping[str, str] = os.environ, *, and_parent: bool = False) -> bool:

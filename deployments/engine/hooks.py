@@ -1,0 +1,108 @@
+"""Start-up self-check: does this vLLM still have every name and parameter that the engine room uses?
+
+vLLM's scheduler, worker and engine core are no stable interface. A name that moved is found here, before an engine starts, by
+import and signature alone, and named in one readable line; the replica then serves plainly (fails open). Checked against
+vLLM 0.29.0 and 0.32.0. Every vLLM name that step_loop, scheduler, control and worker touch stands in the tables below.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A class, function or method of vLLM and what must be found on it."""
+
+    module: str
+    name: str
+    """Dotted inside the module, for example `Scheduler.schedule`."""
+    parameters: tuple[str, ...] = ()
+    """Parameters that the callable must take."""
+    fields: tuple[str, ...] = ()
+    """Fields of the dataclass, or attributes that the class's source sets on itself."""
+
+
+_SCHEDULER: Final = "vllm.v1.core.sched.scheduler"
+_ASYNC_SCHEDULER: Final = "vllm.v1.core.sched.async_scheduler"
+
+EVERYWHERE: Final = (
+    Hook(
+        _SCHEDULER, "Scheduler.__init__", parameters=("vllm_config", "kv_cache_config", "structured_output_manager", "block_size")
+    ),
+    Hook(
+        _SCHEDULER,
+        "Scheduler",
+        fields=("vllm_config", "requests", "num_spec_tokens", "max_num_running_reqs", "max_model_len", "kv_cache_manager"),
+    ),
+    Hook(_SCHEDULER, "Scheduler.schedule"),
+    Hook(_SCHEDULER, "Scheduler.add_request", parameters=("request",)),
+    Hook(_SCHEDULER, "Scheduler._update_after_schedule", parameters=("scheduler_output",)),
+    Hook(_SCHEDULER, "Scheduler.update_from_output", parameters=("scheduler_output", "model_runner_output")),
+    Hook(_SCHEDULER, "Scheduler.has_unfinished_requests"),
+    Hook(_SCHEDULER, "Scheduler.get_request_counts"),
+    Hook(_ASYNC_SCHEDULER, "AsyncScheduler._update_after_schedule", parameters=("scheduler_output",)),
+    Hook(
+        "vllm.v1.core.sched.output",
+        "SchedulerOutput",
+        fields=("num_scheduled_tokens", "scheduled_spec_decode_tokens", "num_spec_tokens_to_schedule", "num_invalid_spec_tokens"),
+    ),
+    Hook("vllm.v1.outputs", "ModelRunnerOutput", fields=("req_id_to_index", "sampled_token_ids")),
+    Hook("vllm.v1.request", "Request", fields=("num_computed_tokens", "num_tokens", "use_structured_output")),
+    Hook("vllm.v1.core.kv_cache_manager", "KVCacheManager", fields=("usage",)),
+    Hook("vllm.v1.engine.core", "EngineCore", fields=("scheduler",)),
+)
+ON_CPU: Final = (
+    Hook("vllm.v1.worker.cpu_worker", "CPUWorker.init_device"),
+    Hook(
+        "vllm.v1.sample.rejection_sampler",
+        "expand_batch_to_tokens",
+        parameters=("x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to"),
+    ),
+)
+
+
+def missing_hooks() -> tuple[str, ...]:
+    """One line for each hook that this environment's vLLM lacks; empty where all are there. Starts no engine."""
+    try:
+        on_cpu = bool(importlib.import_module("vllm.platforms").current_platform.is_cpu())
+    except (ImportError, AttributeError) as error:
+        return (f"vllm.platforms.current_platform: {error}",)
+    hooks = EVERYWHERE + ON_CPU if on_cpu else EVERYWHERE
+    return tuple(problem for hook in hooks for problem in _problems(hook))
+
+
+def _problems(hook: Hook) -> list[str]:
+    where = f"{hook.module}.{hook.name}"
+    try:
+        found: object = importlib.import_module(hook.module)
+    except ImportError as error:
+        return [f"{hook.module}: cannot be imported ({error})"]
+    for part in hook.name.split("."):
+        found = getattr(found, part, None)
+        if found is None:
+            return [f"{where}: there is no {part!r}"]
+    problems = []
+    if hook.parameters:
+        taken = inspect.signature(found).parameters if callable(found) else {}
+        problems += [f"{where}: takes no parameter {name!r}" for name in hook.parameters if name not in taken]
+    if hook.fields:
+        held = _fields(found)
+        problems += [f"{where}: holds no {name!r}" for name in hook.fields if name not in held]
+    return problems
+
+
+def _fields(found: object) -> set[str]:
+    """Names on a class: its attributes, its dataclass fields, and what its and its bases' constructors assign on self."""
+    names = set(dir(found))
+    if dataclasses.is_dataclass(found):
+        names |= {field.name for field in dataclasses.fields(found)}
+    for cls in inspect.getmro(found) if inspect.isclass(found) else ():
+        constructor = vars(cls).get("__init__")
+        if inspect.isfunction(constructor):
+            names |= set(constructor.__code__.co_names)
+    return names
