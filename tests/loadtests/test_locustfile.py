@@ -1,0 +1,88 @@
+"""The locust command as an operator runs it, against a fake server: rows, statistics, exit codes and clear messages."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nightjar.loadtests.regimes import arrival_times, parse_regime
+from nightjar.loadtests.rows import read_rows
+from tests.loadtests.fake_server import FakeServer, running_fake_server, whole_answer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with running_fake_server() as fake:
+        yield fake
+
+
+def locust(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "locust",
+        "-f",
+        str(ROOT / "loadtests/locustfile.py"),
+        "--headless",
+        "--only-summary",
+        *arguments,
+    ]
+    environment = {**os.environ, "OPENAI_API_KEY": "sesame"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=40, cwd=ROOT, env=environment, check=False)
+
+
+def test_host_alone_is_enough_to_start_and_the_regime_gives_one_row_per_arrival_under_the_seed(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    rows_path, regime = tmp_path / "rows.jsonl", "busy:0.4@60,users:0.2@2u"
+    rows_path.write_text("left from an earlier run\n")
+    done = locust("--host", server.url, "--regime", regime, "--seed", "3", "--rows", str(rows_path))
+    assert done.returncode == 0, done.stderr
+    rows = read_rows(rows_path)
+    expected = list(arrival_times(parse_regime(regime), 3))
+    open_loop = sorted((row for row in rows if row.phase == "busy"), key=lambda row: row.scheduled_s)
+    assert [row.scheduled_s for row in open_loop] == [arrival.time_s for arrival in expected]
+    assert {row.request_id.split("-")[1] for row in rows if row.phase == "users"} == {"u0", "u1"}
+    assert {(row.status, row.error, row.completion_tokens) for row in rows} == {(200, "", 4)}
+    assert all(f"LLM      {name}" in done.stderr for name in ("ttft", "tpot", "e2e"))
+    assert server.requests[0]["model"] == "tiny"
+    assert set(server.authorizations) == {"Bearer sesame"}
+
+
+def test_two_processes_together_send_what_one_would(server: FakeServer, tmp_path: Path) -> None:
+    rows_path, regime = tmp_path / "rows.jsonl", "busy:0.4@60"
+    done = locust("--host", server.url, "--regime", regime, "--processes", "2", "--rows", str(rows_path))
+    assert done.returncode == 0, done.stderr
+    sent = Counter(row.request_id for row in read_rows(rows_path))
+    assert sent == Counter(f"busy-{arrival.number}" for arrival in arrival_times(parse_regime(regime), 0))
+
+
+def test_failed_requests_are_rows_with_their_error_and_exit_code_1(server: FakeServer, tmp_path: Path) -> None:
+    server.answer = lambda body: whole_answer(body)[:2]
+    rows_path = tmp_path / "rows.jsonl"
+    done = locust("--host", server.url, "--regime", "few:0.2@=10", "--rows", str(rows_path))
+    assert done.returncode == 1, done.stderr
+    assert [row.error for row in read_rows(rows_path)] == ["the stream ended before [DONE]"] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--host", "http://127.0.0.1:9"), "no server at http://127.0.0.1:9"),
+        (("--host", "http://127.0.0.1:9", "--regime", "quiet:60"), "NAME:SECONDS@LOAD"),
+        (("--host", "http://127.0.0.1:9", "--prompts", "missing.jsonl"), "missing.jsonl cannot be read"),
+    ],
+)
+def test_a_dead_host_or_an_unusable_option_ends_at_once_with_one_message(arguments: tuple[str, ...], told: str) -> None:
+    done = locust(*arguments)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
