@@ -10,6 +10,8 @@ Fails with the file's, Ray's or Serve's words on stderr and exit code 1; the tem
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import os
@@ -28,6 +30,7 @@ from nightjar.cluster.local_session import STOPPED_BEFORE_SERVING
 from nightjar.cluster.ports import PortError, choose_port
 from nightjar.cluster.progress import Progress
 from nightjar.cluster.serve_config import POLICY_IMPORT_PATH, ServeFile, ServeFileError, load_serve_file
+from nightjar.cluster.serve_states import describe_failure, describe_pending
 
 OBJECT_STORE_BYTES: Final = 128 * 1024 * 1024
 MAX_TEMP_FOLDER_LENGTH: Final = 32
@@ -146,8 +149,9 @@ class LocalCluster:
 
         self._progress.wait_for("stopping")
         if ray.is_initialized():
-            serve.shutdown()
-            ray.shutdown()
+            with contextlib.redirect_stdout(io.StringIO()):  # Ray prints that the controller, told to end, has ended
+                serve.shutdown()
+                ray.shutdown()
         self._progress.wait_for("")
 
 
@@ -171,26 +175,6 @@ def prepare_environment(folder: Path) -> None:
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file)
 
 
-def describe_pending(status: Any) -> str:
-    """`smollm2 DEPLOYING (LLM UPDATING: ...)` of Serve's status of an application."""
-    deployments = [
-        f"{deployment.name} {deployment.status.value}: {' '.join(deployment.message.split())[:200]}".rstrip(": ")
-        for deployment in status.deployment_statuses
-        if deployment.status.value != "HEALTHY"
-    ]
-    return f"{status.name} {status.app_status.status.value}" + (f" ({'; '.join(deployments)})" if deployments else "")
-
-
-def describe_failure(status: Any) -> str:
-    """Everything that Serve knows of an application that failed, as one block."""
-    lines = [f"application {status.name} failed to deploy", *status.app_status.message.strip().splitlines()]
-    for deployment in status.deployment_statuses:
-        if deployment.message and deployment.status.value != "HEALTHY":
-            lines.append(f"deployment {deployment.name} ({deployment.status.value}):")
-            lines.extend(deployment.message.strip().splitlines())
-    return "\n  ".join(lines)
-
-
 def reachable_url(host: str, port: int) -> str:
     """Where a client on this machine reaches a proxy that listens on `host`."""
     if host in {"", "0.0.0.0"}:  # noqa: S104 - compared, not bound
@@ -211,8 +195,7 @@ def announce(serve_file: ServeFile, url: str, folder: Path, as_json: bool) -> No
             *(f"  {name}: {url}{route.rstrip('/')}" for name, route in routes if route),
             f"logs in {folder} while it runs; `nightjar watch --url {url}` shows the fleet; Ctrl-C stops everything",
         ]
-    sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.flush()
+    print("\n".join(lines), file=sys.__stdout__, flush=True)
 
 
 def hold_lifeline(stop: threading.Event, progress: Progress) -> None:
@@ -227,6 +210,7 @@ def hold_lifeline(stop: threading.Event, progress: Progress) -> None:
 
 def main(file: str, port: str, output: str) -> int:
     """Check, serve until stdin closes, clean up. Returns the exit code."""
+    sys.stdout = sys.stderr  # what Ray and the applications' modules print is not the command's output
     stop = threading.Event()
     progress = Progress(lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201 - a command's own output
     threading.Thread(target=hold_lifeline, args=(stop, progress), name="lifeline", daemon=True).start()

@@ -71,7 +71,7 @@ class PolicyReplica:
         """Serve asks for the ASGI app of this replica."""
         return create_policy_api(self._policy, configured_token)
 
-    async def reconfigure(self, user_config: Any) -> None:
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve hands over `user_config`, at start and on every change. Returns at once; the newest values win."""
         if self._configuring is not None:
             self._configuring.cancel()
@@ -80,10 +80,7 @@ class PolicyReplica:
     async def check_health(self) -> None:
         """Answered by the event loop; says nothing about the actor, on purpose."""
 
-    async def _configure(self, values: Any) -> None:
-        if not isinstance(values, Mapping):
-            log.error("settings_refused", error=f"user_config: {type(values).__name__}, expected a mapping of settings")
-            return
+    async def _configure(self, values: Mapping[str, object]) -> None:
         while True:
             try:
                 answer = await self._policy.configure(values)
