@@ -51,6 +51,7 @@ class EngineArguments:
     drafter_kind: str
     max_num_speculative_tokens: int
     serving_plainly: str = ""
+    only_observing: bool = False  # started in shadow: the scheduler is ours, everything else the user's
 
 
 def resolve_facts(config: VllmConfig, *, on_cpu: bool) -> EngineFacts:
@@ -85,7 +86,9 @@ def steered_engine_kwargs(
         kwargs["speculative_config"] = speculative
         if facts.on_cpu:
             kwargs["worker_cls"] = CPU_WORKER
-    return EngineArguments(kwargs, facts.drafter_kind, facts.max_num_speculative_tokens, reason)
+    return EngineArguments(
+        kwargs, facts.drafter_kind, facts.max_num_speculative_tokens, reason, only_observing=shadow and not reason
+    )
 
 
 def name_every_length(lengths: Sequence[int], max_num_speculative_tokens: int) -> list[int]:

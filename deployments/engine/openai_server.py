@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import SimpleNamespace
@@ -33,12 +33,30 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.metrics.stats import SchedulerStats
 
 log = structlog.get_logger(__name__)
 
 
 class EngineArgumentError(ValueError):
     """Engine arguments that vLLM does not know. The message names them and the nearest real ones."""
+
+
+class LoadObserver:
+    """Keeps vLLM's newest scheduler statistics: the load of an engine whose scheduler is not ours. Has a stat logger's methods."""
+
+    def __init__(self) -> None:
+        self.latest: SchedulerStats | None = None
+
+    def record(self, scheduler_stats: SchedulerStats | None, _iteration_stats: object, **_rest: object) -> None:
+        """Called by vLLM after each step; without scheduler statistics where only requests were aborted."""
+        self.latest = scheduler_stats or self.latest
+
+    def log(self) -> None:
+        """Called by vLLM every few seconds; this one writes nothing."""
+
+    def log_engine_initialized(self) -> None:
+        """Called by vLLM once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +67,7 @@ class OpenAIServer:
     app: FastAPI
     arguments: EngineArguments
     group: GroupKey
+    load: LoadObserver
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +84,7 @@ class EngineRequest:
 
 
 async def start_openai_server(
-    request: EngineRequest, *, wants_shadow: Callable[[], bool], missing_hooks: Sequence[str]
+    request: EngineRequest, *, wants_shadow: Callable[[], Awaitable[bool]], missing_hooks: Sequence[str]
 ) -> OpenAIServer:
     """Start the engine and build its application. Blocks the event loop while the engine loads: seconds to minutes.
 
@@ -79,11 +98,13 @@ async def start_openai_server(
     _set_environment(request, engine_kwargs, on_cpu)
     _, user_config = _configure(engine_kwargs)
     facts = resolve_facts(user_config, on_cpu=on_cpu)
-    arguments = steered_engine_kwargs(engine_kwargs, facts, missing_hooks=missing_hooks, shadow=wants_shadow())
+    arguments = steered_engine_kwargs(engine_kwargs, facts, missing_hooks=missing_hooks, shadow=await wants_shadow())
     plain = EngineArguments(engine_kwargs, facts.drafter_kind, facts.max_num_speculative_tokens)
-    engine, engine_args, arguments = _start_engine(arguments, plain)
+    load = LoadObserver()
+    engine, engine_args, arguments = _start_engine(arguments, plain, load)
     app = await _build_app(engine, engine_args, frontend_kwargs)
-    return OpenAIServer(engine=engine, app=app, arguments=arguments, group=_identify(engine.vllm_config, facts, request))
+    group = _identify(engine.vllm_config, facts, request)
+    return OpenAIServer(engine=engine, app=app, arguments=arguments, group=group, load=load)
 
 
 def _set_environment(request: EngineRequest, engine_kwargs: Mapping[str, Any], on_cpu: bool) -> None:
@@ -125,26 +146,28 @@ def _configure(kwargs: Mapping[str, Any]) -> tuple[AsyncEngineArgs, VllmConfig]:
     return engine_args, engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
 
 
-def _start_engine(arguments: EngineArguments, plain: EngineArguments) -> tuple[AsyncLLM, AsyncEngineArgs, EngineArguments]:
+def _start_engine(
+    arguments: EngineArguments, plain: EngineArguments, load: LoadObserver
+) -> tuple[AsyncLLM, AsyncEngineArgs, EngineArguments]:
     """Start with `arguments`; if they are refused, with `plain`. Raises what vLLM raises if those are refused, too."""
     if not arguments.serving_plainly:
         try:
-            return *_launch(arguments), arguments
+            return *_launch(arguments, load), arguments
         except Exception as error:  # noqa: BLE001  whatever refuses our arguments must not take the service with it
             reason = f"the engine refused the steered arguments ({type(error).__name__}: {error})"[:1000]
             arguments = dataclasses.replace(plain, serving_plainly=reason)
     log.warning("serving plainly", reason=arguments.serving_plainly)
-    return *_launch(arguments), arguments
+    return *_launch(arguments, load), arguments
 
 
-def _launch(arguments: EngineArguments) -> tuple[AsyncLLM, AsyncEngineArgs]:
+def _launch(arguments: EngineArguments, load: LoadObserver) -> tuple[AsyncLLM, AsyncEngineArgs]:
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
     engine_args, config = _configure(arguments.kwargs)
     engine = AsyncLLM.from_vllm_config(
         vllm_config=config,
-        stat_loggers=[] if engine_args.disable_log_stats else [RayPrometheusStatLogger],
+        stat_loggers=[] if engine_args.disable_log_stats else [RayPrometheusStatLogger, lambda _config, _index: load],
         enable_log_requests=engine_args.enable_log_requests,
         disable_log_stats=engine_args.disable_log_stats,
     )

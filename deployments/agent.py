@@ -1,0 +1,254 @@
+"""ReplicaAgent: carries an engine's counters to the policy and the policy's settings to the engine.
+
+One loop beside the serving path, never in it (INV-4). A turn asks the engine for a snapshot and hands it what came down last,
+then reports; the policy parks that call until it has news, so a turn takes about one exchange period. A dead, slow or
+cut-off policy costs reports and nothing else: the engine keeps the settings it has, and lets them age by itself. The kill
+switch does not pass the policy: it wakes the loop and reaches the engine while an exchange is still parked.
+Every failure is logged once until it ends, and the next try waits longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import structlog
+
+from nightjar.policy.records import (
+    EngineCommand,
+    EngineSnapshot,
+    ExchangeReply,
+    GroupKey,
+    LoadReport,
+    Mode,
+    Settings,
+    SettingsVersion,
+)
+
+EXCHANGE_TIMEOUT_S: Final = 30.0
+"""Well above the longest time that the policy parks a call, `exchange_period_s`, for any period in use."""
+ENGINE_TIMEOUT_S: Final = 60.0
+"""An engine answers between two steps; a step with a long prefill on a CPU takes many seconds."""
+DEFAULT_PERIOD_S: Final = 0.5
+FIRST_BACKOFF_S: Final = 0.5
+MAX_BACKOFF_S: Final = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class EngineControl(Protocol):
+    """The engine, as the agent sees it."""
+
+    async def exchange(self, command: EngineCommand) -> EngineSnapshot:
+        """Apply a command and answer what the engine counted. May raise anything."""
+
+
+class Policy(Protocol):
+    """The policy, as the agent sees it."""
+
+    async def exchange(self, report: LoadReport, timeout_s: float) -> ExchangeReply:
+        """Report, and wait for news. May raise anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaIdentity:
+    """Who reports, and what is the same in every report."""
+
+    replica_id: str
+    application: str
+    deployment: str
+    node_id: str
+    group: GroupKey
+    serving_plainly: str = ""  # why this engine is not steered, empty if it is
+    only_observing: bool = False  # started in shadow: the engine's arguments are the user's, so its K must not be touched
+
+
+class Failures:
+    """Logs a kind of failure once until it ends, and says how long to wait before the next try."""
+
+    def __init__(self, event: str) -> None:
+        self._event = event
+        self._kinds: set[str] = set()
+        self._count = 0
+
+    def failed(self, error: BaseException | str) -> float:
+        """Note a failure; seconds to wait, doubling up to MAX_BACKOFF_S."""
+        kind = error if isinstance(error, str) else type(error).__name__
+        if kind not in self._kinds:
+            self._kinds.add(kind)
+            log.warning(self._event, kind=kind, error=str(error))
+        self._count += 1
+        return float(min(FIRST_BACKOFF_S * 2 ** min(self._count - 1, 16), MAX_BACKOFF_S))
+
+    def succeeded(self) -> None:
+        """The trouble is over: the next failure of any kind is news again."""
+        if self._count:
+            log.info("trouble_over", trouble=self._event, failures=self._count)
+        self._kinds.clear()
+        self._count = 0
+
+
+class ReplicaAgent:
+    """The replica loop of one engine. `run` until cancelled; time is the event loop's."""
+
+    def __init__(self, *, engine: EngineControl, policy: Policy, identity: ReplicaIdentity) -> None:
+        self._engine = engine
+        self._policy = policy
+        self._identity = identity
+        self._local_mode: Mode | None = Mode(kind="shadow") if identity.only_observing else None
+        self._mode_error = ""
+        self._woken = asyncio.Event()
+        self._settings: Settings | None = None
+        self._settings_heard_s = 0.0
+        self._confirmed: SettingsVersion | None = None
+        self._running: SettingsVersion | None = None
+        self._reported: SettingsVersion | None = None
+        self._exchange: asyncio.Task[ExchangeReply] | None = None
+        self._exchange_started_s = 0.0
+        self._next_report_s = 0.0
+        self._engine_retry_s: float | None = None
+        self._report_number = 0
+        self._engine_failures = Failures("engine_control_failed")
+        self._policy_failures = Failures("policy_unavailable")
+        self._refusals = Failures("report_or_settings_refused")
+
+    @property
+    def local_mode(self) -> Mode | None:
+        """The kill switch as it stands; None: the policy's mode holds."""
+        return self._local_mode
+
+    def set_local_mode(self, mode: Mode | None, error: str = "") -> None:
+        """Set the kill switch and return at once; the engine hears of it between its next two steps.
+
+        `error` says why a wanted mode could not be taken; it is shown with the reports. An engine that only observes stays so.
+        """
+        self._mode_error = error
+        if self._identity.only_observing and mode is not None and mode.kind != "shadow":
+            self._mode_error = f"mode {mode} needs a new start: this engine started in shadow and can only observe"
+        elif not self._identity.only_observing:
+            self._local_mode = mode
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Turn after turn, until cancelled. Survives every exception of both ports."""
+        self._next_report_s = self._now_s()
+        try:
+            while True:
+                await self._turn()
+        finally:
+            if self._exchange is not None:
+                self._exchange.cancel()
+                await asyncio.gather(self._exchange, return_exceptions=True)
+
+    async def _turn(self) -> None:
+        self._woken.clear()
+        snapshot = await self._ask_engine()
+        if snapshot is not None and self._exchange is None and self._now_s() >= self._next_report_s:
+            self._report(snapshot)
+        await self._wait()
+        if self._exchange is not None and self._exchange.done():
+            self._take(self._exchange)
+            self._exchange = None
+
+    async def _ask_engine(self) -> EngineSnapshot | None:
+        confirmed, self._confirmed = self._confirmed, None
+        command = EngineCommand(settings=self._settings_to_send(), confirmed=confirmed, local_mode=self._local_mode)
+        try:
+            async with asyncio.timeout(ENGINE_TIMEOUT_S):
+                snapshot = await self._engine.exchange(command)
+        except Exception as error:  # noqa: BLE001 - a report less; Serve's health check deals with a dead engine
+            self._engine_retry_s = self._now_s() + self._engine_failures.failed(error)
+            return None
+        self._engine_retry_s = None
+        if snapshot.refused:
+            self._engine_failures.failed(snapshot.refused)
+        else:
+            self._engine_failures.succeeded()
+        self._running = snapshot.settings_version
+        return snapshot
+
+    def _settings_to_send(self) -> Settings | None:
+        """Settings that the engine does not run yet, a new engine's included; none that went unconfirmed for too long."""
+        settings = self._settings
+        if settings is None or not settings.version.is_newer_than(self._running):
+            return None
+        fresh = self._now_s() - self._settings_heard_s <= settings.settings_max_age_s
+        return settings if fresh else None
+
+    def _report(self, snapshot: EngineSnapshot) -> None:
+        if self._mode_error:
+            reason = f"{self._mode_error}; {snapshot.decision_reason}"[:1024]
+            snapshot = snapshot.model_copy(update={"decision_reason": reason})
+        identity = self._identity
+        self._report_number += 1
+        report = LoadReport(
+            replica_id=identity.replica_id,
+            application=identity.application,
+            deployment=identity.deployment,
+            node_id=identity.node_id,
+            group=identity.group,
+            report_number=self._report_number,
+            snapshot=snapshot,
+            serving_plainly=identity.serving_plainly,
+            local_mode=self._local_mode,
+        )
+        self._reported = snapshot.settings_version
+        self._exchange_started_s = self._now_s()
+        self._exchange = asyncio.create_task(self._exchange_within_timeout(report))
+
+    async def _exchange_within_timeout(self, report: LoadReport) -> ExchangeReply:
+        async with asyncio.timeout(EXCHANGE_TIMEOUT_S + 1.0):  # the client keeps its own; this holds whatever it does
+            return await self._policy.exchange(report, EXCHANGE_TIMEOUT_S)
+
+    async def _wait(self) -> None:
+        """Until the exchange ends, the kill switch moves, the engine is asked again, or the next report is due."""
+        woken = asyncio.create_task(self._woken.wait())
+        waiting: set[asyncio.Task[ExchangeReply] | asyncio.Task[bool]] = {woken}
+        if self._exchange is not None:
+            waiting.add(self._exchange)
+        until_s = self._engine_retry_s
+        if until_s is None and self._exchange is None:
+            until_s = self._next_report_s
+        timeout_s = None if until_s is None else max(until_s - self._now_s(), 0.0)
+        try:
+            await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            woken.cancel()
+
+    def _take(self, exchange: asyncio.Task[ExchangeReply]) -> None:
+        """What an ended exchange says: news, the confirmation of what runs, a refusal, or a failure."""
+        try:
+            reply = exchange.result()
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever a client raises: no policy, no news
+            self._next_report_s = self._now_s() + self._policy_failures.failed(error)
+            return
+        self._policy_failures.succeeded()
+        period_s = DEFAULT_PERIOD_S if self._settings is None else self._settings.exchange_period_s
+        self._next_report_s = self._exchange_started_s + period_s
+        refused = reply.refused or self._stale(reply)
+        if refused:
+            self._next_report_s = max(self._next_report_s, self._now_s() + self._refusals.failed(refused))
+            return
+        self._refusals.succeeded()
+        if reply.settings is not None:
+            self._settings = reply.settings
+            self._next_report_s = self._now_s()  # the report that acknowledges them
+        if self._settings is not None and (reply.settings is not None or self._settings.version == self._reported):
+            self._settings_heard_s = self._now_s()
+            self._confirmed = self._settings.version
+
+    def _stale(self, reply: ExchangeReply) -> str:
+        """Why a reply must not count: it comes from before the settings that are known already (INV-5). Empty if it may."""
+        known = None if self._settings is None else self._settings.version
+        if known is None:
+            return ""
+        if reply.settings is not None and reply.settings.version != known and not reply.settings.version.is_newer_than(known):
+            return f"settings {reply.settings.version} are older than {known}, which is known already"
+        if reply.incarnation < known.incarnation:
+            return f"the policy is of incarnation {reply.incarnation}, older than the settings {known}"
+        return ""
+
+    @staticmethod
+    def _now_s() -> float:
+        return asyncio.get_running_loop().time()

@@ -1,0 +1,205 @@
+"""The Serve deployment: each replica is vLLM's own OpenAI server around one engine, with a ReplicaAgent beside it.
+
+Requests go from Serve's proxy straight into vLLM's routes; everything a client sees, errors included, is vLLM's. The policy is
+asked for one thing before the engine starts, whether the fleet is in shadow, and never for longer than two seconds; whatever
+is wrong with it, with the hooks or with the steered arguments, the engine serves plainly and the reports say why. An engine
+that dies fails the health check, and Serve replaces the replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+import ray
+import structlog
+from pydantic import ValidationError
+from ray import serve
+
+from nightjar.deployments.agent import EngineControl, ReplicaAgent, ReplicaIdentity
+from nightjar.deployments.models import resolve_model
+from nightjar.policy.modes import ModeOverride, effective_mode
+from nightjar.policy.records import Counters, EngineCommand, EngineLoad, EngineSnapshot, Mode
+from nightjar.policy.status import FleetStatus
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from ray.serve.schema import ReplicaRank
+
+    from nightjar.deployments.engine.openai_server import OpenAIServer
+
+STARTING_MODE_TIMEOUT_S: Final = 2.0
+ENGINE_SHUTDOWN_TIMEOUT_S: Final = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelToServe:
+    """What `build` hands to every replica. Sources are as the user wrote them: each node resolves its own folders."""
+
+    model_id: str
+    source: str
+    draft_source: str
+    engine_kwargs: Mapping[str, Any]
+    cores: int
+    starts_in_mode: str = ""  # the kill switch as `args` set it
+
+
+def parse_local_mode(user_config: object) -> Mode | None:
+    """The kill switch in a deployment's `user_config`; None where it holds none. Raises ValueError."""
+    if user_config is None:
+        return None
+    if not isinstance(user_config, dict) or set(user_config) - {"mode"}:
+        raise ValueError(f"user_config: allowed is mode alone, for example {{mode: 'off'}} (got {str(user_config)[:80]!r})")
+    mode = user_config.get("mode")
+    if mode is None or mode == "default":
+        return None
+    try:
+        return Mode.model_validate("off" if mode is False else mode)  # YAML 1.1 reads a bare off as false
+    except ValidationError as error:
+        raise ValueError(f"user_config: mode {str(mode)[:40]!r} is none of auto, shadow, off, pin=K, default") from error
+
+
+def starting_mode(status: FleetStatus, replica_id: str, application: str) -> Mode:
+    """The mode that the policy would give a replica that starts now."""
+    overrides = [
+        ModeOverride(scope=override.scope, name=override.name, mode=override.mode)
+        for override in status.overrides
+        if override.seconds_left is None or override.seconds_left > 0
+    ]
+    return effective_mode(replica_id, application, status.policy.mode, overrides, now_s=0.0)[0]
+
+
+@serve.ingress()
+class LLMReplica:
+    """One replica. Serve calls the methods; `build` in deployments/app.py binds it."""
+
+    async def __init__(self, model: ModelToServe) -> None:  # type: ignore[misc]  # Serve awaits it
+        from nightjar.cluster.client import PolicyClient
+        from nightjar.deployments.engine.openai_server import EngineRequest, start_openai_server
+
+        context = serve.get_replica_context()
+        self._policy = PolicyClient()
+        self._replica_id: str = context.replica_id.unique_id
+        self._application: str = context.app_name
+        self._starts_in_shadow = False
+        target, draft = resolve_model(model.source), resolve_model(model.draft_source) if model.draft_source else ""
+        request = EngineRequest(
+            served_model_name=model.model_id,
+            target_name=model.source,
+            draft_name=model.draft_source,
+            engine_kwargs=_with_paths(model.engine_kwargs, target, draft),
+            models_are_local=all(path.startswith("/") for path in (target, draft) if path),
+            local_rank=context.rank.local_rank,
+            cores_per_engine=model.cores,
+        )
+        self._server: OpenAIServer = await start_openai_server(
+            request, wants_shadow=lambda: self._wants_shadow(model.starts_in_mode), missing_hooks=self.missing_hooks()
+        )
+        arguments = self._server.arguments
+        identity = ReplicaIdentity(
+            replica_id=self._replica_id,
+            application=self._application,
+            deployment=context.deployment,
+            node_id=ray.get_runtime_context().get_node_id(),
+            group=self._server.group,
+            serving_plainly=arguments.serving_plainly,
+            only_observing=arguments.only_observing,
+        )
+        engine = PlainEngine(self._server) if arguments.serving_plainly else SteeredEngine(self._server)
+        self._agent = ReplicaAgent(engine=engine, policy=self._policy, identity=identity)
+        self._agent_task = asyncio.create_task(self._agent.run())
+        log.info("replica_ready", replica_id=self._replica_id, group=identity.group.group_id, plainly=identity.serving_plainly)
+
+    async def __serve_build_asgi_app__(self) -> FastAPI:
+        """vLLM's application, which Serve calls for every request."""
+        return self._server.app
+
+    async def check_health(self) -> None:
+        """Healthy while the engine is. Raises vLLM's own error."""
+        await self._server.engine.check_health()
+
+    def reconfigure(self, user_config: object, rank: ReplicaRank) -> None:
+        """Set the kill switch and return at once; a wrong value is logged and shown in `status`, and the old one stays.
+
+        `rank` is not used: a method that takes it is also called when `user_config` is taken away.
+        """
+        del rank
+        try:
+            self._agent.set_local_mode(parse_local_mode(user_config))
+        except ValueError as error:
+            log.error("user_config_refused", error=str(error))
+            self._agent.set_local_mode(self._agent.local_mode, error=str(error))
+
+    async def __del__(self) -> None:
+        """Serve's graceful shutdown: requests have ended or had their time."""
+        if (task := getattr(self, "_agent_task", None)) is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        if (server := getattr(self, "_server", None)) is not None:
+            server.engine.shutdown(timeout=ENGINE_SHUTDOWN_TIMEOUT_S)
+
+    @staticmethod
+    def missing_hooks() -> tuple[str, ...]:
+        """What this vLLM lacks of what Nightjar hooks into; not empty: the engine serves plainly."""
+        from nightjar.deployments.engine.hooks import missing_hooks
+
+        return missing_hooks()
+
+    async def _wants_shadow(self, starts_in_mode: str) -> bool:
+        """Whether this engine starts with the user's own arguments. A policy that does not answer in time: no."""
+        if starts_in_mode:
+            return starts_in_mode == "shadow"
+        try:
+            status = await self._policy.status(timeout_s=STARTING_MODE_TIMEOUT_S)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the policy, the engine starts
+            log.warning("starting_mode_unknown", error=str(error), consequence="the engine starts with steered arguments")
+            return False
+        return starting_mode(status, self._replica_id, self._application).kind == "shadow"
+
+
+class SteeredEngine(EngineControl):
+    """The control channel of an engine with Nightjar's scheduler."""
+
+    def __init__(self, server: OpenAIServer) -> None:
+        self._core = server.engine.engine_core
+
+    async def exchange(self, command: EngineCommand) -> EngineSnapshot:
+        """Apply `command` between two steps and return the engine's snapshot. Raises what vLLM raises for a dead engine."""
+        return EngineSnapshot.from_wire(await self._core.call_utility_async("nightjar_exchange", command.to_wire()))
+
+
+class PlainEngine(EngineControl):
+    """An engine that Nightjar does not touch: its load is known from vLLM's own statistics, its steps are not counted."""
+
+    def __init__(self, server: OpenAIServer) -> None:
+        self._server = server
+        self._counters = Counters(engine_id=uuid4().hex)
+
+    async def exchange(self, command: EngineCommand) -> EngineSnapshot:
+        """Take no command; answer the engine's load."""
+        del command
+        stats = self._server.load.latest
+        load = (
+            EngineLoad()
+            if stats is None
+            else EngineLoad(
+                num_running_reqs=stats.num_running_reqs,
+                num_waiting_reqs=stats.num_waiting_reqs,
+                kv_cache_usage=min(max(stats.kv_cache_usage, 0.0), 1.0),
+            )
+        )
+        return EngineSnapshot(counters=self._counters, load=load)
+
+
+def _with_paths(engine_kwargs: Mapping[str, Any], target: str, draft: str) -> dict[str, Any]:
+    kwargs = dict(engine_kwargs) | {"model": target}
+    if draft:
+        kwargs["speculative_config"] = dict(kwargs["speculative_config"]) | {"model": draft}
+    return kwargs

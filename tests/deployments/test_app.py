@@ -1,0 +1,120 @@
+"""`build(args)`: one clear message for each mistake, and Serve options that do not starve the engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+pytest.importorskip("ray.serve")
+from nightjar.deployments.app import ConfigurationError, build, deployment_options, parse_args
+from nightjar.deployments.replica import parse_local_mode, starting_mode
+from nightjar.policy.records import Mode
+from nightjar.policy.status import FleetStatus, OverrideStatus, PolicyStatus
+
+
+@pytest.fixture(autouse=True)
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NIGHTJAR_MODELS", str(tmp_path))
+    for name in ("target", "draft"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    return tmp_path
+
+
+def args(*, draft: str = "draft", **changes: Any) -> dict[str, Any]:
+    entry = {
+        "model_loading_config": {"model_id": "served", "model_source": "target"},
+        "engine_kwargs": {
+            "max_num_seqs": 16,
+            "speculative_config": {"method": "draft_model", "model": draft, "num_speculative_tokens": 4},
+        },
+    }
+    return {"llm_configs": [entry | changes]}
+
+
+def options(**deployment_config: Any) -> dict[str, Any]:
+    return deployment_options(parse_args(args(deployment_config=deployment_config)))
+
+
+def test_application_builds_with_the_deployment_named_llm() -> None:
+    application = build(args(deployment_config={"num_replicas": 2}))
+    assert application._bound_deployment.name == "LLM"
+    assert application._bound_deployment.num_replicas == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({}, "llm_configs: a list with one model is needed"),
+        ({"llm_config": []}, "no such field llm_config; allowed is llm_configs"),
+        ({"llm_configs": args()["llm_configs"] * 2}, "llm_configs: 2 models, but an application serves one"),
+        (args(engine_kwarg={}), r"llm_configs\.0\.engine_kwarg: no such field .*did you mean engine_kwargs\?"),
+        (args(lora_config={}), r"llm_configs\.0\.lora_config: no such field .*allowed are model_loading_config,"),
+        (
+            args(model_loading_config={"model_idd": "x"}),
+            r"config\.model_idd: no such field .*did you mean model_id\?",
+        ),
+        (args(model_loading_config={"model_id": "nowhere"}), r"model_source: model 'nowhere' is not in .*nightjar models build"),
+        (args(draft="nodraft"), r"engine_kwargs\.speculative_config\.model: model 'nodraft' is not in .*there: no built model"),
+        (args(engine_kwargs={"model": "x"}), r"engine_kwargs\.model: 'x'; use model_loading_config\.model_source instead"),
+        (args(engine_kwargs={"speculative_config": "x"}), r"speculative_config: a mapping is needed \(got 'x'\)"),
+        (args(deployment_config={"num_replica": 1}), r"llm_configs\.0\.deployment_config: .*num_replica"),
+        (
+            args(deployment_config={"user_config": {"mode": "fast"}}),
+            r"user_config: mode 'fast' is none of auto, shadow, off, pin=K",
+        ),
+        (args(deployment_config={"user_config": {"planner": "x"}}), r"user_config: allowed is mode alone"),
+    ],
+)
+def test_each_mistake_is_one_message_that_names_it(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        build(wrong)
+    assert "\n" not in str(caught.value)
+
+
+def test_drafter_without_a_model_needs_no_folder() -> None:
+    config = parse_args(args(engine_kwargs={"speculative_config": {"method": "ngram", "model": "ngram"}}))
+    assert config.draft_source == ""
+
+
+def test_serve_lets_twice_the_engines_batch_through_unless_told_otherwise() -> None:
+    assert options()["max_ongoing_requests"] == 32
+    with capture_logs() as logs:
+        assert options(max_ongoing_requests=20)["max_ongoing_requests"] == 20
+    assert [entry["wanted_at_least"] for entry in logs if entry["event"] == "max_ongoing_requests_is_low"] == [32]
+    with capture_logs() as logs:
+        options(max_ongoing_requests=32)
+    assert logs == []
+
+
+def test_cpus_are_explicit_and_an_accelerator_brings_its_gpus() -> None:
+    assert options()["ray_actor_options"] == {"num_cpus": 1}
+    assert options(ray_actor_options={"num_cpus": 3})["ray_actor_options"] == {"num_cpus": 3}
+    gpu = parse_args(args(accelerator_type="H100", engine_kwargs={"tensor_parallel_size": 2}, runtime_env={"env_vars": {"A": "b"}}))
+    assert deployment_options(gpu)["ray_actor_options"] == {
+        "num_cpus": 1,
+        "num_gpus": 2,
+        "accelerator_type": "H100",
+        "runtime_env": {"env_vars": {"A": "b"}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("user_config", "mode"),
+    [(None, None), ({}, None), ({"mode": "default"}, None), ({"mode": False}, "off"), ({"mode": "pin=3"}, "pin=3")],
+)
+def test_kill_switch_in_user_config(user_config: object, mode: str | None) -> None:
+    assert parse_local_mode(user_config) == (None if mode is None else Mode.parse(mode))
+
+
+def test_starting_mode_is_the_most_specific_override_then_the_settings() -> None:
+    policy = PolicyStatus(incarnation=1, pid=1, uptime_s=0.0, mode=Mode.parse("auto"), planner="fleet")
+    replica = OverrideStatus(scope="replica", name="r1", mode=Mode.parse("shadow"), seconds_left=5.0)
+    fleet = OverrideStatus(scope="fleet", mode=Mode.parse("off"))
+    status = FleetStatus(policy=policy, overrides=(fleet, replica))
+    assert str(starting_mode(status, "r1", "app")) == "shadow"
+    assert str(starting_mode(status, "r2", "app")) == "off"
+    assert str(starting_mode(FleetStatus(policy=policy), "r1", "app")) == "auto"
