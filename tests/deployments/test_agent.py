@@ -1,0 +1,284 @@
+"""The replica loop in virtual time: counters go up, settings come down, and nothing about the policy can hurt the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from structlog.testing import capture_logs
+
+from nightjar.deployments.agent import EXCHANGE_TIMEOUT_S, ReplicaAgent, ReplicaIdentity
+from nightjar.policy.records import (
+    Counters,
+    EngineCommand,
+    EngineSnapshot,
+    ExchangeReply,
+    GroupKey,
+    LoadReport,
+    Mode,
+    Settings,
+    SettingsVersion,
+    Table,
+    TableRow,
+)
+
+pytestmark = pytest.mark.looptime
+
+PERIOD_S = 0.5
+PLAN = Table(rows=(TableRow(first_batch_size=1, last_batch_size=8, num_speculative_tokens=3),))
+
+
+def settings(incarnation: int, sequence: int, mode: str = "auto") -> Settings:
+    return Settings(
+        version=SettingsVersion(incarnation=incarnation, sequence=sequence),
+        mode=Mode.parse(mode),
+        plan=PLAN,
+        allowed_num_speculative_tokens=(0, 3),
+        exchange_period_s=PERIOD_S,
+    )
+
+
+class FakeEngine:
+    """Adopts what it is told, like the real one; `fail` raises instead of answering."""
+
+    def __init__(self) -> None:
+        self.engine_id = "engine-1"
+        self.running: SettingsVersion | None = None
+        self.commands: list[EngineCommand] = []
+        self.fail: Callable[[], None] | None = None
+        self.refused = ""
+
+    async def exchange(self, command: EngineCommand) -> EngineSnapshot:
+        self.commands.append(command)
+        await asyncio.sleep(0.01)
+        if self.fail is not None:
+            self.fail()
+        if command.settings is not None and command.settings.version.is_newer_than(self.running):
+            self.running = command.settings.version
+        counters = Counters(engine_id=self.engine_id, step_count=len(self.commands))
+        return EngineSnapshot(counters=counters, settings_version=self.running, refused=self.refused, decision_reason="plan")
+
+    def restart(self) -> None:
+        self.engine_id, self.running = "engine-2", None
+
+
+class FakePolicy:
+    """Parks a report for a period, or until `news` is set; `fail` raises instead, `hang` never answers."""
+
+    def __init__(self) -> None:
+        self.reports: list[LoadReport] = []
+        self.news: Settings | None = None
+        self.incarnation = 1
+        self.refused = ""
+        self.fail: Callable[[], None] | None = None
+        self.hang = False
+        self.in_flight = self.most_in_flight = 0
+
+    async def exchange(self, report: LoadReport, timeout_s: float) -> ExchangeReply:
+        self.reports.append(report)
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            if self.fail is not None:
+                self.fail()
+            if self.hang:
+                await asyncio.sleep(timeout_s)
+                raise TimeoutError("the policy is silent")
+            for _ in range(5):
+                if self.news is not None and self.news.version != report.snapshot.settings_version:
+                    break
+                await asyncio.sleep(PERIOD_S / 5)
+            news = self.news if self.news is not None and self.news.version != report.snapshot.settings_version else None
+            return ExchangeReply(incarnation=self.incarnation, settings=news, refused=self.refused)
+        finally:
+            self.in_flight -= 1
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def policy() -> FakePolicy:
+    return FakePolicy()
+
+
+@contextlib.asynccontextmanager
+async def running_agent(engine: FakeEngine, policy: FakePolicy, **identity: bool | str) -> AsyncIterator[ReplicaAgent]:
+    group = GroupKey(target="t")
+    who = ReplicaIdentity(replica_id="r", application="a", deployment="d", node_id="n", group=group, **identity)  # type: ignore[arg-type]
+    agent = ReplicaAgent(engine=engine, policy=policy, identity=who)
+    task = asyncio.create_task(agent.run())
+    try:
+        yield agent
+        assert not task.done(), "the loop must survive everything"
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert policy.in_flight == 0, "a cancelled agent leaves no exchange behind"
+
+
+def raising(error: Exception) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+async def test_reports_once_a_period_with_rising_numbers_and_one_exchange_in_flight(engine: FakeEngine, policy: FakePolicy) -> None:
+    async with running_agent(engine, policy):
+        await asyncio.sleep(10.1)
+    assert [report.report_number for report in policy.reports] == list(range(1, len(policy.reports) + 1))
+    assert 18 <= len(policy.reports) <= 21
+    assert policy.most_in_flight == 1
+
+
+async def test_news_reach_the_engine_at_once_and_are_confirmed_while_they_hold(engine: FakeEngine, policy: FakePolicy) -> None:
+    async with running_agent(engine, policy):
+        await asyncio.sleep(2.0)
+        policy.news = settings(1, 1)
+        await asyncio.sleep(PERIOD_S / 5 + 0.05)
+        assert engine.running == policy.news.version
+        engine.commands.clear()
+        await asyncio.sleep(5.0)
+    assert all(command.settings is None for command in engine.commands), "settings that run are not sent again"
+    assert sum(command.confirmed == policy.news.version for command in engine.commands) >= 9
+
+
+@pytest.mark.parametrize("trouble", ["raises", "hangs"])
+async def test_policy_without_an_answer_blocks_nothing_and_confirms_nothing(
+    engine: FakeEngine, policy: FakePolicy, trouble: str
+) -> None:
+    async with running_agent(engine, policy) as agent:
+        policy.news = settings(1, 1)
+        await asyncio.sleep(2.0)
+        policy.fail, policy.hang = (raising(RuntimeError("gone")), False) if trouble == "raises" else (None, True)
+        await asyncio.sleep(1.0)
+        engine.commands.clear()
+        with capture_logs() as logs:
+            await asyncio.sleep(3 * EXCHANGE_TIMEOUT_S)
+            assert all(command.confirmed is None for command in engine.commands)
+            agent.set_local_mode(Mode.parse("off"))
+            await asyncio.sleep(0.05)
+            assert engine.commands[-1].local_mode == Mode.parse("off"), "the kill switch does not pass the policy"
+        assert sum(entry["event"] == "policy_unavailable" for entry in logs) <= 1
+        policy.fail, policy.hang = None, False
+        await asyncio.sleep(EXCHANGE_TIMEOUT_S + 5.0)
+        assert engine.commands[-1].confirmed == policy.news.version
+    assert policy.most_in_flight == 1
+
+
+async def test_failing_policy_is_tried_less_and_less_often(engine: FakeEngine, policy: FakePolicy) -> None:
+    policy.fail = raising(RuntimeError("gone"))
+    async with running_agent(engine, policy):
+        await asyncio.sleep(60.0)
+    assert 10 <= len(policy.reports) <= 20
+
+
+async def test_older_settings_are_never_passed_on(engine: FakeEngine, policy: FakePolicy) -> None:
+    """INV-5."""
+    async with running_agent(engine, policy):
+        policy.news, policy.incarnation = settings(2, 7), 2
+        await asyncio.sleep(2.0)
+        engine.commands.clear()
+        policy.news, policy.incarnation = settings(1, 99), 1
+        await asyncio.sleep(5.0)
+        assert all(command.settings is None and command.confirmed is None for command in engine.commands[1:])
+        assert engine.running == SettingsVersion(incarnation=2, sequence=7)
+        policy.news, policy.incarnation = settings(3, 0), 3
+        await asyncio.sleep(6.0)
+        assert engine.running == SettingsVersion(incarnation=3, sequence=0)
+
+
+async def test_policy_of_an_older_incarnation_confirms_nothing(engine: FakeEngine, policy: FakePolicy) -> None:
+    """INV-5."""
+    async with running_agent(engine, policy):
+        policy.news, policy.incarnation = settings(2, 7), 2
+        await asyncio.sleep(2.0)
+        policy.incarnation = 1
+        await asyncio.sleep(1.0)
+        engine.commands.clear()
+        await asyncio.sleep(5.0)
+        assert all(command.confirmed is None for command in engine.commands)
+
+
+async def test_new_engine_is_reported_as_such_and_gets_the_settings_again(engine: FakeEngine, policy: FakePolicy) -> None:
+    async with running_agent(engine, policy):
+        policy.news = settings(1, 1)
+        await asyncio.sleep(2.0)
+        engine.restart()
+        policy.fail = raising(RuntimeError("gone"))
+        await asyncio.sleep(10.0)
+        assert engine.running == policy.news.version
+    assert policy.reports[-1].snapshot.counters.engine_id == "engine-2"
+
+
+async def test_settings_unconfirmed_for_too_long_are_kept_from_a_new_engine(engine: FakeEngine, policy: FakePolicy) -> None:
+    async with running_agent(engine, policy):
+        policy.news = settings(1, 1)
+        await asyncio.sleep(2.0)
+        policy.fail = raising(RuntimeError("gone"))
+        await asyncio.sleep(policy.news.settings_max_age_s + 10.0)
+        engine.restart()
+        await asyncio.sleep(20.0)
+        assert engine.running is None
+
+
+async def test_engine_that_fails_is_asked_again_and_logged_once(engine: FakeEngine, policy: FakePolicy) -> None:
+    with capture_logs() as logs:
+        async with running_agent(engine, policy) as agent:
+            engine.fail = raising(ConnectionError("dead"))
+            await asyncio.sleep(30.0)
+            agent.set_local_mode(Mode.parse("pin=2"))
+            engine.fail = None
+            await asyncio.sleep(6.0)
+            assert engine.commands[-1].local_mode == Mode.parse("pin=2")
+            reports = len(policy.reports)
+            await asyncio.sleep(5.0)
+            assert len(policy.reports) > reports
+    assert sum(entry["event"] == "engine_control_failed" for entry in logs) == 1
+    assert sum(entry["event"] == "trouble_over" for entry in logs) == 1
+
+
+async def test_refused_report_is_no_confirmation(engine: FakeEngine, policy: FakePolicy) -> None:
+    async with running_agent(engine, policy):
+        policy.news = settings(1, 1)
+        await asyncio.sleep(2.0)
+        policy.refused = "absurd"
+        await asyncio.sleep(1.0)
+        engine.commands.clear()
+        await asyncio.sleep(10.0)
+        assert all(command.confirmed is None for command in engine.commands)
+    assert len(policy.reports) < 20, "a policy that refuses is not pressed"
+
+
+async def test_mode_that_could_not_be_taken_shows_with_the_reports(engine: FakeEngine, policy: FakePolicy) -> None:
+    def shown() -> tuple[str, str]:
+        return str(policy.reports[-1].local_mode), policy.reports[-1].snapshot.decision_reason
+
+    async with running_agent(engine, policy) as agent:
+        agent.set_local_mode(Mode.parse("off"))
+        await asyncio.sleep(1.0)
+        agent.set_local_mode(agent.local_mode, error="user_config: mode 'fast' is none of auto")
+        await asyncio.sleep(2.0)
+        assert shown() == ("off", "user_config: mode 'fast' is none of auto; plan")
+        agent.set_local_mode(None)
+        await asyncio.sleep(2.0)
+        assert shown() == ("None", "plan")
+
+
+async def test_engine_that_started_in_shadow_stays_there_and_says_so(engine: FakeEngine, policy: FakePolicy) -> None:
+    async with running_agent(engine, policy, only_observing=True) as agent:
+        agent.set_local_mode(Mode.parse("off"))
+        await asyncio.sleep(2.0)
+    assert all(command.local_mode == Mode.parse("shadow") for command in engine.commands)
+    assert "needs a new start" in policy.reports[-1].snapshot.decision_reason
+
+
+async def test_report_says_who_is_served_plainly(engine: FakeEngine, policy: FakePolicy) -> None:
+    async with running_agent(engine, policy, serving_plainly="hooks moved"):
+        await asyncio.sleep(1.0)
+    assert policy.reports[-1].serving_plainly == "hooks moved"
