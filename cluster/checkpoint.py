@@ -8,6 +8,7 @@ from another format is logged and counts as absent, so the actor starts cold in 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -49,8 +50,12 @@ class Checkpoint:
 
     def __init__(self, store: KeyValueStore) -> None:
         self._store = store
-        self._unsaved: dict[str, object] = {}
+        self._unsaved: dict[str, Any] = {}
         self._saving = asyncio.Lock()
+        self._is_urgent = asyncio.Event()
+        self._has_read = True
+        self.found_incarnation = 0
+        """Stored incarnation that was found only after a cold start; the policy rises above it."""
 
     async def load(self) -> Remembered:
         """Everything that can be read. An unreachable store ends the attempt at once, so that it costs one timeout, not four."""
@@ -60,6 +65,7 @@ class Checkpoint:
             for name in NAMES:
                 sealed[name] = await self._store.get(_key(name))
         except StoreError as error:
+            self._has_read = False
             problems.append(f"the store cannot be read ({error})")
 
         def opened(name: str, parse: Callable[[Any], T], default: T) -> T:
@@ -84,8 +90,9 @@ class Checkpoint:
         return remembered
 
     def keep_incarnation(self, incarnation: int) -> None:
-        """Mark the incarnation in force for saving."""
+        """Mark the incarnation in force for saving, soon."""
         self._unsaved["incarnation"] = incarnation
+        self._is_urgent.set()
 
     def keep_operator_settings(self, settings: OperatorSettings) -> None:
         """Mark the operator's last accepted settings for saving."""
@@ -105,16 +112,29 @@ class Checkpoint:
             for name in [name for name in NAMES if name in self._unsaved]:
                 value = self._unsaved.pop(name)
                 try:
-                    await self._store.put(_key(name), seal(value))
+                    if name == "incarnation" and not self._has_read:
+                        await self._find_incarnation()
+                    if name != "incarnation" or self.found_incarnation < value:
+                        await self._store.put(_key(name), seal(value))
                 except StoreError as error:
                     self._unsaved.setdefault(name, value)  # unless a newer value was marked meanwhile
                     log.warning("policy_state_not_saved", value=name, problem=str(error))
                     return
 
+    async def _find_incarnation(self) -> None:
+        """Read late what `load` could not: a value above ours must be risen above, never overwritten."""
+        sealed = await self._store.get(_key("incarnation"))
+        self._has_read = True
+        with contextlib.suppress(ValueError):
+            self.found_incarnation = int(unseal(sealed)) if sealed is not None else 0
+
     async def keep_saving(self) -> None:
-        """Save what is marked every SAVE_PERIOD_S, for ever."""
+        """Save what is marked every SAVE_PERIOD_S, a new incarnation at once, for ever."""
         while True:
-            await asyncio.sleep(SAVE_PERIOD_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SAVE_PERIOD_S):
+                    await self._is_urgent.wait()
+            self._is_urgent.clear()
             await self.save()
 
 
@@ -129,11 +149,12 @@ def unseal(sealed: bytes) -> Any:
     """What `seal` was given. Raises ValueError naming what is wrong: not sealed, another format, or a checksum that differs."""
     try:
         version, digest, body = msgpack.unpackb(sealed)
+        seen = hashlib.sha256(body).digest()
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
         raise ValueError(f"{len(sealed)} bytes that are no sealed value") from error
     if version != FORMAT_VERSION:
         raise ValueError(f"format version {version!r}, this release reads {FORMAT_VERSION}")
-    if hashlib.sha256(body).digest() != digest:
+    if seen != digest:
         raise ValueError(f"checksum of {len(body)} bytes does not match")
     return msgpack.unpackb(body)
 

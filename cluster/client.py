@@ -15,8 +15,8 @@ from typing import Any, Final, TypeVar
 
 import ray
 
+from nightjar.cluster.operator_answers import ConfigureAnswer, SetModeAnswer
 from nightjar.cluster.policy_actor import ACTOR_NAME, ACTOR_OPTIONS, PolicyActor
-from nightjar.cluster.policy_service import ConfigureAnswer, SetModeAnswer
 from nightjar.policy.records import ExchangeReply, LoadReport, Record, WireError
 from nightjar.policy.status import FleetStatus
 

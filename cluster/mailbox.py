@@ -119,13 +119,17 @@ class Mailbox:
                 return None
         return self._stamp(slot, settings)
 
-    def raise_incarnation(self) -> bool:
-        """Rise above every foreign version that reports named, and stamp all settings anew. False where there was none."""
-        if self._highest_reported < self.incarnation:
+    def raise_incarnation(self, found: int) -> bool:
+        """Rise above every foreign version that reports named and above `found`, what a store held; stamp all settings anew.
+
+        False where this policy is above them already.
+        """
+        highest = max(self._highest_reported, found)
+        if highest < self.incarnation:
             return False
         for slot in self.slots.values():
             slot.raised_incarnation |= slot.known is not None and self._is_foreign(slot, slot.known)
-        self.incarnation = self._highest_reported + 1
+        self.incarnation = highest + 1
         self._highest_reported = 0
         for slot in self.slots.values():
             if slot.settings is not None:

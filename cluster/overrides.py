@@ -43,11 +43,13 @@ class ModeRequest(BaseModel):
 
 def parse_mode_request(values: Mapping[str, object], slots: Mapping[str, Slot]) -> ModeRequest:
     """The request that `values` spell, checked against the replicas that report now. Raises ModeRequestError."""
-    text = values.get("mode")
+    if not isinstance(values, Mapping) or "mode" not in values:
+        raise ModeRequestError(f"mode: missing in {str(values)[:80]!r}; allowed are auto, shadow, off, pin=K and default")
     try:
-        mode = None if text == "default" else Mode.parse(str(text))
+        mode = None if values["mode"] == "default" else Mode.parse(str(values["mode"]))
     except ValidationError as error:
-        raise ModeRequestError(f"mode: {_message(error)}; default takes an override back") from error
+        message = str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")
+        raise ModeRequestError(f"{message}; default takes an override back") from error
     try:
         request = ModeRequest.model_validate({**values, "mode": mode})
     except ValidationError as error:
@@ -78,6 +80,11 @@ def apply_request(
     return changed, override
 
 
+def in_words(override: ModeOverride) -> str:
+    """`fleet off`, `replica r1 pin=3`."""
+    return f"{override.scope} {override.name}".rstrip() + f" {override.mode}"
+
+
 def override_status(override: ModeOverride, now_s: float) -> OverrideStatus:
     """How `status` shows an override."""
     return OverrideStatus(
@@ -105,7 +112,3 @@ def _check_against_replicas(request: ModeRequest, mode: Mode, slots: Mapping[str
         raise ModeRequestError(
             f"mode: pin={pinned} is above the maximum of every engine concerned; allowed is at most pin={maximum}"
         )
-
-
-def _message(error: ValidationError) -> str:
-    return str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")

@@ -19,7 +19,8 @@ import ray
 import structlog
 
 from nightjar.cluster.journal import JournalFile
-from nightjar.cluster.policy_service import ActorIdentity, ConfigureAnswer, PolicyService, SetModeAnswer
+from nightjar.cluster.operator_answers import ConfigureAnswer, SetModeAnswer
+from nightjar.cluster.policy_service import ActorIdentity, PolicyService
 from nightjar.cluster.store import GcsStore
 from nightjar.policy.records import PROTOCOL_VERSION
 

@@ -13,14 +13,15 @@ import contextlib
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypedDict
+from typing import Final
 
 import structlog
 
 from nightjar.cluster.checkpoint import Checkpoint
 from nightjar.cluster.journal import Journal, JournalEntry, ReplicaInput
 from nightjar.cluster.mailbox import Mailbox
-from nightjar.cluster.overrides import ModeRequestError, apply_request, override_status, parse_mode_request
+from nightjar.cluster.operator_answers import ConfigureAnswer, SetModeAnswer, changed_fields
+from nightjar.cluster.overrides import ModeRequestError, apply_request, in_words, override_status, parse_mode_request
 from nightjar.cluster.refusals import Refusals
 from nightjar.cluster.store import KeyValueStore
 from nightjar.policy.fleet import Decision, decide, empty_fleet, fleet_status, learned, observe, with_learned
@@ -35,20 +36,6 @@ IDLE_EXIT_S: Final = 600.0
 
 
 log = structlog.get_logger(__name__)
-
-
-class ConfigureAnswer(TypedDict):
-    """The settings in force after the call, and why the ones asked for are not, if so."""
-
-    settings: dict[str, object]
-    error: str
-
-
-class SetModeAnswer(TypedDict):
-    """The override in force (None: taken back), and why it is not, if so."""
-
-    override: dict[str, object] | None
-    error: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +140,16 @@ class PolicyService:
     async def configure(self, values: Mapping[str, object]) -> ConfigureAnswer:
         """Replace the operator's settings as a whole; a wrong set changes nothing and its error shows in `status`."""
         try:
+            if not isinstance(values, Mapping):
+                raise SettingsError(f"settings: {str(values)[:80]!r} is no mapping of names to values")
             wanted = parse_operator_settings(values)
-        except (SettingsError, TypeError, ValueError) as error:
+        except SettingsError as error:
             self._settings_error = str(error)
             log.error("operator_settings_refused", error=str(error))
             return {"settings": self._operator_settings.model_dump(mode="json"), "error": str(error)}
         self._settings_error = ""
         if wanted != self._operator_settings:
-            changes = _changed_fields(self._operator_settings, wanted)
+            changes = changed_fields(self._operator_settings, wanted)
             self._operator_settings = wanted
             self._checkpoint.keep_operator_settings(wanted)
             await self._changed_by_operator(f"operator's settings: {changes}")
@@ -231,8 +220,8 @@ class PolicyService:
             await self._journal.append(self._entry(seed, causes, decided, error))
 
     def _decide(self, rng: random.Random) -> dict[str, Settings]:
-        if self._mailbox.raise_incarnation():
-            self._causes.append(f"incarnation rose to {self.incarnation}: a report named settings of another policy")
+        if self._mailbox.raise_incarnation(self._checkpoint.found_incarnation):
+            self._causes.append(f"incarnation rose to {self.incarnation}: a report or the store named another policy's")
             log.warning("incarnation_rose", incarnation=self.incarnation)
             self._checkpoint.keep_incarnation(self.incarnation)
         self._drop_expired_overrides()
@@ -268,7 +257,7 @@ class PolicyService:
         live = live_overrides(self._overrides, self._clock())
         if len(live) < len(self._overrides):
             expired = [override for override in self._overrides if override not in live]
-            self._causes += [f"override expired: {override.scope} {override.name}".rstrip() for override in expired]
+            self._causes += [f"override expired: {in_words(override)}" for override in expired]
             self._overrides = live
             self._checkpoint.keep_overrides(live)
 
@@ -292,12 +281,3 @@ class PolicyService:
 
     def _refuse(self, problem: str) -> ExchangeReply:
         return ExchangeReply(incarnation=self.incarnation, refused=self._refusals.note(problem, self._clock()))
-
-
-def _changed_fields(before: OperatorSettings, after: OperatorSettings) -> str:
-    changes = [
-        f"{name} {getattr(before, name)} -> {getattr(after, name)}"
-        for name in OperatorSettings.model_fields
-        if getattr(before, name) != getattr(after, name)
-    ]
-    return ", ".join(changes)

@@ -1,0 +1,31 @@
+"""What the policy actor answers to an operator: plain dicts with an `error` in words, never an exception over the wire."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from nightjar.policy.settings import OperatorSettings
+
+
+class ConfigureAnswer(TypedDict):
+    """The settings in force after the call, and why the ones asked for are not, if so."""
+
+    settings: dict[str, object]
+    error: str
+
+
+class SetModeAnswer(TypedDict):
+    """The override in force (None: taken back), and why it is not, if so."""
+
+    override: dict[str, object] | None
+    error: str
+
+
+def changed_fields(before: OperatorSettings, after: OperatorSettings) -> str:
+    """`name old -> new` of every field that differs."""
+    changes = [
+        f"{name} {getattr(before, name)} -> {getattr(after, name)}"
+        for name in OperatorSettings.model_fields
+        if getattr(before, name) != getattr(after, name)
+    ]
+    return ", ".join(changes)

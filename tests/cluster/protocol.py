@@ -1,0 +1,166 @@
+"""Stand-ins for what surrounds the policy service: a store, a journal and a replica that obeys the protocol."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from nightjar.cluster.journal import JournalEntry
+from nightjar.cluster.policy_service import ActorIdentity, PolicyService
+from nightjar.cluster.store import StoreError
+from nightjar.policy.records import (
+    CellCounters,
+    Counters,
+    EngineLoad,
+    EngineSnapshot,
+    ExchangeReply,
+    GroupKey,
+    LoadReport,
+    Mode,
+    Settings,
+    SettingsVersion,
+    StepTotals,
+)
+
+EPOCH_S = 1_700_000_000.0
+GROUP = GroupKey(target="smollm2", drafter_kind="draft_model", max_num_speculative_tokens=5, max_num_seqs=8)
+
+
+@dataclass
+class MemoryStore:
+    """A key-value store that fails when told to."""
+
+    values: dict[str, bytes] = field(default_factory=dict)
+    is_reachable: bool = True
+    delay_s: float = 0.0
+    puts: list[str] = field(default_factory=list)
+
+    async def get(self, key: str) -> bytes | None:
+        await self._answer(key)
+        return self.values.get(key)
+
+    async def put(self, key: str, value: bytes) -> None:
+        await self._answer(key)
+        self.puts.append(key)
+        self.values[key] = value
+
+    async def _answer(self, key: str) -> None:
+        await asyncio.sleep(self.delay_s)
+        if not self.is_reachable:
+            raise StoreError(f"key {key}: unreachable")
+
+
+@dataclass
+class MemoryJournal:
+    """A journal in a list."""
+
+    entries: list[JournalEntry] = field(default_factory=list)
+    path: str = ""
+
+    async def append(self, entry: JournalEntry) -> None:
+        self.entries.append(entry)
+
+    @property
+    def causes(self) -> list[str]:
+        return [cause for entry in self.entries for cause in entry.causes]
+
+
+def loop_clock() -> Callable[[], float]:
+    """Seconds since a made-up epoch, on the running loop's (virtual) time."""
+    return lambda: EPOCH_S + asyncio.get_running_loop().time()
+
+
+@asynccontextmanager
+async def running_service(
+    store: MemoryStore | None = None, journal: MemoryJournal | None = None, retire: Callable[[], None] = lambda: None
+) -> AsyncIterator[PolicyService]:
+    """A started policy service; its tasks end with the block."""
+    service = PolicyService(
+        store=store or MemoryStore(),
+        journal=journal or MemoryJournal(),
+        clock=loop_clock(),
+        identity=ActorIdentity(pid=1, node_id="head"),
+        retire=retire,
+    )
+    await service.start()
+    try:
+        yield service
+    finally:
+        await service.stop()
+
+
+@dataclass
+class Replica:
+    """What an agent and its engine do: report what they run, adopt what is newer, count steps."""
+
+    replica_id: str = "r1"
+    application: str = "chat"
+    engine_id: str = "e1"
+    group: GroupKey = GROUP
+    settings: Settings | None = None
+    steps: int = 0
+    reports: int = 0
+
+    def run(self, steps: int) -> None:
+        """Count clean steps of 10 ms at batch 1 and K = 0."""
+        self.steps += steps
+
+    def report(self) -> LoadReport:
+        self.reports += 1
+        seconds = self.steps * 0.01
+        cell = CellCounters(
+            batch_bucket=0,
+            num_speculative_tokens=0,
+            steps=self.steps,
+            step_seconds=seconds,
+            log_step_seconds=self.steps * -4.605170186,
+            log_step_seconds_squared=self.steps * 21.2075924,
+            decode_rows=self.steps,
+            context_tokens=100 * self.steps,
+            generated_tokens=self.steps,
+        )
+        totals = StepTotals(
+            num_speculative_tokens=0, steps=self.steps, step_seconds=seconds, decode_rows=self.steps, generated_tokens=self.steps
+        )
+        counters = Counters(
+            engine_id=self.engine_id,
+            step_count=self.steps,
+            busy_seconds=seconds,
+            totals=(totals,),
+            cells=(cell,) if self.steps else (),
+        )
+        return LoadReport(
+            replica_id=self.replica_id,
+            application=self.application,
+            group=self.group,
+            report_number=self.reports,
+            snapshot=EngineSnapshot(counters=counters, load=EngineLoad(decode_batch_size=1), settings_version=self.version),
+        )
+
+    def apply(self, reply: ExchangeReply) -> None:
+        """Adopt settings that are newer than what runs."""
+        if reply.settings is None:
+            return
+        if reply.settings.version.is_newer_than(self.version):
+            self.settings = reply.settings
+
+    async def exchange(self, service: PolicyService) -> ExchangeReply:
+        reply = await service.exchange(self.report().to_wire())
+        self.apply(reply)
+        return reply
+
+    @property
+    def version(self) -> SettingsVersion | None:
+        return self.settings.version if self.settings else None
+
+    @property
+    def mode(self) -> Mode | None:
+        return self.settings.mode if self.settings else None
+
+
+async def settled(service: PolicyService, *replicas: Replica, rounds: int = 4) -> None:
+    """Let every replica report until it runs what the policy wants."""
+    for _ in range(rounds):
+        await asyncio.gather(*(replica.exchange(service) for replica in replicas))

@@ -1,0 +1,241 @@
+"""What an operator does to the policy, and what a restarted policy still knows of it, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from nightjar.cluster import overrides
+from nightjar.policy.records import Mode, to_plain
+from tests.cluster.protocol import EPOCH_S, MemoryJournal, MemoryStore, Replica, running_service, settled
+
+pytestmark = pytest.mark.looptime
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"dwel_steps": 4}, "dwel_steps: no such setting (value 4); did you mean dwell_steps?"),
+        ({"dwell_steps": -1}, "dwell_steps"),
+        ({"mode": "fast"}, "mode"),
+        ({"planner": "schedule"}, "num_speculative_tokens_per_batch_size"),
+        ({"exchange_period_s": float("nan")}, "exchange_period_s"),
+        ({1: 2}, "1"),
+        ("auto", "no mapping"),
+        (None, "no mapping"),
+    ],
+)
+async def test_wrong_settings_keep_the_old_ones_and_name_the_field(values: object, named: str) -> None:
+    async with running_service() as service:
+        await service.configure({"mode": "pin=2"})
+        answer = await service.configure(values)  # type: ignore[arg-type]
+        assert named in answer["error"]
+        assert answer["settings"]["mode"] == "pin=2"
+        assert service.status().policy.settings_error == answer["error"]
+        assert str(service.status().policy.mode) == "pin=2"
+        await service.configure({"mode": "auto"})
+        assert service.status().policy.settings_error == ""
+
+
+@pytest.mark.parametrize(
+    ("request_", "named"),
+    [
+        ({}, "mode: missing"),
+        ({"mode": "fast"}, "mode 'fast' is none of auto, shadow, off, pin=K"),
+        ({"mode": 3}, "mode '3' is none of"),
+        ({"mode": "pin=9"}, "at most pin=5"),
+        ({"mode": "off", "scope": "planet"}, "scope"),
+        ({"mode": "off", "scope": "replica"}, "name"),
+        ({"mode": "off", "name": "r1"}, "name"),
+        ({"mode": "off", "scope": "replica", "name": "r2"}, "no replica 'r2' reports now; known are r1"),
+        ({"mode": "off", "scope": "application", "name": "chta"}, "known are chat"),
+        ({"mode": "off", "for_s": 0}, "for_s"),
+        ({"mode": "off", "for_s": "soon"}, "for_s"),
+        ({"mode": "off", "for": 10}, "for"),
+        ({"mode": "off", "reason": "x" * 5000}, "reason"),
+        ("off", "off"),
+    ],
+)
+async def test_a_wrong_mode_request_is_answered_in_words_and_changes_nothing(request_: object, named: str) -> None:
+    async with running_service() as service:
+        replica = Replica()
+        await settled(service, replica)
+        answer = await service.set_mode(request_)  # type: ignore[arg-type]
+        assert named in answer["error"]
+        assert answer["override"] is None
+        assert service.status().overrides == ()
+        assert (await replica.exchange(service)).settings is None
+
+
+async def test_the_most_specific_override_wins_and_default_takes_one_back() -> None:
+    async with running_service() as service:
+        one, two, other = Replica("r1"), Replica("r2"), Replica("r3", application="code")
+        fleet = (one, two, other)
+        await settled(service, *fleet)
+        for request in (
+            {"mode": "off"},
+            {"mode": "pin=2", "scope": "application", "name": "chat"},
+            {"mode": "pin=3", "scope": "replica", "name": "r1", "reason": "trial"},
+        ):
+            answer = await service.set_mode(request)
+            assert answer["error"] == ""
+        await settled(service, *fleet, rounds=2)
+        assert [str(replica.mode) for replica in fleet] == ["pin=3", "pin=2", "off"]
+        assert answer["override"] == to_plain(service.status().overrides[2])
+        await service.set_mode({"mode": "default", "scope": "replica", "name": "r1"})
+        await settled(service, *fleet, rounds=2)
+        assert [str(replica.mode) for replica in fleet] == ["pin=2", "pin=2", "off"]
+
+
+async def test_an_override_expires_at_its_time_and_the_journal_says_so() -> None:
+    journal = MemoryJournal()
+    async with running_service(journal=journal) as service:
+        replica = Replica()
+        await settled(service, replica)
+        await service.set_mode({"mode": "off", "for_s": 60, "reason": "incident"})
+        for expected in ("off", "shadow"):
+            await settled(service, replica, rounds=2)
+            assert str(replica.mode) == expected
+            for _ in range(120):
+                await replica.exchange(service)
+        assert service.status().overrides == ()
+        assert "override: fleet off for 60 s (incident)" in journal.causes
+        assert "override expired: fleet off" in journal.causes
+
+
+async def test_the_number_of_overrides_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overrides, "MAX_OVERRIDES", 2)
+    async with running_service() as service:
+        replicas = [Replica(f"r{number}") for number in range(3)]
+        await settled(service, *replicas)
+        answers = [await service.set_mode({"mode": "off", "scope": "replica", "name": f"r{number}"}) for number in range(3)]
+        assert [bool(answer["error"]) for answer in answers] == [False, False, True]
+        assert len(service.status().overrides) == 2
+
+
+async def test_a_restarted_policy_keeps_settings_overrides_and_their_expiry() -> None:
+    store = MemoryStore()
+    async with running_service(store) as service:
+        await service.configure({"mode": "auto", "dwell_steps": 7})
+        await service.set_mode({"mode": "pin=1", "for_s": 100})
+    await asyncio.sleep(40)
+    async with running_service(store) as service:
+        status = service.status()
+        assert (service.incarnation, str(status.policy.mode)) == (2, "auto")
+        assert [override.seconds_left for override in status.overrides] == [pytest.approx(60)]
+        replica = Replica()
+        await settled(service, replica)
+        assert (str(replica.mode), replica.settings and replica.settings.dwell_steps) == ("pin=1", 7)
+
+
+async def test_a_restarted_policy_knows_what_the_fleet_had_learned() -> None:
+    store = MemoryStore()
+    async with running_service(store) as service:
+        replica = Replica()
+        for _ in range(30):
+            replica.run(20)
+            await replica.exchange(service)
+        await asyncio.sleep(20)
+        before = service.status().groups[0].cells
+    async with running_service(store) as service:
+        await Replica("newcomer").exchange(service)
+        await asyncio.sleep(1.5)
+        assert [cell.clean_steps for cell in service.status().groups[0].cells] == [cell.clean_steps for cell in before] != []
+
+
+async def test_what_was_learned_is_stored_at_most_every_ten_seconds() -> None:
+    store = MemoryStore()
+    async with running_service(store) as service:
+        replica = Replica()
+        for _ in range(120):
+            replica.run(20)
+            await replica.exchange(service)
+        assert 4 <= sum(key.endswith("learned") for key in store.puts) <= 7
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\xc1", b"\x93\x01\x02\x03", b"x" * 100])
+async def test_a_damaged_store_is_a_cold_start_that_the_journal_names(garbage: bytes) -> None:
+    store, journal = MemoryStore(), MemoryJournal()
+    async with running_service(store) as service:
+        await service.configure({"mode": "auto"})
+        replica = Replica()
+        replica.run(20)
+        await settled(service, replica)
+        await asyncio.sleep(20)
+    assert len(store.values) == 3
+    for key in store.values:
+        store.values[key] = garbage
+    async with running_service(store, journal) as service:
+        await settled(service, replica)
+        assert service.incarnation == 2, "risen above what the replica named"
+        assert str(replica.mode) == "shadow"
+        assert [cause for cause in journal.causes if cause.startswith("stored")] != []
+
+
+async def test_one_flipped_bit_does_not_pass_the_checksum() -> None:
+    store, journal = MemoryStore(), MemoryJournal()
+    async with running_service(store) as service:
+        await service.configure({"mode": "auto"})
+    key = next(key for key in store.values if key.endswith("operator_settings"))
+    store.values[key] = store.values[key][:-1] + bytes([store.values[key][-1] ^ 1])
+    async with running_service(store, journal) as service:
+        assert str(service.status().policy.mode) == "shadow"
+        assert service.incarnation == 2, "the other values are read"
+        await asyncio.sleep(1.5)
+        assert any("checksum" in cause for cause in journal.causes)
+
+
+async def test_an_unreachable_store_is_a_cold_start_and_is_never_set_back() -> None:
+    store, journal = MemoryStore(), MemoryJournal()
+    for _ in range(3):
+        async with running_service(store):
+            pass
+    store.is_reachable = False
+    async with running_service(store, journal) as service:
+        assert service.incarnation == 1
+        await asyncio.sleep(1.5)
+        assert any("cannot be read" in cause for cause in journal.causes)
+        store.is_reachable = True
+        await asyncio.sleep(12)
+        assert service.incarnation == 4, "risen above the stored one once it could be read"
+    async with running_service(store) as service:
+        assert service.incarnation == 5
+
+
+async def test_the_journal_holds_what_each_tick_saw_and_decided() -> None:
+    journal = MemoryJournal()
+    async with running_service(journal=journal) as service:
+        replica = Replica()
+        await service.configure({"mode": "pin=2"})
+        replica.run(20)
+        await settled(service, replica)
+        entry = next(entry for entry in journal.entries if entry.decided)
+        assert entry.decided["r1"] == replica.settings
+        assert [known.replica_id for known in entry.replicas] == ["r1"]
+        assert (entry.incarnation, entry.seed >> 32) == (1, 1)
+        assert entry.operator_settings.mode == Mode.parse("pin=2")
+        assert EPOCH_S < entry.time_s < EPOCH_S + 10
+        assert journal.causes[0] == "policy started as incarnation 1"
+        assert "operator's settings: mode shadow -> pin=2" in journal.causes
+
+
+async def test_ticks_without_anything_new_are_not_journaled() -> None:
+    journal = MemoryJournal()
+    async with running_service(journal=journal) as service:
+        replica = Replica()
+        await settled(service, replica, rounds=10)
+        count = len(journal.entries)
+        await settled(service, replica, rounds=40)
+        assert len(journal.entries) == count
+
+
+async def test_status_shows_which_settings_a_replica_confirmed() -> None:
+    async with running_service() as service:
+        replica = Replica()
+        while (await service.exchange(replica.report().to_wire())).settings is None:
+            pass
+        assert [shown.settings_confirmed for shown in service.status().replicas] == [False]
+        await settled(service, replica, rounds=2)
+        (shown,) = service.status().replicas
+        assert (shown.settings_confirmed, shown.settings_version) == (True, replica.version)

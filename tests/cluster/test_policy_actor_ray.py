@@ -1,0 +1,129 @@
+"""The policy actor under a real Ray: one however many create it, back after a kill with what it knew (INV-4, INV-5)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from nightjar.cluster.journal import read_journal
+from nightjar.policy.records import Mode
+from tests.cluster.protocol import Replica
+
+ray = pytest.importorskip("ray")
+from nightjar.cluster.client import PolicyClient, PolicyUnavailable, get_or_create_policy_actor  # noqa: E402 - needs Ray
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+
+T = TypeVar("T")
+
+
+@pytest.fixture(scope="module")
+def journal_folder() -> Iterator[Path]:
+    """A cluster of this module's own, with the policy's journal in this folder."""
+    folder = Path(tempfile.mkdtemp(prefix="nj-", dir="/tmp"))  # short: Ray's socket names must fit 107 bytes
+    journal = folder / "journal"
+    (folder / "token").write_text("0" * 64)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("RAY_ADDRESS", raising=False)
+        environment.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "token"))
+        environment.setenv("RAY_enable_metrics_collection", "0")
+        environment.setenv("NIGHTJAR_JOURNAL_DIR", str(journal))
+        ray.init(
+            address="local",
+            num_cpus=1,
+            include_dashboard=False,
+            object_store_memory=80 << 20,
+            log_to_driver=False,
+            _temp_dir=str(folder),
+        )
+        try:
+            yield journal
+        finally:
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_policy(journal_folder: Path) -> Iterator[None]:
+    yield
+    ray.kill(get_or_create_policy_actor(), no_restart=True)
+
+
+async def until_answered(call: Callable[[], Awaitable[T]]) -> T:
+    """What an agent does: call again after each failure; the client paces it."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return await call()
+            except PolicyUnavailable:
+                continue
+
+
+async def exchange(client: PolicyClient, replica: Replica) -> None:
+    replica.apply(await client.exchange(replica.report(), timeout_s=5.0))
+
+
+async def until_running(client: PolicyClient, replica: Replica, mode: str) -> None:
+    async with asyncio.timeout(30):
+        while replica.mode != Mode.parse(mode):
+            await until_answered(lambda: exchange(client, replica))
+
+
+async def test_two_clients_that_create_the_actor_at_once_get_the_same_one() -> None:
+    clients = [PolicyClient(), PolicyClient()]
+    await asyncio.gather(*(client.ping(timeout_s=60) for client in clients))
+    pids = {(await client.status()).policy.pid for client in clients}
+    assert len(pids) == 1
+
+
+async def test_a_killed_actor_comes_back_with_settings_overrides_and_a_higher_incarnation(journal_folder: Path) -> None:
+    client, replica = PolicyClient(), Replica()
+    assert (await client.configure({"mode": "auto", "dwell_steps": 9}, timeout_s=60))["error"] == ""
+    await until_running(client, replica, "auto")
+    assert (await client.set_mode({"mode": "pin=2", "for_s": 3600}))["error"] == ""
+    await until_running(client, replica, "pin=2")
+    before, version = await client.status(), replica.version
+
+    os.kill(before.policy.pid, signal.SIGKILL)
+    await until_answered(lambda: exchange(client, replica))
+    after = await until_answered(client.status)
+    assert after.policy.pid != before.policy.pid
+    assert after.policy.incarnation > before.policy.incarnation
+    assert str(after.policy.mode) == "auto"
+    assert [str(override.mode) for override in after.overrides] == ["pin=2"]
+    assert 3000 < (after.overrides[0].seconds_left or 0) <= 3600
+
+    async with asyncio.timeout(30):
+        while replica.settings is None or not replica.settings.version.is_newer_than(version):
+            await until_answered(lambda: exchange(client, replica))
+    assert (str(replica.mode), replica.settings.dwell_steps) == ("pin=2", 9)
+    incarnations = [entry.incarnation for entry in read_journal(Path(after.policy.journal_path))]
+    assert Path(after.policy.journal_path).parent == journal_folder
+    assert incarnations == sorted(incarnations)
+    assert len(set(incarnations)) >= 2
+
+
+async def test_a_client_finds_the_actor_that_replaced_a_removed_one() -> None:
+    client = PolicyClient()
+    first = await client.ping(timeout_s=60)
+    ray.kill(get_or_create_policy_actor(), no_restart=True)
+    assert await until_answered(client.ping) > first
+
+
+async def test_wrong_values_are_answered_in_words_and_change_nothing() -> None:
+    client = PolicyClient()
+    before = (await client.status(timeout_s=60)).policy.mode
+    answer: Any = await client.configure({"dwel_steps": 3})
+    assert "did you mean dwell_steps" in answer["error"]
+    assert "pin=K" in (await client.set_mode({"mode": "fast"}))["error"]
+    after = (await client.status()).policy
+    assert after.mode == before
+    assert "dwel_steps" in after.settings_error
