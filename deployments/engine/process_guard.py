@@ -64,11 +64,15 @@ def _end(watched_pids: set[int]) -> None:
 
 
 def _ancestors() -> set[int]:
-    """Pids of this process's parent, its parent's parent and so on."""
+    """Pids of this process's parent, its parent's parent and so on, as far as they live."""
     ancestors = set()
     pid = os.getppid()
     while pid > 0:
         ancestors.add(pid)
+        try:
+            status = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            break
         # The command's name stands in parentheses and may hold spaces; the parent's pid is the second field after it.
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        pid = int(status.rpartition(")")[2].split()[1])
     return ancestors
