@@ -1,0 +1,88 @@
+"""The journal: what is written is read back, files are bounded, and a disk that fails stops nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from nightjar.cluster.journal import FILE_NAME, JournalEntry, JournalFile, ReplicaInput, journal_files, read_journal
+from nightjar.policy.learned import LearnedTables
+from nightjar.policy.modes import ModeOverride
+from nightjar.policy.records import EngineLoad, Mode, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.settings import OperatorSettings
+
+
+def entry(tick: int = 1) -> JournalEntry:
+    settings = Settings(
+        version=SettingsVersion(incarnation=3, sequence=tick),
+        mode=Mode(kind="auto"),
+        plan=Table(rows=(TableRow(first_batch_size=1, last_batch_size=8, num_speculative_tokens=3),)),
+        allowed_num_speculative_tokens=(0, 3),
+        reason="best at batch 1-8",
+    )
+    return JournalEntry(
+        incarnation=3,
+        tick=tick,
+        time_s=1_700_000_000.25,
+        seed=(3 << 32) + tick,
+        causes=("override: fleet off",),
+        operator_settings=OperatorSettings(mode=Mode(kind="auto")),
+        overrides=(ModeOverride(scope="fleet", mode=Mode.parse("pin=2"), expires_at_s=1.7e9),),
+        learned=LearnedTables(),
+        replicas=(ReplicaInput(replica_id="r1", group_id="g", load=EngineLoad(decode_batch_size=4)),),
+        decided={"r1": settings},
+    )
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    journal = JournalFile(tmp_path / "deep" / "folder")
+    for tick in range(1, 4):
+        journal.write(entry(tick))
+    assert list(read_journal(Path(journal.path))) == [entry(1), entry(2), entry(3)]
+
+
+async def test_appending_writes_off_the_event_loop(tmp_path: Path) -> None:
+    journal = JournalFile(tmp_path)
+    await journal.append(entry())
+    assert list(read_journal(Path(journal.path))) == [entry()]
+
+
+def test_files_are_rotated_by_size_and_the_oldest_is_dropped(tmp_path: Path) -> None:
+    line_bytes = len(entry().model_dump_json(exclude_none=True)) + 10
+    journal = JournalFile(tmp_path, max_file_bytes=2 * line_bytes, max_files=3)
+    for tick in range(1, 21):
+        journal.write(entry(tick))
+    files = journal_files(Path(journal.path))
+    assert [file.name for file in files] == [FILE_NAME, f"{FILE_NAME}.1", f"{FILE_NAME}.2"]
+    assert all(file.stat().st_size <= 2 * line_bytes for file in files)
+    assert [read.tick for read in read_journal(Path(journal.path))] == [15, 16, 17, 18, 19, 20]
+
+
+def test_a_torn_last_line_is_skipped_and_costs_no_other_entry(tmp_path: Path) -> None:
+    JournalFile(tmp_path).write(entry(1))
+    with (tmp_path / FILE_NAME).open("ab") as file:
+        file.write(b'{"incarnation": 3, "ti')
+    JournalFile(tmp_path).write(entry(2))
+    with capture_logs() as logs:
+        assert [read.tick for read in read_journal(tmp_path / FILE_NAME)] == [1, 2]
+    assert [event["event"] for event in logs] == ["journal_line_skipped"]
+
+
+def test_a_disk_that_takes_nothing_is_logged_once_until_it_works_again(tmp_path: Path) -> None:
+    blocked = tmp_path / "journal"
+    blocked.write_text("a file where the folder should be")
+    journal = JournalFile(blocked)
+    with capture_logs() as logs:
+        for tick in range(5):
+            journal.write(entry(tick))
+        blocked.unlink()
+        journal.write(entry(9))
+    assert [event["event"] for event in logs] == ["journal_not_written", "journal_written_again"]
+    assert [read.tick for read in read_journal(Path(journal.path))] == [9]
+
+
+def test_reading_where_no_journal_is_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no journal at"):
+        list(read_journal(tmp_path / FILE_NAME))

@@ -1,0 +1,14 @@
+"""What every test needs."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+def pytest_configure() -> None:
+    """Keep looptime from opening an event loop that nobody closes.
+
+    It asks for the current loop before every test, synchronous ones, too; where none was ever set, asyncio makes one, and
+    its ResourceWarning then fails whichever test runs when it is collected. A loop set to None is an error that it handles.
+    """
+    asyncio.set_event_loop(None)
