@@ -1,7 +1,7 @@
 """From cumulative counters to what is new: the difference to what was counted last, checked for what an engine can do.
 
 A report is data from a stranger (INV-10). Counters that fall, that hold more steps than the time allowed, or that
-contradict themselves raise `ImplausibleCounters`; the caller then keeps its old baseline, so that an honest report held
+contradict themselves raise `ImplausibleCountersError`; the caller then keeps its old baseline, so that an honest report held
 up on its way loses nothing: the next one brings its counts along.
 """
 
@@ -24,7 +24,7 @@ CLOCK_SLACK_SECONDS: Final = 1.0
 """Clocks of two machines and the way of a report: an engine may seem to work this much longer than the time that passed."""
 
 
-class ImplausibleCounters(ValueError):
+class ImplausibleCountersError(ValueError):
     """Counters no engine can have. The message names the count, the value seen and what is allowed."""
 
 
@@ -62,7 +62,7 @@ class NewSteps:
 def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: GroupKey) -> tuple[NewSteps, CountedEngine]:
     """What `counters` adds to `baseline`, and the next baseline.
 
-    `elapsed_s` is the time since the baseline was taken (infinite for an engine's first report). Raises ImplausibleCounters.
+    `elapsed_s` is the time since the baseline was taken (infinite for an engine's first report). Raises ImplausibleCountersError.
     """
     before = baseline.cells or {}
     now: dict[Cell, CountedCell] = {}
@@ -170,14 +170,16 @@ def _check_positions(key: Cell, added: CountedCell) -> None:
 
 def _check_time(seconds: float, steps: int, all_steps: int, elapsed_s: float) -> None:
     if steps > all_steps:
-        raise ImplausibleCounters(f"{steps} new clean steps among {all_steps} new steps")
+        raise ImplausibleCountersError(f"{steps} new clean steps among {all_steps} new steps")
     allowed_s = elapsed_s * (1.0 + CLOCK_SLACK_SHARE) + CLOCK_SLACK_SECONDS
     if seconds > allowed_s:
-        raise ImplausibleCounters(f"{seconds:.3g} new step seconds, allowed are {allowed_s:.3g} since the last counted report")
+        raise ImplausibleCountersError(f"{seconds:.3g} new step seconds, allowed are {allowed_s:.3g} since the last counted report")
     if all_steps * SHORTEST_STEP_SECONDS > allowed_s:
-        raise ImplausibleCounters(f"{all_steps} new steps in {elapsed_s:.3g} s, allowed are {SHORTEST_STEP_SECONDS:g} s a step")
+        raise ImplausibleCountersError(
+            f"{all_steps} new steps in {elapsed_s:.3g} s, allowed are {SHORTEST_STEP_SECONDS:g} s a step"
+        )
 
 
 def _require(holds: bool, key: Cell, problem: str) -> None:
     if not holds:
-        raise ImplausibleCounters(f"cell (bucket {key[0]}, K={key[1]}): {problem}")
+        raise ImplausibleCountersError(f"cell (bucket {key[0]}, K={key[1]}): {problem}")

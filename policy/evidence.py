@@ -54,7 +54,7 @@ class Evidence:
     """Everything a group knows. `cells` is never changed in place."""
 
     cells: Mapping[Cell, CellEvidence] = field(default_factory=dict)
-    acceptance: AcceptanceEvidence = AcceptanceEvidence()
+    acceptance: AcceptanceEvidence = field(default_factory=AcceptanceEvidence)
 
     def is_measured(self, bucket: int, num_speculative_tokens: int, calibration_clean_steps: int) -> bool:
         """Whether the cell's step time is known well enough to decide on."""

@@ -1,1 +1,17 @@
 """One planner a file. A planner turns what is known of a group into a plan; the guard disposes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from nightjar.policy.planners import fixed, fleet, off, schedule
+from nightjar.policy.planners.planner import Planner
+from nightjar.policy.settings import PlannerName
+
+PLANNERS: Final[Mapping[PlannerName, Planner]] = {
+    "off": off.plan,
+    "fixed": fixed.plan,
+    "schedule": schedule.plan,
+    "fleet": fleet.plan,
+}

@@ -1,0 +1,97 @@
+"""The fleet as a value: replicas, groups and what was decided for them; and what of it is stored.
+
+Memory is O(replicas + groups) (INV-8): of a replica one report without its cells, one compact baseline and its pending
+evidence. Both numbers are bounded where reports come in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from nightjar.policy.acceptance import AcceptanceEvidence
+from nightjar.policy.counting import CountedEngine
+from nightjar.policy.evidence import Evidence
+from nightjar.policy.exploration import OpenSegment
+from nightjar.policy.learned import MAX_LEARNED_CELLS, MAX_LEARNED_GROUPS, LearnedGroup, LearnedTables
+from nightjar.policy.merging import Pending
+from nightjar.policy.persistent_map import PersistentMap
+from nightjar.policy.planners.planner import GroupPlan
+from nightjar.policy.records import GroupKey, LoadReport, Mode, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """One replica: its last report (cells left out), what was counted of its engine, and evidence not merged yet."""
+
+    report: LoadReport
+    group_id: str
+    heard_at_s: float
+    counted: CountedEngine
+    counted_at_s: float | None = None
+    pending: Pending = field(default_factory=Pending)
+    acceptance: AcceptanceEvidence = field(default_factory=AcceptanceEvidence)
+    generated_tokens_per_s: float = 0.0
+    retired_engine_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GroupState:
+    """One group: what it learned, the plan in force, who planned it and the measurements under way."""
+
+    key: GroupKey
+    evidence: Evidence = field(default_factory=Evidence)
+    planner: str = ""
+    plan: GroupPlan | None = None
+    segments: tuple[OpenSegment, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FleetState:
+    """The whole fleet as a value. `observe` shares all but one replica's entry with the state before it."""
+
+    replicas: PersistentMap[ReplicaState] = field(default_factory=PersistentMap)
+    groups: Mapping[str, GroupState] = field(default_factory=dict)
+    next_segment_id: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What one replica shall run. Equal to the last one as long as nothing changed: `reason` holds no live numbers."""
+
+    mode: Mode
+    plan: Plan
+    allowed_num_speculative_tokens: tuple[int, ...]
+    dwell_steps: int
+    reason: str
+
+
+def empty_fleet() -> FleetState:
+    """A fleet nobody has reported to yet."""
+    return FleetState()
+
+
+def learned(state: FleetState) -> LearnedTables:
+    """What is worth storing; the groups with the most evidence where not all fit."""
+    ranked = sorted(
+        ((group_id, group) for group_id, group in state.groups.items() if group.evidence.cells),
+        key=lambda item: (-sum(cell.steps for cell in item[1].evidence.cells.values()), item[0]),
+    )
+    stored, cells = [], 0
+    for _, group in ranked[:MAX_LEARNED_GROUPS]:
+        cells += len(group.evidence.cells)
+        if cells > MAX_LEARNED_CELLS:
+            break
+        stored.append(LearnedGroup.of(group.key, group.evidence))
+    return LearnedTables(next_segment_id=state.next_segment_id, groups=tuple(stored))
+
+
+def with_learned(state: FleetState, tables: LearnedTables) -> FleetState:
+    """The state with the stored prior: for groups that have learned nothing themselves yet."""
+    groups = dict(state.groups)
+    for stored in tables.groups:
+        group_id = stored.key.group_id
+        group = groups.get(group_id, GroupState(stored.key))
+        if not group.evidence.cells:
+            groups[group_id] = replace(group, evidence=stored.evidence())
+    return replace(state, groups=groups, next_segment_id=max(state.next_segment_id, tables.next_segment_id))

@@ -1,0 +1,110 @@
+"""How one report enters the fleet's state: differenced, checked, and kept as pending evidence until the group merges it.
+
+A report is data from a stranger (INV-10) on a way that loses, doubles and reorders. Fails closed: what cannot be true or
+was heard before counts nothing and says why; a full fleet refuses newcomers (INV-8).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from nightjar.policy.counting import CountedEngine, ImplausibleCountersError, NewSteps, count
+from nightjar.policy.fleet_state import FleetState, GroupState, ReplicaState
+from nightjar.policy.records import GroupKey, LoadReport
+from nightjar.policy.settings import OperatorSettings
+
+MAX_REPLICAS: Final = 20_000
+MAX_GROUPS: Final = 1_000
+MAX_RETIRED_ENGINES: Final = 4
+"""Engine ids remembered per replica: a late report of a replaced engine must not count from zero again."""
+MAX_SEGMENT_ID_STEP: Final = 10_000_000
+"""How far one report may push the segment ids: enough after any lost store, too little to exhaust them."""
+SHORTEST_RATE_PERIOD_S: Final = 0.05
+"""Reports that come closer together than this say nothing about tokens a second."""
+
+
+def observe(state: FleetState, report: LoadReport, now_s: float, settings: OperatorSettings) -> tuple[FleetState, str]:
+    """Take one report in. Returns the new state and "", or why nothing of it was counted.
+
+    Lost, doubled and reordered reports lose no counts, and none counts twice. A report whose counters cannot be true still
+    tells that the replica lives and how it is loaded: it keeps getting settings, its counts wait for a later report.
+    """
+    known = state.replicas.get(report.replica_id)
+    counters = report.snapshot.counters
+    if known is None and len(state.replicas) >= MAX_REPLICAS:
+        return state, f"replica {report.replica_id}: {MAX_REPLICAS} replicas are tracked already, and no more are taken"
+    if known is not None and (outdated := _outdated(known, report)):
+        return state, outdated
+    group_id = known.group_id if known is not None and known.report.group == report.group else report.group.group_id
+    groups = state.groups if group_id in state.groups else _with_group(state, group_id, report.group)
+    if groups is None:
+        return state, f"group {group_id}: {MAX_GROUPS} groups are tracked already, and no more are taken"
+    present = _heard(known, report, group_id, now_s)
+    elapsed_s = float("inf") if present.counted_at_s is None else now_s - present.counted_at_s
+    ignored = ""
+    try:
+        new, counted = count(counters, present.counted, elapsed_s, report.group)
+        present = _counted(present, new, counted, elapsed_s, now_s, settings.evidence_half_life_steps)
+    except ImplausibleCountersError as problem:
+        ignored = f"replica {report.replica_id}: {problem}; its counts are left out"
+    finished = min(report.snapshot.finished_segment_id + 1, state.next_segment_id + MAX_SEGMENT_ID_STEP)
+    return FleetState(state.replicas.with_item(report.replica_id, present), groups, max(state.next_segment_id, finished)), ignored
+
+
+def _outdated(known: ReplicaState, report: LoadReport) -> str:
+    """Why a report tells nothing new, or ""."""
+    counters, counted = report.snapshot.counters, known.counted
+    if counters.engine_id in known.retired_engine_ids:
+        return f"replica {report.replica_id}: engine {counters.engine_id} was replaced by {counted.engine_id}"
+    if counters.engine_id != counted.engine_id:
+        return ""
+    if counters.step_count < counted.step_count:
+        return f"replica {report.replica_id}: step count {counters.step_count}, already counted up to {counted.step_count}"
+    if counters.step_count == counted.step_count and report.report_number <= known.report.report_number:
+        return f"replica {report.replica_id}: report {report.report_number} was heard before"
+    return ""
+
+
+def _with_group(state: FleetState, group_id: str, key: GroupKey) -> dict[str, GroupState] | None:
+    """The groups with a new one; at the bound the oldest group without replicas makes room, else None."""
+    groups = dict(state.groups)
+    if len(groups) >= MAX_GROUPS:
+        populated = {replica.group_id for replica in state.replicas.values()}
+        empty = next((other for other in groups if other not in populated), None)
+        if empty is None:
+            return None
+        del groups[empty]
+    groups[group_id] = GroupState(key)
+    return groups
+
+
+def _heard(known: ReplicaState | None, report: LoadReport, group_id: str, now_s: float) -> ReplicaState:
+    """The replica as it reports itself, before anything is counted. A new engine or group starts from zero."""
+    snapshot = report.snapshot
+    engine_id = snapshot.counters.engine_id
+    light = report.model_copy(
+        update={"snapshot": snapshot.model_copy(update={"counters": snapshot.counters.model_copy(update={"cells": ()})})}
+    )
+    if known is None:
+        return ReplicaState(light, group_id, now_s, CountedEngine(engine_id))
+    if known.counted.engine_id == engine_id and known.group_id == group_id:
+        return replace(known, report=light, heard_at_s=now_s)
+    retired = (*known.retired_engine_ids, known.counted.engine_id)[-MAX_RETIRED_ENGINES:]
+    return ReplicaState(light, group_id, now_s, CountedEngine(engine_id), retired_engine_ids=retired)
+
+
+def _counted(
+    replica: ReplicaState, new: NewSteps, counted: CountedEngine, elapsed_s: float, now_s: float, half_life_steps: float
+) -> ReplicaState:
+    rate = replica.generated_tokens_per_s
+    if SHORTEST_RATE_PERIOD_S <= elapsed_s < float("inf"):
+        rate = new.generated_tokens / elapsed_s
+    return replace(
+        replica,
+        counted=counted,
+        counted_at_s=now_s,
+        pending=replica.pending.plus(new.cells, new.acceptance, half_life_steps) if new.cells else replica.pending,
+        acceptance=replica.acceptance.plus(new.acceptance) if new.cells else replica.acceptance,
+        generated_tokens_per_s=rate,
+    )

@@ -1,0 +1,78 @@
+"""What the fleet learned, as it is stored: the prior of the next policy actor.
+
+Columns instead of a record per cell, because the store's record is at most MAX_RECORD_BYTES long. Losing it costs one
+calibration and nothing else; replicas' cumulative counters bring most of it back.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from nightjar.policy.acceptance import AcceptanceEvidence
+from nightjar.policy.evidence import CellEvidence, Evidence
+from nightjar.policy.records import MAX_CELLS, MAX_NUM_SPECULATIVE_TOKENS, Count, GroupKey, NumSpeculativeTokens, Record
+
+MAX_LEARNED_CELLS: Final = 16_384
+"""Of all groups together: about 40 bytes each keep the record well below MAX_RECORD_BYTES."""
+MAX_LEARNED_GROUPS: Final = 512
+
+DecayedSum = Annotated[float, Field(ge=0.0, le=1e15)]
+PositionSums = Annotated[tuple[DecayedSum, ...], Field(max_length=MAX_NUM_SPECULATIVE_TOKENS)]
+
+
+class LearnedGroup(Record):
+    """One group's evidence: a column entry per cell, and decode rows by draft position."""
+
+    key: GroupKey
+    batch_buckets: Annotated[tuple[Annotated[int, Field(ge=0, lt=64)], ...], Field(max_length=MAX_CELLS)] = ()
+    num_speculative_tokens: Annotated[tuple[NumSpeculativeTokens, ...], Field(max_length=MAX_CELLS)] = ()
+    steps: Annotated[tuple[Annotated[float, Field(gt=0.0, le=1e15)], ...], Field(max_length=MAX_CELLS)] = ()
+    log_step_seconds: Annotated[tuple[Annotated[float, Field(ge=-1e16, le=1e16)], ...], Field(max_length=MAX_CELLS)] = ()
+    decode_rows: Annotated[tuple[DecayedSum, ...], Field(max_length=MAX_CELLS)] = ()
+    reached: PositionSums = ()
+    accepted: PositionSums = ()
+
+    @model_validator(mode="after")
+    def _columns_are_equally_long(self) -> Self:
+        columns = (self.batch_buckets, self.num_speculative_tokens, self.steps, self.log_step_seconds, self.decode_rows)
+        lengths = [len(column) for column in columns]
+        if len(set(lengths)) > 1 or len(self.reached) != len(self.accepted):
+            raise ValueError(
+                f"columns of {lengths} cells and {len(self.reached)}, {len(self.accepted)} positions; equal ones needed"
+            )
+        return self
+
+    @classmethod
+    def of(cls, key: GroupKey, evidence: Evidence) -> LearnedGroup:
+        """The stored form of a group's evidence."""
+        cells = sorted(evidence.cells.items())
+        return cls(
+            key=key,
+            batch_buckets=tuple(bucket for (bucket, _), _ in cells),
+            num_speculative_tokens=tuple(length for (_, length), _ in cells),
+            steps=tuple(cell.steps for _, cell in cells),
+            log_step_seconds=tuple(cell.log_seconds for _, cell in cells),
+            decode_rows=tuple(cell.rows for _, cell in cells),
+            reached=evidence.acceptance.reached,
+            accepted=evidence.acceptance.accepted,
+        )
+
+    def evidence(self) -> Evidence:
+        """The evidence that was stored."""
+        cells = {
+            (bucket, length): CellEvidence(steps, log_seconds, rows)
+            for bucket, length, steps, log_seconds, rows in zip(
+                self.batch_buckets, self.num_speculative_tokens, self.steps, self.log_step_seconds, self.decode_rows, strict=True
+            )
+        }
+        return Evidence(cells, AcceptanceEvidence(self.reached, self.accepted))
+
+
+class LearnedTables(Record):
+    """Everything worth keeping across a restart of the policy. An unknown version is refused, and the fleet starts cold."""
+
+    version: Literal[1] = 1
+    next_segment_id: Annotated[Count, Field(ge=1)] = 1
+    groups: Annotated[tuple[LearnedGroup, ...], Field(max_length=MAX_LEARNED_GROUPS)] = ()

@@ -1,0 +1,170 @@
+"""How the evidence of many replicas becomes one group's, so that no single replica can move it (INV-10).
+
+Each replica's new steps wait until enough different replicas have news of the same cell; then they are merged at once: no
+replica weighs more than a third, and a value far from the others' median is pulled in to it. Waiting costs a group of
+three or more that each cell must be seen by three of them before it counts.
+
+What holds with fewer: in a group of one or two nobody can say who lies, so evidence counts as it comes, and only the
+physical limits of `counting.py` protect the plan. What such a group learned stays when it grows.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from nightjar.policy.acceptance import HALF_LIFE_ROWS, AcceptanceEvidence
+from nightjar.policy.evidence import Cell, CellEvidence, Evidence
+
+QUORUM: Final = 3
+"""Replicas that must agree: with three, one liar is outvoted."""
+LEAST_STEPS: Final = 4.0
+"""Clean steps that a replica must bring before it has a voice on a cell, where a quorum is asked."""
+LEAST_ROWS: Final = 20.0
+"""Decode rows that a replica must bring before it has a voice on acceptance, where a quorum is asked."""
+OUTLIER_DEVIATIONS: Final = 3.0
+"""Median absolute deviations from the median within which a replica's value counts in full."""
+LEAST_DEVIATION: Final = 0.003
+"""A floor for that deviation, 0.3 % of step time: where honest replicas agree, a liar moves the mean by less than the
+`switch_margin` of any plan."""
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """One replica's evidence that its group has not merged yet; O(cells) a replica (INV-8)."""
+
+    cells: Mapping[Cell, CellEvidence] = field(default_factory=dict)
+    acceptance: AcceptanceEvidence = field(default_factory=AcceptanceEvidence)
+
+    def plus(self, cells: Mapping[Cell, CellEvidence], acceptance: AcceptanceEvidence, half_life_steps: float) -> Pending:
+        """This and the newer evidence; what waits long ages like all evidence."""
+        merged = dict(self.cells)
+        for cell, newer in cells.items():
+            merged[cell] = merged[cell].plus(newer, half_life_steps) if cell in merged else newer
+        return Pending(merged, self.acceptance.plus(acceptance))
+
+    def has_voice(self, cell: Cell) -> bool:
+        """Whether it waits only for others before it counts on the cell."""
+        mine = self.cells.get(cell)
+        return mine is not None and mine.steps >= LEAST_STEPS
+
+
+def quorum(replicas: int) -> int:
+    """How many replicas must have news of a cell before a group of `replicas` believes it."""
+    return QUORUM if replicas >= QUORUM else 1
+
+
+def merge(evidence: Evidence, pending: Mapping[str, Pending], half_life_steps: float) -> tuple[Evidence, dict[str, Pending]]:
+    """The group's evidence with all news that enough replicas share, and what is left waiting of each replica that gave some.
+
+    `pending` names every live replica of the group, also those without news: their number sets the quorum.
+    """
+    needed = quorum(len(pending))
+    cells, taken = _merge_cells(evidence.cells, pending, needed, half_life_steps)
+    acceptance, heard = _merge_acceptance(evidence.acceptance, pending, needed)
+    left = {}
+    for replica_id in {*taken, *heard}:
+        before = pending[replica_id]
+        gone = taken.get(replica_id, ())
+        left[replica_id] = Pending(
+            {cell: waiting for cell, waiting in before.cells.items() if cell not in gone},
+            AcceptanceEvidence() if replica_id in heard else before.acceptance,
+        )
+    return Evidence(cells, acceptance), left
+
+
+def capped_weights(weights: Floats) -> Floats:
+    """Weights of three or more voices, the heaviest lowered until none is more than a third of their sum.
+
+    >>> capped_weights(np.array([8.0, 1.0, 1.0, 1.0])).tolist(), capped_weights(np.array([9.0, 5.0, 1.0])).tolist()
+    ([1.5, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0])
+    """
+    heaviest_first = np.sort(weights)[::-1]
+    for capped in range(QUORUM):
+        cap = float(heaviest_first[capped:].sum()) / (QUORUM - capped)
+        if heaviest_first[capped] <= cap:
+            break
+    return np.minimum(weights, cap)
+
+
+def robust_mean(values: Floats, weights: Floats) -> float:
+    """Weighted mean of values pulled in to their weighted median plus or minus three median absolute deviations (Huber's idea).
+
+    >>> round(robust_mean(np.array([0.0, 0.01, -0.01, 2.3]), np.ones(4)), 4)
+    0.0075
+    """
+    center = _weighted_median(values, weights)
+    deviation = max(_weighted_median(np.abs(values - center), weights), LEAST_DEVIATION)
+    reach = OUTLIER_DEVIATIONS * deviation
+    return float(np.average(np.clip(values, center - reach, center + reach), weights=weights))
+
+
+def _merge_cells(
+    known: Mapping[Cell, CellEvidence], pending: Mapping[str, Pending], needed: int, half_life_steps: float
+) -> tuple[Mapping[Cell, CellEvidence], dict[str, set[Cell]]]:
+    voices: dict[Cell, list[str]] = defaultdict(list)
+    for replica_id in sorted(pending):
+        waiting = pending[replica_id]
+        for cell in waiting.cells:
+            if needed == 1 or waiting.has_voice(cell):
+                voices[cell].append(replica_id)
+    merged, taken = dict(known), defaultdict(set)
+    for cell, replica_ids in voices.items():
+        if len(replica_ids) < needed:
+            continue
+        newer = _one_cell([pending[replica_id].cells[cell] for replica_id in replica_ids], needed)
+        merged[cell] = merged[cell].plus(newer, half_life_steps) if cell in merged else newer
+        for replica_id in replica_ids:
+            taken[replica_id].add(cell)
+    return merged, taken
+
+
+def _one_cell(voices: list[CellEvidence], needed: int) -> CellEvidence:
+    if needed == 1:
+        return CellEvidence(
+            sum(voice.steps for voice in voices), sum(voice.log_seconds for voice in voices), sum(voice.rows for voice in voices)
+        )
+    sums = np.array([(voice.steps, voice.log_seconds, voice.rows) for voice in voices])
+    steps, weights = sums[:, 0], capped_weights(sums[:, 0])
+    total = float(weights.sum())
+    return CellEvidence(total, total * robust_mean(sums[:, 1] / steps, weights), float((sums[:, 2] / steps * weights).sum()))
+
+
+def _merge_acceptance(
+    known: AcceptanceEvidence, pending: Mapping[str, Pending], needed: int
+) -> tuple[AcceptanceEvidence, set[str]]:
+    """Position by position; a replica that is heard on the first position is heard on all that it reached."""
+    least = LEAST_ROWS if needed > 1 else 1.0
+    voices = {
+        replica_id: waiting.acceptance
+        for replica_id, waiting in sorted(pending.items())
+        if waiting.acceptance.reached and waiting.acceptance.reached[0] >= least
+    }
+    if len(voices) < needed:
+        return known, set()
+    reached, accepted = [], []
+    for position in range(max(len(voice.reached) for voice in voices.values())):
+        rows = np.array([voice.reached[position] for voice in voices.values() if position < len(voice.reached)])
+        kept = np.array([voice.accepted[position] for voice in voices.values() if position < len(voice.reached)])
+        rows, kept = rows[rows > 0], kept[rows > 0]
+        if len(rows) < needed:
+            break
+        weights = capped_weights(rows) if needed > 1 else rows
+        share = robust_mean(kept / rows, weights) if needed > 1 else float(kept.sum() / rows.sum())
+        reached.append(float(weights.sum()))
+        accepted.append(float(weights.sum()) * share)
+    half_life_rows = HALF_LIFE_ROWS * len(voices)
+    return known.plus(AcceptanceEvidence(tuple(reached), tuple(accepted)), half_life_rows), set(voices)
+
+
+def _weighted_median(values: Floats, weights: Floats) -> float:
+    order = np.argsort(values, kind="stable")
+    cumulative = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(cumulative, cumulative[-1] / 2.0)])

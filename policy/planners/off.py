@@ -1,0 +1,10 @@
+"""The planner `off`: no speculation at any batch. What every other planner has to beat."""
+
+from __future__ import annotations
+
+from nightjar.policy.planners.planner import GroupPlan, GroupView, one_length
+
+
+def plan(view: GroupView) -> GroupPlan:
+    """K = 0 (draft tokens a request and step) at every decode batch size."""
+    return GroupPlan(one_length(0, view.key.max_num_seqs), "off at every batch")

@@ -1,0 +1,100 @@
+"""What every planner is given and what it answers.
+
+A planner is a pure function of what is known of one group. It decides K by decode batch size and says why; bounds,
+dwell and the kill switch act around it in the engine's step loop, so every planner has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from nightjar.policy.batch_buckets import batch_bucket
+from nightjar.policy.evidence import Evidence
+from nightjar.policy.records import GroupKey, TableRow
+from nightjar.policy.settings import OperatorSettings
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """K by decode batch size. `reasons` explains each batch bucket; a planner that does not learn gives none."""
+
+    rows: tuple[TableRow, ...]
+    summary: str
+    reasons: tuple[str, ...] = ()
+
+    def num_speculative_tokens(self, decode_batch_size: int) -> int:
+        """K at a decode batch size; 0 above the last row, the first row's below it (as records.Table says)."""
+        for row in self.rows:
+            if decode_batch_size <= row.last_batch_size:
+                return row.num_speculative_tokens
+        return 0
+
+    def reason(self, decode_batch_size: int) -> str:
+        """Why that K, in words."""
+        bucket = batch_bucket(decode_batch_size)
+        return self.reasons[bucket] if bucket < len(self.reasons) else self.summary
+
+
+@dataclass(frozen=True, slots=True)
+class GroupView:
+    """What is known of a group: its key, the operator's settings, its evidence and the plan it runs now."""
+
+    key: GroupKey
+    settings: OperatorSettings
+    evidence: Evidence
+    present: GroupPlan | None = None
+
+    @property
+    def arms(self) -> tuple[int, ...]:
+        """The K that may run, ascending, 0 first."""
+        return self.settings.arms(self.key.max_num_speculative_tokens)
+
+    def is_measured(self, bucket: int, num_speculative_tokens: int) -> bool:
+        """Whether the group may decide on this cell."""
+        return self.evidence.is_measured(bucket, num_speculative_tokens, self.settings.calibration_clean_steps)
+
+
+Planner = Callable[[GroupView], GroupPlan]
+
+
+def nearest_runnable(num_speculative_tokens: int, settings: OperatorSettings, max_num_speculative_tokens: int) -> int:
+    """The K that runs where this one is asked for by name: at most the engine's maximum and, where the operator listed the
+    allowed ones, the highest of them that is not above it.
+
+    >>> nearest_runnable(4, OperatorSettings(), 5), nearest_runnable(9, OperatorSettings(), 5)
+    (4, 5)
+    >>> nearest_runnable(4, OperatorSettings(allowed_num_speculative_tokens=(0, 1, 3, 5)), 5)
+    3
+    """
+    clamped = min(num_speculative_tokens, max_num_speculative_tokens)
+    if settings.allowed_num_speculative_tokens is None:
+        return clamped
+    return max(arm for arm in settings.arms(max_num_speculative_tokens) if arm <= clamped)
+
+
+def one_length(num_speculative_tokens: int, max_num_seqs: int) -> tuple[TableRow, ...]:
+    """The rows of a plan that runs one K at every decode batch size."""
+    return (TableRow(first_batch_size=1, last_batch_size=max_num_seqs, num_speculative_tokens=num_speculative_tokens),)
+
+
+def in_words(rows: Sequence[TableRow]) -> str:
+    """Rows as an operator reads them.
+
+    >>> in_words(one_length(5, 8)), in_words(one_length(0, 8))
+    ('K=5 at batch 1-8', 'off at batch 1-8')
+    """
+    return ", ".join(
+        f"{speculation(row.num_speculative_tokens)} at batch {batch_range(row.first_batch_size, row.last_batch_size)}"
+        for row in rows
+    )
+
+
+def speculation(num_speculative_tokens: int) -> str:
+    """K in words: `off` for 0."""
+    return f"K={num_speculative_tokens}" if num_speculative_tokens else "off"
+
+
+def batch_range(first_batch_size: int, last_batch_size: int) -> str:
+    """`4-5`, or `3` for a range of one."""
+    return f"{first_batch_size}-{last_batch_size}" if first_batch_size < last_batch_size else str(first_batch_size)
