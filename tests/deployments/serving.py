@@ -1,0 +1,182 @@
+"""What the Serve-level tests share: a Ray cluster of their own, requests over HTTP, the policy, and processes by kind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import psutil
+import pytest
+
+from nightjar.cluster.client import PolicyClient, get_or_create_policy_actor
+from nightjar.policy.status import FleetStatus, ReplicaStatus
+
+T = TypeVar("T")
+
+TARGET, DRAFT = "smollm2-135m", "smollm2-135m-noise05"
+MAX_NUM_SPECULATIVE_TOKENS = 4
+NEAR_TIE = 1e-4
+
+
+def llm_args(model_id: str, *, speculative: bool = True, num_replicas: int = 1, user_config: object = None) -> dict[str, Any]:
+    """`args` of one application: the real small model in float32, small enough for several engines on a laptop."""
+    engine_kwargs: dict[str, Any] = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 1024,
+        "max_num_seqs": 16,
+        "max_num_batched_tokens": 256,
+        "kv_cache_memory_bytes": 500_000_000,
+    }
+    if speculative:
+        engine_kwargs["speculative_config"] = {
+            "method": "draft_model",
+            "model": DRAFT,
+            "num_speculative_tokens": MAX_NUM_SPECULATIVE_TOKENS,
+        }
+    deployment_config = {"num_replicas": num_replicas, "user_config": user_config, "health_check_period_s": 2}
+    return {
+        "llm_configs": [
+            {
+                "model_loading_config": {"model_id": model_id, "model_source": TARGET},
+                "engine_kwargs": engine_kwargs,
+                "deployment_config": deployment_config,
+            }
+        ]
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class ServeCluster:
+    """Ray and Serve of these tests alone."""
+
+    url: str
+
+    def deploy(self, application: Any, name: str, route_prefix: str) -> None:
+        """Run an application and wait until all its replicas serve."""
+        from ray import serve
+
+        serve.run(application, name=name, route_prefix=route_prefix)
+
+    def http(self, route_prefix: str) -> httpx.Client:
+        """A client of one application."""
+        return httpx.Client(base_url=f"{self.url}{route_prefix}", timeout=180)
+
+
+@contextlib.contextmanager
+def serve_cluster() -> Iterator[ServeCluster]:
+    """Start Ray with Serve on free ports; at the end nothing of it is left, engines included."""
+    import ray
+    from ray import serve
+
+    folder = Path(tempfile.mkdtemp(prefix="nj-", dir="/tmp"))  # short: Ray's socket names must fit 107 bytes
+    (folder / "token").write_text("0" * 64)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("RAY_ADDRESS", raising=False)
+        environment.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "token"))
+        environment.setenv("RAY_enable_metrics_collection", "0")
+        environment.setenv("NIGHTJAR_JOURNAL_DIR", str(folder / "journal"))
+        environment.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        port = free_port()
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            object_store_memory=80 << 20,
+            log_to_driver=False,
+            _temp_dir=str(folder),
+        )
+        try:
+            serve.start(http_options={"host": "127.0.0.1", "port": port})
+            yield ServeCluster(url=f"http://127.0.0.1:{port}")
+        finally:
+            serve.shutdown()
+            with contextlib.suppress(Exception):
+                ray.kill(get_or_create_policy_actor(), no_restart=True)
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def ask_policy(call: Callable[[PolicyClient], Awaitable[T]]) -> T:
+    """One call to the policy actor from synchronous code."""
+
+    async def once() -> T:
+        return await call(PolicyClient())
+
+    return asyncio.run(once())
+
+
+def fleet_status() -> FleetStatus:
+    """The fleet as the policy sees it now."""
+    return ask_policy(lambda client: client.status())
+
+
+def replicas(application: str) -> tuple[ReplicaStatus, ...]:
+    """An application's replicas that reported within the last seconds."""
+    return tuple(r for r in fleet_status().replicas if r.application == application and r.report_age_s < 5.0)
+
+
+def set_fleet_mode(mode: str) -> None:
+    """Set the whole fleet's mode and return once the policy took it."""
+    override = {"scope": "fleet", "name": "", "mode": mode, "for_s": None, "reason": "test"}
+    answer = ask_policy(lambda client: client.set_mode(override))
+    assert answer["error"] == ""
+
+
+def until(condition: Callable[[], T], *, within_s: float, what: str) -> T:
+    """Poll until `condition` gives something true, and return that."""
+    deadline_s = time.monotonic() + within_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline_s, f"{what}: not within {within_s} s"
+        time.sleep(0.2)
+    return value
+
+
+def engine_processes_of(replica_pid: int) -> list[psutil.Process]:
+    """vLLM's engine and worker processes of one replica."""
+    return [process for process in psutil.Process(replica_pid).children(recursive=True) if "VLLM" in _title(process)]
+
+
+def replica_pids(application: str, deployment: str = "LLM") -> set[int]:
+    """Process ids of an application's Serve replicas."""
+    title = f"ray::ServeReplica:{application}:{deployment}"
+    return {process.pid for process in psutil.Process().children(recursive=True) if _title(process).startswith(title)}
+
+
+def post(client: httpx.Client, body: Mapping[str, Any]) -> dict[str, Any]:
+    """One chat completion's choice. Raises for any status but 200."""
+    response = client.post("/v1/chat/completions", json=dict(body))
+    response.raise_for_status()
+    choice: dict[str, Any] = response.json()["choices"][0]
+    return choice
+
+
+def post_at_once(client: httpx.Client, bodies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The choices of chat completions that run together, in order."""
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        return list(pool.map(lambda body: post(client, body), bodies))
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()) or process.name()
+    except psutil.Error:
+        return ""

@@ -1,0 +1,49 @@
+"""A replica whose vLLM lacks what Nightjar hooks into: it serves as plain vLLM with the user's arguments, and says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+pytest.importorskip("ray.serve")
+pytest.importorskip("vllm")
+from nightjar.deployments.app import deploy, parse_args
+from nightjar.deployments.models import ModelError, resolve_model
+from nightjar.deployments.replica import LLMReplica, ModelToServe
+from nightjar.policy.records import DrafterState
+from tests.deployments import serving
+
+pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
+
+
+class ReplicaOfAnotherVLLM(LLMReplica):
+    """As the product's, where the self-check found a hook that moved."""
+
+    async def __init__(self, model: ModelToServe) -> None:  # type: ignore[misc]  # Serve awaits it
+        await super().__init__(model)
+
+    @staticmethod
+    def missing_hooks() -> tuple[str, ...]:
+        return ("vllm.v1.core.sched.scheduler.Scheduler.schedule: there is no 'schedule'",)
+
+
+@pytest.fixture
+def cluster() -> Iterator[serving.ServeCluster]:
+    try:
+        resolve_model(serving.TARGET)
+    except ModelError as error:
+        pytest.skip(str(error))
+    with serving.serve_cluster() as running:
+        yield running
+
+
+def test_engine_whose_hooks_do_not_match_serves_plainly_and_says_so(cluster: serving.ServeCluster) -> None:
+    cluster.deploy(deploy(parse_args(serving.llm_args("chat")), ReplicaOfAnotherVLLM), "chat", "/chat")
+    with cluster.http("/chat") as client:
+        body = {"model": "chat", "messages": [{"role": "user", "content": "Count to five."}], "max_tokens": 8}
+        assert serving.post(client, body)["finish_reason"] in {"length", "stop"}
+    (replica,) = serving.until(lambda: serving.replicas("chat"), within_s=20, what="a report")
+    assert "this vLLM lacks what Nightjar hooks into: vllm.v1.core.sched" in replica.serving_plainly
+    assert replica.drafter_state is DrafterState.ABSENT
+    assert replica.totals == ()
