@@ -1,0 +1,262 @@
+"""Runs one real engine in this process, drives it through the scenarios of a role, and writes what happened as JSON.
+
+`python -m tests.engine.engine_process ROLE OUTPUT`, with ROLE `reference` (plain vLLM) or `steered` (Nightjar's classes).
+Tests start it as a process of its own, because libiomp5.so must be preloaded and an engine leaves global state behind.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from nightjar.deployments.models import build_models, models_folder
+from nightjar.policy.records import (
+    EngineCommand,
+    EngineSnapshot,
+    ExplorationSegment,
+    Mode,
+    Settings,
+    SettingsVersion,
+    Table,
+    TableRow,
+)
+from tests.engine.requests import TestRequest, greedy_batch, mixed_batch, shared_prefix_batch
+
+MAX_NUM_SPECULATIVE_TOKENS: Final = 4
+MAX_NUM_SEQS: Final = 32
+TOGGLED: Final = ("off", "pin=4", "pin=1", "auto", "pin=2", "off", "pin=3")
+TOGGLE_EVERY_STEPS: Final = 3
+TABLE: Final = ((1, 4, 4), (5, 12, 2), (13, 24, 0))
+SEGMENT_CLEAN_STEPS: Final = 2
+
+
+class EngineProcess:
+    """An engine of this process, stepped by hand."""
+
+    def __init__(self, models: Path, *, steered: bool) -> None:
+        from vllm import LLM
+
+        options: dict[str, Any] = {"enable_prefix_caching": steered}
+        if steered:
+            options |= {
+                "speculative_config": {
+                    "method": "draft_model",
+                    "model": str(models / "smollm2-135m-noise05"),
+                    "num_speculative_tokens": MAX_NUM_SPECULATIVE_TOKENS,
+                    "num_speculative_tokens_per_batch_size": [[1, MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS]],
+                },
+                "scheduler_cls": "nightjar.deployments.engine.scheduler.SteeredScheduler",
+                "worker_cls": "nightjar.deployments.engine.worker.SteeredCPUWorker",
+            }
+        llm = LLM(
+            model=str(models / "smollm2-135m"),
+            dtype="float32",
+            max_model_len=1024,
+            max_num_seqs=MAX_NUM_SEQS,
+            max_num_batched_tokens=512,
+            enforce_eager=True,
+            disable_log_stats=False,
+            max_logprobs=20,
+            **options,
+        )
+        self.engine = llm.llm_engine
+        self.core = self.engine.engine_core.engine_core
+        self.scheduler = self.core.scheduler
+        self._sequence = itertools.count(1)
+
+    def run(
+        self, requests: Sequence[TestRequest], before_step: Callable[[int], None] = lambda step: None, **overrides: Any
+    ) -> dict[str, Any]:
+        """Generate all `requests` together; `before_step` gets the number of the step about to run, from 0."""
+        for request in requests:
+            self.add(request, **overrides)
+        outputs: dict[str, Any] = {}
+        for step in itertools.count():
+            if not self.engine.has_unfinished_requests():
+                return outputs
+            before_step(step)
+            for output in self.engine.step():
+                if output.finished:
+                    outputs[output.request_id] = _plain(output.outputs[0]) | {"cached_tokens": output.num_cached_tokens}
+        raise AssertionError("unreachable")
+
+    def add(self, request: TestRequest, **overrides: Any) -> None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
+
+        schema = StructuredOutputsParams(json=request.json_schema) if request.json_schema else None
+        options = request.options | (overrides if request.is_greedy else {})
+        self.engine.add_request(request.request_id, request.prompt, SamplingParams(**options, structured_outputs=schema))
+
+    def exchange(self, command: EngineCommand) -> EngineSnapshot:
+        return EngineSnapshot.from_wire(self.core.nightjar_exchange(command.to_wire()))
+
+    def settings(self, mode: str, *, segments: tuple[ExplorationSegment, ...] = ()) -> Settings:
+        rows = tuple(TableRow(first_batch_size=f, last_batch_size=b, num_speculative_tokens=k) for f, b, k in TABLE)
+        return Settings(
+            version=SettingsVersion(incarnation=1, sequence=next(self._sequence)),
+            mode=Mode.parse(mode),
+            plan=Table(rows=rows, segments=segments),
+            allowed_num_speculative_tokens=tuple(range(MAX_NUM_SPECULATIVE_TOKENS + 1)),
+        )
+
+    def steer(self, mode: str, **options: Any) -> EngineSnapshot:
+        snapshot = self.exchange(EngineCommand(settings=self.settings(mode, **options)))
+        assert not snapshot.refused, snapshot.refused
+        return snapshot
+
+    def toggle(self, step: int) -> None:
+        if step % TOGGLE_EVERY_STEPS == 0:
+            self.steer(TOGGLED[step // TOGGLE_EVERY_STEPS % len(TOGGLED)])
+
+    def blocks_in_use(self) -> int:
+        return sum(block.ref_cnt > 0 and not block.is_null for block in self.scheduler.kv_cache_manager.block_pool.blocks)
+
+
+class SpecDecodingObserver:
+    """Sums vLLM's own statistics of speculation and Nightjar's counts of the same steps, position by position."""
+
+    def __init__(self, loop: Any) -> None:
+        from vllm.v1.spec_decode.metrics import SpecDecodingStats
+
+        self.vllm = [[0] * MAX_NUM_SPECULATIVE_TOKENS for _ in range(2)]
+        self.nightjar = [[0] * MAX_NUM_SPECULATIVE_TOKENS for _ in range(2)]
+        observe, verified = SpecDecodingStats.observe_draft, loop.verified
+
+        def observed(stats: Any, num_draft_tokens: int, num_accepted_tokens: int) -> None:
+            for sums, tokens in zip(self.vllm, (num_draft_tokens, num_accepted_tokens), strict=True):
+                for position in range(tokens):
+                    sums[position] += 1
+            observe(stats, num_draft_tokens=num_draft_tokens, num_accepted_tokens=num_accepted_tokens)
+
+        def counted(*arguments: Any) -> Any:
+            found = verified(*arguments)
+            for sums, rows in zip(self.nightjar, (found.reached, found.accepted), strict=True):
+                for position, count in enumerate(rows):
+                    sums[position] += count
+            return found
+
+        SpecDecodingStats.observe_draft = observed
+        loop.verified = counted
+
+
+def reference(models: Path) -> dict[str, Any]:
+    """Plain vLLM's outputs, with the logprobs that tell near ties."""
+    engine = EngineProcess(models, steered=False)
+    return {
+        "mixed": engine.run(mixed_batch(), logprobs=20),
+        "greedy": engine.run(greedy_batch(), logprobs=20),
+        "prefix": engine.run(shared_prefix_batch(), logprobs=20),
+        "foreign_scheduler": _exchange_with_a_foreign_scheduler(engine),
+    }
+
+
+def steered(models: Path) -> dict[str, Any]:
+    """Every scenario of the steered engine, one after another."""
+    engine = EngineProcess(models, steered=True)
+    observer = SpecDecodingObserver(engine.scheduler.nightjar)
+    result: dict[str, Any] = {"before_settings": _snapshot(engine)}
+    for mode in ("off", "pin=3"):
+        engine.steer(mode)
+        result[f"mixed {mode}"] = engine.run(mixed_batch())
+        result[f"snapshot {mode}"] = _snapshot(engine)
+    result["mixed toggled"] = engine.run(mixed_batch(), engine.toggle)
+    result["mixed table"] = _table_with_a_segment(engine, result)
+    engine.steer("pin=4")
+    result["greedy pin=4"] = engine.run(greedy_batch())
+    result["greedy toggled"] = engine.run(greedy_batch(), engine.toggle)
+    for name in ("prefix toggled", "prefix cached toggled"):
+        result[name] = engine.run(shared_prefix_batch(), engine.toggle)
+    result["abort"] = _abort(engine)
+    result["local_mode"] = _local_mode(engine)
+    result["stale"] = engine.exchange(
+        EngineCommand(settings=engine.settings("pin=1").model_copy(update={"version": SettingsVersion(incarnation=0, sequence=9)}))
+    ).model_dump(mode="json")
+    result["garbage"] = EngineSnapshot.from_wire(engine.core.nightjar_exchange(b"\xc1")).model_dump(mode="json")
+    result["vllm_counts"], result["nightjar_counts"] = observer.vllm, observer.nightjar
+    result["end"] = _snapshot(engine)
+    return result
+
+
+def _table_with_a_segment(engine: EngineProcess, result: dict[str, Any]) -> dict[str, Any]:
+    """Run with the table, and with a measurement of K=3 at batches that the table would leave off; note each step's K."""
+    segment = ExplorationSegment(
+        segment_id=7,
+        first_batch_size=13,
+        last_batch_size=24,
+        num_speculative_tokens=3,
+        clean_steps=SEGMENT_CLEAN_STEPS,
+        time_to_live_s=600,
+    )
+    engine.steer("auto", segments=(segment,))
+    loads: list[dict[str, Any]] = []
+
+    def note(step: int) -> None:
+        loads.append(_snapshot(engine))
+
+    outputs = engine.run(mixed_batch(), note)
+    result["table steps"] = loads[1:]
+    return outputs
+
+
+def _abort(engine: EngineProcess) -> dict[str, int]:
+    before = engine.blocks_in_use()
+    request = TestRequest("aborted", greedy_batch()[0].prompt, {"temperature": 0.0, "max_tokens": 500, "ignore_eos": True})
+    engine.steer("pin=4")
+    engine.add(request)
+    for _ in range(4):
+        engine.engine.step()
+    during = engine.blocks_in_use()
+    engine.engine.abort_request(["aborted"])
+    pool = engine.scheduler.kv_cache_manager.block_pool
+    return {
+        "before": before,
+        "during": during,
+        "after": engine.blocks_in_use(),
+        "free": pool.get_num_free_blocks(),
+        "total": len(pool.blocks) - 1,  # vLLM keeps one block as null
+    }
+
+
+def _local_mode(engine: EngineProcess) -> list[str]:
+    """The decision with the replica's kill switch set, kept by a later command, and taken back."""
+    reasons = []
+    for local_mode in ("off", "off", None):
+        engine.exchange(EngineCommand(local_mode=Mode.parse(local_mode) if local_mode else None))
+        engine.run(greedy_batch()[:1])
+        snapshot = engine.exchange(EngineCommand(local_mode=Mode.parse(local_mode) if local_mode else None))
+        reasons.append(f"K={snapshot.load.num_speculative_tokens}: {snapshot.decision_reason}")
+    return reasons
+
+
+def _exchange_with_a_foreign_scheduler(engine: EngineProcess) -> str:
+    import nightjar.deployments.engine.scheduler  # noqa: F401 - its import adds the method
+
+    return engine.exchange(EngineCommand()).refused
+
+
+def _snapshot(engine: EngineProcess) -> dict[str, Any]:
+    return engine.exchange(EngineCommand()).model_dump(mode="json")
+
+
+def _plain(completion: Any) -> dict[str, Any]:
+    logprobs = [{str(token): entry.logprob for token, entry in position.items()} for position in completion.logprobs or ()]
+    return {
+        "token_ids": list(completion.token_ids),
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "logprobs": logprobs,
+    }
+
+
+if __name__ == "__main__":
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    role, output_file = sys.argv[1:]
+    build_models(models_folder())
+    outcome = {"reference": reference, "steered": steered}[role](models_folder())
+    Path(output_file).write_text(json.dumps(outcome))

@@ -1,0 +1,70 @@
+"""Requests of the real-engine tests: a third sampled, the greedy ones with logprobs, stop strings and JSON schemas among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+_SUBJECTS: Final = ("sea", "dog", "winter", "trains", "bees", "coffee", "moon", "chess", "volcanoes", "bread", "rain", "robots")
+_TASKS: Final = ("Tell a short story about {}.", "List five facts about {}.")
+_SCHEMA: Final = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+_SHARED_PREFIX: Final = "You are a careful assistant. Read all of this before you answer. " * 24
+
+
+@dataclass(frozen=True, slots=True)
+class TestRequest:
+    """One request of a batch: `options` are keyword arguments of vLLM's SamplingParams."""
+
+    __test__ = False
+
+    request_id: str
+    prompt: str
+    options: dict[str, Any]
+    json_schema: dict[str, Any] | None = None
+
+    @property
+    def is_greedy(self) -> bool:
+        return bool(self.options["temperature"] == 0.0)
+
+
+def mixed_batch() -> list[TestRequest]:
+    """24 requests: 8 sampled with seeds, 16 greedy, of which 2 want JSON, 2 stop at a string and 3 want logprobs."""
+    requests = []
+    for index in range(24):
+        options: dict[str, Any] = {"temperature": 0.0, "max_tokens": 24 + index % 3 * 12}
+        schema = None
+        if index % 3 == 2:
+            options |= {"temperature": 0.8, "seed": index}
+        elif index in {0, 9}:
+            schema = _SCHEMA
+        elif index in {3, 12}:
+            options |= {"stop": [".", "\n"]}
+        elif index in {6, 15, 18}:
+            options |= {"logprobs": 3}
+        requests.append(TestRequest(f"mixed-{index}", _chat(_TASKS[index % 2].format(_SUBJECTS[index // 2])), options, schema))
+    return requests
+
+
+def greedy_batch() -> list[TestRequest]:
+    """8 greedy requests of different lengths."""
+    return [
+        TestRequest(f"greedy-{index}", _chat(f"Describe {subject} to a child."), {"temperature": 0.0, "max_tokens": 20 + 4 * index})
+        for index, subject in enumerate(_SUBJECTS[:8])
+    ]
+
+
+def shared_prefix_batch() -> list[TestRequest]:
+    """6 greedy requests whose first few hundred tokens are the same."""
+    return [
+        TestRequest(f"prefix-{index}", _chat(f"{_SHARED_PREFIX} Now describe {subject}."), {"temperature": 0.0, "max_tokens": 24})
+        for index, subject in enumerate(_SUBJECTS[:6])
+    ]
+
+
+def _chat(content: str) -> str:
+    return f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"

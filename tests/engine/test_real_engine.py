@@ -1,0 +1,177 @@
+"""INV-1 and the counters on real engines: float32, a real model, K off, fixed, by table and changed every few steps.
+
+Two processes run once per session (engine_process.py): plain vLLM for the reference, and the steered engine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.engine_process import MAX_NUM_SPECULATIVE_TOKENS, SEGMENT_CLEAN_STEPS, TABLE
+from tests.engine.requests import TestRequest, greedy_batch, mixed_batch, shared_prefix_batch
+
+pytestmark = pytest.mark.engine
+
+NEAR_TIE = 1e-4
+BATCHES = {"mixed": mixed_batch(), "greedy": greedy_batch(), "prefix": shared_prefix_batch()}
+SCENARIOS = [
+    "mixed off",
+    "mixed pin=3",
+    "mixed toggled",
+    "mixed table",
+    "greedy pin=4",
+    "greedy toggled",
+    "prefix toggled",
+    "prefix cached toggled",
+]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return _run("reference", tmp_path_factory.mktemp("reference"))
+
+
+@pytest.fixture(scope="module")
+def steered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return _run("steered", tmp_path_factory.mktemp("steered"))
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_inv_1_greedy_output_is_plain_vllms(scenario: str, reference: dict[str, Any], steered: dict[str, Any]) -> None:
+    batch = scenario.split()[0]
+    problems = [
+        problem
+        for request in BATCHES[batch]
+        if request.is_greedy and (problem := _difference(request, reference[batch], steered[scenario]))
+    ]
+    assert problems == []
+
+
+@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name.startswith("mixed")])
+def test_sampled_rows_in_the_same_batch_finish_with_text(scenario: str, steered: dict[str, Any]) -> None:
+    for request in BATCHES["mixed"]:
+        if not request.is_greedy:
+            output = steered[scenario][request.request_id]
+            assert output["finish_reason"] in {"length", "stop"}
+            assert len(set(output["token_ids"])) > 1
+
+
+@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name.startswith("mixed")])
+def test_logprobs_of_greedy_rows_are_plain_vllms(scenario: str, reference: dict[str, Any], steered: dict[str, Any]) -> None:
+    wanted = [request for request in BATCHES["mixed"] if "logprobs" in request.options]
+    assert wanted
+    for request in wanted:
+        expected, found = reference["mixed"][request.request_id], steered[scenario][request.request_id]
+        for token, ours, theirs in zip(found["token_ids"], found["logprobs"], expected["logprobs"], strict=False):
+            assert ours[str(token)] == pytest.approx(theirs[str(token)], abs=1e-3)
+
+
+def test_shared_prefixes_came_from_the_cache(steered: dict[str, Any]) -> None:
+    assert all(output["cached_tokens"] >= 128 for output in steered["prefix cached toggled"].values())
+
+
+@pytest.mark.parametrize("mode", ["off", "pin=3"])
+def test_settings_adopted_through_the_engine_core_decide_the_length(mode: str, steered: dict[str, Any]) -> None:
+    snapshot = steered[f"snapshot {mode}"]
+    assert snapshot["load"]["num_speculative_tokens"] == (0 if mode == "off" else 3)
+    assert snapshot["fault"] == ""
+    assert snapshot["drafter_state"] == "in_sync"
+
+
+def test_before_any_settings_the_engine_says_so(steered: dict[str, Any]) -> None:
+    assert steered["before_settings"]["settings_version"] is None
+    assert "no settings yet" in steered["before_settings"]["decision_reason"]
+
+
+def test_off_verifies_no_drafts(steered: dict[str, Any]) -> None:
+    totals = {total["num_speculative_tokens"]: total for total in steered["snapshot off"]["counters"]["totals"]}
+    assert set(totals) == {0}
+    assert totals[0]["draft_tokens"] == 0
+
+
+def test_the_table_is_followed_by_decode_batch_and_a_segment_measures_once(steered: dict[str, Any]) -> None:
+    measured = 0
+    for step in steered["table steps"]:
+        load = step["load"]
+        if "segment measures" in step["decision_reason"]:
+            assert load["num_speculative_tokens"] == 3
+            measured += 1
+        elif "the plan" in step["decision_reason"]:
+            wanted = [length for first, last, length in TABLE if first <= load["decode_batch_size"] <= last]
+            assert [load["num_speculative_tokens"]] == wanted
+    assert measured >= SEGMENT_CLEAN_STEPS
+    assert steered["table steps"][-1]["finished_segment_id"] == 7
+
+
+def test_counters_agree_with_vllms_own_statistics_position_by_position(steered: dict[str, Any]) -> None:
+    assert steered["nightjar_counts"] == steered["vllm_counts"]
+    assert steered["vllm_counts"][0][MAX_NUM_SPECULATIVE_TOKENS - 1] > 0
+    totals = steered["end"]["counters"]["totals"]
+    assert sum(total["draft_tokens"] for total in totals) == sum(steered["vllm_counts"][0])
+    assert sum(total["accepted_tokens"] for total in totals) == sum(steered["vllm_counts"][1])
+
+
+def test_an_aborted_request_gives_its_blocks_back(steered: dict[str, Any]) -> None:
+    blocks = steered["abort"]
+    assert blocks["during"] > blocks["before"] == blocks["after"] == 0
+    assert blocks["free"] == blocks["total"]
+
+
+def test_the_replicas_kill_switch_holds_until_a_command_carries_another(steered: dict[str, Any]) -> None:
+    assert [reason.split(":")[0] for reason in steered["local_mode"]] == ["K=0", "K=0", f"K={MAX_NUM_SPECULATIVE_TOKENS}"]
+
+
+def test_inv_5_stale_settings_are_refused_by_the_engine(steered: dict[str, Any]) -> None:
+    assert "version 0.9" in steered["stale"]["refused"]
+    assert steered["stale"]["settings_version"]["incarnation"] == 1
+
+
+def test_bytes_that_are_no_command_are_answered_and_not_raised(steered: dict[str, Any]) -> None:
+    assert "EngineCommand" in steered["garbage"]["refused"]
+
+
+def test_a_scheduler_that_is_not_ours_answers_so(reference: dict[str, Any]) -> None:
+    assert "the running scheduler is Scheduler" in reference["foreign_scheduler"]
+
+
+def _difference(request: TestRequest, expected: dict[str, Any], found: dict[str, Any]) -> str:
+    """What is wrong with a greedy row, or "": its first other token must be a near tie of the reference's logits."""
+    theirs, ours = expected[request.request_id], found[request.request_id]
+    for position, (their_token, our_token) in enumerate(zip(theirs["token_ids"], ours["token_ids"], strict=False)):
+        if their_token != our_token:
+            logprobs = theirs["logprobs"][position]
+            gap = logprobs[str(their_token)] - logprobs.get(str(our_token), float("-inf"))
+            return "" if abs(gap) < NEAR_TIE else f"{request.request_id}: token {position} differs, gap {gap}"
+    same_end = (len(theirs["token_ids"]), theirs["text"], theirs["finish_reason"]) == (
+        len(ours["token_ids"]),
+        ours["text"],
+        ours["finish_reason"],
+    )
+    return "" if same_end else f"{request.request_id}: {theirs['text']!r} became {ours['text']!r}"
+
+
+def _run(role: str, folder: Path) -> dict[str, Any]:
+    """Run engine_process.py with what an engine on CPU needs in its environment; its output is shown where it fails."""
+    environment = os.environ | {
+        "LD_PRELOAD": str(Path(sys.prefix) / "lib" / "libiomp5.so"),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    output = folder / "outcome.json"
+    command = [sys.executable, "-m", "tests.engine.engine_process", role, str(output)]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-6000:]
+    outcome: dict[str, Any] = json.loads(output.read_text())
+    return outcome

@@ -1,0 +1,261 @@
+"""Nightjar's scheduler classes on vLLM's real scheduling, model outputs made up, synchronous and with steps in flight."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nightjar.policy.records import Mode, Settings, SettingsVersion, Table, TableRow
+
+pytest.importorskip("vllm")
+
+from nightjar.deployments.engine.scheduler import SteeredAsyncScheduler, SteeredScheduler
+from tests.engine.scheduler_harness import hand_over_drafts, make_request, make_scheduler, model_output, run_steps
+
+MAXIMUM = 4
+BOTH = pytest.mark.parametrize(
+    ("scheduler_class", "in_flight"), [(SteeredScheduler, 1), (SteeredAsyncScheduler, 2)], ids=["sync", "async"]
+)
+
+
+class Clock:
+    """Advances by `step_s` with each reading."""
+
+    def __init__(self, step_s: float = 0.0) -> None:
+        self.now_s = 100.0
+        self.step_s = step_s
+
+    def __call__(self) -> float:
+        self.now_s += self.step_s
+        return self.now_s
+
+
+def steer(scheduler: Any, mode: str, sequence: int = 1) -> None:
+    row = TableRow(first_batch_size=1, last_batch_size=16, num_speculative_tokens=MAXIMUM)
+    refused = scheduler.nightjar.steering.adopt(
+        Settings(
+            version=SettingsVersion(incarnation=1, sequence=sequence),
+            mode=Mode.parse(mode),
+            plan=Table(rows=(row,)),
+            allowed_num_speculative_tokens=tuple(range(MAXIMUM + 1)),
+        ),
+        scheduler.nightjar.clock(),
+    )
+    assert refused == ""
+
+
+def start(scheduler_class: type[Any], folder: Path, *, requests: int = 3, prompt_tokens: int = 8, **options: Any) -> Any:
+    scheduler = make_scheduler(scheduler_class, folder, max_num_speculative_tokens=MAXIMUM, **options)
+    scheduler.nightjar.clock = Clock(step_s=0.01)
+    for index in range(requests):
+        scheduler.add_request(make_request(f"request-{index}", prompt_tokens=prompt_tokens))
+    return scheduler
+
+
+def counters(scheduler: Any) -> Any:
+    assert scheduler.nightjar.fault == ""
+    return scheduler.nightjar.counters.snapshot("engine")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield tmp_path_factory.mktemp("model")
+
+
+@BOTH
+def test_the_chosen_length_is_drafted_in_its_step_and_verified_in_the_next(
+    scheduler_class: type[Any], in_flight: int, folder: Path
+) -> None:
+    scheduler = start(scheduler_class, folder)
+    lengths = [4, 0, 2, 2, 1, 4, 3]
+    outputs: list[Any] = []
+    queue: list[Any] = []
+    for sequence, length in enumerate(lengths, start=1):
+        steer(scheduler, f"pin={length}", sequence)
+        queue.append(scheduler.schedule())
+        outputs.append(queue[-1])
+        if len(queue) == in_flight:
+            output = queue.pop(0)
+            scheduler.update_from_output(output, model_output(scheduler, output, lambda name, drafts: drafts // 2))
+            if in_flight == 1:
+                hand_over_drafts(scheduler, output)
+    assert [output.num_spec_tokens_to_schedule for output in outputs] == lengths
+    for before, output in zip(lengths, outputs[1:], strict=False):
+        assert {len(tokens) for tokens in output.scheduled_spec_decode_tokens.values()} == ({before} if before else set())
+    assert scheduler.nightjar.fault == ""
+
+
+@BOTH
+def test_without_settings_the_engine_runs_its_own_length_and_is_counted(
+    scheduler_class: type[Any], in_flight: int, folder: Path
+) -> None:
+    scheduler = start(scheduler_class, folder)
+    run_steps(scheduler, 6, in_flight=in_flight)
+    assert [total.num_speculative_tokens for total in counters(scheduler).totals] == [MAXIMUM]
+
+
+@BOTH
+def test_rows_decode_once_all_but_their_newest_token_is_cached_also_with_placeholders(
+    scheduler_class: type[Any], in_flight: int, folder: Path
+) -> None:
+    scheduler = start(scheduler_class, folder, prompt_tokens=40, max_num_batched_tokens=64)
+    outputs = run_steps(scheduler, 8, in_flight=in_flight)
+    notes = [output.nightjar_note for output in outputs]
+    assert [(note.decode_rows, note.prefill_tokens > 0) for note in notes][:3] == [(0, True), (1, True), (2, True)]
+    assert {(note.decode_rows, note.prefill_tokens) for note in notes[3:]} == {(3, 0)}
+    assert sum(note.prefill_tokens for note in notes) == 3 * 40
+
+
+@pytest.mark.parametrize(("scheduler_class", "in_flight", "unsettled"), [(SteeredScheduler, 1, 1), (SteeredAsyncScheduler, 2, 2)])
+def test_a_step_is_clean_only_once_its_length_was_held(
+    scheduler_class: type[Any], in_flight: int, unsettled: int, folder: Path
+) -> None:
+    scheduler = start(scheduler_class, folder)
+    steer(scheduler, "pin=2", 1)
+    run_steps(scheduler, 6, in_flight=in_flight)
+    before = counters(scheduler)
+    steer(scheduler, "pin=3", 2)
+    done = run_steps(scheduler, 6, in_flight=in_flight)
+    at_three = [output for output in done if output.num_spec_tokens_to_schedule == 3]
+    clean = {cell.num_speculative_tokens: cell.steps for cell in counters(scheduler).cells}
+    assert clean[3] == len(at_three) - unsettled
+    assert counters(scheduler).transition_steps - before.transition_steps >= unsettled
+
+
+@BOTH
+def test_reached_and_accepted_count_rows_by_position(scheduler_class: type[Any], in_flight: int, folder: Path) -> None:
+    scheduler = start(scheduler_class, folder)
+    accepted_by_name = {"request-0": 0, "request-1": 1, "request-2": 4}
+    done = run_steps(scheduler, 7, lambda name, drafts: min(accepted_by_name[name], drafts), in_flight=in_flight)
+    verifying = [output for output in done if output.scheduled_spec_decode_tokens]
+    (total,) = counters(scheduler).totals
+    assert total.draft_tokens == 3 * MAXIMUM * len(verifying)
+    assert total.accepted_tokens == (0 + 1 + 4) * len(verifying)
+    (cell,) = counters(scheduler).cells
+    assert cell.reached == (3 * cell.steps,) * MAXIMUM
+    assert cell.accepted == (2 * cell.steps, cell.steps, cell.steps, cell.steps)
+
+
+def test_the_time_since_the_last_output_belongs_to_a_step_unless_the_engine_was_idle(folder: Path) -> None:
+    scheduler = start(SteeredScheduler, folder, requests=0)
+    clock = Clock()
+    scheduler.nightjar.clock = clock
+    for round_number in range(2):
+        clock.now_s += 1000.0
+        scheduler.add_request(make_request(f"late-{round_number}", max_tokens=15))
+        for _ in range(3):
+            clock.now_s += 2.0
+            run_steps(scheduler, 1)
+        scheduler.finish_requests(f"late-{round_number}", _aborted())
+    assert counters(scheduler).busy_seconds == pytest.approx(2 * 2 * 2.0)
+
+
+def test_a_paused_engine_credits_no_time(folder: Path) -> None:
+    from vllm.v1.core.sched.interface import PauseState
+
+    scheduler = start(SteeredScheduler, folder)
+    clock = Clock()
+    scheduler.nightjar.clock = clock
+    run_steps(scheduler, 2)
+    scheduler.set_pause_state(PauseState.PAUSED_ALL)
+    run_steps(scheduler, 1)
+    clock.now_s += 1000.0
+    scheduler.set_pause_state(PauseState.UNPAUSED)
+    run_steps(scheduler, 1)
+    assert counters(scheduler).busy_seconds < 1.0
+    assert counters(scheduler).step_count == 3
+
+
+def test_tokens_after_a_stop_are_accepted_but_not_generated(folder: Path) -> None:
+    scheduler = start(SteeredScheduler, folder, requests=0)
+    scheduler.add_request(make_request("short", max_tokens=3))
+    run_steps(scheduler, 2)
+    (total,) = counters(scheduler).totals
+    assert (total.generated_tokens, total.accepted_tokens) == (3, MAXIMUM)
+
+
+def test_a_row_aborted_while_its_step_ran_is_not_counted(folder: Path) -> None:
+    scheduler = start(SteeredScheduler, folder)
+    run_steps(scheduler, 1)
+    output = scheduler.schedule()
+    scheduler.finish_requests("request-0", _aborted())
+    scheduler.update_from_output(output, model_output(scheduler, output, lambda name, drafts: drafts))
+    (total,) = counters(scheduler).totals
+    assert total.draft_tokens == 2 * MAXIMUM
+
+
+def test_drafts_that_a_grammar_refused_are_not_reached(folder: Path) -> None:
+    scheduler = start(SteeredScheduler, folder)
+    run_steps(scheduler, 1)
+    output = scheduler.schedule()
+    output.num_invalid_spec_tokens = {"request-0": 3}
+    scheduler.update_from_output(output, model_output(scheduler, output, lambda name, drafts: 0))
+    (total,) = counters(scheduler).totals
+    assert total.draft_tokens == 3 * MAXIMUM - 3
+
+
+def test_a_row_cut_short_by_its_maximum_length_leaves_the_step_clean(folder: Path) -> None:
+    scheduler = start(SteeredScheduler, folder, max_model_len=32)
+    done = run_steps(scheduler, 12, lambda name, drafts: 0 if name == "request-0" else drafts)
+    cut = [output for output in done if {1, 2, 3} & {len(tokens) for tokens in output.scheduled_spec_decode_tokens.values()}]
+    assert cut
+    assert all(output.nightjar_note.comparable for output in cut)
+
+
+def test_a_row_short_for_any_other_reason_spoils_the_step(folder: Path) -> None:
+    scheduler = start(SteeredScheduler, folder)
+    run_steps(scheduler, 2)
+    scheduler.requests["request-1"].spec_token_ids = []
+    (output,) = run_steps(scheduler, 1)
+    assert not output.nightjar_note.comparable
+
+
+@pytest.mark.parametrize("hook", ["_choose", "_count_verified", "_count"])
+def test_an_error_of_ours_leaves_the_engine_its_own_length_and_is_told(
+    hook: str, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scheduler = start(SteeredScheduler, folder)
+    steer(scheduler, "pin=1")
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr(scheduler.nightjar, hook, fail)
+    done = run_steps(scheduler, 5)
+    assert [output.num_spec_tokens_to_schedule for output in done[1:]] == [MAXIMUM] * 4
+    assert "broken on purpose" in scheduler.nightjar.fault
+    assert all(len(request.output_token_ids) > 4 for request in scheduler.requests.values())
+
+
+def test_a_note_reaches_a_worker_process_as_nothing(folder: Path) -> None:
+    scheduler = start(SteeredScheduler, folder)
+    (output,) = run_steps(scheduler, 1)
+    assert pickle.loads(pickle.dumps(output)).nightjar_note is None
+
+
+def test_a_steered_scheduler_schedules_the_same_tokens_as_plain_vllm(folder: Path) -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    scheduled = []
+    for scheduler_class in (Scheduler, SteeredScheduler):
+        scheduler = make_scheduler(scheduler_class, folder, max_num_speculative_tokens=MAXIMUM, max_num_batched_tokens=64)
+        for index in range(5):
+            scheduler.add_request(make_request(f"request-{index}", prompt_tokens=10 + 7 * index, max_tokens=30))
+        scheduled.append([output.num_scheduled_tokens for output in run_steps(scheduler, 20, _every_second)])
+    assert scheduled[0] == scheduled[1]
+
+
+def _every_second(name: str, drafts: int) -> int:
+    return drafts // 2
+
+
+def _aborted() -> Any:
+    from vllm.v1.request import RequestStatus
+
+    return RequestStatus.FINISHED_ABORTED
