@@ -1,0 +1,248 @@
+"""The fleet as operators and replicas meet it: it converges, calibrates once, obeys modes and never deals an illegal K."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nightjar.policy.fleet import FleetState, decide, empty_fleet, fleet_status, learned, observe, with_learned
+from nightjar.policy.learned import LearnedTables
+from nightjar.policy.modes import ModeOverride
+from nightjar.policy.records import MAX_RECORD_BYTES, EngineLoad, EngineSnapshot, Mode, WireError
+from nightjar.policy.settings import OperatorSettings, parse_operator_settings
+from tests.policy.engines import AUTO, KEY, Fleet, Replica, best_length, table
+
+
+@pytest.mark.parametrize("batch", [1, 16, 64, 256])
+def test_two_replicas_find_the_best_length_of_a_measured_engine(batch: int) -> None:
+    fleet = Fleet([Replica("a", batch), Replica("b", batch)])
+    fleet.run(8.0)
+    assert fleet.planned(batch) == best_length(batch)
+    assert not fleet.refusals
+
+
+def test_a_fleet_whose_load_moves_learns_each_batch_and_needs_no_second_calibration() -> None:
+    fleet = Fleet([Replica("a"), Replica("b")])
+    for batch in (1, 16, 64, 256):
+        fleet.replicas[0].batch = fleet.replicas[1].batch = batch
+        fleet.run(8.0)
+    dealt = dict(fleet.dealt)
+    for batch in (256, 64, 16, 1):
+        fleet.replicas[0].batch = fleet.replicas[1].batch = batch
+        fleet.run(4.0)
+        assert fleet.planned(batch) == best_length(batch)
+    assert fleet.dealt == dealt
+    assert len({(first, length) for _, first, length in dealt.values()}) == len(dealt), "a cell was measured twice"
+
+
+def test_off_is_measured_first() -> None:
+    fleet = Fleet([Replica("a")])
+    fleet.run(8.0)
+    lengths = [length for _, _, length in fleet.dealt.values()]
+    assert lengths[0] == 0
+    assert set(lengths) > {0}
+
+
+def test_with_nothing_measured_every_batch_is_off() -> None:
+    fleet = Fleet([Replica("a", 0)])
+    fleet.run(1.0)
+    assert {fleet.planned(batch) for batch in (1, 7, 256)} == {0}
+
+
+def test_a_newcomer_in_a_warm_group_runs_the_plan_at_once_and_measures_nothing() -> None:
+    fleet = Fleet([Replica("a"), Replica("b")])
+    fleet.run(8.0)
+    dealt = len(fleet.dealt)
+    fleet.replicas = [*fleet.replicas, Replica("c", now_s=fleet.now_s)]
+    fleet.run(3.0)
+    assert fleet.replicas[2].length == best_length(1)
+    assert len(fleet.dealt) == dealt
+
+
+def test_a_lost_segment_is_dealt_to_another_replica_under_a_new_id() -> None:
+    mute = Replica("a")
+    fleet = Fleet([mute, Replica("b", 0)])
+    fleet.observe(mute.report())
+    fleet.decide()
+    first = next(iter(fleet.dealt))
+    fleet.replicas = [fleet.replicas[1]]
+    fleet.replicas[0].batch = 1
+    fleet.run(60.0, period_s=1.0)
+    assert max(fleet.dealt) > first
+    assert fleet.planned(1) == best_length(1)
+
+
+def test_no_replica_holds_more_than_two_segments_and_no_cell_lies_with_two_replicas_of_a_pair() -> None:
+    fleet = Fleet([Replica("a"), Replica("b")])
+    for _ in range(12):
+        fleet.run(0.5)
+        held = [table(decision).segments for decision in fleet.decisions.values()]
+        assert all(len(segments) <= 2 for segments in held)
+        cells = [(s.first_batch_size, s.num_speculative_tokens) for segments in held for s in segments]
+        assert len(cells) == len(set(cells))
+
+
+@pytest.mark.parametrize("kind", ["off", "pin=1", "shadow"])
+def test_a_replica_that_is_not_in_auto_measures_nothing(kind: str) -> None:
+    fleet = Fleet([Replica("a")], settings=OperatorSettings(mode=Mode.parse(kind)))
+    fleet.run(3.0)
+    assert not fleet.dealt
+
+
+def test_off_and_pin_give_one_length_at_every_batch_and_say_who_set_them() -> None:
+    overrides = (
+        ModeOverride(scope="replica", name="a", mode=Mode.parse("pin=9"), reason="trial"),
+        ModeOverride(scope="fleet", mode=Mode.parse("off")),
+    )
+    fleet = Fleet([Replica("a"), Replica("b")], overrides=overrides)
+    fleet.run(1.0)
+    pinned, off = fleet.decisions["a"], fleet.decisions["b"]
+    assert [row.num_speculative_tokens for row in table(pinned).rows] == [5]
+    assert pinned.reason == "mode pin=9 set by replica a by hand (trial), lowered to K=5: the engine's maximum is 5"
+    assert [row.num_speculative_tokens for row in table(off).rows] == [0]
+    assert off.reason == "mode off set by fleet by hand"
+
+
+def test_a_replica_that_serves_plainly_gets_only_off_and_is_told_why() -> None:
+    fleet = Fleet([])
+    fleet.observe(Replica("a").report(serving_plainly="suffix drafters assert K"))
+    fleet.decide()
+    assert table(fleet.decisions["a"]).rows[0].num_speculative_tokens == 0
+    assert fleet.decisions["a"].reason == "serves plainly, not steered: suffix drafters assert K"
+
+
+def test_a_replicas_own_kill_switch_shows_in_status_and_keeps_it_from_measuring() -> None:
+    fleet = Fleet([])
+    fleet.observe(Replica("a").report(local_mode="off"))
+    fleet.decide()
+    _, (replica,) = fleet_status(fleet.state, fleet.decisions, fleet.now_s)
+    assert str(replica.mode) == "off"
+    assert replica.reason.startswith("mode off set in the replica's own user_config overrides: ")
+    assert not table(fleet.decisions["a"]).segments
+
+
+def test_status_says_in_words_why_and_what_is_measured() -> None:
+    fleet = Fleet([Replica("a", 64)])
+    fleet.run(0.5)
+    _, (measuring,) = fleet_status(fleet.state, fleet.decisions, fleet.now_s)
+    assert measuring.reason == "batch 64-95: off, nothing measured yet; measuring K=0 at batch 64-95"
+    fleet.run(8.0)
+    (group,), (settled,) = fleet_status(fleet.state, fleet.decisions, fleet.now_s)
+    assert settled.reason.startswith("batch 64-95: K=1 gives ")
+    assert "tok/s predicted against" in settled.reason
+    assert settled.generated_tokens_per_s == pytest.approx(64 * 1.68 / 9.7e-3, rel=0.1)
+    assert settled.acceptance[0] == pytest.approx(0.68, abs=0.05)
+    assert (group.replicas, group.planner) == (1, "fleet")
+    assert group.acceptance[0] == pytest.approx(0.68, abs=0.05)
+
+
+def test_a_decision_stays_equal_while_nothing_changes() -> None:
+    fleet = Fleet([Replica("a"), Replica("b")])
+    fleet.run(12.0)
+    before = fleet.decisions
+    fleet.run(5.0)
+    assert fleet.decisions == before
+
+
+def test_a_silent_replica_is_dropped_after_its_timeout_and_what_the_group_learned_stays() -> None:
+    fleet = Fleet([Replica("a")])
+    fleet.run(8.0)
+    fleet.replicas = []
+    fleet.now_s += AUTO.replica_timeout_s + 1.0
+    fleet.decide()
+    assert not fleet.decisions
+    assert not fleet.state.replicas
+    assert fleet.planned(1) == best_length(1)
+
+
+def test_what_was_learned_survives_a_restart_through_the_wire() -> None:
+    fleet = Fleet([Replica("a"), Replica("b")])
+    fleet.run(8.0)
+    tables = learned(fleet.state)
+    restored = with_learned(empty_fleet(), LearnedTables.from_wire(tables.to_wire()))
+    assert learned(restored) == tables
+    warm = Fleet([Replica("c")], state=restored)
+    warm.run(2.0)
+    assert warm.planned(1) == best_length(1)
+    assert not warm.dealt
+    assert restored.next_segment_id > max(fleet.dealt)
+
+
+def test_segment_ids_rise_above_any_that_a_replica_reports_finished() -> None:
+    replica = Replica("a")
+    fleet = Fleet([replica])
+    snapshot = EngineSnapshot(
+        counters=replica.counters.snapshot("engine-1"), load=EngineLoad(decode_batch_size=1), finished_segment_id=41
+    )
+    fleet.observe(replica.report(snapshot=snapshot))
+    fleet.decide()
+    assert min(fleet.dealt) > 41
+
+
+def test_stored_tables_of_an_unknown_version_are_refused() -> None:
+    with pytest.raises(WireError, match="version"):
+        LearnedTables.from_wire(LearnedTables().model_copy(update={"version": 2}).to_wire())
+
+
+def test_the_stored_tables_of_a_full_fleet_fit_one_record() -> None:
+    fleet = Fleet([Replica("a")])
+    fleet.run(4.0)
+    (group,) = fleet.state.groups.values()
+    cells = {(bucket, length): next(iter(group.evidence.cells.values())) for bucket in range(24) for length in range(33)}
+    crowd = {}
+    for number in range(1000):
+        key = group.key.model_copy(update={"target": f"model-{number}"})
+        crowd[key.group_id] = type(group)(key, type(group.evidence)(cells, group.evidence.acceptance))
+    tables = learned(FleetState(groups=crowd))
+    assert tables.groups
+    assert len(tables.to_wire()) < MAX_RECORD_BYTES
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**32), batches=st.lists(st.sampled_from([0, 1, 5, 16, 64, 256]), min_size=1, max_size=4))
+def test_same_reports_and_seed_give_the_same_decisions(seed: int, batches: list[int]) -> None:
+    def history() -> list[object]:
+        fleet = Fleet([Replica(f"r{index}", batch) for index, batch in enumerate(batches)], rng=random.Random(seed))
+        outcomes: list[object] = []
+        for _ in range(3):
+            fleet.run(0.5)
+            outcomes.append(fleet.decisions)
+        return outcomes
+
+    assert history() == history()
+
+
+operator_settings = st.builds(
+    lambda mode, planner, fixed, allowed: parse_operator_settings(
+        {
+            "mode": mode,
+            "planner": planner,
+            "num_speculative_tokens": fixed,
+            "allowed_num_speculative_tokens": allowed,
+            "num_speculative_tokens_per_batch_size": [[1, 4, 5], [9, 4000, 32]],
+        }
+    ),
+    mode=st.sampled_from(["auto", "shadow", "off", "pin=0", "pin=3", "pin=32"]),
+    planner=st.sampled_from(["off", "fixed", "schedule", "fleet"]),
+    fixed=st.none() | st.integers(0, 32),
+    allowed=st.none() | st.lists(st.sampled_from([0, 1, 3, 5]), max_size=3).map(tuple),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(chosen=operator_settings, maximum=st.integers(0, 5), batch=st.sampled_from([0, 1, 7, 256]))
+def test_every_length_is_legal_and_off_is_always_among_the_allowed(chosen: OperatorSettings, maximum: int, batch: int) -> None:
+    group = KEY.model_copy(update={"max_num_speculative_tokens": maximum})
+    state, ignored = observe(empty_fleet(), Replica("a", batch).report(group=group), 0.0, chosen)
+    assert not ignored
+    decisions, _ = decide(state, chosen, (), 0.0, random.Random(0))
+    plan = table(decisions["a"])
+    lengths = {row.num_speculative_tokens for row in plan.rows} | {s.num_speculative_tokens for s in plan.segments}
+    assert lengths <= set(decisions["a"].allowed_num_speculative_tokens)
+    assert 0 in decisions["a"].allowed_num_speculative_tokens
+    assert max(lengths) <= maximum
+    if chosen.mode.kind == "auto" and chosen.allowed_num_speculative_tokens is not None:
+        assert lengths <= set(chosen.arms(maximum))
