@@ -15,11 +15,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-import structlog
-
 from nightjar.deployments.engine.environment import REPLICA_PID_VARIABLE
-
-log = structlog.get_logger(__name__)
 
 
 def end_with_replica(environment: Mapping[str, str] = os.environ, *, and_parent: bool = False) -> bool:
@@ -41,25 +37,20 @@ def end_with_replica(environment: Mapping[str, str] = os.environ, *, and_parent:
         for pid in watched_pids:
             poll.register(os.pidfd_open(pid), select.POLLIN)
     except ProcessLookupError:
-        _end(watched_pids)
+        _end()
     if not watched_pids <= _ancestors():
-        _end(watched_pids)
-    threading.Thread(target=_wait, args=(poll, watched_pids), name="nightjar-process-guard", daemon=True).start()
+        _end()
+    threading.Thread(target=_wait, args=(poll,), name="nightjar-process-guard", daemon=True).start()
     return True
 
 
-def _wait(poll: select.poll, watched_pids: set[int]) -> None:
+def _wait(poll: select.poll) -> None:
     poll.poll()
-    _end(watched_pids)
+    _end()
 
 
-def _end(watched_pids: set[int]) -> None:
-    log.error(
-        "engine_process_ends",
-        pid=os.getpid(),
-        reason="the replica or the engine core it belongs to has ended",
-        watched=sorted(watched_pids),
-    )
+def _end() -> None:
+    # Nothing is logged: standard output is a pipe to the process that is gone, where writing fails or blocks.
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -1,0 +1,90 @@
+"""The control channel without an engine: commands in, snapshots out, and no exception whatever comes in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nightjar.policy.records import DrafterState, EngineCommand, EngineSnapshot, Mode, Settings, SettingsVersion, Table, TableRow
+
+pytest.importorskip("vllm")
+
+from vllm.v1.engine.core import EngineCore
+
+from nightjar.deployments.engine.control import CONTROL_METHOD, nightjar_exchange
+from nightjar.deployments.engine.scheduler import SteeredScheduler
+from tests.engine.scheduler_harness import make_request, make_scheduler, run_steps
+
+
+@pytest.fixture
+def engine_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return SimpleNamespace(scheduler=make_scheduler(SteeredScheduler, tmp_path))
+
+
+def exchange(engine_core: Any, command: EngineCommand) -> EngineSnapshot:
+    return EngineSnapshot.from_wire(nightjar_exchange(engine_core, command.to_wire()))
+
+
+def settings(sequence: int, mode: str = "pin=2") -> Settings:
+    return Settings(
+        version=SettingsVersion(incarnation=1, sequence=sequence),
+        mode=Mode.parse(mode),
+        plan=Table(rows=(TableRow(first_batch_size=1, last_batch_size=16, num_speculative_tokens=4),)),
+        allowed_num_speculative_tokens=(0, 2, 4),
+    )
+
+
+def test_the_import_of_the_scheduler_module_adds_the_method_to_vllms_engine_core() -> None:
+    assert getattr(EngineCore, CONTROL_METHOD) is nightjar_exchange
+
+
+def test_settings_come_into_force_and_the_load_is_the_engines(engine_core: Any) -> None:
+    assert exchange(engine_core, EngineCommand(settings=settings(1))).settings_version == SettingsVersion(incarnation=1, sequence=1)
+    for index in range(20):
+        engine_core.scheduler.add_request(make_request(f"request-{index}"))
+    run_steps(engine_core.scheduler, 3)
+    snapshot = exchange(engine_core, EngineCommand())
+    assert snapshot.load.num_running_reqs == snapshot.load.decode_batch_size == 16
+    assert snapshot.load.num_waiting_reqs == 4
+    assert snapshot.load.kv_cache_usage > 0
+    assert snapshot.load.num_speculative_tokens == snapshot.load.planned_num_speculative_tokens == 2
+    assert snapshot.load.step_seconds > 0
+    assert snapshot.counters.step_count == 3
+    assert snapshot.drafter_state is DrafterState.IN_SYNC
+
+
+def test_inv_5_older_settings_are_answered_with_a_refusal(engine_core: Any) -> None:
+    exchange(engine_core, EngineCommand(settings=settings(5)))
+    snapshot = exchange(engine_core, EngineCommand(settings=settings(4, "pin=4")))
+    assert "older than 1.5" in snapshot.refused
+    assert snapshot.settings_version == SettingsVersion(incarnation=1, sequence=5)
+
+
+def test_a_confirmation_restarts_the_age_of_the_settings(engine_core: Any) -> None:
+    loop = engine_core.scheduler.nightjar
+    loop.clock = lambda: 1000.0
+    exchange(engine_core, EngineCommand(settings=settings(1)))
+    loop.clock = lambda: 1250.0
+    exchange(engine_core, EngineCommand(confirmed=SettingsVersion(incarnation=1, sequence=1)))
+    assert loop.steering.choose(1, False, 1500.0) == 2
+    assert loop.steering.choose(1, False, 1551.0) == 0
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x93\x01\x02\x03", EngineCommand().to_wire() + b"\x00", b"\xff" * (1 << 21)])
+def test_bytes_that_are_no_command_change_nothing_and_are_refused(payload: bytes, engine_core: Any) -> None:
+    exchange(engine_core, EngineCommand(settings=settings(1), local_mode=Mode.parse("off")))
+    snapshot = EngineSnapshot.from_wire(nightjar_exchange(engine_core, payload))
+    assert "EngineCommand" in snapshot.refused
+    assert engine_core.scheduler.nightjar.steering.choose(1, False, 0.0) == 0
+
+
+def test_an_engine_core_without_our_scheduler_answers_why() -> None:
+    assert "allowed is one of Nightjar's" in exchange(SimpleNamespace(scheduler=object()), EngineCommand()).refused
+
+
+def test_an_error_of_ours_is_answered_and_not_raised() -> None:
+    assert "AttributeError" in exchange(SimpleNamespace(), EngineCommand()).refused

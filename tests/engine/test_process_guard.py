@@ -1,0 +1,76 @@
+"""Engine processes end with their replica, however it ends and whenever it ended."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from nightjar.deployments.engine.environment import REPLICA_PID_VARIABLE
+from nightjar.deployments.engine.process_guard import end_with_replica
+
+ENGINE = """
+import time
+from nightjar.deployments.engine.process_guard import end_with_replica
+print(end_with_replica(), flush=True)
+time.sleep(60)
+"""
+REPLICA = f"""
+import os, subprocess, sys, time
+os.environ[{REPLICA_PID_VARIABLE!r}] = str(os.getpid())
+engine = subprocess.Popen([sys.executable, "-c", {ENGINE!r}], stdout=subprocess.PIPE)
+print(engine.stdout.readline().decode().strip(), engine.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def wait_until_gone(pid: int) -> None:
+    """Block until process `pid` has ended; a hang is the test's failure."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    assert poll.poll(20_000), f"process {pid} is still there"
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_an_engine_process_ends_when_its_replica_is_killed(how: signal.Signals) -> None:
+    with subprocess.Popen([sys.executable, "-c", REPLICA], stdout=subprocess.PIPE, text=True) as replica:
+        assert replica.stdout is not None
+        watched, engine_pid = replica.stdout.readline().split()
+        assert watched == "True"
+        replica.send_signal(how)
+        wait_until_gone(int(engine_pid))
+
+
+def test_an_engine_process_whose_replica_died_before_the_watch_ends_at_once() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as replica:
+        replica.wait()
+    environment = os.environ | {REPLICA_PID_VARIABLE: str(replica.pid)}
+    finished = subprocess.run([sys.executable, "-c", ENGINE], env=environment, timeout=20, check=False, capture_output=True)
+    assert finished.returncode == -signal.SIGKILL
+
+
+def test_a_process_that_got_the_dead_replicas_number_is_no_replica() -> None:
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        environment = os.environ | {REPLICA_PID_VARIABLE: str(stranger.pid)}
+        finished = subprocess.run([sys.executable, "-c", ENGINE], env=environment, timeout=20, check=False, capture_output=True)
+        stranger.kill()
+    assert finished.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("environment", [{}, {REPLICA_PID_VARIABLE: ""}, {REPLICA_PID_VARIABLE: str(os.getpid())}])
+def test_nothing_is_watched_without_a_replica_or_inside_it(environment: dict[str, str]) -> None:
+    assert end_with_replica(environment) is False
+
+
+def test_a_variable_that_is_no_process_id_is_named() -> None:
+    with pytest.raises(ValueError, match="NIGHTJAR_REPLICA_PID is 'replica'"):
+        end_with_replica({REPLICA_PID_VARIABLE: "replica"})
