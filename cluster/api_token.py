@@ -25,10 +25,10 @@ class TokenError(ValueError):
 def configured_token(environ: Mapping[str, str] = os.environ) -> SecretStr | None:
     """The token of this process, None where none is configured. A file is read anew each time, so a secret may rotate.
 
-    Raises TokenError where NIGHTJAR_API_TOKEN_FILE names a file that is empty or cannot be read.
+    Raises TokenError for a file that is empty or cannot be read, and for a token that no HTTP header can hold.
     """
     if token := environ.get(TOKEN_VARIABLE, "").strip():
-        return SecretStr(token)
+        return checked_token(TOKEN_VARIABLE, token)
     file_name = environ.get(TOKEN_FILE_VARIABLE, "").strip()
     if not file_name:
         return None
@@ -38,6 +38,13 @@ def configured_token(environ: Mapping[str, str] = os.environ) -> SecretStr | Non
         raise TokenError(f"{TOKEN_FILE_VARIABLE}={file_name}: the token file cannot be read ({error})") from error
     if not token:
         raise TokenError(f"{TOKEN_FILE_VARIABLE}={file_name}: the token file is empty")
+    return checked_token(f"{TOKEN_FILE_VARIABLE}={file_name}", token)
+
+
+def checked_token(source: str, token: str) -> SecretStr:
+    """The token, masked. Raises TokenError naming `source` for one that no HTTP header can hold."""
+    if not (token.isascii() and token.isprintable()):
+        raise TokenError(f"{source}: the token holds characters other than printable ASCII")
     return SecretStr(token)
 
 

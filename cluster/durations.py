@@ -17,7 +17,7 @@ def parse_duration(text: str) -> float:
     >>> parse_duration("90s"), parse_duration("1.5h")
     (90.0, 5400.0)
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd])", text.strip())
     if match is None:
         raise ValueError(f"duration {text[:40]!r} is not a number with a unit, such as 90s, 30m, 2h or 1d")
     seconds = float(match[1]) * SECONDS_PER_UNIT[match[2]]
@@ -27,12 +27,17 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """A duration for a table: the largest unit that leaves at least one, without fractions.
+    """A duration for a table: its two largest units, whole ones.
 
-    >>> format_duration(4.2), format_duration(90), format_duration(7300)
-    ('4s', '1m', '2h')
+    >>> format_duration(4.2), format_duration(90), format_duration(7300), format_duration(86_400)
+    ('4s', '1m30s', '2h1m', '1d')
     """
-    for unit in ("d", "h", "m"):
-        if seconds >= SECONDS_PER_UNIT[unit]:
-            return f"{int(seconds // SECONDS_PER_UNIT[unit])}{unit}"
-    return f"{int(seconds)}s"
+    rest_s = int(seconds)
+    parts = []
+    for unit in ("d", "h", "m", "s"):
+        count, rest_s = divmod(rest_s, int(SECONDS_PER_UNIT[unit]))
+        if count:
+            parts.append(f"{count}{unit}")
+        elif parts:
+            break
+    return "".join(parts[:2]) or "0s"

@@ -15,6 +15,7 @@ import structlog
 
 from nightjar.cluster.api_token import configured_token
 from nightjar.cluster.policy_api import PolicyUnreachableError, create_policy_api
+from nightjar.cluster.serve_config import POLICY_DEPLOYMENT
 from nightjar.policy.status import FleetStatus
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from nightjar.cluster.client import PolicyClient
 
-DEPLOYMENT_NAME: Final = "Policy"
 RETRY_PERIOD_S: Final = 2.0
 MAX_ONGOING_REQUESTS: Final = 100
 
@@ -102,7 +102,7 @@ def build(args: dict[str, Any]) -> Any:
 
     return serve.deployment(
         serve.ingress()(PolicyReplica),
-        name=DEPLOYMENT_NAME,
+        name=POLICY_DEPLOYMENT,
         num_replicas=1,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         ray_actor_options={"num_cpus": 0},

@@ -109,7 +109,7 @@ def check_application(application: Any) -> Application:
     name = f"application {application.name}"
     if application.import_path == POLICY_IMPORT_PATH:
         check_policy_settings(name, application)
-    elif not application.runtime_env:
+    if not application.runtime_env:
         module = import_application(name, application.import_path)
         validate = getattr(module, "validate", None)
         if callable(validate):

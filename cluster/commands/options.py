@@ -8,10 +8,9 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
-from pydantic import SecretStr
 from rich.console import Console
 
-from nightjar.cluster.api_token import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, TokenError, configured_token
+from nightjar.cluster.api_token import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, TokenError, checked_token, configured_token
 from nightjar.cluster.http_client import HttpClient, HttpError
 
 
@@ -38,7 +37,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 def open_client(url: str, token: str = "") -> HttpClient:
     """The client of `url`, with the token given or the one of the environment. Raises HttpError, TokenError."""
-    return HttpClient(url, token=SecretStr(token) if token else configured_token())
+    return HttpClient(url, token=checked_token("--token", token) if token else configured_token())
 
 
 @contextmanager
