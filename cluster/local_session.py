@@ -44,6 +44,7 @@ class LocalSession:
             self._ask_to_stop()
         while self._child.poll() is None and not self._hurry and time.monotonic() < self._stop_at_s:
             time.sleep(POLL_PERIOD_S)
+        self._ask_to_stop()
         end_session(self._child.pid, 0.0 if self._hurry else LEFTOVER_TIMEOUT_S)
         code = self._child.wait()
         return 128 + self._signal if self._signal and code else code
