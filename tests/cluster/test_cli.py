@@ -1,0 +1,233 @@
+"""The `nightjar` command without a cluster: what it sends, what it prints, how it fails."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner, Result
+
+from nightjar.cluster import cli
+from tests.cluster.fleets import some_fleet
+
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("NIGHTJAR_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Handler], list[httpx.Request]]:
+    """Lets the command talk to a handler instead of the network; returns the requests it will have sent."""
+
+    def install(handler: Handler) -> list[httpx.Request]:
+        requests: list[httpx.Request] = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            requests.append(request)
+            return handler(request)
+
+        client_class = httpx.Client
+        transport = httpx.MockTransport(answer)
+        monkeypatch.setattr(httpx, "Client", lambda **options: client_class(**{**options, "transport": transport}))
+        return requests
+
+    return install
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+def fleet_answer(_: httpx.Request) -> httpx.Response:
+    return httpx.Response(200, json=some_fleet().model_dump(mode="json"))
+
+
+def away(_: httpx.Request) -> httpx.Response:
+    return httpx.Response(503, json={"detail": "away"})
+
+
+def override_answer(request: httpx.Request) -> httpx.Response:
+    return httpx.Response(200, json={"override": json.loads(request.content)})
+
+
+def test_status_shows_replicas_plan_overrides_and_the_policys_incarnation(serve: Callable[[Handler], list[httpx.Request]]) -> None:
+    requests = serve(fleet_answer)
+    shown = call("status")
+    assert shown.exit_code == 0
+    assert [str(request.url) for request in requests] == ["http://127.0.0.1:8000/nightjar/status"]
+    parts = [
+        "incarnation 3",
+        "LLM#abc",
+        "4/1",
+        "25%",
+        "0.80..0.40",
+        "41.5",
+        "3.17",
+        "1-5: 5  6-16: 0",
+        "too [hot]",
+        "K=5 up to batch 4",
+    ]
+    assert [part for part in parts if part not in shown.stdout] == []
+
+
+def test_status_as_json_is_the_record(serve: Callable[[Handler], list[httpx.Request]]) -> None:
+    serve(fleet_answer)
+    assert json.loads(call("status", "-o", "json").stdout)["policy"]["incarnation"] == 3
+
+
+def test_the_url_comes_from_the_environment_and_the_option_wins(
+    serve: Callable[[Handler], list[httpx.Request]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = serve(fleet_answer)
+    monkeypatch.setenv("NIGHTJAR_URL", "http://gpu-box:9000/")
+    call("status")
+    call("status", "--url", "http://127.0.0.1:8100")
+    assert [str(request.url) for request in requests] == [
+        "http://gpu-box:9000/nightjar/status",
+        "http://127.0.0.1:8100/nightjar/status",
+    ]
+
+
+def test_mode_sends_scope_duration_reason_and_token(
+    serve: Callable[[Handler], list[httpx.Request]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = serve(override_answer)
+    monkeypatch.setenv("NIGHTJAR_API_TOKEN", "s3cret")
+    done = call("mode", "pin=3", "--application", "smollm2", "--for", "30m", "--reason", "load [test]")
+    assert done.exit_code == 0
+    assert "application smollm2: mode pin=3 for 30m" in done.stdout
+    assert json.loads(requests[0].content) == {
+        "mode": "pin=3",
+        "scope": "application",
+        "name": "smollm2",
+        "for_s": 1800.0,
+        "reason": "load [test]",
+    }
+    assert requests[0].headers["Authorization"] == "Bearer s3cret"
+
+
+def test_mode_without_a_name_concerns_the_fleet_until_taken_back(serve: Callable[[Handler], list[httpx.Request]]) -> None:
+    requests = serve(override_answer)
+    call("mode", "default", "--token", "other", "-o", "json")
+    assert json.loads(requests[0].content) == {"mode": "default", "scope": "fleet", "name": "", "for_s": None, "reason": ""}
+    assert requests[0].headers["Authorization"] == "Bearer other"
+
+
+@pytest.mark.parametrize("status_code", [401, 403, 422, 503])
+def test_a_refusal_is_shown_as_the_api_worded_it_with_exit_code_1(
+    serve: Callable[[Handler], list[httpx.Request]], status_code: int
+) -> None:
+    serve(lambda _: httpx.Response(status_code, json={"detail": "mode: 'fast' is none of [auto]"}))
+    refused = call("mode", "fast")
+    assert refused.exit_code == 1
+    assert refused.stderr == f"error: mode: 'fast' is none of [auto] (HTTP {status_code})\n"
+
+
+def test_nothing_that_answers_is_one_line_naming_the_url(serve: Callable[[Handler], list[httpx.Request]]) -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("Connection refused", request=request)
+
+    serve(refuse)
+    failed = call("status", "--url", "http://127.0.0.1:8123")
+    assert failed.exit_code == 1
+    assert failed.stderr.count("\n") == 1
+    assert "nothing answers at http://127.0.0.1:8123" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("answer", "part"),
+    [
+        (httpx.Response(404, text="Not Found"), "no Nightjar policy app there"),
+        (httpx.Response(200, text="<html>"), "no JSON"),
+        (httpx.Response(200, json={"policy": {}}), "no status of this version"),
+    ],
+)
+def test_something_else_that_answers_is_one_line(
+    serve: Callable[[Handler], list[httpx.Request]], answer: httpx.Response, part: str
+) -> None:
+    serve(lambda _: answer)
+    failed = call("status")
+    assert failed.exit_code == 1
+    assert part in failed.stderr
+    assert failed.stderr.count("\n") == 1
+
+
+def test_a_url_that_is_none_is_refused_before_a_call() -> None:
+    failed = call("status", "--url", "gpu-box:8000")
+    assert failed.exit_code == 1
+    assert "url: 'gpu-box:8000'" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [(("mode", "off", "--for", "3x"), "duration '3x'"), (("mode", "off", "--application", "a", "--replica", "b"), "not both")],
+)
+def test_wrong_arguments_are_a_usage_error(arguments: tuple[str, ...], part: str) -> None:
+    failed = call(*arguments)
+    assert failed.exit_code == 2
+    assert part in failed.stderr
+
+
+def test_watch_as_json_prints_a_line_per_look_until_the_service_is_gone(
+    serve: Callable[[Handler], list[httpx.Request]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([fleet_answer, fleet_answer, away])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return next(answers)(request)
+
+    serve(answer)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    watched = call("watch", "-o", "json")
+    assert [json.loads(line)["policy"]["pid"] for line in watched.stdout.splitlines()] == [42, 42]
+    assert "away" in watched.stderr
+
+
+def test_help_lists_every_command_and_imports_no_heavy_package() -> None:
+    program = """
+import sys
+from nightjar.cluster.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert end.code == 0, end.code
+heavy = {"ray", "vllm", "torch", "locust", "fastapi", "transformers"} & {name.partition(".")[0] for name in sys.modules}
+assert not heavy, heavy
+"""
+    shown = subprocess.run([sys.executable, "-c", program, "--help"], capture_output=True, text=True, check=False, timeout=60)
+    assert shown.returncode == 0, shown.stderr
+    for command in ("run", "status", "watch", "mode", "demo", "report", "models"):
+        assert f" {command} " in shown.stdout
+
+
+def test_a_room_whose_packages_are_missing_is_one_line_naming_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "room_without_its_packages.py").write_text("import a_package_that_nobody_has\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setitem(cli.ROOM_COMMANDS, "demo", cli.RoomCommand("room_without_its_packages", "A demo.", False, "load"))
+    failed = call("demo")
+    assert failed.exit_code == 1
+    assert "a_package_that_nobody_has" in failed.stderr
+    assert "nightjar-serve[load]" in failed.stderr
+
+
+def test_a_rooms_commands_are_mounted_under_their_own_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "room_with_commands.py").write_text(
+        "import typer\napp = typer.Typer()\n\n@app.command()\ndef demo(n: int = 1):\n    print('demo', n)\n\n"
+        "@app.command()\ndef build():\n    print('built')\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setitem(cli.ROOM_COMMANDS, "demo", cli.RoomCommand("room_with_commands", "A demo.", False, "load"))
+    monkeypatch.setitem(cli.ROOM_COMMANDS, "models", cli.RoomCommand("room_with_commands", "Models.", True, "cpu"))
+    assert call("demo", "--n", "3").stdout == "demo 3\n"
+    assert call("models", "build").stdout == "built\n"

@@ -1,0 +1,146 @@
+"""The process that holds a cluster: told to stop by its lifeline, swept away with all of its session."""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from nightjar.cluster.local_session import LocalSession, end_session, session_members
+from nightjar.cluster.ports import PortError, choose_port, free_port
+from nightjar.cluster.progress import MAX_SILENCE_S, Progress
+
+STOPS_WHEN_ITS_LIFELINE_CLOSES = """
+import subprocess, sys
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("up", flush=True)
+sys.stdin.read()
+sys.exit({code})
+"""
+STOPS_FOR_NOTHING = """
+import signal, sys, time
+print("up", flush=True)
+time.sleep(600)
+"""
+SUPERVISOR = """
+import sys
+from nightjar.cluster import local_session
+local_session.LEFTOVER_TIMEOUT_S = 0.2
+sys.exit(local_session.LocalSession([sys.executable, "-c", sys.argv[1]]).run())
+"""
+
+
+@pytest.fixture(autouse=True)
+def _keep_signal_handlers() -> Iterator[None]:
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+def supervise(program: str) -> tuple[subprocess.Popen[str], int]:
+    """A supervisor with its child up, and the child's session."""
+    supervisor = subprocess.Popen([sys.executable, "-c", SUPERVISOR, program], stdout=subprocess.PIPE, text=True)
+    assert supervisor.stdout is not None
+    assert supervisor.stdout.readline() == "up\n"
+    children = subprocess.run(["ps", "--ppid", str(supervisor.pid), "-o", "pid="], capture_output=True, text=True, check=True)
+    return supervisor, int(children.stdout.split()[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("child_code", "signalled"), [(0, False), (75, True)])
+def test_a_signal_closes_the_lifeline_and_what_outlives_the_child_is_killed(
+    number: signal.Signals, child_code: int, signalled: bool
+) -> None:
+    supervisor, session = supervise(STOPS_WHEN_ITS_LIFELINE_CLOSES.format(code=child_code))
+    assert len(session_members(session)) == 2
+    supervisor.send_signal(number)
+    supervisor.communicate(timeout=30)
+    assert supervisor.returncode == (128 + number if signalled else 0)
+    assert session_members(session) == []
+
+
+def test_a_second_signal_waits_for_nothing() -> None:
+    supervisor, session = supervise(STOPS_FOR_NOTHING)
+    supervisor.send_signal(signal.SIGTERM)
+    while supervisor.poll() is None:
+        supervisor.send_signal(signal.SIGINT)
+        try:
+            supervisor.wait(0.3)
+        except subprocess.TimeoutExpired:
+            continue
+    supervisor.communicate(timeout=30)
+    assert supervisor.returncode in {128 + signal.SIGINT, 128 + signal.SIGTERM}
+    assert session_members(session) == []
+
+
+def test_a_killed_supervisor_takes_its_child_with_it_through_the_lifeline() -> None:
+    supervisor, session = supervise(STOPS_WHEN_ITS_LIFELINE_CLOSES.format(code=0))
+    supervisor.kill()
+    supervisor.wait(timeout=30)
+    assert wait_for_end(session)
+    end_session(session, 0.0)
+    supervisor.communicate(timeout=30)
+
+
+def wait_for_end(pid: int) -> bool:
+    """Whether a process ends within ten seconds."""
+    for _ in range(100):
+        if pid not in session_members(pid):
+            return True
+        threading.Event().wait(0.1)
+    return False
+
+
+def test_a_child_that_fails_on_its_own_gives_its_code() -> None:
+    assert LocalSession([sys.executable, "-c", "raise SystemExit(3)"]).run() == 3
+
+
+def test_a_port_that_was_asked_for_and_is_taken_is_refused_by_name() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        with pytest.raises(PortError, match=f"port: {port} on 127.0.0.1 is in use; give another --port"):
+            choose_port("127.0.0.1", port, 8000)
+
+
+def test_a_listener_that_shares_its_port_counts_as_taken() -> None:
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(PortError, match="is in use"):
+            choose_port("0.0.0.0", other.getsockname()[1], 8000)
+
+
+@pytest.mark.parametrize("port", [0, -1, 65_536])
+def test_a_port_out_of_range_is_refused_by_name(port: int) -> None:
+    with pytest.raises(PortError, match=f"port: {port} is not from 1 to 65535"):
+        choose_port("127.0.0.1", port, 8000)
+
+
+def test_without_a_wish_the_files_port_is_taken_or_a_free_one() -> None:
+    free = free_port("127.0.0.1")
+    assert choose_port("127.0.0.1", None, free) == free
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", free))
+        assert choose_port("127.0.0.1", None, free) != free
+
+
+def test_progress_says_news_at_once_and_repeats_what_is_pending_after_a_silence() -> None:
+    now_s = 0.0
+    lines: list[str] = []
+    progress = Progress(lines.append, clock=lambda: now_s)
+    progress.wait_for("starting Ray")
+    progress.wait_for("starting Ray")
+    now_s = MAX_SILENCE_S - 1
+    progress.heartbeat()
+    now_s = MAX_SILENCE_S + 1
+    progress.heartbeat()
+    progress.wait_for("")
+    now_s = 100.0
+    progress.heartbeat()
+    assert lines == ["[   0 s] starting Ray", "[  10 s] still starting Ray"]

@@ -1,0 +1,144 @@
+"""A Serve YAML is checked off-line: each mistake is one line naming file, field, value and what is allowed."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from nightjar.cluster.policy_app import build
+from nightjar.cluster.serve_config import (
+    POLICY_IMPORT_PATH,
+    ServeFileError,
+    check_policy_settings,
+    check_shape,
+    load_serve_file,
+    read_yaml,
+)
+
+MODEL_APP = """
+applications:
+- name: model
+  import_path: {module}:build
+  args: {{size: {size}}}
+"""
+POLICY_APP = """
+applications:
+- name: nightjar
+  import_path: nightjar.cluster.policy_app:build
+  route_prefix: /nightjar
+  deployments:
+  - name: {name}
+    user_config: {user_config}
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An application's module that checks its own args."""
+    (tmp_path / "checked_app.py").write_text(
+        "def build(args):\n    return None\n\n"
+        "def validate(args):\n    if args['size'] > 3:\n        raise ValueError(f\"size: {args['size']} is above 3\")\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "checked_app", raising=False)
+    return "checked_app"
+
+
+def refusal(tmp_path: Path, text: str) -> str:
+    file = tmp_path / "serve.yaml"
+    file.write_text(text)
+    with pytest.raises(ServeFileError) as refused:
+        load_serve_file(file)
+    message = str(refused.value)
+    assert "\n" not in message
+    return message.removeprefix(f"{file}: ")
+
+
+def test_a_good_file_gives_its_applications_host_and_port(tmp_path: Path, module: str) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("http_options: {host: 127.0.0.1, port: 8123}" + MODEL_APP.format(module=module, size=3))
+    serve_file = load_serve_file(file)
+    assert (serve_file.host, serve_file.port) == ("127.0.0.1", 8123)
+    assert [(application.name, application.route_prefix) for application in serve_file.applications] == [("model", "/")]
+    assert serve_file.values["applications"][0]["args"] == {"size": 3}
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ServeFileError, match=r"nowhere.yaml: cannot be read .*No such file"):
+        load_serve_file(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("applications: [", ["not YAML"]),
+        ("just words", ["holds str", "applications"]),
+        ("{}", ["applications", "Field required"]),
+        ("applications: []", ["applications", "empty"]),
+        ("applications: [{name: a}]", ["applications.0.import_path", "Field required"]),
+        ("http_options: {port: many}\napplications: [{import_path: 'a:b'}]", ["http_options.port", "integer", "'many'"]),
+        ("http_options: {prot: 1}\napplications: [{import_path: 'a:b'}]", ["http_options.prot", "'1'", "did you mean port?"]),
+        ("applications: [{import_path: 'a:b'}]\naplications: []", ["aplications: no such field", "did you mean applications?"]),
+        ("applications: [{import_path: 'a:b', arg: {x: 1}}]", ["applications.0.arg", "did you mean args?"]),
+        (
+            "applications: [{import_path: 'a:b', deployments: [{name: D, num_replica: 2}]}]",
+            ["applications.0.deployments.0.num_replica", "did you mean num_replicas?"],
+        ),
+        (
+            "applications: [{import_path: 'a:b', deployments: [{name: D, num_replicas: -2}]}]",
+            ["deployments.0", "num_replicas", "-2"],
+        ),
+        ("applications: [{import_path: 'a:b'}, {import_path: 'a:b'}]", ["default", "duplicate"]),
+        (
+            "applications: [{import_path: 'no_such_module_here:build'}]",
+            ["'no_such_module_here:build'", "ModuleNotFoundError"],
+        ),
+        ("applications: [{import_path: 'json:build'}]", ["import_path", "'json' has no 'build'"]),
+    ],
+)
+def test_a_wrong_shape_is_one_line(tmp_path: Path, text: str, parts: list[str]) -> None:
+    message = refusal(tmp_path, text)
+    assert [part for part in parts if part not in message] == [], message
+
+
+def test_an_applications_own_check_of_its_args_runs_off_line(tmp_path: Path, module: str) -> None:
+    assert refusal(tmp_path, MODEL_APP.format(module=module, size=4)) == "application model: args: size: 4 is above 3"
+
+
+@pytest.mark.parametrize(
+    ("user_config", "parts"),
+    [
+        ("{modee: auto}", ["modee", "'auto'", "did you mean mode?"]),
+        ("{mode: fast}", ["mode", "'fast'", "auto, shadow, off, pin=K"]),
+        ("{planner: magic}", ["planner", "'magic'", "'fleet'"]),
+        ("{dwell_steps: -1}", ["dwell_steps", "-1", "greater than or equal to 0"]),
+    ],
+)
+def test_a_wrong_setting_of_the_policy_app_is_one_line(tmp_path: Path, user_config: str, parts: list[str]) -> None:
+    message = refusal(tmp_path, POLICY_APP.format(name="Policy", user_config=user_config))
+    assert message.startswith("application nightjar: user_config: ")
+    assert [part for part in parts if part not in message] == [], message
+
+
+def test_a_deployment_that_the_policy_app_does_not_have_is_named(tmp_path: Path) -> None:
+    message = refusal(tmp_path, POLICY_APP.format(name="Polizy", user_config="{}"))
+    assert "'Polizy'" in message
+    assert "Policy" in message
+
+
+def test_args_of_the_policy_app_are_refused(tmp_path: Path) -> None:
+    message = refusal(tmp_path, POLICY_APP.format(name="Policy", user_config="{}") + "  args: {mode: auto}")
+    assert "mode: the policy app takes no args" in message
+
+
+def test_the_import_path_that_the_checks_look_for_is_the_policy_apps() -> None:
+    assert f"{build.__module__}:{build.__name__}" == POLICY_IMPORT_PATH
+
+
+def test_the_local_configuration_is_a_serve_file_that_passes_the_shape_and_the_settings() -> None:
+    checked = check_shape(read_yaml(Path(__file__).parents[2] / "cluster/configs/local-cpu.yaml"))
+    assert [application.import_path for application in checked.applications] == [
+        "nightjar.deployments.app:build",
+        POLICY_IMPORT_PATH,
+    ]
+    check_policy_settings("nightjar", checked.applications[1])

@@ -1,0 +1,66 @@
+"""What the tables say of a replica."""
+
+import pytest
+from rich.console import Console
+
+from nightjar.cluster.views import acceptance, fleet_view, plan_text, settings_cell, speculation
+from nightjar.policy.records import TableRow
+from nightjar.policy.status import FleetStatus
+from tests.cluster.fleets import some_fleet
+
+
+def rendered(fleet: FleetStatus) -> str:
+    console = Console(width=220, color_system=None)
+    with console.capture() as capture:
+        console.print(fleet_view(fleet))
+    return capture.get()
+
+
+def test_in_shadow_k_reads_what_runs_and_what_would_run() -> None:
+    assert speculation(some_fleet(mode="shadow").replicas[0]) == "0 -> 5"
+    assert speculation(some_fleet(mode="auto").replicas[0]) == "5"
+
+
+def test_settings_that_are_not_the_newest_are_marked_with_their_age() -> None:
+    newest, behind = some_fleet().replicas
+    assert settings_cell(newest) == "3.17, 0s ago"
+    assert settings_cell(behind) == "3.17 behind, 12s ago"
+
+
+def test_refused_settings_show_with_their_error() -> None:
+    fleet = some_fleet()
+    update = {"settings_error": "modee: no such setting", "refused_reports": 2, "last_refusal": "too long"}
+    policy = fleet.policy.model_copy(update=update)
+    text = rendered(fleet.model_copy(update={"policy": policy}))
+    assert "settings refused, the previous ones hold: modee: no such setting" in text
+    assert "2 refused (last: too long)" in text
+
+
+def test_a_fleet_without_replicas_says_so() -> None:
+    assert "no replica has reported yet" in rendered(some_fleet().model_copy(update={"replicas": (), "groups": ()}))
+
+
+def test_a_replica_that_is_served_plainly_says_why_instead_of_a_decision() -> None:
+    fleet = some_fleet()
+    plain = fleet.replicas[0].model_copy(update={"serving_plainly": "suffix decoding asserts K"})
+    text = rendered(fleet.model_copy(update={"replicas": (plain,)}))
+    assert "served plainly: suffix decoding asserts K" in text
+    assert "K=5 up to batch 4" not in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [
+        ([], "-"),
+        ([(1, 1, 5)], "1: 5"),
+        ([(1, 1, 5), (2, 5, 5), (6, 16, 0)], "1-5: 5  6-16: 0"),
+        ([(1, 2, 5), (4, 5, 5)], "1-2: 5  4-5: 5"),
+    ],
+)
+def test_a_plan_joins_neighbours_of_equal_k(rows: list[tuple[int, int, int]], text: str) -> None:
+    plan = [TableRow(first_batch_size=first, last_batch_size=last, num_speculative_tokens=k) for first, last, k in rows]
+    assert plan_text(plan) == text
+
+
+def test_acceptance_shows_its_first_and_last_position() -> None:
+    assert (acceptance(()), acceptance((0.8,)), acceptance((0.8, 0.6, 0.41))) == ("-", "0.80", "0.80..0.41")
