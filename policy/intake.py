@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from nightjar.policy.acceptance import AcceptanceEvidence
 from nightjar.policy.counting import CountedEngine, ImplausibleCountersError, NewSteps, count
 from nightjar.policy.fleet_state import FleetState, GroupState, ReplicaState
+from nightjar.policy.merging import Pending
 from nightjar.policy.records import GroupKey, LoadReport
 from nightjar.policy.settings import OperatorSettings
 
@@ -80,7 +82,9 @@ def _with_group(state: FleetState, group_id: str, key: GroupKey) -> dict[str, Gr
 
 
 def _heard(known: ReplicaState | None, report: LoadReport, group_id: str, now_s: float) -> ReplicaState:
-    """The replica as it reports itself, before anything is counted. A new engine or group starts from zero."""
+    """The replica as it reports itself, before anything is counted.
+
+    A new engine counts from zero, and what the old one left pending stays; a new group takes nothing over."""
     snapshot = report.snapshot
     engine_id = snapshot.counters.engine_id
     light = report.model_copy(
@@ -88,10 +92,15 @@ def _heard(known: ReplicaState | None, report: LoadReport, group_id: str, now_s:
     )
     if known is None:
         return ReplicaState(light, group_id, now_s, CountedEngine(engine_id))
+    heard = replace(known, report=light, heard_at_s=now_s)
+    if known.group_id != group_id:
+        heard = replace(heard, group_id=group_id, pending=Pending(), acceptance=AcceptanceEvidence())
     if known.counted.engine_id == engine_id and known.group_id == group_id:
-        return replace(known, report=light, heard_at_s=now_s)
-    retired = (*known.retired_engine_ids, known.counted.engine_id)[-MAX_RETIRED_ENGINES:]
-    return ReplicaState(light, group_id, now_s, CountedEngine(engine_id), retired_engine_ids=retired)
+        return heard
+    retired = known.retired_engine_ids
+    if known.counted.engine_id != engine_id:
+        retired = (*retired, known.counted.engine_id)[-MAX_RETIRED_ENGINES:]
+    return replace(heard, counted=CountedEngine(engine_id), counted_at_s=None, retired_engine_ids=retired)
 
 
 def _counted(

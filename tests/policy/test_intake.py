@@ -1,0 +1,267 @@
+"""INV-8 and INV-10 where reports enter: each count counts once, lies count nothing, and memory is bounded."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nightjar.policy import intake
+from nightjar.policy.fleet import FleetState, empty_fleet, observe
+from nightjar.policy.records import CellCounters, Counters, LoadReport
+from nightjar.policy.settings import OperatorSettings
+from tests.policy.engines import KEY, Fleet, Replica, best_length
+
+PATIENT = OperatorSettings(evidence_half_life_steps=1e7)
+
+
+def history(seed: int, reports: int = 6) -> list[LoadReport]:
+    """Successive reports of one engine with something new in each."""
+    rng, replica, result = random.Random(seed), Replica("a", batch=2), []
+    for _ in range(reports):
+        for _ in range(rng.randint(1, 6)):
+            replica.step(rng.choice((0, 1, 3, 5)), clean=True, rng=rng)
+        result.append(replica.report())
+    return result
+
+
+def pending_steps(state: FleetState, replica_id: str = "a") -> dict[tuple[int, int], float]:
+    return {cell: evidence.steps for cell, evidence in state.replicas[replica_id].pending.cells.items()}
+
+
+def cumulative_steps(report: LoadReport) -> dict[tuple[int, int], int]:
+    return {(cell.batch_bucket, cell.num_speculative_tokens): cell.steps for cell in report.snapshot.counters.cells}
+
+
+def take(reports: list[LoadReport], state: FleetState | None = None) -> FleetState:
+    state = state or empty_fleet()
+    for number, report in enumerate(reports):
+        state, _ = observe(state, report, 10.0 * number, PATIENT)
+    return state
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 1000), data=st.data())
+def test_lost_doubled_and_reordered_reports_lose_no_counts_and_add_none(seed: int, data: st.DataObject) -> None:
+    sent = history(seed)
+    arriving = data.draw(st.lists(st.sampled_from(sent[:-1]), max_size=12))
+    state = take([*arriving, sent[-1], *arriving])
+    assert pending_steps(state) == pytest.approx(cumulative_steps(sent[-1]), rel=1e-4)
+
+
+def test_a_new_engine_starts_from_zero_and_late_reports_of_the_old_one_count_nothing() -> None:
+    old = history(1)
+    replica = Replica("a", batch=2, engine_id="engine-2")
+    replica.step(0, clean=True, rng=random.Random(0))
+    new = replica.report()
+    state = take([*old, new, *old])
+    expected = cumulative_steps(old[-1])
+    expected[1, 0] = expected.get((1, 0), 0) + 1
+    assert pending_steps(state) == pytest.approx({**expected}, rel=1e-4)
+    _, ignored = observe(state, old[-1], 500.0, PATIENT)
+    assert ignored == "replica a: engine engine-1 was replaced by engine-2"
+
+
+def test_a_report_heard_before_says_so_and_changes_nothing() -> None:
+    (report,) = history(1, reports=1)
+    state = take([report])
+    assert observe(state, report, 1.0, PATIENT) == (state, "replica a: report 1 was heard before")
+
+
+def test_an_idle_replica_is_heard_without_new_steps() -> None:
+    replica = Replica("a", batch=0)
+    state = take([replica.report()])
+    state, ignored = observe(state, replica.report(), 7.0, PATIENT)
+    assert ignored == ""
+    assert state.replicas["a"].heard_at_s == 7.0
+
+
+def test_a_report_held_up_on_its_way_counts_with_the_next_one() -> None:
+    replica, rng = Replica("a", batch=1), random.Random(0)
+    state, _ = observe(empty_fleet(), replica.report(), 0.0, PATIENT)
+    for _ in range(1000):
+        replica.step(0, clean=True, rng=rng)
+    state, ignored = observe(state, replica.report(), 0.1, PATIENT)
+    assert "new step seconds, allowed are" in ignored
+    assert state.replicas["a"].heard_at_s == 0.1
+    state, ignored = observe(state, replica.report(), 7.0, PATIENT)
+    assert ignored == ""
+    assert pending_steps(state)[0, 0] == pytest.approx(1000)
+
+
+def cell(**changes: object) -> CellCounters:
+    fields: dict[str, object] = {
+        "batch_bucket": 1,
+        "num_speculative_tokens": 2,
+        "steps": 10,
+        "step_seconds": 1.0,
+        "log_step_seconds": 10 * math.log(0.1),
+        "decode_rows": 20,
+        "generated_tokens": 40,
+        "reached": (20, 18),
+        "accepted": (14, 6),
+    }
+    return CellCounters.model_validate({**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("absurd", "said"),
+    [
+        (cell(num_speculative_tokens=6), "K above the group's 5"),
+        (cell(batch_bucket=20), "a bucket above max_num_seqs 256"),
+        (cell(step_seconds=1e-6), "1e-07 s a step, allowed are 1e-05 to 600"),
+        (cell(step_seconds=6001.0), "600 s a step, allowed are 1e-05 to 600"),
+        (cell(log_step_seconds=-1.0), "mean log step time -0.1 does not fit 0.1 s a step"),
+        (cell(decode_rows=200), "200 rows in 10 steps of 2 to 2 rows"),
+        (cell(generated_tokens=61), "61 generated tokens, allowed are 0 to 60"),
+        (cell(accepted=(19, 19)), "19 accepted of 18 reached"),
+        (cell(accepted=(5, 6)), "6 accepted of 18 reached where 5 of 20 came before"),
+        (cell(reached=(21, 18)), "14 accepted of 21 reached"),
+        (cell(reached=(20,)), "1 positions reached, 2 accepted"),
+        (
+            cell(steps=200, step_seconds=20.0, log_step_seconds=200 * math.log(0.1), decode_rows=400),
+            "200 new clean steps among 100 new steps",
+        ),
+    ],
+)
+def test_counters_no_engine_can_have_are_left_out_with_what_was_wrong(absurd: CellCounters, said: str) -> None:
+    counters = Counters(engine_id="engine-1", step_count=100, cells=(absurd,))
+    report = Replica("a", batch=2).report()
+    report = report.model_copy(update={"snapshot": report.snapshot.model_copy(update={"counters": counters})})
+    state, ignored = observe(empty_fleet(), report, 0.0, PATIENT)
+    assert said in ignored
+    assert pending_steps(state) == {}
+
+
+def test_counts_that_fall_are_left_out() -> None:
+    def reported(step_count: int, *cells: CellCounters) -> LoadReport:
+        report = Replica("a", batch=2, report_number=step_count).report()
+        counters = Counters(engine_id="engine-1", step_count=step_count, cells=cells)
+        return report.model_copy(update={"snapshot": report.snapshot.model_copy(update={"counters": counters})})
+
+    state, _ = observe(empty_fleet(), reported(100, cell()), 0.0, PATIENT)
+    for later in (reported(101, cell(steps=9)), reported(101), reported(101, cell(), cell())):
+        after, ignored = observe(state, later, 10.0, PATIENT)
+        assert "cell (bucket 1, K=2)" in ignored
+        assert after.replicas["a"].counted == state.replicas["a"].counted
+
+
+def scaled(report: LoadReport, change: Callable[[CellCounters], dict[str, object]]) -> LoadReport:
+    counters = report.snapshot.counters
+    cells = tuple(entry.model_copy(update=change(entry)) for entry in counters.cells)
+    snapshot = report.snapshot.model_copy(update={"counters": counters.model_copy(update={"cells": cells})})
+    return report.model_copy(update={"snapshot": snapshot})
+
+
+def ten_times_faster(entry: CellCounters) -> dict[str, object]:
+    faster = entry.num_speculative_tokens == 0
+    return {
+        "step_seconds": entry.step_seconds / (10 if faster else 1),
+        "log_step_seconds": entry.log_step_seconds - (math.log(10) * entry.steps if faster else 0),
+    }
+
+
+def ten_times_slower_when_speculating(entry: CellCounters) -> dict[str, object]:
+    slower = entry.num_speculative_tokens > 0
+    return {
+        "step_seconds": entry.step_seconds * (10 if slower else 1),
+        "log_step_seconds": entry.log_step_seconds + (math.log(10) * entry.steps if slower else 0),
+    }
+
+
+def ten_times_the_counts(entry: CellCounters) -> dict[str, object]:
+    return {
+        "steps": entry.steps * 10,
+        "decode_rows": entry.decode_rows * 10,
+        "step_seconds": entry.step_seconds * 10,
+        "log_step_seconds": entry.log_step_seconds * 10,
+        "reached": tuple(10 * rows for rows in entry.reached),
+        "accepted": tuple(10 * rows for rows in entry.reached),
+    }
+
+
+def nothing_accepted(entry: CellCounters) -> dict[str, object]:
+    return {"accepted": (0,) * len(entry.accepted)}
+
+
+def all_accepted(entry: CellCounters) -> dict[str, object]:
+    return {"accepted": entry.reached}
+
+
+LIES: dict[str, Callable[[CellCounters], dict[str, object]]] = {
+    "off ten times faster": ten_times_faster,
+    "speculation ten times slower": ten_times_slower_when_speculating,
+    "ten times the counts": ten_times_the_counts,
+    "nothing accepted": nothing_accepted,
+    "all accepted": all_accepted,
+}
+
+
+def lied(report: LoadReport, lie: str, first: LoadReport) -> LoadReport:
+    if lie == "stale":
+        return first.model_copy(update={"report_number": report.report_number})
+    return scaled(report, LIES[lie])
+
+
+@pytest.mark.parametrize("lie", [*LIES, "stale"])
+@pytest.mark.parametrize("honest_for_s", [0.0, 6.0])
+def test_inv_10_one_liar_of_sixteen_moves_no_plan(lie: str, honest_for_s: float) -> None:
+    liar = Replica("liar")
+    fleet = Fleet([liar, *(Replica(f"r{number:02}") for number in range(15))])
+    fleet.run(honest_for_s)
+    before, first = honest_for_s and fleet.planned(1), liar.report()
+    fleet.replicas = fleet.replicas[1:]
+    for _ in range(12):
+        liar.run_until(fleet.now_s + 0.5, fleet.rng)
+        fleet.observe(lied(liar.report(), lie, first))
+        fleet.run(0.5)
+        liar.adopt(fleet.decisions["liar"])
+        assert not before or fleet.planned(1) == before
+    assert fleet.planned(1) == best_length(1)
+
+
+def test_inv_10_a_cell_that_only_one_of_three_replicas_ever_saw_decides_nothing() -> None:
+    fleet = Fleet([Replica("a", 1), Replica("b", 0), Replica("c", 0)])
+    fleet.run(5.0)
+    (group,) = fleet.state.groups.values()
+    assert group.evidence.cells == {}
+    assert fleet.planned(1) == 0
+
+
+def test_inv_8_a_full_fleet_refuses_newcomers_and_keeps_hearing_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "MAX_REPLICAS", 2)
+    state = take([Replica("a").report(), Replica("b").report()])
+    after, ignored = observe(state, Replica("c").report(), 1.0, PATIENT)
+    assert ignored == "replica c: 2 replicas are tracked already, and no more are taken"
+    assert after is state
+    assert observe(state, Replica("a", report_number=7).report(), 1.0, PATIENT)[1] == ""
+
+
+def test_inv_8_at_the_bound_of_groups_one_without_replicas_makes_room_and_one_with_them_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(intake, "MAX_GROUPS", 1)
+    other = KEY.model_copy(update={"target": "other"})
+    state = take([Replica("a").report()])
+    _, ignored = observe(state, Replica("b").report(group=other), 1.0, PATIENT)
+    assert ignored == f"group {other.group_id}: 1 groups are tracked already, and no more are taken"
+    moved, ignored = observe(FleetState(groups=state.groups), Replica("b").report(group=other), 1.0, PATIENT)
+    assert ignored == ""
+    assert list(moved.groups) == [other.group_id]
+
+
+def test_inv_8_a_replica_that_reports_for_long_takes_no_more_room() -> None:
+    replica, rng = Replica("a", batch=2), random.Random(0)
+    fleet = Fleet([replica])
+    sizes = []
+    for number in range(40):
+        replica.engine_id = f"engine-{number}"
+        replica.step(0, clean=True, rng=rng)
+        fleet.run(0.1)
+        state = fleet.state.replicas["a"]
+        sizes.append((len(state.retired_engine_ids), len(state.pending.cells), len(state.report.snapshot.counters.cells)))
+    assert max(sizes) <= (intake.MAX_RETIRED_ENGINES, 4, 0)
