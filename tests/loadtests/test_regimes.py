@@ -7,7 +7,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nightjar.loadtests import regimes
@@ -29,6 +29,7 @@ def any_regime(draw: st.DrawFn) -> Regime:
     return Regime(tuple(phases))
 
 
+@settings(max_examples=50, deadline=None)
 @given(any_regime(), st.integers(0, 2**31))
 def test_arrivals_ascend_lie_in_their_phase_and_count_up(regime: Regime, seed: int) -> None:
     bounds = {phase.name: (start_s, end_s) for start_s, end_s, phase in regime.schedule()}
@@ -39,16 +40,19 @@ def test_arrivals_ascend_lie_in_their_phase_and_count_up(regime: Regime, seed: i
     assert all(arrival.phase.users is None for arrival in arrivals)
 
 
+@settings(max_examples=50, deadline=None)
 @given(any_regime(), st.integers(0, 2**31))
 def test_the_same_seed_gives_the_same_arrivals(regime: Regime, seed: int) -> None:
     assert list(arrival_times(regime, seed)) == list(arrival_times(regime, seed))
 
 
+@settings(max_examples=50, deadline=None)
 @given(any_regime())
 def test_the_text_form_of_a_regime_parses_to_the_same_regime(regime: Regime) -> None:
     assert parse_regime(str(regime)) == regime
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**31), st.floats(5.0, 50.0))
 def test_poisson_arrivals_come_at_the_phase_rate(seed: int, rate: float) -> None:
     duration_s = 2000 / rate
@@ -56,6 +60,7 @@ def test_poisson_arrivals_come_at_the_phase_rate(seed: int, rate: float) -> None
     assert abs(count - 2000) < 6.5 * math.sqrt(2000)
 
 
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**31))
 def test_each_phase_has_its_own_rate_and_splitting_one_keeps_the_total(seed: int) -> None:
     whole = Regime((Phase("low", 200, requests_per_s=2), Phase("high", 200, requests_per_s=10)))

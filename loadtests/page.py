@@ -1,0 +1,62 @@
+"""The report's HTML frame: structure and style; report.py fills it in."""
+
+from __future__ import annotations
+
+from typing import Final
+
+PAGE: Final = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>Nightjar: speculation under load</title>
+<style>
+:root { --ink: #1d2430; --dim: #6b7686; --paper: #fbfbf9; --rule: #e2e5ea; --band: #eef1f6;
+        --main: #1f6f8b; --second: #c8553d; --soft: #9fb8c8; --good: #2e7d4f; --bad: #b3261e; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e9ee; --dim: #98a2b3; --paper: #14181f; --rule: #2c333f; --band: #1d232d;
+          --main: #6cc4e0; --second: #f08a72; --soft: #4a6375; --good: #6fcf97; --bad: #ff8a80; } }
+body { margin: 2rem auto; max-width: 1240px; padding: 0 1.2rem; background: var(--paper); color: var(--ink);
+       font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin-bottom: .2rem; }
+h3 { text-align: center; margin: 1.5rem 0 0; }
+h4 { margin: 1.1rem 0 .2rem; }
+h4 small { font-weight: normal; color: var(--dim); }
+.headline { font-size: 1.1rem; }
+.dim, .caption { color: var(--dim); }
+.caption { max-width: 62rem; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
+th { color: var(--dim); font-weight: 600; }
+th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
+tr.total td { border-bottom: 2px solid var(--dim); font-weight: 600; }
+.wide { overflow-x: auto; }
+.charts, .modes { display: grid; grid-template-columns: repeat($columns, minmax(0, 1fr)); gap: .8rem; }
+li.held i { color: var(--good); } li.failed i { color: var(--bad); font-weight: 700; }
+svg { width: 100%; height: auto; display: block; }
+.grid { stroke: var(--rule); } .band { fill: var(--band); }
+.tick, .phase { fill: var(--dim); font-size: 9px; } .tick.y { text-anchor: end; } .tick.x, .phase { text-anchor: middle; }
+.line { fill: none; stroke-width: 1.6; } .line.main { stroke: var(--main); } .line.second { stroke: var(--second); }
+.dot { fill-opacity: .65; } .dot.main, .bar.main { fill: var(--main); } .dot.soft, .bar.soft { fill: var(--soft); }
+.marker { stroke: var(--bad); stroke-dasharray: 4 3; stroke-width: 1.4; }
+.key { margin-left: .9em; } .key::before { content: "\\25A0 "; }
+.key.main::before { color: var(--main); } .key.second::before { color: var(--second); } .key.soft::before { color: var(--soft); }
+</style>
+</head>
+<body>
+<h1>Speculation under load</h1>
+<p class="headline">$headline</p>
+<p class="dim">$facts</p>
+<ul>$checks</ul>
+<div class="wide"><table><thead><tr>$head</tr></thead><tbody>$body</tbody></table></div>
+<p class="caption">$caption</p>
+<p class="caption">Requests count in the phase in which they arrived, engine steps in the phase during which they ran;
+the last phase ends with the last answer. Engine ms per token is the step time of all engines over their generated tokens.
+TTFT includes connecting. TPOT is the time from a request's first text to its last over the tokens after the first.
+Medians are shown with n and the maximum, because n is small.
+A dashed red line marks the moment at which the policy actor was killed.</p>
+<div class="modes">$modes</div>
+$charts
+</body>
+</html>
+"""

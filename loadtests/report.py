@@ -1,0 +1,216 @@
+"""One page of evidence: what load came, what was decided, what it cost. Self-contained HTML, no script, no other file.
+
+Everything on it is computed from the run's recorded rows and samples; scales are shared between the modes of a row of
+charts, so that the eye compares what the numbers say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from string import Template
+from typing import Final
+
+from nightjar.loadtests.charts import Band, Series, chart, legend, scale_for
+from nightjar.loadtests.page import PAGE
+from nightjar.loadtests.regimes import Regime
+from nightjar.loadtests.rows import RequestRow, regime_start_s
+from nightjar.loadtests.samples import EngineHistory, StatusSample, acceptance_rate, all_work, mean_length
+from nightjar.loadtests.summary import ALL_PHASES, PhaseSummary, RunSummary, Stretch, Times, stretches
+from nightjar.policy.status import FleetStatus
+
+BIN_S: Final = 5.0
+"""Width of the bins in which rates are shown, in seconds."""
+
+DEMO_CAPTION: Final = (
+    "Nothing here is simulated: real replicas of vLLM on Ray Serve answered real requests over HTTP on this machine's CPU. "
+    "The target model's cost is inflated by layers that add exactly zero; its function is unchanged. So drafting pays on a CPU "
+    "as it does on a GPU, and absolute times say nothing about a GPU. With mode off the drafter still runs (vLLM's own K=0): "
+    "off is slower than serving without any speculation. Mode auto had no warm-up: apart from the few prompts of the text "
+    "comparison before each mode's load, it measured what it needed while it served this load."
+)
+
+COLUMNS: Final = (
+    "mode", "phase", "requests", "errors", "tokens/s", "engine ms per token", "TTFT p50 / max", "TPOT p50 / max", "n TTFT / TPOT",
+    "mean K", "steps off",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _ModeRun:
+    """One mode's part of the recorded run; times of its series count from the start of its regime."""
+
+    mode: str
+    start_s: float
+    stretches: tuple[Stretch, ...]
+    rows: Sequence[RequestRow]
+    samples: Sequence[StatusSample]
+    history: EngineHistory
+
+    @property
+    def duration_s(self) -> float:
+        return self.stretches[-1].end_s - self.start_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    title: str
+    draw: Callable[[_ModeRun], list[Series]]
+
+
+def render_report(
+    summary: RunSummary, regime: Regime, rows: Sequence[RequestRow], samples: Sequence[StatusSample], caption: str = DEMO_CAPTION
+) -> str:
+    """The page. Modes without a single row have no charts."""
+    runs = [run for mode in summary.modes if (run := _mode_run(mode, regime, rows, samples)) is not None]
+    return Template(PAGE).substitute(
+        headline=escape(summary.headline),
+        facts=escape(
+            f"model {summary.model}; regime {summary.regime}; seed {summary.seed}; {summary.duration_s / 60:.1f} minutes in all"
+        ),
+        checks="".join(_check(check.name, check.passed, check.detail) for check in summary.checks),
+        head="".join(f"<th>{escape(column)}</th>" for column in COLUMNS),
+        body="".join(_table_row(row) for row in summary.phases),
+        caption=escape(caption),
+        modes="".join(f"<h3>{escape(run.mode)}</h3>" for run in runs),
+        columns=str(max(len(runs), 1)),
+        charts="".join(_panel(panel, runs, summary.policy_killed_at_s) for panel in _PANELS) if runs else "",
+    )
+
+
+def table_cells(row: PhaseSummary) -> tuple[str, ...]:
+    """A row of the table as text, in the order of COLUMNS; a dash where there is nothing to show."""
+    cost, share, length = row.engine_seconds_per_token, row.share_of_steps_off, row.mean_num_speculative_tokens
+    return (
+        row.mode,
+        row.phase,
+        str(row.requests),
+        str(row.errors),
+        f"{row.tokens_per_s:.1f}",
+        "-" if cost is None else f"{cost * 1e3:.1f}",
+        _seconds(row.ttft),
+        _seconds(row.tpot),
+        f"{row.ttft.n} / {row.tpot.n}",
+        "-" if length is None else f"{length:.2f}",
+        "-" if share is None else f"{share:.0%}",
+    )
+
+
+def _seconds(times: Times) -> str:
+    if times.p50_s is None or times.max_s is None:
+        return "-"
+    return f"{times.p50_s * 1e3:.0f} / {times.max_s * 1e3:.0f} ms"
+
+
+def _table_row(row: PhaseSummary) -> str:
+    style = ' class="total"' if row.phase == ALL_PHASES else ""
+    return f"<tr{style}>" + "".join(f"<td>{escape(cell)}</td>" for cell in table_cells(row)) + "</tr>"
+
+
+def _check(name: str, passed: bool, detail: str) -> str:
+    mark = "held" if passed else "FAILED"
+    return f'<li class="{mark.lower()}"><b>{escape(name)}</b> <i>{mark}</i>: {escape(detail)}</li>'
+
+
+def _mode_run(mode: str, regime: Regime, rows: Sequence[RequestRow], samples: Sequence[StatusSample]) -> _ModeRun | None:
+    mine = [row for row in rows if row.mode == mode]
+    start_s = regime_start_s(mine)
+    if start_s is None:
+        return None
+    seen = [sample for sample in samples if sample.mode == mode]
+    return _ModeRun(mode, start_s, stretches(regime, mine), mine, seen, EngineHistory(seen))
+
+
+def _panel(panel: _Panel, runs: Sequence[_ModeRun], killed_at_s: float | None) -> str:
+    drawn = [(run, panel.draw(run)) for run in runs]
+    values = [y for _, series in drawn for one in series for _, y in one.points if y is not None]
+    scale = scale_for(max(run.duration_s for run in runs), values)
+    cells = []
+    for run, series in drawn:
+        bands = [
+            Band(stretch.phase, stretch.start_s - run.start_s, stretch.end_s - run.start_s, shaded=number % 2 == 1)
+            for number, stretch in enumerate(run.stretches)
+        ]
+        marker = None
+        if killed_at_s is not None and 0 <= killed_at_s - run.start_s <= run.duration_s:
+            marker = (killed_at_s - run.start_s, "the policy actor was killed here")
+        cells.append(f"<div>{chart(series, scale, bands, marker)}</div>")
+    keys = legend(drawn[0][1])
+    return f'<h4>{escape(panel.title)} <small>{keys}</small></h4><div class="charts">{"".join(cells)}</div>'
+
+
+def _bins(run: _ModeRun) -> Iterable[tuple[float, float, float]]:
+    """Every bin: its middle, from the regime's start, and its two ends on the wall clock."""
+    for number in range(int(run.duration_s // BIN_S) + 1):
+        begin_s = number * BIN_S
+        yield begin_s + BIN_S / 2, run.start_s + begin_s, run.start_s + begin_s + BIN_S
+
+
+def _load(run: _ModeRun) -> list[Series]:
+    arrivals = [
+        (middle_s - BIN_S / 2, sum(1.0 for row in run.rows if from_s <= row.start_s < to_s) / BIN_S)
+        for middle_s, from_s, to_s in _bins(run)
+    ]
+    return [
+        Series("arrivals per second", "bars", "soft", arrivals),
+        Series(
+            "running", "line", "main", _over_time(run, lambda status: sum(one.load.num_running_reqs for one in status.replicas))
+        ),
+        Series(
+            "waiting", "line", "second", _over_time(run, lambda status: sum(one.load.num_waiting_reqs for one in status.replicas))
+        ),
+    ]
+
+
+def _over_time(run: _ModeRun, value: Callable[[FleetStatus], float]) -> list[tuple[float, float | None]]:
+    """A value of every sample within the run; a gap where the policy did not answer or knew no replica yet."""
+    return [
+        (sample.time_s - run.start_s, value(sample.status) if sample.status and sample.status.replicas else None)
+        for sample in run.samples
+        if 0 <= sample.time_s - run.start_s <= run.duration_s
+    ]
+
+
+def _length(run: _ModeRun) -> list[Series]:
+    mean = [(middle_s, mean_length(run.history.work(from_s, to_s))) for middle_s, from_s, to_s in _bins(run)]
+    now = [
+        (sample.time_s - run.start_s, float(replica.load.num_speculative_tokens))
+        for sample in run.samples
+        if sample.status and 0 <= sample.time_s - run.start_s <= run.duration_s
+        for replica in sample.status.replicas
+        if replica.load.decode_batch_size
+    ]
+    return [Series("each replica, sampled", "dots", "soft", now), Series(f"mean over {BIN_S:g} s of steps", "line", "main", mean)]
+
+
+def _acceptance(run: _ModeRun) -> list[Series]:
+    rates = [(middle_s, acceptance_rate(run.history.work(from_s, to_s))) for middle_s, from_s, to_s in _bins(run)]
+    return [Series("accepted of verified draft tokens", "line", "main", rates)]
+
+
+def _throughput(run: _ModeRun) -> list[Series]:
+    rates = [(middle_s, all_work(run.history.work(from_s, to_s)).generated_tokens / BIN_S) for middle_s, from_s, to_s in _bins(run)]
+    return [Series("generated tokens per second, all engines", "line", "main", rates)]
+
+
+def _ttft(run: _ModeRun) -> list[Series]:
+    return [_request_times(run, "time to first token, by arrival", lambda row: row.ttft_s)]
+
+
+def _tpot(run: _ModeRun) -> list[Series]:
+    return [_request_times(run, "time per token after the first, by arrival", lambda row: row.tpot_s)]
+
+
+def _request_times(run: _ModeRun, name: str, pick: Callable[[RequestRow], float | None]) -> Series:
+    return Series(name, "dots", "main", sorted((row.start_s - run.start_s, pick(row)) for row in run.rows if pick(row) is not None))
+
+
+_PANELS: Final = (
+    _Panel("Load", _load),
+    _Panel("K, speculative tokens per step", _length),
+    _Panel("Acceptance", _acceptance),
+    _Panel("Tokens per second", _throughput),
+    _Panel("TTFT, seconds", _ttft),
+    _Panel("TPOT, seconds", _tpot),
+)

@@ -1,0 +1,132 @@
+"""Status samples of a run, and what the engines did between two of them.
+
+Engines count cumulatively and never reset, so the difference of any two samples is exact however many were missed between. An
+engine is known by its `engine_id`: a replaced one starts from zero, one that a restarted policy has not heard of yet
+keeps what was last seen of it. Fails closed on reading: a line that is no sample raises `SamplesError` with its number.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from nightjar.policy.records import Record, StepTotals, describe_validation_error
+from nightjar.policy.status import FleetStatus
+
+
+class SamplesError(ValueError):
+    """A file of samples that cannot be read."""
+
+
+class StatusSample(Record):
+    """One answer of `GET /nightjar/status`, or why there was none. `mode` is the mode that the run was measuring."""
+
+    time_s: float
+    mode: str = ""
+    status: FleetStatus | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What engines did at one K: StepTotals without the rest. Sums of steps, seconds, rows and tokens."""
+
+    steps: int = 0
+    step_seconds: float = 0.0
+    decode_rows: int = 0
+    generated_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+
+    def __sub__(self, other: Work) -> Work:
+        return Work(*(getattr(self, name) - getattr(other, name) for name in self.__slots__))
+
+
+WorkByLength = Mapping[int, Work]
+"""Work by num_speculative_tokens."""
+
+
+class EngineHistory:
+    """The cumulative counts of every engine at every moment of a run, from its samples in any order."""
+
+    def __init__(self, samples: Sequence[StatusSample]) -> None:
+        self._seen: dict[str, list[tuple[float, tuple[StepTotals, ...]]]] = {}
+        for sample in sorted(samples, key=lambda sample: sample.time_s):
+            for replica in sample.status.replicas if sample.status else ():
+                if replica.engine_id:
+                    self._seen.setdefault(replica.engine_id, []).append((sample.time_s, replica.totals))
+
+    def work(self, from_s: float, to_s: float) -> WorkByLength:
+        """What all engines together did between two moments, by K; K without a step are left out.
+
+        Counts at a moment are those last seen at or before it, so that the work of adjoining stretches adds up.
+        An engine first seen after `from_s` counts from its first sample if that was before `to_s`: what it did before it
+        was seen belongs to nobody.
+        """
+        total: dict[int, Work] = {}
+        for seen in self._seen.values():
+            times = [time_s for time_s, _ in seen]
+            last = bisect_right(times, to_s) - 1
+            if last < 0:
+                continue
+            first = max(bisect_right(times, from_s) - 1, 0)
+            before, after = _by_length(seen[first][1]), _by_length(seen[last][1])
+            for length, work in after.items():
+                total[length] = total.get(length, Work()) + work - before.get(length, Work())
+        return {length: work for length, work in sorted(total.items()) if work.steps}
+
+
+def all_work(by_length: WorkByLength) -> Work:
+    """The work at every K together."""
+    return sum(by_length.values(), Work())
+
+
+def mean_length(by_length: WorkByLength) -> float | None:
+    """Mean K over the steps; None without steps."""
+    steps = all_work(by_length).steps
+    return sum(length * work.steps for length, work in by_length.items()) / steps if steps else None
+
+
+def share_off(by_length: WorkByLength) -> float | None:
+    """Share of the steps at K = 0, from 0 to 1; None without steps."""
+    steps = all_work(by_length).steps
+    return by_length.get(0, Work()).steps / steps if steps else None
+
+
+def seconds_per_token(by_length: WorkByLength) -> float | None:
+    """Engine seconds per generated token, over all engines; None without tokens."""
+    work = all_work(by_length)
+    return work.step_seconds / work.generated_tokens if work.generated_tokens else None
+
+
+def acceptance_rate(by_length: WorkByLength) -> float | None:
+    """Accepted over verified draft tokens; None where none was verified."""
+    work = all_work(by_length)
+    return work.accepted_tokens / work.draft_tokens if work.draft_tokens else None
+
+
+def read_samples(path: Path) -> tuple[StatusSample, ...]:
+    """Every sample of a file, in its order. Raises SamplesError naming the line; a missing file raises OSError."""
+    samples = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            samples.append(StatusSample.model_validate_json(line))
+        except ValidationError as error:
+            raise SamplesError(f"{path}:{number} is no status sample: {describe_validation_error(error)}") from error
+    return tuple(samples)
+
+
+def _by_length(totals: Sequence[StepTotals]) -> dict[int, Work]:
+    return {
+        total.num_speculative_tokens: Work(
+            total.steps, total.step_seconds, total.decode_rows, total.generated_tokens, total.draft_tokens, total.accepted_tokens
+        )
+        for total in totals
+    }

@@ -1,0 +1,71 @@
+"""A recorded run in miniature: rows and samples of two modes, with counts that can be added up by hand."""
+
+from __future__ import annotations
+
+from nightjar.loadtests.rows import RequestRow
+from nightjar.loadtests.samples import StatusSample
+from nightjar.policy.records import DrafterState, EngineLoad, Mode, SettingsVersion, StepTotals, TableRow
+from nightjar.policy.status import FleetStatus, GroupStatus, PolicyStatus, ReplicaStatus
+
+
+def totals(
+    length: int, steps: int, *, step_seconds: float | None = None, tokens: int | None = None, accepted: int = 0
+) -> StepTotals:
+    return StepTotals(
+        num_speculative_tokens=length,
+        steps=steps,
+        step_seconds=steps * 0.1 if step_seconds is None else step_seconds,
+        decode_rows=steps,
+        generated_tokens=steps if tokens is None else tokens,
+        draft_tokens=steps * length,
+        accepted_tokens=accepted,
+    )
+
+
+def replica(
+    name: str = "r1",
+    *counted: StepTotals,
+    mode: str = "auto",
+    load: EngineLoad | None = None,
+    sequence: int = 1,
+    incarnation: int = 1,
+) -> ReplicaStatus:
+    return ReplicaStatus(
+        replica_id=name,
+        application="app",
+        node_id="n",
+        group_id="g",
+        mode=Mode.parse(mode),
+        load=load or EngineLoad(),
+        drafter_state=DrafterState.IN_SYNC,
+        report_age_s=0.1,
+        settings_version=SettingsVersion(incarnation=incarnation, sequence=sequence),
+        settings_confirmed=True,
+        engine_id=f"engine-of-{name}",
+        totals=counted,
+    )
+
+
+def sample(time_s: float, mode: str, *replicas: ReplicaStatus, incarnation: int = 1, pid: int = 1) -> StatusSample:
+    policy = PolicyStatus(incarnation=incarnation, pid=pid, uptime_s=1.0, mode=Mode.parse("auto"), planner="fleet")
+    rows = (TableRow(first_batch_size=1, last_batch_size=4, num_speculative_tokens=5),)
+    groups = (GroupStatus(group_id="g", replicas=len(replicas), planner="fleet", rows=rows),)
+    return StatusSample(time_s=time_s, mode=mode, status=FleetStatus(policy=policy, groups=groups, replicas=replicas))
+
+
+def row(
+    request_id: str, phase: str, scheduled_s: float, *, start_s: float, mode: str = "off", error: str = "", ttft_s: float = 0.5
+) -> RequestRow:
+    return RequestRow(
+        request_id=request_id,
+        phase=phase,
+        mode=mode,
+        scheduled_s=scheduled_s,
+        start_s=start_s,
+        ttft_s=None if error else ttft_s,
+        tpot_s=None if error else 0.1,
+        e2e_s=2.0,
+        completion_tokens=None if error else 16,
+        status=0 if error else 200,
+        error=error,
+    )
