@@ -24,7 +24,7 @@ MAX_PLAUSIBLE: Final = 1 << 40
 
 @dataclass(slots=True)
 class Slot:
-    """One replica as the mailbox knows it. `sent` is the version last given to a call that nobody had superseded."""
+    """One replica as the mailbox knows it: `known` is the version it says it runs, `sent` the last one given to a call of its."""
 
     application: str
     max_num_speculative_tokens: int
@@ -96,13 +96,11 @@ class Mailbox:
         except TimeoutError:
             pass
         finally:
-            superseded = slot.parked is not call
-            if not superseded:
+            if slot.parked is call:
                 slot.parked = None
         if slot.settings is None or not slot.settings.version.is_newer_than(known):
             return None
-        if not superseded:
-            slot.sent = slot.settings.version
+        slot.sent = slot.settings.version
         return slot.settings
 
     def post(self, replica_id: str, settings: Settings) -> Settings | None:

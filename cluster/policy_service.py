@@ -24,7 +24,8 @@ from nightjar.cluster.operator_answers import ConfigureAnswer, SetModeAnswer, ch
 from nightjar.cluster.overrides import ModeRequestError, apply_request, in_words, override_status, parse_mode_request
 from nightjar.cluster.refusals import Refusals
 from nightjar.cluster.store import KeyValueStore
-from nightjar.policy.fleet import Decision, decide, empty_fleet, fleet_status, learned, observe, with_learned
+from nightjar.policy.fleet import Decision, decide, empty_fleet, learned, observe, with_learned
+from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.learned import LearnedTables
 from nightjar.policy.modes import ModeOverride, live_overrides
 from nightjar.policy.records import ExchangeReply, LoadReport, Settings, SettingsVersion, WireError, to_plain

@@ -35,7 +35,7 @@ class MemoryStore:
     values: dict[str, bytes] = field(default_factory=dict)
     is_reachable: bool = True
     delay_s: float = 0.0
-    puts: list[str] = field(default_factory=list)
+    puts: list[tuple[str, bytes]] = field(default_factory=list)
 
     async def get(self, key: str) -> bytes | None:
         await self._answer(key)
@@ -43,7 +43,7 @@ class MemoryStore:
 
     async def put(self, key: str, value: bytes) -> None:
         await self._answer(key)
-        self.puts.append(key)
+        self.puts.append((key, value))
         self.values[key] = value
 
     async def _answer(self, key: str) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from nightjar.cluster import overrides
+from nightjar.cluster.checkpoint import unseal
 from nightjar.policy.records import Mode, to_plain
 from tests.cluster.protocol import EPOCH_S, MemoryJournal, MemoryStore, Replica, running_service, settled
 
@@ -151,7 +152,7 @@ async def test_what_was_learned_is_stored_at_most_every_ten_seconds() -> None:
         for _ in range(120):
             replica.run(20)
             await replica.exchange(service)
-        assert 4 <= sum(key.endswith("learned") for key in store.puts) <= 7
+        assert 4 <= sum(key.endswith("learned") for key, _ in store.puts) <= 7
 
 
 @pytest.mark.parametrize("garbage", [b"", b"\xc1", b"\x93\x01\x02\x03", b"x" * 100])
@@ -201,6 +202,7 @@ async def test_an_unreachable_store_is_a_cold_start_and_is_never_set_back() -> N
         assert service.incarnation == 4, "risen above the stored one once it could be read"
     async with running_service(store) as service:
         assert service.incarnation == 5
+    assert [unseal(value) for key, value in store.puts if key.endswith("incarnation")] == [1, 2, 3, 4, 5]
 
 
 async def test_the_journal_holds_what_each_tick_saw_and_decided() -> None:
