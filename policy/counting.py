@@ -71,7 +71,6 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
     seconds, steps = 0.0, 0
     for cell in counters.cells:
         key = (cell.batch_bucket, cell.num_speculative_tokens)
-        _require(key not in now, key, "a cell named twice")
         last = before.get(key)
         if last is not None and last.steps == cell.steps:
             now[key] = last
@@ -83,6 +82,8 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
         acceptance = acceptance.plus(AcceptanceEvidence(added.reached, added.accepted), math.inf)
         seconds += added.step_seconds
         steps += added.steps
+    if len(now) != len(counters.cells):
+        raise ImplausibleCountersError(f"{len(counters.cells)} cells, of which only {len(now)} differ")
     missing = before.keys() - now.keys()
     _require(not missing, min(missing, default=(0, 0)), "counted before and missing now")
     _check_time(seconds, steps, counters.step_count - baseline.step_count, elapsed_s)
