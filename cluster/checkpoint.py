@@ -74,7 +74,7 @@ class Checkpoint:
                 return default
             try:
                 return parse(unseal(value))
-            except ValueError as error:  # pydantic's errors and SettingsError are ValueErrors, too
+            except (ValueError, TypeError) as error:  # pydantic's errors and SettingsError are ValueErrors, too
                 problems.append(f"stored {name} cannot be used ({error})")
                 return default
 
@@ -125,7 +125,7 @@ class Checkpoint:
         """Read late what `load` could not: a value above ours must be risen above, never overwritten."""
         sealed = await self._store.get(_key("incarnation"))
         self._has_read = True
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, TypeError):
             self.found_incarnation = int(unseal(sealed)) if sealed is not None else 0
 
     async def keep_saving(self) -> None:

@@ -203,13 +203,20 @@ class PolicyService:
 
     async def tick(self) -> None:
         """Decide once and journal it. Never raises: where deciding fails, the settings in force stay."""
+        try:
+            await self._tick()
+        except Exception:
+            log.exception("tick_failed", tick=self._ticks)
+
+    async def _tick(self) -> None:
         self._ticks += 1
+        now_s = self._clock()
         seed = (self.incarnation << 32) + self._ticks
         error, decided = "", {}
         try:
-            decided = self._decide(random.Random(seed))  # noqa: S311 - exploration, no secret; the journal replays it
+            decided = self._decide(now_s, random.Random(seed))  # noqa: S311 - exploration, no secret; the journal replays it
         except Exception as failure:
-            log.exception("tick_failed", tick=self._ticks)
+            log.exception("decisions_failed", tick=self._ticks)
             error = f"{type(failure).__name__}: {failure}"
         causes, self._causes = tuple(self._causes), []
         learned_now = learned(self._fleet)
@@ -218,15 +225,15 @@ class PolicyService:
             self._learned = learned_now
             self._checkpoint.keep_learned(learned_now)
         if decided or causes or has_learned or error:
-            await self._journal.append(self._entry(seed, causes, decided, error))
+            await self._journal.append(self._entry(now_s, seed, causes, decided, error))
 
-    def _decide(self, rng: random.Random) -> dict[str, Settings]:
+    def _decide(self, now_s: float, rng: random.Random) -> dict[str, Settings]:
         if self._mailbox.raise_incarnation(self._checkpoint.found_incarnation):
             self._causes.append(f"incarnation rose to {self.incarnation}: a report or the store named another policy's")
             log.warning("incarnation_rose", incarnation=self.incarnation)
             self._checkpoint.keep_incarnation(self.incarnation)
-        self._drop_expired_overrides()
-        self._decisions, self._fleet = decide(self._fleet, self._operator_settings, self._overrides, self._clock(), rng)
+        self._drop_expired_overrides(now_s)
+        self._decisions, self._fleet = decide(self._fleet, self._operator_settings, self._overrides, now_s, rng)
         self._mailbox.keep_only(self._decisions)
         posted = {name: self._mailbox.post(name, self._settings(decision)) for name, decision in self._decisions.items()}
         return {name: settings for name, settings in posted.items() if settings is not None}
@@ -254,20 +261,20 @@ class PolicyService:
         await self._checkpoint.save()
         self._retire()
 
-    def _drop_expired_overrides(self) -> None:
-        live = live_overrides(self._overrides, self._clock())
+    def _drop_expired_overrides(self, now_s: float) -> None:
+        live = live_overrides(self._overrides, now_s)
         if len(live) < len(self._overrides):
             expired = [override for override in self._overrides if override not in live]
             self._causes += [f"override expired: {in_words(override)}" for override in expired]
             self._overrides = live
             self._checkpoint.keep_overrides(live)
 
-    def _entry(self, seed: int, causes: tuple[str, ...], decided: dict[str, Settings], error: str) -> JournalEntry:
-        _, replicas = fleet_status(self._fleet, self._decisions, self._clock())
+    def _entry(self, now_s: float, seed: int, causes: tuple[str, ...], decided: dict[str, Settings], error: str) -> JournalEntry:
+        _, replicas = fleet_status(self._fleet, self._decisions, now_s)
         return JournalEntry(
             incarnation=self.incarnation,
             tick=self._ticks,
-            time_s=self._clock(),
+            time_s=now_s,
             seed=seed,
             causes=causes,
             operator_settings=self._operator_settings,

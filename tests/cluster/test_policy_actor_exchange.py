@@ -241,6 +241,23 @@ async def test_a_tick_that_fails_is_journaled_and_leaves_the_settings_in_force(m
         assert replica.mode == Mode(kind="off")
 
 
+@pytest.mark.parametrize("broken", ["learned", "fleet_status", "random.Random"])
+async def test_no_defect_in_a_tick_ends_the_deciding(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    async with running_service() as service:
+        replica = Replica()
+        await settled(service, replica)
+        with monkeypatch.context() as patch:
+            patch.setattr(f"nightjar.cluster.policy_service.{broken}", fail)
+            await service.set_mode({"mode": "pin=1"})
+            await asyncio.sleep(3.0)
+        await service.set_mode({"mode": "off"})
+        await settled(service, replica, rounds=2)
+        assert replica.mode == Mode(kind="off")
+
+
 async def test_a_store_that_hangs_delays_no_exchange_and_no_decision() -> None:
     store = MemoryStore()
     async with running_service(store) as service:
