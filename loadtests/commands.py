@@ -1,0 +1,139 @@
+"""`nightjar demo` and `nightjar report`."""
+
+from __future__ import annotations
+
+import signal
+import time
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Final, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from nightjar.loadtests.demo import Demo, DemoPlan
+from nightjar.loadtests.demo_processes import ProcessError
+from nightjar.loadtests.demo_screen import result_table
+from nightjar.loadtests.demo_steps import DemoError
+from nightjar.loadtests.prompts import COMPARISON_PROMPTS
+from nightjar.loadtests.regimes import RegimeError, parse_regime
+from nightjar.loadtests.report import render_report
+from nightjar.loadtests.rows import RowsError, read_rows
+from nightjar.loadtests.samples import SamplesError, read_samples
+from nightjar.loadtests.service_api import ServiceError
+from nightjar.loadtests.summary import RunSummary, headline, summarise
+from nightjar.policy.records import describe_validation_error
+
+DEMO_REGIME: Final = "quiet:40@0.25,surge:60@2.5,calm:40@0.25"
+QUICK_REGIME: Final = "quiet:10@0.3,surge:15@2,calm:10@0.3"
+
+app = typer.Typer(no_args_is_help=True, help="Load and evidence.")
+
+
+class Output(StrEnum):
+    """How results are written."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Table for people, JSON for programs.")]
+
+
+@app.command()
+def demo(
+    regime: Annotated[str, typer.Option(help="Load that every mode faces.", show_default=DEMO_REGIME)] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the arrivals and of the order of prompts.")] = 0,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens per answer under load.", min=2)] = 32,
+    runs: Annotated[Path, typer.Option(help="Folder for the runs; `latest` in it points to the newest.")] = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="A short load and few compared texts: a trial, not evidence.")] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Two real replicas under a changing load: off, pin=5 and auto compared.
+
+    Builds the models if they are missing, starts the replicas, sends the same load under each mode, kills the policy actor once,
+    compares texts, stops everything and writes report.html, requests.jsonl, decisions.jsonl, samples.jsonl and summary.json.
+    Exit code 0 if no request failed, every K was as planned and the texts are equal; about 13 minutes on two cores.
+    """
+    console = Console(stderr=output is Output.JSON)
+    try:
+        plan = DemoPlan(
+            regime=parse_regime(regime or (QUICK_REGIME if quick else DEMO_REGIME)),
+            seed=seed,
+            max_tokens=max_tokens,
+            comparison_tokens=16 if quick else 48,
+            comparison_prompts=COMPARISON_PROMPTS[:2] if quick else COMPARISON_PROMPTS,
+        )
+    except RegimeError as error:
+        raise typer.BadParameter(str(error), param_hint="--regime") from error
+    signal.signal(signal.SIGTERM, _as_keyboard_interrupt)
+    folder = _new_run_folder(runs)
+    try:
+        summary = Demo(plan, folder, console).run()
+    except KeyboardInterrupt:
+        _fail(f"stopped; nothing was left running, what was recorded is in {folder}", 130)
+    except (DemoError, ProcessError, ServiceError, RowsError, OSError) as error:
+        _fail(f"{error}\nwhat was recorded is in {folder}")
+    _show(summary, folder, console, output)
+    raise typer.Exit(0 if summary.passed else 1)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a recorded run.")] = Path("runs/demo/latest"),
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Compute table and report.html of a recorded run again, from its rows and samples.
+
+    What the run checked while it had the engines at hand (texts, decisions) stays as summary.json says.
+    """
+    try:
+        recorded = RunSummary.model_validate_json((folder / "summary.json").read_bytes())
+        rows, samples = read_rows(folder / "requests.jsonl"), read_samples(folder / "samples.jsonl")
+        regime = parse_regime(recorded.regime)
+    except OSError as error:
+        _fail(f"{folder} is no recorded run: {error.strerror} ({error.filename}); `nightjar demo` records one")
+    except ValidationError as error:
+        _fail(f"{folder}/summary.json is no summary: {describe_validation_error(error)}")
+    except (RowsError, SamplesError, RegimeError) as error:
+        _fail(str(error))
+    phases = summarise(regime, recorded.modes, rows, samples)
+    line = headline(phases, recorded.modes[0], recorded.modes) if recorded.modes else recorded.headline
+    summary = recorded.model_copy(update={"phases": phases, "headline": line})
+    (folder / "report.html").write_text(render_report(summary, regime, rows, samples), encoding="utf-8")
+    _show(summary, folder, Console(stderr=output is Output.JSON), output)
+
+
+def _show(summary: RunSummary, folder: Path, console: Console, output: Output) -> None:
+    if output is Output.JSON:
+        typer.echo(summary.model_dump_json())
+        return
+    console.print(result_table(summary))
+    for check in summary.checks:
+        console.print(
+            f"{'ok  ' if check.passed else 'FAIL'} {check.name}: {check.detail}", markup=False, highlight=False, soft_wrap=True
+        )
+    console.print(summary.headline, style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _new_run_folder(runs: Path) -> Path:
+    """A folder named after the time, and `latest` pointing to it."""
+    name = time.strftime("%Y%m%d-%H%M%S")
+    folder, latest = runs / name, runs / "latest"
+    folder.mkdir(parents=True)
+    if latest.is_symlink() or not latest.exists():
+        latest.unlink(missing_ok=True)
+        latest.symlink_to(name)
+    return latest if latest.is_symlink() else folder
+
+
+def _as_keyboard_interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(code)

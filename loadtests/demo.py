@@ -1,0 +1,193 @@
+"""The demo: one small real system, the same load under three modes, everything measured, nothing left behind.
+
+Off, a pinned length and auto face the same arrivals, one after the other, switched through the HTTP API while the replicas
+run. Once the policy actor is killed in the middle of a surge. What passes or fails are counts: no failed request, K as the
+settings say, equal text, a policy that comes back. Times are shown and never judged: they depend on the machine.
+Fails with DemoError or ProcessError; whatever happened, the processes that it started are stopped and what was recorded is kept.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+import nightjar
+from nightjar.loadtests import demo_checks, demo_steps
+from nightjar.loadtests.demo_processes import ServedSystem, nightjar_command, run_to_end
+from nightjar.loadtests.demo_sampler import Sampler
+from nightjar.loadtests.demo_screen import Screen, View
+from nightjar.loadtests.demo_texts import Answer, ask, compare_texts
+from nightjar.loadtests.openai_stream import Server, first_model
+from nightjar.loadtests.prompts import COMPARISON_PROMPTS
+from nightjar.loadtests.regimes import Regime
+from nightjar.loadtests.report import render_report
+from nightjar.loadtests.rows import RequestRow, RowWriter, read_rows
+from nightjar.loadtests.service_api import ServiceApi
+from nightjar.loadtests.summary import Check, RunSummary, headline, summarise
+from nightjar.policy.records import Mode
+from nightjar.policy.status import FleetStatus
+
+MODES: Final = (Mode.parse("off"), Mode.parse("pin=5"), Mode.parse("auto"))
+"""The first one is the reference of texts and costs."""
+KILLED_MODE: Final = MODES[-1]
+READY_TIMEOUT_S: Final = 420.0
+LOCAL_CONFIG: Final = Path(nightjar.__path__[-1]) / "cluster" / "configs" / "local-cpu.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class DemoPlan:
+    """What the demo runs. `regime` is sent once per mode; the policy is killed in the middle of its busiest phase."""
+
+    regime: Regime
+    seed: int
+    max_tokens: int
+    comparison_tokens: int
+    comparison_prompts: tuple[str, ...] = COMPARISON_PROMPTS
+    config: Path = LOCAL_CONFIG
+
+    @property
+    def kill_after_s(self) -> float:
+        """Seconds from the regime's start to the kill."""
+        busiest = max(self.regime.schedule(), key=lambda scheduled: scheduled.phase.requests_per_s or scheduled.phase.users or 0)
+        return (busiest.start_s + busiest.end_s) / 2
+
+
+class Demo:
+    """One run of the plan into `folder`."""
+
+    def __init__(self, plan: DemoPlan, folder: Path, console: Console) -> None:
+        self._plan = plan
+        self._folder = folder
+        self._screen = Screen(console, self._view)
+        self._stage = "starting"
+        self._sampler: Sampler | None = None
+        self._rows_path: Path | None = None
+        self._kill = demo_steps.PolicyKill(plan.kill_after_s)
+        self._began_s = time.time()
+
+    def run(self) -> RunSummary:
+        """Everything, from building models to the written report.
+
+        Raises DemoError, ProcessError, ServiceError or ConnectionError.
+        """
+        with self._screen:
+            self._enter("building the models, if they are missing")
+            run_to_end("nightjar models build", nightjar_command("models", "build"), self._screen.say)
+            self._enter("starting Ray Serve with two replicas")
+            token = secrets.token_urlsafe(24)
+            with ServedSystem(self._plan.config, _free_port(), token, self._screen.say) as system:
+                url = system.wait_until_ready(READY_TIMEOUT_S)
+                with ServiceApi.at(url, token) as api, Sampler(api, self._folder / "samples.jsonl") as sampler:
+                    self._sampler = sampler
+                    model, answers = self._measure(Server(url), api, sampler)
+                self._enter("stopping everything")
+            return self._write(model, answers)
+
+    def _measure(self, server: Server, api: ServiceApi, sampler: Sampler) -> tuple[str, dict[str, list[Answer]]]:
+        """Every mode in turn. Returns the model's id and the answers of the text comparison."""
+        model = first_model(server)
+        replicas = len(demo_steps.wait_for_replicas(sampler).replicas)
+        self._screen.say(f"{replicas} replicas of {model} serve at {server.url}")
+        answers: dict[str, list[Answer]] = {}
+        try:
+            for mode in MODES:
+                self._enter(f"mode {mode}: waiting for every replica to confirm it")
+                demo_steps.set_mode(api, sampler, mode, replicas)
+                answers[str(mode)] = [
+                    self._ask(server, model, mode, number) for number in range(len(self._plan.comparison_prompts))
+                ]
+                self._send_load(server, mode, sampler)
+        finally:
+            demo_steps.keep_journal(sampler.latest, self._folder / "decisions.jsonl")
+        return model, answers
+
+    def _ask(self, server: Server, model: str, mode: Mode, number: int) -> Answer:
+        prompts = self._plan.comparison_prompts
+        self._enter(f"mode {mode}: text comparison, prompt {number + 1} of {len(prompts)}", quiet=number > 0)
+        return ask(server, model, prompts[number], self._plan.comparison_tokens)
+
+    def _send_load(self, server: Server, mode: Mode, sampler: Sampler) -> None:
+        self._enter(f"mode {mode}: load {self._plan.regime}")
+        rows_path = self._rows_path = self._folder / f"requests-{mode}.jsonl"
+        command = demo_steps.locust_command(server.url, str(self._plan.regime), self._plan.seed, self._plan.max_tokens, rows_path)
+        began_s = time.monotonic()
+
+        def on_poll() -> None:
+            if mode == KILLED_MODE:
+                self._kill.poll(sampler.latest, time.monotonic() - began_s, self._screen.say)
+
+        demo_steps.send_load(command, self._folder / f"locust-{mode}.log", on_poll)
+        sampler.sample()
+        rows = [row.model_copy(update={"mode": str(mode)}) for row in read_rows(rows_path)]
+        writer = RowWriter(self._folder / "requests.jsonl")
+        for row in rows:
+            writer.write(row)
+        writer.close()
+        rows_path.unlink()
+        self._rows_path = None
+
+    def _write(self, model: str, answers: dict[str, list[Answer]]) -> RunSummary:
+        """Checks, table and report from what was recorded."""
+        assert self._sampler is not None
+        rows, samples = read_rows(self._folder / "requests.jsonl"), self._sampler.samples
+        names = tuple(str(mode) for mode in MODES)
+        phases = summarise(self._plan.regime, names, rows, samples)
+        summary = RunSummary(
+            regime=str(self._plan.regime),
+            seed=self._plan.seed,
+            model=model,
+            modes=names,
+            phases=phases,
+            checks=self._checks(rows, answers),
+            policy_killed_at_s=self._kill.killed_at_s,
+            duration_s=time.time() - self._began_s,
+            headline=headline(phases, names[0], names),
+        )
+        (self._folder / "summary.json").write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        page = render_report(summary, self._plan.regime, rows, samples)
+        (self._folder / "report.html").write_text(page, encoding="utf-8")
+        return summary
+
+    def _checks(self, rows: tuple[RequestRow, ...], answers: dict[str, list[Answer]]) -> tuple[Check, ...]:
+        assert self._sampler is not None
+        samples = self._sampler.samples
+        sent = demo_checks.read_decisions(self._folder / "decisions.jsonl")
+        fixed = [mode for mode in MODES if mode.kind in {"off", "pin"}]
+        return (
+            demo_checks.check_requests(self._plan.regime, self._plan.seed, [str(mode) for mode in MODES], rows),
+            compare_texts(answers),
+            *(demo_checks.check_fixed_length(mode, samples) for mode in fixed),
+            demo_checks.check_planned_length(str(KILLED_MODE), samples, sent),
+            demo_checks.check_policy_restart(self._kill.killed_at_s, samples),
+        )
+
+    def _enter(self, stage: str, quiet: bool = False) -> None:
+        self._stage = stage
+        if not quiet:
+            self._screen.say(stage)
+
+    def _view(self) -> View:
+        status: FleetStatus | None = self._sampler.latest if self._sampler else None
+        requests, failed = _count_rows(self._rows_path)
+        return View(self._stage, status, requests, failed)
+
+
+def _count_rows(path: Path | None) -> tuple[int, int]:
+    """Rows so far, and how many hold an error. The file may be missing, or gain a line meanwhile."""
+    try:
+        text = path.read_text(encoding="utf-8") if path else ""
+    except OSError:
+        return 0, 0
+    return text.count("\n"), text.count("\n") - text.count('"error":""')
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,150 @@
+"""Processes that the demo starts: their output shown or kept, their ends certain.
+
+Each runs in a session of its own, so a Ctrl-C in the terminal reaches only the demo, which then stops them in order. Whatever
+of a process's session outlives it is killed after a patience. Fails with ProcessError, which holds the last lines it wrote.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Final, Self
+
+STOP_TIMEOUT_S: Final = 110.0
+"""Longer than `nightjar run` itself waits for Ray."""
+HURRY_TIMEOUT_S: Final = 15.0
+"""After a second Ctrl-C."""
+KILL_TIMEOUT_S: Final = 5.0
+POLL_PERIOD_S: Final = 0.1
+MAX_KEPT_LINES: Final = 15
+
+
+class ProcessError(Exception):
+    """A process ended that should not have, or with an error. The message shows its last lines."""
+
+
+class ManagedProcess:
+    """A child process. `on_line` is called on a thread with every line that it writes to stdout or stderr."""
+
+    def __init__(
+        self, name: str, command: Sequence[str], on_line: Callable[[str], None], environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.name = name
+        self._on_line = on_line
+        self._kept: deque[str] = deque(maxlen=MAX_KEPT_LINES)
+        self._child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
+        )
+        assert self._child.stdout is not None
+        self._reader = threading.Thread(target=self._read, args=(self._child.stdout,), name=f"{name} output", daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def poll(self) -> int | None:
+        """Exit code, or None while it runs."""
+        return self._child.poll()
+
+    def interrupt(self) -> None:
+        """Send SIGINT, as Ctrl-C would; a second one makes `nightjar run` hurry."""
+        if self._child.poll() is None:
+            self._child.send_signal(signal.SIGINT)
+
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Ask it to stop, wait for at most `timeout_s`, then kill what is left of its process group. May be called again."""
+        self.interrupt()
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._child.wait(timeout_s)
+        except KeyboardInterrupt:
+            self.interrupt()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._child.wait(HURRY_TIMEOUT_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child.pid, signal.SIGKILL)
+        self._child.wait(KILL_TIMEOUT_S)
+        self._reader.join(KILL_TIMEOUT_S)
+
+    def failure(self) -> ProcessError:
+        """The error that says how it ended."""
+        self._reader.join(KILL_TIMEOUT_S)
+        return ProcessError(
+            f"{self.name} ended with exit code {self._child.poll()}\n" + "\n".join(f"  {line}" for line in self._kept)
+        )
+
+    def _read(self, output: IO[str]) -> None:
+        with output:
+            for line in output:
+                self._kept.append(line.rstrip())
+                self._on_line(line.rstrip())
+
+
+def run_to_end(name: str, command: Sequence[str], on_line: Callable[[str], None]) -> None:
+    """Run a command to its end, its lines passed on. Raises ProcessError unless it ends with exit code 0."""
+    with ManagedProcess(name, command, on_line) as process:
+        while process.poll() is None:
+            time.sleep(POLL_PERIOD_S)
+        if process.poll():
+            raise process.failure()
+
+
+class ServedSystem(ManagedProcess):
+    """`nightjar run FILE`, until it serves and then until `stop`."""
+
+    def __init__(self, file: Path, port: int, token: str, on_line: Callable[[str], None]) -> None:
+        self.url = ""
+        self._say = on_line
+        command = nightjar_command("run", str(file), "--port", str(port), "-o", "json")
+        super().__init__("nightjar run", command, self._take_line, {"NIGHTJAR_API_TOKEN": token})
+
+    def wait_until_ready(self, timeout_s: float) -> str:
+        """Blocks until it serves; returns its URL. Raises ProcessError where it ends before or takes longer than `timeout_s`."""
+        deadline_s = time.monotonic() + timeout_s
+        while not self.url:
+            if self.poll() is not None:
+                raise self.failure()
+            if time.monotonic() > deadline_s:
+                raise ProcessError(f"nightjar run did not serve within {timeout_s:.0f} s")
+            time.sleep(POLL_PERIOD_S)
+        return self.url
+
+    def _take_line(self, line: str) -> None:
+        url = _ready_url(line)
+        if url:
+            self.url = url
+        else:
+            self._say(line)
+
+
+def nightjar_command(*arguments: str) -> list[str]:
+    """The `nightjar` command of this very environment."""
+    return [sys.executable, "-c", "from nightjar.cluster.cli import main; main()", *arguments]
+
+
+def _ready_url(line: str) -> str:
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return ""
+    url = values.get("url") if isinstance(values, dict) else None
+    return url if isinstance(url, str) else ""

@@ -1,0 +1,122 @@
+"""What a person sees of the demo while it runs: a live table on a terminal, plain lines elsewhere, never silent for long."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from nightjar.loadtests.report import COLUMNS, table_cells
+from nightjar.loadtests.summary import ALL_PHASES, RunSummary
+from nightjar.policy.status import FleetStatus, ReplicaStatus
+
+REFRESH_PERIOD_S: Final = 0.5
+MAX_SILENCE_S: Final = 9.0
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is going on: the stage in words, the fleet as last heard, and the requests of the running load."""
+
+    stage: str
+    status: FleetStatus | None = None
+    requests: int = 0
+    failed: int = 0
+
+
+class Screen:
+    """Shows `view()` while it is entered, twice a second on a terminal; elsewhere a line whenever nothing was said for a while."""
+
+    def __init__(self, console: Console, view: Callable[[], View], clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._view = view
+        self._clock = clock
+        self._began_s = self._said_s = clock()
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="screen", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+        self._said_s = self._clock()
+        self._console.print(f"[{self._said_s - self._began_s:4.0f} s] {line}", markup=False, highlight=False, soft_wrap=True)
+
+    def refresh(self) -> None:
+        """Show the view as it is now."""
+        view = self._view()
+        if self._live is not None:
+            self._live.update(self._render(view), refresh=True)
+        elif self._clock() - self._said_s >= MAX_SILENCE_S:
+            self.say(plain_line(view))
+
+    def _run(self) -> None:
+        while not self._stop.wait(REFRESH_PERIOD_S):
+            self.refresh()
+
+    def _render(self, view: View) -> RenderableType:
+        title = Text(f"[{self._clock() - self._began_s:4.0f} s] {view.stage}", style="bold")
+        if view.requests:
+            title.append(f"   {view.requests} answered, {view.failed} failed", style="red" if view.failed else "green")
+        if view.status is None:
+            return title
+        table = Table(title_justify="left", expand=False)
+        for column in ("replica", "mode", "batch", "running", "waiting", "K", "tokens/s", "reason"):
+            table.add_column(column, justify="left" if column in {"replica", "mode", "reason"} else "right", no_wrap=True)
+        for replica in view.status.replicas:
+            table.add_row(*_replica_cells(replica))
+        return Group(title, table, Text(f"policy incarnation {view.status.policy.incarnation}", style="dim"))
+
+
+def plain_line(view: View) -> str:
+    """The view on one line."""
+    parts = [view.stage]
+    if view.requests:
+        parts.append(f"{view.requests} answered, {view.failed} failed")
+    for replica in view.status.replicas if view.status else ():
+        load = replica.load
+        counts = f"batch {load.decode_batch_size} waiting {load.num_waiting_reqs} K={load.num_speculative_tokens}"
+        parts.append(f"{replica.replica_id[-6:]} {counts}")
+    return "; ".join(parts)
+
+
+def result_table(summary: RunSummary) -> Table:
+    """The table per mode and phase."""
+    table = Table(title="Per mode and phase", title_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column in {"mode", "phase"} else "right", no_wrap=True)
+    for row in summary.phases:
+        table.add_row(*table_cells(row), style="bold" if row.phase == ALL_PHASES else None, end_section=row.phase == ALL_PHASES)
+    return table
+
+
+def _replica_cells(replica: ReplicaStatus) -> tuple[str, ...]:
+    load = replica.load
+    return (
+        replica.replica_id[-12:],
+        str(replica.mode),
+        str(load.decode_batch_size),
+        str(load.num_running_reqs),
+        str(load.num_waiting_reqs),
+        str(load.num_speculative_tokens),
+        f"{replica.generated_tokens_per_s:.1f}",
+        replica.reason[:60],
+    )
