@@ -8,8 +8,10 @@
         deployment_config: {...}                       # Ray Serve's own names
 
 What is wrong with it is one message at build time, naming field, value and what is allowed (`ConfigurationError`). Nothing
-tunable lives here: a change of `args` replaces every replica. The deployment is named LLM; its `user_config` may carry
-`mode`, the kill switch for emergencies, and nothing else.
+tunable lives here: a change of `args` replaces every replica. The kill switch for emergencies is the deployment's
+`user_config`, `mode` alone, beside `args`, where a change replaces none:
+
+    deployments: [{name: LLM, user_config: {mode: "off"}}]
 """
 
 from __future__ import annotations

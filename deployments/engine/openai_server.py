@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from vllm.v1.metrics.stats import SchedulerStats
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 
 class EngineArgumentError(ValueError):
@@ -92,7 +94,7 @@ async def start_openai_server(
     """
     from vllm.platforms import current_platform
 
-    engine_kwargs, frontend_kwargs = _split_kwargs(request.engine_kwargs)
+    engine_kwargs, frontend_kwargs = split_kwargs(request.engine_kwargs)
     engine_kwargs["served_model_name"] = [request.served_model_name]
     on_cpu = current_platform.is_cpu()
     _set_environment(request, engine_kwargs, on_cpu)
@@ -101,7 +103,7 @@ async def start_openai_server(
     arguments = steered_engine_kwargs(engine_kwargs, facts, missing_hooks=missing_hooks, shadow=await wants_shadow())
     plain = EngineArguments(engine_kwargs, facts.drafter_kind, facts.max_num_speculative_tokens)
     load = LoadObserver()
-    engine, engine_args, arguments = _start_engine(arguments, plain, load)
+    (engine, engine_args), arguments = start_failing_open(arguments, plain, lambda chosen: _launch(chosen, load))
     app = await _build_app(engine, engine_args, frontend_kwargs)
     group = _identify(engine.vllm_config, facts, request)
     return OpenAIServer(engine=engine, app=app, arguments=arguments, group=group, load=load)
@@ -119,12 +121,17 @@ def _set_environment(request: EngineRequest, engine_kwargs: Mapping[str, Any], o
         separate_draft_model=speculative.get("method") == SEPARATE_DRAFT_MODEL,
     )
     if on_cpu and not host.openmp_library:
-        log.warning("libiomp5.so not found: drafting on CPU is several times slower without", remedy="pip install intel-openmp")
-    log.info("engine environment", **apply_environment(engine_environment(host), os.environ))
+        log.warning(
+            "openmp_library_missing", consequence="drafting on CPU is several times slower", remedy="pip install intel-openmp"
+        )
+    log.info("engine_environment", **apply_environment(engine_environment(host), os.environ))
 
 
-def _split_kwargs(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Engine arguments and the server's own (chat template, tool parser, ...): vLLM's command line takes both, so do we."""
+def split_kwargs(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Engine arguments, and the server's own (chat template, tool parser, ...): vLLM's command line takes both, so do we.
+
+    Raises EngineArgumentError for names that are neither.
+    """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.cli_args import FrontendArgs
 
@@ -146,18 +153,18 @@ def _configure(kwargs: Mapping[str, Any]) -> tuple[AsyncEngineArgs, VllmConfig]:
     return engine_args, engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
 
 
-def _start_engine(
-    arguments: EngineArguments, plain: EngineArguments, load: LoadObserver
-) -> tuple[AsyncLLM, AsyncEngineArgs, EngineArguments]:
-    """Start with `arguments`; if they are refused, with `plain`. Raises what vLLM raises if those are refused, too."""
+def start_failing_open(
+    arguments: EngineArguments, plain: EngineArguments, launch: Callable[[EngineArguments], T]
+) -> tuple[T, EngineArguments]:
+    """Launch with `arguments`; if they are refused, with `plain`. Raises what `launch` raises for the plain ones."""
     if not arguments.serving_plainly:
         try:
-            return *_launch(arguments, load), arguments
-        except Exception as error:  # noqa: BLE001  whatever refuses our arguments must not take the service with it
+            return launch(arguments), arguments
+        except Exception as error:  # noqa: BLE001 - whatever refuses our arguments must not take the service with it
             reason = f"the engine refused the steered arguments ({type(error).__name__}: {error})"[:1000]
             arguments = dataclasses.replace(plain, serving_plainly=reason)
-    log.warning("serving plainly", reason=arguments.serving_plainly)
-    return *_launch(arguments, load), arguments
+    log.warning("serving_plainly", reason=arguments.serving_plainly)
+    return launch(arguments), arguments
 
 
 def _launch(arguments: EngineArguments, load: LoadObserver) -> tuple[AsyncLLM, AsyncEngineArgs]:
