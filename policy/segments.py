@@ -57,7 +57,7 @@ class Segments:
             return
         entry.clean_steps_left -= 1
         if entry.clean_steps_left == 0:
-            self.finished_segment_id = entry.segment.segment_id
+            self.finished_segment_id = max(self.finished_segment_id, entry.segment.segment_id)
             self._close(entry)
 
     def _find(self, decode_batch_size: int) -> _Open | None:

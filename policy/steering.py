@@ -53,7 +53,7 @@ class Steering:
 
     @property
     def finished_segment_id(self) -> int:
-        """The exploration segment that finished last, 0 for none of this policy incarnation."""
+        """The highest id of the segments that finished, 0 for none of this policy incarnation."""
         return self._segments.finished_segment_id
 
     @property

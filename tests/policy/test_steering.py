@@ -236,6 +236,16 @@ def test_segments_of_one_range_run_one_after_another() -> None:
     assert run_clean(steering, 2, 5) == [3, 3, 0, 0, 1]
 
 
+def test_the_finished_id_never_falls() -> None:
+    steering = make_steering()
+    steering.adopt(
+        settings(table((1, 16, 1), segments=[segment(1, 3, clean_steps=1), segment(2, 3, first=9, last=12, clean_steps=1)])), 0.0
+    )
+    run_clean(steering, 9, 1)
+    run_clean(steering, 2, 1)
+    assert steering.finished_segment_id == 2
+
+
 def test_a_segment_is_dropped_after_its_time_to_live_and_stays_dropped() -> None:
     steering = make_steering()
     plan = table((1, 16, 1), segments=[segment(7, 3, time_to_live_s=10.0)])
