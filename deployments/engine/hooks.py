@@ -49,10 +49,18 @@ EVERYWHERE: Final = (
     Hook(
         "vllm.v1.core.sched.output",
         "SchedulerOutput",
-        fields=("num_scheduled_tokens", "scheduled_spec_decode_tokens", "num_spec_tokens_to_schedule", "num_invalid_spec_tokens"),
+        fields=(
+            "num_scheduled_tokens",
+            "scheduled_new_reqs",
+            "scheduled_cached_reqs",
+            "scheduled_spec_decode_tokens",
+            "num_spec_tokens_to_schedule",
+            "num_invalid_spec_tokens",
+        ),
     ),
+    Hook("vllm.v1.core.sched.output", "CachedRequestData", fields=("resumed_req_ids",)),
     Hook("vllm.v1.outputs", "ModelRunnerOutput", fields=("req_id_to_index", "sampled_token_ids")),
-    Hook("vllm.v1.request", "Request", fields=("num_computed_tokens", "num_tokens", "use_structured_output")),
+    Hook("vllm.v1.request", "Request", fields=("num_computed_tokens", "num_tokens", "is_prefill_chunk", "use_structured_output")),
     Hook("vllm.v1.core.kv_cache_manager", "KVCacheManager", fields=("usage",)),
     Hook("vllm.v1.engine.core", "EngineCore", fields=("scheduler",)),
 )

@@ -8,9 +8,11 @@ from then on the engine runs its own K, uncounted.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import attrgetter
 from typing import Any, Final
 from uuid import uuid4
 
@@ -23,6 +25,8 @@ from nightjar.policy.step_counters import StepCount, StepCounters
 log = structlog.get_logger(__name__)
 
 NOTE_ATTRIBUTE: Final = "nightjar_note"
+_IS_PREFILL_CHUNK: Final = attrgetter("is_prefill_chunk")
+_NUM_COMPUTED_TOKENS: Final = attrgetter("num_computed_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,15 +148,7 @@ class StepLoop:
         )
 
     def _choose(self, scheduler_output: Any, requests: Mapping[str, Any]) -> StepNote:
-        decode_rows = context_tokens = prefill_tokens = 0
-        for request_id, num_scheduled_tokens in scheduler_output.num_scheduled_tokens.items():
-            request = requests[request_id]
-            computed = request.num_computed_tokens
-            if computed >= request.num_tokens - 1:
-                decode_rows += 1
-                context_tokens += computed
-            else:
-                prefill_tokens += num_scheduled_tokens
+        decode_rows, context_tokens, prefill_tokens = _classify(scheduler_output, requests)
         chosen = self.steering.choose(decode_rows, prefill_tokens > 0, self.clock())
         if chosen is not None:
             scheduler_output.num_spec_tokens_to_schedule = min(chosen, self._max_num_speculative_tokens)
@@ -187,12 +183,20 @@ class StepLoop:
 
     def _count_verified(self, scheduler_output: Any, model_runner_output: Any, requests: Mapping[str, Any]) -> Verified:
         output_s = self.clock()
+        drafts = scheduler_output.scheduled_spec_decode_tokens
+        sampled = model_runner_output.sampled_token_ids
+        invalid = scheduler_output.num_invalid_spec_tokens
         widths = [0] * (self._max_num_speculative_tokens + 1)
         hits = [0] * (self._max_num_speculative_tokens + 1)
-        sampled = model_runner_output.sampled_token_ids
+        if len(drafts) == len(sampled) and not invalid and all(sampled) and drafts.keys() <= requests.keys():
+            # Every row verified drafts, as in nearly every step: which row is whose does not matter for the sums.
+            for width, rows in Counter(map(len, drafts.values())).items():
+                widths[width] = rows
+            for num_sampled, rows in Counter(map(len, sampled)).items():
+                hits[num_sampled - 1] = rows
+            return Verified(reached=_more_than(widths), accepted=_more_than(hits), output_s=output_s)
         row_of = model_runner_output.req_id_to_index
-        invalid = scheduler_output.num_invalid_spec_tokens
-        for request_id, draft_token_ids in scheduler_output.scheduled_spec_decode_tokens.items():
+        for request_id, draft_token_ids in drafts.items():
             num_sampled = len(sampled[row_of[request_id]]) if request_id in requests else 0
             if num_sampled:
                 widths[len(draft_token_ids) - (invalid.get(request_id, 0) if invalid else 0)] += 1
@@ -232,6 +236,28 @@ class StepLoop:
     def _fail(self, hook: str, error: Exception) -> None:
         self.fault = f"{hook}: {type(error).__name__}: {error}"[:1024]
         log.error("step_loop_failed", hook=hook, error=str(error), consequence="the engine runs its own K", exc_info=error)
+
+
+def _classify(scheduler_output: Any, requests: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Decode rows of the step, tokens in the KV cache of those rows, and prefill tokens, all as before the step.
+
+    A row decodes when all of its context but the newest token is in the KV cache. vLLM's own mark says so for rows that ran
+    before; those that enter or come back with this step carry none yet.
+    """
+    scheduled = scheduler_output.num_scheduled_tokens
+    rows = list(map(requests.__getitem__, scheduled))
+    entering = scheduler_output.scheduled_new_reqs or scheduler_output.scheduled_cached_reqs.resumed_req_ids
+    if not entering and True not in map(_IS_PREFILL_CHUNK, rows):
+        return len(rows), sum(map(_NUM_COMPUTED_TOKENS, rows)), 0
+    decode_rows = context_tokens = prefill_tokens = 0
+    for request, num_scheduled_tokens in zip(rows, scheduled.values(), strict=True):
+        computed = request.num_computed_tokens
+        if computed >= request.num_tokens - 1:
+            decode_rows += 1
+            context_tokens += computed
+        else:
+            prefill_tokens += num_scheduled_tokens
+    return decode_rows, context_tokens, prefill_tokens
 
 
 def _more_than(rows_by_length: Sequence[int]) -> list[int]:
