@@ -96,8 +96,9 @@ class PolicyReplica:
 
 
 def build(args: dict[str, Any]) -> Any:
-    """Serve's application builder. Takes no `args`: everything an operator sets lives in `user_config`."""
-    validate(args)
+    """Serve's application builder. Raises ValueError for any `args`: everything an operator sets lives in `user_config`."""
+    if args:
+        raise ValueError(f"{', '.join(sorted(args))}: the policy app takes no args; settings belong in user_config")
     from ray import serve
 
     return serve.deployment(
@@ -108,9 +109,3 @@ def build(args: dict[str, Any]) -> Any:
         ray_actor_options={"num_cpus": 0},
         user_config={},
     ).bind()
-
-
-def validate(args: Mapping[str, object]) -> None:
-    """Raises ValueError for `args` that would be ignored."""
-    if args:
-        raise ValueError(f"{', '.join(sorted(args))}: the policy app takes no args; settings belong in user_config")

@@ -2,8 +2,8 @@
 
 Ray Serve accepts misspelt fields in silence and finds wrong values minutes later, in a replica's log. Here every problem
 that can be known off-line is one line naming field, value and what is allowed (`ServeFileError`): unreadable or malformed
-YAML, unknown fields, Serve's own schema, an import path that does not exist, the policy app's settings, and whatever an
-application's module checks of its `args` itself (a function `validate(args)` beside the builder, raising ValueError).
+YAML, unknown fields, Serve's own schema, an import path that does not exist, the policy app's settings, and what our own
+builders find wrong with their `args`: those build nothing but a description and are called here as Serve will call them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from nightjar.policy.settings import SettingsError, parse_operator_settings
 
 POLICY_IMPORT_PATH: Final = "nightjar.cluster.policy_app:build"
 POLICY_DEPLOYMENT: Final = "Policy"
+OWN_MODULES: Final = "nightjar."
 
 
 class ServeFileError(ValueError):
@@ -110,12 +111,11 @@ def check_application(application: Any) -> Application:
     if application.import_path == POLICY_IMPORT_PATH:
         check_policy_settings(name, application)
     if not application.runtime_env:
-        module = import_application(name, application.import_path)
-        validate = getattr(module, "validate", None)
-        if callable(validate):
+        builder = import_application(name, application.import_path)
+        if application.import_path.startswith(OWN_MODULES):
             try:
-                validate(application.args)
-            except (ValueError, TypeError) as error:
+                builder(application.args)
+            except ValueError as error:
                 raise ServeFileError(f"{name}: args: {error}") from error
     return Application(name=application.name, import_path=application.import_path, route_prefix=application.route_prefix)
 
@@ -132,8 +132,8 @@ def check_policy_settings(name: str, application: Any) -> None:
             raise ServeFileError(f"{name}: user_config: {error}") from error
 
 
-def import_application(name: str, import_path: str) -> object:
-    """The module of `module:attribute` (or `module.attribute`), found as Serve finds it. Raises ServeFileError.
+def import_application(name: str, import_path: str) -> Any:
+    """What `module:attribute` (or `module.attribute`) names, found as Serve finds it. Raises ServeFileError.
 
     An application with a `runtime_env` may live only there and is not imported.
     """
@@ -148,4 +148,4 @@ def import_application(name: str, import_path: str) -> object:
         ) from error
     if not hasattr(module, attribute):
         raise ServeFileError(f"{name}: import_path: module {module_name!r} has no {attribute!r}")
-    return module
+    return getattr(module, attribute)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -82,8 +83,12 @@ class Mode(Record):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: object) -> object:
-        if not isinstance(value, str):
+        if value is False:
+            return {"kind": "off"}  # YAML reads an unquoted off as false
+        if isinstance(value, Mapping | Mode):
             return value
+        if not isinstance(value, str):
+            value = str(value)
         if value in {"auto", "shadow", "off"}:
             return {"kind": value}
         pinned = re.fullmatch(r"pin=(\d{1,3})", value)

@@ -1,6 +1,5 @@
 """A Serve YAML is checked off-line: each mistake is one line naming file, field, value and what is allowed."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,14 @@ from nightjar.cluster.serve_config import (
     load_serve_file,
     read_yaml,
 )
+from nightjar.policy.records import Mode
+from nightjar.policy.settings import parse_operator_settings
 
 MODEL_APP = """
 applications:
 - name: model
-  import_path: {module}:build
-  args: {{size: {size}}}
+  import_path: nightjar.deployments.app:build
+  args: {{llm_configs: [{models}]}}
 """
 POLICY_APP = """
 applications:
@@ -32,18 +33,6 @@ applications:
 """
 
 
-@pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An application's module that checks its own args."""
-    (tmp_path / "checked_app.py").write_text(
-        "def build(args):\n    return None\n\n"
-        "def validate(args):\n    if args['size'] > 3:\n        raise ValueError(f\"size: {args['size']} is above 3\")\n"
-    )
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.delitem(sys.modules, "checked_app", raising=False)
-    return "checked_app"
-
-
 def refusal(tmp_path: Path, text: str) -> str:
     file = tmp_path / "serve.yaml"
     file.write_text(text)
@@ -54,13 +43,12 @@ def refusal(tmp_path: Path, text: str) -> str:
     return message.removeprefix(f"{file}: ")
 
 
-def test_a_good_file_gives_its_applications_host_and_port(tmp_path: Path, module: str) -> None:
+def test_a_good_file_gives_its_applications_host_and_port(tmp_path: Path) -> None:
     file = tmp_path / "serve.yaml"
-    file.write_text("http_options: {host: 127.0.0.1, port: 8123}" + MODEL_APP.format(module=module, size=3))
+    file.write_text("http_options: {host: 127.0.0.1, port: 8123}" + POLICY_APP.format(name="Policy", user_config="{mode: auto}"))
     serve_file = load_serve_file(file)
     assert (serve_file.host, serve_file.port) == ("127.0.0.1", 8123)
-    assert [(application.name, application.route_prefix) for application in serve_file.applications] == [("model", "/")]
-    assert serve_file.values["applications"][0]["args"] == {"size": 3}
+    assert [(application.name, application.route_prefix) for application in serve_file.applications] == [("nightjar", "/nightjar")]
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -101,8 +89,21 @@ def test_a_wrong_shape_is_one_line(tmp_path: Path, text: str, parts: list[str]) 
     assert [part for part in parts if part not in message] == [], message
 
 
-def test_an_applications_own_check_of_its_args_runs_off_line(tmp_path: Path, module: str) -> None:
-    assert refusal(tmp_path, MODEL_APP.format(module=module, size=4)) == "application model: args: size: 4 is above 3"
+@pytest.mark.parametrize(
+    ("models", "parts"),
+    [
+        ("", ["llm_configs", "one model"]),
+        ("{model_loading_config: {model_id: a}}, {model_loading_config: {model_id: b}}", ["llm_configs", "2 models", "serves one"]),
+        ("{model_loading_config: {model_id: a, model_source: nowhere}}", ["model_source", "'nowhere'", "nightjar models build"]),
+    ],
+)
+def test_what_our_model_app_finds_wrong_with_its_args_is_known_off_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: str, parts: list[str]
+) -> None:
+    monkeypatch.setenv("NIGHTJAR_MODELS", str(tmp_path))
+    message = refusal(tmp_path, MODEL_APP.format(models=models))
+    assert message.startswith("application model: args: llm_configs")
+    assert [part for part in parts if part not in message] == [], message
 
 
 @pytest.mark.parametrize(
@@ -110,6 +111,7 @@ def test_an_applications_own_check_of_its_args_runs_off_line(tmp_path: Path, mod
     [
         ("{modee: auto}", ["modee", "'auto'", "did you mean mode?"]),
         ("{mode: fast}", ["mode", "'fast'", "auto, shadow, off, pin=K"]),
+        ("{mode: on}", ["mode", "'True'", "auto, shadow, off, pin=K"]),
         ("{planner: magic}", ["planner", "'magic'", "'fleet'"]),
         ("{dwell_steps: -1}", ["dwell_steps", "-1", "greater than or equal to 0"]),
     ],
@@ -118,6 +120,13 @@ def test_a_wrong_setting_of_the_policy_app_is_one_line(tmp_path: Path, user_conf
     message = refusal(tmp_path, POLICY_APP.format(name="Policy", user_config=user_config))
     assert message.startswith("application nightjar: user_config: ")
     assert [part for part in parts if part not in message] == [], message
+
+
+def test_an_unquoted_off_which_yaml_reads_as_false_is_the_mode_off(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(POLICY_APP.format(name="Policy", user_config="{mode: off}"))
+    (policy,) = load_serve_file(file).values["applications"]
+    assert parse_operator_settings(policy["deployments"][0]["user_config"]).mode == Mode.parse("off")
 
 
 def test_a_deployment_that_the_policy_app_does_not_have_is_named(tmp_path: Path) -> None:
