@@ -100,8 +100,8 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def running_fake_server() -> Iterator[FakeServer]:
-    server = _Server(("127.0.0.1", 0), _Handler)
+def running_fake_server(port: int = 0) -> Iterator[FakeServer]:
+    server = _Server(("127.0.0.1", port), _Handler)
     server.fake = FakeServer(url=f"http://127.0.0.1:{server.server_address[1]}")
     thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.005), daemon=True)
     thread.start()

@@ -1,0 +1,206 @@
+"""The demo against a small fake system: everything but the engines, from the command to the written run."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from nightjar.loadtests import commands, demo, demo_processes, demo_sampler, demo_screen, demo_steps
+from nightjar.loadtests.demo import Demo, DemoPlan
+from nightjar.loadtests.demo_processes import ManagedProcess, ProcessError, run_to_end
+from nightjar.loadtests.demo_sampler import Sampler, all_confirmed
+from nightjar.loadtests.demo_screen import Screen, View, plain_line
+from nightjar.loadtests.demo_steps import DemoError, kill_policy, set_mode, wait_for_replicas
+from nightjar.loadtests.regimes import parse_regime
+from nightjar.loadtests.rows import read_rows
+from nightjar.loadtests.samples import read_samples
+from nightjar.loadtests.service_api import ServiceApi, ServiceError
+from nightjar.loadtests.summary import RunSummary
+from nightjar.policy.records import Mode
+from tests.loadtests.fake_server import FakeServer, running_fake_server
+from tests.loadtests.recorded import replica, sample
+
+ROOT = Path(__file__).parents[2]
+FAKE_SYSTEM = [sys.executable, "-m", "tests.loadtests.fake_system"]
+PLAN = DemoPlan(
+    parse_regime("quiet:0.2@=10,surge:0.6@=20"), seed=0, max_tokens=4, comparison_tokens=4, comparison_prompts=("one", "two")
+)
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with running_fake_server() as fake:
+        yield fake
+
+
+@pytest.fixture
+def fake_nightjar(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (demo, demo_processes):
+        monkeypatch.setattr(module, "nightjar_command", lambda *arguments: [*FAKE_SYSTEM, *arguments])
+    monkeypatch.setattr(demo_steps, "STEADY_S", 0.0)
+    monkeypatch.setattr(demo_sampler, "PERIOD_S", 0.02)
+    monkeypatch.chdir(ROOT)
+
+
+def session_processes(word: str) -> list[str]:
+    found = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in found if word in line]
+
+
+@pytest.mark.usefixtures("fake_nightjar")
+def test_the_demo_compares_the_modes_kills_the_policy_once_and_leaves_a_whole_record(tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        commands.app, ["demo", "--regime", str(PLAN.regime), "--quick", "--runs", str(tmp_path), "-o", "json"]
+    )
+    assert result.exit_code == 0, result.output
+    latest = tmp_path / "latest"
+    summary = RunSummary.model_validate_json((latest / "summary.json").read_bytes())
+    assert json.loads(result.stdout) == json.loads(summary.model_dump_json())
+    assert summary.passed
+    assert [check.name for check in summary.checks] == [
+        "no failed request", "equal text", "K under off", "K under pin=5", "K under auto", "the policy comes back",
+    ]  # fmt: skip
+    assert [(row.mode, row.phase) for row in summary.phases] == [
+        (mode, phase) for mode in ("off", "pin=5", "auto") for phase in ("quiet", "surge", "all")
+    ]
+    assert {row.mode for row in read_rows(latest / "requests.jsonl")} == {"off", "pin=5", "auto"}
+    assert {one.mode for one in read_samples(latest / "samples.jsonl")} >= {"off", "pin=5", "auto"}
+    assert "decided" in (latest / "decisions.jsonl").read_text()
+    assert "<svg" in (latest / "report.html").read_text()
+    assert "killed the policy actor" in result.stderr
+    assert "the policy is back as incarnation 2" in result.stderr
+
+    again = CliRunner().invoke(commands.app, ["report", str(latest)])
+    assert again.exit_code == 0
+    assert RunSummary.model_validate_json((latest / "summary.json").read_bytes()) == summary
+
+
+@pytest.mark.usefixtures("fake_nightjar")
+def test_a_failure_half_way_stops_what_was_started_and_keeps_what_was_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise DemoError("half way")
+
+    monkeypatch.setattr(demo_steps, "send_load", broken)
+    with pytest.raises(DemoError, match="half way"):
+        Demo(PLAN, tmp_path, Console(file=io.StringIO())).run()
+    assert read_samples(tmp_path / "samples.jsonl")
+    assert (tmp_path / "decisions.jsonl").stat().st_size
+    assert not session_processes("fake_system run")
+
+
+def test_a_process_is_stopped_with_all_of_its_session_also_when_it_ignores_the_signal() -> None:
+    lines: list[str] = []
+    code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+    with ManagedProcess("stubborn", [sys.executable, "-c", code], lines.append) as process:
+        while not lines:
+            time.sleep(0.005)
+        process.stop(timeout_s=0.01)
+        assert process.poll() == -signal.SIGKILL
+    assert lines == ["up"]
+
+
+def test_a_command_that_fails_shows_its_last_lines() -> None:
+    with pytest.raises(ProcessError, match="the command ended with exit code 3\n  went wrong"):
+        run_to_end(
+            "the command",
+            [sys.executable, "-c", "import sys; print('went wrong', file=sys.stderr); sys.exit(3)"],
+            lambda line: None,
+        )
+
+
+def test_a_mode_counts_as_set_only_when_every_replica_confirmed_it() -> None:
+    off = Mode.parse("off")
+    status = sample(1.0, "off", replica("r1", mode="off"), replica("r2", mode="off")).status
+    assert all_confirmed(status, off, 2)
+    assert not all_confirmed(status, off, 3)
+    assert not all_confirmed(status, Mode.parse("auto"), 2)
+    assert not all_confirmed(None, off, 0)
+    unconfirmed = replica("r2", mode="off").model_copy(update={"settings_confirmed": False})
+    assert not all_confirmed(sample(1.0, "off", replica("r1", mode="off"), unconfirmed).status, off, 2)
+
+
+def test_a_mode_that_nobody_confirms_ends_with_what_was_seen(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_steps, "CONFIRM_TIMEOUT_S", 0.01)
+    status = sample(1.0, "", replica("r1", mode="auto")).status
+    assert status is not None
+    server.fleet_status = lambda: status.model_dump_json().encode()
+    with ServiceApi.at(server.url, "sesame") as api:
+        sampler = Sampler(api, tmp_path / "samples.jsonl")
+        with pytest.raises(DemoError, match=r"mode off was not confirmed by 1 replicas .* r1 mode auto"):
+            set_mode(api, sampler, Mode.parse("off"), 1)
+        with pytest.raises(DemoError, match="no steady fleet"):
+            wait_for_replicas(sampler, timeout_s=0.01)
+    assert server.authorizations == ["Bearer sesame"]
+
+
+def test_a_sample_without_an_answer_says_why(server: FakeServer, tmp_path: Path) -> None:
+    server.fleet_status = lambda: b'{"policy": 3}'
+    with ServiceApi.at(server.url, "t") as api:
+        taken = Sampler(api, tmp_path / "samples.jsonl").sample()
+    assert taken.status is None
+    assert "did not answer with a status: policy" in taken.error
+    assert read_samples(tmp_path / "samples.jsonl") == (taken,)
+
+
+def test_the_api_says_what_was_asked_and_what_came_back(server: FakeServer) -> None:
+    server.set_mode = lambda body: (403, b'{"detail": "read-only"}')
+    with ServiceApi.at(server.url, "t") as api, pytest.raises(ServiceError, match=r"POST /nightjar/mode: HTTP 403 .*read-only"):
+        api.set_mode(Mode.parse("off"), "a test")
+    with ServiceApi.at("http://127.0.0.1:9", "t") as api, pytest.raises(ServiceError, match="GET /nightjar/status: ConnectError"):
+        api.status()
+
+
+def test_only_a_process_that_is_the_policy_actor_is_killed() -> None:
+    with pytest.raises(DemoError, match="not the policy actor; nothing was killed"):
+        kill_policy(os.getpid())
+    with pytest.raises(DemoError, match="not on this machine"):
+        kill_policy(2**22 + 1)
+
+
+def test_off_a_terminal_a_line_comes_whenever_nothing_was_said_for_a_while() -> None:
+    now_s, file = 0.0, io.StringIO()
+    view = View("mode off: load", sample(1.0, "off", replica("replica-1")).status, requests=3, failed=1)
+    screen = Screen(Console(file=file), lambda: view, clock=lambda: now_s)
+    for second in range(31):
+        now_s = float(second)
+        screen.refresh()
+    lines = file.getvalue().splitlines()
+    assert len(lines) == int(30 / demo_screen.MAX_SILENCE_S)
+    assert lines[0] == f"[   9 s] {plain_line(view)}"
+    assert plain_line(view) == "mode off: load; 3 answered, 1 failed; lica-1 batch 0 waiting 0 K=0"
+
+
+def test_on_a_terminal_the_table_shows_every_replica() -> None:
+    file = io.StringIO()
+    view = View("mode auto: load", sample(1.0, "auto", replica("replica-1"), replica("replica-2")).status, requests=3)
+    with Screen(Console(file=file, force_terminal=True, width=120), lambda: view) as screen:
+        screen.refresh()
+    assert all(word in file.getvalue() for word in ("replica-1", "replica-2", "3 answered, 0 failed", "policy incarnation 1"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["demo", "--regime", "quiet:60"], "NAME:SECONDS@LOAD"),
+        (["report", "nowhere"], "nowhere is no recorded run"),
+    ],
+)
+def test_bad_input_is_one_clear_message(arguments: list[str], told: str) -> None:
+    result = CliRunner().invoke(commands.app, arguments)
+    assert result.exit_code != 0
+    assert told in " ".join(result.output.replace("│", " ").split())
