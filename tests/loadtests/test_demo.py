@@ -17,12 +17,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from nightjar.loadtests import commands, demo, demo_processes, demo_sampler, demo_screen, demo_steps
-from nightjar.loadtests.demo import Demo, DemoPlan
 from nightjar.loadtests.demo_processes import ManagedProcess, ProcessError, run_to_end
 from nightjar.loadtests.demo_sampler import Sampler, all_confirmed
 from nightjar.loadtests.demo_screen import Screen, View, plain_line
 from nightjar.loadtests.demo_steps import DemoError, kill_policy, set_mode, wait_for_replicas
-from nightjar.loadtests.regimes import parse_regime
 from nightjar.loadtests.rows import read_rows
 from nightjar.loadtests.samples import read_samples
 from nightjar.loadtests.service_api import ServiceApi, ServiceError
@@ -33,9 +31,7 @@ from tests.loadtests.recorded import replica, sample
 
 ROOT = Path(__file__).parents[2]
 FAKE_SYSTEM = [sys.executable, "-m", "tests.loadtests.fake_system"]
-PLAN = DemoPlan(
-    parse_regime("quiet:0.2@=10,surge:0.6@=20"), seed=0, max_tokens=4, comparison_tokens=4, comparison_prompts=("one", "two")
-)
+REGIME = "quiet:0.2@=10,surge:0.6@=20"
 
 
 @pytest.fixture
@@ -53,16 +49,14 @@ def fake_nightjar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def session_processes(word: str) -> list[str]:
+def processes_with(word: str) -> list[str]:
     found = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
     return [line for line in found if word in line]
 
 
 @pytest.mark.usefixtures("fake_nightjar")
 def test_the_demo_compares_the_modes_kills_the_policy_once_and_leaves_a_whole_record(tmp_path: Path) -> None:
-    result = CliRunner().invoke(
-        commands.app, ["demo", "--regime", str(PLAN.regime), "--quick", "--runs", str(tmp_path), "-o", "json"]
-    )
+    result = CliRunner().invoke(commands.app, ["demo", "--regime", REGIME, "--quick", "--runs", str(tmp_path), "-o", "json"])
     assert result.exit_code == 0, result.output
     latest = tmp_path / "latest"
     summary = RunSummary.model_validate_json((latest / "summary.json").read_bytes())
@@ -87,18 +81,23 @@ def test_the_demo_compares_the_modes_kills_the_policy_once_and_leaves_a_whole_re
 
 
 @pytest.mark.usefixtures("fake_nightjar")
-def test_a_failure_half_way_stops_what_was_started_and_keeps_what_was_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("raised", "exit_code", "told"),
+    [(DemoError("half way"), 1, "error: half way"), (KeyboardInterrupt(), 130, "nothing was left running")],
+    ids=["failure", "ctrl-c"],
+)
+def test_a_run_that_ends_half_way_stops_what_was_started_and_keeps_what_was_recorded(
+    raised: BaseException, exit_code: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
-        raise DemoError("half way")
+    def end(*_: object) -> None:
+        raise raised
 
-    monkeypatch.setattr(demo_steps, "send_load", broken)
-    with pytest.raises(DemoError, match="half way"):
-        Demo(PLAN, tmp_path, Console(file=io.StringIO())).run()
-    assert read_samples(tmp_path / "samples.jsonl")
-    assert (tmp_path / "decisions.jsonl").stat().st_size
-    assert not session_processes("fake_system run")
+    monkeypatch.setattr(demo_steps, "send_load", end)
+    result = CliRunner().invoke(commands.app, ["demo", "--quick", "--runs", str(tmp_path)])
+    assert (result.exit_code, told in result.output) == (exit_code, True), result.output
+    assert read_samples(tmp_path / "latest" / "samples.jsonl")
+    assert (tmp_path / "latest" / "decisions.jsonl").stat().st_size
+    assert not processes_with("fake_system run")
 
 
 def test_a_process_is_stopped_with_all_of_its_session_also_when_it_ignores_the_signal() -> None:
