@@ -45,8 +45,8 @@ class Segments:
         """The first open segment whose range holds `decode_batch_size`. Closes those past their deadline."""
         if not self._open:
             return None
-        for entry in [entry for entry in self._open if entry.expires_s <= now_s]:
-            self._close(entry)
+        for expired in [entry for entry in self._open if entry.expires_s <= now_s]:
+            self._close(expired)
         entry = self._find(decode_batch_size)
         return entry.segment if entry else None
 

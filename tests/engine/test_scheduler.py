@@ -216,6 +216,21 @@ def test_a_row_short_for_any_other_reason_spoils_the_step(folder: Path) -> None:
     assert not output.nightjar_note.comparable
 
 
+def test_a_drafter_that_found_nothing_for_a_row_is_a_miss_and_not_a_row_cut_short(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = start(SteeredScheduler, folder)
+    monkeypatch.setattr(scheduler.nightjar, "_drafts_every_row", False)
+    run_steps(scheduler, 2)
+    before = counters(scheduler).cells[0]
+    scheduler.requests["request-1"].spec_token_ids = []
+    run_steps(scheduler, 1)
+    after = counters(scheduler).cells[0]
+    assert after.steps == before.steps + 1
+    assert [now - then for now, then in zip(after.reached, before.reached, strict=True)] == [3] * MAXIMUM
+    assert [now - then for now, then in zip(after.accepted, before.accepted, strict=True)] == [2] * MAXIMUM
+
+
 @pytest.mark.parametrize("hook", ["_choose", "_count_verified", "_count"])
 def test_an_error_of_ours_leaves_the_engine_its_own_length_and_is_told(
     hook: str, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
