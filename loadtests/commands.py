@@ -29,6 +29,9 @@ from nightjar.policy.records import describe_validation_error
 DEMO_REGIME: Final = "quiet:40@0.25,surge:60@2.5,calm:40@0.25"
 QUICK_REGIME: Final = "quiet:10@0.3,surge:15@2,calm:10@0.3"
 
+TABLE_WIDTH: Final = 100
+"""Columns that the table needs; in a narrower window the terminal breaks its lines, but nothing is cut."""
+
 app = typer.Typer(no_args_is_help=True, help="Load and evidence.")
 
 
@@ -110,7 +113,8 @@ def _show(summary: RunSummary, folder: Path, console: Console, output: Output) -
     if output is Output.JSON:
         typer.echo(summary.model_dump_json())
         return
-    console.print(result_table(summary))
+    wide = console if console.width >= TABLE_WIDTH else Console(width=TABLE_WIDTH)
+    wide.print(result_table(summary))
     for check in summary.checks:
         console.print(
             f"{'ok  ' if check.passed else 'FAIL'} {check.name}: {check.detail}", markup=False, highlight=False, soft_wrap=True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,9 @@ HURRY_TIMEOUT_S: Final = 15.0
 KILL_TIMEOUT_S: Final = 5.0
 POLL_PERIOD_S: Final = 0.1
 MAX_KEPT_LINES: Final = 15
+MAX_LINE_CHARACTERS: Final = 160
+"""Ray explains a killed worker in one line of a thousand characters."""
+ANSI_SEQUENCE: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class ProcessError(Exception):
@@ -133,7 +137,7 @@ class ServedSystem(ManagedProcess):
         if url:
             self.url = url
         else:
-            self._say(line)
+            self._say(f"  {ANSI_SEQUENCE.sub('', line)[:MAX_LINE_CHARACTERS]}")
 
 
 def nightjar_command(*arguments: str) -> list[str]:

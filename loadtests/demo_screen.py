@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Self
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -100,9 +102,10 @@ def plain_line(view: View) -> str:
 
 def result_table(summary: RunSummary) -> Table:
     """The table per mode and phase."""
-    table = Table(title="Per mode and phase", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in COLUMNS:
-        table.add_column(column, justify="left" if column in {"mode", "phase"} else "right", no_wrap=True)
+        header = "\n".join(textwrap.wrap(column, 8))
+        table.add_column(header, justify="left" if column in {"mode", "phase"} else "right", no_wrap=True)
     for row in summary.phases:
         table.add_row(*table_cells(row), style="bold" if row.phase == ALL_PHASES else None, end_section=row.phase == ALL_PHASES)
     return table

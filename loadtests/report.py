@@ -32,7 +32,7 @@ DEMO_CAPTION: Final = (
 )
 
 COLUMNS: Final = (
-    "mode", "phase", "requests", "errors", "tokens/s", "engine ms per token", "TTFT p50 / max", "TPOT p50 / max", "n TTFT / TPOT",
+    "mode", "phase", "requests", "errors", "tokens/s", "engine ms per token", "TTFT s p50 / max", "TPOT ms p50 / max", "n",
     "mean K", "steps off",
 )  # fmt: skip
 
@@ -89,18 +89,19 @@ def table_cells(row: PhaseSummary) -> tuple[str, ...]:
         str(row.errors),
         f"{row.tokens_per_s:.1f}",
         "-" if cost is None else f"{cost * 1e3:.1f}",
-        _seconds(row.ttft),
-        _seconds(row.tpot),
+        _times(row.ttft, "{:.2f}", 1.0),
+        _times(row.tpot, "{:.0f}", 1e3),
         f"{row.ttft.n} / {row.tpot.n}",
         "-" if length is None else f"{length:.2f}",
         "-" if share is None else f"{share:.0%}",
     )
 
 
-def _seconds(times: Times) -> str:
+def _times(times: Times, form: str, factor: float) -> str:
+    """Median and maximum, each in seconds times `factor`."""
     if times.p50_s is None or times.max_s is None:
         return "-"
-    return f"{times.p50_s * 1e3:.0f} / {times.max_s * 1e3:.0f} ms"
+    return f"{form.format(times.p50_s * factor)} / {form.format(times.max_s * factor)}"
 
 
 def _table_row(row: PhaseSummary) -> str:

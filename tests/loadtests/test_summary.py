@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import doctest
+import io
+import re
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
+from rich.console import Console
 
 from nightjar.loadtests import charts
+from nightjar.loadtests.commands import TABLE_WIDTH
+from nightjar.loadtests.demo_screen import result_table
 from nightjar.loadtests.regimes import parse_regime
 from nightjar.loadtests.report import COLUMNS, render_report, table_cells
 from nightjar.loadtests.samples import (
@@ -140,6 +146,24 @@ def test_the_report_is_one_page_with_every_number_of_the_table_and_nothing_from_
     assert "a &lt;model&gt;" in page
     assert "killed here" in page
     assert all(foreign not in page for foreign in ("http:", "https:", "<script", "src=", "@import", "url("))
+
+
+def test_every_chart_is_well_formed_and_draws_inside_its_box() -> None:
+    drawings = re.findall(r"<svg.*?</svg>", render_report(run_summary(), REGIME, ROWS, SAMPLES), flags=re.DOTALL)
+    for drawing in map(ET.fromstring, drawings):
+        _, _, width, height = map(float, drawing.attrib["viewBox"].split())
+        across = [float(value) for node in drawing.iter() for key, value in node.attrib.items() if key in {"x", "x1", "x2", "cx"}]
+        down = [float(value) for node in drawing.iter() for key, value in node.attrib.items() if key in {"y", "y1", "y2", "cy"}]
+        assert across
+        assert 0 <= min(across) <= max(across) <= width
+        assert 0 <= min(down) <= max(down) <= height
+
+
+def test_the_printed_table_is_not_cut_in_the_width_that_it_is_given() -> None:
+    file = io.StringIO()
+    Console(file=file, width=TABLE_WIDTH).print(result_table(run_summary()))
+    assert "…" not in file.getvalue()
+    assert all(cell in file.getvalue() for line in run_summary().phases for cell in table_cells(line))
 
 
 def test_a_run_without_rows_still_has_a_page() -> None:
