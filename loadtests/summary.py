@@ -120,22 +120,22 @@ def summarise(
 
 
 def headline(phases: Sequence[PhaseSummary], baseline: str, modes: Sequence[str]) -> str:
-    """One line: engine seconds per token of every mode in the first phase and in the busiest one, against `baseline`."""
+    """One line: what a token cost in every other mode, as a multiple of `baseline`'s, in the first phase and in the busiest."""
     by_key = {(row.mode, row.phase): row for row in phases}
     real = [row for row in phases if row.mode == baseline and row.phase != ALL_PHASES]
     if not real:
         return "Nothing was measured."
-    first, busiest = real[0].phase, max(real, key=lambda row: row.requests / row.duration_s).phase
+    busiest = max(real, key=lambda row: row.requests / row.duration_s)
     words = []
     for mode in modes:
-        parts = []
-        for phase in dict.fromkeys((first, busiest)):
-            cost = _cost(by_key.get((mode, phase)))
-            reference = _cost(by_key.get((baseline, phase)))
-            relative = f" ({cost / reference:.2f} x)" if cost and reference and mode != baseline else ""
-            parts.append(f"{phase} {cost * 1e3:.0f}{relative}" if cost else f"{phase} -")
-        words.append(f"{mode}: {', '.join(parts)}")
-    return f"Engine milliseconds per token (against {baseline}) - {'; '.join(words)}."
+        costs = [
+            f"{cost / reference:.2f} in {row.phase}"
+            for row in dict.fromkeys((real[0], busiest))
+            if (cost := _cost(by_key.get((mode, row.phase)))) and (reference := row.engine_seconds_per_token)
+        ]
+        if mode != baseline and costs:
+            words.append(f"{mode} {', '.join(costs)}")
+    return f"Engine time per token, as a multiple of {baseline}'s: {'; '.join(words) or 'nothing to compare'}."
 
 
 def _cost(row: PhaseSummary | None) -> float | None:
