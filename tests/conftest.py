@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+from hypothesis import settings
+
+# How long an example takes says nothing about the code on a machine that also runs engines.
+settings.register_profile("nightjar", deadline=None)
+settings.load_profile("nightjar")
+
 
 def pytest_configure() -> None:
     """Keep looptime from opening an event loop that nobody closes.
