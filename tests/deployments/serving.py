@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from nightjar.cluster.client import PolicyClient, get_or_create_policy_actor
+from nightjar.cluster.local_cluster import QUIET_ENVIRONMENT
 from nightjar.policy.status import FleetStatus, ReplicaStatus
 
 T = TypeVar("T")
@@ -28,8 +29,15 @@ MAX_NUM_SPECULATIVE_TOKENS = 4
 NEAR_TIE = 1e-4
 
 
-def llm_args(model_id: str, *, speculative: bool = True, num_replicas: int = 1, user_config: object = None) -> dict[str, Any]:
-    """`args` of one application: the real small model in float32, small enough for several engines on a laptop."""
+def application(
+    name: str,
+    *,
+    speculative: bool = True,
+    num_replicas: int = 1,
+    user_config: object = None,
+    import_path: str = "nightjar.deployments.app:build",
+) -> dict[str, Any]:
+    """One application of a Serve file: the real small model in float32, small enough for several engines on a laptop."""
     engine_kwargs: dict[str, Any] = {
         "dtype": "float32",
         "enforce_eager": True,
@@ -44,15 +52,17 @@ def llm_args(model_id: str, *, speculative: bool = True, num_replicas: int = 1, 
             "model": DRAFT,
             "num_speculative_tokens": MAX_NUM_SPECULATIVE_TOKENS,
         }
-    deployment_config = {"num_replicas": num_replicas, "user_config": user_config, "health_check_period_s": 2}
+    model = {
+        "model_loading_config": {"model_id": "chat", "model_source": TARGET},
+        "engine_kwargs": engine_kwargs,
+        "deployment_config": {"num_replicas": num_replicas, "health_check_period_s": 2},
+    }
     return {
-        "llm_configs": [
-            {
-                "model_loading_config": {"model_id": model_id, "model_source": TARGET},
-                "engine_kwargs": engine_kwargs,
-                "deployment_config": deployment_config,
-            }
-        ]
+        "name": name,
+        "route_prefix": f"/{name}",
+        "import_path": import_path,
+        "args": {"llm_configs": [model]},
+        "deployments": [{"name": "LLM", "user_config": user_config}],
     }
 
 
@@ -62,15 +72,25 @@ class ServeCluster:
 
     url: str
 
-    def deploy(self, application: Any, name: str, route_prefix: str) -> None:
-        """Run an application and wait until all its replicas serve."""
-        from ray import serve
+    def deploy(self, *applications: Mapping[str, Any]) -> None:
+        """Make these, as a Serve file would list them, the applications of the cluster; wait until all their replicas serve."""
+        from ray.serve.context import _get_global_client
+        from ray.serve.schema import ServeDeploySchema
 
-        serve.run(application, name=name, route_prefix=route_prefix)
+        client = _get_global_client()
+        client.deploy_apps(ServeDeploySchema.model_validate({"applications": list(applications)}))
+        wanted = {application["name"] for application in applications}
 
-    def http(self, route_prefix: str) -> httpx.Client:
+        def all_run() -> bool:
+            statuses = {name: status.status.value for name, status in serve_status().applications.items()}
+            assert "DEPLOY_FAILED" not in statuses.values(), serve_status()
+            return set(statuses) == wanted and set(statuses.values()) <= {"RUNNING"}
+
+        until(all_run, within_s=240, what=f"applications {sorted(wanted)} run")
+
+    def http(self, application: str) -> httpx.Client:
         """A client of one application."""
-        return httpx.Client(base_url=f"{self.url}{route_prefix}", timeout=180)
+        return httpx.Client(base_url=f"{self.url}/{application}", timeout=180)
 
 
 @contextlib.contextmanager
@@ -84,7 +104,8 @@ def serve_cluster() -> Iterator[ServeCluster]:
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("RAY_ADDRESS", raising=False)
         environment.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "token"))
-        environment.setenv("RAY_enable_metrics_collection", "0")
+        for name, value in QUIET_ENVIRONMENT.items():
+            environment.setenv(name, value)
         environment.setenv("NIGHTJAR_JOURNAL_DIR", str(folder / "journal"))
         environment.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
         port = free_port()
@@ -113,6 +134,13 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def serve_status() -> Any:
+    """Serve's own view of its applications."""
+    from ray import serve
+
+    return serve.status()
 
 
 def ask_policy(call: Callable[[PolicyClient], Awaitable[T]]) -> T:

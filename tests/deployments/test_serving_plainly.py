@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 
 pytest.importorskip("ray.serve")
 pytest.importorskip("vllm")
+from ray.serve import Application
+
 from nightjar.deployments.app import deploy, parse_args
 from nightjar.deployments.models import ModelError, resolve_model
 from nightjar.deployments.replica import LLMReplica, ModelToServe
@@ -28,6 +31,11 @@ class ReplicaOfAnotherVLLM(LLMReplica):
         return ("vllm.v1.core.sched.scheduler.Scheduler.schedule: there is no 'schedule'",)
 
 
+def build(args: Mapping[str, Any]) -> Application:
+    """What the Serve file of this test names as its import_path."""
+    return deploy(parse_args(args), ReplicaOfAnotherVLLM)
+
+
 @pytest.fixture
 def cluster() -> Iterator[serving.ServeCluster]:
     try:
@@ -39,8 +47,8 @@ def cluster() -> Iterator[serving.ServeCluster]:
 
 
 def test_engine_whose_hooks_do_not_match_serves_plainly_and_says_so(cluster: serving.ServeCluster) -> None:
-    cluster.deploy(deploy(parse_args(serving.llm_args("chat")), ReplicaOfAnotherVLLM), "chat", "/chat")
-    with cluster.http("/chat") as client:
+    cluster.deploy(serving.application("chat", import_path=f"{__name__}:build"))
+    with cluster.http("chat") as client:
         body = {"model": "chat", "messages": [{"role": "user", "content": "Count to five."}], "max_tokens": 8}
         assert serving.post(client, body)["finish_reason"] in {"length", "stop"}
     (replica,) = serving.until(lambda: serving.replicas("chat"), within_s=20, what="a report")
