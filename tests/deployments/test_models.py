@@ -133,4 +133,4 @@ def test_list_writes_json_for_programs(tmp_path: Path, source_package: None, mon
     assert list_models(tmp_path) == ()
     build_models(tmp_path)
     rows = json.loads(CliRunner().invoke(app, ["list", "-o", "json"]).stdout)
-    assert {row["name"]: row["cost"] for row in rows} == {"smollm2-135m": 1, "smollm2-135m-noise05": 1, "smollm2-135m-x3": 3}
+    assert {row["name"]: row["cost"] for row in rows} == {"smollm2-135m": 1, "smollm2-135m-noise10": 1, "smollm2-135m-x3": 3}
