@@ -1,1 +1,1 @@
-"""The commands of this room: one file each, mounted by `nightjar.cluster.cli`. None of them imports Ray before it is run."""
+"""The commands of this room, one file each, gathered in `room`. None of them imports Ray in the process that a person starts."""

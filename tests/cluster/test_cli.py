@@ -202,7 +202,8 @@ try:
     main()
 except SystemExit as end:
     assert end.code == 0, end.code
-heavy = {"ray", "vllm", "torch", "locust", "fastapi", "transformers"} & {name.partition(".")[0] for name in sys.modules}
+loaded = {name.partition(".")[0] for name in sys.modules}
+heavy = {"ray", "vllm", "torch", "locust", "fastapi", "transformers", "httpx", "pydantic"} & loaded
 assert not heavy, heavy
 """
     shown = subprocess.run([sys.executable, "-c", program, "--help"], capture_output=True, text=True, check=False, timeout=60)
@@ -214,7 +215,7 @@ assert not heavy, heavy
 def test_a_room_whose_packages_are_missing_is_one_line_naming_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "room_without_its_packages.py").write_text("import a_package_that_nobody_has\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.setitem(cli.ROOM_COMMANDS, "demo", cli.RoomCommand("room_without_its_packages", "A demo.", False, "load"))
+    monkeypatch.setitem(cli.COMMANDS, "demo", cli.RoomCommand("room_without_its_packages", "A demo.", extra="load"))
     failed = call("demo")
     assert failed.exit_code == 1
     assert "a_package_that_nobody_has" in failed.stderr
@@ -227,7 +228,24 @@ def test_a_rooms_commands_are_mounted_under_their_own_names(tmp_path: Path, monk
         "@app.command()\ndef build():\n    print('built')\n"
     )
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.setitem(cli.ROOM_COMMANDS, "demo", cli.RoomCommand("room_with_commands", "A demo.", False, "load"))
-    monkeypatch.setitem(cli.ROOM_COMMANDS, "models", cli.RoomCommand("room_with_commands", "Models.", True, "cpu"))
+    monkeypatch.setitem(cli.COMMANDS, "demo", cli.RoomCommand("room_with_commands", "A demo.", extra="load"))
+    monkeypatch.setitem(cli.COMMANDS, "models", cli.RoomCommand("room_with_commands", "Models.", is_group=True))
     assert call("demo", "--n", "3").stdout == "demo 3\n"
     assert call("models", "build").stdout == "built\n"
+
+
+def test_the_commands_that_are_listed_are_those_that_the_rooms_have() -> None:
+    for name, command in cli.COMMANDS.items():
+        loaded = cli.load_command(name, command)
+        assert callable(loaded)
+        assert command.is_group == hasattr(loaded, "commands")
+
+
+def test_a_command_that_nobody_has_is_a_usage_error() -> None:
+    failed = call("statsu")
+    assert failed.exit_code == 2
+    assert "No such command 'statsu'" in failed.stderr
+
+
+def test_the_bare_command_shows_help() -> None:
+    assert "watch" in call().output

@@ -1,0 +1,13 @@
+"""This room's commands, as the other rooms have theirs in `commands.py`."""
+
+from __future__ import annotations
+
+import typer
+
+from nightjar.cluster.commands.mode import mode
+from nightjar.cluster.commands.run import run
+from nightjar.cluster.commands.status import status, watch
+
+app = typer.Typer()
+for command in (run, status, watch, mode):
+    app.command()(command)
