@@ -2,7 +2,10 @@
 
 It touches no other cluster: RAY_ADDRESS is ignored, ports are free ones, files lie in a temp folder of its own (a short
 path, for Ray's sockets may have 107 bytes) and so does its authentication token, unless the user brought one.
-Engines share the machine's cores, so Ray's daemons are kept quiet (QUIET_ENVIRONMENT, no dashboard, small object store).
+Engines share the machine's cores, so Ray's daemons are kept quiet: no dashboard, no metrics pipeline, no usage reports, no
+workers started ahead of need, a Serve control loop of 0.5 s for 0.1 s. Measured idle on 2 cores: 8 % of one core for Ray, Serve
+and an empty application, 18 % with two idle replicas and the policy. A variable that the user has set wins, so
+RAY_enable_metrics_collection=1 brings Ray's and vLLM's Prometheus metrics back.
 
 It runs until its stdin closes. Ray's daemons are started with the parent-death signal and end even if this process is killed.
 Fails with the file's, Ray's or Serve's words on stderr and exit code 1; the temp folder with the logs is then kept and named.

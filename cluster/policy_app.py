@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nightjar.cluster.client import PolicyClient
 
 RETRY_PERIOD_S: Final = 2.0
+FIRST_ATTEMPT_S: Final = 5.0
 MAX_ONGOING_REQUESTS: Final = 100
 
 T = TypeVar("T")
@@ -72,10 +73,11 @@ class PolicyReplica:
         return create_policy_api(self._policy, configured_token)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Serve hands over `user_config`, at start and on every change. Returns at once; the newest values win."""
+        """Serve hands over `user_config`, at start and on every change: in force when it returns, unless the policy is away."""
         if self._configuring is not None:
             self._configuring.cancel()
         self._configuring = asyncio.create_task(self._configure(user_config))
+        await asyncio.wait({self._configuring}, timeout=FIRST_ATTEMPT_S)
 
     async def check_health(self) -> None:
         """Answered by the event loop; says nothing about the actor, on purpose."""
