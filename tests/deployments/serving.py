@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import shutil
 import socket
 import tempfile
@@ -201,6 +202,20 @@ def post_at_once(client: httpx.Client, bodies: Sequence[Mapping[str, Any]]) -> l
     """The choices of chat completions that run together, in order."""
     with ThreadPoolExecutor(len(bodies)) as pool:
         return list(pool.map(lambda body: post(client, body), bodies))
+
+
+def assert_same_text(body: Mapping[str, Any], answer: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Equal text and end, or a first difference where the reference's two best logits nearly tie."""
+    got, want = answer["message"]["content"], expected["message"]["content"]
+    if got == want:
+        assert answer["finish_reason"] == expected["finish_reason"]
+        return
+    tokens = expected["logprobs"]["content"]
+    ends = list(itertools.accumulate(len(token["token"]) for token in tokens))
+    common = next((i for i, (a, b) in enumerate(zip(got, want, strict=False)) if a != b), min(len(got), len(want)))
+    first_different = tokens[next((i for i, end in enumerate(ends) if end > common), len(ends) - 1)]
+    best, second = (candidate["logprob"] for candidate in first_different["top_logprobs"][:2])
+    assert best - second < NEAR_TIE, f"{body['messages'][0]['content']!r}: {got!r}, plain vLLM says {want!r}"
 
 
 def _title(process: psutil.Process) -> str:

@@ -114,25 +114,11 @@ def until_both_are_steered() -> None:
     assert all(replica.serving_plainly == "" for replica in serving.replicas("chat"))
 
 
-def assert_same_text(body: dict[str, Any], answer: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Equal text and end, or a first difference where the reference's two best logits nearly tie."""
-    got, want = answer["message"]["content"], expected["message"]["content"]
-    if got == want:
-        assert answer["finish_reason"] == expected["finish_reason"]
-        return
-    tokens = expected["logprobs"]["content"]
-    ends = list(itertools.accumulate(len(token["token"]) for token in tokens))
-    common = next((i for i, (a, b) in enumerate(zip(got, want, strict=False)) if a != b), min(len(got), len(want)))
-    first_different = tokens[next((i for i, end in enumerate(ends) if end > common), len(ends) - 1)]
-    best, second = (candidate["logprob"] for candidate in first_different["top_logprobs"][:2])
-    assert best - second < serving.NEAR_TIE, f"{body['messages'][0]['content']!r}: {got!r}, plain vLLM says {want!r}"
-
-
 def assert_lossless(client: httpx.Client, reference: tuple[dict[str, Any], ...]) -> None:
     """INV-1 for one mixed batch: a third of its rows is sampled."""
     answers = serving.post_at_once(client, GREEDY_BODIES + SAMPLED_BODIES)
     for body, answer, expected in zip(GREEDY_BODIES, answers, reference, strict=False):
-        assert_same_text(body, answer, expected)
+        serving.assert_same_text(body, answer, expected)
     assert json.loads(answers[7]["message"]["content"]).keys() == {"city", "size"}
     logprobs = answers[2]["logprobs"]["content"]
     for token, plain in zip(logprobs, reference[2]["logprobs"]["content"], strict=True):
