@@ -26,7 +26,7 @@ from nightjar.loadtests.service_api import ServiceError
 from nightjar.loadtests.summary import RunSummary, headline, summarise
 from nightjar.policy.records import describe_validation_error
 
-DEMO_REGIME: Final = "quiet:40@0.3,surge:60@3,calm:40@0.3"
+DEMO_REGIME: Final = "quiet:40@0.3,surge:60@2.5,calm:40@0.3"
 QUICK_REGIME: Final = "quiet:10@0.3,surge:15@2,calm:10@0.3"
 
 TABLE_WIDTH: Final = 100
@@ -66,7 +66,7 @@ def demo(
             regime=parse_regime(regime or (QUICK_REGIME if quick else DEMO_REGIME)),
             seed=seed,
             max_tokens=max_tokens,
-            comparison_tokens=16 if quick else 40,
+            comparison_tokens=16 if quick else 32,
             comparison_prompts=COMPARISON_PROMPTS[:2] if quick else COMPARISON_PROMPTS,
         )
     except RegimeError as error:
