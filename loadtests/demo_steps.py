@@ -21,7 +21,8 @@ from nightjar.policy.records import Mode
 from nightjar.policy.status import FleetStatus
 
 CONFIRM_TIMEOUT_S: Final = 30.0
-DRAIN_S: Final = 120.0
+DRAIN_S: Final = 300.0
+"""Longest wait for the answers after a regime: a slow machine still owes those of the surge."""
 STEADY_S: Final = 4.0
 LOCUSTFILE: Final = Path(__file__).with_name("locustfile.py")
 LOCUST_FAILED_REQUESTS: Final = 1
