@@ -33,6 +33,7 @@ ENGINE_TIMEOUT_S: Final = 60.0
 DEFAULT_PERIOD_S: Final = 0.5
 FIRST_BACKOFF_S: Final = 0.5
 MAX_BACKOFF_S: Final = 5.0
+ONLY_OBSERVING: Final = "this engine started in shadow and can only observe: leaving shadow needs a new start"
 
 log = structlog.get_logger(__name__)
 
@@ -97,7 +98,7 @@ class ReplicaAgent:
         self._policy = policy
         self._identity = identity
         self._local_mode: Mode | None = Mode(kind="shadow") if identity.only_observing else None
-        self._mode_error = ""
+        self._notice = ONLY_OBSERVING if identity.only_observing else ""
         self._woken = asyncio.Event()
         self._settings: Settings | None = None
         self._settings_heard_s = 0.0
@@ -123,10 +124,10 @@ class ReplicaAgent:
 
         `error` says why a wanted mode could not be taken; it is shown with the reports. An engine that only observes stays so.
         """
-        self._mode_error = error
-        if self._identity.only_observing and mode is not None and mode.kind != "shadow":
-            self._mode_error = f"mode {mode} needs a new start: this engine started in shadow and can only observe"
-        elif not self._identity.only_observing:
+        if self._identity.only_observing:
+            self._notice = f"{error}; {ONLY_OBSERVING}" if error else ONLY_OBSERVING
+        else:
+            self._notice = error
             self._local_mode = mode
         self._woken.set()
 
@@ -177,9 +178,6 @@ class ReplicaAgent:
         return settings if fresh else None
 
     def _report(self, snapshot: EngineSnapshot) -> None:
-        if self._mode_error:
-            reason = f"{self._mode_error}; {snapshot.decision_reason}"[:1024]
-            snapshot = snapshot.model_copy(update={"decision_reason": reason})
         identity = self._identity
         self._report_number += 1
         report = LoadReport(
@@ -192,6 +190,7 @@ class ReplicaAgent:
             snapshot=snapshot,
             serving_plainly=identity.serving_plainly,
             local_mode=self._local_mode,
+            notice=self._notice[:1024],
         )
         self._reported = snapshot.settings_version
         self._exchange_started_s = self._now_s()

@@ -91,4 +91,5 @@ def _reason(replica: ReplicaState, group: GroupState, decision: Decision | None)
             words = f"shadow, nothing is touched: {words}"
     if report.local_mode is not None:
         words = f"mode {report.local_mode} set in the replica's own user_config overrides: {words}"
-    return words
+    fault = report.snapshot.fault and f"the engine runs its own K since an error in the hooks: {report.snapshot.fault}"
+    return "; ".join(part for part in (report.notice, fault, words) if part)[:1024]

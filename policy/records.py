@@ -257,7 +257,7 @@ class RestartWish(Record):
 
 
 class LoadReport(Record):
-    """One replica's report to the policy."""
+    """One replica's report to the policy. `notice` is what its operator should know, such as a refused `user_config`."""
 
     protocol_version: Annotated[int, Field(ge=1, le=1_000)] = PROTOCOL_VERSION
     replica_id: Identifier
@@ -269,6 +269,7 @@ class LoadReport(Record):
     snapshot: EngineSnapshot
     serving_plainly: Reason = ""
     local_mode: Mode | None = None
+    notice: Reason = ""
     restart_wish: RestartWish | None = None
 
 

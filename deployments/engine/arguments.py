@@ -4,8 +4,9 @@ The user's arguments are resolved by vLLM first, so that the drafter kind, the a
 vLLM's own answers. An engine that Nightjar cannot steer (unknown drafter, pipeline or data parallelism, a scheduler of the
 user's, hooks that moved) gets exactly the user's arguments, and `serving_plainly` says why.
 
-In mode shadow the arguments are the user's plus the observing scheduler alone: no table of lengths, no worker class. Such
-an engine cannot be steered later without a new start.
+An engine that captures graphs and starts in mode shadow gets the user's arguments plus the observing scheduler alone, since a
+table of lengths changes which graphs it captures; it cannot be steered later without a new start. Any other engine is
+ready to be steered at once: in shadow its K is the user's all the same.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class EngineArguments:
     drafter_kind: str
     max_num_speculative_tokens: int
     serving_plainly: str = ""
-    only_observing: bool = False  # started in shadow: the scheduler is ours, everything else the user's
+    only_observing: bool = False  # started in shadow with graphs: the scheduler is ours, everything else the user's
 
 
 def resolve_facts(config: VllmConfig, *, on_cpu: bool) -> EngineFacts:
@@ -74,10 +75,11 @@ def steered_engine_kwargs(
 ) -> EngineArguments:
     """The arguments to start with; the user's own where the engine cannot be steered. Does not modify `user_kwargs`."""
     reason = _why_plain(user_kwargs, facts, missing_hooks)
+    only_observing = shadow and facts.captures_graphs and not reason
     kwargs = dict(user_kwargs)
     if not reason:
         kwargs["scheduler_cls"] = ASYNC_SCHEDULER if facts.async_scheduling else SCHEDULER
-    if not reason and not shadow:
+    if not reason and not only_observing:
         speculative = dict(kwargs["speculative_config"])
         lengths = _own_lengths(speculative.get("num_speculative_tokens_per_batch_size"), facts)
         if facts.captures_graphs:
@@ -86,9 +88,7 @@ def steered_engine_kwargs(
         kwargs["speculative_config"] = speculative
         if facts.on_cpu:
             kwargs["worker_cls"] = CPU_WORKER
-    return EngineArguments(
-        kwargs, facts.drafter_kind, facts.max_num_speculative_tokens, reason, only_observing=shadow and not reason
-    )
+    return EngineArguments(kwargs, facts.drafter_kind, facts.max_num_speculative_tokens, reason, only_observing)
 
 
 def name_every_length(lengths: Sequence[int], max_num_speculative_tokens: int) -> list[int]:

@@ -257,17 +257,17 @@ async def test_refused_report_is_no_confirmation(engine: FakeEngine, policy: Fak
 
 async def test_mode_that_could_not_be_taken_shows_with_the_reports(engine: FakeEngine, policy: FakePolicy) -> None:
     def shown() -> tuple[str, str]:
-        return str(policy.reports[-1].local_mode), policy.reports[-1].snapshot.decision_reason
+        return str(policy.reports[-1].local_mode), policy.reports[-1].notice
 
     async with running_agent(engine, policy) as agent:
         agent.set_local_mode(Mode.parse("off"))
         await asyncio.sleep(1.0)
         agent.set_local_mode(agent.local_mode, error="user_config: mode 'fast' is none of auto")
         await asyncio.sleep(2.0)
-        assert shown() == ("off", "user_config: mode 'fast' is none of auto; plan")
+        assert shown() == ("off", "user_config: mode 'fast' is none of auto")
         agent.set_local_mode(None)
         await asyncio.sleep(2.0)
-        assert shown() == ("None", "plan")
+        assert shown() == ("None", "")
 
 
 async def test_engine_that_started_in_shadow_stays_there_and_says_so(engine: FakeEngine, policy: FakePolicy) -> None:
@@ -275,7 +275,7 @@ async def test_engine_that_started_in_shadow_stays_there_and_says_so(engine: Fak
         agent.set_local_mode(Mode.parse("off"))
         await asyncio.sleep(2.0)
     assert all(command.local_mode == Mode.parse("shadow") for command in engine.commands)
-    assert "needs a new start" in policy.reports[-1].snapshot.decision_reason
+    assert "needs a new start" in policy.reports[0].notice
 
 
 async def test_report_says_who_is_served_plainly(engine: FakeEngine, policy: FakePolicy) -> None:

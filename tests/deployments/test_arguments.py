@@ -61,9 +61,14 @@ def test_users_own_table_is_the_behaviour_until_settings_arrive() -> None:
     assert table(arguments.kwargs) == [[1, 4, 4], [5, 8, 1]]
 
 
-def test_shadow_adds_the_observing_scheduler_alone() -> None:
-    arguments = steered_engine_kwargs(user_kwargs(), CPU, shadow=True)
-    assert arguments.kwargs == user_kwargs() | {"scheduler_cls": SCHEDULER}
+def test_shadow_adds_the_observing_scheduler_alone_where_a_table_would_change_the_graphs() -> None:
+    arguments = steered_engine_kwargs(user_kwargs(), GPU, shadow=True)
+    assert arguments.kwargs == user_kwargs() | {"scheduler_cls": ASYNC_SCHEDULER}
+    assert arguments.only_observing
+
+
+def test_an_engine_without_graphs_can_leave_shadow_at_any_time() -> None:
+    assert steered_engine_kwargs(user_kwargs(), CPU, shadow=True) == steered_engine_kwargs(user_kwargs(), CPU)
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,17 @@ def test_a_replica_that_serves_plainly_gets_only_off_and_is_told_why() -> None:
     assert fleet.decisions["a"].reason == "serves plainly, not steered: suffix drafters assert K"
 
 
+def test_what_a_replica_noticed_and_a_fault_of_its_hooks_stand_before_the_reason() -> None:
+    fleet = Fleet([])
+    report = Replica("a").report(notice="user_config refused")
+    fleet.observe(report.model_copy(update={"snapshot": report.snapshot.model_copy(update={"fault": "before_step: KeyError"})}))
+    fleet.decide()
+    _, (replica,) = fleet_status(fleet.state, fleet.decisions, fleet.now_s)
+    assert replica.reason.startswith(
+        "user_config refused; the engine runs its own K since an error in the hooks: before_step: KeyError; "
+    )
+
+
 def test_a_replicas_own_kill_switch_shows_in_status_and_keeps_it_from_measuring() -> None:
     fleet = Fleet([])
     fleet.observe(Replica("a").report(local_mode="off"))
