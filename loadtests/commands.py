@@ -26,7 +26,7 @@ from nightjar.loadtests.service_api import ServiceError
 from nightjar.loadtests.summary import RunSummary, headline, summarise
 from nightjar.policy.records import describe_validation_error
 
-DEMO_REGIME: Final = "quiet:40@0.3,surge:60@2.5,calm:40@0.3"
+DEMO_REGIME: Final = "quiet:40@0.2,surge:60@2,drain:30@0,calm:40@0.2"
 QUICK_REGIME: Final = "quiet:10@0.3,surge:15@2,calm:10@0.3"
 
 TABLE_WIDTH: Final = 100

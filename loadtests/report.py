@@ -89,19 +89,25 @@ def table_cells(row: PhaseSummary) -> tuple[str, ...]:
         str(row.errors),
         f"{row.tokens_per_s:.1f}",
         "-" if cost is None else f"{cost * 1e3:.1f}",
-        _times(row.ttft, "{:.2f}", 1.0),
-        _times(row.tpot, "{:.0f}", 1e3),
-        f"{row.ttft.n} / {row.tpot.n}",
+        _times(row.ttft, _seconds),
+        _times(row.tpot, _milliseconds),
+        str(row.ttft.n) if row.ttft.n == row.tpot.n else f"{row.ttft.n} / {row.tpot.n}",
         "-" if length is None else f"{length:.2f}",
         "-" if share is None else f"{share:.0%}",
     )
 
 
-def _times(times: Times, form: str, factor: float) -> str:
-    """Median and maximum, each in seconds times `factor`."""
-    if times.p50_s is None or times.max_s is None:
-        return "-"
-    return f"{form.format(times.p50_s * factor)} / {form.format(times.max_s * factor)}"
+def _times(times: Times, form: Callable[[float], str]) -> str:
+    """Median and maximum."""
+    return "-" if times.p50_s is None or times.max_s is None else f"{form(times.p50_s)} / {form(times.max_s)}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f}" if seconds < 10 else f"{seconds:.1f}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.0f}"
 
 
 def _table_row(row: PhaseSummary) -> str:

@@ -25,7 +25,7 @@ from nightjar.policy.status import FleetStatus, ReplicaStatus
 
 T = TypeVar("T")
 
-TARGET, DRAFT = "smollm2-135m", "smollm2-135m-noise10"
+TARGET, DRAFT = "smollm2-135m", "smollm2-135m-noise08"
 MAX_NUM_SPECULATIVE_TOKENS = 4
 NEAR_TIE = 1e-4
 

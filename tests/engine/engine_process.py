@@ -46,7 +46,7 @@ class EngineProcess:
             options |= {
                 "speculative_config": {
                     "method": "draft_model",
-                    "model": str(models / "smollm2-135m-noise10"),
+                    "model": str(models / "smollm2-135m-noise08"),
                     "num_speculative_tokens": MAX_NUM_SPECULATIVE_TOKENS,
                     "num_speculative_tokens_per_batch_size": [[1, MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS]],
                 },

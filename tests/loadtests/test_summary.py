@@ -27,7 +27,7 @@ from nightjar.loadtests.samples import (
     seconds_per_token,
     share_off,
 )
-from nightjar.loadtests.summary import RunSummary, headline, stretches, summarise
+from nightjar.loadtests.summary import RunSummary, Times, headline, stretches, summarise
 from tests.loadtests.recorded import replica, row, sample, totals
 
 REGIME = parse_regime("quiet:10@0.1,surge:10@0.2")
@@ -158,10 +158,15 @@ def test_every_chart_is_well_formed_and_draws_inside_its_box() -> None:
 
 
 def test_the_printed_table_is_not_cut_in_the_width_that_it_is_given() -> None:
+    wide = {
+        "requests": 12_345, "tokens_per_s": 12_345.6, "ttft": Times(n=12_345, p50_s=123.4, max_s=234.5),
+        "tpot": Times(n=12_345, p50_s=1.234, max_s=2.345), "engine_seconds_per_token": 1.2345, "share_of_steps_off": 1.0,
+    }  # fmt: skip
+    phases = tuple(line.model_copy(update={"mode": "pin=5", **wide}) for line in run_summary().phases)
     file = io.StringIO()
-    Console(file=file, width=TABLE_WIDTH).print(result_table(run_summary()))
+    Console(file=file, width=TABLE_WIDTH).print(result_table(run_summary().model_copy(update={"phases": phases})))
     assert "…" not in file.getvalue()
-    assert all(cell in file.getvalue() for line in run_summary().phases for cell in table_cells(line))
+    assert all(cell in file.getvalue() for line in phases for cell in table_cells(line))
 
 
 def test_a_run_without_rows_still_has_a_page() -> None:
