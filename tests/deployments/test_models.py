@@ -61,10 +61,10 @@ def test_weight_noise_is_seeded_scaled_and_spares_what_belongs_to_no_layer() -> 
 
 def test_build_makes_three_described_folders_and_a_second_build_leaves_them(tmp_path: Path, source_package: None) -> None:
     notes = build_models(tmp_path, cost=4, noise=0.1)
-    assert [note.name for note in notes] == ["smollm2-135m", "smollm2-135m-x4", "smollm2-135m-noise08"]
+    assert [note.name for note in notes] == ["smollm2-135m", "smollm2-135m-x4", "smollm2-135m-noise10"]
     assert json.loads((tmp_path / "smollm2-135m-x4" / "config.json").read_text())["num_hidden_layers"] == 4 * NUM_LAYERS
     assert "the real model's function, unchanged" in notes[1].description
-    assert (tmp_path / "smollm2-135m-noise08" / "tokenizer.json").is_file()
+    assert (tmp_path / "smollm2-135m-noise10" / "tokenizer.json").is_file()
     assert {path.name for path in tmp_path.iterdir()} == {note.name for note in notes}, "no scratch folder stays behind"
     built = (tmp_path / "smollm2-135m").stat().st_ino
     stages: list[str] = []
