@@ -159,5 +159,4 @@ def _row(due: _Due, result: ChatResult, lag_s: float, start_s: float) -> Request
         completion_tokens=result.completion_tokens,
         status=result.status,
         error=result.error,
-        replica=result.replica,
     )

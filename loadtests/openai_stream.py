@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-REPLICA_HEADER: Final = "x-nightjar-replica"
 READ_TIMEOUT_S: Final = 120.0
 """Longest wait for a connection, and for the next byte of a stream that has begun."""
 MAX_ERROR_CHARACTERS: Final = 300
@@ -100,7 +99,6 @@ class ChatResult:
     text: str = ""
     finish_reason: str = ""
     tokens: tuple[Token, ...] = ()
-    replica: str = ""
 
 
 class StreamParser:
@@ -126,7 +124,7 @@ class StreamParser:
         elif not text:
             self._end_event(now_s)
 
-    def result(self, end_s: float, status: int = 200, replica: str = "", failure: str = "") -> ChatResult:
+    def result(self, end_s: float, status: int = 200, failure: str = "") -> ChatResult:
         """The completion as far as it came. `failure` is what the transport saw; without one, a stream without end is one."""
         self._end_event(end_s)
         error = self._error or failure or ("" if self.done else "the stream ended before [DONE]")
@@ -144,7 +142,6 @@ class StreamParser:
             text="".join(self._texts),
             finish_reason=self._finish_reason,
             tokens=tuple(self._tokens),
-            replica=replica,
         )
 
     def _end_event(self, now_s: float) -> None:
@@ -198,11 +195,11 @@ def stream_chat(
 
     Blocks the calling thread, or only the greenlet where gevent has patched sockets (Locust does).
     """
-    parser, status, replica, failure = StreamParser(clock()), 0, "", ""
+    parser, status, failure = StreamParser(clock()), 0, ""
     connection = _connection(server.url, read_timeout_s)
     try:
         response = _send(connection, server, "POST", "/v1/chat/completions", request.body())
-        status, replica = response.status, response.headers.get(REPLICA_HEADER, "")
+        status = response.status
         if status != http.client.OK:
             failure = f"HTTP {status}: {_body_error(response.read(64_000))}"
         else:
@@ -214,7 +211,7 @@ def stream_chat(
         failure = f"{type(error).__name__}: {error}"
     finally:
         connection.close()
-    return parser.result(clock(), status, replica, failure)
+    return parser.result(clock(), status, failure)
 
 
 def first_model(server: Server, read_timeout_s: float = 5.0) -> str:

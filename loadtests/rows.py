@@ -46,7 +46,6 @@ class RequestRow(Record):
     completion_tokens: Count | None = None
     status: Annotated[int, Field(ge=0, le=999)]
     error: str = ""
-    replica: str = ""
 
 
 class RowWriter:

@@ -79,7 +79,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
-        self.send_header("x-nightjar-replica", "replica-1")
         self.end_headers()
         for event in fake.answer(body):
             data = f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n".encode()
