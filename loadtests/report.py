@@ -27,8 +27,8 @@ DEMO_CAPTION: Final = (
     "Nothing here is simulated: real replicas of vLLM on Ray Serve answered real requests over HTTP on this machine's CPU. "
     "The target model's cost is inflated by layers that add exactly zero; its function is unchanged. So drafting pays on a CPU "
     "as it does on a GPU, and absolute times say nothing about a GPU. With mode off the drafter still runs (vLLM's own K=0): "
-    "off is slower than serving without any speculation. Mode auto had no warm-up: apart from the few prompts of the text "
-    "comparison before each mode's load, it measured what it needed while it served this load."
+    "off is slower than serving without any speculation. The fleet learns in every mode, so auto started with what the runs "
+    "before it had shown; what was missing it measured while it served this load."
 )
 
 COLUMNS: Final = (
