@@ -1,83 +1,23 @@
-"""The policy's mailbox: one slot per replica with its settings in force and the one call that is parked there.
+"""The policy's mailbox: where one call of each replica waits for settings newer than those the replica runs.
 
-A replica's `exchange` waits here until the policy has something newer than what the replica runs, or the period ends. The
-mailbox also owns the fence (INV-5): every settings record carries (incarnation, sequence), the sequence rises only when a
-replica's content changes, and a version that this policy never issued, seen in a report, makes the incarnation rise above it.
-Bounded (INV-8): a newer call of a replica releases the older one, and reports of more than MAX_REPLICAS replicas are refused.
+Versions and contents are the issuer's (policy/issuing.py); here is only the waiting. Bounded (INV-8): a newer call of a replica
+releases the older one, so that at most one call waits per replica.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Final
 
-from nightjar.policy.records import LoadReport, Settings, SettingsVersion
-
-MAX_REPLICAS: Final = 10_000
-"""Far above what one actor serves (about 1,000 reports a second), below the calls that Ray lets an actor hold (20,000)."""
-
-MAX_PLAUSIBLE: Final = 1 << 40
-"""No policy restarts, and none decides, so often: a reported number above this is a lie or garbage (INV-10)."""
+from nightjar.policy.issuing import Issuer
+from nightjar.policy.records import Settings
 
 
-@dataclass(slots=True)
-class Slot:
-    """One replica as the mailbox knows it: `known` is the version it says it runs, `sent` the last one given to a call of its."""
-
-    application: str
-    max_num_speculative_tokens: int
-    known: SettingsVersion | None = None
-    settings: Settings | None = None
-    sent: SettingsVersion | None = None
-    parked: asyncio.Event | None = None
-    raised_incarnation: bool = False
-
-    @property
-    def version(self) -> SettingsVersion | None:
-        """Of the settings in force for the replica."""
-        return self.settings.version if self.settings is not None else None
-
-    @property
-    def is_confirmed(self) -> bool:
-        """Whether the replica runs the settings in force, by its own last report."""
-        return self.settings is not None and self.known == self.settings.version
-
-    def wake(self) -> None:
-        """Release the parked call, if there is one."""
-        if self.parked is not None:
-            self.parked.set()
-
-
-class Mailbox:
-    """Slots by replica id. All methods but `collect` are immediate; all run on one event loop."""
+class Mailbox(Issuer):
+    """An issuer whose news wake parked calls. All methods but `collect` are immediate; all run on one event loop."""
 
     def __init__(self, incarnation: int) -> None:
-        self.incarnation = incarnation
-        self.slots: dict[str, Slot] = {}
-        self._sequence = 0
-        self._highest_reported = 0
-
-    def admit(self, report: LoadReport) -> str:
-        """Open or refresh the slot of a report's replica. Returns "" or why the report is refused; then nothing has changed."""
-        slot = self.slots.get(report.replica_id)
-        if slot is None and len(self.slots) >= MAX_REPLICAS:
-            return f"replica_id {report.replica_id}: the fleet is full, at most {MAX_REPLICAS} replicas report to one policy"
-        known = report.snapshot.settings_version
-        foreign = known is not None and self._is_foreign(slot, known)
-        if known is not None and foreign:
-            if max(known.incarnation, known.sequence) >= MAX_PLAUSIBLE:
-                return f"snapshot.settings_version {known}: numbers from {MAX_PLAUSIBLE} on are implausible"
-            if slot is not None and slot.raised_incarnation:
-                return f"snapshot.settings_version {known}: never issued, and this replica has named such a version before"
-            self._highest_reported = max(self._highest_reported, known.incarnation)
-        if slot is None:
-            slot = self.slots[report.replica_id] = Slot(report.application, report.group.max_num_speculative_tokens)
-        slot.application = report.application
-        slot.max_num_speculative_tokens = report.group.max_num_speculative_tokens
-        slot.known = known
-        return ""
+        super().__init__(incarnation)
+        self._parked: dict[str, asyncio.Event] = {}
 
     async def collect(self, replica_id: str, period_s: float) -> Settings | None:
         """Settings newer than the replica knows, at once if it was never sent them, else when they exist or after `period_s`.
@@ -86,70 +26,23 @@ class Mailbox:
         engine that refuses them) are sent again once a period, never at once: a refusing replica must not spin.
         """
         slot = self.slots[replica_id]
-        slot.wake()
+        self._news(replica_id)
         known = slot.known
-        call = slot.parked = asyncio.Event()
+        call = self._parked[replica_id] = asyncio.Event()
         try:
-            if slot.settings is None or not slot.settings.version.is_newer_than(known) or slot.settings.version == slot.sent:
+            if not slot.has_unsent_news:
                 async with asyncio.timeout(period_s):
                     await call.wait()
         except TimeoutError:
             pass
         finally:
-            if slot.parked is call:
-                slot.parked = None
-        if slot.settings is None or not slot.settings.version.is_newer_than(known):
-            return None
-        slot.sent = slot.settings.version
-        return slot.settings
+            if self._parked.get(replica_id) is call:
+                del self._parked[replica_id]
+        return self.give(replica_id, known) if self.slots.get(replica_id) is slot else None
 
-    def post(self, replica_id: str, settings: Settings) -> Settings | None:
-        """Put `settings` (any version) in force for a replica, stamp them and wake its call.
+    def _news(self, replica_id: str) -> None:
+        if replica_id in self._parked:
+            self._parked[replica_id].set()
 
-        Returns the stamped settings, or None where the content is what the replica has already; words do not count as content.
-        """
-        slot = self.slots.get(replica_id)
-        if slot is None:
-            return None
-        if slot.settings is not None:
-            unchanged = settings.model_copy(update={"version": slot.settings.version, "reason": slot.settings.reason})
-            if unchanged == slot.settings:
-                return None
-        return self._stamp(slot, settings)
-
-    def raise_incarnation(self, found: int) -> bool:
-        """Rise above every foreign version that reports named and above `found`, what a store held; stamp all settings anew.
-
-        False where this policy is above them already.
-        """
-        highest = max(self._highest_reported, found)
-        if highest < self.incarnation:
-            return False
-        for slot in self.slots.values():
-            slot.raised_incarnation |= slot.known is not None and self._is_foreign(slot, slot.known)
-        self.incarnation = highest + 1
-        self._highest_reported = 0
-        for slot in self.slots.values():
-            if slot.settings is not None:
-                self._stamp(slot, slot.settings)
-        return True
-
-    def keep_only(self, replica_ids: Collection[str]) -> None:
-        """Forget every other replica and release its call."""
-        for replica_id in self.slots.keys() - set(replica_ids):
-            slot = self.slots.pop(replica_id)
-            slot.settings = None
-            slot.wake()
-
-    def _stamp(self, slot: Slot, settings: Settings) -> Settings:
-        self._sequence += 1
-        version = SettingsVersion(incarnation=self.incarnation, sequence=self._sequence)
-        slot.settings = settings.model_copy(update={"version": version})
-        slot.wake()
-        return slot.settings
-
-    def _is_foreign(self, slot: Slot | None, known: SettingsVersion) -> bool:
-        """Whether another policy must have issued `known`: it is above what this replica, or any, ever got from this one."""
-        if slot is not None and slot.settings is not None:
-            return known.is_newer_than(slot.settings.version)
-        return known.is_newer_than(SettingsVersion(incarnation=self.incarnation, sequence=self._sequence))
+    def _gone(self, replica_id: str) -> None:
+        self._news(replica_id)

@@ -12,7 +12,7 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nightjar.cluster.mailbox import Slot
+from nightjar.policy.issuing import Slot
 from nightjar.policy.modes import ModeOverride, set_override
 from nightjar.policy.records import Mode, Reason, describe_validation_error
 from nightjar.policy.status import OverrideStatus, Scope

@@ -26,9 +26,10 @@ from nightjar.cluster.refusals import Refusals
 from nightjar.cluster.store import KeyValueStore
 from nightjar.policy.fleet import Decision, decide, empty_fleet, learned, observe, with_learned
 from nightjar.policy.fleet_status import fleet_status
+from nightjar.policy.issuing import settings_of
 from nightjar.policy.learned import LearnedTables
 from nightjar.policy.modes import ModeOverride, live_overrides
-from nightjar.policy.records import ExchangeReply, LoadReport, Settings, SettingsVersion, WireError, to_plain
+from nightjar.policy.records import ExchangeReply, LoadReport, Settings, WireError, to_plain
 from nightjar.policy.settings import OperatorSettings, SettingsError, parse_operator_settings
 from nightjar.policy.status import FleetStatus, PolicyStatus
 
@@ -235,20 +236,11 @@ class PolicyService:
         self._drop_expired_overrides(now_s)
         self._decisions, self._fleet = decide(self._fleet, self._operator_settings, self._overrides, now_s, rng)
         self._mailbox.keep_only(self._decisions)
-        posted = {name: self._mailbox.post(name, self._settings(decision)) for name, decision in self._decisions.items()}
+        posted = {
+            name: self._mailbox.post(name, settings_of(decision, self._operator_settings))
+            for name, decision in self._decisions.items()
+        }
         return {name: settings for name, settings in posted.items() if settings is not None}
-
-    def _settings(self, decision: Decision) -> Settings:
-        return Settings(
-            version=SettingsVersion(incarnation=self.incarnation, sequence=0),  # the mailbox stamps it
-            mode=decision.mode,
-            plan=decision.plan,
-            allowed_num_speculative_tokens=decision.allowed_num_speculative_tokens,
-            dwell_steps=decision.dwell_steps,
-            settings_max_age_s=self._operator_settings.settings_max_age_s,
-            exchange_period_s=self._operator_settings.exchange_period_s,
-            reason=decision.reason[:1024],
-        )
 
     async def _keep_deciding(self) -> None:
         while self._clock() - self._last_report_at_s < IDLE_EXIT_S:

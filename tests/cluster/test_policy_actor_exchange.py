@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from nightjar.cluster import mailbox
 from nightjar.cluster.policy_service import PolicyService
+from nightjar.policy import issuing
 from nightjar.policy.records import MAX_RECORD_BYTES, LoadReport, Mode, SettingsVersion
 from tests.cluster.protocol import MemoryJournal, MemoryStore, Replica, running_service, settled
 
@@ -193,7 +193,7 @@ async def test_one_replica_raises_the_incarnation_once_and_not_with_every_report
 
 
 async def test_a_full_fleet_refuses_newcomers_and_serves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mailbox, "MAX_REPLICAS", 3)
+    monkeypatch.setattr(issuing, "MAX_REPLICAS", 3)
     async with running_service() as service:
         members = [Replica(f"r{number}") for number in range(3)]
         await settled(service, *members)
