@@ -20,6 +20,7 @@ from nightjar.policy.records import (
     Table,
     TableRow,
 )
+from nightjar.policy.switch_cost import MAX_SWITCH_COST_ROWS, PAPER_SWITCH_COST, check_rows
 
 PlannerName = Literal["off", "fixed", "schedule", "fleet"]
 
@@ -90,6 +91,18 @@ class OperatorSettings(BaseModel):
         default=0.02,
         description="Share by which another K's predicted goodput must exceed the present one's before the plan changes.",
     )
+
+    switch_cost_table: tuple[tuple[int, int, float], ...] = Field(
+        default=PAPER_SWITCH_COST,
+        max_length=MAX_SWITCH_COST_ROWS,
+        description="C_switch of the planner nightjar, rows [longest lag in tokens, decode batch size, seconds], measured: "
+        "what bringing the drafter back costs. The default is what the paper prints for an RTX 4090; [] makes it free.",
+    )
+
+    @model_validator(mode="after")
+    def _switch_cost_is_a_table(self) -> Self:
+        check_rows(self.switch_cost_table)
+        return self
 
     @model_validator(mode="after")
     def _schedule_is_a_table(self) -> Self:

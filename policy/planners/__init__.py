@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from nightjar.policy.planners import fixed, fleet, off, schedule
+from nightjar.policy.planners import fixed, fleet, nightjar, off, schedule
+from nightjar.policy.planners.local_planner import LocalPlannerFactory
 from nightjar.policy.planners.planner import Planner
 from nightjar.policy.settings import PlannerName
 
@@ -15,3 +16,6 @@ PLANNERS: Final[Mapping[PlannerName, Planner]] = {
     "schedule": schedule.plan,
     "fleet": fleet.plan,
 }
+
+LOCAL_PLANNERS: Final[Mapping[str, LocalPlannerFactory]] = {"nightjar": nightjar.build}
+"""Planners that an engine runs itself, by the name in a `records.Local` plan."""

@@ -11,17 +11,21 @@ from dataclasses import dataclass
 
 from nightjar.policy.batch_buckets import batch_bucket
 from nightjar.policy.evidence import Evidence
-from nightjar.policy.records import GroupKey, TableRow
+from nightjar.policy.records import GroupKey, Local, TableRow
 from nightjar.policy.settings import OperatorSettings
 
 
 @dataclass(frozen=True, slots=True)
 class GroupPlan:
-    """K by decode batch size. `reasons` explains each batch bucket; a planner that does not learn gives none."""
+    """K by decode batch size. `reasons` explains each batch bucket; a planner that does not learn gives none.
+
+    With `local` every engine plans for itself instead, and `rows` only say what the fleet would run for them.
+    """
 
     rows: tuple[TableRow, ...]
     summary: str
     reasons: tuple[str, ...] = ()
+    local: Local | None = None
 
     def num_speculative_tokens(self, decode_batch_size: int) -> int:
         """K at a decode batch size; 0 above the last row, the first row's below it (as records.Table says)."""
