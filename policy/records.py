@@ -178,7 +178,8 @@ class Counters(Record):
     """Everything an engine has counted since it started. Never reset: a lost, doubled or late report does no harm.
 
     `engine_id` is new with every engine process and `step_count` never falls, so a receiver takes the difference to what it
-    saw last, ignores anything older, and starts from zero for a new engine.
+    saw last, ignores anything older, and starts from zero for a new engine. `catch_up_seconds` is what pure decode steps with
+    `catch_up_tokens` draft tokens to recompute took longer than steps of their batch without.
     """
 
     engine_id: Identifier
@@ -186,6 +187,10 @@ class Counters(Record):
     busy_seconds: Seconds = 0.0
     transition_steps: Count = 0
     guard_holds: Count = 0
+    catch_up_tokens: Count = 0
+    catch_up_seconds: Seconds = 0.0
+    restarts: Count = 0
+    failed_probes: Count = 0
     totals: Annotated[tuple[StepTotals, ...], Field(max_length=MAX_NUM_SPECULATIVE_TOKENS + 1)] = ()
     cells: Annotated[tuple[CellCounters, ...], Field(max_length=MAX_CELLS)] = ()
 
@@ -233,6 +238,7 @@ class SettingsVersion(Record):
 class EngineSnapshot(Record):
     """What the engine answers on its control channel: counters, load and what it did with the settings.
 
+    `finished_wish_id` is the highest wish whose lease is used up.
     `refused` says why this command's settings were not adopted; `fault` is the last error of our own code in the step loop,
     after which the engine runs its own K (fail open).
     """
@@ -242,18 +248,23 @@ class EngineSnapshot(Record):
     settings_version: SettingsVersion | None = None
     drafter_state: DrafterState = DrafterState.ABSENT
     finished_segment_id: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
+    finished_wish_id: Count = 0
     decision_reason: Reason = ""
     refused: Reason = ""
     fault: Reason = ""
 
 
 class RestartWish(Record):
-    """A replica asks for a lease to restart speculation."""
+    """A replica asks for a lease to restart speculation, again with every report until it may or need not.
 
+    `wish_id` rises with every wish and starts anywhere, so that no lease of an earlier engine fits. `reload` says that the draft's
+    weights are in host memory, `reload_seconds` how long moving them took last time (0: never moved).
+    """
+
+    wish_id: Annotated[int, Field(ge=1, lt=1 << 53)]
     lag_tokens: Count
-    catch_up_seconds: Seconds
-    value_tokens: Annotated[float, Field(ge=0.0, le=1e12)]
     reload: bool = False
+    reload_seconds: Annotated[float, Field(ge=0.0, le=3600.0)] = 0.0
 
 
 class LoadReport(Record):
@@ -331,16 +342,36 @@ Plan = Annotated[Table | Local, Field(discriminator="kind")]
 
 
 class Lease(Record):
-    """The policy's permission for one restart. Its time to live counts from when the replica sent the wish."""
+    """The policy's permission for one restart: the answer to one wish, good once.
 
-    lease_id: Annotated[int, Field(ge=1, lt=1 << 53)]
-    replica_id: Identifier
+    Its time to live counts from when the replica sent that wish, which is before the policy granted it: however long a lease
+    travels, it ends where it is used before it ends where it is counted (INV-6).
+    """
+
+    wish_id: Annotated[int, Field(ge=1, lt=1 << 53)]
     time_to_live_s: Seconds
     reload: bool = False
 
 
+class OffloadRules(Record):
+    """When a dormant drafter's weights may leave the accelerator, and when they may come back.
+
+    Memory pressure is a share of free KV blocks below `free_share_below` while requests wait; it must persist for `pressure_s`.
+    Weights come back only while at least `reload_free_share` of the blocks is free, because the pool shrinks first.
+    """
+
+    free_share_below: Annotated[float, Field(ge=0.0, le=1.0)]
+    pressure_s: Seconds
+    reload_free_share: Annotated[float, Field(ge=0.0, le=1.0)]
+
+
 class Settings(Record):
-    """What the policy tells one replica. Complete each time, never a difference."""
+    """What the policy tells one replica. Complete each time, never a difference.
+
+    `micro_restart_tokens` is the allowance of lag that restarts may recompute without a lease (policy.drafter_life says how it
+    is spent), `catch_up_chunk_tokens` bounds what one step may recompute (None: as the engine does itself), and without
+    `offload` weights never leave the accelerator.
+    """
 
     version: SettingsVersion
     mode: Mode
@@ -350,6 +381,8 @@ class Settings(Record):
     settings_max_age_s: Seconds = 300.0
     exchange_period_s: Annotated[float, Field(ge=0.05, le=60.0)] = 0.5
     micro_restart_tokens: Count = 0
+    catch_up_chunk_tokens: Annotated[int, Field(ge=1, lt=1 << 53)] | None = None
+    offload: OffloadRules | None = None
     leases: Annotated[tuple[Lease, ...], Field(max_length=16)] = ()
     reason: Reason = ""
 

@@ -79,7 +79,7 @@ reports = st.builds(
     snapshot=snapshots,
     serving_plainly=reasons,
     local_mode=st.none() | modes.map(Mode.parse),
-    restart_wish=st.none() | st.builds(RestartWish, lag_tokens=counts, catch_up_seconds=seconds, value_tokens=st.floats(0, 1e12)),
+    restart_wish=st.none() | st.builds(RestartWish, wish_id=st.integers(1, 1 << 52), lag_tokens=counts, reload=st.booleans()),
 )
 
 
@@ -105,7 +105,7 @@ def tables(draw: st.DrawFn) -> Table:
 local_plans = st.builds(
     Local, planner=names, options=st.dictionaries(names, st.integers(-5, 5) | st.booleans() | reasons, max_size=3)
 )
-leases = st.builds(Lease, lease_id=st.integers(1, 1 << 52), replica_id=names, time_to_live_s=seconds, reload=st.booleans())
+leases = st.builds(Lease, wish_id=st.integers(1, 1 << 52), time_to_live_s=seconds, reload=st.booleans())
 all_settings = st.builds(
     Settings,
     version=versions,
