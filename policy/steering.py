@@ -36,6 +36,7 @@ class Steering:
         self._max_num_seqs = max_num_seqs
         self._settings: Settings | None = None
         self._local_mode: Mode | None = None
+        self._mode: Mode | None = None
         self._heard_s = 0.0
         self._allowed: tuple[int, ...] = (0,)
         self._length_by_batch: list[int] = [0]
@@ -59,7 +60,7 @@ class Steering:
     @property
     def reason(self) -> str:
         """Why the last step's K is what it is, in words."""
-        mode = self._mode()
+        mode = self._mode
         if mode is None:
             return Cause.NO_SETTINGS
         shadow = "shadow, nothing is touched: " if mode.kind == "shadow" else ""
@@ -84,6 +85,7 @@ class Steering:
         if in_force is None or settings.version.incarnation != in_force.incarnation:
             self._segments = Segments()
         self._settings = settings
+        self._mode = self._effective_mode()
         self._heard_s = now_s
         self._allowed = allowed_lengths(settings.allowed_num_speculative_tokens, self._max_num_speculative_tokens)
         self._length_by_batch = [bound(length, self._allowed) for length in lengths_by_batch(settings.plan, self._max_num_seqs)]
@@ -98,13 +100,14 @@ class Steering:
     def override_mode(self, mode: Mode | None) -> None:
         """Set the replica's own kill switch, which overrides the settings' mode; None takes it away."""
         self._local_mode = mode
+        self._mode = self._effective_mode()
 
     def choose(self, decode_batch_size: int, has_prefill: bool, now_s: float) -> int | None:
         """K for the step about to run, or None to leave the engine its own (shadow, or no settings).
 
         `decode_batch_size` counts the step's decode rows, `has_prefill` says whether it also computes prompt tokens.
         """
-        mode = self._mode()
+        mode = self._mode
         if mode is None:
             self._current = None
             return None
@@ -117,7 +120,7 @@ class Steering:
         """Advance the exploration segment that asked for this K at this decode batch, if there is one."""
         self._segments.count(decode_batch_size, num_speculative_tokens)
 
-    def _mode(self) -> Mode | None:
+    def _effective_mode(self) -> Mode | None:
         if self._local_mode is None:
             return self._settings.mode if self._settings else None
         if self._settings is None and self._local_mode.kind in {"auto", "shadow"}:
@@ -125,17 +128,17 @@ class Steering:
         return self._local_mode
 
     def _decide(self, mode: Mode, decode_batch_size: int, has_prefill: bool, now_s: float) -> tuple[int, Cause]:
-        local = mode is self._local_mode
-        if mode.kind == "off":
+        kind, settings = mode.kind, self._settings
+        if kind == "off":
             return 0, Cause.OFF
-        if mode.kind == "pin" and local:
+        if kind == "pin" and mode is self._local_mode:
             return self._pinned(mode), Cause.PIN
-        assert self._settings is not None
-        if now_s - self._heard_s > self._settings.settings_max_age_s:
+        assert settings is not None
+        if now_s - self._heard_s > settings.settings_max_age_s:
             return 0, Cause.AGED
-        if mode.kind == "pin":
+        if kind == "pin":
             return self._pinned(mode), Cause.PIN
-        return self._planned(self._settings.dwell_steps, decode_batch_size, has_prefill, now_s)
+        return self._planned(settings.dwell_steps, decode_batch_size, has_prefill, now_s)
 
     def _pinned(self, mode: Mode) -> int:
         assert mode.num_speculative_tokens is not None
@@ -151,6 +154,8 @@ class Steering:
         if has_prefill:
             return min(proposed, bound(current, self._allowed)), Cause.MIXED if proposed > current else cause
         if segment is not None or self._current is None:
+            return proposed, cause
+        if proposed <= current:
             return proposed, cause
         held = bound(hold(proposed, current, self._held_steps, dwell_steps), self._allowed)
         if held < proposed:

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import log
+from operator import add
+from typing import NamedTuple
 
 from nightjar.policy.batch_buckets import batch_bucket
 from nightjar.policy.records import CellCounters, Counters, StepTotals
 
 
-@dataclass(frozen=True, slots=True)
-class StepCount:
-    """One finished engine step, as the step loop saw it."""
+class StepCount(NamedTuple):
+    """One finished engine step, as the step loop saw it. A tuple, because one is made after every step."""
 
     num_speculative_tokens: int
     """K that the step drafted with."""
@@ -75,14 +76,15 @@ class StepCounters:
 
     def count(self, step: StepCount) -> None:
         """Add one step to the totals of its K and, if it is clean, to its cell."""
+        step_microseconds = step.step_microseconds
         self.step_count += 1
-        self.busy_microseconds += step.step_microseconds
+        self.busy_microseconds += step_microseconds
         self.transition_steps += step.in_transition
         totals = self._totals.get(step.num_speculative_tokens)
         if totals is None:
             totals = self._totals[step.num_speculative_tokens] = _Totals()
         totals.steps += 1
-        totals.step_microseconds += step.step_microseconds
+        totals.step_microseconds += step_microseconds
         totals.decode_rows += step.decode_rows
         totals.prefill_tokens += step.prefill_tokens
         totals.generated_tokens += step.generated_tokens
@@ -117,9 +119,8 @@ class StepCounters:
         cell.decode_rows += step.decode_rows
         cell.context_tokens += step.context_tokens
         cell.generated_tokens += step.generated_tokens
-        for position in range(length):
-            cell.reached[position] += step.reached[position]
-            cell.accepted[position] += step.accepted[position]
+        cell.reached = list(map(add, cell.reached, step.reached))
+        cell.accepted = list(map(add, cell.accepted, step.accepted))
 
 
 def _totals_record(length: int, totals: _Totals) -> StepTotals:

@@ -8,12 +8,10 @@ from then on the engine runs its own K, uncounted.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 import structlog
@@ -29,26 +27,27 @@ _IS_PREFILL_CHUNK: Final = attrgetter("is_prefill_chunk")
 _NUM_COMPUTED_TOKENS: Final = attrgetter("num_computed_tokens")
 
 
-@dataclass(frozen=True, slots=True)
-class StepNote:
-    """What was known of a step when it was scheduled."""
+class StepNote(NamedTuple):
+    """What was known of a step when it was scheduled. A tuple, because making one is cheap."""
 
     num_speculative_tokens: int
     decode_rows: int
     context_tokens: int
     prefill_tokens: int
+    uniform: bool
+    """Pure decode, and every row verifies exactly K drafts."""
     comparable: bool
     """Pure decode, and every row verifies K drafts or the fewer its end or its grammar allows."""
     settled: bool
     """K, and under async scheduling the absence of prefill, was held for long enough that the step's time belongs to K."""
+    requests_mark: tuple[int, str]
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         """Arrive as None in a worker process, which has no use for it and need not import this module."""
         return type(None), ()
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
+class Verified(NamedTuple):
     """A step's output: reached[i] and accepted[i] as in StepCount, and when it arrived."""
 
     reached: Sequence[int]
@@ -85,13 +84,15 @@ class StepLoop:
         self._settle_steps = settle_steps
         self._drafts_every_row = drafts_every_row
         self._num_speculative_tokens = max_num_speculative_tokens
+        self._decoding: Mapping[str, int] = {}
+        self._context_tokens = 0
         self._held_steps = 0
         self._steps_since_prefill = 0
         self._decode_batch_size = 0
         self._previous_output_s: float | None = None
         self._step_microseconds = 0
 
-    def before_step(self, scheduler_output: Any, requests: Mapping[str, Any]) -> None:
+    def before_step(self, scheduler_output: Any, requests: dict[str, Any]) -> None:
         """Write the step's K into `num_spec_tokens_to_schedule` and note what the step is.
 
         `requests` are vLLM's, with num_computed_tokens as before the step.
@@ -103,7 +104,7 @@ class StepLoop:
         except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
             self._fail("before_step", error)
 
-    def verified(self, scheduler_output: Any, model_runner_output: Any, requests: Mapping[str, Any]) -> Verified | None:
+    def verified(self, scheduler_output: Any, model_runner_output: Any, requests: dict[str, Any]) -> Verified | None:
         """Count what the step's output verified. Call before vLLM takes it in: a stop trims sampled tokens in place."""
         if self.fault:
             return None
@@ -147,8 +148,8 @@ class StepLoop:
             fault=self.fault,
         )
 
-    def _choose(self, scheduler_output: Any, requests: Mapping[str, Any]) -> StepNote:
-        decode_rows, context_tokens, prefill_tokens = _classify(scheduler_output, requests)
+    def _choose(self, scheduler_output: Any, requests: dict[str, Any]) -> StepNote:
+        decode_rows, context_tokens, prefill_tokens = self._classify(scheduler_output, requests)
         chosen = self.steering.choose(decode_rows, prefill_tokens > 0, self.clock())
         if chosen is not None:
             scheduler_output.num_spec_tokens_to_schedule = min(chosen, self._max_num_speculative_tokens)
@@ -157,51 +158,76 @@ class StepLoop:
         self._steps_since_prefill = 0 if prefill_tokens else self._steps_since_prefill + 1
         self._num_speculative_tokens = length
         self._decode_batch_size = decode_rows
+        settled = self._held_steps >= self._settle_steps and self._steps_since_prefill >= self._settle_steps - 1
+        # Of a settled step no row has more than K drafts, so their sum says whether each has K.
+        uniform = (
+            settled
+            and not prefill_tokens
+            and scheduler_output.total_num_scheduled_tokens == decode_rows * (length + 1)
+            and len(scheduler_output.scheduled_spec_decode_tokens) == (decode_rows if length else 0)
+        )
         return StepNote(
-            num_speculative_tokens=length,
-            decode_rows=decode_rows,
-            context_tokens=context_tokens,
-            prefill_tokens=prefill_tokens,
-            comparable=not prefill_tokens and self._verifies_fully(scheduler_output, requests, length),
-            settled=self._held_steps >= self._settle_steps and self._steps_since_prefill >= self._settle_steps - 1,
+            length,
+            decode_rows,
+            context_tokens,
+            prefill_tokens,
+            uniform,
+            uniform or (not prefill_tokens and self._verifies_fully(scheduler_output, requests, length)),
+            settled,
+            _mark(requests),
         )
 
-    def _verifies_fully(self, scheduler_output: Any, requests: Mapping[str, Any], length: int) -> bool:
-        drafts = scheduler_output.scheduled_spec_decode_tokens
-        widths = set(map(len, drafts.values()))
-        if not self._drafts_every_row or not widths:
-            return max(widths, default=0) <= length and (not self._drafts_every_row or length == 0)
+    def _classify(self, scheduler_output: Any, requests: dict[str, Any]) -> tuple[int, int, int]:
+        """Decode rows of the step, tokens in the KV cache of those rows, and prefill tokens, all as before the step.
+
+        A row that decodes goes on doing so until it is preempted, so as long as the same rows decode the requests need not be
+        looked at: their context grows by what was generated.
+        """
         scheduled = scheduler_output.num_scheduled_tokens
-        if widths == {length} and len(drafts) == len(scheduled):
-            return True
+        entering = scheduler_output.scheduled_new_reqs or scheduler_output.scheduled_cached_reqs.resumed_req_ids
+        if not entering and scheduled.keys() == self._decoding.keys():
+            return len(scheduled), self._context_tokens, 0
+        found = _classify(scheduled, requests, bool(entering))
+        self._decoding = {} if found[2] else scheduled
+        self._context_tokens = found[1]
+        return found
+
+    def _verifies_fully(self, scheduler_output: Any, requests: dict[str, Any], length: int) -> bool:
+        drafts = scheduler_output.scheduled_spec_decode_tokens
+        longest = max(map(len, drafts.values()), default=0)
+        if not self._drafts_every_row or not longest:
+            return longest <= length and (not self._drafts_every_row or length == 0)
         return all(
             len(drafts.get(request_id, ())) == length
             or requests[request_id].use_structured_output
             or requests[request_id].num_computed_tokens + num_scheduled_tokens + 1 >= self._max_model_len
-            for request_id, num_scheduled_tokens in scheduled.items()
+            for request_id, num_scheduled_tokens in scheduler_output.num_scheduled_tokens.items()
         )
 
-    def _count_verified(self, scheduler_output: Any, model_runner_output: Any, requests: Mapping[str, Any]) -> Verified:
+    def _count_verified(self, scheduler_output: Any, model_runner_output: Any, requests: dict[str, Any]) -> Verified:
         output_s = self.clock()
+        positions = self._max_num_speculative_tokens
         drafts = scheduler_output.scheduled_spec_decode_tokens
         sampled = model_runner_output.sampled_token_ids
         invalid = scheduler_output.num_invalid_spec_tokens
-        widths = [0] * (self._max_num_speculative_tokens + 1)
-        hits = [0] * (self._max_num_speculative_tokens + 1)
-        if len(drafts) == len(sampled) and not invalid and all(sampled) and drafts.keys() <= requests.keys():
-            # Every row verified drafts, as in nearly every step: which row is whose does not matter for the sums.
-            for width, rows in Counter(map(len, drafts.values())).items():
-                widths[width] = rows
-            for num_sampled, rows in Counter(map(len, sampled)).items():
-                hits[num_sampled - 1] = rows
-            return Verified(reached=_more_than(widths), accepted=_more_than(hits), output_s=output_s)
+        note: StepNote | None = getattr(scheduler_output, NOTE_ATTRIBUTE, None)
+        if note is not None and note.uniform and not invalid and note.requests_mark == _mark(requests):
+            # Every row verified K drafts, as in nearly every step: which row is whose does not matter for the sums.
+            lengths = bytes(map(len, sampled))
+            if 0 not in lengths:
+                length, remaining, accepted = note.num_speculative_tokens, note.decode_rows, [0] * positions
+                for position in range(length):
+                    remaining -= lengths.count(position + 1)
+                    accepted[position] = remaining
+                return Verified([note.decode_rows] * length + [0] * (positions - length), accepted, output_s)
+        widths, hits = [0] * (positions + 1), [0] * (positions + 1)
         row_of = model_runner_output.req_id_to_index
         for request_id, draft_token_ids in drafts.items():
             num_sampled = len(sampled[row_of[request_id]]) if request_id in requests else 0
             if num_sampled:
                 widths[len(draft_token_ids) - (invalid.get(request_id, 0) if invalid else 0)] += 1
                 hits[num_sampled - 1] += 1
-        return Verified(reached=_more_than(widths), accepted=_more_than(hits), output_s=output_s)
+        return Verified(_more_than(widths), _more_than(hits), output_s)
 
     def _count(self, scheduler_output: Any, model_runner_output: Any, verified: Verified) -> None:
         note: StepNote | None = getattr(scheduler_output, NOTE_ATTRIBUTE, None)
@@ -213,6 +239,8 @@ class StepLoop:
         if step_microseconds:
             self._step_microseconds = step_microseconds
         clean = note.comparable and note.settled and step_microseconds > 0
+        generated_tokens = sum(map(len, model_runner_output.sampled_token_ids))
+        self._context_tokens += generated_tokens
         reached = verified.reached
         if clean and not self._drafts_every_row:
             reached = [note.decode_rows if position < note.num_speculative_tokens else 0 for position in range(len(reached))]
@@ -222,7 +250,7 @@ class StepLoop:
                 decode_rows=note.decode_rows,
                 context_tokens=note.context_tokens,
                 prefill_tokens=note.prefill_tokens,
-                generated_tokens=sum(map(len, model_runner_output.sampled_token_ids)),
+                generated_tokens=generated_tokens,
                 reached=reached,
                 accepted=verified.accepted,
                 step_microseconds=step_microseconds,
@@ -238,15 +266,13 @@ class StepLoop:
         log.error("step_loop_failed", hook=hook, error=str(error), consequence="the engine runs its own K", exc_info=error)
 
 
-def _classify(scheduler_output: Any, requests: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Decode rows of the step, tokens in the KV cache of those rows, and prefill tokens, all as before the step.
+def _classify(scheduled: Mapping[str, int], requests: dict[str, Any], entering: bool) -> tuple[int, int, int]:
+    """Decode rows, their tokens in the KV cache and prefill tokens, found by looking at every scheduled request.
 
     A row decodes when all of its context but the newest token is in the KV cache. vLLM's own mark says so for rows that ran
     before; those that enter or come back with this step carry none yet.
     """
-    scheduled = scheduler_output.num_scheduled_tokens
     rows = list(map(requests.__getitem__, scheduled))
-    entering = scheduler_output.scheduled_new_reqs or scheduler_output.scheduled_cached_reqs.resumed_req_ids
     if not entering and True not in map(_IS_PREFILL_CHUNK, rows):
         return len(rows), sum(map(_NUM_COMPUTED_TOKENS, rows)), 0
     decode_rows = context_tokens = prefill_tokens = 0
@@ -258,6 +284,11 @@ def _classify(scheduler_output: Any, requests: Mapping[str, Any]) -> tuple[int, 
         else:
             prefill_tokens += num_scheduled_tokens
     return decode_rows, context_tokens, prefill_tokens
+
+
+def _mark(requests: dict[str, Any]) -> tuple[int, str]:
+    """Equal marks mean that no request left in between: their number, and the newest one (dicts keep their order)."""
+    return len(requests), next(reversed(requests), "")
 
 
 def _more_than(rows_by_length: Sequence[int]) -> list[int]:

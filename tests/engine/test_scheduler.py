@@ -112,6 +112,21 @@ def test_rows_decode_once_all_but_their_newest_token_is_cached_also_with_placeho
     assert sum(note.prefill_tokens for note in notes) == 3 * 40
 
 
+def test_the_context_of_the_decoding_rows_is_what_the_kv_cache_holds_also_as_rows_come_and_go(folder: Path) -> None:
+    scheduler = start(SteeredScheduler, folder, max_num_batched_tokens=64)
+    for step in range(16):
+        if step in {5, 9}:
+            scheduler.add_request(make_request(f"late-{step}", max_tokens=12))
+        if step == 7:
+            scheduler.finish_requests("request-1", _aborted())
+        before = {name: request.num_computed_tokens for name, request in scheduler.requests.items()}
+        (output,) = run_steps(scheduler, 1, lambda name, drafts: drafts // 2)
+        note = output.nightjar_note
+        if not note.prefill_tokens:
+            assert note.context_tokens == sum(before[name] for name in output.num_scheduled_tokens)
+    assert scheduler.nightjar.fault == ""
+
+
 @pytest.mark.parametrize(("scheduler_class", "in_flight", "unsettled"), [(SteeredScheduler, 1, 1), (SteeredAsyncScheduler, 2, 2)])
 def test_a_step_is_clean_only_once_its_length_was_held(
     scheduler_class: type[Any], in_flight: int, unsettled: int, folder: Path
