@@ -54,7 +54,9 @@ class DemoPlan:
     @property
     def kill_after_s(self) -> float:
         """Seconds from the regime's start to the kill."""
-        busiest = max(self.regime.schedule(), key=lambda scheduled: scheduled.phase.requests_per_s or scheduled.phase.users or 0)
+        busiest = max(
+            self.regime.schedule(), key=lambda scheduled: scheduled.phase.highest_requests_per_s or scheduled.phase.users or 0
+        )
         return (busiest.start_s + busiest.end_s) / 2
 
 

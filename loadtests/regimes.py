@@ -22,7 +22,8 @@ MAX_USERS: Final = 100_000
 
 TEXT_FORM: Final = (
     "NAME:SECONDS@LOAD[,NAME:SECONDS@LOAD...] with LOAD one of R (requests per second, Poisson), =R (requests per second, "
-    "evenly spaced) or Nu (N closed-loop users), for example quiet:60@0.2,surge:90@2.5,steady:30@=1,closed:60@8u"
+    "evenly spaced), R1..R2 (Poisson, the rate moves linearly from R1 to R2) or Nu (N closed-loop users), "
+    "for example quiet:60@0.2,climb:60@0.2..2.5,surge:90@2.5,steady:30@=1,closed:60@8u"
 )
 
 NAMED_REGIMES: Final = {
@@ -33,8 +34,16 @@ NAMED_REGIMES: Final = {
     "constant": "constant:120@=1",
     "poisson": "poisson:120@1",
     "closed": "closed:120@8u",
+    "ramp": "up:150@0.2..4,down:150@4..0.2",
+    "oscillation": ",".join("low:20@0.5,high:20@3.5" for _ in range(6)),
+    "restarts": "full:30@4," + ",".join("gap:4@0.2,back:12@4" for _ in range(8)),
+    "diurnal": "night:60@0.2,morning:90@0.2..3,noon:60@3,lunch:30@3..2,afternoon:60@2..4,evening:90@4..0.2",
 }
-"""Regimes with a name, in the text form. Rates suit two small CPU replicas; write your own for anything larger."""
+"""Regimes with a name, in the text form. Rates suit two small CPU replicas; scale them (`scaled`) for anything larger.
+
+`oscillation` goes back and forth across the load where speculation stops to pay; `restarts` offers short gaps, each of which
+invites a restart that the next wave makes worthless; `diurnal` is a day in six and a half minutes.
+"""
 
 
 class RegimeError(ValueError):
@@ -43,9 +52,10 @@ class RegimeError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One stretch of constant load: either open loop (`requests_per_s`) or closed loop (`users`), never both.
+    """One stretch of load: either open loop (`requests_per_s`) or closed loop (`users`), never both.
 
-    `evenly` spaces open-loop arrivals 1 / requests_per_s apart; otherwise they are a Poisson process.
+    `evenly` spaces open-loop arrivals 1 / requests_per_s apart; otherwise they are a Poisson process, whose rate moves linearly
+    from `requests_per_s` to `end_requests_per_s` where that is given.
     """
 
     name: str
@@ -53,6 +63,7 @@ class Phase:
     requests_per_s: float | None = None
     users: int | None = None
     evenly: bool = False
+    end_requests_per_s: float | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}", self.name):
@@ -61,15 +72,26 @@ class Phase:
             raise RegimeError(f"phase {self.name}: {self.duration_s:g} seconds, allowed are more than 0 up to {MAX_DURATION_S:g}")
         if (self.requests_per_s is None) == (self.users is None):
             raise RegimeError(f"phase {self.name}: give requests_per_s (open loop) or users (closed loop), one of them")
-        if self.requests_per_s is not None and not 0 <= self.requests_per_s <= MAX_REQUESTS_PER_S:
-            raise RegimeError(f"phase {self.name}: {self.requests_per_s:g} requests/s, allowed are 0 to {MAX_REQUESTS_PER_S:g}")
+        for rate in (self.requests_per_s, self.end_requests_per_s):
+            if rate is not None and not 0 <= rate <= MAX_REQUESTS_PER_S:
+                raise RegimeError(f"phase {self.name}: {rate:g} requests/s, allowed are 0 to {MAX_REQUESTS_PER_S:g}")
+        if self.end_requests_per_s is not None and (self.requests_per_s is None or self.evenly):
+            raise RegimeError(f"phase {self.name}: only Poisson arrivals can ramp, neither users nor evenly spaced ones")
         if self.users is not None and not 1 <= self.users <= MAX_USERS:
             raise RegimeError(f"phase {self.name}: {self.users} users, allowed are 1 to {MAX_USERS}")
 
     def __str__(self) -> str:
         if self.users is not None:
             return f"{self.name}:{self.duration_s:g}@{self.users}u"
-        return f"{self.name}:{self.duration_s:g}@{'=' if self.evenly else ''}{self.requests_per_s:g}"
+        ramp = "" if self.end_requests_per_s is None else f"..{self.end_requests_per_s:g}"
+        return f"{self.name}:{self.duration_s:g}@{'=' if self.evenly else ''}{self.requests_per_s:g}{ramp}"
+
+    @property
+    def highest_requests_per_s(self) -> float | None:
+        """The rate at its highest; None for a closed loop."""
+        if self.requests_per_s is None or self.end_requests_per_s is None:
+            return self.requests_per_s
+        return max(self.requests_per_s, self.end_requests_per_s)
 
 
 class ScheduledPhase(NamedTuple):
@@ -139,6 +161,44 @@ def parse_regime(text: str) -> Regime:
     return Regime(tuple(phases))
 
 
+def scaled(regime: Regime, *, load: float = 1.0, time: float = 1.0) -> Regime:
+    """The same shape with rates and users times `load` (at least one user) and durations times `time`. Raises RegimeError.
+
+    >>> str(scaled(parse_regime("a:60@0.5..2,b:60@4u"), load=3, time=0.5))
+    'a:30@1.5..6,b:30@12u'
+    """
+
+    def times(rate: float | None) -> float | None:
+        return None if rate is None else rate * load
+
+    return Regime(
+        tuple(
+            replace(
+                phase,
+                duration_s=phase.duration_s * time,
+                requests_per_s=times(phase.requests_per_s),
+                end_requests_per_s=times(phase.end_requests_per_s),
+                users=None if phase.users is None else max(round(phase.users * load), 1),
+            )
+            for phase in regime.phases
+        )
+    )
+
+
+def repeated(regime: Regime, times: int) -> Regime:
+    """The same phases, `times` over; the second round's names get the suffix -r2, and so on. Raises RegimeError.
+
+    >>> str(repeated(parse_regime("low:10@1,high:10@9"), 2))
+    'low:10@1,high:10@9,low-r2:10@1,high-r2:10@9'
+    """
+    rounds = (
+        phase if turn == 1 else replace(phase, name=f"{phase.name}-r{turn}")
+        for turn in range(1, times + 1)
+        for phase in regime.phases
+    )
+    return Regime(tuple(rounds))
+
+
 def arrival_times(regime: Regime, seed: int) -> Iterator[Arrival]:
     """Every open-loop arrival of `regime`, in time order; the same for the same seed. Closed-loop phases yield none.
 
@@ -155,16 +215,29 @@ def arrival_times(regime: Regime, seed: int) -> Iterator[Arrival]:
 
 def _phase_arrivals(phase: Phase, start_s: float, rng: random.Random) -> Iterator[float]:
     """Times in [start_s, start_s + duration_s) of one phase's arrivals."""
-    if not phase.requests_per_s:
+    if not phase.highest_requests_per_s or phase.requests_per_s is None:
         return
     if phase.evenly:
         count = math.ceil(phase.duration_s * phase.requests_per_s - 1e-9)
         yield from (start_s + place / phase.requests_per_s for place in range(count))
         return
+    if phase.end_requests_per_s is not None:
+        offsets_s = _ramp_offsets(phase.requests_per_s, phase.end_requests_per_s, phase.duration_s, rng)
+        yield from (start_s + offset_s for offset_s in offsets_s)
+        return
     offset_s = rng.expovariate(phase.requests_per_s)
     while offset_s < phase.duration_s:
         yield start_s + offset_s
         offset_s += rng.expovariate(phase.requests_per_s)
+
+
+def _ramp_offsets(first_rate: float, last_rate: float, duration_s: float, rng: random.Random) -> Iterator[float]:
+    """Arrivals of a Poisson process whose rate moves linearly: those of rate 1, moved to where as many are expected."""
+    growth = (last_rate - first_rate) / duration_s  # expected arrivals up to t: first_rate t + growth t^2 / 2
+    passed = rng.expovariate(1.0)
+    while passed < (first_rate + last_rate) / 2 * duration_s:
+        yield 2 * passed / (first_rate + math.sqrt(max(first_rate * first_rate + 2 * growth * passed, 0.0)))
+        passed += rng.expovariate(1.0)
 
 
 def _parse_phase(part: str) -> Phase:
@@ -174,11 +247,13 @@ def _parse_phase(part: str) -> Phase:
         raise RegimeError(f"regime part {part[:80]!r} is neither a named regime ({names}) nor a phase: {TEXT_FORM}")
     name, users, evenly = matched["name"].strip(), bool(matched["users"]), bool(matched["evenly"])
     duration_s = _number(part, "seconds", matched["seconds"])
-    load = _number(part, "load", matched["load"])
+    first, ramps, last = matched["load"].partition("..")
+    load = _number(part, "load", first)
     if not users:
-        return Phase(name, duration_s, requests_per_s=load, evenly=evenly)
-    if evenly or load != int(load):
-        raise RegimeError(f"regime part {part[:80]!r}: users are a whole number without '=', for example 8u")
+        end = _number(part, "load", last) if ramps else None
+        return Phase(name, duration_s, requests_per_s=load, evenly=evenly, end_requests_per_s=end)
+    if evenly or ramps or load != int(load):
+        raise RegimeError(f"regime part {part[:80]!r}: users are a whole number without '=' or '..', for example 8u")
     return Phase(name, duration_s, users=int(load))
 
 

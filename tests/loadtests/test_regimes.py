@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nightjar.loadtests import regimes
-from nightjar.loadtests.regimes import NAMED_REGIMES, Phase, Regime, RegimeError, arrival_times, parse_regime
+from nightjar.loadtests.regimes import NAMED_REGIMES, Phase, Regime, RegimeError, arrival_times, parse_regime, repeated, scaled
 
 rates = st.floats(0.0, 30.0).map(lambda rate: round(rate, 3))
 durations = st.floats(0.5, 20.0).map(lambda duration: round(duration, 2))
@@ -23,7 +23,9 @@ def any_regime(draw: st.DrawFn) -> Regime:
     for place in range(draw(st.integers(1, 4))):
         duration_s = draw(durations)
         if draw(st.booleans()):
-            phases.append(Phase(f"p{place}", duration_s, requests_per_s=draw(rates), evenly=draw(st.booleans())))
+            evenly, ramps = draw(st.sampled_from([(False, False), (True, False), (False, True)]))
+            end = draw(rates) if ramps else None
+            phases.append(Phase(f"p{place}", duration_s, requests_per_s=draw(rates), evenly=evenly, end_requests_per_s=end))
         else:
             phases.append(Phase(f"p{place}", duration_s, users=draw(st.integers(1, 20))))
     return Regime(tuple(phases))
@@ -75,6 +77,27 @@ def test_each_phase_has_its_own_rate_and_splitting_one_keeps_the_total(seed: int
         assert abs(counts["high"] - 2000) < 6.5 * math.sqrt(2000)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.floats(0.0, 20.0), st.floats(0.0, 20.0))
+def test_a_ramp_brings_the_arrivals_of_its_rates_in_each_of_its_halves(seed: int, first: float, last: float) -> None:
+    duration_s = 400.0
+    ramp = Regime((Phase("ramp", duration_s, requests_per_s=first, end_requests_per_s=last),))
+    times = [arrival.time_s for arrival in arrival_times(ramp, seed)]
+    middle = (first + last) / 2
+    for rate, from_s in (((first + middle) / 2, 0.0), ((middle + last) / 2, duration_s / 2)):
+        expected = rate * duration_s / 2
+        seen = sum(from_s <= time_s < from_s + duration_s / 2 for time_s in times)
+        assert abs(seen - expected) <= 6.5 * math.sqrt(expected) + 1
+
+
+def test_a_scaled_regime_keeps_its_shape_and_a_repeated_one_its_phases() -> None:
+    regime = parse_regime("a:10@1..3,b:20@2u,c:5@=4")
+    assert str(scaled(regime, load=2, time=10)) == "a:100@2..6,b:200@4u,c:50@=8"
+    assert scaled(regime, load=0.001).phases[1].users == 1
+    assert repeated(regime, 3).duration_s == 3 * regime.duration_s
+    assert scaled(regime) == repeated(regime, 1) == regime
+
+
 def test_a_changed_phase_leaves_the_arrivals_of_the_others_alone() -> None:
     def last_phase(text: str) -> list[float]:
         return [arrival.time_s for arrival in arrival_times(parse_regime(text), 7) if arrival.phase.name == "c"]
@@ -105,6 +128,10 @@ def test_named_regimes_parse(name: str) -> None:
         ("a:10@2.5u", "whole number"),
         ("a:10@0u", "0 users, allowed are 1"),
         ("a:10@=2u", "without '='"),
+        ("a:10@1..2u", "without '=' or '..'"),
+        ("a:10@=1..2", "only Poisson arrivals can ramp"),
+        ("a:10@1..-2", "-2 requests/s, allowed are 0"),
+        ("a:10@1..", "load '' is not a number"),
         ("a b:10@1", "phase name 'a b'"),
         ("a:1@1,,b:1@1", "neither a named regime"),
     ],
