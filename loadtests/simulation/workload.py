@@ -1,0 +1,191 @@
+"""What a simulated fleet is asked: who asks when, how long prompt and answer are, and how predictable the text is.
+
+Three kinds of load: a regime's open-loop arrivals, its closed-loop users, and a recorded trace. All numbers depend on the
+scenario's seed alone, never on planner, fleet or router: arrival n has the same lengths in every run, and so has request m
+of user u, whenever that user comes to ask it (common random numbers).
+Fails closed: shares, traces and scales that make no load raise ValueError with what is allowed.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nightjar.loadtests.regimes import Regime, arrival_times
+from nightjar.loadtests.simulation.lengths import SHAREGPT, Dataset
+
+USER_BLOCK: Final = 64
+OPEN_BLOCK: Final = 4096
+"""Requests drawn at once: of a closed-loop user and of all open-loop arrivals."""
+MAX_TRACE_ROWS: Final = 5_000_000
+
+
+class Demand(NamedTuple):
+    """One request as it is asked, whatever system answers it. `user` is None in open loop."""
+
+    number: int
+    due_s: float
+    prompt_tokens: int
+    output_tokens: int
+    acceptance_class: int
+    user: int | None
+
+
+class Shape(NamedTuple):
+    """What a request is, whenever it is asked."""
+
+    prompt_tokens: int
+    output_tokens: int
+    acceptance_class: int
+
+
+class UserCount(NamedTuple):
+    """From `from_s` on there are `users` closed-loop users."""
+
+    from_s: float
+    users: int
+
+
+class TraceRow(NamedTuple):
+    """A recorded request: seconds from the trace's first one, and its tokens."""
+
+    due_s: float
+    prompt_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A CSV file with the columns TIMESTAMP, ContextTokens, GeneratedTokens, as Azure publishes them.
+
+    `time_scale` stretches its times (0.5: twice as fast); `rate_scale` keeps that share of its requests, or repeats them where
+    it is above 1 (each copy somewhere within the mean distance of two requests after its original).
+    """
+
+    path: Path
+    time_scale: float = 1.0
+    rate_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("time_scale", self.time_scale), ("rate_scale", self.rate_scale)):
+            if not 0 < value <= 1000:
+                raise ValueError(f"trace {self.path}: {name} {value:g}, allowed are more than 0 up to 1000")
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """All requests of a scenario. `class_shares[i]` is the share of requests in the profile's acceptance class i.
+
+    Prompt and answer together never exceed `max_model_len`, as the server would cut them. A trace brings its own lengths.
+    """
+
+    load: Regime | Trace
+    dataset: Dataset = SHAREGPT
+    class_shares: tuple[float, ...] = (1.0,)
+    max_model_len: int = 2048
+
+    def __post_init__(self) -> None:
+        if not self.class_shares or min(self.class_shares) < 0 or abs(math.fsum(self.class_shares) - 1) > 1e-6:
+            raise ValueError(f"class_shares {self.class_shares}: one share from 0 per acceptance class, together 1")
+        if self.max_model_len < 2:
+            raise ValueError(f"max_model_len {self.max_model_len}: a prompt and an answer of one token each need at least 2")
+
+    def open_demands(self, seed: int) -> Iterator[Demand]:
+        """Every open-loop request in time order."""
+        if isinstance(self.load, Trace):
+            yield from self._traced(self.load, seed)
+            return
+        shapes = self._shapes(np.random.default_rng((seed, _OPEN)), OPEN_BLOCK)
+        for arrival in arrival_times(self.load, seed):
+            yield Demand(arrival.number, arrival.time_s, *next(shapes), user=None)
+
+    def user_counts(self) -> tuple[UserCount, ...]:
+        """Every change of the number of closed-loop users, 0 before the first; none of a trace."""
+        if isinstance(self.load, Trace):
+            return ()
+        counts = [UserCount(scheduled.start_s, scheduled.phase.users or 0) for scheduled in self.load.schedule()]
+        counts.append(UserCount(self.load.duration_s, 0))
+        return tuple(count for place, count in enumerate(counts) if count.users != (counts[place - 1].users if place else 0))
+
+    def user_shapes(self, seed: int, user: int) -> Iterator[Shape]:
+        """What closed-loop user number `user` asks, request after request, for ever."""
+        return self._shapes(np.random.default_rng((seed, _USER, user)), USER_BLOCK)
+
+    def _shapes(self, rng: np.random.Generator, block: int) -> Iterator[Shape]:
+        while True:
+            prompts, outputs = self.dataset.prompt.draw(block, rng), self.dataset.output.draw(block, rng)
+            classes = _classes(self.class_shares, block, rng)
+            prompts, outputs = _fitted(prompts, outputs, self.max_model_len)
+            yield from map(Shape, prompts.tolist(), outputs.tolist(), classes.tolist())
+
+    def _traced(self, trace: Trace, seed: int) -> Iterator[Demand]:
+        rows = read_trace(trace.path)
+        rng = np.random.default_rng((seed, _TRACE))
+        due_s = np.array([row.due_s for row in rows]) * trace.time_scale
+        copies = math.floor(trace.rate_scale) + (rng.random(len(rows)) < trace.rate_scale % 1.0)
+        places = np.repeat(np.arange(len(rows)), copies)
+        is_copy = np.concatenate(([False], places[1:] == places[:-1])) if len(places) else np.zeros(0, dtype=bool)
+        due_s = due_s[places] + is_copy * rng.random(len(places)) * (due_s[-1] / len(rows))
+        classes = _classes(self.class_shares, len(places), rng)
+        prompts, outputs = _fitted(
+            np.array([row.prompt_tokens for row in rows])[places],
+            np.array([row.output_tokens for row in rows])[places],
+            self.max_model_len,
+        )
+        order = np.argsort(due_s, kind="stable")
+        columns = (due_s[order].tolist(), prompts[order].tolist(), outputs[order].tolist(), classes[order].tolist())
+        for number, (due, prompt, output, acceptance_class) in enumerate(zip(*columns, strict=True)):
+            yield Demand(number, due, prompt, output, acceptance_class, None)
+
+
+def read_trace(path: Path) -> tuple[TraceRow, ...]:
+    """The rows of a trace in time order. Raises ValueError naming file, line and what a row looks like."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = {"TIMESTAMP", "ContextTokens", "GeneratedTokens"} - set(reader.fieldnames or ())
+            if missing:
+                raise ValueError(f"trace {path}: column {', '.join(sorted(missing))} is missing; the first line names the columns")
+            rows = [_row(path, reader.line_num, values) for values in reader]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"trace {path} cannot be read ({error})") from error
+    if not 0 < len(rows) <= MAX_TRACE_ROWS:
+        raise ValueError(f"trace {path}: {len(rows)} rows, allowed are 1 to {MAX_TRACE_ROWS}")
+    first_s = min(row.due_s for row in rows)
+    return tuple(sorted(row._replace(due_s=row.due_s - first_s) for row in rows))
+
+
+def _row(path: Path, line: int, values: dict[str, str]) -> TraceRow:
+    try:
+        due_s = datetime.fromisoformat(f"{values['TIMESTAMP']}+00:00").timestamp()
+        return TraceRow(due_s, max(int(values["ContextTokens"]), 1), max(int(values["GeneratedTokens"]), 1))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"trace {path}:{line}: {dict(values)} is no row like 2023-11-16 18:15:46.68,374,44 (time without zone, whole tokens)"
+        ) from error
+
+
+def _classes(shares: tuple[float, ...], count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    return np.minimum(np.searchsorted(np.cumsum(shares), rng.random(count), side="right"), len(shares) - 1)
+
+
+def _fitted(
+    prompts: NDArray[np.int64], outputs: NDArray[np.int64], max_model_len: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Prompts cut so that one token can be answered, answers cut where the context ends."""
+    prompts = np.minimum(prompts, max_model_len - 1)
+    return prompts, np.minimum(outputs, max_model_len - prompts)
+
+
+_OPEN: Final = 1
+_USER: Final = 2
+_TRACE: Final = 3
+"""Streams of the scenario's seed, so that none of them shares random numbers with another."""
