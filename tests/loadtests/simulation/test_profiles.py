@@ -1,0 +1,64 @@
+"""Profiles: what ships is readable and sourced, what is wrong is named."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, PROFILES_FOLDER, Mechanics, ProfileError, read_profile
+
+
+def plain(name: str = "cpu-smollm2") -> dict[str, object]:
+    profile: dict[str, object] = json.loads((PROFILES_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return profile
+
+
+def written(folder: Path, profile: dict[str, object]) -> Path:
+    path = folder / "mine.json"
+    path.write_text(json.dumps(profile), encoding="utf-8")
+    return path
+
+
+def test_five_profiles_ship_and_each_is_named_as_its_file() -> None:
+    assert set(PROFILE_NAMES) == {
+        "cpu-smollm2",
+        "llama-8b-eagle",
+        "qwen-32b-0.5b-2xl20",
+        "qwen-7b-0.5b-rtx4090",
+        "vicuna-13b-68m-a100",
+    }
+    assert [read_profile(name).name for name in PROFILE_NAMES] == list(PROFILE_NAMES)
+
+
+def test_a_profile_of_ones_own_is_read_by_its_path(tmp_path: Path) -> None:
+    assert read_profile(written(tmp_path, plain() | {"name": "mine"})).name == "mine"
+
+
+def test_the_eagle_profile_accepts_on_average_what_the_pull_request_measured() -> None:
+    assert read_profile("llama-8b-eagle").mean_survival() == pytest.approx((0.68, 0.39, 0.20, 0.10, 0.05))
+
+
+def test_a_drafter_kept_in_sync_is_stock_whatever_is_wished() -> None:
+    assert read_profile("llama-8b-eagle").mechanics(Mechanics.DORMANT) is Mechanics.STOCK
+    assert read_profile("cpu-smollm2").mechanics(Mechanics.DORMANT) is Mechanics.DORMANT
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"step_nois": {}}, "step_nois"),
+        ({"sources": {"limits": "guessed"}}, "sources says nothing about drafter"),
+        ({"step_noise": {"lognormal_sd": -1.0}}, "step_noise.lognormal_sd"),
+        ({"acceptance_classes": [{"name": "one", "share": 0.5, "survival": [0.5, 0.4, 0.3, 0.2, 0.1]}]}, "sum to 1"),
+        ({"acceptance_classes": [{"name": "one", "share": 1.0, "survival": [0.5, 0.4]}]}, "positions"),
+        ({"acceptance_classes": [{"name": "one", "share": 1.0, "survival": [0.5, 0.6, 0.3, 0.2, 0.1]}]}, "must not rise"),
+    ],
+)
+def test_what_is_wrong_with_a_profile_is_named(tmp_path: Path, change: dict[str, object], named: str) -> None:
+    with pytest.raises(ProfileError, match=named):
+        read_profile(written(tmp_path, plain() | change))
+
+
+def test_an_unknown_name_lists_those_that_ship() -> None:
+    with pytest.raises(ProfileError, match="name one of cpu-smollm2, llama-8b-eagle"):
+        read_profile("gpt-9")

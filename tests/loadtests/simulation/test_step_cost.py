@@ -1,0 +1,98 @@
+"""Step costs: the measured numbers where they were measured, and the shape of an engine everywhere."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, MeasuredTable, Mechanics, Profile, read_profile
+from nightjar.loadtests.simulation.step_cost import PreparedCost, prepared_cost, step_cost
+
+PROFILES = {name: read_profile(name) for name in PROFILE_NAMES}
+COSTS = {name: step_cost(profile) for name, profile in PROFILES.items()}
+CONTEXT_PER_ROW = 300
+
+names = st.sampled_from(PROFILE_NAMES)
+rows = st.integers(1, 256)
+lengths = st.integers(0, 5)
+
+
+def goodputs(profile: Profile, decode_rows: int) -> Sequence[float]:
+    """Tokens per second of each arm, dormant, relative to off."""
+    prepared = prepared_cost(profile, profile.mechanics(Mechanics.DORMANT))
+    survival = profile.mean_survival()
+    rates = [
+        (1 + sum(survival[:arm])) / prepared.steady_seconds(decode_rows, decode_rows * CONTEXT_PER_ROW, arm)
+        for arm in profile.drafter.arms
+    ]
+    return [rate / rates[0] for rate in rates]
+
+
+@pytest.mark.parametrize("name", ["llama-8b-eagle", "cpu-smollm2"])
+def test_a_table_gives_back_every_number_that_was_measured(name: str) -> None:
+    table = PROFILES[name].step_cost
+    assert isinstance(table, MeasuredTable)
+    for size, line, stock_off in zip(table.batch_sizes, table.milliseconds, table.stock_off_milliseconds, strict=True):
+        context = size * table.context_tokens_per_row
+        found = [COSTS[name].seconds(size, context, length, draft="active" if length else "dormant") for length in table.lengths]
+        assert found == pytest.approx([value / 1e3 for value in line])
+        assert COSTS[name].seconds(size, context, 0, draft="stock") == pytest.approx(stock_off / 1e3)
+
+
+@given(name=names, decode_rows=rows, length=lengths)
+def test_a_step_gets_no_shorter_with_rows_drafts_verification_context_prefill_or_catch_up(
+    name: str, decode_rows: int, length: int
+) -> None:
+    cost, context = COSTS[name], decode_rows * CONTEXT_PER_ROW
+    here = cost.seconds(decode_rows, context, length)
+    slack = 1.0 + 1e-9
+    assert here <= slack * cost.seconds(decode_rows + 1, context + CONTEXT_PER_ROW, length)
+    assert here <= slack * cost.seconds(decode_rows, context, length, verified_tokens=length + 1)
+    assert here <= slack * cost.seconds(decode_rows, context + 500, length)
+    assert here <= slack * cost.seconds(decode_rows, context, length, prefill_tokens=100)
+    assert here <= slack * cost.seconds(decode_rows, context, length, catch_up_tokens=100)
+    if length:
+        assert here <= slack * cost.seconds(decode_rows, context, length + 1, verified_tokens=length)
+
+
+@given(name=names, decode_rows=rows)
+def test_off_is_cheapest_dormant_and_offloaded_costs_the_same(name: str, decode_rows: int) -> None:
+    cost, context = COSTS[name], decode_rows * CONTEXT_PER_ROW
+    dormant = cost.seconds(decode_rows, context, 0, draft="dormant")
+    assert dormant == cost.seconds(decode_rows, context, 0, draft="offloaded")
+    assert dormant < cost.seconds(decode_rows, context, 0, draft="stock")
+    assert cost.seconds(decode_rows, context, 0, prefill_tokens=512, draft="dormant") < cost.seconds(
+        decode_rows, context, 0, prefill_tokens=512, draft="stock"
+    )
+
+
+@given(name=names, decode_rows=st.integers(1, 32), length=lengths, verified=lengths, share=st.floats(0.0, 0.9))
+def test_prepared_look_ups_are_the_cost_itself(name: str, decode_rows: int, length: int, verified: int, share: float) -> None:
+    profile = PROFILES[name]
+    context = int(share * profile.limits.num_blocks * profile.limits.block_size)
+    prepared = PreparedCost(profile, Mechanics.DORMANT)
+    exact = COSTS[name].seconds(decode_rows, context, length, draft="active" if length else "dormant", verified_tokens=verified)
+    assert prepared.decode_seconds(decode_rows, context, length, verified) == pytest.approx(exact, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "still_pays", "pays_no_more"),
+    [
+        ("llama-8b-eagle", 128, 256),
+        ("qwen-7b-0.5b-rtx4090", 32, 56),
+        ("vicuna-13b-68m-a100", 48, 80),
+        ("qwen-32b-0.5b-2xl20", 40, 64),
+        ("cpu-smollm2", 8, 16),
+    ],
+)
+def test_speculation_pays_below_the_crossover_and_loses_above(name: str, still_pays: int, pays_no_more: int) -> None:
+    assert max(goodputs(PROFILES[name], still_pays)) > 1.02
+    assert max(goodputs(PROFILES[name], pays_no_more)[1:]) < 1.0
+
+
+def test_the_7b_pair_gains_and_loses_what_the_paper_printed() -> None:
+    profile = PROFILES["qwen-7b-0.5b-rtx4090"]
+    best = max(max(goodputs(profile, decode_rows)) for decode_rows in (1, 8, 16))
+    assert 1.12 < best < 1.22
+    assert 0.68 < max(goodputs(profile, 96)[1:]) < 0.82
