@@ -97,12 +97,12 @@ def _decisions(
     settings: OperatorSettings,
 ) -> dict[str, Decision]:
     assert group.plan is not None
-    planned = Table(rows=group.plan.rows)
+    planned = group.plan.local or Table(rows=group.plan.rows)
     segments: dict[str, list[ExplorationSegment]] = {}
     for held in group.segments:
         segments.setdefault(held.replica_id, []).append(held.segment)
     arms = settings.arms(group.key.max_num_speculative_tokens)
-    named = {row.num_speculative_tokens for row in planned.rows}
+    named = {row.num_speculative_tokens for row in group.plan.rows}
     allowed = tuple(sorted(named.union(arms)))
     decisions = {}
     for replica_id, replica in members.items():
@@ -114,8 +114,9 @@ def _decisions(
         reason = f"{settings.planner}: {group.plan.summary}" + (f"; {in_words(mine)}" if mine else "")
         if mode.kind == "shadow":
             reason = f"mode shadow set by {who}, nothing is touched; {reason}"
-        plan = Table(rows=planned.rows, segments=mine) if mine else planned
-        decisions[replica_id] = Decision(mode, plan, allowed, settings.dwell_steps, reason[:MAX_REASON_LENGTH])
+        plan = Table(rows=group.plan.rows, segments=mine) if mine else planned
+        dwell_steps = 0 if group.plan.local else settings.dwell_steps
+        decisions[replica_id] = Decision(mode, plan, allowed, dwell_steps, reason[:MAX_REASON_LENGTH])
     return decisions
 
 

@@ -22,7 +22,7 @@ from nightjar.policy.records import (
 )
 from nightjar.policy.switch_cost import MAX_SWITCH_COST_ROWS, PAPER_SWITCH_COST, check_rows
 
-PlannerName = Literal["off", "fixed", "schedule", "fleet"]
+PlannerName = Literal["off", "fixed", "schedule", "nightjar", "fleet"]
 
 
 class SettingsError(ValueError):
@@ -41,7 +41,8 @@ class OperatorSettings(BaseModel):
     )
     planner: PlannerName = Field(
         default="fleet",
-        description="Who decides K in mode auto. fleet learns from all replicas of a group; fixed and schedule are static.",
+        description="Who decides K in mode auto. fleet learns from all replicas of a group; nightjar is the paper's bandit, "
+        "each engine by itself; fixed and schedule are static.",
     )
     num_speculative_tokens: NumSpeculativeTokens | None = Field(
         default=None,
