@@ -14,7 +14,17 @@ from dataclasses import replace
 from typing import Final
 
 from nightjar.policy.exploration import Explorer, OpenSegment, deal, in_words
-from nightjar.policy.fleet_state import Decision, FleetState, GroupState, ReplicaState, empty_fleet, learned, with_learned
+from nightjar.policy.fleet_restarts import MayGrant, group_restarts
+from nightjar.policy.fleet_state import (
+    Decision,
+    FleetState,
+    GroupState,
+    ReplicaState,
+    empty_fleet,
+    learned,
+    quieted,
+    with_learned,
+)
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.intake import observe
 from nightjar.policy.merging import Pending, merge
@@ -25,7 +35,7 @@ from nightjar.policy.planners.planner import GroupView, one_length, speculation
 from nightjar.policy.records import ExplorationSegment, GroupKey, Mode, Table
 from nightjar.policy.settings import OperatorSettings
 
-__all__ = ["Decision", "FleetState", "decide", "empty_fleet", "fleet_status", "learned", "observe", "with_learned"]
+__all__ = ["Decision", "FleetState", "decide", "empty_fleet", "fleet_status", "learned", "observe", "quieted", "with_learned"]
 
 MAX_REASON_LENGTH: Final = 1024
 """Of a record's `reason`."""
@@ -50,19 +60,26 @@ def decide(
     decisions: dict[str, Decision] = {}
     groups: dict[str, GroupState] = {}
     next_segment_id = state.next_segment_id
+    may_grant = MayGrant.of(state, settings, now_s)
     for group_id, group in state.groups.items():
-        if not members[group_id] and not group.evidence.cells:
+        if not (members[group_id] or group.evidence.cells or group.restarts.open_leases):
             continue
         modes = {
             replica_id: effective_mode(replica_id, replica.report.application, settings.mode, still, now_s)
             for replica_id, replica in members[group_id].items()
         }
         groups[group_id], left = _decide_group(group, members[group_id], modes, settings, next_segment_id, now_s, rng)
+        groups[group_id], terms, may_grant, counted = group_restarts(
+            groups[group_id], members[group_id], modes, settings, may_grant, now_s
+        )
+        for replica_id, new_restarts in counted.items():
+            live[replica_id] = replace(live[replica_id], new_restarts=new_restarts)
         for replica_id, pending in left.items():
             live[replica_id] = replace(live[replica_id], pending=pending)
         next_segment_id = max([next_segment_id, *(held.segment.segment_id + 1 for held in groups[group_id].segments)])
-        decisions.update(_decisions(groups[group_id], members[group_id], modes, settings))
-    return decisions, FleetState(PersistentMap(live), groups, next_segment_id)
+        decided = _decisions(groups[group_id], members[group_id], modes, settings)
+        decisions.update({name: replace(decision, terms=terms[name]) for name, decision in decided.items()})
+    return decisions, FleetState(PersistentMap(live), groups, next_segment_id, state.quiet_since_s)
 
 
 def _decide_group(
@@ -87,7 +104,7 @@ def _decide_group(
             if modes[replica_id][0].kind == "auto" and not replica.report.serving_plainly and replica.report.local_mode is None
         }
         segments = deal(view, explorers, {**pending, **left}, group.segments, next_segment_id, now_s, rng)
-    return GroupState(group.key, evidence, settings.planner, plan, segments), left
+    return GroupState(group.key, evidence, settings.planner, plan, segments, group.restarts), left
 
 
 def _decisions(
@@ -97,12 +114,12 @@ def _decisions(
     settings: OperatorSettings,
 ) -> dict[str, Decision]:
     assert group.plan is not None
-    planned = group.plan.local or Table(rows=group.plan.rows)
+    planned = Table(rows=group.plan.rows)
     segments: dict[str, list[ExplorationSegment]] = {}
     for held in group.segments:
         segments.setdefault(held.replica_id, []).append(held.segment)
     arms = settings.arms(group.key.max_num_speculative_tokens)
-    named = {row.num_speculative_tokens for row in group.plan.rows}
+    named = {row.num_speculative_tokens for row in planned.rows}
     allowed = tuple(sorted(named.union(arms)))
     decisions = {}
     for replica_id, replica in members.items():
@@ -114,9 +131,8 @@ def _decisions(
         reason = f"{settings.planner}: {group.plan.summary}" + (f"; {in_words(mine)}" if mine else "")
         if mode.kind == "shadow":
             reason = f"mode shadow set by {who}, nothing is touched; {reason}"
-        plan = Table(rows=group.plan.rows, segments=mine) if mine else planned
-        dwell_steps = 0 if group.plan.local else settings.dwell_steps
-        decisions[replica_id] = Decision(mode, plan, allowed, dwell_steps, reason[:MAX_REASON_LENGTH])
+        plan = Table(rows=planned.rows, segments=mine) if mine else planned
+        decisions[replica_id] = Decision(mode, plan, allowed, settings.dwell_steps, reason[:MAX_REASON_LENGTH])
     return decisions
 
 

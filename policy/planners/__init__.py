@@ -14,7 +14,6 @@ PLANNERS: Final[Mapping[PlannerName, Planner]] = {
     "off": off.plan,
     "fixed": fixed.plan,
     "schedule": schedule.plan,
-    "nightjar": nightjar.plan,
     "fleet": fleet.plan,
 }
 

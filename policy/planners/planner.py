@@ -19,7 +19,7 @@ from nightjar.policy.settings import OperatorSettings
 class GroupPlan:
     """K by decode batch size. `reasons` explains each batch bucket; a planner that does not learn gives none.
 
-    With `local` every engine plans for itself instead, and there are no rows.
+    With `local` every engine plans for itself instead, and `rows` only say what the fleet would run for them.
     """
 
     rows: tuple[TableRow, ...]
