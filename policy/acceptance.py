@@ -7,10 +7,14 @@ before it did. Acceptance hardly depends on the batch, so all cells of a group a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
 
 PRIOR_FIRST_ACCEPTANCE: Final = 0.7
 """S_1 before any evidence: between a weak draft model (0.5) and a good EAGLE head (0.85)."""
@@ -18,29 +22,45 @@ PRIOR_ROWS: Final = 20.0
 """Rows that a prior weighs as much as (facts of the fleet planner: 20)."""
 HALF_LIFE_ROWS: Final = 2000.0
 """Rows after which an old one counts half. Sampling error stays near 1 %, a change of topic shows within seconds."""
+ROWS_PER_INDEPENDENT_ROW: Final = 4.0
+"""Rows of one request resemble each other: this many say as much as one that was drawn on its own."""
+DRIFT_VARIANCE_PER_SECOND: Final = 0.05**2 / 600.0
+"""How fast the conditional acceptance wanders while nobody looks, as a relative variance: 5 % in ten minutes."""
+MOST_DRIFT_VARIANCE: Final = 0.2**2
+"""However old, evidence of the same traffic says more than the prior."""
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptanceEvidence:
-    """Decayed rows: `reached[i]` verified more than i draft tokens, `accepted[i]` of them accepted more than i."""
+    """Decayed rows: `reached[i]` verified more than i draft tokens, `accepted[i]` of them accepted more than i.
+
+    `seen_at_s[i]` is when a row last reached position i, on the caller's clock (empty: now).
+    """
 
     reached: tuple[float, ...] = ()
     accepted: tuple[float, ...] = ()
+    seen_at_s: tuple[float, ...] = ()
 
     def plus(self, newer: AcceptanceEvidence, half_life_rows: float = HALF_LIFE_ROWS) -> AcceptanceEvidence:
         """This evidence, aged by the newer rows position by position, and the newer rows.
 
         >>> AcceptanceEvidence((100.0,), (80.0,)).plus(AcceptanceEvidence((50.0, 50.0), (40.0, 20.0)), half_life_rows=50.0)
-        AcceptanceEvidence(reached=(100.0, 50.0), accepted=(80.0, 20.0))
+        AcceptanceEvidence(reached=(100.0, 50.0), accepted=(80.0, 20.0), seen_at_s=(0.0, 0.0))
         """
-        reached, accepted = [], []
+        reached, accepted, seen = [], [], []
         for position in range(max(len(self.reached), len(newer.reached))):
-            rows, kept = newer._at(position)
-            old_rows, old_kept = self._at(position)
-            share_left = 0.5 ** (rows / half_life_rows)
+            rows, kept, at_s = newer._at(position)
+            old_rows, old_kept, old_at_s = self._at(position)
+            aged = 1.0 + old_rows * _drift(at_s - old_at_s) / ROWS_PER_INDEPENDENT_ROW if rows else 1.0
+            share_left = 0.5 ** (rows / half_life_rows) / aged
             reached.append(old_rows * share_left + rows)
             accepted.append(old_kept * share_left + kept)
-        return AcceptanceEvidence(tuple(reached), tuple(accepted))
+            seen.append(at_s if rows else old_at_s)
+        return AcceptanceEvidence(tuple(reached), tuple(accepted), tuple(seen))
+
+    def at(self, now_s: float) -> AcceptanceEvidence:
+        """The same rows, seen at `now_s`."""
+        return replace(self, seen_at_s=(now_s,) * len(self.reached))
 
     def acceptance(self, max_num_speculative_tokens: int) -> tuple[float, ...]:
         """S_1..S_max, never rising.
@@ -50,30 +70,40 @@ class AcceptanceEvidence:
         >>> [round(share, 2) for share in AcceptanceEvidence((1e6, 1e6), (8e5, 4e5)).acceptance(3)]
         [0.8, 0.4, 0.2]
         """
-        return self._estimate(max_num_speculative_tokens, deviations=0.0)
+        before, last = 1.0, 1.0
+        result = []
+        for position in range(max_num_speculative_tokens):
+            prior = PRIOR_FIRST_ACCEPTANCE if position == 0 else last * min(1.0, last / before)
+            rows, kept, _ = self._at(position)
+            share = (kept + PRIOR_ROWS * prior) / (rows + PRIOR_ROWS)
+            before, last = last, max(min(share, last, 1.0), 1e-6)
+            result.append(last)
+        return tuple(result)
 
-    def optimistic_acceptance(self, max_num_speculative_tokens: int) -> tuple[float, ...]:
-        """S_1..S_max, each two standard deviations better than estimated: what could still be true."""
-        return self._estimate(max_num_speculative_tokens, deviations=2.0)
+    def covariance(self, acceptance: Sequence[float], now_s: float) -> Floats:
+        """Covariance of the S_i given by `acceptance`: the conditional shares S_i/S_{i-1} err each on its own.
+
+        A share is the less sure the fewer rows reached it, the longer ago, and the more they came from the same requests.
+        """
+        survival = np.array(acceptance)
+        conditional = survival / np.concatenate(([1.0], survival[:-1]))
+        sums = [self._at(position) for position in range(len(survival))]
+        rows = np.array([reached for reached, _, _ in sums]) * np.concatenate(([1.0], survival[:-1]))
+        age = np.array([_drift(now_s - at_s) if reached else MOST_DRIFT_VARIANCE for reached, _, at_s in sums])
+        informed = rows / ROWS_PER_INDEPENDENT_ROW + PRIOR_ROWS / ROWS_PER_INDEPENDENT_ROW
+        relative = (1.0 - conditional) / np.maximum(conditional, 1e-3) / informed + age
+        least = np.minimum.outer(np.arange(len(survival)), np.arange(len(survival)))
+        covariance: Floats = np.outer(survival, survival) * np.cumsum(relative)[least]
+        return covariance
 
     def measured(self) -> tuple[float, ...]:
         """Shares as counted, without a prior, as far as rows exist: what an operator sees."""
         return tuple(kept / rows for rows, kept in zip(self.reached, self.accepted, strict=True) if rows > 0)
 
-    def _estimate(self, positions: int, deviations: float) -> tuple[float, ...]:
-        before, last = 1.0, 1.0
-        result = []
-        for position in range(positions):
-            prior = PRIOR_FIRST_ACCEPTANCE if position == 0 else last * min(1.0, last / before)
-            rows, kept = self._at(position)
-            share = (kept + PRIOR_ROWS * prior) / (rows + PRIOR_ROWS)
-            share += deviations * math.sqrt(max(share * (1.0 - share), 0.0) / (rows + PRIOR_ROWS))
-            before, last = last, max(min(share, last, 1.0), 1e-6)
-            result.append(last)
-        return tuple(result)
-
-    def _at(self, position: int) -> tuple[float, float]:
-        return (self.reached[position], self.accepted[position]) if position < len(self.reached) else (0.0, 0.0)
+    def _at(self, position: int) -> tuple[float, float, float]:
+        if position >= len(self.reached):
+            return 0.0, 0.0, 0.0
+        return self.reached[position], self.accepted[position], self.seen_at_s[position] if self.seen_at_s else 0.0
 
 
 def tokens_per_row(acceptance: Sequence[float], num_speculative_tokens: int) -> float:
@@ -83,3 +113,7 @@ def tokens_per_row(acceptance: Sequence[float], num_speculative_tokens: int) -> 
     2.3
     """
     return 1.0 + sum(acceptance[:num_speculative_tokens])
+
+
+def _drift(age_s: float) -> float:
+    return min(max(age_s, 0.0) * DRIFT_VARIANCE_PER_SECOND, MOST_DRIFT_VARIANCE)

@@ -16,10 +16,11 @@ from nightjar.policy.acceptance import AcceptanceEvidence
 from nightjar.policy.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.evidence import Cell, CellEvidence
 from nightjar.policy.records import CellCounters, Counters, GroupKey
-from nightjar.policy.restart_price import CatchUpEvidence, NewRestarts
 
 SHORTEST_STEP_SECONDS: Final = 1e-5
 LONGEST_STEP_SECONDS: Final = 600.0
+MOST_CONTEXT_TOKENS: Final = 1 << 24
+"""Of one request: beyond any model."""
 CLOCK_SLACK_SHARE: Final = 0.05
 CLOCK_SLACK_SECONDS: Final = 1.0
 """Clocks of two machines and the way of a report: an engine may seem to work this much longer than the time that passed."""
@@ -36,6 +37,8 @@ class CountedCell(NamedTuple):
     step_seconds: float
     log_step_seconds: float
     decode_rows: int
+    context_tokens: int
+    log_step_seconds_squared: float
     generated_tokens: int
     reached: tuple[int, ...]
     accepted: tuple[int, ...]
@@ -49,10 +52,6 @@ class CountedEngine:
     step_count: int = 0
     generated_tokens: int = 0
     cells: Mapping[Cell, CountedCell] | None = None
-    catch_up_tokens: int = 0
-    catch_up_seconds: float = 0.0
-    restarts: int = 0
-    failed_probes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,6 @@ class NewSteps:
     cells: Mapping[Cell, CellEvidence]
     acceptance: AcceptanceEvidence
     generated_tokens: int
-    restarts: NewRestarts
 
 
 def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: GroupKey) -> tuple[NewSteps, CountedEngine]:
@@ -84,7 +82,7 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
         now[key] = _counted(cell)
         added = _difference(now[key], last)
         _check_cell(key, added, group)
-        new_cells[key] = CellEvidence(added.steps, added.log_step_seconds, added.decode_rows)
+        new_cells[key] = _evidence(added)
         acceptance = acceptance.plus(AcceptanceEvidence(added.reached, added.accepted), math.inf)
         seconds += added.step_seconds
         steps += added.steps
@@ -93,19 +91,9 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
     missing = before.keys() - now.keys()
     _require(not missing, min(missing, default=(0, 0)), "counted before and missing now")
     _check_time(seconds, steps, counters.step_count - baseline.step_count, elapsed_s)
-    restarts = _restarts(counters, baseline, elapsed_s)
     generated_tokens = sum(total.generated_tokens for total in counters.totals)
-    new = NewSteps(new_cells, acceptance, max(generated_tokens - baseline.generated_tokens, 0), restarts)
-    return new, CountedEngine(
-        counters.engine_id,
-        counters.step_count,
-        generated_tokens,
-        now,
-        counters.catch_up_tokens,
-        counters.catch_up_seconds,
-        counters.restarts,
-        counters.failed_probes,
-    )
+    new = NewSteps(new_cells, acceptance, max(generated_tokens - baseline.generated_tokens, 0))
+    return new, CountedEngine(counters.engine_id, counters.step_count, generated_tokens, now)
 
 
 def _counted(cell: CellCounters) -> CountedCell:
@@ -114,6 +102,8 @@ def _counted(cell: CellCounters) -> CountedCell:
         cell.step_seconds,
         cell.log_step_seconds,
         cell.decode_rows,
+        cell.context_tokens,
+        cell.log_step_seconds_squared,
         cell.generated_tokens,
         cell.reached[: cell.num_speculative_tokens],
         cell.accepted[: cell.num_speculative_tokens],
@@ -128,10 +118,19 @@ def _difference(now: CountedCell, before: CountedCell | None) -> CountedCell:
         now.step_seconds - before.step_seconds,
         now.log_step_seconds - before.log_step_seconds,
         now.decode_rows - before.decode_rows,
+        now.context_tokens - before.context_tokens,
+        now.log_step_seconds_squared - before.log_step_seconds_squared,
         now.generated_tokens - before.generated_tokens,
         _subtract(now.reached, before.reached),
         _subtract(now.accepted, before.accepted),
     )
+
+
+def _evidence(added: CountedCell) -> CellEvidence:
+    """The sums that the fleet learns from. Squares smaller than their mean allows are none (an older engine counts no squares)."""
+    least = added.log_step_seconds**2 / added.steps
+    squares = added.log_step_seconds_squared if added.log_step_seconds_squared >= least else 0.0
+    return CellEvidence(added.steps, added.log_step_seconds, added.decode_rows, added.context_tokens, squares)
 
 
 def _subtract(now: tuple[int, ...], before: tuple[int, ...]) -> tuple[int, ...]:
@@ -162,6 +161,12 @@ def _check_cell(key: Cell, added: CountedCell, group: GroupKey) -> None:
         key,
         f"{added.decode_rows} rows in {added.steps} steps of {first} to {last} rows",
     )
+    most_context = added.decode_rows * MOST_CONTEXT_TOKENS
+    _require(
+        0 <= added.context_tokens <= most_context,
+        key,
+        f"{added.context_tokens} context tokens, allowed are 0 to {most_context}",
+    )
     most_tokens = added.decode_rows * (length + 1)
     _require(
         0 <= added.generated_tokens <= most_tokens,
@@ -188,39 +193,13 @@ def _check_positions(key: Cell, added: CountedCell) -> None:
 def _check_time(seconds: float, steps: int, all_steps: int, elapsed_s: float) -> None:
     if steps > all_steps:
         raise ImplausibleCountersError(f"{steps} new clean steps among {all_steps} new steps")
-    _check_clock(seconds, "step", elapsed_s)
-    if all_steps * SHORTEST_STEP_SECONDS > _allowed_s(elapsed_s):
+    allowed_s = elapsed_s * (1.0 + CLOCK_SLACK_SHARE) + CLOCK_SLACK_SECONDS
+    if seconds > allowed_s:
+        raise ImplausibleCountersError(f"{seconds:.3g} new step seconds, allowed are {allowed_s:.3g} since the last counted report")
+    if all_steps * SHORTEST_STEP_SECONDS > allowed_s:
         raise ImplausibleCountersError(
             f"{all_steps} new steps in {elapsed_s:.3g} s, allowed are {SHORTEST_STEP_SECONDS:g} s a step"
         )
-
-
-def _restarts(counters: Counters, baseline: CountedEngine, elapsed_s: float) -> NewRestarts:
-    tokens = counters.catch_up_tokens - baseline.catch_up_tokens
-    seconds = counters.catch_up_seconds - baseline.catch_up_seconds
-    restarts, failed = counters.restarts - baseline.restarts, counters.failed_probes - baseline.failed_probes
-    if min(tokens, seconds, restarts, failed) < 0:
-        raise ImplausibleCountersError(
-            f"{tokens} tokens and {seconds:.3g} s of catching up, {restarts} restarts and {failed} failed probes more than before"
-        )
-    _check_clock(seconds, "catch-up", elapsed_s)
-    if (tokens > 0) != (seconds > 0.0) or failed > restarts + 1:
-        raise ImplausibleCountersError(
-            f"{tokens} tokens caught up in {seconds:.3g} s; {failed} failed probes of {restarts} restarts"
-        )
-    return NewRestarts(CatchUpEvidence(float(tokens), seconds), restarts, failed)
-
-
-def _check_clock(seconds: float, kind: str, elapsed_s: float) -> None:
-    allowed_s = _allowed_s(elapsed_s)
-    if seconds > allowed_s:
-        raise ImplausibleCountersError(
-            f"{seconds:.3g} new {kind} seconds, allowed are {allowed_s:.3g} since the last counted report"
-        )
-
-
-def _allowed_s(elapsed_s: float) -> float:
-    return elapsed_s * (1.0 + CLOCK_SLACK_SHARE) + CLOCK_SLACK_SECONDS
 
 
 def _require(holds: bool, key: Cell, problem: str) -> None:

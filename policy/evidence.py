@@ -1,14 +1,15 @@
-"""What a group has learned: step time by cell (batch bucket and K), acceptance by position, and the goodput they predict.
+"""What a group has learned: step time by cell (batch bucket and K) and acceptance by position.
 
-Sums decay with the clean steps that arrive, so that the fleet follows drift and memory stays O(groups). Predicted goodput
-takes acceptance from all cells: a cell needs only its step time measured, a dozen steps, not a thousand.
+Sums decay with the clean steps that arrive and lose weight with the time that passes without any, so that the fleet follows
+drift, an arm that does not run cannot look well known for ever, and memory stays O(groups). Acceptance is one for all
+cells: a cell needs only its step time measured, a dozen steps, not a thousand.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from nightjar.policy.acceptance import AcceptanceEvidence, tokens_per_row
@@ -18,30 +19,57 @@ Cell = tuple[int, int]
 
 MEASURED_SHARE: Final = 0.75
 """Share of `calibration_clean_steps` at which a cell counts as measured: decay and steps cut short must not reopen it."""
-GUESSED_STEP_GROWTH: Final = 0.1
-"""Step time that one more draft token adds, as a share, where nothing like it was measured (CPU and 8B+EAGLE: 0.05 to 0.3)."""
+STEP_VARIANCE: Final = 0.05**2
+"""Of the logarithm of one clean step's time, where a cell has too few steps to tell: engines show 2 to 10 %."""
+DRIFT_VARIANCE_PER_SECOND: Final = 0.03**2 / 600.0
+"""How fast a true step time wanders: 3 % in ten minutes (contexts grow, cards throttle, neighbours come and go)."""
+MOST_DRIFT_VARIANCE: Final = 0.1**2
+"""However old a measurement is, it says more than none: the shape of an engine's step times hardly changes over night."""
+
+
+def drift_variance(age_s: float) -> float:
+    """Variance of the log step time that `age_s` seconds without a measurement add.
+
+    >>> round(drift_variance(600.0) ** 0.5, 3), round(drift_variance(1e9) ** 0.5, 3), drift_variance(-5.0)
+    (0.03, 0.1, 0.0)
+    """
+    return min(max(age_s, 0.0) * DRIFT_VARIANCE_PER_SECOND, MOST_DRIFT_VARIANCE)
 
 
 @dataclass(frozen=True, slots=True)
 class CellEvidence:
-    """Decayed sums over clean steps: how many, the logarithms of their seconds, their decode rows."""
+    """Decayed sums over clean steps: how many, the logarithms of their seconds, decode rows, context tokens, squared logarithms.
+
+    `measured_at_s` is when the last of them was heard of, on the caller's clock; what is stored and read back is new again.
+    """
 
     steps: float
     log_seconds: float
     rows: float
+    context_tokens: float = 0.0
+    log_seconds_squared: float = 0.0
+    measured_at_s: float = 0.0
 
     def plus(self, newer: CellEvidence, half_life_steps: float) -> CellEvidence:
-        """This evidence aged by the newer steps, and the newer steps.
+        """This evidence aged by the newer steps and by the time between, and the newer steps.
 
         >>> CellEvidence(8.0, -8.0, 32.0).plus(CellEvidence(4.0, -2.0, 20.0), half_life_steps=4.0)
-        CellEvidence(steps=8.0, log_seconds=-6.0, rows=36.0)
+        CellEvidence(steps=8.0, log_seconds=-6.0, rows=36.0, context_tokens=0.0, log_seconds_squared=0.0, measured_at_s=0.0)
         """
-        share_left = 0.5 ** (newer.steps / half_life_steps)
+        aged = 1.0 + self.steps * drift_variance(newer.measured_at_s - self.measured_at_s) / STEP_VARIANCE
+        share_left = 0.5 ** (newer.steps / half_life_steps) / aged
         return CellEvidence(
             self.steps * share_left + newer.steps,
             self.log_seconds * share_left + newer.log_seconds,
             self.rows * share_left + newer.rows,
+            self.context_tokens * share_left + newer.context_tokens,
+            self.log_seconds_squared * share_left + newer.log_seconds_squared,
+            max(self.measured_at_s, newer.measured_at_s),
         )
+
+    def at(self, now_s: float) -> CellEvidence:
+        """The same sums, heard of at `now_s`."""
+        return replace(self, measured_at_s=now_s)
 
     @property
     def step_seconds(self) -> float:
@@ -57,7 +85,7 @@ class Evidence:
     acceptance: AcceptanceEvidence = field(default_factory=AcceptanceEvidence)
 
     def is_measured(self, bucket: int, num_speculative_tokens: int, calibration_clean_steps: int) -> bool:
-        """Whether the cell's step time is known well enough to decide on."""
+        """Whether the cell's step time was measured in earnest."""
         cell = self.cells.get((bucket, num_speculative_tokens))
         return cell is not None and cell.steps >= MEASURED_SHARE * calibration_clean_steps
 
@@ -70,7 +98,7 @@ class Evidence:
         return sum(cell.rows for cell in cells) / sum(cell.steps for cell in cells) if cells else None
 
     def goodput_tokens_per_s(self, bucket: int, num_speculative_tokens: int) -> float | None:
-        """rows * E(k) / step time, generated tokens per second; None for a cell without evidence."""
+        """rows * E(k) / step time as measured in the cell, generated tokens per second; None for a cell without evidence."""
         cell, rows = self.cells.get((bucket, num_speculative_tokens)), self.decode_rows(bucket)
         if cell is None or rows is None:
             return None
@@ -79,33 +107,3 @@ class Evidence:
     def tokens_per_row(self, num_speculative_tokens: int) -> float:
         """E(k) at the group's estimated acceptance."""
         return tokens_per_row(self.acceptance.acceptance(num_speculative_tokens), num_speculative_tokens)
-
-    def least_step_seconds(self, bucket: int, num_speculative_tokens: int) -> float | None:
-        """Lower bound of the cell's step time: a step never gets shorter with K, so the longest of the shorter K's."""
-        return max(
-            (
-                cell.step_seconds
-                for (cell_bucket, length), cell in self.cells.items()
-                if cell_bucket == bucket and length <= num_speculative_tokens
-            ),
-            default=None,
-        )
-
-    def guessed_step_seconds(self, bucket: int, num_speculative_tokens: int) -> float | None:
-        """Step time of a cell not measured: the bucket's K=0, grown as in the nearest bucket that has both, else by a guess.
-
-        None where the bucket's K=0 has no evidence.
-        """
-        off = self.cells.get((bucket, 0))
-        if off is None:
-            return None
-        both = [
-            other
-            for other, length in self.cells
-            if length == num_speculative_tokens and (other, 0) in self.cells and other != bucket
-        ]
-        if not both:
-            return off.step_seconds * (1.0 + GUESSED_STEP_GROWTH * num_speculative_tokens)
-        nearest = min(both, key=lambda other: (abs(other - bucket), other))
-        growth = self.cells[nearest, num_speculative_tokens].step_seconds / self.cells[nearest, 0].step_seconds
-        return off.step_seconds * growth

@@ -1,14 +1,16 @@
-"""Who measures what: missing cells become short pinned segments, dealt to replicas that are in that batch bucket now.
+"""Who measures what: cells worth a measurement become short pinned segments, dealt to replicas that are in that bucket now.
 
 A cell is with one replica at a time, or with as many different ones as the group's quorum still lacks. A segment ends when
-its replica says so, when the cell is known, when the replica left the bucket or the fleet, or after its time to live;
-what is still missing then is dealt again under a new id. What a segment counted before it was lost is not lost: counters
-are cumulative. Fails towards less exploration: no replica in the bucket, no measurement.
+its replica says so, when the cell is not worth it any more, when the replica left the bucket or the fleet, or after its time
+to live; what is still missing then is dealt again under a new id. What a segment counted before it was lost is not lost:
+counters are cumulative. The tokens that segments are expected to lose come out of an allowance (INV-3). Fails towards less
+exploration: no replica in the bucket or no allowance, no measurement.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -16,7 +18,7 @@ from typing import Final
 from nightjar.policy.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.evidence import Cell
 from nightjar.policy.merging import LEAST_STEPS, Pending, quorum
-from nightjar.policy.planners.calibration import missing_measurements
+from nightjar.policy.planners.calibration import Measurement
 from nightjar.policy.planners.planner import GroupView, batch_range
 from nightjar.policy.records import ExplorationSegment
 
@@ -28,6 +30,35 @@ DELIVERY_S: Final = 5.0
 """What the way to the replica may take on top before the policy counts a segment as lost."""
 LEFT_BUCKET_S: Final = 3.0
 """A batch that flickers across a bucket's edge keeps its segment at least this long."""
+OUTPUT_SHARE: Final = 0.01
+"""Of a group's generated tokens, what exploration may lose in the long run (INV-3)."""
+COLD_START_TOKENS_PER_ROW: Final = 100.0
+"""Tokens a row that a group may lose before it earned an allowance: all arms of a bucket three times, as a quorum asks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """Tokens that a group's exploration may still lose, and the most decode rows for which a cold start was granted."""
+
+    tokens: float = 0.0
+    most_rows: float = 0.0
+
+    def earn(self, generated_tokens: float, rows: float) -> Allowance:
+        """The allowance after `generated_tokens` more, in a group whose fullest replica runs `rows` decode rows.
+
+        What is saved up is never more than a cold start's grant: a quiet day does not pay for a wild hour.
+
+        >>> Allowance().earn(0.0, 4.0), Allowance(5.0, 4.0).earn(1000.0, 2.0)
+        (Allowance(tokens=400.0, most_rows=4.0), Allowance(tokens=15.0, most_rows=4.0))
+        """
+        most_rows = max(self.most_rows, rows)
+        grant = COLD_START_TOKENS_PER_ROW * (most_rows - self.most_rows)
+        saved = self.tokens + grant + OUTPUT_SHARE * generated_tokens
+        return Allowance(min(saved, COLD_START_TOKENS_PER_ROW * most_rows), most_rows)
+
+    def spend(self, tokens: float) -> Allowance:
+        """The allowance after a measurement that is expected to lose `tokens`."""
+        return Allowance(self.tokens - tokens, self.most_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +73,12 @@ class OpenSegment:
 
 @dataclass(frozen=True, slots=True)
 class Explorer:
-    """A replica that may be asked to measure: its batch now (0: idle) and the last segment it finished."""
+    """A replica that may be asked to measure: its batch now (0: idle), the last segment it finished, and whether its drafter
+    could draft in the next step."""
 
     decode_batch_size: int
     finished_segment_id: int
+    drafter_up: bool = True
 
     @property
     def bucket(self) -> int | None:
@@ -55,28 +88,36 @@ class Explorer:
 
 def deal(
     view: GroupView,
+    wanted: Mapping[int, Sequence[Measurement]],
     explorers: Mapping[str, Explorer],
     pending: Mapping[str, Pending],
     dealt: Sequence[OpenSegment],
+    allowance: Allowance,
     next_segment_id: int,
-    now_s: float,
     rng: random.Random,
-) -> tuple[OpenSegment, ...]:
-    """The segments open from now on: the old ones that still make sense, then new ones with ids from `next_segment_id` up.
+) -> tuple[tuple[OpenSegment, ...], Allowance]:
+    """The segments open from now on, the old ones that still make sense first, and the allowance that is left.
 
-    `pending` names every live replica of the group; `explorers` those that may be asked.
+    `wanted` says by bucket what is worth measuring, best first; `pending` names every live replica of the group, `explorers`
+    those that may be asked. New segments have ids from `next_segment_id` up.
     """
-    buckets = sorted({explorer.bucket for explorer in explorers.values() if explorer.bucket is not None})
     needed = quorum(len(pending))
-    open_segments = [held for held in dealt if _still_runs(held, view, explorers, pending, needed, now_s)]
-    for bucket in buckets:
-        in_bucket = sorted(replica_id for replica_id, explorer in explorers.items() if explorer.bucket == bucket)
-        for length in missing_measurements(view, bucket):
-            cell = (bucket, length)
-            for replica_id in _askable(cell, in_bucket, pending, open_segments, needed, rng):
-                segment_id = next_segment_id + len(open_segments)
-                open_segments.append(OpenSegment(_segment(segment_id, cell, view), replica_id, cell, now_s))
-    return tuple(open_segments)
+    worth = {one.cell for found in wanted.values() for one in found}
+    open_segments = [held for held in dealt if held.cell in worth and _still_runs(held, explorers, pending, needed, view.now_s)]
+    by_bucket: dict[int, list[str]] = {}
+    for replica_id in sorted(explorers):
+        bucket = explorers[replica_id].bucket
+        if bucket is not None and bucket in wanted:
+            by_bucket.setdefault(bucket, []).append(replica_id)
+    for bucket, in_bucket in sorted(by_bucket.items()):
+        for measurement in wanted[bucket]:
+            for replica_id in _askable(measurement.cell, in_bucket, explorers, pending, open_segments, needed, rng):
+                if measurement.cost_tokens > allowance.tokens:
+                    break
+                allowance = allowance.spend(measurement.cost_tokens)
+                segment = _segment(next_segment_id + len(open_segments), measurement.cell, view)
+                open_segments.append(OpenSegment(segment, replica_id, measurement.cell, view.now_s))
+    return tuple(open_segments), allowance
 
 
 def in_words(segments: Sequence[ExplorationSegment]) -> str:
@@ -88,12 +129,7 @@ def in_words(segments: Sequence[ExplorationSegment]) -> str:
 
 
 def _still_runs(
-    held: OpenSegment,
-    view: GroupView,
-    explorers: Mapping[str, Explorer],
-    pending: Mapping[str, Pending],
-    needed: int,
-    now_s: float,
+    held: OpenSegment, explorers: Mapping[str, Explorer], pending: Mapping[str, Pending], needed: int, now_s: float
 ) -> bool:
     explorer = explorers.get(held.replica_id)
     if explorer is None or explorer.finished_segment_id >= held.segment.segment_id:
@@ -101,30 +137,35 @@ def _still_runs(
     age_s = now_s - held.dealt_at_s
     left = explorer.bucket != held.cell[0] and age_s > LEFT_BUCKET_S
     said_enough = needed > 1 and pending[held.replica_id].has_voice(held.cell)
-    return not (left or said_enough or age_s > TIME_TO_LIVE_S + DELIVERY_S or view.is_measured(*held.cell))
+    return not (left or said_enough or age_s > TIME_TO_LIVE_S + DELIVERY_S)
 
 
 def _askable(
     cell: Cell,
     in_bucket: Sequence[str],
+    explorers: Mapping[str, Explorer],
     pending: Mapping[str, Pending],
     open_segments: Sequence[OpenSegment],
     needed: int,
     rng: random.Random,
 ) -> list[str]:
-    """Replicas to ask for `cell` now: as many as the quorum lacks, none twice, none with its hands full."""
+    """Replicas to ask for `cell` now: as many as the quorum lacks, none twice, none with its hands full.
+
+    Those whose drafter is up come first: a dormant one would have to catch up for a dozen steps.
+    """
     asked = {held.replica_id for held in open_segments if held.cell == cell}
     heard = {replica_id for replica_id, waiting in pending.items() if waiting.has_voice(cell)} if needed > 1 else set()
     lacking = needed - len(asked | heard)
     if lacking <= 0:
         return []
-    load = [held.replica_id for held in open_segments]
+    load = Counter(held.replica_id for held in open_segments)
     free = [
         replica_id
         for replica_id in in_bucket
-        if replica_id not in asked and replica_id not in heard and load.count(replica_id) < MAX_SEGMENTS_PER_REPLICA
+        if replica_id not in asked and replica_id not in heard and load[replica_id] < MAX_SEGMENTS_PER_REPLICA
     ]
-    return rng.sample(free, min(lacking, len(free)))
+    shuffled = rng.sample(free, len(free))
+    return sorted(shuffled, key=lambda replica_id: (load[replica_id], not explorers[replica_id].drafter_up))[:lacking]
 
 
 def _segment(segment_id: int, cell: Cell, view: GroupView) -> ExplorationSegment:

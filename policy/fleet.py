@@ -10,32 +10,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Final
 
-from nightjar.policy.exploration import Explorer, OpenSegment, deal, in_words
-from nightjar.policy.fleet_restarts import MayGrant, group_restarts
-from nightjar.policy.fleet_state import (
-    Decision,
-    FleetState,
-    GroupState,
-    ReplicaState,
-    empty_fleet,
-    learned,
-    quieted,
-    with_learned,
-)
+from nightjar.policy.exploration import Explorer, in_words
+from nightjar.policy.fleet_state import Decision, FleetState, GroupState, ReplicaState, empty_fleet, learned, with_learned
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.intake import observe
-from nightjar.policy.merging import Pending, merge
+from nightjar.policy.learning import learn
 from nightjar.policy.modes import ModeOverride, effective_mode, live_overrides
 from nightjar.policy.persistent_map import PersistentMap
-from nightjar.policy.planners import PLANNERS
-from nightjar.policy.planners.planner import GroupView, one_length, speculation
-from nightjar.policy.records import ExplorationSegment, GroupKey, Mode, Table
+from nightjar.policy.planners.planner import one_length, speculation
+from nightjar.policy.records import DrafterState, ExplorationSegment, GroupKey, Mode, Table
 from nightjar.policy.settings import OperatorSettings
 
-__all__ = ["Decision", "FleetState", "decide", "empty_fleet", "fleet_status", "learned", "observe", "quieted", "with_learned"]
+__all__ = ["Decision", "FleetState", "decide", "empty_fleet", "fleet_status", "learned", "observe", "with_learned"]
 
 MAX_REASON_LENGTH: Final = 1024
 """Of a record's `reason`."""
@@ -60,51 +48,30 @@ def decide(
     decisions: dict[str, Decision] = {}
     groups: dict[str, GroupState] = {}
     next_segment_id = state.next_segment_id
-    may_grant = MayGrant.of(state, settings, now_s)
     for group_id, group in state.groups.items():
-        if not (members[group_id] or group.evidence.cells or group.restarts.open_leases):
+        if not members[group_id] and not group.evidence.cells:
             continue
         modes = {
             replica_id: effective_mode(replica_id, replica.report.application, settings.mode, still, now_s)
             for replica_id, replica in members[group_id].items()
         }
-        groups[group_id], left = _decide_group(group, members[group_id], modes, settings, next_segment_id, now_s, rng)
-        groups[group_id], terms, may_grant, counted = group_restarts(
-            groups[group_id], members[group_id], modes, settings, may_grant, now_s
-        )
-        for replica_id, new_restarts in counted.items():
-            live[replica_id] = replace(live[replica_id], new_restarts=new_restarts)
-        for replica_id, pending in left.items():
-            live[replica_id] = replace(live[replica_id], pending=pending)
-        next_segment_id = max([next_segment_id, *(held.segment.segment_id + 1 for held in groups[group_id].segments)])
-        decided = _decisions(groups[group_id], members[group_id], modes, settings)
-        decisions.update({name: replace(decision, terms=terms[name]) for name, decision in decided.items()})
-    return decisions, FleetState(PersistentMap(live), groups, next_segment_id, state.quiet_since_s)
-
-
-def _decide_group(
-    group: GroupState,
-    members: Mapping[str, ReplicaState],
-    modes: Mapping[str, tuple[Mode, str]],
-    settings: OperatorSettings,
-    next_segment_id: int,
-    now_s: float,
-    rng: random.Random,
-) -> tuple[GroupState, dict[str, Pending]]:
-    """Merge, plan, deal: the group afterwards, and what is left pending of the replicas that were merged."""
-    pending = {replica_id: replica.pending for replica_id, replica in members.items()}
-    evidence, left = merge(group.evidence, pending, settings.evidence_half_life_steps)
-    view = GroupView(group.key, settings, evidence, group.plan)
-    plan = PLANNERS[settings.planner](view)
-    segments: tuple[OpenSegment, ...] = ()
-    if settings.planner == "fleet":
         explorers = {
-            replica_id: Explorer(replica.report.snapshot.load.decode_batch_size, replica.report.snapshot.finished_segment_id)
-            for replica_id, replica in members.items()
+            replica_id: _explorer(replica)
+            for replica_id, replica in members[group_id].items()
             if modes[replica_id][0].kind == "auto" and not replica.report.serving_plainly and replica.report.local_mode is None
         }
-        segments = deal(view, explorers, {**pending, **left}, group.segments, next_segment_id, now_s, rng)
-    return GroupState(group.key, evidence, settings.planner, plan, segments, group.restarts), left
+        groups[group_id], changed = learn(group, members[group_id], explorers, settings, next_segment_id, now_s, rng)
+        members[group_id].update(changed)
+        live.update(changed)
+        next_segment_id = max([next_segment_id, *(held.segment.segment_id + 1 for held in groups[group_id].segments)])
+        decisions.update(_decisions(groups[group_id], members[group_id], modes, settings))
+    return decisions, FleetState(PersistentMap(live), groups, next_segment_id)
+
+
+def _explorer(replica: ReplicaState) -> Explorer:
+    snapshot = replica.report.snapshot
+    drafter_up = snapshot.drafter_state in {DrafterState.ACTIVE, DrafterState.IN_SYNC}
+    return Explorer(snapshot.load.decode_batch_size, snapshot.finished_segment_id, drafter_up)
 
 
 def _decisions(
@@ -114,13 +81,11 @@ def _decisions(
     settings: OperatorSettings,
 ) -> dict[str, Decision]:
     assert group.plan is not None
-    planned = Table(rows=group.plan.rows)
     segments: dict[str, list[ExplorationSegment]] = {}
     for held in group.segments:
         segments.setdefault(held.replica_id, []).append(held.segment)
     arms = settings.arms(group.key.max_num_speculative_tokens)
-    named = {row.num_speculative_tokens for row in planned.rows}
-    allowed = tuple(sorted(named.union(arms)))
+    group_plan = group.plan.local or Table(rows=group.plan.rows)
     decisions = {}
     for replica_id, replica in members.items():
         mode, who = modes[replica_id]
@@ -128,11 +93,15 @@ def _decisions(
             decisions[replica_id] = _by_mode(mode, who, replica.report.serving_plainly, group.key, settings, arms)
             continue
         mine = tuple(segments.get(replica_id, ()))
-        reason = f"{settings.planner}: {group.plan.summary}" + (f"; {in_words(mine)}" if mine else "")
+        rows = group.plan.rows if replica.own is None else replica.own.plan.rows
+        summary = group.plan.summary if replica.own is None else f"{replica.own.plan.summary} (its own evidence)"
+        reason = f"{settings.planner}: {summary}" + (f"; {in_words(mine)}" if mine else "")
+        allowed = tuple(sorted({row.num_speculative_tokens for row in rows}.union(arms)))
         if mode.kind == "shadow":
             reason = f"mode shadow set by {who}, nothing is touched; {reason}"
-        plan = Table(rows=planned.rows, segments=mine) if mine else planned
-        decisions[replica_id] = Decision(mode, plan, allowed, settings.dwell_steps, reason[:MAX_REASON_LENGTH])
+        plan = group_plan if replica.own is None and not mine else Table(rows=rows, segments=mine)
+        dwell_steps = 0 if group.plan.local else settings.dwell_steps
+        decisions[replica_id] = Decision(mode, plan, allowed, dwell_steps, reason[:MAX_REASON_LENGTH])
     return decisions
 
 

@@ -13,10 +13,9 @@ from pydantic import Field, model_validator
 from nightjar.policy.acceptance import AcceptanceEvidence
 from nightjar.policy.evidence import CellEvidence, Evidence
 from nightjar.policy.records import MAX_CELLS, MAX_NUM_SPECULATIVE_TOKENS, Count, GroupKey, NumSpeculativeTokens, Record
-from nightjar.policy.restart_price import CatchUpEvidence
 
 MAX_LEARNED_CELLS: Final = 16_384
-"""Of all groups together: about 40 bytes each keep the record well below MAX_RECORD_BYTES."""
+"""Of all groups together: about 60 bytes each keep the record well below MAX_RECORD_BYTES."""
 MAX_LEARNED_GROUPS: Final = 512
 
 DecayedSum = Annotated[float, Field(ge=0.0, le=1e15)]
@@ -24,7 +23,7 @@ PositionSums = Annotated[tuple[DecayedSum, ...], Field(max_length=MAX_NUM_SPECUL
 
 
 class LearnedGroup(Record):
-    """One group's evidence: a column entry per cell, decode rows by draft position, and the price of catching up."""
+    """One group's evidence: a column entry per cell, and decode rows by draft position."""
 
     key: GroupKey
     batch_buckets: Annotated[tuple[Annotated[int, Field(ge=0, lt=64)], ...], Field(max_length=MAX_CELLS)] = ()
@@ -32,15 +31,16 @@ class LearnedGroup(Record):
     steps: Annotated[tuple[Annotated[float, Field(gt=0.0, le=1e15)], ...], Field(max_length=MAX_CELLS)] = ()
     log_step_seconds: Annotated[tuple[Annotated[float, Field(ge=-1e16, le=1e16)], ...], Field(max_length=MAX_CELLS)] = ()
     decode_rows: Annotated[tuple[DecayedSum, ...], Field(max_length=MAX_CELLS)] = ()
+    context_tokens: Annotated[tuple[DecayedSum, ...], Field(max_length=MAX_CELLS)] = ()
+    log_step_seconds_squared: Annotated[tuple[Annotated[float, Field(ge=0.0, le=1e18)], ...], Field(max_length=MAX_CELLS)] = ()
     reached: PositionSums = ()
     accepted: PositionSums = ()
-    catch_up_tokens: DecayedSum = 0.0
-    catch_up_seconds: DecayedSum = 0.0
 
     @model_validator(mode="after")
     def _columns_are_equally_long(self) -> Self:
         columns = (self.batch_buckets, self.num_speculative_tokens, self.steps, self.log_step_seconds, self.decode_rows)
         lengths = [len(column) for column in columns]
+        lengths += [len(column) for column in (self.context_tokens, self.log_step_seconds_squared) if column]
         if len(set(lengths)) > 1 or len(self.reached) != len(self.accepted):
             raise ValueError(
                 f"columns of {lengths} cells and {len(self.reached)}, {len(self.accepted)} positions; equal ones needed"
@@ -48,7 +48,7 @@ class LearnedGroup(Record):
         return self
 
     @classmethod
-    def of(cls, key: GroupKey, evidence: Evidence, catch_up: CatchUpEvidence) -> LearnedGroup:
+    def of(cls, key: GroupKey, evidence: Evidence) -> LearnedGroup:
         """The stored form of a group's evidence."""
         cells = sorted(evidence.cells.items())
         return cls(
@@ -58,25 +58,25 @@ class LearnedGroup(Record):
             steps=tuple(cell.steps for _, cell in cells),
             log_step_seconds=tuple(cell.log_seconds for _, cell in cells),
             decode_rows=tuple(cell.rows for _, cell in cells),
+            context_tokens=tuple(cell.context_tokens for _, cell in cells),
+            log_step_seconds_squared=tuple(cell.log_seconds_squared for _, cell in cells),
             reached=evidence.acceptance.reached,
             accepted=evidence.acceptance.accepted,
-            catch_up_tokens=catch_up.tokens,
-            catch_up_seconds=catch_up.seconds,
         )
 
     def evidence(self) -> Evidence:
-        """The evidence that was stored."""
-        cells = {
-            (bucket, length): CellEvidence(steps, log_seconds, rows)
-            for bucket, length, steps, log_seconds, rows in zip(
-                self.batch_buckets, self.num_speculative_tokens, self.steps, self.log_step_seconds, self.decode_rows, strict=True
-            )
-        }
-        return Evidence(cells, AcceptanceEvidence(self.reached, self.accepted))
-
-    def catch_up(self) -> CatchUpEvidence:
-        """What was stored of the price of catching up."""
-        return CatchUpEvidence(self.catch_up_tokens, self.catch_up_seconds)
+        """The evidence that was stored; a column that an older policy did not store is zero."""
+        missing = (0.0,) * len(self.steps)
+        columns = (
+            self.steps,
+            self.log_step_seconds,
+            self.decode_rows,
+            self.context_tokens or missing,
+            self.log_step_seconds_squared or missing,
+        )
+        cells = (CellEvidence(*sums) for sums in zip(*columns, strict=True))
+        keys = zip(self.batch_buckets, self.num_speculative_tokens, strict=True)
+        return Evidence(dict(zip(keys, cells, strict=True)), AcceptanceEvidence(self.reached, self.accepted))
 
 
 class LearnedTables(Record):

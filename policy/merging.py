@@ -43,12 +43,15 @@ class Pending:
     cells: Mapping[Cell, CellEvidence] = field(default_factory=dict)
     acceptance: AcceptanceEvidence = field(default_factory=AcceptanceEvidence)
 
-    def plus(self, cells: Mapping[Cell, CellEvidence], acceptance: AcceptanceEvidence, half_life_steps: float) -> Pending:
-        """This and the newer evidence; what waits long ages like all evidence."""
+    def plus(
+        self, cells: Mapping[Cell, CellEvidence], acceptance: AcceptanceEvidence, half_life_steps: float, now_s: float
+    ) -> Pending:
+        """This and what is heard at `now_s`; what waits long ages like all evidence."""
         merged = dict(self.cells)
-        for cell, newer in cells.items():
+        for cell, heard in cells.items():
+            newer = heard.at(now_s)
             merged[cell] = merged[cell].plus(newer, half_life_steps) if cell in merged else newer
-        return Pending(merged, self.acceptance.plus(acceptance))
+        return Pending(merged, self.acceptance.plus(acceptance.at(now_s)))
 
     def has_voice(self, cell: Cell) -> bool:
         """Whether it waits only for others before it counts on the cell."""
@@ -61,14 +64,16 @@ def quorum(replicas: int) -> int:
     return QUORUM if replicas >= QUORUM else 1
 
 
-def merge(evidence: Evidence, pending: Mapping[str, Pending], half_life_steps: float) -> tuple[Evidence, dict[str, Pending]]:
+def merge(
+    evidence: Evidence, pending: Mapping[str, Pending], half_life_steps: float, now_s: float = 0.0
+) -> tuple[Evidence, dict[str, Pending]]:
     """The group's evidence with all news that enough replicas share, and what is left waiting of each replica that gave some.
 
     `pending` names every live replica of the group, also those without news: their number sets the quorum.
     """
     needed = quorum(len(pending))
-    cells, taken = _merge_cells(evidence.cells, pending, needed, half_life_steps)
-    acceptance, heard = _merge_acceptance(evidence.acceptance, pending, needed)
+    cells, taken = _merge_cells(evidence.cells, pending, needed, half_life_steps, now_s)
+    acceptance, heard = _merge_acceptance(evidence.acceptance, pending, needed, now_s)
     left = {}
     for replica_id in {*taken, *heard}:
         before = pending[replica_id]
@@ -107,7 +112,7 @@ def robust_mean(values: Floats, weights: Floats) -> float:
 
 
 def _merge_cells(
-    known: Mapping[Cell, CellEvidence], pending: Mapping[str, Pending], needed: int, half_life_steps: float
+    known: Mapping[Cell, CellEvidence], pending: Mapping[str, Pending], needed: int, half_life_steps: float, now_s: float
 ) -> tuple[Mapping[Cell, CellEvidence], dict[str, set[Cell]]]:
     voices: dict[Cell, list[str]] = defaultdict(list)
     for replica_id in sorted(pending):
@@ -119,7 +124,7 @@ def _merge_cells(
     for cell, replica_ids in voices.items():
         if len(replica_ids) < needed:
             continue
-        newer = _one_cell([pending[replica_id].cells[cell] for replica_id in replica_ids], needed)
+        newer = _one_cell([pending[replica_id].cells[cell] for replica_id in replica_ids], needed).at(now_s)
         merged[cell] = merged[cell].plus(newer, half_life_steps) if cell in merged else newer
         for replica_id in replica_ids:
             taken[replica_id].add(cell)
@@ -127,18 +132,29 @@ def _merge_cells(
 
 
 def _one_cell(voices: list[CellEvidence], needed: int) -> CellEvidence:
+    """All voices on one cell as one. With a quorum the time is a robust mean, and what a plan only corrects by (context, noise)
+    a median; rows are bounded by the bucket."""
+    sums = np.array(
+        [(voice.steps, voice.log_seconds, voice.rows, voice.context_tokens, voice.log_seconds_squared) for voice in voices]
+    )
     if needed == 1:
-        return CellEvidence(
-            sum(voice.steps for voice in voices), sum(voice.log_seconds for voice in voices), sum(voice.rows for voice in voices)
-        )
-    sums = np.array([(voice.steps, voice.log_seconds, voice.rows) for voice in voices])
+        return CellEvidence(*(float(total) for total in sums.sum(axis=0)))
     steps, weights = sums[:, 0], capped_weights(sums[:, 0])
-    total = float(weights.sum())
-    return CellEvidence(total, total * robust_mean(sums[:, 1] / steps, weights), float((sums[:, 2] / steps * weights).sum()))
+    means = sums / steps[:, None]
+    total, log_seconds = float(weights.sum()), robust_mean(means[:, 1], weights)
+    told = means[:, 4] > 0
+    scatter = _weighted_median((means[:, 4] - means[:, 1] ** 2)[told], weights[told]) + log_seconds**2 if told.any() else 0.0
+    return CellEvidence(
+        total,
+        total * log_seconds,
+        float(means[:, 2] @ weights),
+        total * _weighted_median(means[:, 3], weights),
+        total * scatter,
+    )
 
 
 def _merge_acceptance(
-    known: AcceptanceEvidence, pending: Mapping[str, Pending], needed: int
+    known: AcceptanceEvidence, pending: Mapping[str, Pending], needed: int, now_s: float
 ) -> tuple[AcceptanceEvidence, set[str]]:
     """Position by position; a replica that is heard on the first position is heard on all that it reached."""
     least = LEAST_ROWS if needed > 1 else 1.0
@@ -161,7 +177,7 @@ def _merge_acceptance(
         reached.append(float(weights.sum()))
         accepted.append(float(weights.sum()) * share)
     half_life_rows = HALF_LIFE_ROWS * len(voices)
-    return known.plus(AcceptanceEvidence(tuple(reached), tuple(accepted)), half_life_rows), set(voices)
+    return known.plus(AcceptanceEvidence(tuple(reached), tuple(accepted)).at(now_s), half_life_rows), set(voices)
 
 
 def _weighted_median(values: Floats, weights: Floats) -> float:

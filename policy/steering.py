@@ -8,10 +8,20 @@ in force are refused (INV-5), and without any settings the engine keeps its own 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 from nightjar.policy.guard import allowed_lengths, bound, hold
-from nightjar.policy.records import Mode, Settings, SettingsVersion, Table
+from nightjar.policy.planners import LOCAL_PLANNERS
+from nightjar.policy.planners.local_planner import (
+    LocalContext,
+    LocalOptionsError,
+    LocalPlanner,
+    LocalPlannerFactory,
+    StepOutcome,
+    StepView,
+)
+from nightjar.policy.records import Local, Mode, Settings, SettingsVersion, Table
 from nightjar.policy.segments import Segments
 
 
@@ -23,17 +33,30 @@ class Cause(StrEnum):
     PIN = "mode pin"
     AGED = "settings too old, only off is allowed"
     PLAN = "the plan's K for this decode batch"
+    LOCAL = "the engine's own planner chose it"
     SEGMENT = "an exploration segment measures this K"
     DWELL = "a rise waits until the present K was held long enough"
     MIXED = "a step with prefill keeps the last K and never raises it"
 
 
 class Steering:
-    """Chooses K step by step. The clock is passed in as seconds of any steady clock."""
+    """Chooses K step by step. The clock is passed in as seconds of any steady clock.
 
-    def __init__(self, *, max_num_speculative_tokens: int, max_num_seqs: int) -> None:
+    A `Local` plan names one of `local_planners`; `seed` is what such a planner draws from.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_num_speculative_tokens: int,
+        max_num_seqs: int,
+        local_planners: Mapping[str, LocalPlannerFactory] = LOCAL_PLANNERS,
+        seed: int = 0,
+    ) -> None:
         self._max_num_speculative_tokens = max_num_speculative_tokens
         self._max_num_seqs = max_num_seqs
+        self._local_planners = local_planners
+        self._seed = seed
         self._settings: Settings | None = None
         self._local_mode: Mode | None = None
         self._mode: Mode | None = None
@@ -41,6 +64,8 @@ class Steering:
         self._allowed: tuple[int, ...] = (0,)
         self._length_by_batch: list[int] = [0]
         self._segments = Segments()
+        self._local_plan: Local | None = None
+        self._planner: LocalPlanner | None = None
         self._current: int | None = None
         self._held_steps = 0
         self._cause = Cause.NO_SETTINGS
@@ -58,6 +83,11 @@ class Steering:
         return self._segments.finished_segment_id
 
     @property
+    def plans_locally(self) -> bool:
+        """Whether a planner of this engine's own decides, and `learn` has somebody to tell."""
+        return self._planner is not None
+
+    @property
     def reason(self) -> str:
         """Why the last step's K is what it is, in words."""
         mode = self._mode
@@ -70,7 +100,8 @@ class Steering:
     def adopt(self, settings: Settings, now_s: float) -> str:
         """Take settings into force; the very version in force again only confirms it.
 
-        Returns "" or why they were refused. K above the engine's maximum is clamped, not refused.
+        Returns "" or why they were refused. K above the engine's maximum is clamped, not refused. A `Local` plan that is in force
+        already keeps its planner and what that has learned.
         """
         in_force = self.settings_version
         if settings.version == in_force:
@@ -80,16 +111,32 @@ class Steering:
             return (
                 f"version {settings.version} of the settings is older than {in_force}, which is in force; only newer ones are taken"
             )
-        if not isinstance(settings.plan, Table):
-            return f"plan.planner {settings.plan.planner!r} is unknown to this engine; allowed is a plan of kind table"
+        plan, planner = settings.plan, self._planner
+        allowed = allowed_lengths(settings.allowed_num_speculative_tokens, self._max_num_speculative_tokens)
+        if isinstance(plan, Local) and (plan != self._local_plan or allowed != self._allowed):
+            factory = self._local_planners.get(plan.planner)
+            if factory is None:
+                known = ", ".join(sorted(self._local_planners))
+                return f"plan.planner {plan.planner!r} is unknown to this engine; allowed are {known}"
+            try:
+                planner = factory(
+                    plan.options, LocalContext(self._max_num_speculative_tokens, self._max_num_seqs, allowed, self._seed)
+                )
+            except LocalOptionsError as error:
+                return f"plan.planner {plan.planner!r}: {error}"
         if in_force is None or settings.version.incarnation != in_force.incarnation:
             self._segments = Segments()
         self._settings = settings
         self._mode = self._effective_mode()
         self._heard_s = now_s
-        self._allowed = allowed_lengths(settings.allowed_num_speculative_tokens, self._max_num_speculative_tokens)
-        self._length_by_batch = [bound(length, self._allowed) for length in lengths_by_batch(settings.plan, self._max_num_seqs)]
-        self._segments.replace([s for s in settings.plan.segments if s.num_speculative_tokens in self._allowed], now_s)
+        self._allowed = allowed
+        if isinstance(plan, Local):
+            self._local_plan, self._planner = plan, planner
+            self._segments.replace([], now_s)
+        else:
+            self._local_plan = self._planner = None
+            self._length_by_batch = [bound(length, allowed) for length in lengths_by_batch(plan, self._max_num_seqs)]
+            self._segments.replace([s for s in plan.segments if s.num_speculative_tokens in allowed], now_s)
         return ""
 
     def confirm(self, version: SettingsVersion, now_s: float) -> None:
@@ -102,16 +149,29 @@ class Steering:
         self._local_mode = mode
         self._mode = self._effective_mode()
 
-    def choose(self, decode_batch_size: int, has_prefill: bool, now_s: float) -> int | None:
+    def choose(
+        self,
+        decode_batch_size: int,
+        has_prefill: bool,
+        now_s: float,
+        context_tokens: int = 0,
+        lag_tokens: int = 0,
+        longest_lag_tokens: int = 0,
+    ) -> int | None:
         """K for the step about to run, or None to leave the engine its own (shadow, or no settings).
 
-        `decode_batch_size` counts the step's decode rows, `has_prefill` says whether it also computes prompt tokens.
+        `decode_batch_size` counts the step's decode rows, `has_prefill` says whether it also computes prompt tokens. A `Local`
+        plan looks at the rest: the decode rows' tokens in the KV cache, those whose draft KV is missing, and the most of one row.
         """
         mode = self._mode
         if mode is None:
             self._current = None
             return None
-        chosen, self._cause = self._decide(mode, decode_batch_size, has_prefill, now_s)
+        view = None
+        if self._planner is not None:
+            previous = 0 if longest_lag_tokens or self._current is None else self._current  # a lag: the drafter did not run
+            view = StepView(decode_batch_size, context_tokens, previous, lag_tokens, longest_lag_tokens, now_s)
+        chosen, self._cause = self._decide(mode, view, decode_batch_size, has_prefill, now_s)
         self._held_steps = self._held_steps + 1 if chosen == self._current else 1
         self._current = self.planned_num_speculative_tokens = chosen
         return None if mode.kind == "shadow" else chosen
@@ -120,6 +180,11 @@ class Steering:
         """Advance the exploration segment that asked for this K at this decode batch, if there is one."""
         self._segments.count(decode_batch_size, num_speculative_tokens)
 
+    def learn(self, outcome: StepOutcome) -> None:
+        """Tell a `Local` plan's planner of a pure decode step that ran without catch-up; nothing where there is none."""
+        if self._planner is not None:
+            self._planner.learn(outcome)
+
     def _effective_mode(self) -> Mode | None:
         if self._local_mode is None:
             return self._settings.mode if self._settings else None
@@ -127,7 +192,9 @@ class Steering:
             return None
         return self._local_mode
 
-    def _decide(self, mode: Mode, decode_batch_size: int, has_prefill: bool, now_s: float) -> tuple[int, Cause]:
+    def _decide(
+        self, mode: Mode, view: StepView | None, decode_batch_size: int, has_prefill: bool, now_s: float
+    ) -> tuple[int, Cause]:
         kind, settings = mode.kind, self._settings
         if kind == "off":
             return 0, Cause.OFF
@@ -138,11 +205,21 @@ class Steering:
             return 0, Cause.AGED
         if kind == "pin":
             return self._pinned(mode), Cause.PIN
+        if view is not None:
+            return self._planned_locally(view, has_prefill)
         return self._planned(settings.dwell_steps, decode_batch_size, has_prefill, now_s)
 
     def _pinned(self, mode: Mode) -> int:
         assert mode.num_speculative_tokens is not None
         return min(mode.num_speculative_tokens, self._max_num_speculative_tokens)
+
+    def _planned_locally(self, view: StepView, has_prefill: bool) -> tuple[int, Cause]:
+        assert self._planner is not None
+        if not has_prefill:
+            return bound(max(self._planner.choose(view), 0), self._allowed), Cause.LOCAL
+        current = bound(self._current or 0, self._allowed)
+        lowest = bound(max(self._planner.in_mixed_step(view), 0), self._allowed) if view.decode_batch_size else current
+        return (lowest, Cause.LOCAL) if lowest < current else (current, Cause.MIXED)
 
     def _planned(self, dwell_steps: int, decode_batch_size: int, has_prefill: bool, now_s: float) -> tuple[int, Cause]:
         current = self._current or 0

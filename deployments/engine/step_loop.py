@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import structlog
 
+from nightjar.policy.planners.local_planner import StepOutcome
 from nightjar.policy.records import DrafterState, EngineLoad, EngineSnapshot
 from nightjar.policy.steering import Steering
 from nightjar.policy.step_counters import StepCount, StepCounters
@@ -74,11 +75,15 @@ class StepLoop:
         drafts_every_row: bool,
         clock: Callable[[], float],
     ) -> None:
-        self.steering = Steering(max_num_speculative_tokens=max_num_speculative_tokens, max_num_seqs=max_num_seqs)
+        self._engine_id = uuid4().hex
+        self.steering = Steering(
+            max_num_speculative_tokens=max_num_speculative_tokens,
+            max_num_seqs=max_num_seqs,
+            seed=int(self._engine_id[:12], 16),
+        )
         self.counters = StepCounters()
         self.clock = clock
         self.fault = ""
-        self._engine_id = uuid4().hex
         self._max_num_speculative_tokens = max_num_speculative_tokens
         self._max_model_len = max_model_len
         self._settle_steps = settle_steps
@@ -150,7 +155,7 @@ class StepLoop:
 
     def _choose(self, scheduler_output: Any, requests: dict[str, Any]) -> StepNote:
         decode_rows, context_tokens, prefill_tokens = self._classify(scheduler_output, requests)
-        chosen = self.steering.choose(decode_rows, prefill_tokens > 0, self.clock())
+        chosen = self.steering.choose(decode_rows, prefill_tokens > 0, self.clock(), context_tokens)
         if chosen is not None:
             scheduler_output.num_spec_tokens_to_schedule = min(chosen, self._max_num_speculative_tokens)
         length = scheduler_output.num_spec_tokens_to_schedule
@@ -260,6 +265,19 @@ class StepLoop:
         )
         if clean:
             self.steering.count_clean_step(note.decode_rows, note.num_speculative_tokens)
+        if self.steering.plans_locally and step_microseconds and not note.prefill_tokens:
+            self.steering.learn(
+                StepOutcome(
+                    num_speculative_tokens=note.num_speculative_tokens,
+                    decode_rows=note.decode_rows,
+                    context_tokens=note.context_tokens,
+                    generated_tokens=generated_tokens,
+                    step_seconds=step_microseconds / 1e6,
+                    reached=reached,
+                    accepted=verified.accepted,
+                    settled=note.settled,
+                )
+            )
 
     def _fail(self, hook: str, error: Exception) -> None:
         self.fault = f"{hook}: {type(error).__name__}: {error}"[:1024]

@@ -16,6 +16,15 @@ NUMBERS: Final = 1 << 32
 """A closed-loop request's number is (user + 1) times this plus its place in the user's own row; open-loop numbers lie below."""
 
 
+def user_of(number: int) -> int | None:
+    """Whose request has this number; None for one of the open loop.
+
+    >>> user_of(3 * NUMBERS + 17), user_of(17)
+    (2, None)
+    """
+    return number // NUMBERS - 1 if number >= NUMBERS else None
+
+
 class Users:
     """All closed-loop users of a scenario."""
 

@@ -14,6 +14,7 @@ PLANNERS: Final[Mapping[PlannerName, Planner]] = {
     "off": off.plan,
     "fixed": fixed.plan,
     "schedule": schedule.plan,
+    "nightjar": nightjar.plan,
     "fleet": fleet.plan,
 }
 

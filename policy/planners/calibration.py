@@ -1,37 +1,74 @@
-"""What the planner `fleet` still has to measure in a batch bucket, the most promising K first.
+"""What the planner `fleet` would still gain by measuring, and what each measurement costs.
 
-A measurement costs output where its K is a bad one, so a K that could not win even if acceptance were at the upper end of
-what the evidence allows, and its step no longer than that of the next shorter K measured, is never tried.
+An arm is worth a measurement where it might beat the present one: where the expected improvement, by what is known and how
+surely, is not negligible. An arm that could only win by a miracle is never tried, however little is known of it, and one
+that is known stops being worth it: exploration ends by itself, and reopens as evidence ages. Costs count in tokens, so that
+one wrong step at a full batch weighs what it takes from the requests there.
 """
 
 from __future__ import annotations
 
-from nightjar.policy.acceptance import tokens_per_row
+import math
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from nightjar.policy.evidence import Cell
+from nightjar.policy.outlook import Floats, Outlook
 from nightjar.policy.planners.planner import GroupView
 
+LEAST_IMPROVEMENT: Final = 0.0025
+"""Expected improvement, as a share of goodput, below which an arm is not worth a measurement."""
+OFF_REFRESH_S: Final = 600.0
+"""Where speculation runs, off is measured again this often: the promise never to be below off rests on it."""
+SETTLING_STEPS: Final = 2
+"""Steps at the new K that do not count, because the engine still has to settle."""
 
-def missing_measurements(view: GroupView, bucket: int) -> tuple[int, ...]:
-    """The K to measure in `bucket`, best first: off alone until it is known, then by predicted goodput.
 
-    Empty once every K is measured or cannot win: a calibration ends.
+class Measurement(NamedTuple):
+    """A cell worth measuring: what knowing it may gain (share of goodput) and what it costs (expected tokens lost)."""
+
+    cell: Cell
+    worth: float
+    cost_tokens: float
+
+
+def measurements(view: GroupView, ahead: Outlook, planned: npt.NDArray[np.int64]) -> dict[int, tuple[Measurement, ...]]:
+    """By bucket what is worth measuring there beside the planned arm (an index), most worth for its cost first."""
+    gain, deviation = ahead.gain(planned)
+    margin = math.log1p(view.settings.switch_margin)
+    most = ahead.ceiling() - ahead.log_goodput[np.arange(len(planned)), planned][:, None] - margin
+    worth = np.minimum(expected_excess(gain - margin, deviation), np.maximum(most, 0.0))
+    lost = np.expm1(np.minimum(expected_excess(-gain, deviation), 2.0))
+    steps = view.settings.calibration_clean_steps + SETTLING_STEPS
+    cost = steps * ahead.rows[:, None] * ahead.tokens_per_row[None, :] * lost
+    wanted: dict[int, tuple[Measurement, ...]] = {}
+    for bucket in view.buckets:
+        found = [
+            Measurement((bucket, arm), float(worth[bucket, index]), float(cost[bucket, index]))
+            for index, arm in enumerate(ahead.arms)
+            if index != planned[bucket] and (worth[bucket, index] > LEAST_IMPROVEMENT or (arm == 0 and _off_is_stale(view, bucket)))
+        ]
+        if found:
+            wanted[bucket] = tuple(sorted(found, key=lambda one: (-one.worth / (one.cost_tokens + 1.0), one.cell)))
+    return wanted
+
+
+def expected_excess(mean: Floats, deviation: Floats) -> Floats:
+    """E[max(X, 0)] of a normal X, elementwise.
+
+    >>> [round(float(x), 4) for x in expected_excess(np.array([0.0, 1.0, -1.0]), np.array([1.0, 1e-9, 1e-9]))]
+    [0.3989, 1.0, 0.0]
     """
-    if not view.is_measured(bucket, 0):
-        return (0,)
-    missing = [arm for arm in view.arms if not view.is_measured(bucket, arm) and _could_win(view, bucket, arm)]
-    return tuple(sorted(missing, key=lambda arm: (-_promise(view, bucket, arm), arm)))
+    deviation = np.maximum(deviation, 1e-9)
+    z = np.clip(mean / deviation, -30.0, 30.0)
+    density = np.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
+    below = np.array([math.erf(value) for value in (z / math.sqrt(2.0)).ravel()]).reshape(z.shape)
+    excess: Floats = np.maximum(mean * 0.5 * (1.0 + below) + deviation * density, 0.0)
+    return excess
 
 
-def _could_win(view: GroupView, bucket: int, arm: int) -> bool:
-    """Whether the optimistic goodput beats the best measured one by the margin that a plan asks for."""
-    rows, least_s = view.evidence.decode_rows(bucket), view.evidence.least_step_seconds(bucket, arm)
-    best = max(view.evidence.goodput_tokens_per_s(bucket, other) or 0.0 for other in view.arms if view.is_measured(bucket, other))
-    if rows is None or least_s is None:
-        return True
-    optimistic = rows * tokens_per_row(view.evidence.acceptance.optimistic_acceptance(arm), arm) / least_s
-    return optimistic > best * (1.0 + view.settings.switch_margin)
-
-
-def _promise(view: GroupView, bucket: int, arm: int) -> float:
-    """Expected tokens of a row per second at the guessed step time; only the order matters."""
-    guessed_s = view.evidence.guessed_step_seconds(bucket, arm)
-    return view.evidence.tokens_per_row(arm) / guessed_s if guessed_s is not None else 0.0
+def _off_is_stale(view: GroupView, bucket: int) -> bool:
+    off = view.evidence.cells.get((bucket, 0))
+    return off is None or view.now_s - off.measured_at_s > OFF_REFRESH_S

@@ -1,79 +1,88 @@
 """The planner `fleet`: in each batch bucket the K with the highest predicted goodput, from what all replicas measured.
 
-Predicted goodput is rows * E(k) / step time (facts: SmartSpec, arXiv 2406.14066, and the fleet planner's proposal), in
-generated tokens a second. Fails towards off: a bucket whose K=0 was never measured gets no more than its measured
-neighbours have, and nothing where there are none.
+Predicted goodput is rows * E(k) / step time (arXiv 2406.14066), also where a cell was never measured: there the step-time
+model answers, with the doubt that it deserves. The present K gives way only to one that is better by the margin and beyond
+doubt. Fails towards off: what is not known beyond doubt to beat off does not run, and nothing predicted below off stays.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Final
 
-from nightjar.policy.batch_buckets import FIRST_BATCH_SIZES, bucket_range, buckets_up_to
-from nightjar.policy.planners.planner import GroupPlan, GroupView, batch_range, in_words, speculation
+import numpy as np
+import numpy.typing as npt
+
+from nightjar.policy.batch_buckets import FIRST_BATCH_SIZES, bucket_range
+from nightjar.policy.outlook import Outlook
+from nightjar.policy.planners.planner import GroupPlan, GroupView, batch_range, in_words
 from nightjar.policy.records import TableRow
 
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    num_speculative_tokens: int
-    reason: str
+DOUBT_DEVIATIONS: Final = 2.0
+"""Standard deviations of the gain that a change must exceed: 1 in 40 changes is for nothing."""
 
 
 def plan(view: GroupView) -> GroupPlan:
     """K by batch bucket, and a reason for each."""
-    buckets = buckets_up_to(view.key.max_num_seqs)
-    measured = {bucket: _best(view, bucket) for bucket in buckets if view.is_measured(bucket, 0)}
-    choices = [measured.get(bucket) or _inherited(bucket, measured) for bucket in buckets]
-    rows = _rows([choice.num_speculative_tokens for choice in choices], view.key.max_num_seqs)
+    return plan_ahead(view, view.outlook())
+
+
+def plan_ahead(view: GroupView, ahead: Outlook) -> GroupPlan:
+    """The plan where the outlook is known already."""
+    chosen = choose(ahead, present_arms(view), view.settings.switch_margin)
+    best = np.argmax(ahead.log_goodput, axis=1)
+    rows = _rows([ahead.arms[arm] for arm in chosen], view.key.max_num_seqs)
     reasons = tuple(
-        f"batch {batch_range(*bucket_range(bucket, view.key.max_num_seqs))}: {choice.reason}"
-        for bucket, choice in zip(buckets, choices, strict=True)
+        f"batch {batch_range(*bucket_range(bucket, view.key.max_num_seqs))}: "
+        + _reason(view, ahead, bucket, int(chosen[bucket]), int(best[bucket]))
+        for bucket in view.buckets
     )
     return GroupPlan(rows, in_words(rows), reasons)
 
 
-def _best(view: GroupView, bucket: int) -> _Choice:
-    """Argmax of predicted goodput over the measured K, with `switch_margin` of hysteresis.
+def choose(ahead: Outlook, present: npt.NDArray[np.int64], switch_margin: float) -> npt.NDArray[np.int64]:
+    """Index of the arm to run in each bucket, given the index of the one that runs now.
 
-    Speculation starts only where it beats off by more than the margin; once on it stays until off is predicted no worse, so
-    that noise does not toggle it and a bucket is never planned below off. Between two lengths the margin holds both ways.
+    Off takes the place of a present arm that is predicted no better; then the best arm takes it if it gains more than
+    `switch_margin` (a share) and DOUBT_DEVIATIONS.
     """
-    predicted = {
-        arm: goodput
-        for arm in view.arms
-        if view.is_measured(bucket, arm) and (goodput := view.evidence.goodput_tokens_per_s(bucket, arm)) is not None
-    }
-    off, margin = predicted[0], 1.0 + view.settings.switch_margin
-    best = max(predicted, key=lambda arm: (predicted[arm], -arm))
-    present = view.present.num_speculative_tokens(FIRST_BATCH_SIZES[bucket]) if view.present is not None else 0
-    if present not in predicted or (present > 0 and predicted[present] <= off):
-        present = 0
-    chosen = best if predicted[best] > predicted[present] * margin else present
-    steps = view.evidence.cells[bucket, chosen].steps
+    buckets = np.arange(len(present))
+    present = np.where(ahead.log_goodput[buckets, present] > ahead.log_goodput[:, 0], present, 0)
+    gain, deviation = ahead.gain(present)
+    best = np.argmax(gain, axis=1)
+    enough = np.maximum(np.log1p(switch_margin), DOUBT_DEVIATIONS * deviation[buckets, best])
+    return np.where(gain[buckets, best] > enough, best, present)
+
+
+def present_arms(view: GroupView) -> npt.NDArray[np.int64]:
+    """Index of the arm that the plan in force gives each bucket; off where it is no arm any more or there is no plan."""
+    if view.present is None:
+        return np.zeros(len(view.buckets), dtype=np.int64)
+    index = {arm: position for position, arm in enumerate(view.arms)}
+    lengths = [view.present.num_speculative_tokens(FIRST_BATCH_SIZES[bucket]) for bucket in view.buckets]
+    return np.array([index.get(length, 0) for length in lengths], dtype=np.int64)
+
+
+def _reason(view: GroupView, ahead: Outlook, bucket: int, chosen: int, best: int) -> str:
+    """Why that arm, with the numbers that decided."""
+    if not view.evidence.cells:
+        return "off, nothing measured yet"
+    off = f"{ahead.goodput_tokens_per_s(bucket, 0):.1f}"
     if chosen:
-        words = f"K={chosen} gives {predicted[chosen]:.1f} tok/s predicted against {off:.1f} off ({steps:.0f} clean steps)"
-    elif best:
-        words = f"off gives {off:.1f} tok/s predicted, K={best} no more than the margin above it ({predicted[best]:.1f})"
-    else:
-        rival = max((arm for arm in predicted if arm), key=lambda arm: predicted[arm], default=None)
-        against = f" against {predicted[rival]:.1f} with K={rival}" if rival is not None else ", nothing else measured yet"
-        words = f"off gives {off:.1f} tok/s predicted{against} ({steps:.0f} clean steps)"
-    return _Choice(chosen, words)
+        length = ahead.arms[chosen]
+        goodput = ahead.goodput_tokens_per_s(bucket, length)
+        return f"K={length} gives {goodput:.1f} tok/s predicted against {off} off ({_basis(view, bucket, length)})"
+    if best:
+        rival = ahead.arms[best]
+        promise = f"{ahead.goodput_tokens_per_s(bucket, rival):.1f}, {_basis(view, bucket, rival)}"
+        return f"off gives {off} tok/s predicted, K={rival} no more than the margin and its doubt above it ({promise})"
+    rival = max(ahead.arms[1:], key=lambda arm: ahead.goodput_tokens_per_s(bucket, arm), default=0)
+    against = f" against {ahead.goodput_tokens_per_s(bucket, rival):.1f} with K={rival}" if rival else ""
+    return f"off gives {off} tok/s predicted{against} ({_basis(view, bucket, 0)})"
 
 
-def _inherited(bucket: int, measured: dict[int, _Choice]) -> _Choice:
-    """The least K of the nearest measured buckets on both sides; off where there is none.
-
-    Speculation pays less the fuller the batch, so a bucket above the measured ones never gets more than the last of them.
-    """
-    below = max((other for other in measured if other < bucket), default=None)
-    above = min((other for other in measured if other > bucket), default=None)
-    neighbours = [measured[other].num_speculative_tokens for other in (below, above) if other is not None]
-    if not neighbours:
-        return _Choice(0, "off, nothing measured yet")
-    length = min(neighbours)
-    return _Choice(length, f"{speculation(length)} as its measured neighbours have it, not measured itself")
+def _basis(view: GroupView, bucket: int, length: int) -> str:
+    cell = view.evidence.cells.get((bucket, length))
+    return f"{cell.steps:.0f} clean steps" if cell is not None else "as its neighbours tell, not measured itself"
 
 
 def _rows(lengths: list[int], max_num_seqs: int) -> tuple[TableRow, ...]:

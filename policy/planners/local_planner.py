@@ -46,6 +46,8 @@ class StepOutcome(NamedTuple):
     """reached[i]: decode rows that verified more than i draft tokens."""
     accepted: Sequence[int]
     """accepted[i]: decode rows of which more than i draft tokens were accepted."""
+    settled: bool = True
+    """Whether K was held long enough that time and output belong to it: a step verifies the drafts of the step before."""
 
 
 class LocalPlanner(Protocol):
@@ -53,6 +55,9 @@ class LocalPlanner(Protocol):
 
     def choose(self, view: StepView) -> int:
         """K for the pure decode step about to run. Steering lowers it to an allowed one."""
+
+    def in_mixed_step(self, view: StepView) -> int:
+        """K that a step with prefill may fall to; it never rises there. Moves nothing and draws nothing."""
 
     def learn(self, outcome: StepOutcome) -> None:
         """Take in a finished step. With async scheduling it may not be the one chosen last."""

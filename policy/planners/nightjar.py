@@ -4,7 +4,7 @@ A `Local` plan: each engine learns alone, without dwell. It is here to be compar
 published controller; the planner `fleet` is what Nightjar recommends. Fails as the paper's does: it explores any K at any
 batch size, and forgets nothing when acceptance drifts.
 
-The rule. Each decode batch size B has a timeline of its own, which only moves on steps of that B. Block j = 1, 2, ... lasts
+The rule. Each decode batch size B has a timeline of its own, which only moves on steps of that B. Its block j = 1, 2, ... lasts
 H = 2^(j-1) steps and is cut into bins of floor(sqrt(H)) steps, the last one shorter. When bin b of a block begins, a coin says
 explore with probability 1/b: then K is uniform over the arms. Otherwise K minimises
 
@@ -19,13 +19,15 @@ What the paper leaves open, and what was decided:
   speculation would never come back.
 - An arm never tried at this B does not take part in the minimum: ADA-BINGREEDY exploits what it estimated. The first bin of
   every block explores, so some arm has been tried; if none was measured (no step came to an end yet), the bin explores.
-- A locked arm is not looked at again within its bin, for neither a new mean nor the penalty: the lock is what bounds switching.
+- A locked arm is not looked at again within its bin, for neither a new mean nor the penalty: the lock bounds switching.
 - B is the decode batch size itself, as in the paper. `batch_buckets` shares a timeline within policy's batch buckets instead;
   it learns sooner, is ours, and is off unless asked for.
 - Ties take the smaller K. A step counts against its bin when it is chosen, because several may be in flight.
-- A step with prefill is no decision of the paper's: it keeps K (Steering's rule), moves no timeline and is not learned from.
-  Nor are steps that catch up, whose cost is C_switch.
-- Arms are the allowed K, all of 0..maximum where the settings allow all.
+- A step with prefill is no decision of the paper's, whose engine computes prompts in steps of their own. It moves no timeline
+  and is not learned from; K may fall to what the bin holds or, between bins, to what the means say. Nor are steps learned
+  from that catch up, whose cost is C_switch, or whose K was not held: an engine of today verifies in each step the drafts of
+  the step before, so that the first step of a K has another's output.
+- Arms are the allowed K of the settings, 0 among them.
 """
 
 from __future__ import annotations
@@ -45,16 +47,16 @@ from nightjar.policy.planners.local_planner import (
     refuse_unknown,
     text_option,
 )
-from nightjar.policy.planners.planner import GroupPlan, GroupView, one_length
+from nightjar.policy.planners.planner import GroupPlan, GroupView
 from nightjar.policy.records import Local
 from nightjar.policy.switch_cost import PAPER_SWITCH_COST, SwitchCost, format_rows, parse_rows
 
 
 def plan(view: GroupView) -> GroupPlan:
-    """Hand K to every engine's own bandit, with the settings' table of C_switch. The rows are what runs where it cannot."""
+    """Hand K to every engine's own bandit, with the settings' table of C_switch."""
     options: dict[str, float | int | str | bool] = {"switch_cost": format_rows(view.settings.switch_cost_table)}
     summary = "every engine plans for itself with the paper's bandit (arXiv 2512.22420)"
-    return GroupPlan(one_length(0, view.key.max_num_seqs), summary, local=Local(planner="nightjar", options=options))
+    return GroupPlan((), summary, local=Local(planner="nightjar", options=options))
 
 
 def build(options: LocalOptions, context: LocalContext) -> AdaBinGreedy:
@@ -109,19 +111,29 @@ class AdaBinGreedy:
         if not timeline.bin_steps_left:
             timeline.advance()
             timeline.explores = self._rng.random() < 1.0 / timeline.bin
-            timeline.arm = self._explored() if timeline.explores else self._exploited(context, view)
+            best = None if timeline.explores else self._exploited(context, view)
+            timeline.arm = self._arms[self._rng.randrange(len(self._arms))] if best is None else best
         timeline.bin_steps_left -= 1
         timeline.block_steps_left -= 1
         return timeline.arm
 
     def learn(self, outcome: StepOutcome) -> None:
         """Move the running mean of a row's tokens per second for the K and batch that ran."""
-        if outcome.step_seconds <= 0.0 or outcome.decode_rows <= 0:
+        if not outcome.settled or outcome.step_seconds <= 0.0 or outcome.decode_rows <= 0:
             return
         goodput = outcome.generated_tokens / outcome.decode_rows / outcome.step_seconds
         means = self._means.setdefault(self._context(outcome.decode_rows), {})
         steps, mean = means.get(outcome.num_speculative_tokens, (0, 0.0))
         means[outcome.num_speculative_tokens] = steps + 1, mean + (goodput - mean) / (steps + 1)
+
+    def in_mixed_step(self, view: StepView) -> int:
+        """The K of the bin under way; between two bins what a bin would exploit."""
+        context = self._context(view.decode_batch_size)
+        timeline = self._timelines.get(context)
+        if timeline is not None and timeline.bin_steps_left:
+            return timeline.arm
+        best = self._exploited(context, view)
+        return view.previous_num_speculative_tokens if best is None else best
 
     def timeline(self, decode_batch_size: int) -> Timeline | None:
         """Where a batch size stands; None before its first step."""
@@ -130,14 +142,11 @@ class AdaBinGreedy:
     def _context(self, decode_batch_size: int) -> int:
         return batch_bucket(decode_batch_size) if self._batch_buckets else decode_batch_size
 
-    def _explored(self) -> int:
-        return self._arms[self._rng.randrange(len(self._arms))]
-
-    def _exploited(self, context: int, view: StepView) -> int:
+    def _exploited(self, context: int, view: StepView) -> int | None:
         means = self._means.get(context, {})
         tried = [arm for arm in self._arms if means.get(arm, (0, 0.0))[1] > 0.0]
         if not tried:
-            return self._explored()
+            return None
         penalty_s = 0.0
         if view.previous_num_speculative_tokens == 0:
             penalty_s = self._switch_cost.seconds(view.longest_lag_tokens, view.decode_batch_size)

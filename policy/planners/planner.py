@@ -7,19 +7,21 @@ dwell and the kill switch act around it in the engine's step loop, so every plan
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from nightjar.policy.batch_buckets import batch_bucket
+from nightjar.policy.batch_buckets import batch_bucket, buckets_up_to
 from nightjar.policy.evidence import Evidence
+from nightjar.policy.outlook import Outlook, outlook
 from nightjar.policy.records import GroupKey, Local, TableRow
 from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.step_time import predict_step_times
 
 
 @dataclass(frozen=True, slots=True)
 class GroupPlan:
     """K by decode batch size. `reasons` explains each batch bucket; a planner that does not learn gives none.
 
-    With `local` every engine plans for itself instead, and `rows` only say what the fleet would run for them.
+    With `local` every engine plans for itself instead, and there are no rows.
     """
 
     rows: tuple[TableRow, ...]
@@ -42,21 +44,40 @@ class GroupPlan:
 
 @dataclass(frozen=True, slots=True)
 class GroupView:
-    """What is known of a group: its key, the operator's settings, its evidence and the plan it runs now."""
+    """What is known of a group at `now_s`: its key, the operator's settings, its evidence and the plan it runs now."""
 
     key: GroupKey
     settings: OperatorSettings
     evidence: Evidence
     present: GroupPlan | None = None
+    now_s: float = 0.0
 
     @property
     def arms(self) -> tuple[int, ...]:
         """The K that may run, ascending, 0 first."""
         return self.settings.arms(self.key.max_num_speculative_tokens)
 
+    def with_plan(self, plan: GroupPlan | None) -> GroupView:
+        """The same view where `plan` runs."""
+        return replace(self, present=plan)
+
+    def with_evidence(self, evidence: Evidence) -> GroupView:
+        """The same view with other evidence."""
+        return replace(self, evidence=evidence)
+
+    @property
+    def buckets(self) -> range:
+        """The batch buckets that the group's engines can reach."""
+        return buckets_up_to(self.key.max_num_seqs)
+
     def is_measured(self, bucket: int, num_speculative_tokens: int) -> bool:
-        """Whether the group may decide on this cell."""
+        """Whether the group measured this cell in earnest."""
         return self.evidence.is_measured(bucket, num_speculative_tokens, self.settings.calibration_clean_steps)
+
+    def outlook(self) -> Outlook:
+        """Expected goodput of every arm in every bucket; half a millisecond, so ask once."""
+        times = predict_step_times(self.evidence.cells, self.arms, self.buckets, self.key.max_num_seqs, self.now_s)
+        return outlook(self.arms, times, self.evidence.acceptance, self.now_s)
 
 
 Planner = Callable[[GroupView], GroupPlan]

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from nightjar.policy.records import Mode, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.planners.local_planner import StepOutcome, StepView
+from nightjar.policy.records import Local, Mode, Plan, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.steering import Steering
 
 pytest.importorskip("vllm")
 
@@ -34,13 +36,13 @@ class Clock:
         return self.now_s
 
 
-def steer(scheduler: Any, mode: str, sequence: int = 1) -> None:
+def steer(scheduler: Any, mode: str, sequence: int = 1, plan: Plan | None = None) -> None:
     row = TableRow(first_batch_size=1, last_batch_size=16, num_speculative_tokens=MAXIMUM)
     refused = scheduler.nightjar.steering.adopt(
         Settings(
             version=SettingsVersion(incarnation=1, sequence=sequence),
             mode=Mode.parse(mode),
-            plan=Table(rows=(row,)),
+            plan=plan or Table(rows=(row,)),
             allowed_num_speculative_tokens=tuple(range(MAXIMUM + 1)),
         ),
         scheduler.nightjar.clock(),
@@ -261,6 +263,61 @@ def test_an_error_of_ours_leaves_the_engine_its_own_length_and_is_told(
     assert [output.num_spec_tokens_to_schedule for output in done[1:]] == [MAXIMUM] * 4
     assert "broken on purpose" in scheduler.nightjar.fault
     assert all(len(request.output_token_ids) > 4 for request in scheduler.requests.values())
+
+
+class Alternating:
+    """A planner of the engine's own: K = 1, then 3, and so on. With `broken` it raises when it learns."""
+
+    def __init__(self, broken: bool) -> None:
+        self.broken = broken
+        self.views: list[StepView] = []
+        self.outcomes: list[StepOutcome] = []
+
+    def choose(self, view: StepView) -> int:
+        self.views.append(view)
+        return 1 if len(self.views) % 2 else 3
+
+    def in_mixed_step(self, view: StepView) -> int:
+        return 0
+
+    def learn(self, outcome: StepOutcome) -> None:
+        if self.broken:
+            raise RuntimeError("broken on purpose")
+        self.outcomes.append(outcome)
+
+
+def start_locally(scheduler_class: type[Any], folder: Path, *, broken: bool = False) -> tuple[Any, Alternating]:
+    scheduler, planner = start(scheduler_class, folder), Alternating(broken)
+    scheduler.nightjar.steering = Steering(
+        max_num_speculative_tokens=MAXIMUM, max_num_seqs=16, local_planners={"alternating": lambda options, context: planner}
+    )
+    steer(scheduler, "auto", plan=Local(planner="alternating"))
+    return scheduler, planner
+
+
+@BOTH
+def test_a_planner_of_the_engines_own_is_asked_and_told_of_every_pure_decode_step(
+    scheduler_class: type[Any], in_flight: int, folder: Path
+) -> None:
+    scheduler, planner = start_locally(scheduler_class, folder)
+    done = run_steps(scheduler, 9, in_flight=in_flight)
+    counters(scheduler)
+    lengths = [output.num_spec_tokens_to_schedule for output in done]
+    assert lengths[0] == 0
+    assert lengths[1:7] == [1, 3] * 3
+    assert [outcome.num_speculative_tokens for outcome in planner.outcomes[:7]] == lengths[1:8]
+    for view, outcome in zip(planner.views, planner.outcomes, strict=False):
+        assert (outcome.decode_rows, outcome.context_tokens) == (view.decode_batch_size, view.context_tokens)
+        assert outcome.step_seconds > 0
+        assert outcome.generated_tokens == 3 + sum(outcome.accepted)
+        assert not outcome.settled
+
+
+def test_a_fault_in_such_a_planner_leaves_the_engine_its_own_length(folder: Path) -> None:
+    scheduler, _ = start_locally(SteeredScheduler, folder, broken=True)
+    done = run_steps(scheduler, 5)
+    assert [output.num_spec_tokens_to_schedule for output in done[3:]] == [MAXIMUM] * 2
+    assert scheduler.nightjar.fault == "after_step: RuntimeError: broken on purpose"
 
 
 def test_a_note_reaches_a_worker_process_as_nothing(folder: Path) -> None:

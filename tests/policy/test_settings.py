@@ -26,7 +26,7 @@ def test_every_setting_says_what_it_means() -> None:
         ({"zzz": 1}, "zzz: no such setting (value 1); allowed are "),
         ({"switch_margin": 0.9}, "switch_margin: Input should be less than or equal to 0.5 (value 0.9)"),
         ({"dwell_steps": -1}, "dwell_steps: Input should be greater than or equal to 0 (value -1)"),
-        ({"planner": "magic"}, "planner: Input should be 'off', 'fixed', 'schedule' or 'fleet' (value 'magic')"),
+        ({"planner": "magic"}, "planner: Input should be 'off', 'fixed', 'schedule', 'nightjar' or 'fleet' (value 'magic')"),
         ({"mode": "on"}, "mode: mode 'on' is none of auto, shadow, off, pin=K"),
         ({"num_speculative_tokens": 99}, "num_speculative_tokens: Input should be less than or equal to 32 (value 99)"),
         ({"planner": "schedule"}, "planner schedule needs num_speculative_tokens_per_batch_size"),

@@ -1,0 +1,273 @@
+"""Reports up, settings down, in virtual time: agents that exchange with the policy actor over a network that may fail.
+
+The agent's side follows deployments/agent.py (one exchange at a time, the report that acknowledges news goes out at once,
+failures wait longer each time), the actor's side cluster/policy_service.py (a call is parked until there is news or its
+period ends). Messages may be delayed, lost and doubled, each by itself, so they also overtake one another; the actor may die
+and come back as the next incarnation. A perfect network delivers in the same moment. Engines never wait for any of it (INV-4):
+they run on with the settings they have.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from nightjar.loadtests.simulation.policy_actor import PolicyActor, Store
+from nightjar.loadtests.simulation.timeline import Action, Timeline
+from nightjar.policy.learned import LearnedTables
+from nightjar.policy.records import ExchangeReply, LoadReport, Settings, SettingsVersion
+from nightjar.policy.settings import OperatorSettings
+
+FIRST_BACKOFF_S: Final = 0.5
+MAX_BACKOFF_S: Final = 5.0
+"""An agent's waits after failures in a row, doubling."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """How messages travel between agents and the policy, each by itself, and when the actor dies.
+
+    Delays are lognormal with median `delay_s` and `delay_sigma`; 0 s is at once. `loss` and `duplication` are shares of messages.
+    A lost message is noticed after `exchange_timeout_s`. With `on_the_wire` every record is packed and parsed, as in production.
+    The actor dies at each of `deaths_s` and is back `down_s` later.
+    """
+
+    delay_s: float = 0.0
+    delay_sigma: float = 1.0
+    loss: float = 0.0
+    duplication: float = 0.0
+    exchange_timeout_s: float = 30.0
+    on_the_wire: bool = False
+    deaths_s: tuple[float, ...] = ()
+    down_s: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.loss < 1 and 0 <= self.duplication <= 1 and self.delay_s >= 0 and self.delay_sigma >= 0):
+            raise ValueError(f"{self}: loss below 1, duplication up to 1 and delays from 0 are allowed")
+
+    @property
+    def is_perfect(self) -> bool:
+        """Whether every message arrives once, at once."""
+        return not (self.delay_s or self.loss or self.duplication)
+
+
+PERFECT: Final = Network()
+
+
+class ReportingEngine(Protocol):
+    """An engine as its agent sees it."""
+
+    def report(self) -> LoadReport:
+        """What the agent would send now."""
+
+    def adopt(self, settings: Settings) -> None:
+        """Take settings into force; the very ones in force are confirmed, older ones refused."""
+
+    def wait_until(self, now_s: float) -> None:
+        """An idle engine's clock moves on."""
+
+
+@dataclass(slots=True)
+class Agent:
+    """One replica's side. `exchange` numbers the call in flight, 0 without one."""
+
+    engine: ReportingEngine
+    lie: Callable[[LoadReport], bytes] | None = None
+    exchange: int = 0
+    exchanges: int = 0
+    started_s: float = 0.0
+    period_s: float = 0.5
+    failures: int = 0
+    settings: Settings | None = None
+    reported: SettingsVersion | None = None
+    has_left: bool = False
+
+
+@dataclass(slots=True)
+class Parked:
+    """A call that waits at the actor, and what its replica said it runs."""
+
+    exchange: int
+    known: SettingsVersion | None
+
+
+class ControlPlane:
+    """The policy actor, all agents and the network between them. `rng` is the network's and the agents' alone."""
+
+    def __init__(
+        self,
+        *,
+        operator: OperatorSettings,
+        network: Network,
+        prior: LearnedTables | None,
+        timeline: Timeline,
+        seed: int,
+        on_decided: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.store = Store(learned=prior or LearnedTables())
+        self.refusals = 0
+        self._operator = operator
+        self._network = network
+        self._timeline = timeline
+        self._rng = random.Random(f"control plane:{seed}")  # noqa: S311
+        self._seed = seed
+        self._on_decided = on_decided
+        self._agents: dict[str, Agent] = {}
+        self._parked: dict[str, Parked] = {}
+        self.actor: PolicyActor | None = None
+        self._start()
+        for death_s in network.deaths_s:
+            timeline.at(death_s, self._die)
+            timeline.at(death_s + network.down_s, self._start)
+        timeline.at(timeline.now_s + operator.decision_period_s, self._tick)
+
+    @property
+    def agents(self) -> Mapping[str, Agent]:
+        """By replica id, those that left included."""
+        return self._agents
+
+    def join(self, replica_id: str, engine: ReportingEngine) -> None:
+        """A replica starts: its first report comes some time within one period, so that replicas do not report in step."""
+        agent = self._agents[replica_id] = Agent(engine, period_s=self._operator.exchange_period_s)
+        first_s = self._timeline.now_s + self._rng.random() * agent.period_s
+        self._timeline.at(first_s, lambda: self._report(replica_id, agent))
+
+    def leave(self, replica_id: str) -> None:
+        """A replica is gone: it reports no more, and nothing reaches it."""
+        self._agents[replica_id].has_left = True
+
+    def _start(self) -> None:
+        if self.actor is None:
+            self.actor = PolicyActor(self._operator, self.store, self._seed, self._timeline.now_s)
+
+    def _die(self) -> None:
+        """Calls that are parked break, and their agents notice."""
+        if self.actor is not None:
+            self.refusals += self.actor.refusals
+        self.actor = None
+        broken, self._parked = self._parked, {}
+        for replica_id, parked in broken.items():
+            self._send(lambda replica_id=replica_id, parked=parked: self._failed(replica_id, parked.exchange))  # type: ignore[misc]
+
+    def _tick(self) -> None:
+        self._timeline.at(self._timeline.now_s + self._operator.decision_period_s, self._tick)
+        if self.actor is None:
+            return
+        for replica_id in self.actor.tick(self._timeline.now_s):
+            if replica_id in self._parked:
+                self._release(replica_id, self._parked[replica_id])
+        for replica_id in [name for name in self._parked if name not in self.actor.slots]:
+            self._release(replica_id, self._parked[replica_id])
+        self._on_decided()
+
+    def _report(self, replica_id: str, agent: Agent) -> None:
+        if agent.has_left or agent.exchange:
+            return
+        now_s = self._timeline.now_s
+        agent.engine.wait_until(now_s)
+        report = agent.engine.report()
+        agent.exchanges += 1
+        agent.exchange = exchange = agent.exchanges
+        agent.started_s = now_s
+        agent.reported = report.snapshot.settings_version
+        message: LoadReport | bytes = report
+        if agent.lie is not None:
+            message = agent.lie(report)
+        elif self._network.on_the_wire:
+            message = report.to_wire()
+        if self._network.loss:
+            self._timeline.at(now_s + self._network.exchange_timeout_s, lambda: self._failed(replica_id, exchange))
+        self._send(lambda: self._arrived(replica_id, exchange, message))
+
+    def _arrived(self, replica_id: str, exchange: int, message: LoadReport | bytes) -> None:
+        """A report at the actor: its call is parked unless there is news, or answered with the refusal."""
+        actor, now_s = self.actor, self._timeline.now_s
+        if actor is None:
+            self._send(lambda: self._failed(replica_id, exchange))
+            return
+        report, refused = actor.take(message, now_s)
+        if report is None:
+            self._reply(replica_id, exchange, ExchangeReply(incarnation=actor.incarnation, refused=refused[:1024]))
+            return
+        parked = self._parked.get(replica_id)
+        if parked is not None:
+            self._release(replica_id, parked)
+        slot = actor.slots[replica_id]
+        parked = self._parked[replica_id] = Parked(exchange, slot.known)
+        if slot.has_unsent_news:
+            self._release(replica_id, parked)
+        else:
+            self._timeline.at(now_s + self._operator.exchange_period_s, lambda: self._release(replica_id, parked))
+
+    def _release(self, replica_id: str, parked: Parked) -> None:
+        """Answer a parked call; one that was answered meanwhile is left alone."""
+        if self.actor is None or self._parked.get(replica_id) is not parked:
+            return
+        del self._parked[replica_id]
+        settings = self.actor.give(replica_id, parked.known) if replica_id in self.actor.slots else None
+        self._reply(replica_id, parked.exchange, ExchangeReply(incarnation=self.actor.incarnation, settings=settings))
+
+    def _reply(self, replica_id: str, exchange: int, reply: ExchangeReply) -> None:
+        if not self._network.on_the_wire:
+            self._send(lambda: self._answered(replica_id, exchange, reply))
+            return
+        payload = reply.to_wire()
+        self._send(lambda: self._answered(replica_id, exchange, ExchangeReply.from_wire(payload)))
+
+    def _answered(self, replica_id: str, exchange: int, reply: ExchangeReply) -> None:
+        """A reply at the agent. Settings of a late or doubled one are looked at, too: the fence keeps out what is old (INV-5)."""
+        agent, now_s = self._agents[replica_id], self._timeline.now_s
+        if agent.has_left:
+            return
+        known = agent.settings.version if agent.settings is not None else None
+        stale = known is not None and (
+            reply.incarnation < known.incarnation or (reply.settings is not None and known.is_newer_than(reply.settings.version))
+        )
+        if not reply.refused and not stale and (reply.settings is not None or exchange == agent.exchange):
+            self._take(agent, reply, now_s)
+        if exchange != agent.exchange:
+            return
+        agent.exchange = 0
+        next_s = agent.started_s + agent.period_s
+        if reply.refused or stale:
+            next_s = max(next_s, now_s + self._backoff_s(agent))
+        else:
+            agent.failures = 0
+            if reply.settings is not None:
+                next_s = now_s  # the report that acknowledges them
+        self._timeline.at(max(next_s, now_s), lambda: self._report(replica_id, agent))
+
+    @staticmethod
+    def _take(agent: Agent, reply: ExchangeReply, now_s: float) -> None:
+        if reply.settings is not None:
+            agent.settings = reply.settings
+            agent.period_s = reply.settings.exchange_period_s
+        if agent.settings is not None and (reply.settings is not None or agent.settings.version == agent.reported):
+            agent.engine.wait_until(now_s)
+            agent.engine.adopt(agent.settings)
+
+    def _failed(self, replica_id: str, exchange: int) -> None:
+        agent = self._agents[replica_id]
+        if exchange == agent.exchange and not agent.has_left:
+            agent.exchange = 0
+            self._timeline.at(self._timeline.now_s + self._backoff_s(agent), lambda: self._report(replica_id, agent))
+
+    @staticmethod
+    def _backoff_s(agent: Agent) -> float:
+        agent.failures += 1
+        return float(min(FIRST_BACKOFF_S * 2 ** min(agent.failures - 1, 16), MAX_BACKOFF_S))
+
+    def _send(self, deliver: Action) -> None:
+        """Deliver a message: once and now by a perfect network, else late, twice or never."""
+        network = self._network
+        if network.is_perfect:
+            deliver()
+            return
+        copies = 2 if self._rng.random() < network.duplication else 1
+        for _ in range(copies):
+            if self._rng.random() >= network.loss:
+                delay_s = network.delay_s * math.exp(network.delay_sigma * self._rng.gauss(0.0, 1.0))
+                self._timeline.at(self._timeline.now_s + delay_s, deliver)

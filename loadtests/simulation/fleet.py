@@ -1,0 +1,207 @@
+"""The replicas of a simulated service: engines, and the router in front of them.
+
+Engines run strictly in order of their clocks, each until the next thing that concerns it: another engine that is behind it, or
+an action on the timeline. So a request that one engine answers may be followed by the next at that very moment, wherever
+that goes, and nothing is submitted to the past. Conserves requests: each is answered once or still in an engine (SIM-1).
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from nightjar.loadtests.simulation.requests import SimulatedRequest
+from nightjar.loadtests.simulation.results import Totals
+from nightjar.loadtests.simulation.router import Router
+from nightjar.loadtests.simulation.timeline import Timeline
+from nightjar.loadtests.simulation.workload import Demand
+from nightjar.policy.records import DrafterState, LoadReport, Settings
+
+
+class EngineSums(Protocol):
+    """What an engine has summed up since it started, by the names of results.Totals."""
+
+    tokens: float
+    busy_s: float
+    steps: int
+    decode_steps: int
+    steps_off: int
+    length_sum: int
+    restarts: int
+    catch_up_tokens: int
+    preemptions: int
+    expected_tokens: float
+    best_tokens: float
+
+
+class Engine(Protocol):
+    """A simulated engine, as the service drives it. `leased_restarts` holds begin and end of each, infinite while it runs."""
+
+    now_s: float
+    speed: float
+    leased_restarts: list[tuple[float, float]]
+
+    @property
+    def totals(self) -> EngineSums:
+        """Sums since the start."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+
+    @property
+    def decode_batch_size(self) -> int:
+        """Decode rows of the last step, 0 when idle."""
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests in the engine that do not run."""
+
+    @property
+    def drafter_state(self) -> DrafterState:
+        """Where the drafter is in its life."""
+
+    def step(self) -> Sequence[SimulatedRequest]:
+        """Run one engine step; returns what was answered in full."""
+
+    def submit(self, request: SimulatedRequest) -> None:
+        """Take a request that arrives now; an idle engine's clock is there already."""
+
+    def wait_until(self, now_s: float) -> None:
+        """Move an idle engine's clock on."""
+
+    def report(self) -> LoadReport:
+        """What the agent would send now."""
+
+    def adopt(self, settings: Settings) -> None:
+        """Take settings into force, confirm those in force, refuse older ones."""
+
+    def scale_acceptance(self, factor: float) -> None:
+        """Acceptance of all classes is `factor` times the profile's from now on."""
+
+
+@dataclass(slots=True)
+class Replica:
+    """One engine and when it came. `before` is what it had summed up when measuring began."""
+
+    replica_id: str
+    engine: Engine
+    joined_s: float
+    before: Totals
+    is_running: bool = False
+    is_draining: bool = False
+    left_s: float = math.inf
+
+    @property
+    def has_left(self) -> bool:
+        """Whether it drained and went."""
+        return self.left_s < math.inf
+
+    @property
+    def measured(self) -> Totals:
+        """Totals since measuring began."""
+        return totals_of(self.engine) - self.before
+
+
+class Fleet:
+    """All replicas by their number, those that left included. `answered` hears of every answer, at the engine's time."""
+
+    def __init__(self, timeline: Timeline, router: Router, answered: Callable[[int, SimulatedRequest], None]) -> None:
+        self.replicas: list[Replica] = []
+        self._timeline = timeline
+        self._router = router
+        self._answered = answered
+        self._running: list[tuple[float, int]] = []
+
+    def __iter__(self) -> Iterator[Replica]:
+        return iter(self.replicas)
+
+    @property
+    def serving(self) -> int:
+        """Replicas that get requests."""
+        return len(self._router.serving)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are not answered yet."""
+        return sum(self._router.in_flight(number) for number in range(len(self.replicas)))
+
+    def add(self, engine: Engine, replica_id: str) -> Replica:
+        """Put an engine into service now."""
+        engine.wait_until(self._timeline.now_s)
+        replica = Replica(replica_id, engine, self._timeline.now_s, totals_of(engine))
+        self.replicas.append(replica)
+        self._router.join(len(self.replicas) - 1)
+        return replica
+
+    def drain(self, number: int) -> None:
+        """A replica gets no new requests; `finish_leaving` says when it has gone."""
+        self._router.drain(number)
+        self.replicas[number].is_draining = True
+
+    def has_just_left(self, number: int) -> bool:
+        """Whether a draining replica has nothing more to do; True once."""
+        replica = self.replicas[number]
+        if not replica.is_draining or replica.has_left or self._router.in_flight(number):
+            return False
+        replica.left_s = self._timeline.now_s
+        return True
+
+    def submit(self, demand: Demand) -> None:
+        """Send a request where the router says."""
+        number = self._router.pick(demand.user)
+        replica = self.replicas[number]
+        replica.engine.wait_until(demand.due_s)
+        replica.engine.submit(
+            SimulatedRequest(demand.number, demand.due_s, demand.prompt_tokens, demand.output_tokens, demand.acceptance_class)
+        )
+        if not replica.is_running:
+            replica.is_running = True
+            heapq.heappush(self._running, (replica.engine.now_s, number))
+
+    def run(self) -> None:
+        """Run steps until no engine is behind the next action on the timeline; answers may put new ones there."""
+        running, timeline = self._running, self._timeline
+        while running and running[0][0] < timeline.next_s:
+            number = running[0][1]
+            replica = self.replicas[number]
+            engine, step = replica.engine, replica.engine.step
+            limit_s = min([timeline.next_s, *(at_s for at_s, _ in running[1:3])])
+            while True:
+                answers = step()
+                if answers:
+                    self._take(number, answers)
+                    limit_s = min(limit_s, timeline.next_s)
+                if not engine.has_work:
+                    heapq.heappop(running)
+                    replica.is_running = False
+                    break
+                if engine.now_s >= limit_s:
+                    heapq.heapreplace(running, (engine.now_s, number))
+                    break
+
+    def _take(self, number: int, answers: Sequence[SimulatedRequest]) -> None:
+        for request in answers:
+            self._router.answered(number)
+            self._answered(number, request)
+
+
+def totals_of(engine: Engine) -> Totals:
+    """An engine's sums as a value."""
+    sums = engine.totals
+    return Totals(
+        tokens=sums.tokens,
+        busy_s=sums.busy_s,
+        steps=sums.steps,
+        decode_steps=sums.decode_steps,
+        steps_off=sums.steps_off,
+        length_sum=sums.length_sum,
+        restarts=sums.restarts,
+        catch_up_tokens=sums.catch_up_tokens,
+        preemptions=sums.preemptions,
+        expected_tokens=sums.expected_tokens,
+        best_tokens=sums.best_tokens,
+    )

@@ -1,0 +1,121 @@
+"""What is looked at while a scenario runs, and the result that comes of it."""
+
+from __future__ import annotations
+
+from nightjar.loadtests.simulation.control_plane import ControlPlane
+from nightjar.loadtests.simulation.fleet import Fleet, totals_of
+from nightjar.loadtests.simulation.leases import begun_above, most_at_once
+from nightjar.loadtests.simulation.requests import SimulatedRequest
+from nightjar.loadtests.simulation.results import Quantiles, ReplicaResult, RunResult, Second, Totals
+from nightjar.loadtests.simulation.scenario import Scenario
+from nightjar.loadtests.simulation.workload import Demand
+from nightjar.policy.batch_buckets import bucket_range, buckets_up_to
+from nightjar.policy.fleet import learned
+from nightjar.policy.records import DrafterState, Settings, Table
+from nightjar.policy.steering import lengths_by_batch
+
+RESTARTING = frozenset({DrafterState.CATCHING_UP, DrafterState.PROBING, DrafterState.CONTRACTING, DrafterState.RELOADING})
+
+
+class Measures:
+    """Of one run. Nothing is counted before `begin`."""
+
+    def __init__(self, scenario: Scenario, fleet: Fleet) -> None:
+        self._scenario = scenario
+        self._fleet = fleet
+        self._ttft_s: list[float] = []
+        self._tpot_s: list[float] = []
+        self._e2e_s: list[float] = []
+        self._asked = 0
+        self._seconds: list[Second] = []
+        self._last: dict[str, Totals] = {}
+
+    def begin(self) -> None:
+        """Warm-up is over."""
+        for replica in self._fleet:
+            replica.before = totals_of(replica.engine)
+
+    def note_asked(self, demand: Demand) -> None:
+        """A request was sent."""
+        self._asked += demand.due_s >= self._scenario.warm_up_s
+
+    def note_answered(self, request: SimulatedRequest) -> None:
+        """A request was answered in full."""
+        assert request.first_token_s is not None
+        assert request.finish_s is not None
+        if request.arrival_s < self._scenario.warm_up_s:
+            return
+        self._ttft_s.append(request.first_token_s - request.arrival_s)
+        self._e2e_s.append(request.finish_s - request.arrival_s)
+        if request.output_tokens > 1:
+            self._tpot_s.append((request.finish_s - request.first_token_s) / (request.output_tokens - 1))
+
+    def note_second(self, now_s: float) -> None:
+        """One more row of the series."""
+        new = Totals()
+        for replica in self._fleet:
+            measured = replica.measured
+            new += measured - self._last.get(replica.replica_id, Totals())
+            self._last[replica.replica_id] = measured
+        engines = [replica.engine for replica in self._fleet if not replica.has_left]
+        self._seconds.append(
+            Second(
+                at_s=now_s,
+                totals=new,
+                decode_rows=sum(engine.decode_batch_size for engine in engines),
+                waiting=sum(engine.num_waiting for engine in engines),
+                restarting=sum(engine.drafter_state in RESTARTING for engine in engines),
+                serving=self._fleet.serving,
+            )
+        )
+
+    def result(self, control: ControlPlane | None) -> RunResult:
+        """The run's result, at its end."""
+        scenario = self._scenario
+        replicas = tuple(
+            ReplicaResult(
+                replica.replica_id,
+                replica.joined_s,
+                replica.measured,
+                self._plan(control.agents[replica.replica_id].settings) if control is not None else None,
+            )
+            for replica in self._fleet
+        )
+        total = Totals()
+        for replica in replicas:
+            total += replica.totals
+        spans = [span for replica in self._fleet for span in replica.engine.leased_restarts]
+        refused = 0
+        if control is not None:
+            refused = control.refusals + (control.actor.refusals if control.actor is not None else 0)
+        return RunResult(
+            planner=scenario.planner.name,
+            seed=scenario.seed,
+            measured_s=scenario.duration_s - scenario.warm_up_s,
+            totals=total,
+            replicas=replicas,
+            answered=len(self._e2e_s),
+            unfinished=self._asked - len(self._e2e_s),
+            ttft_s=Quantiles.of(self._ttft_s),
+            tpot_s=Quantiles.of(self._tpot_s),
+            e2e_s=Quantiles.of(self._e2e_s),
+            max_leases_in_flight=most_at_once(spans),
+            budget_violations=begun_above(spans, self._max_leases),
+            refused_reports=refused,
+            incarnation=control.store.incarnation if control is not None else 0,
+            steps_with_warm_up=sum(replica.engine.totals.steps for replica in self._fleet),
+            seconds=tuple(self._seconds),
+            learned=learned(control.actor.state) if control is not None and control.actor is not None else None,
+        )
+
+    def _max_leases(self, at_s: float) -> int:
+        """Restarts by lease that may run among the replicas that are there at a time."""
+        return sum(replica.joined_s <= at_s < replica.left_s for replica in self._fleet)
+
+    def _plan(self, settings: Settings | None) -> tuple[int, ...] | None:
+        """K by batch bucket of a table, measurements left out."""
+        if settings is None or not isinstance(settings.plan, Table):
+            return None
+        most = self._scenario.profile.limits.max_num_seqs
+        lengths = lengths_by_batch(settings.plan, most)
+        return tuple(lengths[bucket_range(bucket, most)[0]] for bucket in buckets_up_to(most))

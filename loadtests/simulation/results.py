@@ -1,0 +1,150 @@
+"""What a simulated run gave: totals after warm-up, latencies, a row a second, and what the policy ended with.
+
+Values only. `RunResult.to_bytes` is the same for the same scenario on every run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from operator import add, attrgetter, sub
+from typing import Any
+
+import numpy as np
+
+from nightjar.policy.learned import LearnedTables
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over engine steps. Tokens are generated ones; seconds are virtual.
+
+    `length_sum` is K summed over pure decode steps (`decode_steps`). `regret_tokens` is what the best K of every step would have
+    given more, `best_tokens` what it would have given, both expected, 0 unless tracked.
+    """
+
+    tokens: float = 0.0
+    busy_s: float = 0.0
+    steps: int = 0
+    decode_steps: int = 0
+    steps_off: int = 0
+    length_sum: int = 0
+    restarts: int = 0
+    catch_up_tokens: int = 0
+    preemptions: int = 0
+    expected_tokens: float = 0.0
+    best_tokens: float = 0.0
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(*map(add, _values(self), _values(other)))
+
+    def __sub__(self, other: Totals) -> Totals:
+        return Totals(*map(sub, _values(self), _values(other)))
+
+    @property
+    def goodput(self) -> float:
+        """Tokens per busy engine-second; 0 where none was busy."""
+        return self.tokens / self.busy_s if self.busy_s else 0.0
+
+    @property
+    def mean_num_speculative_tokens(self) -> float:
+        """Mean K over pure decode steps."""
+        return self.length_sum / self.decode_steps if self.decode_steps else 0.0
+
+    @property
+    def off_share(self) -> float:
+        """Share of pure decode steps at K = 0."""
+        return self.steps_off / self.decode_steps if self.decode_steps else 0.0
+
+    @property
+    def regret_tokens(self) -> float:
+        """Expected tokens that the best K of every step would have given more."""
+        return self.best_tokens - self.expected_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """Seconds over requests; all nan without any."""
+
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Quantiles:
+        """Mean and quantiles of some durations."""
+        if not len(seconds):
+            return cls(math.nan, math.nan, math.nan, math.nan)
+        values = np.asarray(seconds, dtype=float)
+        p50, p95, p99 = (float(value) for value in np.quantile(values, (0.5, 0.95, 0.99)))
+        return cls(float(values.mean()), p50, p95, p99)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaResult:
+    """One replica: its totals from when it joined or the warm-up ended, and the plan it ran last.
+
+    `plan` is K by batch bucket without measurements under way; None where the engine decides by itself or knows no settings.
+    """
+
+    replica_id: str
+    joined_s: float
+    totals: Totals
+    plan: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Second:
+    """What happened in the second that ends at `at_s`, over the whole service, and how it stands then."""
+
+    at_s: float
+    totals: Totals
+    decode_rows: int
+    waiting: int
+    restarting: int
+    serving: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """A run's measures, all after warm-up unless said otherwise.
+
+    Latencies are of requests that arrived after warm-up and were answered in full: time to first token, time per output token
+    after it, end to end. `unfinished` were asked after warm-up and not answered at the end. `max_leases_in_flight` and
+    `budget_violations` look at every decision: replicas in a leased restart, and decisions with more of them than the budget
+    allows (INV-6). `refused_reports` and `steps_with_warm_up` count from the start.
+    """
+
+    planner: str
+    seed: int
+    measured_s: float
+    totals: Totals
+    replicas: tuple[ReplicaResult, ...]
+    answered: int
+    unfinished: int
+    ttft_s: Quantiles
+    tpot_s: Quantiles
+    e2e_s: Quantiles
+    max_leases_in_flight: int
+    budget_violations: int
+    refused_reports: int
+    incarnation: int
+    steps_with_warm_up: int
+    seconds: tuple[Second, ...] = ()
+    learned: LearnedTables | None = None
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens per second of virtual time, all replicas together."""
+        return self.totals.tokens / self.measured_s
+
+    def to_bytes(self) -> bytes:
+        """A canonical form: equal results give equal bytes."""
+        plain = asdict(self) | {"learned": None if self.learned is None else self.learned.model_dump(mode="json")}
+        return json.dumps(plain, sort_keys=True).encode()
+
+
+_values: Callable[[Totals], tuple[Any, ...]] = attrgetter(*Totals.__dataclass_fields__)

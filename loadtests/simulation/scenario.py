@@ -1,0 +1,128 @@
+"""A scenario: everything that a simulated run depends on. Two runs of one scenario give the same bytes (SIM-3).
+
+Frozen values throughout, so that scenarios travel to other processes. Fails closed: numbers that make no run raise ValueError.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nightjar.loadtests.simulation.autoscaler import Autoscale
+from nightjar.loadtests.simulation.control_plane import PERFECT, Network
+from nightjar.loadtests.simulation.lies import Lie
+from nightjar.loadtests.simulation.profiles import Mechanics, Profile
+from nightjar.loadtests.simulation.router import RouterKind
+from nightjar.loadtests.simulation.workload import Workload
+from nightjar.policy.learned import LearnedTables
+from nightjar.policy.records import Local
+from nightjar.policy.settings import OperatorSettings
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerChoice:
+    """Who decides K: a planner of the fleet (`operator`), or one that every engine runs by itself (`local`), never both.
+
+    `prior` is what the policy had learned before the run: a warm start.
+    """
+
+    name: str
+    operator: OperatorSettings | None = None
+    local: Local | None = None
+    prior: LearnedTables | None = None
+
+    def __post_init__(self) -> None:
+        if (self.operator is None) == (self.local is None):
+            raise ValueError(f"planner {self.name}: give operator or local, one of them")
+        if self.operator is None and self.prior is not None:
+            raise ValueError(f"planner {self.name}: a prior needs a planner of the fleet")
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptanceScaled:
+    """From `at_s` on acceptance of all classes is `factor` times the profile's."""
+
+    at_s: float
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedChanged:
+    """From `at_s` on one replica runs its steps `speed` times as fast as the profile says."""
+
+    at_s: float
+    replica: int
+    speed: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaJoins:
+    """A new replica serves from `at_s` on; it gets the next free number."""
+
+    at_s: float
+    speed: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaLeaves:
+    """From `at_s` on a replica gets no new requests; it goes when its last one is answered."""
+
+    at_s: float
+    replica: int
+
+
+@dataclass(frozen=True, slots=True)
+class UsersChanged:
+    """From `at_s` on there are so many closed-loop users, whatever the regime said last."""
+
+    at_s: float
+    users: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaLies:
+    """From `at_s` on one replica's reports are lies."""
+
+    at_s: float
+    replica: int
+    lie: Lie
+
+
+Event = AcceptanceScaled | SpeedChanged | ReplicaJoins | ReplicaLeaves | UsersChanged | ReplicaLies
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One run: what serves, what is asked, who decides, what goes wrong, and what is looked at.
+
+    Rates and users of the workload are those of the whole service. What happens before `warm_up_s` is left out of every measure.
+    `replicas_per_node` share a node's host link. `series` keeps one row a second, `track_regret` compares every step with the
+    best K (both cost time).
+    """
+
+    profile: Profile
+    workload: Workload
+    planner: PlannerChoice
+    duration_s: float
+    warm_up_s: float = 0.0
+    replicas: int = 1
+    seed: int = 0
+    mechanics: Mechanics = Mechanics.DORMANT
+    router: RouterKind = "least_loaded"
+    network: Network = field(default=PERFECT)
+    autoscale: Autoscale | None = None
+    events: tuple[Event, ...] = ()
+    speeds: tuple[float, ...] = ()
+    replicas_per_node: int = 1
+    offload: bool = False
+    series: bool = False
+    track_regret: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warm_up_s < self.duration_s:
+            raise ValueError(f"warm_up_s {self.warm_up_s:g}, allowed are 0 up to duration_s {self.duration_s:g}")
+        if self.replicas < 1 or self.replicas_per_node < 1:
+            raise ValueError(f"replicas {self.replicas}, replicas_per_node {self.replicas_per_node}: at least 1 each")
+        if len(self.speeds) > self.replicas:
+            raise ValueError(f"{len(self.speeds)} speeds for {self.replicas} replicas")
+        if any(not event.at_s >= 0 for event in self.events):
+            raise ValueError("events happen at 0 s or later")

@@ -1,0 +1,214 @@
+"""Runs a scenario in virtual time: engines, requests, router, policy and whatever goes wrong, in the order in which it happens.
+
+`simulate` is a pure function of its scenario (and of the files it names): all randomness comes from its seed, in streams
+that do not touch one another. What is asked never depends on who decides, and an engine's own luck depends on its number
+alone, so two planners face the same service (common random numbers). Fails closed: a scenario that cannot run raises
+ValueError with what is allowed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import partial
+
+from nightjar.loadtests.simulation.autoscaler import Wanting, look
+from nightjar.loadtests.simulation.control_plane import ControlPlane
+from nightjar.loadtests.simulation.fleet import Engine, Fleet
+from nightjar.loadtests.simulation.lies import liar
+from nightjar.loadtests.simulation.measures import Measures
+from nightjar.loadtests.simulation.requests import SimulatedRequest
+from nightjar.loadtests.simulation.results import RunResult
+from nightjar.loadtests.simulation.router import Router
+from nightjar.loadtests.simulation.scenario import (
+    AcceptanceScaled,
+    Event,
+    PlannerChoice,
+    ReplicaJoins,
+    ReplicaLeaves,
+    ReplicaLies,
+    Scenario,
+    SpeedChanged,
+    UsersChanged,
+)
+from nightjar.loadtests.simulation.timeline import Timeline
+from nightjar.loadtests.simulation.users import Users, user_of
+from nightjar.loadtests.simulation.workload import Demand
+from nightjar.policy.drafter_life import UNLIMITED
+from nightjar.policy.records import Local, Mode, Settings, SettingsVersion
+
+__all__ = ["PlannerChoice", "RunResult", "Scenario", "simulate"]
+
+EngineBuilder = Callable[[Scenario, int, float], Engine]
+"""Makes a scenario's engine from its number and its speed."""
+
+NEVER_S = 1e9
+"""Settings of an engine that plans by itself never age."""
+
+
+def simulate(scenario: Scenario, build_engine: EngineBuilder) -> RunResult:
+    """Run a scenario to its end. Raises ValueError where it cannot run."""
+    run = _Run(scenario, build_engine)
+    return run.result()
+
+
+class _Run:
+    """One run on its way."""
+
+    def __init__(self, scenario: Scenario, build_engine: EngineBuilder) -> None:
+        self._scenario = scenario
+        self._build_engine = build_engine
+        self._timeline = Timeline()
+        self._router = Router(scenario.router, random.Random(f"router:{scenario.seed}"))  # noqa: S311
+        self._fleet = Fleet(self._timeline, self._router, self._answered)
+        self._measures = Measures(scenario, self._fleet)
+        self._users = Users(scenario.workload, scenario.seed)
+        self._demands = scenario.workload.open_demands(scenario.seed)
+        self._acceptance = 1.0
+        self._starting = 0
+        self._has_ended = False
+        self._control: ControlPlane | None = None
+
+    def result(self) -> RunResult:
+        """Everything in order of time, until the end."""
+        scenario, timeline = self._scenario, self._timeline
+        timeline.at(scenario.duration_s, self._end)
+        if scenario.planner.operator is not None:
+            self._control = ControlPlane(
+                operator=scenario.planner.operator,
+                network=scenario.network,
+                prior=scenario.planner.prior,
+                timeline=timeline,
+                seed=scenario.seed,
+            )
+        for number in range(scenario.replicas):
+            self._join(scenario.speeds[number] if number < len(scenario.speeds) else 1.0)
+        for count in scenario.workload.user_counts():
+            timeline.at(count.from_s, partial(self._set_users, count.users))
+        for event in scenario.events:
+            timeline.at(event.at_s, partial(self._happen, event))
+        if scenario.autoscale is not None:
+            timeline.at(scenario.autoscale.look_period_s, partial(self._look, Wanting()))
+        timeline.at(scenario.warm_up_s, self._begin_measuring)
+        self._schedule_arrival()
+        while not self._has_ended:
+            self._fleet.run()
+            timeline.run_next()
+        return self._measures.result(self._control)
+
+    def _end(self) -> None:
+        self._has_ended = True
+
+    def _begin_measuring(self) -> None:
+        self._measures.begin()
+        if self._scenario.series:
+            self._timeline.at(self._timeline.now_s + 1.0, self._note_second)
+
+    def _note_second(self) -> None:
+        self._measures.note_second(self._timeline.now_s)
+        self._timeline.at(self._timeline.now_s + 1.0, self._note_second)
+
+    def _join(self, speed: float) -> None:
+        number = len(self._fleet.replicas)
+        engine = self._build_engine(self._scenario, number, speed)
+        if self._acceptance != 1.0:
+            engine.scale_acceptance(self._acceptance)
+        replica = self._fleet.add(engine, replica_name(number))
+        if self._control is not None:
+            self._control.join(replica.replica_id, engine)
+        else:
+            assert self._scenario.planner.local is not None
+            engine.adopt(local_settings(self._scenario.planner.local, self._scenario.profile.drafter.arms))
+
+    def _schedule_arrival(self) -> None:
+        demand = next(self._demands, None)
+        if demand is not None:
+            self._timeline.at(demand.due_s, partial(self._arrive, demand))
+
+    def _arrive(self, demand: Demand) -> None:
+        self._ask(demand)
+        self._schedule_arrival()
+
+    def _ask(self, demand: Demand) -> None:
+        self._measures.note_asked(demand)
+        self._fleet.submit(demand)
+
+    def _set_users(self, count: int) -> None:
+        for demand in self._users.set_count(count, self._timeline.now_s):
+            self._ask(demand)
+
+    def _answered(self, number: int, request: SimulatedRequest) -> None:
+        """An engine finished a request: its user, if it has one, asks again in that moment."""
+        self._measures.note_answered(request)
+        user = user_of(request.number)
+        if user is not None:
+            assert request.finish_s is not None
+            self._timeline.at(request.finish_s, partial(self._ask_again, user))
+        if self._fleet.has_just_left(number) and self._control is not None:
+            self._control.leave(replica_name(number))
+
+    def _ask_again(self, user: int) -> None:
+        demand = self._users.answered(user, self._timeline.now_s)
+        if demand is not None:
+            self._ask(demand)
+
+    def _drain(self, number: int) -> None:
+        self._fleet.drain(number)
+        if self._fleet.has_just_left(number) and self._control is not None:
+            self._control.leave(replica_name(number))
+
+    def _look(self, wanting: Wanting) -> None:
+        """One look of the autoscaler; the youngest replicas leave first."""
+        rules = self._scenario.autoscale
+        assert rules is not None
+        now_s = self._timeline.now_s
+        present = self._fleet.serving + self._starting
+        wanted, wanting = look(rules, present, self._fleet.in_flight, wanting, now_s)
+        for _ in range(wanted - present):
+            self._starting += 1
+            self._timeline.at(now_s + rules.start_up_s, self._started)
+        for number in self._router.serving[::-1][: max(present - wanted, 0)]:
+            self._drain(number)
+        self._timeline.at(now_s + rules.look_period_s, partial(self._look, wanting))
+
+    def _started(self) -> None:
+        self._starting -= 1
+        self._join(1.0)
+
+    def _happen(self, event: Event) -> None:
+        match event:
+            case AcceptanceScaled():
+                self._acceptance = event.factor
+                for replica in self._fleet.replicas:
+                    replica.engine.scale_acceptance(event.factor)
+            case SpeedChanged():
+                self._fleet.replicas[event.replica].engine.speed = event.speed
+            case ReplicaJoins():
+                self._join(event.speed)
+            case ReplicaLeaves():
+                self._drain(event.replica)
+            case UsersChanged():
+                self._set_users(event.users)
+            case ReplicaLies() if self._control is not None:
+                self._control.agents[replica_name(event.replica)].lie = liar(event.lie)
+
+
+def replica_name(number: int) -> str:
+    """A replica's id in reports and results.
+
+    >>> replica_name(7)
+    'replica-7'
+    """
+    return f"replica-{number}"
+
+
+def local_settings(plan: Local, arms: tuple[int, ...]) -> Settings:
+    """What an engine gets once, when it decides by itself: every arm, no dwell, restarts as it likes."""
+    return Settings(
+        version=SettingsVersion(incarnation=1, sequence=1),
+        mode=Mode(kind="auto"),
+        plan=plan,
+        allowed_num_speculative_tokens=arms,
+        settings_max_age_s=NEVER_S,
+        micro_restart_tokens=UNLIMITED,
+    )

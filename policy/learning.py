@@ -1,0 +1,97 @@
+"""One group's tick: merge what replicas measured, think if that is news, deal out measurements, and let single replicas think.
+
+Everything a group learns goes through here, from values to values; the fleet loop around it knows of modes and records only.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from statistics import median
+from typing import Final
+
+from nightjar.policy.evidence import Evidence
+from nightjar.policy.exploration import Allowance, Explorer, deal
+from nightjar.policy.fleet_state import GroupState, ReplicaState
+from nightjar.policy.merging import merge
+from nightjar.policy.planners import PLANNERS
+from nightjar.policy.planners.planner import GroupView
+from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.thinking import is_news, own_evidence, think
+
+MOST_OWN_THOUGHTS: Final = 100
+"""Replicas of a group that think for themselves in one tick, the longest waiting first: bounds its time in a cold, large group."""
+
+
+def learn(
+    group: GroupState,
+    members: Mapping[str, ReplicaState],
+    explorers: Mapping[str, Explorer],
+    settings: OperatorSettings,
+    next_segment_id: int,
+    now_s: float,
+    rng: random.Random,
+) -> tuple[GroupState, dict[str, ReplicaState]]:
+    """The group after this tick, and those of its live `members` that changed. `explorers` may be asked to measure."""
+    pending = {replica_id: replica.pending for replica_id, replica in members.items()}
+    before = group.evidence if group.decided_at_s is not None else _heard_at(group.evidence, now_s)
+    evidence, left = merge(before, pending, settings.evidence_half_life_steps, now_s)
+    changed = {replica_id: replace(members[replica_id], pending=waiting) for replica_id, waiting in left.items()}
+    view = GroupView(group.key, settings, evidence, group.plan, now_s)
+    after = replace(group, evidence=evidence, planner=settings.planner, decided_at_s=now_s)
+    if settings.planner != "fleet":
+        changed.update(_without_own({**members, **changed}))
+        return replace(after, plan=PLANNERS[settings.planner](view), segments=(), thought=None), changed
+    thought = think(view) if group.thought is None or is_news(group.thought, view) else group.thought
+    elapsed_s = now_s - group.decided_at_s if group.decided_at_s is not None else 0.0
+    segments, allowance = deal(
+        view,
+        thought.wanted,
+        explorers,
+        {**pending, **left},
+        group.segments,
+        _earned(group.allowance, members, explorers, elapsed_s),
+        next_segment_id,
+        rng,
+    )
+    changed.update(_own_thoughts(view.with_plan(thought.plan), {**members, **changed}))
+    return replace(after, plan=thought.plan, segments=segments, allowance=allowance, thought=thought), changed
+
+
+def _heard_at(evidence: Evidence, now_s: float) -> Evidence:
+    """Stored evidence as if it had been heard now: its ages were not stored."""
+    return Evidence({cell: known.at(now_s) for cell, known in evidence.cells.items()}, evidence.acceptance.at(now_s))
+
+
+def _earned(
+    allowance: Allowance, members: Mapping[str, ReplicaState], explorers: Mapping[str, Explorer], elapsed_s: float
+) -> Allowance:
+    """The allowance with what the group generated since the last tick. A median, so that no boast earns anything (INV-10)."""
+    rates = [replica.generated_tokens_per_s for replica in members.values()]
+    rows = max((explorer.decode_batch_size for explorer in explorers.values()), default=0)
+    return allowance.earn(median(rates) * len(rates) * elapsed_s if rates else 0.0, float(rows))
+
+
+def _own_thoughts(view: GroupView, members: Mapping[str, ReplicaState]) -> dict[str, ReplicaState]:
+    """Replicas whose own thought is new or gone. `view` runs the group's new plan."""
+    waiting: list[tuple[float, str, GroupView]] = []
+    changed: dict[str, ReplicaState] = {}
+    for replica_id, replica in members.items():
+        evidence = own_evidence(view, len(members), replica.pending)
+        if evidence is None:
+            if replica.own is not None:
+                changed[replica_id] = replace(replica, own=None)
+            continue
+        mine = view.with_evidence(evidence)
+        if replica.own is not None:
+            mine = mine.with_plan(replica.own.plan)
+        if is_news(replica.own, mine):
+            waiting.append((replica.own.at_s if replica.own is not None else float("-inf"), replica_id, mine))
+    for _, replica_id, mine in sorted(waiting, key=lambda entry: entry[:2])[:MOST_OWN_THOUGHTS]:
+        changed[replica_id] = replace(members[replica_id], own=think(mine))
+    return changed
+
+
+def _without_own(members: Mapping[str, ReplicaState]) -> dict[str, ReplicaState]:
+    return {replica_id: replace(replica, own=None) for replica_id, replica in members.items() if replica.own is not None}
