@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 
 from nightjar.policy.learned import LearnedTables
 from nightjar.policy.modes import ModeOverride
-from nightjar.policy.records import EngineLoad, Record, Settings
+from nightjar.policy.records import EngineLoad, Record, RestartWish, Settings
 from nightjar.policy.settings import OperatorSettings
 
 FILE_NAME: Final = "policy-journal.jsonl"
@@ -30,11 +30,12 @@ log = structlog.get_logger(__name__)
 
 
 class ReplicaInput(Record):
-    """What a tick knew of one replica: its group and its load as last reported."""
+    """What a tick knew of one replica: its group, its load and its wish as last reported."""
 
     replica_id: str
     group_id: str
     load: EngineLoad
+    restart_wish: RestartWish | None = None
 
 
 class JournalEntry(Record):

@@ -24,7 +24,7 @@ from nightjar.cluster.operator_answers import ConfigureAnswer, SetModeAnswer, ch
 from nightjar.cluster.overrides import ModeRequestError, apply_request, in_words, override_status, parse_mode_request
 from nightjar.cluster.refusals import Refusals
 from nightjar.cluster.store import KeyValueStore
-from nightjar.policy.fleet import Decision, decide, empty_fleet, learned, observe, with_learned
+from nightjar.policy.fleet import Decision, decide, empty_fleet, learned, observe, quieted, with_learned
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.issuing import settings_of
 from nightjar.policy.learned import LearnedTables
@@ -91,6 +91,7 @@ class PolicyService:
         self._overrides = remembered.overrides
         if remembered.learned is not None:
             self._fleet = with_learned(self._fleet, remembered.learned)
+        self._fleet = quieted(self._fleet, self._clock())
         self._learned = learned(self._fleet)
         self._mailbox = Mailbox(incarnation=remembered.incarnation + 1)
         self._checkpoint.keep_incarnation(self.incarnation)
@@ -233,6 +234,7 @@ class PolicyService:
             self._causes.append(f"incarnation rose to {self.incarnation}: a report or the store named another policy's")
             log.warning("incarnation_rose", incarnation=self.incarnation)
             self._checkpoint.keep_incarnation(self.incarnation)
+            self._fleet = quieted(self._fleet, now_s)
         self._drop_expired_overrides(now_s)
         self._decisions, self._fleet = decide(self._fleet, self._operator_settings, self._overrides, now_s, rng)
         self._mailbox.keep_only(self._decisions)
@@ -273,7 +275,13 @@ class PolicyService:
             overrides=self._overrides,
             learned=self._learned,
             replicas=tuple(
-                ReplicaInput(replica_id=replica.replica_id, group_id=replica.group_id, load=replica.load) for replica in replicas
+                ReplicaInput(
+                    replica_id=replica.replica_id,
+                    group_id=replica.group_id,
+                    load=replica.load,
+                    restart_wish=self._fleet.replicas[replica.replica_id].report.restart_wish,
+                )
+                for replica in replicas
             ),
             decided=decided,
             error=error,

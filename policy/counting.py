@@ -16,6 +16,7 @@ from nightjar.policy.acceptance import AcceptanceEvidence
 from nightjar.policy.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.evidence import Cell, CellEvidence
 from nightjar.policy.records import CellCounters, Counters, GroupKey
+from nightjar.policy.restart_price import CatchUpEvidence, NewRestarts
 
 SHORTEST_STEP_SECONDS: Final = 1e-5
 LONGEST_STEP_SECONDS: Final = 600.0
@@ -52,6 +53,10 @@ class CountedEngine:
     step_count: int = 0
     generated_tokens: int = 0
     cells: Mapping[Cell, CountedCell] | None = None
+    catch_up_tokens: int = 0
+    catch_up_seconds: float = 0.0
+    restarts: int = 0
+    failed_probes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,7 @@ class NewSteps:
     cells: Mapping[Cell, CellEvidence]
     acceptance: AcceptanceEvidence
     generated_tokens: int
+    restarts: NewRestarts
 
 
 def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: GroupKey) -> tuple[NewSteps, CountedEngine]:
@@ -91,9 +97,19 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
     missing = before.keys() - now.keys()
     _require(not missing, min(missing, default=(0, 0)), "counted before and missing now")
     _check_time(seconds, steps, counters.step_count - baseline.step_count, elapsed_s)
+    restarts = _restarts(counters, baseline, elapsed_s)
     generated_tokens = sum(total.generated_tokens for total in counters.totals)
-    new = NewSteps(new_cells, acceptance, max(generated_tokens - baseline.generated_tokens, 0))
-    return new, CountedEngine(counters.engine_id, counters.step_count, generated_tokens, now)
+    new = NewSteps(new_cells, acceptance, max(generated_tokens - baseline.generated_tokens, 0), restarts)
+    return new, CountedEngine(
+        counters.engine_id,
+        counters.step_count,
+        generated_tokens,
+        now,
+        counters.catch_up_tokens,
+        counters.catch_up_seconds,
+        counters.restarts,
+        counters.failed_probes,
+    )
 
 
 def _counted(cell: CellCounters) -> CountedCell:
@@ -193,13 +209,39 @@ def _check_positions(key: Cell, added: CountedCell) -> None:
 def _check_time(seconds: float, steps: int, all_steps: int, elapsed_s: float) -> None:
     if steps > all_steps:
         raise ImplausibleCountersError(f"{steps} new clean steps among {all_steps} new steps")
-    allowed_s = elapsed_s * (1.0 + CLOCK_SLACK_SHARE) + CLOCK_SLACK_SECONDS
-    if seconds > allowed_s:
-        raise ImplausibleCountersError(f"{seconds:.3g} new step seconds, allowed are {allowed_s:.3g} since the last counted report")
-    if all_steps * SHORTEST_STEP_SECONDS > allowed_s:
+    _check_clock(seconds, "step", elapsed_s)
+    if all_steps * SHORTEST_STEP_SECONDS > _allowed_s(elapsed_s):
         raise ImplausibleCountersError(
             f"{all_steps} new steps in {elapsed_s:.3g} s, allowed are {SHORTEST_STEP_SECONDS:g} s a step"
         )
+
+
+def _restarts(counters: Counters, baseline: CountedEngine, elapsed_s: float) -> NewRestarts:
+    tokens = counters.catch_up_tokens - baseline.catch_up_tokens
+    seconds = counters.catch_up_seconds - baseline.catch_up_seconds
+    restarts, failed = counters.restarts - baseline.restarts, counters.failed_probes - baseline.failed_probes
+    if min(tokens, seconds, restarts, failed) < 0:
+        raise ImplausibleCountersError(
+            f"{tokens} tokens and {seconds:.3g} s of catching up, {restarts} restarts and {failed} failed probes more than before"
+        )
+    _check_clock(seconds, "catch-up", elapsed_s)
+    if (tokens > 0) != (seconds > 0.0) or failed > restarts + 1:
+        raise ImplausibleCountersError(
+            f"{tokens} tokens caught up in {seconds:.3g} s; {failed} failed probes of {restarts} restarts"
+        )
+    return NewRestarts(CatchUpEvidence(float(tokens), seconds), restarts, failed)
+
+
+def _check_clock(seconds: float, kind: str, elapsed_s: float) -> None:
+    allowed_s = _allowed_s(elapsed_s)
+    if seconds > allowed_s:
+        raise ImplausibleCountersError(
+            f"{seconds:.3g} new {kind} seconds, allowed are {allowed_s:.3g} since the last counted report"
+        )
+
+
+def _allowed_s(elapsed_s: float) -> float:
+    return elapsed_s * (1.0 + CLOCK_SLACK_SHARE) + CLOCK_SLACK_SECONDS
 
 
 def _require(holds: bool, key: Cell, problem: str) -> None:

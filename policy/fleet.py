@@ -10,10 +10,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from nightjar.policy.exploration import Explorer, in_words
-from nightjar.policy.fleet_state import Decision, FleetState, GroupState, ReplicaState, empty_fleet, learned, with_learned
+from nightjar.policy.fleet_restarts import MayGrant, group_restarts
+from nightjar.policy.fleet_state import (
+    Decision,
+    FleetState,
+    GroupState,
+    ReplicaState,
+    empty_fleet,
+    learned,
+    quieted,
+    with_learned,
+)
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.intake import observe
 from nightjar.policy.learning import learn
@@ -23,7 +34,7 @@ from nightjar.policy.planners.planner import one_length, speculation
 from nightjar.policy.records import DrafterState, ExplorationSegment, GroupKey, Mode, Table
 from nightjar.policy.settings import OperatorSettings
 
-__all__ = ["Decision", "FleetState", "decide", "empty_fleet", "fleet_status", "learned", "observe", "with_learned"]
+__all__ = ["Decision", "FleetState", "decide", "empty_fleet", "fleet_status", "learned", "observe", "quieted", "with_learned"]
 
 MAX_REASON_LENGTH: Final = 1024
 """Of a record's `reason`."""
@@ -48,8 +59,9 @@ def decide(
     decisions: dict[str, Decision] = {}
     groups: dict[str, GroupState] = {}
     next_segment_id = state.next_segment_id
+    may_grant = MayGrant.of(state, settings, now_s)
     for group_id, group in state.groups.items():
-        if not members[group_id] and not group.evidence.cells:
+        if not (members[group_id] or group.evidence.cells or group.restarts.open_leases):
             continue
         modes = {
             replica_id: effective_mode(replica_id, replica.report.application, settings.mode, still, now_s)
@@ -63,9 +75,15 @@ def decide(
         groups[group_id], changed = learn(group, members[group_id], explorers, settings, next_segment_id, now_s, rng)
         members[group_id].update(changed)
         live.update(changed)
+        groups[group_id], terms, may_grant, counted = group_restarts(
+            groups[group_id], members[group_id], modes, settings, may_grant, now_s
+        )
+        for replica_id, new_restarts in counted.items():
+            live[replica_id] = replace(live[replica_id], new_restarts=new_restarts)
         next_segment_id = max([next_segment_id, *(held.segment.segment_id + 1 for held in groups[group_id].segments)])
-        decisions.update(_decisions(groups[group_id], members[group_id], modes, settings))
-    return decisions, FleetState(PersistentMap(live), groups, next_segment_id)
+        decided = _decisions(groups[group_id], members[group_id], modes, settings)
+        decisions.update({name: replace(decision, terms=terms[name]) for name, decision in decided.items()})
+    return decisions, FleetState(PersistentMap(live), groups, next_segment_id, state.quiet_since_s)
 
 
 def _explorer(replica: ReplicaState) -> Explorer:

@@ -18,6 +18,8 @@ from nightjar.policy.merging import Pending
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.planner import GroupPlan
 from nightjar.policy.records import GroupKey, LoadReport, Mode, Plan
+from nightjar.policy.restart_price import NewRestarts
+from nightjar.policy.restarts import GroupRestarts, Terms
 from nightjar.policy.thinking import Thought
 
 
@@ -36,6 +38,7 @@ class ReplicaState:
     pending: Pending = field(default_factory=Pending)
     acceptance: AcceptanceEvidence = field(default_factory=AcceptanceEvidence)
     generated_tokens_per_s: float = 0.0
+    new_restarts: NewRestarts = field(default_factory=NewRestarts)
     retired_engine_ids: tuple[str, ...] = ()
     own: Thought | None = field(default=None, compare=False)
 
@@ -55,15 +58,20 @@ class GroupState:
     allowance: Allowance = field(default_factory=Allowance)
     decided_at_s: float | None = None
     thought: Thought | None = field(default=None, compare=False)
+    restarts: GroupRestarts = field(default_factory=GroupRestarts)
 
 
 @dataclass(frozen=True, slots=True)
 class FleetState:
-    """The whole fleet as a value. `observe` shares all but one replica's entry with the state before it."""
+    """The whole fleet as a value. `observe` shares all but one replica's entry with the state before it.
+
+    `quiet_since_s` is when this policy began, if leases of a predecessor may still be in use after it (INV-6).
+    """
 
     replicas: PersistentMap[ReplicaState] = field(default_factory=PersistentMap)
     groups: Mapping[str, GroupState] = field(default_factory=dict)
     next_segment_id: int = 1
+    quiet_since_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +83,19 @@ class Decision:
     allowed_num_speculative_tokens: tuple[int, ...]
     dwell_steps: int
     reason: str
+    terms: Terms = field(default_factory=Terms)
 
 
 def empty_fleet() -> FleetState:
     """A fleet nobody has reported to yet."""
     return FleetState()
+
+
+def quieted(state: FleetState, now_s: float) -> FleetState:
+    """The state of a policy that begins at `now_s` and cannot know what another granted before: a new incarnation, or one that
+    rose above another's. It grants nothing until every such lease has ended (INV-6).
+    """
+    return replace(state, quiet_since_s=now_s)
 
 
 def learned(state: FleetState) -> LearnedTables:
@@ -93,7 +109,7 @@ def learned(state: FleetState) -> LearnedTables:
         cells += len(group.evidence.cells)
         if cells > MAX_LEARNED_CELLS:
             break
-        stored.append(LearnedGroup.of(group.key, group.evidence))
+        stored.append(LearnedGroup.of(group.key, group.evidence, group.restarts.catch_up))
     return LearnedTables(next_segment_id=state.next_segment_id, groups=tuple(stored))
 
 
@@ -104,5 +120,6 @@ def with_learned(state: FleetState, tables: LearnedTables) -> FleetState:
         group_id = stored.key.group_id
         group = groups.get(group_id, GroupState(stored.key))
         if not group.evidence.cells:
-            groups[group_id] = replace(group, evidence=stored.evidence())
+            restarts = replace(group.restarts, catch_up=stored.catch_up())
+            groups[group_id] = replace(group, evidence=stored.evidence(), restarts=restarts)
     return replace(state, groups=groups, next_segment_id=max(state.next_segment_id, tables.next_segment_id))

@@ -50,8 +50,14 @@ def _group(group_id: str, group: GroupState, replicas: int) -> GroupStatus:
         rows=plan.rows if plan is not None else (),
         acceptance=group.evidence.acceptance.measured(),
         cells=tuple(cells),
-        reason="" if plan is None else "; ".join(plan.reasons) or plan.summary,
+        reason="; ".join(part for part in (*(() if plan is None else plan.reasons or (plan.summary,)), _restarts(group)) if part),
     )
+
+
+def _restarts(group: GroupState) -> str:
+    """`restarts: 2 of 3 granted`; empty where none is wished or in flight."""
+    granted, waiting = len(group.restarts.open_leases), len(group.restarts.waiting_since_s)
+    return f"restarts: {granted} of {granted + waiting} granted" if granted or waiting else ""
 
 
 def _replica(replica_id: str, replica: ReplicaState, group: GroupState, decision: Decision | None, now_s: float) -> ReplicaStatus:
@@ -87,6 +93,8 @@ def _reason(replica: ReplicaState, group: GroupState, decision: Decision | None)
         words = (group.plan if replica.own is None else replica.own.plan).reason(batch)
         if isinstance(decision.plan, Table) and decision.plan.segments:
             words += f"; {in_words(decision.plan.segments)}"
+        if decision.terms.words:
+            words += f"; {decision.terms.words}"
         if decision.mode.kind == "shadow":
             words = f"shadow, nothing is touched: {words}"
     if report.local_mode is not None:

@@ -14,6 +14,7 @@ from nightjar.policy.counting import CountedEngine, ImplausibleCountersError, Ne
 from nightjar.policy.fleet_state import FleetState, GroupState, ReplicaState
 from nightjar.policy.merging import Pending
 from nightjar.policy.records import GroupKey, LoadReport
+from nightjar.policy.restart_price import NewRestarts
 from nightjar.policy.settings import OperatorSettings
 
 MAX_REPLICAS: Final = 20_000
@@ -51,7 +52,12 @@ def observe(state: FleetState, report: LoadReport, now_s: float, settings: Opera
     except ImplausibleCountersError as problem:
         ignored = f"replica {report.replica_id}: {problem}; its counts are left out"
     finished = min(report.snapshot.finished_segment_id + 1, state.next_segment_id + MAX_SEGMENT_ID_STEP)
-    return FleetState(state.replicas.with_item(report.replica_id, present), groups, max(state.next_segment_id, finished)), ignored
+    return replace(
+        state,
+        replicas=state.replicas.with_item(report.replica_id, present),
+        groups=groups,
+        next_segment_id=max(state.next_segment_id, finished),
+    ), ignored
 
 
 def _outdated(known: ReplicaState, report: LoadReport) -> str:
@@ -94,7 +100,7 @@ def _heard(known: ReplicaState | None, report: LoadReport, group_id: str, now_s:
         return ReplicaState(light, group_id, now_s, CountedEngine(engine_id))
     heard = replace(known, report=light, heard_at_s=now_s)
     if known.group_id != group_id:
-        heard = replace(heard, group_id=group_id, pending=Pending(), acceptance=AcceptanceEvidence())
+        heard = replace(heard, group_id=group_id, pending=Pending(), acceptance=AcceptanceEvidence(), new_restarts=NewRestarts())
     if known.counted.engine_id == engine_id and known.group_id == group_id:
         return heard
     retired = known.retired_engine_ids
@@ -116,4 +122,5 @@ def _counted(
         pending=replica.pending.plus(new.cells, new.acceptance, half_life_steps, now_s) if new.cells else replica.pending,
         acceptance=replica.acceptance.plus(new.acceptance) if new.cells else replica.acceptance,
         generated_tokens_per_s=rate,
+        new_restarts=replica.new_restarts.plus(new.restarts),
     )

@@ -35,6 +35,10 @@ def settings_of(decision: Decision, operator_settings: OperatorSettings) -> Sett
         dwell_steps=decision.dwell_steps,
         settings_max_age_s=operator_settings.settings_max_age_s,
         exchange_period_s=operator_settings.exchange_period_s,
+        micro_restart_tokens=decision.terms.micro_restart_tokens,
+        catch_up_chunk_tokens=decision.terms.catch_up_chunk_tokens,
+        leases=decision.terms.leases,
+        offload=operator_settings.offload_rules(),
         reason=decision.reason,
     )
 

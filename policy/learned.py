@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from nightjar.policy.acceptance import AcceptanceEvidence
 from nightjar.policy.evidence import CellEvidence, Evidence
 from nightjar.policy.records import MAX_CELLS, MAX_NUM_SPECULATIVE_TOKENS, Count, GroupKey, NumSpeculativeTokens, Record
+from nightjar.policy.restart_price import CatchUpEvidence
 
 MAX_LEARNED_CELLS: Final = 16_384
 """Of all groups together: about 60 bytes each keep the record well below MAX_RECORD_BYTES."""
@@ -23,7 +24,7 @@ PositionSums = Annotated[tuple[DecayedSum, ...], Field(max_length=MAX_NUM_SPECUL
 
 
 class LearnedGroup(Record):
-    """One group's evidence: a column entry per cell, and decode rows by draft position."""
+    """One group's evidence: a column entry per cell, decode rows by draft position, and the price of catching up."""
 
     key: GroupKey
     batch_buckets: Annotated[tuple[Annotated[int, Field(ge=0, lt=64)], ...], Field(max_length=MAX_CELLS)] = ()
@@ -35,6 +36,8 @@ class LearnedGroup(Record):
     log_step_seconds_squared: Annotated[tuple[Annotated[float, Field(ge=0.0, le=1e18)], ...], Field(max_length=MAX_CELLS)] = ()
     reached: PositionSums = ()
     accepted: PositionSums = ()
+    catch_up_tokens: DecayedSum = 0.0
+    catch_up_seconds: DecayedSum = 0.0
 
     @model_validator(mode="after")
     def _columns_are_equally_long(self) -> Self:
@@ -48,7 +51,7 @@ class LearnedGroup(Record):
         return self
 
     @classmethod
-    def of(cls, key: GroupKey, evidence: Evidence) -> LearnedGroup:
+    def of(cls, key: GroupKey, evidence: Evidence, catch_up: CatchUpEvidence) -> LearnedGroup:
         """The stored form of a group's evidence."""
         cells = sorted(evidence.cells.items())
         return cls(
@@ -62,6 +65,8 @@ class LearnedGroup(Record):
             log_step_seconds_squared=tuple(cell.log_seconds_squared for _, cell in cells),
             reached=evidence.acceptance.reached,
             accepted=evidence.acceptance.accepted,
+            catch_up_tokens=catch_up.tokens,
+            catch_up_seconds=catch_up.seconds,
         )
 
     def evidence(self) -> Evidence:
@@ -77,6 +82,10 @@ class LearnedGroup(Record):
         cells = (CellEvidence(*sums) for sums in zip(*columns, strict=True))
         keys = zip(self.batch_buckets, self.num_speculative_tokens, strict=True)
         return Evidence(dict(zip(keys, cells, strict=True)), AcceptanceEvidence(self.reached, self.accepted))
+
+    def catch_up(self) -> CatchUpEvidence:
+        """What was stored of the price of catching up."""
+        return CatchUpEvidence(self.catch_up_tokens, self.catch_up_seconds)
 
 
 class LearnedTables(Record):

@@ -17,6 +17,7 @@ from nightjar.policy.records import (
     MAX_NUM_SPECULATIVE_TOKENS,
     Mode,
     NumSpeculativeTokens,
+    OffloadRules,
     Table,
     TableRow,
 )
@@ -105,6 +106,58 @@ class OperatorSettings(BaseModel):
         check_rows(self.switch_cost_table)
         return self
 
+    max_restart_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=0.2,
+        description="Share of a group's replicas that may restart speculation by lease at the same time; one always may. All "
+        "replicas see the same load fall, and each is slow while it catches up.",
+    )
+    max_restart_slowdown: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=0.04,
+        description="Share of a group's capacity that restarts by lease may take at the same time. With catch_up_slowdown 0.2 "
+        "it allows a quarter of the replicas, with longer steps fewer.",
+    )
+    max_reloads_per_node: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1,
+        description="Replicas of one node that may move draft weights back at the same time: they share the host's link.",
+    )
+    max_lease_ttl_s: Annotated[float, Field(ge=5.0, le=600.0)] = Field(
+        default=60.0,
+        description="Seconds that any lease lives at most, and that a new policy waits before it grants: leases of its "
+        "predecessor may be in use until then.",
+    )
+    catch_up_slowdown: Annotated[float, Field(ge=0.01, le=4.0)] = Field(
+        default=0.2,
+        description="Share by which catching up may make one engine step longer: it bounds the tokens recomputed in a step. "
+        "Higher restarts sooner and slows requests in flight more.",
+    )
+    offload: Literal["never", "auto"] = Field(
+        default="never",
+        description="Whether dormant draft weights may move to host memory when KV blocks run out. never, because bringing them "
+        "back takes seconds: a choice for engines that are short of memory for long.",
+    )
+    offload_below_free_share: Annotated[float, Field(ge=0.0, le=0.9)] = Field(
+        default=0.1,
+        description="Share of free KV blocks below which, while requests wait, memory counts as short.",
+    )
+    offload_after_s: Annotated[float, Field(ge=0.0, le=3600.0)] = Field(
+        default=10.0,
+        description="Seconds that memory must have been short before weights move: a burst is over sooner than they are back.",
+    )
+    reload_above_free_share: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.3,
+        description="Share of free KV blocks from which weights may come back: the pool shrinks first, and well above "
+        "offload_below_free_share the two do not chase each other.",
+    )
+
+    @model_validator(mode="after")
+    def _weights_come_back_above_where_they_leave(self) -> Self:
+        if self.reload_above_free_share <= self.offload_below_free_share:
+            raise ValueError(
+                f"reload_above_free_share {self.reload_above_free_share} must be above offload_below_free_share "
+                f"{self.offload_below_free_share}"
+            )
+        return self
+
     @model_validator(mode="after")
     def _schedule_is_a_table(self) -> Self:
         if self.planner == "schedule" and not self.num_speculative_tokens_per_batch_size:
@@ -120,6 +173,16 @@ class OperatorSettings(BaseModel):
                 TableRow(first_batch_size=first, last_batch_size=last, num_speculative_tokens=length)
                 for first, last, length in self.num_speculative_tokens_per_batch_size
             )
+        )
+
+    def offload_rules(self) -> OffloadRules | None:
+        """When weights may leave the accelerator and come back; None where they never may."""
+        if self.offload == "never":
+            return None
+        return OffloadRules(
+            free_share_below=self.offload_below_free_share,
+            pressure_s=self.offload_after_s,
+            reload_free_share=self.reload_above_free_share,
         )
 
     def arms(self, max_num_speculative_tokens: int) -> tuple[int, ...]:

@@ -1,0 +1,90 @@
+"""Restarts of the whole fleet in one decision: what each group's replicas reported, and what all groups share of a node.
+
+Between `policy.fleet`, which knows reports and modes, and `policy.restarts`, which knows one group's prices and leases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+from nightjar.policy.batch_buckets import FIRST_BATCH_SIZES
+from nightjar.policy.fleet_state import FleetState, GroupState, ReplicaState
+from nightjar.policy.records import Mode
+from nightjar.policy.restart_budget import reloads_by_node
+from nightjar.policy.restart_price import CatchUpEvidence, NewRestarts
+from nightjar.policy.restarts import Outlook, Restarter, Terms, decide_restarts
+from nightjar.policy.settings import OperatorSettings
+
+
+@dataclass(frozen=True, slots=True)
+class MayGrant:
+    """What groups that decide one after the other share: the nodes' reloads in flight, and whether anything may be granted."""
+
+    is_quiet_over: bool
+    reloads_on_node: Mapping[str, int]
+
+    @classmethod
+    def of(cls, state: FleetState, settings: OperatorSettings, now_s: float) -> Self:
+        """At the beginning of a decision."""
+        quiet_since_s = state.quiet_since_s
+        leases = (held for group in state.groups.values() for held in group.restarts.open_leases if now_s < held.ends_at_s)
+        return cls(quiet_since_s is None or now_s - quiet_since_s >= settings.max_lease_ttl_s, reloads_by_node(leases))
+
+    def after(self, before: GroupState, now: GroupState, now_s: float) -> Self:
+        """With the leases of one group as they are after its turn."""
+        counts = dict(self.reloads_on_node)
+        was = reloads_by_node(held for held in before.restarts.open_leases if now_s < held.ends_at_s)
+        for node_id, reloads in was.items():
+            counts[node_id] -= reloads
+        for node_id, reloads in reloads_by_node(now.restarts.open_leases).items():
+            counts[node_id] = counts.get(node_id, 0) + reloads
+        return replace(self, reloads_on_node=counts)
+
+
+def group_restarts(
+    group: GroupState,
+    members: Mapping[str, ReplicaState],
+    modes: Mapping[str, tuple[Mode, str]],
+    settings: OperatorSettings,
+    may_grant: MayGrant,
+    now_s: float,
+) -> tuple[GroupState, dict[str, Terms], MayGrant, dict[str, NewRestarts]]:
+    """The group with its leases, every member's terms, what the groups after it may grant, and what members still have to tell.
+
+    `group` holds the plan and the evidence of this decision.
+    """
+    plan, evidence = group.plan, group.evidence
+    assert plan is not None
+    outlook = Outlook(
+        max_num_seqs=group.key.max_num_seqs,
+        planned=lambda bucket: plan.num_speculative_tokens(FIRST_BATCH_SIZES[bucket]),
+        goodput=evidence.goodput_tokens_per_s,
+        is_local=plan.local is not None,
+    )
+    restarters = {name: _restarter(replica, modes[name][0], settings) for name, replica in members.items()}
+    restarts, terms, used = decide_restarts(
+        group.restarts, restarters, outlook, settings, may_grant.reloads_on_node, may_grant.is_quiet_over, now_s
+    )
+    after = replace(group, restarts=restarts)
+    counted = {
+        name: NewRestarts(CatchUpEvidence() if name in used else replica.new_restarts.catch_up)
+        for name, replica in members.items()
+        if replica.new_restarts.restarts or replica.new_restarts.failed_probes or name in used
+    }
+    return after, terms, may_grant.after(group, after, now_s), counted
+
+
+def _restarter(replica: ReplicaState, mode: Mode, settings: OperatorSettings) -> Restarter:
+    report, snapshot = replica.report, replica.report.snapshot
+    return Restarter(
+        engine_id=snapshot.counters.engine_id,
+        node_id=report.node_id,
+        decode_batch_size=snapshot.load.decode_batch_size,
+        finished_wish_id=snapshot.finished_wish_id,
+        wish=report.restart_wish,
+        is_steered=mode.kind in {"auto", "pin"} and not report.serving_plainly,
+        is_ordered=mode.kind == "pin" or settings.planner != "fleet",
+        new=replica.new_restarts,
+    )

@@ -1,0 +1,94 @@
+"""How long speculation will stay on once it is, and what that is worth: a chain over batch buckets, seen from the reports.
+
+A restart is an investment: paid now, earned back while the load stays where speculation pays. How long that is depends on
+where the load stands (deep in the quiet, or at the crossover), so the chain tells it by bucket; docs/restarts.md compares
+it with the mean length of past ON times. Fails towards a short ON time: what was never seen is taken to end in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from nightjar.policy.batch_buckets import batch_bucket
+
+IDLE: Final = -1
+"""The state of a replica without decode rows. It ends an ON time: after it nothing lags, and a restart is free anyhow."""
+SAMPLE_PERIOD_S: Final = 1.0
+"""Between two looks at a replica's batch."""
+LONGEST_SAMPLE_S: Final = 3.0
+"""A replica whose reports were missing for longer was not seen moving."""
+HALF_LIFE_S: Final = 600.0
+"""After which a transition counts half: load has habits of minutes, and forgets those of hours."""
+HORIZON_SAMPLES: Final = 120.0
+"""Value is counted over so many samples at most: nobody knows the load of the next hour."""
+PRIOR_SAMPLES: Final = 5.0
+PRIOR_STAY: Final = 0.9
+"""Before evidence a bucket is left after ten samples, and speculation then ends; this weighs as much as five seen moves."""
+
+Move = tuple[int, int]
+"""From one bucket to another (or the same, or IDLE) within one sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """Decayed counts of moves between buckets, of all replicas of a group."""
+
+    counts: Mapping[Move, float] = field(default_factory=dict)
+    at_s: float = 0.0
+
+    def plus(self, seen: Mapping[Move, int], now_s: float) -> Moves:
+        """These moves aged until `now_s`, and those seen since."""
+        share_left = 0.5 ** (max(now_s - self.at_s, 0.0) / HALF_LIFE_S)
+        counts = {move: count * share_left for move, count in self.counts.items() if count * share_left > 1e-3}
+        for move, count in seen.items():
+            counts[move] = counts.get(move, 0.0) + count
+        return Moves(counts, now_s)
+
+    def value_tokens(self, gains_tokens_per_s: Mapping[int, float]) -> dict[int, float]:
+        """Tokens that speculation earns from now until the load first leaves the buckets where it is on, by present bucket.
+
+        `gains_tokens_per_s` are what speculation adds in each bucket where it is on. V = (I - g P_on)^-1 D, with
+        g = 1 - 1/HORIZON_SAMPLES and D the gain over one sample.
+        """
+        buckets = sorted(gains_tokens_per_s)
+        if not buckets:
+            return {}
+        index = {bucket: position for position, bucket in enumerate(buckets)}
+        stays = np.diag(np.full(len(buckets), PRIOR_SAMPLES * PRIOR_STAY))
+        left = np.full(len(buckets), PRIOR_SAMPLES)
+        for (origin, target), count in self.counts.items():
+            if origin in index:
+                left[index[origin]] += count
+                if target in index:
+                    stays[index[origin], index[target]] += count
+        discount = 1.0 - 1.0 / HORIZON_SAMPLES
+        gains = np.array([gains_tokens_per_s[bucket] for bucket in buckets]) * SAMPLE_PERIOD_S
+        values = np.linalg.solve(np.eye(len(buckets)) - discount * stays / left[:, None], gains)
+        return {bucket: float(value) for bucket, value in zip(buckets, values, strict=True)}
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Where each replica of a group was when it was last looked at; O(replicas) (INV-8)."""
+
+    seen: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+
+    def look(self, decode_batch_sizes: Mapping[str, int], now_s: float) -> tuple[Watch, dict[Move, int]]:
+        """Look at the batches reported by now, and what moved since the look before, at most once a sample."""
+        seen: dict[str, tuple[int, float]] = {}
+        moves: dict[Move, int] = {}
+        for replica_id, batch in decode_batch_sizes.items():
+            before = self.seen.get(replica_id)
+            if before is not None and now_s - before[1] < 0.9 * SAMPLE_PERIOD_S:
+                seen[replica_id] = before
+                continue
+            state = batch_bucket(batch) if batch else IDLE
+            seen[replica_id] = (state, now_s)
+            if before is not None and now_s - before[1] <= LONGEST_SAMPLE_S:
+                move = (before[0], state)
+                moves[move] = moves.get(move, 0) + 1
+        return Watch(seen), moves

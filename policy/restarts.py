@@ -1,0 +1,223 @@
+"""A group's restarts, once per decision: prices what its replicas wish, grants leases, and says what each may do without one.
+
+Holds together the price (policy.restart_price), the expected ON time (policy.on_time) and the budget
+(policy.restart_budget). Pure: the same reports at the same times give the same leases. Fails towards off: while a new policy
+cannot know what its predecessor granted, while probes fail, and where nothing says that a restart pays, nobody is given a lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from nightjar.policy.batch_buckets import batch_bucket, bucket_range, buckets_up_to
+from nightjar.policy.on_time import Moves, Watch
+from nightjar.policy.records import Lease, RestartWish
+from nightjar.policy.restart_budget import OpenLease, PricedWish, Probes, RestartBudget, grant, still_open
+from nightjar.policy.restart_price import (
+    CatchUpEvidence,
+    Engine,
+    NewRestarts,
+    chunk_tokens,
+    merge_catch_up,
+    micro_restart_tokens,
+    price,
+)
+from nightjar.policy.settings import OperatorSettings
+
+STARTING_STEP_SECONDS: Final = 0.02
+"""Of an OFF step before any is measured. Prices are shares of a step then, so that it cancels."""
+FIRST_STEP_SHARE: Final = 0.3
+"""The first drafting step after a restart verifies nothing; it takes so much longer than an OFF step (three to five draft
+tokens of 0.05 to 0.1 each)."""
+ORDERED_GAIN_SHARE: Final = 0.2
+"""Where a person or a static plan says K, speculation counts as worth a fifth of OFF, whatever was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restarter:
+    """One live replica of the group as it reported itself."""
+
+    engine_id: str
+    node_id: str
+    decode_batch_size: int
+    finished_wish_id: int
+    wish: RestartWish | None
+    is_steered: bool
+    """Whether a plan or a pin runs it: in mode auto or pin, and not served plainly."""
+    is_ordered: bool
+    """Whether a person, not the group's evidence, says that it speculates."""
+    new: NewRestarts
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What the group's plan and evidence say. Both functions take a batch bucket."""
+
+    max_num_seqs: int
+    planned: Callable[[int], int]
+    """K that the plan runs."""
+    goodput: Callable[[int, int], float | None]
+    """Predicted generated tokens per second at a K; None where nothing is known."""
+    is_local: bool
+    """Whether the engines plan for themselves: then they restart at their own will, as their planner was published."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRestarts:
+    """What a group remembers of its restarts."""
+
+    catch_up: CatchUpEvidence = field(default_factory=CatchUpEvidence)
+    moves: Moves = field(default_factory=Moves)
+    watch: Watch = field(default_factory=Watch)
+    probes: Probes = field(default_factory=Probes)
+    open_leases: tuple[OpenLease, ...] = ()
+    waiting_since_s: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What one replica is told of restarts: `words` say why it waits, empty where it does not."""
+
+    micro_restart_tokens: int = 0
+    catch_up_chunk_tokens: int | None = None
+    leases: tuple[Lease, ...] = ()
+    words: str = ""
+
+
+def decide_restarts(
+    known: GroupRestarts,
+    members: Mapping[str, Restarter],
+    outlook: Outlook,
+    settings: OperatorSettings,
+    reloads_on_node: Mapping[str, int],
+    may_grant: bool,
+    now_s: float,
+) -> tuple[GroupRestarts, dict[str, Terms], frozenset[str]]:
+    """The group's restarts afterwards, every member's terms, and the members whose `new.catch_up` is used up.
+
+    `reloads_on_node` counts the reloads in flight of all groups; `may_grant` is False for a policy that must wait.
+    """
+    catch_up, used = merge_catch_up(known.catch_up, {name: member.new.catch_up for name, member in members.items()}, len(members))
+    watch, moved = known.watch.look({name: member.decode_batch_size for name, member in members.items()}, now_s)
+    moves = known.moves.plus(moved, now_s)
+    probes = known.probes
+    for name, member in members.items():
+        probes = probes.plus(name, member.new.restarts, member.new.failed_probes, len(members), now_s)
+    finished = {name: (member.engine_id, member.finished_wish_id) for name, member in members.items()}
+    open_leases = still_open(known.open_leases, finished, now_s)
+    holding = {held.replica_id for held in open_leases}
+    waiting_since_s = {
+        name: known.waiting_since_s.get(name, now_s)
+        for name, member in members.items()
+        if member.wish is not None and member.is_steered and name not in holding
+    }
+    prices = _Prices(outlook, catch_up, moves, settings)
+    frozen = now_s < probes.frozen_until_s
+    wishes = {name: prices.wish(name, members[name], since_s) for name, since_s in waiting_since_s.items()}
+    if may_grant and not frozen:
+        paying = [wished for wished in wishes.values() if wished is not None]
+        open_leases += grant(RestartBudget.of(settings), len(members), open_leases, reloads_on_node, paying, now_s)
+    after = GroupRestarts(catch_up, moves, watch, probes, open_leases, waiting_since_s)
+    leases = {held.replica_id: held for held in open_leases}
+    terms = {}
+    for name, member in members.items():
+        held = leases.get(name)
+        mine = (held.lease,) if held is not None and held.engine_id == member.engine_id else ()
+        words = ""
+        if mine:
+            words = "holds a lease to restart"
+        elif name in wishes:
+            words = _why_waiting(wishes[name] is not None, may_grant, frozen)
+        micro, chunk = prices.bounds(member)
+        terms[name] = Terms(0 if frozen else micro, chunk, mine, words)
+    return after, terms, used
+
+
+def _why_waiting(pays: bool, may_grant: bool, frozen: bool) -> str:
+    if frozen:
+        return "restarts are frozen after failed probes"
+    if not pays:
+        return "stays off: a restart would not pay"
+    return "waits for a lease" if may_grant else "waits for a lease: a new policy grants none yet"
+
+
+class _Prices:
+    """The group's prices in one decision, by bucket; computed once for all replicas that share one."""
+
+    def __init__(self, outlook: Outlook, catch_up: CatchUpEvidence, moves: Moves, settings: OperatorSettings) -> None:
+        self._outlook = outlook
+        self._catch_up = catch_up
+        self._slowdown = settings.catch_up_slowdown
+        self._off = _off_goodputs(outlook)
+        buckets = buckets_up_to(outlook.max_num_seqs)
+        self._on = [bucket for bucket in buckets if outlook.planned(bucket) > 0]
+        self._gains = {bucket: gain for bucket in self._on if (gain := self._gain(bucket)) > 0.0}
+        self._ordered_gains = {bucket: max(self._gains.get(bucket, 0.0), self._ordered_gain(bucket)) for bucket in buckets}
+        self._values = moves.value_tokens(self._gains)
+        self._ordered_values = moves.value_tokens(self._ordered_gains)
+        self._bounds: dict[tuple[int, bool], tuple[int, int]] = {}
+
+    def wish(self, name: str, member: Restarter, waiting_since_s: float) -> PricedWish | None:
+        """The wish with its price; None where it would not pay."""
+        assert member.wish is not None
+        bucket = batch_bucket(member.decode_batch_size)
+        ordered = member.is_ordered or self._outlook.is_local
+        engine = self._engine(bucket, max(member.decode_batch_size, 1))
+        priced = price(
+            engine,
+            member.wish.lag_tokens,
+            (self._ordered_values if ordered else self._values).get(bucket, 0.0),
+            (self._ordered_gains if ordered else self._gains).get(bucket, 0.0),
+            FIRST_STEP_SHARE * engine.off_step_seconds,
+            member.wish.reload_seconds if member.wish.reload else 0.0,
+        )
+        if not (priced.pays or ordered):
+            return None
+        return PricedWish(member.wish, name, member.engine_id, member.node_id, priced, engine.slowdown, waiting_since_s)
+
+    def bounds(self, member: Restarter) -> tuple[int, int]:
+        """`micro_restart_tokens` and `catch_up_chunk_tokens` of a replica, by the bucket where it would restart."""
+        ordered = member.is_ordered or self._outlook.is_local
+        bucket = batch_bucket(member.decode_batch_size)
+        found = self._bounds.get((bucket, ordered))
+        if found is None:
+            found = self._bounds[bucket, ordered] = self._bounds_of(bucket, ordered)
+        return found
+
+    def _bounds_of(self, bucket: int, ordered: bool) -> tuple[int, int]:
+        values = self._ordered_values if ordered else self._values
+        if values and bucket not in values:
+            below = [other for other in values if other < bucket]
+            bucket = max(below) if below else min(values)
+        engine = self._engine(bucket, bucket_range(bucket, self._outlook.max_num_seqs)[1])
+        first_step_s = FIRST_STEP_SHARE * engine.off_step_seconds
+        return micro_restart_tokens(engine, values.get(bucket, float("inf")), first_step_s), engine.chunk_tokens
+
+    def _engine(self, bucket: int, rows: int) -> Engine:
+        middle = sum(bucket_range(bucket, self._outlook.max_num_seqs)) / 2.0
+        step_s = middle / self._off[bucket] if self._off else STARTING_STEP_SECONDS
+        per_token_s = self._catch_up.seconds_per_token(step_s)
+        chunk = chunk_tokens(step_s, per_token_s, bucket_range(bucket, self._outlook.max_num_seqs)[1], self._slowdown)
+        return Engine(step_s, middle / step_s, rows, per_token_s, chunk)
+
+    def _gain(self, bucket: int) -> float:
+        off = self._outlook.goodput(bucket, 0)
+        on = self._outlook.goodput(bucket, self._outlook.planned(bucket))
+        return self._ordered_gain(bucket) if off is None or on is None else on - off
+
+    def _ordered_gain(self, bucket: int) -> float:
+        off = self._off[bucket] if self._off else sum(bucket_range(bucket, self._outlook.max_num_seqs)) / 2 / STARTING_STEP_SECONDS
+        return ORDERED_GAIN_SHARE * off
+
+
+def _off_goodputs(outlook: Outlook) -> dict[int, float]:
+    """Generated tokens per second of OFF by bucket; an unknown one steps as fast as the nearest known. Empty if none is."""
+    buckets = buckets_up_to(outlook.max_num_seqs)
+    known = {bucket: goodput for bucket in buckets if (goodput := outlook.goodput(bucket, 0))}
+    if not known:
+        return {}
+    rows = {bucket: sum(bucket_range(bucket, outlook.max_num_seqs)) for bucket in buckets}
+    nearest = {bucket: min(known, key=lambda other: (abs(other - bucket), other)) for bucket in buckets}
+    return {bucket: known[nearest[bucket]] * rows[bucket] / rows[nearest[bucket]] for bucket in buckets}

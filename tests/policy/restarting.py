@@ -1,0 +1,106 @@
+"""Replicas that want to restart, and a policy on the far end of a way that loses, doubles and reorders; all in virtual time."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from nightjar.policy.drafter_life import DrafterLife
+from nightjar.policy.fleet import FleetState, decide, empty_fleet, observe, quieted
+from nightjar.policy.issuing import Issuer, settings_of
+from nightjar.policy.records import Counters, DrafterState, EngineLoad, EngineSnapshot, GroupKey, LoadReport, Settings
+from nightjar.policy.settings import OperatorSettings, parse_operator_settings
+from nightjar.policy.steering import Steering
+
+KEY = GroupKey(target="llama-8b", draft="llama-1b", drafter_kind="draft_model", max_num_speculative_tokens=3, max_num_seqs=4)
+ORDERED = parse_operator_settings(
+    {"mode": "auto", "planner": "fixed", "num_speculative_tokens": 3, "max_lease_ttl_s": 12.0, "max_restart_slowdown": 1.0}
+)
+STEP_S = 0.05
+LAG_TOKENS = 2000
+
+
+@dataclass
+class RestartingReplica:
+    """One engine with one request. `step` runs K = `wanted` as far as its drafter's life allows."""
+
+    replica_id: str
+    node_id: str = "n1"
+    engine_id: str = "engine-1"
+    wanted: int = 3
+    lag: int = LAG_TOKENS
+    now_s: float = 0.0
+    steps: int = 0
+    reports: int = 0
+    life: DrafterLife = field(default_factory=lambda: DrafterLife(can_be_dormant=True))
+    steering: Steering = field(default_factory=lambda: Steering(max_num_speculative_tokens=3, max_num_seqs=4))
+
+    def __post_init__(self) -> None:
+        self.life.before_step(0, self.lag, self.now_s)
+
+    @property
+    def catches_up(self) -> bool:
+        return self.life.state is DrafterState.CATCHING_UP
+
+    def run_until(self, now_s: float) -> None:
+        while self.now_s < now_s:
+            self.now_s = min(self.now_s + STEP_S, now_s)
+            self.steps += 1
+            order = self.life.before_step(self.wanted, self.lag, self.now_s)
+            length = order.num_speculative_tokens
+            self.lag = max(self.lag - order.catch_up_tokens, 0) if length or order.catch_up_tokens else self.lag + 1
+            self.life.after_step(order, [1] * length, [1] * length, self.now_s)
+
+    def fall_behind(self) -> None:
+        """Load was high for a while: the plan was off and prompts came in."""
+        self.life.before_step(0, self.lag, self.now_s)
+        self.lag = LAG_TOKENS
+
+    def report(self) -> LoadReport:
+        self.reports += 1
+        return LoadReport(
+            replica_id=self.replica_id,
+            application="chat",
+            node_id=self.node_id,
+            group=KEY,
+            report_number=self.reports,
+            restart_wish=self.life.wish(self.lag, self.now_s),
+            snapshot=EngineSnapshot(
+                counters=Counters(engine_id=self.engine_id, step_count=self.steps),
+                load=EngineLoad(decode_batch_size=1),
+                drafter_state=self.life.state,
+                finished_wish_id=self.life.finished_wish_id,
+                settings_version=self.steering.settings_version,
+            ),
+        )
+
+    def adopt(self, settings: Settings) -> None:
+        """As the step loop does: the fence decides (INV-5), then the drafter hears of it. No restart here goes without a lease."""
+        leased_only = settings.model_copy(update={"micro_restart_tokens": 0})
+        if not self.steering.adopt(leased_only, self.now_s):
+            self.life.adopt(leased_only, self.now_s)
+
+
+class Policy:
+    """One policy incarnation after the other, over the same fleet."""
+
+    def __init__(self, settings: OperatorSettings = ORDERED) -> None:
+        self.settings = settings
+        self.state: FleetState = empty_fleet()
+        self.issuer = Issuer(incarnation=1)
+        self.rng = random.Random(0)
+
+    def die_and_come_back(self, now_s: float) -> None:
+        self.issuer = Issuer(self.issuer.incarnation + 1)
+        self.state = quieted(empty_fleet(), now_s)
+
+    def take(self, report: LoadReport, now_s: float) -> None:
+        if not self.issuer.admit(report):
+            self.state, _ = observe(self.state, report, now_s, self.settings)
+
+    def tick(self, now_s: float) -> dict[str, Settings]:
+        decisions, self.state = decide(self.state, self.settings, (), now_s, self.rng)
+        self.issuer.keep_only(decisions)
+        for replica_id, decision in decisions.items():
+            self.issuer.post(replica_id, settings_of(decision, self.settings))
+        return {replica_id: slot.settings for replica_id, slot in self.issuer.slots.items() if slot.settings is not None}

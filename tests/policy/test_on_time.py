@@ -1,0 +1,56 @@
+"""The value of being on: tokens until the load leaves, by where it stands."""
+
+from __future__ import annotations
+
+import pytest
+
+from nightjar.policy.on_time import HALF_LIFE_S, HORIZON_SAMPLES, IDLE, Moves, Watch
+
+MANY = 1_000_000
+G = 1.0 - 1.0 / HORIZON_SAMPLES
+
+
+def test_one_bucket_that_is_left_every_tenth_second_is_worth_nearly_ten_seconds() -> None:
+    moves = Moves().plus({(3, 3): 9 * MANY, (3, 9): MANY}, 0.0)
+    assert moves.value_tokens({3: 50.0})[3] == pytest.approx(50.0 / (1.0 - G * 0.9), rel=1e-4)
+
+
+def test_a_bucket_that_is_never_left_is_worth_the_horizon_at_most() -> None:
+    moves = Moves().plus({(3, 3): MANY}, 0.0)
+    assert moves.value_tokens({3: 50.0})[3] == pytest.approx(50.0 * HORIZON_SAMPLES, rel=0.01)
+
+
+def test_two_buckets_by_hand() -> None:
+    """From 1: half stays, half goes to 2; from 2: half goes to 1, half leaves. V1 = 8 + g(V1 + V2)/2, V2 = 2 + g V1 / 2."""
+    moves = Moves().plus({(1, 1): MANY, (1, 2): MANY, (2, 1): MANY, (2, IDLE): MANY}, 0.0)
+    values = moves.value_tokens({1: 8.0, 2: 2.0})
+    first = (8.0 + G / 2 * 2.0) / (1.0 - G / 2 - G * G / 4)
+    assert values == pytest.approx({1: first, 2: 2.0 + G / 2 * first}, rel=1e-4)
+
+
+def test_the_edge_is_worth_less_than_the_depth_even_at_equal_gain() -> None:
+    moves = Moves().plus({(1, 1): 90, (1, 2): 10, (2, 1): 30, (2, 3): 70}, 0.0)
+    values = moves.value_tokens({1: 10.0, 2: 10.0})
+    assert values[2] < values[1] / 2
+
+
+def test_before_any_evidence_being_on_lasts_about_ten_seconds() -> None:
+    assert Moves().value_tokens({1: 10.0})[1] == pytest.approx(100.0, rel=0.1)
+    assert Moves().value_tokens({}) == {}
+
+
+def test_old_moves_count_half_after_the_half_life() -> None:
+    moves = Moves().plus({(1, 1): 100}, 0.0).plus({(1, 2): 100}, HALF_LIFE_S)
+    assert moves.counts == pytest.approx({(1, 1): 50.0, (1, 2): 100.0})
+
+
+def test_a_look_counts_one_move_a_second_and_none_over_a_silence() -> None:
+    watch, moves = Watch().look({"a": 1, "b": 0}, 0.0)
+    assert moves == {}
+    watch, moves = watch.look({"a": 8, "b": 1}, 0.5)
+    assert moves == {}
+    watch, moves = watch.look({"a": 8, "b": 0}, 1.0)
+    assert moves == {(0, 5): 1, (IDLE, IDLE): 1}
+    watch, moves = watch.look({"a": 1, "b": 0}, 9.0)
+    assert moves == {}
+    assert watch.look({"a": 1}, 10.0)[1] == {(0, 0): 1}
