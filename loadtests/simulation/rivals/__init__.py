@@ -1,0 +1,14 @@
+"""Published controllers of speculation, one a file, for comparison only: each says its source and what was assumed."""
+
+from nightjar.loadtests.simulation.rivals.registry import (
+    DRAFTS_MAX,
+    ENTRIES,
+    RIVALS,
+    Entry,
+    Inputs,
+    inputs,
+    rival_plan,
+    switch_cost_table,
+)
+
+__all__ = ["DRAFTS_MAX", "ENTRIES", "RIVALS", "Entry", "Inputs", "inputs", "rival_plan", "switch_cost_table"]

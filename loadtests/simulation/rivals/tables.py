@@ -1,0 +1,104 @@
+"""Tables of K by batch size that an operator writes once: TensorRT-LLM's and vLLM's, with the rules that differ between them.
+
+Sources: TensorRT-LLM's `draft_len_schedule` (pull requests 8194, 10860, 12262): a dict from the largest batch to a draft
+length; above the last key speculation is off. vLLM's `num_speculative_tokens_per_batch_size` (pull request 32374,
+`vllm/v1/spec_decode/dynamic/utils.py`): rows [first, last, K]; a gap takes the K of the row before it, and batches above the
+last row keep the last K.
+
+Assumed: both are tuned once for a profile at nominal acceptance (tuning.py), which is what their documents tell an operator
+to do.
+Not modelled: vLLM counts every request of a step, also those in prefill. In a pure decode step that is the decode batch;
+steps with prefill keep K here, for every planner. TensorRT-LLM's rolling acceptance threshold, which switches off for good,
+is not used.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from nightjar.policy.planners.local_planner import (
+    LocalContext,
+    LocalOptions,
+    LocalOptionsError,
+    StepOutcome,
+    StepView,
+    refuse_unknown,
+    text_option,
+)
+
+TableRows = Sequence[tuple[int, int, int]]
+"""First batch size, last batch size, K; ascending and without overlap."""
+
+
+class Table:
+    """K by decode batch size from a list, which begins at batch 0. It learns nothing."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self._lengths = lengths
+
+    def choose(self, view: StepView) -> int:
+        """The table's K."""
+        return self._lengths[min(view.decode_batch_size, len(self._lengths) - 1)]
+
+    def in_mixed_step(self, view: StepView) -> int:
+        """The table's K: both engines look it up before every step."""
+        return self.choose(view)
+
+    def learn(self, outcome: StepOutcome) -> None:
+        """Nothing to learn."""
+
+
+def build_tensorrt_llm(options: LocalOptions, context: LocalContext) -> Table:
+    """Option: `draft_len_schedule`, "4=4,8=2,32=1" for K = 4 up to batch 4, 2 up to 8, 1 up to 32 and 0 above."""
+    refuse_unknown(options, ("draft_len_schedule",))
+    rows = [(largest, length) for largest, length in _numbers(options, "draft_len_schedule", r"(\d+)=(\d+)")]
+    largest = [row[0] for row in rows]
+    if largest != sorted(set(largest)):
+        raise LocalOptionsError(f"option draft_len_schedule: batch sizes must ascend, got {largest}")
+    lengths = [length for _, length in rows] + [0]
+    return Table([lengths[bisect_left(largest, size)] for size in range(context.max_num_seqs + 1)])
+
+
+def build_vllm(options: LocalOptions, context: LocalContext) -> Table:
+    """Option: `num_speculative_tokens_per_batch_size`, "1-4=3,9-32=1" for rows [1, 4, 3] and [9, 32, 1]."""
+    refuse_unknown(options, ("num_speculative_tokens_per_batch_size",))
+    rows = _numbers(options, "num_speculative_tokens_per_batch_size", r"(\d+)-(\d+)=(\d+)")
+    edges = [edge for first, last, _ in rows for edge in (first, last + 1)]
+    if edges[0] != 1 or edges != sorted(edges):
+        raise LocalOptionsError(f"option num_speculative_tokens_per_batch_size: rows must begin at 1 and ascend, got {rows}")
+    lengths = [rows[0][2]] * (context.max_num_seqs + 1)
+    for first, _, length in rows:
+        lengths[first:] = [length] * max(len(lengths) - first, 0)
+    return Table(lengths)
+
+
+def tensorrt_llm_text(rows: TableRows) -> str:
+    """Rows as `draft_len_schedule`; rows of K = 0 at the end are left out, as they are implied.
+
+    >>> tensorrt_llm_text([(1, 4, 3), (5, 16, 1), (17, 64, 0)])
+    '4=3,16=1'
+    """
+    kept = list(rows)
+    while len(kept) > 1 and kept[-1][2] == 0:
+        kept.pop()
+    return ",".join(f"{last}={length}" for _, last, length in kept)
+
+
+def vllm_text(rows: TableRows) -> str:
+    """Rows as `num_speculative_tokens_per_batch_size`.
+
+    >>> vllm_text([(1, 4, 3), (5, 16, 0)])
+    '1-4=3,5-16=0'
+    """
+    return ",".join(f"{first}-{last}={length}" for first, last, length in rows)
+
+
+def _numbers(options: LocalOptions, name: str, form: str) -> list[tuple[int, ...]]:
+    text = text_option(options, name, "")
+    parts = [re.fullmatch(form, part.strip()) for part in text.split(",")]
+    found = [tuple(int(number) for number in part.groups()) for part in parts if part is not None]
+    if len(found) != len(parts):
+        raise LocalOptionsError(f"option {name} is {text[:60]!r}; each part must be of the form {form}")
+    return found
