@@ -85,6 +85,13 @@ class DrafterLife:
         self._has_contracted = False
         self._reload_seconds = 0.0
 
+    @property
+    def is_leased(self) -> bool:
+        """Whether a restart under a lease is under way."""
+        if self.state is DrafterState.CATCHING_UP:
+            return self._catches_up_leased
+        return self.state in {DrafterState.CONTRACTING, DrafterState.RELOADING}
+
     def adopt(self, settings: Settings, now_s: float) -> None:
         """Take allowances and leases from settings that the step loop took into force.
 

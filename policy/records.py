@@ -142,8 +142,8 @@ class GroupKey(Record):
 class CellCounters(Record):
     """Cumulative sums over the clean steps of one cell: pure decode steps of one batch bucket at one K.
 
-    A step is clean when it scheduled no prefill, every row verified K drafts or the fewer its end or its grammar allows, and
-    K had been held for at least two steps. `reached[i]` counts decode rows that verified more than i draft tokens,
+    A step is clean when it scheduled no prefill and no catch-up, every row verified K drafts or the fewer its end or its grammar
+    allows, and K had been held for at least two steps. `reached[i]` counts decode rows that verified more than i draft tokens,
     `accepted[i]` those of which more than i were accepted (so accepted[i] / reached[i] estimates acceptance[i+1] where no row
     was cut short). Where a drafter may find nothing to propose (ngram), a row without drafts counts as reached and not accepted.
     """

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import log
 from operator import add
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from nightjar.policy.batch_buckets import batch_bucket
 from nightjar.policy.records import CellCounters, Counters, StepTotals
+
+OFF_MEMORY: Final = 1.0 / 16.0
+"""Weight of the newest K=0 step in its bucket's mean: contexts grow, so only the last few dozen tell what a step takes now."""
 
 
 class StepCount(NamedTuple):
@@ -38,6 +41,8 @@ class StepCount(NamedTuple):
     """Whether it belongs in a cell (records.CellCounters says what clean means)."""
     in_transition: bool
     """A pure decode step that is not clean only because K had just changed."""
+    catch_up_tokens: int = 0
+    """Draft tokens that the step recomputed besides; such a step is not clean."""
 
 
 @dataclass(slots=True)
@@ -71,6 +76,10 @@ class StepCounters:
     step_count: int = 0
     busy_microseconds: int = 0
     transition_steps: int = 0
+    catch_up_tokens: int = 0
+    _catch_up_microseconds: float = 0.0
+    _most_catch_up_microseconds: float = 0.0
+    _off_microseconds: dict[int, float] = field(default_factory=dict)
     _totals: dict[int, _Totals] = field(default_factory=dict)
     _cells: dict[tuple[int, int], _Cell] = field(default_factory=dict)
 
@@ -92,15 +101,21 @@ class StepCounters:
         totals.accepted_tokens += sum(step.accepted)
         if step.clean:
             self._count_cell(step)
+        elif step.catch_up_tokens and step_microseconds and not step.prefill_tokens and not step.in_transition:
+            self._count_catch_up(step)
 
-    def snapshot(self, engine_id: str, guard_holds: int = 0) -> Counters:
-        """The record of everything counted so far. `guard_holds` is Steering's own count."""
+    def snapshot(self, engine_id: str, guard_holds: int = 0, restarts: int = 0, failed_probes: int = 0) -> Counters:
+        """The record of everything counted so far. `guard_holds` is Steering's own count, the last two are DrafterLife's."""
         return Counters(
             engine_id=engine_id,
             step_count=self.step_count,
             busy_seconds=self.busy_microseconds / 1e6,
             transition_steps=self.transition_steps,
             guard_holds=guard_holds,
+            catch_up_tokens=self.catch_up_tokens,
+            catch_up_seconds=self._most_catch_up_microseconds / 1e6,
+            restarts=restarts,
+            failed_probes=failed_probes,
             totals=tuple(_totals_record(length, totals) for length, totals in sorted(self._totals.items())),
             cells=tuple(_cell_record(bucket, length, cell) for (bucket, length), cell in sorted(self._cells.items())),
         )
@@ -121,6 +136,22 @@ class StepCounters:
         cell.generated_tokens += step.generated_tokens
         cell.reached = list(map(add, cell.reached, step.reached))
         cell.accepted = list(map(add, cell.accepted, step.accepted))
+        if not length:
+            before = self._off_microseconds.get(key[0], step.step_microseconds)
+            self._off_microseconds[key[0]] = before + OFF_MEMORY * (step.step_microseconds - before)
+
+    def _count_catch_up(self, step: StepCount) -> None:
+        """How much longer the step took than K=0 steps of its bucket of late; nothing where there were none.
+
+        A single difference is mostly noise and may be negative, so differences are summed up with their signs. What is reported
+        is the highest sum so far: it never falls, and follows what catching up really costs.
+        """
+        off_microseconds = self._off_microseconds.get(batch_bucket(step.decode_rows))
+        if off_microseconds is None or step.num_speculative_tokens:
+            return
+        self.catch_up_tokens += step.catch_up_tokens
+        self._catch_up_microseconds += step.step_microseconds - off_microseconds
+        self._most_catch_up_microseconds = max(self._most_catch_up_microseconds, self._catch_up_microseconds)
 
 
 def _totals_record(length: int, totals: _Totals) -> StepTotals:

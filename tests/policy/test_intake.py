@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nightjar.policy import intake
 from nightjar.policy.fleet import FleetState, empty_fleet, observe
-from nightjar.policy.records import CellCounters, Counters, LoadReport
+from nightjar.policy.records import CellCounters, Counters, EngineSnapshot, LoadReport
 from nightjar.policy.settings import OperatorSettings
 from tests.policy.engines import KEY, Fleet, Replica, best_length
 
@@ -91,6 +91,35 @@ def test_a_report_held_up_on_its_way_counts_with_the_next_one() -> None:
     state, ignored = observe(state, replica.report(), 7.0, PATIENT)
     assert ignored == ""
     assert pending_steps(state)[0, 0] == pytest.approx(1000)
+
+
+def test_what_restarts_cost_waits_for_the_group_and_counts_once() -> None:
+    replica = Replica("a", batch=0)
+    counters = Counters(engine_id="engine-1", step_count=10, catch_up_tokens=100, catch_up_seconds=0.5, restarts=2, failed_probes=1)
+    report = replica.report(snapshot=EngineSnapshot(counters=counters))
+    state, ignored = observe(empty_fleet(), report, 0.0, PATIENT)
+    assert ignored == ""
+    state, _ = observe(state, report, 0.1, PATIENT)
+    new = state.replicas["a"].new_restarts
+    assert (new.catch_up.tokens, new.catch_up.seconds, new.restarts, new.failed_probes) == (100.0, 0.5, 2, 1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"catch_up_tokens": 90, "catch_up_seconds": 0.5},
+        {"catch_up_tokens": 100, "catch_up_seconds": 60.0},
+        {"catch_up_tokens": 100, "catch_up_seconds": 0.5, "restarts": 2, "failed_probes": 9},
+    ],
+)
+def test_restarts_no_engine_can_have_are_left_out(changes: dict[str, float]) -> None:
+    replica = Replica("a", batch=0)
+    before = Counters(engine_id="engine-1", step_count=10, catch_up_tokens=100, catch_up_seconds=0.5)
+    after = Counters.model_validate({"engine_id": "engine-1", "step_count": 20, **changes})
+    state, _ = observe(empty_fleet(), replica.report(snapshot=EngineSnapshot(counters=before)), 0.0, PATIENT)
+    state, ignored = observe(state, replica.report(snapshot=EngineSnapshot(counters=after)), 1.0, PATIENT)
+    assert ignored.endswith("its counts are left out")
+    assert state.replicas["a"].new_restarts.catch_up.tokens == 100.0
 
 
 def cell(**changes: object) -> CellCounters:

@@ -93,3 +93,38 @@ def test_a_snapshot_carries_the_engine_the_holds_and_survives_the_wire() -> None
     snapshot = count([step])
     assert (snapshot.engine_id, snapshot.guard_holds, snapshot.transition_steps) == ("engine", 2, 1)
     assert Counters.from_wire(snapshot.to_wire()) == snapshot
+
+
+def pure(step_microseconds: int, *, catch_up_tokens: int = 0, length: int = 0, in_transition: bool = False) -> StepCount:
+    clean = not (catch_up_tokens or in_transition)
+    none = [0] * MAXIMUM
+    return StepCount(length, 4, 400, 0, 4, none, none, step_microseconds, clean, in_transition, catch_up_tokens)
+
+
+def test_catching_up_costs_what_its_steps_take_longer_than_the_last_steps_of_the_bucket_without() -> None:
+    snapshot = count([pure(1000), pure(1000), pure(1500, catch_up_tokens=64), pure(1300, catch_up_tokens=30)])
+    assert snapshot.catch_up_tokens == 94
+    assert snapshot.catch_up_seconds == pytest.approx(800e-6)
+    assert sum(cell.steps for cell in snapshot.cells) == 2
+
+
+def test_a_step_in_catch_up_counts_nothing_where_there_is_no_step_to_compare_it_with() -> None:
+    for before in ([], [pure(1000, length=2)]):
+        assert count([*before, pure(1500, catch_up_tokens=64)]).catch_up_tokens == 0
+    assert count([pure(1000), pure(1500, catch_up_tokens=64, in_transition=True)]).catch_up_tokens == 0
+
+
+@given(st.lists(st.integers(500, 2000), min_size=1, max_size=40))
+def test_seconds_of_catching_up_never_fall_however_steps_scatter(steps: list[int]) -> None:
+    counters = StepCounters()
+    counters.count(pure(1000))
+    seen = [0.0]
+    for step_microseconds in steps:
+        counters.count(pure(step_microseconds, catch_up_tokens=8))
+        seen.append(counters.snapshot("engine").catch_up_seconds)
+    assert seen == sorted(seen)
+
+
+def test_a_snapshot_carries_what_the_drafters_life_counted() -> None:
+    snapshot = StepCounters().snapshot("engine", restarts=3, failed_probes=1)
+    assert (snapshot.restarts, snapshot.failed_probes) == (3, 1)
