@@ -22,7 +22,7 @@ from nightjar.loadtests.simulation.rivals import (
     tables,
     tuning,
 )
-from nightjar.loadtests.simulation.rivals.prior import CONTEXTS, StepTimes, StepTimesLookup, measure
+from nightjar.loadtests.simulation.rivals.prior import CONTEXTS, StepSeconds, StepTimes, StepTimesLookup, measure
 from nightjar.loadtests.simulation.rivals.turbo_spec import TurboSpec
 from nightjar.loadtests.simulation.step_cost import prepared_cost
 from nightjar.policy.planners import LOCAL_PLANNERS
