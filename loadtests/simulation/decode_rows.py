@@ -1,0 +1,214 @@
+"""The rows of a simulated engine that decode: what each still has to generate, holds and lacks, as arrays over the rows.
+
+A step must cost microseconds, so nothing here loops over rows except where one joins or leaves: luck is drawn for many steps
+at once, steps that verify no drafts only move one common offset, and a row that leaves is replaced by the last one. Growth of a
+row's blocks is booked in arrears (`try_book_blocks`); the scheduler bounds it from above in every step.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nightjar.loadtests.simulation.acceptance_classes import AcceptanceClasses
+from nightjar.loadtests.simulation.requests import SimulatedRequest
+
+LUCK_STEPS: Final = 64
+"""Steps for which luck is drawn at once."""
+NEVER: Final = 1 << 60
+
+Integers = NDArray[np.int64]
+
+
+class DecodeRows:
+    """All decoding rows of one engine."""
+
+    def __init__(self, capacity: int, classes: AcceptanceClasses, rng: np.random.Generator) -> None:
+        self.requests: list[SimulatedRequest] = []
+        self.count = 0
+        self.context_tokens = 0
+        """Sum over the rows of their tokens in the KV cache."""
+        self.lag_tokens = 0
+        """Those of them whose draft KV is missing."""
+        self.class_counts = [0] * len(classes)
+        self.composition = 0
+        """Rises whenever a row joins or leaves."""
+        self._classes = classes
+        self._rng = rng
+        self._longest = classes.survival.shape[1]
+        self._state: Integers = np.zeros((5, capacity), dtype=np.int64)
+        self._left, self._final, self._valid, self._held, self._class = self._state
+        # Row i still generates left[i] - offset tokens and has final[i] - left[i] + offset tokens in the cache.
+        self._offset = 0
+        self._least_left = NEVER
+        self._luck: Integers = np.empty((LUCK_STEPS, capacity), dtype=np.int64)
+        self._luck_at = LUCK_STEPS
+        self._scratch: Integers = np.empty(capacity, dtype=np.int64)
+        self._one_more: list[Integers] = [np.array(length + 1, dtype=np.int64) for length in range(self._longest + 1)]
+        self._behind = False  # whether some draft KV is missing; only then `valid` means anything
+        self._caught_up: NDArray[np.bool_] | None = None
+
+    @property
+    def any_finished(self) -> bool:
+        """Whether a row has generated all that it should."""
+        return self._least_left <= self._offset
+
+    @property
+    def longest_lag_tokens(self) -> int:
+        """The largest lag of one row."""
+        return int((self._contexts() - self._valid[: self.count]).max()) if self._behind and self.count else 0
+
+    @property
+    def held_blocks(self) -> int:
+        """Blocks booked for all rows."""
+        return int(self._held[: self.count].sum())
+
+    def join(self, request: SimulatedRequest) -> None:
+        """Add a row for a request whose prompt (and earlier output) is computed and whose next token was just sampled."""
+        row, kind = self.count, request.acceptance_class
+        left = request.output_tokens - request.generated_tokens
+        context = request.prefill_tokens - 1
+        if not self._behind and request.draft_tokens < context:
+            self._fall_behind()
+        self.count += 1
+        self.requests.append(request)
+        self._state[:, row] = (left + self._offset, context + left, min(request.draft_tokens, context), request.held_blocks, kind)
+        self._least_left = min(self._least_left, left + self._offset)
+        self.context_tokens += context
+        if self._behind:
+            self.lag_tokens += context - min(request.draft_tokens, context)
+        self.class_counts[kind] += 1
+        self.composition += 1
+        if self._luck_at < LUCK_STEPS:
+            rises = self._classes.survival[kind][::-1]
+            missed = np.searchsorted(rises, self._rng.random(LUCK_STEPS - self._luck_at), side="right")
+            self._luck[self._luck_at :, row] = self._longest + 1 - missed
+
+    def advance(self, verified: int, *, draft_runs: bool) -> tuple[int, list[int]]:
+        """Run a step that verifies `verified` drafts per row: tokens generated, and accepted[i] as in StepCount.
+
+        `draft_runs`: whether the drafter takes the step's tokens in, where it lacks nothing before them. A row may generate more
+        than it should; `take_finished` gives the surplus back.
+        """
+        rows = self.count
+        if not draft_runs and not self._behind:
+            self._fall_behind()
+        if verified:
+            accepted = self._verify(verified)
+            generated = rows + sum(accepted)
+        else:
+            accepted = []
+            generated = rows
+            self._offset += 1
+        self.context_tokens += generated
+        if self._behind:
+            self._lag_behind(generated)
+        return generated, accepted
+
+    def catch_up(self, tokens: int) -> None:
+        """Let the draft compute up to `tokens` of the lag in the step about to advance, row after row."""
+        if tokens >= self.lag_tokens:
+            self._behind = False
+            self.lag_tokens = 0
+            return
+        lags = self._contexts() - self._valid[: self.count]
+        filled = np.clip(tokens - (np.cumsum(lags) - lags), 0, lags)
+        self._valid[: self.count] += filled
+        self._caught_up = filled == lags
+
+    def forget_draft(self) -> None:
+        """The draft's KV is gone: everything is lag."""
+        self._behind = True
+        self._valid[: self.count] = 0
+        self.lag_tokens = self.context_tokens
+
+    def take_finished(self) -> tuple[list[SimulatedRequest], int]:
+        """Remove the rows that are done: their requests, and how many tokens they generated beyond what they should."""
+        finished, surplus = [], 0
+        for row in reversed(np.flatnonzero(self._left[: self.count] <= self._offset).tolist()):
+            surplus += self._offset - int(self._left[row])
+            finished.append(self.remove(row))
+        finished.reverse()
+        return finished, surplus
+
+    def remove(self, row: int) -> SimulatedRequest:
+        """Take one row out: its request, with its tokens and blocks up to date."""
+        left, final, valid, held, kind = self._state[:, row].tolist()
+        request = self.requests[row]
+        context = final - left + self._offset
+        self.context_tokens -= context
+        if self._behind:
+            self.lag_tokens -= context - valid
+        request.generated_tokens = request.output_tokens - max(left - self._offset, 0)
+        request.held_blocks = held
+        self.class_counts[kind] -= 1
+        self.composition += 1
+        last = self.count = self.count - 1
+        if row != last:
+            self._state[:, row] = self._state[:, last]
+            self._luck[self._luck_at :, row] = self._luck[self._luck_at :, last]
+            self.requests[row] = self.requests[last]
+        self.requests.pop()
+        remaining = self._left[:last]
+        self._least_left = int(remaining[remaining.argmin()]) if last else NEVER
+        return request
+
+    def try_book_blocks(self, tokens_ahead: int, block_size: int, free_blocks: int) -> int | None:
+        """Bring every row's blocks up to its context and `tokens_ahead` more: blocks that took, or None for more than are free."""
+        held = self._held[: self.count]
+        wanted = np.maximum(held, (self._contexts() + (tokens_ahead + block_size - 1)) // block_size)
+        grown = int(wanted.sum()) - int(held.sum())
+        if grown > free_blocks:
+            return None
+        held[:] = wanted
+        return grown
+
+    def renew_luck(self) -> None:
+        """Draw anew from here on: acceptance has changed."""
+        self._luck_at = LUCK_STEPS
+
+    def _contexts(self) -> Integers:
+        contexts: Integers = self._final[: self.count] - self._left[: self.count] + self._offset
+        return contexts
+
+    def _verify(self, verified: int) -> list[int]:
+        rows, at = self.count, self._luck_at
+        if at == LUCK_STEPS:
+            self._draw_luck()
+            at = 0
+        self._luck_at = at + 1
+        tokens = self._luck[at, :rows]
+        if verified < self._longest:
+            tokens = np.minimum(tokens, self._one_more[verified], out=self._scratch[:rows])
+        if self.lag_tokens:
+            tokens = np.where(self._contexts() > self._valid[:rows], 1, tokens)  # a draft with a hole in its KV guesses wrong
+        left = self._left[:rows]
+        left -= tokens
+        self._least_left = int(left[left.argmin()])
+        rows_by_tokens = np.bincount(tokens, minlength=verified + 2).tolist()
+        return list(accumulate(reversed(rows_by_tokens[2:])))[::-1]
+
+    def _draw_luck(self) -> None:
+        """Tokens that each row would generate in each of the next steps if it verified the longest drafts."""
+        rows = self.count
+        luck = self._luck[:, :rows]
+        luck.fill(1)
+        draws = self._rng.random((LUCK_STEPS, rows))
+        for survival in self._classes.survival[self._class[:rows]].T:
+            luck += draws < survival
+
+    def _fall_behind(self) -> None:
+        self._behind = True
+        self._valid[: self.count] = self._contexts()
+
+    def _lag_behind(self, generated: int) -> None:
+        if self._caught_up is None:
+            self.lag_tokens += generated
+            return
+        contexts, valid = self._contexts(), self._valid[: self.count]
+        valid[self._caught_up] = contexts[self._caught_up]
+        self.lag_tokens = int((contexts - valid).sum())
+        self._caught_up = None

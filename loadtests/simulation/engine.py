@@ -1,0 +1,338 @@
+"""One engine in virtual time: continuous batching around the very Steering, StepCounters and DrafterLife of production.
+
+A step verifies the drafts of the step before and drafts for the step after, as in vLLM's V1 engine, and what counts as a clean step
+is what deployments.engine.step_loop says. Fails closed: a request that can never fit, or one from a busy engine's future, raises
+ValueError. Numbered invariants, each with a test that names it:
+
+SIM-1 every request that was submitted is answered once, with all its tokens, or is still in the engine.
+SIM-2 tokens counted are tokens delivered, in the totals and in what is reported.
+SIM-3 blocks held are those of the requests that run, and never more than the pool has.
+SIM-4 time never goes back; busy time is the sum of the steps.
+SIM-5 the same seed and the same calls give the same bytes.
+SIM-6 lag is what the draft has not computed of the decoding rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from nightjar.loadtests.simulation.acceptance_classes import AcceptanceClasses
+from nightjar.loadtests.simulation.decode_rows import DecodeRows
+from nightjar.loadtests.simulation.draft_memory import DraftMemory
+from nightjar.loadtests.simulation.engine_totals import EngineTotals
+from nightjar.loadtests.simulation.host_link import HostLink
+from nightjar.loadtests.simulation.oracle import ORACLE, oracle_factory
+from nightjar.loadtests.simulation.profiles import Mechanics, Profile
+from nightjar.loadtests.simulation.requests import SimulatedRequest
+from nightjar.loadtests.simulation.scheduler import SimulatedScheduler
+from nightjar.loadtests.simulation.step_cost import prepared_cost
+from nightjar.loadtests.simulation.step_noise import NoiseStream
+from nightjar.loadtests.simulation.truth import Truth
+from nightjar.policy.drafter_life import DrafterLife, Order
+from nightjar.policy.planners.local_planner import LocalPlannerFactory, StepOutcome
+from nightjar.policy.records import DrafterState, EngineLoad, EngineSnapshot, LoadReport, Settings
+from nightjar.policy.steering import Steering
+from nightjar.policy.step_counters import StepCount, StepCounters
+
+SETTLE_STEPS: Final = 2
+"""Steps for which K must be held before a step's time belongs to it (deployments.engine.step_loop, without async scheduling)."""
+CATCH_UP_CHUNK_TOKENS: Final = 2048
+FIRST_WISH_IDS: Final = 1 << 31
+
+
+class SimulatedEngine:
+    """One replica's engine. `now_s` is the end of its last step.
+
+    `speed` divides every step time (0.5: a card half as fast). `local_planners` are those that a Local plan may name; the oracle is
+    always among them. With a `host_link` a dormant draft may be offloaded. `catch_up_chunk_tokens` is the most that one step
+    recomputes (None: everything at once). `leased_restarts` holds begin and end of each restart under a lease, the end infinite
+    while it runs.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        *,
+        replica_id: str,
+        mechanics: Mechanics,
+        seed: int,
+        local_planners: Mapping[str, LocalPlannerFactory],
+        speed: float = 1.0,
+        host_link: HostLink | None = None,
+        node_id: str = "",
+        catch_up_chunk_tokens: int | None = CATCH_UP_CHUNK_TOKENS,
+        track_regret: bool = False,
+        now_s: float = 0.0,
+    ) -> None:
+        luck_rng, noise_rng = np.random.default_rng(seed).spawn(2)
+        self.now_s = now_s
+        self.speed = speed
+        self.totals = EngineTotals()
+        self.leased_restarts: list[tuple[float, float]] = []
+        self._profile = profile
+        self._replica_id = replica_id
+        self._node_id = node_id
+        self._engine_id = f"{replica_id}-{seed}"
+        self._longest = profile.max_num_speculative_tokens
+        self._can_be_dormant = profile.mechanics(mechanics) == Mechanics.DORMANT
+        self._prepared = prepared_cost(profile, profile.mechanics(mechanics))
+        self._noise = NoiseStream(profile.step_noise, noise_rng)
+        self._classes = AcceptanceClasses(profile)
+        self._rows = DecodeRows(profile.limits.max_num_seqs, self._classes, luck_rng)
+        self._scheduler = SimulatedScheduler(profile.limits, self._longest, self._rows)
+        self._truth = Truth(self._prepared, self._classes, self._rows, profile.drafter)
+        self._steering = Steering(
+            max_num_speculative_tokens=self._longest,
+            max_num_seqs=profile.limits.max_num_seqs,
+            local_planners={**local_planners, ORACLE: oracle_factory(self._truth)},
+            seed=seed,
+        )
+        self._counters = StepCounters()
+        self._life = DrafterLife(
+            can_be_dormant=self._can_be_dormant,
+            catch_up_chunk_tokens=catch_up_chunk_tokens,
+            first_wish_id=1 + seed % FIRST_WISH_IDS,
+        )
+        self._memory = (
+            DraftMemory(self._life, self._scheduler.pool, profile.drafter, host_link)
+            if self._can_be_dormant and host_link is not None
+            else None
+        )
+        self._tracks_regret = track_regret
+        self._report_number = 0
+        self._drafted = 0
+        self._held_steps = 0
+        self._steps_since_prefill = 0
+        self._was_idle = True
+        self._is_leased = False
+        self._step_microseconds = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return self._scheduler.has_work
+
+    @property
+    def decode_batch_size(self) -> int:
+        """Rows that decode now."""
+        return self._rows.count
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests in the engine that do not run."""
+        return len(self._scheduler.waiting)
+
+    @property
+    def drafter_state(self) -> DrafterState:
+        """Where the drafter is in its life."""
+        return self._life.state
+
+    def wait_until(self, now_s: float) -> None:
+        """Move an idle engine's clock on; a busy one's is moved by its steps."""
+        if now_s > self.now_s and not self.has_work:
+            self.now_s = now_s
+
+    def submit(self, request: SimulatedRequest) -> None:
+        """Take a request that has arrived by now; an idle engine waits until it arrives.
+
+        Raises ValueError for a request that can never fit into the KV cache, and for one from a busy engine's future.
+        """
+        self.wait_until(request.arrival_s)
+        if request.arrival_s > self.now_s:
+            raise ValueError(f"request {request.number} arrives at {request.arrival_s}, the engine is busy at {self.now_s}")
+        self._scheduler.submit(request)
+
+    def scale_acceptance(self, factor: float) -> None:
+        """Conditional acceptance of all classes is `factor` times the profile's from now on."""
+        self._classes.scale(factor)
+        self._rows.renew_luck()
+        self._truth.renew()
+
+    def step(self) -> Sequence[SimulatedRequest]:
+        """Run one engine step; what it answered in full. Does nothing without work."""
+        scheduler, rows, verified = self._scheduler, self._rows, self._drafted
+        if not scheduler.has_work:
+            return _NOBODY
+        extra_s = self._move_memory() if self._memory is not None else 0.0
+        prefill_tokens = scheduler.schedule(verified)
+        count, context_tokens = rows.count, rows.context_tokens
+        order = self._order(count, prefill_tokens > 0, context_tokens, rows.lag_tokens)
+        drafted, catch_up_tokens = order
+        draft_runs = drafted > 0 or catch_up_tokens > 0 or not self._can_be_dormant
+        if prefill_tokens or catch_up_tokens:
+            seconds = self._prepared.cost.seconds(
+                count,
+                context_tokens,
+                drafted,
+                prefill_tokens,
+                "active" if draft_runs else "dormant",
+                catch_up_tokens,
+                verified,
+            )
+        else:
+            seconds = self._prepared.decode_seconds(count, context_tokens, drafted, verified)
+        seconds = self._noise.apply(seconds + extra_s) / self.speed
+        self.now_s += seconds
+        generated, accepted, finished = 0, _NONE, _NOBODY
+        if count:
+            if catch_up_tokens:
+                rows.catch_up(catch_up_tokens)
+            generated, accepted = rows.advance(verified, draft_runs=draft_runs)
+            if rows.any_finished:
+                finished, surplus = rows.take_finished()
+                generated -= surplus
+                for request in finished:
+                    scheduler.release(request)
+        if prefill_tokens:
+            delivered, answered = scheduler.finish_prefills(draft_runs=draft_runs, now_s=self.now_s)
+            generated += delivered
+            finished = finished + answered
+        for request in finished:
+            request.finish_s = self.now_s
+        self._count(order, count, context_tokens, prefill_tokens, generated, accepted, seconds)
+        self._was_idle = not scheduler.has_work
+        return finished
+
+    def load(self) -> EngineLoad:
+        """The engine as it is now."""
+        scheduler = self._scheduler
+        scheduler.book_blocks()
+        return EngineLoad(
+            decode_batch_size=self._rows.count,
+            num_running_reqs=self._rows.count + len(scheduler.prefilling),
+            num_waiting_reqs=len(scheduler.waiting),
+            kv_cache_usage=scheduler.pool.held / scheduler.pool.size,
+            num_speculative_tokens=self._drafted,
+            planned_num_speculative_tokens=self._steering.planned_num_speculative_tokens,
+            step_seconds=self._step_microseconds / 1e6,
+        )
+
+    def report(self) -> LoadReport:
+        """What the agent would send now."""
+        self._report_number += 1
+        steering, life = self._steering, self._life
+        return LoadReport(
+            replica_id=self._replica_id,
+            application="simulated",
+            node_id=self._node_id,
+            group=self._profile.group,
+            report_number=self._report_number,
+            snapshot=EngineSnapshot(
+                counters=self._counters.snapshot(self._engine_id, steering.guard_holds, life.restarts, life.failed_probes),
+                load=self.load(),
+                settings_version=steering.settings_version,
+                drafter_state=life.state,
+                finished_segment_id=steering.finished_segment_id,
+                finished_wish_id=life.finished_wish_id,
+                decision_reason=steering.reason,
+            ),
+            restart_wish=life.wish(self._rows.lag_tokens, self.now_s) if self._can_be_dormant else None,
+        )
+
+    def adopt(self, settings: Settings) -> str:
+        """Take settings into force, or confirm those that are. Returns "" or why they were refused."""
+        is_confirmation = settings.version == self._steering.settings_version
+        refused = self._steering.adopt(settings, self.now_s)
+        if is_confirmation:
+            self._life.confirm(self.now_s)
+        elif not refused:
+            self._life.adopt(settings, self.now_s)
+        return refused
+
+    def _order(self, count: int, has_prefill: bool, context_tokens: int, lag_tokens: int) -> Order:
+        steering = self._steering
+        if steering.plans_locally:
+            longest_lag = self._rows.longest_lag_tokens if lag_tokens else 0
+            chosen = steering.choose(count, has_prefill, self.now_s, context_tokens, lag_tokens, longest_lag)
+        else:
+            chosen = steering.choose(count, has_prefill, self.now_s)
+        if chosen is None:
+            chosen = self._longest
+        if self._can_be_dormant:
+            return self._life.before_step(chosen, lag_tokens, self.now_s)
+        return Order(chosen, 0)
+
+    def _count(
+        self,
+        order: Order,
+        count: int,
+        context_tokens: int,
+        prefill_tokens: int,
+        generated: int,
+        accepted: Sequence[int],
+        seconds: float,
+    ) -> None:
+        drafted, catch_up_tokens = order
+        verified, self._drafted = self._drafted, drafted
+        totals = self.totals
+        totals.tokens += generated
+        totals.busy_s += seconds
+        totals.steps += 1
+        totals.preemptions = self._scheduler.preemptions
+        if count:
+            totals.decode_steps += 1
+            totals.length_sum += drafted
+            totals.steps_off += not drafted
+        self._held_steps = self._held_steps + 1 if drafted == verified else 1
+        self._steps_since_prefill = 0 if prefill_tokens else self._steps_since_prefill + 1
+        settled = self._held_steps >= SETTLE_STEPS and self._steps_since_prefill >= SETTLE_STEPS - 1
+        step_microseconds = 0 if self._was_idle else max(round(seconds * 1e6), 1)
+        if step_microseconds:
+            self._step_microseconds = step_microseconds
+        is_pure = not prefill_tokens and not catch_up_tokens
+        clean = is_pure and settled and drafted == verified and step_microseconds > 0
+        reached = [count] * verified
+        self._counters.count(
+            StepCount(
+                drafted,
+                count,
+                context_tokens,
+                prefill_tokens,
+                generated,
+                reached,
+                accepted,
+                step_microseconds,
+                clean,
+                not prefill_tokens and not settled,
+                catch_up_tokens,
+            )
+        )
+        if clean:
+            self._steering.count_clean_step(count, drafted)
+        if self._can_be_dormant:
+            life = self._life
+            life.after_step(order, reached, accepted, self.now_s)
+            totals.restarts = life.restarts
+            totals.catch_up_tokens += catch_up_tokens
+            if life.is_leased != self._is_leased:
+                self._note_lease(self.now_s - seconds)
+        if is_pure and count:
+            if self._steering.plans_locally and step_microseconds:
+                self._steering.learn(StepOutcome(drafted, count, context_tokens, generated, seconds, reached, accepted))
+            if self._tracks_regret:
+                rate, best_rate = self._truth.rates(count, context_tokens, drafted)
+                totals.expected_tokens += rate * seconds * self.speed
+                totals.best_tokens += best_rate * seconds * self.speed
+
+    def _note_lease(self, at_s: float) -> None:
+        """A leased restart began or ended with the step that began at `at_s`."""
+        self._is_leased = not self._is_leased
+        if self._is_leased:
+            self.leased_restarts.append((at_s, math.inf))
+        else:
+            self.leased_restarts[-1] = (self.leased_restarts[-1][0], at_s)
+
+    def _move_memory(self) -> float:
+        assert self._memory is not None
+        relocation_s, draft_is_gone = self._memory.step(len(self._scheduler.waiting), self.now_s)
+        if draft_is_gone:
+            self._scheduler.forget_draft()
+        return relocation_s
+
+
+_NONE: Final[list[int]] = []
+_NOBODY: Final[list[SimulatedRequest]] = []

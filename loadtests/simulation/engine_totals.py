@@ -1,0 +1,28 @@
+"""What a simulated engine has summed up since it started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class EngineTotals:
+    """Sums over all steps; they only rise."""
+
+    tokens: int = 0
+    """Generated tokens, first tokens included."""
+    busy_s: float = 0.0
+    steps: int = 0
+    decode_steps: int = 0
+    """Steps with decode rows."""
+    steps_off: int = 0
+    """Those of them at K=0."""
+    length_sum: int = 0
+    """Sum of K over them."""
+    restarts: int = 0
+    catch_up_tokens: int = 0
+    preemptions: int = 0
+    expected_tokens: float = 0.0
+    """What the pure decode steps' K yields on average in the time that they took; only where regret is tracked."""
+    best_tokens: float = 0.0
+    """What the best K would have yielded in that time. The difference is regret."""

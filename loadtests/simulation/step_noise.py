@@ -1,0 +1,39 @@
+"""Noise of step times: lognormal around the median, and rare stalls. Drawn in blocks, by the number of the step alone.
+
+Two engines with the same seed see the same noise in the same step, whatever their planners do (common random numbers).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from nightjar.loadtests.simulation.profiles import StepNoise
+
+BLOCK: Final = 1024
+
+
+class NoiseStream:
+    """The noise of one engine, step after step."""
+
+    def __init__(self, noise: StepNoise, rng: np.random.Generator) -> None:
+        self._noise = noise
+        self._rng = rng
+        self._factors: list[float] = []
+        self._stalls: list[float] = []
+        self._at = BLOCK
+
+    def apply(self, seconds: float) -> float:
+        """The next step's time, where it takes `seconds` without noise."""
+        at = self._at
+        if at == BLOCK:
+            self._draw()
+            at = 0
+        self._at = at + 1
+        return seconds * self._factors[at] + self._stalls[at]
+
+    def _draw(self) -> None:
+        noise = self._noise
+        self._factors = self._rng.lognormal(0.0, noise.lognormal_sd, BLOCK).tolist()
+        self._stalls = np.where(self._rng.random(BLOCK) < noise.stall_share, noise.stall_seconds, 0.0).tolist()

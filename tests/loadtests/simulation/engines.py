@@ -1,0 +1,101 @@
+"""Simulated engines for tests: requests, plans, and an engine that is kept busy."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from nightjar.loadtests.simulation.engine import SimulatedEngine
+from nightjar.loadtests.simulation.profiles import Mechanics, Profile, read_profile
+from nightjar.loadtests.simulation.requests import SimulatedRequest
+from nightjar.policy.drafter_life import UNLIMITED
+from nightjar.policy.planners import LOCAL_PLANNERS
+from nightjar.policy.records import (
+    Lease,
+    Mode,
+    OffloadRules,
+    Plan,
+    Settings,
+    SettingsVersion,
+    Table,
+    TableRow,
+)
+
+PAIR = read_profile("qwen-7b-0.5b-rtx4090")
+EAGLE = read_profile("llama-8b-eagle")
+PROMPTS = (40, 600)
+OUTPUTS = (1, 120)
+
+
+def held(num_speculative_tokens: int) -> Table:
+    """One K for every batch."""
+    return table((1, num_speculative_tokens))
+
+
+def table(*rows: tuple[int, int]) -> Table:
+    """A plan from (first batch size, K) pairs."""
+    lasts = [first - 1 for first, _ in rows[1:]] + [4096]
+    return Table(
+        rows=tuple(
+            TableRow(first_batch_size=first, last_batch_size=last, num_speculative_tokens=length)
+            for (first, length), last in zip(rows, lasts, strict=True)
+        )
+    )
+
+
+def settings(
+    plan: Plan,
+    *,
+    sequence: int = 1,
+    micro_restart_tokens: int = UNLIMITED,
+    leases: Sequence[Lease] = (),
+    offload: OffloadRules | None = None,
+) -> Settings:
+    """Settings of mode auto, every K allowed."""
+    return Settings(
+        version=SettingsVersion(incarnation=1, sequence=sequence),
+        mode=Mode(kind="auto"),
+        plan=plan,
+        allowed_num_speculative_tokens=tuple(range(6)),
+        settings_max_age_s=1e6,
+        micro_restart_tokens=micro_restart_tokens,
+        leases=tuple(leases),
+        offload=offload,
+    )
+
+
+def engine(profile: Profile = PAIR, plan: Plan | None = None, *, seed: int = 1, **options: object) -> SimulatedEngine:
+    """An engine, dormant mechanics unless told otherwise, with a plan in force if one is given."""
+    arguments: dict[str, object] = {"replica_id": "r1", "mechanics": Mechanics.DORMANT, "local_planners": LOCAL_PLANNERS}
+    built = SimulatedEngine(profile, seed=seed, **(arguments | options))  # type: ignore[arg-type]
+    if plan is not None:
+        assert built.adopt(settings(plan)) == ""
+    return built
+
+
+def requests(seed: int, profile: Profile = PAIR) -> Callable[[float], SimulatedRequest]:
+    """A source of requests: each call gives the next one, arriving at the time given."""
+    rng, kinds, number = random.Random(seed), len(profile.acceptance_classes), 0
+
+    def ask(arrival_s: float) -> SimulatedRequest:
+        nonlocal number
+        number += 1
+        return SimulatedRequest(number, arrival_s, rng.randint(*PROMPTS), rng.randint(*OUTPUTS), rng.randrange(kinds))
+
+    return ask
+
+
+def keep_busy(
+    busy: SimulatedEngine, users: int, steps: int, seed: int = 1, profile: Profile = PAIR
+) -> tuple[list[SimulatedRequest], list[SimulatedRequest]]:
+    """Closed loop: `users` requests are always in the engine. All that were asked, and all that were answered."""
+    ask, asked, answered = requests(seed, profile), list[SimulatedRequest](), list[SimulatedRequest]()
+    for _ in range(users):
+        asked.append(ask(busy.now_s))
+        busy.submit(asked[-1])
+    for _ in range(steps):
+        for done in busy.step():
+            answered.append(done)
+            asked.append(ask(busy.now_s))
+            busy.submit(asked[-1])
+    return asked, answered

@@ -1,0 +1,151 @@
+"""One simulated engine: batching, mechanics of K=0, and what it reports."""
+
+import pytest
+
+from nightjar.loadtests.simulation.profiles import Mechanics
+from nightjar.loadtests.simulation.requests import SimulatedRequest
+from nightjar.policy.records import DrafterState, Local
+from tests.loadtests.simulation.engines import EAGLE, PAIR, engine, held, keep_busy, settings, table
+
+
+def one(output_tokens: int = 50, prompt_tokens: int = 100, arrival_s: float = 0.0) -> SimulatedRequest:
+    return SimulatedRequest(1, arrival_s, prompt_tokens, output_tokens, 0)
+
+
+def test_a_request_gets_its_first_token_with_its_prompt_and_its_last_when_it_is_done() -> None:
+    alone, request = engine(plan=held(0)), one(output_tokens=3)
+    alone.submit(request)
+    assert list(alone.step()) == []
+    assert request.first_token_s == alone.now_s
+    assert list(alone.step()) == []
+    assert list(alone.step()) == [request]
+    assert request.finish_s == alone.now_s
+    assert not alone.has_work
+    assert list(alone.step()) == []
+
+
+def test_an_idle_engine_waits_for_a_request_and_that_is_not_busy_time() -> None:
+    idle = engine(plan=held(0))
+    idle.submit(one(output_tokens=1, arrival_s=7.0))
+    idle.step()
+    assert idle.now_s == pytest.approx(7.0 + idle.totals.busy_s)
+
+
+def test_a_request_from_a_busy_engines_future_or_too_long_for_the_cache_is_refused() -> None:
+    busy = engine(plan=held(0))
+    busy.submit(one())
+    with pytest.raises(ValueError, match="the engine is busy at"):
+        busy.submit(one(arrival_s=5.0))
+    with pytest.raises(ValueError, match="never fit into 4112 blocks"):
+        busy.submit(one(prompt_tokens=70_000))
+
+
+def test_a_step_verifies_what_the_step_before_drafted() -> None:
+    drafting = engine(plan=held(3))
+    keep_busy(drafting, users=4, steps=100)
+    drafting.adopt(settings(held(0), sequence=2))
+    drafts, rows = [], []
+    for _ in range(3):
+        off = drafting.report().snapshot.counters.totals[0]
+        drafts.append(off.draft_tokens)
+        rows.append(off.decode_rows)
+        drafting.step()
+    assert drafts[1] - drafts[0] == 3 * (rows[1] - rows[0]) > 0
+    assert drafts[2] == drafts[1]
+
+
+def test_stock_pays_its_tax_at_off_and_dormant_does_not() -> None:
+    busy_s = {}
+    for mechanics in Mechanics:
+        off = engine(plan=held(0), mechanics=mechanics)
+        keep_busy(off, users=16, steps=300)
+        busy_s[mechanics] = off.totals.busy_s
+    assert 1.1 < busy_s[Mechanics.STOCK] / busy_s[Mechanics.DORMANT] < 1.3
+
+
+def test_a_drafter_kept_in_sync_has_no_lag_and_never_restarts() -> None:
+    eagle = engine(EAGLE, held(0))
+    keep_busy(eagle, users=16, steps=200, profile=EAGLE)
+    eagle.adopt(settings(held(3), sequence=2))
+    keep_busy(eagle, users=1, steps=50, profile=EAGLE)
+    assert eagle.drafter_state is DrafterState.IN_SYNC
+    assert eagle.totals.restarts == eagle.totals.catch_up_tokens == 0
+    assert eagle.totals.length_sum > 0
+
+
+def test_a_restart_catches_up_what_was_missed_and_then_drafts() -> None:
+    dormant = engine(plan=held(0))
+    keep_busy(dormant, users=8, steps=100)
+    assert dormant.drafter_state is DrafterState.DORMANT
+    dormant.adopt(settings(held(3), sequence=2))
+    states = set()
+    for _ in range(40):
+        dormant.step()
+        states.add(dormant.drafter_state)
+    assert states == {DrafterState.CATCHING_UP, DrafterState.PROBING, DrafterState.ACTIVE}
+    assert dormant.totals.restarts == 1
+    assert dormant.totals.catch_up_tokens > 8 * 40
+    assert dormant.report().snapshot.counters.restarts == 1
+
+
+def test_without_allowance_or_lease_a_dormant_drafter_wishes_and_stays_off() -> None:
+    dormant = engine()
+    assert dormant.adopt(settings(held(0), micro_restart_tokens=0)) == ""
+    keep_busy(dormant, users=8, steps=60)
+    dormant.adopt(settings(held(3), sequence=2, micro_restart_tokens=0))
+    dormant.step()
+    wish = dormant.report().restart_wish
+    assert wish is not None
+    assert wish.lag_tokens > 0
+    assert dormant.drafter_state is DrafterState.DORMANT
+
+
+def test_acceptance_that_falls_yields_fewer_tokens_per_step() -> None:
+    tokens = {}
+    for factor in (1.0, 0.5):
+        drafting = engine(plan=held(3))
+        drafting.scale_acceptance(factor)
+        keep_busy(drafting, users=16, steps=300)
+        tokens[factor] = drafting.totals.tokens / drafting.totals.steps
+    assert tokens[0.5] < 0.75 * tokens[1.0]
+
+
+def test_a_slow_card_takes_longer_for_the_same_steps() -> None:
+    busy_s = []
+    for speed in (1.0, 0.5):
+        card = engine(plan=held(2), speed=speed)
+        keep_busy(card, users=8, steps=100)
+        busy_s.append(card.totals.busy_s)
+    assert busy_s[1] == pytest.approx(2.0 * busy_s[0])
+
+
+def test_what_is_reported_is_clean_steps_of_the_plan_and_the_load() -> None:
+    busy = engine(plan=table((1, 3), (12, 0)))
+    keep_busy(busy, users=16, steps=400)
+    report = busy.report()
+    load, cells = report.snapshot.load, report.snapshot.counters.cells
+    assert report.group == PAIR.group
+    assert load.decode_batch_size == busy.decode_batch_size
+    assert 0.0 < load.kv_cache_usage < 0.2
+    assert {cell.num_speculative_tokens for cell in cells} <= {0, 3}
+    assert 50 < sum(cell.steps for cell in cells) < 400
+
+
+def test_the_oracle_speculates_at_low_load_and_is_off_at_high_load() -> None:
+    lengths = {}
+    for users in (4, 100):
+        knowing = engine(plan=Local(planner="oracle"))
+        keep_busy(knowing, users=users, steps=200)
+        lengths[users] = knowing.totals.length_sum / knowing.totals.decode_steps
+    assert lengths[4] > 2.0
+    assert lengths[100] < 0.1
+
+
+def test_regret_is_what_the_best_length_would_have_yielded_more() -> None:
+    ratios = []
+    for plan in (held(5), Local(planner="oracle")):
+        tracked = engine(plan=plan, track_regret=True)
+        keep_busy(tracked, users=64, steps=200)
+        ratios.append(tracked.totals.expected_tokens / tracked.totals.best_tokens)
+    assert ratios[0] < 0.85
+    assert ratios[1] == pytest.approx(1.0, abs=0.02)
