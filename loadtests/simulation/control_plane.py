@@ -63,8 +63,8 @@ class ReportingEngine(Protocol):
     def report(self) -> LoadReport:
         """What the agent would send now."""
 
-    def adopt(self, settings: Settings) -> None:
-        """Take settings into force; the very ones in force are confirmed, older ones refused."""
+    def adopt(self, settings: Settings) -> str:
+        """Take settings into force or confirm those in force. Returns "" or why they were refused."""
 
     def wait_until(self, now_s: float) -> None:
         """An idle engine's clock moves on."""

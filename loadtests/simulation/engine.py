@@ -305,7 +305,8 @@ class SimulatedEngine:
             self._steering.count_clean_step(count, drafted)
         if self._can_be_dormant:
             life = self._life
-            life.after_step(order, reached, accepted, self.now_s)
+            if count:
+                life.after_step(order, reached, accepted, self.now_s)
             totals.restarts = life.restarts
             totals.catch_up_tokens += catch_up_tokens
             if life.is_leased != self._is_leased:

@@ -10,31 +10,17 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import Any, Protocol
 
+from nightjar.loadtests.simulation.engine_totals import EngineTotals
 from nightjar.loadtests.simulation.requests import SimulatedRequest
 from nightjar.loadtests.simulation.results import Totals
 from nightjar.loadtests.simulation.router import Router
 from nightjar.loadtests.simulation.timeline import Timeline
 from nightjar.loadtests.simulation.workload import Demand
 from nightjar.policy.records import DrafterState, LoadReport, Settings
-
-
-class EngineSums(Protocol):
-    """What an engine has summed up since it started, by the names of results.Totals."""
-
-    tokens: float
-    busy_s: float
-    steps: int
-    decode_steps: int
-    steps_off: int
-    length_sum: int
-    restarts: int
-    catch_up_tokens: int
-    preemptions: int
-    expected_tokens: float
-    best_tokens: float
 
 
 class Engine(Protocol):
@@ -45,7 +31,7 @@ class Engine(Protocol):
     leased_restarts: list[tuple[float, float]]
 
     @property
-    def totals(self) -> EngineSums:
+    def totals(self) -> EngineTotals:
         """Sums since the start."""
 
     @property
@@ -76,8 +62,8 @@ class Engine(Protocol):
     def report(self) -> LoadReport:
         """What the agent would send now."""
 
-    def adopt(self, settings: Settings) -> None:
-        """Take settings into force, confirm those in force, refuse older ones."""
+    def adopt(self, settings: Settings) -> str:
+        """Take settings into force or confirm those in force. Returns "" or why they were refused."""
 
     def scale_acceptance(self, factor: float) -> None:
         """Acceptance of all classes is `factor` times the profile's from now on."""
@@ -191,17 +177,8 @@ class Fleet:
 
 def totals_of(engine: Engine) -> Totals:
     """An engine's sums as a value."""
-    sums = engine.totals
-    return Totals(
-        tokens=sums.tokens,
-        busy_s=sums.busy_s,
-        steps=sums.steps,
-        decode_steps=sums.decode_steps,
-        steps_off=sums.steps_off,
-        length_sum=sums.length_sum,
-        restarts=sums.restarts,
-        catch_up_tokens=sums.catch_up_tokens,
-        preemptions=sums.preemptions,
-        expected_tokens=sums.expected_tokens,
-        best_tokens=sums.best_tokens,
-    )
+    return Totals(*read_sums(engine.totals))
+
+
+read_sums: Callable[[EngineTotals], tuple[Any, ...]] = attrgetter(*(field.name for field in fields(Totals)))
+"""The sums that Totals holds, by the same names."""

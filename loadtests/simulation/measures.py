@@ -12,6 +12,7 @@ from nightjar.loadtests.simulation.workload import Demand
 from nightjar.policy.batch_buckets import bucket_range, buckets_up_to
 from nightjar.policy.fleet import learned
 from nightjar.policy.records import DrafterState, Settings, Table
+from nightjar.policy.restart_budget import RestartBudget
 from nightjar.policy.steering import lengths_by_batch
 
 RESTARTING = frozenset({DrafterState.CATCHING_UP, DrafterState.PROBING, DrafterState.CONTRACTING, DrafterState.RELOADING})
@@ -109,8 +110,10 @@ class Measures:
         )
 
     def _max_leases(self, at_s: float) -> int:
-        """Restarts by lease that may run among the replicas that are there at a time."""
-        return sum(replica.joined_s <= at_s < replica.left_s for replica in self._fleet)
+        """Restarts by lease that the operator allows among the replicas that are there at a time."""
+        operator = self._scenario.planner.operator
+        present = sum(replica.joined_s <= at_s < replica.left_s for replica in self._fleet)
+        return present if operator is None else RestartBudget.of(operator).max_leases(present)
 
     def _plan(self, settings: Settings | None) -> tuple[int, ...] | None:
         """K by batch bucket of a table, measurements left out."""

@@ -1,7 +1,8 @@
 """The policy actor in virtual time: the fleet's decisions and their versions, with what an actor loses when it dies.
 
 Runs the functions that the real actor runs (policy/fleet.py, policy/issuing.py) and remembers what that one stores: its
-incarnation and what was learned. Everything else dies with it.
+incarnation and what was learned. Everything else dies with it. A successor waits until its predecessor's leases have ended, as
+the real one does (INV-6); the first of a scenario follows nobody and need not wait.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from nightjar.policy.fleet import decide, empty_fleet, learned, observe, with_learned
+from nightjar.policy.fleet import decide, empty_fleet, learned, observe, quieted, with_learned
 from nightjar.policy.issuing import Issuer, settings_of
 from nightjar.policy.learned import LearnedTables
 from nightjar.policy.records import LoadReport, WireError
@@ -34,6 +35,8 @@ class PolicyActor(Issuer):
         store.incarnation += 1
         super().__init__(store.incarnation)
         self.state = with_learned(empty_fleet(), store.learned)
+        if self.incarnation > 1:
+            self.state = quieted(self.state, now_s)
         self.refusals = 0
         self._operator = operator
         self._store = store
@@ -60,8 +63,9 @@ class PolicyActor(Issuer):
     def tick(self, now_s: float) -> list[str]:
         """Decide once. Returns the replicas whose settings changed."""
         self._ticks += 1
-        self.raise_incarnation(0)
-        self._store.incarnation = max(self._store.incarnation, self.incarnation)
+        if self.raise_incarnation(0):
+            self._store.incarnation = self.incarnation
+            self.state = quieted(self.state, now_s)
         rng = random.Random(f"{self._seed}:{self.incarnation}:{self._ticks}")  # noqa: S311
         decisions, self.state = decide(self.state, self._operator, (), now_s, rng)
         self.keep_only(decisions)

@@ -94,9 +94,11 @@ Event = AcceptanceScaled | SpeedChanged | ReplicaJoins | ReplicaLeaves | UsersCh
 class Scenario:
     """One run: what serves, what is asked, who decides, what goes wrong, and what is looked at.
 
-    Rates and users of the workload are those of the whole service. What happens before `warm_up_s` is left out of every measure.
-    `replicas_per_node` share a node's host link. `series` keeps one row a second, `track_regret` compares every step with the
-    best K (both cost time).
+    Rates and users of the workload are those of the whole service. What happens before `warm_up_s` is left out of every
+    measure. `speeds` are those of the first replicas (1: as the profile says). `replicas_per_node` share a node's host link, which
+    matters with `offload` (the operator's settings must allow it, too). `catch_up_chunk_tokens` is the most that an engine
+    recomputes in one step, settings may lower it; None: everything at once. `series` keeps one row a second, `track_regret`
+    compares every step with the best K; both cost time.
     """
 
     profile: Profile
@@ -113,6 +115,7 @@ class Scenario:
     events: tuple[Event, ...] = ()
     speeds: tuple[float, ...] = ()
     replicas_per_node: int = 1
+    catch_up_chunk_tokens: int | None = 2048
     offload: bool = False
     series: bool = False
     track_regret: bool = False

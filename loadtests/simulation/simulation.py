@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from nightjar.loadtests.simulation.autoscaler import Wanting, look
 from nightjar.loadtests.simulation.control_plane import ControlPlane
+from nightjar.loadtests.simulation.engines import EngineRoom
 from nightjar.loadtests.simulation.fleet import Engine, Fleet
 from nightjar.loadtests.simulation.lies import liar
 from nightjar.loadtests.simulation.measures import Measures
@@ -39,17 +41,19 @@ from nightjar.policy.records import Local, Mode, Settings, SettingsVersion
 
 __all__ = ["PlannerChoice", "RunResult", "Scenario", "simulate"]
 
-EngineBuilder = Callable[[Scenario, int, float], Engine]
+EngineBuilder = Callable[[int, float], Engine]
 """Makes a scenario's engine from its number and its speed."""
 
 NEVER_S = 1e9
 """Settings of an engine that plans by itself never age."""
 
 
-def simulate(scenario: Scenario, build_engine: EngineBuilder) -> RunResult:
-    """Run a scenario to its end. Raises ValueError where it cannot run."""
-    run = _Run(scenario, build_engine)
-    return run.result()
+def simulate(scenario: Scenario, build_engine: EngineBuilder | None = None) -> RunResult:
+    """Run a scenario to its end, with other engines than its profile's where `build_engine` makes them.
+
+    Raises ValueError where it cannot run.
+    """
+    return _Run(scenario, build_engine or EngineRoom(scenario).build).result()
 
 
 class _Run:
@@ -62,8 +66,12 @@ class _Run:
         self._router = Router(scenario.router, random.Random(f"router:{scenario.seed}"))  # noqa: S311
         self._fleet = Fleet(self._timeline, self._router, self._answered)
         self._measures = Measures(scenario, self._fleet)
-        self._users = Users(scenario.workload, scenario.seed)
-        self._demands = scenario.workload.open_demands(scenario.seed)
+        self._workload = scenario.workload
+        if self._workload.class_shares is None:
+            shares = tuple(kind.share for kind in scenario.profile.acceptance_classes)
+            self._workload = replace(self._workload, class_shares=shares)
+        self._users = Users(self._workload, scenario.seed)
+        self._demands = self._workload.open_demands(scenario.seed)
         self._acceptance = 1.0
         self._starting = 0
         self._has_ended = False
@@ -83,7 +91,7 @@ class _Run:
             )
         for number in range(scenario.replicas):
             self._join(scenario.speeds[number] if number < len(scenario.speeds) else 1.0)
-        for count in scenario.workload.user_counts():
+        for count in self._workload.user_counts():
             timeline.at(count.from_s, partial(self._set_users, count.users))
         for event in scenario.events:
             timeline.at(event.at_s, partial(self._happen, event))
@@ -110,7 +118,7 @@ class _Run:
 
     def _join(self, speed: float) -> None:
         number = len(self._fleet.replicas)
-        engine = self._build_engine(self._scenario, number, speed)
+        engine = self._build_engine(number, speed)
         if self._acceptance != 1.0:
             engine.scale_acceptance(self._acceptance)
         replica = self._fleet.add(engine, replica_name(number))
@@ -118,7 +126,9 @@ class _Run:
             self._control.join(replica.replica_id, engine)
         else:
             assert self._scenario.planner.local is not None
-            engine.adopt(local_settings(self._scenario.planner.local, self._scenario.profile.drafter.arms))
+            refused = engine.adopt(local_settings(self._scenario.planner.local, self._scenario.profile.drafter.arms))
+            if refused:
+                raise ValueError(f"planner {self._scenario.planner.name}: {refused}")
 
     def _schedule_arrival(self) -> None:
         demand = next(self._demands, None)

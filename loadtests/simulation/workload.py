@@ -82,19 +82,21 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """All requests of a scenario. `class_shares[i]` is the share of requests in the profile's acceptance class i.
+    """All requests of a scenario. `class_shares[i]` is the share of requests in the profile's acceptance class i; None: as the
+    profile says.
 
     Prompt and answer together never exceed `max_model_len`, as the server would cut them. A trace brings its own lengths.
     """
 
     load: Regime | Trace
     dataset: Dataset = SHAREGPT
-    class_shares: tuple[float, ...] = (1.0,)
+    class_shares: tuple[float, ...] | None = None
     max_model_len: int = 2048
 
     def __post_init__(self) -> None:
-        if not self.class_shares or min(self.class_shares) < 0 or abs(math.fsum(self.class_shares) - 1) > 1e-6:
-            raise ValueError(f"class_shares {self.class_shares}: one share from 0 per acceptance class, together 1")
+        shares = self.class_shares
+        if shares is not None and (not shares or min(shares) < 0 or abs(math.fsum(shares) - 1) > 1e-6):
+            raise ValueError(f"class_shares {shares}: one share from 0 per acceptance class, together 1")
         if self.max_model_len < 2:
             raise ValueError(f"max_model_len {self.max_model_len}: a prompt and an answer of one token each need at least 2")
 
@@ -173,7 +175,9 @@ def _row(path: Path, line: int, values: dict[str, str]) -> TraceRow:
         ) from error
 
 
-def _classes(shares: tuple[float, ...], count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def _classes(shares: tuple[float, ...] | None, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    if shares is None:
+        return np.zeros(count, dtype=np.int64)
     return np.minimum(np.searchsorted(np.cumsum(shares), rng.random(count), side="right"), len(shares) - 1)
 
 

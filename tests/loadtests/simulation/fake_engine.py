@@ -5,32 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from nightjar.loadtests.simulation.engine_totals import EngineTotals
 from nightjar.loadtests.simulation.profiles import Profile, read_profile
 from nightjar.loadtests.simulation.requests import SimulatedRequest
-from nightjar.loadtests.simulation.scenario import Scenario
 from nightjar.policy.records import DrafterState, EngineLoad, EngineSnapshot, LoadReport, Settings
 from nightjar.policy.steering import Steering
 from nightjar.policy.step_counters import StepCount, StepCounters
 
 PROFILE: Profile = read_profile("llama-8b-eagle")
 STEP_S = 0.01
-
-
-@dataclass
-class Sums:
-    """What results.Totals reads."""
-
-    tokens: float = 0.0
-    busy_s: float = 0.0
-    steps: int = 0
-    decode_steps: int = 0
-    steps_off: int = 0
-    length_sum: int = 0
-    restarts: int = 0
-    catch_up_tokens: int = 0
-    preemptions: int = 0
-    expected_tokens: float = 0.0
-    best_tokens: float = 0.0
 
 
 @dataclass
@@ -41,7 +24,7 @@ class FakeEngine:
     profile: Profile = PROFILE
     speed: float = 1.0
     now_s: float = 0.0
-    totals: Sums = field(default_factory=Sums)
+    totals: EngineTotals = field(default_factory=EngineTotals)
     leased_restarts: list[tuple[float, float]] = field(default_factory=list)
     drafter_state: DrafterState = DrafterState.IN_SYNC
     acceptance: float = 1.0
@@ -119,9 +102,11 @@ class FakeEngine:
             ),
         )
 
-    def adopt(self, settings: Settings) -> None:
-        if not self.steering.adopt(settings, self.now_s):
+    def adopt(self, settings: Settings) -> str:
+        refused = self.steering.adopt(settings, self.now_s)
+        if not refused:
             self.adopted.append(settings)
+        return refused
 
     def scale_acceptance(self, factor: float) -> None:
         self.acceptance = factor
@@ -151,6 +136,6 @@ class FakeEngine:
             self.steering.count_clean_step(rows, length)
 
 
-def build(scenario: Scenario, number: int, speed: float) -> FakeEngine:
+def build(number: int, speed: float) -> FakeEngine:
     """What `simulate` takes as its engine builder."""
-    return FakeEngine(f"replica-{number}", scenario.profile, speed)
+    return FakeEngine(f"replica-{number}", speed=speed)

@@ -57,8 +57,8 @@ class Engines:
         self.asked: dict[int, SimulatedRequest] = {}
         self.order: list[float] = []
 
-    def __call__(self, made: Scenario, number: int, speed: float) -> FakeEngine:
-        engine = build(made, number, speed)
+    def __call__(self, number: int, speed: float) -> FakeEngine:
+        engine = build(number, speed)
         submit, step = engine.submit, engine.step
 
         def noting_submit(request: SimulatedRequest) -> None:

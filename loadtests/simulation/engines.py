@@ -1,0 +1,46 @@
+"""Makes the engines of a scenario: every replica on its node, with its own luck, and every planner that it may be told to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+
+from nightjar.loadtests.simulation.engine import SimulatedEngine
+from nightjar.loadtests.simulation.host_link import HostLink
+from nightjar.loadtests.simulation.rivals import RIVALS
+from nightjar.loadtests.simulation.scenario import Scenario
+from nightjar.policy.planners import LOCAL_PLANNERS
+from nightjar.policy.planners.local_planner import LocalPlannerFactory
+
+ALL_LOCAL_PLANNERS: Final[Mapping[str, LocalPlannerFactory]] = {**LOCAL_PLANNERS, **RIVALS}
+
+
+class EngineRoom:
+    """Engines of one scenario. Replicas of a node share its host link."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self._scenario = scenario
+        self._links: dict[str, HostLink] = {}
+
+    def build(self, number: int, speed: float) -> SimulatedEngine:
+        """The engine of replica `number`; its luck depends on the scenario's seed and its number alone."""
+        scenario = self._scenario
+        node_id = f"node-{number // scenario.replicas_per_node}"
+        link = None
+        if scenario.offload:
+            bandwidth = scenario.profile.drafter.host_link_bytes_per_s
+            link = self._links.setdefault(node_id, HostLink(bandwidth))
+        return SimulatedEngine(
+            scenario.profile,
+            replica_id=f"replica-{number}",
+            mechanics=scenario.mechanics,
+            seed=int(np.random.SeedSequence((scenario.seed, number)).generate_state(1)[0]),
+            local_planners=ALL_LOCAL_PLANNERS,
+            speed=speed,
+            host_link=link,
+            node_id=node_id,
+            catch_up_chunk_tokens=scenario.catch_up_chunk_tokens,
+            track_regret=scenario.track_regret,
+        )

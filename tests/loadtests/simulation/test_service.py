@@ -1,0 +1,105 @@
+"""The whole simulated service, with real simulated engines: sameness, conservation, a control plane that fails, the budget."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nightjar.loadtests.regimes import parse_regime
+from nightjar.loadtests.simulation.control_plane import Network
+from nightjar.loadtests.simulation.lengths import Dataset, Lognormal
+from nightjar.loadtests.simulation.profiles import Mechanics, read_profile
+from nightjar.loadtests.simulation.scenario import PlannerChoice, ReplicaJoins, ReplicaLies, Scenario
+from nightjar.loadtests.simulation.simulation import simulate
+from nightjar.loadtests.simulation.workload import Workload
+from nightjar.policy.records import Local
+from nightjar.policy.settings import parse_operator_settings
+
+DORMANT = read_profile("qwen-7b-0.5b-rtx4090")
+IN_SYNC = read_profile("llama-8b-eagle")
+CHAT = Dataset("chat", Lognormal(150, 0.5, 10, 400), Lognormal(120, 0.5, 10, 400))
+AUTO = parse_operator_settings({"mode": "auto"})
+FLEET = PlannerChoice("fleet", operator=AUTO)
+FLAKY = Network(delay_s=0.2, delay_sigma=1.0, loss=0.1, duplication=0.1, exchange_timeout_s=3.0, on_the_wire=True)
+
+
+def scenario(load: str, **changes: Any) -> Scenario:
+    made = Scenario(
+        profile=IN_SYNC, workload=Workload(parse_regime(load), dataset=CHAT), planner=FLEET, duration_s=20.0, replicas=2
+    )
+    return replace(made, **changes)
+
+
+@pytest.mark.parametrize("load", ["open:20@6", "closed:20@12u"])
+def test_the_same_scenario_gives_the_same_bytes(load: str) -> None:
+    """SIM-3."""
+    made = scenario(load, profile=DORMANT, network=FLAKY, series=True, track_regret=True)
+    assert simulate(made).to_bytes() == simulate(made).to_bytes()
+
+
+def test_every_token_of_every_answer_was_generated_and_none_besides() -> None:
+    """SIM-1: the regime ends before the run, so every request is answered."""
+    made = scenario("open:10@8,rest:20@0", duration_s=30.0)
+    result = simulate(made)
+    asked = list(made.workload.open_demands(made.seed))
+    assert (result.answered, result.unfinished) == (len(asked), 0)
+    assert result.totals.tokens == sum(demand.output_tokens for demand in asked)
+
+
+def test_planners_that_know_nothing_of_the_fleet_run_in_every_engine() -> None:
+    oracle, nightjar = (
+        simulate(scenario("closed:20@16u", planner=PlannerChoice(name, local=Local(planner=name)), track_regret=True))
+        for name in ("oracle", "nightjar")
+    )
+    assert oracle.totals.regret_tokens == pytest.approx(0.0, abs=1e-3 * oracle.totals.best_tokens)
+    assert nightjar.totals.regret_tokens > 0
+    with pytest.raises(ValueError, match="planner nobody"):
+        simulate(scenario("closed:20@16u", planner=PlannerChoice("nobody", local=Local(planner="nobody"))))
+
+
+def test_a_control_plane_that_fails_costs_next_to_nothing() -> None:
+    """INV-4."""
+    made = scenario("closed:40@24u", duration_s=40.0, warm_up_s=20.0, replicas=3)
+    perfect = simulate(made)
+    failing = simulate(replace(made, network=replace(FLAKY, deaths_s=(22.0, 30.0))))
+    assert failing.incarnation == 3
+    assert failing.tokens_per_s > 0.95 * perfect.tokens_per_s
+
+
+@pytest.mark.parametrize("network", [Network(), replace(FLAKY, deaths_s=(21.0,), down_s=1.0)])
+def test_restarts_by_lease_stay_within_the_budget(network: Network) -> None:
+    """INV-6: all load falls at once on replicas whose drafters slept."""
+    made = scenario(
+        "full:20@480u,few:30@24u", profile=DORMANT, replicas=12, router="sticky", duration_s=40.0, network=network, seed=3
+    )
+    result = simulate(made)
+    assert result.budget_violations == 0
+    assert result.max_leases_in_flight <= 2
+
+
+def test_a_newcomer_takes_the_groups_plan_and_a_warm_group_starts_with_what_it_knew() -> None:
+    first = simulate(scenario("closed:20@16u"))
+    assert first.learned is not None
+    warm = PlannerChoice("fleet", operator=AUTO, prior=first.learned)
+    result = simulate(scenario("closed:20@16u", planner=warm, events=(ReplicaJoins(10.0),), track_regret=True))
+    assert result.replicas[2].joined_s == 10.0
+    assert result.replicas[2].plan == result.replicas[0].plan
+    assert result.totals.regret_tokens < 0.05 * result.totals.best_tokens
+
+
+def test_a_liar_does_not_move_the_others() -> None:
+    """INV-10, on a small fleet; `nightjar simulate` shows it on sixteen replicas with every lie."""
+    made = scenario("closed:30@64u", replicas=4, duration_s=30.0, router="sticky")
+    honest, lied = simulate(made), simulate(replace(made, events=(ReplicaLies(5.0, 0, "nan"),)))
+    assert lied.refused_reports > 0
+    assert lied.replicas[1].plan == honest.replicas[1].plan
+
+
+def test_stock_mechanics_pay_the_drafters_tax_and_never_restart() -> None:
+    off = PlannerChoice("off", operator=parse_operator_settings({"mode": "auto", "planner": "off"}))
+    made = scenario("closed:20@16u", profile=DORMANT, planner=off, warm_up_s=5.0)
+    dormant, stock = simulate(made), simulate(replace(made, mechanics=Mechanics.STOCK))
+    assert stock.tokens_per_s < dormant.tokens_per_s
+    assert stock.totals.restarts == 0
