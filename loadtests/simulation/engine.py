@@ -28,13 +28,14 @@ from nightjar.loadtests.simulation.host_link import HostLink
 from nightjar.loadtests.simulation.oracle import ORACLE, oracle_factory
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.requests import SimulatedRequest
+from nightjar.loadtests.simulation.rivals import DRAFTS_MAX
 from nightjar.loadtests.simulation.scheduler import SimulatedScheduler
 from nightjar.loadtests.simulation.step_cost import prepared_cost
 from nightjar.loadtests.simulation.step_noise import NoiseStream
 from nightjar.loadtests.simulation.truth import Truth
 from nightjar.policy.drafter_life import DrafterLife, Order
 from nightjar.policy.planners.local_planner import LocalPlannerFactory, StepOutcome
-from nightjar.policy.records import DrafterState, EngineLoad, EngineSnapshot, LoadReport, Settings
+from nightjar.policy.records import DrafterState, EngineLoad, EngineSnapshot, LoadReport, Local, Settings
 from nightjar.policy.steering import Steering
 from nightjar.policy.step_counters import StepCount, StepCounters
 
@@ -50,7 +51,8 @@ class SimulatedEngine:
     `speed` divides every step time (0.5: a card half as fast). `local_planners` are those that a Local plan may name; the oracle is
     always among them. With a `host_link` a dormant draft may be offloaded. `catch_up_chunk_tokens` is the most that one step
     recomputes (None: everything at once). `leased_restarts` holds begin and end of each restart under a lease, the end infinite
-    while it runs.
+    while it runs. With a rival of `rivals.DRAFTS_MAX` the drafter always runs the longest K, and the K chosen only says how many
+    drafts the next step verifies.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class SimulatedEngine:
         self._tracks_regret = track_regret
         self._report_number = 0
         self._drafted = 0
+        self._drafts_max = False
         self._held_steps = 0
         self._steps_since_prefill = 0
         self._was_idle = True
@@ -162,6 +165,7 @@ class SimulatedEngine:
         count, context_tokens = rows.count, rows.context_tokens
         order = self._order(count, prefill_tokens > 0, context_tokens, rows.lag_tokens)
         drafted, catch_up_tokens = order
+        to_verify = min(self._steering.planned_num_speculative_tokens, drafted) if self._drafts_max else drafted
         draft_runs = drafted > 0 or catch_up_tokens > 0 or not self._can_be_dormant
         if prefill_tokens or catch_up_tokens:
             seconds = self._prepared.cost.seconds(
@@ -193,7 +197,7 @@ class SimulatedEngine:
             finished = finished + answered
         for request in finished:
             request.finish_s = self.now_s
-        self._count(order, count, context_tokens, prefill_tokens, generated, accepted, seconds)
+        self._count(order, to_verify, count, context_tokens, prefill_tokens, generated, accepted, seconds)
         self._was_idle = not scheduler.has_work
         return finished
 
@@ -241,6 +245,7 @@ class SimulatedEngine:
             self._life.confirm(self.now_s)
         elif not refused:
             self._life.adopt(settings, self.now_s)
+            self._drafts_max = isinstance(settings.plan, Local) and settings.plan.planner in DRAFTS_MAX
         return refused
 
     def _order(self, count: int, has_prefill: bool, context_tokens: int, lag_tokens: int) -> Order:
@@ -250,7 +255,7 @@ class SimulatedEngine:
             chosen = steering.choose(count, has_prefill, self.now_s, context_tokens, lag_tokens, longest_lag)
         else:
             chosen = steering.choose(count, has_prefill, self.now_s)
-        if chosen is None:
+        if chosen is None or self._drafts_max:
             chosen = self._longest
         if self._can_be_dormant:
             return self._life.before_step(chosen, lag_tokens, self.now_s)
@@ -259,6 +264,7 @@ class SimulatedEngine:
     def _count(
         self,
         order: Order,
+        to_verify: int,
         count: int,
         context_tokens: int,
         prefill_tokens: int,
@@ -266,7 +272,7 @@ class SimulatedEngine:
         accepted: Sequence[int],
         seconds: float,
     ) -> None:
-        drafted, catch_up_tokens = order
+        drafted, catch_up_tokens = to_verify, order.catch_up_tokens
         verified, self._drafted = self._drafted, drafted
         totals = self.totals
         totals.tokens += generated
@@ -285,7 +291,7 @@ class SimulatedEngine:
             self._step_microseconds = step_microseconds
         is_pure = not prefill_tokens and not catch_up_tokens
         clean = is_pure and settled and drafted == verified and step_microseconds > 0
-        reached = [count] * verified
+        reached = [count] * verified if count else _NONE
         self._counters.count(
             StepCount(
                 drafted,
@@ -313,7 +319,7 @@ class SimulatedEngine:
                 self._note_lease(self.now_s - seconds)
         if is_pure and count:
             if self._steering.plans_locally and step_microseconds:
-                self._steering.learn(StepOutcome(drafted, count, context_tokens, generated, seconds, reached, accepted))
+                self._steering.learn(StepOutcome(drafted, count, context_tokens, generated, seconds, reached, accepted, settled))
             if self._tracks_regret:
                 rate, best_rate = self._truth.rates(count, context_tokens, drafted)
                 totals.expected_tokens += rate * seconds * self.speed

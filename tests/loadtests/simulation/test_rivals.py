@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import re
 from collections.abc import Sequence
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -34,7 +35,11 @@ from nightjar.policy.planners.local_planner import (
     StepOutcome,
     StepView,
 )
+from nightjar.policy.planners.nightjar import AdaBinGreedy
+from nightjar.policy.records import DrafterState, Local, Plan
 from nightjar.policy.settings import parse_operator_settings
+from nightjar.policy.switch_cost import SwitchCost
+from tests.loadtests.simulation.engines import PAIR, engine, held, keep_busy
 
 CONTEXT = LocalContext(max_num_speculative_tokens=7, max_num_seqs=256, allowed=(0, 1, 2, 3, 5, 7), seed=1)
 
@@ -321,3 +326,38 @@ def test_rivals_have_names_of_their_own() -> None:
 @pytest.mark.parametrize("module", [prior, tables, tuning])
 def test_the_examples_in_the_docs_of_rivals_are_true(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
+
+
+def test_adaptive_verification_pays_for_the_longest_draft_whatever_it_verifies_and_never_rests() -> None:
+    known = inputs(PAIR, Mechanics.DORMANT, seed=1, most_error=0.0)
+    entry = next(entry for entry in ENTRIES if entry.planner in DRAFTS_MAX)
+    plan = rival_plan(entry, known)
+    plan.options["survival"] = "0,0,0,0,0"
+    seconds = {}
+    plans: dict[str, Plan] = {"trimmed to nothing": plan, "off": held(0), "longest": held(5)}
+    for name, chosen in plans.items():
+        busy = engine(PAIR, chosen, local_planners=RIVALS)
+        keep_busy(busy, users=16, steps=300)
+        seconds[name] = busy.totals.busy_s / busy.totals.steps
+        if name == "trimmed to nothing":
+            assert busy.drafter_state is DrafterState.ACTIVE
+            assert busy.totals.catch_up_tokens == 0
+            assert busy.totals.length_sum < 0.1 * busy.totals.decode_steps
+    assert 2.0 * seconds["off"] < seconds["trimmed to nothing"] <= seconds["longest"]
+
+
+def test_bandits_learn_from_steps_whose_length_was_held() -> None:
+    told: list[StepOutcome] = []
+
+    class Alternating(AdaBinGreedy):
+        def learn(self, outcome: StepOutcome) -> None:
+            told.append(outcome)
+
+    busy = engine(
+        PAIR,
+        Local(planner="alternating"),
+        local_planners={"alternating": lambda options, context: Alternating((3, 5), SwitchCost(()), Random(2))},
+    )
+    keep_busy(busy, users=2, steps=300)
+    assert {outcome.settled for outcome in told} == {True, False}
+    assert all(step.reached == [step.decode_rows] * step.num_speculative_tokens for step in told if step.settled)
