@@ -6,7 +6,7 @@ n of them, with
 
     n = argmax over 0..rows * K_max of  (rows + sum of the n best survivals) / (draft_cost(rows) + verify_cost(rows + n))
 
-where both costs were profiled at start-up.
+where both costs were profiled at start-up, and a profile in which more tokens take less time is levelled.
 
 Assumed: survival is the batch's, the same for all rows, so n comes in multiples of the rows and is a K of the batch. vLLM's
 confidence head (or on-line model) sees every drafted position and need not verify one to know of it; here each position's
@@ -22,7 +22,8 @@ becomes dormant, and no restart is priced.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import replace
+from itertools import accumulate, pairwise
 from typing import Final
 
 from nightjar.loadtests.simulation.rivals.prior import StepTimes, StepTimesLookup
@@ -61,7 +62,7 @@ class AdaptiveVerification:
 
     def __init__(self, arms: tuple[int, ...], times: StepTimes, survival: Sequence[float]) -> None:
         self._arms = arms
-        self._times = StepTimesLookup(times)
+        self._times = StepTimesLookup(_never_cheaper(times))
         self._nominal = [later / earlier if earlier else 0.0 for earlier, later in pairwise([1.0, *survival])]
         self._acceptance = list(self._nominal)
         self._tokens_per_row = self._expected()
@@ -94,3 +95,9 @@ class AdaptiveVerification:
             survival *= acceptance
             tokens.append(tokens[-1] + survival)
         return tokens
+
+
+def _never_cheaper(times: StepTimes) -> StepTimes:
+    """The profile as vLLM builds its cost table: verifying more never takes less time."""
+    levelled = tuple(tuple(tuple(accumulate(by_length, max)) for by_length in by_context) for by_context in times.seconds)
+    return replace(times, seconds=levelled)
