@@ -128,10 +128,9 @@ class DecodeRows:
     def take_finished(self) -> tuple[list[SimulatedRequest], int]:
         """Remove the rows that are done: their requests, and how many tokens they generated beyond what they should."""
         finished, surplus = [], 0
-        for row in reversed(np.flatnonzero(self._left[: self.count] <= self._offset).tolist()):
-            surplus += self._offset - int(self._left[row])
-            finished.append(self.remove(row))
-        finished.reverse()
+        while self._least_left <= self._offset:
+            surplus += self._offset - self._least_left
+            finished.append(self.remove(int(self._left[: self.count].argmin())))
         return finished, surplus
 
     def remove(self, row: int) -> SimulatedRequest:

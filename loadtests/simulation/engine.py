@@ -198,6 +198,8 @@ class SimulatedEngine:
         for request in finished:
             request.finish_s = self.now_s
         self._count(order, to_verify, count, context_tokens, prefill_tokens, generated, accepted, seconds)
+        if prefill_tokens:
+            self._truth.note_prefill(prefill_tokens, self.totals.tokens)
         self._was_idle = not scheduler.has_work
         return finished
 

@@ -1,8 +1,8 @@
 """The planner that knows the truth: what any planner could reach at most, step by step.
 
-In every pure decode step it takes the K with the highest true goodput for the rows, the context and the acceptance that are
-there. It explores nothing and pays its restarts like everyone: where draft KV is missing it leaves off only if the gain over
-`restart_horizon_s` (an option, default 5) is worth the catch-up. For comparison only.
+In every pure decode step it takes the K with the highest true goodput (truth.py) for the rows, the context and the acceptance that
+are there. It explores nothing and pays its restarts like everyone: where draft KV is missing it leaves off only if the gain over
+`restart_horizon_s` (an option, default 20) is worth the catch-up. For comparison only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nightjar.policy.planners.local_planner import (
 )
 
 ORACLE: Final = "oracle"
-DEFAULT_RESTART_HORIZON_S: Final = 5.0
+DEFAULT_RESTART_HORIZON_S: Final = 20.0
 
 
 class Oracle:

@@ -24,6 +24,9 @@ PREFILL_SHARPNESS: Final = 2.0
 CONTEXT_POINTS: Final = 33
 """Points over the KV cache at which a prepared cost is computed; between them it is linear."""
 
+PREFILL_STEP_TOKENS: Final = 32
+"""Resolution of prompt lengths in prepared costs."""
+
 
 class StepCost(Protocol):
     """Seconds of one step of an engine, without noise."""
@@ -170,6 +173,7 @@ class PreparedCost:
         self._context_step = (limits.num_blocks + limits.extra_blocks) * limits.block_size / (CONTEXT_POINTS - 1)
         self._points_per_token = 1.0 / self._context_step
         self._curves: dict[int, list[float]] = {}
+        self._prefill_seconds: dict[tuple[int, int, int], float] = {}
 
     def decode_seconds(self, decode_rows: int, context_tokens: int, drafted: int, verified: int) -> float:
         """Seconds of a pure decode step that drafts K = `drafted` and verifies `verified` drafts per row."""
@@ -188,8 +192,20 @@ class PreparedCost:
         """Seconds of a pure decode step at a K that is held."""
         return self.decode_seconds(decode_rows, context_tokens, num_speculative_tokens, num_speculative_tokens)
 
+    def prefill_seconds(self, decode_rows: int, context_tokens: int, num_speculative_tokens: int, prefill_tokens: float) -> float:
+        """Seconds that prompt tokens add to a step at a K that is held; prompts of nearly the same length cost the same."""
+        chunks = round(prefill_tokens / PREFILL_STEP_TOKENS)
+        key = (decode_rows, num_speculative_tokens, chunks)
+        added = self._prefill_seconds.get(key)
+        if added is None:
+            draft: DraftRun = "active" if num_speculative_tokens else self.off
+            mixed = self.cost.seconds(decode_rows, context_tokens, num_speculative_tokens, chunks * PREFILL_STEP_TOKENS, draft)
+            added = mixed - self.cost.seconds(decode_rows, context_tokens, num_speculative_tokens, 0, draft)
+            self._prefill_seconds[key] = added
+        return added
+
     def _curve(self, decode_rows: int, drafted: int, verified: int) -> list[float]:
-        draft = "active" if drafted else self.off
+        draft: DraftRun = "active" if drafted else self.off
         return [
             self.cost.seconds(decode_rows, point * self._context_step, drafted, draft=draft, verified_tokens=verified)
             for point in range(CONTEXT_POINTS)

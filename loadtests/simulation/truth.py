@@ -1,16 +1,24 @@
 """What a simulated engine really yields at each K: true step times, and the true acceptance of the rows that are in the batch.
 
-Regret is measured against it, and the oracle plays it. Nothing of it ever reaches a planner of policy/.
+Steps with prefill count, too: they run at the K in force and are dearer at a longer one, because verification competes with the
+prompt for compute and the drafter reads the prompt as well. How often they come is taken from the recent past. Regret is measured
+against this truth, and the oracle plays it; nothing of it ever reaches a planner of policy/.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from nightjar.loadtests.simulation.acceptance_classes import AcceptanceClasses
 from nightjar.loadtests.simulation.decode_rows import DecodeRows
 from nightjar.loadtests.simulation.profiles import Drafter
 from nightjar.loadtests.simulation.step_cost import PreparedCost
+
+PREFILL_MEMORY: Final = 32.0
+"""Steps with prefill whose mean tells how often the next ones come and how long their prompts are."""
+FEWEST_PREFILLS: Final = 8
+"""Before so many of them nothing is expected: a start fills the batch at once and says nothing about what comes."""
 
 
 class Truth:
@@ -24,20 +32,38 @@ class Truth:
         self._drafter = drafter
         self._composition = -1
         self._tokens: list[float] = []
+        self._prefills = 0.0
+        self._prefill_tokens = 0.0
+        self._tokens_between = 0.0
+        self._tokens_at_prefill = 0
 
     def renew(self) -> None:
         """Acceptance has changed."""
         self._composition = -1
 
+    def note_prefill(self, prefill_tokens: int, generated_tokens: int) -> None:
+        """A step computed prompt tokens, when the engine had generated so many tokens since it started."""
+        between = generated_tokens - self._tokens_at_prefill
+        self._tokens_at_prefill = generated_tokens
+        self._prefills = min(self._prefills + 1.0, PREFILL_MEMORY)
+        self._prefill_tokens += (prefill_tokens - self._prefill_tokens) / self._prefills
+        self._tokens_between += (between - self._tokens_between) / self._prefills
+
     def goodput(self, decode_rows: int, context_tokens: int, num_speculative_tokens: int) -> float:
         """Tokens per second of the present rows at a K that is held."""
+        tokens = self._tokens_by_length()[num_speculative_tokens]
         seconds = self._prepared.steady_seconds(decode_rows, context_tokens, num_speculative_tokens)
-        return self._tokens_by_length()[num_speculative_tokens] / seconds
+        if self._prefills >= FEWEST_PREFILLS:
+            prefills = tokens / max(self._tokens_between, 1.0)  # a step that yields more makes room for more prompts
+            seconds += prefills * self._prepared.prefill_seconds(
+                decode_rows, context_tokens, num_speculative_tokens, self._prefill_tokens
+            )
+        return tokens / seconds
 
     def best(self, decode_rows: int, context_tokens: int, arms: Sequence[int]) -> int:
         """The K of `arms` with the highest goodput."""
-        tokens, seconds = self._tokens_by_length(), self._prepared.steady_seconds
-        return max(arms, key=lambda length: tokens[length] / seconds(decode_rows, context_tokens, length))
+        goodput = self.goodput
+        return max(arms, key=lambda length: goodput(decode_rows, context_tokens, length))
 
     def rates(self, decode_rows: int, context_tokens: int, num_speculative_tokens: int) -> tuple[float, float]:
         """Goodput at this K and at the best one."""
