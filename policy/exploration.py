@@ -9,10 +9,11 @@ exploration: no replica in the bucket or no allowance, no measurement.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from nightjar.policy.batch_buckets import batch_bucket, bucket_range
@@ -30,6 +31,11 @@ DELIVERY_S: Final = 5.0
 """What the way to the replica may take on top before the policy counts a segment as lost."""
 LEFT_BUCKET_S: Final = 3.0
 """A batch that flickers across a bucket's edge keeps its segment at least this long."""
+ROUND_S: Final = 2.0
+"""A quorum is asked together, or within this time."""
+FIRST_PAUSE_S: Final = 10.0
+LONGEST_PAUSE_S: Final = 600.0
+"""Pause after the first round of a cell, and the longest: what has just been measured is not in doubt for lack of a measurement."""
 OUTPUT_SHARE: Final = 0.01
 """Of a group's generated tokens, what exploration may lose in the long run (INV-3)."""
 COLD_START_TOKENS_PER_ROW: Final = 100.0
@@ -62,6 +68,34 @@ class Allowance:
 
 
 @dataclass(frozen=True, slots=True)
+class Round:
+    """How often a cell's measurement was begun, and when last."""
+
+    number: int
+    began_s: float
+
+    def may_ask(self, now_s: float) -> bool:
+        """Whether a replica may be asked at `now_s`: in the round's first moments, or once its pause is over.
+
+        >>> [Round(1, 100.0).may_ask(at_s) for at_s in (101.0, 105.0, 111.0)]
+        [True, False, True]
+        """
+        return not ROUND_S < now_s - self.began_s < self.pause_s
+
+    @property
+    def pause_s(self) -> float:
+        """Seconds from the round's beginning to the next: doubled each time, so that no tie is measured for ever."""
+        return min(FIRST_PAUSE_S * 2.0 ** min(self.number - 1, 16), LONGEST_PAUSE_S)
+
+    def asked(self, now_s: float) -> Round:
+        """The round in which a replica is asked at `now_s`."""
+        return self if now_s - self.began_s <= ROUND_S else Round(self.number + 1, now_s)
+
+
+Rounds = Mapping[Cell, Round]
+
+
+@dataclass(frozen=True, slots=True)
 class OpenSegment:
     """A measurement under way."""
 
@@ -72,13 +106,22 @@ class OpenSegment:
 
 
 @dataclass(frozen=True, slots=True)
+class Exploration:
+    """A group's measurements under way, what they may still cost, and which cells were measured how often."""
+
+    segments: tuple[OpenSegment, ...] = ()
+    allowance: Allowance = field(default_factory=Allowance)
+    rounds: Rounds = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Explorer:
-    """A replica that may be asked to measure: its batch now (0: idle), the last segment it finished, and whether its drafter
-    could draft in the next step."""
+    """A replica that may be asked to measure: its batch now (0: idle), the last segment it finished, and the tokens that it
+    would lose until its drafter can draft (0: it could in the next step)."""
 
     decode_batch_size: int
     finished_segment_id: int
-    drafter_up: bool = True
+    restart_tokens: float = 0.0
 
     @property
     def bucket(self) -> int | None:
@@ -91,33 +134,41 @@ def deal(
     wanted: Mapping[int, Sequence[Measurement]],
     explorers: Mapping[str, Explorer],
     pending: Mapping[str, Pending],
-    dealt: Sequence[OpenSegment],
-    allowance: Allowance,
+    before: Exploration,
     next_segment_id: int,
     rng: random.Random,
-) -> tuple[tuple[OpenSegment, ...], Allowance]:
-    """The segments open from now on, the old ones that still make sense first, and the allowance that is left.
+) -> Exploration:
+    """The exploration after this tick: the old segments that still make sense first, then new ones.
 
     `wanted` says by bucket what is worth measuring, best first; `pending` names every live replica of the group, `explorers`
     those that may be asked. New segments have ids from `next_segment_id` up.
     """
     needed = quorum(len(pending))
     worth = {one.cell for found in wanted.values() for one in found}
-    open_segments = [held for held in dealt if held.cell in worth and _still_runs(held, explorers, pending, needed, view.now_s)]
+    allowance, rounds = before.allowance, dict(before.rounds)
+    open_segments = [
+        held for held in before.segments if held.cell in worth and _still_runs(held, explorers, pending, needed, view.now_s)
+    ]
     by_bucket: dict[int, list[str]] = {}
     for replica_id in sorted(explorers):
         bucket = explorers[replica_id].bucket
         if bucket is not None and bucket in wanted:
             by_bucket.setdefault(bucket, []).append(replica_id)
     for bucket, in_bucket in sorted(by_bucket.items()):
-        for measurement in wanted[bucket]:
-            for replica_id in _askable(measurement.cell, in_bucket, explorers, pending, open_segments, needed, rng):
-                if measurement.cost_tokens > allowance.tokens:
+        for cell, _, cost_tokens in wanted[bucket]:
+            round_ = rounds.get(cell, Round(0, -math.inf))
+            if not round_.may_ask(view.now_s):
+                continue
+            drafting = {held.replica_id for held in open_segments if held.cell[1]}
+            for replica_id in _askable(cell, in_bucket, explorers, pending, open_segments, needed, rng):
+                restart = explorers[replica_id].restart_tokens if cell[1] and replica_id not in drafting else 0.0
+                if cost_tokens + restart > allowance.tokens:
                     break
-                allowance = allowance.spend(measurement.cost_tokens)
-                segment = _segment(next_segment_id + len(open_segments), measurement.cell, view)
-                open_segments.append(OpenSegment(segment, replica_id, measurement.cell, view.now_s))
-    return tuple(open_segments), allowance
+                allowance = allowance.spend(cost_tokens + restart)
+                segment = _segment(next_segment_id + len(open_segments), cell, view)
+                open_segments.append(OpenSegment(segment, replica_id, cell, view.now_s))
+                rounds[cell] = round_ = round_.asked(view.now_s)
+    return Exploration(tuple(open_segments), allowance, rounds)
 
 
 def in_words(segments: Sequence[ExplorationSegment]) -> str:
@@ -135,7 +186,8 @@ def _still_runs(
     if explorer is None or explorer.finished_segment_id >= held.segment.segment_id:
         return False
     age_s = now_s - held.dealt_at_s
-    left = explorer.bucket != held.cell[0] and age_s > LEFT_BUCKET_S
+    inside = held.segment.first_batch_size <= explorer.decode_batch_size <= held.segment.last_batch_size
+    left = not inside and age_s > LEFT_BUCKET_S
     said_enough = needed > 1 and pending[held.replica_id].has_voice(held.cell)
     return not (left or said_enough or age_s > TIME_TO_LIVE_S + DELIVERY_S)
 
@@ -151,7 +203,7 @@ def _askable(
 ) -> list[str]:
     """Replicas to ask for `cell` now: as many as the quorum lacks, none twice, none with its hands full.
 
-    Those whose drafter is up come first: a dormant one would have to catch up for a dozen steps.
+    Those whose drafter is up come first: a dormant one has to catch up before it can draft.
     """
     asked = {held.replica_id for held in open_segments if held.cell == cell}
     heard = {replica_id for replica_id, waiting in pending.items() if waiting.has_voice(cell)} if needed > 1 else set()
@@ -165,12 +217,16 @@ def _askable(
         if replica_id not in asked and replica_id not in heard and load[replica_id] < MAX_SEGMENTS_PER_REPLICA
     ]
     shuffled = rng.sample(free, len(free))
-    return sorted(shuffled, key=lambda replica_id: (load[replica_id], not explorers[replica_id].drafter_up))[:lacking]
+    return sorted(shuffled, key=lambda replica_id: (load[replica_id], explorers[replica_id].restart_tokens))[:lacking]
 
 
 def _segment(segment_id: int, cell: Cell, view: GroupView) -> ExplorationSegment:
+    """The measurement as the engine gets it. A group that has seen but one K fills up in its first seconds, and its drafters fall
+    behind as soon as its first plan says off: there a segment runs at whatever batch comes, four times fuller at most."""
     bucket, length = cell
     first, last = bucket_range(bucket, view.key.max_num_seqs)
+    if len({seen for _, seen in view.evidence.cells}) < 2:
+        first, last = 1, min(4 * last, view.key.max_num_seqs)
     return ExplorationSegment(
         segment_id=segment_id,
         first_batch_size=first,

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from nightjar.policy.exploration import Explorer, in_words
+from nightjar.policy.exploration import in_words
 from nightjar.policy.fleet_restarts import MayGrant, group_restarts
 from nightjar.policy.fleet_state import (
     Decision,
@@ -27,11 +27,11 @@ from nightjar.policy.fleet_state import (
 )
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.intake import observe
-from nightjar.policy.learning import learn
+from nightjar.policy.learning import explorer, learn
 from nightjar.policy.modes import ModeOverride, effective_mode, live_overrides
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.planner import one_length, speculation
-from nightjar.policy.records import DrafterState, ExplorationSegment, GroupKey, Mode, Table
+from nightjar.policy.records import ExplorationSegment, GroupKey, Mode, Table
 from nightjar.policy.settings import OperatorSettings
 
 __all__ = ["Decision", "FleetState", "decide", "empty_fleet", "fleet_status", "learned", "observe", "quieted", "with_learned"]
@@ -68,7 +68,7 @@ def decide(
             for replica_id, replica in members[group_id].items()
         }
         explorers = {
-            replica_id: _explorer(replica)
+            replica_id: explorer(group, replica)
             for replica_id, replica in members[group_id].items()
             if modes[replica_id][0].kind == "auto" and not replica.report.serving_plainly and replica.report.local_mode is None
         }
@@ -80,16 +80,10 @@ def decide(
         )
         for replica_id, new_restarts in counted.items():
             live[replica_id] = replace(live[replica_id], new_restarts=new_restarts)
-        next_segment_id = max([next_segment_id, *(held.segment.segment_id + 1 for held in groups[group_id].segments)])
+        next_segment_id = max([next_segment_id, *(held.segment.segment_id + 1 for held in groups[group_id].exploration.segments)])
         decided = _decisions(groups[group_id], members[group_id], modes, settings)
         decisions.update({name: replace(decision, terms=terms[name]) for name, decision in decided.items()})
     return decisions, FleetState(PersistentMap(live), groups, next_segment_id, state.quiet_since_s)
-
-
-def _explorer(replica: ReplicaState) -> Explorer:
-    snapshot = replica.report.snapshot
-    drafter_up = snapshot.drafter_state in {DrafterState.ACTIVE, DrafterState.IN_SYNC}
-    return Explorer(snapshot.load.decode_batch_size, snapshot.finished_segment_id, drafter_up)
 
 
 def _decisions(
@@ -100,7 +94,7 @@ def _decisions(
 ) -> dict[str, Decision]:
     assert group.plan is not None
     segments: dict[str, list[ExplorationSegment]] = {}
-    for held in group.segments:
+    for held in group.exploration.segments:
         segments.setdefault(held.replica_id, []).append(held.segment)
     arms = settings.arms(group.key.max_num_speculative_tokens)
     group_plan = group.plan.local or Table(rows=group.plan.rows)

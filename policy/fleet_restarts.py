@@ -63,7 +63,8 @@ def group_restarts(
         goodput=evidence.goodput_tokens_per_s,
         is_local=plan.local is not None,
     )
-    restarters = {name: _restarter(replica, modes[name][0], settings) for name, replica in members.items()}
+    measuring = {held.replica_id for held in group.exploration.segments if held.cell[1]}
+    restarters = {name: _restarter(replica, modes[name][0], settings, name in measuring) for name, replica in members.items()}
     restarts, terms, used = decide_restarts(
         group.restarts, restarters, outlook, settings, may_grant.reloads_on_node, may_grant.is_quiet_over, now_s
     )
@@ -76,7 +77,8 @@ def group_restarts(
     return after, terms, may_grant.after(group, after, now_s), counted
 
 
-def _restarter(replica: ReplicaState, mode: Mode, settings: OperatorSettings) -> Restarter:
+def _restarter(replica: ReplicaState, mode: Mode, settings: OperatorSettings, is_measuring: bool) -> Restarter:
+    """A measurement that the group dealt is an order: exploration has paid for its restart (policy.exploration)."""
     report, snapshot = replica.report, replica.report.snapshot
     return Restarter(
         engine_id=snapshot.counters.engine_id,
@@ -85,6 +87,6 @@ def _restarter(replica: ReplicaState, mode: Mode, settings: OperatorSettings) ->
         finished_wish_id=snapshot.finished_wish_id,
         wish=report.restart_wish,
         is_steered=mode.kind in {"auto", "pin"} and not report.serving_plainly,
-        is_ordered=mode.kind == "pin" or settings.planner != "fleet",
+        is_ordered=mode.kind == "pin" or settings.planner != "fleet" or is_measuring,
         new=replica.new_restarts,
     )

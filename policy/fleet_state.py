@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from nightjar.policy.acceptance import AcceptanceEvidence
 from nightjar.policy.counting import CountedEngine
 from nightjar.policy.evidence import Evidence
-from nightjar.policy.exploration import Allowance, OpenSegment
+from nightjar.policy.exploration import Exploration
 from nightjar.policy.learned import MAX_LEARNED_CELLS, MAX_LEARNED_GROUPS, LearnedGroup, LearnedTables
 from nightjar.policy.merging import Pending
 from nightjar.policy.persistent_map import PersistentMap
@@ -54,8 +54,7 @@ class GroupState:
     evidence: Evidence = field(default_factory=Evidence)
     planner: str = ""
     plan: GroupPlan | None = None
-    segments: tuple[OpenSegment, ...] = ()
-    allowance: Allowance = field(default_factory=Allowance)
+    exploration: Exploration = field(default_factory=Exploration)
     decided_at_s: float | None = None
     thought: Thought | None = field(default=None, compare=False)
     restarts: GroupRestarts = field(default_factory=GroupRestarts)

@@ -11,17 +11,22 @@ from dataclasses import replace
 from statistics import median
 from typing import Final
 
+from nightjar.policy.batch_buckets import batch_bucket
 from nightjar.policy.evidence import Evidence
-from nightjar.policy.exploration import Allowance, Explorer, deal
+from nightjar.policy.exploration import Allowance, Exploration, Explorer, deal
 from nightjar.policy.fleet_state import GroupState, ReplicaState
 from nightjar.policy.merging import merge
 from nightjar.policy.planners import PLANNERS
 from nightjar.policy.planners.planner import GroupView
+from nightjar.policy.records import DrafterState
 from nightjar.policy.settings import OperatorSettings
 from nightjar.policy.thinking import is_news, own_evidence, think
 
 MOST_OWN_THOUGHTS: Final = 100
 """Replicas of a group that think for themselves in one tick, the longest waiting first: bounds its time in a cold, large group."""
+
+
+_DRAFTER_UP: Final = frozenset({DrafterState.ACTIVE, DrafterState.IN_SYNC, DrafterState.PROBING, DrafterState.CATCHING_UP})
 
 
 def learn(
@@ -42,21 +47,28 @@ def learn(
     after = replace(group, evidence=evidence, planner=settings.planner, decided_at_s=now_s)
     if settings.planner != "fleet":
         changed.update(_without_own({**members, **changed}))
-        return replace(after, plan=PLANNERS[settings.planner](view), segments=(), thought=None), changed
+        return replace(after, plan=PLANNERS[settings.planner](view), exploration=Exploration(), thought=None), changed
     thought = think(view) if group.thought is None or is_news(group.thought, view) else group.thought
     elapsed_s = now_s - group.decided_at_s if group.decided_at_s is not None else 0.0
-    segments, allowance = deal(
-        view,
-        thought.wanted,
-        explorers,
-        {**pending, **left},
-        group.segments,
-        _earned(group.allowance, members, explorers, elapsed_s),
-        next_segment_id,
-        rng,
-    )
+    earned = _earned(group.exploration.allowance, members, explorers, elapsed_s)
+    exploration = replace(group.exploration, allowance=earned)
+    exploration = deal(view, thought.wanted, explorers, {**pending, **left}, exploration, next_segment_id, rng)
     changed.update(_own_thoughts(view.with_plan(thought.plan), {**members, **changed}))
-    return replace(after, plan=thought.plan, segments=segments, allowance=allowance, thought=thought), changed
+    return replace(after, plan=thought.plan, exploration=exploration, thought=thought), changed
+
+
+def explorer(group: GroupState, replica: ReplicaState) -> Explorer:
+    """A replica as one that may be asked to measure. Where its drafter is down, all of its KV cache may have to be caught up."""
+    snapshot = replica.report.snapshot
+    batch = snapshot.load.decode_batch_size
+    lost = 0.0
+    if batch and group.thought is not None and snapshot.drafter_state not in _DRAFTER_UP:
+        wish, cells = replica.report.restart_wish, group.evidence.cells.values()
+        context_per_row = sum(cell.context_tokens for cell in cells) / max(sum(cell.rows for cell in cells), 1.0)
+        lag_tokens = wish.lag_tokens if wish is not None else batch * context_per_row
+        off_step_s = batch / group.thought.outlook.goodput_tokens_per_s(batch_bucket(batch), 0)
+        lost = lag_tokens * group.restarts.catch_up.seconds_per_token(off_step_s) / off_step_s * batch
+    return Explorer(batch, snapshot.finished_segment_id, lost)
 
 
 def _heard_at(evidence: Evidence, now_s: float) -> Evidence:

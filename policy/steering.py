@@ -224,6 +224,8 @@ class Steering:
     def _planned(self, dwell_steps: int, decode_batch_size: int, has_prefill: bool, now_s: float) -> tuple[int, Cause]:
         current = self._current or 0
         segment = self._segments.at(decode_batch_size, now_s)
+        if segment is not None and has_prefill and segment.num_speculative_tokens != current:
+            segment = None  # a step with prefill measures nothing, so it does not begin a measurement
         if segment is None:
             proposed, cause = self._length_by_batch[min(decode_batch_size, self._max_num_seqs)], Cause.PLAN
         else:
