@@ -1,4 +1,4 @@
-"""A scenario: everything that a simulated run depends on. Two runs of one scenario give the same bytes (SIM-3).
+"""A scenario: everything that a simulated run depends on. Two runs of one scenario give the same bytes (SIM-5).
 
 Frozen values throughout, so that scenarios travel to other processes. Fails closed: numbers that make no run raise ValueError.
 """

@@ -1,7 +1,7 @@
 """Virtual time: what happens next, in order of time, and in order of entry where times are equal.
 
 Nothing here waits; the time is that of the action that runs. Fails closed: an action in the past raises ValueError, so time
-never goes back (SIM-2).
+never goes back (SIM-4).
 """
 
 from __future__ import annotations

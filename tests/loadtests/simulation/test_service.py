@@ -34,13 +34,13 @@ def scenario(load: str, **changes: Any) -> Scenario:
 
 @pytest.mark.parametrize("load", ["open:20@6", "closed:20@12u"])
 def test_the_same_scenario_gives_the_same_bytes(load: str) -> None:
-    """SIM-3."""
+    """SIM-5."""
     made = scenario(load, profile=DORMANT, network=FLAKY, series=True, track_regret=True)
     assert simulate(made).to_bytes() == simulate(made).to_bytes()
 
 
 def test_every_token_of_every_answer_was_generated_and_none_besides() -> None:
-    """SIM-1: the regime ends before the run, so every request is answered."""
+    """SIM-1, SIM-2: the regime ends before the run, so every request is answered."""
     made = scenario("open:10@8,rest:20@0", duration_s=30.0)
     result = simulate(made)
     asked = list(made.workload.open_demands(made.seed))

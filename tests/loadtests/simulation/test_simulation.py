@@ -94,7 +94,7 @@ def shape(requests: dict[int, SimulatedRequest]) -> dict[int, tuple[int, int]]:
 def test_every_request_is_answered_once_or_still_there_and_steps_run_in_order_of_time(
     router: str, replicas: int, seed: int, load: str
 ) -> None:
-    """SIM-1, SIM-2."""
+    """SIM-1, SIM-4."""
     result, engines = run(scenario(load, router=router, replicas=replicas, seed=seed, duration_s=12.0))
     held = sum(len(engine.running) + len(engine.waiting) for engine in engines.built)
     assert result.answered + result.unfinished == len(engines.asked)
@@ -104,7 +104,7 @@ def test_every_request_is_answered_once_or_still_there_and_steps_run_in_order_of
 
 
 def test_the_same_scenario_gives_the_same_bytes_and_another_seed_others() -> None:
-    """SIM-3."""
+    """SIM-5."""
     made = scenario("mixed:15@5,users:15@9u", planner=FLEET, series=True)
     again = pickle.loads(pickle.dumps(made))
     assert simulate(made, build).to_bytes() == simulate(again, build).to_bytes()
@@ -112,6 +112,7 @@ def test_the_same_scenario_gives_the_same_bytes_and_another_seed_others() -> Non
 
 
 def test_what_is_asked_does_not_depend_on_who_decides() -> None:
+    """SIM-7."""
     open_loop, users = "open:20@5", "closed:20@6u"
     off, fixed = (run(scenario(open_loop, planner=planner))[1].asked for planner in (OFF, FIXED))
     assert shape(off) == shape(fixed)
@@ -213,6 +214,7 @@ def test_a_network_that_loses_delays_doubles_and_reorders_still_steers_and_the_f
 
 
 def test_a_perfect_network_and_the_wire_give_the_same_run() -> None:
+    """SIM-8."""
     made = scenario(planner=FLEET)
     assert simulate(made, build).to_bytes() == simulate(replace(made, network=Network(on_the_wire=True)), build).to_bytes()
 

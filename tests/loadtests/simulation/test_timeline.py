@@ -1,4 +1,4 @@
-"""Virtual time: in order, never back (SIM-2)."""
+"""Virtual time: in order, never back (SIM-4)."""
 
 from __future__ import annotations
 
