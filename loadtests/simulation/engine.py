@@ -25,6 +25,7 @@ from nightjar.loadtests.simulation.decode_rows import DecodeRows
 from nightjar.loadtests.simulation.draft_memory import DraftMemory
 from nightjar.loadtests.simulation.engine_totals import EngineTotals
 from nightjar.loadtests.simulation.host_link import HostLink
+from nightjar.loadtests.simulation.leases import LeasedRestart
 from nightjar.loadtests.simulation.oracle import ORACLE, oracle_factory
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.requests import SimulatedRequest
@@ -74,7 +75,7 @@ class SimulatedEngine:
         self.now_s = now_s
         self.speed = speed
         self.totals = EngineTotals()
-        self.leased_restarts: list[tuple[float, float]] = []
+        self.leased_restarts: list[LeasedRestart] = []
         self._profile = profile
         self._replica_id = replica_id
         self._node_id = node_id
@@ -201,6 +202,8 @@ class SimulatedEngine:
         if prefill_tokens:
             self._truth.note_prefill(prefill_tokens, self.totals.tokens)
         self._was_idle = not scheduler.has_work
+        if self._was_idle and self._is_leased and self._life.state is DrafterState.CATCHING_UP:
+            self._note_lease(self.now_s)
         return finished
 
     def load(self) -> EngineLoad:
@@ -328,12 +331,13 @@ class SimulatedEngine:
                 totals.best_tokens += best_rate * seconds * self.speed
 
     def _note_lease(self, at_s: float) -> None:
-        """A leased restart began or ended with the step that began at `at_s`."""
+        """A leased restart began or ended at `at_s`. Who runs nothing catches up with nothing, though the lease may live on."""
         self._is_leased = not self._is_leased
         if self._is_leased:
-            self.leased_restarts.append((at_s, math.inf))
+            is_reload = self._life.state is not DrafterState.CATCHING_UP
+            self.leased_restarts.append(LeasedRestart(at_s, math.inf, is_reload))
         else:
-            self.leased_restarts[-1] = (self.leased_restarts[-1][0], at_s)
+            self.leased_restarts[-1] = self.leased_restarts[-1]._replace(end_s=at_s)
 
     def _move_memory(self) -> float:
         assert self._memory is not None

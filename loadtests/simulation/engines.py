@@ -27,14 +27,14 @@ class EngineRoom:
     def build(self, number: int, speed: float) -> SimulatedEngine:
         """The engine of replica `number`; its luck depends on the scenario's seed and its number alone."""
         scenario = self._scenario
-        node_id = f"node-{number // scenario.replicas_per_node}"
+        node_id = node_name(scenario, number)
         link = None
         if scenario.offload:
             bandwidth = scenario.profile.drafter.host_link_bytes_per_s
             link = self._links.setdefault(node_id, HostLink(bandwidth))
         return SimulatedEngine(
             scenario.profile,
-            replica_id=f"replica-{number}",
+            replica_id=replica_name(number),
             mechanics=scenario.mechanics,
             seed=int(np.random.SeedSequence((scenario.seed, number)).generate_state(1)[0]),
             local_planners=ALL_LOCAL_PLANNERS,
@@ -44,3 +44,17 @@ class EngineRoom:
             catch_up_chunk_tokens=scenario.catch_up_chunk_tokens,
             track_regret=scenario.track_regret,
         )
+
+
+def replica_name(number: int) -> str:
+    """A replica's id in reports and results.
+
+    >>> replica_name(7)
+    'replica-7'
+    """
+    return f"replica-{number}"
+
+
+def node_name(scenario: Scenario, number: int) -> str:
+    """The node that replica `number` stands on."""
+    return f"node-{number // scenario.replicas_per_node}"

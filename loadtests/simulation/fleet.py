@@ -15,6 +15,7 @@ from operator import attrgetter
 from typing import Any, Protocol
 
 from nightjar.loadtests.simulation.engine_totals import EngineTotals
+from nightjar.loadtests.simulation.leases import LeasedRestart
 from nightjar.loadtests.simulation.requests import SimulatedRequest
 from nightjar.loadtests.simulation.results import Totals
 from nightjar.loadtests.simulation.router import Router
@@ -24,11 +25,11 @@ from nightjar.policy.records import DrafterState, LoadReport, Settings
 
 
 class Engine(Protocol):
-    """A simulated engine, as the service drives it. `leased_restarts` holds begin and end of each, infinite while it runs."""
+    """A simulated engine, as the service drives it."""
 
     now_s: float
     speed: float
-    leased_restarts: list[tuple[float, float]]
+    leased_restarts: list[LeasedRestart]
 
     @property
     def totals(self) -> EngineTotals:
@@ -74,6 +75,7 @@ class Replica:
     """One engine and when it came. `before` is what it had summed up when measuring began."""
 
     replica_id: str
+    node_id: str
     engine: Engine
     joined_s: float
     before: Totals
@@ -115,10 +117,10 @@ class Fleet:
         """Requests that are not answered yet."""
         return sum(self._router.in_flight(number) for number in range(len(self.replicas)))
 
-    def add(self, engine: Engine, replica_id: str) -> Replica:
+    def add(self, engine: Engine, replica_id: str, node_id: str) -> Replica:
         """Put an engine into service now."""
         engine.wait_until(self._timeline.now_s)
-        replica = Replica(replica_id, engine, self._timeline.now_s, totals_of(engine))
+        replica = Replica(replica_id, node_id, engine, self._timeline.now_s, totals_of(engine))
         self.replicas.append(replica)
         self._router.join(len(self.replicas) - 1)
         return replica

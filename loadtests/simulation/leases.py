@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-
-Span = tuple[float, float]
-"""Begin and end in seconds; a span does not hold its end."""
+from typing import NamedTuple
 
 
-def most_at_once(spans: Sequence[Span]) -> int:
-    """The largest number of spans that hold one moment.
+class LeasedRestart(NamedTuple):
+    """One restart under a lease, or the part of it that brings weights back; it does not hold its end, infinite while it runs."""
 
-    >>> most_at_once([(0, 2), (1, 3), (2, 4)]), most_at_once([])
+    begin_s: float
+    end_s: float
+    is_reload: bool
+
+
+def most_at_once(restarts: Sequence[LeasedRestart]) -> int:
+    """The largest number of restarts that ran in one moment.
+
+    >>> spans = [LeasedRestart(0, 2, False), LeasedRestart(1, 3, False), LeasedRestart(2, 4, False)]
+    >>> most_at_once(spans), most_at_once([])
     (2, 0)
     """
-    return max((present for _, present in _begun(spans)), default=0)
+    return max((present for _, present in _begun(restarts)), default=0)
 
 
-def begun_above(spans: Sequence[Span], allowed: Callable[[float], int]) -> int:
-    """Spans that began while as many as `allowed` at that time, or more, ran already.
+def begun_above(restarts: Sequence[LeasedRestart], allowed: Callable[[float], int]) -> int:
+    """Restarts that began while as many as `allowed` at that time, or more, ran already.
 
-    >>> begun_above([(0, 2), (1, 3), (1, 4), (5, 6)], lambda at_s: 2)
+    >>> spans = [LeasedRestart(0, 2, False), LeasedRestart(1, 3, False), LeasedRestart(1, 4, False), LeasedRestart(5, 6, False)]
+    >>> begun_above(spans, lambda at_s: 2)
     1
     """
-    return sum(present > allowed(begin_s) for begin_s, present in _begun(spans))
+    return sum(present > allowed(begin_s) for begin_s, present in _begun(restarts))
 
 
-def _begun(spans: Sequence[Span]) -> Iterator[tuple[float, int]]:
+def _begun(restarts: Sequence[LeasedRestart]) -> Iterator[tuple[float, int]]:
     """Every begin, and how many ran from then on; at one moment ends come before begins."""
-    moves = sorted([(begin_s, 1) for begin_s, _ in spans] + [(end_s, -1) for _, end_s in spans])
+    moves = [(restart.begin_s, 1) for restart in restarts] + [(restart.end_s, -1) for restart in restarts]
     present = 0
-    for at_s, move in moves:
+    for at_s, move in sorted(moves):
         present += move
         if move == 1:
             yield at_s, present

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nightjar.loadtests.simulation.control_plane import ControlPlane
 from nightjar.loadtests.simulation.fleet import Fleet, totals_of
-from nightjar.loadtests.simulation.leases import begun_above, most_at_once
+from nightjar.loadtests.simulation.leases import LeasedRestart, begun_above, most_at_once
 from nightjar.loadtests.simulation.requests import SimulatedRequest
 from nightjar.loadtests.simulation.results import Quantiles, ReplicaResult, RunResult, Second, Totals
 from nightjar.loadtests.simulation.scenario import Scenario
@@ -85,7 +85,7 @@ class Measures:
         total = Totals()
         for replica in replicas:
             total += replica.totals
-        spans = [span for replica in self._fleet for span in replica.engine.leased_restarts]
+        restarts = [restart for replica in self._fleet for restart in replica.engine.leased_restarts]
         refused = 0
         if control is not None:
             refused = control.refusals + (control.actor.refusals if control.actor is not None else 0)
@@ -100,8 +100,8 @@ class Measures:
             ttft_s=Quantiles.of(self._ttft_s),
             tpot_s=Quantiles.of(self._tpot_s),
             e2e_s=Quantiles.of(self._e2e_s),
-            max_leases_in_flight=most_at_once(spans),
-            budget_violations=begun_above(spans, self._max_leases),
+            max_leases_in_flight=most_at_once(restarts),
+            budget_violations=begun_above(restarts, self._max_leases) + self._reloads_above(),
             refused_reports=refused,
             incarnation=control.store.incarnation if control is not None else 0,
             steps_with_warm_up=sum(replica.engine.totals.steps for replica in self._fleet),
@@ -114,6 +114,17 @@ class Measures:
         operator = self._scenario.planner.operator
         present = sum(replica.joined_s <= at_s < replica.left_s for replica in self._fleet)
         return present if operator is None else RestartBudget.of(operator).max_leases(present)
+
+    def _reloads_above(self) -> int:
+        """Reloads that began while as many as the operator allows, or more, ran on their node."""
+        operator = self._scenario.planner.operator
+        by_node: dict[str, list[LeasedRestart]] = {}
+        for replica in self._fleet:
+            reloads = (restart for restart in replica.engine.leased_restarts if restart.is_reload)
+            by_node.setdefault(replica.node_id, []).extend(reloads)
+        if operator is None:
+            return 0
+        return sum(begun_above(reloads, lambda _: operator.max_reloads_per_node) for reloads in by_node.values())
 
     def _plan(self, settings: Settings | None) -> tuple[int, ...] | None:
         """K by batch bucket of a table, measurements left out."""

@@ -114,8 +114,8 @@ class RunResult:
 
     Latencies are of requests that arrived after warm-up and were answered in full: time to first token, time per output token
     after it, end to end. `unfinished` were asked after warm-up and not answered at the end. `max_leases_in_flight` and
-    `budget_violations` look at every decision: replicas in a leased restart, and decisions with more of them than the budget
-    allows (INV-6). `refused_reports` and `steps_with_warm_up` count from the start.
+    `budget_violations` count what engines did from the start: the most restarts by lease at once, and those that began above the
+    operator's budget, in the group or on a node (INV-6). `refused_reports` and `steps_with_warm_up` count from the start, too.
     """
 
     planner: str

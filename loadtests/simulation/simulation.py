@@ -18,7 +18,7 @@ from functools import partial
 
 from nightjar.loadtests.simulation.autoscaler import Wanting, look
 from nightjar.loadtests.simulation.control_plane import ControlPlane
-from nightjar.loadtests.simulation.engines import EngineRoom
+from nightjar.loadtests.simulation.engines import EngineRoom, node_name, replica_name
 from nightjar.loadtests.simulation.fleet import Engine, Fleet
 from nightjar.loadtests.simulation.lies import liar
 from nightjar.loadtests.simulation.measures import Measures
@@ -124,7 +124,7 @@ class _Run:
         engine = self._build_engine(number, speed)
         if self._acceptance != 1.0:
             engine.scale_acceptance(self._acceptance)
-        replica = self._fleet.add(engine, replica_name(number))
+        replica = self._fleet.add(engine, replica_name(number), node_name(self._scenario, number))
         if self._control is not None:
             self._control.join(replica.replica_id, engine)
         else:
@@ -204,15 +204,6 @@ class _Run:
                 self._set_users(event.users)
             case ReplicaLies() if self._control is not None:
                 self._control.agents[replica_name(event.replica)].lie = liar(event.lie)
-
-
-def replica_name(number: int) -> str:
-    """A replica's id in reports and results.
-
-    >>> replica_name(7)
-    'replica-7'
-    """
-    return f"replica-{number}"
 
 
 def local_settings(plan: Local, arms: tuple[int, ...]) -> Settings:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nightjar.loadtests.simulation.engine_totals import EngineTotals
+from nightjar.loadtests.simulation.leases import LeasedRestart
 from nightjar.loadtests.simulation.profiles import Profile, read_profile
 from nightjar.loadtests.simulation.requests import SimulatedRequest
 from nightjar.policy.records import DrafterState, EngineLoad, EngineSnapshot, LoadReport, Settings
@@ -25,7 +26,7 @@ class FakeEngine:
     speed: float = 1.0
     now_s: float = 0.0
     totals: EngineTotals = field(default_factory=EngineTotals)
-    leased_restarts: list[tuple[float, float]] = field(default_factory=list)
+    leased_restarts: list[LeasedRestart] = field(default_factory=list)
     drafter_state: DrafterState = DrafterState.IN_SYNC
     acceptance: float = 1.0
     adopted: list[Settings] = field(default_factory=list)
