@@ -29,6 +29,7 @@ from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.intake import observe
 from nightjar.policy.learning import explorer, learn
 from nightjar.policy.modes import ModeOverride, effective_mode, live_overrides
+from nightjar.policy.off_steps import expected_off_steps
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.planner import one_length, speculation
 from nightjar.policy.records import ExplorationSegment, GroupKey, Mode, Table
@@ -75,6 +76,7 @@ def decide(
         groups[group_id], changed = learn(group, members[group_id], explorers, settings, next_segment_id, now_s, rng)
         members[group_id].update(changed)
         live.update(changed)
+        groups[group_id] = _with_off_steps(groups[group_id], settings)
         groups[group_id], terms, may_grant, counted = group_restarts(
             groups[group_id], members[group_id], modes, settings, may_grant, now_s
         )
@@ -84,6 +86,14 @@ def decide(
         decided = _decisions(groups[group_id], members[group_id], modes, settings)
         decisions.update({name: replace(decision, terms=terms[name]) for name, decision in decided.items()})
     return decisions, FleetState(PersistentMap(live), groups, next_segment_id, state.quiet_since_s)
+
+
+def _with_off_steps(group: GroupState, settings: OperatorSettings) -> GroupState:
+    """The group with what its engines' guards compare with; nothing where its planner does not learn."""
+    if group.thought is None:
+        return group if not group.off_steps else replace(group, off_steps=())
+    ahead, clean_steps = group.thought.outlook, settings.calibration_clean_steps
+    return replace(group, off_steps=expected_off_steps(group.evidence, ahead, clean_steps, group.off_steps))
 
 
 def _decisions(
@@ -97,7 +107,7 @@ def _decisions(
     for held in group.exploration.segments:
         segments.setdefault(held.replica_id, []).append(held.segment)
     arms = settings.arms(group.key.max_num_speculative_tokens)
-    group_plan = group.plan.local or Table(rows=group.plan.rows)
+    group_plan = group.plan.local or Table(rows=group.plan.rows, off_steps=group.off_steps)
     decisions = {}
     for replica_id, replica in members.items():
         mode, who = modes[replica_id]
@@ -111,7 +121,7 @@ def _decisions(
         allowed = tuple(sorted({row.num_speculative_tokens for row in rows}.union(arms)))
         if mode.kind == "shadow":
             reason = f"mode shadow set by {who}, nothing is touched; {reason}"
-        plan = group_plan if replica.own is None and not mine else Table(rows=rows, segments=mine)
+        plan = group_plan if replica.own is None and not mine else Table(rows=rows, segments=mine, off_steps=group.off_steps)
         dwell_steps = 0 if group.plan.local else settings.dwell_steps
         decisions[replica_id] = Decision(mode, plan, allowed, dwell_steps, reason[:MAX_REASON_LENGTH])
     return decisions

@@ -14,7 +14,7 @@ from nightjar.policy.fleet_state import FleetState, GroupState, ReplicaState
 from nightjar.policy.records import Mode
 from nightjar.policy.restart_budget import reloads_by_node
 from nightjar.policy.restart_price import CatchUpEvidence, NewRestarts
-from nightjar.policy.restarts import Outlook, Restarter, Terms, decide_restarts
+from nightjar.policy.restarts import Prospect, Restarter, Terms, decide_restarts
 from nightjar.policy.settings import OperatorSettings
 
 
@@ -55,18 +55,10 @@ def group_restarts(
 
     `group` holds the plan and the evidence of this decision.
     """
-    plan, evidence = group.plan, group.evidence
-    assert plan is not None
-    outlook = Outlook(
-        max_num_seqs=group.key.max_num_seqs,
-        planned=lambda bucket: plan.num_speculative_tokens(FIRST_BATCH_SIZES[bucket]),
-        goodput=evidence.goodput_tokens_per_s,
-        is_local=plan.local is not None,
-    )
     measuring = {held.replica_id for held in group.exploration.segments if held.cell[1]}
     restarters = {name: _restarter(replica, modes[name][0], settings, name in measuring) for name, replica in members.items()}
     restarts, terms, used = decide_restarts(
-        group.restarts, restarters, outlook, settings, may_grant.reloads_on_node, may_grant.is_quiet_over, now_s
+        group.restarts, restarters, _prospect(group), settings, may_grant.reloads_on_node, may_grant.is_quiet_over, now_s
     )
     after = replace(group, restarts=restarts)
     counted = {
@@ -89,4 +81,22 @@ def _restarter(replica: ReplicaState, mode: Mode, settings: OperatorSettings, is
         is_steered=mode.kind in {"auto", "pin"} and not report.serving_plainly,
         is_ordered=mode.kind == "pin" or settings.planner != "fleet" or is_measuring,
         new=replica.new_restarts,
+    )
+
+
+def _prospect(group: GroupState) -> Prospect:
+    """What the plan and the evidence of this decision say; where a group thinks, also of what was never measured."""
+    plan, evidence, thought = group.plan, group.evidence, group.thought
+    assert plan is not None
+
+    def goodput(bucket: int, num_speculative_tokens: int) -> float | None:
+        if thought is not None and num_speculative_tokens in thought.outlook.arms:
+            return thought.outlook.goodput_tokens_per_s(bucket, num_speculative_tokens)
+        return evidence.goodput_tokens_per_s(bucket, num_speculative_tokens)
+
+    return Prospect(
+        max_num_seqs=group.key.max_num_seqs,
+        planned=lambda bucket: plan.num_speculative_tokens(FIRST_BATCH_SIZES[bucket]),
+        goodput=goodput,
+        is_local=plan.local is not None,
     )

@@ -17,7 +17,7 @@ from nightjar.policy.learned import MAX_LEARNED_CELLS, MAX_LEARNED_GROUPS, Learn
 from nightjar.policy.merging import Pending
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.planner import GroupPlan
-from nightjar.policy.records import GroupKey, LoadReport, Mode, Plan
+from nightjar.policy.records import GroupKey, LoadReport, Mode, OffStep, Plan
 from nightjar.policy.restart_price import NewRestarts
 from nightjar.policy.restarts import GroupRestarts, Terms
 from nightjar.policy.thinking import Thought
@@ -58,6 +58,7 @@ class GroupState:
     decided_at_s: float | None = None
     thought: Thought | None = field(default=None, compare=False)
     restarts: GroupRestarts = field(default_factory=GroupRestarts)
+    off_steps: tuple[OffStep, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

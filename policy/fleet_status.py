@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from nightjar.policy.batch_buckets import bucket_range
 from nightjar.policy.exploration import in_words
 from nightjar.policy.fleet_state import Decision, FleetState, GroupState, ReplicaState
+from nightjar.policy.planners.planner import batch_range
 from nightjar.policy.records import Mode, Table
 from nightjar.policy.status import CellStatus, GroupStatus, ReplicaStatus
 
@@ -99,5 +100,8 @@ def _reason(replica: ReplicaState, group: GroupState, decision: Decision | None)
             words = f"shadow, nothing is touched: {words}"
     if report.local_mode is not None:
         words = f"mode {report.local_mode} set in the replica's own user_config overrides: {words}"
+    held = ", ".join(batch_range(*bucket_range(bucket, report.group.max_num_seqs)) for bucket in report.snapshot.held_buckets)
+    if held:
+        words = f"the guard holds batch {held} off: speculation measured worse than off; {words}"
     fault = report.snapshot.fault and f"the engine runs its own K since an error in the hooks: {report.snapshot.fault}"
     return "; ".join(part for part in (report.notice, fault, words) if part)[:1024]

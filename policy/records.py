@@ -191,6 +191,7 @@ class Counters(Record):
     catch_up_seconds: Seconds = 0.0
     restarts: Count = 0
     failed_probes: Count = 0
+    guard_trips: Count = 0
     totals: Annotated[tuple[StepTotals, ...], Field(max_length=MAX_NUM_SPECULATIVE_TOKENS + 1)] = ()
     cells: Annotated[tuple[CellCounters, ...], Field(max_length=MAX_CELLS)] = ()
 
@@ -238,9 +239,9 @@ class SettingsVersion(Record):
 class EngineSnapshot(Record):
     """What the engine answers on its control channel: counters, load and what it did with the settings.
 
-    `finished_wish_id` is the highest wish whose lease is used up.
-    `refused` says why this command's settings were not adopted; `fault` is the last error of our own code in the step loop,
-    after which the engine runs its own K (fail open).
+    `finished_wish_id` is the highest wish whose lease is used up; `held_buckets` are the batch buckets that its guard holds off
+    because speculation there measured worse than off. `refused` says why this command's settings were not adopted; `fault` is the
+    last error of our own code in the step loop, after which the engine runs its own K (fail open).
     """
 
     counters: Counters
@@ -249,6 +250,7 @@ class EngineSnapshot(Record):
     drafter_state: DrafterState = DrafterState.ABSENT
     finished_segment_id: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
     finished_wish_id: Count = 0
+    held_buckets: Annotated[tuple[Annotated[int, Field(ge=0, lt=64)], ...], Field(max_length=64)] = ()
     decision_reason: Reason = ""
     refused: Reason = ""
     fault: Reason = ""
@@ -312,8 +314,15 @@ class ExplorationSegment(Record):
     time_to_live_s: Seconds
 
 
+class OffStep(Record):
+    """How long an OFF step should take at a decode batch: what speculation must not be worse than."""
+
+    decode_rows: Annotated[float, Field(ge=1.0, le=MAX_BATCH_SIZE)]
+    step_seconds: Annotated[float, Field(gt=0.0, le=1e4)]
+
+
 class Table(Record):
-    """A plan the fleet decided: K by decode batch size, and measurements to make on the way.
+    """A plan the fleet decided: K by decode batch size, measurements to make on the way, and what OFF would take.
 
     Rows ascend and do not overlap. A batch below the first row takes the first row's K, one above the last row K = 0.
     """
@@ -321,6 +330,15 @@ class Table(Record):
     kind: Literal["table"] = "table"
     rows: Annotated[tuple[TableRow, ...], Field(min_length=1, max_length=256)]
     segments: Annotated[tuple[ExplorationSegment, ...], Field(max_length=64)] = ()
+    off_steps: Annotated[tuple[OffStep, ...], Field(max_length=64)] = ()
+
+    @model_validator(mode="after")
+    def _off_steps_ascend(self) -> Self:
+        if any(
+            later.decode_rows <= earlier.decode_rows for earlier, later in zip(self.off_steps, self.off_steps[1:], strict=False)
+        ):
+            raise ValueError("off_steps must ascend by decode_rows")
+        return self
 
     @model_validator(mode="after")
     def _rows_ascend(self) -> Self:

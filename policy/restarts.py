@@ -52,7 +52,7 @@ class Restarter:
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class Prospect:
     """What the group's plan and evidence say. Both functions take a batch bucket."""
 
     max_num_seqs: int
@@ -89,7 +89,7 @@ class Terms:
 def decide_restarts(
     known: GroupRestarts,
     members: Mapping[str, Restarter],
-    outlook: Outlook,
+    prospect: Prospect,
     settings: OperatorSettings,
     reloads_on_node: Mapping[str, int],
     may_grant: bool,
@@ -113,7 +113,7 @@ def decide_restarts(
         for name, member in members.items()
         if member.wish is not None and member.is_steered and name not in holding
     }
-    prices = _Prices(outlook, catch_up, moves, settings)
+    prices = _Prices(prospect, catch_up, moves, settings)
     frozen = now_s < probes.frozen_until_s
     wishes = {name: prices.wish(name, members[name], since_s) for name, since_s in waiting_since_s.items()}
     if may_grant and not frozen:
@@ -146,13 +146,13 @@ def _why_waiting(pays: bool, may_grant: bool, frozen: bool) -> str:
 class _Prices:
     """The group's prices in one decision, by bucket; computed once for all replicas that share one."""
 
-    def __init__(self, outlook: Outlook, catch_up: CatchUpEvidence, moves: Moves, settings: OperatorSettings) -> None:
-        self._outlook = outlook
+    def __init__(self, prospect: Prospect, catch_up: CatchUpEvidence, moves: Moves, settings: OperatorSettings) -> None:
+        self._prospect = prospect
         self._catch_up = catch_up
         self._slowdown = settings.catch_up_slowdown
-        self._off = _off_goodputs(outlook)
-        buckets = buckets_up_to(outlook.max_num_seqs)
-        self._on = [bucket for bucket in buckets if outlook.planned(bucket) > 0]
+        self._off = _off_goodputs(prospect)
+        buckets = buckets_up_to(prospect.max_num_seqs)
+        self._on = [bucket for bucket in buckets if prospect.planned(bucket) > 0]
         self._gains = {bucket: gain for bucket in self._on if (gain := self._gain(bucket)) > 0.0}
         self._ordered_gains = {bucket: max(self._gains.get(bucket, 0.0), self._ordered_gain(bucket)) for bucket in buckets}
         self._values = moves.value_tokens(self._gains)
@@ -163,7 +163,7 @@ class _Prices:
         """The wish with its price; None where it would not pay."""
         assert member.wish is not None
         bucket = batch_bucket(member.decode_batch_size)
-        ordered = member.is_ordered or self._outlook.is_local
+        ordered = member.is_ordered or self._prospect.is_local
         engine = self._engine(bucket, max(member.decode_batch_size, 1))
         priced = price(
             engine,
@@ -179,7 +179,7 @@ class _Prices:
 
     def bounds(self, member: Restarter) -> tuple[int, int]:
         """`micro_restart_tokens` and `catch_up_chunk_tokens` of a replica, by the bucket where it would restart."""
-        ordered = member.is_ordered or self._outlook.is_local
+        ordered = member.is_ordered or self._prospect.is_local
         bucket = batch_bucket(member.decode_batch_size)
         found = self._bounds.get((bucket, ordered))
         if found is None:
@@ -191,33 +191,33 @@ class _Prices:
         if values and bucket not in values:
             below = [other for other in values if other < bucket]
             bucket = max(below) if below else min(values)
-        engine = self._engine(bucket, bucket_range(bucket, self._outlook.max_num_seqs)[1])
+        engine = self._engine(bucket, bucket_range(bucket, self._prospect.max_num_seqs)[1])
         first_step_s = FIRST_STEP_SHARE * engine.off_step_seconds
         return micro_restart_tokens(engine, values.get(bucket, float("inf")), first_step_s), engine.chunk_tokens
 
     def _engine(self, bucket: int, rows: int) -> Engine:
-        middle = sum(bucket_range(bucket, self._outlook.max_num_seqs)) / 2.0
+        middle = sum(bucket_range(bucket, self._prospect.max_num_seqs)) / 2.0
         step_s = middle / self._off[bucket] if self._off else STARTING_STEP_SECONDS
         per_token_s = self._catch_up.seconds_per_token(step_s)
-        chunk = chunk_tokens(step_s, per_token_s, bucket_range(bucket, self._outlook.max_num_seqs)[1], self._slowdown)
+        chunk = chunk_tokens(step_s, per_token_s, bucket_range(bucket, self._prospect.max_num_seqs)[1], self._slowdown)
         return Engine(step_s, middle / step_s, rows, per_token_s, chunk)
 
     def _gain(self, bucket: int) -> float:
-        off = self._outlook.goodput(bucket, 0)
-        on = self._outlook.goodput(bucket, self._outlook.planned(bucket))
+        off = self._prospect.goodput(bucket, 0)
+        on = self._prospect.goodput(bucket, self._prospect.planned(bucket))
         return self._ordered_gain(bucket) if off is None or on is None else on - off
 
     def _ordered_gain(self, bucket: int) -> float:
-        off = self._off[bucket] if self._off else sum(bucket_range(bucket, self._outlook.max_num_seqs)) / 2 / STARTING_STEP_SECONDS
+        off = self._off[bucket] if self._off else sum(bucket_range(bucket, self._prospect.max_num_seqs)) / 2 / STARTING_STEP_SECONDS
         return ORDERED_GAIN_SHARE * off
 
 
-def _off_goodputs(outlook: Outlook) -> dict[int, float]:
+def _off_goodputs(prospect: Prospect) -> dict[int, float]:
     """Generated tokens per second of OFF by bucket; an unknown one steps as fast as the nearest known. Empty if none is."""
-    buckets = buckets_up_to(outlook.max_num_seqs)
-    known = {bucket: goodput for bucket in buckets if (goodput := outlook.goodput(bucket, 0))}
+    buckets = buckets_up_to(prospect.max_num_seqs)
+    known = {bucket: goodput for bucket in buckets if (goodput := prospect.goodput(bucket, 0))}
     if not known:
         return {}
-    rows = {bucket: sum(bucket_range(bucket, outlook.max_num_seqs)) for bucket in buckets}
+    rows = {bucket: sum(bucket_range(bucket, prospect.max_num_seqs)) for bucket in buckets}
     nearest = {bucket: min(known, key=lambda other: (abs(other - bucket), other)) for bucket in buckets}
     return {bucket: known[nearest[bucket]] * rows[bucket] / rows[nearest[bucket]] for bucket in buckets}

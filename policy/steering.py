@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from nightjar.policy.guard import allowed_lengths, bound, hold
+from nightjar.policy.off_guard import OffGuard
 from nightjar.policy.planners import LOCAL_PLANNERS
 from nightjar.policy.planners.local_planner import (
     LocalContext,
@@ -35,6 +36,7 @@ class Cause(StrEnum):
     PLAN = "the plan's K for this decode batch"
     LOCAL = "the engine's own planner chose it"
     SEGMENT = "an exploration segment measures this K"
+    WORSE_THAN_OFF = "the guard holds this batch off: speculation measured worse than off"
     DWELL = "a rise waits until the present K was held long enough"
     MIXED = "a step with prefill keeps the last K and never raises it"
 
@@ -64,6 +66,7 @@ class Steering:
         self._allowed: tuple[int, ...] = (0,)
         self._length_by_batch: list[int] = [0]
         self._segments = Segments()
+        self._off_guard = OffGuard(max_num_seqs)
         self._local_plan: Local | None = None
         self._planner: LocalPlanner | None = None
         self._current: int | None = None
@@ -133,9 +136,11 @@ class Steering:
         if isinstance(plan, Local):
             self._local_plan, self._planner = plan, planner
             self._segments.replace([], now_s)
+            self._off_guard.adopt([0] * (self._max_num_seqs + 1), ())
         else:
             self._local_plan = self._planner = None
             self._length_by_batch = [bound(length, allowed) for length in lengths_by_batch(plan, self._max_num_seqs)]
+            self._off_guard.adopt(self._length_by_batch, plan.off_steps)
             self._segments.replace([s for s in plan.segments if s.num_speculative_tokens in allowed], now_s)
         return ""
 
@@ -176,9 +181,29 @@ class Steering:
         self._current = self.planned_num_speculative_tokens = chosen
         return None if mode.kind == "shadow" else chosen
 
-    def count_clean_step(self, decode_batch_size: int, num_speculative_tokens: int) -> None:
-        """Advance the exploration segment that asked for this K at this decode batch, if there is one."""
+    def count_clean_step(
+        self,
+        decode_batch_size: int,
+        num_speculative_tokens: int,
+        generated_tokens: int = 0,
+        step_seconds: float = 0.0,
+        now_s: float = 0.0,
+    ) -> None:
+        """Advance the exploration segment that asked for this K at this decode batch, if there is one, and let the guard see what
+        the step yielded (without `step_seconds` it sees nothing).
+        """
         self._segments.count(decode_batch_size, num_speculative_tokens)
+        if step_seconds:
+            self._off_guard.count(decode_batch_size, num_speculative_tokens, generated_tokens, step_seconds, now_s)
+
+    @property
+    def guard_trips(self) -> int:
+        """How often the guard found a batch bucket worse than off."""
+        return self._off_guard.trips
+
+    def held_buckets(self, now_s: float) -> tuple[int, ...]:
+        """Batch buckets that the guard holds off now."""
+        return self._off_guard.held_buckets(now_s) if self._off_guard.holding else ()
 
     def learn(self, outcome: StepOutcome) -> None:
         """Tell a `Local` plan's planner of a pure decode step that ran without catch-up; nothing where there is none."""
@@ -228,6 +253,8 @@ class Steering:
             segment = None  # a step with prefill measures nothing, so it does not begin a measurement
         if segment is None:
             proposed, cause = self._length_by_batch[min(decode_batch_size, self._max_num_seqs)], Cause.PLAN
+            if proposed and self._off_guard.holding and self._off_guard.holds(decode_batch_size, now_s):
+                proposed, cause = 0, Cause.WORSE_THAN_OFF
         else:
             proposed, cause = segment.num_speculative_tokens, Cause.SEGMENT
         if has_prefill:

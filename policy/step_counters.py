@@ -104,8 +104,10 @@ class StepCounters:
         elif step.catch_up_tokens and step_microseconds and not step.prefill_tokens and not step.in_transition:
             self._count_catch_up(step)
 
-    def snapshot(self, engine_id: str, guard_holds: int = 0, restarts: int = 0, failed_probes: int = 0) -> Counters:
-        """The record of everything counted so far. `guard_holds` is Steering's own count, the last two are DrafterLife's."""
+    def snapshot(
+        self, engine_id: str, guard_holds: int = 0, restarts: int = 0, failed_probes: int = 0, guard_trips: int = 0
+    ) -> Counters:
+        """The record of everything counted so far, and of what Steering (guard) and DrafterLife (restarts, probes) counted."""
         return Counters(
             engine_id=engine_id,
             step_count=self.step_count,
@@ -116,6 +118,7 @@ class StepCounters:
             catch_up_seconds=self._most_catch_up_microseconds / 1e6,
             restarts=restarts,
             failed_probes=failed_probes,
+            guard_trips=guard_trips,
             totals=tuple(_totals_record(length, totals) for length, totals in sorted(self._totals.items())),
             cells=tuple(_cell_record(bucket, length, cell) for (bucket, length), cell in sorted(self._cells.items())),
         )

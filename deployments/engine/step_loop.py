@@ -136,7 +136,7 @@ class StepLoop:
         """What the engine answers on its control channel; `load` is completed with the step loop's own facts."""
         steering = self.steering
         return EngineSnapshot(
-            counters=self.counters.snapshot(self._engine_id, steering.guard_holds),
+            counters=self.counters.snapshot(self._engine_id, steering.guard_holds, guard_trips=steering.guard_trips),
             load=load.model_copy(
                 update={
                     "decode_batch_size": self._decode_batch_size if load.num_running_reqs else 0,
@@ -148,6 +148,7 @@ class StepLoop:
             settings_version=steering.settings_version,
             drafter_state=drafter_state,
             finished_segment_id=steering.finished_segment_id,
+            held_buckets=steering.held_buckets(self.clock()),
             decision_reason=steering.reason,
             refused=refused,
             fault=self.fault,
@@ -264,7 +265,9 @@ class StepLoop:
             )
         )
         if clean:
-            self.steering.count_clean_step(note.decode_rows, note.num_speculative_tokens)
+            self.steering.count_clean_step(
+                note.decode_rows, note.num_speculative_tokens, generated_tokens, step_microseconds / 1e6, verified.output_s
+            )
         if self.steering.plans_locally and step_microseconds and not note.prefill_tokens:
             self.steering.learn(
                 StepOutcome(

@@ -231,12 +231,15 @@ class SimulatedEngine:
             group=self._profile.group,
             report_number=self._report_number,
             snapshot=EngineSnapshot(
-                counters=self._counters.snapshot(self._engine_id, steering.guard_holds, life.restarts, life.failed_probes),
+                counters=self._counters.snapshot(
+                    self._engine_id, steering.guard_holds, life.restarts, life.failed_probes, steering.guard_trips
+                ),
                 load=self.load(),
                 settings_version=steering.settings_version,
                 drafter_state=life.state,
                 finished_segment_id=steering.finished_segment_id,
                 finished_wish_id=life.finished_wish_id,
+                held_buckets=steering.held_buckets(self.now_s),
                 decision_reason=steering.reason,
             ),
             restart_wish=life.wish(self._rows.lag_tokens, self.now_s) if self._can_be_dormant else None,
@@ -313,7 +316,7 @@ class SimulatedEngine:
             )
         )
         if clean:
-            self._steering.count_clean_step(count, drafted)
+            self._steering.count_clean_step(count, drafted, generated, seconds, self.now_s)
         if self._can_be_dormant:
             life = self._life
             if count:

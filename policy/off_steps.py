@@ -1,0 +1,34 @@
+"""What an OFF step should take at each batch, as engines are told it for their guard (policy.off_guard).
+
+Only buckets whose OFF was measured have an expectation: the guard's own checks would find out a wrong guess, at a cost.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from nightjar.policy.evidence import Evidence
+from nightjar.policy.outlook import Outlook
+from nightjar.policy.records import OffStep
+
+NEWS_SHARE: Final = 0.03
+"""An expectation that moved by less is not sent again: settings change when there is news, not with every measurement."""
+
+
+def expected_off_steps(
+    evidence: Evidence, ahead: Outlook, calibration_clean_steps: int, before: tuple[OffStep, ...]
+) -> tuple[OffStep, ...]:
+    """OFF steps of the measured buckets, ascending; those sent before where nothing moved by a share of NEWS_SHARE."""
+    now = tuple(
+        OffStep(decode_rows=max(rows, 1.0), step_seconds=rows / ahead.goodput_tokens_per_s(bucket, 0))
+        for bucket, rows in enumerate(ahead.rows.tolist())
+        if evidence.is_measured(bucket, 0, calibration_clean_steps)
+    )
+    return before if len(now) == len(before) and all(map(_is_no_news, before, now)) else now
+
+
+def _is_no_news(before: OffStep, now: OffStep) -> bool:
+    """Compared at the same rows: where steps take time by rows, another mean of rows alone is no news."""
+    share = math.log(now.step_seconds / before.step_seconds)
+    return abs(share) < NEWS_SHARE or abs(share - math.log(now.decode_rows / before.decode_rows)) < NEWS_SHARE
