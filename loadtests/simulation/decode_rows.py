@@ -165,6 +165,21 @@ class DecodeRows:
         held[:] = wanted
         return grown
 
+    def generated_tokens(self) -> int:
+        """Sum of what the rows have generated."""
+        outputs = sum(request.output_tokens for request in self.requests)
+        return outputs - int((self._left[: self.count] - self._offset).sum())
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError where the sums are not those of the rows (SIM-6 among them)."""
+        contexts = self._contexts()
+        lags = contexts - self._valid[: self.count] if self._behind else 0 * contexts
+        assert len(self.requests) == self.count == sum(self.class_counts)
+        assert self.context_tokens == contexts.sum()
+        assert self.lag_tokens == lags.sum()
+        assert (lags >= 0).all()
+        assert (self._left[: self.count] > self._offset).all()
+
     def renew_luck(self) -> None:
         """Draw anew from here on: acceptance has changed."""
         self._luck_at = LUCK_STEPS

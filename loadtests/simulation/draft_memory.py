@@ -7,6 +7,7 @@ step longer.
 
 from __future__ import annotations
 
+from nightjar.loadtests.simulation.engine_totals import EngineTotals
 from nightjar.loadtests.simulation.host_link import HostLink, Transfer
 from nightjar.loadtests.simulation.kv_blocks import BlockPool
 from nightjar.loadtests.simulation.profiles import Drafter
@@ -14,11 +15,10 @@ from nightjar.policy.drafter_life import DrafterLife, MemoryOrder
 
 
 class DraftMemory:
-    """One engine's draft weights. `offloads` and `reloads` count finished transfers."""
+    """One engine's draft weights."""
 
-    def __init__(self, life: DrafterLife, pool: BlockPool, drafter: Drafter, host_link: HostLink) -> None:
-        self.offloads = 0
-        self.reloads = 0
+    def __init__(self, life: DrafterLife, pool: BlockPool, drafter: Drafter, host_link: HostLink, totals: EngineTotals) -> None:
+        self._totals = totals
         self._life = life
         self._pool = pool
         self._drafter = drafter
@@ -53,8 +53,8 @@ class DraftMemory:
         self._transfer = None
         self._life.transfer_done(now_s)
         if self._leaves:
-            self.offloads += 1
+            self._totals.offloads += 1
             self._pool.grow()
         else:
-            self.reloads += 1
+            self._totals.reloads += 1
         return self._leaves

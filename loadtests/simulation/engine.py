@@ -101,7 +101,7 @@ class SimulatedEngine:
             first_wish_id=1 + seed % FIRST_WISH_IDS,
         )
         self._memory = (
-            DraftMemory(self._life, self._scheduler.pool, profile.drafter, host_link)
+            DraftMemory(self._life, self._scheduler.pool, profile.drafter, host_link, self.totals)
             if self._can_be_dormant and host_link is not None
             else None
         )
@@ -134,6 +134,15 @@ class SimulatedEngine:
     def drafter_state(self) -> DrafterState:
         """Where the drafter is in its life."""
         return self._life.state
+
+    @property
+    def tokens_in_progress(self) -> int:
+        """Tokens that the requests which are not answered yet have got."""
+        return self._scheduler.generated_tokens()
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError where requests, blocks and sums do not add up."""
+        self._scheduler.check_integrity()
 
     def wait_until(self, now_s: float) -> None:
         """Move an idle engine's clock on; a busy one's is moved by its steps."""

@@ -22,6 +22,8 @@ class EngineTotals:
     restarts: int = 0
     catch_up_tokens: int = 0
     preemptions: int = 0
+    offloads: int = 0
+    reloads: int = 0
     expected_tokens: float = 0.0
     """What the pure decode steps' K yields on average in the time that they took; only where regret is tracked."""
     best_tokens: float = 0.0

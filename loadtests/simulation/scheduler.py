@@ -80,8 +80,8 @@ class SimulatedScheduler:
         self.pool.give(request.held_blocks)
         request.held_blocks = 0
 
-    def book_blocks(self, tokens_ahead: int = 1) -> bool:
-        """Bring the pool's count up to date with the rows; False where they need more blocks than there are."""
+    def book_blocks(self, tokens_ahead: int = 0) -> bool:
+        """Bring the pool's count up to date with the rows and `tokens_ahead` more; False where that is more than there are."""
         grown = self.rows.try_book_blocks(tokens_ahead, self.pool.block_size, self.pool.size - self.pool.held)
         if grown is None:
             return False
@@ -93,6 +93,21 @@ class SimulatedScheduler:
         self.rows.forget_draft()
         for request in self.prefilling:
             request.draft_tokens = 0
+
+    def generated_tokens(self) -> int:
+        """Sum of what the requests that are here have generated."""
+        return self.rows.generated_tokens() + sum(request.generated_tokens for request in [*self.waiting, *self.prefilling])
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError where blocks are lost, handed out twice or too few (SIM-3), or rows do not add up (SIM-6)."""
+        assert self.book_blocks()
+        held = [request.held_blocks for request in self.prefilling]
+        assert self._prefill_blocks == sum(held)
+        assert self.pool.held == self.rows.held_blocks + sum(held) <= self.pool.size
+        assert self.pool.held * self.pool.block_size >= self.rows.context_tokens
+        assert not any(request.held_blocks for request in self.waiting)
+        assert self.rows.count + len(self.prefilling) <= self._max_num_seqs
+        self.rows.check_integrity()
 
     def _make_room(self, verified: int) -> None:
         """Preempt the youngest until each decode row has blocks for its drafts, verified and new."""

@@ -14,7 +14,7 @@ from functools import lru_cache
 from math import ceil, exp, log
 from typing import Final, Literal, Protocol
 
-from nightjar.loadtests.simulation.profiles import Drafter, MeasuredTable, Mechanics, Model, Profile, Roofline
+from nightjar.loadtests.simulation.profiles import Drafter, Limits, MeasuredTable, Mechanics, Model, Profile, Roofline
 
 DraftRun = Literal["active", "stock", "dormant", "offloaded"]
 """What the drafter does in a step. At K=0 `active` and `stock` run its first forward, the others nothing."""
@@ -49,9 +49,7 @@ class StepCost(Protocol):
 
 def step_cost(profile: Profile) -> StepCost:
     """The cost that the profile describes."""
-    if isinstance(profile.step_cost, MeasuredTable):
-        return TableCost(profile.step_cost, profile.drafter)
-    return RooflineCost(profile.step_cost, profile.drafter)
+    return _cost(profile.step_cost, profile.drafter)
 
 
 class TableCost:
@@ -166,10 +164,9 @@ class PreparedCost:
     `mechanics` says what K=0 runs. Shared by all engines of a process that have the same profile.
     """
 
-    def __init__(self, profile: Profile, mechanics: Mechanics) -> None:
-        self.cost = step_cost(profile)
+    def __init__(self, cost: StepCost, limits: Limits, mechanics: Mechanics) -> None:
+        self.cost = cost
         self.off: DraftRun = "stock" if mechanics == Mechanics.STOCK else "dormant"
-        limits = profile.limits
         self._context_step = (limits.num_blocks + limits.extra_blocks) * limits.block_size / (CONTEXT_POINTS - 1)
         self._points_per_token = 1.0 / self._context_step
         self._curves: dict[int, list[float]] = {}
@@ -212,14 +209,18 @@ class PreparedCost:
         ]
 
 
-@lru_cache(maxsize=32)
-def _prepared(profile_json: str, mechanics: Mechanics) -> PreparedCost:
-    return PreparedCost(Profile.model_validate_json(profile_json), mechanics)
-
-
 def prepared_cost(profile: Profile, mechanics: Mechanics) -> PreparedCost:
     """The profile's look-ups, the same object for every engine of this process with equal profile and mechanics."""
-    return _prepared(profile.model_dump_json(exclude_unset=True), mechanics)
+    return _prepared(profile.step_cost, profile.drafter, profile.limits, mechanics)
+
+
+@lru_cache(maxsize=32)
+def _prepared(numbers: MeasuredTable | Roofline, drafter: Drafter, limits: Limits, mechanics: Mechanics) -> PreparedCost:
+    return PreparedCost(_cost(numbers, drafter), limits, mechanics)
+
+
+def _cost(numbers: MeasuredTable | Roofline, drafter: Drafter) -> StepCost:
+    return TableCost(numbers, drafter) if isinstance(numbers, MeasuredTable) else RooflineCost(numbers, drafter)
 
 
 def _draft_prefill(drafter: Drafter, prefill_tokens: int, catch_up_tokens: int) -> float:

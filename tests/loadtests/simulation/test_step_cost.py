@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, MeasuredTable, Mechanics, Profile, read_profile
-from nightjar.loadtests.simulation.step_cost import PreparedCost, prepared_cost, step_cost
+from nightjar.loadtests.simulation.step_cost import prepared_cost, step_cost
 
 PROFILES = {name: read_profile(name) for name in PROFILE_NAMES}
 COSTS = {name: step_cost(profile) for name, profile in PROFILES.items()}
@@ -71,7 +71,7 @@ def test_off_is_cheapest_dormant_and_offloaded_costs_the_same(name: str, decode_
 def test_prepared_look_ups_are_the_cost_itself(name: str, decode_rows: int, length: int, verified: int, share: float) -> None:
     profile = PROFILES[name]
     context = int(share * profile.limits.num_blocks * profile.limits.block_size)
-    prepared = PreparedCost(profile, Mechanics.DORMANT)
+    prepared = prepared_cost(profile, Mechanics.DORMANT)
     exact = COSTS[name].seconds(decode_rows, context, length, draft="active" if length else "dormant", verified_tokens=verified)
     assert prepared.decode_seconds(decode_rows, context, length, verified) == pytest.approx(exact, rel=0.01)
 
