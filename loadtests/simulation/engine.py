@@ -31,17 +31,15 @@ from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.requests import SimulatedRequest
 from nightjar.loadtests.simulation.rivals import DRAFTS_MAX
 from nightjar.loadtests.simulation.scheduler import SimulatedScheduler
-from nightjar.loadtests.simulation.step_cost import prepared_cost
+from nightjar.loadtests.simulation.step_account import StepAccount
+from nightjar.loadtests.simulation.step_cost import DraftRun, prepared_cost
 from nightjar.loadtests.simulation.step_noise import NoiseStream
 from nightjar.loadtests.simulation.truth import Truth
 from nightjar.policy.drafter_life import DrafterLife, Order
-from nightjar.policy.planners.local_planner import LocalPlannerFactory, StepOutcome
+from nightjar.policy.planners.local_planner import LocalPlannerFactory
 from nightjar.policy.records import DrafterState, EngineLoad, EngineSnapshot, LoadReport, Local, Settings
 from nightjar.policy.steering import Steering
-from nightjar.policy.step_counters import StepCount, StepCounters
 
-SETTLE_STEPS: Final = 2
-"""Steps for which K must be held before a step's time belongs to it (deployments.engine.step_loop, without async scheduling)."""
 CATCH_UP_CHUNK_TOKENS: Final = 2048
 FIRST_WISH_IDS: Final = 1 << 31
 
@@ -94,7 +92,7 @@ class SimulatedEngine:
             local_planners={**local_planners, ORACLE: oracle_factory(self._truth)},
             seed=seed,
         )
-        self._counters = StepCounters()
+        self._account = StepAccount(self._steering, self.totals, self._truth, tracks_regret=track_regret)
         self._life = DrafterLife(
             can_be_dormant=self._can_be_dormant,
             catch_up_chunk_tokens=catch_up_chunk_tokens,
@@ -105,15 +103,10 @@ class SimulatedEngine:
             if self._can_be_dormant and host_link is not None
             else None
         )
-        self._tracks_regret = track_regret
         self._report_number = 0
         self._drafted = 0
         self._drafts_max = False
-        self._held_steps = 0
-        self._steps_since_prefill = 0
-        self._was_idle = True
         self._is_leased = False
-        self._step_microseconds = 0
 
     @property
     def has_work(self) -> bool:
@@ -175,44 +168,39 @@ class SimulatedEngine:
         count, context_tokens = rows.count, rows.context_tokens
         order = self._order(count, prefill_tokens > 0, context_tokens, rows.lag_tokens)
         drafted, catch_up_tokens = order
-        to_verify = min(self._steering.planned_num_speculative_tokens, drafted) if self._drafts_max else drafted
         draft_runs = drafted > 0 or catch_up_tokens > 0 or not self._can_be_dormant
         if prefill_tokens or catch_up_tokens:
-            seconds = self._prepared.cost.seconds(
-                count,
-                context_tokens,
-                drafted,
-                prefill_tokens,
-                "active" if draft_runs else "dormant",
-                catch_up_tokens,
-                verified,
-            )
+            draft: DraftRun = "active" if draft_runs else "dormant"
+            seconds = self._prepared.cost.seconds(count, context_tokens, drafted, prefill_tokens, draft, catch_up_tokens, verified)
         else:
             seconds = self._prepared.decode_seconds(count, context_tokens, drafted, verified)
         seconds = self._noise.apply(seconds + extra_s) / self.speed
         self.now_s += seconds
-        generated, accepted, finished = 0, _NONE, _NOBODY
-        if count:
-            if catch_up_tokens:
-                rows.catch_up(catch_up_tokens)
-            generated, accepted = rows.advance(verified, draft_runs=draft_runs)
-            if rows.any_finished:
-                finished, surplus = rows.take_finished()
-                generated -= surplus
-                for request in finished:
-                    scheduler.release(request)
-        if prefill_tokens:
-            delivered, answered = scheduler.finish_prefills(draft_runs=draft_runs, now_s=self.now_s)
-            generated += delivered
-            finished = finished + answered
-        for request in finished:
-            request.finish_s = self.now_s
-        self._count(order, to_verify, count, context_tokens, prefill_tokens, generated, accepted, seconds)
-        if prefill_tokens:
-            self._truth.note_prefill(prefill_tokens, self.totals.tokens)
-        self._was_idle = not scheduler.has_work
-        if self._was_idle and self._is_leased and self._life.state is DrafterState.CATCHING_UP:
-            self._note_lease(self.now_s)
+        if catch_up_tokens:
+            rows.catch_up(catch_up_tokens)
+        generated, accepted = rows.advance(verified, draft_runs=draft_runs) if count else (0, _NONE)
+        finished, correction = self._deliver(prefill_tokens > 0, draft_runs)
+        to_verify = min(self._steering.planned_num_speculative_tokens, drafted) if self._drafts_max else drafted
+        reached = [count] * verified if count else _NONE
+        self._drafted = to_verify
+        self._account.count(
+            to_verify,
+            verified,
+            count,
+            context_tokens,
+            prefill_tokens,
+            catch_up_tokens,
+            generated + correction,
+            reached,
+            accepted,
+            seconds,
+            self.now_s,
+            self.speed,
+        )
+        if self._can_be_dormant:
+            self._follow_life(order, reached, accepted, self.now_s - seconds)
+        if not self.has_work:
+            self._rest()
         return finished
 
     def load(self) -> EngineLoad:
@@ -226,7 +214,7 @@ class SimulatedEngine:
             kv_cache_usage=scheduler.pool.held / scheduler.pool.size,
             num_speculative_tokens=self._drafted,
             planned_num_speculative_tokens=self._steering.planned_num_speculative_tokens,
-            step_seconds=self._step_microseconds / 1e6,
+            step_seconds=self._account.step_microseconds / 1e6,
         )
 
     def report(self) -> LoadReport:
@@ -240,7 +228,7 @@ class SimulatedEngine:
             group=self._profile.group,
             report_number=self._report_number,
             snapshot=EngineSnapshot(
-                counters=self._counters.snapshot(
+                counters=self._account.counters.snapshot(
                     self._engine_id, steering.guard_holds, life.restarts, life.failed_probes, steering.guard_trips
                 ),
                 load=self.load(),
@@ -278,69 +266,35 @@ class SimulatedEngine:
             return self._life.before_step(chosen, lag_tokens, self.now_s)
         return Order(chosen, 0)
 
-    def _count(
-        self,
-        order: Order,
-        to_verify: int,
-        count: int,
-        context_tokens: int,
-        prefill_tokens: int,
-        generated: int,
-        accepted: Sequence[int],
-        seconds: float,
-    ) -> None:
-        drafted, catch_up_tokens = to_verify, order.catch_up_tokens
-        verified, self._drafted = self._drafted, drafted
-        totals = self.totals
-        totals.tokens += generated
-        totals.busy_s += seconds
-        totals.steps += 1
-        totals.preemptions = self._scheduler.preemptions
-        if count:
-            totals.decode_steps += 1
-            totals.length_sum += drafted
-            totals.steps_off += not drafted
-        self._held_steps = self._held_steps + 1 if drafted == verified else 1
-        self._steps_since_prefill = 0 if prefill_tokens else self._steps_since_prefill + 1
-        settled = self._held_steps >= SETTLE_STEPS and self._steps_since_prefill >= SETTLE_STEPS - 1
-        step_microseconds = 0 if self._was_idle else max(round(seconds * 1e6), 1)
-        if step_microseconds:
-            self._step_microseconds = step_microseconds
-        is_pure = not prefill_tokens and not catch_up_tokens
-        clean = is_pure and settled and drafted == verified and step_microseconds > 0
-        reached = [count] * verified if count else _NONE
-        self._counters.count(
-            StepCount(
-                drafted,
-                count,
-                context_tokens,
-                prefill_tokens,
-                generated,
-                reached,
-                accepted,
-                step_microseconds,
-                clean,
-                not prefill_tokens and not settled,
-                catch_up_tokens,
-            )
-        )
-        if clean:
-            self._steering.count_clean_step(count, drafted, generated, seconds, self.now_s)
-        if self._can_be_dormant:
-            life = self._life
-            if count:
-                life.after_step(order, reached, accepted, self.now_s)
-            totals.restarts = life.restarts
-            totals.catch_up_tokens += catch_up_tokens
-            if life.is_leased != self._is_leased:
-                self._note_lease(self.now_s - seconds)
-        if is_pure and count:
-            if self._steering.plans_locally and step_microseconds:
-                self._steering.learn(StepOutcome(drafted, count, context_tokens, generated, seconds, reached, accepted, settled))
-            if self._tracks_regret:
-                rate, best_rate = self._truth.rates(count, context_tokens, drafted)
-                totals.expected_tokens += rate * seconds * self.speed
-                totals.best_tokens += best_rate * seconds * self.speed
+    def _deliver(self, has_prefill: bool, draft_runs: bool) -> tuple[Sequence[SimulatedRequest], int]:
+        """Requests that the step answered in full, and tokens to add to what its decode rows generated.
+
+        First tokens come from prompts; what a row generated beyond its end is not delivered.
+        """
+        if not has_prefill and not self._rows.any_finished:
+            return _NOBODY, 0
+        finished, surplus = self._rows.take_finished()
+        for request in finished:
+            self._scheduler.release(request)
+        delivered = 0
+        if has_prefill:
+            delivered, answered = self._scheduler.finish_prefills(draft_runs=draft_runs, now_s=self.now_s)
+            finished += answered
+        for request in finished:
+            request.finish_s = self.now_s
+        return finished, delivered - surplus
+
+    def _follow_life(self, order: Order, reached: Sequence[int], accepted: Sequence[int], began_s: float) -> None:
+        if reached:
+            self._life.after_step(order, reached, accepted, self.now_s)
+        self.totals.restarts = self._life.restarts
+        if self._life.is_leased != self._is_leased:
+            self._note_lease(began_s)
+
+    def _rest(self) -> None:
+        self._account.rest()
+        if self._is_leased and self._life.state is DrafterState.CATCHING_UP:
+            self._note_lease(self.now_s)
 
     def _note_lease(self, at_s: float) -> None:
         """A leased restart began or ended at `at_s`. Who runs nothing catches up with nothing, though the lease may live on."""
