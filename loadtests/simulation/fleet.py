@@ -157,7 +157,10 @@ class Fleet:
             number = running[0][1]
             replica = self.replicas[number]
             engine, step = replica.engine, replica.engine.step
-            limit_s = min([timeline.next_s, *(at_s for at_s, _ in running[1:3])])
+            limit_s = timeline.next_s
+            for behind in running[1:3]:  # one of a heap's second and third entries is its second smallest
+                if behind[0] < limit_s:
+                    limit_s = behind[0]
             while True:
                 answers = step()
                 if answers:

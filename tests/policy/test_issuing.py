@@ -1,0 +1,87 @@
+"""Which settings a replica gets under which version: the fence that the actor and the simulator share (INV-5)."""
+
+from __future__ import annotations
+
+from nightjar.policy.fleet import Decision
+from nightjar.policy.issuing import MAX_PLAUSIBLE, Issuer, settings_of
+from nightjar.policy.planners.planner import one_length
+from nightjar.policy.records import (
+    Counters,
+    EngineSnapshot,
+    GroupKey,
+    LoadReport,
+    Mode,
+    Settings,
+    SettingsVersion,
+    Table,
+)
+from nightjar.policy.settings import OperatorSettings
+
+GROUP = GroupKey(target="llama", max_num_speculative_tokens=3, max_num_seqs=8)
+
+
+def settings(length: int = 3, reason: str = "") -> Settings:
+    decision = Decision(Mode(kind="auto"), Table(rows=one_length(length, 8)), (0, length), 4, reason)
+    return settings_of(decision, OperatorSettings(settings_max_age_s=60.0, exchange_period_s=0.7))
+
+
+def report(replica_id: str = "r1", known: SettingsVersion | None = None) -> LoadReport:
+    snapshot = EngineSnapshot(counters=Counters(engine_id="e"), settings_version=known)
+    return LoadReport(replica_id=replica_id, application="chat", group=GROUP, report_number=1, snapshot=snapshot)
+
+
+def issuer() -> Issuer:
+    made = Issuer(incarnation=5)
+    assert made.admit(report("r1")) == made.admit(report("r2")) == ""
+    return made
+
+
+def test_a_decision_and_the_operators_periods_become_settings() -> None:
+    made = settings(length=2, reason="because")
+    assert (made.settings_max_age_s, made.exchange_period_s, made.dwell_steps) == (60.0, 0.7, 4)
+    assert (made.allowed_num_speculative_tokens, made.reason) == ((0, 2), "because")
+
+
+def test_the_sequence_rises_with_new_content_only_and_words_are_none() -> None:
+    made = issuer()
+    first = made.post("r1", settings())
+    assert first is not None
+    assert first.version == SettingsVersion(incarnation=5, sequence=1)
+    assert made.post("r1", settings(reason="in other words")) is None
+    second = made.post("r2", settings())
+    third = made.post("r1", settings(length=1))
+    assert [given.version.sequence for given in (second, third) if given is not None] == [2, 3]
+    assert made.post("r3", settings()) is None
+
+
+def test_what_a_replica_does_not_run_is_given_and_counts_as_sent() -> None:
+    made = issuer()
+    assert made.give("r1", None) is None
+    posted = made.post("r1", settings())
+    assert [slot.has_unsent_news for slot in made.slots.values()] == [True, False]
+    assert made.give("r1", None) == posted
+    assert [slot.has_unsent_news for slot in made.slots.values()] == [False, False]
+    assert posted is not None
+    assert made.give("r1", posted.version) is None
+    assert made.admit(report("r1", posted.version)) == ""
+    assert made.slots["r1"].is_confirmed
+
+
+def test_a_version_never_issued_lifts_the_incarnation_above_it_once_per_replica() -> None:
+    made = issuer()
+    made.post("r1", settings())
+    assert not made.raise_incarnation(4)
+    assert made.admit(report("r1", SettingsVersion(incarnation=9, sequence=2))) == ""
+    assert made.raise_incarnation(0)
+    assert made.slots["r1"].version == SettingsVersion(incarnation=10, sequence=2)
+    assert "has named such a version before" in made.admit(report("r1", SettingsVersion(incarnation=99, sequence=1)))
+    assert "implausible" in made.admit(report("r2", SettingsVersion(incarnation=MAX_PLAUSIBLE, sequence=1)))
+
+
+def test_a_forgotten_replica_begins_anew() -> None:
+    made = issuer()
+    made.post("r1", settings())
+    made.keep_only({"r2"})
+    assert list(made.slots) == ["r2"]
+    assert made.admit(report("r1")) == ""
+    assert made.give("r1", None) is None
