@@ -18,6 +18,7 @@ from nightjar.loadtests.simulation.requests import SimulatedRequest
 
 LUCK_STEPS: Final = 64
 """Steps for which luck is drawn at once."""
+FIRST_CAPACITY: Final = 16
 NEVER: Final = 1 << 60
 
 Integers = NDArray[np.int64]
@@ -26,7 +27,7 @@ Integers = NDArray[np.int64]
 class DecodeRows:
     """All decoding rows of one engine."""
 
-    def __init__(self, capacity: int, classes: AcceptanceClasses, rng: np.random.Generator) -> None:
+    def __init__(self, classes: AcceptanceClasses, rng: np.random.Generator) -> None:
         self.requests: list[SimulatedRequest] = []
         self.count = 0
         self.context_tokens = 0
@@ -39,14 +40,13 @@ class DecodeRows:
         self._classes = classes
         self._rng = rng
         self._longest = classes.survival.shape[1]
-        self._state: Integers = np.zeros((5, capacity), dtype=np.int64)
-        self._left, self._final, self._valid, self._held, self._class = self._state
-        # Row i still generates left[i] - offset tokens and has final[i] - left[i] + offset tokens in the cache.
         self._offset = 0
         self._least_left = NEVER
-        self._luck: Integers = np.empty((LUCK_STEPS, capacity), dtype=np.int64)
         self._luck_at = LUCK_STEPS
-        self._scratch: Integers = np.empty(capacity, dtype=np.int64)
+        self._capacity = 0
+        self._state: Integers = np.zeros((5, 0), dtype=np.int64)
+        self._luck: Integers = np.ones((LUCK_STEPS, 0), dtype=np.int64)
+        self._grow()
         self._one_more: list[Integers] = [np.array(length + 1, dtype=np.int64) for length in range(self._longest + 1)]
         self._behind = False  # whether some draft KV is missing; only then `valid` means anything
         self._caught_up: NDArray[np.bool_] | None = None
@@ -69,6 +69,8 @@ class DecodeRows:
     def join(self, request: SimulatedRequest) -> None:
         """Add a row for a request whose prompt (and earlier output) is computed and whose next token was just sampled."""
         row, kind = self.count, request.acceptance_class
+        if row == self._capacity:
+            self._grow()
         left = request.output_tokens - request.generated_tokens
         context = request.prefill_tokens - 1
         if not self._behind and request.draft_tokens < context:
@@ -183,6 +185,16 @@ class DecodeRows:
     def renew_luck(self) -> None:
         """Draw anew from here on: acceptance has changed."""
         self._luck_at = LUCK_STEPS
+
+    def _grow(self) -> None:
+        """Make room for twice as many rows: most engines of a large fleet need few."""
+        added = max(self._capacity, FIRST_CAPACITY)
+        self._capacity += added
+        self._state = np.pad(self._state, ((0, 0), (0, added)))
+        self._luck = np.pad(self._luck, ((0, 0), (0, added)))
+        self._scratch: Integers = np.empty(self._capacity, dtype=np.int64)
+        # Row i still generates left[i] - offset tokens and has final[i] - left[i] + offset tokens in the cache.
+        self._left, self._final, self._valid, self._held, self._class = self._state
 
     def _contexts(self) -> Integers:
         contexts: Integers = self._final[: self.count] - self._left[: self.count] + self._offset

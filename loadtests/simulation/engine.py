@@ -83,7 +83,7 @@ class SimulatedEngine:
         self._prepared = prepared_cost(profile, profile.mechanics(mechanics))
         self._noise = NoiseStream(profile.step_noise, noise_rng)
         self._classes = AcceptanceClasses(profile)
-        self._rows = DecodeRows(profile.limits.max_num_seqs, self._classes, luck_rng)
+        self._rows = DecodeRows(self._classes, luck_rng)
         self._scheduler = SimulatedScheduler(profile.limits, self._longest, self._rows)
         self._truth = Truth(self._prepared, self._classes, self._rows, profile.drafter)
         self._steering = Steering(
