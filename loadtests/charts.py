@@ -44,11 +44,12 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Both axes: x from 0 to `x_max`, y from 0 to `y_max`, marks at `y_marks`."""
+    """Both axes: x from 0 to `x_max`, y from 0 to `y_max`, marks at `y_marks`; `x_unit` is written at the marks of x."""
 
     x_max: float
     y_max: float
     y_marks: tuple[float, ...]
+    x_unit: str = "s"
 
     def x(self, value: float) -> float:
         """Horizontal place in pixels."""
@@ -59,17 +60,27 @@ class Scale:
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / self.y_max)
 
 
-def scale_for(x_max: float, values: Sequence[float]) -> Scale:
+def scale_for(x_max: float, values: Sequence[float], x_unit: str = "s") -> Scale:
     """A scale that holds every value, its marks at round numbers.
 
     >>> scale_for(60, [0.0, 7.3]).y_marks
     (0.0, 2.0, 4.0, 6.0, 8.0)
     """
-    highest = max(values, default=0.0) or 1.0
+    marks = round_marks(max(values, default=0.0))
+    return Scale(max(x_max, 1e-9), marks[-1], marks, x_unit)
+
+
+def round_marks(highest: float) -> tuple[float, ...]:
+    """At most five round numbers from 0 to the first at or above `highest`.
+
+    >>> round_marks(0.9)
+    (0.0, 0.25, 0.5, 0.75, 1.0)
+    """
+    highest = highest or 1.0
     magnitude = 10.0 ** math.floor(math.log10(highest / 4))
     step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude * 4 >= highest * (1 - 1e-9))
     count = math.ceil(highest / step - 1e-9)
-    return Scale(max(x_max, 1e-9), count * step, tuple(round(mark * step, 12) for mark in range(count + 1)))
+    return tuple(round(mark * step, 12) for mark in range(count + 1))
 
 
 def chart(series: Sequence[Series], scale: Scale, bands: Sequence[Band] = (), marker: tuple[float, str] | None = None) -> str:
@@ -77,7 +88,7 @@ def chart(series: Sequence[Series], scale: Scale, bands: Sequence[Band] = (), ma
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
     parts += [_band(band, scale) for band in bands]
     parts += [_y_mark(mark, scale) for mark in scale.y_marks]
-    parts += [_x_mark(mark, scale) for mark in _x_marks(scale.x_max)]
+    parts += [_x_mark(mark, scale) for mark in _x_marks(scale)]
     parts += [_DRAW[one.kind](one, scale) for one in series]
     if marker is not None:
         x = scale.x(marker[0])
@@ -107,13 +118,15 @@ def _y_mark(mark: float, scale: Scale) -> str:
     )
 
 
-def _x_marks(x_max: float) -> list[float]:
-    step = next((step for step in (10, 30, 60, 120, 300, 600, 1800, 3600) if x_max / step <= 6), 86_400)
-    return [float(mark) for mark in range(0, int(x_max) + 1, step)]
+def _x_marks(scale: Scale) -> list[float]:
+    if scale.x_unit != "s":
+        return [mark for mark in round_marks(scale.x_max) if mark <= scale.x_max * (1 + 1e-9)]
+    step = next((step for step in (10, 30, 60, 120, 300, 600, 1800, 3600) if scale.x_max / step <= 6), 86_400)
+    return [float(mark) for mark in range(0, int(scale.x_max) + 1, step)]
 
 
 def _x_mark(mark: float, scale: Scale) -> str:
-    return f'<text class="tick x" x="{scale.x(mark):.1f}" y="{HEIGHT - 8}">{mark:g} s</text>'
+    return f'<text class="tick x" x="{scale.x(mark):.1f}" y="{HEIGHT - 8}">{mark:g} {escape(scale.x_unit)}</text>'
 
 
 def _runs(points: Sequence[tuple[float, float | None]]) -> list[list[tuple[float, float]]]:

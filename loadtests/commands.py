@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
-from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Final, NoReturn
@@ -17,10 +15,12 @@ from nightjar.loadtests.demo import Demo, DemoPlan
 from nightjar.loadtests.demo_processes import ProcessError
 from nightjar.loadtests.demo_screen import result_table
 from nightjar.loadtests.demo_steps import DemoError
+from nightjar.loadtests.output import Output, OutputOption
 from nightjar.loadtests.prompts import COMPARISON_PROMPTS
 from nightjar.loadtests.regimes import RegimeError, parse_regime
 from nightjar.loadtests.report import render_report
 from nightjar.loadtests.rows import RowsError, read_rows
+from nightjar.loadtests.run_folder import new_run_folder
 from nightjar.loadtests.samples import SamplesError, read_samples
 from nightjar.loadtests.service_api import ServiceError
 from nightjar.loadtests.summary import RunSummary, headline, summarise
@@ -33,16 +33,6 @@ TABLE_WIDTH: Final = 100
 """Columns that the table needs; in a narrower window the terminal breaks its lines, but nothing is cut."""
 
 app = typer.Typer(no_args_is_help=True, help="Load and evidence.")
-
-
-class Output(StrEnum):
-    """How results are written."""
-
-    TABLE = "table"
-    JSON = "json"
-
-
-OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Table for people, JSON for programs.")]
 
 
 @app.command()
@@ -72,7 +62,7 @@ def demo(
     except RegimeError as error:
         raise typer.BadParameter(str(error), param_hint="--regime") from error
     signal.signal(signal.SIGTERM, _as_keyboard_interrupt)
-    folder = _new_run_folder(runs)
+    folder = new_run_folder(runs)
     try:
         summary = Demo(plan, folder, console).run()
     except KeyboardInterrupt:
@@ -121,17 +111,6 @@ def _show(summary: RunSummary, folder: Path, console: Console, output: Output) -
         )
     console.print(summary.headline, style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _new_run_folder(runs: Path) -> Path:
-    """A folder named after the time, and `latest` pointing to it."""
-    name = time.strftime("%Y%m%d-%H%M%S")
-    folder, latest = runs / name, runs / "latest"
-    folder.mkdir(parents=True)
-    if latest.is_symlink() or not latest.exists():
-        latest.unlink(missing_ok=True)
-        latest.symlink_to(name)
-    return latest if latest.is_symlink() else folder
 
 
 def _as_keyboard_interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -1,17 +1,10 @@
-"""The report's HTML frame: structure and style; report.py fills it in."""
+"""The reports' HTML: the style that all of them share, and the frame of a recorded run's report, which report.py fills in."""
 
 from __future__ import annotations
 
 from typing import Final
 
-PAGE: Final = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>Nightjar: speculation under load</title>
-<style>
-:root { --ink: #1d2430; --dim: #6b7686; --paper: #fbfbf9; --rule: #e2e5ea; --band: #eef1f6;
+STYLE: Final = """:root { --ink: #1d2430; --dim: #6b7686; --paper: #fbfbf9; --rule: #e2e5ea; --band: #eef1f6;
         --main: #1f6f8b; --second: #c8553d; --soft: #9fb8c8; --good: #2e7d4f; --bad: #b3261e; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e9ee; --dim: #98a2b3; --paper: #14181f; --rule: #2c333f; --band: #1d232d;
@@ -31,7 +24,6 @@ th { color: var(--dim); font-weight: 600; }
 th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
 tr.total td { border-bottom: 2px solid var(--dim); font-weight: 600; }
 .wide { overflow-x: auto; }
-.charts, .modes { display: grid; grid-template-columns: repeat($columns, minmax(0, 1fr)); gap: .8rem; }
 li.held i { color: var(--good); } li.failed i { color: var(--bad); font-weight: 700; }
 svg { width: 100%; height: auto; display: block; }
 .grid { stroke: var(--rule); } .band { fill: var(--band); }
@@ -41,6 +33,20 @@ svg { width: 100%; height: auto; display: block; }
 .marker { stroke: var(--bad); stroke-dasharray: 4 3; stroke-width: 1.4; }
 .key { margin-left: .9em; } .key::before { content: "\\25A0 "; }
 .key.main::before { color: var(--main); } .key.second::before { color: var(--second); } .key.soft::before { color: var(--soft); }
+"""
+"""Colours, tables and charts; no `$`, so it may stand in a string.Template."""
+
+PAGE: Final = (
+    """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>Nightjar: speculation under load</title>
+<style>
+"""
+    + STYLE
+    + """.charts, .modes { display: grid; grid-template-columns: repeat($columns, minmax(0, 1fr)); gap: .8rem; }
 </style>
 </head>
 <body>
@@ -60,3 +66,4 @@ $charts
 </body>
 </html>
 """
+)
