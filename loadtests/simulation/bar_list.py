@@ -1,0 +1,283 @@
+"""The bars: what the planner must show, each computed from the raw rows of a run and from nothing else.
+
+Rows that failed count nowhere; the command reports them by themselves. Kinds, planners and variants are named as the
+experiments name them; measures that a bar needs and a row lacks leave that row out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Final
+
+from nightjar.loadtests.simulation.bars import Bar, Cells, Found, mean_of, ratios, worst
+from nightjar.loadtests.simulation.rows import RunRow
+
+FLEET: Final = "fleet"
+ORACLE: Final = "oracle"
+OFF: Final = "off"
+
+PICK: Final = "pick"
+"""Kind of the runs on other seeds that pick the best static planner of each open-loop place."""
+
+HEADROOM: Final = 1.05
+"""Where the oracle beats the best static planner by this factor there is something to win; elsewhere only something to lose."""
+
+GOODPUT: Final = "tokens_per_busy_s"
+"""Generated tokens per busy engine-second: what open-loop cells are compared in."""
+
+THROUGHPUT: Final = "tokens_per_s"
+"""Generated tokens per second of virtual time: what closed-loop cells are compared in."""
+
+POOLED: Final = "fleet (16 replicas)"
+ALONE: Final = "fleet (1 replica)"
+HONEST: Final = "honest"
+LOSSLESS: Final = "lossless"
+STORM_KINDS: Final = ("one-shot", "chunked", "reload")
+NEVER_RESTARTING: Final = "off"
+NEVER_OFF: Final = "never-off"
+WARM: Final = "warm"
+ALL_PARTS: Final = "all parts"
+DAY_S: Final = 86_400.0
+
+PAPER_PROFILES: Final = ("qwen-7b-0.5b-rtx4090", "vicuna-13b-68m-a100", "qwen-32b-0.5b-2xl20")
+"""The paper's three pairs of models."""
+
+ByKind = Mapping[str, Sequence[RunRow]]
+
+
+def compute_bars(rows: Sequence[RunRow]) -> tuple[Bar, ...]:
+    """Every bar, in the order in which the project states them."""
+    by_kind: dict[str, list[RunRow]] = {}
+    for row in rows:
+        if not row.error:
+            by_kind.setdefault(row.kind, []).append(row)
+    return tuple(bar for compute in _BARS for bar in compute(by_kind))
+
+
+def best_static(rows: Iterable[RunRow]) -> dict[str, str]:
+    """By place, the planner whose picking runs gave the most goodput: a fixed K or the tuned table."""
+    cells = Cells.of((row for row in rows if row.kind == PICK and not row.error), GOODPUT)
+    return {place: max(cells.planners(place), key=lambda who: cells.mean(place, who) or 0.0) for place in cells.places()}
+
+
+def rival_ratios(rows: Iterable[RunRow]) -> dict[str, list[Found]]:
+    """Fleet over each rival on equal mechanics, by rival: its goodput ratio at every open-loop place that both ran."""
+    kept = [row for row in rows if row.kind == "open_loop" and not row.error and not row.as_published]
+    cells = Cells.of(kept, GOODPUT)
+    rivals = dict.fromkeys(who for place in cells.places() for who in cells.planners(place))
+    return {rival: found for rival in rivals if rival not in {FLEET, ORACLE} and (found := ratios(cells, FLEET, rival))}
+
+
+def losses(rows: Iterable[RunRow]) -> list[Found]:
+    """Every cell in which another planner, the oracle aside, made more than the fleet did: printed, never dropped."""
+    lost = [one for found in rival_ratios(rows).values() for one in found if one.value < 1.0]
+    return sorted(lost, key=lambda one: one.value)
+
+
+def _steady(rows: ByKind) -> list[Bar]:
+    cells = Cells.of(rows.get("steady", ()), THROUGHPUT)
+    over_oracle = ratios(cells, FLEET, ORACLE)
+    meaning = "closed-loop steady cells, tokens/s once converged, over the oracle"
+    return [
+        mean_of(Bar(name="fleet_over_oracle_mean", meaning=f"{meaning}: mean", direction="at least", limit=0.98), over_oracle),
+        worst(Bar(name="fleet_over_oracle_min", meaning=f"{meaning}: worst cell", direction="at least", limit=0.95), over_oracle),
+        worst(
+            Bar(name="fleet_over_off_min", meaning="the same over off: worst cell", direction="at least", limit=0.99),
+            ratios(cells, FLEET, OFF),
+        ),
+    ]
+
+
+def _open_loop(rows: ByKind) -> list[Bar]:
+    cells = Cells.of(rows.get("open_loop", ()), GOODPUT)
+    headroom, level = [], []
+    for place, static in best_static(rows.get(PICK, ())).items():
+        seeds = cells.seeds(place, FLEET, ORACLE, static)
+        if not seeds:
+            continue
+        fleet, oracle, fixed = (fmean(cells.values[place, who][seed] for seed in seeds) for who in (FLEET, ORACLE, static))
+        at = f"{place}, best static {static}"
+        if oracle >= HEADROOM * fixed:
+            headroom.append(Found(value=(fleet - fixed) / (oracle - fixed), at=at, seeds=len(seeds)))
+        else:
+            level.append(Found(value=fleet / fixed, at=at, seeds=len(seeds)))
+    return [
+        worst(
+            Bar(
+                name="fleet_headroom_min",
+                meaning="open loop: share of the oracle's lead over the best static that the fleet wins, where the lead is 5 %",
+                direction="at least",
+                limit=0.8,
+            ),
+            headroom,
+        ),
+        worst(
+            Bar(name="fleet_over_static_min", meaning="open loop, the other cells: over the best static", direction="at least",
+                limit=0.99),
+            level,
+        ),
+    ]  # fmt: skip
+
+
+def _rivals(rows: ByKind) -> list[Bar]:
+    by_rival = rival_ratios(rows.get("open_loop", ()))
+    means = [
+        Found(
+            value=math.exp(fmean(math.log(max(one.value, 1e-9)) for one in found)),
+            at=f"{rival}, {len(found)} cells",
+            seeds=min(one.seeds for one in found),
+        )
+        for rival, found in by_rival.items()
+    ]
+    every = [one for found in by_rival.values() for one in found]
+    meaning = "over every rival on equal mechanics, every profile and regime"
+    return [
+        worst(Bar(name="fleet_over_rival_min", meaning=f"{meaning}: worst cell", direction="at least", limit=0.99), every),
+        worst(
+            Bar(name="fleet_over_rival_geomean_min", meaning="geometric mean per rival: worst rival", direction="above", limit=1.0),
+            means,
+        ),
+    ]
+
+
+def _pooling(rows: ByKind) -> list[Bar]:
+    mine = [row for row in rows.get("pooling", ()) if row.planner == FLEET]
+    lost = ratios(Cells.of(mine, "lost_tokens_per_replica"), POOLED, ALONE)
+    meaning = "tokens lost per replica until within 2 % of the oracle, 16 pooled over 1 alone"
+    return [
+        worst(Bar(name="pooled16_loss_ratio", meaning=meaning, direction="at most", limit=0.25), lost),
+        worst(
+            Bar(name="pooled16_done_s", meaning="virtual seconds until there, 16 pooled", direction="at most", limit=30.0),
+            _cell_means([row for row in mine if row.who == POOLED], "done_s"),
+        ),
+    ]
+
+
+def _newcomer(rows: ByKind) -> list[Bar]:
+    meaning = "share of output lost by a replica that joins a warm group"
+    bar = Bar(name="newcomer_loss", meaning=meaning, direction="at most", limit=0.01)
+    return [worst(bar, _cell_means(rows.get("newcomer", ()), "lost_share"))]
+
+
+def _storm(rows: ByKind) -> list[Bar]:
+    floors, totals = [], []
+    cells = _series(rows.get("storm", ()), "tokens")
+    for place in dict.fromkeys(place for place, _ in cells):
+        never, always = cells.get((place, NEVER_RESTARTING), {}), cells.get((place, NEVER_OFF), {})
+        for kind in STORM_KINDS:
+            ours = cells.get((place, f"fleet ({kind}, coordinated)"), {})
+            theirs = cells.get((place, f"fleet ({kind}, uncoordinated)"), {})
+            at = f"{place}, {kind}"
+            seeds = sorted(ours.keys() & never.keys())
+            if seeds:
+                floor = fmean(lowest_ratio(ours[seed], never[seed]) for seed in seeds)
+                floors.append(Found(value=floor, at=at, seeds=len(seeds)))
+            seeds = sorted(ours.keys() & theirs.keys() & always.keys())
+            if seeds:
+                mine, uncoordinated, never_off = (
+                    math.fsum(math.fsum(run[seed]) for seed in seeds) for run in (ours, theirs, always)
+                )
+                totals.append(Found(value=mine / max(uncoordinated, never_off), at=at, seeds=len(seeds)))
+    return [
+        worst(
+            Bar(
+                name="storm_floor",
+                meaning="64 replicas, load falls at once: lowest one-second goodput over a never-restarting fleet's",
+                direction="at least",
+                limit=0.95,
+            ),
+            floors,
+        ),
+        worst(
+            Bar(name="storm_total", meaning="the same: total tokens over the best of uncoordinated and never off",
+                direction="at least", limit=0.98),
+            totals,
+        ),
+    ]  # fmt: skip
+
+
+def lowest_ratio(values: Sequence[float], reference: Sequence[float]) -> float:
+    """The least of `values` over `reference` in the same second, over the seconds in which the reference made anything.
+
+    >>> lowest_ratio((9.0, 5.0, 1.0), (10.0, 10.0, 0.0))
+    0.5
+    """
+    return min((value / other for value, other in zip(values, reference, strict=False) if other > 0), default=1.0)
+
+
+def _drift(rows: ByKind) -> list[Bar]:
+    watched = [row for kept in rows.values() for row in kept if row.planner == FLEET and "false_alarms" in row.measures]
+    days = math.fsum(row.measures["watched_s"] for row in watched) / DAY_S
+    alarms = Bar(name="false_alarms_per_day", meaning="drift alarms of a group without drift", direction="at most", limit=1.0)
+    if days > 0:
+        value = math.fsum(row.measures["false_alarms"] for row in watched) / days
+        at = f"{days:.1f} group-days of every run without drift"
+        alarms = alarms.model_copy(update={"value": value, "at": at, "cells": len(watched)})
+    recovery = Bar(
+        name="drift_recovery_s",
+        meaning="acceptance halves in mid-run: virtual seconds until back to 0.95 of the oracle, slowest cell",
+        direction="stated",
+    )
+    return [worst(recovery, _cell_means([row for row in rows.get("drift", ()) if row.planner == FLEET], "recovery_s")), alarms]
+
+
+def _liar(rows: ByKind) -> list[Bar]:
+    bar = Bar(
+        name="liar_changed",
+        meaning="1 of 16 replicas lies: batch sizes whose K differs from the honest run's, over all seeds (INV-10)",
+        direction="at most",
+    )
+    cells = _series(rows.get("liar", ()), "plan")
+    found = []
+    for (place, who), runs in cells.items():
+        honest = cells.get((place, f"fleet ({HONEST})"), {})
+        seeds = sorted(runs.keys() & honest.keys())
+        if who != f"fleet ({HONEST})" and seeds:
+            moved = sum(sum(a != b for a, b in zip(runs[seed], honest[seed], strict=True)) for seed in seeds)
+            found.append(Found(value=float(moved), at=f"{place}, {who}", seeds=len(seeds)))
+    return [worst(bar, found)]
+
+
+def _lossy(rows: ByKind) -> list[Bar]:
+    cells = Cells.of(rows.get("lossy", ()), GOODPUT)
+    variants = dict.fromkeys(who for place in cells.places() for who in cells.planners(place))
+    lossless = f"fleet ({LOSSLESS})"
+    found = [one for who in variants if who != lossless for one in ratios(cells, who, lossless)]
+    goodput = Bar(
+        name="lossy_goodput_ratio",
+        meaning="the control plane loses, delays, reorders, its actor dies: goodput over a lossless one's (INV-4)",
+        direction="at least",
+        limit=0.99,
+    )
+    violations = Bar(
+        name="budget_violations", meaning="decisions with more leased restarts in flight than allowed (INV-6)", direction="at most"
+    )
+    counted = [row for kept in rows.values() for row in kept if "budget_violations" in row.measures]
+    if counted:
+        total = math.fsum(row.measures["budget_violations"] for row in counted)
+        violations = violations.model_copy(update={"value": total, "at": "all runs together", "cells": len(counted)})
+    return [worst(goodput, found), violations]
+
+
+def _cell_means(rows: Iterable[RunRow], measure: str) -> list[Found]:
+    cells = Cells.of(rows, measure)
+    return [
+        Found(value=fmean(by_seed.values()), at=f"{place}, {who}", seeds=len(by_seed))
+        for (place, who), by_seed in cells.values.items()
+    ]
+
+
+def _series(rows: Iterable[RunRow], name: str) -> dict[tuple[str, str], dict[int, tuple[float, ...]]]:
+    """A series of each run, by place and planner, then seed."""
+    found: dict[tuple[str, str], dict[int, tuple[float, ...]]] = {}
+    for row in rows:
+        if name in row.series:
+            found.setdefault((row.place, row.who), {})[row.seed] = row.series[name]
+    return found
+
+
+_BARS: Final[tuple[Callable[[ByKind], list[Bar]], ...]] = (
+    _steady, _open_loop, _rivals, _pooling, _newcomer, _storm, _drift, _liar, _lossy,
+)  # fmt: skip

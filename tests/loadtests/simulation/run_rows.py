@@ -1,0 +1,39 @@
+"""Rows made by hand, so that a bar can be worked out on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nightjar.loadtests.simulation.rows import RunRow
+
+
+def row(
+    kind: str,
+    who: str,
+    place: str = "p/steady",
+    seed: int = 0,
+    *,
+    variant: str = "",
+    as_published: bool = False,
+    replicas: int = 1,
+    error: str = "",
+    plan: Sequence[float] = (),
+    tokens: Sequence[float] = (),
+    **measures: float,
+) -> RunRow:
+    series = {name: tuple(values) for name, values in (("plan", plan), ("tokens", tokens)) if values}
+    return RunRow(
+        kind=kind,
+        place=place,
+        profile=place.split("/")[0],
+        load=place.split("/")[1],
+        planner=who,
+        mechanics="stock" if as_published else "dormant",
+        as_published=as_published,
+        variant=variant,
+        replicas=replicas,
+        seed=seed,
+        measures=measures,
+        series=series,
+        error=error,
+    )

@@ -1,0 +1,152 @@
+"""Each bar against rows whose result can be worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from nightjar.loadtests.simulation.bar_list import best_static, compute_bars, losses
+from nightjar.loadtests.simulation.bars import Bar
+from nightjar.loadtests.simulation.rows import RunRow
+from tests.loadtests.simulation.run_rows import row
+
+
+def bar(name: str, rows: list[RunRow]) -> Bar:
+    return next(found for found in compute_bars(rows) if found.name == name)
+
+
+def value(name: str, rows: list[RunRow]) -> float:
+    found = bar(name, rows).value
+    assert found is not None
+    return found
+
+
+def test_without_rows_no_bar_has_a_value_and_none_has_passed() -> None:
+    assert {(one.value, one.passed) for one in compute_bars([])} == {(None, None)}
+
+
+def test_every_bar_that_the_project_states_is_there() -> None:
+    assert [one.name for one in compute_bars([])] == [
+        "fleet_over_oracle_mean", "fleet_over_oracle_min", "fleet_over_off_min", "fleet_headroom_min", "fleet_over_static_min",
+        "fleet_over_rival_min", "fleet_over_rival_geomean_min", "pooled16_loss_ratio", "pooled16_done_s", "newcomer_loss",
+        "storm_floor", "storm_total", "drift_recovery_s", "false_alarms_per_day", "liar_changed", "lossy_goodput_ratio",
+        "budget_violations",
+    ]  # fmt: skip
+
+
+def test_a_cell_is_the_mean_over_seeds_and_the_bar_its_minimum_over_cells() -> None:
+    rows = [
+        row("steady", "fleet", "p/1", 0, tokens_per_s=90.0), row("steady", "fleet", "p/1", 1, tokens_per_s=110.0),
+        row("steady", "oracle", "p/1", 0, tokens_per_s=100.0), row("steady", "oracle", "p/1", 1, tokens_per_s=100.0),
+        row("steady", "fleet", "p/8", 0, tokens_per_s=96.0), row("steady", "oracle", "p/8", 0, tokens_per_s=100.0),
+    ]  # fmt: skip
+    worst = bar("fleet_over_oracle_min", rows)
+    assert worst.value == pytest.approx(0.96)
+    assert (worst.cells, worst.seeds, worst.passed) == (2, 1, True)
+    assert worst.at.startswith("p/8")
+    assert value("fleet_over_oracle_mean", rows) == pytest.approx(0.98)
+
+
+def test_only_seeds_that_both_planners_ran_are_compared() -> None:
+    rows = [
+        row("steady", "fleet", seed=0, tokens_per_s=50.0), row("steady", "fleet", seed=1, tokens_per_s=99.0),
+        row("steady", "off", seed=1, tokens_per_s=100.0),
+    ]  # fmt: skip
+    assert value("fleet_over_off_min", rows) == pytest.approx(0.99)
+
+
+def test_a_failed_run_counts_nowhere() -> None:
+    rows = [
+        row("steady", "fleet", seed=0, tokens_per_s=100.0), row("steady", "off", seed=0, tokens_per_s=100.0),
+        row("steady", "fleet", seed=1, error="ValueError: no"), row("steady", "off", seed=1, tokens_per_s=500.0),
+    ]  # fmt: skip
+    assert value("fleet_over_off_min", rows) == pytest.approx(1.0)
+
+
+def open_loop(place: str, **goodput: float) -> list[RunRow]:
+    return [row("open_loop", who, place, tokens_per_busy_s=each) for who, each in goodput.items()]
+
+
+def test_headroom_is_the_share_of_the_oracles_lead_and_only_where_the_lead_is_five_percent() -> None:
+    rows = [
+        row("pick", "fixed", "p/surge", 99, tokens_per_busy_s=100.0), row("pick", "off", "p/surge", 99, tokens_per_busy_s=90.0),
+        row("pick", "off", "p/calm", 99, tokens_per_busy_s=100.0),
+        *open_loop("p/surge", fleet=118.0, oracle=120.0, fixed=100.0, off=95.0),
+        *open_loop("p/calm", fleet=99.5, oracle=101.0, off=100.0),
+    ]  # fmt: skip
+    assert value("fleet_headroom_min", rows) == pytest.approx(0.9)
+    assert value("fleet_over_static_min", rows) == pytest.approx(0.995)
+
+
+def test_the_best_static_is_picked_on_other_seeds_even_where_another_won_on_these() -> None:
+    rows = [
+        row("pick", "fixed-3", "p/x", 99, tokens_per_busy_s=100.0), row("pick", "fixed-5", "p/x", 99, tokens_per_busy_s=99.0),
+        *open_loop("p/x", **{"fleet": 100.0, "oracle": 100.0, "fixed-3": 100.0, "fixed-5": 200.0}),
+    ]  # fmt: skip
+    assert best_static(rows) == {"p/x": "fixed-3"}
+    assert value("fleet_over_static_min", rows) == pytest.approx(1.0)
+
+
+def test_a_rival_is_judged_by_its_worst_cell_and_by_its_geometric_mean() -> None:
+    rows = [*open_loop("p/a", fleet=200.0, oracle=1e9, nightjar=100.0), *open_loop("p/b", fleet=98.0, nightjar=100.0)]
+    assert value("fleet_over_rival_min", rows) == pytest.approx(0.98)
+    assert value("fleet_over_rival_geomean_min", rows) == pytest.approx(math.sqrt(2.0 * 0.98))
+    assert [(one.value, one.at) for one in losses(rows)] == [(0.98, "p/b, fleet over nightjar")]
+
+
+def test_a_rival_as_published_is_not_compared_on_equal_mechanics() -> None:
+    rows = [*open_loop("p/a", fleet=100.0), row("open_loop", "nightjar", "p/a", as_published=True, tokens_per_busy_s=200.0)]
+    assert bar("fleet_over_rival_min", rows).value is None
+
+
+def test_pooling_compares_what_sixteen_lose_each_with_what_one_loses_alone() -> None:
+    rows = [
+        row("pooling", "fleet", variant="1 replica", lost_tokens_per_replica=1000.0, done_s=60.0),
+        row("pooling", "fleet", variant="16 replicas", replicas=16, lost_tokens_per_replica=100.0, done_s=12.0),
+    ]
+    assert value("pooled16_loss_ratio", rows) == pytest.approx(0.1)
+    assert value("pooled16_done_s", rows) == pytest.approx(12.0)
+
+
+def test_the_storms_floor_is_its_worst_second_and_its_total_is_over_the_better_alternative() -> None:
+    place = "p/storm"
+    rows = [
+        row("storm", "off", place, tokens=(100.0, 100.0, 100.0)),
+        row("storm", "never-off", place, tokens=(100.0, 120.0, 120.0)),
+        row("storm", "fleet", place, variant="chunked, coordinated", tokens=(96.0, 120.0, 130.0)),
+        row("storm", "fleet", place, variant="chunked, uncoordinated", tokens=(40.0, 130.0, 130.0)),
+    ]
+    assert value("storm_floor", rows) == pytest.approx(0.96)
+    assert value("storm_total", rows) == pytest.approx(346.0 / 340.0)
+
+
+def test_false_alarms_are_counted_over_all_the_time_in_which_none_was_due() -> None:
+    rows = [
+        row("steady", "fleet", "p/1", false_alarms=1.0, watched_s=86_400.0),
+        row("open_loop", "fleet", "p/2", false_alarms=2.0, watched_s=86_400.0),
+        row("drift", "fleet", "p/3", recovery_s=20.0),
+    ]
+    assert value("false_alarms_per_day", rows) == pytest.approx(1.5)
+    assert bar("false_alarms_per_day", rows).passed is False
+    assert (bar("drift_recovery_s", rows).value, bar("drift_recovery_s", rows).passed) == (20.0, None)
+
+
+def test_a_liar_is_counted_by_the_batch_sizes_whose_k_it_moved() -> None:
+    rows = [
+        row("liar", "fleet", variant="honest", plan=(3.0, 3.0, 0.0)),
+        row("liar", "fleet", variant="NaN", plan=(3.0, 3.0, 0.0)),
+        row("liar", "fleet", variant="times ten", plan=(5.0, 3.0, 1.0)),
+    ]
+    found = bar("liar_changed", rows)
+    assert (found.value, found.passed, found.cells) == (2.0, False, 2)
+
+
+def test_a_lossy_control_plane_is_compared_with_a_lossless_one_and_violations_are_summed_over_all_runs() -> None:
+    rows = [
+        row("lossy", "fleet", variant="lossless", tokens_per_busy_s=100.0, budget_violations=0.0),
+        row("lossy", "fleet", variant="actor dies", tokens_per_busy_s=99.5, budget_violations=1.0),
+        row("storm", "fleet", variant="chunked, coordinated", budget_violations=2.0),
+    ]
+    assert value("lossy_goodput_ratio", rows) == pytest.approx(0.995)
+    assert value("budget_violations", rows) == 3.0
