@@ -35,6 +35,9 @@ COMMANDS: Final = {
         "nightjar.loadtests.commands", "Two real replicas under a changing load: off, pin=5 and auto compared.", extra="load"
     ),
     "report": RoomCommand("nightjar.loadtests.commands", "Write the HTML report of a recorded run.", extra="load"),
+    "simulate": RoomCommand(
+        "nightjar.loadtests.simulation_command", "The planner against every rival in virtual time, on this machine's cores."
+    ),
     "models": RoomCommand(
         "nightjar.deployments.commands", "Build the small real models that run on a CPU.", extra="cpu", is_group=True
     ),

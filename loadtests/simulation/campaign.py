@@ -1,0 +1,97 @@
+"""A whole run: the plan and its estimate, all cells over all cores, and what is written of it.
+
+The plan is printed before anything runs. Rows are on disk as soon as they are handed back; summary and report are written at the
+end, also after an interrupt, from the rows that there are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
+from nightjar.loadtests.simulation.grid import Grid
+from nightjar.loadtests.simulation.policy_report import render_policy_report
+from nightjar.loadtests.simulation.result_table import RunProgress, rich_table
+from nightjar.loadtests.simulation.rows import RunRow, write_rows
+from nightjar.loadtests.simulation.runner import Cell, run_cells, without_repeats
+from nightjar.loadtests.simulation.summary import SimulationSummary, summarise
+
+ROWS: Final = "rows.jsonl"
+SUMMARY: Final = "summary.json"
+REPORT: Final = "report.html"
+
+
+@dataclass(frozen=True, slots=True)
+class Campaign:
+    """Which experiments run, about what, on how many processes."""
+
+    experiments: tuple[Experiment, ...]
+    choice: Choice
+    jobs: int
+
+    def plan(self) -> Grid:
+        """Runs, engine steps and core-seconds by experiment, before anything runs."""
+        lines: list[tuple[str, ...]] = []
+        total, seen = 0.0, set[tuple[str, str, str, int]]()
+        for experiment in self.experiments:
+            cells = [cell for wave in experiment.waves for cell in wave(self.choice, ())]
+            fresh = [cell for cell in without_repeats(cells) if cell.key not in seen]
+            seen.update(cell.key for cell in fresh)
+            core_s = sum(cell.expected_s for cell in fresh)
+            total += core_s
+            lines.append((experiment.name, str(len(fresh)), f"{core_s:.0f}", experiment.question))
+        note = f"about {total:.0f} core-seconds, {total / self.jobs / 60:.1f} minutes on {self.jobs} processes"
+        lines.append(("all", str(len(seen)), f"{total:.0f}", note))
+        return Grid(f"Plan ({self.choice.effort.name})", ("experiment", "runs", "core-seconds", "question"), tuple(lines), note)
+
+    def run(self, folder: Path, console: Console) -> tuple[SimulationSummary, list[RunRow]]:
+        """Run everything and write rows, summary and report into `folder`."""
+        console.print(rich_table(self.plan()))
+        began_s = time.monotonic()
+        rows: list[RunRow] = []
+        try:
+            for wave in range(max(len(experiment.waves) for experiment in self.experiments)):
+                self._run_wave(wave, rows, folder, console)
+        finally:
+            took_s = time.monotonic() - began_s
+            summary = write_results(folder, rows, self.choice.effort.name, self.experiments, self.choice.effort.seeds, took_s)
+        return summary, rows
+
+    def _run_wave(self, wave: int, rows: list[RunRow], folder: Path, console: Console) -> None:
+        done = {row.key for row in rows}
+        wanted = [
+            cell
+            for experiment in self.experiments
+            if wave < len(experiment.waves)
+            for cell in experiment.waves[wave](self.choice, rows)
+        ]
+        cells = [cell for cell in without_repeats(wanted) if cell.key not in done]
+        with RunProgress(console, cells) as progress:
+
+            def finished(cell: Cell, row: RunRow) -> None:
+                rows.append(row)
+                write_rows(folder / ROWS, [row])
+                progress.finished(cell, row)
+
+            run_cells(cells, self.jobs, finished)
+
+
+def write_results(
+    folder: Path,
+    rows: Sequence[RunRow],
+    size: str,
+    experiments: Sequence[Experiment],
+    seeds: dict[str, tuple[int, ...]],
+    took_s: float,
+) -> SimulationSummary:
+    """Write summary.json and report.html of these rows."""
+    summary = summarise(rows, size, [experiment.name for experiment in experiments], seeds, took_s)
+    (folder / SUMMARY).write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (folder / REPORT).write_text(render_policy_report(summary, rows), encoding="utf-8")
+    return summary

@@ -1,0 +1,1 @@
+"""The experiments: one file per question, each says which runs answer it."""

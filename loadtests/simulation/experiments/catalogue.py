@@ -1,0 +1,21 @@
+"""All experiments by name, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from nightjar.loadtests.simulation.experiments.ablation import ABLATION
+from nightjar.loadtests.simulation.experiments.experiment import Experiment
+from nightjar.loadtests.simulation.experiments.open_loop import OPEN_LOOP, RIVAL
+from nightjar.loadtests.simulation.experiments.paper import PAPER
+from nightjar.loadtests.simulation.experiments.pooling import NEWCOMER, POOLING
+from nightjar.loadtests.simulation.experiments.regret import REGRET
+from nightjar.loadtests.simulation.experiments.robustness import DRIFT, LIAR, LOSSY
+from nightjar.loadtests.simulation.experiments.steady import STEADY
+from nightjar.loadtests.simulation.experiments.storm import STORM
+
+EXPERIMENTS: Final[Mapping[str, Experiment]] = {
+    experiment.name: experiment
+    for experiment in (STEADY, OPEN_LOOP, RIVAL, POOLING, NEWCOMER, STORM, DRIFT, LIAR, LOSSY, REGRET, PAPER, ABLATION)
+}

@@ -1,0 +1,106 @@
+"""Everybody who can decide in an experiment, by name, and what each may know of a profile beforehand.
+
+The fleet planner starts from nothing. Tables are tuned once per profile at nominal acceptance on true step times; planners
+that need a profile of step times share one that is off by up to 20 %, seeded. The oracle knows the nominal, explores nothing and
+pays its restarts. Unknown names raise ContestantError with the names that exist.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Final
+
+from nightjar.loadtests.simulation.experiments.nominal import Nominal
+from nightjar.loadtests.simulation.profiles import Mechanics, Profile
+from nightjar.loadtests.simulation.rivals.registry import ENTRIES, Inputs, inputs, rival_plan, switch_cost_table
+from nightjar.loadtests.simulation.rivals.tables import vllm_text
+from nightjar.loadtests.simulation.scenario import PlannerChoice
+from nightjar.policy.records import Local
+from nightjar.policy.settings import parse_operator_settings
+from nightjar.policy.switch_cost import format_rows
+
+FLEET: Final = "fleet"
+ORACLE: Final = "oracle"
+OFF: Final = "off"
+TABLE: Final = "table"
+NIGHTJAR: Final = "nightjar"
+RIVALS: Final = tuple(entry.name for entry in ENTRIES)
+
+
+class ContestantError(ValueError):
+    """A planner's name that nobody has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A planner as it runs: by name, `as_published` (without our dormancy) or on equal mechanics."""
+
+    name: str
+    as_published: bool = False
+
+    @property
+    def mechanics(self) -> Mechanics:
+        """What the engine does at K = 0."""
+        return Mechanics.STOCK if self.as_published else Mechanics.DORMANT
+
+
+def check_name(name: str) -> str:
+    """The name itself. Raises ContestantError for one that is no planner's."""
+    known = (FLEET, ORACLE, OFF, TABLE, NIGHTJAR, *RIVALS)
+    if name in known or re.fullmatch(r"fixed-\d{1,2}", name):
+        return name
+    near = get_close_matches(name, known, n=1)
+    raise ContestantError(
+        f"planner {name[:40]!r} is unknown{f', did you mean {near[0]}' if near else ''}; there are {', '.join(known)} and fixed-K"
+    )
+
+
+def static_names(nominal: Nominal) -> tuple[str, ...]:
+    """Everything that never changes its mind: off, each fixed K and the tuned table."""
+    return (OFF, *(f"fixed-{length}" for length in nominal.profile.drafter.arms if length), TABLE)
+
+
+def choose(contestant: Contestant, nominal: Nominal, seed: int, changed: Mapping[str, object]) -> PlannerChoice:
+    """How a contestant is run on a profile. `changed` are settings of the fleet's operator other than the defaults."""
+    name = check_name(contestant.name)
+    if name == FLEET:
+        values: dict[str, object] = {
+            "mode": "auto",
+            "planner": FLEET,
+            "allowed_num_speculative_tokens": nominal.profile.drafter.arms,
+        }
+        return PlannerChoice(name, operator=parse_operator_settings(values | dict(changed)))
+    return PlannerChoice(name, local=_local(name, nominal, seed))
+
+
+def _local(name: str, nominal: Nominal, seed: int) -> Local:
+    """The plan of everybody who decides within the engine. Static planners are tables there, and restart as they like."""
+    most = nominal.profile.limits.max_num_seqs
+    if name == ORACLE:
+        return Local(planner=ORACLE)
+    if name == NIGHTJAR:
+        return Local(planner=NIGHTJAR, options={"switch_cost": format_rows(switch_cost_table(nominal.profile))})
+    if name == OFF or name.startswith("fixed-"):
+        return _table(((1, most, 0 if name == OFF else int(name.removeprefix("fixed-"))),))
+    if name == TABLE:
+        return _table(_known(nominal, seed).table)
+    entry = next(entry for entry in ENTRIES if entry.name == name)
+    return rival_plan(entry, _known(nominal, seed))
+
+
+def _table(rows: Sequence[tuple[int, int, int]]) -> Local:
+    return Local(planner="vllm-table", options={"num_speculative_tokens_per_batch_size": vllm_text(rows)})
+
+
+def _known(nominal: Nominal, seed: int) -> Inputs:
+    return _inputs(nominal.profile.model_dump_json(exclude_unset=True), nominal.mechanics, seed, round(nominal.context_per_row))
+
+
+@lru_cache(maxsize=1024)
+def _inputs(profile: str, mechanics: Mechanics, seed: int, context_tokens_per_row: int) -> Inputs:
+    """Profiling an engine takes a while, and every rival of a place and seed uses the same."""
+    return inputs(Profile.model_validate_json(profile), mechanics, seed=seed, context_tokens_per_row=context_tokens_per_row)

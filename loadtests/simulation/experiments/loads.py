@@ -1,0 +1,109 @@
+"""The loads of the open-loop experiments, in shares of what an engine carries, so that every profile meets the same shapes.
+
+Each load repeats one pattern, so that what is measured after the warm-up was seen before. Quiet stretches leave engines idle at
+times: only there is time to be won by speculation while requests arrive no faster than they are answered. Rates of
+oscillation and restarts are set round the batch at which speculation stops paying.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from nightjar.loadtests.regimes import Phase, Regime, repeated
+from nightjar.loadtests.simulation.experiments.nominal import Nominal
+
+Shape = Callable[[Nominal, float], list[Phase]]
+"""Phases of one pattern, for one engine, from what it carries and the pattern's length in seconds."""
+
+
+def open_load(name: str, nominal: Nominal, replicas: int, pattern_s: float, duration_s: float) -> Regime:
+    """A named load for a fleet: its pattern until `duration_s` is full. Raises KeyError for a name that is none of LOADS."""
+    pattern = Regime(tuple(_for_fleet(phase, replicas) for phase in LOADS[name](nominal, pattern_s)))
+    return repeated(pattern, math.ceil(duration_s / pattern_s))
+
+
+def _for_fleet(phase: Phase, replicas: int) -> Phase:
+    def times(rate: float | None) -> float | None:
+        return None if rate is None else rate * replicas
+
+    return Phase(
+        phase.name, phase.duration_s, requests_per_s=times(phase.requests_per_s), end_requests_per_s=times(phase.end_requests_per_s)
+    )
+
+
+def _poisson(share: float) -> Shape:
+    return lambda nominal, pattern_s: [Phase("poisson", pattern_s, requests_per_s=share * nominal.capacity)]
+
+
+def _ramp(nominal: Nominal, pattern_s: float) -> list[Phase]:
+    low, high = 0.02 * nominal.capacity, 1.2 * nominal.capacity
+    return [
+        Phase("up", pattern_s / 2, requests_per_s=low, end_requests_per_s=high),
+        Phase("down", pattern_s / 2, requests_per_s=high, end_requests_per_s=low),
+    ]
+
+
+def _surge(nominal: Nominal, pattern_s: float) -> list[Phase]:
+    quiet, surge = 0.03 * nominal.capacity, 1.3 * nominal.capacity
+    return [
+        Phase("quiet", 0.4 * pattern_s, requests_per_s=quiet),
+        Phase("surge", 0.25 * pattern_s, requests_per_s=surge),
+        Phase("drain", 0.35 * pattern_s, requests_per_s=quiet),
+    ]
+
+
+def _oscillation(nominal: Nominal, pattern_s: float) -> list[Phase]:
+    """Back and forth across the crossover, 15 s each."""
+    low, high = nominal.requests_per_s(_rows(nominal, 0.5)), nominal.requests_per_s(_rows(nominal, 1.7))
+    swings = max(round(pattern_s / 30.0), 1)
+    stretch_s = pattern_s / swings / 2
+    return [
+        phase
+        for swing in range(1, swings + 1)
+        for phase in (Phase(f"low-{swing}", stretch_s, requests_per_s=low), Phase(f"high-{swing}", stretch_s, requests_per_s=high))
+    ]
+
+
+def _restarts(nominal: Nominal, pattern_s: float) -> list[Phase]:
+    """Long full stretches and short gaps: each gap invites a restart that the next wave makes worthless."""
+    low, high = nominal.requests_per_s(_rows(nominal, 0.3)), nominal.requests_per_s(_rows(nominal, 2.0))
+    waves = max(round(pattern_s / 16.0), 1)
+    wave_s = pattern_s / waves
+    return [
+        phase
+        for wave in range(1, waves + 1)
+        for phase in (
+            Phase(f"wave-{wave}", 0.7 * wave_s, requests_per_s=high),
+            Phase(f"gap-{wave}", 0.3 * wave_s, requests_per_s=low),
+        )
+    ]
+
+
+def _diurnal(nominal: Nominal, pattern_s: float) -> list[Phase]:
+    """A day in one pattern: morning, noon, lunch, afternoon, evening, night."""
+    shares = ((0.2, 0.02, 0.8), (0.15, 0.8, 0.8), (0.1, 0.8, 0.5), (0.1, 0.5, 1.1), (0.2, 1.1, 0.02), (0.25, 0.02, 0.02))
+    names = ("morning", "noon", "lunch", "afternoon", "evening", "night")
+    return [
+        Phase(name, length * pattern_s, requests_per_s=first * nominal.capacity, end_requests_per_s=last * nominal.capacity)
+        for name, (length, first, last) in zip(names, shares, strict=True)
+    ]
+
+
+def _rows(nominal: Nominal, share: float) -> int:
+    return min(max(round(share * nominal.crossover_rows), 1), nominal.max_rows)
+
+
+LOADS: Final[Mapping[str, Shape]] = {
+    "poisson-2%": _poisson(0.02),
+    "poisson-20%": _poisson(0.2),
+    "poisson-60%": _poisson(0.6),
+    "poisson-110%": _poisson(1.1),
+    "ramp": _ramp,
+    "surge": _surge,
+    "oscillation": _oscillation,
+    "restarts": _restarts,
+    "diurnal": _diurnal,
+}
+"""By name; a share in a name is of the requests a second that one full engine answers."""

@@ -1,0 +1,143 @@
+"""From a run's result to the measures and series of its row. Every number of a row is computed here, with its unit in its name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from nightjar.loadtests.simulation.results import RunResult, Second
+from nightjar.loadtests.simulation.runner import Outcome
+from nightjar.loadtests.simulation.scenario import Scenario
+from nightjar.loadtests.simulation.simulation import simulate
+
+Measure = Callable[[Scenario, RunResult], Outcome]
+"""What is kept of a run; a function of a module, so that it travels to other processes."""
+
+WITHIN: Final = 0.98
+"""Share of the oracle's goodput from which learning counts as done."""
+
+BACK: Final = 0.95
+"""Share of the oracle's goodput from which a fleet counts as recovered from drift."""
+
+WINDOW_S: Final = 10
+"""Virtual seconds that a share is looked at over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Simulate:
+    """A cell's job: one scenario, and what is kept of its result."""
+
+    scenario: Scenario
+    measure: Measure
+
+    def __call__(self) -> Outcome:
+        """Simulate and measure."""
+        return self.measure(self.scenario, simulate(self.scenario))
+
+
+def basic(scenario: Scenario, result: RunResult) -> Outcome:
+    """Goodput, latency, K, restarts and the budget: what every row has."""
+    totals = result.totals
+    measures = {
+        "tokens_per_busy_s": totals.goodput,
+        "tokens_per_s": result.tokens_per_s,
+        "busy_share": totals.busy_s / (result.measured_s * max(len(result.replicas), 1)),
+        "requests_per_s": (result.answered + result.unfinished) / result.measured_s,
+        "mean_k": totals.mean_num_speculative_tokens,
+        "share_off": totals.off_share,
+        "restarts": float(totals.restarts),
+        "catch_up_tokens": float(totals.catch_up_tokens),
+        "preemptions": float(totals.preemptions),
+        "answered": float(result.answered),
+        "unfinished": float(result.unfinished),
+        "budget_violations": float(result.budget_violations),
+        "max_leases_in_flight": float(result.max_leases_in_flight),
+        "refused_reports": float(result.refused_reports),
+    }
+    for name, quantiles in (("ttft", result.ttft_s), ("tpot", result.tpot_s), ("e2e", result.e2e_s)):
+        measures |= {f"{name}_{which}_s": getattr(quantiles, which) for which in ("mean", "p50", "p95", "p99")}
+    if totals.best_tokens:
+        measures["lost_share"] = totals.regret_tokens / totals.best_tokens
+    if scenario.planner.operator is not None and not scenario.events and scenario.network.is_perfect:
+        measures |= _alarms(scenario, result)
+    finite = {name: value for name, value in measures.items() if math.isfinite(value)}
+    return Outcome(finite, steps=result.steps_with_warm_up)
+
+
+def with_length(scenario: Scenario, result: RunResult) -> Outcome:
+    """The basic measures, and K second by second."""
+    lengths = tuple(round(second.totals.mean_num_speculative_tokens, 3) for second in result.seconds)
+    return _with_series(basic(scenario, result), mean_k=lengths)
+
+
+def learning(scenario: Scenario, result: RunResult) -> Outcome:
+    """How much a fleet loses until it is within 2 % of the oracle for good, and after how many seconds."""
+    done = settled(result.seconds, WITHIN)
+    lost = _lost(result.seconds)
+    outcome = _with_series(basic(scenario, result), lost=tuple(round(value / scenario.replicas, 2) for value in lost))
+    extra = {
+        "done_s": float(done),
+        "lost_tokens_per_replica": math.fsum(lost[:done]) / scenario.replicas,
+        "lost_tokens_per_replica_in_all": math.fsum(lost) / scenario.replicas,
+    }
+    return Outcome({**outcome.measures, **extra}, outcome.series, outcome.steps)
+
+
+def newcomer(scenario: Scenario, result: RunResult) -> Outcome:
+    """What the replica that joined last lost against the oracle's K, of what it could have given."""
+    joined = result.replicas[-1].totals
+    outcome = basic(scenario, result)
+    return Outcome({**outcome.measures, "lost_share": joined.regret_tokens / joined.best_tokens}, outcome.series, outcome.steps)
+
+
+def storm(scenario: Scenario, result: RunResult) -> Outcome:
+    """The service's tokens and restarting replicas, second by second from the fall of the load (the end of the warm-up) on."""
+    return _with_series(
+        basic(scenario, result),
+        tokens=tuple(round(second.totals.tokens, 1) for second in result.seconds),
+        catching_up=tuple(float(second.restarting) for second in result.seconds),
+    )
+
+
+def drift(scenario: Scenario, result: RunResult) -> Outcome:
+    """Seconds from the drift (the end of the warm-up) until the fleet is back at 0.95 of the oracle for good."""
+    outcome = _with_series(basic(scenario, result), mean_k=tuple(s.totals.mean_num_speculative_tokens for s in result.seconds))
+    recovery_s = float(settled(result.seconds, BACK))
+    return Outcome({**outcome.measures, "recovery_s": recovery_s}, outcome.series, outcome.steps)
+
+
+def plan(scenario: Scenario, result: RunResult) -> Outcome:
+    """The plan that the first replica runs at the end, K by batch bucket."""
+    lengths = result.replicas[0].plan
+    return _with_series(basic(scenario, result), plan=tuple(map(float, lengths or ())))
+
+
+def settled(seconds: Sequence[Second], share: float) -> int:
+    """The first second from which on both the next WINDOW_S and all that follows give `share` of what the best K would.
+
+    The number of seconds where that never comes.
+    """
+    expected = [second.totals.expected_tokens for second in seconds]
+    best = [second.totals.best_tokens for second in seconds]
+    for start in range(len(seconds)):
+        ahead = slice(start, start + WINDOW_S)
+        if math.fsum(expected[ahead]) >= share * math.fsum(best[ahead]) and math.fsum(expected[start:]) >= share * math.fsum(
+            best[start:]
+        ):
+            return start
+    return len(seconds)
+
+
+def _lost(seconds: Sequence[Second]) -> list[float]:
+    return [second.totals.regret_tokens for second in seconds]
+
+
+def _alarms(scenario: Scenario, result: RunResult) -> dict[str, float]:
+    """False alarms of drift, and for how long none was due: nothing drifts in this scenario."""
+    return {"false_alarms": float(getattr(result, "drift_alarms", 0)), "watched_s": scenario.duration_s}
+
+
+def _with_series(outcome: Outcome, **series: tuple[float, ...]) -> Outcome:
+    return Outcome(outcome.measures, {**outcome.series, **series}, outcome.steps)

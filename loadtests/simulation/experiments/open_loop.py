@@ -1,0 +1,123 @@
+"""Open loops: goodput while the load moves, against the best static planner, the oracle and every rival.
+
+Requests arrive whether or not earlier ones were answered. The best static planner of each place is picked on other seeds, among
+off, every fixed K and the tuned table, and then runs on the bars' seeds. Rivals run with our dormancy and catch-up (equal
+mechanics), and as published, where that makes a difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nightjar.loadtests.simulation.bar_list import PICK, best_static
+from nightjar.loadtests.simulation.experiments.contestants import FLEET, NIGHTJAR, OFF, ORACLE, RIVALS, Contestant, static_names
+from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
+from nightjar.loadtests.simulation.experiments.measuring import basic, with_length
+from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, open_loop_s, open_scenes, pattern_s
+from nightjar.loadtests.simulation.rows import RunRow
+from nightjar.loadtests.simulation.runner import Cell
+
+SHOWN = ("surge", "oscillation", "diurnal")
+"""Loads whose K over time is drawn, of the first seed."""
+
+EVERYWHERE = ("off", "fixed-3")
+"""Static planners that run at every place, so that the curves against load have them."""
+
+
+def picking(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
+    """Every static planner at every place, on seeds that no bar uses; they learn nothing, so one pattern is warm-up enough."""
+    effort = choice.effort
+    return [
+        cell(
+            PICK,
+            scene,
+            Contestant(planner),
+            seed,
+            basic,
+            duration_s=2 * pattern_s(effort, scene.nominal),
+            warm_up_s=pattern_s(effort, scene.nominal),
+        )
+        for scene in open_scenes(choice)
+        for planner in static_names(scene.nominal)
+        if choice.wants(planner)
+        for seed in effort.picks
+    ]
+
+
+def fleet_and_oracle(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
+    """Both at every place."""
+    return [
+        run
+        for scene in open_scenes(choice)
+        for planner in (FLEET, ORACLE)
+        if choice.wants(planner)
+        for run in _open(choice, scene, Contestant(planner), choice.effort.bars)
+    ]
+
+
+def picked(choice: Choice, rows: Sequence[RunRow]) -> list[Cell]:
+    """The best static planner of every place (off where nothing was picked yet, as in the plan that is printed first)."""
+    statics = best_static(rows)
+    return [
+        run
+        for scene in open_scenes(choice)
+        for run in _open(choice, scene, Contestant(statics.get(scene.place, OFF)), choice.effort.bars)
+        if choice.wants(run.planner)
+    ]
+
+
+def rivals(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
+    """The paper's planner, every rival and the usual settings, with our dormancy and catch-up."""
+    return [
+        run
+        for scene in open_scenes(choice)
+        for planner in (NIGHTJAR, *RIVALS, *EVERYWHERE)
+        if choice.wants(planner)
+        for run in _open(choice, scene, Contestant(planner), choice.effort.rivals)
+    ]
+
+
+def as_published(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
+    """Rivals without our dormancy, on the loads that move most; where a drafter is never dormant both are the same."""
+    moving = [name for name in choice.loads if name in {"surge", "diurnal"}]
+    return [
+        run
+        for scene in open_scenes(choice, loads=moving)
+        if not scene.nominal.profile.drafter.kept_in_sync
+        for planner in (*RIVALS, *EVERYWHERE)
+        if choice.wants(planner)
+        for run in _open(choice, scene, Contestant(planner, as_published=True), choice.effort.others)
+    ]
+
+
+def _open(choice: Choice, scene: Scene, contestant: Contestant, seeds: Sequence[int]) -> list[Cell]:
+    effort, cells = choice.effort, []
+    for seed in seeds:
+        shown = seed == 0 and scene.load in SHOWN and contestant.name in {FLEET, ORACLE, NIGHTJAR} and not contestant.as_published
+        cells.append(
+            cell(
+                "open_loop",
+                scene,
+                contestant,
+                seed,
+                with_length if shown else basic,
+                duration_s=open_loop_s(effort, scene.nominal),
+                warm_up_s=effort.warm_up_s,
+                series=shown,
+            )
+        )
+    return cells
+
+
+def _picking_fleet_and_oracle(choice: Choice, rows: Sequence[RunRow]) -> list[Cell]:
+    return picking(choice, rows) + fleet_and_oracle(choice, rows)
+
+
+def _rivals_and_fleet(choice: Choice, rows: Sequence[RunRow]) -> list[Cell]:
+    return rivals(choice, rows) + as_published(choice, rows) + fleet_and_oracle(choice, rows)
+
+
+OPEN_LOOP = Experiment(
+    "open-loop", "moving load: how much of the oracle's lead over the best static planner", (_picking_fleet_and_oracle, picked)
+)
+RIVAL = Experiment("rivals", "moving load: against every rival, on equal mechanics and as published", (_rivals_and_fleet,))

@@ -1,0 +1,81 @@
+"""Learning together: what a fleet loses until it knows, by its size; and what a newcomer loses who joins one that knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nightjar.loadtests.simulation.experiments.contestants import FLEET, Contestant
+from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
+from nightjar.loadtests.simulation.experiments.measuring import learning, newcomer
+from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, closed_scene, named_scene, nominal_of
+from nightjar.loadtests.simulation.rows import RunRow
+from nightjar.loadtests.simulation.runner import Cell
+from nightjar.loadtests.simulation.scenario import ReplicaJoins
+
+SIZES = (1, 2, 4, 8, 16)
+BARS = (1, 16)
+"""Sizes that the bars compare."""
+
+WARM_REPLICAS = 8
+NEWCOMER_S = 60.0
+"""Virtual seconds of a newcomer that are looked at."""
+
+
+def scenes(choice: Choice, replicas: int) -> list[Scene]:
+    """A constant batch at which speculation pays, and arrivals under which the batch wanders."""
+    effort, found = choice.effort, []
+    for nominal in map(nominal_of, choice.few(3)):
+        found.append(closed_scene(nominal, max(nominal.crossover_rows // 3, 1), replicas, effort.pooling_s))
+        found.append(named_scene(effort, nominal, "poisson-60%", replicas, effort.pooling_s))
+    return found
+
+
+def runs(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
+    """Fleets of every size, from nothing. Places are named without the size, which is the variant."""
+    effort = choice.effort
+    return [
+        cell(
+            "pooling",
+            scene,
+            Contestant(FLEET),
+            seed,
+            learning,
+            duration_s=effort.pooling_s,
+            warm_up_s=0.0,
+            variant="1 replica" if replicas == 1 else f"{replicas} replicas",
+            place=f"{scene.nominal.profile.name}/{scene.load}",
+            router="sticky",
+            series=True,
+            track_regret=True,
+        )
+        for replicas in effort.fleet_sizes
+        for scene in scenes(choice, replicas)
+        if choice.wants(FLEET)
+        for seed in (effort.bars if replicas in BARS else effort.others)
+    ]
+
+
+def newcomers(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
+    """A ninth replica joins a warm group under wandering load."""
+    effort = choice.effort
+    duration_s = effort.learn_s + NEWCOMER_S
+    return [
+        cell(
+            "newcomer",
+            named_scene(effort, nominal, "poisson-60%", WARM_REPLICAS, duration_s),
+            Contestant(FLEET),
+            seed,
+            newcomer,
+            duration_s=duration_s,
+            warm_up_s=effort.learn_s,
+            events=(ReplicaJoins(effort.learn_s),),
+            track_regret=True,
+        )
+        for nominal in map(nominal_of, choice.few(3))
+        if choice.wants(FLEET)
+        for seed in effort.bars
+    ]
+
+
+POOLING = Experiment("pooling", "what is lost until a fleet knows, by its size", (runs,))
+NEWCOMER = Experiment("newcomer", "what a replica loses that joins a warm group", (newcomers,))

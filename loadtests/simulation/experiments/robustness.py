@@ -1,0 +1,129 @@
+"""What happens when the world changes or fails: acceptance halves, a replica lies, the control plane loses messages and dies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from nightjar.loadtests.simulation.bar_list import HONEST, LOSSLESS
+from nightjar.loadtests.simulation.control_plane import PERFECT, Network
+from nightjar.loadtests.simulation.experiments.contestants import FLEET, NIGHTJAR, Contestant
+from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
+from nightjar.loadtests.simulation.experiments.measuring import basic, drift, plan
+from nightjar.loadtests.simulation.experiments.scenes import cell, closed_scene, named_scene, nominal_of
+from nightjar.loadtests.simulation.lies import LIES, Lie
+from nightjar.loadtests.simulation.rows import RunRow
+from nightjar.loadtests.simulation.runner import Cell
+from nightjar.loadtests.simulation.scenario import AcceptanceScaled, ReplicaLies
+
+DRIFT_REPLICAS: Final = 4
+DRIFT_FACTOR: Final = 0.5
+LIE_REPLICAS: Final = 16
+LOSSY_REPLICAS: Final = 4
+
+VARIANT_OF: Final[dict[Lie, str]] = {
+    "times_ten": "times ten",
+    "tenth": "a tenth",
+    "nan": "NaN",
+    "negative": "negative",
+    "stale": "stale",
+}
+
+
+def drifts(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
+    """Acceptance of all classes halves once the fleet knows."""
+    effort = choice.effort
+    return [
+        cell(
+            "drift",
+            closed_scene(nominal, max(nominal.crossover_rows // 2, 1), DRIFT_REPLICAS, effort.learn_s + effort.drift_s),
+            Contestant(planner),
+            seed,
+            drift,
+            duration_s=effort.learn_s + effort.drift_s,
+            warm_up_s=effort.learn_s,
+            router="sticky",
+            events=(AcceptanceScaled(effort.learn_s, DRIFT_FACTOR),),
+            series=True,
+            track_regret=True,
+        )
+        for nominal in map(nominal_of, choice.profiles)
+        for planner in (FLEET, NIGHTJAR, "turbospec")
+        if choice.wants(planner)
+        for seed in (effort.bars if planner == FLEET else effort.others)
+    ]
+
+
+def liars(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
+    """One of sixteen replicas lies from the start, in each way, beside an honest fleet with the same luck."""
+    effort = choice.effort
+    cells: list[Cell] = []
+    for nominal in map(nominal_of, choice.few(1)):
+        scene = named_scene(effort, nominal, "diurnal", LIE_REPLICAS, effort.lie_s)
+        cells += [
+            cell(
+                "liar",
+                scene,
+                Contestant(FLEET),
+                seed,
+                plan,
+                duration_s=effort.lie_s,
+                warm_up_s=effort.lie_s / 2,
+                variant=VARIANT_OF[lie] if lie else HONEST,
+                events=(ReplicaLies(0.0, LIE_REPLICAS - 1, lie),) if lie else (),
+            )
+            for lie in (None, *LIES)
+            if choice.wants(FLEET)
+            for seed in effort.bars
+        ]
+    return cells
+
+
+def networks(duration_s: float) -> dict[str, Network]:
+    """Ways in which a control plane fails, by name; all at once at the end."""
+    deaths_s = tuple(duration_s * share for share in (0.3, 0.55, 0.6, 0.8))
+    return {
+        LOSSLESS: PERFECT,
+        "slow": Network(delay_s=1.0, on_the_wire=True),
+        "loses a third": Network(delay_s=0.05, loss=0.3, exchange_timeout_s=5.0, on_the_wire=True),
+        "doubles and reorders": Network(delay_s=0.5, delay_sigma=1.5, duplication=0.5, on_the_wire=True),
+        "actor dies": Network(deaths_s=deaths_s, down_s=10.0, on_the_wire=True),
+        "all of it": Network(
+            delay_s=0.5,
+            delay_sigma=1.5,
+            loss=0.2,
+            duplication=0.3,
+            exchange_timeout_s=5.0,
+            on_the_wire=True,
+            deaths_s=deaths_s,
+            down_s=10.0,
+        ),
+    }
+
+
+def lossy(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
+    """Every kind of failure under a load that goes back and forth across the crossover, where leases are asked for all the time."""
+    effort = choice.effort
+    duration_s = effort.lossy_s
+    return [
+        cell(
+            "lossy",
+            named_scene(effort, nominal, "oscillation", LOSSY_REPLICAS, duration_s),
+            Contestant(FLEET),
+            seed,
+            basic,
+            duration_s=duration_s,
+            warm_up_s=effort.learn_s,
+            variant=variant,
+            network=network,
+        )
+        for nominal in map(nominal_of, choice.few(1))
+        if choice.wants(FLEET)
+        for variant, network in networks(duration_s).items()
+        for seed in effort.bars
+    ]
+
+
+DRIFT = Experiment("drift", "acceptance halves in mid-run", (drifts,))
+LIAR = Experiment("liar", "one replica of sixteen lies", (liars,))
+LOSSY = Experiment("lossy", "the control plane loses, delays, reorders; the actor dies", (lossy,))

@@ -1,0 +1,179 @@
+"""A scene is where planners are compared: a profile, a load and a number of replicas. From it come the cells to run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from nightjar.loadtests.regimes import Phase, Regime
+from nightjar.loadtests.simulation.experiments.contestants import Contestant, choose
+from nightjar.loadtests.simulation.experiments.experiment import Choice, Effort, dataset_of
+from nightjar.loadtests.simulation.experiments.loads import open_load
+from nightjar.loadtests.simulation.experiments.measuring import Measure, Simulate
+from nightjar.loadtests.simulation.experiments.nominal import Nominal
+from nightjar.loadtests.simulation.lengths import Dataset
+from nightjar.loadtests.simulation.profiles import Mechanics, Profile
+from nightjar.loadtests.simulation.runner import Cell
+from nightjar.loadtests.simulation.scenario import Scenario
+from nightjar.loadtests.simulation.workload import Trace, Workload
+
+SHORT_STEP_S: Final = 0.02
+
+STEP_S: Final = 18e-6
+STEP_S_PER_ROW: Final = 0.16e-6
+POLICY_S: Final = 1.2e-3
+"""What it takes to simulate a step, each of its rows, and reports and decisions of one replica for a virtual second: seconds of a
+core, measured, for the estimate that is printed first. The progress corrects itself."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where planners are compared. `rows` is about how many requests an engine decodes at once, for estimating the work."""
+
+    nominal: Nominal
+    load: str
+    workload: Workload
+    replicas: int
+    rows: float
+
+    @property
+    def place(self) -> str:
+        """Name of the place in rows and tables."""
+        return f"{self.nominal.profile.name}/{self.load}" + (f"/{self.replicas} replicas" if self.replicas > 1 else "")
+
+    def on(self, mechanics: Mechanics) -> Nominal:
+        """The profile's nominal on other mechanics."""
+        return replace(self.nominal, mechanics=mechanics)
+
+
+def nominal_of(profile: Profile, dataset: Dataset | None = None) -> Nominal:
+    """A profile's nominal under its own traffic, with our dormancy where its drafter can have it."""
+    return Nominal(profile, dataset or dataset_of(profile), profile.mechanics(Mechanics.DORMANT))
+
+
+def open_scenes(choice: Choice, replicas: int = 1, loads: Iterable[str] | None = None) -> list[Scene]:
+    """Every chosen profile under every chosen open-loop load, the user's own regimes and trace included."""
+    scenes = []
+    for nominal in map(nominal_of, choice.profiles):
+        duration_s = open_loop_s(choice.effort, nominal)
+        scenes += [
+            named_scene(choice.effort, nominal, name, replicas, duration_s) for name in (choice.loads if loads is None else loads)
+        ]
+        scenes += [open_scene(nominal, name, regime, replicas) for name, regime in choice.regimes]
+        if choice.trace is not None:
+            scenes.append(_trace_scene(nominal, choice, replicas))
+    return scenes
+
+
+def pattern_s(effort: Effort, nominal: Nominal) -> float:
+    """Length of an open-loop pattern on a profile: short where steps are, because its engines live through more of them."""
+    rows = nominal.max_rows // 4 or 1
+    return effort.pattern_s / 2 if nominal.step_seconds(rows, nominal.best_length(rows)) < SHORT_STEP_S else effort.pattern_s
+
+
+def open_loop_s(effort: Effort, nominal: Nominal) -> float:
+    """Virtual seconds of an open-loop run: the warm-up in whole patterns, and one that is measured."""
+    return effort.warm_up_s + pattern_s(effort, nominal)
+
+
+def named_scene(effort: Effort, nominal: Nominal, load: str, replicas: int, duration_s: float) -> Scene:
+    """A profile under one of loads.LOADS."""
+    return open_scene(nominal, load, open_load(load, nominal, replicas, pattern_s(effort, nominal), duration_s), replicas)
+
+
+def open_scene(nominal: Nominal, name: str, regime: Regime, replicas: int) -> Scene:
+    """One open-loop scene; rates of the regime are the whole service's."""
+    rate = sum(phase.duration_s * _mean_rate(phase) for phase in regime.phases) / regime.duration_s / replicas
+    users = max((phase.users or 0 for phase in regime.phases), default=0) / replicas
+    return Scene(nominal, name, workload(nominal, regime), replicas, users or nominal.rows_at(rate))
+
+
+def closed_scene(nominal: Nominal, rows: int, replicas: int, duration_s: float) -> Scene:
+    """A closed loop that holds `rows` requests in every engine."""
+    regime = Regime((Phase("closed", duration_s, users=rows * replicas),))
+    return Scene(nominal, f"batch {rows}", workload(nominal, regime), replicas, rows)
+
+
+def workload(nominal: Nominal, load: Regime | Trace) -> Workload:
+    """The profile's traffic under a load; requests fit into its KV cache and into the usual 2,048 tokens."""
+    limits = nominal.profile.limits
+    shares = tuple(kind.share for kind in nominal.profile.acceptance_classes)
+    return Workload(load, nominal.dataset, shares, max_model_len=min(2048, limits.num_blocks * limits.block_size // 2))
+
+
+def cell(
+    kind: str,
+    scene: Scene,
+    contestant: Contestant,
+    seed: int,
+    measure: Measure,
+    *,
+    duration_s: float,
+    warm_up_s: float,
+    variant: str = "",
+    place: str = "",
+    settings: Mapping[str, object] | None = None,
+    **scenario: Any,
+) -> Cell:
+    """One run. `settings` are operator's settings that differ from the defaults, `scenario` other fields of the scenario.
+
+    `place` is the scene's unless given.
+    """
+    nominal = scene.on(scene.nominal.profile.mechanics(contestant.mechanics))
+    planned = Scenario(
+        profile=nominal.profile,
+        workload=scene.workload,
+        planner=choose(contestant, nominal, seed, settings or {}),
+        duration_s=duration_s,
+        warm_up_s=warm_up_s,
+        replicas=scene.replicas,
+        seed=seed,
+        mechanics=nominal.mechanics,
+        **scenario,
+    )
+    return Cell(
+        kind=kind,
+        place=place or scene.place,
+        profile=nominal.profile.name,
+        load=scene.load,
+        planner=contestant.name,
+        mechanics="stock" if nominal.mechanics is Mechanics.STOCK else "dormant",
+        as_published=contestant.as_published and nominal.mechanics is not scene.nominal.mechanics,
+        replicas=scene.replicas,
+        seed=seed,
+        job=Simulate(planned, measure),
+        expected_s=_expected_s(scene, duration_s, has_policy=planned.planner.operator is not None),
+        variant=variant,
+    )
+
+
+def _expected_s(scene: Scene, duration_s: float, *, has_policy: bool) -> float:
+    """Seconds of a core that a run takes, about."""
+    rows = max(round(scene.rows), 1)
+    busy = min(scene.rows, 1.0)
+    steps_per_s = busy / scene.nominal.step_seconds(rows, scene.nominal.best_length(rows))
+    return scene.replicas * duration_s * (steps_per_s * (STEP_S + STEP_S_PER_ROW * rows) + POLICY_S * has_policy)
+
+
+def _trace_scene(nominal: Nominal, choice: Choice, replicas: int) -> Scene:
+    """The trace at 60 % of what the engines carry: its requests are thinned or repeated, its own ups and downs stay."""
+    assert choice.trace is not None
+    rate, tokens = trace_rate(choice.trace)
+    carried = 0.6 * nominal.capacity * replicas * nominal.dataset.output.mean_tokens / tokens
+    load = Trace(choice.trace, rate_scale=carried / rate)
+    return Scene(nominal, "trace", workload(nominal, load), replicas, nominal.rows_at(0.6 * nominal.capacity))
+
+
+def trace_rate(path: Any) -> tuple[float, float]:
+    """Requests a second of a trace and their mean answer in tokens."""
+    from nightjar.loadtests.simulation.workload import read_trace
+
+    rows = read_trace(path)
+    duration_s = max(rows[-1].due_s, 1.0)
+    return len(rows) / duration_s, sum(row.output_tokens for row in rows) / len(rows)
+
+
+def _mean_rate(phase: Phase) -> float:
+    first = phase.requests_per_s or 0.0
+    return (first + (first if phase.end_requests_per_s is None else phase.end_requests_per_s)) / 2

@@ -1,0 +1,65 @@
+"""Steady closed loops: once the fleet has learned, how near is it to the oracle, and is it ever below off?
+
+Users stay with their replica and ask again at once, so each engine holds its batch. All are measured over the same stretch of
+time, after the fleet has had time to learn: requests of the same ages stand side by side then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from nightjar.loadtests.simulation.experiments.contestants import FLEET, OFF, ORACLE, Contestant
+from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
+from nightjar.loadtests.simulation.experiments.measuring import basic
+from nightjar.loadtests.simulation.experiments.nominal import Nominal
+from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, closed_scene, nominal_of
+from nightjar.loadtests.simulation.rows import RunRow
+from nightjar.loadtests.simulation.runner import Cell
+
+LEAST_REPLICAS: Final = 2
+LEAST_USERS: Final = 12
+"""Users of the whole service at least: their requests differ in what is accepted, and a mean needs some."""
+
+
+def batches(nominal: Nominal) -> list[int]:
+    """From one request to a full engine, with the crossover between."""
+    cross = nominal.crossover_rows
+    wanted = {1, 4, cross // 2, round(1.5 * cross), nominal.max_rows}
+    return sorted(min(max(rows, 1), nominal.max_rows) for rows in wanted)
+
+
+def scenes(choice: Choice) -> list[Scene]:
+    """Every chosen profile at every batch."""
+    duration_s = choice.effort.learn_s + choice.effort.steady_s
+    return [
+        closed_scene(nominal, rows, max(LEAST_REPLICAS, math.ceil(LEAST_USERS / rows)), duration_s)
+        for nominal in map(nominal_of, choice.profiles)
+        for rows in dict.fromkeys(batches(nominal))
+    ]
+
+
+def runs(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
+    """The fleet, the oracle and off."""
+    effort = choice.effort
+    return [
+        cell(
+            "steady",
+            scene,
+            Contestant(planner),
+            seed,
+            basic,
+            duration_s=effort.learn_s + effort.steady_s,
+            warm_up_s=effort.learn_s,
+            router="sticky",
+            track_regret=planner == FLEET,
+        )
+        for scene in scenes(choice)
+        for planner in (FLEET, ORACLE, OFF)
+        if choice.wants(planner)
+        for seed in effort.bars
+    ]
+
+
+STEADY = Experiment("steady", "closed loop: near the oracle, never below off", (runs,))

@@ -1,0 +1,190 @@
+"""One page about a simulated run: bars, charts, every table. Self-contained HTML, no script, no other file.
+
+Everything on it is computed from the run's raw rows. Charts of one row share their vertical scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+from itertools import accumulate
+from statistics import fmean
+from string import Template
+from typing import Final
+
+from nightjar.loadtests.charts import Series, chart, legend, scale_for
+from nightjar.loadtests.simulation.bar_list import FLEET, GOODPUT, NEVER_OFF, OFF, ORACLE
+from nightjar.loadtests.simulation.grid import Grid
+from nightjar.loadtests.simulation.policy_page import PAGE
+from nightjar.loadtests.simulation.rows import RunRow
+from nightjar.loadtests.simulation.summary import SimulationSummary
+from nightjar.loadtests.simulation.tables import all_grids, bar_grid, failure_grid
+
+CAPTION: Final = (
+    "Engines are simulated in virtual time; what decides is the very code that runs in production. Planners at one place and seed "
+    "faced the same requests. Step costs come from the profile files, whose sources they name. docs/simulation.md says what is "
+    "modelled and what is not."
+)
+
+CURVES: Final = (FLEET, ORACLE, "nightjar", "fixed-3", "turbospec", OFF, "banditspec", "sglang")
+"""Whom the charts show, each in its colour (c0, c1, ...); everybody is in the tables."""
+
+Named = Mapping[str, Sequence[tuple[float, float | None]]]
+"""Curves of one chart by name."""
+
+
+def render_policy_report(summary: SimulationSummary, rows: Sequence[RunRow]) -> str:
+    """The page."""
+    good = [row for row in rows if not row.error]
+    parts = [_table(bar_grid(tuple(summary.bars.values())))]
+    if any(row.error for row in rows):
+        parts.append(_table(failure_grid(rows)))
+    parts += [part for draw in _CHARTS if (part := draw(good))]
+    parts += [_table(grid) for grid in all_grids(rows) if grid.rows]
+    return Template(PAGE).substitute(
+        headline=escape(summary.headline), facts=escape(summary.facts), caption=escape(CAPTION), body="\n".join(parts)
+    )
+
+
+def _throughput_against_load(rows: Sequence[RunRow]) -> str:
+    return _against_load(rows, GOODPUT, "Tokens per busy engine-second against load (Poisson)", 1.0)
+
+
+def _latency_against_load(rows: Sequence[RunRow]) -> str:
+    return _against_load(rows, "tpot_p50_s", "Median time per token against load (Poisson), milliseconds", 1e3)
+
+
+def _against_load(rows: Sequence[RunRow], measure: str, title: str, factor: float) -> str:
+    poisson = [row for row in rows if row.kind == "open_loop" and row.load.startswith("poisson") and not row.as_published]
+    kept = [row for row in poisson if {measure, "requests_per_s"} <= row.measures.keys()]
+    charts: dict[str, Named] = {}
+    for profile in dict.fromkeys(row.profile for row in kept):
+        mine = [row for row in kept if row.profile == profile]
+        charts[profile] = {who: _by_load([row for row in mine if row.who == who], measure, factor) for who in CURVES}
+    return _panel(title, charts, "req/s", shared=False)
+
+
+def _length_over_time(rows: Sequence[RunRow]) -> str:
+    kept = [row for row in rows if row.kind == "open_loop" and "mean_k" in row.series and not row.as_published]
+    charts = {
+        place: {row.who: _by_second(row.series["mean_k"]) for row in kept if row.place == place}
+        for place in dict.fromkeys(row.place for row in kept)
+    }
+    return _panel("K over time, mean over engine steps of a second, one seed", charts, "s", shared=False)
+
+
+def _regret(rows: Sequence[RunRow]) -> str:
+    kept = [row for row in rows if row.kind == "regret" and "lost" in row.series]
+    charts = {
+        place: {
+            who: _mean_series([_accumulated(row.series["lost"]) for row in kept if (row.place, row.who) == (place, who)])
+            for who in dict.fromkeys(row.who for row in kept if row.place == place)
+        }
+        for place in dict.fromkeys(row.place for row in kept)
+    }
+    return _panel("Regret: tokens lost per replica against the oracle's K, cumulative, mean over seeds", charts, "s", shared=False)
+
+
+def _learning(rows: Sequence[RunRow]) -> str:
+    kept = [row for row in rows if row.kind == "pooling" and "lost_tokens_per_replica" in row.measures]
+    charts = {
+        place: {
+            FLEET: _means(
+                (float(row.replicas), row.measures["lost_tokens_per_replica"])
+                for row in kept
+                if row.place == place and row.planner == FLEET
+            )
+        }
+        for place in dict.fromkeys(row.place for row in kept)
+    }
+    return _panel(
+        "Learning against fleet size: tokens lost per replica until within 2 % of the oracle", charts, "replicas", shared=False
+    )
+
+
+def _storm(rows: Sequence[RunRow]) -> str:
+    kept = [row for row in rows if row.kind == "storm" and "tokens" in row.series]
+    charts: dict[str, Named] = {}
+    for place in dict.fromkeys(row.place for row in kept):
+        for kind in dict.fromkeys(row.variant.split(",")[0] for row in kept if row.variant):
+            whos = (f"fleet ({kind}, coordinated)", f"fleet ({kind}, uncoordinated)", OFF, NEVER_OFF)
+            charts[f"{place}, {kind}"] = {
+                who: _mean_series([row.series["tokens"] for row in kept if (row.place, row.who) == (place, who)]) for who in whos
+            }
+    return _panel("Restart storm: the service's tokens per second after the load fell", charts, "s", shared=True)
+
+
+def _panel(title: str, charts: Mapping[str, Named], x_unit: str, *, shared: bool) -> str:
+    """A row of charts with one legend; empty without a curve. `shared`: one vertical scale for all of them."""
+    drawn = {name: {who: points for who, points in curves.items() if points} for name, curves in charts.items()}
+    drawn = {name: curves for name, curves in drawn.items() if curves}
+    if not drawn:
+        return ""
+    styles = _styles(dict.fromkeys(who for curves in drawn.values() for who in curves))
+    every = [y for curves in drawn.values() for points in curves.values() for _, y in points if y is not None]
+    cells = []
+    for name, curves in drawn.items():
+        series = [Series(who, "line", styles[who], points) for who, points in curves.items()]
+        values = every if shared else [y for points in curves.values() for _, y in points if y is not None]
+        scale = scale_for(max(x for points in curves.values() for x, _ in points), values, x_unit)
+        cells.append(f"<div>{chart(series, scale)}<p>{escape(name)}</p></div>")
+    keys = legend([Series(who, "line", style, ()) for who, style in styles.items()])
+    return f'<h4>{escape(title)} <small>{keys}</small></h4><div class="charts">{"".join(cells)}</div>'
+
+
+def _styles(whos: Iterable[str]) -> dict[str, str]:
+    """A colour for each: known planners keep theirs, others take what is left."""
+    known = {who: f"c{place}" for place, who in enumerate(CURVES)}
+    whos = list(whos)
+    free = iter([f"c{place}" for place in range(8) if f"c{place}" not in {known.get(who) for who in whos}] + ["c7"] * len(whos))
+    return {who: known.get(who) or next(free) for who in whos}
+
+
+def _by_load(rows: Sequence[RunRow], measure: str, factor: float) -> list[tuple[float, float | None]]:
+    """One point a load: mean requests per second and engine, mean of the measure."""
+    points = []
+    for load in dict.fromkeys(row.load for row in rows):
+        mine = [row for row in rows if row.load == load]
+        rate = fmean(row.measures["requests_per_s"] / row.replicas for row in mine)
+        points.append((rate, fmean(row.measures[measure] * factor for row in mine)))
+    return sorted(points)
+
+
+def _means(points: Iterable[tuple[float, float]]) -> list[tuple[float, float | None]]:
+    """Mean y by x, ascending."""
+    by_x: dict[float, list[float]] = {}
+    for x, y in points:
+        by_x.setdefault(round(x, 3), []).append(y)
+    return [(x, fmean(ys)) for x, ys in sorted(by_x.items())]
+
+
+def _mean_series(series: Sequence[Sequence[float]]) -> list[tuple[float, float | None]]:
+    """Mean over runs, second by second, as long as all of them go."""
+    return _by_second([fmean(values) for values in zip(*series, strict=False)])
+
+
+def _by_second(values: Sequence[float]) -> list[tuple[float, float | None]]:
+    return [(float(second), value) for second, value in enumerate(values)]
+
+
+def _accumulated(values: Sequence[float]) -> list[float]:
+    return list(accumulate(values))
+
+
+def _table(grid: Grid) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in grid.columns)
+    body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in grid.rows)
+    note = f'<p class="caption">{escape(grid.note)}</p>' if grid.note else ""
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<h4>{escape(grid.title)}</h4>{note}<div class="wide">{table}</div>'
+
+
+def _cell(text: str) -> str:
+    styles = {"MISSED": "missed", "reached": "reached"}
+    style = styles.get(text) or ("left" if text[:1].isalpha() else "")
+    return f'<td class="{style}">{escape(text)}</td>' if style else f"<td>{escape(text)}</td>"
+
+
+_CHARTS: Final[tuple[Callable[[Sequence[RunRow]], str], ...]] = (
+    _throughput_against_load, _latency_against_load, _length_over_time, _regret, _learning, _storm,
+)  # fmt: skip

@@ -1,0 +1,102 @@
+"""What a person sees of a simulated run in the terminal: the plan, progress with the remaining time, and the tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Self
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from nightjar.loadtests.simulation.grid import Grid
+from nightjar.loadtests.simulation.rows import RunRow
+from nightjar.loadtests.simulation.runner import Cell
+from nightjar.loadtests.simulation.summary import SimulationSummary
+from nightjar.loadtests.simulation.tables import all_grids, bar_grid, failure_grid
+
+TABLE_WIDTH: Final = 140
+"""Columns that the tables need; in a narrower window the terminal breaks their lines, but nothing is cut."""
+
+MAX_SILENCE_S: Final = 9.0
+STYLES: Final = {"MISSED": "bold red", "reached": "green"}
+
+
+def rich_table(grid: Grid, skip: Iterable[str] = ()) -> Table:
+    """A grid for the terminal, without the columns named in `skip`. Text columns are those whose first row is no number."""
+    shown = [place for place, column in enumerate(grid.columns) if column not in set(skip)]
+    table = Table(title=grid.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for place in shown:
+        is_text = any(row[place][:1].isalpha() for row in grid.rows)
+        table.add_column(grid.columns[place], justify="left" if is_text else "right", overflow="fold")
+    for row in grid.rows:
+        table.add_row(*(row[place] for place in shown), style=next((STYLES[cell] for cell in row if cell in STYLES), None))
+    return table
+
+
+def print_results(summary: SimulationSummary, rows: Sequence[RunRow], console: Console) -> None:
+    """Failures first, then where we lose, the rivals, the other tables that have rows, the bars, and one line at the end."""
+    wide = console if console.width >= TABLE_WIDTH else Console(width=TABLE_WIDTH, stderr=console.stderr)
+    failed = failure_grid(rows)
+    grids = [grid for grid in (failed, *all_grids(rows)) if grid.rows]
+    for grid in grids:
+        wide.print(rich_table(grid))
+        if grid.note:
+            console.print(grid.note, style="dim", markup=False, highlight=False)
+    wide.print(rich_table(bar_grid(tuple(summary.bars.values())), skip=("meaning",)))
+    style = "bold red" if summary.missed or summary.failed else "bold"
+    console.print(summary.headline, style=style, markup=False, highlight=False, soft_wrap=True)
+    console.print(summary.facts, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+class RunProgress:
+    """Shows how far a list of cells is, weighted by the time that each is expected to take.
+
+    A bar on a terminal; elsewhere a line whenever nothing was said for a while.
+    """
+
+    def __init__(self, console: Console, cells: Iterable[Cell], clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._began_s = self._said_s = clock()
+        self._total = sum(cell.expected_s for cell in cells)
+        self._done = 0.0
+        self._failed = 0
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("simulating", total=max(self._total, 1.0), left="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def finished(self, cell: Cell, row: RunRow) -> None:
+        """Take note of one row."""
+        self._done += cell.expected_s
+        self._failed += bool(row.error)
+        words = f"{cell.kind}: {cell.place}, {row.who}" + (f"; {self._failed} failed" if self._failed else "")
+        left = f"about {self.remaining_s():.0f} s left"
+        self._bar.update(self._task, completed=self._done, description=words, left=left)
+        now_s = self._clock()
+        if not self._console.is_terminal and now_s - self._said_s >= MAX_SILENCE_S:
+            self._said_s = now_s
+            line = f"[{now_s - self._began_s:4.0f} s] {self._done / max(self._total, 1.0):4.0%} {words}; {left}"
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def remaining_s(self) -> float:
+        """Wall-clock seconds until the last cell, at the pace so far; 0 before the first."""
+        elapsed_s = self._clock() - self._began_s
+        return elapsed_s * (self._total - self._done) / self._done if self._done else 0.0

@@ -1,0 +1,183 @@
+"""`nightjar simulate`: the planner against its rivals in virtual time, without engine, GPU or network.
+
+Whatever the command line names is checked before anything runs: one line says what is unknown and what there is. A run that
+breaks off fails the command; a bar that is missed is printed loudly and fails it only with --strict.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Final, NoReturn
+
+import typer
+from rich.console import Console
+
+from nightjar.loadtests.output import Output, OutputOption
+from nightjar.loadtests.regimes import Regime, RegimeError, parse_regime
+from nightjar.loadtests.run_folder import new_run_folder
+from nightjar.loadtests.simulation.campaign import Campaign
+from nightjar.loadtests.simulation.experiments.catalogue import EXPERIMENTS
+from nightjar.loadtests.simulation.experiments.contestants import ContestantError, check_name
+from nightjar.loadtests.simulation.experiments.efforts import BENCH, FULL, QUICK, QUICK_LOADS, QUICK_PROFILES
+from nightjar.loadtests.simulation.experiments.experiment import Choice, Effort, Experiment
+from nightjar.loadtests.simulation.experiments.loads import LOADS
+from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, Profile, ProfileError, read_profile
+from nightjar.loadtests.simulation.result_table import print_results
+from nightjar.loadtests.simulation.rows import RunRow
+from nightjar.loadtests.simulation.summary import SimulationSummary
+from nightjar.loadtests.simulation.workload import read_trace
+
+TRACE_NAME: Final = "azure_llm_2023_conv.csv"
+"""The recorded trace that is looked for in the folder NIGHTJAR_TEST_DATA."""
+
+MAX_SEEDS: Final = 1000
+
+
+class RefusedError(Exception):
+    """The command line asks for something that does not exist. The message is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The command line, as it was typed."""
+
+    profiles: Sequence[str]
+    regimes: Sequence[str]
+    planners: Sequence[str]
+    only: Sequence[str]
+    trace: Path | None
+    seeds: int | None
+    effort: Effort
+
+
+def simulate(
+    quick: Annotated[bool, typer.Option("--quick", help="A look in a minute: one profile, few seeds. No evidence.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="More seeds and longer runs than `make bench-policy`: hours.")] = False,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(help="Engine profile: a name, or the path of a file. Repeatable.", show_default="all"),
+    ] = None,
+    regime: Annotated[
+        list[str] | None,
+        typer.Option(help="Open-loop load: a name, or NAME:SECONDS@LOAD,... with rates of the whole service. Repeatable."),
+    ] = None,
+    planner: Annotated[list[str] | None, typer.Option(help="Run only these planners. Repeatable.", show_default="all")] = None,
+    trace: Annotated[Path | None, typer.Option(help="CSV with TIMESTAMP, ContextTokens, GeneratedTokens: one more load.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Seeds where a bar looks, counted from 0.", min=1, max=MAX_SEEDS)] = None,
+    only: Annotated[list[str] | None, typer.Option(help=f"Only these experiments: {', '.join(EXPERIMENTS)}. Repeatable.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes; 0: one per core.", min=0, max=1024)] = 0,
+    runs: Annotated[Path, typer.Option(help="Folder for the runs; `latest` in it points to the newest.")] = Path("runs/policy"),
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 if a bar is missed.")] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """The planner against the paper's, every static setting and published rivals, in virtual time.
+
+    Prints the plan with its estimate, runs it on all cores, and writes rows.jsonl, summary.json (every bar under `bars`) and
+    report.html. Deterministic: same seeds, same rows. Cells where we lose are printed, not dropped. Exit code 0 if every run
+    came to its end, also where a bar was missed (see --strict); 1 if one broke off; 2 for a bad command line.
+    """
+    console = Console(stderr=output is Output.JSON)
+    if quick and full:
+        _fail("--quick and --full: choose one of them")
+    effort = QUICK if quick else FULL if full else BENCH
+    try:
+        asked = Asked(profile or (), regime or (), planner or (), only or (), trace, seeds, effort)
+        campaign = Campaign(choose_experiments(asked), choose(asked, console), jobs or os.cpu_count() or 1)
+    except (RefusedError, ProfileError, RegimeError, ContestantError, ValueError) as error:
+        _fail(str(error))
+    folder = new_run_folder(runs)
+    try:
+        summary, rows = campaign.run(folder, console)
+    except KeyboardInterrupt:
+        _fail(f"stopped; what was finished is in {folder}", 130)
+    _show(summary, rows, folder, console, output)
+    raise typer.Exit(1 if summary.failed or (strict and summary.missed) else 0)
+
+
+def choose_experiments(asked: Asked) -> tuple[Experiment, ...]:
+    """The experiments to run. Raises RefusedError for an unknown one."""
+    for name in asked.only:
+        if name not in EXPERIMENTS:
+            raise RefusedError(f"experiment {_unknown(name, EXPERIMENTS)}")
+    return tuple(experiment for name, experiment in EXPERIMENTS.items() if not asked.only or name in asked.only)
+
+
+def choose(asked: Asked, console: Console) -> Choice:
+    """What to run them about. Raises RefusedError, ProfileError, RegimeError, ContestantError or ValueError, each of one line."""
+    effort = asked.effort
+    if asked.seeds is not None:
+        effort = effort.with_seeds(asked.seeds)
+    names = asked.profiles or (QUICK_PROFILES if effort.name == "quick" else PROFILE_NAMES)
+    loads, regimes = _loads(asked)
+    return Choice(
+        profiles=_distinct([read_profile(name) for name in names]),
+        loads=loads,
+        effort=effort,
+        regimes=regimes,
+        planners=frozenset(map(check_name, asked.planners)) or None,
+        trace=_trace(asked, console),
+    )
+
+
+def _loads(asked: Asked) -> tuple[tuple[str, ...], tuple[tuple[str, Regime], ...]]:
+    """Loads by name, and regimes in the user's own words."""
+    if not asked.regimes:
+        return (QUICK_LOADS if asked.effort.name == "quick" else tuple(LOADS)), ()
+    named = tuple(text for text in asked.regimes if text in LOADS)
+    own = []
+    for number, text in enumerate((text for text in asked.regimes if text not in LOADS), start=1):
+        if "@" not in text:
+            raise RefusedError(f"regime {_unknown(text, LOADS)}; or a regime in the form NAME:SECONDS@LOAD[,...]")
+        own.append((f"regime-{number}", parse_regime(text)))
+    return named, tuple(own)
+
+
+def _trace(asked: Asked, console: Console) -> Path | None:
+    """The trace to run: the one that was named, or the public one where it lies at hand and the whole evidence is made."""
+    if asked.trace is not None:
+        read_trace(asked.trace)
+        return asked.trace
+    if asked.effort.name == "quick" or asked.regimes:
+        return None
+    folder = os.environ.get("NIGHTJAR_TEST_DATA")
+    path = Path(folder or "../shared/data") / TRACE_NAME
+    if path.is_file():
+        read_trace(path)
+        return path
+    hint = "give --trace, or put it into the folder that NIGHTJAR_TEST_DATA names"
+    console.print(f"trace skipped: {path} is not there; {hint}", markup=False, highlight=False, soft_wrap=True)
+    return None
+
+
+def _distinct(profiles: list[Profile]) -> tuple[Profile, ...]:
+    names = [profile.name for profile in profiles]
+    for name in names:
+        if names.count(name) > 1:
+            raise RefusedError(f"profile {name!r} is there more than once: rows are told apart by the profile's name")
+    return tuple(profiles)
+
+
+def _unknown(name: str, known: Collection[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f"{name[:60]!r} is unknown{f', did you mean {near[0]}' if near else ''}; there are {', '.join(known)}"
+
+
+def _show(summary: SimulationSummary, rows: Sequence[RunRow], folder: Path, console: Console, output: Output) -> None:
+    if output is Output.JSON:
+        typer.echo(summary.model_dump_json())
+        return
+    print_results(summary, rows, console)
+    console.print(f"rows, summary and report: {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(code)
+
+
+app = typer.Typer(help="The planner in virtual time.")
+app.command()(simulate)

@@ -1,0 +1,103 @@
+"""What the experiments plan: the same requests for all planners of a place, other seeds for picking, every profile and load."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from nightjar.loadtests.simulation.bar_list import PICK
+from nightjar.loadtests.simulation.campaign import Campaign
+from nightjar.loadtests.simulation.experiments.catalogue import EXPERIMENTS
+from nightjar.loadtests.simulation.experiments.efforts import BENCH, QUICK
+from nightjar.loadtests.simulation.experiments.experiment import Choice
+from nightjar.loadtests.simulation.experiments.loads import LOADS
+from nightjar.loadtests.simulation.experiments.measuring import Simulate, settled
+from nightjar.loadtests.simulation.experiments.scenes import nominal_of, open_loop_s, open_scenes
+from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, read_profile
+from nightjar.loadtests.simulation.results import Second, Totals
+from nightjar.loadtests.simulation.runner import Cell, run_cell
+
+CHOICE = Choice(tuple(map(read_profile, PROFILE_NAMES)), tuple(LOADS), replace(QUICK, bar_seeds=1))
+
+
+@pytest.fixture(scope="module")
+def cells() -> list[Cell]:
+    return [cell for experiment in EXPERIMENTS.values() for wave in experiment.waves for cell in wave(CHOICE, ())]
+
+
+def job(cell: Cell) -> Simulate:
+    assert isinstance(cell.job, Simulate)
+    return cell.job
+
+
+def test_planners_of_one_place_and_seed_face_the_same_requests(cells: list[Cell]) -> None:
+    faced: dict[tuple[str, str, int], object] = {}
+    for cell in cells:
+        if cell.kind == "open_loop":
+            asked = (job(cell).scenario.workload, job(cell).scenario.duration_s, job(cell).scenario.warm_up_s)
+            assert faced.setdefault((cell.kind, cell.place, cell.seed), asked) == asked
+
+
+def test_the_best_static_planner_is_picked_on_seeds_that_no_bar_uses(cells: list[Cell]) -> None:
+    picking = {cell.seed for cell in cells if cell.kind == PICK}
+    assert picking
+    assert not picking & {cell.seed for cell in cells if cell.kind != PICK}
+    assert not set(BENCH.picks) & set(BENCH.bars)
+
+
+def test_every_profile_is_compared_at_every_load(cells: list[Cell]) -> None:
+    assert {(cell.profile, cell.load) for cell in cells if cell.kind == "open_loop"} == {
+        (profile, load) for profile in PROFILE_NAMES for load in LOADS
+    }
+
+
+def test_cells_with_the_same_names_are_the_same_run(cells: list[Cell]) -> None:
+    known: dict[tuple[str, str, str, int], object] = {}
+    for cell in cells:
+        if isinstance(cell.job, Simulate):
+            assert known.setdefault(cell.key, job(cell).scenario) == job(cell).scenario, cell.key
+
+
+def test_an_open_load_lasts_at_least_as_long_as_its_run() -> None:
+    for scene in open_scenes(CHOICE):
+        load = scene.workload.load
+        assert not hasattr(load, "path")
+        assert getattr(load, "duration_s", 0.0) >= open_loop_s(CHOICE.effort, scene.nominal) - 1e-6
+
+
+def test_more_requests_decode_at_once_the_more_arrive() -> None:
+    nominal = nominal_of(read_profile("qwen-7b-0.5b-rtx4090"))
+    rows = [nominal.rows_at(share * nominal.capacity) for share in (0.01, 0.1, 0.5, 0.9, 2.0)]
+    assert rows == sorted(rows)
+    assert rows[-1] == nominal.max_rows
+    assert nominal.best_length(1) > 0
+    assert nominal.best_length(nominal.crossover_rows) == 0
+
+
+def test_the_plan_names_every_experiment_with_its_runs() -> None:
+    plan = Campaign(tuple(EXPERIMENTS.values()), replace(CHOICE, profiles=CHOICE.profiles[:1], loads=("surge",)), 2).plan()
+    assert [row[0] for row in plan.rows] == [*EXPERIMENTS, "all"]
+
+
+def test_a_short_real_run_gives_measures_and_the_same_ones_again() -> None:
+    choice = replace(
+        CHOICE, profiles=(read_profile("cpu-smollm2"),), loads=("surge",), effort=replace(QUICK, learn_s=5.0, steady_s=5.0)
+    )
+    cell = EXPERIMENTS["steady"].waves[0](choice, ())[0]
+    row, again = run_cell(cell), run_cell(cell)
+    assert row.error == ""
+    assert row.measures["tokens_per_s"] > 0
+    assert row.model_copy(update={"core_s": again.core_s}) == again
+
+
+def seconds(shares: list[float]) -> list[Second]:
+    return [
+        Second(float(at), Totals(expected_tokens=100.0 * share, best_tokens=100.0), 1, 0, 0, 1) for at, share in enumerate(shares)
+    ]
+
+
+def test_learning_is_done_when_the_next_ten_seconds_and_all_the_rest_are_near_the_oracle() -> None:
+    assert settled(seconds([0.5] * 3 + [1.0] * 20), 0.98) == 3
+    assert settled(seconds([1.0] * 30), 0.98) == 0
+    assert settled(seconds([1.0] * 12 + [0.5] * 20), 0.98) == 32

@@ -1,0 +1,61 @@
+"""Tables and the HTML page, from rows made by hand."""
+
+from __future__ import annotations
+
+from nightjar.loadtests.simulation.policy_report import render_policy_report
+from nightjar.loadtests.simulation.rows import RunRow
+from nightjar.loadtests.simulation.summary import summarise
+from nightjar.loadtests.simulation.tables import all_grids
+from tests.loadtests.simulation.run_rows import row
+
+ROWS: list[RunRow] = [
+    row("open_loop", "fleet", "p/poisson-60%", tokens_per_busy_s=95.0, tpot_p50_s=0.05, requests_per_s=2.0),
+    row("open_loop", "nightjar", "p/poisson-60%", tokens_per_busy_s=100.0, tpot_p50_s=0.04, requests_per_s=2.0),
+    row("open_loop", "oracle", "p/poisson-60%", tokens_per_busy_s=110.0, tpot_p50_s=0.04, requests_per_s=2.0),
+    row("storm", "off", "p/storm", tokens=(10.0, 10.0)),
+    row("storm", "fleet", "p/storm", variant="chunked, coordinated", tokens=(9.0, 12.0)),
+    row("paper", "off", "p/alpaca 5/s", tokens_per_s=10.0, tokens_per_busy_s=10.0, e2e_mean_s=2.0),
+    row("paper", "nightjar", "p/alpaca 5/s", tokens_per_s=12.0, tokens_per_busy_s=11.0, e2e_mean_s=1.0),
+    row("steady", "fleet", "p/<batch>", seed=3, error="ValueError: <no>"),
+]
+
+
+def page() -> str:
+    return render_policy_report(summarise(ROWS, "quick", ["rivals"], {"bars": (0, 1)}, 1.0), ROWS)
+
+
+def test_a_cell_where_we_lose_is_on_the_page() -> None:
+    losses = next(grid for grid in all_grids(ROWS) if grid.title == "Where we lose")
+    assert losses.rows == (("0.9500", "p/poisson-60%, fleet over nightjar", "1"),)
+    assert "0.9500" in page()
+
+
+def test_the_page_is_self_contained_and_escapes_what_rows_say() -> None:
+    html = page()
+    assert "<script" not in html
+    assert "http" not in html
+    assert "&lt;no&gt;" in html
+    assert "<batch>" not in html
+
+
+def test_a_failed_run_is_named_with_its_seed() -> None:
+    html = page()
+    assert "Runs that failed" in html
+    assert "ValueError" in html
+
+
+def test_the_page_draws_load_curves_and_the_storm() -> None:
+    html = page()
+    assert "against load" in html
+    assert "Restart storm" in html
+    assert html.count("<svg") >= 3
+
+
+def test_every_table_of_an_empty_run_is_empty_and_its_page_still_renders() -> None:
+    assert all(not grid.rows for grid in all_grids([]))
+    assert "not run" in render_policy_report(summarise([], "quick", [], {}, 0.0), [])
+
+
+def test_the_paper_stands_beside_ours_with_its_version() -> None:
+    averages = next(grid for grid in all_grids(ROWS) if grid.title.startswith("The paper's comparison"))
+    assert averages.rows[0][:4] == ("AR", "1.273 (v3)", "1.200", "1.100")
