@@ -10,7 +10,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-fast lint format bench-step clean
+.PHONY: help install models demo test test-fast lint format bench-step bench-policy bench-scale clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -55,6 +55,12 @@ format: $(INSTALLED) ## ruff's formatter and safe fixes
 
 bench-step: $(INSTALLED) ## added time of the scheduler hook per step
 	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_step
+
+bench-policy: $(INSTALLED) ## the planner against every rival in virtual time (less than 30 minutes on two cores)
+	$(BIN)/nightjar simulate
+
+bench-scale: $(INSTALLED) ## decision time and memory of the policy for thousands of replicas
+	$(BIN)/python -m tests.benchmarks.bench_scale
 
 clean: ## removes .venv and caches, keeps runs/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
