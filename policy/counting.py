@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from nightjar.policy.acceptance import AcceptanceEvidence
 from nightjar.policy.batch_buckets import batch_bucket, bucket_range
+from nightjar.policy.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.evidence import Cell, CellEvidence
-from nightjar.policy.records import CellCounters, Counters, GroupKey
-from nightjar.policy.restart_price import CatchUpEvidence, NewRestarts
+from nightjar.policy.records import CatchUpCounters, CellCounters, Counters, GroupKey
 
 SHORTEST_STEP_SECONDS: Final = 1e-5
 LONGEST_STEP_SECONDS: Final = 600.0
@@ -25,6 +25,9 @@ MOST_CONTEXT_TOKENS: Final = 1 << 24
 CLOCK_SLACK_SHARE: Final = 0.05
 CLOCK_SLACK_SECONDS: Final = 1.0
 """Clocks of two machines and the way of a report: an engine may seem to work this much longer than the time that passed."""
+
+MOST_CHUNK_TOKENS: Final = 1 << 20
+"""No engine recomputes more in one step."""
 
 
 class ImplausibleCountersError(ValueError):
@@ -53,8 +56,7 @@ class CountedEngine:
     step_count: int = 0
     generated_tokens: int = 0
     cells: Mapping[Cell, CountedCell] | None = None
-    catch_up_tokens: int = 0
-    catch_up_seconds: float = 0.0
+    catch_up: CatchUpCounters = field(default_factory=CatchUpCounters)
     restarts: int = 0
     failed_probes: int = 0
 
@@ -105,8 +107,7 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
         counters.step_count,
         generated_tokens,
         now,
-        counters.catch_up_tokens,
-        counters.catch_up_seconds,
+        counters.catch_up,
         counters.restarts,
         counters.failed_probes,
     )
@@ -217,19 +218,21 @@ def _check_time(seconds: float, steps: int, all_steps: int, elapsed_s: float) ->
 
 
 def _restarts(counters: Counters, baseline: CountedEngine, elapsed_s: float) -> NewRestarts:
-    tokens = counters.catch_up_tokens - baseline.catch_up_tokens
-    seconds = counters.catch_up_seconds - baseline.catch_up_seconds
+    now, before = counters.catch_up, baseline.catch_up
+    steps, tokens = now.steps - before.steps, now.tokens - before.tokens
+    squared = now.tokens_squared - before.tokens_squared
+    seconds, token_seconds = now.seconds - before.seconds, now.token_seconds - before.token_seconds
     restarts, failed = counters.restarts - baseline.restarts, counters.failed_probes - baseline.failed_probes
-    if min(tokens, seconds, restarts, failed) < 0:
+    if min(steps, restarts, failed) < 0 or failed > restarts + 1:
         raise ImplausibleCountersError(
-            f"{tokens} tokens and {seconds:.3g} s of catching up, {restarts} restarts and {failed} failed probes more than before"
+            f"{steps} steps with catch-up, {restarts} restarts and {failed} failed probes more than before"
         )
-    _check_clock(seconds, "catch-up", elapsed_s)
-    if (seconds > 0.0 and not tokens) or failed > restarts + 1:
-        raise ImplausibleCountersError(
-            f"{tokens} tokens caught up in {seconds:.3g} s; {failed} failed probes of {restarts} restarts"
-        )
-    return NewRestarts(CatchUpEvidence(float(tokens), seconds), restarts, failed)
+    if not steps <= tokens <= squared <= MOST_CHUNK_TOKENS * tokens or tokens * tokens > steps * squared:
+        raise ImplausibleCountersError(f"{tokens} tokens and {squared} squared ones caught up in {steps} steps")
+    _check_clock(abs(seconds), "catch-up", elapsed_s)
+    _check_clock(abs(token_seconds) / MOST_CHUNK_TOKENS, "catch-up", elapsed_s)
+    evidence = CatchUpEvidence(float(steps), float(tokens), float(squared), seconds, token_seconds)
+    return NewRestarts(evidence, restarts, failed)
 
 
 def _check_clock(seconds: float, kind: str, elapsed_s: float) -> None:

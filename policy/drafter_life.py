@@ -21,6 +21,8 @@ UNLIMITED: Final = 1 << 52
 ALLOWANCE_REFILL_S: Final = 10.0
 """Time in which a spent allowance is whole again: micro-restarts recompute at most so many tokens in so long a time, however
 often the plan changes its mind."""
+MAX_CHUNK_TOKENS: Final = 2048
+"""Tokens that one step recomputes at most, whatever settings say: the usual `max_num_batched_tokens` of an engine."""
 REMEMBERED_WISHES: Final = 256
 """Wishes whose time is kept: two minutes of them at two reports a second. A lease for an older one is not used."""
 FIRST_HOLD_S: Final = 30.0
@@ -60,7 +62,9 @@ class DrafterLife:
     may lower it. `first_wish_id` should differ from engine to engine (records.RestartWish says why).
     """
 
-    def __init__(self, *, can_be_dormant: bool, catch_up_chunk_tokens: int | None = 2048, first_wish_id: int = 1) -> None:
+    def __init__(
+        self, *, can_be_dormant: bool, catch_up_chunk_tokens: int | None = MAX_CHUNK_TOKENS, first_wish_id: int = 1
+    ) -> None:
         self.state = DrafterState.ACTIVE if can_be_dormant else DrafterState.IN_SYNC
         self.restarts = 0
         self.failed_probes = 0

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from nightjar.policy.batch_buckets import FIRST_BATCH_SIZES
+from nightjar.policy.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.fleet_state import FleetState, GroupState, ReplicaState
 from nightjar.policy.records import Mode
 from nightjar.policy.restart_budget import reloads_by_node
-from nightjar.policy.restart_price import CatchUpEvidence, NewRestarts
 from nightjar.policy.restarts import Prospect, Restarter, Terms, decide_restarts
 from nightjar.policy.settings import OperatorSettings
 

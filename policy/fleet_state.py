@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from nightjar.policy.acceptance import AcceptanceEvidence
+from nightjar.policy.catch_up import NewRestarts
 from nightjar.policy.counting import CountedEngine
 from nightjar.policy.evidence import Evidence
 from nightjar.policy.exploration import Exploration
@@ -18,7 +19,6 @@ from nightjar.policy.merging import Pending
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.planner import GroupPlan
 from nightjar.policy.records import GroupKey, LoadReport, Mode, OffStep, Plan
-from nightjar.policy.restart_price import NewRestarts
 from nightjar.policy.restarts import GroupRestarts, Terms
 from nightjar.policy.thinking import Thought
 
@@ -120,6 +120,6 @@ def with_learned(state: FleetState, tables: LearnedTables) -> FleetState:
         group_id = stored.key.group_id
         group = groups.get(group_id, GroupState(stored.key))
         if not group.evidence.cells:
-            restarts = replace(group.restarts, catch_up=stored.catch_up())
+            restarts = replace(group.restarts, catch_up=stored.catch_up_evidence())
             groups[group_id] = replace(group, evidence=stored.evidence(), restarts=restarts)
     return replace(state, groups=groups, next_segment_id=max(state.next_segment_id, tables.next_segment_id))

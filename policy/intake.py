@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Final
 
 from nightjar.policy.acceptance import AcceptanceEvidence
+from nightjar.policy.catch_up import NewRestarts
 from nightjar.policy.counting import CountedEngine, ImplausibleCountersError, NewSteps, count
 from nightjar.policy.fleet_state import FleetState, GroupState, ReplicaState
 from nightjar.policy.merging import Pending
 from nightjar.policy.records import GroupKey, LoadReport
-from nightjar.policy.restart_price import NewRestarts
 from nightjar.policy.settings import OperatorSettings
 
 MAX_REPLICAS: Final = 20_000

@@ -6,14 +6,15 @@ calibration and nothing else; replicas' cumulative counters bring most of it bac
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from nightjar.policy.acceptance import AcceptanceEvidence
+from nightjar.policy.catch_up import CatchUpEvidence
 from nightjar.policy.evidence import CellEvidence, Evidence
 from nightjar.policy.records import MAX_CELLS, MAX_NUM_SPECULATIVE_TOKENS, Count, GroupKey, NumSpeculativeTokens, Record
-from nightjar.policy.restart_price import CatchUpEvidence
 
 MAX_LEARNED_CELLS: Final = 16_384
 """Of all groups together: about 60 bytes each keep the record well below MAX_RECORD_BYTES."""
@@ -36,8 +37,7 @@ class LearnedGroup(Record):
     log_step_seconds_squared: Annotated[tuple[Annotated[float, Field(ge=0.0, le=1e18)], ...], Field(max_length=MAX_CELLS)] = ()
     reached: PositionSums = ()
     accepted: PositionSums = ()
-    catch_up_tokens: DecayedSum = 0.0
-    catch_up_seconds: DecayedSum = 0.0
+    catch_up: Annotated[tuple[Annotated[float, Field(ge=-1e18, le=1e18)], ...], Field(min_length=5, max_length=5)] = (0.0,) * 5
 
     @model_validator(mode="after")
     def _columns_are_equally_long(self) -> Self:
@@ -65,8 +65,7 @@ class LearnedGroup(Record):
             log_step_seconds_squared=tuple(cell.log_seconds_squared for _, cell in cells),
             reached=evidence.acceptance.reached,
             accepted=evidence.acceptance.accepted,
-            catch_up_tokens=catch_up.tokens,
-            catch_up_seconds=catch_up.seconds,
+            catch_up=astuple(catch_up),
         )
 
     def evidence(self) -> Evidence:
@@ -83,9 +82,9 @@ class LearnedGroup(Record):
         keys = zip(self.batch_buckets, self.num_speculative_tokens, strict=True)
         return Evidence(dict(zip(keys, cells, strict=True)), AcceptanceEvidence(self.reached, self.accepted))
 
-    def catch_up(self) -> CatchUpEvidence:
+    def catch_up_evidence(self) -> CatchUpEvidence:
         """What was stored of the price of catching up."""
-        return CatchUpEvidence(self.catch_up_tokens, self.catch_up_seconds)
+        return CatchUpEvidence(*self.catch_up)
 
 
 class LearnedTables(Record):

@@ -12,6 +12,7 @@ from statistics import median
 from typing import Final
 
 from nightjar.policy.batch_buckets import batch_bucket
+from nightjar.policy.drafter_life import MAX_CHUNK_TOKENS
 from nightjar.policy.evidence import Evidence
 from nightjar.policy.exploration import Allowance, Exploration, Explorer, deal
 from nightjar.policy.fleet_state import GroupState, ReplicaState
@@ -67,7 +68,7 @@ def explorer(group: GroupState, replica: ReplicaState) -> Explorer:
         context_per_row = sum(cell.context_tokens for cell in cells) / max(sum(cell.rows for cell in cells), 1.0)
         lag_tokens = wish.lag_tokens if wish is not None else batch * context_per_row
         off_step_s = batch / group.thought.outlook.goodput_tokens_per_s(batch_bucket(batch), 0)
-        lost = lag_tokens * group.restarts.catch_up.seconds_per_token(off_step_s) / off_step_s * batch
+        lost = group.restarts.catch_up.cost(off_step_s).of_lag(lag_tokens, MAX_CHUNK_TOKENS) / off_step_s * batch
     return Explorer(batch, snapshot.finished_segment_id, lost)
 
 

@@ -174,12 +174,23 @@ class StepTotals(Record):
     accepted_tokens: Count = 0
 
 
+class CatchUpCounters(Record):
+    """Cumulative sums over pure decode steps that recomputed draft tokens: `tokens` n and n squared, `seconds` t that the step
+    took longer than K=0 steps of its batch, and n times t. A single t is mostly noise and may be negative.
+    """
+
+    steps: Count = 0
+    tokens: Count = 0
+    tokens_squared: Count = 0
+    seconds: Annotated[float, Field(ge=-1e9, le=1e9)] = 0.0
+    token_seconds: Annotated[float, Field(ge=-1e15, le=1e15)] = 0.0
+
+
 class Counters(Record):
     """Everything an engine has counted since it started. Never reset: a lost, doubled or late report does no harm.
 
     `engine_id` is new with every engine process and `step_count` never falls, so a receiver takes the difference to what it
-    saw last, ignores anything older, and starts from zero for a new engine. `catch_up_seconds` is what pure decode steps with
-    `catch_up_tokens` draft tokens to recompute took longer than steps of their batch without.
+    saw last, ignores anything older, and starts from zero for a new engine.
     """
 
     engine_id: Identifier
@@ -187,8 +198,7 @@ class Counters(Record):
     busy_seconds: Seconds = 0.0
     transition_steps: Count = 0
     guard_holds: Count = 0
-    catch_up_tokens: Count = 0
-    catch_up_seconds: Seconds = 0.0
+    catch_up: CatchUpCounters = CatchUpCounters()
     restarts: Count = 0
     failed_probes: Count = 0
     guard_trips: Count = 0

@@ -12,18 +12,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from nightjar.policy.batch_buckets import batch_bucket, bucket_range, buckets_up_to
+from nightjar.policy.catch_up import CatchUpEvidence, NewRestarts, merge_catch_up
 from nightjar.policy.on_time import Moves, Watch
 from nightjar.policy.records import Lease, RestartWish
 from nightjar.policy.restart_budget import OpenLease, PricedWish, Probes, RestartBudget, grant, still_open
-from nightjar.policy.restart_price import (
-    CatchUpEvidence,
-    Engine,
-    NewRestarts,
-    chunk_tokens,
-    merge_catch_up,
-    micro_restart_tokens,
-    price,
-)
+from nightjar.policy.restart_price import Engine, chunk_tokens, micro_restart_tokens, price
 from nightjar.policy.settings import OperatorSettings
 
 STARTING_STEP_SECONDS: Final = 0.02
@@ -33,6 +26,9 @@ FIRST_STEP_SHARE: Final = 0.3
 tokens of 0.05 to 0.1 each)."""
 ORDERED_GAIN_SHARE: Final = 0.2
 """Where a person or a static plan says K, speculation counts as worth a fifth of OFF, whatever was measured."""
+
+
+_NOBODY: Final[frozenset[str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +95,10 @@ def decide_restarts(
 
     `reloads_on_node` counts the reloads in flight of all groups; `may_grant` is False for a policy that must wait.
     """
-    catch_up, used = merge_catch_up(known.catch_up, {name: member.new.catch_up for name, member in members.items()}, len(members))
+    news = {name: member.new.catch_up for name, member in members.items() if member.new.catch_up.steps}
+    catch_up, used = (
+        merge_catch_up(known.catch_up, news, len(members), _typical_off_step(prospect)) if news else (known.catch_up, _NOBODY)
+    )
     watch, moved = known.watch.look({name: member.decode_batch_size for name, member in members.items()}, now_s)
     moves = known.moves.plus(moved, now_s)
     probes = known.probes
@@ -175,7 +174,9 @@ class _Prices:
         )
         if not (priced.pays or ordered):
             return None
-        return PricedWish(member.wish, name, member.engine_id, member.node_id, priced, engine.slowdown, waiting_since_s)
+        return PricedWish(
+            member.wish, name, member.engine_id, member.node_id, priced, engine.slowdown(member.wish.lag_tokens), waiting_since_s
+        )
 
     def bounds(self, member: Restarter) -> tuple[int, int]:
         """`micro_restart_tokens` and `catch_up_chunk_tokens` of a replica, by the bucket where it would restart."""
@@ -198,9 +199,9 @@ class _Prices:
     def _engine(self, bucket: int, rows: int) -> Engine:
         middle = sum(bucket_range(bucket, self._prospect.max_num_seqs)) / 2.0
         step_s = middle / self._off[bucket] if self._off else STARTING_STEP_SECONDS
-        per_token_s = self._catch_up.seconds_per_token(step_s)
-        chunk = chunk_tokens(step_s, per_token_s, bucket_range(bucket, self._prospect.max_num_seqs)[1], self._slowdown)
-        return Engine(step_s, middle / step_s, rows, per_token_s, chunk)
+        cost = self._catch_up.cost(step_s)
+        chunk = chunk_tokens(step_s, cost, bucket_range(bucket, self._prospect.max_num_seqs)[1], self._slowdown)
+        return Engine(step_s, middle / step_s, rows, cost, chunk)
 
     def _gain(self, bucket: int) -> float:
         off = self._prospect.goodput(bucket, 0)
@@ -210,6 +211,14 @@ class _Prices:
     def _ordered_gain(self, bucket: int) -> float:
         off = self._off[bucket] if self._off else sum(bucket_range(bucket, self._prospect.max_num_seqs)) / 2 / STARTING_STEP_SECONDS
         return ORDERED_GAIN_SHARE * off
+
+
+def _typical_off_step(prospect: Prospect) -> float:
+    """Seconds of an OFF step in the fullest bucket that is known: catching up costs the same in all of them."""
+    for bucket in reversed(buckets_up_to(prospect.max_num_seqs)):
+        if goodput := prospect.goodput(bucket, 0):
+            return sum(bucket_range(bucket, prospect.max_num_seqs)) / 2.0 / goodput
+    return STARTING_STEP_SECONDS
 
 
 def _off_goodputs(prospect: Prospect) -> dict[int, float]:

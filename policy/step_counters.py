@@ -14,7 +14,7 @@ from operator import add
 from typing import Final, NamedTuple
 
 from nightjar.policy.batch_buckets import batch_bucket
-from nightjar.policy.records import CellCounters, Counters, StepTotals
+from nightjar.policy.records import CatchUpCounters, CellCounters, Counters, StepTotals
 
 OFF_MEMORY: Final = 1.0 / 16.0
 """Weight of the newest K=0 step in its bucket's mean: contexts grow, so only the last few dozen tell what a step takes now."""
@@ -70,15 +70,31 @@ class _Cell:
 
 
 @dataclass(slots=True)
+class _CatchUp:
+    steps: int = 0
+    tokens: int = 0
+    tokens_squared: int = 0
+    microseconds: float = 0.0
+    token_microseconds: float = 0.0
+
+    def record(self) -> CatchUpCounters:
+        return CatchUpCounters(
+            steps=self.steps,
+            tokens=self.tokens,
+            tokens_squared=self.tokens_squared,
+            seconds=self.microseconds / 1e6,
+            token_seconds=self.token_microseconds / 1e6,
+        )
+
+
+@dataclass(slots=True)
 class StepCounters:
     """Accumulates steps; `snapshot` gives the record that is reported."""
 
     step_count: int = 0
     busy_microseconds: int = 0
     transition_steps: int = 0
-    catch_up_tokens: int = 0
-    _catch_up_microseconds: float = 0.0
-    _most_catch_up_microseconds: float = 0.0
+    _catch_up: _CatchUp = field(default_factory=_CatchUp)
     _off_microseconds: dict[int, float] = field(default_factory=dict)
     _totals: dict[int, _Totals] = field(default_factory=dict)
     _cells: dict[tuple[int, int], _Cell] = field(default_factory=dict)
@@ -114,8 +130,7 @@ class StepCounters:
             busy_seconds=self.busy_microseconds / 1e6,
             transition_steps=self.transition_steps,
             guard_holds=guard_holds,
-            catch_up_tokens=self.catch_up_tokens,
-            catch_up_seconds=self._most_catch_up_microseconds / 1e6,
+            catch_up=self._catch_up.record(),
             restarts=restarts,
             failed_probes=failed_probes,
             guard_trips=guard_trips,
@@ -144,17 +159,17 @@ class StepCounters:
             self._off_microseconds[key[0]] = before + OFF_MEMORY * (step.step_microseconds - before)
 
     def _count_catch_up(self, step: StepCount) -> None:
-        """How much longer the step took than K=0 steps of its bucket of late; nothing where there were none.
-
-        A single difference is mostly noise and may be negative, so differences are summed up with their signs. What is reported
-        is the highest sum so far: it never falls, and follows what catching up really costs.
-        """
+        """How much longer the step took than K=0 steps of its bucket of late; nothing where there were none."""
         off_microseconds = self._off_microseconds.get(batch_bucket(step.decode_rows))
         if off_microseconds is None or step.num_speculative_tokens:
             return
-        self.catch_up_tokens += step.catch_up_tokens
-        self._catch_up_microseconds += step.step_microseconds - off_microseconds
-        self._most_catch_up_microseconds = max(self._most_catch_up_microseconds, self._catch_up_microseconds)
+        sums, tokens = self._catch_up, step.catch_up_tokens
+        longer = step.step_microseconds - off_microseconds
+        sums.steps += 1
+        sums.tokens += tokens
+        sums.tokens_squared += tokens * tokens
+        sums.microseconds += longer
+        sums.token_microseconds += tokens * longer
 
 
 def _totals_record(length: int, totals: _Totals) -> StepTotals:

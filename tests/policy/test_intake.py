@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nightjar.policy import intake
+from nightjar.policy.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.fleet import FleetState, empty_fleet, observe
-from nightjar.policy.records import CellCounters, Counters, EngineSnapshot, LoadReport
+from nightjar.policy.records import CatchUpCounters, CellCounters, Counters, EngineSnapshot, LoadReport
 from nightjar.policy.settings import OperatorSettings
 from tests.policy.engines import KEY, Fleet, Replica, best_length
 
@@ -93,33 +94,39 @@ def test_a_report_held_up_on_its_way_counts_with_the_next_one() -> None:
     assert pending_steps(state)[0, 0] == pytest.approx(1000)
 
 
+CAUGHT_UP = CatchUpCounters(steps=10, tokens=100, tokens_squared=1000, seconds=0.5, token_seconds=5.0)
+
+
 def test_what_restarts_cost_waits_for_the_group_and_counts_once() -> None:
     replica = Replica("a", batch=0)
-    counters = Counters(engine_id="engine-1", step_count=10, catch_up_tokens=100, catch_up_seconds=0.5, restarts=2, failed_probes=1)
+    counters = Counters(engine_id="engine-1", step_count=10, catch_up=CAUGHT_UP, restarts=2, failed_probes=1)
     report = replica.report(snapshot=EngineSnapshot(counters=counters))
     state, ignored = observe(empty_fleet(), report, 0.0, PATIENT)
     assert ignored == ""
     state, _ = observe(state, report, 0.1, PATIENT)
     new = state.replicas["a"].new_restarts
-    assert (new.catch_up.tokens, new.catch_up.seconds, new.restarts, new.failed_probes) == (100.0, 0.5, 2, 1)
+    assert new == NewRestarts(CatchUpEvidence(10.0, 100.0, 1000.0, 0.5, 5.0), 2, 1)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"catch_up_tokens": 90, "catch_up_seconds": 0.5},
-        {"catch_up_tokens": 100, "catch_up_seconds": 60.0},
-        {"catch_up_tokens": 100, "catch_up_seconds": 0.5, "restarts": 2, "failed_probes": 9},
+        {"catch_up": CAUGHT_UP.model_copy(update={"steps": 9})},
+        {"catch_up": CAUGHT_UP.model_copy(update={"tokens": 90})},
+        {"catch_up": CAUGHT_UP.model_copy(update={"steps": 11, "tokens": 200, "tokens_squared": 2000})},
+        {"catch_up": CAUGHT_UP.model_copy(update={"seconds": 60.0})},
+        {"catch_up": CAUGHT_UP.model_copy(update={"token_seconds": 1e9})},
+        {"catch_up": CAUGHT_UP, "restarts": 2, "failed_probes": 9},
     ],
 )
-def test_restarts_no_engine_can_have_are_left_out(changes: dict[str, float]) -> None:
+def test_restarts_no_engine_can_have_are_left_out(changes: dict[str, object]) -> None:
     replica = Replica("a", batch=0)
-    before = Counters(engine_id="engine-1", step_count=10, catch_up_tokens=100, catch_up_seconds=0.5)
+    before = Counters(engine_id="engine-1", step_count=10, catch_up=CAUGHT_UP)
     after = Counters.model_validate({"engine_id": "engine-1", "step_count": 20, **changes})
     state, _ = observe(empty_fleet(), replica.report(snapshot=EngineSnapshot(counters=before)), 0.0, PATIENT)
     state, ignored = observe(state, replica.report(snapshot=EngineSnapshot(counters=after)), 1.0, PATIENT)
     assert ignored.endswith("its counts are left out")
-    assert state.replicas["a"].new_restarts.catch_up.tokens == 100.0
+    assert state.replicas["a"].new_restarts.catch_up.steps == 10.0
 
 
 def cell(**changes: object) -> CellCounters:
