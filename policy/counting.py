@@ -15,11 +15,11 @@ from typing import Final, NamedTuple
 from nightjar.policy.acceptance import AcceptanceEvidence
 from nightjar.policy.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.catch_up import CatchUpEvidence, NewRestarts
-from nightjar.policy.evidence import Cell, CellEvidence
+from nightjar.policy.evidence import Cell, CellEvidence, MixedEvidence
+from nightjar.policy.implausible import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, ImplausibleCountersError, require
+from nightjar.policy.mixed_counting import CountedMixed, count_mixed
 from nightjar.policy.records import CatchUpCounters, CellCounters, Counters, GroupKey
 
-SHORTEST_STEP_SECONDS: Final = 1e-5
-LONGEST_STEP_SECONDS: Final = 600.0
 MOST_CONTEXT_TOKENS: Final = 1 << 24
 """Of one request: beyond any model."""
 CLOCK_SLACK_SHARE: Final = 0.05
@@ -28,10 +28,6 @@ CLOCK_SLACK_SECONDS: Final = 1.0
 
 MOST_CHUNK_TOKENS: Final = 1 << 20
 """No engine recomputes more in one step."""
-
-
-class ImplausibleCountersError(ValueError):
-    """Counters no engine can have. The message names the count, the value seen and what is allowed."""
 
 
 class CountedCell(NamedTuple):
@@ -59,6 +55,7 @@ class CountedEngine:
     catch_up: CatchUpCounters = field(default_factory=CatchUpCounters)
     restarts: int = 0
     failed_probes: int = 0
+    mixed_cells: Mapping[Cell, CountedMixed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +63,7 @@ class NewSteps:
     """What one report adds."""
 
     cells: Mapping[Cell, CellEvidence]
+    mixed_cells: Mapping[Cell, MixedEvidence]
     acceptance: AcceptanceEvidence
     generated_tokens: int
     restarts: NewRestarts
@@ -97,11 +95,14 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
     if len(now) != len(counters.cells):
         raise ImplausibleCountersError(f"{len(counters.cells)} cells, of which only {len(now)} differ")
     missing = before.keys() - now.keys()
-    _require(not missing, min(missing, default=(0, 0)), "counted before and missing now")
+    require(not missing, min(missing, default=(0, 0)), "counted before and missing now")
+    new_mixed, mixed = count_mixed(counters, baseline.mixed_cells, group)
+    seconds += sum(cell.seconds for cell in new_mixed.values())
+    steps += sum(int(cell.steps) for cell in new_mixed.values())
     _check_time(seconds, steps, counters.step_count - baseline.step_count, elapsed_s)
     restarts = _restarts(counters, baseline, elapsed_s)
     generated_tokens = sum(total.generated_tokens for total in counters.totals)
-    new = NewSteps(new_cells, acceptance, max(generated_tokens - baseline.generated_tokens, 0), restarts)
+    new = NewSteps(new_cells, new_mixed, acceptance, max(generated_tokens - baseline.generated_tokens, 0), restarts)
     return new, CountedEngine(
         counters.engine_id,
         counters.step_count,
@@ -110,6 +111,7 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
         counters.catch_up,
         counters.restarts,
         counters.failed_probes,
+        mixed,
     )
 
 
@@ -157,35 +159,35 @@ def _subtract(now: tuple[int, ...], before: tuple[int, ...]) -> tuple[int, ...]:
 
 def _check_cell(key: Cell, added: CountedCell, group: GroupKey) -> None:
     bucket, length = key
-    _require(length <= group.max_num_speculative_tokens, key, f"K above the group's {group.max_num_speculative_tokens}")
-    _require(bucket <= batch_bucket(group.max_num_seqs), key, f"a bucket above max_num_seqs {group.max_num_seqs}")
-    _require(added.steps > 0, key, f"{added.steps} steps more than before")
+    require(length <= group.max_num_speculative_tokens, key, f"K above the group's {group.max_num_speculative_tokens}")
+    require(bucket <= batch_bucket(group.max_num_seqs), key, f"a bucket above max_num_seqs {group.max_num_seqs}")
+    require(added.steps > 0, key, f"{added.steps} steps more than before")
     mean_s = added.step_seconds / added.steps
-    _require(
+    require(
         SHORTEST_STEP_SECONDS <= mean_s <= LONGEST_STEP_SECONDS,
         key,
         f"{mean_s:.3g} s a step, allowed are {SHORTEST_STEP_SECONDS:g} to {LONGEST_STEP_SECONDS:g}",
     )
     mean_log = added.log_step_seconds / added.steps
-    _require(
+    require(
         math.log(SHORTEST_STEP_SECONDS) <= mean_log <= math.log(mean_s) + 1e-3,
         key,
         f"mean log step time {mean_log:.3g} does not fit {mean_s:.3g} s a step",
     )
     first, last = bucket_range(bucket, group.max_num_seqs)
-    _require(
+    require(
         first * added.steps <= added.decode_rows <= last * added.steps,
         key,
         f"{added.decode_rows} rows in {added.steps} steps of {first} to {last} rows",
     )
     most_context = added.decode_rows * MOST_CONTEXT_TOKENS
-    _require(
+    require(
         0 <= added.context_tokens <= most_context,
         key,
         f"{added.context_tokens} context tokens, allowed are 0 to {most_context}",
     )
     most_tokens = added.decode_rows * (length + 1)
-    _require(
+    require(
         0 <= added.generated_tokens <= most_tokens,
         key,
         f"{added.generated_tokens} generated tokens, allowed are 0 to {most_tokens}",
@@ -194,12 +196,12 @@ def _check_cell(key: Cell, added: CountedCell, group: GroupKey) -> None:
 
 
 def _check_positions(key: Cell, added: CountedCell) -> None:
-    _require(
+    require(
         len(added.reached) == len(added.accepted), key, f"{len(added.reached)} positions reached, {len(added.accepted)} accepted"
     )
     rows_before, kept_before = added.decode_rows, added.decode_rows
     for rows, kept in zip(added.reached, added.accepted, strict=True):
-        _require(
+        require(
             0 <= kept <= min(rows, kept_before) and rows <= rows_before,
             key,
             f"{kept} accepted of {rows} reached where {kept_before} of {rows_before} came before",
@@ -209,7 +211,7 @@ def _check_positions(key: Cell, added: CountedCell) -> None:
 
 def _check_time(seconds: float, steps: int, all_steps: int, elapsed_s: float) -> None:
     if steps > all_steps:
-        raise ImplausibleCountersError(f"{steps} new clean steps among {all_steps} new steps")
+        raise ImplausibleCountersError(f"{steps} new steps in cells among {all_steps} new steps")
     _check_clock(seconds, "step", elapsed_s)
     if all_steps * SHORTEST_STEP_SECONDS > _allowed_s(elapsed_s):
         raise ImplausibleCountersError(
@@ -245,8 +247,3 @@ def _check_clock(seconds: float, kind: str, elapsed_s: float) -> None:
 
 def _allowed_s(elapsed_s: float) -> float:
     return elapsed_s * (1.0 + CLOCK_SLACK_SHARE) + CLOCK_SLACK_SECONDS
-
-
-def _require(holds: bool, key: Cell, problem: str) -> None:
-    if not holds:
-        raise ImplausibleCountersError(f"cell (bucket {key[0]}, K={key[1]}): {problem}")

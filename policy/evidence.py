@@ -78,11 +78,40 @@ class CellEvidence:
 
 
 @dataclass(frozen=True, slots=True)
+class MixedEvidence:
+    """Decayed sums over steps that computed prompt tokens besides decode rows: how many, seconds, decode rows, prompt tokens."""
+
+    steps: float
+    seconds: float
+    rows: float
+    prefill_tokens: float
+
+    def plus(self, newer: MixedEvidence, half_life_steps: float) -> MixedEvidence:
+        """This evidence aged by the newer steps, and the newer steps.
+
+        >>> MixedEvidence(8.0, 2.0, 32.0, 800.0).plus(MixedEvidence(4.0, 1.0, 20.0, 100.0), half_life_steps=4.0)
+        MixedEvidence(steps=8.0, seconds=2.0, rows=36.0, prefill_tokens=500.0)
+        """
+        share_left = 0.5 ** (newer.steps / half_life_steps)
+        return MixedEvidence(
+            self.steps * share_left + newer.steps,
+            self.seconds * share_left + newer.seconds,
+            self.rows * share_left + newer.rows,
+            self.prefill_tokens * share_left + newer.prefill_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
-    """Everything a group knows. `cells` is never changed in place."""
+    """Everything a group knows. `cells` and `mixed_cells` are never changed in place.
+
+    `mixed_steps_per_token`: steps with prefill that come with each generated token, as replicas report of late.
+    """
 
     cells: Mapping[Cell, CellEvidence] = field(default_factory=dict)
     acceptance: AcceptanceEvidence = field(default_factory=AcceptanceEvidence)
+    mixed_cells: Mapping[Cell, MixedEvidence] = field(default_factory=dict)
+    mixed_steps_per_token: float = 0.0
 
     def is_measured(self, bucket: int, num_speculative_tokens: int, calibration_clean_steps: int) -> bool:
         """Whether the cell's step time was measured in earnest."""

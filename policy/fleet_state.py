@@ -16,6 +16,7 @@ from nightjar.policy.evidence import Evidence
 from nightjar.policy.exploration import Exploration
 from nightjar.policy.learned import MAX_LEARNED_CELLS, MAX_LEARNED_GROUPS, LearnedGroup, LearnedTables
 from nightjar.policy.merging import Pending
+from nightjar.policy.mixed_steps import MixedShare
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.planner import GroupPlan
 from nightjar.policy.records import GroupKey, LoadReport, Mode, OffStep, Plan
@@ -38,6 +39,7 @@ class ReplicaState:
     pending: Pending = field(default_factory=Pending)
     acceptance: AcceptanceEvidence = field(default_factory=AcceptanceEvidence)
     generated_tokens_per_s: float = 0.0
+    mixed_share: MixedShare = field(default_factory=MixedShare)
     new_restarts: NewRestarts = field(default_factory=NewRestarts)
     retired_engine_ids: tuple[str, ...] = ()
     own: Thought | None = field(default=None, compare=False)

@@ -11,8 +11,9 @@ from typing import Final
 
 from nightjar.policy.acceptance import AcceptanceEvidence
 from nightjar.policy.catch_up import NewRestarts
-from nightjar.policy.counting import CountedEngine, ImplausibleCountersError, NewSteps, count
+from nightjar.policy.counting import CountedEngine, NewSteps, count
 from nightjar.policy.fleet_state import FleetState, GroupState, ReplicaState
+from nightjar.policy.implausible import ImplausibleCountersError
 from nightjar.policy.merging import Pending
 from nightjar.policy.records import GroupKey, LoadReport
 from nightjar.policy.settings import OperatorSettings
@@ -119,8 +120,13 @@ def _counted(
         replica,
         counted=counted,
         counted_at_s=now_s,
-        pending=replica.pending.plus(new.cells, new.acceptance, half_life_steps, now_s) if new.cells else replica.pending,
+        pending=replica.pending.plus(new.cells, new.acceptance, half_life_steps, now_s, new.mixed_cells)
+        if new.cells or new.mixed_cells
+        else replica.pending,
         acceptance=replica.acceptance.plus(new.acceptance) if new.cells else replica.acceptance,
         generated_tokens_per_s=rate,
+        mixed_share=replica.mixed_share.after(
+            sum(cell.steps for cell in new.mixed_cells.values()), new.generated_tokens, elapsed_s
+        ),
         new_restarts=replica.new_restarts.plus(new.restarts),
     )

@@ -17,6 +17,7 @@ from nightjar.policy.evidence import Evidence
 from nightjar.policy.exploration import Allowance, Exploration, Explorer, deal
 from nightjar.policy.fleet_state import GroupState, ReplicaState
 from nightjar.policy.merging import merge
+from nightjar.policy.mixed_steps import steps_per_token
 from nightjar.policy.planners import PLANNERS
 from nightjar.policy.planners.planner import GroupView
 from nightjar.policy.records import DrafterState
@@ -43,6 +44,7 @@ def learn(
     pending = {replica_id: replica.pending for replica_id, replica in members.items()}
     before = group.evidence if group.decided_at_s is not None else _heard_at(group.evidence, now_s)
     evidence, left = merge(before, pending, settings.evidence_half_life_steps, now_s)
+    evidence = replace(evidence, mixed_steps_per_token=steps_per_token(replica.mixed_share for replica in members.values()))
     changed = {replica_id: replace(members[replica_id], pending=waiting) for replica_id, waiting in left.items()}
     view = GroupView(group.key, settings, evidence, group.plan, now_s)
     after = replace(group, evidence=evidence, planner=settings.planner, decided_at_s=now_s)
@@ -74,7 +76,8 @@ def explorer(group: GroupState, replica: ReplicaState) -> Explorer:
 
 def _heard_at(evidence: Evidence, now_s: float) -> Evidence:
     """Stored evidence as if it had been heard now: its ages were not stored."""
-    return Evidence({cell: known.at(now_s) for cell, known in evidence.cells.items()}, evidence.acceptance.at(now_s))
+    heard = {cell: known.at(now_s) for cell, known in evidence.cells.items()}
+    return replace(evidence, cells=heard, acceptance=evidence.acceptance.at(now_s))
 
 
 def _earned(

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from nightjar.policy.acceptance import HALF_LIFE_ROWS, AcceptanceEvidence
-from nightjar.policy.evidence import Cell, CellEvidence, Evidence
+from nightjar.policy.evidence import Cell, CellEvidence, Evidence, MixedEvidence
 
 QUORUM: Final = 3
 """Replicas that must agree: with three, one liar is outvoted."""
@@ -34,6 +35,7 @@ LEAST_DEVIATION: Final = 0.003
 `switch_margin` of any plan."""
 
 Floats = npt.NDArray[np.float64]
+_NONE_MIXED: Final[Mapping[Cell, MixedEvidence]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +44,24 @@ class Pending:
 
     cells: Mapping[Cell, CellEvidence] = field(default_factory=dict)
     acceptance: AcceptanceEvidence = field(default_factory=AcceptanceEvidence)
+    mixed_cells: Mapping[Cell, MixedEvidence] = field(default_factory=dict)
 
     def plus(
-        self, cells: Mapping[Cell, CellEvidence], acceptance: AcceptanceEvidence, half_life_steps: float, now_s: float
+        self,
+        cells: Mapping[Cell, CellEvidence],
+        acceptance: AcceptanceEvidence,
+        half_life_steps: float,
+        now_s: float,
+        mixed_cells: Mapping[Cell, MixedEvidence] = _NONE_MIXED,
     ) -> Pending:
         """This and what is heard at `now_s`; what waits long ages like all evidence."""
-        merged = dict(self.cells)
+        merged, mixed = dict(self.cells), dict(self.mixed_cells)
         for cell, heard in cells.items():
             newer = heard.at(now_s)
             merged[cell] = merged[cell].plus(newer, half_life_steps) if cell in merged else newer
-        return Pending(merged, self.acceptance.plus(acceptance.at(now_s)))
+        for cell, heard_mixed in mixed_cells.items():
+            mixed[cell] = mixed[cell].plus(heard_mixed, half_life_steps) if cell in mixed else heard_mixed
+        return Pending(merged, self.acceptance.plus(acceptance.at(now_s)), mixed)
 
     def has_voice(self, cell: Cell) -> bool:
         """Whether it waits only for others before it counts on the cell."""
@@ -74,15 +84,17 @@ def merge(
     needed = quorum(len(pending))
     cells, taken = _merge_cells(evidence.cells, pending, needed, half_life_steps, now_s)
     acceptance, heard = _merge_acceptance(evidence.acceptance, pending, needed, now_s)
+    mixed_cells, mixed_taken = _merge_mixed_cells(evidence.mixed_cells, pending, needed, half_life_steps)
     left = {}
-    for replica_id in {*taken, *heard}:
+    for replica_id in {*taken, *heard, *mixed_taken}:
         before = pending[replica_id]
-        gone = taken.get(replica_id, ())
+        gone, mixed_gone = taken.get(replica_id, ()), mixed_taken.get(replica_id, ())
         left[replica_id] = Pending(
             {cell: waiting for cell, waiting in before.cells.items() if cell not in gone},
             AcceptanceEvidence() if replica_id in heard else before.acceptance,
+            {cell: waiting for cell, waiting in before.mixed_cells.items() if cell not in mixed_gone},
         )
-    return Evidence(cells, acceptance), left
+    return replace(evidence, cells=cells, acceptance=acceptance, mixed_cells=mixed_cells), left
 
 
 def capped_weights(weights: Floats) -> Floats:
@@ -150,6 +162,40 @@ def _one_cell(voices: list[CellEvidence], needed: int) -> CellEvidence:
         float(means[:, 2] @ weights),
         total * _weighted_median(means[:, 3], weights),
         total * scatter,
+    )
+
+
+def _merge_mixed_cells(
+    known: Mapping[Cell, MixedEvidence], pending: Mapping[str, Pending], needed: int, half_life_steps: float
+) -> tuple[Mapping[Cell, MixedEvidence], dict[str, set[Cell]]]:
+    """As `_merge_cells`: seconds a step as a robust mean, what explains them as medians."""
+    voices: dict[Cell, list[str]] = defaultdict(list)
+    for replica_id in sorted(pending):
+        for cell, waiting in pending[replica_id].mixed_cells.items():
+            if needed == 1 or waiting.steps >= LEAST_STEPS:
+                voices[cell].append(replica_id)
+    merged, taken = dict(known), defaultdict(set)
+    for cell, replica_ids in voices.items():
+        if len(replica_ids) < needed:
+            continue
+        newer = _one_mixed_cell([pending[replica_id].mixed_cells[cell] for replica_id in replica_ids], needed)
+        merged[cell] = merged[cell].plus(newer, half_life_steps) if cell in merged else newer
+        for replica_id in replica_ids:
+            taken[replica_id].add(cell)
+    return merged, taken
+
+
+def _one_mixed_cell(voices: list[MixedEvidence], needed: int) -> MixedEvidence:
+    sums = np.array([(voice.steps, voice.seconds, voice.rows, voice.prefill_tokens) for voice in voices])
+    if needed == 1:
+        return MixedEvidence(*(float(total) for total in sums.sum(axis=0)))
+    steps, weights = sums[:, 0], capped_weights(sums[:, 0])
+    means, total = sums / steps[:, None], float(weights.sum())
+    return MixedEvidence(
+        total,
+        total * float(np.exp(robust_mean(np.log(means[:, 1]), weights))),
+        total * _weighted_median(means[:, 2], weights),
+        total * _weighted_median(means[:, 3], weights),
     )
 
 

@@ -60,11 +60,17 @@ class Outlook:
         return gain, np.sqrt(np.maximum(variance, 0.0))
 
 
-def outlook(arms: tuple[int, ...], times: StepTimes, acceptance: AcceptanceEvidence, now_s: float) -> Outlook:
-    """The table for `arms`, whose step times were predicted as `times`."""
+def outlook(
+    arms: tuple[int, ...], times: StepTimes, acceptance: AcceptanceEvidence, charged_s_per_token: Floats, now_s: float
+) -> Outlook:
+    """The table for `arms`, whose step times were predicted as `times`.
+
+    `charged_s_per_token`: (buckets, arms), what each token takes longer on top (mixed_steps.charge).
+    """
     survival = acceptance.acceptance(arms[-1])
     counts = np.arange(1, len(survival) + 1)[None, :] <= np.array(arms)[:, None]
     tokens = 1.0 + counts @ np.array(survival)
     covariance = counts @ acceptance.covariance(survival, now_s) @ counts.T / np.outer(tokens, tokens)
     log_goodput = np.log(times.rows)[:, None] + np.log(tokens)[None, :] - times.log_seconds
+    log_goodput = log_goodput - np.log1p(charged_s_per_token * np.exp(log_goodput))
     return Outlook(arms, log_goodput, times.covariance + covariance[None, :, :], times.rows, tokens, np.sqrt(np.diag(covariance)))

@@ -161,6 +161,17 @@ class CellCounters(Record):
     accepted: Annotated[tuple[Count, ...], Field(max_length=MAX_NUM_SPECULATIVE_TOKENS)] = ()
 
 
+class MixedCounters(Record):
+    """Cumulative sums over the steps of one batch bucket and K that computed prompt tokens besides their decode rows."""
+
+    batch_bucket: Annotated[int, Field(ge=0, lt=64)]
+    num_speculative_tokens: NumSpeculativeTokens
+    steps: Count = 0
+    step_seconds: Seconds = 0.0
+    decode_rows: Count = 0
+    prefill_tokens: Count = 0
+
+
 class StepTotals(Record):
     """Cumulative sums over every step at one K, clean or not: what metrics and reports show."""
 
@@ -204,6 +215,7 @@ class Counters(Record):
     guard_trips: Count = 0
     totals: Annotated[tuple[StepTotals, ...], Field(max_length=MAX_NUM_SPECULATIVE_TOKENS + 1)] = ()
     cells: Annotated[tuple[CellCounters, ...], Field(max_length=MAX_CELLS)] = ()
+    mixed_cells: Annotated[tuple[MixedCounters, ...], Field(max_length=MAX_CELLS)] = ()
 
 
 class EngineLoad(Record):

@@ -14,7 +14,7 @@ from operator import add
 from typing import Final, NamedTuple
 
 from nightjar.policy.batch_buckets import batch_bucket
-from nightjar.policy.records import CatchUpCounters, CellCounters, Counters, StepTotals
+from nightjar.policy.records import CatchUpCounters, CellCounters, Counters, MixedCounters, StepTotals
 
 OFF_MEMORY: Final = 1.0 / 16.0
 """Weight of the newest K=0 step in its bucket's mean: contexts grow, so only the last few dozen tell what a step takes now."""
@@ -88,6 +88,14 @@ class _CatchUp:
 
 
 @dataclass(slots=True)
+class _MixedCell:
+    steps: int = 0
+    step_microseconds: int = 0
+    decode_rows: int = 0
+    prefill_tokens: int = 0
+
+
+@dataclass(slots=True)
 class StepCounters:
     """Accumulates steps; `snapshot` gives the record that is reported."""
 
@@ -98,6 +106,7 @@ class StepCounters:
     _off_microseconds: dict[int, float] = field(default_factory=dict)
     _totals: dict[int, _Totals] = field(default_factory=dict)
     _cells: dict[tuple[int, int], _Cell] = field(default_factory=dict)
+    _mixed_cells: dict[tuple[int, int], _MixedCell] = field(default_factory=dict)
 
     def count(self, step: StepCount) -> None:
         """Add one step to the totals of its K and, if it is clean, to its cell."""
@@ -117,6 +126,8 @@ class StepCounters:
         totals.accepted_tokens += sum(step.accepted)
         if step.clean:
             self._count_cell(step)
+        elif step.prefill_tokens and step.decode_rows and step_microseconds and not step.catch_up_tokens:
+            self._count_mixed_cell(step)
         elif step.catch_up_tokens and step_microseconds and not step.prefill_tokens and not step.in_transition:
             self._count_catch_up(step)
 
@@ -136,6 +147,17 @@ class StepCounters:
             guard_trips=guard_trips,
             totals=tuple(_totals_record(length, totals) for length, totals in sorted(self._totals.items())),
             cells=tuple(_cell_record(bucket, length, cell) for (bucket, length), cell in sorted(self._cells.items())),
+            mixed_cells=tuple(
+                MixedCounters(
+                    batch_bucket=bucket,
+                    num_speculative_tokens=length,
+                    steps=cell.steps,
+                    step_seconds=cell.step_microseconds / 1e6,
+                    decode_rows=cell.decode_rows,
+                    prefill_tokens=cell.prefill_tokens,
+                )
+                for (bucket, length), cell in sorted(self._mixed_cells.items())
+            ),
         )
 
     def _count_cell(self, step: StepCount) -> None:
@@ -157,6 +179,16 @@ class StepCounters:
         if not length:
             before = self._off_microseconds.get(key[0], step.step_microseconds)
             self._off_microseconds[key[0]] = before + OFF_MEMORY * (step.step_microseconds - before)
+
+    def _count_mixed_cell(self, step: StepCount) -> None:
+        key = (batch_bucket(step.decode_rows), step.num_speculative_tokens)
+        cell = self._mixed_cells.get(key)
+        if cell is None:
+            cell = self._mixed_cells[key] = _MixedCell()
+        cell.steps += 1
+        cell.step_microseconds += step.step_microseconds
+        cell.decode_rows += step.decode_rows
+        cell.prefill_tokens += step.prefill_tokens
 
     def _count_catch_up(self, step: StepCount) -> None:
         """How much longer the step took than K=0 steps of its bucket of late; nothing where there were none."""

@@ -9,7 +9,7 @@ harms itself only. Fails towards the last thought: what does not change the pict
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from nightjar.policy.evidence import Cell, CellEvidence, Evidence
@@ -78,4 +78,4 @@ def own_evidence(view: GroupView, replicas: int, pending: Pending) -> Evidence |
         return None
     known, waits = view.evidence.acceptance, pending.acceptance
     acceptance = known.plus(waits) if not known.reached or known.reached[0] < LEAST_ROWS else known
-    return Evidence({**view.evidence.cells, **alone}, acceptance)
+    return replace(view.evidence, cells={**view.evidence.cells, **alone}, acceptance=acceptance)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from nightjar.policy.batch_buckets import batch_bucket, buckets_up_to
 from nightjar.policy.evidence import Evidence
+from nightjar.policy.mixed_steps import charge
 from nightjar.policy.outlook import Outlook, outlook
 from nightjar.policy.records import GroupKey, Local, TableRow
 from nightjar.policy.settings import OperatorSettings
@@ -77,7 +78,8 @@ class GroupView:
     def outlook(self) -> Outlook:
         """Expected goodput of every arm in every bucket; half a millisecond, so ask once."""
         times = predict_step_times(self.evidence.cells, self.arms, self.buckets, self.key.max_num_seqs, self.now_s)
-        return outlook(self.arms, times, self.evidence.acceptance, self.now_s)
+        charged = charge(self.evidence, times, self.arms)
+        return outlook(self.arms, times, self.evidence.acceptance, charged, self.now_s)
 
 
 Planner = Callable[[GroupView], GroupPlan]

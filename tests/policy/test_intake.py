@@ -160,7 +160,7 @@ def cell(**changes: object) -> CellCounters:
         (cell(reached=(20,)), "1 positions reached, 2 accepted"),
         (
             cell(steps=200, step_seconds=20.0, log_step_seconds=200 * math.log(0.1), decode_rows=400),
-            "200 new clean steps among 100 new steps",
+            "200 new steps in cells among 100 new steps",
         ),
     ],
 )
