@@ -16,16 +16,17 @@ import numpy as np
 
 from nightjar.policy.merging import LEAST_DEVIATION, OUTLIER_DEVIATIONS, capped_weights, quorum
 
-PRIOR_STEP_SHARE: Final = 0.1
-PRIOR_TOKEN_SHARE: Final = 0.002
-"""Of an OFF step, for a step with any catch-up and for each token in it. Measured: 0.1 and 0.0054 with a draft of a fifth of the
-target's size on a CPU (vLLM 0.32: 25 ms and 1.35 ms of 250 ms), 0.2 and 0.0001 for 0.5B beside 7B on a GPU (roofline)."""
+PRIOR_ON_CPU: Final = (0.1, 0.005)
+PRIOR_ELSEWHERE: Final = (0.2, 0.0005)
+"""Shares of an OFF step, for a step with any catch-up and for each token in it. Measured: 0.1 and 0.0054 with a draft of a fifth
+of the target's size on a CPU (vLLM 0.32: 25 ms and 1.35 ms of 250 ms); by roofline 0.2 and 0.0001 for 0.5B beside 7B on a GPU,
+where tokens come nearly free until a forward is bound by compute. Dear by a factor of five there, because drafts may be larger."""
 PRIOR_CHUNKS: Final = (16.0, 128.0)
 PRIOR_STEPS: Final = 0.5
 """The prior weighs as much as half a step at each of these chunks: little, because steps at one chunk alone leave it open how
 much of their time is fixed, and then only the prior tells; steps at two soon do."""
 HALF_LIFE_STEPS: Final = 2_000.0
-LEAST_STEPS: Final = 4.0
+LEAST_STEPS: Final = 1.0
 """Steps with catch-up that a replica must have taken before it has a voice, where a quorum is asked."""
 MOST_DISAGREEMENT: Final = 0.5
 """Voices within e^0.5 of the median price count in any case: few steps scatter."""
@@ -70,14 +71,14 @@ class CatchUpEvidence:
         """All sums, weighted."""
         return type(self)(*(value * weight for value in astuple(self)))
 
-    def cost(self, off_step_seconds: float) -> CatchUpCost:
-        """The line through these steps and the prior's; never negative.
+    def cost(self, off_step_seconds: float, accelerator: str) -> CatchUpCost:
+        """The line through these steps and the prior's for an OFF step on that accelerator; never negative.
 
-        >>> cost = CatchUpEvidence().cost(0.25)
+        >>> cost = CatchUpEvidence().cost(0.25, "cpu")
         >>> round(cost.step_seconds, 6), round(cost.token_seconds, 6)
-        (0.025, 0.0005)
+        (0.025, 0.00125)
         """
-        known = self.sum(_prior(off_step_seconds))
+        known = self.sum(_prior(off_step_seconds, accelerator))
         determinant = known.steps * known.tokens_squared - known.tokens**2
         slope = (known.steps * known.token_seconds - known.tokens * known.seconds) / determinant
         level = (known.seconds - slope * known.tokens) / known.steps
@@ -105,12 +106,12 @@ class NewRestarts:
 
 
 def merge_catch_up(
-    known: CatchUpEvidence, pending: Mapping[str, CatchUpEvidence], replicas: int, off_step_seconds: float
+    known: CatchUpEvidence, pending: Mapping[str, CatchUpEvidence], replicas: int, line: CatchUpCost
 ) -> tuple[CatchUpEvidence, frozenset[str]]:
     """The group's evidence with what enough replicas of `replicas` report (INV-10), and whose pending evidence is used up.
 
     Where a quorum is asked no voice weighs more than a third, and one whose steps took far more or less than the others' is left
-    out: measured by the line known so far, in seconds and in tokens times seconds.
+    out: measured by the `line` known so far, in seconds and in tokens times seconds.
     """
     needed = quorum(replicas)
     least = LEAST_STEPS if needed > 1 else 1.0
@@ -120,7 +121,7 @@ def merge_catch_up(
     used = frozenset(voices)
     heard = list(voices.values())
     if needed > 1:
-        heard = _agreeing(heard, known.cost(off_step_seconds))
+        heard = _agreeing(heard, line)
         steps = np.array([voice.steps for voice in heard])
         weights = capped_weights(steps) / steps if len(heard) >= needed else np.ones(len(heard))
         heard = [voice.times(float(weight)) for voice, weight in zip(heard, weights, strict=True)]
@@ -145,8 +146,9 @@ def _ratios(voice: CatchUpEvidence, line: CatchUpCost) -> tuple[float, float]:
     return voice.seconds / seconds, voice.token_seconds / token_seconds
 
 
-def _prior(off_step_seconds: float) -> CatchUpEvidence:
-    line = CatchUpCost(PRIOR_STEP_SHARE * off_step_seconds, PRIOR_TOKEN_SHARE * off_step_seconds)
+def _prior(off_step_seconds: float, accelerator: str) -> CatchUpEvidence:
+    step_share, token_share = PRIOR_ON_CPU if accelerator == "cpu" else PRIOR_ELSEWHERE
+    line = CatchUpCost(step_share * off_step_seconds, token_share * off_step_seconds)
     total = CatchUpEvidence()
     for tokens in PRIOR_CHUNKS:
         seconds = line.of_chunk(tokens)

@@ -95,6 +95,7 @@ def _prospect(group: GroupState) -> Prospect:
         return evidence.goodput_tokens_per_s(bucket, num_speculative_tokens)
 
     return Prospect(
+        accelerator=group.key.accelerator,
         max_num_seqs=group.key.max_num_seqs,
         planned=lambda bucket: plan.num_speculative_tokens(FIRST_BATCH_SIZES[bucket]),
         goodput=goodput,

@@ -70,7 +70,11 @@ def explorer(group: GroupState, replica: ReplicaState) -> Explorer:
         context_per_row = sum(cell.context_tokens for cell in cells) / max(sum(cell.rows for cell in cells), 1.0)
         lag_tokens = wish.lag_tokens if wish is not None else batch * context_per_row
         off_step_s = batch / group.thought.outlook.goodput_tokens_per_s(batch_bucket(batch), 0)
-        lost = group.restarts.catch_up.cost(off_step_s).of_lag(lag_tokens, MAX_CHUNK_TOKENS) / off_step_s * batch
+        lost = (
+            group.restarts.catch_up.cost(off_step_s, group.key.accelerator).of_lag(lag_tokens, MAX_CHUNK_TOKENS)
+            / off_step_s
+            * batch
+        )
     return Explorer(batch, snapshot.finished_segment_id, lost)
 
 

@@ -28,9 +28,6 @@ ORDERED_GAIN_SHARE: Final = 0.2
 """Where a person or a static plan says K, speculation counts as worth a fifth of OFF, whatever was measured."""
 
 
-_NOBODY: Final[frozenset[str]] = frozenset()
-
-
 @dataclass(frozen=True, slots=True)
 class Restarter:
     """One live replica of the group as it reported itself."""
@@ -51,6 +48,7 @@ class Restarter:
 class Prospect:
     """What the group's plan and evidence say. Both functions take a batch bucket."""
 
+    accelerator: str
     max_num_seqs: int
     planned: Callable[[int], int]
     """K that the plan runs."""
@@ -95,10 +93,7 @@ def decide_restarts(
 
     `reloads_on_node` counts the reloads in flight of all groups; `may_grant` is False for a policy that must wait.
     """
-    news = {name: member.new.catch_up for name, member in members.items() if member.new.catch_up.steps}
-    catch_up, used = (
-        merge_catch_up(known.catch_up, news, len(members), _typical_off_step(prospect)) if news else (known.catch_up, _NOBODY)
-    )
+    catch_up, used = _priced(known.catch_up, members, prospect)
     watch, moved = known.watch.look({name: member.decode_batch_size for name, member in members.items()}, now_s)
     moves = known.moves.plus(moved, now_s)
     probes = known.probes
@@ -199,7 +194,7 @@ class _Prices:
     def _engine(self, bucket: int, rows: int) -> Engine:
         middle = sum(bucket_range(bucket, self._prospect.max_num_seqs)) / 2.0
         step_s = middle / self._off[bucket] if self._off else STARTING_STEP_SECONDS
-        cost = self._catch_up.cost(step_s)
+        cost = self._catch_up.cost(step_s, self._prospect.accelerator)
         chunk = chunk_tokens(step_s, cost, bucket_range(bucket, self._prospect.max_num_seqs)[1], self._slowdown)
         return Engine(step_s, middle / step_s, rows, cost, chunk)
 
@@ -211,6 +206,13 @@ class _Prices:
     def _ordered_gain(self, bucket: int) -> float:
         off = self._off[bucket] if self._off else sum(bucket_range(bucket, self._prospect.max_num_seqs)) / 2 / STARTING_STEP_SECONDS
         return ORDERED_GAIN_SHARE * off
+
+
+def _priced(known: CatchUpEvidence, members: Mapping[str, Restarter], prospect: Prospect) -> tuple[CatchUpEvidence, frozenset[str]]:
+    news = {name: member.new.catch_up for name, member in members.items() if member.new.catch_up.steps}
+    if not news:
+        return known, frozenset()
+    return merge_catch_up(known, news, len(members), known.cost(_typical_off_step(prospect), prospect.accelerator))
 
 
 def _typical_off_step(prospect: Prospect) -> float:
