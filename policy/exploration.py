@@ -203,7 +203,7 @@ def _askable(
 ) -> list[str]:
     """Replicas to ask for `cell` now: as many as the quorum lacks, none twice, none with its hands full.
 
-    Those whose drafter is up come first: a dormant one has to catch up before it can draft.
+    Those come first whose drafter is in the right state: a dormant one has to catch up before it can draft, and after it was off.
     """
     asked = {held.replica_id for held in open_segments if held.cell == cell}
     heard = {replica_id for replica_id, waiting in pending.items() if waiting.has_voice(cell)} if needed > 1 else set()
@@ -217,7 +217,8 @@ def _askable(
         if replica_id not in asked and replica_id not in heard and load[replica_id] < MAX_SEGMENTS_PER_REPLICA
     ]
     shuffled = rng.sample(free, len(free))
-    return sorted(shuffled, key=lambda replica_id: (load[replica_id], explorers[replica_id].restart_tokens))[:lacking]
+    sign = 1.0 if cell[1] else -1.0
+    return sorted(shuffled, key=lambda replica_id: (load[replica_id], sign * explorers[replica_id].restart_tokens))[:lacking]
 
 
 def _segment(segment_id: int, cell: Cell, view: GroupView) -> ExplorationSegment:

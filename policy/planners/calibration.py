@@ -22,6 +22,8 @@ LEAST_IMPROVEMENT: Final = 0.0025
 """Expected improvement, as a share of goodput, below which an arm is not worth a measurement."""
 OFF_REFRESH_S: Final = 600.0
 """Where speculation runs, off is measured again this often: the promise never to be below off rests on it."""
+OFTEN_STEPS: Final = 100.0
+"""Clean steps at its K from which a bucket counts as often used."""
 SETTLING_STEPS: Final = 2
 """Steps at the new K that do not count, because the engine still has to settle."""
 
@@ -48,7 +50,10 @@ def measurements(view: GroupView, ahead: Outlook, planned: npt.NDArray[np.int64]
         found = [
             Measurement((bucket, arm), float(worth[bucket, index]), float(cost[bucket, index]))
             for index, arm in enumerate(ahead.arms)
-            if index != planned[bucket] and (worth[bucket, index] > LEAST_IMPROVEMENT or (arm == 0 and _off_is_stale(view, bucket)))
+            if index != planned[bucket]
+            and (
+                worth[bucket, index] > LEAST_IMPROVEMENT or (arm == 0 and _off_is_stale(view, bucket, ahead.arms[planned[bucket]]))
+            )
         ]
         if found:
             wanted[bucket] = tuple(sorted(found, key=lambda one: (-one.worth / (one.cost_tokens + 1.0), one.cell)))
@@ -69,6 +74,9 @@ def expected_excess(mean: Floats, deviation: Floats) -> Floats:
     return excess
 
 
-def _off_is_stale(view: GroupView, bucket: int) -> bool:
-    off = view.evidence.cells.get((bucket, 0))
+def _off_is_stale(view: GroupView, bucket: int, planned: int) -> bool:
+    """Whether a bucket where speculation runs often has not seen off for long."""
+    runs, off = view.evidence.cells.get((bucket, planned)), view.evidence.cells.get((bucket, 0))
+    if runs is None or runs.steps < OFTEN_STEPS:
+        return False
     return off is None or view.now_s - off.measured_at_s > OFF_REFRESH_S

@@ -3,6 +3,8 @@
 Predicted goodput is rows * E(k) / step time (arXiv 2406.14066), also where a cell was never measured: there the step-time
 model answers, with the doubt that it deserves. The present K gives way only to one that is better by the margin and beyond
 doubt. Fails towards off: what is not known beyond doubt to beat off does not run, and nothing predicted below off stays.
+One exception, for seconds: engines draft by their own settings before the first plan, and to stop them only to learn that
+they were right costs every one of them a restart. Until off itself was measured, an arm may run that has the odds on its side.
 """
 
 from __future__ import annotations
@@ -14,11 +16,14 @@ import numpy.typing as npt
 
 from nightjar.policy.batch_buckets import FIRST_BATCH_SIZES, bucket_range
 from nightjar.policy.outlook import Outlook
-from nightjar.policy.planners.planner import GroupPlan, GroupView, batch_range, in_words
+from nightjar.policy.planners.planner import GroupPlan, GroupView, batch_range, in_words, speculation
 from nightjar.policy.records import TableRow
 
 DOUBT_DEVIATIONS: Final = 2.0
 """Standard deviations of the gain that a change must exceed: 1 in 40 changes is for nothing."""
+
+COLD_DEVIATIONS: Final = 1.0
+"""The same before off was measured: five in six such arms do gain."""
 
 
 def plan(view: GroupView) -> GroupPlan:
@@ -28,7 +33,10 @@ def plan(view: GroupView) -> GroupPlan:
 
 def plan_ahead(view: GroupView, ahead: Outlook) -> GroupPlan:
     """The plan where the outlook is known already."""
-    chosen = choose(ahead, present_arms(view), view.settings.switch_margin)
+    if all(length for _, length in view.evidence.cells):
+        chosen = favourites(ahead)
+    else:
+        chosen = choose(ahead, present_arms(view), view.settings.switch_margin)
     best = np.argmax(ahead.log_goodput, axis=1)
     rows = _rows([ahead.arms[arm] for arm in chosen], view.key.max_num_seqs)
     reasons = tuple(
@@ -53,6 +61,12 @@ def choose(ahead: Outlook, present: npt.NDArray[np.int64], switch_margin: float)
     return np.where(gain[buckets, best] > enough, best, present)
 
 
+def favourites(ahead: Outlook) -> npt.NDArray[np.int64]:
+    """Index of the arm with the best odds in each bucket: most gain over off after COLD_DEVIATIONS are taken off it."""
+    gain, deviation = ahead.gain(np.zeros(len(ahead.rows), dtype=np.int64))
+    return np.argmax(gain - COLD_DEVIATIONS * deviation, axis=1)
+
+
 def present_arms(view: GroupView) -> npt.NDArray[np.int64]:
     """Index of the arm that the plan in force gives each bucket; off where it is no arm any more or there is no plan."""
     if view.present is None:
@@ -65,7 +79,7 @@ def present_arms(view: GroupView) -> npt.NDArray[np.int64]:
 def _reason(view: GroupView, ahead: Outlook, bucket: int, chosen: int, best: int) -> str:
     """Why that arm, with the numbers that decided."""
     if not view.evidence.cells:
-        return "off, nothing measured yet"
+        return f"{speculation(ahead.arms[chosen])} by the odds, nothing measured yet"
     off = f"{ahead.goodput_tokens_per_s(bucket, 0):.1f}"
     if chosen:
         length = ahead.arms[chosen]
