@@ -170,7 +170,7 @@ class Steering:
         """
         mode = self._mode
         if mode is None:
-            self._current = None
+            self._current = self._max_num_speculative_tokens  # the engine's own
             return None
         view = None
         if self._planner is not None:

@@ -25,10 +25,11 @@ HINGES_VERIFIED_TOKENS: Final = np.array([0.0, 16.0, 32.0, 64.0, 128.0, 256.0, 5
 """Verified tokens at which a step may start to grow faster."""
 _SCALES: Final = np.array([1.0, 0.1, 0.1, 0.1 / 64, 0.1 / 16_384] + [0.1 / 16] * len(HINGES_VERIFIED_TOKENS))
 """Share of the shortest step that one unit of each part is worth: constant, any K, K, K * rows, context, hinges."""
-_PRIOR: Final = np.array([1.0, 0.5, 0.7, 0.0, 0.0] + [0.02] * len(HINGES_VERIFIED_TOKENS))
-"""The shape before evidence, in those units: 5 % for drafting at all and 7 % a draft token (8B with EAGLE: 5 to 14 %)."""
-_PRIOR_DEVIATION: Final = np.array([1.0, 0.5, 0.7, 1.0, 0.5] + [0.3] * len(HINGES_VERIFIED_TOKENS))
-"""How wrong that may be. A GPU bound by compute has a hinge of about 1, a small CPU engine one of 20 that any step shows."""
+_PRIOR: Final = np.array([1.0, 1.0, 0.7, 0.0, 0.0] + [0.02] * len(HINGES_VERIFIED_TOKENS))
+"""The shape before evidence, in those units: 10 % for drafting at all and 7 % a draft token (8B with EAGLE: 5 to 14 % together)."""
+_PRIOR_DEVIATION: Final = np.array([1.0, 2.0, 0.7, 1.0, 0.5] + [0.3] * len(HINGES_VERIFIED_TOKENS))
+"""How wrong that may be. Drafting at all takes 40 % of a step with a half-billion draft in eager mode; a GPU bound by compute has
+a hinge of about 1, a small CPU engine one of 20 that any step shows."""
 _RIDGE: Final = 0.03
 """Weight of that prior against a cell that weighs 1: a tie-breaker where the cells leave a part open."""
 LEAST_SHAPE: Final = 0.05

@@ -22,6 +22,8 @@ LEAST_IMPROVEMENT: Final = 0.0025
 """Expected improvement, as a share of goodput, below which an arm is not worth a measurement."""
 OFF_REFRESH_S: Final = 600.0
 """Where speculation runs, off is measured again this often: the promise never to be below off rests on it."""
+STALE_OFF_WORTH: Final = 0.05
+"""What such a measurement counts as worth: models of unmeasured cells were wrong by about that much (docs/planner.md)."""
 OFTEN_STEPS: Final = 100.0
 """Clean steps at its K from which a bucket counts as often used."""
 SETTLING_STEPS: Final = 2
@@ -42,6 +44,8 @@ def measurements(view: GroupView, ahead: Outlook, planned: npt.NDArray[np.int64]
     margin = math.log1p(view.settings.switch_margin)
     most = ahead.ceiling() - ahead.log_goodput[np.arange(len(planned)), planned][:, None] - margin
     worth = np.minimum(expected_excess(gain - margin, deviation), np.maximum(most, 0.0))
+    stale = [STALE_OFF_WORTH * _off_is_stale(view, bucket, ahead.arms[planned[bucket]]) for bucket in view.buckets]
+    worth[:, 0] = np.maximum(worth[:, 0], stale)
     lost = np.expm1(np.minimum(expected_excess(-gain, deviation), 2.0))
     steps = view.settings.calibration_clean_steps + SETTLING_STEPS
     cost = steps * ahead.rows[:, None] * ahead.tokens_per_row[None, :] * lost
@@ -50,10 +54,7 @@ def measurements(view: GroupView, ahead: Outlook, planned: npt.NDArray[np.int64]
         found = [
             Measurement((bucket, arm), float(worth[bucket, index]), float(cost[bucket, index]))
             for index, arm in enumerate(ahead.arms)
-            if index != planned[bucket]
-            and (
-                worth[bucket, index] > LEAST_IMPROVEMENT or (arm == 0 and _off_is_stale(view, bucket, ahead.arms[planned[bucket]]))
-            )
+            if index != planned[bucket] and worth[bucket, index] > LEAST_IMPROVEMENT
         ]
         if found:
             wanted[bucket] = tuple(sorted(found, key=lambda one: (-one.worth / (one.cost_tokens + 1.0), one.cell)))
@@ -75,8 +76,10 @@ def expected_excess(mean: Floats, deviation: Floats) -> Floats:
 
 
 def _off_is_stale(view: GroupView, bucket: int, planned: int) -> bool:
-    """Whether a bucket where speculation runs often has not seen off for long."""
+    """Whether a bucket where speculation runs needs to see off: a group that never saw it anywhere does at once."""
     runs, off = view.evidence.cells.get((bucket, planned)), view.evidence.cells.get((bucket, 0))
+    if all(length for _, length in view.evidence.cells):
+        return True
     if runs is None or runs.steps < OFTEN_STEPS:
         return False
     return off is None or view.now_s - off.measured_at_s > OFF_REFRESH_S

@@ -22,8 +22,8 @@ from nightjar.policy.records import TableRow
 DOUBT_DEVIATIONS: Final = 2.0
 """Standard deviations of the gain that a change must exceed: 1 in 40 changes is for nothing."""
 
-COLD_DEVIATIONS: Final = 1.0
-"""The same before off was measured: five in six such arms do gain."""
+COLD_DEVIATIONS: Final = 0.5
+"""The same before off was measured: seven in ten such arms do gain."""
 
 
 def plan(view: GroupView) -> GroupPlan:

@@ -38,17 +38,18 @@ def test_a_fleet_whose_load_moves_learns_each_batch_and_needs_no_second_calibrat
     assert len({(first, length) for _, first, length in dealt.values()}) == len(dealt), "a cell was measured twice"
 
 
-def test_what_an_engine_ran_before_any_settings_does_not_decide_alone() -> None:
+def test_a_cold_group_at_a_full_batch_is_off_whatever_its_engines_ran_before() -> None:
     fleet = Fleet([Replica("a", 256)])
     fleet.run(0.5)
-    assert {fleet.planned(batch) for batch in (1, 7, 256)} == {0}
+    assert fleet.planned(256) == 0
     assert fleet.dealt
 
 
-def test_with_nothing_measured_every_batch_is_off() -> None:
-    fleet = Fleet([Replica("a", 0)])
-    fleet.run(1.0)
-    assert {fleet.planned(batch) for batch in (1, 7, 256)} == {0}
+def test_a_cold_group_measures_off_within_its_first_decisions() -> None:
+    fleet = Fleet([Replica("a", 16)])
+    fleet.run(2.0)
+    (group,) = fleet.state.groups.values()
+    assert any(length == 0 for _, length in group.evidence.cells)
 
 
 def test_a_newcomer_in_a_warm_group_runs_the_plan_at_once_and_measures_nothing() -> None:

@@ -91,8 +91,13 @@ def test_a_gain_within_two_deviations_of_what_is_known_changes_nothing() -> None
     assert fleet_plan(known(seconds, steps=1.0)).num_speculative_tokens(1) == 0
 
 
-def test_where_only_speculation_was_measured_off_stays_unless_the_gain_is_beyond_doubt() -> None:
-    assert fleet_plan(known({(1, 5): 0.05})).num_speculative_tokens(1) == 0
+def test_until_off_was_measured_the_odds_decide_and_the_fuller_the_batch_the_worse_they_are() -> None:
+    plan = fleet_plan(known({(1, 5): 0.05}))
+    lengths = [plan.num_speculative_tokens(batch) for batch in (1, 8, 32)]
+    assert lengths[0] > 0
+    assert lengths == sorted(lengths, reverse=True)
+    hopeless = known({(1, 5): 0.05}, acceptance=(0.05, 0.0, 0.0, 0.0, 0.0))
+    assert fleet_plan(hopeless).summary == "off at batch 1-32"
 
 
 def test_where_only_off_was_measured_speculation_runs_as_measured_batches_nearby_tell() -> None:
@@ -108,10 +113,11 @@ def test_far_from_all_that_was_measured_the_plan_is_off() -> None:
     assert plan.num_speculative_tokens(32) == 0
 
 
-def test_nothing_measured_is_off_everywhere() -> None:
-    plan = fleet_plan(Evidence())
-    assert plan.summary == "off at batch 1-32"
-    assert plan.reason(5) == "batch 4-5: off, nothing measured yet"
+def test_with_nothing_measured_a_full_batch_is_off_and_the_reason_says_that_nothing_is_known() -> None:
+    plan = PLANNERS["fleet"](GroupView(KEY.model_copy(update={"max_num_seqs": 256}), SETTINGS, Evidence()))
+    assert plan.num_speculative_tokens(256) == 0
+    assert plan.num_speculative_tokens(1) > 0
+    assert plan.reason(256) == "batch 256: off by the odds, nothing measured yet"
 
 
 seconds_by_cell = st.dictionaries(
@@ -147,8 +153,9 @@ def wanted(evidence: Evidence, batch: int = 1, now_s: float = 0.0) -> set[int]:
     return {one.cell[1] for one in measurements(view, ahead, planned).get(batch_bucket(batch), ())}
 
 
-def test_where_nothing_is_known_every_length_is_worth_a_measurement() -> None:
-    assert wanted(Evidence()) == {1, 3, 5}
+def test_where_nothing_is_known_every_other_length_is_worth_a_measurement_and_so_is_off() -> None:
+    planned = fleet_plan(Evidence()).num_speculative_tokens(1)
+    assert wanted(Evidence()) == {0, 1, 3, 5} - {planned}
 
 
 def test_a_length_that_could_only_win_by_a_miracle_is_not_worth_a_measurement() -> None:
@@ -163,7 +170,7 @@ def test_measurements_end_when_all_is_known_and_reopen_as_it_ages() -> None:
 
 
 def test_off_is_measured_again_where_speculation_has_run_for_ten_minutes() -> None:
-    clear = known({(1, 0): 0.2, (1, 1): 0.11, (1, 3): 0.5, (1, 5): 0.9})
+    clear = known({(1, 0): 0.2, (1, 1): 0.11, (1, 3): 0.5, (1, 5): 0.9}, steps=200.0)
     assert wanted(clear, now_s=599.0) == set()
     assert wanted(clear, now_s=601.0) == {0}
 

@@ -278,6 +278,19 @@ def test_a_step_with_prefill_does_not_start_a_segment_that_is_above_the_last_len
     assert run(steering, [(10, False), (2, True), (2, False), (2, True)]) == [1, 1, 5, 5]
 
 
+def test_first_settings_that_meet_a_step_with_prefill_do_not_stop_an_engine_that_drafts_by_itself() -> None:
+    steering = make_steering()
+    assert steering.choose(4, has_prefill=False, now_s=0.0) is None
+    steering.adopt(settings(table((1, 16, 3))), 0.0)
+    assert run(steering, [(4, True)]) == [3]
+
+
+def test_a_step_with_prefill_does_not_begin_a_segment() -> None:
+    steering = make_steering()
+    steering.adopt(settings(table((1, 16, 1), segments=[segment(7, 0)])), 0.0)
+    assert run(steering, [(10, False), (2, True), (2, False)]) == [1, 1, 0]
+
+
 def test_a_new_incarnation_numbers_its_segments_anew() -> None:
     steering = make_steering()
     plan = table((1, 16, 1), segments=[segment(7, 3, clean_steps=1)])
