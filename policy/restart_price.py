@@ -12,8 +12,9 @@ from typing import Final
 from nightjar.policy.catch_up import CatchUpCost
 from nightjar.policy.drafter_life import MAX_CHUNK_TOKENS
 
-VALUE_OVER_COST: Final = 2.0
-"""A restart must be worth twice its cost: expected ON times are wrong by about that much (docs/restarts.md)."""
+VALUE_OVER_COST: Final = 1.5
+"""A restart must be worth so many times its cost: expected ON times are wrong. Of 1, 1.5, 2 and 3 this kept most of what hindsight
+would gain over six kinds of load without losing much on any (docs/restarts.md)."""
 MICRO_SECONDS: Final = 0.03
 MICRO_STEPS: Final = 0.5
 """A micro-restart may cost at most 3 % of a second, or half an OFF step where steps are long: all replicas may do one in the

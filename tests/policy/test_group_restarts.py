@@ -1,0 +1,138 @@
+"""One group's decision about restarts: who is granted what, what goes without a lease, and what everybody is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from nightjar.policy.batch_buckets import FIRST_BATCH_SIZES, batch_bucket
+from nightjar.policy.catch_up import CatchUpEvidence, NewRestarts
+from nightjar.policy.on_time import Moves
+from nightjar.policy.records import RestartWish
+from nightjar.policy.restarts import GroupRestarts, Prospect, Restarter, Terms, decide_restarts
+from nightjar.policy.settings import OperatorSettings
+
+OFF_STEP_S = 0.02
+CROSSOVER = 32
+SETTINGS = OperatorSettings()
+STAYS = GroupRestarts(moves=Moves({(bucket, bucket): 1000.0 for bucket in range(12)}, 0.0))
+"""A group whose load never moves."""
+
+
+def goodput(bucket: int, length: int) -> float | None:
+    """Speculation gains a fifth below the crossover and loses a fifth above."""
+    off = 1.2 * FIRST_BATCH_SIZES[bucket] / OFF_STEP_S
+    if not length:
+        return off
+    return off * (1.2 if FIRST_BATCH_SIZES[bucket] < CROSSOVER else 0.8)
+
+
+PROSPECT = Prospect(
+    accelerator="H100",
+    max_num_seqs=128,
+    planned=lambda bucket: 3 if FIRST_BATCH_SIZES[bucket] < CROSSOVER else 0,
+    goodput=goodput,
+    is_local=False,
+)
+
+
+def member(batch: int = 4, lag: int = 20_000, **changes: object) -> Restarter:
+    present = Restarter(
+        engine_id="e",
+        node_id="n",
+        decode_batch_size=batch,
+        finished_wish_id=0,
+        wish=RestartWish(wish_id=1, lag_tokens=lag) if lag else None,
+        is_steered=True,
+        is_ordered=False,
+        new=NewRestarts(),
+    )
+    return replace(present, **changes)  # type: ignore[arg-type]
+
+
+def terms_of(
+    present: Restarter, known: GroupRestarts = STAYS, prospect: Prospect = PROSPECT, *, may_grant: bool = True, now_s: float = 1.0
+) -> Terms:
+    return decide_restarts(known, {"a": present}, prospect, SETTINGS, {}, may_grant, now_s)[1]["a"]
+
+
+def test_a_restart_that_pays_is_granted() -> None:
+    terms = terms_of(member())
+    assert [lease.wish_id for lease in terms.leases] == [1]
+    assert terms.words == "holds a lease to restart"
+
+
+@pytest.mark.parametrize(
+    ("present", "known"),
+    [
+        (member(batch=64), STAYS),
+        (member(batch=24, lag=10**6), STAYS),
+        (member(lag=40_000), GroupRestarts(moves=Moves({(3, 10): 1000.0}, 0.0))),
+    ],
+    ids=["the plan is off there", "too much to catch up", "the load leaves at once"],
+)
+def test_a_restart_that_does_not_pay_is_not_granted_and_says_so(present: Restarter, known: GroupRestarts) -> None:
+    terms = terms_of(present, known)
+    assert terms.leases == ()
+    assert terms.words == "stays off: a restart would not pay"
+
+
+def test_what_a_person_or_a_measurement_orders_need_not_pay() -> None:
+    assert terms_of(member(batch=64, is_ordered=True)).leases
+
+
+def test_a_replica_that_is_not_steered_gets_no_lease() -> None:
+    assert terms_of(member(is_steered=False)) == replace(terms_of(member(lag=0)), leases=(), words="")
+
+
+def test_a_new_policy_says_that_it_must_wait() -> None:
+    terms = terms_of(member(), may_grant=False)
+    assert terms.leases == ()
+    assert terms.words == "waits for a lease: a new policy grants none yet"
+
+
+def test_those_beyond_the_budget_wait_and_are_told() -> None:
+    members = {f"r{number}": member() for number in range(3)}
+    after, terms, _ = decide_restarts(STAYS, members, PROSPECT, SETTINGS, {}, True, 1.0)
+    assert sorted(mine.words for mine in terms.values()) == ["holds a lease to restart", "waits for a lease", "waits for a lease"]
+    again, _, _ = decide_restarts(after, members, PROSPECT, SETTINGS, {}, True, 5.0)
+    assert set(again.waiting_since_s.values()) == {1.0}
+
+
+def test_a_lease_is_sent_again_until_its_wish_is_finished() -> None:
+    after, first, _ = decide_restarts(STAYS, {"a": member()}, PROSPECT, SETTINGS, {}, True, 1.0)
+    after, second, _ = decide_restarts(after, {"a": member(lag=0)}, PROSPECT, SETTINGS, {}, True, 2.0)
+    assert second["a"].leases == first["a"].leases
+    _, third, _ = decide_restarts(after, {"a": member(lag=0, finished_wish_id=1)}, PROSPECT, SETTINGS, {}, True, 3.0)
+    assert third["a"].leases == ()
+
+
+def test_micro_restarts_are_smaller_where_they_pay_less() -> None:
+    leaving = GroupRestarts(moves=Moves({(bucket, 11): 1e6 for bucket in range(10)}, 0.0))
+    little = replace(PROSPECT, goodput=lambda bucket, length: 1000.0 * (1 + bucket) * (1.02 if length else 1.0))
+    much = replace(little, goodput=lambda bucket, length: 1000.0 * (1 + bucket) * (1.2 if length else 1.0))
+    few, many = (terms_of(member(lag=0), leaving, prospect).micro_restart_tokens for prospect in (little, much))
+    assert 0 < few < many
+
+
+def test_where_no_bucket_pays_small_restarts_stay_allowed_for_measurements() -> None:
+    losing = replace(PROSPECT, goodput=lambda bucket, length: 100.0 - length)
+    assert terms_of(member(lag=0), STAYS, losing).micro_restart_tokens > 0
+
+
+def test_a_replica_above_the_crossover_gets_the_bounds_of_where_it_would_restart() -> None:
+    assert terms_of(member(batch=100, lag=0)) == terms_of(member(batch=CROSSOVER - 1, lag=0))
+
+
+def test_an_engine_that_plans_for_itself_restarts_as_it_likes_within_what_goes_unnoticed() -> None:
+    local = replace(PROSPECT, planned=lambda bucket: 0, is_local=True)
+    assert terms_of(member(batch=64), STAYS, local).leases
+
+
+def test_chunks_grow_with_what_catching_up_turns_out_to_cost() -> None:
+    cheap = CatchUpEvidence(1000.0, 1000 * 256.0, 1000 * 256.0**2 + 1e7, 1000 * 0.001, 1000 * 0.256)
+    assert terms_of(member(), replace(STAYS, catch_up=cheap)).catch_up_chunk_tokens == 2048
+    first = terms_of(member()).catch_up_chunk_tokens
+    assert first is not None
+    assert 4 * FIRST_BATCH_SIZES[batch_bucket(4)] <= first < 2048
