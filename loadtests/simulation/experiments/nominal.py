@@ -9,15 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import Final
+
+import numpy as np
 
 from nightjar.loadtests.simulation.lengths import Dataset
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.step_cost import PreparedCost, prepared_cost
 
+LENGTHS: Final = 20_000
+"""Answers drawn to know how long one is that is under way."""
+
 
 @dataclass(frozen=True)
 class Nominal:
-    """A profile under one kind of traffic and mechanics. Requests hold half of their answer on average."""
+    """A profile under one kind of traffic and mechanics."""
 
     profile: Profile
     dataset: Dataset
@@ -27,10 +33,12 @@ class Nominal:
     def _cost(self) -> PreparedCost:
         return prepared_cost(self.profile, self.profile.mechanics(self.mechanics))
 
-    @property
+    @cached_property
     def context_per_row(self) -> float:
-        """Mean tokens of context of a decoding request."""
-        return self.dataset.prompt.mean_tokens + self.dataset.output.mean_tokens / 2
+        """Mean tokens of context of a decoding request. Long answers stay longest, so a request that is met in the middle of its
+        answer is longer than the average one."""
+        lengths = self.dataset.output.draw(LENGTHS, np.random.default_rng(0)).astype(float)
+        return self.dataset.prompt.mean_tokens + float((lengths**2).mean() / (2 * lengths.mean()))
 
     @cached_property
     def max_rows(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from nightjar.loadtests.simulation.experiments.contestants import FLEET, Contestant
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.experiments.measuring import learning, newcomer
-from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, closed_scene, named_scene, nominal_of
+from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, closed_scene, learn_s, named_scene, nominal_of
 from nightjar.loadtests.simulation.rows import RunRow
 from nightjar.loadtests.simulation.runner import Cell
 from nightjar.loadtests.simulation.scenario import ReplicaJoins
@@ -58,17 +58,16 @@ def runs(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
 def newcomers(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
     """A ninth replica joins a warm group under wandering load."""
     effort = choice.effort
-    duration_s = effort.learn_s + NEWCOMER_S
     return [
         cell(
             "newcomer",
-            named_scene(effort, nominal, "poisson-60%", WARM_REPLICAS, duration_s),
+            named_scene(effort, nominal, "poisson-60%", WARM_REPLICAS, learn_s(effort, nominal) + NEWCOMER_S),
             Contestant(FLEET),
             seed,
             newcomer,
-            duration_s=duration_s,
-            warm_up_s=effort.learn_s,
-            events=(ReplicaJoins(effort.learn_s),),
+            duration_s=learn_s(effort, nominal) + NEWCOMER_S,
+            warm_up_s=learn_s(effort, nominal),
+            events=(ReplicaJoins(learn_s(effort, nominal)),),
             track_regret=True,
         )
         for nominal in map(nominal_of, choice.few(3))

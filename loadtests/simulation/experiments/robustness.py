@@ -10,7 +10,7 @@ from nightjar.loadtests.simulation.control_plane import PERFECT, Network
 from nightjar.loadtests.simulation.experiments.contestants import FLEET, NIGHTJAR, Contestant
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.experiments.measuring import basic, drift, plan
-from nightjar.loadtests.simulation.experiments.scenes import cell, closed_scene, named_scene, nominal_of
+from nightjar.loadtests.simulation.experiments.scenes import cell, closed_scene, learn_s, named_scene, nominal_of
 from nightjar.loadtests.simulation.lies import LIES, Lie
 from nightjar.loadtests.simulation.rows import RunRow
 from nightjar.loadtests.simulation.runner import Cell
@@ -36,14 +36,14 @@ def drifts(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
     return [
         cell(
             "drift",
-            closed_scene(nominal, max(nominal.crossover_rows // 2, 1), DRIFT_REPLICAS, effort.learn_s + effort.drift_s),
+            closed_scene(nominal, max(nominal.crossover_rows // 2, 1), DRIFT_REPLICAS, learn_s(effort, nominal) + effort.drift_s),
             Contestant(planner),
             seed,
             drift,
-            duration_s=effort.learn_s + effort.drift_s,
-            warm_up_s=effort.learn_s,
+            duration_s=learn_s(effort, nominal) + effort.drift_s,
+            warm_up_s=learn_s(effort, nominal),
             router="sticky",
-            events=(AcceptanceScaled(effort.learn_s, DRIFT_FACTOR),),
+            events=(AcceptanceScaled(learn_s(effort, nominal), DRIFT_FACTOR),),
             series=True,
             track_regret=True,
         )

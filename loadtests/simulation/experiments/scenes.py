@@ -20,6 +20,9 @@ from nightjar.loadtests.simulation.workload import Trace, Workload
 
 SHORT_STEP_S: Final = 0.02
 
+LEARN_STEPS: Final = 1000
+"""Steps that a fleet has learned from before a measure of what it knows begins."""
+
 STEP_S: Final = 18e-6
 STEP_S_PER_ROW: Final = 0.16e-6
 POLICY_S: Final = 1.2e-3
@@ -75,6 +78,12 @@ def pattern_s(effort: Effort, nominal: Nominal) -> float:
 def open_loop_s(effort: Effort, nominal: Nominal) -> float:
     """Virtual seconds of an open-loop run: the warm-up in whole patterns, and one that is measured."""
     return effort.warm_up_s + pattern_s(effort, nominal)
+
+
+def learn_s(effort: Effort, nominal: Nominal) -> float:
+    """Virtual seconds that a fleet gets to learn: some steps at least, where steps are long."""
+    rows = nominal.max_rows // 4 or 1
+    return max(effort.learn_s, LEARN_STEPS * nominal.step_seconds(rows, nominal.best_length(rows)))
 
 
 def named_scene(effort: Effort, nominal: Nominal, load: str, replicas: int, duration_s: float) -> Scene:

@@ -14,9 +14,12 @@ from nightjar.loadtests.simulation.experiments.contestants import FLEET, OFF, OR
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.experiments.measuring import basic
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
-from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, closed_scene, nominal_of
+from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, closed_scene, learn_s, nominal_of
 from nightjar.loadtests.simulation.rows import RunRow
 from nightjar.loadtests.simulation.runner import Cell
+
+FULL: Final = 0.85
+"""Share of the requests that fit into the KV cache: above it the cache's ups and downs hide what K does."""
 
 LEAST_REPLICAS: Final = 2
 LEAST_USERS: Final = 12
@@ -25,18 +28,21 @@ LEAST_USERS: Final = 12
 
 def batches(nominal: Nominal) -> list[int]:
     """From one request to a full engine, with the crossover between."""
-    cross = nominal.crossover_rows
-    wanted = {1, 4, cross // 2, round(1.5 * cross), nominal.max_rows}
-    return sorted(min(max(rows, 1), nominal.max_rows) for rows in wanted)
+    cross, full = nominal.crossover_rows, max(round(FULL * nominal.max_rows), 1)
+    return sorted({min(max(rows, 1), full) for rows in (1, 4, cross // 2, round(1.5 * cross), full)})
+
+
+def duration_s(choice: Choice, nominal: Nominal) -> float:
+    """Virtual seconds of a run."""
+    return learn_s(choice.effort, nominal) + choice.effort.steady_s
 
 
 def scenes(choice: Choice) -> list[Scene]:
     """Every chosen profile at every batch."""
-    duration_s = choice.effort.learn_s + choice.effort.steady_s
     return [
-        closed_scene(nominal, rows, max(LEAST_REPLICAS, math.ceil(LEAST_USERS / rows)), duration_s)
+        closed_scene(nominal, rows, max(LEAST_REPLICAS, math.ceil(LEAST_USERS / rows)), duration_s(choice, nominal))
         for nominal in map(nominal_of, choice.profiles)
-        for rows in dict.fromkeys(batches(nominal))
+        for rows in batches(nominal)
     ]
 
 
@@ -50,8 +56,8 @@ def runs(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
             Contestant(planner),
             seed,
             basic,
-            duration_s=effort.learn_s + effort.steady_s,
-            warm_up_s=effort.learn_s,
+            duration_s=duration_s(choice, scene.nominal),
+            warm_up_s=learn_s(choice.effort, scene.nominal),
             router="sticky",
             track_regret=planner == FLEET,
         )
