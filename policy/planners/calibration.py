@@ -22,6 +22,11 @@ LEAST_IMPROVEMENT: Final = 0.0025
 """Expected improvement, as a share of goodput, below which an arm is not worth a measurement."""
 OFF_REFRESH_S: Final = 600.0
 """Where speculation runs, off is measured again this often: the promise never to be below off rests on it."""
+MODEL_DOUBT: Final = 0.2
+"""Standard deviation that an unmeasured cell of a bucket in use counts with at least. No smooth model knows that one engine
+takes as long for one draft token as for none, and twice as long for two (vLLM 0.32 on a CPU, 4 rows)."""
+IN_USE_MEASUREMENTS: Final = 3.0
+"""Measurements' worth of clean steps at its K from which a bucket counts as in use."""
 STALE_OFF_WORTH: Final = 0.05
 """What such a measurement counts as worth: models of unmeasured cells were wrong by about that much (docs/planner.md)."""
 OFTEN_STEPS: Final = 100.0
@@ -41,6 +46,7 @@ class Measurement(NamedTuple):
 def measurements(view: GroupView, ahead: Outlook, planned: npt.NDArray[np.int64]) -> dict[int, tuple[Measurement, ...]]:
     """By bucket what is worth measuring there beside the planned arm (an index), most worth for its cost first."""
     gain, deviation = ahead.gain(planned)
+    deviation = np.maximum(deviation, _model_doubt(view, ahead, planned))
     margin = math.log1p(view.settings.switch_margin)
     most = ahead.ceiling() - ahead.log_goodput[np.arange(len(planned)), planned][:, None] - margin
     worth = np.minimum(expected_excess(gain - margin, deviation), np.maximum(most, 0.0))
@@ -73,6 +79,17 @@ def expected_excess(mean: Floats, deviation: Floats) -> Floats:
     below = np.array([math.erf(value) for value in (z / math.sqrt(2.0)).ravel()]).reshape(z.shape)
     excess: Floats = np.maximum(mean * 0.5 * (1.0 + below) + deviation * density, 0.0)
     return excess
+
+
+def _model_doubt(view: GroupView, ahead: Outlook, planned: npt.NDArray[np.int64]) -> Floats:
+    """(buckets, arms): what a model may be wrong by in cells that were never measured, where a bucket is in use."""
+    doubt = np.zeros(ahead.log_goodput.shape)
+    used = IN_USE_MEASUREMENTS * view.settings.calibration_clean_steps
+    for bucket, arm in enumerate(planned):
+        runs = view.evidence.cells.get((bucket, ahead.arms[arm]))
+        if runs is not None and runs.steps >= used:
+            doubt[bucket] = [0.0 if view.is_measured(bucket, length) else MODEL_DOUBT for length in ahead.arms]
+    return doubt
 
 
 def _off_is_stale(view: GroupView, bucket: int, planned: int) -> bool:

@@ -64,7 +64,8 @@ def choose(ahead: Outlook, present: npt.NDArray[np.int64], switch_margin: float)
 def favourites(ahead: Outlook) -> npt.NDArray[np.int64]:
     """Index of the arm with the best odds in each bucket: most gain over off after COLD_DEVIATIONS are taken off it."""
     gain, deviation = ahead.gain(np.zeros(len(ahead.rows), dtype=np.int64))
-    return np.argmax(gain - COLD_DEVIATIONS * deviation, axis=1)
+    best: npt.NDArray[np.int64] = np.argmax(gain - COLD_DEVIATIONS * deviation, axis=1)
+    return best
 
 
 def present_arms(view: GroupView) -> npt.NDArray[np.int64]:
