@@ -39,7 +39,7 @@ LONGEST_PAUSE_S: Final = 600.0
 OUTPUT_SHARE: Final = 0.01
 """Of a group's generated tokens, what exploration may lose in the long run (INV-3)."""
 COLD_START_TOKENS_PER_ROW: Final = 100.0
-"""Tokens a row that a group may lose before it earned an allowance: all arms of a bucket three times, as a quorum asks."""
+"""Tokens a row that a group may lose before it earned an allowance, for each voice that it needs: all arms of a bucket or two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +49,21 @@ class Allowance:
     tokens: float = 0.0
     most_rows: float = 0.0
 
-    def earn(self, generated_tokens: float, rows: float) -> Allowance:
-        """The allowance after `generated_tokens` more, in a group whose fullest replica runs `rows` decode rows.
+    @property
+    def most_tokens(self) -> float:
+        """What is saved up is never more: a cold start's grant, so that a quiet day does not pay for a wild hour."""
+        return COLD_START_TOKENS_PER_ROW * self.most_rows
 
-        What is saved up is never more than a cold start's grant: a quiet day does not pay for a wild hour.
+    def earn(self, generated_tokens: float, rows: float) -> Allowance:
+        """The allowance after `generated_tokens` more, in a group that runs `rows` decode rows, counted once for each voice needed.
 
         >>> Allowance().earn(0.0, 4.0), Allowance(5.0, 4.0).earn(1000.0, 2.0)
         (Allowance(tokens=400.0, most_rows=4.0), Allowance(tokens=15.0, most_rows=4.0))
         """
         most_rows = max(self.most_rows, rows)
         grant = COLD_START_TOKENS_PER_ROW * (most_rows - self.most_rows)
-        saved = self.tokens + grant + OUTPUT_SHARE * generated_tokens
-        return Allowance(min(saved, COLD_START_TOKENS_PER_ROW * most_rows), most_rows)
+        earned = Allowance(self.tokens + grant + OUTPUT_SHARE * generated_tokens, most_rows)
+        return Allowance(min(earned.tokens, earned.most_tokens), most_rows)
 
     def spend(self, tokens: float) -> Allowance:
         """The allowance after a measurement that is expected to lose `tokens`."""
@@ -140,8 +143,9 @@ def deal(
 ) -> Exploration:
     """The exploration after this tick: the old segments that still make sense first, then new ones.
 
-    `wanted` says by bucket what is worth measuring, best first; `pending` names every live replica of the group, `explorers`
-    those that may be asked. New segments have ids from `next_segment_id` up.
+    `wanted` says by bucket what is worth measuring; `pending` names every live replica of the group, `explorers` those that may
+    be asked. Dealt is what is worth most for its cost where most replicas are; where the allowance does not reach for that, it
+    is saved up for it. New segments have ids from `next_segment_id` up.
     """
     needed = quorum(len(pending))
     worth = {one.cell for found in wanted.values() for one in found}
@@ -154,20 +158,25 @@ def deal(
         bucket = explorers[replica_id].bucket
         if bucket is not None and bucket in wanted:
             by_bucket.setdefault(bucket, []).append(replica_id)
-    for bucket, in_bucket in sorted(by_bucket.items()):
-        for cell, _, cost_tokens in wanted[bucket]:
-            round_ = rounds.get(cell, Round(0, -math.inf))
-            if not round_.may_ask(view.now_s):
+    ranked = sorted(
+        (measurement for bucket in by_bucket for measurement in wanted[bucket]),
+        key=lambda one: (-one.worth * len(by_bucket[one.cell[0]]) / (one.cost_tokens + 1.0), one.cell),
+    )
+    for cell, _, cost_tokens in ranked:
+        round_ = rounds.get(cell, Round(0, -math.inf))
+        if not round_.may_ask(view.now_s):
+            continue
+        drafting = {held.replica_id for held in open_segments if held.cell[1]}
+        for replica_id in _askable(cell, by_bucket[cell[0]], explorers, pending, open_segments, needed, rng):
+            restart = explorers[replica_id].restart_tokens if cell[1] and replica_id not in drafting else 0.0
+            if cost_tokens + restart > allowance.most_tokens:
                 continue
-            drafting = {held.replica_id for held in open_segments if held.cell[1]}
-            for replica_id in _askable(cell, in_bucket, explorers, pending, open_segments, needed, rng):
-                restart = explorers[replica_id].restart_tokens if cell[1] and replica_id not in drafting else 0.0
-                if cost_tokens + restart > allowance.tokens:
-                    break
-                allowance = allowance.spend(cost_tokens + restart)
-                segment = _segment(next_segment_id + len(open_segments), cell, view)
-                open_segments.append(OpenSegment(segment, replica_id, cell, view.now_s))
-                rounds[cell] = round_ = round_.asked(view.now_s)
+            if cost_tokens + restart > allowance.tokens:
+                return Exploration(tuple(open_segments), allowance, rounds)
+            allowance = allowance.spend(cost_tokens + restart)
+            segment = _segment(next_segment_id + len(open_segments), cell, view)
+            open_segments.append(OpenSegment(segment, replica_id, cell, view.now_s))
+            rounds[cell] = round_ = round_.asked(view.now_s)
     return Exploration(tuple(open_segments), allowance, rounds)
 
 

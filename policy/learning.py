@@ -16,7 +16,7 @@ from nightjar.policy.drafter_life import MAX_CHUNK_TOKENS
 from nightjar.policy.evidence import Evidence
 from nightjar.policy.exploration import Allowance, Exploration, Explorer, deal
 from nightjar.policy.fleet_state import GroupState, ReplicaState
-from nightjar.policy.merging import merge
+from nightjar.policy.merging import merge, quorum
 from nightjar.policy.mixed_steps import steps_per_token
 from nightjar.policy.planners import PLANNERS
 from nightjar.policy.planners.planner import GroupView
@@ -90,7 +90,8 @@ def _earned(
     """The allowance with what the group generated since the last tick. A median, so that no boast earns anything (INV-10)."""
     rates = [replica.generated_tokens_per_s for replica in members.values()]
     rows = max((explorer.decode_batch_size for explorer in explorers.values()), default=0)
-    return allowance.earn(median(rates) * len(rates) * elapsed_s if rates else 0.0, float(rows))
+    generated = median(rates) * len(rates) * elapsed_s if rates else 0.0
+    return allowance.earn(generated, float(rows * quorum(len(members))))
 
 
 def _own_thoughts(view: GroupView, members: Mapping[str, ReplicaState]) -> dict[str, ReplicaState]:
