@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Final, Self
 
 import numpy as np
@@ -65,11 +65,23 @@ class CatchUpEvidence:
 
     def sum(self, other: CatchUpEvidence) -> Self:
         """Both together."""
-        return type(self)(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+        return type(self)(
+            self.steps + other.steps,
+            self.tokens + other.tokens,
+            self.tokens_squared + other.tokens_squared,
+            self.seconds + other.seconds,
+            self.token_seconds + other.token_seconds,
+        )
 
     def times(self, weight: float) -> Self:
         """All sums, weighted."""
-        return type(self)(*(value * weight for value in astuple(self)))
+        return type(self)(
+            self.steps * weight,
+            self.tokens * weight,
+            self.tokens_squared * weight,
+            self.seconds * weight,
+            self.token_seconds * weight,
+        )
 
     def cost(self, off_step_seconds: float, accelerator: str) -> CatchUpCost:
         """The line through these steps and the prior's for an OFF step on that accelerator; never negative.

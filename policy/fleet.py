@@ -27,7 +27,7 @@ from nightjar.policy.fleet_state import (
 )
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.intake import observe
-from nightjar.policy.learning import explorer, learn
+from nightjar.policy.learning import learn
 from nightjar.policy.modes import ModeOverride, effective_mode, live_overrides
 from nightjar.policy.off_steps import expected_off_steps
 from nightjar.policy.persistent_map import PersistentMap
@@ -37,6 +37,8 @@ from nightjar.policy.settings import OperatorSettings
 
 __all__ = ["Decision", "FleetState", "decide", "empty_fleet", "fleet_status", "learned", "observe", "quieted", "with_learned"]
 
+MOST_THOUGHTS: Final = 40
+"""Groups and replicas that think in one decision, the longest waiting first: 60 ms, however many there are."""
 MAX_REASON_LENGTH: Final = 1024
 """Of a record's `reason`."""
 
@@ -61,19 +63,23 @@ def decide(
     groups: dict[str, GroupState] = {}
     next_segment_id = state.next_segment_id
     may_grant = MayGrant.of(state, settings, now_s)
-    for group_id, group in state.groups.items():
+    thoughts_left = MOST_THOUGHTS
+    for group_id, group in sorted(state.groups.items(), key=lambda entry: entry[1].thought_at_s):
         if not (members[group_id] or group.evidence.cells or group.restarts.open_leases):
             continue
         modes = {
             replica_id: effective_mode(replica_id, replica.report.application, settings.mode, still, now_s)
             for replica_id, replica in members[group_id].items()
         }
-        explorers = {
-            replica_id: explorer(group, replica)
+        asked = {
+            replica_id
             for replica_id, replica in members[group_id].items()
             if modes[replica_id][0].kind == "auto" and not replica.report.serving_plainly and replica.report.local_mode is None
         }
-        groups[group_id], changed = learn(group, members[group_id], explorers, settings, next_segment_id, now_s, rng)
+        groups[group_id], changed, used = learn(
+            group, members[group_id], asked, settings, next_segment_id, thoughts_left, now_s, rng
+        )
+        thoughts_left -= used
         members[group_id].update(changed)
         live.update(changed)
         groups[group_id] = _with_off_steps(groups[group_id], settings)
@@ -85,6 +91,7 @@ def decide(
         next_segment_id = max([next_segment_id, *(held.segment.segment_id + 1 for held in groups[group_id].exploration.segments)])
         decided = _decisions(groups[group_id], members[group_id], modes, settings)
         decisions.update({name: replace(decision, terms=terms[name]) for name, decision in decided.items()})
+    groups = {group_id: groups[group_id] for group_id in state.groups if group_id in groups}
     return decisions, FleetState(PersistentMap(live), groups, next_segment_id, state.quiet_since_s)
 
 

@@ -62,6 +62,11 @@ class GroupState:
     restarts: GroupRestarts = field(default_factory=GroupRestarts)
     off_steps: tuple[OffStep, ...] = ()
 
+    @property
+    def thought_at_s(self) -> float:
+        """When it last thought; before all others if it never did."""
+        return self.thought.at_s if self.thought is not None else float("-inf")
+
 
 @dataclass(frozen=True, slots=True)
 class FleetState:

@@ -6,12 +6,13 @@ Everything a group learns goes through here, from values to values; the fleet lo
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from statistics import median
 from typing import Final
 
 from nightjar.policy.batch_buckets import batch_bucket
+from nightjar.policy.catch_up import CatchUpCost
 from nightjar.policy.drafter_life import MAX_CHUNK_TOKENS
 from nightjar.policy.evidence import Evidence
 from nightjar.policy.exploration import Allowance, Exploration, Explorer, deal
@@ -20,13 +21,9 @@ from nightjar.policy.merging import merge, quorum
 from nightjar.policy.mixed_steps import steps_per_token
 from nightjar.policy.planners import PLANNERS
 from nightjar.policy.planners.planner import GroupView
-from nightjar.policy.records import DrafterState
+from nightjar.policy.records import DrafterState, LoadReport
 from nightjar.policy.settings import OperatorSettings
-from nightjar.policy.thinking import is_news, own_evidence, think
-
-MOST_OWN_THOUGHTS: Final = 100
-"""Replicas of a group that think for themselves in one tick, the longest waiting first: bounds its time in a cold, large group."""
-
+from nightjar.policy.thinking import is_news, own_evidence, think, think_cold
 
 _DRAFTER_UP: Final = frozenset({DrafterState.ACTIVE, DrafterState.IN_SYNC, DrafterState.PROBING, DrafterState.CATCHING_UP})
 
@@ -34,13 +31,19 @@ _DRAFTER_UP: Final = frozenset({DrafterState.ACTIVE, DrafterState.IN_SYNC, Draft
 def learn(
     group: GroupState,
     members: Mapping[str, ReplicaState],
-    explorers: Mapping[str, Explorer],
+    asked: Container[str],
     settings: OperatorSettings,
     next_segment_id: int,
+    most_thoughts: int,
     now_s: float,
     rng: random.Random,
-) -> tuple[GroupState, dict[str, ReplicaState]]:
-    """The group after this tick, and those of its live `members` that changed. `explorers` may be asked to measure."""
+) -> tuple[GroupState, dict[str, ReplicaState], int]:
+    """The group after this tick, those of its live `members` that changed, and how often it thought; members in `asked` may be
+    asked to measure.
+
+    It and its replicas think at most `most_thoughts` times, the longest waiting first; who may not stays with the last thought,
+    or with what one thinks who knows nothing.
+    """
     pending = {replica_id: replica.pending for replica_id, replica in members.items()}
     before = group.evidence if group.decided_at_s is not None else _heard_at(group.evidence, now_s)
     evidence, left = merge(before, pending, settings.evidence_half_life_steps, now_s)
@@ -50,32 +53,58 @@ def learn(
     after = replace(group, evidence=evidence, planner=settings.planner, decided_at_s=now_s)
     if settings.planner != "fleet":
         changed.update(_without_own({**members, **changed}))
-        return replace(after, plan=PLANNERS[settings.planner](view), exploration=Exploration(), thought=None), changed
-    thought = think(view) if group.thought is None or is_news(group.thought, view) else group.thought
+        return replace(after, plan=PLANNERS[settings.planner](view), exploration=Exploration(), thought=None), changed, 0
+    thought, thoughts = group.thought, 0
+    if most_thoughts > 0 and is_news(thought, view):
+        thought, thoughts = think(view), 1
+    elif thought is None:
+        thought = think_cold(view)
     elapsed_s = now_s - group.decided_at_s if group.decided_at_s is not None else 0.0
-    earned = _earned(group.exploration.allowance, members, explorers, elapsed_s)
+    found = explorers(group, {replica_id: replica for replica_id, replica in members.items() if replica_id in asked})
+    earned = _earned(group.exploration.allowance, members, found, elapsed_s)
     exploration = replace(group.exploration, allowance=earned)
-    exploration = deal(view, thought.wanted, explorers, {**pending, **left}, exploration, next_segment_id, rng)
-    changed.update(_own_thoughts(view.with_plan(thought.plan), {**members, **changed}))
-    return replace(after, plan=thought.plan, exploration=exploration, thought=thought), changed
+    exploration = deal(view, thought.wanted, found, {**pending, **left}, exploration, next_segment_id, rng)
+    own, own_thoughts = _own_thoughts(view.with_plan(thought.plan), {**members, **changed}, most_thoughts - thoughts)
+    after = replace(after, plan=thought.plan, exploration=exploration, thought=thought)
+    return after, {**changed, **own}, thoughts + own_thoughts
 
 
-def explorer(group: GroupState, replica: ReplicaState) -> Explorer:
-    """A replica as one that may be asked to measure. Where its drafter is down, all of its KV cache may have to be caught up."""
-    snapshot = replica.report.snapshot
-    batch = snapshot.load.decode_batch_size
-    lost = 0.0
-    if batch and group.thought is not None and snapshot.drafter_state not in _DRAFTER_UP:
-        wish, cells = replica.report.restart_wish, group.evidence.cells.values()
-        context_per_row = sum(cell.context_tokens for cell in cells) / max(sum(cell.rows for cell in cells), 1.0)
-        lag_tokens = wish.lag_tokens if wish is not None else batch * context_per_row
-        off_step_s = batch / group.thought.outlook.goodput_tokens_per_s(batch_bucket(batch), 0)
-        lost = (
-            group.restarts.catch_up.cost(off_step_s, group.key.accelerator).of_lag(lag_tokens, MAX_CHUNK_TOKENS)
-            / off_step_s
-            * batch
+def explorers(group: GroupState, members: Mapping[str, ReplicaState]) -> dict[str, Explorer]:
+    """Replicas as those that may be asked to measure."""
+    restart_tokens = _RestartTokens(group)
+    return {
+        replica_id: Explorer(
+            replica.report.snapshot.load.decode_batch_size,
+            replica.report.snapshot.finished_segment_id,
+            restart_tokens.of(replica.report),
         )
-    return Explorer(batch, snapshot.finished_segment_id, lost)
+        for replica_id, replica in members.items()
+    }
+
+
+class _RestartTokens:
+    """Tokens that a replica would lose until its drafter can draft; the group's price is worked out once for each bucket."""
+
+    def __init__(self, group: GroupState) -> None:
+        self._group = group
+        cells = group.evidence.cells.values()
+        self._context_per_row = sum(cell.context_tokens for cell in cells) / max(sum(cell.rows for cell in cells), 1.0)
+        self._prices: dict[int, tuple[CatchUpCost, float]] = {}
+
+    def of(self, report: LoadReport) -> float:
+        """Where the drafter is down and no wish says better, all of the KV cache may have to be caught up."""
+        snapshot, thought = report.snapshot, self._group.thought
+        batch = snapshot.load.decode_batch_size
+        if not batch or thought is None or snapshot.drafter_state in _DRAFTER_UP:
+            return 0.0
+        bucket = batch_bucket(batch)
+        if bucket not in self._prices:
+            off_step_s = float(thought.outlook.rows[bucket]) / thought.outlook.goodput_tokens_per_s(bucket, 0)
+            self._prices[bucket] = self._group.restarts.catch_up.cost(off_step_s, self._group.key.accelerator), off_step_s
+        cost, off_step_s = self._prices[bucket]
+        lag_tokens = report.restart_wish.lag_tokens if report.restart_wish is not None else batch * self._context_per_row
+        lost: float = cost.of_lag(lag_tokens, MAX_CHUNK_TOKENS) / off_step_s * batch
+        return lost
 
 
 def _heard_at(evidence: Evidence, now_s: float) -> Evidence:
@@ -85,17 +114,17 @@ def _heard_at(evidence: Evidence, now_s: float) -> Evidence:
 
 
 def _earned(
-    allowance: Allowance, members: Mapping[str, ReplicaState], explorers: Mapping[str, Explorer], elapsed_s: float
+    allowance: Allowance, members: Mapping[str, ReplicaState], found: Mapping[str, Explorer], elapsed_s: float
 ) -> Allowance:
     """The allowance with what the group generated since the last tick. A median, so that no boast earns anything (INV-10)."""
     rates = [replica.generated_tokens_per_s for replica in members.values()]
-    rows = max((explorer.decode_batch_size for explorer in explorers.values()), default=0)
+    rows = max((explorer.decode_batch_size for explorer in found.values()), default=0)
     generated = median(rates) * len(rates) * elapsed_s if rates else 0.0
     return allowance.earn(generated, float(rows * quorum(len(members))))
 
 
-def _own_thoughts(view: GroupView, members: Mapping[str, ReplicaState]) -> dict[str, ReplicaState]:
-    """Replicas whose own thought is new or gone. `view` runs the group's new plan."""
+def _own_thoughts(view: GroupView, members: Mapping[str, ReplicaState], most_thoughts: int) -> tuple[dict[str, ReplicaState], int]:
+    """Replicas whose own thought is new or gone, and how many are new. `view` runs the group's new plan."""
     waiting: list[tuple[float, str, GroupView]] = []
     changed: dict[str, ReplicaState] = {}
     for replica_id, replica in members.items():
@@ -109,9 +138,10 @@ def _own_thoughts(view: GroupView, members: Mapping[str, ReplicaState]) -> dict[
             mine = mine.with_plan(replica.own.plan)
         if is_news(replica.own, mine):
             waiting.append((replica.own.at_s if replica.own is not None else float("-inf"), replica_id, mine))
-    for _, replica_id, mine in sorted(waiting, key=lambda entry: entry[:2])[:MOST_OWN_THOUGHTS]:
+    due = sorted(waiting, key=lambda entry: entry[:2])[:most_thoughts]
+    for _, replica_id, mine in due:
         changed[replica_id] = replace(members[replica_id], own=think(mine))
-    return changed
+    return changed, len(due)
 
 
 def _without_own(members: Mapping[str, ReplicaState]) -> dict[str, ReplicaState]:

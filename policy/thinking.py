@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 from nightjar.policy.evidence import Cell, CellEvidence, Evidence
@@ -18,6 +19,7 @@ from nightjar.policy.outlook import Outlook
 from nightjar.policy.planners.calibration import Measurement, measurements
 from nightjar.policy.planners.fleet import plan_ahead, present_arms
 from nightjar.policy.planners.planner import GroupPlan, GroupView
+from nightjar.policy.records import GroupKey
 from nightjar.policy.settings import OperatorSettings
 
 REFRESH_S: Final = 5.0
@@ -55,6 +57,17 @@ def think(view: GroupView) -> Thought:
         ahead,
         measurements(view, ahead, planned),
     )
+
+
+def think_cold(view: GroupView) -> Thought:
+    """What one thinks of a group of whom nothing is known; the same for all that look alike, and never fresh."""
+    return replace(_cold(view.key.max_num_seqs, view.arms, view.settings), at_s=float("-inf"))
+
+
+@lru_cache(maxsize=64)
+def _cold(max_num_seqs: int, arms: tuple[int, ...], settings: OperatorSettings) -> Thought:
+    key = GroupKey(target="unknown", max_num_seqs=max_num_seqs, max_num_speculative_tokens=arms[-1])
+    return think(GroupView(key, settings, Evidence()))
 
 
 def is_news(last: Thought | None, view: GroupView) -> bool:
