@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 from nightjar.policy.batch_buckets import batch_bucket, bucket_range, buckets_up_to
@@ -148,10 +149,18 @@ class _Prices:
         buckets = buckets_up_to(prospect.max_num_seqs)
         self._on = [bucket for bucket in buckets if prospect.planned(bucket) > 0]
         self._gains = {bucket: gain for bucket in self._on if (gain := self._gain(bucket)) > 0.0}
-        self._ordered_gains = {bucket: max(self._gains.get(bucket, 0.0), self._ordered_gain(bucket)) for bucket in buckets}
+        self._moves = moves
         self._values = moves.value_tokens(self._gains)
-        self._ordered_values = moves.value_tokens(self._ordered_gains)
         self._bounds: dict[tuple[int, bool], tuple[int, int]] = {}
+
+    @cached_property
+    def _ordered_gains(self) -> dict[int, float]:
+        buckets = buckets_up_to(self._prospect.max_num_seqs)
+        return {bucket: max(self._gains.get(bucket, 0.0), self._ordered_gain(bucket)) for bucket in buckets}
+
+    @cached_property
+    def _ordered_values(self) -> dict[int, float]:
+        return self._moves.value_tokens(self._ordered_gains)
 
     def wish(self, name: str, member: Restarter, waiting_since_s: float) -> PricedWish | None:
         """The wish with its price; None where it would not pay."""
@@ -227,8 +236,8 @@ def _off_goodputs(prospect: Prospect) -> dict[int, float]:
     """Generated tokens per second of OFF by bucket; an unknown one steps as fast as the nearest known. Empty if none is."""
     buckets = buckets_up_to(prospect.max_num_seqs)
     known = {bucket: goodput for bucket in buckets if (goodput := prospect.goodput(bucket, 0))}
-    if not known:
-        return {}
+    if not known or len(known) == len(buckets):
+        return known
     rows = {bucket: sum(bucket_range(bucket, prospect.max_num_seqs)) for bucket in buckets}
     nearest = {bucket: min(known, key=lambda other: (abs(other - bucket), other)) for bucket in buckets}
     return {bucket: known[nearest[bucket]] * rows[bucket] / rows[nearest[bucket]] for bucket in buckets}
