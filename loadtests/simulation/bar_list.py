@@ -210,7 +210,9 @@ def lowest_ratio(values: Sequence[float], reference: Sequence[float]) -> float:
 def _drift(rows: ByKind) -> list[Bar]:
     watched = [row for kept in rows.values() for row in kept if row.planner == FLEET and "false_alarms" in row.measures]
     days = math.fsum(row.measures["watched_s"] for row in watched) / DAY_S
-    alarms = Bar(name="false_alarms_per_day", meaning="drift alarms of a group without drift", direction="at most", limit=1.0)
+    alarms = Bar(
+        name="false_alarms_per_day", meaning="trips of the guard in a group without drift, per day", direction="at most", limit=1.0
+    )
     if days > 0:
         value = math.fsum(row.measures["false_alarms"] for row in watched) / days
         at = f"{days:.1f} group-days of every run without drift"

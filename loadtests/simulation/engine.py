@@ -124,6 +124,11 @@ class SimulatedEngine:
         return len(self._scheduler.waiting)
 
     @property
+    def guard_trips(self) -> int:
+        """Times that the guard held speculation off."""
+        return self._steering.guard_trips
+
+    @property
     def drafter_state(self) -> DrafterState:
         """Where the drafter is in its life."""
         return self._life.state

@@ -48,6 +48,10 @@ class Engine(Protocol):
         """Requests in the engine that do not run."""
 
     @property
+    def guard_trips(self) -> int:
+        """Times that the guard held speculation off, since the start."""
+
+    @property
     def drafter_state(self) -> DrafterState:
         """Where the drafter is in its life."""
 

@@ -103,6 +103,7 @@ class Measures:
             max_leases_in_flight=most_at_once(restarts),
             budget_violations=begun_above(restarts, self._max_leases) + self._reloads_above(),
             refused_reports=refused,
+            guard_trips=sum(replica.engine.guard_trips for replica in self._fleet),
             incarnation=control.store.incarnation if control is not None else 0,
             steps_with_warm_up=sum(replica.engine.totals.steps for replica in self._fleet),
             seconds=tuple(self._seconds),

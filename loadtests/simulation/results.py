@@ -115,7 +115,8 @@ class RunResult:
     Latencies are of requests that arrived after warm-up and were answered in full: time to first token, time per output token
     after it, end to end. `unfinished` were asked after warm-up and not answered at the end. `max_leases_in_flight` and
     `budget_violations` count what engines did from the start: the most restarts by lease at once, and those that began above the
-    operator's budget, in the group or on a node (INV-6). `refused_reports` and `steps_with_warm_up` count from the start, too.
+    operator's budget, in the group or on a node (INV-6). `refused_reports`, `guard_trips` and `steps_with_warm_up` count from
+    the start, too.
     """
 
     planner: str
@@ -131,6 +132,7 @@ class RunResult:
     max_leases_in_flight: int
     budget_violations: int
     refused_reports: int
+    guard_trips: int
     incarnation: int
     steps_with_warm_up: int
     seconds: tuple[Second, ...] = ()

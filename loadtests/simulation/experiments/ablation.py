@@ -6,11 +6,15 @@ no switches for this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Final
 from unittest.mock import patch
+
+import numpy as np
+import numpy.typing as npt
 
 from nightjar.loadtests.simulation.bar_list import ALL_PARTS
 from nightjar.loadtests.simulation.experiments.contestants import FLEET, Contestant
@@ -19,6 +23,9 @@ from nightjar.loadtests.simulation.experiments.measuring import basic
 from nightjar.loadtests.simulation.experiments.scenes import cell, open_loop_s, open_scenes
 from nightjar.loadtests.simulation.rows import RunRow
 from nightjar.loadtests.simulation.runner import Cell, Job, Outcome
+from nightjar.policy.evidence import Evidence
+from nightjar.policy.outlook import Floats, Outlook
+from nightjar.policy.step_time import StepTimes
 
 LOADS: Final = ("poisson-60%", "surge", "oscillation")
 REPLICAS: Final = 4
@@ -26,16 +33,41 @@ REPLICAS: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of the planner and how it is switched off: by settings, or by names of functions and what stands in for them."""
+    """A part of the planner and how it is switched off: by settings, or by names of policy/ and what stands in for them."""
 
     name: str
-    settings: Mapping[str, object]
-    stand_ins: Mapping[str, Callable[..., Any]]
+    settings: Mapping[str, object] = field(default_factory=dict)
+    stand_ins: Mapping[str, object] = field(default_factory=dict)
+
+
+def _nothing_charged(_evidence: Evidence, times: StepTimes, _arms: Sequence[int]) -> Floats:
+    return np.zeros(times.log_seconds.shape)
+
+
+def _off_until_measured(ahead: Outlook) -> npt.NDArray[np.int64]:
+    return np.zeros(len(ahead.rows), dtype=np.int64)
+
+
+def _everything_can_win(ahead: Outlook) -> Floats:
+    return np.full(ahead.log_goodput.shape, np.inf)
+
+
+def _nobody_thinks_alone(*_: object) -> dict[str, object]:
+    return {}
 
 
 PARTS: Final = (
-    Part("dwell", {"dwell_steps": 0}, {}),
-    Part("switch margin", {"switch_margin": 0.0}, {}),
+    Part("dwell", {"dwell_steps": 0}),
+    Part("switch margin", {"switch_margin": 0.0}),
+    Part("doubt", stand_ins={"planners.fleet.DOUBT_DEVIATIONS": 0.0}),
+    Part("odds before off is known", stand_ins={"planners.fleet.favourites": _off_until_measured}),
+    Part("what neighbours tell", stand_ins={"step_time.ROWS_DEVIATION": 1.0, "step_time.LENGTH_DEVIATION": 1.0}),
+    Part("bound on what can win", stand_ins={"outlook.Outlook.ceiling": _everything_can_win}),
+    Part("allowance of exploration", stand_ins={"exploration.OUTPUT_SHARE": 1.0, "exploration.COLD_START_TOKENS_PER_ROW": 1e9}),
+    Part("steps with prefill", stand_ins={"planners.planner.charge": _nothing_charged}),
+    Part("single replicas' own plans", stand_ins={"learning._own_thoughts": _nobody_thinks_alone}),
+    Part("price of a restart", stand_ins={"restart_price.VALUE_OVER_COST": 1e-9}),
+    Part("guard", stand_ins={"off_guard.SUSPICION": math.inf}),
 )
 
 
@@ -51,7 +83,7 @@ class Without:
         part = next(part for part in PARTS if part.name == self.part)
         with ExitStack() as stack:
             for target, stand_in in part.stand_ins.items():
-                stack.enter_context(patch(target, stand_in))
+                stack.enter_context(patch(f"nightjar.policy.{target}", stand_in))
             return self.job()
 
 

@@ -28,6 +28,7 @@ class FakeEngine:
     totals: EngineTotals = field(default_factory=EngineTotals)
     leased_restarts: list[LeasedRestart] = field(default_factory=list)
     drafter_state: DrafterState = DrafterState.IN_SYNC
+    guard_trips: int = 0
     acceptance: float = 1.0
     adopted: list[Settings] = field(default_factory=list)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pkgutil
 from dataclasses import replace
 
 import pytest
 
+from nightjar.loadtests.regimes import Regime
 from nightjar.loadtests.simulation.bar_list import PICK
 from nightjar.loadtests.simulation.campaign import Campaign
+from nightjar.loadtests.simulation.experiments.ablation import PARTS
 from nightjar.loadtests.simulation.experiments.catalogue import EXPERIMENTS
 from nightjar.loadtests.simulation.experiments.efforts import BENCH, QUICK
 from nightjar.loadtests.simulation.experiments.experiment import Choice
@@ -18,7 +21,7 @@ from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, read_profile
 from nightjar.loadtests.simulation.results import Second, Totals
 from nightjar.loadtests.simulation.runner import Cell, run_cell
 
-CHOICE = Choice(tuple(map(read_profile, PROFILE_NAMES)), tuple(LOADS), replace(QUICK, bar_seeds=1))
+CHOICE = Choice(tuple(map(read_profile, ("qwen-7b-0.5b-rtx4090", "llama-8b-eagle"))), tuple(LOADS), replace(QUICK, bar_seeds=1))
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +49,6 @@ def test_the_best_static_planner_is_picked_on_seeds_that_no_bar_uses(cells: list
     assert not set(BENCH.picks) & set(BENCH.bars)
 
 
-def test_every_profile_is_compared_at_every_load(cells: list[Cell]) -> None:
-    assert {(cell.profile, cell.load) for cell in cells if cell.kind == "open_loop"} == {
-        (profile, load) for profile in PROFILE_NAMES for load in LOADS
-    }
-
-
 def test_cells_with_the_same_names_are_the_same_run(cells: list[Cell]) -> None:
     known: dict[tuple[str, str, str, int], object] = {}
     for cell in cells:
@@ -59,11 +56,14 @@ def test_cells_with_the_same_names_are_the_same_run(cells: list[Cell]) -> None:
             assert known.setdefault(cell.key, job(cell).scenario) == job(cell).scenario, cell.key
 
 
-def test_an_open_load_lasts_at_least_as_long_as_its_run() -> None:
-    for scene in open_scenes(CHOICE):
-        load = scene.workload.load
-        assert not hasattr(load, "path")
-        assert getattr(load, "duration_s", 0.0) >= open_loop_s(CHOICE.effort, scene.nominal) - 1e-6
+def test_every_profile_meets_every_load_for_as_long_as_its_run() -> None:
+    scenes = open_scenes(replace(CHOICE, profiles=tuple(map(read_profile, PROFILE_NAMES))))
+    assert {(scene.nominal.profile.name, scene.load) for scene in scenes} == {
+        (name, load) for name in PROFILE_NAMES for load in LOADS
+    }
+    for scene in scenes:
+        assert isinstance(scene.workload.load, Regime)
+        assert scene.workload.load.duration_s >= open_loop_s(CHOICE.effort, scene.nominal) - 1e-6
 
 
 def test_more_requests_decode_at_once_the_more_arrive() -> None:
@@ -84,11 +84,19 @@ def test_a_short_real_run_gives_measures_and_the_same_ones_again() -> None:
     choice = replace(
         CHOICE, profiles=(read_profile("cpu-smollm2"),), loads=("surge",), effort=replace(QUICK, learn_s=5.0, steady_s=5.0)
     )
-    cell = EXPERIMENTS["steady"].waves[0](choice, ())[0]
+    cell = EXPERIMENTS["regret"].waves[0](choice, ())[0]
     row, again = run_cell(cell), run_cell(cell)
     assert row.error == ""
     assert row.measures["tokens_per_s"] > 0
     assert row.model_copy(update={"core_s": again.core_s}) == again
+
+
+def test_every_part_that_the_ablation_switches_off_is_there() -> None:
+    for part in PARTS:
+        for target in part.stand_ins:
+            module, _, name = target.rpartition(".")
+            owner = pkgutil.resolve_name(f"nightjar.policy.{module}")
+            assert hasattr(owner, name), target
 
 
 def seconds(shares: list[float]) -> list[Second]:
