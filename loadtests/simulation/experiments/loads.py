@@ -14,6 +14,12 @@ from typing import Final
 from nightjar.loadtests.regimes import Phase, Regime, repeated
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
 
+QUIET: Final = 0.4
+"""Of the requests that an engine answers one after the other: what arrives in a quiet stretch."""
+
+REST: Final = 0.15
+"""Share of a pattern at whose end little arrives, so that nobody takes a backlog into what is measured."""
+
 Shape = Callable[[Nominal, float], list[Phase]]
 """Phases of one pattern, for one engine, from what it carries and the pattern's length in seconds."""
 
@@ -33,45 +39,55 @@ def _for_fleet(phase: Phase, replicas: int) -> Phase:
     )
 
 
+def _quiet(nominal: Nominal) -> float:
+    """Arrivals at which an engine is idle for more than half of the time."""
+    return QUIET * nominal.requests_per_s(1)
+
+
+def _poisson_quiet(nominal: Nominal, pattern_s: float) -> list[Phase]:
+    return [Phase("poisson", pattern_s, requests_per_s=_quiet(nominal))]
+
+
 def _poisson(share: float) -> Shape:
     return lambda nominal, pattern_s: [Phase("poisson", pattern_s, requests_per_s=share * nominal.capacity)]
 
 
 def _ramp(nominal: Nominal, pattern_s: float) -> list[Phase]:
-    low, high = 0.02 * nominal.capacity, 1.2 * nominal.capacity
+    low, high = _quiet(nominal), 1.2 * nominal.capacity
     return [
-        Phase("up", pattern_s / 2, requests_per_s=low, end_requests_per_s=high),
-        Phase("down", pattern_s / 2, requests_per_s=high, end_requests_per_s=low),
+        Phase("up", 0.4 * pattern_s, requests_per_s=low, end_requests_per_s=high),
+        Phase("down", 0.4 * pattern_s, requests_per_s=high, end_requests_per_s=low),
+        Phase("quiet", 0.2 * pattern_s, requests_per_s=low),
     ]
 
 
 def _surge(nominal: Nominal, pattern_s: float) -> list[Phase]:
-    quiet, surge = 0.03 * nominal.capacity, 1.3 * nominal.capacity
     return [
-        Phase("quiet", 0.4 * pattern_s, requests_per_s=quiet),
-        Phase("surge", 0.25 * pattern_s, requests_per_s=surge),
-        Phase("drain", 0.35 * pattern_s, requests_per_s=quiet),
+        Phase("quiet", 0.4 * pattern_s, requests_per_s=_quiet(nominal)),
+        Phase("surge", 0.25 * pattern_s, requests_per_s=1.3 * nominal.capacity),
+        Phase("drain", 0.35 * pattern_s, requests_per_s=_quiet(nominal)),
     ]
 
 
 def _oscillation(nominal: Nominal, pattern_s: float) -> list[Phase]:
-    """Back and forth across the crossover, 15 s each."""
+    """Back and forth across the crossover, 15 s each, and a rest."""
     low, high = nominal.requests_per_s(_rows(nominal, 0.5)), nominal.requests_per_s(_rows(nominal, 1.7))
-    swings = max(round(pattern_s / 30.0), 1)
-    stretch_s = pattern_s / swings / 2
-    return [
+    swings = max(round((1 - REST) * pattern_s / 30.0), 1)
+    stretch_s = (1 - REST) * pattern_s / swings / 2
+    phases = [
         phase
         for swing in range(1, swings + 1)
         for phase in (Phase(f"low-{swing}", stretch_s, requests_per_s=low), Phase(f"high-{swing}", stretch_s, requests_per_s=high))
     ]
+    return [*phases, _rest(nominal, pattern_s)]
 
 
 def _restarts(nominal: Nominal, pattern_s: float) -> list[Phase]:
-    """Long full stretches and short gaps: each gap invites a restart that the next wave makes worthless."""
+    """Long full stretches and short gaps: each gap invites a restart that the next wave makes worthless; and a rest."""
     low, high = nominal.requests_per_s(_rows(nominal, 0.3)), nominal.requests_per_s(_rows(nominal, 2.0))
-    waves = max(round(pattern_s / 16.0), 1)
-    wave_s = pattern_s / waves
-    return [
+    waves = max(round((1 - REST) * pattern_s / 16.0), 1)
+    wave_s = (1 - REST) * pattern_s / waves
+    phases = [
         phase
         for wave in range(1, waves + 1)
         for phase in (
@@ -79,15 +95,21 @@ def _restarts(nominal: Nominal, pattern_s: float) -> list[Phase]:
             Phase(f"gap-{wave}", 0.3 * wave_s, requests_per_s=low),
         )
     ]
+    return [*phases, _rest(nominal, pattern_s)]
+
+
+def _rest(nominal: Nominal, pattern_s: float) -> Phase:
+    return Phase("rest", REST * pattern_s, requests_per_s=_quiet(nominal))
 
 
 def _diurnal(nominal: Nominal, pattern_s: float) -> list[Phase]:
     """A day in one pattern: morning, noon, lunch, afternoon, evening, night."""
-    shares = ((0.2, 0.02, 0.8), (0.15, 0.8, 0.8), (0.1, 0.8, 0.5), (0.1, 0.5, 1.1), (0.2, 1.1, 0.02), (0.25, 0.02, 0.02))
+    quiet, half, much, peak = _quiet(nominal), *(share * nominal.capacity for share in (0.5, 0.8, 1.1))
+    rates = ((0.2, quiet, much), (0.15, much, much), (0.1, much, half), (0.1, half, peak), (0.2, peak, quiet), (0.25, quiet, quiet))
     names = ("morning", "noon", "lunch", "afternoon", "evening", "night")
     return [
-        Phase(name, length * pattern_s, requests_per_s=first * nominal.capacity, end_requests_per_s=last * nominal.capacity)
-        for name, (length, first, last) in zip(names, shares, strict=True)
+        Phase(name, share * pattern_s, requests_per_s=first, end_requests_per_s=last)
+        for name, (share, first, last) in zip(names, rates, strict=True)
     ]
 
 
@@ -96,7 +118,7 @@ def _rows(nominal: Nominal, share: float) -> int:
 
 
 LOADS: Final[Mapping[str, Shape]] = {
-    "poisson-2%": _poisson(0.02),
+    "poisson-quiet": _poisson_quiet,
     "poisson-20%": _poisson(0.2),
     "poisson-60%": _poisson(0.6),
     "poisson-110%": _poisson(1.1),
