@@ -19,17 +19,17 @@ from rich.console import Console
 from nightjar.loadtests.output import Output, OutputOption
 from nightjar.loadtests.regimes import Regime, RegimeError, parse_regime
 from nightjar.loadtests.run_folder import new_run_folder
-from nightjar.loadtests.simulation.campaign import Campaign
+from nightjar.loadtests.simulation.evidence.result_table import print_results
+from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.simulation.evidence.summary import SimulationSummary
+from nightjar.loadtests.simulation.experiments.campaign import Campaign
 from nightjar.loadtests.simulation.experiments.catalogue import EXPERIMENTS
 from nightjar.loadtests.simulation.experiments.contestants import ContestantError, check_name
 from nightjar.loadtests.simulation.experiments.efforts import BENCH, FULL, QUICK, QUICK_LOADS, QUICK_PROFILES
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Effort, Experiment
 from nightjar.loadtests.simulation.experiments.loads import LOADS
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, Profile, ProfileError, read_profile
-from nightjar.loadtests.simulation.result_table import print_results
-from nightjar.loadtests.simulation.rows import RunRow
-from nightjar.loadtests.simulation.summary import SimulationSummary
-from nightjar.loadtests.simulation.workload import read_trace
+from nightjar.loadtests.simulation.service.workload import read_trace
 
 TRACE_NAME: Final = "azure_llm_2023_conv.csv"
 """The recorded trace that is looked for in the folder NIGHTJAR_TEST_DATA."""

@@ -27,8 +27,8 @@ from rich.progress import track
 from rich.table import Table as RichTable
 
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
-from nightjar.loadtests.simulation.lengths import SHAREGPT
 from nightjar.loadtests.simulation.profiles import Mechanics, read_profile
+from nightjar.loadtests.simulation.service.lengths import SHAREGPT
 from nightjar.policy.fleet import FleetState, decide, empty_fleet, observe
 from nightjar.policy.settings import OperatorSettings, parse_operator_settings
 from tests.benchmarks.coarse_engine import CoarseEngine

@@ -16,13 +16,13 @@ from unittest.mock import patch
 import numpy as np
 import numpy.typing as npt
 
-from nightjar.loadtests.simulation.bar_list import ALL_PARTS
+from nightjar.loadtests.simulation.evidence.bar_list import ALL_PARTS
+from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.simulation.evidence.runner import Cell, Job, Outcome
 from nightjar.loadtests.simulation.experiments.contestants import FLEET, Contestant
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.experiments.measuring import basic
 from nightjar.loadtests.simulation.experiments.scenes import cell, open_loop_s, open_scenes
-from nightjar.loadtests.simulation.rows import RunRow
-from nightjar.loadtests.simulation.runner import Cell, Job, Outcome
 from nightjar.policy.evidence import Evidence
 from nightjar.policy.outlook import Floats, Outlook
 from nightjar.policy.step_time import StepTimes

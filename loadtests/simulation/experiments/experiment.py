@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from nightjar.loadtests.regimes import Regime
-from nightjar.loadtests.simulation.lengths import ALPACA, SHAREGPT, Dataset
+from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.profiles import Profile
-from nightjar.loadtests.simulation.rows import RunRow
-from nightjar.loadtests.simulation.runner import Cell
+from nightjar.loadtests.simulation.service.lengths import ALPACA, SHAREGPT, Dataset
 
 PICK_SEED: Final = 1000
 """First seed of the runs that pick the best static planner: none of them is a bar's."""

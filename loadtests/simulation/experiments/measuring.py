@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from nightjar.loadtests.simulation.results import RunResult, Second
-from nightjar.loadtests.simulation.runner import Outcome
-from nightjar.loadtests.simulation.scenario import Scenario
-from nightjar.loadtests.simulation.simulation import simulate
+from nightjar.loadtests.simulation.evidence.runner import Outcome
+from nightjar.loadtests.simulation.service.results import RunResult, Second
+from nightjar.loadtests.simulation.service.scenario import Scenario
+from nightjar.loadtests.simulation.service.simulate import simulate
 
 Measure = Callable[[Scenario, RunResult], Outcome]
 """What is kept of a run; a function of a module, so that it travels to other processes."""

@@ -13,8 +13,8 @@ from typing import Final
 
 import numpy as np
 
-from nightjar.loadtests.simulation.lengths import Dataset
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
+from nightjar.loadtests.simulation.service.lengths import Dataset
 from nightjar.loadtests.simulation.step_cost import PreparedCost, prepared_cost
 
 LENGTHS: Final = 20_000

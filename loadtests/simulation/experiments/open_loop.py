@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nightjar.loadtests.simulation.bar_list import PICK, best_static
+from nightjar.loadtests.simulation.evidence.bar_list import PICK, best_static
+from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.experiments.contestants import FLEET, NIGHTJAR, OFF, ORACLE, RIVALS, Contestant, static_names
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.experiments.measuring import basic, with_length
 from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, open_loop_s, open_scenes, pattern_s
-from nightjar.loadtests.simulation.rows import RunRow
-from nightjar.loadtests.simulation.runner import Cell
 
 SHOWN = ("surge", "oscillation", "diurnal")
 """Loads whose K over time is drawn, of the first seed."""

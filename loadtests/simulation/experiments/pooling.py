@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.experiments.contestants import FLEET, Contestant
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.experiments.measuring import learning, newcomer
 from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, closed_scene, learn_s, named_scene, nominal_of
-from nightjar.loadtests.simulation.rows import RunRow
-from nightjar.loadtests.simulation.runner import Cell
-from nightjar.loadtests.simulation.scenario import ReplicaJoins
+from nightjar.loadtests.simulation.service.scenario import ReplicaJoins
 
 SIZES = (1, 2, 4, 8, 16)
 BARS = (1, 16)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from nightjar.loadtests.simulation.bar_list import HONEST, LOSSLESS
-from nightjar.loadtests.simulation.control_plane import PERFECT, Network
+from nightjar.loadtests.simulation.evidence.bar_list import HONEST, LOSSLESS
+from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.experiments.contestants import FLEET, NIGHTJAR, Contestant
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.experiments.measuring import basic, drift, plan
 from nightjar.loadtests.simulation.experiments.scenes import cell, closed_scene, learn_s, named_scene, nominal_of
-from nightjar.loadtests.simulation.lies import LIES, Lie
-from nightjar.loadtests.simulation.rows import RunRow
-from nightjar.loadtests.simulation.runner import Cell
-from nightjar.loadtests.simulation.scenario import AcceptanceScaled, ReplicaLies
+from nightjar.loadtests.simulation.service.control_plane import PERFECT, Network
+from nightjar.loadtests.simulation.service.lies import LIES, Lie
+from nightjar.loadtests.simulation.service.scenario import AcceptanceScaled, ReplicaLies
 
 DRIFT_REPLICAS: Final = 4
 DRIFT_FACTOR: Final = 0.5

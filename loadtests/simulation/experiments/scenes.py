@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from nightjar.loadtests.regimes import Phase, Regime
+from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.experiments.contestants import Contestant, choose
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Effort, dataset_of
 from nightjar.loadtests.simulation.experiments.loads import open_load
 from nightjar.loadtests.simulation.experiments.measuring import Measure, Simulate
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
-from nightjar.loadtests.simulation.lengths import Dataset
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
-from nightjar.loadtests.simulation.runner import Cell
-from nightjar.loadtests.simulation.scenario import Scenario
-from nightjar.loadtests.simulation.workload import Trace, Workload
+from nightjar.loadtests.simulation.service.lengths import Dataset
+from nightjar.loadtests.simulation.service.scenario import Scenario
+from nightjar.loadtests.simulation.service.workload import Trace, Workload
 
 SHORT_STEP_S: Final = 0.02
 
@@ -176,7 +176,7 @@ def _trace_scene(nominal: Nominal, choice: Choice, replicas: int) -> Scene:
 
 def trace_rate(path: Any) -> tuple[float, float]:
     """Requests a second of a trace and their mean answer in tokens."""
-    from nightjar.loadtests.simulation.workload import read_trace
+    from nightjar.loadtests.simulation.service.workload import read_trace
 
     rows = read_trace(path)
     duration_s = max(rows[-1].due_s, 1.0)

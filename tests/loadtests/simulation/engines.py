@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from nightjar.loadtests.simulation.engine import SimulatedEngine
+from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
+from nightjar.loadtests.simulation.engine.simulated_engine import SimulatedEngine
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile, read_profile
-from nightjar.loadtests.simulation.requests import SimulatedRequest
 from nightjar.policy.drafter_life import UNLIMITED
 from nightjar.policy.planners import LOCAL_PLANNERS
 from nightjar.policy.records import (

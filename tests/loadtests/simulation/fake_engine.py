@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from nightjar.loadtests.simulation.engine_totals import EngineTotals
-from nightjar.loadtests.simulation.leases import LeasedRestart
+from nightjar.loadtests.simulation.engine.engine_totals import EngineTotals
+from nightjar.loadtests.simulation.engine.leases import LeasedRestart
+from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.profiles import Profile, read_profile
-from nightjar.loadtests.simulation.requests import SimulatedRequest
 from nightjar.policy.records import DrafterState, EngineLoad, EngineSnapshot, LoadReport, Settings
 from nightjar.policy.steering import Steering
 from nightjar.policy.step_counters import StepCount, StepCounters

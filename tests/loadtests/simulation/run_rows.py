@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nightjar.loadtests.simulation.rows import RunRow
+from nightjar.loadtests.simulation.evidence.rows import RunRow
 
 
 def row(

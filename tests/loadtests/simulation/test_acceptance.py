@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from nightjar.loadtests.simulation.acceptance_classes import AcceptanceClasses
-from nightjar.loadtests.simulation.decode_rows import DecodeRows
-from nightjar.loadtests.simulation.requests import SimulatedRequest
+from nightjar.loadtests.simulation.engine.acceptance_classes import AcceptanceClasses
+from nightjar.loadtests.simulation.engine.decode_rows import DecodeRows
+from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from tests.loadtests.simulation.engines import PAIR, engine, held, keep_busy
 
 STEPS = 400

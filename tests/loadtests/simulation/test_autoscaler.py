@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.loadtests.simulation.autoscaler import Autoscale, Wanting, look
+from nightjar.loadtests.simulation.service.autoscaler import Autoscale, Wanting, look
 
 RULES = Autoscale(min_replicas=1, max_replicas=4, target_ongoing_requests=10, upscale_delay_s=10, downscale_delay_s=30)
 

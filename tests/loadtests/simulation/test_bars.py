@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from nightjar.loadtests.simulation.bar_list import best_static, compute_bars, losses
-from nightjar.loadtests.simulation.bars import Bar
-from nightjar.loadtests.simulation.rows import RunRow
+from nightjar.loadtests.simulation.evidence.bar_list import best_static, compute_bars, losses
+from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.rows import RunRow
 from tests.loadtests.simulation.run_rows import row
 
 

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.loadtests.simulation.engine import SimulatedEngine
-from nightjar.loadtests.simulation.host_link import HostLink
-from nightjar.loadtests.simulation.kv_blocks import BlockPool, BlocksLostError
+from nightjar.loadtests.simulation.engine.host_link import HostLink
+from nightjar.loadtests.simulation.engine.kv_blocks import BlockPool, BlocksLostError
+from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
+from nightjar.loadtests.simulation.engine.simulated_engine import SimulatedEngine
 from nightjar.loadtests.simulation.profiles import Limits
-from nightjar.loadtests.simulation.requests import SimulatedRequest
 from nightjar.policy.records import DrafterState, Lease, OffloadRules
 from tests.loadtests.simulation.engines import PAIR, engine, held, settings
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.profiles import Mechanics
-from nightjar.loadtests.simulation.requests import SimulatedRequest
 from nightjar.policy.records import DrafterState, Local
 from tests.loadtests.simulation.engines import EAGLE, PAIR, engine, held, keep_busy, settings, table
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from nightjar.loadtests.simulation.engine import SimulatedEngine
-from nightjar.loadtests.simulation.host_link import HostLink
+from nightjar.loadtests.simulation.engine.host_link import HostLink
+from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
+from nightjar.loadtests.simulation.engine.simulated_engine import SimulatedEngine
 from nightjar.loadtests.simulation.profiles import Limits, Mechanics
-from nightjar.loadtests.simulation.requests import SimulatedRequest
 from nightjar.policy.records import Local, OffloadRules, Plan
 from tests.loadtests.simulation.engines import PAIR, engine, held, settings, table
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 
 from nightjar.loadtests.regimes import Regime
-from nightjar.loadtests.simulation.bar_list import PICK
-from nightjar.loadtests.simulation.campaign import Campaign
+from nightjar.loadtests.simulation.evidence.bar_list import PICK
+from nightjar.loadtests.simulation.evidence.runner import Cell, run_cell
 from nightjar.loadtests.simulation.experiments.ablation import PARTS
+from nightjar.loadtests.simulation.experiments.campaign import Campaign
 from nightjar.loadtests.simulation.experiments.catalogue import EXPERIMENTS
 from nightjar.loadtests.simulation.experiments.efforts import BENCH, QUICK
 from nightjar.loadtests.simulation.experiments.experiment import Choice
@@ -18,8 +19,7 @@ from nightjar.loadtests.simulation.experiments.loads import LOADS
 from nightjar.loadtests.simulation.experiments.measuring import Simulate, settled
 from nightjar.loadtests.simulation.experiments.scenes import nominal_of, open_loop_s, open_scenes
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, read_profile
-from nightjar.loadtests.simulation.results import Second, Totals
-from nightjar.loadtests.simulation.runner import Cell, run_cell
+from nightjar.loadtests.simulation.service.results import Second, Totals
 
 CHOICE = Choice(tuple(map(read_profile, ("qwen-7b-0.5b-rtx4090", "llama-8b-eagle"))), tuple(LOADS), replace(QUICK, bar_seeds=1))
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.loadtests.simulation import engines, leases, users
-from nightjar.loadtests.simulation.leases import LeasedRestart, begun_above, most_at_once
+from nightjar.loadtests.simulation.engine import leases
+from nightjar.loadtests.simulation.engine.leases import LeasedRestart, begun_above, most_at_once
+from nightjar.loadtests.simulation.service import engine_room, users
 
 restarts = st.lists(
     st.tuples(st.integers(0, 20), st.integers(1, 10)).map(lambda span: LeasedRestart(span[0], span[0] + span[1], False)),
@@ -24,7 +25,7 @@ def test_the_sweep_counts_what_a_look_at_every_moment_counts(spans: list[LeasedR
     assert (begun_above(spans, lambda at_s: allowed) > 0) == (max(at_once) > allowed)
 
 
-@pytest.mark.parametrize("module", [engines, leases, users])
+@pytest.mark.parametrize("module", [engine_room, leases, users])
 def test_the_examples_in_the_documentation_hold(module: object) -> None:
     failed, tried = doctest.testmod(module)  # type: ignore[arg-type]
     assert tried > 0

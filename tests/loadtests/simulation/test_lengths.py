@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nightjar.loadtests.simulation.lengths import DATASETS, Lognormal
+from nightjar.loadtests.simulation.service.lengths import DATASETS, Lognormal
 
 
 @pytest.mark.parametrize(("name", "prompt", "output"), [("sharegpt", 161, 338), ("alpaca", 19, 58)])

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from nightjar.loadtests.simulation.lies import LIES, Lie, liar
+from nightjar.loadtests.simulation.service.lies import LIES, Lie, liar
 from nightjar.policy.records import CellCounters, Counters, EngineSnapshot, GroupKey, LoadReport, WireError
 
 

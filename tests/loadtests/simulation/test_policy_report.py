@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from nightjar.loadtests.simulation.policy_report import render_policy_report
-from nightjar.loadtests.simulation.rows import RunRow
-from nightjar.loadtests.simulation.summary import summarise
-from nightjar.loadtests.simulation.tables import all_grids
+from nightjar.loadtests.simulation.evidence.policy_report import render_policy_report
+from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.simulation.evidence.summary import summarise
+from nightjar.loadtests.simulation.evidence.tables import all_grids
 from tests.loadtests.simulation.run_rows import row
 
 ROWS: list[RunRow] = [

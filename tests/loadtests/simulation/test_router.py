@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.loadtests.simulation.router import Router, RouterKind
+from nightjar.loadtests.simulation.service.router import Router, RouterKind
 
 kinds = st.sampled_from(get_args(RouterKind))
 

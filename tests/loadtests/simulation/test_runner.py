@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from nightjar.loadtests.simulation.rows import RunRow
-from nightjar.loadtests.simulation.runner import Cell, Outcome, run_cells, without_repeats
+from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.simulation.evidence.runner import Cell, Outcome, run_cells, without_repeats
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from nightjar.loadtests.regimes import parse_regime
-from nightjar.loadtests.simulation.control_plane import Network
-from nightjar.loadtests.simulation.lengths import Dataset, Lognormal
 from nightjar.loadtests.simulation.profiles import Mechanics, read_profile
-from nightjar.loadtests.simulation.scenario import PlannerChoice, ReplicaJoins, ReplicaLies, Scenario
-from nightjar.loadtests.simulation.simulation import simulate
-from nightjar.loadtests.simulation.workload import Workload
+from nightjar.loadtests.simulation.service.control_plane import Network
+from nightjar.loadtests.simulation.service.lengths import Dataset, Lognormal
+from nightjar.loadtests.simulation.service.scenario import PlannerChoice, ReplicaJoins, ReplicaLies, Scenario
+from nightjar.loadtests.simulation.service.simulate import simulate
+from nightjar.loadtests.simulation.service.workload import Workload
 from nightjar.policy.records import Local
 from nightjar.policy.settings import parse_operator_settings
 

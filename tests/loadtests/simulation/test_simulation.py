@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nightjar.loadtests.regimes import Regime, parse_regime
-from nightjar.loadtests.simulation.autoscaler import Autoscale
-from nightjar.loadtests.simulation.control_plane import Network
-from nightjar.loadtests.simulation.lengths import Dataset, Lognormal
-from nightjar.loadtests.simulation.lies import LIES, Lie
-from nightjar.loadtests.simulation.requests import SimulatedRequest
-from nightjar.loadtests.simulation.results import RunResult
-from nightjar.loadtests.simulation.scenario import (
+from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
+from nightjar.loadtests.simulation.service.autoscaler import Autoscale
+from nightjar.loadtests.simulation.service.control_plane import Network
+from nightjar.loadtests.simulation.service.lengths import Dataset, Lognormal
+from nightjar.loadtests.simulation.service.lies import LIES, Lie
+from nightjar.loadtests.simulation.service.results import RunResult
+from nightjar.loadtests.simulation.service.scenario import (
     AcceptanceScaled,
     PlannerChoice,
     ReplicaJoins,
@@ -28,8 +28,8 @@ from nightjar.loadtests.simulation.scenario import (
     SpeedChanged,
     UsersChanged,
 )
-from nightjar.loadtests.simulation.simulation import simulate
-from nightjar.loadtests.simulation.workload import Workload
+from nightjar.loadtests.simulation.service.simulate import simulate
+from nightjar.loadtests.simulation.service.workload import Workload
 from nightjar.policy.records import Settings
 from nightjar.policy.settings import parse_operator_settings
 

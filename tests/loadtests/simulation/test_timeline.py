@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.loadtests.simulation.timeline import Timeline
+from nightjar.loadtests.simulation.service.timeline import Timeline
 
 
 @given(st.lists(st.floats(0, 100), max_size=30))

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from nightjar.loadtests.simulation.grid import Grid
-from nightjar.loadtests.simulation.rows import RunRow
-from nightjar.loadtests.simulation.runner import Cell
-from nightjar.loadtests.simulation.summary import SimulationSummary
-from nightjar.loadtests.simulation.tables import all_grids, bar_grid, failure_grid
+from nightjar.loadtests.simulation.evidence.grid import Grid
+from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.simulation.evidence.runner import Cell
+from nightjar.loadtests.simulation.evidence.summary import SimulationSummary
+from nightjar.loadtests.simulation.evidence.tables import all_grids, bar_grid, failure_grid
 
 TABLE_WIDTH: Final = 140
 """Columns that the tables need; in a narrower window the terminal breaks their lines, but nothing is cut."""

@@ -7,10 +7,10 @@ from typing import Final
 
 import numpy as np
 
-from nightjar.loadtests.simulation.engine import SimulatedEngine
-from nightjar.loadtests.simulation.host_link import HostLink
+from nightjar.loadtests.simulation.engine.host_link import HostLink
+from nightjar.loadtests.simulation.engine.simulated_engine import SimulatedEngine
 from nightjar.loadtests.simulation.rivals import RIVALS
-from nightjar.loadtests.simulation.scenario import Scenario
+from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.policy.planners import LOCAL_PLANNERS
 from nightjar.policy.planners.local_planner import LocalPlannerFactory
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from nightjar.loadtests.simulation.workload import Demand, Shape, Workload
+from nightjar.loadtests.simulation.service.workload import Demand, Shape, Workload
 
 NUMBERS: Final = 1 << 32
 """A closed-loop request's number is (user + 1) times this plus its place in the user's own row; open-loop numbers lie below."""

@@ -10,9 +10,9 @@ from typing import Final
 import numpy as np
 from pydantic import Field
 
-from nightjar.loadtests.simulation.bar_list import compute_bars, losses
-from nightjar.loadtests.simulation.bars import Bar, Found
-from nightjar.loadtests.simulation.rows import RunRow, failures
+from nightjar.loadtests.simulation.evidence.bar_list import compute_bars, losses
+from nightjar.loadtests.simulation.evidence.bars import Bar, Found
+from nightjar.loadtests.simulation.evidence.rows import RunRow, failures
 from nightjar.policy.records import Record
 
 US: Final = 1e6

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from nightjar.loadtests.simulation.truth import Truth
+from nightjar.loadtests.simulation.engine.truth import Truth
 from nightjar.policy.planners.local_planner import (
     LocalContext,
     LocalOptions,

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Final
 
-from nightjar.loadtests.simulation.bars import Bar, Cells, Found, mean_of, ratios, worst
-from nightjar.loadtests.simulation.rows import RunRow
+from nightjar.loadtests.simulation.evidence.bars import Bar, Cells, Found, mean_of, ratios, worst
+from nightjar.loadtests.simulation.evidence.rows import RunRow
 
 FLEET: Final = "fleet"
 ORACLE: Final = "oracle"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Final
 
-from nightjar.loadtests.simulation.bars import Found
+from nightjar.loadtests.simulation.evidence.bars import Found
 
 DASH: Final = "-"
 """What was not run."""

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nightjar.loadtests.regimes import Regime, arrival_times
-from nightjar.loadtests.simulation.lengths import SHAREGPT, Dataset
+from nightjar.loadtests.simulation.service.lengths import SHAREGPT, Dataset
 
 USER_BLOCK: Final = 64
 OPEN_BLOCK: Final = 4096

@@ -14,13 +14,13 @@ from typing import Final
 
 from rich.console import Console
 
+from nightjar.loadtests.simulation.evidence.grid import Grid
+from nightjar.loadtests.simulation.evidence.policy_report import render_policy_report
+from nightjar.loadtests.simulation.evidence.result_table import RunProgress, rich_table
+from nightjar.loadtests.simulation.evidence.rows import RunRow, write_rows
+from nightjar.loadtests.simulation.evidence.runner import Cell, run_cells, without_repeats
+from nightjar.loadtests.simulation.evidence.summary import SimulationSummary, summarise
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
-from nightjar.loadtests.simulation.grid import Grid
-from nightjar.loadtests.simulation.policy_report import render_policy_report
-from nightjar.loadtests.simulation.result_table import RunProgress, rich_table
-from nightjar.loadtests.simulation.rows import RunRow, write_rows
-from nightjar.loadtests.simulation.runner import Cell, run_cells, without_repeats
-from nightjar.loadtests.simulation.summary import SimulationSummary, summarise
 
 ROWS: Final = "rows.jsonl"
 SUMMARY: Final = "summary.json"

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from nightjar.loadtests.simulation.policy_actor import PolicyActor, Store
-from nightjar.loadtests.simulation.timeline import Action, Timeline
+from nightjar.loadtests.simulation.service.policy_actor import PolicyActor, Store
+from nightjar.loadtests.simulation.service.timeline import Action, Timeline
 from nightjar.policy.learned import LearnedTables
 from nightjar.policy.records import ExchangeReply, LoadReport, Settings, SettingsVersion
 from nightjar.policy.settings import OperatorSettings

@@ -14,13 +14,13 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any, Protocol
 
-from nightjar.loadtests.simulation.engine_totals import EngineTotals
-from nightjar.loadtests.simulation.leases import LeasedRestart
-from nightjar.loadtests.simulation.requests import SimulatedRequest
-from nightjar.loadtests.simulation.results import Totals
-from nightjar.loadtests.simulation.router import Router
-from nightjar.loadtests.simulation.timeline import Timeline
-from nightjar.loadtests.simulation.workload import Demand
+from nightjar.loadtests.simulation.engine.engine_totals import EngineTotals
+from nightjar.loadtests.simulation.engine.leases import LeasedRestart
+from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
+from nightjar.loadtests.simulation.service.results import Totals
+from nightjar.loadtests.simulation.service.router import Router
+from nightjar.loadtests.simulation.service.timeline import Timeline
+from nightjar.loadtests.simulation.service.workload import Demand
 from nightjar.policy.records import DrafterState, LoadReport, Settings
 
 

@@ -16,16 +16,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from nightjar.loadtests.simulation.autoscaler import Wanting, look
-from nightjar.loadtests.simulation.control_plane import ControlPlane
-from nightjar.loadtests.simulation.engines import EngineRoom, node_name, replica_name
-from nightjar.loadtests.simulation.fleet import Engine, Fleet
-from nightjar.loadtests.simulation.lies import liar
-from nightjar.loadtests.simulation.measures import Measures
-from nightjar.loadtests.simulation.requests import SimulatedRequest
-from nightjar.loadtests.simulation.results import RunResult
-from nightjar.loadtests.simulation.router import Router
-from nightjar.loadtests.simulation.scenario import (
+from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
+from nightjar.loadtests.simulation.service.autoscaler import Wanting, look
+from nightjar.loadtests.simulation.service.control_plane import ControlPlane
+from nightjar.loadtests.simulation.service.engine_room import EngineRoom, node_name, replica_name
+from nightjar.loadtests.simulation.service.fleet import Engine, Fleet
+from nightjar.loadtests.simulation.service.lies import liar
+from nightjar.loadtests.simulation.service.measures import Measures
+from nightjar.loadtests.simulation.service.results import RunResult
+from nightjar.loadtests.simulation.service.router import Router
+from nightjar.loadtests.simulation.service.scenario import (
     AcceptanceScaled,
     Event,
     PlannerChoice,
@@ -36,9 +36,9 @@ from nightjar.loadtests.simulation.scenario import (
     SpeedChanged,
     UsersChanged,
 )
-from nightjar.loadtests.simulation.timeline import Timeline
-from nightjar.loadtests.simulation.users import Users, user_of
-from nightjar.loadtests.simulation.workload import Demand
+from nightjar.loadtests.simulation.service.timeline import Timeline
+from nightjar.loadtests.simulation.service.users import Users, user_of
+from nightjar.loadtests.simulation.service.workload import Demand
 from nightjar.policy.drafter_life import UNLIMITED
 from nightjar.policy.records import Local, Mode, Settings, SettingsVersion
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from nightjar.loadtests.simulation.acceptance_classes import AcceptanceClasses
-from nightjar.loadtests.simulation.decode_rows import DecodeRows
+from nightjar.loadtests.simulation.engine.acceptance_classes import AcceptanceClasses
+from nightjar.loadtests.simulation.engine.decode_rows import DecodeRows
 from nightjar.loadtests.simulation.profiles import Drafter
 from nightjar.loadtests.simulation.step_cost import PreparedCost
 

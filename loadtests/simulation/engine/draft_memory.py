@@ -7,9 +7,9 @@ step longer.
 
 from __future__ import annotations
 
-from nightjar.loadtests.simulation.engine_totals import EngineTotals
-from nightjar.loadtests.simulation.host_link import HostLink, Transfer
-from nightjar.loadtests.simulation.kv_blocks import BlockPool
+from nightjar.loadtests.simulation.engine.engine_totals import EngineTotals
+from nightjar.loadtests.simulation.engine.host_link import HostLink, Transfer
+from nightjar.loadtests.simulation.engine.kv_blocks import BlockPool
 from nightjar.loadtests.simulation.profiles import Drafter
 from nightjar.policy.drafter_life import DrafterLife, MemoryOrder
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from nightjar.loadtests.simulation.control_plane import ControlPlane
-from nightjar.loadtests.simulation.fleet import Fleet, totals_of
-from nightjar.loadtests.simulation.leases import LeasedRestart, begun_above, most_at_once
-from nightjar.loadtests.simulation.requests import SimulatedRequest
-from nightjar.loadtests.simulation.results import Quantiles, ReplicaResult, RunResult, Second, Totals
-from nightjar.loadtests.simulation.scenario import Scenario
-from nightjar.loadtests.simulation.workload import Demand
+from nightjar.loadtests.simulation.engine.leases import LeasedRestart, begun_above, most_at_once
+from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
+from nightjar.loadtests.simulation.service.control_plane import ControlPlane
+from nightjar.loadtests.simulation.service.fleet import Fleet, totals_of
+from nightjar.loadtests.simulation.service.results import Quantiles, ReplicaResult, RunResult, Second, Totals
+from nightjar.loadtests.simulation.service.scenario import Scenario
+from nightjar.loadtests.simulation.service.workload import Demand
 from nightjar.policy.batch_buckets import bucket_range, buckets_up_to
 from nightjar.policy.fleet import learned
 from nightjar.policy.records import DrafterState, Settings, Table

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from nightjar.loadtests.simulation.engine_totals import EngineTotals
-from nightjar.loadtests.simulation.truth import Truth
+from nightjar.loadtests.simulation.engine.engine_totals import EngineTotals
+from nightjar.loadtests.simulation.engine.truth import Truth
 from nightjar.policy.planners.local_planner import StepOutcome
 from nightjar.policy.steering import Steering
 from nightjar.policy.step_counters import StepCount, StepCounters

@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from nightjar.loadtests.simulation.acceptance_classes import AcceptanceClasses
-from nightjar.loadtests.simulation.requests import SimulatedRequest
+from nightjar.loadtests.simulation.engine.acceptance_classes import AcceptanceClasses
+from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 
 LUCK_STEPS: Final = 64
 """Steps for which luck is drawn at once."""

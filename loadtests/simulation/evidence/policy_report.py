@@ -13,12 +13,12 @@ from string import Template
 from typing import Final
 
 from nightjar.loadtests.charts import Series, chart, legend, scale_for
-from nightjar.loadtests.simulation.bar_list import FLEET, GOODPUT, NEVER_OFF, OFF, ORACLE
-from nightjar.loadtests.simulation.grid import Grid
-from nightjar.loadtests.simulation.policy_page import PAGE
-from nightjar.loadtests.simulation.rows import RunRow
-from nightjar.loadtests.simulation.summary import SimulationSummary
-from nightjar.loadtests.simulation.tables import all_grids, bar_grid, failure_grid
+from nightjar.loadtests.simulation.evidence.bar_list import FLEET, GOODPUT, NEVER_OFF, OFF, ORACLE
+from nightjar.loadtests.simulation.evidence.grid import Grid
+from nightjar.loadtests.simulation.evidence.policy_page import PAGE
+from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.simulation.evidence.summary import SimulationSummary
+from nightjar.loadtests.simulation.evidence.tables import all_grids, bar_grid, failure_grid
 
 CAPTION: Final = (
     "Engines are simulated in virtual time; what decides is the very code that runs in production. Planners at one place and seed "

@@ -20,21 +20,21 @@ from typing import Final
 
 import numpy as np
 
-from nightjar.loadtests.simulation.acceptance_classes import AcceptanceClasses
-from nightjar.loadtests.simulation.decode_rows import DecodeRows
-from nightjar.loadtests.simulation.draft_memory import DraftMemory
-from nightjar.loadtests.simulation.engine_totals import EngineTotals
-from nightjar.loadtests.simulation.host_link import HostLink
-from nightjar.loadtests.simulation.leases import LeasedRestart
-from nightjar.loadtests.simulation.oracle import ORACLE, oracle_factory
+from nightjar.loadtests.simulation.engine.acceptance_classes import AcceptanceClasses
+from nightjar.loadtests.simulation.engine.decode_rows import DecodeRows
+from nightjar.loadtests.simulation.engine.draft_memory import DraftMemory
+from nightjar.loadtests.simulation.engine.engine_totals import EngineTotals
+from nightjar.loadtests.simulation.engine.host_link import HostLink
+from nightjar.loadtests.simulation.engine.leases import LeasedRestart
+from nightjar.loadtests.simulation.engine.oracle import ORACLE, oracle_factory
+from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
+from nightjar.loadtests.simulation.engine.scheduler import SimulatedScheduler
+from nightjar.loadtests.simulation.engine.step_account import StepAccount
+from nightjar.loadtests.simulation.engine.step_noise import NoiseStream
+from nightjar.loadtests.simulation.engine.truth import Truth
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
-from nightjar.loadtests.simulation.requests import SimulatedRequest
 from nightjar.loadtests.simulation.rivals import DRAFTS_MAX
-from nightjar.loadtests.simulation.scheduler import SimulatedScheduler
-from nightjar.loadtests.simulation.step_account import StepAccount
 from nightjar.loadtests.simulation.step_cost import DraftRun, prepared_cost
-from nightjar.loadtests.simulation.step_noise import NoiseStream
-from nightjar.loadtests.simulation.truth import Truth
 from nightjar.policy.drafter_life import DrafterLife, Order
 from nightjar.policy.planners.local_planner import LocalPlannerFactory
 from nightjar.policy.records import DrafterState, EngineLoad, EngineSnapshot, LoadReport, Local, Settings

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from time import process_time
 from typing import Protocol
 
-from nightjar.loadtests.simulation.rows import Mechanics, RunRow
+from nightjar.loadtests.simulation.evidence.rows import Mechanics, RunRow
 
 
 @dataclass(frozen=True, slots=True)

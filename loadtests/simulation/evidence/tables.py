@@ -9,11 +9,20 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
-from nightjar.loadtests.simulation.bar_list import ALL_PARTS, FLEET, GOODPUT, ORACLE, THROUGHPUT, best_static, losses, lowest_ratio
-from nightjar.loadtests.simulation.bars import Bar, Cells, Found, ratios
-from nightjar.loadtests.simulation.grid import DASH, Grid, geometric_mean, number, ratio, share
-from nightjar.loadtests.simulation.paper_table import paper_grids
-from nightjar.loadtests.simulation.rows import RunRow
+from nightjar.loadtests.simulation.evidence.bar_list import (
+    ALL_PARTS,
+    FLEET,
+    GOODPUT,
+    ORACLE,
+    THROUGHPUT,
+    best_static,
+    losses,
+    lowest_ratio,
+)
+from nightjar.loadtests.simulation.evidence.bars import Bar, Cells, Found, ratios
+from nightjar.loadtests.simulation.evidence.grid import DASH, Grid, geometric_mean, number, ratio, share
+from nightjar.loadtests.simulation.evidence.paper_table import paper_grids
+from nightjar.loadtests.simulation.evidence.rows import RunRow
 
 
 def bar_grid(bars: Sequence[Bar]) -> Grid:

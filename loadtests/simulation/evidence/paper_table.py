@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Final
 
-from nightjar.loadtests.simulation.bar_list import FLEET, GOODPUT, OFF, THROUGHPUT, WARM
-from nightjar.loadtests.simulation.bars import Cells, Found, ratios
-from nightjar.loadtests.simulation.grid import DASH, Grid, ratio
-from nightjar.loadtests.simulation.rows import RunRow
+from nightjar.loadtests.simulation.evidence.bar_list import FLEET, GOODPUT, OFF, THROUGHPUT, WARM
+from nightjar.loadtests.simulation.evidence.bars import Cells, Found, ratios
+from nightjar.loadtests.simulation.evidence.grid import DASH, Grid, ratio
+from nightjar.loadtests.simulation.evidence.rows import RunRow
 
 NIGHTJAR: Final = "nightjar"
 FIXED: Final = "fixed-3 as published"

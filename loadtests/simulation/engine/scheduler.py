@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 
-from nightjar.loadtests.simulation.decode_rows import DecodeRows
-from nightjar.loadtests.simulation.kv_blocks import BlockPool
+from nightjar.loadtests.simulation.engine.decode_rows import DecodeRows
+from nightjar.loadtests.simulation.engine.kv_blocks import BlockPool
+from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.profiles import Limits
-from nightjar.loadtests.simulation.requests import SimulatedRequest
 
 
 class SimulatedScheduler:

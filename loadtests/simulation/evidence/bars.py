@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from nightjar.loadtests.simulation.rows import RunRow
+from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.policy.records import Record
 
 Direction = Literal["at least", "at most", "above", "stated"]

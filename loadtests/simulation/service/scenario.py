@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nightjar.loadtests.simulation.autoscaler import Autoscale
-from nightjar.loadtests.simulation.control_plane import PERFECT, Network
-from nightjar.loadtests.simulation.lies import Lie
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
-from nightjar.loadtests.simulation.router import RouterKind
-from nightjar.loadtests.simulation.workload import Workload
+from nightjar.loadtests.simulation.service.autoscaler import Autoscale
+from nightjar.loadtests.simulation.service.control_plane import PERFECT, Network
+from nightjar.loadtests.simulation.service.lies import Lie
+from nightjar.loadtests.simulation.service.router import RouterKind
+from nightjar.loadtests.simulation.service.workload import Workload
 from nightjar.policy.learned import LearnedTables
 from nightjar.policy.records import Local
 from nightjar.policy.settings import OperatorSettings

@@ -1,0 +1,1 @@
+"""From raw rows of simulated runs to bars, tables and one page."""

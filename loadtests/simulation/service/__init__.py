@@ -1,0 +1,1 @@
+"""A simulated service: many engines, who asks them, and the control plane that steers them."""
