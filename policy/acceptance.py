@@ -24,9 +24,9 @@ HALF_LIFE_ROWS: Final = 2000.0
 """Rows after which an old one counts half. Sampling error stays near 1 %, a change of topic shows within seconds."""
 ROWS_PER_INDEPENDENT_ROW: Final = 4.0
 """Rows of one request resemble each other: this many say as much as one that was drawn on its own."""
-DRIFT_VARIANCE_PER_SECOND: Final = 0.05**2 / 600.0
-"""How fast the conditional acceptance wanders while nobody looks, as a relative variance: 5 % in ten minutes."""
-MOST_DRIFT_VARIANCE: Final = 0.2**2
+DRIFT_VARIANCE_PER_SECOND: Final = 0.1**2 / 120.0
+"""How fast the conditional acceptance wanders while nobody looks, as a relative variance: 10 % in two minutes."""
+MOST_DRIFT_VARIANCE: Final = 0.25**2
 """However old, evidence of the same traffic says more than the prior."""
 
 
@@ -44,19 +44,33 @@ class AcceptanceEvidence:
     def plus(self, newer: AcceptanceEvidence, half_life_rows: float = HALF_LIFE_ROWS) -> AcceptanceEvidence:
         """This evidence, aged by the newer rows position by position, and the newer rows.
 
+        What was known of a position is known as a share of the rows that came as far as the one before it: where those become
+        fewer or more, it follows. So a K that runs tells of the longer ones, too.
+
         >>> AcceptanceEvidence((100.0,), (80.0,)).plus(AcceptanceEvidence((50.0, 50.0), (40.0, 20.0)), half_life_rows=50.0)
         AcceptanceEvidence(reached=(100.0, 50.0), accepted=(80.0, 20.0), seen_at_s=(0.0, 0.0))
+        >>> AcceptanceEvidence((100.0, 100.0), (80.0, 40.0)).plus(AcceptanceEvidence((9e9,), (3.6e9,))).measured()
+        (0.4, 0.2)
         """
         reached, accepted, seen = [], [], []
+        follows = 1.0
         for position in range(max(len(self.reached), len(newer.reached))):
             rows, kept, at_s = newer._at(position)
             old_rows, old_kept, old_at_s = self._at(position)
             aged = 1.0 + old_rows * _drift(at_s - old_at_s) / ROWS_PER_INDEPENDENT_ROW if rows else 1.0
             share_left = 0.5 ** (rows / half_life_rows) / aged
             reached.append(old_rows * share_left + rows)
-            accepted.append(old_kept * share_left + kept)
+            accepted.append(min(old_kept * follows, old_rows) * share_left + kept)
             seen.append(at_s if rows else old_at_s)
+            if old_kept > 0.0:
+                follows = accepted[-1] / reached[-1] / (old_kept / old_rows)
         return AcceptanceEvidence(tuple(reached), tuple(accepted), tuple(seen))
+
+    def sum(self, other: AcceptanceEvidence) -> AcceptanceEvidence:
+        """Both together, as counted at the same time."""
+        positions = range(max(len(self.reached), len(other.reached)))
+        pairs = [(self._at(position), other._at(position)) for position in positions]
+        return AcceptanceEvidence(tuple(a[0] + b[0] for a, b in pairs), tuple(a[1] + b[1] for a, b in pairs))
 
     def at(self, now_s: float) -> AcceptanceEvidence:
         """The same rows, seen at `now_s`."""

@@ -89,7 +89,7 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
         added = _difference(now[key], last)
         _check_cell(key, added, group)
         new_cells[key] = _evidence(added)
-        acceptance = acceptance.plus(AcceptanceEvidence(added.reached, added.accepted), math.inf)
+        acceptance = acceptance.sum(AcceptanceEvidence(added.reached, added.accepted))
         seconds += added.step_seconds
         steps += added.steps
     if len(now) != len(counters.cells):

@@ -34,7 +34,7 @@ LEFT_BUCKET_S: Final = 3.0
 ROUND_S: Final = 2.0
 """A quorum is asked together, or within this time."""
 FIRST_PAUSE_S: Final = 10.0
-LONGEST_PAUSE_S: Final = 600.0
+LONGEST_PAUSE_S: Final = 120.0
 """Pause after the first round of a cell, and the longest: what has just been measured is not in doubt for lack of a measurement."""
 OUTPUT_SHARE: Final = 0.01
 """Of a group's generated tokens, what exploration may lose in the long run (INV-3)."""

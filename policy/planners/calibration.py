@@ -20,14 +20,15 @@ from nightjar.policy.planners.planner import GroupView
 
 LEAST_IMPROVEMENT: Final = 0.0025
 """Expected improvement, as a share of goodput, below which an arm is not worth a measurement."""
-OFF_REFRESH_S: Final = 600.0
-"""Where speculation runs, off is measured again this often: the promise never to be below off rests on it."""
+REFRESH_S: Final = 600.0
+"""Where speculation runs, off is measured again this often, because the promise never to be below off rests on it; where off
+runs, the best K is, because nothing else would tell that acceptance has risen."""
 MODEL_DOUBT: Final = 0.2
 """Standard deviation that an unmeasured cell of a bucket in use counts with at least. No smooth model knows that one engine
 takes as long for one draft token as for none, and twice as long for two (vLLM 0.32 on a CPU, 4 rows)."""
 IN_USE_MEASUREMENTS: Final = 3.0
 """Measurements' worth of clean steps at its K from which a bucket counts as in use."""
-STALE_OFF_WORTH: Final = 0.05
+STALE_WORTH: Final = 0.05
 """What such a measurement counts as worth: models of unmeasured cells were wrong by about that much (docs/planner.md)."""
 OFTEN_STEPS: Final = 100.0
 """Clean steps at its K from which a bucket counts as often used."""
@@ -50,8 +51,10 @@ def measurements(view: GroupView, ahead: Outlook, planned: npt.NDArray[np.int64]
     margin = math.log1p(view.settings.switch_margin)
     most = ahead.ceiling() - ahead.log_goodput[np.arange(len(planned)), planned][:, None] - margin
     worth = np.minimum(expected_excess(gain - margin, deviation), np.maximum(most, 0.0))
-    stale = [STALE_OFF_WORTH * _off_is_stale(view, bucket, ahead.arms[planned[bucket]]) for bucket in view.buckets]
-    worth[:, 0] = np.maximum(worth[:, 0], stale)
+    for bucket, arm in enumerate(planned):
+        rival = 0 if arm or len(ahead.arms) == 1 else 1 + int(np.argmax(gain[bucket, 1:]))
+        if _is_stale(view, bucket, ahead.arms[arm], ahead.arms[rival]):
+            worth[bucket, rival] = max(worth[bucket, rival], STALE_WORTH)
     lost = np.expm1(np.minimum(expected_excess(-gain, deviation), 2.0))
     steps = view.settings.calibration_clean_steps + SETTLING_STEPS
     cost = steps * ahead.rows[:, None] * ahead.tokens_per_row[None, :] * lost
@@ -92,11 +95,15 @@ def _model_doubt(view: GroupView, ahead: Outlook, planned: npt.NDArray[np.int64]
     return doubt
 
 
-def _off_is_stale(view: GroupView, bucket: int, planned: int) -> bool:
-    """Whether a bucket where speculation runs needs to see off: a group that never saw it anywhere does at once."""
-    runs, off = view.evidence.cells.get((bucket, planned)), view.evidence.cells.get((bucket, 0))
-    if all(length for _, length in view.evidence.cells):
+def _is_stale(view: GroupView, bucket: int, planned: int, rival: int) -> bool:
+    """Whether a bucket in use needs to see the other side of off, of which `rival` is the best arm.
+
+    A group that never saw off anywhere needs it at once.
+    """
+    cells = view.evidence.cells
+    if planned and all(length for _, length in cells):
         return True
-    if runs is None or runs.steps < OFTEN_STEPS:
+    runs, other = cells.get((bucket, planned)), cells.get((bucket, rival))
+    if rival == planned or runs is None or runs.steps < OFTEN_STEPS:
         return False
-    return off is None or view.now_s - off.measured_at_s > OFF_REFRESH_S
+    return other is None or view.now_s - other.measured_at_s > REFRESH_S

@@ -175,12 +175,17 @@ def test_off_is_measured_again_where_speculation_has_run_for_ten_minutes() -> No
     assert wanted(clear, now_s=601.0) == {0}
 
 
-def test_a_measurement_costs_the_more_the_worse_its_length_is_expected_to_be() -> None:
-    view = GroupView(KEY, SETTINGS, known({(8, 0): 0.1, (8, 1): 0.15}))
-    ahead = view.outlook()
-    found = measurements(view, ahead, np.zeros(len(view.buckets), dtype=np.int64))[batch_bucket(8)]
-    cost = {one.cell[1]: one.cost_tokens for one in found}
-    assert 0.0 < cost[1] < cost[5]
+def test_where_off_has_run_for_ten_minutes_the_best_length_is_measured_again() -> None:
+    hopeless = known({(1, 0): 0.1, (1, 1): 0.3, (1, 3): 0.9, (1, 5): 1.5}, steps=200.0)
+    assert wanted(hopeless, now_s=599.0) == set()
+    assert wanted(hopeless, now_s=601.0) == {1}
+
+
+def test_a_bucket_in_use_measures_once_what_no_neighbour_can_tell() -> None:
+    acceptance = (0.76, 0.62, 0.53, 0.45, 0.4)
+    measured = {(4, 0): 0.237, (4, 3): 0.554, (4, 5): 0.687}
+    assert 1 in wanted(known(measured, acceptance, steps=200.0), batch=4)
+    assert 1 not in wanted(known({**measured, (4, 1): 0.4}, acceptance, steps=200.0), batch=4)
 
 
 @given(
