@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Final, NoReturn
 
 import typer
@@ -15,6 +14,7 @@ from nightjar.loadtests.demo import Demo, DemoPlan
 from nightjar.loadtests.demo_processes import ProcessError
 from nightjar.loadtests.demo_screen import result_table
 from nightjar.loadtests.demo_steps import DemoError
+from nightjar.loadtests.interrupts import as_keyboard_interrupt
 from nightjar.loadtests.output import Output, OutputOption
 from nightjar.loadtests.prompts import COMPARISON_PROMPTS
 from nightjar.loadtests.regimes import RegimeError, parse_regime
@@ -61,7 +61,7 @@ def demo(
         )
     except RegimeError as error:
         raise typer.BadParameter(str(error), param_hint="--regime") from error
-    signal.signal(signal.SIGTERM, _as_keyboard_interrupt)
+    signal.signal(signal.SIGTERM, as_keyboard_interrupt)
     folder = new_run_folder(runs)
     try:
         summary = Demo(plan, folder, console).run()
@@ -111,10 +111,6 @@ def _show(summary: RunSummary, folder: Path, console: Console, output: Output) -
         )
     console.print(summary.headline, style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _as_keyboard_interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:

@@ -7,6 +7,7 @@ breaks off fails the command; a bar that is missed is printed loudly and fails i
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -16,6 +17,7 @@ from typing import Annotated, Final, NoReturn
 import typer
 from rich.console import Console
 
+from nightjar.loadtests.interrupts import as_keyboard_interrupt
 from nightjar.loadtests.output import Output, OutputOption
 from nightjar.loadtests.regimes import Regime, RegimeError, parse_regime
 from nightjar.loadtests.run_folder import new_run_folder
@@ -86,9 +88,10 @@ def simulate(
     effort = QUICK if quick else FULL if full else BENCH
     try:
         asked = Asked(profile or (), regime or (), planner or (), only or (), trace, seeds, effort)
-        campaign = Campaign(choose_experiments(asked), choose(asked, console), jobs or os.cpu_count() or 1)
+        campaign = Campaign(choose_experiments(asked), choose(asked, console), jobs or cores())
     except (RefusedError, ProfileError, RegimeError, ContestantError, ValueError) as error:
         _fail(str(error))
+    signal.signal(signal.SIGTERM, as_keyboard_interrupt)
     folder = new_run_folder(runs)
     try:
         summary, rows = campaign.run(folder, console)
@@ -96,6 +99,11 @@ def simulate(
         _fail(f"stopped; what was finished is in {folder}", 130)
     _show(summary, rows, folder, console, output)
     raise typer.Exit(1 if summary.failed or (strict and summary.missed) else 0)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_experiments(asked: Asked) -> tuple[Experiment, ...]:

@@ -8,7 +8,9 @@ were handed back.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -115,13 +117,21 @@ def _rows(cells: Sequence[Cell], jobs: int) -> Iterator[RunRow]:
         yield from map(run_cell, cells)
         return
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(jobs, len(cells)), mp_context=spawn, initializer=_ignore_interrupts)
+    pool = ProcessPoolExecutor(min(jobs, len(cells)), mp_context=spawn, initializer=_begin_worker)
     try:
         yield from pool.map(run_cell, cells)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches the whole process group; the parent ends the pool."""
+def _begin_worker() -> None:
+    """Ctrl-C reaches the whole process group: the parent ends the pool. A parent that was killed cannot, so workers watch it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="watch-parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

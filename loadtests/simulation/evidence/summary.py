@@ -57,7 +57,7 @@ class SimulationSummary(Record):
     @property
     def facts(self) -> str:
         """What was run, in one line."""
-        seeds = ", ".join(f"{name} {_span(values)}" for name, values in self.seeds.items())
+        seeds = ", ".join(f"{name} {span_of(values)}" for name, values in self.seeds.items())
         step_us = self.core_s / max(self.engine_steps, 1) * US
         return (
             f"{self.runs} runs ({self.size}), profiles {', '.join(self.profiles)}; seeds: {seeds}; "
@@ -86,10 +86,10 @@ def summarise(
     )
 
 
-def _span(seeds: Sequence[int]) -> str:
+def span_of(seeds: Sequence[int]) -> str:
     """`0-9`, or the numbers where they are not consecutive.
 
-    >>> _span((0, 1, 2)), _span((1000, 7))
+    >>> span_of((0, 1, 2)), span_of((1000, 7))
     ('0-2', '1000, 7')
     """
     if len(seeds) > 1 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):

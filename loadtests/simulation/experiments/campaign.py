@@ -19,7 +19,7 @@ from nightjar.loadtests.simulation.evidence.policy_report import render_policy_r
 from nightjar.loadtests.simulation.evidence.result_table import RunProgress, rich_table
 from nightjar.loadtests.simulation.evidence.rows import RunRow, write_rows
 from nightjar.loadtests.simulation.evidence.runner import Cell, run_cells, without_repeats
-from nightjar.loadtests.simulation.evidence.summary import SimulationSummary, summarise
+from nightjar.loadtests.simulation.evidence.summary import SimulationSummary, span_of, summarise
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
 
 ROWS: Final = "rows.jsonl"
@@ -53,6 +53,8 @@ class Campaign:
     def run(self, folder: Path, console: Console) -> tuple[SimulationSummary, list[RunRow]]:
         """Run everything and write rows, summary and report into `folder`."""
         console.print(rich_table(self.plan()))
+        seeds = ", ".join(f"{name} {span_of(values)}" for name, values in self.choice.effort.seeds.items())
+        console.print(f"seeds: {seeds}", markup=False, highlight=False, soft_wrap=True)
         began_s = time.monotonic()
         rows: list[RunRow] = []
         try:

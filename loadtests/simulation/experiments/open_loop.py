@@ -15,7 +15,7 @@ from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.experiments.contestants import FLEET, NIGHTJAR, OFF, ORACLE, RIVALS, Contestant, static_names
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.experiments.measuring import basic, with_length
-from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, open_loop_s, open_scenes, pattern_s
+from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, open_scenes, span, static_span
 
 SHOWN = ("surge", "oscillation", "diurnal")
 """Loads whose K over time is drawn, of the first seed."""
@@ -25,7 +25,7 @@ EVERYWHERE = ("off", "fixed-3")
 
 
 def picking(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
-    """Every static planner at every place, on seeds that no bar uses; they learn nothing, so one pattern is warm-up enough."""
+    """Every static planner at every place, on seeds that no bar uses."""
     effort = choice.effort
     return [
         cell(
@@ -34,8 +34,7 @@ def picking(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
             Contestant(planner),
             seed,
             basic,
-            duration_s=2 * pattern_s(effort, scene.nominal),
-            warm_up_s=pattern_s(effort, scene.nominal),
+            **static_span(effort, scene),
         )
         for scene in open_scenes(choice)
         for planner in static_names(scene.nominal)
@@ -101,8 +100,7 @@ def _open(choice: Choice, scene: Scene, contestant: Contestant, seeds: Sequence[
                 contestant,
                 seed,
                 with_length if shown else basic,
-                duration_s=open_loop_s(effort, scene.nominal),
-                warm_up_s=effort.warm_up_s,
+                **span(effort, scene),
                 series=shown,
             )
         )

@@ -32,13 +32,17 @@ core, measured, for the estimate that is printed first. The progress corrects it
 
 @dataclass(frozen=True)
 class Scene:
-    """Where planners are compared. `rows` is about how many requests an engine decodes at once, for estimating the work."""
+    """Where planners are compared. `rows` is about how many requests an engine decodes at once, for estimating the work.
+
+    `own_s` is how long a regime of the user's own lasts, 0 for loads that repeat a pattern.
+    """
 
     nominal: Nominal
     load: str
     workload: Workload
     replicas: int
     rows: float
+    own_s: float = 0.0
 
     @property
     def place(self) -> str:
@@ -63,7 +67,7 @@ def open_scenes(choice: Choice, replicas: int = 1, loads: Iterable[str] | None =
         scenes += [
             named_scene(choice.effort, nominal, name, replicas, duration_s) for name in (choice.loads if loads is None else loads)
         ]
-        scenes += [open_scene(nominal, name, regime, replicas) for name, regime in choice.regimes]
+        scenes += [replace(open_scene(nominal, name, regime, replicas), own_s=regime.duration_s) for name, regime in choice.regimes]
         if choice.trace is not None:
             scenes.append(_trace_scene(nominal, choice, replicas))
     return scenes
@@ -78,6 +82,19 @@ def pattern_s(effort: Effort, nominal: Nominal) -> float:
 def open_loop_s(effort: Effort, nominal: Nominal) -> float:
     """Virtual seconds of an open-loop run: the warm-up in whole patterns, and one that is measured."""
     return effort.warm_up_s + pattern_s(effort, nominal)
+
+
+def span(effort: Effort, scene: Scene) -> dict[str, Any]:
+    """Warm-up and duration of an open-loop run, as fields of a scenario; at least half of a user's regime is measured."""
+    if scene.own_s:
+        return {"warm_up_s": min(effort.warm_up_s, scene.own_s / 2), "duration_s": scene.own_s}
+    return {"warm_up_s": effort.warm_up_s, "duration_s": open_loop_s(effort, scene.nominal)}
+
+
+def static_span(effort: Effort, scene: Scene) -> dict[str, Any]:
+    """The same for planners that learn nothing: one pattern is warm-up enough."""
+    pattern = pattern_s(effort, scene.nominal)
+    return span(effort, scene) if scene.own_s else {"warm_up_s": pattern, "duration_s": 2 * pattern}
 
 
 def learn_s(effort: Effort, nominal: Nominal) -> float:
