@@ -13,7 +13,7 @@ from string import Template
 from typing import Final
 
 from nightjar.loadtests.charts import Series, chart, legend, scale_for
-from nightjar.loadtests.simulation.evidence.bar_list import FLEET, GOODPUT, NEVER_OFF, OFF, ORACLE
+from nightjar.loadtests.simulation.evidence.bar_list import FLEET, GOODPUT, NEVER_OFF, OFF, ORACLE, by_second
 from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.policy_page import PAGE
 from nightjar.loadtests.simulation.evidence.rows import RunRow
@@ -107,10 +107,18 @@ def _storm(rows: Sequence[RunRow]) -> str:
     charts: dict[str, Named] = {}
     for place in dict.fromkeys(row.place for row in kept):
         for kind in dict.fromkeys(row.variant.split(",")[0] for row in kept if row.variant):
-            whos = (f"fleet ({kind}, coordinated)", f"fleet ({kind}, uncoordinated)", OFF, NEVER_OFF)
-            charts[f"{place}, {kind}"] = {
-                who: _mean_series([row.series["tokens"] for row in kept if (row.place, row.who) == (place, who)]) for who in whos
+            whos = {
+                "coordinated": f"{FLEET} ({kind}, coordinated)",
+                "uncoordinated": f"{FLEET} ({kind}, uncoordinated)",
+                "never restarting": OFF,
+                "never off": NEVER_OFF,
             }
+            curves = {
+                name: _mean_series([row.series["tokens"] for row in kept if (row.place, row.who) == (place, who)])
+                for name, who in whos.items()
+            }
+            if curves["coordinated"]:
+                charts[f"{place}, {kind}"] = curves
     return _panel("Restart storm: the service's tokens per second after the load fell", charts, "s", shared=True)
 
 
@@ -125,6 +133,8 @@ def _panel(title: str, charts: Mapping[str, Named], x_unit: str, *, shared: bool
     cells = []
     for name, curves in drawn.items():
         series = [Series(who, "line", styles[who], points) for who, points in curves.items()]
+        if x_unit != "s":
+            series += [Series(who, "dots", styles[who], points) for who, points in curves.items()]
         values = every if shared else [y for points in curves.values() for _, y in points if y is not None]
         scale = scale_for(max(x for points in curves.values() for x, _ in points), values, x_unit)
         cells.append(f"<div>{chart(series, scale)}<p>{escape(name)}</p></div>")
@@ -160,7 +170,7 @@ def _means(points: Iterable[tuple[float, float]]) -> list[tuple[float, float | N
 
 def _mean_series(series: Sequence[Sequence[float]]) -> list[tuple[float, float | None]]:
     """Mean over runs, second by second, as long as all of them go."""
-    return _by_second([fmean(values) for values in zip(*series, strict=False)])
+    return _by_second(by_second(series))
 
 
 def _by_second(values: Sequence[float]) -> list[tuple[float, float | None]]:
@@ -172,16 +182,23 @@ def _accumulated(values: Sequence[float]) -> list[float]:
 
 
 def _table(grid: Grid) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in grid.columns)
-    body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in grid.rows)
+    text = [any(row[place][:1].isalpha() for row in grid.rows) for place in range(len(grid.columns))]
+    head = "".join(
+        f'<th class="left">{escape(column)}</th>' if is_text else f"<th>{escape(column)}</th>"
+        for column, is_text in zip(grid.columns, text, strict=True)
+    )
+    body = "".join(
+        "<tr>" + "".join(_cell(cell, is_text=is_text) for cell, is_text in zip(row, text, strict=True)) + "</tr>"
+        for row in grid.rows
+    )
     note = f'<p class="caption">{escape(grid.note)}</p>' if grid.note else ""
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f'<h4>{escape(grid.title)}</h4>{note}<div class="wide">{table}</div>'
 
 
-def _cell(text: str) -> str:
+def _cell(text: str, *, is_text: bool) -> str:
     styles = {"MISSED": "missed", "reached": "reached"}
-    style = styles.get(text) or ("left" if text[:1].isalpha() else "")
+    style = styles.get(text) or ("left" if is_text else "")
     return f'<td class="{style}">{escape(text)}</td>' if style else f"<td>{escape(text)}</td>"
 
 

@@ -16,6 +16,7 @@ from nightjar.loadtests.simulation.evidence.bar_list import (
     ORACLE,
     THROUGHPUT,
     best_static,
+    by_second,
     losses,
     lowest_ratio,
 )
@@ -159,17 +160,20 @@ def ablation_grid(rows: Sequence[RunRow]) -> Grid:
 def storm_grid(rows: Sequence[RunRow]) -> Grid:
     """The restart storm: lowest second against the never-restarting fleet, total tokens, most replicas catching up at once."""
     kept = [row for row in rows if row.kind == "storm" and not row.error]
-    never = {(row.place, row.seed): row.series["tokens"] for row in kept if row.planner == "off"}
+    tokens = {
+        (place, who): by_second([row.series["tokens"] for row in kept if (row.place, row.who) == (place, who)])
+        for place, who in dict.fromkeys((row.place, row.who) for row in kept)
+    }
     lines = []
-    for place, who in dict.fromkeys((row.place, row.who) for row in kept):
+    for (place, who), values in tokens.items():
         mine = [row for row in kept if (row.place, row.who) == (place, who)]
-        floors = [lowest_ratio(row.series["tokens"], never[place, row.seed]) for row in mine if (place, row.seed) in never]
+        never = tokens.get((place, "off"))
         peak = [max(row.series["catching_up"]) for row in mine if row.series.get("catching_up")]
         lines.append(
             (
                 place,
                 who,
-                ratio(fmean(floors) if floors else None),
+                ratio(lowest_ratio(values, never) if never else None),
                 number(fmean(math.fsum(row.series["tokens"]) for row in mine)),
                 number(fmean(peak) if peak else None),
             )
