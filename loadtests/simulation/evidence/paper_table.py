@@ -42,9 +42,9 @@ def _averages(rows: Sequence[RunRow]) -> Grid:
     lines = []
     for who, name, paper in AVERAGES:
         columns = [
-            _mean(ratios(cells, f"{ours}{suffix}", who))
+            _mean(ratios(cells, f"{ours}{warm}", f"{who}{warm}"))
             for ours in (NIGHTJAR, FLEET)
-            for suffix in ("", f" ({WARM})")
+            for warm in ("", f" ({WARM})")
             for cells in (throughput, goodput)
         ]
         lines.append((name, f"{paper:.3f} (v3)", *map(ratio, columns)))
@@ -57,8 +57,8 @@ def _averages(rows: Sequence[RunRow]) -> Grid:
         ),
         tuple(lines),
         "Means over three pairs of models, three data sets and eight rates from 1 to 35 requests a second. Below capacity every "
-        "planner answers what arrives and tokens/s is 1; tokens per busy engine-second is what is left to win there. Warm: after a "
-        "first pass of as many requests that is not counted.",
+        "planner answers what arrives and tokens/s is 1; tokens per busy engine-second is what is left to win there. Warm: all of "
+        "them after a first pass of as many requests that is not counted.",
     )  # fmt: skip
 
 

@@ -32,12 +32,9 @@ PLANNERS: Final = (
     Contestant(FLEET),
 )
 
-LEARNERS: Final = (Contestant("banditspec", as_published=True), Contestant(NIGHTJAR), Contestant(FLEET))
-"""Planners for which a first pass makes a difference."""
-
 
 def runs(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
-    """Every data set, rate and planner, from a cold start; those that learn once more after a first pass that is dropped.
+    """Every data set, rate and planner, from a cold start, and once more after a first pass that is dropped.
 
     The authors' driver can run such a pass and keep what the bandit learned; which one the paper's tables show is not known.
     """
