@@ -50,11 +50,9 @@ def runs(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
                 scene = open_scene(nominal, f"{dataset.name} {rate}/s", regime, 1)
                 twice = open_scene(nominal, scene.load, repeated(regime, 2), 1)
                 cells += [
-                    cell(
-                        "paper", here, contestant, seed, basic, duration_s=duration_s + first_s, warm_up_s=first_s, variant=variant
-                    )
-                    for contestants, here, first_s, variant in ((PLANNERS, scene, 0.0, ""), (LEARNERS, twice, duration_s, WARM))
-                    for contestant in contestants
+                    cell("paper", here, contestant, seed, basic, duration_s=first_s + duration_s, warm_up_s=first_s, variant=warm)
+                    for here, first_s, warm in ((scene, 0.0, ""), (twice, duration_s, WARM))
+                    for contestant in PLANNERS
                     if choice.wants(contestant.name)
                     for seed in choice.effort.others
                 ]
