@@ -67,6 +67,19 @@ class CellEvidence:
             max(self.measured_at_s, newer.measured_at_s),
         )
 
+    def faster_by(self, log_share: float) -> CellEvidence:
+        """The same steps, had each taken so much less time: a share as a logarithm.
+
+        >>> CellEvidence(2.0, -6.0, 4.0, 0.0, 18.0).faster_by(1.0)
+        CellEvidence(steps=2.0, log_seconds=-8.0, rows=4.0, context_tokens=0.0, log_seconds_squared=32.0, measured_at_s=0.0)
+        """
+        if not log_share:
+            return self
+        squared = self.log_seconds_squared
+        if squared:
+            squared = max(squared + log_share * (self.steps * log_share - 2.0 * self.log_seconds), 0.0)
+        return replace(self, log_seconds=self.log_seconds - self.steps * log_share, log_seconds_squared=squared)
+
     def at(self, now_s: float) -> CellEvidence:
         """The same sums, heard of at `now_s`."""
         return replace(self, measured_at_s=now_s)

@@ -13,15 +13,16 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from nightjar.policy.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.evidence import Cell
 from nightjar.policy.merging import LEAST_STEPS, Pending, quorum
-from nightjar.policy.planners.calibration import Measurement
+from nightjar.policy.planners.calibration import SETTLING_STEPS, Measurement
 from nightjar.policy.planners.planner import GroupView, batch_range
 from nightjar.policy.records import ExplorationSegment
+from nightjar.policy.settings import OperatorSettings
 
 MAX_SEGMENTS_PER_REPLICA: Final = 2
 """One to run and one to follow without a gap; more would only be dealt before the first one's result is known."""
@@ -29,13 +30,15 @@ TIME_TO_LIVE_S: Final = 30.0
 """Long enough for ten CPU steps of half a second at the wrong K behind another segment."""
 DELIVERY_S: Final = 5.0
 """What the way to the replica may take on top before the policy counts a segment as lost."""
-LEFT_BUCKET_S: Final = 3.0
-"""A batch that flickers across a bucket's edge keeps its segment at least this long."""
-ROUND_S: Final = 2.0
-"""A quorum is asked together, or within this time."""
+LEFT_BUCKET_S: Final = 5.0
+"""Outside its bucket for so long a replica loses its segment: a batch flickers across an edge whenever a request ends."""
+SPARE_STEPS: Final = 2
+"""Steps of a quorum's segment beyond its share: some fall into another bucket, and a voice must not fail for one."""
+RETRY_S: Final = 5.0
+"""Pause after a round that brought nothing, and the time in which a quorum is asked as one round."""
 FIRST_PAUSE_S: Final = 10.0
 LONGEST_PAUSE_S: Final = 120.0
-"""Pause after the first round of a cell, and the longest: what has just been measured is not in doubt for lack of a measurement."""
+"""Pause after the first round that was heard, and the longest: what has just been measured is not in doubt for lack of a measurement."""
 OUTPUT_SHARE: Final = 0.01
 """Of a group's generated tokens, what exploration may lose in the long run (INV-3)."""
 COLD_START_TOKENS_PER_ROW: Final = 100.0
@@ -72,27 +75,30 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """How often a cell's measurement was begun, and when last."""
+    """How often a cell's measurement was begun and heard of, and when it began last."""
 
     number: int
     began_s: float
 
-    def may_ask(self, now_s: float) -> bool:
-        """Whether a replica may be asked at `now_s`: in the round's first moments, or once its pause is over.
+    def may_ask(self, now_s: float, measured_at_s: float) -> bool:
+        """Whether replicas may be asked at `now_s`; the cell was last heard of at `measured_at_s`.
 
-        >>> [Round(1, 100.0).may_ask(at_s) for at_s in (101.0, 105.0, 111.0)]
+        What a round still lacks is asked for again soon; one that was heard is followed by a pause, doubled each time, so that
+        no tie is measured for ever.
+
+        >>> [Round(1, 100.0).may_ask(at_s, measured_at_s=90.0) for at_s in (100.0, 104.0, 105.0)]
         [True, False, True]
+        >>> [Round(1, 100.0).may_ask(at_s, measured_at_s=103.0) for at_s in (105.0, 111.0)]
+        [False, True]
         """
-        return not ROUND_S < now_s - self.began_s < self.pause_s
+        if now_s == self.began_s:
+            return True
+        pause_s = FIRST_PAUSE_S * 2.0 ** min(self.number - 1, 16) if measured_at_s > self.began_s else RETRY_S
+        return now_s - self.began_s >= min(pause_s, LONGEST_PAUSE_S)
 
-    @property
-    def pause_s(self) -> float:
-        """Seconds from the round's beginning to the next: doubled each time, so that no tie is measured for ever."""
-        return min(FIRST_PAUSE_S * 2.0 ** min(self.number - 1, 16), LONGEST_PAUSE_S)
-
-    def asked(self, now_s: float) -> Round:
-        """The round in which a replica is asked at `now_s`."""
-        return self if now_s - self.began_s <= ROUND_S else Round(self.number + 1, now_s)
+    def asked(self, now_s: float, measured_at_s: float) -> Round:
+        """The round in which a replica is asked at `now_s`: the same one until it was heard."""
+        return Round(max(self.number, 1) + (measured_at_s > self.began_s), now_s)
 
 
 Rounds = Mapping[Cell, Round]
@@ -106,6 +112,13 @@ class OpenSegment:
     replica_id: str
     cell: Cell
     dealt_at_s: float
+    inside_at_s: float
+    """When its replica was last seen in the bucket."""
+
+    def seen(self, explorer: Explorer, now_s: float) -> OpenSegment:
+        """With a look at its replica."""
+        inside = self.segment.first_batch_size <= explorer.decode_batch_size <= self.segment.last_batch_size
+        return replace(self, inside_at_s=now_s) if inside else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +132,21 @@ class Exploration:
 
 @dataclass(frozen=True, slots=True)
 class Explorer:
-    """A replica that may be asked to measure: its batch now (0: idle), the last segment it finished, and the tokens that it
-    would lose until its drafter can draft (0: it could in the next step)."""
+    """A replica that may be asked to measure: its batch now and in the report before (0: idle), the last segment it finished, and
+    the tokens that it would lose until its drafter can draft (0: it could in the next step)."""
 
     decode_batch_size: int
+    decode_batch_size_before: int
     finished_segment_id: int
     restart_tokens: float = 0.0
 
     @property
     def bucket(self) -> int | None:
-        """Batch bucket it runs in; None while idle."""
-        return batch_bucket(self.decode_batch_size) if self.decode_batch_size else None
+        """Batch bucket it runs in; None while idle, and where it has only just come."""
+        if not self.decode_batch_size or not self.decode_batch_size_before:
+            return None
+        now, before = batch_bucket(self.decode_batch_size), batch_bucket(self.decode_batch_size_before)
+        return now if now == before else None
 
 
 def deal(
@@ -151,8 +168,12 @@ def deal(
     worth = {one.cell for found in wanted.values() for one in found}
     allowance, rounds = before.allowance, dict(before.rounds)
     open_segments = [
-        held for held in before.segments if held.cell in worth and _still_runs(held, explorers, pending, needed, view.now_s)
+        held.seen(explorers[held.replica_id], view.now_s)
+        for held in before.segments
+        if held.cell in worth and _still_runs(held, explorers, pending, needed, view.now_s)
     ]
+    clean_steps = _clean_steps(view.settings, needed)
+    share = (clean_steps + SETTLING_STEPS) / (view.settings.calibration_clean_steps + SETTLING_STEPS)
     by_bucket: dict[int, list[str]] = {}
     for replica_id in sorted(explorers):
         bucket = explorers[replica_id].bucket
@@ -162,10 +183,13 @@ def deal(
         (measurement for bucket in by_bucket for measurement in wanted[bucket]),
         key=lambda one: (-one.worth * len(by_bucket[one.cell[0]]) / (one.cost_tokens + 1.0), one.cell),
     )
-    for cell, _, cost_tokens in ranked:
+    for cell, _, whole_cost_tokens in ranked:
+        known = view.evidence.cells.get(cell)
+        measured_at_s = known.measured_at_s if known is not None else -math.inf
         round_ = rounds.get(cell, Round(0, -math.inf))
-        if not round_.may_ask(view.now_s):
+        if not round_.may_ask(view.now_s, measured_at_s):
             continue
+        cost_tokens = share * whole_cost_tokens
         drafting = {held.replica_id for held in open_segments if held.cell[1]}
         for replica_id in _askable(cell, by_bucket[cell[0]], explorers, pending, open_segments, needed, rng):
             restart = explorers[replica_id].restart_tokens if cell[1] and replica_id not in drafting else 0.0
@@ -174,9 +198,10 @@ def deal(
             if cost_tokens + restart > allowance.tokens:
                 return Exploration(tuple(open_segments), allowance, rounds)
             allowance = allowance.spend(cost_tokens + restart)
-            segment = _segment(next_segment_id + len(open_segments), cell, view)
-            open_segments.append(OpenSegment(segment, replica_id, cell, view.now_s))
-            rounds[cell] = round_ = round_.asked(view.now_s)
+            segment = _segment(next_segment_id + len(open_segments), cell, view, clean_steps)
+            open_segments.append(OpenSegment(segment, replica_id, cell, view.now_s, view.now_s))
+            if round_.began_s != view.now_s:
+                rounds[cell] = round_ = round_.asked(view.now_s, measured_at_s)
     return Exploration(tuple(open_segments), allowance, rounds)
 
 
@@ -194,11 +219,9 @@ def _still_runs(
     explorer = explorers.get(held.replica_id)
     if explorer is None or explorer.finished_segment_id >= held.segment.segment_id:
         return False
-    age_s = now_s - held.dealt_at_s
-    inside = held.segment.first_batch_size <= explorer.decode_batch_size <= held.segment.last_batch_size
-    left = not inside and age_s > LEFT_BUCKET_S
+    left = now_s - held.seen(explorer, now_s).inside_at_s > LEFT_BUCKET_S
     said_enough = needed > 1 and pending[held.replica_id].has_voice(held.cell)
-    return not (left or said_enough or age_s > TIME_TO_LIVE_S + DELIVERY_S)
+    return not (left or said_enough or now_s - held.dealt_at_s > TIME_TO_LIVE_S + DELIVERY_S)
 
 
 def _askable(
@@ -230,7 +253,14 @@ def _askable(
     return sorted(shuffled, key=lambda replica_id: (load[replica_id], sign * explorers[replica_id].restart_tokens))[:lacking]
 
 
-def _segment(segment_id: int, cell: Cell, view: GroupView) -> ExplorationSegment:
+def _clean_steps(settings: OperatorSettings, needed: int) -> int:
+    """Of one segment: what a cell takes, or a voice's share of it where a quorum is asked, and some to spare."""
+    if needed == 1:
+        return max(settings.calibration_clean_steps, int(LEAST_STEPS))
+    return max(math.ceil(settings.calibration_clean_steps / needed), int(LEAST_STEPS)) + SPARE_STEPS
+
+
+def _segment(segment_id: int, cell: Cell, view: GroupView, clean_steps: int) -> ExplorationSegment:
     """The measurement as the engine gets it. A group that has seen but one K fills up in its first seconds, and its drafters fall
     behind as soon as its first plan says off: there a segment runs at whatever batch comes, four times fuller at most."""
     bucket, length = cell
@@ -242,6 +272,6 @@ def _segment(segment_id: int, cell: Cell, view: GroupView) -> ExplorationSegment
         first_batch_size=first,
         last_batch_size=last,
         num_speculative_tokens=length,
-        clean_steps=max(view.settings.calibration_clean_steps, int(LEAST_STEPS)),
+        clean_steps=clean_steps,
         time_to_live_s=TIME_TO_LIVE_S,
     )

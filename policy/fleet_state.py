@@ -17,6 +17,7 @@ from nightjar.policy.exploration import Exploration
 from nightjar.policy.learned import MAX_LEARNED_CELLS, MAX_LEARNED_GROUPS, LearnedGroup, LearnedTables
 from nightjar.policy.merging import Pending
 from nightjar.policy.mixed_steps import MixedShare
+from nightjar.policy.pace import Pace
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.planner import GroupPlan
 from nightjar.policy.records import GroupKey, LoadReport, Mode, OffStep, Plan
@@ -26,7 +27,8 @@ from nightjar.policy.thinking import Thought
 
 @dataclass(frozen=True, slots=True)
 class ReplicaState:
-    """One replica: its last report (cells left out), what was counted of its engine, and evidence not merged yet.
+    """One replica: its last report (cells left out) and its batch in the one before, what was counted of its engine, and evidence
+    not merged yet.
 
     `own` is what it thinks for itself where its group knows less or knows others; None: the group's plan.
     """
@@ -36,10 +38,12 @@ class ReplicaState:
     heard_at_s: float
     counted: CountedEngine
     counted_at_s: float | None = None
+    decode_batch_size_before: int = 0
     pending: Pending = field(default_factory=Pending)
     acceptance: AcceptanceEvidence = field(default_factory=AcceptanceEvidence)
     generated_tokens_per_s: float = 0.0
     mixed_share: MixedShare = field(default_factory=MixedShare)
+    pace: Pace = field(default_factory=Pace)
     new_restarts: NewRestarts = field(default_factory=NewRestarts)
     retired_engine_ids: tuple[str, ...] = ()
     own: Thought | None = field(default=None, compare=False)

@@ -98,8 +98,10 @@ def _heard(known: ReplicaState | None, report: LoadReport, group_id: str, now_s:
         update={"snapshot": snapshot.model_copy(update={"counters": snapshot.counters.model_copy(update={"cells": ()})})}
     )
     if known is None:
-        return ReplicaState(light, group_id, now_s, CountedEngine(engine_id))
-    heard = replace(known, report=light, heard_at_s=now_s)
+        batch = snapshot.load.decode_batch_size
+        return ReplicaState(light, group_id, now_s, CountedEngine(engine_id), decode_batch_size_before=batch)
+    before = known.report.snapshot.load.decode_batch_size
+    heard = replace(known, report=light, heard_at_s=now_s, decode_batch_size_before=before)
     if known.group_id != group_id:
         heard = replace(heard, group_id=group_id, pending=Pending(), acceptance=AcceptanceEvidence(), new_restarts=NewRestarts())
     if known.counted.engine_id == engine_id and known.group_id == group_id:

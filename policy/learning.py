@@ -17,8 +17,9 @@ from nightjar.policy.drafter_life import MAX_CHUNK_TOKENS
 from nightjar.policy.evidence import Evidence
 from nightjar.policy.exploration import Allowance, Exploration, Explorer, deal
 from nightjar.policy.fleet_state import GroupState, ReplicaState
-from nightjar.policy.merging import merge, quorum
+from nightjar.policy.merging import Pending, merge, quorum
 from nightjar.policy.mixed_steps import steps_per_token
+from nightjar.policy.pace import Slopes, followed, offsets
 from nightjar.policy.planners import PLANNERS
 from nightjar.policy.planners.planner import GroupView
 from nightjar.policy.records import DrafterState, LoadReport
@@ -46,9 +47,10 @@ def learn(
     """
     pending = {replica_id: replica.pending for replica_id, replica in members.items()}
     before = group.evidence if group.decided_at_s is not None else _heard_at(group.evidence, now_s)
-    evidence, left = merge(before, pending, settings.evidence_half_life_steps, now_s)
+    above = offsets({replica_id: replica.pace for replica_id, replica in members.items()})
+    evidence, left = merge(before, pending, settings.evidence_half_life_steps, now_s, above)
     evidence = replace(evidence, mixed_steps_per_token=steps_per_token(replica.mixed_share for replica in members.values()))
-    changed = {replica_id: replace(members[replica_id], pending=waiting) for replica_id, waiting in left.items()}
+    changed = _heard_out(members, left, evidence, Slopes.of(group.thought.outlook if group.thought and len(members) > 1 else None))
     view = GroupView(group.key, settings, evidence, group.plan, now_s)
     after = replace(group, evidence=evidence, planner=settings.planner, decided_at_s=now_s)
     if settings.planner != "fleet":
@@ -75,6 +77,7 @@ def explorers(group: GroupState, members: Mapping[str, ReplicaState]) -> dict[st
     return {
         replica_id: Explorer(
             replica.report.snapshot.load.decode_batch_size,
+            replica.decode_batch_size_before,
             replica.report.snapshot.finished_segment_id,
             restart_tokens.of(replica.report),
         )
@@ -105,6 +108,21 @@ class _RestartTokens:
         lag_tokens = report.restart_wish.lag_tokens if report.restart_wish is not None else batch * self._context_per_row
         lost: float = cost.of_lag(lag_tokens, MAX_CHUNK_TOKENS) / off_step_s * batch
         return lost
+
+
+def _heard_out(
+    members: Mapping[str, ReplicaState], left: Mapping[str, Pending], evidence: Evidence, slopes: Slopes
+) -> dict[str, ReplicaState]:
+    """Replicas whose voices were merged into `evidence`, with what is `left` of them and their pace."""
+    changed = {}
+    for replica_id, waiting in left.items():
+        replica = members[replica_id]
+        pace = replica.pace
+        if len(members) > 1:
+            gave = {cell: voice for cell, voice in replica.pending.cells.items() if cell not in waiting.cells}
+            pace = followed(pace, gave, evidence.cells, slopes)
+        changed[replica_id] = replace(replica, pending=waiting, pace=pace)
+    return changed
 
 
 def _heard_at(evidence: Evidence, now_s: float) -> Evidence:

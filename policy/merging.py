@@ -36,6 +36,7 @@ LEAST_DEVIATION: Final = 0.003
 
 Floats = npt.NDArray[np.float64]
 _NONE_MIXED: Final[Mapping[Cell, MixedEvidence]] = MappingProxyType({})
+_NO_OFFSETS: Final[Mapping[str, float]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +76,19 @@ def quorum(replicas: int) -> int:
 
 
 def merge(
-    evidence: Evidence, pending: Mapping[str, Pending], half_life_steps: float, now_s: float = 0.0
+    evidence: Evidence,
+    pending: Mapping[str, Pending],
+    half_life_steps: float,
+    now_s: float = 0.0,
+    offsets: Mapping[str, float] = _NO_OFFSETS,
 ) -> tuple[Evidence, dict[str, Pending]]:
     """The group's evidence with all news that enough replicas share, and what is left waiting of each replica that gave some.
 
-    `pending` names every live replica of the group, also those without news: their number sets the quorum.
+    `pending` names every live replica of the group, also those without news: their number sets the quorum. `offsets` are log
+    seconds by which a replica's steps are known to be longer than its group's (pace.py); they are taken off its voice.
     """
     needed = quorum(len(pending))
-    cells, taken = _merge_cells(evidence.cells, pending, needed, half_life_steps, now_s)
+    cells, taken = _merge_cells(evidence.cells, pending, needed, half_life_steps, now_s, offsets)
     acceptance, heard = _merge_acceptance(evidence.acceptance, pending, needed, now_s)
     mixed_cells, mixed_taken = _merge_mixed_cells(evidence.mixed_cells, pending, needed, half_life_steps)
     left = {}
@@ -124,7 +130,12 @@ def robust_mean(values: Floats, weights: Floats) -> float:
 
 
 def _merge_cells(
-    known: Mapping[Cell, CellEvidence], pending: Mapping[str, Pending], needed: int, half_life_steps: float, now_s: float
+    known: Mapping[Cell, CellEvidence],
+    pending: Mapping[str, Pending],
+    needed: int,
+    half_life_steps: float,
+    now_s: float,
+    offsets: Mapping[str, float],
 ) -> tuple[Mapping[Cell, CellEvidence], dict[str, set[Cell]]]:
     voices: dict[Cell, list[str]] = defaultdict(list)
     for replica_id in sorted(pending):
@@ -136,7 +147,8 @@ def _merge_cells(
     for cell, replica_ids in voices.items():
         if len(replica_ids) < needed:
             continue
-        newer = _one_cell([pending[replica_id].cells[cell] for replica_id in replica_ids], needed).at(now_s)
+        spoken = [pending[name].cells[cell].faster_by(offsets.get(name, 0.0)) for name in replica_ids]
+        newer = _one_cell(spoken, needed).at(now_s)
         merged[cell] = merged[cell].plus(newer, half_life_steps) if cell in merged else newer
         for replica_id in replica_ids:
             taken[replica_id].add(cell)
@@ -155,7 +167,8 @@ def _one_cell(voices: list[CellEvidence], needed: int) -> CellEvidence:
     means = sums / steps[:, None]
     total, log_seconds = float(weights.sum()), robust_mean(means[:, 1], weights)
     told = means[:, 4] > 0
-    scatter = _weighted_median((means[:, 4] - means[:, 1] ** 2)[told], weights[told]) + log_seconds**2 if told.any() else 0.0
+    scatters = np.maximum(means[:, 4] - means[:, 1] ** 2, 0.0)
+    scatter = _weighted_median(scatters[told], weights[told]) + log_seconds**2 if told.any() else 0.0
     return CellEvidence(
         total,
         total * log_seconds,
