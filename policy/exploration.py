@@ -38,7 +38,7 @@ RETRY_S: Final = 5.0
 """Pause after a round that brought nothing, and the time in which a quorum is asked as one round."""
 FIRST_PAUSE_S: Final = 10.0
 LONGEST_PAUSE_S: Final = 120.0
-"""Pause after the first round that was heard, and the longest: what has just been measured is not in doubt for lack of a measurement."""
+"""Pause after the first round that was heard, and the longest: what was just measured is in doubt, but not unmeasured."""
 OUTPUT_SHARE: Final = 0.01
 """Of a group's generated tokens, what exploration may lose in the long run (INV-3)."""
 COLD_START_TOKENS_PER_ROW: Final = 100.0
