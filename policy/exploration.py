@@ -18,7 +18,7 @@ from typing import Final
 
 from nightjar.policy.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.evidence import Cell
-from nightjar.policy.merging import LEAST_STEPS, Pending, quorum
+from nightjar.policy.merging import Pending, quorum
 from nightjar.policy.planners.calibration import SETTLING_STEPS, Measurement
 from nightjar.policy.planners.planner import GroupView, batch_range
 from nightjar.policy.records import ExplorationSegment
@@ -32,6 +32,9 @@ DELIVERY_S: Final = 5.0
 """What the way to the replica may take on top before the policy counts a segment as lost."""
 LEFT_BUCKET_S: Final = 5.0
 """Outside its bucket for so long a replica loses its segment: a batch flickers across an edge whenever a request ends."""
+VOICE_STEPS: Final = 4
+"""Clean steps that a quorum's replica is asked for at least: a voice may count with fewer (merging.LEAST_STEPS), where a batch moves
+on, but a cell known from three times two would be measured again."""
 SPARE_STEPS: Final = 2
 """Steps of a quorum's segment beyond its share: some fall into another bucket, and a voice must not fail for one."""
 RETRY_S: Final = 5.0
@@ -45,12 +48,19 @@ COLD_START_TOKENS_PER_ROW: Final = 100.0
 """Tokens a row that a group may lose before it earned an allowance, for each voice that it needs: all arms of a bucket or two."""
 
 
+PAYS_BACK_S: Final = 60.0
+"""A measurement that is not expected to earn its cost within so long can wait: it is paid out of what the group earned since it last
+paid for one, never out of a cold start's grant."""
+
+
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """Tokens that a group's exploration may still lose, and the most decode rows for which a cold start was granted."""
+    """Tokens that a group's exploration may still lose, the most decode rows for which a cold start was granted, and what of the
+    tokens was earned since measurements that can wait were last paid."""
 
     tokens: float = 0.0
     most_rows: float = 0.0
+    earned_tokens: float = 0.0
 
     @property
     def most_tokens(self) -> float:
@@ -61,16 +71,22 @@ class Allowance:
         """The allowance after `generated_tokens` more, in a group that runs `rows` decode rows, counted once for each voice needed.
 
         >>> Allowance().earn(0.0, 4.0), Allowance(5.0, 4.0).earn(1000.0, 2.0)
-        (Allowance(tokens=400.0, most_rows=4.0), Allowance(tokens=15.0, most_rows=4.0))
+        (Allowance(tokens=400.0, most_rows=4.0, earned_tokens=0.0), Allowance(tokens=15.0, most_rows=4.0, earned_tokens=10.0))
         """
-        most_rows = max(self.most_rows, rows)
-        grant = COLD_START_TOKENS_PER_ROW * (most_rows - self.most_rows)
-        earned = Allowance(self.tokens + grant + OUTPUT_SHARE * generated_tokens, most_rows)
-        return Allowance(min(earned.tokens, earned.most_tokens), most_rows)
+        earned = OUTPUT_SHARE * generated_tokens
+        after = replace(self, most_rows=max(self.most_rows, rows), earned_tokens=self.earned_tokens + earned)
+        most_tokens = after.most_tokens
+        tokens = self.tokens + earned + most_tokens - self.most_tokens
+        return replace(after, tokens=min(tokens, most_tokens), earned_tokens=min(after.earned_tokens, most_tokens))
 
-    def spend(self, tokens: float) -> Allowance:
+    def reaches_for(self, tokens: float, can_wait: bool) -> bool:
+        """Whether a measurement may lose so many tokens now."""
+        return tokens <= (min(self.tokens, self.earned_tokens) if can_wait else self.tokens)
+
+    def spend(self, tokens: float, can_wait: bool) -> Allowance:
         """The allowance after a measurement that is expected to lose `tokens`."""
-        return Allowance(self.tokens - tokens, self.most_rows)
+        waited = tokens if can_wait else 0.0
+        return replace(self, tokens=self.tokens - tokens, earned_tokens=self.earned_tokens - waited)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +181,12 @@ def deal(
     is saved up for it. New segments have ids from `next_segment_id` up.
     """
     needed = quorum(len(pending))
-    worth = {one.cell for found in wanted.values() for one in found}
+    still_wanted = {one.cell for found in wanted.values() for one in found}
     allowance, rounds = before.allowance, dict(before.rounds)
     open_segments = [
         held.seen(explorers[held.replica_id], view.now_s)
         for held in before.segments
-        if held.cell in worth and _still_runs(held, explorers, pending, needed, view.now_s)
+        if held.cell in still_wanted and _still_runs(held, explorers, pending, needed, view.now_s)
     ]
     clean_steps = _clean_steps(view.settings, needed)
     share = (clean_steps + SETTLING_STEPS) / (view.settings.calibration_clean_steps + SETTLING_STEPS)
@@ -183,21 +199,24 @@ def deal(
         (measurement for bucket in by_bucket for measurement in wanted[bucket]),
         key=lambda one: (-one.worth * len(by_bucket[one.cell[0]]) / (one.cost_tokens + 1.0), one.cell),
     )
-    for cell, _, whole_cost_tokens in ranked:
+    saved_for: set[bool] = set()
+    for cell, _, gain_tokens_per_s, whole_cost_tokens in ranked:
         known = view.evidence.cells.get(cell)
         measured_at_s = known.measured_at_s if known is not None else -math.inf
         round_ = rounds.get(cell, Round(0, -math.inf))
         if not round_.may_ask(view.now_s, measured_at_s):
             continue
         cost_tokens = share * whole_cost_tokens
+        can_wait = needed * cost_tokens > PAYS_BACK_S * gain_tokens_per_s * len(by_bucket[cell[0]])
         drafting = {held.replica_id for held in open_segments if held.cell[1]}
-        for replica_id in _askable(cell, by_bucket[cell[0]], explorers, pending, open_segments, needed, rng):
+        for replica_id in _askable(cell, by_bucket[cell[0]], explorers, pending, open_segments, needed, rng, view.now_s):
             restart = explorers[replica_id].restart_tokens if cell[1] and replica_id not in drafting else 0.0
-            if cost_tokens + restart > allowance.most_tokens:
+            if cost_tokens + restart > allowance.most_tokens or can_wait in saved_for:
                 continue
-            if cost_tokens + restart > allowance.tokens:
-                return Exploration(tuple(open_segments), allowance, rounds)
-            allowance = allowance.spend(cost_tokens + restart)
+            if not allowance.reaches_for(cost_tokens + restart, can_wait):
+                saved_for.add(can_wait)
+                continue
+            allowance = allowance.spend(cost_tokens + restart, can_wait)
             segment = _segment(next_segment_id + len(open_segments), cell, view, clean_steps)
             open_segments.append(OpenSegment(segment, replica_id, cell, view.now_s, view.now_s))
             if round_.began_s != view.now_s:
@@ -220,7 +239,8 @@ def _still_runs(
     if explorer is None or explorer.finished_segment_id >= held.segment.segment_id:
         return False
     left = now_s - held.seen(explorer, now_s).inside_at_s > LEFT_BUCKET_S
-    said_enough = needed > 1 and pending[held.replica_id].has_voice(held.cell)
+    waiting = pending[held.replica_id].cells.get(held.cell)
+    said_enough = needed > 1 and waiting is not None and waiting.steps >= VOICE_STEPS
     return not (left or said_enough or now_s - held.dealt_at_s > TIME_TO_LIVE_S + DELIVERY_S)
 
 
@@ -232,14 +252,17 @@ def _askable(
     open_segments: Sequence[OpenSegment],
     needed: int,
     rng: random.Random,
+    now_s: float,
 ) -> list[str]:
-    """Replicas to ask for `cell` now: as many as the quorum lacks, none twice, none with its hands full.
+    """Replicas to ask for `cell` now: as many as the quorum lacks, none twice, none with its hands full. Nobody waits for one
+    that was asked and has left the bucket.
 
     Those come first whose drafter is in the right state: a dormant one has to catch up before it can draft, and after it was off.
     """
     asked = {held.replica_id for held in open_segments if held.cell == cell}
     heard = {replica_id for replica_id, waiting in pending.items() if waiting.has_voice(cell)} if needed > 1 else set()
-    lacking = needed - len(asked | heard)
+    coming = {held.replica_id for held in open_segments if held.cell == cell and held.inside_at_s == now_s}
+    lacking = needed - len(coming | heard)
     if lacking <= 0:
         return []
     load = Counter(held.replica_id for held in open_segments)
@@ -256,8 +279,8 @@ def _askable(
 def _clean_steps(settings: OperatorSettings, needed: int) -> int:
     """Of one segment: what a cell takes, or a voice's share of it where a quorum is asked, and some to spare."""
     if needed == 1:
-        return max(settings.calibration_clean_steps, int(LEAST_STEPS))
-    return max(math.ceil(settings.calibration_clean_steps / needed), int(LEAST_STEPS)) + SPARE_STEPS
+        return settings.calibration_clean_steps
+    return max(math.ceil(settings.calibration_clean_steps / needed), VOICE_STEPS) + SPARE_STEPS
 
 
 def _segment(segment_id: int, cell: Cell, view: GroupView, clean_steps: int) -> ExplorationSegment:

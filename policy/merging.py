@@ -24,8 +24,9 @@ from nightjar.policy.evidence import Cell, CellEvidence, Evidence, MixedEvidence
 
 QUORUM: Final = 3
 """Replicas that must agree: with three, one liar is outvoted."""
-LEAST_STEPS: Final = 4.0
-"""Clean steps that a replica must bring before it has a voice on a cell, where a quorum is asked."""
+LEAST_STEPS: Final = 2.0
+"""Clean steps that a replica must bring before it has a voice on a cell, where a quorum is asked. Where steps take half a second a
+batch moves on after two or three; the evidence counts its steps, so that a plan doubts it as it should."""
 LEAST_ROWS: Final = 20.0
 """Decode rows that a replica must bring before it has a voice on acceptance, where a quorum is asked."""
 OUTLIER_DEVIATIONS: Final = 3.0

@@ -26,8 +26,6 @@ runs, the best K is, because nothing else would tell that acceptance has risen."
 MODEL_DOUBT: Final = 0.2
 """Standard deviation that an unmeasured cell of a bucket in use counts with at least. No smooth model knows that one engine
 takes as long for one draft token as for none, and twice as long for two (vLLM 0.32 on a CPU, 4 rows)."""
-IN_USE_MEASUREMENTS: Final = 3.0
-"""Measurements' worth of clean steps at its K from which a bucket counts as in use."""
 STALE_WORTH: Final = 0.05
 """What such a measurement counts as worth: models of unmeasured cells were wrong by about that much (docs/planner.md)."""
 OFTEN_STEPS: Final = 100.0
@@ -37,10 +35,12 @@ SETTLING_STEPS: Final = 2
 
 
 class Measurement(NamedTuple):
-    """A cell worth measuring: what knowing it may gain (share of goodput) and what it costs (expected tokens lost)."""
+    """A cell worth measuring: what knowing it may gain (share of goodput, and tokens a second of one replica that runs in its
+    bucket) and what it costs (expected tokens lost)."""
 
     cell: Cell
     worth: float
+    gain_tokens_per_s: float
     cost_tokens: float
 
 
@@ -58,10 +58,13 @@ def measurements(view: GroupView, ahead: Outlook, planned: npt.NDArray[np.int64]
     lost = np.expm1(np.minimum(expected_excess(-gain, deviation), 2.0))
     steps = view.settings.calibration_clean_steps + SETTLING_STEPS
     cost = steps * ahead.rows[:, None] * ahead.tokens_per_row[None, :] * lost
+    gain_tokens_per_s = worth * np.exp(ahead.log_goodput[np.arange(len(planned)), planned])[:, None]
     wanted: dict[int, tuple[Measurement, ...]] = {}
     for bucket in view.buckets:
         found = [
-            Measurement((bucket, arm), float(worth[bucket, index]), float(cost[bucket, index]))
+            Measurement(
+                (bucket, arm), float(worth[bucket, index]), float(gain_tokens_per_s[bucket, index]), float(cost[bucket, index])
+            )
             for index, arm in enumerate(ahead.arms)
             if index != planned[bucket] and worth[bucket, index] > LEAST_IMPROVEMENT
         ]
@@ -85,9 +88,10 @@ def expected_excess(mean: Floats, deviation: Floats) -> Floats:
 
 
 def _model_doubt(view: GroupView, ahead: Outlook, planned: npt.NDArray[np.int64]) -> Floats:
-    """(buckets, arms): what a model may be wrong by in cells that were never measured, where a bucket is in use."""
+    """(buckets, arms): what a model may be wrong by in cells that were never measured, where a bucket is in use: where its own K has
+    the clean steps of a measurement."""
     doubt = np.zeros(ahead.log_goodput.shape)
-    used = IN_USE_MEASUREMENTS * view.settings.calibration_clean_steps
+    used = view.settings.calibration_clean_steps
     for bucket, arm in enumerate(planned):
         runs = view.evidence.cells.get((bucket, ahead.arms[arm]))
         if runs is not None and runs.steps >= used:
