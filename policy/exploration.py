@@ -33,8 +33,8 @@ DELIVERY_S: Final = 5.0
 LEFT_BUCKET_S: Final = 5.0
 """Outside its bucket for so long a replica loses its segment: a batch flickers across an edge whenever a request ends."""
 VOICE_STEPS: Final = 4
-"""Clean steps that a quorum's replica is asked for at least: a voice may count with fewer (merging.LEAST_STEPS), where a batch moves
-on, but a cell known from three times two would be measured again."""
+"""Clean steps that a quorum's replica is asked for at least: a voice may count with fewer (merging.LEAST_STEPS), where a batch
+moves on, but a cell known from three times two would be measured again."""
 SPARE_STEPS: Final = 2
 """Steps of a quorum's segment beyond its share: some fall into another bucket, and a voice must not fail for one."""
 RETRY_S: Final = 5.0
@@ -49,8 +49,8 @@ COLD_START_TOKENS_PER_ROW: Final = 100.0
 
 
 PAYS_BACK_S: Final = 60.0
-"""A measurement that is not expected to earn its cost within so long can wait: it is paid out of what the group earned since it last
-paid for one, never out of a cold start's grant."""
+"""A measurement that is not expected to earn its cost within so long can wait: it is paid out of what the group earned since it
+last paid for one, never out of a cold start's grant."""
 
 
 @dataclass(frozen=True, slots=True)

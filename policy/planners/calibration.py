@@ -88,8 +88,8 @@ def expected_excess(mean: Floats, deviation: Floats) -> Floats:
 
 
 def _model_doubt(view: GroupView, ahead: Outlook, planned: npt.NDArray[np.int64]) -> Floats:
-    """(buckets, arms): what a model may be wrong by in cells that were never measured, where a bucket is in use: where its own K has
-    the clean steps of a measurement."""
+    """(buckets, arms): what a model may be wrong by in cells that were never measured, where a bucket is in use: where its own K
+    has the clean steps of a measurement."""
     doubt = np.zeros(ahead.log_goodput.shape)
     used = view.settings.calibration_clean_steps
     for bucket, arm in enumerate(planned):

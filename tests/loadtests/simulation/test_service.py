@@ -90,7 +90,8 @@ def test_a_newcomer_takes_the_groups_plan_and_a_warm_group_starts_with_what_it_k
     result = simulate(scenario("closed:20@16u", planner=warm, events=(ReplicaJoins(10.0),), track_regret=True))
     assert result.replicas[2].joined_s == 10.0
     newcomer, member = result.replicas[2].plan, result.replicas[0].plan
-    assert newcomer is not None and member is not None
+    assert newcomer is not None
+    assert member is not None
     assert newcomer[:SERVED] == member[:SERVED]
     assert result.totals.regret_tokens < 0.05 * result.totals.best_tokens
 
