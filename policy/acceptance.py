@@ -7,6 +7,7 @@ before it did. Acceptance hardly depends on the batch, so all cells of a group a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -26,6 +27,10 @@ ROWS_PER_INDEPENDENT_ROW: Final = 4.0
 """Rows of one request resemble each other: this many say as much as one that was drawn on its own."""
 DRIFT_VARIANCE_PER_SECOND: Final = 0.1**2 / 120.0
 """How fast the conditional acceptance wanders while nobody looks, as a relative variance: 10 % in two minutes."""
+GROUP_ROWS: Final = 80.0
+"""Rows that a group's share weighs as much as in what one of its replicas expects of its own traffic: twenty independent ones."""
+LEAST_DIFFERENCE: Final = 0.05
+"""A replica whose S_1 is within this share of its group's has the same traffic: plans would not differ by more than a margin."""
 MOST_DRIFT_VARIANCE: Final = 0.25**2
 """However old, evidence of the same traffic says more than the prior."""
 
@@ -109,6 +114,38 @@ class AcceptanceEvidence:
         least = np.minimum.outer(np.arange(len(survival)), np.arange(len(survival)))
         covariance: Floats = np.outer(survival, survival) * np.cumsum(relative)[least]
         return covariance
+
+    def shrunk_to(self, group: AcceptanceEvidence) -> AcceptanceEvidence:
+        """This, where a group's share weighs as much as GROUP_ROWS rows; positions nobody here reached follow the group's.
+
+        >>> AcceptanceEvidence((320.0,), (80.0,)).shrunk_to(AcceptanceEvidence((8000.0, 8000.0), (6000.0, 3000.0))).measured()
+        (0.35, 0.175)
+        """
+        share = [min(1.0, GROUP_ROWS / rows) if rows else 0.0 for rows in group.reached]
+        prior = AcceptanceEvidence(
+            tuple(rows * kept for rows, kept in zip(group.reached, share, strict=True)),
+            tuple(rows * kept for rows, kept in zip(group.accepted, share, strict=True)),
+            group.seen_at_s,
+        )
+        return prior.plus(self, half_life_rows=math.inf)
+
+    def deviations_from(self, group: AcceptanceEvidence, now_s: float) -> float:
+        """Standard deviations by which this one's S_1 is off a group's; 0 where it is within LEAST_DIFFERENCE of it.
+
+        S_1 stands for all: where drafts are worse, they are worse from the first token on.
+
+        >>> halved = AcceptanceEvidence((400.0,), (160.0,))
+        >>> round(halved.deviations_from(AcceptanceEvidence((9e9,), (7.2e9,)), now_s=0.0), 1)
+        8.2
+        """
+        (rows, kept, at_s), (group_rows, group_kept, _) = self._at(0), group._at(0)
+        if rows < PRIOR_ROWS or group_rows < PRIOR_ROWS:
+            return 0.0
+        mine, theirs = kept / rows, group_kept / group_rows
+        if abs(mine - theirs) <= LEAST_DIFFERENCE * theirs:
+            return 0.0
+        sampled = max(mine * (1.0 - mine), 1.0 / rows) * ROWS_PER_INDEPENDENT_ROW / rows
+        return abs(mine - theirs) / math.sqrt(sampled + mine * mine * _drift(now_s - at_s))
 
     def measured(self) -> tuple[float, ...]:
         """Shares as counted, without a prior, as far as rows exist: what an operator sees."""

@@ -12,10 +12,12 @@ from typing import Self
 from nightjar.policy.batch_buckets import FIRST_BATCH_SIZES
 from nightjar.policy.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.fleet_state import FleetState, GroupState, ReplicaState
+from nightjar.policy.planners.planner import GroupPlan
 from nightjar.policy.records import Mode
 from nightjar.policy.restart_budget import reloads_by_node
 from nightjar.policy.restarts import Prospect, Restarter, Terms, decide_restarts
 from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.thinking import Thought
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,13 @@ def group_restarts(
     `group` holds the plan and the evidence of this decision.
     """
     measuring = {held.replica_id for held in group.exploration.segments if held.cell[1]}
-    restarters = {name: _restarter(replica, modes[name][0], settings, name in measuring) for name, replica in members.items()}
+    restarters = {
+        name: _restarter(group, replica, modes[name][0], settings, name in measuring) for name, replica in members.items()
+    }
+    assert group.plan is not None
+    prospect = _prospect(group, group.plan, group.thought)
     restarts, terms, used = decide_restarts(
-        group.restarts, restarters, _prospect(group), settings, may_grant.reloads_on_node, may_grant.is_quiet_over, now_s
+        group.restarts, restarters, prospect, settings, may_grant.reloads_on_node, may_grant.is_quiet_over, now_s
     )
     after = replace(group, restarts=restarts)
     counted = {
@@ -69,7 +75,7 @@ def group_restarts(
     return after, terms, may_grant.after(group, after, now_s), counted
 
 
-def _restarter(replica: ReplicaState, mode: Mode, settings: OperatorSettings, is_measuring: bool) -> Restarter:
+def _restarter(group: GroupState, replica: ReplicaState, mode: Mode, settings: OperatorSettings, is_measuring: bool) -> Restarter:
     """A measurement that the group dealt is an order: exploration has paid for its restart (policy.exploration)."""
     report, snapshot = replica.report, replica.report.snapshot
     return Restarter(
@@ -81,13 +87,13 @@ def _restarter(replica: ReplicaState, mode: Mode, settings: OperatorSettings, is
         is_steered=mode.kind in {"auto", "pin"} and not report.serving_plainly,
         is_ordered=mode.kind == "pin" or settings.planner != "fleet" or is_measuring,
         new=replica.new_restarts,
+        own=_prospect(group, replica.own.plan, replica.own) if replica.own is not None else None,
     )
 
 
-def _prospect(group: GroupState) -> Prospect:
-    """What the plan and the evidence of this decision say; where a group thinks, also of what was never measured."""
-    plan, evidence, thought = group.plan, group.evidence, group.thought
-    assert plan is not None
+def _prospect(group: GroupState, plan: GroupPlan, thought: Thought | None) -> Prospect:
+    """What a plan, and the thought that it comes from, say; where nobody thinks, what the group's evidence does."""
+    evidence = group.evidence
 
     def goodput(bucket: int, num_speculative_tokens: int) -> float | None:
         if thought is not None and num_speculative_tokens in thought.outlook.arms:

@@ -125,7 +125,7 @@ def _counted(
         pending=replica.pending.plus(new.cells, new.acceptance, half_life_steps, now_s, new.mixed_cells)
         if new.cells or new.mixed_cells
         else replica.pending,
-        acceptance=replica.acceptance.plus(new.acceptance) if new.cells else replica.acceptance,
+        acceptance=replica.acceptance.plus(new.acceptance.at(now_s)) if new.cells else replica.acceptance,
         generated_tokens_per_s=rate,
         mixed_share=replica.mixed_share.after(
             sum(cell.steps for cell in new.mixed_cells.values()), new.generated_tokens, elapsed_s

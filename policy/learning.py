@@ -24,7 +24,7 @@ from nightjar.policy.planners import PLANNERS
 from nightjar.policy.planners.planner import GroupView
 from nightjar.policy.records import DrafterState, LoadReport
 from nightjar.policy.settings import OperatorSettings
-from nightjar.policy.thinking import is_news, own_evidence, think, think_cold
+from nightjar.policy.thinking import OwnNews, is_news, own_evidence, think, think_cold
 
 _DRAFTER_UP: Final = frozenset({DrafterState.ACTIVE, DrafterState.IN_SYNC, DrafterState.PROBING, DrafterState.CATCHING_UP})
 
@@ -66,7 +66,7 @@ def learn(
     earned = _earned(group.exploration.allowance, members, found, elapsed_s)
     exploration = replace(group.exploration, allowance=earned)
     exploration = deal(view, thought.wanted, found, {**pending, **left}, exploration, next_segment_id, rng)
-    own, own_thoughts = _own_thoughts(view.with_plan(thought.plan), {**members, **changed}, most_thoughts - thoughts)
+    own, own_thoughts = _own_thoughts(view.with_plan(thought.plan), {**members, **changed}, above, most_thoughts - thoughts)
     after = replace(after, plan=thought.plan, exploration=exploration, thought=thought)
     return after, {**changed, **own}, thoughts + own_thoughts
 
@@ -141,12 +141,15 @@ def _earned(
     return allowance.earn(generated, float(rows * quorum(len(members))))
 
 
-def _own_thoughts(view: GroupView, members: Mapping[str, ReplicaState], most_thoughts: int) -> tuple[dict[str, ReplicaState], int]:
+def _own_thoughts(
+    view: GroupView, members: Mapping[str, ReplicaState], above: Mapping[str, float], most_thoughts: int
+) -> tuple[dict[str, ReplicaState], int]:
     """Replicas whose own thought is new or gone, and how many are new. `view` runs the group's new plan."""
     waiting: list[tuple[float, str, GroupView]] = []
     changed: dict[str, ReplicaState] = {}
     for replica_id, replica in members.items():
-        evidence = own_evidence(view, len(members), replica.pending)
+        news = OwnNews(replica.pending, replica.acceptance, above.get(replica_id, 0.0), replica.own is not None)
+        evidence = own_evidence(view, len(members), news)
         if evidence is None:
             if replica.own is not None:
                 changed[replica_id] = replace(replica, own=None)

@@ -43,6 +43,8 @@ class Restarter:
     is_ordered: bool
     """Whether a person, not the group's evidence, says that it speculates."""
     new: NewRestarts
+    own: Prospect | None = None
+    """What it expects for itself where that is not what its group does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ def decide_restarts(
     }
     prices = _Prices(prospect, catch_up, moves, settings)
     frozen = now_s < probes.frozen_until_s
-    wishes = {name: prices.wish(name, members[name], since_s) for name, since_s in waiting_since_s.items()}
+    wishes = {name: prices.of(members[name]).wish(name, members[name], since_s) for name, since_s in waiting_since_s.items()}
     if may_grant and not frozen:
         paying = [wished for wished in wishes.values() if wished is not None]
         open_leases += grant(RestartBudget.of(settings), len(members), open_leases, reloads_on_node, paying, now_s)
@@ -144,7 +146,7 @@ class _Prices:
     def __init__(self, prospect: Prospect, catch_up: CatchUpEvidence, moves: Moves, settings: OperatorSettings) -> None:
         self._prospect = prospect
         self._catch_up = catch_up
-        self._slowdown = settings.catch_up_slowdown
+        self._settings = settings
         self._off = _off_goodputs(prospect)
         buckets = buckets_up_to(prospect.max_num_seqs)
         self._on = [bucket for bucket in buckets if prospect.planned(bucket) > 0]
@@ -152,6 +154,10 @@ class _Prices:
         self._moves = moves
         self._values = moves.value_tokens(self._gains)
         self._bounds: dict[tuple[int, bool], tuple[int, int]] = {}
+
+    def of(self, member: Restarter) -> _Prices:
+        """The prices that its own prospect gives, where it has one."""
+        return self if member.own is None else _Prices(member.own, self._catch_up, self._moves, self._settings)
 
     @cached_property
     def _ordered_gains(self) -> dict[int, float]:
@@ -204,7 +210,7 @@ class _Prices:
         middle = sum(bucket_range(bucket, self._prospect.max_num_seqs)) / 2.0
         step_s = middle / self._off[bucket] if self._off else STARTING_STEP_SECONDS
         cost = self._catch_up.cost(step_s, self._prospect.accelerator)
-        chunk = chunk_tokens(step_s, cost, bucket_range(bucket, self._prospect.max_num_seqs)[1], self._slowdown)
+        chunk = chunk_tokens(step_s, cost, bucket_range(bucket, self._prospect.max_num_seqs)[1], self._settings.catch_up_slowdown)
         return Engine(step_s, middle / step_s, rows, cost, chunk)
 
     def _gain(self, bucket: int) -> float:

@@ -1,9 +1,10 @@
 """How a group thinks: when its evidence says something new, what it then expects, plans and wants to measure.
 
 Thinking costs half a millisecond and evidence trickles in every second, so a group thinks again only on news: a cell that
-became much better known, acceptance that moved, other settings, or REFRESH_S since the last time. A replica whose own
-measurements wait for others to confirm them (merging.py) gets a plan of its own from them: it need not wait, and a liar
-harms itself only. Fails towards the last thought: what does not change the picture does not change the plan.
+became much better known, acceptance that moved, other settings, or REFRESH_S since the last time. A replica thinks for itself
+where its own measurements wait for others to confirm them (merging.py), or where its prompts are easier or harder to draft for
+than its group's: it need not wait nor share another's traffic, and a liar harms itself only. Fails towards the last thought:
+what does not change the picture does not change the plan.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
+from nightjar.policy.acceptance import AcceptanceEvidence
 from nightjar.policy.evidence import Cell, CellEvidence, Evidence
 from nightjar.policy.merging import LEAST_ROWS, Pending, quorum
 from nightjar.policy.outlook import Outlook
@@ -28,6 +30,11 @@ NEWS_GROWTH: Final = 1.2
 """A cell is news when it stands on this many times the steps of the last thought."""
 NEWS_ACCEPTANCE: Final = 0.02
 """A shift of any S_i that is news."""
+OTHER_DEVIATIONS: Final = 2.5
+STILL_OTHER_DEVIATIONS: Final = 1.5
+"""Standard deviations by which a replica's acceptance must be off its group's to be planned for by itself, and to stay so. One in a
+hundred replicas is taken for different by chance, and what it then expects is shrunk to its group's all the same. What is not seen
+any more becomes doubtful, so that a replica that is off for its own traffic's sake tries again after minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +87,32 @@ def is_news(last: Thought | None, view: GroupView) -> bool:
     return any(abs(new - old) > NEWS_ACCEPTANCE for new, old in zip(acceptance, last.acceptance, strict=True))
 
 
-def own_evidence(view: GroupView, replicas: int, pending: Pending) -> Evidence | None:
-    """The group's evidence with what one of its `replicas` measured and nobody confirmed yet; None where that adds nothing."""
-    if quorum(replicas) == 1:
+@dataclass(frozen=True, slots=True)
+class OwnNews:
+    """What one replica of a group knows beside it: measurements that wait, the acceptance of its own traffic, its pace above the
+    group's (pace.py), and whether it thinks for itself already."""
+
+    pending: Pending
+    acceptance: AcceptanceEvidence
+    offset: float = 0.0
+    thinks_already: bool = False
+
+
+def own_evidence(view: GroupView, replicas: int, news: OwnNews) -> Evidence | None:
+    """What one of the group's `replicas` may believe for itself; None where that is what the group does."""
+    alone: dict[Cell, CellEvidence] = {}
+    if quorum(replicas) > 1:
+        alone = {
+            cell: waiting.faster_by(news.offset)
+            for cell, waiting in news.pending.cells.items()
+            if news.pending.has_voice(cell) and not view.is_measured(*cell)
+        }
+    known = view.evidence.acceptance
+    enough = STILL_OTHER_DEVIATIONS if news.thinks_already else OTHER_DEVIATIONS
+    if replicas > 1 and news.acceptance.deviations_from(known, view.now_s) > enough:
+        known = news.acceptance.shrunk_to(known)
+    elif not alone:
         return None
-    alone: dict[Cell, CellEvidence] = {
-        cell: waiting for cell, waiting in pending.cells.items() if pending.has_voice(cell) and not view.is_measured(*cell)
-    }
-    if not alone:
-        return None
-    known, waits = view.evidence.acceptance, pending.acceptance
-    acceptance = known.plus(waits) if not known.reached or known.reached[0] < LEAST_ROWS else known
-    return replace(view.evidence, cells={**view.evidence.cells, **alone}, acceptance=acceptance)
+    elif not known.reached or known.reached[0] < LEAST_ROWS:
+        known = known.plus(news.pending.acceptance)
+    return replace(view.evidence, cells={**view.evidence.cells, **alone}, acceptance=known)

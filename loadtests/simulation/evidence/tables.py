@@ -185,6 +185,24 @@ def storm_grid(rows: Sequence[RunRow]) -> Grid:
     )
 
 
+def uneven_grid(rows: Sequence[RunRow]) -> Grid:
+    """A group whose replicas differ: the fleet over an oracle that knows each of them, and over off."""
+    kept = [row for row in rows if row.kind == "uneven" and not row.error]
+    cells = {name: Cells.of(kept, name) for name in (THROUGHPUT, "guard_trips", "mean_k")}
+    lines = []
+    for place, variant in dict.fromkeys((row.place, row.variant) for row in kept):
+        fleet, oracle, off = (f"{who} ({variant})" for who in (FLEET, ORACLE, "off"))
+        goodput = cells[THROUGHPUT]
+        over = (ratio(goodput.ratio(place, fleet, other)) for other in (oracle, off))
+        means = (number(cells["mean_k"].mean(place, who)) for who in (fleet, oracle))
+        lines.append((place, variant, *over, *means, number(cells["guard_trips"].mean(place, fleet))))
+    return Grid(
+        "Replicas that differ",
+        ("place", "what differs", "over oracle", "over off", "mean K", "oracle's", "guard trips"),
+        tuple(lines),
+    )
+
+
 def failure_grid(rows: Iterable[RunRow]) -> Grid:
     """Runs that broke off, with what it takes to run them again."""
     return Grid(
@@ -214,6 +232,7 @@ def all_grids(rows: Sequence[RunRow]) -> list[Grid]:
             "The control plane fails",
             ("tokens_per_busy_s", "restarts", "max_leases_in_flight", "budget_violations"),
         ),
+        uneven_grid(rows),
         variant_grid(rows, "regret", "Learners from a cold start", ("lost_share", "done_s", "tokens_per_s")),
         *paper_grids(rows),
         ablation_grid(rows),

@@ -14,8 +14,9 @@ from nightjar.loadtests.simulation.experiments.regret import REGRET
 from nightjar.loadtests.simulation.experiments.robustness import DRIFT, LIAR, LOSSY
 from nightjar.loadtests.simulation.experiments.steady import STEADY
 from nightjar.loadtests.simulation.experiments.storm import STORM
+from nightjar.loadtests.simulation.experiments.uneven import UNEVEN
 
 EXPERIMENTS: Final[Mapping[str, Experiment]] = {
     experiment.name: experiment
-    for experiment in (STEADY, OPEN_LOOP, RIVAL, POOLING, NEWCOMER, STORM, DRIFT, LIAR, LOSSY, REGRET, PAPER, ABLATION)
+    for experiment in (STEADY, OPEN_LOOP, RIVAL, POOLING, NEWCOMER, STORM, DRIFT, LIAR, LOSSY, UNEVEN, REGRET, PAPER, ABLATION)
 }

@@ -39,10 +39,11 @@ class PlannerChoice:
 
 @dataclass(frozen=True, slots=True)
 class AcceptanceScaled:
-    """From `at_s` on acceptance of all classes is `factor` times the profile's."""
+    """From `at_s` on acceptance of all classes is `factor` times the profile's: everywhere, or at one replica of other prompts."""
 
     at_s: float
     factor: float
+    replica: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

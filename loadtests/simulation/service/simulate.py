@@ -188,12 +188,18 @@ class _Run:
         self._starting -= 1
         self._join(1.0)
 
+    def _scale_acceptance(self, factor: float, number: int | None) -> None:
+        if number is not None:
+            self._fleet.replicas[number].engine.scale_acceptance(factor)
+            return
+        self._acceptance = factor
+        for replica in self._fleet.replicas:
+            replica.engine.scale_acceptance(factor)
+
     def _happen(self, event: Event) -> None:
         match event:
             case AcceptanceScaled():
-                self._acceptance = event.factor
-                for replica in self._fleet.replicas:
-                    replica.engine.scale_acceptance(event.factor)
+                self._scale_acceptance(event.factor, event.replica)
             case SpeedChanged():
                 self._fleet.replicas[event.replica].engine.speed = event.speed
             case ReplicaJoins():
