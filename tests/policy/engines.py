@@ -56,6 +56,8 @@ class Replica:
 
     replica_id: str
     batch: int = 1
+    speed: float = 1.0
+    acceptance: tuple[float, ...] = ACCEPTANCE
     engine_id: str = "engine-1"
     report_number: int = 0
     counters: StepCounters = field(default_factory=StepCounters)
@@ -81,8 +83,8 @@ class Replica:
         for _ in range(self.batch):
             luck = rng.random()
             for position in range(length):
-                kept[position] += luck < ACCEPTANCE[position]
-        seconds = step_seconds(self.batch, length) * rng.uniform(0.97, 1.03)
+                kept[position] += luck < self.acceptance[position]
+        seconds = step_seconds(self.batch, length) * rng.uniform(0.97, 1.03) / self.speed
         self.counters.count(
             StepCount(
                 num_speculative_tokens=length,
