@@ -10,7 +10,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-fast lint format bench-step bench-policy bench-scale clean
+.PHONY: help install models demo test test-fast lint format bench-step bench-policy bench-scale bench-model clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -61,6 +61,9 @@ bench-policy: $(INSTALLED) ## the planner against every rival in virtual time (l
 
 bench-scale: $(INSTALLED) ## decision time and memory of the policy for thousands of replicas
 	$(BIN)/python -m tests.benchmarks.bench_scale
+
+bench-model: $(INSTALLED) ## the planner's model of step times against simpler ones
+	$(BIN)/python -m tests.benchmarks.bench_step_time
 
 clean: ## removes .venv and caches, keeps runs/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

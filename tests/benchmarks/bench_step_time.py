@@ -1,0 +1,193 @@
+"""`make bench-model`: the step-time model of the planner against simpler ones, on every engine profile that ships.
+
+A few cells of each profile are measured with noise, as a young group has them; each model then tells the gain of every K over K = 0
+in every batch bucket at nominal acceptance. Printed: error of the logarithm of step time over K = 0's, and the goodput that is lost
+by running each bucket's K of the best predicted goodput. The models are policy/step_time.py and what stands in for parts of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Final
+from unittest.mock import patch
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+
+from nightjar.loadtests.simulation.experiments.nominal import Nominal
+from nightjar.loadtests.simulation.experiments.scenes import nominal_of
+from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, read_profile
+from nightjar.policy import step_time
+from nightjar.policy.batch_buckets import bucket_range, buckets_up_to
+from nightjar.policy.evidence import Cell, CellEvidence
+from nightjar.policy.step_time import predict_step_times
+
+OUTPUT: Final = Path("runs/model/latest")
+SEEDS: Final = range(40)
+MEASURED_CELLS: Final = (4, 8, 16)
+STEPS: Final = 12.0
+NOISE: Final = 0.05
+"""Of the logarithm of one step's time."""
+
+Floats = npt.NDArray[np.float64]
+Model = Callable[[Nominal, Mapping[Cell, CellEvidence]], Floats]
+"""(buckets, arms): log seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One model on one profile: root mean square error of log step time over K = 0's, and share of goodput lost."""
+
+    model: str
+    profile: str
+    measured_cells: int
+    error: float
+    lost_share: float
+
+
+def shape_and_process(nominal: Nominal, cells: Mapping[Cell, CellEvidence]) -> Floats:
+    """What the planner uses."""
+    arms, buckets = nominal.profile.drafter.arms, buckets_up_to(nominal.max_rows)
+    return predict_step_times(cells, arms, buckets, nominal.profile.limits.max_num_seqs, now_s=0.0).log_seconds
+
+
+def shape_alone(nominal: Nominal, cells: Mapping[Cell, CellEvidence]) -> Floats:
+    """Non-negative least squares, and nothing for what it leaves."""
+    with patch.object(step_time, "_kernel", lambda one, other: np.zeros((len(one.rows), len(other.rows)))):
+        return shape_and_process(nominal, cells)
+
+
+def process_alone(nominal: Nominal, cells: Mapping[Cell, CellEvidence]) -> Floats:
+    """A Gaussian process around the shape that is expected before any evidence."""
+    with patch.object(step_time, "_shape", lambda parts, _weights, _noise: np.array(step_time._PRIOR[: parts.shape[1]])):
+        return shape_and_process(nominal, cells)
+
+
+def linear(nominal: Nominal, cells: Mapping[Cell, CellEvidence]) -> Floats:
+    """SmartSpec's: seconds = a + b * verified tokens + c * context tokens, least squares (arXiv 2406.14066)."""
+    measured = np.array([(1.0, rows(cell) * (1 + length), context(cell)) for (_, length), cell in cells.items()])
+    seconds = np.array([cell.step_seconds for cell in cells.values()])
+    weights, *_ = np.linalg.lstsq(measured / seconds[:, None], np.ones(len(seconds)), rcond=None)
+    asked = np.array(
+        [
+            [(1.0, batch * (1 + arm), batch * nominal.context_per_row) for arm in nominal.profile.drafter.arms]
+            for batch in batches(nominal)
+        ]
+    )
+    told: Floats = np.log(np.maximum(asked @ weights, 0.05 * seconds.min()))
+    return told
+
+
+def nearest(nominal: Nominal, cells: Mapping[Cell, CellEvidence]) -> Floats:
+    """The nearest measured bucket at the same K, as a table by hand has it; of the nearest K where none was measured."""
+
+    def seconds(bucket: int, arm: int) -> float:
+        at = min(cells, key=lambda cell: (abs(cell[1] - arm), abs(cell[0] - bucket), cell))
+        return cells[at].step_seconds
+
+    return np.log([[seconds(bucket, arm) for arm in nominal.profile.drafter.arms] for bucket in buckets_up_to(nominal.max_rows)])
+
+
+MODELS: Final[Mapping[str, Model]] = {
+    "shape and process (the planner's)": shape_and_process,
+    "shape alone": shape_alone,
+    "process alone": process_alone,
+    "linear (SmartSpec)": linear,
+    "nearest measured cell": nearest,
+}
+
+
+def rows(cell: CellEvidence) -> float:
+    """Decode rows of a mean step."""
+    return cell.rows / cell.steps
+
+
+def context(cell: CellEvidence) -> float:
+    """Context tokens of a mean step."""
+    return cell.context_tokens / cell.steps
+
+
+def batches(nominal: Nominal) -> list[int]:
+    """A batch in the middle of each bucket that the engine reaches."""
+    ranges = (bucket_range(bucket, nominal.max_rows) for bucket in buckets_up_to(nominal.max_rows))
+    return [round(math.sqrt(first * last)) for first, last in ranges]
+
+
+def true_log_seconds(nominal: Nominal) -> Floats:
+    """(buckets, arms) without noise."""
+    return np.log([[nominal.step_seconds(batch, arm) for arm in nominal.profile.drafter.arms] for batch in batches(nominal)])
+
+
+def measure(nominal: Nominal, count: int, rng: random.Random) -> dict[Cell, CellEvidence]:
+    """`count` cells of a group that has been in three neighbouring batch buckets: off once, the others by chance."""
+    sizes, arms = batches(nominal), nominal.profile.drafter.arms
+    first = rng.randrange(len(sizes))
+    near = sorted(range(len(sizes)), key=lambda bucket: (abs(bucket - first), bucket))[: max(3, -(-count // len(arms)))]
+    others = [(bucket, arm) for bucket in near for arm in arms if (bucket, arm) != (first, 0)]
+    cells = {}
+    for bucket, arm in [(first, 0), *rng.sample(others, min(count - 1, len(others)))]:
+        log_seconds = math.log(nominal.step_seconds(sizes[bucket], arm)) + rng.gauss(0.0, NOISE / math.sqrt(STEPS))
+        tokens = sizes[bucket] * nominal.context_per_row
+        squared = STEPS * (log_seconds**2 + NOISE**2)
+        cells[bucket, arm] = CellEvidence(STEPS, STEPS * log_seconds, STEPS * sizes[bucket], STEPS * tokens, squared)
+    return cells
+
+
+def score(name: str, model: Model, nominal: Nominal, count: int) -> Score:
+    """Means over seeds. The buckets that count are the measured ones and their neighbours: nobody plans for others yet."""
+    truth, survival = true_log_seconds(nominal), nominal.profile.mean_survival()
+    tokens = [1.0 + sum(survival[:arm]) for arm in nominal.profile.drafter.arms]
+    errors, lost = [], []
+    for seed in SEEDS:
+        cells = measure(nominal, count, random.Random(f"{nominal.profile.name}:{count}:{seed}"))
+        told = model(nominal, cells)
+        seen = {bucket for bucket, _ in cells}
+        for bucket in range(len(truth)):
+            if not any(abs(bucket - other) <= 1 for other in seen):
+                continue
+            error = (told[bucket] - told[bucket, 0]) - (truth[bucket] - truth[bucket, 0])
+            errors.append(float(np.mean(error[1:] ** 2)))
+            goodput = np.log(tokens) - truth[bucket]
+            chosen = int(np.argmax(np.log(tokens) - told[bucket]))
+            lost.append(1.0 - math.exp(float(goodput[chosen] - goodput.max())))
+    return Score(name, nominal.profile.name, count, math.sqrt(fmean(errors)), fmean(lost))
+
+
+def table(scores: Sequence[Score]) -> Table:
+    """By model and number of measured cells: error and loss on each profile, and over all."""
+    made = Table(title="Error of log step time over K = 0's, and share of goodput lost by what it makes one run")
+    for heading in ("model", "measured cells", *PROFILE_NAMES, "mean"):
+        made.add_column(heading, justify="left" if heading == "model" else "right")
+    for name in MODELS:
+        for count in MEASURED_CELLS:
+            mine = [one for one in scores if one.model == name and one.measured_cells == count]
+            cells = [f"{one.error:.3f} / {100 * one.lost_share:.1f} %" for one in mine]
+            mean = f"{fmean(one.error for one in mine):.3f} / {100 * fmean(one.lost_share for one in mine):.1f} %"
+            made.add_row(name, str(count), *cells, mean)
+    return made
+
+
+def main() -> None:
+    """Score every model on every profile, print the table and keep the rows."""
+    nominals = [nominal_of(read_profile(name)) for name in PROFILE_NAMES]
+    scores = [
+        score(name, model, nominal, count) for name, model in MODELS.items() for nominal in nominals for count in MEASURED_CELLS
+    ]
+    console = Console(width=200)
+    console.print(table(scores))
+    console.print(f"seeds {SEEDS.start} to {SEEDS.stop - 1}, {STEPS:g} steps a cell, {100 * NOISE:g} % of noise a step")
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps({name: getattr(one, name) for name in Score.__slots__}) for one in scores)
+    (OUTPUT / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
