@@ -199,6 +199,7 @@ def deal(
         (measurement for bucket in by_bucket for measurement in wanted[bucket]),
         key=lambda one: (-one.worth * len(by_bucket[one.cell[0]]) / (one.cost_tokens + 1.0), one.cell),
     )
+    busy = _busy_replicas(view, by_bucket)
     saved_for: set[bool] = set()
     for cell, _, gain_tokens_per_s, whole_cost_tokens in ranked:
         known = view.evidence.cells.get(cell)
@@ -207,7 +208,7 @@ def deal(
         if not round_.may_ask(view.now_s, measured_at_s):
             continue
         cost_tokens = share * whole_cost_tokens
-        can_wait = needed * cost_tokens > PAYS_BACK_S * gain_tokens_per_s * len(by_bucket[cell[0]])
+        can_wait = needed * cost_tokens > PAYS_BACK_S * gain_tokens_per_s * busy[cell[0]]
         drafting = {held.replica_id for held in open_segments if held.cell[1]}
         for replica_id in _askable(cell, by_bucket[cell[0]], explorers, pending, open_segments, needed, rng, view.now_s):
             restart = explorers[replica_id].restart_tokens if cell[1] and replica_id not in drafting else 0.0
@@ -230,6 +231,21 @@ def in_words(segments: Sequence[ExplorationSegment]) -> str:
         f"measuring K={segment.num_speculative_tokens} at batch {batch_range(segment.first_batch_size, segment.last_batch_size)}"
         for segment in segments
     )
+
+
+def _busy_replicas(view: GroupView, by_bucket: Mapping[int, Sequence[str]]) -> dict[int, float]:
+    """By bucket with replicas in it now, how many are there on average: the present ones shared out as the group's past was."""
+    seconds: dict[int, float] = dict.fromkeys(by_bucket, 0.0)
+    whole = 0.0
+    for (bucket, _), known in view.evidence.cells.items():
+        spent = known.steps * known.step_seconds
+        whole += spent
+        if bucket in seconds:
+            seconds[bucket] += spent
+    present = sum(map(len, by_bucket.values()))
+    if not whole:
+        return {bucket: float(len(replicas)) for bucket, replicas in by_bucket.items()}
+    return {bucket: present * spent / whole for bucket, spent in seconds.items()}
 
 
 def _still_runs(

@@ -126,7 +126,7 @@ class OperatorSettings(BaseModel):
         "predecessor may be in use until then.",
     )
     catch_up_slowdown: Annotated[float, Field(ge=0.01, le=4.0)] = Field(
-        default=0.2,
+        default=0.5,
         description="Share by which catching up may make one engine step longer: it bounds the tokens recomputed in a step. "
         "Higher restarts sooner and slows requests in flight more.",
     )

@@ -174,9 +174,12 @@ class SimulatedEngine:
         order = self._order(count, prefill_tokens > 0, context_tokens, rows.lag_tokens)
         drafted, catch_up_tokens = order
         draft_runs = drafted > 0 or catch_up_tokens > 0 or not self._can_be_dormant
-        if prefill_tokens or catch_up_tokens:
+        if catch_up_tokens:  # one pass of the draft over the chunk, the rows' newest tokens and the step's prompts
+            passed = catch_up_tokens + count + prefill_tokens
+            seconds = self._prepared.cost.seconds(count, context_tokens, drafted, prefill_tokens, "dormant", passed, verified)
+        elif prefill_tokens:
             draft: DraftRun = "active" if draft_runs else "dormant"
-            seconds = self._prepared.cost.seconds(count, context_tokens, drafted, prefill_tokens, draft, catch_up_tokens, verified)
+            seconds = self._prepared.cost.seconds(count, context_tokens, drafted, prefill_tokens, draft, 0, verified)
         else:
             seconds = self._prepared.decode_seconds(count, context_tokens, drafted, verified)
         seconds = self._noise.apply(seconds + extra_s) / self.speed

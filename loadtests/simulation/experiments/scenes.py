@@ -14,11 +14,17 @@ from nightjar.loadtests.simulation.experiments.loads import open_load
 from nightjar.loadtests.simulation.experiments.measuring import Measure, Simulate
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
-from nightjar.loadtests.simulation.service.lengths import Dataset
+from nightjar.loadtests.simulation.service.lengths import Dataset, Lognormal
 from nightjar.loadtests.simulation.service.scenario import Scenario
-from nightjar.loadtests.simulation.service.workload import Trace, Workload
+from nightjar.loadtests.simulation.service.workload import Trace, Workload, read_trace
 
 SHORT_STEP_S: Final = 0.02
+
+TRACE_SHARE: Final = 0.6
+"""Of what the engines carry: what a trace is scaled to."""
+TRACE_LEAST_S: Final = 300.0
+TRACE_LEAST_REQUESTS: Final = 60.0
+"""What is measured of a trace at least. It repeats no pattern, so that a backlog at either end counts: over a long time, little."""
 
 LEARN_STEPS: Final = 1000
 """Steps that a fleet has learned from before a measure of what it knows begins."""
@@ -183,21 +189,19 @@ def _expected_s(scene: Scene, duration_s: float, *, has_policy: bool) -> float:
 
 
 def _trace_scene(nominal: Nominal, choice: Choice, replicas: int) -> Scene:
-    """The trace at 60 % of what the engines carry: its requests are thinned or repeated, its own ups and downs stay."""
+    """The trace at 60 % of what the engines carry of such requests: they are thinned or repeated, their ups and downs stay."""
     assert choice.trace is not None
-    rate, tokens = trace_rate(choice.trace)
-    carried = 0.6 * nominal.capacity * replicas * nominal.dataset.output.mean_tokens / tokens
-    load = Trace(choice.trace, rate_scale=carried / rate)
-    return Scene(nominal, "trace", workload(nominal, load), replicas, nominal.rows_at(0.6 * nominal.capacity))
-
-
-def trace_rate(path: Any) -> tuple[float, float]:
-    """Requests a second of a trace and their mean answer in tokens."""
-    from nightjar.loadtests.simulation.service.workload import read_trace
-
-    rows = read_trace(path)
-    duration_s = max(rows[-1].due_s, 1.0)
-    return len(rows) / duration_s, sum(row.output_tokens for row in rows) / len(rows)
+    rows = read_trace(choice.trace)
+    longest = workload(nominal, Trace(choice.trace)).max_model_len
+    prompts = Lognormal.fitted([row.prompt_tokens for row in rows], longest - 1)
+    answers = Lognormal.fitted([row.output_tokens for row in rows], longest - 1)
+    traced = replace(nominal, dataset=Dataset("trace", prompts, answers))
+    requests_per_s = TRACE_SHARE * traced.capacity
+    recorded_per_s = len(rows) / max(rows[-1].due_s, 1.0)
+    load = Trace(choice.trace, rate_scale=requests_per_s * replicas / recorded_per_s)
+    measured_s = max(TRACE_LEAST_S, TRACE_LEAST_REQUESTS / (requests_per_s * replicas))
+    rows_held = traced.rows_at(requests_per_s)
+    return Scene(traced, "trace", workload(traced, load), replicas, rows_held, own_s=choice.effort.warm_up_s + measured_s)
 
 
 def _mean_rate(phase: Phase) -> float:

@@ -8,9 +8,9 @@ Fails closed: parameters that are no distribution raise ValueError with the fiel
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,17 @@ class Lognormal:
     def __post_init__(self) -> None:
         if not (self.median_tokens > 0 and self.sigma >= 0 and 1 <= self.min_tokens <= self.max_tokens):
             raise ValueError(f"{self}: median_tokens above 0, sigma from 0 and 1 <= min_tokens <= max_tokens are allowed")
+
+    @classmethod
+    def fitted(cls, tokens: Sequence[int], max_tokens: int) -> Self:
+        """The distribution of observed lengths, each cut at `max_tokens`.
+
+        >>> Lognormal.fitted((50, 200, 9000), max_tokens=800).median_tokens
+        200.0
+        """
+        logarithms = np.log(np.clip(np.array(tokens, dtype=float), 1, max_tokens))
+        median_tokens = round(math.exp(float(logarithms.mean())), 3)
+        return cls(median_tokens, float(logarithms.std()), max_tokens=max_tokens)
 
     def draw(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """`count` independent lengths in tokens."""
