@@ -44,23 +44,25 @@ LONGEST_PAUSE_S: Final = 120.0
 """Pause after the first round that was heard, and the longest: what was just measured is in doubt, but not unmeasured."""
 OUTPUT_SHARE: Final = 0.01
 """Of a group's generated tokens, what exploration may lose in the long run (INV-3)."""
+PATIENT_SHARE: Final = 0.003
+"""The same for measurements that can wait: a bucket whose plan is settled is not to pay for curiosity all day."""
 COLD_START_TOKENS_PER_ROW: Final = 100.0
 """Tokens a row that a group may lose before it earned an allowance, for each voice that it needs: all arms of a bucket or two."""
 
 
 PAYS_BACK_S: Final = 60.0
-"""A measurement that is not expected to earn its cost within so long can wait: it is paid out of what the group earned since it
-last paid for one, never out of a cold start's grant."""
+"""A measurement that is not expected to earn its cost within so long can wait: it is paid out of a share of the output, never
+out of a cold start's grant."""
 
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """Tokens that a group's exploration may still lose, the most decode rows for which a cold start was granted, and what of the
-    tokens was earned since measurements that can wait were last paid."""
+    """Tokens that a group's exploration may still lose, the most decode rows for which a cold start was granted, and the tokens
+    that measurements which can wait may take of them."""
 
     tokens: float = 0.0
     most_rows: float = 0.0
-    earned_tokens: float = 0.0
+    patient_tokens: float = 0.0
 
     @property
     def most_tokens(self) -> float:
@@ -71,22 +73,24 @@ class Allowance:
         """The allowance after `generated_tokens` more, in a group that runs `rows` decode rows, counted once for each voice needed.
 
         >>> Allowance().earn(0.0, 4.0), Allowance(5.0, 4.0).earn(1000.0, 2.0)
-        (Allowance(tokens=400.0, most_rows=4.0, earned_tokens=0.0), Allowance(tokens=15.0, most_rows=4.0, earned_tokens=10.0))
+        (Allowance(tokens=400.0, most_rows=4.0, patient_tokens=0.0), Allowance(tokens=15.0, most_rows=4.0, patient_tokens=3.0))
         """
-        earned = OUTPUT_SHARE * generated_tokens
-        after = replace(self, most_rows=max(self.most_rows, rows), earned_tokens=self.earned_tokens + earned)
-        most_tokens = after.most_tokens
-        tokens = self.tokens + earned + most_tokens - self.most_tokens
-        return replace(after, tokens=min(tokens, most_tokens), earned_tokens=min(after.earned_tokens, most_tokens))
+        after = replace(self, most_rows=max(self.most_rows, rows))
+        granted = after.most_tokens - self.most_tokens
+        return replace(
+            after,
+            tokens=min(self.tokens + granted + OUTPUT_SHARE * generated_tokens, after.most_tokens),
+            patient_tokens=min(self.patient_tokens + PATIENT_SHARE * generated_tokens, after.most_tokens),
+        )
 
     def reaches_for(self, tokens: float, can_wait: bool) -> bool:
         """Whether a measurement may lose so many tokens now."""
-        return tokens <= (min(self.tokens, self.earned_tokens) if can_wait else self.tokens)
+        return tokens <= (min(self.tokens, self.patient_tokens) if can_wait else self.tokens)
 
     def spend(self, tokens: float, can_wait: bool) -> Allowance:
         """The allowance after a measurement that is expected to lose `tokens`."""
         waited = tokens if can_wait else 0.0
-        return replace(self, tokens=self.tokens - tokens, earned_tokens=self.earned_tokens - waited)
+        return replace(self, tokens=self.tokens - tokens, patient_tokens=self.patient_tokens - waited)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,17 +211,18 @@ def deal(
         round_ = rounds.get(cell, Round(0, -math.inf))
         if not round_.may_ask(view.now_s, measured_at_s):
             continue
-        cost_tokens = share * whole_cost_tokens
-        can_wait = needed * cost_tokens > PAYS_BACK_S * gain_tokens_per_s * busy[cell[0]]
+        earns_tokens = PAYS_BACK_S * gain_tokens_per_s * busy[cell[0]]
         drafting = {held.replica_id for held in open_segments if held.cell[1]}
         for replica_id in _askable(cell, by_bucket[cell[0]], explorers, pending, open_segments, needed, rng, view.now_s):
             restart = explorers[replica_id].restart_tokens if cell[1] and replica_id not in drafting else 0.0
-            if cost_tokens + restart > allowance.most_tokens or can_wait in saved_for:
+            cost_tokens = share * whole_cost_tokens + restart
+            can_wait = needed * cost_tokens > earns_tokens
+            if cost_tokens > allowance.most_tokens or can_wait in saved_for:
                 continue
-            if not allowance.reaches_for(cost_tokens + restart, can_wait):
+            if not allowance.reaches_for(cost_tokens, can_wait):
                 saved_for.add(can_wait)
                 continue
-            allowance = allowance.spend(cost_tokens + restart, can_wait)
+            allowance = allowance.spend(cost_tokens, can_wait)
             segment = _segment(next_segment_id + len(open_segments), cell, view, clean_steps)
             open_segments.append(OpenSegment(segment, replica_id, cell, view.now_s, view.now_s))
             if round_.began_s != view.now_s:

@@ -1,7 +1,7 @@
 """How the evidence of many replicas becomes one group's, so that no single replica can move it (INV-10).
 
 Each replica's new steps wait until enough different replicas have news of the same cell; then they are merged at once: no
-replica weighs more than a third, and a value far from the others' median is pulled in to it. Waiting costs a group of
+replica weighs more than a third, and a value far from the others' median is left out. Waiting costs a group of
 three or more that each cell must be seen by three of them before it counts.
 
 What holds with fewer: in a group of one or two nobody can say who lies, so evidence counts as it comes, and only the
@@ -30,7 +30,7 @@ batch moves on after two or three; the evidence counts its steps, so that a plan
 LEAST_ROWS: Final = 20.0
 """Decode rows that a replica must bring before it has a voice on acceptance, where a quorum is asked."""
 OUTLIER_DEVIATIONS: Final = 3.0
-"""Median absolute deviations from the median within which a replica's value counts in full."""
+"""Median absolute deviations from the median within which a replica's value counts."""
 LEAST_DEVIATION: Final = 0.003
 """A floor for that deviation, 0.3 % of step time: where honest replicas agree, a liar moves the mean by less than the
 `switch_margin` of any plan."""
@@ -119,15 +119,15 @@ def capped_weights(weights: Floats) -> Floats:
 
 
 def robust_mean(values: Floats, weights: Floats) -> float:
-    """Weighted mean of values pulled in to their weighted median plus or minus three median absolute deviations (Huber's idea).
+    """Weighted mean of the values within three median absolute deviations of their weighted median: an outlier has no say.
 
     >>> round(robust_mean(np.array([0.0, 0.01, -0.01, 2.3]), np.ones(4)), 4)
-    0.0075
+    0.0
     """
     center = _weighted_median(values, weights)
     deviation = max(_weighted_median(np.abs(values - center), weights), LEAST_DEVIATION)
     reach = OUTLIER_DEVIATIONS * deviation
-    return float(np.average(np.clip(values, center - reach, center + reach), weights=weights))
+    return float(np.average(values, weights=np.where(np.abs(values - center) <= reach, weights, 0.0)))
 
 
 def _merge_cells(

@@ -31,7 +31,7 @@ from tests.policy.engines import AUTO, KEY
 BUCKET = 3
 """Batches 4 and 5."""
 CELL = (BUCKET, 3)
-RICH = Allowance(tokens=1e6, most_rows=1e4, earned_tokens=1e6)
+RICH = Allowance(tokens=1e6, most_rows=1e4, patient_tokens=1e6)
 KNOWN = Evidence({(BUCKET, 0): CellEvidence(100.0, -450.0, 400.0), (BUCKET, 1): CellEvidence(100.0, -440.0, 400.0)})
 
 
@@ -127,16 +127,16 @@ def test_a_round_that_brought_nothing_is_repeated_soon_and_one_that_was_heard_pa
 
 
 def test_a_measurement_that_does_not_pay_back_soon_is_not_paid_from_the_cold_starts_grant() -> None:
-    granted = Allowance(tokens=1000.0, most_rows=10.0, earned_tokens=0.0)
+    granted = Allowance(tokens=1000.0, most_rows=10.0, patient_tokens=0.0)
     slow = measurement(cost_tokens=100.0, gain_tokens_per_s=99.0 / PAYS_BACK_S)
     quick = measurement(cost_tokens=100.0, gain_tokens_per_s=101.0 / PAYS_BACK_S)
     assert not Desk(1, granted).tick(0.0, slow).segments
     assert Desk(1, granted).tick(0.0, quick).segments
-    assert Desk(1, replace(granted, earned_tokens=100.0)).tick(0.0, slow).segments
+    assert Desk(1, replace(granted, patient_tokens=100.0)).tick(0.0, slow).segments
 
 
 def test_what_the_allowance_does_not_reach_for_is_saved_for_and_nothing_lesser_is_bought_instead() -> None:
-    desk = Desk(1, Allowance(tokens=50.0, most_rows=10.0, earned_tokens=50.0))
+    desk = Desk(1, Allowance(tokens=50.0, most_rows=10.0, patient_tokens=50.0))
     dear = Measurement((BUCKET, 3), 0.5, 1e6, 60.0)
     cheap = Measurement((BUCKET, 5), 0.01, 1e6, 20.0)
     assert not desk.tick(0.0, dear, cheap).segments

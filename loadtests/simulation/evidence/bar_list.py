@@ -41,6 +41,10 @@ WARM: Final = "warm"
 ALL_PARTS: Final = "all parts"
 DAY_S: Final = 86_400.0
 
+NO_LESS: Final = 0.95
+"""Honest fleets come to K that differ by so much from seed to seed: a margin of 2 %, and two standard deviations of what is
+known."""
+
 PAPER_PROFILES: Final = ("qwen-7b-0.5b-rtx4090", "vicuna-13b-68m-a100", "qwen-32b-0.5b-2xl20")
 """The paper's three pairs of models."""
 
@@ -237,16 +241,17 @@ def _drift(rows: ByKind) -> list[Bar]:
 def _liar(rows: ByKind) -> list[Bar]:
     bar = Bar(
         name="liar_changed",
-        meaning="1 of 16 replicas lies: batch sizes whose K differs from the honest run's, over all seeds (INV-10)",
+        meaning="1 of 16 replicas lies: batch sizes whose K truly gives 5 % less than the honest run's, over all seeds (INV-10)",
         direction="at most",
     )
-    cells = _series(rows.get("liar", ()), "plan")
+    cells = _series(rows.get("liar", ()), "true_tokens_per_s")
     found = []
     for (place, who), runs in cells.items():
         honest = cells.get((place, f"fleet ({HONEST})"), {})
         seeds = sorted(runs.keys() & honest.keys())
         if who != f"fleet ({HONEST})" and seeds:
-            moved = sum(sum(a != b for a, b in zip(runs[seed], honest[seed], strict=True)) for seed in seeds)
+            pairs = (pair for seed in seeds for pair in zip(runs[seed], honest[seed], strict=True))
+            moved = sum(lied < NO_LESS * true for lied, true in pairs)
             found.append(Found(value=float(moved), at=f"{place}, {who}", seeds=len(seeds)))
     return [worst(bar, found)]
 

@@ -13,6 +13,7 @@ from nightjar.loadtests.simulation.evidence.bar_list import (
     ALL_PARTS,
     FLEET,
     GOODPUT,
+    HONEST,
     ORACLE,
     THROUGHPUT,
     best_static,
@@ -185,6 +186,23 @@ def storm_grid(rows: Sequence[RunRow]) -> Grid:
     )
 
 
+def liar_grid(rows: Sequence[RunRow]) -> Grid:
+    """One liar of sixteen, by lie: batch sizes whose K differs from the honest fleet's of the same seed, for whatever reason."""
+    kept = [row for row in rows if row.kind == "liar" and not row.error and "plan" in row.series]
+    honest = {(row.place, row.seed): row.series["plan"] for row in kept if row.variant == HONEST}
+    refused = Cells.of(kept, "refused_reports")
+    lines = []
+    for place, variant in dict.fromkeys((row.place, row.variant) for row in kept):
+        plans = [
+            (row.series["plan"], honest.get((place, row.seed), ())) for row in kept if (row.place, row.variant) == (place, variant)
+        ]
+        moved = sum(a != b for plan, other in plans for a, b in zip(plan, other, strict=False))
+        looked_at = sum(len(other) for _, other in plans)
+        lines.append((place, variant, str(moved), str(looked_at), number(refused.mean(place, f"{FLEET} ({variant})"))))
+    note = "A lie that is refused at the door leaves fifteen honest replicas: what differs there is luck."
+    return Grid("One of sixteen lies", ("place", "lie", "K that differ", "of", "refused reports"), tuple(lines), note)
+
+
 def uneven_grid(rows: Sequence[RunRow]) -> Grid:
     """A group whose replicas differ: the fleet over an oracle that knows each of them, and over off."""
     kept = [row for row in rows if row.kind == "uneven" and not row.error]
@@ -225,7 +243,7 @@ def all_grids(rows: Sequence[RunRow]) -> list[Grid]:
         ),
         variant_grid(rows, "newcomer", "A newcomer in a warm group", ("lost_share", "mean_k")),
         variant_grid(rows, "drift", "Acceptance halves", ("recovery_s", "lost_share", "tokens_per_busy_s", "mean_k")),
-        variant_grid(rows, "liar", "One of sixteen lies", ("tokens_per_busy_s", "refused_reports", "mean_k")),
+        liar_grid(rows),
         variant_grid(
             rows,
             "lossy",

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from nightjar.loadtests.simulation.evidence.runner import Outcome
+from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.loadtests.simulation.service.results import RunResult, Second
 from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate
+from nightjar.policy.batch_buckets import batch_bucket, bucket_range
 
 Measure = Callable[[Scenario, RunResult], Outcome]
 """What is kept of a run; a function of a module, so that it travels to other processes."""
@@ -110,9 +112,12 @@ def drift(scenario: Scenario, result: RunResult) -> Outcome:
 
 
 def plan(scenario: Scenario, result: RunResult) -> Outcome:
-    """The plan that the first replica runs at the end, K by batch bucket."""
-    lengths = result.replicas[0].plan
-    return _with_series(basic(scenario, result), plan=tuple(map(float, lengths or ())))
+    """The plan that the first replica runs at the end, K by batch bucket, and what it truly gives there at nominal acceptance."""
+    lengths = result.replicas[0].plan or ()
+    nominal = Nominal(scenario.profile, scenario.workload.dataset, scenario.mechanics)
+    ranges = (bucket_range(bucket, nominal.max_rows) for bucket in range(batch_bucket(nominal.max_rows) + 1))
+    goodput = [nominal.goodput((first + last) // 2, length) for (first, last), length in zip(ranges, lengths, strict=False)]
+    return _with_series(basic(scenario, result), plan=tuple(map(float, lengths)), true_tokens_per_s=tuple(goodput))
 
 
 def settled(seconds: Sequence[Second], share: float) -> int:

@@ -19,9 +19,11 @@ def row(
     error: str = "",
     plan: Sequence[float] = (),
     tokens: Sequence[float] = (),
+    true_tokens_per_s: Sequence[float] = (),
     **measures: float,
 ) -> RunRow:
-    series = {name: tuple(values) for name, values in (("plan", plan), ("tokens", tokens)) if values}
+    every = {"plan": plan, "tokens": tokens, "true_tokens_per_s": true_tokens_per_s}
+    series = {name: tuple(values) for name, values in every.items() if values}
     return RunRow(
         kind=kind,
         place=place,
