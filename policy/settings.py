@@ -113,8 +113,8 @@ class OperatorSettings(BaseModel):
     )
     max_restart_slowdown: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         default=0.04,
-        description="Share of a group's capacity that restarts by lease may take at the same time. With catch_up_slowdown 0.2 "
-        "it allows a quarter of the replicas, with longer steps fewer.",
+        description="Share of a group's capacity that restarts by lease may take at the same time. With catch_up_slowdown 0.5 "
+        "each takes a third of its replica: an eighth of the replicas, at least one.",
     )
     max_reloads_per_node: Annotated[int, Field(ge=1, le=64)] = Field(
         default=1,
