@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nightjar.policy.acceptance import AcceptanceEvidence
+from nightjar.policy.catch_up import CatchUpEvidence
+from nightjar.policy.evidence import CellEvidence, Evidence
 from nightjar.policy.fleet import FleetState, decide, empty_fleet, fleet_status, learned, observe, with_learned
-from nightjar.policy.learned import LearnedTables
+from nightjar.policy.learned import LearnedGroup, LearnedTables
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.records import MAX_RECORD_BYTES, EngineLoad, EngineSnapshot, Mode, WireError
 from nightjar.policy.settings import OperatorSettings, parse_operator_settings
@@ -180,6 +183,31 @@ def test_what_was_learned_survives_a_restart_through_the_wire() -> None:
     assert warm.planned(1) == best_length(1)
     assert not warm.dealt
     assert restored.next_segment_id > max(fleet.dealt)
+
+
+evidence_cells = st.dictionaries(
+    st.tuples(st.integers(0, 23), st.integers(0, 32)),
+    st.builds(
+        CellEvidence,
+        steps=st.floats(0.1, 1e6),
+        log_seconds=st.floats(-1e6, 1e6),
+        rows=st.floats(0.0, 1e9),
+        context_tokens=st.floats(0.0, 1e12),
+        log_seconds_squared=st.floats(0.0, 1e9),
+    ),
+    max_size=20,
+)
+
+
+@given(evidence_cells, st.lists(st.tuples(st.floats(0.0, 1e6), st.floats(0.0, 1.0)), max_size=5))
+def test_whatever_a_group_knows_survives_being_stored(
+    cells: dict[tuple[int, int], CellEvidence], positions: list[tuple[float, float]]
+) -> None:
+    acceptance = AcceptanceEvidence(tuple(rows for rows, _ in positions), tuple(rows * share for rows, share in positions))
+    stored = LearnedGroup.of(KEY, Evidence(cells, acceptance), CatchUpEvidence(1.0, 2.0, 3.0, 4.0, 5.0))
+    read = LearnedGroup.from_wire(stored.to_wire())
+    assert read.evidence() == Evidence(cells, acceptance)
+    assert read.catch_up_evidence() == CatchUpEvidence(1.0, 2.0, 3.0, 4.0, 5.0)
 
 
 def test_segment_ids_rise_above_any_that_a_replica_reports_finished() -> None:

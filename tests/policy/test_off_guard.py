@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from nightjar.policy.off_guard import CHECK_STEPS, FIRST_HOLD_S, OffGuard
+from nightjar.policy.off_guard import CHECK_STEPS, FIRST_HOLD_S, LONGEST_HOLD_S, OffGuard
 from nightjar.policy.records import OffStep, Table, TableRow
 from nightjar.policy.steering import Steering
-from tests.policy.steering_settings import MAX_NUM_SEQS, segment, settings
+from tests.policy.steering_settings import MAX_NUM_SEQS, segment
+from tests.policy.steering_settings import settings as given_settings
 
 ROWS, LENGTH, OFF_S = 8, 3, 0.01
 ACCEPTANCE = (0.7, 0.4, 0.2)
@@ -115,7 +119,7 @@ def test_steering_holds_a_tripped_batch_off_says_why_and_still_lets_the_policy_m
     steering = Steering(max_num_speculative_tokens=5, max_num_seqs=MAX_NUM_SEQS)
     row = TableRow(first_batch_size=1, last_batch_size=16, num_speculative_tokens=3)
     off_steps = (OffStep(decode_rows=4, step_seconds=OFF_S),)
-    steering.adopt(settings(Table(rows=(row,), off_steps=off_steps)), 0.0)
+    steering.adopt(given_settings(Table(rows=(row,), off_steps=off_steps)), 0.0)
     now_s = 0.0
     while not steering.guard_trips:
         chosen = steering.choose(4, False, now_s)
@@ -128,5 +132,39 @@ def test_steering_holds_a_tripped_batch_off_says_why_and_still_lets_the_policy_m
     assert steering.held_buckets(now_s) == (3,)
     assert steering.choose(12, False, now_s) == 3
     measured = Table(rows=(row,), segments=(segment(1, 5),), off_steps=off_steps)
-    steering.adopt(settings(measured, sequence=2), now_s)
+    steering.adopt(given_settings(measured, sequence=2), now_s)
     assert steering.choose(4, False, now_s) == 5
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from([1, 8, 64]), st.integers(0, LENGTH), st.floats(0.0, 1.0), st.floats(1e-4, 1e3)), max_size=400
+)
+
+
+@settings(deadline=None)
+@given(steps)
+def test_whatever_steps_come_what_is_held_is_counted_and_a_hold_ends(taken: list[tuple[int, int, float, float]]) -> None:
+    guard = OffGuard(64)
+    guard.adopt([LENGTH] * 65, [OffStep(decode_rows=ROWS, step_seconds=OFF_S)])
+    now_s = 0.0
+    for rows, wanted, share, seconds in taken:
+        now_s += seconds
+        length = 0 if guard.holds(rows, now_s) else wanted
+        trips = guard.trips
+        guard.count(rows, length, rows + round(share * rows * length), seconds, now_s)
+        assert trips <= guard.trips <= trips + 1
+        assert 0 <= guard.holding <= len(guard.held_buckets(now_s)) + 1
+    assert not any(guard.holds(rows, now_s + 2 * LONGEST_HOLD_S) for rows in range(1, 65))
+    assert guard.holding == 0
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.floats(0.2, 1.0), st.floats(1.01, 4.0)), max_size=400))
+def test_a_bucket_in_which_every_step_beats_off_is_never_held(taken: list[tuple[float, float]]) -> None:
+    guard = OffGuard(64)
+    guard.adopt([LENGTH] * 65, [OffStep(decode_rows=ROWS, step_seconds=OFF_S)])
+    now_s = 0.0
+    for cost, gain in taken:
+        now_s += cost * OFF_S
+        guard.count(ROWS, LENGTH, math.ceil(ROWS * gain), cost * OFF_S, now_s)
+        assert not guard.holds(ROWS, now_s)
