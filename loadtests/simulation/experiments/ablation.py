@@ -28,7 +28,7 @@ from nightjar.policy.outlook import Floats, Outlook
 from nightjar.policy.step_time import StepTimes
 
 LOADS: Final = ("poisson-60%", "surge", "oscillation")
-REPLICAS: Final = 4
+REPLICAS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ FULL: Final = 0.85
 """Share of the requests that fit into the KV cache: above it the cache's ups and downs hide what K does."""
 
 LEAST_REPLICAS: Final = 2
-LEAST_USERS: Final = 12
+LEAST_USERS: Final = 8
 """Users of the whole service at least: their requests differ in what is accepted, and a mean needs some."""
 
 
