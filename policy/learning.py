@@ -11,11 +11,12 @@ from dataclasses import replace
 from statistics import median
 from typing import Final
 
+from nightjar.policy.allowance import Allowance
 from nightjar.policy.batch_buckets import batch_bucket
 from nightjar.policy.catch_up import CatchUpCost
 from nightjar.policy.drafter_life import MAX_CHUNK_TOKENS
 from nightjar.policy.evidence import Evidence
-from nightjar.policy.exploration import Allowance, Exploration, Explorer, deal
+from nightjar.policy.exploration import Exploration, Explorer, deal
 from nightjar.policy.fleet_state import GroupState, ReplicaState
 from nightjar.policy.merging import Pending, merge, quorum
 from nightjar.policy.mixed_steps import steps_per_token

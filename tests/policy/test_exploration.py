@@ -10,14 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nightjar.policy.allowance import COLD_START_TOKENS_PER_ROW, OUTPUT_SHARE, PATIENT_SHARE, Allowance
 from nightjar.policy.evidence import CellEvidence, Evidence
 from nightjar.policy.exploration import (
-    COLD_START_TOKENS_PER_ROW,
     LEFT_BUCKET_S,
-    OUTPUT_SHARE,
     PAYS_BACK_S,
     RETRY_S,
-    Allowance,
     Exploration,
     Explorer,
     Rounds,
@@ -148,13 +146,14 @@ def test_what_the_allowance_does_not_reach_for_is_saved_for_and_nothing_lesser_i
 def test_inv_3_exploration_never_loses_more_than_its_share_of_the_output_and_one_cold_start(
     ticks: list[tuple[float, float, float, bool]],
 ) -> None:
-    allowance, spent, generated, most_rows = Allowance(), 0.0, 0.0, 0.0
+    allowance, spent, waited, generated, most_rows = Allowance(), 0.0, 0.0, 0.0, 0.0
     for tokens, rows, cost, can_wait in ticks:
         allowance = allowance.earn(tokens, rows)
         generated, most_rows = generated + tokens, max(most_rows, rows)
         if allowance.reaches_for(cost, can_wait):
-            allowance, spent = allowance.spend(cost, can_wait), spent + cost
+            allowance, spent, waited = allowance.spend(cost, can_wait), spent + cost, waited + cost * can_wait
         assert spent <= OUTPUT_SHARE * generated + COLD_START_TOKENS_PER_ROW * most_rows + 1e-6
+        assert waited <= PATIENT_SHARE * generated + 1e-6
         assert allowance.tokens <= allowance.most_tokens
 
 

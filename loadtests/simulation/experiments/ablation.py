@@ -25,6 +25,7 @@ from nightjar.loadtests.simulation.experiments.measuring import basic
 from nightjar.loadtests.simulation.experiments.scenes import cell, open_loop_s, open_scenes
 from nightjar.policy.evidence import Evidence
 from nightjar.policy.outlook import Floats, Outlook
+from nightjar.policy.pace import Pace
 from nightjar.policy.step_time import StepTimes
 
 LOADS: Final = ("poisson-60%", "surge", "oscillation")
@@ -52,6 +53,10 @@ def _everything_can_win(ahead: Outlook) -> Floats:
     return np.full(ahead.log_goodput.shape, np.inf)
 
 
+def _all_alike(paces: Mapping[str, Pace]) -> dict[str, float]:
+    return dict.fromkeys(paces, 0.0)
+
+
 def _nobody_thinks_alone(*_: object) -> dict[str, object]:
     return {}
 
@@ -63,7 +68,9 @@ PARTS: Final = (
     Part("odds before off is known", stand_ins={"planners.fleet.favourites": _off_until_measured}),
     Part("what neighbours tell", stand_ins={"step_time.ROWS_DEVIATION": 1.0, "step_time.LENGTH_DEVIATION": 1.0}),
     Part("bound on what can win", stand_ins={"outlook.Outlook.ceiling": _everything_can_win}),
-    Part("allowance of exploration", stand_ins={"exploration.OUTPUT_SHARE": 1.0, "exploration.COLD_START_TOKENS_PER_ROW": 1e9}),
+    Part("allowance of exploration", stand_ins={"allowance.OUTPUT_SHARE": 1.0, "allowance.COLD_START_TOKENS_PER_ROW": 1e9}),
+    Part("patience", stand_ins={"exploration.PAYS_BACK_S": 1e9}),
+    Part("paces", stand_ins={"learning.offsets": _all_alike}),
     Part("steps with prefill", stand_ins={"planners.planner.charge": _nothing_charged}),
     Part("single replicas' own plans", stand_ins={"learning._own_thoughts": _nobody_thinks_alone}),
     Part("price of a restart", stand_ins={"restart_price.VALUE_OVER_COST": 1e-9}),
