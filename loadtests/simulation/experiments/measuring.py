@@ -43,7 +43,7 @@ def basic(scenario: Scenario, result: RunResult) -> Outcome:
     """Goodput, latency, K, restarts and the budget: what every row has."""
     totals = result.totals
     measures = {
-        "tokens_per_busy_s": totals.goodput,
+        "tokens_per_busy_s": result.goodput,
         "tokens_per_s": result.tokens_per_s,
         "busy_share": totals.busy_s / (result.measured_s * max(len(result.replicas), 1)),
         "requests_per_s": (result.answered + result.unfinished) / result.measured_s,

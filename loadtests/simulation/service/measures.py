@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from nightjar.loadtests.simulation.engine.leases import LeasedRestart, begun_above, most_at_once
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.service.control_plane import ControlPlane
@@ -28,6 +30,7 @@ class Measures:
         self._tpot_s: list[float] = []
         self._e2e_s: list[float] = []
         self._asked = 0
+        self._asked_tokens = 0.0
         self._seconds: list[Second] = []
         self._last: dict[str, Totals] = {}
 
@@ -38,7 +41,10 @@ class Measures:
 
     def note_asked(self, demand: Demand) -> None:
         """A request was sent."""
-        self._asked += demand.due_s >= self._scenario.warm_up_s
+        if demand.due_s < self._scenario.warm_up_s:
+            return
+        self._asked += 1
+        self._asked_tokens += math.inf if demand.user is not None else demand.output_tokens
 
     def note_answered(self, request: SimulatedRequest) -> None:
         """A request was answered in full."""
@@ -97,6 +103,7 @@ class Measures:
             replicas=replicas,
             answered=len(self._e2e_s),
             unfinished=self._asked - len(self._e2e_s),
+            asked_tokens=self._asked_tokens,
             ttft_s=Quantiles.of(self._ttft_s),
             tpot_s=Quantiles.of(self._tpot_s),
             e2e_s=Quantiles.of(self._e2e_s),

@@ -113,7 +113,8 @@ class RunResult:
     """A run's measures, all after warm-up unless said otherwise.
 
     Latencies are of requests that arrived after warm-up and were answered in full: time to first token, time per output token
-    after it, end to end. `unfinished` were asked after warm-up and not answered at the end. `max_leases_in_flight` and
+    after it, end to end. `unfinished` were asked after warm-up and not answered at the end; `asked_tokens` are those of all answers
+    asked for after warm-up, infinite where closed-loop users ask, for they ask by what they get. `max_leases_in_flight` and
     `budget_violations` count what engines did from the start: the most restarts by lease at once, and those that began above the
     operator's budget, in the group or on a node (INV-6). `refused_reports`, `guard_trips` and `steps_with_warm_up` count from
     the start, too.
@@ -126,6 +127,7 @@ class RunResult:
     replicas: tuple[ReplicaResult, ...]
     answered: int
     unfinished: int
+    asked_tokens: float
     ttft_s: Quantiles
     tpot_s: Quantiles
     e2e_s: Quantiles
@@ -137,6 +139,13 @@ class RunResult:
     steps_with_warm_up: int
     seconds: tuple[Second, ...] = ()
     learned: LearnedTables | None = None
+
+    @property
+    def goodput(self) -> float:
+        """Tokens per busy engine-second, of no more tokens than were asked for in that time: who brings a backlog along is not
+        credited for working it off."""
+        busy_s = self.totals.busy_s
+        return min(self.totals.tokens, self.asked_tokens) / busy_s if busy_s else 0.0
 
     @property
     def tokens_per_s(self) -> float:

@@ -22,6 +22,7 @@ IN_SYNC = read_profile("llama-8b-eagle")
 CHAT = Dataset("chat", Lognormal(150, 0.5, 10, 400), Lognormal(120, 0.5, 10, 400))
 AUTO = parse_operator_settings({"mode": "auto"})
 FLEET = PlannerChoice("fleet", operator=AUTO)
+OFF = PlannerChoice("fleet", operator=parse_operator_settings({"mode": "off"}))
 FLAKY = Network(delay_s=0.2, delay_sigma=1.0, loss=0.1, duplication=0.1, exchange_timeout_s=3.0, on_the_wire=True)
 
 
@@ -110,3 +111,15 @@ def test_stock_mechanics_pay_the_drafters_tax_and_never_restart() -> None:
     dormant, stock = simulate(made), simulate(replace(made, mechanics=Mechanics.STOCK))
     assert stock.tokens_per_s < dormant.tokens_per_s
     assert stock.totals.restarts == 0
+
+
+def test_a_backlog_from_before_the_measured_time_is_nobodys_credit() -> None:
+    """A flood before the measured time, little within it: tokens beyond what was asked for then are not goodput."""
+    result = simulate(scenario("flood:10@120,calm:10@1", duration_s=20.0, warm_up_s=10.0, planner=OFF))
+    assert result.totals.tokens > 2 * result.asked_tokens
+    assert result.goodput == pytest.approx(result.asked_tokens / result.totals.busy_s)
+
+
+def test_closed_loop_users_ask_by_what_they_get_and_all_that_they_get_counts() -> None:
+    result = simulate(scenario("closed:20@16u", planner=OFF))
+    assert result.goodput == pytest.approx(result.totals.tokens / result.totals.busy_s)
