@@ -57,8 +57,8 @@ def _all_alike(paces: Mapping[str, Pace]) -> dict[str, float]:
     return dict.fromkeys(paces, 0.0)
 
 
-def _nobody_thinks_alone(*_: object) -> dict[str, object]:
-    return {}
+def _nobody_thinks_alone(*_: object) -> tuple[dict[str, object], int]:
+    return {}, 0
 
 
 PARTS: Final = (
