@@ -126,7 +126,9 @@ def _open_loop(rows: ByKind) -> list[Bar]:
 
 
 def _rivals(rows: ByKind) -> list[Bar]:
-    by_rival = rival_ratios(rows.get("open_loop", ()))
+    ratios_of = rival_ratios(rows.get("open_loop", ()))
+    everywhere = max(map(len, ratios_of.values()), default=0)
+    by_rival = {rival: found for rival, found in ratios_of.items() if len(found) == everywhere}
     means = [
         Found(
             value=math.exp(fmean(math.log(max(one.value, 1e-9)) for one in found)),
@@ -136,7 +138,7 @@ def _rivals(rows: ByKind) -> list[Bar]:
         for rival, found in by_rival.items()
     ]
     every = [one for found in by_rival.values() for one in found]
-    meaning = "over every rival on equal mechanics, every profile and regime"
+    meaning = "over every rival on equal mechanics that ran everywhere, every profile and regime"
     return [
         worst(Bar(name="fleet_over_rival_min", meaning=f"{meaning}: worst cell", direction="at least", limit=0.99), every),
         worst(
