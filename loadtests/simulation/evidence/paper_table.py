@@ -56,7 +56,7 @@ def _averages(rows: Sequence[RunRow]) -> Grid:
             "fleet tokens/s", "per busy s", "fleet warm tokens/s", "per busy s",
         ),
         tuple(lines),
-        "Means over three pairs of models, three data sets and eight rates from 1 to 35 requests a second. Below capacity every "
+        "Means over three pairs of models, three data sets and rates from 1 to 35 requests a second. Below capacity every "
         "planner answers what arrives and tokens/s is 1; tokens per busy engine-second is what is left to win there. Warm: all of "
         "them after a first pass of as many requests that is not counted.",
     )  # fmt: skip
