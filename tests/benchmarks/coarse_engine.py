@@ -141,7 +141,7 @@ class CoarseEngine:
         drift = NOISE * math.sqrt(steps) * self._rng.gauss(0.0, 1.0)
         log_s = math.log(mean_s)
         rows = steps * self.batch
-        took_s = mean_s * (steps + drift)
+        took_s = steps * mean_s * math.exp(drift / steps + NOISE * NOISE / 2.0)  # never below the mean of the logarithms
         sums.steps += steps
         sums.step_seconds += took_s
         sums.log_step_seconds += steps * log_s + drift
