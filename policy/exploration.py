@@ -39,7 +39,7 @@ moves on, but a cell known from three times two would be measured again."""
 SPARE_STEPS: Final = 2
 """Steps of a quorum's segment beyond its share: some fall into another bucket, and a voice must not fail for one."""
 RETRY_S: Final = 5.0
-"""Pause after a round that brought nothing, and the time in which a quorum is asked as one round."""
+"""Pause after a round that brought nothing yet: what it still lacks is asked for again."""
 FIRST_PAUSE_S: Final = 10.0
 LONGEST_PAUSE_S: Final = 120.0
 """Pause after the first round that was heard, and the longest: what was just measured is in doubt, but not unmeasured."""
