@@ -41,10 +41,6 @@ WARM: Final = "warm"
 ALL_PARTS: Final = "all parts"
 DAY_S: Final = 86_400.0
 
-NO_LESS: Final = 0.95
-"""Honest fleets come to K that differ by so much from seed to seed: a margin of 2 %, and two standard deviations of what is
-known."""
-
 PAPER_PROFILES: Final = ("qwen-7b-0.5b-rtx4090", "vicuna-13b-68m-a100", "qwen-32b-0.5b-2xl20")
 """The paper's three pairs of models."""
 
@@ -126,9 +122,8 @@ def _open_loop(rows: ByKind) -> list[Bar]:
 
 
 def _rivals(rows: ByKind) -> list[Bar]:
-    ratios_of = rival_ratios(rows.get("open_loop", ()))
-    everywhere = max(map(len, ratios_of.values()), default=0)
-    by_rival = {rival: found for rival, found in ratios_of.items() if len(found) == everywhere}
+    by_rival = rival_ratios(rows.get("open_loop", ()))
+    everywhere = max(map(len, by_rival.values()), default=0)
     means = [
         Found(
             value=math.exp(fmean(math.log(max(one.value, 1e-9)) for one in found)),
@@ -136,13 +131,19 @@ def _rivals(rows: ByKind) -> list[Bar]:
             seeds=min(one.seeds for one in found),
         )
         for rival, found in by_rival.items()
+        if len(found) == everywhere
     ]
     every = [one for found in by_rival.values() for one in found]
-    meaning = "over every rival on equal mechanics that ran everywhere, every profile and regime"
+    meaning = "over every rival on equal mechanics, every profile and regime"
     return [
         worst(Bar(name="fleet_over_rival_min", meaning=f"{meaning}: worst cell", direction="at least", limit=0.99), every),
         worst(
-            Bar(name="fleet_over_rival_geomean_min", meaning="geometric mean per rival: worst rival", direction="above", limit=1.0),
+            Bar(
+                name="fleet_over_rival_geomean_min",
+                meaning="geometric mean per rival that ran everywhere: worst rival",
+                direction="above",
+                limit=1.0,
+            ),
             means,
         ),
     ]
@@ -243,17 +244,16 @@ def _drift(rows: ByKind) -> list[Bar]:
 def _liar(rows: ByKind) -> list[Bar]:
     bar = Bar(
         name="liar_changed",
-        meaning="1 of 16 replicas lies: batch sizes whose K truly gives 5 % less than the honest run's, over all seeds (INV-10)",
+        meaning="1 of 16 replicas lies: batch sizes whose K differs from the honest run's, over all seeds (INV-10)",
         direction="at most",
     )
-    cells = _series(rows.get("liar", ()), "true_tokens_per_s")
+    cells = _series(rows.get("liar", ()), "plan")
     found = []
     for (place, who), runs in cells.items():
         honest = cells.get((place, f"fleet ({HONEST})"), {})
         seeds = sorted(runs.keys() & honest.keys())
         if who != f"fleet ({HONEST})" and seeds:
-            pairs = (pair for seed in seeds for pair in zip(runs[seed], honest[seed], strict=True))
-            moved = sum(lied < NO_LESS * true for lied, true in pairs)
+            moved = sum(sum(a != b for a, b in zip(runs[seed], honest[seed], strict=True)) for seed in seeds)
             found.append(Found(value=float(moved), at=f"{place}, {who}", seeds=len(seeds)))
     return [worst(bar, found)]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
+from typing import Final
 
 from nightjar.loadtests.simulation.evidence.bar_list import (
     ALL_PARTS,
@@ -25,6 +26,10 @@ from nightjar.loadtests.simulation.evidence.bars import Bar, Cells, Found, ratio
 from nightjar.loadtests.simulation.evidence.grid import DASH, Grid, geometric_mean, number, ratio, share
 from nightjar.loadtests.simulation.evidence.paper_table import paper_grids
 from nightjar.loadtests.simulation.evidence.rows import RunRow
+
+NEARLY_THE_SAME: Final = 0.95
+"""Honest fleets come to K that differ by so much from seed to seed: a margin of 2 %, and two standard deviations of what is
+known."""
 
 
 def bar_grid(bars: Sequence[Bar]) -> Grid:
@@ -187,20 +192,30 @@ def storm_grid(rows: Sequence[RunRow]) -> Grid:
 
 
 def liar_grid(rows: Sequence[RunRow]) -> Grid:
-    """One liar of sixteen, by lie: batch sizes whose K differs from the honest fleet's of the same seed, for whatever reason."""
+    """One liar of sixteen, by lie: batch sizes whose K differs from the honest fleet's of the same seed, and those where it truly
+    gives less than NEARLY_THE_SAME of it."""
     kept = [row for row in rows if row.kind == "liar" and not row.error and "plan" in row.series]
-    honest = {(row.place, row.seed): row.series["plan"] for row in kept if row.variant == HONEST}
+    honest = {(row.place, row.seed): row.series for row in kept if row.variant == HONEST}
+    kept = [row for row in kept if (row.place, row.seed) in honest]
     refused = Cells.of(kept, "refused_reports")
     lines = []
     for place, variant in dict.fromkeys((row.place, row.variant) for row in kept):
-        plans = [
-            (row.series["plan"], honest.get((place, row.seed), ())) for row in kept if (row.place, row.variant) == (place, variant)
-        ]
-        moved = sum(a != b for plan, other in plans for a, b in zip(plan, other, strict=False))
-        looked_at = sum(len(other) for _, other in plans)
-        lines.append((place, variant, str(moved), str(looked_at), number(refused.mean(place, f"{FLEET} ({variant})"))))
+        mine = [row.series for row in kept if (row.place, row.variant) == (place, variant)]
+        theirs = [honest[place, row.seed] for row in kept if (row.place, row.variant) == (place, variant)]
+        moved = sum(
+            a != b for plan, other in zip(mine, theirs, strict=True) for a, b in zip(plan["plan"], other["plan"], strict=True)
+        )
+        worse = sum(
+            lied < NEARLY_THE_SAME * true
+            for plan, other in zip(mine, theirs, strict=True)
+            for lied, true in zip(plan["true_tokens_per_s"], other["true_tokens_per_s"], strict=True)
+        )
+        looked_at = sum(len(other["plan"]) for other in theirs)
+        refusals = number(refused.mean(place, f"{FLEET} ({variant})"))
+        lines.append((place, variant, str(moved), str(worse), str(looked_at), refusals))
     note = "A lie that is refused at the door leaves fifteen honest replicas: what differs there is luck."
-    return Grid("One of sixteen lies", ("place", "lie", "K that differ", "of", "refused reports"), tuple(lines), note)
+    header = ("place", "lie", "K that differ", "and give 5 % less", "of", "refused reports")
+    return Grid("One of sixteen lies", header, tuple(lines), note)
 
 
 def uneven_grid(rows: Sequence[RunRow]) -> Grid:

@@ -132,11 +132,11 @@ def test_false_alarms_are_counted_over_all_the_time_in_which_none_was_due() -> N
     assert (bar("drift_recovery_s", rows).value, bar("drift_recovery_s", rows).passed) == (20.0, None)
 
 
-def test_a_liar_is_counted_by_the_batch_sizes_whose_k_it_moved_to_one_that_gives_less_and_a_tie_is_no_move() -> None:
+def test_a_liar_is_counted_by_the_batch_sizes_whose_k_it_moved() -> None:
     rows = [
-        row("liar", "fleet", variant="honest", true_tokens_per_s=(100.0, 200.0, 300.0)),
-        row("liar", "fleet", variant="NaN", true_tokens_per_s=(96.0, 210.0, 300.0)),
-        row("liar", "fleet", variant="times ten", true_tokens_per_s=(94.0, 200.0, 200.0)),
+        row("liar", "fleet", variant="honest", plan=(3.0, 3.0, 0.0)),
+        row("liar", "fleet", variant="NaN", plan=(3.0, 3.0, 0.0)),
+        row("liar", "fleet", variant="times ten", plan=(5.0, 3.0, 1.0)),
     ]
     found = bar("liar_changed", rows)
     assert (found.value, found.passed, found.cells) == (2.0, False, 2)

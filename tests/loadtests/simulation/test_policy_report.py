@@ -20,6 +20,17 @@ ROWS: list[RunRow] = [
 ]
 
 
+def test_a_liars_moves_are_counted_beside_those_that_cost_something() -> None:
+    rows = [
+        row("liar", "fleet", variant="honest", plan=(3.0, 3.0, 0.0), true_tokens_per_s=(100.0, 200.0, 300.0)),
+        row(
+            "liar", "fleet", variant="times ten", plan=(4.0, 5.0, 0.0), true_tokens_per_s=(98.0, 180.0, 300.0), refused_reports=0.0
+        ),
+    ]
+    found = next(grid for grid in all_grids(rows) if grid.title == "One of sixteen lies")
+    assert found.rows[1][2:5] == ("2", "1", "3")
+
+
 def page() -> str:
     return render_policy_report(summarise(ROWS, "quick", ["rivals"], {"bars": (0, 1)}, 1.0), ROWS)
 
