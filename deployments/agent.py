@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from nightjar.deployments.engine_watch import EngineWatch
 from nightjar.policy.records import (
     EngineCommand,
     EngineSnapshot,
@@ -91,10 +92,11 @@ class Failures:
 
 
 class ReplicaAgent:
-    """The replica loop of one engine. `run` until cancelled; time is the event loop's."""
+    """The replica loop of one engine. `run` until cancelled; time is the event loop's. `watch` hears of every control call."""
 
-    def __init__(self, *, engine: EngineControl, policy: Policy, identity: ReplicaIdentity) -> None:
+    def __init__(self, *, engine: EngineControl, policy: Policy, identity: ReplicaIdentity, watch: EngineWatch) -> None:
         self._engine = engine
+        self._watch = watch
         self._policy = policy
         self._identity = identity
         self._local_mode: Mode | None = Mode(kind="shadow") if identity.only_observing else None
@@ -155,12 +157,16 @@ class ReplicaAgent:
     async def _ask_engine(self) -> EngineSnapshot | None:
         confirmed, self._confirmed = self._confirmed, None
         command = EngineCommand(settings=self._settings_to_send(), confirmed=confirmed, local_mode=self._local_mode)
+        self._watch.asked(self._now_s())
         try:
             async with asyncio.timeout(ENGINE_TIMEOUT_S):
                 snapshot = await self._engine.exchange(command)
-        except Exception as error:  # noqa: BLE001 - a report less; Serve's health check deals with a dead engine
+        except Exception as error:  # noqa: BLE001 - a report less; Serve's health check deals with a dead or hung engine
+            if not isinstance(error, TimeoutError):
+                self._watch.failed()
             self._engine_retry_s = self._now_s() + self._engine_failures.failed(error)
             return None
+        self._watch.answered(snapshot, self._now_s())
         self._engine_retry_s = None
         if snapshot.refused:
             self._engine_failures.failed(snapshot.refused)

@@ -6,6 +6,7 @@
       - model_loading_config: {model_id: ..., model_source: ...}
         engine_kwargs: {...}                           # vLLM's own names, passed through untouched
         deployment_config: {...}                       # Ray Serve's own names
+        hung_after_s: 120                              # Nightjar's own: an engine without a step for so long is replaced
 
 What is wrong with it is one message at build time, naming field, value and what is allowed (`ConfigurationError`). Nothing
 tunable lives here: a change of `args` replaces every replica. The kill switch for emergencies is the deployment's
@@ -25,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
 from ray.serve import Application, Deployment
 
+from nightjar.deployments.engine_watch import HUNG_AFTER_S
 from nightjar.deployments.models import ModelError, resolve_model
 from nightjar.deployments.replica import LLMReplica, ModelToServe, parse_local_mode
 
@@ -59,6 +61,12 @@ class LLMConfig(BaseModel):
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
     deployment_config: dict[str, Any] = Field(default_factory=dict)
     runtime_env: dict[str, Any] | None = None
+    hung_after_s: Annotated[float, Field(ge=0.0, le=86_400.0)] = HUNG_AFTER_S
+    """Seconds without a step, with requests to work on, after which the engine counts as hung and its replica is replaced.
+
+    0 watches for no hang. Default 120: a false alarm costs a restart and every running request, so keep it well above the
+    longest step, which is a long prefill (tens of seconds on a CPU). Nightjar's own; ray.serve.llm has no such field.
+    """
 
     @property
     def model_source(self) -> str:
@@ -92,6 +100,7 @@ def deploy(config: LLMConfig, replica_class: type) -> Application:
         engine_kwargs=config.engine_kwargs,
         cores=max(int(options["ray_actor_options"]["num_cpus"] or 1), 1),
         starts_in_mode=str(mode) if (mode := parse_local_mode(options.get("user_config"))) else "",
+        hung_after_s=config.hung_after_s,
     )
     application: Application = deployment.bind(model)
     return application

@@ -3,7 +3,7 @@
 Requests go from Serve's proxy straight into vLLM's routes; everything a client sees, errors included, is vLLM's. The policy is
 asked for one thing before the engine starts, whether the fleet is in shadow, and never for longer than two seconds; whatever
 is wrong with it, with the hooks or with the steered arguments, the engine serves plainly and the reports say why. An engine
-that dies fails the health check, and Serve replaces the replica.
+that dies or hangs fails the health check, and Serve replaces the replica.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from pydantic import ValidationError
 from ray import serve
 
 from nightjar.deployments.agent import EngineControl, ReplicaAgent, ReplicaIdentity
+from nightjar.deployments.engine.process_guard import kill_descendants
+from nightjar.deployments.engine_watch import HUNG_AFTER_S, EngineHungError, EngineWatch
 from nightjar.deployments.models import resolve_model
 from nightjar.policy.modes import ModeOverride, effective_mode
 from nightjar.policy.records import Counters, EngineCommand, EngineLoad, EngineSnapshot, Mode
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
 
 STARTING_MODE_TIMEOUT_S: Final = 2.0
 ENGINE_SHUTDOWN_TIMEOUT_S: Final = 5.0
+FAILED_CHECKS_UNTIL_REPLACED: Final = 3
+"""Serve's REPLICA_HEALTH_CHECK_UNHEALTHY_THRESHOLD: so many failures in a row, and it stops routing to a replica."""
+ROUTERS_KNOW_AFTER_S: Final = 2.0
+"""From Serve's decision until every router has heard of it, with room to spare."""
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +54,7 @@ class ModelToServe:
     engine_kwargs: Mapping[str, Any]
     cores: int
     starts_in_mode: str = ""  # the kill switch as `args` set it
+    hung_after_s: float = HUNG_AFTER_S
 
 
 def parse_local_mode(user_config: object) -> Mode | None:
@@ -112,7 +119,9 @@ class LLMReplica:
             only_observing=arguments.only_observing,
         )
         engine = PlainEngine(self._server) if arguments.serving_plainly else SteeredEngine(self._server)
-        self._agent = ReplicaAgent(engine=engine, policy=self._policy, identity=identity)
+        self._watch = EngineWatch(hung_after_s=model.hung_after_s, counts_steps=not arguments.serving_plainly)
+        self._hung_checks = 0
+        self._agent = ReplicaAgent(engine=engine, policy=self._policy, identity=identity, watch=self._watch)
         self._agent_task = asyncio.create_task(self._agent.run())
         log.info("replica_ready", replica_id=self._replica_id, group=identity.group.group_id, plainly=identity.serving_plainly)
 
@@ -121,8 +130,18 @@ class LLMReplica:
         return self._server.app
 
     async def check_health(self) -> None:
-        """Healthy while the engine is. Raises vLLM's own error."""
+        """Healthy while the engine is. Raises vLLM's own error for a dead engine, EngineHungError for a hung one."""
         await self._server.engine.check_health()
+        loop = asyncio.get_running_loop()
+        reason = self._watch.why_hung(self._server.front_end(), loop.time())
+        if reason and await self._server.is_paused():
+            self._watch.restart()
+            reason = ""
+        self._hung_checks = self._hung_checks + 1 if reason else 0
+        if self._hung_checks == FAILED_CHECKS_UNTIL_REPLACED:
+            loop.call_later(ROUTERS_KNOW_AFTER_S, self._end_hung_engine)
+        if reason:
+            raise EngineHungError(reason)
 
     def reconfigure(self, user_config: object, rank: ReplicaRank) -> None:
         """Set the kill switch and return at once; a wrong value is logged and shown in `status`, and the old one stays.
@@ -144,6 +163,13 @@ class LLMReplica:
                 await task
         if (server := getattr(self, "_server", None)) is not None:
             server.engine.shutdown(timeout=ENGINE_SHUTDOWN_TIMEOUT_S)
+
+    def _end_hung_engine(self) -> None:
+        """Fail the requests that hang, for whose end Serve's shutdown of this replica waits, and leave no process behind.
+
+        Not any earlier: a replica whose requests fail at once looks like the least loaded one to routers that still use it.
+        """
+        log.error("hung_engine_killed", replica_id=self._replica_id, pids=kill_descendants())
 
     @staticmethod
     def missing_hooks() -> tuple[str, ...]:
@@ -176,15 +202,18 @@ class SteeredEngine(EngineControl):
 
 
 class PlainEngine(EngineControl):
-    """An engine that Nightjar does not touch: its load is known from vLLM's own statistics, its steps are not counted."""
+    """An engine that Nightjar does not steer: its load is known from vLLM's own statistics, its steps are not counted."""
 
     def __init__(self, server: OpenAIServer) -> None:
         self._server = server
+        self._core = server.engine.engine_core
         self._counters = Counters(engine_id=uuid4().hex)
 
     async def exchange(self, command: EngineCommand) -> EngineSnapshot:
-        """Take no command; answer the engine's load."""
+        """Take no command; answer the load once the engine answers a question of vLLM's own: it takes those between steps, too."""
         del command
+        with contextlib.suppress(Exception):  # whatever it answers; a dead engine fails vLLM's own health check
+            await self._core.call_utility_async("is_sleeping")
         stats = self._server.load.latest
         load = (
             EngineLoad()

@@ -8,13 +8,14 @@ the steered arguments are then refused, by the configuration or by the engine, t
 from __future__ import annotations
 
 import argparse
+import asyncio
 import dataclasses
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
 
@@ -26,6 +27,7 @@ from nightjar.deployments.engine.arguments import (
     steered_engine_kwargs,
 )
 from nightjar.deployments.engine.environment import apply_environment, engine_environment, gather_host_facts
+from nightjar.deployments.engine_watch import FrontEnd
 from nightjar.policy.records import GroupKey
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.metrics.stats import SchedulerStats
+
+PAUSE_ANSWER_TIMEOUT_S: Final = 1.0
+"""Far below the time that Serve gives a health check; an engine that hangs does not answer at all."""
 
 log = structlog.get_logger(__name__)
 
@@ -45,14 +50,23 @@ class EngineArgumentError(ValueError):
 
 
 class LoadObserver:
-    """Keeps vLLM's newest scheduler statistics: the load of an engine whose scheduler is not ours. Has a stat logger's methods."""
+    """Keeps vLLM's newest scheduler statistics, the load of an engine whose scheduler is not ours, and counts its steps.
+
+    Has a stat logger's methods.
+    """
 
     def __init__(self) -> None:
         self.latest: SchedulerStats | None = None
+        self.num_steps = 0
 
-    def record(self, scheduler_stats: SchedulerStats | None, _iteration_stats: object, **_rest: object) -> None:
-        """Called by vLLM after each step; without scheduler statistics where only requests were aborted."""
+    def record(self, scheduler_stats: SchedulerStats | None, iteration_stats: object, **_rest: object) -> None:
+        """Called by vLLM after each step; without scheduler statistics where only requests were aborted.
+
+        A pass over requests that can not be scheduled is recorded as well: it has no output and nothing runs, so it is no step.
+        """
         self.latest = scheduler_stats or self.latest
+        if iteration_stats is not None or (scheduler_stats is not None and scheduler_stats.num_running_reqs):
+            self.num_steps += 1
 
     def log(self) -> None:
         """Called by vLLM every few seconds; this one writes nothing."""
@@ -70,6 +84,22 @@ class OpenAIServer:
     arguments: EngineArguments
     group: GroupKey
     load: LoadObserver
+
+    def front_end(self) -> FrontEnd:
+        """What the front end knows now. A session whose client is still to send (streaming input) is no unfinished request."""
+        requests = self.engine.output_processor.request_states.values()
+        return FrontEnd(
+            num_unfinished_reqs=sum(not getattr(request, "streaming_input", False) for request in requests),
+            num_steps=self.load.num_steps or None,
+        )
+
+    async def is_paused(self) -> bool:
+        """Whether an operator paused the engine or put it to sleep. False where it does not answer."""
+        try:
+            async with asyncio.timeout(PAUSE_ANSWER_TIMEOUT_S):
+                return bool(await self.engine.is_sleeping())
+        except Exception:  # noqa: BLE001 - whatever it is, it is no pause
+            return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,19 +3,26 @@
 vLLM's engine core and workers are processes of their own; a replica that is killed can not stop them, and one left behind keeps a
 GPU's or a core's memory. Each process therefore holds a pidfd of those it depends on and kills itself when one of them ends.
 A replica that died before the watch began is seen as well: its pid is then no ancestor of this process any more, even if
-another process got the same number. Without the environment variable (somebody runs the engine by hand) nothing is watched.
+another process got the same number. The thread that watches can not run while its process is stopped (SIGSTOP) or a native call
+holds the interpreter; so a process whose parent is watched also has the kernel kill it. Without the environment variable
+(somebody runs the engine by hand) nothing is watched.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import select
 import signal
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from nightjar.deployments.engine.environment import REPLICA_PID_VARIABLE
+
+_PR_SET_PDEATHSIG: Final = 1  # <linux/prctl.h>
 
 
 def end_with_replica(environment: Mapping[str, str] = os.environ, *, and_parent: bool = False) -> bool:
@@ -32,6 +39,8 @@ def end_with_replica(environment: Mapping[str, str] = os.environ, *, and_parent:
     if int(replica_pid) == os.getpid():
         return False
     watched_pids = {int(replica_pid), os.getppid()} if and_parent else {int(replica_pid)}
+    if os.getppid() in watched_pids:
+        _end_with_parent()
     poll = select.poll()
     try:
         for pid in watched_pids:
@@ -42,6 +51,26 @@ def end_with_replica(environment: Mapping[str, str] = os.environ, *, and_parent:
         _end()
     threading.Thread(target=_wait, args=(poll,), name="nightjar-process-guard", daemon=True).start()
     return True
+
+
+def kill_descendants() -> list[int]:
+    """Kill every process below this one (SIGKILL: a stopped process ends of nothing less); return their pids."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        if parent := _parent(int(folder.name)):
+            children.setdefault(parent, []).append(int(folder.name))
+    pids = list(children.get(os.getpid(), ()))
+    for pid in pids:
+        pids += children.get(pid, ())
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return pids
+
+
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends: in a replica its event loop's, which ends last."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _wait(poll: select.poll) -> None:
@@ -60,10 +89,15 @@ def _ancestors() -> set[int]:
     pid = os.getppid()
     while pid > 0:
         ancestors.add(pid)
-        try:
-            status = Path(f"/proc/{pid}/stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            break
-        # The command's name stands in parentheses and may hold spaces; the parent's pid is the second field after it.
-        pid = int(status.rpartition(")")[2].split()[1])
+        pid = _parent(pid)
     return ancestors
+
+
+def _parent(pid: int) -> int:
+    """The pid of a process's parent; 0 if it has none or has ended."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    # The command's name stands in parentheses and may hold spaces; the parent's pid is the second field after it.
+    return int(status.rpartition(")")[2].split()[1])

@@ -21,6 +21,7 @@ import pytest
 
 from nightjar.cluster.client import PolicyClient, get_or_create_policy_actor
 from nightjar.cluster.local_cluster import QUIET_ENVIRONMENT
+from nightjar.deployments.engine_watch import HUNG_AFTER_S
 from nightjar.policy.status import FleetStatus, ReplicaStatus
 
 T = TypeVar("T")
@@ -37,6 +38,7 @@ def application(
     num_replicas: int = 1,
     user_config: object = None,
     import_path: str = "nightjar.deployments.app:build",
+    hung_after_s: float = HUNG_AFTER_S,
 ) -> dict[str, Any]:
     """One application of a Serve file: the real small model in float32, small enough for several engines on a laptop."""
     engine_kwargs: dict[str, Any] = {
@@ -57,6 +59,7 @@ def application(
         "model_loading_config": {"model_id": "chat", "model_source": TARGET},
         "engine_kwargs": engine_kwargs,
         "deployment_config": {"num_replicas": num_replicas, "health_check_period_s": 2},
+        "hung_after_s": hung_after_s,
     }
     return {
         "name": name,

@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from structlog.testing import capture_logs
 
-from nightjar.deployments.agent import EXCHANGE_TIMEOUT_S, ReplicaAgent, ReplicaIdentity
+from nightjar.deployments.agent import ENGINE_TIMEOUT_S, EXCHANGE_TIMEOUT_S, ReplicaAgent, ReplicaIdentity
+from nightjar.deployments.engine_watch import EngineWatch, FrontEnd
 from nightjar.policy.records import (
     Counters,
     EngineCommand,
+    EngineLoad,
     EngineSnapshot,
     ExchangeReply,
     GroupKey,
@@ -41,7 +43,7 @@ def settings(incarnation: int, sequence: int, mode: str = "auto") -> Settings:
 
 
 class FakeEngine:
-    """Adopts what it is told, like the real one; `fail` raises instead of answering."""
+    """Adopts what it is told and steps, like the real one; `fail` raises instead of answering, `hang_for_s` answers late."""
 
     def __init__(self) -> None:
         self.engine_id = "engine-1"
@@ -49,16 +51,25 @@ class FakeEngine:
         self.commands: list[EngineCommand] = []
         self.fail: Callable[[], None] | None = None
         self.refused = ""
+        self.step_count: int | None = None  # None: moves with every command
+        self.load = EngineLoad(num_running_reqs=1)
+        self.hang_for_s = 0.01
 
     async def exchange(self, command: EngineCommand) -> EngineSnapshot:
         self.commands.append(command)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(self.hang_for_s)
         if self.fail is not None:
             self.fail()
         if command.settings is not None and command.settings.version.is_newer_than(self.running):
             self.running = command.settings.version
-        counters = Counters(engine_id=self.engine_id, step_count=len(self.commands))
-        return EngineSnapshot(counters=counters, settings_version=self.running, refused=self.refused, decision_reason="plan")
+        step_count = len(self.commands) if self.step_count is None else self.step_count
+        return EngineSnapshot(
+            counters=Counters(engine_id=self.engine_id, step_count=step_count),
+            load=self.load,
+            settings_version=self.running,
+            refused=self.refused,
+            decision_reason="plan",
+        )
 
     def restart(self) -> None:
         self.engine_id, self.running = "engine-2", None
@@ -106,11 +117,18 @@ def policy() -> FakePolicy:
     return FakePolicy()
 
 
+@pytest.fixture
+def watch() -> EngineWatch:
+    return EngineWatch()
+
+
 @contextlib.asynccontextmanager
-async def running_agent(engine: FakeEngine, policy: FakePolicy, **identity: bool | str) -> AsyncIterator[ReplicaAgent]:
+async def running_agent(
+    engine: FakeEngine, policy: FakePolicy, watch: EngineWatch | None = None, **identity: bool | str
+) -> AsyncIterator[ReplicaAgent]:
     group = GroupKey(target="t")
     who = ReplicaIdentity(replica_id="r", application="a", deployment="d", node_id="n", group=group, **identity)  # type: ignore[arg-type]
-    agent = ReplicaAgent(engine=engine, policy=policy, identity=who)
+    agent = ReplicaAgent(engine=engine, policy=policy, identity=who, watch=watch or EngineWatch())
     task = asyncio.create_task(agent.run())
     try:
         yield agent
@@ -282,3 +300,56 @@ async def test_report_says_who_is_served_plainly(engine: FakeEngine, policy: Fak
     async with running_agent(engine, policy, serving_plainly="hooks moved"):
         await asyncio.sleep(1.0)
     assert policy.reports[-1].serving_plainly == "hooks moved"
+
+
+async def seconds_until_hung(watch: EngineWatch, *, within_s: float) -> float:
+    """Look every ten seconds, as Serve's health check does, with a request in flight."""
+    loop = asyncio.get_running_loop()
+    start_s = loop.time()
+    while loop.time() < start_s + within_s:
+        if watch.why_hung(FrontEnd(num_unfinished_reqs=1, num_steps=None), loop.time()):
+            return loop.time() - start_s
+        await asyncio.sleep(10.0)
+    return float("inf")
+
+
+async def test_engine_without_an_answer_is_hung_however_often_it_is_asked_again(
+    engine: FakeEngine, policy: FakePolicy, watch: EngineWatch
+) -> None:
+    async with running_agent(engine, policy, watch):
+        assert await seconds_until_hung(watch, within_s=300.0) == float("inf")
+        engine.hang_for_s = float("inf")
+        engine.commands.clear()
+        assert 120.0 <= await seconds_until_hung(watch, within_s=300.0) <= 140.0
+    assert len(engine.commands) >= 2, "given up and asked again in the meantime"
+
+
+async def test_engine_that_answers_late_is_not_hung(engine: FakeEngine, policy: FakePolicy, watch: EngineWatch) -> None:
+    engine.hang_for_s = ENGINE_TIMEOUT_S - 1.0
+    async with running_agent(engine, policy, watch):
+        assert await seconds_until_hung(watch, within_s=1000.0) == float("inf")
+
+
+@pytest.mark.parametrize("load", [EngineLoad(num_running_reqs=1), EngineLoad(num_waiting_reqs=1)])
+async def test_engine_that_answers_without_a_step_is_hung(
+    engine: FakeEngine, policy: FakePolicy, watch: EngineWatch, load: EngineLoad
+) -> None:
+    async with running_agent(engine, policy, watch):
+        engine.step_count, engine.load = 17, EngineLoad()
+        assert await seconds_until_hung(watch, within_s=300.0) == float("inf"), "an idle engine"
+        engine.load = load
+        assert 120.0 <= await seconds_until_hung(watch, within_s=300.0) <= 140.0
+
+
+async def test_engine_is_found_hung_while_the_policy_is_silent(engine: FakeEngine, policy: FakePolicy, watch: EngineWatch) -> None:
+    policy.hang = True
+    async with running_agent(engine, policy, watch):
+        await asyncio.sleep(100.0)
+        engine.step_count = 17
+        assert 120.0 <= await seconds_until_hung(watch, within_s=300.0) <= 120.0 + 2 * (EXCHANGE_TIMEOUT_S + 10.0)
+
+
+async def test_engine_that_refuses_every_call_is_not_hung(engine: FakeEngine, policy: FakePolicy, watch: EngineWatch) -> None:
+    engine.fail = raising(RuntimeError("no such method"))
+    async with running_agent(engine, policy, watch):
+        assert await seconds_until_hung(watch, within_s=1000.0) == float("inf")

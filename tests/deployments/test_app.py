@@ -61,6 +61,9 @@ def test_application_builds_with_the_deployment_named_llm() -> None:
         (args(draft="nodraft"), r"engine_kwargs\.speculative_config\.model: model 'nodraft' is not in .*there: no built model"),
         (args(engine_kwargs={"model": "x"}), r"engine_kwargs\.model: 'x'; use model_loading_config\.model_source instead"),
         (args(engine_kwargs={"speculative_config": "x"}), r"speculative_config: a mapping is needed \(got 'x'\)"),
+        (args(hung_after_s=-1), r"llm_configs\.0\.hung_after_s: Input should be greater than or equal to 0 \(got '-1'\)"),
+        (args(hung_after_s=float("nan")), r"llm_configs\.0\.hung_after_s: "),
+        (args(hung_afters=5), r"hung_afters: no such field .*did you mean hung_after_s\?"),
         (args(deployment_config={"num_replica": 1}), r"llm_configs\.0\.deployment_config: .*num_replica"),
         (
             args(deployment_config={"user_config": {"mode": "fast"}}),
@@ -73,6 +76,12 @@ def test_each_mistake_is_one_message_that_names_it(wrong: dict[str, Any], messag
     with pytest.raises(ConfigurationError, match=message) as caught:
         build(wrong)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("changes", "seconds"), [({}, 120.0), ({"hung_after_s": 0}, 0.0), ({"hung_after_s": 600}, 600.0)])
+def test_replicas_are_told_when_an_engine_counts_as_hung(changes: dict[str, Any], seconds: float) -> None:
+    (model,) = build(args(**changes))._bound_deployment.init_args
+    assert model.hung_after_s == seconds
 
 
 def test_drafter_without_a_model_needs_no_folder() -> None:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from nightjar.deployments.engine.arguments import EngineArguments
-from nightjar.deployments.engine.openai_server import EngineArgumentError, split_kwargs, start_failing_open
+from nightjar.deployments.engine.openai_server import (
+    EngineArgumentError,
+    LoadObserver,
+    OpenAIServer,
+    split_kwargs,
+    start_failing_open,
+)
+from nightjar.deployments.engine_watch import FrontEnd
+from nightjar.policy.records import GroupKey
 
 STEERED = EngineArguments({"scheduler_cls": "ours"}, "draft_model", 4)
 PLAIN = EngineArguments({}, "draft_model", 4)
@@ -49,3 +61,48 @@ def test_misspelt_kwarg_is_named_with_the_nearest_real_one() -> None:
     pytest.importorskip("vllm")
     with pytest.raises(EngineArgumentError, match=r"vLLM has no argument max_num_seq; did you mean max_num_seqs\?"):
         split_kwargs({"max_num_seq": 4})
+
+
+def stats(*, running: int) -> Any:
+    return SimpleNamespace(num_running_reqs=running, num_waiting_reqs=2, kv_cache_usage=0.5)
+
+
+@pytest.mark.parametrize(
+    ("scheduler_stats", "iteration_stats", "is_step"),
+    [
+        pytest.param(stats(running=1), object(), True, id="output"),
+        pytest.param(stats(running=0), object(), True, id="last output"),
+        pytest.param(stats(running=1), None, True, id="chunk of a prefill"),
+        pytest.param(stats(running=0), None, False, id="nothing can be scheduled"),
+        pytest.param(None, None, False, id="abort"),
+    ],
+)
+def test_front_end_counts_what_was_a_step(scheduler_stats: Any, iteration_stats: object, is_step: bool) -> None:
+    load = LoadObserver()
+    load.record(scheduler_stats, iteration_stats, mm_cache_stats=None, engine_idx=0)
+    assert load.num_steps == is_step
+
+
+@pytest.mark.parametrize(("seen", "num_steps"), [(7, 7), (0, None)])
+def test_front_end_tells_of_requests_that_wait_for_the_engine_alone(seen: int, num_steps: int | None) -> None:
+    unfinished = {"chat": SimpleNamespace(streaming_input=False), "session": SimpleNamespace(streaming_input=True)}
+    engine: Any = SimpleNamespace(output_processor=SimpleNamespace(request_states=unfinished))
+    load = LoadObserver()
+    load.num_steps = seen
+    app: Any = None
+    server = OpenAIServer(engine=engine, app=app, arguments=PLAIN, group=GroupKey(target="t"), load=load)
+    assert server.front_end() == FrontEnd(num_unfinished_reqs=1, num_steps=num_steps)
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize(("answer", "paused"), [(True, True), (False, False), (None, False)])
+async def test_engine_is_paused_only_if_it_says_so(answer: bool | None, paused: bool) -> None:
+    async def is_sleeping() -> bool:
+        if answer is None:
+            await asyncio.Event().wait()
+        return bool(answer)
+
+    engine: Any = SimpleNamespace(is_sleeping=is_sleeping)
+    app: Any = None
+    server = OpenAIServer(engine=engine, app=app, arguments=PLAIN, group=GroupKey(target="t"), load=LoadObserver())
+    assert await server.is_paused() is paused

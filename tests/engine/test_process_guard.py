@@ -74,3 +74,38 @@ def test_nothing_is_watched_without_a_replica_or_inside_it(environment: dict[str
 def test_a_variable_that_is_no_process_id_is_named() -> None:
     with pytest.raises(ValueError, match="NIGHTJAR_REPLICA_PID is 'replica'"):
         end_with_replica({REPLICA_PID_VARIABLE: "replica"})
+
+
+def test_an_engine_process_that_is_stopped_ends_with_its_replica() -> None:
+    """SIGSTOP keeps its watching thread from running; a native call that holds the interpreter does the same."""
+    with subprocess.Popen([sys.executable, "-c", REPLICA], stdout=subprocess.PIPE, text=True) as replica:
+        assert replica.stdout is not None
+        _, engine_pid = replica.stdout.readline().split()
+        os.kill(int(engine_pid), signal.SIGSTOP)
+        replica.kill()
+        wait_until_gone(int(engine_pid))
+
+
+PARENT_OF_STOPPED = """
+import os, signal, subprocess, sys
+from nightjar.deployments.engine.process_guard import kill_descendants
+core = subprocess.Popen(
+    [sys.executable, "-c", "import subprocess; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"],
+    stdout=subprocess.PIPE,
+)
+worker_pid = int(core.stdout.readline())
+for pid in (core.pid, worker_pid):
+    os.kill(pid, signal.SIGSTOP)
+pids = kill_descendants()
+assert set(pids) == {core.pid, worker_pid}, pids
+assert core.wait(timeout=20) == -signal.SIGKILL
+print(worker_pid, flush=True)
+"""
+
+
+def test_processes_below_this_one_are_killed_though_they_are_stopped() -> None:
+    with subprocess.Popen(["sleep", "60"]) as sibling:
+        finished = subprocess.run([sys.executable, "-c", PARENT_OF_STOPPED], timeout=40, check=True, stdout=subprocess.PIPE)
+        wait_until_gone(int(finished.stdout))
+        assert sibling.poll() is None
+        sibling.kill()

@@ -1,0 +1,65 @@
+"""An engine that stops in mid request, under Serve: it is ended, its replica replaced, and requests are answered again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psutil
+import pytest
+
+pytest.importorskip("ray.serve")
+pytest.importorskip("vllm")
+from nightjar.deployments.models import ModelError, resolve_model
+from tests.deployments import serving
+
+pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
+
+HUNG_AFTER_S = 5.0
+SHORT: dict[str, Any] = {"model": "chat", "messages": [{"role": "user", "content": "Count to five."}], "max_tokens": 8}
+LONG: dict[str, Any] = SHORT | {"max_tokens": 900, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[serving.ServeCluster]:
+    try:
+        resolve_model(serving.TARGET)
+        resolve_model(serving.DRAFT)
+    except ModelError as error:
+        pytest.skip(str(error))
+    with serving.serve_cluster() as running:
+        yield running
+
+
+@pytest.mark.parametrize("name", ["with-our-scheduler", "plain"])
+def test_engine_stopped_in_mid_request_is_ended_and_its_replica_replaced(cluster: serving.ServeCluster, name: str) -> None:
+    speculative = name != "plain"
+    cluster.deploy(serving.application(name, speculative=speculative, hung_after_s=HUNG_AFTER_S))
+    with cluster.http(name) as client, ThreadPoolExecutor(1) as pool:
+        serving.post(client, SHORT)
+        (known,) = serving.until(lambda: serving.replicas(name), within_s=20, what="a report")
+        assert bool(known.serving_plainly) is not speculative
+        (pid,) = serving.replica_pids(name)
+        engine = serving.engine_processes_of(pid)
+        core = next(process for process in engine if process.ppid() == pid)
+
+        cut_off = pool.submit(client.post, "/v1/chat/completions", json=LONG)
+        serving.until(lambda: _running(name) == 1, within_s=20, what="the request runs")
+        core.suspend()
+
+        _, alive = psutil.wait_procs(engine, timeout=60)
+        assert alive == [], "stopped processes end of SIGKILL alone"
+        assert cut_off.result(timeout=60).status_code >= 500
+        serving.until(lambda: serving.replica_pids(name) - {pid}, within_s=180, what="a replica in its place")
+
+        def replaced() -> bool:
+            return any(replica.replica_id != known.replica_id for replica in serving.replicas(name))
+
+        serving.until(replaced, within_s=180, what="a report of the replica that takes its place")
+        serving.until(lambda: serving.replica_pids(name).isdisjoint({pid}), within_s=60, what="the end of the old replica")
+        assert serving.post(client, SHORT)["finish_reason"] in {"length", "stop"}
+
+
+def _running(application: str) -> int:
+    return sum(replica.load.num_running_reqs for replica in serving.replicas(application))
