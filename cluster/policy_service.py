@@ -279,7 +279,7 @@ class PolicyService:
                     replica_id=replica.replica_id,
                     group_id=replica.group_id,
                     load=replica.load,
-                    restart_wish=self._fleet.replicas[replica.replica_id].report.restart_wish,
+                    restart_wish=self._fleet.replicas[replica.replica_id].report.snapshot.restart_wish,
                 )
                 for replica in replicas
             ),

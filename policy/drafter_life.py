@@ -67,6 +67,8 @@ class DrafterLife:
     ) -> None:
         self.state = DrafterState.ACTIVE if can_be_dormant else DrafterState.IN_SYNC
         self.restarts = 0
+        self.micro_restarts = 0
+        self.probes = 0
         self.failed_probes = 0
         self.finished_wish_id = 0
         self._own_chunk_tokens = self._chunk_tokens = catch_up_chunk_tokens
@@ -95,6 +97,16 @@ class DrafterLife:
         if self.state is DrafterState.CATCHING_UP:
             return self._catches_up_leased
         return self.state in {DrafterState.CONTRACTING, DrafterState.RELOADING}
+
+    def reason(self, now_s: float) -> str:
+        """Why the drafter does not run though the plan wants it to, in words; empty where it runs or nobody wants it to."""
+        if not self._proposed or self.state not in {DrafterState.DORMANT, DrafterState.OFFLOADED}:
+            return ""
+        if now_s < self._hold_until_s:
+            return f"its drafts were not accepted after the last restart: no other for {self._hold_until_s - now_s:.0f} s"
+        if not self._is_fresh(now_s):
+            return "restarts wait for the policy, which was not heard"
+        return "waits for a lease to restart"
 
     def adopt(self, settings: Settings, now_s: float) -> None:
         """Take allowances and leases from settings that the step loop took into force.
@@ -135,6 +147,15 @@ class DrafterLife:
             return self._catch_up(proposed, lag_tokens, now_s)
         if self.state in _RUNS:
             return Order(proposed, self._chunk(lag_tokens))
+        return OFF
+
+    def runs_freely(self, num_speculative_tokens: int, lag_tokens: int) -> Order:
+        """What the step does where nobody steers (shadow, no settings): the engine's own K, with catch-up in chunks beside it."""
+        if self.state is DrafterState.IN_SYNC:
+            return Order(num_speculative_tokens, 0)
+        if self.state in _CAN_RUN:
+            self.state = DrafterState.ACTIVE
+            return Order(num_speculative_tokens, self._chunk(lag_tokens))
         return OFF
 
     def after_step(self, order: Order, reached: Sequence[int], accepted: Sequence[int], now_s: float) -> None:
@@ -210,11 +231,13 @@ class DrafterLife:
         elif leased or self._may_restart_alone(lag_tokens, now_s):
             self.state, self._catches_up_leased = DrafterState.CATCHING_UP, leased
             self.restarts += 1
+            self.micro_restarts += not leased
 
     def _catch_up(self, proposed: int, lag_tokens: int, now_s: float) -> Order:
         if not lag_tokens:
             self._finish_lease()
             self._probe.begin()
+            self.probes += 1
             self.state = DrafterState.PROBING
             return Order(proposed, 0)
         chunk = self._chunk(lag_tokens)
@@ -270,6 +293,7 @@ class DrafterLife:
 
 
 _RUNS: Final = frozenset({DrafterState.ACTIVE, DrafterState.PROBING, DrafterState.CATCHING_UP})
+_CAN_RUN: Final = _RUNS | {DrafterState.DORMANT}
 
 
 class _Allowance:

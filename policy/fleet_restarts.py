@@ -83,7 +83,7 @@ def _restarter(group: GroupState, replica: ReplicaState, mode: Mode, settings: O
         node_id=report.node_id,
         decode_batch_size=snapshot.load.decode_batch_size,
         finished_wish_id=snapshot.finished_wish_id,
-        wish=report.restart_wish,
+        wish=snapshot.restart_wish,
         is_steered=mode.kind in {"auto", "pin"} and not report.serving_plainly,
         is_ordered=mode.kind == "pin" or settings.planner != "fleet" or is_measuring,
         new=replica.new_restarts,

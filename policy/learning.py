@@ -106,7 +106,7 @@ class _RestartTokens:
             off_step_s = float(thought.outlook.rows[bucket]) / thought.outlook.goodput_tokens_per_s(bucket, 0)
             self._prices[bucket] = self._group.restarts.catch_up.cost(off_step_s, self._group.key.accelerator), off_step_s
         cost, off_step_s = self._prices[bucket]
-        lag_tokens = report.restart_wish.lag_tokens if report.restart_wish is not None else batch * self._context_per_row
+        lag_tokens = snapshot.restart_wish.lag_tokens if snapshot.restart_wish is not None else batch * self._context_per_row
         lost: float = cost.of_lag(lag_tokens, MAX_CHUNK_TOKENS) / off_step_s * batch
         return lost
 

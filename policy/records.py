@@ -258,6 +258,39 @@ class SettingsVersion(Record):
         return f"{self.incarnation}.{self.sequence}"
 
 
+class RestartWish(Record):
+    """A replica asks for a lease to restart speculation, again with every report until it may or need not.
+
+    `wish_id` rises with every wish and starts anywhere, so that no lease of an earlier engine fits. `reload` says that the draft's
+    weights are in host memory, `reload_seconds` how long moving them took last time (0: never moved).
+    """
+
+    wish_id: Annotated[int, Field(ge=1, lt=1 << 53)]
+    lag_tokens: Count
+    reload: bool = False
+    reload_seconds: Annotated[float, Field(ge=0.0, le=3600.0)] = 0.0
+
+
+class DrafterCounters(Record):
+    """What a draft model's life did so far, cumulative but for `lag_tokens`, `borrowed_blocks` and `reason`, which are as of now.
+
+    `reason` says in words why it is where it is, where that is not the plan's wish.
+    """
+
+    lag_tokens: Count = 0
+    recomputed_tokens: Count = 0
+    micro_restarts: Count = 0
+    probes: Count = 0
+    offloads: Count = 0
+    reloads: Count = 0
+    moved_bytes: Count = 0
+    moving_seconds: Seconds = 0.0
+    borrowed_blocks: Count = 0
+    relocated_blocks: Count = 0
+    preempted_requests: Count = 0
+    reason: Reason = ""
+
+
 class EngineSnapshot(Record):
     """What the engine answers on its control channel: counters, load and what it did with the settings.
 
@@ -273,22 +306,11 @@ class EngineSnapshot(Record):
     finished_segment_id: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
     finished_wish_id: Count = 0
     held_buckets: Annotated[tuple[Annotated[int, Field(ge=0, lt=64)], ...], Field(max_length=64)] = ()
+    restart_wish: RestartWish | None = None
+    drafter: DrafterCounters = DrafterCounters()
     decision_reason: Reason = ""
     refused: Reason = ""
     fault: Reason = ""
-
-
-class RestartWish(Record):
-    """A replica asks for a lease to restart speculation, again with every report until it may or need not.
-
-    `wish_id` rises with every wish and starts anywhere, so that no lease of an earlier engine fits. `reload` says that the draft's
-    weights are in host memory, `reload_seconds` how long moving them took last time (0: never moved).
-    """
-
-    wish_id: Annotated[int, Field(ge=1, lt=1 << 53)]
-    lag_tokens: Count
-    reload: bool = False
-    reload_seconds: Annotated[float, Field(ge=0.0, le=3600.0)] = 0.0
 
 
 class LoadReport(Record):
@@ -305,7 +327,6 @@ class LoadReport(Record):
     serving_plainly: Reason = ""
     local_mode: Mode | None = None
     notice: Reason = ""
-    restart_wish: RestartWish | None = None
 
 
 class TableRow(Record):

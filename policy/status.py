@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from nightjar.policy.records import DrafterState, EngineLoad, Mode, Record, SettingsVersion, StepTotals, TableRow
+from nightjar.policy.records import DrafterCounters, DrafterState, EngineLoad, Mode, Record, SettingsVersion, StepTotals, TableRow
 
 Scope = Literal["fleet", "application", "replica"]
 
@@ -29,6 +29,10 @@ class ReplicaStatus(Record):
     mode: Mode
     load: EngineLoad
     drafter_state: DrafterState
+    drafter: DrafterCounters = DrafterCounters()
+    restarts: int = 0
+    failed_probes: int = 0
+    catch_up_seconds: float = 0.0
     acceptance: tuple[float, ...] = ()
     generated_tokens_per_s: float = 0.0
     report_age_s: float

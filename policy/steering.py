@@ -181,6 +181,24 @@ class Steering:
         self._current = self.planned_num_speculative_tokens = chosen
         return None if mode.kind == "shadow" else chosen
 
+    def most(self, decode_batch_size: int, now_s: float) -> int | None:
+        """The highest K that `choose` may give a step of so many rows, or None where the engine keeps its own. Moves nothing."""
+        mode, settings = self._mode, self._settings
+        if mode is None or mode.kind == "shadow":
+            return None
+        if mode.kind == "off":
+            return 0
+        if mode.kind == "pin":
+            return self._pinned(mode)
+        assert settings is not None
+        if now_s - self._heard_s > settings.settings_max_age_s:
+            return 0
+        if self._planner is not None:
+            return self._allowed[-1]
+        segment = self._segments.at(decode_batch_size, now_s)
+        planned = self._length_by_batch[min(decode_batch_size, self._max_num_seqs)]
+        return planned if segment is None else max(planned, segment.num_speculative_tokens)
+
     def count_clean_step(
         self,
         decode_batch_size: int,

@@ -44,15 +44,14 @@ def exchange(scheduler: Any, payload: bytes) -> EngineSnapshot:
         refused = _apply(loop, EngineCommand.from_wire(payload))
     except WireError as error:
         refused = str(error)
-    return loop.snapshot(_engine_load(scheduler), _drafter_state(scheduler), refused[:1024])
+    return loop.snapshot(_engine_load(scheduler), _drafter_state(scheduler, loop), scheduler.running, refused[:1024])
 
 
 def _apply(loop: StepLoop, command: EngineCommand) -> str:
-    now_s = loop.clock()
     loop.steering.override_mode(command.local_mode)
     if command.confirmed is not None:
-        loop.steering.confirm(command.confirmed, now_s)
-    return loop.steering.adopt(command.settings, now_s) if command.settings is not None else ""
+        loop.confirm(command.confirmed)
+    return loop.adopt(command.settings) if command.settings is not None else ""
 
 
 def _engine_load(scheduler: Any) -> EngineLoad:
@@ -64,7 +63,9 @@ def _engine_load(scheduler: Any) -> EngineLoad:
     )
 
 
-def _drafter_state(scheduler: Any) -> DrafterState:
+def _drafter_state(scheduler: Any, loop: StepLoop) -> DrafterState:
+    if loop.drafting is not None and not loop.fault:
+        return loop.drafting.life.state
     return DrafterState.IN_SYNC if scheduler.num_spec_tokens > 0 else DrafterState.ABSENT
 
 

@@ -1,77 +1,159 @@
 """Nightjar's scheduler classes: vLLM's own, with K chosen before each step and every step counted.
 
 vLLM imports this module inside the engine-core process, because `scheduler_cls` names it; that import also adds the
-control method to EngineCore and ties the process to its Serve replica. The classes override three methods and decide
-nothing themselves (step_loop.py). `_update_after_schedule` is where vLLM ends `schedule()`: what we write there to
+control method to EngineCore and ties the process to its Serve replica. The classes override a few methods and decide
+nothing themselves (step_loop.py). `schedule()` begins with the highest K that the step may get, so that vLLM reserves no
+look-ahead slots for drafts that nobody makes; it ends in `_update_after_schedule`, where what we write to
 `num_spec_tokens_to_schedule` is what the worker drafts. AsyncScheduler's own override sizes its placeholders from that field,
 so ours writes before it. Fails open: see StepLoop.
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import Any, Final
+from uuid import uuid4
 
+from vllm.config import VllmConfig
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request
 
 from nightjar.deployments.engine.control import register_control_method
+from nightjar.deployments.engine.drafting import Drafting
+from nightjar.deployments.engine.lag_ledger import LagLedger
 from nightjar.deployments.engine.process_guard import end_with_replica
 from nightjar.deployments.engine.step_loop import StepLoop
+from nightjar.policy.drafter_life import DrafterLife
 
 SETTLE_STEPS: Final = 2
 """A step verifies what the step before it drafted, so from the second step on its time belongs to one K."""
 ASYNC_SETTLE_STEPS: Final = 3
 """Under async scheduling a step's output also waits for the drafting of the step before it."""
 DRAFTERS_THAT_MAY_SKIP_ROWS: Final = frozenset({"ngram", "ngram_gpu"})
+OPT_OUT: Final = "num_speculative_tokens"
+"""A request's extra argument (`vllm_xargs` in the OpenAI API): it is given at most so many draft tokens, none for 0."""
 
 
-class _Steered:
-    """The overrides, for either of vLLM's schedulers."""
+class SteeredScheduler(Scheduler):
+    """For engines without async scheduling (always so on CPU)."""
 
     settle_steps = SETTLE_STEPS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        config = self.vllm_config.speculative_config  # type: ignore[attr-defined]
+        config: VllmConfig = kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]
+        speculative = config.speculative_config
+        engine_id = uuid4().hex
         self.nightjar = StepLoop(
-            max_num_speculative_tokens=self.num_spec_tokens,  # type: ignore[attr-defined]
-            max_num_seqs=self.max_num_running_reqs,  # type: ignore[attr-defined]
-            max_model_len=self.max_model_len,  # type: ignore[attr-defined]
+            max_num_speculative_tokens=self.num_spec_tokens,
+            max_num_seqs=self.max_num_running_reqs,
+            max_model_len=self.max_model_len,
             settle_steps=self.settle_steps,
-            drafts_every_row=config is None or config.method not in DRAFTERS_THAT_MAY_SKIP_ROWS,
+            drafts_every_row=speculative is None or speculative.method not in DRAFTERS_THAT_MAY_SKIP_ROWS,
             clock=time.monotonic,
+            engine_id=engine_id,
+            drafting=None if why_kept_in_sync(config, self.kv_cache_config) else self._drafting(engine_id),
         )
+        self._most_lookahead_tokens = config.num_lookahead_tokens
+        self._with_drafter = config
+        self._without_drafter = copy.copy(config)
+        self._without_drafter.speculative_config = None
 
     def add_request(self, request: Request) -> None:
         """As vLLM's; a request that finds the engine without work starts the step clock anew."""
-        if not self.has_unfinished_requests():  # type: ignore[attr-defined]
+        if not self.has_unfinished_requests():
             self.nightjar.restart_clock()
-        super().add_request(request)  # type: ignore[misc]
+        if (most := most_drafts_of(request)) is not None:
+            self.nightjar.cap(request.request_id, most)
+        super().add_request(request)
 
-    def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
-        self.nightjar.before_step(scheduler_output, self.requests)  # type: ignore[attr-defined]
-        super()._update_after_schedule(scheduler_output)  # type: ignore[misc]
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        """As vLLM's, with look-ahead slots for as many drafts as the step may make; without any, as an engine without a drafter."""
+        most = self.nightjar.most_drafts(len(self.running))
+        if most is None:
+            self.num_lookahead_tokens = self._most_lookahead_tokens
+            return super().schedule(*args, **kwargs)
+        fewer = self.num_spec_tokens - most if most else self._most_lookahead_tokens
+        self.num_lookahead_tokens = max(self._most_lookahead_tokens - fewer, 0)
+        if most or self.nightjar.drafting is None:
+            return super().schedule(*args, **kwargs)
+        self.vllm_config = self._without_drafter
+        try:
+            return super().schedule(*args, **kwargs)
+        finally:
+            self.vllm_config = self._with_drafter
+
+    def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
+        """As vLLM's, but for rows whose drafts stand on missing KV or whose client wants fewer."""
+        super().update_draft_token_ids(draft_token_ids)
+        self._limit_drafts()
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
         """As vLLM's; counts what the step verified before stop conditions trim it, and the step itself afterwards."""
-        verified = self.nightjar.verified(scheduler_output, model_runner_output, self.requests)  # type: ignore[attr-defined]
-        outputs = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
+        verified = self.nightjar.verified(scheduler_output, model_runner_output, self.requests)
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
         self.nightjar.after_step(scheduler_output, model_runner_output, verified)
         return outputs
 
+    def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
+        self.nightjar.before_step(scheduler_output, self.requests)
+        super()._update_after_schedule(scheduler_output)
 
-class SteeredScheduler(_Steered, Scheduler):
-    """For engines without async scheduling (always so on CPU)."""
+    def _free_request_blocks(self, request: Request) -> None:
+        self.nightjar.leave(request)
+        super()._free_request_blocks(request)
+
+    def _limit_drafts(self) -> None:
+        for request_id, most in self.nightjar.draft_limits(self.requests).items():
+            request = self.requests[request_id]
+            if len(request.spec_token_ids) > most:
+                request.spec_token_ids = request.spec_token_ids[:most]
+
+    def _drafting(self, engine_id: str) -> Drafting:
+        (manager,) = self.kv_cache_manager.coordinator.single_type_managers
+        ledger = LagLedger(
+            num_blocks=len(self.kv_cache_manager.block_pool.blocks),
+            block_size=manager.block_size,
+            blocks=lambda request_id: manager.req_to_blocks.get(request_id, ()),
+        )
+        return Drafting(DrafterLife(can_be_dormant=True, first_wish_id=1 + int(engine_id[:12], 16)), ledger)
 
 
-class SteeredAsyncScheduler(_Steered, AsyncScheduler):
+class SteeredAsyncScheduler(SteeredScheduler, AsyncScheduler):
     """For engines with async scheduling (the default on GPU)."""
 
     settle_steps = ASYNC_SETTLE_STEPS
+
+    def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
+        super()._update_after_schedule(scheduler_output)
+        self._limit_drafts()
+
+
+def why_kept_in_sync(config: VllmConfig, kv_cache_config: KVCacheConfig) -> str:
+    """Why this engine's drafter cannot be dormant, so that K = 0 runs it as vLLM does; empty where it can."""
+    speculative = config.speculative_config
+    if speculative is None or speculative.method != "draft_model":
+        return "only a separate draft model can be dormant"
+    checks = (
+        (speculative.parallel_drafting, "the draft model drafts in parallel"),
+        (not str(config.parallel_config.worker_cls).startswith("nightjar."), "the worker is not Nightjar's"),
+        (len(kv_cache_config.kv_cache_groups) != 1, "the engine has several KV cache groups"),
+        (config.kv_transfer_config is not None, "a KV connector is in use"),
+        (config.model_config.enable_sleep_mode, "sleep mode is on"),
+    )
+    return next((reason for applies, reason in checks if applies), "")
+
+
+def most_drafts_of(request: Request) -> int | None:
+    """What the client set with OPT_OUT; None where it set nothing, or nothing that is a count."""
+    extra = getattr(request.sampling_params, "extra_args", None) or {}
+    most = extra.get(OPT_OUT)
+    return most if isinstance(most, int) and most >= 0 else None
 
 
 register_control_method()

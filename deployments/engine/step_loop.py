@@ -8,7 +8,7 @@ from then on the engine runs its own K, uncounted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
@@ -16,8 +16,10 @@ from uuid import uuid4
 
 import structlog
 
+from nightjar.deployments.engine.drafting import Drafting
+from nightjar.policy.drafter_life import Order
 from nightjar.policy.planners.local_planner import StepOutcome
-from nightjar.policy.records import DrafterState, EngineLoad, EngineSnapshot
+from nightjar.policy.records import DrafterCounters, DrafterState, EngineLoad, EngineSnapshot, Settings, SettingsVersion
 from nightjar.policy.steering import Steering
 from nightjar.policy.step_counters import StepCount, StepCounters
 
@@ -42,6 +44,9 @@ class StepNote(NamedTuple):
     settled: bool
     """K, and under async scheduling the absence of prefill, was held for long enough that the step's time belongs to K."""
     requests_mark: tuple[int, str]
+    order: Order
+    """What the drafter does in the step, where it can be dormant; else K alone."""
+    recomputed_tokens: int
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         """Arrive as None in a worker process, which has no use for it and need not import this module."""
@@ -74,8 +79,11 @@ class StepLoop:
         settle_steps: int,
         drafts_every_row: bool,
         clock: Callable[[], float],
+        engine_id: str = "",
+        drafting: Drafting | None = None,
     ) -> None:
-        self._engine_id = uuid4().hex
+        self._engine_id = engine_id or uuid4().hex
+        self.drafting = drafting
         self.steering = Steering(
             max_num_speculative_tokens=max_num_speculative_tokens,
             max_num_seqs=max_num_seqs,
@@ -96,6 +104,61 @@ class StepLoop:
         self._decode_batch_size = 0
         self._previous_output_s: float | None = None
         self._step_microseconds = 0
+        self._most: int | None = None
+        self._capped: dict[str, int] = {}
+
+    def adopt(self, settings: Settings) -> str:
+        """Take settings into force, or confirm those that are. Returns "" or why they were refused."""
+        now_s = self.clock()
+        is_confirmation = settings.version == self.steering.settings_version
+        refused = self.steering.adopt(settings, now_s)
+        if self.drafting is not None and not refused:
+            if is_confirmation:
+                self.drafting.life.confirm(now_s)
+            else:
+                self.drafting.life.adopt(settings, now_s)
+        return refused
+
+    def confirm(self, version: SettingsVersion) -> None:
+        """The policy was heard and said that `version` of the settings still holds."""
+        now_s = self.clock()
+        if version == self.steering.settings_version:
+            self.steering.confirm(version, now_s)
+            if self.drafting is not None:
+                self.drafting.life.confirm(now_s)
+
+    def cap(self, request_id: str, num_speculative_tokens: int) -> None:
+        """A client wants at most so many draft tokens for this request."""
+        self._capped[request_id] = num_speculative_tokens
+
+    def leave(self, request: Any) -> None:
+        """The request is about to give its blocks back."""
+        if self.drafting is not None and not self.fault:
+            try:
+                self.drafting.ledger.leave(request)
+            except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
+                self._fail("leave", error)
+
+    def most_drafts(self, num_running: int) -> int | None:
+        """The highest K that the step about to be scheduled may draft; None where the engine keeps its own.
+
+        vLLM reserves look-ahead slots before anyone knows the step's rows: those that run now are the best guess, and
+        `before_step` holds to it.
+        """
+        self._most = None
+        if not self.fault:
+            try:
+                self._most = self.steering.most(max(num_running, 1), self.clock())
+            except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
+                self._fail("most_drafts", error)
+        return self._most
+
+    def draft_limits(self, requests: Mapping[str, Any]) -> dict[str, int]:
+        """How many of its drafts a row may verify, for rows that may not verify all."""
+        limits = {request_id: cap for request_id, cap in self._capped.items() if request_id in requests}
+        if self.drafting is not None and not self.fault and self.drafting.ledger.behind:
+            limits |= dict.fromkeys(self.drafting.rows_without_drafts(requests), 0)
+        return limits
 
     def before_step(self, scheduler_output: Any, requests: dict[str, Any]) -> None:
         """Write the step's K into `num_spec_tokens_to_schedule` and note what the step is.
@@ -132,11 +195,23 @@ class StepLoop:
         """The engine was idle until now: the time until its next output is no step's."""
         self._previous_output_s = None
 
-    def snapshot(self, load: EngineLoad, drafter_state: DrafterState, refused: str) -> EngineSnapshot:
-        """What the engine answers on its control channel; `load` is completed with the step loop's own facts."""
+    def snapshot(self, load: EngineLoad, drafter_state: DrafterState, running: Iterable[Any], refused: str) -> EngineSnapshot:
+        """What the engine answers on its control channel; `load` is completed with the step loop's own facts.
+
+        `running` are the requests that a restart would catch up. A wish for a lease is made with each snapshot.
+        """
         steering = self.steering
+        now_s = self.clock()
+        life = None if self.drafting is None else self.drafting.life
+        lag_tokens = 0 if self.drafting is None else self.drafting.lag(running)[0]
         return EngineSnapshot(
-            counters=self.counters.snapshot(self._engine_id, steering.guard_holds, guard_trips=steering.guard_trips),
+            counters=self.counters.snapshot(
+                self._engine_id,
+                steering.guard_holds,
+                0 if life is None else life.restarts,
+                0 if life is None else life.failed_probes,
+                guard_trips=steering.guard_trips,
+            ),
             load=load.model_copy(
                 update={
                     "decode_batch_size": self._decode_batch_size if load.num_running_reqs else 0,
@@ -148,7 +223,10 @@ class StepLoop:
             settings_version=steering.settings_version,
             drafter_state=drafter_state,
             finished_segment_id=steering.finished_segment_id,
-            held_buckets=steering.held_buckets(self.clock()),
+            finished_wish_id=0 if life is None else life.finished_wish_id,
+            held_buckets=steering.held_buckets(now_s),
+            restart_wish=None if life is None else life.wish(lag_tokens, now_s),
+            drafter=DrafterCounters() if self.drafting is None else self.drafting.counters(lag_tokens, now_s),
             decision_reason=steering.reason,
             refused=refused,
             fault=self.fault,
@@ -156,10 +234,19 @@ class StepLoop:
 
     def _choose(self, scheduler_output: Any, requests: dict[str, Any]) -> StepNote:
         decode_rows, context_tokens, prefill_tokens = self._classify(scheduler_output, requests)
-        chosen = self.steering.choose(decode_rows, prefill_tokens > 0, self.clock(), context_tokens)
+        now_s = self.clock()
+        lag_tokens, longest_lag_tokens = self._lag(requests) if self.steering.plans_locally else (0, 0)
+        chosen = self.steering.choose(decode_rows, prefill_tokens > 0, now_s, context_tokens, lag_tokens, longest_lag_tokens)
+        length, order, recomputed_tokens = scheduler_output.num_spec_tokens_to_schedule, Order(0, 0), 0
         if chosen is not None:
-            scheduler_output.num_spec_tokens_to_schedule = min(chosen, self._max_num_speculative_tokens)
-        length = scheduler_output.num_spec_tokens_to_schedule
+            length = min(chosen, self._max_num_speculative_tokens if self._most is None else self._most)
+        if self._capped and length:
+            length = min(length, self._most_of_any_row(scheduler_output, requests))
+        if self.drafting is not None:
+            self.drafting.enter(scheduler_output, requests)
+            order, recomputed_tokens = self.drafting.order(scheduler_output, requests, length, now_s, is_steered=chosen is not None)
+            length = order.num_speculative_tokens
+        scheduler_output.num_spec_tokens_to_schedule = length
         self._held_steps = self._held_steps + 1 if length == self._num_speculative_tokens else 1
         self._steps_since_prefill = 0 if prefill_tokens else self._steps_since_prefill + 1
         self._num_speculative_tokens = length
@@ -181,7 +268,20 @@ class StepLoop:
             uniform or (not prefill_tokens and self._verifies_fully(scheduler_output, requests, length)),
             settled,
             _mark(requests),
+            order,
+            recomputed_tokens,
         )
+
+    def _lag(self, requests: dict[str, Any]) -> tuple[int, int]:
+        """Tokens of lag of the decoding rows, and the most of one."""
+        return (0, 0) if self.drafting is None else self.drafting.lag(requests.values())
+
+    def _most_of_any_row(self, scheduler_output: Any, requests: dict[str, Any]) -> int:
+        """The highest K that any row of the step may verify; forgets clients' limits of requests that are gone."""
+        for request_id in [name for name in self._capped if name not in requests]:
+            del self._capped[request_id]
+        highest = self._max_num_speculative_tokens
+        return max(self._capped.get(request_id, highest) for request_id in scheduler_output.num_scheduled_tokens)
 
     def _classify(self, scheduler_output: Any, requests: dict[str, Any]) -> tuple[int, int, int]:
         """Decode rows of the step, tokens in the KV cache of those rows, and prefill tokens, all as before the step.
@@ -244,7 +344,7 @@ class StepLoop:
         step_microseconds = 0 if previous_s is None else max(round((verified.output_s - previous_s) * 1e6), 1)
         if step_microseconds:
             self._step_microseconds = step_microseconds
-        clean = note.comparable and note.settled and step_microseconds > 0
+        clean = note.comparable and note.settled and step_microseconds > 0 and not note.recomputed_tokens
         generated_tokens = sum(map(len, model_runner_output.sampled_token_ids))
         self._context_tokens += generated_tokens
         reached = verified.reached
@@ -262,13 +362,16 @@ class StepLoop:
                 step_microseconds=step_microseconds,
                 clean=clean,
                 in_transition=not note.prefill_tokens and not note.settled,
+                catch_up_tokens=note.recomputed_tokens,
             )
         )
+        if self.drafting is not None:
+            self.drafting.life.after_step(note.order, verified.reached, verified.accepted, verified.output_s)
         if clean:
             self.steering.count_clean_step(
                 note.decode_rows, note.num_speculative_tokens, generated_tokens, step_microseconds / 1e6, verified.output_s
             )
-        if self.steering.plans_locally and step_microseconds and not note.prefill_tokens:
+        if self.steering.plans_locally and step_microseconds and not note.prefill_tokens and not note.recomputed_tokens:
             self.steering.learn(
                 StepOutcome(
                     num_speculative_tokens=note.num_speculative_tokens,

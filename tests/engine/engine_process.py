@@ -96,13 +96,15 @@ class EngineProcess:
     def exchange(self, command: EngineCommand) -> EngineSnapshot:
         return EngineSnapshot.from_wire(self.core.nightjar_exchange(command.to_wire()))
 
-    def settings(self, mode: str, *, segments: tuple[ExplorationSegment, ...] = ()) -> Settings:
+    def settings(self, mode: str, *, segments: tuple[ExplorationSegment, ...] = (), micro: int = 0, **options: Any) -> Settings:
         rows = tuple(TableRow(first_batch_size=f, last_batch_size=b, num_speculative_tokens=k) for f, b, k in TABLE)
         return Settings(
             version=SettingsVersion(incarnation=1, sequence=next(self._sequence)),
             mode=Mode.parse(mode),
             plan=Table(rows=rows, segments=segments),
             allowed_num_speculative_tokens=tuple(range(MAX_NUM_SPECULATIVE_TOKENS + 1)),
+            micro_restart_tokens=micro,
+            **options,
         )
 
     def steer(self, mode: str, **options: Any) -> EngineSnapshot:

@@ -14,6 +14,8 @@ from typing import Any, Final
 import torch
 from vllm import SamplingParams
 from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, SpeculativeConfig, VllmConfig
+from vllm.utils.hashing import sha256
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
@@ -35,9 +37,15 @@ def make_scheduler(
     max_num_batched_tokens: int = 8192,
     max_model_len: int = MAX_MODEL_LEN,
     num_blocks: int = 40_000,
+    prefix_caching: bool = False,
+    can_be_dormant: bool = False,
 ) -> Any:
-    """A scheduler of `scheduler_class` for a model of which only the configuration exists, written into `folder`."""
+    """A scheduler of `scheduler_class` for a model of which only the configuration exists, written into `folder`.
+
+    With `can_be_dormant` its workers are Nightjar's by name.
+    """
     _write_model_configuration(folder)
+    init_none_hash(sha256)
     config = VllmConfig(
         model_config=ModelConfig(model=str(folder), skip_tokenizer_init=True, dtype="float32", max_model_len=max_model_len),
         scheduler_config=SchedulerConfig(
@@ -47,8 +55,10 @@ def make_scheduler(
             enable_chunked_prefill=True,
             is_encoder_decoder=False,
         ),
-        cache_config=CacheConfig(block_size=BLOCK_TOKENS, enable_prefix_caching=False),
+        cache_config=CacheConfig(block_size=BLOCK_TOKENS, enable_prefix_caching=prefix_caching),
     )
+    if can_be_dormant:
+        config.parallel_config.worker_cls = "nightjar.deployments.engine.worker.SteeredCPUWorker"
     config.speculative_config = SpeculativeConfig(
         method="draft_model",
         model=str(folder),
@@ -70,12 +80,21 @@ def make_scheduler(
     )
 
 
-def make_request(name: str, *, prompt_tokens: int = 8, max_tokens: int = 1000) -> Request:
+def make_request(
+    name: str,
+    *,
+    prompt_tokens: int = 8,
+    max_tokens: int = 1000,
+    prompt: Sequence[int] = (),
+    extra_args: dict[str, Any] | None = None,
+) -> Request:
+    """A request with a prompt of `prompt_tokens` equal tokens, or with `prompt`."""
     return Request(
         request_id=name,
-        prompt_token_ids=[TOKEN] * prompt_tokens,
-        sampling_params=SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True),
+        prompt_token_ids=list(prompt) or [TOKEN] * prompt_tokens,
+        sampling_params=SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, extra_args=extra_args),
         pooling_params=None,
+        block_hasher=get_request_block_hasher(BLOCK_TOKENS, sha256),
     )
 
 

@@ -64,12 +64,12 @@ class RestartingReplica:
             node_id=self.node_id,
             group=KEY,
             report_number=self.reports,
-            restart_wish=self.life.wish(self.lag, self.now_s),
             snapshot=EngineSnapshot(
                 counters=Counters(engine_id=self.engine_id, step_count=self.steps),
                 load=EngineLoad(decode_batch_size=1),
                 drafter_state=self.life.state,
                 finished_wish_id=self.life.finished_wish_id,
+                restart_wish=self.life.wish(self.lag, self.now_s),
                 settings_version=self.steering.settings_version,
             ),
         )

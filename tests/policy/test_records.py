@@ -24,6 +24,7 @@ from nightjar.policy.records import (
     LoadReport,
     Local,
     Mode,
+    DrafterCounters,
     RestartWish,
     Settings,
     SettingsVersion,
@@ -68,6 +69,8 @@ snapshots = st.builds(
     settings_version=st.none() | versions,
     drafter_state=st.sampled_from(DrafterState),
     finished_segment_id=counts,
+    restart_wish=st.none() | st.builds(RestartWish, wish_id=st.integers(1, 1 << 52), lag_tokens=counts, reload=st.booleans()),
+    drafter=st.builds(DrafterCounters, lag_tokens=counts, recomputed_tokens=counts, reason=reasons),
 )
 groups = st.builds(GroupKey, target=names, draft=reasons, max_num_speculative_tokens=lengths, max_num_seqs=st.integers(1, 4096))
 reports = st.builds(
@@ -79,7 +82,6 @@ reports = st.builds(
     snapshot=snapshots,
     serving_plainly=reasons,
     local_mode=st.none() | modes.map(Mode.parse),
-    restart_wish=st.none() | st.builds(RestartWish, wish_id=st.integers(1, 1 << 52), lag_tokens=counts, reload=st.booleans()),
 )
 
 

@@ -246,8 +246,8 @@ class SimulatedEngine:
                 finished_wish_id=life.finished_wish_id,
                 held_buckets=steering.held_buckets(self.now_s),
                 decision_reason=steering.reason,
+                restart_wish=life.wish(self._rows.lag_tokens, self.now_s) if self._can_be_dormant else None,
             ),
-            restart_wish=life.wish(self._rows.lag_tokens, self.now_s) if self._can_be_dormant else None,
         )
 
     def adopt(self, settings: Settings) -> str:

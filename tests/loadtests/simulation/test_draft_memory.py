@@ -90,7 +90,7 @@ def test_the_draft_comes_back_under_a_lease_after_the_pool_has_shrunk_and_everyt
     pressed = offloaded(requests=12)
     pressed.adopt(settings(held(3), sequence=2, offload=RULES))
     pressed.step()
-    wish = pressed.report().restart_wish
+    wish = pressed.report().snapshot.restart_wish
     assert wish is not None
     assert wish.reload
     lease = Lease(wish_id=wish.wish_id, time_to_live_s=60.0, reload=True)

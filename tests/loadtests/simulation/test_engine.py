@@ -94,7 +94,7 @@ def test_without_allowance_or_lease_a_dormant_drafter_wishes_and_stays_off() -> 
     keep_busy(dormant, users=8, steps=60)
     dormant.adopt(settings(held(3), sequence=2, micro_restart_tokens=0))
     dormant.step()
-    wish = dormant.report().restart_wish
+    wish = dormant.report().snapshot.restart_wish
     assert wish is not None
     assert wish.lag_tokens > 0
     assert dormant.drafter_state is DrafterState.DORMANT

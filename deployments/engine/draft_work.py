@@ -1,0 +1,49 @@
+"""What one engine step asks of the draft model, decided by the scheduler and shipped to the workers with the step.
+
+It travels as an attribute of vLLM's SchedulerOutput, so that it arrives with the step that it belongs to and every tensor-parallel
+rank does the same. Token ids come along, because under async scheduling a worker's own copy holds placeholders. A step without
+this attribute (vLLM's warm-up, a scheduler that failed open) drafts as vLLM would.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+WORK_ATTRIBUTE: Final = "nightjar_draft_work"
+
+
+class MemoryMove(IntEnum):
+    """What a worker does with the draft model's memory before a step."""
+
+    NONE = 0
+    OFFLOAD = 1
+    """Weights leave the accelerator, and so does the draft layers' KV."""
+    RELOAD = 2
+    """Weights come back; nothing of the draft's KV is valid."""
+
+
+class Recompute(NamedTuple):
+    """Tokens of one request that the draft reads again: `token_ids` from position `first_token` on.
+
+    With `own_tokens` it reads what the target reads of the request in this step as well, right after them: then the request
+    misses nothing once the step is done.
+    """
+
+    request_id: str
+    first_token: int
+    token_ids: tuple[int, ...]
+    own_tokens: bool
+
+
+class DraftWork(NamedTuple):
+    """One step's orders. A tuple, because one is made for every step."""
+
+    runs: bool
+    """Whether the drafter proposes tokens in this step (it then reads this step's tokens of every row)."""
+    recompute: tuple[Recompute, ...] = ()
+    """What it reads again before that."""
+
+
+SLEEP: Final = DraftWork(runs=False)
+RUN: Final = DraftWork(runs=True)

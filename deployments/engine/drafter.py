@@ -1,0 +1,166 @@
+"""The draft model's proposer, obeying the scheduler's orders: asleep, reading again what it missed, or drafting as vLLM does.
+
+vLLM's own runs the draft once in every step, whatever K is, and knows no lag. This one does what the step's DraftWork says
+(draft_work.py); without one it is vLLM's. Written for model runner V1. The scheduler owns every decision, so that all
+tensor-parallel ranks read the same tokens in the same step. Fails open where drafts would merely be bad, and raises where vLLM
+handed over shapes that it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from vllm.config import CUDAGraphMode
+from vllm.forward_context import set_forward_context
+from vllm.v1.attention.backend import CommonAttentionMetadata
+from vllm.v1.spec_decode.draft_model import DraftModelProposer
+
+from nightjar.deployments.engine.draft_work import DraftWork, Recompute
+
+
+class SteeredDraftModelProposer(DraftModelProposer):
+    """For `model_runner.drafter`. `work` is set before each step."""
+
+    def __init__(self, vllm_config: Any, device: torch.device, runner: Any) -> None:
+        super().__init__(vllm_config, device, runner)
+        self.runner = runner
+        self.work: DraftWork | None = None
+        self.forwards = 0
+
+    def propose(
+        self,
+        num_speculative_tokens: int,
+        target_token_ids: torch.Tensor,
+        target_positions: torch.Tensor,
+        target_hidden_states: torch.Tensor,
+        next_token_ids: torch.Tensor,
+        token_indices_to_sample: torch.Tensor | None,
+        common_attn_metadata: CommonAttentionMetadata,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """As vLLM's (0.32, SpecDecodeBaseProposer.propose): token ids of shape [batch, K]; a sleeping drafter gives [batch, 0]."""
+        work = self.work
+        if work is not None and work.recompute:
+            self._recompute(work.recompute, target_token_ids, common_attn_metadata)
+        if work is not None and not work.runs:
+            self._last_draft_probs = None
+            return torch.empty(common_attn_metadata.batch_size(), 0, device=self.device, dtype=torch.int64)
+        self.forwards += max(num_speculative_tokens, 1)
+        return super().propose(
+            num_speculative_tokens,
+            target_token_ids,
+            target_positions,
+            target_hidden_states,
+            next_token_ids,
+            token_indices_to_sample,
+            common_attn_metadata,
+            *args,
+            **kwargs,
+        )
+
+    def _recompute(self, portions: Sequence[Recompute], target_token_ids: torch.Tensor, metadata: CommonAttentionMetadata) -> None:
+        """Read what was missed, in as many forwards as the drafter's buffers need (one, unless a chunk is larger than a batch)."""
+        query_start = metadata.query_start_loc_cpu.tolist()
+        rows = [_row_of(portion, self.runner.input_batch.req_id_to_index[portion.request_id], query_start) for portion in portions]
+        for batch in batches_of(rows, self.max_num_tokens):
+            self._read(batch, target_token_ids, metadata)
+
+    def _read(self, rows: Sequence[_Row], target_token_ids: torch.Tensor, metadata: CommonAttentionMetadata) -> None:
+        """One forward of the draft over the rows' tokens, for its KV alone."""
+        lengths = [row.num_tokens for row in rows]
+        num_tokens = sum(lengths)
+        device = self.device
+        token_ids = torch.cat([row.read(target_token_ids) for row in rows])
+        positions = torch.cat([torch.arange(row.first_token, row.first_token + row.num_tokens) for row in rows]).to(device)
+        row_of_token = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths)).to(device)
+        block_table = metadata.block_table_tensor[torch.tensor([row.row for row in rows], device=device)].contiguous()
+        slots = block_table[row_of_token, positions // self.block_size].to(torch.int64) * self.block_size
+        slots += positions % self.block_size
+        query_start_cpu = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        seq_lens_cpu = torch.tensor([row.first_token + row.num_tokens for row in rows], dtype=torch.int32)
+        catch_up_metadata = metadata.replace(
+            query_start_loc=query_start_cpu.to(device),
+            query_start_loc_cpu=query_start_cpu,
+            seq_lens=seq_lens_cpu.to(device),
+            seq_lens_cpu_upper_bound=seq_lens_cpu,
+            num_reqs=len(rows),
+            num_actual_tokens=num_tokens,
+            max_query_len=max(lengths),
+            max_seq_len=int(seq_lens_cpu.max()),
+            block_table_tensor=block_table,
+            slot_mapping=slots,
+            is_prefilling=None,
+            positions=None,
+        )
+        if self.vocab_mapping is not None:
+            token_ids = self.vocab_mapping.map_target_to_draft_ids(token_ids)
+        _, per_layer_metadata = self.build_per_group_and_layer_attn_metadata(catch_up_metadata)
+        self.input_ids[:num_tokens] = token_ids.to(self.input_ids.dtype)
+        self._set_positions(num_tokens, positions)
+        model_inputs, _ = self.build_model_inputs_first_pass(num_tokens, num_tokens, None)
+        self.forwards += 1
+        with set_forward_context(
+            per_layer_metadata,
+            self.vllm_config,
+            num_tokens=num_tokens,
+            cudagraph_runtime_mode=CUDAGraphMode.NONE,
+            slot_mapping=self._get_slot_mapping(num_tokens, slots),
+        ):
+            self.model(**model_inputs)
+
+
+class _Row(NamedTuple):
+    """What is read of one request: known token ids, then the tokens `own_first` to `own_last` of the target's own input."""
+
+    row: int
+    first_token: int
+    token_ids: tuple[int, ...]
+    own_first: int
+    own_last: int
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids) + self.own_last - self.own_first
+
+    def read(self, target_token_ids: torch.Tensor) -> torch.Tensor:
+        known = torch.tensor(self.token_ids, dtype=torch.int64).to(target_token_ids.device)
+        return torch.cat([known, target_token_ids[self.own_first : self.own_last].to(torch.int64)])
+
+
+def _row_of(portion: Recompute, row: int, query_start: Sequence[int]) -> _Row:
+    own = (query_start[row], query_start[row + 1]) if portion.own_tokens else (0, 0)
+    return _Row(row, portion.first_token, portion.token_ids, *own)
+
+
+def batches_of(rows: Sequence[_Row], max_num_tokens: int) -> list[list[_Row]]:
+    """The rows in batches of at most `max_num_tokens`; a longer row is cut, its beginning first.
+
+    >>> rows = [_Row(0, 5, (1, 2, 3), 0, 2), _Row(1, 0, (4,), 0, 0)]
+    >>> [[(row.row, row.first_token, row.num_tokens) for row in batch] for batch in batches_of(rows, 4)]
+    [[(0, 5, 4)], [(0, 9, 1), (1, 0, 1)]]
+    """
+    batches: list[list[_Row]] = [[]]
+    left = max_num_tokens
+    for row in rows:
+        remaining = row
+        while remaining.num_tokens > left:
+            if left:
+                head, remaining = _cut(remaining, left)
+                batches[-1].append(head)
+            batches.append([])
+            left = max_num_tokens
+        if remaining.num_tokens:
+            batches[-1].append(remaining)
+            left -= remaining.num_tokens
+    return [batch for batch in batches if batch]
+
+
+def _cut(row: _Row, num_tokens: int) -> tuple[_Row, _Row]:
+    known = min(num_tokens, len(row.token_ids))
+    own = row.own_first + num_tokens - known
+    head = row._replace(token_ids=row.token_ids[:known], own_last=own)
+    return head, row._replace(first_token=row.first_token + num_tokens, token_ids=row.token_ids[known:], own_first=own)

@@ -1,0 +1,134 @@
+"""The draft model's part of every step: whether it runs, what it reads again, and which rows get no drafts.
+
+Joins the drafter's life (policy.drafter_life), the ledger of what its KV holds and the plan of what to recompute, and writes the
+result on the step's SchedulerOutput for the workers. Only for separate draft models; drafters that are kept in sync run as vLLM
+runs them. Knows vLLM's requests and outputs by shape and imports none of vLLM. Errors are the step loop's to catch: an engine that
+failed open sends no orders, and workers without orders draft as vLLM would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from nightjar.deployments.engine.catch_up_plan import Candidate, Portion, expected_tokens, plan_catch_up
+from nightjar.deployments.engine.draft_work import RUN, SLEEP, WORK_ATTRIBUTE, DraftWork, Recompute
+from nightjar.deployments.engine.lag_ledger import LagLedger, known_tokens
+from nightjar.policy.drafter_life import DrafterLife, Order
+from nightjar.policy.records import DrafterCounters, DrafterState
+
+
+class Drafting:
+    """One engine's draft model, as its scheduler sees it."""
+
+    def __init__(self, life: DrafterLife, ledger: LagLedger) -> None:
+        self.life = life
+        self.ledger = ledger
+        self.recomputed_tokens = 0
+
+    def enter(self, scheduler_output: Any, requests: Mapping[str, Any]) -> None:
+        """Note the requests that begin or resume with this step, and the blocks that it copies."""
+        ledger = self.ledger
+        for copy in scheduler_output.kv_cache_block_copies or ():
+            ledger.copied(copy.src_block_id, copy.dst_block_id)
+        running = requests.values()
+        for new in scheduler_output.scheduled_new_reqs:
+            ledger.enter(new.req_id, new.num_computed_tokens, running)
+        cached = scheduler_output.scheduled_cached_reqs
+        if cached.resumed_req_ids:
+            for request_id, num_computed_tokens in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
+                if request_id in cached.resumed_req_ids and not ledger.knows(request_id):
+                    ledger.enter(request_id, num_computed_tokens, running)
+
+    def order(
+        self, scheduler_output: Any, requests: Mapping[str, Any], proposed: int, now_s: float, *, is_steered: bool
+    ) -> tuple[Order, int]:
+        """What the step does where the plan proposes K = `proposed`, and how many tokens of lag it recomputes.
+
+        Where nobody steers (shadow, no settings) the drafter runs as vLLM would run it, lagging rows catching up beside.
+        """
+        life, ledger = self.life, self.ledger
+        lagging = self._lagging(scheduler_output, requests) if (proposed or not is_steered) and ledger.behind else []
+        lag_tokens = sum(row.lag_tokens for row in lagging if row.is_worthwhile)
+        order = life.before_step(proposed, lag_tokens, now_s) if is_steered else life.runs_freely(proposed, lag_tokens)
+        runs = order.num_speculative_tokens > 0 or (not is_steered and life.state is DrafterState.ACTIVE)
+        if not runs and not order.catch_up_tokens:
+            ledger.draft_sleeps(requests.values())
+            setattr(scheduler_output, WORK_ATTRIBUTE, SLEEP)
+            return order, 0
+        portions: Iterable[Portion] = ()
+        if not runs:
+            ledger.draft_sleeps(requests.values())
+            lagging = self._lagging(scheduler_output, requests)
+        if order.catch_up_tokens:
+            worthwhile = [row for row in lagging if row.is_worthwhile]
+            own_tokens = 0 if runs else sum(row.own_tokens for row in worthwhile)
+            portions = plan_catch_up(worthwhile, order.catch_up_tokens + own_tokens, reads_own_tokens=not runs)
+        recompute = tuple(_recompute(portion, requests[portion.request_id]) for portion in portions)
+        for portion in portions:
+            own = scheduler_output.num_scheduled_tokens[portion.request_id] if portion.own_tokens else 0
+            ledger.recomputed(portion.request_id, portion.last_token_exclusive + own)
+        if runs:
+            ledger.draft_runs(requests)
+        setattr(scheduler_output, WORK_ATTRIBUTE, DraftWork(runs, recompute) if recompute else RUN)
+        recomputed_tokens = sum(len(portion.token_ids) for portion in recompute)
+        self.recomputed_tokens += recomputed_tokens
+        return order, recomputed_tokens
+
+    def lag(self, requests: Iterable[Any]) -> tuple[int, int]:
+        """Tokens that a restart now would recompute for the requests that decode, and the most of one request."""
+        if not self.ledger.behind:
+            return 0, 0
+        rows = (self._candidate(request, 0) for request in requests if request.num_computed_tokens and _decodes(request))
+        lags = [row.lag_tokens for row in rows if row is not None and row.is_worthwhile]
+        return sum(lags), max(lags, default=0)
+
+    def counters(self, lag_tokens: int, now_s: float) -> DrafterCounters:
+        """What the drafter's life did so far."""
+        life = self.life
+        return DrafterCounters(
+            lag_tokens=lag_tokens,
+            recomputed_tokens=self.recomputed_tokens,
+            micro_restarts=life.micro_restarts,
+            probes=life.probes,
+            reason=life.reason(now_s),
+        )
+
+    def rows_without_drafts(self, requests: Mapping[str, Any]) -> list[str]:
+        """Requests whose drafts would stand on missing KV."""
+        ledger = self.ledger
+        return [request_id for request_id in ledger.behind if request_id in requests and ledger.is_behind(requests[request_id])]
+
+    def _lagging(self, scheduler_output: Any, requests: Mapping[str, Any]) -> list[Candidate]:
+        """Scheduled rows that are behind or may be: those that decode, and prompts of which nothing is missing so far."""
+        rows = []
+        drafts = scheduler_output.scheduled_spec_decode_tokens
+        for request_id, num_scheduled_tokens in scheduler_output.num_scheduled_tokens.items():
+            candidate = self._candidate(requests[request_id], 0 if drafts.get(request_id) else num_scheduled_tokens)
+            if candidate is not None and (not candidate.lag_tokens or _decodes(requests[request_id])):
+                rows.append(candidate)
+        return rows
+
+    def _candidate(self, request: Any, own_tokens: int) -> Candidate | None:
+        valid = self.ledger.behind.get(request.request_id)
+        if valid is None:
+            return None
+        known = known_tokens(request)
+        # Under async scheduling tokens of steps in flight may stand between those that are known and those of this step.
+        own_tokens = own_tokens if known == request.num_computed_tokens else 0
+        return Candidate(
+            request.request_id,
+            min(valid, known),
+            max(known - valid, 0),
+            own_tokens,
+            expected_tokens(request.num_output_tokens, request.max_tokens),
+        )
+
+
+def _decodes(request: Any) -> bool:
+    return bool(request.num_computed_tokens >= request.num_tokens - 1)
+
+
+def _recompute(portion: Portion, request: Any) -> Recompute:
+    token_ids = request.all_token_ids[portion.first_token : portion.last_token_exclusive]
+    return Recompute(portion.request_id, portion.first_token, tuple(token_ids), portion.own_tokens)

@@ -1,0 +1,125 @@
+"""A worker that is only a draft model's KV cache: it carries out DraftWork and knows which tokens it really holds.
+
+A slot holds the digest of the tokens up to it, and only if every slot before it did when it was written: exactly what makes the
+draft's KV of a token right. Blocks are handed out and back as the real scheduler does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
+
+from nightjar.deployments.engine.draft_work import WORK_ATTRIBUTE, DraftWork
+from tests.engine.scheduler_harness import BLOCK_TOKENS, TOKEN
+
+VOCABULARY = 50
+
+
+class Scheduled(NamedTuple):
+    """A step on its way to the worker, with what the worker would have received."""
+
+    output: Any
+    tables: dict[str, list[int]]
+    samples: frozenset[str]
+    without_drafts: frozenset[str]
+
+
+class DraftCache:
+    """Runs an engine of `scheduler` with the draft's cache made explicit."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+        self.slots: dict[int, list[int]] = {}
+        self.prompts: dict[str, Sequence[int]] = {}
+        self.computed: dict[str, int] = {}
+        self._digests: dict[str, list[int]] = {}
+        self.drafted_rows = 0
+        self.recomputed_tokens = 0
+        self.skipped_rows = 0
+
+    def add(self, request: Any) -> None:
+        self.prompts[request.request_id] = tuple(request.prompt_token_ids)
+        self.scheduler.add_request(request)
+
+    def token(self, request_id: str, position: int) -> int:
+        prompt = self.prompts[request_id]
+        return prompt[position] if position < len(prompt) else hash((request_id, position)) % VOCABULARY
+
+    def schedule(self) -> Scheduled:
+        scheduler = self.scheduler
+        output = scheduler.schedule()
+        assert scheduler.nightjar.fault == ""
+        tables = {name: list(scheduler.kv_cache_manager.get_block_ids(name)[0]) for name in output.num_scheduled_tokens}
+        samples = frozenset(name for name in output.num_scheduled_tokens if not scheduler.requests[name].is_prefill_chunk)
+        behind = frozenset(scheduler.nightjar.drafting.rows_without_drafts(scheduler.requests))
+        return Scheduled(output, tables, samples, behind)
+
+    def run(self, step: Scheduled, accepted: int, *, synchronous: bool) -> None:
+        """Execute the step and give its output to the scheduler; up to `accepted` drafts of each row are accepted."""
+        output, scheduler = step.output, self.scheduler
+        work: DraftWork = getattr(output, WORK_ATTRIBUTE, DraftWork(runs=True))
+        for copy in output.kv_cache_block_copies or ():
+            self.slots[copy.dst_block_id] = list(self._block(copy.src_block_id))
+        for new in output.scheduled_new_reqs:
+            self.computed[new.req_id] = new.num_computed_tokens
+        cached = output.scheduled_cached_reqs
+        for name, num_computed_tokens in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
+            if name in cached.resumed_req_ids:
+                self.computed[name] = num_computed_tokens
+        for portion in work.recompute:
+            self._recompute(step, portion)
+        sampled = []
+        for name, num_tokens in output.num_scheduled_tokens.items():
+            start, drafts = self.computed[name], len(output.scheduled_spec_decode_tokens.get(name, ()))
+            kept = min(accepted, drafts)
+            read = num_tokens - drafts + kept
+            if work.runs:
+                if name in step.samples and name not in step.without_drafts:
+                    assert self.valid_tokens(name, step.tables[name], start) == start, f"{name} drafts on missing KV"
+                    self.drafted_rows += 1
+                self.skipped_rows += name in step.samples and name in step.without_drafts
+                self._write(name, step.tables[name], start, start + read)
+            self.computed[name] = start + read
+            sampled.append([self.token(name, start + read - kept + i) for i in range(kept + 1)] if name in step.samples else [])
+        names = list(output.num_scheduled_tokens)
+        rows = {name: row for row, name in enumerate(names)}
+        scheduler.update_from_output(output, ModelRunnerOutput(req_ids=names, req_id_to_index=rows, sampled_token_ids=sampled))
+        if synchronous and names:
+            drafts_of_step = [[TOKEN] * output.num_spec_tokens_to_schedule for _ in names]
+            scheduler.update_draft_token_ids(DraftTokenIds(names, drafts_of_step))
+        assert scheduler.nightjar.fault == ""
+        scheduler.nightjar.drafting.ledger.check_integrity(scheduler.requests)
+
+    def valid_tokens(self, name: str, table: Sequence[int], num_tokens: int) -> int:
+        """How many of the request's first `num_tokens` tokens the draft really holds, in a row from the beginning."""
+        for position in range(num_tokens):
+            if self._block(table[position // BLOCK_TOKENS])[position % BLOCK_TOKENS] != self._digest(name, position):
+                return position
+        return num_tokens
+
+    def _recompute(self, step: Scheduled, portion: Any) -> None:
+        name, first = portion.request_id, portion.first_token
+        last = first + len(portion.token_ids)
+        assert list(portion.token_ids) == [self.token(name, position) for position in range(first, last)]
+        self.recomputed_tokens += len(portion.token_ids)
+        if portion.own_tokens:
+            assert last == self.computed[name], f"{name}: its own tokens do not follow what is read again"
+            last += step.output.num_scheduled_tokens[name]
+        self._write(name, step.tables[name], first, last)
+
+    def _write(self, name: str, table: Sequence[int], first: int, last: int) -> None:
+        holds = self.valid_tokens(name, table, first) == first
+        for position in range(first, last):
+            content = self._digest(name, position) if holds else -1
+            self._block(table[position // BLOCK_TOKENS])[position % BLOCK_TOKENS] = content
+
+    def _digest(self, name: str, position: int) -> int:
+        digests = self._digests.setdefault(name, [])
+        while len(digests) <= position:
+            digests.append(hash((digests[-1] if digests else 0, self.token(name, len(digests)))))
+        return digests[position]
+
+    def _block(self, block_id: int) -> list[int]:
+        return self.slots.setdefault(block_id, [0] * BLOCK_TOKENS)

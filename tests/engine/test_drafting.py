@@ -1,0 +1,223 @@
+"""The draft model's part of a step, on vLLM's real scheduling: what is drafted on is there, and what is missing is known."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nightjar.policy.records import DrafterState, Mode, Settings, SettingsVersion, Table, TableRow
+
+pytest.importorskip("vllm")
+
+from vllm.v1.request import RequestStatus
+
+from nightjar.deployments.engine.draft_work import WORK_ATTRIBUTE
+from nightjar.deployments.engine.scheduler import SteeredAsyncScheduler, SteeredScheduler
+from tests.engine.draft_cache import VOCABULARY, DraftCache
+from tests.engine.scheduler_harness import make_request, make_scheduler
+
+MAXIMUM = 4
+UNLIMITED = 1 << 40
+BOTH = pytest.mark.parametrize(
+    ("scheduler_class", "in_flight"), [(SteeredScheduler, 1), (SteeredAsyncScheduler, 2)], ids=["sync", "async"]
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield tmp_path_factory.mktemp("model")
+
+
+def steer(scheduler: Any, mode: str, sequence: int, *, chunk_tokens: int | None = None, allowance: int = UNLIMITED) -> None:
+    row = TableRow(first_batch_size=1, last_batch_size=16, num_speculative_tokens=MAXIMUM)
+    refused = scheduler.nightjar.adopt(
+        Settings(
+            version=SettingsVersion(incarnation=1, sequence=sequence),
+            mode=Mode.parse(mode),
+            plan=Table(rows=(row,)),
+            allowed_num_speculative_tokens=tuple(range(MAXIMUM + 1)),
+            micro_restart_tokens=allowance,
+            catch_up_chunk_tokens=chunk_tokens,
+        )
+    )
+    assert refused == ""
+
+
+def start(scheduler_class: type[Any], folder: Path, **options: Any) -> DraftCache:
+    scheduler = make_scheduler(scheduler_class, folder, max_num_speculative_tokens=MAXIMUM, can_be_dormant=True, **options)
+    return DraftCache(scheduler)
+
+
+def run(cache: DraftCache, steps: int, in_flight: int = 1, accepted: int = 2) -> list[Any]:
+    queue, done = [], []
+    for _ in range(steps):
+        queue.append(cache.schedule())
+        if len(queue) == in_flight:
+            step = queue.pop(0)
+            cache.run(step, accepted, synchronous=in_flight == 1)
+            done.append(step.output)
+    for step in queue:
+        cache.run(step, accepted, synchronous=in_flight == 1)
+        done.append(step.output)
+    return done
+
+
+@BOTH
+def test_a_sleeping_drafter_is_asked_nothing_and_its_lag_is_what_was_generated(
+    scheduler_class: type[Any], in_flight: int, folder: Path
+) -> None:
+    cache = start(scheduler_class, folder)
+    for name in "ab":
+        cache.add(make_request(name, prompt=[ord(name)] * 20))
+    steer(cache.scheduler, "pin=2", 1)
+    run(cache, 4, in_flight)
+    steer(cache.scheduler, "off", 2)
+    outputs = run(cache, 6, in_flight)
+    assert not any(getattr(output, WORK_ATTRIBUTE).runs for output in outputs)
+    drafting, scheduler = cache.scheduler.nightjar.drafting, cache.scheduler
+    assert drafting.life.state is DrafterState.DORMANT
+    missing = sum(
+        request.num_computed_tokens
+        - cache.valid_tokens(name, scheduler.kv_cache_manager.get_block_ids(name)[0], request.num_computed_tokens)
+        for name, request in scheduler.requests.items()
+    )
+    assert drafting.lag(scheduler.requests.values())[0] == missing > 0
+
+
+@BOTH
+@pytest.mark.parametrize("chunk_tokens", [1, 3, 16, 1000])
+def test_a_restart_recomputes_what_is_missing_in_chunks_and_drafts_again(
+    scheduler_class: type[Any], in_flight: int, chunk_tokens: int, folder: Path
+) -> None:
+    cache = start(scheduler_class, folder)
+    for name in "abc":
+        cache.add(make_request(name, prompt=[ord(name)] * 5))
+    steer(cache.scheduler, "off", 1)
+    run(cache, 30, in_flight)
+    steer(cache.scheduler, "pin=3", 2, chunk_tokens=chunk_tokens)
+    outputs = run(cache, 130, in_flight)
+    chunks = [sum(len(portion.token_ids) for portion in getattr(output, WORK_ATTRIBUTE).recompute) for output in outputs]
+    assert 0 < max(chunks) <= chunk_tokens + 3
+    assert cache.scheduler.nightjar.drafting.life.state in {DrafterState.PROBING, DrafterState.ACTIVE}
+    assert outputs[-1].num_spec_tokens_to_schedule == 3
+    assert {len(drafts) for drafts in outputs[-1].scheduled_spec_decode_tokens.values()} == {3}
+
+
+def test_what_a_prompt_found_in_the_cache_is_missing_if_it_was_written_while_the_drafter_slept(folder: Path) -> None:
+    cache = start(SteeredScheduler, folder, prefix_caching=True)
+    prompt = list(range(40))
+    steer(cache.scheduler, "off", 1)
+    cache.add(make_request("writer", prompt=prompt))
+    run(cache, 3)
+    steer(cache.scheduler, "pin=2", 2, allowance=0)
+    cache.add(make_request("reader", prompt=prompt))
+    run(cache, 1)
+    lag = cache.scheduler.nightjar.drafting.ledger.lag(cache.scheduler.requests["reader"])
+    assert lag is not None
+    assert lag.valid_tokens == 0
+
+
+def test_what_a_prompt_found_in_the_cache_is_there_if_the_drafter_had_read_it(folder: Path) -> None:
+    cache = start(SteeredScheduler, folder, prefix_caching=True)
+    prompt = list(range(40))
+    steer(cache.scheduler, "pin=2", 1)
+    cache.add(make_request("writer", prompt=prompt))
+    run(cache, 3)
+    cache.add(make_request("reader", prompt=prompt))
+    (output,) = run(cache, 1)
+    assert output.scheduled_new_reqs[0].num_computed_tokens == 32
+    assert not cache.scheduler.nightjar.drafting.ledger.behind
+
+
+@BOTH
+def test_a_client_may_ask_for_fewer_draft_tokens_or_none(scheduler_class: type[Any], in_flight: int, folder: Path) -> None:
+    cache = start(scheduler_class, folder)
+    for name, most in (("all", None), ("one", 1), ("none", 0)):
+        extra = None if most is None else {"num_speculative_tokens": most}
+        cache.add(make_request(name, prompt=[7] * 9, extra_args=extra))
+    steer(cache.scheduler, "pin=3", 1)
+    last = run(cache, 8, in_flight)[-1]
+    assert {name: len(drafts) for name, drafts in last.scheduled_spec_decode_tokens.items()} == {"all": 3, "one": 1}
+
+
+def test_where_every_client_opted_out_the_drafter_sleeps(folder: Path) -> None:
+    cache = start(SteeredScheduler, folder)
+    cache.add(make_request("a", prompt=[7] * 9, extra_args={"num_speculative_tokens": 0}))
+    steer(cache.scheduler, "pin=3", 1)
+    outputs = run(cache, 5)
+    assert not any(getattr(output, WORK_ATTRIBUTE).runs for output in outputs)
+
+
+def test_off_schedules_what_an_engine_without_a_drafter_would(folder: Path) -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    def scheduled(scheduler: Any, cache: DraftCache | None) -> list[dict[str, int]]:
+        for index in range(6):
+            request = make_request(f"r{index}", prompt_tokens=45)
+            (scheduler if cache is None else cache).add_request(request) if cache is None else cache.add(request)
+        if cache is not None:
+            return [dict(output.num_scheduled_tokens) for output in run(cache, 12)]
+        from tests.engine.scheduler_harness import run_steps
+
+        scheduler.vllm_config.speculative_config = None
+        scheduler.num_spec_tokens = scheduler.num_lookahead_tokens = 0
+        scheduler.dynamic_sd_lookup = None
+        return [dict(output.num_scheduled_tokens) for output in run_steps(scheduler, 12)]
+
+    options: dict[str, Any] = {"max_num_batched_tokens": 64, "num_blocks": 25}
+    cache = start(SteeredScheduler, folder, **options)
+    steer(cache.scheduler, "off", 1)
+    ours = scheduled(cache.scheduler, cache)
+    plain = scheduled(make_scheduler(Scheduler, folder, max_num_speculative_tokens=MAXIMUM, **options), None)
+    assert ours == plain
+    assert cache.scheduler.num_lookahead_tokens == 0
+
+
+@BOTH
+def test_look_ahead_slots_follow_the_chosen_length(scheduler_class: type[Any], in_flight: int, folder: Path) -> None:
+    cache = start(scheduler_class, folder)
+    cache.add(make_request("a", prompt=[7] * 9))
+    for sequence, length in enumerate((4, 1, 0, 3), start=1):
+        steer(cache.scheduler, f"pin={length}", sequence)
+        run(cache, 3, in_flight)
+        assert cache.scheduler.num_lookahead_tokens == length
+
+
+@BOTH
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 1 << 32))
+def test_no_draft_is_ever_made_on_missing_kv_whatever_comes_and_goes(
+    scheduler_class: type[Any], in_flight: int, seed: int, folder: Path
+) -> None:
+    rng = random.Random(seed)
+    cache = start(
+        scheduler_class,
+        folder,
+        prefix_caching=True,
+        num_blocks=rng.choice((14, 30, 200)),
+        max_num_batched_tokens=rng.choice((32, 256)),
+        max_model_len=128,
+    )
+    scheduler = cache.scheduler
+    prefixes = [[rng.randrange(VOCABULARY) for _ in range(48)] for _ in range(2)]
+    queue: list[Any] = []
+    for step in range(1, 60):
+        if rng.random() < 0.3:
+            chunk = rng.choice((None, 1, 4, 20))
+            steer(scheduler, rng.choice(("off", "off", "pin=1", "pin=4")), step, chunk_tokens=chunk)
+        if rng.random() < 0.25:
+            prompt = prefixes[rng.randrange(2)][: rng.randrange(1, 48)] + [rng.randrange(VOCABULARY) for _ in range(4)]
+            cache.add(make_request(f"r{step}", prompt=prompt, max_tokens=rng.randrange(1, 60)))
+        if rng.random() < 0.05 and scheduler.requests:
+            scheduler.finish_requests(rng.choice(list(scheduler.requests)), RequestStatus.FINISHED_ABORTED)
+        queue.append(cache.schedule())
+        if len(queue) == in_flight:
+            cache.run(queue.pop(0), rng.randrange(MAXIMUM + 1), synchronous=in_flight == 1)
