@@ -1,8 +1,8 @@
 """What one engine step asks of the draft model, decided by the scheduler and shipped to the workers with the step.
 
-It travels as an attribute of vLLM's SchedulerOutput, so that it arrives with the step that it belongs to and every tensor-parallel
-rank does the same. Token ids come along, because under async scheduling a worker's own copy holds placeholders. A step without
-this attribute (vLLM's warm-up, a scheduler that failed open) drafts as vLLM would.
+Work and memory moves travel as attributes of vLLM's SchedulerOutput, so that they arrive with the step that they belong to and
+every tensor-parallel rank does the same. Token ids come along, because under async scheduling a worker's own copy holds
+placeholders. A step without any (vLLM's warm-up, a scheduler that failed open) drafts as vLLM would.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 WORK_ATTRIBUTE: Final = "nightjar_draft_work"
+MEMORY_ATTRIBUTE: Final = "nightjar_draft_memory"
 
 
 class MemoryMove(IntEnum):

@@ -13,20 +13,23 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
+from vllm.compilation.backends import set_model_tag
 from vllm.config import CUDAGraphMode
 from vllm.forward_context import set_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
-from nightjar.deployments.engine.draft_work import DraftWork, Recompute
+from nightjar.deployments.engine.draft_work import SLEEP, DraftWork, Recompute
+from nightjar.deployments.engine.memory.interface import DraftMemory, OffloadUnsupportedError
 
 
 class SteeredDraftModelProposer(DraftModelProposer):
     """For `model_runner.drafter`. `work` is set before each step."""
 
-    def __init__(self, vllm_config: Any, device: torch.device, runner: Any) -> None:
+    def __init__(self, vllm_config: Any, device: torch.device, runner: Any, memory: DraftMemory | None = None) -> None:
         super().__init__(vllm_config, device, runner)
         self.runner = runner
+        self.memory = memory
         self.work: DraftWork | None = None
         self.forwards = 0
 
@@ -43,7 +46,7 @@ class SteeredDraftModelProposer(DraftModelProposer):
         **kwargs: Any,
     ) -> torch.Tensor:
         """As vLLM's (0.32, SpecDecodeBaseProposer.propose): token ids of shape [batch, K]; a sleeping drafter gives [batch, 0]."""
-        work = self.work
+        work = SLEEP if self.memory is not None and self.memory.is_offloaded else self.work
         if work is not None and work.recompute:
             self._recompute(work.recompute, target_token_ids, common_attn_metadata)
         if work is not None and not work.runs:
@@ -61,6 +64,16 @@ class SteeredDraftModelProposer(DraftModelProposer):
             *args,
             **kwargs,
         )
+
+    def _get_model(self) -> torch.nn.Module:
+        """As vLLM's, through the memory that can take the weights away again where there is one."""
+        if self.memory is None:
+            return super()._get_model()
+        with set_model_tag("draft_model"):
+            model: torch.nn.Module = self.memory.load_model(self._create_draft_vllm_config(), prefix="draft_model")
+        if self.memory.why_not:
+            raise OffloadUnsupportedError(f"draft_offload: {self.memory.why_not}; set draft_offload: never to serve without it")
+        return model
 
     def _recompute(self, portions: Sequence[Recompute], target_token_ids: torch.Tensor, metadata: CommonAttentionMetadata) -> None:
         """Read what was missed, in as many forwards as the drafter's buffers need (one, unless a chunk is larger than a batch)."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nightjar.deployments.engine.catch_up_plan import Candidate, Portion, expected_tokens, plan_catch_up
+from nightjar.deployments.engine.draft_lending import DraftLending
 from nightjar.deployments.engine.draft_work import RUN, SLEEP, WORK_ATTRIBUTE, DraftWork, Recompute
 from nightjar.deployments.engine.lag_ledger import LagLedger, known_tokens
 from nightjar.policy.drafter_life import DrafterLife, Order
@@ -21,9 +22,10 @@ from nightjar.policy.records import DrafterCounters, DrafterState
 class Drafting:
     """One engine's draft model, as its scheduler sees it."""
 
-    def __init__(self, life: DrafterLife, ledger: LagLedger) -> None:
+    def __init__(self, life: DrafterLife, ledger: LagLedger, lending: DraftLending | None = None) -> None:
         self.life = life
         self.ledger = ledger
+        self.lending = lending
         self.recomputed_tokens = 0
 
     def enter(self, scheduler_output: Any, requests: Mapping[str, Any]) -> None:
@@ -85,13 +87,26 @@ class Drafting:
 
     def counters(self, lag_tokens: int, now_s: float) -> DrafterCounters:
         """What the drafter's life did so far."""
-        life = self.life
-        return DrafterCounters(
+        life, lending = self.life, self.lending
+        counters = DrafterCounters(
             lag_tokens=lag_tokens,
             recomputed_tokens=self.recomputed_tokens,
             micro_restarts=life.micro_restarts,
             probes=life.probes,
             reason=life.reason(now_s),
+        )
+        if lending is None:
+            return counters
+        return counters.model_copy(
+            update={
+                "offloads": lending.offloads,
+                "reloads": lending.reloads,
+                "moved_bytes": lending.moved_bytes,
+                "moving_seconds": lending.moving_seconds,
+                "borrowed_blocks": lending.pool.borrowed_blocks_in_use,
+                "relocated_blocks": lending.pool.relocated_blocks,
+                "preempted_requests": lending.pool.preempted_requests,
+            }
         )
 
     def rows_without_drafts(self, requests: Mapping[str, Any]) -> list[str]:

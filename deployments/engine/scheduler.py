@@ -24,8 +24,11 @@ from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request
 
 from nightjar.deployments.engine.control import register_control_method
+from nightjar.deployments.engine.draft_lending import DraftLending
 from nightjar.deployments.engine.drafting import Drafting
+from nightjar.deployments.engine.kv_pool import ElasticKVPool
 from nightjar.deployments.engine.lag_ledger import LagLedger
+from nightjar.deployments.engine.offload_config import OffloadConfig
 from nightjar.deployments.engine.process_guard import end_with_replica
 from nightjar.deployments.engine.step_loop import StepLoop
 from nightjar.policy.drafter_life import DrafterLife
@@ -59,6 +62,7 @@ class SteeredScheduler(Scheduler):
             engine_id=engine_id,
             drafting=None if why_kept_in_sync(config, self.kv_cache_config) else self._drafting(engine_id),
         )
+        self._lending = None if self.nightjar.drafting is None else self.nightjar.drafting.lending
         self._most_lookahead_tokens = config.num_lookahead_tokens
         self._with_drafter = config
         self._without_drafter = copy.copy(config)
@@ -74,6 +78,24 @@ class SteeredScheduler(Scheduler):
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """As vLLM's, with look-ahead slots for as many drafts as the step may make; without any, as an engine without a drafter."""
+        lending = self._lending
+        if lending is None:
+            return self._schedule(*args, **kwargs)
+        now_s = self.nightjar.clock()
+        pool = self.kv_cache_manager.block_pool
+        lending.before_schedule(
+            self.running,
+            free_share=pool.get_num_free_blocks() / pool.num_gpu_blocks,
+            num_waiting=self.get_request_counts()[1],
+            may_move=self._may_move,
+            preempt=self._preempt,
+            now_s=now_s,
+        )
+        output = self._schedule(*args, **kwargs)
+        lending.after_schedule(output, now_s)
+        return output
+
+    def _schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         most = self.nightjar.most_drafts(len(self.running))
         if most is None:
             self.num_lookahead_tokens = self._most_lookahead_tokens
@@ -98,6 +120,8 @@ class SteeredScheduler(Scheduler):
         verified = self.nightjar.verified(scheduler_output, model_runner_output, self.requests)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         self.nightjar.after_step(scheduler_output, model_runner_output, verified)
+        if self._lending is not None:
+            self._lending.step_done(scheduler_output, self.nightjar.clock())
         return outputs
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
@@ -114,6 +138,15 @@ class SteeredScheduler(Scheduler):
             if len(request.spec_token_ids) > most:
                 request.spec_token_ids = request.spec_token_ids[:most]
 
+    @staticmethod
+    def _may_move(request: Request) -> bool:
+        """Whether the request's row can be rewritten: with output in flight its newest token has no id yet."""
+        return bool(request.num_in_flight_tokens == 0)
+
+    def _preempt(self, request: Request) -> None:
+        self.running.remove(request)
+        self._preempt_request(request, time.monotonic())
+
     def _drafting(self, engine_id: str) -> Drafting:
         (manager,) = self.kv_cache_manager.coordinator.single_type_managers
         ledger = LagLedger(
@@ -121,7 +154,16 @@ class SteeredScheduler(Scheduler):
             block_size=manager.block_size,
             blocks=lambda request_id: manager.req_to_blocks.get(request_id, ()),
         )
-        return Drafting(DrafterLife(can_be_dormant=True, first_wish_id=1 + int(engine_id[:12], 16)), ledger)
+        life = DrafterLife(can_be_dormant=True, first_wish_id=1 + int(engine_id[:12], 16))
+        offload = OffloadConfig.of(self.vllm_config)
+        if offload is None:
+            return Drafting(life, ledger)
+        pool = ElasticKVPool(
+            self.kv_cache_manager,
+            len(self.kv_cache_manager.block_pool.blocks) - offload.base_blocks_of(self.kv_cache_config),
+            on_move=ledger.copied,
+        )
+        return Drafting(life, ledger, DraftLending(life, ledger, pool, offload.draft_weight_bytes))
 
 
 class SteeredAsyncScheduler(SteeredScheduler, AsyncScheduler):

@@ -14,15 +14,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import structlog
 import torch
 from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.sample import rejection_sampler
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
 
-from nightjar.deployments.engine.draft_work import WORK_ATTRIBUTE
+from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, WORK_ATTRIBUTE, MemoryMove
 from nightjar.deployments.engine.drafter import SteeredDraftModelProposer
+from nightjar.deployments.engine.memory.cpu import CPUDraftMemory
+from nightjar.deployments.engine.memory.cuda import CUDADraftMemory
+from nightjar.deployments.engine.memory.interface import DraftMemory, KVCache
+from nightjar.deployments.engine.offload_config import DRAFT_LAYER_PREFIX, BlockBytes, OffloadConfig, layers_of
 from nightjar.deployments.engine.process_guard import end_with_replica
+
+log = structlog.get_logger(__name__)
 
 
 class SteeredGPUWorker(Worker):
@@ -31,14 +39,64 @@ class SteeredGPUWorker(Worker):
     def init_device(self) -> None:
         """As vLLM's, then put our drafter in place of a draft model's and bind this process to its engine core and replica."""
         super().init_device()
-        self.nightjar_drafter = install_drafter(self.model_runner)
+        self.offload = OffloadConfig.of(self.vllm_config)
+        self.draft_memory = None if self.offload is None else self.make_draft_memory()
+        self.nightjar_drafter = install_drafter(self.model_runner, self.draft_memory)
         end_with_replica(and_parent=True)
 
+    def make_draft_memory(self) -> DraftMemory:
+        """The draft's memory on this worker's device."""
+        return CUDADraftMemory()
+
+    def determine_available_memory(self) -> int:
+        """As vLLM's, and so many bytes more as the KV blocks plan for that the draft's memory will hold while it is offloaded."""
+        available_bytes: int = super().determine_available_memory()
+        if self.offload is None:
+            return available_bytes
+        specs = self.get_kv_cache_spec()
+        sizes = BlockBytes.of((name, spec.page_size_bytes) for name, spec in specs.items())
+        return self.offload.planned_bytes(available_bytes, sizes)
+
+    def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
+        """As vLLM's, then give back the memory of the blocks that the draft lends only once it is offloaded."""
+        super().initialize_from_config(kv_cache_config)
+        if self.offload is None or self.draft_memory is None:
+            return
+        context = self.vllm_config.compilation_config.static_forward_context
+        names = [name for name, _ in layers_of(kv_cache_config)]
+        self.num_blocks = kv_cache_config.num_blocks
+        self.base_blocks = self.offload.base_blocks_of(kv_cache_config)
+        self.draft_memory.bind_kv_cache(
+            KVCache(
+                layers={name: context[name].kv_cache for name in names},
+                draft_layers=frozenset(name for name in names if name.startswith(DRAFT_LAYER_PREFIX)),
+                num_blocks=self.num_blocks,
+                num_base_blocks=self.base_blocks,
+            )
+        )
+        self.draft_memory.release_kv(self.base_blocks, self.num_blocks)
+
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
-        """As vLLM's, after handing the step's orders to the drafter."""
+        """As vLLM's, after carrying out the step's orders for the drafter's memory and handing it those for its work."""
         if self.nightjar_drafter is not None:
+            self.move_draft(getattr(scheduler_output, MEMORY_ATTRIBUTE, MemoryMove.NONE))
             self.nightjar_drafter.work = getattr(scheduler_output, WORK_ATTRIBUTE, None)
         return super().execute_model(scheduler_output)
+
+    def move_draft(self, move: MemoryMove) -> None:
+        """Take the draft's memory and give it to the lent blocks, or the other way round."""
+        memory = self.draft_memory
+        if memory is None or move == MemoryMove.NONE:
+            return
+        if move == MemoryMove.OFFLOAD:
+            moved = memory.offload()
+            memory.release_kv(0, self.base_blocks, "draft")
+            memory.restore_kv(self.base_blocks, self.num_blocks)
+        else:
+            memory.release_kv(self.base_blocks, self.num_blocks)
+            memory.restore_kv(0, self.base_blocks, "draft")
+            moved = memory.reload()
+        log.info("draft_memory_moved", move=MemoryMove(move).name.lower(), bytes=moved.num_bytes, seconds=round(moved.seconds, 3))
 
 
 class SteeredCPUWorker(SteeredGPUWorker, CPUWorker):
@@ -49,13 +107,17 @@ class SteeredCPUWorker(SteeredGPUWorker, CPUWorker):
         super().init_device()
         rejection_sampler.expand_batch_to_tokens = expand_batch_to_tokens
 
+    def make_draft_memory(self) -> DraftMemory:
+        """The draft's memory is the host's."""
+        return CPUDraftMemory()
 
-def install_drafter(runner: Any) -> SteeredDraftModelProposer | None:
+
+def install_drafter(runner: Any, memory: DraftMemory | None) -> SteeredDraftModelProposer | None:
     """Replace the runner's separate draft model, before it loads; None where there is none that can sleep."""
     speculative = runner.speculative_config
     if speculative is None or not speculative.uses_draft_model() or speculative.parallel_drafting:
         return None
-    drafter = runner.drafter = SteeredDraftModelProposer(runner.vllm_config, runner.device, runner)
+    drafter = runner.drafter = SteeredDraftModelProposer(runner.vllm_config, runner.device, runner, memory)
     if runner.effective_drafter_max_model_len >= runner.max_model_len:
         runner._input_fits_in_drafter = lambda common_attn_metadata: common_attn_metadata is not None
     return drafter

@@ -1,0 +1,214 @@
+"""A draft's memory on CPU: weights return from their own checkpoint, KV pages from the operating system.
+
+vLLM packs each linear weight into a oneDNN handler behind the closure `layer.cpu_linear` and empties `layer.weight`, so nothing
+of the original is left in the process. Any copy kept aside would be paid for while the draft runs: anonymous memory openly, a
+file on tmpfs (which /tmp often is in a container) just the same, a file on disk by a second set of cached pages beside the
+checkpoint's own, and it is no faster to read. So none is kept. A reload fills the very parameters that the load filled, with the
+same loader, and packs them again with vLLM's `process_weights_after_loading`: as exact as a load. Its price: the checkpoint must
+still be there and unchanged, and where memory was short the kernel may have dropped its pages, so that they come from disk.
+
+Only drafts whose every layer is unquantised are offloaded, since for others vLLM does not promise that packing works twice.
+What is freed is more than `weight_bytes`: oneDNN's packed copy goes, and the embedding beside it. `malloc_trim` hands freed memory
+on to the kernel; under another allocator than glibc's (tcmalloc preloaded) that is up to its own settings.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Final, NoReturn
+
+import torch
+from vllm.config import set_current_vllm_config
+from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
+from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+from vllm.model_executor.model_loader import get_model_loader
+from vllm.model_executor.model_loader.utils import process_weights_after_loading
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+from nightjar.deployments.engine.memory.interface import KVCache, Layers, Moved, OffloadUnsupportedError
+from nightjar.deployments.engine.memory.kv_ranges import ByteRange, block_bytes, num_bytes, whole_pages
+
+PAGE_BYTES: Final = os.sysconf("SC_PAGESIZE")
+_MADV_DONTNEED: Final = 4
+_PACKS_TWICE: Final = (UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """A parameter's place in the model as it was between loading and packing; tied places hold the same parameter."""
+
+    module: Any
+    name: str
+    parameter: Any
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class CPUDraftMemory:
+    """`DraftMemory` on CPU."""
+
+    def __init__(self) -> None:
+        self.is_offloaded = False
+        self.why_not = "no draft is loaded"
+        self.weight_bytes = 0
+        self._model: Any = None
+        self._vllm_config: Any = None
+        self._load_config: Any = None
+        self._slots: tuple[_Slot, ...] = ()
+        self._kv_cache: KVCache | None = None
+
+    def load_model(self, vllm_config: Any, *, prefix: str = "", load_config: Any = None) -> Any:
+        """As `DraftMemory`."""
+        self._vllm_config = vllm_config
+        self._load_config = load_config or vllm_config.load_config
+        loader = get_model_loader(self._load_config)
+        load_weights = loader.load_weights
+
+        def load_weights_and_note_parameters(model: Any, model_config: Any) -> None:
+            load_weights(model, model_config)
+            self._slots = _slots(model)
+
+        # On this one loader: after load_weights and before packing is the only moment at which every parameter is there.
+        loader.load_weights = load_weights_and_note_parameters
+        self._model = loader.load_model(vllm_config=vllm_config, model_config=vllm_config.model_config, prefix=prefix)
+        self.weight_bytes = sum(slot.dtype.itemsize * _numel(slot) for slot in _once_each(self._slots))
+        self.why_not = _why_not(self._model, self._slots, type(loader).__name__)
+        if self.why_not:
+            self._slots = ()
+        self._drop_what_was_packed()
+        return self._model
+
+    def bind_kv_cache(self, kv_cache: KVCache) -> None:
+        """As `DraftMemory`."""
+        self._kv_cache = kv_cache
+
+    def offload(self) -> Moved:
+        """As `DraftMemory`."""
+        if self.why_not:
+            raise OffloadUnsupportedError(self.why_not)
+        if self.is_offloaded:
+            return Moved(0, 0.0)
+        started_s = time.perf_counter()
+        self.is_offloaded = True
+        self._drop()
+        return Moved(self.weight_bytes, time.perf_counter() - started_s)
+
+    def reload(self) -> Moved:
+        """As `DraftMemory`."""
+        if not self.is_offloaded:
+            return Moved(0, 0.0)
+        started_s = time.perf_counter()
+        try:
+            self._load_again()
+        except BaseException:
+            self._drop()
+            raise
+        self.is_offloaded = False
+        return Moved(self.weight_bytes, time.perf_counter() - started_s)
+
+    def release_kv(self, first_block: int, last_block_exclusive: int, layers: Layers = "all") -> int:
+        """As `DraftMemory`; the pages read as zeros, and take memory again as soon as they are written."""
+        if self._kv_cache is None:
+            raise OffloadUnsupportedError("no KV cache is bound")
+        pages = whole_pages(block_bytes(self._kv_cache, first_block, last_block_exclusive, layers), PAGE_BYTES)
+        for page_range in pages:
+            _return_pages(page_range)
+        return num_bytes(pages)
+
+    def restore_kv(self, first_block: int, last_block_exclusive: int, layers: Layers = "all") -> int:  # noqa: ARG002 - as the protocol
+        """As `DraftMemory`. Nothing to do: the kernel hands out zeroed pages on the first write."""
+        return 0
+
+    def _drop(self) -> None:
+        for module in self._model.modules():
+            if hasattr(module, "cpu_linear"):
+                module.cpu_linear = _run_while_offloaded
+        for parameter in (*self._model.parameters(), *(slot.parameter for slot in self._slots)):
+            _empty(parameter)
+        _trim_heap()
+
+    def _load_again(self) -> None:
+        config = self._vllm_config
+        with _as_at_load(config):
+            for slot in self._slots:
+                slot.module.register_parameter(slot.name, slot.parameter)
+            for slot in _once_each(self._slots):
+                slot.parameter.data = torch.empty(slot.shape, dtype=slot.dtype)
+            get_model_loader(self._load_config).load_weights(self._model, config.model_config)
+            process_weights_after_loading(self._model, config.model_config, torch.device("cpu"))
+        self._drop_what_was_packed()
+
+    def _drop_what_was_packed(self) -> None:
+        """Packing leaves the model an empty parameter in a slot's place; the slot alone would keep the original's data."""
+        in_use = {id(parameter) for parameter in self._model.parameters()}
+        for slot in self._slots:
+            if id(slot.parameter) not in in_use:
+                _empty(slot.parameter)
+        _trim_heap()
+
+
+def _slots(model: Any) -> tuple[_Slot, ...]:
+    return tuple(
+        _Slot(module, name, parameter, tuple(parameter.shape), parameter.dtype)
+        for module in model.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+    )
+
+
+def _once_each(slots: tuple[_Slot, ...]) -> tuple[_Slot, ...]:
+    return tuple({id(slot.parameter): slot for slot in slots}.values())
+
+
+def _numel(slot: _Slot) -> int:
+    return prod(slot.shape)
+
+
+def _why_not(model: Any, slots: tuple[_Slot, ...], loader: str) -> str:
+    if not slots:
+        return f"{loader} does not load weights the way that a reload repeats"
+    for name, module in model.named_modules():
+        method = getattr(module, "quant_method", None)
+        if isinstance(method, QuantizeMethodBase) and type(method) not in _PACKS_TWICE:
+            return f"layer {name} is quantised ({type(method).__name__})"
+    return ""
+
+
+def _empty(parameter: Any) -> None:
+    parameter.data = torch.empty(0, dtype=parameter.dtype)
+
+
+@contextmanager
+def _as_at_load(config: Any) -> Iterator[None]:
+    """The surroundings of vLLM's `load_model`, also where the call comes from inside a step."""
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        set_current_vllm_config(config),
+        set_default_torch_dtype(config.model_config.dtype),
+    ):
+        yield
+
+
+def _run_while_offloaded(*_: object) -> NoReturn:
+    raise RuntimeError("the draft was run while it is offloaded")
+
+
+def _return_pages(pages: ByteRange) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.madvise(ctypes.c_void_p(pages.start), ctypes.c_size_t(pages.end - pages.start), _MADV_DONTNEED):
+        error = ctypes.get_errno()
+        raise OSError(error, f"madvise: {os.strerror(error)}")
+
+
+def _trim_heap() -> None:
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

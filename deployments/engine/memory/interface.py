@@ -1,0 +1,94 @@
+"""The memory of a draft model that sleeps, behind one interface, so that the worker need not know which device it runs on.
+
+While the draft is offloaded its weights and its layers' KV are bytes that requests could use. An implementation moves the weights
+out and back, and returns pages of the KV cache to whom they came from (the operating system, or the GPU's free memory). It
+decides nothing: that no step runs the draft in between, and that no request owns a released block, is the caller's promise.
+
+Fails open: a draft that cannot be offloaded is loaded all the same, and `why_not` says why in one line. Fails safely: a reload
+that breaks off leaves the draft offloaded, never half there, and the error reaches the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+Layers = Literal["all", "target", "draft"]
+"""Whose KV: "draft" may go from any block, while the target still uses it; the others only from blocks that no request owns.
+
+An offloaded draft lends the target blocks of which it has no share itself: `release_kv(0, base, "draft")`, then
+`restore_kv(base, end, "target")`; and back: `release_kv(base, end, "target")`, then `restore_kv(0, base, "draft")`.
+"""
+
+
+class OffloadUnsupportedError(RuntimeError):
+    """This draft, layout or platform cannot give its memory back; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What one offload or reload moved, timed until the memory was free or the weights usable. Zeros: nothing was to do."""
+
+    num_bytes: int
+    """Of weights as loaded. What the device got back is no less, on CPU about twice that (see cpu.py)."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class KVCache:
+    """The KV cache as vLLM allocated it: one view per layer, whose first dimension counts blocks."""
+
+    layers: Mapping[str, Any]
+    """Tensors by layer name. A block of the scheduler may be several rows of a view (vLLM's kernel blocks)."""
+    draft_layers: frozenset[str]
+    num_blocks: int
+    """In the scheduler's count, withheld ones too."""
+    num_base_blocks: int
+    """Blocks from this one on may be released whole; below it only the draft's share of a block."""
+
+
+class DraftMemory(Protocol):
+    """A draft model's memory on one device. Not thread-safe: every call comes between two steps."""
+
+    @property
+    def why_not(self) -> str:
+        """Why `offload` would raise; empty where it works. Known once the model is loaded."""
+        ...
+
+    @property
+    def is_offloaded(self) -> bool:
+        """The model cannot run now."""
+        ...
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of this rank's weights as loaded, shared ones counted once."""
+        ...
+
+    def load_model(self, vllm_config: Any, *, prefix: str = "", load_config: Any = None) -> Any:
+        """Load the draft as vLLM's `get_model` does, once, and remember what a later offload needs."""
+        ...
+
+    def bind_kv_cache(self, kv_cache: KVCache) -> None:
+        """Take note of the KV cache, before any block of it is used. Its content is zeros afterwards, as before."""
+        ...
+
+    def offload(self) -> Moved:
+        """Give the weights' memory back. Does nothing where that was done; raises `OffloadUnsupportedError`."""
+        ...
+
+    def reload(self) -> Moved:
+        """Bring the weights back, bit for bit. Does nothing where they are there."""
+        ...
+
+    def release_kv(self, first_block: int, last_block_exclusive: int, layers: Layers = "all") -> int:
+        """Give back the memory of a range of blocks, whose content is lost; returns the bytes.
+
+        Only memory that lies whole inside the range goes, so the bytes may be fewer than the blocks' own.
+        """
+        ...
+
+    def restore_kv(self, first_block: int, last_block_exclusive: int, layers: Layers = "all") -> int:
+        """Make a range of blocks usable again, as zeros; returns the bytes that had to be taken at once."""
+        ...
