@@ -64,6 +64,7 @@ class ReplicaIdentity:
     group: GroupKey
     serving_plainly: str = ""  # why this engine is not steered, empty if it is
     only_observing: bool = False  # started in shadow: the engine's arguments are the user's, so its K must not be touched
+    notice: str = ""  # what an operator should know of this engine
 
 
 class Failures:
@@ -100,7 +101,7 @@ class ReplicaAgent:
         self._policy = policy
         self._identity = identity
         self._local_mode: Mode | None = Mode(kind="shadow") if identity.only_observing else None
-        self._notice = ONLY_OBSERVING if identity.only_observing else ""
+        self._refused_mode = ""
         self._woken = asyncio.Event()
         self._settings: Settings | None = None
         self._settings_heard_s = 0.0
@@ -126,10 +127,8 @@ class ReplicaAgent:
 
         `error` says why a wanted mode could not be taken; it is shown with the reports. An engine that only observes stays so.
         """
-        if self._identity.only_observing:
-            self._notice = f"{error}; {ONLY_OBSERVING}" if error else ONLY_OBSERVING
-        else:
-            self._notice = error
+        self._refused_mode = error
+        if not self._identity.only_observing:
             self._local_mode = mode
         self._woken.set()
 
@@ -185,6 +184,7 @@ class ReplicaAgent:
 
     def _report(self, snapshot: EngineSnapshot) -> None:
         identity = self._identity
+        notices = (self._refused_mode, ONLY_OBSERVING if identity.only_observing else "", identity.notice)
         self._report_number += 1
         report = LoadReport(
             replica_id=identity.replica_id,
@@ -196,7 +196,7 @@ class ReplicaAgent:
             snapshot=snapshot,
             serving_plainly=identity.serving_plainly,
             local_mode=self._local_mode,
-            notice=self._notice[:1024],
+            notice="; ".join(part for part in notices if part)[:1024],
         )
         self._reported = snapshot.settings_version
         self._exchange_started_s = self._now_s()

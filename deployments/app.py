@@ -29,6 +29,7 @@ from ray.serve import Application, Deployment
 from nightjar.deployments.engine_watch import HUNG_AFTER_S
 from nightjar.deployments.models import ModelError, resolve_model
 from nightjar.deployments.replica import LLMReplica, ModelToServe, parse_local_mode
+from nightjar.policy.settings import DraftOffload
 
 DEPLOYMENT_NAME: Final = "LLM"
 ASSUMED_MAX_NUM_SEQS: Final = 1024
@@ -68,6 +69,13 @@ class LLMConfig(BaseModel):
     longest step, which is a long prefill (tens of seconds on a CPU). Nightjar's own; ray.serve.llm has no such field.
     """
 
+    draft_offload: DraftOffload = "never"
+    """Whether this engine plans its KV blocks so that a sleeping draft model's memory can be lent to requests.
+
+    `under_memory_pressure`: the policy's setting of the same name then says whether and when. At start the engine shortly needs
+    memory for all blocks together. Default never. Nightjar's own; ray.serve.llm has no such field.
+    """
+
     @property
     def model_source(self) -> str:
         """What to load: a folder of NIGHTJAR_MODELS, a path or a hub name."""
@@ -101,6 +109,7 @@ def deploy(config: LLMConfig, replica_class: type) -> Application:
         cores=max(int(options["ray_actor_options"]["num_cpus"] or 1), 1),
         starts_in_mode=str(mode) if (mode := parse_local_mode(options.get("user_config"))) else "",
         hung_after_s=config.hung_after_s,
+        draft_offload=config.draft_offload,
     )
     application: Application = deployment.bind(model)
     return application

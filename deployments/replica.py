@@ -26,6 +26,7 @@ from nightjar.deployments.engine_watch import HUNG_AFTER_S, EngineHungError, Eng
 from nightjar.deployments.models import resolve_model
 from nightjar.policy.modes import ModeOverride, effective_mode
 from nightjar.policy.records import Counters, EngineCommand, EngineLoad, EngineSnapshot, Mode
+from nightjar.policy.settings import DraftOffload
 from nightjar.policy.status import FleetStatus
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class ModelToServe:
     draft_source: str
     engine_kwargs: Mapping[str, Any]
     cores: int
+    draft_offload: DraftOffload = "never"
     starts_in_mode: str = ""  # the kill switch as `args` set it
     hung_after_s: float = HUNG_AFTER_S
 
@@ -104,6 +106,7 @@ class LLMReplica:
             models_are_local=all(path.startswith("/") for path in (target, draft) if path),
             local_rank=context.rank.local_rank,
             cores_per_engine=model.cores,
+            draft_offload=model.draft_offload,
         )
         self._server: OpenAIServer = await start_openai_server(
             request, wants_shadow=lambda: self._wants_shadow(model.starts_in_mode), missing_hooks=self.missing_hooks()
@@ -117,6 +120,7 @@ class LLMReplica:
             group=self._server.group,
             serving_plainly=arguments.serving_plainly,
             only_observing=arguments.only_observing,
+            notice=arguments.notice,
         )
         engine = PlainEngine(self._server) if arguments.serving_plainly else SteeredEngine(self._server)
         self._watch = EngineWatch(hung_after_s=model.hung_after_s, counts_steps=not arguments.serving_plainly)

@@ -23,6 +23,7 @@ from nightjar.policy.records import (
 )
 from nightjar.policy.switch_cost import MAX_SWITCH_COST_ROWS, PAPER_SWITCH_COST, check_rows
 
+DraftOffload = Literal["never", "under_memory_pressure"]
 PlannerName = Literal["off", "fixed", "schedule", "nightjar", "fleet"]
 
 
@@ -130,10 +131,11 @@ class OperatorSettings(BaseModel):
         description="Share by which catching up may make one engine step longer: it bounds the tokens recomputed in a step. "
         "Higher restarts sooner and slows requests in flight more.",
     )
-    offload: Literal["never", "auto"] = Field(
+    draft_offload: DraftOffload = Field(
         default="never",
-        description="Whether dormant draft weights may move to host memory when KV blocks run out. never, because bringing them "
-        "back takes seconds: a choice for engines that are short of memory for long.",
+        description="Whether dormant draft weights may move to host memory when KV blocks run out, and the KV cache grow by "
+        "what they held. never, because bringing them back takes seconds: a choice for engines that are short of memory for long. Engines "
+        "obey that were started with it (draft_offload in their llm_configs entry), since they plan their blocks for it.",
     )
     offload_below_free_share: Annotated[float, Field(ge=0.0, le=0.9)] = Field(
         default=0.1,
@@ -177,7 +179,7 @@ class OperatorSettings(BaseModel):
 
     def offload_rules(self) -> OffloadRules | None:
         """When weights may leave the accelerator and come back; None where they never may."""
-        if self.offload == "never":
+        if self.draft_offload == "never":
             return None
         return OffloadRules(
             free_share_below=self.offload_below_free_share,

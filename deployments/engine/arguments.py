@@ -11,12 +11,17 @@ ready to be steered at once: in shadow its K is the user's all the same.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
+from nightjar.deployments.engine.offload_config import OffloadConfig
 from nightjar.policy.records import MAX_BATCH_SIZE, MAX_NUM_SPECULATIVE_TOKENS
+from nightjar.policy.settings import DraftOffload
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -24,6 +29,9 @@ if TYPE_CHECKING:
 SCHEDULER: Final = "nightjar.deployments.engine.scheduler.SteeredScheduler"
 ASYNC_SCHEDULER: Final = "nightjar.deployments.engine.scheduler.SteeredAsyncScheduler"
 CPU_WORKER: Final = "nightjar.deployments.engine.worker.SteeredCPUWorker"
+GPU_WORKER: Final = "nightjar.deployments.engine.worker.SteeredGPUWorker"
+CUDA_OFFLOAD_VARIABLE: Final = "NIGHTJAR_CUDA_OFFLOAD"
+"""Set to 1 to try what has never run on a GPU."""
 
 SEPARATE_DRAFT_MODEL: Final = "draft_model"
 STEERABLE_DRAFTERS: Final = frozenset({SEPARATE_DRAFT_MODEL, "ngram", "eagle", "eagle3", "mtp"})
@@ -42,6 +50,9 @@ class EngineFacts:
     max_num_speculative_tokens: int = 0
     pipeline_parallel_size: int = 1
     data_parallel_size: int = 1
+    runner_is_v1: bool = True
+    offload: OffloadConfig | None = None
+    why_no_offload: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +64,13 @@ class EngineArguments:
     max_num_speculative_tokens: int
     serving_plainly: str = ""
     only_observing: bool = False  # started in shadow with graphs: the scheduler is ours, everything else the user's
+    notice: str = ""  # what an operator should know of an engine that is steered
 
 
-def resolve_facts(config: VllmConfig, *, on_cpu: bool) -> EngineFacts:
+def resolve_facts(config: VllmConfig, *, on_cpu: bool, draft_offload: DraftOffload = "never") -> EngineFacts:
     """Read vLLM's own answers from the configuration it built of the user's arguments."""
     speculative = config.speculative_config
+    offload, why_no_offload = (None, "") if draft_offload == "never" else _offload(config, on_cpu=on_cpu)
     return EngineFacts(
         on_cpu=on_cpu,
         async_scheduling=bool(config.scheduler_config.async_scheduling),
@@ -67,6 +80,9 @@ def resolve_facts(config: VllmConfig, *, on_cpu: bool) -> EngineFacts:
         max_num_speculative_tokens=0 if speculative is None else speculative.num_speculative_tokens,
         pipeline_parallel_size=config.parallel_config.pipeline_parallel_size,
         data_parallel_size=config.parallel_config.data_parallel_size,
+        runner_is_v1=not getattr(config, "use_v2_model_runner", False),
+        offload=offload,
+        why_no_offload=why_no_offload,
     )
 
 
@@ -86,9 +102,38 @@ def steered_engine_kwargs(
             lengths = name_every_length(lengths, facts.max_num_speculative_tokens)
         speculative["num_speculative_tokens_per_batch_size"] = _to_rows(lengths)
         kwargs["speculative_config"] = speculative
-        if facts.on_cpu:
-            kwargs["worker_cls"] = CPU_WORKER
-    return EngineArguments(kwargs, facts.drafter_kind, facts.max_num_speculative_tokens, reason, only_observing)
+        kwargs |= _worker(user_kwargs, facts)
+    notice = "" if reason or only_observing else _notice(facts)
+    return EngineArguments(kwargs, facts.drafter_kind, facts.max_num_speculative_tokens, reason, only_observing, notice)
+
+
+def _offload(config: VllmConfig, *, on_cpu: bool) -> tuple[OffloadConfig | None, str]:
+    """How the draft's memory can be lent, or why it cannot."""
+    speculative, parallel = config.speculative_config, config.parallel_config
+    if speculative is None or speculative.method != SEPARATE_DRAFT_MODEL:
+        return None, "only a separate draft model has memory of its own"
+    draft = Path(speculative.draft_model_config.model)
+    checks = (
+        (speculative.parallel_drafting, "the draft model drafts in parallel"),
+        (config.kv_transfer_config is not None, "a KV connector is in use"),
+        (config.model_config.enable_sleep_mode, "sleep mode is on"),
+        (
+            not on_cpu and os.environ.get(CUDA_OFFLOAD_VARIABLE) != "1",
+            f"on a GPU it has never run; {CUDA_OFFLOAD_VARIABLE}=1 tries it",
+        ),
+        (not draft.is_dir(), f"the draft {str(draft)!r} is no local folder, from which its size could be read"),
+    )
+    if reason := next((reason for applies, reason in checks if applies), ""):
+        return None, reason
+    try:
+        num_bytes = draft_weight_bytes(
+            draft,
+            bytes_per_value=speculative.draft_model_config.dtype.itemsize,
+            tensor_parallel_size=parallel.tensor_parallel_size,
+        )
+    except (OSError, ValueError) as error:
+        return None, f"the size of the draft is not known ({error})"
+    return OffloadConfig(num_bytes), ""
 
 
 def name_every_length(lengths: Sequence[int], max_num_speculative_tokens: int) -> list[int]:
@@ -108,6 +153,28 @@ def name_every_length(lengths: Sequence[int], max_num_speculative_tokens: int) -
             return kept + list(lengths[len(kept) : len(lengths) - len(missing)]) + missing[::-1]
     missing = sorted(every - {lengths[0]})[: len(lengths) - 1]
     return [lengths[0], *missing[::-1]]
+
+
+def _worker(user_kwargs: Mapping[str, Any], facts: EngineFacts) -> dict[str, Any]:
+    """The worker that puts a draft model to sleep, and what it and the scheduler must know of its memory."""
+    if facts.on_cpu:
+        kwargs: dict[str, Any] = {"worker_cls": CPU_WORKER}
+    elif facts.drafter_kind == SEPARATE_DRAFT_MODEL and facts.runner_is_v1:
+        kwargs = {"worker_cls": GPU_WORKER}
+    else:
+        return {}
+    if facts.offload is not None:
+        kwargs["additional_config"] = facts.offload.to_additional_config(user_kwargs.get("additional_config"))
+    return kwargs
+
+
+def _notice(facts: EngineFacts) -> str:
+    untried = not facts.on_cpu and facts.drafter_kind == SEPARATE_DRAFT_MODEL
+    parts = (
+        untried and "the sleeping drafter has never run on a GPU",
+        facts.why_no_offload and f"draft_offload is not in use: {facts.why_no_offload}",
+    )
+    return "; ".join(part for part in parts if part)
 
 
 def _why_plain(user_kwargs: Mapping[str, Any], facts: EngineFacts, missing_hooks: Sequence[str]) -> str:

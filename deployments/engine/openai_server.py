@@ -29,6 +29,7 @@ from nightjar.deployments.engine.arguments import (
 from nightjar.deployments.engine.environment import apply_environment, engine_environment, gather_host_facts
 from nightjar.deployments.engine_watch import FrontEnd
 from nightjar.policy.records import GroupKey
+from nightjar.policy.settings import DraftOffload
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -113,6 +114,7 @@ class EngineRequest:
     models_are_local: bool
     local_rank: int
     cores_per_engine: int
+    draft_offload: DraftOffload = "never"
 
 
 async def start_openai_server(
@@ -129,7 +131,7 @@ async def start_openai_server(
     on_cpu = current_platform.is_cpu()
     _set_environment(request, engine_kwargs, on_cpu)
     _, user_config = _configure(engine_kwargs)
-    facts = resolve_facts(user_config, on_cpu=on_cpu)
+    facts = resolve_facts(user_config, on_cpu=on_cpu, draft_offload=request.draft_offload)
     arguments = steered_engine_kwargs(engine_kwargs, facts, missing_hooks=missing_hooks, shadow=await wants_shadow())
     plain = EngineArguments(engine_kwargs, facts.drafter_kind, facts.max_num_speculative_tokens)
     load = LoadObserver()

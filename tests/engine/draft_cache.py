@@ -1,7 +1,7 @@
-"""A worker that is only a draft model's KV cache: it carries out DraftWork and knows which tokens it really holds.
+"""A worker that is only the KV caches of target and draft: it obeys a step's orders and knows which tokens it really holds.
 
-A slot holds the digest of the tokens up to it, and only if every slot before it did when it was written: exactly what makes the
-draft's KV of a token right. Blocks are handed out and back as the real scheduler does it.
+A slot holds the digest of the tokens up to it, and only if every slot before it did when it was written: exactly what makes a
+token's KV right. Blocks are handed out and back as the real scheduler does it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 
-from nightjar.deployments.engine.draft_work import WORK_ATTRIBUTE, DraftWork
+from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, WORK_ATTRIBUTE, DraftWork, MemoryMove
 from tests.engine.scheduler_harness import BLOCK_TOKENS, TOKEN
 
 VOCABULARY = 50
@@ -32,8 +32,11 @@ class DraftCache:
     def __init__(self, scheduler: Any) -> None:
         self.scheduler = scheduler
         self.slots: dict[int, list[int]] = {}
+        self.target: dict[int, list[int]] = {}
+        self.rows: dict[str, list[int]] = {}
         self.prompts: dict[str, Sequence[int]] = {}
         self.computed: dict[str, int] = {}
+        self.draft_is_loaded = True
         self._digests: dict[str, list[int]] = {}
         self.drafted_rows = 0
         self.recomputed_tokens = 0
@@ -59,15 +62,15 @@ class DraftCache:
     def run(self, step: Scheduled, accepted: int, *, synchronous: bool) -> None:
         """Execute the step and give its output to the scheduler; up to `accepted` drafts of each row are accepted."""
         output, scheduler = step.output, self.scheduler
-        work: DraftWork = getattr(output, WORK_ATTRIBUTE, DraftWork(runs=True))
+        work: DraftWork = getattr(output, WORK_ATTRIBUTE, DraftWork(runs=bool(output.num_scheduled_tokens)))
+        self._move_memory(getattr(output, MEMORY_ATTRIBUTE, MemoryMove.NONE))
         for copy in output.kv_cache_block_copies or ():
             self.slots[copy.dst_block_id] = list(self._block(copy.src_block_id))
-        for new in output.scheduled_new_reqs:
-            self.computed[new.req_id] = new.num_computed_tokens
-        cached = output.scheduled_cached_reqs
-        for name, num_computed_tokens in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
-            if name in cached.resumed_req_ids:
-                self.computed[name] = num_computed_tokens
+            self.target[copy.dst_block_id] = list(self.target.get(copy.src_block_id, ()))
+        self._update_rows(output)
+        for name, table in step.tables.items():
+            assert self.rows[name] == table, f"{name}: the worker's row is not the scheduler's"
+        assert self.draft_is_loaded or not (work.runs or work.recompute), "the draft is asked to run while its weights are gone"
         for portion in work.recompute:
             self._recompute(step, portion)
         sampled = []
@@ -81,8 +84,14 @@ class DraftCache:
                     self.drafted_rows += 1
                 self.skipped_rows += name in step.samples and name in step.without_drafts
                 self._write(name, step.tables[name], start, start + read)
+            for position in range(start, start + read):
+                block = self.target.setdefault(step.tables[name][position // BLOCK_TOKENS], [])
+                block[:] = [*block, *[0] * BLOCK_TOKENS][:BLOCK_TOKENS]
+                block[position % BLOCK_TOKENS] = self._digest(name, position)
             self.computed[name] = start + read
             sampled.append([self.token(name, start + read - kept + i) for i in range(kept + 1)] if name in step.samples else [])
+        for name in output.num_scheduled_tokens:
+            self._check_target(name, step.tables[name])
         names = list(output.num_scheduled_tokens)
         rows = {name: row for row, name in enumerate(names)}
         scheduler.update_from_output(output, ModelRunnerOutput(req_ids=names, req_id_to_index=rows, sampled_token_ids=sampled))
@@ -91,6 +100,8 @@ class DraftCache:
             scheduler.update_draft_token_ids(DraftTokenIds(names, drafts_of_step))
         assert scheduler.nightjar.fault == ""
         scheduler.nightjar.drafting.ledger.check_integrity(scheduler.requests)
+        if (lending := scheduler.nightjar.drafting.lending) is not None:
+            lending.pool.check_integrity()
 
     def valid_tokens(self, name: str, table: Sequence[int], num_tokens: int) -> int:
         """How many of the request's first `num_tokens` tokens the draft really holds, in a row from the beginning."""
@@ -98,6 +109,35 @@ class DraftCache:
             if self._block(table[position // BLOCK_TOKENS])[position % BLOCK_TOKENS] != self._digest(name, position):
                 return position
         return num_tokens
+
+    def _update_rows(self, output: Any) -> None:
+        """As vLLM's runner V1 does in _update_states, with the counts that are only known once a step has run."""
+        for new in output.scheduled_new_reqs:
+            self.computed[new.req_id] = new.num_computed_tokens
+            self.rows[new.req_id] = list(new.block_ids[0])
+        cached = output.scheduled_cached_reqs
+        for name, num_computed_tokens, block_ids in zip(
+            cached.req_ids, cached.num_computed_tokens, cached.new_block_ids, strict=True
+        ):
+            if name in cached.resumed_req_ids:
+                self.computed[name] = num_computed_tokens
+                self.rows[name] = list(block_ids[0])
+            elif block_ids is not None:
+                self.rows[name] += block_ids[0]
+
+    def _check_target(self, name: str, table: Sequence[int]) -> None:
+        for position in range(self.computed[name]):
+            block = self.target.get(table[position // BLOCK_TOKENS], ())
+            assert block, f"{name} reads block {table[position // BLOCK_TOKENS]}, whose memory is gone"
+            assert block[position % BLOCK_TOKENS] == self._digest(name, position), f"{name} reads a stranger's token {position}"
+
+    def _move_memory(self, move: MemoryMove) -> None:
+        if move != MemoryMove.NONE:
+            self.draft_is_loaded = move == MemoryMove.RELOAD
+            self.slots.clear()
+        if move == MemoryMove.RELOAD:
+            pool = self.scheduler.nightjar.drafting.lending.pool
+            self.target = {block_id: block for block_id, block in self.target.items() if block_id < pool.base_blocks}
 
     def _recompute(self, step: Scheduled, portion: Any) -> None:
         name, first = portion.request_id, portion.first_token

@@ -23,6 +23,8 @@ from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
+from nightjar.deployments.engine.offload_config import OffloadConfig
+
 BLOCK_TOKENS: Final = 16
 TOKEN: Final = 7
 MAX_MODEL_LEN: Final = 2048
@@ -39,10 +41,11 @@ def make_scheduler(
     num_blocks: int = 40_000,
     prefix_caching: bool = False,
     can_be_dormant: bool = False,
+    draft_weight_bytes: int = 0,
 ) -> Any:
     """A scheduler of `scheduler_class` for a model of which only the configuration exists, written into `folder`.
 
-    With `can_be_dormant` its workers are Nightjar's by name.
+    With `can_be_dormant` its workers are Nightjar's by name; with `draft_weight_bytes` their memory may be lent.
     """
     _write_model_configuration(folder)
     init_none_hash(sha256)
@@ -58,6 +61,7 @@ def make_scheduler(
         cache_config=CacheConfig(block_size=BLOCK_TOKENS, enable_prefix_caching=prefix_caching),
     )
     if can_be_dormant:
+        config.additional_config = OffloadConfig(draft_weight_bytes).to_additional_config({}) if draft_weight_bytes else {}
         config.parallel_config.worker_cls = "nightjar.deployments.engine.worker.SteeredCPUWorker"
     config.speculative_config = SpeculativeConfig(
         method="draft_model",
@@ -72,7 +76,9 @@ def make_scheduler(
     return scheduler_class(
         vllm_config=config,
         kv_cache_config=KVCacheConfig(
-            num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], layers)]
+            num_blocks=num_blocks,
+            kv_cache_tensors=[],
+            kv_cache_groups=[KVCacheGroupSpec(["model.layer", "draft_model.layer"], layers)],
         ),
         structured_output_manager=StructuredOutputManager(config),
         block_size=BLOCK_TOKENS,

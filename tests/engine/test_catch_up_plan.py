@@ -29,9 +29,7 @@ def test_a_plan_stays_within_its_tokens_but_for_the_own_tokens_of_the_last_reque
 
 
 @given(candidates, st.integers(1, 200), st.booleans())
-def test_every_portion_is_the_beginning_of_what_its_request_misses(
-    rows: list[Candidate], max_tokens: int, reads_own: bool
-) -> None:
+def test_every_portion_is_the_beginning_of_what_its_request_misses(rows: list[Candidate], max_tokens: int, reads_own: bool) -> None:
     by_id = {row.request_id: row for row in rows}
     plan = plan_catch_up(rows, max_tokens, reads_own_tokens=reads_own)
     assert len({portion.request_id for portion in plan}) == len(plan)

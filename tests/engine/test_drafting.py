@@ -192,7 +192,7 @@ def test_look_ahead_slots_follow_the_chosen_length(scheduler_class: type[Any], i
 
 
 @BOTH
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 1 << 32))
 def test_no_draft_is_ever_made_on_missing_kv_whatever_comes_and_goes(
     scheduler_class: type[Any], in_flight: int, seed: int, folder: Path

@@ -176,8 +176,8 @@ LossyFleet.TestCase.settings = hypothesis_settings(max_examples=50, stateful_ste
 TestLossyFleet = LossyFleet.TestCase
 
 
-@pytest.mark.parametrize("offload", ["never", "auto"])
+@pytest.mark.parametrize("offload", ["never", "under_memory_pressure"])
 def test_what_is_offloaded_and_when_reaches_the_replica_only_where_allowed(offload: str) -> None:
-    policy = Policy(ORDERED.model_copy(update={"offload": offload}))
+    policy = Policy(ORDERED.model_copy(update={"draft_offload": offload}))
     policy.take(RestartingReplica("a").report(), 0.0)
-    assert (policy.tick(0.0)["a"].offload is not None) is (offload == "auto")
+    assert (policy.tick(0.0)["a"].offload is not None) is (offload == "under_memory_pressure")

@@ -3,8 +3,8 @@
 vLLM packs each linear weight into a oneDNN handler behind the closure `layer.cpu_linear` and empties `layer.weight`, so nothing
 of the original is left in the process. Any copy kept aside would be paid for while the draft runs: anonymous memory openly, a
 file on tmpfs (which /tmp often is in a container) just the same, a file on disk by a second set of cached pages beside the
-checkpoint's own, and it is no faster to read. So none is kept. A reload fills the very parameters that the load filled, with the
-same loader, and packs them again with vLLM's `process_weights_after_loading`: as exact as a load. Its price: the checkpoint must
+checkpoint's own, and it is no faster to read. So none is kept. A reload fills parameters as the load filled them, with the same
+loader, and packs them again with vLLM's `process_weights_after_loading`: as exact as a load. Its price: the checkpoint must
 still be there and unchanged, and where memory was short the kernel may have dropped its pages, so that they come from disk.
 
 Only drafts whose every layer is unquantised are offloaded, since for others vLLM does not promise that packing works twice.
@@ -41,14 +41,27 @@ _PACKS_TWICE: Final = (UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
 
 
 @dataclass(frozen=True, slots=True)
-class _Slot:
-    """A parameter's place in the model as it was between loading and packing; tied places hold the same parameter."""
+class _Template:
+    """A parameter without its data. Kept parameters would keep their data alive while vLLM packs it: twice the memory."""
 
-    module: Any
-    name: str
-    parameter: Any
+    parameter_class: type
+    attributes: dict[str, Any]
     shape: tuple[int, ...]
     dtype: torch.dtype
+    places: tuple[tuple[Any, str], ...]
+    """Modules and names; more than one for tied weights."""
+
+    @property
+    def num_bytes(self) -> int:
+        return prod(self.shape) * int(self.dtype.itemsize)
+
+    def put_in_place(self) -> None:
+        """Make the parameter anew, its data uninitialised, as vLLM's own reload does (model_loader/reload/meta.py)."""
+        parameter: Any = torch.empty(self.shape, dtype=self.dtype)
+        parameter.__class__ = self.parameter_class
+        parameter.__dict__.update(self.attributes)
+        for module, name in self.places:
+            module.register_parameter(name, parameter)
 
 
 class CPUDraftMemory:
@@ -61,7 +74,7 @@ class CPUDraftMemory:
         self._model: Any = None
         self._vllm_config: Any = None
         self._load_config: Any = None
-        self._slots: tuple[_Slot, ...] = ()
+        self._templates: tuple[_Template, ...] = ()
         self._kv_cache: KVCache | None = None
 
     def load_model(self, vllm_config: Any, *, prefix: str = "", load_config: Any = None) -> Any:
@@ -73,16 +86,14 @@ class CPUDraftMemory:
 
         def load_weights_and_note_parameters(model: Any, model_config: Any) -> None:
             load_weights(model, model_config)
-            self._slots = _slots(model)
+            self._templates = _templates(model)
 
         # On this one loader: after load_weights and before packing is the only moment at which every parameter is there.
         loader.load_weights = load_weights_and_note_parameters
         self._model = loader.load_model(vllm_config=vllm_config, model_config=vllm_config.model_config, prefix=prefix)
-        self.weight_bytes = sum(slot.dtype.itemsize * _numel(slot) for slot in _once_each(self._slots))
-        self.why_not = _why_not(self._model, self._slots, type(loader).__name__)
-        if self.why_not:
-            self._slots = ()
-        self._drop_what_was_packed()
+        self.weight_bytes = sum(template.num_bytes for template in self._templates)
+        self.why_not = _why_not(self._model, self._templates, type(loader).__name__)
+        _trim_heap()
         return self._model
 
     def bind_kv_cache(self, kv_cache: KVCache) -> None:
@@ -130,59 +141,39 @@ class CPUDraftMemory:
         for module in self._model.modules():
             if hasattr(module, "cpu_linear"):
                 module.cpu_linear = _run_while_offloaded
-        for parameter in (*self._model.parameters(), *(slot.parameter for slot in self._slots)):
-            _empty(parameter)
+        for parameter in self._model.parameters():
+            parameter.data = torch.empty(0, dtype=parameter.dtype)
         _trim_heap()
 
     def _load_again(self) -> None:
         config = self._vllm_config
         with _as_at_load(config):
-            for slot in self._slots:
-                slot.module.register_parameter(slot.name, slot.parameter)
-            for slot in _once_each(self._slots):
-                slot.parameter.data = torch.empty(slot.shape, dtype=slot.dtype)
+            for template in self._templates:
+                template.put_in_place()
             get_model_loader(self._load_config).load_weights(self._model, config.model_config)
             process_weights_after_loading(self._model, config.model_config, torch.device("cpu"))
-        self._drop_what_was_packed()
-
-    def _drop_what_was_packed(self) -> None:
-        """Packing leaves the model an empty parameter in a slot's place; the slot alone would keep the original's data."""
-        in_use = {id(parameter) for parameter in self._model.parameters()}
-        for slot in self._slots:
-            if id(slot.parameter) not in in_use:
-                _empty(slot.parameter)
         _trim_heap()
 
 
-def _slots(model: Any) -> tuple[_Slot, ...]:
+def _templates(model: Any) -> tuple[_Template, ...]:
+    places: dict[Any, list[tuple[Any, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            places.setdefault(parameter, []).append((module, name))
     return tuple(
-        _Slot(module, name, parameter, tuple(parameter.shape), parameter.dtype)
-        for module in model.modules()
-        for name, parameter in module._parameters.items()
-        if parameter is not None
+        _Template(type(parameter), dict(parameter.__dict__), tuple(parameter.shape), parameter.dtype, tuple(where))
+        for parameter, where in places.items()
     )
 
 
-def _once_each(slots: tuple[_Slot, ...]) -> tuple[_Slot, ...]:
-    return tuple({id(slot.parameter): slot for slot in slots}.values())
-
-
-def _numel(slot: _Slot) -> int:
-    return prod(slot.shape)
-
-
-def _why_not(model: Any, slots: tuple[_Slot, ...], loader: str) -> str:
-    if not slots:
+def _why_not(model: Any, templates: tuple[_Template, ...], loader: str) -> str:
+    if not templates:
         return f"{loader} does not load weights the way that a reload repeats"
     for name, module in model.named_modules():
         method = getattr(module, "quant_method", None)
         if isinstance(method, QuantizeMethodBase) and type(method) not in _PACKS_TWICE:
             return f"layer {name} is quantised ({type(method).__name__})"
     return ""
-
-
-def _empty(parameter: Any) -> None:
-    parameter.data = torch.empty(0, dtype=parameter.dtype)
 
 
 @contextmanager

@@ -56,7 +56,9 @@ class Kind:
 
 
 FITTING: Final = Fall("storm", 0.8, {}, {})
-PRESSED: Final = Fall("storm, memory short", 1.15, {"offload": "auto", "offload_after_s": 2.0}, {"offload": True})
+PRESSED: Final = Fall(
+    "storm, memory short", 1.15, {"draft_offload": "under_memory_pressure", "offload_after_s": 2.0}, {"offload": True}
+)
 KINDS: Final = (
     Kind("one-shot", FITTING, {"catch_up_slowdown": 4.0}, {"catch_up_chunk_tokens": None}),
     Kind("chunked", FITTING, {}, {}),

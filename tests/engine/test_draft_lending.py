@@ -1,0 +1,163 @@
+"""Offload, growth, contraction and reload on vLLM's real scheduling: INV-9, and no step reads memory that is not its own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nightjar.policy.records import DrafterState, Lease, Mode, OffloadRules, Settings, SettingsVersion, Table, TableRow
+
+pytest.importorskip("vllm")
+
+from vllm.v1.request import RequestStatus
+
+from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, MemoryMove
+from nightjar.deployments.engine.scheduler import SteeredAsyncScheduler, SteeredScheduler
+from tests.engine.draft_cache import VOCABULARY, DraftCache
+from tests.engine.scheduler_harness import make_request, make_scheduler
+from tests.engine.test_drafting import run
+
+MAXIMUM = 4
+PROMPT_TOKENS = 30
+BASE_BLOCKS = 13
+RULES = OffloadRules(free_share_below=0.3, pressure_s=0.0, reload_free_share=0.2)
+BOTH = pytest.mark.parametrize(
+    ("scheduler_class", "in_flight"), [(SteeredScheduler, 1), (SteeredAsyncScheduler, 2)], ids=["sync", "async"]
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield tmp_path_factory.mktemp("model")
+
+
+class Fleet:
+    """The policy, as far as one engine can tell: tells it a mode and grants every wish."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+        self.sequence = 0
+
+    def tell(self, mode: str, *, grants: bool = True, chunk_tokens: int | None = None) -> None:
+        loop = self.scheduler.nightjar
+        wish = loop.drafting.life.wish(loop.drafting.lag(self.scheduler.running)[0], loop.clock()) if grants else None
+        leases = () if wish is None else (Lease(wish_id=wish.wish_id, time_to_live_s=600.0, reload=wish.reload),)
+        self.sequence += 1
+        refused = loop.adopt(
+            Settings(
+                version=SettingsVersion(incarnation=1, sequence=self.sequence),
+                mode=Mode.parse(mode),
+                plan=Table(rows=(TableRow(first_batch_size=1, last_batch_size=16, num_speculative_tokens=MAXIMUM),)),
+                allowed_num_speculative_tokens=tuple(range(MAXIMUM + 1)),
+                micro_restart_tokens=1 << 30,
+                catch_up_chunk_tokens=chunk_tokens,
+                offload=RULES,
+                leases=leases,
+            )
+        )
+        assert refused == ""
+
+
+def lending_engine(scheduler_class: type[Any], folder: Path) -> DraftCache:
+    """An engine of 13 base blocks and 13 borrowable ones: target and draft have equal KV, and the weights are nothing beside."""
+    scheduler = make_scheduler(
+        scheduler_class,
+        folder,
+        max_num_speculative_tokens=MAXIMUM,
+        can_be_dormant=True,
+        draft_weight_bytes=1,
+        num_blocks=2 * BASE_BLOCKS,
+        max_model_len=128,
+        prefix_caching=True,
+    )
+    assert scheduler.nightjar.drafting.lending.pool.base_blocks == BASE_BLOCKS
+    return DraftCache(scheduler)
+
+
+def add(cache: DraftCache, *names: str, max_tokens: int = 60) -> None:
+    for name in names:
+        prompt = [ord(name[-1]) % VOCABULARY] * PROMPT_TOKENS
+        cache.add(make_request(name, prompt=prompt, max_tokens=max_tokens))
+
+
+def moves(outputs: list[Any]) -> list[MemoryMove]:
+    return [move for output in outputs if (move := getattr(output, MEMORY_ATTRIBUTE, None)) is not None]
+
+
+@BOTH
+def test_under_pressure_the_draft_leaves_and_the_queue_runs_in_its_memory(
+    scheduler_class: type[Any], in_flight: int, folder: Path
+) -> None:
+    cache = lending_engine(scheduler_class, folder)
+    add(cache, *"abcdefgh")
+    Fleet(cache.scheduler).tell("off", grants=False)
+    outputs = run(cache, 8, in_flight)
+    lending = cache.scheduler.nightjar.drafting.lending
+    assert moves(outputs) == [MemoryMove.OFFLOAD]
+    assert cache.scheduler.nightjar.drafting.life.state is DrafterState.OFFLOADED
+    assert lending.pool.borrowed_blocks_in_use > 0
+    assert (lending.offloads, lending.reloads) == (1, 0)
+
+
+@BOTH
+def test_without_pressure_or_permission_nothing_moves(scheduler_class: type[Any], in_flight: int, folder: Path) -> None:
+    cache = lending_engine(scheduler_class, folder)
+    add(cache, "a", "b")
+    Fleet(cache.scheduler).tell("off", grants=False)
+    assert moves(run(cache, 8, in_flight)) == []
+
+
+@BOTH
+def test_the_draft_comes_back_when_load_falls_and_drafts_after_catching_up(
+    scheduler_class: type[Any], in_flight: int, folder: Path
+) -> None:
+    cache = lending_engine(scheduler_class, folder)
+    fleet = Fleet(cache.scheduler)
+    add(cache, *"abcdefgh", max_tokens=40)
+    fleet.tell("off", grants=False)
+    run(cache, 60, in_flight)
+    add(cache, "long", max_tokens=90)
+    run(cache, 3, in_flight)
+    fleet.tell("pin=3")
+    outputs = []
+    for _ in range(6):
+        outputs += run(cache, 8, in_flight)
+        fleet.tell("pin=3")
+    assert moves(outputs) == [MemoryMove.RELOAD]
+    assert [3] in [[len(drafts) for drafts in output.scheduled_spec_decode_tokens.values()] for output in outputs]
+    assert cache.scheduler.nightjar.drafting.lending.pool.withheld_blocks == BASE_BLOCKS
+
+
+@BOTH
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 1 << 32))
+def test_inv_9_blocks_are_conserved_and_nobody_reads_memory_that_is_not_theirs_whatever_comes_and_goes(
+    scheduler_class: type[Any], in_flight: int, seed: int, folder: Path
+) -> None:
+    rng = random.Random(seed)
+    cache = lending_engine(scheduler_class, folder)
+    scheduler, fleet = cache.scheduler, Fleet(cache.scheduler)
+    prefixes = [[rng.randrange(VOCABULARY) for _ in range(48)] for _ in range(2)]
+    queue: list[Any] = []
+    busy = rng.random()
+    for step in range(1, 150):
+        if step % 40 == 0:
+            busy = rng.random()
+        if rng.random() < 0.25:
+            fleet.tell(rng.choice(("off", "off", "pin=4")), grants=rng.random() < 0.7, chunk_tokens=rng.choice((None, 4, 40)))
+        if rng.random() < 0.7 * busy:
+            prompt = prefixes[rng.randrange(2)][: rng.randrange(1, 48)] + [rng.randrange(VOCABULARY) for _ in range(4)]
+            cache.add(make_request(f"r{step}", prompt=prompt, max_tokens=rng.randrange(1, 60)))
+        if rng.random() < 0.05 and scheduler.requests:
+            scheduler.finish_requests(rng.choice(list(scheduler.requests)), RequestStatus.FINISHED_ABORTED)
+        queue.append(cache.schedule())
+        if len(queue) == in_flight:
+            cache.run(queue.pop(0), rng.randrange(MAXIMUM + 1), synchronous=in_flight == 1)
