@@ -97,6 +97,69 @@ EVERYWHERE: Final = (
     Hook("vllm.v1.core.kv_cache_manager", "KVCacheManager", fields=("usage", "coordinator", "block_pool")),
     Hook("vllm.v1.engine.core", "EngineCore", fields=("scheduler",)),
 )
+_PROPOSER: Final = "vllm.v1.spec_decode.llm_base_proposer"
+
+DORMANT_DRAFT: Final = (
+    Hook("vllm.v1.spec_decode.draft_model", "DraftModelProposer.__init__", parameters=("vllm_config", "device", "runner")),
+    Hook("vllm.v1.spec_decode.draft_model", "DraftModelProposer._get_model"),
+    Hook("vllm.v1.spec_decode.draft_model", "DraftModelProposer._create_draft_vllm_config"),
+    Hook(
+        _PROPOSER,
+        "SpecDecodeBaseProposer.propose",
+        parameters=(
+            "num_speculative_tokens",
+            "target_token_ids",
+            "target_positions",
+            "target_hidden_states",
+            "next_token_ids",
+            "token_indices_to_sample",
+            "common_attn_metadata",
+        ),
+    ),
+    Hook(_PROPOSER, "SpecDecodeBaseProposer.build_per_group_and_layer_attn_metadata", parameters=("common_attn_metadata",)),
+    Hook(_PROPOSER, "SpecDecodeBaseProposer.build_model_inputs_first_pass", parameters=("num_tokens", "num_input_tokens")),
+    Hook(_PROPOSER, "SpecDecodeBaseProposer._set_positions", parameters=("num_tokens", "positions")),
+    Hook(_PROPOSER, "SpecDecodeBaseProposer._get_slot_mapping", parameters=("num_tokens", "slot_mapping")),
+    Hook(
+        "vllm.v1.attention.backend",
+        "CommonAttentionMetadata",
+        fields=("query_start_loc_cpu", "seq_lens", "seq_lens_cpu_upper_bound", "block_table_tensor", "slot_mapping"),
+    ),
+    Hook("vllm.forward_context", "set_forward_context", parameters=("num_tokens", "cudagraph_runtime_mode", "slot_mapping")),
+    Hook("vllm.v1.worker.gpu_worker", "Worker.execute_model", parameters=("scheduler_output",)),
+    Hook("vllm.v1.worker.gpu_worker", "Worker.init_device"),
+    Hook("vllm.v1.worker.gpu_model_runner", "GPUModelRunner._input_fits_in_drafter", parameters=("common_attn_metadata",)),
+)
+"""What a sleeping draft model needs besides."""
+DRAFT_OFFLOAD: Final = (
+    Hook("vllm.v1.core.kv_cache_utils", "KVCacheBlockCopy", fields=("src_block_id", "dst_block_id")),
+    Hook("vllm.v1.core.kv_cache_utils", "FreeKVCacheBlockQueue.remove"),
+    Hook("vllm.v1.core.kv_cache_utils", "FreeKVCacheBlockQueue.append_n"),
+    Hook("vllm.v1.core.block_pool", "BlockPool.get_new_blocks"),
+    Hook("vllm.v1.core.block_pool", "BlockPool.move_block_hashes"),
+    Hook("vllm.v1.core.block_pool", "BlockPool._maybe_evict_cached_block"),
+    Hook("vllm.v1.worker.gpu_worker", "Worker.determine_available_memory"),
+    Hook("vllm.v1.worker.gpu_worker", "Worker.initialize_from_config", parameters=("kv_cache_config",)),
+    Hook("vllm.v1.worker.gpu_worker", "Worker.get_kv_cache_spec"),
+    Hook("vllm.model_executor.model_loader", "get_model_loader", parameters=("load_config",)),
+    Hook(
+        "vllm.model_executor.model_loader.base_loader",
+        "BaseModelLoader.load_model",
+        parameters=("vllm_config", "model_config", "prefix"),
+    ),
+    Hook("vllm.model_executor.model_loader.base_loader", "BaseModelLoader.load_weights", parameters=("model", "model_config")),
+    Hook(
+        "vllm.model_executor.model_loader.utils",
+        "process_weights_after_loading",
+        parameters=("model", "model_config", "target_device"),
+    ),
+    Hook("vllm.model_executor.layers.linear", "UnquantizedLinearMethod"),
+    Hook("vllm.model_executor.layers.vocab_parallel_embedding", "UnquantizedEmbeddingMethod"),
+    Hook("vllm.model_executor.layers.quantization.base_config", "QuantizeMethodBase"),
+    Hook("vllm.config", "VllmConfig", fields=("additional_config", "load_config", "model_config")),
+    Hook("vllm.utils.torch_utils", "set_default_torch_dtype", parameters=("dtype",)),
+)
+"""What lending its memory needs besides; on CUDA also vLLM's cumem allocator, which memory/cuda.py looks for itself."""
 ON_CPU: Final = (
     Hook("vllm.v1.worker.cpu_worker", "CPUWorker.init_device"),
     Hook(
@@ -113,7 +176,7 @@ def missing_hooks() -> tuple[str, ...]:
         on_cpu = bool(importlib.import_module("vllm.platforms").current_platform.is_cpu())
     except (ImportError, AttributeError) as error:
         return (f"vllm.platforms.current_platform: {error}",)
-    hooks = EVERYWHERE + ON_CPU if on_cpu else EVERYWHERE
+    hooks = EVERYWHERE + DORMANT_DRAFT + DRAFT_OFFLOAD + (ON_CPU if on_cpu else ())
     return tuple(problem for hook in hooks for problem in _problems(hook))
 
 

@@ -63,13 +63,16 @@ class SteeredGPUWorker(Worker):
         if self.offload is None or self.draft_memory is None:
             return
         context = self.vllm_config.compilation_config.static_forward_context
-        names = [name for name, _ in layers_of(kv_cache_config)]
+        views = {name: context[name].kv_cache for name, _ in layers_of(kv_cache_config)}
+        draft_layers = frozenset(name for name in views if name.startswith(DRAFT_LAYER_PREFIX))
+        self.all_views = list(self.model_runner.kv_caches)
+        self.draft_views = [views[name] for name in draft_layers]
         self.num_blocks = kv_cache_config.num_blocks
         self.base_blocks = self.offload.base_blocks_of(kv_cache_config)
         self.draft_memory.bind_kv_cache(
             KVCache(
-                layers={name: context[name].kv_cache for name in names},
-                draft_layers=frozenset(name for name in names if name.startswith(DRAFT_LAYER_PREFIX)),
+                layers=views,
+                draft_layers=draft_layers,
                 num_blocks=self.num_blocks,
                 num_base_blocks=self.base_blocks,
             )
@@ -91,11 +94,15 @@ class SteeredGPUWorker(Worker):
         if move == MemoryMove.OFFLOAD:
             moved = memory.offload()
             memory.release_kv(0, self.base_blocks, "draft")
-            memory.restore_kv(self.base_blocks, self.num_blocks)
+            memory.restore_kv(self.base_blocks, self.num_blocks, "target")
+            # vLLM copies moved blocks in all of these: the draft's have no memory now.
+            draft_views = {view.data_ptr() for view in self.draft_views}
+            self.model_runner.kv_caches = [view for view in self.all_views if view.data_ptr() not in draft_views]
         else:
-            memory.release_kv(self.base_blocks, self.num_blocks)
+            memory.release_kv(self.base_blocks, self.num_blocks, "target")
             memory.restore_kv(0, self.base_blocks, "draft")
             moved = memory.reload()
+            self.model_runner.kv_caches = self.all_views
         log.info("draft_memory_moved", move=MemoryMove(move).name.lower(), bytes=moved.num_bytes, seconds=round(moved.seconds, 3))
 
 

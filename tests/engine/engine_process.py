@@ -1,6 +1,7 @@
 """Runs one real engine in this process, drives it through the scenarios of a role, and writes what happened as JSON.
 
-`python -m tests.engine.engine_process ROLE OUTPUT`, with ROLE `reference` (plain vLLM) or `steered` (Nightjar's classes).
+`python -m tests.engine.engine_process ROLE OUTPUT`, with ROLE `reference` (plain vLLM), `steered` (Nightjar's classes) or `lending`
+(the same, with few KV blocks and a draft whose memory may be lent: dormant_scenarios.py).
 Tests start it as a process of its own, because libiomp5.so must be preloaded and an engine leaves global state behind.
 """
 
@@ -14,6 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
+from nightjar.deployments.engine.offload_config import OffloadConfig
 from nightjar.deployments.models import build_models, models_folder
 from nightjar.policy.records import (
     EngineCommand,
@@ -31,6 +34,10 @@ MAX_NUM_SPECULATIVE_TOKENS: Final = 4
 MAX_NUM_SEQS: Final = 32
 TOGGLED: Final = ("off", "pin=4", "pin=1", "auto", "pin=2", "off", "pin=3")
 TOGGLE_EVERY_STEPS: Final = 3
+UNLIMITED: Final = 1 << 40
+DRAFT: Final = "smollm2-135m-noise08"
+LENDING_KV_BYTES: Final = 160 << 20
+"""13 blocks of 128 tokens beside the draft: not enough for 24 requests at once."""
 TABLE: Final = ((1, 4, 4), (5, 12, 2), (13, 24, 0))
 SEGMENT_CLEAN_STEPS: Final = 2
 
@@ -38,15 +45,21 @@ SEGMENT_CLEAN_STEPS: Final = 2
 class EngineProcess:
     """An engine of this process, stepped by hand."""
 
-    def __init__(self, models: Path, *, steered: bool) -> None:
+    def __init__(self, models: Path, *, steered: bool, lends: bool = False) -> None:
         from vllm import LLM
 
         options: dict[str, Any] = {"enable_prefix_caching": steered}
+        if lends:
+            draft_bytes = draft_weight_bytes(models / DRAFT, bytes_per_value=4)
+            options |= {
+                "additional_config": OffloadConfig(draft_bytes).to_additional_config({}),
+                "kv_cache_memory_bytes": LENDING_KV_BYTES,
+            }
         if steered:
             options |= {
                 "speculative_config": {
                     "method": "draft_model",
-                    "model": str(models / "smollm2-135m-noise08"),
+                    "model": str(models / DRAFT),
                     "num_speculative_tokens": MAX_NUM_SPECULATIVE_TOKENS,
                     "num_speculative_tokens_per_batch_size": [[1, MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS]],
                 },
@@ -96,7 +109,9 @@ class EngineProcess:
     def exchange(self, command: EngineCommand) -> EngineSnapshot:
         return EngineSnapshot.from_wire(self.core.nightjar_exchange(command.to_wire()))
 
-    def settings(self, mode: str, *, segments: tuple[ExplorationSegment, ...] = (), micro: int = 0, **options: Any) -> Settings:
+    def settings(
+        self, mode: str, *, segments: tuple[ExplorationSegment, ...] = (), micro: int = UNLIMITED, **options: Any
+    ) -> Settings:
         rows = tuple(TableRow(first_batch_size=f, last_batch_size=b, num_speculative_tokens=k) for f, b, k in TABLE)
         return Settings(
             version=SettingsVersion(incarnation=1, sequence=next(self._sequence)),
@@ -260,5 +275,7 @@ if __name__ == "__main__":
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     role, output_file = sys.argv[1:]
     build_models(models_folder())
-    outcome = {"reference": reference, "steered": steered}[role](models_folder())
+    from tests.engine.dormant_scenarios import lending
+
+    outcome = {"reference": reference, "steered": steered, "lending": lending}[role](models_folder())
     Path(output_file).write_text(json.dumps(outcome))

@@ -25,10 +25,11 @@ from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from nightjar.deployments.engine.kv_pool import ContractionLimits, ElasticKVPool, IntegrityError
-from tests.engine.scheduler_harness import BLOCK_TOKENS, TOKEN, hand_over_drafts, make_scheduler, model_output
+from tests.engine.scheduler_harness import BLOCK_TOKENS, TOKEN, hand_over_drafts, make_scheduler
 
 BASE: Final = 16
 BORROWABLE: Final = 10
@@ -107,12 +108,13 @@ class Worker:
         for index, name in enumerate(output.scheduled_cached_reqs.req_ids):
             self._update_row(output.scheduled_cached_reqs, index, name)
             starts[name] = output.scheduled_cached_reqs.num_computed_tokens[index]
+        ends = {name: start + output.num_scheduled_tokens[name] for name, start in starts.items()}
         for name, start in starts.items():
-            for position in range(start):
-                assert self._slot(name, position) == self._prefix(name, position), f"{name} reads a stranger at {position}"
-        for name, start in starts.items():
-            for position in range(start, start + output.num_scheduled_tokens[name]):
+            for position in range(start, ends[name]):
                 self._block(self._block_id(name, position))[position % BLOCK_TOKENS] = self._prefix(name, position)
+        for name, end in ends.items():
+            for position in range(end):
+                assert self._slot(name, position) == self._prefix(name, position), f"{name} reads a stranger at {position}"
         self.batch = set(output.num_scheduled_tokens)
 
     def _update_row(self, rows: Any, index: int, name: str) -> None:
@@ -165,7 +167,8 @@ class Engine:
         )
         self.scheduler.pool, self.scheduler.rewritten = self.pool, []
         self.worker = Worker(is_async=in_flight > 1)
-        self.queue: list[Any] = []
+        self.queue: list[tuple[Any, set[str]]] = []
+        self.accepted = itertools.cycle((2, 0, 1))
         self.done: list[Any] = []
 
     def add(self, name: str, prompt: Sequence[int], max_tokens: int = 50) -> None:
@@ -185,19 +188,31 @@ class Engine:
     def step(self, steps: int = 1) -> None:
         for _ in range(steps):
             if self.scheduler.has_requests():
-                self.queue.append(self.scheduler.schedule())
-                self.pool.check_integrity()
+                self.schedule()
             if len(self.queue) == self.in_flight or not self.scheduler.has_requests():
                 self.finish_step()
+
+    def schedule(self) -> Any:
+        output = self.scheduler.schedule()
+        self.pool.check_integrity()
+        samples = {name for name in output.num_scheduled_tokens if not self.scheduler.requests[name].is_prefill_chunk}
+        self.queue.append((output, samples))
+        return output
 
     def finish_step(self) -> None:
         if not self.queue:
             return
-        output = self.queue.pop(0)
+        output, samples = self.queue.pop(0)
         self.worker.run(output)
-        accepted = itertools.cycle((2, 0, 1))
+        names = list(output.num_scheduled_tokens)
+        tokens = [1 + min(next(self.accepted), len(output.scheduled_spec_decode_tokens.get(name, ()))) for name in names]
         self.scheduler.update_from_output(
-            output, model_output(self.scheduler, output, lambda name, drafts: min(next(accepted), drafts))
+            output,
+            ModelRunnerOutput(
+                req_ids=names,
+                req_id_to_index={name: row for row, name in enumerate(names)},
+                sampled_token_ids=[[TOKEN] * count if name in samples else [] for name, count in zip(names, tokens, strict=True)],
+            ),
         )
         if self.in_flight == 1:
             hand_over_drafts(self.scheduler, output)
@@ -297,8 +312,7 @@ def test_free_blocks_are_withheld_in_the_first_step_and_drained_once_its_output_
     engine.pool.begin_contraction()
     assert not engine.pool.is_grown
     assert engine.pool.withheld_blocks == 0
-    carrier = engine.scheduler.schedule()
-    engine.queue.append(carrier)
+    carrier = engine.schedule()
     assert (engine.pool.withheld_blocks, engine.pool.drained) == (BORROWABLE, False)
     while carrier not in engine.done:
         assert not engine.pool.drained
@@ -423,7 +437,7 @@ def test_a_moved_request_that_ends_or_is_preempted_before_its_row_was_rewritten_
     else:
         engine.scheduler.preempt(engine.scheduler.requests["request-3"])
     engine.step(2)
-    assert "request-2" in engine.scheduler.rewritten
+    assert engine.moves
     assert "request-3" not in engine.scheduler.rewritten
     assert engine.pool.drained
     engine.step(4)

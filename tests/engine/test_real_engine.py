@@ -5,21 +5,16 @@ Two processes run once per session (engine_process.py): plain vLLM for the refer
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.engine.comparing import difference
 from tests.engine.engine_process import MAX_NUM_SPECULATIVE_TOKENS, SEGMENT_CLEAN_STEPS, TABLE
-from tests.engine.requests import TestRequest, greedy_batch, mixed_batch, shared_prefix_batch
+from tests.engine.requests import greedy_batch, mixed_batch, shared_prefix_batch
 
 pytestmark = pytest.mark.engine
 
-NEAR_TIE = 1e-4
 BATCHES = {"mixed": mixed_batch(), "greedy": greedy_batch(), "prefix": shared_prefix_batch()}
 SCENARIOS = [
     "mixed off",
@@ -33,23 +28,13 @@ SCENARIOS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return _run("reference", tmp_path_factory.mktemp("reference"))
-
-
-@pytest.fixture(scope="module")
-def steered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return _run("steered", tmp_path_factory.mktemp("steered"))
-
-
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_inv_1_greedy_output_is_plain_vllms(scenario: str, reference: dict[str, Any], steered: dict[str, Any]) -> None:
     batch = scenario.split()[0]
     problems = [
         problem
         for request in BATCHES[batch]
-        if request.is_greedy and (problem := _difference(request, reference[batch], steered[scenario]))
+        if request.is_greedy and (problem := difference(request, reference[batch], steered[scenario]))
     ]
     assert problems == []
 
@@ -139,39 +124,3 @@ def test_bytes_that_are_no_command_are_answered_and_not_raised(steered: dict[str
 
 def test_a_scheduler_that_is_not_ours_answers_so(reference: dict[str, Any]) -> None:
     assert "the running scheduler is Scheduler" in reference["foreign_scheduler"]
-
-
-def _difference(request: TestRequest, expected: dict[str, Any], found: dict[str, Any]) -> str:
-    """What is wrong with a greedy row, or "": its first other token must be a near tie of the reference's logits."""
-    theirs, ours = expected[request.request_id], found[request.request_id]
-    for position, (their_token, our_token) in enumerate(zip(theirs["token_ids"], ours["token_ids"], strict=False)):
-        if their_token != our_token:
-            logprobs = theirs["logprobs"][position]
-            gap = logprobs[str(their_token)] - logprobs.get(str(our_token), float("-inf"))
-            return "" if abs(gap) < NEAR_TIE else f"{request.request_id}: token {position} differs, gap {gap}"
-    same_end = (len(theirs["token_ids"]), theirs["text"], theirs["finish_reason"]) == (
-        len(ours["token_ids"]),
-        ours["text"],
-        ours["finish_reason"],
-    )
-    return "" if same_end else f"{request.request_id}: {theirs['text']!r} became {ours['text']!r}"
-
-
-def _run(role: str, folder: Path) -> dict[str, Any]:
-    """Run engine_process.py with what an engine on CPU needs in its environment; its output is shown where it fails."""
-    environment = os.environ | {
-        "LD_PRELOAD": str(Path(sys.prefix) / "lib" / "libiomp5.so"),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_NO_USAGE_STATS": "1",
-    }
-    output = folder / "outcome.json"
-    command = [sys.executable, "-m", "tests.engine.engine_process", role, str(output)]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-6000:]
-    outcome: dict[str, Any] = json.loads(output.read_text())
-    return outcome

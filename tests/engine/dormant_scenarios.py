@@ -1,0 +1,150 @@
+"""Scenarios of a real engine whose draft model sleeps, catches up, and lends its memory: run by engine_process.py.
+
+After each the pools and the ledger are checked, and nothing may be left in use (INV-9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from nightjar.policy.records import DrafterState, EngineCommand, Lease, OffloadRules
+from tests.engine.requests import TestRequest, greedy_batch, mixed_batch, shared_prefix_batch
+
+CHUNK_TOKENS: Final = (1, 7, 64, None)
+RULES: Final = OffloadRules(free_share_below=0.6, pressure_s=0.0, reload_free_share=0.05)
+OFF_AFTER_STEPS: Final = 5
+BACK_AFTER_STEPS: Final = 24
+OPT_OUT: Final = {"num_speculative_tokens": 0}
+
+
+class LendingEngine:
+    """An engine of engine_process.py, and what only these scenarios look at."""
+
+    def __init__(self, models: Path) -> None:
+        from tests.engine.engine_process import EngineProcess
+
+        self.process = EngineProcess(models, steered=True, lends=True)
+        self.scheduler = self.process.scheduler
+        self.drafting = self.scheduler.nightjar.drafting
+        self.lending = self.drafting.lending
+        self.drafter = self.process.core.model_executor.driver_worker.worker.nightjar_drafter
+
+    def run(self, requests: list[TestRequest], script: Callable[[int], None], **options: Any) -> dict[str, Any]:
+        """Outputs of the requests under `script`, and what was seen on the way."""
+        self.process.scheduler.reset_prefix_cache()
+        self.process.steer("pin=4")
+        states: list[str] = []
+        forwards: list[int] = []
+        before = self.drafting.recomputed_tokens
+        preempted = 0
+
+        def step(number: int) -> None:
+            nonlocal preempted
+            script(number)
+            self.check()
+            states.append(self.drafting.life.state.value)
+            forwards.append(self.drafter.forwards)
+            preempted = sum(request.num_preemptions for request in self.scheduler.requests.values())
+
+        outputs = self.process.run(requests, step, **options)
+        self.check()
+        assert self.process.blocks_in_use() == 0
+        return {
+            "outputs": outputs,
+            "states": states,
+            "forwards": forwards,
+            "recomputed_tokens": self.drafting.recomputed_tokens - before,
+            "preempted": preempted,
+            "drafter": self.process.exchange(EngineCommand()).drafter.model_dump(mode="json"),
+            "fault": self.scheduler.nightjar.fault,
+        }
+
+    def check(self) -> None:
+        """Blocks are conserved and the ledger holds together."""
+        self.lending.pool.check_integrity()
+        self.drafting.ledger.check_integrity(self.scheduler.requests)
+
+    def lease(self, mode: str) -> None:
+        """Steer with every wish granted."""
+        wish = self.process.exchange(EngineCommand()).restart_wish
+        leases = () if wish is None else (Lease(wish_id=wish.wish_id, time_to_live_s=600.0, reload=wish.reload),)
+        self.process.steer(mode, leases=leases, offload=RULES)
+
+
+def lending(models: Path) -> dict[str, Any]:
+    """Every scenario, one after another."""
+    engine = LendingEngine(models)
+    pool = engine.lending.pool
+    result: dict[str, Any] = {
+        "plan": {"base_blocks": pool.base_blocks, "blocks": len(engine.scheduler.kv_cache_manager.block_pool.blocks)}
+    }
+    result["mixed dormant"] = engine.run(mixed_batch(), _off_from(engine, OFF_AFTER_STEPS))
+    for chunk_tokens in CHUNK_TOKENS:
+        result[f"mixed catch-up {chunk_tokens}"] = engine.run(mixed_batch(), _off_and_on(engine, chunk_tokens))
+    result["prefix written while dormant"] = engine.run(shared_prefix_batch(), _off_from(engine, 0))
+    result["prefix read after"] = _read_prefixes(engine)
+    result["greedy abort in catch-up"] = _abort_in_catch_up(engine)
+    result["mixed opt-out"] = engine.run(mixed_batch(), lambda step: None, extra_args=OPT_OUT)
+    result["mixed offloaded and back"] = engine.run(mixed_batch(), _offload_and_back(engine))
+    return result
+
+
+def _off_from(engine: LendingEngine, first_step: int) -> Callable[[int], None]:
+    def script(step: int) -> None:
+        if step == first_step:
+            engine.process.steer("off")
+
+    return script
+
+
+def _off_and_on(engine: LendingEngine, chunk_tokens: int | None) -> Callable[[int], None]:
+    """Off and on again, twice."""
+
+    def script(step: int) -> None:
+        if step in {OFF_AFTER_STEPS, BACK_AFTER_STEPS}:
+            engine.process.steer("off")
+        elif step in {OFF_AFTER_STEPS + 6, BACK_AFTER_STEPS + 10}:
+            engine.process.steer("pin=4", catch_up_chunk_tokens=chunk_tokens)
+
+    return script
+
+
+def _read_prefixes(engine: LendingEngine) -> dict[str, Any]:
+    """The same prompts again, found in the cache, where the draft had not read them."""
+    lags: list[int] = []
+
+    def script(step: int) -> None:
+        lags.append(engine.drafting.lag(engine.scheduler.running)[0])
+
+    engine.process.steer("pin=4", micro=0)
+    outputs = engine.process.run(shared_prefix_batch(), script)
+    engine.check()
+    return {"outputs": outputs, "longest_lag": max(lags)}
+
+
+def _abort_in_catch_up(engine: LendingEngine) -> dict[str, Any]:
+    """A request is aborted while the others' draft KV is being recomputed, one token a step."""
+    aborted: list[str] = []
+
+    def script(step: int) -> None:
+        if step == OFF_AFTER_STEPS:
+            engine.process.steer("off")
+        elif step == OFF_AFTER_STEPS + 4:
+            engine.process.steer("pin=4", catch_up_chunk_tokens=3)
+        elif engine.drafting.life.state is DrafterState.CATCHING_UP and not aborted:
+            aborted.append("greedy-7")
+            engine.process.engine.abort_request(["greedy-7"])
+
+    return engine.run(greedy_batch(), script) | {"aborted": aborted}
+
+
+def _offload_and_back(engine: LendingEngine) -> Callable[[int], None]:
+    def script(step: int) -> None:
+        if step == OFF_AFTER_STEPS:
+            engine.process.steer("off", offload=RULES)
+        elif step >= BACK_AFTER_STEPS and engine.drafting.life.state in {DrafterState.OFFLOADED, DrafterState.DORMANT}:
+            engine.lease("pin=4")
+
+    return script

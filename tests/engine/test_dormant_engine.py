@@ -1,0 +1,86 @@
+"""INV-1, INV-2 and INV-9 on a real engine whose draft sleeps, catches up and lends its memory. Float32, few KV blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.engine.comparing import difference
+from tests.engine.dormant_scenarios import BACK_AFTER_STEPS, CHUNK_TOKENS, OFF_AFTER_STEPS
+from tests.engine.requests import TestRequest, greedy_batch, mixed_batch, shared_prefix_batch
+
+pytestmark = pytest.mark.engine
+
+BATCHES = {"mixed": mixed_batch(), "greedy": greedy_batch(), "prefix": shared_prefix_batch()}
+CATCH_UPS = [f"mixed catch-up {chunk_tokens}" for chunk_tokens in CHUNK_TOKENS]
+SCENARIOS = [
+    "mixed dormant",
+    *CATCH_UPS,
+    "prefix written while dormant",
+    "prefix read after",
+    "greedy abort in catch-up",
+    "mixed opt-out",
+    "mixed offloaded and back",
+]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_inv_1_greedy_output_is_plain_vllms(scenario: str, reference: dict[str, Any], lending: dict[str, Any]) -> None:
+    batch = scenario.split()[0]
+    gone = lending[scenario].get("aborted", [])
+    compared = [request for request in BATCHES[batch] if request.is_greedy and request.request_id not in gone]
+    problems = [difference(request, reference[batch], lending[scenario]["outputs"]) for request in compared]
+    assert [problem for problem in problems if problem] == []
+    assert lending[scenario].get("fault", "") == ""
+
+
+@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name.startswith("mixed")])
+def test_sampled_rows_in_the_same_batch_finish_with_text(scenario: str, lending: dict[str, Any]) -> None:
+    sampled: list[TestRequest] = [request for request in BATCHES["mixed"] if not request.is_greedy]
+    assert len(sampled) == 8
+    for request in sampled:
+        assert len(set(lending[scenario]["outputs"][request.request_id]["token_ids"])) > 1
+
+
+def test_inv_2_a_dormant_draft_model_runs_no_forward(lending: dict[str, Any]) -> None:
+    forwards, states = lending["mixed dormant"]["forwards"], lending["mixed dormant"]["states"]
+    assert states[-1] == "dormant"
+    assert forwards[OFF_AFTER_STEPS] > forwards[0]
+    assert len(set(forwards[OFF_AFTER_STEPS:])) == 1
+
+
+def test_requests_were_preempted_or_waited_for_blocks_while_the_drafter_slept(lending: dict[str, Any]) -> None:
+    assert lending["plan"]["base_blocks"] < 24
+    assert len(lending["mixed dormant"]["states"]) > 36
+
+
+@pytest.mark.parametrize("scenario", CATCH_UPS)
+def test_after_catching_up_the_drafts_are_accepted_again(scenario: str, lending: dict[str, Any]) -> None:
+    assert lending[scenario]["recomputed_tokens"] > 0
+    assert lending[scenario]["drafter"]["probes"] > 0
+    assert "active" in lending[scenario]["states"][OFF_AFTER_STEPS + 6 :]
+
+
+def test_prompts_found_in_the_cache_lag_where_the_drafter_had_not_read_them(lending: dict[str, Any]) -> None:
+    outcome = lending["prefix read after"]
+    assert all(output["cached_tokens"] >= 128 for output in outcome["outputs"].values())
+    assert outcome["longest_lag"] >= 128
+
+
+def test_an_abort_in_mid_catch_up_happened_and_left_nothing_behind(lending: dict[str, Any]) -> None:
+    assert lending["greedy abort in catch-up"]["aborted"] == ["greedy-7"]
+
+
+def test_requests_that_opted_out_verify_no_draft(lending: dict[str, Any]) -> None:
+    outcome = lending["mixed opt-out"]
+    assert outcome["recomputed_tokens"] == 0
+
+
+def test_the_draft_left_lent_its_memory_came_back_and_drafted(lending: dict[str, Any]) -> None:
+    outcome = lending["mixed offloaded and back"]
+    assert (outcome["drafter"]["offloads"], outcome["drafter"]["reloads"]) == (1, 1)
+    assert outcome["states"].index("offloaded") < BACK_AFTER_STEPS
+    after = outcome["states"][outcome["states"].index("contracting") :]
+    assert {"contracting", "catching_up", "probing"} <= set(after)
+    assert outcome["drafter"]["moved_bytes"] > 2 * 500_000_000
