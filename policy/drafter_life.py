@@ -9,7 +9,7 @@ stays dormant, and one that no longer agrees with the target after catching up g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -53,6 +53,26 @@ class MemoryOrder(Enum):
 
 
 OFF: Final = Order(0, 0)
+
+TRANSITIONS: Final[Mapping[DrafterState, frozenset[DrafterState]]] = {
+    # nothing is missing; a lag and an allowance or lease; memory is short for long
+    DrafterState.DORMANT: frozenset({DrafterState.ACTIVE, DrafterState.CATCHING_UP, DrafterState.OFFLOADED}),
+    # the plan says 0
+    DrafterState.ACTIVE: frozenset({DrafterState.DORMANT}),
+    # the lag is gone; the plan says 0, the lease ended or the allowance is spent; nobody steers any more
+    DrafterState.CATCHING_UP: frozenset({DrafterState.PROBING, DrafterState.DORMANT, DrafterState.ACTIVE}),
+    # acceptance is as before (or nobody steers any more); it is not, or the plan says 0
+    DrafterState.PROBING: frozenset({DrafterState.ACTIVE, DrafterState.DORMANT}),
+    # a lease for a reload, and room for the pool to shrink
+    DrafterState.OFFLOADED: frozenset({DrafterState.CONTRACTING}),
+    # the pool has shrunk; the plan says 0 or the lease will not do
+    DrafterState.CONTRACTING: frozenset({DrafterState.RELOADING, DrafterState.OFFLOADED}),
+    # the weights are back, and all of the KV is missing
+    DrafterState.RELOADING: frozenset({DrafterState.DORMANT}),
+    DrafterState.IN_SYNC: frozenset(),
+    DrafterState.ABSENT: frozenset(),
+}
+"""Every change of state there is, and what it takes (DESIGN section 5)."""
 
 
 class DrafterLife:
@@ -139,7 +159,7 @@ class DrafterLife:
         self._proposed = proposed
         if proposed == 0:
             if self.state in _RUNS:
-                self.state = DrafterState.DORMANT
+                self._become(DrafterState.DORMANT)
             return OFF
         if self.state is DrafterState.DORMANT and now_s >= self._hold_until_s:
             self._begin(lag_tokens, now_s)
@@ -154,7 +174,7 @@ class DrafterLife:
         if self.state is DrafterState.IN_SYNC:
             return Order(num_speculative_tokens, 0)
         if self.state in _CAN_RUN:
-            self.state = DrafterState.ACTIVE
+            self._become(DrafterState.ACTIVE)
             return Order(num_speculative_tokens, self._chunk(lag_tokens))
         return OFF
 
@@ -167,9 +187,10 @@ class DrafterLife:
         elif self.state is DrafterState.PROBING:
             passed = self._probe.judge(reached[0], accepted[0])
             if passed:
-                self.state, self._failures_in_a_row = DrafterState.ACTIVE, 0
+                self._become(DrafterState.ACTIVE)
+                self._failures_in_a_row = 0
             elif passed is False:
-                self.state = DrafterState.DORMANT
+                self._become(DrafterState.DORMANT)
                 self.failed_probes += 1
                 self._hold_until_s = now_s + min(FIRST_HOLD_S * 2**self._failures_in_a_row, MAX_HOLD_S)
                 self._failures_in_a_row += 1
@@ -197,17 +218,20 @@ class DrafterLife:
         self._free_share = free_blocks_share
         self._note_pressure(free_blocks_share, waiting, now_s)
         if self.state is DrafterState.DORMANT and self._shall_offload(now_s):
-            self.state, self._moving_since_s = DrafterState.OFFLOADED, now_s
+            self._become(DrafterState.OFFLOADED)
+            self._moving_since_s = now_s
             return MemoryOrder.OFFLOAD
         if self.state is DrafterState.OFFLOADED and self._moving_since_s is None and self._may_reload(now_s):
-            self.state, self._has_contracted = DrafterState.CONTRACTING, False
+            self._become(DrafterState.CONTRACTING)
+            self._has_contracted = False
             return MemoryOrder.CONTRACT
         if self.state is DrafterState.CONTRACTING:
             if not self._may_reload(now_s):
-                self.state = DrafterState.OFFLOADED
+                self._become(DrafterState.OFFLOADED)
                 return MemoryOrder.KEEP_OFFLOADED
             if self._has_contracted:
-                self.state, self._moving_since_s = DrafterState.RELOADING, now_s
+                self._become(DrafterState.RELOADING)
+                self._moving_since_s = now_s
                 return MemoryOrder.RELOAD
         return MemoryOrder.NONE
 
@@ -221,15 +245,25 @@ class DrafterLife:
             return
         self._reload_seconds, self._moving_since_s = min(max(now_s - self._moving_since_s, 0.0), 3600.0), None
         if self.state is DrafterState.RELOADING:
-            self.state = DrafterState.DORMANT
+            self._become(DrafterState.DORMANT)
+
+    def _become(self, state: DrafterState) -> None:
+        """The only place where the state changes. Raises ValueError for a change that the table does not hold."""
+        if state is self.state:
+            return
+        if state not in TRANSITIONS[self.state]:
+            allowed = ", ".join(sorted(TRANSITIONS[self.state])) or "none"
+            raise ValueError(f"a drafter that is {self.state} cannot become {state}; allowed: {allowed}")
+        self.state = state
 
     def _begin(self, lag_tokens: int, now_s: float) -> None:
         leased = self._has_live_lease(now_s)
         if not lag_tokens:
             self._finish_lease()
-            self.state = DrafterState.ACTIVE
+            self._become(DrafterState.ACTIVE)
         elif leased or self._may_restart_alone(lag_tokens, now_s):
-            self.state, self._catches_up_leased = DrafterState.CATCHING_UP, leased
+            self._become(DrafterState.CATCHING_UP)
+            self._catches_up_leased = leased
             self.restarts += 1
             self.micro_restarts += not leased
 
@@ -238,13 +272,13 @@ class DrafterLife:
             self._finish_lease()
             self._probe.begin()
             self.probes += 1
-            self.state = DrafterState.PROBING
+            self._become(DrafterState.PROBING)
             return Order(proposed, 0)
         chunk = self._chunk(lag_tokens)
         if self._has_live_lease(now_s):
             self._catches_up_leased = True
         elif self._catches_up_leased or not self._allowance.spend(chunk, now_s):
-            self.state = DrafterState.DORMANT
+            self._become(DrafterState.DORMANT)
             return OFF
         return Order(0, chunk)
 

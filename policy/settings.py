@@ -134,8 +134,9 @@ class OperatorSettings(BaseModel):
     draft_offload: DraftOffload = Field(
         default="never",
         description="Whether dormant draft weights may move to host memory when KV blocks run out, and the KV cache grow by "
-        "what they held. never, because bringing them back takes seconds: a choice for engines that are short of memory for long. Engines "
-        "obey that were started with it (draft_offload in their llm_configs entry), since they plan their blocks for it.",
+        "what they held. never, because bringing them back takes seconds: a choice for engines that are short of memory for "
+        "long. Engines obey that were started with it (draft_offload in their llm_configs entry), since they plan their blocks "
+        "for it.",
     )
     offload_below_free_share: Annotated[float, Field(ge=0.0, le=0.9)] = Field(
         default=0.1,

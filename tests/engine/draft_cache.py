@@ -63,10 +63,7 @@ class DraftCache:
         """Execute the step and give its output to the scheduler; up to `accepted` drafts of each row are accepted."""
         output, scheduler = step.output, self.scheduler
         work: DraftWork = getattr(output, WORK_ATTRIBUTE, DraftWork(runs=bool(output.num_scheduled_tokens)))
-        self._move_memory(getattr(output, MEMORY_ATTRIBUTE, MemoryMove.NONE))
-        for copy in output.kv_cache_block_copies or ():
-            self.slots[copy.dst_block_id] = list(self._block(copy.src_block_id))
-            self.target[copy.dst_block_id] = list(self.target.get(copy.src_block_id, ()))
+        self._move_memory(output)
         self._update_rows(output)
         for name, table in step.tables.items():
             assert self.rows[name] == table, f"{name}: the worker's row is not the scheduler's"
@@ -131,13 +128,17 @@ class DraftCache:
             assert block, f"{name} reads block {table[position // BLOCK_TOKENS]}, whose memory is gone"
             assert block[position % BLOCK_TOKENS] == self._digest(name, position), f"{name} reads a stranger's token {position}"
 
-    def _move_memory(self, move: MemoryMove) -> None:
+    def _move_memory(self, output: Any) -> None:
+        move = getattr(output, MEMORY_ATTRIBUTE, MemoryMove.NONE)
         if move != MemoryMove.NONE:
             self.draft_is_loaded = move == MemoryMove.RELOAD
             self.slots.clear()
         if move == MemoryMove.RELOAD:
             pool = self.scheduler.nightjar.drafting.lending.pool
             self.target = {block_id: block for block_id, block in self.target.items() if block_id < pool.base_blocks}
+        for copy in output.kv_cache_block_copies or ():
+            self.slots[copy.dst_block_id] = list(self._block(copy.src_block_id))
+            self.target[copy.dst_block_id] = list(self.target.get(copy.src_block_id, ()))
 
     def _recompute(self, step: Scheduled, portion: Any) -> None:
         name, first = portion.request_id, portion.first_token

@@ -612,27 +612,35 @@ class AnySequence(RuleBasedStateMachine):
         self.engine = Engine(self.folder, self.in_flight, limits=limits, max_num_batched_tokens=tokens_per_step)
         self.names = itertools.count()
 
-    @rule(family=st.integers(0, 3), tokens=st.integers(1, 70), max_tokens=st.integers(1, 57))
-    def add(self, family: int, tokens: int, max_tokens: int) -> None:
-        self.engine.add(f"request-{next(self.names)}", prompt_of(family, tokens), max_tokens)
+    @precondition(lambda self: len(self.engine.scheduler.requests) < 12)
+    @rule(family=st.integers(0, 3), tokens=st.integers(1, 70), max_tokens=st.integers(20, 57), count=st.integers(1, 3))
+    def add_and_step(self, family: int, tokens: int, max_tokens: int, count: int) -> None:
+        for _ in range(count):
+            self.engine.add(f"request-{next(self.names)}", prompt_of(family, tokens), max_tokens)
+        self.engine.step(2)
 
-    @rule(steps=st.integers(1, 5))
+    @rule(steps=st.integers(1, 6))
     def step(self, steps: int) -> None:
         self.engine.step(steps)
 
-    @rule()
-    def grow(self) -> None:
+    @precondition(lambda self: not self.engine.pool.is_grown)
+    @rule(steps=st.integers(0, 2))
+    def grow(self, steps: int) -> None:
         self.engine.grow()
+        self.engine.step(steps)
 
-    @rule()
-    def contract(self) -> None:
+    @precondition(lambda self: self.engine.pool.borrowed_blocks_in_use)
+    @rule(steps=st.integers(0, 4))
+    def contract(self, steps: int) -> None:
         self.engine.pool.begin_contraction()
+        self.engine.step(steps)
 
     @precondition(lambda self: self.engine.scheduler.requests)
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
         self.engine.abort(data.draw(st.sampled_from(sorted(self.engine.scheduler.requests))))
 
+    @precondition(lambda self: len(self.engine.done) % 8 == 7)
     @rule()
     def reset_prefix_cache_and_running_requests(self) -> None:
         assert self.engine.scheduler.reset_prefix_cache(reset_running_requests=True)
@@ -649,7 +657,7 @@ class AnySequence(RuleBasedStateMachine):
             self.engine.step()
         assert self.engine.pool.drained or not self.engine.scheduler.requests
         assert not self.engine.pool.borrowed_blocks_in_use
-        self.engine.step(300)
+        self.engine.step(500)
         assert not self.engine.scheduler.requests
 
 
