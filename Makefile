@@ -10,7 +10,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-fast lint format bench-step bench-policy bench-scale bench-model clean
+.PHONY: help install models demo test test-fast lint format bench-step bench-policy bench-scale bench-model bench-engine clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -64,6 +64,9 @@ bench-scale: $(INSTALLED) ## decision time and memory of the policy for thousand
 
 bench-model: $(INSTALLED) ## the planner's model of step times against simpler ones
 	$(BIN)/python -m tests.benchmarks.bench_step_time
+
+bench-engine: $(INSTALLED) ## OFF, crossover, restarts and the simulator on real engines (less than 45 minutes on one core)
+	$(QUIET) $(BIN)/python -m tests.benchmarks.engine
 
 clean: ## removes .venv and caches, keeps runs/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -70,7 +70,7 @@ def replica_table(replicas: Iterable[ReplicaStatus]) -> Table:
             speculation(replica),
             acceptance(replica.acceptance),
             f"{replica.generated_tokens_per_s:.1f}",
-            replica.drafter_state.value,
+            drafter_cell(replica),
             settings_cell(replica),
             f"served plainly: {replica.serving_plainly}" if replica.serving_plainly else replica.reason,
             style="yellow" if replica.report_age_s > STALE_REPORT_S or replica.serving_plainly else None,
@@ -91,6 +91,23 @@ def acceptance(survival: tuple[float, ...]) -> str:
     if not survival:
         return "-"
     return f"{survival[0]:.2f}" if len(survival) == 1 else f"{survival[0]:.2f}..{survival[-1]:.2f}"
+
+
+def drafter_cell(replica: ReplicaStatus) -> str:
+    """Where the drafter is in its life, what a restart would recompute, what it lent, and why it waits."""
+    drafter = replica.drafter
+    parts = [replica.drafter_state.value]
+    if drafter.lag_tokens:
+        parts.append(f"lag {drafter.lag_tokens}")
+    if drafter.borrowed_blocks:
+        parts.append(f"{drafter.borrowed_blocks} blocks lent")
+    if replica.restarts:
+        parts.append(f"{replica.restarts} restarts ({drafter.micro_restarts} micro)")
+    if replica.failed_probes:
+        parts.append(f"{replica.failed_probes} of {drafter.probes} probes failed")
+    if drafter.offloads:
+        parts.append(f"{drafter.offloads} offloads, {drafter.moved_bytes / 1e9:.1f} GB moved")
+    return ", ".join(parts) + (f": {drafter.reason}" if drafter.reason else "")
 
 
 def settings_cell(replica: ReplicaStatus) -> str:

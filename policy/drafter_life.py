@@ -169,6 +169,14 @@ class DrafterLife:
             return Order(proposed, self._chunk(lag_tokens))
         return OFF
 
+    def waits(self, lag_tokens: int, now_s: float) -> bool:
+        """Whether the drafter is dormant and stays so with a lag of so many tokens, whatever K the plan proposes."""
+        if self.state is not DrafterState.DORMANT:
+            return False
+        if now_s < self._hold_until_s:
+            return True
+        return bool(lag_tokens) and not self._has_live_lease(now_s) and not self._may_restart_alone(lag_tokens, now_s)
+
     def runs_freely(self, num_speculative_tokens: int, lag_tokens: int) -> Order:
         """What the step does where nobody steers (shadow, no settings): the engine's own K, with catch-up in chunks beside it."""
         if self.state is DrafterState.IN_SYNC:

@@ -73,6 +73,7 @@ def _replica(replica_id: str, replica: ReplicaState, group: GroupState, decision
         load=snapshot.load,
         drafter_state=snapshot.drafter_state,
         drafter=snapshot.drafter,
+        adapters=snapshot.adapters,
         restarts=snapshot.counters.restarts,
         failed_probes=snapshot.counters.failed_probes,
         catch_up_seconds=max(snapshot.counters.catch_up.seconds, 0.0),

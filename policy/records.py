@@ -22,6 +22,7 @@ MAX_RECORD_BYTES: Final = 1 << 20
 MAX_NUM_SPECULATIVE_TOKENS: Final = 32
 MAX_BATCH_SIZE: Final = 4096
 MAX_CELLS: Final = 1024
+MAX_ADAPTERS: Final = 64
 
 Identifier = Annotated[str, Field(min_length=1, max_length=256)]
 Reason = Annotated[str, Field(max_length=1024)]
@@ -291,6 +292,15 @@ class DrafterCounters(Record):
     reason: Reason = ""
 
 
+class AdapterCounters(Record):
+    """Cumulative sums over the rows of one LoRA adapter that verified drafts. A draft knows no adapters: theirs may be rejected."""
+
+    adapter: Identifier
+    rows: Count = 0
+    draft_tokens: Count = 0
+    accepted_tokens: Count = 0
+
+
 class EngineSnapshot(Record):
     """What the engine answers on its control channel: counters, load and what it did with the settings.
 
@@ -308,6 +318,7 @@ class EngineSnapshot(Record):
     held_buckets: Annotated[tuple[Annotated[int, Field(ge=0, lt=64)], ...], Field(max_length=64)] = ()
     restart_wish: RestartWish | None = None
     drafter: DrafterCounters = DrafterCounters()
+    adapters: Annotated[tuple[AdapterCounters, ...], Field(max_length=MAX_ADAPTERS)] = ()
     decision_reason: Reason = ""
     refused: Reason = ""
     fault: Reason = ""

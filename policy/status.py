@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from nightjar.policy.records import DrafterCounters, DrafterState, EngineLoad, Mode, Record, SettingsVersion, StepTotals, TableRow
+from nightjar.policy.records import (
+    AdapterCounters,
+    DrafterCounters,
+    DrafterState,
+    EngineLoad,
+    Mode,
+    Record,
+    SettingsVersion,
+    StepTotals,
+    TableRow,
+)
 
 Scope = Literal["fleet", "application", "replica"]
 
@@ -30,6 +40,7 @@ class ReplicaStatus(Record):
     load: EngineLoad
     drafter_state: DrafterState
     drafter: DrafterCounters = DrafterCounters()
+    adapters: tuple[AdapterCounters, ...] = ()
     restarts: int = 0
     failed_probes: int = 0
     catch_up_seconds: float = 0.0

@@ -275,9 +275,11 @@ class Steering:
                 proposed, cause = 0, Cause.WORSE_THAN_OFF
         else:
             proposed, cause = segment.num_speculative_tokens, Cause.SEGMENT
+        if self._current is None:
+            return proposed, cause
         if has_prefill:
             return min(proposed, bound(current, self._allowed)), Cause.MIXED if proposed > current else cause
-        if segment is not None or self._current is None:
+        if segment is not None:
             return proposed, cause
         if proposed <= current:
             return proposed, cause

@@ -9,7 +9,7 @@ failed open sends no orders, and workers without orders draft as vLLM would.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from nightjar.deployments.engine.catch_up_plan import Candidate, Portion, expected_tokens, plan_catch_up
 from nightjar.deployments.engine.draft_lending import DraftLending
@@ -17,6 +17,9 @@ from nightjar.deployments.engine.draft_work import RUN, SLEEP, WORK_ATTRIBUTE, D
 from nightjar.deployments.engine.lag_ledger import LagLedger, known_tokens
 from nightjar.policy.drafter_life import DrafterLife, Order
 from nightjar.policy.records import DrafterCounters, DrafterState
+
+LAG_AGE_STEPS: Final = 16
+"""Steps for which a drafter that waits for a lease goes by the lag it knows: adding it up takes as long as all else together."""
 
 
 class Drafting:
@@ -27,6 +30,8 @@ class Drafting:
         self.ledger = ledger
         self.lending = lending
         self.recomputed_tokens = 0
+        self._waiting_lag_tokens = 0
+        self._lag_age_steps = LAG_AGE_STEPS
 
     def enter(self, scheduler_output: Any, requests: Mapping[str, Any]) -> None:
         """Note the requests that begin or resume with this step, and the blocks that it copies."""
@@ -50,8 +55,16 @@ class Drafting:
         Where nobody steers (shadow, no settings) the drafter runs as vLLM would run it, lagging rows catching up beside.
         """
         life, ledger = self.life, self.ledger
-        lagging = self._lagging(scheduler_output, requests) if (proposed or not is_steered) and ledger.behind else []
-        lag_tokens = sum(row.lag_tokens for row in lagging if row.is_worthwhile)
+        lagging: list[Candidate] = []
+        lag_tokens = 0
+        if (proposed or not is_steered) and ledger.behind:
+            if is_steered and self._lag_age_steps < LAG_AGE_STEPS and life.waits(self._waiting_lag_tokens, now_s):
+                self._lag_age_steps += 1
+                lag_tokens = self._waiting_lag_tokens
+            else:
+                lagging = self._lagging(scheduler_output, requests)
+                lag_tokens = self._waiting_lag_tokens = sum(row.lag_tokens for row in lagging if row.is_worthwhile)
+                self._lag_age_steps = 0
         order = life.before_step(proposed, lag_tokens, now_s) if is_steered else life.runs_freely(proposed, lag_tokens)
         runs = order.num_speculative_tokens > 0 or (not is_steered and life.state is DrafterState.ACTIVE)
         if not runs and not order.catch_up_tokens:

@@ -72,8 +72,7 @@ class SteeredScheduler(Scheduler):
         """As vLLM's; a request that finds the engine without work starts the step clock anew."""
         if not self.has_unfinished_requests():
             self.nightjar.restart_clock()
-        if (most := most_drafts_of(request)) is not None:
-            self.nightjar.cap(request.request_id, most)
+        self.nightjar.add_request(request, most_drafts_of(request))
         super().add_request(request)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:

@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import structlog
 
+from nightjar.deployments.engine.adapter_counts import AdapterCounts
 from nightjar.deployments.engine.drafting import Drafting
 from nightjar.policy.drafter_life import Order
 from nightjar.policy.planners.local_planner import StepOutcome
@@ -106,6 +107,7 @@ class StepLoop:
         self._step_microseconds = 0
         self._most: int | None = None
         self._capped: dict[str, int] = {}
+        self._adapters = AdapterCounts()
 
     def adopt(self, settings: Settings) -> str:
         """Take settings into force, or confirm those that are. Returns "" or why they were refused."""
@@ -127,9 +129,11 @@ class StepLoop:
             if self.drafting is not None:
                 self.drafting.life.confirm(now_s)
 
-    def cap(self, request_id: str, num_speculative_tokens: int) -> None:
-        """A client wants at most so many draft tokens for this request."""
-        self._capped[request_id] = num_speculative_tokens
+    def add_request(self, request: Any, most_drafts: int | None) -> None:
+        """A request has arrived whose client wants `most_drafts` draft tokens at most (None: as the plan says)."""
+        if most_drafts is not None:
+            self._capped[request.request_id] = most_drafts
+        self._adapters.add_request(request)
 
     def leave(self, request: Any) -> None:
         """The request is about to give its blocks back."""
@@ -227,6 +231,7 @@ class StepLoop:
             held_buckets=steering.held_buckets(now_s),
             restart_wish=None if life is None else life.wish(lag_tokens, now_s),
             drafter=DrafterCounters() if self.drafting is None else self.drafting.counters(lag_tokens, now_s),
+            adapters=self._adapters.snapshot(),
             decision_reason=steering.reason,
             refused=refused,
             fault=self.fault,
@@ -315,6 +320,7 @@ class StepLoop:
         positions = self._max_num_speculative_tokens
         drafts = scheduler_output.scheduled_spec_decode_tokens
         sampled = model_runner_output.sampled_token_ids
+        self._adapters.count(drafts, sampled, model_runner_output.req_id_to_index, requests)
         invalid = scheduler_output.num_invalid_spec_tokens
         note: StepNote | None = getattr(scheduler_output, NOTE_ATTRIBUTE, None)
         if note is not None and note.uniform and not invalid and note.requests_mark == _mark(requests):

@@ -132,7 +132,12 @@ def _start(scheduler_class: type[Any], batch_size: int, folder: Path) -> Any:
     from tests.engine.scheduler_harness import make_request, make_scheduler
 
     scheduler = make_scheduler(
-        scheduler_class, folder, max_num_seqs=batch_size, max_num_speculative_tokens=MAX_NUM_SPECULATIVE_TOKENS, max_model_len=4096
+        scheduler_class,
+        folder,
+        max_num_seqs=batch_size,
+        max_num_speculative_tokens=MAX_NUM_SPECULATIVE_TOKENS,
+        max_model_len=4096,
+        can_be_dormant=True,
     )
     for index in range(batch_size):
         scheduler.add_request(make_request(f"request-{index}", max_tokens=4000))

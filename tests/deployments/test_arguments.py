@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from nightjar.deployments.engine.arguments import (
     ASYNC_SCHEDULER,
     CPU_WORKER,
+    GPU_WORKER,
     SCHEDULER,
     EngineFacts,
     name_every_length,
     steered_engine_kwargs,
 )
+from nightjar.deployments.engine.offload_config import OffloadConfig
 
 CPU = EngineFacts(
     on_cpu=True,
@@ -49,11 +51,29 @@ def test_cpu_engine_gets_scheduler_worker_and_its_own_constant_length() -> None:
     assert table(arguments.kwargs) == [[1, 8, 4]]
 
 
-def test_gpu_engine_names_every_length_for_its_graphs_and_keeps_vllms_worker() -> None:
+def test_gpu_engine_names_every_length_for_its_graphs_and_says_what_never_ran_there() -> None:
     arguments = steered_engine_kwargs(user_kwargs(), GPU)
     assert arguments.kwargs["scheduler_cls"] == ASYNC_SCHEDULER
-    assert "worker_cls" not in arguments.kwargs
+    assert arguments.kwargs["worker_cls"] == GPU_WORKER
+    assert arguments.notice == "the sleeping drafter has never run on a GPU"
     assert table(arguments.kwargs) == [[1, 4, 4], [5, 5, 3], [6, 6, 2], [7, 7, 1], [8, 8, 0]]
+
+
+@pytest.mark.parametrize("changes", [{"runner_is_v1": False}, {"drafter_kind": "eagle"}])
+def test_gpu_engine_keeps_vllms_worker_where_no_draft_model_can_sleep(changes: dict[str, Any]) -> None:
+    assert "worker_cls" not in steered_engine_kwargs(user_kwargs(), replace(GPU, **changes)).kwargs
+
+
+def test_an_engine_that_lends_its_drafts_memory_tells_scheduler_and_workers_its_size_beside_the_users_own() -> None:
+    facts = replace(CPU, offload=OffloadConfig(draft_weight_bytes=1000))
+    kwargs = steered_engine_kwargs({**user_kwargs(), "additional_config": {"theirs": 1}}, facts).kwargs
+    assert kwargs["additional_config"] == {"theirs": 1, "nightjar": {"draft_weight_bytes": 1000}}
+
+
+def test_why_a_drafts_memory_is_not_lent_reaches_the_operator() -> None:
+    arguments = steered_engine_kwargs(user_kwargs(), replace(CPU, why_no_offload="sleep mode is on"))
+    assert arguments.notice == "draft_offload is not in use: sleep mode is on"
+    assert arguments.serving_plainly == ""
 
 
 def test_users_own_table_is_the_behaviour_until_settings_arrive() -> None:

@@ -94,13 +94,13 @@ def make_request(
     prompt: Sequence[int] = (),
     extra_args: dict[str, Any] | None = None,
 ) -> Request:
-    """A request with a prompt of `prompt_tokens` equal tokens, or with `prompt`."""
+    """A request with a prompt of `prompt_tokens` equal tokens, or with `prompt`, which a prefix cache then can find again."""
     return Request(
         request_id=name,
         prompt_token_ids=list(prompt) or [TOKEN] * prompt_tokens,
         sampling_params=SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, extra_args=extra_args),
         pooling_params=None,
-        block_hasher=get_request_block_hasher(BLOCK_TOKENS, sha256),
+        block_hasher=get_request_block_hasher(BLOCK_TOKENS, sha256) if prompt else None,
     )
 
 

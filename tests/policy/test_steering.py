@@ -86,8 +86,23 @@ def test_a_step_with_prefill_never_raises_the_length(plan: Table, steps: list[tu
     steering = make_steering()
     steering.adopt(settings(plan), 0.0)
     lengths = run(steering, steps)
-    for before, now, (_, has_prefill) in zip([0, *lengths], lengths, steps, strict=False):
+    for before, now, (_, has_prefill) in zip(lengths, lengths[1:], steps[1:], strict=False):
         assert not has_prefill or now <= before
+
+
+def test_an_engines_first_step_takes_the_plans_length_also_with_prefill_so_that_its_drafter_reads_the_prompts() -> None:
+    steering = make_steering()
+    steering.adopt(settings(), 0.0)
+    assert run(steering, [(0, True), (2, True), (2, False)]) == [5, 5, 5]
+
+
+@given(PLANS, st.integers(0, 16), st.floats(0.0, 400.0))
+def test_no_step_gets_more_than_the_most_that_was_announced_for_it(plan: Table, batch: int, now_s: float) -> None:
+    steering = make_steering()
+    steering.adopt(settings(plan), 0.0)
+    most = steering.most(batch, now_s)
+    assert most is not None
+    assert run(steering, [(batch, False)], now_s)[0] <= most
 
 
 def test_a_step_with_prefill_keeps_the_last_length_and_lowers_it_where_the_table_does() -> None:

@@ -1,0 +1,157 @@
+"""A load that crosses the crossover: two long requests, a burst of many short ones, the two alone again; once more.
+
+The work is the same for every arm, token for token, and the burst comes when the long requests have got so far: an arm that is
+faster meets it sooner and is done sooner. What an arm restarts while the long requests run, it pays for.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from nightjar.loadtests.simulation.evidence.bars import Bar
+from tests.benchmarks.engine.effort import Effort
+from tests.benchmarks.engine.engines import Engine
+from tests.benchmarks.engine.fixture import ARMS, questions
+from tests.benchmarks.engine.fleet_link import FleetLink
+from tests.benchmarks.engine.measured import AUTO, arm_name
+from tests.benchmarks.engine.outcome import MeasuredBar, Outcome
+from tests.benchmarks.engine.step_record import Step, core_share
+
+LONG_ROWS: Final = 2
+LONG_TOKENS: Final = 170
+BURST_ROWS: Final = 26
+BURST_TOKENS: Final = 24
+BURST_AT_TOKENS: Final = 40
+REPEATS: Final = 2
+
+Tell = Callable[[str], None]
+
+
+class Played(Protocol):
+    """An engine, real or simulated, that can be given this load."""
+
+    def submit(self, numbers: range, max_tokens: int) -> None:
+        """Add requests, by the numbers of their questions."""
+
+    def step(self) -> tuple[float, int] | None:
+        """Run a step: its seconds and the tokens that it generated; None without work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The load once through."""
+
+    arm: str
+    seconds: float
+    tokens: int
+    restarts: int
+    core_share: float
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second."""
+        return self.tokens / self.seconds
+
+
+def play(engine: Played) -> tuple[float, int]:
+    """Seconds and tokens of the whole load."""
+    seconds, tokens = 0.0, 0
+    for _ in range(REPEATS):
+        engine.submit(range(LONG_ROWS), LONG_TOKENS)
+        burst_at, burst_came = tokens + BURST_AT_TOKENS * LONG_ROWS, False
+        while (step := engine.step()) is not None:
+            seconds += step[0]
+            tokens += step[1]
+            if not burst_came and tokens >= burst_at:
+                engine.submit(range(LONG_ROWS, LONG_ROWS + BURST_ROWS), BURST_TOKENS)
+                burst_came = True
+    return seconds, tokens
+
+
+class RealEngine:
+    """An engine of this benchmark, with whatever steers it looking at each step."""
+
+    def __init__(self, engine: Engine, after_step: Callable[[Step], None]) -> None:
+        self._engine = engine
+        self._after_step = after_step
+        self._prompts = engine.encode(questions(LONG_ROWS + BURST_ROWS))
+        self.steps: list[Step] = []
+
+    def submit(self, numbers: range, max_tokens: int) -> None:
+        """As `Played.submit`."""
+        self._engine.add([self._prompts[number] for number in numbers], max_tokens)
+
+    def step(self) -> tuple[float, int] | None:
+        """As `Played.step`."""
+        taken = self._engine.run()
+        if not taken:
+            return None
+        self.steps += taken
+        self._after_step(taken[0])
+        return taken[0].seconds, taken[0].generated
+
+
+def measure_changing_load(
+    engine: Engine, link: FleetLink, effort: Effort, rng: random.Random, tell: Tell
+) -> tuple[Outcome, list[Run]]:
+    """The planner and every static K under the load, in turns."""
+    runs: list[Run] = []
+    steps_of: dict[str, list[Step]] = {}
+    for _ in range(effort.loads):
+        for arm in rng.sample([*map(arm_name, ARMS), AUTO], len(ARMS) + 1):
+            run, steps = _run(engine, link, arm)
+            runs.append(run)
+            steps_of[arm] = steps
+            tell(f"changing load, {arm}: {run.speed:.1f} tokens/s in {run.seconds:.0f} s, {run.restarts} restarts")
+    speeds = {arm: _speed(runs, arm) for arm in (*map(arm_name, ARMS), AUTO)}
+    best = max(map(arm_name, ARMS), key=lambda arm: speeds[arm])
+    bar = Bar(
+        name="adaptive_over_best_static",
+        meaning="a load that crosses the crossover: tokens/s of the planner over those of the best single K, 0 included",
+        direction="at least",
+        limit=1.0,
+        value=speeds[AUTO] / speeds[best],
+        at=f"best static {best}, {effort.loads} runs each",
+        cells=effort.loads,
+    )
+    outcome = Outcome(bars=[MeasuredBar(bar)])
+    outcome.facts["changing_load_tokens_per_s"] = {arm: round(value, 3) for arm, value in speeds.items()}
+    outcome.facts["changing_load_ratio_by_run"] = [
+        round(mine.speed / static.speed, 4)
+        for mine, static in zip(*([run for run in runs if run.arm == arm] for arm in (AUTO, best)), strict=True)
+    ]
+    outcome.rows["changing_load"] = [
+        {"arm": run.arm, "seconds": round(run.seconds, 4), "tokens": run.tokens, "restarts": run.restarts,
+         "core_share": round(run.core_share, 4)}
+        for run in runs
+    ]  # fmt: skip
+    outcome.rows["changing_load_steps"] = [
+        {"arm": arm, "seconds": round(step.seconds, 5), "rows": step.decode_rows, "prefill_tokens": step.prefill_tokens,
+         "num_speculative_tokens": step.num_speculative_tokens, "recomputed_tokens": step.recomputed_tokens,
+         "generated": step.generated}
+        for arm, steps in steps_of.items() for step in steps
+    ]  # fmt: skip
+    lines: list[Sequence[str]] = [[arm, f"{value:.1f}", f"{value / speeds[best]:.3f}"] for arm, value in speeds.items()]
+    outcome.tables.append(("A load that crosses the crossover", ("arm", "tokens/s", "over the best static"), lines))
+    return outcome, runs
+
+
+def _run(engine: Engine, link: FleetLink, arm: str) -> tuple[Run, list[Step]]:
+    before = engine.restarts()
+    if arm == AUTO:
+        link.take_over()
+        played = RealEngine(engine, link.after)
+    else:
+        engine.hold(int(arm.removeprefix("K=")))
+        played = RealEngine(engine, lambda step: None)
+    seconds, tokens = play(played)
+    link.report()
+    return Run(arm, seconds, tokens, engine.restarts() - before, core_share(played.steps)), played.steps
+
+
+def _speed(runs: Sequence[Run], arm: str) -> float:
+    own = [run for run in runs if run.arm == arm]
+    return sum(run.tokens for run in own) / sum(run.seconds for run in own)

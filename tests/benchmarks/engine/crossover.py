@@ -1,0 +1,226 @@
+"""Every K and the planner at steady batches: which one is fastest where, and how near the planner comes.
+
+A round is one batch in flight in which every arm has a slot of so many tokens per row; the same requests run again in the next
+round with the arms at other places (a Latin rectangle), so that no arm has the easy texts to itself. After a switch of K the steps
+until the drafter has caught up, and two more, are not measured. Odd rounds pick the best K and teach the policy; even rounds, in
+which the policy has slots of its own, score.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from nightjar.loadtests.simulation.evidence.bars import Bar
+from tests.benchmarks.engine.effort import Effort
+from tests.benchmarks.engine.engines import SETTLE_STEPS, Engine
+from tests.benchmarks.engine.fixture import ARMS, MAX_NUM_SPECULATIVE_TOKENS, questions
+from tests.benchmarks.engine.fleet_link import FleetLink
+from tests.benchmarks.engine.measured import (
+    AUTO,
+    LEAST_CORE_SHARE,
+    Segment,
+    acceptance_counts,
+    arm_name,
+    speed,
+    speed_ratio,
+    step_seconds,
+)
+from tests.benchmarks.engine.outcome import Lines, MeasuredBar, Outcome
+from tests.benchmarks.engine.statistics import Interval, latin_rectangle, resampled, survival
+from tests.benchmarks.engine.step_record import Step, core_share
+
+LEAST_MEASURED_STEPS: Final = 2
+ROOM_TOKENS: Final = 64
+MOST_ROUNDS: Final = 2
+"""A round in which somebody else had the core is run again, at most to so many times the rounds that are wanted."""
+
+MOST_DROPPED_STEPS: Final = 16
+"""The planner may be measuring, or waiting: that counts as its time, and so does what comes after."""
+
+Tell = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Cells:
+    """Segments of a run, and the prefill steps between them."""
+
+    segments: list[Segment] = field(default_factory=list)
+    prefills: list[Step] = field(default_factory=list)
+    thrown_away: int = 0
+
+    def of(self, batch: int, arm: str, half: str = "") -> list[Segment]:
+        """One cell; both halves where none is named."""
+        return [one for one in self.segments if (one.batch, one.arm) == (batch, arm) and half in {"", one.half}]
+
+
+def measure_crossover(
+    engine: Engine, link: FleetLink, effort: Effort, rng: random.Random, seed: int, tell: Tell
+) -> tuple[Outcome, Cells]:
+    """The steady batches."""
+    outcome, cells = Outcome(), Cells()
+    fixed = [arm_name(arm) for arm in ARMS]
+    link.free_restarts = True
+    planned: dict[int, int] = {}
+    for batch in effort.batches:
+        for half, arms in (("odd", fixed), ("even", [*fixed, AUTO])):
+            measure_rounds(engine, link, cells, batch, half, arms, effort.rounds[half], effort.slot_tokens[batch], rng)
+        planned[batch] = link.planned(batch)
+        speeds = ", ".join(f"{arm} {speed(cells.of(batch, arm, 'even')):.1f}" for arm in (*fixed, AUTO))
+        tell(f"batch {batch}: tokens/s {speeds}; the plan says K={planned[batch]}")
+    link.free_restarts = False
+    found = {batch: _found(cells, batch, fixed, seed) for batch in effort.batches}
+    worst = min(found, key=lambda batch: found[batch].ratio)
+    bar = Bar(
+        name="adaptive_over_best_min",
+        meaning="steady batches: tokens/s of the planner over those of the best K, picked on odd segments, scored on even ones",
+        direction="at least",
+        limit=0.95,
+        value=found[worst].ratio,
+        at=f"batch {worst}, best {found[worst].best}, planned K={planned[worst]}",
+        cells=len(found),
+    )
+    outcome.bars = [MeasuredBar(bar, found[worst].interval)]
+    outcome.facts = {
+        "crossover": {
+            str(batch): {
+                "best": one.best,
+                "planned": planned[batch],
+                "adaptive_over_best": round(one.ratio, 4),
+                "interval": [round(one.interval.low, 4), round(one.interval.high, 4)],
+                "same_with_pooled_acceptance": round(_pooled_ratio(cells, batch, one.best, arm_name(planned[batch])), 4),
+                "lengths_run_by_auto": _lengths(cells.of(batch, AUTO)),
+            }
+            for batch, one in found.items()
+        },
+        "rounds_thrown_away_because_the_core_was_shared": cells.thrown_away,
+    }
+    outcome.rows = {"crossover": [segment.plain() for segment in cells.segments]}
+    outcome.tables.append(_table(cells, effort.batches, [*fixed, AUTO]))
+    curves = {arm: [(float(batch), speed(cells.of(batch, arm, "even"))) for batch in effort.batches] for arm in (*fixed, AUTO)}
+    outcome.charts.append(Lines("Tokens per second by batch", "rows", curves))
+    return outcome, cells
+
+
+def measure_rounds(
+    engine: Engine,
+    link: FleetLink,
+    cells: Cells,
+    batch: int,
+    half: str,
+    arms: Sequence[str],
+    rounds: int,
+    slot_tokens: int,
+    rng: random.Random,
+) -> None:
+    """So many rounds of these arms at a batch, added to the cells."""
+    prompts = engine.encode(questions(batch))
+    orders = latin_rectangle(arms, rounds, rng)
+    tries = 0
+    while orders:
+        tries += 1
+        order = orders[0]
+        segments, prefills = _round(engine, link, prompts, half, order, slot_tokens)
+        share = core_share(step for segment in segments for step in segment.steps)
+        if share < LEAST_CORE_SHARE and tries < MOST_ROUNDS * rounds:
+            cells.thrown_away += 1
+            continue
+        orders.pop(0)
+        cells.segments += segments
+        cells.prefills += prefills
+
+
+def _round(
+    engine: Engine, link: FleetLink, prompts: Sequence[Sequence[int]], half: str, order: Sequence[str], slot_tokens: int
+) -> tuple[list[Segment], list[Step]]:
+    batch = len(prompts)
+    engine.hold(0)
+    engine.add(prompts, max_tokens=slot_tokens * len(order) + ROOM_TOKENS * len(order))
+    prefills = engine.run_prefill()
+    segments = []
+    for arm in order:
+        tokens = slot_tokens * batch
+        if arm == AUTO:
+            measured = _adaptive_slot(engine, link, tokens)
+        else:
+            length = int(arm.removeprefix("K="))
+            engine.hold(length)
+            dropped = engine.settle(length)
+            measured = engine.run(LEAST_MEASURED_STEPS, max(tokens - sum(step.generated for step in dropped), 0))
+        if any(step.decode_rows != batch for step in measured):
+            raise RuntimeError(f"batch {batch}: a request ended inside a segment")
+        segments.append(Segment(batch, arm, half, tuple(measured)))
+        link.report()
+    engine.abort()
+    return segments, prefills
+
+
+def _adaptive_slot(engine: Engine, link: FleetLink, tokens: int) -> list[Step]:
+    """The policy steers; its first steps are dropped like any switch, until what it plans has run for two."""
+    link.take_over()
+    dropped: list[Step] = []
+    settled = 0
+    while settled < SETTLE_STEPS and len(dropped) < MOST_DROPPED_STEPS:
+        (step,) = engine.run()
+        dropped.append(step)
+        link.after(step)
+        runs_plan = step.num_speculative_tokens == link.planned(step.decode_rows) and not step.recomputed_tokens
+        settled = settled + 1 if runs_plan else 0
+    measured: list[Step] = []
+    generated = sum(step.generated for step in dropped)
+    while len(measured) < LEAST_MEASURED_STEPS or generated < tokens:
+        (step,) = engine.run()
+        measured.append(step)
+        generated += step.generated
+        link.after(step)
+    return measured
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    best: str
+    ratio: float
+    interval: Interval
+
+
+def _found(cells: Cells, batch: int, arms: Sequence[str], seed: int) -> _Found:
+    best = max(arms, key=lambda arm: speed(cells.of(batch, arm, "odd")))
+    auto, rival = cells.of(batch, AUTO, "even"), cells.of(batch, best, "even")
+    return _Found(best, speed_ratio(auto, rival), resampled(auto, rival, speed_ratio, seed))
+
+
+def tokens_per_row(steps: Sequence[Step], num_speculative_tokens: int) -> float:
+    """Tokens that a row generates in a step at a K, by the acceptance that these steps show at any K."""
+    return 1.0 + sum(survival(*acceptance_counts(steps, MAX_NUM_SPECULATIVE_TOKENS))[:num_speculative_tokens])
+
+
+def _pooled_ratio(cells: Cells, batch: int, best: str, planned: str) -> float:
+    """Planned K over best K where both are given the acceptance of all even segments: without the luck of either's texts."""
+    even = [segment for segment in cells.segments if segment.batch == batch and segment.half == "even"]
+    steps = [step for segment in even for step in segment.steps]
+
+    def pooled(arm: str) -> float:
+        own = [segment for segment in even if segment.arm == arm]
+        return tokens_per_row(steps, int(arm.removeprefix("K="))) / step_seconds(own)
+
+    return pooled(planned) / pooled(best)
+
+
+def _lengths(segments: Sequence[Segment]) -> dict[str, int]:
+    """Steps that ran each K."""
+    counts: dict[str, int] = {}
+    for segment in segments:
+        for step in segment.steps:
+            name = arm_name(step.num_speculative_tokens)
+            counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def _table(cells: Cells, batches: Sequence[int], arms: Sequence[str]) -> tuple[str, Sequence[str], list[Sequence[str]]]:
+    lines: list[Sequence[str]] = []
+    for batch in batches:
+        kept = {arm: cells.of(batch, arm, "even") for arm in arms}
+        lines.append([str(batch), *(f"{speed(segments):.1f} ({1e3 * step_seconds(segments):.0f})" for segments in kept.values())])
+    return "Steady batches, even segments: tokens/s (median step, ms)", ("batch", *arms), lines

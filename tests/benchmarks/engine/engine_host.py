@@ -1,0 +1,173 @@
+"""One vLLM engine in a process of its own, stepped by hand: what `engines.Engine` calls across a pipe.
+
+Three roles: `plain` is vLLM without any speculation, `stock` is vLLM's own K=0 (its draft model runs once in every step), and
+`nightjar` has our classes. All three get the same target, limits and requests, and are timed in the same way, from outside
+`LLMEngine.step`. What a step scheduled is read where the scheduler takes its output in. A host that fails answers with the error.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+from nightjar.policy.records import EngineCommand, EngineSnapshot
+from tests.benchmarks.engine.fixture import KV_CACHE_GIB, Role, engine_arguments
+from tests.benchmarks.engine.step_record import RowStep, Step
+
+FAILED: Final = "failed"
+DONE: Final = "done"
+
+
+def serve(connection: Connection, role: Role, models: Mapping[str, str], log: Path) -> None:
+    """Answer calls until the other end is closed. What vLLM has to say goes to the log."""
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(KV_CACHE_GIB[role])
+    host: EngineHost | None = None
+    while True:
+        try:
+            method, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            host = host or EngineHost(role, models)
+            connection.send((DONE, getattr(host, method)(*arguments)))
+        except Exception:  # noqa: BLE001 - the other end raises it again
+            connection.send((FAILED, traceback.format_exc()))
+
+
+class EngineHost:
+    """The engine of this process. Every public method is called from the other process."""
+
+    def __init__(self, role: Role, models: Mapping[str, str]) -> None:
+        from vllm import LLM
+
+        self.llm = LLM(**engine_arguments(role, models))
+        self.engine = self.llm.llm_engine
+        self.core = self.engine.engine_core.engine_core
+        self.scheduler = self.core.scheduler
+        self.drafter = getattr(self.core.model_executor.driver_worker.worker, "nightjar_drafter", None)
+        self._rows: tuple[RowStep, ...] = ()
+        self._note: Any = None
+        self._names: list[str] = []
+        self._watch_scheduler()
+        gc.collect()
+        gc.freeze()
+
+    def start(self) -> None:
+        """Come up; everything is done by the first call of any kind."""
+
+    def encode(self, questions: Sequence[str]) -> list[list[int]]:
+        """Token ids of chat prompts."""
+        tokenizer = self.llm.get_tokenizer()
+        return [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+            for question in questions
+        ]
+
+    def add(self, prompts: Mapping[int, Sequence[int]], max_tokens: int) -> None:
+        """Add greedy requests that generate exactly `max_tokens`, by row number."""
+        from vllm import SamplingParams
+
+        for row, prompt in prompts.items():
+            self._names.append(f"row-{row}")
+            self.engine.add_request(
+                f"row-{row}",
+                {"prompt_token_ids": list(prompt)},
+                SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False),
+            )
+
+    def run(self, steps: int, tokens: int = 0) -> list[Step]:
+        """Run at least `steps` steps, and on until `tokens` tokens are generated; end early without requests."""
+        taken: list[Step] = []
+        generated = 0
+        for number in itertools.count():
+            if (number >= steps and generated >= tokens) or not self.engine.has_unfinished_requests():
+                return taken
+            taken.append(self._step())
+            generated += taken[-1].generated
+        raise AssertionError("unreachable")
+
+    def abort(self) -> None:
+        """Drop every request."""
+        self.engine.abort_request(self._names)
+        self._names = []
+        while self.engine.has_unfinished_requests():
+            self.engine.step()
+
+    def exchange(self, command: EngineCommand) -> EngineSnapshot:
+        """What a replica's agent does between two steps."""
+        return EngineSnapshot.from_wire(self.core.nightjar_exchange(command.to_wire()))
+
+    def probe_forwards(self) -> int:
+        """Forwards of the draft model so far."""
+        return 0 if self.drafter is None else int(self.drafter.forwards)
+
+    def lag_tokens(self) -> int:
+        """Draft tokens that a restart now would recompute."""
+        return int(self.scheduler.nightjar.drafting.lag(self.scheduler.running)[0])
+
+    def catch_up(self, how: str) -> None:
+        """`bounded` as the product does, `unbounded` in one step, or `none`: the ledger believes that nothing is missing."""
+        from tests.benchmarks.engine.no_catch_up import pretend_in_sync
+
+        life = self.scheduler.nightjar.drafting.life
+        life._own_chunk_tokens = None if how == "unbounded" else 2048
+        if how == "none":
+            pretend_in_sync(self.scheduler.nightjar.drafting)
+
+    def _watch_scheduler(self) -> None:
+        take_in = self.scheduler.update_from_output
+
+        def watched(scheduler_output: Any, model_runner_output: Any) -> Any:
+            self._rows = tuple(self._row_steps(scheduler_output, model_runner_output))
+            self._note = getattr(scheduler_output, "nightjar_note", None)
+            return take_in(scheduler_output, model_runner_output)
+
+        self.scheduler.update_from_output = watched
+
+    def _row_steps(self, scheduler_output: Any, model_runner_output: Any) -> list[RowStep]:
+        drafts, index = scheduler_output.scheduled_spec_decode_tokens, model_runner_output.req_id_to_index
+        rows = []
+        for name, scheduled in scheduler_output.num_scheduled_tokens.items():
+            request = self.scheduler.requests[name]
+            sampled = model_runner_output.sampled_token_ids
+            rows.append(
+                RowStep(
+                    row=int(name.split("-")[1]),
+                    is_prefill=request.num_computed_tokens - scheduled < request.num_prompt_tokens,
+                    scheduled_tokens=scheduled,
+                    position=request.num_output_tokens,
+                    drafted=len(drafts.get(name, ())),
+                    generated=len(sampled[index[name]]) if sampled else 0,
+                )
+            )
+        return rows
+
+    def _step(self) -> Step:
+        self._rows, self._note = (), None
+        cpu = time.process_time()
+        began = time.perf_counter()
+        self.engine.step()
+        seconds = time.perf_counter() - began
+        cpu_seconds = time.process_time() - cpu
+        note = self._note
+        return Step(
+            seconds,
+            cpu_seconds,
+            0 if note is None else note.num_speculative_tokens,
+            0 if note is None else note.recomputed_tokens,
+            0 if self.drafter is None else self.drafter.forwards,
+            self._rows,
+        )

@@ -1,0 +1,156 @@
+"""The engines as the sections see them: each a process of its own, called across a pipe, one at a time.
+
+An engine that is not being called waits in a read and takes no processor time. Errors of the other process are raised here with its
+traceback. `close` ends the process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from nightjar.policy.drafter_life import UNLIMITED
+from nightjar.policy.records import EngineCommand, EngineSnapshot, Mode, Settings, SettingsVersion, Table, TableRow
+from tests.benchmarks.engine.engine_host import FAILED, serve
+from tests.benchmarks.engine.fixture import MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS, Role
+from tests.benchmarks.engine.step_record import Step
+
+END_TIMEOUT_S: Final = 20.0
+NO_LIMIT_S: Final = 86_400.0
+SETTLE_STEPS: Final = 2
+"""Steps after a change of K that are not measured: the first verifies drafts of the K before, and so does no part of the second."""
+MOST_CATCH_UP_STEPS: Final = 400
+
+
+class Engine(AbstractContextManager["Engine"]):
+    """One engine, whose own output goes to `log`. Rows are named by numbers that are never used twice."""
+
+    def __init__(self, role: Role, models: Mapping[str, str], log: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.role = role
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, role, models, log), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._numbers = itertools.count()
+        self._sequence = itertools.count(1)
+        self._version: SettingsVersion | None = None
+        self._call("start")
+
+    def encode(self, questions: Sequence[str]) -> list[list[int]]:
+        """Token ids of chat prompts."""
+        encoded: list[list[int]] = self._call("encode", list(questions))
+        return encoded
+
+    def add(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[int]:
+        """Add greedy requests of exactly `max_tokens` tokens; their row numbers."""
+        rows = [next(self._numbers) for _ in prompts]
+        self._call("add", dict(zip(rows, prompts, strict=True)), max_tokens)
+        return rows
+
+    def run(self, steps: int = 1, tokens: int = 0) -> list[Step]:
+        """At least `steps` steps, and on until `tokens` tokens are generated; fewer once nobody is left."""
+        taken: list[Step] = self._call("run", steps, tokens)
+        return taken
+
+    def run_prefill(self) -> list[Step]:
+        """Steps until every request decodes."""
+        taken = self.run()
+        while taken[-1].prefill_tokens:
+            taken += self.run()
+        return taken
+
+    def abort(self) -> None:
+        """Drop every request."""
+        self._call("abort")
+
+    def exchange(self, command: EngineCommand) -> EngineSnapshot:
+        """Apply a command; raises RuntimeError where it was refused, and where our step loop has failed."""
+        snapshot: EngineSnapshot = self._call("exchange", command)
+        if snapshot.refused or snapshot.fault:
+            raise RuntimeError(f"engine {self.role}: {snapshot.refused or snapshot.fault}")
+        return snapshot
+
+    def adopt(self, settings: Settings) -> EngineSnapshot:
+        """Put settings in force, under the next version."""
+        self._version = SettingsVersion(incarnation=1, sequence=next(self._sequence))
+        return self.exchange(EngineCommand(settings=settings.model_copy(update={"version": self._version})))
+
+    def confirm(self) -> EngineSnapshot:
+        """Say that the settings in force still hold."""
+        return self.exchange(EngineCommand(confirmed=self._version))
+
+    def hold(self, num_speculative_tokens: int, *, chunk_tokens: int | None = None) -> None:
+        """Pin a K (0: off); restarts need no permission."""
+        self.adopt(held(num_speculative_tokens, chunk_tokens=chunk_tokens))
+
+    def settle(self, num_speculative_tokens: int) -> list[Step]:
+        """Steps until the K runs, the drafter misses nothing, and the K was held for SETTLE_STEPS."""
+        taken, settled = self.run(), 0
+        while True:
+            step = taken[-1]
+            settled = settled + 1 if step.num_speculative_tokens == num_speculative_tokens and not step.recomputed_tokens else 0
+            if settled >= SETTLE_STEPS:
+                return taken
+            if len(taken) > MOST_CATCH_UP_STEPS:
+                raise RuntimeError(f"K={num_speculative_tokens} did not settle in {MOST_CATCH_UP_STEPS} steps")
+            taken += self.run()
+
+    def probe_forwards(self) -> int:
+        """Forwards of the draft model so far, as its worker counts them."""
+        forwards: int = self._call("probe_forwards")
+        return forwards
+
+    def restarts(self) -> int:
+        """Restarts of the drafter so far."""
+        return self.exchange(EngineCommand()).counters.restarts
+
+    def lag_tokens(self) -> int:
+        """Draft tokens that a restart now would recompute."""
+        lag: int = self._call("lag_tokens")
+        return lag
+
+    def catch_up(self, how: str) -> None:
+        """How lag is caught up from now on; see EngineHost."""
+        self._call("catch_up", how)
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.join(END_TIMEOUT_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        self._connection.send((method, arguments))
+        outcome, answer = self._connection.recv()
+        if outcome == FAILED:
+            raise RuntimeError(f"engine {self.role}, {method}:\n{answer}")
+        return answer
+
+
+def held(num_speculative_tokens: int, *, chunk_tokens: int | None = None) -> Settings:
+    """Settings that hold one K at every batch, without a version yet."""
+    mode = Mode.parse(f"pin={num_speculative_tokens}") if num_speculative_tokens else Mode(kind="off")
+    row = TableRow(first_batch_size=1, last_batch_size=MAX_NUM_SEQS, num_speculative_tokens=num_speculative_tokens)
+    return Settings(
+        version=SettingsVersion(incarnation=1, sequence=0),
+        mode=mode,
+        plan=Table(rows=(row,)),
+        allowed_num_speculative_tokens=tuple(range(MAX_NUM_SPECULATIVE_TOKENS + 1)),
+        settings_max_age_s=NO_LIMIT_S,
+        micro_restart_tokens=UNLIMITED,
+        catch_up_chunk_tokens=chunk_tokens,
+    )

@@ -1,0 +1,67 @@
+"""What an engine needs in its process's environment, and what a reader needs to know of the machine.
+
+Some of it must be there before a process starts (a preloaded OpenMP), so the benchmark starts itself again with it. Every process
+of a run shares one core: engines take turns on it, so whatever disturbs the core disturbs all of them alike.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Final
+
+READY_VARIABLE: Final = "NIGHTJAR_BENCH_CORE"
+
+
+def pinned_core() -> int:
+    """The last core that this process may use: other work begins with the first."""
+    return max(os.sched_getaffinity(0))
+
+
+def restart_pinned() -> None:
+    """Start this program again with an engine's environment, on one core; returns where that was done."""
+    if os.environ.get(READY_VARIABLE) is not None:
+        return
+    core = pinned_core()
+    library = Path(sys.prefix) / "lib" / "libiomp5.so"
+    wanted = {
+        READY_VARIABLE: str(core),
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": str(core),
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TQDM_DISABLE": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    if library.is_file():
+        wanted["LD_PRELOAD"] = str(library)
+    os.sched_setaffinity(0, {core})
+    os.environ.update(wanted)
+    arguments = [sys.executable, "-m", "tests.benchmarks.engine", *sys.argv[1:]]
+    os.execv(sys.executable, arguments)
+
+
+def machine() -> dict[str, str]:
+    """Facts of the machine, for the summary."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    versions = {name: importlib.metadata.version(name) for name in ("vllm-cpu", "torch", "nightjar-serve")}
+    return {
+        "processor": model,
+        "cores": str(os.cpu_count()),
+        "core": os.environ.get(READY_VARIABLE, ""),
+        "openmp": os.environ.get("LD_PRELOAD", ""),
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def load_average() -> str:
+    """The machine's load over one, five and fifteen minutes."""
+    return " ".join(f"{value:.2f}" for value in os.getloadavg())

@@ -1,0 +1,90 @@
+"""What is measured: models, prompts and engine arguments.
+
+The target's cost is inflated: it is a real small model with layers that add exactly nothing, five times as expensive as the draft,
+which is the same small model with weight noise. Their ratio is that of a 7B model and its 1.5B draft; their absolute speed is no
+GPU's. Prompts are short questions through the model's own chat template, the same ones for the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+from nightjar.deployments.models import build_models, models_folder
+
+Role = Literal["plain", "stock", "nightjar"]
+
+COST: Final = 5
+NOISE: Final = 0.05
+MAX_NUM_SEQS: Final = 32
+MAX_NUM_BATCHED_TOKENS: Final = 512
+MAX_MODEL_LEN: Final = 1024
+MAX_NUM_SPECULATIVE_TOKENS: Final = 5
+ARMS: Final = (0, 1, 2, 3, 5)
+SAYS: Final = (
+    f"the target's cost is inflated: SmolLM2-135M with no-op layers, {COST} times as expensive as its draft, the same model with "
+    f"{NOISE:.0%} weight noise; bfloat16, eager, greedy, max_num_seqs {MAX_NUM_SEQS}, "
+    f"max_num_batched_tokens {MAX_NUM_BATCHED_TOKENS}"
+)
+KV_CACHE_GIB: Final[Mapping[Role, int]] = {"plain": 1, "stock": 1, "nightjar": 3}
+
+_SUBJECTS: Final = (
+    "rivers", "bread", "bridges", "winter", "bees", "maps", "clocks", "glass", "forests", "salt", "trains", "the moon", "letters",
+    "gardens", "iron", "music", "islands", "rain", "markets", "lamps",
+)  # fmt: skip
+_QUESTIONS: Final = (
+    "Tell me three facts about {}.",
+    "Write a short story about {} and a child.",
+    "Why are {} important to people? Explain step by step.",
+    "List five words that go with {} and use each in a sentence.",
+    "What would a scientist ask about {}?",
+    "Explain {} to somebody who has never heard of them.",
+    "Write a Python function that prints the word {} ten times.",
+)
+
+
+def questions(count: int) -> list[str]:
+    """The first `count` questions; neighbours differ in kind and subject.
+
+    >>> questions(2)
+    ['Tell me three facts about rivers.', 'Write a short story about bread and a child.']
+    """
+    return [_QUESTIONS[number % len(_QUESTIONS)].format(_SUBJECTS[number % len(_SUBJECTS)]) for number in range(count)]
+
+
+def long_question(number: int) -> str:
+    """A prompt of a few hundred tokens, of many questions."""
+    return " ".join(questions(12 + 8 * (number % 4))[number % 5 :])
+
+
+def build() -> dict[str, str]:
+    """Paths of target and draft, built if they are missing."""
+    _, target, draft = build_models(models_folder(), cost=COST, noise=NOISE)
+    return {"target": str(models_folder() / target.name), "draft": str(models_folder() / draft.name)}
+
+
+def engine_arguments(role: Role, models: Mapping[str, str]) -> dict[str, Any]:
+    """vLLM's arguments of an engine."""
+    common: dict[str, Any] = {
+        "model": models["target"],
+        "dtype": "bfloat16",
+        "max_model_len": MAX_MODEL_LEN,
+        "max_num_seqs": MAX_NUM_SEQS,
+        "max_num_batched_tokens": MAX_NUM_BATCHED_TOKENS,
+        "enforce_eager": True,
+        "enable_prefix_caching": False,
+        "disable_log_stats": True,
+    }
+    if role == "plain":
+        return common
+    most = 0 if role == "stock" else MAX_NUM_SPECULATIVE_TOKENS
+    common["speculative_config"] = {
+        "method": "draft_model",
+        "model": models["draft"],
+        "num_speculative_tokens": MAX_NUM_SPECULATIVE_TOKENS,
+        "num_speculative_tokens_per_batch_size": [[1, MAX_NUM_SEQS, most]],
+    }
+    if role == "nightjar":
+        common["scheduler_cls"] = "nightjar.deployments.engine.scheduler.SteeredScheduler"
+        common["worker_cls"] = "nightjar.deployments.engine.worker.SteeredCPUWorker"
+    return common

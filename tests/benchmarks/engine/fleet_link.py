@@ -1,0 +1,95 @@
+"""The product's policy in lockstep with one engine: real snapshots go up, real settings come down, nobody else is there.
+
+Runs `policy.fleet` as the actor does, on the real clock, between two steps of the engine, so that deciding takes no step time. The
+engine's time between two exchanges is the agent's period. Settings are handed over when their content changes and confirmed
+otherwise, as in production.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Final
+
+from nightjar.policy.drafter_life import UNLIMITED
+from nightjar.policy.fleet import Decision, decide, empty_fleet, observe
+from nightjar.policy.issuing import settings_of
+from nightjar.policy.records import EngineCommand, EngineSnapshot, GroupKey, LoadReport, Settings, Table
+from nightjar.policy.settings import parse_operator_settings
+from nightjar.policy.steering import lengths_by_batch
+from tests.benchmarks.engine.engines import Engine
+from tests.benchmarks.engine.fixture import COST, MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS
+from tests.benchmarks.engine.step_record import Step
+
+REPLICA: Final = "replica-1"
+GROUP: Final = GroupKey(
+    target=f"smollm2-135m-x{COST}",
+    draft="smollm2-noised",
+    drafter_kind="draft_model",
+    accelerator="cpu",
+    dtype="bfloat16",
+    max_num_speculative_tokens=MAX_NUM_SPECULATIVE_TOKENS,
+    max_num_seqs=MAX_NUM_SEQS,
+    engine_version="vllm-0.32",
+)
+
+
+class FleetLink:
+    """One engine under the fleet planner. With `free_restarts` the engine needs no permission to restart."""
+
+    def __init__(self, engine: Engine, seed: int) -> None:
+        self.free_restarts = False
+        self._engine = engine
+        self._operator = parse_operator_settings({"mode": "auto"})
+        self._state = empty_fleet()
+        self._rng = random.Random(seed)
+        self._reports = 0
+        self._decision: Decision | None = None
+        self._in_force: Settings | None = None
+        self._since_s = 0.0
+
+    def report(self) -> None:
+        """Let the policy see what the engine counted, whoever steers it, and decide."""
+        self._take(self._engine.exchange(EngineCommand()))
+
+    def take_over(self) -> None:
+        """From now on the engine runs what the policy says."""
+        self.report()
+        self._in_force = None
+        self._hand_over()
+
+    def after(self, step: Step) -> None:
+        """Exchange if the period is over; call after each step of an engine that the policy steers."""
+        self._since_s += step.seconds
+        if self._since_s >= self._operator.exchange_period_s:
+            self._since_s = 0.0
+            self.report()
+            self._hand_over()
+
+    def planned(self, batch: int) -> int:
+        """K that the plan runs at a batch."""
+        assert self._decision is not None
+        assert isinstance(self._decision.plan, Table)
+        return lengths_by_batch(self._decision.plan, MAX_NUM_SEQS)[batch]
+
+    def _take(self, snapshot: EngineSnapshot) -> None:
+        self._reports += 1
+        report = LoadReport(replica_id=REPLICA, application="bench", group=GROUP, report_number=self._reports, snapshot=snapshot)
+        now_s = time.monotonic()
+        self._state, refused = observe(self._state, report, now_s, self._operator)
+        if refused:
+            raise RuntimeError(f"the policy refused a report: {refused}")
+        decisions, self._state = decide(self._state, self._operator, (), now_s, self._rng)
+        self._decision = decisions[REPLICA]
+
+    def _hand_over(self) -> None:
+        assert self._decision is not None
+        wanted = settings_of(self._decision, self._operator)
+        if self.free_restarts:
+            wanted = wanted.model_copy(update={"micro_restart_tokens": UNLIMITED})
+        content = wanted.model_copy(update={"reason": ""})
+        if content == self._in_force:
+            self._engine.confirm()
+        else:
+            self._engine.adopt(wanted)
+            self._in_force = content

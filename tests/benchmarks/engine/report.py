@@ -1,0 +1,77 @@
+"""What is written and printed: summary.json with every bar, raw rows as JSON lines, one SVG a chart, tables for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from nightjar.loadtests.charts import Series, chart, scale_for
+from tests.benchmarks.engine.outcome import Lines, MeasuredBar, Outcome
+
+COLOURS: Final = ("#1f6f8b", "#c8553d", "#2e7d4f", "#8a5a9e", "#b58a00", "#1d2430")
+STYLE: Final = (
+    ".grid{stroke:#e2e5ea}.tick{font:9px sans-serif;fill:#6b7686}.tick.y{text-anchor:end}.tick.x{text-anchor:middle}"
+    ".line{fill:none;stroke-width:1.5}.name{font:9px sans-serif}"
+)
+
+
+def print_bars(console: Console, bars: Sequence[MeasuredBar]) -> None:
+    """Every bar with what is wanted."""
+    table = RichTable(title="Bars")
+    for column in ("bar", "value", "95 % or range", "wanted", "", "at"):
+        table.add_column(column)
+    for measured in bars:
+        bar, interval = measured.bar, measured.interval
+        verdict = {True: "[green]passed[/]", False: "[red]missed[/]", None: "not measured"}[bar.passed]
+        value = "-" if bar.value is None else f"{bar.value:.3f}"
+        table.add_row(
+            bar.name, value, "" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}", bar.want, verdict, bar.at
+        )
+    console.print(table)
+
+
+def print_tables(console: Console, outcome: Outcome) -> None:
+    """A section's tables."""
+    for title, columns, lines in outcome.tables:
+        table = RichTable(title=title)
+        for column in columns:
+            table.add_column(column, justify="right")
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
+
+
+def write(folder: Path, outcomes: dict[str, Outcome], facts: dict[str, Any]) -> None:
+    """Everything that was found so far; called after each section, so that a broken run leaves what it had."""
+    folder.mkdir(parents=True, exist_ok=True)
+    summary = {
+        **facts,
+        "bars": [measured.plain() for outcome in outcomes.values() for measured in outcome.bars],
+        "found": {section: outcome.facts for section, outcome in outcomes.items()},
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    for outcome in outcomes.values():
+        for name, rows in outcome.rows.items():
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for number, lines in enumerate(outcome.charts):
+            name = "".join(letter if letter.isalnum() else "-" for letter in lines.title.lower())
+            (folder / f"{number}-{name}.svg").write_text(_svg(lines))
+
+
+def _svg(lines: Lines) -> str:
+    """The project's own chart with its colours and names inside, since no page stands around it."""
+    series = [Series(name, "line", f"c{number}", points) for number, (name, points) in enumerate(lines.curves.items())]
+    points = [point for curve in lines.curves.values() for point in curve]
+    scale = scale_for(max(x for x, _ in points), [y for _, y in points], lines.x_unit)
+    colours = "".join(f".c{number}{{stroke:{COLOURS[number % len(COLOURS)]}}}" for number in range(len(series)))
+    names = "".join(
+        f'<text class="name" x="{50 + 55 * number}" y="9" fill="{COLOURS[number % len(COLOURS)]}">{one.name}</text>'
+        for number, one in enumerate(series)
+    )
+    drawn = chart(series, scale).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    return drawn.replace("</svg>", f"<style>{STYLE}{colours}</style>{names}<title>{lines.title}</title></svg>")

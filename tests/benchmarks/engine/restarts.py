@@ -1,0 +1,356 @@
+"""What a restart costs: its longest step, its time against what the policy predicts, and acceptance after it.
+
+A round is one batch in flight: off for some steps, then a K until the drafter has caught up and, in watched rounds, twenty steps
+more; then off again for another time. Four ways: `bounded` is the product, its chunk priced with the cost that was measured before;
+`unbounded` recomputes everything in one step, and prices the chunk; `none` pretends that nothing is missing; `never` was never off
+and is what acceptance is compared with, over the very tokens of the same requests.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Any, Final
+
+from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.policy.catch_up import CatchUpCost, CatchUpEvidence
+from nightjar.policy.restart_price import Engine as PricedEngine
+from nightjar.policy.restart_price import chunk_tokens
+from nightjar.policy.settings import OperatorSettings
+from tests.benchmarks.engine.effort import Effort
+from tests.benchmarks.engine.engines import Engine
+from tests.benchmarks.engine.fixture import questions
+from tests.benchmarks.engine.outcome import MeasuredBar, Outcome
+from tests.benchmarks.engine.statistics import Interval, halves, relative_error, resampled
+from tests.benchmarks.engine.step_record import RowStep, Step
+
+BATCHES: Final = (4, 16)
+OFF_STEPS: Final = (5, 20, 60)
+LENGTH: Final = 2
+"""K of the restarts: one that pays at the smaller batch."""
+WATCHED_STEPS: Final = 20
+UNWATCHED_STEPS: Final = 2
+ROOM_TOKENS: Final = 24
+LONGEST_WANTED: Final = 1.5
+ACCEPTANCE_WANTED: Final = 0.95
+ERROR_WANTED: Final = 0.2
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """One restart: the steps before it, those that recomputed, and those that drafted."""
+
+    how: str
+    batch: int
+    off_steps: int
+    lag_tokens: int
+    chunk_tokens: int | None
+    before: tuple[Step, ...]
+    catching_up: tuple[Step, ...]
+    drafting: tuple[Step, ...]
+
+    @property
+    def off_seconds(self) -> float:
+        """Median OFF step before it."""
+        return median(step.seconds for step in self.before)
+
+    @property
+    def longest_over_before(self) -> float:
+        """Longest step that recomputed, over the OFF step; 1 where none did."""
+        return max((step.seconds for step in self.catching_up), default=self.off_seconds) / self.off_seconds
+
+    @property
+    def first_drafting_over_before(self) -> float:
+        """The first step that drafts verifies nothing yet."""
+        return self.drafting[0].seconds / self.off_seconds
+
+    @property
+    def cost_seconds(self) -> float:
+        """Time of the steps that recomputed above that of OFF steps."""
+        return sum(step.seconds - self.off_seconds for step in self.catching_up)
+
+    @property
+    def catch_up_seconds(self) -> float:
+        """From the first step that recomputed to the last."""
+        return sum(step.seconds for step in self.catching_up)
+
+    def plain(self) -> dict[str, Any]:
+        """For the raw rows."""
+        return {
+            "how": self.how,
+            "batch": self.batch,
+            "off_steps": self.off_steps,
+            "lag_tokens": self.lag_tokens,
+            "chunk_tokens": self.chunk_tokens,
+            "off_seconds": round(self.off_seconds, 6),
+            "recomputed": [step.recomputed_tokens for step in self.catching_up],
+            "catching_up_seconds": [round(step.seconds, 6) for step in self.catching_up],
+            "first_drafting_seconds": round(self.drafting[0].seconds, 6),
+            "cost_seconds": round(self.cost_seconds, 6),
+        }
+
+
+Drafted = dict[int, tuple[int, int]]
+"""Drafts and how many were accepted, by the position they begin at, of one request."""
+
+
+def measure_restarts(engine: Engine, effort: Effort, rng: random.Random, seed: int, tell: Tell) -> tuple[Outcome, CatchUpCost]:
+    """All bars of this section, and the line that prices catching up."""
+    restarts: list[Restart] = []
+    kept_shares: list[tuple[int, int, float, float]] = []
+    without: list[float] = []
+    cost = CatchUpCost(0.0, 0.0)
+    for batch in BATCHES:
+        prompts = engine.encode(questions(batch))
+        engine.catch_up("unbounded")
+        unbounded, _ = _round(engine, prompts, "unbounded", None, rng, UNWATCHED_STEPS)
+        restarts += unbounded
+        off_seconds = median(step.seconds for restart in unbounded for step in restart.before)
+        cost = fitted(restarts, off_seconds)
+        chunk = chunk_tokens(off_seconds, cost, batch, OperatorSettings().catch_up_slowdown)
+        tell(
+            f"batch {batch}: a catch-up step costs {1e3 * cost.step_seconds:.0f} ms and {1e3 * cost.token_seconds:.2f} ms a token, "
+            f"so {chunk} tokens a step"
+        )
+        engine.catch_up("bounded")
+        most_tokens = 0
+        watched: list[tuple[Restart, list[int]]] = []
+        for number in range(effort.restart_rounds):
+            steps_after = WATCHED_STEPS if number < effort.watched_rounds else UNWATCHED_STEPS
+            found, rows = _round(engine, prompts, "bounded", chunk, rng, steps_after)
+            restarts += found
+            if steps_after == WATCHED_STEPS:
+                watched += [(restart, rows) for restart in found]
+                most_tokens = max(most_tokens, _longest(found))
+        engine.catch_up("none")
+        believing, rows_believing = _round(engine, prompts, "none", chunk, rng, WATCHED_STEPS)
+        engine.catch_up("bounded")
+        most_tokens = max(most_tokens, _longest(believing))
+        never = _never_off(engine, prompts, most_tokens)
+        kept_shares += [_kept(restart, rows, never) for restart, rows in watched]
+        without += [_share(_kept(restart, rows_believing, never)) for restart in believing]
+        tell(f"batch {batch}: acceptance over never off {fmean(_share(one) for one in kept_shares[-len(watched) :]):.3f}")
+    return _outcome(restarts, kept_shares, without, seed), cost
+
+
+def fitted(restarts: Sequence[Restart], off_seconds: float) -> CatchUpCost:
+    """The policy's own line through the steps of these restarts."""
+    evidence = CatchUpEvidence()
+    for restart in restarts:
+        for step in restart.catching_up:
+            tokens, longer = step.recomputed_tokens, step.seconds - restart.off_seconds
+            evidence = evidence.sum(CatchUpEvidence(1.0, tokens, tokens * tokens, longer, tokens * longer))
+    return evidence.cost(off_seconds, "cpu")
+
+
+def predicted_seconds(restart: Restart, cost: CatchUpCost) -> float:
+    """What the policy expects of it, from its lag, batch and chunk alone."""
+    assert restart.chunk_tokens is not None
+    priced = PricedEngine(restart.off_seconds, restart.batch / restart.off_seconds, restart.batch, cost, restart.chunk_tokens)
+    return priced.lost_seconds(restart.lag_tokens)
+
+
+def cost_errors(restarts: Sequence[Restart]) -> dict[tuple[int, int], float]:
+    """Relative error of the predicted cost by (batch, steps off).
+
+    The line fitted to half of each cell's restarts predicts the mean of the other half.
+    """
+    cells: dict[tuple[int, int], list[Restart]] = {}
+    for restart in restarts:
+        cells.setdefault((restart.batch, restart.off_steps), []).append(restart)
+    taught = [restart for own in cells.values() for restart in halves(own)[0]]
+    cost = fitted(taught, median(restart.off_seconds for restart in taught))
+    errors = {}
+    for cell, own in cells.items():
+        held_back = halves(own)[1]
+        predicted = fmean(predicted_seconds(restart, cost) for restart in held_back)
+        errors[cell] = relative_error(predicted, fmean(restart.cost_seconds for restart in held_back))
+    return errors
+
+
+def _round(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    how: str,
+    chunk: int | None,
+    rng: random.Random,
+    steps_after: int,
+) -> tuple[list[Restart], list[int]]:
+    """One restart per time off, in a drawn order, within one batch in flight."""
+    engine.hold(LENGTH)
+    rows = engine.add(prompts, max_tokens=sum(OFF_STEPS) + len(OFF_STEPS) * (ROOM_TOKENS + (LENGTH + 1) * (steps_after + 1)))
+    engine.run_prefill()
+    engine.settle(LENGTH)
+    found = []
+    for off_steps in rng.sample(OFF_STEPS, len(OFF_STEPS)):
+        engine.hold(0)
+        engine.run()  # verifies the last drafts
+        before = engine.run(off_steps - 1)
+        lag = engine.lag_tokens()
+        if how == "none":
+            engine.catch_up("none")
+        engine.hold(LENGTH, chunk_tokens=chunk)
+        catching_up, drafting = _restart(engine)
+        drafting += engine.run(steps_after)
+        found.append(Restart(how, len(prompts), off_steps, lag, chunk, tuple(before), tuple(catching_up), tuple(drafting)))
+    engine.abort()
+    return found, rows
+
+
+def _restart(engine: Engine) -> tuple[list[Step], list[Step]]:
+    """Steps that recompute, and the first that drafts."""
+    catching_up: list[Step] = []
+    while True:
+        (step,) = engine.run()
+        if step.num_speculative_tokens:
+            return catching_up, [step]
+        catching_up.append(step)
+
+
+def _never_off(engine: Engine, prompts: Sequence[Sequence[int]], tokens: int) -> dict[int, Drafted]:
+    """Drafts of the same requests held at the K all the time, by the place of the request."""
+    engine.hold(LENGTH)
+    rows = engine.add(prompts, max_tokens=tokens + ROOM_TOKENS)
+    steps: list[Step] = []
+    while taken := engine.run():
+        steps += taken
+    return _drafts(steps, rows)
+
+
+def _drafts(steps: Sequence[Step], rows: Sequence[int]) -> dict[int, Drafted]:
+    places = {row: place for place, row in enumerate(rows)}
+    found: dict[int, Drafted] = {place: {} for place in places.values()}
+    for step in steps:
+        for row in step.rows:
+            if row.drafted:
+                found[places[row.row]][row.position] = (row.drafted, row.accepted)
+    return found
+
+
+def _kept(restart: Restart, rows: Sequence[int], never: dict[int, Drafted]) -> tuple[int, int, float, float]:
+    """Batch, steps off, acceptance in the watched steps, and acceptance of the never-off run over the same tokens."""
+    watched = restart.drafting[1:]
+    own = _drafts(watched, rows)
+    ours: list[tuple[int, int]] = []
+    theirs: list[tuple[int, int]] = []
+    for place, drafts in own.items():
+        if not drafts:
+            continue
+        first, last = min(drafts), max(drafts)
+        ours += drafts.values()
+        theirs += [drafted for position, drafted in never[place].items() if first <= position <= last]
+    return restart.batch, restart.off_steps, _rate(ours), _rate(theirs)
+
+
+def _rate(drafts: Sequence[tuple[int, int]]) -> float:
+    return sum(accepted for _, accepted in drafts) / sum(drafted for drafted, _ in drafts)
+
+
+def _share(kept: tuple[int, int, float, float]) -> float:
+    return kept[2] / kept[3]
+
+
+def _longest(restarts: Sequence[Restart]) -> int:
+    """Tokens of the request that has got furthest."""
+    rows: list[RowStep] = [row for restart in restarts for step in restart.drafting for row in step.rows]
+    return max(row.position for row in rows)
+
+
+def _outcome(
+    restarts: Sequence[Restart], kept: Sequence[tuple[int, int, float, float]], without: Sequence[float], seed: int
+) -> Outcome:
+    bounded = [restart for restart in restarts if restart.how == "bounded"]
+    unbounded = [restart for restart in restarts if restart.how == "unbounded"]
+    errors = cost_errors(bounded)
+    longest = [restart.longest_over_before for restart in bounded]
+    after, always = fmean(one[2] for one in kept), fmean(one[3] for one in kept)
+    bars = [
+        MeasuredBar(
+            Bar(
+                name="restart_longest_step",
+                meaning="longest step that catches up over an OFF step before it, median over restarts",
+                direction="at most",
+                limit=LONGEST_WANTED,
+                value=median(longest),
+                at=f"{len(bounded)} restarts",
+                cells=len(bounded),
+            ),
+            resampled(longest, longest, lambda one, _: median(one), seed),
+        ),
+        MeasuredBar(
+            Bar(
+                name="restart_acceptance",
+                meaning=f"accepted drafts in the {WATCHED_STEPS} steps after a restart over never off, over the same tokens",
+                direction="at least",
+                limit=ACCEPTANCE_WANTED,
+                value=after / always,
+                at=f"{len(kept)} restarts, K={LENGTH}",
+                cells=len(kept),
+            ),
+            resampled(kept, kept, lambda one, _: fmean(k[2] for k in one) / fmean(k[3] for k in one), seed),
+        ),
+        MeasuredBar(
+            Bar(
+                name="restart_cost_error",
+                meaning="error of the predicted cost of restarts, median over lag and batch; fitted to half of them",
+                direction="at most",
+                limit=ERROR_WANTED,
+                value=median(errors.values()),
+                at=f"{len(errors)} cells, worst {max(errors.values()):.2f}",
+                cells=len(errors),
+            ),
+            Interval(min(errors.values()), max(errors.values())),
+        ),
+    ]
+    facts = {
+        "restarts": len(bounded),
+        "restart_longest_step_unbounded": round(median(restart.longest_over_before for restart in unbounded), 3),
+        "restart_longest_step_unbounded_worst": round(max(restart.longest_over_before for restart in unbounded), 3),
+        "restart_longest_step_worst": round(max(longest), 3),
+        "first_drafting_step_over_before": round(median(restart.first_drafting_over_before for restart in bounded), 3),
+        "restart_acceptance_without_catch_up": round(fmean(without), 3),
+        "acceptance_after": round(after, 4),
+        "acceptance_never_off": round(always, 4),
+        "restart_cost_error_by_cell": {f"batch {batch}, off {off}": round(error, 3) for (batch, off), error in errors.items()},
+        "seconds_per_transition": {
+            f"batch {batch}, off {off}": round(
+                median(restart.catch_up_seconds for restart in bounded if (restart.batch, restart.off_steps) == (batch, off)), 3
+            )
+            for batch, off in errors
+        },
+    }
+    outcome = Outcome(bars=bars, facts=facts, rows={"restarts": [restart.plain() for restart in restarts]})
+    outcome.rows["restart_acceptance"] = [
+        {"batch": batch, "off_steps": off, "acceptance": ours, "never_off": theirs} for batch, off, ours, theirs in kept
+    ]
+    outcome.tables.append(_table(bounded, unbounded, errors))
+    return outcome
+
+
+def _table(
+    bounded: Sequence[Restart], unbounded: Sequence[Restart], errors: dict[tuple[int, int], float]
+) -> tuple[str, Sequence[str], list[Sequence[str]]]:
+    lines: list[Sequence[str]] = []
+    for (batch, off), error in errors.items():
+        own = [restart for restart in bounded if (restart.batch, restart.off_steps) == (batch, off)]
+        whole = [restart for restart in unbounded if (restart.batch, restart.off_steps) == (batch, off)]
+        lines.append(
+            [
+                str(batch),
+                str(off),
+                f"{fmean(restart.lag_tokens for restart in own):.0f}",
+                f"{own[0].chunk_tokens}",
+                f"{fmean(len(restart.catching_up) for restart in own):.1f}",
+                f"{median(restart.longest_over_before for restart in own):.2f}",
+                f"{median(restart.longest_over_before for restart in whole):.2f}",
+                f"{median(restart.first_drafting_over_before for restart in own):.2f}",
+                f"{fmean(restart.cost_seconds for restart in own):.3f}",
+                f"{error:.0%}",
+            ]
+        )
+    heading = ("batch", "off steps", "lag", "chunk", "steps", "longest", "unbounded", "first drafting", "cost s", "error")
+    return "Restarts: longest and first drafting step over an OFF step, cost in seconds", heading, lines

@@ -1,0 +1,121 @@
+"""The arithmetic of the bars: means and intervals of ratios, orders of measurement, weighted fits. Pure, and tested as such.
+
+Speeds are compared as ratios, so means are geometric. Intervals are 95 % and come from resampling what was repeated (pairs,
+segments), with a seed.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple, TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+RESAMPLES: Final = 2_000
+TAIL_PERCENT: Final = 2.5
+
+
+class Interval(NamedTuple):
+    """A 95 % interval."""
+
+    low: float
+    high: float
+
+    @property
+    def width(self) -> float:
+        """From end to end."""
+        return self.high - self.low
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """The mean that suits ratios.
+
+    >>> geometric_mean([0.5, 2.0])
+    1.0
+    """
+    return math.exp(math.fsum(map(math.log, values)) / len(values))
+
+
+def geometric_mean_of_groups(groups: Mapping[int, Sequence[float]]) -> float:
+    """Every group weighs the same, however many values it has."""
+    return geometric_mean([geometric_mean(values) for values in groups.values()])
+
+
+def interval_of_groups(groups: Mapping[int, Sequence[float]], seed: int) -> Interval:
+    """Of `geometric_mean_of_groups`, by drawing each group's values anew."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros(RESAMPLES)
+    for values in groups.values():
+        logarithms = np.log(np.asarray(values))
+        drawn = rng.integers(len(logarithms), size=(RESAMPLES, len(logarithms)))
+        total += logarithms[drawn].mean(axis=1)
+    low, high = np.percentile(np.exp(total / len(groups)), [TAIL_PERCENT, 100.0 - TAIL_PERCENT])
+    return Interval(float(low), float(high))
+
+
+def resampled(one: Sequence[T], other: Sequence[T], statistic: Callable[[Sequence[T], Sequence[T]], float], seed: int) -> Interval:
+    """Of a statistic of two independent samples, by drawing both anew."""
+    rng = random.Random(seed)
+    found = [statistic(rng.choices(one, k=len(one)), rng.choices(other, k=len(other))) for _ in range(RESAMPLES // 4)]
+    low, high = np.percentile(found, [TAIL_PERCENT, 100.0 - TAIL_PERCENT])
+    return Interval(float(low), float(high))
+
+
+def latin_rectangle(arms: Sequence[T], rounds: int, rng: random.Random) -> list[list[T]]:
+    """Orders of the arms, one per round, in which no arm stands twice at the same place while rounds are no more than arms.
+
+    So no arm has only easy texts or only long contexts. Shuffled by rows, columns and names.
+    """
+    size = len(arms)
+    names, columns = rng.sample(list(arms), size), rng.sample(range(size), size)
+    rows: list[int] = []
+    while len(rows) < rounds:
+        rows += rng.sample(range(size), size)
+    return [[names[(row + column) % size] for column in columns] for row in rows[:rounds]]
+
+
+def halves(values: Sequence[T]) -> tuple[list[T], list[T]]:
+    """The first, third, ... of the values, and the second, fourth, ...
+
+    >>> halves("abcde")
+    (['a', 'c', 'e'], ['b', 'd'])
+    """
+    return list(values[::2]), list(values[1::2])
+
+
+def relative_error(predicted: float, measured: float) -> float:
+    """Of a prediction, as a share of what was measured.
+
+    >>> relative_error(9.0, 10.0)
+    0.1
+    """
+    return abs(predicted - measured) / measured
+
+
+def line_through(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
+    """Level and slope of the least-squares line.
+
+    >>> level, slope = line_through([0.0, 1.0, 2.0], [1.0, 3.0, 5.0])
+    >>> round(level, 9), round(slope, 9)
+    (1.0, 2.0)
+    """
+    slope, level = np.polyfit(np.asarray(xs), np.asarray(ys), 1)
+    return float(level), float(slope)
+
+
+def survival(reached: Sequence[int], accepted: Sequence[int]) -> tuple[float, ...]:
+    """Probability that at least 1, 2, ... drafts are accepted, from rows that verified more than i drafts and of which more than i
+    were accepted; never rising, and where nothing was seen as the position before.
+
+    >>> survival([10, 10, 0], [8, 5, 0])
+    (0.8, 0.5, 0.5)
+    """
+    found: list[float] = []
+    for rows, hits in zip(reached, accepted, strict=True):
+        before = found[-1] if found else 1.0
+        found.append(min(hits / rows, before) if rows else before)
+    return tuple(found)

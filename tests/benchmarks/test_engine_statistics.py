@@ -1,0 +1,161 @@
+"""The arithmetic of `make bench-engine`: what the bars are computed with, on numbers made up, without an engine."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import random
+from statistics import median
+
+import pytest
+
+from nightjar.policy.catch_up import CatchUpCost
+from tests.benchmarks.engine import statistics
+from tests.benchmarks.engine.changing_load import BURST_ROWS, BURST_TOKENS, LONG_ROWS, LONG_TOKENS, REPEATS, play
+from tests.benchmarks.engine.crossover import tokens_per_row
+from tests.benchmarks.engine.measured import Segment, acceptance_counts, speed, speed_ratio, step_seconds
+from tests.benchmarks.engine.restarts import Restart, cost_errors, fitted
+from tests.benchmarks.engine.statistics import Interval
+from tests.benchmarks.engine.step_record import RowStep, Step, core_share, tokens_per_second
+
+LINE = CatchUpCost(step_seconds=0.02, token_seconds=0.001)
+OFF_SECONDS = 0.2
+
+
+def step(
+    seconds: float = OFF_SECONDS, rows: int = 1, drafted: int = 0, accepted: int = 0, recomputed: int = 0, core: float = 1.0
+) -> Step:
+    row = RowStep(row=0, is_prefill=False, scheduled_tokens=1 + drafted, position=0, drafted=drafted, generated=1 + accepted)
+    return Step(seconds, seconds * core, drafted, recomputed, 0, (row,) * rows)
+
+
+def restart(batch: int, off_steps: int, chunk_tokens: int, line: CatchUpCost = LINE) -> Restart:
+    """One that costs exactly what the line says."""
+    left = lag = batch * off_steps
+    catching_up = []
+    while left > 0:
+        tokens = min(left, chunk_tokens)
+        catching_up.append(step(OFF_SECONDS + line.of_chunk(tokens), rows=batch, recomputed=tokens))
+        left -= tokens - (batch if left > tokens else 0)
+    before, drafting = (step(rows=batch),) * 3, (step(2 * OFF_SECONDS, rows=batch, drafted=2),)
+    return Restart("bounded", batch, off_steps, lag, chunk_tokens, before, tuple(catching_up), drafting)
+
+
+class CountingEngine:
+    """Answers a load at one token a step and row, and counts who is in it."""
+
+    def __init__(self) -> None:
+        self.left: list[int] = []
+        self.most_rows = 0
+
+    def submit(self, numbers: range, max_tokens: int) -> None:
+        self.left += [max_tokens] * len(numbers)
+
+    def step(self) -> tuple[float, int] | None:
+        rows = len(self.left)
+        self.most_rows = max(self.most_rows, rows)
+        self.left = [left - 1 for left in self.left if left > 1]
+        return (0.5, rows) if rows else None
+
+
+def test_every_batch_weighs_the_same_however_many_pairs_it_has() -> None:
+    groups = {1: [2.0], 4: [0.5, 0.5, 0.5]}
+    assert statistics.geometric_mean_of_groups(groups) == pytest.approx(1.0)
+
+
+def test_an_interval_of_groups_holds_the_truth_and_narrows_with_more_pairs() -> None:
+    rng = random.Random(1)
+
+    def groups(pairs: int) -> dict[int, list[float]]:
+        return {batch: [0.98 * rng.lognormvariate(0.0, 0.05) for _ in range(pairs)] for batch in (1, 4, 16)}
+
+    few, many = (statistics.interval_of_groups(groups(pairs), seed=0) for pairs in (8, 200))
+    assert many.low < 0.98 < many.high
+    assert many.width < few.width
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    groups = {1: [0.9, 1.0, 1.1], 4: [1.0, 1.05, 1.2]}
+    assert statistics.interval_of_groups(groups, 7) == statistics.interval_of_groups(groups, 7)
+
+
+def test_a_ratio_of_two_samples_is_resampled_around_its_value() -> None:
+    interval = statistics.resampled([2.0, 2.2, 1.8, 2.0], [1.0, 1.1, 0.9, 1.0], lambda one, other: sum(one) / sum(other), 0)
+    assert interval.low < 2.0 < interval.high
+
+
+@pytest.mark.parametrize("rounds", [2, 5, 6])
+def test_no_arm_stands_twice_at_one_place_and_each_is_in_every_round(rounds: int) -> None:
+    arms = ["a", "b", "c", "d", "e", "f"]
+    orders = statistics.latin_rectangle(arms, rounds, random.Random(3))
+    assert len(orders) == rounds
+    assert all(sorted(order) == arms for order in orders)
+    assert all(len(set(column)) == rounds for column in zip(*orders, strict=True))
+
+
+def test_more_rounds_than_arms_begin_a_second_square() -> None:
+    orders = statistics.latin_rectangle("abc", 6, random.Random(0))
+    assert all(column.count(arm) == 2 for column in zip(*orders, strict=True) for arm in "abc")
+
+
+def test_survival_never_rises_and_goes_on_where_nothing_was_seen() -> None:
+    assert statistics.survival([4, 2, 1, 0], [3, 1, 1, 0]) == (0.75, 0.5, 0.5, 0.5)
+
+
+def test_the_width_of_an_interval_is_from_end_to_end() -> None:
+    assert Interval(0.96, 1.01).width == pytest.approx(0.05)
+
+
+def test_speed_is_tokens_over_time_and_not_a_mean_of_speeds() -> None:
+    slow = Segment(1, "K=0", "even", (step(1.0),))
+    fast = Segment(1, "K=0", "even", (step(0.1),) * 9)
+    assert speed([slow, fast]) == pytest.approx(10 / 1.9)
+    assert speed_ratio([fast], [slow]) == pytest.approx(10.0)
+    assert step_seconds([slow, fast]) == pytest.approx(0.1)
+    assert tokens_per_second(fast.steps) == pytest.approx(10.0)
+
+
+def test_acceptance_is_counted_position_by_position() -> None:
+    steps = [step(drafted=3, accepted=2), step(drafted=3, accepted=0), step(drafted=1, accepted=1), step()]
+    assert acceptance_counts(steps, 3) == ([3, 2, 2], [2, 1, 0])
+
+
+def test_pooled_acceptance_gives_the_tokens_of_every_shorter_length() -> None:
+    steps = [step(drafted=5, accepted=5), step(drafted=5, accepted=1)]
+    assert tokens_per_row(steps, 0) == 1.0
+    assert tokens_per_row(steps, 1) == 2.0
+    assert tokens_per_row(steps, 3) == 3.0
+
+
+def test_the_core_share_is_processor_time_over_time() -> None:
+    assert core_share([step(1.0, core=1.0), step(3.0, core=0.6)]) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("name", ["fixture", "measured", "statistics"])
+def test_doctests(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"tests.benchmarks.engine.{name}"))
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_the_policys_line_is_found_again_in_restarts_that_follow_it() -> None:
+    restarts = [restart(batch, off, 64) for batch in (4, 16) for off in (5, 20, 60) for _ in range(4)]
+    cost = fitted(restarts, OFF_SECONDS)
+    assert cost.of_chunk(64) == pytest.approx(LINE.of_chunk(64), rel=0.03)
+    assert cost.of_chunk(20) == pytest.approx(LINE.of_chunk(20), rel=0.1)
+
+
+def test_the_cost_of_restarts_is_predicted_for_the_half_that_did_not_teach() -> None:
+    dear = CatchUpCost(2 * LINE.step_seconds, 2 * LINE.token_seconds)
+    alike = [restart(batch, off, 64) for batch in (4, 16) for off in (5, 20, 60) for _ in range(4)]
+    changed = [restart(batch, off, 64, line) for batch in (4, 16) for off in (5, 20, 60) for line in (LINE, dear)]
+    assert len(cost_errors(alike)) == 6
+    assert median(cost_errors(alike).values()) < 0.2
+    assert median(cost_errors(changed).values()) == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_changing_load_is_the_same_work_for_every_engine() -> None:
+    engine = CountingEngine()
+    _, tokens = play(engine)
+    assert tokens == REPEATS * (LONG_ROWS * LONG_TOKENS + BURST_ROWS * BURST_TOKENS)
+    assert engine.most_rows == LONG_ROWS + BURST_ROWS
