@@ -358,12 +358,13 @@ def test_no_step_moves_more_blocks_than_its_limit(folder: Path) -> None:
 
 
 def test_moving_leaves_a_free_block_for_each_running_request(folder: Path) -> None:
-    engine = grown_engine(folder, limits=ContractionLimits(reserve_blocks_per_request=2))
+    engine = grown_engine(folder, limits=ContractionLimits(reserve_blocks_per_request=3))
     make_room(engine)
     engine.pool.begin_contraction()
     engine.pool.contract(engine.scheduler.running, may_move=lambda request: True, preempt=_never)
     assert engine.pool.relocated_blocks
-    assert engine.manager.block_pool.get_num_free_blocks() >= 2 * 2
+    assert engine.pool.borrowed_blocks_in_use
+    assert engine.manager.block_pool.get_num_free_blocks() == 3 * 2
 
 
 def test_a_request_that_finds_a_moved_prefix_in_the_cache_reads_it_in_the_same_step(folder: Path) -> None:
@@ -469,6 +470,30 @@ def test_where_nothing_can_move_the_youngest_borrower_is_preempted_after_a_while
         engine.step()
     assert engine.pool.drained
     assert "request-0" in names
+
+
+def test_patience_begins_anew_with_every_block_taken_back(folder: Path) -> None:
+    engine = grown_engine(folder, limits=ContractionLimits(max_moved_blocks_per_step=1, patience_steps=PATIENCE))
+    make_room(engine)
+    engine.pool.begin_contraction()
+    engine.step()
+    for may_move in (False, False, True, False, False):
+        engine.scheduler.may_move = lambda request, answer=may_move: answer
+        engine.step()
+    assert engine.pool.preempted_requests == 0
+    engine.step()
+    assert engine.pool.preempted_requests == 1
+
+
+def test_a_preempted_borrower_does_not_come_back_to_the_blocks_it_shared(folder: Path) -> None:
+    engine = shared_tail(folder)
+    engine.scheduler.may_move = lambda request: False
+    engine.pool.begin_contraction()
+    while not engine.pool.preempted_requests:
+        engine.step()
+    engine.step(2)
+    assert engine.running() == ["first", "second"]
+    assert [request.request_id for request in engine.pool.borrowers(engine.scheduler.running)] == ["first"]
 
 
 def test_blocks_that_free_themselves_in_time_preempt_nobody(folder: Path) -> None:
