@@ -11,9 +11,8 @@ import pytest
 
 from nightjar.policy.catch_up import CatchUpCost
 from tests.benchmarks.engine import statistics
-from tests.benchmarks.engine.changing_load import BURST_ROWS, BURST_TOKENS, LONG_ROWS, LONG_TOKENS, REPEATS, play
-from tests.benchmarks.engine.crossover import tokens_per_row
-from tests.benchmarks.engine.measured import Segment, acceptance_counts, speed, speed_ratio, step_seconds
+from tests.benchmarks.engine.changing_load import BURST_ROWS, BURST_TOKENS, LONG_ROWS, LONG_TOKENS, play
+from tests.benchmarks.engine.measured import Segment, acceptance_counts, expected_speed, speed, speed_ratio, step_seconds
 from tests.benchmarks.engine.restarts import Restart, cost_errors, fitted
 from tests.benchmarks.engine.statistics import Interval
 from tests.benchmarks.engine.step_record import RowStep, Step, core_share, tokens_per_second
@@ -120,11 +119,13 @@ def test_acceptance_is_counted_position_by_position() -> None:
     assert acceptance_counts(steps, 3) == ([3, 2, 2], [2, 1, 0])
 
 
-def test_pooled_acceptance_gives_the_tokens_of_every_shorter_length() -> None:
-    steps = [step(drafted=5, accepted=5), step(drafted=5, accepted=1)]
-    assert tokens_per_row(steps, 0) == 1.0
-    assert tokens_per_row(steps, 1) == 2.0
-    assert tokens_per_row(steps, 3) == 3.0
+def test_at_an_acceptance_for_all_a_segment_counts_what_it_verified_and_not_what_it_got() -> None:
+    lucky = Segment(1, "K=3", "even", (step(0.5, drafted=3, accepted=3), step(0.5, drafted=1, accepted=1)))
+    unlucky = Segment(1, "K=3", "even", (step(0.5, drafted=3), step(0.5, drafted=1)))
+    expected = (1 + 0.5 + 0.25 + 0.125) + (1 + 0.5)
+    assert expected_speed([lucky], (0.5, 0.25, 0.125)) == pytest.approx(expected)
+    assert expected_speed([unlucky], (0.5, 0.25, 0.125)) == pytest.approx(expected)
+    assert expected_speed([Segment(1, "K=0", "even", (step(0.5),))], (0.5,)) == pytest.approx(2.0)
 
 
 def test_the_core_share_is_processor_time_over_time() -> None:
@@ -156,6 +157,6 @@ def test_the_cost_of_restarts_is_predicted_for_the_half_that_did_not_teach() -> 
 
 def test_the_changing_load_is_the_same_work_for_every_engine() -> None:
     engine = CountingEngine()
-    _, tokens = play(engine)
-    assert tokens == REPEATS * (LONG_ROWS * LONG_TOKENS + BURST_ROWS * BURST_TOKENS)
+    _, tokens = play(engine, 2)
+    assert tokens == 2 * (LONG_ROWS * LONG_TOKENS + BURST_ROWS * BURST_TOKENS)
     assert engine.most_rows == LONG_ROWS + BURST_ROWS

@@ -14,4 +14,5 @@ runs `engine_host`), hands them to the sections, and writes what they found (`ou
     crossover       section: every K and the planner at steady batches, then under `changing_load`
     restarts        section: what a restart costs, and acceptance after it
     simulator       section: a profile fitted to these measurements, and what it predicts
+    pressure        section: more requests than the KV cache holds, with the draft's memory lent and without
 """

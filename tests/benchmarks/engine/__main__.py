@@ -1,7 +1,7 @@
 """`make bench-engine`: Nightjar's bars on real engines and one pinned core. Prints against the aims, never fails on timing.
 
-One run does everything, in this order: off, crossover (with the changing load), restarts, simulator. What a section needs from an
-earlier one is measured first, also where only the later one was asked for. Ends with exit code 1 only if something broke.
+One run does everything, in this order: off, crossover (with the changing load), restarts, simulator, pressure. What a section needs
+from an earlier one is measured first, also where only the later one was asked for. Ends with exit code 1 only if something broke.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from tests.benchmarks.engine.crossover import Cells, measure_crossover
 from tests.benchmarks.engine.effort import FULL, QUICK, Effort
 from tests.benchmarks.engine.engines import Engine
 from tests.benchmarks.engine.environment import load_average, machine, restart_pinned
-from tests.benchmarks.engine.fixture import SAYS, build
+from tests.benchmarks.engine.fixture import PRESSED_ROLES, SAYS, build
 from tests.benchmarks.engine.fleet_link import FleetLink
 from tests.benchmarks.engine.off import OffTimes, measure_off
 from tests.benchmarks.engine.outcome import Outcome
+from tests.benchmarks.engine.pressure import measure_pressure
 from tests.benchmarks.engine.report import print_bars, print_tables, write
 from tests.benchmarks.engine.restarts import measure_restarts
 from tests.benchmarks.engine.simulator import measure_simulator
 
 OUTPUT: Final = Path("runs/engine/latest")
-SECTIONS: Final = ("off", "crossover", "restarts", "simulator")
+SECTIONS: Final = ("off", "crossover", "restarts", "simulator", "pressure")
 NEEDS: Final = {"simulator": ("off", "crossover", "restarts")}
 
 
@@ -53,6 +54,13 @@ class Bench:
         """The sections, in order."""
         models = build()
         self._output.mkdir(parents=True, exist_ok=True)
+        if set(sections) - {"pressure"}:
+            self._one_engine(sections, models)
+        if "pressure" in sections:
+            self._pressure(models)
+
+    def _one_engine(self, sections: tuple[str, ...], models: dict[str, str]) -> None:
+        """The sections that look at the same engine."""
         with ExitStack() as stack:
             self._tell("starting our engine")
             ours = stack.enter_context(Engine("nightjar", models, self._log))
@@ -85,6 +93,13 @@ class Bench:
         self._found("changing_load", outcome)
         return cells, runs
 
+    def _pressure(self, models: dict[str, str]) -> None:
+        with ExitStack() as stack:
+            self._tell("starting three engines of equal memory")
+            engines = {role: stack.enter_context(Engine(role, models, self._log)) for role in PRESSED_ROLES}
+            outcome = measure_pressure(engines, self._effort, self._rng("pressure"), self._tell)
+        self._found("pressure", outcome)
+
     def _rng(self, section: str) -> random.Random:
         return random.Random(f"{self._seed} {section}")
 
@@ -104,7 +119,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Draws every order; prompts and decoding are the same for any.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for summary.json, raw rows, charts and the fitted profile.")] = OUTPUT,
 ) -> None:
-    """Measure OFF, the crossover, restarts and the simulator on real engines."""
+    """Measure OFF, the crossover, restarts, the simulator and KV pressure on real engines."""
     console = Console(width=None if sys.stdout.isatty() else 140)
     asked = set(only or SECTIONS)
     if unknown := asked - set(SECTIONS):

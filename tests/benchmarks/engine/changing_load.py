@@ -1,4 +1,4 @@
-"""A load that crosses the crossover: two long requests, a burst of many short ones, the two alone again; once more.
+"""A load that crosses the crossover: two long requests, a burst of many short ones, the two alone again; over and over.
 
 The work is the same for every arm, token for token, and the burst comes when the long requests have got so far: an arm that is
 faster meets it sooner and is done sooner. What an arm restarts while the long requests run, it pays for.
@@ -21,11 +21,10 @@ from tests.benchmarks.engine.outcome import MeasuredBar, Outcome
 from tests.benchmarks.engine.step_record import Step, core_share
 
 LONG_ROWS: Final = 2
-LONG_TOKENS: Final = 170
-BURST_ROWS: Final = 26
-BURST_TOKENS: Final = 24
-BURST_AT_TOKENS: Final = 40
-REPEATS: Final = 2
+LONG_TOKENS: Final = 110
+BURST_ROWS: Final = 20
+BURST_TOKENS: Final = 16
+BURST_AT_TOKENS: Final = 30
 
 Tell = Callable[[str], None]
 
@@ -56,10 +55,10 @@ class Run:
         return self.tokens / self.seconds
 
 
-def play(engine: Played) -> tuple[float, int]:
+def play(engine: Played, repeats: int) -> tuple[float, int]:
     """Seconds and tokens of the whole load."""
     seconds, tokens = 0.0, 0
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         engine.submit(range(LONG_ROWS), LONG_TOKENS)
         burst_at, burst_came = tokens + BURST_AT_TOKENS * LONG_ROWS, False
         while (step := engine.step()) is not None:
@@ -102,7 +101,7 @@ def measure_changing_load(
     steps_of: dict[str, list[Step]] = {}
     for _ in range(effort.loads):
         for arm in rng.sample([*map(arm_name, ARMS), AUTO], len(ARMS) + 1):
-            run, steps = _run(engine, link, arm)
+            run, steps = _run(engine, link, arm, effort.load_repeats)
             runs.append(run)
             steps_of[arm] = steps
             tell(f"changing load, {arm}: {run.speed:.1f} tokens/s in {run.seconds:.0f} s, {run.restarts} restarts")
@@ -139,7 +138,7 @@ def measure_changing_load(
     return outcome, runs
 
 
-def _run(engine: Engine, link: FleetLink, arm: str) -> tuple[Run, list[Step]]:
+def _run(engine: Engine, link: FleetLink, arm: str, repeats: int) -> tuple[Run, list[Step]]:
     before = engine.restarts()
     if arm == AUTO:
         link.take_over()
@@ -147,7 +146,7 @@ def _run(engine: Engine, link: FleetLink, arm: str) -> tuple[Run, list[Step]]:
     else:
         engine.hold(int(arm.removeprefix("K=")))
         played = RealEngine(engine, lambda step: None)
-    seconds, tokens = play(played)
+    seconds, tokens = play(played, repeats)
     link.report()
     return Run(arm, seconds, tokens, engine.restarts() - before, core_share(played.steps)), played.steps
 

@@ -3,7 +3,8 @@
 A round is one batch in flight in which every arm has a slot of so many tokens per row; the same requests run again in the next
 round with the arms at other places (a Latin rectangle), so that no arm has the easy texts to itself. After a switch of K the steps
 until the drafter has caught up, and two more, are not measured. Odd rounds pick the best K and teach the policy; even rounds, in
-which the policy has slots of its own, score.
+which the policy has slots of its own, score. What is compared is tokens/s at the acceptance that all arms together show: time as
+measured, and nobody's luck with the texts.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tests.benchmarks.engine.measured import (
     Segment,
     acceptance_counts,
     arm_name,
+    expected_speed,
     speed,
     speed_ratio,
     step_seconds,
@@ -90,7 +92,7 @@ def measure_crossover(
                 "planned": planned[batch],
                 "adaptive_over_best": round(one.ratio, 4),
                 "interval": [round(one.interval.low, 4), round(one.interval.high, 4)],
-                "same_with_pooled_acceptance": round(_pooled_ratio(cells, batch, one.best, arm_name(planned[batch])), 4),
+                "same_of_the_very_tokens": round(one.raw_ratio, 4),
                 "lengths_run_by_auto": _lengths(cells.of(batch, AUTO)),
             }
             for batch, one in found.items()
@@ -183,29 +185,25 @@ class _Found:
     best: str
     ratio: float
     interval: Interval
+    raw_ratio: float
+    """Of the very tokens that each got."""
 
 
 def _found(cells: Cells, batch: int, arms: Sequence[str], seed: int) -> _Found:
-    best = max(arms, key=lambda arm: speed(cells.of(batch, arm, "odd")))
+    odd, even = (_acceptance(cells, batch, half) for half in ("odd", "even"))
+    best = max(arms, key=lambda arm: expected_speed(cells.of(batch, arm, "odd"), odd))
+
+    def ratio(one: Sequence[Segment], other: Sequence[Segment]) -> float:
+        return expected_speed(one, even) / expected_speed(other, even)
+
     auto, rival = cells.of(batch, AUTO, "even"), cells.of(batch, best, "even")
-    return _Found(best, speed_ratio(auto, rival), resampled(auto, rival, speed_ratio, seed))
+    return _Found(best, ratio(auto, rival), resampled(auto, rival, ratio, seed), speed_ratio(auto, rival))
 
 
-def tokens_per_row(steps: Sequence[Step], num_speculative_tokens: int) -> float:
-    """Tokens that a row generates in a step at a K, by the acceptance that these steps show at any K."""
-    return 1.0 + sum(survival(*acceptance_counts(steps, MAX_NUM_SPECULATIVE_TOKENS))[:num_speculative_tokens])
-
-
-def _pooled_ratio(cells: Cells, batch: int, best: str, planned: str) -> float:
-    """Planned K over best K where both are given the acceptance of all even segments: without the luck of either's texts."""
-    even = [segment for segment in cells.segments if segment.batch == batch and segment.half == "even"]
-    steps = [step for segment in even for step in segment.steps]
-
-    def pooled(arm: str) -> float:
-        own = [segment for segment in even if segment.arm == arm]
-        return tokens_per_row(steps, int(arm.removeprefix("K="))) / step_seconds(own)
-
-    return pooled(planned) / pooled(best)
+def _acceptance(cells: Cells, batch: int, half: str) -> tuple[float, ...]:
+    """Survival over all arms at a batch: the same requests, whatever K they ran at."""
+    steps = [step for one in cells.segments if (one.batch, one.half) == (batch, half) for step in one.steps]
+    return survival(*acceptance_counts(steps, MAX_NUM_SPECULATIVE_TOKENS))
 
 
 def _lengths(segments: Sequence[Segment]) -> dict[str, int]:

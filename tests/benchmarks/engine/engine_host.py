@@ -1,8 +1,9 @@
 """One vLLM engine in a process of its own, stepped by hand: what `engines.Engine` calls across a pipe.
 
-Three roles: `plain` is vLLM without any speculation, `stock` is vLLM's own K=0 (its draft model runs once in every step), and
-`nightjar` has our classes. All three get the same target, limits and requests, and are timed in the same way, from outside
-`LLMEngine.step`. What a step scheduled is read where the scheduler takes its output in. A host that fails answers with the error.
+Roles: `plain` is vLLM without any speculation, `stock` is vLLM's own K=0 (its draft model runs once in every step), and `nightjar`
+has our classes; `plain_with_all`, `stays` and `lends` are plain, ours and ours lending its draft's memory, with few KV blocks. All
+get the same target, limits and requests, and are timed in the same way, from outside `LLMEngine.step`. What a step scheduled is
+read where the scheduler takes its output in. A host that fails answers with the error.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def serve(connection: Connection, role: Role, models: Mapping[str, str], log: Pa
     with log.open("ab") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(KV_CACHE_GIB[role])
+    if role in KV_CACHE_GIB:
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(KV_CACHE_GIB[role])
     host: EngineHost | None = None
     while True:
         try:
@@ -58,6 +60,7 @@ class EngineHost:
         self.drafter = getattr(self.core.model_executor.driver_worker.worker, "nightjar_drafter", None)
         self._rows: tuple[RowStep, ...] = ()
         self._note: Any = None
+        self._preempted = 0
         self._names: list[str] = []
         self._watch_scheduler()
         gc.collect()
@@ -114,6 +117,13 @@ class EngineHost:
         """Forwards of the draft model so far."""
         return 0 if self.drafter is None else int(self.drafter.forwards)
 
+    def kv_tokens(self) -> dict[str, int]:
+        """Tokens of KV that fit, with the draft loaded and with it offloaded; one block is vLLM's own."""
+        blocks, block_size = len(self.scheduler.kv_cache_manager.block_pool.blocks), self.scheduler.block_size
+        lending = None if self.drafter is None else self.scheduler.nightjar.drafting.lending
+        loaded = blocks if lending is None else lending.pool.base_blocks
+        return {"loaded": (loaded - 1) * block_size, "offloaded": (blocks - 1) * block_size}
+
     def lag_tokens(self) -> int:
         """Draft tokens that a restart now would recompute."""
         return int(self.scheduler.nightjar.drafting.lag(self.scheduler.running)[0])
@@ -133,6 +143,7 @@ class EngineHost:
         def watched(scheduler_output: Any, model_runner_output: Any) -> Any:
             self._rows = tuple(self._row_steps(scheduler_output, model_runner_output))
             self._note = getattr(scheduler_output, "nightjar_note", None)
+            self._preempted = len(scheduler_output.preempted_req_ids or ())
             return take_in(scheduler_output, model_runner_output)
 
         self.scheduler.update_from_output = watched
@@ -156,7 +167,7 @@ class EngineHost:
         return rows
 
     def _step(self) -> Step:
-        self._rows, self._note = (), None
+        self._rows, self._note, self._preempted = (), None, 0
         cpu = time.process_time()
         began = time.perf_counter()
         self.engine.step()
@@ -170,4 +181,7 @@ class EngineHost:
             0 if note is None else note.recomputed_tokens,
             0 if self.drafter is None else self.drafter.forwards,
             self._rows,
+            self._preempted,
+            len(self.scheduler.waiting),
+            "" if self.drafter is None else str(self.scheduler.nightjar.drafting.life.state.value),
         )

@@ -110,6 +110,11 @@ class Engine(AbstractContextManager["Engine"]):
         """Restarts of the drafter so far."""
         return self.exchange(EngineCommand()).counters.restarts
 
+    def kv_tokens(self) -> dict[str, int]:
+        """Tokens of KV that fit: `loaded` beside the draft, `offloaded` without it."""
+        tokens: dict[str, int] = self._call("kv_tokens")
+        return tokens
+
     def lag_tokens(self) -> int:
         """Draft tokens that a restart now would recompute."""
         lag: int = self._call("lag_tokens")
@@ -145,12 +150,16 @@ def held(num_speculative_tokens: int, *, chunk_tokens: int | None = None) -> Set
     """Settings that hold one K at every batch, without a version yet."""
     mode = Mode.parse(f"pin={num_speculative_tokens}") if num_speculative_tokens else Mode(kind="off")
     row = TableRow(first_batch_size=1, last_batch_size=MAX_NUM_SEQS, num_speculative_tokens=num_speculative_tokens)
+    return by_plan((row,)).model_copy(update={"mode": mode, "catch_up_chunk_tokens": chunk_tokens})
+
+
+def by_plan(rows: tuple[TableRow, ...]) -> Settings:
+    """Settings that follow a plan, without a version yet; restarts need no permission, reloads do."""
     return Settings(
         version=SettingsVersion(incarnation=1, sequence=0),
-        mode=mode,
-        plan=Table(rows=(row,)),
+        mode=Mode(kind="auto"),
+        plan=Table(rows=rows),
         allowed_num_speculative_tokens=tuple(range(MAX_NUM_SPECULATIVE_TOKENS + 1)),
         settings_max_age_s=NO_LIMIT_S,
         micro_restart_tokens=UNLIMITED,
-        catch_up_chunk_tokens=chunk_tokens,
     )

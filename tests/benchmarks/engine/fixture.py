@@ -7,12 +7,18 @@ GPU's. Prompts are short questions through the model's own chat template, the sa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final, Literal
 
+from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
+from nightjar.deployments.engine.offload_config import BlockBytes, OffloadConfig
 from nightjar.deployments.models import build_models, models_folder
+from tests.benchmarks.engine.environment import has_bfloat16
 
-Role = Literal["plain", "stock", "nightjar"]
+Role = Literal["plain", "stock", "nightjar", "plain_with_all", "stays", "lends"]
+"""The last three have equal memory, and little of it."""
 
 COST: Final = 5
 NOISE: Final = 0.05
@@ -21,12 +27,20 @@ MAX_NUM_BATCHED_TOKENS: Final = 512
 MAX_MODEL_LEN: Final = 1024
 MAX_NUM_SPECULATIVE_TOKENS: Final = 5
 ARMS: Final = (0, 1, 2, 3, 5)
+DTYPE: Final = "bfloat16" if has_bfloat16() else "float32"
+BYTES_PER_VALUE: Final = 2 if DTYPE == "bfloat16" else 4
 SAYS: Final = (
     f"the target's cost is inflated: SmolLM2-135M with no-op layers, {COST} times as expensive as its draft, the same model with "
-    f"{NOISE:.0%} weight noise; bfloat16, eager, greedy, max_num_seqs {MAX_NUM_SEQS}, "
+    f"{NOISE:.0%} weight noise; {DTYPE}, eager, greedy, max_num_seqs {MAX_NUM_SEQS}, "
     f"max_num_batched_tokens {MAX_NUM_BATCHED_TOKENS}"
 )
-KV_CACHE_GIB: Final[Mapping[Role, int]] = {"plain": 1, "stock": 1, "nightjar": 3}
+KV_CACHE_GIB: Final[Mapping[Role, int]] = {"plain": BYTES_PER_VALUE // 2, "stock": BYTES_PER_VALUE // 2, "nightjar": BYTES_PER_VALUE}
+"""Enough that nobody ever waits."""
+PRESSED_ROLES: Final[tuple[Role, ...]] = ("plain_with_all", "stays", "lends")
+PRESSED_BLOCKS: Final = 28
+PRESSED_BLOCK_SIZE: Final = 64
+"""With these the draft's memory is one and a half times the KV cache beside it, as where 8B and 1B bfloat16 weights (16.1 and
+2.5 GB) share a 24 GB card."""
 
 _SUBJECTS: Final = (
     "rivers", "bread", "bridges", "winter", "bees", "maps", "clocks", "glass", "forests", "salt", "trains", "the moon", "letters",
@@ -67,7 +81,7 @@ def engine_arguments(role: Role, models: Mapping[str, str]) -> dict[str, Any]:
     """vLLM's arguments of an engine."""
     common: dict[str, Any] = {
         "model": models["target"],
-        "dtype": "bfloat16",
+        "dtype": DTYPE,
         "max_model_len": MAX_MODEL_LEN,
         "max_num_seqs": MAX_NUM_SEQS,
         "max_num_batched_tokens": MAX_NUM_BATCHED_TOKENS,
@@ -75,7 +89,14 @@ def engine_arguments(role: Role, models: Mapping[str, str]) -> dict[str, Any]:
         "enable_prefix_caching": False,
         "disable_log_stats": True,
     }
-    if role == "plain":
+    if role in PRESSED_ROLES:
+        sizes, weights = kv_block_bytes(models), draft_weight_bytes(Path(models["draft"]), bytes_per_value=BYTES_PER_VALUE)
+        common |= {"block_size": PRESSED_BLOCK_SIZE, "kv_cache_memory_bytes": PRESSED_BLOCKS * sizes.total}
+        if role == "plain_with_all":
+            common["kv_cache_memory_bytes"] += weights
+        elif role == "lends":
+            common["additional_config"] = OffloadConfig(weights).to_additional_config({})
+    if role in {"plain", "plain_with_all"}:
         return common
     most = 0 if role == "stock" else MAX_NUM_SPECULATIVE_TOKENS
     common["speculative_config"] = {
@@ -84,7 +105,18 @@ def engine_arguments(role: Role, models: Mapping[str, str]) -> dict[str, Any]:
         "num_speculative_tokens": MAX_NUM_SPECULATIVE_TOKENS,
         "num_speculative_tokens_per_batch_size": [[1, MAX_NUM_SEQS, most]],
     }
-    if role == "nightjar":
+    if role != "stock":
         common["scheduler_cls"] = "nightjar.deployments.engine.scheduler.SteeredScheduler"
         common["worker_cls"] = "nightjar.deployments.engine.worker.SteeredCPUWorker"
     return common
+
+
+def kv_block_bytes(models: Mapping[str, str]) -> BlockBytes:
+    """Bytes of a KV block of PRESSED_BLOCK_SIZE tokens, over all layers of target and draft."""
+    return BlockBytes(*(_kv_bytes_per_token(Path(models[name])) * PRESSED_BLOCK_SIZE for name in ("target", "draft")))
+
+
+def _kv_bytes_per_token(folder: Path) -> int:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return int(2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head * BYTES_PER_VALUE)

@@ -18,7 +18,7 @@ from nightjar.policy.records import EngineCommand, EngineSnapshot, GroupKey, Loa
 from nightjar.policy.settings import parse_operator_settings
 from nightjar.policy.steering import lengths_by_batch
 from tests.benchmarks.engine.engines import Engine
-from tests.benchmarks.engine.fixture import COST, MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS
+from tests.benchmarks.engine.fixture import COST, DTYPE, MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS
 from tests.benchmarks.engine.step_record import Step
 
 REPLICA: Final = "replica-1"
@@ -27,7 +27,7 @@ GROUP: Final = GroupKey(
     draft="smollm2-noised",
     drafter_kind="draft_model",
     accelerator="cpu",
-    dtype="bfloat16",
+    dtype=DTYPE,
     max_num_speculative_tokens=MAX_NUM_SPECULATIVE_TOKENS,
     max_num_seqs=MAX_NUM_SEQS,
     engine_version="vllm-0.32",

@@ -40,6 +40,11 @@ class Step(NamedTuple):
     draft_forwards: int
     """Forwards of the draft model so far; 0 where the engine has none that is counted."""
     rows: tuple[RowStep, ...]
+    preemptions: int = 0
+    waiting: int = 0
+    """Requests in the queue after it."""
+    drafter_state: str = ""
+    """Value of records.DrafterState after it; empty without our classes."""
 
     @property
     def generated(self) -> int:
