@@ -166,7 +166,7 @@ class LLMReplica:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         if (server := getattr(self, "_server", None)) is not None:
-            server.engine.shutdown(timeout=ENGINE_SHUTDOWN_TIMEOUT_S)
+            server.shutdown(ENGINE_SHUTDOWN_TIMEOUT_S)
 
     def _end_hung_engine(self) -> None:
         """Fail the requests that hang, for whose end Serve's shutdown of this replica waits, and leave no process behind.

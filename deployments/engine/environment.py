@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import Final
 
 REPLICA_PID_VARIABLE: Final = "NIGHTJAR_REPLICA_PID"
+ENGINE_FOLDER_VARIABLE: Final = "NIGHTJAR_ENGINE_FOLDER"
 DEFAULT_CPU_KV_CACHE_GIB: Final = 2
+_SOCKET_NAME_BYTES: Final = 36
+"""vLLM names its sockets with UUIDs."""
+_MAX_SOCKET_PATH_BYTES: Final = 107
+"""<linux/un.h>"""
 _OPENMP_LIBRARIES: Final = ("libiomp", "libomp", "libgomp")
 
 
@@ -34,6 +39,7 @@ class HostFacts:
     models_are_local: bool = False  # target and draft are folders, no hub is needed
     kv_cache_is_sized: bool = False  # the engine arguments size the KV cache themselves
     separate_draft_model: bool = False
+    engine_folder: str = ""  # of what must not outlive the engine (engine_folder.py), empty where there is none
 
 
 def engine_environment(facts: HostFacts) -> dict[str, str]:
@@ -44,6 +50,10 @@ def engine_environment(facts: HostFacts) -> dict[str, str]:
     }
     if facts.models_are_local:
         values["HF_HUB_OFFLINE"] = "1"
+    if facts.engine_folder:
+        values[ENGINE_FOLDER_VARIABLE] = facts.engine_folder
+        if len(os.fsencode(facts.engine_folder)) + len("/") + _SOCKET_NAME_BYTES <= _MAX_SOCKET_PATH_BYTES:
+            values["VLLM_RPC_BASE_PATH"] = facts.engine_folder
     if facts.on_cpu:
         values |= _cpu_environment(facts)
     elif facts.separate_draft_model:
@@ -58,7 +68,7 @@ def pinned_cores(facts: HostFacts) -> tuple[int, ...]:
     return tuple(facts.allowed_cores[(first + offset) % count] for offset in range(min(facts.cores_per_engine, count)))
 
 
-def gather_host_facts(*, local_rank: int, cores_per_engine: int, **rest: bool | int) -> HostFacts:
+def gather_host_facts(*, local_rank: int, cores_per_engine: int, **rest: bool | int | str) -> HostFacts:
     """Read this machine and process; the caller adds what only it knows."""
     library = Path(sys.prefix) / "lib" / "libiomp5.so"
     return HostFacts(

@@ -26,7 +26,9 @@ from nightjar.deployments.engine.arguments import (
     resolve_facts,
     steered_engine_kwargs,
 )
+from nightjar.deployments.engine.engine_folder import EngineFolder, make_engine_folder
 from nightjar.deployments.engine.environment import apply_environment, engine_environment, gather_host_facts
+from nightjar.deployments.engine.process_guard import descendants
 from nightjar.deployments.engine_watch import FrontEnd
 from nightjar.policy.records import GroupKey
 from nightjar.policy.settings import DraftOffload
@@ -85,6 +87,15 @@ class OpenAIServer:
     arguments: EngineArguments
     group: GroupKey
     load: LoadObserver
+    folder: EngineFolder | None = None
+
+    def shutdown(self, timeout_s: float) -> None:
+        """End the engine's processes within `timeout_s` and leave no file of theirs behind."""
+        try:
+            self.engine.shutdown(timeout=timeout_s)
+        finally:
+            if self.folder is not None:
+                self.folder.remove()
 
     def front_end(self) -> FrontEnd:
         """What the front end knows now. A session whose client is still to send (streaming input) is no unfinished request."""
@@ -129,19 +140,22 @@ async def start_openai_server(
     engine_kwargs, frontend_kwargs = split_kwargs(request.engine_kwargs)
     engine_kwargs["served_model_name"] = [request.served_model_name]
     on_cpu = current_platform.is_cpu()
-    _set_environment(request, engine_kwargs, on_cpu)
+    folder = make_engine_folder()
+    _set_environment(request, engine_kwargs, on_cpu, folder)
     _, user_config = _configure(engine_kwargs)
     facts = resolve_facts(user_config, on_cpu=on_cpu, draft_offload=request.draft_offload)
     arguments = steered_engine_kwargs(engine_kwargs, facts, missing_hooks=missing_hooks, shadow=await wants_shadow())
     plain = EngineArguments(engine_kwargs, facts.drafter_kind, facts.max_num_speculative_tokens)
     load = LoadObserver()
     (engine, engine_args), arguments = start_failing_open(arguments, plain, lambda chosen: _launch(chosen, load))
+    if folder is not None:
+        folder.note(descendants())
     app = await _build_app(engine, engine_args, frontend_kwargs)
     group = _identify(engine.vllm_config, facts, request)
-    return OpenAIServer(engine=engine, app=app, arguments=arguments, group=group, load=load)
+    return OpenAIServer(engine=engine, app=app, arguments=arguments, group=group, load=load, folder=folder)
 
 
-def _set_environment(request: EngineRequest, engine_kwargs: Mapping[str, Any], on_cpu: bool) -> None:
+def _set_environment(request: EngineRequest, engine_kwargs: Mapping[str, Any], on_cpu: bool, folder: EngineFolder | None) -> None:
     speculative = engine_kwargs.get("speculative_config") or {}
     host = gather_host_facts(
         local_rank=request.local_rank,
@@ -151,6 +165,7 @@ def _set_environment(request: EngineRequest, engine_kwargs: Mapping[str, Any], o
         models_are_local=request.models_are_local,
         kv_cache_is_sized=any(engine_kwargs.get(name) for name in ("kv_cache_memory_bytes", "num_gpu_blocks_override")),
         separate_draft_model=speculative.get("method") == SEPARATE_DRAFT_MODEL,
+        engine_folder="" if folder is None else str(folder.path),
     )
     if on_cpu and not host.openmp_library:
         log.warning(

@@ -55,6 +55,15 @@ def end_with_replica(environment: Mapping[str, str] = os.environ, *, and_parent:
 
 def kill_descendants() -> list[int]:
     """Kill every process below this one (SIGKILL: a stopped process ends of nothing less); return their pids."""
+    pids = descendants()
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return pids
+
+
+def descendants() -> list[int]:
+    """Pids of the processes below this one, parents before their children."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         if parent := _parent(int(folder.name)):
@@ -62,9 +71,6 @@ def kill_descendants() -> list[int]:
     pids = list(children.get(os.getpid(), ()))
     for pid in pids:
         pids += children.get(pid, ())
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
     return pids
 
 

@@ -12,6 +12,7 @@ kernels are not affected. Fails open: on a vLLM where the fault is mended the re
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -24,6 +25,7 @@ from vllm.v1.worker.gpu_worker import Worker
 
 from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, WORK_ATTRIBUTE, MemoryMove
 from nightjar.deployments.engine.drafter import SteeredDraftModelProposer
+from nightjar.deployments.engine.engine_folder import remove_with_engine
 from nightjar.deployments.engine.memory.cpu import CPUDraftMemory
 from nightjar.deployments.engine.memory.cuda import CUDADraftMemory
 from nightjar.deployments.engine.memory.interface import DraftMemory, KVCache
@@ -37,8 +39,10 @@ class SteeredGPUWorker(Worker):
     """For `worker_cls` on GPU with model runner V1. Never run on a GPU."""
 
     def init_device(self) -> None:
-        """As vLLM's, then put our drafter in place of a draft model's and bind this process to its engine core and replica."""
+        """As vLLM's, then put our drafter in place of a draft model's and bind this process and its file to the engine's life."""
         super().init_device()
+        if (store := self.distributed_init_method).startswith("file://"):
+            remove_with_engine(Path(store.removeprefix("file://")))
         self.offload = OffloadConfig.of(self.vllm_config)
         self.draft_memory = None if self.offload is None else self.make_draft_memory()
         self.nightjar_drafter = install_drafter(self.model_runner, self.draft_memory)

@@ -53,6 +53,13 @@ def test_what_the_engine_arguments_decide_is_left_to_them() -> None:
     assert not {"VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", "HF_HUB_OFFLINE"} & set(environment)
 
 
+@pytest.mark.parametrize(("folder", "holds_sockets"), [("/tmp/folder", True), ("/" + "x" * 100, False)])
+def test_sockets_are_in_the_engines_folder_where_their_names_fit(folder: str, holds_sockets: bool) -> None:
+    environment = engine_environment(replace(CPU, engine_folder=folder))
+    assert environment["NIGHTJAR_ENGINE_FOLDER"] == folder
+    assert environment.get("VLLM_RPC_BASE_PATH") == (folder if holds_sockets else None)
+
+
 def test_users_values_stay() -> None:
     environ = {"VLLM_CPU_OMP_THREADS_BIND": "0-1", "LD_PRELOAD": "/x/libgomp.so"}
     applied = apply_environment(engine_environment(CPU), environ)

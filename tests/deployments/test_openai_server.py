@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nightjar.deployments.engine.arguments import EngineArguments
+from nightjar.deployments.engine.engine_folder import make_engine_folder
 from nightjar.deployments.engine.openai_server import (
     EngineArgumentError,
     LoadObserver,
@@ -106,3 +108,16 @@ async def test_engine_is_paused_only_if_it_says_so(answer: bool | None, paused: 
     app: Any = None
     server = OpenAIServer(engine=engine, app=app, arguments=PLAIN, group=GroupKey(target="t"), load=LoadObserver())
     assert await server.is_paused() is paused
+
+
+def test_shutdown_removes_the_engines_folder_once_its_processes_have_ended(tmp_path: Path) -> None:
+    folder = make_engine_folder(tmp_path)
+    assert folder is not None
+    seen: list[tuple[float, bool]] = []
+    engine: Any = SimpleNamespace(shutdown=lambda timeout: seen.append((timeout, folder.path.exists())))
+    app: Any = None
+    load = LoadObserver()
+    server = OpenAIServer(engine=engine, app=app, arguments=PLAIN, group=GroupKey(target="t"), load=load, folder=folder)
+    server.shutdown(5.0)
+    assert seen == [(5.0, True)]
+    assert not folder.path.exists()
