@@ -103,10 +103,14 @@ def drafter_cell(replica: ReplicaStatus) -> str:
         parts.append(f"{drafter.borrowed_blocks} blocks lent")
     if replica.restarts:
         parts.append(f"{replica.restarts} restarts ({drafter.micro_restarts} micro)")
+    if drafter.recomputed_tokens:
+        parts.append(f"{drafter.recomputed_tokens} tokens caught up (+{replica.catch_up_seconds:.1f} s)")
     if replica.failed_probes:
         parts.append(f"{replica.failed_probes} of {drafter.probes} probes failed")
     if drafter.offloads:
         parts.append(f"{drafter.offloads} offloads, {drafter.moved_bytes / 1e9:.1f} GB moved")
+    if drafter.relocated_blocks or drafter.preempted_requests:
+        parts.append(f"{drafter.relocated_blocks} blocks relocated, {drafter.preempted_requests} requests preempted for it")
     return ", ".join(parts) + (f": {drafter.reason}" if drafter.reason else "")
 
 

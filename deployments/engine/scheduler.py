@@ -52,6 +52,7 @@ class SteeredScheduler(Scheduler):
         config: VllmConfig = kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]
         speculative = config.speculative_config
         engine_id = uuid4().hex
+        why_in_sync = why_kept_in_sync(config, self.kv_cache_config)
         self.nightjar = StepLoop(
             max_num_speculative_tokens=self.num_spec_tokens,
             max_num_seqs=self.max_num_running_reqs,
@@ -60,7 +61,8 @@ class SteeredScheduler(Scheduler):
             drafts_every_row=speculative is None or speculative.method not in DRAFTERS_THAT_MAY_SKIP_ROWS,
             clock=time.monotonic,
             engine_id=engine_id,
-            drafting=None if why_kept_in_sync(config, self.kv_cache_config) else self._drafting(engine_id),
+            drafting=None if why_in_sync else self._drafting(engine_id),
+            why_in_sync=why_in_sync,
         )
         self._lending = None if self.nightjar.drafting is None else self.nightjar.drafting.lending
         self._most_lookahead_tokens = config.num_lookahead_tokens

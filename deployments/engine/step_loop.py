@@ -68,7 +68,7 @@ class StepLoop:
     `settle_steps` is for how many steps a K must be held before a step's time belongs to it alone: a step verifies the drafts
     of the step before it, and under async scheduling its output also waits for that step's drafting.
     `drafts_every_row` is False for drafters that may find nothing to propose (ngram): there a row without drafts is a miss of the
-    drafter and not a row cut short.
+    drafter and not a row cut short. Without `drafting` the drafter is kept in sync as vLLM does it; `why_in_sync` says why.
     """
 
     def __init__(
@@ -82,9 +82,11 @@ class StepLoop:
         clock: Callable[[], float],
         engine_id: str = "",
         drafting: Drafting | None = None,
+        why_in_sync: str = "",
     ) -> None:
         self._engine_id = engine_id or uuid4().hex
         self.drafting = drafting
+        self._in_sync = DrafterCounters(reason=why_in_sync)
         self.steering = Steering(
             max_num_speculative_tokens=max_num_speculative_tokens,
             max_num_seqs=max_num_seqs,
@@ -230,7 +232,7 @@ class StepLoop:
             finished_wish_id=0 if life is None else life.finished_wish_id,
             held_buckets=steering.held_buckets(now_s),
             restart_wish=None if life is None else life.wish(lag_tokens, now_s),
-            drafter=DrafterCounters() if self.drafting is None else self.drafting.counters(lag_tokens, now_s),
+            drafter=self._in_sync if self.drafting is None else self.drafting.counters(lag_tokens, now_s),
             adapters=self._adapters.snapshot(),
             decision_reason=steering.reason,
             refused=refused,

@@ -3,8 +3,8 @@
 import pytest
 from rich.console import Console
 
-from nightjar.cluster.views import acceptance, fleet_view, plan_text, settings_cell, speculation
-from nightjar.policy.records import TableRow
+from nightjar.cluster.views import acceptance, drafter_cell, fleet_view, plan_text, settings_cell, speculation
+from nightjar.policy.records import DrafterCounters, DrafterState, TableRow
 from nightjar.policy.status import FleetStatus
 from tests.cluster.fleets import some_fleet
 
@@ -46,6 +46,30 @@ def test_a_replica_that_is_served_plainly_says_why_instead_of_a_decision() -> No
     text = rendered(fleet.model_copy(update={"replicas": (plain,)}))
     assert "served plainly: suffix decoding asserts K" in text
     assert "K=5 up to batch 4" not in text
+
+
+def test_a_drafter_tells_where_it_is_what_it_cost_and_why_it_waits() -> None:
+    replica = some_fleet().replicas[0].model_copy(
+        update={
+            "drafter_state": DrafterState.OFFLOADED,
+            "drafter": DrafterCounters(
+                lag_tokens=90, recomputed_tokens=700, micro_restarts=3, probes=4, offloads=2, reloads=1, moved_bytes=1_614_000_000,
+                borrowed_blocks=41, relocated_blocks=12, preempted_requests=1, reason="waits for a lease to restart",
+            ),
+            "restarts": 4,
+            "failed_probes": 1,
+            "catch_up_seconds": 1.25,
+        }
+    )  # fmt: skip
+    assert drafter_cell(replica) == (
+        "offloaded, lag 90, 41 blocks lent, 4 restarts (3 micro), 700 tokens caught up (+1.2 s), 1 of 4 probes failed, 2 offloads, "
+        "1.6 GB moved, 12 blocks relocated, 1 requests preempted for it: waits for a lease to restart"
+    )
+
+
+def test_a_drafter_that_did_nothing_yet_says_only_where_it_is() -> None:
+    replica = some_fleet().replicas[0].model_copy(update={"drafter": DrafterCounters(), "restarts": 0, "failed_probes": 0})
+    assert drafter_cell(replica) == replica.drafter_state.value
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ pytest.importorskip("vllm")
 from vllm.v1.engine.core import EngineCore
 
 from nightjar.deployments.engine.control import CONTROL_METHOD, nightjar_exchange
-from nightjar.deployments.engine.scheduler import SteeredScheduler
+from nightjar.deployments.engine.scheduler import SteeredScheduler, why_kept_in_sync
 from tests.engine.scheduler_harness import make_request, make_scheduler, run_steps
 
 
@@ -55,6 +55,35 @@ def test_settings_come_into_force_and_the_load_is_the_engines(engine_core: Any) 
     assert snapshot.load.step_seconds > 0
     assert snapshot.counters.step_count == 3
     assert snapshot.drafter_state is DrafterState.IN_SYNC
+    assert snapshot.drafter.reason == "the worker is not Nightjar's"
+
+
+@pytest.mark.parametrize(
+    ("changes", "groups", "reason"),
+    [
+        ({}, 1, ""),
+        ({"speculative_config": SimpleNamespace(method="eagle")}, 1, "only a separate draft model can be dormant"),
+        ({"speculative_config": None}, 1, "only a separate draft model can be dormant"),
+        (
+            {"speculative_config": SimpleNamespace(method="draft_model", parallel_drafting=True)},
+            1,
+            "the draft model drafts in parallel",
+        ),
+        ({}, 2, "the engine has several KV cache groups"),
+        ({"kv_transfer_config": SimpleNamespace()}, 1, "a KV connector is in use"),
+        ({"model_config": SimpleNamespace(enable_sleep_mode=True)}, 1, "sleep mode is on"),
+    ],
+)
+def test_a_drafter_is_kept_in_sync_where_its_cache_could_be_touched_behind_our_back(
+    changes: dict[str, Any], groups: int, reason: str
+) -> None:
+    config: dict[str, Any] = {
+        "speculative_config": SimpleNamespace(method="draft_model", parallel_drafting=False),
+        "parallel_config": SimpleNamespace(worker_cls="nightjar.deployments.engine.worker.SteeredCPUWorker"),
+        "kv_transfer_config": None,
+        "model_config": SimpleNamespace(enable_sleep_mode=False),
+    }
+    assert why_kept_in_sync(SimpleNamespace(**(config | changes)), SimpleNamespace(kv_cache_groups=[None] * groups)) == reason  # type: ignore[arg-type]
 
 
 def test_inv_5_older_settings_are_answered_with_a_refusal(engine_core: Any) -> None:
