@@ -121,6 +121,10 @@ def _offload(config: VllmConfig, *, on_cpu: bool) -> tuple[OffloadConfig | None,
             not on_cpu and os.environ.get(CUDA_OFFLOAD_VARIABLE) != "1",
             f"on a GPU it has never run; {CUDA_OFFLOAD_VARIABLE}=1 tries it",
         ),
+        (
+            on_cpu and speculative.draft_model_config.quantization is not None,
+            f"the draft is quantised ({speculative.draft_model_config.quantization}), which packs its weights only once on CPU",
+        ),
         (not draft.is_dir(), f"the draft {str(draft)!r} is no local folder, from which its size could be read"),
     )
     if reason := next((reason for applies, reason in checks if applies), ""):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +15,12 @@ from hypothesis import strategies as st
 from nightjar.deployments.engine.arguments import (
     ASYNC_SCHEDULER,
     CPU_WORKER,
+    CUDA_OFFLOAD_VARIABLE,
     GPU_WORKER,
     SCHEDULER,
     EngineFacts,
     name_every_length,
+    resolve_facts,
     steered_engine_kwargs,
 )
 from nightjar.deployments.engine.offload_config import OffloadConfig
@@ -74,6 +79,77 @@ def test_why_a_drafts_memory_is_not_lent_reaches_the_operator() -> None:
     arguments = steered_engine_kwargs(user_kwargs(), replace(CPU, why_no_offload="sleep mode is on"))
     assert arguments.notice == "draft_offload is not in use: sleep mode is on"
     assert arguments.serving_plainly == ""
+
+
+def resolved(draft: Path, **changes: Any) -> Any:
+    """vLLM's configuration of an engine whose draft could be lent, by shape."""
+    config: dict[str, Any] = {
+        "scheduler_config": SimpleNamespace(async_scheduling=False, max_num_seqs=8),
+        "parallel_config": SimpleNamespace(pipeline_parallel_size=1, data_parallel_size=1, tensor_parallel_size=2),
+        "kv_transfer_config": None,
+        "model_config": SimpleNamespace(enforce_eager=True, enable_sleep_mode=False),
+        "speculative_config": SimpleNamespace(
+            method="draft_model",
+            num_speculative_tokens=4,
+            parallel_drafting=False,
+            draft_model_config=SimpleNamespace(model=str(draft), quantization=None, dtype=SimpleNamespace(itemsize=4)),
+        ),
+    }
+    return SimpleNamespace(**(config | changes))
+
+
+@pytest.fixture
+def draft(tmp_path: Path) -> Path:
+    """A checkpoint of one tensor of ten numbers, of which only the header is ever read."""
+    header = json.dumps({"weight": {"dtype": "F32", "shape": [10], "data_offsets": [0, 40]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(40))
+    (tmp_path / "config.json").write_text("{}")
+    return tmp_path
+
+
+def test_a_drafts_memory_is_sized_by_rank_from_its_checkpoint_and_only_where_it_was_asked_for(draft: Path) -> None:
+    facts = resolve_facts(resolved(draft), on_cpu=True, draft_offload="under_memory_pressure")
+    assert facts.offload == OffloadConfig(draft_weight_bytes=20)
+    assert facts.why_no_offload == ""
+    assert resolve_facts(resolved(draft), on_cpu=True).offload is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"speculative_config": None}, "only a separate draft model"),
+        ({"kv_transfer_config": SimpleNamespace()}, "a KV connector is in use"),
+        ({"model_config": SimpleNamespace(enforce_eager=True, enable_sleep_mode=True)}, "sleep mode is on"),
+    ],
+)
+def test_a_draft_stays_where_its_memory_could_be_touched_behind_our_back(draft: Path, changes: dict[str, Any], reason: str) -> None:
+    facts = resolve_facts(resolved(draft, **changes), on_cpu=True, draft_offload="under_memory_pressure")
+    assert facts.offload is None
+    assert reason in facts.why_no_offload
+
+
+def test_a_draft_stays_where_it_is_quantised_or_drafts_in_parallel_or_is_no_local_folder(draft: Path) -> None:
+    reasons = []
+    for change in ({"quantization": "fp8"}, {"model": "somebody/draft"}, {"model": str(draft / "nothing")}):
+        config = resolved(draft)
+        vars(config.speculative_config.draft_model_config).update(change)
+        reasons.append(resolve_facts(config, on_cpu=True, draft_offload="under_memory_pressure").why_no_offload)
+    config = resolved(draft)
+    config.speculative_config.parallel_drafting = True
+    reasons.append(resolve_facts(config, on_cpu=True, draft_offload="under_memory_pressure").why_no_offload)
+    assert "quantised (fp8)" in reasons[0]
+    assert "'somebody/draft' is no local folder" in reasons[1]
+    assert "is no local folder" in reasons[2]
+    assert reasons[3] == "the draft model drafts in parallel"
+
+
+def test_on_a_gpu_a_drafts_memory_is_lent_only_where_the_operator_tries_what_never_ran(
+    draft: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(CUDA_OFFLOAD_VARIABLE, raising=False)
+    assert "never run" in resolve_facts(resolved(draft), on_cpu=False, draft_offload="under_memory_pressure").why_no_offload
+    monkeypatch.setenv(CUDA_OFFLOAD_VARIABLE, "1")
+    assert resolve_facts(resolved(draft), on_cpu=False, draft_offload="under_memory_pressure").offload is not None
 
 
 def test_users_own_table_is_the_behaviour_until_settings_arrive() -> None:
