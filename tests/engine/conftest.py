@@ -36,6 +36,12 @@ def lending(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run_engine_process("lending", tmp_path_factory.mktemp("lending"))
 
 
+@pytest.fixture(scope="session")
+def tensor_parallel(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What plain vLLM answers on two ranks, and what happened in the scenarios there."""
+    return run_engine_process("tensor_parallel", tmp_path_factory.mktemp("tensor_parallel"))
+
+
 def run_engine_process(role: str, folder: Path, **variables: str) -> dict[str, Any]:
     """Run engine_process.py with what an engine on CPU needs in its environment; its output is shown where it fails."""
     environment = os.environ | {

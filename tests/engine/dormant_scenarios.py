@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from nightjar.policy.records import DrafterState, EngineCommand, Lease, OffloadRules
 from tests.engine.requests import TestRequest, greedy_batch, mixed_batch, shared_prefix_batch
+
+if TYPE_CHECKING:
+    from tests.engine.engine_process import EngineProcess
 
 CHUNK_TOKENS: Final = (1, 7, 64, None)
 RULES: Final = OffloadRules(free_share_below=0.6, pressure_s=0.0, reload_free_share=0.05)
@@ -19,33 +22,42 @@ BACK_AFTER_STEPS: Final = 24
 OPT_OUT: Final = {"num_speculative_tokens": 0}
 
 
+def drafter_forwards(worker: Any) -> int:
+    """Forwards of the draft on a rank so far."""
+    return int(worker.nightjar_drafter.forwards)
+
+
 class LendingEngine:
     """An engine of engine_process.py, and what only these scenarios look at."""
 
-    def __init__(self, models: Path) -> None:
-        from tests.engine.engine_process import EngineProcess
-
-        self.process = EngineProcess(models, steered=True, lends=True)
+    def __init__(self, process: EngineProcess) -> None:
+        self.process = process
         self.scheduler = self.process.scheduler
         self.drafting = self.scheduler.nightjar.drafting
         self.lending = self.drafting.lending
-        self.drafter = self.process.core.model_executor.driver_worker.worker.nightjar_drafter
 
-    def run(self, requests: list[TestRequest], script: Callable[[int], None], **options: Any) -> dict[str, Any]:
-        """Outputs of the requests under `script`, and what was seen on the way."""
+    def run(
+        self,
+        requests: list[TestRequest],
+        script: Callable[[int], None],
+        watch: Callable[[Any], Any] = drafter_forwards,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Outputs of the requests under `script`, and what was seen on the way; before each step `watch` asks each rank."""
         self.process.scheduler.reset_prefix_cache()
         self.process.steer("pin=4")
         states: list[str] = []
-        forwards: list[int] = []
+        ranks: list[list[Any]] = []
         before = self.drafting.recomputed_tokens
-        preempted = 0
+        preempted = most_borrowed_blocks = 0
 
         def step(number: int) -> None:
-            nonlocal preempted
+            nonlocal preempted, most_borrowed_blocks
             script(number)
             self.check()
             states.append(self.drafting.life.state.value)
-            forwards.append(self.drafter.forwards)
+            ranks.append(self.process.ask_workers(watch))
+            most_borrowed_blocks = max(most_borrowed_blocks, self.lending.pool.borrowed_blocks_in_use)
             preempted = sum(request.num_preemptions for request in self.scheduler.requests.values())
 
         outputs = self.process.run(requests, step, **options)
@@ -54,9 +66,10 @@ class LendingEngine:
         return {
             "outputs": outputs,
             "states": states,
-            "forwards": forwards,
+            "ranks": ranks,
             "recomputed_tokens": self.drafting.recomputed_tokens - before,
             "preempted": preempted,
+            "most_borrowed_blocks": most_borrowed_blocks,
             "drafter": self.process.exchange(EngineCommand()).drafter.model_dump(mode="json"),
             "fault": self.scheduler.nightjar.fault,
         }
@@ -75,19 +88,21 @@ class LendingEngine:
 
 def lending(models: Path) -> dict[str, Any]:
     """Every scenario, one after another."""
-    engine = LendingEngine(models)
+    from tests.engine.engine_process import EngineProcess
+
+    engine = LendingEngine(EngineProcess(models, steered=True, lends=True))
     pool = engine.lending.pool
     result: dict[str, Any] = {
         "plan": {"base_blocks": pool.base_blocks, "blocks": len(engine.scheduler.kv_cache_manager.block_pool.blocks)}
     }
     result["mixed dormant"] = engine.run(mixed_batch(), _off_from(engine, OFF_AFTER_STEPS))
     for chunk_tokens in CHUNK_TOKENS:
-        result[f"mixed catch-up {chunk_tokens}"] = engine.run(mixed_batch(), _off_and_on(engine, chunk_tokens))
+        result[f"mixed catch-up {chunk_tokens}"] = engine.run(mixed_batch(), off_and_on(engine, chunk_tokens))
     result["prefix written while dormant"] = engine.run(shared_prefix_batch(), _off_from(engine, 0))
     result["prefix read after"] = _read_prefixes(engine)
     result["greedy abort in catch-up"] = _abort_in_catch_up(engine)
     result["mixed opt-out"] = engine.run(mixed_batch(), lambda step: None, extra_args=OPT_OUT)
-    result["mixed offloaded and back"] = engine.run(mixed_batch(), _offload_and_back(engine))
+    result["mixed offloaded and back"] = engine.run(mixed_batch(), offload_and_back(engine))
     return result
 
 
@@ -99,7 +114,7 @@ def _off_from(engine: LendingEngine, first_step: int) -> Callable[[int], None]:
     return script
 
 
-def _off_and_on(engine: LendingEngine, chunk_tokens: int | None) -> Callable[[int], None]:
+def off_and_on(engine: LendingEngine, chunk_tokens: int | None) -> Callable[[int], None]:
     """Off and on again, twice."""
 
     def script(step: int) -> None:
@@ -140,7 +155,9 @@ def _abort_in_catch_up(engine: LendingEngine) -> dict[str, Any]:
     return engine.run(greedy_batch(), script) | {"aborted": aborted}
 
 
-def _offload_and_back(engine: LendingEngine) -> Callable[[int], None]:
+def offload_and_back(engine: LendingEngine) -> Callable[[int], None]:
+    """Off, offloaded as soon as requests wait for blocks, and back under a lease."""
+
     def script(step: int) -> None:
         if step == OFF_AFTER_STEPS:
             engine.process.steer("off", offload=RULES)

@@ -1,7 +1,7 @@
 """Runs one real engine in this process, drives it through the scenarios of a role, and writes what happened as JSON.
 
-`python -m tests.engine.engine_process ROLE OUTPUT`, with ROLE `reference` (plain vLLM), `steered` (Nightjar's classes) or `lending`
-(the same, with few KV blocks and a draft whose memory may be lent: dormant_scenarios.py).
+`python -m tests.engine.engine_process ROLE OUTPUT`, with ROLE `reference` (plain vLLM), `steered` (Nightjar's classes), `lending`
+(the same, with few KV blocks and a draft whose memory may be lent: dormant_scenarios.py), or that of another module of scenarios.
 Tests start it as a process of its own, because libiomp5.so must be preloaded and an engine leaves global state behind.
 """
 
@@ -35,6 +35,7 @@ MAX_NUM_SEQS: Final = 32
 TOGGLED: Final = ("off", "pin=4", "pin=1", "auto", "pin=2", "off", "pin=3")
 TOGGLE_EVERY_STEPS: Final = 3
 UNLIMITED: Final = 1 << 40
+TARGET: Final = "smollm2-135m"
 DRAFT: Final = "smollm2-135m-noise08"
 LENDING_KV_BYTES: Final = 160 << 20
 """13 blocks of 128 tokens beside the draft: not enough for 24 requests at once."""
@@ -43,23 +44,24 @@ SEGMENT_CLEAN_STEPS: Final = 2
 
 
 class EngineProcess:
-    """An engine of this process, stepped by hand."""
+    """An engine stepped by hand: scheduler in this process, its only worker too. `options` are vLLM's own."""
 
-    def __init__(self, models: Path, *, steered: bool, lends: bool = False) -> None:
+    def __init__(
+        self, models: Path, *, steered: bool, lends: bool = False, target: str = TARGET, draft: str = DRAFT, **options: Any
+    ) -> None:
         from vllm import LLM
 
-        options: dict[str, Any] = {"enable_prefix_caching": steered}
+        options = {"max_model_len": 1024, "enable_prefix_caching": steered} | options
         if lends:
-            draft_bytes = draft_weight_bytes(models / DRAFT, bytes_per_value=4)
-            options |= {
-                "additional_config": OffloadConfig(draft_bytes).to_additional_config({}),
-                "kv_cache_memory_bytes": LENDING_KV_BYTES,
-            }
+            ranks = options.get("tensor_parallel_size", 1)
+            draft_bytes = draft_weight_bytes(models / draft, bytes_per_value=4, tensor_parallel_size=ranks)
+            options["additional_config"] = OffloadConfig(draft_bytes).to_additional_config({})
+            options.setdefault("kv_cache_memory_bytes", LENDING_KV_BYTES)
         if steered:
             options |= {
                 "speculative_config": {
                     "method": "draft_model",
-                    "model": str(models / DRAFT),
+                    "model": str(models / draft),
                     "num_speculative_tokens": MAX_NUM_SPECULATIVE_TOKENS,
                     "num_speculative_tokens_per_batch_size": [[1, MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS]],
                 },
@@ -67,9 +69,8 @@ class EngineProcess:
                 "worker_cls": "nightjar.deployments.engine.worker.SteeredCPUWorker",
             }
         llm = LLM(
-            model=str(models / "smollm2-135m"),
+            model=str(models / target),
             dtype="float32",
-            max_model_len=1024,
             max_num_seqs=MAX_NUM_SEQS,
             max_num_batched_tokens=512,
             enforce_eager=True,
@@ -95,7 +96,7 @@ class EngineProcess:
             before_step(step)
             for output in self.engine.step():
                 if output.finished:
-                    outputs[output.request_id] = _plain(output.outputs[0]) | {"cached_tokens": output.num_cached_tokens}
+                    outputs[output.request_id] = _plain(output)
         raise AssertionError("unreachable")
 
     def add(self, request: TestRequest, **overrides: Any) -> None:
@@ -108,6 +109,10 @@ class EngineProcess:
 
     def exchange(self, command: EngineCommand) -> EngineSnapshot:
         return EngineSnapshot.from_wire(self.core.nightjar_exchange(command.to_wire()))
+
+    def exchange_plain(self) -> dict[str, Any]:
+        """The engine's snapshot as plain data."""
+        return self.exchange(EngineCommand()).model_dump(mode="json")
 
     def settings(
         self, mode: str, *, segments: tuple[ExplorationSegment, ...] = (), micro: int = UNLIMITED, **options: Any
@@ -130,6 +135,15 @@ class EngineProcess:
     def toggle(self, step: int) -> None:
         if step % TOGGLE_EVERY_STEPS == 0:
             self.steer(TOGGLED[step // TOGGLE_EVERY_STEPS % len(TOGGLED)])
+
+    def ask_workers(self, question: Callable[[Any], Any]) -> list[Any]:
+        """The answer of each rank's worker."""
+        answers: list[Any] = self.core.model_executor.collective_rpc(question)
+        return answers
+
+    def shutdown(self) -> None:
+        """End workers in processes of their own."""
+        self.engine.engine_core.shutdown()
 
     def blocks_in_use(self) -> int:
         return sum(block.ref_cnt > 0 and not block.is_null for block in self.scheduler.kv_cache_manager.block_pool.blocks)
@@ -177,11 +191,11 @@ def steered(models: Path) -> dict[str, Any]:
     """Every scenario of the steered engine, one after another."""
     engine = EngineProcess(models, steered=True)
     observer = SpecDecodingObserver(engine.scheduler.nightjar)
-    result: dict[str, Any] = {"before_settings": _snapshot(engine)}
+    result: dict[str, Any] = {"before_settings": engine.exchange_plain()}
     for mode in ("off", "pin=3"):
         engine.steer(mode)
         result[f"mixed {mode}"] = engine.run(mixed_batch())
-        result[f"snapshot {mode}"] = _snapshot(engine)
+        result[f"snapshot {mode}"] = engine.exchange_plain()
     result["mixed toggled"] = engine.run(mixed_batch(), engine.toggle)
     result["mixed table"] = _table_with_a_segment(engine, result)
     engine.steer("pin=4")
@@ -196,7 +210,7 @@ def steered(models: Path) -> dict[str, Any]:
     ).model_dump(mode="json")
     result["garbage"] = EngineSnapshot.from_wire(engine.core.nightjar_exchange(b"\xc1")).model_dump(mode="json")
     result["vllm_counts"], result["nightjar_counts"] = observer.vllm, observer.nightjar
-    result["end"] = _snapshot(engine)
+    result["end"] = engine.exchange_plain()
     return result
 
 
@@ -214,7 +228,7 @@ def _table_with_a_segment(engine: EngineProcess, result: dict[str, Any]) -> dict
     loads: list[dict[str, Any]] = []
 
     def note(step: int) -> None:
-        loads.append(_snapshot(engine))
+        loads.append(engine.exchange_plain())
 
     outputs = engine.run(mixed_batch(), note)
     result["table steps"] = loads[1:]
@@ -257,17 +271,15 @@ def _exchange_with_a_foreign_scheduler(engine: EngineProcess) -> str:
     return engine.exchange(EngineCommand()).refused
 
 
-def _snapshot(engine: EngineProcess) -> dict[str, Any]:
-    return engine.exchange(EngineCommand()).model_dump(mode="json")
-
-
-def _plain(completion: Any) -> dict[str, Any]:
+def _plain(output: Any) -> dict[str, Any]:
+    (completion,) = output.outputs
     logprobs = [{str(token): entry.logprob for token, entry in position.items()} for position in completion.logprobs or ()]
     return {
         "token_ids": list(completion.token_ids),
         "text": completion.text,
         "finish_reason": completion.finish_reason,
         "logprobs": logprobs,
+        "cached_tokens": output.num_cached_tokens,
     }
 
 
@@ -276,6 +288,8 @@ if __name__ == "__main__":
     role, output_file = sys.argv[1:]
     build_models(models_folder())
     from tests.engine.dormant_scenarios import lending
+    from tests.engine.tensor_parallel_scenarios import tensor_parallel
 
-    outcome = {"reference": reference, "steered": steered, "lending": lending}[role](models_folder())
+    roles = (reference, steered, lending, tensor_parallel)
+    outcome = {run_role.__name__: run_role for run_role in roles}[role](models_folder())
     Path(output_file).write_text(json.dumps(outcome))
