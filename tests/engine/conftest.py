@@ -42,6 +42,18 @@ def tensor_parallel(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run_engine_process("tensor_parallel", tmp_path_factory.mktemp("tensor_parallel"))
 
 
+@pytest.fixture(scope="session")
+def length_limit_reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What plain vLLM answers to requests that only the limit ends."""
+    return run_engine_process("length_limit_reference", tmp_path_factory.mktemp("length_limit_reference"))
+
+
+@pytest.fixture(scope="session")
+def length_limit(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What happened to requests that only the limit ends."""
+    return run_engine_process("length_limit", tmp_path_factory.mktemp("length_limit"))
+
+
 def run_engine_process(role: str, folder: Path, **variables: str) -> dict[str, Any]:
     """Run engine_process.py with what an engine on CPU needs in its environment; its output is shown where it fails."""
     environment = os.environ | {

@@ -279,6 +279,7 @@ def _plain(output: Any) -> dict[str, Any]:
         "text": completion.text,
         "finish_reason": completion.finish_reason,
         "logprobs": logprobs,
+        "prompt_tokens": len(output.prompt_token_ids),
         "cached_tokens": output.num_cached_tokens,
     }
 
@@ -288,8 +289,9 @@ if __name__ == "__main__":
     role, output_file = sys.argv[1:]
     build_models(models_folder())
     from tests.engine.dormant_scenarios import lending
+    from tests.engine.length_limit_scenarios import length_limit, length_limit_reference
     from tests.engine.tensor_parallel_scenarios import tensor_parallel
 
-    roles = (reference, steered, lending, tensor_parallel)
+    roles = (reference, steered, lending, tensor_parallel, length_limit_reference, length_limit)
     outcome = {run_role.__name__: run_role for run_role in roles}[role](models_folder())
     Path(output_file).write_text(json.dumps(outcome))
