@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,9 @@ import pytest
 
 from nightjar.cluster.client import PolicyClient, get_or_create_policy_actor
 from nightjar.cluster.local_cluster import QUIET_ENVIRONMENT
+from nightjar.deployments.engine.environment import ENGINE_FOLDER_VARIABLE
 from nightjar.deployments.engine_watch import HUNG_AFTER_S
+from nightjar.policy.settings import DraftOffload
 from nightjar.policy.status import FleetStatus, ReplicaStatus
 
 T = TypeVar("T")
@@ -39,6 +42,8 @@ def application(
     user_config: object = None,
     import_path: str = "nightjar.deployments.app:build",
     hung_after_s: float = HUNG_AFTER_S,
+    draft_offload: DraftOffload = "never",
+    kv_cache_memory_bytes: int = 500_000_000,
 ) -> dict[str, Any]:
     """One application of a Serve file: the real small model in float32, small enough for several engines on a laptop."""
     engine_kwargs: dict[str, Any] = {
@@ -47,7 +52,7 @@ def application(
         "max_model_len": 1024,
         "max_num_seqs": 16,
         "max_num_batched_tokens": 256,
-        "kv_cache_memory_bytes": 500_000_000,
+        "kv_cache_memory_bytes": kv_cache_memory_bytes,
     }
     if speculative:
         engine_kwargs["speculative_config"] = {
@@ -60,6 +65,7 @@ def application(
         "engine_kwargs": engine_kwargs,
         "deployment_config": {"num_replicas": num_replicas, "health_check_period_s": 2},
         "hung_after_s": hung_after_s,
+        "draft_offload": draft_offload,
     }
     return {
         "name": name,
@@ -185,6 +191,34 @@ def until(condition: Callable[[], T], *, within_s: float, what: str) -> T:
 def engine_processes_of(replica_pid: int) -> list[psutil.Process]:
     """vLLM's engine and worker processes of one replica."""
     return [process for process in psutil.Process(replica_pid).children(recursive=True) if "VLLM" in _title(process)]
+
+
+def engine_core_of(replica_pid: int) -> psutil.Process:
+    """vLLM's engine core of one replica, the parent of its workers."""
+    children = psutil.Process(replica_pid).children()
+    cores = [process for process in children if "VLLM" in _title(process)]
+    assert len(cores) == 1, [_title(process) for process in children]
+    return cores[0]
+
+
+def files_of(processes: Sequence[psutil.Process]) -> set[Path]:
+    """Files that are there for these engine processes alone: shared memory, sockets on which they listen, and their folder."""
+    found: set[Path] = set()
+    with os.scandir("/dev/shm") as entries:
+        names = {entry.inode(): Path(entry.path) for entry in entries}
+    for process in processes:
+        mapped = (line.split() for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines() if " /dev/shm/" in line)
+        found |= {names[inode] for line in mapped if (inode := int(line[4])) in names}
+        found.add(Path(f"/dev/shm/__KMP_REGISTERED_LIB_{process.pid}_{process.uids().real}"))
+        found |= {Path(str(connection.laddr)) for connection in process.net_connections("unix") if connection.laddr}
+        folder = Path(process.environ()[ENGINE_FOLDER_VARIABLE])
+        found |= {folder, *(link.readlink() for link in folder.iterdir() if link.is_symlink())}
+    return existing(found)
+
+
+def existing(paths: Iterable[Path]) -> set[Path]:
+    """Those of the files that are there now."""
+    return {path for path in paths if path.exists()}
 
 
 def replica_pids(application: str, deployment: str = "LLM") -> set[int]:

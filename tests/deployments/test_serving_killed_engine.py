@@ -1,0 +1,144 @@
+"""An engine killed while its draft's memory is lent or on its way back, under Serve: replaced, and nothing of it is left.
+
+That is when most could be left: requests own blocks that the replacement does not have, weights are neither here nor there, the
+policy may hold a lease open, and a killed process cleans up nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+pytest.importorskip("ray.serve")
+pytest.importorskip("vllm")
+from nightjar.deployments.models import ModelError, resolve_model
+from nightjar.policy.records import DrafterCounters, DrafterState
+from nightjar.policy.status import ReplicaStatus
+from tests.deployments import serving
+
+pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
+
+NAME = "chat"
+KV_CACHE_BYTES = 200 << 20
+"""17 blocks of 128 tokens beside the draft, which lends more than 100: three of the requests below fill them."""
+NUM_REQUESTS = 20
+LENT_BLOCKS = 24
+SETTINGS = {
+    "mode": "auto",
+    "planner": "fixed",
+    "exchange_period_s": 0.1,
+    "decision_period_s": 0.1,
+    "dwell_steps": 0,
+    "replica_timeout_s": 10.0,
+    "draft_offload": "under_memory_pressure",
+    "offload_after_s": 0.0,
+    "offload_below_free_share": 0.25,
+    "reload_above_free_share": 0.26,
+}
+SHORT: dict[str, Any] = {"model": "chat", "messages": [{"role": "user", "content": "Count to five."}], "max_tokens": 8}
+
+
+def long(number: int) -> dict[str, Any]:
+    """About 500 tokens that no other request shares, and 400 more to generate: four blocks at first, eight at the end."""
+    words = " ".join(f"{number}.{word}" for word in range(100))
+    return SHORT | {"messages": [{"role": "user", "content": words}], "max_tokens": 400, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[serving.ServeCluster]:
+    try:
+        resolve_model(serving.TARGET)
+        resolve_model(serving.DRAFT)
+    except ModelError as error:
+        pytest.skip(str(error))
+    with serving.serve_cluster() as running:
+        assert serving.ask_policy(lambda policy: policy.configure(SETTINGS))["error"] == ""
+        application = serving.application(NAME, draft_offload="under_memory_pressure", kv_cache_memory_bytes=KV_CACHE_BYTES)
+        running.deploy(application)
+        yield running
+
+
+@pytest.fixture
+def client(cluster: serving.ServeCluster) -> Iterator[httpx.Client]:
+    with cluster.http(NAME) as http:
+        yield http
+
+
+@pytest.mark.parametrize("state", [DrafterState.OFFLOADED, DrafterState.CONTRACTING])
+def test_engine_killed_in_mid_transition_is_replaced_and_leaves_nothing(client: httpx.Client, state: DrafterState) -> None:
+    serving.set_fleet_mode("off")
+    (known,) = serving.until(lambda: serving.replicas(NAME), within_s=60, what="a report")
+    (pid,) = serving.replica_pids(NAME)
+    engine = serving.engine_processes_of(pid)
+    core = serving.engine_core_of(pid)
+    everything = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    files = serving.files_of(engine)
+    assert any(file.is_socket() for file in files)
+    assert any(file.name.startswith("psm_") for file in files)
+
+    with ThreadPoolExecutor(NUM_REQUESTS) as pool:
+        cut_off = [pool.submit(client.post, "/v1/chat/completions", json=long(number)) for number in range(NUM_REQUESTS)]
+        serving.until(lambda: _lends(known.replica_id, DrafterState.OFFLOADED), within_s=180, what="lent blocks in use")
+        if state is DrafterState.CONTRACTING:
+            serving.set_fleet_mode("pin=4")
+            serving.until(lambda: _lends(known.replica_id, state), within_s=60, what="a contraction")
+        core.kill()
+        assert _outcomes(cut_off) <= {200, 500, 503}
+        assert _outcomes(cut_off) != {200}
+    last = _status_of(known.replica_id)
+    assert last is not None
+    assert last.drafter_state is state
+    assert last.drafter.borrowed_blocks > 0
+    assert _granted() == (1 if state is DrafterState.CONTRACTING else 0)
+
+    serving.set_fleet_mode("off")
+    _, alive = psutil.wait_procs(engine, timeout=30)
+    assert alive == []
+    (fresh,) = serving.until(lambda: _others(known.replica_id), within_s=240, what="a report of the replica in its place")
+    assert fresh.engine_id != known.engine_id
+    assert fresh.drafter_state in {DrafterState.ACTIVE, DrafterState.DORMANT}
+    assert fresh.drafter == DrafterCounters()
+
+    _, alive = psutil.wait_procs(everything, timeout=60)
+    assert alive == []
+    assert serving.existing(files) == set()
+    serving.until(lambda: _status_of(known.replica_id) is None, within_s=60, what="the policy forgets the dead replica")
+    serving.until(lambda: _granted() == 0, within_s=90, what="the end of its lease")
+
+    serving.set_fleet_mode("pin=4")
+    assert serving.post(client, SHORT)["finish_reason"] in {"length", "stop"}
+    serving.until(lambda: _drafted(fresh.replica_id), within_s=30, what="drafts of the new engine")
+
+
+def _status_of(replica_id: str) -> ReplicaStatus | None:
+    return next((replica for replica in serving.fleet_status().replicas if replica.replica_id == replica_id), None)
+
+
+def _others(replica_id: str) -> tuple[ReplicaStatus, ...]:
+    return tuple(replica for replica in serving.replicas(NAME) if replica.replica_id != replica_id)
+
+
+def _lends(replica_id: str, state: DrafterState) -> bool:
+    replica = _status_of(replica_id)
+    assert replica is not None
+    return replica.drafter_state is state and replica.drafter.borrowed_blocks >= LENT_BLOCKS
+
+
+def _outcomes(requests: list[Future[httpx.Response]]) -> set[int]:
+    return {request.result(timeout=60).status_code for request in requests}
+
+
+def _granted() -> int:
+    """Leases that the policy counts."""
+    words = [group.reason.partition("restarts: ")[2] for group in serving.fleet_status().groups]
+    return sum(int(word.split()[0]) for word in words if word)
+
+
+def _drafted(replica_id: str) -> bool:
+    replica = _status_of(replica_id)
+    return replica is not None and any(total.draft_tokens for total in replica.totals)
