@@ -33,10 +33,10 @@ class Effort:
 
 
 FULL: Final = Effort(
-    off_pairs=18,
+    off_pairs=15,
     off_segment_steps=3,
     batches=(1, 4, 8, 16, 32),
-    rounds={"odd": 2, "even": 3},
+    rounds={"odd": 2, "even": 2},
     slot_tokens={1: 24, 2: 20, 4: 16, 8: 12, 16: 8, 24: 8, 32: 8},
     loads=1,
     load_repeats=2,

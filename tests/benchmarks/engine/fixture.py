@@ -34,7 +34,7 @@ SAYS: Final = (
     f"{NOISE:.0%} weight noise; {DTYPE}, eager, greedy, max_num_seqs {MAX_NUM_SEQS}, "
     f"max_num_batched_tokens {MAX_NUM_BATCHED_TOKENS}"
 )
-KV_CACHE_GIB: Final[Mapping[Role, int]] = {"plain": BYTES_PER_VALUE // 2, "stock": BYTES_PER_VALUE // 2, "nightjar": BYTES_PER_VALUE}
+KV_CACHE_GIB: Final[Mapping[Role, int]] = {"plain": 1, "stock": 1, "nightjar": 3}
 """Enough that nobody ever waits."""
 PRESSED_ROLES: Final[tuple[Role, ...]] = ("plain_with_all", "stays", "lends")
 PRESSED_BLOCKS: Final = 28
@@ -67,8 +67,8 @@ def questions(count: int) -> list[str]:
 
 
 def long_question(number: int) -> str:
-    """A prompt of a few hundred tokens, of many questions."""
-    return " ".join(questions(12 + 8 * (number % 4))[number % 5 :])
+    """A prompt of one to three hundred tokens, of many questions."""
+    return " ".join(questions(10 + 4 * (number % 4))[number % 5 :])
 
 
 def build() -> dict[str, str]:

@@ -24,7 +24,7 @@ BATCHES: Final = (1, 4, 16)
 ROOM: Final = 3
 """At most so many times the wanted turns are measured until enough had the core to themselves; else the least disturbed count."""
 WIDEST: Final = 0.06
-CHUNKED_ROWS: Final = 10
+CHUNKED_ROWS: Final = 6
 CHUNKED_TOKENS: Final = 12
 LATER_AFTER_STEPS: Final = 4
 WARM_UP_STEPS: Final = 3

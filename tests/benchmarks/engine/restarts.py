@@ -26,8 +26,8 @@ from tests.benchmarks.engine.outcome import MeasuredBar, Outcome
 from tests.benchmarks.engine.statistics import Interval, halves, relative_error, resampled
 from tests.benchmarks.engine.step_record import RowStep, Step
 
-BATCHES: Final = (4, 12)
-OFF_STEPS: Final = (5, 15, 40)
+BATCHES: Final = (4, 8)
+OFF_STEPS: Final = (4, 12, 32)
 LENGTH: Final = 2
 """K of the restarts: one that pays at the smaller batch."""
 WATCHED_STEPS: Final = 20
