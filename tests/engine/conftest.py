@@ -54,6 +54,12 @@ def length_limit(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run_engine_process("length_limit", tmp_path_factory.mktemp("length_limit"))
 
 
+@pytest.fixture(scope="session")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What happened to a drafter whose restarts fail in silence."""
+    return run_engine_process("probe", tmp_path_factory.mktemp("probe"))
+
+
 def run_engine_process(role: str, folder: Path, **variables: str) -> dict[str, Any]:
     """Run engine_process.py with what an engine on CPU needs in its environment; its output is shown where it fails."""
     environment = os.environ | {
