@@ -67,7 +67,7 @@ def test_settings_adopted_through_the_engine_core_decide_the_length(mode: str, s
     snapshot = steered[f"snapshot {mode}"]
     assert snapshot["load"]["num_speculative_tokens"] == (0 if mode == "off" else 3)
     assert snapshot["fault"] == ""
-    assert snapshot["drafter_state"] == "in_sync"
+    assert snapshot["drafter_state"] == ("dormant" if mode == "off" else "active")
 
 
 def test_before_any_settings_the_engine_says_so(steered: dict[str, Any]) -> None:
@@ -90,7 +90,8 @@ def test_the_table_is_followed_by_decode_batch_and_a_segment_measures_once(steer
             measured += 1
         elif "the plan" in step["decision_reason"]:
             wanted = [length for first, last, length in TABLE if first <= load["decode_batch_size"] <= last]
-            assert [load["num_speculative_tokens"]] == wanted
+            assert [load["planned_num_speculative_tokens"]] == wanted
+            assert load["num_speculative_tokens"] == (0 if step["drafter_state"] in {"dormant", "catching_up"} else wanted[0])
     assert measured >= SEGMENT_CLEAN_STEPS
     assert steered["table steps"][-1]["finished_segment_id"] == 7
 
