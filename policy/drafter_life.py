@@ -97,6 +97,7 @@ class DrafterLife:
         self._max_age_s = 0.0
         self._offload: OffloadRules | None = None
         self._proposed = 0
+        self._is_steered = True
         self._next_wish_id = first_wish_id
         self._wished_s: dict[int, float] = {}
         self._lease: Lease | None = None
@@ -122,6 +123,8 @@ class DrafterLife:
         """Why the drafter does not run though the plan wants it to, in words; empty where it runs or nobody wants it to."""
         if not self._proposed or self.state not in {DrafterState.DORMANT, DrafterState.OFFLOADED}:
             return ""
+        if not self._is_steered:
+            return "nobody steers: waits for room to come back"
         if now_s < self._hold_until_s:
             return f"its drafts were not accepted after the last restart: no other for {self._hold_until_s - now_s:.0f} s"
         if not self._is_fresh(now_s):
@@ -152,22 +155,36 @@ class DrafterLife:
         if self._heard_s is not None:
             self._heard_s = now_s
 
-    def before_step(self, proposed: int, lag_tokens: int, now_s: float) -> Order:
-        """What the step about to run does, where the plan proposes K = `proposed` and `lag_tokens` of its rows are missing."""
+    def before_step(self, proposed: int, lag_tokens: int, now_s: float, *, later_tokens: int = 0, can_draft: bool = True) -> Order:
+        """What the step about to run does, where the plan proposes K = `proposed` and `lag_tokens` of its rows are missing.
+
+        `later_tokens` are missing of rows that are not worth catching up yet: a restart needs permission for those as well, since
+        they are caught up later without any. `can_draft` is False where no row would be drafted for with `lag_tokens` recomputed.
+        """
         if self.state is DrafterState.IN_SYNC:
             return Order(proposed, 0)
-        self._proposed = proposed
+        self._proposed, self._is_steered = proposed, True
         if proposed == 0:
             if self.state in _RUNS:
                 self._become(DrafterState.DORMANT)
             return OFF
-        if self.state is DrafterState.DORMANT and now_s >= self._hold_until_s:
-            self._begin(lag_tokens, now_s)
+        if self.state is DrafterState.DORMANT and now_s >= self._hold_until_s and (lag_tokens or can_draft):
+            self._begin(lag_tokens, later_tokens, now_s)
         if self.state is DrafterState.CATCHING_UP:
             return self._catch_up(proposed, lag_tokens, now_s)
         if self.state in _RUNS:
             return Order(proposed, self._chunk(lag_tokens))
         return OFF
+
+    def stays_asleep(self, proposed: int) -> Order:
+        """The step sleeps, whatever the plan proposes: `waits` or `is_away` said so before the step was scheduled."""
+        self._proposed, self._is_steered = proposed, True
+        return OFF
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the weights are not there, or not yet."""
+        return self.state in _AWAY
 
     def waits(self, lag_tokens: int, now_s: float) -> bool:
         """Whether the drafter is dormant and stays so with a lag of so many tokens, whatever K the plan proposes."""
@@ -178,9 +195,13 @@ class DrafterLife:
         return bool(lag_tokens) and not self._has_live_lease(now_s) and not self._may_restart_alone(lag_tokens, now_s)
 
     def runs_freely(self, num_speculative_tokens: int, lag_tokens: int) -> Order:
-        """What the step does where nobody steers (shadow, no settings): the engine's own K, with catch-up in chunks beside it."""
+        """What the step does where nobody steers (shadow, no settings): the engine's own K, with catch-up in chunks beside it.
+
+        Weights that have left come back then without a lease, as soon as there is room.
+        """
         if self.state is DrafterState.IN_SYNC:
             return Order(num_speculative_tokens, 0)
+        self._proposed, self._is_steered = num_speculative_tokens, False
         if self.state in _CAN_RUN:
             self._become(DrafterState.ACTIVE)
             return Order(num_speculative_tokens, self._chunk(lag_tokens))
@@ -264,12 +285,15 @@ class DrafterLife:
             raise ValueError(f"a drafter that is {self.state} cannot become {state}; allowed: {allowed}")
         self.state = state
 
-    def _begin(self, lag_tokens: int, now_s: float) -> None:
+    def _begin(self, lag_tokens: int, later_tokens: int, now_s: float) -> None:
         leased = self._has_live_lease(now_s)
+        missing = lag_tokens + later_tokens
+        if missing and not leased and not self._may_restart_alone(missing, now_s):
+            return
         if not lag_tokens:
             self._finish_lease()
             self._become(DrafterState.ACTIVE)
-        elif leased or self._may_restart_alone(lag_tokens, now_s):
+        else:
             self._become(DrafterState.CATCHING_UP)
             self._catches_up_leased = leased
             self.restarts += 1
@@ -322,12 +346,15 @@ class DrafterLife:
             self._pressure_since_s = now_s
 
     def _shall_offload(self, now_s: float) -> bool:
-        if self._offload is None or self._pressure_since_s is None or self._proposed:
+        if self._offload is None or self._pressure_since_s is None or self._proposed or not self._is_steered:
             return False
         return now_s - self._pressure_since_s >= self._offload.pressure_s
 
     def _may_reload(self, now_s: float) -> bool:
-        """Whether the lease covers a reload and lives long enough for one."""
+        """Whether the lease covers a reload and lives long enough for one; where nobody steers, whether there is room."""
+        if not self._is_steered:
+            has_room = self._offload is None or self._free_share >= self._offload.reload_free_share
+            return has_room or self.state is DrafterState.CONTRACTING
         if not self._proposed or not self._has_live_lease(now_s):
             return False
         assert self._lease is not None
@@ -335,6 +362,7 @@ class DrafterLife:
 
 
 _RUNS: Final = frozenset({DrafterState.ACTIVE, DrafterState.PROBING, DrafterState.CATCHING_UP})
+_AWAY: Final = frozenset({DrafterState.OFFLOADED, DrafterState.CONTRACTING, DrafterState.RELOADING})
 _CAN_RUN: Final = _RUNS | {DrafterState.DORMANT}
 
 

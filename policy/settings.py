@@ -148,8 +148,8 @@ class OperatorSettings(BaseModel):
     )
     reload_above_free_share: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         default=0.3,
-        description="Share of free KV blocks from which weights may come back: the pool shrinks first, and well above "
-        "offload_below_free_share the two do not chase each other.",
+        description="Share of KV blocks, those lent not counted, that must be free for weights to come back: the pool shrinks "
+        "first, and well above offload_below_free_share the two do not chase each other.",
     )
 
     @model_validator(mode="after")

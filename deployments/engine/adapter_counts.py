@@ -24,16 +24,19 @@ class AdapterCounts:
         if lora is not None:
             self._adapter_of[request.request_id] = str(lora.lora_name)[:256]
 
+    def leave(self, request: Any) -> None:
+        """Forget a request that has finished; one that is preempted comes again."""
+        if self._adapter_of and request.is_finished():
+            self._adapter_of.pop(request.request_id, None)
+
     def count(
         self, drafts: Mapping[str, Sequence[int]], sampled: Sequence[Sequence[int]], row_of: Mapping[str, int], requests: Any
     ) -> None:
         """Count the rows of a step's output that verified `drafts` and belong to an adapter."""
         if not self._adapter_of:
             return
-        for request_id in [name for name in self._adapter_of if name not in requests]:
-            del self._adapter_of[request_id]
         for request_id, adapter in self._adapter_of.items():
-            num_drafts = len(drafts.get(request_id, ()))
+            num_drafts = len(drafts.get(request_id, ())) if request_id in requests else 0
             num_sampled = len(sampled[row_of[request_id]]) if num_drafts else 0
             if not num_sampled or (adapter not in self._sums and len(self._sums) == MAX_ADAPTERS):
                 continue

@@ -118,8 +118,18 @@ def _offload(config: VllmConfig, *, on_cpu: bool) -> tuple[OffloadConfig | None,
         (config.kv_transfer_config is not None, "a KV connector is in use"),
         (config.model_config.enable_sleep_mode, "sleep mode is on"),
         (
+            speculative.draft_model_config.max_model_len < config.model_config.max_model_len,
+            "the draft's max_model_len is below the target's",
+        ),
+        (config.model_config.original_max_model_len == -1, "max_model_len is left to vLLM (-1), which would fit it to lent blocks"),
+        (config.cache_config.num_gpu_blocks_override is not None, "num_gpu_blocks_override fixes the number of KV blocks"),
+        (
             not on_cpu and os.environ.get(CUDA_OFFLOAD_VARIABLE) != "1",
             f"on a GPU it has never run; {CUDA_OFFLOAD_VARIABLE}=1 tries it",
+        ),
+        (
+            not on_cpu and not config.model_config.enable_cumem_allocator,
+            "on a GPU it needs enable_cumem_allocator: true in engine_kwargs",
         ),
         (
             on_cpu and speculative.draft_model_config.quantization is not None,

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 WORTHWHILE_LAG_PER_TOKEN: Final = 64
 """Lag tokens that a request may miss per token that it is still expected to generate. A recomputed token costs 0.0005 (GPU) to
 0.005 (CPU) of a step (policy.catch_up), and each generated one saves its share of a third of a step or so."""
+UNBOUNDED_TOKENS: Final = 1 << 40
 LEAST_EXPECTED_TOKENS: Final = 16
 """A request that has just begun is expected to generate so many at least."""
 
@@ -27,11 +28,18 @@ class Candidate(NamedTuple):
     """Tokens that the target reads of it in this step."""
     expected_tokens: int
     """Tokens that it is expected to generate still."""
+    most_expected_tokens: int = 0
+    """The most that will ever be expected of it, as it goes on."""
 
     @property
     def is_worthwhile(self) -> bool:
         """Whether it is likely to earn what its catch-up costs."""
         return self.lag_tokens <= WORTHWHILE_LAG_PER_TOKEN * self.expected_tokens
+
+    @property
+    def may_become_worthwhile(self) -> bool:
+        """Whether it would be, once it has generated more."""
+        return self.lag_tokens <= WORTHWHILE_LAG_PER_TOKEN * self.most_expected_tokens
 
 
 class Portion(NamedTuple):
@@ -52,6 +60,17 @@ def expected_tokens(num_output_tokens: int, max_tokens: int | None) -> int:
     """
     guess = max(num_output_tokens, LEAST_EXPECTED_TOKENS)
     return guess if max_tokens is None else max(min(guess, max_tokens - num_output_tokens), 1)
+
+
+def most_expected_tokens(num_output_tokens: int, max_tokens: int | None) -> int:
+    """The most that `expected_tokens` will say of a request from now on: it grows up to half of what `max_tokens` allows.
+
+    >>> most_expected_tokens(0, 1000), most_expected_tokens(700, 1000), most_expected_tokens(0, None) > 1 << 30
+    (500, 300, True)
+    """
+    if max_tokens is None:
+        return UNBOUNDED_TOKENS
+    return max(expected_tokens(num_output_tokens, max_tokens), max_tokens // 2 if num_output_tokens < max_tokens // 2 else 0)
 
 
 def plan_catch_up(candidates: Iterable[Candidate], max_tokens: int, *, reads_own_tokens: bool) -> Sequence[Portion]:

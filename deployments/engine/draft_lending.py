@@ -41,17 +41,13 @@ class DraftLending:
         self,
         running: Sequence[Any],
         *,
-        free_share: float,
         num_waiting: int,
         may_move: Callable[[Any], bool],
         preempt: Callable[[Any], None],
         now_s: float,
     ) -> None:
-        """Take the next step of whatever goes on, before vLLM allocates anything. Arguments as in ElasticKVPool.contract.
-
-        `free_share` is the share of KV blocks that are free, 0..1.
-        """
-        order = self._life.memory_step(free_share, num_waiting, now_s)
+        """Take the next step of whatever goes on, before vLLM allocates anything. Arguments as in ElasticKVPool.contract."""
+        order = self._life.memory_step(self.pool.free_share, num_waiting, now_s)
         if order is MemoryOrder.OFFLOAD:
             self._move = MemoryMove.OFFLOAD
         elif order is MemoryOrder.RELOAD:

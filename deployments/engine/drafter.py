@@ -108,6 +108,9 @@ class SteeredDraftModelProposer(DraftModelProposer):
             slot_mapping=slots,
             is_prefilling=None,
             positions=None,
+            # What vLLM keeps by row of the whole batch, and works out again where it is missing.
+            _num_computed_tokens_cache=None,
+            _token_to_req_indices_cache=None,
         )
         if self.vocab_mapping is not None:
             token_ids = self.vocab_mapping.map_target_to_draft_ids(token_ids)

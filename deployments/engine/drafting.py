@@ -8,10 +8,10 @@ failed open sends no orders, and workers without orders draft as vLLM would.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
-from nightjar.deployments.engine.catch_up_plan import Candidate, Portion, expected_tokens, plan_catch_up
+from nightjar.deployments.engine.catch_up_plan import Candidate, Portion, expected_tokens, most_expected_tokens, plan_catch_up
 from nightjar.deployments.engine.draft_lending import DraftLending
 from nightjar.deployments.engine.draft_work import RUN, SLEEP, WORK_ATTRIBUTE, DraftWork, Recompute
 from nightjar.deployments.engine.lag_ledger import LagLedger, known_tokens
@@ -22,6 +22,25 @@ LAG_AGE_STEPS: Final = 16
 """Steps for which a drafter that waits for a lease goes by the lag it knows: adding it up takes as long as all else together."""
 
 
+class Missing(NamedTuple):
+    """What a restart would find."""
+
+    tokens: int
+    """To recompute at once, of rows for which it pays."""
+    later_tokens: int
+    """Of rows for which it does not pay yet: they have generated too little for their context."""
+    can_draft: bool
+    """Whether any row would be drafted for with the first recomputed."""
+
+    @property
+    def priced_tokens(self) -> int:
+        """What a restart has to be permitted for; 0 where it would bring nothing."""
+        return self.tokens + self.later_tokens if self.can_draft else 0
+
+
+NOTHING: Final = Missing(0, 0, True)
+
+
 class Drafting:
     """One engine's draft model, as its scheduler sees it."""
 
@@ -30,8 +49,9 @@ class Drafting:
         self.ledger = ledger
         self.lending = lending
         self.recomputed_tokens = 0
-        self._waiting_lag_tokens = 0
-        self._lag_age_steps = LAG_AGE_STEPS
+        self._missing = NOTHING
+        self._missing_age_steps = LAG_AGE_STEPS
+        self._entered: list[tuple[str, int]] = []
 
     def enter(self, scheduler_output: Any, requests: Mapping[str, Any]) -> None:
         """Note the requests that begin or resume with this step, and the blocks that it copies."""
@@ -39,13 +59,28 @@ class Drafting:
         for copy in scheduler_output.kv_cache_block_copies or ():
             ledger.copied(copy.src_block_id, copy.dst_block_id)
         running = requests.values()
+        self._entered.clear()
         for new in scheduler_output.scheduled_new_reqs:
             ledger.enter(new.req_id, new.num_computed_tokens, running)
+            self._entered.append((new.req_id, new.num_computed_tokens))
         cached = scheduler_output.scheduled_cached_reqs
         if cached.resumed_req_ids:
             for request_id, num_computed_tokens in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
                 if request_id in cached.resumed_req_ids and not ledger.knows(request_id):
                     ledger.enter(request_id, num_computed_tokens, running)
+                    self._entered.append((request_id, num_computed_tokens))
+
+    def stays_asleep(self, now_s: float) -> bool:
+        """Whether the step about to be scheduled drafts nothing, whatever the plan proposes: it then needs no room for drafts."""
+        is_known = self._missing_age_steps < LAG_AGE_STEPS
+        return self.life.is_away or (is_known and self.life.waits(self._missing.priced_tokens, now_s))
+
+    def sleep(self, scheduler_output: Any, requests: Mapping[str, Any], proposed: int) -> tuple[Order, int]:
+        """The step of which `stays_asleep` was said."""
+        self._missing_age_steps += 1
+        self.ledger.draft_sleeps(requests.values())
+        setattr(scheduler_output, WORK_ATTRIBUTE, SLEEP)
+        return self.life.stays_asleep(proposed), 0
 
     def order(
         self, scheduler_output: Any, requests: Mapping[str, Any], proposed: int, now_s: float, *, is_steered: bool
@@ -56,16 +91,18 @@ class Drafting:
         """
         life, ledger = self.life, self.ledger
         lagging: list[Candidate] = []
-        lag_tokens = 0
+        missing = NOTHING
         if (proposed or not is_steered) and ledger.behind:
-            if is_steered and self._lag_age_steps < LAG_AGE_STEPS and life.waits(self._waiting_lag_tokens, now_s):
-                self._lag_age_steps += 1
-                lag_tokens = self._waiting_lag_tokens
-            else:
-                lagging = self._lagging(scheduler_output, requests)
-                lag_tokens = self._waiting_lag_tokens = sum(row.lag_tokens for row in lagging if row.is_worthwhile)
-                self._lag_age_steps = 0
-        order = life.before_step(proposed, lag_tokens, now_s) if is_steered else life.runs_freely(proposed, lag_tokens)
+            lagging = self._lagging(scheduler_output, requests)
+            in_sync = not ledger.behind.keys() >= scheduler_output.num_scheduled_tokens.keys()
+            missing = self._missing = _missing_of(lagging, any_in_sync=in_sync)
+            self._missing_age_steps = 0
+        if is_steered:
+            order = life.before_step(
+                proposed, missing.tokens, now_s, later_tokens=missing.later_tokens, can_draft=missing.can_draft
+            )
+        else:
+            order = life.runs_freely(proposed, missing.tokens)
         runs = order.num_speculative_tokens > 0 or (not is_steered and life.state is DrafterState.ACTIVE)
         if not runs and not order.catch_up_tokens:
             ledger.draft_sleeps(requests.values())
@@ -85,18 +122,24 @@ class Drafting:
             ledger.recomputed(portion.request_id, portion.last_token_exclusive + own)
         if runs:
             ledger.draft_runs(requests)
+            if self._entered and ledger.behind:
+                ledger.read_together(self._entered, requests, scheduler_output.num_scheduled_tokens)
         setattr(scheduler_output, WORK_ATTRIBUTE, DraftWork(runs, recompute) if recompute else RUN)
         recomputed_tokens = sum(len(portion.token_ids) for portion in recompute)
         self.recomputed_tokens += recomputed_tokens
         return order, recomputed_tokens
 
     def lag(self, requests: Iterable[Any]) -> tuple[int, int]:
-        """Tokens that a restart now would recompute for the requests that decode, and the most of one request."""
+        """Tokens that a restart now would recompute for the requests that decode, and the most of one request.
+
+        Those of requests that are not worth it yet count as well, since they will be; without any that is, nothing counts.
+        """
         if not self.ledger.behind:
             return 0, 0
-        rows = (self._candidate(request, 0) for request in requests if request.num_computed_tokens and _decodes(request))
-        lags = [row.lag_tokens for row in rows if row is not None and row.is_worthwhile]
-        return sum(lags), max(lags, default=0)
+        decoding = [request for request in requests if request.num_computed_tokens and _decodes(request)]
+        rows = [row for row in (self._candidate(request, 0) for request in decoding) if row is not None]
+        missing = _missing_of(rows, any_in_sync=len(rows) < len(decoding))
+        return missing.priced_tokens, max((row.lag_tokens for row in rows if row.is_worthwhile), default=0)
 
     def counters(self, lag_tokens: int, now_s: float) -> DrafterCounters:
         """What the drafter's life did so far."""
@@ -150,7 +193,15 @@ class Drafting:
             max(known - valid, 0),
             own_tokens,
             expected_tokens(request.num_output_tokens, request.max_tokens),
+            most_expected_tokens(request.num_output_tokens, request.max_tokens),
         )
+
+
+def _missing_of(rows: Sequence[Candidate], *, any_in_sync: bool) -> Missing:
+    """Of rows that are behind, where `any_in_sync` says whether there are others."""
+    now = [row for row in rows if row.is_worthwhile]
+    later = sum(row.lag_tokens for row in rows if not row.is_worthwhile and row.may_become_worthwhile)
+    return Missing(sum(row.lag_tokens for row in now), later, any_in_sync or bool(now))
 
 
 def _decodes(request: Any) -> bool:

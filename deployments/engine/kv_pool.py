@@ -103,6 +103,13 @@ class ElasticKVPool:
         return not self._lent and not self._awaits_next_output and self._awaited_output is None
 
     @property
+    def free_share(self) -> float:
+        """Share of the blocks without the tail that would be free if the tail were taken back now, 0..1."""
+        free: int = self._pool.get_num_free_blocks() - len(self._lent)
+        without_tail: int = self._pool.num_gpu_blocks - len(self._lent)
+        return max(free, 0) / without_tail
+
+    @property
     def withheld_blocks(self) -> int:
         """Blocks that vLLM knows nothing of at the moment."""
         return len(self._withheld)
@@ -136,13 +143,27 @@ class ElasticKVPool:
         """Those that hold borrowed blocks, in the order given."""
         return [request for request in running if self._borrowed_by(request)]
 
+    def borrowers_to_move(self, running: Sequence[Request]) -> list[Request]:
+        """Those whose borrowed blocks the next step of a contraction could move, if their rows could be rewritten."""
+        chosen: list[Request] = []
+        if not self._is_contracting:
+            return chosen
+        left = self._movable_blocks(running)
+        for request in running:
+            if left <= 0:
+                break
+            if borrowed := self._borrowed_by(request):
+                chosen.append(request)
+                left -= len(borrowed)
+        return chosen
+
     def contract(
         self, running: Sequence[Request], *, may_move: Callable[[Request], bool], preempt: Callable[[Request], None]
     ) -> None:
         """Take one step of a contraction, if there is one.
 
-        `running` is in order of admission. `may_move` tells whether a request's row can be rewritten in this step (under async
-        scheduling: no output in flight). `preempt` takes a request out of `running` and frees its blocks.
+        `running` is in order of admission, or of urgency. `may_move` tells whether a request's row can be rewritten in this step
+        (under async scheduling: no output in flight). `preempt` takes a request out of `running` and frees its blocks.
         """
         if not self._is_contracting:
             return
@@ -231,8 +252,7 @@ class ElasticKVPool:
         A block moves only when every reference to it is a place that can be rewritten, so shared blocks move with all their holders
         or wait. Free lent blocks were withheld before, so what the pool hands out here is a base block.
         """
-        reserve = self._limits.reserve_blocks_per_request * len(running)
-        budget = min(self._pool.get_num_free_blocks() - reserve, self._limits.max_moved_blocks_per_step)
+        budget = self._movable_blocks(running)
         if budget <= 0 or not self._lent:
             return 0
         places: dict[int, list[tuple[Request, int]]] = {}
@@ -243,6 +263,11 @@ class ElasticKVPool:
         for block_id in movable:
             self._move(self._lent[block_id], places[block_id])
         return len(movable)
+
+    def _movable_blocks(self, running: Sequence[Request]) -> int:
+        reserve = self._limits.reserve_blocks_per_request * len(running)
+        free: int = self._pool.get_num_free_blocks()
+        return min(free - reserve, self._limits.max_moved_blocks_per_step)
 
     def _move(self, source: KVCacheBlock, places: Sequence[tuple[Request, int]]) -> None:
         (target,) = self._pool.get_new_blocks(1)
@@ -258,7 +283,13 @@ class ElasticKVPool:
         self._on_move(source.block_id, target.block_id)
 
     def _preempt_youngest(self, running: Sequence[Request], preempt: Callable[[Request], None]) -> None:
-        """Preempt the youngest borrower. Its blocks leave the prefix cache first, or it would come back to those it shares."""
+        """Preempt the last borrower. Its blocks leave the prefix cache first, or it would come back to those it shares.
+
+        Nobody is preempted while somebody who does not run holds borrowed blocks as well: it would be in vain.
+        """
+        held = Counter(block.block_id for request in running for _, block in self._borrowed_by(request))
+        if any(block.ref_cnt > held[block_id] for block_id, block in self._lent.items()):
+            return
         for request in reversed(running):
             if borrowed := self._borrowed_by(request):
                 for _, block in borrowed:

@@ -67,7 +67,16 @@ class LagLedger:
         return None if valid is None or valid >= known else Lag(request.request_id, valid, known)
 
     def enter(self, request_id: str, num_computed_tokens: int, running: Iterable[Any]) -> None:
-        """A request begins or resumes with `num_computed_tokens` found in the prefix cache, perhaps in blocks of `running` ones."""
+        """A request begins or resumes with `num_computed_tokens` found in the prefix cache, perhaps in blocks of `running` ones.
+
+        One that is known is a session that goes on, cut back to so many of its own tokens (vLLM 0.32, resumable requests).
+        """
+        if (known := self._entries.get(request_id)) is not None:
+            known.full_blocks = min(known.full_blocks, num_computed_tokens // self._block_size)
+            known.valid_blocks = min(known.valid_blocks, known.full_blocks)
+            if request_id in self._behind or not self._rows_may_be_in_sync:
+                self._behind[request_id] = min(self._behind.get(request_id, num_computed_tokens), num_computed_tokens)
+            return
         entry = self._entries[request_id] = _Entry(shared_blocks=num_computed_tokens // self._block_size)
         valid = 0
         if num_computed_tokens:
@@ -104,6 +113,30 @@ class LagLedger:
         self._rows_may_be_in_sync = True
         for request_id in [name for name, valid in self._behind.items() if valid >= requests[name].num_computed_tokens]:
             del self._behind[request_id]
+
+    def read_together(
+        self, entered: Iterable[tuple[str, int]], requests: Mapping[str, Any], num_scheduled_tokens: Mapping[str, int]
+    ) -> None:
+        """Call after `draft_runs`: rows of `entered` (with the tokens found in the cache) that stand on blocks which rows in
+        sync fill in this very step miss nothing, since the draft reads both at once.
+
+        vLLM hands blocks out as cached as soon as their tokens are scheduled: requests of one cold prompt share it at once.
+        """
+        waiting = [(request_id, found) for request_id, found in entered if request_id in self._behind]
+        if not waiting:
+            return
+        filled: set[int] = set()
+        for request_id, tokens in num_scheduled_tokens.items():
+            if request_id not in self._behind:
+                blocks = self._blocks(request_id)
+                full = min((requests[request_id].num_computed_tokens + tokens) // self._block_size, len(blocks))
+                filled.update(block.block_id for block in blocks[:full])
+        for request_id, found in waiting:
+            full = found // self._block_size
+            prefix = [block.block_id for block in self._blocks(request_id)[:full]]
+            counts, size = self._valid_in_block, self._block_size
+            if found == full * size and all(block_id in filled or counts[block_id] == size for block_id in prefix):
+                del self._behind[request_id]
 
     def recomputed(self, request_id: str, valid_tokens: int) -> None:
         """The draft has read the request's tokens up to `valid_tokens` once this step is done."""

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 from uuid import uuid4
 
 from vllm.config import VllmConfig
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
@@ -82,16 +84,19 @@ class SteeredScheduler(Scheduler):
         lending = self._lending
         if lending is None:
             return self._schedule(*args, **kwargs)
+        if self.nightjar.fault:
+            output = self._schedule(*args, **kwargs)
+            lending.after_schedule(output, self.nightjar.clock())
+            return output
         now_s = self.nightjar.clock()
-        pool = self.kv_cache_manager.block_pool
         lending.before_schedule(
-            self.running,
-            free_share=pool.get_num_free_blocks() / pool.num_gpu_blocks,
-            num_waiting=self.get_request_counts()[1],
+            self._by_urgency(),
+            num_waiting=self.get_request_counts()[1] - self.num_waiting_for_streaming_input,
             may_move=self._may_move,
             preempt=self._preempt,
             now_s=now_s,
         )
+        self._hold_back(lending.pool)
         output = self._schedule(*args, **kwargs)
         lending.after_schedule(output, now_s)
         return output
@@ -139,10 +144,20 @@ class SteeredScheduler(Scheduler):
             if len(request.spec_token_ids) > most:
                 request.spec_token_ids = request.spec_token_ids[:most]
 
+    def _hold_back(self, pool: ElasticKVPool) -> None:
+        """Keep rows out of this step that a contraction wants to move and cannot yet."""
+
     @staticmethod
     def _may_move(request: Request) -> bool:
         """Whether the request's row can be rewritten: with output in flight its newest token has no id yet."""
         return bool(request.num_in_flight_tokens == 0)
+
+    def _by_urgency(self) -> Sequence[Request]:
+        """Running requests, last whom vLLM would preempt first."""
+        if self.policy is SchedulingPolicy.PRIORITY:
+            return sorted(self.running, key=lambda request: (request.priority, request.arrival_time))
+        running: Sequence[Request] = self.running
+        return running
 
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)
@@ -172,6 +187,16 @@ class SteeredAsyncScheduler(SteeredScheduler, AsyncScheduler):
 
     settle_steps = ASYNC_SETTLE_STEPS
 
+    def _hold_back(self, pool: ElasticKVPool) -> None:
+        """A row with output in flight cannot move, and here each row always has some: leave borrowers out of one step.
+
+        vLLM 0.32, Scheduler.schedule: a row waits while `current_step`, which the call raises by one, is below its
+        `next_decode_eligible_step`.
+        """
+        for request in pool.borrowers_to_move(self.running):
+            if not self._may_move(request):
+                request.next_decode_eligible_step = max(request.next_decode_eligible_step, self.current_step + 2)
+
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         super()._update_after_schedule(scheduler_output)
         self._limit_drafts()
@@ -184,6 +209,10 @@ def why_kept_in_sync(config: VllmConfig, kv_cache_config: KVCacheConfig) -> str:
         return "only a separate draft model can be dormant"
     checks = (
         (speculative.parallel_drafting, "the draft model drafts in parallel"),
+        (
+            speculative.draft_model_config.max_model_len < config.model_config.max_model_len,
+            "the draft's max_model_len is below the target's",
+        ),
         (not str(config.parallel_config.worker_cls).startswith("nightjar."), "the worker is not Nightjar's"),
         (len(kv_cache_config.kv_cache_groups) != 1, "the engine has several KV cache groups"),
         (config.kv_transfer_config is not None, "a KV connector is in use"),

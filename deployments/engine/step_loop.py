@@ -17,6 +17,7 @@ from uuid import uuid4
 import structlog
 
 from nightjar.deployments.engine.adapter_counts import AdapterCounts
+from nightjar.deployments.engine.draft_work import SLEEP, WORK_ATTRIBUTE
 from nightjar.deployments.engine.drafting import Drafting
 from nightjar.policy.drafter_life import Order
 from nightjar.policy.planners.local_planner import StepOutcome
@@ -108,6 +109,7 @@ class StepLoop:
         self._previous_output_s: float | None = None
         self._step_microseconds = 0
         self._most: int | None = None
+        self._is_asleep = False
         self._capped: dict[str, int] = {}
         self._adapters = AdapterCounts()
 
@@ -138,7 +140,10 @@ class StepLoop:
         self._adapters.add_request(request)
 
     def leave(self, request: Any) -> None:
-        """The request is about to give its blocks back."""
+        """The request is about to give its blocks back: it has finished, or is preempted and comes again."""
+        if self._capped and request.is_finished():
+            self._capped.pop(request.request_id, None)
+        self._adapters.leave(request)
         if self.drafting is not None and not self.fault:
             try:
                 self.drafting.ledger.leave(request)
@@ -151,13 +156,15 @@ class StepLoop:
         vLLM reserves look-ahead slots before anyone knows the step's rows: those that run now are the best guess, and
         `before_step` holds to it.
         """
-        self._most = None
+        self._most, self._is_asleep = None, False
         if not self.fault:
             try:
-                self._most = self.steering.most(max(num_running, 1), self.clock())
+                now_s = self.clock()
+                self._most = self.steering.most(max(num_running, 1), now_s)
+                self._is_asleep = bool(self._most) and self.drafting is not None and self.drafting.stays_asleep(now_s)
             except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
                 self._fail("most_drafts", error)
-        return self._most
+        return 0 if self._is_asleep or self._is_away_and_faulty else self._most
 
     def draft_limits(self, requests: Mapping[str, Any]) -> dict[str, int]:
         """How many of its drafts a row may verify, for rows that may not verify all."""
@@ -171,12 +178,15 @@ class StepLoop:
 
         `requests` are vLLM's, with num_computed_tokens as before the step.
         """
+        if self._is_away_and_faulty:
+            self._sleep(scheduler_output)
         if self.fault or not scheduler_output.num_scheduled_tokens:
             return
         try:
             setattr(scheduler_output, NOTE_ATTRIBUTE, self._choose(scheduler_output, requests))
         except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
             self._fail("before_step", error)
+            self._sleep(scheduler_output)
 
     def verified(self, scheduler_output: Any, model_runner_output: Any, requests: dict[str, Any]) -> Verified | None:
         """Count what the step's output verified. Call before vLLM takes it in: a stop trims sampled tokens in place."""
@@ -204,7 +214,8 @@ class StepLoop:
     def snapshot(self, load: EngineLoad, drafter_state: DrafterState, running: Iterable[Any], refused: str) -> EngineSnapshot:
         """What the engine answers on its control channel; `load` is completed with the step loop's own facts.
 
-        `running` are the requests that a restart would catch up. A wish for a lease is made with each snapshot.
+        `running` are the requests that a restart would catch up. A wish for a lease is made with each snapshot of an engine that
+        has work: without steps it could use none.
         """
         steering = self.steering
         now_s = self.clock()
@@ -231,7 +242,7 @@ class StepLoop:
             finished_segment_id=steering.finished_segment_id,
             finished_wish_id=0 if life is None else life.finished_wish_id,
             held_buckets=steering.held_buckets(now_s),
-            restart_wish=None if life is None else life.wish(lag_tokens, now_s),
+            restart_wish=life.wish(lag_tokens, now_s) if life is not None and load.num_running_reqs else None,
             drafter=self._in_sync if self.drafting is None else self.drafting.counters(lag_tokens, now_s),
             adapters=self._adapters.snapshot(),
             decision_reason=steering.reason,
@@ -248,10 +259,15 @@ class StepLoop:
         if chosen is not None:
             length = min(chosen, self._max_num_speculative_tokens if self._most is None else self._most)
         if self._capped and length:
-            length = min(length, self._most_of_any_row(scheduler_output, requests))
+            length = min(length, self._most_of_any_row(scheduler_output))
         if self.drafting is not None:
             self.drafting.enter(scheduler_output, requests)
-            order, recomputed_tokens = self.drafting.order(scheduler_output, requests, length, now_s, is_steered=chosen is not None)
+            if self._is_asleep:
+                order, recomputed_tokens = self.drafting.sleep(scheduler_output, requests, length)
+            else:
+                order, recomputed_tokens = self.drafting.order(
+                    scheduler_output, requests, length, now_s, is_steered=chosen is not None
+                )
             length = order.num_speculative_tokens
         scheduler_output.num_spec_tokens_to_schedule = length
         self._held_steps = self._held_steps + 1 if length == self._num_speculative_tokens else 1
@@ -283,10 +299,8 @@ class StepLoop:
         """Tokens of lag of the decoding rows, and the most of one."""
         return (0, 0) if self.drafting is None else self.drafting.lag(requests.values())
 
-    def _most_of_any_row(self, scheduler_output: Any, requests: dict[str, Any]) -> int:
-        """The highest K that any row of the step may verify; forgets clients' limits of requests that are gone."""
-        for request_id in [name for name in self._capped if name not in requests]:
-            del self._capped[request_id]
+    def _most_of_any_row(self, scheduler_output: Any) -> int:
+        """The highest K that any row of the step may verify."""
         highest = self._max_num_speculative_tokens
         return max(self._capped.get(request_id, highest) for request_id in scheduler_output.num_scheduled_tokens)
 
@@ -392,6 +406,17 @@ class StepLoop:
                     settled=note.settled,
                 )
             )
+
+    @property
+    def _is_away_and_faulty(self) -> bool:
+        """Whether the engine runs its own K from now on, but cannot: the draft's weights are not there."""
+        return bool(self.fault) and self.drafting is not None and self.drafting.life.is_away
+
+    def _sleep(self, scheduler_output: Any) -> None:
+        """No drafts in this step: it was scheduled without room for any, or there is no draft model."""
+        scheduler_output.num_spec_tokens_to_schedule = 0
+        if self.drafting is not None:
+            setattr(scheduler_output, WORK_ATTRIBUTE, SLEEP)
 
     def _fail(self, hook: str, error: Exception) -> None:
         self.fault = f"{hook}: {type(error).__name__}: {error}"[:1024]

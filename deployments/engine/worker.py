@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 import torch
+from vllm.v1.core.kv_cache_utils import get_kv_cache_groups
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.sample import rejection_sampler
@@ -58,6 +59,11 @@ class SteeredGPUWorker(Worker):
         if self.offload is None:
             return available_bytes
         specs = self.get_kv_cache_spec()
+        # The same answer as the scheduler (why_kept_in_sync): it withholds lent blocks only where there is one group.
+        if (groups := len(get_kv_cache_groups(self.vllm_config, dict(specs)))) != 1:
+            log.warning("draft_offload_unused", reason=f"the engine has {groups} KV cache groups", consequence="the draft stays")
+            self.offload = self.draft_memory = None
+            return available_bytes
         sizes = BlockBytes.of((name, spec.page_size_bytes) for name, spec in specs.items())
         return self.offload.planned_bytes(available_bytes, sizes)
 

@@ -81,18 +81,32 @@ def test_why_a_drafts_memory_is_not_lent_reaches_the_operator() -> None:
     assert arguments.serving_plainly == ""
 
 
+def model_config(**changes: Any) -> Any:
+    config = {
+        "enforce_eager": True,
+        "enable_sleep_mode": False,
+        "enable_cumem_allocator": False,
+        "max_model_len": 1024,
+        "original_max_model_len": 1024,
+    }
+    return SimpleNamespace(**(config | changes))
+
+
 def resolved(draft: Path, **changes: Any) -> Any:
     """vLLM's configuration of an engine whose draft could be lent, by shape."""
     config: dict[str, Any] = {
         "scheduler_config": SimpleNamespace(async_scheduling=False, max_num_seqs=8),
         "parallel_config": SimpleNamespace(pipeline_parallel_size=1, data_parallel_size=1, tensor_parallel_size=2),
         "kv_transfer_config": None,
-        "model_config": SimpleNamespace(enforce_eager=True, enable_sleep_mode=False),
+        "model_config": model_config(),
+        "cache_config": SimpleNamespace(num_gpu_blocks_override=None),
         "speculative_config": SimpleNamespace(
             method="draft_model",
             num_speculative_tokens=4,
             parallel_drafting=False,
-            draft_model_config=SimpleNamespace(model=str(draft), quantization=None, dtype=SimpleNamespace(itemsize=4)),
+            draft_model_config=SimpleNamespace(
+                model=str(draft), quantization=None, dtype=SimpleNamespace(itemsize=4), max_model_len=1024
+            ),
         ),
     }
     return SimpleNamespace(**(config | changes))
@@ -119,7 +133,10 @@ def test_a_drafts_memory_is_sized_by_rank_from_its_checkpoint_and_only_where_it_
     [
         ({"speculative_config": None}, "only a separate draft model"),
         ({"kv_transfer_config": SimpleNamespace()}, "a KV connector is in use"),
-        ({"model_config": SimpleNamespace(enforce_eager=True, enable_sleep_mode=True)}, "sleep mode is on"),
+        ({"model_config": model_config(enable_sleep_mode=True)}, "sleep mode is on"),
+        ({"model_config": model_config(max_model_len=2048)}, "the draft's max_model_len is below the target's"),
+        ({"model_config": model_config(original_max_model_len=-1)}, "max_model_len is left to vLLM"),
+        ({"cache_config": SimpleNamespace(num_gpu_blocks_override=500)}, "num_gpu_blocks_override"),
     ],
 )
 def test_a_draft_stays_where_its_memory_could_be_touched_behind_our_back(draft: Path, changes: dict[str, Any], reason: str) -> None:
@@ -149,7 +166,10 @@ def test_on_a_gpu_a_drafts_memory_is_lent_only_where_the_operator_tries_what_nev
     monkeypatch.delenv(CUDA_OFFLOAD_VARIABLE, raising=False)
     assert "never run" in resolve_facts(resolved(draft), on_cpu=False, draft_offload="under_memory_pressure").why_no_offload
     monkeypatch.setenv(CUDA_OFFLOAD_VARIABLE, "1")
-    assert resolve_facts(resolved(draft), on_cpu=False, draft_offload="under_memory_pressure").offload is not None
+    facts = resolve_facts(resolved(draft), on_cpu=False, draft_offload="under_memory_pressure")
+    assert "needs enable_cumem_allocator" in facts.why_no_offload
+    config = resolved(draft, model_config=model_config(enable_cumem_allocator=True))
+    assert resolve_facts(config, on_cpu=False, draft_offload="under_memory_pressure").offload is not None
 
 
 def test_users_own_table_is_the_behaviour_until_settings_arrive() -> None:

@@ -93,6 +93,8 @@ def make_request(
     max_tokens: int = 1000,
     prompt: Sequence[int] = (),
     extra_args: dict[str, Any] | None = None,
+    resumable: bool = False,
+    priority: int = 0,
 ) -> Request:
     """A request with a prompt of `prompt_tokens` equal tokens, or with `prompt`, which a prefix cache then can find again."""
     return Request(
@@ -101,6 +103,8 @@ def make_request(
         sampling_params=SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, extra_args=extra_args),
         pooling_params=None,
         block_hasher=get_request_block_hasher(BLOCK_TOKENS, sha256) if prompt else None,
+        resumable=resumable,
+        priority=priority,
     )
 
 

@@ -25,10 +25,14 @@ def test_rows_of_an_adapter_are_counted_and_others_are_not() -> None:
 
 def test_requests_that_are_gone_are_forgotten() -> None:
     counts = AdapterCounts()
-    counts.add_request(request("a", "sql"))
-    counts.count({}, [], {}, {})
-    counts.count({"a": [1]}, [[5, 6]], {"a": 0}, {"a": None})
-    assert counts.snapshot() == ()
+    preempted, finished = request("a", "sql"), request("b", "sql")
+    preempted.is_finished, finished.is_finished = (lambda: False), (lambda: True)
+    for one in (preempted, finished):
+        counts.add_request(one)
+        counts.leave(one)
+    rows = {"a": 0, "b": 1}
+    counts.count({"a": [1], "b": [1]}, [[5, 6], [5, 6]], rows, rows)
+    assert counts.snapshot() == (AdapterCounters(adapter="sql", rows=1, draft_tokens=1, accepted_tokens=1),)
 
 
 def test_no_more_adapters_are_kept_than_a_report_holds() -> None:

@@ -63,27 +63,38 @@ def test_settings_come_into_force_and_the_load_is_the_engines(engine_core: Any) 
     [
         ({}, 1, ""),
         ({"speculative_config": SimpleNamespace(method="eagle")}, 1, "only a separate draft model can be dormant"),
+        (
+            {"model_config": SimpleNamespace(enable_sleep_mode=False, max_model_len=4096)},
+            1,
+            "the draft's max_model_len is below the target's",
+        ),
         ({"speculative_config": None}, 1, "only a separate draft model can be dormant"),
         (
-            {"speculative_config": SimpleNamespace(method="draft_model", parallel_drafting=True)},
+            {
+                "speculative_config": SimpleNamespace(
+                    method="draft_model", parallel_drafting=True, draft_model_config=SimpleNamespace(max_model_len=2048)
+                )
+            },
             1,
             "the draft model drafts in parallel",
         ),
         ({}, 2, "the engine has several KV cache groups"),
         ({"kv_transfer_config": SimpleNamespace()}, 1, "a KV connector is in use"),
-        ({"model_config": SimpleNamespace(enable_sleep_mode=True)}, 1, "sleep mode is on"),
+        ({"model_config": SimpleNamespace(enable_sleep_mode=True, max_model_len=2048)}, 1, "sleep mode is on"),
     ],
 )
 def test_a_drafter_is_kept_in_sync_where_its_cache_could_be_touched_behind_our_back(
     changes: dict[str, Any], groups: int, reason: str
 ) -> None:
     config: dict[str, Any] = {
-        "speculative_config": SimpleNamespace(method="draft_model", parallel_drafting=False),
+        "speculative_config": SimpleNamespace(
+            method="draft_model", parallel_drafting=False, draft_model_config=SimpleNamespace(max_model_len=2048)
+        ),
         "parallel_config": SimpleNamespace(worker_cls="nightjar.deployments.engine.worker.SteeredCPUWorker"),
         "kv_transfer_config": None,
-        "model_config": SimpleNamespace(enable_sleep_mode=False),
+        "model_config": SimpleNamespace(enable_sleep_mode=False, max_model_len=2048),
     }
-    assert why_kept_in_sync(SimpleNamespace(**(config | changes)), SimpleNamespace(kv_cache_groups=[None] * groups)) == reason  # type: ignore[arg-type]
+    assert why_kept_in_sync(SimpleNamespace(**(config | changes)), SimpleNamespace(kv_cache_groups=[None] * groups)) == reason
 
 
 def test_inv_5_older_settings_are_answered_with_a_refusal(engine_core: Any) -> None:

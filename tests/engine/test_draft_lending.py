@@ -17,7 +17,7 @@ pytest.importorskip("vllm")
 
 from vllm.v1.request import RequestStatus
 
-from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, MemoryMove
+from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, WORK_ATTRIBUTE, MemoryMove
 from nightjar.deployments.engine.scheduler import SteeredAsyncScheduler, SteeredScheduler
 from tests.engine.draft_cache import VOCABULARY, DraftCache
 from tests.engine.scheduler_harness import make_request, make_scheduler
@@ -134,6 +134,80 @@ def test_the_draft_comes_back_when_load_falls_and_drafts_after_catching_up(
     assert moves(outputs) == [MemoryMove.RELOAD]
     assert [3] in [[len(drafts) for drafts in output.scheduled_spec_decode_tokens.values()] for output in outputs]
     assert cache.scheduler.nightjar.drafting.lending.pool.withheld_blocks == BASE_BLOCKS
+
+
+def test_under_async_scheduling_rows_pause_for_a_step_so_that_they_can_move(folder: Path) -> None:
+    scheduler = make_scheduler(
+        SteeredAsyncScheduler,
+        folder,
+        max_num_speculative_tokens=MAXIMUM,
+        max_num_seqs=64,
+        can_be_dormant=True,
+        draft_weight_bytes=1,
+        num_blocks=400,
+        max_model_len=1024,
+    )
+    cache, fleet, queue = DraftCache(scheduler), Fleet(scheduler), []
+
+    def step() -> None:
+        queue.append(cache.schedule())
+        if len(queue) == 2:
+            cache.run(queue.pop(0), 2, synchronous=False)
+
+    fleet.tell("off", grants=False)
+    for number in range(60):
+        cache.add(make_request(f"r{number}", prompt=[number % VOCABULARY] * 60, max_tokens=900))
+    for _ in range(40):
+        step()
+    pool = scheduler.nightjar.drafting.lending.pool
+    for name in list(scheduler.requests)[16:]:
+        scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+    borrowed = pool.borrowed_blocks_in_use
+    for _ in range(30):
+        fleet.tell("pin=3")
+        step()
+    assert borrowed > 20
+    assert pool.relocated_blocks >= borrowed
+    assert pool.preempted_requests == 0
+    assert scheduler.nightjar.drafting.lending.reloads == 1
+
+
+@BOTH
+def test_where_nobody_steers_any_more_the_draft_comes_back_without_a_lease(
+    scheduler_class: type[Any], in_flight: int, folder: Path
+) -> None:
+    cache = lending_engine(scheduler_class, folder)
+    add(cache, *"abcdefgh", max_tokens=40)
+    Fleet(cache.scheduler).tell("off", grants=False)
+    run(cache, 8, in_flight)
+    loop = cache.scheduler.nightjar
+    loop.steering.override_mode(Mode.parse("shadow"))
+    run(cache, 1, in_flight)
+    assert loop.drafting.life.state is DrafterState.OFFLOADED
+    assert "nobody steers" in loop.drafting.life.reason(loop.clock())
+    while cache.scheduler.requests:
+        run(cache, 1, in_flight)
+    add(cache, "z", max_tokens=90)
+    run(cache, 30, in_flight)
+    assert loop.drafting.life.state is DrafterState.ACTIVE
+    assert loop.drafting.lending.reloads == 1
+
+
+@BOTH
+def test_after_a_fault_of_ours_an_engine_whose_draft_is_away_drafts_nothing(
+    scheduler_class: type[Any], in_flight: int, folder: Path
+) -> None:
+    cache = lending_engine(scheduler_class, folder)
+    add(cache, *"abcdefgh")
+    Fleet(cache.scheduler).tell("off", grants=False)
+    run(cache, 8, in_flight)
+    scheduler = cache.scheduler
+    scheduler.nightjar.fault = "a mistake of ours"
+    outputs = [scheduler.schedule() for _ in range(in_flight)]
+    assert scheduler.nightjar.drafting.life.state is DrafterState.OFFLOADED
+    assert {output.num_spec_tokens_to_schedule for output in outputs} == {0}
+    assert not any(getattr(output, WORK_ATTRIBUTE).runs for output in outputs)
+    assert moves(outputs) == []
 
 
 @BOTH

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nightjar.policy.records import DrafterState, Mode, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.records import DrafterState, EngineLoad, Mode, Settings, SettingsVersion, Table, TableRow
 
 pytest.importorskip("vllm")
 
@@ -154,6 +154,116 @@ def test_where_every_client_opted_out_the_drafter_sleeps(folder: Path) -> None:
     steer(cache.scheduler, "pin=3", 1)
     outputs = run(cache, 5)
     assert not any(getattr(output, WORK_ATTRIBUTE).runs for output in outputs)
+
+
+def test_requests_of_one_cold_prompt_in_one_step_miss_nothing_of_what_the_first_of_them_reads(folder: Path) -> None:
+    cache = start(SteeredScheduler, folder, prefix_caching=True)
+    steer(cache.scheduler, "pin=3", 1)
+    for name in "abcd":
+        cache.add(make_request(name, prompt=[index % VOCABULARY for index in range(100)]))
+    outputs = run(cache, 5)
+    assert [new.num_computed_tokens for new in outputs[0].scheduled_new_reqs] == [0, 96, 96, 96]
+    assert not cache.scheduler.nightjar.drafting.ledger.behind
+    assert cache.recomputed_tokens == 0
+    assert len(outputs[-1].scheduled_spec_decode_tokens) == 4
+
+
+def test_long_prompts_that_have_just_begun_neither_wake_the_drafter_nor_are_caught_up_without_permission(folder: Path) -> None:
+    cache = start(SteeredScheduler, folder)
+    steer(cache.scheduler, "off", 1)
+    for number in range(4):
+        cache.add(make_request(f"r{number}", prompt=[number] * 1500, max_tokens=300))
+    run(cache, 4)
+    life = cache.scheduler.nightjar.drafting.life
+    steer(cache.scheduler, "pin=3", 2, allowance=0)
+    outputs = run(cache, 60)
+    assert life.state is DrafterState.DORMANT
+    assert not any(getattr(output, WORK_ATTRIBUTE).runs for output in outputs)
+    assert cache.recomputed_tokens == 0
+    wish = life.wish(cache.scheduler.nightjar.drafting.lag(cache.scheduler.running)[0], cache.scheduler.nightjar.clock())
+    assert wish is not None
+    assert wish.lag_tokens > 4 * 1500
+
+
+def test_a_drafter_that_waits_for_a_lease_keeps_no_room_for_drafts(folder: Path) -> None:
+    cache = start(SteeredScheduler, folder, max_num_batched_tokens=64)
+    steer(cache.scheduler, "off", 1)
+    for number in range(6):
+        cache.add(make_request(f"r{number}", prompt=[number] * 20))
+    run(cache, 20)
+    steer(cache.scheduler, "pin=3", 2, allowance=0)
+    run(cache, 2)
+    cache.add(make_request("new", prompt=[9] * 200))
+    (output,) = run(cache, 1)
+    assert cache.scheduler.nightjar.drafting.life.state is DrafterState.DORMANT
+    assert cache.scheduler.num_lookahead_tokens == 0
+    assert output.total_num_scheduled_tokens == 64
+    steer(cache.scheduler, "pin=3", 3)
+    assert run(cache, 80)[-1].num_spec_tokens_to_schedule == 3
+
+
+@pytest.mark.parametrize("sleeps", [True, False], ids=["asleep", "awake"])
+def test_a_session_that_goes_on_keeps_what_is_known_of_its_own_tokens(folder: Path, *, sleeps: bool) -> None:
+    cache = start(SteeredScheduler, folder, prefix_caching=True, num_blocks=8, max_model_len=100)
+    scheduler = cache.scheduler
+    steer(scheduler, "pin=2", 1)
+    cache.add(make_request("before", prompt=[3] * 80, max_tokens=5))
+    run(cache, 6)
+    steer(scheduler, "off" if sleeps else "pin=2", 2)
+    cache.add(make_request("session", prompt=[1] * 40, max_tokens=3, resumable=True))
+    run(cache, 5)
+    steer(scheduler, "pin=2", 3)
+    scheduler.add_request(make_request("session", prompt=[2] * 3, max_tokens=40, resumable=True))
+    cache.prompts["session"] = tuple(scheduler.requests["session"].prompt_token_ids)
+    output = scheduler.schedule()
+    kept = output.scheduled_new_reqs[0].num_computed_tokens
+    assert kept >= 40
+    assert scheduler.nightjar.drafting.ledger.behind.get("session") == (0 if sleeps else None)
+
+
+@BOTH
+def test_a_fault_of_ours_in_a_step_without_room_for_drafts_drafts_none_in_it(
+    scheduler_class: type[Any], in_flight: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = start(scheduler_class, folder)
+    scheduler = cache.scheduler
+    cache.add(make_request("a", prompt=[1] * 15))
+    steer(scheduler, "off", 1)
+    run(cache, 2, in_flight)
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(scheduler.nightjar, "_choose", fails)
+    output = scheduler.schedule()
+    assert "a mistake of ours" in scheduler.nightjar.fault
+    assert output.num_spec_tokens_to_schedule == 0
+    assert not getattr(output, WORK_ATTRIBUTE).runs
+    assert not getattr(output, WORK_ATTRIBUTE).recompute
+
+
+def test_what_clients_asked_for_is_forgotten_with_their_requests_also_while_off(folder: Path) -> None:
+    cache = start(SteeredScheduler, folder)
+    steer(cache.scheduler, "off", 1)
+    for number in range(40):
+        cache.add(make_request(f"r{number}", prompt=[7] * 4, max_tokens=2, extra_args={"num_speculative_tokens": 0}))
+    while cache.scheduler.has_unfinished_requests():
+        run(cache, 1)
+    assert cache.scheduler.nightjar._capped == {}
+
+
+def test_an_idle_engine_wishes_for_no_restart(folder: Path) -> None:
+    cache = start(SteeredScheduler, folder)
+    loop = cache.scheduler.nightjar
+    cache.add(make_request("a", prompt=[7] * 50, max_tokens=100))
+    steer(cache.scheduler, "off", 1)
+    run(cache, 20)
+    steer(cache.scheduler, "pin=3", 2, allowance=0)
+    run(cache, 2)
+    busy = loop.snapshot(EngineLoad(num_running_reqs=1), loop.drafting.life.state, cache.scheduler.running, "")
+    idle = loop.snapshot(EngineLoad(num_running_reqs=0), loop.drafting.life.state, cache.scheduler.running, "")
+    assert busy.restart_wish is not None
+    assert idle.restart_wish is None
 
 
 def test_off_schedules_what_an_engine_without_a_drafter_would(folder: Path) -> None:

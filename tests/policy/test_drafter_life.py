@@ -118,6 +118,22 @@ def test_a_larger_lag_wishes_and_waits_until_a_lease_comes() -> None:
     assert life.finished_wish_id == wish.wish_id
 
 
+def test_a_restart_needs_permission_for_what_will_be_caught_up_later_as_well() -> None:
+    life = dormant(micro=200)
+    assert life.before_step(3, 150, 1.0, later_tokens=100) == Order(0, 0)
+    assert life.before_step(3, 0, 1.0, later_tokens=300) == Order(0, 0)
+    assert life.state is DrafterState.DORMANT
+    assert life.before_step(3, 150, 1.0, later_tokens=50) == Order(0, 100)
+
+
+def test_where_no_row_would_be_drafted_for_the_drafter_sleeps_on() -> None:
+    life = dormant(micro=500)
+    assert life.before_step(3, 0, 1.0, later_tokens=300, can_draft=False) == Order(0, 0)
+    assert life.state is DrafterState.DORMANT
+    assert life.before_step(3, 0, 1.0, later_tokens=300) == Order(3, 0)
+    assert life.state is DrafterState.ACTIVE
+
+
 @pytest.mark.parametrize(("proposed", "lag_tokens"), [(0, 400), (3, 0), (3, 40)])
 def test_no_wish_where_no_lease_is_needed(proposed: int, lag_tokens: int) -> None:
     life = dormant(micro=50)
