@@ -183,7 +183,7 @@ def test_where_nobody_steers_any_more_the_draft_comes_back_without_a_lease(
     loop = cache.scheduler.nightjar
     loop.steering.override_mode(Mode.parse("shadow"))
     run(cache, 1, in_flight)
-    assert loop.drafting.life.state is DrafterState.OFFLOADED
+    assert [loop.drafting.life.state] == [DrafterState.OFFLOADED]
     assert "nobody steers" in loop.drafting.life.reason(loop.clock())
     while cache.scheduler.requests:
         run(cache, 1, in_flight)
