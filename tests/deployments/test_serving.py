@@ -240,6 +240,7 @@ def test_killed_replica_leaves_no_engine_behind_and_serve_replaces_it(client: ht
     known = {replica.replica_id for replica in serving.replicas("chat")}
     engine = serving.until(lambda: serving.engine_processes_of(min(pids)), within_s=10, what="the engine's processes")
     assert len(engine) >= 2, "an engine core and its worker"
+    files = serving.files_of(engine)
     os.kill(min(pids), signal.SIGKILL)
     _, alive = psutil.wait_procs(engine, timeout=15)
     assert alive == []
@@ -249,6 +250,7 @@ def test_killed_replica_leaves_no_engine_behind_and_serve_replaces_it(client: ht
 
     serving.until(replaced, within_s=180, what="a report of the replica that takes its place")
     until_both_are_steered()
+    assert serving.existing(files) == set(), "the replica in its place has tidied up"
     assert serving.post(client, GREEDY_BODIES[5])["finish_reason"] == "length"
 
 
