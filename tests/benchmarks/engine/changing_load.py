@@ -22,8 +22,8 @@ from tests.benchmarks.engine.step_record import Step, core_share
 
 LONG_ROWS: Final = 2
 LONG_TOKENS: Final = 80
-BURST_ROWS: Final = 16
-BURST_TOKENS: Final = 12
+BURST_ROWS: Final = 28
+BURST_TOKENS: Final = 20
 BURST_AT_TOKENS: Final = 20
 
 Tell = Callable[[str], None]

@@ -23,7 +23,7 @@ class Effort:
     load_repeats: int
     """How often the load crosses the crossover in a run."""
     restart_rounds: int
-    """Rounds of restarts; each has one restart per time off and batch."""
+    """Rounds of restarts, two at least; each has one restart per time off and batch."""
     watched_rounds: int
     """Of those, how many also count acceptance afterwards."""
     extra_batch_rounds: int
@@ -38,8 +38,8 @@ FULL: Final = Effort(
     batches=(1, 4, 8, 16, 32),
     rounds={"odd": 2, "even": 2},
     slot_tokens={1: 24, 2: 20, 4: 16, 8: 12, 16: 8, 24: 8, 32: 8},
-    loads=1,
-    load_repeats=2,
+    loads=2,
+    load_repeats=1,
     restart_rounds=4,
     watched_rounds=2,
     extra_batch_rounds=2,
@@ -54,7 +54,7 @@ QUICK: Final = Effort(
     slot_tokens={1: 16, 2: 16, 4: 10, 8: 8, 16: 6, 24: 6, 32: 5},
     loads=1,
     load_repeats=1,
-    restart_rounds=1,
+    restart_rounds=2,
     watched_rounds=1,
     extra_batch_rounds=1,
     pressure_rounds=1,

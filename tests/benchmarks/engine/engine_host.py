@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nightjar.policy.records import EngineCommand, EngineSnapshot
-from tests.benchmarks.engine.fixture import KV_CACHE_GIB, Role, engine_arguments
+from tests.benchmarks.engine.fixture import KV_CACHE_GIB, SYSTEM, Role, engine_arguments
 from tests.benchmarks.engine.step_record import RowStep, Step
 
 FAILED: Final = "failed"
@@ -74,7 +74,10 @@ class EngineHost:
         tokenizer = self.llm.get_tokenizer()
         return [
             tokenizer.apply_chat_template(
-                [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=True, return_dict=False
+                [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
             )
             for question in questions
         ]

@@ -42,6 +42,9 @@ PRESSED_BLOCK_SIZE: Final = 64
 """With these the draft's memory is one and a half times the KV cache beside it, as where 8B and 1B bfloat16 weights (16.1 and
 2.5 GB) share a 24 GB card."""
 
+SYSTEM: Final = "Answer."
+"""Short: what is read is paid for by every arm alike, and only makes the benchmark longer."""
+
 _SUBJECTS: Final = (
     "rivers", "bread", "bridges", "winter", "bees", "maps", "clocks", "glass", "forests", "salt", "trains", "the moon", "letters",
     "gardens", "iron", "music", "islands", "rain", "markets", "lamps",
