@@ -18,6 +18,8 @@ from typing import Final
 
 STOP_TIMEOUT_S: Final = 90.0
 LEFTOVER_TIMEOUT_S: Final = 10.0
+KILLED_TIMEOUT_S: Final = 10.0
+"""A killed process is gone once it gets processor time, which on a busy machine is not at once."""
 POLL_PERIOD_S: Final = 0.2
 STOPPED_BEFORE_SERVING: Final = 75
 
@@ -66,7 +68,7 @@ def module_command(module: str, *arguments: str) -> list[str]:
 
 
 def end_session(session_id: int, patience_s: float) -> None:
-    """Wait until no process of a session is left, and kill those that are after `patience_s`."""
+    """Wait until no process of a session is left, and kill those that are after `patience_s`; returns when they are gone."""
     deadline_s = time.monotonic() + patience_s
     while session_members(session_id) and time.monotonic() < deadline_s:
         time.sleep(POLL_PERIOD_S)
@@ -75,6 +77,9 @@ def end_session(session_id: int, patience_s: float) -> None:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
+    deadline_s = time.monotonic() + KILLED_TIMEOUT_S
+    while session_members(session_id) and time.monotonic() < deadline_s:
+        time.sleep(POLL_PERIOD_S)
 
 
 def session_members(session_id: int) -> list[int]:
