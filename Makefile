@@ -65,7 +65,7 @@ bench-scale: $(INSTALLED) ## decision time and memory of the policy for thousand
 bench-model: $(INSTALLED) ## the planner's model of step times against simpler ones
 	$(BIN)/python -m tests.benchmarks.bench_step_time
 
-bench-engine: $(INSTALLED) ## OFF, crossover, restarts and the simulator on real engines (less than 45 minutes on one core)
+bench-engine: $(INSTALLED) ## OFF, crossover, restarts, simulator and KV pressure on real engines, on one pinned core
 	$(QUIET) $(BIN)/python -m tests.benchmarks.engine
 
 clean: ## removes .venv and caches, keeps runs/

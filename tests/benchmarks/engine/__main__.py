@@ -114,7 +114,7 @@ class Bench:
 
 
 def main(
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer batches, rounds and restarts: a look, under 15 minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer batches, rounds and restarts: a look.")] = False,
     only: Annotated[list[str] | None, typer.Option(help=f"Sections to run, of {', '.join(SECTIONS)}.")] = None,
     seed: Annotated[int, typer.Option(help="Draws every order; prompts and decoding are the same for any.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for summary.json, raw rows, charts and the fitted profile.")] = OUTPUT,

@@ -45,7 +45,7 @@ FULL: Final = Effort(
     extra_batch_rounds=2,
     pressure_rounds=2,
 )
-"""Under 45 minutes on a core without AVX-512, where an OFF step takes 0.25 s with one row and 0.9 s with 32."""
+"""Sized for a core without AVX-512, where an OFF step takes 0.25 s with one row and 0.9 s with 32."""
 QUICK: Final = Effort(
     off_pairs=12,
     off_segment_steps=2,
