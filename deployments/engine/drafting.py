@@ -70,9 +70,12 @@ class Drafting:
                     ledger.enter(request_id, num_computed_tokens, running)
                     self._entered.append((request_id, num_computed_tokens))
 
-    def stays_asleep(self, now_s: float) -> bool:
-        """Whether the step about to be scheduled drafts nothing, whatever the plan proposes: it then needs no room for drafts."""
-        is_known = self._missing_age_steps < LAG_AGE_STEPS
+    def stays_asleep(self, now_s: float, *, same_rows: bool) -> bool:
+        """Whether the step about to be scheduled drafts nothing, whatever the plan proposes: it then needs no room for drafts.
+
+        With `same_rows` no request begins with it. One that does may miss nothing, and then the drafter runs at once.
+        """
+        is_known = same_rows and self._missing_age_steps < LAG_AGE_STEPS
         return self.life.is_away or (is_known and self.life.waits(self._missing.priced_tokens, now_s))
 
     def sleep(self, scheduler_output: Any, requests: Mapping[str, Any], proposed: int) -> tuple[Order, int]:

@@ -102,7 +102,7 @@ class SteeredScheduler(Scheduler):
         return output
 
     def _schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        most = self.nightjar.most_drafts(len(self.running))
+        most = self.nightjar.most_drafts(*self.get_request_counts())
         if most is None:
             self.num_lookahead_tokens = self._most_lookahead_tokens
             return super().schedule(*args, **kwargs)

@@ -150,18 +150,19 @@ class StepLoop:
             except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
                 self._fail("leave", error)
 
-    def most_drafts(self, num_running: int) -> int | None:
+    def most_drafts(self, num_running: int, num_waiting: int) -> int | None:
         """The highest K that the step about to be scheduled may draft; None where the engine keeps its own.
 
         vLLM reserves look-ahead slots before anyone knows the step's rows: those that run now are the best guess, and
-        `before_step` holds to it.
+        `before_step` holds to it. Where nobody waits who could begin with this step, a drafter that sleeps on needs no slots.
         """
         self._most, self._is_asleep = None, False
         if not self.fault:
             try:
                 now_s = self.clock()
                 self._most = self.steering.most(max(num_running, 1), now_s)
-                self._is_asleep = bool(self._most) and self.drafting is not None and self.drafting.stays_asleep(now_s)
+                if self._most and self.drafting is not None:
+                    self._is_asleep = self.drafting.stays_asleep(now_s, same_rows=not num_waiting)
             except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
                 self._fail("most_drafts", error)
         return 0 if self._is_asleep or self._is_away_and_faulty else self._most

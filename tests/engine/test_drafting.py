@@ -194,12 +194,31 @@ def test_a_drafter_that_waits_for_a_lease_keeps_no_room_for_drafts(folder: Path)
     steer(cache.scheduler, "pin=3", 2, allowance=0)
     run(cache, 2)
     cache.add(make_request("new", prompt=[9] * 200))
-    (output,) = run(cache, 1)
+    _, output = run(cache, 2)
     assert cache.scheduler.nightjar.drafting.life.state is DrafterState.DORMANT
     assert cache.scheduler.num_lookahead_tokens == 0
     assert output.total_num_scheduled_tokens == 64
     steer(cache.scheduler, "pin=3", 3)
     assert run(cache, 80)[-1].num_spec_tokens_to_schedule == 3
+
+
+@BOTH
+def test_a_request_that_finds_the_engine_idle_is_drafted_for_at_once_whatever_was_missing_before(
+    scheduler_class: type[Any], in_flight: int, folder: Path
+) -> None:
+    cache = start(scheduler_class, folder)
+    steer(cache.scheduler, "off", 1)
+    cache.add(make_request("before", prompt=[7] * 50))
+    run(cache, 20, in_flight)
+    steer(cache.scheduler, "pin=3", 2, allowance=0)
+    run(cache, 4, in_flight)
+    assert cache.scheduler.nightjar.drafting.life.state is DrafterState.DORMANT
+    cache.scheduler.finish_requests("before", RequestStatus.FINISHED_ABORTED)
+    cache.add(make_request("new", prompt=[8] * 50))
+    outputs = run(cache, 4, in_flight)
+    assert all(getattr(output, WORK_ATTRIBUTE).runs for output in outputs if output.num_scheduled_tokens)
+    assert len(outputs[-1].scheduled_spec_decode_tokens["new"]) == 3
+    assert cache.recomputed_tokens == 0
 
 
 @pytest.mark.parametrize("sleeps", [True, False], ids=["asleep", "awake"])
