@@ -98,6 +98,7 @@ class DrafterLife:
         self._offload: OffloadRules | None = None
         self._proposed = 0
         self._is_steered = True
+        self._can_draft = True
         self._next_wish_id = first_wish_id
         self._wished_s: dict[int, float] = {}
         self._lease: Lease | None = None
@@ -129,6 +130,8 @@ class DrafterLife:
             return f"its drafts were not accepted after the last restart: no other for {self._hold_until_s - now_s:.0f} s"
         if not self._is_fresh(now_s):
             return "restarts wait for the policy, which was not heard"
+        if self.state is DrafterState.DORMANT and not self._can_draft:
+            return "its requests have generated too little yet to be worth catching up"
         return "waits for a lease to restart"
 
     def adopt(self, settings: Settings, now_s: float) -> None:
@@ -164,11 +167,12 @@ class DrafterLife:
         if self.state is DrafterState.IN_SYNC:
             return Order(proposed, 0)
         self._proposed, self._is_steered = proposed, True
+        self._can_draft = can_draft or lag_tokens > 0
         if proposed == 0:
             if self.state in _RUNS:
                 self._become(DrafterState.DORMANT)
             return OFF
-        if self.state is DrafterState.DORMANT and now_s >= self._hold_until_s and (lag_tokens or can_draft):
+        if self.state is DrafterState.DORMANT and now_s >= self._hold_until_s and self._can_draft:
             self._begin(lag_tokens, later_tokens, now_s)
         if self.state is DrafterState.CATCHING_UP:
             return self._catch_up(proposed, lag_tokens, now_s)

@@ -3,7 +3,7 @@
 Joins the drafter's life (policy.drafter_life), the ledger of what its KV holds and the plan of what to recompute, and writes the
 result on the step's SchedulerOutput for the workers. Only for separate draft models; drafters that are kept in sync run as vLLM
 runs them. Knows vLLM's requests and outputs by shape and imports none of vLLM. Errors are the step loop's to catch: an engine that
-failed open sends no orders, and workers without orders draft as vLLM would.
+failed open sends no orders, unless its draft is away, and workers without orders draft as vLLM would.
 """
 
 from __future__ import annotations

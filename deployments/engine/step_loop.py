@@ -3,7 +3,7 @@
 The scheduler classes call this and nothing else; it knows the shapes of vLLM's scheduler, its outputs and requests, and
 imports none of vLLM. With async scheduling several steps are in flight, so what was decided for a step travels as a
 note on that step's SchedulerOutput. Fails open: the first error of our own code is logged once and kept in the snapshot, and
-from then on the engine runs its own K, uncounted.
+from then on the engine runs its own K, uncounted, and none while its draft model is away.
 """
 
 from __future__ import annotations

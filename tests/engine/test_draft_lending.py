@@ -18,18 +18,14 @@ pytest.importorskip("vllm")
 from vllm.v1.request import RequestStatus
 
 from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, WORK_ATTRIBUTE, MemoryMove
-from nightjar.deployments.engine.scheduler import SteeredAsyncScheduler, SteeredScheduler
+from nightjar.deployments.engine.scheduler import SteeredAsyncScheduler
 from tests.engine.draft_cache import VOCABULARY, DraftCache
 from tests.engine.scheduler_harness import make_request, make_scheduler
-from tests.engine.test_drafting import run
+from tests.engine.test_drafting import BOTH, MAXIMUM, run
 
-MAXIMUM = 4
 PROMPT_TOKENS = 30
 BASE_BLOCKS = 13
 RULES = OffloadRules(free_share_below=0.3, pressure_s=0.0, reload_free_share=0.2)
-BOTH = pytest.mark.parametrize(
-    ("scheduler_class", "in_flight"), [(SteeredScheduler, 1), (SteeredAsyncScheduler, 2)], ids=["sync", "async"]
-)
 
 
 @pytest.fixture(scope="module")

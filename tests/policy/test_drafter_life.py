@@ -129,6 +129,7 @@ def test_a_restart_needs_permission_for_what_will_be_caught_up_later_as_well() -
 def test_where_no_row_would_be_drafted_for_the_drafter_sleeps_on() -> None:
     life = dormant(micro=500)
     assert life.before_step(3, 0, 1.0, later_tokens=300, can_draft=False) == Order(0, 0)
+    assert life.reason(1.0) == "its requests have generated too little yet to be worth catching up"
     assert life.before_step(3, 0, 1.0, later_tokens=300) == Order(3, 0)
     assert life.state is DrafterState.ACTIVE
 
