@@ -31,6 +31,8 @@ class DraftLending:
         self._draft_weight_bytes = draft_weight_bytes
         self._move = MemoryMove.NONE
         self._moving: tuple[Any, MemoryMove, float] | None = None
+        self._left_free_share = 1.0
+        self._left_waiting = 0
 
     @property
     def moved_bytes(self) -> int:
@@ -41,13 +43,16 @@ class DraftLending:
         self,
         running: Sequence[Any],
         *,
-        num_waiting: int,
         may_move: Callable[[Any], bool],
         preempt: Callable[[Any], None],
         now_s: float,
     ) -> None:
-        """Take the next step of whatever goes on, before vLLM allocates anything. Arguments as in ElasticKVPool.contract."""
-        order = self._life.memory_step(self.pool.free_share, num_waiting, now_s)
+        """Take the next step of whatever goes on, before vLLM allocates anything. Arguments as in ElasticKVPool.contract.
+
+        Memory is as short as the last step left it: blocks that finished requests have just given back are not free while
+        requests wait for them.
+        """
+        order = self._life.memory_step(self._left_free_share, self._left_waiting, now_s)
         if order is MemoryOrder.OFFLOAD:
             self._move = MemoryMove.OFFLOAD
         elif order is MemoryOrder.RELOAD:
@@ -60,8 +65,9 @@ class DraftLending:
         if self.pool.drained:
             self._life.contracted(now_s)
 
-    def after_schedule(self, scheduler_output: Any, now_s: float) -> None:
-        """Put what was moved, and the order to move weights, on the step that vLLM has just scheduled."""
+    def after_schedule(self, scheduler_output: Any, *, num_waiting: int, now_s: float) -> None:
+        """Put what was moved, and the order to move weights, on the step that vLLM has just scheduled; note who still waits."""
+        self._left_free_share, self._left_waiting = self.pool.free_share, num_waiting
         self.pool.write_moves(scheduler_output)
         if self._move is not MemoryMove.NONE:
             setattr(scheduler_output, MEMORY_ATTRIBUTE, self._move)

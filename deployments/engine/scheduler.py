@@ -86,20 +86,20 @@ class SteeredScheduler(Scheduler):
             return self._schedule(*args, **kwargs)
         if self.nightjar.fault:
             output = self._schedule(*args, **kwargs)
-            lending.after_schedule(output, self.nightjar.clock())
+            lending.after_schedule(output, num_waiting=self._num_waiting, now_s=self.nightjar.clock())
             return output
         now_s = self.nightjar.clock()
-        lending.before_schedule(
-            self._by_urgency(),
-            num_waiting=self.get_request_counts()[1] - self.num_waiting_for_streaming_input,
-            may_move=self._may_move,
-            preempt=self._preempt,
-            now_s=now_s,
-        )
+        lending.before_schedule(self._by_urgency(), may_move=self._may_move, preempt=self._preempt, now_s=now_s)
         self._hold_back(lending.pool)
         output = self._schedule(*args, **kwargs)
-        lending.after_schedule(output, now_s)
+        lending.after_schedule(output, num_waiting=self._num_waiting, now_s=now_s)
         return output
+
+    @property
+    def _num_waiting(self) -> int:
+        """Requests that would run if there were room."""
+        waiting: int = self.get_request_counts()[1] - self.num_waiting_for_streaming_input
+        return waiting
 
     def _schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         most = self.nightjar.most_drafts(*self.get_request_counts())

@@ -11,7 +11,8 @@ import pytest
 
 from nightjar.policy.catch_up import CatchUpCost
 from tests.benchmarks.engine import statistics
-from tests.benchmarks.engine.changing_load import BURST_ROWS, BURST_TOKENS, LONG_ROWS, LONG_TOKENS, play
+from tests.benchmarks.engine.changing_load import BURST_ROWS, LONG_ROWS, play
+from tests.benchmarks.engine.effort import Load
 from tests.benchmarks.engine.measured import Segment, acceptance_counts, expected_speed, speed, speed_ratio, step_seconds
 from tests.benchmarks.engine.restarts import Restart, cost_errors, fitted
 from tests.benchmarks.engine.statistics import Interval
@@ -157,6 +158,6 @@ def test_the_cost_of_restarts_is_predicted_for_the_half_that_did_not_teach() -> 
 
 def test_the_changing_load_is_the_same_work_for_every_engine() -> None:
     engine = CountingEngine()
-    _, tokens = play(engine, 2)
-    assert tokens == 2 * (LONG_ROWS * LONG_TOKENS + BURST_ROWS * BURST_TOKENS)
+    _, tokens = play(engine, Load(long_tokens=80, burst_at_tokens=20, burst_tokens=30))
+    assert tokens == LONG_ROWS * 80 + BURST_ROWS * 30
     assert engine.most_rows == LONG_ROWS + BURST_ROWS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +43,7 @@ class Fleet:
         self.scheduler = scheduler
         self.sequence = 0
 
-    def tell(self, mode: str, *, grants: bool = True, chunk_tokens: int | None = None) -> None:
+    def tell(self, mode: str, *, grants: bool = True, chunk_tokens: int | None = None, offload: OffloadRules = RULES) -> None:
         loop = self.scheduler.nightjar
         wish = loop.drafting.life.wish(loop.drafting.lag(self.scheduler.running)[0], loop.clock()) if grants else None
         leases = () if wish is None else (Lease(wish_id=wish.wish_id, time_to_live_s=600.0, reload=wish.reload),)
@@ -55,7 +56,7 @@ class Fleet:
                 allowed_num_speculative_tokens=tuple(range(MAXIMUM + 1)),
                 micro_restart_tokens=1 << 30,
                 catch_up_chunk_tokens=chunk_tokens,
-                offload=RULES,
+                offload=offload,
                 leases=leases,
             )
         )
@@ -109,6 +110,19 @@ def test_without_pressure_or_permission_nothing_moves(scheduler_class: type[Any]
     add(cache, "a", "b")
     Fleet(cache.scheduler).tell("off", grants=False)
     assert moves(run(cache, 8, in_flight)) == []
+
+
+@BOTH
+def test_requests_that_end_together_do_not_hide_that_others_wait(
+    scheduler_class: type[Any], in_flight: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = lending_engine(scheduler_class, folder)
+    seconds = itertools.count()
+    monkeypatch.setattr(cache.scheduler.nightjar, "clock", lambda: float(next(seconds)))
+    add(cache, *"abcdefghijklmnopqrstuvwx", max_tokens=6)
+    rules = RULES.model_copy(update={"pressure_s": 120.0})
+    Fleet(cache.scheduler).tell("off", grants=False, offload=rules)
+    assert moves(run(cache, 30, in_flight)) == [MemoryMove.OFFLOAD]
 
 
 @BOTH

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from nightjar.loadtests.simulation.evidence.bars import Bar
-from tests.benchmarks.engine.effort import Effort
+from tests.benchmarks.engine.effort import Effort, Repeats
 from tests.benchmarks.engine.engines import SETTLE_STEPS, Engine
 from tests.benchmarks.engine.fixture import ARMS, MAX_NUM_SPECULATIVE_TOKENS, questions
 from tests.benchmarks.engine.fleet_link import FleetLink
@@ -36,9 +36,6 @@ from tests.benchmarks.engine.step_record import Step, core_share
 
 LEAST_MEASURED_STEPS: Final = 2
 ROOM_TOKENS: Final = 64
-MOST_ROUNDS: Final = 2
-"""A round in which somebody else had the core is run again, at most to so many times the rounds that are wanted."""
-
 MOST_DROPPED_STEPS: Final = 16
 """The planner may be measuring, or waiting: that counts as its time, and so does what comes after."""
 
@@ -68,7 +65,7 @@ def measure_crossover(
     planned: dict[int, int] = {}
     for batch in effort.batches:
         for half, arms in (("odd", fixed), ("even", [*fixed, AUTO])):
-            measure_rounds(engine, link, cells, batch, half, arms, effort.rounds[half], effort.slot_tokens[batch], rng)
+            measure_rounds(engine, link, cells, batch, half, arms, effort.rounds, effort.slot_tokens[batch], rng)
         planned[batch] = link.planned(batch)
         speeds = ", ".join(f"{arm} {speed(cells.of(batch, arm, 'even')):.1f}" for arm in (*fixed, AUTO))
         tell(f"batch {batch}: tokens/s {speeds}; the plan says K={planned[batch]}")
@@ -113,23 +110,23 @@ def measure_rounds(
     batch: int,
     half: str,
     arms: Sequence[str],
-    rounds: int,
+    rounds: Repeats,
     slot_tokens: int,
     rng: random.Random,
 ) -> None:
-    """So many rounds of these arms at a batch, added to the cells."""
+    """So many rounds of these arms at a batch, added to the cells.
+
+    A round in which somebody else had the core is run again, as often as there may be rounds in all.
+    """
     prompts = engine.encode(questions(batch))
-    orders = latin_rectangle(arms, rounds, rng)
-    tries = 0
-    while orders:
-        tries += 1
-        order = orders[0]
-        segments, prefills = _round(engine, link, prompts, half, order, slot_tokens)
-        share = core_share(step for segment in segments for step in segment.steps)
-        if share < LEAST_CORE_SHARE and tries < MOST_ROUNDS * rounds:
+    orders = latin_rectangle(arms, rounds.most, rng)
+    again = rounds.most
+    for number in rounds.numbers():
+        segments, prefills = _round(engine, link, prompts, half, orders[number], slot_tokens)
+        while again and core_share(step for segment in segments for step in segment.steps) < LEAST_CORE_SHARE:
+            again -= 1
             cells.thrown_away += 1
-            continue
-        orders.pop(0)
+            segments, prefills = _round(engine, link, prompts, half, orders[number], slot_tokens)
         cells.segments += segments
         cells.prefills += prefills
 

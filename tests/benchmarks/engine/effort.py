@@ -2,9 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Repeats:
+    """`least` times, and again up to `most` times while `seconds` have not gone by: a slow machine measures less, not longer."""
+
+    least: int
+    most: int
+    seconds: float
+
+    def numbers(self, clock: Callable[[], float] = time.monotonic) -> Iterator[int]:
+        """0, 1, ...
+
+        >>> list(Repeats(2, 5, 10.0).numbers(iter([0.0, 8.0, 16.0]).__next__))
+        [0, 1, 2]
+        """
+        began_s = clock()
+        for number in range(self.most):
+            if number >= self.least and clock() - began_s > self.seconds:
+                return
+            yield number
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Lengths of a load that changes, in tokens of a request."""
+
+    long_tokens: int
+    """Of the requests that are there all the time."""
+    burst_at_tokens: int
+    """How far those have got when the burst comes."""
+    burst_tokens: int
+    """Of the requests of the burst."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,48 +48,52 @@ class Effort:
     off_pairs: int
     off_segment_steps: int
     batches: tuple[int, ...]
-    rounds: Mapping[str, int]
-    """Rounds of each half of a steady batch; a round is one in-flight batch in which every arm has one segment."""
+    rounds: Repeats
+    """Of each half of a steady batch; a round is one in-flight batch in which every arm has one segment."""
     slot_tokens: Mapping[int, int]
     """What a slot of a round is long, by batch."""
-    loads: int
+    loads: Repeats
     """Runs of each arm under the changing load."""
-    load_repeats: int
-    """How often the load crosses the crossover in a run."""
+    load: Load
+    restart_batches: tuple[int, ...]
     restart_rounds: int
     """Rounds of restarts, two at least; each has one restart per time off and batch."""
     watched_rounds: int
     """Of those, how many also count acceptance afterwards."""
-    extra_batch_rounds: int
-    """Rounds at the batch that only the simulator's prediction is held against."""
-    pressure_rounds: int
+    extra_batch_rounds: Repeats
+    """Rounds at the batches that only the simulator's prediction is held against."""
+    pressure_rounds: Repeats
     """Runs of each engine under KV pressure."""
+    pressure_requests: int
 
 
 FULL: Final = Effort(
     off_pairs=15,
     off_segment_steps=3,
     batches=(1, 4, 8, 16, 32),
-    rounds={"odd": 2, "even": 2},
-    slot_tokens={1: 24, 2: 20, 4: 16, 8: 12, 16: 8, 24: 8, 32: 8},
-    loads=2,
-    load_repeats=1,
+    rounds=Repeats(2, 3, 60.0),
+    slot_tokens={1: 32, 2: 48, 4: 24, 8: 16, 16: 10, 24: 10, 32: 8},
+    loads=Repeats(1, 2, 300.0),
+    load=Load(long_tokens=200, burst_at_tokens=40, burst_tokens=60),
+    restart_batches=(4, 8),
     restart_rounds=4,
     watched_rounds=2,
-    extra_batch_rounds=2,
-    pressure_rounds=2,
+    extra_batch_rounds=Repeats(2, 3, 30.0),
+    pressure_rounds=Repeats(1, 2, 200.0),
+    pressure_requests=48,
 )
-"""Sized for a core without AVX-512, where an OFF step takes 0.25 s with one row and 0.9 s with 32."""
 QUICK: Final = Effort(
-    off_pairs=12,
+    off_pairs=6,
     off_segment_steps=2,
     batches=(1, 4, 16, 32),
-    rounds={"odd": 1, "even": 1},
-    slot_tokens={1: 16, 2: 16, 4: 10, 8: 8, 16: 6, 24: 6, 32: 5},
-    loads=1,
-    load_repeats=1,
+    rounds=Repeats(1, 1, 0.0),
+    slot_tokens={1: 16, 2: 32, 4: 12, 8: 8, 16: 6, 24: 6, 32: 5},
+    loads=Repeats(1, 1, 0.0),
+    load=Load(long_tokens=100, burst_at_tokens=25, burst_tokens=25),
+    restart_batches=(4,),
     restart_rounds=2,
     watched_rounds=1,
-    extra_batch_rounds=1,
-    pressure_rounds=1,
+    extra_batch_rounds=Repeats(1, 1, 0.0),
+    pressure_rounds=Repeats(1, 1, 0.0),
+    pressure_requests=36,
 )

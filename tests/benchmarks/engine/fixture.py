@@ -37,8 +37,8 @@ SAYS: Final = (
 KV_CACHE_GIB: Final[Mapping[Role, int]] = {"plain": 1, "stock": 1, "nightjar": 3}
 """Enough that nobody ever waits."""
 PRESSED_ROLES: Final[tuple[Role, ...]] = ("plain_with_all", "stays", "lends")
-PRESSED_BLOCKS: Final = 28
-PRESSED_BLOCK_SIZE: Final = 64
+PRESSED_BLOCKS: Final = 56
+PRESSED_BLOCK_SIZE: Final = 32
 """With these the draft's memory is one and a half times the KV cache beside it, as where 8B and 1B bfloat16 weights (16.1 and
 2.5 GB) share a 24 GB card."""
 

@@ -1,8 +1,9 @@
 """KV pressure: the same requests with the draft's memory lent to them, without, and in plain vLLM that has all of it for KV.
 
-Three engines of equal memory in turns, in a drawn order. More requests than fit come at once, of different lengths, so that some
-wait, are preempted, and the last few run alone: there the plan speculates again, and the engine that lent its draft's memory pays
-for taking it back. Both of ours follow one plan; the only difference is `draft_offload`, with the operator's default triggers.
+Three engines of equal memory in turns, in a drawn order. Far more requests than fit come at once, of different lengths, so that
+some are preempted and some wait for longer than a draft's leaving takes to pay; the last few run alone: there the plan speculates
+again, and the engine that lent its draft's memory pays for taking it back. Both of ours follow one plan; the only difference is
+`draft_offload`, with the operator's default triggers.
 """
 
 from __future__ import annotations
@@ -24,11 +25,10 @@ from tests.benchmarks.engine.outcome import MeasuredBar, Outcome
 from tests.benchmarks.engine.statistics import Interval, geometric_mean
 from tests.benchmarks.engine.step_record import Step, core_share
 
-ROWS: Final = MAX_NUM_SEQS
-LENGTHS: Final = (30, 50, 70, 50)
+LENGTHS: Final = (80, 120, 160, 120)
 """Tokens that the first, second, ... request generates, over and over; the last rows run for LAST_TOKENS."""
 LAST_ROWS: Final = 3
-LAST_TOKENS: Final = 120
+LAST_TOKENS: Final = 200
 LENGTH: Final = 2
 SPECULATED_BATCH: Final = 4
 """The plan: K = LENGTH up to so many rows, off above."""
@@ -107,33 +107,33 @@ class Pressed:
         }
 
 
-def tokens_of(number: int) -> int:
-    """What a request generates.
+def tokens_of(number: int, requests: int) -> int:
+    """What a request generates, of so many.
 
-    >>> [tokens_of(number) for number in (0, 1, 2, 3, 4, ROWS - 1)]
-    [30, 50, 70, 50, 30, 120]
+    >>> [tokens_of(number, 48) for number in (0, 1, 2, 3, 4, 47)]
+    [80, 120, 160, 120, 80, 200]
     """
-    return LAST_TOKENS if number >= ROWS - LAST_ROWS else LENGTHS[number % len(LENGTHS)]
+    return LAST_TOKENS if number >= requests - LAST_ROWS else LENGTHS[number % len(LENGTHS)]
 
 
 def measure_pressure(engines: Mapping[Role, Engine], effort: Effort, rng: random.Random, tell: Tell) -> Outcome:
     """The bar of this section, and what it is made of."""
     runs: list[Pressed] = []
-    for number in range(effort.pressure_rounds):
+    for number in effort.pressure_rounds.numbers():
         roles: tuple[Role, ...] = PRESSED_ROLES if number == 0 else COMPARED
         for role in rng.sample(roles, len(roles)):
-            runs.append(_run(engines[role]))
+            runs.append(_run(engines[role], effort.pressure_requests))
             one = runs[-1].plain()
             tell(
                 f"pressure, {SHOWN_AS[role]}: {one['tokens_per_s']:.1f} tokens/s, {one['preemptions']} preemptions, "
                 f"p99 {one['latency_p99_s']:.0f} s"
             )
     room = {role: engine.kv_tokens() for role, engine in engines.items()}
-    return _outcome(runs, room)
+    return _outcome(runs, room, effort.pressure_requests)
 
 
-def _run(engine: Engine) -> Pressed:
-    prompts = engine.encode(questions(ROWS))
+def _run(engine: Engine, requests: int) -> Pressed:
+    prompts = engine.encode(questions(requests))
     drafts = engine.role != "plain_with_all"
     before: dict[str, Any] = {}
     if drafts:
@@ -142,7 +142,7 @@ def _run(engine: Engine) -> Pressed:
             raise RuntimeError(f"the last run left the draft {state.value}: this one would begin with memory it has not paid for")
         before = _counters(engine)
     for number, prompt in enumerate(prompts):
-        engine.add([prompt], tokens_of(number))
+        engine.add([prompt], tokens_of(number, requests))
     steps: list[Step] = []
     while taken := engine.run():
         steps += taken
@@ -185,7 +185,7 @@ COUNTED: Final = (
 )
 
 
-def _outcome(runs: Sequence[Pressed], room: Mapping[Role, Mapping[str, int]]) -> Outcome:
+def _outcome(runs: Sequence[Pressed], room: Mapping[Role, Mapping[str, int]], requests: int) -> Outcome:
     own: dict[Role, list[Pressed]] = {role: [run for run in runs if run.role == role] for role in PRESSED_ROLES}
     ratios = [lends.speed / stays.speed for lends, stays in zip(own["lends"], own["stays"], strict=True)]
     over_plain = own["lends"][0].speed / own["plain_with_all"][0].speed
@@ -195,7 +195,7 @@ def _outcome(runs: Sequence[Pressed], room: Mapping[Role, Mapping[str, int]]) ->
         direction="at least",
         limit=WANTED,
         value=geometric_mean(ratios),
-        at=f"{len(ratios)} rounds of {ROWS} requests",
+        at=f"{len(ratios)} rounds of {requests} requests",
         cells=len(ratios),
     )
     outcome = Outcome(bars=[MeasuredBar(bar, Interval(min(ratios), max(ratios)))])

@@ -26,7 +26,6 @@ from tests.benchmarks.engine.outcome import MeasuredBar, Outcome
 from tests.benchmarks.engine.statistics import Interval, halves, relative_error, resampled
 from tests.benchmarks.engine.step_record import RowStep, Step
 
-BATCHES: Final = (4, 8)
 OFF_STEPS: Final = (4, 12, 32)
 LENGTH: Final = 2
 """K of the restarts: one that pays at the smaller batch."""
@@ -104,7 +103,7 @@ def measure_restarts(engine: Engine, effort: Effort, rng: random.Random, seed: i
     kept_shares: list[tuple[int, int, float, float]] = []
     without: list[float] = []
     cost = CatchUpCost(0.0, 0.0)
-    for batch in BATCHES:
+    for batch in effort.restart_batches:
         prompts = engine.encode(questions(batch))
         engine.catch_up("unbounded")
         unbounded, _ = _round(engine, prompts, "unbounded", None, rng, UNWATCHED_STEPS)

@@ -81,7 +81,7 @@ def measure_simulator(
             rows.append(_prediction(f"batch {batch}, K={length}", predicted, speed(cells.of(batch, arm_name(length)))))
     for length in LENGTHS:
         measured = [run for run in runs if run.arm == arm_name(length)]
-        played = [play(SimulatedPlay(profile, prompt_tokens, length, seed), effort.load_repeats) for seed in range(SEEDS)]
+        played = [play(SimulatedPlay(profile, prompt_tokens, length, seed), effort.load) for seed in range(SEEDS)]
         predicted = sum(tokens for _, tokens in played) / sum(seconds for seconds, _ in played)
         actual = sum(run.tokens for run in measured) / sum(run.seconds for run in measured)
         rows.append(_prediction(f"changing load, K={length}", predicted, actual))
