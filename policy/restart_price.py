@@ -20,6 +20,8 @@ MICRO_STEPS: Final = 0.5
 """A micro-restart may cost at most 3 % of a second, or half an OFF step where steps are long: all replicas may do one in the
 same second."""
 LEAST_CHUNK_TOKENS: Final = 16
+PLANNED_SHARE: Final = 0.9
+"""Of the slowdown that is allowed, on average: steps scatter, and what a request notices is the longest of a restart."""
 OVERHEAD: Final = 2.0
 """A step that catches up takes at least so many times as long as its fixed part: smaller chunks would pay that too often."""
 
@@ -98,15 +100,15 @@ def price(
 
 
 def chunk_tokens(off_step_seconds: float, cost: CatchUpCost, decode_rows: float, catch_up_slowdown: float) -> int:
-    """Tokens that one step may recompute: those that make it longer by the share `catch_up_slowdown`, or by OVERHEAD times the
-    fixed part where that is more. A power of two, so that noise moves it seldom; at least four times the rows, whose lag grows
-    meanwhile.
+    """Tokens that one step may recompute: those that make it longer by PLANNED_SHARE of `catch_up_slowdown`, or by OVERHEAD times
+    the fixed part where that is more. On a coarse grid, so that noise moves it seldom; never less than twice the rows, whose lag
+    grows meanwhile.
 
     >>> chunk_tokens(0.25, CatchUpCost(0.025, 1.35e-3), 4, 0.2), chunk_tokens(0.022, CatchUpCost(0.0059, 2.9e-6), 8, 0.2)
-    (16, 1024)
+    (16, 1536)
     """
-    longer = max(catch_up_slowdown * off_step_seconds, OVERHEAD * cost.step_seconds)
-    wanted = power_of_two((longer - cost.step_seconds) / cost.token_seconds)
+    longer = max(PLANNED_SHARE * catch_up_slowdown * off_step_seconds, OVERHEAD * cost.step_seconds)
+    wanted = half_octave((longer - cost.step_seconds) / cost.token_seconds)
     return min(max(wanted, LEAST_CHUNK_TOKENS, power_of_two(4.0 * decode_rows)), MAX_CHUNK_TOKENS)
 
 
@@ -121,6 +123,16 @@ def micro_restart_tokens(engine: Engine, value_tokens: float, first_step_seconds
     full_chunks = max(int(left_s / engine.chunk_seconds), 0)
     rest = (left_s - full_chunks * engine.chunk_seconds - engine.cost.step_seconds) / engine.cost.token_seconds
     return power_of_two(full_chunks * engine.chunk_tokens + max(rest, 0.0))
+
+
+def half_octave(value: float) -> int:
+    """The highest of 1, 2, 3, 4, 6, 8, 12, ... that is not above `value`; 0 below 1.
+
+    >>> [half_octave(value) for value in (0.5, 1.0, 2.9, 3.0, 5.9, 47.0, 48.0)]
+    [0, 1, 2, 3, 4, 32, 48]
+    """
+    octave = power_of_two(value)
+    return octave + octave // 2 if value >= 1.5 * octave else octave
 
 
 def power_of_two(value: float) -> int:

@@ -97,6 +97,7 @@ def measure_simulator(
         cells=len(rows),
     )
     outcome = Outcome(bars=[MeasuredBar(bar, Interval(min(errors), max(errors)))], rows={"simulator": rows})
+    outcome.rows["predicted"] = [segment.plain() for segment in cells.segments if segment.batch in PREDICTED]
     outcome.facts["simulator_error_median"] = round(sorted(errors)[len(errors) // 2], 4)
     lines: list[Sequence[str]] = [
         [row["at"], f"{row['predicted']:.1f}", f"{row['measured']:.1f}", f"{row['error']:.1%}"] for row in rows
