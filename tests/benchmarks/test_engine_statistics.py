@@ -17,6 +17,7 @@ from tests.benchmarks.engine.measured import Segment, acceptance_counts, expecte
 from tests.benchmarks.engine.restarts import Restart, cost_errors, fitted
 from tests.benchmarks.engine.statistics import Interval
 from tests.benchmarks.engine.step_record import RowStep, Step, core_share, tokens_per_second
+from tests.benchmarks.engine.step_times import fitted_step_times
 
 LINE = CatchUpCost(step_seconds=0.02, token_seconds=0.001)
 OFF_SECONDS = 0.2
@@ -154,6 +155,22 @@ def test_the_cost_of_restarts_is_predicted_for_the_half_that_did_not_teach() -> 
     assert len(cost_errors(alike)) == 6
     assert median(cost_errors(alike).values()) < 0.2
     assert median(cost_errors(changed).values()) == pytest.approx(0.5, abs=0.1)
+
+
+def test_step_times_between_the_measured_batches_follow_from_what_a_step_does() -> None:
+    def truth(rows: int, length: int) -> float:
+        return max(120.0, 60.0 + 9.0 * rows * (length + 1)) + length * (20.0 + 3.0 * rows) + (10.0 if length else 0.0)
+
+    arms = (0, 1, 2, 3, 5)
+    fit = fitted_step_times({(rows, length): truth(rows, length) for rows in (1, 4, 16, 32) for length in arms})
+    for rows in (2, 8, 24):
+        for length in arms:
+            assert fit.of(rows, length) == pytest.approx(truth(rows, length), rel=0.06)
+
+
+def test_too_few_step_times_determine_nothing() -> None:
+    with pytest.raises(ValueError, match="measure more"):
+        fitted_step_times({(1, 0): 100.0, (4, 2): 200.0})
 
 
 def test_the_changing_load_is_the_same_work_for_every_engine() -> None:

@@ -1,7 +1,8 @@
 """How well the simulator predicts this very engine: a profile fitted at some batches, held against others and a changing load.
 
-The profile is the simulator's own data file. Fitted are step times at batches 1, 4, 16 and 32 (a measured table), acceptance by
-question (each is a class of its own), prefill, catch-up and the tax of stock K=0; noise is left out, since speeds are compared.
+The profile is the simulator's own data file. Fitted are step times at batches 1, 4, 16 and 32 (step_times.py fills its table
+between them), acceptance by question (each is a class of its own), prefill, catch-up and the tax of stock K=0; noise is left out,
+since speeds are compared.
 Predicted are tokens/s at batches 2, 8 and 24 and of the whole changing load, in virtual time, many seeds.
 """
 
@@ -11,6 +12,8 @@ import random
 from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any, Final
+
+import numpy as np
 
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.engine.simulated_engine import SimulatedEngine
@@ -37,8 +40,10 @@ from tests.benchmarks.engine.measured import OFF, Segment, acceptance_counts, ar
 from tests.benchmarks.engine.off import OffTimes
 from tests.benchmarks.engine.outcome import MeasuredBar, Outcome
 from tests.benchmarks.engine.statistics import Interval, line_through, relative_error, survival
+from tests.benchmarks.engine.step_times import fitted_step_times
 
 FITTED: Final = (1, 4, 16, 32)
+TABLE: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 PREDICTED: Final = (2, 8, 24)
 LENGTHS: Final = (0, 1, 3)
 """K of the predictions."""
@@ -109,7 +114,8 @@ def measure_simulator(
 def fitted_profile(cells: Cells, times: OffTimes, cost: CatchUpCost, prompt_tokens: Sequence[int]) -> Profile:
     """A profile of this engine from what was measured at the fitted batches."""
     known = [segment for segment in cells.segments if segment.batch in FITTED and segment.arm.startswith("K=")]
-    milliseconds = tuple(tuple(_mean_ms(known, batch, length) for length in ARMS) for batch in FITTED)
+    step_times = fitted_step_times({(batch, length): _mean_ms(known, batch, length) for batch in FITTED for length in ARMS})
+    milliseconds = tuple(tuple(step_times.of(batch, length) for length in ARMS) for batch in TABLE)
     tax = {batch: fmean(times.stock_seconds[batch]) / fmean(times.off_seconds[batch]) for batch in times.off_seconds}
     contexts = [(batch, *_context(segment, prompt_tokens)) for segment in known if segment.arm == OFF for batch in [segment.batch]]
     largest = [(context, seconds) for batch, context, seconds in contexts if batch == FITTED[-1]]
@@ -134,11 +140,12 @@ def fitted_profile(cells: Cells, times: OffTimes, cost: CatchUpCost, prompt_toke
         ),
         step_cost=MeasuredTable(
             kind="table",
-            batch_sizes=FITTED,
+            batch_sizes=TABLE,
             lengths=ARMS,
             milliseconds=milliseconds,
             stock_off_milliseconds=tuple(
-                line[0] * tax.get(batch, tax[max(tax)]) for batch, line in zip(FITTED, milliseconds, strict=True)
+                line[0] * float(np.interp(batch, sorted(tax), [tax[one] for one in sorted(tax)]))
+                for batch, line in zip(TABLE, milliseconds, strict=True)
             ),
             draft_share=0.5,
             context_tokens_per_row=fmean(context / batch for batch, context, _ in contexts),
@@ -150,8 +157,8 @@ def fitted_profile(cells: Cells, times: OffTimes, cost: CatchUpCost, prompt_toke
         sources={
             "limits": "The engine's arguments; blocks by rounding.",
             "drafter": "Measured: the line through catch-up steps that policy.catch_up fits.",
-            "step_cost": "Measured: mean steps with arms interleaved in the same batch; stock K=0 beside OFF at 1, 4 and 16, its "
-            "share at 16 taken over to 32; draft_share assumed; context by a line through OFF steps at 32.",
+            "step_cost": "Fitted to mean steps at 1, 4, 16 and 32 rows, arms interleaved in the same batch; stock K=0 beside OFF "
+            "at 1, 4 and 16, its share at 16 taken over to 32; draft_share assumed; context by a line through OFF steps at 32.",
             "acceptance_classes": "Measured, one class for each question; drawn to the mean of all by six rows.",
             "step_noise": "Left out: only means are predicted.",
         },

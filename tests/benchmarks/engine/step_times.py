@@ -1,0 +1,57 @@
+"""Step times at batches that were not measured, from those that were.
+
+A step verifies `rows * (K + 1)` tokens and runs the draft model K times over its rows. What the first takes depends on the tokens
+alone, so 16 rows at K=0, 8 at K=1 and 4 at K=3 tell of each other: that is what lets a few batches speak for those between. Fitted
+is time = T(tokens) + K * D(rows) + a constant where anything is drafted, T and D linear between knots, by least squares of relative
+errors. Raises ValueError where the measurements do not determine it, or a time comes out that is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+TOKEN_KNOTS: Final = (1, 4, 8, 16, 32, 64, 96, 192)
+ROW_KNOTS: Final = (1, 4, 16, 32)
+
+Times = Mapping[tuple[int, int], float]
+"""Seconds of a step by (rows, K)."""
+
+
+class StepTimes(NamedTuple):
+    """The fit. Times are in the unit of the measurements."""
+
+    by_tokens: tuple[float, ...]
+    by_rows: tuple[float, ...]
+    drafting: float
+
+    def of(self, rows: int, num_speculative_tokens: int) -> float:
+        """Time of a step."""
+        return float(_terms(rows, num_speculative_tokens) @ np.array([*self.by_tokens, *self.by_rows, self.drafting]))
+
+
+def fitted_step_times(measured: Times) -> StepTimes:
+    """The fit through these."""
+    terms = np.array([_terms(*cell) / time for cell, time in measured.items()])
+    found, _, rank, _ = np.linalg.lstsq(terms, np.ones(len(terms)), rcond=None)
+    if rank < terms.shape[1]:
+        raise ValueError(f"{len(measured)} step times leave {terms.shape[1] - rank} of {terms.shape[1]} numbers open: measure more")
+    split = len(TOKEN_KNOTS)
+    times = StepTimes(tuple(found[:split].tolist()), tuple(found[split:-1].tolist()), float(found[-1]))
+    if min(times.by_tokens) <= 0.0:
+        raise ValueError(f"step times by tokens must be positive, got {times.by_tokens}: the measurements contradict each other")
+    return times
+
+
+def _terms(rows: int, num_speculative_tokens: int) -> npt.NDArray[np.float64]:
+    drafts = float(num_speculative_tokens > 0)
+    verifies = _between(TOKEN_KNOTS, rows * (num_speculative_tokens + 1))
+    return np.concatenate([verifies, num_speculative_tokens * _between(ROW_KNOTS, rows), [drafts]])
+
+
+def _between(knots: Sequence[int], value: int) -> npt.NDArray[np.float64]:
+    """Weight of each knot in a line between the two next to a value."""
+    return np.array([np.interp(value, knots, one) for one in np.eye(len(knots))])
