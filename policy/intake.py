@@ -15,7 +15,7 @@ from nightjar.policy.counting import CountedEngine, NewSteps, count
 from nightjar.policy.fleet_state import FleetState, GroupState, ReplicaState
 from nightjar.policy.implausible import ImplausibleCountersError
 from nightjar.policy.merging import Pending
-from nightjar.policy.records import GroupKey, LoadReport
+from nightjar.policy.records import NO_ENGINE_ID, GroupKey, LoadReport
 from nightjar.policy.settings import OperatorSettings
 
 MAX_REPLICAS: Final = 20_000
@@ -32,10 +32,13 @@ def observe(state: FleetState, report: LoadReport, now_s: float, settings: Opera
     """Take one report in. Returns the new state and "", or why nothing of it was counted.
 
     Lost, doubled and reordered reports lose no counts, and none counts twice. A report whose counters cannot be true still
-    tells that the replica lives and how it is loaded: it keeps getting settings, its counts wait for a later report.
+    tells that the replica lives and how it is loaded: it keeps getting settings, its counts wait for a later report. One that
+    stands for a failed call of the engine tells only that the replica lives.
     """
     known = state.replicas.get(report.replica_id)
     counters = report.snapshot.counters
+    if known is not None and counters.engine_id == NO_ENGINE_ID:
+        return replace(state, replicas=state.replicas.with_item(report.replica_id, replace(known, heard_at_s=now_s))), ""
     if known is None and len(state.replicas) >= MAX_REPLICAS:
         return state, f"replica {report.replica_id}: {MAX_REPLICAS} replicas are tracked already, and no more are taken"
     if known is not None and (outdated := _outdated(known, report)):
@@ -91,14 +94,17 @@ def _with_group(state: FleetState, group_id: str, key: GroupKey) -> dict[str, Gr
 def _heard(known: ReplicaState | None, report: LoadReport, group_id: str, now_s: float) -> ReplicaState:
     """The replica as it reports itself, before anything is counted.
 
-    A new engine counts from zero, and what the old one left pending stays; a new group takes nothing over."""
+    A new engine counts from zero, and what the old one left pending stays; a new group takes nothing over. No batch is larger
+    than its group allows."""
     snapshot = report.snapshot
     engine_id = snapshot.counters.engine_id
-    light = report.model_copy(
-        update={"snapshot": snapshot.model_copy(update={"counters": snapshot.counters.model_copy(update={"cells": ()})})}
-    )
+    batch = min(snapshot.load.decode_batch_size, report.group.max_num_seqs)
+    kept = {
+        "counters": snapshot.counters.model_copy(update={"cells": ()}),
+        "load": snapshot.load.model_copy(update={"decode_batch_size": batch}),
+    }
+    light = report.model_copy(update={"snapshot": snapshot.model_copy(update=kept)})
     if known is None:
-        batch = snapshot.load.decode_batch_size
         return ReplicaState(light, group_id, now_s, CountedEngine(engine_id), decode_batch_size_before=batch)
     before = known.report.snapshot.load.decode_batch_size
     heard = replace(known, report=light, heard_at_s=now_s, decode_batch_size_before=before)

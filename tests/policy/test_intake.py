@@ -12,10 +12,19 @@ from hypothesis import strategies as st
 
 from nightjar.policy import intake
 from nightjar.policy.catch_up import CatchUpEvidence, NewRestarts
-from nightjar.policy.fleet import FleetState, empty_fleet, observe
-from nightjar.policy.records import CatchUpCounters, CellCounters, Counters, EngineSnapshot, LoadReport
+from nightjar.policy.fleet import FleetState, decide, empty_fleet, observe
+from nightjar.policy.records import (
+    NO_ENGINE_ID,
+    CatchUpCounters,
+    CellCounters,
+    Counters,
+    DrafterState,
+    EngineLoad,
+    EngineSnapshot,
+    LoadReport,
+)
 from nightjar.policy.settings import OperatorSettings
-from tests.policy.engines import KEY, Fleet, Replica, best_length
+from tests.policy.engines import AUTO, KEY, Fleet, Replica, best_length
 
 PATIENT = OperatorSettings(evidence_half_life_steps=1e7)
 
@@ -188,6 +197,30 @@ def test_counts_that_fall_are_left_out() -> None:
         after, ignored = observe(state, later, 10.0, PATIENT)
         assert said in ignored
         assert after.replicas["a"].counted == state.replicas["a"].counted
+
+
+@pytest.mark.parametrize("drafter_state", [DrafterState.DORMANT, DrafterState.OFFLOADED, DrafterState.ACTIVE])
+def test_a_batch_larger_than_the_group_allows_does_not_stop_the_fleet_from_deciding(drafter_state: DrafterState) -> None:
+    """INV-10."""
+    fleet = Fleet([Replica("a", batch=2), Replica("b", batch=2)])
+    fleet.run(5.0)
+    liar = fleet.replicas[0].report()
+    snapshot = liar.snapshot.model_copy(update={"load": EngineLoad(decode_batch_size=4096), "drafter_state": drafter_state})
+    state, _ = observe(fleet.state, liar.model_copy(update={"snapshot": snapshot}), fleet.now_s, AUTO)
+    decisions, _ = decide(state, AUTO, (), fleet.now_s + 1.0, random.Random(0))
+    assert set(decisions) == {"a", "b"}
+    assert state.replicas["a"].report.snapshot.load.decode_batch_size == KEY.max_num_seqs
+
+
+def test_a_failed_call_of_the_engine_tells_that_the_replica_lives_and_retires_no_engine() -> None:
+    first, second = history(3, reports=2)
+    state, _ = observe(empty_fleet(), first, 0.0, PATIENT)
+    failed = first.model_copy(update={"snapshot": EngineSnapshot(counters=Counters(engine_id=NO_ENGINE_ID), refused="it hangs")})
+    state, said = observe(state, failed, 7.0, PATIENT)
+    assert said == ""
+    assert state.replicas["a"].heard_at_s == 7.0
+    assert observe(state, second, 8.0, PATIENT)[1] == ""
+    assert pending_steps(take([first, failed, second])) == pytest.approx(pending_steps(take([first, second])), rel=1e-6)
 
 
 def scaled(report: LoadReport, change: Callable[[CellCounters], dict[str, object]]) -> LoadReport:

@@ -141,7 +141,7 @@ def _run(engine: Engine, link: FleetLink, arm: str, load: Load) -> tuple[Run, li
         played = RealEngine(engine, link.after)
     else:
         engine.hold(int(arm.removeprefix("K=")))
-        played = RealEngine(engine, lambda step: None)
+        played = RealEngine(engine, link.beside)
     seconds, tokens = play(played, load)
     link.report()
     return Run(arm, seconds, tokens, engine.restarts() - before, core_share(played.steps)), played.steps

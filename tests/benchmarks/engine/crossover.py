@@ -2,9 +2,9 @@
 
 A round is one batch in flight in which every arm has a slot of so many tokens per row; the same requests run again in the next
 round with the arms at other places (a Latin rectangle), so that no arm has the easy texts to itself. After a switch of K the steps
-until the drafter has caught up, and two more, are not measured. Odd rounds pick the best K and teach the policy; even rounds, in
-which the policy has slots of its own, score. What is compared is tokens/s at the acceptance that all arms together show: time as
-measured, and nobody's luck with the texts.
+until the drafter has caught up, and two more, are not measured. Odd rounds pick the best K and teach the policy, whose
+slots are twice as long there, to measure what it likes; even rounds score. What is compared is tokens/s at the acceptance that all
+arms together show: time as measured, and nobody's luck with the texts.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def measure_crossover(
     link.free_restarts = True
     planned: dict[int, int] = {}
     for batch in effort.batches:
-        for half, arms in (("odd", fixed), ("even", [*fixed, AUTO])):
-            measure_rounds(engine, link, cells, batch, half, arms, effort.rounds, effort.slot_tokens[batch], rng)
+        for half in ("odd", "even"):
+            measure_rounds(engine, link, cells, batch, half, [*fixed, AUTO], effort.rounds, effort.slot_tokens[batch], rng)
         planned[batch] = link.planned(batch)
         speeds = ", ".join(f"{arm} {speed(cells.of(batch, arm, 'even')):.1f}" for arm in (*fixed, AUTO))
         tell(f"batch {batch}: tokens/s {speeds}; the plan says K={planned[batch]}")
@@ -136,18 +136,18 @@ def _round(
 ) -> tuple[list[Segment], list[Step]]:
     batch = len(prompts)
     engine.hold(0)
-    engine.add(prompts, max_tokens=slot_tokens * len(order) + ROOM_TOKENS * len(order))
+    engine.add(prompts, max_tokens=(slot_tokens + ROOM_TOKENS) * (len(order) + 1))
     prefills = engine.run_prefill()
     segments = []
     for arm in order:
         tokens = slot_tokens * batch
         if arm == AUTO:
-            measured = _adaptive_slot(engine, link, tokens)
+            measured = _adaptive_slot(engine, link, tokens * 2 if half == "odd" else tokens)
         else:
             length = int(arm.removeprefix("K="))
             engine.hold(length)
             dropped = engine.settle(length)
-            measured = engine.run(LEAST_MEASURED_STEPS, max(tokens - sum(step.generated for step in dropped), 0))
+            measured = _measured(engine, tokens - sum(step.generated for step in dropped), link.beside)
         if any(step.decode_rows != batch for step in measured):
             raise RuntimeError(f"batch {batch}: a request ended inside a segment")
         segments.append(Segment(batch, arm, half, tuple(measured)))
@@ -167,13 +167,16 @@ def _adaptive_slot(engine: Engine, link: FleetLink, tokens: int) -> list[Step]:
         link.after(step)
         runs_plan = step.num_speculative_tokens == link.planned(step.decode_rows) and not step.recomputed_tokens
         settled = settled + 1 if runs_plan else 0
+    return _measured(engine, tokens - sum(step.generated for step in dropped), link.after)
+
+
+def _measured(engine: Engine, tokens: int, after: Callable[[Step], None]) -> list[Step]:
+    """Steps until so many tokens are generated, two at least."""
     measured: list[Step] = []
-    generated = sum(step.generated for step in dropped)
-    while len(measured) < LEAST_MEASURED_STEPS or generated < tokens:
+    while len(measured) < LEAST_MEASURED_STEPS or sum(step.generated for step in measured) < tokens:
         (step,) = engine.run()
         measured.append(step)
-        generated += step.generated
-        link.after(step)
+        after(step)
     return measured
 
 

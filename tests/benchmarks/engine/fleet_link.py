@@ -60,17 +60,30 @@ class FleetLink:
 
     def after(self, step: Step) -> None:
         """Exchange if the period is over; call after each step of an engine that the policy steers."""
-        self._since_s += step.seconds
-        if self._since_s >= self._operator.exchange_period_s:
-            self._since_s = 0.0
+        if self._is_due(step):
             self.report()
             self._hand_over()
+
+    def beside(self, step: Step) -> None:
+        """Report if the period is over; call after each step of an engine that is steered otherwise.
+
+        Every arm is then disturbed alike: deciding takes no step's time, but the core in between, and what its caches hold.
+        """
+        if self._is_due(step):
+            self.report()
 
     def planned(self, batch: int) -> int:
         """K that the plan runs at a batch."""
         assert self._decision is not None
         assert isinstance(self._decision.plan, Table)
         return lengths_by_batch(self._decision.plan, MAX_NUM_SEQS)[batch]
+
+    def _is_due(self, step: Step) -> bool:
+        self._since_s += step.seconds
+        if self._since_s < self._operator.exchange_period_s:
+            return False
+        self._since_s = 0.0
+        return True
 
     def _take(self, snapshot: EngineSnapshot) -> None:
         self._reports += 1

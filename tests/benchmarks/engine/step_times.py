@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-TOKEN_KNOTS: Final = (1, 4, 8, 16, 32, 64, 96, 192)
+TOKEN_KNOTS: Final = (1, 2, 4, 8, 16, 32, 64, 96, 192)
 ROW_KNOTS: Final = (1, 4, 16, 32)
 
 Times = Mapping[tuple[int, int], float]
