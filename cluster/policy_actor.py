@@ -1,7 +1,7 @@
 """The policy actor: one per cluster, created by whoever needs it first, pinned to the head node like Serve's controller.
 
-A thin Ray wrapper around `policy_service`: name and options, the GCS store, the journal file, the clock. Ray restarts it for
-ever, on the same handle; a restarted one reads its state back and raises the incarnation. Where no report came for ten
+A thin Ray wrapper around `policy_service`: name and options, the GCS store, the journal file, metrics, the clock. Ray restarts
+it for ever, on the same handle; a restarted one reads its state back and raises the incarnation. Where no report came for ten
 minutes it leaves for good, and the next replica creates another. Nothing waits for it (INV-4).
 """
 
@@ -19,8 +19,11 @@ import ray
 import structlog
 
 from nightjar.cluster.journal import JournalFile
+from nightjar.cluster.metrics import Exporter
 from nightjar.cluster.operator_answers import ConfigureAnswer, SetModeAnswer
+from nightjar.cluster.policy_metrics import POLICY_METRICS
 from nightjar.cluster.policy_service import ActorIdentity, PolicyService
+from nightjar.cluster.ray_metrics import RayBackend
 from nightjar.cluster.store import GcsStore
 from nightjar.policy.records import PROTOCOL_VERSION
 
@@ -49,12 +52,14 @@ class PolicyActor:
     """What Ray runs. Every method answers in plain types or bytes, so that neighbouring versions understand each other."""
 
     async def __init__(self) -> None:  # type: ignore[misc]  # Ray awaits the constructor of an async actor
+        exporter = Exporter(POLICY_METRICS, RayBackend({}))
         self._service = PolicyService(
             store=GcsStore(),
             journal=JournalFile(journal_folder()),
             clock=epoch_clock(),
             identity=ActorIdentity(pid=os.getpid(), node_id=ray.get_runtime_context().get_node_id()),
             retire=_leave_for_good,
+            publish=lambda seen: exporter.publish(seen, source="this process"),
         )
         await self._service.start()
 

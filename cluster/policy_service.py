@@ -20,8 +20,10 @@ import structlog
 from nightjar.cluster.checkpoint import Checkpoint
 from nightjar.cluster.journal import Journal, JournalEntry, ReplicaInput
 from nightjar.cluster.mailbox import Mailbox
+from nightjar.cluster.metrics import PUBLISH_PERIOD_S
 from nightjar.cluster.operator_answers import ConfigureAnswer, SetModeAnswer, changed_fields
 from nightjar.cluster.overrides import ModeRequestError, apply_request, in_words, override_status, parse_mode_request
+from nightjar.cluster.policy_metrics import PolicyLook, look
 from nightjar.cluster.refusals import Refusals
 from nightjar.cluster.store import KeyValueStore
 from nightjar.policy.fleet import Decision, decide, empty_fleet, learned, observe, quieted, with_learned
@@ -35,7 +37,9 @@ from nightjar.policy.status import FleetStatus, PolicyStatus
 
 IDLE_EXIT_S: Final = 600.0
 """Without a report for so long, the actor serves nobody and leaves; the next replica creates another."""
-
+FRESH_REPORT_S: Final = 5.0
+FRESH_REPORT_PERIODS: Final = 3
+"""A replica is fresh whose last report is at most so old, whichever is longer."""
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +56,8 @@ class PolicyService:
     """One fleet's policy. `start` before use, `stop` at the end; everything runs on one event loop.
 
     `clock` gives seconds since the epoch and never steps back, so an expiry in it means the same to the next actor; `retire` is
-    called once when no report came for IDLE_EXIT_S.
+    called once when no report came for IDLE_EXIT_S. `publish` is shown the policy every PUBLISH_PERIOD_S, also while deciding is
+    stuck; it must not wait.
     """
 
     def __init__(
@@ -63,13 +68,15 @@ class PolicyService:
         clock: Callable[[], float],
         identity: ActorIdentity,
         retire: Callable[[], None],
+        publish: Callable[[PolicyLook], None],
     ) -> None:
         self._checkpoint = Checkpoint(store)
         self._journal = journal
         self._clock = clock
         self._identity = identity
         self._retire = retire
-        self._started_at_s = self._last_report_at_s = clock()
+        self._publish = publish
+        self._started_at_s = self._last_report_at_s = self._decided_at_s = clock()
         self._fleet = empty_fleet()
         self._operator_settings = OperatorSettings()
         self._overrides: tuple[ModeOverride, ...] = ()
@@ -98,7 +105,8 @@ class PolicyService:
         await self._checkpoint.save()
         self._causes = [f"policy started as incarnation {self.incarnation}", *remembered.problems]
         log.info("policy_started", incarnation=self.incarnation, journal=self._journal.path, mode=str(self._operator_settings.mode))
-        self._tasks = (asyncio.create_task(self._keep_deciding()), asyncio.create_task(self._checkpoint.keep_saving()))
+        loops = (self._keep_deciding(), self._keep_publishing(), self._checkpoint.keep_saving())
+        self._tasks = tuple(asyncio.create_task(loop) for loop in loops)
 
     async def stop(self) -> None:
         """Stop deciding. Parked calls end with their period."""
@@ -237,6 +245,7 @@ class PolicyService:
             self._fleet = quieted(self._fleet, now_s)
         self._drop_expired_overrides(now_s)
         self._decisions, self._fleet = decide(self._fleet, self._operator_settings, self._overrides, now_s, rng)
+        self._decided_at_s = now_s
         self._mailbox.keep_only(self._decisions)
         posted = {
             name: self._mailbox.post(name, settings_of(decision, self._operator_settings))
@@ -254,6 +263,25 @@ class PolicyService:
         log.info("policy_retired", idle_s=IDLE_EXIT_S)
         await self._checkpoint.save()
         self._retire()
+
+    async def _keep_publishing(self) -> None:
+        while True:
+            try:
+                self._publish(self._look())
+            except Exception:
+                log.exception("publishing_failed")
+            await asyncio.sleep(PUBLISH_PERIOD_S)
+
+    def _look(self) -> PolicyLook:
+        now_s = self._clock()
+        fresh_within_s = max(FRESH_REPORT_S, FRESH_REPORT_PERIODS * self._operator_settings.exchange_period_s)
+        return PolicyLook(
+            incarnation=self.incarnation,
+            decision_age_s=now_s - self._decided_at_s,
+            reports=self._reports,
+            refused_reports=self._refusals.count,
+            groups=look(self._fleet, fresh_within_s, now_s),
+        )
 
     def _drop_expired_overrides(self, now_s: float) -> None:
         live = live_overrides(self._overrides, now_s)

@@ -4,7 +4,7 @@ One loop beside the serving path, never in it (INV-4). A turn asks the engine fo
 then reports; the policy parks that call until it has news, so a turn takes about one exchange period. A dead, slow or
 cut-off policy costs reports and nothing else: the engine keeps the settings it has, and lets them age by itself. The kill
 switch does not pass the policy: it wakes the loop and reaches the engine while an exchange is still parked.
-Every failure is logged once until it ends, and the next try waits longer.
+Every failure is logged once until it ends, and the next try waits longer. Each snapshot is also what the replica's metrics show.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from nightjar.cluster.metrics import PUBLISH_PERIOD_S
 from nightjar.deployments.engine_watch import EngineWatch
 from nightjar.policy.records import (
     EngineCommand,
@@ -51,6 +52,16 @@ class Policy(Protocol):
 
     async def exchange(self, report: LoadReport, timeout_s: float) -> ExchangeReply:
         """Report, and wait for news. May raise anything."""
+
+
+class Metrics(Protocol):
+    """What the agent sees, exported. Neither method may raise or wait."""
+
+    def begin(self) -> None:
+        """The agent starts: every counter begins at zero."""
+
+    def observe(self, snapshot: EngineSnapshot, settings_age_s: float) -> None:
+        """The engine answered; its settings were last confirmed `settings_age_s` ago."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +104,16 @@ class Failures:
 
 
 class ReplicaAgent:
-    """The replica loop of one engine. `run` until cancelled; time is the event loop's. `watch` hears of every control call."""
+    """The replica loop of one engine. `run` until cancelled; time is the event loop's. `watch` hears of every control call,
+    `metrics` of every snapshot.
+    """
 
-    def __init__(self, *, engine: EngineControl, policy: Policy, identity: ReplicaIdentity, watch: EngineWatch) -> None:
+    def __init__(
+        self, *, engine: EngineControl, policy: Policy, identity: ReplicaIdentity, watch: EngineWatch, metrics: Metrics
+    ) -> None:
         self._engine = engine
         self._watch = watch
+        self._metrics = metrics
         self._policy = policy
         self._identity = identity
         self._local_mode: Mode | None = Mode(kind="shadow") if identity.only_observing else None
@@ -134,7 +150,8 @@ class ReplicaAgent:
 
     async def run(self) -> None:
         """Turn after turn, until cancelled. Survives every exception of both ports."""
-        self._next_report_s = self._now_s()
+        self._next_report_s = self._settings_heard_s = self._now_s()
+        self._metrics.begin()
         try:
             while True:
                 await self._turn()
@@ -172,6 +189,7 @@ class ReplicaAgent:
         else:
             self._engine_failures.succeeded()
         self._running = snapshot.settings_version
+        self._metrics.observe(snapshot, self._now_s() - self._settings_heard_s)
         return snapshot
 
     def _settings_to_send(self) -> Settings | None:
@@ -207,16 +225,21 @@ class ReplicaAgent:
             return await self._policy.exchange(report, EXCHANGE_TIMEOUT_S)
 
     async def _wait(self) -> None:
-        """Until the exchange ends, the kill switch moves, the engine is asked again, or the next report is due."""
+        """Until the exchange ends, the kill switch moves, the engine is asked again, or the next report is due.
+
+        Never longer than metrics keep, also while the policy keeps a call.
+        """
         woken = asyncio.create_task(self._woken.wait())
         waiting: set[asyncio.Task[ExchangeReply] | asyncio.Task[bool]] = {woken}
         if self._exchange is not None:
             waiting.add(self._exchange)
-        until_s = self._engine_retry_s
-        if until_s is None and self._exchange is None:
-            until_s = self._next_report_s
-        timeout_s = None if until_s is None else max(until_s - self._now_s(), 0.0)
+        until_s = self._now_s() + PUBLISH_PERIOD_S
+        if self._engine_retry_s is not None:
+            until_s = self._engine_retry_s
+        elif self._exchange is None:
+            until_s = min(until_s, self._next_report_s)
         try:
+            timeout_s = max(until_s - self._now_s(), 0.0)
             await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             woken.cancel()

@@ -62,7 +62,7 @@ def group_restarts(
         name: _restarter(group, replica, modes[name][0], settings, name in measuring) for name, replica in members.items()
     }
     assert group.plan is not None
-    prospect = _prospect(group, group.plan, group.thought)
+    prospect = prospect_of(group, group.plan, group.thought)
     restarts, terms, used = decide_restarts(
         group.restarts, restarters, prospect, settings, may_grant.reloads_on_node, may_grant.is_quiet_over, now_s
     )
@@ -87,11 +87,11 @@ def _restarter(group: GroupState, replica: ReplicaState, mode: Mode, settings: O
         is_steered=mode.kind in {"auto", "pin"} and not report.serving_plainly,
         is_ordered=mode.kind == "pin" or settings.planner != "fleet" or is_measuring,
         new=replica.new_restarts,
-        own=_prospect(group, replica.own.plan, replica.own) if replica.own is not None else None,
+        own=prospect_of(group, replica.own.plan, replica.own) if replica.own is not None else None,
     )
 
 
-def _prospect(group: GroupState, plan: GroupPlan, thought: Thought | None) -> Prospect:
+def prospect_of(group: GroupState, plan: GroupPlan, thought: Thought | None) -> Prospect:
     """What a plan, and the thought that it comes from, say; where nobody thinks, what the group's evidence does."""
     evidence = group.evidence
 

@@ -23,6 +23,8 @@ MAX_NUM_SPECULATIVE_TOKENS: Final = 32
 MAX_BATCH_SIZE: Final = 4096
 MAX_CELLS: Final = 1024
 MAX_ADAPTERS: Final = 64
+NO_ENGINE_ID: Final = "none"
+"""`engine_id` of a snapshot that stands for a control call that failed: it tells nothing of the engine but `refused`."""
 
 Identifier = Annotated[str, Field(min_length=1, max_length=256)]
 Reason = Annotated[str, Field(max_length=1024)]

@@ -14,7 +14,7 @@ import structlog
 from vllm.v1.engine.core import EngineCore
 
 from nightjar.deployments.engine.step_loop import StepLoop
-from nightjar.policy.records import Counters, DrafterState, EngineCommand, EngineLoad, EngineSnapshot, WireError
+from nightjar.policy.records import NO_ENGINE_ID, Counters, DrafterState, EngineCommand, EngineLoad, EngineSnapshot, WireError
 
 log = structlog.get_logger(__name__)
 
@@ -70,4 +70,4 @@ def _drafter_state(scheduler: Any, loop: StepLoop) -> DrafterState:
 
 
 def _refusal(reason: str) -> EngineSnapshot:
-    return EngineSnapshot(counters=Counters(engine_id="none"), refused=reason[:1024])
+    return EngineSnapshot(counters=Counters(engine_id=NO_ENGINE_ID), refused=reason[:1024])

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from nightjar.cluster.journal import JournalEntry
+from nightjar.cluster.policy_metrics import PolicyLook
 from nightjar.cluster.policy_service import ActorIdentity, PolicyService
 from nightjar.cluster.store import StoreError
 from nightjar.policy.records import (
@@ -74,7 +75,10 @@ def loop_clock() -> Callable[[], float]:
 
 @asynccontextmanager
 async def running_service(
-    store: MemoryStore | None = None, journal: MemoryJournal | None = None, retire: Callable[[], None] = lambda: None
+    store: MemoryStore | None = None,
+    journal: MemoryJournal | None = None,
+    retire: Callable[[], None] = lambda: None,
+    publish: Callable[[PolicyLook], None] = lambda seen: None,
 ) -> AsyncIterator[PolicyService]:
     """A started policy service; its tasks end with the block."""
     service = PolicyService(
@@ -83,6 +87,7 @@ async def running_service(
         clock=loop_clock(),
         identity=ActorIdentity(pid=1, node_id="head"),
         retire=retire,
+        publish=publish,
     )
     await service.start()
     try:

@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 import httpx
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from nightjar.cluster.client import PolicyClient, PolicyUnavailable, get_or_create_policy_actor
 from nightjar.cluster.local_cluster import QUIET_ENVIRONMENT
@@ -104,7 +106,7 @@ class ServeCluster:
 
 
 @contextlib.contextmanager
-def serve_cluster() -> Iterator[ServeCluster]:
+def serve_cluster(*, with_metrics: bool = False) -> Iterator[ServeCluster]:
     """Start Ray with Serve on free ports; at the end nothing of it is left, engines included."""
     import ray
     from ray import serve
@@ -116,6 +118,8 @@ def serve_cluster() -> Iterator[ServeCluster]:
         environment.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "token"))
         for name, value in QUIET_ENVIRONMENT.items():
             environment.setenv(name, value)
+        if with_metrics:
+            environment.setenv("RAY_enable_metrics_collection", "1")
         environment.setenv("NIGHTJAR_JOURNAL_DIR", str(folder / "journal"))
         environment.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
         environment.setenv("RAY_worker_niceness", "0")  # Ray's 15 starves an engine whose core another process keeps busy
@@ -178,6 +182,16 @@ def set_fleet_mode(mode: str) -> None:
     override = {"scope": "fleet", "name": "", "mode": mode, "for_s": None, "reason": "test"}
     answer = ask_policy(lambda client: client.set_mode(override))
     assert answer["error"] == ""
+
+
+def exported(name: str, **labels: str) -> list[Sample]:
+    """The series of one metric that have these labels, as the cluster's only node serves them to Prometheus now."""
+    import ray
+
+    (node,) = ray.nodes()
+    page = httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=30, trust_env=False).text
+    samples = (sample for family in text_string_to_metric_families(page) for sample in family.samples)
+    return [sample for sample in samples if sample.name == name and labels.items() <= sample.labels.items()]
 
 
 def until(condition: Callable[[], T], *, within_s: float, what: str) -> T:

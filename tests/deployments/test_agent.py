@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 from structlog.testing import capture_logs
 
+from nightjar.cluster.metrics import PUBLISH_PERIOD_S
 from nightjar.deployments.agent import ENGINE_TIMEOUT_S, EXCHANGE_TIMEOUT_S, ReplicaAgent, ReplicaIdentity
 from nightjar.deployments.engine_watch import EngineWatch, FrontEnd
 from nightjar.policy.records import (
@@ -107,6 +109,20 @@ class FakePolicy:
             self.in_flight -= 1
 
 
+class FakeMetrics:
+    """Keeps when the engine was observed, and the age of its settings then."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.observed: list[tuple[float, float]] = []
+
+    def begin(self) -> None:
+        self.begun += 1
+
+    def observe(self, snapshot: EngineSnapshot, settings_age_s: float) -> None:
+        self.observed.append((asyncio.get_running_loop().time(), settings_age_s))
+
+
 @pytest.fixture
 def engine() -> FakeEngine:
     return FakeEngine()
@@ -124,11 +140,15 @@ def watch() -> EngineWatch:
 
 @contextlib.asynccontextmanager
 async def running_agent(
-    engine: FakeEngine, policy: FakePolicy, watch: EngineWatch | None = None, **identity: bool | str
+    engine: FakeEngine,
+    policy: FakePolicy,
+    watch: EngineWatch | None = None,
+    metrics: FakeMetrics | None = None,
+    **identity: bool | str,
 ) -> AsyncIterator[ReplicaAgent]:
     group = GroupKey(target="t")
     who = ReplicaIdentity(replica_id="r", application="a", deployment="d", node_id="n", group=group, **identity)  # type: ignore[arg-type]
-    agent = ReplicaAgent(engine=engine, policy=policy, identity=who, watch=watch or EngineWatch())
+    agent = ReplicaAgent(engine=engine, policy=policy, identity=who, watch=watch or EngineWatch(), metrics=metrics or FakeMetrics())
     task = asyncio.create_task(agent.run())
     try:
         yield agent
@@ -300,6 +320,35 @@ async def test_report_says_who_is_served_plainly(engine: FakeEngine, policy: Fak
     async with running_agent(engine, policy, serving_plainly="hooks moved"):
         await asyncio.sleep(1.0)
     assert policy.reports[-1].serving_plainly == "hooks moved"
+
+
+@pytest.mark.parametrize("trouble", ["none", "raises", "hangs"])
+async def test_metrics_see_the_engine_often_enough_whatever_the_policy_does(
+    engine: FakeEngine, policy: FakePolicy, trouble: str
+) -> None:
+    metrics = FakeMetrics()
+    policy.fail, policy.hang = raising(RuntimeError("gone")) if trouble == "raises" else None, trouble == "hangs"
+    async with running_agent(engine, policy, metrics=metrics):
+        await asyncio.sleep(100.0)
+    times_s = [seen_s for seen_s, _ in metrics.observed]
+    assert metrics.begun == 1
+    assert max(later_s - earlier_s for earlier_s, later_s in itertools.pairwise([*times_s, 100.0])) <= PUBLISH_PERIOD_S + 0.1
+
+
+async def test_settings_age_counts_from_the_last_confirmation_and_from_the_start_before_any(
+    engine: FakeEngine, policy: FakePolicy
+) -> None:
+    metrics = FakeMetrics()
+    policy.hang = True
+    async with running_agent(engine, policy, metrics=metrics):
+        await asyncio.sleep(60.0)
+        assert metrics.observed[-1][1] == pytest.approx(metrics.observed[-1][0], abs=0.1)
+        policy.hang, policy.news = False, settings(1, 1)
+        await asyncio.sleep(EXCHANGE_TIMEOUT_S + 10.0)
+        assert metrics.observed[-1][1] < 2 * PERIOD_S
+        policy.refused = "absurd"
+        await asyncio.sleep(20.0)
+    assert 15.0 < metrics.observed[-1][1] < 25.0
 
 
 async def seconds_until_hung(watch: EngineWatch, *, within_s: float) -> float:

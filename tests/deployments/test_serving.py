@@ -22,6 +22,7 @@ import pytest
 pytest.importorskip("ray.serve")
 pytest.importorskip("vllm")
 from nightjar.deployments.models import ModelError, resolve_model
+from nightjar.policy.records import DrafterState
 from tests.deployments import serving
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
@@ -72,7 +73,7 @@ def cluster() -> Iterator[serving.ServeCluster]:
         resolve_model(serving.DRAFT)
     except ModelError as error:
         pytest.skip(str(error))
-    with serving.serve_cluster() as running:
+    with serving.serve_cluster(with_metrics=True) as running:
         yield running
 
 
@@ -183,6 +184,39 @@ def test_output_is_plain_decodings_while_the_length_changes_every_few_steps(
         toggling.result()
     time.sleep(0.5)
     assert lengths_that_ran(before) >= {0, 1, 2, 4}
+
+
+def test_node_serves_metrics_of_every_replica_and_of_the_policy_beside_vllms(client: httpx.Client) -> None:
+    def join_keys(name: str) -> set[tuple[str, ...]]:
+        """Of series that have counted something."""
+        counted = (sample for sample in serving.exported(name, model_name="chat") if sample.value)
+        return {tuple(sample.labels[label] for label in ("model_name", "engine", "ReplicaId")) for sample in counted}
+
+    replica_ids = {replica.replica_id for replica in serving.replicas("chat")}
+    wanted = {("chat", "0", replica_id) for replica_id in replica_ids}
+    for _ in range(4):
+        serving.post_at_once(client, GREEDY_BODIES)
+    serving.until(
+        lambda: wanted <= join_keys("ray_nightjar_steps_total") & join_keys("ray_vllm_generation_tokens_total"),
+        within_s=60,
+        what="counters of both replicas, ours and vLLM's",
+    )
+    lengths = {str(length) for length in range(serving.MAX_NUM_SPECULATIVE_TOKENS + 1)}
+    for replica_id in replica_ids:
+        mine = {"ReplicaId": replica_id, "application": "chat", "deployment": "LLM"}
+        steps = serving.exported("ray_nightjar_steps_total", **mine)
+        assert {sample.labels["num_speculative_tokens"] for sample in steps} == lengths
+        states = serving.exported("ray_nightjar_drafter_state", **mine)
+        assert {sample.labels["state"] for sample in states} == set(DrafterState)
+        (offloads,) = serving.exported("ray_nightjar_draft_offloads_total", **mine)
+        assert offloads.value == 0.0, "there before it ever counts"
+        (info,) = serving.exported("ray_nightjar_replica_info", **mine)
+    group_id = info.labels["group_id"]
+    serving.until(
+        lambda: 2.0 in [sample.value for sample in serving.exported("ray_nightjar_replicas", group_id=group_id)],
+        within_s=90,
+        what="the policy's group of two",
+    )
 
 
 def test_client_that_disconnects_frees_its_request(client: httpx.Client) -> None:

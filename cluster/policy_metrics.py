@@ -1,0 +1,228 @@
+"""What the policy actor exports: its groups, leases and wishes, and whether it still decides.
+
+`look` reads the fleet's state once into plain numbers, the table gives the series of each. Pure. Series are bounded by the groups
+that the policy tracks (policy.intake.MAX_GROUPS); how many replicas report does not matter.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from nightjar.cluster.metrics import Labels, Metric
+from nightjar.policy.batch_buckets import batch_bucket, buckets_up_to
+from nightjar.policy.fleet_restarts import prospect_of
+from nightjar.policy.fleet_state import FleetState, GroupState, ReplicaState
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """Generated tokens a second that a group's busy replicas are predicted to give at the batches they run now."""
+
+    planned: float
+    """With the K of the plan."""
+    off: float
+    """With K = 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLook:
+    """One group as it is now."""
+
+    replicas: int
+    fresh_replicas: int
+    open_leases: int
+    waiting_wishes: int
+    open_segments: int
+    is_frozen: bool
+    predicted: Predicted | None
+    """None where no busy replica's batch is known well enough, or where engines plan for themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLook:
+    """The policy actor as it is now; reports are cumulative since its process started."""
+
+    incarnation: int
+    decision_age_s: float
+    reports: int
+    refused_reports: int
+    groups: Mapping[str, GroupLook]
+
+
+def look(fleet: FleetState, fresh_within_s: float, now_s: float) -> dict[str, GroupLook]:
+    """Every group of the fleet, by id. A replica is fresh whose last report is at most `fresh_within_s` old."""
+    members: dict[str, list[ReplicaState]] = {group_id: [] for group_id in fleet.groups}
+    for replica in fleet.replicas.values():
+        members[replica.group_id].append(replica)
+    return {group_id: _group(fleet.groups[group_id], replicas, fresh_within_s, now_s) for group_id, replicas in members.items()}
+
+
+def _group(group: GroupState, replicas: list[ReplicaState], fresh_within_s: float, now_s: float) -> GroupLook:
+    """A replica holds one lease at a time, and no longer waits with it."""
+    restarts = group.restarts
+    holding = {held.replica_id for held in restarts.open_leases if now_s < held.ends_at_s}
+    return GroupLook(
+        replicas=len(replicas),
+        fresh_replicas=sum(now_s - replica.heard_at_s <= fresh_within_s for replica in replicas),
+        open_leases=len(holding),
+        waiting_wishes=len(restarts.waiting_since_s.keys() - holding),
+        open_segments=len(group.exploration.segments),
+        is_frozen=now_s < restarts.probes.frozen_until_s,
+        predicted=predict(group, replicas),
+    )
+
+
+def predict(group: GroupState, replicas: Iterable[ReplicaState]) -> Predicted | None:
+    """What the plan stands on (policy.outlook; `status` gives it as reasons), summed over the replicas that are busy."""
+    if group.plan is None or group.plan.local is not None:
+        return None
+    pairs = [(planned, off) for planned, off in _goodputs(group, replicas) if planned is not None and off]
+    return Predicted(sum(planned for planned, _ in pairs), sum(off for _, off in pairs)) if pairs else None
+
+
+def _goodputs(group: GroupState, replicas: Iterable[ReplicaState]) -> Iterator[tuple[float | None, float | None]]:
+    """Tokens a second of each busy replica: with its plan, and off. Asked once for all that think alike at one batch bucket."""
+    assert group.plan is not None
+    shared = prospect_of(group, group.plan, group.thought)
+    reachable = buckets_up_to(group.key.max_num_seqs)
+    alike: Counter[int] = Counter()
+    for replica in replicas:
+        batch = replica.report.snapshot.load.decode_batch_size
+        bucket = batch_bucket(batch)
+        if not batch or bucket not in reachable:
+            continue
+        if replica.own is None:
+            alike[bucket] += 1
+        else:
+            own = prospect_of(group, replica.own.plan, replica.own)
+            yield own.goodput(bucket, own.planned(bucket)), own.goodput(bucket, 0)
+    for bucket, count in alike.items():
+        pair = shared.goodput(bucket, shared.planned(bucket)), shared.goodput(bucket, 0)
+        yield from (pair for _ in range(count))
+
+
+def _of_actor(read: Callable[[PolicyLook], float]) -> Callable[[PolicyLook], Mapping[Labels, float]]:
+    return lambda policy: {(): float(read(policy))}
+
+
+def _by_group(read: Callable[[GroupLook], float]) -> Callable[[PolicyLook], Mapping[Labels, float]]:
+    return lambda policy: {(group_id,): float(read(group)) for group_id, group in policy.groups.items()}
+
+
+def _by_predicted_group(read: Callable[[Predicted], float]) -> Callable[[PolicyLook], Mapping[Labels, float]]:
+    """Without the groups of which nothing is predicted: none is not zero."""
+    return lambda policy: {
+        (group_id,): read(group.predicted) for group_id, group in policy.groups.items() if group.predicted is not None
+    }
+
+
+GROUP: Final = ("group_id",)
+
+POLICY_METRICS: Final[tuple[Metric[PolicyLook], ...]] = (
+    Metric(
+        name="nightjar_policy_incarnation",
+        kind="gauge",
+        unit="1",
+        help="Incarnation of the policy actor: rises with every restart.",
+        values=_of_actor(lambda policy: policy.incarnation),
+    ),
+    Metric(
+        name="nightjar_policy_decision_age_seconds",
+        kind="gauge",
+        unit="seconds",
+        help="Time since the policy last decided without an error, or since it started. Rises where deciding fails or is stuck.",
+        values=_of_actor(lambda policy: policy.decision_age_s),
+    ),
+    Metric(
+        name="nightjar_policy_reports",
+        kind="counter",
+        unit="reports",
+        help="Reports of replicas that were taken.",
+        values=_of_actor(lambda policy: policy.reports),
+    ),
+    Metric(
+        name="nightjar_policy_refused_reports",
+        kind="counter",
+        unit="reports",
+        help="Reports that were refused or whose counts were left out: late, doubled, malformed or implausible.",
+        values=_of_actor(lambda policy: policy.refused_reports),
+    ),
+    Metric(
+        name="nightjar_replicas",
+        kind="gauge",
+        unit="replicas",
+        help="Replicas that the policy knows; one that falls silent counts until replica_timeout_s.",
+        labels=GROUP,
+        values=_by_group(lambda group: group.replicas),
+    ),
+    Metric(
+        name="nightjar_fresh_replicas",
+        kind="gauge",
+        unit="replicas",
+        help="Known replicas whose last report is at most 5 s old, or three exchange periods where those are longer.",
+        labels=GROUP,
+        values=_by_group(lambda group: group.fresh_replicas),
+    ),
+    Metric(
+        name="nightjar_open_leases",
+        kind="gauge",
+        unit="leases",
+        help="Leases in flight: restarts that the policy permitted and that have neither ended nor expired.",
+        labels=GROUP,
+        values=_by_group(lambda group: group.open_leases),
+    ),
+    Metric(
+        name="nightjar_waiting_wishes",
+        kind="gauge",
+        unit="replicas",
+        help="Replicas that wish to restart speculation and hold no lease.",
+        labels=GROUP,
+        values=_by_group(lambda group: group.waiting_wishes),
+    ),
+    Metric(
+        name="nightjar_restarts_frozen",
+        kind="gauge",
+        unit="0 or 1",
+        help="1 while the group's restarts are frozen because probes failed.",
+        labels=GROUP,
+        values=_by_group(lambda group: group.is_frozen),
+    ),
+    Metric(
+        name="nightjar_open_segments",
+        kind="gauge",
+        unit="segments",
+        help="Measurements that the policy dealt out and that are not finished.",
+        labels=GROUP,
+        values=_by_group(lambda group: group.open_segments),
+    ),
+    Metric(
+        name="nightjar_predicted_tokens_per_second",
+        kind="gauge",
+        unit="tokens per second",
+        help="Generated tokens that the group's busy replicas are predicted to give at their present batches with the plan's K, "
+        "whatever mode they run in. Absent where nothing is predicted.",
+        labels=GROUP,
+        values=_by_predicted_group(lambda predicted: predicted.planned),
+    ),
+    Metric(
+        name="nightjar_predicted_off_tokens_per_second",
+        kind="gauge",
+        unit="tokens per second",
+        help="As nightjar_predicted_tokens_per_second, with K = 0.",
+        labels=GROUP,
+        values=_by_predicted_group(lambda predicted: predicted.off),
+    ),
+    Metric(
+        name="nightjar_gain_over_off_ratio",
+        kind="gauge",
+        unit="ratio",
+        help="nightjar_predicted_tokens_per_second over nightjar_predicted_off_tokens_per_second: 1 where the plan is off. "
+        "Predicted, not measured.",
+        labels=GROUP,
+        values=_by_predicted_group(lambda predicted: predicted.planned / predicted.off),
+    ),
+)
+"""Labels beyond Ray's own: `group_id`, as `nightjar status` shows it and nightjar_replica_info joins it with replicas."""
