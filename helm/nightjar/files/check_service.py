@@ -1,0 +1,67 @@
+"""Whether a release serves: each model is listed, each other path answers. What `helm test` runs, and the load test waits for.
+
+    check_service.py --service=http://NAME-serve-svc:8000 --model=/=smollm2 --answers=/nightjar/status --timeout-s=300
+
+Asks again until all is well. Exit code 1, with what is missing, once the time is over. Standard library only: it travels as text.
+"""
+
+import argparse
+import json
+import sys
+import time
+import urllib.request
+
+PERIOD_S = 2.0
+
+
+def main() -> int:
+    """Wait for the service; the exit code."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--service", required=True)
+    parser.add_argument("--model", action="append", default=[], help="ROUTE_PREFIX=MODEL_ID")
+    parser.add_argument("--answers", action="append", default=["/-/healthz"], help="a path that must answer 200")
+    parser.add_argument("--timeout-s", type=float, required=True)
+    options = parser.parse_args()
+    ends = time.monotonic() + options.timeout_s
+    while missing := what_is_missing(options.service, options.model, options.answers):
+        print("; ".join(missing), flush=True)
+        if time.monotonic() > ends:
+            return 1
+        time.sleep(PERIOD_S)
+    print("serves", flush=True)
+    return 0
+
+
+def what_is_missing(service: str, models: list[str], paths: list[str]) -> list[str]:
+    """One sentence for each thing that is not there."""
+    missing = [problem for path in paths if (problem := answer(service + path)[1])]
+    for model in models:
+        prefix, _, model_id = model.partition("=")
+        url = service + prefix.rstrip("/") + "/v1/models"
+        body, problem = answer(url)
+        if problem:
+            missing.append(problem)
+        elif model_id not in listed(body):
+            missing.append(f"{url} does not list {model_id}")
+    return missing
+
+
+def answer(url: str) -> tuple[bytes, str]:
+    """The body and an empty text, or what went wrong."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as response:  # noqa: S310 - the chart writes the address
+            return response.read(), ""
+    except OSError as error:
+        return b"", f"{url}: {error}"
+
+
+def listed(body: bytes) -> list[str]:
+    """The ids in an answer of /v1/models; none where it is something else."""
+    try:
+        return [model["id"] for model in json.loads(body)["data"]]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+{{/* Pod template of a Ray node. Takes (dict "root" $ "group" values "component" "head" or "worker").
+
+Everything here is part of the cluster: a change of it is a new cluster (upgradeStrategy). So nothing in it may change with
+the chart's version alone. */}}
+{{- define "nightjar.rayPod" -}}
+{{- $values := .root.Values -}}
+metadata:
+  labels:
+    {{- include "nightjar.selectorLabels" .root | nindent 4 }}
+    app.kubernetes.io/component: {{ .component }}
+    {{- with $values.podLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- with $values.podAnnotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  {{- include "nightjar.scheduling" . | trim | nindent 2 }}
+  {{- with $values.serviceAccountName }}
+  serviceAccountName: {{ . }}
+  {{- end }}
+  {{- if or (eq .component "worker") (not $values.autoscaler.enabled) }}
+  automountServiceAccountToken: false
+  {{- end }}
+  # A release called vllm would otherwise set VLLM_PORT, which vLLM reads.
+  enableServiceLinks: false
+  terminationGracePeriodSeconds: {{ int64 $values.terminationGracePeriodSeconds }}
+  containers:
+  - name: ray-{{ .component }}
+    image: {{ include "nightjar.image" (dict "root" .root "image" $values.image) }}
+    imagePullPolicy: {{ $values.image.pullPolicy }}
+    ports:
+    {{- include "nightjar.rayPorts" . | nindent 4 }}
+    env:
+    {{- include "nightjar.rayEnvironment" .root | nindent 4 }}
+    {{- with $values.envFrom }}
+    envFrom:
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+    {{- with .group.resources }}
+    resources:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    {{- range $probe := list "livenessProbe" "readinessProbe" "startupProbe" }}
+    {{- with get $.group $probe }}
+    {{ $probe }}:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    {{- end }}
+    {{- with $values.containerSecurityContext }}
+    securityContext:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    volumeMounts:
+    {{- include "nightjar.scratchMounts" . | nindent 4 }}
+    {{- if $values.policy.existingTokenSecret }}
+    - {name: api-token, mountPath: /etc/nightjar/api-token, readOnly: true}
+    {{- end }}
+    {{- with $values.modelStore }}
+    {{- if .existingClaim }}
+    - name: models
+      mountPath: /models
+      readOnly: {{ .readOnly }}
+      {{- with .subPath }}
+      subPath: {{ . }}
+      {{- end }}
+    {{- end }}
+    {{- end }}
+    {{- with $values.extraVolumeMounts }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  volumes:
+  {{- include "nightjar.scratchVolume" (dict "name" "tmp" "size" $values.scratch.tmpSizeLimit) | nindent 2 }}
+  {{- include "nightjar.scratchVolume" (dict "name" "home" "size" $values.scratch.homeSizeLimit) | nindent 2 }}
+  {{- with $values.policy.existingTokenSecret }}
+  - name: api-token
+    secret:
+      secretName: {{ . }}
+      items: [{key: {{ $values.policy.tokenSecretKey }}, path: token}]
+      defaultMode: 0440
+  {{- end }}
+  {{- with $values.modelStore.existingClaim }}
+  - name: models
+    persistentVolumeClaim:
+      claimName: {{ . }}
+      readOnly: {{ $values.modelStore.readOnly }}
+  {{- end }}
+  {{- with $values.extraVolumes }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end -}}
+
+{{- define "nightjar.rayPorts" -}}
+{{- if eq .component "head" -}}
+- {containerPort: 6379, name: gcs-server}
+- {containerPort: 8265, name: dashboard}
+- {containerPort: 10001, name: client}
+- {containerPort: 44217, name: as-metrics}
+- {containerPort: 44227, name: dash-metrics}
+{{ end -}}
+- {containerPort: 8000, name: serve}
+- {containerPort: 8080, name: metrics}
+{{- end -}}
+
+{{- define "nightjar.rayEnvironment" -}}
+- {name: HOME, value: /home/nightjar}
+{{- with .Values.huggingFace }}
+{{- if .existingSecret }}
+- name: HF_TOKEN
+  valueFrom:
+    secretKeyRef: {name: {{ .existingSecret }}, key: {{ .secretKey }}}
+{{- end }}
+{{- if .offline }}
+- {name: HF_HUB_OFFLINE, value: "1"}
+{{- end }}
+{{- end }}
+{{- with .Values.modelStore }}
+{{- if .existingClaim }}
+- {name: NIGHTJAR_MODELS, value: /models}
+{{- if not .readOnly }}
+- {name: HF_HOME, value: /models/huggingface}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if .Values.policy.existingTokenSecret }}
+- {name: NIGHTJAR_API_TOKEN_FILE, value: /etc/nightjar/api-token/token}
+{{- end }}
+{{- with .Values.env }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Where a container with a read-only root writes. KubeRay adds /dev/shm, and /tmp/ray where the autoscaler shares Ray's logs. */}}
+{{- define "nightjar.scratchMounts" -}}
+- {name: tmp, mountPath: /tmp}
+- {name: home, mountPath: /home/nightjar}
+{{- end -}}
+
+{{- define "nightjar.scratchVolume" -}}
+- name: {{ .name }}
+  emptyDir:
+    {{- if .size }}
+    sizeLimit: {{ .size }}
+    {{- else }} {}
+    {{- end }}
+{{- end -}}

@@ -1,0 +1,104 @@
+{{/* What a schema cannot say: values that contradict each other. Each message names the value and the way out. */}}
+{{- define "nightjar.validate" -}}
+{{- if and .Values.models .Values.serveConfigV2 -}}
+  {{- fail "models and serveConfigV2 are both set: with your own Serve config set models to []" -}}
+{{- end -}}
+{{- if not (or .Values.models .Values.serveConfigV2) -}}
+  {{- fail "nothing to serve: name at least one of models, or paste a Serve config into serveConfigV2" -}}
+{{- end -}}
+{{- if .Values.serveConfigV2 -}}
+  {{- $config := fromYaml .Values.serveConfigV2 -}}
+  {{- if or (hasKey $config "Error") (not (kindIs "slice" $config.applications)) -}}
+    {{- fail (printf "serveConfigV2 is not a Serve config: expected YAML with a list `applications` %s" ($config.Error | default "")) -}}
+  {{- end -}}
+{{- end -}}
+{{- include "nightjar.validateModels" . -}}
+{{- include "nightjar.validateWorkers" . -}}
+{{- include "nightjar.validateCluster" . -}}
+{{- end -}}
+
+{{- define "nightjar.validateModels" -}}
+{{- $names := list -}}
+{{- $prefixes := list -}}
+{{- if .Values.policy.enabled -}}
+  {{- $names = list "nightjar" -}}
+  {{- $prefixes = list "/nightjar" -}}
+{{- end -}}
+{{- $mostGpus := 0 -}}
+{{- range .Values.workerGroups -}}
+  {{- $mostGpus = max $mostGpus (include "nightjar.gpus" . | int) -}}
+{{- end -}}
+{{- range .Values.models -}}
+  {{- $prefix := .routePrefix | default "/" -}}
+  {{- if has .name $names -}}
+    {{- fail (printf "models: the name %q is taken; Serve's applications need names of their own" .name) -}}
+  {{- end -}}
+  {{- if has $prefix $prefixes -}}
+    {{- fail (printf "models: %s: the routePrefix %q is taken; give each model its own, for example /%s" .name $prefix .name) -}}
+  {{- end -}}
+  {{- $names = append $names .name -}}
+  {{- $prefixes = append $prefixes $prefix -}}
+  {{- $kwargs := .engineKwargs | default dict -}}
+  {{- if or (hasKey $kwargs "model") (hasKey $kwargs "served_model_name") -}}
+    {{- fail (printf "models: %s: engineKwargs.model and engineKwargs.served_model_name are set by modelSource and modelId" .name) -}}
+  {{- end -}}
+  {{- $gpus := mul ($kwargs.tensor_parallel_size | default 1) ($kwargs.pipeline_parallel_size | default 1) | int -}}
+  {{- if and .acceleratorType (gt $gpus $mostGpus) -}}
+    {{- fail (printf "models: %s: one replica needs %d GPUs in one pod (tensor_parallel_size x pipeline_parallel_size), but the largest of workerGroups has %d" .name $gpus $mostGpus) -}}
+  {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "nightjar.validateWorkers" -}}
+{{- $groups := list -}}
+{{- range .Values.workerGroups -}}
+  {{- if has .groupName $groups -}}
+    {{- fail (printf "workerGroups: the groupName %q is taken" .groupName) -}}
+  {{- end -}}
+  {{- $groups = append $groups .groupName -}}
+  {{- if gt (int .minReplicas) (int .maxReplicas) -}}
+    {{- fail (printf "workerGroups: %s: minReplicas %d is above maxReplicas %d" .groupName (int .minReplicas) (int .maxReplicas)) -}}
+  {{- end -}}
+  {{- if and (lt (int .minReplicas) (int .maxReplicas)) (not $.Values.autoscaler.enabled) -}}
+    {{- fail (printf "workerGroups: %s: from %d to %d pods needs autoscaler.enabled; without it set both to the number you want" .groupName (int .minReplicas) (int .maxReplicas)) -}}
+  {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "nightjar.validateCluster" -}}
+{{- $fault := .Values.gcsFaultTolerance -}}
+{{- if and (eq $fault.backend "redis") (not $fault.redis.address) -}}
+  {{- fail "gcsFaultTolerance: backend redis needs redis.address" -}}
+{{- end -}}
+{{- if and (eq $fault.backend "rocksdb") (not (or $fault.storage.claimName $fault.storage.size)) -}}
+  {{- fail "gcsFaultTolerance: backend rocksdb needs storage.claimName or storage.size" -}}
+{{- end -}}
+{{- if and $fault.storage (ne $fault.backend "rocksdb") -}}
+  {{- fail (printf "gcsFaultTolerance: storage belongs to backend rocksdb (backend is %q)" $fault.backend) -}}
+{{- end -}}
+{{- $upgrade := .Values.upgradeStrategy -}}
+{{- if and $fault.externalStorageNamespace (ne $upgrade.type "None") -}}
+  {{- fail (printf "gcsFaultTolerance: externalStorageNamespace would be shared by the old and the new cluster of an upgrade; leave it empty, or set upgradeStrategy.type to None (it is %q)" $upgrade.type) -}}
+{{- end -}}
+{{- $incremental := eq $upgrade.type "NewClusterWithIncrementalUpgrade" -}}
+{{- if and $incremental (not $upgrade.clusterUpgradeOptions) -}}
+  {{- fail "upgradeStrategy: NewClusterWithIncrementalUpgrade needs clusterUpgradeOptions" -}}
+{{- end -}}
+{{- if and $incremental (not .Values.autoscaler.enabled) -}}
+  {{- fail "upgradeStrategy: NewClusterWithIncrementalUpgrade needs autoscaler.enabled" -}}
+{{- end -}}
+{{- if and $upgrade.clusterUpgradeOptions (not $incremental) -}}
+  {{- fail (printf "upgradeStrategy: clusterUpgradeOptions belong to NewClusterWithIncrementalUpgrade (type is %q)" $upgrade.type) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* GPUs of a worker group's pod, counted as KubeRay does: limits whose name ends in gpu. */}}
+{{- define "nightjar.gpus" -}}
+{{- $gpus := 0 -}}
+{{- range $name, $number := (.resources | default dict).limits -}}
+  {{- if hasSuffix "gpu" $name -}}
+    {{- $gpus = add $gpus (int $number) -}}
+  {{- end -}}
+{{- end -}}
+{{- $gpus -}}
+{{- end -}}

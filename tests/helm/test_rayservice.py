@@ -1,0 +1,181 @@
+"""The RayService: valid for KubeRay, safe by default, and the same cluster until a value says otherwise."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from tests.helm.rendering import ALL_ON, CHART, EXAMPLES, ROOT, needs_helm, release
+
+pytestmark = needs_helm
+CRD = Path(os.environ.get("NIGHTJAR_TEST_DATA") or ROOT.parent / "shared/data") / "kuberay_rayservice_crd.yaml"
+LONGEST_NAME = 47
+KUBERAY_LABELS = {"app.kubernetes.io/name", "app.kubernetes.io/created-by"}
+
+
+def closed(schema: Any) -> Any:
+    """The schema with every object closed that names its fields, as the API server's pruning takes it."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"anyOf": [{"type": "integer"}, {"type": "string"}]}
+    inner = {key: closed(part) for key, part in schema.items()}
+    if "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        inner["additionalProperties"] = False
+    return inner
+
+
+@cache
+def rayservice_validator() -> Draft202012Validator:
+    if not CRD.is_file():
+        pytest.skip(f"{CRD} is absent: NIGHTJAR_TEST_DATA names the folder with KubeRay's RayService CRD")
+    document = yaml.load(CRD.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    (version,) = (version for version in document["spec"]["versions"] if version["name"] == "v1")
+    schema = closed(version["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {"type": "object"}
+    return Draft202012Validator(schema)
+
+
+def problems(rayservice: dict[str, Any]) -> list[str]:
+    return [f"{error.json_path}: {error.message}" for error in rayservice_validator().iter_errors(rayservice)]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_is_a_rayservice_without_a_field_that_kuberay_does_not_know(example: Path) -> None:
+    assert problems(release(example).one("RayService")) == []
+
+
+def test_the_closed_schema_finds_a_misspelt_field_and_a_missing_one() -> None:
+    rayservice = release().one("RayService")
+    (group,) = rayservice["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    del group["maxReplicas"]
+    group["minReplica"] = 1
+    found = " ".join(problems(rayservice))
+    assert "'maxReplicas' is a required property" in found
+    assert "'minReplica' was unexpected" in found
+
+
+def test_a_long_release_name_still_gives_names_that_kuberay_and_kubernetes_take() -> None:
+    rendered = release(*ALL_ON, name="a-release-name-of-fifty-three-characters-in-the-whole")
+    assert len(rendered.one("RayService")["metadata"]["name"]) <= LONGEST_NAME
+    assert all(len(manifest["metadata"]["name"]) <= 63 for manifest in rendered.manifests)
+
+
+def test_a_new_chart_version_alone_is_no_new_cluster() -> None:
+    text = json.dumps(release(*ALL_ON).cluster)
+    assert "helm.sh/chart" not in text
+    assert "app.kubernetes.io/version" not in text
+    assert "checksum" not in text
+
+
+def test_ray_pods_leave_the_labels_by_which_kuberay_finds_them_to_kuberay() -> None:
+    for template in release(*ALL_ON).ray_pods().values():
+        assert not KUBERAY_LABELS & set(template["metadata"]["labels"])
+        assert template["metadata"]["labels"]["cost-centre"] == "4711"
+
+
+def test_the_same_values_render_the_same_bytes() -> None:
+    assert release(*ALL_ON) == release(*ALL_ON)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_every_pod_is_restricted_and_writes_to_emptydirs_only(example: Path) -> None:
+    for spec in release(example).pod_specs():
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["enableServiceLinks"] is False
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+
+
+def test_the_autoscaler_is_as_restricted_as_the_pod_that_it_joins_and_gets_a_token() -> None:
+    rendered = release(CHART / "examples/gpu.yaml")
+    options = rendered.cluster["autoscalerOptions"]
+    head = rendered.ray_pods()["head"]["spec"]
+    assert options["securityContext"] == head["containers"][0]["securityContext"]
+    assert {mount["name"] for mount in options["volumeMounts"]} <= {volume["name"] for volume in head["volumes"]}
+    assert "automountServiceAccountToken" not in head
+    assert rendered.ray_pods()["h100"]["spec"]["automountServiceAccountToken"] is False
+
+
+def test_the_head_offers_ray_no_cpu_and_serves_no_request() -> None:
+    rendered = release(values={"head": {"rayStartParams": {"log-color": "false"}}})
+    parameters = rendered.cluster["headGroupSpec"]["rayStartParams"]
+    assert parameters == {"num-cpus": "0", "dashboard-host": "0.0.0.0", "log-color": "false"}
+    assert rendered.one("RayService")["spec"]["excludeHeadPodFromServeSvc"] is True
+
+
+def test_secrets_are_named_and_never_rendered() -> None:
+    values = {"huggingFace": {"existingSecret": "hub", "secretKey": "hub-token"}, "policy": {"existingTokenSecret": "api"}}
+    rendered = release(values=values)
+    assert rendered.all("Secret") == []
+    for template in rendered.ray_pods().values():
+        (container,) = template["spec"]["containers"]
+        environment = {variable["name"]: variable for variable in container["env"]}
+        assert environment["HF_TOKEN"]["valueFrom"] == {"secretKeyRef": {"name": "hub", "key": "hub-token"}}
+        assert environment["NIGHTJAR_API_TOKEN_FILE"]["value"] == "/etc/nightjar/api-token/token"
+        secret = next(volume["secret"] for volume in template["spec"]["volumes"] if volume["name"] == "api-token")
+        assert secret == {"secretName": "api", "items": [{"key": "token", "path": "token"}], "defaultMode": 0o440}
+
+
+def test_models_of_a_claim_are_read_by_head_and_workers_without_the_hub() -> None:
+    values = {"modelStore": {"existingClaim": "models", "subPath": "v1"}, "huggingFace": {"offline": True}}
+    for template in release(values=values).ray_pods().values():
+        (container,) = template["spec"]["containers"]
+        assert {"name": "NIGHTJAR_MODELS", "value": "/models"} in container["env"]
+        assert {"name": "HF_HUB_OFFLINE", "value": "1"} in container["env"]
+        assert {"name": "models", "mountPath": "/models", "readOnly": True, "subPath": "v1"} in container["volumeMounts"]
+
+
+def test_a_claim_that_may_be_written_also_keeps_the_hubs_downloads() -> None:
+    values = {"modelStore": {"existingClaim": "models", "readOnly": False}}
+    (container,) = release(values=values).ray_pods()["cpu"]["spec"]["containers"]
+    assert {"name": "HF_HOME", "value": "/models/huggingface"} in container["env"]
+
+
+def test_a_digest_replaces_the_tag() -> None:
+    digest = f"sha256:{'a' * 64}"
+    values = {"image": {"repository": "registry.example.com/nightjar", "tag": "1.0", "digest": digest}}
+    for template in release(values=values).ray_pods().values():
+        assert template["spec"]["containers"][0]["image"] == f"registry.example.com/nightjar@{digest}"
+
+
+def test_kuberays_own_probes_stay_unless_a_value_replaces_them() -> None:
+    (container,) = release().ray_pods()["cpu"]["spec"]["containers"]
+    assert not {"livenessProbe", "readinessProbe", "startupProbe"} & set(container)
+    probe = {"tcpSocket": {"port": 8000}, "failureThreshold": 60}
+    (container,) = release(values={"head": {"startupProbe": probe}}).ray_pods()["head"]["spec"]["containers"]
+    assert container["startupProbe"] == probe
+
+
+def test_redis_keeps_the_clusters_state_with_the_password_by_reference() -> None:
+    redis = {"address": "redis:6379", "username": "ray", "existingSecret": "redis", "secretKey": "password"}
+    cluster = release(values={"gcsFaultTolerance": {"backend": "redis", "redis": redis}}).cluster
+    assert cluster["gcsFaultToleranceOptions"] == {
+        "redisAddress": "redis:6379",
+        "redisUsername": {"value": "ray"},
+        "redisPassword": {"valueFrom": {"secretKeyRef": {"name": "redis", "key": "password"}}},
+    }
+
+
+def test_rays_own_authentication_is_on_unless_somebody_turns_it_off() -> None:
+    assert release().cluster["authOptions"] == {"mode": "token"}
+    assert release(values={"rayAuth": {"existingSecret": "ray"}}).cluster["authOptions"]["secretName"] == "ray"
+    assert release(values={"rayAuth": {"mode": "disabled"}}).cluster["authOptions"] == {"mode": "disabled"}
+
+
+def test_a_cluster_change_starts_no_second_cluster_by_default() -> None:
+    assert release().one("RayService")["spec"]["upgradeStrategy"] == {"type": "None"}
