@@ -26,11 +26,16 @@ class RoomCommand:
 
 
 CLUSTER: Final = "nightjar.cluster.commands.room"
+CONFIGURATION: Final = "nightjar.deployments.configuration.commands"
 COMMANDS: Final = {
     "run": RoomCommand(CLUSTER, "Serve a YAML file's applications on a local Ray cluster of its own, until Ctrl-C.", extra="serve"),
     "status": RoomCommand(CLUSTER, "Show every replica: batch, queue, KV use, K, acceptance, and the last decision in words."),
     "watch": RoomCommand(CLUSTER, "Follow the fleet in a live table."),
     "mode": RoomCommand(CLUSTER, "Override the mode of the fleet, an application or a replica: auto, shadow, off, pin=K."),
+    "check": RoomCommand(CONFIGURATION, "Check a Serve config or RayService off-line, and say how each model will run."),
+    "migrate": RoomCommand(
+        CONFIGURATION, "Show how Nightjar goes into (or out of) a Serve config, RayService or `vllm serve` line."
+    ),
     "demo": RoomCommand(
         "nightjar.loadtests.commands", "Two real replicas under a changing load: off, pin=5 and auto compared.", extra="load"
     ),

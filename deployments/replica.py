@@ -17,12 +17,13 @@ from uuid import uuid4
 
 import ray
 import structlog
-from pydantic import ValidationError
 from ray import serve
 
 from nightjar.deployments.agent import EngineControl, ReplicaAgent, ReplicaIdentity
 from nightjar.deployments.engine.process_guard import kill_descendants
 from nightjar.deployments.engine_watch import HUNG_AFTER_S, EngineHungError, EngineWatch
+from nightjar.deployments.llm_config import parse_local_mode
+from nightjar.deployments.metrics import ReplicaMetrics, common_labels
 from nightjar.deployments.models import resolve_model
 from nightjar.policy.modes import ModeOverride, effective_mode
 from nightjar.policy.records import Counters, EngineCommand, EngineLoad, EngineSnapshot, Mode
@@ -59,21 +60,6 @@ class ModelToServe:
     hung_after_s: float = HUNG_AFTER_S
 
 
-def parse_local_mode(user_config: object) -> Mode | None:
-    """The kill switch in a deployment's `user_config`; None where it holds none. Raises ValueError."""
-    if user_config is None:
-        return None
-    if not isinstance(user_config, dict) or set(user_config) - {"mode"}:
-        raise ValueError(f"user_config: allowed is mode alone, for example {{mode: 'off'}} (got {str(user_config)[:80]!r})")
-    mode = user_config.get("mode")
-    if mode is None or mode == "default":
-        return None
-    try:
-        return Mode.model_validate(mode)
-    except ValidationError as error:
-        raise ValueError(f"user_config: mode {str(mode)[:40]!r} is none of auto, shadow, off, pin=K, default") from error
-
-
 def starting_mode(status: FleetStatus, replica_id: str, application: str) -> Mode:
     """The mode that the policy would give a replica that starts now."""
     overrides = [
@@ -90,6 +76,7 @@ class LLMReplica:
 
     async def __init__(self, model: ModelToServe) -> None:  # type: ignore[misc]  # Serve awaits it
         from nightjar.cluster.client import PolicyClient
+        from nightjar.cluster.ray_metrics import RayBackend
         from nightjar.deployments.engine.openai_server import EngineRequest, start_openai_server
 
         context = serve.get_replica_context()
@@ -125,7 +112,8 @@ class LLMReplica:
         engine = PlainEngine(self._server) if arguments.serving_plainly else SteeredEngine(self._server)
         self._watch = EngineWatch(hung_after_s=model.hung_after_s, counts_steps=not arguments.serving_plainly)
         self._hung_checks = 0
-        self._agent = ReplicaAgent(engine=engine, policy=self._policy, identity=identity, watch=self._watch)
+        metrics = ReplicaMetrics(identity, RayBackend(common_labels(identity, model.model_id)))
+        self._agent = ReplicaAgent(engine=engine, policy=self._policy, identity=identity, watch=self._watch, metrics=metrics)
         self._agent_task = asyncio.create_task(self._agent.run())
         log.info("replica_ready", replica_id=self._replica_id, group=identity.group.group_id, plainly=identity.serving_plainly)
 

@@ -7,7 +7,8 @@ the settings in force stay.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Literal, Self
 
@@ -202,6 +203,17 @@ class OperatorSettings(BaseModel):
         return tuple(sorted(wanted | {0}))
 
 
+@dataclass(frozen=True, slots=True)
+class SettingProblem:
+    """What is wrong with one setting; `location` is its path, empty where several do not fit together."""
+
+    location: tuple[str | int, ...]
+    message: str
+
+    def __str__(self) -> str:
+        return f"{'.'.join(str(part) for part in self.location) or 'settings'}: {self.message}"
+
+
 def parse_operator_settings(values: Mapping[str, object]) -> OperatorSettings:
     """Settings from a `user_config` or an HTTP body.
 
@@ -210,16 +222,24 @@ def parse_operator_settings(values: Mapping[str, object]) -> OperatorSettings:
     try:
         return OperatorSettings.model_validate(dict(values))
     except ValidationError as error:
-        raise SettingsError("; ".join(_problem(detail) for detail in error.errors(include_url=False))) from error
+        raise SettingsError("; ".join(str(problem) for problem in _problems(error))) from error
 
 
-def _problem(detail: Mapping[str, object]) -> str:
-    location = detail["loc"]
-    assert isinstance(location, tuple)
-    field = ".".join(str(part) for part in location) or "settings"
-    value = repr(detail["input"])[:80]
-    if detail["type"] == "extra_forbidden":
-        near = get_close_matches(field, OperatorSettings.model_fields, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(sorted(OperatorSettings.model_fields))}"
-        return f"{field}: no such setting (value {value}); {hint}"
-    return f"{field}: {str(detail['msg']).removeprefix('Value error, ')} (value {value})"
+def setting_problems(values: Mapping[str, object]) -> tuple[SettingProblem, ...]:
+    """Everything that `parse_operator_settings` would refuse, each with its place."""
+    try:
+        OperatorSettings.model_validate(dict(values))
+    except ValidationError as error:
+        return tuple(_problems(error))
+    return ()
+
+
+def _problems(error: ValidationError) -> Iterator[SettingProblem]:
+    for detail in error.errors(include_url=False):
+        location, value = detail["loc"], repr(detail["input"])[:80]
+        if detail["type"] == "extra_forbidden":
+            near = get_close_matches(str(location[-1]), OperatorSettings.model_fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(sorted(OperatorSettings.model_fields))}"
+            yield SettingProblem(location, f"no such setting (value {value}); {hint}")
+        else:
+            yield SettingProblem(location, f"{detail['msg'].removeprefix('Value error, ')} (value {value})")

@@ -107,37 +107,66 @@ def steered_engine_kwargs(
     return EngineArguments(kwargs, facts.drafter_kind, facts.max_num_speculative_tokens, reason, only_observing, notice)
 
 
+@dataclass(frozen=True, slots=True)
+class OffloadFacts:
+    """What decides whether a draft's memory can be lent."""
+
+    on_cpu: bool
+    drafter_kind: str
+    drafts_in_parallel: bool = False
+    has_kv_connector: bool = False
+    sleep_mode: bool = False
+    draft_ends_before_target: bool = False  # its max_model_len is smaller
+    max_model_len_is_left_to_vllm: bool = False
+    num_blocks_is_fixed: bool = False
+    cuda_opt_in: bool = False
+    cumem_allocator: bool = False
+    draft_quantization: str = ""
+
+
+def why_not_lendable(facts: OffloadFacts) -> str:
+    """Why this engine's draft keeps its memory, whatever its size; empty where it could be lent."""
+    checks = (
+        (facts.drafter_kind != SEPARATE_DRAFT_MODEL, "only a separate draft model has memory of its own"),
+        (facts.drafts_in_parallel, "the draft model drafts in parallel"),
+        (facts.has_kv_connector, "a KV connector is in use"),
+        (facts.sleep_mode, "sleep mode is on"),
+        (facts.draft_ends_before_target, "the draft's max_model_len is below the target's"),
+        (facts.max_model_len_is_left_to_vllm, "max_model_len is left to vLLM (-1), which would fit it to lent blocks"),
+        (facts.num_blocks_is_fixed, "num_gpu_blocks_override fixes the number of KV blocks"),
+        (not facts.on_cpu and not facts.cuda_opt_in, f"on a GPU it has never run; {CUDA_OFFLOAD_VARIABLE}=1 tries it"),
+        (not facts.on_cpu and not facts.cumem_allocator, "on a GPU it needs enable_cumem_allocator: true in engine_kwargs"),
+        (
+            facts.on_cpu and bool(facts.draft_quantization),
+            f"the draft is quantised ({facts.draft_quantization}), which packs its weights only once on CPU",
+        ),
+    )
+    return next((reason for applies, reason in checks if applies), "")
+
+
 def _offload(config: VllmConfig, *, on_cpu: bool) -> tuple[OffloadConfig | None, str]:
     """How the draft's memory can be lent, or why it cannot."""
     speculative, parallel = config.speculative_config, config.parallel_config
     if speculative is None or speculative.method != SEPARATE_DRAFT_MODEL:
-        return None, "only a separate draft model has memory of its own"
-    draft = Path(speculative.draft_model_config.model)
-    checks = (
-        (speculative.parallel_drafting, "the draft model drafts in parallel"),
-        (config.kv_transfer_config is not None, "a KV connector is in use"),
-        (config.model_config.enable_sleep_mode, "sleep mode is on"),
-        (
-            speculative.draft_model_config.max_model_len < config.model_config.max_model_len,
-            "the draft's max_model_len is below the target's",
-        ),
-        (config.model_config.original_max_model_len == -1, "max_model_len is left to vLLM (-1), which would fit it to lent blocks"),
-        (config.cache_config.num_gpu_blocks_override is not None, "num_gpu_blocks_override fixes the number of KV blocks"),
-        (
-            not on_cpu and os.environ.get(CUDA_OFFLOAD_VARIABLE) != "1",
-            f"on a GPU it has never run; {CUDA_OFFLOAD_VARIABLE}=1 tries it",
-        ),
-        (
-            not on_cpu and not config.model_config.enable_cumem_allocator,
-            "on a GPU it needs enable_cumem_allocator: true in engine_kwargs",
-        ),
-        (
-            on_cpu and speculative.draft_model_config.quantization is not None,
-            f"the draft is quantised ({speculative.draft_model_config.quantization}), which packs its weights only once on CPU",
-        ),
-        (not draft.is_dir(), f"the draft {str(draft)!r} is no local folder, from which its size could be read"),
+        return None, why_not_lendable(OffloadFacts(on_cpu, drafter_kind="none" if speculative is None else speculative.method))
+    facts = OffloadFacts(
+        on_cpu=on_cpu,
+        drafter_kind=SEPARATE_DRAFT_MODEL,
+        drafts_in_parallel=bool(speculative.parallel_drafting),
+        has_kv_connector=config.kv_transfer_config is not None,
+        sleep_mode=bool(config.model_config.enable_sleep_mode),
+        draft_ends_before_target=speculative.draft_model_config.max_model_len < config.model_config.max_model_len,
+        max_model_len_is_left_to_vllm=config.model_config.original_max_model_len == -1,
+        num_blocks_is_fixed=config.cache_config.num_gpu_blocks_override is not None,
+        cuda_opt_in=os.environ.get(CUDA_OFFLOAD_VARIABLE) == "1",
+        cumem_allocator=bool(config.model_config.enable_cumem_allocator),
+        draft_quantization=speculative.draft_model_config.quantization or "",
     )
-    if reason := next((reason for applies, reason in checks if applies), ""):
+    draft = Path(speculative.draft_model_config.model)
+    reason = why_not_lendable(facts)
+    if not reason and not draft.is_dir():
+        reason = f"the draft {str(draft)!r} is no local folder, from which its size could be read"
+    if reason:
         return None, reason
     try:
         num_bytes = draft_weight_bytes(

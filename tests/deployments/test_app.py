@@ -9,8 +9,9 @@ import pytest
 from structlog.testing import capture_logs
 
 pytest.importorskip("ray.serve")
-from nightjar.deployments.app import ConfigurationError, build, deployment_options, parse_args
-from nightjar.deployments.replica import parse_local_mode, starting_mode
+from nightjar.deployments.app import build, deployment_options
+from nightjar.deployments.llm_config import ConfigurationError, parse_args, parse_local_mode
+from nightjar.deployments.replica import starting_mode
 from nightjar.policy.records import Mode
 from nightjar.policy.status import FleetStatus, OverrideStatus, PolicyStatus
 
@@ -49,7 +50,7 @@ def test_application_builds_with_the_deployment_named_llm() -> None:
     ("wrong", "message"),
     [
         ({}, "llm_configs: a list with one model is needed"),
-        ({"llm_config": []}, "no such field llm_config; allowed is llm_configs"),
+        ({"llm_config": []}, r"llm_config: no such field .*did you mean llm_configs\?"),
         ({"llm_configs": args()["llm_configs"] * 2}, "llm_configs: 2 models, but an application serves one"),
         (args(engine_kwarg={}), r"llm_configs\.0\.engine_kwarg: no such field .*did you mean engine_kwargs\?"),
         (args(lora_config={}), r"llm_configs\.0\.lora_config: no such field .*allowed are model_loading_config,"),

@@ -11,7 +11,8 @@ pytest.importorskip("ray.serve")
 pytest.importorskip("vllm")
 from ray.serve import Application
 
-from nightjar.deployments.app import deploy, parse_args
+from nightjar.deployments.app import deploy
+from nightjar.deployments.llm_config import parse_args
 from nightjar.deployments.models import ModelError, resolve_model
 from nightjar.deployments.replica import LLMReplica, ModelToServe
 from nightjar.policy.records import DrafterState

@@ -1,0 +1,1 @@
+"""`nightjar check` and `nightjar migrate`: what a configuration file means, known before anything is deployed."""

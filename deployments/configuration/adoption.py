@@ -1,0 +1,210 @@
+"""Nightjar into a ray.serve.llm configuration: edits of the user's own text.
+
+The application's import path changes, the policy's application goes behind the last one, and what of ray.serve.llm Nightjar's
+deployment has no use for turns into comments that say so. What cannot be carried over is refused with `MigrationError`, which
+names line, value and the way out; nothing is dropped in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import yaml
+
+from nightjar.cluster.serve_config import POLICY_IMPORT_PATH
+from nightjar.deployments.configuration.checking import MODEL_IMPORT_PATH, RAY_IMPORT_PATH
+from nightjar.deployments.configuration.findings import shown
+from nightjar.deployments.configuration.migration import (
+    ADDED,
+    OWN_FIELDS,
+    TAKEN_OUT,
+    Application,
+    MigrationError,
+    applications_of,
+    child,
+    item_nodes,
+    pair_of,
+    read_for_edit,
+    rename,
+)
+from nightjar.deployments.configuration.source import ServeSource
+from nightjar.deployments.configuration.text_edits import TextEdits, last_line
+
+POLICY_NAME: Final = "nightjar"
+POLICY_ROUTE: Final = "/nightjar"
+_POLICY_FLOW: Final = (
+    f"{{name: {POLICY_NAME}, import_path: {POLICY_IMPORT_PATH}, route_prefix: {POLICY_ROUTE}, "
+    "deployments: [{name: Policy, user_config: {mode: shadow, planner: fleet}}]}"
+)
+_SHARED: Final = frozenset({"model_loading_config", "accelerator_type", "engine_kwargs", "deployment_config", "runtime_env"})
+_NOT_NEEDED: Final = frozenset(
+    {"llm_engine", "accelerator_config", "placement_group_config", "log_engine_metrics", "experimental_configs"}
+)
+_WITHOUT_COUNTERPART: Final = {
+    "lora_config": "Nightjar's deployment loads adapters by vLLM's own lora_modules in engine_kwargs",
+    "server_cls": "Nightjar brings its own deployment",
+    "callback_config": "Nightjar's deployment calls no callbacks",
+}
+
+
+def add_nightjar(text: str) -> str:
+    """The text with Nightjar in it; unchanged where it is in already. Raises MigrationError."""
+    for source in reversed(read_for_edit(text)):  # from the end, so that lines before stay where they are
+        edits = TextEdits()
+        applications = applications_of(source)
+        theirs = [application for application in applications if application.import_path() == RAY_IMPORT_PATH]
+        if not theirs and not any(application.import_path() == MODEL_IMPORT_PATH for application in applications):
+            paths = ", ".join(application.import_path() for application in applications)
+            message = f"import_path: {paths}; Nightjar takes the place of {RAY_IMPORT_PATH}, and none is here"
+            raise MigrationError(source.line_of(("applications", 0, "import_path")), message)
+        for application in theirs:
+            _adopt(application, edits)
+        _add_policy(source, applications, edits)
+        text = edits.applied(text, first_line=source.first_line, indent=source.indent)
+    return text
+
+
+def _adopt(application: Application, edits: TextEdits) -> None:
+    """Everything that one application of ray.serve.llm needs to be Nightjar's."""
+    if application.values.get("deployments"):
+        message = "they are ray.serve.llm's own; move their options to llm_configs: deployment_config first, and take them out"
+        raise application.refuse(("deployments",), f"deployments: {message}")
+    rename(application, RAY_IMPORT_PATH, MODEL_IMPORT_PATH, edits)
+    entry, values = application.entry, application.entry_values
+    for key in application.values["args"]:
+        if key == "ingress_deployment_config":
+            _comment_out(application, child(application.node, "args"), key, ("args", key), edits)
+        elif key != "llm_configs":
+            raise application.refuse(("args", key), f"{key}: Nightjar has no ingress of its own; take it out first")
+    for key, value in values.items():
+        place = ("args", "llm_configs", 0, key)
+        if key in _NOT_NEEDED:
+            _check_not_needed(application, key, value)
+            _comment_out(application, entry, key, place, edits)
+        elif key not in _SHARED and key not in OWN_FIELDS:
+            reason = _WITHOUT_COUNTERPART.get(key, "Nightjar's deployment has no such field")
+            raise application.refuse(place, f"{key}: {shown(value)} cannot be carried over: {reason}; take it out first")
+    _check_loading(application)
+    _add_gpus(application, edits)
+
+
+def _check_not_needed(application: Application, key: str, value: Any) -> None:
+    """What means nothing in Nightjar's deployment, unless it says something that it should mean."""
+    place = ("args", "llm_configs", 0, key)
+    if key == "llm_engine" and value != "vLLM":
+        raise application.refuse(place, f"llm_engine: {shown(value)}; Nightjar serves with vLLM alone")
+    if key == "accelerator_config" and (value or {}).get("kind") not in ("gpu", "cpu"):
+        raise application.refuse(place, f"accelerator_config: {shown(value)}; Nightjar knows the kinds gpu and cpu")
+    if key == "placement_group_config" and "SPREAD" in str((value or {}).get("strategy")):
+        message = "an engine of Nightjar's stays on one node; spread replicas, not engines, and take it out first"
+        raise application.refuse(place, f"placement_group_config: {shown(value)}; {message}")
+
+
+def _check_loading(application: Application) -> None:
+    loading = application.entry_values.get("model_loading_config") or {}
+    for key, value in loading.items():
+        place = ("args", "llm_configs", 0, "model_loading_config", key)
+        if key == "tokenizer_source":
+            raise application.refuse(place, f"tokenizer_source: {shown(value)}; write it as tokenizer in engine_kwargs first")
+        if value is not None and not isinstance(value, str):
+            raise application.refuse(place, f"{key}: {shown(value)}; Nightjar loads a hub name or a folder: write one first")
+
+
+def _add_gpus(application: Application, edits: TextEdits) -> None:
+    """ray.serve.llm takes a GPU for each worker unless told otherwise; Nightjar's deployment takes what it is told."""
+    values = application.entry_values
+    options = values.get("deployment_config") or {}
+    given = options.get("ray_actor_options") or {}
+    is_cpu = (values.get("accelerator_config") or {}).get("kind") == "cpu" or _bundles_have_no_gpu(values)
+    if values.get("accelerator_type") or "num_gpus" in given or is_cpu:
+        return
+    kwargs = values.get("engine_kwargs") or {}
+    gpus = f"num_gpus: {int(kwargs.get('tensor_parallel_size') or 1) * int(kwargs.get('pipeline_parallel_size') or 1)}"
+    inner = child(application.entry, "deployment_config")
+    innermost = child(inner, "ray_actor_options")
+    if innermost is not None:
+        _insert_last(application, innermost, [f"{gpus}{ADDED}"], gpus, edits)
+    elif inner is not None:
+        _insert_last(application, inner, [f"ray_actor_options: {{{gpus}}}{ADDED}"], gpus, edits)
+    else:
+        lines = [f"deployment_config:{ADDED}", f"  ray_actor_options: {{{gpus}}}{ADDED}"]
+        _insert_last(application, application.entry, lines, gpus, edits)
+
+
+def _bundles_have_no_gpu(values: dict[str, Any]) -> bool:
+    placement = values.get("placement_group_config") or {}
+    bundles = [*(placement.get("bundles") or ()), *([placement["bundle_per_worker"]] if placement.get("bundle_per_worker") else ())]
+    return bool(bundles) and not any(bundle.get("GPU") for bundle in bundles)
+
+
+def _insert_last(application: Application, mapping: yaml.Node, lines: list[str], what: str, edits: TextEdits) -> None:
+    """Put keys into a block mapping, behind its last one."""
+    if not isinstance(mapping, yaml.MappingNode) or mapping.flow_style or not mapping.value:
+        place = ("args", "llm_configs", 0)
+        message = f"no accelerator_type, so {what} must go where braces are; add it, or accelerator_type, first"
+        raise application.refuse(place, message)
+    indent = " " * mapping.start_mark.column
+    edits.insert_after(last_line(mapping), [indent + line for line in lines])
+
+
+def _comment_out(
+    application: Application, mapping: yaml.Node | None, key: str, place: tuple[str | int, ...], edits: TextEdits
+) -> None:
+    """Turn a key's lines into comments that `remove_nightjar` knows."""
+    pair = pair_of(mapping, key)
+    assert isinstance(mapping, yaml.MappingNode)
+    assert pair is not None
+    if mapping.flow_style:
+        raise application.refuse(place, f"{key}: of no use to Nightjar, and inside braces; take it out first")
+    column, lines = pair[0].start_mark.column, application.source.lines
+    for number in range(pair[0].start_mark.line, last_line(pair[1]) + 1):
+        if lines[number][:column].strip(" -"):
+            raise application.refuse(place, f"{key}: its lines are indented less than it is; indent them, or take it out first")
+        if lines[number][column:].strip():
+            edits.replace(number, column, column, TAKEN_OUT)
+
+
+def _add_policy(source: ServeSource, applications: list[Application], edits: TextEdits) -> None:
+    if any(application.import_path() == POLICY_IMPORT_PATH for application in applications):
+        return
+    for application in applications:
+        for field, taken in (("name", POLICY_NAME), ("route_prefix", POLICY_ROUTE)):
+            if application.values.get(field) == taken:
+                raise application.refuse((field,), f"{field}: {taken} is the policy's own; choose another one")
+    nodes, last = item_nodes(source), applications[-1].node
+    if nodes.flow_style:
+        edits.replace(last.end_mark.line, last.end_mark.column, last.end_mark.column, f", {_POLICY_FLOW}")
+        return
+    dash, item = nodes.start_mark.column, last.start_mark.column
+    edits.insert_after(_behind_comments(source, last_line(last), dash), list(policy_lines(dash, item)))
+
+
+def policy_lines(dash: int, item: int) -> Iterator[str]:
+    """The policy's application as an item of a list whose dashes stand in column `dash` and whose keys stand in column `item`."""
+    indent = " " * item
+    yield f"{' ' * dash}-{' ' * (item - dash - 1)}name: {POLICY_NAME}"
+    yield f"{indent}import_path: {POLICY_IMPORT_PATH}"
+    yield f"{indent}route_prefix: {POLICY_ROUTE}"
+    yield f"{indent}deployments:"
+    yield f"{indent}- name: Policy"
+    yield f"{indent}  user_config:"
+    yield f"{indent}    mode: shadow    # measure and plan, touch nothing; auto steers. A change here replaces no replica"
+    yield f"{indent}    planner: fleet"
+
+
+def _behind_comments(source: ServeSource, line: int, column: int) -> int:
+    """The last of the comments that follow `line` and are indented further than `column`: they belong to what it ends."""
+    lines = source.lines
+    while (
+        line + 1 < len(lines)
+        and (text := lines[line + 1].lstrip(" ")).startswith("#")
+        and len(lines[line + 1]) - len(text) > column
+    ):
+        line += 1
+    return line
+
+
+def _indent_of_comment(line: str) -> int:
+    text = line.lstrip(" ")
+    return len(line) - len(text) if text.startswith("#") else -1

@@ -1,0 +1,62 @@
+"""`nightjar migrate`: what kind of source it is, and what changes where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from nightjar.deployments.configuration.adoption import add_nightjar
+from nightjar.deployments.configuration.migration import MigrationError
+from nightjar.deployments.configuration.removal import remove_nightjar
+from nightjar.deployments.configuration.text_edits import diff
+from nightjar.deployments.configuration.vllm_command import command_to_config, config_to_command, is_command
+
+NEW_CONFIG: Final = Path("serve.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A text before and after, and the file that holds it after."""
+
+    name_before: str
+    before: str
+    path: Path
+    after: str
+    is_new: bool = False  # the file is another one than the source, which stays
+
+    @property
+    def changes_something(self) -> bool:
+        """False where the source is as it should be."""
+        return self.before != self.after
+
+    def diff(self) -> str:
+        """As `diff -u` and `git apply` write and read it."""
+        return diff(self.before, self.after, self.name_before, str(self.path))
+
+    def write(self) -> None:
+        """Write the file. Raises MigrationError where that would replace another one."""
+        data = self.after.encode()
+        if self.is_new and self.path.exists() and self.path.read_bytes() != data:
+            raise MigrationError(1, f"{self.path} is there already and holds something else; name another file with --output")
+        self.path.write_bytes(data)
+
+
+def plan_change(source: str, *, remove: bool, output: Path | None = None) -> Change:
+    """What putting Nightjar in, or taking it out, does to a file or a command.
+
+    Raises MigrationError, OSError, UnicodeDecodeError.
+    """
+    if is_command(source):
+        if remove:
+            raise MigrationError(1, "a command holds no Nightjar; name the Serve config that was made from it")
+        return Change("command", f"{source}\n", output or NEW_CONFIG, command_to_config(source), is_new=True)
+    path = Path(source)
+    text = path.read_bytes().decode()
+    if is_command(text) and not remove:
+        return Change(source, text, output or path.with_suffix(".yaml"), command_to_config(text), is_new=True)
+    command = config_to_command(text) if remove else None
+    if command is not None:
+        return Change(source, text, output or path.with_suffix(".sh"), command, is_new=True)
+    after = remove_nightjar(text) if remove else add_nightjar(text)
+    return Change(source, text, output or path, after, is_new=output is not None and output != path)

@@ -1,0 +1,156 @@
+"""What vLLM will make of engine arguments, told without vLLM: drafter, scheduler, model runner, graph mode.
+
+At run time engine/arguments.py reads the same facts from the configuration that vLLM built; here vLLM 0.32's rules are followed by
+hand, as far as they do not need the model's files. The decisions themselves are the same functions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from nightjar.deployments.configuration.engine_schema import EngineKwargs, SpeculativeKwargs
+from nightjar.deployments.engine.arguments import (
+    CUDA_OFFLOAD_VARIABLE,
+    SEPARATE_DRAFT_MODEL,
+    EngineArguments,
+    EngineFacts,
+    OffloadFacts,
+    steered_engine_kwargs,
+)
+from nightjar.deployments.engine.environment import HostFacts, engine_environment
+from nightjar.deployments.llm_config import ASSUMED_MAX_NUM_SEQS, LLMConfig
+
+RUNNER_VARIABLE: Final = "VLLM_USE_V2_MODEL_RUNNER"
+_KIND_BY_MODEL_NAME: Final = (("eagle-", "eagle"), ("eagle3", "eagle3"), ("dflash", "dflash"), ("dspark", "dspark"))
+"""vLLM tells these by the drafter's name where `method` says nothing or draft_model; the first that fits wins."""
+_NEVER_ON_V2: Final = frozenset({"suffix", "medusa", "mlp_speculator", "custom_class"})
+_NEVER_ASYNCHRONOUS: Final = frozenset({"ngram", "suffix", "medusa", "mlp_speculator", "custom_class"})
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOutlook:
+    """How an engine will run, each in an operator's words."""
+
+    facts: EngineFacts
+    arguments: EngineArguments
+    runner: str
+    graphs: str
+
+
+def drafter_kind(speculative: SpeculativeKwargs | None) -> str:
+    """vLLM's name for how drafts are made; `none` without speculation.
+
+    >>> drafter_kind(SpeculativeKwargs(model="AngelSlim/Qwen3-8B_eagle3", num_speculative_tokens=3))
+    'eagle3'
+    """
+    if speculative is None:
+        return "none"
+    model = (speculative.model or "").lower()
+    if speculative.method is None and model in {"ngram", "[ngram]"}:
+        return "ngram"
+    method = speculative.method or SEPARATE_DRAFT_MODEL
+    if method.endswith("_mtp"):
+        return "mtp"
+    if method == SEPARATE_DRAFT_MODEL:
+        return next((kind for part, kind in _KIND_BY_MODEL_NAME if part in model), SEPARATE_DRAFT_MODEL)
+    return method
+
+
+def is_on_cpu(config: LLMConfig) -> bool:
+    """Whether its replicas ask Ray for no accelerator."""
+    return not config.accelerator_type and not config.actor_options().get("num_gpus")
+
+
+def environment_of(config: LLMConfig) -> dict[str, str]:
+    """The variables that the configuration itself sets for a replica."""
+    nested = config.actor_options().get("runtime_env") or {}
+    return {str(name): str(value) for name, value in (nested.get("env_vars") or {}).items()}
+
+
+def outlook(config: LLMConfig, kwargs: EngineKwargs, *, shadow: bool) -> EngineOutlook:
+    """How the engine of `config` will run; `kwargs` are its engine arguments, checked."""
+    facts = engine_facts(config, kwargs)
+    arguments = steered_engine_kwargs(config.engine_kwargs, facts, shadow=shadow)
+    return EngineOutlook(facts, arguments, _runner(config, facts), _graphs(facts, arguments))
+
+
+def engine_facts(config: LLMConfig, kwargs: EngineKwargs) -> EngineFacts:
+    """What `resolve_facts` will find at run time, without the sizes of an offload."""
+    on_cpu, kind = is_on_cpu(config), drafter_kind(kwargs.speculative_config)
+    speculative = kwargs.speculative_config
+    padded = not (speculative and speculative.disable_padded_drafter_batch)
+    asynchronous = not on_cpu and kind not in _NEVER_ASYNCHRONOUS and padded and kwargs.async_scheduling is not False
+    return EngineFacts(
+        on_cpu=on_cpu,
+        async_scheduling=asynchronous,
+        captures_graphs=not on_cpu and not kwargs.enforce_eager,
+        max_num_seqs=kwargs.max_num_seqs or ASSUMED_MAX_NUM_SEQS,
+        drafter_kind=kind,
+        max_num_speculative_tokens=(speculative.num_speculative_tokens or 0) if speculative else 0,
+        pipeline_parallel_size=kwargs.pipeline_parallel_size,
+        data_parallel_size=kwargs.data_parallel_size,
+        runner_is_v1=_runner_is_v1(config, kwargs, on_cpu=on_cpu, kind=kind),
+    )
+
+
+def offload_facts(config: LLMConfig, kwargs: EngineKwargs) -> OffloadFacts:
+    """What decides whether the draft's memory can be lent."""
+    speculative = kwargs.speculative_config
+    target_length, draft_length = kwargs.max_model_len, speculative.max_model_len if speculative else None
+    return OffloadFacts(
+        on_cpu=is_on_cpu(config),
+        drafter_kind=drafter_kind(speculative),
+        drafts_in_parallel=bool(speculative and speculative.parallel_drafting),
+        has_kv_connector=kwargs.kv_transfer_config is not None,
+        sleep_mode=kwargs.enable_sleep_mode,
+        draft_ends_before_target=bool(target_length and draft_length and draft_length < target_length),
+        max_model_len_is_left_to_vllm=target_length == -1,
+        num_blocks_is_fixed=kwargs.num_gpu_blocks_override is not None,
+        cuda_opt_in=environment_of(config).get(CUDA_OFFLOAD_VARIABLE) == "1",
+        cumem_allocator=kwargs.enable_cumem_allocator,
+        draft_quantization=(speculative.quantization or "") if speculative else "",
+    )
+
+
+def _runner_is_v1(config: LLMConfig, kwargs: EngineKwargs, *, on_cpu: bool, kind: str) -> bool:
+    if on_cpu:
+        return True
+    host = HostFacts(
+        on_cpu=False,
+        replica_pid=0,
+        local_rank=0,
+        cores_per_engine=1,
+        allowed_cores=(),
+        separate_draft_model=bool(kwargs.speculative_config and kwargs.speculative_config.method == SEPARATE_DRAFT_MODEL),
+    )
+    chosen = (engine_environment(host) | environment_of(config)).get(RUNNER_VARIABLE)
+    if chosen is not None:
+        return chosen == "0"
+    speculative = kwargs.speculative_config
+    return kind in _NEVER_ON_V2 or bool(speculative and (speculative.parallel_drafting or speculative.use_heterogeneous_vocab))
+
+
+def _runner(config: LLMConfig, facts: EngineFacts) -> str:
+    if facts.on_cpu:
+        return "vLLM's model runner V1, the only one on CPU"
+    if not facts.runner_is_v1:
+        return "vLLM's model runner V2, its default" + ("" if facts.drafter_kind == "none" else "; it honours K for EAGLE and MTP")
+    if RUNNER_VARIABLE in environment_of(config):
+        return f"vLLM's model runner V1, as {RUNNER_VARIABLE} says"
+    if facts.drafter_kind == SEPARATE_DRAFT_MODEL:
+        return "vLLM's model runner V1, chosen by Nightjar: V2 drafts its maximum for separate draft models, whatever K says"
+    return f"vLLM's model runner V1: V2 does not take {facts.drafter_kind}"
+
+
+def _graphs(facts: EngineFacts, arguments: EngineArguments) -> str:
+    if facts.on_cpu:
+        return "none on CPU"
+    if not facts.captures_graphs:
+        return "none: enforce_eager"
+    steered = not arguments.serving_plainly and not arguments.only_observing
+    if steered and facts.runner_is_v1:
+        return "piecewise CUDA graphs: V1 captures no full ones where K changes (3 to 14 % slower steps are reported)"
+    if steered:
+        return f"full and piecewise CUDA graphs for every K from 0 to {facts.max_num_speculative_tokens}"
+    return "vLLM's default, full and piecewise CUDA graphs"

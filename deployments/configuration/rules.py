@@ -1,0 +1,221 @@
+"""What is wrong with one application of ours, and what is merely unwise: each rule a function that yields findings.
+
+A rule that another module holds (what steering refuses, what can be lent, what `build` refuses) is asked there, never said again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from nightjar.deployments.configuration.engine_facts import (
+    EngineOutlook,
+    drafter_kind,
+    is_on_cpu,
+    offload_facts,
+    outlook,
+)
+from nightjar.deployments.configuration.engine_schema import EngineKwargs, table_problem
+from nightjar.deployments.configuration.findings import Finding, Place, shown
+from nightjar.deployments.configuration.memory_estimate import MemoryEstimate, estimate_memory
+from nightjar.deployments.configuration.schema_findings import no_such_name, schema_findings
+from nightjar.deployments.configuration.serve_schema import AutoscalingConfig, DeploymentOptions
+from nightjar.deployments.configuration.vllm_names import ENGINE_ARGUMENTS, SERVER_ARGUMENTS, SPECULATIVE_ARGUMENTS, VLLM_VERSION
+from nightjar.deployments.engine.arguments import SEPARATE_DRAFT_MODEL, STEERABLE_DRAFTERS, why_not_lendable
+from nightjar.deployments.llm_config import DEPLOYMENT_NAME, LLMConfig, model_problems, parse_local_mode, read_args
+from nightjar.policy.records import MAX_BATCH_SIZE
+
+ENTRY: Final[Place] = ("args", "llm_configs", 0)
+KWARGS: Final[Place] = (*ENTRY, "engine_kwargs")
+SPECULATIVE: Final[Place] = (*KWARGS, "speculative_config")
+OPTIONS: Final[Place] = (*ENTRY, "deployment_config")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedModel:
+    """A model application that parsed: what it is, how it will run, what it will hold."""
+
+    config: LLMConfig
+    kwargs: EngineKwargs
+    outlook: EngineOutlook
+    memory: MemoryEstimate
+
+
+def check_model(application: Mapping[str, Any], *, shadow: bool) -> tuple[CheckedModel | None, list[Finding]]:
+    """Findings of an application of `nightjar.deployments.app:build`, placed below the application."""
+    config, problems = read_args(application.get("args") or {})
+    found = [Finding("error", ("args", *problem.location), problem.message) for problem in problems]
+    if config is None:
+        return None, found
+    found += schema_findings(DeploymentOptions, config.deployment_config, OPTIONS)
+    found += _unknown_names(config.engine_kwargs)
+    found += schema_findings(EngineKwargs, config.engine_kwargs, KWARGS)
+    found += _overrides(application.get("deployments") or [])
+    if any(finding.severity == "error" for finding in found):
+        return None, found
+    found += [Finding("warning", ("args", *problem.location), problem.message) for problem in model_problems(config)]
+    kwargs = EngineKwargs.model_validate(config.engine_kwargs)
+    model = CheckedModel(config, kwargs, outlook(config, kwargs, shadow=shadow), estimate_memory(config, kwargs))
+    for rule in (_steering, _length_table, _offload, _draft_parallelism, _serving_room, _autoscaling, _costs):
+        found += rule(model)
+    return model, found
+
+
+def _unknown_names(engine_kwargs: Mapping[str, Any]) -> Iterator[Finding]:
+    known = ENGINE_ARGUMENTS | SERVER_ARGUMENTS
+    what = f"argument of vLLM {VLLM_VERSION}"
+    for name, value in engine_kwargs.items():
+        if name not in known:
+            yield Finding("error", (*KWARGS, name), no_such_name(name, value, known, what))
+    speculative = engine_kwargs.get("speculative_config")
+    for name, value in speculative.items() if isinstance(speculative, Mapping) else ():
+        if name not in SPECULATIVE_ARGUMENTS:
+            yield Finding("error", (*SPECULATIVE, name), no_such_name(name, value, SPECULATIVE_ARGUMENTS, what))
+
+
+def _overrides(deployments: list[Mapping[str, Any]]) -> Iterator[Finding]:
+    for number, deployment in enumerate(deployments):
+        place: Place = ("deployments", number)
+        if deployment.get("name") != DEPLOYMENT_NAME:
+            message = f"{shown(deployment.get('name'))}; the application has one deployment, {DEPLOYMENT_NAME}: write that name"
+            yield Finding("error", (*place, "name"), message)
+        try:
+            parse_local_mode(deployment.get("user_config"))
+        except ValueError as error:
+            yield Finding("error", (*place, "user_config"), f"{error}; correct it, or take it out")
+
+
+def _steering(model: CheckedModel) -> Iterator[Finding]:
+    reason = model.outlook.arguments.serving_plainly
+    if not reason:
+        if model.outlook.arguments.only_observing:
+            message = "mode shadow starts an engine that captures graphs with your own arguments; leaving shadow needs a new start"
+            yield Finding("advice", KWARGS, message)
+        return
+    if model.kwargs.speculative_config is None:
+        message = (
+            f"{reason}; it serves as plain vLLM. Add one, for example "
+            "speculative_config: {method: draft_model, model: <a small model of the same family>, num_speculative_tokens: 5}"
+        )
+        yield Finding("warning", KWARGS, message)
+        return
+    place, way_out = _blamed(model)
+    yield Finding("error", place, f"{reason}, so it would serve as plain vLLM; {way_out}")
+
+
+def _blamed(model: CheckedModel) -> tuple[Place, str]:
+    """Where what steering refuses stands, and what to do about it."""
+    kwargs, facts = model.config.engine_kwargs, model.outlook.facts
+    if facts.drafter_kind not in STEERABLE_DRAFTERS:
+        named = "method" if "method" in kwargs["speculative_config"] else "model"
+        return (*SPECULATIVE, named), "take one of those, or serve it without Nightjar (nightjar migrate --remove)"
+    for name in ("pipeline_parallel_size", "data_parallel_size"):
+        if getattr(facts, name) > 1:
+            return (*KWARGS, name), f"allowed is 1: take {name} out, and use tensor_parallel_size or more replicas instead"
+    for name in ("scheduler_cls", "worker_cls"):
+        if kwargs.get(name) not in (None, "auto"):
+            return (*KWARGS, name), f"take {name} out"
+    if facts.max_num_seqs > MAX_BATCH_SIZE:
+        return (*KWARGS, "max_num_seqs"), "lower it"
+    return (*SPECULATIVE, "num_speculative_tokens"), "lower it"
+
+
+def _length_table(model: CheckedModel) -> Iterator[Finding]:
+    speculative = model.kwargs.speculative_config
+    if speculative is None or speculative.num_speculative_tokens_per_batch_size is None:
+        return
+    problem = table_problem(speculative.num_speculative_tokens_per_batch_size, speculative.num_speculative_tokens)
+    if problem:
+        yield Finding("error", (*SPECULATIVE, "num_speculative_tokens_per_batch_size"), problem)
+
+
+def _offload(model: CheckedModel) -> Iterator[Finding]:
+    config, kwargs = model.config, model.kwargs
+    if config.draft_offload == "never":
+        return
+    reason = why_not_lendable(offload_facts(config, kwargs))
+    if not reason and _is_hub_name(config.draft_source):
+        reason = f"the draft {config.draft_source!r} is a hub name, and its size is read from a local folder"
+    if reason:
+        message = f"{config.draft_offload!r} cannot be done: {reason}; mend that, or set draft_offload: never"
+        yield Finding("error", (*ENTRY, "draft_offload"), message)
+
+
+def _is_hub_name(source: str) -> bool:
+    return "/" in source and not source.startswith((".", "/", "~"))
+
+
+def _draft_parallelism(model: CheckedModel) -> Iterator[Finding]:
+    speculative, size = model.kwargs.speculative_config, model.kwargs.tensor_parallel_size
+    if speculative is None:
+        return
+    draft_size = speculative.draft_tensor_parallel_size
+    if drafter_kind(speculative) == SEPARATE_DRAFT_MODEL and draft_size not in (None, size):
+        message = (
+            f"{draft_size}, tensor_parallel_size is {size}; vLLM runs a draft model on as many ranks as its target: take it out"
+        )
+        yield Finding("error", (*SPECULATIVE, "draft_tensor_parallel_size"), message)
+    if speculative.use_heterogeneous_vocab and model.outlook.facts.drafter_kind == SEPARATE_DRAFT_MODEL:
+        message = (
+            "a draft that catches up reads the target's token ids as they are: right where vocabularies differ in padding alone, "
+            "fewer accepted drafts after a restart where they do not"
+        )
+        yield Finding("advice", (*SPECULATIVE, "use_heterogeneous_vocab"), message)
+
+
+def _serving_room(model: CheckedModel) -> Iterator[Finding]:
+    config = model.config
+    given, enough = config.deployment_config.get("max_ongoing_requests"), config.enough_ongoing_requests
+    if given is not None and given < enough:
+        whose = "" if model.kwargs.max_num_seqs else ", the largest default of vLLM"
+        message = (
+            f"{given} is below twice max_num_seqs ({enough // 2}{whose}): Serve holds requests back before the "
+            f"engine's batch is full; write {enough}, or take it out"
+        )
+        yield Finding("warning", (*OPTIONS, "max_ongoing_requests"), message)
+    if is_on_cpu(config):
+        message = "no accelerator_type and no ray_actor_options.num_gpus: its replicas get no GPU, right only for vLLM's CPU build"
+        yield Finding("advice", ENTRY, message)
+        return
+    gpus = config.actor_options().get("num_gpus")
+    if gpus is not None and gpus < config.num_workers:
+        message = f"{gpus}, and the engine runs {config.num_workers} workers with a GPU each; write {config.num_workers}"
+        yield Finding("error", (*OPTIONS, "ray_actor_options", "num_gpus"), message)
+
+
+def _autoscaling(model: CheckedModel) -> Iterator[Finding]:
+    values = model.config.deployment_config.get("autoscaling_config")
+    if values is None:
+        return
+    place: Place = (*OPTIONS, "autoscaling_config")
+    scaling = AutoscalingConfig.model_validate(values)
+    target = scaling.target_ongoing_requests or 0.0
+    most = model.config.deployment_config.get("max_ongoing_requests") or model.config.enough_ongoing_requests
+    if target > most:
+        message = f"{target:g} is above max_ongoing_requests ({most}): no replica ever holds as many, so none is added; lower it"
+        yield Finding("warning", (*place, "target_ongoing_requests"), message)
+    elif "target_ongoing_requests" not in values:
+        message = "not set; Serve's default of 2 adds a replica for every two requests: set it near max_num_seqs"
+        yield Finding("warning", (*place, "target_ongoing_requests"), message)
+    if scaling.min_replicas == 0:
+        yield Finding("advice", (*place, "min_replicas"), "0: the first request after a pause waits until a model is loaded")
+
+
+def _costs(model: CheckedModel) -> Iterator[Finding]:
+    facts, arguments = model.outlook.facts, model.outlook.arguments
+    if arguments.serving_plainly or facts.on_cpu:
+        return
+    if facts.drafter_kind == SEPARATE_DRAFT_MODEL and not facts.runner_is_v1:
+        message = "runner V2 drafts its maximum for a separate draft model, whatever K says; take VLLM_USE_V2_MODEL_RUNNER=1 out"
+        yield Finding("warning", (*SPECULATIVE, "method"), message)
+    elif facts.runner_is_v1 and facts.captures_graphs:
+        message = (
+            "runner V1 means piecewise CUDA graphs, for which 3 to 14 % slower steps are reported; EAGLE and MTP keep full ones"
+        )
+        yield Finding("advice", SPECULATIVE, message)
+    if facts.drafter_kind in {"eagle", "eagle3", "mtp"}:
+        message = (
+            "kept in step by vLLM at K = 0: off still runs the drafter once a step, and nothing can be lent; restarts are free"
+        )
+        yield Finding("advice", SPECULATIVE, message)

@@ -1,0 +1,163 @@
+"""A configuration file as values whose lines are known: plain Serve configs, and RayServices that hold one in `serveConfigV2`.
+
+PyYAML's nodes know where they stand. A RayService's config is a text inside the manifest; written as a literal block (`|`), its
+lines are the manifest's, moved and indented. Fails with `SourceError`, which names the line and the way out; a key that is
+there twice is such an error, since YAML would drop the first in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import yaml
+
+from nightjar.deployments.configuration.findings import Place
+
+RAY_SERVICE: Final = "RayService"
+SERVE_CONFIG_FIELD: Final = "serveConfigV2"
+
+
+class SourceError(ValueError):
+    """Text that holds no Serve configuration. `line` counts from 1."""
+
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSource:
+    """One Serve config: its values, its nodes, and where its first line stands in the file."""
+
+    values: Any
+    node: yaml.Node | None
+    text: str
+    first_line: int = 0  # counted from 0
+    indent: int = 0  # columns that the file puts before each of its lines
+    lines_are_known: bool = True  # False: a RayService's text in quotes or folded, whose lines are all where it begins
+
+    @property
+    def lines(self) -> list[str]:
+        """Its text's, without their ends."""
+        return [line.removesuffix("\r") for line in self.text.split("\n")]
+
+    def line_of(self, place: Place) -> int:
+        """Line in the file, from 1, of the deepest part of `place` that is there: a key's, or an item's."""
+        line = self.node.start_mark.line if self.node is not None else 0
+        node = self.node
+        for part in place:
+            found = _child(node, part)
+            if found is None:
+                break
+            mark, node = found
+            line = mark.line
+        return self.first_line + (line if self.lines_are_known else 0) + 1
+
+
+def read_sources(text: str) -> tuple[ServeSource, ...]:
+    """The Serve configs of a file, one for each RayService or for the file itself. Raises SourceError."""
+    documents = [(node, _values(node)) for node in _compose(text)]
+    manifests = [(node, values) for node, values in documents if isinstance(values, dict) and "kind" in values]
+    if not manifests:
+        if len(documents) != 1:
+            raise SourceError(
+                1, f"{len(documents)} YAML documents, none of kind {RAY_SERVICE}; give one Serve config, or manifests"
+            )
+        ((node, values),) = documents
+        return (ServeSource(values, node, text),)
+    services = [node for node, values in manifests if values["kind"] == RAY_SERVICE]
+    if not services:
+        kinds = ", ".join(sorted({str(values["kind"]) for _, values in manifests}))
+        raise SourceError(1, f"kind: {kinds}; a {RAY_SERVICE} is needed, or a Serve config with the field applications")
+    return tuple(_embedded(text, node) for node in services)
+
+
+def _compose(text: str) -> list[yaml.Node]:
+    try:
+        return [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None]
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = " ".join(part for part in (error.context, error.problem) if part)
+        raise SourceError(mark.line + 1 if mark else 1, f"not YAML ({problem}); mend it there") from error
+    except yaml.YAMLError as error:
+        raise SourceError(1, f"not YAML ({' '.join(str(error).split())})") from error
+
+
+def _values(node: yaml.Node) -> Any:
+    _refuse_doubled_keys(node)
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise SourceError(line, f"not plain values ({error.problem}); write a string, number, list or mapping") from error
+    finally:
+        loader.dispose()
+
+
+def _refuse_doubled_keys(node: yaml.Node) -> None:
+    for mapping in _mappings(node, set()):
+        seen: dict[str, int] = {}
+        for key, _ in mapping.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                line = key.start_mark.line
+                if key.value in seen:
+                    message = f"is there already, {line - seen[key.value]} lines above; YAML keeps only the last: take one out"
+                    raise SourceError(line + 1, f"{key.value}: {message}")
+                seen[key.value] = line
+
+
+def _mappings(node: yaml.Node, seen: set[int]) -> Iterator[yaml.MappingNode]:
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        yield node
+        for _, value in node.value:
+            yield from _mappings(value, seen)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _mappings(item, seen)
+
+
+def _embedded(text: str, manifest: yaml.Node) -> ServeSource:
+    found = _find(manifest, ("spec", SERVE_CONFIG_FIELD))
+    if not isinstance(found, yaml.ScalarNode):
+        raise SourceError(
+            manifest.start_mark.line + 1, f"spec.{SERVE_CONFIG_FIELD}: no text there; a {RAY_SERVICE} keeps its Serve config in it"
+        )
+    is_literal = found.style == "|"
+    first_line = found.start_mark.line + is_literal
+    indent = _indent_of(text.split("\n")[first_line:]) if is_literal else 0
+    try:
+        nodes = _compose(found.value)
+        values = _values(nodes[0]) if nodes else None
+    except SourceError as error:
+        raise SourceError(first_line + (error.line if is_literal else 1), str(error)) from error
+    return ServeSource(values, nodes[0] if nodes else None, found.value, first_line, indent, lines_are_known=is_literal)
+
+
+def _indent_of(lines: list[str]) -> int:
+    first = next((line for line in lines if line.strip()), "")
+    return len(first) - len(first.lstrip(" "))
+
+
+def _find(node: yaml.Node | None, place: Place) -> yaml.Node | None:
+    for part in place:
+        found = _child(node, part)
+        if found is None:
+            return None
+        node = found[1]
+    return node
+
+
+def _child(node: yaml.Node | None, part: str | int) -> tuple[yaml.Mark, yaml.Node] | None:
+    """Where a mapping's key or a list's item begins, and what it holds."""
+    if isinstance(node, yaml.MappingNode):
+        return next(((key.start_mark, value) for key, value in node.value if key.value == str(part)), None)
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        item = node.value[part]
+        return item.start_mark, item
+    return None

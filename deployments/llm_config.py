@@ -1,0 +1,200 @@
+"""One model as `llm_configs` describes it, and what is wrong with it. Pure: needs neither Ray nor vLLM.
+
+`build` in app.py turns it into a Serve application and refuses it in one message; `nightjar check` says the same with the file's
+lines. So each rule stands here once, as an `ArgumentProblem` that names place, value and what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nightjar.deployments.engine_watch import HUNG_AFTER_S
+from nightjar.deployments.models import ModelError, resolve_model
+from nightjar.policy.records import Mode
+from nightjar.policy.settings import DraftOffload
+
+DEPLOYMENT_NAME: Final = "LLM"
+ASSUMED_MAX_NUM_SEQS: Final = 1024
+"""vLLM's largest default, for engines whose max_num_seqs is left to vLLM."""
+_DRAFTERS_WITHOUT_MODEL: Final = frozenset({"ngram", "ngram_gpu", "suffix", "custom_class"})
+
+Location = tuple[str | int, ...]
+
+
+class ConfigurationError(ValueError):
+    """Application arguments that cannot be used. One message: field, value, what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArgumentProblem:
+    """What is wrong at one place of `args`."""
+
+    location: Location
+    message: str
+
+    def __str__(self) -> str:
+        return f"{'.'.join(str(part) for part in self.location)}: {self.message}"
+
+
+class ModelLoadingConfig(BaseModel):
+    """Under which name the model is served, and where it is loaded from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model_id: Annotated[str, Field(min_length=1)]
+    model_source: Annotated[str, Field(min_length=1)] | None = None  # None: model_id
+
+
+class LLMConfig(BaseModel):
+    """One entry of `llm_configs`, in the shape of ray.serve.llm."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model_loading_config: ModelLoadingConfig
+    accelerator_type: str | None = None
+    engine_kwargs: dict[str, Any] = Field(default_factory=dict)
+    deployment_config: dict[str, Any] = Field(default_factory=dict)
+    runtime_env: dict[str, Any] | None = None
+    hung_after_s: Annotated[float, Field(ge=0.0, le=86_400.0)] = HUNG_AFTER_S
+    """Seconds without a step, with requests to work on, after which the engine counts as hung and its replica is replaced.
+
+    0 watches for no hang. Default 120: a false alarm costs a restart and every running request, so keep it well above the
+    longest step, which is a long prefill (tens of seconds on a CPU). Nightjar's own; ray.serve.llm has no such field.
+    """
+
+    draft_offload: DraftOffload = "never"
+    """Whether this engine plans its KV blocks so that a sleeping draft model's memory can be lent to requests.
+
+    `under_memory_pressure`: the policy's setting of the same name then says whether and when. At start the engine shortly needs
+    memory for all blocks together. Default never. Nightjar's own; ray.serve.llm has no such field.
+    """
+
+    @property
+    def model_source(self) -> str:
+        """What to load: a folder of NIGHTJAR_MODELS, a path or a hub name."""
+        return self.model_loading_config.model_source or self.model_loading_config.model_id
+
+    @property
+    def draft_source(self) -> str:
+        """The drafter's model as the user named it; empty where the drafter has none."""
+        speculative = self.engine_kwargs.get("speculative_config") or {}
+        has_model = speculative.get("method") not in _DRAFTERS_WITHOUT_MODEL
+        return str(speculative.get("model") or "") if has_model else ""
+
+    @property
+    def num_workers(self) -> int:
+        """Processes that run the model, one accelerator each."""
+        kwargs = self.engine_kwargs
+        return int(kwargs.get("tensor_parallel_size") or 1) * int(kwargs.get("pipeline_parallel_size") or 1)
+
+    @property
+    def enough_ongoing_requests(self) -> int:
+        """What Serve must let through at least, so that the engine's batch can fill while others queue in it."""
+        return 2 * int(self.engine_kwargs.get("max_num_seqs") or ASSUMED_MAX_NUM_SEQS)
+
+    def actor_options(self) -> dict[str, Any]:
+        """Ray's options of a replica: the user's, completed by what the engine needs."""
+        options: dict[str, Any] = {"num_cpus": 1}
+        if self.accelerator_type:
+            options |= {"num_gpus": self.num_workers, "accelerator_type": self.accelerator_type}
+        if self.runtime_env:
+            options["runtime_env"] = self.runtime_env
+        return options | dict(self.deployment_config.get("ray_actor_options") or {})
+
+
+def parse_args(args: Mapping[str, Any]) -> LLMConfig:
+    """The one model of `args`, its folders checked. Raises ConfigurationError."""
+    config, problems = read_args(args)
+    if config is not None and not problems:
+        problems = tuple(model_problems(config))
+    if config is None or problems:
+        raise ConfigurationError("; ".join(str(problem) for problem in problems))
+    return config
+
+
+def read_args(args: Mapping[str, Any]) -> tuple[LLMConfig | None, tuple[ArgumentProblem, ...]]:
+    """The one model of `args` and everything that is wrong with it, whether or not its models are on this machine.
+
+    None where it is too wrong to be one.
+    """
+    unknown = (field for field in args if field != "llm_configs")
+    problems = [ArgumentProblem((field,), _no_such_field(field, args[field], ["llm_configs"])) for field in unknown]
+    entries = args.get("llm_configs")
+    if not isinstance(entries, list) or not entries:
+        problems.append(ArgumentProblem(("llm_configs",), f"a list with one model is needed (got {str(entries)[:80]})"))
+        return None, tuple(problems)
+    if len(entries) > 1:
+        message = f"{len(entries)} models, but an application serves one; give each its own application"
+        return None, (*problems, ArgumentProblem(("llm_configs",), message))
+    try:
+        config = LLMConfig.model_validate(entries[0])
+    except ValidationError as error:
+        return None, (*problems, *(_problem(dict(detail)) for detail in error.errors(include_url=False)))
+    return config, (*problems, *_engine_kwargs_problems(config.engine_kwargs), *_user_config_problems(config))
+
+
+def model_problems(config: LLMConfig) -> Iterator[ArgumentProblem]:
+    """Models that are no folder of this machine and no hub name."""
+    named = (
+        (("model_loading_config", "model_source"), config.model_source),
+        (("engine_kwargs", "speculative_config", "model"), config.draft_source),
+    )
+    for location, source in named:
+        try:
+            if source:
+                resolve_model(source)
+        except ModelError as error:
+            yield ArgumentProblem(("llm_configs", 0, *location), str(error))
+
+
+def parse_local_mode(user_config: object) -> Mode | None:
+    """The kill switch in a deployment's `user_config`; None where it holds none. Raises ValueError."""
+    if user_config is None:
+        return None
+    if not isinstance(user_config, dict) or set(user_config) - {"mode"}:
+        raise ValueError(f"user_config: allowed is mode alone, for example {{mode: 'off'}} (got {str(user_config)[:80]!r})")
+    mode = user_config.get("mode")
+    if mode is None or mode == "default":
+        return None
+    try:
+        return Mode.model_validate(mode)
+    except ValidationError as error:
+        raise ValueError(f"user_config: mode {str(mode)[:40]!r} is none of auto, shadow, off, pin=K, default") from error
+
+
+def _engine_kwargs_problems(engine_kwargs: Mapping[str, Any]) -> Iterator[ArgumentProblem]:
+    place: Location = ("llm_configs", 0, "engine_kwargs")
+    for taken, instead in (("model", "model_loading_config.model_source"), ("served_model_name", "model_loading_config.model_id")):
+        if taken in engine_kwargs:
+            yield ArgumentProblem((*place, taken), f"{engine_kwargs[taken]!r}; use {instead} instead")
+    speculative = engine_kwargs.get("speculative_config")
+    if speculative is not None and not isinstance(speculative, dict):
+        yield ArgumentProblem((*place, "speculative_config"), f"a mapping is needed (got {str(speculative)[:80]!r})")
+
+
+def _user_config_problems(config: LLMConfig) -> Iterator[ArgumentProblem]:
+    try:
+        parse_local_mode(config.deployment_config.get("user_config"))
+    except ValueError as error:
+        yield ArgumentProblem(("llm_configs", 0, "deployment_config", "user_config"), str(error))
+
+
+def _problem(detail: Mapping[str, Any]) -> ArgumentProblem:
+    location = tuple(detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        model = ModelLoadingConfig if location[:1] == ("model_loading_config",) else LLMConfig
+        message = _no_such_field(str(location[-1]), detail["input"], list(model.model_fields))
+    else:
+        message = f"{detail['msg']} (got {str(detail['input'])[:80]!r})"
+    return ArgumentProblem(("llm_configs", 0, *location), message)
+
+
+def _no_such_field(field: str, value: object, allowed: list[str]) -> str:
+    near = get_close_matches(field, allowed, n=1, cutoff=0.75)
+    hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(allowed)}"
+    return f"no such field (value {str(value)[:80]!r}); {hint}"

@@ -1,0 +1,354 @@
+"""`nightjar check`: every mistake is one message with the line, the value seen and the way out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import indent
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from nightjar.deployments.configuration.checking import Report, check_text
+from nightjar.deployments.configuration.commands import app
+from nightjar.deployments.configuration.describing import describe
+
+GOOD = """\
+http_options: {host: 0.0.0.0, port: 8000}
+applications:
+- name: chat
+  import_path: nightjar.deployments.app:build
+  args:
+    llm_configs:
+    - model_loading_config: {model_id: chat, model_source: someone/target}
+      accelerator_type: H100
+      engine_kwargs:
+        tensor_parallel_size: 2
+        max_num_seqs: 64
+        speculative_config:
+          method: draft_model
+          model: someone/draft
+          num_speculative_tokens: 5
+      deployment_config:
+        num_replicas: 3
+- name: nightjar
+  import_path: nightjar.cluster.policy_app:build
+  route_prefix: /nightjar
+  deployments:
+  - name: Policy
+    user_config:
+      mode: auto
+      planner: fleet
+"""
+RAY_SERVICE = """\
+# a manifest
+apiVersion: ray.io/v1
+kind: RayService
+metadata:
+  name: chat
+spec:
+  serveConfigV2: |
+{config}
+  rayClusterConfig:
+    headGroupSpec:
+      template: {{}}
+"""
+MANIFEST_LINES_BEFORE = 7
+
+
+def errors(report: Report) -> list[str]:
+    return [line.text("f") for line in report.lines if line.finding.severity == "error"]
+
+
+def said(text: str, severity: str) -> list[str]:
+    return [line.finding.message for line in check_text(text).lines if line.finding.severity == severity]
+
+
+def replaced(old: str, new: str) -> str:
+    assert GOOD.count(old) == 1, old
+    return GOOD.replace(old, new)
+
+
+def test_a_good_file_has_no_error_and_no_warning() -> None:
+    assert [line.text("f") for line in check_text(GOOD).lines if line.finding.severity != "advice"] == []
+
+
+BROKEN = [
+    pytest.param(
+        replaced("max_num_seqs: 64", "max_num_seq: 64"),
+        "f:11: error: applications.0.args.llm_configs.0.engine_kwargs.max_num_seq: no such argument of vLLM 0.32.0 (value 64); "
+        "did you mean max_num_seqs?",
+        id="misspelt engine argument",
+    ),
+    pytest.param(
+        replaced("tensor_parallel_size: 2", "tensor_parallel_size: '2'"),
+        "f:10: error: applications.0.args.llm_configs.0.engine_kwargs.tensor_parallel_size: '2' must be a valid integer; "
+        "correct it, or take it out for the default 1",
+        id="type",
+    ),
+    pytest.param(
+        replaced("max_num_seqs: 64", "gpu_memory_utilization: 1.5"),
+        "f:11: error: applications.0.args.llm_configs.0.engine_kwargs.gpu_memory_utilization: 1.5 must be less than or equal to 1; "
+        "correct it, or take it out for the default",
+        id="range",
+    ),
+    pytest.param(
+        replaced("method: draft_model", "method: egale3"),
+        "f:13: error: applications.0.args.llm_configs.0.engine_kwargs.speculative_config.method: 'egale3' must be one of "
+        "custom_class, dflash, draft_model, dspark, eagle, eagle3, extract_hidden_states, medusa, mlp_speculator, mtp, ngram, "
+        "ngram_gpu, suffix; correct it, or take it out for the default",
+        id="unknown method",
+    ),
+    pytest.param(
+        replaced("tensor_parallel_size: 2", "pipeline_parallel_size: 2"),
+        "f:10: error: applications.0.args.llm_configs.0.engine_kwargs.pipeline_parallel_size: pipeline_parallel_size 2 is not "
+        "supported, so it would serve as plain vLLM; allowed is 1: take pipeline_parallel_size out, and use "
+        "tensor_parallel_size or more replicas instead",
+        id="pipeline parallelism",
+    ),
+    pytest.param(
+        replaced("tokens: 5\n", "tokens: 5\n          num_speculative_tokens_per_batch_size: [[1, 8, 7], [9, 64, 1]]\n"),
+        "f:16: error: applications.0.args.llm_configs.0.engine_kwargs.speculative_config.num_speculative_tokens_per_batch_size: "
+        "row [1, 8, 7] asks for 7 tokens, num_speculative_tokens is 5; allowed are 0 to 5: lower it or "
+        "raise num_speculative_tokens",
+        id="K in a table above the maximum",
+    ),
+    pytest.param(
+        replaced(
+            "tokens: 5\n",
+            "tokens: 5\n          num_speculative_tokens_per_batch_size:\n          - [1, 8, 5]\n          - [8, 64, 1]\n",
+        ),
+        "f:16: error: applications.0.args.llm_configs.0.engine_kwargs.speculative_config.num_speculative_tokens_per_batch_size: "
+        "row [8, 64, 1] begins at or below batch 8, where the row before ends; rows must ascend: let it begin at 9",
+        id="table that does not ascend",
+    ),
+    pytest.param(
+        replaced("num_replicas: 3", "autoscaling_config:\n          min_replicas: 4\n          max_replicas: 2"),
+        "f:18: error: applications.0.args.llm_configs.0.deployment_config.autoscaling_config.min_replicas: min_replicas 4 is above "
+        "max_replicas 2 (default 1); raise max_replicas or lower min_replicas",
+        id="more replicas at least than at most",
+    ),
+    pytest.param(
+        replaced("method: draft_model", "method: eagle3").replace("accelerator_type: H100", "draft_offload: under_memory_pressure"),
+        "f:8: error: applications.0.args.llm_configs.0.draft_offload: 'under_memory_pressure' cannot be done: only a separate "
+        "draft model has memory of its own; mend that, or set draft_offload: never",
+        id="offload of a drafter that cannot leave",
+    ),
+    pytest.param(
+        replaced("planner: fleet", "planer: fleet"),
+        "f:25: error: applications.1.deployments.0.user_config.planer: no such setting (value 'fleet'); did you mean planner?; "
+        "correct it, or take it out",
+        id="setting that does not parse",
+    ),
+    pytest.param(
+        replaced("planner: fleet", "allowed_num_speculative_tokens: [0, 8]"),
+        "f:25: error: applications.1.deployments.0.user_config.allowed_num_speculative_tokens: 8 is above the "
+        "num_speculative_tokens of every application (5); allowed are 0 to 5: lower it, or raise "
+        "num_speculative_tokens in the application's speculative_config",
+        id="setting above the model's maximum",
+    ),
+    pytest.param(
+        replaced("  import_path: nightjar.deployments.app:build", "  import_pth: nightjar.deployments.app:build"),
+        "f:4: error: applications.0.import_pth: no such field (value 'nightjar.deployments.app:build'); did you mean import_path?",
+        id="misspelt key of Serve",
+    ),
+    pytest.param(
+        replaced("num_replicas: 3", "num_replicas: 3\n        autoscaling_config: {max_replicas: 2}"),
+        "f:17: error: applications.0.args.llm_configs.0.deployment_config.num_replicas: num_replicas 3 and autoscaling_config "
+        "exclude each other; take one of them out",
+        id="fixed and autoscaled",
+    ),
+    pytest.param(
+        replaced("      mode: auto\n", "      mode: auto\n      mode: off\n"),
+        "f:25: error: mode: is there already, 1 lines above; YAML keeps only the last: take one out",
+        id="a key twice",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BROKEN)
+def test_a_broken_file_is_told_line_value_and_way_out(text: str, message: str) -> None:
+    assert message in errors(check_text(text))
+
+
+@pytest.mark.parametrize(("text", "message"), BROKEN)
+def test_in_a_rayservice_the_same_messages_name_the_manifests_lines(text: str, message: str) -> None:
+    manifest = RAY_SERVICE.format(config=indent(text, "    ").rstrip())
+    _, line, rest = message.split(":", 2)
+    assert f"f:{int(line) + MANIFEST_LINES_BEFORE}:{rest}" in errors(check_text(manifest))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("applications: [", "f:1: error: not YAML"),
+        ("just words", "holds 'just words'; a mapping with the field applications is needed"),
+        (
+            "import_path: a:b",
+            "f:1: error: import_path: 'a:b' stands at the top; write applications: and this one as its first entry",
+        ),
+        ("applications: []", "applications: [] "),
+        ("kind: Deployment", "kind: Deployment; a RayService is needed"),
+        ("kind: RayService\nspec: {}", "spec.serveConfigV2: no text there"),
+        ("a: 1\n---\nb: 2", "2 YAML documents, none of kind RayService"),
+        (replaced("- name: Policy", "- name: Polizy"), "'Polizy'; the policy app has one deployment, Policy: write that name"),
+        (
+            replaced("- name: nightjar", "- name: chat"),
+            "f:18: error: applications.1.name: 'chat' is the name of application 0, too; each needs its own: change one",
+        ),
+        (replaced("port: 8000", "port: many"), "http_options.port: 'many' must be a valid integer"),
+        (
+            replaced("num_replicas: 3", "user_config: {mode: fast}"),
+            "user_config: mode 'fast' is none of auto, shadow, off, pin=K, default",
+        ),
+        (replaced("num_speculative_tokens: 5", "num_speculative_tokens: 99"), "num_speculative_tokens 99 is above 32"),
+        (replaced("method: draft_model", "method: medusa"), "drafter 'medusa' does not obey a K chosen per step"),
+        (replaced("max_num_seqs: 64", "scheduler_cls: my.Scheduler"), "engine_kwargs set scheduler_cls themselves"),
+        (
+            replaced("accelerator_type: H100", "accelerator_type: H100\n      draft_offload: under_memory_pressure"),
+            "on a GPU it has never run; NIGHTJAR_CUDA_OFFLOAD=1 tries it",
+        ),
+        (replaced("planner: fleet", "planner: schedule"), "planner schedule needs num_speculative_tokens_per_batch_size"),
+        (replaced("mode: auto", "mode: pin=7"), "7 is above the num_speculative_tokens of every application (5)"),
+        (
+            replaced("num_replicas: 3", "ray_actor_options: {num_gpus: 1}"),
+            "1, and the engine runs 2 workers with a GPU each; write 2",
+        ),
+    ],
+)
+def test_further_mistakes(text: str, message: str) -> None:
+    found = errors(check_text(text))
+    assert any(message in line for line in found), found
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (replaced("num_replicas: 3", "max_ongoing_requests: 5"), "5 is below twice max_num_seqs (64)"),
+        (replaced("num_replicas: 3", "autoscaling_config: {max_replicas: 2}"), "Serve's default of 2 adds a replica for every two"),
+        (
+            replaced("num_replicas: 3", "autoscaling_config: {max_replicas: 2, target_ongoing_requests: 500}"),
+            "500 is above max_ongoing_requests (128)",
+        ),
+        (
+            GOOD[: GOOD.index("        speculative_config")] + GOOD[GOOD.index("      deployment_config") :],
+            "there is nothing to steer",
+        ),
+        (
+            replaced("nightjar.deployments.app:build", "ray.serve.llm:build_openai_app"),
+            "serves without Nightjar; nightjar migrate shows what to change",
+        ),
+        (replaced("model: someone/draft", "model: ./no/such/folder"), "model './no/such/folder': no such folder"),
+    ],
+)
+def test_what_disappoints_is_a_warning_and_no_error(text: str, message: str) -> None:
+    assert errors(check_text(text)) == []
+    assert any(message in line for line in said(text, "warning")), said(text, "warning")
+
+
+def described(text: str) -> str:
+    (model,) = check_text(text).models
+    return "\n".join(describe(model))
+
+
+@pytest.mark.parametrize(
+    ("text", "runner", "graphs"),
+    [
+        (GOOD, "runner V1, chosen by Nightjar", "piecewise CUDA graphs"),
+        (replaced("method: draft_model", "method: eagle3"), "runner V2, its default", "full and piecewise CUDA graphs for every K"),
+        (replaced("max_num_seqs: 64", "enforce_eager: true"), "runner V1, chosen by Nightjar", "none: enforce_eager"),
+        (replaced("accelerator_type: H100", "hung_after_s: 60"), "runner V1, the only one on CPU", "none on CPU"),
+        (replaced("mode: auto", "mode: shadow"), "runner V1", "vLLM's default, full and piecewise"),
+        (
+            replaced(
+                "accelerator_type: H100", "accelerator_type: H100\n      runtime_env: {env_vars: {VLLM_USE_V2_MODEL_RUNNER: '1'}}"
+            ),
+            "runner V2",
+            "full and piecewise CUDA graphs for every K from 0 to 5",
+        ),
+    ],
+)
+def test_runner_and_graph_mode_are_told(text: str, runner: str, graphs: str) -> None:
+    lines = described(text)
+    assert runner in lines
+    assert graphs in lines
+
+
+def model_folder(folder: Path, *, layers: int) -> Path:
+    folder.mkdir()
+    config = {"num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64}
+    (folder / "config.json").write_text(json.dumps(config))
+    header = json.dumps({"weight": {"dtype": "BF16", "shape": [layers, 1 << 20], "data_offsets": [0, layers << 21]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    return folder
+
+
+def test_weights_kv_and_lent_blocks_are_counted_from_local_folders(tmp_path: Path) -> None:
+    target, draft = model_folder(tmp_path / "target", layers=8), model_folder(tmp_path / "draft", layers=2)
+    text = replaced("someone/target", str(target)).replace("someone/draft", str(draft))
+    text = text.replace("max_num_seqs: 64", "kv_cache_memory_bytes: 1_310_720").replace("tensor_parallel_size: 2", "block_size: 16")
+    (model,) = check_text(text).models
+    memory = model.model.memory
+    assert memory.target is not None
+    assert memory.draft is not None
+    assert (memory.target.weight_bytes, memory.draft.weight_bytes) == (16 << 20, 4 << 20)
+    assert (memory.target.kv_bytes_per_token, memory.draft.kv_bytes_per_token) == (2 * 8 * 2 * 16 * 2, 2 * 2 * 2 * 16 * 2)
+    assert memory.base_blocks == 1_310_720 // (16 * (1024 + 256))
+    assert memory.lent_blocks == ((4 << 20) + 64 * 16 * 256) // (16 * 1024)
+    assert "would lend 272 blocks" in described(text)
+
+
+def test_a_model_that_is_not_here_is_not_estimated_and_said_so() -> None:
+    assert "not estimated: someone/target is no folder here" in described(GOOD)
+
+
+def places(values: object) -> Iterator[tuple[str | int, ...]]:
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in items:
+        yield (key,)
+        yield from ((key, *place) for place in places(value))
+
+
+EMPTY_OR_NESTED = st.sampled_from(["", "x", [], {}, [1], {"a": 1}, [[1, 2]]])
+WRONG_VALUES = st.none() | st.booleans() | st.integers(-9, 99) | st.floats(0, 2) | EMPTY_OR_NESTED
+
+
+@given(st.sampled_from(sorted(places(yaml.safe_load(GOOD)), key=str)), WRONG_VALUES)
+def test_whatever_stands_in_one_place_the_answer_is_findings(place: tuple[str | int, ...], value: object) -> None:
+    values = yaml.safe_load(GOOD)
+    inner = values
+    for part in place[:-1]:
+        inner = inner[part]
+    inner[place[-1]] = value
+    for line in check_text(yaml.safe_dump(values)).lines:
+        assert line.line >= 1
+        assert "\n" not in line.text("f")
+
+
+def test_the_command_prints_each_file_and_fails_only_on_errors(tmp_path: Path) -> None:
+    good, broken = tmp_path / "good.yaml", tmp_path / "broken.yaml"
+    good.write_text(GOOD)
+    broken.write_text(replaced("planner: fleet", "planner: magic"))
+    runner, cli = CliRunner(), app
+    passed = runner.invoke(cli, ["check", str(good)])
+    assert passed.exit_code == 0
+    assert "errors 0, warnings 0" in passed.output
+    failed = runner.invoke(cli, ["check", str(good), str(broken), "--quiet"])
+    assert failed.exit_code == 1
+    assert failed.output.startswith(f"{broken}:25: error: ")
+    assert runner.invoke(cli, ["check", str(tmp_path / "nowhere.yaml")]).exit_code == 1
+
+
+def test_checking_and_migrating_need_neither_ray_nor_vllm() -> None:
+    code = (
+        "import sys; import nightjar.deployments.configuration.commands; "
+        "print([name for name in ('ray', 'vllm', 'torch', 'numpy') if name in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert shown.strip() == "[]"

@@ -1,0 +1,80 @@
+"""What is restated of Ray and vLLM is what the installed ones say."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from nightjar.deployments.configuration import serve_schema, vllm_names
+from nightjar.deployments.configuration.engine_schema import SPECULATIVE_METHODS
+
+SET_BY_THE_ENGINE = {"target_model_config", "target_parallel_config", "draft_model_config", "draft_parallel_config"}
+
+
+@pytest.fixture(scope="module")
+def vllm_folder() -> Path:
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("vLLM is not installed")
+    versions = {importlib.metadata.version(name) for name in importlib.metadata.packages_distributions()["vllm"]}
+    if versions != {vllm_names.VLLM_VERSION}:
+        pytest.skip(f"vLLM {versions} is installed, the names are of {vllm_names.VLLM_VERSION}")
+    return Path(spec.submodule_search_locations[0])
+
+
+def fields_of(file: Path, *classes: str) -> dict[str, str]:
+    """Public fields of dataclasses, read without importing them."""
+    return {
+        field.target.id: ast.unparse(field.annotation)
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name in classes
+        for field in node.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and not field.target.id.startswith("_")
+    }
+
+
+def test_argument_names_are_vllms(vllm_folder: Path) -> None:
+    engine = fields_of(vllm_folder / "engine/arg_utils.py", "EngineArgs", "AsyncEngineArgs")
+    server = fields_of(vllm_folder / "entrypoints/launchers/cli_args.py", "FrontendArgs", "BaseFrontendArgs")
+    speculative = fields_of(vllm_folder / "config/speculative.py", "SpeculativeConfig")
+    assert engine.keys() == vllm_names.ENGINE_ARGUMENTS
+    assert server.keys() == vllm_names.SERVER_ARGUMENTS
+    assert speculative.keys() - SET_BY_THE_ENGINE == vllm_names.SPECULATIVE_ARGUMENTS
+    flags = {name for name, kind in (engine | server).items() if set(kind.split(" | ")) <= {"bool", "None"}}
+    assert flags == vllm_names.FLAGS
+    assert {name for name, kind in (engine | server).items() if set(kind.split(" | ")) <= {"str", "None"}} == vllm_names.TEXTS
+
+
+def test_speculative_methods_are_vllms(vllm_folder: Path) -> None:
+    names = {
+        element.value
+        for node in ast.parse((vllm_folder / "config/speculative.py").read_text()).body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and node.targets[0].id.endswith(("Types", "SpeculativeMethod"))
+        for element in ast.walk(node.value)
+        if isinstance(element, ast.Constant) and isinstance(element.value, str)
+    }
+    assert {name for name in names if not name.endswith("_mtp")} == set(SPECULATIVE_METHODS)
+
+
+def test_field_names_are_rays() -> None:
+    schema = pytest.importorskip("ray.serve.schema")
+    config = pytest.importorskip("ray.serve.config")
+    pairs: tuple[tuple[type[BaseModel], Any, set[str]], ...] = (
+        (serve_schema.ServeConfig, schema.ServeDeploySchema, set()),
+        (serve_schema.HTTPOptions, schema.HTTPOptionsSchema, set()),
+        (serve_schema.GRPCOptions, schema.gRPCOptionsSchema, set()),
+        (serve_schema.ServeApplication, schema.ServeApplicationSchema, {"host", "port"}),  # of the single-application form
+        (serve_schema.DeploymentOverride, schema.DeploymentSchema, set()),
+        (serve_schema.RayActorOptions, schema.RayActorOptionsSchema, set()),
+        (serve_schema.AutoscalingConfig, config.AutoscalingConfig, set()),
+    )
+    for ours, theirs, left_out in pairs:
+        assert ours.model_fields.keys() == theirs.model_fields.keys() - left_out, ours

@@ -1,0 +1,52 @@
+"""The files in cluster/configs pass our check and Ray's own schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nightjar.deployments.configuration.checking import check_text
+from nightjar.deployments.engine.arguments import STEERABLE_DRAFTERS
+
+CONFIGS = sorted((Path(__file__).parents[3] / "cluster/configs").glob("*.yaml"))
+GPU_CONFIGS = [path for path in CONFIGS if path.name != "local-cpu.yaml"]
+
+
+def test_there_are_files_for_every_place_and_the_papers_pairs() -> None:
+    assert {path.stem for path in CONFIGS} == {
+        "local-cpu",
+        "gpu-one-node",
+        "gpu-many-nodes",
+        "gpu-eagle3",
+        "paper-7b-rtx4090",
+        "paper-13b-a100",
+        "paper-32b-2xl20",
+    }
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_shipped_file_passes_the_check_and_is_steered(path: Path) -> None:
+    report = check_text(path.read_text())
+    assert [line.text(path.name) for line in report.lines if line.finding.severity == "error"] == []
+    assert len(report.models) == 1
+    assert report.models[0].model.outlook.arguments.serving_plainly == ""
+    assert report.models[0].model.outlook.facts.drafter_kind in STEERABLE_DRAFTERS
+
+
+@pytest.mark.parametrize("path", GPU_CONFIGS, ids=lambda path: path.stem)
+def test_a_gpu_file_has_no_warning_and_says_that_it_never_ran_there(path: Path) -> None:
+    text = path.read_text()
+    assert [line for line in check_text(text).lines if line.finding.severity == "warning"] == []
+    assert "Never ran on a GPU" in text
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_shipped_file_is_what_serve_takes(path: Path) -> None:
+    schema = pytest.importorskip("ray.serve.schema")
+    config = schema.ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
+    assert [application.import_path for application in config.applications] == [
+        "nightjar.deployments.app:build",
+        "nightjar.cluster.policy_app:build",
+    ]
