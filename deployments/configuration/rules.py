@@ -156,12 +156,6 @@ def _draft_parallelism(model: CheckedModel) -> Iterator[Finding]:
             f"{draft_size}, tensor_parallel_size is {size}; vLLM runs a draft model on as many ranks as its target: take it out"
         )
         yield Finding("error", (*SPECULATIVE, "draft_tensor_parallel_size"), message)
-    if speculative.use_heterogeneous_vocab and model.outlook.facts.drafter_kind == SEPARATE_DRAFT_MODEL:
-        message = (
-            "a draft that catches up reads the target's token ids as they are: right where vocabularies differ in padding alone, "
-            "fewer accepted drafts after a restart where they do not"
-        )
-        yield Finding("advice", (*SPECULATIVE, "use_heterogeneous_vocab"), message)
 
 
 def _serving_room(model: CheckedModel) -> Iterator[Finding]:

@@ -187,7 +187,7 @@ class Profile(Part):
     limits: Limits
     drafter: Drafter
     step_cost: MeasuredTable | Roofline = Field(discriminator="kind")
-    acceptance_classes: Annotated[tuple[AcceptanceClass, ...], Field(min_length=1, max_length=32)]
+    acceptance_classes: Annotated[tuple[AcceptanceClass, ...], Field(min_length=1, max_length=256)]
     step_noise: StepNoise
     sources: dict[str, Annotated[str, Field(min_length=1, max_length=2000)]]
     """Where the numbers come from, by dotted path; an entry covers all below it."""

@@ -1,10 +1,10 @@
 """Every K and the planner at steady batches: which one is fastest where, and how near the planner comes.
 
-A round is one batch in flight in which every arm has a slot of so many tokens per row; the same requests run again in the next
-round with the arms at other places (a Latin rectangle), so that no arm has the easy texts to itself. After a switch of K the steps
-until the drafter has caught up, and two more, are not measured. Odd rounds pick the best K and teach the policy, whose
-slots are twice as long there, to measure what it likes; even rounds score. What is compared is tokens/s at the acceptance that all
-arms together show: time as measured, and nobody's luck with the texts.
+A round is one batch in flight in which every arm has a slot of so many tokens per row. The next round has other questions, since a
+batch of one has no mix of its own, and the arms at other places (a Latin rectangle), so that no arm has the easy texts to itself.
+After a switch of K the steps until the drafter has caught up, and two more, are not measured. Odd rounds pick the best K and teach
+the policy, whose slots are twice as long there, to measure what it likes; even rounds score. What is compared is tokens/s at the
+acceptance that all arms together show: time as measured, and nobody's luck with the texts.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from tests.benchmarks.engine.statistics import Interval, latin_rectangle, resamp
 from tests.benchmarks.engine.step_record import Step, core_share
 
 LEAST_MEASURED_STEPS: Final = 2
-ROOM_TOKENS: Final = 64
+ROOM_TOKENS: Final = 96
 MOST_DROPPED_STEPS: Final = 16
-"""The planner may be measuring, or waiting: that counts as its time, and so does what comes after."""
+"""The planner may be measuring, or waiting: then what comes after counts as its time, half a slot at least."""
 
 Tell = Callable[[str], None]
 
@@ -118,23 +118,23 @@ def measure_rounds(
 
     A round in which somebody else had the core is run again, as often as there may be rounds in all.
     """
-    prompts = engine.encode(questions(batch))
     orders = latin_rectangle(arms, rounds.most, rng)
     again = rounds.most
     for number in rounds.numbers():
-        segments, prefills = _round(engine, link, prompts, half, orders[number], slot_tokens)
+        first = number * batch
+        segments, prefills = _round(engine, link, batch, first, half, orders[number], slot_tokens)
         while again and core_share(step for segment in segments for step in segment.steps) < LEAST_CORE_SHARE:
             again -= 1
             cells.thrown_away += 1
-            segments, prefills = _round(engine, link, prompts, half, orders[number], slot_tokens)
+            segments, prefills = _round(engine, link, batch, first, half, orders[number], slot_tokens)
         cells.segments += segments
         cells.prefills += prefills
 
 
 def _round(
-    engine: Engine, link: FleetLink, prompts: Sequence[Sequence[int]], half: str, order: Sequence[str], slot_tokens: int
+    engine: Engine, link: FleetLink, batch: int, first_question: int, half: str, order: Sequence[str], slot_tokens: int
 ) -> tuple[list[Segment], list[Step]]:
-    batch = len(prompts)
+    prompts = engine.encode(questions(first_question + batch)[first_question:])
     engine.hold(0)
     engine.add(prompts, max_tokens=(slot_tokens + ROOM_TOKENS) * (len(order) + 1))
     prefills = engine.run_prefill()
@@ -150,7 +150,7 @@ def _round(
             measured = _measured(engine, tokens - sum(step.generated for step in dropped), link.beside)
         if any(step.decode_rows != batch for step in measured):
             raise RuntimeError(f"batch {batch}: a request ended inside a segment")
-        segments.append(Segment(batch, arm, half, tuple(measured)))
+        segments.append(Segment(batch, arm, half, tuple(measured), first_question))
         link.report()
     engine.abort()
     return segments, prefills
@@ -167,7 +167,7 @@ def _adaptive_slot(engine: Engine, link: FleetLink, tokens: int) -> list[Step]:
         link.after(step)
         runs_plan = step.num_speculative_tokens == link.planned(step.decode_rows) and not step.recomputed_tokens
         settled = settled + 1 if runs_plan else 0
-    return _measured(engine, tokens - sum(step.generated for step in dropped), link.after)
+    return _measured(engine, max(tokens - sum(step.generated for step in dropped), tokens // 2), link.after)
 
 
 def _measured(engine: Engine, tokens: int, after: Callable[[Step], None]) -> list[Step]:

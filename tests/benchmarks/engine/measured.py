@@ -36,6 +36,8 @@ class Segment:
     arm: str
     half: str
     steps: tuple[Step, ...]
+    first_question: int = 0
+    """Its rows are the questions from this one on."""
 
     @property
     def seconds(self) -> float:
@@ -58,6 +60,7 @@ class Segment:
             "batch": self.batch,
             "arm": self.arm,
             "half": self.half,
+            "first_question": self.first_question,
             "steps": len(self.steps),
             "seconds": round(self.seconds, 6),
             "cpu_seconds": round(self.cpu_seconds, 6),

@@ -77,18 +77,23 @@ def measure_simulator(
         if not cells.of(batch, OFF):
             measure_rounds(engine, link, cells, batch, "even", arms, effort.extra_batch_rounds, effort.slot_tokens[batch], rng)
             tell(f"batch {batch}: " + ", ".join(f"{arm} {speed(cells.of(batch, arm)):.1f} tokens/s" for arm in arms))
-    prompt_tokens = [len(prompt) for prompt in engine.encode(questions(MAX_NUM_SEQS))]
+    asked = max(segment.first_question + segment.batch for segment in cells.segments)
+    prompt_tokens = [len(prompt) for prompt in engine.encode(questions(asked))]
     profile = fitted_profile(cells, times, cost, prompt_tokens)
     rows: list[dict[str, Any]] = []
     for batch in PREDICTED:
         for length in LENGTHS:
-            predicted = fmean(steady_speed(profile, prompt_tokens, batch, length, seed) for seed in range(SEEDS))
-            rows.append(_prediction(f"batch {batch}, K={length}", predicted, speed(cells.of(batch, arm_name(length)))))
+            measured = cells.of(batch, arm_name(length))
+            firsts = [segment.first_question for segment in measured]
+            predicted = fmean(
+                steady_speed(profile, prompt_tokens, firsts[seed % len(firsts)], batch, length, seed) for seed in range(SEEDS)
+            )
+            rows.append(_prediction(f"batch {batch}, K={length}", predicted, speed(measured)))
     for length in LENGTHS:
-        measured = [run for run in runs if run.arm == arm_name(length)]
+        played_for_real = [run for run in runs if run.arm == arm_name(length)]
         played = [play(SimulatedPlay(profile, prompt_tokens, length, seed), effort.load) for seed in range(SEEDS)]
         predicted = sum(tokens for _, tokens in played) / sum(seconds for seconds, _ in played)
-        actual = sum(run.tokens for run in measured) / sum(run.seconds for run in measured)
+        actual = sum(run.tokens for run in played_for_real) / sum(run.seconds for run in played_for_real)
         rows.append(_prediction(f"changing load, K={length}", predicted, actual))
     errors = [row["error"] for row in rows]
     worst = max(rows, key=lambda row: row["error"])
@@ -152,7 +157,7 @@ def fitted_profile(cells: Cells, times: OffTimes, cost: CatchUpCost, prompt_toke
             seconds_per_context_token=slope,
             prefill_seconds_per_token=prefill_seconds,
         ),
-        acceptance_classes=_classes(known),
+        acceptance_classes=_classes(known, len(prompt_tokens)),
         step_noise=StepNoise(lognormal_sd=0.0),
         sources={
             "limits": "The engine's arguments; blocks by rounding.",
@@ -199,10 +204,10 @@ def simulated_engine(profile: Profile, length: int, seed: int) -> SimulatedEngin
     return engine
 
 
-def steady_speed(profile: Profile, prompt_tokens: Sequence[int], batch: int, length: int, seed: int) -> float:
-    """Tokens per second of the first so many questions, decoding."""
+def steady_speed(profile: Profile, prompt_tokens: Sequence[int], first_question: int, batch: int, length: int, seed: int) -> float:
+    """Tokens per second of so many questions, decoding."""
     play_of = SimulatedPlay(profile, prompt_tokens, length, seed)
-    play_of.submit(range(batch), STEADY_STEPS * (MAX_NUM_SPECULATIVE_TOKENS + 1) * 2)
+    play_of.submit(range(first_question, first_question + batch), STEADY_STEPS * (MAX_NUM_SPECULATIVE_TOKENS + 1) * 2)
     while play_of.engine.decode_batch_size < batch:
         play_of.step()
     for _ in range(SETTLED_STEPS):
@@ -227,23 +232,23 @@ def _mean_ms(segments: Sequence[Segment], batch: int, length: int) -> float:
 
 def _context(segment: Segment, prompt_tokens: Sequence[int]) -> tuple[float, float]:
     """Mean context of the whole batch, and mean seconds of a step."""
-    prompts = sum(prompt_tokens[: segment.batch])
+    prompts = sum(prompt_tokens[segment.first_question : segment.first_question + segment.batch])
     contexts = [prompts + sum(row.position for row in step.rows) for step in segment.steps]
     return fmean(contexts), fmean(step.seconds for step in segment.steps)
 
 
-def _classes(segments: Sequence[Segment]) -> tuple[AcceptanceClass, ...]:
-    by_question: dict[int, list[Any]] = {number: [] for number in range(MAX_NUM_SEQS)}
+def _classes(segments: Sequence[Segment], asked: int) -> tuple[AcceptanceClass, ...]:
+    by_question: dict[int, list[Any]] = {number: [] for number in range(asked)}
     for segment in segments:
         for step in segment.steps:
             first = min(row.row for row in step.rows)
             for row in step.rows:
-                by_question[row.row - first].append(step._replace(rows=(row,)))
+                by_question[segment.first_question + row.row - first].append(step._replace(rows=(row,)))
     everything = [step for steps in by_question.values() for step in steps]
     average = survival(*acceptance_counts(everything, MAX_NUM_SPECULATIVE_TOKENS))
-    names = questions(MAX_NUM_SEQS)
+    names = questions(asked)
     return tuple(
-        AcceptanceClass(name=f"{number}: {names[number]}"[:64], share=1.0 / MAX_NUM_SEQS, survival=_drawn(steps, average))
+        AcceptanceClass(name=f"{number}: {names[number]}"[:64], share=1.0 / asked, survival=_drawn(steps, average))
         for number, steps in by_question.items()
     )
 
