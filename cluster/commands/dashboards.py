@@ -1,0 +1,65 @@
+"""`nightjar dashboards push`: folder, data source and dashboards in a running Grafana, as the code says they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+
+from nightjar.cluster.api_token import TokenError, configured_token
+from nightjar.cluster.commands.options import Output, OutputOption, escaped, fail
+from nightjar.cluster.dashboards.boards import DASHBOARDS
+from nightjar.cluster.dashboards.grafana import GrafanaError, GrafanaServer, checked_address
+from nightjar.cluster.dashboards.provisioning import Change, push
+
+TOKEN_VARIABLE: Final = "NIGHTJAR_GRAFANA_TOKEN"  # noqa: S105 - a variable's name
+
+app = typer.Typer(no_args_is_help=True, help="Grafana dashboards of the fleet and of one replica.")
+
+
+@app.command("push")
+def push_dashboards(
+    url: Annotated[
+        str,
+        typer.Option("--url", envvar="NIGHTJAR_GRAFANA_URL", help="Address of Grafana, with its path if any.", show_envvar=True),
+    ] = "http://127.0.0.1:3000",
+    prometheus: Annotated[
+        str,
+        typer.Option(
+            "--prometheus",
+            help="Also provision a data source for the Prometheus at this address, as Grafana's server reaches it.",
+            metavar="URL",
+            show_default="none: choose one of Grafana's at the top of a dashboard",
+        ),
+    ] = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Provision folder, data source and dashboards. What is there already and the same is not written again.
+
+    The token of a service account (role Admin with --prometheus, else Editor) comes from NIGHTJAR_GRAFANA_TOKEN, or from the
+    file that NIGHTJAR_GRAFANA_TOKEN_FILE names. What somebody changed in these dashboards by hand is overwritten.
+    """
+    try:
+        token = configured_token(variable=TOKEN_VARIABLE)
+        if token is None:
+            raise TokenError(f"no token: set {TOKEN_VARIABLE}, or {TOKEN_VARIABLE}_FILE to a file that holds it")
+        if prometheus:
+            checked_address("--prometheus", prometheus)
+        with GrafanaServer(url, token) as grafana:
+            _show(push(grafana, DASHBOARDS, prometheus), output)
+    except (GrafanaError, TokenError) as error:
+        fail(str(error))
+
+
+def _show(changes: Iterable[Change], output: Output) -> None:
+    """One line a thing, as soon as it is done."""
+    console = Console()
+    for change in changes:
+        if output is Output.JSON:
+            typer.echo(json.dumps(asdict(change)))
+        else:
+            console.print(f"{change.outcome:<10}{change.kind} {escaped(change.name)}", highlight=False)

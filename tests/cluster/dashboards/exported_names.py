@@ -1,0 +1,40 @@
+"""Every series and label that Nightjar, vLLM and Ray export, as far as rules and dashboards may use them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nightjar.cluster.metrics import Family
+from nightjar.cluster.policy_metrics import POLICY_METRICS
+from nightjar.deployments.agent import ReplicaIdentity
+from nightjar.deployments.metrics import REPLICA_METRICS, common_labels
+from nightjar.policy.records import GroupKey
+
+FAMILIES: Final[tuple[Family, ...]] = (*REPLICA_METRICS, *POLICY_METRICS)
+
+VLLM_COUNTERS: Final = {
+    "vllm:generation_tokens",
+    "vllm:num_preemptions",
+    "vllm:prompt_tokens",
+    "vllm:spec_decode_num_accepted_tokens_per_pos",
+    "vllm:spec_decode_num_drafts",
+}
+VLLM_GAUGES: Final = {"vllm:kv_cache_usage_perc", "vllm:num_requests_running", "vllm:num_requests_waiting"}
+VLLM_HISTOGRAMS: Final = {"vllm:request_time_per_output_token_seconds", "vllm:time_to_first_token_seconds"}
+
+VLLM_SERIES: Final = {
+    *(f"ray_{name.replace(':', '_')}_total" for name in VLLM_COUNTERS),
+    *(f"ray_{name.replace(':', '_')}" for name in VLLM_GAUGES),
+    *(f"ray_{name.replace(':', '_')}_bucket" for name in VLLM_HISTOGRAMS),
+}
+"""As Ray's agent exports what vLLM counts."""
+
+SERIES: Final = {family.exported_name for family in FAMILIES} | VLLM_SERIES
+
+LABELS: Final = {
+    *common_labels(ReplicaIdentity("", "", "", "", GroupKey(target="any")), ""),
+    *(label for family in FAMILIES for label in family.labels),
+    "position",  # of vLLM's accepted tokens
+    "le",  # of histograms
+    "ray_io_cluster",  # of KubeRay's PodMonitor
+}

@@ -1,0 +1,157 @@
+"""When each alert fires, by Prometheus' own rule tester on invented series, a sample a minute. Skipped where it is absent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from nightjar.cluster.dashboards.boards import DASHBOARDS
+from nightjar.cluster.dashboards.promql import WINDOW
+from nightjar.cluster.dashboards.rules import ALERTS, rule_file
+from nightjar.cluster.metrics import Family
+from nightjar.cluster.policy_metrics import POLICY_METRICS
+from nightjar.deployments.metrics import REPLICA_METRICS
+from tests.cluster.dashboards.exported_names import VLLM_GAUGES, VLLM_HISTOGRAMS
+
+PROMTOOL: Final = os.environ.get("PROMTOOL") or shutil.which("promtool")
+needs_promtool: Final = pytest.mark.skipif(not PROMTOOL, reason="promtool, a Debian package of its own, is absent")
+
+VLLM: Final = 'model_name="m", engine="0", ReplicaId="r", WorkerId="w", ray_io_cluster="c"'
+REPLICA: Final = f'{VLLM}, application="chat", deployment="LLM"'
+POLICY: Final = 'WorkerId="p", ray_io_cluster="c"'
+GROUP: Final = f'{POLICY}, group_id="g"'
+INFO: Final = f'ray_nightjar_replica_info{{{REPLICA}, group_id="g", drafter_kind="draft_model"}}'
+DRAFTS: Final = f"ray_vllm_spec_decode_num_drafts_total{{{VLLM}}}"
+ACCEPTED: Final = f'ray_vllm_spec_decode_num_accepted_tokens_per_pos_total{{{VLLM}, position="0"}}'
+RUNNING: Final = f"ray_vllm_num_requests_running{{{VLLM}}}"
+WISHES: Final = f"ray_nightjar_waiting_wishes{{{GROUP}}}"
+LEASES: Final = f"ray_nightjar_open_leases{{{GROUP}}}"
+FROZEN: Final = f"ray_nightjar_restarts_frozen{{{GROUP}}}"
+DORMANT: Final = f'ray_nightjar_drafter_state{{{REPLICA}, state="dormant"}}'
+OFFLOADED: Final = f'ray_nightjar_drafter_state{{{REPLICA}, state="offloaded"}}'
+KV_USE: Final = f"ray_vllm_kv_cache_usage_perc{{{VLLM}}}"
+WAITING: Final = f"ray_vllm_num_requests_waiting{{{VLLM}}}"
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Series in promtool's notation (`start+step x times`), and whether the alert fires at a minute."""
+
+    what: str
+    alert: str
+    series: dict[str, str]
+    minute: int
+    fires: bool = True
+
+
+def _age(name: str, labels: str) -> dict[str, str]:
+    return {f"{name}{{{labels}}}": "0+60x20"}
+
+
+SCENARIOS: Final = (
+    Scenario("nothing was ever accepted", "NightjarAcceptanceCollapse", {DRAFTS: "0+600x200"}, 60),
+    Scenario("as ever", "NightjarAcceptanceCollapse", {DRAFTS: "0+600x200", ACCEPTED: "0+400x200"}, 60, fires=False),
+    Scenario("a quarter of before", "NightjarAcceptanceCollapse", {DRAFTS: "0+600x300", ACCEPTED: "0+400x120 48000+100x180"}, 180),
+    Scenario(
+        "collapsed, and then the policy stopped drafting",
+        "NightjarAcceptanceCollapse",
+        {DRAFTS: "0+600x130 78000x100", ACCEPTED: "0+400x120 48100+100x9 49000x100"},
+        150,
+    ),
+    Scenario("unheard of for ten minutes", "NightjarPolicySilent", _age("ray_nightjar_settings_age_seconds", REPLICA), 10),
+    Scenario("undecided for ten minutes", "NightjarPolicyStuck", _age("ray_nightjar_policy_decision_age_seconds", POLICY), 10),
+    Scenario("vLLM goes on alone", "NightjarReplicaSilent", {INFO: "1x10 stale", RUNNING: "1x60"}, 30),
+    Scenario("both go on", "NightjarReplicaSilent", {INFO: "1x60", RUNNING: "1x60"}, 30, fires=False),
+    Scenario("both are gone", "NightjarReplicaSilent", {INFO: "1x10 stale", RUNNING: "1x10 stale"}, 30, fires=False),
+    Scenario("served plainly", "NightjarServedPlainly", {f"ray_nightjar_served_plainly{{{REPLICA}}}": "1x20"}, 10),
+    Scenario("leases in use", "NightjarRestartBudgetExhausted", {WISHES: "3x40", LEASES: "1x40", FROZEN: "0x40"}, 30),
+    Scenario("wishes that do not pay", "NightjarRestartBudgetExhausted", {WISHES: "3x40", LEASES: "0x40"}, 30, fires=False),
+    Scenario("frozen", "NightjarRestartBudgetExhausted", {WISHES: "3x40", LEASES: "1x40", FROZEN: "1x40"}, 30, fires=False),
+    Scenario("frozen", "NightjarRestartsFrozen", {FROZEN: "1x20"}, 5),
+    Scenario("just now", "NightjarGuardTripped", {f"ray_nightjar_guard_trips_total{{{REPLICA}}}": "0x5 1x60"}, 10),
+    Scenario("a while ago", "NightjarGuardTripped", {f"ray_nightjar_guard_trips_total{{{REPLICA}}}": "0x5 1x60"}, 40, fires=False),
+    Scenario(
+        "asleep and resident",
+        "NightjarKvPressureWithDraftResident",
+        {DORMANT: "1x20", OFFLOADED: "0x20", KV_USE: "0.95x20", WAITING: "4x20"},
+        10,
+    ),
+    Scenario(
+        "away",
+        "NightjarKvPressureWithDraftResident",
+        {DORMANT: "0x20", OFFLOADED: "1x20", KV_USE: "0.95x20", WAITING: "4x20"},
+        10,
+        fires=False,
+    ),
+    Scenario("a fault", "NightjarEngineFault", {f"ray_nightjar_engine_fault{{{REPLICA}}}": "1x20"}, 2),
+)
+
+
+def complaints(folder: Path, rules: str, tests: list[dict[str, Any]]) -> str:
+    """What promtool says against it; empty where everything is as expected."""
+    (folder / "rules.yaml").write_text(rules)
+    (folder / "test.yaml").write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": tests}))
+    assert PROMTOOL
+    command = [PROMTOOL, "test", "rules", "test.yaml"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+def expecting(expression: str, minute: int, value: float, series: dict[str, str], interval: str = "1m") -> dict[str, Any]:
+    """One case of promtool's: series in, the value of an expression without labels out."""
+    return {
+        "interval": interval,
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [{"expr": expression, "eval_time": f"{minute}m", "exp_samples": [{"labels": "{}", "value": value}]}],
+    }
+
+
+@needs_promtool
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: f"{scenario.alert}: {scenario.what}")
+def test_an_alert_fires_when_it_should_and_only_then(scenario: Scenario, tmp_path: Path) -> None:
+    firing = f'count(ALERTS{{alertname="{scenario.alert}", alertstate="firing"}}) or vector(0)'
+    assert complaints(tmp_path, rule_file(), [expecting(firing, scenario.minute, float(scenario.fires), scenario.series)]) == ""
+
+
+def test_every_alert_has_a_scenario_in_which_it_fires() -> None:
+    assert {scenario.alert for scenario in SCENARIOS if scenario.fires} == {alert.name for alert in ALERTS}
+
+
+@needs_promtool
+def test_every_query_of_the_dashboards_gives_something_before_vllm_counted_anything(tmp_path: Path) -> None:
+    queries = [query.expression for dashboard in DASHBOARDS for query in dashboard.queries]
+    rules = [{"record": f"query:{number}", "expr": _with_nothing_chosen(query)} for number, query in enumerate(queries)]
+    series = _of_a_replica_that_steps()
+    tests = [expecting(f"count(query:{number}) > bool 0", 10, 1.0, series, interval="15s") for number in range(len(queries))]
+    assert complaints(tmp_path, yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}), tests) == ""
+
+
+def _with_nothing_chosen(query: str) -> str:
+    text = query.replace(WINDOW, "1m")
+    for variable in ("cluster", "application", "group", "replica"):
+        text = text.replace(f'"${variable}"', '".*"')
+    return text
+
+
+def _of_a_replica_that_steps() -> dict[str, str]:
+    """One series of everything that Nightjar exports, and vLLM's gauges and histograms; of its counters none."""
+    own = _of_families(REPLICA_METRICS, REPLICA) | _of_families(POLICY_METRICS, POLICY)
+    gauges = {f"ray_{name.replace(':', '_')}{{{VLLM}}}": "1x50" for name in VLLM_GAUGES}
+    buckets = {f'ray_{name.replace(":", "_")}_bucket{{{VLLM}, le="+Inf"}}': "0+1x50" for name in VLLM_HISTOGRAMS}
+    return own | gauges | buckets
+
+
+def _of_families(families: Sequence[Family], common: str) -> dict[str, str]:
+    series = {}
+    for family in families:
+        labels = ", ".join([common, *(f'{label}="0"' for label in family.labels)])
+        series[f"{family.exported_name}{{{labels}}}"] = "0+1x50" if family.kind == "counter" else "1x50"
+    return series
