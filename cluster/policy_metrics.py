@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nightjar.cluster.metrics import Labels, Metric
-from nightjar.policy.batch_buckets import batch_bucket, buckets_up_to
+from nightjar.policy.batch_buckets import batch_bucket
 from nightjar.policy.fleet_restarts import prospect_of
 from nightjar.policy.fleet_state import FleetState, GroupState, ReplicaState
 
@@ -87,13 +87,12 @@ def _goodputs(group: GroupState, replicas: Iterable[ReplicaState]) -> Iterator[t
     """Tokens a second of each busy replica: with its plan, and off. Asked once for all that think alike at one batch bucket."""
     assert group.plan is not None
     shared = prospect_of(group, group.plan, group.thought)
-    reachable = buckets_up_to(group.key.max_num_seqs)
     alike: Counter[int] = Counter()
     for replica in replicas:
         batch = replica.report.snapshot.load.decode_batch_size
-        bucket = batch_bucket(batch)
-        if not batch or bucket not in reachable:
+        if not batch:
             continue
+        bucket = batch_bucket(batch)
         if replica.own is None:
             alike[bucket] += 1
         else:

@@ -13,7 +13,7 @@ from nightjar.cluster.policy_metrics import POLICY_METRICS, GroupLook, PolicyLoo
 from nightjar.policy.fleet import empty_fleet
 from tests.cluster.exported import MemoryBackend
 from tests.cluster.protocol import Replica, running_service, settled
-from tests.policy.engines import Fleet
+from tests.policy.engines import MAX_NUM_SEQS, Fleet
 from tests.policy.engines import Replica as MeasuredReplica
 from tests.policy.restarting import KEY, Policy, RestartingReplica
 
@@ -90,18 +90,21 @@ def test_prediction_is_the_plans_over_the_batches_that_run() -> None:
     assert (later.replicas, later.fresh_replicas) == (2, 0)
 
 
-def test_replica_that_claims_an_impossible_batch_predicts_nothing() -> None:
+def test_replica_that_claims_an_impossible_batch_counts_as_one_at_the_largest() -> None:
     """INV-10."""
-    liar = MeasuredReplica("a", 4)
-    fleet = Fleet([liar])
-    fleet.run(2.0)
-    (known,) = fleet.state.replicas.values()
-    (group_id,) = fleet.state.groups
-    report = known.report
-    load = report.snapshot.load.model_copy(update={"decode_batch_size": 4096})
-    snapshot = report.snapshot.model_copy(update={"load": load})
-    fleet.observe(report.model_copy(update={"snapshot": snapshot, "report_number": report.report_number + 1}))
-    assert look(fleet.state, 5.0, fleet.now_s)[group_id].predicted is None
+
+    def predicted(batch: int) -> Predicted | None:
+        fleet = Fleet([MeasuredReplica("a", 4)])
+        fleet.run(2.0)
+        (known,) = fleet.state.replicas.values()
+        (group_id,) = fleet.state.groups
+        report = known.report
+        load = report.snapshot.load.model_copy(update={"decode_batch_size": batch})
+        snapshot = report.snapshot.model_copy(update={"load": load})
+        fleet.observe(report.model_copy(update={"snapshot": snapshot, "report_number": report.report_number + 1}))
+        return look(fleet.state, 5.0, fleet.now_s)[group_id].predicted
+
+    assert predicted(4096) == predicted(MAX_NUM_SEQS) != predicted(4)
 
 
 def test_leases_and_wishes_of_a_group_whose_replicas_restart() -> None:
