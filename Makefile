@@ -41,7 +41,7 @@ test: $(INSTALLED) test-fast ## everything: fast tests, Ray clusters, real engin
 	$(BIN)/nightjar models build
 	$(QUIET) $(BIN)/pytest -m 'engine or ray' --durations=15
 
-test-fast: $(INSTALLED) ## policy, protocol, load: no engine, no Ray, no helm, under two minutes
+test-fast: $(INSTALLED) ## policy, protocol, load: no engine, no Ray, no helm; about two minutes
 	$(BIN)/pytest -m 'not engine and not ray' --ignore=tests/helm
 
 lint: $(INSTALLED) ## ruff, mypy strict, import-linter
