@@ -89,8 +89,7 @@ class LLMConfig(BaseModel):
     @property
     def num_workers(self) -> int:
         """Processes that run the model, one accelerator each."""
-        kwargs = self.engine_kwargs
-        return int(kwargs.get("tensor_parallel_size") or 1) * int(kwargs.get("pipeline_parallel_size") or 1)
+        return num_workers(self.engine_kwargs)
 
     @property
     def enough_ongoing_requests(self) -> int:
@@ -105,6 +104,11 @@ class LLMConfig(BaseModel):
         if self.runtime_env:
             options["runtime_env"] = self.runtime_env
         return options | dict(self.deployment_config.get("ray_actor_options") or {})
+
+
+def num_workers(engine_kwargs: Mapping[str, Any]) -> int:
+    """Processes that run an engine of these arguments, one accelerator each."""
+    return int(engine_kwargs.get("tensor_parallel_size") or 1) * int(engine_kwargs.get("pipeline_parallel_size") or 1)
 
 
 def parse_args(args: Mapping[str, Any]) -> LLMConfig:

@@ -30,6 +30,7 @@ from nightjar.deployments.configuration.migration import (
 )
 from nightjar.deployments.configuration.source import ServeSource
 from nightjar.deployments.configuration.text_edits import TextEdits, last_line
+from nightjar.deployments.llm_config import num_workers
 
 POLICY_NAME: Final = "nightjar"
 POLICY_ROUTE: Final = "/nightjar"
@@ -119,8 +120,7 @@ def _add_gpus(application: Application, edits: TextEdits) -> None:
     is_cpu = (values.get("accelerator_config") or {}).get("kind") == "cpu" or _bundles_have_no_gpu(values)
     if values.get("accelerator_type") or "num_gpus" in given or is_cpu:
         return
-    kwargs = values.get("engine_kwargs") or {}
-    gpus = f"num_gpus: {int(kwargs.get('tensor_parallel_size') or 1) * int(kwargs.get('pipeline_parallel_size') or 1)}"
+    gpus = f"num_gpus: {num_workers(values.get('engine_kwargs') or {})}"
     inner = child(application.entry, "deployment_config")
     innermost = child(inner, "ray_actor_options")
     if innermost is not None:
@@ -203,8 +203,3 @@ def _behind_comments(source: ServeSource, line: int, column: int) -> int:
     ):
         line += 1
     return line
-
-
-def _indent_of_comment(line: str) -> int:
-    text = line.lstrip(" ")
-    return len(line) - len(text) if text.startswith("#") else -1

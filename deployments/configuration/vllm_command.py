@@ -21,7 +21,7 @@ from nightjar.deployments.configuration.checking import MODEL_IMPORT_PATH
 from nightjar.deployments.configuration.findings import shown
 from nightjar.deployments.configuration.migration import MigrationError
 from nightjar.deployments.configuration.vllm_names import ENGINE_ARGUMENTS, FLAGS, LISTS, SERVER_ARGUMENTS, TEXTS, VLLM_VERSION
-from nightjar.deployments.llm_config import ASSUMED_MAX_NUM_SEQS
+from nightjar.deployments.llm_config import ASSUMED_MAX_NUM_SEQS, num_workers
 
 HEADER: Final = "# Made by `nightjar migrate` from this command, which `nightjar migrate --remove` gives back:"
 COMMAND_LINE: Final = "#$ "
@@ -199,7 +199,7 @@ def _put(arguments: dict[str, Any], path: list[str], value: Any) -> None:
 
 
 def _config_lines(command_text: str, command: VllmCommand) -> Iterator[str]:
-    workers = int(command.arguments.get("tensor_parallel_size", 1)) * int(command.arguments.get("pipeline_parallel_size", 1))
+    workers = num_workers(command.arguments)
     yield HEADER
     for line in command_text.split("\n"):
         yield f"{COMMAND_LINE}{line}".rstrip()
