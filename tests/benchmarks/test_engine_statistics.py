@@ -12,9 +12,21 @@ import pytest
 from nightjar.policy.catch_up import CatchUpCost
 from tests.benchmarks.engine import statistics
 from tests.benchmarks.engine.changing_load import BURST_ROWS, LONG_ROWS, play
+from tests.benchmarks.engine.crossover import Cells
 from tests.benchmarks.engine.effort import Load
-from tests.benchmarks.engine.measured import Segment, acceptance_counts, expected_speed, speed, speed_ratio, step_seconds
+from tests.benchmarks.engine.fixture import ARMS
+from tests.benchmarks.engine.measured import (
+    Segment,
+    acceptance_counts,
+    arm_name,
+    expected_speed,
+    speed,
+    speed_ratio,
+    step_seconds,
+)
+from tests.benchmarks.engine.off import OffTimes
 from tests.benchmarks.engine.restarts import Restart, cost_errors, fitted
+from tests.benchmarks.engine.simulator import fitted_profile, steady_speed
 from tests.benchmarks.engine.statistics import Interval
 from tests.benchmarks.engine.step_record import RowStep, Step, core_share, tokens_per_second
 from tests.benchmarks.engine.step_times import fitted_step_times
@@ -178,3 +190,22 @@ def test_the_changing_load_is_the_same_work_for_every_engine() -> None:
     _, tokens = play(engine, Load(long_tokens=80, burst_at_tokens=20, burst_tokens=30))
     assert tokens == LONG_ROWS * 80 + BURST_ROWS * 30
     assert engine.most_rows == LONG_ROWS + BURST_ROWS
+
+
+def test_the_simulator_gives_back_the_speed_of_the_steps_that_it_was_fitted_to() -> None:
+    def milliseconds(rows: int, length: int) -> float:
+        return 60.0 + 9.0 * rows * (length + 1) + length * (20.0 + 3.0 * rows)
+
+    cells = Cells(prefills=[Step(0.5, 0.5, 0, 0, 0, (RowStep(0, True, 50, 0, 0, 1),))])
+    for rows in (1, 4, 16, 32):
+        for length in ARMS:
+            for first in (0, rows):
+                in_flight = tuple(RowStep(100 + row, False, 1 + length, 10, length, 1 + length) for row in range(rows))
+                steps = (Step(milliseconds(rows, length) / 1e3, 1.0, length, 0, 0, in_flight),) * 30
+                cells.segments.append(Segment(rows, arm_name(length), "odd", steps, first))
+    times = OffTimes({1: [0.1], 16: [0.2]}, {1: [0.12], 16: [0.25]})
+    prompt_tokens = [20] * 64
+    profile = fitted_profile(cells, times, LINE, prompt_tokens)
+    for rows, length in ((2, 0), (8, 3), (24, 1)):
+        speed_of = steady_speed(profile, prompt_tokens, rows, rows, length, seed=0)
+        assert speed_of == pytest.approx(1e3 * rows * (1 + length) / milliseconds(rows, length), rel=0.1)
