@@ -3,7 +3,8 @@
 A round is one batch in flight in which every arm has a slot of so many tokens per row. The next round has other questions, since a
 batch of one has no mix of its own, and the arms at other places (a Latin rectangle), so that no arm has the easy texts to itself.
 After a switch of K the steps until the drafter has caught up, and two more, are not measured. Odd rounds pick the best K and teach
-the policy, whose slots are twice as long there, to measure what it likes; even rounds score. What is compared is tokens/s at the
+the policy, whose slots are twice as long there, to measure what it likes; after them it goes on alone until a slot ran what it
+plans from end to end: steady. Even rounds score, and what it measures then is its loss. What is compared is tokens/s at the
 acceptance that all arms together show: time as measured, and nobody's luck with the texts.
 """
 
@@ -36,6 +37,8 @@ from tests.benchmarks.engine.step_record import Step, core_share
 
 LEAST_MEASURED_STEPS: Final = 2
 ROOM_TOKENS: Final = 96
+TAUGHT_SLOTS: Final = 2
+"""Slots that the planner has in one where it is taught."""
 MOST_DROPPED_STEPS: Final = 16
 """The planner may be measuring, or waiting: then what comes after counts as its time, half a slot at least."""
 
@@ -63,9 +66,12 @@ def measure_crossover(
     fixed = [arm_name(arm) for arm in ARMS]
     link.free_restarts = True
     planned: dict[int, int] = {}
+    taught: dict[int, bool] = {}
     for batch in effort.batches:
         for half in ("odd", "even"):
             measure_rounds(engine, link, cells, batch, half, [*fixed, AUTO], effort.rounds, effort.slot_tokens[batch], rng)
+            if half == "odd":
+                taught[batch] = _teach(engine, link, batch, effort)
         planned[batch] = link.planned(batch)
         speeds = ", ".join(f"{arm} {speed(cells.of(batch, arm, 'even')):.1f}" for arm in (*fixed, AUTO))
         tell(f"batch {batch}: tokens/s {speeds}; the plan says K={planned[batch]}")
@@ -87,6 +93,7 @@ def measure_crossover(
             str(batch): {
                 "best": one.best,
                 "planned": planned[batch],
+                "steady_before_it_was_scored": taught[batch],
                 "adaptive_over_best": round(one.ratio, 4),
                 "interval": [round(one.interval.low, 4), round(one.interval.high, 4)],
                 "same_of_the_very_tokens": round(one.raw_ratio, 4),
@@ -142,7 +149,7 @@ def _round(
     for arm in order:
         tokens = slot_tokens * batch
         if arm == AUTO:
-            measured = _adaptive_slot(engine, link, tokens * 2 if half == "odd" else tokens)
+            measured = _adaptive_slot(engine, link, tokens * TAUGHT_SLOTS if half == "odd" else tokens)
         else:
             length = int(arm.removeprefix("K="))
             engine.hold(length)
@@ -154,6 +161,23 @@ def _round(
         link.report()
     engine.abort()
     return segments, prefills
+
+
+def _teach(engine: Engine, link: FleetLink, batch: int, effort: Effort) -> bool:
+    """The policy alone, one set of questions after the other, until it is steady; False where that took too long."""
+    tokens = TAUGHT_SLOTS * effort.slot_tokens[batch]
+    for number in effort.lessons.numbers():
+        first = (effort.rounds.most + number) * batch
+        engine.hold(0)
+        engine.add(engine.encode(questions(first + batch)[first:]), max_tokens=tokens + ROOM_TOKENS)
+        engine.run_prefill()
+        steps = _adaptive_slot(engine, link, tokens * batch)
+        steady = all(step.num_speculative_tokens == link.planned(batch) for step in steps)
+        link.report()
+        engine.abort()
+        if steady:
+            return True
+    return False
 
 
 def _adaptive_slot(engine: Engine, link: FleetLink, tokens: int) -> list[Step]:

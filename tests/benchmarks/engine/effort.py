@@ -50,6 +50,8 @@ class Effort:
     batches: tuple[int, ...]
     rounds: Repeats
     """Of each half of a steady batch; a round is one in-flight batch in which every arm has one segment."""
+    lessons: Repeats
+    """Slots of the planner alone at each batch before it is scored, ended by the first in which it measures nothing."""
     slot_tokens: Mapping[int, int]
     """What a slot of a round is long, by batch."""
     loads: Repeats
@@ -72,7 +74,8 @@ FULL: Final = Effort(
     off_segment_steps=3,
     batches=(1, 4, 8, 16, 32),
     rounds=Repeats(2, 3, 60.0),
-    slot_tokens={1: 32, 2: 48, 4: 24, 8: 16, 16: 10, 24: 10, 32: 8},
+    lessons=Repeats(2, 8, 45.0),
+    slot_tokens={1: 48, 2: 48, 4: 24, 8: 16, 16: 10, 24: 10, 32: 8},
     loads=Repeats(1, 2, 300.0),
     load=Load(long_tokens=200, burst_at_tokens=40, burst_tokens=60),
     restart_batches=(4, 8),
@@ -87,6 +90,7 @@ QUICK: Final = Effort(
     off_segment_steps=2,
     batches=(1, 4, 16, 32),
     rounds=Repeats(1, 1, 0.0),
+    lessons=Repeats(1, 4, 15.0),
     slot_tokens={1: 16, 2: 32, 4: 12, 8: 8, 16: 6, 24: 6, 32: 5},
     loads=Repeats(1, 1, 0.0),
     load=Load(long_tokens=100, burst_at_tokens=25, burst_tokens=25),
