@@ -1,10 +1,12 @@
-"""`nightjar dashboards push`: folder, data source and dashboards in a running Grafana, as the code says they are."""
+"""`nightjar dashboards push`: folder, data source and dashboards in a Grafana, as the code says they are, and what happened."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -12,9 +14,11 @@ from rich.console import Console
 
 from nightjar.cluster.api_token import TokenError, configured_token
 from nightjar.cluster.commands.options import Output, OutputOption, escaped, fail
+from nightjar.cluster.dashboards.annotations import RowsError, happened, phases, read_load_rows
 from nightjar.cluster.dashboards.boards import DASHBOARDS
 from nightjar.cluster.dashboards.grafana import GrafanaError, GrafanaServer, checked_address
-from nightjar.cluster.dashboards.provisioning import Change, push
+from nightjar.cluster.dashboards.provisioning import Change, annotate, push
+from nightjar.cluster.journal import read_journal
 
 TOKEN_VARIABLE: Final = "NIGHTJAR_GRAFANA_TOKEN"  # noqa: S105 - a variable's name
 
@@ -36,9 +40,27 @@ def push_dashboards(
             show_default="none: choose one of Grafana's at the top of a dashboard",
         ),
     ] = "",
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            "--journal",
+            help="Annotate restarts, from the policy's journal (`policy.journal_path` in `nightjar status -o json`).",
+            metavar="FILE",
+            show_default="no annotations",
+        ),
+    ] = None,
+    load: Annotated[
+        Path | None,
+        typer.Option(
+            "--load",
+            help="Annotate the phases of a load test, from its rows (Locust's --rows, a demo's requests.jsonl).",
+            metavar="FILE",
+            show_default="no annotations",
+        ),
+    ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Provision folder, data source and dashboards. What is there already and the same is not written again.
+    """Provision folder, data source, dashboards and annotations. What is there already and the same is not written again.
 
     The token of a service account (role Admin with --prometheus, else Editor) comes from NIGHTJAR_GRAFANA_TOKEN, or from the
     file that NIGHTJAR_GRAFANA_TOKEN_FILE names. What somebody changed in these dashboards by hand is overwritten.
@@ -49,9 +71,10 @@ def push_dashboards(
             raise TokenError(f"no token: set {TOKEN_VARIABLE}, or {TOKEN_VARIABLE}_FILE to a file that holds it")
         if prometheus:
             checked_address("--prometheus", prometheus)
+        annotations = [*(happened(read_journal(journal)) if journal else ()), *(phases(read_load_rows(load)) if load else ())]
         with GrafanaServer(url, token) as grafana:
-            _show(push(grafana, DASHBOARDS, prometheus), output)
-    except (GrafanaError, TokenError) as error:
+            _show(chain(push(grafana, DASHBOARDS, prometheus), annotate(grafana, annotations)), output)
+    except (GrafanaError, OSError, RowsError, TokenError) as error:
         fail(str(error))
 
 

@@ -6,7 +6,7 @@ its own calls use numeric ids, which Grafana deprecated in 9.0 and turned off in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Self
 from urllib.parse import SplitResult, urlsplit
 
@@ -18,6 +18,8 @@ from nightjar.cluster.dashboards.panels import Json
 from nightjar.cluster.http_client import LOOPBACK_HOSTS
 
 TIMEOUT_S: Final = 10.0
+MOST_ANNOTATIONS: Final = 50_000
+"""Asked for at once; Grafana gives 100 unless told."""
 
 
 class GrafanaError(Exception):
@@ -73,6 +75,19 @@ class GrafanaServer:
         """See provisioning.Grafana."""
         self._call(lambda: self._face.dashboard.update_dashboard(request))
 
+    def annotations(self, start_ms: int, end_ms: int, tag: str) -> Sequence[Json]:
+        """See provisioning.Grafana."""
+        answer = self._answer(lambda: self._face.annotations.get_annotation(start_ms, end_ms, tags=[tag], limit=MOST_ANNOTATIONS))
+        if not isinstance(answer, list) or not all(isinstance(one, dict) for one in answer):
+            raise GrafanaError(f"{self._url}: the answer is no list of annotations; is this Grafana?")
+        if len(answer) >= MOST_ANNOTATIONS:
+            raise GrafanaError(f"{self._url}: holds {MOST_ANNOTATIONS} annotations or more of this time; delete some, or give less")
+        return answer
+
+    def add_annotation(self, start_ms: int, end_ms: int, tags: Sequence[str], text: str) -> None:
+        """See provisioning.Grafana."""
+        self._call(lambda: self._face.annotations.add_annotation(time_from=start_ms, time_to=end_ms, tags=list(tags), text=text))
+
     def _found(self, call: Callable[[], Any]) -> Json | None:
         """What a GET gives; None for 404."""
         try:
@@ -81,9 +96,16 @@ class GrafanaServer:
             return None
 
     def _call(self, call: Callable[[], Any]) -> Json:
-        """The answer as an object. The library's own errors, and those of requests (which are OSErrors), become GrafanaError."""
+        """The answer as an object."""
+        answer = self._answer(call)
+        if not isinstance(answer, dict):
+            raise GrafanaError(f"{self._url}: the answer is no JSON object; is this Grafana?")
+        return answer
+
+    def _answer(self, call: Callable[[], Any]) -> object:
+        """The library's own errors, and those of requests (which are OSErrors), become GrafanaError."""
         try:
-            answer = call()
+            return call()
         except GrafanaException as error:
             kind = _NotFoundError if error.status_code == 404 else GrafanaError
             raise kind(f"{self._url}: {_refusal(error.status_code, error.response)}") from error
@@ -92,9 +114,6 @@ class GrafanaServer:
         except OSError as error:
             words = f"nothing answers at {self._url} ({type(error).__name__})"
             raise GrafanaError(f"{words}; is Grafana there, and is --url right?") from error
-        if not isinstance(answer, dict):
-            raise GrafanaError(f"{self._url}: the answer is no JSON object; is this Grafana?")
-        return answer
 
 
 def checked_address(option: str, url: str) -> SplitResult:

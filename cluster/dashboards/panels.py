@@ -96,6 +96,7 @@ def dashboard_json(dashboard: Dashboard) -> Json:
         "time": {"from": "now-1h", "to": "now"},
         "timezone": "",
         "links": [_link_to_siblings()],
+        "annotations": {"list": [_tagged_annotations()]},
         "templating": {"list": [_data_source_variable(), *map(_variable, dashboard.variables)]},
         "panels": list(_laid_out(dashboard.rows)),
     }
@@ -200,6 +201,19 @@ def _link_to_siblings() -> Json:
         "icon": "external link",
         "url": "",
         "tooltip": "",
+    }
+
+
+def _tagged_annotations() -> Json:
+    """What `dashboards push` wrote about restarts and load tests, on every panel."""
+    own_source = {"type": "grafana", "uid": "-- Grafana --"}
+    return {
+        "name": "Restarts and load tests",
+        "datasource": own_source,
+        "enable": True,
+        "hide": False,
+        "iconColor": "light-purple",
+        "target": {"type": "tags", "tags": [TAG], "matchAny": True, "limit": 500},
     }
 
 

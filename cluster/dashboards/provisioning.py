@@ -1,4 +1,4 @@
-"""What `nightjar dashboards push` does to a Grafana: a folder, a data source if asked for, and the dashboards.
+"""What `nightjar dashboards push` does to a Grafana: a folder, a data source if asked for, the dashboards, and annotations.
 
 Looks before it writes, so a second push changes nothing. What Grafana adds to what it was sent (ids, versions, defaults) is no
 difference; what a person changed in a dashboard is, and is overwritten: the code is where dashboards are edited.
@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
-from nightjar.cluster.dashboards.panels import Dashboard, Json, dashboard_json
+from nightjar.cluster.dashboards.annotations import Annotation
+from nightjar.cluster.dashboards.panels import TAG, Dashboard, Json, dashboard_json
 
 FOLDER_UID: Final = "nightjar"
 FOLDER_TITLE: Final = "Nightjar"
@@ -45,12 +46,18 @@ class Grafana(Protocol):
     def save_dashboard(self, request: Json) -> None:
         """Make or replace a dashboard."""
 
+    def annotations(self, start_ms: int, end_ms: int, tag: str) -> Sequence[Json]:
+        """Annotations that carry a tag and touch this time."""
+
+    def add_annotation(self, start_ms: int, end_ms: int, tags: Sequence[str], text: str) -> None:
+        """Make an annotation of the whole organisation; a moment where it ends as it starts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """What became of one thing."""
 
-    kind: Literal["folder", "data source", "dashboard"]
+    kind: Literal["folder", "data source", "dashboard", "annotation"]
     name: str
     outcome: Literal["created", "updated", "unchanged"]
 
@@ -62,6 +69,23 @@ def push(grafana: Grafana, dashboards: Sequence[Dashboard], prometheus_url: str 
         yield _push_data_source(grafana, prometheus_url)
     for dashboard in dashboards:
         yield _push_dashboard(grafana, dashboard)
+
+
+def annotate(grafana: Grafana, annotations: Sequence[Annotation]) -> Iterator[Change]:
+    """Write what is not there yet. What was written before stays, also where its journal is gone."""
+    if not annotations:
+        return
+    start_ms, end_ms = min(one.start_ms for one in annotations), max(one.end_ms for one in annotations)
+    stored = {
+        (one.get("text"), one.get("time"), one.get("timeEnd") or one.get("time"))
+        for one in grafana.annotations(start_ms, end_ms, TAG)
+    }
+    for one in annotations:
+        if (one.text, one.start_ms, one.end_ms) in stored:
+            yield Change("annotation", one.text, "unchanged")
+        else:
+            grafana.add_annotation(one.start_ms, one.end_ms, one.tags, one.text)
+            yield Change("annotation", one.text, "created")
 
 
 def _push_folder(grafana: Grafana) -> Change:

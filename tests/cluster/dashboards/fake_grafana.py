@@ -1,7 +1,7 @@
 """A Grafana in this process: the few calls of its HTTP API that a push makes, as Grafana documents them, and no others.
 
-From the pages "Folder HTTP API", "Data source HTTP API" and "Dashboard HTTP API" of Grafana's documentation. It refuses bodies with
-fields that those pages do not know, and gives ids, versions and defaults of its own, as Grafana does.
+From the pages "Folder HTTP API", "Data source HTTP API", "Dashboard HTTP API" and "Annotations HTTP API" of Grafana's documentation.
+It refuses bodies with fields that those pages do not know, and gives ids, versions and defaults of its own, as Grafana does.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
+from urllib.parse import parse_qs
 
 TOKEN: Final = "glsa_secret"
 MAX_UID: Final = 40
@@ -23,6 +24,20 @@ FOLDER_FIELDS: Final = {"uid", "title", "parentUid"}
 DATA_SOURCE_FIELDS: Final = {
     *("uid", "name", "type", "access", "url", "basicAuth", "basicAuthUser", "database", "user", "isDefault", "withCredentials"),
     *("jsonData", "secureJsonData", "version"),
+}
+ANNOTATION_FIELDS: Final = {"dashboardId", "dashboardUID", "panelId", "time", "timeEnd", "tags", "text"}
+ANNOTATION_FILTERS: Final = {
+    "from",
+    "to",
+    "userId",
+    "alertId",
+    "dashboardId",
+    "dashboardUID",
+    "panelId",
+    "limit",
+    "tags",
+    "type",
+    "matchAny",
 }
 SAVE_FIELDS: Final = {"dashboard", "folderUid", "folderId", "message", "overwrite"}
 
@@ -48,6 +63,7 @@ class FakeGrafana:
     folders: dict[str, Body] = field(default_factory=dict)
     data_sources: dict[str, Body] = field(default_factory=dict)
     dashboards: dict[str, Body] = field(default_factory=dict)
+    annotations: list[Body] = field(default_factory=list)
 
     @property
     def writes(self) -> list[tuple[str, str]]:
@@ -72,7 +88,31 @@ class FakeGrafana:
             ("PUT", "/api/datasources/uid/([^/]+)", self._update_data_source),
             ("GET", "/api/dashboards/uid/([^/]+)", lambda _, uid: _stored(self.dashboards, uid, "Dashboard not found")),
             ("POST", "/api/dashboards/db", self._save_dashboard),
+            ("GET", r"/api/annotations\?(.*)", self._find_annotations),
+            ("POST", "/api/annotations", self._create_annotation),
         )
+
+    def _find_annotations(self, _: Body, query: str) -> Answer:
+        asked = parse_qs(query, strict_parsing=True)
+        if unknown := asked.keys() - ANNOTATION_FILTERS:
+            return 400, {"message": f"unknown filters {sorted(unknown)}"}
+        start_ms, end_ms = int(asked["from"][0]), int(asked["to"][0])
+        found = [
+            one
+            for one in self.annotations
+            if set(asked["tags"]) <= set(one["tags"]) and one["time"] <= end_ms and one["timeEnd"] >= start_ms
+        ]
+        newest_first = sorted(found, key=lambda one: -int(one["timeEnd"]))
+        return 200, newest_first[: int(asked.get("limit", ["100"])[0])]
+
+    def _create_annotation(self, body: Body) -> Answer:
+        if problem := _problem(body, ANNOTATION_FIELDS, {"text"}):
+            return 400, {"message": problem}
+        number = len(self.annotations) + 1
+        given = {name: value for name, value in body.items() if value is not None}
+        defaults: Body = {"dashboardId": 0, "dashboardUID": "", "panelId": 0, "alertId": 0, "timeEnd": body.get("time"), "tags": []}
+        self.annotations.append({**defaults, **given, "id": number})
+        return 200, {"message": "Annotation added", "id": number}
 
     def _create_folder(self, body: Body) -> Answer:
         if problem := _problem(body, FOLDER_FIELDS, {"title"}):

@@ -1,0 +1,1 @@
+"""Rules and dashboards against a real Prometheus that scrapes a real running system: `make monitoring`."""
