@@ -22,6 +22,10 @@ from nightjar.policy.records import TableRow
 DOUBT_DEVIATIONS: Final = 2.0
 """Standard deviations of the gain that a change must exceed: 1 in 40 changes is for nothing."""
 
+RIVAL_DEVIATIONS: Final = 1.0
+"""The same between two K that are both beyond doubt better than off. Such a change costs nothing and can be taken back, while each
+deviation more keeps a plan that much below what is known: prompts differ, so 4 % of doubt stay however long one looks."""
+
 COLD_DEVIATIONS: Final = 0.5
 """The same before off was measured: seven in ten such arms do gain."""
 
@@ -51,13 +55,16 @@ def choose(ahead: Outlook, present: npt.NDArray[np.int64], switch_margin: float)
     """Index of the arm to run in each bucket, given the index of the one that runs now.
 
     Off takes the place of a present arm that is predicted no better; then the best arm takes it if it gains more than
-    `switch_margin` (a share) and DOUBT_DEVIATIONS.
+    `switch_margin` (a share) and DOUBT_DEVIATIONS, or RIVAL_DEVIATIONS where both are DOUBT_DEVIATIONS above off.
     """
     buckets = np.arange(len(present))
     present = np.where(ahead.log_goodput[buckets, present] > ahead.log_goodput[:, 0], present, 0)
     gain, deviation = ahead.gain(present)
     best = np.argmax(gain, axis=1)
-    enough = np.maximum(np.log1p(switch_margin), DOUBT_DEVIATIONS * deviation[buckets, best])
+    over_off, over_off_deviation = ahead.gain(np.zeros_like(present))
+    beats_off = over_off > DOUBT_DEVIATIONS * over_off_deviation
+    deviations = np.where(beats_off[buckets, present] & beats_off[buckets, best], RIVAL_DEVIATIONS, DOUBT_DEVIATIONS)
+    enough = np.maximum(np.log1p(switch_margin), deviations * deviation[buckets, best])
     return np.where(gain[buckets, best] > enough, best, present)
 
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from nightjar.policy.acceptance import AcceptanceEvidence
 from nightjar.policy.batch_buckets import batch_bucket, buckets_up_to
 from nightjar.policy.evidence import CellEvidence, Evidence
+from nightjar.policy.outlook import Outlook
 from nightjar.policy.planners import PLANNERS
 from nightjar.policy.planners.calibration import measurements
-from nightjar.policy.planners.fleet import present_arms
+from nightjar.policy.planners.fleet import choose, present_arms
 from nightjar.policy.planners.planner import GroupPlan, GroupView
 from nightjar.policy.records import GroupKey, Table
 from nightjar.policy.settings import OperatorSettings, parse_operator_settings
@@ -200,3 +201,34 @@ def test_acceptance_never_rises_with_the_position_and_stays_a_probability(counts
     assert np.linalg.eigvalsh(covariance).min() > -1e-9
     older = evidence.covariance(shares, now_s=600.0)
     assert (np.diag(older) >= np.diag(covariance)).all()
+
+
+def _ahead(gains_over_off: tuple[float, ...], deviation: float) -> Outlook:
+    """One bucket, arms 0, 2 and 5, of log goodput above off with independent doubt; off itself is known."""
+    deviations = np.array([0.0, deviation, deviation])
+    return Outlook(
+        arms=(0, 2, 5),
+        log_goodput=np.array([[0.0, *gains_over_off]]),
+        covariance=np.diag(deviations**2)[None],
+        rows=np.array([4.0]),
+        tokens_per_row=np.ones(3),
+        tokens_deviation=deviations,
+    )
+
+
+@pytest.mark.parametrize(
+    ("gains_over_off", "present", "chosen", "why"),
+    [
+        ((0.30, 0.25), 2, 1, "both far above off: five per cent at 3.5 per cent of doubt are enough"),
+        ((0.30, 0.27), 2, 2, "both far above off: three per cent are not"),
+        ((0.06, 0.01), 2, 2, "the present one is in doubt against off: its rival must be beyond doubt"),
+        ((0.05, -0.20), 0, 0, "off gives way only beyond two deviations"),
+        ((0.06, -0.20), 0, 1, "and does so there"),
+        ((0.30, -0.01), 2, 1, "what is predicted below off does not stay"),
+    ],
+)
+def test_a_change_between_two_k_that_beat_off_needs_less_proof_than_one_away_from_off(
+    gains_over_off: tuple[float, ...], present: int, chosen: int, why: str
+) -> None:
+    ahead = _ahead(gains_over_off, deviation=0.025)
+    assert choose(ahead, np.array([present]), switch_margin=0.02).tolist() == [chosen], why
