@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
 
 from nightjar.policy.batch_buckets import bucket_range
 from nightjar.policy.exploration import in_words
 from nightjar.policy.fleet_state import Decision, FleetState, GroupState, ReplicaState
+from nightjar.policy.outlook import Floats
 from nightjar.policy.planners.planner import batch_range
+from nightjar.policy.prediction import predict
 from nightjar.policy.records import Mode, Table
-from nightjar.policy.status import CellStatus, GroupStatus, ReplicaStatus
+from nightjar.policy.restarts import GroupRestarts
+from nightjar.policy.status import (
+    CellStatus,
+    GroupStatus,
+    OpenLeaseStatus,
+    OutlookStatus,
+    ReplicaStatus,
+    RestartsStatus,
+    WaitingWishStatus,
+)
+from nightjar.policy.thinking import Thought
+
+MAX_OUTLOOKS: Final = 32
+"""Groups whose outlook is told, the largest first: up to 24 batch buckets by 33 K each, so that a status stays below a few MB."""
 
 
 def fleet_status(
@@ -21,8 +39,15 @@ def fleet_status(
     A replica's mode is what it runs: its own kill switch (`local_mode`) where one is set. A replica that reported after the
     last decision has none yet and says so.
     """
-    sizes = Counter(replica.group_id for replica in state.replicas.values())
-    groups = tuple(_group(group_id, group, sizes[group_id]) for group_id, group in sorted(state.groups.items()))
+    members: dict[str, dict[str, ReplicaState]] = {group_id: {} for group_id in state.groups}
+    for replica_id, replica in state.replicas.items():
+        members[replica.group_id][replica_id] = replica
+    largest = sorted(members, key=lambda group_id: (-len(members[group_id]), group_id))[:MAX_OUTLOOKS]
+    with_outlook = {group_id for group_id in largest if members[group_id]}
+    groups = tuple(
+        _group(group_id, group, members[group_id], group_id in with_outlook, now_s)
+        for group_id, group in sorted(state.groups.items())
+    )
     replicas = tuple(
         _replica(replica_id, replica, state.groups[replica.group_id], decisions.get(replica_id), now_s)
         for replica_id, replica in sorted(state.replicas.items())
@@ -30,7 +55,7 @@ def fleet_status(
     return groups, replicas
 
 
-def _group(group_id: str, group: GroupState, replicas: int) -> GroupStatus:
+def _group(group_id: str, group: GroupState, members: Mapping[str, ReplicaState], with_outlook: bool, now_s: float) -> GroupStatus:
     plan, max_num_seqs = group.plan, group.key.max_num_seqs
     cells = []
     for (bucket, length), cell in sorted(group.evidence.cells.items()):
@@ -44,18 +69,82 @@ def _group(group_id: str, group: GroupState, replicas: int) -> GroupStatus:
                 clean_steps=cell.steps,
             )
         )
+    predicted = predict(group, members.values())
     return GroupStatus(
         group_id=group_id,
-        replicas=replicas,
+        replicas=len(members),
         planner=group.planner,
         rows=plan.rows if plan is not None else (),
         acceptance=group.evidence.acceptance.measured(),
         cells=tuple(cells),
-        reason="; ".join(part for part in (*(() if plan is None else plan.reasons or (plan.summary,)), _restarts(group)) if part),
+        outlook=_outlook(group.thought, max_num_seqs, now_s) if with_outlook and group.thought is not None else None,
+        predicted_tokens_per_s=predicted.planned if predicted is not None else None,
+        predicted_off_tokens_per_s=predicted.off if predicted is not None else None,
+        restarts=_restarts(group.restarts, members, now_s),
+        reason="; ".join(
+            part
+            for part in (*(() if plan is None else plan.reasons or (plan.summary,)), _restarts_in_words(group), _imported(group))
+            if part
+        ),
     )
 
 
-def _restarts(group: GroupState) -> str:
+def _outlook(thought: Thought, max_num_seqs: int, now_s: float) -> OutlookStatus | None:
+    """What the thought expects, in round numbers; None where a number is none, for a status must not fail on its group."""
+    ahead = thought.outlook
+    goodput = np.exp(np.minimum(ahead.log_goodput, 100.0))
+    deviation = np.sqrt(np.maximum(np.diagonal(ahead.covariance, axis1=1, axis2=2), 0.0))
+    _, gain_deviation = ahead.gain(np.zeros(len(ahead.rows), dtype=np.int64))
+    if not all(np.all(np.isfinite(numbers)) for numbers in (goodput, deviation, gain_deviation)):
+        return None
+    ranges = [bucket_range(bucket, max_num_seqs) for bucket in range(len(ahead.rows))]
+    return OutlookStatus(
+        age_s=max(now_s - thought.at_s, 0.0) if math.isfinite(thought.at_s) else None,
+        first_batch_sizes=tuple(first for first, _ in ranges),
+        last_batch_sizes=tuple(last for _, last in ranges),
+        num_speculative_tokens=ahead.arms,
+        goodput_tokens_per_s=_rounded(goodput, 2),
+        goodput_deviation=_rounded(deviation, 4),
+        gain_deviation=_rounded(gain_deviation, 4),
+    )
+
+
+def _rounded(numbers: Floats, decimals: int) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in np.round(numbers, decimals).tolist())
+
+
+def _restarts(restarts: GroupRestarts, members: Mapping[str, ReplicaState], now_s: float) -> RestartsStatus:
+    """A replica holds one lease at a time, and no longer waits with it."""
+    held = [lease for lease in restarts.open_leases if now_s < lease.ends_at_s]
+    holding = {lease.replica_id for lease in held}
+    waiting = sorted((since_s, name) for name, since_s in restarts.waiting_since_s.items() if name not in holding)
+    return RestartsStatus(
+        open_leases=tuple(
+            OpenLeaseStatus(replica_id=lease.replica_id, reload=lease.lease.reload, seconds_left=lease.ends_at_s - now_s)
+            for lease in held
+        ),
+        waiting=tuple(_wish(name, members.get(name), now_s - since_s) for since_s, name in waiting),
+        frozen_seconds_left=max(restarts.probes.frozen_until_s - now_s, 0.0),
+    )
+
+
+def _wish(replica_id: str, replica: ReplicaState | None, waiting_s: float) -> WaitingWishStatus:
+    wish = replica.report.snapshot.restart_wish if replica is not None else None
+    return WaitingWishStatus(
+        replica_id=replica_id,
+        waiting_s=max(waiting_s, 0.0),
+        lag_tokens=wish.lag_tokens if wish is not None else 0,
+        reload=wish is not None and wish.reload,
+    )
+
+
+def _imported(group: GroupState) -> str:
+    """`12 of 14 cells imported, not measured here`; empty where none is."""
+    cells = len(group.imported.cells)
+    return f"{cells} of {len(group.evidence.cells)} cells imported, not measured here" if cells else ""
+
+
+def _restarts_in_words(group: GroupState) -> str:
     """`restarts: 2 of 3 granted`; empty where none is wished or in flight."""
     granted, waiting = len(group.restarts.open_leases), len(group.restarts.waiting_since_s)
     return f"restarts: {granted} of {granted + waiting} granted" if granted or waiting else ""

@@ -65,8 +65,55 @@ class CellStatus(Record):
     clean_steps: float
 
 
+class OutlookStatus(Record):
+    """What the planner `fleet` expected of every K when it last thought, `age_s` ago (None: it has nothing to think about yet).
+
+    A row per batch bucket, a column per K. `goodput_tokens_per_s` is generated tokens a second of one replica that runs in the
+    bucket. `goodput_deviation` is the standard deviation of its logarithm, `gain_deviation` that of the logarithm of its ratio to
+    K = 0 in the same bucket: the doubt that a change of K must exceed (0.03 reads as 3 %).
+    """
+
+    age_s: float | None = None
+    first_batch_sizes: tuple[int, ...]
+    last_batch_sizes: tuple[int, ...]
+    num_speculative_tokens: tuple[int, ...]
+    goodput_tokens_per_s: tuple[tuple[float, ...], ...]
+    goodput_deviation: tuple[tuple[float, ...], ...]
+    gain_deviation: tuple[tuple[float, ...], ...]
+
+
+class OpenLeaseStatus(Record):
+    """A restart that was permitted, and how long the permission still holds at most."""
+
+    replica_id: str
+    reload: bool = False
+    seconds_left: float
+
+
+class WaitingWishStatus(Record):
+    """A replica that wishes to restart speculation and holds no lease; its own `reason` says why it waits."""
+
+    replica_id: str
+    waiting_s: float
+    lag_tokens: int = 0
+    reload: bool = False
+
+
+class RestartsStatus(Record):
+    """A group's leases in flight, the wishes that wait, longest first, and how long failed probes still freeze both (0: not)."""
+
+    open_leases: tuple[OpenLeaseStatus, ...] = ()
+    waiting: tuple[WaitingWishStatus, ...] = ()
+    frozen_seconds_left: float = 0.0
+
+
 class GroupStatus(Record):
-    """A group: its plan, what it learned and its acceptance by position."""
+    """A group: its plan, what it learned, its acceptance by position and its restarts.
+
+    `outlook` is None where the planner does not learn, the group has no replica, or many groups have more (fleet_status.py).
+    `predicted_tokens_per_s` is what the busy replicas are predicted to generate at their present batches with the plan's K,
+    `predicted_off_tokens_per_s` the same with K = 0; None where nothing is predicted.
+    """
 
     group_id: str
     replicas: int
@@ -74,11 +121,18 @@ class GroupStatus(Record):
     rows: tuple[TableRow, ...] = ()
     acceptance: tuple[float, ...] = ()
     cells: tuple[CellStatus, ...] = ()
+    outlook: OutlookStatus | None = None
+    predicted_tokens_per_s: float | None = None
+    predicted_off_tokens_per_s: float | None = None
+    restarts: RestartsStatus = RestartsStatus()
     reason: str = ""
 
 
 class PolicyStatus(Record):
-    """The policy actor itself."""
+    """The policy actor itself. `decision_age_s` is the time since it last decided without an error, or since it started.
+
+    `seed_problem` says why `seed_from` brought nothing; `waiting_groups` were imported and have no replica yet.
+    """
 
     incarnation: int
     pid: int
@@ -87,10 +141,13 @@ class PolicyStatus(Record):
     journal_path: str = ""
     mode: Mode
     planner: str
+    decision_age_s: float = 0.0
     reports: int = 0
     refused_reports: int = 0
     last_refusal: str = ""
     settings_error: str = ""
+    seed_problem: str = ""
+    waiting_groups: tuple[str, ...] = ()
 
 
 class FleetStatus(Record):

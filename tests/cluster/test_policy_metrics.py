@@ -9,8 +9,9 @@ from structlog.testing import capture_logs
 
 from nightjar.cluster import policy_service
 from nightjar.cluster.metrics import PUBLISH_PERIOD_S, Exporter
-from nightjar.cluster.policy_metrics import POLICY_METRICS, GroupLook, PolicyLook, Predicted, look
+from nightjar.cluster.policy_metrics import POLICY_METRICS, GroupLook, PolicyLook, look
 from nightjar.policy.fleet import empty_fleet
+from nightjar.policy.prediction import Predicted
 from tests.cluster.exported import MemoryBackend
 from tests.cluster.protocol import Replica, running_service, settled
 from tests.policy.engines import MAX_NUM_SEQS, Fleet

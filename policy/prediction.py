@@ -1,0 +1,56 @@
+"""What a group's plan is worth now: generated tokens a second of its busy replicas, with the plan's K and with K = 0.
+
+The same numbers that the plan stands on (policy.outlook), so metrics, `status` and the planner never tell different stories.
+Predicted, not measured. Fails towards silence: where a batch is not known well enough, its replica is left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from nightjar.policy.batch_buckets import batch_bucket
+from nightjar.policy.fleet_restarts import prospect_of
+from nightjar.policy.fleet_state import GroupState, ReplicaState
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """Generated tokens a second that a group's busy replicas are predicted to give at the batches they run now."""
+
+    planned: float
+    """With the K of the plan."""
+    off: float
+    """With K = 0."""
+
+
+def predict(group: GroupState, replicas: Iterable[ReplicaState]) -> Predicted | None:
+    """What the plan stands on (policy.outlook; `status` gives it as reasons), summed over the replicas that are busy.
+
+    None where no busy replica's batch is known well enough, or where engines plan for themselves.
+    """
+    if group.plan is None or group.plan.local is not None:
+        return None
+    pairs = [(planned, off) for planned, off in _goodputs(group, replicas) if planned is not None and off]
+    return Predicted(sum(planned for planned, _ in pairs), sum(off for _, off in pairs)) if pairs else None
+
+
+def _goodputs(group: GroupState, replicas: Iterable[ReplicaState]) -> Iterator[tuple[float | None, float | None]]:
+    """Tokens a second of each busy replica: with its plan, and off. Asked once for all that think alike at one batch bucket."""
+    assert group.plan is not None
+    shared = prospect_of(group, group.plan, group.thought)
+    alike: Counter[int] = Counter()
+    for replica in replicas:
+        batch = replica.report.snapshot.load.decode_batch_size
+        if not batch:
+            continue
+        bucket = batch_bucket(batch)
+        if replica.own is None:
+            alike[bucket] += 1
+        else:
+            own = prospect_of(group, replica.own.plan, replica.own)
+            yield own.goodput(bucket, own.planned(bucket)), own.goodput(bucket, 0)
+    for bucket, count in alike.items():
+        pair = shared.goodput(bucket, shared.planned(bucket)), shared.goodput(bucket, 0)
+        yield from (pair for _ in range(count))

@@ -1,0 +1,141 @@
+"""What `status` tells of a group beyond its plan: expectations with their doubt, predicted gain, leases and wishes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nightjar.policy import fleet_status as module
+from nightjar.policy.fleet import FleetState, fleet_status
+from nightjar.policy.prediction import predict
+from nightjar.policy.settings import parse_operator_settings
+from nightjar.policy.status import GroupStatus
+from tests.policy.engines import KEY, MAX_NUM_SEQS, Fleet, Replica
+from tests.policy.restarting import LAG_TOKENS, Policy, RestartingReplica
+
+
+def groups_of(state: FleetState, now_s: float) -> tuple[GroupStatus, ...]:
+    """The groups of a status, read back from its wire form."""
+    return tuple(GroupStatus.from_wire(group.to_wire()) for group in fleet_status(state, {}, now_s)[0])
+
+
+@pytest.fixture(scope="module")
+def learned() -> Fleet:
+    """Two replicas at batch 16 whose group has measured it."""
+    fleet = Fleet([Replica("a", 16), Replica("b", 16)])
+    fleet.run(8.0)
+    return fleet
+
+
+def test_an_outlook_has_a_row_per_batch_bucket_and_a_column_per_k_that_may_run(learned: Fleet) -> None:
+    (group,) = groups_of(learned.state, learned.now_s)
+    ahead = group.outlook
+    assert ahead is not None
+    assert ahead.num_speculative_tokens == (0, 1, 3, 5)
+    assert (ahead.first_batch_sizes[0], ahead.last_batch_sizes[-1]) == (1, MAX_NUM_SEQS)
+    assert ahead.first_batch_sizes[1:] == tuple(last + 1 for last in ahead.last_batch_sizes[:-1])
+    for numbers in (ahead.goodput_tokens_per_s, ahead.goodput_deviation, ahead.gain_deviation):
+        assert [len(row) for row in numbers] == [4] * len(ahead.first_batch_sizes)
+
+
+def test_an_outlook_is_what_the_plan_stands_on(learned: Fleet) -> None:
+    (group,) = groups_of(learned.state, learned.now_s)
+    (known,) = learned.state.groups.values()
+    ahead = group.outlook
+    assert ahead is not None
+    assert known.thought is not None
+    bucket = ahead.first_batch_sizes.index(16)
+    expected = [known.thought.outlook.goodput_tokens_per_s(bucket, length) for length in (0, 1, 3, 5)]
+    assert ahead.goodput_tokens_per_s[bucket] == pytest.approx(expected, abs=0.01)
+    assert ahead.age_s == pytest.approx(learned.now_s - known.thought.at_s)
+
+
+def test_what_was_measured_is_less_doubtful_than_what_was_not(learned: Fleet) -> None:
+    (group,) = groups_of(learned.state, learned.now_s)
+    ahead = group.outlook
+    assert ahead is not None
+    measured, far = ahead.first_batch_sizes.index(16), ahead.first_batch_sizes.index(1)
+    assert 0.0 < ahead.goodput_deviation[measured][0] < ahead.goodput_deviation[far][0]
+    assert ahead.gain_deviation[measured][0] == 0.0
+    assert all(0.0 < doubt < 0.2 for doubt in ahead.gain_deviation[measured][1:])
+
+
+def test_a_group_that_has_thought_of_nothing_yet_has_an_outlook_without_an_age() -> None:
+    fleet = Fleet([Replica("a", 16)])
+    fleet.run(1.0)
+    (group_id, known), *_ = fleet.state.groups.items()
+    assert known.thought is not None
+    cold = replace(fleet.state, groups={group_id: replace(known, thought=replace(known.thought, at_s=float("-inf")))})
+    (group,) = groups_of(cold, fleet.now_s)
+    assert group.outlook is not None
+    assert group.outlook.age_s is None
+
+
+def test_a_planner_that_does_not_learn_has_no_outlook() -> None:
+    fleet = Fleet([Replica("a", 16)], settings=parse_operator_settings({"mode": "auto", "planner": "off"}))
+    fleet.run(1.0)
+    (group,) = groups_of(fleet.state, fleet.now_s)
+    assert group.outlook is None
+
+
+def test_an_outlook_with_a_number_that_is_none_is_left_out_and_the_status_stands(learned: Fleet) -> None:
+    ((group_id, known),) = learned.state.groups.items()
+    assert known.thought is not None
+    ahead = known.thought.outlook
+    broken = replace(ahead, covariance=np.full_like(ahead.covariance, np.nan))
+    state = replace(learned.state, groups={group_id: replace(known, thought=replace(known.thought, outlook=broken))})
+    (group,) = groups_of(state, learned.now_s)
+    assert (group.outlook, group.replicas) == (None, 2)
+
+
+def test_only_the_largest_groups_tell_their_outlook_so_that_a_status_stays_small(
+    learned: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ((group_id, known),) = learned.state.groups.items()
+    others = {f"empty-{number}": replace(known, key=KEY) for number in range(3)}
+    state = replace(learned.state, groups={**others, group_id: known})
+    assert [group.outlook is not None for group in groups_of(state, learned.now_s)] == [False, False, False, True]
+    monkeypatch.setattr(module, "MAX_OUTLOOKS", 0)
+    assert all(group.outlook is None for group in groups_of(state, learned.now_s))
+
+
+def test_the_gain_over_off_in_status_is_the_one_of_the_metrics(learned: Fleet) -> None:
+    (group,) = groups_of(learned.state, learned.now_s)
+    predicted = predict(next(iter(learned.state.groups.values())), learned.state.replicas.values())
+    assert predicted is not None
+    assert (group.predicted_tokens_per_s, group.predicted_off_tokens_per_s) == (predicted.planned, predicted.off)
+    assert predicted.planned > predicted.off
+
+
+def test_a_group_of_idle_replicas_predicts_nothing() -> None:
+    fleet = Fleet([Replica("a", 0)])
+    fleet.run(1.0)
+    (group,) = groups_of(fleet.state, fleet.now_s)
+    assert (group.predicted_tokens_per_s, group.predicted_off_tokens_per_s) == (None, None)
+
+
+def test_status_lists_the_open_lease_and_the_wishes_that_wait_longest_first() -> None:
+    policy = Policy()
+    for number, heard_at_s in ((0, 0.5), (2, 1.0), (1, 1.5)):
+        replica = RestartingReplica(f"r{number}")
+        replica.run_until(heard_at_s)
+        policy.take(replica.report(), heard_at_s)
+        policy.tick(heard_at_s)
+    (group,) = groups_of(policy.state, 2.0)
+    (lease,) = group.restarts.open_leases
+    assert lease.replica_id == "r0"
+    assert 0.0 < lease.seconds_left <= 12.0
+    assert [(wish.replica_id, wish.waiting_s) for wish in group.restarts.waiting] == [("r2", 1.0), ("r1", 0.5)]
+    assert all(wish.lag_tokens >= LAG_TOKENS for wish in group.restarts.waiting)
+    assert group.restarts.frozen_seconds_left == 0.0
+
+
+def test_a_lease_that_expired_is_not_open_whether_or_not_anybody_decided_since() -> None:
+    policy, replica = Policy(), RestartingReplica("a")
+    replica.run_until(0.5)
+    policy.take(replica.report(), 0.5)
+    policy.tick(0.5)
+    (group,) = groups_of(policy.state, 1000.0)
+    assert group.restarts.open_leases == ()
