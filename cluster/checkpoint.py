@@ -1,8 +1,8 @@
 """What the policy actor remembers over a restart, and how it is sealed in the store.
 
-Four values: the incarnation (INV-5), the operator's settings, the overrides and what the fleet has learned. Each is msgpack
-of plain types behind a format version and a checksum. Fails open and apart: a value that cannot be read, was cut or comes
-from another format is logged and counts as absent, so the actor starts cold in that respect only.
+Five values: the incarnation (INV-5), the operator's settings, the overrides, what the fleet has learned, and imported groups that
+wait for their replicas. Each is msgpack of plain types behind a format version and a checksum. Fails open and apart: a value that
+cannot be read, was cut or comes from another format is logged and counts as absent, so the actor starts cold in that respect only.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from nightjar.cluster.store import KeyValueStore, StoreError
 from nightjar.policy.learned import LearnedTables
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.records import PROTOCOL_VERSION
+from nightjar.policy.seed import SeedGroup
 from nightjar.policy.settings import OperatorSettings, parse_operator_settings
 
 FORMAT_VERSION: Final = 1
-NAMES: Final = ("incarnation", "operator_settings", "overrides", "learned")
+NAMES: Final = ("incarnation", "operator_settings", "overrides", "learned", "waiting")
 SAVE_PERIOD_S: Final = 10.0
 
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 _overrides = TypeAdapter(tuple[ModeOverride, ...])
+_waiting = TypeAdapter(tuple[SeedGroup, ...])
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +44,12 @@ class Remembered:
     operator_settings: OperatorSettings = field(default_factory=OperatorSettings)
     overrides: tuple[ModeOverride, ...] = ()
     learned: LearnedTables | None = None
+    waiting: tuple[SeedGroup, ...] = ()
     problems: tuple[str, ...] = ()
 
 
 class Checkpoint:
-    """Loads the four values once, and saves what was marked since. Neither raises, neither blocks the event loop."""
+    """Loads the five values once, and saves what was marked since. Neither raises, neither blocks the event loop."""
 
     def __init__(self, store: KeyValueStore) -> None:
         self._store = store
@@ -58,7 +61,7 @@ class Checkpoint:
         """Stored incarnation that was found only after a cold start; the policy rises above it."""
 
     async def load(self) -> Remembered:
-        """Everything that can be read. An unreachable store ends the attempt at once, so that it costs one timeout, not four."""
+        """Everything that can be read. An unreachable store ends the attempt at once, so that it costs one timeout, not five."""
         sealed: dict[str, bytes | None] = {}
         problems: list[str] = []
         try:
@@ -83,6 +86,7 @@ class Checkpoint:
             operator_settings=opened("operator_settings", parse_operator_settings, OperatorSettings()),
             overrides=opened("overrides", _overrides.validate_python, ()),
             learned=opened("learned", LearnedTables.model_validate, None),
+            waiting=opened("waiting", _waiting.validate_python, ()),
             problems=tuple(problems),
         )
         for problem in problems:
@@ -105,6 +109,10 @@ class Checkpoint:
     def keep_learned(self, learned: LearnedTables) -> None:
         """Mark what the fleet has learned for saving."""
         self._unsaved["learned"] = learned.model_dump(mode="json", exclude_none=True)
+
+    def keep_waiting(self, waiting: tuple[SeedGroup, ...]) -> None:
+        """Mark the imported groups that wait for saving."""
+        self._unsaved["waiting"] = _waiting.dump_python(waiting, mode="json", exclude_none=True)
 
     async def save(self) -> None:
         """Write what is marked, the incarnation first. Never raises: what the store does not take stays marked, and is logged."""

@@ -24,6 +24,7 @@ from nightjar.policy.pace import Slopes, followed, offsets
 from nightjar.policy.planners import PLANNERS
 from nightjar.policy.planners.planner import GroupView
 from nightjar.policy.records import DrafterState, LoadReport
+from nightjar.policy.seeding import doubted, settled
 from nightjar.policy.settings import OperatorSettings
 from nightjar.policy.thinking import OwnNews, is_news, own_evidence, think, think_cold
 
@@ -49,11 +50,13 @@ def learn(
     pending = {replica_id: replica.pending for replica_id, replica in members.items()}
     before = group.evidence if group.decided_at_s is not None else _heard_at(group.evidence, now_s)
     above = offsets({replica_id: replica.pace for replica_id, replica in members.items()})
-    evidence, left = merge(before, pending, settings.evidence_half_life_steps, now_s, above)
+    merged, left = merge(doubted(before, group.imported.cells), pending, settings.evidence_half_life_steps, now_s, above)
+    evidence, still_imported = settled(merged, before, group.imported.cells)
     evidence = replace(evidence, mixed_steps_per_token=steps_per_token(replica.mixed_share for replica in members.values()))
     changed = _heard_out(members, left, evidence, Slopes.of(group.thought.outlook if group.thought and len(members) > 1 else None))
-    view = GroupView(group.key, settings, evidence, group.plan, now_s)
-    after = replace(group, evidence=evidence, planner=settings.planner, decided_at_s=now_s)
+    view = GroupView(group.key, settings, evidence, group.plan, now_s, still_imported)
+    imported = replace(group.imported, cells=still_imported)
+    after = replace(group, evidence=evidence, imported=imported, planner=settings.planner, decided_at_s=now_s)
     if settings.planner != "fleet":
         changed.update(_without_own({**members, **changed}))
         return replace(after, plan=PLANNERS[settings.planner](view), exploration=Exploration(), thought=None), changed, 0

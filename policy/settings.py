@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nightjar.policy.records import (
     MAX_NUM_SPECULATIVE_TOKENS,
@@ -21,11 +22,14 @@ from nightjar.policy.records import (
     OffloadRules,
     Table,
     TableRow,
+    describe_validation_error,
 )
-from nightjar.policy.switch_cost import MAX_SWITCH_COST_ROWS, PAPER_SWITCH_COST, check_rows
+from nightjar.policy.switch_cost import MAX_SWITCH_COST_ROWS, PAPER_SWITCH_COST, SwitchCostRow, check_rows
 
 DraftOffload = Literal["never", "under_memory_pressure"]
 PlannerName = Literal["off", "fixed", "schedule", "nightjar", "fleet"]
+ScheduleRow = tuple[int, int, int]
+"""First batch, last batch, K."""
 
 
 class SettingsError(ValueError):
@@ -51,7 +55,7 @@ class OperatorSettings(BaseModel):
         default=None,
         description="K of the planner fixed; None means each engine's own maximum.",
     )
-    num_speculative_tokens_per_batch_size: tuple[tuple[int, int, int], ...] = Field(
+    num_speculative_tokens_per_batch_size: tuple[ScheduleRow, ...] = Field(
         default=(),
         max_length=256,
         description="Table of the planner schedule in vLLM's form, rows [first_batch, last_batch, K], keyed on decode batch size.",
@@ -96,17 +100,32 @@ class OperatorSettings(BaseModel):
         description="Share by which another K's predicted goodput must exceed the present one's before the plan changes.",
     )
 
-    switch_cost_table: tuple[tuple[int, int, float], ...] = Field(
+    switch_cost_table: tuple[SwitchCostRow, ...] = Field(
         default=PAPER_SWITCH_COST,
         max_length=MAX_SWITCH_COST_ROWS,
         description="C_switch of the planner nightjar, rows [longest lag in tokens, decode batch size, seconds], measured: "
         "what bringing the drafter back costs. The default is what the paper prints for an RTX 4090; [] makes it free.",
     )
 
-    @model_validator(mode="after")
-    def _switch_cost_is_a_table(self) -> Self:
-        check_rows(self.switch_cost_table)
-        return self
+    @field_validator("switch_cost_table")
+    @classmethod
+    def _switch_cost_is_a_table(cls, rows: tuple[SwitchCostRow, ...]) -> tuple[SwitchCostRow, ...]:
+        check_rows(rows)
+        return rows
+
+    seed_from: Annotated[str, Field(max_length=1024)] = Field(
+        default="",
+        description="File that `nightjar export` wrote, or the address of one or of another policy "
+        "(http://host:8000/nightjar/learned), so that a new cluster starts warm. An absolute path is read where the policy actor "
+        "runs. Read at start and when it changes; what was measured here wins over it. One that cannot be read or used shows in "
+        "status, is tried again every minute, and the fleet serves on without it.",
+    )
+
+    @field_validator("seed_from")
+    @classmethod
+    def _seed_from_is_a_place(cls, place: str) -> str:
+        check_place(place)
+        return place
 
     max_restart_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         default=0.2,
@@ -166,18 +185,18 @@ class OperatorSettings(BaseModel):
     def _schedule_is_a_table(self) -> Self:
         if self.planner == "schedule" and not self.num_speculative_tokens_per_batch_size:
             raise ValueError("planner schedule needs num_speculative_tokens_per_batch_size, for example [[1, 8, 5], [9, 32, 1]]")
-        if self.num_speculative_tokens_per_batch_size:
-            self.schedule_table()
         return self
+
+    @field_validator("num_speculative_tokens_per_batch_size")
+    @classmethod
+    def _schedule_rows_ascend(cls, rows: tuple[ScheduleRow, ...]) -> tuple[ScheduleRow, ...]:
+        if rows:
+            _schedule_table(rows)
+        return rows
 
     def schedule_table(self) -> Table:
         """`num_speculative_tokens_per_batch_size` as a plan. Raises ValueError for rows that do not ascend."""
-        return Table(
-            rows=tuple(
-                TableRow(first_batch_size=first, last_batch_size=last, num_speculative_tokens=length)
-                for first, last, length in self.num_speculative_tokens_per_batch_size
-            )
-        )
+        return _schedule_table(self.num_speculative_tokens_per_batch_size)
 
     def offload_rules(self) -> OffloadRules | None:
         """When weights may leave the accelerator and come back; None where they never may."""
@@ -201,6 +220,39 @@ class OperatorSettings(BaseModel):
         else:
             wanted = {length for length in self.allowed_num_speculative_tokens if length <= max_num_speculative_tokens}
         return tuple(sorted(wanted | {0}))
+
+
+def _schedule_table(rows: tuple[ScheduleRow, ...]) -> Table:
+    """Rows in vLLM's form as a plan. Raises ValueError naming what is wrong of the first bad row."""
+    try:
+        return Table(
+            rows=tuple(
+                TableRow(first_batch_size=first, last_batch_size=last, num_speculative_tokens=length)
+                for first, last, length in rows
+            )
+        )
+    except ValidationError as error:
+        raise ValueError(describe_validation_error(error, limit=1).partition(" (got ")[0]) from error
+
+
+def check_place(place: str) -> None:
+    """Raise ValueError unless `place` is empty, an absolute path, or an http(s) address. A password would show in every status.
+
+    >>> check_place("/data/learned.json"), check_place("https://store.example.com/learned.json")
+    (None, None)
+    """
+    allowed = "allowed are an absolute path, an http or https address without user or password, or nothing"
+    if not place.isprintable():
+        raise ValueError(f"characters that cannot be printed; {allowed}")
+    if not place or ("://" not in place and place.startswith("/")):
+        return
+    try:
+        parts = urlsplit(place)
+        is_address = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address or "@" in parts.netloc:
+        raise ValueError(f"no place of a file; {allowed}")
 
 
 @dataclass(frozen=True, slots=True)

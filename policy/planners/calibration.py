@@ -102,12 +102,13 @@ def _model_doubt(view: GroupView, ahead: Outlook, planned: npt.NDArray[np.int64]
 def _is_stale(view: GroupView, bucket: int, planned: int, rival: int) -> bool:
     """Whether a bucket in use needs to see the other side of off, of which `rival` is the best arm.
 
-    A group that never saw off anywhere needs it at once.
+    A group that never saw off anywhere needs it at once; a rival known from elsewhere alone is seen here in every bucket in use.
     """
     cells = view.evidence.cells
     if planned and all(length for _, length in cells):
         return True
     runs, other = cells.get((bucket, planned)), cells.get((bucket, rival))
-    if rival == planned or runs is None or runs.steps < OFTEN_STEPS:
+    least_steps = view.settings.calibration_clean_steps if (bucket, rival) in view.imported else OFTEN_STEPS
+    if rival == planned or runs is None or runs.steps < least_steps:
         return False
     return other is None or view.now_s - other.measured_at_s > REFRESH_S

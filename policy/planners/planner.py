@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from nightjar.policy.batch_buckets import batch_bucket, buckets_up_to
-from nightjar.policy.evidence import Evidence
+from nightjar.policy.evidence import Cell, Evidence
 from nightjar.policy.mixed_steps import charge
 from nightjar.policy.outlook import Outlook, outlook
 from nightjar.policy.records import GroupKey, Local, TableRow
@@ -45,13 +45,17 @@ class GroupPlan:
 
 @dataclass(frozen=True, slots=True)
 class GroupView:
-    """What is known of a group at `now_s`: its key, the operator's settings, its evidence and the plan it runs now."""
+    """What is known of a group at `now_s`: its key, the operator's settings, its evidence and the plan it runs now.
+
+    `imported` are the cells of the evidence that nobody measured here.
+    """
 
     key: GroupKey
     settings: OperatorSettings
     evidence: Evidence
     present: GroupPlan | None = None
     now_s: float = 0.0
+    imported: tuple[Cell, ...] = ()
 
     @property
     def arms(self) -> tuple[int, ...]:

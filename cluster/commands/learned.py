@@ -1,0 +1,111 @@
+"""`nightjar export` and `nightjar import`: what the fleet has learned, as a file, out of one policy and into another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from nightjar.cluster.commands.options import (
+    DEFAULT_URL,
+    Output,
+    OutputOption,
+    TokenOption,
+    UrlOption,
+    escaped,
+    fail,
+    one_line_errors,
+    open_client,
+)
+from nightjar.cluster.learned_file import MAX_FILE_BYTES, LearnedFileError, chosen_groups, parse_learned_file
+
+T = TypeVar("T")
+
+
+def export_file(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write; an older file gives way.", show_default=False)],
+    url: UrlOption = DEFAULT_URL,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Write what the fleet has learned as one JSON file: step times by batch and K, acceptance, what catching up costs.
+
+    Another policy takes it by `nightjar import FILE`, or starts with it by the setting seed_from. Reads only; needs no token.
+    """
+    with one_line_errors(), open_client(url) as client:
+        content = client.learned()
+    learned = _or_fail(url, lambda: parse_learned_file(content))
+    try:
+        _write(file, content)
+    except OSError as error:
+        fail(f"{file}: {error.strerror or error}")
+    if output is Output.JSON:
+        groups = [{"group_id": group.key.group_id, "cells": len(group.cells)} for group in learned.groups]
+        typer.echo(json.dumps({"file": str(file), "incarnation": learned.about.incarnation, "groups": groups}))
+        return
+    console = Console()
+    console.print(f"{escaped(str(file))}: {learned.in_words()}", highlight=False)
+    for headline in learned.about.groups:
+        console.print(f"  {escaped(headline)}", highlight=False)
+
+
+def import_file(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `nightjar export` wrote.", show_default=False)],
+    group: Annotated[
+        list[str] | None,
+        typer.Option("--group", help="Only this group (its id as in the file); may be given again.", show_default="all"),
+    ] = None,
+    url: UrlOption = DEFAULT_URL,
+    token: TokenOption = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Give a running policy what another fleet learned. What it measured itself stays, and what it measures from now on wins.
+
+    A group is matched by all that makes its step times what they are: models, GPU, parallelism, dtype, limits, engine version.
+    One that no replica belongs to waits for the first that does.
+    """
+    group_ids = group or []
+    content = _or_fail(str(file), lambda: _read(file))
+    _or_fail(str(file), lambda: chosen_groups(parse_learned_file(content), group_ids))
+    with one_line_errors(), open_client(url, token) as client:
+        answer = client.import_learned(content, group_ids)
+    if output is Output.JSON:
+        typer.echo(json.dumps(answer))
+        return
+    for taken in answer["groups"]:
+        Console().print(escaped(_taken(taken)), highlight=False)
+
+
+def _taken(group: Any) -> str:
+    replicas = group["replicas"]
+    fate = f"for its {replicas} replica{'s' if replicas > 1 else ''}" if replicas else "waits for a replica of its key"
+    return f"{group['group_id']}: {group['cells']} cells, {fate}"
+
+
+def _read(file: Path) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise LearnedFileError(error.strerror or str(error)) from error
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Whole or not at all: a file that was cut would be refused where it is needed."""
+    part = file.with_name(f".{file.name}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(file)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _or_fail(where: str, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except LearnedFileError as error:
+        fail(f"{where}: {error}")

@@ -1,0 +1,155 @@
+"""How what another fleet learned enters this one: it waits for replicas of its group, and stands until somebody here measures.
+
+`seeded` is the only way in, and what waits is a part of the fleet's state, so that a recording holds it (INV-7); `decide` plants it
+as soon as its group has a replica. What was measured here wins over what was imported. An imported cell weighs as three
+measurements while nobody has measured it here, and as good as nothing from then on; imported acceptance is outvoted by its few
+rows, and the imported price of catching up goes with the first catch-up here. Fails towards the cold start: what does not match a
+group's key exactly, or waited behind too many others, is not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Final
+
+from nightjar.policy.acceptance import GROUP_ROWS, AcceptanceEvidence
+from nightjar.policy.catch_up import CatchUpEvidence
+from nightjar.policy.evidence import Cell, Evidence
+from nightjar.policy.fleet_state import FleetState, GroupState, ReplicaState, learned
+from nightjar.policy.planners.planner import GroupPlan, in_words
+from nightjar.policy.seed import Imported, SeedCatchUp, SeedCell, SeedGroup, SeedPosition, could_be_measured, could_be_priced
+
+MOST_SEED_STEPS: Final = 24.0
+"""Clean steps that an imported cell, or the imported price of catching up, weighs at most: three measurements of eight, 1 % of a
+step time. Known well enough that a known arm is not measured again, and outvoted by a few seconds of work."""
+MOST_SEED_ROWS: Final = GROUP_ROWS
+"""Rows that imported acceptance weighs at most at each position: what a group's share weighs in what one replica expects."""
+MAX_SEED_GROUPS: Final = 64
+"""Groups that may wait for their replicas, and that one export holds (INV-8). The latest are kept."""
+MAX_SEED_CELLS: Final = 10_000
+"""Of one export: about 300 bytes each in a file for people."""
+
+
+def exported(state: FleetState, now_s: float) -> tuple[SeedGroup, ...]:
+    """What the fleet knows, for another: the groups with the most evidence where not all fit. Waiting seeds are not passed on."""
+    groups: list[SeedGroup] = []
+    cells = 0
+    for stored in learned(state).groups[:MAX_SEED_GROUPS]:
+        group = state.groups[stored.key.group_id]
+        cells += len(group.evidence.cells)
+        if cells > MAX_SEED_CELLS:
+            break
+        groups.append(_exported(group, now_s))
+    return tuple(groups)
+
+
+def seeded(state: FleetState, groups: Sequence[SeedGroup]) -> FleetState:
+    """The state in which `groups` wait, in place of what waited under the same keys; beyond MAX_SEED_GROUPS the oldest give way."""
+    coming = {group.key.group_id: group for group in groups}
+    waiting = {group_id: group for group_id, group in state.waiting.items() if group_id not in coming} | coming
+    return replace(state, waiting=dict(list(waiting.items())[-MAX_SEED_GROUPS:]))
+
+
+def planted(state: FleetState, now_s: float) -> FleetState:
+    """The state in which every seed whose group has a replica is that group's prior."""
+    if not state.waiting:
+        return state
+    populated = {replica.group_id for replica in state.replicas.values()}
+    found = [group_id for group_id in state.waiting if group_id in populated]
+    if not found:
+        return state
+    groups = {
+        **state.groups,
+        **{group_id: with_prior(state.groups[group_id], state.waiting[group_id], now_s) for group_id in found},
+    }
+    left = {group_id: group for group_id, group in state.waiting.items() if group_id not in found}
+    return replace(state, groups=groups, waiting=left)
+
+
+def with_prior(group: GroupState, seed: SeedGroup, now_s: float) -> GroupState:
+    """The group with a prior where it measured nothing itself. What an earlier seed planted, and nobody measured, gives way.
+
+    The plan that came along is the present one of a group without any measurement: its margin and doubt are for a change, not
+    for the first second.
+    """
+    known, before = group.evidence, group.imported
+    taken = {
+        cell: evidence
+        for cell, evidence in seed.cell_evidence(MOST_SEED_STEPS, now_s).items()
+        if cell not in known.cells or cell in before.cells
+    }
+    measured = [cell for cell in known.cells if cell not in before.cells]
+    acceptance, catch_up = known.acceptance, group.restarts.catch_up
+    planted_acceptance, planted_catch_up = before.acceptance, before.catch_up
+    if _is_untouched(acceptance, before.acceptance) and seed.acceptance:
+        acceptance = planted_acceptance = seed.acceptance_evidence(MOST_SEED_ROWS, now_s)
+    if catch_up == before.catch_up and seed.catch_up.steps:
+        catch_up = planted_catch_up = seed.catch_up.evidence(MOST_SEED_STEPS)
+    plan = group.plan
+    if seed.plan and not measured:
+        plan = GroupPlan(seed.plan, in_words(seed.plan))
+    return replace(
+        group,
+        evidence=replace(known, cells={**known.cells, **taken}, acceptance=acceptance),
+        plan=plan,
+        restarts=replace(group.restarts, catch_up=catch_up),
+        imported=Imported(tuple(sorted({*before.cells, *taken})), planted_acceptance, planted_catch_up),
+        thought=replace(group.thought, at_s=float("-inf")) if group.thought is not None else None,
+    )
+
+
+def doubted(evidence: Evidence, imported: Collection[Cell]) -> Evidence:
+    """The evidence as a new measurement meets it: imported cells as old as evidence can be, a hundredth of their steps."""
+    if not imported:
+        return evidence
+    old = {cell: evidence.cells[cell].at(float("-inf")) for cell in imported}
+    return replace(evidence, cells={**evidence.cells, **old})
+
+
+def settled(merged: Evidence, before: Evidence, imported: Sequence[Cell]) -> tuple[Evidence, tuple[Cell, ...]]:
+    """What was `merged` onto doubted evidence, where cells that got no news are as they were `before`; and which those are."""
+    if not imported:
+        return merged, ()
+    still = tuple(cell for cell in imported if merged.cells[cell].measured_at_s == float("-inf"))
+    return replace(merged, cells={**merged.cells, **{cell: before.cells[cell] for cell in still}}), still
+
+
+def with_own_price(group: GroupState, members: Mapping[str, ReplicaState]) -> GroupState:
+    """The group without its imported price of catching up, once a replica has caught up here: sums of seconds outvote nobody."""
+    priced = group.restarts.catch_up
+    if not priced.steps or priced != group.imported.catch_up:
+        return group
+    if not any(replica.new_restarts.catch_up.steps for replica in members.values()):
+        return group
+    imported = replace(group.imported, catch_up=CatchUpEvidence())
+    return replace(group, restarts=replace(group.restarts, catch_up=CatchUpEvidence()), imported=imported)
+
+
+def _exported(group: GroupState, now_s: float) -> SeedGroup:
+    """The group as it can be taken in elsewhere: what a replica that nobody could outvote claimed against reason is left out."""
+    cells = [
+        SeedCell(
+            batch_bucket=bucket,
+            num_speculative_tokens=length,
+            steps=cell.steps,
+            log_step_seconds=cell.log_seconds,
+            decode_rows=cell.rows,
+            context_tokens=cell.context_tokens,
+            age_s=max(now_s - cell.measured_at_s, 0.0) if group.decided_at_s is not None else None,
+        )
+        for (bucket, length), cell in sorted(group.evidence.cells.items())
+    ]
+    acceptance, priced = group.evidence.acceptance, SeedCatchUp(**asdict(group.restarts.catch_up))
+    positions = zip(acceptance.reached, acceptance.accepted, strict=True)
+    return SeedGroup(
+        key=group.key,
+        cells=tuple(one for one in cells if could_be_measured(one, group.key)),
+        acceptance=tuple(SeedPosition(reached=reached, accepted=accepted) for reached, accepted in positions),
+        catch_up=priced if could_be_priced(priced) else SeedCatchUp(),
+        plan=group.plan.rows if group.plan is not None and group.planner == "fleet" else (),
+    )
+
+
+def _is_untouched(now: AcceptanceEvidence, planted_: AcceptanceEvidence) -> bool:
+    return (now.reached, now.accepted) == (planted_.reached, planted_.accepted)

@@ -1,0 +1,172 @@
+"""`seed_from`: read once, tried again while it is of no use, never in anybody's way."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from nightjar.cluster import seed_from
+from nightjar.cluster.learned_file import MAX_FILE_BYTES, LearnedFile, LearnedFileError, to_text
+from nightjar.cluster.seed_from import RETRY_S, SeedFrom, SeedReader, load_seed
+from tests.cluster.seeds import some_file
+
+
+class Places:
+    """What lies where, and what was read."""
+
+    def __init__(self, **found: LearnedFile | Exception) -> None:
+        self.found = found
+        self.reads: list[str] = []
+        self.taken: list[str] = []
+
+    async def read(self, place: str) -> LearnedFile:
+        self.reads.append(place)
+        found = self.found.get(place, LearnedFileError("no such file"))
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def take(self, place: str, file: LearnedFile) -> None:
+        assert file == self.found[place]
+        self.taken.append(place)
+
+
+@pytest.mark.looptime
+async def test_a_place_is_read_once_and_again_only_when_another_was_named_meanwhile() -> None:
+    places = Places(a=some_file(), b=some_file())
+    follower = SeedFrom(places.read, places.take)
+    for place in ("", "a", "a", "b", "b", "", "a"):
+        follower.follow(place)
+        await asyncio.sleep(200.0)
+    assert places.taken == ["a", "b", "a"]
+    assert follower.problem == ""
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("error", [LearnedFileError("no such file"), OSError("disk on fire"), ZeroDivisionError("by zero")])
+async def test_what_cannot_be_used_is_said_in_words_and_tried_again(error: Exception) -> None:
+    places = Places(a=error)
+    follower = SeedFrom(places.read, places.take)
+    follower.follow("a")
+    await asyncio.sleep(1.0)
+    assert follower.problem.startswith("seed_from: a: ")
+    assert str(error) in follower.problem
+    assert "serves on without it" in follower.problem
+    places.found["a"] = some_file()
+    await asyncio.sleep(RETRY_S)
+    assert (places.taken, follower.problem) == (["a"], "")
+
+
+@pytest.mark.looptime
+async def test_naming_a_useless_place_again_tries_it_at_once_and_naming_none_ends_the_complaint() -> None:
+    places = Places()
+    follower = SeedFrom(places.read, places.take)
+    for _ in range(3):
+        follower.follow("a")
+        await asyncio.sleep(1.0)
+    assert places.reads == ["a"] * 3
+    follower.follow("")
+    assert follower.problem == ""
+    await asyncio.sleep(10 * RETRY_S)
+    assert places.reads == ["a"] * 3
+    await follower.stop()
+
+
+async def test_reading_hangs_for_nobody_and_leaves_one_thread_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seed_from, "READ_TIMEOUT_S", 0.05)
+    release, loads = threading.Event(), []
+
+    def hang(place: str) -> LearnedFile:
+        loads.append(place)
+        release.wait(10.0)
+        return some_file()
+
+    reader = SeedReader(hang)
+    for _ in range(3):
+        with pytest.raises(LearnedFileError, match="not read within"):
+            await reader("/mnt/dead/learned.json")
+    assert len(loads) == 1
+    release.set()
+    monkeypatch.setattr(seed_from, "READ_TIMEOUT_S", 10.0)
+    assert await reader("/mnt/dead/learned.json") == some_file()
+
+
+def test_a_file_is_read_and_checked(tmp_path: Path) -> None:
+    (tmp_path / "learned.json").write_bytes(to_text(some_file()))
+    assert load_seed(str(tmp_path / "learned.json")) == some_file()
+
+
+def test_what_is_no_readable_file_is_one_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").write_bytes(b" " * (MAX_FILE_BYTES + 9))
+    (tmp_path / "text").write_text("swordfish")
+    said = {
+        "missing": "No such file",
+        "": "no regular file",
+        "pipe": "no regular file",
+        "large": "allowed are at most",
+        "text": "not JSON",
+    }
+    for name, part in said.items():
+        with pytest.raises(LearnedFileError) as caught:
+            load_seed(str(tmp_path / name))
+        assert part in str(caught.value)
+        assert "swordfish" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+class Answers(BaseHTTPRequestHandler):
+    """A web server with a good file, an endless one, and nothing else."""
+
+    def do_GET(self) -> None:
+        if self.path == "/moved":
+            self.send_response(302)
+            self.send_header("Location", "/learned.json")
+            self.end_headers()
+            return
+        self.send_response(200 if self.path in {"/learned.json", "/endless"} else 404)
+        self.end_headers()
+        if self.path == "/learned.json":
+            self.wfile.write(to_text(some_file()))
+        while self.path == "/endless":
+            try:
+                self.wfile.write(b" " * (1 << 20))
+            except OSError:
+                return
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    """A web server on a free port."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        serving.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        serving.join()
+
+
+def test_an_address_is_fetched_and_followed_where_it_moved(address: str) -> None:
+    assert load_seed(f"{address}/learned.json") == some_file()
+    assert load_seed(f"{address}/moved") == some_file()
+
+
+@pytest.mark.parametrize(("path", "said"), [("/none", "answered 404, allowed is 200"), ("/endless", "allowed are at most")])
+def test_an_address_without_such_a_file_is_one_line(address: str, path: str, said: str) -> None:
+    with pytest.raises(LearnedFileError, match=said):
+        load_seed(address + path)
+
+
+@pytest.mark.parametrize("place", ["http://127.0.0.1:9/learned.json", "http://"])
+def test_an_address_where_nobody_answers_is_one_line(place: str) -> None:
+    with pytest.raises(LearnedFileError, match="cannot be read"):
+        load_seed(place)
