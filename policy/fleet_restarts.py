@@ -14,7 +14,7 @@ from nightjar.policy.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.fleet_state import FleetState, GroupState, ReplicaState
 from nightjar.policy.planners.planner import GroupPlan
 from nightjar.policy.records import Mode
-from nightjar.policy.restart_budget import reloads_by_node
+from nightjar.policy.restart_budget import TTL_EXTRA_S, reloads_by_node
 from nightjar.policy.restarts import Prospect, Restarter, Terms, decide_restarts
 from nightjar.policy.settings import OperatorSettings
 from nightjar.policy.thinking import Thought
@@ -59,7 +59,7 @@ def group_restarts(
     """
     measuring = {held.replica_id for held in group.exploration.segments if held.cell[1]}
     restarters = {
-        name: _restarter(group, replica, modes[name][0], settings, name in measuring) for name, replica in members.items()
+        name: _restarter(group, replica, modes[name][0], settings, name in measuring, now_s) for name, replica in members.items()
     }
     assert group.plan is not None
     prospect = prospect_of(group, group.plan, group.thought)
@@ -75,7 +75,9 @@ def group_restarts(
     return after, terms, may_grant.after(group, after, now_s), counted
 
 
-def _restarter(group: GroupState, replica: ReplicaState, mode: Mode, settings: OperatorSettings, is_measuring: bool) -> Restarter:
+def _restarter(
+    group: GroupState, replica: ReplicaState, mode: Mode, settings: OperatorSettings, is_measuring: bool, now_s: float
+) -> Restarter:
     """A measurement that the group dealt is an order: exploration has paid for its restart (policy.exploration)."""
     report, snapshot = replica.report, replica.report.snapshot
     return Restarter(
@@ -88,7 +90,15 @@ def _restarter(group: GroupState, replica: ReplicaState, mode: Mode, settings: O
         is_ordered=mode.kind == "pin" or settings.planner != "fleet" or is_measuring,
         new=replica.new_restarts,
         own=prospect_of(group, replica.own.plan, replica.own) if replica.own is not None else None,
+        is_silent=now_s - replica.heard_at_s >= _silent_after_s(settings),
     )
+
+
+def _silent_after_s(settings: OperatorSettings) -> float:
+    """Seconds without a report after which a wish is granted no more: what a lease has to spare for its travels, or where reports
+    and decisions are rarer, one of each.
+    """
+    return max(TTL_EXTRA_S, settings.exchange_period_s + settings.decision_period_s)
 
 
 def prospect_of(group: GroupState, plan: GroupPlan, thought: Thought | None) -> Prospect:

@@ -45,6 +45,8 @@ class Restarter:
     new: NewRestarts
     own: Prospect | None = None
     """What it expects for itself where that is not what its group does."""
+    is_silent: bool = False
+    """Whether it was not heard for so long that a lease for its wish would be over, or nearly, before anybody could use it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ def decide_restarts(
     frozen = now_s < probes.frozen_until_s
     wishes = {name: prices.of(members[name]).wish(name, members[name], since_s) for name, since_s in waiting_since_s.items()}
     if may_grant and not frozen:
-        paying = [wished for wished in wishes.values() if wished is not None]
+        paying = [wished for name, wished in wishes.items() if wished is not None and not members[name].is_silent]
         open_leases += grant(RestartBudget.of(settings), len(members), open_leases, reloads_on_node, paying, now_s)
     after = GroupRestarts(catch_up, moves, watch, probes, open_leases, waiting_since_s)
     leases = {held.replica_id: held for held in open_leases}

@@ -27,7 +27,7 @@ from nightjar.cluster.local_cluster import QUIET_ENVIRONMENT
 from nightjar.deployments.engine.environment import ENGINE_FOLDER_VARIABLE
 from nightjar.deployments.engine_watch import HUNG_AFTER_S
 from nightjar.policy.settings import DraftOffload
-from nightjar.policy.status import FleetStatus, ReplicaStatus
+from nightjar.policy.status import FleetStatus, ReplicaStatus, Scope
 
 T = TypeVar("T")
 
@@ -179,19 +179,29 @@ def replicas(application: str) -> tuple[ReplicaStatus, ...]:
 
 def set_fleet_mode(mode: str) -> None:
     """Set the whole fleet's mode and return once the policy took it."""
-    override = {"scope": "fleet", "name": "", "mode": mode, "for_s": None, "reason": "test"}
+    set_mode(mode)
+
+
+def set_mode(mode: str, *, scope: Scope = "fleet", name: str = "") -> None:
+    """Set a mode by hand, `default` takes it back; return once the policy took it."""
+    override = {"scope": scope, "name": name, "mode": mode, "for_s": None, "reason": "test"}
     answer = ask_policy(lambda client: client.set_mode(override))
     assert answer["error"] == ""
 
 
 def exported(name: str, **labels: str) -> list[Sample]:
     """The series of one metric that have these labels, as the cluster's only node serves them to Prometheus now."""
+    page = httpx.get(f"http://{metrics_address()}/metrics", timeout=30, trust_env=False).text
+    samples = (sample for family in text_string_to_metric_families(page) for sample in family.samples)
+    return [sample for sample in samples if sample.name == name and labels.items() <= sample.labels.items()]
+
+
+def metrics_address() -> str:
+    """Where the cluster's only node serves its metrics."""
     import ray
 
     (node,) = ray.nodes()
-    page = httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=30, trust_env=False).text
-    samples = (sample for family in text_string_to_metric_families(page) for sample in family.samples)
-    return [sample for sample in samples if sample.name == name and labels.items() <= sample.labels.items()]
+    return f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
 
 
 def until(condition: Callable[[], T], *, within_s: float, what: str) -> T:
@@ -241,6 +251,15 @@ def replica_pids(application: str, deployment: str = "LLM") -> set[int]:
     """Process ids of an application's Serve replicas."""
     title = f"ray::ServeReplica:{application}:{deployment}"
     return {process.pid for process in psutil.Process().children(recursive=True) if _title(process).startswith(title)}
+
+
+def replica_pid(application: str, replica_id: str, deployment: str = "LLM") -> int:
+    """Process id of one replica."""
+    import ray
+
+    actor = ray.get_actor(f"SERVE_REPLICA::{application}#{deployment}#{replica_id}", namespace="serve")
+    pid: int = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()), timeout=30)
+    return pid
 
 
 def post(client: httpx.Client, body: Mapping[str, Any]) -> dict[str, Any]:

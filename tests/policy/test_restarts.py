@@ -68,6 +68,18 @@ def test_inv_6_the_lease_of_a_replica_that_fell_silent_stays_in_flight_until_its
     assert other.life.restarts == 1
 
 
+def test_a_dead_replicas_wish_is_granted_once_and_holds_nobody_up_again() -> None:
+    policy, dead, others = Policy(), RestartingReplica("a"), [RestartingReplica("b"), RestartingReplica("c")]
+    exchange(policy, [dead], 1.0)
+    granted = set()
+    for second in range(2, 30):
+        exchange(policy, others, float(second))
+        (group,) = policy.state.groups.values()
+        granted |= {held for held in group.restarts.open_leases if held.replica_id == "a"}
+    assert len(granted) == 1
+    assert [other.life.restarts for other in others] == [1, 1]
+
+
 def test_a_replica_whose_engine_was_replaced_gets_no_second_lease_beside_the_first() -> None:
     policy, old = Policy(), RestartingReplica("a")
     exchange(policy, [old], 1.0)
