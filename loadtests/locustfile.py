@@ -1,8 +1,10 @@
 """Locust against any OpenAI-compatible server: `locust -f loadtests/locustfile.py --headless --host http://127.0.0.1:8000`.
 
 `--host` alone is enough. Locust's users are closed loops and its shapes tick once a second, both too coarse for arrivals that
-must not wait for answers. So each load process runs one user, which plays its share of the regime (load_driver.py); the
-user count that Locust shows is the number of load processes. Works with `--processes N` and with `--master` / `--worker`.
+must not wait for answers. So each load process plays its share of the regime once (load_driver.py), and has one user that waits
+for the end of it; the user count that Locust shows is the number of load processes. A process that was too busy for a while to
+answer the master, so that Locust moved its user away and back, goes on with its share all the same. Works with `--processes N`
+and with `--master` / `--worker`.
 Requests show in Locust's statistics as LLM ttft, tpot and e2e (milliseconds); exact rows go to `--rows`.
 Fails within seconds, with one message and exit code 2, where the regime, the prompts or the host are unusable. Exit code 1
 if a request failed.
@@ -18,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import gevent
+from gevent import Greenlet
 from locust import LoadTestShape, User, constant, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
@@ -96,6 +100,8 @@ class _Driving:
     server: Server
     model: str
     finished_drivers: int = 0
+    share: Greenlet | None = None
+    """This process's share of the regime while a test runs, or after it."""
 
 
 @events.init.add_listener
@@ -122,6 +128,14 @@ def prepare(environment: Environment, **_: Any) -> None:
 def forget_finished_drivers(**_: Any) -> None:
     """A test started again from the web page begins with no driver finished."""
     _Driving.finished_drivers = 0
+    _Driving.share = None
+
+
+@events.test_stopping.add_listener
+def cut_off(**_: Any) -> None:
+    """A test that is stopped ends with a row for every request in flight."""
+    if _Driving.share is not None:
+        _Driving.share.kill(block=True)
 
 
 def _count_finished(**_: Any) -> None:
@@ -135,17 +149,17 @@ def _options(environment: Environment) -> Namespace:
 
 
 class RegimeUser(User):
-    """Plays this process's share of the regime, then waits to be stopped."""
+    """Begins this process's share of the regime if nobody did, then waits to be stopped."""
 
     wait_time = constant(1)
-    played = False
 
     @task
     def play(self) -> None:
-        """Run the driver once; report to the shape that it ended."""
-        if self.played:
-            return
-        self.played = True
+        """Not by this user's greenlet: Locust stops a user that it moves to another process."""
+        if _Driving.share is None:
+            _Driving.share = gevent.spawn(self._play)
+
+    def _play(self) -> None:
         options = _options(self.environment)
         prompts = shuffled(_prompts(options.prompts), options.seed)
         plan = LoadPlan(parse_regime(options.regime), options.seed, prompts, _shard(self.environment), options.drain_s)
@@ -200,11 +214,13 @@ class RegimeShape(LoadTestShape):
         assert self.runner is not None, "Locust sets the runner before the first tick"
         environment = self.runner.environment
         options = _options(environment)
-        processes = environment.runner.worker_count if isinstance(environment.runner, MasterRunner) else 1
-        if _Driving.finished_drivers >= max(processes, 1):
+        processes = 1
+        if isinstance(environment.runner, MasterRunner):  # one that does not answer now may still be at work
+            processes = max(environment.runner.worker_count, options.expect_workers or 1)
+        if _Driving.finished_drivers >= processes:
             return None
         if self.get_run_time() > parse_regime(options.regime).duration_s + options.drain_s + SHAPE_GRACE_S:
             logger.error("%d of %d load processes did not report their end", processes - _Driving.finished_drivers, processes)
             environment.process_exit_code = EXIT_CODE_UNUSABLE
             return None
-        return max(processes, 1), 100.0
+        return processes, 100.0

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nightjar.loadtests.regimes import arrival_times, parse_regime
@@ -24,19 +26,23 @@ def server() -> Iterator[FakeServer]:
         yield fake
 
 
+ENVIRONMENT = {**os.environ, "OPENAI_API_KEY": "sesame"}
+
+
+def command(*arguments: str) -> list[str]:
+    file = str(ROOT / "loadtests/locustfile.py")
+    return [sys.executable, "-m", "locust", "-f", file, "--headless", "--only-summary", *arguments]
+
+
 def locust(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "locust",
-        "-f",
-        str(ROOT / "loadtests/locustfile.py"),
-        "--headless",
-        "--only-summary",
-        *arguments,
-    ]
-    environment = {**os.environ, "OPENAI_API_KEY": "sesame"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=40, cwd=ROOT, env=environment, check=False)
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=40, cwd=ROOT, env=ENVIRONMENT, check=False)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
 
 
 def test_host_alone_is_enough_to_start_and_the_regime_gives_one_row_per_arrival_under_the_seed(
@@ -63,6 +69,23 @@ def test_two_processes_together_send_what_one_would(server: FakeServer, tmp_path
     assert done.returncode == 0, done.stderr
     sent = Counter(row.request_id for row in read_rows(rows_path))
     assert sent == Counter(f"busy-{arrival.number}" for arrival in arrival_times(parse_regime(regime), 0))
+
+
+def test_a_process_that_the_master_lost_for_a_while_plays_its_share_once_and_to_its_end(server: FakeServer, tmp_path: Path) -> None:
+    rows_path, regime = tmp_path / "rows.jsonl", "steady:9@=4"
+    arguments = ("--host", server.url, "--regime", regime, "--processes", "2", "--rows", str(rows_path))
+    with subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True, cwd=ROOT, env=ENVIRONMENT) as process:
+        wait_for(lambda: rows_path.exists() and rows_path.read_text().count("\n") >= 4)
+        stopped = psutil.Process(process.pid).children()[0]
+        stopped.suspend()
+        assert process.stderr is not None
+        assert any("failed to send heartbeat" in line for line in process.stderr)
+        stopped.resume()
+        told = process.stderr.read()
+    assert process.returncode == 0, told
+    rows = read_rows(rows_path)
+    assert [row.error for row in rows if row.error] == []
+    assert Counter(row.request_id for row in rows) == Counter(f"steady-{number}" for number in range(36))
 
 
 def test_failed_requests_are_rows_with_their_error_and_exit_code_1(server: FakeServer, tmp_path: Path) -> None:
