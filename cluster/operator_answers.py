@@ -21,6 +21,28 @@ class SetModeAnswer(TypedDict):
     error: str
 
 
+class ImportedGroup(TypedDict):
+    """A group that was taken from a file; without replicas it waits for the first one of its key."""
+
+    group_id: str
+    cells: int
+    replicas: int
+
+
+class ImportAnswer(TypedDict):
+    """The groups that were taken, and why none was, if so."""
+
+    groups: list[ImportedGroup]
+    error: str
+
+
+class ExplainAnswer(TypedDict):
+    """A policy.explanation.Explanation in plain types (None: no replica goes by that name), and why there is none, if so."""
+
+    explanation: dict[str, object] | None
+    error: str
+
+
 def changed_fields(before: OperatorSettings, after: OperatorSettings) -> str:
     """`name old -> new` of every field that differs."""
     changes = [

@@ -19,17 +19,22 @@ import ray
 import structlog
 
 from nightjar.cluster.journal import JournalFile
+from nightjar.cluster.learned_file import LearnedFileError, parse_learned_file, to_text
 from nightjar.cluster.metrics import Exporter
-from nightjar.cluster.operator_answers import ConfigureAnswer, SetModeAnswer
+from nightjar.cluster.operator_answers import ConfigureAnswer, ExplainAnswer, ImportAnswer, SetModeAnswer
 from nightjar.cluster.policy_metrics import POLICY_METRICS
 from nightjar.cluster.policy_service import ActorIdentity, PolicyService
 from nightjar.cluster.ray_metrics import RayBackend
+from nightjar.cluster.recorder import MAX_RECORDED_REPLICAS, Recorder
+from nightjar.cluster.recording import RecordingFile
+from nightjar.cluster.seed_from import SeedReader
 from nightjar.cluster.store import GcsStore
 from nightjar.policy.records import PROTOCOL_VERSION
 
 ACTOR_NAME: Final = f"nightjar-policy-v{PROTOCOL_VERSION}"
 NAMESPACE: Final = "nightjar"
 JOURNAL_DIR_VARIABLE: Final = "NIGHTJAR_JOURNAL_DIR"
+RECORDED_REPLICAS_VARIABLE: Final = "NIGHTJAR_RECORDED_REPLICAS"
 HEAD_NODE_RESOURCE: Final = "node:__internal_head__"  # ray._common.constants.HEAD_NODE_RESOURCE_NAME, which is private
 
 ACTOR_OPTIONS: Final[dict[str, Any]] = {
@@ -53,13 +58,16 @@ class PolicyActor:
 
     async def __init__(self) -> None:  # type: ignore[misc]  # Ray awaits the constructor of an async actor
         exporter = Exporter(POLICY_METRICS, RayBackend({}))
+        folder = journal_folder()
         self._service = PolicyService(
             store=GcsStore(),
-            journal=JournalFile(journal_folder()),
+            journal=JournalFile(folder),
             clock=epoch_clock(),
             identity=ActorIdentity(pid=os.getpid(), node_id=ray.get_runtime_context().get_node_id()),
             retire=_leave_for_good,
             publish=lambda seen: exporter.publish(seen, source="this process"),
+            read_seed=SeedReader(),
+            recorder=Recorder(RecordingFile(folder), recorded_replicas()),
         )
         await self._service.start()
 
@@ -78,6 +86,22 @@ class PolicyActor:
     async def status(self) -> bytes:
         """FleetStatus as of now."""
         return self._service.status().to_wire()
+
+    async def learned(self) -> bytes:
+        """What the fleet has learned, as a file. Written in a thread: the largest takes a while."""
+        return await asyncio.to_thread(lambda: to_text(self._service.learned_file()))
+
+    async def import_learned(self, content: bytes, group_ids: list[str]) -> ImportAnswer:
+        """Take the groups of such a file, or those named. Read in a thread, for the same reason."""
+        try:
+            file = await asyncio.to_thread(parse_learned_file, content)
+        except LearnedFileError as error:
+            return {"groups": [], "error": str(error)}
+        return await self._service.import_learned(file, group_ids)
+
+    async def explain(self, replica: str) -> ExplainAnswer:
+        """Why one replica's K is what it is."""
+        return self._service.explain(replica)
 
     async def ping(self) -> int:
         """The incarnation, to show that somebody is there."""
@@ -101,6 +125,16 @@ def journal_folder() -> Path:
         folder = Path(tempfile.mkdtemp(prefix="nightjar-journal-"))
         log.warning("journal_beside_ray_logs_impossible", folder=str(folder))
         return folder
+
+
+def recorded_replicas() -> int:
+    """Replicas up to which the fleet's inputs are recorded for a replay: $NIGHTJAR_RECORDED_REPLICAS, 0 for never."""
+    chosen = os.environ.get(RECORDED_REPLICAS_VARIABLE, "")
+    if chosen.isdecimal():
+        return int(chosen)
+    if chosen:
+        log.warning("recorded_replicas_unreadable", value=chosen, allowed="a whole number", used=MAX_RECORDED_REPLICAS)
+    return MAX_RECORDED_REPLICAS
 
 
 def _leave_for_good() -> None:

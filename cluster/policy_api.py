@@ -3,20 +3,23 @@
 It knows the policy actor only through `PolicyPort`, so that it is tested without Ray, and it decides nothing: whether a
 mode can be set is the actor's word. Reading is open to whoever reaches the service. Writing needs the bearer token; without one
 configured the API is read-only. The token is looked at before the body. Fails with one line of `detail`: 401 wrong token,
-403 read-only, 413 and 422 a bad body (field, value, what is allowed), 503 where the actor does not answer (serving goes on).
+403 read-only, 404 no such replica, 413 and 422 a bad body (field, value, what is allowed), 503 where the actor does not answer
+(serving goes on).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import SecretStr
 
 from nightjar.cluster.api_token import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, TokenError, is_token
+from nightjar.cluster.learned_file import MAX_FILE_BYTES
+from nightjar.cluster.status_page import status_page
 from nightjar.policy.records import to_plain
 from nightjar.policy.status import FleetStatus
 
@@ -35,8 +38,20 @@ class PolicyPort(Protocol):
         """The fleet as the policy sees it."""
         ...
 
+    async def explain(self, replica: str) -> Mapping[str, object]:
+        """Why one replica's K is what it is, under `explanation`; no replica of that name is answered under `error`."""
+        ...
+
     async def set_mode(self, override: Mapping[str, object]) -> Mapping[str, object]:
         """Set or take back an override: {mode, scope, name, for_s, reason}. A refusal is answered under `error`."""
+        ...
+
+    async def learned(self) -> bytes:
+        """What the fleet has learned, as a file (learned_file.py)."""
+        ...
+
+    async def import_learned(self, content: bytes, group_ids: Sequence[str]) -> Mapping[str, object]:
+        """Give the fleet the groups of such a file, or those named. A refusal is answered under `error`."""
         ...
 
 
@@ -63,19 +78,42 @@ def create_policy_api(policy: PolicyPort, token: Callable[[], SecretStr | None])
         detail = f"the policy actor does not answer ({error}); replicas keep serving with their last settings, try again"
         return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "2"})
 
+    for path in ("/", ""):  # behind a route prefix also without the slash
+        api.add_api_route(path, status_page, methods=["GET"], response_class=Response)
+
     @api.get("/status")
     async def status() -> JSONResponse:
         return JSONResponse(to_plain(await policy.status()))
 
+    @api.get("/explain")
+    async def explain(replica: str = "") -> JSONResponse:
+        return JSONResponse(accepted(await policy.explain(replica), 404).get("explanation"))
+
     @api.post("/mode")
     async def mode(request: Request) -> JSONResponse:
         require_token(request, token)
-        answer = await policy.set_mode(await read_object(request))
-        if answer.get("error"):
-            raise ApiError(422, str(answer["error"]))
+        answer = accepted(await policy.set_mode(await read_object(request)), 422)
         return JSONResponse({"override": answer.get("override")})
 
+    @api.get("/learned")
+    async def learned() -> Response:
+        return Response(await policy.learned(), media_type="application/json")
+
+    @api.post("/learned")
+    async def import_learned(request: Request) -> JSONResponse:
+        require_token(request, token)
+        content = await read_body(request, MAX_FILE_BYTES)
+        answer = accepted(await policy.import_learned(content, request.query_params.getlist("group")), 422)
+        return JSONResponse({"groups": answer.get("groups")})
+
     return api
+
+
+def accepted(answer: Mapping[str, object], refused_as: int) -> Mapping[str, object]:
+    """The policy's answer. Raises ApiError with the HTTP status `refused_as` where it names an error."""
+    if answer.get("error"):
+        raise ApiError(refused_as, str(answer["error"]))
+    return answer
 
 
 def require_token(request: Request, token: Callable[[], SecretStr | None]) -> None:
@@ -93,16 +131,22 @@ def require_token(request: Request, token: Callable[[], SecretStr | None]) -> No
         raise ApiError(401, problem, {"WWW-Authenticate": "Bearer"})
 
 
-async def read_object(request: Request) -> dict[str, Any]:
-    """The request's body as a JSON object. Raises ApiError: 413 as soon as it is longer than MAX_BODY_BYTES, 422 if it is none."""
-    body = b""
+async def read_body(request: Request, most_bytes: int) -> bytes:
+    """The body. Raises ApiError 413 as soon as it is longer than `most_bytes`."""
+    body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise ApiError(413, f"body: more than the {MAX_BODY_BYTES} bytes allowed")
+        if len(body) > most_bytes:
+            raise ApiError(413, f"body: more than the {most_bytes} bytes allowed")
+    return bytes(body)
+
+
+async def read_object(request: Request) -> dict[str, Any]:
+    """The request's body as a JSON object. Raises ApiError: 413 as soon as it is longer than MAX_BODY_BYTES, 422 if it is none."""
+    body = await read_body(request, MAX_BODY_BYTES)
     try:
         values = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ApiError(422, f"body: not JSON ({error}); expected an object such as {EXAMPLE_BODY}") from error
     if not isinstance(values, dict):
         raise ApiError(422, f"body: {type(values).__name__} (value {str(values)[:80]!r}), expected an object")

@@ -8,7 +8,7 @@ restarting it for ever. Healthy as long as its event loop turns: an actor that i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
@@ -45,6 +45,18 @@ class ActorPort:
     async def set_mode(self, override: Mapping[str, object]) -> Mapping[str, object]:
         """Set or remove an override. Raises PolicyUnreachableError."""
         return await self._call(self._client.set_mode(dict(override)))
+
+    async def learned(self) -> bytes:
+        """What the fleet has learned, as a file. Raises PolicyUnreachableError."""
+        return await self._call(self._client.learned())
+
+    async def import_learned(self, content: bytes, group_ids: Sequence[str]) -> Mapping[str, object]:
+        """Give the fleet groups of such a file. Raises PolicyUnreachableError."""
+        return await self._call(self._client.import_learned(content, group_ids))
+
+    async def explain(self, replica: str) -> Mapping[str, object]:
+        """Why one replica's K is what it is. Raises PolicyUnreachableError."""
+        return await self._call(self._client.explain(replica))
 
     async def configure(self, values: Mapping[str, object]) -> Mapping[str, object]:
         """Hand over the operator's settings. Raises PolicyUnreachableError."""

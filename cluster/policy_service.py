@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,19 +20,31 @@ import structlog
 
 from nightjar.cluster.checkpoint import Checkpoint
 from nightjar.cluster.journal import Journal, JournalEntry, ReplicaInput
+from nightjar.cluster.learned_file import LearnedFile, LearnedFileError, chosen_groups, learned_file
 from nightjar.cluster.mailbox import Mailbox
 from nightjar.cluster.metrics import PUBLISH_PERIOD_S
-from nightjar.cluster.operator_answers import ConfigureAnswer, SetModeAnswer, changed_fields
+from nightjar.cluster.operator_answers import (
+    ConfigureAnswer,
+    ExplainAnswer,
+    ImportAnswer,
+    ImportedGroup,
+    SetModeAnswer,
+    changed_fields,
+)
 from nightjar.cluster.overrides import ModeRequestError, apply_request, in_words, override_status, parse_mode_request
 from nightjar.cluster.policy_metrics import PolicyLook, look
+from nightjar.cluster.recorder import Moment, Recorder
 from nightjar.cluster.refusals import Refusals
+from nightjar.cluster.seed_from import ReadSeed, SeedFrom
 from nightjar.cluster.store import KeyValueStore
-from nightjar.policy.fleet import Decision, decide, empty_fleet, learned, observe, quieted, with_learned
+from nightjar.policy.explaining import InForce, UnknownReplicaError, explain, find_replica
+from nightjar.policy.fleet import Decision, decide, empty_fleet, exported, learned, observe, quieted, seeded, with_learned
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.issuing import settings_of
 from nightjar.policy.learned import LearnedTables
 from nightjar.policy.modes import ModeOverride, live_overrides
-from nightjar.policy.records import ExchangeReply, LoadReport, Settings, WireError, to_plain
+from nightjar.policy.records import DrafterState, ExchangeReply, LoadReport, Settings, WireError, to_plain
+from nightjar.policy.seed import SeedGroup
 from nightjar.policy.settings import OperatorSettings, SettingsError, parse_operator_settings
 from nightjar.policy.status import FleetStatus, PolicyStatus
 
@@ -57,7 +70,7 @@ class PolicyService:
 
     `clock` gives seconds since the epoch and never steps back, so an expiry in it means the same to the next actor; `retire` is
     called once when no report came for IDLE_EXIT_S. `publish` is shown the policy every PUBLISH_PERIOD_S, also while deciding is
-    stuck; it must not wait.
+    stuck; it must not wait. `recorder` notes what a replay needs (INV-7); without one nothing is noted.
     """
 
     def __init__(
@@ -69,9 +82,12 @@ class PolicyService:
         identity: ActorIdentity,
         retire: Callable[[], None],
         publish: Callable[[PolicyLook], None],
+        read_seed: ReadSeed,
+        recorder: Recorder | None = None,
     ) -> None:
         self._checkpoint = Checkpoint(store)
         self._journal = journal
+        self._recorder = recorder or Recorder()
         self._clock = clock
         self._identity = identity
         self._retire = retire
@@ -81,6 +97,7 @@ class PolicyService:
         self._operator_settings = OperatorSettings()
         self._overrides: tuple[ModeOverride, ...] = ()
         self._learned: LearnedTables | None = None
+        self._drafter_states: dict[str, DrafterState] = {}
         self._decisions: dict[str, Decision] = {}
         self._mailbox = Mailbox(incarnation=0)
         self._causes: list[str] = []
@@ -88,6 +105,8 @@ class PolicyService:
         self._reports = 0
         self._refusals = Refusals()
         self._settings_error = ""
+        self._seed_from = SeedFrom(read_seed, self._take_seed)
+        self._kept_waiting: Mapping[str, SeedGroup] = self._fleet.waiting
         self._decide_now = asyncio.Event()
         self._tasks: tuple[asyncio.Task[None], ...] = ()
 
@@ -98,6 +117,8 @@ class PolicyService:
         self._overrides = remembered.overrides
         if remembered.learned is not None:
             self._fleet = with_learned(self._fleet, remembered.learned)
+        self._fleet = seeded(self._fleet, remembered.waiting)
+        self._kept_waiting = self._fleet.waiting
         self._fleet = quieted(self._fleet, self._clock())
         self._learned = learned(self._fleet)
         self._mailbox = Mailbox(incarnation=remembered.incarnation + 1)
@@ -107,12 +128,14 @@ class PolicyService:
         log.info("policy_started", incarnation=self.incarnation, journal=self._journal.path, mode=str(self._operator_settings.mode))
         loops = (self._keep_deciding(), self._keep_publishing(), self._checkpoint.keep_saving())
         self._tasks = tuple(asyncio.create_task(loop) for loop in loops)
+        self._seed_from.follow(self._operator_settings.seed_from)
 
     async def stop(self) -> None:
         """Stop deciding. Parked calls end with their period."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._seed_from.stop()
 
     @property
     def incarnation(self) -> int:
@@ -138,8 +161,9 @@ class PolicyService:
         refused = self._mailbox.admit(report)
         if refused:
             return self._refuse(refused)
-        now_s = self._clock()
-        self._fleet, ignored = observe(self._fleet, report, now_s, self._operator_settings)
+        now_s, before = self._clock(), self._fleet
+        self._fleet, ignored = observe(before, report, now_s, self._operator_settings)
+        self._recorder.observed(before, self._fleet, payload, now_s, self._operator_settings)
         self._last_report_at_s = now_s
         if ignored:
             ignored = self._refusals.note(ignored, now_s)
@@ -159,6 +183,7 @@ class PolicyService:
             log.error("operator_settings_refused", error=str(error))
             return {"settings": self._operator_settings.model_dump(mode="json"), "error": str(error)}
         self._settings_error = ""
+        self._seed_from.follow(wanted.seed_from)
         if wanted != self._operator_settings:
             changes = changed_fields(self._operator_settings, wanted)
             self._operator_settings = wanted
@@ -176,6 +201,29 @@ class PolicyService:
         self._checkpoint.keep_overrides(self._overrides)
         await self._changed_by_operator(f"override: {request}")
         return {"override": to_plain(override_status(override, self._clock())) if override else None, "error": ""}
+
+    def learned_file(self) -> LearnedFile:
+        """What the fleet has learned, for a file. Reads values that nobody changes, so that it may be called from any thread."""
+        now_s = self._clock()
+        return learned_file(exported(self._fleet, now_s), self.incarnation, now_s)
+
+    async def import_learned(self, file: LearnedFile, group_ids: Sequence[str] = ()) -> ImportAnswer:
+        """Take the groups of a file, or those named, as a prior of groups of the same key, now or when they appear."""
+        try:
+            chosen = chosen_groups(file, group_ids)
+        except LearnedFileError as error:
+            return {"groups": [], "error": str(error)}
+        self._fleet = seeded(self._fleet, chosen.groups)
+        replicas = Counter(replica.group_id for replica in self._fleet.replicas.values())
+        await self._changed_by_operator(f"imported: {chosen.in_words()}")
+        return {"groups": [_imported_group(group, replicas[group.key.group_id]) for group in chosen.groups], "error": ""}
+
+    def _take_seed(self, place: str, file: LearnedFile) -> None:
+        self._fleet = seeded(self._fleet, file.groups)
+        cause = f"seeded from {place}: {file.in_words()}"
+        self._causes.append(cause)
+        log.info("seeded", cause=cause)
+        self._decide_now.set()
 
     async def _changed_by_operator(self, cause: str) -> None:
         self._causes.append(cause)
@@ -197,10 +245,13 @@ class PolicyService:
                 journal_path=self._journal.path,
                 mode=self._operator_settings.mode,
                 planner=self._operator_settings.planner,
+                decision_age_s=now_s - self._decided_at_s,
                 reports=self._reports,
                 refused_reports=self._refusals.count,
                 last_refusal=self._refusals.last,
                 settings_error=self._settings_error,
+                seed_problem=self._seed_from.problem,
+                waiting_groups=tuple(self._fleet.waiting),
             ),
             overrides=tuple(override_status(override, now_s) for override in live_overrides(self._overrides, now_s)),
             groups=groups,
@@ -210,6 +261,18 @@ class PolicyService:
                 if (slot := slots.get(replica.replica_id)) is not None
             ),
         )
+
+    def explain(self, asked: str) -> ExplainAnswer:
+        """Why the K of one replica is what it is, asked for by its id or a part of it that no other has."""
+        now_s = self._clock()
+        try:
+            slot = self._mailbox.slots.get(find_replica(self._fleet.replicas, asked))
+            in_force = InForce(slot.version, slot.is_confirmed) if slot is not None else None
+            known = self._fleet, self._decisions, self._operator_settings, self._overrides
+            explanation = explain(*known, asked, now_s, in_force)
+        except UnknownReplicaError as error:
+            return {"explanation": None, "error": str(error)}
+        return {"explanation": to_plain(explanation), "error": ""}
 
     async def tick(self) -> None:
         """Decide once and journal it. Never raises: where deciding fails, the settings in force stay."""
@@ -224,7 +287,7 @@ class PolicyService:
         seed = (self.incarnation << 32) + self._ticks
         error, decided = "", {}
         try:
-            decided = self._decide(now_s, random.Random(seed))  # noqa: S311 - exploration, no secret; the journal replays it
+            decided = self._decide(now_s, seed)
         except Exception as failure:
             log.exception("decisions_failed", tick=self._ticks)
             error = f"{type(failure).__name__}: {failure}"
@@ -234,17 +297,29 @@ class PolicyService:
         if has_learned:
             self._learned = learned_now
             self._checkpoint.keep_learned(learned_now)
-        if decided or causes or has_learned or error:
+        if self._fleet.waiting is not self._kept_waiting:
+            self._kept_waiting = self._fleet.waiting
+            self._checkpoint.keep_waiting(tuple(self._kept_waiting.values()))
+        drafter_states = {name: replica.report.snapshot.drafter_state for name, replica in self._fleet.replicas.items()}
+        has_turned, self._drafter_states = drafter_states != self._drafter_states, drafter_states
+        if decided or causes or has_learned or has_turned or error:
             await self._journal.append(self._entry(now_s, seed, causes, decided, error))
 
-    def _decide(self, now_s: float, rng: random.Random) -> dict[str, Settings]:
+    def _decide(self, now_s: float, seed: int) -> dict[str, Settings]:
         if self._mailbox.raise_incarnation(self._checkpoint.found_incarnation):
             self._causes.append(f"incarnation rose to {self.incarnation}: a report or the store named another policy's")
             log.warning("incarnation_rose", incarnation=self.incarnation)
             self._checkpoint.keep_incarnation(self.incarnation)
             self._fleet = quieted(self._fleet, now_s)
         self._drop_expired_overrides(now_s)
-        self._decisions, self._fleet = decide(self._fleet, self._operator_settings, self._overrides, now_s, rng)
+        moment = Moment(self.incarnation, self._ticks, now_s, seed, self._fleet, self._operator_settings, self._overrides)
+        try:
+            rng = random.Random(seed)  # noqa: S311 - exploration, no secret; a replay draws the same
+            self._decisions, self._fleet = decide(self._fleet, self._operator_settings, self._overrides, now_s, rng)
+        except Exception as failure:
+            self._recorder.failed(moment, f"{type(failure).__name__}: {failure}")
+            raise
+        self._recorder.decided(moment, self._decisions, self._fleet)
         self._decided_at_s = now_s
         self._mailbox.keep_only(self._decisions)
         posted = {
@@ -307,6 +382,7 @@ class PolicyService:
                     replica_id=replica.replica_id,
                     group_id=replica.group_id,
                     load=replica.load,
+                    drafter_state=replica.drafter_state,
                     restart_wish=self._fleet.replicas[replica.replica_id].report.snapshot.restart_wish,
                 )
                 for replica in replicas
@@ -317,3 +393,7 @@ class PolicyService:
 
     def _refuse(self, problem: str) -> ExchangeReply:
         return ExchangeReply(incarnation=self.incarnation, refused=self._refusals.note(problem, self._clock()))
+
+
+def _imported_group(group: SeedGroup, replicas: int) -> ImportedGroup:
+    return {"group_id": group.key.group_id, "cells": len(group.cells), "replicas": replicas}

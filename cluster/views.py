@@ -21,6 +21,10 @@ def fleet_view(fleet: FleetStatus) -> RenderableType:
     parts: list[RenderableType] = [policy_line(fleet.policy)]
     if fleet.policy.settings_error:
         parts.append(Text(f"settings refused, the previous ones hold: {fleet.policy.settings_error}", style="red"))
+    if fleet.policy.seed_problem:
+        parts.append(Text(fleet.policy.seed_problem, style="red"))
+    if fleet.policy.waiting_groups:
+        parts.append(Text(f"imported, waiting for a replica: {', '.join(fleet.policy.waiting_groups)}", style="cyan"))
     parts.extend(override_lines(fleet))
     parts.append(replica_table(fleet.replicas) if fleet.replicas else Text("no replica has reported yet", style="yellow"))
     if fleet.groups:

@@ -33,9 +33,22 @@ from nightjar.policy.off_steps import expected_off_steps
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.planner import one_length, speculation
 from nightjar.policy.records import ExplorationSegment, GroupKey, Mode, Table
+from nightjar.policy.seeding import exported, planted, seeded, with_own_price
 from nightjar.policy.settings import OperatorSettings
 
-__all__ = ["Decision", "FleetState", "decide", "empty_fleet", "fleet_status", "learned", "observe", "quieted", "with_learned"]
+__all__ = [
+    "Decision",
+    "FleetState",
+    "decide",
+    "empty_fleet",
+    "exported",
+    "fleet_status",
+    "learned",
+    "observe",
+    "quieted",
+    "seeded",
+    "with_learned",
+]
 
 MOST_THOUGHTS: Final = 40
 """Groups and replicas that think in one decision, the longest waiting first: 60 ms, however many there are."""
@@ -48,8 +61,10 @@ def decide(
 ) -> tuple[dict[str, Decision], FleetState]:
     """A decision for every live replica, by replica id, and the state after it.
 
-    Replicas unheard of for `replica_timeout_s` are dropped with what they had pending. Groups stay with what they learned.
+    Replicas unheard of for `replica_timeout_s` are dropped with what they had pending. Groups stay with what they learned. Seeds
+    whose group has a replica are planted first.
     """
+    state = planted(state, now_s)
     live = {
         replica_id: replica
         for replica_id, replica in sorted(state.replicas.items())
@@ -82,7 +97,7 @@ def decide(
         thoughts_left -= used
         members[group_id].update(changed)
         live.update(changed)
-        groups[group_id] = _with_off_steps(groups[group_id], settings)
+        groups[group_id] = with_own_price(_with_off_steps(groups[group_id], settings), members[group_id])
         groups[group_id], terms, may_grant, counted = group_restarts(
             groups[group_id], members[group_id], modes, settings, may_grant, now_s
         )
@@ -92,7 +107,7 @@ def decide(
         decided = _decisions(groups[group_id], members[group_id], modes, settings)
         decisions.update({name: replace(decision, terms=terms[name]) for name, decision in decided.items()})
     groups = {group_id: groups[group_id] for group_id in state.groups if group_id in groups}
-    return decisions, FleetState(PersistentMap(live), groups, next_segment_id, state.quiet_since_s)
+    return decisions, FleetState(PersistentMap(live), groups, next_segment_id, state.quiet_since_s, state.waiting)
 
 
 def _with_off_steps(group: GroupState, settings: OperatorSettings) -> GroupState:

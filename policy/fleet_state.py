@@ -22,6 +22,7 @@ from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.planner import GroupPlan
 from nightjar.policy.records import GroupKey, LoadReport, Mode, OffStep, Plan
 from nightjar.policy.restarts import GroupRestarts, Terms
+from nightjar.policy.seed import Imported, SeedGroup
 from nightjar.policy.thinking import Thought
 
 
@@ -53,7 +54,7 @@ class ReplicaState:
 class GroupState:
     """One group: what it learned, the plan in force, who planned it, the measurements under way and what they may still cost.
 
-    `thought` is what the plan of the planner `fleet` stands on.
+    `thought` is what the plan of the planner `fleet` stands on. `imported` says what of the evidence nobody measured here.
     """
 
     key: GroupKey
@@ -65,6 +66,7 @@ class GroupState:
     thought: Thought | None = field(default=None, compare=False)
     restarts: GroupRestarts = field(default_factory=GroupRestarts)
     off_steps: tuple[OffStep, ...] = ()
+    imported: Imported = field(default_factory=Imported)
 
     @property
     def thought_at_s(self) -> float:
@@ -77,12 +79,14 @@ class FleetState:
     """The whole fleet as a value. `observe` shares all but one replica's entry with the state before it.
 
     `quiet_since_s` is when this policy began, if leases of a predecessor may still be in use after it (INV-6).
+    `waiting` are seeds whose group has no replica yet (policy.seeding).
     """
 
     replicas: PersistentMap[ReplicaState] = field(default_factory=PersistentMap)
     groups: Mapping[str, GroupState] = field(default_factory=dict)
     next_segment_id: int = 1
     quiet_since_s: float | None = None
+    waiting: Mapping[str, SeedGroup] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

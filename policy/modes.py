@@ -63,12 +63,18 @@ def effective_mode(
     >>> str(effective_mode("r1", "chat", Mode.parse("auto"), [drain], now_s=60.0)[0])
     'auto'
     """
+    override = override_of(replica_id, application, overrides, now_s)
+    return (override.mode, _set_by(override)) if override is not None else (operator_mode, "the settings")
+
+
+def override_of(replica_id: str, application: str, overrides: Sequence[ModeOverride], now_s: float) -> ModeOverride | None:
+    """The live override that concerns a replica, the most specific one; None where the settings hold."""
     names = {"replica": replica_id, "application": application, "fleet": ""}
     for scope in _MOST_SPECIFIC_FIRST:
         for override in overrides:
             if override.scope == scope and override.name == names[scope] and override.is_live(now_s):
-                return override.mode, _set_by(override)
-    return operator_mode, "the settings"
+                return override
+    return None
 
 
 def _set_by(override: ModeOverride) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -49,7 +49,7 @@ def one_line_errors() -> Iterator[None]:
         fail(str(error))
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Print one line on stderr and leave with exit code 1."""
     Console(stderr=True).print(f"[red]error:[/red] {escaped(message)}", soft_wrap=True, highlight=False)
     raise typer.Exit(1)

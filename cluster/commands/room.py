@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from nightjar.cluster.commands.learned import export_file, import_file
 from nightjar.cluster.commands.mode import mode
 from nightjar.cluster.commands.run import run
 from nightjar.cluster.commands.status import status, watch
@@ -11,3 +12,5 @@ from nightjar.cluster.commands.status import status, watch
 app = typer.Typer()
 for command in (run, status, watch, mode):
     app.command()(command)
+app.command("export")(export_file)
+app.command("import")(import_file)

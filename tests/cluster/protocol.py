@@ -8,12 +8,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from nightjar.cluster.journal import JournalEntry
+from nightjar.cluster.learned_file import LearnedFile, LearnedFileError
 from nightjar.cluster.policy_metrics import PolicyLook
 from nightjar.cluster.policy_service import ActorIdentity, PolicyService
+from nightjar.cluster.seed_from import ReadSeed
 from nightjar.cluster.store import StoreError
 from nightjar.policy.records import (
     CellCounters,
     Counters,
+    DrafterState,
     EngineLoad,
     EngineSnapshot,
     ExchangeReply,
@@ -73,12 +76,18 @@ def loop_clock() -> Callable[[], float]:
     return lambda: EPOCH_S + asyncio.get_running_loop().time()
 
 
+async def no_seed(place: str) -> LearnedFile:
+    """A world without files."""
+    raise LearnedFileError("no such file")
+
+
 @asynccontextmanager
 async def running_service(
     store: MemoryStore | None = None,
     journal: MemoryJournal | None = None,
     retire: Callable[[], None] = lambda: None,
     publish: Callable[[PolicyLook], None] = lambda seen: None,
+    read_seed: ReadSeed = no_seed,
 ) -> AsyncIterator[PolicyService]:
     """A started policy service; its tasks end with the block."""
     service = PolicyService(
@@ -88,6 +97,7 @@ async def running_service(
         identity=ActorIdentity(pid=1, node_id="head"),
         retire=retire,
         publish=publish,
+        read_seed=read_seed,
     )
     await service.start()
     try:
@@ -107,6 +117,7 @@ class Replica:
     settings: Settings | None = None
     steps: int = 0
     reports: int = 0
+    drafter_state: DrafterState = DrafterState.ACTIVE
 
     def run(self, steps: int) -> None:
         """Count clean steps of 10 ms at batch 1 and K = 0."""
@@ -141,7 +152,12 @@ class Replica:
             application=self.application,
             group=self.group,
             report_number=self.reports,
-            snapshot=EngineSnapshot(counters=counters, load=EngineLoad(decode_batch_size=1), settings_version=self.version),
+            snapshot=EngineSnapshot(
+                counters=counters,
+                load=EngineLoad(decode_batch_size=1),
+                settings_version=self.version,
+                drafter_state=self.drafter_state,
+            ),
         )
 
     def apply(self, reply: ExchangeReply) -> None:

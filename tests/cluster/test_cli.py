@@ -208,7 +208,7 @@ assert not heavy, heavy
 """
     shown = subprocess.run([sys.executable, "-c", program, "--help"], capture_output=True, text=True, check=False, timeout=60)
     assert shown.returncode == 0, shown.stderr
-    for command in ("run", "status", "watch", "mode", "demo", "report", "models"):
+    for command in ("run", "status", "watch", "mode", "export", "import", "demo", "report", "models"):
         assert f" {command} " in shown.stdout
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from nightjar.cluster.journal import FILE_NAME, JournalEntry, JournalFile, ReplicaInput, journal_files, read_journal
+from nightjar.cluster.journal import FILE_NAME, JournalEntry, JournalFile, ReplicaInput, read_journal
+from nightjar.cluster.rotated_lines import rotated_files
 from nightjar.policy.learned import LearnedTables
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.records import EngineLoad, Mode, Settings, SettingsVersion, Table, TableRow
@@ -54,7 +55,7 @@ def test_files_are_rotated_by_size_and_the_oldest_is_dropped(tmp_path: Path) -> 
     journal = JournalFile(tmp_path, max_file_bytes=2 * line_bytes, max_files=3)
     for tick in range(1, 21):
         journal.write(entry(tick))
-    files = journal_files(Path(journal.path))
+    files = rotated_files(Path(journal.path))
     assert [file.name for file in files] == [FILE_NAME, f"{FILE_NAME}.1", f"{FILE_NAME}.2"]
     assert all(file.stat().st_size <= 2 * line_bytes for file in files)
     assert [read.tick for read in read_journal(Path(journal.path))] == [15, 16, 17, 18, 19, 20]

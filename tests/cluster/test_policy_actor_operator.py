@@ -8,7 +8,7 @@ import pytest
 
 from nightjar.cluster import overrides
 from nightjar.cluster.checkpoint import unseal
-from nightjar.policy.records import Mode, to_plain
+from nightjar.policy.records import DrafterState, Mode, to_plain
 from tests.cluster.protocol import EPOCH_S, MemoryJournal, MemoryStore, Replica, running_service, settled
 
 pytestmark = pytest.mark.looptime
@@ -230,6 +230,19 @@ async def test_ticks_without_anything_new_are_not_journaled() -> None:
         count = len(journal.entries)
         await settled(service, replica, rounds=40)
         assert len(journal.entries) == count
+
+
+async def test_the_journal_tells_every_change_of_a_drafters_state_though_nothing_is_decided() -> None:
+    journal = MemoryJournal()
+    async with running_service(journal=journal) as service:
+        replica = Replica()
+        await settled(service, replica, rounds=10)
+        count = len(journal.entries)
+        for state in (DrafterState.DORMANT, DrafterState.CATCHING_UP, DrafterState.PROBING):
+            replica.drafter_state = state
+            await settled(service, replica, rounds=10)
+        told = [known.drafter_state for entry in journal.entries[count:] for known in entry.replicas]
+        assert told == [DrafterState.DORMANT, DrafterState.CATCHING_UP, DrafterState.PROBING]
 
 
 async def test_status_shows_which_settings_a_replica_confirmed() -> None:

@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 import pytest
 
 from nightjar.cluster.journal import read_journal
+from nightjar.cluster.learned_file import parse_learned_file, to_text
 from nightjar.policy.records import Mode
 from tests.cluster.protocol import Replica
+from tests.cluster.seeds import some_file, some_group
 
 ray = pytest.importorskip("ray")
 from nightjar.cluster.client import PolicyClient, PolicyUnavailable, get_or_create_policy_actor  # noqa: E402 - needs Ray
@@ -127,3 +129,19 @@ async def test_wrong_values_are_answered_in_words_and_change_nothing() -> None:
     after = (await client.status()).policy
     assert after.mode == before
     assert "dwel_steps" in after.settings_error
+
+
+async def test_a_file_goes_out_of_the_actor_and_back_in_and_seed_from_is_read_where_the_actor_runs(tmp_path: Path) -> None:
+    client = PolicyClient()
+    content = to_text(some_file())
+    answer = await client.import_learned(content, timeout_s=60)
+    assert [group["cells"] for group in answer["groups"]] == [30]
+    assert "not JSON" in (await client.import_learned(content[:-30]))["error"]
+    assert parse_learned_file(await client.learned()).groups == ()
+    (tmp_path / "learned.json").write_bytes(content[:-30])
+    await client.configure({"seed_from": str(tmp_path / "learned.json")})
+    async with asyncio.timeout(30):
+        while "not JSON" not in (await client.status()).policy.seed_problem:
+            pass
+    await client.configure({})
+    assert (await client.status()).policy.waiting_groups == (some_group().key.group_id,)

@@ -1,16 +1,21 @@
 """The HTTP API without Ray: who may write, what a refusal says, what an absent actor looks like."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 import httpx
 import pytest
 from pydantic import SecretStr
 
 from nightjar.cluster.api_token import TokenError
+from nightjar.cluster.learned_file import MAX_FILE_BYTES, LearnedFileError, chosen_groups, parse_learned_file, to_text
 from nightjar.cluster.overrides import ModeRequestError, parse_mode_request
 from nightjar.cluster.policy_api import MAX_BODY_BYTES, PolicyUnreachableError, create_policy_api
+from nightjar.cluster.status_page import PAGE, security_policy
 from nightjar.policy.status import FleetStatus
 from tests.cluster.fleets import some_fleet
+from tests.cluster.protocol import GROUP
+from tests.cluster.seeds import some_file
 
 TOKEN = "correct horse"
 
@@ -21,10 +26,17 @@ class FakePolicy:
     def __init__(self, *, reachable: bool = True) -> None:
         self.reachable = reachable
         self.requests: list[Mapping[str, object]] = []
+        self.imported: list[tuple[bytes, list[str]]] = []
 
     async def status(self) -> FleetStatus:
         self._answer()
         return some_fleet()
+
+    async def explain(self, replica: str) -> Mapping[str, object]:
+        self._answer()
+        if replica != "r1":
+            return {"explanation": None, "error": f"no replica {replica!r}; there are r1"}
+        return {"explanation": {"replica_id": "r1"}, "error": ""}
 
     async def set_mode(self, override: Mapping[str, object]) -> Mapping[str, object]:
         self._answer()
@@ -34,6 +46,19 @@ class FakePolicy:
             return {"override": None, "error": str(error)}
         self.requests.append(override)
         return {"override": dict(override), "error": ""}
+
+    async def learned(self) -> bytes:
+        self._answer()
+        return to_text(some_file())
+
+    async def import_learned(self, content: bytes, group_ids: Sequence[str]) -> Mapping[str, object]:
+        self._answer()
+        try:
+            file = chosen_groups(parse_learned_file(content), group_ids)
+        except LearnedFileError as error:
+            return {"groups": [], "error": str(error)}
+        self.imported.append((content, list(group_ids)))
+        return {"groups": [{"group_id": group.key.group_id, "cells": len(group.cells), "replicas": 0} for group in file.groups]}
 
     def _answer(self) -> None:
         if not self.reachable:
@@ -58,6 +83,13 @@ async def test_status_is_open_and_is_the_record_of_the_policy() -> None:
         answer = await api.get("/status")
     assert answer.status_code == 200
     assert FleetStatus.model_validate(answer.json()) == some_fleet()
+
+
+async def test_an_explanation_is_open_and_an_unknown_replica_is_404_naming_those_that_exist() -> None:
+    async with client(FakePolicy(), lambda: None) as api:
+        known, unknown = [await api.get("/explain", params={"replica": name}) for name in ("r1", "r9")]
+    assert (known.status_code, known.json()) == (200, {"replica_id": "r1"})
+    assert (unknown.status_code, unknown.json()) == (404, {"detail": "no replica 'r9'; there are r1"})
 
 
 async def test_a_mode_reaches_the_policy_and_its_answer_comes_back() -> None:
@@ -141,10 +173,83 @@ async def test_the_token_is_looked_at_before_the_body() -> None:
     assert answer.status_code == 401
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/status"), ("POST", "/mode")])
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/status"), ("GET", "/explain"), ("POST", "/mode"), ("GET", "/learned"), ("POST", "/learned")]
+)
 async def test_an_absent_actor_is_503_and_says_that_serving_goes_on(method: str, path: str) -> None:
     async with client(FakePolicy(reachable=False)) as api:
         answer = await api.request(method, path, json={"mode": "off"}, headers={"Authorization": f"Bearer {TOKEN}"})
     assert answer.status_code == 503
     assert "no answer within 10 s" in answer.json()["detail"]
     assert "keep serving" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/nightjar", "/nightjar/"])
+async def test_the_page_is_open_below_any_prefix_and_may_run_nothing_but_itself(path: str) -> None:
+    transport = httpx.ASGITransport(create_policy_api(FakePolicy(reachable=False), lambda: None), root_path="/nightjar")
+    async with httpx.AsyncClient(transport=transport, base_url="http://nightjar") as api:
+        answer = await api.get(path)
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Cache-Control"] == "no-cache"
+    directives = answer.headers["Content-Security-Policy"].split("; ")
+    assert {"default-src 'none'", "connect-src 'self'", "frame-ancestors 'none'"} <= set(directives)
+    assert [directive.split("-")[0] for directive in directives if "'sha256-" in directive] == ["script", "style"]
+    assert "unsafe" not in answer.headers["Content-Security-Policy"]
+
+
+def test_the_page_names_no_address_outside_itself() -> None:
+    assert re.findall(r"\w+://|\bsrc=|@import|url\(", PAGE) == []
+    assert re.findall(r'href="([^"]*)"', PAGE) == ["data:,"]
+
+
+def test_the_page_writes_no_markup_and_no_inline_style_from_its_script() -> None:
+    assert re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|\bstyle=|\bon\w+=", PAGE) == []
+
+
+@pytest.mark.parametrize("page", ["<style></style>", "<style></style><script></script><script></script>"])
+def test_a_page_without_exactly_one_script_is_refused(page: str) -> None:
+    with pytest.raises(ValueError, match="<script> elements, exactly one is allowed"):
+        security_policy(page)
+
+
+async def post_learned(policy: FakePolicy, content: bytes, *, token: str = TOKEN, group: str = "") -> httpx.Response:
+    async with client(policy) as api:
+        headers = {"Authorization": f"Bearer {token}"}
+        return await api.post("/learned", content=content, headers=headers, params={"group": group} if group else {})
+
+
+async def test_what_was_learned_is_open_and_is_the_file() -> None:
+    async with client(FakePolicy(), lambda: None) as api:
+        answer = await api.get("/learned")
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/json")
+    assert parse_learned_file(answer.content) == some_file()
+
+
+async def test_a_learned_file_and_the_groups_that_were_named_reach_the_policy() -> None:
+    policy, content = FakePolicy(), to_text(some_file())
+    answer = await post_learned(policy, content, group=GROUP.group_id)
+    assert answer.json() == {"groups": [{"group_id": GROUP.group_id, "cells": 30, "replicas": 0}]}
+    assert policy.imported == [(content, [GROUP.group_id])]
+
+
+async def test_importing_needs_the_token_and_a_file_that_can_be_used() -> None:
+    policy, content = FakePolicy(), to_text(some_file())
+    assert (await post_learned(policy, content, token="wrong")).status_code == 401
+    cut = await post_learned(policy, content[:-30])
+    assert (cut.status_code, cut.json()["detail"][:8]) == (422, "not JSON")
+    unknown = await post_learned(policy, content, group="other")
+    assert (unknown.status_code, "is not in the file" in unknown.json()["detail"]) == (422, True)
+    assert not policy.imported
+
+
+async def test_a_learned_file_may_be_large_but_not_endless() -> None:
+    assert (await post_learned(FakePolicy(), b" " * MAX_FILE_BYTES)).status_code == 422
+    assert (await post_learned(FakePolicy(), b" " * (MAX_FILE_BYTES + 1))).status_code == 413
+
+
+async def test_a_body_that_is_nested_without_end_is_refused() -> None:
+    async with client(FakePolicy()) as api:
+        answer = await api.post("/mode", content=b"[" * MAX_BODY_BYTES, headers={"Authorization": f"Bearer {TOKEN}"})
+    assert answer.status_code == 422

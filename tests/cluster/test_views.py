@@ -88,3 +88,11 @@ def test_a_plan_joins_neighbours_of_equal_k(rows: list[tuple[int, int, int]], te
 
 def test_acceptance_shows_its_first_and_last_position() -> None:
     assert (acceptance(()), acceptance((0.8,)), acceptance((0.8, 0.6, 0.41))) == ("-", "0.80", "0.80..0.41")
+
+
+def test_a_seed_that_is_of_no_use_and_groups_that_wait_for_a_replica_are_shown() -> None:
+    fleet = some_fleet()
+    update = {"seed_problem": "seed_from: /data/x.json: cannot be read", "waiting_groups": ("llama-8b-1a2b", "qwen-3c4d")}
+    text = rendered(fleet.model_copy(update={"policy": fleet.policy.model_copy(update=update)}))
+    assert "seed_from: /data/x.json: cannot be read" in text
+    assert "imported, waiting for a replica: llama-8b-1a2b, qwen-3c4d" in text

@@ -163,9 +163,13 @@ class Fleet:
             self.refusals.append(ignored)
         return ignored
 
+    def decide_only(self) -> None:
+        """Decide once and tell nobody."""
+        self.decisions, self.state = decide(self.state, self.settings, self.overrides, self.now_s, self.rng)
+
     def decide(self) -> None:
         """Decide once and hand every replica its decision."""
-        self.decisions, self.state = decide(self.state, self.settings, self.overrides, self.now_s, self.rng)
+        self.decide_only()
         for replica in self.replicas:
             decision = self.decisions.get(replica.replica_id)
             if decision is None:

@@ -1,6 +1,6 @@
 """A Grafana in this process: the few calls of its HTTP API that a push makes, as Grafana documents them, and no others.
 
-From the pages "Folder HTTP API", "Data source HTTP API", "Dashboard HTTP API" and "Annotations HTTP API" of Grafana's documentation.
+From the pages "Folder", "Data source", "Dashboard" and "Annotations HTTP API" of Grafana's documentation.
 It refuses bodies with fields that those pages do not know, and gives ids, versions and defaults of its own, as Grafana does.
 """
 

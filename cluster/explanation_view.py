@@ -1,0 +1,104 @@
+"""An explanation as a person reads it: the answer, who had a say, and a table of what every K was predicted and measured to give.
+
+Pure: an explanation in, a renderable out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from nightjar.cluster.durations import format_duration
+from nightjar.cluster.moments import format_moment
+from nightjar.cluster.views import acceptance
+from nightjar.policy.explanation import ArmExplanation, Explanation
+from nightjar.policy.planners.planner import batch_range, speculation
+
+
+def explanation_view(explained: Explanation) -> RenderableType:
+    """Everything that `explain` shows."""
+    return Group(
+        Text.assemble((explained.replica_id, "bold"), f"  {explained.summary}"),
+        Text(_state_line(explained), style="dim"),
+        _voices(explained),
+        Text(_arms_line(explained)),
+        _arms(explained),
+    )
+
+
+def _state_line(explained: Explanation) -> str:
+    """Who and when, on one line."""
+    version = explained.settings_version
+    confirmed = {True: ", confirmed", False: ", not confirmed", None: ""}[explained.settings_confirmed]
+    return (
+        f"application {explained.application}, group {explained.group_id}, mode {explained.mode}, planner {explained.planner}, "
+        f"drafter {explained.drafter_state.value}, settings {version or 'none'}{confirmed}, "
+        f"{explained.generated_tokens_per_s:.1f} tok/s, acceptance {acceptance(explained.acceptance)}; "
+        f"{format_moment(explained.at_s)}, report {format_duration(explained.report_age_s)} old"
+    )
+
+
+def _voices(explained: Explanation) -> Table:
+    """Who says what; the one that decides is marked."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column()
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    has_decided = False
+    for voice in explained.voices:
+        decides = voice.decides and not has_decided
+        has_decided |= voice.decides
+        table.add_row("=>" if decides else "", voice.who, Text(voice.words), style="bold" if decides else None)
+    return table
+
+
+def _arms_line(explained: Explanation) -> str:
+    """What the table is of, and how old what it stands on is."""
+    batches = batch_range(explained.first_batch_size, explained.last_batch_size)
+    age = f", thought of {format_duration(explained.thought_age_s)} ago" if explained.thought_age_s is not None else ""
+    return f"at batch {batches}, generated tokens/s of this replica{age}:"
+
+
+def _arms(explained: Explanation) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("K")
+    for name in ("predicted", "against off", "measured", "clean steps", "age"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for arm in explained.arms:
+        table.add_row(
+            speculation(arm.num_speculative_tokens),
+            _number(arm.predicted_tokens_per_s),
+            _against_off(arm),
+            _number(arm.measured_tokens_per_s),
+            f"{arm.clean_steps:.0f}" if arm.clean_steps else "-",
+            format_duration(arm.measured_age_s) if arm.measured_age_s is not None else "-",
+            ", ".join(_marks(explained, arm)),
+        )
+    return table
+
+
+def _number(tokens_per_s: float | None) -> str:
+    return f"{tokens_per_s:.1f}" if tokens_per_s is not None else "-"
+
+
+def _against_off(arm: ArmExplanation) -> str:
+    """Predicted gain with its doubt: two standard deviations, as a change of K must exceed them."""
+    if arm.gain_over_off is None or arm.gain_deviation is None:
+        return "-"
+    return f"{arm.gain_over_off:+.1%} ±{2.0 * arm.gain_deviation:.1%}"
+
+
+def _marks(explained: Explanation, arm: ArmExplanation) -> Iterator[str]:
+    if arm.num_speculative_tokens == explained.num_speculative_tokens:
+        yield "runs"
+    if arm.num_speculative_tokens == explained.planned_num_speculative_tokens:
+        yield "planned"
+    if arm.is_imported:
+        yield "measured elsewhere, imported"
+    if arm.waiting_steps:
+        yield f"{arm.waiting_steps:.0f} steps measured here wait for others"

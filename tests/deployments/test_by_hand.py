@@ -1,0 +1,226 @@
+"""The way of a Ray user: `ray start`, `serve deploy`, Locust against it, and Nightjar taken out again while requests run.
+
+The commands are those of the README, each in a process of its own, as a person types them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip("ray.serve")
+pytest.importorskip("vllm")
+from nightjar.cluster.local_cluster import QUIET_ENVIRONMENT
+from nightjar.cluster.local_session import end_session
+from nightjar.deployments.models import ModelError, models_folder, resolve_model
+from tests.deployments.serving import free_port, until
+
+pytestmark = [pytest.mark.ray, pytest.mark.engine]
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+LOCAL_CPU = ROOT / "cluster/configs/local-cpu.yaml"
+SERVES_WITHIN_S = 300.0
+
+RAY_SERVE_LLM = """\
+# One replica of a small model on a CPU, by ray.serve.llm.
+http_options: {{host: 127.0.0.1, port: {port}}}
+applications:
+- name: chat
+  route_prefix: /
+  import_path: ray.serve.llm:build_openai_app
+  args:
+    llm_configs:
+    - model_loading_config: {{model_id: smollm2, model_source: {target}}}
+      accelerator_config: {{kind: cpu}}
+      placement_group_config: {{bundles: [{{CPU: 1}}]}}
+      engine_kwargs:
+        dtype: float32
+        enforce_eager: true
+        max_model_len: 512
+        max_num_seqs: 16
+        speculative_config: {{method: draft_model, model: {draft}, num_speculative_tokens: 3}}
+      deployment_config: {{num_replicas: 1, max_ongoing_requests: 64}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class HandStartedRay:
+    """A cluster that `ray start` left running."""
+
+    folder: Path
+    """Where commands are typed: a checkout's configs lie in it, on a free port."""
+    environment: dict[str, str]
+    port: int
+
+    @property
+    def url(self) -> str:
+        """Where Serve's proxy listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def run(self, command: str) -> subprocess.CompletedProcess[str]:
+        """A command line of this installation, to its end."""
+        return subprocess.run(
+            shlex.split(command), cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    def succeeds(self, command: str) -> str:
+        """What a command line says that must end well."""
+        done = self.run(command)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def deploy(self, command: str, *applications: str) -> None:
+        """`serve deploy`, and wait until exactly these applications run as the file says."""
+        self.succeeds(command)
+        until(lambda: self._runs(applications), within_s=SERVES_WITHIN_S, what=f"applications {applications} run")
+
+    def _runs(self, applications: tuple[str, ...]) -> bool:
+        told = self.succeeds("serve status")
+        states = {name: one["status"] for name, one in yaml.safe_load(told)["applications"].items()}
+        assert "DEPLOY_FAILED" not in states.values(), told
+        return set(states) == set(applications) and set(states.values()) == {"RUNNING"}
+
+    def locust(self, rows: Path, regime: str) -> list[str]:
+        """The command that plays a regime from two processes."""
+        return [
+            str(BIN / "locust"), "-f", "loadtests/locustfile.py", "--headless", "--processes", "2", "--host", self.url,
+            "--master-bind-port", str(bind := free_port()), "--master-port", str(bind),
+            "--regime", regime, "--max-tokens", "24", "--drain-s", "240", "--rows", str(rows),
+        ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ray_by_hand() -> Iterator[HandStartedRay]:
+    """Started by `ray start --head`; at the end nothing of it is left."""
+    try:
+        for name in ("smollm2-135m", "smollm2-135m-x3", "smollm2-135m-noise08"):
+            resolve_model(name)
+    except ModelError as error:
+        pytest.skip(str(error))
+    folder = Path(tempfile.mkdtemp(prefix="nj-", dir="/tmp"))  # short: Ray's socket names must fit 107 bytes
+    (folder / "token").write_text("0" * 64)
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "NIGHTJAR_", "SERVE_"))}
+    environment = ours | QUIET_ENVIRONMENT | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "NIGHTJAR_JOURNAL_DIR": str(folder / "journal"),
+        "RAYLLM_ENABLE_WORKER_PROCESS_SETUP_HOOK": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "RAY_worker_niceness": "0",
+        "NIGHTJAR_API_TOKEN": "s3cret",
+        "NIGHTJAR_URL": f"http://127.0.0.1:{(port := free_port())}",
+        "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{(dashboard_port := free_port())}",
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "COLUMNS": "200",
+    }  # fmt: skip
+    configs = folder / "typed/cluster/configs"
+    configs.mkdir(parents=True)
+    (configs / LOCAL_CPU.name).write_text(LOCAL_CPU.read_text().replace("port: 8000", f"port: {port}"))
+    command = [
+        str(BIN / "ray"), "start", "--head", "--block", "--num-cpus", "4", "--object-store-memory", str(128 << 20),
+        "--temp-dir", str(folder), "--port", str(free_port()), "--ray-client-server-port", str(free_port()),
+        "--dashboard-port", str(dashboard_port), "--dashboard-agent-listen-port", str(free_port()),
+    ]  # fmt: skip
+    with (folder / "ray.log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    system = HandStartedRay(folder / "typed", environment, port)
+    try:
+        until(lambda: system.run("serve status").returncode == 0, within_s=90, what="the dashboard answers")
+        yield system
+    finally:
+        process.terminate()
+        end_session(process.pid, 30.0)
+        process.wait(timeout=30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def failures(rows: Path) -> list[str]:
+    """Errors of the requests of a load, none of which may be missing."""
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert found
+    return [row["error"] or str(row["status"]) for row in found if row.get("error") or row["status"] != 200]
+
+
+def test_local_file_serves_on_a_cluster_started_by_hand_and_locust_in_two_processes_fails_no_request(
+    ray_by_hand: HandStartedRay, tmp_path: Path
+) -> None:
+    ray_by_hand.deploy("serve deploy cluster/configs/local-cpu.yaml", "smollm2", "nightjar")
+    rows = tmp_path / "rows.jsonl"
+    load = subprocess.run(
+        ray_by_hand.locust(rows, "quiet:10@0.5,surge:10@2"),
+        cwd=ROOT, env=ray_by_hand.environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert load.returncode == 0, load.stdout + load.stderr
+    assert re.search(r"LLM +e2e +\d+ +0\(0\.00%\)", load.stdout + load.stderr), "a table, with no failure"
+    assert failures(rows) == []
+
+
+def test_the_operators_commands_show_and_override_what_runs(ray_by_hand: HandStartedRay) -> None:
+    ray_by_hand.deploy("serve deploy cluster/configs/local-cpu.yaml", "smollm2", "nightjar")
+    assert ray_by_hand.succeeds("nightjar status").count("smollm2#") == 2
+    assert "mode pin=3 for 30m" in ray_by_hand.succeeds('nightjar mode pin=3 --for 30m --reason "comparing"')
+    assert "comparing" in ray_by_hand.succeeds("nightjar status")
+    assert "mode off" in ray_by_hand.succeeds("nightjar mode off")
+    assert "mode default" in ray_by_hand.succeeds("nightjar mode default")
+    assert "comparing" not in ray_by_hand.succeeds("nightjar status")
+    fleet = json.loads(ray_by_hand.succeeds("nightjar status -o json"))
+    replica_id = fleet["replicas"][0]["replica_id"]
+    assert replica_id in ray_by_hand.succeeds("nightjar explain REPLICA".replace("REPLICA", replica_id))
+    ray_by_hand.succeeds("nightjar export learned.json")
+    ray_by_hand.succeeds("nightjar import learned.json")
+    journal = Path(fleet["policy"]["journal_path"])
+    assert journal.parent == Path(ray_by_hand.environment["NIGHTJAR_JOURNAL_DIR"])
+    ray_by_hand.succeeds("nightjar replay JOURNAL".replace("JOURNAL", str(journal.parent)))
+    with subprocess.Popen(shlex.split("nightjar watch"), env=ray_by_hand.environment, stdout=subprocess.PIPE, text=True) as watch:
+        assert watch.stdout is not None
+        shown = iter(watch.stdout.readline, "")
+        assert any("smollm2" in line for line in shown)
+        watch.terminate()
+
+
+def test_nightjar_goes_in_and_out_again_under_load_by_migrate_and_serve_deploy_and_fails_no_request(
+    ray_by_hand: HandStartedRay, tmp_path: Path
+) -> None:
+    file = ray_by_hand.folder / "serve.yaml"
+    target, draft = (models_folder() / name for name in ("smollm2-135m", "smollm2-135m-noise08"))
+    before = RAY_SERVE_LLM.format(port=ray_by_hand.port, target=target, draft=draft)
+    file.write_text(before)
+    ray_by_hand.succeeds("nightjar migrate serve.yaml --write")
+    ray_by_hand.succeeds("nightjar check serve.yaml")
+    migrated = file.read_text()
+    file.write_text(migrated.replace("num_gpus: 1", "num_gpus: 0"))  # migrate counts on GPUs; here are none
+    ray_by_hand.deploy("serve deploy serve.yaml", "chat", "nightjar")
+    file.write_text(migrated)
+    rows = tmp_path / "rows.jsonl"
+    load = subprocess.Popen(
+        ray_by_hand.locust(rows, "steady:240@0.4"),
+        cwd=ROOT, env=ray_by_hand.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        until(lambda: rows.exists() and rows.read_text().count("\n") >= 3, within_s=60, what="requests are answered")
+        ray_by_hand.succeeds("nightjar migrate serve.yaml --remove --write")
+        assert file.read_text() == before
+        ray_by_hand.deploy("serve deploy serve.yaml", "chat")
+        without_us_since_s = time.time()
+        told, _ = load.communicate(timeout=400)
+    finally:
+        load.kill()
+    assert load.returncode == 0, told
+    assert failures(rows) == []
+    started_s = [json.loads(line)["start_s"] for line in rows.read_text().splitlines()]
+    assert min(started_s) < without_us_since_s < max(started_s), "the load went on after Nightjar was gone"

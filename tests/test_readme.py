@@ -1,0 +1,148 @@
+"""Every command of the README that can run here is run, and none is left out of account.
+
+A command is run by the project's own check (`.ci/run`), by a test that names it, or by this file, which puts a small case under
+the very words of the README. What cannot run here, or not in the time of a check, says why.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.deployments.configuration.samples import SERVE_FILES
+
+ROOT: Final = Path(__file__).parents[1]
+BIN: Final = Path(sys.executable).parent
+README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
+
+BY_HAND: Final = "tests/deployments/test_by_hand.py"
+CHECK: Final = ".ci/run"
+RUN_ELSEWHERE: Final = {
+    "make test": CHECK,
+    "make test-fast": CHECK,
+    "make lint": CHECK,
+    "make chart": CHECK,
+    "make monitoring": CHECK,
+    "make page": CHECK,
+    "serve deploy cluster/configs/local-cpu.yaml": BY_HAND,
+    "nightjar status": BY_HAND,
+    "nightjar watch": BY_HAND,
+    'nightjar mode pin=3 --for 30m --reason "comparing"': BY_HAND,
+    "nightjar mode off": BY_HAND,
+    "nightjar mode default": BY_HAND,
+    "nightjar explain REPLICA": BY_HAND,
+    "nightjar replay JOURNAL": BY_HAND,
+    "nightjar export learned.json": BY_HAND,
+    "nightjar import learned.json": BY_HAND,
+}
+"""Where the very words of a command are run."""
+
+TOO_LONG: Final = {
+    "make demo": ("nightjar", "demo"),
+    "make bench-policy": ("nightjar", "simulate"),
+    "make bench-engine": ("python", "-m", "tests.benchmarks.engine"),
+    ".venv/bin/python -m tests.benchmarks.engine --quick": ("python", "-m", "tests.benchmarks.engine"),
+}
+"""From ten minutes to forty-five: here only what they start is asked for its help. A demo against a fake system, quick simulations
+and the statistics of the benchmark have tests of their own."""
+
+NOT_HERE: Final = {
+    "pip install 'nightjar-serve[gpu]'": "the package is on no index, and a GPU's vLLM does not fit a CPU",
+    "docker build --target gpu --tag registry.example.com/nightjar-serve-gpu:0.1.0 .": "no container builder",
+    "helm upgrade --install nightjar helm/nightjar --values helm/nightjar/examples/gpu.yaml"
+    " --set image.repository=registry.example.com/nightjar-serve-gpu": "no Kubernetes cluster; rendered by `make chart`",
+}
+
+
+def an_own_file(folder: Path) -> None:
+    """What somebody has who runs ray.serve.llm."""
+    (folder / "serve.yaml").write_text(SERVE_FILES["comments and blank lines"])
+
+
+def a_migrated_file(folder: Path) -> None:
+    """The same with Nightjar in it."""
+    an_own_file(folder)
+    done = subprocess.run([BIN / "nightjar", "migrate", "serve.yaml", "--write"], cwd=folder, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def an_engine_profile(folder: Path) -> None:
+    """A profile as `make bench-engine` writes one: any of those that come along."""
+    shipped = ROOT / "loadtests/simulation/profiles"
+    (folder / "my-engine.json").write_text(min(shipped.glob("*.json")).read_text())
+
+
+def the_checkout(folder: Path) -> None:
+    """This checkout, whose targets write only into places that git ignores or that hold what they write."""
+    for path in ROOT.iterdir():
+        (folder / path.name).symlink_to(path)
+
+
+SMALL_CASES: Final[dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]]] = {
+    "nightjar migrate serve.yaml": (an_own_file, (), "+  import_path: 'nightjar.deployments.app:build'"),
+    "nightjar check serve.yaml": (a_migrated_file, (), "draft_model"),
+    "nightjar simulate --quick": (the_checkout, ("--only", "newcomer"), "newcomer_loss"),
+    "nightjar simulate --profile my-engine.json --only open-loop": (an_engine_profile, ("--quick",), "fleet_over_static_min"),
+    "make docs": (the_checkout, (), ""),
+    "make bench-scale": (the_checkout, (), ""),
+    "make bench-model": (the_checkout, (), ""),
+    "make bench-step": (the_checkout, (), ""),
+}
+"""By command: what lies in the folder, words that keep it short, and what its output must hold."""
+
+
+def commands() -> list[str]:
+    """What stands behind a `$` in the README, without its comment."""
+    lines = [line for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+    return [shlex.join(shlex.split(line[2:], comments=True)) for line in lines if line.startswith("$ ")]
+
+
+def as_written(command: str) -> str:
+    """As `commands` gives it."""
+    return shlex.join(shlex.split(command))
+
+
+def test_every_command_of_the_readme_is_accounted_for_and_nothing_else_is() -> None:
+    known = [*RUN_ELSEWHERE, *TOO_LONG, *NOT_HERE, *SMALL_CASES]
+    assert set(commands()) == set(map(as_written, known))
+    assert len(known) == len(set(known))
+
+
+@pytest.mark.parametrize(("command", "place"), RUN_ELSEWHERE.items(), ids=str)
+def test_what_is_run_elsewhere_stands_there_word_for_word(command: str, place: str) -> None:
+    assert command in (ROOT / place).read_text() or (command == "make test-fast" and "test: $(INSTALLED) test-fast" in _makefile())
+
+
+@pytest.mark.parametrize("program", sorted(set(TOO_LONG.values())), ids=" ".join)
+def test_what_takes_too_long_here_starts(program: tuple[str, ...]) -> None:
+    done = run([str(BIN / program[0]), *program[1:], "--help"], ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+
+
+@pytest.mark.command
+@pytest.mark.parametrize("command", SMALL_CASES)
+def test_a_command_of_the_readme_does_what_it_says(command: str, tmp_path: Path) -> None:
+    prepare, words, says = SMALL_CASES[command]
+    prepare(tmp_path)
+    done = run([*shlex.split(command), *words], ROOT if command.startswith("make ") else tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert says in done.stdout
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """A command, with the programs of this installation first."""
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "200"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False)
+
+
+def _makefile() -> str:
+    return (ROOT / "Makefile").read_text()
