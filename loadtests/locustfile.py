@@ -100,8 +100,9 @@ class _Driving:
     server: Server
     model: str
     finished_drivers: int = 0
+    has_begun: bool = False
     share: Greenlet | None = None
-    """This process's share of the regime while a test runs, or after it."""
+    """Plays this process's share of the regime, while it does."""
 
 
 @events.init.add_listener
@@ -128,7 +129,7 @@ def prepare(environment: Environment, **_: Any) -> None:
 def forget_finished_drivers(**_: Any) -> None:
     """A test started again from the web page begins with no driver finished."""
     _Driving.finished_drivers = 0
-    _Driving.share = None
+    _Driving.has_begun = False
 
 
 @events.test_stopping.add_listener
@@ -156,7 +157,8 @@ class RegimeUser(User):
     @task
     def play(self) -> None:
         """Not by this user's greenlet: Locust stops a user that it moves to another process."""
-        if _Driving.share is None:
+        if not _Driving.has_begun:
+            _Driving.has_begun = True
             _Driving.share = gevent.spawn(self._play)
 
     def _play(self) -> None:
@@ -169,6 +171,7 @@ class RegimeUser(User):
         finally:
             if writer:
                 writer.close()
+            _Driving.share = None
             self._report_end()
 
     def _report_end(self) -> None:

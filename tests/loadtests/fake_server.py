@@ -94,6 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # of connections that arrive together; five by default, and the rest is reset
     daemon_threads = True
     fake: FakeServer
 
