@@ -5,11 +5,14 @@ The commands are those of the README, each in a process of its own, as a person 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import select
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -82,6 +85,26 @@ class HandStartedRay:
         done = self.run(command)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    def shown_in_a_terminal(self, command: str, until_it_says: str) -> str:
+        """What a command line that goes on until Ctrl-C draws in a terminal; Ctrl-C comes once it said something."""
+        ours, theirs = os.openpty()
+        with subprocess.Popen(
+            shlex.split(command), cwd=self.folder, env=self.environment, stdin=theirs, stdout=theirs, stderr=theirs
+        ) as process:
+            os.close(theirs)
+            shown = b""
+            deadline_s = time.monotonic() + 60
+            while until_it_says.encode() not in shown and time.monotonic() < deadline_s:
+                if select.select([ours], [], [], 1.0)[0]:
+                    shown += os.read(ours, 65_536)
+            process.send_signal(signal.SIGINT)
+            while process.poll() is None:
+                if select.select([ours], [], [], 0.2)[0]:
+                    with contextlib.suppress(OSError):  # what is left when the other side is closed
+                        os.read(ours, 65_536)
+        os.close(ours)
+        return shown.decode(errors="replace")
 
     def deploy(self, command: str, *applications: str) -> None:
         """`serve deploy`, and wait until exactly these applications run as the file says."""
@@ -186,11 +209,7 @@ def test_the_operators_commands_show_and_override_what_runs(ray_by_hand: HandSta
     journal = Path(fleet["policy"]["journal_path"])
     assert journal.parent == Path(ray_by_hand.environment["NIGHTJAR_JOURNAL_DIR"])
     ray_by_hand.succeeds("nightjar replay JOURNAL".replace("JOURNAL", str(journal.parent)))
-    with subprocess.Popen(shlex.split("nightjar watch"), env=ray_by_hand.environment, stdout=subprocess.PIPE, text=True) as watch:
-        assert watch.stdout is not None
-        shown = iter(watch.stdout.readline, "")
-        assert any("smollm2" in line for line in shown)
-        watch.terminate()
+    assert "smollm2" in ray_by_hand.shown_in_a_terminal("nightjar watch", until_it_says="smollm2")
 
 
 def test_nightjar_goes_in_and_out_again_under_load_by_migrate_and_serve_deploy_and_fails_no_request(
