@@ -82,14 +82,14 @@ $(BIN)/prometheus $(BIN)/promtool: $(BIN)/%: | $(INSTALLED)
 
 monitoring: $(INSTALLED) $(PROMETHEUS) $(PROMTOOL) ## a real Prometheus over a running system: every rule, alert and panel
 	$(BIN)/nightjar models build
-	$(QUIET) PROMETHEUS=$(PROMETHEUS) PROMTOOL=$(PROMTOOL) $(BIN)/pytest tests/monitoring tests/cluster/dashboards
+	$(QUIET) PROMETHEUS=$(abspath $(PROMETHEUS)) PROMTOOL=$(abspath $(PROMTOOL)) $(BIN)/pytest tests/monitoring tests/cluster/dashboards
 
 # The same way: a browser, with the libraries that this machine lacks.
 $(BIN)/chromium-headless-shell: tests/cluster/page/fetch_browser.py | $(INSTALLED)
 	$(BIN)/python -m tests.cluster.page.fetch_browser $@
 
 page: $(INSTALLED) $(NIGHTJAR_BROWSER) ## the operator's page in a real browser
-	NIGHTJAR_BROWSER=$(NIGHTJAR_BROWSER) $(BIN)/pytest tests/cluster/page
+	NIGHTJAR_BROWSER=$(abspath $(NIGHTJAR_BROWSER)) $(BIN)/pytest tests/cluster/page
 
 bench-step: $(INSTALLED) ## added time of the scheduler hook per step
 	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_step
