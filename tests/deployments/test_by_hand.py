@@ -5,14 +5,12 @@ The commands are those of the README, each in a process of its own, as a person 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import select
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -87,22 +85,19 @@ class HandStartedRay:
         return done.stdout
 
     def shown_in_a_terminal(self, command: str, until_it_says: str) -> str:
-        """What a command line that goes on until Ctrl-C draws in a terminal; Ctrl-C comes once it said something."""
+        """What a command line that goes on for ever draws in a terminal, until it said something or a minute is over."""
         ours, theirs = os.openpty()
-        with subprocess.Popen(
+        process = subprocess.Popen(
             shlex.split(command), cwd=self.folder, env=self.environment, stdin=theirs, stdout=theirs, stderr=theirs
-        ) as process:
-            os.close(theirs)
-            shown = b""
-            deadline_s = time.monotonic() + 60
-            while until_it_says.encode() not in shown and time.monotonic() < deadline_s:
-                if select.select([ours], [], [], 1.0)[0]:
-                    shown += os.read(ours, 65_536)
-            process.send_signal(signal.SIGINT)
-            while process.poll() is None:
-                if select.select([ours], [], [], 0.2)[0]:
-                    with contextlib.suppress(OSError):  # what is left when the other side is closed
-                        os.read(ours, 65_536)
+        )
+        os.close(theirs)
+        shown = b""
+        deadline_s = time.monotonic() + 60
+        while until_it_says.encode() not in shown and time.monotonic() < deadline_s:
+            if select.select([ours], [], [], 1.0)[0]:
+                shown += os.read(ours, 65_536)
+        process.kill()
+        process.wait(timeout=30)
         os.close(ours)
         return shown.decode(errors="replace")
 
