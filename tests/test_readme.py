@@ -90,9 +90,9 @@ SMALL_CASES: Final[dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]
     "nightjar simulate --quick": (nothing, (), "fleet_over_off_min"),
     "nightjar simulate --profile my-engine.json --only open-loop": (an_engine_profile, ("--quick",), "fleet_over_static_min"),
     "make docs": (nothing, (), ""),
-    "make bench-scale": (nothing, (), ""),
-    "make bench-model": (nothing, (), ""),
-    "make bench-step": (nothing, (), ""),
+    "make bench-scale": (nothing, (), "Milliseconds per tick"),
+    "make bench-model": (nothing, (), "nearest measured cell"),
+    "make bench-step": (nothing, (), "Microseconds per scheduler step"),
 }
 """By command: what lies in the folder, words that keep it short, and what its output must hold."""
 

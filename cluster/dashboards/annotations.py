@@ -79,9 +79,14 @@ class LoadRow(BaseModel):
 
 
 def read_load_rows(path: Path) -> tuple[LoadRow, ...]:
-    """The rows of a load test. Raises RowsError naming the line, and OSError for a file that cannot be read."""
+    """The rows of a load test. Raises RowsError naming the line, or why the file cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise RowsError(f"{path}: {why}; expected the rows of a load test, as Locust's --rows writes them") from error
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             rows.append(LoadRow.model_validate(json.loads(line)))
         except ValidationError as error:

@@ -1,7 +1,6 @@
 """The `nightjar` command without a cluster: what it sends, what it prints, how it fails."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -18,31 +17,7 @@ from tests.cluster.fleets import some_fleet
 Handler = Callable[[httpx.Request], httpx.Response]
 
 
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("NIGHTJAR_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("COLUMNS", "200")
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Handler], list[httpx.Request]]:
-    """Lets the command talk to a handler instead of the network; returns the requests it will have sent."""
-
-    def install(handler: Handler) -> list[httpx.Request]:
-        requests: list[httpx.Request] = []
-
-        def answer(request: httpx.Request) -> httpx.Response:
-            requests.append(request)
-            return handler(request)
-
-        client_class = httpx.Client
-        transport = httpx.MockTransport(answer)
-        monkeypatch.setattr(httpx, "Client", lambda **options: client_class(**{**options, "transport": transport}))
-        return requests
-
-    return install
+pytestmark = pytest.mark.usefixtures("plain_environment")
 
 
 def call(*arguments: str) -> Result:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,33 +17,7 @@ from tests.cluster.seeds import some_file
 
 Handler = Callable[[httpx.Request], httpx.Response]
 TEXT = to_text(some_file())
-
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("NIGHTJAR_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("COLUMNS", "200")
-
-
-@pytest.fixture
-def policy(monkeypatch: pytest.MonkeyPatch) -> Callable[[Handler], list[httpx.Request]]:
-    """Lets a handler answer instead of the network; gives the requests it will have seen."""
-
-    def install(handler: Handler) -> list[httpx.Request]:
-        requests: list[httpx.Request] = []
-
-        def answer(request: httpx.Request) -> httpx.Response:
-            requests.append(request)
-            return handler(request)
-
-        client_class = httpx.Client
-        transport = httpx.MockTransport(answer)
-        monkeypatch.setattr(httpx, "Client", lambda **options: client_class(**{**options, "transport": transport}))
-        return requests
-
-    return install
+pytestmark = pytest.mark.usefixtures("plain_environment")
 
 
 @pytest.fixture
@@ -72,8 +45,8 @@ def refused(_: httpx.Request) -> httpx.Response:
     return httpx.Response(403, json={"detail": "read-only: no API token is configured"})
 
 
-def test_export_writes_the_file_and_says_what_is_in_it(policy: Callable[[Handler], list[httpx.Request]], tmp_path: Path) -> None:
-    requests = policy(learned)
+def test_export_writes_the_file_and_says_what_is_in_it(serve: Callable[[Handler], list[httpx.Request]], tmp_path: Path) -> None:
+    requests = serve(learned)
     target = tmp_path / "out.json"
     target.write_text("older")
     done = call("export", str(target), "--url", "http://gpu-box:9000")
@@ -84,8 +57,8 @@ def test_export_writes_the_file_and_says_what_is_in_it(policy: Callable[[Handler
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_export_as_json_names_groups_and_cells(policy: Callable[[Handler], list[httpx.Request]], tmp_path: Path) -> None:
-    policy(learned)
+def test_export_as_json_names_groups_and_cells(serve: Callable[[Handler], list[httpx.Request]], tmp_path: Path) -> None:
+    serve(learned)
     done = call("export", str(tmp_path / "out.json"), "-o", "json")
     assert json.loads(done.stdout) == {
         "file": str(tmp_path / "out.json"),
@@ -103,9 +76,9 @@ def test_export_as_json_names_groups_and_cells(policy: Callable[[Handler], list[
     ],
 )
 def test_an_export_that_brought_nothing_leaves_the_older_file(
-    policy: Callable[[Handler], list[httpx.Request]], file: Path, answer: httpx.Response, part: str
+    serve: Callable[[Handler], list[httpx.Request]], file: Path, answer: httpx.Response, part: str
 ) -> None:
-    policy(lambda _: answer)
+    serve(lambda _: answer)
     done = call("export", str(file))
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert part in done.stderr
@@ -114,18 +87,18 @@ def test_an_export_that_brought_nothing_leaves_the_older_file(
 
 @pytest.mark.parametrize("target", ["nowhere/out.json", "."])
 def test_a_file_that_cannot_be_written_is_one_line(
-    policy: Callable[[Handler], list[httpx.Request]], tmp_path: Path, target: str
+    serve: Callable[[Handler], list[httpx.Request]], tmp_path: Path, target: str
 ) -> None:
-    policy(learned)
+    serve(learned)
     done = call("export", str(tmp_path / target))
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith("error: ")
 
 
 def test_import_sends_the_file_with_the_token_and_says_who_waits(
-    policy: Callable[[Handler], list[httpx.Request]], file: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[[Handler], list[httpx.Request]], file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    requests = policy(taken)
+    requests = serve(taken)
     monkeypatch.setenv("NIGHTJAR_API_TOKEN", "s3cret")
     done = call("import", str(file), "--group", GROUP.group_id)
     assert done.exit_code == 0, done.stderr
@@ -136,13 +109,13 @@ def test_import_sends_the_file_with_the_token_and_says_who_waits(
     assert "b-2: 5 cells, for its 2 replicas" in done.stdout
 
 
-def test_import_as_json_is_the_answer(policy: Callable[[Handler], list[httpx.Request]], file: Path) -> None:
-    policy(taken)
+def test_import_as_json_is_the_answer(serve: Callable[[Handler], list[httpx.Request]], file: Path) -> None:
+    serve(taken)
     assert len(json.loads(call("import", str(file), "-o", "json").stdout)["groups"]) == 2
 
 
-def test_a_refusal_is_shown_as_the_api_worded_it(policy: Callable[[Handler], list[httpx.Request]], file: Path) -> None:
-    policy(refused)
+def test_a_refusal_is_shown_as_the_api_worded_it(serve: Callable[[Handler], list[httpx.Request]], file: Path) -> None:
+    serve(refused)
     done = call("import", str(file))
     assert done.exit_code == 1
     assert done.stderr == "error: read-only: no API token is configured (HTTP 403)\n"
@@ -157,9 +130,9 @@ def test_a_refusal_is_shown_as_the_api_worded_it(policy: Callable[[Handler], lis
     ],
 )
 def test_a_wrong_file_is_refused_before_anybody_is_called(
-    policy: Callable[[Handler], list[httpx.Request]], file: Path, content: bytes, part: str
+    serve: Callable[[Handler], list[httpx.Request]], file: Path, content: bytes, part: str
 ) -> None:
-    requests = policy(taken)
+    requests = serve(taken)
     file.write_bytes(content)
     done = call("import", str(file))
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
@@ -168,8 +141,8 @@ def test_a_wrong_file_is_refused_before_anybody_is_called(
     assert not requests
 
 
-def test_a_missing_file_and_an_unknown_group_are_one_line(policy: Callable[[Handler], list[httpx.Request]], file: Path) -> None:
-    requests = policy(taken)
+def test_a_missing_file_and_an_unknown_group_are_one_line(serve: Callable[[Handler], list[httpx.Request]], file: Path) -> None:
+    requests = serve(taken)
     assert "No such file or directory" in call("import", str(file.with_name("gone.json"))).stderr
     assert f"is not in the file, which holds {GROUP.group_id}" in call("import", str(file), "--group", "smolm").stderr
     assert not requests

@@ -26,6 +26,7 @@ from nightjar.cluster.client import PolicyClient, PolicyUnavailable, get_or_crea
 from nightjar.cluster.local_cluster import QUIET_ENVIRONMENT
 from nightjar.deployments.engine.environment import ENGINE_FOLDER_VARIABLE
 from nightjar.deployments.engine_watch import HUNG_AFTER_S
+from nightjar.deployments.models import ModelError, resolve_model
 from nightjar.policy.settings import DraftOffload
 from nightjar.policy.status import FleetStatus, ReplicaStatus, Scope
 
@@ -76,6 +77,15 @@ def application(
         "args": {"llm_configs": [model]},
         "deployments": [{"name": "LLM", "user_config": user_config}],
     }
+
+
+def need_models(*names: str) -> None:
+    """Skip the test, with the command to run, where one of the small models was not built."""
+    try:
+        for name in names:
+            resolve_model(name)
+    except ModelError as error:
+        pytest.skip(str(error))
 
 
 @dataclass(frozen=True, slots=True)

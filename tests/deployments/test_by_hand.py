@@ -26,8 +26,8 @@ pytest.importorskip("ray.serve")
 pytest.importorskip("vllm")
 from nightjar.cluster.local_cluster import QUIET_ENVIRONMENT
 from nightjar.cluster.local_session import end_session
-from nightjar.deployments.models import ModelError, models_folder, resolve_model
-from tests.deployments.serving import free_port, until
+from nightjar.deployments.models import models_folder
+from tests.deployments.serving import free_port, need_models, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine]
 
@@ -124,11 +124,7 @@ class HandStartedRay:
 @pytest.fixture(scope="module")
 def ray_by_hand() -> Iterator[HandStartedRay]:
     """Started by `ray start --head`; at the end nothing of it is left."""
-    try:
-        for name in ("smollm2-135m", "smollm2-135m-x3", "smollm2-135m-noise08"):
-            resolve_model(name)
-    except ModelError as error:
-        pytest.skip(str(error))
+    need_models("smollm2-135m", "smollm2-135m-x3", "smollm2-135m-noise08")
     folder = Path(tempfile.mkdtemp(prefix="nj-", dir="/tmp"))  # short: Ray's socket names must fit 107 bytes
     (folder / "token").write_text("0" * 64)
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "NIGHTJAR_", "SERVE_"))}

@@ -21,7 +21,6 @@ import pytest
 
 pytest.importorskip("ray.serve")
 pytest.importorskip("vllm")
-from nightjar.deployments.models import ModelError, resolve_model
 from nightjar.policy.records import DrafterState
 from tests.deployments import serving
 
@@ -68,11 +67,7 @@ SAMPLED_BODIES = tuple(chat(prompt, temperature=0.8, max_tokens=SAMPLED_TOKENS, 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[serving.ServeCluster]:
     """Skipped with the command to run where the models were not built."""
-    try:
-        resolve_model(serving.TARGET)
-        resolve_model(serving.DRAFT)
-    except ModelError as error:
-        pytest.skip(str(error))
+    serving.need_models(serving.TARGET, serving.DRAFT)
     with serving.serve_cluster(with_metrics=True) as running:
         yield running
 

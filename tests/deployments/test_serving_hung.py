@@ -14,7 +14,6 @@ import pytest
 
 pytest.importorskip("ray.serve")
 pytest.importorskip("vllm")
-from nightjar.deployments.models import ModelError, resolve_model
 from tests.deployments import serving
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
@@ -27,11 +26,7 @@ LONG: dict[str, Any] = SHORT | {"max_tokens": 900, "ignore_eos": True}
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[serving.ServeCluster]:
-    try:
-        resolve_model(serving.TARGET)
-        resolve_model(serving.DRAFT)
-    except ModelError as error:
-        pytest.skip(str(error))
+    serving.need_models(serving.TARGET, serving.DRAFT)
     with serving.serve_cluster() as running:
         yield running
 

@@ -17,7 +17,6 @@ import pytest
 
 pytest.importorskip("ray.serve")
 pytest.importorskip("vllm")
-from nightjar.deployments.models import ModelError, resolve_model
 from nightjar.policy.records import DrafterCounters, DrafterState
 from nightjar.policy.status import ReplicaStatus
 from tests.deployments import serving
@@ -55,11 +54,7 @@ LONG = tuple(long(number, 400) for number in range(2)) + tuple(long(number, 60) 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[serving.ServeCluster]:
-    try:
-        resolve_model(serving.TARGET)
-        resolve_model(serving.DRAFT)
-    except ModelError as error:
-        pytest.skip(str(error))
+    serving.need_models(serving.TARGET, serving.DRAFT)
     with serving.serve_cluster() as running:
         assert serving.ask_policy(lambda policy: policy.configure(SETTINGS))["error"] == ""
         application = serving.application(NAME, draft_offload="under_memory_pressure", kv_cache_memory_bytes=KV_CACHE_BYTES)

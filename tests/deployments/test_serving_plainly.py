@@ -13,7 +13,6 @@ from ray.serve import Application
 
 from nightjar.deployments.app import deploy
 from nightjar.deployments.llm_config import parse_args
-from nightjar.deployments.models import ModelError, resolve_model
 from nightjar.deployments.replica import LLMReplica, ModelToServe
 from nightjar.policy.records import DrafterState
 from tests.deployments import serving
@@ -39,10 +38,7 @@ def build(args: Mapping[str, Any]) -> Application:
 
 @pytest.fixture
 def cluster() -> Iterator[serving.ServeCluster]:
-    try:
-        resolve_model(serving.TARGET)
-    except ModelError as error:
-        pytest.skip(str(error))
+    serving.need_models(serving.TARGET)
     with serving.serve_cluster() as running:
         yield running
 

@@ -28,7 +28,6 @@ import pytest
 pytest.importorskip("ray.serve")
 pytest.importorskip("vllm")
 from nightjar.cluster.journal import JournalEntry, read_journal
-from nightjar.deployments.models import ModelError, resolve_model
 from nightjar.loadtests.openai_stream import ChatResult, StreamParser
 from nightjar.policy.records import DrafterState
 from nightjar.policy.status import ReplicaStatus
@@ -75,11 +74,7 @@ _numbers = itertools.count()
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[serving.ServeCluster]:
     """Skipped with the command to run where the models were not built."""
-    try:
-        resolve_model(serving.TARGET)
-        resolve_model(serving.DRAFT)
-    except ModelError as error:
-        pytest.skip(str(error))
+    serving.need_models(serving.TARGET, serving.DRAFT)
     with serving.serve_cluster() as running:
         configure()
         running.deploy(serving.application(NAME, num_replicas=2, kv_cache_memory_bytes=KV_CACHE_BYTES))

@@ -109,6 +109,14 @@ def test_a_line_that_is_no_row_is_named(line: str, tmp_path: Path) -> None:
         read_load_rows(path)
 
 
+def test_a_file_of_rows_that_cannot_be_read_is_named_with_what_is_expected(tmp_path: Path) -> None:
+    with pytest.raises(RowsError, match=r"none: No such file or directory; expected the rows of a load test"):
+        read_load_rows(tmp_path / "none")
+    (tmp_path / "binary").write_bytes(b"\xff")
+    with pytest.raises(RowsError, match=r"binary: not UTF-8; expected"):
+        read_load_rows(tmp_path / "binary")
+
+
 def push(grafana: FakeGrafana, *arguments: str) -> list[tuple[str, str]]:
     environment = {"NIGHTJAR_GRAFANA_TOKEN": TOKEN}
     done = CliRunner().invoke(app, ["dashboards", "push", "--url", grafana.url, "-o", "json", *arguments], env=environment)
