@@ -6,6 +6,7 @@ Cost: recomputing a replica's lag makes its steps longer (policy.catch_up). Gain
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,14 +42,13 @@ class Engine:
         """What a full chunk makes a step longer."""
         return self.cost.of_chunk(self.chunk_tokens)
 
-    def catch_up_steps(self, lag_tokens: float) -> float:
-        """Steps until the drafter runs again, each of which adds a token to the lag of every row."""
-        caught_up = max(self.chunk_tokens - self.decode_rows, self.chunk_tokens / 8.0)
-        return max(lag_tokens / caught_up, 1.0)
+    def catch_up_steps(self, lag_tokens: float) -> int:
+        """Steps until the drafter runs again: a chunk is what one takes off the lag, the tokens of this step come on top."""
+        return max(math.ceil(lag_tokens / self.chunk_tokens), 1)
 
     def catch_up_seconds(self, lag_tokens: float) -> float:
         """The same in seconds."""
-        return self.catch_up_steps(lag_tokens) * (self.off_step_seconds + self.chunk_seconds)
+        return self.catch_up_steps(lag_tokens) * self.off_step_seconds + self.lost_seconds(lag_tokens)
 
     def slowdown(self, lag_tokens: float) -> float:
         """Share of the engine's capacity that the restart takes, 0..1, of the second that it lasts or of each second."""
@@ -56,9 +56,13 @@ class Engine:
         return min(share, self.lost_seconds(lag_tokens))
 
     def lost_seconds(self, lag_tokens: float) -> float:
-        """Engine time that recomputing takes in all."""
+        """Engine time that recomputing takes in all.
+
+        Rows are caught up one after the other, so that half of them, on average, fall behind by another token in each step but the
+        last.
+        """
         steps = self.catch_up_steps(lag_tokens)
-        return self.cost.step_seconds * steps + self.cost.token_seconds * (lag_tokens + (steps - 1.0) * self.decode_rows)
+        return self.cost.step_seconds * steps + self.cost.token_seconds * (lag_tokens + (steps - 1) * self.decode_rows / 2.0)
 
 
 @dataclass(frozen=True, slots=True)

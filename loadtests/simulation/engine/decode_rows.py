@@ -111,13 +111,17 @@ class DecodeRows:
         return generated, accepted
 
     def catch_up(self, tokens: int) -> None:
-        """Let the draft compute up to `tokens` of the lag in the step about to advance, row after row."""
+        """Let the draft compute up to `tokens` of the lag in the step about to advance, row after row.
+
+        Beside them it reads the newest token of each row that misses nothing else, and as many missing ones where a row does: so
+        does deployments.engine.catch_up_plan.
+        """
         if tokens >= self.lag_tokens:
             self._behind = False
             self.lag_tokens = 0
             return
         lags = self._contexts() - self._valid[: self.count]
-        filled = np.clip(tokens - (np.cumsum(lags) - lags), 0, lags)
+        filled = np.clip(tokens + self.count - (np.cumsum(lags + 1) - lags - 1), 0, lags)
         self._valid[: self.count] += filled
         self._caught_up = filled == lags
 
