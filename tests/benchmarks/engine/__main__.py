@@ -22,7 +22,7 @@ from tests.benchmarks.engine.crossover import Cells, measure_crossover
 from tests.benchmarks.engine.effort import FULL, QUICK, Effort
 from tests.benchmarks.engine.engines import Engine
 from tests.benchmarks.engine.environment import load_average, machine, restart_pinned
-from tests.benchmarks.engine.fixture import PRESSED_ROLES, SAYS, build
+from tests.benchmarks.engine.fixture import PRESSED_ROLES, SAYS, Role, build
 from tests.benchmarks.engine.fleet_link import FleetLink
 from tests.benchmarks.engine.off import OffTimes, measure_off
 from tests.benchmarks.engine.outcome import Outcome
@@ -54,7 +54,9 @@ class Bench:
         """The sections, in order."""
         models = build()
         self._output.mkdir(parents=True, exist_ok=True)
-        if set(sections) - {"pressure"}:
+        if "off" in sections:
+            self._off(models)
+        if set(sections) - {"off", "pressure"}:
             self._one_engine(sections, models)
         if "pressure" in sections:
             self._pressure(models)
@@ -65,8 +67,6 @@ class Bench:
             self._tell("starting our engine")
             ours = stack.enter_context(Engine("nightjar", models, self._log))
             link = FleetLink(ours, self._seed)
-            if "off" in sections:
-                self._off(ours, models)
             cells, runs = self._crossover(ours, link) if "crossover" in sections else (Cells(), [])
             if "restarts" in sections:
                 outcome, cost = measure_restarts(ours, self._effort, self._rng("restarts"), self._seed, self._tell)
@@ -78,12 +78,11 @@ class Bench:
                 (self._output / "profile.json").write_text(profile.model_dump_json(indent=2) + "\n")
                 self._found("simulator", outcome)
 
-    def _off(self, ours: Engine, models: dict[str, str]) -> None:
-        with ExitStack() as stack:
-            self._tell("starting plain vLLM and stock K=0")
-            plain, stock = (stack.enter_context(Engine(role, models, self._log)) for role in ("plain", "stock"))
-            engines = (plain, stock, ours)
-            outcome, self._times = measure_off(engines, self._effort, self._rng("off"), self._seed, self._tell)
+    def _off(self, models: dict[str, str]) -> None:
+        def start(role: Role) -> Engine:
+            return Engine(role, models, self._log)
+
+        outcome, self._times = measure_off(start, self._effort, self._rng("off"), self._seed, self._tell)
         self._found("off", outcome)
 
     def _crossover(self, ours: Engine, link: FleetLink) -> tuple[Cells, list[Run]]:

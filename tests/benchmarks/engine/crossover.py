@@ -40,7 +40,7 @@ ROOM_TOKENS: Final = 96
 TAUGHT_SLOTS: Final = 2
 """Slots that the planner has in one where it is taught."""
 MOST_DROPPED_STEPS: Final = 16
-"""The planner may be measuring, or waiting: then what comes after counts as its time, half a slot at least."""
+"""The planner may be measuring, or waiting: then what comes after counts as its time."""
 
 Tell = Callable[[str], None]
 
@@ -69,7 +69,8 @@ def measure_crossover(
     taught: dict[int, bool] = {}
     for batch in effort.batches:
         for half in ("odd", "even"):
-            measure_rounds(engine, link, cells, batch, half, [*fixed, AUTO], effort.rounds, effort.slot_tokens[batch], rng)
+            rounds = effort.rounds if half == "odd" else effort.scored_rounds
+            measure_rounds(engine, link, cells, batch, half, [*fixed, AUTO], rounds, effort.slot_tokens[batch], rng)
             if half == "odd":
                 taught[batch] = _teach(engine, link, batch, effort)
         planned[batch] = link.planned(batch)
@@ -153,8 +154,8 @@ def _round(
         else:
             length = int(arm.removeprefix("K="))
             engine.hold(length)
-            dropped = engine.settle(length)
-            measured = _measured(engine, tokens - sum(step.generated for step in dropped), link.beside)
+            engine.settle(length)
+            measured = _measured(engine, tokens, link.beside)
         if any(step.decode_rows != batch for step in measured):
             raise RuntimeError(f"batch {batch}: a request ended inside a segment")
         segments.append(Segment(batch, arm, half, tuple(measured), first_question))
@@ -167,7 +168,7 @@ def _teach(engine: Engine, link: FleetLink, batch: int, effort: Effort) -> bool:
     """The policy alone, one set of questions after the other, until it is steady; False where that took too long."""
     tokens = TAUGHT_SLOTS * effort.slot_tokens[batch]
     for number in effort.lessons.numbers():
-        first = (effort.rounds.most + number) * batch
+        first = (max(effort.rounds.most, effort.scored_rounds.most) + number) * batch
         engine.hold(0)
         engine.add(engine.encode(questions(first + batch)[first:]), max_tokens=tokens + ROOM_TOKENS)
         engine.run_prefill()
@@ -183,15 +184,14 @@ def _teach(engine: Engine, link: FleetLink, batch: int, effort: Effort) -> bool:
 def _adaptive_slot(engine: Engine, link: FleetLink, tokens: int) -> list[Step]:
     """The policy steers; its first steps are dropped like any switch, until what it plans has run for two."""
     link.take_over()
-    dropped: list[Step] = []
-    settled = 0
-    while settled < SETTLE_STEPS and len(dropped) < MOST_DROPPED_STEPS:
+    dropped = settled = 0
+    while settled < SETTLE_STEPS and dropped < MOST_DROPPED_STEPS:
         (step,) = engine.run()
-        dropped.append(step)
+        dropped += 1
         link.after(step)
         runs_plan = step.num_speculative_tokens == link.planned(step.decode_rows) and not step.recomputed_tokens
         settled = settled + 1 if runs_plan else 0
-    return _measured(engine, max(tokens - sum(step.generated for step in dropped), tokens // 2), link.after)
+    return _measured(engine, tokens, link.after)
 
 
 def _measured(engine: Engine, tokens: int, after: Callable[[Step], None]) -> list[Step]:

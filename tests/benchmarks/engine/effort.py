@@ -45,11 +45,16 @@ class Load:
 class Effort:
     """Counts of one run. Tokens are per row."""
 
+    off_starts: int
+    """How often plain, stock and our engines are started; three times each is the first of them once."""
     off_pairs: int
+    """Per start and batch."""
     off_segment_steps: int
     batches: tuple[int, ...]
     rounds: Repeats
-    """Of each half of a steady batch; a round is one in-flight batch in which every arm has one segment."""
+    """Odd ones of a steady batch, which pick and teach; a round is one in-flight batch in which every arm has one segment."""
+    scored_rounds: Repeats
+    """Even ones."""
     lessons: Repeats
     """Slots of the planner alone at each batch before it is scored, ended by the first in which it measures nothing."""
     slot_tokens: Mapping[int, int]
@@ -70,10 +75,12 @@ class Effort:
 
 
 FULL: Final = Effort(
-    off_pairs=15,
+    off_starts=3,
+    off_pairs=5,
     off_segment_steps=3,
     batches=(1, 4, 8, 16, 32),
     rounds=Repeats(2, 3, 60.0),
+    scored_rounds=Repeats(3, 6, 100.0),
     lessons=Repeats(2, 8, 45.0),
     slot_tokens={1: 48, 2: 48, 4: 24, 8: 16, 16: 10, 24: 10, 32: 8},
     loads=Repeats(1, 2, 300.0),
@@ -86,10 +93,12 @@ FULL: Final = Effort(
     pressure_requests=48,
 )
 QUICK: Final = Effort(
+    off_starts=1,
     off_pairs=6,
     off_segment_steps=2,
     batches=(1, 4, 16, 32),
     rounds=Repeats(1, 1, 0.0),
+    scored_rounds=Repeats(1, 2, 20.0),
     lessons=Repeats(1, 4, 15.0),
     slot_tokens={1: 16, 2: 32, 4: 12, 8: 8, 16: 6, 24: 6, 32: 5},
     loads=Repeats(1, 1, 0.0),

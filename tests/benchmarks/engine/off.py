@@ -1,20 +1,23 @@
 """OFF must be off: the same work as vLLM without speculation, in the same time, and less time than vLLM's own K=0.
 
 Three engines decode the same requests in turns, a few steps each, in an order that a seed draws; a pair is one turn of two engines,
-its ratio that of their times for the same tokens. Every batch weighs the same.
+its ratio that of their times for the same tokens. Every batch weighs the same. Which memory a process happens to get decides 5 %
+and more for as long as it lives (of two plain engines the one started first was the slower): so all are started anew several times,
+each of them once as the first.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Final
 
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from tests.benchmarks.engine.effort import Effort
 from tests.benchmarks.engine.engines import Engine
-from tests.benchmarks.engine.fixture import long_question, questions
+from tests.benchmarks.engine.fixture import Role, long_question, questions
 from tests.benchmarks.engine.measured import LEAST_CORE_SHARE
 from tests.benchmarks.engine.outcome import MeasuredBar, Outcome
 from tests.benchmarks.engine.statistics import geometric_mean, geometric_mean_of_groups, interval_of_groups
@@ -29,7 +32,8 @@ CHUNKED_TOKENS: Final = 12
 LATER_AFTER_STEPS: Final = 4
 WARM_UP_STEPS: Final = 3
 
-OTHERS: Final = ("plain", "stock")
+ROLES: Final[tuple[Role, ...]] = ("plain", "stock", "nightjar")
+OTHERS: Final = ROLES[:2]
 
 Tell = Callable[[str], None]
 Turn = dict[str, list[Step]]
@@ -44,40 +48,41 @@ class OffTimes:
     stock_seconds: dict[int, list[float]] = field(default_factory=dict)
 
 
-def measure_off(engines: Sequence[Engine], effort: Effort, rng: random.Random, seed: int, tell: Tell) -> tuple[Outcome, OffTimes]:
-    """All bars of this section. `engines` are plain, stock and ours."""
-    plain, _, ours = engines
+def measure_off(
+    start: Callable[[Role], AbstractContextManager[Engine]], effort: Effort, rng: random.Random, seed: int, tell: Tell
+) -> tuple[Outcome, OffTimes]:
+    """All bars of this section; `start` starts an engine."""
     outcome, times = Outcome(), OffTimes()
-    ours.hold(0)
-    before = ours.probe_forwards()
-    differing, compared = _token_difference(plain, ours, outcome)
-    tell(f"scheduled tokens compared over {compared} steps: {differing} differ")
-    prompts = ours.encode(questions(max(BATCHES)))
-    kept: dict[int, list[Turn]] = {}
-    thrown_away = shared = 0
-    for batch in BATCHES:
-        for engine in engines:
-            engine.add(prompts[:batch], max_tokens=effort.off_pairs * effort.off_segment_steps * ROOM + 20)
-            engine.run_prefill()
-            engine.run(WARM_UP_STEPS)
-        turns: list[Turn] = []
-        undisturbed = 0
-        while undisturbed < effort.off_pairs and len(turns) < effort.off_pairs * ROOM:
-            turn: Turn = {engine.role: engine.run(effort.off_segment_steps) for engine in rng.sample(list(engines), len(engines))}
-            turns.append(turn)
-            undisturbed += _core_share(turn) >= LEAST_CORE_SHARE
-        for engine in engines:
-            engine.abort()
-        kept[batch] = sorted(turns, key=_core_share)[-effort.off_pairs :]
-        thrown_away += len(turns) - effort.off_pairs
-        shared += sum(_core_share(turn) < LEAST_CORE_SHARE for turn in kept[batch])
-        outcome.rows.setdefault("off", []).extend(_row(batch, turn, is_kept=turn in kept[batch]) for turn in turns)
-        times.off_seconds[batch] = [step.seconds for turn in kept[batch] for step in turn["nightjar"]]
-        times.stock_seconds[batch] = [step.seconds for turn in kept[batch] for step in turn["stock"]]
-        found = (geometric_mean(_ratios(kept[batch], other, tokens_per_second)) for other in OTHERS)
-        tell(f"batch {batch}: OFF over plain {next(found):.3f}, over stock K=0 {next(found):.3f}; {len(turns)} turns")
-    ratios = {other: {batch: _ratios(turns, other, tokens_per_second) for batch, turns in kept.items()} for other in OTHERS}
-    forwards = ours.probe_forwards() - before
+    kept: dict[int, list[Turn]] = {batch: [] for batch in BATCHES}
+    differing = compared = forwards = thrown_away = 0
+    for number in range(effort.off_starts):
+        with ExitStack() as stack:
+            order = [ROLES[(number + place) % len(ROLES)] for place in range(len(ROLES))]
+            tell(f"starting {', '.join(order)}")
+            engines = {role: stack.enter_context(start(role)) for role in order}
+            ours = engines["nightjar"]
+            ours.hold(0)
+            before = ours.probe_forwards()
+            if not number:
+                differing, compared = _token_difference(engines["plain"], ours, outcome)
+                tell(f"scheduled tokens compared over {compared} steps: {differing} differ")
+            prompts = ours.encode(questions(max(BATCHES)))
+            for batch in BATCHES:
+                turns = _turns([engines[role] for role in ROLES], prompts[:batch], effort, rng)
+                best = sorted(turns, key=_core_share)[-effort.off_pairs :]
+                kept[batch] += best
+                thrown_away += len(turns) - len(best)
+                outcome.rows.setdefault("off", []).extend(_row(number, batch, turn, is_kept=turn in best) for turn in turns)
+                found = (geometric_mean(_ratios(best, other, tokens_per_second)) for other in OTHERS)
+                tell(f"batch {batch}: OFF over plain {next(found):.3f}, over stock K=0 {next(found):.3f}; {len(turns)} turns")
+            forwards += ours.probe_forwards() - before
+    for batch, turns in kept.items():
+        times.off_seconds[batch] = [step.seconds for turn in turns for step in turn["nightjar"]]
+        times.stock_seconds[batch] = [step.seconds for turn in turns for step in turn["stock"]]
+    shared = sum(_core_share(turn) < LEAST_CORE_SHARE for turns in kept.values() for turn in turns)
+    ratios: dict[str, dict[int, list[float]]] = {
+        other: {batch: _ratios(turns, other, tokens_per_second) for batch, turns in kept.items()} for other in OTHERS
+    }
     outcome.bars = [
         _count_bar("off_draft_forwards", "forwards of the draft model while OFF (INV-2)", forwards, "every step of this section"),
         _count_bar(
@@ -92,7 +97,8 @@ def measure_off(engines: Sequence[Engine], effort: Effort, rng: random.Random, s
     width = outcome.bars[2].interval
     assert width is not None
     outcome.facts = {
-        "pairs_per_batch": effort.off_pairs,
+        "starts": effort.off_starts,
+        "pairs_per_batch": effort.off_starts * effort.off_pairs,
         "steps_per_segment": effort.off_segment_steps,
         "turns_thrown_away_because_the_core_was_shared": thrown_away,
         "turns_kept_though_the_core_was_shared": shared,
@@ -105,12 +111,27 @@ def measure_off(engines: Sequence[Engine], effort: Effort, rng: random.Random, s
         "off_over_plain_interval_width": round(width.width, 4),
         "off_over_plain_interval_width_wanted": f"<= {WIDEST}",
         "off_over_plain_interval_is_narrow_enough": width.width <= WIDEST,
-        "cpu_seconds_per_step": {
-            role: {batch: _cpu_seconds(outcome, role, batch) for batch in BATCHES} for role in ("plain", "stock", "nightjar")
-        },
+        "cpu_seconds_per_step": {role: {batch: _cpu_seconds(outcome, role, batch) for batch in BATCHES} for role in ROLES},
     }
     outcome.tables.append(_table(ratios, outcome, seed))
     return outcome, times
+
+
+def _turns(engines: Sequence[Engine], prompts: Sequence[Sequence[int]], effort: Effort, rng: random.Random) -> list[Turn]:
+    """Turns of engines with the same requests, until enough of them had the core."""
+    for engine in engines:
+        engine.add(prompts, max_tokens=effort.off_pairs * effort.off_segment_steps * ROOM + 20)
+        engine.run_prefill()
+        engine.run(WARM_UP_STEPS)
+    turns: list[Turn] = []
+    undisturbed = 0
+    while undisturbed < effort.off_pairs and len(turns) < effort.off_pairs * ROOM:
+        turn: Turn = {engine.role: engine.run(effort.off_segment_steps) for engine in rng.sample(list(engines), len(engines))}
+        turns.append(turn)
+        undisturbed += _core_share(turn) >= LEAST_CORE_SHARE
+    for engine in engines:
+        engine.abort()
+    return turns
 
 
 def _token_difference(plain: Engine, ours: Engine, outcome: Outcome) -> tuple[int, int]:
@@ -151,7 +172,7 @@ def _ratios(turns: Sequence[Turn], other: str, speed: Callable[[list[Step]], flo
     return [speed(turn["nightjar"]) / speed(turn[other]) for turn in turns]
 
 
-def _row(batch: int, turn: Turn, *, is_kept: bool) -> dict[str, object]:
+def _row(start: int, batch: int, turn: Turn, *, is_kept: bool) -> dict[str, object]:
     measured = {
         role: {
             "seconds": [round(step.seconds, 6) for step in steps],
@@ -160,7 +181,7 @@ def _row(batch: int, turn: Turn, *, is_kept: bool) -> dict[str, object]:
         }
         for role, steps in turn.items()
     }
-    return {"batch": batch, "kept": is_kept, "order": list(turn), **measured}
+    return {"start": start, "batch": batch, "kept": is_kept, "order": list(turn), **measured}
 
 
 def _cpu_seconds(outcome: Outcome, role: str, batch: int) -> float:
@@ -196,7 +217,7 @@ def _table(
         for other in OTHERS:
             low, high = interval_of_groups({batch: ratios[other][batch]}, seed)
             cells.append(f"{geometric_mean(ratios[other][batch]):.3f} ({low:.3f} to {high:.3f})")
-        lines.append([*cells, *(f"{cpu[role][batch]:.4f}" for role in ("plain", "stock", "nightjar"))])
+        lines.append([*cells, *(f"{cpu[role][batch]:.4f}" for role in ROLES)])
     return (
         "OFF: tokens/s over other engines, processor seconds per step",
         ("batch", "over plain", "over stock K=0", "cpu s plain", "cpu s stock", "cpu s OFF"),
