@@ -4,7 +4,9 @@ import pytest
 
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.profiles import Mechanics
+from nightjar.policy.catch_up import CatchUpCost
 from nightjar.policy.records import DrafterState, Local
+from nightjar.policy.restart_price import Engine as PricedEngine
 from tests.loadtests.simulation.engines import EAGLE, PAIR, engine, held, keep_busy, settings, table
 
 
@@ -86,6 +88,28 @@ def test_a_restart_catches_up_what_was_missed_and_then_drafts() -> None:
     assert dormant.totals.restarts == 1
     assert dormant.totals.catch_up_tokens > 8 * 40
     assert dormant.report().snapshot.counters.restarts == 1
+
+
+@pytest.mark.parametrize(("rows", "chunk_tokens", "off_steps"), [(4, 24, 12), (4, 24, 32), (8, 32, 32)])
+def test_a_simulated_engine_catches_up_in_as_many_steps_as_the_price_of_a_restart_counts(
+    rows: int, chunk_tokens: int, off_steps: int
+) -> None:
+    dormant = engine(plan=held(0), catch_up_chunk_tokens=chunk_tokens)
+    for number in range(rows):
+        dormant.submit(SimulatedRequest(number, 0.0, 20, 500, 0))
+    for _ in range(off_steps):
+        dormant.step()
+    dormant.adopt(settings(held(2), sequence=2, micro_restart_tokens=0))
+    dormant.step()
+    wish = dormant.report().snapshot.restart_wish
+    assert wish is not None
+    dormant.adopt(settings(held(2), sequence=3))
+    states = []
+    for _ in range(60):
+        dormant.step()
+        states.append(dormant.drafter_state)
+    priced = PricedEngine(0.02, 200.0, rows, CatchUpCost(0.0, 1.0), chunk_tokens)
+    assert states.count(DrafterState.CATCHING_UP) == priced.catch_up_steps(wish.lag_tokens)
 
 
 def test_without_allowance_or_lease_a_dormant_drafter_wishes_and_stays_off() -> None:
