@@ -8,10 +8,8 @@ from then on the engine runs its own K, uncounted, and none while its draft mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import accumulate
-from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 from uuid import uuid4
 
 import structlog
@@ -19,6 +17,15 @@ import structlog
 from nightjar.deployments.engine.adapter_counts import AdapterCounts
 from nightjar.deployments.engine.draft_work import SLEEP, WORK_ATTRIBUTE
 from nightjar.deployments.engine.drafting import Drafting
+from nightjar.deployments.engine.step_note import (
+    NOTE_ATTRIBUTE,
+    StepNote,
+    classify,
+    requests_mark,
+    verifies_exactly,
+    verifies_fully,
+)
+from nightjar.deployments.engine.step_output import Verified, count_verified
 from nightjar.policy.drafter_life import Order
 from nightjar.policy.planners.local_planner import StepOutcome
 from nightjar.policy.records import DrafterCounters, DrafterState, EngineLoad, EngineSnapshot, Settings, SettingsVersion
@@ -26,41 +33,6 @@ from nightjar.policy.steering import Steering
 from nightjar.policy.step_counters import StepCount, StepCounters
 
 log = structlog.get_logger(__name__)
-
-NOTE_ATTRIBUTE: Final = "nightjar_note"
-_IS_PREFILL_CHUNK: Final = attrgetter("is_prefill_chunk")
-_NUM_COMPUTED_TOKENS: Final = attrgetter("num_computed_tokens")
-
-
-class StepNote(NamedTuple):
-    """What was known of a step when it was scheduled. A tuple, because making one is cheap."""
-
-    num_speculative_tokens: int
-    decode_rows: int
-    context_tokens: int
-    prefill_tokens: int
-    uniform: bool
-    """Pure decode, and every row verifies exactly K drafts."""
-    comparable: bool
-    """Pure decode, and every row verifies K drafts or the fewer its end or its grammar allows."""
-    settled: bool
-    """K, and under async scheduling the absence of prefill, was held for long enough that the step's time belongs to K."""
-    requests_mark: tuple[int, str]
-    order: Order
-    """What the drafter does in the step, where it can be dormant; else K alone."""
-    recomputed_tokens: int
-
-    def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        """Arrive as None in a worker process, which has no use for it and need not import this module."""
-        return type(None), ()
-
-
-class Verified(NamedTuple):
-    """A step's output: reached[i] and accepted[i] as in StepCount, and when it arrived."""
-
-    reached: Sequence[int]
-    accepted: Sequence[int]
-    output_s: float
 
 
 class StepLoop:
@@ -276,24 +248,24 @@ class StepLoop:
         self._num_speculative_tokens = length
         self._decode_batch_size = decode_rows
         settled = self._held_steps >= self._settle_steps and self._steps_since_prefill >= self._settle_steps - 1
-        # Of a settled step no row has more than K drafts, so their sum says whether each has K.
-        uniform = (
-            settled
-            and not prefill_tokens
-            and scheduler_output.total_num_scheduled_tokens == decode_rows * (length + 1)
-            and len(scheduler_output.scheduled_spec_decode_tokens) == (decode_rows if length else 0)
-        )
+        decodes = not prefill_tokens
+        uniform = settled and decodes and verifies_exactly(scheduler_output, decode_rows, length)
         return StepNote(
             length,
             decode_rows,
             context_tokens,
             prefill_tokens,
             uniform,
-            uniform or (not prefill_tokens and self._verifies_fully(scheduler_output, requests, length)),
+            uniform or (decodes and self._verifies_fully(scheduler_output, requests, length)),
             settled,
-            _mark(requests),
+            requests_mark(requests),
             order,
             recomputed_tokens,
+        )
+
+    def _verifies_fully(self, scheduler_output: Any, requests: dict[str, Any], length: int) -> bool:
+        return verifies_fully(
+            scheduler_output, requests, length, max_model_len=self._max_model_len, drafts_every_row=self._drafts_every_row
         )
 
     def _lag(self, requests: dict[str, Any]) -> tuple[int, int]:
@@ -315,48 +287,27 @@ class StepLoop:
         entering = scheduler_output.scheduled_new_reqs or scheduler_output.scheduled_cached_reqs.resumed_req_ids
         if not entering and scheduled.keys() == self._decoding.keys():
             return len(scheduled), self._context_tokens, 0
-        found = _classify(scheduled, requests, bool(entering))
+        found = classify(scheduled, requests, bool(entering))
         self._decoding = {} if found[2] else scheduled
         self._context_tokens = found[1]
         return found
 
-    def _verifies_fully(self, scheduler_output: Any, requests: dict[str, Any], length: int) -> bool:
-        drafts = scheduler_output.scheduled_spec_decode_tokens
-        longest = max(map(len, drafts.values()), default=0)
-        if not self._drafts_every_row or not longest:
-            return longest <= length and (not self._drafts_every_row or length == 0)
-        return all(
-            len(drafts.get(request_id, ())) == length
-            or requests[request_id].use_structured_output
-            or requests[request_id].num_computed_tokens + num_scheduled_tokens + 1 >= self._max_model_len
-            for request_id, num_scheduled_tokens in scheduler_output.num_scheduled_tokens.items()
-        )
-
     def _count_verified(self, scheduler_output: Any, model_runner_output: Any, requests: dict[str, Any]) -> Verified:
         output_s = self.clock()
-        positions = self._max_num_speculative_tokens
-        drafts = scheduler_output.scheduled_spec_decode_tokens
-        sampled = model_runner_output.sampled_token_ids
-        self._adapters.count(drafts, sampled, model_runner_output.req_id_to_index, requests)
-        invalid = scheduler_output.num_invalid_spec_tokens
-        note: StepNote | None = getattr(scheduler_output, NOTE_ATTRIBUTE, None)
-        if note is not None and note.uniform and not invalid and note.requests_mark == _mark(requests):
-            # Every row verified K drafts, as in nearly every step: which row is whose does not matter for the sums.
-            lengths = bytes(map(len, sampled))
-            if 0 not in lengths:
-                length, remaining, accepted = note.num_speculative_tokens, note.decode_rows, [0] * positions
-                for position in range(length):
-                    remaining -= lengths.count(position + 1)
-                    accepted[position] = remaining
-                return Verified([note.decode_rows] * length + [0] * (positions - length), accepted, output_s)
-        widths, hits = [0] * (positions + 1), [0] * (positions + 1)
-        row_of = model_runner_output.req_id_to_index
-        for request_id, draft_token_ids in drafts.items():
-            num_sampled = len(sampled[row_of[request_id]]) if request_id in requests else 0
-            if num_sampled:
-                widths[len(draft_token_ids) - (invalid.get(request_id, 0) if invalid else 0)] += 1
-                hits[num_sampled - 1] += 1
-        return Verified(_more_than(widths), _more_than(hits), output_s)
+        self._adapters.count(
+            scheduler_output.scheduled_spec_decode_tokens,
+            model_runner_output.sampled_token_ids,
+            model_runner_output.req_id_to_index,
+            requests,
+        )
+        return count_verified(
+            getattr(scheduler_output, NOTE_ATTRIBUTE, None),
+            scheduler_output,
+            model_runner_output,
+            requests,
+            max_num_speculative_tokens=self._max_num_speculative_tokens,
+            output_s=output_s,
+        )
 
     def _count(self, scheduler_output: Any, model_runner_output: Any, verified: Verified) -> None:
         note: StepNote | None = getattr(scheduler_output, NOTE_ATTRIBUTE, None)
@@ -422,37 +373,3 @@ class StepLoop:
     def _fail(self, hook: str, error: Exception) -> None:
         self.fault = f"{hook}: {type(error).__name__}: {error}"[:1024]
         log.error("step_loop_failed", hook=hook, error=str(error), consequence="the engine runs its own K", exc_info=error)
-
-
-def _classify(scheduled: Mapping[str, int], requests: dict[str, Any], entering: bool) -> tuple[int, int, int]:
-    """Decode rows, their tokens in the KV cache and prefill tokens, found by looking at every scheduled request.
-
-    A row decodes when all of its context but the newest token is in the KV cache. vLLM's own mark says so for rows that ran
-    before; those that enter or come back with this step carry none yet.
-    """
-    rows = list(map(requests.__getitem__, scheduled))
-    if not entering and True not in map(_IS_PREFILL_CHUNK, rows):
-        return len(rows), sum(map(_NUM_COMPUTED_TOKENS, rows)), 0
-    decode_rows = context_tokens = prefill_tokens = 0
-    for request, num_scheduled_tokens in zip(rows, scheduled.values(), strict=True):
-        computed = request.num_computed_tokens
-        if computed >= request.num_tokens - 1:
-            decode_rows += 1
-            context_tokens += computed
-        else:
-            prefill_tokens += num_scheduled_tokens
-    return decode_rows, context_tokens, prefill_tokens
-
-
-def _mark(requests: dict[str, Any]) -> tuple[int, str]:
-    """Equal marks mean that no request left in between: their number, and the newest one (dicts keep their order)."""
-    return len(requests), next(reversed(requests), "")
-
-
-def _more_than(rows_by_length: Sequence[int]) -> list[int]:
-    """Rows of more than i tokens, for each position i, from the rows of exactly i.
-
-    >>> _more_than([4, 1, 2])
-    [3, 2]
-    """
-    return list(accumulate(reversed(rows_by_length[1:])))[::-1]
