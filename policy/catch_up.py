@@ -24,7 +24,11 @@ where tokens come nearly free until a forward is bound by compute. Dear by a fac
 PRIOR_CHUNKS: Final = (16.0, 128.0)
 PRIOR_STEPS: Final = 0.5
 """The prior weighs as much as half a step at each of these chunks: little, because steps at one chunk alone leave it open how
-much of their time is fixed, and then only the prior tells; steps at two soon do."""
+much of their time is fixed, and then only the prior tells; steps at two soon do. So the prior is drawn through what was measured
+first: where steps at one chunk took four times what it says, a token does as well. Unscaled it would lie below them at larger
+chunks, which would look free: a real CPU engine went from 0.1 s to 1 s a step that way (docs/restarts.md)."""
+LEAST_PRIOR_SHARE: Final = 0.1
+"""The prior is never scaled below this, nor a token priced below this share of it: noise must not make tokens free."""
 HALF_LIFE_STEPS: Final = 2_000.0
 LEAST_STEPS: Final = 1.0
 """Steps with catch-up that a replica must have taken before it has a voice, where a quorum is asked."""
@@ -38,6 +42,10 @@ class CatchUpCost:
 
     step_seconds: float
     token_seconds: float
+
+    def times(self, share: float) -> CatchUpCost:
+        """A line so many times as dear."""
+        return CatchUpCost(self.step_seconds * share, self.token_seconds * share)
 
     def of_chunk(self, tokens: float) -> float:
         """Seconds that a step with so many tokens takes longer."""
@@ -84,22 +92,27 @@ class CatchUpEvidence:
         )
 
     def cost(self, off_step_seconds: float, accelerator: str) -> CatchUpCost:
-        """The line through these steps and the prior's for an OFF step on that accelerator; never negative.
+        """The line through these steps and the prior for an OFF step on that accelerator, as dear as they are; never negative.
 
         >>> cost = CatchUpEvidence().cost(0.25, "cpu")
         >>> round(cost.step_seconds, 6), round(cost.token_seconds, 6)
         (0.025, 0.00125)
         """
-        known = self.sum(_prior(off_step_seconds, accelerator))
+        prior = _prior(off_step_seconds, accelerator)
+        known = self.sum(_as_steps(prior.times(max(self._share_of(prior), LEAST_PRIOR_SHARE))))
         determinant = known.steps * known.tokens_squared - known.tokens**2
         slope = (known.steps * known.token_seconds - known.tokens * known.seconds) / determinant
+        slope = max(slope, LEAST_PRIOR_SHARE * prior.token_seconds)
         level = (known.seconds - slope * known.tokens) / known.steps
-        if slope < 0.0:
-            slope, level = 0.0, known.seconds / known.steps
-        elif level < 0.0:
-            slope, level = known.token_seconds / known.tokens_squared, 0.0
-        least = 1e-6 * off_step_seconds
-        return CatchUpCost(max(level, least), max(slope, least / PRIOR_CHUNKS[1]))
+        if level < 0.0:
+            slope, level = max(known.token_seconds / known.tokens_squared, LEAST_PRIOR_SHARE * prior.token_seconds), 0.0
+        return CatchUpCost(max(level, 1e-6 * off_step_seconds), slope)
+
+    def _share_of(self, line: CatchUpCost) -> float:
+        """What these steps took over what a line says, as if so many steps as the prior weighs had been as the line says."""
+        weight_seconds = _as_steps(line).seconds
+        expected = line.step_seconds * self.steps + line.token_seconds * self.tokens
+        return (self.seconds + weight_seconds) / (expected + weight_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +171,13 @@ def _ratios(voice: CatchUpEvidence, line: CatchUpCost) -> tuple[float, float]:
     return voice.seconds / seconds, voice.token_seconds / token_seconds
 
 
-def _prior(off_step_seconds: float, accelerator: str) -> CatchUpEvidence:
+def _prior(off_step_seconds: float, accelerator: str) -> CatchUpCost:
     step_share, token_share = PRIOR_ON_CPU if accelerator == "cpu" else PRIOR_ELSEWHERE
-    line = CatchUpCost(step_share * off_step_seconds, token_share * off_step_seconds)
+    return CatchUpCost(step_share * off_step_seconds, token_share * off_step_seconds)
+
+
+def _as_steps(line: CatchUpCost) -> CatchUpEvidence:
+    """Evidence of steps as the line says, as many as a prior weighs."""
     total = CatchUpEvidence()
     for tokens in PRIOR_CHUNKS:
         seconds = line.of_chunk(tokens)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.policy.catch_up import CatchUpCost, CatchUpEvidence, merge_catch_up
+from nightjar.policy.restart_price import chunk_tokens
 
 OFF_S = 0.02
 GPU = CatchUpCost(step_seconds=0.006, token_seconds=3e-6)
@@ -74,3 +75,26 @@ def test_a_price_waits_for_three_voices_where_there_are_three_replicas() -> None
     merged, used = merge_catch_up(NOTHING, {"c": steps([64])}, 2, GPU)
     assert merged == steps([64])
     assert used == {"c"}
+
+
+@pytest.mark.parametrize("times", [0.3, 4.0])
+def test_steps_at_one_chunk_alone_make_both_parts_of_the_prior_dearer_or_cheaper(times: float) -> None:
+    prior = NOTHING.cost(OFF_S, "cpu")
+    cost = steps([64] * 20, prior.times(times)).cost(OFF_S, "cpu")
+    assert (cost.step_seconds, cost.token_seconds) == pytest.approx(
+        (times * prior.step_seconds, times * prior.token_seconds), rel=0.1
+    )
+
+
+def test_a_restart_that_took_far_longer_than_the_prior_says_is_not_followed_by_larger_chunks() -> None:
+    """Seen on a real CPU engine: chunks of 64 tokens alone, the line through them and the prior was flat, and the next was 2048."""
+    off_s, slowdown = 0.07, 0.5
+    first_chunk = chunk_tokens(off_s, NOTHING.cost(off_s, "cpu"), 4.0, slowdown)
+    seen = CatchUpEvidence(5.0, 5.0 * first_chunk, 5.0 * first_chunk**2, 5.0 * 0.2, 5.0 * first_chunk * 0.2)
+    assert chunk_tokens(off_s, seen.cost(off_s, "cpu"), 4.0, slowdown) <= first_chunk
+
+
+def test_no_token_is_ever_cheaper_than_a_tenth_of_the_prior() -> None:
+    prior = NOTHING.cost(OFF_S, "cpu")
+    falling = steps([64] * 20, prior).sum(steps([512] * 20, prior.times(0.05)))
+    assert falling.cost(OFF_S, "cpu").token_seconds >= 0.1 * prior.token_seconds
