@@ -62,7 +62,7 @@ def decide(
     """A decision for every live replica, by replica id, and the state after it.
 
     Replicas unheard of for `replica_timeout_s` are dropped with what they had pending. Groups stay with what they learned. Seeds
-    whose group has a replica are planted first.
+    whose group has a replica are planted first. Those that serve plainly have no counters and no say: a quorum is of the others.
     """
     state = planted(state, now_s)
     live = {
@@ -86,14 +86,13 @@ def decide(
             replica_id: effective_mode(replica_id, replica.report.application, settings.mode, still, now_s)
             for replica_id, replica in members[group_id].items()
         }
+        steered = {name: replica for name, replica in members[group_id].items() if not replica.report.serving_plainly}
         asked = {
             replica_id
-            for replica_id, replica in members[group_id].items()
-            if modes[replica_id][0].kind == "auto" and not replica.report.serving_plainly and replica.report.local_mode is None
+            for replica_id, replica in steered.items()
+            if modes[replica_id][0].kind == "auto" and replica.report.local_mode is None
         }
-        groups[group_id], changed, used = learn(
-            group, members[group_id], asked, settings, next_segment_id, thoughts_left, now_s, rng
-        )
+        groups[group_id], changed, used = learn(group, steered, asked, settings, next_segment_id, thoughts_left, now_s, rng)
         thoughts_left -= used
         members[group_id].update(changed)
         live.update(changed)

@@ -94,7 +94,7 @@ class ServeCluster:
 
     url: str
 
-    def deploy(self, *applications: Mapping[str, Any]) -> None:
+    def deploy(self, *applications: Mapping[str, Any], within_s: float = 240) -> None:
         """Make these, as a Serve file would list them, the applications of the cluster; wait until all their replicas serve."""
         from ray.serve.context import _get_global_client
         from ray.serve.schema import ServeDeploySchema
@@ -108,7 +108,7 @@ class ServeCluster:
             assert "DEPLOY_FAILED" not in statuses.values(), serve_status()
             return set(statuses) == wanted and set(statuses.values()) <= {"RUNNING"}
 
-        until(all_run, within_s=240, what=f"applications {sorted(wanted)} run")
+        until(all_run, within_s=within_s, what=f"applications {sorted(wanted)} run")
 
     def http(self, application: str) -> httpx.Client:
         """A client of one application."""

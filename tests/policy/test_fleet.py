@@ -117,6 +117,17 @@ def test_a_replica_that_serves_plainly_gets_only_off_and_is_told_why() -> None:
     assert fleet.decisions["a"].reason == "serves plainly, not steered: suffix drafters assert K"
 
 
+def test_replicas_that_serve_plainly_have_no_counters_and_so_no_part_in_the_quorum_of_their_group() -> None:
+    fleet, plain = Fleet([Replica("a", 16), Replica("b", 16)]), [Replica("c", 0), Replica("d", 0)]
+    for _ in range(16):
+        for replica in plain:
+            fleet.observe(replica.report(serving_plainly="engine_kwargs set scheduler_cls themselves"))
+        fleet.run(0.5)
+    assert fleet.planned(16) == best_length(16)
+    (group,) = fleet.state.groups.values()
+    assert group.evidence.cells
+
+
 def test_what_a_replica_noticed_and_a_fault_of_its_hooks_stand_before_the_reason() -> None:
     fleet = Fleet([])
     report = Replica("a").report(notice="user_config refused")

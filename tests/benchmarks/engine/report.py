@@ -27,7 +27,8 @@ def print_bars(console: Console, bars: Sequence[MeasuredBar]) -> None:
         table.add_column(column)
     for measured in bars:
         bar, interval = measured.bar, measured.interval
-        verdict = {True: "[green]passed[/]", False: "[red]missed[/]", None: "not measured"}[bar.passed]
+        unjudged = "not measured" if bar.value is None else ""
+        verdict = {True: "[green]passed[/]", False: "[red]missed[/]", None: unjudged}[bar.passed]
         value = "-" if bar.value is None else f"{bar.value:.3f}"
         table.add_row(
             bar.name, value, "" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}", bar.want, verdict, bar.at

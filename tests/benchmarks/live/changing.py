@@ -1,0 +1,162 @@
+"""A load that crosses the crossover: few users, many, few again, against every static arm and against vLLM's own table.
+
+The clock is the same for every arm, and so are the prompts: what counts is the tokens that clients have got at the end. What an
+arm restarts between surge and calm, it pays for. The stock table runs in replicas of its own, on the same two cores: they take
+turns with ours, and whoever waits takes no processor time (it is measured and told). The first round has every arm; later ones
+only the planner, the best static arm so far and the table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Final
+
+from nightjar.loadtests.samples import StatusSample
+from nightjar.loadtests.simulation.evidence.bars import Bar
+from tests.benchmarks.engine.outcome import Lines, MeasuredBar, Outcome
+from tests.benchmarks.live.applications import OURS, STOCK, TableRows
+from tests.benchmarks.live.arms import AUTO, STATIC, TABLE
+from tests.benchmarks.live.crowd import Crowd, Deck
+from tests.benchmarks.live.effort import Effort
+from tests.benchmarks.live.paired import Pair, Speed, matched, paired_ratio
+from tests.benchmarks.live.playing import Player, Window, question, window
+
+PHASES: Final = ("quiet", "surge", "calm")
+FIRST_QUESTION_STEP: Final = 47
+"""Between rounds: no two begin with the same texts, and this and their number have no divisor in common."""
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The load once through."""
+
+    number: int
+    arm: str
+    whole: Window
+    phases: tuple[Window, ...]
+    idle_cpu_share: float
+    """Of a core, taken by the replicas that had nothing to do."""
+
+    def plain(self) -> dict[str, Any]:
+        """For the raw rows."""
+        return {
+            "round": self.number + 1, "arm": self.arm, "seconds": round(self.whole.seconds, 3), "tokens": self.whole.tokens,
+            "tokens_by_phase": {name: phase.tokens for name, phase in zip(PHASES, self.phases, strict=True)},
+            "steps_by_phase": {name: phase.steps_by_length for name, phase in zip(PHASES, self.phases, strict=True)},
+            "idle_cpu_share": round(self.idle_cpu_share, 4),
+        }  # fmt: skip
+
+
+@dataclass(slots=True)
+class Runs:
+    """Of all arms."""
+
+    played: list[Run] = field(default_factory=list)
+
+    def of(self, arm: str) -> list[Run]:
+        """Of one arm."""
+        return [run for run in self.played if run.arm == arm]
+
+    def speed(self, arm: str) -> float:
+        """Tokens per second of both replicas."""
+        own = self.of(arm)
+        return sum(run.whole.tokens for run in own) / sum(run.whole.seconds for run in own)
+
+    def phase_speed(self, arm: str, phase: int) -> float:
+        """The same of one phase."""
+        own = [run.phases[phase] for run in self.of(arm)]
+        return sum(one.tokens for one in own) / sum(one.seconds for one in own)
+
+    def best_static(self) -> str:
+        """The static arm that gave most so far."""
+        return max(STATIC, key=self.speed)
+
+    def pairs(self, arm: str, other: str) -> list[Pair]:
+        """Two arms in the rounds that had both."""
+        one, two = ({run.number: Speed(run.whole.tokens, run.whole.seconds) for run in self.of(name)} for name in (arm, other))
+        return matched(one, two)
+
+
+def measure_changing(player: Player, effort: Effort, table: TableRows, rng: random.Random, seed: int, tell: Tell) -> Outcome:
+    """Rounds of the load; the stock replicas, with this `table`, must run already."""
+    for number in range(effort.changing_lessons):
+        _told(_run(player, effort, AUTO, number), tell)
+    runs = Runs()
+    for number in effort.changing_rounds.numbers():
+        arms = [AUTO, TABLE, *STATIC] if number == 0 else [AUTO, TABLE, runs.best_static()]
+        for arm in rng.sample(arms, len(arms)):
+            run = _run(player, effort, arm, number)
+            runs.played.append(run)
+            phases = ", ".join(f"{name} {phase.speed:.1f}" for name, phase in zip(PHASES, run.phases, strict=True))
+            tell(
+                f"changing load, {arm}: {run.whole.speed:.1f} tokens/s ({phases}); idle replicas {run.idle_cpu_share:.1%} of a core"
+            )
+    return _outcome(runs, table, seed)
+
+
+def _run(player: Player, effort: Effort, arm: str, number: int) -> Run:
+    load = effort.changing
+    deck = Deck(question, number * FIRST_QUESTION_STEP, load.many, load.max_tokens)
+    busy, idle = (STOCK, OURS) if arm == TABLE else (OURS, STOCK)
+
+    async def script(crowd: Crowd) -> list[StatusSample]:
+        looks = [await player.look()]
+        for users, seconds in ((load.few, load.quiet_s), (load.many, load.surge_s), (load.few, load.calm_s)):
+            crowd.resize(users)
+            await asyncio.sleep(seconds)
+            looks.append(await player.look())
+        return looks
+
+    before_s = player.system.cpu_seconds(idle)
+    looks, answers = player.play(arm, busy, deck, script)
+    idle_s = player.system.cpu_seconds(idle) - before_s
+    whole = player.window(answers, looks[0], looks[-1])
+    phases = tuple(window(answers, first, last) for first, last in pairwise(looks))
+    return Run(number, arm, whole, phases, idle_s / whole.seconds)
+
+
+def _told(run: Run, tell: Tell) -> None:
+    phases = ", ".join(f"{name} {phase.speed:.1f}" for name, phase in zip(PHASES, run.phases, strict=True))
+    tell(f"  changing load, {run.arm}: {run.whole.speed:.1f} tokens/s ({phases}); idle replicas {run.idle_cpu_share:.1%} of a core")
+
+
+def _outcome(runs: Runs, table: TableRows, seed: int) -> Outcome:
+    best = runs.best_static()
+    ratios = {rival: paired_ratio(runs.pairs(AUTO, rival), seed) for rival in (best, TABLE)}
+    worst = min(ratios, key=lambda rival: ratios[rival].value)
+    bar = Bar(
+        name="fleet_over_static_changing",
+        meaning="a load that crosses the crossover, what clients got: tokens of the planner over the best static K's and over the "
+        "stock table's, the lower of the two",
+        direction="at least",
+        limit=1.0,
+        value=ratios[worst].value,
+        at=f"against {worst}, {ratios[worst].rounds} rounds",
+        cells=len(ratios),
+    )
+    outcome = Outcome(bars=[MeasuredBar(bar, ratios[worst].interval)])
+    arms = [arm for arm in (AUTO, *STATIC, TABLE) if runs.of(arm)]
+    outcome.facts = {
+        "tokens_per_s": {arm: round(runs.speed(arm), 2) for arm in arms},
+        "over_best_static": {"rival": best, **ratios[best].plain()},
+        "over_stock_table": {"table": [list(row) for row in table], **ratios[TABLE].plain()},
+        "most_of_a_core_taken_by_idle_replicas": round(max(run.idle_cpu_share for run in runs.played), 4),
+    }
+    outcome.rows["changing"] = [run.plain() for run in runs.played]
+    lines: list[Sequence[str]] = [
+        [arm, f"{runs.speed(arm):.1f}", *(f"{runs.phase_speed(arm, phase):.1f}" for phase in range(len(PHASES))),
+         f"{runs.speed(arm) / runs.speed(best):.3f}", str(len(runs.of(arm)))]
+        for arm in arms
+    ]  # fmt: skip
+    columns = ("arm", "tokens/s", *PHASES, "over the best static", "runs")
+    outcome.tables.append(("A load that crosses the crossover: tokens/s of both replicas", columns, lines))
+    ends = [sum(phase.seconds for phase in runs.of(AUTO)[0].phases[: number + 1]) for number in range(len(PHASES))]
+    curves = {arm: [(end_s, runs.phase_speed(arm, number)) for number, end_s in enumerate(ends)] for arm in arms}
+    outcome.charts.append(Lines("Tokens per second under the changing load by phase", "s", curves))
+    return outcome

@@ -1,0 +1,120 @@
+"""How much is measured: everything that trades time for certainty, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from tests.benchmarks.engine.effort import Repeats
+
+
+@dataclass(frozen=True, slots=True)
+class SteadyLoad:
+    """So many requests in flight at each replica, all the time."""
+
+    name: str
+    rows: int
+    settle_s: float
+    """Until all prompts of the first requests are read."""
+    measure_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChangingLoad:
+    """Users of each replica: few, many, few again. The last of a surge are answered while it is calm already."""
+
+    few: int
+    many: int
+    max_tokens: int
+    """Of an answer."""
+    quiet_s: float
+    surge_s: float
+    calm_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """Counts of one run."""
+
+    loads: tuple[SteadyLoad, ...]
+    odd_rounds: Repeats
+    """Of every static arm at each load; they pick the best, and teach."""
+    lessons: Repeats
+    """Of the planner alone before it is scored, as long as a segment."""
+    even_rounds: Repeats
+    """Of the planner, off and the best at each load; they score."""
+    changing: ChangingLoad
+    changing_lessons: int
+    """Runs of the planner before any is scored: it has not met these numbers of users."""
+    changing_rounds: Repeats
+    """The first has every arm, the others those that it left in question."""
+    cold_rounds: int
+    cold_s: float
+    category_requests: int
+    """Of each category, both replicas together."""
+    category_tokens: int
+
+
+MAX_TOKENS: Final = 64
+"""Of an answer under load."""
+
+FULL: Final = Effort(
+    loads=(SteadyLoad("low", 1, 3.0, 12.0), SteadyLoad("middle", 4, 4.0, 12.0), SteadyLoad("full", 32, 8.0, 14.0)),
+    odd_rounds=Repeats(2, 2, 0.0),
+    lessons=Repeats(1, 2, 20.0),
+    even_rounds=Repeats(3, 6, 200.0),
+    changing=ChangingLoad(few=2, many=28, max_tokens=32, quiet_s=15.0, surge_s=16.0, calm_s=27.0),
+    changing_lessons=2,
+    changing_rounds=Repeats(2, 3, 520.0),
+    cold_rounds=2,
+    cold_s=50.0,
+    category_requests=8,
+    category_tokens=48,
+)
+QUICK: Final = Effort(
+    loads=(SteadyLoad("low", 1, 1.5, 6.0), SteadyLoad("middle", 4, 2.5, 6.0), SteadyLoad("full", 32, 6.0, 7.0)),
+    odd_rounds=Repeats(1, 1, 0.0),
+    lessons=Repeats(1, 1, 0.0),
+    even_rounds=Repeats(2, 2, 0.0),
+    changing=ChangingLoad(few=2, many=20, max_tokens=16, quiet_s=8.0, surge_s=8.0, calm_s=12.0),
+    changing_lessons=1,
+    changing_rounds=Repeats(1, 1, 0.0),
+    cold_rounds=1,
+    cold_s=25.0,
+    category_requests=4,
+    category_tokens=24,
+)
+
+FIRST_START_S: Final = 110.0
+START_S: Final = 60.0
+"""Of one engine alone; two at once take half longer."""
+STARTS_AT_ONCE: Final = 1.5
+SWITCH_S: Final = 3.0
+"""From one arm to the next."""
+
+
+def longest_s(effort: Effort, categories: int) -> float:
+    """About how long a whole run takes at most where engines start as fast as above.
+
+    >>> 40 < longest_s(FULL, categories=11) / 60 < 60, 14 < longest_s(QUICK, categories=11) / 60 < 20
+    (True, True)
+    """
+    cold_s = (
+        effort.cold_rounds * (START_S + 2 * (effort.cold_s + 4 * SWITCH_S)) + (effort.cold_rounds - 1) * START_S * STARTS_AT_ONCE
+    )
+    steady_s = 0.0
+    for load in effort.loads:
+        segment_s = load.settle_s + load.measure_s + SWITCH_S
+        steady_s += segment_s + sum(
+            _longest_s(repeats, arms * segment_s)
+            for repeats, arms in ((effort.odd_rounds, 4), (effort.lessons, 1), (effort.even_rounds, 3))
+        )
+    run_s = effort.changing.quiet_s + effort.changing.surge_s + effort.changing.calm_s + SWITCH_S
+    changing_s = START_S * STARTS_AT_ONCE + (effort.changing_lessons + 3) * run_s + _longest_s(effort.changing_rounds, 3 * run_s)
+    categories_s = categories * (effort.category_tokens / 4 + 2 * SWITCH_S)
+    return FIRST_START_S + cold_s + steady_s + changing_s + categories_s
+
+
+def _longest_s(repeats: Repeats, one_s: float) -> float:
+    """The last one may begin just before the time is over."""
+    return max(repeats.least * one_s, min(repeats.most * one_s, repeats.seconds + one_s))

@@ -1,0 +1,98 @@
+"""The Ray actor in whose process several replicas live: for each a real agent, a real client and a hosted engine.
+
+In production every replica is a process of its own. Here a few share one, so that a machine with two cores holds a fleet; nothing
+that they share reaches agents or engines. An agent that ended makes the next question fail, with what ended it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ray
+
+from nightjar.cluster.client import PolicyClient
+from nightjar.deployments.agent import Metrics, ReplicaAgent, ReplicaIdentity
+from nightjar.deployments.engine_watch import EngineWatch
+from nightjar.policy.records import EngineSnapshot
+from tests.fleet.courses import ReplicaCourse
+from tests.fleet.hosted_engine import HostedEngine, Part, ScenarioClock
+
+APPLICATION = "fleet"
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """One replica: its engine, and the loop that carries reports and settings."""
+
+    engine: HostedEngine
+    agent: asyncio.Task[None]
+
+
+class EngineHost:
+    """Replicas of one scenario after the other. Ray calls the methods, all on one event loop with the agents."""
+
+    def __init__(self) -> None:
+        self._clock = ScenarioClock()
+        self._replicas: dict[str, Hosted] = {}
+
+    async def start(self, parts: Sequence[Part]) -> None:
+        """Replicas of a new scenario, idle until `begin`; their agents report already."""
+        self._clock = ScenarioClock()
+        self._replicas = {}
+        await self.join(parts)
+
+    async def join(self, parts: Sequence[Part]) -> None:
+        """More replicas for the scenario under way."""
+        node_id = ray.get_runtime_context().get_node_id()
+        for part in parts:
+            engine = HostedEngine(part, self._clock)
+            identity = ReplicaIdentity(
+                replica_id=part.replica_id,
+                application=APPLICATION,
+                deployment="LLM",
+                node_id=node_id,
+                group=part.scenario.profile.group,
+            )
+            agent = ReplicaAgent(
+                engine=engine, policy=PolicyClient(), identity=identity, watch=EngineWatch(), metrics=UnseenMetrics()
+            )
+            self._replicas[part.replica_id] = Hosted(engine, asyncio.create_task(agent.run()))
+
+    async def begin(self, at_monotonic_s: float) -> None:
+        """The scenario's second 0 is at this moment of `time.monotonic`."""
+        self._clock.begin(at_monotonic_s)
+
+    async def set_users(self, replica_id: str, users: int) -> None:
+        """From now on the service of one replica has so many users."""
+        self._replicas[replica_id].engine.set_users(users)
+
+    async def courses(self) -> list[ReplicaCourse]:
+        """What happened until now."""
+        for hosted in self._replicas.values():
+            if hosted.agent.done():
+                hosted.agent.result()
+        return [hosted.engine.course() for hosted in self._replicas.values()]
+
+    async def end(self, at_s: float) -> list[ReplicaCourse]:
+        """Let the scenario run until then and end its agents; what happened."""
+        self._clock.end(at_s)
+        await self._clock.wait_for(at_s)
+        courses = await self.courses()
+        agents = [hosted.agent for hosted in self._replicas.values()]
+        for agent in agents:
+            agent.cancel()
+        await asyncio.gather(*agents, return_exceptions=True)
+        self._replicas = {}
+        return courses
+
+
+class UnseenMetrics(Metrics):
+    """Exports nothing: what a replica exports is looked at elsewhere, and Ray knows one replica in a process."""
+
+    def begin(self) -> None:
+        """See Metrics."""
+
+    def observe(self, snapshot: EngineSnapshot, settings_age_s: float) -> None:
+        """See Metrics."""
