@@ -55,6 +55,7 @@ class GroupState:
     """One group: what it learned, the plan in force, who planned it, the measurements under way and what they may still cost.
 
     `thought` is what the plan of the planner `fleet` stands on. `imported` says what of the evidence nobody measured here.
+    `is_remembered`: its evidence comes from the policy before, to which engines had told their history.
     """
 
     key: GroupKey
@@ -67,6 +68,7 @@ class GroupState:
     restarts: GroupRestarts = field(default_factory=GroupRestarts)
     off_steps: tuple[OffStep, ...] = ()
     imported: Imported = field(default_factory=Imported)
+    is_remembered: bool = False
 
     @property
     def thought_at_s(self) -> float:
@@ -136,5 +138,5 @@ def with_learned(state: FleetState, tables: LearnedTables) -> FleetState:
         group = groups.get(group_id, GroupState(stored.key))
         if not group.evidence.cells:
             restarts = replace(group.restarts, catch_up=stored.catch_up_evidence())
-            groups[group_id] = replace(group, evidence=stored.evidence(), restarts=restarts)
+            groups[group_id] = replace(group, evidence=stored.evidence(), restarts=restarts, is_remembered=True)
     return replace(state, groups=groups, next_segment_id=max(state.next_segment_id, tables.next_segment_id))

@@ -33,7 +33,8 @@ def observe(state: FleetState, report: LoadReport, now_s: float, settings: Opera
 
     Lost, doubled and reordered reports lose no counts, and none counts twice. A report whose counters cannot be true still
     tells that the replica lives and how it is loaded: it keeps getting settings, its counts wait for a later report. One that
-    stands for a failed call of the engine tells only that the replica lives.
+    stands for a failed call of the engine tells only that the replica lives. What a replica counted before its first report is in
+    the evidence already where that was remembered from the policy before; what it counted since that was stored is lost.
     """
     known = state.replicas.get(report.replica_id)
     counters = report.snapshot.counters
@@ -52,7 +53,10 @@ def observe(state: FleetState, report: LoadReport, now_s: float, settings: Opera
     ignored = ""
     try:
         new, counted = count(counters, present.counted, elapsed_s, report.group)
-        present = _counted(present, new, counted, elapsed_s, now_s, settings.evidence_half_life_steps)
+        if known is None and groups[group_id].is_remembered:
+            present = replace(present, counted=counted, counted_at_s=now_s)
+        else:
+            present = _counted(present, new, counted, elapsed_s, now_s, settings.evidence_half_life_steps)
     except ImplausibleCountersError as problem:
         ignored = f"replica {report.replica_id}: {problem}; its counts are left out"
     finished = min(report.snapshot.finished_segment_id + 1, state.next_segment_id + MAX_SEGMENT_ID_STEP)

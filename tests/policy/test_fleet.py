@@ -196,6 +196,29 @@ def test_what_was_learned_survives_a_restart_through_the_wire() -> None:
     assert restored.next_segment_id > max(fleet.dealt)
 
 
+def test_a_policy_that_remembers_counts_no_history_again_and_all_that_engines_do_from_then_on() -> None:
+    fleet = Fleet([Replica("a", 16), Replica("b", 64)])
+    fleet.run(10.0)
+    tables = learned(fleet.state)
+    fleet.state = with_learned(empty_fleet(), tables)
+    for replica in fleet.replicas:
+        fleet.observe(replica.report())
+    fleet.decide()
+    assert learned(fleet.state).groups == tables.groups
+    before = sum(tables.groups[0].steps)
+    fleet.run(1.0)
+    assert before < sum(learned(fleet.state).groups[0].steps) < 1.3 * before
+
+
+def test_a_policy_that_remembers_nothing_counts_what_engines_did_before_it() -> None:
+    fleet = Fleet([Replica("a", 16)])
+    fleet.run(10.0)
+    fleet.state = empty_fleet()
+    fleet.observe(fleet.replicas[0].report())
+    fleet.decide()
+    assert sum(learned(fleet.state).groups[0].steps) > 100
+
+
 evidence_cells = st.dictionaries(
     st.tuples(st.integers(0, 23), st.integers(0, 32)),
     st.builds(
