@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from nightjar.cluster.ports import free_port
 from nightjar.loadtests.regimes import arrival_times, parse_regime
 from nightjar.loadtests.rows import read_rows
 from tests.loadtests.fake_server import FakeServer, running_fake_server, whole_answer
@@ -36,6 +37,12 @@ def command(*arguments: str) -> list[str]:
 
 def locust(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=40, cwd=ROOT, env=ENVIRONMENT, check=False)
+
+
+def two_processes() -> tuple[str, ...]:
+    """Options that start two, at a port of their own: tests run beside one another, and all masters would take the same."""
+    port = str(free_port("127.0.0.1"))
+    return ("--processes", "2", "--master-bind-port", port, "--master-port", port)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -65,7 +72,7 @@ def test_host_alone_is_enough_to_start_and_the_regime_gives_one_row_per_arrival_
 
 def test_two_processes_together_send_what_one_would(server: FakeServer, tmp_path: Path) -> None:
     rows_path, regime = tmp_path / "rows.jsonl", "busy:0.4@60"
-    done = locust("--host", server.url, "--regime", regime, "--processes", "2", "--rows", str(rows_path))
+    done = locust("--host", server.url, "--regime", regime, *two_processes(), "--rows", str(rows_path))
     assert done.returncode == 0, done.stderr
     sent = Counter(row.request_id for row in read_rows(rows_path))
     assert sent == Counter(f"busy-{arrival.number}" for arrival in arrival_times(parse_regime(regime), 0))
@@ -73,7 +80,7 @@ def test_two_processes_together_send_what_one_would(server: FakeServer, tmp_path
 
 def test_a_process_that_the_master_lost_for_a_while_plays_its_share_once_and_to_its_end(server: FakeServer, tmp_path: Path) -> None:
     rows_path, regime = tmp_path / "rows.jsonl", "steady:9@=4"
-    arguments = ("--host", server.url, "--regime", regime, "--processes", "2", "--rows", str(rows_path))
+    arguments = ("--host", server.url, "--regime", regime, *two_processes(), "--rows", str(rows_path))
     with subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True, cwd=ROOT, env=ENVIRONMENT) as process:
         wait_for(lambda: rows_path.exists() and rows_path.read_text().count("\n") >= 4)
         stopped = psutil.Process(process.pid).children()[0]
