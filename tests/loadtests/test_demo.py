@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -31,6 +32,7 @@ from tests.loadtests.recorded import replica, sample
 
 ROOT = Path(__file__).parents[2]
 FAKE_SYSTEM = [sys.executable, "-m", "tests.loadtests.fake_system"]
+WORKER_VARIABLE = "PYTEST_XDIST_WORKER"
 REGIME = "quiet:0.2@=10,surge:0.6@=20"
 
 
@@ -49,9 +51,15 @@ def fake_nightjar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def processes_with(word: str) -> list[str]:
-    found = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
-    return [line for line in found if word in line]
+def processes_with(words: str) -> list[str]:
+    """Command lines that hold these words, of processes that tests of this worker started: others run demos at the same time."""
+    found, worker = [], os.environ.get(WORKER_VARIABLE)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            line = " ".join(process.cmdline())
+            if words in line and process.environ().get(WORKER_VARIABLE) == worker:
+                found.append(line)
+    return found
 
 
 @pytest.mark.usefixtures("fake_nightjar")
