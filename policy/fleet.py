@@ -62,7 +62,8 @@ def decide(
     """A decision for every live replica, by replica id, and the state after it.
 
     Replicas unheard of for `replica_timeout_s` are dropped with what they had pending. Groups stay with what they learned. Seeds
-    whose group has a replica are planted first. Those that serve plainly have no counters and no say: a quorum is of the others.
+    whose group has a replica are planted first. Replicas that serve plainly have no counters, no say and no restarts: quorum and
+    budget are of the others.
     """
     state = planted(state, now_s)
     live = {
@@ -94,17 +95,16 @@ def decide(
         }
         groups[group_id], changed, used = learn(group, steered, asked, settings, next_segment_id, thoughts_left, now_s, rng)
         thoughts_left -= used
-        members[group_id].update(changed)
+        steered |= changed
+        members[group_id] |= steered
         live.update(changed)
-        groups[group_id] = with_own_price(_with_off_steps(groups[group_id], settings), members[group_id])
-        groups[group_id], terms, may_grant, counted = group_restarts(
-            groups[group_id], members[group_id], modes, settings, may_grant, now_s
-        )
+        groups[group_id] = with_own_price(_with_off_steps(groups[group_id], settings), steered)
+        groups[group_id], terms, may_grant, counted = group_restarts(groups[group_id], steered, modes, settings, may_grant, now_s)
         for replica_id, new_restarts in counted.items():
             live[replica_id] = replace(live[replica_id], new_restarts=new_restarts)
         next_segment_id = max([next_segment_id, *(held.segment.segment_id + 1 for held in groups[group_id].exploration.segments)])
         decided = _decisions(groups[group_id], members[group_id], modes, settings)
-        decisions.update({name: replace(decision, terms=terms[name]) for name, decision in decided.items()})
+        decisions.update({name: replace(decision, terms=terms.get(name, decision.terms)) for name, decision in decided.items()})
     groups = {group_id: groups[group_id] for group_id in state.groups if group_id in groups}
     return decisions, FleetState(PersistentMap(live), groups, next_segment_id, state.quiet_since_s, state.waiting)
 

@@ -55,7 +55,7 @@ def group_restarts(
 ) -> tuple[GroupState, dict[str, Terms], MayGrant, dict[str, NewRestarts]]:
     """The group with its leases, every member's terms, what the groups after it may grant, and what members still have to tell.
 
-    `group` holds the plan and the evidence of this decision.
+    `group` holds the plan and the evidence of this decision; `members` are those that do not serve plainly.
     """
     measuring = {held.replica_id for held in group.exploration.segments if held.cell[1]}
     restarters = {
@@ -86,7 +86,7 @@ def _restarter(
         decode_batch_size=snapshot.load.decode_batch_size,
         finished_wish_id=snapshot.finished_wish_id,
         wish=snapshot.restart_wish,
-        is_steered=mode.kind in {"auto", "pin"} and not report.serving_plainly,
+        is_steered=mode.kind in {"auto", "pin"},
         is_ordered=mode.kind == "pin" or settings.planner != "fleet" or is_measuring,
         new=replica.new_restarts,
         own=prospect_of(group, replica.own.plan, replica.own) if replica.own is not None else None,

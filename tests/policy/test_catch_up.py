@@ -80,9 +80,9 @@ def test_a_price_waits_for_three_voices_where_there_are_three_replicas() -> None
 @pytest.mark.parametrize("times", [0.3, 4.0])
 def test_steps_at_one_chunk_alone_make_both_parts_of_the_prior_dearer_or_cheaper(times: float) -> None:
     prior = NOTHING.cost(OFF_S, "cpu")
-    cost = steps([64] * 200, prior.times(times)).cost(OFF_S, "cpu")
+    cost = steps([64] * 1000, prior.times(times)).cost(OFF_S, "cpu")
     assert (cost.step_seconds, cost.token_seconds) == pytest.approx(
-        (times * prior.step_seconds, times * prior.token_seconds), rel=0.2
+        (times * prior.step_seconds, times * prior.token_seconds), rel=0.01
     )
 
 
@@ -97,4 +97,4 @@ def test_a_restart_that_took_far_longer_than_the_prior_says_is_not_followed_by_l
 def test_no_token_is_ever_cheaper_than_a_tenth_of_the_prior() -> None:
     prior = NOTHING.cost(OFF_S, "cpu")
     falling = steps([64] * 20, prior).sum(steps([512] * 20, prior.times(0.05)))
-    assert falling.cost(OFF_S, "cpu").token_seconds >= 0.0999 * prior.token_seconds
+    assert falling.cost(OFF_S, "cpu").token_seconds >= 0.1 * prior.token_seconds * (1.0 - 1e-12)

@@ -37,6 +37,15 @@ def test_all_replicas_restart_two_at_a_time_and_then_run() -> None:
     assert next(iter(policy.state.groups.values())).restarts.open_leases == ()
 
 
+def test_inv_6_replicas_that_serve_plainly_add_nothing_to_the_budget_of_the_others() -> None:
+    policy, steered = Policy(), [RestartingReplica("a"), RestartingReplica("b")]
+    for number in range(REPLICAS - len(steered)):
+        plain = RestartingReplica(f"plain-{number}").report()
+        policy.take(plain.model_copy(update={"serving_plainly": "engine_kwargs set scheduler_cls themselves"}), 1.0)
+    exchange(policy, steered, 1.0)
+    assert sum(len(group.restarts.open_leases) for group in policy.state.groups.values()) == 1
+
+
 def test_status_says_who_holds_a_lease_and_who_waits_for_one() -> None:
     policy, replicas = Policy(), [RestartingReplica(f"r{number}") for number in range(3)]
     exchange(policy, replicas, 1.0)

@@ -288,12 +288,13 @@ def group_of(state: FleetState) -> GroupState:
 def are_alike(ahead: Outlook, bucket: int, one: int, other: int) -> bool:
     """Whether this outlook, sharper or blurred by the import, leaves it open which of the two K a plan gives there.
 
-    Within DIFFERENCE, or within the doubt of the arm that it knows least: a favourite in doubt keeps the present K in force.
+    Within DIFFERENCE, or within its doubt; or one of them is off, which stays in force while the favourite is in doubt.
     """
-    present = np.full(len(ahead.rows), ahead.arms.index(one))
-    gain, deviation = ahead.gain(present)
-    doubt = DOUBT_DEVIATIONS * float(deviation[bucket].max())
-    return abs(float(gain[bucket, ahead.arms.index(other)])) <= max(DIFFERENCE, doubt)
+    gain, deviation = (each[bucket] for each in ahead.gain(np.full(len(ahead.rows), ahead.arms.index(one))))
+    over_off, over_off_deviation = (each[bucket] for each in ahead.gain(np.zeros(len(ahead.rows), dtype=np.int64)))
+    rival, favourite = ahead.arms.index(other), int(np.argmax(over_off))
+    stays_off = 0 in {one, other} and over_off[favourite] <= DOUBT_DEVIATIONS * over_off_deviation[favourite]
+    return bool(stays_off or abs(gain[rival]) <= max(DIFFERENCE, DOUBT_DEVIATIONS * deviation[rival]))
 
 
 def without_ages(seeds: tuple[SeedGroup, ...]) -> list[SeedGroup]:
