@@ -124,13 +124,18 @@ class StreamParser:
         elif not text:
             self._end_event(now_s)
 
+    @property
+    def completion_tokens(self) -> int | None:
+        """Tokens of the answer so far, where the server says them with every event (vLLM: `continuous_usage_stats`)."""
+        return self._count("completion_tokens")
+
     def result(self, end_s: float, status: int = 200, failure: str = "") -> ChatResult:
         """The completion as far as it came. `failure` is what the transport saw; without one, a stream without end is one."""
         self._end_event(end_s)
         error = self._error or failure or ("" if self.done else "the stream ended before [DONE]")
         if not error and self._finish_reason == "" and not self._texts:
             error = "the stream held no completion"
-        completion_tokens = self._count("completion_tokens")
+        completion_tokens = self.completion_tokens
         return ChatResult(
             status=status,
             error=error[:MAX_ERROR_CHARACTERS],

@@ -11,7 +11,7 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 _REQUESTS: Final = (
     "Explain how {} works to someone who has never seen it.",
@@ -43,14 +43,18 @@ class PromptsError(ValueError):
 
 def read_prompts(path: Path) -> tuple[str, ...]:
     """The prompts of a JSON-lines file, in its order. Raises PromptsError; empty lines are skipped."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptsError(f"prompts file {path} cannot be read ({error}): give a file of JSON lines") from error
-    prompts = tuple(_prompt(path, number, line) for number, line in enumerate(lines, start=1) if line.strip())
-    if not prompts:
-        raise PromptsError(f"prompts file {path} holds no line; each line is an object with 'prompt' or 'turns'")
-    return prompts
+    return tuple(prompt for _, _, prompt in _rows(path))
+
+
+def read_prompts_by_category(path: Path) -> dict[str, tuple[str, ...]]:
+    """The same by what each line names as `category`, as in Spec-Bench. Raises PromptsError."""
+    found: dict[str, list[str]] = {}
+    for number, values, prompt in _rows(path):
+        category = values.get("category")
+        if not isinstance(category, str) or not category:
+            raise PromptsError(f"{path}:{number}: 'category' is {category!r}, allowed is a text")
+        found.setdefault(category, []).append(prompt)
+    return {category: tuple(prompts) for category, prompts in found.items()}
 
 
 def shuffled(prompts: Sequence[str], seed: int) -> tuple[str, ...]:
@@ -60,7 +64,19 @@ def shuffled(prompts: Sequence[str], seed: int) -> tuple[str, ...]:
     return tuple(order)
 
 
-def _prompt(path: Path, number: int, line: str) -> str:
+def _rows(path: Path) -> list[tuple[int, dict[str, Any], str]]:
+    """Number, object and prompt of every line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptsError(f"prompts file {path} cannot be read ({error}): give a file of JSON lines") from error
+    rows = [(number, *_row(path, number, line)) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not rows:
+        raise PromptsError(f"prompts file {path} holds no line; each line is an object with 'prompt' or 'turns'")
+    return rows
+
+
+def _row(path: Path, number: int, line: str) -> tuple[dict[str, Any], str]:
     try:
         values = json.loads(line)
     except ValueError:
@@ -69,5 +85,5 @@ def _prompt(path: Path, number: int, line: str) -> str:
         turns = values.get("turns")
         prompt = values.get("prompt", turns[0] if isinstance(turns, list) and turns else None)
         if isinstance(prompt, str) and prompt.strip():
-            return prompt
+            return values, prompt
     raise PromptsError(f"{path}:{number}: {line[:60]!r} is no object with 'prompt' (a text) or 'turns' (a list of texts)")

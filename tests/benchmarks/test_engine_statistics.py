@@ -10,7 +10,6 @@ from statistics import median
 import pytest
 
 from nightjar.policy.catch_up import CatchUpCost
-from tests.benchmarks.engine import statistics
 from tests.benchmarks.engine.changing_load import BURST_ROWS, LONG_ROWS, play
 from tests.benchmarks.engine.crossover import Cells
 from tests.benchmarks.engine.effort import Load
@@ -27,9 +26,10 @@ from tests.benchmarks.engine.measured import (
 from tests.benchmarks.engine.off import OffTimes
 from tests.benchmarks.engine.restarts import Restart, cost_errors, fitted
 from tests.benchmarks.engine.simulator import fitted_profile, steady_speed
-from tests.benchmarks.engine.statistics import Interval
 from tests.benchmarks.engine.step_record import RowStep, Step, core_share, tokens_per_second
 from tests.benchmarks.engine.step_times import fitted_step_times
+from tests.benchmarks.measuring import statistics
+from tests.benchmarks.measuring.statistics import Interval
 
 LINE = CatchUpCost(step_seconds=0.02, token_seconds=0.001)
 OFF_SECONDS = 0.2
@@ -146,9 +146,11 @@ def test_the_core_share_is_processor_time_over_time() -> None:
     assert core_share([step(1.0, core=1.0), step(3.0, core=0.6)]) == pytest.approx(0.7)
 
 
-@pytest.mark.parametrize("name", ["fixture", "measured", "statistics"])
+@pytest.mark.parametrize(
+    "name", ["engine.fixture", "engine.measured", "measuring.repeats", "measuring.run", "measuring.statistics"]
+)
 def test_doctests(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"tests.benchmarks.engine.{name}"))
+    result = doctest.testmod(importlib.import_module(f"tests.benchmarks.{name}"))
     assert result.attempted > 0
     assert result.failed == 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import httpx
 
@@ -30,7 +30,9 @@ class Stream(httpx.AsyncByteStream):
 
 
 def event(completion_tokens: int) -> str:
-    return "data: " + json.dumps({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": completion_tokens}})
+    return "data: " + json.dumps(
+        {"choices": [{"delta": {"content": "word "}}], "usage": {"prompt_tokens": 9, "completion_tokens": completion_tokens}}
+    )
 
 
 class Server:
@@ -47,6 +49,12 @@ class Server:
 
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=httpx.MockTransport(self))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the others go on until it is true."""
+    while not condition():  # noqa: ASYNC110 - what is waited for is counted, and nothing tells of it
+        await asyncio.sleep(0.0)
 
 
 def deck(*, users: int = 2, turns: int | None = 2, max_tokens: int = 4) -> Deck:
@@ -76,12 +84,11 @@ async def test_those_who_go_wait_for_their_answer_and_those_who_stay_go_on() -> 
     server = Server()
     async with server.client() as client, Crowd(client, {"first": "http://one"}, deck(turns=None)) as crowd:
         crowd.resize(2)
-        await asyncio.sleep(PAUSE_S)
+        await until(lambda: len(crowd.answers) == 2)
         crowd.resize(1)
-        await asyncio.sleep(20 * PAUSE_S)
+        await until(lambda: sum(answer.is_whole for answer in crowd.answers) == 5)
     users = Counter(answer.question % 2 for answer in crowd.answers)
     assert users[1] == 1
-    assert users[0] > 1
     assert next(answer for answer in crowd.answers if answer.question == 1).is_whole
 
 
@@ -89,7 +96,7 @@ async def test_what_is_in_flight_at_the_end_is_cut_off_and_counts_with_what_came
     server = Server()
     async with server.client() as client, Crowd(client, {"first": "http://one"}, deck(users=1, max_tokens=1000)) as crowd:
         crowd.resize(1)
-        await asyncio.sleep(10 * PAUSE_S)
+        await until(lambda: crowd.answers[0].tokens if crowd.answers else 0)
     (answer,) = crowd.answers
     assert not answer.is_whole
     assert not answer.error
@@ -111,7 +118,7 @@ async def test_a_status_an_error_event_and_an_early_end_are_failures() -> None:
     assert refused.error == "HTTP 503: no replica"
     assert "died" in failed.error
     assert ended.error == "the stream ended before [DONE]"
-    assert "cannot be read" in torn.error
+    assert "not a JSON object" in torn.error
     assert not any(answer.is_whole for answer in (refused, failed, ended, torn))
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from nightjar.loadtests.prompts import PromptsError
 from nightjar.loadtests.samples import StatusSample, Work
 from nightjar.policy.records import DrafterState, EngineLoad, Mode, StepTotals
 from nightjar.policy.status import FleetStatus, PolicyStatus, ReplicaStatus
 from tests.benchmarks.live import categories
 from tests.benchmarks.live.answers import Answer, Arrival, acceptance_seen
 from tests.benchmarks.live.arms import AUTO, OFF, STATIC, TABLE
-from tests.benchmarks.live.categories import CategoriesError, acceptance_length, read_categories
+from tests.benchmarks.live.categories import acceptance_length, short_prompts
 from tests.benchmarks.live.changing import Run, Runs
 from tests.benchmarks.live.cold import ALONE, TOGETHER, ColdRun, judge_cold
 from tests.benchmarks.live.effort import SteadyLoad
@@ -198,24 +199,19 @@ def test_categories_are_read_with_first_turns_and_without_long_ones(tmp_path: Pa
         {"category": "math", "turns": ["2 + 2?"]},
     ]
     file.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    assert read_categories(file) == {"math": ["1 + 1?", "2 + 2?"]}
+    assert short_prompts(file) == {"math": ["1 + 1?", "2 + 2?"]}
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "holds no prompt"),
-        ("{}\n", "prompts.jsonl:1 is no object"),
-        ('{"category": "a", "turns": ["b"]}\n[1]\n', "prompts.jsonl:2 is no object"),
+        ("", "holds no line"),
+        ('{"category": "a", "turns": ["b"]}\n{"turns": ["c"]}\n', "prompts.jsonl:2: 'category' is None, allowed is a text"),
+        (json.dumps({"category": "a", "turns": ["x" * 2000]}), "holds no prompt of at most 1600 characters"),
     ],
 )
 def test_a_file_that_holds_no_categories_is_refused_by_line(text: str, says: str, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(text)
-    with pytest.raises(CategoriesError, match=says):
-        read_categories(file)
-
-
-def test_a_file_that_is_absent_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(CategoriesError, match=r"absent\.jsonl cannot be read"):
-        read_categories(tmp_path / "absent.jsonl")
+    with pytest.raises(PromptsError, match=says):
+        short_prompts(file)

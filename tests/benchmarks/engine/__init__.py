@@ -1,15 +1,15 @@
 """`make bench-engine`: Nightjar's bars on real engines, on one pinned CPU core, every comparison interleaved.
 
 `python -m tests.benchmarks.engine --help` says what it does. Data flow: `__main__` starts engines (`engines`, each a process that
-runs `engine_host`), hands them to the sections, and writes what they found (`outcome`, `report`).
+runs `engine_host`), hands them to the sections, and writes what they found (`tests.benchmarks.measuring`).
 
-    environment     what an engine needs around it, and facts of the machine
+    environment     what an engine needs around it
     fixture         models, prompts, engine arguments: what is measured
     engine_host     one engine stepped by hand, in a process of its own; `step_record` is what it tells of a step
     engines         the engines as the sections see them: calls across a pipe
     fleet_link      the product's policy in lockstep with an engine
     effort          how much is measured
-    statistics      means, intervals, fits; `measured` makes cells of steps
+    measured        cells: what steps of one arm at one batch amount to
     off             section: OFF against plain vLLM and against stock K=0
     crossover       section: every K and the planner at steady batches, then under `changing_load`
     restarts        section: what a restart costs, and acceptance after it

@@ -17,8 +17,8 @@ from tests.benchmarks.engine.engines import Engine
 from tests.benchmarks.engine.fixture import ARMS, questions
 from tests.benchmarks.engine.fleet_link import FleetLink
 from tests.benchmarks.engine.measured import AUTO, arm_name
-from tests.benchmarks.engine.outcome import MeasuredBar, Outcome
 from tests.benchmarks.engine.step_record import Step, core_share
+from tests.benchmarks.measuring.outcome import MeasuredBar, Outcome
 
 LONG_ROWS: Final = 2
 BURST_ROWS: Final = 28

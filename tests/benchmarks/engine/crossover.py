@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from nightjar.loadtests.simulation.evidence.bars import Bar
-from tests.benchmarks.engine.effort import Effort, Repeats
+from tests.benchmarks.engine.effort import Effort
 from tests.benchmarks.engine.engines import SETTLE_STEPS, Engine
 from tests.benchmarks.engine.fixture import ARMS, MAX_NUM_SPECULATIVE_TOKENS, questions
 from tests.benchmarks.engine.fleet_link import FleetLink
@@ -31,9 +31,10 @@ from tests.benchmarks.engine.measured import (
     speed_ratio,
     step_seconds,
 )
-from tests.benchmarks.engine.outcome import Lines, MeasuredBar, Outcome
-from tests.benchmarks.engine.statistics import Interval, latin_rectangle, resampled, survival
 from tests.benchmarks.engine.step_record import Step, core_share
+from tests.benchmarks.measuring.outcome import Lines, MeasuredBar, Outcome
+from tests.benchmarks.measuring.repeats import Repeats
+from tests.benchmarks.measuring.statistics import Interval, latin_rectangle, resampled, survival
 
 LEAST_MEASURED_STEPS: Final = 2
 ROOM_TOKENS: Final = 96

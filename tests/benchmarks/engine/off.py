@@ -19,9 +19,9 @@ from tests.benchmarks.engine.effort import Effort
 from tests.benchmarks.engine.engines import Engine
 from tests.benchmarks.engine.fixture import Role, long_question, questions
 from tests.benchmarks.engine.measured import LEAST_CORE_SHARE
-from tests.benchmarks.engine.outcome import MeasuredBar, Outcome
-from tests.benchmarks.engine.statistics import geometric_mean, geometric_mean_of_groups, interval_of_groups
 from tests.benchmarks.engine.step_record import Step, core_share, tokens_per_second
+from tests.benchmarks.measuring.outcome import MeasuredBar, Outcome
+from tests.benchmarks.measuring.statistics import geometric_mean, geometric_mean_of_groups, interval_of_groups
 
 BATCHES: Final = (1, 4, 16)
 ROOM: Final = 3

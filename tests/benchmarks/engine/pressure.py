@@ -21,9 +21,9 @@ from nightjar.policy.settings import OperatorSettings
 from tests.benchmarks.engine.effort import Effort
 from tests.benchmarks.engine.engines import NO_LIMIT_S, Engine, by_plan
 from tests.benchmarks.engine.fixture import MAX_NUM_SEQS, PRESSED_ROLES, Role, questions
-from tests.benchmarks.engine.outcome import MeasuredBar, Outcome
-from tests.benchmarks.engine.statistics import Interval, geometric_mean
 from tests.benchmarks.engine.step_record import Step, core_share
+from tests.benchmarks.measuring.outcome import MeasuredBar, Outcome
+from tests.benchmarks.measuring.statistics import Interval, geometric_mean
 
 LENGTHS: Final = (80, 120, 160, 120)
 """Tokens that the first, second, ... request generates, over and over; the last rows run for LAST_TOKENS."""

@@ -23,9 +23,9 @@ from tests.benchmarks.engine.effort import Effort
 from tests.benchmarks.engine.engines import Engine
 from tests.benchmarks.engine.fixture import questions
 from tests.benchmarks.engine.measured import LEAST_CORE_SHARE
-from tests.benchmarks.engine.outcome import MeasuredBar, Outcome
-from tests.benchmarks.engine.statistics import Interval, halves, relative_error, resampled
 from tests.benchmarks.engine.step_record import RowStep, Step, core_share
+from tests.benchmarks.measuring.outcome import MeasuredBar, Outcome
+from tests.benchmarks.measuring.statistics import Interval, halves, relative_error, resampled
 
 OFF_STEPS: Final = (4, 12, 32)
 LENGTH: Final = 2

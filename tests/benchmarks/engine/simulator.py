@@ -38,9 +38,9 @@ from tests.benchmarks.engine.fixture import ARMS, MAX_NUM_BATCHED_TOKENS, MAX_NU
 from tests.benchmarks.engine.fleet_link import GROUP, FleetLink
 from tests.benchmarks.engine.measured import OFF, Segment, acceptance_counts, arm_name, speed
 from tests.benchmarks.engine.off import OffTimes
-from tests.benchmarks.engine.outcome import MeasuredBar, Outcome
-from tests.benchmarks.engine.statistics import Interval, line_through, relative_error, survival
 from tests.benchmarks.engine.step_times import fitted_step_times
+from tests.benchmarks.measuring.outcome import MeasuredBar, Outcome
+from tests.benchmarks.measuring.statistics import Interval, line_through, relative_error, survival
 
 FITTED: Final = (1, 4, 16, 32)
 TABLE: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)

@@ -1,7 +1,7 @@
 """`make bench-live`: Nightjar's bars on a live system, Ray Serve and two real replicas, as clients get their tokens over HTTP.
 
 `python -m tests.benchmarks.live --help` says what it does. Data flow: `__main__` starts the system (`system`), hands it to the
-sections, and writes what they found with the reports of `tests.benchmarks.engine`.
+sections, and writes what they found (`tests.benchmarks.measuring`).
 
     applications    the Serve applications: our replicas, the stock rivals, the policy's API
     system          those applications running, and what an operator does to them: modes, new engines, a policy that forgets

@@ -8,22 +8,22 @@ category is asked at a time, of both replicas.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from nightjar.loadtests.prompts import PromptsError, read_prompts_by_category
 from nightjar.loadtests.samples import StatusSample, all_work
 from nightjar.loadtests.simulation.evidence.bars import Bar
-from tests.benchmarks.engine.outcome import MeasuredBar, Outcome
-from tests.benchmarks.engine.statistics import RESAMPLES, TAIL_PERCENT, Interval, survival
 from tests.benchmarks.live.answers import Answer, acceptance_seen
 from tests.benchmarks.live.applications import OURS
 from tests.benchmarks.live.crowd import Crowd, Deck
 from tests.benchmarks.live.effort import Effort
 from tests.benchmarks.live.playing import Player, Window
+from tests.benchmarks.measuring.outcome import MeasuredBar, Outcome
+from tests.benchmarks.measuring.statistics import RESAMPLES, TAIL_PERCENT, Interval, survival
 
 ARM: Final = "K=3"
 LENGTH: Final = 3
@@ -37,30 +37,13 @@ REPORTED_AFTER_S: Final = 1.5
 Tell = Callable[[str], None]
 
 
-class CategoriesError(ValueError):
-    """A file of categories that cannot be used."""
-
-
-def read_categories(path: Path) -> dict[str, list[str]]:
-    """First turns by category, in the file's order, without those that are too long. Raises CategoriesError."""
-    found: dict[str, list[str]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CategoriesError(f"prompts file {path} cannot be read ({error})") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            category, prompt = str(row["category"]), str(row["turns"][0])
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise CategoriesError(f"{path}:{number} is no object with 'category' and 'turns' ({type(error).__name__})") from error
-        if len(prompt) <= MAX_PROMPT_CHARACTERS:
-            found.setdefault(category, []).append(prompt)
-    if not found:
-        raise CategoriesError(f"prompts file {path} holds no prompt of at most {MAX_PROMPT_CHARACTERS} characters")
-    return found
+def short_prompts(path: Path) -> dict[str, list[str]]:
+    """Prompts by category, without those that are too long. Raises PromptsError."""
+    read = read_prompts_by_category(path)
+    found = {category: [prompt for prompt in prompts if len(prompt) <= MAX_PROMPT_CHARACTERS] for category, prompts in read.items()}
+    if not any(found.values()):
+        raise PromptsError(f"prompts file {path} holds no prompt of at most {MAX_PROMPT_CHARACTERS} characters")
+    return {category: prompts for category, prompts in found.items() if prompts}
 
 
 def measure_categories(player: Player, effort: Effort, categories: Mapping[str, Sequence[str]], seed: int, tell: Tell) -> Outcome:

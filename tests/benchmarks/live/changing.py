@@ -17,13 +17,13 @@ from typing import Any, Final
 
 from nightjar.loadtests.samples import StatusSample
 from nightjar.loadtests.simulation.evidence.bars import Bar
-from tests.benchmarks.engine.outcome import Lines, MeasuredBar, Outcome
 from tests.benchmarks.live.applications import OURS, STOCK, TableRows
 from tests.benchmarks.live.arms import AUTO, STATIC, TABLE
 from tests.benchmarks.live.crowd import Crowd, Deck
 from tests.benchmarks.live.effort import Effort
 from tests.benchmarks.live.paired import Pair, Speed, matched, paired_ratio
 from tests.benchmarks.live.playing import Player, Window, question, window
+from tests.benchmarks.measuring.outcome import Lines, MeasuredBar, Outcome
 
 PHASES: Final = ("quiet", "surge", "calm")
 FIRST_QUESTION_STEP: Final = 47

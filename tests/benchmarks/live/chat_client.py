@@ -6,20 +6,19 @@ several.
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from typing import Any, Final
 
 import httpx
 
+from nightjar.loadtests.openai_stream import ChatRequest, StreamParser
 from tests.benchmarks.engine.fixture import SYSTEM
 from tests.benchmarks.live.answers import Answer, Arrival
 
 MODEL_ID: Final = "chat"
 TIMEOUT_S: Final = 180.0
 """Of a connection, and of the next event."""
-MAX_ERROR_CHARACTERS: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +30,10 @@ class Question:
 
     def body(self) -> dict[str, Any]:
         """As OpenAI's API names things."""
-        return {
-            "model": MODEL_ID,
-            "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": self.prompt}],
-            "max_tokens": self.max_tokens,
-            "temperature": 0.0,
-            "stream": True,
-            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
-        }
+        body = ChatRequest(MODEL_ID, self.prompt, self.max_tokens).body()
+        body["messages"].insert(0, {"role": "system", "content": SYSTEM})
+        body["stream_options"]["continuous_usage_stats"] = True
+        return body
 
 
 def open_client() -> httpx.AsyncClient:
@@ -49,33 +44,24 @@ def open_client() -> httpx.AsyncClient:
 
 async def ask(client: httpx.AsyncClient, url: str, question: Question, answer: Answer) -> None:
     """Fill `answer` as events come. A caller that cancels this cuts the request off."""
+    parser, failure = StreamParser(time.monotonic()), ""
     try:
         async with client.stream("POST", f"{url}/v1/chat/completions", json=question.body()) as response:
             if response.is_error:
                 text = (await response.aread()).decode(errors="replace")
-                answer.error = f"HTTP {response.status_code}: {text}"[:MAX_ERROR_CHARACTERS]
-                return
-            async for line in response.aiter_lines():
-                if line.startswith("data:"):
-                    _take(line.removeprefix("data:").strip(), answer)
+                failure = f"HTTP {response.status_code}: {text}"
+            else:
+                async for line in response.aiter_lines():
+                    _take(parser, line, answer)
     except httpx.HTTPError as error:
-        answer.error = answer.error or f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARACTERS]
-    else:
-        if not answer.is_whole:
-            answer.error = answer.error or "the stream ended before [DONE]"
+        failure = f"{type(error).__name__}: {error}"
+    answer.error = parser.result(time.monotonic(), failure=failure).error
+    answer.is_whole = not answer.error
 
 
-def _take(data: str, answer: Answer) -> None:
-    if data == "[DONE]":
-        answer.is_whole = not answer.error
-        return
-    try:
-        event = json.loads(data)
-        error, usage = event.get("error"), event.get("usage") or {}
-        tokens = int(usage.get("completion_tokens", answer.tokens))
-    except (ValueError, AttributeError, TypeError):
-        error, tokens = f"an event that cannot be read: {data[:80]!r}", answer.tokens
-    if error:
-        answer.error = answer.error or str(error)[:MAX_ERROR_CHARACTERS]
-    elif tokens > answer.tokens or not answer.arrivals:
-        answer.arrivals.append(Arrival(time.monotonic(), tokens))
+def _take(parser: StreamParser, line: str, answer: Answer) -> None:
+    now_s = time.monotonic()
+    parser.feed(line.encode(), now_s)
+    tokens = parser.completion_tokens
+    if tokens is not None and (tokens > answer.tokens or not answer.arrivals):
+        answer.arrivals.append(Arrival(now_s, tokens))

@@ -16,14 +16,14 @@ from typing import Any, Final
 from nightjar.loadtests.samples import StatusSample
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.policy.status import ReplicaStatus
-from tests.benchmarks.engine.outcome import Lines, MeasuredBar, Outcome
-from tests.benchmarks.engine.statistics import resampled
 from tests.benchmarks.live.applications import OURS, POLICY_SETTINGS
 from tests.benchmarks.live.arms import AUTO
 from tests.benchmarks.live.crowd import Crowd, Deck
 from tests.benchmarks.live.effort import MAX_TOKENS, Effort
 from tests.benchmarks.live.learning_loss import Moment, lost_tokens, steady_from_s
 from tests.benchmarks.live.playing import Player, question
+from tests.benchmarks.measuring.outcome import Lines, MeasuredBar, Outcome
+from tests.benchmarks.measuring.statistics import resampled
 
 LOAD: Final = "middle"
 """Where speculation pays and its length matters. A policy that knows nothing begins with off."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from tests.benchmarks.engine.effort import Repeats
+from tests.benchmarks.measuring.repeats import Repeats
 
 
 @dataclass(frozen=True, slots=True)

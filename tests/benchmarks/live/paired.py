@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nightjar.loadtests.simulation.evidence.bars import Bar
-from tests.benchmarks.engine.statistics import RESAMPLES, TAIL_PERCENT, Interval
+from tests.benchmarks.measuring.statistics import RESAMPLES, TAIL_PERCENT, Interval
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 

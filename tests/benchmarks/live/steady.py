@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from tests.benchmarks.engine.outcome import Lines, MeasuredBar, Outcome
-from tests.benchmarks.engine.statistics import latin_rectangle
 from tests.benchmarks.live.applications import OURS
 from tests.benchmarks.live.arms import AUTO, OFF, STATIC, length_of
 from tests.benchmarks.live.crowd import Deck
 from tests.benchmarks.live.effort import MAX_TOKENS, Effort, SteadyLoad
 from tests.benchmarks.live.paired import Pair, Ratio, Speed, UpperEndBar, matched, paired_ratio
 from tests.benchmarks.live.playing import Player, Window, question
+from tests.benchmarks.measuring.outcome import Lines, MeasuredBar, Outcome
+from tests.benchmarks.measuring.statistics import latin_rectangle
 
 TURNS: Final = 4
 """Rounds are so many turns of all users apart in the list of questions."""

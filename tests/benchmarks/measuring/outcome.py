@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nightjar.loadtests.simulation.evidence.bars import Bar
-from tests.benchmarks.engine.statistics import Interval
+from tests.benchmarks.measuring.statistics import Interval
 
 
 @dataclass(frozen=True, slots=True)

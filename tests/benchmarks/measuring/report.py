@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from nightjar.loadtests.charts import Series, chart, scale_for
-from tests.benchmarks.engine.outcome import Lines, MeasuredBar, Outcome
+from tests.benchmarks.measuring.outcome import Lines, MeasuredBar, Outcome
 
 COLOURS: Final = ("#1f6f8b", "#c8553d", "#2e7d4f", "#8a5a9e", "#b58a00", "#1d2430")
 STYLE: Final = (
