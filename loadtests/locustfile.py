@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import gevent
 from gevent import Greenlet
+from gevent.event import Event
 from locust import LoadTestShape, User, constant, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
@@ -95,10 +96,12 @@ def _above_zero(parse: Callable[[str], Any], text: str) -> Any:
 
 
 class _Driving:
-    """What this load process needs to run; set once at `init`, before any user starts."""
+    """What this load process needs to run; set once at `init`. A worker's user may start before: the master heard of it already."""
 
     server: Server
     model: str
+    is_ready: Final = Event()
+    """Set once `server` and `model` are."""
     finished_drivers: int = 0
     has_begun: bool = False
     share: Greenlet | None = None
@@ -109,6 +112,8 @@ class _Driving:
 def prepare(environment: Environment, **_: Any) -> None:
     """Look at the host before any load: a dead one ends the run here. The first process empties the rows file."""
     options = _options(environment)
+    if isinstance(environment.runner, MasterRunner):
+        environment.runner.register_message(FINISHED_MESSAGE, _count_finished)
     try:
         if not environment.host:
             raise AddressError("no server: give --host, for example --host http://127.0.0.1:8000")
@@ -117,12 +122,9 @@ def prepare(environment: Environment, **_: Any) -> None:
     except (AddressError, ConnectionError) as error:
         logger.error("%s", error)
         raise SystemExit(EXIT_CODE_UNUSABLE) from error
-    if isinstance(environment.runner, WorkerRunner):
-        return
-    if options.rows:
+    if options.rows and not isinstance(environment.runner, WorkerRunner):
         Path(options.rows).unlink(missing_ok=True)
-    if isinstance(environment.runner, MasterRunner):
-        environment.runner.register_message(FINISHED_MESSAGE, _count_finished)
+    _Driving.is_ready.set()
 
 
 @events.test_start.add_listener
@@ -162,6 +164,7 @@ class RegimeUser(User):
             _Driving.share = gevent.spawn(self._play)
 
     def _play(self) -> None:
+        _Driving.is_ready.wait()
         options = _options(self.environment)
         prompts = shuffled(_prompts(options.prompts), options.seed)
         plan = LoadPlan(parse_regime(options.regime), options.seed, prompts, _shard(self.environment), options.drain_s)

@@ -42,6 +42,8 @@ class FakeServer:
     status: int = 200
     error_body: bytes = b'{"error": {"message": "no room", "type": "x", "code": 503}}'
     models: bytes = b'{"object": "list", "data": [{"id": "tiny"}]}'
+    may_list_models: threading.Event = field(default_factory=threading.Event)
+    """Set at the start; while it is clear, who asks for the models waits."""
     answer: Callable[[dict[str, Any]], list[dict[str, Any] | str]] = whole_answer
     fleet_status: Callable[[], bytes] = lambda: b"{}"
     set_mode: Callable[[dict[str, Any]], tuple[int, bytes]] = lambda body: (200, b"{}")
@@ -59,6 +61,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         fake = self.server.fake
         if self.path == "/v1/models":
+            fake.may_list_models.wait()
             self._plain(200, fake.models)
         elif self.path == "/nightjar/status":
             self._plain(200, fake.fleet_status())
@@ -103,6 +106,7 @@ class _Server(ThreadingHTTPServer):
 def running_fake_server(port: int = 0) -> Iterator[FakeServer]:
     server = _Server(("127.0.0.1", port), _Handler)
     server.fake = FakeServer(url=f"http://127.0.0.1:{server.server_address[1]}")
+    server.fake.may_list_models.set()
     thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.005), daemon=True)
     thread.start()
     try:

@@ -8,7 +8,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
@@ -52,6 +54,11 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def lines_until(part: str, stream: IO[str]) -> str:
+    """What `stream` says until a line holds `part`, or to its end."""
+    return "".join(takewhile(lambda line: part not in line, stream))
+
+
 def test_host_alone_is_enough_to_start_and_the_regime_gives_one_row_per_arrival_under_the_seed(
     server: FakeServer, tmp_path: Path
 ) -> None:
@@ -86,13 +93,30 @@ def test_a_process_that_the_master_lost_for_a_while_plays_its_share_once_and_to_
         stopped = psutil.Process(process.pid).children()[0]
         stopped.suspend()
         assert process.stderr is not None
-        assert any("failed to send heartbeat" in line for line in process.stderr)
+        told = lines_until("failed to send heartbeat", process.stderr)
         stopped.resume()
-        told = process.stderr.read()
+        told += process.stderr.read()
     assert process.returncode == 0, told
     rows = read_rows(rows_path)
     assert [row.error for row in rows if row.error] == []
     assert Counter(row.request_id for row in rows) == Counter(f"steady-{number}" for number in range(36))
+
+
+def test_a_worker_that_is_told_to_start_before_it_knows_the_model_waits_until_it_does(server: FakeServer, tmp_path: Path) -> None:
+    rows_path, port = tmp_path / "rows.jsonl", str(free_port("127.0.0.1"))
+    with running_fake_server() as slow:
+        slow.may_list_models.clear()
+        worker = ("--host", slow.url, "--worker", "--master-port", port)
+        with subprocess.Popen(command(*worker), stderr=subprocess.DEVNULL, cwd=ROOT, env=ENVIRONMENT):
+            master = ("--host", server.url, "--regime", "few:0.5@=8", "--rows", str(rows_path), "--master", "--expect-workers", "1")
+            arguments = command(*master, "--master-bind-port", port)
+            with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=ENVIRONMENT) as process:
+                assert process.stderr is not None
+                told = lines_until("All users spawned", process.stderr)
+                slow.may_list_models.set()
+                told += process.stderr.read()
+    assert process.returncode == 0, told
+    assert [row.error for row in read_rows(rows_path)] == [""] * 4
 
 
 def test_failed_requests_are_rows_with_their_error_and_exit_code_1(server: FakeServer, tmp_path: Path) -> None:
