@@ -63,7 +63,7 @@ def look(time_s: float, *replicas: ReplicaStatus) -> StatusSample:
 
 
 def segment(half: Half, number: int, arm: str, tokens: int, seconds: float = 10.0) -> Segment:
-    return Segment(LOAD, half, number, arm, Window(seconds, tokens, {}))
+    return Segment(LOAD, half, number, arm, Window(seconds, tokens, {}, float(tokens)))
 
 
 def test_a_window_counts_what_arrived_in_it_of_answers_that_began_before_and_ended_after() -> None:
@@ -121,7 +121,8 @@ def test_rounds_that_lack_one_of_two_arms_are_no_pair() -> None:
 
 def test_the_best_static_arm_of_the_changing_load_is_that_of_all_its_runs() -> None:
     def run(number: int, arm: str, tokens: int) -> Run:
-        return Run(number, arm, Window(10.0, tokens, {}), (Window(4.0, tokens // 2, {}), Window(6.0, tokens // 2, {})), 0.0)
+        phases = tuple(Window(seconds, tokens // 2, {}, tokens / 2) for seconds in (4.0, 6.0))
+        return Run(number, arm, Window(10.0, tokens, {}, float(tokens)), phases, 0.0)
 
     runs = Runs([run(0, arm, tokens) for arm, tokens in zip((AUTO, TABLE, *STATIC), (110, 90, 80, 100, 90, 70), strict=True)])
     assert runs.best_static() == "K=1"

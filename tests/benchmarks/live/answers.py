@@ -46,6 +46,29 @@ def tokens_between(answers: Iterable[Answer], from_s: float, to_s: float) -> int
     return sum(_tokens_until(answer.arrivals, to_s) - _tokens_until(answer.arrivals, from_s) for answer in answers)
 
 
+def tokens_of_whole_steps(answers: Iterable[Answer], from_s: float, to_s: float) -> float:
+    """Tokens that a window of a steady load would hold if it began and ended with a step of each engine.
+
+    An engine's tokens come a step at a time, at a full batch dozens at once: by the clock a window of 14 steps holds one more or
+    less as its ends happen to fall. So each replica is counted from its last arrival before the window to its last one in it.
+
+    >>> steps = Answer("first", 0, [Arrival(float(second), 32 * second) for second in range(20)])
+    >>> tokens_between([steps], 1.9, 9.1), round(tokens_of_whole_steps([steps], 1.9, 9.1), 1)
+    (256, 230.4)
+    """
+    found, by_replica = 0.0, dict[str, list[Answer]]()
+    for answer in answers:
+        by_replica.setdefault(answer.replica, []).append(answer)
+    for own in by_replica.values():
+        first_s, last_s = (
+            max((arrival.at_s for answer in own for arrival in answer.arrivals if arrival.at_s <= end_s), default=end_s)
+            for end_s in (from_s, to_s)
+        )
+        if last_s > first_s:
+            found += tokens_between(own, first_s, last_s) / (last_s - first_s) * (to_s - from_s)
+    return found
+
+
 def acceptance_seen(answers: Iterable[Answer], num_speculative_tokens: int) -> tuple[list[int], list[int]]:
     """Steps that verified more than i drafts and those in which more than i were accepted, for each i, as events tell them.
 

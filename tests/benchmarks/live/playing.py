@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from nightjar.loadtests.samples import EngineHistory, StatusSample, WorkByLength, all_work
 from tests.benchmarks.engine.fixture import questions
-from tests.benchmarks.live.answers import Answer, tokens_between
+from tests.benchmarks.live.answers import Answer, tokens_between, tokens_of_whole_steps
 from tests.benchmarks.live.applications import OURS
 from tests.benchmarks.live.arms import TABLE
 from tests.benchmarks.live.chat_client import open_client
@@ -43,11 +43,18 @@ class Window:
     seconds: float
     tokens: int
     work: WorkByLength
+    steady_tokens: float
+    """What `tokens` would be if the window began and ended with a step: for loads that stand still."""
 
     @property
     def speed(self) -> float:
         """Tokens per second, of all replicas together."""
         return self.tokens / self.seconds
+
+    @property
+    def steady_speed(self) -> float:
+        """The same of a load that stands still."""
+        return self.steady_tokens / self.seconds
 
     @property
     def steps_by_length(self) -> dict[str, int]:
@@ -131,4 +138,5 @@ class Player:
 def window(answers: Sequence[Answer], first: StatusSample, last: StatusSample) -> Window:
     """What came, and what was done, between two looks."""
     work = EngineHistory([first, last]).work(first.time_s, last.time_s)
-    return Window(last.time_s - first.time_s, tokens_between(answers, first.time_s, last.time_s), work)
+    from_s, to_s = first.time_s, last.time_s
+    return Window(to_s - from_s, tokens_between(answers, from_s, to_s), work, tokens_of_whole_steps(answers, from_s, to_s))

@@ -45,7 +45,8 @@ class Segment:
         """For the raw rows."""
         return {
             "load": self.load.name, "rows": self.load.rows, "half": self.half, "round": self.number + 1, "arm": self.arm,
-            "seconds": round(self.window.seconds, 3), "tokens": self.window.tokens, "steps": self.window.steps_by_length,
+            "seconds": round(self.window.seconds, 3), "tokens": self.window.tokens,
+            "steady_tokens": round(self.window.steady_tokens, 1), "steps": self.window.steps_by_length,
         }  # fmt: skip
 
 
@@ -62,7 +63,7 @@ class Segments:
     def speed(self, load: str, arm: str, half: Half | None = None) -> float:
         """Tokens per second of both replicas."""
         windows = [one.window for one in self.of(load, arm, half)]
-        return sum(window.tokens for window in windows) / sum(window.seconds for window in windows)
+        return sum(window.steady_tokens for window in windows) / sum(window.seconds for window in windows)
 
     def best(self, load: str) -> str:
         """The static arm that odd rounds pick."""
@@ -71,7 +72,7 @@ class Segments:
     def pairs(self, load: str, arm: str, other: str) -> list[Pair]:
         """Two arms in the even rounds."""
         one, two = (
-            {segment.number: Speed(segment.window.tokens, segment.window.seconds) for segment in self.of(load, name, "even")}
+            {segment.number: Speed(segment.window.steady_tokens, segment.window.seconds) for segment in self.of(load, name, "even")}
             for name in (arm, other)
         )
         return matched(one, two)
@@ -128,7 +129,7 @@ def _play(
     window = player.steady(
         arm, load.rows, deck, load.settle_s if settle_s is None else settle_s, load.measure_s if measure_s is None else measure_s
     )
-    tell(f"  {load.name}, {arm}: {window.speed:.1f} tokens/s, steps {window.steps_by_length}")
+    tell(f"  {load.name}, {arm}: {window.steady_speed:.1f} tokens/s, steps {window.steps_by_length}")
     return window
 
 
