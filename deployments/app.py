@@ -9,10 +9,12 @@
         hung_after_s: 120                              # Nightjar's own: an engine without a step for so long is replaced
 
 What is wrong with it is one message at build time, naming field, value and what is allowed (`ConfigurationError`). Nothing
-tunable lives here: a change of `args` replaces every replica. The kill switch for emergencies is the deployment's
-`user_config`, `mode` alone, beside `args`, where a change replaces none:
+tunable lives here: a change of `args` replaces every replica. Beside `args` a change of how many replicas there are, or how many
+requests one takes, replaces none, and neither does the kill switch for emergencies, which is `user_config` with `mode` alone:
 
-    deployments: [{name: LLM, user_config: {mode: "off"}}]
+    deployments: [{name: LLM, num_replicas: 3, max_ongoing_requests: 512, user_config: {mode: "off"}}]
+
+Serve lays these over `deployment_config`; `nightjar check` looks at both together.
 """
 
 from __future__ import annotations

@@ -63,7 +63,9 @@ NOT_HERE: Final = {
     "pip install 'nightjar-serve[gpu]'": "the package is on no index, and a GPU's vLLM does not fit a CPU",
     "docker build --target gpu --tag registry.example.com/nightjar-serve-gpu:0.1.0 .": "no container builder",
     "helm upgrade --install nightjar helm/nightjar --values helm/nightjar/examples/gpu.yaml"
-    " --set image.repository=registry.example.com/nightjar-serve-gpu": "no Kubernetes cluster; rendered by `make chart`",
+    " --set image.repository=registry.example.com/nightjar-serve-gpu"
+    " --set toolsImage.repository=registry.example.com/nightjar-serve-load": "no Kubernetes cluster; rendered by `make chart`",
+    "kubectl create secret generic hugging-face --from-literal=token=...": "no Kubernetes cluster",
 }
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from nightjar.cluster.serve_config import POLICY_DEPLOYMENT, POLICY_IMPORT_PATH
+from nightjar.deployments.configuration.deployed import ENTRY
 from nightjar.deployments.configuration.findings import Finding, FoundLine, Place, shown
-from nightjar.deployments.configuration.rules import ENTRY, CheckedModel, check_model
+from nightjar.deployments.configuration.rules import CheckedModel, check_model
 from nightjar.deployments.configuration.schema_findings import place_named_in, schema_findings
 from nightjar.deployments.configuration.serve_schema import ServeConfig
 from nightjar.deployments.configuration.source import SourceError, read_sources

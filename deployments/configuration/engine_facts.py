@@ -6,6 +6,7 @@ hand, as far as they do not need the model's files. The decisions themselves are
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -64,8 +65,13 @@ def is_on_cpu(config: LLMConfig) -> bool:
 
 def environment_of(config: LLMConfig) -> dict[str, str]:
     """The variables that the configuration itself sets for a replica."""
-    nested = config.actor_options().get("runtime_env") or {}
-    return {str(name): str(value) for name, value in (nested.get("env_vars") or {}).items()}
+    return variables_in(config.actor_options().get("runtime_env"))
+
+
+def variables_in(runtime_env: object) -> dict[str, str]:
+    """Its `env_vars`; none where it has the wrong form, which is Ray's to refuse."""
+    variables = runtime_env.get("env_vars") if isinstance(runtime_env, Mapping) else None
+    return {str(name): str(value) for name, value in variables.items()} if isinstance(variables, Mapping) else {}
 
 
 def outlook(config: LLMConfig, kwargs: EngineKwargs, *, shadow: bool) -> EngineOutlook:

@@ -5,10 +5,11 @@ A rule that another module holds (what steering refuses, what can be lent, what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from nightjar.deployments.configuration.deployed import ENTRY, OPTIONS, DeployedModel, as_deployed
 from nightjar.deployments.configuration.engine_facts import (
     EngineOutlook,
     drafter_kind,
@@ -26,20 +27,23 @@ from nightjar.deployments.engine.arguments import SEPARATE_DRAFT_MODEL, STEERABL
 from nightjar.deployments.llm_config import DEPLOYMENT_NAME, LLMConfig, model_problems, parse_local_mode, read_args
 from nightjar.policy.records import MAX_BATCH_SIZE
 
-ENTRY: Final[Place] = ("args", "llm_configs", 0)
 KWARGS: Final[Place] = (*ENTRY, "engine_kwargs")
 SPECULATIVE: Final[Place] = (*KWARGS, "speculative_config")
-OPTIONS: Final[Place] = (*ENTRY, "deployment_config")
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedModel:
     """A model application that parsed: what it is, how it will run, what it will hold."""
 
-    config: LLMConfig
+    deployed: DeployedModel
     kwargs: EngineKwargs
     outlook: EngineOutlook
     memory: MemoryEstimate
+
+    @property
+    def config(self) -> LLMConfig:
+        """As its replicas get it."""
+        return self.deployed.config
 
 
 def check_model(application: Mapping[str, Any], *, shadow: bool) -> tuple[CheckedModel | None, list[Finding]]:
@@ -52,14 +56,22 @@ def check_model(application: Mapping[str, Any], *, shadow: bool) -> tuple[Checke
     found += _unknown_names(config.engine_kwargs)
     found += schema_findings(EngineKwargs, config.engine_kwargs, KWARGS)
     found += _overrides(application.get("deployments") or [])
-    if any(finding.severity == "error" for finding in found):
+    if _has_error(found):
+        return None, found
+    deployed = as_deployed(config, application)
+    found += _laid_over(config, deployed)
+    if _has_error(found):
         return None, found
     found += [Finding("warning", ("args", *problem.location), problem.message) for problem in model_problems(config)]
-    kwargs = EngineKwargs.model_validate(config.engine_kwargs)
-    model = CheckedModel(config, kwargs, outlook(config, kwargs, shadow=shadow), estimate_memory(config, kwargs))
+    config, kwargs = deployed.config, EngineKwargs.model_validate(config.engine_kwargs)
+    model = CheckedModel(deployed, kwargs, outlook(config, kwargs, shadow=shadow), estimate_memory(config, kwargs))
     for rule in (_steering, _length_table, _offload, _draft_parallelism, _serving_room, _autoscaling, _costs):
         found += rule(model)
     return model, found
+
+
+def _has_error(found: Iterable[Finding]) -> bool:
+    return any(finding.severity == "error" for finding in found)
 
 
 def _unknown_names(engine_kwargs: Mapping[str, Any]) -> Iterator[Finding]:
@@ -84,6 +96,22 @@ def _overrides(deployments: list[Mapping[str, Any]]) -> Iterator[Finding]:
             parse_local_mode(deployment.get("user_config"))
         except ValueError as error:
             yield Finding("error", (*place, "user_config"), f"{error}; correct it, or take it out")
+
+
+def _laid_over(written: LLMConfig, deployed: DeployedModel) -> Iterator[Finding]:
+    """What is right in `args` and right beside it, and wrong together."""
+    for finding in schema_findings(DeploymentOptions, deployed.config.deployment_config, ()) if deployed.places else ():
+        option, *below = finding.place or ("",)
+        yield Finding(finding.severity, (*deployed.place_of(str(option)), *below), finding.message)
+    if "ray_actor_options" in deployed.places and (written.accelerator_type or written.runtime_env):
+        message = "Serve takes these alone, without what accelerator_type and runtime_env add; move them to deployment_config"
+        yield Finding("warning", deployed.places["ray_actor_options"], message)
+    if deployed.lost_variables:
+        message = (
+            f"{', '.join(deployed.lost_variables)} will not be set in the replicas: they have a runtime_env of their own in "
+            "llm_configs, and Serve then takes that one alone; write it there"
+        )
+        yield Finding("warning", ("runtime_env", "env_vars"), message)
 
 
 def _steering(model: CheckedModel) -> Iterator[Finding]:
@@ -167,7 +195,7 @@ def _serving_room(model: CheckedModel) -> Iterator[Finding]:
             f"{given} is below twice max_num_seqs ({enough // 2}{whose}): Serve holds requests back before the "
             f"engine's batch is full; write {enough}, or take it out"
         )
-        yield Finding("warning", (*OPTIONS, "max_ongoing_requests"), message)
+        yield Finding("warning", model.deployed.place_of("max_ongoing_requests"), message)
     if is_on_cpu(config):
         message = "no accelerator_type and no ray_actor_options.num_gpus: its replicas get no GPU, right only for vLLM's CPU build"
         yield Finding("advice", ENTRY, message)
@@ -175,14 +203,14 @@ def _serving_room(model: CheckedModel) -> Iterator[Finding]:
     gpus = config.actor_options().get("num_gpus")
     if gpus is not None and gpus < config.num_workers:
         message = f"{gpus}, and the engine runs {config.num_workers} workers with a GPU each; write {config.num_workers}"
-        yield Finding("error", (*OPTIONS, "ray_actor_options", "num_gpus"), message)
+        yield Finding("error", (*model.deployed.place_of("ray_actor_options"), "num_gpus"), message)
 
 
 def _autoscaling(model: CheckedModel) -> Iterator[Finding]:
     values = model.config.deployment_config.get("autoscaling_config")
     if values is None:
         return
-    place: Place = (*OPTIONS, "autoscaling_config")
+    place = model.deployed.place_of("autoscaling_config")
     scaling = AutoscalingConfig.model_validate(values)
     target = scaling.target_ongoing_requests or 0.0
     most = model.config.deployment_config.get("max_ongoing_requests") or model.config.enough_ongoing_requests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -17,13 +18,19 @@ ANSWERS = {"/-/healthz": b"success", "/nightjar/status": b"{}", "/m/v1/models": 
 
 
 @contextmanager
-def serving(answers: dict[str, bytes]) -> Iterator[str]:
+def serving(answers: dict[str, bytes], api_key: str = "") -> Iterator[str]:
+    """A server; with a key it guards `/v1` as vLLM does, and nothing else may see it."""
+
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass
 
         def do_GET(self) -> None:
-            self.send_response(200 if self.path in answers else 404)
+            wanted = f"Bearer {api_key}" if api_key and "/v1/" in self.path else None
+            if self.headers.get("Authorization") != wanted:
+                self.send_response(401)
+            else:
+                self.send_response(200 if self.path in answers else 404)
             self.end_headers()
             self.wfile.write(answers.get(self.path, b""))
 
@@ -35,9 +42,10 @@ def serving(answers: dict[str, bytes]) -> Iterator[str]:
         thread.join()
 
 
-def check(url: str, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def check(url: str, script: str, *arguments: str, api_key: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", script, f"--service={url}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    environment = {**os.environ, "OPENAI_API_KEY": api_key}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +67,18 @@ def test_a_model_that_is_not_listed_is_named(body: bytes) -> None:
         done = check(url, script, "--model=/m=tiny", "--timeout-s=0.01")
     assert done.returncode == 1
     assert "/m/v1/models does not list tiny" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [("sesame", "serves"), ("sesame\n", "serves"), ("", "the key in OPENAI_API_KEY is missing"), ("x", "is wrong: see")],
+)
+def test_a_server_that_asks_for_a_key_is_shown_it(key: str, told: str) -> None:
+    script = (CHART / "files/check_service.py").read_text()
+    with serving(ANSWERS, api_key="sesame") as url:
+        done = check(url, script, "--model=/m=tiny", "--answers=/nightjar/status", "--timeout-s=0.01", api_key=key)
+    assert told in done.stdout
+    assert done.returncode == (0 if told == "serves" else 1)
 
 
 @needs_helm

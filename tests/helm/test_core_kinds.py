@@ -55,6 +55,20 @@ def test_the_network_policy_lets_ray_itself_the_operator_clients_and_prometheus_
     assert release(values={"networkPolicy": {"enabled": True}}).one("NetworkPolicy")["spec"]["policyTypes"] == ["Ingress"]
 
 
+@pytest.mark.parametrize("nobody", [None, []])
+@pytest.mark.parametrize(("whom", "port"), [("operator", 8265), ("prometheus", 8080)])
+def test_where_nobody_is_named_nobody_is_let_in(whom: str, port: int, nobody: list[Any] | None) -> None:
+    policy = release(values={"networkPolicy": {"enabled": True, whom: nobody}}).one("NetworkPolicy")["spec"]
+    assert all(rule["from"] for rule in policy["ingress"])
+    assert port not in [opened["port"] for rule in policy["ingress"] for opened in rule.get("ports", [])]
+
+
+def test_without_clients_the_releases_own_pods_are_the_only_ones() -> None:
+    _, clients, *_ = release(values={"networkPolicy": {"enabled": True, "clients": None}}).one("NetworkPolicy")["spec"]["ingress"]
+    assert [list(peer) for peer in clients["from"]] == [["podSelector"]]
+    assert clients["from"][0]["podSelector"]["matchLabels"]
+
+
 def test_selectors_find_the_pods_that_they_mean(everything: Release) -> None:
     def chosen(selector: dict[str, Any]) -> set[str]:
         components = {value for rule in selector.get("matchExpressions", []) for value in rule["values"]}
@@ -79,10 +93,23 @@ def test_the_pod_monitor_names_ports_that_the_pods_have(everything: Release) -> 
     assert {endpoint["interval"] for endpoint in endpoints} == {"15s"}
 
 
-def test_the_notes_say_what_to_do_next() -> None:
-    done = helm("install", "llm", str(CHART), "--namespace", "serving", "--dry-run=client", "--set", "rayAuth.mode=disabled")
+def notes_of(*options: str) -> str:
+    done = helm("install", "llm", str(CHART), "--namespace", "serving", "--dry-run=client", *options)
     assert done.returncode == 0, done.stderr
-    notes = done.stdout.partition("NOTES:")[2]
+    return done.stdout.partition("NOTES:")[2]
+
+
+def test_on_gpus_the_notes_say_that_shadow_ends_with_a_new_start() -> None:
+    gpu = ("--values", str(CHART / "examples/gpu.yaml"))
+    said = "started in shadow only observes, whatever the mode, until it starts anew"
+    assert said in notes_of(*gpu)
+    assert "models[].runtimeEnv.env_vars" in notes_of(*gpu)
+    assert said not in notes_of(*gpu, "--set", "policy.settings.mode=auto")
+    assert said not in notes_of()
+
+
+def test_the_notes_say_what_to_do_next() -> None:
+    notes = notes_of("--set", "rayAuth.mode=disabled")
     assert "kubectl --namespace serving wait rayservice/llm-nightjar --for=condition=Ready" in notes
     assert "helm --namespace serving test llm" in notes
     assert "port-forward service/llm-nightjar-serve-svc 8000:8000" in notes

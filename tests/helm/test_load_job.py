@@ -90,6 +90,30 @@ def test_a_change_is_a_new_run_and_a_change_elsewhere_is_none() -> None:
     assert len({first, name(load={"run": "2"}), name(load={"workers": 3}), name(toolsImage={"tag": "9"})}) == 4
 
 
+def test_a_finished_job_is_kept_unless_somebody_says_otherwise() -> None:
+    def seconds(**load_test: Any) -> list[int | None]:
+        jobs = release(values={"loadTest": {"enabled": True, **load_test}}).all("Job")
+        return [job["spec"].get("ttlSecondsAfterFinished") for job in jobs]
+
+    assert seconds() == [None, None]
+    assert seconds(ttlSecondsAfterFinished=600) == [600, 600]
+
+
+def test_load_and_checks_show_the_key_that_the_server_asks_for() -> None:
+    def variables(values: dict[str, Any]) -> list[dict[str, Any]]:
+        rendered = release(values=values)
+        pods = [rendered.one("Pod"), *(job["spec"]["template"] for job in rendered.all("Job"))]
+        containers = [
+            container for pod in pods for kind in ("containers", "initContainers") for container in pod["spec"].get(kind, [])
+        ]
+        assert len(containers) == 5
+        return [variable for container in containers for variable in container.get("env", []) if variable["name"] != "HOME"]
+
+    key = {"name": "OPENAI_API_KEY", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "vllm"}}}
+    assert variables({"loadTest": {"enabled": True, "existingSecret": "keys", "secretKey": "vllm"}}) == [key] * 5
+    assert variables({"loadTest": {"enabled": True}}) == []
+
+
 def test_the_load_goes_to_the_first_model_once_it_is_served() -> None:
     model = {"name": "m", "modelSource": "org/m", "routePrefix": "/m"}
     (job, _) = release(values={"models": [model], "loadTest": {"enabled": True}}).all("Job")

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.helm.rendering import CHART, needs_helm, refusal, release
+from tests.helm.rendering import CHART, ROOT, needs_helm, refusal, release
 
 pytestmark = needs_helm
 MODEL = {"name": "m", "modelSource": "org/m"}
+LOOPBACK = "{{http_options: {{host: {host}}}, applications: []}}"
 GROUP = {"groupName": "g", "minReplicas": 1, "maxReplicas": 1, "resources": {"limits": {"nvidia.com/gpu": 2}}}
 
 
@@ -32,6 +33,24 @@ GROUP = {"groupName": "g", "minReplicas": 1, "maxReplicas": 1, "resources": {"li
         ({"models": []}, "nothing to serve: name at least one of models, or paste a Serve config into serveConfigV2"),
         ({"serveConfigV2": "applications: []"}, "models and serveConfigV2 are both set"),
         ({"models": [], "serveConfigV2": "aplications: []"}, "serveConfigV2 is not a Serve config"),
+        (
+            {"models": [], "serveConfigV2": LOOPBACK.format(host="127.0.0.1")},
+            'serveConfigV2: http_options.host "127.0.0.1" listens for the pod itself alone',
+        ),
+        ({"models": [], "serveConfigV2": LOOPBACK.format(host="localhost")}, 'http_options.host "localhost" listens for'),
+        ({"models": [], "serveConfigV2": LOOPBACK.format(host="'::1'")}, 'http_options.host "::1" listens for'),
+        (
+            {"models": [MODEL | {"deploymentConfig": {"name": "x"}}]},
+            'deploymentConfig.name "x": the deployment is always called LLM',
+        ),
+        (
+            {"models": [MODEL], "workerGroups": [GROUP]},
+            "models: m: workerGroups have GPUs, but its replicas reserve none of them",
+        ),
+        (
+            {"models": [MODEL | {"deploymentConfig": {"ray_actor_options": {"num_cpus": 4}}}], "workerGroups": [GROUP]},
+            "name acceleratorType (Ray's name of the GPU), or deploymentConfig.ray_actor_options.num_gpus",
+        ),
         ({"models": [MODEL, MODEL]}, 'models: the name "m" is taken'),
         ({"models": [MODEL | {"name": "nightjar"}]}, 'the name "nightjar" is taken'),
         (
@@ -62,6 +81,23 @@ GROUP = {"groupName": "g", "minReplicas": 1, "maxReplicas": 1, "resources": {"li
 )
 def test_a_broken_value_is_named_and_explained(values: dict[str, Any], message: str) -> None:
     assert message in refusal(values=values)
+
+
+@pytest.mark.parametrize("num_gpus", [0, 1])
+def test_beside_gpus_a_number_of_them_is_as_good_as_their_type(num_gpus: int) -> None:
+    model = MODEL | {"deploymentConfig": {"ray_actor_options": {"num_gpus": num_gpus}}}
+    (application, _) = release(values={"models": [model], "workerGroups": [GROUP]}).serve_config["applications"]
+    (entry,) = application["args"]["llm_configs"]
+    assert entry["deployment_config"] == {"ray_actor_options": {"num_gpus": num_gpus}}
+
+
+def test_our_own_serve_files_may_be_pasted_but_the_one_for_this_machine() -> None:
+    for file in sorted((ROOT / "cluster/configs").glob("*.yaml")):
+        values = {"models": [], "serveConfigV2": file.read_text()}
+        if file.name == "local-cpu.yaml":
+            assert "http_options.host" in refusal(values=values)
+        else:
+            release(values=values)
 
 
 def test_a_chart_above_ours_may_use_it_as_a_dependency(tmp_path: Path) -> None:

@@ -2,16 +2,21 @@
 
     check_service.py --service=http://NAME-serve-svc:8000 --model=/=smollm2 --answers=/nightjar/status --timeout-s=300
 
-Asks again until all is well. Exit code 1, with what is missing, once the time is over. Standard library only: it travels as text.
+Asks again until all is well. Exit code 1, with what is missing, once the time is over. Models are shown the key in OPENAI_API_KEY,
+where there is one. Standard library only: it travels as text.
 """
 
 import argparse
 import json
+import os
 import sys
 import time
+import urllib.error
 import urllib.request
 
 PERIOD_S = 2.0
+API_KEY_VARIABLE = "OPENAI_API_KEY"
+UNAUTHORIZED = 401
 
 
 def main() -> int:
@@ -23,7 +28,8 @@ def main() -> int:
     parser.add_argument("--timeout-s", type=float, required=True)
     options = parser.parse_args()
     ends = time.monotonic() + options.timeout_s
-    while missing := what_is_missing(options.service, options.model, options.answers):
+    api_key = os.environ.get(API_KEY_VARIABLE, "").strip()
+    while missing := what_is_missing(options.service, options.model, options.answers, api_key):
         print("; ".join(missing), flush=True)
         if time.monotonic() > ends:
             return 1
@@ -32,13 +38,13 @@ def main() -> int:
     return 0
 
 
-def what_is_missing(service: str, models: list[str], paths: list[str]) -> list[str]:
+def what_is_missing(service: str, models: list[str], paths: list[str], api_key: str) -> list[str]:
     """One sentence for each thing that is not there."""
     missing = [problem for path in paths if (problem := answer(service + path)[1])]
     for model in models:
         prefix, _, model_id = model.partition("=")
         url = service + prefix.rstrip("/") + "/v1/models"
-        body, problem = answer(url)
+        body, problem = answer(url, api_key)
         if problem:
             missing.append(problem)
         elif model_id not in listed(body):
@@ -46,11 +52,17 @@ def what_is_missing(service: str, models: list[str], paths: list[str]) -> list[s
     return missing
 
 
-def answer(url: str) -> tuple[bytes, str]:
+def answer(url: str, api_key: str = "") -> tuple[bytes, str]:
     """The body and an empty text, or what went wrong."""
+    request = urllib.request.Request(url)  # noqa: S310 - the chart writes the address
+    if api_key:
+        request.add_unredirected_header("Authorization", f"Bearer {api_key}")
     try:
-        with urllib.request.urlopen(url, timeout=10) as response:  # noqa: S310 - the chart writes the address
+        with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
             return response.read(), ""
+    except urllib.error.HTTPError as error:
+        asks = f"; the key in {API_KEY_VARIABLE} is {'wrong' if api_key else 'missing'}: see loadTest.existingSecret"
+        return b"", f"{url}: {error}{asks if error.code == UNAUTHORIZED else ''}"
     except OSError as error:
         return b"", f"{url}: {error}"
 

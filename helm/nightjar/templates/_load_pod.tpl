@@ -47,10 +47,8 @@ spec:
     {{- end }}
     env:
     - {name: HOME, value: /home/nightjar}
-    {{- if $test.existingSecret }}
-    - name: OPENAI_API_KEY
-      valueFrom:
-        secretKeyRef: {name: {{ $test.existingSecret }}, key: {{ $test.secretKey }}}
+    {{- with include "nightjar.apiKey" .root }}
+    {{- . | nindent 4 }}
     {{- end }}
     {{- if eq .component "load-master" }}
     ports:
@@ -85,8 +83,23 @@ args:
 - |
   {{- .root.Files.Get "files/check_service.py" | nindent 2 }}
 {{ include "nightjar.checkArguments" . }}
+{{- with include "nightjar.apiKey" .root }}
+env:
+{{ . }}
+{{- end }}
 {{- with .root.Values.containerSecurityContext }}
 securityContext:
   {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- end -}}
+
+{{/* The key that the server asks for, as one environment variable; empty where none is named. Takes the root. */}}
+{{- define "nightjar.apiKey" -}}
+{{- with .Values.loadTest -}}
+{{- if .existingSecret -}}
+- name: OPENAI_API_KEY
+  valueFrom:
+    secretKeyRef: {name: {{ .existingSecret }}, key: {{ .secretKey }}}
+{{- end -}}
+{{- end -}}
 {{- end -}}

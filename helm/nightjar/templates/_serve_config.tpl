@@ -6,6 +6,7 @@
 http_options: {host: 0.0.0.0, port: 8000}
 applications:
 {{- range .Values.models }}
+{{- $config := include "nightjar.deploymentConfig" . | fromYaml }}
 - name: {{ .name | quote }}
   import_path: nightjar.deployments.app:build
   route_prefix: {{ .routePrefix | default "/" | quote }}
@@ -27,7 +28,7 @@ applications:
       engine_kwargs:
         {{- toYaml . | nindent 8 }}
       {{- end }}
-      {{- with .deploymentConfig }}
+      {{- with $config.inArgs }}
       deployment_config:
         {{- toYaml . | nindent 8 }}
       {{- end }}
@@ -37,10 +38,15 @@ applications:
       {{- with .draftOffload }}
       draft_offload: {{ . }}
       {{- end }}
-  {{- if .forceOff }}
+  {{- if or $config.besideArgs .forceOff }}
   deployments:
   - name: LLM
+    {{- with $config.besideArgs }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+    {{- if .forceOff }}
     user_config: {mode: "off"}
+    {{- end }}
   {{- end }}
 {{- end }}
 {{- if .Values.policy.enabled }}
@@ -53,4 +59,17 @@ applications:
       {{- toYaml .Values.policy.settings | nindent 6 }}
 {{- end }}
 {{- end -}}
+{{- end -}}
+
+{{/* A model's deploymentConfig in two parts. What Serve can change without replacing a replica stands beside `args`: in `args` any
+change replaces all of them. The rest replaces them wherever it stands, and Nightjar's builder adds to it (GPUs, runtime_env). */}}
+{{- define "nightjar.deploymentConfig" -}}
+{{- $live := list "num_replicas" "autoscaling_config" "max_ongoing_requests" "max_queued_requests" "backpressure_config"
+      "health_check_period_s" "health_check_timeout_s" "graceful_shutdown_wait_loop_s" "graceful_shutdown_timeout_s"
+      "rolling_update_percentage" "max_surge_percent" -}}
+{{- $parts := dict "inArgs" dict "besideArgs" dict -}}
+{{- range $option, $value := .deploymentConfig -}}
+  {{- $_ := set (get $parts (has $option $live | ternary "besideArgs" "inArgs")) $option $value -}}
+{{- end -}}
+{{- toYaml $parts -}}
 {{- end -}}

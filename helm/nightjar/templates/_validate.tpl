@@ -11,9 +11,13 @@
   {{- if or (hasKey $config "Error") (not (kindIs "slice" $config.applications)) -}}
     {{- fail (printf "serveConfigV2 is not a Serve config: expected YAML with a list `applications` %s" ($config.Error | default "")) -}}
   {{- end -}}
+  {{- $host := ($config.http_options | default dict).host | default "" | toString -}}
+  {{- if regexMatch "^(127[.].*|localhost|::1)$" $host -}}
+    {{- fail (printf "serveConfigV2: http_options.host %q listens for the pod itself alone, and the service would lead nowhere; write 0.0.0.0, or take it out" $host) -}}
+  {{- end -}}
 {{- end -}}
-{{- include "nightjar.validateModels" . -}}
 {{- include "nightjar.validateWorkers" . -}}
+{{- include "nightjar.validateModels" . -}}
 {{- include "nightjar.validateCluster" . -}}
 {{- end -}}
 
@@ -41,6 +45,13 @@
   {{- $kwargs := .engineKwargs | default dict -}}
   {{- if or (hasKey $kwargs "model") (hasKey $kwargs "served_model_name") -}}
     {{- fail (printf "models: %s: engineKwargs.model and engineKwargs.served_model_name are set by modelSource and modelId" .name) -}}
+  {{- end -}}
+  {{- $options := .deploymentConfig | default dict -}}
+  {{- if hasKey $options "name" -}}
+    {{- fail (printf "models: %s: deploymentConfig.name %q: the deployment is always called LLM; take it out" .name (toString $options.name)) -}}
+  {{- end -}}
+  {{- if and (gt $mostGpus 0) (not .acceleratorType) (not (hasKey ($options.ray_actor_options | default dict) "num_gpus")) -}}
+    {{- fail (printf "models: %s: workerGroups have GPUs, but its replicas reserve none of them: Ray would put several on one GPU; name acceleratorType (Ray's name of the GPU), or deploymentConfig.ray_actor_options.num_gpus (how many a replica takes, 0 for a model on CPU)" .name) -}}
   {{- end -}}
   {{- $gpus := mul ($kwargs.tensor_parallel_size | default 1) ($kwargs.pipeline_parallel_size | default 1) | int -}}
   {{- if and .acceleratorType (gt $gpus $mostGpus) -}}

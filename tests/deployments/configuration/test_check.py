@@ -75,6 +75,11 @@ def replaced(old: str, new: str) -> str:
     return GOOD.replace(old, new)
 
 
+def beside_args(written: str, text: str = GOOD) -> str:
+    """`text` with one more line in its model's application."""
+    return text.replace("- name: chat\n", f"- name: chat\n  {written}\n")
+
+
 def test_a_good_file_has_no_error_and_no_warning() -> None:
     assert [line.text("f") for line in check_text(GOOD).lines if line.finding.severity != "advice"] == []
 
@@ -220,6 +225,29 @@ def test_in_a_rayservice_the_same_messages_name_the_manifests_lines(text: str, m
             replaced("num_replicas: 3", "ray_actor_options: {num_gpus: 1}"),
             "1, and the engine runs 2 workers with a GPU each; write 2",
         ),
+        (
+            beside_args("deployments: [{name: LLM, ray_actor_options: {num_gpus: 1}}]"),
+            "f:4: error: applications.0.deployments.0.ray_actor_options.num_gpus: 1, and the engine runs 2 workers with a GPU each",
+        ),
+        (
+            beside_args("deployments: [{name: LLM, ray_actor_options: {accelerator_type: H100}}]"),
+            "f:4: error: applications.0.deployments.0.ray_actor_options.num_gpus: 0, and the engine runs 2 workers",
+        ),
+        (
+            beside_args("deployments: [{name: LLM, autoscaling_config: {max_replicas: 2}}]"),
+            "num_replicas: num_replicas 3 and autoscaling_config exclude each other; take one of them out",
+        ),
+        (
+            beside_args("deployments: [{name: LLM, num_replica: 2}]"),
+            "deployments.0.num_replica: no such field (value 2); did you mean num_replicas?",
+        ),
+        (
+            beside_args(
+                "runtime_env: {env_vars: {NIGHTJAR_CUDA_OFFLOAD: '1'}}",
+                replaced("accelerator_type: H100", "accelerator_type: H100\n      draft_offload: under_memory_pressure"),
+            ),
+            "on a GPU it needs enable_cumem_allocator: true",
+        ),
     ],
 )
 def test_further_mistakes(text: str, message: str) -> None:
@@ -245,11 +273,37 @@ def test_further_mistakes(text: str, message: str) -> None:
             "serves without Nightjar; nightjar migrate shows what to change",
         ),
         (replaced("model: someone/draft", "model: ./no/such/folder"), "model './no/such/folder': no such folder"),
+        (beside_args("deployments: [{name: LLM, max_ongoing_requests: 5}]"), "5 is below twice max_num_seqs (64)"),
+        (
+            beside_args(
+                "deployments: [{name: LLM, autoscaling_config: {max_replicas: 2, target_ongoing_requests: 500}}]",
+                replaced("num_replicas: 3", "max_ongoing_requests: 400"),
+            ),
+            "500 is above max_ongoing_requests (400)",
+        ),
+        (
+            beside_args("deployments: [{name: LLM, ray_actor_options: {num_gpus: 2}}]"),
+            "Serve takes these alone, without what accelerator_type and runtime_env add; move them to deployment_config",
+        ),
+        (
+            beside_args(
+                "runtime_env: {env_vars: {A: '1', B: '2'}}",
+                replaced("accelerator_type: H100", "accelerator_type: H100\n      runtime_env: {env_vars: {B: '3'}}"),
+            ),
+            "A will not be set in the replicas: they have a runtime_env of their own",
+        ),
     ],
 )
 def test_what_disappoints_is_a_warning_and_no_error(text: str, message: str) -> None:
     assert errors(check_text(text)) == []
     assert any(message in line for line in said(text, "warning")), said(text, "warning")
+
+
+def test_what_stands_beside_args_is_told_where_it_stands() -> None:
+    found = check_text(beside_args("deployments: [{name: LLM, max_ongoing_requests: 5}]")).lines
+    assert [line.text("f").split(": 5 is")[0] for line in found if line.finding.severity == "warning"] == [
+        "f:4: warning: applications.0.deployments.0.max_ongoing_requests"
+    ]
 
 
 def described(text: str) -> str:
@@ -272,12 +326,48 @@ def described(text: str) -> str:
             "runner V2",
             "full and piecewise CUDA graphs for every K from 0 to 5",
         ),
+        (
+            beside_args("runtime_env: {env_vars: {VLLM_USE_V2_MODEL_RUNNER: '1'}}"),
+            "runner V2",
+            "full and piecewise CUDA graphs for every K from 0 to 5",
+        ),
+        (
+            beside_args("deployments: [{name: LLM, ray_actor_options: {num_gpus: 0}}]", replaced("H100", "null")),
+            "runner V1, the only one on CPU",
+            "none on CPU",
+        ),
     ],
 )
 def test_runner_and_graph_mode_are_told(text: str, runner: str, graphs: str) -> None:
     lines = described(text)
     assert runner in lines
     assert graphs in lines
+
+
+OWN = "accelerator_type: H100\n      runtime_env: {env_vars: {VLLM_USE_V2_MODEL_RUNNER: '0'}}"
+LISTED = "deployments: [{name: LLM}]\n  "
+
+
+@pytest.mark.parametrize(
+    ("written", "entry", "runner"),
+    [
+        (LISTED, "accelerator_type: H100", "runner V2"),
+        (LISTED, OWN, "runner V1, as VLLM_USE_V2_MODEL_RUNNER says"),
+        ("", OWN, "runner V1, as VLLM_USE_V2_MODEL_RUNNER says"),
+        (LISTED, OWN.replace("VLLM_USE_V2_MODEL_RUNNER", "OTHER"), "runner V2"),
+        ("", OWN.replace("VLLM_USE_V2_MODEL_RUNNER", "OTHER"), "runner V1, chosen by Nightjar"),
+    ],
+)
+def test_an_applications_variables_reach_replicas_as_serve_hands_them_down(written: str, entry: str, runner: str) -> None:
+    above = "runtime_env: {env_vars: {VLLM_USE_V2_MODEL_RUNNER: '1'}}"
+    assert runner in described(beside_args(f"{written}{above}", replaced("accelerator_type: H100", entry)))
+
+
+@pytest.mark.parametrize(
+    "wrong", ["runtime_env: 5", "runtime_env: {env_vars: [A]}", "runtime_env: {env_vars: 5}", "deployments: 5"]
+)
+def test_what_has_the_wrong_form_beside_args_breaks_no_rule(wrong: str) -> None:
+    assert check_text(beside_args(wrong)).lines
 
 
 def model_folder(folder: Path, *, layers: int) -> Path:

@@ -12,7 +12,10 @@ import pytest
 from pydantic import BaseModel
 
 from nightjar.deployments.configuration import serve_schema, vllm_names
+from nightjar.deployments.configuration.deployed import as_deployed
+from nightjar.deployments.configuration.engine_facts import environment_of
 from nightjar.deployments.configuration.engine_schema import SPECULATIVE_METHODS
+from nightjar.deployments.llm_config import read_args
 
 SET_BY_THE_ENGINE = {"target_model_config", "target_parallel_config", "draft_model_config", "draft_parallel_config"}
 
@@ -78,3 +81,32 @@ def test_field_names_are_rays() -> None:
     )
     for ours, theirs, left_out in pairs:
         assert ours.model_fields.keys() == theirs.model_fields.keys() - left_out, ours
+
+
+@pytest.mark.parametrize("entry", [{}, {"runtime_env": {"env_vars": {"B": "3"}}}, {"accelerator_type": "H100"}])
+@pytest.mark.parametrize(
+    "deployments",
+    [[], [{"name": "LLM"}], [{"name": "LLM", "ray_actor_options": {"num_gpus": 1, "runtime_env": {"env_vars": {"C": "4"}}}}]],
+)
+def test_a_replica_gets_the_variables_and_gpus_that_serve_gives_it(
+    entry: dict[str, Any], deployments: list[dict[str, Any]]
+) -> None:
+    serve = pytest.importorskip("ray.serve")
+    from ray.serve._private.application_state import override_deployment_info
+    from ray.serve._private.build_app import build_app
+    from ray.serve._private.deployment_info import DeploymentInfo
+    from ray.serve.schema import ServeApplicationSchema
+
+    args = {"llm_configs": [{"model_loading_config": {"model_id": "m"}, **entry}]}
+    above = {"env_vars": {"A": "1", "B": "2"}}
+    application = {"import_path": "nightjar.deployments.app:build", "runtime_env": above, "args": args, "deployments": deployments}
+    config, _ = read_args(args)
+    assert config is not None
+    deployment = serve.deployment(type("Replica", (), {})).options(name="LLM", ray_actor_options=config.actor_options())
+    (built,) = build_app(deployment.bind(), name="m", default_runtime_env=above).deployments
+    info = DeploymentInfo(built._deployment_config, built._replica_config, start_time_ms=0, deployer_job_id="")
+    overridden = override_deployment_info({"LLM": info}, ServeApplicationSchema.model_validate(application))
+    theirs = overridden["LLM"].replica_config.ray_actor_options
+    ours = as_deployed(config, application).config
+    assert environment_of(ours) == theirs.get("runtime_env", {}).get("env_vars", {})
+    assert ours.actor_options().get("num_gpus", 0) == theirs.get("num_gpus", 0)
