@@ -2,7 +2,8 @@
 
 Five values: the incarnation (INV-5), the operator's settings, the overrides, what the fleet has learned, and imported groups that
 wait for their replicas. Each is msgpack of plain types behind a format version and a checksum. Fails open and apart: a value that
-cannot be read, was cut or comes from another format is logged and counts as absent, so the actor starts cold in that respect only.
+cannot be used, because it was cut or comes from another format, is logged and counts as absent. A store that does not answer is
+asked for a while, then the actor starts cold; nothing stored is written over before it was read and handed on.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ from nightjar.policy.settings import OperatorSettings, parse_operator_settings
 FORMAT_VERSION: Final = 1
 NAMES: Final = ("incarnation", "operator_settings", "overrides", "learned", "waiting")
 SAVE_PERIOD_S: Final = 10.0
+LOAD_PATIENCE_S: Final = 15.0
+"""How long a start waits for a store that does not answer, as after a restart of the head node. Replicas keep their settings for
+minutes, while a start without the operator's word runs the defaults."""
+LOAD_PAUSE_S: Final = 1.0
 
 T = TypeVar("T")
 
@@ -49,27 +54,43 @@ class Remembered:
 
 
 class Checkpoint:
-    """Loads the five values once, and saves what was marked since. Neither raises, neither blocks the event loop."""
+    """Loads the five values, and saves what was marked since. Neither raises, neither blocks the event loop."""
 
     def __init__(self, store: KeyValueStore) -> None:
         self._store = store
         self._unsaved: dict[str, Any] = {}
         self._saving = asyncio.Lock()
         self._is_urgent = asyncio.Event()
-        self._has_read = True
-        self.found_incarnation = 0
-        """Stored incarnation that was found only after a cold start; the policy rises above it."""
+        self._has_read = False
+        self._found: Remembered | None = None
 
     async def load(self) -> Remembered:
-        """Everything that can be read. An unreachable store ends the attempt at once, so that it costs one timeout, not five."""
-        sealed: dict[str, bytes | None] = {}
+        """Everything that can be used, or nothing where the store gives no answer within LOAD_PATIENCE_S."""
+        loop = asyncio.get_running_loop()
+        give_up_s = loop.time() + LOAD_PATIENCE_S
+        while True:
+            try:
+                remembered = await self._read()
+            except StoreError as error:
+                if loop.time() + LOAD_PAUSE_S < give_up_s:
+                    await asyncio.sleep(LOAD_PAUSE_S)
+                    continue
+                remembered = Remembered(problems=(f"the store cannot be read ({error})",))
+            break
+        for problem in remembered.problems:
+            log.warning("policy_cold_start", problem=problem)
+        return remembered
+
+    def take_found(self) -> Remembered | None:
+        """What the store gave only after `load` had given up, once. Until it is taken nothing is saved."""
+        found, self._found = self._found, None
+        return found
+
+    async def _read(self) -> Remembered:
+        """Raises StoreError."""
+        sealed = {name: await self._store.get(_key(name)) for name in NAMES}
+        self._has_read = True
         problems: list[str] = []
-        try:
-            for name in NAMES:
-                sealed[name] = await self._store.get(_key(name))
-        except StoreError as error:
-            self._has_read = False
-            problems.append(f"the store cannot be read ({error})")
 
         def opened(name: str, parse: Callable[[Any], T], default: T) -> T:
             value = sealed.get(name)
@@ -81,7 +102,7 @@ class Checkpoint:
                 problems.append(f"stored {name} cannot be used ({error})")
                 return default
 
-        remembered = Remembered(
+        return Remembered(
             incarnation=opened("incarnation", int, 0),
             operator_settings=opened("operator_settings", parse_operator_settings, OperatorSettings()),
             overrides=opened("overrides", _overrides.validate_python, ()),
@@ -89,9 +110,6 @@ class Checkpoint:
             waiting=opened("waiting", _waiting.validate_python, ()),
             problems=tuple(problems),
         )
-        for problem in problems:
-            log.warning("policy_cold_start", problem=problem)
-        return remembered
 
     def keep_incarnation(self, incarnation: int) -> None:
         """Mark the incarnation in force for saving, soon."""
@@ -117,24 +135,25 @@ class Checkpoint:
     async def save(self) -> None:
         """Write what is marked, the incarnation first. Never raises: what the store does not take stays marked, and is logged."""
         async with self._saving:
+            if not await self._may_overwrite():
+                return
             for name in [name for name in NAMES if name in self._unsaved]:
                 value = self._unsaved.pop(name)
                 try:
-                    if name == "incarnation" and not self._has_read:
-                        await self._find_incarnation()
-                    if name != "incarnation" or self.found_incarnation < value:
-                        await self._store.put(_key(name), seal(value))
+                    await self._store.put(_key(name), seal(value))
                 except StoreError as error:
                     self._unsaved.setdefault(name, value)  # unless a newer value was marked meanwhile
                     log.warning("policy_state_not_saved", value=name, problem=str(error))
                     return
 
-    async def _find_incarnation(self) -> None:
-        """Read late what `load` could not: a value above ours must be risen above, never overwritten."""
-        sealed = await self._store.get(_key("incarnation"))
-        self._has_read = True
-        with contextlib.suppress(ValueError, TypeError):
-            self.found_incarnation = int(unseal(sealed)) if sealed is not None else 0
+    async def _may_overwrite(self) -> bool:
+        """Whether what is stored is known: else it is read now, and must be taken first."""
+        if not self._has_read:
+            try:
+                self._found = await self._read()
+            except StoreError as error:
+                log.warning("policy_state_not_saved", problem=str(error))
+        return self._has_read and self._found is None
 
     async def keep_saving(self) -> None:
         """Save what is marked every SAVE_PERIOD_S, a new incarnation at once, for ever."""

@@ -126,7 +126,7 @@ class PolicyClient:
         if self._handle is not handle:
             return
         self._handle = None
-        backoff_s = min(FIRST_BACKOFF_S * 2**self._failures, MAX_BACKOFF_S)
+        backoff_s = min(FIRST_BACKOFF_S * 2 ** min(self._failures, 16), MAX_BACKOFF_S)
         self._failures += 1
         jitter = random.uniform(0.5, 1.0)  # noqa: S311 - replicas that lost the actor together come back apart
         self._retry_at_s = asyncio.get_running_loop().time() + backoff_s * jitter

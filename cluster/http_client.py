@@ -18,6 +18,8 @@ from nightjar.policy.records import describe_validation_error
 from nightjar.policy.status import FleetStatus
 
 ROUTE_PREFIX: Final = "/nightjar"
+TIMEOUT_S: Final = 15.0
+"""Above what the API itself waits for the policy actor (client.OPERATOR_TIMEOUT_S): its answer says more than a timeout."""
 LOOPBACK_HOSTS: Final = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -29,7 +31,12 @@ class HttpClient:
     """Speaks to the policy app behind `url`, the address of the Serve proxy without the route prefix."""
 
     def __init__(
-        self, url: str, *, token: SecretStr | None = None, timeout_s: float = 5.0, transport: httpx.BaseTransport | None = None
+        self,
+        url: str,
+        *,
+        token: SecretStr | None = None,
+        timeout_s: float = TIMEOUT_S,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -97,7 +104,8 @@ class HttpClient:
         try:
             response = self._client.request(method, path, **request)
         except httpx.TimeoutException as error:
-            raise HttpError(f"{self._url} did not answer within {self._client.timeout.read:g} s") from error
+            doubt = "" if method == "GET" else "; it may be in force all the same, `nightjar status` tells"
+            raise HttpError(f"{self._url} did not answer within {self._client.timeout.read:g} s{doubt}") from error
         except httpx.HTTPError as error:
             raise HttpError(f"nothing answers at {self._url} ({error}); is Nightjar running, and is --url right?") from error
         if not response.is_success:

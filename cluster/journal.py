@@ -2,20 +2,22 @@
 
 One entry holds what a person asks first: what the fleet has learned, the load of each replica, the operator's settings, the
 decisions that changed and their causes in words. What a replay needs beside it lies in the same folder (recording.py). Files are
-rotated by size and their number is bounded (rotated_lines.py). Fails open: where an entry cannot be written it is lost, the
-first loss of a row is logged, and the policy goes on; a torn last line, as a crash leaves it, is skipped by the reader.
+rotated by size and their number is bounded (rotated_lines.py). Fails open: where an entry cannot be written, or its disk hangs,
+it is lost, the first loss of a row is logged, and the policy goes on; a torn last line, as a crash leaves it, is skipped by the
+reader.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
 import structlog
 from pydantic import Field, ValidationError
 
+from nightjar.cluster.background_writer import BackgroundWriter
 from nightjar.cluster.rotated_lines import MAX_FILE_BYTES, MAX_FILES, RotatedLines, rotated_files
 from nightjar.policy.learned import LearnedTables
 from nightjar.policy.modes import ModeOverride
@@ -23,6 +25,8 @@ from nightjar.policy.records import DrafterState, EngineLoad, Record, RestartWis
 from nightjar.policy.settings import OperatorSettings
 
 FILE_NAME: Final = "policy-journal.jsonl"
+MAX_WAITING_ENTRIES: Final = 32
+"""For the disk: half a minute of a busy policy's."""
 
 log = structlog.get_logger(__name__)
 
@@ -58,15 +62,15 @@ class JournalEntry(Record):
 
 
 class Journal(Protocol):
-    """Takes entries in order. Never raises and never blocks the event loop."""
+    """Takes entries in order. Neither raises nor blocks: deciding must not wait for a disk."""
 
     @property
     def path(self) -> str:
         """Where a person finds it; empty where nothing is kept."""
         ...
 
-    async def append(self, entry: JournalEntry) -> None:
-        """Keep `entry`, or lose it and say so in the log."""
+    def append(self, entry: JournalEntry) -> None:
+        """Keep `entry`, soon, or lose it and say so in the log."""
         ...
 
 
@@ -75,19 +79,32 @@ class JournalFile:
 
     def __init__(self, folder: Path, *, max_file_bytes: int = MAX_FILE_BYTES, max_files: int = MAX_FILES) -> None:
         self._lines = RotatedLines(folder / FILE_NAME, max_file_bytes=max_file_bytes, max_files=max_files)
+        self._writer = BackgroundWriter("nightjar-journal", MAX_WAITING_ENTRIES)
+        self._lost = 0
 
     @property
     def path(self) -> str:
         """The file that is being written."""
         return str(self._lines.path)
 
-    async def append(self, entry: JournalEntry) -> None:
+    def append(self, entry: JournalEntry) -> None:
         """See Journal."""
-        await asyncio.to_thread(self.write, entry)
+        if self._writer.take(partial(self.write, entry)):
+            if self._lost:
+                log.info("journal_keeps_up_again", path=self.path, lost_entries=self._lost)
+            self._lost = 0
+            return
+        if not self._lost:
+            log.warning("journal_falls_behind", path=self.path, waiting_entries=MAX_WAITING_ENTRIES, consequence="entries are lost")
+        self._lost += 1
 
     def write(self, entry: JournalEntry) -> None:
         """Append `entry`, rotating before a file would grow past its limit. Never raises OSError."""
         self._lines.append(entry.model_dump_json(exclude_none=True).encode())
+
+    def close(self) -> None:
+        """Wait until everything taken is written."""
+        self._writer.close()
 
 
 def read_journal(path: Path) -> Iterator[JournalEntry]:

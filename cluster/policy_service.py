@@ -2,8 +2,8 @@
 
 Clock, store and journal come from outside, so every protocol test runs this very code in virtual time. Fails open towards
 replicas (INV-4): `exchange` answers whatever happens, a report that is wrong changes nothing (INV-10), a tick that raises is
-journaled and leaves the settings as they were. Fails cold: what the store cannot give at start is learned anew, and the
-incarnation rises above whatever replicas name (INV-5).
+journaled and leaves the settings as they were. Fails cold: without the store's word at start the policy begins with its defaults,
+takes the operator's stored will up as soon as it can be read, and rises above whatever incarnation replicas name (INV-5).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Final
 
 import structlog
 
-from nightjar.cluster.checkpoint import Checkpoint
+from nightjar.cluster.checkpoint import Checkpoint, Remembered
 from nightjar.cluster.journal import Journal, JournalEntry, ReplicaInput
 from nightjar.cluster.learned_file import LearnedFile, LearnedFileError, chosen_groups, learned_file
 from nightjar.cluster.mailbox import Mailbox
@@ -96,6 +96,8 @@ class PolicyService:
         self._fleet = empty_fleet()
         self._operator_settings = OperatorSettings()
         self._overrides: tuple[ModeOverride, ...] = ()
+        self._is_configured = False
+        self._overridden: set[tuple[str, str]] = set()
         self._learned: LearnedTables | None = None
         self._drafter_states: dict[str, DrafterState] = {}
         self._decisions: dict[str, Decision] = {}
@@ -113,11 +115,7 @@ class PolicyService:
     async def start(self) -> None:
         """Take up where the predecessor stopped, as far as the store tells, and begin to decide."""
         remembered = await self._checkpoint.load()
-        self._operator_settings = remembered.operator_settings
-        self._overrides = remembered.overrides
-        if remembered.learned is not None:
-            self._fleet = with_learned(self._fleet, remembered.learned)
-        self._fleet = seeded(self._fleet, remembered.waiting)
+        self._take_up(remembered)
         self._kept_waiting = self._fleet.waiting
         self._fleet = quieted(self._fleet, self._clock())
         self._learned = learned(self._fleet)
@@ -129,6 +127,23 @@ class PolicyService:
         loops = (self._keep_deciding(), self._keep_publishing(), self._checkpoint.keep_saving())
         self._tasks = tuple(asyncio.create_task(loop) for loop in loops)
         self._seed_from.follow(self._operator_settings.seed_from)
+
+    def _take_up(self, remembered: Remembered) -> None:
+        """Go on from what the store gave, except where an operator or the fleet itself has said something since."""
+        if not self._is_configured:
+            self._operator_settings = remembered.operator_settings
+        since = [override for override in remembered.overrides if (override.scope, override.name) not in self._overridden]
+        self._overrides = (*since, *self._overrides)
+        if remembered.learned is not None:
+            self._fleet = with_learned(self._fleet, remembered.learned)
+        self._fleet = seeded(self._fleet, remembered.waiting)
+
+    def _take_up_late(self, found: Remembered) -> None:
+        self._take_up(found)
+        self._checkpoint.keep_overrides(self._overrides)
+        self._seed_from.follow(self._operator_settings.seed_from)
+        self._causes += [f"the store can be read again: mode {self._operator_settings.mode}", *found.problems]
+        log.info("stored_state_taken_up", mode=str(self._operator_settings.mode), overrides=len(found.overrides))
 
     async def stop(self) -> None:
         """Stop deciding. Parked calls end with their period."""
@@ -182,7 +197,7 @@ class PolicyService:
             self._settings_error = str(error)
             log.error("operator_settings_refused", error=str(error))
             return {"settings": self._operator_settings.model_dump(mode="json"), "error": str(error)}
-        self._settings_error = ""
+        self._settings_error, self._is_configured = "", True
         self._seed_from.follow(wanted.seed_from)
         if wanted != self._operator_settings:
             changes = changed_fields(self._operator_settings, wanted)
@@ -198,6 +213,7 @@ class PolicyService:
             self._overrides, override = apply_request(self._overrides, request, self._clock())
         except ModeRequestError as error:
             return {"override": None, "error": str(error)}
+        self._overridden.add((request.scope, request.name))
         self._checkpoint.keep_overrides(self._overrides)
         await self._changed_by_operator(f"override: {request}")
         return {"override": to_plain(override_status(override, self._clock())) if override else None, "error": ""}
@@ -274,14 +290,14 @@ class PolicyService:
             return {"explanation": None, "error": str(error)}
         return {"explanation": to_plain(explanation), "error": ""}
 
-    async def tick(self) -> None:
+    def tick(self) -> None:
         """Decide once and journal it. Never raises: where deciding fails, the settings in force stay."""
         try:
-            await self._tick()
+            self._tick()
         except Exception:
             log.exception("tick_failed", tick=self._ticks)
 
-    async def _tick(self) -> None:
+    def _tick(self) -> None:
         self._ticks += 1
         now_s = self._clock()
         seed = (self.incarnation << 32) + self._ticks
@@ -303,10 +319,13 @@ class PolicyService:
         drafter_states = {name: replica.report.snapshot.drafter_state for name, replica in self._fleet.replicas.items()}
         has_turned, self._drafter_states = drafter_states != self._drafter_states, drafter_states
         if decided or causes or has_learned or has_turned or error:
-            await self._journal.append(self._entry(now_s, seed, causes, decided, error))
+            self._journal.append(self._entry(now_s, seed, causes, decided, error))
 
     def _decide(self, now_s: float, seed: int) -> dict[str, Settings]:
-        if self._mailbox.raise_incarnation(self._checkpoint.found_incarnation):
+        found = self._checkpoint.take_found()
+        if found is not None:
+            self._take_up_late(found)
+        if self._mailbox.raise_incarnation(found.incarnation if found is not None else 0):
             self._causes.append(f"incarnation rose to {self.incarnation}: a report or the store named another policy's")
             log.warning("incarnation_rose", incarnation=self.incarnation)
             self._checkpoint.keep_incarnation(self.incarnation)
@@ -334,7 +353,7 @@ class PolicyService:
                 async with asyncio.timeout(self._operator_settings.decision_period_s):
                     await self._decide_now.wait()
             self._decide_now.clear()
-            await self.tick()
+            self.tick()
         log.info("policy_retired", idle_s=IDLE_EXIT_S)
         await self._checkpoint.save()
         self._retire()

@@ -15,7 +15,7 @@ import json
 import platform
 import zlib
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -24,6 +24,7 @@ import msgpack
 import numpy as np
 import structlog
 
+from nightjar.cluster.background_writer import BackgroundWriter
 from nightjar.cluster.deltas import difference
 from nightjar.cluster.plain_values import plain
 from nightjar.cluster.recorder import Heard, RecordedTick
@@ -147,8 +148,7 @@ class RecordingFile:
     def __init__(self, folder: Path, *, max_file_bytes: int = MAX_FILE_BYTES, max_files: int = MAX_FILES) -> None:
         self._lines = RotatedLines(folder / FILE_NAME, max_file_bytes=max_file_bytes, max_files=max_files)
         self._encoder = FrameEncoder()
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nightjar-recording")
-        self._waiting: list[Future[None]] = []
+        self._writer = BackgroundWriter("nightjar-recording", MAX_BACKLOG)
         self._most_key_bytes = max_file_bytes // LEAST_KEYS_PER_FILE
         self._has_given_up = False
 
@@ -159,14 +159,7 @@ class RecordingFile:
 
     def take(self, tick: RecordedTick) -> bool:
         """See TickSink."""
-        self._waiting = [writing for writing in self._waiting if not writing.done()]
-        if self._has_given_up or len(self._waiting) >= MAX_BACKLOG:
-            return False
-        try:
-            self._waiting.append(self._writer.submit(self.write, tick))
-        except RuntimeError:  # the interpreter is on its way out
-            return False
-        return True
+        return not self._has_given_up and self._writer.take(partial(self.write, tick))
 
     def write(self, tick: RecordedTick) -> None:
         """Append a tick. Never raises: what cannot be encoded or written is left out, and the next frame is a key frame."""
@@ -193,7 +186,7 @@ class RecordingFile:
 
     def close(self) -> None:
         """Wait until everything taken is written."""
-        self._writer.shutdown()
+        self._writer.close()
 
 
 def recording_of(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -13,7 +14,9 @@ from nightjar.cluster.durations import format_duration
 from nightjar.policy.records import TableRow
 from nightjar.policy.status import FleetStatus, GroupStatus, PolicyStatus, ReplicaStatus
 
-STALE_REPORT_S = 5.0
+STALE_REPORT_S: Final = 5.0
+STUCK_AFTER_S: Final = 60.0
+"""Since the last decision; the longest decision period is half of it. The alert NightjarPolicyStuck says the same."""
 
 
 def fleet_view(fleet: FleetStatus) -> RenderableType:
@@ -41,6 +44,8 @@ def policy_line(policy: PolicyStatus) -> Text:
     )
     if policy.refused_reports:
         line.append(f", {policy.refused_reports} refused (last: {policy.last_refusal})", style="yellow")
+    if policy.decision_age_s > STUCK_AFTER_S:
+        line.append(f", last decided {format_duration(policy.decision_age_s)} ago", style="red")
     return line
 
 

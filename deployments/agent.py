@@ -18,6 +18,7 @@ import structlog
 from nightjar.cluster.metrics import PUBLISH_PERIOD_S
 from nightjar.deployments.engine_watch import EngineWatch
 from nightjar.policy.records import (
+    MAX_REASON_LENGTH,
     EngineCommand,
     EngineSnapshot,
     ExchangeReply,
@@ -132,6 +133,7 @@ class ReplicaAgent:
         self._engine_failures = Failures("engine_control_failed")
         self._policy_failures = Failures("policy_unavailable")
         self._refusals = Failures("report_or_settings_refused")
+        self._turn_failures = Failures("agent_turn_failed")
 
     @property
     def local_mode(self) -> Mode | None:
@@ -149,12 +151,17 @@ class ReplicaAgent:
         self._woken.set()
 
     async def run(self) -> None:
-        """Turn after turn, until cancelled. Survives every exception of both ports."""
+        """Turn after turn, until cancelled. Survives every exception of both ports, and its own."""
         self._next_report_s = self._settings_heard_s = self._now_s()
         self._metrics.begin()
         try:
             while True:
-                await self._turn()
+                try:
+                    await self._turn()
+                except Exception as error:  # noqa: BLE001 - a defect of ours: without this loop the engine is unseen and unsteered
+                    await asyncio.sleep(self._turn_failures.failed(error))
+                else:
+                    self._turn_failures.succeeded()
         finally:
             if self._exchange is not None:
                 self._exchange.cancel()
@@ -212,9 +219,9 @@ class ReplicaAgent:
             group=identity.group,
             report_number=self._report_number,
             snapshot=snapshot,
-            serving_plainly=identity.serving_plainly,
+            serving_plainly=identity.serving_plainly[:MAX_REASON_LENGTH],
             local_mode=self._local_mode,
-            notice="; ".join(part for part in notices if part)[:1024],
+            notice="; ".join(part for part in notices if part)[:MAX_REASON_LENGTH],
         )
         self._reported = snapshot.settings_version
         self._exchange_started_s = self._now_s()
@@ -254,15 +261,16 @@ class ReplicaAgent:
         self._policy_failures.succeeded()
         period_s = DEFAULT_PERIOD_S if self._settings is None else self._settings.exchange_period_s
         self._next_report_s = self._exchange_started_s + period_s
-        refused = reply.refused or self._stale(reply)
-        if refused:
-            self._next_report_s = max(self._next_report_s, self._now_s() + self._refusals.failed(refused))
-            return
-        self._refusals.succeeded()
-        if reply.settings is not None:
+        stale = self._stale(reply)
+        if reply.settings is not None and not stale:  # also with a refusal: counts that cannot be true still get settings
             self._settings = reply.settings
             self._next_report_s = self._now_s()  # the report that acknowledges them
-        if self._settings is not None and (reply.settings is not None or self._settings.version == self._reported):
+        if refused := stale or reply.refused:
+            self._next_report_s = max(self._next_report_s, self._now_s() + self._refusals.failed(refused))
+        else:
+            self._refusals.succeeded()
+        is_confirmed = not refused and self._settings is not None and self._settings.version == self._reported
+        if self._settings is not None and not stale and (reply.settings is not None or is_confirmed):
             self._settings_heard_s = self._now_s()
             self._confirmed = self._settings.version
 

@@ -79,6 +79,7 @@ class LLMReplica:
         from nightjar.cluster.ray_metrics import RayBackend
         from nightjar.deployments.engine.openai_server import EngineRequest, start_openai_server
 
+        asyncio.get_running_loop().run_in_executor(None, _start_policy)
         context = serve.get_replica_context()
         self._policy = PolicyClient()
         self._replica_id: str = context.replica_id.unique_id
@@ -135,10 +136,11 @@ class LLMReplica:
         if reason:
             raise EngineHungError(reason)
 
-    def reconfigure(self, user_config: object, rank: ReplicaRank) -> None:
+    async def reconfigure(self, user_config: object, rank: ReplicaRank) -> None:
         """Set the kill switch and return at once; a wrong value is logged and shown in `status`, and the old one stays.
 
-        `rank` is not used: a method that takes it is also called when `user_config` is taken away.
+        Async, so that Serve calls it on the agent's event loop and not in a thread. `rank` is not used: a method that takes it is
+        also called when `user_config` is taken away.
         """
         del rank
         try:
@@ -151,7 +153,7 @@ class LLMReplica:
         """Serve's graceful shutdown: requests have ended or had their time."""
         if (task := getattr(self, "_agent_task", None)) is not None:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
+            with contextlib.suppress(asyncio.CancelledError, Exception):  # the engine below must be shut down whatever it says
                 await task
         if (server := getattr(self, "_server", None)) is not None:
             server.shutdown(ENGINE_SHUTDOWN_TIMEOUT_S)
@@ -217,6 +219,16 @@ class PlainEngine(EngineControl):
             )
         )
         return EngineSnapshot(counters=self._counters, load=load)
+
+
+def _start_policy() -> None:
+    """Have the actor start while this process imports vLLM, so that the first replica of a cluster gets an answer from it, too."""
+    from nightjar.cluster.client import get_or_create_policy_actor
+
+    try:
+        get_or_create_policy_actor()
+    except Exception as error:  # noqa: BLE001 - the client tries again, and says so
+        log.warning("policy_not_started", error=str(error))
 
 
 def _with_paths(engine_kwargs: Mapping[str, Any], target: str, draft: str) -> dict[str, Any]:

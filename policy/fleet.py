@@ -32,7 +32,7 @@ from nightjar.policy.modes import ModeOverride, effective_mode, live_overrides
 from nightjar.policy.off_steps import expected_off_steps
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.planner import one_length, speculation
-from nightjar.policy.records import ExplorationSegment, GroupKey, Mode, Table
+from nightjar.policy.records import MAX_REASON_LENGTH, ExplorationSegment, GroupKey, Mode, Table
 from nightjar.policy.seeding import exported, planted, seeded, with_own_price
 from nightjar.policy.settings import OperatorSettings
 
@@ -52,8 +52,6 @@ __all__ = [
 
 MOST_THOUGHTS: Final = 40
 """Groups and replicas that think in one decision, the longest waiting first: 60 ms, however many there are."""
-MAX_REASON_LENGTH: Final = 1024
-"""Of a record's `reason`."""
 
 
 def decide(

@@ -23,11 +23,12 @@ MAX_NUM_SPECULATIVE_TOKENS: Final = 32
 MAX_BATCH_SIZE: Final = 4096
 MAX_CELLS: Final = 1024
 MAX_ADAPTERS: Final = 64
+MAX_REASON_LENGTH: Final = 1024
 NO_ENGINE_ID: Final = "none"
 """`engine_id` of a snapshot that stands for a control call that failed: it tells nothing of the engine but `refused`."""
 
 Identifier = Annotated[str, Field(min_length=1, max_length=256)]
-Reason = Annotated[str, Field(max_length=1024)]
+Reason = Annotated[str, Field(max_length=MAX_REASON_LENGTH)]
 NumSpeculativeTokens = Annotated[int, Field(ge=0, le=MAX_NUM_SPECULATIVE_TOKENS)]
 BatchSize = Annotated[int, Field(ge=0, le=MAX_BATCH_SIZE)]
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]

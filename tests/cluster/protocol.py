@@ -63,7 +63,7 @@ class MemoryJournal:
     entries: list[JournalEntry] = field(default_factory=list)
     path: str = ""
 
-    async def append(self, entry: JournalEntry) -> None:
+    def append(self, entry: JournalEntry) -> None:
         self.entries.append(entry)
 
     @property

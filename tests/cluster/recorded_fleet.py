@@ -10,7 +10,7 @@ from random import Random
 
 from nightjar.cluster.policy_service import ActorIdentity, PolicyService
 from nightjar.cluster.recorder import MAX_RECORDED_REPLICAS, RecordedTick, Recorder, TickSink
-from nightjar.cluster.recording import Frame, FrameEncoder
+from nightjar.cluster.recording import Frame, FrameEncoder, RecordingFile
 from nightjar.policy.records import ExchangeReply, LoadReport
 from tests.cluster.protocol import EPOCH_S, MemoryJournal, MemoryStore, no_seed
 from tests.policy.engines import Replica
@@ -36,6 +36,17 @@ class MemoryRecording:
     def keys(self) -> list[int]:
         """Ticks whose frame holds the whole state."""
         return [frame.tick for frame in self.frames if frame.is_key]
+
+
+@dataclass(frozen=True)
+class WrittenAtOnce:
+    """A recording's file, written on the caller's thread: a test decides faster than any disk takes."""
+
+    file: RecordingFile
+
+    def take(self, tick: RecordedTick) -> bool:
+        self.file.write(tick)
+        return True
 
 
 class RecordedFleet:
@@ -79,7 +90,7 @@ class RecordedFleet:
 
     async def tick(self) -> None:
         """Decide once; replicas adopt what their calls bring."""
-        await self.service.tick()
+        self.service.tick()
         for _ in range(3):
             await asyncio.sleep(0)
         for replica, call in self._calls:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from nightjar.cluster import cli
 from nightjar.cluster.recording import FILE_NAME, RecordingFile, RecordingReader
 from nightjar.policy.explanation import Explanation
-from tests.cluster.recorded_fleet import MemoryRecording, recorded_fleet
+from tests.cluster.recorded_fleet import MemoryRecording, WrittenAtOnce, recorded_fleet
 from tests.policy.engines import Replica
 
 
@@ -112,7 +112,7 @@ def write(folder: Path) -> list[float]:
     file = RecordingFile(folder)
 
     async def run() -> None:
-        async with recorded_fleet(Replica("chat#r1", batch=4), Replica("chat#r2", batch=1), sink=file) as fleet:
+        async with recorded_fleet(Replica("chat#r1", batch=4), Replica("chat#r2", batch=1), sink=WrittenAtOnce(file)) as fleet:
             await fleet.run(4)
             await fleet.service.set_mode({"mode": "off", "reason": "incident", "for_s": 60.0})
             await fleet.run(4)

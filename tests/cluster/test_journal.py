@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
-from nightjar.cluster.journal import FILE_NAME, JournalEntry, JournalFile, ReplicaInput, read_journal
+from nightjar.cluster.journal import FILE_NAME, MAX_WAITING_ENTRIES, JournalEntry, JournalFile, ReplicaInput, read_journal
 from nightjar.cluster.rotated_lines import rotated_files
 from nightjar.policy.learned import LearnedTables
 from nightjar.policy.modes import ModeOverride
@@ -44,10 +45,29 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert list(read_journal(Path(journal.path))) == [entry(1), entry(2), entry(3)]
 
 
-async def test_appending_writes_off_the_event_loop(tmp_path: Path) -> None:
+def test_what_is_appended_is_written_in_order_by_a_thread_of_its_own(tmp_path: Path) -> None:
     journal = JournalFile(tmp_path)
-    await journal.append(entry())
-    assert list(read_journal(Path(journal.path))) == [entry()]
+    for tick in range(1, 4):
+        journal.append(entry(tick))
+    journal.close()
+    assert [read.tick for read in read_journal(Path(journal.path))] == [1, 2, 3]
+
+
+def test_a_disk_that_hangs_holds_nobody_up_and_loses_what_it_cannot_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, goes_on, written = JournalFile(tmp_path), threading.Event(), []
+
+    def hang(entry: JournalEntry) -> None:
+        goes_on.wait()
+        written.append(entry.tick)
+
+    monkeypatch.setattr(journal, "write", hang)
+    with capture_logs() as logs:
+        for tick in range(1, MAX_WAITING_ENTRIES + 4):
+            journal.append(entry(tick))
+        goes_on.set()
+        journal.close()
+    assert written == list(range(1, MAX_WAITING_ENTRIES + 1))
+    assert [event["event"] for event in logs] == ["journal_falls_behind"]
 
 
 def test_files_are_rotated_by_size_and_the_oldest_is_dropped(tmp_path: Path) -> None:

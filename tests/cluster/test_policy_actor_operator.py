@@ -205,6 +205,44 @@ async def test_an_unreachable_store_is_a_cold_start_and_is_never_set_back() -> N
     assert [unseal(value) for key, value in store.puts if key.endswith("incarnation")] == [1, 2, 3, 4, 5]
 
 
+async def test_a_store_that_is_away_for_some_seconds_at_the_start_is_waited_for() -> None:
+    store = MemoryStore()
+    async with running_service(store) as service:
+        await service.configure({"mode": "auto"})
+        await service.set_mode({"mode": "off", "reason": "on call"})
+    store.is_reachable = False
+    asyncio.get_running_loop().call_later(8.0, setattr, store, "is_reachable", True)
+    async with running_service(store) as service:
+        status = service.status()
+        assert (service.incarnation, str(status.policy.mode)) == (2, "auto")
+        assert [str(override.mode) for override in status.overrides] == ["off"]
+
+
+async def test_what_the_operator_said_before_a_store_was_away_for_long_is_taken_up_where_nobody_said_otherwise_since() -> None:
+    store = MemoryStore()
+    replicas = {name: Replica(replica_id=name, application=name) for name in ("kept", "changed", "taken back")}
+    async with running_service(store) as service:
+        await service.configure({"mode": "auto"})
+        for name, replica in replicas.items():
+            await settled(service, replica)
+            assert (await service.set_mode({"mode": "off", "scope": "application", "name": name}))["error"] == ""
+    store.is_reachable = False
+    async with running_service(store) as service:
+        assert str(service.status().policy.mode) == "shadow", "the default, for want of anything better"
+        await settled(service, replicas["changed"])
+        for mode, name in (("pin=2", "changed"), ("default", "taken back")):
+            assert (await service.set_mode({"mode": mode, "scope": "application", "name": name}))["error"] == ""
+        store.is_reachable = True
+        await asyncio.sleep(12)
+        assert str(service.status().policy.mode) == "auto"
+        modes = {override.name: str(override.mode) for override in service.status().overrides}
+        assert modes == {"kept": "off", "changed": "pin=2"}
+        await asyncio.sleep(12)
+    async with running_service(store) as service:
+        assert {override.name: str(override.mode) for override in service.status().overrides} == modes
+        assert str(service.status().policy.mode) == "auto"
+
+
 async def test_the_journal_holds_what_each_tick_saw_and_decided() -> None:
     journal = MemoryJournal()
     async with running_service(journal=journal) as service:

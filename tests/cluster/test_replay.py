@@ -32,7 +32,7 @@ from nightjar.policy.outlook import Outlook
 from nightjar.policy.planners import PLANNERS
 from nightjar.policy.planners.planner import GroupPlan, GroupView, one_length
 from nightjar.policy.records import DrafterState, EngineSnapshot, RestartWish, SettingsVersion, Table
-from tests.cluster.recorded_fleet import MemoryRecording, RecordedFleet, recorded_fleet
+from tests.cluster.recorded_fleet import MemoryRecording, RecordedFleet, WrittenAtOnce, recorded_fleet
 from tests.policy.engines import Replica
 
 
@@ -220,7 +220,7 @@ LIMIT = 30_000
 def write(folder: Path, ticks: int, **limits: int) -> Path:
     """The journal's path beside a recording of so many ticks."""
     file = RecordingFile(folder, **limits)
-    recorded(ticks, sink=file)
+    recorded(ticks, sink=WrittenAtOnce(file))
     file.close()
     return folder / JOURNAL_NAME
 
@@ -246,7 +246,7 @@ def test_replay_names_replica_tick_and_both_decisions_where_the_code_decides_oth
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = RecordingFile(tmp_path)
-    recorded(3, sink=file, planner="fixed", num_speculative_tokens=3)
+    recorded(3, sink=WrittenAtOnce(file), planner="fixed", num_speculative_tokens=3)
     file.close()
     monkeypatch.setitem(PLANNERS, "fixed", lambda view: GroupPlan(one_length(1, view.key.max_num_seqs), "K=1 since today"))
     replayed = call("replay", tmp_path)

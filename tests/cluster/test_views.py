@@ -36,6 +36,13 @@ def test_refused_settings_show_with_their_error() -> None:
     assert "2 refused (last: too long)" in text
 
 
+def test_a_policy_that_decides_no_more_says_since_when() -> None:
+    fleet = some_fleet()
+    stuck = fleet.policy.model_copy(update={"decision_age_s": 90.0})
+    assert "last decided 1m30s ago" in rendered(fleet.model_copy(update={"policy": stuck}))
+    assert "last decided" not in rendered(fleet)
+
+
 def test_a_fleet_without_replicas_says_so() -> None:
     assert "no replica has reported yet" in rendered(some_fleet().model_copy(update={"replicas": (), "groups": ()}))
 

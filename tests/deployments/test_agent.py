@@ -293,6 +293,30 @@ async def test_refused_report_is_no_confirmation(engine: FakeEngine, policy: Fak
     assert len(policy.reports) < 20, "a policy that refuses is not pressed"
 
 
+async def test_settings_that_come_with_a_refusal_are_taken(engine: FakeEngine, policy: FakePolicy) -> None:
+    async with running_agent(engine, policy):
+        policy.refused, policy.news = "counts that cannot be true", settings(1, 1, "off")
+        await asyncio.sleep(5.0)
+        assert engine.running == policy.news.version
+
+
+async def test_a_report_that_cannot_be_made_costs_reports_and_not_the_loop(
+    engine: FakeEngine, policy: FakePolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(agent: ReplicaAgent, snapshot: EngineSnapshot) -> None:
+        raise ValueError("a defect")
+
+    with capture_logs() as logs:
+        async with running_agent(engine, policy):
+            with monkeypatch.context() as patched:
+                patched.setattr(ReplicaAgent, "_report", fail)
+                await asyncio.sleep(20.0)
+                assert policy.reports == []
+            await asyncio.sleep(6.0)
+            assert policy.reports != []
+    assert [entry["event"] for entry in logs if entry["event"] == "agent_turn_failed"] == ["agent_turn_failed"]
+
+
 async def test_mode_that_could_not_be_taken_shows_with_the_reports(engine: FakeEngine, policy: FakePolicy) -> None:
     def shown() -> tuple[str, str]:
         return str(policy.reports[-1].local_mode), policy.reports[-1].notice
@@ -317,9 +341,9 @@ async def test_engine_that_started_in_shadow_stays_there_and_says_so(engine: Fak
 
 
 async def test_report_says_who_is_served_plainly(engine: FakeEngine, policy: FakePolicy) -> None:
-    async with running_agent(engine, policy, serving_plainly="hooks moved"):
+    async with running_agent(engine, policy, serving_plainly="hooks moved" + 2000 * "."):
         await asyncio.sleep(1.0)
-    assert policy.reports[-1].serving_plainly == "hooks moved"
+    assert policy.reports[-1].serving_plainly == ("hooks moved" + 2000 * ".")[:1024], "what a report can hold of it"
 
 
 @pytest.mark.parametrize("trouble", ["none", "raises", "hangs"])
