@@ -33,6 +33,8 @@ LEAST_DIFFERENCE: Final = 0.05
 """A replica whose S_1 is within this share of its group's has the same traffic: plans would not differ by more than a margin."""
 MOST_DRIFT_VARIANCE: Final = 0.25**2
 """However old, evidence of the same traffic says more than the prior."""
+LEAST_SHARE: Final = 1e-9
+"""A share that has decayed to less tells longer drafts nothing; soon after it no float can be divided by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +64,11 @@ class AcceptanceEvidence:
         for position in range(max(len(self.reached), len(newer.reached))):
             rows, kept, at_s = newer._at(position)
             old_rows, old_kept, old_at_s = self._at(position)
-            aged = 1.0 + old_rows * _drift(at_s - old_at_s) / ROWS_PER_INDEPENDENT_ROW if rows else 1.0
-            share_left = 0.5 ** (rows / half_life_rows) / aged
+            share_left = 0.5 ** (rows / half_life_rows) * _weight(old_rows, at_s - old_at_s) if rows else 1.0
             reached.append(old_rows * share_left + rows)
             accepted.append(min(old_kept * follows, old_rows) * share_left + kept)
             seen.append(at_s if rows else old_at_s)
-            if old_kept > 0.0:
+            if old_kept > LEAST_SHARE * old_rows:
                 follows = accepted[-1] / reached[-1] / (old_kept / old_rows)
         return AcceptanceEvidence(tuple(reached), tuple(accepted), tuple(seen))
 
@@ -80,6 +81,21 @@ class AcceptanceEvidence:
     def at(self, now_s: float) -> AcceptanceEvidence:
         """The same rows, seen at `now_s`."""
         return replace(self, seen_at_s=(now_s,) * len(self.reached))
+
+    def aged(self, now_s: float) -> AcceptanceEvidence:
+        """The same shares with the weight that they have at `now_s`.
+
+        >>> AcceptanceEvidence((64.0,), (32.0,), (0.0,)).aged(1e9)
+        AcceptanceEvidence(reached=(32.0,), accepted=(16.0,), seen_at_s=(1000000000.0,))
+        """
+        if not self.seen_at_s:
+            return self.at(now_s)
+        weights = [_weight(rows, now_s - at_s) for rows, at_s in zip(self.reached, self.seen_at_s, strict=True)]
+        return AcceptanceEvidence(
+            tuple(rows * weight for rows, weight in zip(self.reached, weights, strict=True)),
+            tuple(kept * weight for kept, weight in zip(self.accepted, weights, strict=True)),
+            (now_s,) * len(weights),
+        )
 
     def acceptance(self, max_num_speculative_tokens: int) -> tuple[float, ...]:
         """S_1..S_max, never rising.
@@ -164,6 +180,11 @@ def tokens_per_row(acceptance: Sequence[float], num_speculative_tokens: int) -> 
     2.3
     """
     return 1.0 + sum(acceptance[:num_speculative_tokens])
+
+
+def _weight(rows: float, age_s: float) -> float:
+    """Share of their weight that so many rows still have at that age."""
+    return 1.0 / (1.0 + rows * _drift(age_s) / ROWS_PER_INDEPENDENT_ROW)
 
 
 def _drift(age_s: float) -> float:

@@ -28,6 +28,8 @@ CLOCK_SLACK_SECONDS: Final = 1.0
 
 MOST_CHUNK_TOKENS: Final = 1 << 20
 """No engine recomputes more in one step."""
+MOST_LOG_SQUARED: Final = max(math.log(SHORTEST_STEP_SECONDS) ** 2, math.log(LONGEST_STEP_SECONDS) ** 2)
+"""Of the logarithm of a step's seconds, squared."""
 
 
 class CountedCell(NamedTuple):
@@ -146,9 +148,11 @@ def _difference(now: CountedCell, before: CountedCell | None) -> CountedCell:
 
 
 def _evidence(added: CountedCell) -> CellEvidence:
-    """The sums that the fleet learns from. Squares smaller than their mean allows are none (an older engine counts no squares)."""
-    least = added.log_step_seconds**2 / added.steps
-    squares = added.log_step_seconds_squared if added.log_step_seconds_squared >= least else 0.0
+    """The sums that the fleet learns from. Squares are none where an older engine counts none, and lie between what their mean and
+    what the longest step allow: a difference of large sums is rounded, and a single step's has nothing to spare."""
+    least, squares = added.log_step_seconds**2 / added.steps, 0.0
+    if added.log_step_seconds_squared > 0.0:
+        squares = min(max(added.log_step_seconds_squared, least), MOST_LOG_SQUARED * added.steps)
     return CellEvidence(added.steps, added.log_step_seconds, added.decode_rows, added.context_tokens, squares)
 
 

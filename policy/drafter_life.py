@@ -225,7 +225,7 @@ class DrafterLife:
             elif passed is False:
                 self._become(DrafterState.DORMANT)
                 self.failed_probes += 1
-                self._hold_until_s = now_s + min(FIRST_HOLD_S * 2**self._failures_in_a_row, MAX_HOLD_S)
+                self._hold_until_s = now_s + min(FIRST_HOLD_S * 2.0 ** min(self._failures_in_a_row, 16), MAX_HOLD_S)
                 self._failures_in_a_row += 1
 
     def wish(self, lag_tokens: int, now_s: float) -> RestartWish | None:

@@ -56,8 +56,7 @@ class CellEvidence:
         >>> CellEvidence(8.0, -8.0, 32.0).plus(CellEvidence(4.0, -2.0, 20.0), half_life_steps=4.0)
         CellEvidence(steps=8.0, log_seconds=-6.0, rows=36.0, context_tokens=0.0, log_seconds_squared=0.0, measured_at_s=0.0)
         """
-        aged = 1.0 + self.steps * drift_variance(newer.measured_at_s - self.measured_at_s) / STEP_VARIANCE
-        share_left = 0.5 ** (newer.steps / half_life_steps) / aged
+        share_left = 0.5 ** (newer.steps / half_life_steps) * self._weight_at(newer.measured_at_s)
         return CellEvidence(
             self.steps * share_left + newer.steps,
             self.log_seconds * share_left + newer.log_seconds,
@@ -66,6 +65,29 @@ class CellEvidence:
             self.log_seconds_squared * share_left + newer.log_seconds_squared,
             max(self.measured_at_s, newer.measured_at_s),
         )
+
+    def steps_at(self, now_s: float) -> float:
+        """Steps that the sums weigh at `now_s`: a true step time wanders, so the older they are, the less many of them tell.
+
+        >>> [round(CellEvidence(steps, -steps, steps).steps_at(600.0), 2) for steps in (1.0, 10.0, 1e9)]
+        [0.74, 2.17, 2.78]
+        """
+        return self.steps * self._weight_at(now_s)
+
+    def aged(self, now_s: float) -> CellEvidence:
+        """The same means with the weight that they have at `now_s`."""
+        weight = self._weight_at(now_s)
+        return CellEvidence(
+            self.steps * weight,
+            self.log_seconds * weight,
+            self.rows * weight,
+            self.context_tokens * weight,
+            self.log_seconds_squared * weight,
+            max(self.measured_at_s, now_s),
+        )
+
+    def _weight_at(self, now_s: float) -> float:
+        return 1.0 / (1.0 + self.steps * drift_variance(now_s - self.measured_at_s) / STEP_VARIANCE)
 
     def faster_by(self, log_share: float) -> CellEvidence:
         """The same steps, had each taken so much less time: a share as a logarithm.

@@ -216,7 +216,8 @@ def _still_runs(
         return False
     left = now_s - held.seen(explorer, now_s).inside_at_s > LEFT_BUCKET_S
     waiting = pending[held.replica_id].cells.get(held.cell)
-    said_enough = needed > 1 and waiting is not None and waiting.steps >= VOICE_STEPS
+    is_voice = pending[held.replica_id].has_voice(held.cell, now_s)
+    said_enough = needed > 1 and waiting is not None and waiting.steps >= VOICE_STEPS and is_voice
     return not (left or said_enough or now_s - held.dealt_at_s > TIME_TO_LIVE_S + DELIVERY_S)
 
 
@@ -236,7 +237,7 @@ def _askable(
     Those come first whose drafter is in the right state: a dormant one has to catch up before it can draft, and after it was off.
     """
     asked = {held.replica_id for held in open_segments if held.cell == cell}
-    heard = {replica_id for replica_id, waiting in pending.items() if waiting.has_voice(cell)} if needed > 1 else set()
+    heard = {replica_id for replica_id, waiting in pending.items() if waiting.has_voice(cell, now_s)} if needed > 1 else set()
     coming = {held.replica_id for held in open_segments if held.cell == cell and held.inside_at_s == now_s}
     lacking = needed - len(coming | heard)
     if lacking <= 0:

@@ -26,7 +26,7 @@ from nightjar.policy.fleet_state import (
     with_learned,
 )
 from nightjar.policy.fleet_status import fleet_status
-from nightjar.policy.intake import observe
+from nightjar.policy.intake import MAX_REPLICAS, MAX_RETIRED_ENGINES, observe
 from nightjar.policy.learning import learn
 from nightjar.policy.modes import ModeOverride, effective_mode, live_overrides
 from nightjar.policy.off_steps import expected_off_steps
@@ -60,8 +60,8 @@ def decide(
     """A decision for every live replica, by replica id, and the state after it.
 
     Replicas unheard of for `replica_timeout_s` are dropped with what they had pending. Groups stay with what they learned. Seeds
-    whose group has a replica are planted first. Replicas that serve plainly have no counters, no say and no restarts: quorum and
-    budget are of the others.
+    whose group has a replica are planted first. Replicas that cannot be steered (served plainly, or failed open) count no steps,
+    have no say and no restarts: quorum and budget are of the others.
     """
     state = planted(state, now_s)
     live = {
@@ -85,7 +85,7 @@ def decide(
             replica_id: effective_mode(replica_id, replica.report.application, settings.mode, still, now_s)
             for replica_id, replica in members[group_id].items()
         }
-        steered = {name: replica for name, replica in members[group_id].items() if not replica.report.serving_plainly}
+        steered = {name: replica for name, replica in members[group_id].items() if replica.can_be_steered}
         asked = {
             replica_id
             for replica_id, replica in steered.items()
@@ -104,7 +104,21 @@ def decide(
         decided = _decisions(groups[group_id], members[group_id], modes, settings)
         decisions.update({name: replace(decision, terms=terms.get(name, decision.terms)) for name, decision in decided.items()})
     groups = {group_id: groups[group_id] for group_id in state.groups if group_id in groups}
-    return decisions, FleetState(PersistentMap(live), groups, next_segment_id, state.quiet_since_s, state.waiting)
+    departed = _departed(state, live)
+    return decisions, FleetState(PersistentMap(live), groups, next_segment_id, state.quiet_since_s, state.waiting, departed)
+
+
+def _departed(state: FleetState, live: Mapping[str, ReplicaState]) -> Mapping[str, tuple[str, ...]]:
+    """The replicas that departed and the engines that were counted of each; no more than there may be replicas (INV-8)."""
+    gone: dict[str, tuple[str, ...]] = {}
+    for replica_id, replica in state.replicas.items():
+        if replica_id not in live:
+            engine_ids = (*state.departed.get(replica_id, ()), *replica.retired_engine_ids, replica.counted.engine_id)
+            gone[replica_id] = tuple(dict.fromkeys(engine_ids))[-MAX_RETIRED_ENGINES:]
+    if not gone:
+        return state.departed
+    kept = {replica_id: engine_ids for replica_id, engine_ids in state.departed.items() if replica_id not in gone} | gone
+    return dict(list(kept.items())[-MAX_REPLICAS:])
 
 
 def _with_off_steps(group: GroupState, settings: OperatorSettings) -> GroupState:

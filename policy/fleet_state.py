@@ -49,6 +49,11 @@ class ReplicaState:
     retired_engine_ids: tuple[str, ...] = ()
     own: Thought | None = field(default=None, compare=False)
 
+    @property
+    def can_be_steered(self) -> bool:
+        """Whether its engine obeys and counts its steps: not served plainly, and none of our hooks in it has failed."""
+        return not self.report.serving_plainly and not self.report.snapshot.fault
+
 
 @dataclass(frozen=True, slots=True)
 class GroupState:
@@ -81,7 +86,8 @@ class FleetState:
     """The whole fleet as a value. `observe` shares all but one replica's entry with the state before it.
 
     `quiet_since_s` is when this policy began, if leases of a predecessor may still be in use after it (INV-6).
-    `waiting` are seeds whose group has no replica yet (policy.seeding).
+    `waiting` are seeds whose group has no replica yet (policy.seeding). `departed` are replicas that fell silent, the latest last,
+    with the ids of the engines that were counted of each: they may come back.
     """
 
     replicas: PersistentMap[ReplicaState] = field(default_factory=PersistentMap)
@@ -89,6 +95,7 @@ class FleetState:
     next_segment_id: int = 1
     quiet_since_s: float | None = None
     waiting: Mapping[str, SeedGroup] = field(default_factory=dict)
+    departed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

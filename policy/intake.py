@@ -33,8 +33,13 @@ def observe(state: FleetState, report: LoadReport, now_s: float, settings: Opera
 
     Lost, doubled and reordered reports lose no counts, and none counts twice. A report whose counters cannot be true still
     tells that the replica lives and how it is loaded: it keeps getting settings, its counts wait for a later report. One that
-    stands for a failed call of the engine tells only that the replica lives. What a replica counted before its first report is in
-    the evidence already where that was remembered from the policy before; what it counted since that was stored is lost.
+    stands for a failed call of the engine tells only that the replica lives.
+
+    The first report of a replica tells of its engine's whole life. Its restarts and failed probes are of no known time, and never
+    count: they would freeze a group for what happened yesterday. All else counts, as a newcomer's first steps or as what is left of
+    the group's history after a policy that stored nothing, but not twice: where the evidence was remembered from the policy before,
+    and where the replica was silent for longer than `replica_timeout_s` and comes back with an engine that was counted already, the
+    report is only what the next one is held against. What such an engine did since it was last heard, or last stored, is lost.
     """
     known = state.replicas.get(report.replica_id)
     counters = report.snapshot.counters
@@ -48,14 +53,18 @@ def observe(state: FleetState, report: LoadReport, now_s: float, settings: Opera
     groups = state.groups if group_id in state.groups else _with_group(state, group_id, report.group)
     if groups is None:
         return state, f"group {group_id}: {MAX_GROUPS} groups are tracked already, and no more are taken"
+    is_first = _is_first(known, counters.engine_id)
     present = _heard(known, report, group_id, now_s)
+    came_back = present.counted_at_s is None and counters.engine_id in state.departed.get(report.replica_id, ())
     elapsed_s = float("inf") if present.counted_at_s is None else now_s - present.counted_at_s
     ignored = ""
     try:
         new, counted = count(counters, present.counted, elapsed_s, report.group)
-        if known is None and groups[group_id].is_remembered:
+        if came_back or (is_first and groups[group_id].is_remembered):
             present = replace(present, counted=counted, counted_at_s=now_s)
         else:
+            if is_first:
+                new = replace(new, restarts=NewRestarts(new.restarts.catch_up))
             present = _counted(present, new, counted, elapsed_s, now_s, settings.evidence_half_life_steps)
     except ImplausibleCountersError as problem:
         ignored = f"replica {report.replica_id}: {problem}; its counts are left out"
@@ -66,6 +75,13 @@ def observe(state: FleetState, report: LoadReport, now_s: float, settings: Opera
         groups=groups,
         next_segment_id=max(state.next_segment_id, finished),
     ), ignored
+
+
+def _is_first(known: ReplicaState | None, engine_id: str) -> bool:
+    """Whether nothing was counted of the replica yet, so that nobody can know how old the counts of its engine are."""
+    if known is None or known.counted.engine_id == NO_ENGINE_ID:
+        return True
+    return known.counted_at_s is None and known.counted.engine_id == engine_id
 
 
 def _outdated(known: ReplicaState, report: LoadReport) -> str:

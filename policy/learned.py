@@ -14,30 +14,42 @@ from pydantic import Field, model_validator
 from nightjar.policy.acceptance import AcceptanceEvidence
 from nightjar.policy.catch_up import CatchUpEvidence
 from nightjar.policy.evidence import CellEvidence, Evidence
-from nightjar.policy.records import MAX_CELLS, MAX_NUM_SPECULATIVE_TOKENS, Count, GroupKey, NumSpeculativeTokens, Record
+from nightjar.policy.records import (
+    MAX_CELLS,
+    MAX_NUM_SPECULATIVE_TOKENS,
+    Count,
+    DecayedSum,
+    GroupKey,
+    NumSpeculativeTokens,
+    PositiveSum,
+    Record,
+    SignedSum,
+)
 
 MAX_LEARNED_CELLS: Final = 16_384
 """Of all groups together: about 60 bytes each keep the record well below MAX_RECORD_BYTES."""
 MAX_LEARNED_GROUPS: Final = 512
 
-DecayedSum = Annotated[float, Field(ge=0.0, le=1e15)]
 PositionSums = Annotated[tuple[DecayedSum, ...], Field(max_length=MAX_NUM_SPECULATIVE_TOKENS)]
 
 
 class LearnedGroup(Record):
-    """One group's evidence: a column entry per cell, decode rows by draft position, and the price of catching up."""
+    """One group's evidence: a column entry per cell, decode rows by draft position, and the price of catching up.
+
+    Whatever was counted fits: the fleet is journalled and stored after every decision, and one absurd report must not end that.
+    """
 
     key: GroupKey
     batch_buckets: Annotated[tuple[Annotated[int, Field(ge=0, lt=64)], ...], Field(max_length=MAX_CELLS)] = ()
     num_speculative_tokens: Annotated[tuple[NumSpeculativeTokens, ...], Field(max_length=MAX_CELLS)] = ()
-    steps: Annotated[tuple[Annotated[float, Field(gt=0.0, le=1e15)], ...], Field(max_length=MAX_CELLS)] = ()
-    log_step_seconds: Annotated[tuple[Annotated[float, Field(ge=-1e16, le=1e16)], ...], Field(max_length=MAX_CELLS)] = ()
+    steps: Annotated[tuple[PositiveSum, ...], Field(max_length=MAX_CELLS)] = ()
+    log_step_seconds: Annotated[tuple[SignedSum, ...], Field(max_length=MAX_CELLS)] = ()
     decode_rows: Annotated[tuple[DecayedSum, ...], Field(max_length=MAX_CELLS)] = ()
     context_tokens: Annotated[tuple[DecayedSum, ...], Field(max_length=MAX_CELLS)] = ()
-    log_step_seconds_squared: Annotated[tuple[Annotated[float, Field(ge=0.0, le=1e18)], ...], Field(max_length=MAX_CELLS)] = ()
+    log_step_seconds_squared: Annotated[tuple[DecayedSum, ...], Field(max_length=MAX_CELLS)] = ()
     reached: PositionSums = ()
     accepted: PositionSums = ()
-    catch_up: Annotated[tuple[Annotated[float, Field(ge=-1e18, le=1e18)], ...], Field(min_length=5, max_length=5)] = (0.0,) * 5
+    catch_up: Annotated[tuple[SignedSum, ...], Field(min_length=5, max_length=5)] = (0.0,) * 5
 
     @model_validator(mode="after")
     def _columns_are_equally_long(self) -> Self:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 from collections.abc import Container, Mapping
 from dataclasses import replace
-from statistics import median
 from typing import Final
 
 from nightjar.policy.allowance import Allowance
@@ -53,7 +52,8 @@ def learn(
     merged, left = merge(doubted(before, group.imported.cells), pending, settings.evidence_half_life_steps, now_s, above)
     evidence, still_imported = settled(merged, before, group.imported.cells)
     evidence = replace(evidence, mixed_steps_per_token=steps_per_token(replica.mixed_share for replica in members.values()))
-    changed = _heard_out(members, left, evidence, Slopes.of(group.thought.outlook if group.thought and len(members) > 1 else None))
+    slopes = Slopes.of(group.thought.outlook if group.thought and len(members) > 1 else None)
+    changed = _heard_out(members, left, evidence, slopes, now_s)
     view = GroupView(group.key, settings, evidence, group.plan, now_s, still_imported)
     imported = replace(group.imported, cells=still_imported)
     after = replace(group, evidence=evidence, imported=imported, planner=settings.planner, decided_at_s=now_s)
@@ -115,15 +115,15 @@ class _RestartTokens:
 
 
 def _heard_out(
-    members: Mapping[str, ReplicaState], left: Mapping[str, Pending], evidence: Evidence, slopes: Slopes
+    members: Mapping[str, ReplicaState], left: Mapping[str, Pending], evidence: Evidence, slopes: Slopes, now_s: float
 ) -> dict[str, ReplicaState]:
-    """Replicas whose voices were merged into `evidence`, with what is `left` of them and their pace."""
+    """Replicas whose voices were merged into `evidence` at `now_s`, with what is `left` of them and their pace."""
     changed = {}
     for replica_id, waiting in left.items():
         replica = members[replica_id]
         pace = replica.pace
         if len(members) > 1:
-            gave = {cell: voice for cell, voice in replica.pending.cells.items() if cell not in waiting.cells}
+            gave = {cell: voice.aged(now_s) for cell, voice in replica.pending.cells.items() if cell not in waiting.cells}
             pace = followed(pace, gave, evidence.cells, slopes)
         changed[replica_id] = replace(replica, pending=waiting, pace=pace)
     return changed
@@ -138,11 +138,19 @@ def _heard_at(evidence: Evidence, now_s: float) -> Evidence:
 def _earned(
     allowance: Allowance, members: Mapping[str, ReplicaState], found: Mapping[str, Explorer], elapsed_s: float
 ) -> Allowance:
-    """The allowance with what the group generated since the last tick. A median, so that no boast earns anything (INV-10)."""
-    rates = [replica.generated_tokens_per_s for replica in members.values()]
-    rows = max((explorer.decode_batch_size for explorer in found.values()), default=0)
-    generated = median(rates) * len(rates) * elapsed_s if rates else 0.0
-    return allowance.earn(generated, float(rows * quorum(len(members))))
+    """The allowance with what the group generated since the last tick.
+
+    Where a quorum is asked a boast earns next to nothing (INV-10): nobody's tokens count for more than the second busiest's, and
+    the grant is for the batch that a quorum runs; for the smallest that is run where fewer are busy, since those measure for
+    themselves. An idle majority takes nothing away.
+    """
+    needed = quorum(len(members))
+    rates = sorted((replica.generated_tokens_per_s for replica in members.values()), reverse=True)
+    if needed > 1:
+        rates[0] = rates[1]
+    batches = sorted((explorer.decode_batch_size for explorer in found.values() if explorer.decode_batch_size), reverse=True)
+    rows = batches[min(needed, len(batches)) - 1] if batches else 0
+    return allowance.earn(sum(rates) * elapsed_s, float(rows * needed))
 
 
 def _own_thoughts(

@@ -5,7 +5,8 @@ replica weighs more than a third, and a value far from the others' median is lef
 three or more that each cell must be seen by three of them before it counts.
 
 What holds with fewer: in a group of one or two nobody can say who lies, so evidence counts as it comes, and only the
-physical limits of `counting.py` protect the plan. What such a group learned stays when it grows.
+physical limits of `counting.py` protect the plan. What such a group learned stays when it grows. What waits ages as all evidence
+does: it is merged with the weight that it has left, and after a while it is no voice any more.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ QUORUM: Final = 3
 LEAST_STEPS: Final = 2.0
 """Clean steps that a replica must bring before it has a voice on a cell, where a quorum is asked. Where steps take half a second a
 batch moves on after two or three; the evidence counts its steps, so that a plan doubts it as it should."""
+LEAST_STEPS_LEFT: Final = 1.0
+"""Clean steps that such a voice must still weigh for its age: two steps wait for others for a quarter of an hour, many for half an
+hour."""
 LEAST_ROWS: Final = 20.0
 """Decode rows that a replica must bring before it has a voice on acceptance, where a quorum is asked."""
 OUTLIER_DEVIATIONS: Final = 3.0
@@ -65,10 +69,10 @@ class Pending:
             mixed[cell] = mixed[cell].plus(heard_mixed, half_life_steps) if cell in mixed else heard_mixed
         return Pending(merged, self.acceptance.plus(acceptance.at(now_s)), mixed)
 
-    def has_voice(self, cell: Cell) -> bool:
-        """Whether it waits only for others before it counts on the cell."""
+    def has_voice(self, cell: Cell, now_s: float) -> bool:
+        """Whether it waits only for others before it counts on the cell: it brought enough, and not too long ago."""
         mine = self.cells.get(cell)
-        return mine is not None and mine.steps >= LEAST_STEPS
+        return mine is not None and mine.steps >= LEAST_STEPS and mine.steps_at(now_s) >= LEAST_STEPS_LEFT
 
 
 def quorum(replicas: int) -> int:
@@ -142,13 +146,13 @@ def _merge_cells(
     for replica_id in sorted(pending):
         waiting = pending[replica_id]
         for cell in waiting.cells:
-            if needed == 1 or waiting.has_voice(cell):
+            if needed == 1 or waiting.has_voice(cell, now_s):
                 voices[cell].append(replica_id)
     merged, taken = dict(known), defaultdict(set)
     for cell, replica_ids in voices.items():
         if len(replica_ids) < needed:
             continue
-        spoken = [pending[name].cells[cell].faster_by(offsets.get(name, 0.0)) for name in replica_ids]
+        spoken = [pending[name].cells[cell].aged(now_s).faster_by(offsets.get(name, 0.0)) for name in replica_ids]
         newer = _one_cell(spoken, needed).at(now_s)
         merged[cell] = merged[cell].plus(newer, half_life_steps) if cell in merged else newer
         for replica_id in replica_ids:
@@ -219,7 +223,7 @@ def _merge_acceptance(
     """Position by position; a replica that is heard on the first position is heard on all that it reached."""
     least = LEAST_ROWS if needed > 1 else 1.0
     voices = {
-        replica_id: waiting.acceptance
+        replica_id: waiting.acceptance.aged(now_s)
         for replica_id, waiting in sorted(pending.items())
         if waiting.acceptance.reached and waiting.acceptance.reached[0] >= least
     }

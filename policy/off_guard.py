@@ -202,7 +202,7 @@ class OffGuard:
         if now_s - watch.released_s > FORGIVEN_S:
             watch.trips_in_a_row = 0
         watch.is_checking = False
-        watch.held_until_s = now_s + min(FIRST_HOLD_S * 2.0**watch.trips_in_a_row, LONGEST_HOLD_S)
+        watch.held_until_s = now_s + min(FIRST_HOLD_S * 2.0 ** min(watch.trips_in_a_row, 16), LONGEST_HOLD_S)
         watch.trips_in_a_row += 1
         self.trips += 1
 

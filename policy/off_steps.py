@@ -1,6 +1,7 @@
 """What an OFF step should take at each batch, as engines are told it for their guard (policy.off_guard).
 
-Only buckets whose OFF was measured have an expectation: the guard's own checks would find out a wrong guess, at a cost.
+Only buckets whose OFF was measured have an expectation: the guard's own checks would find out a wrong guess, at a cost. An
+expectation that no engine's step can have, as one absurd report makes it in a group of one, is none (INV-10).
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import math
 from typing import Final
 
 from nightjar.policy.evidence import Evidence
+from nightjar.policy.implausible import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS
 from nightjar.policy.outlook import Outlook
-from nightjar.policy.records import OffStep
+from nightjar.policy.records import MAX_BATCH_SIZE, OffStep
 
 NEWS_SHARE: Final = 0.03
 """An expectation that moved by less is not sent again: settings change when there is news, not with every measurement."""
@@ -21,9 +23,10 @@ def expected_off_steps(
 ) -> tuple[OffStep, ...]:
     """OFF steps of the measured buckets, ascending; those sent before where nothing moved by a share of NEWS_SHARE."""
     now = tuple(
-        OffStep(decode_rows=max(rows, 1.0), step_seconds=rows / ahead.goodput_tokens_per_s(bucket, 0))
+        OffStep(decode_rows=min(max(rows, 1.0), MAX_BATCH_SIZE), step_seconds=step_seconds)
         for bucket, rows in enumerate(ahead.rows.tolist())
         if evidence.is_measured(bucket, 0, calibration_clean_steps)
+        and SHORTEST_STEP_SECONDS <= (step_seconds := rows / ahead.goodput_tokens_per_s(bucket, 0)) <= LONGEST_STEP_SECONDS
     )
     return before if len(now) == len(before) and all(map(_is_no_news, before, now)) else now
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from heapq import nlargest
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from nightjar.policy.batch_buckets import batch_bucket
+from nightjar.policy.merging import QUORUM
 
 IDLE: Final = -1
 """The state of a replica without decode rows. It ends an ON time: after it nothing lags, and a restart is free anyhow."""
@@ -40,7 +42,7 @@ class Moves:
     counts: Mapping[Move, float] = field(default_factory=dict)
     at_s: float = 0.0
 
-    def plus(self, seen: Mapping[Move, int], now_s: float) -> Moves:
+    def plus(self, seen: Mapping[Move, float], now_s: float) -> Moves:
         """These moves aged until `now_s`, and those seen since."""
         share_left = 0.5 ** (max(now_s - self.at_s, 0.0) / HALF_LIFE_S)
         counts = {move: count * share_left for move, count in self.counts.items() if count * share_left > 1e-3}
@@ -71,24 +73,44 @@ class Moves:
         return {bucket: float(value) for bucket, value in zip(buckets, values, strict=True)}
 
 
+class Sight(NamedTuple):
+    """A replica as it was last looked at: its state, when that was, and how often it has changed, which decays."""
+
+    state: int
+    at_s: float
+    changes: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Watch:
     """Where each replica of a group was when it was last looked at; O(replicas) (INV-8)."""
 
-    seen: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    seen: Mapping[str, Sight] = field(default_factory=dict)
 
-    def look(self, decode_batch_sizes: Mapping[str, int], now_s: float) -> tuple[Watch, dict[Move, int]]:
-        """Look at the batches reported by now, and what moved since the look before, at most once a sample."""
-        seen: dict[str, tuple[int, float]] = {}
-        moves: dict[Move, int] = {}
+    def look(self, decode_batch_sizes: Mapping[str, int], now_s: float) -> tuple[Watch, dict[Move, float]]:
+        """Look at the batches reported by now, and what moved since the look before, at most once a sample.
+
+        In a group of three or more the most restless replica's changes count as if it had made one more than the second most
+        restless: one that jumps every second would end everybody's ON time (INV-10).
+        """
+        seen: dict[str, Sight] = {}
+        looked: list[tuple[Sight, Sight]] = []
         for replica_id, batch in decode_batch_sizes.items():
             before = self.seen.get(replica_id)
-            if before is not None and now_s - before[1] < 0.9 * SAMPLE_PERIOD_S:
+            if before is not None and now_s - before.at_s < 0.9 * SAMPLE_PERIOD_S:
                 seen[replica_id] = before
                 continue
-            state = batch_bucket(batch) if batch else IDLE
-            seen[replica_id] = (state, now_s)
-            if before is not None and now_s - before[1] <= LONGEST_SAMPLE_S:
-                move = (before[0], state)
-                moves[move] = moves.get(move, 0) + 1
+            now = Sight(batch_bucket(batch) if batch else IDLE, now_s)
+            if before is not None:
+                was_seen = now_s - before.at_s <= LONGEST_SAMPLE_S
+                left = before.changes * 0.5 ** ((now_s - before.at_s) / HALF_LIFE_S)
+                now = now._replace(changes=left + (was_seen and now.state != before.state))
+                if was_seen:
+                    looked.append((before, now))
+            seen[replica_id] = now
+        most = nlargest(2, (sight.changes for sight in seen.values()))[1] + 1.0 if len(seen) >= QUORUM else float("inf")
+        moves: dict[Move, float] = {}
+        for before, now in looked:
+            weight = min(1.0, most / now.changes) if now.state != before.state else 1.0
+            moves[before.state, now.state] = moves.get((before.state, now.state), 0.0) + weight
         return Watch(seen), moves

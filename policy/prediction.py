@@ -37,13 +37,13 @@ def predict(group: GroupState, replicas: Iterable[ReplicaState]) -> Predicted | 
 
 
 def _goodputs(group: GroupState, replicas: Iterable[ReplicaState]) -> Iterator[tuple[float | None, float | None]]:
-    """Tokens a second of each busy replica: with its plan, and off. Asked once for all that think alike at one batch bucket."""
+    """Tokens a second of each busy replica that can be steered: with its plan, and off. Asked once for all that think alike."""
     assert group.plan is not None
     shared = prospect_of(group, group.plan, group.thought)
     alike: Counter[int] = Counter()
     for replica in replicas:
         batch = replica.report.snapshot.load.decode_batch_size
-        if not batch:
+        if not batch or not replica.can_be_steered:
             continue
         bucket = batch_bucket(batch)
         if replica.own is None:

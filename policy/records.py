@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from operator import attrgetter
 from typing import Annotated, Any, Final, Literal, Self
 
 import msgpack
@@ -33,6 +35,12 @@ NumSpeculativeTokens = Annotated[int, Field(ge=0, le=MAX_NUM_SPECULATIVE_TOKENS)
 BatchSize = Annotated[int, Field(ge=0, le=MAX_BATCH_SIZE)]
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 Seconds = Annotated[float, Field(ge=0.0, le=1e9)]
+MOST_SUM: Final = 1e30
+"""Of what many reports add up to. Thousands of replicas may add counts of 2^53 each, and what was counted must always be storable:
+the bound only keeps out what would overflow when it is squared."""
+DecayedSum = Annotated[float, Field(ge=0.0, le=MOST_SUM)]
+PositiveSum = Annotated[float, Field(gt=0.0, le=MOST_SUM)]
+SignedSum = Annotated[float, Field(ge=-MOST_SUM, le=MOST_SUM)]
 
 
 class WireError(ValueError):
@@ -381,7 +389,8 @@ class OffStep(Record):
 class Table(Record):
     """A plan the fleet decided: K by decode batch size, measurements to make on the way, and what OFF would take.
 
-    Rows ascend and do not overlap. A batch below the first row takes the first row's K, one above the last row K = 0.
+    Rows ascend and do not overlap. A batch below the first row takes the first row's K, one above the last row K = 0, and one in a
+    gap that of the row before it, as in vLLM. `length_at` looks it up.
     """
 
     kind: Literal["table"] = "table"
@@ -403,6 +412,23 @@ class Table(Record):
             if later.first_batch_size <= earlier.last_batch_size:
                 raise ValueError(f"rows must ascend without overlap: {later.first_batch_size} follows {earlier.last_batch_size}")
         return self
+
+
+def length_at(rows: Sequence[TableRow], decode_batch_size: int) -> int:
+    """K that rows which ascend give a decode batch, as `Table` says; 0 without rows.
+
+    >>> rows = (TableRow(first_batch_size=2, last_batch_size=3, num_speculative_tokens=3),
+    ...         TableRow(first_batch_size=6, last_batch_size=6, num_speculative_tokens=1))
+    >>> [length_at(rows, batch) for batch in (0, 2, 3, 5, 6, 7)], length_at((), 1)
+    ([3, 3, 3, 3, 1, 0], 0)
+    """
+    if not rows or decode_batch_size > rows[-1].last_batch_size:
+        return 0
+    begun = bisect_right(rows, decode_batch_size, key=_FIRST_BATCH_SIZE)
+    return rows[max(begun - 1, 0)].num_speculative_tokens
+
+
+_FIRST_BATCH_SIZE: Final = attrgetter("first_batch_size")
 
 
 class Local(Record):

@@ -20,12 +20,21 @@ from nightjar.policy.catch_up import CatchUpEvidence
 from nightjar.policy.counting import MOST_CHUNK_TOKENS, MOST_CONTEXT_TOKENS
 from nightjar.policy.evidence import Cell, CellEvidence
 from nightjar.policy.implausible import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, require
-from nightjar.policy.records import MAX_CELLS, MAX_NUM_SPECULATIVE_TOKENS, GroupKey, NumSpeculativeTokens, Record, Table, TableRow
+from nightjar.policy.records import (
+    MAX_CELLS,
+    MAX_NUM_SPECULATIVE_TOKENS,
+    DecayedSum,
+    GroupKey,
+    NumSpeculativeTokens,
+    PositiveSum,
+    Record,
+    SignedSum,
+    Table,
+    TableRow,
+)
 
 ROUNDING: Final = 1e-6
 """Share by which sums that decayed together may contradict each other."""
-
-DecayedSum = Annotated[float, Field(ge=0.0, le=1e15)]
 
 
 class SeedCell(Record):
@@ -36,10 +45,10 @@ class SeedCell(Record):
 
     batch_bucket: Annotated[int, Field(ge=0, lt=64)]
     num_speculative_tokens: NumSpeculativeTokens
-    steps: Annotated[float, Field(gt=0.0, le=1e15)]
-    log_step_seconds: Annotated[float, Field(ge=-1e17, le=1e17)]
-    decode_rows: Annotated[float, Field(ge=0.0, le=1e19)]
-    context_tokens: Annotated[float, Field(ge=0.0, le=1e27)] = 0.0
+    steps: PositiveSum
+    log_step_seconds: SignedSum
+    decode_rows: DecayedSum
+    context_tokens: DecayedSum = 0.0
     age_s: Annotated[float, Field(ge=0.0, le=1e12)] | None = None
 
     @property
@@ -79,10 +88,10 @@ class SeedCatchUp(Record):
     """Decayed sums over steps that recomputed draft tokens, as `catch_up.CatchUpEvidence` holds them."""
 
     steps: DecayedSum = 0.0
-    tokens: Annotated[float, Field(ge=0.0, le=1e21)] = 0.0
-    tokens_squared: Annotated[float, Field(ge=0.0, le=1e27)] = 0.0
-    seconds: Annotated[float, Field(ge=-1e18, le=1e18)] = 0.0
-    token_seconds: Annotated[float, Field(ge=-1e24, le=1e24)] = 0.0
+    tokens: DecayedSum = 0.0
+    tokens_squared: DecayedSum = 0.0
+    seconds: SignedSum = 0.0
+    token_seconds: SignedSum = 0.0
 
     def evidence(self, most_steps: float) -> CatchUpEvidence:
         """As evidence, whose weight is at most `most_steps` steps."""

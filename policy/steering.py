@@ -22,7 +22,7 @@ from nightjar.policy.planners.local_planner import (
     StepOutcome,
     StepView,
 )
-from nightjar.policy.records import Local, Mode, Settings, SettingsVersion, Table
+from nightjar.policy.records import Local, Mode, Settings, SettingsVersion, Table, length_at
 from nightjar.policy.segments import Segments
 
 
@@ -291,18 +291,5 @@ class Steering:
 
 
 def lengths_by_batch(table: Table, max_num_seqs: int) -> list[int]:
-    """K for each decode batch size from 0 to `max_num_seqs`, as `Table` defines it; a gap takes the row before it (vLLM's rule).
-
-    >>> from nightjar.policy.records import TableRow
-    >>> rows = (TableRow(first_batch_size=1, last_batch_size=2, num_speculative_tokens=3),
-    ...         TableRow(first_batch_size=4, last_batch_size=4, num_speculative_tokens=1))
-    >>> lengths_by_batch(Table(rows=rows), 5)
-    [3, 3, 3, 3, 1, 0]
-    """
-    lengths = [table.rows[0].num_speculative_tokens] * (max_num_seqs + 1)
-    for row in table.rows:
-        remaining = max(max_num_seqs + 1 - row.first_batch_size, 0)
-        lengths[row.first_batch_size :] = [row.num_speculative_tokens] * remaining
-    for size in range(table.rows[-1].last_batch_size + 1, max_num_seqs + 1):
-        lengths[size] = 0
-    return lengths
+    """K for each decode batch size from 0 to `max_num_seqs`, as `Table` defines it."""
+    return [length_at(table.rows, size) for size in range(max_num_seqs + 1)]

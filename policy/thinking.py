@@ -105,7 +105,7 @@ def own_evidence(view: GroupView, replicas: int, news: OwnNews) -> Evidence | No
         alone = {
             cell: waiting.faster_by(news.offset)
             for cell, waiting in news.pending.cells.items()
-            if news.pending.has_voice(cell) and not view.is_measured(*cell)
+            if news.pending.has_voice(cell, view.now_s) and not view.is_measured(*cell)
         }
     known = view.evidence.acceptance
     enough = STILL_OTHER_DEVIATIONS if news.thinks_already else OTHER_DEVIATIONS

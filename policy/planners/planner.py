@@ -13,7 +13,7 @@ from nightjar.policy.batch_buckets import batch_bucket, buckets_up_to
 from nightjar.policy.evidence import Cell, Evidence
 from nightjar.policy.mixed_steps import charge
 from nightjar.policy.outlook import Outlook, outlook
-from nightjar.policy.records import GroupKey, Local, TableRow
+from nightjar.policy.records import GroupKey, Local, TableRow, length_at
 from nightjar.policy.settings import OperatorSettings
 from nightjar.policy.step_time import predict_step_times
 
@@ -31,11 +31,8 @@ class GroupPlan:
     local: Local | None = None
 
     def num_speculative_tokens(self, decode_batch_size: int) -> int:
-        """K at a decode batch size; 0 above the last row, the first row's below it (as records.Table says)."""
-        for row in self.rows:
-            if decode_batch_size <= row.last_batch_size:
-                return row.num_speculative_tokens
-        return 0
+        """K at a decode batch size, as in a `Table` of these rows."""
+        return length_at(self.rows, decode_batch_size)
 
     def reason(self, decode_batch_size: int) -> str:
         """Why that K, in words."""

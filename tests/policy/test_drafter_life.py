@@ -7,7 +7,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nightjar.policy.drafter_life import ALLOWANCE_REFILL_S, FIRST_HOLD_S, UNLIMITED, DrafterLife, MemoryOrder, Order
+from nightjar.policy.drafter_life import ALLOWANCE_REFILL_S, FIRST_HOLD_S, MAX_HOLD_S, UNLIMITED, DrafterLife, MemoryOrder, Order
 from nightjar.policy.records import DrafterState, Lease, OffloadRules, RestartWish, Settings
 from tests.policy.steering_settings import settings
 
@@ -229,6 +229,18 @@ def test_silent_zero_acceptance_goes_back_to_dormant_and_holds_twice_as_long_eac
         hold_s = FIRST_HOLD_S * 2 ** (failures - 1)
         assert life.before_step(3, 10, now_s + hold_s - 0.1) == Order(0, 0)
         assert life.wish(10, now_s + hold_s - 0.1) is None
+
+
+def test_however_often_a_probe_fails_in_a_row_the_hold_is_the_longest_one() -> None:
+    life, now_s = probing(0.7), 0.0
+    for _ in range(1100):
+        while life.state is DrafterState.PROBING:
+            life.after_step(Order(3, 0), [64, 64, 64], [0, 0, 0], now_s)
+        assert life.before_step(3, 10, now_s + FIRST_HOLD_S - 0.1) == Order(0, 0)
+        now_s += MAX_HOLD_S
+        life.confirm(now_s)
+        catch_up(life, 10, now_s)
+    assert life.failed_probes == 1100
 
 
 def test_a_probe_passes_at_half_the_acceptance_and_fails_at_a_fifth() -> None:

@@ -105,6 +105,17 @@ def test_nobody_waits_for_a_replica_that_was_asked_and_left_the_bucket() -> None
     assert len(desk.asked - {gone}) == 3
 
 
+def test_who_measured_three_hours_ago_for_others_that_never_came_is_asked_again_and_may_finish() -> None:
+    desk = Desk(3)
+    desk.pending["r0"] = Pending({CELL: CellEvidence(6.0, -25.0, 24.0)})
+    desk.tick(1.0)
+    assert desk.asked == {"r1", "r2"}
+    desk.tick(10_800.0)
+    assert desk.asked == {"r0", "r1", "r2"}
+    desk.tick(10_801.0)
+    assert desk.asked == {"r0", "r1", "r2"}
+
+
 def test_a_round_that_brought_nothing_is_repeated_soon_and_one_that_was_heard_pauses_longer_each_time() -> None:
     desk = Desk(1)
     asked_at_s = []

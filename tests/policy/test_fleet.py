@@ -128,6 +128,20 @@ def test_replicas_that_serve_plainly_have_no_counters_and_so_no_part_in_the_quor
     assert group.evidence.cells
 
 
+def test_engines_that_failed_open_count_no_steps_and_so_have_no_part_in_the_quorum_of_their_group_and_measure_nothing() -> None:
+    fleet, failed = Fleet([Replica("a", 16), Replica("b", 16)]), [Replica("c", 16), Replica("d", 16)]
+    for _ in range(16):
+        for replica in failed:
+            report = replica.report()
+            fleet.observe(report.model_copy(update={"snapshot": report.snapshot.model_copy(update={"fault": "KeyError: 'r7'"})}))
+        fleet.run(0.5)
+        assert set(fleet.decisions) == {"a", "b", "c", "d"}
+        assert not any(table(fleet.decisions[replica.replica_id]).segments for replica in failed)
+    assert fleet.planned(16) == best_length(16)
+    _, replicas = fleet_status(fleet.state, fleet.decisions, fleet.now_s)
+    assert [replica.replica_id for replica in replicas] == ["a", "b", "c", "d"]
+
+
 def test_what_a_replica_noticed_and_a_fault_of_its_hooks_stand_before_the_reason() -> None:
     fleet = Fleet([])
     report = Replica("a").report(notice="user_config refused")

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nightjar.policy import fleet as fleet_module
 from nightjar.policy import intake
+from nightjar.policy.batch_buckets import batch_bucket
 from nightjar.policy.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.fleet import FleetState, decide, empty_fleet, observe
 from nightjar.policy.records import (
@@ -106,15 +108,127 @@ def test_a_report_held_up_on_its_way_counts_with_the_next_one() -> None:
 CAUGHT_UP = CatchUpCounters(steps=10, tokens=100, tokens_squared=1000, seconds=0.5, token_seconds=5.0)
 
 
+def restarted(replica: Replica, step_count: int, restarts: int, failed_probes: int) -> LoadReport:
+    caught_up = CAUGHT_UP if restarts else CatchUpCounters()
+    counters = Counters(
+        engine_id="engine-1", step_count=step_count, catch_up=caught_up, restarts=restarts, failed_probes=failed_probes
+    )
+    return replica.report(snapshot=EngineSnapshot(counters=counters))
+
+
 def test_what_restarts_cost_waits_for_the_group_and_counts_once() -> None:
     replica = Replica("a", batch=0)
-    counters = Counters(engine_id="engine-1", step_count=10, catch_up=CAUGHT_UP, restarts=2, failed_probes=1)
-    report = replica.report(snapshot=EngineSnapshot(counters=counters))
-    state, ignored = observe(empty_fleet(), report, 0.0, PATIENT)
+    state, _ = observe(empty_fleet(), restarted(replica, 0, 0, 0), 0.0, PATIENT)
+    report = restarted(replica, 10, 2, 1)
+    state, ignored = observe(state, report, 1.0, PATIENT)
     assert ignored == ""
-    state, _ = observe(state, report, 0.1, PATIENT)
+    state, _ = observe(state, report, 1.1, PATIENT)
     new = state.replicas["a"].new_restarts
     assert new == NewRestarts(CatchUpEvidence(10.0, 100.0, 1000.0, 0.5, 5.0), 2, 1)
+
+
+@pytest.mark.parametrize("silent_first", [False, True])
+def test_restarts_and_failed_probes_of_before_the_first_report_count_nothing_but_what_they_cost_does(silent_first: bool) -> None:
+    replica, state = Replica("a", batch=0), empty_fleet()
+    if silent_first:
+        failed_call = EngineSnapshot(counters=Counters(engine_id=NO_ENGINE_ID))
+        state, _ = observe(state, replica.report(snapshot=failed_call), 0.0, PATIENT)
+    state, _ = observe(state, restarted(replica, 10, 9, 5), 1.0, PATIENT)
+    assert state.replicas["a"].new_restarts == NewRestarts(CatchUpEvidence(10.0, 100.0, 1000.0, 0.5, 5.0))
+    state, _ = observe(state, restarted(replica, 20, 10, 6), 2.0, PATIENT)
+    assert (state.replicas["a"].new_restarts.restarts, state.replicas["a"].new_restarts.failed_probes) == (1, 1)
+
+
+def came_back(fleet: Fleet, silent_s: float = AUTO.replica_timeout_s + 1.0) -> None:
+    """All fall silent for so long that the policy forgets them; then they report again, twice."""
+    fleet.now_s += silent_s
+    fleet.decide_only()
+    assert not fleet.state.replicas
+    for _ in range(2):
+        for replica in fleet.replicas:
+            fleet.observe(replica.report())
+        fleet.decide()
+
+
+def test_a_replica_that_comes_back_after_its_timeout_counts_nothing_twice_and_freezes_nothing() -> None:
+    replicas = [Replica("a", 16), Replica("b", 16)]
+    fleet = Fleet(replicas)
+    fleet.run(6.0)
+    (before,) = fleet.state.groups.values()
+    came_back(fleet)
+    (after,) = fleet.state.groups.values()
+    assert after.evidence.cells == before.evidence.cells
+    assert after.restarts.probes == before.restarts.probes
+    assert after.restarts.catch_up == before.restarts.catch_up
+    for replica in replicas:
+        replica.now_s = fleet.now_s
+    fleet.run(2.0)
+    (later,) = fleet.state.groups.values()
+    assert max(cell.measured_at_s for cell in later.evidence.cells.values()) == fleet.now_s, "what it does from now on counts"
+    assert not fleet.refusals
+
+
+def test_failed_probes_of_before_a_silence_do_not_freeze_the_group_that_hears_of_them_again() -> None:
+    replica = Replica("a", batch=0)
+    state, _ = observe(empty_fleet(), restarted(replica, 0, 0, 0), 0.0, AUTO)
+    state, _ = observe(state, restarted(replica, 10, 4, 2), 1.0, AUTO)
+    _, state = decide(state, AUTO, (), 1.0, random.Random(0))
+    _, state = decide(state, AUTO, (), 400.0, random.Random(0))
+    state, _ = observe(state, restarted(replica, 10, 4, 2), 401.0, AUTO)
+    _, state = decide(state, AUTO, (), 401.0, random.Random(0))
+    (group,) = state.groups.values()
+    assert group.restarts.probes.frozen_until_s < 401.0
+
+
+def test_a_replica_that_comes_back_with_a_failed_call_first_counts_nothing_twice_either() -> None:
+    fleet = Fleet([Replica("a", 16)])
+    fleet.run(4.0)
+    (before,) = fleet.state.groups.values()
+    fleet.now_s += AUTO.replica_timeout_s + 1.0
+    fleet.decide_only()
+    fleet.observe(fleet.replicas[0].report(snapshot=EngineSnapshot(counters=Counters(engine_id=NO_ENGINE_ID))))
+    fleet.observe(fleet.replicas[0].report())
+    fleet.decide()
+    (after,) = fleet.state.groups.values()
+    assert after.evidence.cells == before.evidence.cells
+
+
+def test_a_replica_that_comes_back_with_a_new_engine_loses_none_of_its_first_steps() -> None:
+    fleet = Fleet([Replica("a", 16)])
+    fleet.run(4.0)
+    fleet.now_s += AUTO.replica_timeout_s + 1.0
+    fleet.decide_only()
+    new = Replica("a", 16, engine_id="engine-2", now_s=fleet.now_s)
+    new.step(0, clean=True, rng=fleet.rng)
+    fleet.observe(new.report())
+    assert pending_steps(fleet.state) == {(batch_bucket(16), 0): 1.0}
+
+
+def test_inv_8_of_those_that_fell_silent_no_more_are_remembered_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_module, "MAX_REPLICAS", 3)
+    state = empty_fleet()
+    for number in range(8):
+        state, _ = observe(state, Replica(f"r{number}").report(), 100.0 * number, AUTO)
+        _, state = decide(state, AUTO, (), 100.0 * number + 50.0, random.Random(0))
+    assert list(state.departed) == ["r5", "r6", "r7"]
+
+
+def test_reports_of_single_steps_tell_how_much_steps_scatter() -> None:
+    replica, rng, state = Replica("a", batch=16), random.Random(3), empty_fleet()
+    for number in range(400):
+        replica.step(0, clean=True, rng=rng)
+        state, ignored = observe(state, replica.report(), 0.1 * number, PATIENT)
+        assert ignored == ""
+    (cell,) = state.replicas["a"].pending.cells.values()
+    variance = cell.log_seconds_squared / cell.steps - (cell.log_seconds / cell.steps) ** 2
+    assert variance == pytest.approx(0.03**2 / 3.0, rel=0.2), "steps take 0.97 to 1.03 of what they should, evenly"
+
+
+def test_squares_that_no_steps_can_have_are_held_to_what_the_longest_have() -> None:
+    counters = Counters(engine_id="engine-1", step_count=10, cells=(cell(log_step_seconds_squared=1e13),))
+    state, _ = observe(empty_fleet(), Replica("a", batch=2).report(snapshot=EngineSnapshot(counters=counters)), 0.0, PATIENT)
+    (told,) = state.replicas["a"].pending.cells.values()
+    assert told.log_seconds_squared == pytest.approx(10 * math.log(1e-5) ** 2)
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ FOREVER = 1e12
 weights = st.lists(st.floats(0.1, 1e6), min_size=3, max_size=20)
 
 
-def voice(step_seconds: float, steps: float = 10.0, accepted: float = 0.5) -> Pending:
-    cells = {CELL: CellEvidence(steps, steps * math.log(step_seconds), steps)}
-    return Pending(cells, AcceptanceEvidence((100.0,), (100.0 * accepted,)))
+def voice(step_seconds: float, steps: float = 10.0, accepted: float = 0.5, rows: float = 100.0, heard_at_s: float = 0.0) -> Pending:
+    cells = {CELL: CellEvidence(steps, steps * math.log(step_seconds), steps, measured_at_s=heard_at_s)}
+    return Pending(cells, AcceptanceEvidence((rows,), (rows * accepted,)).at(heard_at_s))
 
 
 def merged_step_seconds(pending: dict[str, Pending]) -> float:
@@ -86,6 +86,42 @@ def test_a_replica_with_too_few_steps_has_no_voice_and_keeps_them() -> None:
     evidence, left = merge(Evidence(), pending, FOREVER)
     assert evidence.cells[CELL].steps == pytest.approx(30.0)
     assert left["d"].cells == pending["d"].cells
+
+
+HOURS_LATER_S = 3.0 * 3600.0
+
+
+@given(steps=st.floats(LEAST_STEPS, 1e12))
+def test_a_voice_waits_for_others_for_a_few_minutes_and_is_none_any_more_after_half_an_hour(steps: float) -> None:
+    waiting = voice(0.1, steps)
+    assert waiting.has_voice(CELL, 0.0)
+    assert waiting.has_voice(CELL, 600.0)
+    assert not waiting.has_voice(CELL, 1800.0)
+
+
+def test_a_voice_of_three_hours_ago_makes_no_quorum_with_two_fresh_ones() -> None:
+    pending = {name: voice(0.1, heard_at_s=HOURS_LATER_S) for name in "ab"} | {"old": voice(0.2, 1e6)}
+    evidence, left = merge(Evidence(), pending, FOREVER, HOURS_LATER_S)
+    assert not evidence.cells
+    assert "old" not in left or left["old"].cells == pending["old"].cells
+
+
+def test_what_waited_for_three_hours_does_not_outvote_what_is_fresh_where_no_quorum_is_asked() -> None:
+    old, fresh = voice(0.2, 1e6, accepted=0.0, rows=1e6), voice(0.1, 5.0, accepted=0.8, rows=400.0, heard_at_s=HOURS_LATER_S)
+    evidence, _ = merge(Evidence(), {"old": old, "fresh": fresh}, FOREVER, HOURS_LATER_S)
+    assert evidence.cells[CELL].step_seconds == pytest.approx(0.1, rel=0.05)
+    assert evidence.cells[CELL].steps == pytest.approx(5.0, rel=0.1)
+    assert evidence.acceptance.measured()[0] > 0.65
+
+
+@given(steps=st.floats(0.1, 1e12), age_s=st.floats(0.0, 1e6), later_s=st.floats(0.0, 1e6))
+def test_sums_that_age_keep_their_mean_and_only_lose_weight(steps: float, age_s: float, later_s: float) -> None:
+    sums = CellEvidence(steps, -4.0 * steps, 2.0 * steps)
+    aged = sums.aged(age_s)
+    assert aged.steps == sums.steps_at(age_s) <= steps
+    assert sums.steps_at(age_s + later_s) <= aged.steps
+    assert aged.step_seconds == pytest.approx(sums.step_seconds)
+    assert aged.rows / aged.steps == pytest.approx(2.0)
 
 
 def test_in_a_group_of_two_evidence_counts_as_it_comes_and_each_step_weighs_the_same() -> None:

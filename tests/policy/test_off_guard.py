@@ -95,6 +95,19 @@ def test_each_trip_in_a_row_holds_twice_as_long_and_then_speculation_is_tried_ag
     assert engine.guard.held_buckets(engine.now_s) == ()
 
 
+def test_however_many_trips_come_in_a_row_the_hold_is_the_longest_one() -> None:
+    guard, now_s, off_s = OffGuard(64), 0.0, 0.1
+    guard.adopt([LENGTH] * 65, [OffStep(decode_rows=ROWS, step_seconds=off_s)])
+    for number in range(1, 1101):
+        while guard.trips < number and now_s < number * 2 * LONGEST_HOLD_S:
+            length, seconds = (0, off_s) if guard.holds(ROWS, now_s) else (LENGTH, 2 * off_s)
+            now_s += seconds
+            guard.count(ROWS, length, ROWS, seconds, now_s)
+        assert guard.trips == number
+        now_s += LONGEST_HOLD_S
+        assert not guard.holds(ROWS, now_s)
+
+
 def test_a_check_whose_load_leaves_ends_by_itself() -> None:
     engine = Engine(-0.3)
     while not engine.guard.holding:

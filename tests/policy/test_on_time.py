@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from nightjar.policy.on_time import HALF_LIFE_S, HORIZON_SAMPLES, IDLE, Moves, Watch
@@ -42,6 +44,28 @@ def test_before_any_evidence_being_on_lasts_about_ten_seconds() -> None:
 def test_old_moves_count_half_after_the_half_life() -> None:
     moves = Moves().plus({(1, 1): 100}, 0.0).plus({(1, 2): 100}, HALF_LIFE_S)
     assert moves.counts == pytest.approx({(1, 1): 50.0, (1, 2): 100.0})
+
+
+def watched(batches: Callable[[int], dict[str, int]], seconds: int = 600) -> Moves:
+    """The moves of a group that runs `batches` in each second."""
+    watch, moves = Watch(), Moves()
+    for second in range(seconds):
+        watch, seen = watch.look(batches(second), float(second))
+        moves = moves.plus(seen, float(second))
+    return moves
+
+
+@pytest.mark.parametrize("honest", [2, 7])
+def test_inv_10_a_replica_that_jumps_every_second_does_not_end_the_on_time_of_its_group(honest: int) -> None:
+    calm = {f"r{number}": 4 for number in range(honest)}
+    alone = watched(lambda second: calm).value_tokens({3: 1.0})[3]
+    beside = watched(lambda second: {**calm, "liar": 4 if second % 2 else 256}).value_tokens({3: 1.0})[3]
+    assert 0.6 * alone < beside <= 1.01 * alone
+
+
+def test_where_a_whole_group_moves_every_move_counts() -> None:
+    moves = watched(lambda second: dict.fromkeys("abcd", 4 if second % 2 else 8), seconds=3)
+    assert moves.counts == pytest.approx({(5, 3): 4.0, (3, 5): 4.0}, rel=0.01)
 
 
 def test_a_look_counts_one_move_a_second_and_none_over_a_silence() -> None:

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from nightjar.policy.planners.planner import GroupPlan
 from nightjar.policy.records import (
     MAX_RECORD_BYTES,
     CellCounters,
@@ -32,8 +33,10 @@ from nightjar.policy.records import (
     Table,
     TableRow,
     WireError,
+    length_at,
     to_plain,
 )
+from nightjar.policy.steering import lengths_by_batch
 
 lengths = st.integers(0, 32)
 counts = st.integers(0, (1 << 53) - 1)
@@ -218,6 +221,18 @@ def test_rows_that_overlap_or_run_backwards_are_refused() -> None:
         Table(rows=(row, row))
     with pytest.raises(ValidationError, match="first_batch_size 5 is above last_batch_size 4"):
         TableRow(first_batch_size=5, last_batch_size=4, num_speculative_tokens=1)
+
+
+@given(tables(), st.data())
+def test_a_batch_in_a_gap_takes_the_row_before_it_one_below_all_rows_the_first_and_one_above_them_off(
+    table: Table, data: st.DataObject
+) -> None:
+    rows = tuple(row for row in table.rows if data.draw(st.booleans())) or table.rows[:1]
+    batch = data.draw(st.integers(0, 4096))
+    begun = [row for row in rows if row.first_batch_size <= batch]
+    expected = 0 if batch > rows[-1].last_batch_size else (begun[-1] if begun else rows[0]).num_speculative_tokens
+    assert length_at(rows, batch) == expected
+    assert GroupPlan(rows, "").num_speculative_tokens(batch) == lengths_by_batch(Table(rows=rows), 4096)[batch] == expected
 
 
 @given(groups, groups)

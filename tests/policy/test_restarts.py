@@ -46,6 +46,16 @@ def test_inv_6_replicas_that_serve_plainly_add_nothing_to_the_budget_of_the_othe
     assert sum(len(group.restarts.open_leases) for group in policy.state.groups.values()) == 1
 
 
+def test_inv_6_an_engine_that_failed_open_is_granted_no_lease_and_holds_up_no_other() -> None:
+    policy, failed, other = Policy(), RestartingReplica("a"), RestartingReplica("b")
+    failed.run_until(1.0)
+    report = failed.report()
+    policy.take(report.model_copy(update={"snapshot": report.snapshot.model_copy(update={"fault": "KeyError"})}), 1.0)
+    exchange(policy, [other], 1.0)
+    (group,) = policy.state.groups.values()
+    assert [held.replica_id for held in group.restarts.open_leases] == ["b"]
+
+
 def test_status_says_who_holds_a_lease_and_who_waits_for_one() -> None:
     policy, replicas = Policy(), [RestartingReplica(f"r{number}") for number in range(3)]
     exchange(policy, replicas, 1.0)
@@ -103,6 +113,7 @@ def test_a_replica_whose_engine_was_replaced_gets_no_second_lease_beside_the_fir
 def test_two_failed_probes_freeze_the_groups_restarts() -> None:
     policy, replicas = Policy(), [RestartingReplica(f"r{number}") for number in range(REPLICAS)]
     for number in (0, 1):
+        policy.take(replicas[number].report(), 0.4)
         report = replicas[number].report()
         counters = Counters(engine_id="engine-1", step_count=1, restarts=1, failed_probes=1)
         policy.take(report.model_copy(update={"snapshot": report.snapshot.model_copy(update={"counters": counters})}), 0.5)
