@@ -27,7 +27,8 @@ REMEMBERED_WISHES: Final = 256
 """Wishes whose time is kept: two minutes of them at two reports a second. A lease for an older one is not used."""
 FIRST_HOLD_S: Final = 30.0
 MAX_HOLD_S: Final = 480.0
-"""Time without restarts after a failed probe, doubled with each failure in a row."""
+"""Time without restarts after a failed probe or reload, doubled with each failure in a row."""
+_MAX_DOUBLINGS: Final = 8
 
 
 class Order(NamedTuple):
@@ -67,8 +68,8 @@ TRANSITIONS: Final[Mapping[DrafterState, frozenset[DrafterState]]] = {
     DrafterState.OFFLOADED: frozenset({DrafterState.CONTRACTING}),
     # the pool has shrunk; the plan says 0 or the lease will not do
     DrafterState.CONTRACTING: frozenset({DrafterState.RELOADING, DrafterState.OFFLOADED}),
-    # the weights are back, and all of the KV is missing
-    DrafterState.RELOADING: frozenset({DrafterState.DORMANT}),
+    # the weights are back, and all of the KV is missing; they could not be brought back
+    DrafterState.RELOADING: frozenset({DrafterState.DORMANT, DrafterState.OFFLOADED}),
     DrafterState.IN_SYNC: frozenset(),
     DrafterState.ABSENT: frozenset(),
 }
@@ -106,6 +107,7 @@ class DrafterLife:
         self._catches_up_leased = False
         self._probe = Probe()
         self._hold_until_s = float("-inf")
+        self._held_because = ""
         self._failures_in_a_row = 0
         self._pressure_since_s: float | None = None
         self._free_share = 1.0
@@ -124,10 +126,10 @@ class DrafterLife:
         """Why the drafter does not run though the plan wants it to, in words; empty where it runs or nobody wants it to."""
         if not self._proposed or self.state not in {DrafterState.DORMANT, DrafterState.OFFLOADED}:
             return ""
+        if now_s < self._hold_until_s:
+            return f"{self._held_because}: no other for {self._hold_until_s - now_s:.0f} s"
         if not self._is_steered:
             return "nobody steers: waits for room to come back"
-        if now_s < self._hold_until_s:
-            return f"its drafts were not accepted after the last restart: no other for {self._hold_until_s - now_s:.0f} s"
         if not self._is_fresh(now_s):
             return "restarts wait for the policy, which was not heard"
         if self.state is DrafterState.DORMANT and not self._can_draft:
@@ -225,8 +227,7 @@ class DrafterLife:
             elif passed is False:
                 self._become(DrafterState.DORMANT)
                 self.failed_probes += 1
-                self._hold_until_s = now_s + min(FIRST_HOLD_S * 2.0 ** min(self._failures_in_a_row, 16), MAX_HOLD_S)
-                self._failures_in_a_row += 1
+                self._hold("its drafts were not accepted after the last restart", now_s)
 
     def wish(self, lag_tokens: int, now_s: float) -> RestartWish | None:
         """The wish to send with the report made now, or None where no lease is needed or would be used."""
@@ -279,6 +280,20 @@ class DrafterLife:
         self._reload_seconds, self._moving_since_s = min(max(now_s - self._moving_since_s, 0.0), 3600.0), None
         if self.state is DrafterState.RELOADING:
             self._become(DrafterState.DORMANT)
+
+    def reload_failed(self, why: str, now_s: float) -> None:
+        """The weights could not be brought back and are away as before: the lease is used up, no other is wished for at once."""
+        if self.state is not DrafterState.RELOADING:
+            return
+        self._moving_since_s = None
+        self._become(DrafterState.OFFLOADED)
+        self._finish_lease()
+        self._hold(f"its last reload broke off ({why})", now_s)
+
+    def _hold(self, because: str, now_s: float) -> None:
+        self._held_because = because
+        self._hold_until_s = now_s + min(FIRST_HOLD_S * 2 ** min(self._failures_in_a_row, _MAX_DOUBLINGS), MAX_HOLD_S)
+        self._failures_in_a_row += 1
 
     def _become(self, state: DrafterState) -> None:
         """The only place where the state changes. Raises ValueError for a change that the table does not hold."""
@@ -356,6 +371,8 @@ class DrafterLife:
 
     def _may_reload(self, now_s: float) -> bool:
         """Whether the lease covers a reload and lives long enough for one; where nobody steers, whether there is room."""
+        if now_s < self._hold_until_s:
+            return False
         if not self._is_steered:
             has_room = self._offload is None or self._free_share >= self._offload.reload_free_share
             return has_room or self.state is DrafterState.CONTRACTING

@@ -13,16 +13,15 @@ from typing import Final
 from nightjar.deployments.configuration.engine_schema import EngineKwargs, SpeculativeKwargs
 from nightjar.deployments.engine.arguments import (
     CUDA_OFFLOAD_VARIABLE,
+    RUNNER_VARIABLE,
     SEPARATE_DRAFT_MODEL,
     EngineArguments,
     EngineFacts,
     OffloadFacts,
     steered_engine_kwargs,
 )
-from nightjar.deployments.engine.environment import HostFacts, engine_environment
 from nightjar.deployments.llm_config import ASSUMED_MAX_NUM_SEQS, LLMConfig
 
-RUNNER_VARIABLE: Final = "VLLM_USE_V2_MODEL_RUNNER"
 _KIND_BY_MODEL_NAME: Final = (("eagle-", "eagle"), ("eagle3", "eagle3"), ("dflash", "dflash"), ("dspark", "dspark"))
 """vLLM tells these by the drafter's name where `method` says nothing or draft_model; the first that fits wins."""
 _NEVER_ON_V2: Final = frozenset({"suffix", "medusa", "mlp_speculator", "custom_class"})
@@ -78,7 +77,7 @@ def outlook(config: LLMConfig, kwargs: EngineKwargs, *, shadow: bool) -> EngineO
     """How the engine of `config` will run; `kwargs` are its engine arguments, checked."""
     facts = engine_facts(config, kwargs)
     arguments = steered_engine_kwargs(config.engine_kwargs, facts, shadow=shadow)
-    return EngineOutlook(facts, arguments, _runner(config, facts), _graphs(facts, arguments))
+    return EngineOutlook(facts, arguments, _runner(facts, arguments), _graphs(facts, arguments))
 
 
 def engine_facts(config: LLMConfig, kwargs: EngineKwargs) -> EngineFacts:
@@ -97,6 +96,7 @@ def engine_facts(config: LLMConfig, kwargs: EngineKwargs) -> EngineFacts:
         pipeline_parallel_size=kwargs.pipeline_parallel_size,
         data_parallel_size=kwargs.data_parallel_size,
         runner_is_v1=_runner_is_v1(config, kwargs, on_cpu=on_cpu, kind=kind),
+        runner_is_users=bool(environment_of(config).get(RUNNER_VARIABLE)),
     )
 
 
@@ -122,29 +122,21 @@ def offload_facts(config: LLMConfig, kwargs: EngineKwargs) -> OffloadFacts:
 def _runner_is_v1(config: LLMConfig, kwargs: EngineKwargs, *, on_cpu: bool, kind: str) -> bool:
     if on_cpu:
         return True
-    host = HostFacts(
-        on_cpu=False,
-        replica_pid=0,
-        local_rank=0,
-        cores_per_engine=1,
-        allowed_cores=(),
-        separate_draft_model=bool(kwargs.speculative_config and kwargs.speculative_config.method == SEPARATE_DRAFT_MODEL),
-    )
-    chosen = (engine_environment(host) | environment_of(config)).get(RUNNER_VARIABLE)
-    if chosen is not None:
+    chosen = environment_of(config).get(RUNNER_VARIABLE)
+    if chosen:
         return chosen == "0"
     speculative = kwargs.speculative_config
     return kind in _NEVER_ON_V2 or bool(speculative and (speculative.parallel_drafting or speculative.use_heterogeneous_vocab))
 
 
-def _runner(config: LLMConfig, facts: EngineFacts) -> str:
+def _runner(facts: EngineFacts, arguments: EngineArguments) -> str:
     if facts.on_cpu:
         return "vLLM's model runner V1, the only one on CPU"
-    if not facts.runner_is_v1:
+    if facts.runner_is_users:
+        return f"vLLM's model runner {'V1' if arguments.runner_is_v1 else 'V2'}, as {RUNNER_VARIABLE} says"
+    if not arguments.runner_is_v1:
         return "vLLM's model runner V2, its default" + ("" if facts.drafter_kind == "none" else "; it honours K for EAGLE and MTP")
-    if RUNNER_VARIABLE in environment_of(config):
-        return f"vLLM's model runner V1, as {RUNNER_VARIABLE} says"
-    if facts.drafter_kind == SEPARATE_DRAFT_MODEL:
+    if arguments.environment:
         return "vLLM's model runner V1, chosen by Nightjar: V2 drafts its maximum for separate draft models, whatever K says"
     return f"vLLM's model runner V1: V2 does not take {facts.drafter_kind}"
 
@@ -155,7 +147,7 @@ def _graphs(facts: EngineFacts, arguments: EngineArguments) -> str:
     if not facts.captures_graphs:
         return "none: enforce_eager"
     steered = not arguments.serving_plainly and not arguments.only_observing
-    if steered and facts.runner_is_v1:
+    if steered and arguments.runner_is_v1:
         return "piecewise CUDA graphs: V1 captures no full ones where K changes (3 to 14 % slower steps are reported)"
     if steered:
         return f"full and piecewise CUDA graphs for every K from 0 to {facts.max_num_speculative_tokens}"

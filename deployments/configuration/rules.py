@@ -23,7 +23,7 @@ from nightjar.deployments.configuration.memory_estimate import MemoryEstimate, e
 from nightjar.deployments.configuration.schema_findings import no_such_name, schema_findings
 from nightjar.deployments.configuration.serve_schema import AutoscalingConfig, DeploymentOptions
 from nightjar.deployments.configuration.vllm_names import ENGINE_ARGUMENTS, SERVER_ARGUMENTS, SPECULATIVE_ARGUMENTS, VLLM_VERSION
-from nightjar.deployments.engine.arguments import SEPARATE_DRAFT_MODEL, STEERABLE_DRAFTERS, why_not_lendable
+from nightjar.deployments.engine.arguments import RUNNER_VARIABLE, SEPARATE_DRAFT_MODEL, STEERABLE_DRAFTERS, why_not_lendable
 from nightjar.deployments.llm_config import DEPLOYMENT_NAME, LLMConfig, model_problems, parse_local_mode, read_args
 from nightjar.policy.records import MAX_BATCH_SIZE
 
@@ -228,10 +228,13 @@ def _costs(model: CheckedModel) -> Iterator[Finding]:
     facts, arguments = model.outlook.facts, model.outlook.arguments
     if arguments.serving_plainly or facts.on_cpu:
         return
-    if facts.drafter_kind == SEPARATE_DRAFT_MODEL and not facts.runner_is_v1:
-        message = "runner V2 drafts its maximum for a separate draft model, whatever K says; take VLLM_USE_V2_MODEL_RUNNER=1 out"
-        yield Finding("warning", (*SPECULATIVE, "method"), message)
-    elif facts.runner_is_v1 and facts.captures_graphs:
+    if facts.drafter_kind == SEPARATE_DRAFT_MODEL and facts.runner_is_users and not facts.runner_is_v1:
+        message = (
+            f"{RUNNER_VARIABLE} in env_vars asks for runner V2, which drafts its maximum for a separate draft model, whatever K "
+            "says; take it out"
+        )
+        yield Finding("warning", SPECULATIVE, message)
+    elif arguments.runner_is_v1 and facts.captures_graphs and not arguments.only_observing:
         message = (
             "runner V1 means piecewise CUDA graphs, for which 3 to 14 % slower steps are reported; EAGLE and MTP keep full ones"
         )

@@ -4,6 +4,9 @@ The user's arguments are resolved by vLLM first, so that the drafter kind, the a
 vLLM's own answers. An engine that Nightjar cannot steer (unknown drafter, pipeline or data parallelism, a scheduler of the
 user's, hooks that moved) gets exactly the user's arguments, and `serving_plainly` says why.
 
+A separate draft model that is steered on a GPU gets vLLM's model runner V1 by a variable, unless the user set it: which drafter it
+is, and so which runner it needs, is known only from vLLM's answer.
+
 An engine that captures graphs and starts in mode shadow gets the user's arguments plus the observing scheduler alone, since a
 table of lengths changes which graphs it captures; it cannot be steered later without a new start. Any other engine is
 ready to be steered at once: in shadow its K is the user's all the same.
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +36,9 @@ GPU_WORKER: Final = "nightjar.deployments.engine.worker.SteeredGPUWorker"
 CUDA_OFFLOAD_VARIABLE: Final = "NIGHTJAR_CUDA_OFFLOAD"
 """Set to 1 to try what has never run on a GPU."""
 
+RUNNER_VARIABLE: Final = "VLLM_USE_V2_MODEL_RUNNER"
+"""vLLM's: 0 for model runner V1, 1 for V2; on a GPU V2 where nobody says."""
+
 SEPARATE_DRAFT_MODEL: Final = "draft_model"
 STEERABLE_DRAFTERS: Final = frozenset({SEPARATE_DRAFT_MODEL, "ngram", "eagle", "eagle3", "mtp"})
 """Drafters that obey a K chosen per step. Others assert theirs (medusa, suffix), ignore it, or are not known to obey."""
@@ -51,6 +57,7 @@ class EngineFacts:
     pipeline_parallel_size: int = 1
     data_parallel_size: int = 1
     runner_is_v1: bool = True
+    runner_is_users: bool = False  # RUNNER_VARIABLE is set
     offload: OffloadConfig | None = None
     why_no_offload: str = ""
 
@@ -65,6 +72,8 @@ class EngineArguments:
     serving_plainly: str = ""
     only_observing: bool = False  # started in shadow with graphs: the scheduler is ours, everything else the user's
     notice: str = ""  # what an operator should know of an engine that is steered
+    runner_is_v1: bool = True
+    environment: dict[str, str] = field(default_factory=dict)  # of this engine alone, beside what every engine of ours is given
 
 
 def resolve_facts(config: VllmConfig, *, on_cpu: bool, draft_offload: DraftOffload = "never") -> EngineFacts:
@@ -81,6 +90,7 @@ def resolve_facts(config: VllmConfig, *, on_cpu: bool, draft_offload: DraftOfflo
         pipeline_parallel_size=config.parallel_config.pipeline_parallel_size,
         data_parallel_size=config.parallel_config.data_parallel_size,
         runner_is_v1=not getattr(config, "use_v2_model_runner", False),
+        runner_is_users=bool(os.environ.get(RUNNER_VARIABLE)),
         offload=offload,
         why_no_offload=why_no_offload,
     )
@@ -92,19 +102,30 @@ def steered_engine_kwargs(
     """The arguments to start with; the user's own where the engine cannot be steered. Does not modify `user_kwargs`."""
     reason = _why_plain(user_kwargs, facts, missing_hooks)
     only_observing = shadow and facts.captures_graphs and not reason
+    steered = not reason and not only_observing
+    chooses_v1 = steered and _needs_runner_v1(facts) and not facts.runner_is_users
+    runner_is_v1 = facts.runner_is_v1 or chooses_v1
     kwargs = dict(user_kwargs)
     if not reason:
         kwargs["scheduler_cls"] = ASYNC_SCHEDULER if facts.async_scheduling else SCHEDULER
-    if not reason and not only_observing:
+    if steered:
         speculative = dict(kwargs["speculative_config"])
         lengths = _own_lengths(speculative.get("num_speculative_tokens_per_batch_size"), facts)
         if facts.captures_graphs:
             lengths = name_every_length(lengths, facts.max_num_speculative_tokens)
         speculative["num_speculative_tokens_per_batch_size"] = _to_rows(lengths)
         kwargs["speculative_config"] = speculative
-        kwargs |= _worker(user_kwargs, facts)
-    notice = "" if reason or only_observing else _notice(facts)
-    return EngineArguments(kwargs, facts.drafter_kind, facts.max_num_speculative_tokens, reason, only_observing, notice)
+        kwargs |= _worker(user_kwargs, facts, runner_is_v1=runner_is_v1)
+    return EngineArguments(
+        kwargs,
+        facts.drafter_kind,
+        facts.max_num_speculative_tokens,
+        serving_plainly=reason,
+        only_observing=only_observing,
+        notice=_notice(facts) if steered else "",
+        runner_is_v1=runner_is_v1,
+        environment={RUNNER_VARIABLE: "0"} if chooses_v1 else {},
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +219,16 @@ def name_every_length(lengths: Sequence[int], max_num_speculative_tokens: int) -
     return [lengths[0], *missing[::-1]]
 
 
-def _worker(user_kwargs: Mapping[str, Any], facts: EngineFacts) -> dict[str, Any]:
+def _needs_runner_v1(facts: EngineFacts) -> bool:
+    """Whether vLLM's runner V2 would not do: it drafts its maximum for separate draft models, whatever K says."""
+    return facts.drafter_kind == SEPARATE_DRAFT_MODEL and not facts.on_cpu
+
+
+def _worker(user_kwargs: Mapping[str, Any], facts: EngineFacts, *, runner_is_v1: bool) -> dict[str, Any]:
     """The worker that puts a draft model to sleep, and what it and the scheduler must know of its memory."""
     if facts.on_cpu:
         kwargs: dict[str, Any] = {"worker_cls": CPU_WORKER}
-    elif facts.drafter_kind == SEPARATE_DRAFT_MODEL and facts.runner_is_v1:
+    elif facts.drafter_kind == SEPARATE_DRAFT_MODEL and runner_is_v1:
         kwargs = {"worker_cls": GPU_WORKER}
     else:
         return {}

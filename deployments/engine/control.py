@@ -2,8 +2,9 @@
 
 vLLM dispatches utility calls by method name, between two steps, so adding the method is all it takes. The replica
 calls it with `engine_core.call_utility_async("nightjar_exchange", payload)`: an EngineCommand goes in, an EngineSnapshot
-comes out. Fails closed on the command and open on the engine: whatever is wrong with it is answered in `refused`, nothing
-of the command applies, and no exception reaches the engine's loop.
+comes out. Fails open on the engine: whatever is wrong with a command is answered in `refused`, and no exception reaches the
+engine's loop. Bytes that are no command change nothing. Of a command whose settings are refused the rest holds, since the
+replica's own mode is the kill switch and must not depend on what the policy sent beside it.
 """
 
 from __future__ import annotations

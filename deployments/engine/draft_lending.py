@@ -75,14 +75,18 @@ class DraftLending:
             self._move = MemoryMove.NONE
             self._ledger.forget()
 
-    def step_done(self, scheduler_output: Any, now_s: float) -> None:
-        """The engine has this step's output."""
+    def step_done(self, scheduler_output: Any, now_s: float, reload_failure: str = "") -> None:
+        """The engine has this step's output; `reload_failure` says why a reload that came with it broke off."""
         self.pool.step_done(scheduler_output)
         if self._moving is None or self._moving[0] is not scheduler_output:
             return
         _, move, began_s = self._moving
         self._moving = None
         self.moving_seconds += now_s - began_s
+        if reload_failure:
+            self._life.reload_failed(reload_failure, now_s)
+            self.pool.grow()
+            return
         self._life.transfer_done(now_s)
         if move is MemoryMove.OFFLOAD:
             self.offloads += 1

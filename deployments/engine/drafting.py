@@ -48,6 +48,8 @@ class Drafting:
         self.life = life
         self.ledger = ledger
         self.lending = lending
+        self.opted_out: set[str] = set()
+        """Requests whose clients want no drafts: never caught up, and no part of what a restart costs or brings."""
         self.recomputed_tokens = 0
         self._missing = NOTHING
         self._missing_age_steps = LAG_AGE_STEPS
@@ -58,17 +60,19 @@ class Drafting:
         ledger = self.ledger
         for copy in scheduler_output.kv_cache_block_copies or ():
             ledger.copied(copy.src_block_id, copy.dst_block_id)
-        running = requests.values()
-        self._entered.clear()
-        for new in scheduler_output.scheduled_new_reqs:
-            ledger.enter(new.req_id, new.num_computed_tokens, running)
-            self._entered.append((new.req_id, new.num_computed_tokens))
+        self._entered = [(new.req_id, new.num_computed_tokens) for new in scheduler_output.scheduled_new_reqs]
         cached = scheduler_output.scheduled_cached_reqs
         if cached.resumed_req_ids:
-            for request_id, num_computed_tokens in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
-                if request_id in cached.resumed_req_ids and not ledger.knows(request_id):
-                    ledger.enter(request_id, num_computed_tokens, running)
-                    self._entered.append((request_id, num_computed_tokens))
+            self._entered += [
+                (request_id, num_computed_tokens)
+                for request_id, num_computed_tokens in zip(cached.req_ids, cached.num_computed_tokens, strict=True)
+                if request_id in cached.resumed_req_ids and not ledger.knows(request_id)
+            ]
+        # All of them before any is looked up: one may have found blocks that another was given for this very step.
+        for request_id, num_computed_tokens in self._entered:
+            ledger.clear_new_blocks(request_id, num_computed_tokens)
+        for request_id, num_computed_tokens in self._entered:
+            ledger.enter(request_id, num_computed_tokens, requests.values())
 
     def stays_asleep(self, now_s: float, *, same_rows: bool) -> bool:
         """Whether the step about to be scheduled drafts nothing, whatever the plan proposes: it then needs no room for drafts.
@@ -97,8 +101,8 @@ class Drafting:
         missing = NOTHING
         if (proposed or not is_steered) and ledger.behind:
             lagging = self._lagging(scheduler_output, requests)
-            in_sync = not ledger.behind.keys() >= scheduler_output.num_scheduled_tokens.keys()
-            missing = self._missing = _missing_of(lagging, any_in_sync=in_sync)
+            in_sync = scheduler_output.num_scheduled_tokens.keys() - ledger.behind.keys() - self.opted_out
+            missing = self._missing = _missing_of(lagging, any_in_sync=bool(in_sync))
             self._missing_age_steps = 0
         if is_steered:
             order = life.before_step(
@@ -139,7 +143,11 @@ class Drafting:
         """
         if not self.ledger.behind:
             return 0, 0
-        decoding = [request for request in requests if request.num_computed_tokens and _decodes(request)]
+        decoding = [
+            request
+            for request in requests
+            if request.num_computed_tokens and _decodes(request) and request.request_id not in self.opted_out
+        ]
         rows = [row for row in (self._candidate(request, 0) for request in decoding) if row is not None]
         missing = _missing_of(rows, any_in_sync=len(rows) < len(decoding))
         return missing.priced_tokens, max((row.lag_tokens for row in rows if row.is_worthwhile), default=0)
@@ -185,7 +193,7 @@ class Drafting:
 
     def _candidate(self, request: Any, own_tokens: int) -> Candidate | None:
         valid = self.ledger.behind.get(request.request_id)
-        if valid is None:
+        if valid is None or request.request_id in self.opted_out:
             return None
         known = known_tokens(request)
         # Under async scheduling tokens of steps in flight may stand between those that are known and those of this step.

@@ -38,7 +38,6 @@ class HostFacts:
     num_workers: int = 1  # processes that run the model: tensor x pipeline parallel size
     models_are_local: bool = False  # target and draft are folders, no hub is needed
     kv_cache_is_sized: bool = False  # the engine arguments size the KV cache themselves
-    separate_draft_model: bool = False
     engine_folder: str = ""  # of what must not outlive the engine (engine_folder.py), empty where there is none
 
 
@@ -56,8 +55,6 @@ def engine_environment(facts: HostFacts) -> dict[str, str]:
             values["VLLM_RPC_BASE_PATH"] = facts.engine_folder
     if facts.on_cpu:
         values |= _cpu_environment(facts)
-    elif facts.separate_draft_model:
-        values["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # V2 drafts its maximum for separate draft models, whatever K says
     return values
 
 

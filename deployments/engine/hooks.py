@@ -2,7 +2,7 @@
 
 vLLM's scheduler, worker and engine core are no stable interface. A name that moved is found here, before an engine starts, by
 import and signature alone, and named in one readable line; the replica then serves plainly (fails open). Checked against
-vLLM 0.29.0 and 0.32.0. Every vLLM name that step_loop, scheduler, control and worker touch stands in the tables below.
+vLLM 0.29.0 and 0.32.0. Every vLLM name that step_loop, scheduler, kv_groups, control and worker touch stands in the tables below.
 """
 
 from __future__ import annotations
@@ -133,6 +133,10 @@ DORMANT_DRAFT: Final = (
             "_token_to_req_indices_cache",
         ),
     ),
+    Hook("vllm.v1.kv_cache_interface", "KVCacheGroupSpec", fields=("kv_cache_spec",)),
+    Hook("vllm.v1.kv_cache_interface", "UniformTypeKVCacheSpecs", fields=("kv_cache_specs",)),
+    Hook("vllm.v1.kv_cache_interface", "FullAttentionSpec"),
+    Hook("vllm.v1.kv_cache_interface", "MLAAttentionSpec"),
     Hook("vllm.forward_context", "set_forward_context", parameters=("num_tokens", "cudagraph_runtime_mode", "slot_mapping")),
     Hook("vllm.v1.worker.gpu_worker", "Worker.execute_model", parameters=("scheduler_output",)),
     Hook("vllm.v1.worker.gpu_worker", "Worker.init_device"),
@@ -152,6 +156,7 @@ DRAFT_OFFLOAD: Final = (
     Hook("vllm.v1.worker.gpu_worker", "Worker.determine_available_memory"),
     Hook("vllm.v1.worker.gpu_worker", "Worker.initialize_from_config", parameters=("kv_cache_config",)),
     Hook("vllm.v1.worker.gpu_worker", "Worker.get_kv_cache_spec"),
+    Hook("vllm.v1.worker.gpu_worker", "Worker.sample_tokens", parameters=("grammar_output",)),
     Hook("vllm.model_executor.model_loader", "get_model_loader", parameters=("load_config",)),
     Hook(
         "vllm.model_executor.model_loader.base_loader",

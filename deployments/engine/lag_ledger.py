@@ -3,8 +3,9 @@
 While the drafter sleeps the target goes on and the draft's KV falls behind. What is missing must be known exactly: drafting on it
 gives drafts that are thrown away, recomputing what is there wastes the restart. A request's valid tokens are a prefix of its
 context, because a token's draft KV is right only if all before it is. Blocks outlive their requests in the prefix cache, so each
-block keeps a count of its own, written when its owner lets go of it and whenever another request may find it there; before anyone
-reads a block's count its last owner has written it, so a block that is handed out anew needs no reset.
+block keeps a count of its own, written when its owner lets go of it and whenever another request may find it there. A block that
+is handed out anew needs no reset while its owner runs, since the owner writes it before anyone reads it; those of requests that
+enter are cleared first, because another may find them in the very same step.
 
 Costs a step nothing while all rows are in sync, or all are behind. Fails towards recomputing: a count may be too low, never too
 high. A wrong one would cost acceptance, not correctness.
@@ -65,6 +66,19 @@ class LagLedger:
         valid = self._behind.get(request.request_id)
         known = known_tokens(request)
         return None if valid is None or valid >= known else Lag(request.request_id, valid, known)
+
+    def clear_new_blocks(self, request_id: str, num_computed_tokens: int) -> None:
+        """Call before `enter`, for all requests that enter with a step: what their new blocks held of others is gone.
+
+        Its first `num_computed_tokens` are in blocks that it found in the cache, the last of them perhaps in a copy of one. A
+        session that goes on is left alone: its blocks are its own.
+        """
+        if request_id in self._entries:
+            return
+        first, found = divmod(num_computed_tokens, self._block_size)
+        for block in self._blocks(request_id)[first:]:
+            self._valid_in_block[block.block_id] = min(self._valid_in_block[block.block_id], found)
+            found = 0
 
     def enter(self, request_id: str, num_computed_tokens: int, running: Iterable[Any]) -> None:
         """A request begins or resumes with `num_computed_tokens` found in the prefix cache, perhaps in blocks of `running` ones.

@@ -1,8 +1,8 @@
 """vLLM's own OpenAI server around one engine, inside this process: routes, streams and error bodies are vLLM's.
 
 Starting fails open. The user's arguments are resolved first, so a mistake in them is the user's own message from vLLM; if
-the steered arguments are then refused, by the configuration or by the engine, the engine starts with the user's alone and
-`serving_plainly` says why.
+the steered arguments are then refused, by the configuration or by the engine, the engine starts with the user's alone, in the
+environment that the user gave it, and `serving_plainly` says why.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import asyncio
 import dataclasses
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import SimpleNamespace
@@ -19,13 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
 
-from nightjar.deployments.engine.arguments import (
-    SEPARATE_DRAFT_MODEL,
-    EngineArguments,
-    EngineFacts,
-    resolve_facts,
-    steered_engine_kwargs,
-)
+from nightjar.deployments.engine.arguments import EngineArguments, EngineFacts, resolve_facts, steered_engine_kwargs
 from nightjar.deployments.engine.engine_folder import EngineFolder, make_engine_folder
 from nightjar.deployments.engine.environment import apply_environment, engine_environment, gather_host_facts
 from nightjar.deployments.engine.process_guard import descendants
@@ -145,9 +139,9 @@ async def start_openai_server(
     _, user_config = _configure(engine_kwargs)
     facts = resolve_facts(user_config, on_cpu=on_cpu, draft_offload=request.draft_offload)
     arguments = steered_engine_kwargs(engine_kwargs, facts, missing_hooks=missing_hooks, shadow=await wants_shadow())
-    plain = EngineArguments(engine_kwargs, facts.drafter_kind, facts.max_num_speculative_tokens)
+    plain = EngineArguments(engine_kwargs, facts.drafter_kind, facts.max_num_speculative_tokens, runner_is_v1=facts.runner_is_v1)
     load = LoadObserver()
-    (engine, engine_args), arguments = start_failing_open(arguments, plain, lambda chosen: _launch(chosen, load))
+    (engine, engine_args), arguments = start_failing_open(arguments, plain, lambda chosen: _launch(chosen, load), os.environ)
     if folder is not None:
         folder.note(descendants())
     app = await _build_app(engine, engine_args, frontend_kwargs)
@@ -156,7 +150,6 @@ async def start_openai_server(
 
 
 def _set_environment(request: EngineRequest, engine_kwargs: Mapping[str, Any], on_cpu: bool, folder: EngineFolder | None) -> None:
-    speculative = engine_kwargs.get("speculative_config") or {}
     host = gather_host_facts(
         local_rank=request.local_rank,
         cores_per_engine=request.cores_per_engine,
@@ -164,7 +157,6 @@ def _set_environment(request: EngineRequest, engine_kwargs: Mapping[str, Any], o
         num_workers=int(engine_kwargs.get("tensor_parallel_size") or 1) * int(engine_kwargs.get("pipeline_parallel_size") or 1),
         models_are_local=request.models_are_local,
         kv_cache_is_sized=any(engine_kwargs.get(name) for name in ("kv_cache_memory_bytes", "num_gpu_blocks_override")),
-        separate_draft_model=speculative.get("method") == SEPARATE_DRAFT_MODEL,
         engine_folder="" if folder is None else str(folder.path),
     )
     if on_cpu and not host.openmp_library:
@@ -201,13 +193,26 @@ def _configure(kwargs: Mapping[str, Any]) -> tuple[AsyncEngineArgs, VllmConfig]:
 
 
 def start_failing_open(
-    arguments: EngineArguments, plain: EngineArguments, launch: Callable[[EngineArguments], T]
+    arguments: EngineArguments,
+    plain: EngineArguments,
+    launch: Callable[[EngineArguments], T],
+    environ: MutableMapping[str, str],
 ) -> tuple[T, EngineArguments]:
-    """Launch with `arguments`; if they are refused, with `plain`. Raises what `launch` raises for the plain ones."""
+    """Launch with `arguments`; if they are refused, with `plain`. Raises what `launch` raises for the plain ones.
+
+    `environ` holds the engine's own variables as it is launched, and the plain engine finds it as the user left it.
+    """
     if not arguments.serving_plainly:
+        users = {name: environ[name] for name in arguments.environment if name in environ}
+        environ.update(arguments.environment)
+        if arguments.environment:
+            log.info("steered_engine_environment", **arguments.environment)
         try:
             return launch(arguments), arguments
         except Exception as error:  # noqa: BLE001 - whatever refuses our arguments must not take the service with it
+            for name in arguments.environment:
+                del environ[name]
+            environ.update(users)
             reason = f"the engine refused the steered arguments ({type(error).__name__}: {error})"[:1000]
             arguments = dataclasses.replace(plain, serving_plainly=reason)
     log.warning("serving_plainly", reason=arguments.serving_plainly)

@@ -27,12 +27,14 @@ from vllm.v1.request import Request
 
 from nightjar.deployments.engine.control import register_control_method
 from nightjar.deployments.engine.draft_lending import DraftLending
+from nightjar.deployments.engine.draft_work import RELOAD_FAILURE_ATTRIBUTE
 from nightjar.deployments.engine.drafting import Drafting
+from nightjar.deployments.engine.kv_groups import why_not_followed
 from nightjar.deployments.engine.kv_pool import ElasticKVPool
 from nightjar.deployments.engine.lag_ledger import LagLedger
 from nightjar.deployments.engine.offload_config import OffloadConfig
 from nightjar.deployments.engine.process_guard import end_with_replica
-from nightjar.deployments.engine.step_loop import StepLoop
+from nightjar.deployments.engine.step_loop import StepLoop, StepRoom
 from nightjar.policy.drafter_life import DrafterLife
 
 SETTLE_STEPS: Final = 2
@@ -66,6 +68,7 @@ class SteeredScheduler(Scheduler):
             drafting=None if why_in_sync else self._drafting(engine_id),
             why_in_sync=why_in_sync,
         )
+        self._room = StepRoom(None, sleeps=False)
         self._lending = None if self.nightjar.drafting is None else self.nightjar.drafting.lending
         self._most_lookahead_tokens = config.num_lookahead_tokens
         self._with_drafter = config
@@ -102,7 +105,8 @@ class SteeredScheduler(Scheduler):
         return waiting
 
     def _schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        most = self.nightjar.most_drafts(*self.get_request_counts())
+        self._room = self.nightjar.room(*self.get_request_counts())
+        most = self._room.num_drafts
         if most is None:
             self.num_lookahead_tokens = self._most_lookahead_tokens
             return super().schedule(*args, **kwargs)
@@ -127,11 +131,12 @@ class SteeredScheduler(Scheduler):
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         self.nightjar.after_step(scheduler_output, model_runner_output, verified)
         if self._lending is not None:
-            self._lending.step_done(scheduler_output, self.nightjar.clock())
+            reload_failure = getattr(model_runner_output, RELOAD_FAILURE_ATTRIBUTE, "")
+            self._lending.step_done(scheduler_output, self.nightjar.clock(), reload_failure)
         return outputs
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
-        self.nightjar.before_step(scheduler_output, self.requests)
+        self.nightjar.before_step(scheduler_output, self.requests, self._room)
         super()._update_after_schedule(scheduler_output)
 
     def _free_request_blocks(self, request: Request) -> None:
@@ -207,6 +212,7 @@ def why_kept_in_sync(config: VllmConfig, kv_cache_config: KVCacheConfig) -> str:
     speculative = config.speculative_config
     if speculative is None or speculative.method != "draft_model":
         return "only a separate draft model can be dormant"
+    unfollowed = why_not_followed(kv_cache_config.kv_cache_groups)
     checks = (
         (speculative.parallel_drafting, "the draft model drafts in parallel"),
         (
@@ -214,7 +220,7 @@ def why_kept_in_sync(config: VllmConfig, kv_cache_config: KVCacheConfig) -> str:
             "the draft's max_model_len is below the target's",
         ),
         (not str(config.parallel_config.worker_cls).startswith("nightjar."), "the worker is not Nightjar's"),
-        (len(kv_cache_config.kv_cache_groups) != 1, "the engine has several KV cache groups"),
+        (bool(unfollowed), unfollowed),
         (config.kv_transfer_config is not None, "a KV connector is in use"),
         (config.model_config.enable_sleep_mode, "sleep mode is on"),
     )

@@ -9,7 +9,7 @@ from then on the engine runs its own K, uncounted, and none while its draft mode
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import structlog
@@ -33,6 +33,20 @@ from nightjar.policy.steering import Steering
 from nightjar.policy.step_counters import StepCount, StepCounters
 
 log = structlog.get_logger(__name__)
+
+
+class StepRoom(NamedTuple):
+    """What the step about to be scheduled has room for, said before anyone knows its rows; `before_step` holds to it."""
+
+    most: int | None
+    """The highest K that it may draft; None where the engine keeps its own."""
+    sleeps: bool
+    """Whether the drafter sleeps through it, whatever the plan proposes."""
+
+    @property
+    def num_drafts(self) -> int | None:
+        """Drafts of each row that it has slots for; None where the engine keeps its own."""
+        return 0 if self.sleeps else self.most
 
 
 class StepLoop:
@@ -80,8 +94,6 @@ class StepLoop:
         self._decode_batch_size = 0
         self._previous_output_s: float | None = None
         self._step_microseconds = 0
-        self._most: int | None = None
-        self._is_asleep = False
         self._capped: dict[str, int] = {}
         self._adapters = AdapterCounts()
 
@@ -109,12 +121,16 @@ class StepLoop:
         """A request has arrived whose client wants `most_drafts` draft tokens at most (None: as the plan says)."""
         if most_drafts is not None:
             self._capped[request.request_id] = most_drafts
+        if most_drafts == 0 and self.drafting is not None:
+            self.drafting.opted_out.add(request.request_id)
         self._adapters.add_request(request)
 
     def leave(self, request: Any) -> None:
         """The request is about to give its blocks back: it has finished, or is preempted and comes again."""
         if self._capped and request.is_finished():
             self._capped.pop(request.request_id, None)
+            if self.drafting is not None:
+                self.drafting.opted_out.discard(request.request_id)
         self._adapters.leave(request)
         if self.drafting is not None and not self.fault:
             try:
@@ -122,41 +138,46 @@ class StepLoop:
             except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
                 self._fail("leave", error)
 
-    def most_drafts(self, num_running: int, num_waiting: int) -> int | None:
-        """The highest K that the step about to be scheduled may draft; None where the engine keeps its own.
+    def room(self, num_running: int, num_waiting: int) -> StepRoom:
+        """What the step about to be scheduled has room for.
 
-        vLLM reserves look-ahead slots before anyone knows the step's rows: those that run now are the best guess, and
-        `before_step` holds to it. Where nobody waits who could begin with this step, a drafter that sleeps on needs no slots.
+        vLLM reserves look-ahead slots before anyone knows the step's rows: those that run now are the best guess. Where nobody
+        waits who could begin with this step, a drafter that sleeps on needs no slots.
         """
-        self._most, self._is_asleep = None, False
         if not self.fault:
             try:
                 now_s = self.clock()
-                self._most = self.steering.most(max(num_running, 1), now_s)
-                if self._most and self.drafting is not None:
-                    self._is_asleep = self.drafting.stays_asleep(now_s, same_rows=not num_waiting)
+                most, drafting = self.steering.most(max(num_running, 1), now_s), self.drafting
+                sleeps = bool(most) and drafting is not None and drafting.stays_asleep(now_s, same_rows=not num_waiting)
+                return StepRoom(most, sleeps)
             except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
-                self._fail("most_drafts", error)
-        return 0 if self._is_asleep or self._is_away_and_faulty else self._most
+                self._fail("room", error)
+        return StepRoom(None, self._is_away)
 
     def draft_limits(self, requests: Mapping[str, Any]) -> dict[str, int]:
         """How many of its drafts a row may verify, for rows that may not verify all."""
         limits = {request_id: cap for request_id, cap in self._capped.items() if request_id in requests}
-        if self.drafting is not None and not self.fault and self.drafting.ledger.behind:
-            limits |= dict.fromkeys(self.drafting.rows_without_drafts(requests), 0)
+        if self.drafting is not None and not self.fault:
+            try:
+                limits |= dict.fromkeys(self.drafting.rows_without_drafts(requests), 0)
+            except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
+                self._fail("draft_limits", error)
         return limits
 
-    def before_step(self, scheduler_output: Any, requests: dict[str, Any]) -> None:
+    def before_step(self, scheduler_output: Any, requests: dict[str, Any], room: StepRoom) -> None:
         """Write the step's K into `num_spec_tokens_to_schedule` and note what the step is.
 
-        `requests` are vLLM's, with num_computed_tokens as before the step.
+        `requests` are vLLM's, with num_computed_tokens as before the step; `room` is what it was scheduled with.
         """
-        if self._is_away_and_faulty:
-            self._sleep(scheduler_output)
-        if self.fault or not scheduler_output.num_scheduled_tokens:
+        if self.fault:
+            # The engine's own K needs its own slots: a step that got fewer, before the fault, drafts none.
+            if room.num_drafts is not None:
+                self._sleep(scheduler_output)
+            return
+        if not scheduler_output.num_scheduled_tokens:
             return
         try:
-            setattr(scheduler_output, NOTE_ATTRIBUTE, self._choose(scheduler_output, requests))
+            setattr(scheduler_output, NOTE_ATTRIBUTE, self._choose(scheduler_output, requests, room))
         except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
             self._fail("before_step", error)
             self._sleep(scheduler_output)
@@ -223,19 +244,19 @@ class StepLoop:
             fault=self.fault,
         )
 
-    def _choose(self, scheduler_output: Any, requests: dict[str, Any]) -> StepNote:
+    def _choose(self, scheduler_output: Any, requests: dict[str, Any], room: StepRoom) -> StepNote:
         decode_rows, context_tokens, prefill_tokens = self._classify(scheduler_output, requests)
         now_s = self.clock()
         lag_tokens, longest_lag_tokens = self._lag(requests) if self.steering.plans_locally else (0, 0)
         chosen = self.steering.choose(decode_rows, prefill_tokens > 0, now_s, context_tokens, lag_tokens, longest_lag_tokens)
         length, order, recomputed_tokens = scheduler_output.num_spec_tokens_to_schedule, Order(0, 0), 0
         if chosen is not None:
-            length = min(chosen, self._max_num_speculative_tokens if self._most is None else self._most)
+            length = min(chosen, self._max_num_speculative_tokens if room.most is None else room.most)
         if self._capped and length:
             length = min(length, self._most_of_any_row(scheduler_output))
         if self.drafting is not None:
             self.drafting.enter(scheduler_output, requests)
-            if self._is_asleep:
+            if room.sleeps:
                 order, recomputed_tokens = self.drafting.sleep(scheduler_output, requests, length)
             else:
                 order, recomputed_tokens = self.drafting.order(
@@ -360,9 +381,9 @@ class StepLoop:
             )
 
     @property
-    def _is_away_and_faulty(self) -> bool:
-        """Whether the engine runs its own K from now on, but cannot: the draft's weights are not there."""
-        return bool(self.fault) and self.drafting is not None and self.drafting.life.is_away
+    def _is_away(self) -> bool:
+        """Whether the draft's weights are not there: then not even the engine's own K can be run."""
+        return self.drafting is not None and self.drafting.life.is_away
 
     def _sleep(self, scheduler_output: Any) -> None:
         """No drafts in this step: it was scheduled without room for any, or there is no draft model."""

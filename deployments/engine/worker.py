@@ -12,6 +12,7 @@ kernels are not affected. Fails open: on a vLLM where the fault is mended the re
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from vllm.v1.sample import rejection_sampler
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
 
-from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, WORK_ATTRIBUTE, MemoryMove
+from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, RELOAD_FAILURE_ATTRIBUTE, WORK_ATTRIBUTE, MemoryMove
 from nightjar.deployments.engine.drafter import SteeredDraftModelProposer
 from nightjar.deployments.engine.engine_folder import remove_with_engine
+from nightjar.deployments.engine.kv_groups import why_not_followed
 from nightjar.deployments.engine.memory.cpu import CPUDraftMemory
 from nightjar.deployments.engine.memory.cuda import CUDADraftMemory
 from nightjar.deployments.engine.memory.interface import DraftMemory, KVCache
@@ -47,6 +49,7 @@ class SteeredGPUWorker(Worker):
         self.offload = OffloadConfig.of(self.vllm_config)
         self.draft_memory = None if self.offload is None else self.make_draft_memory()
         self.nightjar_drafter = install_drafter(self.model_runner, self.draft_memory)
+        self.reload_failure = ""
         end_with_replica(and_parent=True)
 
     def make_draft_memory(self) -> DraftMemory:
@@ -59,9 +62,9 @@ class SteeredGPUWorker(Worker):
         if self.offload is None:
             return available_bytes
         specs = self.get_kv_cache_spec()
-        # The same answer as the scheduler (why_kept_in_sync): it withholds lent blocks only where there is one group.
-        if (groups := len(get_kv_cache_groups(self.vllm_config, dict(specs)))) != 1:
-            log.warning("draft_offload_unused", reason=f"the engine has {groups} KV cache groups", consequence="the draft stays")
+        # The same answer as the scheduler's (why_kept_in_sync): it withholds lent blocks only where it keeps a ledger of them.
+        if reason := why_not_followed(get_kv_cache_groups(self.vllm_config, dict(specs))):
+            log.warning("draft_offload_unused", reason=reason, consequence="the draft stays")
             self.offload = self.draft_memory = None
             return available_bytes
         sizes = BlockBytes.of((name, spec.page_size_bytes) for name, spec in specs.items())
@@ -94,26 +97,61 @@ class SteeredGPUWorker(Worker):
         if self.nightjar_drafter is not None:
             self.move_draft(getattr(scheduler_output, MEMORY_ATTRIBUTE, MemoryMove.NONE))
             self.nightjar_drafter.work = getattr(scheduler_output, WORK_ATTRIBUTE, None)
-        return super().execute_model(scheduler_output)
+        return self.with_reload_failure(super().execute_model(scheduler_output))
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """As vLLM's: the step's output comes from here or, where there was nothing to sample, from `execute_model`."""
+        return self.with_reload_failure(super().sample_tokens(grammar_output))
+
+    def with_reload_failure(self, output: Any) -> Any:
+        """The step's output (None: it is still to come) with word for the scheduler of a reload that broke off in this step."""
+        if not self.reload_failure or output is None:
+            return output
+        output = copy.copy(output)  # vLLM's empty output is one object for all steps
+        setattr(output, RELOAD_FAILURE_ATTRIBUTE, self.reload_failure)
+        self.reload_failure = ""
+        return output
+
+    @property
+    def may_fail_to_reload(self) -> bool:
+        """Whether the scheduler hears of it in time: before it schedules another step, and of all ranks."""
+        config = self.vllm_config
+        return bool(config.parallel_config.world_size == 1 and not config.scheduler_config.async_scheduling)
 
     def move_draft(self, move: MemoryMove) -> None:
-        """Take the draft's memory and give it to the lent blocks, or the other way round."""
+        """Take the draft's memory and give it to the lent blocks, or the other way round.
+
+        A reload that breaks off (the checkpoint cannot be read) leaves the draft offloaded and its memory lent, if the scheduler
+        can hear of it; else it raises, which ends the engine.
+        """
         memory = self.draft_memory
         if memory is None or move == MemoryMove.NONE:
             return
         if move == MemoryMove.OFFLOAD:
             moved = memory.offload()
-            memory.release_kv(0, self.base_blocks, "draft")
-            memory.restore_kv(self.base_blocks, self.num_blocks, "target")
+            self.lend_kv(memory)
             # vLLM copies moved blocks in all of these: the draft's have no memory now.
             draft_views = {view.data_ptr() for view in self.draft_views}
             self.model_runner.kv_caches = [view for view in self.all_views if view.data_ptr() not in draft_views]
         else:
             memory.release_kv(self.base_blocks, self.num_blocks, "target")
             memory.restore_kv(0, self.base_blocks, "draft")
-            moved = memory.reload()
+            try:
+                moved = memory.reload()
+            except Exception as error:
+                if not self.may_fail_to_reload:
+                    raise
+                self.lend_kv(memory)
+                self.reload_failure = f"{type(error).__name__}: {error}"[:500]
+                log.error("draft_reload_failed", error=self.reload_failure, consequence="the draft stays offloaded", exc_info=error)
+                return
             self.model_runner.kv_caches = self.all_views
         log.info("draft_memory_moved", move=MemoryMove(move).name.lower(), bytes=moved.num_bytes, seconds=round(moved.seconds, 3))
+
+    def lend_kv(self, memory: DraftMemory) -> None:
+        """Give the memory of the draft layers' KV to the lent blocks."""
+        memory.release_kv(0, self.base_blocks, "draft")
+        memory.restore_kv(self.base_blocks, self.num_blocks, "target")
 
 
 class SteeredCPUWorker(SteeredGPUWorker, CPUWorker):

@@ -17,6 +17,7 @@ from nightjar.deployments.engine.arguments import (
     CPU_WORKER,
     CUDA_OFFLOAD_VARIABLE,
     GPU_WORKER,
+    RUNNER_VARIABLE,
     SCHEDULER,
     EngineFacts,
     name_every_length,
@@ -33,7 +34,7 @@ CPU = EngineFacts(
     drafter_kind="draft_model",
     max_num_speculative_tokens=4,
 )
-GPU = replace(CPU, on_cpu=False, async_scheduling=True, captures_graphs=True)
+GPU = replace(CPU, on_cpu=False, async_scheduling=True, captures_graphs=True, runner_is_v1=False)
 
 
 def user_kwargs(**speculative: Any) -> dict[str, Any]:
@@ -64,7 +65,44 @@ def test_gpu_engine_names_every_length_for_its_graphs_and_says_what_never_ran_th
     assert table(arguments.kwargs) == [[1, 4, 4], [5, 5, 3], [6, 6, 2], [7, 7, 1], [8, 8, 0]]
 
 
-@pytest.mark.parametrize("changes", [{"runner_is_v1": False}, {"drafter_kind": "eagle"}])
+def test_gpu_engine_gets_runner_v1_for_a_separate_draft_model_also_where_its_method_is_left_to_vllm() -> None:
+    kwargs = user_kwargs()
+    del kwargs["speculative_config"]["method"]
+    for given_kwargs in (user_kwargs(), kwargs):
+        arguments = steered_engine_kwargs(given_kwargs, GPU)
+        assert arguments.environment == {RUNNER_VARIABLE: "0"}
+        assert arguments.runner_is_v1
+
+
+@pytest.mark.parametrize(
+    ("changes", "shadow"),
+    [
+        pytest.param({"drafter_kind": "eagle"}, False, id="an EAGLE head, whatever its method is called"),
+        pytest.param({"drafter_kind": "medusa"}, False, id="served plainly"),
+        pytest.param({}, True, id="only observed"),
+        pytest.param({"runner_is_users": True}, False, id="said by the user"),
+    ],
+)
+def test_gpu_engine_keeps_the_users_runner_where_none_is_needed_or_theirs_was_asked_for(
+    changes: dict[str, Any], shadow: bool
+) -> None:
+    arguments = steered_engine_kwargs(user_kwargs(), replace(GPU, **changes), shadow=shadow)
+    assert arguments.environment == {}
+    assert not arguments.runner_is_v1
+
+
+def test_cpu_engine_is_told_no_runner() -> None:
+    assert steered_engine_kwargs(user_kwargs(), CPU).environment == {}
+
+
+def test_the_users_choice_of_a_runner_is_seen(draft: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(RUNNER_VARIABLE, raising=False)
+    assert not resolve_facts(resolved(draft), on_cpu=False).runner_is_users
+    monkeypatch.setenv(RUNNER_VARIABLE, "1")
+    assert resolve_facts(resolved(draft), on_cpu=False).runner_is_users
+
+
+@pytest.mark.parametrize("changes", [{"runner_is_users": True}, {"drafter_kind": "eagle"}])
 def test_gpu_engine_keeps_vllms_worker_where_no_draft_model_can_sleep(changes: dict[str, Any]) -> None:
     assert "worker_cls" not in steered_engine_kwargs(user_kwargs(), replace(GPU, **changes)).kwargs
 

@@ -16,7 +16,6 @@ CPU = HostFacts(
     allowed_cores=(0, 2, 4),
     openmp_library="/env/lib/libiomp5.so",
     models_are_local=True,
-    separate_draft_model=True,
 )
 GPU = replace(CPU, on_cpu=False)
 
@@ -41,11 +40,8 @@ def test_engines_take_the_next_cores_and_start_over(rank: int, per_engine: int, 
     assert pinned_cores(replace(CPU, local_rank=rank, cores_per_engine=per_engine)) == cores
 
 
-def test_gpu_engine_takes_the_runner_that_honours_k_for_separate_drafts_only() -> None:
-    assert engine_environment(GPU)["VLLM_USE_V2_MODEL_RUNNER"] == "0"
-    assert "VLLM_USE_V2_MODEL_RUNNER" not in engine_environment(replace(GPU, separate_draft_model=False))
-    assert "VLLM_USE_V2_MODEL_RUNNER" not in engine_environment(CPU)
-    assert not any(name.startswith("VLLM_CPU") for name in engine_environment(GPU))
+def test_gpu_engine_gets_nothing_that_only_a_cpu_needs() -> None:
+    assert set(engine_environment(GPU)) == {"NIGHTJAR_REPLICA_PID", "VLLM_WORKER_MULTIPROC_METHOD", "HF_HUB_OFFLINE"}
 
 
 def test_what_the_engine_arguments_decide_is_left_to_them() -> None:

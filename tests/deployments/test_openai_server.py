@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,14 +33,29 @@ def launch_plain_only(arguments: EngineArguments) -> str:
 
 
 def test_engine_that_takes_the_steered_arguments_is_steered() -> None:
-    assert start_failing_open(STEERED, PLAIN, lambda _: "engine") == ("engine", STEERED)
+    assert start_failing_open(STEERED, PLAIN, lambda _: "engine", {}) == ("engine", STEERED)
 
 
 def test_engine_that_refuses_them_serves_plainly_and_says_why() -> None:
-    engine, arguments = start_failing_open(STEERED, PLAIN, launch_plain_only)
+    engine, arguments = start_failing_open(STEERED, PLAIN, launch_plain_only, {})
     assert engine == "engine"
     assert arguments.kwargs == PLAIN.kwargs
     assert arguments.serving_plainly == "the engine refused the steered arguments (RuntimeError: no such scheduler)"
+
+
+def test_variables_of_a_steered_engine_stay_with_it_and_are_gone_before_a_plain_one_starts() -> None:
+    arguments = replace(STEERED, environment={"RUNNER": "0"})
+    environ = {"THEIRS": "1"}
+    seen = []
+
+    def launch(chosen: EngineArguments) -> str:
+        seen.append(dict(environ))
+        return launch_plain_only(chosen)
+
+    start_failing_open(arguments, PLAIN, launch, environ)
+    assert seen == [{"THEIRS": "1", "RUNNER": "0"}, {"THEIRS": "1"}]
+    start_failing_open(arguments, PLAIN, lambda _: "engine", environ)
+    assert environ == {"THEIRS": "1", "RUNNER": "0"}
 
 
 def test_mistake_in_the_users_own_arguments_is_the_users_own_error() -> None:
@@ -47,7 +63,7 @@ def test_mistake_in_the_users_own_arguments_is_the_users_own_error() -> None:
         raise ValueError(f"no memory for {sorted(arguments.kwargs)}")
 
     with pytest.raises(ValueError, match=r"no memory for \[\]"):
-        start_failing_open(STEERED, PLAIN, launch_nothing)
+        start_failing_open(STEERED, PLAIN, launch_nothing, {})
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch and vLLM, on import

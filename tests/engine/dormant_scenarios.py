@@ -27,6 +27,15 @@ def drafter_forwards(worker: Any) -> int:
     return int(worker.nightjar_drafter.forwards)
 
 
+def lose_checkpoint(worker: Any) -> None:
+    """From now on nothing can be read from where the draft's weights are."""
+
+    def load_again() -> None:
+        raise OSError("no such file")
+
+    worker.draft_memory._load_again = load_again
+
+
 class LendingEngine:
     """An engine of engine_process.py, and what only these scenarios look at."""
 
@@ -103,6 +112,8 @@ def lending(models: Path) -> dict[str, Any]:
     result["greedy abort in catch-up"] = _abort_in_catch_up(engine)
     result["mixed opt-out"] = engine.run(mixed_batch(), lambda step: None, extra_args=OPT_OUT)
     result["mixed offloaded and back"] = engine.run(mixed_batch(), offload_and_back(engine))
+    engine.process.ask_workers(lose_checkpoint)
+    result["mixed offloaded for good"] = engine.run(mixed_batch(), offload_and_back(engine))
     return result
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 
-from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, WORK_ATTRIBUTE, DraftWork, MemoryMove
+from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, RELOAD_FAILURE_ATTRIBUTE, WORK_ATTRIBUTE, DraftWork, MemoryMove
 from tests.engine.scheduler_harness import BLOCK_TOKENS, TOKEN
 
 VOCABULARY = 50
@@ -37,6 +37,7 @@ class DraftCache:
         self.prompts: dict[str, Sequence[int]] = {}
         self.computed: dict[str, int] = {}
         self.draft_is_loaded = True
+        self.reload_failure = ""
         self._digests: dict[str, list[int]] = {}
         self.drafted_rows = 0
         self.recomputed_tokens = 0
@@ -90,8 +91,7 @@ class DraftCache:
         for name in output.num_scheduled_tokens:
             self._check_target(name, step.tables[name])
         names = list(output.num_scheduled_tokens)
-        rows = {name: row for row, name in enumerate(names)}
-        scheduler.update_from_output(output, ModelRunnerOutput(req_ids=names, req_id_to_index=rows, sampled_token_ids=sampled))
+        scheduler.update_from_output(output, self._answer(output, sampled))
         if synchronous and names:
             drafts_of_step = [[TOKEN] * output.num_spec_tokens_to_schedule for _ in names]
             scheduler.update_draft_token_ids(DraftTokenIds(names, drafts_of_step))
@@ -106,6 +106,14 @@ class DraftCache:
             if self._block(table[position // BLOCK_TOKENS])[position % BLOCK_TOKENS] != self._digest(name, position):
                 return position
         return num_tokens
+
+    def _answer(self, output: Any, sampled: list[list[int]]) -> ModelRunnerOutput:
+        names = list(output.num_scheduled_tokens)
+        rows = {name: row for row, name in enumerate(names)}
+        answer = ModelRunnerOutput(req_ids=names, req_id_to_index=rows, sampled_token_ids=sampled)
+        if self.reload_failure and getattr(output, MEMORY_ATTRIBUTE, None) == MemoryMove.RELOAD:
+            setattr(answer, RELOAD_FAILURE_ATTRIBUTE, self.reload_failure)
+        return answer
 
     def _update_rows(self, output: Any) -> None:
         """As vLLM's runner V1 does in _update_states, with the counts that are only known once a step has run."""
@@ -131,7 +139,7 @@ class DraftCache:
     def _move_memory(self, output: Any) -> None:
         move = getattr(output, MEMORY_ATTRIBUTE, MemoryMove.NONE)
         if move != MemoryMove.NONE:
-            self.draft_is_loaded = move == MemoryMove.RELOAD
+            self.draft_is_loaded = move == MemoryMove.RELOAD and not self.reload_failure
             self.slots.clear()
         if move == MemoryMove.RELOAD:
             pool = self.scheduler.nightjar.drafting.lending.pool

@@ -12,11 +12,27 @@ from nightjar.policy.records import DrafterState, EngineCommand, EngineSnapshot,
 
 pytest.importorskip("vllm")
 
+import torch
 from vllm.v1.engine.core import EngineCore
+from vllm.v1.kv_cache_interface import (
+    FullAttentionSpec,
+    KVCacheGroupSpec,
+    MLAAttentionSpec,
+    SlidingWindowSpec,
+    UniformTypeKVCacheSpecs,
+)
 
 from nightjar.deployments.engine.control import CONTROL_METHOD, nightjar_exchange
 from nightjar.deployments.engine.scheduler import SteeredScheduler, why_kept_in_sync
 from tests.engine.scheduler_harness import make_request, make_scheduler, run_steps
+
+SHAPE: dict[str, Any] = {"block_size": 16, "num_kv_heads": 1, "head_size": 8, "dtype": torch.float32}
+FULL, LATENT = FullAttentionSpec(**SHAPE), MLAAttentionSpec(**SHAPE)
+SLIDING = SlidingWindowSpec(**SHAPE, sliding_window=128)
+
+
+def together(*specs: Any) -> Any:
+    return UniformTypeKVCacheSpecs(block_size=16, kv_cache_specs={f"layer.{number}": spec for number, spec in enumerate(specs)})
 
 
 @pytest.fixture
@@ -61,30 +77,34 @@ def test_settings_come_into_force_and_the_load_is_the_engines(engine_core: Any) 
 @pytest.mark.parametrize(
     ("changes", "groups", "reason"),
     [
-        ({}, 1, ""),
-        ({"speculative_config": SimpleNamespace(method="eagle")}, 1, "only a separate draft model can be dormant"),
+        ({}, [FULL], ""),
+        ({}, [LATENT], ""),
+        ({}, [together(FULL, FULL)], ""),
+        ({"speculative_config": SimpleNamespace(method="eagle")}, [FULL], "only a separate draft model can be dormant"),
         (
             {"model_config": SimpleNamespace(enable_sleep_mode=False, max_model_len=4096)},
-            1,
+            [FULL],
             "the draft's max_model_len is below the target's",
         ),
-        ({"speculative_config": None}, 1, "only a separate draft model can be dormant"),
+        ({"speculative_config": None}, [FULL], "only a separate draft model can be dormant"),
         (
             {
                 "speculative_config": SimpleNamespace(
                     method="draft_model", parallel_drafting=True, draft_model_config=SimpleNamespace(max_model_len=2048)
                 )
             },
-            1,
+            [FULL],
             "the draft model drafts in parallel",
         ),
-        ({}, 2, "the engine has several KV cache groups"),
-        ({"kv_transfer_config": SimpleNamespace()}, 1, "a KV connector is in use"),
-        ({"model_config": SimpleNamespace(enable_sleep_mode=True, max_model_len=2048)}, 1, "sleep mode is on"),
+        ({}, [FULL, FULL], "the engine has 2 KV cache groups, not one"),
+        ({}, [SLIDING], "the KV cache is not full attention's (SlidingWindowSpec)"),
+        ({}, [together(SLIDING, SLIDING)], "the KV cache is not full attention's (SlidingWindowSpec)"),
+        ({"kv_transfer_config": SimpleNamespace()}, [FULL], "a KV connector is in use"),
+        ({"model_config": SimpleNamespace(enable_sleep_mode=True, max_model_len=2048)}, [FULL], "sleep mode is on"),
     ],
 )
 def test_a_drafter_is_kept_in_sync_where_its_cache_could_be_touched_behind_our_back(
-    changes: dict[str, Any], groups: int, reason: str
+    changes: dict[str, Any], groups: list[Any], reason: str
 ) -> None:
     config: dict[str, Any] = {
         "speculative_config": SimpleNamespace(
@@ -94,7 +114,8 @@ def test_a_drafter_is_kept_in_sync_where_its_cache_could_be_touched_behind_our_b
         "kv_transfer_config": None,
         "model_config": SimpleNamespace(enable_sleep_mode=False, max_model_len=2048),
     }
-    assert why_kept_in_sync(SimpleNamespace(**(config | changes)), SimpleNamespace(kv_cache_groups=[None] * groups)) == reason
+    cache = SimpleNamespace(kv_cache_groups=[KVCacheGroupSpec(["layer"], spec) for spec in groups])
+    assert why_kept_in_sync(SimpleNamespace(**(config | changes)), cache) == reason
 
 
 def test_inv_5_older_settings_are_answered_with_a_refusal(engine_core: Any) -> None:
@@ -102,6 +123,14 @@ def test_inv_5_older_settings_are_answered_with_a_refusal(engine_core: Any) -> N
     snapshot = exchange(engine_core, EngineCommand(settings=settings(4, "pin=4")))
     assert "older than 1.5" in snapshot.refused
     assert snapshot.settings_version == SettingsVersion(incarnation=1, sequence=5)
+
+
+def test_a_mode_sent_with_refused_settings_holds(engine_core: Any) -> None:
+    exchange(engine_core, EngineCommand(settings=settings(5, "pin=4")))
+    assert engine_core.scheduler.nightjar.steering.choose(1, False, 0.0) == 4
+    snapshot = exchange(engine_core, EngineCommand(settings=settings(4), local_mode=Mode.parse("off")))
+    assert "older than 1.5" in snapshot.refused
+    assert engine_core.scheduler.nightjar.steering.choose(1, False, 0.0) == 0
 
 
 def test_a_confirmation_restarts_the_age_of_the_settings(engine_core: Any) -> None:

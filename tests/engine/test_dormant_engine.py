@@ -22,6 +22,7 @@ SCENARIOS = [
     "greedy abort in catch-up",
     "mixed opt-out",
     "mixed offloaded and back",
+    "mixed offloaded for good",
 ]
 
 
@@ -84,3 +85,11 @@ def test_the_draft_left_lent_its_memory_came_back_and_drafted(lending: dict[str,
     after = outcome["states"][outcome["states"].index("contracting") :]
     assert {"contracting", "catching_up", "probing"} <= set(after)
     assert outcome["drafter"]["moved_bytes"] > 2 * 500_000_000
+
+
+def test_a_draft_whose_checkpoint_is_gone_stays_away_and_the_engine_serves_on(lending: dict[str, Any]) -> None:
+    outcome = lending["mixed offloaded for good"]
+    after = outcome["states"][outcome["states"].index("contracting") :]
+    assert set(after) == {"contracting", "offloaded"}
+    assert (outcome["drafter"]["offloads"], outcome["drafter"]["reloads"]) == (2, 1)
+    assert "its last reload broke off (OSError: no such file)" in outcome["drafter"]["reason"]

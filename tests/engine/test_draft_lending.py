@@ -19,7 +19,7 @@ pytest.importorskip("vllm")
 from vllm.v1.request import RequestStatus
 
 from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, WORK_ATTRIBUTE, MemoryMove
-from nightjar.deployments.engine.scheduler import SteeredAsyncScheduler
+from nightjar.deployments.engine.scheduler import SteeredAsyncScheduler, SteeredScheduler
 from tests.engine.draft_cache import VOCABULARY, DraftCache
 from tests.engine.scheduler_harness import make_request, make_scheduler
 from tests.engine.test_drafting import BOTH, MAXIMUM, run
@@ -144,6 +144,39 @@ def test_the_draft_comes_back_when_load_falls_and_drafts_after_catching_up(
     assert moves(outputs) == [MemoryMove.RELOAD]
     assert [3] in [[len(drafts) for drafts in output.scheduled_spec_decode_tokens.values()] for output in outputs]
     assert cache.scheduler.nightjar.drafting.lending.pool.withheld_blocks == BASE_BLOCKS
+
+
+def test_a_draft_that_cannot_be_brought_back_stays_away_its_blocks_lent_until_a_later_try(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = lending_engine(SteeredScheduler, folder)
+    loop, fleet = cache.scheduler.nightjar, Fleet(cache.scheduler)
+    now_s = 1000.0
+    monkeypatch.setattr(loop, "clock", lambda: now_s)
+
+    def wanted() -> list[Any]:
+        outputs: list[Any] = []
+        for _ in range(4):
+            fleet.tell("pin=3")
+            outputs += run(cache, 6)
+        return outputs
+
+    add(cache, *"abcdefgh", max_tokens=40)
+    fleet.tell("off", grants=False)
+    run(cache, 60)
+    add(cache, "long", max_tokens=90)
+    run(cache, 3)
+    cache.reload_failure = "OSError: no such file"
+    assert moves(wanted()) == [MemoryMove.RELOAD]
+    assert loop.drafting.life.state is DrafterState.OFFLOADED
+    assert "its last reload broke off (OSError: no such file)" in loop.drafting.life.reason(now_s)
+    assert loop.drafting.lending.pool.withheld_blocks == 0
+    assert loop.drafting.lending.reloads == 0
+    cache.reload_failure = ""
+    now_s += 40.0
+    assert moves(wanted()) == [MemoryMove.RELOAD]
+    assert not loop.drafting.life.is_away
+    assert loop.drafting.lending.reloads == 1
 
 
 def test_under_async_scheduling_rows_pause_for_a_step_so_that_they_can_move(folder: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nightjar.policy.drafter_life import DrafterLife
 from nightjar.policy.records import DrafterState, EngineLoad, Mode, Settings, SettingsVersion, Table, TableRow
 
 pytest.importorskip("vllm")
@@ -18,9 +20,11 @@ pytest.importorskip("vllm")
 from vllm.v1.request import RequestStatus
 
 from nightjar.deployments.engine.draft_work import WORK_ATTRIBUTE
+from nightjar.deployments.engine.drafting import Drafting
+from nightjar.deployments.engine.lag_ledger import LagLedger
 from nightjar.deployments.engine.scheduler import SteeredAsyncScheduler, SteeredScheduler
 from tests.engine.draft_cache import VOCABULARY, DraftCache
-from tests.engine.scheduler_harness import make_request, make_scheduler
+from tests.engine.scheduler_harness import hand_over_drafts, make_request, make_scheduler, model_output, run_steps
 
 MAXIMUM = 4
 UNLIMITED = 1 << 40
@@ -156,6 +160,44 @@ def test_where_every_client_opted_out_the_drafter_sleeps(folder: Path) -> None:
     assert not any(getattr(output, WORK_ATTRIBUTE).runs for output in outputs)
 
 
+@BOTH
+def test_a_row_that_opted_out_is_not_caught_up_and_no_part_of_what_a_restart_costs(
+    scheduler_class: type[Any], in_flight: int, folder: Path
+) -> None:
+    cache = start(scheduler_class, folder)
+    cache.add(make_request("in", prompt=[1] * 10))
+    cache.add(make_request("out", prompt=[2] * 200, extra_args={"num_speculative_tokens": 0}))
+    steer(cache.scheduler, "off", 1)
+    run(cache, 20, in_flight)
+    drafting, requests = cache.scheduler.nightjar.drafting, cache.scheduler.requests
+    lag = drafting.ledger.lag(requests["in"])
+    assert lag is not None
+    assert drafting.lag(requests.values()) == (lag.tokens, lag.tokens)
+    steer(cache.scheduler, "pin=3", 2, allowance=lag.tokens + 50)
+    outputs = run(cache, 10, in_flight)
+    recomputed = [portion for output in outputs for portion in getattr(output, WORK_ATTRIBUTE).recompute]
+    assert {portion.request_id for portion in recomputed} == {"in"}
+    assert {name: len(drafts) for name, drafts in outputs[-1].scheduled_spec_decode_tokens.items()} == {"in": 3}
+
+
+def test_a_row_that_opted_out_is_nobody_to_wake_the_drafter_for() -> None:
+    ledger = LagLedger(num_blocks=1, block_size=16, blocks=lambda request_id: ())
+    drafting = Drafting(DrafterLife(can_be_dormant=True), ledger)
+
+    def decoding(name: str, num_tokens: int) -> Any:
+        return SimpleNamespace(
+            request_id=name, num_computed_tokens=num_tokens, num_tokens=num_tokens, num_output_tokens=1, max_tokens=1000
+        )
+
+    for name in ("just begun", "in sync"):
+        ledger.enter(name, 0, ())
+    ledger.draft_sleeps([decoding("just begun", 0)])
+    rows = [decoding("just begun", 5000), decoding("in sync", 50)]
+    assert drafting.lag(rows)[0] == 5000
+    drafting.opted_out.add("in sync")
+    assert drafting.lag(rows)[0] == 0
+
+
 def test_requests_of_one_cold_prompt_in_one_step_miss_nothing_of_what_the_first_of_them_reads(folder: Path) -> None:
     cache = start(SteeredScheduler, folder, prefix_caching=True)
     steer(cache.scheduler, "pin=3", 1)
@@ -241,6 +283,72 @@ def test_a_session_that_goes_on_keeps_what_is_known_of_its_own_tokens(folder: Pa
 
 
 @BOTH
+def test_a_request_that_finds_blocks_of_one_that_resumes_beside_it_misses_what_that_one_misses(
+    scheduler_class: type[Any], in_flight: int, folder: Path
+) -> None:
+    cache = start(scheduler_class, folder, prefix_caching=True, num_blocks=20)
+    scheduler = cache.scheduler
+    prompt = [index % VOCABULARY for index in range(100)]
+    steer(scheduler, "pin=2", 1)
+    cache.add(make_request("before", prompt=[3] * 280, max_tokens=5))
+    while scheduler.requests:
+        run(cache, 1, in_flight)
+    cache.add(make_request("resumed", prompt=prompt))
+    run(cache, 3, in_flight)
+    steer(scheduler, "off", 2)
+    assert scheduler.reset_prefix_cache(reset_running_requests=True)
+    cache.add(make_request("new", prompt=prompt))
+    (output,) = run(cache, 1, in_flight)
+    assert output.scheduled_cached_reqs.resumed_req_ids == {"resumed"}
+    assert [new.num_computed_tokens for new in output.scheduled_new_reqs] == [96]
+    assert dict(scheduler.nightjar.drafting.ledger.behind) == {"resumed": 0, "new": 0}
+
+
+@BOTH
+@pytest.mark.parametrize("mode", ["off", "pin=1"])
+def test_a_fault_of_ours_while_a_step_is_scheduled_drafts_none_where_it_got_fewer_slots_than_the_engine_wants(
+    scheduler_class: type[Any], in_flight: int, mode: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = start(scheduler_class, folder, num_blocks=12, max_model_len=128).scheduler
+    steer(scheduler, mode, 1)
+    for name in "abcd":
+        scheduler.add_request(make_request(name, prompt=[ord(name)] * 30))
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(scheduler.nightjar.drafting.ledger, "leave", fails)
+    output = scheduler.schedule()
+    while not scheduler.nightjar.fault:
+        scheduler.update_from_output(output, model_output(scheduler, output, lambda name, drafts: 0))
+        if in_flight == 1:
+            hand_over_drafts(scheduler, output)
+        output = scheduler.schedule()
+    assert scheduler.nightjar.fault == "leave: RuntimeError: a mistake of ours"
+    assert output.num_scheduled_tokens
+    assert output.num_spec_tokens_to_schedule == 0
+    assert not getattr(output, WORK_ATTRIBUTE).runs
+
+
+@BOTH
+def test_a_fault_of_ours_in_what_rows_may_verify_leaves_the_engine_running(
+    scheduler_class: type[Any], in_flight: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = start(scheduler_class, folder).scheduler
+    scheduler.add_request(make_request("a", prompt=[1] * 15))
+    scheduler.add_request(make_request("one", prompt=[1] * 15, extra_args={"num_speculative_tokens": 1}))
+    steer(scheduler, "pin=2", 1)
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(scheduler.nightjar.drafting, "rows_without_drafts", fails)
+    last = run_steps(scheduler, 6, in_flight=in_flight)[-1]
+    assert scheduler.nightjar.fault == "draft_limits: RuntimeError: a mistake of ours"
+    assert {name: len(drafts) for name, drafts in last.scheduled_spec_decode_tokens.items()} == {"a": MAXIMUM, "one": 1}
+
+
+@BOTH
 def test_a_fault_of_ours_in_a_step_without_room_for_drafts_drafts_none_in_it(
     scheduler_class: type[Any], in_flight: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +377,7 @@ def test_what_clients_asked_for_is_forgotten_with_their_requests_also_while_off(
     while cache.scheduler.has_unfinished_requests():
         run(cache, 1)
     assert cache.scheduler.nightjar._capped == {}
+    assert cache.scheduler.nightjar.drafting.opted_out == set()
 
 
 def test_an_idle_engine_wishes_for_no_restart(folder: Path) -> None:

@@ -300,6 +300,26 @@ def test_weights_come_back_by_lease_alone_and_catch_up_after() -> None:
     assert life.state is DrafterState.PROBING
 
 
+def test_a_reload_that_breaks_off_leaves_the_weights_away_and_no_other_is_tried_for_a_while() -> None:
+    life = offloaded()
+    life.memory_step(0.5, 0, 20.0)
+    life.before_step(3, 100, 20.0)
+    wish = life.wish(100, 20.0)
+    life.adopt(told(granted(wish, 60.0), offload=RULES), 20.1)
+    life.memory_step(0.5, 0, 20.2)
+    life.contracted(20.3)
+    assert life.memory_step(0.5, 0, 20.4) is MemoryOrder.RELOAD
+    life.reload_failed("no such file", 21.0)
+    assert life.state is DrafterState.OFFLOADED
+    assert wish is not None
+    assert life.finished_wish_id == wish.wish_id, "the lease is used up"
+    assert life.reason(22.0) == "its last reload broke off (no such file): no other for 29 s"
+    assert life.wish(100, 21.0 + FIRST_HOLD_S - 0.1) is None
+    life.runs_freely(3, 100)
+    assert life.memory_step(0.5, 0, 21.0 + FIRST_HOLD_S - 0.1) is MemoryOrder.NONE, "nor where nobody steers"
+    assert life.memory_step(0.5, 0, 21.0 + FIRST_HOLD_S) is MemoryOrder.CONTRACT
+
+
 def test_inv_6_no_reload_begins_that_its_lease_does_not_cover() -> None:
     life = offloaded()
     life.memory_step(0.5, 0, 20.0)

@@ -149,6 +149,7 @@ EVENTS: dict[str, Event] = {
     "memory is free": lambda life: life.memory_step(0.9, 0, NOW_S),
     "the pool has shrunk": _contracted,
     "the weights have moved": lambda life: life.transfer_done(NOW_S),
+    "the weights could not be brought back": lambda life: life.reload_failed("no such file", NOW_S),
     "nobody steers": lambda life: life.runs_freely(3, LAG),
 }
 
@@ -177,6 +178,7 @@ CHANGES: dict[tuple[DrafterState, str], DrafterState] = {
     (CONTRACTING, "the lease ends"): OFFLOADED,
     (CONTRACTING, "the pool has shrunk"): RELOADING,
     (RELOADING, "the weights have moved"): DORMANT,
+    (RELOADING, "the weights could not be brought back"): OFFLOADED,
 }
 """What each event makes of each state; whatever is not listed leaves it as it is."""
 

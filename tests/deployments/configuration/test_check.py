@@ -292,6 +292,12 @@ def test_further_mistakes(text: str, message: str) -> None:
             ),
             "A will not be set in the replicas: they have a runtime_env of their own",
         ),
+        (
+            replaced(
+                "accelerator_type: H100", "accelerator_type: H100\n      runtime_env: {env_vars: {VLLM_USE_V2_MODEL_RUNNER: '1'}}"
+            ),
+            "VLLM_USE_V2_MODEL_RUNNER in env_vars asks for runner V2, which drafts its maximum",
+        ),
     ],
 )
 def test_what_disappoints_is_a_warning_and_no_error(text: str, message: str) -> None:
@@ -306,6 +312,11 @@ def test_what_stands_beside_args_is_told_where_it_stands() -> None:
     ]
 
 
+@pytest.mark.parametrize("text", [replaced("          method: draft_model\n", ""), replaced("mode: auto", "mode: shadow")])
+def test_nobody_is_told_to_take_out_a_variable_that_is_not_set(text: str) -> None:
+    assert said(text, "warning") == []
+
+
 def described(text: str) -> str:
     (model,) = check_text(text).models
     return "\n".join(describe(model))
@@ -318,12 +329,18 @@ def described(text: str) -> str:
         (replaced("method: draft_model", "method: eagle3"), "runner V2, its default", "full and piecewise CUDA graphs for every K"),
         (replaced("max_num_seqs: 64", "enforce_eager: true"), "runner V1, chosen by Nightjar", "none: enforce_eager"),
         (replaced("accelerator_type: H100", "hung_after_s: 60"), "runner V1, the only one on CPU", "none on CPU"),
-        (replaced("mode: auto", "mode: shadow"), "runner V1", "vLLM's default, full and piecewise"),
+        (replaced("mode: auto", "mode: shadow"), "runner V2, its default", "vLLM's default, full and piecewise"),
+        (replaced("          method: draft_model\n", ""), "runner V1, chosen by Nightjar", "piecewise CUDA graphs"),
+        (
+            replaced("someone/draft", "someone/chat-eagle3"),
+            "runner V2, its default",
+            "full and piecewise CUDA graphs for every K",
+        ),
         (
             replaced(
                 "accelerator_type: H100", "accelerator_type: H100\n      runtime_env: {env_vars: {VLLM_USE_V2_MODEL_RUNNER: '1'}}"
             ),
-            "runner V2",
+            "runner V2, as VLLM_USE_V2_MODEL_RUNNER says",
             "full and piecewise CUDA graphs for every K from 0 to 5",
         ),
         (
