@@ -148,11 +148,15 @@ def _difference(now: CountedCell, before: CountedCell | None) -> CountedCell:
 
 
 def _evidence(added: CountedCell) -> CellEvidence:
-    """The sums that the fleet learns from. Squares are none where an older engine counts none, and lie between what their mean and
-    what the longest step allow: a difference of large sums is rounded, and a single step's has nothing to spare."""
-    least, squares = added.log_step_seconds**2 / added.steps, 0.0
-    if added.log_step_seconds_squared > 0.0:
-        squares = min(max(added.log_step_seconds_squared, least), MOST_LOG_SQUARED * added.steps)
+    """The sums that the fleet learns from. Squares smaller than their mean allows are none.
+
+    An older engine counts none, and those of a single step are a difference of large sums, which rounding takes below it every
+    other time. So groups with slow engines know less of their scatter than there is, and believe their cells more; counting all of
+    it made their plans worse (docs/planner.md).
+    """
+    least = added.log_step_seconds**2 / added.steps
+    squares = added.log_step_seconds_squared if added.log_step_seconds_squared >= least else 0.0
+    squares = min(squares, MOST_LOG_SQUARED * added.steps)
     return CellEvidence(added.steps, added.log_step_seconds, added.decode_rows, added.context_tokens, squares)
 
 

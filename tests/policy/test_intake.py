@@ -213,17 +213,6 @@ def test_inv_8_of_those_that_fell_silent_no_more_are_remembered_than_there_may_b
     assert list(state.departed) == ["r5", "r6", "r7"]
 
 
-def test_reports_of_single_steps_tell_how_much_steps_scatter() -> None:
-    replica, rng, state = Replica("a", batch=16), random.Random(3), empty_fleet()
-    for number in range(400):
-        replica.step(0, clean=True, rng=rng)
-        state, ignored = observe(state, replica.report(), 0.1 * number, PATIENT)
-        assert ignored == ""
-    (cell,) = state.replicas["a"].pending.cells.values()
-    variance = cell.log_seconds_squared / cell.steps - (cell.log_seconds / cell.steps) ** 2
-    assert variance == pytest.approx(0.03**2 / 3.0, rel=0.2), "steps take 0.97 to 1.03 of what they should, evenly"
-
-
 def test_squares_that_no_steps_can_have_are_held_to_what_the_longest_have() -> None:
     counters = Counters(engine_id="engine-1", step_count=10, cells=(cell(log_step_seconds_squared=1e13),))
     state, _ = observe(empty_fleet(), Replica("a", batch=2).report(snapshot=EngineSnapshot(counters=counters)), 0.0, PATIENT)
