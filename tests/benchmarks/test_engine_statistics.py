@@ -189,7 +189,7 @@ def test_too_few_step_times_determine_nothing() -> None:
 
 def test_the_changing_load_is_the_same_work_for_every_engine() -> None:
     engine = CountingEngine()
-    _, tokens = play(engine, Load(long_tokens=80, burst_at_tokens=20, burst_tokens=30))
+    _, tokens = play(engine, Load(long_tokens=80, burst_at_tokens=20, burst_tokens=30), 0)
     assert tokens == LONG_ROWS * 80 + BURST_ROWS * 30
     assert engine.most_rows == LONG_ROWS + BURST_ROWS
 

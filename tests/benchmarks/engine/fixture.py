@@ -22,7 +22,7 @@ Role = Literal["plain", "stock", "nightjar", "plain_with_all", "stays", "lends"]
 
 COST: Final = 5
 NOISE: Final = 0.05
-MAX_NUM_SEQS: Final = 32
+MAX_NUM_SEQS: Final = 64
 MAX_NUM_BATCHED_TOKENS: Final = 512
 MAX_MODEL_LEN: Final = 1024
 MAX_NUM_SPECULATIVE_TOKENS: Final = 5
@@ -37,6 +37,7 @@ SAYS: Final = (
 KV_CACHE_GIB: Final[Mapping[Role, int]] = {"plain": 1, "stock": 1, "nightjar": 3}
 """Enough that nobody ever waits."""
 PRESSED_ROLES: Final[tuple[Role, ...]] = ("plain_with_all", "stays", "lends")
+PRESSED_NUM_SEQS: Final = 32
 PRESSED_BLOCKS: Final = 56
 PRESSED_BLOCK_SIZE: Final = 32
 """With these the draft's memory is one and a half times the KV cache beside it, as where 8B and 1B bfloat16 weights (16.1 and
@@ -82,11 +83,12 @@ def build() -> dict[str, str]:
 
 def engine_arguments(role: Role, models: Mapping[str, str]) -> dict[str, Any]:
     """vLLM's arguments of an engine."""
+    max_num_seqs = PRESSED_NUM_SEQS if role in PRESSED_ROLES else MAX_NUM_SEQS
     common: dict[str, Any] = {
         "model": models["target"],
         "dtype": DTYPE,
         "max_model_len": MAX_MODEL_LEN,
-        "max_num_seqs": MAX_NUM_SEQS,
+        "max_num_seqs": max_num_seqs,
         "max_num_batched_tokens": MAX_NUM_BATCHED_TOKENS,
         "enforce_eager": True,
         "enable_prefix_caching": False,
@@ -106,7 +108,7 @@ def engine_arguments(role: Role, models: Mapping[str, str]) -> dict[str, Any]:
         "method": "draft_model",
         "model": models["draft"],
         "num_speculative_tokens": MAX_NUM_SPECULATIVE_TOKENS,
-        "num_speculative_tokens_per_batch_size": [[1, MAX_NUM_SEQS, most]],
+        "num_speculative_tokens_per_batch_size": [[1, max_num_seqs, most]],
     }
     if role != "stock":
         common["scheduler_cls"] = "nightjar.deployments.engine.scheduler.SteeredScheduler"

@@ -20,7 +20,7 @@ from nightjar.policy.records import DrafterState, EngineCommand, Lease, TableRow
 from nightjar.policy.settings import OperatorSettings
 from tests.benchmarks.engine.effort import Effort
 from tests.benchmarks.engine.engines import NO_LIMIT_S, Engine, by_plan
-from tests.benchmarks.engine.fixture import MAX_NUM_SEQS, PRESSED_ROLES, Role, questions
+from tests.benchmarks.engine.fixture import PRESSED_NUM_SEQS, PRESSED_ROLES, Role, questions
 from tests.benchmarks.engine.step_record import Step, core_share
 from tests.benchmarks.measuring.outcome import MeasuredBar, Outcome
 from tests.benchmarks.measuring.statistics import Interval, geometric_mean
@@ -155,7 +155,7 @@ def _run(engine: Engine, requests: int) -> Pressed:
 def _settings(role: Role, leases: tuple[Lease, ...] = ()) -> Any:
     rows = (
         TableRow(first_batch_size=1, last_batch_size=SPECULATED_BATCH, num_speculative_tokens=LENGTH),
-        TableRow(first_batch_size=SPECULATED_BATCH + 1, last_batch_size=MAX_NUM_SEQS, num_speculative_tokens=0),
+        TableRow(first_batch_size=SPECULATED_BATCH + 1, last_batch_size=PRESSED_NUM_SEQS, num_speculative_tokens=0),
     )
     offload = OperatorSettings(draft_offload="under_memory_pressure").offload_rules() if role == "lends" else None
     return by_plan(rows).model_copy(update={"offload": offload, "leases": leases})

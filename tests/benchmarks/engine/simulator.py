@@ -30,7 +30,7 @@ from nightjar.loadtests.simulation.profiles import (
 from nightjar.policy.catch_up import CatchUpCost
 from nightjar.policy.planners import LOCAL_PLANNERS
 from nightjar.policy.records import SettingsVersion
-from tests.benchmarks.engine.changing_load import Run, play
+from tests.benchmarks.engine.changing_load import Run, play, requests
 from tests.benchmarks.engine.crossover import Cells, measure_rounds
 from tests.benchmarks.engine.effort import Effort
 from tests.benchmarks.engine.engines import Engine, held
@@ -77,7 +77,10 @@ def measure_simulator(
         if not cells.of(batch, OFF):
             measure_rounds(engine, link, cells, batch, "even", arms, effort.extra_batch_rounds, effort.slot_tokens[batch], rng)
             tell(f"batch {batch}: " + ", ".join(f"{arm} {speed(cells.of(batch, arm)):.1f} tokens/s" for arm in arms))
-    asked = max(segment.first_question + segment.batch for segment in cells.segments)
+    rounds = sorted({run.round_number for run in runs})
+    asked = max(
+        *(segment.first_question + segment.batch for segment in cells.segments), *(requests(number).stop for number in rounds)
+    )
     prompt_tokens = [len(prompt) for prompt in engine.encode(questions(asked))]
     profile = fitted_profile(cells, times, cost, prompt_tokens)
     rows: list[dict[str, Any]] = []
@@ -91,7 +94,10 @@ def measure_simulator(
             rows.append(_prediction(f"batch {batch}, K={length}", predicted, speed(measured)))
     for length in LENGTHS:
         played_for_real = [run for run in runs if run.arm == arm_name(length)]
-        played = [play(SimulatedPlay(profile, prompt_tokens, length, seed), effort.load) for seed in range(SEEDS)]
+        played = [
+            play(SimulatedPlay(profile, prompt_tokens, length, seed), effort.load, number)
+            for number in rounds for seed in range(SEEDS)
+        ]  # fmt: skip
         predicted = sum(tokens for _, tokens in played) / sum(seconds for seconds, _ in played)
         actual = sum(run.tokens for run in played_for_real) / sum(run.seconds for run in played_for_real)
         rows.append(_prediction(f"changing load, K={length}", predicted, actual))
