@@ -16,6 +16,9 @@ import numpy as np
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.service.lengths import Dataset
 from nightjar.loadtests.simulation.step_cost import PreparedCost, prepared_cost
+from nightjar.policy.catch_up import CatchUpCost
+from nightjar.policy.restart_price import chunk_tokens
+from nightjar.policy.settings import OperatorSettings
 
 LENGTHS: Final = 20_000
 """Answers drawn to know how long one is that is under way."""
@@ -68,6 +71,21 @@ class Nominal:
         """The least batch from which off is best; where speculation pays at every batch, half of a full engine."""
         off = [rows for rows in range(1, self.max_rows + 1) if self.best_length(rows) == 0]
         return off[0] if off and off[0] > 1 else max(self.max_rows // 2, 2)
+
+    @cached_property
+    def catch_up_chunk_tokens(self) -> int:
+        """What one step may recompute for planners that learn no such thing: by true costs at the crossover, the chunk that the
+        operator's default of `catch_up_slowdown` allows, which binds the fleet planner as well."""
+        rows, few, many = self.crossover_rows, 16, 128
+        off_s = self.step_seconds(rows, 0)
+        few_s, many_s = (self._catch_up_step_seconds(rows, tokens) - off_s for tokens in (few, many))
+        token_s = (many_s - few_s) / (many - few)
+        cost = CatchUpCost(max(few_s - few * token_s, 1e-6 * off_s), token_s)
+        return chunk_tokens(off_s, cost, rows, OperatorSettings().catch_up_slowdown)
+
+    def _catch_up_step_seconds(self, rows: int, tokens: int) -> float:
+        context_tokens = int(rows * self.context_per_row)
+        return self._cost.cost.seconds(rows, context_tokens, 0, 0, "dormant", tokens + rows, 0)
 
     def requests_per_s(self, rows: int) -> float:
         """Arrivals at which about `rows` requests decode at once in one engine, at the best K (Little's law)."""

@@ -153,10 +153,13 @@ def cell(
     `place` is the scene's unless given.
     """
     nominal = scene.on(scene.nominal.profile.mechanics(contestant.mechanics))
+    planner = choose(contestant, nominal, seed, settings or {})
+    if planner.local is not None:
+        scenario.setdefault("catch_up_chunk_tokens", scene.nominal.catch_up_chunk_tokens)
     planned = Scenario(
         profile=nominal.profile,
         workload=scene.workload,
-        planner=choose(contestant, nominal, seed, settings or {}),
+        planner=planner,
         duration_s=duration_s,
         warm_up_s=warm_up_s,
         replicas=scene.replicas,

@@ -1,8 +1,8 @@
 """Every rival by name, how it is run, and the plan that runs it.
 
 `published` mechanics are stock: K = 0 still runs the drafter, so coming back costs nothing and staying off costs the tax. On
-equal mechanics a rival has our dormancy, and catches up whenever it likes, without asking for a lease. A rival that never
-runs K = 0 is the same on both.
+equal mechanics a rival has our dormancy, and catches up whenever it likes, without asking for a lease, in chunks as bounded as the
+fleet's. A rival that never runs K = 0 is the same on both.
 """
 
 from __future__ import annotations

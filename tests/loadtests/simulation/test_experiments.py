@@ -19,6 +19,8 @@ from nightjar.loadtests.simulation.experiments.measuring import Simulate, settle
 from nightjar.loadtests.simulation.experiments.scenes import nominal_of, open_loop_s, open_scenes
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, read_profile
 from nightjar.loadtests.simulation.service.results import Second, Totals
+from nightjar.loadtests.simulation.step_cost import step_cost
+from nightjar.policy.settings import OperatorSettings
 
 CHOICE = Choice(tuple(map(read_profile, ("qwen-7b-0.5b-rtx4090", "llama-8b-eagle"))), tuple(LOADS), replace(QUICK, bar_seeds=1))
 
@@ -72,6 +74,22 @@ def test_more_requests_decode_at_once_the_more_arrive() -> None:
     assert rows[-1] == nominal.max_rows
     assert nominal.best_length(1) > 0
     assert nominal.best_length(nominal.crossover_rows) == 0
+
+
+@pytest.mark.parametrize("name", PROFILE_NAMES)
+def test_whoever_restarts_at_will_recomputes_no_more_in_a_step_than_the_operator_allows_the_fleet(name: str) -> None:
+    profile = read_profile(name)
+    nominal = nominal_of(profile)
+    rows, chunk = nominal.crossover_rows, nominal.catch_up_chunk_tokens
+    cost = step_cost(profile)
+    context_tokens = int(rows * nominal.context_per_row)
+    longer_s = cost.seconds(rows, context_tokens, 0, 0, "dormant", chunk + rows) - nominal.step_seconds(rows, 0)
+    fixed_s = cost.seconds(rows, context_tokens, 0, 0, "dormant", rows) - nominal.step_seconds(rows, 0)
+    assert longer_s <= max(OperatorSettings().catch_up_slowdown * nominal.step_seconds(rows, 0), 2.5 * fixed_s)
+    choice = replace(CHOICE, profiles=(profile,), loads=("surge",))
+    runs = [cell for wave in EXPERIMENTS["open-loop"].waves for cell in wave(choice, ())]
+    at_will = {job(run).scenario.catch_up_chunk_tokens for run in runs if job(run).scenario.planner.local is not None}
+    assert at_will == {chunk}
 
 
 def test_the_plan_names_every_experiment_with_its_runs() -> None:
