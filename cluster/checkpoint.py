@@ -86,6 +86,11 @@ class Checkpoint:
         found, self._found = self._found, None
         return found
 
+    @property
+    def has_read(self) -> bool:
+        """Whether what is stored is known, so that there is nothing left to find."""
+        return self._has_read and self._found is None
+
     async def _read(self) -> Remembered:
         """Raises StoreError."""
         sealed = {name: await self._store.get(_key(name)) for name in NAMES}
@@ -153,7 +158,7 @@ class Checkpoint:
                 self._found = await self._read()
             except StoreError as error:
                 log.warning("policy_state_not_saved", problem=str(error))
-        return self._has_read and self._found is None
+        return self.has_read
 
     async def keep_saving(self) -> None:
         """Save what is marked every SAVE_PERIOD_S, a new incarnation at once, for ever."""

@@ -97,7 +97,7 @@ class PolicyService:
         self._operator_settings = OperatorSettings()
         self._overrides: tuple[ModeOverride, ...] = ()
         self._is_configured = False
-        self._overridden: set[tuple[str, str]] = set()
+        self._overridden: set[tuple[str, str]] = set()  # by scope and name, while stored overrides may still be found
         self._learned: LearnedTables | None = None
         self._drafter_states: dict[str, DrafterState] = {}
         self._decisions: dict[str, Decision] = {}
@@ -213,7 +213,8 @@ class PolicyService:
             self._overrides, override = apply_request(self._overrides, request, self._clock())
         except ModeRequestError as error:
             return {"override": None, "error": str(error)}
-        self._overridden.add((request.scope, request.name))
+        if not self._checkpoint.has_read:
+            self._overridden.add((request.scope, request.name))
         self._checkpoint.keep_overrides(self._overrides)
         await self._changed_by_operator(f"override: {request}")
         return {"override": to_plain(override_status(override, self._clock())) if override else None, "error": ""}

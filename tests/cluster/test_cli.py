@@ -109,6 +109,24 @@ def test_a_refusal_is_shown_as_the_api_worded_it_with_exit_code_1(
     assert refused.stderr == f"error: mode: 'fast' is none of [auto] (HTTP {status_code})\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "doubt"),
+    [(("status",), False), (("mode", "off", "--token", "a-token-of-some-length"), True)],
+    ids=["read", "write"],
+)
+def test_an_answer_that_does_not_come_leaves_it_open_only_for_a_change_whether_it_is_in_force(
+    serve: Callable[[Handler], list[httpx.Request]], arguments: tuple[str, ...], doubt: bool
+) -> None:
+    def hang(request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadTimeout("hangs", request=request)
+
+    serve(hang)
+    done = call(*arguments)
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "did not answer within 15 s" in done.stderr
+    assert ("may be in force all the same" in done.stderr) == doubt
+
+
 def test_nothing_that_answers_is_one_line_naming_the_url(serve: Callable[[Handler], list[httpx.Request]]) -> None:
     def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("Connection refused", request=request)
