@@ -10,7 +10,7 @@ from statistics import median
 import pytest
 
 from nightjar.policy.catch_up import CatchUpCost
-from tests.benchmarks.engine.changing_load import BURST_ROWS, LONG_ROWS, play
+from tests.benchmarks.engine.changing_load import BURST_ROWS, LONG_ROWS, Run, planner_over, play, speed_of
 from tests.benchmarks.engine.crossover import Cells
 from tests.benchmarks.engine.effort import Load
 from tests.benchmarks.engine.fixture import ARMS
@@ -147,7 +147,7 @@ def test_the_core_share_is_processor_time_over_time() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["engine.fixture", "engine.measured", "measuring.repeats", "measuring.run", "measuring.statistics"]
+    "name", ["engine.fixture", "engine.measured", "engine.step_times", "measuring.repeats", "measuring.run", "measuring.statistics"]
 )
 def test_doctests(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"tests.benchmarks.{name}"))
@@ -192,6 +192,14 @@ def test_the_changing_load_is_the_same_work_for_every_engine() -> None:
     _, tokens = play(engine, Load(long_tokens=80, burst_at_tokens=20, burst_tokens=30), 0)
     assert tokens == LONG_ROWS * 80 + BURST_ROWS * 30
     assert engine.most_rows == LONG_ROWS + BURST_ROWS
+
+
+def test_the_planner_is_held_against_each_k_in_the_rounds_that_had_both() -> None:
+    rounds = [(0, {"K=0": 10.0, "K=3": 20.0, "auto": 15.0}), (1, {"K=3": 5.0, "auto": 10.0})]
+    runs = [Run(number, arm, 10.0, int(10.0 * speed), 0, 1.0) for number, speeds in rounds for arm, speed in speeds.items()]
+    assert speed_of(runs, "K=3") == pytest.approx(12.5)
+    assert planner_over(runs, "K=0") == pytest.approx(1.5)
+    assert planner_over(runs, "K=3") == pytest.approx(1.0)
 
 
 def test_the_simulator_gives_back_the_speed_of_the_steps_that_it_was_fitted_to() -> None:

@@ -40,7 +40,7 @@ class Effort:
     slot_tokens: Mapping[int, int]
     """What a slot of a round is long, by batch."""
     loads: Repeats
-    """Runs of each arm under the changing load."""
+    """Rounds of the changing load; only the first has every arm."""
     load: Load
     restart_batches: tuple[int, ...]
     restart_rounds: int
@@ -63,8 +63,8 @@ FULL: Final = Effort(
     scored_rounds=Repeats(3, 6, 100.0),
     lessons=Repeats(2, 8, 45.0),
     slot_tokens={1: 48, 2: 48, 4: 24, 8: 16, 16: 10, 24: 10, 32: 8},
-    loads=Repeats(1, 2, 360.0),
-    load=Load(long_tokens=160, burst_at_tokens=40, burst_tokens=36),
+    loads=Repeats(2, 3, 400.0),
+    load=Load(long_tokens=160, burst_at_tokens=40, burst_tokens=40),
     restart_batches=(4, 8),
     restart_rounds=4,
     watched_rounds=2,

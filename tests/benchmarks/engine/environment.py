@@ -52,5 +52,13 @@ def pinned_to() -> dict[str, str]:
 
 def has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 itself: where it does not, that type is many times slower than float32."""
-    words = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    return any(flag in words for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+    return not _processor_flags().isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def has_matrix_units() -> bool:
+    """Whether it multiplies bfloat16 by tiles: then a step is bound by memory up to several times as many rows."""
+    return "amx_bf16" in _processor_flags()
+
+
+def _processor_flags() -> frozenset[str]:
+    return frozenset(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())

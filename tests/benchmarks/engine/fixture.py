@@ -15,15 +15,17 @@ from typing import Any, Final, Literal
 from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
 from nightjar.deployments.engine.offload_config import BlockBytes, OffloadConfig
 from nightjar.deployments.models import build_models, models_folder
-from tests.benchmarks.engine.environment import has_bfloat16
+from tests.benchmarks.engine.environment import has_bfloat16, has_matrix_units
 
 Role = Literal["plain", "stock", "nightjar", "plain_with_all", "stays", "lends"]
 """The last three have equal memory, and little of it."""
 
 COST: Final = 5
 NOISE: Final = 0.05
-MAX_NUM_SEQS: Final = 64
-MAX_NUM_BATCHED_TOKENS: Final = 512
+MAX_NUM_SEQS: Final = 128 if has_matrix_units() else 32
+"""So many that a full batch lies beyond the crossover: from about seventy rows on with matrix units, from about twenty without."""
+MAX_NUM_BATCHED_TOKENS: Final = 1024 if has_matrix_units() else 512
+"""A full batch at the longest K, and prompts beside it."""
 MAX_MODEL_LEN: Final = 1024
 MAX_NUM_SPECULATIVE_TOKENS: Final = 5
 ARMS: Final = (0, 1, 2, 3, 5)
@@ -38,6 +40,7 @@ KV_CACHE_GIB: Final[Mapping[Role, int]] = {"plain": 1, "stock": 1, "nightjar": 3
 """Enough that nobody ever waits."""
 PRESSED_ROLES: Final[tuple[Role, ...]] = ("plain_with_all", "stays", "lends")
 PRESSED_NUM_SEQS: Final = 32
+PRESSED_NUM_BATCHED_TOKENS: Final = 512
 PRESSED_BLOCKS: Final = 56
 PRESSED_BLOCK_SIZE: Final = 32
 """With these the draft's memory is one and a half times the KV cache beside it, as where 8B and 1B bfloat16 weights (16.1 and
@@ -83,13 +86,15 @@ def build() -> dict[str, str]:
 
 def engine_arguments(role: Role, models: Mapping[str, str]) -> dict[str, Any]:
     """vLLM's arguments of an engine."""
-    max_num_seqs = PRESSED_NUM_SEQS if role in PRESSED_ROLES else MAX_NUM_SEQS
+    max_num_seqs, max_num_batched_tokens = MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS
+    if role in PRESSED_ROLES:
+        max_num_seqs, max_num_batched_tokens = PRESSED_NUM_SEQS, PRESSED_NUM_BATCHED_TOKENS
     common: dict[str, Any] = {
         "model": models["target"],
         "dtype": DTYPE,
         "max_model_len": MAX_MODEL_LEN,
         "max_num_seqs": max_num_seqs,
-        "max_num_batched_tokens": MAX_NUM_BATCHED_TOKENS,
+        "max_num_batched_tokens": max_num_batched_tokens,
         "enforce_eager": True,
         "enable_prefix_caching": False,
         "disable_log_stats": True,

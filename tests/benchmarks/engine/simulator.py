@@ -43,7 +43,7 @@ from tests.benchmarks.measuring.outcome import MeasuredBar, Outcome
 from tests.benchmarks.measuring.statistics import Interval, line_through, relative_error, survival
 
 FITTED: Final = (1, 4, 16, 32)
-TABLE: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+TABLE: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 PREDICTED: Final = (2, 8, 24)
 LENGTHS: Final = (0, 1, 3)
 """K of the predictions."""
@@ -77,9 +77,8 @@ def measure_simulator(
         if not cells.of(batch, OFF):
             measure_rounds(engine, link, cells, batch, "even", arms, effort.extra_batch_rounds, effort.slot_tokens[batch], rng)
             tell(f"batch {batch}: " + ", ".join(f"{arm} {speed(cells.of(batch, arm)):.1f} tokens/s" for arm in arms))
-    rounds = sorted({run.round_number for run in runs})
     asked = max(
-        *(segment.first_question + segment.batch for segment in cells.segments), *(requests(number).stop for number in rounds)
+        *(segment.first_question + segment.batch for segment in cells.segments), *(requests(run.round_number).stop for run in runs)
     )
     prompt_tokens = [len(prompt) for prompt in engine.encode(questions(asked))]
     profile = fitted_profile(cells, times, cost, prompt_tokens)
@@ -95,8 +94,8 @@ def measure_simulator(
     for length in LENGTHS:
         played_for_real = [run for run in runs if run.arm == arm_name(length)]
         played = [
-            play(SimulatedPlay(profile, prompt_tokens, length, seed), effort.load, number)
-            for number in rounds for seed in range(SEEDS)
+            play(SimulatedPlay(profile, prompt_tokens, length, seed), effort.load, run.round_number)
+            for run in played_for_real for seed in range(SEEDS)
         ]  # fmt: skip
         predicted = sum(tokens for _, tokens in played) / sum(seconds for seconds, _ in played)
         actual = sum(run.tokens for run in played_for_real) / sum(run.seconds for run in played_for_real)

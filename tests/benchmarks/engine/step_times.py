@@ -1,13 +1,15 @@
 """Step times at batches that were not measured, from those that were.
 
 A step verifies `rows * (K + 1)` tokens and runs the draft model K times over its rows. What the first takes depends on the tokens
-alone, so 16 rows at K=0, 8 at K=1 and 4 at K=3 tell of each other: that is what lets a few batches speak for those between. Fitted
-is time = T(tokens) + K * D(rows) + a constant where anything is drafted, T and D linear between knots, by least squares of relative
-errors. Raises ValueError where the measurements do not determine it, or a time comes out that is none.
+alone, so 16 rows at K=0, 8 at K=1 and 4 at K=3 tell of each other: that is what lets a few batches speak for those between, and for
+larger ones. Fitted is time = T(tokens) + K * D(rows) + a constant where anything is drafted, T and D linear between knots and
+beyond the last, by least squares of relative errors. Raises ValueError where the measurements do not determine it, or a time comes
+out that is none.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -53,5 +55,13 @@ def _terms(rows: int, num_speculative_tokens: int) -> npt.NDArray[np.float64]:
 
 
 def _between(knots: Sequence[int], value: int) -> npt.NDArray[np.float64]:
-    """Weight of each knot in a line between the two next to a value."""
-    return np.array([np.interp(value, knots, one) for one in np.eye(len(knots))])
+    """Weight of each knot in a line through the two next to a value.
+
+    >>> [float(weight) for weight in _between((1, 4, 16), 10)], [float(weight) for weight in _between((1, 4, 16), 28)]
+    ([0.0, 0.5, 0.5], [0.0, -1.0, 2.0])
+    """
+    last = min(max(bisect_right(knots, value), 1), len(knots) - 1)
+    weights = np.zeros(len(knots))
+    weights[last] = (value - knots[last - 1]) / (knots[last] - knots[last - 1])
+    weights[last - 1] = 1.0 - weights[last]
+    return weights
