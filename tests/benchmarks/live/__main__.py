@@ -14,14 +14,13 @@ import typer
 
 from nightjar.loadtests.prompts import PromptsError
 from nightjar.loadtests.simulation.evidence.bars import Bar
-from tests.benchmarks.engine.fixture import MAX_NUM_SEQS, SAYS, build
+from tests.benchmarks.engine.fixture import SAYS, build
 from tests.benchmarks.live.categories import measure_categories, short_prompts
 from tests.benchmarks.live.changing import measure_changing
 from tests.benchmarks.live.cold import LOAD, ColdRun, judge_cold, run_cold
 from tests.benchmarks.live.effort import FULL, QUICK, Effort
 from tests.benchmarks.live.playing import Player
 from tests.benchmarks.live.steady import Segments, measure_steady
-from tests.benchmarks.live.stock_table import tuned_table
 from tests.benchmarks.live.system import live_system
 from tests.benchmarks.measuring.outcome import MeasuredBar, Outcome
 from tests.benchmarks.measuring.run import BenchRun, sections_to_run
@@ -72,10 +71,7 @@ class Bench:
 
     def _changing(self, player: Player, segments: Segments) -> None:
         speeds = {load.rows: segments.speeds_by_length(load.name, "odd") for load in self._effort.loads}
-        table = tuned_table(speeds, MAX_NUM_SEQS)
-        self._run.tell(f"starting stock vLLM twice, with the table {table}")
-        player.system.add_stock(table)
-        outcome = measure_changing(player, self._effort, table, self._run.rng("changing"), self._run.seed, self._run.tell)
+        outcome = measure_changing(player, self._effort, speeds, self._run.rng("changing"), self._run.seed, self._run.tell)
         self._run.found("changing", outcome)
 
 

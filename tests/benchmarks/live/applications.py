@@ -24,8 +24,10 @@ OURS: Final = ("first", "second")
 STOCK: Final = ("stock-first", "stock-second")
 POLICY: Final = "nightjar"
 POLICY_SETTINGS: Final[dict[str, Any]] = {"mode": "auto", "planner": "fleet"}
-KV_CACHE_BYTES: Final = 720 << 20
-"""A full batch at its longest, so that nobody ever waits, and no more: four engines must fit a small machine."""
+KV_CACHE_BYTES: Final = MAX_NUM_SEQS * 18 << 20
+"""About what the loads hold at most, so that nobody waits, and no more: four engines must fit a small machine."""
+BLOCK_SIZE: Final = 32
+"""Small, for short answers."""
 STOCK_SCHEDULER: Final = "vllm.v1.core.sched.scheduler.Scheduler"
 """vLLM's own. An engine whose arguments name a scheduler themselves is served plainly, by these arguments alone."""
 
@@ -80,6 +82,7 @@ def _replica(
             "max_num_seqs": MAX_NUM_SEQS,
             "max_num_batched_tokens": MAX_NUM_BATCHED_TOKENS,
             "kv_cache_memory_bytes": KV_CACHE_BYTES,
+            "block_size": BLOCK_SIZE,
             "speculative_config": {
                 "method": "draft_model",
                 "model": models["draft"],

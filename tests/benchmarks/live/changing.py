@@ -1,31 +1,35 @@
 """A load that crosses the crossover: few users, many, few again, against every static arm and against vLLM's own table.
 
 The clock is the same for every arm, and so are the prompts: what counts is the tokens that clients have got at the end. What an
-arm restarts between surge and calm, it pays for. The stock table runs in replicas of its own, on the same two cores: they take
-turns with ours, and whoever waits takes no processor time (it is measured and told). The first round has every arm; later ones
-only the planner, the best static arm so far and the table.
+arm restarts between surge and calm, it pays for. The first round has the planner and every static arm; by what they gave under the
+surge, and on steady loads, the stock table is tuned. It runs in replicas of its own, on the same two cores: they take turns with
+ours, and whoever waits takes no processor time (it is measured and told). Later rounds have the planner, the best static arm so far
+and the table.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
 
 from nightjar.loadtests.samples import StatusSample
 from nightjar.loadtests.simulation.evidence.bars import Bar
+from tests.benchmarks.engine.fixture import MAX_NUM_SEQS
 from tests.benchmarks.live.applications import OURS, STOCK, TableRows
-from tests.benchmarks.live.arms import AUTO, STATIC, TABLE
+from tests.benchmarks.live.arms import AUTO, STATIC, TABLE, length_of
 from tests.benchmarks.live.crowd import Crowd, Deck
 from tests.benchmarks.live.effort import Effort
 from tests.benchmarks.live.paired import Pair, Speed, matched, paired_ratio
 from tests.benchmarks.live.playing import Player, Window, question, window
+from tests.benchmarks.live.stock_table import tuned_table
 from tests.benchmarks.measuring.outcome import Lines, MeasuredBar, Outcome
 
 PHASES: Final = ("quiet", "surge", "calm")
+SURGE: Final = PHASES.index("surge")
 FIRST_QUESTION_STEP: Final = 47
 """Between rounds: no two begin with the same texts, and this and their number have no divisor in common."""
 
@@ -83,20 +87,25 @@ class Runs:
         return matched(one, two)
 
 
-def measure_changing(player: Player, effort: Effort, table: TableRows, rng: random.Random, seed: int, tell: Tell) -> Outcome:
-    """Rounds of the load; the stock replicas, with this `table`, must run already."""
-    for number in range(effort.changing_lessons):
-        _told(_run(player, effort, AUTO, number), tell)
+def measure_changing(
+    player: Player, effort: Effort, speeds: Mapping[int, Mapping[int, float]], rng: random.Random, seed: int, tell: Tell
+) -> Outcome:
+    """Rounds of the load. `speeds` are those of steady loads, by requests in flight at a replica and K: they tune the table."""
     runs = Runs()
-    for number in effort.changing_rounds.numbers():
-        arms = [AUTO, TABLE, *STATIC] if number == 0 else [AUTO, TABLE, runs.best_static()]
+
+    def play(arms: Sequence[str], number: int) -> None:
         for arm in rng.sample(arms, len(arms)):
-            run = _run(player, effort, arm, number)
-            runs.played.append(run)
-            phases = ", ".join(f"{name} {phase.speed:.1f}" for name, phase in zip(PHASES, run.phases, strict=True))
-            tell(
-                f"changing load, {arm}: {run.whole.speed:.1f} tokens/s ({phases}); idle replicas {run.idle_cpu_share:.1%} of a core"
-            )
+            runs.played.append(_told(_run(player, effort, arm, number), tell))
+
+    for number in range(effort.changing_lessons):
+        _told(_run(player, effort, AUTO, number), tell, "not scored, ")
+    play((AUTO, *STATIC), 0)
+    under_surge = {length_of(arm): runs.phase_speed(arm, SURGE) for arm in STATIC}
+    table = tuned_table({**speeds, effort.changing.many: under_surge}, MAX_NUM_SEQS)
+    tell(f"starting stock vLLM twice, with the table {table}")
+    player.system.add_stock(table)
+    for number in effort.changing_rounds.numbers():
+        play((AUTO, TABLE, runs.best_static()), number + 1)
     return _outcome(runs, table, seed)
 
 
@@ -121,9 +130,11 @@ def _run(player: Player, effort: Effort, arm: str, number: int) -> Run:
     return Run(number, arm, whole, phases, idle_s / whole.seconds)
 
 
-def _told(run: Run, tell: Tell) -> None:
+def _told(run: Run, tell: Tell, what: str = "") -> Run:
     phases = ", ".join(f"{name} {phase.speed:.1f}" for name, phase in zip(PHASES, run.phases, strict=True))
-    tell(f"  changing load, {run.arm}: {run.whole.speed:.1f} tokens/s ({phases}); idle replicas {run.idle_cpu_share:.1%} of a core")
+    idle = f"idle replicas {run.idle_cpu_share:.1%} of a core"
+    tell(f"  changing load, {what}{run.arm}: {run.whole.speed:.1f} tokens/s ({phases}); {idle}")
+    return run
 
 
 def _outcome(runs: Runs, table: TableRows, seed: int) -> Outcome:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from tests.benchmarks.engine.fixture import MAX_NUM_SEQS
 from tests.benchmarks.measuring.repeats import Repeats
 
 
@@ -47,7 +48,7 @@ class Effort:
     changing_lessons: int
     """Runs of the planner before any is scored: it has not met these numbers of users."""
     changing_rounds: Repeats
-    """The first has every arm, the others those that it left in question."""
+    """Of the planner, the best static arm and the stock table, after a first round of the planner and every static arm."""
     cold_rounds: int
     cold_s: float
     category_requests: int
@@ -57,15 +58,17 @@ class Effort:
 
 MAX_TOKENS: Final = 64
 """Of an answer under load."""
+MANY: Final = MAX_NUM_SEQS * 7 // 8
+"""Users of a replica under a surge: beyond the crossover, and nobody waits."""
 
 FULL: Final = Effort(
     loads=(SteadyLoad("low", 1, 3.0, 12.0), SteadyLoad("middle", 4, 4.0, 12.0), SteadyLoad("full", 32, 8.0, 14.0)),
     odd_rounds=Repeats(2, 2, 0.0),
     lessons=Repeats(1, 2, 20.0),
     even_rounds=Repeats(3, 6, 200.0),
-    changing=ChangingLoad(few=2, many=28, max_tokens=32, quiet_s=15.0, surge_s=16.0, calm_s=27.0),
+    changing=ChangingLoad(few=2, many=MANY, max_tokens=32, quiet_s=13.0, surge_s=32.0, calm_s=25.0),
     changing_lessons=2,
-    changing_rounds=Repeats(2, 3, 520.0),
+    changing_rounds=Repeats(2, 2, 0.0),
     cold_rounds=2,
     cold_s=50.0,
     category_requests=8,
@@ -76,7 +79,7 @@ QUICK: Final = Effort(
     odd_rounds=Repeats(1, 1, 0.0),
     lessons=Repeats(1, 1, 0.0),
     even_rounds=Repeats(2, 2, 0.0),
-    changing=ChangingLoad(few=2, many=20, max_tokens=16, quiet_s=8.0, surge_s=8.0, calm_s=12.0),
+    changing=ChangingLoad(few=2, many=MANY, max_tokens=16, quiet_s=6.0, surge_s=11.0, calm_s=10.0),
     changing_lessons=1,
     changing_rounds=Repeats(1, 1, 0.0),
     cold_rounds=1,
@@ -110,7 +113,8 @@ def longest_s(effort: Effort, categories: int) -> float:
             for repeats, arms in ((effort.odd_rounds, 4), (effort.lessons, 1), (effort.even_rounds, 3))
         )
     run_s = effort.changing.quiet_s + effort.changing.surge_s + effort.changing.calm_s + SWITCH_S
-    changing_s = START_S * STARTS_AT_ONCE + (effort.changing_lessons + 3) * run_s + _longest_s(effort.changing_rounds, 3 * run_s)
+    first_runs = effort.changing_lessons + 5
+    changing_s = START_S * STARTS_AT_ONCE + first_runs * run_s + _longest_s(effort.changing_rounds, 3 * run_s)
     categories_s = categories * (effort.category_tokens / 4 + 2 * SWITCH_S)
     return FIRST_START_S + cold_s + steady_s + changing_s + categories_s
 
