@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nightjar.loadtests.simulation.engine.acceptance_classes import AcceptanceClasses
+from nightjar.loadtests.simulation.engine.luck import PLACES, Luck
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 
 LUCK_STEPS: Final = 64
@@ -22,12 +23,13 @@ FIRST_CAPACITY: Final = 16
 NEVER: Final = 1 << 60
 
 Integers = NDArray[np.int64]
+_STEPS: Final[Integers] = np.arange(LUCK_STEPS)[:, None]
 
 
 class DecodeRows:
     """All decoding rows of one engine."""
 
-    def __init__(self, classes: AcceptanceClasses, rng: np.random.Generator) -> None:
+    def __init__(self, classes: AcceptanceClasses, luck: Luck) -> None:
         self.requests: list[SimulatedRequest] = []
         self.count = 0
         self.context_tokens = 0
@@ -38,13 +40,13 @@ class DecodeRows:
         self.composition = 0
         """Rises whenever a row joins or leaves."""
         self._classes = classes
-        self._rng = rng
+        self._source = luck
         self._longest = classes.survival.shape[1]
         self._offset = 0
         self._least_left = NEVER
         self._luck_at = LUCK_STEPS
         self._capacity = 0
-        self._state: Integers = np.zeros((5, 0), dtype=np.int64)
+        self._state: Integers = np.zeros((6, 0), dtype=np.int64)
         self._luck: Integers = np.ones((LUCK_STEPS, 0), dtype=np.int64)
         self._grow()
         self._one_more: list[Integers] = [np.array(length + 1, dtype=np.int64) for length in range(self._longest + 1)]
@@ -77,16 +79,18 @@ class DecodeRows:
             self._fall_behind()
         self.count += 1
         self.requests.append(request)
-        self._state[:, row] = (left + self._offset, context + left, min(request.draft_tokens, context), request.held_blocks, kind)
+        drawn_from, to_draw = self._source.place(request.number, request.lucky_draws), LUCK_STEPS - self._luck_at
+        draft_tokens = min(request.draft_tokens, context)
+        self._state[:, row] = (left + self._offset, context + left, draft_tokens, request.held_blocks, kind, drawn_from + to_draw)
         self._least_left = min(self._least_left, left + self._offset)
         self.context_tokens += context
         if self._behind:
-            self.lag_tokens += context - min(request.draft_tokens, context)
+            self.lag_tokens += context - draft_tokens
         self.class_counts[kind] += 1
         self.composition += 1
-        if self._luck_at < LUCK_STEPS:
+        if to_draw:
             rises = self._classes.survival[kind][::-1]
-            missed = np.searchsorted(rises, self._rng.random(LUCK_STEPS - self._luck_at), side="right")
+            missed = np.searchsorted(rises, self._source.numbers[drawn_from : drawn_from + to_draw], side="right")
             self._luck[self._luck_at :, row] = self._longest + 1 - missed
 
     def advance(self, verified: int, *, draft_runs: bool) -> tuple[int, list[int]]:
@@ -141,8 +145,9 @@ class DecodeRows:
 
     def remove(self, row: int) -> SimulatedRequest:
         """Take one row out: its request, with its tokens and blocks up to date."""
-        left, final, valid, held, kind = self._state[:, row].tolist()
+        left, final, valid, held, kind, next_draw = self._state[:, row].tolist()
         request = self.requests[row]
+        request.lucky_draws = (next_draw - (LUCK_STEPS - self._luck_at) - self._source.place(request.number, 0)) % PLACES
         context = final - left + self._offset
         self.context_tokens -= context
         if self._behind:
@@ -187,7 +192,8 @@ class DecodeRows:
         assert (self._left[: self.count] > self._offset).all()
 
     def renew_luck(self) -> None:
-        """Draw anew from here on: acceptance has changed."""
+        """What is drawn already counts by the acceptance that was: draw it again."""
+        self._next_draw[: self.count] -= LUCK_STEPS - self._luck_at
         self._luck_at = LUCK_STEPS
 
     def _grow(self) -> None:
@@ -198,7 +204,7 @@ class DecodeRows:
         self._luck = np.pad(self._luck, ((0, 0), (0, added)))
         self._scratch: Integers = np.empty(self._capacity, dtype=np.int64)
         # Row i still generates left[i] - offset tokens and has final[i] - left[i] + offset tokens in the cache.
-        self._left, self._final, self._valid, self._held, self._class = self._state
+        self._left, self._final, self._valid, self._held, self._class, self._next_draw = self._state
 
     def _contexts(self) -> Integers:
         contexts: Integers = self._final[: self.count] - self._left[: self.count] + self._offset
@@ -226,7 +232,10 @@ class DecodeRows:
         rows = self.count
         luck = self._luck[:, :rows]
         luck.fill(1)
-        draws = self._rng.random((LUCK_STEPS, rows))
+        next_draw = self._next_draw[:rows]
+        next_draw %= PLACES
+        draws = self._source.numbers[_STEPS + next_draw]
+        next_draw += LUCK_STEPS
         for survival in self._classes.survival[self._class[:rows]].T:
             luck += draws < survival
 

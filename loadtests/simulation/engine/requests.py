@@ -28,6 +28,8 @@ class SimulatedRequest:
     held_blocks: int = 0
     admission: int = 0
     preemptions: int = 0
+    lucky_draws: int = 0
+    """Steps in which it verified drafts."""
 
     @property
     def prefill_tokens(self) -> int:

@@ -26,6 +26,7 @@ from nightjar.loadtests.simulation.engine.draft_memory import DraftMemory
 from nightjar.loadtests.simulation.engine.engine_totals import EngineTotals
 from nightjar.loadtests.simulation.engine.host_link import HostLink
 from nightjar.loadtests.simulation.engine.leases import LeasedRestart
+from nightjar.loadtests.simulation.engine.luck import Luck, luck_of
 from nightjar.loadtests.simulation.engine.oracle import ORACLE, oracle_factory
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.engine.scheduler import SimulatedScheduler
@@ -50,8 +51,8 @@ class SimulatedEngine:
     `speed` divides every step time (0.5: a card half as fast). `local_planners` are those that a Local plan may name; the oracle is
     always among them. With a `host_link` a dormant draft may be offloaded. `catch_up_chunk_tokens` is the most that one step
     recomputes (None: everything at once). `leased_restarts` holds begin and end of each restart under a lease, the end infinite
-    while it runs. With a rival of `rivals.DRAFTS_MAX` the drafter always runs the longest K, and the K chosen only says how many
-    drafts the next step verifies.
+    while it runs. `luck` is that of the requests with their drafts (None: the seed's own). With a rival of `rivals.DRAFTS_MAX` the
+    drafter always runs the longest K, and the K chosen only says how many drafts the next step verifies.
     """
 
     def __init__(
@@ -68,8 +69,8 @@ class SimulatedEngine:
         catch_up_chunk_tokens: int | None = CATCH_UP_CHUNK_TOKENS,
         track_regret: bool = False,
         now_s: float = 0.0,
+        luck: Luck | None = None,
     ) -> None:
-        luck_rng, noise_rng = np.random.default_rng(seed).spawn(2)
         self.now_s = now_s
         self.speed = speed
         self.totals = EngineTotals()
@@ -81,9 +82,9 @@ class SimulatedEngine:
         self._longest = profile.max_num_speculative_tokens
         self._can_be_dormant = profile.mechanics(mechanics) == Mechanics.DORMANT
         self._prepared = prepared_cost(profile, profile.mechanics(mechanics))
-        self._noise = NoiseStream(profile.step_noise, noise_rng)
+        self._noise = NoiseStream(profile.step_noise, np.random.default_rng(seed))
         self._classes = AcceptanceClasses(profile)
-        self._rows = DecodeRows(self._classes, luck_rng)
+        self._rows = DecodeRows(self._classes, luck or luck_of(seed))
         self._scheduler = SimulatedScheduler(profile.limits, self._longest, self._rows)
         self._truth = Truth(self._prepared, self._classes, self._rows, profile.drafter)
         self._steering = Steering(

@@ -1,4 +1,4 @@
-"""Makes the engines of a scenario: every replica on its node, with its own luck, and every planner that it may be told to run."""
+"""Makes the engines of a scenario: every replica on its node, with its own noise, and every planner that it may be told to run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 
 from nightjar.loadtests.simulation.engine.host_link import HostLink
+from nightjar.loadtests.simulation.engine.luck import luck_of
 from nightjar.loadtests.simulation.engine.simulated_engine import SimulatedEngine
 from nightjar.loadtests.simulation.rivals import RIVALS
 from nightjar.loadtests.simulation.service.scenario import Scenario
@@ -25,7 +26,7 @@ class EngineRoom:
         self._links: dict[str, HostLink] = {}
 
     def build(self, number: int, speed: float) -> SimulatedEngine:
-        """The engine of replica `number`; its luck depends on the scenario's seed and its number alone."""
+        """The engine of replica `number`. Its noise follows from the seed and its number alone; requests bring their luck."""
         scenario = self._scenario
         node_id = node_name(scenario, number)
         link = None
@@ -43,6 +44,7 @@ class EngineRoom:
             node_id=node_id,
             catch_up_chunk_tokens=scenario.catch_up_chunk_tokens,
             track_regret=scenario.track_regret,
+            luck=luck_of(scenario.seed),
         )
 
 
