@@ -13,7 +13,7 @@ from nightjar.policy.catch_up import CatchUpCost
 from tests.benchmarks.engine.changing_load import BURST_ROWS, LONG_ROWS, Run, planner_over, play, speed_of
 from tests.benchmarks.engine.crossover import Cells
 from tests.benchmarks.engine.effort import Load
-from tests.benchmarks.engine.fixture import ARMS
+from tests.benchmarks.engine.fixture import ARMS, DISTINCT_QUESTIONS
 from tests.benchmarks.engine.measured import (
     Segment,
     acceptance_counts,
@@ -214,8 +214,9 @@ def test_the_simulator_gives_back_the_speed_of_the_steps_that_it_was_fitted_to()
                 steps = (Step(milliseconds(rows, length) / 1e3, 1.0, length, 0, 0, in_flight),) * 30
                 cells.segments.append(Segment(rows, arm_name(length), "odd", steps, first))
     times = OffTimes({1: [0.1], 16: [0.2]}, {1: [0.12], 16: [0.25]})
-    prompt_tokens = [20] * 64
+    prompt_tokens = [20] * (2 * DISTINCT_QUESTIONS + 64)
     profile = fitted_profile(cells, times, LINE, prompt_tokens)
+    assert len(profile.acceptance_classes) == DISTINCT_QUESTIONS
     for rows, length in ((2, 0), (8, 3), (24, 1)):
-        speed_of = steady_speed(profile, prompt_tokens, rows, rows, length, seed=0)
+        speed_of = steady_speed(profile, prompt_tokens, 2 * DISTINCT_QUESTIONS + rows, rows, length, seed=0)
         assert speed_of == pytest.approx(1e3 * rows * (1 + length) / milliseconds(rows, length), rel=0.1)

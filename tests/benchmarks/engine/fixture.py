@@ -8,6 +8,7 @@ GPU's. Prompts are short questions through the model's own chat template, the sa
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -64,8 +65,11 @@ _QUESTIONS: Final = (
 )
 
 
+DISTINCT_QUESTIONS: Final = math.lcm(len(_QUESTIONS), len(_SUBJECTS))
+
+
 def questions(count: int) -> list[str]:
-    """The first `count` questions; neighbours differ in kind and subject.
+    """The first `count` questions; neighbours differ in kind and subject, and after DISTINCT_QUESTIONS they begin anew.
 
     >>> questions(2)
     ['Tell me three facts about rivers.', 'Write a short story about bread and a child.']

@@ -34,7 +34,15 @@ from tests.benchmarks.engine.changing_load import Run, play, requests
 from tests.benchmarks.engine.crossover import Cells, measure_rounds
 from tests.benchmarks.engine.effort import Effort
 from tests.benchmarks.engine.engines import Engine, held
-from tests.benchmarks.engine.fixture import ARMS, MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS, SAYS, questions
+from tests.benchmarks.engine.fixture import (
+    ARMS,
+    DISTINCT_QUESTIONS,
+    MAX_NUM_BATCHED_TOKENS,
+    MAX_NUM_SEQS,
+    MAX_NUM_SPECULATIVE_TOKENS,
+    SAYS,
+    questions,
+)
 from tests.benchmarks.engine.fleet_link import GROUP, FleetLink
 from tests.benchmarks.engine.measured import OFF, Segment, acceptance_counts, arm_name, speed
 from tests.benchmarks.engine.off import OffTimes
@@ -162,7 +170,7 @@ def fitted_profile(cells: Cells, times: OffTimes, cost: CatchUpCost, prompt_toke
             seconds_per_context_token=slope,
             prefill_seconds_per_token=prefill_seconds,
         ),
-        acceptance_classes=_classes(known, len(prompt_tokens)),
+        acceptance_classes=_classes(known, min(len(prompt_tokens), DISTINCT_QUESTIONS)),
         step_noise=StepNoise(lognormal_sd=0.0),
         sources={
             "limits": "The engine's arguments; blocks by rounding.",
@@ -187,7 +195,8 @@ class SimulatedPlay:
         """As `Played.submit`."""
         for number in numbers:
             self._number += 1
-            request = SimulatedRequest(self._number, self.engine.now_s, self._prompt_tokens[number], max_tokens, number)
+            kind = number % DISTINCT_QUESTIONS
+            request = SimulatedRequest(self._number, self.engine.now_s, self._prompt_tokens[number], max_tokens, kind)
             self.engine.submit(request)
 
     def step(self) -> tuple[float, int] | None:
@@ -248,7 +257,8 @@ def _classes(segments: Sequence[Segment], asked: int) -> tuple[AcceptanceClass, 
         for step in segment.steps:
             first = min(row.row for row in step.rows)
             for row in step.rows:
-                by_question[segment.first_question + row.row - first].append(step._replace(rows=(row,)))
+                number = (segment.first_question + row.row - first) % DISTINCT_QUESTIONS
+                by_question[number].append(step._replace(rows=(row,)))
     everything = [step for steps in by_question.values() for step in steps]
     average = survival(*acceptance_counts(everything, MAX_NUM_SPECULATIVE_TOKENS))
     names = questions(asked)

@@ -43,7 +43,7 @@ def test_a_row_that_joins_in_the_middle_accepts_like_its_class_and_not_like_its_
     rows.advance(5, draft_runs=True)
     for number in range(20):
         leave(rows, number)
-        rows.join(SimulatedRequest(99, 0.0, 10, 100_000, 3, generated_tokens=1, draft_tokens=10))
+        rows.join(SimulatedRequest(100 + number, 0.0, 10, 100_000, 3, generated_tokens=1, draft_tokens=10))
     assert accepted_shares(rows, 1) == pytest.approx([PAIR.acceptance_classes[3].survival[0]], abs=0.02)
 
 
