@@ -43,7 +43,7 @@ RETRY_S: Final = 5.0
 FIRST_PAUSE_S: Final = 10.0
 LONGEST_PAUSE_S: Final = 120.0
 """Pause after the first round that was heard, and the longest: what was just measured is in doubt, but not unmeasured."""
-PAYS_BACK_S: Final = 60.0
+PAYS_BACK_S: Final = 120.0
 """A measurement that is not expected to earn its cost within so long can wait: it is paid out of a share of the output, never
 out of a cold start's grant."""
 

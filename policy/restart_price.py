@@ -13,9 +13,6 @@ from typing import Final
 from nightjar.policy.catch_up import CatchUpCost
 from nightjar.policy.drafter_life import MAX_CHUNK_TOKENS
 
-VALUE_OVER_COST: Final = 1.5
-"""A restart must be worth so many times its cost: expected ON times are wrong. Of 1, 1.5, 2 and 3 this kept most of what hindsight
-would gain over six kinds of load without losing much on any (docs/restarts.md)."""
 MICRO_SECONDS: Final = 0.03
 MICRO_STEPS: Final = 0.5
 """A micro-restart may cost at most 3 % of a second, or half an OFF step where steps are long: all replicas may do one in the
@@ -75,8 +72,8 @@ class Price:
 
     @property
     def pays(self) -> bool:
-        """Whether it is worth its cost with a margin."""
-        return self.value_tokens > VALUE_OVER_COST * self.cost_tokens
+        """Whether it is worth its cost."""
+        return self.value_tokens > self.cost_tokens
 
     @property
     def gain_per_second(self) -> float:
@@ -122,7 +119,7 @@ def micro_restart_tokens(engine: Engine, value_tokens: float, first_step_seconds
     A power of two, for the same reason as a chunk.
     """
     unnoticed_s = max(MICRO_SECONDS, MICRO_STEPS * engine.off_step_seconds)
-    worth_s = value_tokens / VALUE_OVER_COST / engine.off_tokens_per_s - first_step_seconds
+    worth_s = value_tokens / engine.off_tokens_per_s - first_step_seconds
     left_s = min(unnoticed_s, worth_s)
     full_chunks = max(int(left_s / engine.chunk_seconds), 0)
     rest = (left_s - full_chunks * engine.chunk_seconds - engine.cost.step_seconds) / engine.cost.token_seconds

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nightjar.policy.catch_up import CatchUpCost
 from nightjar.policy.drafter_life import MAX_CHUNK_TOKENS
-from nightjar.policy.restart_price import VALUE_OVER_COST, Engine, chunk_tokens, micro_restart_tokens, price
+from nightjar.policy.restart_price import Engine, chunk_tokens, micro_restart_tokens, price
 
 CPU = Engine(off_step_seconds=0.25, off_tokens_per_s=32.0, decode_rows=8, cost=CatchUpCost(0.025, 1.35e-3), chunk_tokens=32)
 """Eight rows on one core (vLLM 0.32): 250 ms a step, 25 ms a pass and 1.35 ms a missing token."""
@@ -58,7 +58,7 @@ def test_a_reload_costs_the_gain_of_the_time_that_it_takes() -> None:
 def test_a_restart_must_be_worth_its_cost_with_a_margin() -> None:
     cost = price(CPU, 240, 0.0, 0.0, 0.075, 0.0).cost_tokens
     for margin, pays in ((0.99, False), (1.01, True)):
-        assert price(CPU, 240, margin * VALUE_OVER_COST * cost, 0.0, 0.075, 0.0).pays is pays
+        assert price(CPU, 240, margin * cost, 0.0, 0.075, 0.0).pays is pays
 
 
 @given(
@@ -80,5 +80,5 @@ def test_a_chunk_wins_on_the_lag_and_lengthens_a_step_no_more_than_it_must(
 def test_a_micro_restart_goes_unnoticed_and_is_worth_it() -> None:
     assert micro_restart_tokens(CPU, 1e9, 0.0) == 32, "125 ms: one chunk, and 32 more after another pass"
     assert micro_restart_tokens(GPU, 1e9, 0.0) == 2048, "30 ms: three passes over a chunk"
-    assert micro_restart_tokens(CPU, VALUE_OVER_COST * 32 * 0.05, 0.0) == 16, "worth 50 ms: one pass over 18 tokens"
-    assert micro_restart_tokens(CPU, VALUE_OVER_COST * 32 * 0.05, 0.04) == 0
+    assert micro_restart_tokens(CPU, 32 * 0.05, 0.0) == 16, "worth 50 ms: one pass over 18 tokens"
+    assert micro_restart_tokens(CPU, 32 * 0.05, 0.04) == 0

@@ -73,7 +73,7 @@ PARTS: Final = (
     Part("paces", stand_ins={"learning.offsets": _all_alike}),
     Part("steps with prefill", stand_ins={"planners.planner.charge": _nothing_charged}),
     Part("single replicas' own plans", stand_ins={"learning._own_thoughts": _nobody_thinks_alone}),
-    Part("price of a restart", stand_ins={"restart_price.VALUE_OVER_COST": 1e-9}),
+    Part("price of a restart", stand_ins={"restart_price.Price.pays": True}),
     Part("guard", stand_ins={"off_guard.SUSPICION": math.inf}),
 )
 
