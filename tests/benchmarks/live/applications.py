@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from tests.benchmarks.engine.environment import has_matrix_units
 from tests.benchmarks.engine.fixture import (
     DTYPE,
     MAX_MODEL_LEN,
@@ -24,8 +25,8 @@ OURS: Final = ("first", "second")
 STOCK: Final = ("stock-first", "stock-second")
 POLICY: Final = "nightjar"
 POLICY_SETTINGS: Final[dict[str, Any]] = {"mode": "auto", "planner": "fleet"}
-KV_CACHE_BYTES: Final = MAX_NUM_SEQS * 18 << 20
-"""About what the loads hold at most, so that nobody waits, and no more: four engines must fit a small machine."""
+KV_CACHE_BYTES: Final = (1280 if has_matrix_units() else 576) << 20
+"""What the fullest load holds at most, so that nobody waits, and no more: four engines must fit into 24 GiB."""
 BLOCK_SIZE: Final = 32
 """Small, for short answers."""
 STOCK_SCHEDULER: Final = "vllm.v1.core.sched.scheduler.Scheduler"

@@ -66,7 +66,7 @@ FULL: Final = Effort(
     odd_rounds=Repeats(2, 2, 0.0),
     lessons=Repeats(1, 2, 20.0),
     even_rounds=Repeats(3, 6, 200.0),
-    changing=ChangingLoad(few=2, many=MANY, max_tokens=32, quiet_s=13.0, surge_s=32.0, calm_s=25.0),
+    changing=ChangingLoad(few=2, many=MANY, max_tokens=28, quiet_s=13.0, surge_s=32.0, calm_s=25.0),
     changing_lessons=2,
     changing_rounds=Repeats(2, 2, 0.0),
     cold_rounds=2,
