@@ -34,27 +34,13 @@ PRIOR_SAMPLES: Final = 5.0
 PRIOR_STAY: Final = 0.9
 """Before evidence a bucket is left after ten samples, and speculation then ends; this weighs as much as five seen moves."""
 
-
-class Place(NamedTuple):
-    """Where a replica's load stands: its bucket, and whether it came there from a fuller one.
-
-    A load that falls goes on falling more often than not. Without that, a crossover that is passed both ways counts half of the
-    times when speculation was on already, and went off in the next second.
-    """
-
-    bucket: int
-    is_falling: bool
-
-
-Move = tuple[Place, Place]
-"""From one place to another (or the same) within one sample."""
-Values = Mapping[Place, float]
-"""Tokens that speculation earns from now until the load leaves the buckets where it is on for good, by present place there."""
+Move = tuple[int, int]
+"""From one bucket to another (or the same, or IDLE) within one sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moves:
-    """Decayed counts of moves, of all replicas of a group."""
+    """Decayed counts of moves between buckets, of all replicas of a group."""
 
     counts: Mapping[Move, float] = field(default_factory=dict)
     at_s: float = 0.0
@@ -67,57 +53,50 @@ class Moves:
             counts[move] = counts.get(move, 0.0) + count
         return Moves(counts, now_s)
 
-    def value_tokens(self, gains_tokens_per_s: Mapping[int, float], lag_costs_tokens_per_s: Mapping[int, float]) -> Values:
-        """The values where speculation adds `gains_tokens_per_s`, in each bucket where it is on.
+    def value_tokens(
+        self, gains_tokens_per_s: Mapping[int, float], lag_costs_tokens_per_s: Mapping[int, float]
+    ) -> dict[int, float]:
+        """Tokens that speculation earns from now until the load leaves for good, by present bucket where speculation is on.
 
-        In another bucket it is off and the drafter falls behind, which costs so many tokens a second to recompute; one that
-        `lag_costs_tokens_per_s` does not name ends the ON time. An excursion is borne where that is worth more than giving up:
-        V = max(0, D + g P V) there, V = D + g P V where it is on, with g = 1 - 1/HORIZON_SAMPLES and D what one sample gives.
-        A place that was seldom seen moves as its bucket does, whatever came before, and a bucket that was seldom seen as the prior
-        says.
+        It adds `gains_tokens_per_s` there. In another bucket it is off, and the drafter falls behind, which costs so many tokens a
+        second to recompute; one that `lag_costs_tokens_per_s` does not name ends the ON time. An excursion is borne where that is
+        worth more than giving up: V = max(0, D + g P V) there, V = D + g P V where it is on, with g = 1 - 1/HORIZON_SAMPLES and D
+        what one sample gives.
         """
-        per_second = {bucket: -cost for bucket, cost in lag_costs_tokens_per_s.items()} | dict(gains_tokens_per_s)
-        places = [Place(bucket, is_falling) for bucket in sorted(per_second) for is_falling in (False, True)]
         if not gains_tokens_per_s:
             return {}
-        per_sample = np.array([per_second[place.bucket] for place in places]) * SAMPLE_PERIOD_S
-        is_on = np.array([place.bucket in gains_tokens_per_s for place in places])
-        discounted = (1.0 - 1.0 / HORIZON_SAMPLES) * self._chances(places)
+        per_second = {bucket: -cost for bucket, cost in lag_costs_tokens_per_s.items()} | dict(gains_tokens_per_s)
+        buckets = sorted(per_second)
+        per_sample = np.array([per_second[bucket] for bucket in buckets]) * SAMPLE_PERIOD_S
+        is_on = np.array([bucket in gains_tokens_per_s for bucket in buckets])
+        discounted = (1.0 - 1.0 / HORIZON_SAMPLES) * self._chances(buckets)
         kept = is_on
         while True:
-            values = np.zeros(len(places))
+            values = np.zeros(len(buckets))
             values[kept] = np.linalg.solve(np.eye(int(kept.sum())) - discounted[np.ix_(kept, kept)], per_sample[kept])
             borne = kept | (per_sample + discounted @ values > 0.0)
             if (borne == kept).all():
-                return {place: float(value) for place, value, on in zip(places, values, is_on, strict=True) if on}
+                return {bucket: float(value) for bucket, value, on in zip(buckets, values, is_on, strict=True) if on}
             kept = borne
 
-    def _chances(self, places: Sequence[Place]) -> Floats:
-        """(places, places): that a replica is there a sample later; a row's rest goes where none of these is."""
-        index = {place: position for position, place in enumerate(places)}
-        own, of_bucket = np.zeros((2, len(places), len(places)))
-        seen, seen_of_bucket = np.zeros(len(places)), np.full(len(places), PRIOR_SAMPLES)
-        np.fill_diagonal(of_bucket, PRIOR_SAMPLES * PRIOR_STAY)
+    def _chances(self, buckets: Sequence[int]) -> Floats:
+        """(buckets, buckets): that a replica is there a sample later; a row's rest goes where none of these is."""
+        index = {bucket: position for position, bucket in enumerate(buckets)}
+        stays = np.diag(np.full(len(buckets), PRIOR_SAMPLES * PRIOR_STAY))
+        left = np.full(len(buckets), PRIOR_SAMPLES)
         for (origin, target), count in self.counts.items():
-            if origin not in index:
-                continue
-            seen[index[origin]] += count
-            if target in index:
-                own[index[origin], index[target]] += count
-            for is_falling in (False, True):
-                alike = index[Place(origin.bucket, is_falling)]
-                goes_to = Place(target.bucket, is_falling) if target.bucket == origin.bucket else target
-                seen_of_bucket[alike] += count
-                if goes_to in index:
-                    of_bucket[alike, index[goes_to]] += count
-        chances: Floats = (own + PRIOR_SAMPLES * of_bucket / seen_of_bucket[:, None]) / (seen + PRIOR_SAMPLES)[:, None]
+            if origin in index:
+                left[index[origin]] += count
+                if target in index:
+                    stays[index[origin], index[target]] += count
+        chances: Floats = stays / left[:, None]
         return chances
 
 
 class Sight(NamedTuple):
-    """A replica as it was last looked at: its place, when that was, and how often its bucket has changed, which decays."""
+    """A replica as it was last looked at: its state, when that was, and how often it has changed, which decays."""
 
-    place: Place
+    state: int
     at_s: float
     changes: float = 0.0
 
@@ -127,11 +106,6 @@ class Watch:
     """Where each replica of a group was when it was last looked at; O(replicas) (INV-8)."""
 
     seen: Mapping[str, Sight] = field(default_factory=dict)
-
-    def place(self, replica_id: str, bucket: int) -> Place:
-        """Where a replica in `bucket` stands. One that nobody saw come is taken to fall: who has to restart was off before."""
-        before = self.seen.get(replica_id)
-        return Place(bucket, is_falling=True) if before is None else _moved(before.place, bucket)
 
     def look(self, decode_batch_sizes: Mapping[str, int], now_s: float) -> tuple[Watch, dict[Move, float]]:
         """Look at the batches reported by now, and what moved since the look before, at most once a sample.
@@ -146,21 +120,17 @@ class Watch:
             if before is not None and now_s - before.at_s < 0.9 * SAMPLE_PERIOD_S:
                 seen[replica_id] = before
                 continue
-            now = Sight(self.place(replica_id, batch_bucket(batch) if batch else IDLE), now_s)
+            now = Sight(batch_bucket(batch) if batch else IDLE, now_s)
             if before is not None:
                 was_seen = now_s - before.at_s <= LONGEST_SAMPLE_S
                 left = before.changes * 0.5 ** ((now_s - before.at_s) / HALF_LIFE_S)
-                now = now._replace(changes=left + (was_seen and now.place.bucket != before.place.bucket))
+                now = now._replace(changes=left + (was_seen and now.state != before.state))
                 if was_seen:
                     looked.append((before, now))
             seen[replica_id] = now
         most = nlargest(2, (sight.changes for sight in seen.values()))[1] + 1.0 if len(seen) >= QUORUM else float("inf")
         moves: dict[Move, float] = {}
         for before, now in looked:
-            weight = min(1.0, most / now.changes) if now.place.bucket != before.place.bucket else 1.0
-            moves[before.place, now.place] = moves.get((before.place, now.place), 0.0) + weight
+            weight = min(1.0, most / now.changes) if now.state != before.state else 1.0
+            moves[before.state, now.state] = moves.get((before.state, now.state), 0.0) + weight
         return Watch(seen), moves
-
-
-def _moved(before: Place, bucket: int) -> Place:
-    return Place(bucket, is_falling=bucket < before.bucket if bucket != before.bucket else before.is_falling)

@@ -55,10 +55,10 @@ def test_a_reload_costs_the_gain_of_the_time_that_it_takes() -> None:
     assert not priced.pays
 
 
-def test_a_restart_must_be_worth_its_cost_with_a_margin() -> None:
+def test_a_restart_must_be_worth_its_cost() -> None:
     cost = price(CPU, 240, 0.0, 0.0, 0.075, 0.0).cost_tokens
-    for margin, pays in ((0.99, False), (1.01, True)):
-        assert price(CPU, 240, margin * cost, 0.0, 0.075, 0.0).pays is pays
+    for share, pays in ((0.99, False), (1.01, True)):
+        assert price(CPU, 240, share * cost, 0.0, 0.075, 0.0).pays is pays
 
 
 @given(

@@ -2,8 +2,7 @@
 
 A request's luck is its own, whichever engine serves it and whoever else is in the batch: the n-th time that it verifies drafts it
 draws the n-th number of a row that its number alone decides. So two planners differ by what they do, not by the texts that they
-happened to get. All rows lie in one table, each from a place of its own on; they overlap, but requests that are served together
-begin far apart.
+happened to get. All rows lie in one table, each from a place of its own on; they overlap, but hardly ever in step.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 PLACES: Final = 1 << 20
-"""A run draws fewer."""
 MOST_AT_ONCE: Final = 1024
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 """2**64 over the golden ratio: multiples of it, modulo 2**64, are spread as evenly as can be."""

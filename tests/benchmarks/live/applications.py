@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from tests.benchmarks.engine.environment import has_matrix_units
 from tests.benchmarks.engine.fixture import (
+    BYTES_PER_VALUE,
     DTYPE,
     MAX_MODEL_LEN,
     MAX_NUM_BATCHED_TOKENS,
@@ -25,7 +26,7 @@ OURS: Final = ("first", "second")
 STOCK: Final = ("stock-first", "stock-second")
 POLICY: Final = "nightjar"
 POLICY_SETTINGS: Final[dict[str, Any]] = {"mode": "auto", "planner": "fleet"}
-KV_CACHE_BYTES: Final = (1280 if has_matrix_units() else 576) << 20
+KV_CACHE_BYTES: Final = (1280 if has_matrix_units() else 288 * BYTES_PER_VALUE) << 20
 """What the fullest load holds at most, so that nobody waits, and no more: four engines must fit into 24 GiB."""
 BLOCK_SIZE: Final = 32
 """Small, for short answers."""
