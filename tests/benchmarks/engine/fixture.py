@@ -24,7 +24,7 @@ Role = Literal["plain", "stock", "nightjar", "plain_with_all", "stays", "lends"]
 COST: Final = 5
 NOISE: Final = 0.05
 MAX_NUM_SEQS: Final = 128 if has_matrix_units() else 32
-"""So many that a full batch lies beyond the crossover: from about seventy rows on with matrix units, from about twenty without."""
+"""So many that a full batch lies beyond the crossover: with matrix units every K is still ahead of off at 32."""
 MAX_NUM_BATCHED_TOKENS: Final = 1024 if has_matrix_units() else 512
 """A full batch at the longest K, and prompts beside it."""
 MAX_MODEL_LEN: Final = 1024

@@ -11,6 +11,7 @@ from nightjar.loadtests.regimes import parse_regime
 from nightjar.loadtests.simulation.profiles import Mechanics, read_profile
 from nightjar.loadtests.simulation.service.control_plane import Network
 from nightjar.loadtests.simulation.service.lengths import Dataset, Lognormal
+from nightjar.loadtests.simulation.service.lies import Lie
 from nightjar.loadtests.simulation.service.scenario import PlannerChoice, ReplicaJoins, ReplicaLies, Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate
 from nightjar.loadtests.simulation.service.workload import Workload
@@ -100,8 +101,16 @@ def test_what_a_liar_says_changes_nothing_where_it_is_refused() -> None:
     one, other = (simulate(replace(made, events=(ReplicaLies(5.0, 0, lie),))) for lie in ("nan", "negative"))
     assert one.refused_reports > 0
     assert one.to_bytes() == other.to_bytes()
-    assert one.replicas[1].plan is not None
-    assert any(one.replicas[1].plan)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("lie", ["nan", "times_ten", "tenth", "stale"])
+def test_no_lie_costs_the_honest_ones_more_than_luck_does(lie: Lie, seed: int) -> None:
+    """INV-10: of K that are equally good luck decides with a liar as without one, but what the honest ones make stays."""
+    made = scenario("closed:30@64u", replicas=4, duration_s=30.0, router="sticky", seed=seed)
+    honest, lied = simulate(made), simulate(replace(made, events=(ReplicaLies(5.0, 0, lie),)))
+    mine, theirs = (sum(replica.totals.tokens for replica in result.replicas[1:]) for result in (lied, honest))
+    assert mine > 0.98 * theirs
 
 
 def test_stock_mechanics_pay_the_drafters_tax_and_never_restart() -> None:
