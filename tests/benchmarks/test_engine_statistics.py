@@ -182,6 +182,17 @@ def test_step_times_between_the_measured_batches_follow_from_what_a_step_does() 
             assert fit.of(rows, length) == pytest.approx(truth(rows, length), rel=0.06)
 
 
+def test_step_times_of_a_noisy_machine_never_fall_with_tokens_or_rows() -> None:
+    arms, noise = (0, 1, 2, 3, 5), random.Random(0)
+    for _ in range(50):
+        measured = {(rows, length): noise.lognormvariate(5.0, 0.5) for rows in (1, 4, 16, 32) for length in arms}
+        fit = fitted_step_times(measured)
+        for values in (fit.by_tokens, fit.by_rows):
+            assert list(values) == sorted(values)
+        assert min(fit.by_tokens) > 0.0
+        assert min(*fit.by_rows, fit.drafting) >= 0.0
+
+
 def test_too_few_step_times_determine_nothing() -> None:
     with pytest.raises(ValueError, match="measure more"):
         fitted_step_times({(1, 0): 100.0, (4, 2): 200.0})

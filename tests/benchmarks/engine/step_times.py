@@ -3,8 +3,8 @@
 A step verifies `rows * (K + 1)` tokens and runs the draft model K times over its rows. What the first takes depends on the tokens
 alone, so 16 rows at K=0, 8 at K=1 and 4 at K=3 tell of each other: that is what lets a few batches speak for those between, and for
 larger ones. Fitted is time = T(tokens) + K * D(rows) + a constant where anything is drafted, T and D linear between knots and
-beyond the last, by least squares of relative errors. Raises ValueError where the measurements do not determine it, or a time comes
-out that is none.
+beyond the last, by least squares of relative errors. More tokens or rows never take less time: on a noisy machine a free fit trades
+T for D until one of them is below zero. Raises ValueError where the measurements do not determine it.
 """
 
 from __future__ import annotations
@@ -38,14 +38,23 @@ class StepTimes(NamedTuple):
 def fitted_step_times(measured: Times) -> StepTimes:
     """The fit through these."""
     terms = np.array([_terms(*cell) / time for cell, time in measured.items()])
-    found, _, rank, _ = np.linalg.lstsq(terms, np.ones(len(terms)), rcond=None)
-    if rank < terms.shape[1]:
+    if (rank := int(np.linalg.matrix_rank(terms))) < terms.shape[1]:
         raise ValueError(f"{len(measured)} step times leave {terms.shape[1] - rank} of {terms.shape[1]} numbers open: measure more")
-    split = len(TOKEN_KNOTS)
-    times = StepTimes(tuple(found[:split].tolist()), tuple(found[split:-1].tolist()), float(found[-1]))
-    if min(times.by_tokens) <= 0.0:
-        raise ValueError(f"step times by tokens must be positive, got {times.by_tokens}: the measurements contradict each other")
-    return times
+    growths = _fitted_growths(terms @ _SUMS)
+    found, split = _SUMS @ growths, len(TOKEN_KNOTS)
+    return StepTimes(tuple(found[:split].tolist()), tuple(found[split:-1].tolist()), float(found[-1]))
+
+
+def _fitted_growths(terms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Weights of the columns of `terms` whose sum is next to 1 in every row, none below zero: the worst is left out until so."""
+    growths, kept = np.zeros(terms.shape[1]), np.arange(terms.shape[1])
+    while len(kept):
+        found = np.linalg.lstsq(terms[:, kept], np.ones(len(terms)), rcond=None)[0]
+        if found.min() >= 0.0:
+            growths[kept] = found
+            break
+        kept = np.delete(kept, found.argmin())
+    return growths
 
 
 def _terms(rows: int, num_speculative_tokens: int) -> npt.NDArray[np.float64]:
@@ -65,3 +74,15 @@ def _between(knots: Sequence[int], value: int) -> npt.NDArray[np.float64]:
     weights[last] = (value - knots[last - 1]) / (knots[last] - knots[last - 1])
     weights[last - 1] = 1.0 - weights[last]
     return weights
+
+
+def _sums() -> npt.NDArray[np.float64]:
+    """From growths between knots to values at knots, of T, D and the constant."""
+    sums, at = np.zeros((len(TOKEN_KNOTS) + len(ROW_KNOTS) + 1,) * 2), 0
+    for size in (len(TOKEN_KNOTS), len(ROW_KNOTS), 1):
+        sums[at : at + size, at : at + size] = np.tri(size)
+        at += size
+    return sums
+
+
+_SUMS: Final = _sums()
