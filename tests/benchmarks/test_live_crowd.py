@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
@@ -57,8 +58,8 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.0)
 
 
-def deck(*, users: int = 2, turns: int | None = 2, max_tokens: int = 4) -> Deck:
-    return Deck("question {}".format, first=0, users=users, max_tokens=max_tokens, turns=turns)
+def deck(*, users: int = 2, turns: float = 2, max_tokens: int = 4) -> Deck:
+    return Deck("question {}".format, first=0, users=users, max_tokens=max_tokens, turns=lambda _: turns)
 
 
 async def test_every_user_of_every_replica_has_its_turns_and_no_question_is_asked_twice() -> None:
@@ -82,7 +83,7 @@ async def test_the_same_deck_asks_the_same_however_fast_answers_come() -> None:
 
 async def test_those_who_go_wait_for_their_answer_and_those_who_stay_go_on() -> None:
     server = Server()
-    async with server.client() as client, Crowd(client, {"first": "http://one"}, deck(turns=None)) as crowd:
+    async with server.client() as client, Crowd(client, {"first": "http://one"}, deck(turns=math.inf)) as crowd:
         crowd.resize(2)
         await until(lambda: len(crowd.answers) == 2)
         crowd.resize(1)
@@ -90,6 +91,20 @@ async def test_those_who_go_wait_for_their_answer_and_those_who_stay_go_on() -> 
     users = Counter(answer.question % 2 for answer in crowd.answers)
     assert users[1] == 1
     assert next(answer for answer in crowd.answers if answer.question == 1).is_whole
+
+
+async def test_users_of_a_surge_ask_once_and_those_who_were_there_before_go_on() -> None:
+    server = Server()
+    asked = Deck("question {}".format, first=0, users=3, max_tokens=4, turns=lambda user: 5 if user < 1 else 1)
+    async with server.client() as client, Crowd(client, URLS, asked) as crowd:
+        crowd.resize(1)
+        await crowd.answered(2)
+        assert sum(answer.is_whole for answer in crowd.answers) >= 2
+        crowd.resize(3)
+        await crowd.finished(first_user=1)
+        assert sum(answer.is_whole for answer in crowd.answers if answer.question % 6 >= 2) == 4
+        await crowd.finished()
+    assert Counter(host for host, _ in server.asked) == {"one": 7, "two": 7}
 
 
 async def test_what_is_in_flight_at_the_end_is_cut_off_and_counts_with_what_came() -> None:

@@ -106,12 +106,12 @@ def test_a_bar_of_an_upper_end_is_missed_only_where_the_whole_interval_is_below(
 
 
 def test_odd_rounds_pick_the_best_and_even_rounds_score_it() -> None:
-    segments = Segments([segment("odd", 0, arm, tokens) for arm, tokens in zip(STATIC, (50, 80, 70, 60), strict=True)])
+    segments = Segments([segment("odd", 0, arm, tokens) for arm, tokens in zip(STATIC, (50, 80, 75, 70, 60), strict=True)])
     segments.played += [segment("even", number, arm, tokens) for number in (0, 1) for arm, tokens in ((AUTO, 78), ("K=1", 75))]
     segments.played.append(segment("even", 0, "K=3", 500))
     assert segments.best("low") == "K=1"
     assert paired_ratio(segments.pairs("low", AUTO, "K=1"), seed=0).value == pytest.approx(78 / 75)
-    assert segments.speeds_by_length("low", "odd") == {0: 2.5, 1: 4.0, 3: 3.5, 5: 3.0}
+    assert segments.speeds_by_length("low", "odd") == {0: 2.5, 1: 4.0, 2: 3.75, 3: 3.5, 5: 3.0}
 
 
 def test_rounds_that_lack_one_of_two_arms_are_no_pair() -> None:
@@ -124,7 +124,7 @@ def test_the_best_static_arm_of_the_changing_load_is_that_of_all_its_runs() -> N
         phases = tuple(Window(seconds, tokens // 2, {}, tokens / 2) for seconds in (4.0, 6.0))
         return Run(number, arm, Window(10.0, tokens, {}, float(tokens)), phases, 0.0)
 
-    runs = Runs([run(0, arm, tokens) for arm, tokens in zip((AUTO, TABLE, *STATIC), (110, 90, 80, 100, 90, 70), strict=True)])
+    runs = Runs([run(0, arm, tokens) for arm, tokens in zip((AUTO, TABLE, *STATIC), (110, 90, 80, 100, 85, 90, 70), strict=True)])
     assert runs.best_static() == "K=1"
     runs.played += [run(1, AUTO, 120), run(1, "K=1", 60)]
     assert runs.best_static() == "K=3"

@@ -9,8 +9,8 @@ from nightjar.policy.records import Mode
 OFF: Final = "off"
 AUTO: Final = "auto"
 TABLE: Final = "stock table"
-STATIC: Final = (OFF, "K=1", "K=3", "K=5")
-"""What an operator could have set once and for all."""
+STATIC: Final = (OFF, "K=1", "K=2", "K=3", "K=5")
+"""What an operator could have set once and for all: every K that the engines know."""
 
 
 def length_of(arm: str) -> int:

@@ -109,7 +109,7 @@ def _ask(player: Player, effort: Effort, prompts: Sequence[str]) -> tuple[Window
     """The first prompts, at both replicas, until every one is answered."""
     each = max(min(len(prompts), effort.category_requests) // len(OURS), 1)
     users = min(MOST_ROWS, each)
-    deck = Deck(lambda number: prompts[number % len(prompts)], 0, users, effort.category_tokens, turns=each // users)
+    deck = Deck(lambda number: prompts[number % len(prompts)], 0, users, effort.category_tokens, turns=lambda _: each // users)
 
     async def script(crowd: Crowd) -> tuple[StatusSample, StatusSample]:
         first = await player.look()

@@ -1,7 +1,8 @@
 """A load that crosses the crossover: few users, many, few again, against every static arm and against vLLM's own table.
 
-The clock is the same for every arm, and so are the prompts: what counts is the tokens that clients have got at the end. What an
-arm restarts between surge and calm, it pays for. The first round has the planner and every static arm; by what they gave under the
+The requests are the same for every arm, and so are the prompts: what counts is the time until all are answered. (By the clock a
+surge holds two waves of answers or one, as a wave ends just before its end or just after.) What an arm restarts between surge and
+calm, it pays for. The first round has the planner and every static arm; by what they gave under the
 surge, and on steady loads, the stock table is tuned. It runs in replicas of its own, on the same two cores: they take turns with
 ours, and whoever waits takes no processor time (it is measured and told). Later rounds have the planner, the best static arm so far
 and the table.
@@ -9,11 +10,11 @@ and the table.
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from statistics import fmean
 from typing import Any, Final
 
 from nightjar.loadtests.samples import StatusSample
@@ -111,15 +112,23 @@ def measure_changing(
 
 def _run(player: Player, effort: Effort, arm: str, number: int) -> Run:
     load = effort.changing
-    deck = Deck(question, number * FIRST_QUESTION_STEP, load.many, load.max_tokens)
     busy, idle = (STOCK, OURS) if arm == TABLE else (OURS, STOCK)
+
+    def turns(user: int) -> int:
+        return load.turns if user < load.few else 1
+
+    deck = Deck(question, number * FIRST_QUESTION_STEP, load.many, load.max_tokens, turns=turns)
 
     async def script(crowd: Crowd) -> list[StatusSample]:
         looks = [await player.look()]
-        for users, seconds in ((load.few, load.quiet_s), (load.many, load.surge_s), (load.few, load.calm_s)):
-            crowd.resize(users)
-            await asyncio.sleep(seconds)
-            looks.append(await player.look())
+        crowd.resize(load.few)
+        await crowd.answered(load.quiet_turns * load.few * len(busy))
+        looks.append(await player.look())
+        crowd.resize(load.many)
+        await crowd.finished(first_user=load.few)
+        looks.append(await player.look())
+        await crowd.finished()
+        looks.append(await player.look())
         return looks
 
     before_s = player.system.cpu_seconds(idle)
@@ -143,8 +152,8 @@ def _outcome(runs: Runs, table: TableRows, seed: int) -> Outcome:
     worst = min(ratios, key=lambda rival: ratios[rival].value)
     bar = Bar(
         name="fleet_over_static_changing",
-        meaning="a load that crosses the crossover, what clients got: tokens of the planner over the best static K's and over the "
-        "stock table's, the lower of the two",
+        meaning="a load that crosses the crossover, the same requests: tokens/s of the planner over the best static K's and "
+        "over the stock table's, the lower of the two",
         direction="at least",
         limit=1.0,
         value=ratios[worst].value,
@@ -167,7 +176,12 @@ def _outcome(runs: Runs, table: TableRows, seed: int) -> Outcome:
     ]  # fmt: skip
     columns = ("arm", "tokens/s", *PHASES, "over the best static", "runs")
     outcome.tables.append(("A load that crosses the crossover: tokens/s of both replicas", columns, lines))
-    ends = [sum(phase.seconds for phase in runs.of(AUTO)[0].phases[: number + 1]) for number in range(len(PHASES))]
-    curves = {arm: [(end_s, runs.phase_speed(arm, number)) for number, end_s in enumerate(ends)] for arm in arms}
+    curves = {arm: _course(runs, arm) for arm in arms}
     outcome.charts.append(Lines("Tokens per second under the changing load by phase", "s", curves))
     return outcome
+
+
+def _course(runs: Runs, arm: str) -> list[tuple[float, float]]:
+    """An arm's speed of each phase, at the end of it."""
+    ends = accumulate(fmean(run.phases[phase].seconds for run in runs.of(arm)) for phase in range(len(PHASES)))
+    return [(end_s, runs.phase_speed(arm, phase)) for phase, end_s in enumerate(ends)]

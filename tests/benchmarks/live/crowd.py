@@ -1,4 +1,4 @@
-"""Closed-loop users of several replicas: each asks again as soon as it was answered, so that a replica's batch stays what it is.
+"""Closed-loop users of several replicas: each asks again as soon as it was answered, as often as its deck says.
 
 Who asks what depends on the user's number, the turn and the replica alone, never on how fast anybody was answered: all arms that
 play the same round get the same prompts in the same order, and the luck with texts is theirs in common.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -22,6 +23,10 @@ FAILURE_PAUSE_S: Final = 1.0
 """After a request that failed, so that a dead server is not asked thousands of times a second."""
 
 
+def _without_end(user: int) -> float:
+    return math.inf
+
+
 @dataclass(frozen=True, slots=True)
 class Deck:
     """The questions of one round, dealt to users."""
@@ -34,8 +39,8 @@ class Deck:
     max_tokens: int
     is_staggered: bool = False
     """Whether first answers are cut short, each user's at another length: else all end at once, and begin at once again."""
-    turns: int | None = None
-    """Questions of one user; None where it asks until it is stopped."""
+    turns: Callable[[int], float] = _without_end
+    """Questions of a user, by its number."""
 
     def question(self, place: int, places: int, user: int, turn: int) -> tuple[int, Question]:
         """Number and words of what a user asks at a turn; `place` is its replica's among `places`.
@@ -58,7 +63,8 @@ class Crowd:
         self._client = client
         self._urls = urls
         self._deck = deck
-        self._wanted = 0
+        self._wanted = self._answered = 0
+        self._answer_ended = asyncio.Condition()
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> Self:
@@ -80,17 +86,25 @@ class Crowd:
             if task is None or task.done():
                 self._tasks[replica, user] = asyncio.create_task(self._use(place, replica, url, user))
 
-    async def finished(self) -> None:
-        """Until all users have had their turns."""
-        await asyncio.gather(*self._tasks.values())
+    async def answered(self, count: int) -> None:
+        """Until so many answers of all users have ended, however they did."""
+        async with self._answer_ended:
+            await self._answer_ended.wait_for(lambda: self._answered >= count)
+
+    async def finished(self, first_user: int = 0) -> None:
+        """Until all users from this one on have had their turns."""
+        await asyncio.gather(*(task for (_, user), task in self._tasks.items() if user >= first_user))
 
     async def _use(self, place: int, replica: str, url: str, user: int) -> None:
-        for turn in itertools.count() if self._deck.turns is None else range(self._deck.turns):
-            if user >= self._wanted:
+        for turn in itertools.count():
+            if user >= self._wanted or turn >= self._deck.turns(user):
                 return
             number, question = self._deck.question(place, len(self._urls), user, turn)
             answer = Answer(replica, number)
             self.answers.append(answer)
             await ask(self._client, url, question, answer)
+            async with self._answer_ended:
+                self._answered += 1
+                self._answer_ended.notify_all()
             if answer.error:
                 await asyncio.sleep(FAILURE_PAUSE_S)

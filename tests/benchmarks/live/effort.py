@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tests.benchmarks.engine.fixture import MAX_NUM_SEQS
+from tests.benchmarks.live.arms import STATIC
 from tests.benchmarks.measuring.repeats import Repeats
 
 
@@ -22,15 +23,18 @@ class SteadyLoad:
 
 @dataclass(frozen=True, slots=True)
 class ChangingLoad:
-    """Users of each replica: few, many, few again. The last of a surge are answered while it is calm already."""
+    """Users of each replica: few, many, few again. The same answers whoever gives them, so what is compared is time."""
 
     few: int
+    """They are there all the time."""
     many: int
+    """With those of the surge, who ask once, all at the same moment."""
     max_tokens: int
     """Of an answer."""
-    quiet_s: float
-    surge_s: float
-    calm_s: float
+    quiet_turns: int
+    """Answers of one of the few before the surge."""
+    turns: int
+    """In all; of those about one during the surge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,27 +69,27 @@ FULL: Final = Effort(
     loads=(SteadyLoad("low", 1, 3.0, 12.0), SteadyLoad("middle", 4, 4.0, 12.0), SteadyLoad("full", 32, 8.0, 14.0)),
     odd_rounds=Repeats(2, 2, 0.0),
     lessons=Repeats(1, 2, 20.0),
-    even_rounds=Repeats(3, 6, 200.0),
-    changing=ChangingLoad(few=2, many=MANY, max_tokens=28, quiet_s=13.0, surge_s=32.0, calm_s=25.0),
-    changing_lessons=2,
-    changing_rounds=Repeats(2, 2, 0.0),
+    even_rounds=Repeats(3, 5, 160.0),
+    changing=ChangingLoad(few=2, many=MANY, max_tokens=32, quiet_turns=3, turns=7),
+    changing_lessons=1,
+    changing_rounds=Repeats(3, 3, 0.0),
     cold_rounds=2,
     cold_s=50.0,
     category_requests=8,
     category_tokens=48,
 )
 QUICK: Final = Effort(
-    loads=(SteadyLoad("low", 1, 1.5, 6.0), SteadyLoad("middle", 4, 2.5, 6.0), SteadyLoad("full", 32, 6.0, 7.0)),
+    loads=(SteadyLoad("low", 1, 1.5, 6.0), SteadyLoad("middle", 4, 2.5, 6.0), SteadyLoad("full", 32, 5.0, 7.0)),
     odd_rounds=Repeats(1, 1, 0.0),
     lessons=Repeats(1, 1, 0.0),
     even_rounds=Repeats(2, 2, 0.0),
-    changing=ChangingLoad(few=2, many=MANY, max_tokens=16, quiet_s=6.0, surge_s=11.0, calm_s=10.0),
+    changing=ChangingLoad(few=2, many=MANY, max_tokens=12, quiet_turns=2, turns=5),
     changing_lessons=1,
     changing_rounds=Repeats(1, 1, 0.0),
     cold_rounds=1,
-    cold_s=25.0,
+    cold_s=20.0,
     category_requests=4,
-    category_tokens=24,
+    category_tokens=20,
 )
 
 FIRST_START_S: Final = 110.0
@@ -94,6 +98,9 @@ START_S: Final = 60.0
 STARTS_AT_ONCE: Final = 1.5
 SWITCH_S: Final = 3.0
 """From one arm to the next."""
+FEW_TOKENS_PER_S: Final = 12.0
+MANY_TOKENS_PER_S: Final = 95.0
+"""Of a replica, over all arms."""
 
 
 def longest_s(effort: Effort, categories: int) -> float:
@@ -110,10 +117,12 @@ def longest_s(effort: Effort, categories: int) -> float:
         segment_s = load.settle_s + load.measure_s + SWITCH_S
         steady_s += segment_s + sum(
             _longest_s(repeats, arms * segment_s)
-            for repeats, arms in ((effort.odd_rounds, 4), (effort.lessons, 1), (effort.even_rounds, 3))
+            for repeats, arms in ((effort.odd_rounds, len(STATIC)), (effort.lessons, 1), (effort.even_rounds, 3))
         )
-    run_s = effort.changing.quiet_s + effort.changing.surge_s + effort.changing.calm_s + SWITCH_S
-    first_runs = effort.changing_lessons + 5
+    changing = effort.changing
+    few_s = changing.few * (changing.turns - 1) * changing.max_tokens / FEW_TOKENS_PER_S
+    run_s = few_s + changing.many * changing.max_tokens / MANY_TOKENS_PER_S + SWITCH_S
+    first_runs = effort.changing_lessons + 1 + len(STATIC)
     changing_s = START_S * STARTS_AT_ONCE + first_runs * run_s + _longest_s(effort.changing_rounds, 3 * run_s)
     categories_s = categories * (effort.category_tokens / 4 + 2 * SWITCH_S)
     return FIRST_START_S + cold_s + steady_s + changing_s + categories_s
