@@ -29,9 +29,8 @@ from nightjar.cluster.operator_answers import (
     ImportAnswer,
     ImportedGroup,
     SetModeAnswer,
-    changed_fields,
 )
-from nightjar.cluster.overrides import ModeRequestError, apply_request, in_words, override_status, parse_mode_request
+from nightjar.cluster.operator_will import OperatorWill
 from nightjar.cluster.policy_metrics import PolicyLook, look
 from nightjar.cluster.recorder import Moment, Recorder
 from nightjar.cluster.refusals import Refusals
@@ -42,10 +41,8 @@ from nightjar.policy.fleet import Decision, decide, empty_fleet, exported, learn
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.issuing import settings_of
 from nightjar.policy.learned import LearnedTables
-from nightjar.policy.modes import ModeOverride, live_overrides
 from nightjar.policy.records import DrafterState, ExchangeReply, LoadReport, Settings, WireError, to_plain
 from nightjar.policy.seed import SeedGroup
-from nightjar.policy.settings import OperatorSettings, SettingsError, parse_operator_settings
 from nightjar.policy.status import FleetStatus, PolicyStatus
 
 IDLE_EXIT_S: Final = 600.0
@@ -94,10 +91,7 @@ class PolicyService:
         self._publish = publish
         self._started_at_s = self._last_report_at_s = self._decided_at_s = clock()
         self._fleet = empty_fleet()
-        self._operator_settings = OperatorSettings()
-        self._overrides: tuple[ModeOverride, ...] = ()
-        self._is_configured = False
-        self._overridden: set[tuple[str, str]] = set()  # by scope and name, while stored overrides may still be found
+        self._will = OperatorWill(self._checkpoint)
         self._learned: LearnedTables | None = None
         self._drafter_states: dict[str, DrafterState] = {}
         self._decisions: dict[str, Decision] = {}
@@ -106,7 +100,6 @@ class PolicyService:
         self._ticks = 0
         self._reports = 0
         self._refusals = Refusals()
-        self._settings_error = ""
         self._seed_from = SeedFrom(read_seed, self._take_seed)
         self._kept_waiting: Mapping[str, SeedGroup] = self._fleet.waiting
         self._decide_now = asyncio.Event()
@@ -123,27 +116,24 @@ class PolicyService:
         self._checkpoint.keep_incarnation(self.incarnation)
         await self._checkpoint.save()
         self._causes = [f"policy started as incarnation {self.incarnation}", *remembered.problems]
-        log.info("policy_started", incarnation=self.incarnation, journal=self._journal.path, mode=str(self._operator_settings.mode))
+        log.info("policy_started", incarnation=self.incarnation, journal=self._journal.path, mode=str(self._will.settings.mode))
         loops = (self._keep_deciding(), self._keep_publishing(), self._checkpoint.keep_saving())
         self._tasks = tuple(asyncio.create_task(loop) for loop in loops)
-        self._seed_from.follow(self._operator_settings.seed_from)
+        self._seed_from.follow(self._will.settings.seed_from)
 
     def _take_up(self, remembered: Remembered) -> None:
         """Go on from what the store gave, except where an operator or the fleet itself has said something since."""
-        if not self._is_configured:
-            self._operator_settings = remembered.operator_settings
-        since = [override for override in remembered.overrides if (override.scope, override.name) not in self._overridden]
-        self._overrides = (*since, *self._overrides)
+        self._will.take_up(remembered)
         if remembered.learned is not None:
             self._fleet = with_learned(self._fleet, remembered.learned)
         self._fleet = seeded(self._fleet, remembered.waiting)
 
     def _take_up_late(self, found: Remembered) -> None:
         self._take_up(found)
-        self._checkpoint.keep_overrides(self._overrides)
-        self._seed_from.follow(self._operator_settings.seed_from)
-        self._causes += [f"the store can be read again: mode {self._operator_settings.mode}", *found.problems]
-        log.info("stored_state_taken_up", mode=str(self._operator_settings.mode), overrides=len(found.overrides))
+        self._checkpoint.keep_overrides(self._will.overrides)
+        self._seed_from.follow(self._will.settings.seed_from)
+        self._causes += [f"the store can be read again: mode {self._will.settings.mode}", *found.problems]
+        log.info("stored_state_taken_up", mode=str(self._will.settings.mode), overrides=len(found.overrides))
 
     async def stop(self) -> None:
         """Stop deciding. Parked calls end with their period."""
@@ -177,47 +167,31 @@ class PolicyService:
         if refused:
             return self._refuse(refused)
         now_s, before = self._clock(), self._fleet
-        self._fleet, ignored = observe(before, report, now_s, self._operator_settings)
-        self._recorder.observed(before, self._fleet, payload, now_s, self._operator_settings)
+        self._fleet, ignored = observe(before, report, now_s, self._will.settings)
+        self._recorder.observed(before, self._fleet, payload, now_s, self._will.settings)
         self._last_report_at_s = now_s
         if ignored:
             ignored = self._refusals.note(ignored, now_s)
         else:
             self._reports += 1
-        settings = await self._mailbox.collect(report.replica_id, self._operator_settings.exchange_period_s)
+        settings = await self._mailbox.collect(report.replica_id, self._will.settings.exchange_period_s)
         return ExchangeReply(incarnation=self.incarnation, settings=settings, refused=ignored)
 
     async def configure(self, values: Mapping[str, object]) -> ConfigureAnswer:
         """Replace the operator's settings as a whole; a wrong set changes nothing and its error shows in `status`."""
-        try:
-            if not isinstance(values, Mapping):
-                raise SettingsError(f"settings: {str(values)[:80]!r} is no mapping of names to values")
-            wanted = parse_operator_settings(values)
-        except SettingsError as error:
-            self._settings_error = str(error)
-            log.error("operator_settings_refused", error=str(error))
-            return {"settings": self._operator_settings.model_dump(mode="json"), "error": str(error)}
-        self._settings_error, self._is_configured = "", True
-        self._seed_from.follow(wanted.seed_from)
-        if wanted != self._operator_settings:
-            changes = changed_fields(self._operator_settings, wanted)
-            self._operator_settings = wanted
-            self._checkpoint.keep_operator_settings(wanted)
-            await self._changed_by_operator(f"operator's settings: {changes}")
-        return {"settings": wanted.model_dump(mode="json"), "error": ""}
+        answer, change = self._will.configure(values)
+        if not answer["error"]:
+            self._seed_from.follow(self._will.settings.seed_from)
+        if change:
+            await self._changed_by_operator(change)
+        return answer
 
     async def set_mode(self, values: Mapping[str, object]) -> SetModeAnswer:
         """Set or take back one override; a wrong request changes nothing."""
-        try:
-            request = parse_mode_request(values, self._mailbox.slots)
-            self._overrides, override = apply_request(self._overrides, request, self._clock())
-        except ModeRequestError as error:
-            return {"override": None, "error": str(error)}
-        if not self._checkpoint.has_read:
-            self._overridden.add((request.scope, request.name))
-        self._checkpoint.keep_overrides(self._overrides)
-        await self._changed_by_operator(f"override: {request}")
-        return {"override": to_plain(override_status(override, self._clock())) if override else None, "error": ""}
+        answer, change = self._will.set_mode(values, self._mailbox.slots, self._clock())
+        if change:
+            await self._changed_by_operator(change)
+        return answer
 
     def learned_file(self) -> LearnedFile:
         """What the fleet has learned, for a file. Reads values that nobody changes, so that it may be called from any thread."""
@@ -260,17 +234,17 @@ class PolicyService:
                 node_id=self._identity.node_id,
                 uptime_s=now_s - self._started_at_s,
                 journal_path=self._journal.path,
-                mode=self._operator_settings.mode,
-                planner=self._operator_settings.planner,
+                mode=self._will.settings.mode,
+                planner=self._will.settings.planner,
                 decision_age_s=now_s - self._decided_at_s,
                 reports=self._reports,
                 refused_reports=self._refusals.count,
                 last_refusal=self._refusals.last,
-                settings_error=self._settings_error,
+                settings_error=self._will.settings_error,
                 seed_problem=self._seed_from.problem,
                 waiting_groups=tuple(self._fleet.waiting),
             ),
-            overrides=tuple(override_status(override, now_s) for override in live_overrides(self._overrides, now_s)),
+            overrides=self._will.override_statuses(now_s),
             groups=groups,
             replicas=tuple(
                 replica.model_copy(update={"settings_version": slot.version, "settings_confirmed": slot.is_confirmed})
@@ -285,7 +259,7 @@ class PolicyService:
         try:
             slot = self._mailbox.slots.get(find_replica(self._fleet.replicas, asked))
             in_force = InForce(slot.version, slot.is_confirmed) if slot is not None else None
-            known = self._fleet, self._decisions, self._operator_settings, self._overrides
+            known = self._fleet, self._decisions, self._will.settings, self._will.overrides
             explanation = explain(*known, asked, now_s, in_force)
         except UnknownReplicaError as error:
             return {"explanation": None, "error": str(error)}
@@ -331,11 +305,11 @@ class PolicyService:
             log.warning("incarnation_rose", incarnation=self.incarnation)
             self._checkpoint.keep_incarnation(self.incarnation)
             self._fleet = quieted(self._fleet, now_s)
-        self._drop_expired_overrides(now_s)
-        moment = Moment(self.incarnation, self._ticks, now_s, seed, self._fleet, self._operator_settings, self._overrides)
+        self._causes += self._will.drop_expired(now_s)
+        moment = Moment(self.incarnation, self._ticks, now_s, seed, self._fleet, self._will.settings, self._will.overrides)
         try:
             rng = random.Random(seed)  # noqa: S311 - exploration, no secret; a replay draws the same
-            self._decisions, self._fleet = decide(self._fleet, self._operator_settings, self._overrides, now_s, rng)
+            self._decisions, self._fleet = decide(self._fleet, self._will.settings, self._will.overrides, now_s, rng)
         except Exception as failure:
             self._recorder.failed(moment, f"{type(failure).__name__}: {failure}")
             raise
@@ -343,15 +317,14 @@ class PolicyService:
         self._decided_at_s = now_s
         self._mailbox.keep_only(self._decisions)
         posted = {
-            name: self._mailbox.post(name, settings_of(decision, self._operator_settings))
-            for name, decision in self._decisions.items()
+            name: self._mailbox.post(name, settings_of(decision, self._will.settings)) for name, decision in self._decisions.items()
         }
         return {name: settings for name, settings in posted.items() if settings is not None}
 
     async def _keep_deciding(self) -> None:
         while self._clock() - self._last_report_at_s < IDLE_EXIT_S:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._operator_settings.decision_period_s):
+                async with asyncio.timeout(self._will.settings.decision_period_s):
                     await self._decide_now.wait()
             self._decide_now.clear()
             self.tick()
@@ -369,7 +342,7 @@ class PolicyService:
 
     def _look(self) -> PolicyLook:
         now_s = self._clock()
-        fresh_within_s = max(FRESH_REPORT_S, FRESH_REPORT_PERIODS * self._operator_settings.exchange_period_s)
+        fresh_within_s = max(FRESH_REPORT_S, FRESH_REPORT_PERIODS * self._will.settings.exchange_period_s)
         return PolicyLook(
             incarnation=self.incarnation,
             decision_age_s=now_s - self._decided_at_s,
@@ -377,14 +350,6 @@ class PolicyService:
             refused_reports=self._refusals.count,
             groups=look(self._fleet, fresh_within_s, now_s),
         )
-
-    def _drop_expired_overrides(self, now_s: float) -> None:
-        live = live_overrides(self._overrides, now_s)
-        if len(live) < len(self._overrides):
-            expired = [override for override in self._overrides if override not in live]
-            self._causes += [f"override expired: {in_words(override)}" for override in expired]
-            self._overrides = live
-            self._checkpoint.keep_overrides(live)
 
     def _entry(self, now_s: float, seed: int, causes: tuple[str, ...], decided: dict[str, Settings], error: str) -> JournalEntry:
         _, replicas = fleet_status(self._fleet, self._decisions, now_s)
@@ -394,8 +359,8 @@ class PolicyService:
             time_s=now_s,
             seed=seed,
             causes=causes,
-            operator_settings=self._operator_settings,
-            overrides=self._overrides,
+            operator_settings=self._will.settings,
+            overrides=self._will.overrides,
             learned=self._learned,
             replicas=tuple(
                 ReplicaInput(

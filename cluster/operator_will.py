@@ -1,0 +1,101 @@
+"""What the operator wants of the fleet, as last said: settings and overrides, and whose word counts where a store speaks late.
+
+Every change is kept for the next policy by the checkpoint. Fails closed: a wrong set of settings or a wrong mode changes nothing
+and is answered with its error; of what the store gives late, only what nobody has said anew since is taken up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import structlog
+
+from nightjar.cluster.checkpoint import Checkpoint, Remembered
+from nightjar.cluster.operator_answers import ConfigureAnswer, SetModeAnswer, changed_fields
+from nightjar.cluster.overrides import ModeRequestError, apply_request, in_words, override_status, parse_mode_request
+from nightjar.policy.issuing import Slot
+from nightjar.policy.modes import ModeOverride, live_overrides
+from nightjar.policy.records import to_plain
+from nightjar.policy.settings import OperatorSettings, SettingsError, parse_operator_settings
+from nightjar.policy.status import OverrideStatus
+
+log = structlog.get_logger(__name__)
+
+
+class OperatorWill:
+    """One fleet's. Methods that change it return the answer to the operator, and the change in words, empty without one."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._settings = OperatorSettings()
+        self._settings_error = ""
+        self._overrides: tuple[ModeOverride, ...] = ()
+        self._has_said_settings = False
+        self._said_modes: set[tuple[str, str]] = set()  # by scope and name, while stored overrides may still be found
+
+    @property
+    def settings(self) -> OperatorSettings:
+        """In force now."""
+        return self._settings
+
+    @property
+    def settings_error(self) -> str:
+        """Why the set that was asked for last is not in force; empty where it is."""
+        return self._settings_error
+
+    @property
+    def overrides(self) -> tuple[ModeOverride, ...]:
+        """In force when `drop_expired` last looked."""
+        return self._overrides
+
+    def take_up(self, remembered: Remembered) -> None:
+        """Go on from what the store gave, except where the operator has said something since."""
+        if not self._has_said_settings:
+            self._settings = remembered.operator_settings
+        stored = [override for override in remembered.overrides if (override.scope, override.name) not in self._said_modes]
+        self._overrides = (*stored, *self._overrides)
+
+    def configure(self, values: Mapping[str, object]) -> tuple[ConfigureAnswer, str]:
+        """Replace the settings as a whole."""
+        try:
+            if not isinstance(values, Mapping):
+                raise SettingsError(f"settings: {str(values)[:80]!r} is no mapping of names to values")
+            wanted = parse_operator_settings(values)
+        except SettingsError as error:
+            self._settings_error = str(error)
+            log.error("operator_settings_refused", error=str(error))
+            return {"settings": self._settings.model_dump(mode="json"), "error": str(error)}, ""
+        self._settings_error, self._has_said_settings = "", True
+        change = ""
+        if wanted != self._settings:
+            change = f"operator's settings: {changed_fields(self._settings, wanted)}"
+            self._settings = wanted
+            self._checkpoint.keep_operator_settings(wanted)
+        return {"settings": wanted.model_dump(mode="json"), "error": ""}, change
+
+    def set_mode(self, values: Mapping[str, object], slots: Mapping[str, Slot], now_s: float) -> tuple[SetModeAnswer, str]:
+        """Set or take back one override, checked against the replicas of `slots`."""
+        try:
+            request = parse_mode_request(values, slots)
+            self._overrides, override = apply_request(self._overrides, request, now_s)
+        except ModeRequestError as error:
+            return {"override": None, "error": str(error)}, ""
+        if not self._checkpoint.has_read:
+            self._said_modes.add((request.scope, request.name))
+        self._checkpoint.keep_overrides(self._overrides)
+        shown = to_plain(override_status(override, now_s)) if override else None
+        return {"override": shown, "error": ""}, f"override: {request}"
+
+    def drop_expired(self, now_s: float) -> list[str]:
+        """Take expired overrides out; each in words."""
+        live = live_overrides(self._overrides, now_s)
+        if len(live) == len(self._overrides):
+            return []
+        expired = [override for override in self._overrides if override not in live]
+        self._overrides = live
+        self._checkpoint.keep_overrides(live)
+        return [f"override expired: {in_words(override)}" for override in expired]
+
+    def override_statuses(self, now_s: float) -> tuple[OverrideStatus, ...]:
+        """The overrides that hold, as `status` shows them."""
+        return tuple(override_status(override, now_s) for override in live_overrides(self._overrides, now_s))
