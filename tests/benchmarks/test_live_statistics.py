@@ -111,7 +111,8 @@ def test_odd_rounds_pick_the_best_and_even_rounds_score_it() -> None:
     segments.played.append(segment("even", 0, "K=3", 500))
     assert segments.best("low") == "K=1"
     assert paired_ratio(segments.pairs("low", AUTO, "K=1"), seed=0).value == pytest.approx(78 / 75)
-    assert segments.speeds_by_length("low", "odd") == {0: 2.5, 1: 4.0, 2: 3.75, 3: 3.5, 5: 3.0}
+    segments.played += [segment("odd", 1, arm, 40) for arm in (OFF, "K=1")]
+    assert segments.speeds_by_length("low") == {0: 2.5, 1: 4.0, 2: 3.75, 3: 3.5, 5: 3.0}
 
 
 def test_rounds_that_lack_one_of_two_arms_are_no_pair() -> None:

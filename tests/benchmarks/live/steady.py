@@ -77,9 +77,10 @@ class Segments:
         )
         return matched(one, two)
 
-    def speeds_by_length(self, load: str, half: Half | None = None) -> dict[int, float]:
-        """Tokens per second of one replica at each static K."""
-        return {length_of(arm): self.speed(load, arm, half) / len(OURS) for arm in STATIC}
+    def speeds_by_length(self, load: str) -> dict[int, float]:
+        """Tokens per second of one replica at each static K, in the fastest of its odd rounds: who shares the machine only ever
+        slows one down, at times by a third for half a minute."""
+        return {length_of(arm): max(one.window.steady_speed for one in self.of(load, arm, "odd")) / len(OURS) for arm in STATIC}
 
 
 def measure_steady(player: Player, effort: Effort, rng: random.Random, seed: int, tell: Tell) -> tuple[Outcome, Segments]:
