@@ -31,6 +31,11 @@ class Answer:
     error: str = ""
 
     @property
+    def has_ended(self) -> bool:
+        """Whether the server is done with it, well or badly."""
+        return self.is_whole or bool(self.error)
+
+    @property
     def tokens(self) -> int:
         """Tokens that came."""
         return self.arrivals[-1].completion_tokens if self.arrivals else 0

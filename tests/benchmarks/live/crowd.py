@@ -63,7 +63,7 @@ class Crowd:
         self._client = client
         self._urls = urls
         self._deck = deck
-        self._wanted = self._answered = 0
+        self._wanted = 0
         self._answer_ended = asyncio.Condition()
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
 
@@ -89,7 +89,7 @@ class Crowd:
     async def answered(self, count: int) -> None:
         """Until so many answers of all users have ended, however they did."""
         async with self._answer_ended:
-            await self._answer_ended.wait_for(lambda: self._answered >= count)
+            await self._answer_ended.wait_for(lambda: sum(answer.has_ended for answer in self.answers) >= count)
 
     async def finished(self, first_user: int = 0) -> None:
         """Until all users from this one on have had their turns."""
@@ -104,7 +104,6 @@ class Crowd:
             self.answers.append(answer)
             await ask(self._client, url, question, answer)
             async with self._answer_ended:
-                self._answered += 1
                 self._answer_ended.notify_all()
             if answer.error:
                 await asyncio.sleep(FAILURE_PAUSE_S)
