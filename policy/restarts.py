@@ -14,7 +14,8 @@ from typing import Final
 
 from nightjar.policy.batch_buckets import batch_bucket, bucket_range, buckets_up_to
 from nightjar.policy.catch_up import CatchUpEvidence, NewRestarts, merge_catch_up
-from nightjar.policy.on_time import Moves, Watch
+from nightjar.policy.load_moves import Place, Watch
+from nightjar.policy.on_time import Moves, Values
 from nightjar.policy.records import Lease, RestartWish
 from nightjar.policy.restart_budget import OpenLease, PricedWish, Probes, RestartBudget, grant, still_open
 from nightjar.policy.restart_price import Engine, chunk_tokens, micro_restart_tokens, price
@@ -113,8 +114,11 @@ def decide_restarts(
         if member.wish is not None and member.is_steered and name not in holding
     }
     prices = _Prices(prospect, catch_up, moves, settings)
+    places = {name: watch.place(name, batch_bucket(member.decode_batch_size)) for name, member in members.items()}
     frozen = now_s < probes.frozen_until_s
-    wishes = {name: prices.of(members[name]).wish(name, members[name], since_s) for name, since_s in waiting_since_s.items()}
+    wishes = {
+        name: prices.of(members[name]).wish(name, members[name], places[name], since_s) for name, since_s in waiting_since_s.items()
+    }
     if may_grant and not frozen:
         paying = [wished for name, wished in wishes.items() if wished is not None and not members[name].is_silent]
         open_leases += grant(RestartBudget.of(settings), len(members), open_leases, reloads_on_node, paying, now_s)
@@ -129,7 +133,7 @@ def decide_restarts(
             words = "holds a lease to restart"
         elif name in wishes:
             words = _why_waiting(wishes[name] is not None, may_grant, frozen)
-        micro, chunk = prices.bounds(member)
+        micro, chunk = prices.bounds(member, places[name])
         terms[name] = Terms(0 if frozen else micro, chunk, mine, words)
     return after, terms, used
 
@@ -157,7 +161,7 @@ class _Prices:
         self._moves = moves
         self._lag_costs = {bucket: -gains[bucket] if bucket in gains else self._lag_cost(bucket) for bucket in buckets}
         self._values = moves.value_tokens(self._gains, self._lag_costs)
-        self._bounds: dict[tuple[int, bool], tuple[int, int]] = {}
+        self._bounds: dict[tuple[Place, bool], tuple[int, int]] = {}
 
     def of(self, member: Restarter) -> _Prices:
         """The prices that its own prospect gives, where it has one."""
@@ -169,20 +173,19 @@ class _Prices:
         return {bucket: max(self._gains.get(bucket, 0.0), self._ordered_gain(bucket)) for bucket in buckets}
 
     @cached_property
-    def _ordered_values(self) -> dict[int, float]:
+    def _ordered_values(self) -> Values:
         return self._moves.value_tokens(self._ordered_gains, self._lag_costs)
 
-    def wish(self, name: str, member: Restarter, waiting_since_s: float) -> PricedWish | None:
+    def wish(self, name: str, member: Restarter, place: Place, waiting_since_s: float) -> PricedWish | None:
         """The wish with its price; None where it would not pay."""
         assert member.wish is not None
-        bucket = batch_bucket(member.decode_batch_size)
         ordered = member.is_ordered or self._prospect.is_local
-        engine = self._engine(bucket, max(member.decode_batch_size, 1))
+        engine = self._engine(place.bucket, max(member.decode_batch_size, 1))
         priced = price(
             engine,
             member.wish.lag_tokens,
-            (self._ordered_values if ordered else self._values).get(bucket, 0.0),
-            (self._ordered_gains if ordered else self._gains).get(bucket, 0.0),
+            (self._ordered_values if ordered else self._values).get(place, 0.0),
+            (self._ordered_gains if ordered else self._gains).get(place.bucket, 0.0),
             FIRST_STEP_SHARE * engine.off_step_seconds,
             member.wish.reload_seconds if member.wish.reload else 0.0,
         )
@@ -192,23 +195,23 @@ class _Prices:
             member.wish, name, member.engine_id, member.node_id, priced, engine.slowdown(member.wish.lag_tokens), waiting_since_s
         )
 
-    def bounds(self, member: Restarter) -> tuple[int, int]:
-        """`micro_restart_tokens` and `catch_up_chunk_tokens` of a replica, by the bucket where it would restart."""
+    def bounds(self, member: Restarter, place: Place) -> tuple[int, int]:
+        """`micro_restart_tokens` and `catch_up_chunk_tokens` of a replica, by the place where it would restart."""
         ordered = member.is_ordered or self._prospect.is_local
-        bucket = batch_bucket(member.decode_batch_size)
-        found = self._bounds.get((bucket, ordered))
+        found = self._bounds.get((place, ordered))
         if found is None:
-            found = self._bounds[bucket, ordered] = self._bounds_of(bucket, ordered)
+            found = self._bounds[place, ordered] = self._bounds_of(place, ordered)
         return found
 
-    def _bounds_of(self, bucket: int, ordered: bool) -> tuple[int, int]:
+    def _bounds_of(self, place: Place, ordered: bool) -> tuple[int, int]:
         values = self._ordered_values if ordered else self._values
-        if values and bucket not in values:
-            below = [other for other in values if other < bucket]
-            bucket = max(below) if below else min(values)
-        engine = self._engine(bucket, bucket_range(bucket, self._prospect.max_num_seqs)[1])
+        if values and place not in values:
+            buckets = sorted({known.bucket for known in values})
+            below = [other for other in buckets if other < place.bucket]
+            place = Place(below[-1], is_falling=True) if below else Place(buckets[0], is_falling=False)
+        engine = self._engine(place.bucket, bucket_range(place.bucket, self._prospect.max_num_seqs)[1])
         first_step_s = FIRST_STEP_SHARE * engine.off_step_seconds
-        return micro_restart_tokens(engine, values.get(bucket, float("inf")), first_step_s), engine.chunk_tokens
+        return micro_restart_tokens(engine, values.get(place, float("inf")), first_step_s), engine.chunk_tokens
 
     def _engine(self, bucket: int, rows: int) -> Engine:
         middle = sum(bucket_range(bucket, self._prospect.max_num_seqs)) / 2.0

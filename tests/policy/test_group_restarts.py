@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
 
 from nightjar.policy.batch_buckets import FIRST_BATCH_SIZES, batch_bucket
 from nightjar.policy.catch_up import CatchUpEvidence, NewRestarts
+from nightjar.policy.load_moves import Believed, Place
 from nightjar.policy.on_time import Moves
 from nightjar.policy.records import RestartWish
 from nightjar.policy.restarts import GroupRestarts, Prospect, Restarter, Terms, decide_restarts
@@ -16,7 +18,17 @@ from nightjar.policy.settings import OperatorSettings
 OFF_STEP_S = 0.02
 CROSSOVER = 32
 SETTINGS = OperatorSettings()
-STAYS = GroupRestarts(moves=Moves({(bucket, bucket): 1000.0 for bucket in range(12)}, 0.0))
+
+
+def going(moves: Iterable[tuple[int, int]], count: float) -> GroupRestarts:
+    """A group that was seen to move so, and not otherwise."""
+    believed = Believed(count, count)
+    return GroupRestarts(
+        moves=Moves({(Place(one, is_falling=True), Place(two, is_falling=True)): believed for one, two in moves}, 0.0)
+    )
+
+
+STAYS = going([(bucket, bucket) for bucket in range(12)], 1000.0)
 """A group whose load never moves."""
 
 
@@ -68,7 +80,7 @@ def test_a_restart_that_pays_is_granted() -> None:
     [
         (member(batch=64), STAYS),
         (member(batch=24, lag=10**6), STAYS),
-        (member(lag=40_000), GroupRestarts(moves=Moves({(3, 10): 1000.0}, 0.0))),
+        (member(lag=40_000), going([(3, 10)], 1000.0)),
     ],
     ids=["the plan is off there", "too much to catch up", "the load leaves at once"],
 )
@@ -109,7 +121,7 @@ def test_a_lease_is_sent_again_until_its_wish_is_finished() -> None:
 
 
 def test_micro_restarts_are_smaller_where_they_pay_less() -> None:
-    leaving = GroupRestarts(moves=Moves({(bucket, 11): 1e6 for bucket in range(10)}, 0.0))
+    leaving = going([(bucket, 11) for bucket in range(10)], 1e6)
     little = replace(PROSPECT, goodput=lambda bucket, length: 1000.0 * (1 + bucket) * (1.01 if length else 1.0))
     much = replace(little, goodput=lambda bucket, length: 1000.0 * (1 + bucket) * (1.2 if length else 1.0))
     few, many = (terms_of(member(lag=0), leaving, prospect).micro_restart_tokens for prospect in (little, much))
