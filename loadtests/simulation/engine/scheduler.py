@@ -80,6 +80,17 @@ class SimulatedScheduler:
         self.pool.give(request.held_blocks)
         request.held_blocks = 0
 
+    def abort_all(self) -> list[SimulatedRequest]:
+        """Drop every request that is here and give its blocks back."""
+        rows = self.rows
+        aborted = [*self.waiting, *self.prefilling, *(rows.remove(row) for row in reversed(range(rows.count)))]
+        for request in aborted:
+            self.release(request)
+        self.waiting.clear()
+        self.prefilling.clear()
+        self._prefill_blocks = 0
+        return aborted
+
     def book_blocks(self, tokens_ahead: int = 0) -> bool:
         """Bring the pool's count up to date with the rows and `tokens_ahead` more; False where that is more than there are."""
         grown = self.rows.try_book_blocks(tokens_ahead, self.pool.block_size, self.pool.size - self.pool.held)

@@ -4,7 +4,7 @@ A step verifies the drafts of the step before and drafts for the step after, as 
 is what deployments.engine.step_loop says. Fails closed: a request that can never fit, or one from a busy engine's future, raises
 ValueError. Numbered invariants, each with a test that names it:
 
-SIM-1 every request that was submitted is answered once, with all its tokens, or is still in the engine.
+SIM-1 every request that was submitted is answered once, with all its tokens, or was aborted, or is still in the engine.
 SIM-2 tokens counted are tokens delivered, in the totals and in what is reported.
 SIM-3 blocks held are those of the requests that run, and never more than the pool has.
 SIM-4 time never goes back; busy time is the sum of the steps.
@@ -157,6 +157,12 @@ class SimulatedEngine:
         if request.arrival_s > self.now_s:
             raise ValueError(f"request {request.number} arrives at {request.arrival_s}, the engine is busy at {self.now_s}")
         self._scheduler.submit(request)
+
+    def abort_all(self) -> Sequence[SimulatedRequest]:
+        """Drop every request that is here, as if all clients had hung up after the last step; which they were."""
+        aborted = self._scheduler.abort_all()
+        self._rest()
+        return aborted
 
     def scale_acceptance(self, factor: float) -> None:
         """Conditional acceptance of all classes is `factor` times the profile's from now on."""

@@ -91,16 +91,19 @@ def open_loop_s(effort: Effort, nominal: Nominal) -> float:
 
 
 def span(effort: Effort, scene: Scene) -> dict[str, Any]:
-    """Warm-up and duration of an open-loop run, as fields of a scenario; at least half of a user's regime is measured."""
+    """Warm-up and duration of an open-loop run, as fields of a scenario; at least half of a user's regime is measured.
+
+    What is measured starts with empty engines.
+    """
     if scene.own_s:
-        return {"warm_up_s": min(effort.warm_up_s, scene.own_s / 2), "duration_s": scene.own_s}
-    return {"warm_up_s": effort.warm_up_s, "duration_s": open_loop_s(effort, scene.nominal)}
+        return {"warm_up_s": min(effort.warm_up_s, scene.own_s / 2), "duration_s": scene.own_s, "starts_empty": True}
+    return {"warm_up_s": effort.warm_up_s, "duration_s": open_loop_s(effort, scene.nominal), "starts_empty": True}
 
 
 def static_span(effort: Effort, scene: Scene) -> dict[str, Any]:
     """The same for planners that learn nothing: one pattern is warm-up enough."""
     pattern = pattern_s(effort, scene.nominal)
-    return span(effort, scene) if scene.own_s else {"warm_up_s": pattern, "duration_s": 2 * pattern}
+    return span(effort, scene) if scene.own_s else {"warm_up_s": pattern, "duration_s": 2 * pattern, "starts_empty": True}
 
 
 def learn_s(effort: Effort, nominal: Nominal) -> float:

@@ -2,7 +2,7 @@
 
 Engines run strictly in order of their clocks, each until the next thing that concerns it: another engine that is behind it, or
 an action on the timeline. So a request that one engine answers may be followed by the next at that very moment, wherever
-that goes, and nothing is submitted to the past. Conserves requests: each is answered once or still in an engine (SIM-1).
+that goes, and nothing is submitted to the past. Conserves requests: each is answered once, aborted or still in an engine (SIM-1).
 """
 
 from __future__ import annotations
@@ -60,6 +60,9 @@ class Engine(Protocol):
 
     def submit(self, request: SimulatedRequest) -> None:
         """Take a request that arrives now; an idle engine's clock is there already."""
+
+    def abort_all(self) -> Sequence[SimulatedRequest]:
+        """Drop every request that is here; returns them."""
 
     def wait_until(self, now_s: float) -> None:
         """Move an idle engine's clock on."""
@@ -153,6 +156,16 @@ class Fleet:
         if not replica.is_running:
             replica.is_running = True
             heapq.heappush(self._running, (replica.engine.now_s, number))
+
+    def abort_all(self) -> list[SimulatedRequest]:
+        """Drop every request in flight: each engine is empty as soon as the step that it is in has ended."""
+        aborted = []
+        for number, replica in enumerate(self.replicas):
+            dropped = replica.engine.abort_all()
+            for _ in dropped:
+                self._router.answered(number)
+            aborted += dropped
+        return aborted
 
     def run(self) -> None:
         """Run steps until no engine is behind the next action on the timeline; answers may put new ones there."""

@@ -96,10 +96,11 @@ class Scenario:
     """One run: what serves, what is asked, who decides, what goes wrong, and what is looked at.
 
     Rates and users of the workload are those of the whole service. What happens before `warm_up_s` is left out of every
-    measure. `speeds` are those of the first replicas (1: as the profile says). `replicas_per_node` share a node's host link, which
-    matters with `offload` (the operator's settings must allow it, too). `catch_up_chunk_tokens` is the most that an engine
-    recomputes in one step, settings may lower it; None: everything at once. `series` keeps one row a second, `track_regret`
-    compares every step with the best K; both cost time.
+    measure; with `starts_empty` the requests that are in flight then are aborted (a closed-loop user asks anew at once), so that
+    nobody takes a backlog or a full batch into what is measured. `speeds` are those of the first replicas (1: as the profile
+    says). `replicas_per_node` share a node's host link, which matters with `offload` (the operator's settings must allow it, too).
+    `catch_up_chunk_tokens` is the most that an engine recomputes in one step, settings may lower it; None: everything at once.
+    `series` keeps one row a second, `track_regret` compares every step with the best K; both cost time.
     """
 
     profile: Profile
@@ -107,6 +108,7 @@ class Scenario:
     planner: PlannerChoice
     duration_s: float
     warm_up_s: float = 0.0
+    starts_empty: bool = False
     replicas: int = 1
     seed: int = 0
     mechanics: Mechanics = Mechanics.DORMANT

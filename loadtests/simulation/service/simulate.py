@@ -111,7 +111,13 @@ class _Run:
         self._has_ended = True
 
     def _begin_measuring(self) -> None:
+        aborted = self._fleet.abort_all() if self._scenario.starts_empty else []
         self._measures.begin()
+        for number in range(len(self._fleet.replicas) if aborted else 0):
+            self._note_leaving(number)
+        for request in aborted:
+            if (user := user_of(request.number)) is not None:
+                self._ask_again(user)
         if self._scenario.series:
             self._timeline.at(self._timeline.now_s + 1.0, self._note_second)
 
@@ -157,8 +163,7 @@ class _Run:
         if user is not None:
             assert request.finish_s is not None
             self._timeline.at(request.finish_s, partial(self._ask_again, user))
-        if self._fleet.has_just_left(number) and self._control is not None:
-            self._control.leave(replica_name(number))
+        self._note_leaving(number)
 
     def _ask_again(self, user: int) -> None:
         demand = self._users.answered(user, self._timeline.now_s)
@@ -167,6 +172,9 @@ class _Run:
 
     def _drain(self, number: int) -> None:
         self._fleet.drain(number)
+        self._note_leaving(number)
+
+    def _note_leaving(self, number: int) -> None:
         if self._fleet.has_just_left(number) and self._control is not None:
             self._control.leave(replica_name(number))
 

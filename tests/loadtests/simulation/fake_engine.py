@@ -110,6 +110,12 @@ class FakeEngine:
             self.adopted.append(settings)
         return refused
 
+    def abort_all(self) -> Sequence[SimulatedRequest]:
+        aborted = [*self.waiting, *self.running]
+        self.waiting.clear()
+        self.running.clear()
+        return aborted
+
     def scale_acceptance(self, factor: float) -> None:
         self.acceptance = factor
 

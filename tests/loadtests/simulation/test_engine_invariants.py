@@ -36,6 +36,7 @@ class Load:
     plans: tuple[Plan, ...]
     mechanics: Mechanics
     offloads: bool
+    aborts: bool
 
 
 loads = st.builds(
@@ -44,6 +45,7 @@ loads = st.builds(
     plans=st.lists(plans, min_size=1, max_size=4).map(tuple),
     mechanics=st.sampled_from(Mechanics),
     offloads=st.booleans(),
+    aborts=st.booleans(),
 )
 
 
@@ -57,14 +59,15 @@ class Run:
         self.engine: SimulatedEngine = engine(TIGHT, seed=load.seed, mechanics=load.mechanics, host_link=link)
         self.asked: list[SimulatedRequest] = []
         self.answered: list[SimulatedRequest] = []
+        self.aborted: list[SimulatedRequest] = []
 
     def step(self, number: int) -> None:
-        """Perhaps a new plan, perhaps new requests, and one engine step."""
+        """Perhaps a new plan, perhaps new requests, one engine step, and perhaps everybody hangs up."""
         if number % 40 == 0:
             plan = self._load.plans[number // 40 % len(self._load.plans)]
             offload = EAGER_OFFLOAD if self._load.offloads else None
             assert self.engine.adopt(settings(plan, sequence=1 + number, offload=offload)) == ""
-        if self._rng.random() < 0.3 and len(self.asked) - len(self.answered) < 20:
+        if self._rng.random() < 0.3 and len(self.asked) - len(self.answered) - len(self.aborted) < 20:
             request = SimulatedRequest(
                 len(self.asked),
                 self.engine.now_s + (0.0 if self.engine.has_work else self._rng.random()),
@@ -75,6 +78,9 @@ class Run:
             self.asked.append(request)
             self.engine.submit(request)
         self.answered.extend(self.engine.step())
+        if number % 50 == 49 and self._load.aborts:
+            self.aborted.extend(self.engine.abort_all())
+            assert not self.engine.has_work
 
     def finish(self) -> None:
         """Let the engine answer what it has."""
@@ -84,12 +90,12 @@ class Run:
 
 @examples(max_examples=30)
 @given(load=loads)
-def test_sim_1_every_request_is_answered_once_with_all_its_tokens(load: Load) -> None:
+def test_sim_1_every_request_is_answered_once_with_all_its_tokens_or_was_aborted(load: Load) -> None:
     run = Run(load)
     for number in range(120):
         run.step(number)
     run.finish()
-    assert sorted(request.number for request in run.answered) == [request.number for request in run.asked]
+    assert sorted(request.number for request in run.answered + run.aborted) == [request.number for request in run.asked]
     for request in run.answered:
         assert request.generated_tokens == request.output_tokens
         assert request.first_token_s is not None
@@ -103,8 +109,9 @@ def test_sim_2_tokens_counted_are_tokens_delivered(load: Load) -> None:
     run = Run(load)
     for number in range(120):
         run.step(number)
-        answered = sum(request.output_tokens for request in run.answered)
-        assert run.engine.totals.tokens == answered + run.engine.tokens_in_progress
+        ended = sum(request.output_tokens for request in run.answered)
+        ended += sum(request.generated_tokens for request in run.aborted)
+        assert run.engine.totals.tokens == ended + run.engine.tokens_in_progress
     counters = run.engine.report().snapshot.counters
     assert sum(totals.generated_tokens for totals in counters.totals) == run.engine.totals.tokens
     assert counters.step_count == run.engine.totals.steps

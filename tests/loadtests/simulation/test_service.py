@@ -12,7 +12,7 @@ from nightjar.loadtests.simulation.profiles import Mechanics, read_profile
 from nightjar.loadtests.simulation.service.control_plane import Network
 from nightjar.loadtests.simulation.service.lengths import Dataset, Lognormal
 from nightjar.loadtests.simulation.service.lies import Lie
-from nightjar.loadtests.simulation.service.scenario import PlannerChoice, ReplicaJoins, ReplicaLies, Scenario
+from nightjar.loadtests.simulation.service.scenario import PlannerChoice, ReplicaJoins, ReplicaLeaves, ReplicaLies, Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate
 from nightjar.loadtests.simulation.service.workload import Workload
 from nightjar.policy.records import Local
@@ -126,6 +126,26 @@ def test_a_backlog_from_before_the_measured_time_is_nobodys_credit() -> None:
     result = simulate(scenario("flood:10@120,calm:10@1", duration_s=20.0, warm_up_s=10.0, planner=OFF))
     assert result.totals.tokens > 2 * result.asked_tokens
     assert result.goodput == pytest.approx(result.asked_tokens / result.totals.busy_s)
+
+
+def test_who_starts_empty_takes_no_backlog_into_the_measured_time() -> None:
+    made = scenario("flood:10@120,calm:10@1", duration_s=20.0, warm_up_s=10.0, planner=OFF, starts_empty=True, series=True)
+    result = simulate(made)
+    assert result.totals.tokens <= result.asked_tokens
+    assert result.answered + result.unfinished < 30
+    assert max(second.waiting for second in result.seconds) == 0
+
+
+def test_users_whose_requests_were_aborted_ask_anew_at_once() -> None:
+    made = scenario("closed:20@16u", planner=OFF, replicas=3, warm_up_s=10.0, starts_empty=True, series=True)
+    assert {second.decode_rows + second.waiting for second in simulate(made).seconds} == {16}
+
+
+def test_a_replica_that_drains_has_left_when_its_last_requests_are_aborted() -> None:
+    made = scenario("closed:20@48u", replicas=3, warm_up_s=10.0, starts_empty=True, events=(ReplicaLeaves(9.99, 2),), series=True)
+    result = simulate(made)
+    assert result.replicas[2].totals.steps == 0
+    assert {second.serving for second in result.seconds} == {2}
 
 
 def test_closed_loop_users_ask_by_what_they_get_and_all_that_they_get_counts() -> None:
