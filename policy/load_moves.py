@@ -62,12 +62,13 @@ NOT_SEEN: Final = Believed(0.0, 0.0)
 class Times(NamedTuple):
     """How often a replica did something, which decays, and when it did so last."""
 
-    count: float = 0.0
+    number: float = 0.0
     at_s: float = 0.0
 
     def at(self, now_s: float) -> float:
-        """The count at `now_s`."""
-        return self.count * 0.5 ** (max(now_s - self.at_s, 0.0) / HALF_LIFE_S)
+        """How often until `now_s`."""
+        share_left: float = 0.5 ** (max(now_s - self.at_s, 0.0) / HALF_LIFE_S)
+        return self.number * share_left
 
     def once_more(self, now_s: float) -> Times:
         """With one time at `now_s`."""

@@ -159,7 +159,7 @@ class Fleet:
 
     def abort_all(self) -> list[SimulatedRequest]:
         """Drop every request in flight: each engine is empty as soon as the step that it is in has ended."""
-        aborted = []
+        aborted: list[SimulatedRequest] = []
         for number, replica in enumerate(self.replicas):
             dropped = replica.engine.abort_all()
             for _ in dropped:
