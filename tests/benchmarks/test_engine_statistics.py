@@ -5,15 +5,20 @@ from __future__ import annotations
 import doctest
 import importlib
 import random
+from dataclasses import replace
 from statistics import median
+from typing import cast
 
 import pytest
 
 from nightjar.policy.catch_up import CatchUpCost
-from tests.benchmarks.engine.changing_load import BURST_ROWS, LONG_ROWS, Run, planner_over, play, speed_of
+from tests.benchmarks.engine import changing_load
+from tests.benchmarks.engine.changing_load import BURST_ROWS, LONG_ROWS, ChangingLoad, Run, planner_over, play, speed_of
 from tests.benchmarks.engine.crossover import Cells
-from tests.benchmarks.engine.effort import Load
+from tests.benchmarks.engine.effort import FULL, Load
+from tests.benchmarks.engine.engines import Engine
 from tests.benchmarks.engine.fixture import ARMS, DISTINCT_QUESTIONS
+from tests.benchmarks.engine.fleet_link import FleetLink
 from tests.benchmarks.engine.measured import (
     Segment,
     acceptance_counts,
@@ -29,6 +34,7 @@ from tests.benchmarks.engine.simulator import fitted_profile, steady_speed
 from tests.benchmarks.engine.step_record import RowStep, Step, core_share, tokens_per_second
 from tests.benchmarks.engine.step_times import fitted_step_times
 from tests.benchmarks.measuring import statistics
+from tests.benchmarks.measuring.repeats import Repeats
 from tests.benchmarks.measuring.statistics import Interval
 
 LINE = CatchUpCost(step_seconds=0.02, token_seconds=0.001)
@@ -211,6 +217,30 @@ def test_the_planner_is_held_against_each_k_in_the_rounds_that_had_both() -> Non
     assert speed_of(runs, "K=3") == pytest.approx(12.5)
     assert planner_over(runs, "K=0") == pytest.approx(1.5)
     assert planner_over(runs, "K=3") == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(10.0, 3), (30.0, 2)])
+def test_the_changing_load_goes_on_with_its_two_fastest_k_while_its_own_time_lasts(
+    seconds: float, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speeds = {"K=0": 10, "K=1": 30, "K=2": 20, "K=3": 15, "K=5": 5, "auto": 25}
+    told: list[str] = []
+
+    def played(_engine: object, _link: object, number: int, arm: str, _load: Load) -> Run:
+        return Run(number, arm, seconds, int(seconds * speeds[arm]), 0, 1.0)
+
+    monkeypatch.setattr(changing_load, "_run", played)
+    effort = replace(FULL, loads=Repeats(2, 3, 150.0))
+    load = ChangingLoad(cast("Engine", None), cast("FleetLink", None), effort, random.Random(0), told.append)
+    assert load.play_round()
+    assert {run.arm for run in load.runs} == speeds.keys()
+    load.outcome()
+    assert not load.play_round()
+    assert [{run.arm for run in load.runs if run.round_number == number} for number in range(1, rounds)] == [
+        {"K=1", "K=2", "auto"}
+    ] * (rounds - 1)
+    assert {run.round_number for run in load.runs} == set(range(rounds))
+    assert sum("not scored" in line for line in told) == 1
 
 
 def test_the_simulator_gives_back_the_speed_of_the_steps_that_it_was_fitted_to() -> None:

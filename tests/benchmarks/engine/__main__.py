@@ -12,7 +12,7 @@ from typing import Annotated, Final
 
 import typer
 
-from tests.benchmarks.engine.changing_load import Run, measure_changing_load
+from tests.benchmarks.engine.changing_load import ChangingLoad, Run
 from tests.benchmarks.engine.crossover import Cells, measure_crossover
 from tests.benchmarks.engine.effort import FULL, QUICK, Effort
 from tests.benchmarks.engine.engines import Engine
@@ -22,7 +22,7 @@ from tests.benchmarks.engine.fleet_link import FleetLink
 from tests.benchmarks.engine.off import OffTimes, measure_off
 from tests.benchmarks.engine.pressure import measure_pressure
 from tests.benchmarks.engine.restarts import measure_restarts
-from tests.benchmarks.engine.simulator import measure_simulator
+from tests.benchmarks.engine.simulator import held_against, measure_simulator
 from tests.benchmarks.measuring.run import BenchRun, sections_to_run
 
 OUTPUT: Final = Path("runs/engine/latest")
@@ -61,9 +61,7 @@ class Bench:
                 outcome, cost = measure_restarts(ours, self._effort, self._run.rng("restarts"), self._run.seed, self._run.tell)
                 self._run.found("restarts", outcome)
             if "simulator" in sections:
-                outcome, profile = measure_simulator(
-                    ours, link, cells, runs, self._times, cost, self._effort, self._run.rng("simulator"), self._run.tell
-                )
+                outcome, profile = measure_simulator(ours, cells, runs, self._times, cost, self._effort)
                 (self._run.output / "profile.json").write_text(profile.model_dump_json(indent=2) + "\n")
                 self._run.found("simulator", outcome)
 
@@ -75,11 +73,15 @@ class Bench:
         self._run.found("off", outcome)
 
     def _crossover(self, ours: Engine, link: FleetLink) -> tuple[Cells, list[Run]]:
-        outcome, cells = measure_crossover(ours, link, self._effort, self._run.rng("crossover"), self._run.seed, self._run.tell)
-        self._run.found("crossover", outcome)
-        outcome, runs = measure_changing_load(ours, link, self._effort, self._run.rng("changing load"), self._run.tell)
-        self._run.found("changing_load", outcome)
-        return cells, runs
+        run, effort = self._run, self._effort
+        load = ChangingLoad(ours, link, effort, run.rng("changing load"), run.tell)
+        beside = held_against(effort) if "simulator" in run.sections else {}
+        outcome, cells = measure_crossover(
+            ours, link, effort, run.rng("crossover"), run.seed, run.tell, beside, lambda _: load.play_round()
+        )
+        run.found("crossover", outcome)
+        run.found("changing_load", load.outcome())
+        return cells, load.runs
 
     def _pressure(self, models: dict[str, str]) -> None:
         with ExitStack() as stack:

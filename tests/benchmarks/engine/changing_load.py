@@ -107,25 +107,46 @@ class RealEngine:
         return taken[0].seconds, taken[0].generated
 
 
-def measure_changing_load(
-    engine: Engine, link: FleetLink, effort: Effort, rng: random.Random, tell: Tell
-) -> tuple[Outcome, list[Run]]:
-    """The planner and single K under the load, in turns."""
+class ChangingLoad:
+    """The planner and single K under the load, in turns; rounds come when whoever has the engine lets them."""
 
-    def played(number: int, arm: str, what: str) -> Run:
-        run = _run(engine, link, number, arm, effort.load)
-        tell(f"changing load, {what}{arm}: {run.speed:.1f} tokens/s in {run.seconds:.0f} s, {run.restarts} restarts")
+    def __init__(self, engine: Engine, link: FleetLink, effort: Effort, rng: random.Random, tell: Tell) -> None:
+        self.runs: list[Run] = []
+        self._engine = engine
+        self._link = link
+        self._effort = effort
+        self._rng = rng
+        self._tell = tell
+        self._rounds = 0
+        self._finalists = [arm_name(length) for length in ARMS]
+
+    def play_round(self) -> bool:
+        """The next round, before the first of which the planner plays once unscored; False where there is none any more."""
+        number, repeats = self._rounds, self._effort.loads
+        if not repeats.has(number, sum(run.seconds for run in self.runs)):
+            return False
+        if number == 0:
+            self._played(repeats.most, AUTO, "not scored, ")
+        self._rounds += 1
+        arms = [AUTO, *self._finalists]
+        self.runs += [self._played(number, arm, "") for arm in self._rng.sample(arms, len(arms))]
+        self._finalists = sorted(self._finalists, key=lambda arm: speed_of(self.runs, arm), reverse=True)[:FINALISTS]
+        return True
+
+    def outcome(self) -> Outcome:
+        """What all rounds show; those that are still to come are played first."""
+        while self.play_round():
+            pass
+        return _outcome(self.runs, self._finalists[0])
+
+    def _played(self, number: int, arm: str, what: str) -> Run:
+        run = _run(self._engine, self._link, number, arm, self._effort.load)
+        self._tell(f"changing load, {what}{arm}: {run.speed:.1f} tokens/s in {run.seconds:.0f} s, {run.restarts} restarts")
         return run
 
+
+def _outcome(runs: Sequence[Run], best: str) -> Outcome:
     static = [arm_name(length) for length in ARMS]
-    played(effort.loads.most, AUTO, "not scored, ")
-    runs: list[Run] = []
-    finalists = static
-    for number in effort.loads.numbers():
-        arms = [AUTO, *finalists]
-        runs += [played(number, arm, "") for arm in rng.sample(arms, len(arms))]
-        finalists = sorted(finalists, key=lambda arm: speed_of(runs, arm), reverse=True)[:FINALISTS]
-    best = finalists[0]
     times = sum(run.arm == best for run in runs)
     bar = Bar(
         name="adaptive_over_best_static",
@@ -161,7 +182,7 @@ def measure_changing_load(
     ]  # fmt: skip
     columns = ("arm", "tokens/s", "planner over it", "runs", "decoding alone", "decoding in the burst")
     outcome.tables.append(("A load that crosses the crossover", columns, lines))
-    return outcome, runs
+    return outcome
 
 
 def speed_of(runs: Sequence[Run], arm: str) -> float:

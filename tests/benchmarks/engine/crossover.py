@@ -6,14 +6,17 @@ After a switch of K the steps until the drafter has caught up, and two more, are
 the policy, whose slots are twice as long there, to measure what it likes; after them it goes on alone until a slot ran what it
 plans from end to end: steady. Even rounds score, and what it measures then is its loss. What is compared is tokens/s at the
 acceptance that all arms together show: time as measured, and nobody's luck with the texts.
+
+Batches take turns, round by round, and whoever else measures this engine comes between the turns: a machine that slows down for
+minutes slows all of them, and the simulator is fitted to the machine that it is held against.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from tests.benchmarks.engine.effort import Effort
@@ -33,7 +36,7 @@ from tests.benchmarks.engine.measured import (
 )
 from tests.benchmarks.engine.step_record import Step, core_share
 from tests.benchmarks.measuring.outcome import Lines, MeasuredBar, Outcome
-from tests.benchmarks.measuring.repeats import Repeats
+from tests.benchmarks.measuring.repeats import Repeats, in_turns
 from tests.benchmarks.measuring.statistics import Interval, latin_rectangle, resampled, survival
 
 LEAST_MEASURED_STEPS: Final = 2
@@ -44,6 +47,16 @@ MOST_DROPPED_STEPS: Final = 16
 """The planner may be measuring, or waiting: then what comes after counts as its time."""
 
 Tell = Callable[[str], None]
+AfterTurn = Callable[[int], object]
+"""What comes between the turns, by the number of the turn that has ended."""
+
+
+class Sample(NamedTuple):
+    """What is measured of one batch: these arms, so often, each for so many tokens a row."""
+
+    arms: Sequence[str]
+    repeats: Repeats
+    slot_tokens: int
 
 
 @dataclass(slots=True)
@@ -60,24 +73,38 @@ class Cells:
 
 
 def measure_crossover(
-    engine: Engine, link: FleetLink, effort: Effort, rng: random.Random, seed: int, tell: Tell
+    engine: Engine,
+    link: FleetLink,
+    effort: Effort,
+    rng: random.Random,
+    seed: int,
+    tell: Tell,
+    beside: Mapping[int, Sample],
+    after_turn: AfterTurn,
 ) -> tuple[Outcome, Cells]:
-    """The steady batches."""
+    """The steady batches; where they are scored, the batches `beside` take their turns too, and `after_turn` comes between."""
     outcome, cells = Outcome(), Cells()
     fixed = [arm_name(arm) for arm in ARMS]
+
+    def samples(repeats: Repeats) -> dict[int, Sample]:
+        return {batch: Sample([*fixed, AUTO], repeats, effort.slot_tokens[batch]) for batch in effort.batches}
+
     link.free_restarts = True
-    planned: dict[int, int] = {}
+    measure_rounds(engine, link, cells, "odd", samples(effort.rounds), rng, lambda turn: tell(f"odd rounds, turn {turn + 1}"))
     taught: dict[int, bool] = {}
     for batch in effort.batches:
-        for half in ("odd", "even"):
-            rounds = effort.rounds if half == "odd" else effort.scored_rounds
-            measure_rounds(engine, link, cells, batch, half, [*fixed, AUTO], rounds, effort.slot_tokens[batch], rng)
-            if half == "odd":
-                taught[batch] = _teach(engine, link, batch, effort)
-        planned[batch] = link.planned(batch)
-        speeds = ", ".join(f"{arm} {speed(cells.of(batch, arm, 'even')):.1f}" for arm in (*fixed, AUTO))
-        tell(f"batch {batch}: tokens/s {speeds}; the plan says K={planned[batch]}")
+        taught[batch] = _teach(engine, link, batch, effort)
+        tell(f"batch {batch}: {'steady' if taught[batch] else 'not steady yet'}, the plan says K={link.planned(batch)}")
+
+    def between(turn: int) -> None:
+        tell(f"even rounds, turn {turn + 1}")
+        link.free_restarts = False
+        after_turn(turn)
+        link.free_restarts = True
+
+    measure_rounds(engine, link, cells, "even", {**samples(effort.scored_rounds), **beside}, rng, between)
     link.free_restarts = False
+    planned = {batch: link.planned(batch) for batch in effort.batches}
     found = {batch: _found(cells, batch, fixed, seed) for batch in effort.batches}
     worst = min(found, key=lambda batch: found[batch].ratio)
     bar = Bar(
@@ -105,7 +132,7 @@ def measure_crossover(
         },
         "rounds_thrown_away_because_the_core_was_shared": cells.thrown_away,
     }
-    outcome.rows = {"crossover": [segment.plain() for segment in cells.segments]}
+    outcome.rows = {"crossover": [segment.plain() for segment in cells.segments if segment.batch in found]}
     outcome.tables.append(_table(cells, effort.batches, [*fixed, AUTO]))
     curves = {arm: [(float(batch), speed(cells.of(batch, arm, "even"))) for batch in effort.batches] for arm in (*fixed, AUTO)}
     outcome.charts.append(Lines("Tokens per second by batch", "rows", curves))
@@ -116,26 +143,27 @@ def measure_rounds(
     engine: Engine,
     link: FleetLink,
     cells: Cells,
-    batch: int,
     half: str,
-    arms: Sequence[str],
-    rounds: Repeats,
-    slot_tokens: int,
+    samples: Mapping[int, Sample],
     rng: random.Random,
+    after_turn: AfterTurn,
 ) -> None:
-    """So many rounds of these arms at a batch, added to the cells.
+    """Rounds of each batch's sample, in turns, added to the cells.
 
-    A round in which somebody else had the core is run again, as often as there may be rounds in all.
+    A round in which somebody else had the core is run again, as often as there may be rounds of its batch in all.
     """
-    orders = latin_rectangle(arms, rounds.most, rng)
-    again = rounds.most
-    for number in rounds.numbers():
-        first = number * batch
-        segments, prefills = _round(engine, link, batch, first, half, orders[number], slot_tokens)
-        while again and core_share(step for segment in segments for step in segment.steps) < LEAST_CORE_SHARE:
-            again -= 1
+    orders = {batch: latin_rectangle(sample.arms, sample.repeats.most, rng) for batch, sample in samples.items()}
+    again = {batch: sample.repeats.most for batch, sample in samples.items()}
+    for number, batch in in_turns({batch: sample.repeats for batch, sample in samples.items()}):
+        if batch is None:
+            after_turn(number)
+            continue
+        order, slot_tokens = orders[batch][number], samples[batch].slot_tokens
+        segments, prefills = _round(engine, link, batch, number * batch, half, order, slot_tokens)
+        while again[batch] and core_share(step for segment in segments for step in segment.steps) < LEAST_CORE_SHARE:
+            again[batch] -= 1
             cells.thrown_away += 1
-            segments, prefills = _round(engine, link, batch, first, half, orders[number], slot_tokens)
+            segments, prefills = _round(engine, link, batch, number * batch, half, order, slot_tokens)
         cells.segments += segments
         cells.prefills += prefills
 

@@ -3,13 +3,13 @@
 The profile is the simulator's own data file. Fitted are step times at batches 1, 4, 16 and 32 (step_times.py fills its table
 between them), acceptance by question (each is a class of its own), prefill, catch-up and the tax of stock K=0; noise is left out,
 since speeds are compared.
-Predicted are tokens/s at batches 2, 8 and 24 and of the whole changing load, in virtual time, many seeds.
+Predicted are tokens/s at batches 2, 8 and 24 and of the whole changing load, in virtual time, many seeds; all of them were measured
+in turns with the batches of the fit, so that a machine that is slower for minutes is slower for both.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, Final
 
@@ -31,7 +31,7 @@ from nightjar.policy.catch_up import CatchUpCost
 from nightjar.policy.planners import LOCAL_PLANNERS
 from nightjar.policy.records import SettingsVersion
 from tests.benchmarks.engine.changing_load import Run, play, requests
-from tests.benchmarks.engine.crossover import Cells, measure_rounds
+from tests.benchmarks.engine.crossover import Cells, Sample
 from tests.benchmarks.engine.effort import Effort
 from tests.benchmarks.engine.engines import Engine, held
 from tests.benchmarks.engine.fixture import (
@@ -43,7 +43,7 @@ from tests.benchmarks.engine.fixture import (
     SAYS,
     questions,
 )
-from tests.benchmarks.engine.fleet_link import GROUP, FleetLink
+from tests.benchmarks.engine.fleet_link import GROUP
 from tests.benchmarks.engine.measured import OFF, Segment, acceptance_counts, arm_name, speed
 from tests.benchmarks.engine.off import OffTimes
 from tests.benchmarks.engine.step_times import fitted_step_times
@@ -65,26 +65,21 @@ BLOCK_SIZE: Final = 128
 BLOCKS: Final = 180
 NAME: Final = "cpu-smollm2-engine"
 
-Tell = Callable[[str], None]
+
+def held_against(effort: Effort) -> dict[int, Sample]:
+    """What has to be measured for the predictions' sake alone: the batches that nobody else looks at."""
+    arms = [arm_name(length) for length in LENGTHS]
+    return {
+        batch: Sample(arms, effort.extra_batch_rounds, effort.slot_tokens[batch])
+        for batch in PREDICTED
+        if batch not in effort.batches
+    }
 
 
 def measure_simulator(
-    engine: Engine,
-    link: FleetLink,
-    cells: Cells,
-    runs: Sequence[Run],
-    times: OffTimes,
-    cost: CatchUpCost,
-    effort: Effort,
-    rng: random.Random,
-    tell: Tell,
+    engine: Engine, cells: Cells, runs: Sequence[Run], times: OffTimes, cost: CatchUpCost, effort: Effort
 ) -> tuple[Outcome, Profile]:
-    """Measure what is missing, fit, predict."""
-    arms = [arm_name(length) for length in LENGTHS]
-    for batch in PREDICTED:
-        if not cells.of(batch, OFF):
-            measure_rounds(engine, link, cells, batch, "even", arms, effort.extra_batch_rounds, effort.slot_tokens[batch], rng)
-            tell(f"batch {batch}: " + ", ".join(f"{arm} {speed(cells.of(batch, arm)):.1f} tokens/s" for arm in arms))
+    """Fit, and predict what was measured in turns with what it is fitted to."""
     asked = max(
         *(segment.first_question + segment.batch for segment in cells.segments), *(requests(run.round_number).stop for run in runs)
     )

@@ -1,9 +1,12 @@
-"""How often something is measured: a count, and a clock so that a slow machine measures less and not longer."""
+"""How often something is measured: a count, and a clock so that a slow machine measures less and not longer.
+
+What is compared is measured in turns: a machine that slows down for minutes then slows all of it.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 
@@ -15,6 +18,14 @@ class Repeats:
     most: int
     seconds: float
 
+    def has(self, number: int, spent_s: float) -> bool:
+        """Whether there is a time of that number, the first is 0, after so many seconds.
+
+        >>> [Repeats(2, 3, 10.0).has(number, 11.0) for number in range(4)], Repeats(2, 3, 10.0).has(2, 9.0)
+        ([True, True, False, False], True)
+        """
+        return number < self.most and (number < self.least or spent_s <= self.seconds)
+
     def numbers(self, clock: Callable[[], float] = time.monotonic) -> Iterator[int]:
         """0, 1, ...
 
@@ -23,6 +34,26 @@ class Repeats:
         """
         began_s = clock()
         for number in range(self.most):
-            if number >= self.least and clock() - began_s > self.seconds:
+            if not self.has(number, clock() - began_s if number >= self.least else 0.0):
                 return
             yield number
+
+
+def in_turns(repeats: Mapping[int, Repeats], clock: Callable[[], float] = time.monotonic) -> Iterator[tuple[int, int | None]]:
+    """(0, key), (0, next key), ..., (0, None), (1, key), ...: every key as often as its repeats say, None at the end of each turn.
+
+    A key's seconds are those between it and what is asked for next.
+
+    >>> ticks = iter([0.0, 9.0, 9.0, 10.0, 10.0, 11.0, 11.0, 12.0])
+    >>> list(in_turns({4: Repeats(1, 3, 5.0), 16: Repeats(1, 2, 5.0)}, ticks.__next__))
+    [(0, 4), (0, 16), (0, None), (1, 16), (1, None)]
+    """
+    spent_s = dict.fromkeys(repeats, 0.0)
+    for number in range(max(one.most for one in repeats.values())):
+        due = [key for key, one in repeats.items() if one.has(number, spent_s[key])]
+        for key in due:
+            began_s = clock()
+            yield number, key
+            spent_s[key] += clock() - began_s
+        if due:
+            yield number, None
