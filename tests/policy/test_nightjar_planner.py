@@ -146,14 +146,20 @@ def test_arms_are_legal_and_held_within_a_bin(steps: list[tuple[int, float, int]
         previous = chosen
 
 
-@given(st.integers(0, 2**32), st.booleans())
-def test_off_is_found_where_speculation_never_pays(seed: int, batch_buckets: bool) -> None:
-    planner = LOCAL_PLANNERS["nightjar"]({"batch_buckets": batch_buckets}, CONTEXT._replace(seed=seed))
-    chosen: list[int] = []
-    for _ in range(600):
-        chosen.append(planner.choose(StepView(8, 0, chosen[-1] if chosen else 0, 0, 0, 0.0)))
-        planner.learn(StepOutcome(chosen[-1], 8, 0, 8, 0.01 * (1 + chosen[-1]), (), ()))
-    assert chosen[-300:].count(0) > 150
+@pytest.mark.parametrize("batch_buckets", [False, True])
+def test_off_is_found_where_speculation_never_pays(batch_buckets: bool) -> None:
+    """By nearly every engine: an arm that was never tried takes no part, and chance may leave off untried for hundreds of steps."""
+
+    def steps_off(seed: int) -> int:
+        planner = LOCAL_PLANNERS["nightjar"]({"batch_buckets": batch_buckets}, CONTEXT._replace(seed=seed))
+        chosen: list[int] = []
+        for _ in range(600):
+            chosen.append(planner.choose(StepView(8, 0, chosen[-1] if chosen else 0, 0, 0, 0.0)))
+            planner.learn(StepOutcome(chosen[-1], 8, 0, 8, 0.01 * (1 + chosen[-1]), (), ()))
+        return chosen[-300:].count(0)
+
+    found = [steps_off(seed) for seed in range(100)]
+    assert sum(steps > 150 for steps in found) >= 95
 
 
 def test_the_same_seed_plans_the_same() -> None:
