@@ -146,6 +146,26 @@ def test_arms_are_legal_and_held_within_a_bin(steps: list[tuple[int, float, int]
         previous = chosen
 
 
+@given(st.integers(0, 2**32), st.booleans())
+def test_once_off_was_tried_every_bin_that_does_not_explore_runs_it_where_speculation_never_pays(
+    seed: int, batch_buckets: bool
+) -> None:
+    planner = LOCAL_PLANNERS["nightjar"]({"batch_buckets": batch_buckets}, CONTEXT._replace(seed=seed))
+    assert isinstance(planner, AdaBinGreedy)
+    previous, was_tried, bin_before, must_be_off = 0, False, (0, 0), False
+    for _ in range(600):
+        chosen = planner.choose(StepView(8, 0, previous, 0, 0, 0.0))
+        timeline = planner.timeline(8)
+        assert timeline is not None
+        if (timeline.block, timeline.bin) != bin_before:
+            bin_before = timeline.block, timeline.bin
+            must_be_off = was_tried and not timeline.explores
+        assert chosen == 0 or not must_be_off
+        planner.learn(StepOutcome(chosen, 8, 0, 8, 0.01 * (1 + chosen), (), ()))
+        was_tried |= chosen == 0
+        previous = chosen
+
+
 @pytest.mark.parametrize("batch_buckets", [False, True])
 def test_off_is_found_where_speculation_never_pays(batch_buckets: bool) -> None:
     """By nearly every engine: an arm that was never tried takes no part, and chance may leave off untried for hundreds of steps."""
