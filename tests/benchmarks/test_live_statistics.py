@@ -17,7 +17,7 @@ from tests.benchmarks.live import categories
 from tests.benchmarks.live.answers import Answer, Arrival, acceptance_seen
 from tests.benchmarks.live.arms import AUTO, OFF, STATIC, TABLE
 from tests.benchmarks.live.categories import acceptance_length, short_prompts
-from tests.benchmarks.live.changing import Run, Runs
+from tests.benchmarks.live.changing import Run, Runs, mirrored
 from tests.benchmarks.live.cold import ALONE, TOGETHER, ColdRun, judge_cold
 from tests.benchmarks.live.effort import SteadyLoad
 from tests.benchmarks.live.learning_loss import Moment, lost_tokens, steady_from_s
@@ -131,6 +131,15 @@ def test_the_first_round_of_the_changing_load_picks_and_later_ones_score() -> No
     assert runs.best_static() == "K=1"
     assert runs.phase_speed(AUTO, 0) == pytest.approx((55 + 60) / 8.0)
     assert runs.pairs(AUTO, "K=1") == [(Speed(120, 10.0), Speed(60, 10.0))]
+
+
+def test_a_machine_that_slows_down_over_a_round_favours_no_arm() -> None:
+    runs = Runs()
+    for place, arm in enumerate(mirrored((AUTO, TABLE, OFF))):
+        seconds = 60.0 + place
+        runs.played.append(Run(1, arm, Window(seconds, 600, {}, 600.0), (), 0.0))
+    assert [len(runs.pairs(AUTO, other)) for other in (TABLE, OFF)] == [2, 2]
+    assert [paired_ratio(runs.pairs(AUTO, other), seed=0).value for other in (TABLE, OFF)] == pytest.approx([1.0, 1.0])
 
 
 def test_the_stock_table_covers_every_batch_and_says_0_only_where_off_pays_its_tax() -> None:

@@ -5,7 +5,9 @@ surge holds two waves of answers or one, as a wave ends just before its end or j
 calm, it pays for. The first round has the planner and every static arm; by what they gave under the surge, and on steady loads, the
 stock table is tuned. It runs in replicas of its own, on the same two cores: they take turns with ours, and whoever waits takes no
 processor time (it is measured and told). Later rounds have the planner, the best static arm of the first and the table; they alone
-score. The first has too many arms for that: minutes lie between two of them, in which whoever shares the machine comes or goes.
+score. The first has too many arms for that: minutes lie between two of them, in which whoever shares the machine comes or goes. In
+a round that scores each arm runs twice, the second time in the opposite order, so that a machine that slows down, or recovers, over
+the round does the same to all of them.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class Run:
     """The load once through."""
 
     number: int
+    """Of its round: the same texts."""
     arm: str
     whole: Window
     phases: tuple[Window, ...]
@@ -84,12 +87,12 @@ class Runs:
         return max(STATIC, key=lambda arm: next(run.whole.speed for run in self.of(arm) if run.number == FIRST_ROUND))
 
     def pairs(self, arm: str, other: str) -> list[Pair]:
-        """Two arms in the rounds that score and had both."""
-        one, two = (
-            {run.number: Speed(run.whole.tokens, run.whole.seconds) for run in self.of(name) if run.number > FIRST_ROUND}
-            for name in (arm, other)
-        )
-        return matched(one, two)
+        """Two arms in the rounds that score: the first runs of both in a round, and the second ones."""
+        return matched(self._scored(arm), self._scored(other))
+
+    def _scored(self, arm: str) -> dict[int, Speed]:
+        scored = [run.whole for run in self.of(arm) if run.number > FIRST_ROUND]
+        return {number: Speed(whole.tokens, whole.seconds) for number, whole in enumerate(scored)}
 
 
 def measure_changing(
@@ -99,19 +102,31 @@ def measure_changing(
     runs = Runs()
 
     def play(arms: Sequence[str], number: int) -> None:
-        for arm in rng.sample(arms, len(arms)):
+        for arm in arms:
             runs.played.append(_told(_run(player, effort, arm, number), tell))
+
+    def shuffled(*arms: str) -> list[str]:
+        return rng.sample(arms, len(arms))
 
     for number in range(effort.changing_lessons):
         _told(_run(player, effort, AUTO, number), tell, "not scored, ")
-    play((AUTO, *STATIC), FIRST_ROUND)
+    play(shuffled(AUTO, *STATIC), FIRST_ROUND)
     under_surge = {length_of(arm): runs.phase_speed(arm, SURGE) for arm in STATIC}
     table = tuned_table({**speeds, effort.changing.many: under_surge}, MAX_NUM_SEQS)
     tell(f"starting stock vLLM twice, with the table {table}")
     player.system.add_stock(table)
     for number in effort.changing_rounds.numbers():
-        play((AUTO, TABLE, runs.best_static()), FIRST_ROUND + 1 + number)
+        play(mirrored(shuffled(AUTO, TABLE, runs.best_static())), FIRST_ROUND + 1 + number)
     return _outcome(runs, table, seed)
+
+
+def mirrored(arms: Sequence[str]) -> tuple[str, ...]:
+    """There and back: every arm stands, on average, in the same place.
+
+    >>> mirrored(["auto", "off"])
+    ('auto', 'off', 'off', 'auto')
+    """
+    return (*arms, *reversed(arms))
 
 
 def _run(player: Player, effort: Effort, arm: str, number: int) -> Run:
@@ -161,7 +176,7 @@ def _outcome(runs: Runs, table: TableRows, seed: int) -> Outcome:
         direction="at least",
         limit=1.0,
         value=ratios[worst].value,
-        at=f"against {worst}, {ratios[worst].rounds} rounds",
+        at=f"against {worst}, {ratios[worst].rounds} runs each",
         cells=len(ratios),
     )
     outcome = Outcome(bars=[MeasuredBar(bar, ratios[worst].interval)])

@@ -52,7 +52,7 @@ class Effort:
     changing_lessons: int
     """Runs of the planner before any is scored: it has not met these numbers of users."""
     changing_rounds: Repeats
-    """Of the planner, the best static arm and the stock table, after a first round of the planner and every static arm."""
+    """Of the planner, the best static arm and the stock table, each twice; before them one of the planner and every static arm."""
     cold_rounds: int
     cold_s: float
     category_requests: int
@@ -70,9 +70,9 @@ FULL: Final = Effort(
     odd_rounds=Repeats(2, 2, 0.0),
     lessons=Repeats(1, 2, 20.0),
     even_rounds=Repeats(3, 5, 160.0),
-    changing=ChangingLoad(few=2, many=MANY, max_tokens=32, quiet_turns=3, turns=7),
+    changing=ChangingLoad(few=2, many=MANY, max_tokens=24, quiet_turns=4, turns=9),
     changing_lessons=1,
-    changing_rounds=Repeats(3, 3, 0.0),
+    changing_rounds=Repeats(2, 2, 0.0),
     cold_rounds=2,
     cold_s=50.0,
     category_requests=8,
@@ -83,13 +83,13 @@ QUICK: Final = Effort(
     odd_rounds=Repeats(1, 1, 0.0),
     lessons=Repeats(1, 1, 0.0),
     even_rounds=Repeats(2, 2, 0.0),
-    changing=ChangingLoad(few=2, many=MANY, max_tokens=12, quiet_turns=2, turns=5),
+    changing=ChangingLoad(few=2, many=MANY, max_tokens=10, quiet_turns=2, turns=5),
     changing_lessons=1,
     changing_rounds=Repeats(1, 1, 0.0),
     cold_rounds=1,
     cold_s=20.0,
     category_requests=4,
-    category_tokens=20,
+    category_tokens=16,
 )
 
 FIRST_START_S: Final = 110.0
@@ -123,7 +123,7 @@ def longest_s(effort: Effort, categories: int) -> float:
     few_s = changing.few * (changing.turns - 1) * changing.max_tokens / FEW_TOKENS_PER_S
     run_s = few_s + changing.many * changing.max_tokens / MANY_TOKENS_PER_S + SWITCH_S
     first_runs = effort.changing_lessons + 1 + len(STATIC)
-    changing_s = START_S * STARTS_AT_ONCE + first_runs * run_s + _longest_s(effort.changing_rounds, 3 * run_s)
+    changing_s = START_S * STARTS_AT_ONCE + first_runs * run_s + _longest_s(effort.changing_rounds, 2 * 3 * run_s)
     categories_s = categories * (effort.category_tokens / 4 + 2 * SWITCH_S)
     return FIRST_START_S + cold_s + steady_s + changing_s + categories_s
 
