@@ -17,7 +17,7 @@ from tests.benchmarks.engine.crossover import Cells, measure_crossover
 from tests.benchmarks.engine.effort import FULL, QUICK, Effort
 from tests.benchmarks.engine.engines import Engine
 from tests.benchmarks.engine.environment import pinned_to, restart_pinned
-from tests.benchmarks.engine.fixture import PRESSED_ROLES, SAYS, Role, build
+from tests.benchmarks.engine.fixture import PRESSED_ROLES, Role, build, says
 from tests.benchmarks.engine.fleet_link import FleetLink
 from tests.benchmarks.engine.off import OffTimes, measure_off
 from tests.benchmarks.engine.pressure import measure_pressure
@@ -99,7 +99,7 @@ def main(
 ) -> None:
     """Measure OFF, the crossover, restarts, the simulator and KV pressure on real engines."""
     sections = sections_to_run(only, SECTIONS, NEEDS)
-    facts = {"fixture": SAYS, "machine": pinned_to()}
+    facts = {"fixture": says(), "machine": pinned_to()}
     run = BenchRun(seed=seed, sections=sections, output=output, is_quick=quick, facts=facts)
     Bench(run, QUICK if quick else FULL).measure()
     run.end()

@@ -32,11 +32,6 @@ MAX_NUM_SPECULATIVE_TOKENS: Final = 5
 ARMS: Final = (0, 1, 2, 3, 5)
 DTYPE: Final = "bfloat16" if has_bfloat16() else "float32"
 BYTES_PER_VALUE: Final = 2 if DTYPE == "bfloat16" else 4
-SAYS: Final = (
-    f"the target's cost is inflated: SmolLM2-135M with no-op layers, {COST} times as expensive as its draft, the same model with "
-    f"{NOISE:.0%} weight noise; {DTYPE}, eager, greedy, max_num_seqs {MAX_NUM_SEQS}, "
-    f"max_num_batched_tokens {MAX_NUM_BATCHED_TOKENS}"
-)
 KV_CACHE_GIB: Final[Mapping[Role, int]] = {"plain": 1, "stock": 1, "nightjar": 3}
 """Enough that nobody ever waits."""
 PRESSED_ROLES: Final[tuple[Role, ...]] = ("plain_with_all", "stays", "lends")
@@ -82,9 +77,18 @@ def long_question(number: int) -> str:
     return " ".join(questions(10 + 4 * (number % 4))[number % 5 :])
 
 
-def build() -> dict[str, str]:
+def says(noise: float = NOISE) -> str:
+    """What the fixture is, in a sentence, with so much noise on the draft's weights."""
+    return (
+        f"the target's cost is inflated: SmolLM2-135M with no-op layers, {COST} times as expensive as its draft, the same model "
+        f"with {noise:.0%} weight noise; {DTYPE}, eager, greedy, max_num_seqs {MAX_NUM_SEQS}, "
+        f"max_num_batched_tokens {MAX_NUM_BATCHED_TOKENS}"
+    )
+
+
+def build(noise: float = NOISE) -> dict[str, str]:
     """Paths of target and draft, built if they are missing."""
-    _, target, draft = build_models(models_folder(), cost=COST, noise=NOISE)
+    _, target, draft = build_models(models_folder(), cost=COST, noise=noise)
     return {"target": str(models_folder() / target.name), "draft": str(models_folder() / draft.name)}
 
 

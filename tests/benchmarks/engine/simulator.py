@@ -40,8 +40,8 @@ from tests.benchmarks.engine.fixture import (
     MAX_NUM_BATCHED_TOKENS,
     MAX_NUM_SEQS,
     MAX_NUM_SPECULATIVE_TOKENS,
-    SAYS,
     questions,
+    says,
 )
 from tests.benchmarks.engine.fleet_link import GROUP
 from tests.benchmarks.engine.measured import OFF, Segment, acceptance_counts, arm_name, speed
@@ -136,7 +136,7 @@ def fitted_profile(cells: Cells, times: OffTimes, cost: CatchUpCost, prompt_toke
     prefill_seconds = sum(step.seconds for step in cells.prefills) / sum(step.prefill_tokens for step in cells.prefills)
     return Profile(
         name=NAME,
-        description=f"Measured by make bench-engine on one CPU core: {SAYS}.",
+        description=f"Measured by make bench-engine on one CPU core: {says()}.",
         group=GROUP,
         limits=Limits(
             max_num_seqs=MAX_NUM_SEQS,
