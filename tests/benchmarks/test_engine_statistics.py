@@ -177,6 +177,18 @@ def test_the_cost_of_restarts_is_predicted_for_the_half_that_did_not_teach() -> 
     assert median(cost_errors(changed).values()) == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.parametrize("slow", [0, 3, 7])
+def test_a_machine_that_is_slow_for_a_while_and_bursts_in_a_restart_are_no_error_of_its_price(slow: int) -> None:
+    rounds = []
+    for number in range(8):
+        for batch in (4, 16):
+            for off in (5, 20, 60):
+                one = restart(batch, off, 64).times(1.8 if number == slow else 1.0)
+                burst = tuple(step._replace(seconds=3.0 * step.seconds) for step in one.catching_up)
+                rounds.append(replace(one, catching_up=burst) if number in {2, 5} else one)
+    assert max(cost_errors(rounds).values()) < 0.2
+
+
 def test_step_times_between_the_measured_batches_follow_from_what_a_step_does() -> None:
     def truth(rows: int, length: int) -> float:
         return max(120.0, 60.0 + 9.0 * rows * (length + 1)) + length * (20.0 + 3.0 * rows) + (10.0 if length else 0.0)

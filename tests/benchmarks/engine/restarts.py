@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any, Final
 
@@ -53,6 +53,12 @@ class Restart:
     before: tuple[Step, ...]
     catching_up: tuple[Step, ...]
     drafting: tuple[Step, ...]
+
+    def times(self, share: float) -> Restart:
+        """The same, had each of its steps taken so many times as long."""
+        parts = (self.before, self.catching_up, self.drafting)
+        before, catching_up, drafting = (tuple(step._replace(seconds=step.seconds * share) for step in part) for part in parts)
+        return replace(self, before=before, catching_up=catching_up, drafting=drafting)
 
     @property
     def off_seconds(self) -> float:
@@ -164,19 +170,30 @@ def predicted_seconds(restart: Restart, cost: CatchUpCost) -> float:
 def cost_errors(restarts: Sequence[Restart]) -> dict[tuple[int, int], float]:
     """Relative error of the predicted cost by (batch, steps off).
 
-    The line fitted to half of each cell's restarts predicts the mean of the other half.
+    The line fitted to half of each cell's restarts predicts the other half. All of it at the pace that the machine usually has: a
+    restart's times are taken over the OFF steps before it. And of each half of a cell only its middle half counts, since somebody
+    else's burst in the middle of a restart may double its cost.
     """
+    paces = {batch: median(one.off_seconds for one in restarts if one.batch == batch) for batch in {one.batch for one in restarts}}
     cells: dict[tuple[int, int], list[Restart]] = {}
     for restart in restarts:
-        cells.setdefault((restart.batch, restart.off_steps), []).append(restart)
-    taught = [restart for own in cells.values() for restart in halves(own)[0]]
+        at_pace = restart.times(paces[restart.batch] / restart.off_seconds)
+        cells.setdefault((restart.batch, restart.off_steps), []).append(at_pace)
+    taught = [restart for own in cells.values() for restart in _middle(halves(own)[0])]
     cost = fitted(taught, median(restart.off_seconds for restart in taught))
     errors = {}
     for cell, own in cells.items():
-        held_back = halves(own)[1]
+        held_back = _middle(halves(own)[1])
         predicted = fmean(predicted_seconds(restart, cost) for restart in held_back)
         errors[cell] = relative_error(predicted, fmean(restart.cost_seconds for restart in held_back))
     return errors
+
+
+def _middle(restarts: Sequence[Restart]) -> list[Restart]:
+    """Without the cheapest quarter and the dearest."""
+    ranked = sorted(restarts, key=lambda restart: restart.cost_seconds)
+    cut = len(ranked) // 4
+    return ranked[cut : len(ranked) - cut]
 
 
 def _undisturbed_round(
@@ -366,7 +383,7 @@ def _table(
                 f"{median(restart.longest_over_before for restart in own):.2f}",
                 f"{median(restart.longest_over_before for restart in whole):.2f}",
                 f"{median(restart.first_drafting_over_before for restart in own):.2f}",
-                f"{fmean(restart.cost_seconds for restart in own):.3f}",
+                f"{median(restart.cost_seconds for restart in own):.3f}",
                 f"{error:.0%}",
             ]
         )
