@@ -232,7 +232,7 @@ def test_the_planner_is_held_against_each_k_in_the_rounds_that_had_both() -> Non
 
 
 @pytest.mark.parametrize(("seconds", "rounds"), [(10.0, 3), (30.0, 2)])
-def test_the_changing_load_goes_on_with_its_two_fastest_k_while_its_own_time_lasts(
+def test_the_changing_load_goes_on_with_its_two_fastest_k_and_those_wanted_while_its_own_time_lasts(
     seconds: float, rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     speeds = {"K=0": 10, "K=1": 30, "K=2": 20, "K=3": 15, "K=5": 5, "auto": 25}
@@ -243,13 +243,13 @@ def test_the_changing_load_goes_on_with_its_two_fastest_k_while_its_own_time_las
 
     monkeypatch.setattr(changing_load, "_run", played)
     effort = replace(FULL, loads=Repeats(2, 3, 150.0))
-    load = ChangingLoad(cast("Engine", None), cast("FleetLink", None), effort, random.Random(0), told.append)
+    load = ChangingLoad(cast("Engine", None), cast("FleetLink", None), effort, random.Random(0), told.append, ("K=2", "K=3"))
     assert load.play_round()
     assert {run.arm for run in load.runs} == speeds.keys()
     load.outcome()
     assert not load.play_round()
     assert [{run.arm for run in load.runs if run.round_number == number} for number in range(1, rounds)] == [
-        {"K=1", "K=2", "auto"}
+        {"K=1", "K=2", "K=3", "auto"}
     ] * (rounds - 1)
     assert {run.round_number for run in load.runs} == set(range(rounds))
     assert sum("not scored" in line for line in told) == 1

@@ -22,7 +22,7 @@ from tests.benchmarks.engine.fleet_link import FleetLink
 from tests.benchmarks.engine.off import OffTimes, measure_off
 from tests.benchmarks.engine.pressure import measure_pressure
 from tests.benchmarks.engine.restarts import measure_restarts
-from tests.benchmarks.engine.simulator import held_against, measure_simulator
+from tests.benchmarks.engine.simulator import PREDICTED_ARMS, held_against, measure_simulator
 from tests.benchmarks.measuring.run import BenchRun, sections_to_run
 
 OUTPUT: Final = Path("runs/engine/latest")
@@ -74,8 +74,8 @@ class Bench:
 
     def _crossover(self, ours: Engine, link: FleetLink) -> tuple[Cells, list[Run]]:
         run, effort = self._run, self._effort
-        load = ChangingLoad(ours, link, effort, run.rng("changing load"), run.tell)
-        beside = held_against(effort) if "simulator" in run.sections else {}
+        beside, again = (held_against(effort), PREDICTED_ARMS) if "simulator" in run.sections else ({}, ())
+        load = ChangingLoad(ours, link, effort, run.rng("changing load"), run.tell, again)
         outcome, cells = measure_crossover(
             ours, link, effort, run.rng("crossover"), run.seed, run.tell, beside, lambda _: load.play_round()
         )

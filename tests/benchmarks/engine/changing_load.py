@@ -3,9 +3,9 @@
 The work is the same for every arm of a round, token for token, and the burst comes when the long requests have got so far: an arm
 that is faster meets it sooner and is done sooner. What an arm restarts while the long requests run, it pays for. Every round has
 requests of its own: how well a draft guesses two long answers is no measure of how well it guesses others. The first round has
-every arm; the two single K that are fastest there go on against the planner. It plays once before any of it counts, since it has
-not met so many rows yet. Whether the load does cross the crossover is told by what each K made while the two ran alone, and while
-the burst was there.
+every arm; the two single K that are fastest there go on against the planner, and those that somebody wants to see again. The
+planner plays once before any of it counts, since it has not met so many rows yet. Whether the load does cross the crossover is
+told by what each K made while the two ran alone, and while the burst was there.
 """
 
 from __future__ import annotations
@@ -110,8 +110,12 @@ class RealEngine:
 class ChangingLoad:
     """The planner and single K under the load, in turns; rounds come when whoever has the engine lets them."""
 
-    def __init__(self, engine: Engine, link: FleetLink, effort: Effort, rng: random.Random, tell: Tell) -> None:
+    def __init__(
+        self, engine: Engine, link: FleetLink, effort: Effort, rng: random.Random, tell: Tell, every_round: Sequence[str] = ()
+    ) -> None:
+        """`every_round` names single K that play on whatever they made in the first round."""
         self.runs: list[Run] = []
+        self._every_round = every_round
         self._engine = engine
         self._link = link
         self._effort = effort
@@ -128,7 +132,7 @@ class ChangingLoad:
         if number == 0:
             self._played(repeats.most, AUTO, "not scored, ")
         self._rounds += 1
-        arms = [AUTO, *self._finalists]
+        arms = [AUTO, *dict.fromkeys((*self._finalists, *self._every_round))]
         self.runs += [self._played(number, arm, "") for arm in self._rng.sample(arms, len(arms))]
         self._finalists = sorted(self._finalists, key=lambda arm: speed_of(self.runs, arm), reverse=True)[:FINALISTS]
         return True

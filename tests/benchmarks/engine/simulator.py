@@ -54,7 +54,8 @@ FITTED: Final = (1, 4, 16, 32)
 TABLE: Final = tuple(rows for rows in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128) if rows <= MAX_NUM_SEQS)
 PREDICTED: Final = (2, 8, 24)
 LENGTHS: Final = (0, 1, 3)
-"""K of the predictions."""
+PREDICTED_ARMS: Final = tuple(arm_name(length) for length in LENGTHS)
+"""What is predicted, at other batches and under the changing load."""
 ERROR_WANTED: Final = 0.15
 SEEDS: Final = 40
 STEADY_STEPS: Final = 60
@@ -68,9 +69,8 @@ NAME: Final = "cpu-smollm2-engine"
 
 def held_against(effort: Effort) -> dict[int, Sample]:
     """What has to be measured for the predictions' sake alone: the batches that nobody else looks at."""
-    arms = [arm_name(length) for length in LENGTHS]
     return {
-        batch: Sample(arms, effort.extra_batch_rounds, effort.slot_tokens[batch])
+        batch: Sample(PREDICTED_ARMS, effort.extra_batch_rounds, effort.slot_tokens[batch])
         for batch in PREDICTED
         if batch not in effort.batches
     }
