@@ -57,7 +57,7 @@ def restart(batch: int, off_steps: int, chunk_tokens: int, line: CatchUpCost = L
         catching_up.append(step(OFF_SECONDS + line.of_chunk(tokens), rows=batch, recomputed=tokens))
         left -= tokens - (batch if left > tokens else 0)
     before, drafting = (step(rows=batch),) * 3, (step(2 * OFF_SECONDS, rows=batch, drafted=2),)
-    return Restart("bounded", batch, off_steps, lag, chunk_tokens, before, tuple(catching_up), drafting)
+    return Restart("bounded", batch, off_steps, lag, chunk_tokens, before, tuple(catching_up), drafting, before)
 
 
 class CountingEngine:

@@ -32,6 +32,10 @@ LENGTH: Final = 2
 """K of the restarts: one that pays at the smaller batch."""
 WATCHED_STEPS: Final = 20
 UNWATCHED_STEPS: Final = 2
+NEAR_STEPS: Final = 8
+"""OFF steps on either side, at most, that tell the machine's pace in a restart: it does not keep it for long."""
+AFTER_STEPS: Final = 4
+"""OFF steps after the last restart of a round."""
 ROOM_TOKENS: Final = 24
 MOST_TRIES: Final = 3
 LONGEST_WANTED: Final = 1.5
@@ -43,7 +47,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """One restart: the steps before it, those that recomputed, and those that drafted."""
+    """One restart: the OFF steps before it, those that recomputed, those that drafted, and the OFF steps that came next."""
 
     how: str
     batch: int
@@ -53,12 +57,15 @@ class Restart:
     before: tuple[Step, ...]
     catching_up: tuple[Step, ...]
     drafting: tuple[Step, ...]
+    after: tuple[Step, ...]
 
     def times(self, share: float) -> Restart:
         """The same, had each of its steps taken so many times as long."""
-        parts = (self.before, self.catching_up, self.drafting)
-        before, catching_up, drafting = (tuple(step._replace(seconds=step.seconds * share) for step in part) for part in parts)
-        return replace(self, before=before, catching_up=catching_up, drafting=drafting)
+        parts = (self.before, self.catching_up, self.drafting, self.after)
+        before, catching_up, drafting, after = (
+            tuple(step._replace(seconds=step.seconds * share) for step in part) for part in parts
+        )
+        return replace(self, before=before, catching_up=catching_up, drafting=drafting, after=after)
 
     @property
     def off_seconds(self) -> float:
@@ -66,9 +73,14 @@ class Restart:
         return median(step.seconds for step in self.before)
 
     @property
+    def near_off_seconds(self) -> float:
+        """An OFF step at the pace that the machine had meanwhile: the median of the last ones before it, and of the next ones."""
+        return fmean((median(step.seconds for step in self.before[-NEAR_STEPS:]), median(step.seconds for step in self.after)))
+
+    @property
     def core_share(self) -> float:
         """Share of its time in which the engine had its core."""
-        return core_share((*self.before, *self.catching_up))
+        return core_share((*self.before, *self.catching_up, *self.after))
 
     @property
     def longest_over_before(self) -> float:
@@ -83,7 +95,7 @@ class Restart:
     @property
     def cost_seconds(self) -> float:
         """Time of the steps that recomputed above that of OFF steps."""
-        return sum(step.seconds - self.off_seconds for step in self.catching_up)
+        return sum(step.seconds - self.near_off_seconds for step in self.catching_up)
 
     @property
     def catch_up_seconds(self) -> float:
@@ -99,6 +111,7 @@ class Restart:
             "lag_tokens": self.lag_tokens,
             "chunk_tokens": self.chunk_tokens,
             "off_seconds": round(self.off_seconds, 6),
+            "near_off_seconds": round(self.near_off_seconds, 6),
             "recomputed": [step.recomputed_tokens for step in self.catching_up],
             "catching_up_seconds": [round(step.seconds, 6) for step in self.catching_up],
             "first_drafting_seconds": round(self.drafting[0].seconds, 6),
@@ -155,7 +168,7 @@ def fitted(restarts: Sequence[Restart], off_seconds: float) -> CatchUpCost:
     evidence = CatchUpEvidence()
     for restart in restarts:
         for step in restart.catching_up:
-            tokens, longer = step.recomputed_tokens, step.seconds - restart.off_seconds
+            tokens, longer = step.recomputed_tokens, step.seconds - restart.near_off_seconds
             evidence = evidence.sum(CatchUpEvidence(1.0, tokens, tokens * tokens, longer, tokens * longer))
     return evidence.cost(off_seconds, "cpu")
 
@@ -163,7 +176,8 @@ def fitted(restarts: Sequence[Restart], off_seconds: float) -> CatchUpCost:
 def predicted_seconds(restart: Restart, cost: CatchUpCost) -> float:
     """What the policy expects of it, from its lag, batch and chunk alone."""
     assert restart.chunk_tokens is not None
-    priced = PricedEngine(restart.off_seconds, restart.batch / restart.off_seconds, restart.batch, cost, restart.chunk_tokens)
+    off_seconds = restart.near_off_seconds
+    priced = PricedEngine(off_seconds, restart.batch / off_seconds, restart.batch, cost, restart.chunk_tokens)
     return priced.lost_seconds(restart.lag_tokens)
 
 
@@ -171,16 +185,18 @@ def cost_errors(restarts: Sequence[Restart]) -> dict[tuple[int, int], float]:
     """Relative error of the predicted cost by (batch, steps off).
 
     The line fitted to half of each cell's restarts predicts the other half. All of it at the pace that the machine usually has: a
-    restart's times are taken over the OFF steps before it. And of each half of a cell only its middle half counts, since somebody
+    restart's times are taken over the OFF steps around it. And of each half of a cell only its middle half counts, since somebody
     else's burst in the middle of a restart may double its cost.
     """
-    paces = {batch: median(one.off_seconds for one in restarts if one.batch == batch) for batch in {one.batch for one in restarts}}
+    paces = {
+        batch: median(one.near_off_seconds for one in restarts if one.batch == batch) for batch in {one.batch for one in restarts}
+    }
     cells: dict[tuple[int, int], list[Restart]] = {}
     for restart in restarts:
-        at_pace = restart.times(paces[restart.batch] / restart.off_seconds)
+        at_pace = restart.times(paces[restart.batch] / restart.near_off_seconds)
         cells.setdefault((restart.batch, restart.off_steps), []).append(at_pace)
     taught = [restart for own in cells.values() for restart in _middle(halves(own)[0])]
-    cost = fitted(taught, median(restart.off_seconds for restart in taught))
+    cost = fitted(taught, median(restart.near_off_seconds for restart in taught))
     errors = {}
     for cell, own in cells.items():
         held_back = _middle(halves(own)[1])
@@ -217,23 +233,31 @@ def _round(
 ) -> tuple[list[Restart], list[int]]:
     """One restart per time off, in a drawn order, within one batch in flight."""
     engine.hold(LENGTH)
-    rows = engine.add(prompts, max_tokens=sum(OFF_STEPS) + len(OFF_STEPS) * (ROOM_TOKENS + (LENGTH + 1) * (steps_after + 1)))
+    room = len(OFF_STEPS) * (ROOM_TOKENS + (LENGTH + 1) * (steps_after + 1)) + AFTER_STEPS + 1
+    rows = engine.add(prompts, max_tokens=sum(OFF_STEPS) + room)
     engine.run_prefill()
     engine.settle(LENGTH)
-    found = []
+    found: list[Restart] = []
     for off_steps in rng.sample(OFF_STEPS, len(OFF_STEPS)):
-        engine.hold(0)
-        engine.run()  # verifies the last drafts
-        before = engine.run(off_steps - 1)
+        before = _off(engine, off_steps)
+        found[-1:] = [replace(one, after=tuple(before[:NEAR_STEPS])) for one in found[-1:]]
         lag = engine.lag_tokens()
         if how == "none":
             engine.catch_up("none")
         engine.hold(LENGTH, chunk_tokens=chunk)
         catching_up, drafting = _restart(engine)
         drafting += engine.run(steps_after)
-        found.append(Restart(how, len(prompts), off_steps, lag, chunk, tuple(before), tuple(catching_up), tuple(drafting)))
+        found.append(Restart(how, len(prompts), off_steps, lag, chunk, tuple(before), tuple(catching_up), tuple(drafting), ()))
+    found[-1] = replace(found[-1], after=tuple(_off(engine, AFTER_STEPS + 1)))
     engine.abort()
     return found, rows
+
+
+def _off(engine: Engine, steps: int) -> list[Step]:
+    """So many OFF steps, without the first, which verifies the last drafts."""
+    engine.hold(0)
+    engine.run()
+    return engine.run(steps - 1)
 
 
 def _restart(engine: Engine) -> tuple[list[Step], list[Step]]:
