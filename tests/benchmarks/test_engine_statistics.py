@@ -29,7 +29,8 @@ from tests.benchmarks.engine.measured import (
     step_seconds,
 )
 from tests.benchmarks.engine.off import OffTimes
-from tests.benchmarks.engine.restarts import Restart, cost_errors, fitted
+from tests.benchmarks.engine.restart_cost import cost_errors, fitted
+from tests.benchmarks.engine.restart_record import Restart
 from tests.benchmarks.engine.simulator import fitted_profile, steady_speed
 from tests.benchmarks.engine.step_record import RowStep, Step, core_share, tokens_per_second
 from tests.benchmarks.engine.step_times import fitted_step_times

@@ -10,30 +10,29 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean, median
-from typing import Any, Final
+from typing import Final
 
 from nightjar.loadtests.simulation.evidence.bars import Bar
-from nightjar.policy.catch_up import CatchUpCost, CatchUpEvidence
-from nightjar.policy.restart_price import Engine as PricedEngine
+from nightjar.policy.catch_up import CatchUpCost
 from nightjar.policy.restart_price import chunk_tokens
 from nightjar.policy.settings import OperatorSettings
 from tests.benchmarks.engine.effort import Effort
 from tests.benchmarks.engine.engines import Engine
 from tests.benchmarks.engine.fixture import questions
 from tests.benchmarks.engine.measured import LEAST_CORE_SHARE
-from tests.benchmarks.engine.step_record import RowStep, Step, core_share
+from tests.benchmarks.engine.restart_cost import cost_errors, fitted
+from tests.benchmarks.engine.restart_record import NEAR_STEPS, Restart
+from tests.benchmarks.engine.step_record import RowStep, Step
 from tests.benchmarks.measuring.outcome import MeasuredBar, Outcome
-from tests.benchmarks.measuring.statistics import Interval, halves, relative_error, resampled
+from tests.benchmarks.measuring.statistics import Interval, resampled
 
 OFF_STEPS: Final = (4, 12, 32)
 LENGTH: Final = 2
 """K of the restarts: one that pays at the smaller batch."""
 WATCHED_STEPS: Final = 20
 UNWATCHED_STEPS: Final = 2
-NEAR_STEPS: Final = 8
-"""OFF steps on either side, at most, that tell the machine's pace in a restart: it does not keep it for long."""
 AFTER_STEPS: Final = 4
 """OFF steps after the last restart of a round."""
 ROOM_TOKENS: Final = 24
@@ -43,81 +42,6 @@ ACCEPTANCE_WANTED: Final = 0.95
 ERROR_WANTED: Final = 0.2
 
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Restart:
-    """One restart: the OFF steps before it, those that recomputed, those that drafted, and the OFF steps that came next."""
-
-    how: str
-    batch: int
-    off_steps: int
-    lag_tokens: int
-    chunk_tokens: int | None
-    before: tuple[Step, ...]
-    catching_up: tuple[Step, ...]
-    drafting: tuple[Step, ...]
-    after: tuple[Step, ...]
-
-    def times(self, share: float) -> Restart:
-        """The same, had each of its steps taken so many times as long."""
-        parts = (self.before, self.catching_up, self.drafting, self.after)
-        before, catching_up, drafting, after = (
-            tuple(step._replace(seconds=step.seconds * share) for step in part) for part in parts
-        )
-        return replace(self, before=before, catching_up=catching_up, drafting=drafting, after=after)
-
-    @property
-    def off_seconds(self) -> float:
-        """Median OFF step before it."""
-        return median(step.seconds for step in self.before)
-
-    @property
-    def near_off_seconds(self) -> float:
-        """An OFF step at the pace that the machine had meanwhile: the median of the last ones before it, and of the next ones."""
-        return fmean((median(step.seconds for step in self.before[-NEAR_STEPS:]), median(step.seconds for step in self.after)))
-
-    @property
-    def core_share(self) -> float:
-        """Share of its time in which the engine had its core."""
-        return core_share((*self.before, *self.catching_up, *self.after))
-
-    @property
-    def longest_over_before(self) -> float:
-        """Longest step that recomputed, over the OFF step; 1 where none did."""
-        return max((step.seconds for step in self.catching_up), default=self.off_seconds) / self.off_seconds
-
-    @property
-    def first_drafting_over_before(self) -> float:
-        """The first step that drafts verifies nothing yet."""
-        return self.drafting[0].seconds / self.off_seconds
-
-    @property
-    def cost_seconds(self) -> float:
-        """Time of the steps that recomputed above that of OFF steps."""
-        return sum(step.seconds - self.near_off_seconds for step in self.catching_up)
-
-    @property
-    def catch_up_seconds(self) -> float:
-        """From the first step that recomputed to the last."""
-        return sum(step.seconds for step in self.catching_up)
-
-    def plain(self) -> dict[str, Any]:
-        """For the raw rows."""
-        return {
-            "how": self.how,
-            "batch": self.batch,
-            "off_steps": self.off_steps,
-            "lag_tokens": self.lag_tokens,
-            "chunk_tokens": self.chunk_tokens,
-            "off_seconds": round(self.off_seconds, 6),
-            "near_off_seconds": round(self.near_off_seconds, 6),
-            "recomputed": [step.recomputed_tokens for step in self.catching_up],
-            "catching_up_seconds": [round(step.seconds, 6) for step in self.catching_up],
-            "first_drafting_seconds": round(self.drafting[0].seconds, 6),
-            "cost_seconds": round(self.cost_seconds, 6),
-            "core_share": round(self.core_share, 4),
-        }
 
 
 Drafted = dict[int, tuple[int, int]]
@@ -161,55 +85,6 @@ def measure_restarts(engine: Engine, effort: Effort, rng: random.Random, seed: i
         without += [_share(_kept(restart, rows_believing, never)) for restart in believing]
         tell(f"batch {batch}: acceptance over never off {fmean(_share(one) for one in kept_shares[-len(watched) :]):.3f}")
     return _outcome(restarts, kept_shares, without, seed), cost
-
-
-def fitted(restarts: Sequence[Restart], off_seconds: float) -> CatchUpCost:
-    """The policy's own line through the steps of these restarts."""
-    evidence = CatchUpEvidence()
-    for restart in restarts:
-        for step in restart.catching_up:
-            tokens, longer = step.recomputed_tokens, step.seconds - restart.near_off_seconds
-            evidence = evidence.sum(CatchUpEvidence(1.0, tokens, tokens * tokens, longer, tokens * longer))
-    return evidence.cost(off_seconds, "cpu")
-
-
-def predicted_seconds(restart: Restart, cost: CatchUpCost) -> float:
-    """What the policy expects of it, from its lag, batch and chunk alone."""
-    assert restart.chunk_tokens is not None
-    off_seconds = restart.near_off_seconds
-    priced = PricedEngine(off_seconds, restart.batch / off_seconds, restart.batch, cost, restart.chunk_tokens)
-    return priced.lost_seconds(restart.lag_tokens)
-
-
-def cost_errors(restarts: Sequence[Restart]) -> dict[tuple[int, int], float]:
-    """Relative error of the predicted cost by (batch, steps off).
-
-    The line fitted to half of each cell's restarts predicts the other half. All of it at the pace that the machine usually has: a
-    restart's times are taken over the OFF steps around it. And of each half of a cell only its middle half counts, since somebody
-    else's burst in the middle of a restart may double its cost.
-    """
-    paces = {
-        batch: median(one.near_off_seconds for one in restarts if one.batch == batch) for batch in {one.batch for one in restarts}
-    }
-    cells: dict[tuple[int, int], list[Restart]] = {}
-    for restart in restarts:
-        at_pace = restart.times(paces[restart.batch] / restart.near_off_seconds)
-        cells.setdefault((restart.batch, restart.off_steps), []).append(at_pace)
-    taught = [restart for own in cells.values() for restart in _middle(halves(own)[0])]
-    cost = fitted(taught, median(restart.near_off_seconds for restart in taught))
-    errors = {}
-    for cell, own in cells.items():
-        held_back = _middle(halves(own)[1])
-        predicted = fmean(predicted_seconds(restart, cost) for restart in held_back)
-        errors[cell] = relative_error(predicted, fmean(restart.cost_seconds for restart in held_back))
-    return errors
-
-
-def _middle(restarts: Sequence[Restart]) -> list[Restart]:
-    """Without the cheapest quarter and the dearest."""
-    ranked = sorted(restarts, key=lambda restart: restart.cost_seconds)
-    cut = len(ranked) // 4
-    return ranked[cut : len(ranked) - cut]
 
 
 def _undisturbed_round(
