@@ -56,7 +56,7 @@ class Effort:
 
 FULL: Final = Effort(
     off_starts=3,
-    off_pairs=4,
+    off_pairs=5,
     off_segment_steps=3,
     batches=(1, 4, 8, 16, 32),
     rounds=Repeats(2, 3, 60.0),
