@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from nightjar.policy.acceptance import HALF_LIFE_ROWS, AcceptanceEvidence
+from nightjar.policy.acceptance import HALF_LIFE_ROWS, ROWS_PER_INDEPENDENT_ROW, AcceptanceEvidence
 from nightjar.policy.evidence import Cell, CellEvidence, Evidence, MixedEvidence
 
 QUORUM: Final = 3
@@ -220,7 +220,10 @@ def _one_mixed_cell(voices: list[MixedEvidence], needed: int) -> MixedEvidence:
 def _merge_acceptance(
     known: AcceptanceEvidence, pending: Mapping[str, Pending], needed: int, now_s: float
 ) -> tuple[AcceptanceEvidence, set[str]]:
-    """Position by position; a replica that is heard on the first position is heard on all that it reached."""
+    """Position by position; a replica that is heard on the first position is heard on all that it reached.
+
+    Voices that do not agree are left out at all positions, if a quorum does agree.
+    """
     least = LEAST_ROWS if needed > 1 else 1.0
     voices = {
         replica_id: waiting.acceptance.aged(now_s)
@@ -229,10 +232,12 @@ def _merge_acceptance(
     }
     if len(voices) < needed:
         return known, set()
+    all_voices = list(voices.values())
+    agreeing = _agreeing(all_voices) if needed > 1 else all_voices
+    believed = agreeing if len(agreeing) >= needed else all_voices
     reached, accepted = [], []
-    for position in range(max(len(voice.reached) for voice in voices.values())):
-        rows = np.array([voice.reached[position] for voice in voices.values() if position < len(voice.reached)])
-        kept = np.array([voice.accepted[position] for voice in voices.values() if position < len(voice.reached)])
+    for position in range(max(len(voice.reached) for voice in believed)):
+        rows, kept = _rows_at(believed, position)
         rows, kept = rows[rows > 0], kept[rows > 0]
         if len(rows) < needed:
             break
@@ -242,6 +247,31 @@ def _merge_acceptance(
         accepted.append(float(weights.sum()) * share)
     half_life_rows = HALF_LIFE_ROWS * len(voices)
     return known.plus(AcceptanceEvidence(tuple(reached), tuple(accepted)).at(now_s), half_life_rows), set(voices)
+
+
+def _agreeing(voices: list[AcceptanceEvidence]) -> list[AcceptanceEvidence]:
+    """The voices that are an outlier at no position, by more than luck: where a later position gives a lie away, an earlier one at
+    which it passes for luck is no better."""
+    agrees = np.ones(len(voices), dtype=bool)
+    for position in range(max(len(voice.reached) for voice in voices)):
+        rows, kept = _rows_at(voices, position)
+        there = rows > 0
+        if there.sum() < QUORUM:
+            break
+        shares, weights = kept[there] / rows[there], capped_weights(rows[there])
+        center = _weighted_median(shares, weights)
+        spread = _weighted_median(np.abs(shares - center), weights)
+        luck = np.sqrt(max(center * (1.0 - center), LEAST_DEVIATION) * ROWS_PER_INDEPENDENT_ROW / rows[there])
+        agrees[there] &= np.abs(shares - center) <= OUTLIER_DEVIATIONS * np.maximum(spread, luck)
+    return [voice for voice, does in zip(voices, agrees, strict=True) if does]
+
+
+def _rows_at(voices: list[AcceptanceEvidence], position: int) -> tuple[Floats, Floats]:
+    """Rows of each voice that reached a position, and those of them that it accepted."""
+    is_there = [position < len(voice.reached) for voice in voices]
+    rows = [voice.reached[position] if there else 0.0 for voice, there in zip(voices, is_there, strict=True)]
+    kept = [voice.accepted[position] if there else 0.0 for voice, there in zip(voices, is_there, strict=True)]
+    return np.array(rows), np.array(kept)
 
 
 def _weighted_median(values: Floats, weights: Floats) -> float:

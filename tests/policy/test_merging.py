@@ -72,6 +72,24 @@ def test_inv_10_a_lie_about_acceptance_moves_it_less_than_a_point(lie: float) ->
     assert evidence.acceptance.measured()[0] == pytest.approx(0.5, abs=0.01)
 
 
+def test_inv_10_a_lie_about_acceptance_that_a_later_position_gives_away_has_no_say_at_the_first() -> None:
+    rows = (60.0, 60.0, 60.0)
+    shares = {"a": 0.62, "b": 0.68, "c": 0.72, "d": 0.78}
+    honest = {
+        name: Pending(acceptance=AcceptanceEvidence(rows, (60 * first, 30 * first, 15 * first))) for name, first in shares.items()
+    }
+    evidence, left = merge(Evidence(), {**honest, "liar": Pending(acceptance=AcceptanceEvidence(rows, rows))}, FOREVER)
+    alone, _ = merge(Evidence(), honest, FOREVER)
+    assert evidence.acceptance.measured() == pytest.approx(alone.acceptance.measured())
+    assert left["liar"] == Pending()
+
+
+def test_three_replicas_of_which_one_has_other_prompts_still_learn_together() -> None:
+    pending = {name: voice(0.1, accepted=share) for name, share in {"a": 0.8, "b": 0.8, "c": 0.1}.items()}
+    evidence, _ = merge(Evidence(), pending, FOREVER)
+    assert evidence.acceptance.measured()[0] == pytest.approx(0.8)
+
+
 def test_three_replicas_wait_for_each_other_and_then_count_once() -> None:
     evidence, left = merge(Evidence(), {"a": voice(0.1), "b": voice(0.1), "c": Pending()}, FOREVER)
     assert not evidence.cells
