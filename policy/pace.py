@@ -51,12 +51,13 @@ class Pace:
 
 
 def offsets(paces: Mapping[str, Pace]) -> dict[str, float]:
-    """Log seconds to take off each replica's voice: its pace above the group's median, so that no common shift creeps in."""
-    if len(paces) < 2:
+    """Log seconds to take off each replica's voice: its pace above the median of those that have one, so that no common shift creeps
+    in. Who never measured has none and moves nobody's."""
+    shares = {replica_id: pace.expected_log_share for replica_id, pace in paces.items() if pace.steps}
+    if len(shares) < 2:
         return dict.fromkeys(paces, 0.0)
-    shares = {replica_id: pace.expected_log_share for replica_id, pace in paces.items()}
     middle = median(shares.values())
-    return {replica_id: share - middle for replica_id, share in shares.items()}
+    return {replica_id: shares.get(replica_id, middle) - middle for replica_id in paces}
 
 
 def followed(pace: Pace, gave: Mapping[Cell, CellEvidence], known: Mapping[Cell, CellEvidence], slopes: Slopes) -> Pace:

@@ -45,6 +45,12 @@ def test_a_replica_alone_in_its_group_has_no_pace() -> None:
     assert offsets({"a": Pace(1000.0, 500.0)}) == {"a": 0.0}
 
 
+def test_replicas_that_never_measured_move_nobodys_pace() -> None:
+    spoken = {"slow": Pace(1000.0, 200.0), "fast": Pace(1000.0, -100.0), "usual": Pace(1000.0, 50.0)}
+    silent = {f"idle{number}": Pace() for number in range(5)}
+    assert offsets(spoken | silent) == offsets(spoken) | dict.fromkeys(silent, 0.0)
+
+
 def test_inv_10_no_report_makes_a_pace_of_more_than_twice() -> None:
     known = {CELL: voice(0.1)}
     pace = followed(Pace(), {CELL: voice(100.0, steps=1e9)}, known, Slopes())
