@@ -32,7 +32,6 @@ THROUGHPUT: Final = "tokens_per_s"
 
 POOLED: Final = "fleet (16 replicas)"
 ALONE: Final = "fleet (1 replica)"
-HONEST: Final = "honest"
 LOSSLESS: Final = "lossless"
 STORM_KINDS: Final = ("one-shot", "chunked", "reload")
 NEVER_RESTARTING: Final = "off"
@@ -244,17 +243,15 @@ def _drift(rows: ByKind) -> list[Bar]:
 def _liar(rows: ByKind) -> list[Bar]:
     bar = Bar(
         name="liar_changed",
-        meaning="1 of 16 replicas lies: batch sizes whose K differs from the honest run's, over all seeds (INV-10)",
+        meaning="1 of 16 replicas lies: batch sizes whose K differs from what the policy decides without its word (INV-10)",
         direction="at most",
     )
-    cells = _series(rows.get("liar", ()), "plan")
+    plans, without = (_series(rows.get("liar", ()), name) for name in ("plan", "plan_without_liar"))
     found = []
-    for (place, who), runs in cells.items():
-        honest = cells.get((place, f"fleet ({HONEST})"), {})
-        seeds = sorted(runs.keys() & honest.keys())
-        if who != f"fleet ({HONEST})" and seeds:
-            moved = sum(sum(a != b for a, b in zip(runs[seed], honest[seed], strict=True)) for seed in seeds)
-            found.append(Found(value=float(moved), at=f"{place}, {who}", seeds=len(seeds)))
+    for (place, who), runs in plans.items():
+        unheard = without[place, who]
+        moved = sum(sum(a != b for a, b in zip(runs[seed], unheard[seed], strict=True)) for seed in runs)
+        found.append(Found(value=float(moved), at=f"{place}, {who}", seeds=len(runs)))
     return [worst(bar, found)]
 
 

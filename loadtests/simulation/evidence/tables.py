@@ -14,7 +14,6 @@ from nightjar.loadtests.simulation.evidence.bar_list import (
     ALL_PARTS,
     FLEET,
     GOODPUT,
-    HONEST,
     ORACLE,
     THROUGHPUT,
     best_static,
@@ -28,8 +27,7 @@ from nightjar.loadtests.simulation.evidence.paper_table import paper_grids
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 
 NEARLY_THE_SAME: Final = 0.95
-"""Honest fleets come to K that differ by so much from seed to seed: a margin of 2 %, and two standard deviations of what is
-known."""
+"""Between K that differ by no more a little evidence decides: a margin of 2 %, and two standard deviations of what is known."""
 
 
 def bar_grid(bars: Sequence[Bar]) -> Grid:
@@ -192,28 +190,23 @@ def storm_grid(rows: Sequence[RunRow]) -> Grid:
 
 
 def liar_grid(rows: Sequence[RunRow]) -> Grid:
-    """One liar of sixteen, by lie: batch sizes whose K differs from the honest fleet's of the same seed, and those where it truly
-    gives less than NEARLY_THE_SAME of it."""
+    """One liar of sixteen, by lie: batch sizes whose K differs from what the policy decides without its word, and those where it
+    truly gives less than NEARLY_THE_SAME of it."""
     kept = [row for row in rows if row.kind == "liar" and not row.error and "plan" in row.series]
-    honest = {(row.place, row.seed): row.series for row in kept if row.variant == HONEST}
-    kept = [row for row in kept if (row.place, row.seed) in honest]
     refused = Cells.of(kept, "refused_reports")
     lines = []
     for place, variant in dict.fromkeys((row.place, row.variant) for row in kept):
-        mine = [row.series for row in kept if (row.place, row.variant) == (place, variant)]
-        theirs = [honest[place, row.seed] for row in kept if (row.place, row.variant) == (place, variant)]
-        moved = sum(
-            a != b for plan, other in zip(mine, theirs, strict=True) for a, b in zip(plan["plan"], other["plan"], strict=True)
-        )
+        runs = [row.series for row in kept if (row.place, row.variant) == (place, variant)]
+        moved = sum(a != b for run in runs for a, b in zip(run["plan"], run["plan_without_liar"], strict=True))
         worse = sum(
-            lied < NEARLY_THE_SAME * true
-            for plan, other in zip(mine, theirs, strict=True)
-            for lied, true in zip(plan["true_tokens_per_s"], other["true_tokens_per_s"], strict=True)
+            lied < NEARLY_THE_SAME * unheard
+            for run in runs
+            for lied, unheard in zip(run["true_tokens_per_s"], run["true_tokens_per_s_without_liar"], strict=True)
         )
-        looked_at = sum(len(other["plan"]) for other in theirs)
+        looked_at = sum(len(run["plan"]) for run in runs)
         refusals = number(refused.mean(place, f"{FLEET} ({variant})"))
         lines.append((place, variant, str(moved), str(worse), str(looked_at), refusals))
-    note = "A lie that is refused at the door leaves fifteen honest replicas: what differs there is luck."
+    note = "Without its word: the same policy, in the same run, that hears all reports but the liar's."
     header = ("place", "lie", "K that differ", "and give 5 % less", "of", "refused reports")
     return Grid("One of sixteen lies", header, tuple(lines), note)
 

@@ -112,12 +112,24 @@ def drift(scenario: Scenario, result: RunResult) -> Outcome:
 
 
 def plan(scenario: Scenario, result: RunResult) -> Outcome:
-    """The plan that the first replica runs at the end, K by batch bucket, and what it truly gives there at nominal acceptance."""
-    lengths = result.replicas[0].plan or ()
+    """The plan that the first replica runs at the end, K by batch bucket, and the one that it would run had nobody heard the liar;
+    and what both truly give there at nominal acceptance."""
+    first = result.replicas[0]
     nominal = Nominal(scenario.profile, scenario.workload.dataset, scenario.mechanics)
     ranges = (bucket_range(bucket, nominal.max_rows) for bucket in range(batch_bucket(nominal.max_rows) + 1))
-    goodput = [nominal.goodput((first + last) // 2, length) for (first, last), length in zip(ranges, lengths, strict=False)]
-    return _with_series(basic(scenario, result), plan=tuple(map(float, lengths)), true_tokens_per_s=tuple(goodput))
+    middles = [(least + most) // 2 for least, most in ranges]
+
+    def gives(lengths: Sequence[int]) -> tuple[float, ...]:
+        return tuple(nominal.goodput(rows, length) for rows, length in zip(middles, lengths, strict=False))
+
+    runs, without = first.plan or (), first.plan_without_liar or ()
+    return _with_series(
+        basic(scenario, result),
+        plan=tuple(map(float, runs)),
+        plan_without_liar=tuple(map(float, without)),
+        true_tokens_per_s=gives(runs),
+        true_tokens_per_s_without_liar=gives(without),
+    )
 
 
 def settled(seconds: Sequence[Second], share: float) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from nightjar.loadtests.simulation.evidence.bar_list import HONEST, LOSSLESS
+from nightjar.loadtests.simulation.evidence.bar_list import LOSSLESS
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.experiments.contestants import FLEET, NIGHTJAR, Contestant
@@ -55,7 +55,7 @@ def drifts(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
 
 
 def liars(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
-    """One of sixteen replicas lies from the start, in each way, beside an honest fleet with the same luck."""
+    """One of sixteen replicas lies from the start, in each way."""
     effort = choice.effort
     cells: list[Cell] = []
     for nominal in map(nominal_of, choice.few(1)):
@@ -69,10 +69,10 @@ def liars(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
                 plan,
                 duration_s=effort.lie_s,
                 warm_up_s=effort.lie_s / 2,
-                variant=VARIANT_OF[lie] if lie else HONEST,
-                events=(ReplicaLies(0.0, LIE_REPLICAS - 1, lie),) if lie else (),
+                variant=VARIANT_OF[lie],
+                events=(ReplicaLies(0.0, LIE_REPLICAS - 1, lie),),
             )
-            for lie in (None, *LIES)
+            for lie in LIES
             if choice.wants(FLEET)
             for seed in effort.bars
         ]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from nightjar.loadtests.simulation.service.deaf_twin import DeafTwin
 from nightjar.loadtests.simulation.service.policy_actor import PolicyActor, Store
 from nightjar.loadtests.simulation.service.timeline import Action, Timeline
 from nightjar.policy.learned import LearnedTables
@@ -95,7 +96,10 @@ class Parked:
 
 
 class ControlPlane:
-    """The policy actor, all agents and the network between them. `rng` is the network's and the agents' alone."""
+    """The policy actor, all agents and the network between them. `rng` is the network's and the agents' alone.
+
+    `deaf_twin`, where one is given, decides beside the actor from what honest replicas report.
+    """
 
     def __init__(
         self,
@@ -106,6 +110,7 @@ class ControlPlane:
         timeline: Timeline,
         seed: int,
         on_decided: Callable[[], None] = lambda: None,
+        deaf_twin: DeafTwin | None = None,
     ) -> None:
         self.store = Store(learned=prior or LearnedTables())
         self.refusals = 0
@@ -115,6 +120,7 @@ class ControlPlane:
         self._rng = random.Random(f"control plane:{seed}")  # noqa: S311
         self._seed = seed
         self._on_decided = on_decided
+        self.deaf_twin = deaf_twin
         self._agents: dict[str, Agent] = {}
         self._parked: dict[str, Parked] = {}
         self.actor: PolicyActor | None = None
@@ -156,6 +162,8 @@ class ControlPlane:
         self._timeline.at(self._timeline.now_s + self._operator.decision_period_s, self._tick)
         if self.actor is None:
             return
+        if self.deaf_twin is not None:
+            self.deaf_twin.tick(self._timeline.now_s)
         for replica_id in self.actor.tick(self._timeline.now_s):
             if replica_id in self._parked:
                 self._release(replica_id, self._parked[replica_id])
@@ -189,6 +197,8 @@ class ControlPlane:
             self._send(lambda: self._failed(replica_id, exchange))
             return
         report, refused = actor.take(message, now_s)
+        if self.deaf_twin is not None and report is not None and self._agents[replica_id].lie is None:
+            self.deaf_twin.hear(report, now_s)
         if report is None:
             self._reply(replica_id, exchange, ExchangeReply(incarnation=actor.incarnation, refused=refused[:1024]))
             return

@@ -13,7 +13,7 @@ from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.workload import Demand
 from nightjar.policy.batch_buckets import bucket_range, buckets_up_to
 from nightjar.policy.fleet import learned
-from nightjar.policy.records import DrafterState, Settings, Table
+from nightjar.policy.records import DrafterState, Plan, Table
 from nightjar.policy.restart_budget import RestartBudget
 from nightjar.policy.steering import lengths_by_batch
 
@@ -84,7 +84,7 @@ class Measures:
                 replica.replica_id,
                 replica.joined_s,
                 replica.measured,
-                self._plan(control.agents[replica.replica_id].settings) if control is not None else None,
+                *self._plans(replica.replica_id, control),
             )
             for replica in self._fleet
         )
@@ -134,10 +134,18 @@ class Measures:
             return 0
         return sum(begun_above(reloads, lambda _: operator.max_reloads_per_node) for reloads in by_node.values())
 
-    def _plan(self, settings: Settings | None) -> tuple[int, ...] | None:
+    def _plans(self, replica_id: str, control: ControlPlane | None) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+        """What a replica runs, and what it would run had the policy not heard its liar."""
+        if control is None:
+            return None, None
+        settings, twin = control.agents[replica_id].settings, control.deaf_twin
+        runs = self._lengths(settings.plan) if settings is not None else None
+        return runs, self._lengths(twin.plan(replica_id)) if twin is not None else None
+
+    def _lengths(self, plan: Plan | None) -> tuple[int, ...] | None:
         """K by batch bucket of a table, measurements left out."""
-        if settings is None or not isinstance(settings.plan, Table):
+        if not isinstance(plan, Table):
             return None
         most = self._scenario.profile.limits.max_num_seqs
-        lengths = lengths_by_batch(settings.plan, most)
+        lengths = lengths_by_batch(plan, most)
         return tuple(lengths[bucket_range(bucket, most)[0]] for bucket in buckets_up_to(most))

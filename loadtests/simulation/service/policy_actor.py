@@ -20,6 +20,11 @@ SAVE_PERIOD_S = 10.0
 """How often the real actor stores what was learned."""
 
 
+def decision_rng(seed: int, incarnation: int, ticks: int) -> random.Random:
+    """The random numbers of an actor's `ticks`-th decision."""
+    return random.Random(f"{seed}:{incarnation}:{ticks}")  # noqa: S311
+
+
 @dataclass(slots=True)
 class Store:
     """What outlives an actor."""
@@ -66,7 +71,7 @@ class PolicyActor(Issuer):
         if self.raise_incarnation(0):
             self._store.incarnation = self.incarnation
             self.state = quieted(self.state, now_s)
-        rng = random.Random(f"{self._seed}:{self.incarnation}:{self._ticks}")  # noqa: S311
+        rng = decision_rng(self._seed, self.incarnation, self._ticks)
         decisions, self.state = decide(self.state, self._operator, (), now_s, rng)
         self.keep_only(decisions)
         for replica_id, decision in decisions.items():

@@ -88,12 +88,14 @@ class ReplicaResult:
     """One replica: its totals from when it joined or the warm-up ended, and the plan it ran last.
 
     `plan` is K by batch bucket without measurements under way; None where the engine decides by itself or knows no settings.
+    `plan_without_liar` is what it would be had the policy never heard the scenario's liar; None without one.
     """
 
     replica_id: str
     joined_s: float
     totals: Totals
     plan: tuple[int, ...] | None
+    plan_without_liar: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,17 @@ def row(
     plan: Sequence[float] = (),
     tokens: Sequence[float] = (),
     true_tokens_per_s: Sequence[float] = (),
+    plan_without_liar: Sequence[float] = (),
+    true_tokens_per_s_without_liar: Sequence[float] = (),
     **measures: float,
 ) -> RunRow:
-    every = {"plan": plan, "tokens": tokens, "true_tokens_per_s": true_tokens_per_s}
+    every = {
+        "plan": plan,
+        "tokens": tokens,
+        "true_tokens_per_s": true_tokens_per_s,
+        "plan_without_liar": plan_without_liar,
+        "true_tokens_per_s_without_liar": true_tokens_per_s_without_liar,
+    }
     series = {name: tuple(values) for name, values in every.items() if values}
     return RunRow(
         kind=kind,

@@ -22,13 +22,19 @@ ROWS: list[RunRow] = [
 
 def test_a_liars_moves_are_counted_beside_those_that_cost_something() -> None:
     rows = [
-        row("liar", "fleet", variant="honest", plan=(3.0, 3.0, 0.0), true_tokens_per_s=(100.0, 200.0, 300.0)),
         row(
-            "liar", "fleet", variant="times ten", plan=(4.0, 5.0, 0.0), true_tokens_per_s=(98.0, 180.0, 300.0), refused_reports=0.0
+            "liar",
+            "fleet",
+            variant="times ten",
+            plan=(4.0, 5.0, 0.0),
+            plan_without_liar=(3.0, 3.0, 0.0),
+            true_tokens_per_s=(98.0, 180.0, 300.0),
+            true_tokens_per_s_without_liar=(100.0, 200.0, 300.0),
+            refused_reports=0.0,
         ),
     ]
     found = next(grid for grid in all_grids(rows) if grid.title == "One of sixteen lies")
-    assert found.rows[1][2:5] == ("2", "1", "3")
+    assert found.rows[0][2:5] == ("2", "1", "3")
 
 
 def page() -> str:

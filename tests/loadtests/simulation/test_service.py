@@ -103,6 +103,15 @@ def test_what_a_liar_says_changes_nothing_where_it_is_refused() -> None:
     assert one.to_bytes() == other.to_bytes()
 
 
+@pytest.mark.parametrize("lie", ["nan", "negative", "times_ten", "stale"])
+def test_a_policy_with_a_liar_decides_as_one_that_never_heard_it(lie: Lie) -> None:
+    """INV-10: in the same run, so that nothing differs but its word."""
+    made = scenario("closed:30@64u", replicas=6, duration_s=30.0, router="sticky", events=(ReplicaLies(0.0, 5, lie),))
+    for replica in simulate(made).replicas[:5]:
+        assert replica.plan is not None
+        assert replica.plan == replica.plan_without_liar
+
+
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("lie", ["nan", "times_ten", "tenth", "stale"])
 def test_no_lie_costs_the_honest_ones_more_than_luck_does(lie: Lie, seed: int) -> None:
