@@ -178,8 +178,8 @@ def _prior(off_step_seconds: float, accelerator: str) -> CatchUpCost:
 
 def _as_steps(line: CatchUpCost) -> CatchUpEvidence:
     """Evidence of steps as the line says, as many as a prior weighs."""
-    total = CatchUpEvidence()
-    for tokens in PRIOR_CHUNKS:
-        seconds = line.of_chunk(tokens)
-        total = total.sum(CatchUpEvidence(1.0, tokens, tokens * tokens, seconds, tokens * seconds).times(PRIOR_STEPS))
-    return total
+    tokens, tokens_squared = PRIOR_STEPS * sum(PRIOR_CHUNKS), PRIOR_STEPS * sum(chunk * chunk for chunk in PRIOR_CHUNKS)
+    steps = PRIOR_STEPS * len(PRIOR_CHUNKS)
+    seconds = steps * line.step_seconds + tokens * line.token_seconds
+    token_seconds = tokens * line.step_seconds + tokens_squared * line.token_seconds
+    return CatchUpEvidence(steps, tokens, tokens_squared, seconds, token_seconds)

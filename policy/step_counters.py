@@ -107,6 +107,7 @@ class StepCounters:
     _totals: dict[int, _Totals] = field(default_factory=dict)
     _cells: dict[tuple[int, int], _Cell] = field(default_factory=dict)
     _mixed_cells: dict[tuple[int, int], _MixedCell] = field(default_factory=dict)
+    _records: dict[tuple[int, int], CellCounters] = field(default_factory=dict)
 
     def count(self, step: StepCount) -> None:
         """Add one step to the totals of its K and, if it is clean, to its cell."""
@@ -146,7 +147,7 @@ class StepCounters:
             failed_probes=failed_probes,
             guard_trips=guard_trips,
             totals=tuple(_totals_record(length, totals) for length, totals in sorted(self._totals.items())),
-            cells=tuple(_cell_record(bucket, length, cell) for (bucket, length), cell in sorted(self._cells.items())),
+            cells=tuple(self._record(key) for key in sorted(self._cells)),
             mixed_cells=tuple(
                 MixedCounters(
                     batch_bucket=bucket,
@@ -159,6 +160,13 @@ class StepCounters:
                 for (bucket, length), cell in sorted(self._mixed_cells.items())
             ),
         )
+
+    def _record(self, key: tuple[int, int]) -> CellCounters:
+        """The record of a cell; between two reports most cells stay as they are, and so do their records."""
+        cell, record = self._cells[key], self._records.get(key)
+        if record is None or record.steps != cell.steps:
+            record = self._records[key] = _cell_record(*key, cell)
+        return record
 
     def _count_cell(self, step: StepCount) -> None:
         length = step.num_speculative_tokens

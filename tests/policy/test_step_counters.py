@@ -77,6 +77,16 @@ def test_counters_never_fall(earlier: list[StepCount], later: list[StepCount]) -
         assert grown[cell.batch_bucket, cell.num_speculative_tokens].steps >= cell.steps
 
 
+@given(st.lists(st.lists(step_counts(), max_size=10), max_size=5))
+def test_snapshots_in_between_change_nothing(batches: list[list[StepCount]]) -> None:
+    looked_at = StepCounters()
+    for steps in batches:
+        for step in steps:
+            looked_at.count(step)
+        looked_at.snapshot("engine")
+    assert looked_at.snapshot("engine", guard_holds=2) == count([step for steps in batches for step in steps])
+
+
 def test_a_snapshot_carries_the_engine_the_holds_and_survives_the_wire() -> None:
     step = StepCount(
         num_speculative_tokens=1,
