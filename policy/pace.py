@@ -51,8 +51,8 @@ class Pace:
 
 
 def offsets(paces: Mapping[str, Pace]) -> dict[str, float]:
-    """Log seconds to take off each replica's voice: its pace above the median of those that have one, so that no common shift creeps
-    in. Who never measured has none and moves nobody's."""
+    """Log seconds to take off each replica's voice: its pace above the median of those that have one, so that no common shift
+    creeps in. Who never measured has none and moves nobody's."""
     shares = {replica_id: pace.expected_log_share for replica_id, pace in paces.items() if pace.steps}
     if len(shares) < 2:
         return dict.fromkeys(paces, 0.0)
