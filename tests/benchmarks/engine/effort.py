@@ -66,7 +66,7 @@ FULL: Final = Effort(
     loads=Repeats(2, 3, 400.0),
     load=Load(long_tokens=128, burst_at_tokens=32, burst_tokens=32),
     restart_batches=(4, 8),
-    restart_rounds=8,
+    restart_rounds=6,
     watched_rounds=2,
     extra_batch_rounds=Repeats(3, 6, 60.0),
     pressure_rounds=Repeats(1, 2, 200.0),
