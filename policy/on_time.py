@@ -73,22 +73,24 @@ class Moves:
             kept = borne
 
     def _chances(self, places: Sequence[Place]) -> Floats:
-        """(places, places): that a replica is there a sample later; a row's rest goes where none of these is."""
-        index = {place: position for position, place in enumerate(places)}
+        """(places, places): that a replica is there a sample later; a row's rest goes where none of these is.
+
+        The two places of a bucket stand side by side, the one that is not falling first.
+        """
+        first = {place.bucket: position for position, place in enumerate(places) if not place.is_falling}
         own, of_bucket = np.zeros((2, len(places), len(places)))
         seen, seen_of_bucket = np.zeros(len(places)), np.full(len(places), PRIOR_SAMPLES)
         np.fill_diagonal(of_bucket, PRIOR_SAMPLES * PRIOR_STAY)
         for (origin, target), count in self.counts.items():
-            if origin not in index:
+            at, to = first.get(origin.bucket), first.get(target.bucket)
+            if at is None:
                 continue
-            seen[index[origin]] += count.of_place
-            if target in index:
-                own[index[origin], index[target]] += count.of_place
+            seen[at + origin.is_falling] += count.of_place
+            seen_of_bucket[at : at + 2] += count.of_bucket
+            if to is None:
+                continue
+            own[at + origin.is_falling, to + target.is_falling] += count.of_place
             for is_falling in (False, True):
-                alike = index[Place(origin.bucket, is_falling)]
-                goes_to = Place(target.bucket, is_falling) if target.bucket == origin.bucket else target
-                seen_of_bucket[alike] += count.of_bucket
-                if goes_to in index:
-                    of_bucket[alike, index[goes_to]] += count.of_bucket
+                of_bucket[at + is_falling, to + (is_falling if to == at else target.is_falling)] += count.of_bucket
         chances: Floats = (own + PRIOR_SAMPLES * of_bucket / seen_of_bucket[:, None]) / (seen + PRIOR_SAMPLES)[:, None]
         return chances

@@ -202,6 +202,9 @@ def non_negative_least_squares(gram: Floats, target: Floats) -> Floats:
     >>> non_negative_least_squares(np.eye(2), np.array([1.0, -1.0])).tolist()
     [1.0, 0.0]
     """
+    x = _without_negative_weights(gram, target)
+    if (target - gram @ x <= 1e-9).all():
+        return x
     x = np.zeros(len(target))
     free = np.zeros(len(target), dtype=bool)
     for _ in range(3 * len(target)):
@@ -222,3 +225,15 @@ def non_negative_least_squares(gram: Floats, target: Floats) -> Floats:
             free &= x > 1e-12
             x[~free] = 0.0
     return x
+
+
+def _without_negative_weights(gram: Floats, target: Floats) -> Floats:
+    """All weights, then without those that came out negative, until none does: mostly the solution, in two or three steps."""
+    kept = np.arange(len(target))
+    while True:
+        weights = np.linalg.solve(gram[np.ix_(kept, kept)], target[kept])
+        if weights.size == 0 or weights.min() >= 0.0:
+            x = np.zeros(len(target))
+            x[kept] = weights
+            return x
+        kept = kept[weights > 0.0]
