@@ -51,31 +51,35 @@ class Truth:
 
     def goodput(self, decode_rows: int, context_tokens: int, num_speculative_tokens: int) -> float:
         """Tokens per second of the present rows at a K that is held."""
-        tokens = self._tokens_by_length()[num_speculative_tokens]
-        seconds = self._prepared.steady_seconds(decode_rows, context_tokens, num_speculative_tokens)
-        if self._prefills >= FEWEST_PREFILLS:
-            prefills = tokens / max(self._tokens_between, 1.0)  # a step that yields more makes room for more prompts
-            seconds += prefills * self._prepared.prefill_seconds(
-                decode_rows, context_tokens, num_speculative_tokens, self._prefill_tokens
-            )
-        return tokens / seconds
+        return self._goodputs(decode_rows, context_tokens, (num_speculative_tokens,))[0]
 
     def best(self, decode_rows: int, context_tokens: int, arms: Sequence[int]) -> int:
         """The K of `arms` with the highest goodput."""
-        goodput = self.goodput
-        return max(arms, key=lambda length: goodput(decode_rows, context_tokens, length))
+        goodputs = self._goodputs(decode_rows, context_tokens, arms)
+        return arms[goodputs.index(max(goodputs))]
 
     def rates(self, decode_rows: int, context_tokens: int, num_speculative_tokens: int) -> tuple[float, float]:
-        """Goodput at this K and at the best one."""
-        best = self.best(decode_rows, context_tokens, self.arms)
-        return (
-            self.goodput(decode_rows, context_tokens, num_speculative_tokens),
-            self.goodput(decode_rows, context_tokens, best),
-        )
+        """Goodput at this K and at the best of the drafter's."""
+        own, *goodputs = self._goodputs(decode_rows, context_tokens, (num_speculative_tokens, *self.arms))
+        return own, max(goodputs)
 
     def catch_up_seconds(self, lag_tokens: int) -> float:
         """Draft time that a restart with this lag costs."""
         return self._drafter.catch_up_seconds + self._drafter.catch_up_seconds_per_token * lag_tokens
+
+    def _goodputs(self, decode_rows: int, context_tokens: int, arms: Sequence[int]) -> list[float]:
+        """Tokens per second of the present rows at each of `arms`; asked for at every step, hence one loop."""
+        prepared, tokens_by_length = self._prepared, self._tokens_by_length()
+        meets_prefills, tokens_between = self._prefills >= FEWEST_PREFILLS, max(self._tokens_between, 1.0)
+        goodputs = []
+        for length in arms:
+            tokens = tokens_by_length[length]
+            seconds = prepared.decode_seconds(decode_rows, context_tokens, length, length)
+            if meets_prefills:
+                prefills = tokens / tokens_between  # a step that yields more makes room for more prompts
+                seconds += prefills * prepared.prefill_seconds(decode_rows, context_tokens, length, self._prefill_tokens)
+            goodputs.append(tokens / seconds)
+        return goodputs
 
     def _tokens_by_length(self) -> list[float]:
         """Tokens that a step of the present rows yields on average, for each K."""
