@@ -19,7 +19,7 @@ from typing import Final
 from nightjar.policy.allowance import Allowance
 from nightjar.policy.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.evidence import Cell
-from nightjar.policy.merging import Pending, quorum
+from nightjar.policy.merging import Pending, quorum, voices_on
 from nightjar.policy.planners.calibration import SETTLING_STEPS, Measurement
 from nightjar.policy.planners.planner import GroupView, batch_range
 from nightjar.policy.records import ExplorationSegment
@@ -237,7 +237,8 @@ def _askable(
     Those come first whose drafter is in the right state: a dormant one has to catch up before it can draft, and after it was off.
     """
     asked = {held.replica_id for held in open_segments if held.cell == cell}
-    heard = {replica_id for replica_id, waiting in pending.items() if waiting.has_voice(cell, now_s)} if needed > 1 else set()
+    spoken = voices_on(cell, pending, now_s) if needed > 1 else {}
+    heard = {replica_id for replica_id, counts in spoken.items() if counts}
     coming = {held.replica_id for held in open_segments if held.cell == cell and held.inside_at_s == now_s}
     lacking = needed - len(coming | heard)
     if lacking <= 0:
@@ -246,7 +247,7 @@ def _askable(
     free = [
         replica_id
         for replica_id in in_bucket
-        if replica_id not in asked and replica_id not in heard and load[replica_id] < MAX_SEGMENTS_PER_REPLICA
+        if replica_id not in asked and replica_id not in spoken and load[replica_id] < MAX_SEGMENTS_PER_REPLICA
     ]
     shuffled = rng.sample(free, len(free))
     sign = 1.0 if cell[1] else -1.0

@@ -1,7 +1,8 @@
 """How the evidence of many replicas becomes one group's, so that no single replica can move it (INV-10).
 
 Each replica's new steps wait until enough different replicas have news of the same cell; then they are merged at once: no
-replica weighs more than a third, and a value far from the others' median is left out. Waiting costs a group of
+replica weighs more than a third, and a value far from the others' median is left out. A voice that no replica of the group can
+have counts for none, where there are others to wait for: or a liar would hurry those beside it. Waiting costs a group of
 three or more that each cell must be seen by three of them before it counts.
 
 What holds with fewer: in a group of one or two nobody can say who lies, so evidence counts as it comes, and only the
@@ -12,8 +13,9 @@ does: it is merged with the weight that it has left, and after a while it is no 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 from types import MappingProxyType
 from typing import Final
 
@@ -22,6 +24,7 @@ import numpy.typing as npt
 
 from nightjar.policy.acceptance import HALF_LIFE_ROWS, ROWS_PER_INDEPENDENT_ROW, AcceptanceEvidence
 from nightjar.policy.evidence import Cell, CellEvidence, Evidence, MixedEvidence
+from nightjar.policy.pace import MOST_LOG_SHARE
 
 QUORUM: Final = 3
 """Replicas that must agree: with three, one liar is outvoted."""
@@ -73,6 +76,12 @@ class Pending:
         """Whether it waits only for others before it counts on the cell: it brought enough, and not too long ago."""
         mine = self.cells.get(cell)
         return mine is not None and mine.steps >= LEAST_STEPS and mine.steps_at(now_s) >= LEAST_STEPS_LEFT
+
+
+def voices_on(cell: Cell, pending: Mapping[str, Pending], now_s: float) -> dict[str, bool]:
+    """The replicas whose word on a cell waits for others, and whether it will count."""
+    names = [replica_id for replica_id, waiting in pending.items() if waiting.has_voice(cell, now_s)]
+    return dict(zip(names, _credible([pending[replica_id].cells[cell] for replica_id in names]), strict=True))
 
 
 def quorum(replicas: int) -> int:
@@ -153,11 +162,26 @@ def _merge_cells(
         if len(replica_ids) < needed:
             continue
         spoken = [pending[name].cells[cell].aged(now_s).faster_by(offsets.get(name, 0.0)) for name in replica_ids]
-        newer = _one_cell(spoken, needed).at(now_s)
+        credible = [voice for voice, can_be in zip(spoken, _credible(spoken), strict=True) if can_be or needed == 1]
+        if len(credible) < needed and len(spoken) < len(pending):
+            continue
+        newer = _one_cell(credible if len(credible) >= needed else spoken, needed).at(now_s)
         merged[cell] = merged[cell].plus(newer, half_life_steps) if cell in merged else newer
         for replica_id in replica_ids:
             taken[replica_id].add(cell)
     return merged, taken
+
+
+def _credible(voices: Sequence[CellEvidence]) -> list[bool]:
+    """Whether each voice is one that a card of this group can have: steps of twice or half the others' time are none of theirs.
+
+    Who is wrong is known from three on.
+    """
+    if len(voices) < QUORUM:
+        return [True] * len(voices)
+    means = [voice.log_seconds / voice.steps for voice in voices]
+    middle = median(means)
+    return [abs(mean - middle) <= MOST_LOG_SHARE for mean in means]
 
 
 def _one_cell(voices: list[CellEvidence], needed: int) -> CellEvidence:
@@ -234,6 +258,8 @@ def _merge_acceptance(
         return known, set()
     all_voices = list(voices.values())
     agreeing = _agreeing(all_voices) if needed > 1 else all_voices
+    if len(agreeing) < needed and len(all_voices) < len(pending):
+        return known, set()
     believed = agreeing if len(agreeing) >= needed else all_voices
     reached, accepted = [], []
     for position in range(max(len(voice.reached) for voice in believed)):
@@ -245,7 +271,7 @@ def _merge_acceptance(
         share = robust_mean(kept / rows, weights) if needed > 1 else float(kept.sum() / rows.sum())
         reached.append(float(weights.sum()))
         accepted.append(float(weights.sum()) * share)
-    half_life_rows = HALF_LIFE_ROWS * len(voices)
+    half_life_rows = HALF_LIFE_ROWS * len(believed)
     return known.plus(AcceptanceEvidence(tuple(reached), tuple(accepted)).at(now_s), half_life_rows), set(voices)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 from itertools import pairwise
@@ -114,6 +115,16 @@ def test_who_measured_three_hours_ago_for_others_that_never_came_is_asked_again_
     assert desk.asked == {"r0", "r1", "r2"}
     desk.tick(10_801.0)
     assert desk.asked == {"r0", "r1", "r2"}
+
+
+def test_inv_10_a_measurement_that_a_lie_took_part_in_is_asked_of_another_and_not_of_the_liar() -> None:
+    desk = Desk(replicas=5)
+    told = {"r0": 0.1, "r1": 0.101, "r2": 0.01}
+    for name, step_seconds in told.items():
+        desk.pending[name] = Pending({CELL: CellEvidence(6.0, 6.0 * math.log(step_seconds), 24.0)})
+    desk.tick(0.0)
+    assert len(desk.asked) == 1
+    assert desk.asked.isdisjoint(told)
 
 
 def test_a_round_that_brought_nothing_is_repeated_soon_and_one_that_was_heard_pauses_longer_each_time() -> None:

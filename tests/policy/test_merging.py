@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nightjar.policy.acceptance import AcceptanceEvidence
 from nightjar.policy.evidence import CellEvidence, Evidence
-from nightjar.policy.merging import LEAST_STEPS, Pending, capped_weights, merge, robust_mean
+from nightjar.policy.merging import LEAST_STEPS, Pending, capped_weights, merge, robust_mean, voices_on
 
 CELL = (0, 3)
 FOREVER = 1e12
@@ -97,6 +97,27 @@ def test_three_replicas_wait_for_each_other_and_then_count_once() -> None:
     evidence, left = merge(evidence, {"a": voice(0.1), "b": voice(0.1), "c": voice(0.1)}, FOREVER)
     assert evidence.cells[CELL].steps == pytest.approx(30.0)
     assert left == dict.fromkeys("abc", Pending())
+
+
+@given(lie=st.one_of(st.floats(1e-5, 0.04), st.floats(0.25, 600.0)))
+def test_inv_10_a_lie_makes_no_quorum_with_two_honest_voices_where_others_may_still_speak(lie: float) -> None:
+    pending = {"a": voice(0.1), "b": voice(0.101), "c": Pending(), "liar": voice(lie)}
+    evidence, left = merge(Evidence(), pending, FOREVER)
+    assert CELL not in evidence.cells
+    assert not any(CELL not in waiting.cells for waiting in left.values())
+    assert voices_on(CELL, pending, now_s=0.0) == {"a": True, "b": True, "liar": False}
+
+
+@given(lie=st.one_of(st.floats(1e-5, 0.04), st.floats(0.25, 600.0)))
+def test_inv_10_with_three_honest_voices_a_lie_changes_nothing_at_all(lie: float) -> None:
+    honest = {"a": voice(0.1), "b": voice(0.101), "c": voice(0.102)}
+    told, _ = merge(Evidence(), {**honest, "liar": voice(lie)}, FOREVER)
+    without, _ = merge(Evidence(), honest, FOREVER)
+    assert told.cells == without.cells
+
+
+def test_a_group_of_three_learns_though_one_of_them_cannot_be_right() -> None:
+    assert merged_step_seconds({"a": voice(0.1), "b": voice(0.101), "liar": voice(10.0)}) == pytest.approx(0.1, rel=0.02)
 
 
 def test_a_replica_with_too_few_steps_has_no_voice_and_keeps_them() -> None:
