@@ -169,6 +169,7 @@ class PreparedCost:
         self.off: DraftRun = "stock" if mechanics == Mechanics.STOCK else "dormant"
         self._context_step = (limits.num_blocks + limits.extra_blocks) * limits.block_size / (CONTEXT_POINTS - 1)
         self._points_per_token = 1.0 / self._context_step
+        self._usual_context_per_row = self._context_step * (CONTEXT_POINTS - 1) / 2.0 / limits.max_num_seqs
         self._curves: dict[int, list[float]] = {}
         self._prefill_seconds: dict[tuple[int, int, int], float] = {}
 
@@ -189,13 +190,15 @@ class PreparedCost:
         """Seconds of a pure decode step at a K that is held."""
         return self.decode_seconds(decode_rows, context_tokens, num_speculative_tokens, num_speculative_tokens)
 
-    def prefill_seconds(self, decode_rows: int, context_tokens: int, num_speculative_tokens: int, prefill_tokens: float) -> float:
-        """Seconds that prompt tokens add to a step at a K that is held; prompts of nearly the same length cost the same."""
+    def prefill_seconds(self, decode_rows: int, num_speculative_tokens: int, prefill_tokens: float) -> float:
+        """Seconds that prompt tokens add to a step at a K that is held, where the rows' contexts half fill the KV cache of a full
+        engine; prompts of nearly the same length cost the same."""
         chunks = round(prefill_tokens / PREFILL_STEP_TOKENS)
         key = (decode_rows, num_speculative_tokens, chunks)
         added = self._prefill_seconds.get(key)
         if added is None:
             draft: DraftRun = "active" if num_speculative_tokens else self.off
+            context_tokens = decode_rows * self._usual_context_per_row
             mixed = self.cost.seconds(decode_rows, context_tokens, num_speculative_tokens, chunks * PREFILL_STEP_TOKENS, draft)
             added = mixed - self.cost.seconds(decode_rows, context_tokens, num_speculative_tokens, 0, draft)
             self._prefill_seconds[key] = added

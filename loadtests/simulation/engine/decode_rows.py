@@ -21,6 +21,8 @@ LUCK_STEPS: Final = 64
 """Steps for which luck is drawn at once."""
 FIRST_CAPACITY: Final = 16
 NEVER: Final = 1 << 60
+UNKNOWN: Final = (-1, 0, 0)
+"""No composition of the rows."""
 
 Integers = NDArray[np.int64]
 _STEPS: Final[Integers] = np.arange(LUCK_STEPS)[:, None]
@@ -52,6 +54,7 @@ class DecodeRows:
         self._one_more: list[Integers] = [np.array(length + 1, dtype=np.int64) for length in range(self._longest + 1)]
         self._behind = False  # whether some draft KV is missing; only then `valid` means anything
         self._caught_up: NDArray[np.bool_] | None = None
+        self._longest_lag = UNKNOWN
 
     @property
     def any_finished(self) -> bool:
@@ -60,8 +63,14 @@ class DecodeRows:
 
     @property
     def longest_lag_tokens(self) -> int:
-        """The largest lag of one row."""
-        return int((self._contexts() - self._valid[: self.count]).max()) if self._behind and self.count else 0
+        """The largest lag of one row; asked for before every step, and one more after each that drafted nothing."""
+        if not self._behind or not self.count:
+            return 0
+        composition, lag_tokens, offset = self._longest_lag
+        if composition != self.composition:
+            lag_tokens, offset = int((self._contexts() - self._valid[: self.count]).max()), self._offset
+            self._longest_lag = self.composition, lag_tokens, offset
+        return lag_tokens + self._offset - offset
 
     @property
     def held_blocks(self) -> int:
@@ -128,10 +137,12 @@ class DecodeRows:
         filled = np.clip(tokens + self.count - (np.cumsum(lags + 1) - lags - 1), 0, lags)
         self._valid[: self.count] += filled
         self._caught_up = filled == lags
+        self._longest_lag = UNKNOWN
 
     def forget_draft(self) -> None:
         """The draft's KV is gone: everything is lag."""
         self._behind = True
+        self._longest_lag = UNKNOWN
         self._valid[: self.count] = 0
         self.lag_tokens = self.context_tokens
 
@@ -189,6 +200,7 @@ class DecodeRows:
         assert self.context_tokens == contexts.sum()
         assert self.lag_tokens == lags.sum()
         assert (lags >= 0).all()
+        assert self.longest_lag_tokens == (lags.max() if self.count else 0)
         assert (self._left[: self.count] > self._offset).all()
 
     def renew_luck(self) -> None:
@@ -212,6 +224,7 @@ class DecodeRows:
 
     def _verify(self, verified: int) -> list[int]:
         rows, at = self.count, self._luck_at
+        self._longest_lag = UNKNOWN
         if at == LUCK_STEPS:
             self._draw_luck()
             at = 0
@@ -241,6 +254,7 @@ class DecodeRows:
 
     def _fall_behind(self) -> None:
         self._behind = True
+        self._longest_lag = UNKNOWN
         self._valid[: self.count] = self._contexts()
 
     def _lag_behind(self, generated: int) -> None:
@@ -251,3 +265,4 @@ class DecodeRows:
         valid[self._caught_up] = contexts[self._caught_up]
         self.lag_tokens = int((contexts - valid).sum())
         self._caught_up = None
+        self._longest_lag = UNKNOWN

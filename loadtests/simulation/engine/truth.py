@@ -36,6 +36,8 @@ class Truth:
         self._prefill_tokens = 0.0
         self._tokens_between = 0.0
         self._tokens_at_prefill = 0
+        self._prefill_asked = (0, 0.0)
+        self._prefill_found: list[float] = []
 
     def renew(self) -> None:
         """Acceptance has changed."""
@@ -71,15 +73,24 @@ class Truth:
         """Tokens per second of the present rows at each of `arms`; asked for at every step, hence one loop."""
         prepared, tokens_by_length = self._prepared, self._tokens_by_length()
         meets_prefills, tokens_between = self._prefills >= FEWEST_PREFILLS, max(self._tokens_between, 1.0)
+        prefill_seconds = self._prefill_seconds(decode_rows) if meets_prefills else ()
         goodputs = []
         for length in arms:
             tokens = tokens_by_length[length]
             seconds = prepared.decode_seconds(decode_rows, context_tokens, length, length)
-            if meets_prefills:
-                prefills = tokens / tokens_between  # a step that yields more makes room for more prompts
-                seconds += prefills * prepared.prefill_seconds(decode_rows, context_tokens, length, self._prefill_tokens)
+            if meets_prefills:  # a step that yields more makes room for more prompts
+                seconds += tokens / tokens_between * prefill_seconds[length]
             goodputs.append(tokens / seconds)
         return goodputs
+
+    def _prefill_seconds(self, decode_rows: int) -> Sequence[float]:
+        """Seconds that the usual prompt adds to a step, for each K."""
+        asked = decode_rows, self._prefill_tokens
+        if asked != self._prefill_asked:
+            lengths = range(self.arms[-1] + 1)
+            self._prefill_asked = asked
+            self._prefill_found = [self._prepared.prefill_seconds(decode_rows, length, self._prefill_tokens) for length in lengths]
+        return self._prefill_found
 
     def _tokens_by_length(self) -> list[float]:
         """Tokens that a step of the present rows yields on average, for each K."""
