@@ -39,7 +39,6 @@ from nightjar.cluster.store import KeyValueStore
 from nightjar.policy.explaining import InForce, UnknownReplicaError, explain, find_replica
 from nightjar.policy.fleet import Decision, decide, empty_fleet, exported, learned, observe, quieted, seeded, with_learned
 from nightjar.policy.fleet_status import fleet_status
-from nightjar.policy.issuing import settings_of
 from nightjar.policy.learned import LearnedTables
 from nightjar.policy.records import DrafterState, ExchangeReply, LoadReport, Settings, WireError, to_plain
 from nightjar.policy.seed import SeedGroup
@@ -316,9 +315,7 @@ class PolicyService:
         self._recorder.decided(moment, self._decisions, self._fleet)
         self._decided_at_s = now_s
         self._mailbox.keep_only(self._decisions)
-        posted = {
-            name: self._mailbox.post(name, settings_of(decision, self._will.settings)) for name, decision in self._decisions.items()
-        }
+        posted = {name: self._mailbox.post(name, decision, self._will.settings) for name, decision in self._decisions.items()}
         return {name: settings for name, settings in posted.items() if settings is not None}
 
     async def _keep_deciding(self) -> None:

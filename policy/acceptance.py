@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -80,7 +80,7 @@ class AcceptanceEvidence:
 
     def at(self, now_s: float) -> AcceptanceEvidence:
         """The same rows, seen at `now_s`."""
-        return replace(self, seen_at_s=(now_s,) * len(self.reached))
+        return AcceptanceEvidence(self.reached, self.accepted, (now_s,) * len(self.reached))
 
     def aged(self, now_s: float) -> AcceptanceEvidence:
         """The same shares with the weight that they have at `now_s`.

@@ -104,7 +104,7 @@ class CellEvidence:
 
     def at(self, now_s: float) -> CellEvidence:
         """The same sums, heard of at `now_s`."""
-        return replace(self, measured_at_s=now_s)
+        return CellEvidence(self.steps, self.log_seconds, self.rows, self.context_tokens, self.log_seconds_squared, now_s)
 
     @property
     def step_seconds(self) -> float:

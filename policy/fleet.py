@@ -96,7 +96,9 @@ def decide(
         steered |= changed
         members[group_id] |= steered
         live.update(changed)
-        groups[group_id] = with_own_price(_with_off_steps(groups[group_id], settings), steered)
+        if groups[group_id].thought is not group.thought:
+            groups[group_id] = _with_off_steps(groups[group_id], settings)
+        groups[group_id] = with_own_price(groups[group_id], steered)
         groups[group_id], terms, may_grant, counted = group_restarts(groups[group_id], steered, modes, settings, may_grant, now_s)
         for replica_id, new_restarts in counted.items():
             live[replica_id] = replace(live[replica_id], new_restarts=new_restarts)

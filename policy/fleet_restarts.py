@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
-from nightjar.policy.batch_buckets import FIRST_BATCH_SIZES
+from nightjar.policy.batch_buckets import FIRST_BATCH_SIZES, buckets_up_to
 from nightjar.policy.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.fleet_state import FleetState, GroupState, ReplicaState
 from nightjar.policy.planners.planner import GroupPlan
@@ -79,17 +79,17 @@ def _restarter(
     group: GroupState, replica: ReplicaState, mode: Mode, settings: OperatorSettings, is_measuring: bool, now_s: float
 ) -> Restarter:
     """A measurement that the group dealt is an order: exploration has paid for its restart (policy.exploration)."""
-    report, snapshot = replica.report, replica.report.snapshot
+    report, snapshot, wish = replica.report, replica.report.snapshot, replica.report.snapshot.restart_wish
     return Restarter(
         engine_id=snapshot.counters.engine_id,
         node_id=report.node_id,
         decode_batch_size=snapshot.load.decode_batch_size,
         finished_wish_id=snapshot.finished_wish_id,
-        wish=snapshot.restart_wish,
+        wish=wish,
         is_steered=mode.kind in {"auto", "pin"},
         is_ordered=mode.kind == "pin" or settings.planner != "fleet" or is_measuring,
         new=replica.new_restarts,
-        own=prospect_of(group, replica.own.plan, replica.own) if replica.own is not None else None,
+        own=prospect_of(group, replica.own.plan, replica.own) if wish is not None and replica.own is not None else None,
         is_silent=now_s - replica.heard_at_s >= _silent_after_s(settings),
     )
 
@@ -103,17 +103,20 @@ def _silent_after_s(settings: OperatorSettings) -> float:
 
 def prospect_of(group: GroupState, plan: GroupPlan, thought: Thought | None) -> Prospect:
     """What a plan, and the thought that it comes from, say; where nobody thinks, what the group's evidence does."""
-    evidence = group.evidence
+    evidence, buckets = group.evidence, buckets_up_to(group.key.max_num_seqs)
 
     def goodput(bucket: int, num_speculative_tokens: int) -> float | None:
         if thought is not None and num_speculative_tokens in thought.outlook.arms:
             return thought.outlook.goodput_tokens_per_s(bucket, num_speculative_tokens)
         return evidence.goodput_tokens_per_s(bucket, num_speculative_tokens)
 
+    planned = tuple(plan.num_speculative_tokens(FIRST_BATCH_SIZES[bucket]) for bucket in buckets)
+    off = tuple(goodput(bucket, 0) for bucket in buckets)
     return Prospect(
         accelerator=group.key.accelerator,
         max_num_seqs=group.key.max_num_seqs,
-        planned=lambda bucket: plan.num_speculative_tokens(FIRST_BATCH_SIZES[bucket]),
-        goodput=goodput,
+        planned=planned,
+        planned_goodput=tuple(goodput(bucket, planned[bucket]) if planned[bucket] else off[bucket] for bucket in buckets),
+        off_goodput=off,
         is_local=plan.local is not None,
     )

@@ -118,11 +118,10 @@ def _heard(known: ReplicaState | None, report: LoadReport, group_id: str, now_s:
     than its group allows."""
     snapshot = report.snapshot
     engine_id = snapshot.counters.engine_id
-    batch = min(snapshot.load.decode_batch_size, report.group.max_num_seqs)
-    kept = {
-        "counters": snapshot.counters.model_copy(update={"cells": ()}),
-        "load": snapshot.load.model_copy(update={"decode_batch_size": batch}),
-    }
+    batch, load = min(snapshot.load.decode_batch_size, report.group.max_num_seqs), snapshot.load
+    if batch != load.decode_batch_size:
+        load = load.model_copy(update={"decode_batch_size": batch})
+    kept = {"counters": snapshot.counters.model_copy(update={"cells": ()}), "load": load}
     light = report.model_copy(update={"snapshot": snapshot.model_copy(update=kept)})
     if known is None:
         return ReplicaState(light, group_id, now_s, CountedEngine(engine_id), decode_batch_size_before=batch)

@@ -45,7 +45,10 @@ def settings_of(decision: Decision, operator_settings: OperatorSettings) -> Sett
 
 @dataclass(slots=True)
 class Slot:
-    """One replica as the policy knows it: `known` is the version it says it runs, `sent` the last one given to a call of its."""
+    """One replica as the policy knows it: `known` is the version it says it runs, `sent` the last one given to a call of its.
+
+    `posted` is what was decided for it last, and what the operator said then.
+    """
 
     application: str
     max_num_speculative_tokens: int
@@ -53,6 +56,7 @@ class Slot:
     settings: Settings | None = None
     sent: SettingsVersion | None = None
     raised_incarnation: bool = False
+    posted: tuple[Decision, OperatorSettings] | None = None
 
     @property
     def version(self) -> SettingsVersion | None:
@@ -107,14 +111,16 @@ class Issuer:
         slot.sent = slot.settings.version
         return slot.settings
 
-    def post(self, replica_id: str, settings: Settings) -> Settings | None:
-        """Put `settings` (any version) in force for a replica and stamp them.
+    def post(self, replica_id: str, decision: Decision, operator_settings: OperatorSettings) -> Settings | None:
+        """Put a decision in force for a replica, as settings that are stamped.
 
-        Returns the stamped settings, or None where the content is what the replica has already; words do not count as content.
+        Returns those settings, or None where the content is what the replica has already; words do not count as content.
         """
         slot = self.slots.get(replica_id)
-        if slot is None:
+        if slot is None or slot.posted == (decision, operator_settings):
             return None
+        settings = settings_of(decision, operator_settings)
+        slot.posted = decision, operator_settings
         if slot.settings is not None:
             unchanged = settings.model_copy(update={"version": slot.settings.version, "reason": slot.settings.reason})
             if unchanged == slot.settings:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Container, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from nightjar.policy.allowance import Allowance
@@ -25,7 +26,7 @@ from nightjar.policy.planners.planner import GroupView
 from nightjar.policy.records import DrafterState, LoadReport
 from nightjar.policy.seeding import doubted, settled
 from nightjar.policy.settings import OperatorSettings
-from nightjar.policy.thinking import OwnNews, is_news, own_evidence, think, think_cold
+from nightjar.policy.thinking import OwnNews, is_news, own_evidence, think, think_alone, think_cold
 
 _DRAFTER_UP: Final = frozenset({DrafterState.ACTIVE, DrafterState.IN_SYNC, DrafterState.PROBING, DrafterState.CATCHING_UP})
 
@@ -56,10 +57,10 @@ def learn(
     changed = _heard_out(members, left, evidence, slopes, now_s)
     view = GroupView(group.key, settings, evidence, group.plan, now_s, still_imported)
     imported = replace(group.imported, cells=still_imported)
-    after = replace(group, evidence=evidence, imported=imported, planner=settings.planner, decided_at_s=now_s)
+    after = partial(replace, group, evidence=evidence, imported=imported, planner=settings.planner, decided_at_s=now_s)
     if settings.planner != "fleet":
         changed.update(_without_own({**members, **changed}))
-        return replace(after, plan=PLANNERS[settings.planner](view), exploration=Exploration(), thought=None), changed, 0
+        return after(plan=PLANNERS[settings.planner](view), exploration=Exploration(), thought=None), changed, 0
     thought, thoughts = group.thought, 0
     if most_thoughts > 0 and is_news(thought, view):
         thought, thoughts = think(view), 1
@@ -71,8 +72,7 @@ def learn(
     exploration = replace(group.exploration, allowance=earned)
     exploration = deal(view, thought.wanted, found, {**pending, **left}, exploration, next_segment_id, rng)
     own, own_thoughts = _own_thoughts(view.with_plan(thought.plan), {**members, **changed}, above, most_thoughts - thoughts)
-    after = replace(after, plan=thought.plan, exploration=exploration, thought=thought)
-    return after, {**changed, **own}, thoughts + own_thoughts
+    return after(plan=thought.plan, exploration=exploration, thought=thought), {**changed, **own}, thoughts + own_thoughts
 
 
 def explorers(group: GroupState, members: Mapping[str, ReplicaState]) -> dict[str, Explorer]:
@@ -173,7 +173,7 @@ def _own_thoughts(
             waiting.append((replica.own.at_s if replica.own is not None else float("-inf"), replica_id, mine))
     due = sorted(waiting, key=lambda entry: entry[:2])[:most_thoughts]
     for _, replica_id, mine in due:
-        changed[replica_id] = replace(members[replica_id], own=think(mine))
+        changed[replica_id] = replace(members[replica_id], own=think_alone(mine))
     return changed, len(due)
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from nightjar.policy.load_moves import HALF_LIFE_S, NOT_SEEN, SAMPLE_PERIOD_S, Believed, Move, Place
 
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
 
 HORIZON_SAMPLES: Final = 120.0
 """Value is counted over so many samples at most: nobody knows the load of the next hour."""
@@ -33,19 +35,35 @@ Values = Mapping[Place, float]
 
 @dataclass(frozen=True, slots=True)
 class Moves:
-    """Decayed counts of moves, of all replicas of a group."""
+    """Decayed counts of moves, of all replicas of a group. Old counts do not shrink, new ones grow: so a look costs what it brings.
 
-    counts: Mapping[Move, Believed] = field(default_factory=dict)
+    `weighed` are the counts as they were worth at `since_s`, and one made later counts that much more.
+    """
+
+    weighed: Mapping[Move, Believed] = field(default_factory=dict)
+    since_s: float = 0.0
     at_s: float = 0.0
+
+    @property
+    def counts(self) -> dict[Move, Believed]:
+        """What each move counts at `at_s`, without what has decayed to nothing."""
+        aged = {move: count.times(self._share_left) for move, count in self.weighed.items()}
+        return {move: count for move, count in aged.items() if max(count) > LEAST_BELIEVED}
+
+    @property
+    def _share_left(self) -> float:
+        share_left: float = 0.5 ** (max(self.at_s - self.since_s, 0.0) / HALF_LIFE_S)
+        return share_left
 
     def plus(self, seen: Mapping[Move, Believed], now_s: float) -> Moves:
         """These moves aged until `now_s`, and those seen since."""
-        share_left = 0.5 ** (max(now_s - self.at_s, 0.0) / HALF_LIFE_S)
-        aged = {move: count.times(share_left) for move, count in self.counts.items()}
-        counts = {move: count for move, count in aged.items() if max(count) > LEAST_BELIEVED}
+        aged = Moves(self.weighed, self.since_s, max(now_s, self.at_s))
+        if aged._share_left < LEAST_BELIEVED:
+            aged = Moves(aged.counts, aged.at_s, aged.at_s)
+        weighed, weight = dict(aged.weighed), 1.0 / aged._share_left
         for move, count in seen.items():
-            counts[move] = counts.get(move, NOT_SEEN).plus(count)
-        return Moves(counts, now_s)
+            weighed[move] = weighed.get(move, NOT_SEEN).plus(count.times(weight))
+        return Moves(weighed, aged.since_s, aged.at_s)
 
     def value_tokens(self, gains_tokens_per_s: Mapping[int, float], lag_costs_tokens_per_s: Mapping[int, float]) -> Values:
         """The values where speculation adds `gains_tokens_per_s`, in each bucket where it is on.
@@ -63,34 +81,55 @@ class Moves:
         per_sample = np.array([per_second[place.bucket] for place in places]) * SAMPLE_PERIOD_S
         is_on = np.array([place.bucket in gains_tokens_per_s for place in places])
         discounted = (1.0 - 1.0 / HORIZON_SAMPLES) * self._chances(places)
-        kept = is_on
+        kept, identity = is_on, np.eye(len(places))
         while True:
-            values = np.zeros(len(places))
-            values[kept] = np.linalg.solve(np.eye(int(kept.sum())) - discounted[np.ix_(kept, kept)], per_sample[kept])
+            values = np.linalg.solve(identity - kept[:, None] * discounted, kept * per_sample)
             borne = kept | (per_sample + discounted @ values > 0.0)
             if (borne == kept).all():
                 return {place: float(value) for place, value, on in zip(places, values, is_on, strict=True) if on}
             kept = borne
 
     def _chances(self, places: Sequence[Place]) -> Floats:
-        """(places, places): that a replica is there a sample later; a row's rest goes where none of these is.
+        """(places, places): that a replica is there a sample later; a row's rest goes where none of these is."""
+        count = len(places)
+        at = _positions(tuple(self.weighed), tuple(places))
+        believed = np.array(list(self.weighed.values()), dtype=float).reshape(-1, 2)[at.known] * self._share_left
+        size = count * (count + 1)
+        own = np.bincount(at.of_place, believed[:, 1], size).reshape(count, -1)
+        counted = np.bincount(at.of_bucket, np.tile(believed[:, 0], 2), size).reshape(count, -1)
+        of_bucket = counted + PRIOR_SAMPLES * np.eye(count, count + 1) * PRIOR_STAY
+        of_bucket[:, -1] += PRIOR_SAMPLES * (1.0 - PRIOR_STAY)
+        of_bucket /= of_bucket.sum(axis=1, keepdims=True)
+        chances: Floats = (own + PRIOR_SAMPLES * of_bucket) / (own.sum(axis=1, keepdims=True) + PRIOR_SAMPLES)
+        return chances[:, :-1]
 
-        The two places of a bucket stand side by side, the one that is not falling first.
-        """
-        first = {place.bucket: position for position, place in enumerate(places) if not place.is_falling}
-        own, of_bucket = np.zeros((2, len(places), len(places)))
-        seen, seen_of_bucket = np.zeros(len(places)), np.full(len(places), PRIOR_SAMPLES)
-        np.fill_diagonal(of_bucket, PRIOR_SAMPLES * PRIOR_STAY)
-        for (origin, target), count in self.counts.items():
-            at, to = first.get(origin.bucket), first.get(target.bucket)
-            if at is None:
-                continue
-            seen[at + origin.is_falling] += count.of_place
-            seen_of_bucket[at : at + 2] += count.of_bucket
-            if to is None:
-                continue
-            own[at + origin.is_falling, to + target.is_falling] += count.of_place
-            for is_falling in (False, True):
-                of_bucket[at + is_falling, to + (is_falling if to == at else target.is_falling)] += count.of_bucket
-        chances: Floats = (own + PRIOR_SAMPLES * of_bucket / seen_of_bucket[:, None]) / (seen + PRIOR_SAMPLES)[:, None]
-        return chances
+
+class _Positions(NamedTuple):
+    """Where moves count in a flat (places, places and elsewhere)."""
+
+    known: Integers
+    """Which of the moves begin in one of the places."""
+    of_place: Integers
+    of_bucket: Integers
+    """Twice as many: what a move tells of its bucket holds for both places of it."""
+
+
+@lru_cache(maxsize=256)
+def _positions(moves: tuple[Move, ...], places: tuple[Place, ...]) -> _Positions:
+    """Of two places of a bucket the one that does not fall comes first."""
+    first = {place.bucket: position for position, place in enumerate(places) if not place.is_falling}
+    elsewhere, columns = len(places), len(places) + 1
+    known: list[int] = []
+    of_place: list[int] = []
+    rising: list[int] = []
+    falling: list[int] = []
+    for number, (origin, target) in enumerate(moves):
+        at, to = first.get(origin.bucket), first.get(target.bucket)
+        if at is None:
+            continue
+        known.append(number)
+        of_place.append((at + origin.is_falling) * columns + (elsewhere if to is None else to + target.is_falling))
+        for is_falling, of_bucket in ((False, rising), (True, falling)):
+            towards = is_falling if to == at else target.is_falling
+            of_bucket.append((at + is_falling) * columns + (elsewhere if to is None else to + towards))
+    return _Positions(*(np.array(numbers, dtype=np.int64) for numbers in (known, of_place, rising + falling)))

@@ -7,7 +7,7 @@ read this one table.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -34,10 +34,14 @@ class Outlook:
     """(arms,): E(k)."""
     tokens_deviation: Floats
     """(arms,): standard deviation of log E(k)."""
+    _goodput: list[list[float]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_goodput", np.exp(self.log_goodput).tolist())
 
     def goodput_tokens_per_s(self, bucket: int, num_speculative_tokens: int) -> float:
         """Expected generated tokens a second. Raises ValueError for a K that is not an arm."""
-        return float(np.exp(self.log_goodput[bucket, self.arms.index(num_speculative_tokens)]))
+        return self._goodput[bucket][self.arms.index(num_speculative_tokens)]
 
     def ceiling(self) -> Floats:
         """(buckets, arms): log goodput that an arm cannot exceed beyond doubt, because a step never gets shorter with K.

@@ -50,7 +50,7 @@ def _goodputs(group: GroupState, replicas: Iterable[ReplicaState]) -> Iterator[t
             alike[bucket] += 1
         else:
             own = prospect_of(group, replica.own.plan, replica.own)
-            yield own.goodput(bucket, own.planned(bucket)), own.goodput(bucket, 0)
+            yield own.planned_goodput[bucket], own.off_goodput[bucket]
     for bucket, count in alike.items():
-        pair = shared.goodput(bucket, shared.planned(bucket)), shared.goodput(bucket, 0)
+        pair = shared.planned_goodput[bucket], shared.off_goodput[bucket]
         yield from (pair for _ in range(count))

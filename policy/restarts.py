@@ -7,9 +7,9 @@ cannot know what its predecessor granted, while probes fail, and where nothing s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import Final
 
 from nightjar.policy.batch_buckets import batch_bucket, bucket_range, buckets_up_to
@@ -45,21 +45,24 @@ class Restarter:
     """Whether a person, not the group's evidence, says that it speculates."""
     new: NewRestarts
     own: Prospect | None = None
-    """What it expects for itself where that is not what its group does."""
+    """What it expects for itself where that is not what its group does, if it has a wish."""
     is_silent: bool = False
     """Whether it was not heard for so long that a lease for its wish would be over, or nearly, before anybody could use it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prospect:
-    """What the group's plan and evidence say. Both functions take a batch bucket."""
+    """What the group's plan and evidence say, by batch bucket.
+
+    Goodput is predicted generated tokens a second, None where nothing is known.
+    """
 
     accelerator: str
     max_num_seqs: int
-    planned: Callable[[int], int]
+    planned: tuple[int, ...]
     """K that the plan runs."""
-    goodput: Callable[[int, int], float | None]
-    """Predicted generated tokens per second at a K; None where nothing is known."""
+    planned_goodput: tuple[float | None, ...]
+    off_goodput: tuple[float | None, ...]
     is_local: bool
     """Whether the engines plan for themselves: then they restart at their own will, as their planner was published."""
 
@@ -146,21 +149,54 @@ def _why_waiting(pays: bool, may_grant: bool, frozen: bool) -> str:
     return "waits for a lease" if may_grant else "waits for a lease: a new policy grants none yet"
 
 
+@dataclass(frozen=True, slots=True)
+class _Worth:
+    """What an engine is worth in each bucket, ON and OFF. Never changed in place."""
+
+    engines: tuple[Engine, ...]
+    """With a full bucket."""
+    gains: Mapping[int, float]
+    """Tokens a second that speculation adds, where it adds any."""
+    ordered_gains: Mapping[int, float]
+    """The same where somebody ordered it."""
+    lag_costs: Mapping[int, float]
+    """Tokens that one second at OFF costs afterwards, because what it generates is recomputed; or what a plan loses."""
+
+
+@lru_cache(maxsize=1024)
+def _worth(prospect: Prospect, catch_up: CatchUpEvidence, catch_up_slowdown: float) -> _Worth:
+    """Known for as long as the group thinks the same: a group decides more often than it thinks."""
+    off = _off_goodputs(prospect)
+    engines, gains, ordered_gains, lag_costs = [], {}, {}, {}
+    for bucket in buckets_up_to(prospect.max_num_seqs):
+        first, last = bucket_range(bucket, prospect.max_num_seqs)
+        middle = (first + last) / 2.0
+        step_s = middle / off[bucket] if off else STARTING_STEP_SECONDS
+        cost = catch_up.cost(step_s, prospect.accelerator)
+        engine = Engine(step_s, middle / step_s, last, cost, chunk_tokens(step_s, cost, last, catch_up_slowdown))
+        engines.append(engine)
+        ordered = ORDERED_GAIN_SHARE * engine.off_tokens_per_s
+        lag_costs[bucket] = engine.chunk_seconds / engine.chunk_tokens * engine.off_tokens_per_s**2
+        gain = 0.0
+        if prospect.planned[bucket]:
+            before, after = prospect.off_goodput[bucket], prospect.planned_goodput[bucket]
+            gain = ordered if before is None or after is None else after - before
+            lag_costs[bucket] = -gain
+        if gain > 0.0:
+            gains[bucket] = gain
+        ordered_gains[bucket] = max(gain, ordered)
+    return _Worth(tuple(engines), gains, ordered_gains, lag_costs)
+
+
 class _Prices:
-    """The group's prices in one decision, by bucket; computed once for all replicas that share one."""
+    """The group's prices in one decision; computed once for all replicas that share one."""
 
     def __init__(self, prospect: Prospect, catch_up: CatchUpEvidence, moves: Moves, settings: OperatorSettings) -> None:
         self._prospect = prospect
         self._catch_up = catch_up
         self._settings = settings
-        self._off = _off_goodputs(prospect)
-        buckets = buckets_up_to(prospect.max_num_seqs)
-        self._on = [bucket for bucket in buckets if prospect.planned(bucket) > 0]
-        gains = {bucket: self._gain(bucket) for bucket in self._on}
-        self._gains = {bucket: gain for bucket, gain in gains.items() if gain > 0.0}
+        self._worth = _worth(prospect, catch_up, settings.catch_up_slowdown)
         self._moves = moves
-        self._lag_costs = {bucket: -gains[bucket] if bucket in gains else self._lag_cost(bucket) for bucket in buckets}
-        self._values = moves.value_tokens(self._gains, self._lag_costs)
         self._bounds: dict[tuple[Place, bool], tuple[int, int]] = {}
 
     def of(self, member: Restarter) -> _Prices:
@@ -168,24 +204,23 @@ class _Prices:
         return self if member.own is None else _Prices(member.own, self._catch_up, self._moves, self._settings)
 
     @cached_property
-    def _ordered_gains(self) -> dict[int, float]:
-        buckets = buckets_up_to(self._prospect.max_num_seqs)
-        return {bucket: max(self._gains.get(bucket, 0.0), self._ordered_gain(bucket)) for bucket in buckets}
+    def _values(self) -> Values:
+        return self._moves.value_tokens(self._worth.gains, self._worth.lag_costs)
 
     @cached_property
     def _ordered_values(self) -> Values:
-        return self._moves.value_tokens(self._ordered_gains, self._lag_costs)
+        return self._moves.value_tokens(self._worth.ordered_gains, self._worth.lag_costs)
 
     def wish(self, name: str, member: Restarter, place: Place, waiting_since_s: float) -> PricedWish | None:
         """The wish with its price; None where it would not pay."""
         assert member.wish is not None
         ordered = member.is_ordered or self._prospect.is_local
-        engine = self._engine(place.bucket, max(member.decode_batch_size, 1))
+        engine = replace(self._worth.engines[place.bucket], decode_rows=max(member.decode_batch_size, 1))
         priced = price(
             engine,
             member.wish.lag_tokens,
             (self._ordered_values if ordered else self._values).get(place, 0.0),
-            (self._ordered_gains if ordered else self._gains).get(place.bucket, 0.0),
+            (self._worth.ordered_gains if ordered else self._worth.gains).get(place.bucket, 0.0),
             FIRST_STEP_SHARE * engine.off_step_seconds,
             member.wish.reload_seconds if member.wish.reload else 0.0,
         )
@@ -209,30 +244,9 @@ class _Prices:
             buckets = sorted({known.bucket for known in values})
             below = [other for other in buckets if other < place.bucket]
             place = Place(below[-1], is_falling=True) if below else Place(buckets[0], is_falling=False)
-        engine = self._engine(place.bucket, bucket_range(place.bucket, self._prospect.max_num_seqs)[1])
+        engine = self._worth.engines[place.bucket]
         first_step_s = FIRST_STEP_SHARE * engine.off_step_seconds
         return micro_restart_tokens(engine, values.get(place, float("inf")), first_step_s), engine.chunk_tokens
-
-    def _engine(self, bucket: int, rows: int) -> Engine:
-        middle = sum(bucket_range(bucket, self._prospect.max_num_seqs)) / 2.0
-        step_s = middle / self._off[bucket] if self._off else STARTING_STEP_SECONDS
-        cost = self._catch_up.cost(step_s, self._prospect.accelerator)
-        chunk = chunk_tokens(step_s, cost, bucket_range(bucket, self._prospect.max_num_seqs)[1], self._settings.catch_up_slowdown)
-        return Engine(step_s, middle / step_s, rows, cost, chunk)
-
-    def _lag_cost(self, bucket: int) -> float:
-        """Tokens that one second at OFF costs afterwards: what it generates is recomputed."""
-        engine = self._engine(bucket, bucket_range(bucket, self._prospect.max_num_seqs)[1])
-        return engine.chunk_seconds / engine.chunk_tokens * engine.off_tokens_per_s**2
-
-    def _gain(self, bucket: int) -> float:
-        off = self._prospect.goodput(bucket, 0)
-        on = self._prospect.goodput(bucket, self._prospect.planned(bucket))
-        return self._ordered_gain(bucket) if off is None or on is None else on - off
-
-    def _ordered_gain(self, bucket: int) -> float:
-        off = self._off[bucket] if self._off else sum(bucket_range(bucket, self._prospect.max_num_seqs)) / 2 / STARTING_STEP_SECONDS
-        return ORDERED_GAIN_SHARE * off
 
 
 def _priced(known: CatchUpEvidence, members: Mapping[str, Restarter], prospect: Prospect) -> tuple[CatchUpEvidence, frozenset[str]]:
@@ -245,7 +259,7 @@ def _priced(known: CatchUpEvidence, members: Mapping[str, Restarter], prospect: 
 def _typical_off_step(prospect: Prospect) -> float:
     """Seconds of an OFF step in the fullest bucket that is known: catching up costs the same in all of them."""
     for bucket in reversed(buckets_up_to(prospect.max_num_seqs)):
-        if goodput := prospect.goodput(bucket, 0):
+        if goodput := prospect.off_goodput[bucket]:
             return sum(bucket_range(bucket, prospect.max_num_seqs)) / 2.0 / goodput
     return STARTING_STEP_SECONDS
 
@@ -253,7 +267,7 @@ def _typical_off_step(prospect: Prospect) -> float:
 def _off_goodputs(prospect: Prospect) -> dict[int, float]:
     """Generated tokens per second of OFF by bucket; an unknown one steps as fast as the nearest known. Empty if none is."""
     buckets = buckets_up_to(prospect.max_num_seqs)
-    known = {bucket: goodput for bucket in buckets if (goodput := prospect.goodput(bucket, 0))}
+    known = {bucket: goodput for bucket in buckets if (goodput := prospect.off_goodput[bucket])}
     if not known or len(known) == len(buckets):
         return known
     rows = {bucket: sum(bucket_range(bucket, prospect.max_num_seqs)) for bucket in buckets}

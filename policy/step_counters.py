@@ -7,11 +7,11 @@ moves the totals: the cells, from which the fleet learns, hold what is comparabl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log
 from operator import add
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from nightjar.policy.batch_buckets import batch_bucket
 from nightjar.policy.records import CatchUpCounters, CellCounters, Counters, MixedCounters, StepTotals
@@ -96,6 +96,15 @@ class _MixedCell:
 
 
 @dataclass(slots=True)
+class _Records:
+    """The records of the last report."""
+
+    totals: dict[int, StepTotals] = field(default_factory=dict)
+    cells: dict[tuple[int, int], CellCounters] = field(default_factory=dict)
+    mixed_cells: dict[tuple[int, int], MixedCounters] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class StepCounters:
     """Accumulates steps; `snapshot` gives the record that is reported."""
 
@@ -107,7 +116,7 @@ class StepCounters:
     _totals: dict[int, _Totals] = field(default_factory=dict)
     _cells: dict[tuple[int, int], _Cell] = field(default_factory=dict)
     _mixed_cells: dict[tuple[int, int], _MixedCell] = field(default_factory=dict)
-    _records: dict[tuple[int, int], CellCounters] = field(default_factory=dict)
+    _reported: _Records = field(default_factory=_Records)
 
     def count(self, step: StepCount) -> None:
         """Add one step to the totals of its K and, if it is clean, to its cell."""
@@ -146,27 +155,10 @@ class StepCounters:
             restarts=restarts,
             failed_probes=failed_probes,
             guard_trips=guard_trips,
-            totals=tuple(_totals_record(length, totals) for length, totals in sorted(self._totals.items())),
-            cells=tuple(self._record(key) for key in sorted(self._cells)),
-            mixed_cells=tuple(
-                MixedCounters(
-                    batch_bucket=bucket,
-                    num_speculative_tokens=length,
-                    steps=cell.steps,
-                    step_seconds=cell.step_microseconds / 1e6,
-                    decode_rows=cell.decode_rows,
-                    prefill_tokens=cell.prefill_tokens,
-                )
-                for (bucket, length), cell in sorted(self._mixed_cells.items())
-            ),
+            totals=_renewed(self._totals, self._reported.totals, _totals_record),
+            cells=_renewed(self._cells, self._reported.cells, _cell_record),
+            mixed_cells=_renewed(self._mixed_cells, self._reported.mixed_cells, _mixed_record),
         )
-
-    def _record(self, key: tuple[int, int]) -> CellCounters:
-        """The record of a cell; between two reports most cells stay as they are, and so do their records."""
-        cell, record = self._cells[key], self._records.get(key)
-        if record is None or record.steps != cell.steps:
-            record = self._records[key] = _cell_record(*key, cell)
-        return record
 
     def _count_cell(self, step: StepCount) -> None:
         length = step.num_speculative_tokens
@@ -212,6 +204,30 @@ class StepCounters:
         sums.token_microseconds += tokens * longer
 
 
+class _Counted(Protocol):
+    @property
+    def steps(self) -> int: ...
+
+
+Key = TypeVar("Key", int, tuple[int, int])
+Sums = TypeVar("Sums", bound=_Counted)
+Record = TypeVar("Record", bound=_Counted)
+
+
+def _renewed(sums: Mapping[Key, Sums], records: dict[Key, Record], record_of: Callable[[Key, Sums], Record]) -> tuple[Record, ...]:
+    """The records of these sums, in the order of their keys: between two reports most stay as they are, and so do their records."""
+    if len(records) != len(sums):
+        news = {key: record_of(key, sums[key]) for key in sums.keys() - records.keys()}
+        ordered = sorted({**records, **news}.items())
+        records.clear()
+        records.update(ordered)
+    for key, record in records.items():
+        counted = sums[key]
+        if record.steps != counted.steps:
+            records[key] = record_of(key, counted)
+    return tuple(records.values())
+
+
 def _totals_record(length: int, totals: _Totals) -> StepTotals:
     return StepTotals(
         num_speculative_tokens=length,
@@ -225,7 +241,20 @@ def _totals_record(length: int, totals: _Totals) -> StepTotals:
     )
 
 
-def _cell_record(bucket: int, length: int, cell: _Cell) -> CellCounters:
+def _mixed_record(key: tuple[int, int], cell: _MixedCell) -> MixedCounters:
+    bucket, length = key
+    return MixedCounters(
+        batch_bucket=bucket,
+        num_speculative_tokens=length,
+        steps=cell.steps,
+        step_seconds=cell.step_microseconds / 1e6,
+        decode_rows=cell.decode_rows,
+        prefill_tokens=cell.prefill_tokens,
+    )
+
+
+def _cell_record(key: tuple[int, int], cell: _Cell) -> CellCounters:
+    bucket, length = key
     return CellCounters(
         batch_bucket=bucket,
         num_speculative_tokens=length,

@@ -68,7 +68,8 @@ def predict_step_times(
 
     Cells with a K that is not among the arms help the shape as well.
     """
-    bucket_rows, context_per_row = _usual(cells, buckets, max_num_seqs)
+    keys, sums = _columns(cells)
+    bucket_rows, context_per_row = _usual(keys[:, 0], sums, buckets, max_num_seqs)
     shape = (len(buckets), len(arms))
     asked = _Points(
         buckets=np.repeat(np.array(buckets), len(arms)),
@@ -81,7 +82,7 @@ def predict_step_times(
         shape_seconds, doubt = _shape_seconds(asked.parts(), _PRIOR)
         log_seconds = np.log(STARTING_STEP_SECONDS * shape_seconds)
         return StepTimes(log_seconds.reshape(shape), alike + _within_buckets(doubt, shape), bucket_rows)
-    measured, seen, noise = _measured(cells, now_s)
+    measured, seen, noise = _measured(keys, sums, now_s)
     shortest = seen.min()
     theta = _shape(measured.parts(), np.exp(shortest - seen), noise)
     seen_shape, seen_doubt = _shape_seconds(measured.parts(), theta)
@@ -122,42 +123,37 @@ class _Points:
         return columns
 
 
-def _usual(cells: Mapping[Cell, CellEvidence], buckets: range, max_num_seqs: int) -> tuple[Floats, Floats]:
+def _columns(cells: Mapping[Cell, CellEvidence]) -> tuple[npt.NDArray[np.int64], Floats]:
+    """(cells, 2): bucket and K. (cells, 6): steps, log seconds, rows, context tokens, log seconds squared, when measured."""
+    sums = [
+        (cell.steps, cell.log_seconds, cell.rows, cell.context_tokens, cell.log_seconds_squared, cell.measured_at_s)
+        for cell in cells.values()
+    ]
+    return np.array(list(cells), dtype=np.int64).reshape(-1, 2), np.array(sums, dtype=float).reshape(-1, 6)
+
+
+def _usual(cell_buckets: npt.NDArray[np.int64], sums: Floats, buckets: range, max_num_seqs: int) -> tuple[Floats, Floats]:
     """Rows and context tokens a row of each bucket: its own where it has evidence, else its middle and the group's context."""
-    sums = np.zeros((len(buckets), 3))
-    for (bucket, _), cell in cells.items():
-        if bucket < len(buckets):
-            sums[bucket] += (cell.steps, cell.rows, cell.context_tokens)
+    reachable = cell_buckets < len(buckets)
+    cell_buckets, sums = cell_buckets[reachable], sums[reachable]
+    steps, rows, context = (np.bincount(cell_buckets, sums[:, column], len(buckets)) for column in (0, 2, 3))
     ranges = np.array([bucket_range(bucket, max_num_seqs) for bucket in buckets], dtype=float)
-    known = sums[:, 0] > 0
-    rows = np.where(known, sums[:, 1] / np.where(known, sums[:, 0], 1.0), np.sqrt(ranges[:, 0] * ranges[:, 1]))
-    overall = sums[:, 2].sum() / max(sums[:, 1].sum(), 1.0)
-    return rows, np.where(known, sums[:, 2] / np.where(known, sums[:, 1], 1.0), overall)
+    known = steps > 0
+    usual_rows = np.where(known, rows / np.where(known, steps, 1.0), np.sqrt(ranges[:, 0] * ranges[:, 1]))
+    overall = context.sum() / max(rows.sum(), 1.0)
+    return usual_rows, np.where(known, context / np.where(known, rows, 1.0), overall)
 
 
-def _measured(cells: Mapping[Cell, CellEvidence], now_s: float) -> tuple[_Points, Floats, Floats]:
+def _measured(keys: npt.NDArray[np.int64], sums: Floats, now_s: float) -> tuple[_Points, Floats, Floats]:
     """The measured cells, the mean log seconds of each and its variance."""
-    keys = np.array(list(cells), dtype=np.int64)
-    sums = np.array(
-        [
-            (
-                cell.steps,
-                cell.log_seconds,
-                cell.rows,
-                cell.context_tokens,
-                cell.log_seconds_squared,
-                drift_variance(now_s - cell.measured_at_s),
-            )
-            for cell in cells.values()
-        ]
-    )
     steps, mean = sums[:, 0], sums[:, 1] / sums[:, 0]
     told = sums[:, 4] > 0
     scatter = np.where(told, np.maximum(sums[:, 4] - steps * mean * mean, 0.0), 0.0).sum()
     degrees = np.where(told, np.maximum(steps - 1.0, 0.0), 0.0).sum()
     noise = (scatter + PRIOR_NOISE_STEPS * STEP_VARIANCE) / (degrees + PRIOR_NOISE_STEPS)
     points = _Points(keys[:, 0], sums[:, 2] / steps, keys[:, 1].astype(float), sums[:, 3] / steps)
-    return points, mean, noise / steps + sums[:, 5]
+    drifted = np.array([drift_variance(now_s - measured_at_s) for measured_at_s in sums[:, 5].tolist()])
+    return points, mean, noise / steps + drifted
 
 
 def _kernel(one: _Points, other: _Points) -> Floats:

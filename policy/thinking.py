@@ -10,7 +10,7 @@ what does not change the picture does not change the plan.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Final
 
@@ -47,22 +47,26 @@ class Thought:
     settings: OperatorSettings
     plan: GroupPlan
     outlook: Outlook
-    wanted: Mapping[int, Sequence[Measurement]]
+    wanted: Mapping[int, Sequence[Measurement]] = field(default_factory=dict)
 
 
 def think(view: GroupView) -> Thought:
     """What `view` lets a group expect, run and want to know."""
+    alone = think_alone(view)
+    planned = present_arms(view.with_plan(alone.plan))
+    return replace(alone, wanted=measurements(view, alone.outlook, planned))
+
+
+def think_alone(view: GroupView) -> Thought:
+    """What a replica expects and runs for itself; what it wants to know is its group's affair."""
     ahead = view.outlook()
-    plan = plan_ahead(view, ahead)
-    planned = present_arms(view.with_plan(plan))
     return Thought(
         view.now_s,
         {cell: known.steps for cell, known in view.evidence.cells.items()},
         view.evidence.acceptance.acceptance(view.arms[-1]),
         view.settings,
-        plan,
+        plan_ahead(view, ahead),
         ahead,
-        measurements(view, ahead, planned),
     )
 
 

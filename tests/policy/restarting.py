@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from nightjar.policy.drafter_life import DrafterLife
 from nightjar.policy.fleet import FleetState, decide, empty_fleet, observe, quieted
-from nightjar.policy.issuing import Issuer, settings_of
+from nightjar.policy.issuing import Issuer
 from nightjar.policy.records import Counters, DrafterState, EngineLoad, EngineSnapshot, GroupKey, LoadReport, Settings
 from nightjar.policy.settings import OperatorSettings, parse_operator_settings
 from nightjar.policy.steering import Steering
@@ -102,5 +102,5 @@ class Policy:
         decisions, self.state = decide(self.state, self.settings, (), now_s, self.rng)
         self.issuer.keep_only(decisions)
         for replica_id, decision in decisions.items():
-            self.issuer.post(replica_id, settings_of(decision, self.settings))
+            self.issuer.post(replica_id, decision, self.settings)
         return {replica_id: slot.settings for replica_id, slot in self.issuer.slots.items() if slot.settings is not None}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import pytest
 
-from nightjar.policy.batch_buckets import FIRST_BATCH_SIZES, batch_bucket
+from nightjar.policy.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, buckets_up_to
 from nightjar.policy.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.load_moves import Believed, Place
 from nightjar.policy.on_time import Moves
@@ -40,13 +40,21 @@ def goodput(bucket: int, length: int) -> float | None:
     return off * (1.2 if FIRST_BATCH_SIZES[bucket] < CROSSOVER else 0.8)
 
 
-PROSPECT = Prospect(
-    accelerator="H100",
-    max_num_seqs=128,
-    planned=lambda bucket: 3 if FIRST_BATCH_SIZES[bucket] < CROSSOVER else 0,
-    goodput=goodput,
-    is_local=False,
-)
+def prospect_of(goodput: Callable[[int, int], float | None]) -> Prospect:
+    """K = 3 runs below the crossover."""
+    buckets = buckets_up_to(128)
+    planned = tuple(3 if FIRST_BATCH_SIZES[bucket] < CROSSOVER else 0 for bucket in buckets)
+    return Prospect(
+        accelerator="H100",
+        max_num_seqs=128,
+        planned=planned,
+        planned_goodput=tuple(map(goodput, buckets, planned)),
+        off_goodput=tuple(goodput(bucket, 0) for bucket in buckets),
+        is_local=False,
+    )
+
+
+PROSPECT = prospect_of(goodput)
 
 
 def member(batch: int = 4, lag: int = 20_000, **changes: object) -> Restarter:
@@ -122,14 +130,14 @@ def test_a_lease_is_sent_again_until_its_wish_is_finished() -> None:
 
 def test_micro_restarts_are_smaller_where_they_pay_less() -> None:
     leaving = going([(bucket, 11) for bucket in range(10)], 1e6)
-    little = replace(PROSPECT, goodput=lambda bucket, length: 1000.0 * (1 + bucket) * (1.01 if length else 1.0))
-    much = replace(little, goodput=lambda bucket, length: 1000.0 * (1 + bucket) * (1.2 if length else 1.0))
+    little = prospect_of(lambda bucket, length: 1000.0 * (1 + bucket) * (1.01 if length else 1.0))
+    much = prospect_of(lambda bucket, length: 1000.0 * (1 + bucket) * (1.2 if length else 1.0))
     few, many = (terms_of(member(lag=0), leaving, prospect).micro_restart_tokens for prospect in (little, much))
     assert 0 < few < many
 
 
 def test_where_no_bucket_pays_small_restarts_stay_allowed_for_measurements() -> None:
-    losing = replace(PROSPECT, goodput=lambda bucket, length: 100.0 - length)
+    losing = prospect_of(lambda _bucket, length: 100.0 - length)
     assert terms_of(member(lag=0), STAYS, losing).micro_restart_tokens > 0
 
 
@@ -138,7 +146,7 @@ def test_a_replica_above_the_crossover_gets_the_bounds_of_where_it_would_restart
 
 
 def test_an_engine_that_plans_for_itself_restarts_as_it_likes_within_what_goes_unnoticed() -> None:
-    local = replace(PROSPECT, planned=lambda bucket: 0, is_local=True)
+    local = replace(PROSPECT, planned=(0,) * len(PROSPECT.planned), is_local=True)
     assert terms_of(member(batch=64), STAYS, local).leases
 
 

@@ -11,7 +11,6 @@ from nightjar.policy.records import (
     GroupKey,
     LoadReport,
     Mode,
-    Settings,
     SettingsVersion,
     Table,
 )
@@ -20,9 +19,11 @@ from nightjar.policy.settings import OperatorSettings
 GROUP = GroupKey(target="llama", max_num_speculative_tokens=3, max_num_seqs=8)
 
 
-def settings(length: int = 3, reason: str = "") -> Settings:
-    decision = Decision(Mode(kind="auto"), Table(rows=one_length(length, 8)), (0, length), 4, reason)
-    return settings_of(decision, OperatorSettings(settings_max_age_s=60.0, exchange_period_s=0.7))
+OPERATOR = OperatorSettings(settings_max_age_s=60.0, exchange_period_s=0.7)
+
+
+def decided(length: int = 3, reason: str = "") -> Decision:
+    return Decision(Mode(kind="auto"), Table(rows=one_length(length, 8)), (0, length), 4, reason)
 
 
 def report(replica_id: str = "r1", known: SettingsVersion | None = None) -> LoadReport:
@@ -37,27 +38,36 @@ def issuer() -> Issuer:
 
 
 def test_a_decision_and_the_operators_periods_become_settings() -> None:
-    made = settings(length=2, reason="because")
+    made = settings_of(decided(length=2, reason="because"), OPERATOR)
     assert (made.settings_max_age_s, made.exchange_period_s, made.dwell_steps) == (60.0, 0.7, 4)
     assert (made.allowed_num_speculative_tokens, made.reason) == ((0, 2), "because")
 
 
 def test_the_sequence_rises_with_new_content_only_and_words_are_none() -> None:
     made = issuer()
-    first = made.post("r1", settings())
+    first = made.post("r1", decided(), OPERATOR)
     assert first is not None
     assert first.version == SettingsVersion(incarnation=5, sequence=1)
-    assert made.post("r1", settings(reason="in other words")) is None
-    second = made.post("r2", settings())
-    third = made.post("r1", settings(length=1))
+    assert made.post("r1", decided(reason="in other words"), OPERATOR) is None
+    second = made.post("r2", decided(), OPERATOR)
+    third = made.post("r1", decided(length=1), OPERATOR)
     assert [given.version.sequence for given in (second, third) if given is not None] == [2, 3]
-    assert made.post("r3", settings()) is None
+    assert made.post("r3", decided(), OPERATOR) is None
+
+
+def test_what_the_operator_changes_is_new_content_too() -> None:
+    made = issuer()
+    made.post("r1", decided(), OPERATOR)
+    assert made.post("r1", decided(), OPERATOR) is None
+    changed = made.post("r1", decided(), OPERATOR.model_copy(update={"exchange_period_s": 2.0}))
+    assert changed is not None
+    assert (changed.version.sequence, changed.exchange_period_s) == (2, 2.0)
 
 
 def test_what_a_replica_does_not_run_is_given_and_counts_as_sent() -> None:
     made = issuer()
     assert made.give("r1", None) is None
-    posted = made.post("r1", settings())
+    posted = made.post("r1", decided(), OPERATOR)
     assert [slot.has_unsent_news for slot in made.slots.values()] == [True, False]
     assert made.give("r1", None) == posted
     assert [slot.has_unsent_news for slot in made.slots.values()] == [False, False]
@@ -69,7 +79,7 @@ def test_what_a_replica_does_not_run_is_given_and_counts_as_sent() -> None:
 
 def test_a_version_never_issued_lifts_the_incarnation_above_it_once_per_replica() -> None:
     made = issuer()
-    made.post("r1", settings())
+    made.post("r1", decided(), OPERATOR)
     assert not made.raise_incarnation(4)
     assert made.admit(report("r1", SettingsVersion(incarnation=9, sequence=2))) == ""
     assert made.raise_incarnation(0)
@@ -80,7 +90,7 @@ def test_a_version_never_issued_lifts_the_incarnation_above_it_once_per_replica(
 
 def test_a_forgotten_replica_begins_anew() -> None:
     made = issuer()
-    made.post("r1", settings())
+    made.post("r1", decided(), OPERATOR)
     made.keep_only({"r2"})
     assert list(made.slots) == ["r2"]
     assert made.admit(report("r1")) == ""

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, field
 
 from nightjar.policy.fleet import decide, empty_fleet, learned, observe, quieted, with_learned
-from nightjar.policy.issuing import Issuer, settings_of
+from nightjar.policy.issuing import Issuer
 from nightjar.policy.learned import LearnedTables
 from nightjar.policy.records import LoadReport, WireError
 from nightjar.policy.settings import OperatorSettings
@@ -75,7 +75,7 @@ class PolicyActor(Issuer):
         decisions, self.state = decide(self.state, self._operator, (), now_s, rng)
         self.keep_only(decisions)
         for replica_id, decision in decisions.items():
-            self.post(replica_id, settings_of(decision, self._operator))
+            self.post(replica_id, decision, self._operator)
         if now_s - self._saved_s >= SAVE_PERIOD_S:
             self._saved_s = now_s
             self._store.learned = learned(self.state)
