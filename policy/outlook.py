@@ -7,7 +7,8 @@ read this one table.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from nightjar.policy.step_time import StepTimes
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Outlook:
     """Log goodput by bucket and arm. Arrays are never changed in place."""
 
@@ -34,10 +35,11 @@ class Outlook:
     """(arms,): E(k)."""
     tokens_deviation: Floats
     """(arms,): standard deviation of log E(k)."""
-    _goodput: list[list[float]] = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_goodput", np.exp(self.log_goodput).tolist())
+    @cached_property
+    def _goodput(self) -> list[list[float]]:
+        goodput: list[list[float]] = np.exp(self.log_goodput).tolist()
+        return goodput
 
     def goodput_tokens_per_s(self, bucket: int, num_speculative_tokens: int) -> float:
         """Expected generated tokens a second. Raises ValueError for a K that is not an arm."""

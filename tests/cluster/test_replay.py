@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -408,7 +409,7 @@ def test_a_fleets_state_comes_back_equal_and_in_the_same_order() -> None:
     (group,), (group_again,) = state.groups.values(), again.groups.values()
     assert list(group_again.evidence.cells) == list(group.evidence.cells)
     ahead, ahead_again = group.thought.outlook, group_again.thought.outlook
-    assert all(np.array_equal(getattr(ahead, name), getattr(ahead_again, name)) for name in Outlook.__slots__)
+    assert all(np.array_equal(getattr(ahead, one.name), getattr(ahead_again, one.name)) for one in fields(Outlook))
     assert ahead_again.covariance.strides == ahead.covariance.strides
 
 
