@@ -21,16 +21,17 @@ def step_counts(draw: st.DrawFn) -> StepCount:
     length = draw(st.integers(0, MAXIMUM))
     survivors = sorted(draw(st.lists(st.integers(0, rows), min_size=length, max_size=length)), reverse=True)
     padding = [0] * (MAXIMUM - length)
+    clean = draw(st.booleans())
     return StepCount(
         num_speculative_tokens=length,
         decode_rows=rows,
         context_tokens=draw(st.integers(0, 10_000)),
-        prefill_tokens=0,
+        prefill_tokens=0 if clean else draw(st.integers(0, 512)),
         generated_tokens=rows + sum(survivors),
         reached=[rows] * length + padding,
         accepted=survivors + padding,
         step_microseconds=draw(st.integers(1, 10_000_000)),
-        clean=draw(st.booleans()),
+        clean=clean,
         in_transition=False,
     )
 
