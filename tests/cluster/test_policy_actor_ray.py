@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -56,7 +57,16 @@ def journal_folder() -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def _fresh_policy(journal_folder: Path) -> Iterator[None]:
     yield
-    ray.kill(get_or_create_policy_actor(), no_restart=True)
+    remove_the_actor()
+
+
+def remove_the_actor() -> None:
+    """End it for good. It answers until the kill has reached it."""
+    actor = get_or_create_policy_actor()
+    ray.kill(actor, no_restart=True)
+    with contextlib.suppress(ray.exceptions.RayActorError):
+        while True:
+            ray.get(actor.ping.remote(), timeout=30)
 
 
 async def until_answered(call: Callable[[], Awaitable[T]]) -> T:
@@ -116,7 +126,7 @@ async def test_a_killed_actor_comes_back_with_settings_overrides_and_a_higher_in
 async def test_a_client_finds_the_actor_that_replaced_a_removed_one() -> None:
     client = PolicyClient()
     first = await client.ping(timeout_s=60)
-    ray.kill(get_or_create_policy_actor(), no_restart=True)
+    await asyncio.to_thread(remove_the_actor)
     assert await until_answered(client.ping) > first
 
 
