@@ -96,7 +96,7 @@ def decide(
         steered |= changed
         members[group_id] |= steered
         live.update(changed)
-        if groups[group_id].thought is not group.thought:
+        if groups[group_id].thought is not group.thought:  # what guards compare with follows the thought that the plan stands on
             groups[group_id] = _with_off_steps(groups[group_id], settings)
         groups[group_id] = with_own_price(groups[group_id], steered)
         groups[group_id], terms, may_grant, counted = group_restarts(groups[group_id], steered, modes, settings, may_grant, now_s)

@@ -57,10 +57,10 @@ def learn(
     changed = _heard_out(members, left, evidence, slopes, now_s)
     view = GroupView(group.key, settings, evidence, group.plan, now_s, still_imported)
     imported = replace(group.imported, cells=still_imported)
-    after = partial(replace, group, evidence=evidence, imported=imported, planner=settings.planner, decided_at_s=now_s)
+    group_with = partial(replace, group, evidence=evidence, imported=imported, planner=settings.planner, decided_at_s=now_s)
     if settings.planner != "fleet":
         changed.update(_without_own({**members, **changed}))
-        return after(plan=PLANNERS[settings.planner](view), exploration=Exploration(), thought=None), changed, 0
+        return group_with(plan=PLANNERS[settings.planner](view), exploration=Exploration(), thought=None), changed, 0
     thought, thoughts = group.thought, 0
     if most_thoughts > 0 and is_news(thought, view):
         thought, thoughts = think(view), 1
@@ -72,7 +72,7 @@ def learn(
     exploration = replace(group.exploration, allowance=earned)
     exploration = deal(view, thought.wanted, found, {**pending, **left}, exploration, next_segment_id, rng)
     own, own_thoughts = _own_thoughts(view.with_plan(thought.plan), {**members, **changed}, above, most_thoughts - thoughts)
-    return after(plan=thought.plan, exploration=exploration, thought=thought), {**changed, **own}, thoughts + own_thoughts
+    return group_with(plan=thought.plan, exploration=exploration, thought=thought), {**changed, **own}, thoughts + own_thoughts
 
 
 def explorers(group: GroupState, members: Mapping[str, ReplicaState]) -> dict[str, Explorer]:

@@ -58,7 +58,7 @@ class Moves:
     def plus(self, seen: Mapping[Move, Believed], now_s: float) -> Moves:
         """These moves aged until `now_s`, and those seen since."""
         aged = Moves(self.weighed, self.since_s, max(now_s, self.at_s))
-        if aged._share_left < LEAST_BELIEVED:
+        if aged._share_left < LEAST_BELIEVED:  # before a new count is worth so much that floats lose the old ones
             aged = Moves(aged.counts, aged.at_s, aged.at_s)
         weighed, weight = dict(aged.weighed), 1.0 / aged._share_left
         for move, count in seen.items():

@@ -104,8 +104,19 @@ def test_inv_10_a_lie_makes_no_quorum_with_two_honest_voices_where_others_may_st
     pending = {"a": voice(0.1), "b": voice(0.101), "c": Pending(), "liar": voice(lie)}
     evidence, left = merge(Evidence(), pending, FOREVER)
     assert CELL not in evidence.cells
-    assert not any(CELL not in waiting.cells for waiting in left.values())
+    assert left.keys() == {"a", "b", "liar"}
+    assert all(CELL in waiting.cells for waiting in left.values())
     assert voices_on(CELL, pending, now_s=0.0) == {"a": True, "b": True, "liar": False}
+
+
+@pytest.mark.parametrize("lie", [0.0, 1.0])
+def test_inv_10_a_lie_about_acceptance_makes_no_quorum_either(lie: float) -> None:
+    pending = {"a": voice(0.1), "b": voice(0.1, accepted=0.52), "liar": voice(0.1, accepted=lie)}
+    waits, left = merge(Evidence(), {**pending, "c": Pending()}, FOREVER)
+    assert waits.acceptance == AcceptanceEvidence()
+    assert all(waiting.acceptance == pending[name].acceptance for name, waiting in left.items())
+    of_three, _ = merge(Evidence(), pending, FOREVER)
+    assert of_three.acceptance.reached
 
 
 @given(lie=st.one_of(st.floats(1e-5, 0.04), st.floats(0.25, 600.0)))
