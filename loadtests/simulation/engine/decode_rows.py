@@ -137,7 +137,6 @@ class DecodeRows:
         filled = np.clip(tokens + self.count - (np.cumsum(lags + 1) - lags - 1), 0, lags)
         self._valid[: self.count] += filled
         self._caught_up = filled == lags
-        self._longest_lag = UNKNOWN
 
     def forget_draft(self) -> None:
         """The draft's KV is gone: everything is lag."""
