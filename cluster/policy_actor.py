@@ -18,6 +18,7 @@ from typing import Any, Final
 import ray
 import structlog
 
+from nightjar.cluster.garbage import collect_seldom
 from nightjar.cluster.journal import JournalFile
 from nightjar.cluster.learned_file import LearnedFileError, parse_learned_file, to_text
 from nightjar.cluster.metrics import Exporter
@@ -57,6 +58,7 @@ class PolicyActor:
     """What Ray runs. Every method answers in plain types or bytes, so that neighbouring versions understand each other."""
 
     async def __init__(self) -> None:  # type: ignore[misc]  # Ray awaits the constructor of an async actor
+        collect_seldom()
         exporter = Exporter(POLICY_METRICS, RayBackend({}))
         folder = journal_folder()
         self._service = PolicyService(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from nightjar.policy.acceptance import AcceptanceEvidence, tokens_per_row
@@ -100,7 +100,8 @@ class CellEvidence:
         squared = self.log_seconds_squared
         if squared:
             squared = max(squared + log_share * (self.steps * log_share - 2.0 * self.log_seconds), 0.0)
-        return replace(self, log_seconds=self.log_seconds - self.steps * log_share, log_seconds_squared=squared)
+        log_seconds = self.log_seconds - self.steps * log_share
+        return CellEvidence(self.steps, log_seconds, self.rows, self.context_tokens, squared, self.measured_at_s)
 
     def at(self, now_s: float) -> CellEvidence:
         """The same sums, heard of at `now_s`."""

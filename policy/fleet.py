@@ -33,6 +33,7 @@ from nightjar.policy.off_steps import expected_off_steps
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.planner import one_length, speculation
 from nightjar.policy.records import MAX_REASON_LENGTH, ExplorationSegment, GroupKey, Mode, Table
+from nightjar.policy.restarts import Terms
 from nightjar.policy.seeding import exported, planted, seeded, with_own_price
 from nightjar.policy.settings import OperatorSettings
 
@@ -52,6 +53,8 @@ __all__ = [
 
 MOST_THOUGHTS: Final = 40
 """Groups and replicas that think in one decision, the longest waiting first: 60 ms, however many there are."""
+
+_NO_TERMS: Final = Terms()
 
 
 def decide(
@@ -103,8 +106,7 @@ def decide(
         for replica_id, new_restarts in counted.items():
             live[replica_id] = replace(live[replica_id], new_restarts=new_restarts)
         next_segment_id = max([next_segment_id, *(held.segment.segment_id + 1 for held in groups[group_id].exploration.segments)])
-        decided = _decisions(groups[group_id], members[group_id], modes, settings)
-        decisions.update({name: replace(decision, terms=terms.get(name, decision.terms)) for name, decision in decided.items()})
+        decisions.update(_decisions(groups[group_id], members[group_id], modes, terms, settings))
     groups = {group_id: groups[group_id] for group_id in state.groups if group_id in groups}
     departed = _departed(state, live)
     return decisions, FleetState(PersistentMap(live), groups, next_segment_id, state.quiet_since_s, state.waiting, departed)
@@ -135,6 +137,7 @@ def _decisions(
     group: GroupState,
     members: Mapping[str, ReplicaState],
     modes: Mapping[str, tuple[Mode, str]],
+    terms: Mapping[str, Terms],
     settings: OperatorSettings,
 ) -> dict[str, Decision]:
     assert group.plan is not None
@@ -146,8 +149,9 @@ def _decisions(
     decisions = {}
     for replica_id, replica in members.items():
         mode, who = modes[replica_id]
+        its_terms = terms.get(replica_id, _NO_TERMS)
         if replica.report.serving_plainly or mode.kind in {"off", "pin"}:
-            decisions[replica_id] = _by_mode(mode, who, replica.report.serving_plainly, group.key, settings, arms)
+            decisions[replica_id] = _by_mode(mode, who, replica.report.serving_plainly, group.key, its_terms, settings, arms)
             continue
         mine = tuple(segments.get(replica_id, ()))
         rows = group.plan.rows if replica.own is None else replica.own.plan.rows
@@ -158,12 +162,18 @@ def _decisions(
             reason = f"mode shadow set by {who}, nothing is touched; {reason}"
         plan = group_plan if replica.own is None and not mine else Table(rows=rows, segments=mine, off_steps=group.off_steps)
         dwell_steps = 0 if group.plan.local else settings.dwell_steps
-        decisions[replica_id] = Decision(mode, plan, allowed, dwell_steps, reason[:MAX_REASON_LENGTH])
+        decisions[replica_id] = Decision(mode, plan, allowed, dwell_steps, reason[:MAX_REASON_LENGTH], its_terms)
     return decisions
 
 
 def _by_mode(
-    mode: Mode, who: str, serving_plainly: str, key: GroupKey, settings: OperatorSettings, arms: tuple[int, ...]
+    mode: Mode,
+    who: str,
+    serving_plainly: str,
+    key: GroupKey,
+    terms: Terms,
+    settings: OperatorSettings,
+    arms: tuple[int, ...],
 ) -> Decision:
     """The one K of a replica whose mode leaves nothing to plan, or whose engine cannot be steered.
 
@@ -177,4 +187,4 @@ def _by_mode(
         if length != mode.num_speculative_tokens:
             reason += f", lowered to {speculation(length)}: the engine's maximum is {key.max_num_speculative_tokens}"
     table = Table(rows=one_length(length, key.max_num_seqs))
-    return Decision(mode, table, tuple(sorted({length}.union(arms))), settings.dwell_steps, reason[:MAX_REASON_LENGTH])
+    return Decision(mode, table, tuple(sorted({length}.union(arms))), settings.dwell_steps, reason[:MAX_REASON_LENGTH], terms)
