@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator
 
 import pytest
+
 from nightjar.cluster.garbage import YOUNG_OBJECTS, collect_seldom
 
 
@@ -26,7 +27,7 @@ class Knot:
 
 
 def test_what_exists_is_never_looked_at_again_and_young_objects_seldom() -> None:
-    kept = [[] for _ in range(100)]
+    kept: list[list[int]] = [[] for _ in range(100)]
     collect_seldom()
     assert gc.get_freeze_count() >= len(kept)
     assert gc.get_threshold()[0] == YOUNG_OBJECTS
@@ -36,6 +37,6 @@ def test_a_cycle_is_still_found_by_itself() -> None:
     collect_seldom()
     knot = weakref.ref(Knot())
     assert knot() is not None
-    held = [[] for _ in range(YOUNG_OBJECTS + 1)]
+    held: list[list[int]] = [[] for _ in range(YOUNG_OBJECTS + 1)]
     assert knot() is None
     assert held

@@ -22,7 +22,7 @@ from nightjar.loadtests.simulation.evidence.runner import Cell, Job, Outcome
 from nightjar.loadtests.simulation.experiments.contestants import FLEET, Contestant
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.experiments.measuring import basic
-from nightjar.loadtests.simulation.experiments.scenes import cell, open_loop_s, open_scenes
+from nightjar.loadtests.simulation.experiments.scenes import cell, open_scenes, pattern_s
 from nightjar.policy.evidence import Evidence
 from nightjar.policy.outlook import Floats, Outlook
 from nightjar.policy.pace import Pace
@@ -107,7 +107,7 @@ def runs(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
                     Contestant(FLEET),
                     seed,
                     basic,
-                    duration_s=open_loop_s(effort, scene.nominal) / 2,
+                    duration_s=(effort.warm_up_s + pattern_s(effort, scene.nominal)) / 2,
                     warm_up_s=0.0,
                     variant=part.name if part else ALL_PARTS,
                     settings=dict(part.settings) if part else None,

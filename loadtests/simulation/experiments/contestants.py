@@ -29,6 +29,8 @@ OFF: Final = "off"
 TABLE: Final = "table"
 NIGHTJAR: Final = "nightjar"
 RIVALS: Final = tuple(entry.name for entry in ENTRIES)
+LEARN_NOTHING: Final = frozenset({ORACLE, OFF, TABLE, "tensorrt-llm", "vllm-table"})
+"""They and every fixed K decide in their first second as in any other."""
 
 
 class ContestantError(ValueError):
@@ -57,6 +59,11 @@ def check_name(name: str) -> str:
     raise ContestantError(
         f"planner {name[:40]!r} is unknown{f', did you mean {near[0]}' if near else ''}; there are {', '.join(known)} and fixed-K"
     )
+
+
+def learns(name: str) -> bool:
+    """Whether a planner needs a warm-up in which to learn."""
+    return name not in LEARN_NOTHING and not name.startswith("fixed-")
 
 
 def static_names(nominal: Nominal) -> tuple[str, ...]:

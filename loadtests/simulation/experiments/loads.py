@@ -127,5 +127,9 @@ LOADS: Final[Mapping[str, Shape]] = {
     "oscillation": _oscillation,
     "restarts": _restarts,
     "diurnal": _diurnal,
+    "other-texts": _surge,
 }
 """By name; a share in a name is of the requests a second that one full engine answers."""
+
+OTHER_TEXTS: Final[Mapping[str, float]] = {"other-texts": 0.5}
+"""Loads whose texts are harder to draft for than those that tables were tuned for: by which factor, at every draft position."""

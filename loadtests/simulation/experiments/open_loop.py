@@ -12,7 +12,16 @@ from collections.abc import Sequence
 from nightjar.loadtests.simulation.evidence.bar_list import PICK, best_static
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
-from nightjar.loadtests.simulation.experiments.contestants import FLEET, NIGHTJAR, OFF, ORACLE, RIVALS, Contestant, static_names
+from nightjar.loadtests.simulation.experiments.contestants import (
+    FLEET,
+    NIGHTJAR,
+    OFF,
+    ORACLE,
+    RIVALS,
+    Contestant,
+    learns,
+    static_names,
+)
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.experiments.measuring import basic, with_length
 from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, open_scenes, span, static_span
@@ -100,7 +109,7 @@ def _open(choice: Choice, scene: Scene, contestant: Contestant, seeds: Sequence[
                 contestant,
                 seed,
                 with_length if shown else basic,
-                **span(effort, scene),
+                **(span if learns(contestant.name) else static_span)(effort, scene),
                 series=shown,
             )
         )

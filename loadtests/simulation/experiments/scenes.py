@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -10,12 +11,12 @@ from nightjar.loadtests.regimes import Phase, Regime
 from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.experiments.contestants import Contestant, choose
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Effort, dataset_of
-from nightjar.loadtests.simulation.experiments.loads import open_load
+from nightjar.loadtests.simulation.experiments.loads import OTHER_TEXTS, open_load
 from nightjar.loadtests.simulation.experiments.measuring import Measure, Simulate
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.service.lengths import Dataset, Lognormal
-from nightjar.loadtests.simulation.service.scenario import Scenario
+from nightjar.loadtests.simulation.service.scenario import AcceptanceScaled, Scenario
 from nightjar.loadtests.simulation.service.workload import Trace, Workload, read_trace
 
 SHORT_STEP_S: Final = 0.02
@@ -23,11 +24,12 @@ SHORT_STEP_S: Final = 0.02
 TRACE_SHARE: Final = 0.6
 """Of what the engines carry: what a trace is scaled to."""
 TRACE_LEAST_S: Final = 300.0
-TRACE_LEAST_REQUESTS: Final = 60.0
 """What is measured of a trace at least. It repeats no pattern, so that a backlog at either end counts: over a long time, little."""
 
-LEARN_STEPS: Final = 1000
-"""Steps that a fleet has learned from before a measure of what it knows begins."""
+LEAST_REQUESTS: Final = 60.0
+"""Requests that are asked while an open loop is measured, at least: of five, chance decides more than the planner."""
+MANY_STEPS: Final = 1000
+"""Steps of an engine, at least: from which a fleet has learned before a measure of what it knows begins, and of an open loop."""
 
 STEP_S: Final = 18e-6
 STEP_S_PER_ROW: Final = 0.16e-6
@@ -40,7 +42,8 @@ core, measured, for the estimate that is printed first. The progress corrects it
 class Scene:
     """Where planners are compared. `rows` is about how many requests an engine decodes at once, for estimating the work.
 
-    `own_s` is how long a regime of the user's own lasts, 0 for loads that repeat a pattern.
+    `acceptance` scales that of the profile's texts. `measured_s` is what an open loop measures of a load that repeats a pattern,
+    `own_s` how long a regime of the user's own lasts, 0 for other loads.
     """
 
     nominal: Nominal
@@ -48,6 +51,8 @@ class Scene:
     workload: Workload
     replicas: int
     rows: float
+    acceptance: float = 1.0
+    measured_s: float = 0.0
     own_s: float = 0.0
 
     @property
@@ -69,10 +74,7 @@ def open_scenes(choice: Choice, replicas: int = 1, loads: Iterable[str] | None =
     """Every chosen profile under every chosen open-loop load, the user's own regimes and trace included."""
     scenes = []
     for nominal in map(nominal_of, choice.profiles):
-        duration_s = open_loop_s(choice.effort, nominal)
-        scenes += [
-            named_scene(choice.effort, nominal, name, replicas, duration_s) for name in (choice.loads if loads is None else loads)
-        ]
+        scenes += [_measured_scene(choice.effort, nominal, name, replicas) for name in (choice.loads if loads is None else loads)]
         scenes += [replace(open_scene(nominal, name, regime, replicas), own_s=regime.duration_s) for name, regime in choice.regimes]
         if choice.trace is not None:
             scenes.append(_trace_scene(nominal, choice, replicas))
@@ -85,11 +87,6 @@ def pattern_s(effort: Effort, nominal: Nominal) -> float:
     return effort.pattern_s / 2 if nominal.step_seconds(rows, nominal.best_length(rows)) < SHORT_STEP_S else effort.pattern_s
 
 
-def open_loop_s(effort: Effort, nominal: Nominal) -> float:
-    """Virtual seconds of an open-loop run: the warm-up in whole patterns, and one that is measured."""
-    return effort.warm_up_s + pattern_s(effort, nominal)
-
-
 def span(effort: Effort, scene: Scene) -> dict[str, Any]:
     """Warm-up and duration of an open-loop run, as fields of a scenario; at least half of a user's regime is measured.
 
@@ -97,19 +94,23 @@ def span(effort: Effort, scene: Scene) -> dict[str, Any]:
     """
     if scene.own_s:
         return {"warm_up_s": min(effort.warm_up_s, scene.own_s / 2), "duration_s": scene.own_s, "starts_empty": True}
-    return {"warm_up_s": effort.warm_up_s, "duration_s": open_loop_s(effort, scene.nominal), "starts_empty": True}
+    return {"warm_up_s": effort.warm_up_s, "duration_s": effort.warm_up_s + scene.measured_s, "starts_empty": True}
 
 
 def static_span(effort: Effort, scene: Scene) -> dict[str, Any]:
     """The same for planners that learn nothing: one pattern is warm-up enough."""
-    pattern = pattern_s(effort, scene.nominal)
-    return span(effort, scene) if scene.own_s else {"warm_up_s": pattern, "duration_s": 2 * pattern, "starts_empty": True}
+    whole = span(effort, scene)
+    return whole | {"asked_from_s": max(whole["warm_up_s"] - pattern_s(effort, scene.nominal), 0.0)}
 
 
 def learn_s(effort: Effort, nominal: Nominal) -> float:
     """Virtual seconds that a fleet gets to learn: some steps at least, where steps are long."""
+    return max(effort.learn_s, _many_steps_s(nominal))
+
+
+def _many_steps_s(nominal: Nominal) -> float:
     rows = nominal.max_rows // 4 or 1
-    return max(effort.learn_s, LEARN_STEPS * nominal.step_seconds(rows, nominal.best_length(rows)))
+    return MANY_STEPS * nominal.step_seconds(rows, nominal.best_length(rows))
 
 
 def named_scene(effort: Effort, nominal: Nominal, load: str, replicas: int, duration_s: float) -> Scene:
@@ -117,11 +118,26 @@ def named_scene(effort: Effort, nominal: Nominal, load: str, replicas: int, dura
     return open_scene(nominal, load, open_load(load, nominal, replicas, pattern_s(effort, nominal), duration_s), replicas)
 
 
+def _measured_scene(effort: Effort, nominal: Nominal, load: str, replicas: int) -> Scene:
+    """A profile under one of loads.LOADS for an open loop: as many patterns are measured as bring many steps and requests."""
+    one_s = pattern_s(effort, nominal)
+    requests = _requests(open_load(load, nominal, 1, one_s, one_s))
+    measured_s = one_s * max(math.ceil(_many_steps_s(nominal) / one_s), math.ceil(LEAST_REQUESTS / requests))
+    scene = named_scene(effort, nominal, load, replicas, effort.warm_up_s + measured_s)
+    return replace(scene, measured_s=measured_s)
+
+
 def open_scene(nominal: Nominal, name: str, regime: Regime, replicas: int) -> Scene:
     """One open-loop scene; rates of the regime are the whole service's."""
-    rate = sum(phase.duration_s * _mean_rate(phase) for phase in regime.phases) / regime.duration_s / replicas
+    rate = _requests(regime) / regime.duration_s / replicas
     users = max((phase.users or 0 for phase in regime.phases), default=0) / replicas
-    return Scene(nominal, name, workload(nominal, regime), replicas, users or nominal.rows_at(rate))
+    scale = OTHER_TEXTS.get(name, 1.0)
+    return Scene(nominal, name, workload(nominal, regime), replicas, users or nominal.rows_at(rate), acceptance=scale)
+
+
+def _requests(regime: Regime) -> float:
+    """How many a regime's phases ask, on average."""
+    return sum(phase.duration_s * _mean_rate(phase) for phase in regime.phases)
 
 
 def closed_scene(nominal: Nominal, rows: int, replicas: int, duration_s: float) -> Scene:
@@ -159,6 +175,8 @@ def cell(
     planner = choose(contestant, nominal, seed, settings or {})
     if planner.local is not None:
         scenario.setdefault("catch_up_chunk_tokens", scene.nominal.catch_up_chunk_tokens)
+    if scene.acceptance != 1.0:
+        scenario["events"] = (AcceptanceScaled(0.0, scene.acceptance), *scenario.get("events", ()))
     planned = Scenario(
         profile=nominal.profile,
         workload=scene.workload,
@@ -205,7 +223,7 @@ def _trace_scene(nominal: Nominal, choice: Choice, replicas: int) -> Scene:
     requests_per_s = TRACE_SHARE * traced.capacity
     recorded_per_s = len(rows) / max(rows[-1].due_s, 1.0)
     load = Trace(choice.trace, rate_scale=requests_per_s * replicas / recorded_per_s)
-    measured_s = max(TRACE_LEAST_S, TRACE_LEAST_REQUESTS / (requests_per_s * replicas))
+    measured_s = max(TRACE_LEAST_S, LEAST_REQUESTS / (requests_per_s * replicas))
     rows_held = traced.rows_at(requests_per_s)
     return Scene(traced, "trace", workload(traced, load), replicas, rows_held, own_s=choice.effort.warm_up_s + measured_s)
 

@@ -97,8 +97,9 @@ class Scenario:
 
     Rates and users of the workload are those of the whole service. What happens before `warm_up_s` is left out of every
     measure; with `starts_empty` the requests that are in flight then are aborted (a closed-loop user asks anew at once), so that
-    nobody takes a backlog or a full batch into what is measured. `speeds` are those of the first replicas (1: as the profile
-    says). `replicas_per_node` share a node's host link, which matters with `offload` (the operator's settings must allow it, too).
+    nobody takes a backlog or a full batch into what is measured. Open-loop requests that are due before `asked_from_s` are not
+    asked: who learns nothing needs no long warm-up. `speeds` are those of the first replicas (1: as the profile says).
+    `replicas_per_node` share a node's host link, which matters with `offload` (the operator's settings must allow it, too).
     `catch_up_chunk_tokens` is the most that an engine recomputes in one step, settings may lower it; None: everything at once.
     `series` keeps one row a second, `track_regret` compares every step with the best K; both cost time.
     """
@@ -109,6 +110,7 @@ class Scenario:
     duration_s: float
     warm_up_s: float = 0.0
     starts_empty: bool = False
+    asked_from_s: float = 0.0
     replicas: int = 1
     seed: int = 0
     mechanics: Mechanics = Mechanics.DORMANT
@@ -126,6 +128,8 @@ class Scenario:
     def __post_init__(self) -> None:
         if not 0 <= self.warm_up_s < self.duration_s:
             raise ValueError(f"warm_up_s {self.warm_up_s:g}, allowed are 0 up to duration_s {self.duration_s:g}")
+        if not 0 <= self.asked_from_s <= self.warm_up_s:
+            raise ValueError(f"asked_from_s {self.asked_from_s:g}, allowed are 0 to warm_up_s {self.warm_up_s:g}")
         if self.replicas < 1 or self.replicas_per_node < 1:
             raise ValueError(f"replicas {self.replicas}, replicas_per_node {self.replicas_per_node}: at least 1 each")
         if len(self.speeds) > self.replicas:

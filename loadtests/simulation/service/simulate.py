@@ -15,6 +15,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import dropwhile
 
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.service.autoscaler import Wanting, look
@@ -76,7 +77,8 @@ class _Run:
             shares = tuple(kind.share for kind in scenario.profile.acceptance_classes)
             self._workload = replace(self._workload, class_shares=shares)
         self._users = Users(self._workload, scenario.seed)
-        self._demands = self._workload.open_demands(scenario.seed)
+        demands = self._workload.open_demands(scenario.seed)
+        self._demands = dropwhile(lambda demand: demand.due_s < scenario.asked_from_s, demands)
         self._acceptance = 1.0
         self._starting = 0
         self._has_ended = False

@@ -6,19 +6,21 @@ from dataclasses import replace
 
 import pytest
 
-from nightjar.loadtests.regimes import Regime
+from nightjar.loadtests.regimes import Regime, arrival_times
 from nightjar.loadtests.simulation.evidence.bar_list import PICK
 from nightjar.loadtests.simulation.evidence.runner import Cell, run_cell
 from nightjar.loadtests.simulation.experiments.ablation import PARTS, Part, Without
 from nightjar.loadtests.simulation.experiments.campaign import Campaign
 from nightjar.loadtests.simulation.experiments.catalogue import EXPERIMENTS
+from nightjar.loadtests.simulation.experiments.contestants import learns, static_names
 from nightjar.loadtests.simulation.experiments.efforts import BENCH, QUICK
 from nightjar.loadtests.simulation.experiments.experiment import Choice
 from nightjar.loadtests.simulation.experiments.loads import LOADS
 from nightjar.loadtests.simulation.experiments.measuring import Simulate, settled
-from nightjar.loadtests.simulation.experiments.scenes import nominal_of, open_loop_s, open_scenes
+from nightjar.loadtests.simulation.experiments.scenes import LEAST_REQUESTS, nominal_of, open_scenes, pattern_s, span, static_span
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, read_profile
 from nightjar.loadtests.simulation.service.results import Second, Totals
+from nightjar.loadtests.simulation.service.scenario import AcceptanceScaled
 from nightjar.loadtests.simulation.step_cost import step_cost
 from nightjar.policy.settings import OperatorSettings
 
@@ -64,7 +66,36 @@ def test_every_profile_meets_every_load_for_as_long_as_its_run() -> None:
     }
     for scene in scenes:
         assert isinstance(scene.workload.load, Regime)
-        assert scene.workload.load.duration_s >= open_loop_s(CHOICE.effort, scene.nominal) - 1e-6
+        assert scene.workload.load.duration_s >= span(CHOICE.effort, scene)["duration_s"] - 1e-6
+
+
+def test_whole_patterns_are_measured_and_enough_of_them_for_sixty_requests() -> None:
+    for scene in open_scenes(replace(CHOICE, profiles=tuple(map(read_profile, PROFILE_NAMES)), effort=BENCH)):
+        load, patterns = scene.workload.load, scene.measured_s / pattern_s(BENCH, scene.nominal)
+        assert isinstance(load, Regime)
+        assert patterns == round(patterns) >= 1
+        per_s = sum(1 for _ in arrival_times(load, 0)) / load.duration_s
+        assert per_s * scene.measured_s > 0.6 * LEAST_REQUESTS, scene.place
+
+
+def test_who_learns_nothing_is_measured_under_the_same_requests_after_a_shorter_warm_up() -> None:
+    scene = open_scenes(replace(CHOICE, effort=BENCH, loads=("surge",)))[0]
+    whole, short = span(BENCH, scene), static_span(BENCH, scene)
+    assert short == whole | {"asked_from_s": whole["warm_up_s"] - pattern_s(BENCH, scene.nominal)}
+    runs = [cell for wave in EXPERIMENTS["open-loop"].waves for cell in wave(replace(CHOICE, effort=BENCH, loads=("surge",)), ())]
+    from_s = {run.planner: job(run).scenario.asked_from_s for run in runs if run.kind == "open_loop"}
+    assert from_s["fleet"] == 0.0
+    assert from_s["oracle"] > 0.0
+    assert not any(map(learns, static_names(scene.nominal)))
+    assert all(map(learns, ("fleet", "nightjar", "turbospec", "banditspec", "sglang", "vllm-adaptive-verification")))
+
+
+def test_other_texts_are_drafted_for_half_as_well_by_everybody() -> None:
+    choice = replace(CHOICE, loads=("other-texts", "surge"))
+    runs = [cell for name in ("open-loop", "rivals") for wave in EXPERIMENTS[name].waves for cell in wave(choice, ())]
+    assert {run.load for run in runs} == {"other-texts", "surge"}
+    for run in runs:
+        assert job(run).scenario.events == ((AcceptanceScaled(0.0, 0.5),) if run.load == "other-texts" else ())
 
 
 def test_more_requests_decode_at_once_the_more_arrive() -> None:

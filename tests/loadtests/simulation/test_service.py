@@ -50,6 +50,17 @@ def test_every_token_of_every_answer_was_generated_and_none_besides() -> None:
     assert result.totals.tokens == sum(demand.output_tokens for demand in asked)
 
 
+def test_requests_due_before_they_are_asked_are_nobodys() -> None:
+    made = scenario("open:10@8,rest:20@0", duration_s=30.0, warm_up_s=6.0, asked_from_s=5.0)
+    asked = [demand for demand in made.workload.open_demands(made.seed) if demand.due_s >= 5.0]
+    before = [demand for demand in asked if demand.due_s < 6.0]
+    assert before
+    assert simulate(replace(made, warm_up_s=5.0)).answered == len(asked)
+    assert simulate(replace(made, starts_empty=True)).answered == len(asked) - len(before)
+    with pytest.raises(ValueError, match="allowed are 0 to warm_up_s 6"):
+        replace(made, asked_from_s=7.0)
+
+
 def test_planners_that_know_nothing_of_the_fleet_run_in_every_engine() -> None:
     oracle, nightjar = (
         simulate(scenario("closed:20@16u", planner=PlannerChoice(name, local=Local(planner=name)), track_regret=True))
