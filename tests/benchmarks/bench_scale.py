@@ -1,9 +1,10 @@
 """`make bench-scale`: how long the policy decides, how much it remembers, and whether 2,000 replicas learn together.
 
 Three measurements around policy.fleet with coarse engines, in one process that collects garbage as the policy actor's does, and
-without a network: the time of a tick for 1,000 replicas in 1, 20 and 1,000 groups (taking in one report of each, and one decision for
-all); memory per replica, early and late, at two fleet sizes (INV-8: it neither grows with time nor faster than the fleet); and a run
-of 2,000 replicas in 20 groups until they run the K of the best true goodput. Prints against the aim and never fails on timing.
+without a network: the time of a tick for 1,000 replicas in 1, 20 and 1,000 groups (taking in one report of each, and one decision
+for all); memory per replica, early and late, at two fleet sizes (INV-8: it neither grows with time nor faster than the fleet); and
+a run of 2,000 replicas in 20 groups until they run the K of the best true goodput. Prints against the aim and never fails on
+timing.
 """
 
 from __future__ import annotations

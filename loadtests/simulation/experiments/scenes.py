@@ -199,17 +199,17 @@ def cell(
         replicas=scene.replicas,
         seed=seed,
         job=Simulate(planned, measure),
-        expected_s=_expected_s(scene, duration_s, has_policy=planned.planner.operator is not None),
+        expected_s=_expected_s(scene, duration_s - planned.asked_from_s, has_policy=planned.planner.operator is not None),
         variant=variant,
     )
 
 
-def _expected_s(scene: Scene, duration_s: float, *, has_policy: bool) -> float:
-    """Seconds of a core that a run takes, about."""
+def _expected_s(scene: Scene, asked_s: float, *, has_policy: bool) -> float:
+    """Seconds of a core that a run takes, about, in which requests are asked for `asked_s`."""
     rows = max(round(scene.rows), 1)
     busy = min(scene.rows, 1.0)
     steps_per_s = busy / scene.nominal.step_seconds(rows, scene.nominal.best_length(rows))
-    return scene.replicas * duration_s * (steps_per_s * (STEP_S + STEP_S_PER_ROW * rows) + POLICY_S * has_policy)
+    return scene.replicas * asked_s * (steps_per_s * (STEP_S + STEP_S_PER_ROW * rows) + POLICY_S * has_policy)
 
 
 def _trace_scene(nominal: Nominal, choice: Choice, replicas: int) -> Scene:
