@@ -30,10 +30,23 @@ class AcceptanceClasses:
 
     def scale(self, factor: float) -> None:
         """Set drift: every conditional acceptance is `factor` times the profile's, at most 1 (1.0: no drift)."""
-        conditional = self._nominal.copy()
-        conditional[:, 1:] /= np.maximum(self._nominal[:, :-1], 1e-12)
-        self.survival = np.cumprod(np.minimum(conditional * factor, 1.0), axis=1)
+        self.survival = _scaled(self._nominal, factor)
         self.expected_hits = self._sums()
 
     def _sums(self) -> list[list[float]]:
         return [list(accumulate(line, initial=0.0)) for line in self.survival.tolist()]
+
+
+def scaled(profile: Profile, factor: float) -> Profile:
+    """The profile with other texts: every conditional acceptance is `factor` times as high, at most 1."""
+    survival = _scaled(np.array([kind.survival for kind in profile.acceptance_classes], dtype=np.float64), factor).tolist()
+    classes = [
+        kind.model_copy(update={"survival": tuple(line)}) for kind, line in zip(profile.acceptance_classes, survival, strict=True)
+    ]
+    return profile.model_copy(update={"acceptance_classes": tuple(classes)})
+
+
+def _scaled(survival: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
+    conditional = survival.copy()
+    conditional[:, 1:] /= np.maximum(survival[:, :-1], 1e-12)
+    return np.cumprod(np.minimum(conditional * factor, 1.0), axis=1)

@@ -18,8 +18,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-import numpy as np
-
 from nightjar.loadtests.simulation.engine.acceptance_classes import AcceptanceClasses
 from nightjar.loadtests.simulation.engine.decode_rows import DecodeRows
 from nightjar.loadtests.simulation.engine.draft_memory import DraftMemory
@@ -82,7 +80,7 @@ class SimulatedEngine:
         self._longest = profile.max_num_speculative_tokens
         self._can_be_dormant = profile.mechanics(mechanics) == Mechanics.DORMANT
         self._prepared = prepared_cost(profile, profile.mechanics(mechanics))
-        self._noise = NoiseStream(profile.step_noise, np.random.default_rng(seed))
+        self._noise = NoiseStream(profile.step_noise, seed)
         self._classes = AcceptanceClasses(profile)
         self._rows = DecodeRows(self._classes, luck or luck_of(seed))
         self._scheduler = SimulatedScheduler(profile.limits, self._longest, self._rows)
@@ -158,8 +156,10 @@ class SimulatedEngine:
             raise ValueError(f"request {request.number} arrives at {request.arrival_s}, the engine is busy at {self.now_s}")
         self._scheduler.submit(request)
 
-    def abort_all(self) -> Sequence[SimulatedRequest]:
-        """Drop every request that is here, as if all clients had hung up after the last step; which they were."""
+    def begin_anew(self) -> Sequence[SimulatedRequest]:
+        """Drop every request that is here, as if all clients had hung up after the last step; which they were. The noise of steps
+        begins anew, so that engines that made different numbers of steps until now meet the same from here on."""
+        self._noise.begin_anew()
         aborted = self._scheduler.abort_all()
         self._rest()
         return aborted

@@ -17,9 +17,11 @@ BLOCK: Final = 1024
 class NoiseStream:
     """The noise of one engine, step after step."""
 
-    def __init__(self, noise: StepNoise, rng: np.random.Generator) -> None:
+    def __init__(self, noise: StepNoise, seed: int) -> None:
         self._noise = noise
-        self._rng = rng
+        self._seed = seed
+        self._beginnings = 0
+        self._rng = np.random.default_rng(seed)
         self._factors: list[float] = []
         self._stalls: list[float] = []
         self._at = BLOCK
@@ -32,6 +34,12 @@ class NoiseStream:
             at = 0
         self._at = at + 1
         return seconds * self._factors[at] + self._stalls[at]
+
+    def begin_anew(self) -> None:
+        """Count steps from here: what follows hangs on the seed and on how often it began anew."""
+        self._beginnings += 1
+        self._rng = np.random.default_rng((self._seed, self._beginnings))
+        self._at = BLOCK
 
     def _draw(self) -> None:
         noise = self._noise

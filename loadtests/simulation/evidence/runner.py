@@ -21,8 +21,9 @@ from typing import Final, Protocol
 
 from nightjar.loadtests.simulation.evidence.rows import Mechanics, RunRow
 
-YOUNG_OBJECTS: Final = 50_000
-"""Objects more than were freed, after which a worker looks for reference cycles among them."""
+WORKER_YOUNG_OBJECTS: Final = 50_000
+"""Net new objects after which a worker looks for reference cycles. A run makes values that replace each other, in no cycle, and at
+CPython's 700 it spends up to a tenth of its time on looking for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +130,8 @@ def _rows(cells: Sequence[Cell], jobs: int) -> Iterator[RunRow]:
 
 
 def _begin_worker() -> None:
-    """Ctrl-C reaches the whole process group: the parent ends the pool. A parent that was killed cannot, so workers watch it.
-
-    Values that replace each other look like garbage piling up: at CPython's threshold the search for cycles takes a tenth of a run.
-    """
-    gc.set_threshold(YOUNG_OBJECTS)
+    """Ctrl-C reaches the whole process group: the parent ends the pool. A parent that was killed cannot, so workers watch it."""
+    gc.set_threshold(WORKER_YOUNG_OBJECTS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="watch-parent", daemon=True).start()
 

@@ -1,19 +1,20 @@
 """Everybody who can decide in an experiment, by name, and what each may know of a profile beforehand.
 
-The fleet planner starts from nothing. Tables are tuned once per profile at nominal acceptance on true step times; planners
-that need a profile of step times share one that is off by up to 20 %, seeded. The oracle knows the nominal, explores nothing and
-pays its restarts. Unknown names raise ContestantError with the names that exist.
+The fleet planner starts from nothing. Tables are tuned once per profile at nominal acceptance on true step times (the retuned one
+at that of the texts that come); planners that need a profile of step times share one that is off by up to 20 %, seeded. The oracle
+knows the truth, explores nothing and pays its restarts. Unknown names raise ContestantError with the names that exist.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Final
 
+from nightjar.loadtests.simulation.engine.acceptance_classes import scaled
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.rivals.registry import ENTRIES, Inputs, inputs, rival_plan, switch_cost_table
@@ -27,10 +28,11 @@ FLEET: Final = "fleet"
 ORACLE: Final = "oracle"
 OFF: Final = "off"
 TABLE: Final = "table"
+RETUNED_TABLE: Final = "retuned-table"
 NIGHTJAR: Final = "nightjar"
 RIVALS: Final = tuple(entry.name for entry in ENTRIES)
-LEARN_NOTHING: Final = frozenset({ORACLE, OFF, TABLE, "tensorrt-llm", "vllm-table"})
-"""They and every fixed K decide in their first second as in any other."""
+LEARN_NOTHING: Final = frozenset({OFF, TABLE, RETUNED_TABLE}) | {entry.name for entry in ENTRIES if not entry.learns}
+"""They and every fixed K decide in their first second as in any other. The oracle learns what prompts cost."""
 
 
 class ContestantError(ValueError):
@@ -52,7 +54,7 @@ class Contestant:
 
 def check_name(name: str) -> str:
     """The name itself. Raises ContestantError for one that is no planner's."""
-    known = (FLEET, ORACLE, OFF, TABLE, NIGHTJAR, *RIVALS)
+    known = (FLEET, ORACLE, OFF, TABLE, RETUNED_TABLE, NIGHTJAR, *RIVALS)
     if name in known or re.fullmatch(r"fixed-\d{1,2}", name):
         return name
     near = get_close_matches(name, known, n=1)
@@ -71,8 +73,13 @@ def static_names(nominal: Nominal) -> tuple[str, ...]:
     return (OFF, *(f"fixed-{length}" for length in nominal.profile.drafter.arms if length), TABLE)
 
 
-def choose(contestant: Contestant, nominal: Nominal, seed: int, changed: Mapping[str, object]) -> PlannerChoice:
-    """How a contestant is run on a profile. `changed` are settings of the fleet's operator other than the defaults."""
+def choose(
+    contestant: Contestant, nominal: Nominal, seed: int, changed: Mapping[str, object], acceptance: float = 1.0
+) -> PlannerChoice:
+    """How a contestant is run on a profile. `changed` are settings of the fleet's operator other than the defaults.
+
+    `acceptance` times the profile's is the conditional acceptance of the texts that come; the retuned table alone was told.
+    """
     name = check_name(contestant.name)
     if name == FLEET:
         values: dict[str, object] = {
@@ -81,7 +88,9 @@ def choose(contestant: Contestant, nominal: Nominal, seed: int, changed: Mapping
             "allowed_num_speculative_tokens": nominal.profile.drafter.arms,
         }
         return PlannerChoice(name, operator=parse_operator_settings(values | dict(changed)))
-    return PlannerChoice(name, local=_local(name, nominal, seed))
+    if name == RETUNED_TABLE:
+        name, nominal = TABLE, replace(nominal, profile=scaled(nominal.profile, acceptance))
+    return PlannerChoice(contestant.name, local=_local(name, nominal, seed))
 
 
 def _local(name: str, nominal: Nominal, seed: int) -> Local:

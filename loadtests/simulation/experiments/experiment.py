@@ -28,7 +28,7 @@ class Effort:
     bar_seeds      where a bar looks; rival_seeds and storm_seeds: for these two, which cost most
     other_seeds    elsewhere
     pick_seeds     of the runs that pick the best static planner
-    warm_up_s      what is dropped of an open-loop run; measured is one pattern after it
+    warm_up_s      what is dropped of an open-loop run; whole patterns after it are measured
     pattern_s      the pattern that an open-loop run repeats; half of it where an engine's steps are short
     learn_s        what a fleet gets to learn before a measure begins
     steady_s       a steady measure

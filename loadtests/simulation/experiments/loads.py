@@ -1,4 +1,5 @@
-"""The loads of the open-loop experiments, in shares of what an engine carries, so that every profile meets the same shapes.
+"""The loads of the open-loop experiments, in shares of what an engine carries of its profile's texts: every profile meets the same
+shapes.
 
 Each load repeats one pattern, so that what is measured after the warm-up was seen before. Quiet stretches leave engines idle at
 times: only there is time to be won by speculation while requests arrive no faster than they are answered. Rates of
@@ -40,7 +41,7 @@ def _for_fleet(phase: Phase, replicas: int) -> Phase:
 
 
 def _quiet(nominal: Nominal) -> float:
-    """Arrivals at which an engine is idle for more than half of the time."""
+    """Arrivals at which an engine is idle for more than half of the time, with the profile's texts."""
     return QUIET * nominal.requests_per_s(1)
 
 
@@ -132,4 +133,5 @@ LOADS: Final[Mapping[str, Shape]] = {
 """By name; a share in a name is of the requests a second that one full engine answers."""
 
 OTHER_TEXTS: Final[Mapping[str, float]] = {"other-texts": 0.5}
-"""Loads whose texts are harder to draft for than those that tables were tuned for: by which factor, at every draft position."""
+"""Loads whose texts are harder to draft for than the profile's, and the factor of every conditional acceptance: the first draft is
+kept half as often, the third an eighth."""

@@ -17,6 +17,7 @@ from nightjar.loadtests.simulation.experiments.contestants import (
     NIGHTJAR,
     OFF,
     ORACLE,
+    RETUNED_TABLE,
     RIVALS,
     Contestant,
     learns,
@@ -34,7 +35,7 @@ EVERYWHERE = ("off", "fixed-3")
 
 
 def picking(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
-    """Every static planner at every place, on seeds that no bar uses."""
+    """Every static planner at every place, on seeds that no bar uses; where other texts come, a table tuned for them, too."""
     effort = choice.effort
     return [
         cell(
@@ -46,7 +47,7 @@ def picking(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
             **static_span(effort, scene),
         )
         for scene in open_scenes(choice)
-        for planner in static_names(scene.nominal)
+        for planner in (*static_names(scene.nominal), *([RETUNED_TABLE] if scene.acceptance != 1.0 else []))
         if choice.wants(planner)
         for seed in effort.picks
     ]

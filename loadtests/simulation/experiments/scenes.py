@@ -16,7 +16,7 @@ from nightjar.loadtests.simulation.experiments.measuring import Measure, Simulat
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.service.lengths import Dataset, Lognormal
-from nightjar.loadtests.simulation.service.scenario import AcceptanceScaled, Scenario
+from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.workload import Trace, Workload, read_trace
 
 SHORT_STEP_S: Final = 0.02
@@ -27,9 +27,10 @@ TRACE_LEAST_S: Final = 300.0
 """What is measured of a trace at least. It repeats no pattern, so that a backlog at either end counts: over a long time, little."""
 
 LEAST_REQUESTS: Final = 60.0
-"""Requests that are asked while an open loop is measured, at least: of five, chance decides more than the planner."""
+"""Requests that are asked on average while an open loop is measured, at least: of five, chance decides more than the planner."""
 MANY_STEPS: Final = 1000
-"""Steps of an engine, at least: from which a fleet has learned before a measure of what it knows begins, and of an open loop."""
+"""Steps of a busy engine: a fleet has learned from as many before a measure of what it knows begins, and an open loop is measured
+for their time at least."""
 
 STEP_S: Final = 18e-6
 STEP_S_PER_ROW: Final = 0.16e-6
@@ -42,8 +43,8 @@ core, measured, for the estimate that is printed first. The progress corrects it
 class Scene:
     """Where planners are compared. `rows` is about how many requests an engine decodes at once, for estimating the work.
 
-    `acceptance` scales that of the profile's texts. `measured_s` is what an open loop measures of a load that repeats a pattern,
-    `own_s` how long a regime of the user's own lasts, 0 for other loads.
+    `acceptance` scales the conditional acceptance of the profile's texts. `measured_s` is what an open loop measures of a load
+    that repeats a pattern, `own_s` how long a regime of the user's own lasts, 0 for other loads.
     """
 
     nominal: Nominal
@@ -172,11 +173,9 @@ def cell(
     `place` is the scene's unless given.
     """
     nominal = scene.on(scene.nominal.profile.mechanics(contestant.mechanics))
-    planner = choose(contestant, nominal, seed, settings or {})
+    planner = choose(contestant, nominal, seed, settings or {}, scene.acceptance)
     if planner.local is not None:
         scenario.setdefault("catch_up_chunk_tokens", scene.nominal.catch_up_chunk_tokens)
-    if scene.acceptance != 1.0:
-        scenario["events"] = (AcceptanceScaled(0.0, scene.acceptance), *scenario.get("events", ()))
     planned = Scenario(
         profile=nominal.profile,
         workload=scene.workload,
@@ -185,6 +184,7 @@ def cell(
         warm_up_s=warm_up_s,
         replicas=scene.replicas,
         seed=seed,
+        acceptance=scene.acceptance,
         mechanics=nominal.mechanics,
         **scenario,
     )

@@ -61,8 +61,8 @@ class Engine(Protocol):
     def submit(self, request: SimulatedRequest) -> None:
         """Take a request that arrives now; an idle engine's clock is there already."""
 
-    def abort_all(self) -> Sequence[SimulatedRequest]:
-        """Drop every request that is here; returns them."""
+    def begin_anew(self) -> Sequence[SimulatedRequest]:
+        """Drop every request that is here, and go on with the noise of an engine's second beginning; returns what was dropped."""
 
     def wait_until(self, now_s: float) -> None:
         """Move an idle engine's clock on."""
@@ -157,11 +157,12 @@ class Fleet:
             replica.is_running = True
             heapq.heappush(self._running, (replica.engine.now_s, number))
 
-    def abort_all(self) -> list[SimulatedRequest]:
-        """Drop every request in flight: each engine is empty as soon as the step that it is in has ended."""
+    def begin_anew(self) -> list[SimulatedRequest]:
+        """Drop every request in flight: each engine is empty as soon as the step that it is in has ended, and from then on meets
+        the same noise in the same step, whatever it did before."""
         aborted: list[SimulatedRequest] = []
         for number, replica in enumerate(self.replicas):
-            dropped = replica.engine.abort_all()
+            dropped = replica.engine.begin_anew()
             for _ in dropped:
                 self._router.answered(number)
             aborted += dropped

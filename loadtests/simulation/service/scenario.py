@@ -39,7 +39,7 @@ class PlannerChoice:
 
 @dataclass(frozen=True, slots=True)
 class AcceptanceScaled:
-    """From `at_s` on acceptance of all classes is `factor` times the profile's: everywhere, or at one replica of other prompts."""
+    """From `at_s` on conditional acceptance of all classes is `factor` times the profile's: everywhere, or at one replica."""
 
     at_s: float
     factor: float
@@ -98,7 +98,8 @@ class Scenario:
     Rates and users of the workload are those of the whole service. What happens before `warm_up_s` is left out of every
     measure; with `starts_empty` the requests that are in flight then are aborted (a closed-loop user asks anew at once), so that
     nobody takes a backlog or a full batch into what is measured. Open-loop requests that are due before `asked_from_s` are not
-    asked: who learns nothing needs no long warm-up. `speeds` are those of the first replicas (1: as the profile says).
+    asked: who learns nothing needs no long warm-up. `acceptance` times the profile's is every conditional acceptance from the start
+    (other texts than its own). `speeds` are those of the first replicas (1: as the profile says).
     `replicas_per_node` share a node's host link, which matters with `offload` (the operator's settings must allow it, too).
     `catch_up_chunk_tokens` is the most that an engine recomputes in one step, settings may lower it; None: everything at once.
     `series` keeps one row a second, `track_regret` compares every step with the best K; both cost time.
@@ -111,6 +112,7 @@ class Scenario:
     warm_up_s: float = 0.0
     starts_empty: bool = False
     asked_from_s: float = 0.0
+    acceptance: float = 1.0
     replicas: int = 1
     seed: int = 0
     mechanics: Mechanics = Mechanics.DORMANT

@@ -79,7 +79,7 @@ class _Run:
         self._users = Users(self._workload, scenario.seed)
         demands = self._workload.open_demands(scenario.seed)
         self._demands = dropwhile(lambda demand: demand.due_s < scenario.asked_from_s, demands)
-        self._acceptance = 1.0
+        self._acceptance = scenario.acceptance
         self._starting = 0
         self._has_ended = False
         self._control: ControlPlane | None = None
@@ -118,7 +118,7 @@ class _Run:
         self._has_ended = True
 
     def _begin_measuring(self) -> None:
-        aborted = self._fleet.abort_all() if self._scenario.starts_empty else []
+        aborted = self._fleet.begin_anew() if self._scenario.starts_empty else []
         self._measures.begin()
         for number in range(len(self._fleet.replicas) if aborted else 0):
             self._note_leaving(number)

@@ -110,7 +110,7 @@ class FakeEngine:
             self.adopted.append(settings)
         return refused
 
-    def abort_all(self) -> Sequence[SimulatedRequest]:
+    def begin_anew(self) -> Sequence[SimulatedRequest]:
         aborted = [*self.waiting, *self.running]
         self.waiting.clear()
         self.running.clear()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nightjar.loadtests.simulation.engine.acceptance_classes import AcceptanceClasses
+from nightjar.loadtests.simulation.engine.acceptance_classes import AcceptanceClasses, scaled
 from nightjar.loadtests.simulation.engine.decode_rows import DecodeRows
 from nightjar.loadtests.simulation.engine.luck import luck_of
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
@@ -53,6 +53,13 @@ def test_a_row_whose_draft_lacks_context_accepts_nothing() -> None:
     leave(rows, 0)
     leave(rows, 1)
     assert rows.advance(3, draft_runs=True) == (1, [0, 0, 0])
+
+
+def test_a_profile_of_other_texts_says_what_drift_does() -> None:
+    drifted = AcceptanceClasses(PAIR)
+    drifted.scale(0.5)
+    assert AcceptanceClasses(scaled(PAIR, 0.5)).survival == pytest.approx(drifted.survival)
+    assert AcceptanceClasses(scaled(PAIR, 1.0)).survival == pytest.approx(AcceptanceClasses(PAIR).survival)
 
 
 def test_drift_scales_each_conditional_acceptance_so_deeper_positions_lose_more() -> None:

@@ -79,7 +79,7 @@ class Run:
             self.engine.submit(request)
         self.answered.extend(self.engine.step())
         if number % 50 == 49 and self._load.aborts:
-            self.aborted.extend(self.engine.abort_all())
+            self.aborted.extend(self.engine.begin_anew())
             assert not self.engine.has_work
 
     def finish(self) -> None:
@@ -163,3 +163,19 @@ def test_noise_depends_on_the_seed_and_the_step_alone() -> None:
         times.append(timed.now_s)
     assert times[0] == times[1]
     assert times[2] == pytest.approx(times[0], rel=0.2)
+
+
+def test_engines_that_begin_anew_meet_the_same_noise_whatever_they_did_before() -> None:
+    longer, shorter = engine(plan=held(0), seed=5), engine(plan=held(0), seed=5)
+    took_s = []
+    for timed, steps in ((longer, 40), (shorter, 3)):
+        timed.submit(SimulatedRequest(1, 0.0, 100, 50, 0))
+        for _ in range(steps):
+            timed.step()
+        timed.begin_anew()
+        timed.submit(SimulatedRequest(2, timed.now_s, 100, 50, 0))
+        began_s = timed.now_s
+        for _ in range(20):
+            timed.step()
+        took_s.append(timed.now_s - began_s)
+    assert took_s[0] == pytest.approx(took_s[1], rel=1e-12)

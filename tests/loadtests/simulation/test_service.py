@@ -158,7 +158,9 @@ def test_who_starts_empty_takes_no_backlog_into_the_measured_time() -> None:
 
 def test_users_whose_requests_were_aborted_ask_anew_at_once() -> None:
     made = scenario("closed:20@16u", planner=OFF, replicas=3, warm_up_s=10.0, starts_empty=True, series=True)
-    assert {second.decode_rows + second.waiting for second in simulate(made).seconds} == {16}
+    here = [second.decode_rows + second.waiting for second in simulate(made).seconds]
+    assert max(here) == 16
+    assert min(here) >= 16 - made.replicas  # an engine may have one in its prefill
 
 
 def test_a_replica_that_drains_has_left_when_its_last_requests_are_aborted() -> None:
