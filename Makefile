@@ -101,7 +101,7 @@ bench-policy: $(INSTALLED) ## the planner against every rival in virtual time (l
 	$(BIN)/nightjar simulate $(ARGS)
 
 bench-scale: $(INSTALLED) ## decision time and memory of the policy for thousands of replicas
-	$(BIN)/python -m tests.benchmarks.bench_scale
+	$(BIN)/python -m tests.benchmarks.bench_scale $(ARGS)
 
 bench-model: $(INSTALLED) ## the planner's model of step times against simpler ones
 	$(BIN)/python -m tests.benchmarks.bench_step_time

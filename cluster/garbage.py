@@ -1,8 +1,9 @@
-"""How seldom the policy's process looks for reference cycles, so that decisions are not held up.
+"""How seldom the policy's process looks for reference cycles, so that decisions are not held up by it.
 
-A decision for 1,000 replicas makes 40,000 records and drops as many old ones, none in a cycle. CPython takes that for garbage
-piling up: by its own thresholds it walks young objects a hundred times a decision and the whole fleet in every second one, which
-makes a decision half as long again, at worst twice as long. Cycles that Ray, asyncio and tracebacks leave wait a little longer.
+A decision for 1,000 replicas makes 40,000 records and drops as many old ones, none of them in a cycle. CPython takes that for
+garbage piling up: by its own thresholds it walks the young ones a hundred times a decision, and the whole fleet in most of them
+(`make bench-scale ARGS=--often` shows what that costs). Cycles that Ray, asyncio and tracebacks leave are found later: as before by
+how many objects are new, at seventy times the number.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import gc
 from typing import Final
 
 YOUNG_OBJECTS: Final = 50_000
-"""Objects more than were freed, after which young ones are looked through: 2 ms of work, about 10 MB at most."""
+"""Net new objects after which young ones are looked through. A pass takes 2 ms."""
 
 
 def collect_seldom() -> None:

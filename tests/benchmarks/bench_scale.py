@@ -81,11 +81,13 @@ def main(
     ticks: Annotated[int, typer.Option(help="Timed ticks of each measurement.", min=5)] = 20,
     seed: Annotated[int, typer.Option(help="Seed of noise, acceptance and exploration.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for ticks.jsonl and summary.json.")] = OUTPUT,
+    often: Annotated[bool, typer.Option("--often", help="Collect garbage as often as CPython does by itself.")] = False,
 ) -> None:
     """Decision time and memory of the policy at the size of a fleet."""
     console = Console()
     console.print(f"seed {seed}, {replicas} replicas, profile {PROFILE}, Python {sys.version.split()[0]}")
-    collect_seldom()
+    if not often:
+        collect_seldom()
     rows: list[dict[str, float]] = []
     for groups in (1, 20, replicas):
         rows += time_ticks(replicas, groups, ticks, seed)
@@ -94,6 +96,7 @@ def main(
     summary = {
         "seed": seed,
         "replicas": replicas,
+        "collects_garbage_often": often,
         "aim_ms": AIM_MS,
         "decisions": [summarize(rows, groups) for groups in (1, 20, replicas)],
         "memory": memory,
