@@ -36,6 +36,8 @@ THROUGHPUT: Final = "tokens_per_s"
 POOLED: Final = "fleet (16 replicas)"
 ALONE: Final = "fleet (1 replica)"
 LOSSLESS: Final = "lossless"
+SLY_LIE: Final = "a tenth"
+"""The lie that passes for the truth longest. The others are wild: times ten, no numbers, always the same."""
 STORM_KINDS: Final = ("one-shot", "chunked", "reload")
 NEVER_RESTARTING: Final = "off"
 NEVER_OFF: Final = "never-off"
@@ -254,18 +256,28 @@ def _drift(rows: ByKind) -> list[Bar]:
 
 
 def _liar(rows: ByKind) -> list[Bar]:
-    bar = Bar(
-        name="liar_changed",
-        meaning="1 of 16 replicas lies: batch sizes whose K differs from what the policy decides without its word (INV-10)",
+    mine = rows.get("liar", ())
+    meaning = "batch sizes whose K differs from what the policy decides without its word (INV-10)"
+    wild = Bar(name="liar_changed", meaning=f"1 of 16 replicas lies wildly: {meaning}", direction="at most")
+    sly = Bar(
+        name="sly_liar_changed",
+        meaning="the same where its drafts take a tenth of their time and are all accepted, and the rest is the truth",
         direction="at most",
     )
-    plans, without = (_series(rows.get("liar", ()), name) for name in ("plan", "plan_without_liar"))
+    return [
+        worst(wild, _changed_plans([row for row in mine if row.variant != SLY_LIE])),
+        worst(sly, _changed_plans([row for row in mine if row.variant == SLY_LIE])),
+    ]
+
+
+def _changed_plans(rows: Sequence[RunRow]) -> list[Found]:
+    plans, without = (_series(rows, name) for name in ("plan", "plan_without_liar"))
     found = []
     for (place, who), runs in plans.items():
         unheard = without[place, who]
         moved = sum(sum(a != b for a, b in zip(runs[seed], unheard[seed], strict=True)) for seed in runs)
         found.append(Found(value=float(moved), at=f"{place}, {who}", seeds=len(runs)))
-    return [worst(bar, found)]
+    return found
 
 
 def _lossy(rows: ByKind) -> list[Bar]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from nightjar.loadtests.simulation.evidence.bar_list import LOSSLESS
+from nightjar.loadtests.simulation.evidence.bar_list import LOSSLESS, SLY_LIE
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.experiments.contestants import FLEET, NIGHTJAR, Contestant
@@ -23,7 +23,7 @@ LOSSY_REPLICAS: Final = 4
 
 VARIANT_OF: Final[dict[Lie, str]] = {
     "times_ten": "times ten",
-    "tenth": "a tenth",
+    "tenth": SLY_LIE,
     "nan": "NaN",
     "negative": "negative",
     "stale": "stale",

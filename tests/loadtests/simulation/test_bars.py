@@ -31,7 +31,7 @@ def test_every_bar_that_the_project_states_is_there() -> None:
         "fleet_over_oracle_mean", "fleet_over_oracle_min", "fleet_over_off_min", "fleet_headroom_min", "fleet_over_static_min",
         "fleet_over_rival_min", "fleet_over_rival_geomean_min", "other_texts_over_rival_geomean_min", "pooled16_loss_ratio",
         "pooled16_done_s", "newcomer_loss", "storm_floor", "storm_total", "drift_recovery_s", "false_alarms_per_day",
-        "liar_changed", "lossy_goodput_ratio", "budget_violations",
+        "liar_changed", "sly_liar_changed", "lossy_goodput_ratio", "budget_violations",
     ]  # fmt: skip
 
 
@@ -146,6 +146,15 @@ def test_a_liar_is_counted_by_the_batch_sizes_whose_k_it_moved() -> None:
     ]
     found = bar("liar_changed", rows)
     assert (found.value, found.passed, found.cells) == (2.0, False, 2)
+    assert bar("sly_liar_changed", rows).value is None
+
+
+def test_a_lie_that_passes_for_the_truth_longest_is_counted_by_itself() -> None:
+    rows = [
+        row("liar", "fleet", variant="NaN", plan=(3.0, 0.0), plan_without_liar=(3.0, 0.0)),
+        row("liar", "fleet", variant="a tenth", plan=(3.0, 1.0), plan_without_liar=(3.0, 0.0)),
+    ]
+    assert (value("liar_changed", rows), value("sly_liar_changed", rows)) == (0.0, 1.0)
 
 
 def test_a_lossy_control_plane_is_compared_with_a_lossless_one_and_violations_are_summed_over_all_runs() -> None:
