@@ -55,7 +55,7 @@ def learn(
     evidence = replace(evidence, mixed_steps_per_token=steps_per_token(replica.mixed_share for replica in members.values()))
     slopes = Slopes.of(group.thought.outlook if group.thought and len(members) > 1 else None)
     changed = _heard_out(members, left, evidence, slopes, now_s)
-    view = GroupView(group.key, settings, evidence, group.plan, now_s, still_imported)
+    view = GroupView(group.key, settings, evidence, group.plan, now_s, still_imported, len(members))
     imported = replace(group.imported, cells=still_imported)
     group_with = partial(replace, group, evidence=evidence, imported=imported, planner=settings.planner, decided_at_s=now_s)
     if settings.planner != "fleet":

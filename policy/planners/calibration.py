@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from nightjar.policy.evidence import Cell
+from nightjar.policy.merging import quorum
 from nightjar.policy.outlook import Floats, Outlook
 from nightjar.policy.planners.planner import GroupView
 
-LEAST_IMPROVEMENT: Final = 0.0025
-"""Expected improvement, as a share of goodput, below which an arm is not worth a measurement."""
+LEAST_IMPROVEMENT: Final = 0.0005
+"""Expected improvement, as a share of goodput, below which an arm is not worth a measurement, however cheap it is."""
 REFRESH_S: Final = 600.0
 """Where speculation runs, off is measured again this often, because the promise never to be below off rests on it; where off
 runs, the best K is, because nothing else would tell that acceptance has risen."""
@@ -30,6 +31,12 @@ STALE_WORTH: Final = 0.05
 """What such a measurement counts as worth: models of unmeasured cells were wrong by about that much (docs/planner.md)."""
 OFTEN_STEPS: Final = 100.0
 """Clean steps at its K from which a bucket counts as often used."""
+HOME_STEPS: Final = 48.0
+"""Clean steps at its K > 0, for each voice of a quorum, from which a bucket tries each other such K once, whatever the model says:
+one engine takes twice as long for K = 5 as for 3 at two rows, so the model thought little of it at one row, where it gives an
+eighth more."""
+LEAST_CHANCE: Final = 0.5
+"""Share of the present goodput that the model must expect of a K that is tried so."""
 SETTLING_STEPS: Final = 2
 """Steps at the new K that do not count, because the engine still has to settle."""
 
@@ -55,6 +62,8 @@ def measurements(view: GroupView, ahead: Outlook, planned: npt.NDArray[np.int64]
         rival = 0 if arm or len(ahead.arms) == 1 else 1 + int(np.argmax(gain[bucket, 1:]))
         if _is_stale(view, bucket, ahead.arms[arm], ahead.arms[rival]):
             worth[bucket, rival] = max(worth[bucket, rival], STALE_WORTH)
+        for unseen in _unseen(view, ahead, bucket, int(arm), gain[bucket]):
+            worth[bucket, unseen] = max(worth[bucket, unseen], min(STALE_WORTH, max(most[bucket, unseen], 0.0)))
     lost = np.expm1(np.minimum(expected_excess(-gain, deviation), 2.0))
     steps = view.settings.calibration_clean_steps + SETTLING_STEPS
     cost = steps * ahead.rows[:, None] * ahead.tokens_per_row[None, :] * lost
@@ -97,6 +106,18 @@ def _model_doubt(view: GroupView, ahead: Outlook, planned: npt.NDArray[np.int64]
         if runs is not None and runs.steps >= used:
             doubt[bucket] = [0.0 if view.is_measured(bucket, length) else MODEL_DOUBT for length in ahead.arms]
     return doubt
+
+
+def _unseen(view: GroupView, ahead: Outlook, bucket: int, planned: int, gain: Floats) -> list[int]:
+    """Arms (indices) with K > 0 that were never measured in a bucket at home with one; `gain` is what each adds to log goodput."""
+    runs = view.evidence.cells.get((bucket, ahead.arms[planned]))
+    if planned == 0 or runs is None or runs.steps < HOME_STEPS * quorum(view.replicas):
+        return []
+    return [
+        arm
+        for arm, length in enumerate(ahead.arms)
+        if length and arm != planned and gain[arm] > math.log(LEAST_CHANCE) and not view.is_measured(bucket, length)
+    ]
 
 
 def _is_stale(view: GroupView, bucket: int, planned: int, rival: int) -> bool:

@@ -44,7 +44,7 @@ class GroupPlan:
 class GroupView:
     """What is known of a group at `now_s`: its key, the operator's settings, its evidence and the plan it runs now.
 
-    `imported` are the cells of the evidence that nobody measured here.
+    `imported` are the cells of the evidence that nobody measured here, `replicas` how many measure.
     """
 
     key: GroupKey
@@ -53,6 +53,7 @@ class GroupView:
     present: GroupPlan | None = None
     now_s: float = 0.0
     imported: tuple[Cell, ...] = ()
+    replicas: int = 1
 
     @property
     def arms(self) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -147,8 +148,8 @@ def test_a_plan_is_a_legal_table_and_never_predicted_below_off(
         assert ahead.goodput_tokens_per_s(bucket, length) >= ahead.goodput_tokens_per_s(bucket, 0)
 
 
-def wanted(evidence: Evidence, batch: int = 1, now_s: float = 0.0) -> set[int]:
-    view = GroupView(KEY, SETTINGS, evidence, now_s=now_s)
+def wanted(evidence: Evidence, batch: int = 1, now_s: float = 0.0, replicas: int = 1) -> set[int]:
+    view = GroupView(KEY, SETTINGS, evidence, now_s=now_s, replicas=replicas)
     ahead = view.outlook()
     planned = present_arms(view.with_plan(PLANNERS["fleet"](view)))
     return {one.cell[1] for one in measurements(view, ahead, planned).get(batch_bucket(batch), ())}
@@ -165,9 +166,30 @@ def test_a_length_that_could_only_win_by_a_miracle_is_not_worth_a_measurement() 
 
 
 def test_measurements_end_when_all_is_known_and_reopen_as_it_ages() -> None:
-    all_known = known({(1, 0): 0.1, (1, 1): 0.15, (1, 3): 0.24, (1, 5): 0.6})
+    all_known = known({(1, 0): 0.1, (1, 1): 0.15, (1, 3): 0.3, (1, 5): 0.6})
     assert wanted(all_known) == set()
     assert wanted(all_known, now_s=3600.0)
+
+
+@pytest.mark.parametrize(("steps", "tried"), [(40.0, False), (60.0, True)])
+def test_a_bucket_at_home_with_one_length_tries_each_other_once_though_the_model_thinks_little_of_it(
+    steps: float, tried: bool
+) -> None:
+    slow_at_two_rows = {(1, 0): 0.2, (1, 1): 0.27, (1, 3): 0.31, (2, 0): 0.21, (2, 1): 0.28, (2, 3): 0.33, (2, 5): 0.75}
+    evidence = known(slow_at_two_rows, acceptance=(0.76, 0.6, 0.5, 0.3, 0.25), steps=steps)
+    view = GroupView(KEY, SETTINGS, evidence)
+    ahead = view.outlook()
+    assert ahead.goodput_tokens_per_s(0, 5) < 0.85 * ahead.goodput_tokens_per_s(0, 3)
+    assert (5 in wanted(evidence)) == tried
+    once = evidence.cells[0, 3].step_seconds
+    measured = replace(evidence, cells={**evidence.cells, (0, 5): CellEvidence(8.0, 8.0 * math.log(2.0 * once), 8.0)})
+    assert 5 not in wanted(measured)
+    assert 5 not in wanted(evidence, replicas=3)
+
+
+def test_a_length_that_is_expected_to_give_less_than_half_is_not_tried_even_there() -> None:
+    hopeless_at_two = {(1, 0): 0.2, (1, 1): 0.27, (1, 3): 0.31, (2, 0): 0.21, (2, 1): 0.28, (2, 3): 0.33, (2, 5): 3.0}
+    assert 5 not in wanted(known(hopeless_at_two, acceptance=(0.76, 0.6, 0.5, 0.1, 0.05), steps=60.0))
 
 
 def test_off_is_measured_again_where_speculation_has_run_for_ten_minutes() -> None:
