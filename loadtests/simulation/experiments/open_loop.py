@@ -25,7 +25,7 @@ from nightjar.loadtests.simulation.experiments.contestants import (
 )
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.experiments.measuring import basic, with_length
-from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, open_scenes, span, static_span
+from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, open_scenes, rival_seeds, span, static_span
 
 SHOWN = ("surge", "oscillation", "diurnal")
 """Loads whose K over time is drawn, of the first seed."""
@@ -82,7 +82,7 @@ def rivals(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
         for scene in open_scenes(choice)
         for planner in (NIGHTJAR, *RIVALS, *EVERYWHERE)
         if choice.wants(planner)
-        for run in _open(choice, scene, Contestant(planner), choice.effort.rivals)
+        for run in _open(choice, scene, Contestant(planner), rival_seeds(choice.effort, scene.nominal))
     ]
 
 

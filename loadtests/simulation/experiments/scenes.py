@@ -20,6 +20,8 @@ from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.workload import Trace, Workload, read_trace
 
 SHORT_STEP_S: Final = 0.02
+LONG_STEP_S: Final = 0.2
+"""An engine whose steps are longer makes few of them: its runs scatter more, and cost next to nothing."""
 
 TRACE_SHARE: Final = 0.6
 """Of what the engines carry: what a trace is scaled to."""
@@ -84,8 +86,12 @@ def open_scenes(choice: Choice, replicas: int = 1, loads: Iterable[str] | None =
 
 def pattern_s(effort: Effort, nominal: Nominal) -> float:
     """Length of an open-loop pattern on a profile: short where steps are, because its engines live through more of them."""
-    rows = nominal.max_rows // 4 or 1
-    return effort.pattern_s / 2 if nominal.step_seconds(rows, nominal.best_length(rows)) < SHORT_STEP_S else effort.pattern_s
+    return effort.pattern_s / 2 if _step_s(nominal) < SHORT_STEP_S else effort.pattern_s
+
+
+def rival_seeds(effort: Effort, nominal: Nominal) -> range:
+    """Seeds of rivals on a profile: those of the bars where steps are long."""
+    return effort.bars if _step_s(nominal) > LONG_STEP_S else effort.rivals
 
 
 def span(effort: Effort, scene: Scene) -> dict[str, Any]:
@@ -106,12 +112,13 @@ def static_span(effort: Effort, scene: Scene) -> dict[str, Any]:
 
 def learn_s(effort: Effort, nominal: Nominal) -> float:
     """Virtual seconds that a fleet gets to learn: some steps at least, where steps are long."""
-    return max(effort.learn_s, _many_steps_s(nominal))
+    return max(effort.learn_s, MANY_STEPS * _step_s(nominal))
 
 
-def _many_steps_s(nominal: Nominal) -> float:
+def _step_s(nominal: Nominal) -> float:
+    """Seconds of a step of an engine that is a quarter full."""
     rows = nominal.max_rows // 4 or 1
-    return MANY_STEPS * nominal.step_seconds(rows, nominal.best_length(rows))
+    return nominal.step_seconds(rows, nominal.best_length(rows))
 
 
 def named_scene(effort: Effort, nominal: Nominal, load: str, replicas: int, duration_s: float) -> Scene:
@@ -123,7 +130,7 @@ def _measured_scene(effort: Effort, nominal: Nominal, load: str, replicas: int) 
     """A profile under one of loads.LOADS for an open loop: as many patterns are measured as bring many steps and requests."""
     one_s = pattern_s(effort, nominal)
     requests = _requests(open_load(load, nominal, 1, one_s, one_s))
-    measured_s = one_s * max(math.ceil(_many_steps_s(nominal) / one_s), math.ceil(LEAST_REQUESTS / requests))
+    measured_s = one_s * max(math.ceil(MANY_STEPS * _step_s(nominal) / one_s), math.ceil(LEAST_REQUESTS / requests))
     scene = named_scene(effort, nominal, load, replicas, effort.warm_up_s + measured_s)
     return replace(scene, measured_s=measured_s)
 

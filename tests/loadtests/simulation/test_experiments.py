@@ -96,6 +96,17 @@ def test_who_learns_nothing_meets_the_same_requests_in_what_is_measured_after_a_
     assert simulate(short).steps_with_warm_up < simulate(whole).steps_with_warm_up
 
 
+def test_rivals_run_on_all_seeds_of_the_bars_where_a_run_has_few_steps() -> None:
+    profiles = tuple(map(read_profile, ("cpu-smollm2", "qwen-32b-0.5b-2xl20")))
+    choice = replace(CHOICE, profiles=profiles, loads=("surge",), effort=BENCH)
+    runs = [cell for wave in EXPERIMENTS["rivals"].waves for cell in wave(choice, ())]
+    seeds = {
+        name: {run.seed for run in runs if run.planner == "vllm-table" and run.profile == name and not run.as_published}
+        for name in ("cpu-smollm2", "qwen-32b-0.5b-2xl20")
+    }
+    assert seeds == {"cpu-smollm2": set(BENCH.bars), "qwen-32b-0.5b-2xl20": set(BENCH.rivals)}
+
+
 def test_other_texts_are_as_hard_for_everybody_and_a_table_that_was_tuned_for_them_may_be_the_best_static() -> None:
     choice = replace(CHOICE, loads=("other-texts", "surge"))
     runs = [cell for name in ("open-loop", "rivals") for wave in EXPERIMENTS[name].waves for cell in wave(choice, ())]
