@@ -25,7 +25,7 @@ PICK_SEED: Final = 1000
 class Effort:
     """How much is run: seeds by purpose, and virtual seconds.
 
-    bar_seeds      where a bar looks; rival_seeds (where an engine's steps are short) and storm_seeds: for these two, which cost most
+    bar_seeds      where a bar looks; rival_seeds and storm_seeds: for these two, which cost most (rivals: where steps are short)
     other_seeds    elsewhere
     pick_seeds     of the runs that pick the best static planner
     warm_up_s      what is dropped of an open-loop run; whole patterns after it are measured
