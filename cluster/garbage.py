@@ -3,7 +3,7 @@
 A decision for 1,000 replicas makes 40,000 records and drops as many old ones, none of them in a cycle. CPython takes that for
 garbage piling up: by its own thresholds it walks the young ones a hundred times a decision, and the whole fleet in most of them
 (`make bench-scale ARGS=--often` shows what that costs). Cycles that Ray, asyncio and tracebacks leave are found later: as before by
-how many objects are new, at seventy times the number.
+how many objects are new, but of many more.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ def _own_thoughts(
     changed: dict[str, ReplicaState] = {}
     for replica_id, replica in members.items():
         news = OwnNews(replica.pending, replica.acceptance, above.get(replica_id, 0.0), replica.own is not None)
-        evidence = own_evidence(view, len(members), news)
+        evidence = own_evidence(view, news)
         if evidence is None:
             if replica.own is not None:
                 changed[replica_id] = replace(replica, own=None)

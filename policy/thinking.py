@@ -102,10 +102,10 @@ class OwnNews:
     thinks_already: bool = False
 
 
-def own_evidence(view: GroupView, replicas: int, news: OwnNews) -> Evidence | None:
-    """What one of the group's `replicas` may believe for itself; None where that is what the group does."""
+def own_evidence(view: GroupView, news: OwnNews) -> Evidence | None:
+    """What one of the group's replicas may believe for itself; None where that is what the group does."""
     alone: dict[Cell, CellEvidence] = {}
-    if quorum(replicas) > 1:
+    if quorum(view.replicas) > 1:
         alone = {
             cell: waiting.faster_by(news.offset)
             for cell, waiting in news.pending.cells.items()
@@ -113,7 +113,7 @@ def own_evidence(view: GroupView, replicas: int, news: OwnNews) -> Evidence | No
         }
     known = view.evidence.acceptance
     enough = STILL_OTHER_DEVIATIONS if news.thinks_already else OTHER_DEVIATIONS
-    if replicas > 1 and news.acceptance.deviations_from(known, view.now_s) > enough:
+    if view.replicas > 1 and news.acceptance.deviations_from(known, view.now_s) > enough:
         known = news.acceptance.shrunk_to(known)
     elif not alone:
         return None

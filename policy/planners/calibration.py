@@ -3,7 +3,8 @@
 An arm is worth a measurement where it might beat the present one: where the expected improvement, by what is known and how
 surely, is not negligible. An arm that could only win by a miracle is never tried, however little is known of it, and one
 that is known stops being worth it: exploration ends by itself, and reopens as evidence ages. Costs count in tokens, so that
-one wrong step at a full batch weighs what it takes from the requests there.
+one wrong step at a full batch weighs what it takes from the requests there. What is nearly as good as the present arm stays in
+doubt, and is looked at again as often as pauses and allowance let it (exploration.py).
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ STALE_WORTH: Final = 0.05
 OFTEN_STEPS: Final = 100.0
 """Clean steps at its K from which a bucket counts as often used."""
 HOME_STEPS: Final = 48.0
-"""Clean steps at its K > 0, for each voice of a quorum, from which a bucket tries each other such K once, whatever the model says:
-one engine takes twice as long for K = 5 as for 3 at two rows, so the model thought little of it at one row, where it gives an
-eighth more."""
+"""Steps that a bucket's evidence of its K > 0 must weigh, for each voice of a quorum, until it tries each other such K once, though
+the model thinks little of it: one engine takes twice as long for K = 5 as for 3 at two rows, so the model expected the same of one
+row, where K = 5 gives an eighth more. Steps fade: it takes 1.4 a second in that cell, 12 in a group of three or more."""
 LEAST_CHANCE: Final = 0.5
 """Share of the present goodput that the model must expect of a K that is tried so."""
+SEEN_STEPS: Final = 2.0
+"""Steps from which a K counts as tried: its own measurement says whether it is worth another look."""
 SETTLING_STEPS: Final = 2
 """Steps at the new K that do not count, because the engine still has to settle."""
 
@@ -109,14 +112,19 @@ def _model_doubt(view: GroupView, ahead: Outlook, planned: npt.NDArray[np.int64]
 
 
 def _unseen(view: GroupView, ahead: Outlook, bucket: int, planned: int, gain: Floats) -> list[int]:
-    """Arms (indices) with K > 0 that were never measured in a bucket at home with one; `gain` is what each adds to log goodput."""
-    runs = view.evidence.cells.get((bucket, ahead.arms[planned]))
+    """Arms (indices) with K > 0 of which a bucket at home with one has seen next to nothing; `gain` is what each adds to log goodput.
+
+    Imported cells count as seen.
+    """
+    cells = view.evidence.cells
+    runs = cells.get((bucket, ahead.arms[planned]))
     if planned == 0 or runs is None or runs.steps < HOME_STEPS * quorum(view.replicas):
         return []
+    tried = {length for (tried_in, length), known in cells.items() if tried_in == bucket and known.steps >= SEEN_STEPS}
     return [
         arm
         for arm, length in enumerate(ahead.arms)
-        if length and arm != planned and gain[arm] > math.log(LEAST_CHANCE) and not view.is_measured(bucket, length)
+        if length and arm != planned and gain[arm] > math.log(LEAST_CHANCE) and length not in tried
     ]
 
 

@@ -171,25 +171,45 @@ def test_measurements_end_when_all_is_known_and_reopen_as_it_ages() -> None:
     assert wanted(all_known, now_s=3600.0)
 
 
-@pytest.mark.parametrize(("steps", "tried"), [(40.0, False), (60.0, True)])
-def test_a_bucket_at_home_with_one_length_tries_each_other_once_though_the_model_thinks_little_of_it(
-    steps: float, tried: bool
+def test_near_ties_are_looked_at_again_while_their_doubt_leaves_a_chance() -> None:
+    tie = {(1, 0): 0.1, (1, 1): 0.15, (1, 3): 0.24, (1, 5): 0.6}
+    assert wanted(known(tie)) == {3}
+    assert wanted(known(tie, steps=2000.0)) == set()
+
+
+SLOW_AT_TWO_ROWS = {(1, 0): 0.2, (1, 1): 0.27, (1, 3): 0.31, (2, 0): 0.21, (2, 1): 0.28, (2, 3): 0.33, (2, 5): 0.75}
+FALLING = (0.76, 0.6, 0.5, 0.3, 0.25)
+
+
+def test_the_model_thinks_little_at_one_row_of_what_is_slow_at_two() -> None:
+    ahead = GroupView(KEY, SETTINGS, known(SLOW_AT_TWO_ROWS, FALLING, steps=60.0)).outlook()
+    assert ahead.goodput_tokens_per_s(0, 5) < 0.75 * ahead.goodput_tokens_per_s(0, 3)
+
+
+@pytest.mark.parametrize(
+    ("steps", "replicas", "tried"), [(40.0, 1, False), (60.0, 1, True), (60.0, 2, True), (60.0, 3, False), (200.0, 3, True)]
+)
+def test_a_bucket_at_home_with_one_length_tries_each_other_though_the_model_thinks_little_of_it(
+    steps: float, replicas: int, tried: bool
 ) -> None:
-    slow_at_two_rows = {(1, 0): 0.2, (1, 1): 0.27, (1, 3): 0.31, (2, 0): 0.21, (2, 1): 0.28, (2, 3): 0.33, (2, 5): 0.75}
-    evidence = known(slow_at_two_rows, acceptance=(0.76, 0.6, 0.5, 0.3, 0.25), steps=steps)
-    view = GroupView(KEY, SETTINGS, evidence)
-    ahead = view.outlook()
-    assert ahead.goodput_tokens_per_s(0, 5) < 0.85 * ahead.goodput_tokens_per_s(0, 3)
-    assert (5 in wanted(evidence)) == tried
-    once = evidence.cells[0, 3].step_seconds
-    measured = replace(evidence, cells={**evidence.cells, (0, 5): CellEvidence(8.0, 8.0 * math.log(2.0 * once), 8.0)})
-    assert 5 not in wanted(measured)
-    assert 5 not in wanted(evidence, replicas=3)
+    assert (5 in wanted(known(SLOW_AT_TWO_ROWS, FALLING, steps), replicas=replicas)) == tried
+
+
+@pytest.mark.parametrize("seen_steps", [3.0, 8.0])
+def test_it_does_so_once_even_where_the_measurement_was_cut_short(seen_steps: float) -> None:
+    evidence = known(SLOW_AT_TWO_ROWS, FALLING, steps=60.0)
+    slow = CellEvidence(seen_steps, seen_steps * math.log(0.75), seen_steps)
+    assert 5 in wanted(evidence)
+    assert 5 not in wanted(replace(evidence, cells={**evidence.cells, (0, 5): slow}))
 
 
 def test_a_length_that_is_expected_to_give_less_than_half_is_not_tried_even_there() -> None:
-    hopeless_at_two = {(1, 0): 0.2, (1, 1): 0.27, (1, 3): 0.31, (2, 0): 0.21, (2, 1): 0.28, (2, 3): 0.33, (2, 5): 3.0}
-    assert 5 not in wanted(known(hopeless_at_two, acceptance=(0.76, 0.6, 0.5, 0.1, 0.05), steps=60.0))
+    assert 5 not in wanted(known({**SLOW_AT_TWO_ROWS, (2, 5): 3.0}, acceptance=(0.76, 0.6, 0.5, 0.1, 0.05), steps=60.0))
+
+
+def test_a_bucket_at_home_with_off_tries_nothing_for_that() -> None:
+    off_is_best = {(1, 0): 0.1, (1, 1): 0.27, (1, 3): 0.5, (2, 0): 0.11, (2, 1): 0.28, (2, 3): 0.5, (2, 5): 0.75}
+    assert wanted(known(off_is_best, FALLING, steps=60.0)) == set()
 
 
 def test_off_is_measured_again_where_speculation_has_run_for_ten_minutes() -> None:

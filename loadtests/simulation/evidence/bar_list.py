@@ -261,7 +261,7 @@ def _liar(rows: ByKind) -> list[Bar]:
     wild = Bar(name="liar_changed", meaning=f"1 of 16 replicas lies wildly: {meaning}", direction="at most")
     sly = Bar(
         name="sly_liar_changed",
-        meaning="the same where its drafts take a tenth of their time and are all accepted, and the rest is the truth",
+        meaning="the same where its steps with drafts take a tenth of their time and all is accepted, and the rest is the truth",
         direction="at most",
     )
     return [

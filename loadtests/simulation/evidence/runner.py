@@ -23,7 +23,7 @@ from nightjar.loadtests.simulation.evidence.rows import Mechanics, RunRow
 
 WORKER_YOUNG_OBJECTS: Final = 50_000
 """Net new objects after which a worker looks for reference cycles. A run makes values that replace each other, in no cycle, and at
-CPython's 700 it spends up to a tenth of its time on looking for one."""
+CPython's own number it spends up to a tenth of its time on looking for one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ PICK_SEED: Final = 1000
 class Effort:
     """How much is run: seeds by purpose, and virtual seconds.
 
-    bar_seeds      where a bar looks; rival_seeds and storm_seeds: for these two, which cost most (rivals: where steps are short)
+    bar_seeds      where a bar looks; storm_seeds, rival_seeds: of these two, which cost most; rivals with long steps have those of the bars
     other_seeds    elsewhere
     pick_seeds     of the runs that pick the best static planner
     warm_up_s      what is dropped of an open-loop run; whole patterns after it are measured
@@ -87,7 +87,14 @@ class Effort:
     @property
     def seeds(self) -> dict[str, tuple[int, ...]]:
         """All of them by purpose, for printing."""
-        named = {"bars": self.bars, "rivals": self.rivals, "storms": self.storms, "others": self.others, "picking": self.picks}
+        named = {
+            "bars": self.bars,
+            "rivals": self.rivals,
+            "rivals with long steps": self.bars,
+            "storms": self.storms,
+            "others": self.others,
+            "picking": self.picks,
+        }
         return {name: tuple(seeds) for name, seeds in named.items()}
 
 
