@@ -112,9 +112,9 @@ def _model_doubt(view: GroupView, ahead: Outlook, planned: npt.NDArray[np.int64]
 
 
 def _unseen(view: GroupView, ahead: Outlook, bucket: int, planned: int, gain: Floats) -> list[int]:
-    """Arms (indices) with K > 0 of which a bucket at home with one has seen next to nothing; `gain` is what each adds to log goodput.
+    """Arms (indices) with K > 0 of which a bucket at home with one has seen next to nothing; imported cells count as seen.
 
-    Imported cells count as seen.
+    `gain` is what each arm adds to the log goodput of the `planned` one.
     """
     cells = view.evidence.cells
     runs = cells.get((bucket, ahead.arms[planned]))

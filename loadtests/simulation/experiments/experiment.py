@@ -25,7 +25,8 @@ PICK_SEED: Final = 1000
 class Effort:
     """How much is run: seeds by purpose, and virtual seconds.
 
-    bar_seeds      where a bar looks; storm_seeds, rival_seeds: of these two, which cost most; rivals with long steps have those of the bars
+    bar_seeds      where a bar looks, rivals of engines with long steps among them
+    rival_seeds, storm_seeds  of other rivals and of storms, which cost most
     other_seeds    elsewhere
     pick_seeds     of the runs that pick the best static planner
     warm_up_s      what is dropped of an open-loop run; whole patterns after it are measured
