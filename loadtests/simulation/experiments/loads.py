@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from nightjar.loadtests.regimes import Phase, Regime, repeated
+from nightjar.loadtests.simulation.evidence.bar_list import OTHER_TEXTS
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
 
 QUIET: Final = 0.4
@@ -128,10 +129,10 @@ LOADS: Final[Mapping[str, Shape]] = {
     "oscillation": _oscillation,
     "restarts": _restarts,
     "diurnal": _diurnal,
-    "other-texts": _surge,
+    OTHER_TEXTS: _surge,
 }
 """By name; a share in a name is of the requests a second that one full engine answers."""
 
-OTHER_TEXTS: Final[Mapping[str, float]] = {"other-texts": 0.5}
+ACCEPTANCE: Final[Mapping[str, float]] = {OTHER_TEXTS: 0.5}
 """Loads whose texts are harder to draft for than the profile's, and the factor of every conditional acceptance: the first draft is
 kept half as often, the third an eighth."""

@@ -11,7 +11,7 @@ from nightjar.loadtests.regimes import Phase, Regime
 from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.experiments.contestants import Contestant, choose
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Effort, dataset_of
-from nightjar.loadtests.simulation.experiments.loads import OTHER_TEXTS, open_load
+from nightjar.loadtests.simulation.experiments.loads import ACCEPTANCE, open_load
 from nightjar.loadtests.simulation.experiments.measuring import Measure, Simulate
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
@@ -139,7 +139,7 @@ def open_scene(nominal: Nominal, name: str, regime: Regime, replicas: int) -> Sc
     """One open-loop scene; rates of the regime are the whole service's."""
     rate = _requests(regime) / regime.duration_s / replicas
     users = max((phase.users or 0 for phase in regime.phases), default=0) / replicas
-    scale = OTHER_TEXTS.get(name, 1.0)
+    scale = ACCEPTANCE.get(name, 1.0)
     return Scene(nominal, name, workload(nominal, regime), replicas, users or nominal.rows_at(rate), acceptance=scale)
 
 
