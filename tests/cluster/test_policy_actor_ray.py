@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from nightjar.cluster.garbage import YOUNG_OBJECTS
 from nightjar.cluster.journal import read_journal
 from nightjar.cluster.learned_file import parse_learned_file, to_text
 from nightjar.policy.records import Mode
@@ -155,3 +157,9 @@ async def test_a_file_goes_out_of_the_actor_and_back_in_and_seed_from_is_read_wh
             pass
     await client.configure({})
     assert (await client.status()).policy.waiting_groups == (some_group().key.group_id,)
+
+
+def test_the_actors_process_looks_for_cycles_seldom() -> None:
+    actor = get_or_create_policy_actor()
+    threshold = ray.get(actor.__ray_call__.remote(lambda _: gc.get_threshold()), timeout=60)
+    assert threshold[0] == YOUNG_OBJECTS

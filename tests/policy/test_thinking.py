@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.policy.acceptance import LEAST_DIFFERENCE, AcceptanceEvidence
+from nightjar.policy.thinking import OTHER_DEVIATIONS
 from tests.policy.engines import ACCEPTANCE, Fleet, Replica, best_length
 
 HARD = tuple(0.2 * share for share in ACCEPTANCE)
@@ -26,6 +28,20 @@ def test_replicas_with_the_same_prompts_do_not_plan_for_themselves() -> None:
     fleet = Fleet([Replica(f"r{number}", 16) for number in range(8)])
     fleet.run(20.0)
     assert [name for name, replica in fleet.state.replicas.items() if replica.own is not None] == []
+
+
+@pytest.mark.parametrize("share", [0.45, 0.7])
+def test_hours_of_luck_make_no_replica_different(share: float) -> None:
+    """Twenty steps a second, thirteen requests of five seconds each, half of them easy and half hard to draft for."""
+    requests, rows_each, apart = 13, 20, 0.12
+    group = AcceptanceEvidence((1e9,), (1e9 * share,))
+    rng, mine = np.random.default_rng(0), AcceptanceEvidence()
+    shares = share + rng.choice([-apart, apart], requests)
+    for _ in range(8 * 3600):
+        shares = np.where(rng.random(requests) < 0.2, share + rng.choice([-apart, apart], requests), shares)
+        kept = float(rng.binomial(rows_each, shares).sum())
+        mine = mine.plus(AcceptanceEvidence((float(rows_each * requests),), (kept,)))
+        assert mine.deviations_from(group, now_s=0.0) < OTHER_DEVIATIONS
 
 
 def test_inv_10_a_replica_that_lies_about_acceptance_plans_for_itself_alone() -> None:
