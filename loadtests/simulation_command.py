@@ -145,19 +145,20 @@ def _loads(asked: Asked) -> tuple[tuple[str, ...], tuple[tuple[str, Regime], ...
 
 
 def _trace(asked: Asked, console: Console) -> Path | None:
-    """The trace to run: the one that was named, or the public one where it lies at hand and the whole evidence is made."""
+    """The trace to run: the one that was named, or the public one in NIGHTJAR_TEST_DATA where the whole evidence is made."""
     if asked.trace is not None:
         read_trace(asked.trace)
         return asked.trace
     if asked.effort.name == "quick" or asked.regimes:
         return None
     folder = os.environ.get("NIGHTJAR_TEST_DATA")
-    path = Path(folder or "../shared/data") / TRACE_NAME
+    if not folder:
+        return None
+    path = Path(folder) / TRACE_NAME
     if path.is_file():
         read_trace(path)
         return path
-    hint = "give --trace, or put it into the folder that NIGHTJAR_TEST_DATA names"
-    console.print(f"trace skipped: {path} is not there; {hint}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"trace skipped: {path} is not there; give --trace", markup=False, highlight=False, soft_wrap=True)
     return None
 
 

@@ -28,7 +28,7 @@ from nightjar.policy.outlook import Floats, Outlook
 from nightjar.policy.pace import Pace
 from nightjar.policy.step_time import StepTimes
 
-LOADS: Final = ("poisson-60%", "surge", "oscillation")
+LOADS: Final = ("surge", "oscillation")
 REPLICAS: Final = 3
 
 

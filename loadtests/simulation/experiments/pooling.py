@@ -12,7 +12,6 @@ from nightjar.loadtests.simulation.experiments.measuring import learning, newcom
 from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, closed_scene, learn_s, named_scene, nominal_of
 from nightjar.loadtests.simulation.service.scenario import ReplicaJoins
 
-SIZES = (1, 2, 4, 8, 16)
 BARS = (1, 16)
 """Sizes that the bars compare."""
 
