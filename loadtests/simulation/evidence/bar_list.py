@@ -97,12 +97,14 @@ def _steady(rows: ByKind) -> list[Bar]:
 def _open_loop(rows: ByKind) -> list[Bar]:
     cells = Cells.of(rows.get("open_loop", ()), GOODPUT)
     headroom, level = [], []
+    leads: dict[str, float] = {}
     for place, static in best_static(rows.get(PICK, ())).items():
         seeds = cells.seeds(place, FLEET, ORACLE, static)
         if not seeds:
             continue
         fleet, oracle, fixed = (fmean(cells.values[place, who][seed] for seed in seeds) for who in (FLEET, ORACLE, static))
         at = f"{place}, best static {static}"
+        leads[at] = oracle / fixed - 1.0
         if oracle >= HEADROOM * fixed:
             headroom.append(Found(value=(fleet - fixed) / (oracle - fixed), at=at, seeds=len(seeds)))
         else:
@@ -114,6 +116,7 @@ def _open_loop(rows: ByKind) -> list[Bar]:
                 meaning="open loop: share of the oracle's lead over the best static that the fleet wins, where the lead is 5 %",
                 direction="at least",
                 limit=0.8,
+                at=_no_headroom(leads),
             ),
             headroom,
         ),
@@ -123,6 +126,14 @@ def _open_loop(rows: ByKind) -> list[Bar]:
             level,
         ),
     ]  # fmt: skip
+
+
+def _no_headroom(leads: Mapping[str, float]) -> str:
+    """What stands for a place where none has headroom: the oracle's largest lead over the best static planner."""
+    if not leads:
+        return ""
+    at = max(leads, key=leads.__getitem__)
+    return f"the oracle leads by {leads[at]:.1%} at most: {at}"
 
 
 def _rivals(rows: ByKind) -> list[Bar]:

@@ -1,7 +1,7 @@
 """What a bar is, and the arithmetic of cells that every bar shares; the bars themselves stand in bar_list.py.
 
 A cell is one planner at one place; its value is the mean over seeds, and a bar takes the worst cell where it says `min`, never
-the average. A bar whose runs were not made has no value and did not pass.
+the average. A bar whose runs were not made has no value and did not pass, nor has one that none of its places is for.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.policy.records import Record
 
 Direction = Literal["at least", "at most", "above", "stated"]
+Verdict = Literal["reached", "MISSED", "stated", "no place", "not run"]
 
 
 class Bar(Record):
-    """One bar's outcome. `at` is the cell that decided it, `cells` how many were looked at, over `seeds` seeds each at least."""
+    """One bar's outcome. `at` is the cell that decided it, or without a value why none of those that ran does; `cells` is how many
+    were looked at, over `seeds` seeds each at least."""
 
     name: str
     meaning: str
@@ -43,6 +45,15 @@ class Bar(Record):
             return None
         reached = {"at least": self.value >= self.limit, "at most": self.value <= self.limit, "above": self.value > self.limit}
         return reached[self.direction]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The outcome in a word or two."""
+        if self.value is None:
+            return "no place" if self.at else "not run"
+        if self.passed is None:
+            return "stated"
+        return "reached" if self.passed else "MISSED"
 
 
 @dataclass(frozen=True, slots=True)

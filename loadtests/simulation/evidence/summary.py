@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Final
@@ -44,12 +45,11 @@ class SimulationSummary(Record):
         """One line: how many bars were reached, and which were not."""
         judged = [bar for bar in self.bars.values() if bar.passed is not None]
         missed = ", ".join(f"{bar.name} {bar.value:.4g} (wanted {bar.want})" for bar in self.missed)
-        unmeasured = sum(bar.value is None for bar in self.bars.values())
+        unmeasured = Counter(bar.verdict for bar in self.bars.values() if bar.value is None)
         parts = [f"{len(judged) - len(self.missed)} of {len(judged)} bars reached"]
         if missed:
             parts.append(f"missed: {missed}")
-        if unmeasured:
-            parts.append(f"{unmeasured} not run")
+        parts += [f"{count} {verdict}" for verdict, count in unmeasured.items()]
         if self.failed:
             parts.append(f"{self.failed} of {self.runs} runs FAILED")
         return "; ".join(parts) + "."

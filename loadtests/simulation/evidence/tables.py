@@ -32,7 +32,6 @@ NEARLY_THE_SAME: Final = 0.95
 
 def bar_grid(bars: Sequence[Bar]) -> Grid:
     """Every bar with what is wanted and what came."""
-    verdict = {True: "reached", False: "MISSED"}
     return Grid(
         "Bars",
         ("bar", "wanted", "value", "verdict", "cells", "seeds", "decided by", "meaning"),
@@ -41,7 +40,7 @@ def bar_grid(bars: Sequence[Bar]) -> Grid:
                 bar.name,
                 bar.want,
                 DASH if bar.value is None else f"{bar.value:.4g}",
-                verdict.get(bar.passed, DASH) if bar.passed is not None else ("stated" if bar.value is not None else "not run"),
+                bar.verdict,
                 str(bar.cells or DASH),
                 str(bar.seeds or DASH),
                 bar.at or DASH,

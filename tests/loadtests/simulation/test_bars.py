@@ -79,6 +79,16 @@ def test_headroom_is_the_share_of_the_oracles_lead_and_only_where_the_lead_is_fi
     assert value("fleet_over_static_min", rows) == pytest.approx(0.995)
 
 
+def test_headroom_that_no_place_has_is_no_place_and_says_how_far_the_oracle_leads() -> None:
+    rows = [
+        row("pick", "off", "p/calm", 99, tokens_per_busy_s=100.0), row("pick", "off", "p/surge", 99, tokens_per_busy_s=100.0),
+        *open_loop("p/calm", fleet=99.5, oracle=101.0, off=100.0), *open_loop("p/surge", fleet=101.0, oracle=103.0, off=100.0),
+    ]  # fmt: skip
+    found = bar("fleet_headroom_min", rows)
+    assert (found.verdict, found.at) == ("no place", "the oracle leads by 3.0% at most: p/surge, best static off")
+    assert bar("fleet_headroom_min", []).verdict == "not run"
+
+
 def test_the_best_static_is_picked_on_other_seeds_even_where_another_won_on_these() -> None:
     rows = [
         row("pick", "fixed-3", "p/x", 99, tokens_per_busy_s=100.0), row("pick", "fixed-5", "p/x", 99, tokens_per_busy_s=99.0),
