@@ -33,9 +33,6 @@ from nightjar.loadtests.simulation.experiments.loads import LOADS
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, Profile, ProfileError, read_profile
 from nightjar.loadtests.simulation.service.workload import read_trace
 
-TRACE_NAME: Final = "azure_llm_2023_conv.csv"
-"""The recorded trace that is looked for in the folder NIGHTJAR_TEST_DATA."""
-
 MAX_SEEDS: Final = 1000
 
 
@@ -88,7 +85,7 @@ def simulate(
     effort = QUICK if quick else FULL if full else BENCH
     try:
         asked = Asked(profile or (), regime or (), planner or (), only or (), trace, seeds, effort)
-        campaign = Campaign(choose_experiments(asked), choose(asked, console), jobs or cores())
+        campaign = Campaign(choose_experiments(asked), choose(asked), jobs or cores())
     except (RefusedError, ProfileError, RegimeError, ContestantError, ValueError) as error:
         _fail(str(error))
     signal.signal(signal.SIGTERM, as_keyboard_interrupt)
@@ -114,11 +111,13 @@ def choose_experiments(asked: Asked) -> tuple[Experiment, ...]:
     return tuple(experiment for name, experiment in EXPERIMENTS.items() if not asked.only or name in asked.only)
 
 
-def choose(asked: Asked, console: Console) -> Choice:
+def choose(asked: Asked) -> Choice:
     """What to run them about. Raises RefusedError, ProfileError, RegimeError, ContestantError or ValueError, each of one line."""
     effort = asked.effort
     if asked.seeds is not None:
         effort = effort.with_seeds(asked.seeds)
+    if asked.trace is not None:
+        read_trace(asked.trace)
     names = asked.profiles or (QUICK_PROFILES if effort.name == "quick" else PROFILE_NAMES)
     loads, regimes = _loads(asked)
     return Choice(
@@ -127,7 +126,7 @@ def choose(asked: Asked, console: Console) -> Choice:
         effort=effort,
         regimes=regimes,
         planners=frozenset(map(check_name, asked.planners)) or None,
-        trace=_trace(asked, console),
+        trace=asked.trace,
     )
 
 
@@ -142,24 +141,6 @@ def _loads(asked: Asked) -> tuple[tuple[str, ...], tuple[tuple[str, Regime], ...
             raise RefusedError(f"regime {_unknown(text, LOADS)}; or a regime in the form NAME:SECONDS@LOAD[,...]")
         own.append((f"regime-{number}", parse_regime(text)))
     return named, tuple(own)
-
-
-def _trace(asked: Asked, console: Console) -> Path | None:
-    """The trace to run: the one that was named, or the public one in NIGHTJAR_TEST_DATA where the whole evidence is made."""
-    if asked.trace is not None:
-        read_trace(asked.trace)
-        return asked.trace
-    if asked.effort.name == "quick" or asked.regimes:
-        return None
-    folder = os.environ.get("NIGHTJAR_TEST_DATA")
-    if not folder:
-        return None
-    path = Path(folder) / TRACE_NAME
-    if path.is_file():
-        read_trace(path)
-        return path
-    console.print(f"trace skipped: {path} is not there; give --trace", markup=False, highlight=False, soft_wrap=True)
-    return None
 
 
 def _distinct(profiles: list[Profile]) -> tuple[Profile, ...]:

@@ -33,9 +33,10 @@ NEWS_ACCEPTANCE: Final = 0.02
 OTHER_DEVIATIONS: Final = 4.5
 STILL_OTHER_DEVIATIONS: Final = 1.5
 """Standard deviations by which a replica's acceptance must be off its group's to be planned for by itself, and to stay so. It is
-looked at every second, over some 3,000 rows of a few requests: luck passes 2.5 deviations a dozen times an hour, four once in two
-hours, and whom it turned off has no drafts to prove itself by. What is not seen any more becomes doubtful, so that a replica that
-is off for its own traffic's sake tries again after minutes."""
+looked at every second, over some 3,000 rows of a few requests: where half of these are 0.12 easier and half as much harder to draft
+for than the mean, luck passes 2.5 deviations a dozen times an hour, four once in two to four hours, 4.5 once a day at most. A
+replica that luck switched off makes no drafts that could show it is like the others. What is not seen any more becomes doubtful, so
+that one that is off for its own traffic's sake tries again after minutes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.policy.acceptance import LEAST_DIFFERENCE, AcceptanceEvidence
-from nightjar.policy.thinking import OTHER_DEVIATIONS
-from tests.policy.engines import ACCEPTANCE, Fleet, Replica, best_length
+from nightjar.policy.evidence import Evidence
+from nightjar.policy.merging import Pending
+from nightjar.policy.planners.planner import GroupView
+from nightjar.policy.thinking import OTHER_DEVIATIONS, OwnNews, own_evidence
+from tests.policy.engines import ACCEPTANCE, AUTO, KEY, Fleet, Replica, best_length
 
 HARD = tuple(0.2 * share for share in ACCEPTANCE)
 
@@ -44,10 +47,30 @@ def test_hours_of_luck_make_no_replica_different(share: float) -> None:
         assert mine.deviations_from(group, now_s=0.0) < OTHER_DEVIATIONS
 
 
+def told(share: float, rows: float = 3000.0, *, thinks_already: bool = False) -> bool:
+    """Whether a replica of eight that keeps such a share of first drafts, in a group that keeps 0.7, plans for itself."""
+    group = Evidence(acceptance=AcceptanceEvidence((1e6,), (0.7e6,)))
+    mine = AcceptanceEvidence((rows,), (rows * share,))
+    news = OwnNews(Pending(), mine, thinks_already=thinks_already)
+    return own_evidence(GroupView(KEY, AUTO, group, replicas=8), news) is not None
+
+
+def test_a_fifth_less_is_seen_as_soon_as_the_rows_prove_it() -> None:
+    assert told(0.55)
+    assert not told(0.55, rows=300.0)
+
+
+def test_who_plans_for_itself_goes_on_where_nobody_would_begin() -> None:
+    assert told(0.64, thinks_already=True)
+    assert not told(0.64)
+    assert not told(0.69, thinks_already=True)
+
+
 def test_inv_10_a_replica_that_lies_about_acceptance_plans_for_itself_alone() -> None:
     fleet = Fleet([Replica("liar", 16, acceptance=(1.0,) * 5), *(Replica(f"r{number}", 16) for number in range(7))])
     fleet.run(20.0)
     assert fleet.planned(16) == best_length(16)
+    assert fleet.state.replicas["liar"].own is not None
     assert all(fleet.state.replicas[f"r{number}"].own is None for number in range(7))
 
 

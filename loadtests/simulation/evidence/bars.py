@@ -20,8 +20,8 @@ Verdict = Literal["reached", "MISSED", "stated", "no place", "not run"]
 
 
 class Bar(Record):
-    """One bar's outcome. `at` is the cell that decided it, or without a value why none of those that ran does; `cells` is how many
-    were looked at, over `seeds` seeds each at least."""
+    """One bar's outcome. `at` is the cell that decided it, or, where there is no value, why no place that ran decides it; `cells`
+    is how many were looked at, over `seeds` seeds each at least."""
 
     name: str
     meaning: str

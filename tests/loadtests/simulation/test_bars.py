@@ -9,6 +9,7 @@ import pytest
 from nightjar.loadtests.simulation.evidence.bar_list import best_static, compute_bars, losses
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.simulation.evidence.summary import summarise
 from tests.loadtests.simulation.run_rows import row
 
 
@@ -85,8 +86,15 @@ def test_headroom_that_no_place_has_is_no_place_and_says_how_far_the_oracle_lead
         *open_loop("p/calm", fleet=99.5, oracle=101.0, off=100.0), *open_loop("p/surge", fleet=101.0, oracle=103.0, off=100.0),
     ]  # fmt: skip
     found = bar("fleet_headroom_min", rows)
-    assert (found.verdict, found.at) == ("no place", "the oracle leads by 3.0% at most: p/surge, best static off")
+    assert (found.verdict, found.at, found.cells) == ("no place", "the oracle leads by 3.0% at most: p/surge, best static off", 2)
     assert bar("fleet_headroom_min", []).verdict == "not run"
+    assert "1 no place" in summarise(rows, "quick", ["open-loop"], {"bars": (0,)}, 1.0).headline
+
+
+def test_where_the_oracle_leads_everywhere_no_place_is_level() -> None:
+    rows = [row("pick", "off", "p/surge", 99, tokens_per_busy_s=100.0), *open_loop("p/surge", fleet=118.0, oracle=120.0, off=100.0)]
+    assert bar("fleet_over_static_min", rows).verdict == "no place"
+    assert bar("fleet_headroom_min", rows).verdict == "reached"
 
 
 def test_the_best_static_is_picked_on_other_seeds_even_where_another_won_on_these() -> None:
