@@ -1,8 +1,8 @@
 """Three sizes of a run: a look in under a minute, the evidence, and more of it.
 
 `bench` is what `make bench-policy` runs, planned for less than 30 minutes on two cores, even slow ones; seeds are ten where a bar
-looks (four for storms and most rivals) and three elsewhere. `quick` shows that everything works and which way the numbers point; its
-bars are no evidence.
+looks (four for storms and most rivals) and three elsewhere. `quick` shows that everything works and which way the numbers point;
+its bars are no evidence.
 """
 
 from __future__ import annotations
