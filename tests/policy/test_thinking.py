@@ -47,8 +47,8 @@ def test_hours_of_luck_make_no_replica_different(share: float) -> None:
         assert mine.deviations_from(group, now_s=0.0) < OTHER_DEVIATIONS
 
 
-def told(share: float, rows: float = 3000.0, *, thinks_already: bool = False) -> bool:
-    """Whether a replica of eight that keeps such a share of first drafts, in a group that keeps 0.7, plans for itself."""
+def plans_for_itself(share: float, rows: float = 3000.0, *, thinks_already: bool = False) -> bool:
+    """Whether one of eight replicas does that keeps such a share of first drafts, in a group that keeps 0.7."""
     group = Evidence(acceptance=AcceptanceEvidence((1e6,), (0.7e6,)))
     mine = AcceptanceEvidence((rows,), (rows * share,))
     news = OwnNews(Pending(), mine, thinks_already=thinks_already)
@@ -56,14 +56,14 @@ def told(share: float, rows: float = 3000.0, *, thinks_already: bool = False) ->
 
 
 def test_a_fifth_less_is_seen_as_soon_as_the_rows_prove_it() -> None:
-    assert told(0.55)
-    assert not told(0.55, rows=300.0)
+    assert plans_for_itself(0.55)
+    assert not plans_for_itself(0.55, rows=300.0)
 
 
 def test_who_plans_for_itself_goes_on_where_nobody_would_begin() -> None:
-    assert told(0.64, thinks_already=True)
-    assert not told(0.64)
-    assert not told(0.69, thinks_already=True)
+    assert plans_for_itself(0.64, thinks_already=True)
+    assert not plans_for_itself(0.64)
+    assert not plans_for_itself(0.69, thinks_already=True)
 
 
 def test_inv_10_a_replica_that_lies_about_acceptance_plans_for_itself_alone() -> None:
