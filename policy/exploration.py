@@ -19,7 +19,7 @@ from typing import Final
 from nightjar.policy.allowance import Allowance
 from nightjar.policy.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.evidence import Cell
-from nightjar.policy.merging import Pending, quorum, voices_on
+from nightjar.policy.merging import Pending, quorum, voices_on, voices_to_ask
 from nightjar.policy.planners.calibration import SETTLING_STEPS, Measurement
 from nightjar.policy.planners.planner import GroupView, batch_range
 from nightjar.policy.records import ExplorationSegment
@@ -240,7 +240,7 @@ def _askable(
     spoken = voices_on(cell, pending, now_s) if needed > 1 else {}
     heard = {replica_id for replica_id, counts in spoken.items() if counts}
     coming = {held.replica_id for held in open_segments if held.cell == cell and held.inside_at_s == now_s}
-    lacking = needed - len(coming | heard)
+    lacking = voices_to_ask(needed, len(heard)) - len(coming | heard)
     if lacking <= 0:
         return []
     load = Counter(held.replica_id for held in open_segments)
