@@ -1,10 +1,10 @@
 """Who measures what: cells worth a measurement become short pinned segments, dealt to replicas that are in that bucket now.
 
-A cell is with one replica at a time, or with as many different ones as the group's quorum still lacks. A segment ends when
-its replica says so, when the cell is not worth it any more, when the replica left the bucket or the fleet, or after its time
-to live; what is still missing then is dealt again under a new id. What a segment counted before it was lost is not lost:
-counters are cumulative. The tokens that segments are expected to lose come out of an allowance (allowance.py). Fails towards less
-exploration: no replica in the bucket or no allowance, no measurement.
+A cell is with one replica at a time, or with as many different ones as the group's quorum still lacks: two, and a third where
+those do not agree. A segment ends when its replica says so, when the cell is not worth it any more, when the replica left the
+bucket or the fleet, or after its time to live; what is still missing then is dealt again under a new id. What a segment counted
+before it was lost is not lost: counters are cumulative. The tokens that segments are expected to lose come out of an allowance
+(allowance.py). Fails towards less exploration: no replica in the bucket or no allowance, no measurement.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final
 from nightjar.policy.allowance import Allowance
 from nightjar.policy.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.evidence import Cell
-from nightjar.policy.merging import Pending, quorum, voices_on, voices_to_ask
+from nightjar.policy.merging import PAIR, Pending, quorum, voices_on, voices_to_ask
 from nightjar.policy.planners.calibration import SETTLING_STEPS, Measurement
 from nightjar.policy.planners.planner import GroupView, batch_range
 from nightjar.policy.records import ExplorationSegment
@@ -39,7 +39,7 @@ moves on, but a cell known from three times two would be measured again."""
 SPARE_STEPS: Final = 2
 """Steps of a quorum's segment beyond its share: some fall into another bucket, and a voice must not fail for one."""
 RETRY_S: Final = 5.0
-"""Pause after a round that brought nothing yet: what it still lacks is asked for again."""
+"""Pause after a round that brought nothing yet, not even two voices that differ: what it still lacks is asked for again."""
 FIRST_PAUSE_S: Final = 10.0
 LONGEST_PAUSE_S: Final = 120.0
 """Pause after the first round that was heard, and the longest: what was just measured is in doubt, but not unmeasured."""
@@ -164,7 +164,8 @@ def deal(
         known = view.evidence.cells.get(cell)
         measured_at_s = known.measured_at_s if known is not None else -math.inf
         round_ = rounds.get(cell, Round(0, -math.inf))
-        if not round_.may_ask(view.now_s, measured_at_s):
+        is_unheard = measured_at_s <= round_.began_s
+        if not (round_.may_ask(view.now_s, measured_at_s) or (is_unheard and _is_split(cell, pending, needed, view.now_s))):
             continue
         earns_tokens = PAYS_BACK_S * gain_tokens_per_s * busy[cell[0]]
         drafting = {held.replica_id for held in open_segments if held.cell[1]}
@@ -219,6 +220,11 @@ def _still_runs(
     is_voice = pending[held.replica_id].has_voice(held.cell, now_s)
     said_enough = needed > 1 and waiting is not None and waiting.steps >= VOICE_STEPS and is_voice
     return not (left or said_enough or now_s - held.dealt_at_s > TIME_TO_LIVE_S + DELIVERY_S)
+
+
+def _is_split(cell: Cell, pending: Mapping[str, Pending], needed: int, now_s: float) -> bool:
+    """Whether two voices on a cell wait because they do not agree: then nothing is gained by a pause before the third is asked."""
+    return needed > PAIR and sum(voices_on(cell, pending, now_s).values()) >= PAIR
 
 
 def _askable(

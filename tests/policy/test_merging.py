@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nightjar.policy.acceptance import AcceptanceEvidence
 from nightjar.policy.evidence import CellEvidence, Evidence
-from nightjar.policy.merging import LEAST_STEPS, Pending, capped_weights, merge, robust_mean, voices_on
+from nightjar.policy.merging import LEAST_STEPS, PAIR_APART, Pending, capped_weights, merge, robust_mean, voices_on, voices_to_ask
 
 CELL = (0, 3)
 FOREVER = 1e12
