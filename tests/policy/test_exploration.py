@@ -61,6 +61,14 @@ class Desk:
     def asked(self) -> set[str]:
         return {held.replica_id for held in self.exploration.segments}
 
+    def says(self, replica_id: str, step_seconds: float) -> None:
+        self.pending[replica_id] = Pending({CELL: CellEvidence(6.0, 6.0 * math.log(step_seconds), 24.0)})
+
+    def finishes(self, replica_id: str) -> None:
+        """The segments that it was dealt so far."""
+        last = max(held.segment.segment_id for held in self.exploration.segments if held.replica_id == replica_id)
+        self.explorers[replica_id] = replace(self.explorers[replica_id], finished_segment_id=last)
+
     def moves(self, replica_id: str, batch: int, before: int) -> None:
         self.explorers[replica_id] = replace(self.explorers[replica_id], decode_batch_size=batch, decode_batch_size_before=before)
 
@@ -69,11 +77,11 @@ def measurement(worth: float = 0.1, cost_tokens: float = 10.0, gain_tokens_per_s
     return Measurement(CELL, worth, gain_tokens_per_s, cost_tokens)
 
 
-def test_a_single_replica_measures_in_full_and_three_share_the_steps() -> None:
+def test_a_single_replica_measures_in_full_and_two_of_many_share_the_steps() -> None:
     (alone,) = Desk(1).tick(0.0).segments
     shared = Desk(5).tick(0.0).segments
     assert alone.segment.clean_steps == AUTO.calibration_clean_steps
-    assert len(shared) == 3
+    assert len(shared) == 2
     assert all(held.segment.clean_steps < alone.segment.clean_steps for held in shared)
     assert sum(held.segment.clean_steps for held in shared) >= AUTO.calibration_clean_steps
 
@@ -103,25 +111,49 @@ def test_nobody_waits_for_a_replica_that_was_asked_and_left_the_bucket() -> None
     gone = min(first)
     desk.moves(gone, 9, before=9)
     desk.tick(RETRY_S)
-    assert len(desk.asked - {gone}) == 3
+    assert len(desk.asked - {gone}) == 2
 
 
 def test_who_measured_three_hours_ago_for_others_that_never_came_is_asked_again_and_may_finish() -> None:
     desk = Desk(3)
-    desk.pending["r0"] = Pending({CELL: CellEvidence(6.0, -25.0, 24.0)})
+    desk.says("r0", 0.1)
     desk.tick(1.0)
-    assert desk.asked == {"r1", "r2"}
+    assert len(desk.asked) == 1
+    assert "r0" not in desk.asked
+    desk.explorers = {name: explorer for name, explorer in desk.explorers.items() if name in {"r0", *desk.asked}}
     desk.tick(10_800.0)
-    assert desk.asked == {"r0", "r1", "r2"}
+    assert desk.asked == desk.explorers.keys()
     desk.tick(10_801.0)
-    assert desk.asked == {"r0", "r1", "r2"}
+    assert desk.asked == desk.explorers.keys()
+
+
+def test_where_two_voices_differ_a_third_is_asked_at_once_and_a_fourth_is_not() -> None:
+    desk = Desk(5)
+    first = {held.replica_id for held in desk.tick(0.0).segments}
+    for name, step_seconds in zip(sorted(first), (0.1, 0.12), strict=True):
+        desk.says(name, step_seconds)
+        desk.finishes(name)
+    third = {held.replica_id for held in desk.tick(1.0).segments}
+    assert len(third) == 1
+    assert third.isdisjoint(first)
+    assert {held.replica_id for held in desk.tick(2.0).segments} == third
+
+
+def test_where_one_voice_of_two_is_lacking_the_pause_after_a_round_is_kept() -> None:
+    desk = Desk(5)
+    one, other = sorted(held.replica_id for held in desk.tick(0.0).segments)
+    desk.says(one, 0.1)
+    for name in (one, other):
+        desk.finishes(name)
+    assert not desk.tick(RETRY_S - 1.0).segments
+    assert len(desk.tick(RETRY_S).segments) == 1
 
 
 def test_inv_10_a_measurement_that_a_lie_took_part_in_is_asked_of_another_and_not_of_the_liar() -> None:
     desk = Desk(replicas=5)
-    told = {"r0": 0.1, "r1": 0.101, "r2": 0.01}
+    told = {"r0": 0.1, "r1": 0.11, "r2": 0.01}
     for name, step_seconds in told.items():
-        desk.pending[name] = Pending({CELL: CellEvidence(6.0, 6.0 * math.log(step_seconds), 24.0)})
+        desk.says(name, step_seconds)
     desk.tick(0.0)
     assert len(desk.asked) == 1
     assert desk.asked.isdisjoint(told)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from nightjar.policy.acceptance import AcceptanceEvidence
 from nightjar.policy.evidence import CellEvidence, Evidence
-from nightjar.policy.merging import LEAST_STEPS, PAIR_APART, Pending, capped_weights, merge, robust_mean, voices_on, voices_to_ask
+from nightjar.policy.merging import LEAST_STEPS, PAIR_APART, Pending, capped_weights, merge, robust_mean, voices_on
+from nightjar.policy.settings import OperatorSettings
 
 CELL = (0, 3)
 FOREVER = 1e12
@@ -90,23 +91,56 @@ def test_three_replicas_of_which_one_has_other_prompts_still_learn_together() ->
     assert evidence.acceptance.measured()[0] == pytest.approx(0.8)
 
 
-def test_three_replicas_wait_for_each_other_and_then_count_once() -> None:
-    evidence, left = merge(Evidence(), {"a": voice(0.1), "b": voice(0.1), "c": Pending()}, FOREVER)
+def test_one_of_three_replicas_waits_for_another_and_two_that_agree_count_once() -> None:
+    evidence, left = merge(Evidence(), {"a": voice(0.1), "b": Pending(), "c": Pending()}, FOREVER)
     assert not evidence.cells
     assert not left
-    evidence, left = merge(evidence, {"a": voice(0.1), "b": voice(0.1), "c": voice(0.1)}, FOREVER)
+    nearly = 0.99 * PAIR_APART
+    evidence, left = merge(evidence, {"a": voice(0.1), "b": voice(0.1 * math.exp(nearly)), "c": Pending()}, FOREVER)
+    assert evidence.cells[CELL].steps == pytest.approx(20.0)
+    assert evidence.cells[CELL].step_seconds == pytest.approx(0.1 * math.exp(nearly / 2))
+    assert left.keys() == {"a", "b"}
+    assert not any(waiting.cells for waiting in left.values())
+
+
+def test_two_that_differ_wait_for_a_third_and_then_all_count_once() -> None:
+    differ = {"a": voice(0.1), "b": voice(0.105)}
+    evidence, left = merge(Evidence(), {**differ, "c": Pending()}, FOREVER)
+    assert not evidence.cells
+    assert not left
+    evidence, left = merge(evidence, {**differ, "c": voice(0.102)}, FOREVER)
     assert evidence.cells[CELL].steps == pytest.approx(30.0)
     assert left == dict.fromkeys("abc", Pending())
 
 
-@given(lie=st.one_of(st.floats(1e-5, 0.04), st.floats(0.25, 600.0)))
-def test_inv_10_a_lie_makes_no_quorum_with_two_honest_voices_where_others_may_still_speak(lie: float) -> None:
-    pending = {"a": voice(0.1), "b": voice(0.101), "c": Pending(), "liar": voice(lie)}
+@given(lie=st.floats(1e-5, 600.0), claimed_steps=st.floats(LEAST_STEPS, 1e12))
+def test_inv_10_a_lie_beside_one_honest_voice_moves_it_by_the_default_switch_margin_at_most(lie: float, claimed_steps: float) -> None:
+    evidence, _ = merge(Evidence(), {"a": voice(0.1), "liar": voice(lie, claimed_steps), "c": Pending()}, FOREVER)
+    if CELL in evidence.cells:
+        assert abs(math.log(evidence.cells[CELL].step_seconds / 0.1)) <= math.log(1.0 + OperatorSettings().switch_margin) * 1.02
+
+
+UNBELIEVABLE = st.one_of(st.floats(1e-5, 0.04), st.floats(0.25, 600.0))
+"""Step seconds that no card has whose group's steps take 0.1."""
+
+
+@given(lie=UNBELIEVABLE)
+def test_inv_10_a_lie_makes_no_quorum_with_two_honest_voices_that_differ_where_others_may_still_speak(lie: float) -> None:
+    pending = {"a": voice(0.1), "b": voice(0.106), "c": Pending(), "liar": voice(lie)}
     evidence, left = merge(Evidence(), pending, FOREVER)
     assert CELL not in evidence.cells
     assert left.keys() == {"a", "b", "liar"}
     assert all(CELL in waiting.cells for waiting in left.values())
     assert voices_on(CELL, pending, now_s=0.0) == {"a": True, "b": True, "liar": False}
+
+
+@given(lie=UNBELIEVABLE)
+def test_inv_10_two_honest_voices_that_agree_count_as_if_there_were_no_lie(lie: float) -> None:
+    honest = {"a": voice(0.1), "b": voice(0.101), "c": Pending()}
+    told, _ = merge(Evidence(), {**honest, "liar": voice(lie)}, FOREVER)
+    without, _ = merge(Evidence(), {**honest, "liar": Pending()}, FOREVER)
+    assert CELL in without.cells
+    assert told.cells == without.cells
 
 
 @pytest.mark.parametrize("lie", [0.0, 1.0])
@@ -119,7 +153,7 @@ def test_inv_10_a_lie_about_acceptance_makes_no_quorum_either(lie: float) -> Non
     assert of_three.acceptance.reached
 
 
-@given(lie=st.one_of(st.floats(1e-5, 0.04), st.floats(0.25, 600.0)))
+@given(lie=UNBELIEVABLE)
 def test_inv_10_with_three_honest_voices_a_lie_changes_nothing_at_all(lie: float) -> None:
     honest = {"a": voice(0.1), "b": voice(0.101), "c": voice(0.102)}
     told, _ = merge(Evidence(), {**honest, "liar": voice(lie)}, FOREVER)
@@ -149,11 +183,13 @@ def test_a_voice_waits_for_others_for_a_few_minutes_and_is_none_any_more_after_h
     assert not waiting.has_voice(CELL, 1800.0)
 
 
-def test_a_voice_of_three_hours_ago_makes_no_quorum_with_two_fresh_ones() -> None:
-    pending = {name: voice(0.1, heard_at_s=HOURS_LATER_S) for name in "ab"} | {"old": voice(0.2, 1e6)}
-    evidence, left = merge(Evidence(), pending, FOREVER, HOURS_LATER_S)
-    assert not evidence.cells
-    assert "old" not in left or left["old"].cells == pending["old"].cells
+def test_a_voice_of_three_hours_ago_makes_no_quorum_with_fresh_ones() -> None:
+    for fresh in ({"a": 0.2}, {"a": 0.1, "b": 0.106}):
+        pending = {name: voice(step_seconds, heard_at_s=HOURS_LATER_S) for name, step_seconds in fresh.items()}
+        pending |= {"old": voice(0.2, 1e6), "silent": Pending()}
+        evidence, left = merge(Evidence(), pending, FOREVER, HOURS_LATER_S)
+        assert not evidence.cells
+        assert all(waiting.cells == pending[name].cells for name, waiting in left.items())
 
 
 def test_what_waited_for_three_hours_does_not_outvote_what_is_fresh_where_no_quorum_is_asked() -> None:
