@@ -114,7 +114,9 @@ def test_two_that_differ_wait_for_a_third_and_then_all_count_once() -> None:
 
 
 @given(lie=st.floats(1e-5, 600.0), claimed_steps=st.floats(LEAST_STEPS, 1e12))
-def test_inv_10_a_lie_beside_one_honest_voice_moves_it_by_the_default_switch_margin_at_most(lie: float, claimed_steps: float) -> None:
+def test_inv_10_a_lie_beside_one_honest_voice_moves_it_by_the_default_switch_margin_at_most(
+    lie: float, claimed_steps: float
+) -> None:
     evidence, _ = merge(Evidence(), {"a": voice(0.1), "liar": voice(lie, claimed_steps), "c": Pending()}, FOREVER)
     if CELL in evidence.cells:
         assert abs(math.log(evidence.cells[CELL].step_seconds / 0.1)) <= math.log(1.0 + OperatorSettings().switch_margin) * 1.02
