@@ -30,9 +30,12 @@ from nightjar.policy.pace import MOST_LOG_SHARE
 QUORUM: Final = 3
 """Replicas that must agree: with three, one liar is outvoted."""
 PAIR: Final = 2
-PAIR_APART: Final = 0.04
-"""Log seconds within which two voices on a step time agree, so that nobody waits for a third: twice the default `switch_margin`, so
-that a lie just near enough to the truth moves their mean by no more than a plan's margin."""
+"""Replicas that are enough on a step time, where they agree."""
+PAIR_APART: Final = 0.039
+"""Log seconds within which they do: not quite twice the default `switch_margin`, so that a lie just near enough to the truth moves
+the mean of a cell by less than a plan's margin, and the difference of two by less than twice that."""
+PAIR_CONTEXTS_APART: Final = 2.0
+"""How many times the context of the other's rows one's may be, for their step times to be comparable."""
 LEAST_STEPS: Final = 2.0
 """Clean steps that a replica must bring before it has a voice on a cell, where a quorum is asked. Where steps take half a second a
 batch moves on after two or three; the evidence counts its steps, so that a plan doubts it as it should."""
@@ -90,7 +93,7 @@ def voices_on(cell: Cell, pending: Mapping[str, Pending], now_s: float) -> dict[
 
 
 def quorum(replicas: int) -> int:
-    """How many replicas must have news of a cell before a group of `replicas` believes it, where no two of them agree."""
+    """How many voices a group of `replicas` waits for before it believes them; on a step time two that agree are enough."""
     return QUORUM if replicas >= QUORUM else 1
 
 
@@ -153,7 +156,7 @@ def robust_mean(values: Floats, weights: Floats) -> float:
     center = _weighted_median(values, weights)
     deviation = max(_weighted_median(np.abs(values - center), weights), LEAST_DEVIATION)
     reach = OUTLIER_DEVIATIONS * deviation
-    return float(np.average(values, weights=np.where(np.abs(values - center) <= reach, weights, 0.0)))
+    return _weighted_mean(values, np.where(np.abs(values - center) <= reach, weights, 0.0))
 
 
 def _merge_cells(
@@ -172,6 +175,8 @@ def _merge_cells(
                 voices[cell].append(replica_id)
     merged, taken = dict(known), defaultdict(set)
     for cell, replica_ids in voices.items():
+        if len(replica_ids) < min(needed, PAIR):
+            continue
         spoken = [pending[name].cells[cell].aged(now_s).faster_by(offsets.get(name, 0.0)) for name in replica_ids]
         believed = _believed(spoken, needed, len(pending))
         if not believed:
@@ -194,9 +199,12 @@ def _believed(spoken: Sequence[CellEvidence], needed: int, replicas: int) -> Seq
 
 
 def _is_pair(voices: Sequence[CellEvidence]) -> bool:
-    """Whether these are two that agree."""
-    means = [voice.log_seconds / voice.steps for voice in voices]
-    return len(means) == PAIR and abs(means[0] - means[1]) <= PAIR_APART
+    """Whether these are two that agree, of steps that are alike: who tells a true time of another context is no more honest."""
+    if len(voices) != PAIR:
+        return False
+    first, second = (voice.log_seconds / voice.steps for voice in voices)
+    shorter, longer = sorted(voice.context_tokens / voice.rows for voice in voices)
+    return abs(first - second) <= PAIR_APART and longer <= PAIR_CONTEXTS_APART * shorter
 
 
 def _credible(voices: Sequence[CellEvidence]) -> list[bool]:
@@ -212,8 +220,8 @@ def _credible(voices: Sequence[CellEvidence]) -> list[bool]:
 
 
 def _one_cell(voices: Sequence[CellEvidence], needed: int) -> CellEvidence:
-    """All voices on one cell as one. With a quorum the time is a robust mean (of a pair, who agree, the plain one), and what a plan
-    only corrects by (context, noise) a median; rows are bounded by the bucket."""
+    """All voices on one cell as one. With a quorum the time is a robust mean, and what a plan only corrects by (context, noise) a
+    median; of a pair, who agree, all are plain means. Rows are bounded by the bucket."""
     sums = np.array(
         [(voice.steps, voice.log_seconds, voice.rows, voice.context_tokens, voice.log_seconds_squared) for voice in voices]
     )
@@ -221,15 +229,16 @@ def _one_cell(voices: Sequence[CellEvidence], needed: int) -> CellEvidence:
         return CellEvidence(*(float(total) for total in sums.sum(axis=0)))
     steps, weights = sums[:, 0], capped_weights(sums[:, 0])
     means, total = sums / steps[:, None], float(weights.sum())
-    log_seconds = robust_mean(means[:, 1], weights) if len(voices) > PAIR else float(np.average(means[:, 1], weights=weights))
+    middle = _weighted_median if len(voices) > PAIR else _weighted_mean
+    log_seconds = robust_mean(means[:, 1], weights) if len(voices) > PAIR else _weighted_mean(means[:, 1], weights)
     told = means[:, 4] > 0
     scatters = np.maximum(means[:, 4] - means[:, 1] ** 2, 0.0)
-    scatter = _weighted_median(scatters[told], weights[told]) + log_seconds**2 if told.any() else 0.0
+    scatter = middle(scatters[told], weights[told]) + log_seconds**2 if told.any() else 0.0
     return CellEvidence(
         total,
         total * log_seconds,
         float(means[:, 2] @ weights),
-        total * _weighted_median(means[:, 3], weights),
+        total * middle(means[:, 3], weights),
         total * scatter,
     )
 
@@ -325,6 +334,10 @@ def _rows_at(voices: list[AcceptanceEvidence], position: int) -> tuple[Floats, F
     rows = [voice.reached[position] if there else 0.0 for voice, there in zip(voices, is_there, strict=True)]
     kept = [voice.accepted[position] if there else 0.0 for voice, there in zip(voices, is_there, strict=True)]
     return np.array(rows), np.array(kept)
+
+
+def _weighted_mean(values: Floats, weights: Floats) -> float:
+    return float(np.average(values, weights=weights))
 
 
 def _weighted_median(values: Floats, weights: Floats) -> float:
