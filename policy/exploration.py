@@ -1,10 +1,10 @@
 """Who measures what: cells worth a measurement become short pinned segments, dealt to replicas that are in that bucket now.
 
-A cell is with one replica at a time, or with as many different ones as the group's quorum still lacks: two, and a third where
-those do not agree. A segment ends when its replica says so, when the cell is not worth it any more, when the replica left the
-bucket or the fleet, or after its time to live; what is still missing then is dealt again under a new id. What a segment counted
-before it was lost is not lost: counters are cumulative. The tokens that segments are expected to lose come out of an allowance
-(allowance.py). Fails towards less exploration: no replica in the bucket or no allowance, no measurement.
+A cell is with one replica at a time, or with as many different ones as the group's quorum still lacks. A segment ends when
+its replica says so, when the cell is not worth it any more, when the replica left the bucket or the fleet, or after its time
+to live; what is still missing then is dealt again under a new id. What a segment counted before it was lost is not lost:
+counters are cumulative. The tokens that segments are expected to lose come out of an allowance (allowance.py). Fails towards less
+exploration: no replica in the bucket or no allowance, no measurement.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final
 from nightjar.policy.allowance import Allowance
 from nightjar.policy.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.evidence import Cell
-from nightjar.policy.merging import PAIR, Pending, quorum, voices_on, voices_to_ask
+from nightjar.policy.merging import Pending, quorum, voices_on
 from nightjar.policy.planners.calibration import SETTLING_STEPS, Measurement
 from nightjar.policy.planners.planner import GroupView, batch_range
 from nightjar.policy.records import ExplorationSegment
@@ -35,12 +35,11 @@ LEFT_BUCKET_S: Final = 5.0
 """Outside its bucket for so long a replica loses its segment: a batch flickers across an edge whenever a request ends."""
 VOICE_STEPS: Final = 4
 """Clean steps that a quorum's replica is asked for at least: a voice may count with fewer (merging.LEAST_STEPS), where a batch
-moves on, but a cell known from two times two would be measured again."""
+moves on, but a cell known from three times two would be measured again."""
 SPARE_STEPS: Final = 2
 """Steps of a quorum's segment beyond its share: some fall into another bucket, and a voice must not fail for one."""
 RETRY_S: Final = 5.0
-"""Pause after a round that brought nothing yet: what it still lacks is asked for again. None where it brought two voices that
-differ, before the third."""
+"""Pause after a round that brought nothing yet: what it still lacks is asked for again."""
 FIRST_PAUSE_S: Final = 10.0
 LONGEST_PAUSE_S: Final = 120.0
 """Pause after the first round that was heard, and the longest: what was just measured is in doubt, but not unmeasured."""
@@ -141,7 +140,6 @@ def deal(
     is saved up for it. New segments have ids from `next_segment_id` up.
     """
     needed = quorum(len(pending))
-    asked_first = voices_to_ask(needed, heard=0)
     still_wanted = {one.cell for found in wanted.values() for one in found}
     allowance, rounds = before.allowance, dict(before.rounds)
     open_segments = [
@@ -149,7 +147,7 @@ def deal(
         for held in before.segments
         if held.cell in still_wanted and _still_runs(held, explorers, pending, needed, view.now_s)
     ]
-    clean_steps = _clean_steps(view.settings, asked_first)
+    clean_steps = _clean_steps(view.settings, needed)
     share = (clean_steps + SETTLING_STEPS) / (view.settings.calibration_clean_steps + SETTLING_STEPS)
     by_bucket: dict[int, list[str]] = {}
     for replica_id in sorted(explorers):
@@ -166,18 +164,14 @@ def deal(
         known = view.evidence.cells.get(cell)
         measured_at_s = known.measured_at_s if known is not None else -math.inf
         round_ = rounds.get(cell, Round(0, -math.inf))
-        is_due = round_.may_ask(view.now_s, measured_at_s)
-        if not is_due and measured_at_s > round_.began_s:
-            continue
-        spoken = voices_on(cell, pending, view.now_s) if needed > 1 else {}
-        if not is_due and not _are_split(cell, spoken, pending, open_segments, round_):
+        if not round_.may_ask(view.now_s, measured_at_s):
             continue
         earns_tokens = PAYS_BACK_S * gain_tokens_per_s * busy[cell[0]]
         drafting = {held.replica_id for held in open_segments if held.cell[1]}
-        for replica_id in _askable(cell, by_bucket[cell[0]], explorers, spoken, open_segments, needed, rng, view.now_s):
+        for replica_id in _askable(cell, by_bucket[cell[0]], explorers, pending, open_segments, needed, rng, view.now_s):
             restart = explorers[replica_id].restart_tokens if cell[1] and replica_id not in drafting else 0.0
             cost_tokens = share * whole_cost_tokens + restart
-            can_wait = asked_first * cost_tokens > earns_tokens
+            can_wait = needed * cost_tokens > earns_tokens
             if cost_tokens > allowance.most_tokens or can_wait in saved_for:
                 continue
             if not allowance.reaches_for(cost_tokens, can_wait):
@@ -227,36 +221,26 @@ def _still_runs(
     return not (left or said_enough or now_s - held.dealt_at_s > TIME_TO_LIVE_S + DELIVERY_S)
 
 
-def _are_split(
-    cell: Cell, spoken: Mapping[str, bool], pending: Mapping[str, Pending], open_segments: Sequence[OpenSegment], round_: Round
-) -> bool:
-    """Whether a round brought two voices that differ, who are done: then nothing is gained by a pause before the third is asked."""
-    voices = {replica_id for replica_id, counts in spoken.items() if counts}
-    still_measure = {held.replica_id for held in open_segments if held.cell == cell}
-    if len(voices) < PAIR or not voices.isdisjoint(still_measure):
-        return False
-    return max(pending[replica_id].cells[cell].measured_at_s for replica_id in voices) > round_.began_s
-
-
 def _askable(
     cell: Cell,
     in_bucket: Sequence[str],
     explorers: Mapping[str, Explorer],
-    spoken: Mapping[str, bool],
+    pending: Mapping[str, Pending],
     open_segments: Sequence[OpenSegment],
     needed: int,
     rng: random.Random,
     now_s: float,
 ) -> list[str]:
-    """Replicas to ask for `cell` now: as many as the quorum lacks beside those that have `spoken`, none twice, none with its hands
-    full. Nobody waits for one that was asked and has left the bucket.
+    """Replicas to ask for `cell` now: as many as the quorum lacks, none twice, none with its hands full. Nobody waits for one
+    that was asked and has left the bucket.
 
     Those come first whose drafter is in the right state: a dormant one has to catch up before it can draft, and after it was off.
     """
     asked = {held.replica_id for held in open_segments if held.cell == cell}
+    spoken = voices_on(cell, pending, now_s) if needed > 1 else {}
     heard = {replica_id for replica_id, counts in spoken.items() if counts}
     coming = {held.replica_id for held in open_segments if held.cell == cell and held.inside_at_s == now_s}
-    lacking = voices_to_ask(needed, len(heard)) - len(coming | heard)
+    lacking = needed - len(coming | heard)
     if lacking <= 0:
         return []
     load = Counter(held.replica_id for held in open_segments)
@@ -270,11 +254,11 @@ def _askable(
     return sorted(shuffled, key=lambda replica_id: (load[replica_id], sign * explorers[replica_id].restart_tokens))[:lacking]
 
 
-def _clean_steps(settings: OperatorSettings, voices: int) -> int:
-    """Of one segment: what a cell takes, or a share of it where several `voices` are asked, and some to spare."""
-    if voices == 1:
+def _clean_steps(settings: OperatorSettings, needed: int) -> int:
+    """Of one segment: what a cell takes, or a voice's share of it where a quorum is asked, and some to spare."""
+    if needed == 1:
         return settings.calibration_clean_steps
-    return max(math.ceil(settings.calibration_clean_steps / voices), VOICE_STEPS) + SPARE_STEPS
+    return max(math.ceil(settings.calibration_clean_steps / needed), VOICE_STEPS) + SPARE_STEPS
 
 
 def _segment(segment_id: int, cell: Cell, view: GroupView, clean_steps: int) -> ExplorationSegment:

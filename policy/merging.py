@@ -1,10 +1,9 @@
 """How the evidence of many replicas becomes one group's, so that no single replica can move it (INV-10).
 
-Each replica's new steps wait until enough different replicas have news of the same cell; then they are merged at once: of three
-or more no replica weighs more than a third, and a value far from the others' median is left out. On a step time two that agree
-are enough, since a lie that agrees with an honest voice is nearly true; where they do not, a third is waited for. A voice that no
-replica of the group can have counts for none, where there are others to wait for: or a liar would hurry those beside it. Waiting
-costs a group of three or more that each cell must be seen by two or three of them before it counts.
+Each replica's new steps wait until enough different replicas have news of the same cell; then they are merged at once: no
+replica weighs more than a third, and a value far from the others' median is left out. A voice that no replica of the group can
+have counts for none, where there are others to wait for: or a liar would hurry those beside it. Waiting costs a group of
+three or more that each cell must be seen by three of them before it counts.
 
 What holds with fewer: in a group of one or two nobody can say who lies, so evidence counts as it comes, and only the
 physical limits of `counting.py` protect the plan. What such a group learned stays when it grows. What waits ages as all evidence
@@ -29,13 +28,6 @@ from nightjar.policy.pace import MOST_LOG_SHARE
 
 QUORUM: Final = 3
 """Replicas that must agree: with three, one liar is outvoted."""
-PAIR: Final = 2
-"""Replicas that are enough on a step time, where they agree."""
-PAIR_APART: Final = 0.039
-"""Log seconds within which they do: not quite twice the default `switch_margin`, so that a lie just near enough to the truth moves
-the mean of a cell by less than a plan's margin, and the difference of two by less than twice that."""
-PAIR_CONTEXTS_APART: Final = 2.0
-"""How many times the context of the other's rows one's may be, for their step times to be comparable."""
 LEAST_STEPS: Final = 2.0
 """Clean steps that a replica must bring before it has a voice on a cell, where a quorum is asked. Where steps take half a second a
 batch moves on after two or three; the evidence counts its steps, so that a plan doubts it as it should."""
@@ -93,13 +85,8 @@ def voices_on(cell: Cell, pending: Mapping[str, Pending], now_s: float) -> dict[
 
 
 def quorum(replicas: int) -> int:
-    """How many voices a group of `replicas` waits for before it believes them; on a step time two that agree are enough."""
+    """How many replicas must have news of a cell before a group of `replicas` believes it."""
     return QUORUM if replicas >= QUORUM else 1
-
-
-def voices_to_ask(needed: int, heard: int) -> int:
-    """How many voices to ask for on a cell of which a quorum is `needed` and `heard` wait: a third only where two did not agree."""
-    return PAIR if needed > PAIR and heard < PAIR else needed
 
 
 def merge(
@@ -131,17 +118,14 @@ def merge(
 
 
 def capped_weights(weights: Floats) -> Floats:
-    """Weights of voices, the heaviest lowered until none is more than a third of their sum; of two, until they are equal.
+    """Weights of three or more voices, the heaviest lowered until none is more than a third of their sum.
 
     >>> capped_weights(np.array([8.0, 1.0, 1.0, 1.0])).tolist(), capped_weights(np.array([9.0, 5.0, 1.0])).tolist()
     ([1.5, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0])
-    >>> capped_weights(np.array([8.0, 1.0])).tolist()
-    [1.0, 1.0]
     """
-    parts = min(QUORUM, len(weights))
     heaviest_first = np.sort(weights)[::-1]
-    for capped in range(parts):
-        cap = float(heaviest_first[capped:].sum()) / (parts - capped)
+    for capped in range(QUORUM):
+        cap = float(heaviest_first[capped:].sum()) / (QUORUM - capped)
         if heaviest_first[capped] <= cap:
             break
     return np.minimum(weights, cap)
@@ -156,7 +140,7 @@ def robust_mean(values: Floats, weights: Floats) -> float:
     center = _weighted_median(values, weights)
     deviation = max(_weighted_median(np.abs(values - center), weights), LEAST_DEVIATION)
     reach = OUTLIER_DEVIATIONS * deviation
-    return _weighted_mean(values, np.where(np.abs(values - center) <= reach, weights, 0.0))
+    return float(np.average(values, weights=np.where(np.abs(values - center) <= reach, weights, 0.0)))
 
 
 def _merge_cells(
@@ -175,36 +159,17 @@ def _merge_cells(
                 voices[cell].append(replica_id)
     merged, taken = dict(known), defaultdict(set)
     for cell, replica_ids in voices.items():
-        if len(replica_ids) < min(needed, PAIR):
+        if len(replica_ids) < needed:
             continue
         spoken = [pending[name].cells[cell].aged(now_s).faster_by(offsets.get(name, 0.0)) for name in replica_ids]
-        believed = _believed(spoken, needed, len(pending))
-        if not believed:
+        credible = [voice for voice, can_be in zip(spoken, _credible(spoken), strict=True) if can_be or needed == 1]
+        if len(credible) < needed and len(spoken) < len(pending):
             continue
-        newer = _one_cell(believed, needed).at(now_s)
+        newer = _one_cell(credible if len(credible) >= needed else spoken, needed).at(now_s)
         merged[cell] = merged[cell].plus(newer, half_life_steps) if cell in merged else newer
         for replica_id in replica_ids:
             taken[replica_id].add(cell)
     return merged, taken
-
-
-def _believed(spoken: Sequence[CellEvidence], needed: int, replicas: int) -> Sequence[CellEvidence]:
-    """The voices on a cell that count together, none of them while others are waited for."""
-    if needed == 1:
-        return spoken
-    credible = [voice for voice, can_be in zip(spoken, _credible(spoken), strict=True) if can_be]
-    if len(credible) >= needed or _is_pair(credible):
-        return credible
-    return spoken if len(spoken) == replicas else ()
-
-
-def _is_pair(voices: Sequence[CellEvidence]) -> bool:
-    """Whether these are two that agree, of steps that are alike: who tells a true time of another context is no more honest."""
-    if len(voices) != PAIR:
-        return False
-    first, second = (voice.log_seconds / voice.steps for voice in voices)
-    shorter, longer = sorted(voice.context_tokens / voice.rows for voice in voices)
-    return abs(first - second) <= PAIR_APART and longer <= PAIR_CONTEXTS_APART * shorter
 
 
 def _credible(voices: Sequence[CellEvidence]) -> list[bool]:
@@ -219,26 +184,25 @@ def _credible(voices: Sequence[CellEvidence]) -> list[bool]:
     return [abs(mean - middle) <= MOST_LOG_SHARE for mean in means]
 
 
-def _one_cell(voices: Sequence[CellEvidence], needed: int) -> CellEvidence:
-    """All voices on one cell as one. With a quorum the time is a robust mean, and what a plan only corrects by (context, noise) a
-    median; of a pair, who agree, all are plain means. Rows are bounded by the bucket."""
+def _one_cell(voices: list[CellEvidence], needed: int) -> CellEvidence:
+    """All voices on one cell as one. With a quorum the time is a robust mean, and what a plan only corrects by (context, noise)
+    a median; rows are bounded by the bucket."""
     sums = np.array(
         [(voice.steps, voice.log_seconds, voice.rows, voice.context_tokens, voice.log_seconds_squared) for voice in voices]
     )
     if needed == 1:
         return CellEvidence(*(float(total) for total in sums.sum(axis=0)))
     steps, weights = sums[:, 0], capped_weights(sums[:, 0])
-    means, total = sums / steps[:, None], float(weights.sum())
-    middle = _weighted_median if len(voices) > PAIR else _weighted_mean
-    log_seconds = robust_mean(means[:, 1], weights) if len(voices) > PAIR else _weighted_mean(means[:, 1], weights)
+    means = sums / steps[:, None]
+    total, log_seconds = float(weights.sum()), robust_mean(means[:, 1], weights)
     told = means[:, 4] > 0
     scatters = np.maximum(means[:, 4] - means[:, 1] ** 2, 0.0)
-    scatter = middle(scatters[told], weights[told]) + log_seconds**2 if told.any() else 0.0
+    scatter = _weighted_median(scatters[told], weights[told]) + log_seconds**2 if told.any() else 0.0
     return CellEvidence(
         total,
         total * log_seconds,
         float(means[:, 2] @ weights),
-        total * middle(means[:, 3], weights),
+        total * _weighted_median(means[:, 3], weights),
         total * scatter,
     )
 
@@ -334,10 +298,6 @@ def _rows_at(voices: list[AcceptanceEvidence], position: int) -> tuple[Floats, F
     rows = [voice.reached[position] if there else 0.0 for voice, there in zip(voices, is_there, strict=True)]
     kept = [voice.accepted[position] if there else 0.0 for voice, there in zip(voices, is_there, strict=True)]
     return np.array(rows), np.array(kept)
-
-
-def _weighted_mean(values: Floats, weights: Floats) -> float:
-    return float(np.average(values, weights=weights))
 
 
 def _weighted_median(values: Floats, weights: Floats) -> float:

@@ -107,21 +107,18 @@ class OwnNews:
 def own_evidence(view: GroupView, news: OwnNews) -> Evidence | None:
     """What one of the group's replicas may believe for itself; None where that is what the group does."""
     alone: dict[Cell, CellEvidence] = {}
-    waits = quorum(view.replicas) > 1
-    if waits:
+    if quorum(view.replicas) > 1:
         alone = {
             cell: waiting.faster_by(news.offset)
             for cell, waiting in news.pending.cells.items()
             if news.pending.has_voice(cell, view.now_s) and not view.is_measured(*cell)
         }
-    known, mine = view.evidence.acceptance, news.pending.acceptance
-    is_known = bool(known.reached) and known.reached[0] >= LEAST_ROWS
-    has_own = waits and bool(mine.reached) and mine.reached[0] >= LEAST_ROWS
+    known = view.evidence.acceptance
     enough = STILL_OTHER_DEVIATIONS if news.thinks_already else OTHER_DEVIATIONS
     if view.replicas > 1 and news.acceptance.deviations_from(known, view.now_s) > enough:
         known = news.acceptance.shrunk_to(known)
-    elif not is_known and (alone or has_own):
-        known = known.plus(mine)
     elif not alone:
         return None
+    elif not known.reached or known.reached[0] < LEAST_ROWS:
+        known = known.plus(news.pending.acceptance)
     return replace(view.evidence, cells={**view.evidence.cells, **alone}, acceptance=known)

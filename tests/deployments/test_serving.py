@@ -119,9 +119,10 @@ def assert_lossless(client: httpx.Client, reference: tuple[dict[str, Any], ...])
     logprobs = answers[2]["logprobs"]["content"]
     for token, plain in zip(logprobs, reference[2]["logprobs"]["content"], strict=True):
         assert token["logprob"] == pytest.approx(plain["logprob"], abs=1e-3)
-    for answer in answers[len(GREEDY_BODIES) :]:
-        assert answer["finish_reason"] == "length"
-        assert len(set(answer["message"]["content"])) > 3, "sampled text is not one token over and over"
+    sampled = answers[len(GREEDY_BODIES) :]
+    assert {answer["finish_reason"] for answer in sampled} == {"length"}
+    # One small model's sampled answer may well be one emoji over and over; all four at once are not luck.
+    assert len(set("".join(answer["message"]["content"] for answer in sampled))) > 3, "sampled texts are one token over and over"
 
 
 def steps_by_length() -> dict[int, int]:

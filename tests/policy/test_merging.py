@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 
 from nightjar.policy.acceptance import AcceptanceEvidence
 from nightjar.policy.evidence import CellEvidence, Evidence
-from nightjar.policy.merging import LEAST_STEPS, PAIR_APART, Pending, capped_weights, merge, robust_mean, voices_on
-from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.merging import LEAST_STEPS, Pending, capped_weights, merge, robust_mean, voices_on
 
 CELL = (0, 3)
 FOREVER = 1e12
 
-weights = st.lists(st.floats(0.1, 1e6), min_size=2, max_size=20)
+weights = st.lists(st.floats(0.1, 1e6), min_size=3, max_size=20)
 
 
 def voice(step_seconds: float, steps: float = 10.0, accepted: float = 0.5, rows: float = 100.0, heard_at_s: float = 0.0) -> Pending:
@@ -31,10 +30,10 @@ def merged_step_seconds(pending: dict[str, Pending]) -> float:
 
 
 @given(weights)
-def test_no_weight_is_more_than_a_third_or_half_of_two_and_none_grows(given_weights: list[float]) -> None:
+def test_no_weight_is_more_than_a_third_and_none_grows(given_weights: list[float]) -> None:
     before = np.array(given_weights)
     after = capped_weights(before)
-    assert after.max() <= after.sum() / min(3, len(after)) * (1 + 1e-9)
+    assert after.max() <= after.sum() / 3 * (1 + 1e-9)
     assert (after <= before).all()
     assert (after > 0).all()
 
@@ -42,7 +41,7 @@ def test_no_weight_is_more_than_a_third_or_half_of_two_and_none_grows(given_weig
 @given(weights)
 def test_weights_that_are_fair_already_stay(given_weights: list[float]) -> None:
     before = np.array(given_weights)
-    if before.max() <= before.sum() / min(3, len(before)):
+    if before.max() <= before.sum() / 3:
         assert capped_weights(before) == pytest.approx(before)
 
 
@@ -91,84 +90,23 @@ def test_three_replicas_of_which_one_has_other_prompts_still_learn_together() ->
     assert evidence.acceptance.measured()[0] == pytest.approx(0.8)
 
 
-def test_one_of_three_replicas_waits_for_another_and_two_that_agree_count_once() -> None:
-    evidence, left = merge(Evidence(), {"a": voice(0.1), "b": Pending(), "c": Pending()}, FOREVER)
+def test_three_replicas_wait_for_each_other_and_then_count_once() -> None:
+    evidence, left = merge(Evidence(), {"a": voice(0.1), "b": voice(0.1), "c": Pending()}, FOREVER)
     assert not evidence.cells
     assert not left
-    nearly = 0.99 * PAIR_APART
-    evidence, left = merge(evidence, {"a": voice(0.1), "b": voice(0.1 * math.exp(nearly)), "c": Pending()}, FOREVER)
-    assert evidence.cells[CELL].steps == pytest.approx(20.0)
-    assert evidence.cells[CELL].step_seconds == pytest.approx(0.1 * math.exp(nearly / 2))
-    assert left.keys() == {"a", "b"}
-    assert not any(waiting.cells for waiting in left.values())
-
-
-def test_two_that_differ_wait_for_a_third_and_then_all_count_once() -> None:
-    differ = {"a": voice(0.1), "b": voice(0.105)}
-    evidence, left = merge(Evidence(), {**differ, "c": Pending()}, FOREVER)
-    assert not evidence.cells
-    assert not left
-    evidence, left = merge(evidence, {**differ, "c": voice(0.102)}, FOREVER)
+    evidence, left = merge(evidence, {"a": voice(0.1), "b": voice(0.1), "c": voice(0.1)}, FOREVER)
     assert evidence.cells[CELL].steps == pytest.approx(30.0)
     assert left == dict.fromkeys("abc", Pending())
 
 
-@given(apart=st.floats(-0.1, 0.1), claimed_steps=st.floats(LEAST_STEPS, 1e12))
-def test_inv_10_a_lie_beside_one_honest_voice_moves_it_by_less_than_the_default_switch_margin(
-    apart: float, claimed_steps: float
-) -> None:
-    pending = {"a": voice(0.1), "liar": voice(0.1 * math.exp(apart), claimed_steps), "c": Pending()}
-    evidence, _ = merge(Evidence(), pending, FOREVER)
-    if CELL in evidence.cells:
-        moved = math.log(evidence.cells[CELL].step_seconds / 0.1)
-        assert moved == pytest.approx(apart / 2)
-        assert abs(moved) < math.log(1.0 + OperatorSettings().switch_margin)
-    else:
-        assert abs(apart) > 0.99 * PAIR_APART
-
-
-@pytest.mark.parametrize("context_tokens", [0.0, 400.0, 2100.0])
-def test_inv_10_a_true_time_with_a_context_that_nobody_else_has_makes_no_pair(context_tokens: float) -> None:
-    honest, told = (
-        Pending({CELL: CellEvidence(10.0, 10.0 * math.log(0.1), 10.0, 10.0 * context)}) for context in (1000.0, context_tokens)
-    )
-    evidence, _ = merge(Evidence(), {"a": honest, "liar": told, "c": Pending()}, FOREVER)
-    assert not evidence.cells
-
-
-def test_a_pair_counts_with_the_mean_of_its_contexts_and_of_its_scatter() -> None:
-    def told(context: float, scatter: float) -> Pending:
-        log_seconds = math.log(0.1)
-        cell = CellEvidence(10.0, 10.0 * log_seconds, 10.0, 10.0 * context, 10.0 * (log_seconds**2 + scatter))
-        return Pending({CELL: cell})
-
-    evidence, _ = merge(Evidence(), {"a": told(1000.0, 0.001), "b": told(1500.0, 0.003), "c": Pending()}, FOREVER)
-    known = evidence.cells[CELL]
-    assert known.context_tokens / known.steps == pytest.approx(1250.0)
-    assert known.log_seconds_squared / known.steps - (known.log_seconds / known.steps) ** 2 == pytest.approx(0.002)
-
-
-UNBELIEVABLE = st.one_of(st.floats(1e-5, 0.04), st.floats(0.25, 600.0))
-"""Step seconds that no card has whose group's steps take 0.1."""
-
-
-@given(lie=UNBELIEVABLE)
-def test_inv_10_a_lie_makes_no_quorum_with_two_honest_voices_that_differ_where_others_may_still_speak(lie: float) -> None:
-    pending = {"a": voice(0.1), "b": voice(0.106), "c": Pending(), "liar": voice(lie)}
+@given(lie=st.one_of(st.floats(1e-5, 0.04), st.floats(0.25, 600.0)))
+def test_inv_10_a_lie_makes_no_quorum_with_two_honest_voices_where_others_may_still_speak(lie: float) -> None:
+    pending = {"a": voice(0.1), "b": voice(0.101), "c": Pending(), "liar": voice(lie)}
     evidence, left = merge(Evidence(), pending, FOREVER)
     assert CELL not in evidence.cells
     assert left.keys() == {"a", "b", "liar"}
     assert all(CELL in waiting.cells for waiting in left.values())
     assert voices_on(CELL, pending, now_s=0.0) == {"a": True, "b": True, "liar": False}
-
-
-@given(lie=UNBELIEVABLE)
-def test_inv_10_two_honest_voices_that_agree_count_as_if_there_were_no_lie(lie: float) -> None:
-    honest = {"a": voice(0.1), "b": voice(0.101), "c": Pending()}
-    told, _ = merge(Evidence(), {**honest, "liar": voice(lie)}, FOREVER)
-    without, _ = merge(Evidence(), {**honest, "liar": Pending()}, FOREVER)
-    assert CELL in without.cells
-    assert told.cells == without.cells
 
 
 @pytest.mark.parametrize("lie", [0.0, 1.0])
@@ -181,7 +119,7 @@ def test_inv_10_a_lie_about_acceptance_makes_no_quorum_either(lie: float) -> Non
     assert of_three.acceptance.reached
 
 
-@given(lie=UNBELIEVABLE)
+@given(lie=st.one_of(st.floats(1e-5, 0.04), st.floats(0.25, 600.0)))
 def test_inv_10_with_three_honest_voices_a_lie_changes_nothing_at_all(lie: float) -> None:
     honest = {"a": voice(0.1), "b": voice(0.101), "c": voice(0.102)}
     told, _ = merge(Evidence(), {**honest, "liar": voice(lie)}, FOREVER)
@@ -211,13 +149,11 @@ def test_a_voice_waits_for_others_for_a_few_minutes_and_is_none_any_more_after_h
     assert not waiting.has_voice(CELL, 1800.0)
 
 
-def test_a_voice_of_three_hours_ago_makes_no_quorum_with_fresh_ones() -> None:
-    for fresh in ({"a": 0.2}, {"a": 0.1, "b": 0.106}):
-        pending = {name: voice(step_seconds, heard_at_s=HOURS_LATER_S) for name, step_seconds in fresh.items()}
-        pending |= {"old": voice(0.2, 1e6), "silent": Pending()}
-        evidence, left = merge(Evidence(), pending, FOREVER, HOURS_LATER_S)
-        assert not evidence.cells
-        assert all(waiting.cells == pending[name].cells for name, waiting in left.items())
+def test_a_voice_of_three_hours_ago_makes_no_quorum_with_two_fresh_ones() -> None:
+    pending = {name: voice(0.1, heard_at_s=HOURS_LATER_S) for name in "ab"} | {"old": voice(0.2, 1e6)}
+    evidence, left = merge(Evidence(), pending, FOREVER, HOURS_LATER_S)
+    assert not evidence.cells
+    assert "old" not in left or left["old"].cells == pending["old"].cells
 
 
 def test_what_waited_for_three_hours_does_not_outvote_what_is_fresh_where_no_quorum_is_asked() -> None:

@@ -33,17 +33,6 @@ def test_replicas_with_the_same_prompts_do_not_plan_for_themselves() -> None:
     assert [name for name, replica in fleet.state.replicas.items() if replica.own is not None] == []
 
 
-def test_two_busy_replicas_of_three_plan_by_their_own_acceptance_while_the_third_has_none_to_tell() -> None:
-    fleet = Fleet([Replica("idle", 0), Replica("r0", 16, acceptance=HARD), Replica("r1", 16, acceptance=HARD)])
-    fleet.run(20.0)
-    (group,) = fleet.state.groups.values()
-    assert not group.evidence.acceptance.reached
-    for name in ("r0", "r1"):
-        own = fleet.state.replicas[name].own
-        assert own is not None
-        assert own.plan.num_speculative_tokens(16) == 0
-
-
 @pytest.mark.parametrize("share", [0.45, 0.7])
 def test_hours_of_luck_make_no_replica_different(share: float) -> None:
     """Twenty steps a second, thirteen requests of five seconds each, half of them easy and half hard to draft for."""

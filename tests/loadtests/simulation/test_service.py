@@ -93,7 +93,7 @@ def test_restarts_by_lease_stay_within_the_budget(network: Network) -> None:
 
 
 def test_a_newcomer_takes_the_groups_plan_and_a_warm_group_starts_with_what_it_knew() -> None:
-    """Three replicas have a quorum before and after: two believe each report, and wait for one another from the third on."""
+    """Three replicas are a quorum before and after: of two, each plans by itself once a third makes them wait for one another."""
     first = simulate(scenario("closed:20@16u", replicas=3))
     assert first.learned is not None
     warm = PlannerChoice("fleet", operator=AUTO, prior=first.learned)
