@@ -61,7 +61,9 @@ def chat(prompt: str, **fields: Any) -> dict[str, Any]:
 
 GREEDY_BODIES = tuple(chat(prompt, **fields) for prompt, fields in zip(PROMPTS, GREEDY, strict=True))
 # Without seed: on CPU, vLLM 0.32.0 dies of a seeded request whose prompt is computed in chunks (Generator.get_offset).
-SAMPLED_BODIES = tuple(chat(prompt, temperature=0.8, max_tokens=SAMPLED_TOKENS, ignore_eos=True) for prompt in PROMPTS[:4])
+# Not the list of fruits: plain vLLM answers it with emoji over and over, 8 times in 352 at this temperature.
+SAMPLED_PROMPTS = (*PROMPTS[:3], PROMPTS[5])
+SAMPLED_BODIES = tuple(chat(prompt, temperature=0.8, max_tokens=SAMPLED_TOKENS, ignore_eos=True) for prompt in SAMPLED_PROMPTS)
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +121,9 @@ def assert_lossless(client: httpx.Client, reference: tuple[dict[str, Any], ...])
     logprobs = answers[2]["logprobs"]["content"]
     for token, plain in zip(logprobs, reference[2]["logprobs"]["content"], strict=True):
         assert token["logprob"] == pytest.approx(plain["logprob"], abs=1e-3)
-    sampled = answers[len(GREEDY_BODIES) :]
-    assert {answer["finish_reason"] for answer in sampled} == {"length"}
-    # One small model's sampled answer may well be one emoji over and over; all four at once are not luck.
-    assert len(set("".join(answer["message"]["content"] for answer in sampled))) > 3, "sampled texts are one token over and over"
+    for answer in answers[len(GREEDY_BODIES) :]:
+        assert answer["finish_reason"] == "length"
+        assert len(set(answer["message"]["content"])) > 3, "sampled text is not one token over and over"
 
 
 def steps_by_length() -> dict[int, int]:
