@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from nightjar.loadtests.simulation.experiments.ablation import ABLATION
+from nightjar.loadtests.simulation.experiments.changing_texts import CHANGING
 from nightjar.loadtests.simulation.experiments.experiment import Experiment
 from nightjar.loadtests.simulation.experiments.open_loop import OPEN_LOOP, RIVAL
 from nightjar.loadtests.simulation.experiments.paper import PAPER
@@ -18,5 +19,20 @@ from nightjar.loadtests.simulation.experiments.uneven import UNEVEN
 
 EXPERIMENTS: Final[Mapping[str, Experiment]] = {
     experiment.name: experiment
-    for experiment in (STEADY, OPEN_LOOP, RIVAL, POOLING, NEWCOMER, STORM, DRIFT, LIAR, LOSSY, UNEVEN, REGRET, PAPER, ABLATION)
+    for experiment in (
+        STEADY,
+        OPEN_LOOP,
+        RIVAL,
+        CHANGING,
+        POOLING,
+        NEWCOMER,
+        STORM,
+        DRIFT,
+        LIAR,
+        LOSSY,
+        UNEVEN,
+        REGRET,
+        PAPER,
+        ABLATION,
+    )
 }

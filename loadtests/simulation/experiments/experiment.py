@@ -33,6 +33,7 @@ class Effort:
     pattern_s      the pattern that an open-loop run repeats; half of it where an engine's steps are short
     learn_s        what a fleet gets to learn before a measure begins
     steady_s       a steady measure
+    turn_s         how long texts stay the same where they change
     pooling_s, lie_s, lossy_s, drift_s  such runs; drift_s from the drift on
     paper_rates    requests a second
     """
@@ -47,6 +48,7 @@ class Effort:
     pattern_s: float
     learn_s: float
     steady_s: float
+    turn_s: float
     pooling_s: float
     lie_s: float
     drift_s: float

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nightjar.loadtests.simulation.evidence.bar_list import PICK, best_static
+from nightjar.loadtests.simulation.evidence.bar_list import CHANGING_TEXTS, PICK, best_static
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.experiments.contestants import (
@@ -27,14 +27,14 @@ from nightjar.loadtests.simulation.experiments.experiment import Choice, Experim
 from nightjar.loadtests.simulation.experiments.measuring import basic, with_length
 from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, open_scenes, rival_seeds, span, static_span
 
-SHOWN = ("surge", "oscillation", "diurnal")
+SHOWN = ("surge", "oscillation", "diurnal", CHANGING_TEXTS)
 """Loads whose K over time is drawn, of the first seed."""
 
 EVERYWHERE = ("off", "fixed-3")
 """Static planners that run at every place, so that the curves against load have them."""
 
 
-def picking(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
+def picking(choice: Choice, scenes: Sequence[Scene]) -> list[Cell]:
     """Every static planner at every place, on seeds that no bar uses; where other texts come, a table tuned for them, too."""
     effort = choice.effort
     return [
@@ -46,47 +46,47 @@ def picking(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
             basic,
             **static_span(effort, scene),
         )
-        for scene in open_scenes(choice)
+        for scene in scenes
         for planner in (*static_names(scene.nominal), *([RETUNED_TABLE] if scene.acceptance != 1.0 else []))
         if choice.wants(planner)
         for seed in effort.picks
     ]
 
 
-def fleet_and_oracle(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
+def fleet_and_oracle(choice: Choice, scenes: Sequence[Scene]) -> list[Cell]:
     """Both at every place."""
     return [
         run
-        for scene in open_scenes(choice)
+        for scene in scenes
         for planner in (FLEET, ORACLE)
         if choice.wants(planner)
         for run in _open(choice, scene, Contestant(planner), choice.effort.bars)
     ]
 
 
-def picked(choice: Choice, rows: Sequence[RunRow]) -> list[Cell]:
+def picked(choice: Choice, scenes: Sequence[Scene], rows: Sequence[RunRow]) -> list[Cell]:
     """The best static planner of every place (off where nothing was picked yet, as in the plan that is printed first)."""
     statics = best_static(rows)
     return [
         run
-        for scene in open_scenes(choice)
+        for scene in scenes
         for run in _open(choice, scene, Contestant(statics.get(scene.place, OFF)), choice.effort.bars)
         if choice.wants(run.planner)
     ]
 
 
-def rivals(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
+def rivals(choice: Choice, scenes: Sequence[Scene]) -> list[Cell]:
     """The paper's planner, every rival and the usual settings, with our dormancy and catch-up."""
     return [
         run
-        for scene in open_scenes(choice)
+        for scene in scenes
         for planner in (NIGHTJAR, *RIVALS, *EVERYWHERE)
         if choice.wants(planner)
         for run in _open(choice, scene, Contestant(planner), rival_seeds(choice.effort, scene.nominal))
     ]
 
 
-def as_published(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
+def as_published(choice: Choice) -> list[Cell]:
     """Rivals without our dormancy, on the loads that move most; where a drafter is never dormant both are the same."""
     moving = [name for name in choice.loads if name in {"surge", "diurnal"}]
     return [
@@ -117,15 +117,21 @@ def _open(choice: Choice, scene: Scene, contestant: Contestant, seeds: Sequence[
     return cells
 
 
-def _picking_fleet_and_oracle(choice: Choice, rows: Sequence[RunRow]) -> list[Cell]:
-    return picking(choice, rows) + fleet_and_oracle(choice, rows)
+def _picking_fleet_and_oracle(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
+    scenes = open_scenes(choice)
+    return picking(choice, scenes) + fleet_and_oracle(choice, scenes)
 
 
-def _rivals_and_fleet(choice: Choice, rows: Sequence[RunRow]) -> list[Cell]:
-    return rivals(choice, rows) + as_published(choice, rows) + fleet_and_oracle(choice, rows)
+def _picked(choice: Choice, rows: Sequence[RunRow]) -> list[Cell]:
+    return picked(choice, open_scenes(choice), rows)
+
+
+def _rivals_and_fleet(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
+    scenes = open_scenes(choice)
+    return rivals(choice, scenes) + as_published(choice) + fleet_and_oracle(choice, scenes)
 
 
 OPEN_LOOP = Experiment(
-    "open-loop", "moving load: how much of the oracle's lead over the best static planner", (_picking_fleet_and_oracle, picked)
+    "open-loop", "moving load: how much of the oracle's lead over the best static planner", (_picking_fleet_and_oracle, _picked)
 )
 RIVAL = Experiment("rivals", "moving load: against every rival, on equal mechanics and as published", (_rivals_and_fleet,))

@@ -16,7 +16,7 @@ from nightjar.loadtests.simulation.experiments.measuring import Measure, Simulat
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.service.lengths import Dataset, Lognormal
-from nightjar.loadtests.simulation.service.scenario import Scenario
+from nightjar.loadtests.simulation.service.scenario import AcceptanceScaled, Scenario
 from nightjar.loadtests.simulation.service.workload import Trace, Workload, read_trace
 
 SHORT_STEP_S: Final = 0.02
@@ -45,8 +45,9 @@ core, measured, for the estimate that is printed first. The progress corrects it
 class Scene:
     """Where planners are compared. `rows` is about how many requests an engine decodes at once, for estimating the work.
 
-    `acceptance` scales the conditional acceptance of the profile's texts. `measured_s` is what an open loop measures of a load
-    that repeats a pattern, `own_s` how long a regime of the user's own lasts, 0 for other loads.
+    `acceptance` scales the conditional acceptance of the profile's texts: all the time, or with `turn_s` until the measure begins
+    and then by turns of so many seconds, the profile's own texts first. `measured_s` is what an open loop measures of a load that
+    repeats a pattern, `own_s` how long a regime of the user's own lasts, 0 for other loads.
     """
 
     nominal: Nominal
@@ -55,6 +56,7 @@ class Scene:
     replicas: int
     rows: float
     acceptance: float = 1.0
+    turn_s: float = 0.0
     measured_s: float = 0.0
     own_s: float = 0.0
 
@@ -191,7 +193,7 @@ def cell(
         warm_up_s=warm_up_s,
         replicas=scene.replicas,
         seed=seed,
-        acceptance=scene.acceptance,
+        **_texts(scene, warm_up_s, duration_s),
         mechanics=nominal.mechanics,
         **scenario,
     )
@@ -209,6 +211,16 @@ def cell(
         expected_s=_expected_s(scene, duration_s - planned.asked_from_s, has_policy=planned.planner.operator is not None),
         variant=variant,
     )
+
+
+def _texts(scene: Scene, warm_up_s: float, duration_s: float) -> dict[str, Any]:
+    """Which texts come when, as fields of a scenario."""
+    if not scene.turn_s:
+        return {"acceptance": scene.acceptance}
+    turns = range(math.ceil((duration_s - warm_up_s) / scene.turn_s))
+    others_first = AcceptanceScaled(0.0, scene.acceptance)
+    changes = (AcceptanceScaled(warm_up_s + turn * scene.turn_s, scene.acceptance if turn % 2 else 1.0) for turn in turns)
+    return {"events": (others_first, *changes)}
 
 
 def _expected_s(scene: Scene, asked_s: float, *, has_policy: bool) -> float:

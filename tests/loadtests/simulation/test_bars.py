@@ -30,7 +30,8 @@ def test_without_rows_no_bar_has_a_value_and_none_has_passed() -> None:
 def test_every_bar_that_the_project_states_is_there() -> None:
     assert [one.name for one in compute_bars([])] == [
         "fleet_over_oracle_mean", "fleet_over_oracle_min", "fleet_over_off_min", "fleet_headroom_min", "fleet_over_static_min",
-        "fleet_over_rival_min", "fleet_over_rival_geomean_min", "other_texts_over_rival_geomean_min", "pooled16_loss_ratio",
+        "fleet_over_rival_min", "fleet_over_rival_geomean_min", "other_texts_over_rival_geomean_min",
+        "changing_texts_over_rival_geomean_min", "pooled16_loss_ratio",
         "pooled16_done_s", "newcomer_loss", "storm_floor", "storm_total", "drift_recovery_s", "false_alarms_per_day",
         "liar_changed", "sly_liar_changed", "lossy_goodput_ratio", "budget_violations",
     ]  # fmt: skip
@@ -114,10 +115,15 @@ def test_a_rival_is_judged_by_its_worst_cell_and_by_its_geometric_mean() -> None
 
 
 def test_texts_that_no_table_was_tuned_for_have_a_mean_of_their_own_and_count_among_the_cells() -> None:
-    rows = [*open_loop("p/surge", fleet=99.0, table=100.0), *open_loop("p/other-texts", fleet=104.0, table=100.0)]
+    rows = [
+        *open_loop("p/surge", fleet=99.0, table=100.0),
+        *open_loop("p/other-texts", fleet=104.0, table=100.0),
+        *open_loop("p/changing-texts", fleet=106.0, table=100.0),
+    ]
     assert value("fleet_over_rival_geomean_min", rows) == pytest.approx(0.99)
     assert value("other_texts_over_rival_geomean_min", rows) == pytest.approx(1.04)
-    assert bar("fleet_over_rival_min", rows).cells == 2
+    assert value("changing_texts_over_rival_geomean_min", rows) == pytest.approx(1.06)
+    assert bar("fleet_over_rival_min", rows).cells == 3
 
 
 def test_a_rival_as_published_is_not_compared_on_equal_mechanics() -> None:

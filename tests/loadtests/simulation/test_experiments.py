@@ -21,6 +21,7 @@ from nightjar.loadtests.simulation.experiments.measuring import Simulate, settle
 from nightjar.loadtests.simulation.experiments.scenes import nominal_of, open_scenes, pattern_s, span
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, read_profile
 from nightjar.loadtests.simulation.service.results import Second, Totals
+from nightjar.loadtests.simulation.service.scenario import AcceptanceScaled
 from nightjar.loadtests.simulation.service.simulate import simulate
 from nightjar.loadtests.simulation.step_cost import step_cost
 from nightjar.policy.settings import OperatorSettings
@@ -120,6 +121,19 @@ def test_other_texts_are_as_hard_for_everybody_and_a_table_that_was_tuned_for_th
     assert retuned is not None
     assert tuned != retuned
     assert choose(Contestant("retuned-table"), nominal, 0, {}).local == tuned
+
+
+def test_texts_change_for_everybody_at_the_same_seconds_and_one_turn_of_either_is_measured() -> None:
+    choice = replace(CHOICE, effort=replace(QUICK, bar_seeds=1, warm_up_s=60.0, turn_s=120.0))
+    runs = [cell for wave in EXPERIMENTS["changing-texts"].waves for cell in wave(choice, ())]
+    assert {"fleet", "oracle", "nightjar", "turbospec", "vllm-table", "retuned-table", "off", "fixed-3"} <= {
+        run.planner for run in runs
+    }
+    assert {run.load for run in runs} == {"changing-texts"}
+    for run in runs:
+        scenario = job(run).scenario
+        assert (scenario.warm_up_s, scenario.duration_s, scenario.acceptance) == (60.0, 300.0, 1.0)
+        assert scenario.events == (AcceptanceScaled(0.0, 0.5), AcceptanceScaled(60.0, 1.0), AcceptanceScaled(180.0, 0.5))
 
 
 def test_more_requests_decode_at_once_the_more_arrive() -> None:
