@@ -66,6 +66,11 @@ class PolicyClient:
         """The fleet as of now."""
         return _parsed(FleetStatus, await self._call("status", timeout_s=timeout_s))
 
+    async def starting_mode(self, replica_id: str, application: str, timeout_s: float = OPERATOR_TIMEOUT_S) -> str:
+        """The mode that a replica gets that starts now."""
+        mode: str = await self._call("starting_mode", replica_id, application, timeout_s=timeout_s)
+        return mode
+
     async def configure(self, values: Mapping[str, object], timeout_s: float = OPERATOR_TIMEOUT_S) -> ConfigureAnswer:
         """Replace the operator's settings; `error` of the answer says why the old ones stay, if so."""
         answer: ConfigureAnswer = await self._call("configure", dict(values), timeout_s=timeout_s)

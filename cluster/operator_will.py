@@ -70,6 +70,7 @@ class OperatorWill:
         if wanted != self._settings:
             change = f"operator's settings: {changed_fields(self._settings, wanted)}"
             self._settings = wanted
+        if change or not self._checkpoint.has_read:  # what a store holds that nobody could read yet may be something else
             self._checkpoint.keep_operator_settings(wanted)
         return {"settings": wanted.model_dump(mode="json"), "error": ""}, change
 

@@ -89,6 +89,10 @@ class PolicyActor:
         """FleetStatus as of now."""
         return self._service.status().to_wire()
 
+    async def starting_mode(self, replica_id: str, application: str) -> str:
+        """The mode that a replica gets that starts now; asked before its engine starts, when a whole status would be too much."""
+        return str(self._service.starting_mode(replica_id, application))
+
     async def learned(self) -> bytes:
         """What the fleet has learned, as a file. Written in a thread: the largest takes a while."""
         return await asyncio.to_thread(lambda: to_text(self._service.learned_file()))

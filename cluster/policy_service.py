@@ -40,7 +40,8 @@ from nightjar.policy.explaining import InForce, UnknownReplicaError, explain, fi
 from nightjar.policy.fleet import Decision, decide, empty_fleet, exported, learned, observe, quieted, seeded, with_learned
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.learned import LearnedTables
-from nightjar.policy.records import DrafterState, ExchangeReply, LoadReport, Settings, WireError, to_plain
+from nightjar.policy.modes import effective_mode
+from nightjar.policy.records import DrafterState, ExchangeReply, LoadReport, Mode, Settings, WireError, to_plain
 from nightjar.policy.seed import SeedGroup
 from nightjar.policy.status import FleetStatus, PolicyStatus
 
@@ -251,6 +252,10 @@ class PolicyService:
                 if (slot := slots.get(replica.replica_id)) is not None
             ),
         )
+
+    def starting_mode(self, replica_id: str, application: str) -> Mode:
+        """The mode that a replica gets that starts now."""
+        return effective_mode(replica_id, application, self._will.settings.mode, self._will.overrides, self._clock())[0]
 
     def explain(self, asked: str) -> ExplainAnswer:
         """Why the K of one replica is what it is, asked for by its id or a part of it that no other has."""

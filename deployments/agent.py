@@ -30,7 +30,7 @@ from nightjar.policy.records import (
 )
 
 EXCHANGE_TIMEOUT_S: Final = 30.0
-"""Well above the longest time that the policy parks a call, `exchange_period_s`, for any period in use."""
+"""Well above the longest time that the policy parks a call: `exchange_period_s` is 10 s at most (policy.settings)."""
 ENGINE_TIMEOUT_S: Final = 60.0
 """An engine answers between two steps; a step with a long prefill on a CPU takes many seconds."""
 DEFAULT_PERIOD_S: Final = 0.5

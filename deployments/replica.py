@@ -2,14 +2,15 @@
 
 Requests go from Serve's proxy straight into vLLM's routes; everything a client sees, errors included, is vLLM's. The policy is
 asked for one thing before the engine starts, whether the fleet is in shadow, and never for longer than two seconds; whatever
-is wrong with it, with the hooks or with the steered arguments, the engine serves plainly and the reports say why. An engine
-that dies or hangs fails the health check, and Serve replaces the replica.
+is wrong with it, with the hooks or with the steered arguments, the engine serves plainly and the reports say why. A replica whose
+engine dies ends at once, as vLLM's own server does; one whose engine hangs fails the health check. Serve replaces both.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -25,10 +26,8 @@ from nightjar.deployments.engine_watch import HUNG_AFTER_S, EngineHungError, Eng
 from nightjar.deployments.llm_config import parse_local_mode
 from nightjar.deployments.metrics import ReplicaMetrics, common_labels
 from nightjar.deployments.models import resolve_model
-from nightjar.policy.modes import ModeOverride, effective_mode
-from nightjar.policy.records import Counters, EngineCommand, EngineLoad, EngineSnapshot, Mode
+from nightjar.policy.records import Counters, EngineCommand, EngineLoad, EngineSnapshot
 from nightjar.policy.settings import DraftOffload
-from nightjar.policy.status import FleetStatus
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -42,6 +41,9 @@ FAILED_CHECKS_UNTIL_REPLACED: Final = 3
 """Serve's REPLICA_HEALTH_CHECK_UNHEALTHY_THRESHOLD: so many failures in a row, and it stops routing to a replica."""
 ROUTERS_KNOW_AFTER_S: Final = 2.0
 """From Serve's decision until every router has heard of it, with room to spare."""
+DEATH_CHECK_PERIOD_S: Final = 0.25
+ANSWERS_LEAVE_WITHIN_S: Final = 0.5
+"""What the requests of a dead engine are answered with is on its way to the proxy for no longer."""
 
 log = structlog.get_logger(__name__)
 
@@ -58,16 +60,6 @@ class ModelToServe:
     draft_offload: DraftOffload = "never"
     starts_in_mode: str = ""  # the kill switch as `args` set it
     hung_after_s: float = HUNG_AFTER_S
-
-
-def starting_mode(status: FleetStatus, replica_id: str, application: str) -> Mode:
-    """The mode that the policy would give a replica that starts now."""
-    overrides = [
-        ModeOverride(scope=override.scope, name=override.name, mode=override.mode)
-        for override in status.overrides
-        if override.seconds_left is None or override.seconds_left > 0
-    ]
-    return effective_mode(replica_id, application, status.policy.mode, overrides, now_s=0.0)[0]
 
 
 @serve.ingress()
@@ -116,6 +108,7 @@ class LLMReplica:
         metrics = ReplicaMetrics(identity, RayBackend(common_labels(identity, model.model_id)))
         self._agent = ReplicaAgent(engine=engine, policy=self._policy, identity=identity, watch=self._watch, metrics=metrics)
         self._agent_task = asyncio.create_task(self._agent.run())
+        self._death_watch = asyncio.create_task(self._end_with_engine())
         log.info("replica_ready", replica_id=self._replica_id, group=identity.group.group_id, plainly=identity.serving_plainly)
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
@@ -151,12 +144,31 @@ class LLMReplica:
 
     async def __del__(self) -> None:
         """Serve's graceful shutdown: requests have ended or had their time."""
+        if (watch := getattr(self, "_death_watch", None)) is not None:
+            watch.cancel()
         if (task := getattr(self, "_agent_task", None)) is not None:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):  # the engine below must be shut down whatever it says
                 await task
         if (server := getattr(self, "_server", None)) is not None:
             server.shutdown(ENGINE_SHUTDOWN_TIMEOUT_S)
+
+    async def _end_with_engine(self) -> None:
+        """End this process soon after its engine died.
+
+        Until Serve's health check has failed three times, for 20 to 30 s, requests would go on coming here, and more than to the
+        others: a replica that fails them at once looks like the least loaded one. Of a process that is gone Serve and its routers
+        know at once.
+        """
+        while not self._server.engine.errored:  # noqa: ASYNC110 - vLLM tells of it in a property alone
+            await asyncio.sleep(DEATH_CHECK_PERIOD_S)
+        log.error("engine_died", replica_id=self._replica_id, consequence="this replica ends, Serve starts another")
+        await asyncio.sleep(ANSWERS_LEAVE_WITHIN_S)
+        try:
+            kill_descendants()
+            self._server.shutdown(ENGINE_SHUTDOWN_TIMEOUT_S)
+        finally:
+            _end_process()
 
     def _end_hung_engine(self) -> None:
         """Fail the requests that hang, for whose end Serve's shutdown of this replica waits, and leave no process behind.
@@ -177,11 +189,11 @@ class LLMReplica:
         if starts_in_mode:
             return starts_in_mode == "shadow"
         try:
-            status = await self._policy.status(timeout_s=STARTING_MODE_TIMEOUT_S)
+            mode = await self._policy.starting_mode(self._replica_id, self._application, STARTING_MODE_TIMEOUT_S)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with the policy, the engine starts
             log.warning("starting_mode_unknown", error=str(error), consequence="the engine starts with steered arguments")
             return False
-        return starting_mode(status, self._replica_id, self._application).kind == "shadow"
+        return mode == "shadow"
 
 
 class SteeredEngine(EngineControl):
@@ -219,6 +231,11 @@ class PlainEngine(EngineControl):
             )
         )
         return EngineSnapshot(counters=self._counters, load=load)
+
+
+def _end_process() -> None:
+    """Without waiting for anybody: Ray tells Serve that this actor is gone."""
+    os._exit(1)
 
 
 def _start_policy() -> None:

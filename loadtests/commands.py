@@ -48,7 +48,7 @@ def demo(
 
     Builds the models if they are missing, starts the replicas, sends the same load under each mode, kills the policy actor once,
     compares texts, stops everything and writes report.html, requests.jsonl, decisions.jsonl, samples.jsonl and summary.json.
-    Exit code 0 if no request failed, every K was as planned and the texts are equal; about 13 minutes on two cores.
+    Exit code 0 if no request failed, every K was as planned and the texts are equal; about 14 minutes on two cores.
     """
     console = Console(stderr=output is Output.JSON)
     try:

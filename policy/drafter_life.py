@@ -1,4 +1,4 @@
-"""The life of one draft model, step by step: when it runs, when it catches up, when it leaves the accelerator (DESIGN section 5).
+"""The life of one draft model, step by step: when it runs, when it catches up, when it leaves the accelerator (docs/restarts.md).
 
 Stands between the K that the plan proposes and the K that a step runs. A drafter that was off misses the KV of what the target
 has read meanwhile (its lag); before it drafts again it recomputes that in bounded chunks. A small restart draws on a local
@@ -73,7 +73,7 @@ TRANSITIONS: Final[Mapping[DrafterState, frozenset[DrafterState]]] = {
     DrafterState.IN_SYNC: frozenset(),
     DrafterState.ABSENT: frozenset(),
 }
-"""Every change of state there is, and what it takes (DESIGN section 5)."""
+"""Every change of state there is, and what it takes (docs/restarts.md)."""
 
 
 class DrafterLife:

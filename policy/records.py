@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from operator import attrgetter
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
@@ -62,6 +62,9 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
+    max_wire_bytes: ClassVar[int] = MAX_RECORD_BYTES
+    """The longest wire form that is parsed."""
+
     def to_wire(self) -> bytes:
         """msgpack of the record's plain form; fields that are None are left out."""
         packed: bytes = msgpack.packb(self.model_dump(mode="json", exclude_none=True))
@@ -71,10 +74,10 @@ class Record(BaseModel):
     def from_wire(cls, payload: bytes) -> Self:
         """Parse what `to_wire` wrote.
 
-        Raises WireError for more than MAX_RECORD_BYTES, for bytes that are not msgpack and for values out of bounds.
+        Raises WireError for more than `max_wire_bytes`, for bytes that are not msgpack and for values out of bounds.
         """
-        if len(payload) > MAX_RECORD_BYTES:
-            raise WireError(f"{cls.__name__}: {len(payload)} bytes, allowed are at most {MAX_RECORD_BYTES}")
+        if len(payload) > cls.max_wire_bytes:
+            raise WireError(f"{cls.__name__}: {len(payload)} bytes, allowed are at most {cls.max_wire_bytes}")
         try:
             return cls.model_validate(msgpack.unpackb(payload))
         except ValidationError as error:
@@ -128,7 +131,7 @@ class Mode(Record):
 
 
 class GroupKey(Record):
-    """What must agree before replicas share what they learn (DESIGN: group)."""
+    """What must agree before replicas share what they learn (docs/planner.md)."""
 
     target: Identifier
     draft: Annotated[str, Field(max_length=256)] = ""
@@ -243,7 +246,7 @@ class EngineLoad(Record):
 
 
 class DrafterState(StrEnum):
-    """Life of a drafter (DESIGN section 5). `IN_SYNC` drafters run on at K=0; `ABSENT` is an engine served plainly."""
+    """Life of a drafter (docs/restarts.md). `IN_SYNC` drafters run on at K=0; `ABSENT` is an engine served plainly."""
 
     ACTIVE = "active"
     DORMANT = "dormant"

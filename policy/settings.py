@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -30,6 +30,8 @@ DraftOffload = Literal["never", "under_memory_pressure"]
 PlannerName = Literal["off", "fixed", "schedule", "nightjar", "fleet"]
 ScheduleRow = tuple[int, int, int]
 """First batch, last batch, K."""
+LEAST_PERIODS: Final = 3
+"""Reports that must fail to come before anybody may take it for silence."""
 
 
 class SettingsError(ValueError):
@@ -71,9 +73,10 @@ class OperatorSettings(BaseModel):
         description="Engine steps that a K is held before it may rise (falling is free). Stops flapping when the batch "
         "crosses a bucket's edge on every step; each change also spoils two measured steps.",
     )
-    exchange_period_s: Annotated[float, Field(ge=0.1, le=30.0)] = Field(
+    exchange_period_s: Annotated[float, Field(ge=0.1, le=10.0)] = Field(
         default=0.5,
-        description="Seconds between a replica's reports. One actor takes about 1,000 reports a second: 0.5 s serves 500 replicas.",
+        description="Seconds between a replica's reports, at most a third of settings_max_age_s and of replica_timeout_s. One "
+        "actor takes about 1,000 reports a second: 0.5 s serves 500 replicas.",
     )
     decision_period_s: Annotated[float, Field(ge=0.1, le=30.0)] = Field(
         default=1.0,
@@ -171,6 +174,16 @@ class OperatorSettings(BaseModel):
         description="Share of KV blocks, those lent not counted, that must be free for weights to come back: the pool shrinks "
         "first, and well above offload_below_free_share the two do not chase each other.",
     )
+
+    @model_validator(mode="after")
+    def _reports_come_before_anybody_misses_them(self) -> Self:
+        for name in ("settings_max_age_s", "replica_timeout_s"):
+            if getattr(self, name) < LEAST_PERIODS * self.exchange_period_s:
+                raise ValueError(
+                    f"{name} {getattr(self, name):g}, allowed are at least {LEAST_PERIODS} times exchange_period_s "
+                    f"{self.exchange_period_s:g}: one lost report would count as silence"
+                )
+        return self
 
     @model_validator(mode="after")
     def _weights_come_back_above_where_they_leave(self) -> Self:

@@ -43,6 +43,8 @@ class StepCount(NamedTuple):
     """A pure decode step that is not clean only because K had just changed."""
     catch_up_tokens: int = 0
     """Draft tokens that the step recomputed besides; such a step is not clean."""
+    undrafted_tokens: int = 0
+    """What `reached` counts for rows that had no drafts: a drafter may skip rows, and the step is still one at this K."""
 
 
 @dataclass(slots=True)
@@ -132,7 +134,7 @@ class StepCounters:
         totals.decode_rows += step.decode_rows
         totals.prefill_tokens += step.prefill_tokens
         totals.generated_tokens += step.generated_tokens
-        totals.draft_tokens += sum(step.reached)
+        totals.draft_tokens += sum(step.reached) - step.undrafted_tokens
         totals.accepted_tokens += sum(step.accepted)
         if step.clean:
             self._count_cell(step)

@@ -60,7 +60,7 @@ WHOLE: Final = {
 """What takes from ten minutes to sixty, and what its output must hold."""
 
 NOT_HERE: Final = {
-    "pip install 'nightjar-serve[gpu]'": "the package is on no index, and a GPU's vLLM does not fit a CPU",
+    "pip install --constraint constraints-gpu.txt '.[gpu]'": "a GPU's vLLM does not fit a CPU",
     "docker build --target gpu --tag registry.example.com/nightjar-serve-gpu:0.1.0 .": "no container builder",
     "helm upgrade --install nightjar helm/nightjar --values helm/nightjar/examples/gpu.yaml"
     " --set image.repository=registry.example.com/nightjar-serve-gpu"

@@ -242,7 +242,7 @@ async def _build_app(engine: AsyncLLM, engine_args: AsyncEngineArgs, frontend_kw
     tasks = await engine.get_supported_tasks()
     app: FastAPI = build_app(args, tasks, engine.model_config)
     await init_app_state(engine, app.state, args, tasks)
-    app.state.server = SimpleNamespace()  # where vLLM asks its own server to stop; here Serve's health check sees a dead engine
+    app.state.server = SimpleNamespace()  # where vLLM asks its own server to stop; here the replica itself ends with a dead engine
     return app
 
 

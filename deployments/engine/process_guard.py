@@ -6,6 +6,9 @@ A replica that died before the watch began is seen as well: its pid is then no a
 another process got the same number. The thread that watches can not run while its process is stopped (SIGSTOP) or a native call
 holds the interpreter; so a process whose parent is watched also has the kernel kill it. Without the environment variable
 (somebody runs the engine by hand) nothing is watched.
+
+vLLM itself begins the watch, by an entry point of its group `vllm.general_plugins`, in engines that run nothing else of ours. Our
+scheduler and worker begin it once more, for where somebody's VLLM_PLUGINS leaves the entry point out.
 """
 
 from __future__ import annotations
@@ -51,6 +54,12 @@ def end_with_replica(environment: Mapping[str, str] = os.environ, *, and_parent:
         _end()
     threading.Thread(target=_wait, args=(poll,), name="nightjar-process-guard", daemon=True).start()
     return True
+
+
+def guard_vllm_process() -> None:
+    """What vLLM calls in each of its processes; where no replica started it, nothing happens. Raises nothing."""
+    with contextlib.suppress(ValueError):
+        end_with_replica()
 
 
 def kill_descendants() -> list[int]:
@@ -100,10 +109,10 @@ def _ancestors() -> set[int]:
 
 
 def _parent(pid: int) -> int:
-    """The pid of a process's parent; 0 if it has none or has ended."""
+    """The pid of a process's parent; 0 if it has none, has ended or may not be looked at."""
     try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
+        status = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
         return 0
-    # The command's name stands in parentheses and may hold spaces; the parent's pid is the second field after it.
-    return int(status.rpartition(")")[2].split()[1])
+    # The command's name stands in parentheses and may hold any bytes; the parent's pid is the second field after it.
+    return int(status.rpartition(b")")[2].split()[1])

@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from vllm.config import VllmConfig
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -81,6 +82,11 @@ class SteeredScheduler(Scheduler):
             self.nightjar.restart_clock()
         self.nightjar.add_request(request, most_drafts_of(request))
         super().add_request(request)
+
+    def set_pause_state(self, pause_state: PauseState) -> None:
+        """As vLLM's; the time in which an engine is paused is no step's."""
+        super().set_pause_state(pause_state)
+        self.nightjar.restart_clock()
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """As vLLM's, with look-ahead slots for as many drafts as the step may make; without any, as an engine without a drafter."""

@@ -358,6 +358,7 @@ class StepLoop:
                 clean=clean,
                 in_transition=not note.prefill_tokens and not note.settled,
                 catch_up_tokens=note.recomputed_tokens,
+                undrafted_tokens=sum(reached) - sum(verified.reached),
             )
         )
         if self.drafting is not None:

@@ -1,4 +1,4 @@
-"""The exchange: one parked call that carries the report up and the settings down (DESIGN 2), in virtual time."""
+"""The exchange: one parked call that carries the report up and the settings down, in virtual time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def test_a_call_without_news_is_answered_after_the_period_and_confirms() -
 
 async def test_a_parked_call_wakes_when_the_mode_changes() -> None:
     async with running_service() as service:
-        await service.configure({"exchange_period_s": 30.0, "replica_timeout_s": 3600.0})
+        await service.configure({"exchange_period_s": 10.0, "replica_timeout_s": 3600.0})
         replica = Replica()
         await settled(service, replica, rounds=2)
         parked = asyncio.create_task(replica.exchange(service))
@@ -50,7 +50,7 @@ async def test_a_parked_call_wakes_when_the_mode_changes() -> None:
 
 async def test_only_the_replica_whose_settings_changed_is_woken() -> None:
     async with running_service() as service:
-        await service.configure({"exchange_period_s": 30.0, "replica_timeout_s": 3600.0})
+        await service.configure({"exchange_period_s": 10.0, "replica_timeout_s": 3600.0})
         calm, hit = Replica("calm"), Replica("hit")
         await settled(service, calm, hit, rounds=2)
         calls = [asyncio.create_task(replica.exchange(service)) for replica in (calm, hit)]

@@ -243,6 +243,33 @@ async def test_what_the_operator_said_before_a_store_was_away_for_long_is_taken_
         assert str(service.status().policy.mode) == "auto"
 
 
+async def test_settings_that_equal_the_defaults_are_kept_too_where_nobody_could_read_what_was_stored() -> None:
+    store = MemoryStore()
+    async with running_service(store) as service:
+        await service.configure({"mode": "auto"})
+    store.is_reachable = False
+    async with running_service(store) as service:
+        await service.configure({"mode": "shadow"})
+        store.is_reachable = True
+        await asyncio.sleep(24)
+        assert str(service.status().policy.mode) == "shadow"
+    async with running_service(store) as service:
+        assert str(service.status().policy.mode) == "shadow"
+
+
+async def test_a_replica_that_starts_gets_the_most_specific_mode() -> None:
+    async with running_service() as service:
+        await service.configure({"mode": "auto"})
+        replica = Replica(replica_id="r1", application="chat")
+        await settled(service, replica)
+        assert str(service.starting_mode("r2", "chat")) == "auto"
+        await service.set_mode({"mode": "off", "for_s": 5.0})
+        await service.set_mode({"mode": "shadow", "scope": "application", "name": "chat"})
+        assert (str(service.starting_mode("r2", "chat")), str(service.starting_mode("r2", "code"))) == ("shadow", "off")
+        await asyncio.sleep(6.0)
+        assert str(service.starting_mode("r2", "code")) == "auto", "the override has expired"
+
+
 async def test_the_journal_holds_what_each_tick_saw_and_decided() -> None:
     journal = MemoryJournal()
     async with running_service(journal=journal) as service:

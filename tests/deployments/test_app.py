@@ -11,9 +11,7 @@ from structlog.testing import capture_logs
 pytest.importorskip("ray.serve")
 from nightjar.deployments.app import build, deployment_options
 from nightjar.deployments.llm_config import ConfigurationError, parse_args, parse_local_mode
-from nightjar.deployments.replica import starting_mode
 from nightjar.policy.records import Mode
-from nightjar.policy.status import FleetStatus, OverrideStatus, PolicyStatus
 
 
 @pytest.fixture(autouse=True)
@@ -118,13 +116,3 @@ def test_cpus_are_explicit_and_an_accelerator_brings_its_gpus() -> None:
 )
 def test_kill_switch_in_user_config(user_config: object, mode: str | None) -> None:
     assert parse_local_mode(user_config) == (None if mode is None else Mode.parse(mode))
-
-
-def test_starting_mode_is_the_most_specific_override_then_the_settings() -> None:
-    policy = PolicyStatus(incarnation=1, pid=1, uptime_s=0.0, mode=Mode.parse("auto"), planner="fleet")
-    replica = OverrideStatus(scope="replica", name="r1", mode=Mode.parse("shadow"), seconds_left=5.0)
-    fleet = OverrideStatus(scope="fleet", mode=Mode.parse("off"))
-    status = FleetStatus(policy=policy, overrides=(fleet, replica))
-    assert str(starting_mode(status, "r1", "app")) == "shadow"
-    assert str(starting_mode(status, "r2", "app")) == "off"
-    assert str(starting_mode(FleetStatus(policy=policy), "r1", "app")) == "auto"

@@ -26,11 +26,16 @@ class FakeServer:
         self.load = SimpleNamespace(latest=SimpleNamespace(num_running_reqs=3, num_waiting_reqs=1, kv_cache_usage=0.5))
         self.dead: Exception | None = None
         self.paused = False
+        self.errored = False
         self.asked: list[str] = []
         self.answer: Exception | bool | None = False  # None: never
 
     def front_end(self) -> FrontEnd:
         return FrontEnd(num_unfinished_reqs=1, num_steps=None)
+
+    def shutdown(self, timeout_s: float) -> None:
+        del timeout_s
+        raise RuntimeError("nobody is there")
 
     async def check_health(self) -> None:
         if self.dead is not None:
@@ -128,6 +133,22 @@ async def test_dead_engine_fails_the_health_check_with_vllms_own_error(server: F
             await replica.check_health()
     await asyncio.sleep(60.0)
     assert kills == []
+
+
+async def test_a_replica_ends_once_the_answers_of_its_dead_engine_have_left(
+    server: FakeServer, kills: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica, ends = replica_of(server), []
+    monkeypatch.setattr(replica_module, "_end_process", lambda: ends.append(asyncio.get_running_loop().time()))
+    watch = asyncio.create_task(LLMReplica._end_with_engine(replica))
+    await asyncio.sleep(60.0)
+    assert ends == []
+    server.errored, died_s = True, asyncio.get_running_loop().time()
+    with pytest.raises(RuntimeError, match="nobody is there"):
+        await watch
+    (end_s,) = ends
+    assert 0.5 <= end_s - died_s <= 1.0
+    assert kills == ends, "nothing of the engine stays"
 
 
 async def test_engine_that_an_operator_paused_is_healthy_and_has_its_time_again_afterwards(server: FakeServer) -> None:

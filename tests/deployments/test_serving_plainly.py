@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import psutil
 import pytest
 
 pytest.importorskip("ray.serve")
@@ -52,3 +55,9 @@ def test_engine_whose_hooks_do_not_match_serves_plainly_and_says_so(cluster: ser
     assert "this vLLM lacks what Nightjar hooks into: vllm.v1.core.sched" in replica.serving_plainly
     assert replica.drafter_state is DrafterState.ABSENT
     assert replica.totals == ()
+
+    (pid,) = serving.replica_pids("chat")
+    engine = serving.until(lambda: serving.engine_processes_of(pid), within_s=10, what="the engine's processes")
+    os.kill(pid, signal.SIGKILL)
+    _, alive = psutil.wait_procs(engine, timeout=15)
+    assert alive == [], "nothing of an engine stays that runs none of our classes"

@@ -7,11 +7,12 @@ import select
 import signal
 import subprocess
 import sys
+from importlib.metadata import entry_points
 
 import pytest
 
 from nightjar.deployments.engine.environment import REPLICA_PID_VARIABLE
-from nightjar.deployments.engine.process_guard import end_with_replica
+from nightjar.deployments.engine.process_guard import end_with_replica, guard_vllm_process
 
 ENGINE = """
 import time
@@ -84,6 +85,34 @@ def test_an_engine_process_that_is_stopped_ends_with_its_replica() -> None:
         os.kill(int(engine_pid), signal.SIGSTOP)
         replica.kill()
         wait_until_gone(int(engine_pid))
+
+
+WITH_STRANGE_NAMES = """
+import ctypes, subprocess, sys
+from nightjar.deployments.engine.process_guard import descendants
+PR_SET_NAME = 15
+name = "a\\u65e5\\u672c\\u8a9e\\u65e5\\u672c\\u8a9e".encode()  # the kernel keeps 15 bytes, and so a part of the last character
+child = f"import ctypes, time; ctypes.CDLL(None).prctl({PR_SET_NAME}, {name!r}); print(1, flush=True); time.sleep(60)"
+process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE)
+process.stdout.readline()
+found = descendants()
+process.kill()
+assert found == [process.pid], found
+"""
+
+
+def test_a_process_whose_name_is_no_text_is_found_as_any_other() -> None:
+    subprocess.run([sys.executable, "-c", WITH_STRANGE_NAMES], timeout=40, check=True)
+
+
+def test_vllm_begins_the_watch_in_each_of_its_processes() -> None:
+    (found,) = entry_points(group="vllm.general_plugins", name="nightjar-process-guard")
+    assert found.load() is guard_vllm_process
+
+
+def test_vllm_starts_though_the_variable_is_nonsense(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(REPLICA_PID_VARIABLE, "replica")
+    guard_vllm_process()
 
 
 PARENT_OF_STOPPED = """

@@ -36,6 +36,7 @@ from nightjar.policy.records import (
     length_at,
     to_plain,
 )
+from nightjar.policy.status import FleetStatus, PolicyStatus
 from nightjar.policy.steering import lengths_by_batch
 
 lengths = st.integers(0, 32)
@@ -172,6 +173,15 @@ def test_a_report_of_an_older_version_that_lacks_optional_fields_is_understood()
 def test_an_oversized_record_is_refused_unread() -> None:
     with pytest.raises(WireError, match=f"LoadReport: {MAX_RECORD_BYTES + 1} bytes, allowed are at most {MAX_RECORD_BYTES}"):
         LoadReport.from_wire(b"\x00" * (MAX_RECORD_BYTES + 1))
+
+
+def test_the_status_of_thousands_of_replicas_is_read() -> None:
+    policy = PolicyStatus(
+        incarnation=1, pid=1, uptime_s=0.0, mode=Mode.parse("auto"), planner="fleet", last_refusal="x" * 5_000_000
+    )
+    payload = FleetStatus(policy=policy).to_wire()
+    assert len(payload) > MAX_RECORD_BYTES
+    assert FleetStatus.from_wire(payload).policy == policy
 
 
 def test_bytes_that_are_not_msgpack_are_named_as_such() -> None:

@@ -30,6 +30,14 @@ def test_every_setting_says_what_it_means() -> None:
         ({"mode": "on"}, "mode: mode 'on' is none of auto, shadow, off, pin=K"),
         ({"num_speculative_tokens": 99}, "num_speculative_tokens: Input should be less than or equal to 32 (value 99)"),
         ({"planner": "schedule"}, "planner schedule needs num_speculative_tokens_per_batch_size"),
+        (
+            {"exchange_period_s": 10, "replica_timeout_s": 29},
+            "replica_timeout_s 29, allowed are at least 3 times exchange_period_s 10: one lost report would count as silence",
+        ),
+        (
+            {"exchange_period_s": 4, "settings_max_age_s": 10},
+            "settings_max_age_s 10, allowed are at least 3 times exchange_period_s 4",
+        ),
         ({"num_speculative_tokens_per_batch_size": [[1, 8, 3], [8, 9, 1]]}, "rows must ascend without overlap: 8 follows 8"),
     ],
 )

@@ -106,6 +106,14 @@ def test_a_snapshot_carries_the_engine_the_holds_and_survives_the_wire() -> None
     assert Counters.from_wire(snapshot.to_wire()) == snapshot
 
 
+def test_rows_that_a_drafter_skipped_verify_no_drafts_and_the_step_is_still_one_at_its_length() -> None:
+    step = StepCount(2, 8, 800, 0, 9, [8, 8], [1, 0], 1000, clean=True, in_transition=False, undrafted_tokens=14)
+    counters = count([step])
+    (total,), (cell,) = counters.totals, counters.cells
+    assert (total.draft_tokens, total.accepted_tokens) == (2, 1)
+    assert tuple(cell.reached)[:2] == (8, 8)
+
+
 def pure(step_microseconds: int, *, catch_up_tokens: int = 0, length: int = 0, in_transition: bool = False) -> StepCount:
     clean = not (catch_up_tokens or in_transition)
     none = [0] * MAXIMUM
