@@ -38,8 +38,12 @@ class HttpClient:
         timeout_s: float = TIMEOUT_S,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            is_address = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is no number, a bracket that is not closed
+            is_address = False
+        if not is_address:
             raise HttpError(f"url: {url!r} is not an address such as http://127.0.0.1:8000")
         self._url = url.rstrip("/")
         headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}

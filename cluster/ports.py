@@ -11,6 +11,7 @@ import socket
 from typing import Final
 
 MAX_PORT: Final = 65_535
+IN_USE: Final = "is in use"
 
 
 class PortError(ValueError):
@@ -18,7 +19,8 @@ class PortError(ValueError):
 
 
 def choose_port(host: str, requested: int | None, configured: int) -> int:
-    """`requested` if it is free (else PortError); without one, `configured` if it is free, else any free port."""
+    """`requested` if it is free (else PortError); without one, `configured` if it is free, any free port if it is in use, and
+    PortError for a host or port that cannot be had at all."""
     if requested is not None:
         if not 1 <= requested <= MAX_PORT:
             raise PortError(f"port: {requested} is not from 1 to {MAX_PORT}")
@@ -26,7 +28,10 @@ def choose_port(host: str, requested: int | None, configured: int) -> int:
         if problem:
             raise PortError(f"port: {requested} on {host} {problem}; give another --port, or none to take a free one")
         return requested
-    return configured if not why_taken(host, configured) else free_port(host)
+    problem = why_taken(host, configured)
+    if problem not in ("", IN_USE):
+        raise PortError(f"port: {configured} on {host} {problem}; mend http_options, or give another --port")
+    return free_port(host) if problem else configured
 
 
 def why_taken(host: str, port: int) -> str:
@@ -36,7 +41,7 @@ def why_taken(host: str, port: int) -> str:
         try:
             probe.bind((host, port))
         except OSError as error:
-            return "is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound ({error.strerror})"
+            return IN_USE if error.errno == errno.EADDRINUSE else f"cannot be bound ({error.strerror})"
     return ""
 
 

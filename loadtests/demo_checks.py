@@ -106,7 +106,7 @@ def check_policy_restart(killed_at_s: float | None, samples: Sequence[StatusSamp
 def read_decisions(path: Path) -> dict[str, list[Settings]]:
     """The settings in a copy of the policy's journal, by replica id; lines that hold none are skipped."""
     sent: dict[str, list[Settings]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             decided = json.loads(line)["decided"]
             for replica_id, values in decided.items():

@@ -223,6 +223,9 @@ class RegimeShape(LoadTestShape):
         processes = 1
         if isinstance(environment.runner, MasterRunner):  # one that does not answer now may still be at work
             processes = max(environment.runner.worker_count, options.expect_workers or 1)
+            if self._sends_too_much(environment.runner, options):
+                environment.process_exit_code = EXIT_CODE_UNUSABLE
+                return None
         if _Driving.finished_drivers >= processes:
             return None
         if self.get_run_time() > parse_regime(options.regime).duration_s + options.drain_s + SHAPE_GRACE_S:
@@ -230,3 +233,13 @@ class RegimeShape(LoadTestShape):
             environment.process_exit_code = EXIT_CODE_UNUSABLE
             return None
         return processes, 100.0
+
+    @staticmethod
+    def _sends_too_much(runner: MasterRunner, options: Namespace) -> bool:
+        """More load processes than were announced: each sends the share of one that there is already."""
+        expected = options.expect_workers or 1
+        if runner.worker_count <= expected:
+            return False
+        message = "%d load processes, and --expect-workers is %d: the load would be sent more than once; give --expect-workers %d"
+        logger.error(message, runner.worker_count, expected, runner.worker_count)
+        return True

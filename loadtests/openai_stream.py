@@ -165,10 +165,16 @@ class StreamParser:
         elif event.get("error"):
             self._fail(_error_text(event))
         else:
-            self._take(event, now_s)
+            try:
+                self._take(event, now_s)
+            except (AttributeError, TypeError, ValueError):
+                self._fail(f"an event of another form than the OpenAI API's: {data[:80]!r}")
 
     def _take(self, event: dict[str, Any], now_s: float) -> None:
-        self._usage = event.get("usage") or self._usage
+        usage = event.get("usage") or self._usage
+        if not isinstance(usage, dict):
+            raise TypeError("usage is no object")
+        self._usage = usage
         for choice in event.get("choices") or ():
             delta = choice.get("delta") or {}
             text = (delta.get("reasoning_content") or delta.get("reasoning") or "") + (delta.get("content") or "")

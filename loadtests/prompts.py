@@ -67,7 +67,7 @@ def shuffled(prompts: Sequence[str], seed: int) -> tuple[str, ...]:
 def _rows(path: Path) -> list[tuple[int, dict[str, Any], str]]:
     """Number, object and prompt of every line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise PromptsError(f"prompts file {path} cannot be read ({error}): give a file of JSON lines") from error
     rows = [(number, *_row(path, number, line)) for number, line in enumerate(lines, start=1) if line.strip()]

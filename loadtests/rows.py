@@ -67,7 +67,9 @@ class RowWriter:
 def read_rows(path: Path) -> tuple[RequestRow, ...]:
     """Every row of a file, in the order of the file. Raises RowsError naming the line; a missing file raises OSError."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line:
+            continue
         try:
             rows.append(RequestRow.model_validate_json(line))
         except ValidationError as error:

@@ -115,7 +115,9 @@ def acceptance_rate(by_length: WorkByLength) -> float | None:
 def read_samples(path: Path) -> tuple[StatusSample, ...]:
     """Every sample of a file, in its order. Raises SamplesError naming the line; a missing file raises OSError."""
     samples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line:
+            continue
         try:
             samples.append(StatusSample.model_validate_json(line))
         except ValidationError as error:

@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from nightjar.cluster.api_token import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, TokenError, checked_token, configured_token
 from nightjar.cluster.http_client import HttpClient, HttpError
@@ -57,4 +58,4 @@ def fail(message: str) -> NoReturn:
 
 def escaped(text: str) -> str:
     """Text from elsewhere, safe to print between rich's tags."""
-    return text.replace("[", r"\[")
+    return escape(text)

@@ -71,22 +71,25 @@ class LoadRow(BaseModel):
     mode: str = ""
     start_s: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
     schedule_lag_s: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    scheduled_s: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
 
     @property
     def due_s(self) -> float:
-        """When it should have been sent. In this order phases do not mix, however late a load process was."""
+        """When it should have been sent."""
         return self.start_s - self.schedule_lag_s
 
 
 def read_load_rows(path: Path) -> tuple[LoadRow, ...]:
     """The rows of a load test. Raises RowsError naming the line, or why the file cannot be read."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise RowsError(f"{path}: {why}; expected the rows of a load test, as Locust's --rows writes them") from error
     rows = []
     for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
         try:
             rows.append(LoadRow.model_validate(json.loads(line)))
         except ValidationError as error:
@@ -98,9 +101,14 @@ def read_load_rows(path: Path) -> tuple[LoadRow, ...]:
 
 def phases(rows: Iterable[LoadRow]) -> Iterator[Annotation]:
     """One stretch per phase, from the first request that was due in it to the last; a phase that comes again is another one."""
-    in_order = sorted(rows, key=lambda row: row.due_s)
+    rows = tuple(rows)
+    began_s: dict[str, float] = {}
+    for row in rows:
+        began_s[row.mode] = min(row.due_s, began_s.get(row.mode, row.due_s))
+    # Within a mode by the regime's own time: load processes do not begin at the very same moment, and phases would mix.
+    in_order = sorted(rows, key=lambda row: (began_s[row.mode], row.mode, row.scheduled_s, row.due_s))
     for (mode, phase), found in groupby(in_order, key=lambda row: (row.mode, row.phase)):
-        due_s = [row.due_s for row in found]
+        due_s = sorted(row.due_s for row in found)
         requests = f"{len(due_s)} request{'s' if len(due_s) > 1 else ''}"
         words = ", ".join([f"load: {phase}", *([f"mode {mode}"] if mode else []), requests])
         yield Annotation(words, (TAG, LOAD_TAG), _milliseconds(due_s[0]), _milliseconds(due_s[-1]))

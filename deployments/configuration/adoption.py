@@ -7,6 +7,7 @@ names line, value and the way out; nothing is dropped in silence.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -34,11 +35,24 @@ from nightjar.deployments.llm_config import num_workers
 
 POLICY_NAME: Final = "nightjar"
 POLICY_ROUTE: Final = "/nightjar"
-_POLICY_FLOW: Final = (
-    f"{{name: {POLICY_NAME}, import_path: {POLICY_IMPORT_PATH}, route_prefix: {POLICY_ROUTE}, "
-    "deployments: [{name: Policy, user_config: {mode: shadow, planner: fleet}}]}"
+_POLICY_FLOW: Final = json.dumps(
+    {
+        "name": POLICY_NAME,
+        "import_path": POLICY_IMPORT_PATH,
+        "route_prefix": POLICY_ROUTE,
+        "deployments": [{"name": "Policy", "user_config": {"mode": "shadow", "planner": "fleet"}}],
+    }
 )
+"""As JSON, for a config in braces may be JSON, which is YAML as well."""
 _SHARED: Final = frozenset({"model_loading_config", "accelerator_type", "engine_kwargs", "deployment_config", "runtime_env"})
+_MAPPINGS: Final = (
+    "model_loading_config",
+    "engine_kwargs",
+    "deployment_config",
+    "runtime_env",
+    "accelerator_config",
+    "placement_group_config",
+)
 _NOT_NEEDED: Final = frozenset(
     {"llm_engine", "accelerator_config", "placement_group_config", "log_engine_metrics", "experimental_configs"}
 )
@@ -78,6 +92,7 @@ def _adopt(application: Application, edits: TextEdits) -> None:
             _comment_out(application, child(application.node, "args"), key, ("args", key), edits)
         elif key != "llm_configs":
             raise application.refuse(("args", key), f"{key}: Nightjar has no ingress of its own; take it out first")
+    _check_kinds(application)
     for key, value in values.items():
         place = ("args", "llm_configs", 0, key)
         if key in _NOT_NEEDED:
@@ -88,6 +103,31 @@ def _adopt(application: Application, edits: TextEdits) -> None:
             raise application.refuse(place, f"{key}: {shown(value)} cannot be carried over: {reason}; take it out first")
     _check_loading(application)
     _add_gpus(application, edits)
+
+
+def _check_kinds(application: Application) -> None:
+    """What is looked into below must be what it should be. `nightjar check` says more."""
+    values = application.entry_values
+
+    def refuse(what: str, *place: str) -> MigrationError:
+        return application.refuse(("args", "llm_configs", 0, *place), f"{place[-1]}: {what}; mend it first")
+
+    for key in _MAPPINGS:
+        if values.get(key) is not None and not isinstance(values[key], dict):
+            raise refuse(f"{shown(values[key])} is no mapping", key)
+    options = (values.get("deployment_config") or {}).get("ray_actor_options")
+    if options is not None and not isinstance(options, dict):
+        raise refuse(f"{shown(options)} is no mapping", "deployment_config", "ray_actor_options")
+    placement = values.get("placement_group_config") or {}
+    bundles = placement.get("bundles") or []
+    if not isinstance(bundles, list) or not all(
+        isinstance(one, dict) for one in [*bundles, placement.get("bundle_per_worker") or {}]
+    ):
+        raise refuse(f"{shown(placement)} holds bundles that are no mappings", "placement_group_config")
+    try:
+        num_workers(values.get("engine_kwargs") or {})
+    except (TypeError, ValueError) as error:
+        raise refuse(f"tensor_parallel_size and pipeline_parallel_size are whole numbers ({error})", "engine_kwargs") from error
 
 
 def _check_not_needed(application: Application, key: str, value: Any) -> None:

@@ -1,7 +1,12 @@
-"""`nightjar migrate`: what kind of source it is, and what changes where."""
+"""`nightjar migrate`: what kind of source it is, and what changes where.
+
+A file is changed only by edits that were undone before: what the edits make is read, and Nightjar taken out of it again. Files are
+replaced as a whole, so that a full disk leaves the old one.
+"""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -39,7 +44,15 @@ class Change:
         data = self.after.encode()
         if self.is_new and self.path.exists() and self.path.read_bytes() != data:
             raise MigrationError(1, f"{self.path} is there already and holds something else; name another file with --output")
-        self.path.write_bytes(data)
+        path = self.path.resolve()  # a link stays one
+        part = path.with_name(f".{path.name}.part")
+        try:
+            part.write_bytes(data)
+            if path.exists():
+                shutil.copymode(path, part)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def plan_change(source: str, *, remove: bool, output: Path | None = None) -> Change:
@@ -53,10 +66,26 @@ def plan_change(source: str, *, remove: bool, output: Path | None = None) -> Cha
         return Change("command", f"{source}\n", output or NEW_CONFIG, command_to_config(source), is_new=True)
     path = Path(source)
     text = path.read_bytes().decode()
+    if text.startswith("\ufeff"):
+        raise MigrationError(1, "the file begins with a byte order mark; save it as UTF-8 without one first")
     if is_command(text) and not remove:
         return Change(source, text, output or path.with_suffix(".yaml"), command_to_config(text), is_new=True)
     command = config_to_command(text) if remove else None
     if command is not None:
         return Change(source, text, output or path.with_suffix(".sh"), command, is_new=True)
     after = remove_nightjar(text) if remove else add_nightjar(text)
+    if not remove:
+        _check_way_back(text, after)
     return Change(source, text, output or path, after, is_new=output is not None and output != path)
+
+
+def _check_way_back(before: str, after: str) -> None:
+    """Raises MigrationError for edits that cannot be undone, byte for byte where the file held nothing of Nightjar's before."""
+    try:
+        back = remove_nightjar(after)
+        held_some = remove_nightjar(before) != before
+    except MigrationError as error:
+        message = f"what would be written could not be taken out again ({error}); nothing is changed: put Nightjar in by hand"
+        raise MigrationError(error.line, message) from error
+    if back != before and not held_some:
+        raise MigrationError(1, "what would be written could not be taken out again; nothing is changed: put Nightjar in by hand")

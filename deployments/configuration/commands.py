@@ -64,7 +64,8 @@ def migrate(
             change.write()
     except (MigrationError, OSError, UnicodeDecodeError) as error:
         line = f":{error.line}" if isinstance(error, MigrationError) else ""
-        typer.echo(f"{source.splitlines()[0]}{line}: error: {error}", err=True)
+        name = source.partition("\n")[0] or "''"
+        typer.echo(f"{name}{line}: error: {error}", err=True)
         raise typer.Exit(1) from error
     typer.echo(change.diff(), nl=False)
     for note in _notes(change, remove=remove, written=write):

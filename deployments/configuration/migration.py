@@ -99,6 +99,11 @@ def read_for_edit(text: str) -> tuple[ServeSource, ...]:
     for source in sources:
         if not source.lines_are_known:
             raise MigrationError(source.first_line + 1, "serveConfigV2 is no literal block; write it behind `serveConfigV2: |`")
+        for token in yaml.scan(source.text):
+            if isinstance(token, yaml.AnchorToken | yaml.AliasToken):
+                sign = "&" if isinstance(token, yaml.AnchorToken) else "*"
+                message = f"{sign}{token.value}: what is shared cannot be edited in one place alone; write it out in each first"
+                raise MigrationError(source.first_line + token.start_mark.line + 1, message)
     return sources
 
 

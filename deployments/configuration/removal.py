@@ -37,6 +37,7 @@ def remove_nightjar(text: str) -> str:
         for application in applications:
             if application.import_path() == MODEL_IMPORT_PATH:
                 rename(application, MODEL_IMPORT_PATH, RAY_IMPORT_PATH, edits)
+                _check_added(application)
                 _take_out_ours(application, edits)
         _remove_policy(source, applications, edits)
         for number, line in enumerate(source.lines):
@@ -57,6 +58,8 @@ def _remove_policy(source: ServeSource, applications: list[Application], edits: 
             raise application.refuse((), "the policy's application is the only one; there is nothing that could go on without it")
         first, last = application.node.start_mark, application.node
         if not nodes.flow_style:
+            if source.lines[first.line][: first.column].strip() != "-":
+                raise application.refuse((), "the policy's application begins below its dash; put both on one line first")
             edits.delete(first.line, last_line(last))
             continue
         is_first = application.number == 0
@@ -65,6 +68,24 @@ def _remove_policy(source: ServeSource, applications: list[Application], edits: 
         if start.line != end.line:
             raise application.refuse((), "the policy's application in brackets spans lines; write it on one line first")
         edits.replace(start.line, start.column, end.column, "")
+
+
+def _check_added(application: Application) -> None:
+    """Lines that `migrate` added go as a whole, so nobody may have written anything of theirs into what they begin."""
+    lines = application.source.lines
+    options = pair_of(application.entry, "deployment_config")
+    actor = pair_of(options[1], "ray_actor_options") if options else None
+    for pair, ours in ((options, {"ray_actor_options", "user_config"}), (actor, {"num_gpus"})):
+        if pair is None or not lines[pair[0].start_mark.line].endswith(ADDED) or not isinstance(pair[1], yaml.MappingNode):
+            continue
+        theirs = [str(key.value) for key, _ in pair[1].value if key.value not in ours]
+        if theirs:
+            line = application.source.first_line + pair[0].start_mark.line + 1
+            message = (
+                f"{pair[0].value}: migrate added this line, and {', '.join(theirs)} stands there now; to keep it, take the remark "
+                "behind it off, and num_gpus out"
+            )
+            raise MigrationError(line, message)
 
 
 def _take_out_ours(application: Application, edits: TextEdits) -> None:
@@ -79,7 +100,11 @@ def _take_out_ours(application: Application, edits: TextEdits) -> None:
         else:
             _delete_key(application, options, "user_config", edits)
     for deployment in application.values.get("deployments") or ():
-        if deployment.get("name") != DEPLOYMENT_NAME or set(deployment) - {"name", "user_config"}:
+        if (
+            not isinstance(deployment, dict)
+            or deployment.get("name") != DEPLOYMENT_NAME
+            or set(deployment) - {"name", "user_config"}
+        ):
             message = f"{shown(deployment)} is more than a kill switch; move its options to deployment_config, and take it out"
             raise application.refuse(("deployments",), f"deployments: {message}")
     _delete_key(application, application.node, "deployments", edits)

@@ -188,7 +188,8 @@ def _draft_parallelism(model: CheckedModel) -> Iterator[Finding]:
 
 def _serving_room(model: CheckedModel) -> Iterator[Finding]:
     config = model.config
-    given, enough = config.deployment_config.get("max_ongoing_requests"), config.enough_ongoing_requests
+    options = DeploymentOptions.model_validate(config.deployment_config)
+    given, enough = options.max_ongoing_requests, config.enough_ongoing_requests
     if given is not None and given < enough:
         whose = "" if model.kwargs.max_num_seqs else ", the largest default of vLLM"
         message = (

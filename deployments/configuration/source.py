@@ -83,6 +83,8 @@ def _compose(text: str) -> list[yaml.Node]:
         raise SourceError(mark.line + 1 if mark else 1, f"not YAML ({problem}); mend it there") from error
     except yaml.YAMLError as error:
         raise SourceError(1, f"not YAML ({' '.join(str(error).split())})") from error
+    except RecursionError as error:
+        raise SourceError(1, "nested too deeply to be read; no Serve config is") from error
 
 
 def _values(node: yaml.Node) -> Any:
@@ -93,6 +95,8 @@ def _values(node: yaml.Node) -> Any:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise SourceError(line, f"not plain values ({error.problem}); write a string, number, list or mapping") from error
+    except (ValueError, TypeError) as error:  # a date that is none, a list as a key
+        raise SourceError(node.start_mark.line + 1, f"not plain values ({error}); put it in quotes") from error
     finally:
         loader.dispose()
 
@@ -130,7 +134,7 @@ def _embedded(text: str, manifest: yaml.Node) -> ServeSource:
         )
     is_literal = found.style == "|"
     first_line = found.start_mark.line + is_literal
-    indent = _indent_of(text.split("\n")[first_line:]) if is_literal else 0
+    indent = _indent_of(text.split("\n")[first_line:], found.value.split("\n")) if is_literal else 0
     try:
         nodes = _compose(found.value)
         values = _values(nodes[0]) if nodes else None
@@ -139,9 +143,11 @@ def _embedded(text: str, manifest: yaml.Node) -> ServeSource:
     return ServeSource(values, nodes[0] if nodes else None, found.value, first_line, indent, lines_are_known=is_literal)
 
 
-def _indent_of(lines: list[str]) -> int:
-    first = next((line for line in lines if line.strip()), "")
-    return len(first) - len(first.lstrip(" "))
+def _indent_of(lines: list[str], values: list[str]) -> int:
+    """Columns that YAML took off the lines of a literal block: an indicator (`|2`) may leave some of theirs to them."""
+    pairs = ((line.rstrip("\r"), value) for line, value in zip(lines, values, strict=False) if value.strip())
+    line, value = next(pairs, ("", ""))
+    return len(line) - len(value)
 
 
 def _find(node: yaml.Node | None, place: Place) -> yaml.Node | None:

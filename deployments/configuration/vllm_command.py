@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import yaml
 
-from nightjar.deployments.configuration.adoption import policy_lines
+from nightjar.deployments.configuration.adoption import POLICY_NAME, policy_lines
 from nightjar.deployments.configuration.checking import MODEL_IMPORT_PATH
 from nightjar.deployments.configuration.findings import shown
 from nightjar.deployments.configuration.migration import MigrationError
@@ -36,11 +36,15 @@ _ALIASES: Final = {
     "-cc": "compilation_config",
     "-ac": "attention_config",
 }
+_OTHER_LINE_BREAKS: Final = ("\x85", "\u2028", "\u2029")
+_NUMBERS: Final = ("max_num_seqs", "tensor_parallel_size", "pipeline_parallel_size")
+"""What the config is made with."""
 _HTTP_OPTIONS: Final = ("host", "port", "root_path", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs")
 _JSON_LISTS: Final = frozenset({"allowed_origins", "allowed_methods", "allowed_headers"})
 """One word on the command line, a JSON list."""
 _NUMBER_LISTS: Final = frozenset({"cudagraph_capture_sizes", "device_ids", "numa_bind_nodes"})
-_UNITS: Final = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_UNITS: Final = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_WITH_UNITS: Final = frozenset({"kv_cache_memory_bytes", "safetensors_prefetch_block_size"})
 _REFUSED: Final = {
     "api_key": "a key in a configuration file can be read by many; set VLLM_API_KEY in the replicas' environment and leave it out",
     "api_server_count": "Serve's replicas take its place; leave it out",
@@ -95,13 +99,18 @@ def config_to_command(text: str) -> str | None:
         is_unedited = command_to_config(command) == text
     except CommandError:
         is_unedited = False
-    return command if is_unedited else _write_command(yaml.safe_load(text))
+    if is_unedited:
+        return command
+    try:
+        return _write_command(yaml.safe_load(text))
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CommandError(1, f"no config that a command can be written from ({' '.join(str(error).split())}); mend it") from error
 
 
 def parse_command(text: str) -> VllmCommand:
     """Read a command line. Raises CommandError."""
     try:
-        words = shlex.split(re.sub(r"\\\r?\n", " ", text), comments=True)
+        words = shlex.split(_without_comments(re.sub(r"\\\r?\n", " ", text)))
     except ValueError as error:
         raise CommandError(1, f"not a shell command ({error}); close its quotes") from error
     environment = {}
@@ -114,12 +123,40 @@ def parse_command(text: str) -> VllmCommand:
     model = arguments.pop("model", None) or model
     if not model:
         raise CommandError(1, "no model; write it behind `vllm serve`")
+    for name in _NUMBERS:
+        if not isinstance(arguments.get(name, 1), int):
+            raise CommandError(1, f"--{name.replace('_', '-')}: {shown(arguments[name])} is no whole number; write one")
     names = arguments.pop("served_model_name", None) or [model]
     if len(names) > 1:
         raise CommandError(1, f"--served-model-name: {len(names)} names; Nightjar serves a model under one: leave one")
     http_options = {"host": "0.0.0.0", "port": 8000}  # noqa: S104 - vLLM's own default, all interfaces
     http_options |= {name: arguments.pop(name) for name in _HTTP_OPTIONS if name in arguments}
     return VllmCommand(model, str(names[0]), arguments, http_options, environment)
+
+
+def _without_comments(text: str) -> str:
+    """A command as a shell reads it, without comments. Raises CommandError for what only a shell can work out."""
+    kept: list[str] = []
+    quote, place = "", 0
+    while place < len(text):
+        mark = text[place]
+        if mark == "#" and not quote and (not kept or kept[-1].isspace()):
+            place = text.find("\n", place) if "\n" in text[place:] else len(text)
+            continue
+        if mark in "$`" and quote != "'":
+            raise CommandError(1, f"{shown(text[place : place + 16])}: a shell puts something else there; write that itself")
+        if mark in "&|;<>" and not quote:
+            raise CommandError(1, f"{mark}: what a shell does beside the server; write the command alone, quotes round a value")
+        if mark in _OTHER_LINE_BREAKS:
+            raise CommandError(1, f"{mark!r}: ends a line in YAML, and not in a shell; take it out")
+        if mark in "\"'" and quote in ("", mark):
+            quote = "" if quote else mark
+        elif mark == "\\" and quote != "'":
+            kept.append(mark)
+            place += 1
+        kept.append(text[place : place + 1])
+        place += 1
+    return "".join(kept)
 
 
 def _read_words(words: list[str]) -> tuple[str, dict[str, Any]]:
@@ -182,8 +219,11 @@ def _value(name: str, text: str) -> Any:
         return text
     if name == "max_model_len" and text == "auto":
         return -1
-    if name.startswith("max_") and (found := re.fullmatch(r"(\d+(?:\.\d+)?)([kmgKMG])", text)):
+    has_units = name.startswith("max_") or name in _WITH_UNITS
+    if has_units and (found := re.fullmatch(r"(\d+(?:\.\d+)?)([kmgtKMGT])", text)):
         return int(float(found[1]) * _UNITS[found[2]])
+    if re.fullmatch(r"-?\.\d+", text):
+        return float(text)
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -195,6 +235,8 @@ def _value(name: str, text: str) -> Any:
 def _put(arguments: dict[str, Any], path: list[str], value: Any) -> None:
     for part in path[:-1]:
         arguments = arguments.setdefault(part, {})
+        if not isinstance(arguments, dict):
+            raise CommandError(1, f"--{'.'.join(path)}: {part} is {shown(arguments)} already; write one of the two")
     arguments[path[-1]] = value
 
 
@@ -205,7 +247,7 @@ def _config_lines(command_text: str, command: VllmCommand) -> Iterator[str]:
         yield f"{COMMAND_LINE}{line}".rstrip()
     yield f"http_options: {_flow(dict(command.http_options))}"
     yield "applications:"
-    yield f"- name: {_flow(re.sub(r'[^A-Za-z0-9._-]+', '-', command.served_name.rsplit('/', 1)[-1]).lower())}"
+    yield f"- name: {_flow(_application_name(command.served_name))}"
     yield f"  import_path: {MODEL_IMPORT_PATH}"
     yield "  route_prefix: /"
     yield "  args:"
@@ -224,6 +266,11 @@ def _config_lines(command_text: str, command: VllmCommand) -> Iterator[str]:
     yield from policy_lines(dash=0, item=2)
 
 
+def _application_name(model: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.rstrip("/").rsplit("/", 1)[-1]).lower() or "llm"
+    return f"{name}-llm" if name == POLICY_NAME else name
+
+
 def _flow(value: Any) -> str:
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1 << 20, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
@@ -238,11 +285,11 @@ def _write_command(values: Mapping[str, Any]) -> str:
     variables = ((entry.get("runtime_env") or {}).get("env_vars") or {}).items()
     words = [f"{name}={shlex.quote(str(value))}" for name, value in variables]
     words += ["vllm", "serve", shlex.quote(loading.get("model_source") or loading["model_id"])]
-    options = (
-        {"served_model_name": loading["model_id"]} | dict(values.get("http_options") or {}) | (entry.get("engine_kwargs") or {})
-    )
+    http_options = {name: value for name, value in (values.get("http_options") or {}).items() if name in _HTTP_OPTIONS}
+    options = {"served_model_name": loading["model_id"]} | http_options | (entry.get("engine_kwargs") or {})
     for name, value in options.items():
-        words += _words(name, value)
+        if value is not None:
+            words += _words(name, value)
     return " ".join(words) + "\n"
 
 

@@ -130,6 +130,12 @@ def test_without_a_wish_the_files_port_is_taken_or_a_free_one() -> None:
         assert choose_port("127.0.0.1", None, free) != free
 
 
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1"])
+def test_a_host_that_is_not_this_machines_is_refused_by_name(host: str) -> None:
+    with pytest.raises(PortError, match=f"port: 8000 on {host} cannot be bound .*; mend http_options"):
+        choose_port(host, None, 8000)
+
+
 def test_progress_says_news_at_once_and_repeats_what_is_pending_after_a_silence() -> None:
     now_s = 0.0
     lines: list[str] = []

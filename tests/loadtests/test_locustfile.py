@@ -85,6 +85,20 @@ def test_two_processes_together_send_what_one_would(server: FakeServer, tmp_path
     assert sent == Counter(f"busy-{arrival.number}" for arrival in arrival_times(parse_regime(regime), 0))
 
 
+def test_more_processes_than_were_announced_are_told_and_nothing_is_sent_twice(server: FakeServer) -> None:
+    port = str(free_port("127.0.0.1"))
+    shared = ("--host", server.url, "--regime", "steady:20@=2")
+    workers = [subprocess.Popen(command(*shared, "--worker", "--master-port", port), env=ENVIRONMENT, cwd=ROOT) for _ in range(2)]
+    try:
+        done = locust(*shared, "--master", "--master-bind-port", port)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    assert done.returncode == 2, done.stderr
+    assert "2 load processes, and --expect-workers is 1" in done.stderr
+
+
 def test_a_process_that_the_master_lost_for_a_while_plays_its_share_once_and_to_its_end(server: FakeServer, tmp_path: Path) -> None:
     rows_path, regime = tmp_path / "rows.jsonl", "steady:9@=4"
     arguments = ("--host", server.url, "--regime", regime, *two_processes(), "--rows", str(rows_path))

@@ -97,6 +97,10 @@ def test_comments_events_ids_and_data_over_several_lines_are_read_as_server_sent
         ([chunk("a"), {"error": "plain words"}], "plain words"),
         ([chunk("a"), "{broken"], "not a JSON object"),
         (["3"], "not a JSON object"),
+        ([{"choices": [None]}], "an event of another form"),
+        ([{"choices": 3}], "an event of another form"),
+        ([{"usage": "n/a"}], "an event of another form"),
+        ([{"choices": [{"delta": {"content": ["a"]}}]}], "an event of another form"),
     ],
 )
 def test_an_answer_that_is_not_whole_says_why(events: list[dict[str, Any] | str], told: str) -> None:

@@ -25,6 +25,15 @@ def test_rows_come_back_as_written_also_from_two_writers_of_one_file(tmp_path: P
     assert read_rows(path)[0] == ROW
 
 
+def test_an_error_with_a_line_break_of_unicode_is_one_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    broken = ROW.model_copy(update={"error": "a\u2028b\u2029c\x85d"})
+    writer = RowWriter(path)
+    writer.write(broken)
+    writer.close()
+    assert read_rows(path) == (broken,)
+
+
 def test_a_line_that_is_no_row_is_named_with_its_number(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(ROW.model_dump_json() + "\n{}\n")

@@ -74,7 +74,9 @@ def write_rows(path: Path, rows: Iterable[RunRow]) -> None:
 def read_rows(path: Path) -> tuple[RunRow, ...]:
     """Every row of a file, in its order. Raises RowsError naming the line; a missing file raises OSError."""
     rows: list[RunRow] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line:
+            continue
         try:
             rows.append(RunRow.model_validate_json(line))
         except ValidationError as error:

@@ -87,7 +87,7 @@ def test_phases_are_told_apart_by_when_requests_were_due_however_late_they_were_
         tmp_path / "rows.jsonl",
         row("low", 0.0),
         row("high", 11.0),
-        row("low", 12.0, schedule_lag_s=3.0),
+        row("low", 12.0, schedule_lag_s=3.0, scheduled_s=9.0),
         row("high", 19.0),
         row("low", 20.0),
         row("low", 30.0, mode="auto"),
@@ -99,6 +99,12 @@ def test_phases_are_told_apart_by_when_requests_were_due_however_late_they_were_
         ("load: low, 1 request", 20e3, 20e3),
         ("load: low, mode auto, 1 request", 30e3, 30e3),
     ]
+
+
+def test_phases_do_not_mix_though_load_processes_began_apart(tmp_path: Path) -> None:
+    later = [row(phase, due_s, start_s=BEGAN_S + due_s + 0.2) for phase, due_s in (("quiet", 0.0), ("quiet", 9.9), ("surge", 10.0))]
+    rows = write_rows(tmp_path / "rows.jsonl", row("quiet", 9.95), row("surge", 10.05), *later)
+    assert [one.text for one in phases(read_load_rows(rows))] == ["load: quiet, 3 requests", "load: surge, 2 requests"]
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"phase": "low"}', '{"phase": "low", "start_s": -1}'])

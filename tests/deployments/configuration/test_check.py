@@ -259,6 +259,7 @@ def test_further_mistakes(text: str, message: str) -> None:
     ("text", "message"),
     [
         (replaced("num_replicas: 3", "max_ongoing_requests: 5"), "5 is below twice max_num_seqs (64)"),
+        (replaced("num_replicas: 3", "max_ongoing_requests: '5'"), "5 is below twice max_num_seqs (64)"),
         (replaced("num_replicas: 3", "autoscaling_config: {max_replicas: 2}"), "Serve's default of 2 adds a replica for every two"),
         (
             replaced("num_replicas: 3", "autoscaling_config: {max_replicas: 2, target_ongoing_requests: 500}"),

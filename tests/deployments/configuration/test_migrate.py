@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from nightjar.deployments.configuration import change as change_module
 from nightjar.deployments.configuration.adoption import add_nightjar
 from nightjar.deployments.configuration.change import plan_change
 from nightjar.deployments.configuration.checking import check_text
@@ -121,6 +123,20 @@ def test_what_an_operator_added_for_nightjar_goes_with_it() -> None:
         ),
         (RAY_SERVICES["literal"].replace("serveConfigV2: |", "serveConfigV2: >"), 6, "no literal block; write it behind"),
         ("a: 1\r\nb: 2\n", 1, "line ends are mixed"),
+        ("x: &chat {a: 1}\n" + SERVE_FILES["small"], 1, "&chat: what is shared cannot be edited in one place alone"),
+        (f"applications: {'[' * 3000}", 1, "nested too deeply"),
+        (SERVE_FILES["small"].replace("name: llm_app", "name: 2024-13-45"), 1, "not plain values .*put it in quotes"),
+        (SERVE_FILES["on a cpu"].replace("{kind: cpu}", "cpu"), 7, "accelerator_config: 'cpu' is no mapping; mend it first"),
+        (
+            SERVE_FILES["small"].replace("accelerator_type: A10G", "placement_group_config: {bundles: 3}"),
+            7,
+            "holds bundles that are no mappings",
+        ),
+        (
+            SERVE_FILES["small"].replace("accelerator_type: A10G", "engine_kwargs: {tensor_parallel_size: auto}"),
+            7,
+            "engine_kwargs: tensor_parallel_size and pipeline_parallel_size are whole numbers",
+        ),
     ],
 )
 def test_what_cannot_be_carried_over_is_refused_with_line_value_and_way_out(text: str, line: int, message: str) -> None:
@@ -194,12 +210,96 @@ def test_values_survive_a_command_written_from_them(arguments: dict[str, object]
         ("vllm serve m n", "'n': neither an option nor the model, which is m"),
         ("vllm serve m --speculative-config '{method: ngram}'", "is not JSON"),
         ("vllm serve 'm", "not a shell command"),
+        ("vllm serve m > log.txt", ">: what a shell does beside the server"),
+        ("vllm serve m &", "&: what a shell does beside the server"),
+        ("HF_TOKEN=$TOKEN vllm serve m", "'$TOKEN vllm serv': a shell puts something else there"),
+        ('vllm serve "$(cat model)"', "a shell puts something else there"),
+        ("vllm serve m --chat-template a\u2028b", "ends a line in YAML"),
+        ("vllm serve m -tp auto", "--tensor-parallel-size: 'auto' is no whole number"),
+        ("vllm serve m --compilation-config 3 --compilation-config.mode 1", "compilation_config is 3 already"),
     ],
 )
 def test_a_command_that_cannot_be_carried_over_is_refused(command: str, message: str) -> None:
     with pytest.raises(MigrationError) as refused:
         parse_command(command)
     assert message in str(refused.value)
+
+
+def test_a_command_is_read_as_a_shell_reads_it() -> None:
+    command = "vllm serve ./models/chat/ --chat-template ./tpl#2.jinja --max-num-seqs 8  # not this: --max-num-seqs 9"
+    assert dict(parse_command(command).arguments) == {"chat_template": "./tpl#2.jinja", "max_num_seqs": 8}
+    assert yaml.safe_load(command_to_config(command))["applications"][0]["name"] == "chat"
+    assert yaml.safe_load(command_to_config("vllm serve nightjar"))["applications"][0]["name"] == "nightjar-llm"
+    quoted = parse_command("vllm serve m --kv-cache-memory-bytes 20G --gpu-memory-utilization .9 --download-dir 'a & $b'")
+    assert dict(quoted.arguments) == {"kv_cache_memory_bytes": 20 << 30, "gpu_memory_utilization": 0.9, "download_dir": "a & $b"}
+
+
+def test_an_edited_config_without_a_command_in_it_is_refused() -> None:
+    header = command_to_config("vllm serve m").split("\n")[0]
+    for rest in ("applications: [", "applications:\n- 3\n", "applications: []\n", "{}\n"):
+        with pytest.raises(MigrationError):
+            config_to_command(f"{header}\n{rest}")
+    edited = command_to_config("vllm serve m").replace("route_prefix: /\n", "route_prefix: /chat\n", 1)
+    edited = edited.replace("port: 8000", "port: 8000, request_timeout_s: 60").replace("port: 8000", "port: null")
+    assert config_to_command(edited) == "vllm serve m --served-model-name m --host 0.0.0.0\n"
+
+
+def test_json_stays_json() -> None:
+    model = {"model_loading_config": {"model_id": "m"}, "accelerator_type": "L4"}
+    text = json.dumps({"applications": [{"import_path": "ray.serve.llm:build_openai_app", "args": {"llm_configs": [model]}}]})
+    after = add_nightjar(text)
+    assert len(json.loads(after)["applications"]) == 2
+    assert remove_nightjar(after) == text
+
+
+def test_a_rayservice_whose_text_is_indented_further_than_it_says_is_edited_where_it_stands() -> None:
+    before = RAY_SERVICES["literal"]
+    start = before.index("serveConfigV2: |") + len("serveConfigV2: |")
+    indent = len(before[start:].split("\n")[1]) - len(before[start:].split("\n")[1].lstrip(" "))
+    before = before[:start] + str(indent - before[:start].split("\n")[-1].index("s")) + before[start:]
+    after = add_nightjar(before)
+    assert "import_path: nightjar.deployments.app:build" in after
+    assert remove_nightjar(after) == before
+    text = before.replace("\n" + " " * indent, "\n" + " " * (indent + 2))
+    assert "import_path: nightjar.deployments.app:build" in add_nightjar(text)
+    assert remove_nightjar(add_nightjar(text)) == text
+
+
+def test_what_somebody_wrote_into_what_migrate_added_is_not_taken_out_with_it() -> None:
+    after = add_nightjar(SERVE_FILES["what only ray.serve.llm knows"])
+    header = next(line for line in after.split("\n") if line.strip().startswith("deployment_config:"))
+    indent = " " * (len(header) - len(header.lstrip(" ")) + 2)
+    with pytest.raises(MigrationError, match="deployment_config: migrate added this line, and num_replicas stands there now"):
+        remove_nightjar(after.replace(header, f"{header}\n{indent}num_replicas: 3"))
+    with pytest.raises(MigrationError, match="ray_actor_options: migrate added this line, and num_cpus stands there now"):
+        remove_nightjar(after.replace("{num_gpus: 2}", "{num_gpus: 2, num_cpus: 4}"))
+    with pytest.raises(MigrationError, match="begins below its dash"):
+        remove_nightjar(after.replace("- name: nightjar\n", "-\n  name: nightjar\n"))
+
+
+def test_edits_that_could_not_be_undone_are_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(SERVE_FILES["small"])
+    for broken in ("applications: [", SERVE_FILES["small"].replace("llm_app", "another")):
+        monkeypatch.setattr(change_module, "add_nightjar", lambda _text, broken=broken: broken)
+        code, output = run(str(file), "--write")
+        assert (code, file.read_text()) == (1, SERVE_FILES["small"])
+        assert "could not be taken out again" in output
+
+
+def test_a_file_is_replaced_as_a_whole_and_a_link_stays_one(tmp_path: Path) -> None:
+    file, link = tmp_path / "serve.yaml", tmp_path / "link.yaml"
+    file.write_text(SERVE_FILES["small"])
+    file.chmod(0o640)
+    link.symlink_to(file)
+    assert run(str(link), "--write")[0] == 0
+    assert link.is_symlink()
+    assert file.read_text() == add_nightjar(SERVE_FILES["small"])
+    assert file.stat().st_mode & 0o777 == 0o640
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.yaml", "serve.yaml"]
+    file.write_bytes(b"\xef\xbb\xbf" + SERVE_FILES["small"].encode())
+    assert "begins with a byte order mark" in run(str(file))[1]
+    assert run("")[0] == 1
 
 
 def run(*arguments: str) -> tuple[int, str]:
