@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from difflib import unified_diff
+from typing import Final
 
 import yaml
 
-_OTHER_LINE_BREAKS = ("\x85", "\u2028", "\u2029")
+OTHER_LINE_BREAKS: Final = ("\x85", "\u2028", "\u2029")
+"""What ends a line for YAML, and for nothing else."""
 
 
 @dataclass(slots=True)
@@ -50,7 +52,7 @@ class TextEdits:
 def newline_of(text: str) -> str:
     r"""`"\n"` or `"\r\n"`. Raises ValueError for a text that mixes them, whose lines PyYAML counts otherwise than we do."""
     windows = text.count("\r\n")
-    if text.count("\r") != windows or (windows and text.count("\n") != windows) or any(mark in text for mark in _OTHER_LINE_BREAKS):
+    if text.count("\r") != windows or (windows and text.count("\n") != windows) or any(mark in text for mark in OTHER_LINE_BREAKS):
         raise ValueError("line ends are mixed; convert the file to one kind first")
     return "\r\n" if windows else "\n"
 

@@ -20,6 +20,7 @@ from nightjar.deployments.configuration.adoption import POLICY_NAME, policy_line
 from nightjar.deployments.configuration.checking import MODEL_IMPORT_PATH
 from nightjar.deployments.configuration.findings import shown
 from nightjar.deployments.configuration.migration import MigrationError
+from nightjar.deployments.configuration.text_edits import OTHER_LINE_BREAKS
 from nightjar.deployments.configuration.vllm_names import ENGINE_ARGUMENTS, FLAGS, LISTS, SERVER_ARGUMENTS, TEXTS, VLLM_VERSION
 from nightjar.deployments.llm_config import ASSUMED_MAX_NUM_SEQS, num_workers
 
@@ -36,7 +37,6 @@ _ALIASES: Final = {
     "-cc": "compilation_config",
     "-ac": "attention_config",
 }
-_OTHER_LINE_BREAKS: Final = ("\x85", "\u2028", "\u2029")
 _NUMBERS: Final = ("max_num_seqs", "tensor_parallel_size", "pipeline_parallel_size")
 """What the config is made with."""
 _HTTP_OPTIONS: Final = ("host", "port", "root_path", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs")
@@ -109,8 +109,9 @@ def config_to_command(text: str) -> str | None:
 
 def parse_command(text: str) -> VllmCommand:
     """Read a command line. Raises CommandError."""
+    plain = _without_comments(re.sub(r"\\\r?\n", " ", text))
     try:
-        words = shlex.split(_without_comments(re.sub(r"\\\r?\n", " ", text)))
+        words = shlex.split(plain)
     except ValueError as error:
         raise CommandError(1, f"not a shell command ({error}); close its quotes") from error
     environment = {}
@@ -147,7 +148,7 @@ def _without_comments(text: str) -> str:
             raise CommandError(1, f"{shown(text[place : place + 16])}: a shell puts something else there; write that itself")
         if mark in "&|;<>" and not quote:
             raise CommandError(1, f"{mark}: what a shell does beside the server; write the command alone, quotes round a value")
-        if mark in _OTHER_LINE_BREAKS:
+        if mark in OTHER_LINE_BREAKS:
             raise CommandError(1, f"{mark!r}: ends a line in YAML, and not in a shell; take it out")
         if mark in "\"'" and quote in ("", mark):
             quote = "" if quote else mark

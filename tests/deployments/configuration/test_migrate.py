@@ -223,6 +223,7 @@ def test_a_command_that_cannot_be_carried_over_is_refused(command: str, message:
     with pytest.raises(MigrationError) as refused:
         parse_command(command)
     assert message in str(refused.value)
+    assert ("close its quotes" in str(refused.value)) == (command == "vllm serve 'm")
 
 
 def test_a_command_is_read_as_a_shell_reads_it() -> None:
