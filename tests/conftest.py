@@ -1,14 +1,17 @@
-"""What every test needs."""
+"""What every test needs, and how slow tests are dealt out to workers."""
 
 from __future__ import annotations
 
 import asyncio
 
+import pytest
 from hypothesis import settings
 
 # How long an example takes says nothing about the code on a machine that also runs engines.
 settings.register_profile("nightjar", deadline=None)
 settings.load_profile("nightjar")
+
+SLOW_MARKERS = ("engine", "ray", "command", "long")
 
 
 def pytest_configure() -> None:
@@ -18,3 +21,11 @@ def pytest_configure() -> None:
     its ResourceWarning then fails whichever test runs when it is collected. A loop set to None is an error that it handles.
     """
     asyncio.set_event_loop(None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one module that share a cluster or an engine run in one worker (`--dist loadgroup`)."""
+    for item in items:
+        if any(item.get_closest_marker(name) for name in SLOW_MARKERS) and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
