@@ -95,7 +95,7 @@ page: $(INSTALLED) $(NIGHTJAR_BROWSER) ## the operator's page in a real browser
 	NIGHTJAR_BROWSER=$(abspath $(NIGHTJAR_BROWSER)) $(BIN)/pytest tests/cluster/page
 
 bench-step: $(INSTALLED) ## added time of the scheduler hook per step
-	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_step
+	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_step $(ARGS)
 
 bench-policy: $(INSTALLED) ## the planner against every rival in virtual time (less than 30 minutes on two cores)
 	$(BIN)/nightjar simulate $(ARGS)
@@ -104,7 +104,7 @@ bench-scale: $(INSTALLED) ## decision time and memory of the policy for thousand
 	$(BIN)/python -m tests.benchmarks.bench_scale $(ARGS)
 
 bench-model: $(INSTALLED) ## the planner's model of step times against simpler ones
-	$(BIN)/python -m tests.benchmarks.bench_step_time
+	$(BIN)/python -m tests.benchmarks.bench_model $(ARGS)
 
 bench-engine: $(INSTALLED) ## OFF, crossover, restarts, simulator and KV pressure on real engines, on one pinned core
 	$(QUIET) $(BIN)/python -m tests.benchmarks.engine $(ARGS)

@@ -3,19 +3,16 @@
 Three measurements around policy.fleet with coarse engines, in one process that collects garbage as the policy actor's does, and
 without a network: the time of a tick for 1,000 replicas in 1, 20 and 1,000 groups (taking in one report of each, and one decision
 for all); memory per replica, early and late, at two fleet sizes (INV-8: it neither grows with time nor faster than the fleet); and
-a run of 2,000 replicas in 20 groups until they run the K of the best true goodput. Prints against the aim and never fails on
-timing.
+a run of 2,000 replicas in 20 groups until they run the K of the best true goodput. A missed bar fails the bench with --strict only.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import random
 import statistics
-import sys
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,22 +20,30 @@ from time import perf_counter
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table as RichTable
 
 from nightjar.cluster.garbage import collect_seldom
+from nightjar.loadtests.bench_summary import Effort, StrictOption
+from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.loadtests.simulation.profiles import Mechanics, read_profile
 from nightjar.loadtests.simulation.service.lengths import SHAREGPT
 from nightjar.policy.fleet import FleetState, decide, empty_fleet, observe
 from nightjar.policy.settings import OperatorSettings, parse_operator_settings
 from tests.benchmarks.coarse_engine import CoarseEngine
+from tests.benchmarks.measuring.outcome import Outcome
+from tests.benchmarks.measuring.run import BenchRun
+from tests.benchmarks.measuring.statistics import range_of
 
 OUTPUT: Final = Path("runs/scale/latest")
 PROFILE: Final = "llama-8b-eagle"
 BATCHES: Final = (1, 3, 8, 20, 50, 100, 200)
 AIM_MS: Final = 100.0
+REPLICAS: Final = 1000
+LARGE: Final = 2000
+TICKS: Final = 20
+LEARNING_GROUPS: Final = 20
+SECTIONS: Final = ("decisions", "memory", "learning")
 AUTO: Final = parse_operator_settings({"mode": "auto"})
 
 
@@ -76,47 +81,26 @@ class Fleet:
 
 
 def main(
-    replicas: Annotated[int, typer.Option(help="Replicas whose decisions are timed.", min=20)] = 1000,
-    large: Annotated[int, typer.Option(help="Replicas of the run that learns.", min=20)] = 2000,
-    ticks: Annotated[int, typer.Option(help="Timed ticks of each measurement.", min=5)] = 20,
+    replicas: Annotated[int, typer.Option(help="Replicas whose decisions are timed.", min=20)] = REPLICAS,
+    large: Annotated[int, typer.Option(help="Replicas of the run that learns.", min=20)] = LARGE,
+    ticks: Annotated[int, typer.Option(help="Timed ticks of each measurement.", min=5)] = TICKS,
     seed: Annotated[int, typer.Option(help="Seed of noise, acceptance and exploration.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for ticks.jsonl and summary.json.")] = OUTPUT,
     often: Annotated[bool, typer.Option("--often", help="Collect garbage as often as CPython does by itself.")] = False,
+    strict: StrictOption = False,
 ) -> None:
-    """Decision time and memory of the policy at the size of a fleet."""
-    console = Console()
-    console.print(f"seed {seed}, {replicas} replicas, profile {PROFILE}, Python {sys.version.split()[0]}")
+    """Decision time and memory of the policy at the size of a fleet. With fewer replicas or ticks it is no whole run."""
+    is_whole = replicas >= REPLICAS and large >= LARGE and ticks >= TICKS and not often
+    effort: Effort = "whole" if is_whole else "partial"
+    subject = f"policy.fleet alone, {replicas} replicas of {PROFILE}, {large} that learn"
+    run = BenchRun("scale", seeds=[seed], sections=SECTIONS, output=output, effort=effort, subject=subject)
     if not often:
         collect_seldom()
-    rows: list[dict[str, float]] = []
-    for groups in (1, 20, replicas):
-        rows += time_ticks(replicas, groups, ticks, seed)
-    memory = [measure_memory(size, seed) for size in (replicas // 2, replicas)]
-    learning = learn(large, 20, seed, console)
-    summary = {
-        "seed": seed,
-        "replicas": replicas,
-        "collects_garbage_often": often,
-        "aim_ms": AIM_MS,
-        "decisions": [summarize(rows, groups) for groups in (1, 20, replicas)],
-        "memory": memory,
-        "learning": learning,
-    }
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "ticks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    console.print(decision_table([summarize(rows, groups) for groups in (1, 20, replicas)]))
-    for entry in memory:
-        early, late = (
-            f"{entry[f'{when}_kib_per_replica']:.1f} KiB each after {entry[f'{when}_s']:.0f} s" for when in ("early", "late")
-        )
-        console.print(f"memory: {entry['replicas']:.0f} replicas take {early}, {late}")
-    console.print(
-        f"{large} replicas in 20 groups: {learning['at_best']:.1%} at the best K after {learning['ticks']:.0f} s, "
-        f"decision {learning['decide_ms_median']:.0f} ms, reports {learning['observe_ms_median']:.0f} ms a tick (medians), "
-        f"{learning['took_s']:.0f} s of wall time"
-    )
-    console.print(f"ticks and summary: {output}")
+    rows = {groups: time_ticks(replicas, groups, ticks, seed) for groups in (1, 20, replicas)}
+    run.found("decisions", judge_decisions(rows, replicas))
+    run.found("memory", judge_memory([measure_memory(size, seed) for size in (replicas // 2, replicas)]))
+    run.found("learning", judge_learning(learn(large, LEARNING_GROUPS, seed)))
+    raise typer.Exit(run.end(strict=strict))
 
 
 def make_fleet(replicas: int, groups: int, seed: int) -> Fleet:
@@ -167,10 +151,10 @@ def _state_kib(replicas: int, seed: int, ticks: int) -> float:
     return freed / replicas / 1024
 
 
-def learn(replicas: int, groups: int, seed: int, console: Console, seconds: int = 60) -> dict[str, float]:
+def learn(replicas: int, groups: int, seed: int, seconds: int = 60) -> dict[str, float]:
     """Run a large fleet from nothing; how many of its engines end at a good K."""
     fleet, began = make_fleet(replicas, groups, seed), perf_counter()
-    took = [fleet.tick() for _ in track(range(seconds), description=f"{replicas} replicas", console=console, transient=True)]
+    took = [fleet.tick() for _ in track(range(seconds), description=f"{replicas} replicas", transient=True)]
     return {
         "replicas": float(replicas),
         "groups": float(groups),
@@ -182,26 +166,66 @@ def learn(replicas: int, groups: int, seed: int, console: Console, seconds: int 
     }
 
 
-def summarize(rows: Sequence[dict[str, float]], groups: int) -> dict[str, float]:
-    """Median and worst tick in milliseconds."""
-    mine = [row for row in rows if row["groups"] == groups]
-    summary: dict[str, float] = {"groups": groups}
-    for name in ("observe_ms", "decide_ms"):
-        summary[f"{name}_median"] = statistics.median(row[name] for row in mine)
-        summary[f"{name}_max"] = max(row[name] for row in mine)
-    return summary
+def judge_decisions(rows: Mapping[int, Sequence[Mapping[str, float]]], replicas: int) -> Outcome:
+    """A bar for each number of groups, from rows by that number: the median decision for all replicas."""
+    outcome, lines = Outcome(), list[Sequence[str]]()
+    outcome.rows["ticks"] = [dict(row) for measured in rows.values() for row in measured]
+    for groups, measured in rows.items():
+        decide, observe = ([row[name] for row in measured] for name in ("decide_ms", "observe_ms"))
+        named = {1: "one_group", replicas: "own_groups"}.get(groups, f"{groups}_groups")
+        bar = Bar(
+            name=f"decision_ms_{named}",
+            meaning="milliseconds of one decision for all replicas, median over ticks",
+            direction="at most",
+            limit=AIM_MS,
+            value=statistics.median(decide),
+            interval=range_of(decide, "ticks"),
+            at=f"{replicas} replicas, {named.replace('_', ' ')}",
+            cells=len(measured),
+        )
+        outcome.bars.append(bar)
+        outcome.facts[named] = {"reports_ms_median": statistics.median(observe), "reports_ms_max": max(observe)}
+        values = (statistics.median(observe), max(observe), statistics.median(decide), max(decide), bar.limit)
+        lines.append([str(groups), *(f"{value:.1f}" for value in values), bar.verdict])
+    title = "Milliseconds per tick: one report of every replica taken in, one decision for all"
+    outcome.tables.append((title, ("groups", "reports", "max", "decision", "max", "wanted", "decision"), lines))
+    return outcome
 
 
-def decision_table(summaries: Sequence[dict[str, float]]) -> RichTable:
-    """The summary for people."""
-    table = RichTable(title="Milliseconds per tick: one report of every replica taken in, one decision for all")
-    for column in ("groups", "reports", "max", "decision", "max", "aim", "decision"):
-        table.add_column(column, justify="right")
-    for entry in summaries:
-        verdict = "within" if entry["decide_ms_median"] <= AIM_MS else "above"
-        values = (entry[f"{name}_{which}"] for name in ("observe_ms", "decide_ms") for which in ("median", "max"))
-        table.add_row(f"{entry['groups']:.0f}", *(f"{value:.1f}" for value in values), f"{AIM_MS:.0f}", verdict)
-    return table
+def judge_memory(measured: Sequence[Mapping[str, float]]) -> Outcome:
+    """What a replica's share of the state weighs in the largest fleet, late; and how that compares with early."""
+    *_, largest = measured
+    growth = largest["late_kib_per_replica"] / largest["early_kib_per_replica"]
+    bar = Bar(
+        name="memory_kib_per_replica",
+        meaning="KiB of the policy's state for each replica (INV-8: neither with time nor faster than the fleet)",
+        direction="stated",
+        value=largest["late_kib_per_replica"],
+        at=f"{largest['replicas']:.0f} replicas after {largest['late_s']:.0f} s, {growth:.2f} times that after "
+        f"{largest['early_s']:.0f} s",
+        cells=len(measured),
+    )
+    lines = [
+        [f"{one['replicas']:.0f}", *(f"{one[f'{when}_kib_per_replica']:.1f}" for when in ("early", "late"))] for one in measured
+    ]
+    heading = ("replicas", f"after {largest['early_s']:.0f} s", f"after {largest['late_s']:.0f} s")
+    return Outcome(bars=[bar], facts={"sizes": list(measured)}, tables=[("KiB of state per replica", heading, lines)])
+
+
+def judge_learning(learned: dict[str, float]) -> Outcome:
+    """Share of a large fleet that ends at a good K."""
+    bar = Bar(
+        name="learned_share_at_best",
+        meaning="share of a large fleet's engines whose K has at least 0.98 of the best true goodput",
+        direction="stated",
+        value=learned["at_best"],
+        at=f"{learned['replicas']:.0f} replicas in {learned['groups']:.0f} groups after {learned['ticks']:.0f} s",
+        cells=int(learned["replicas"]),
+    )
+    told = [f"{learned[name]:.0f}" for name in ("replicas", "groups", "ticks", "decide_ms_median", "observe_ms_median", "took_s")]
+    heading = ("replicas", "groups", "seconds", "decision ms", "reports ms", "wall s", "at the best K")
+    table = ("A large fleet learns from nothing (medians of ticks)", heading, [[*told, f"{learned['at_best']:.1%}"]])
+    return Outcome(bars=[bar], facts=dict(learned), tables=[table])
 
 
 @lru_cache(maxsize=1)

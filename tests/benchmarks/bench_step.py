@@ -1,82 +1,91 @@
 """`make bench-step`: what Nightjar adds to one scheduler step, beside vLLM's own scheduler, without an engine.
 
-Two schedulers, stock and steered, run the same pure decode steps alternately in one process, in an order that a seed draws.
-Timed are `schedule` and `update_from_output`; the model's output is made up in between. Also timed, inside the steered
-one, is the time in our own hooks, which is what the aim is about: differences of whole steps carry the noise of vLLM's part.
-Prints against the aim and never fails on timing.
+Two schedulers, stock and steered, run the same pure decode steps alternately in one process, in an order that a seed draws. Timed
+are `schedule`, `update_from_output` and `update_draft_token_ids`; the model's output is made up in between. Also timed, inside the
+steered one, is every hook that SteeredScheduler calls in a step (lending of the draft's memory, off by default, is off here): the
+bars are about those, since differences of whole steps carry the noise of vLLM's part. A missed bar fails the bench with --strict.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import random
 import statistics
-import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Annotated, Any, Final
 
+import numpy as np
 import typer
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table as RichTable
 
+from nightjar.loadtests.bench_summary import StrictOption
+from nightjar.loadtests.simulation.evidence.bars import Bar, Interval
 from nightjar.policy.records import Mode, Settings, SettingsVersion, Table, TableRow
+from tests.benchmarks.measuring.outcome import Outcome
+from tests.benchmarks.measuring.run import BenchRun
+from tests.benchmarks.measuring.statistics import RESAMPLES, interval_of_resamples
 
 OUTPUT: Final = Path("runs/step/latest")
 BATCH_SIZES: Final = (1, 32, 256)
+STEPS: Final = 400
 MAX_NUM_SPECULATIVE_TOKENS: Final = 5
 AIM_FIXED_US: Final = 20.0
 AIM_PER_REQUEST_US: Final = 0.3
 WARM_UP_STEPS: Final = 50
-HOOKS: Final = ("before_step", "verified", "after_step")
+LOOP_HOOKS: Final = ("room", "before_step", "verified", "after_step")
+"""Of the step loop, in the order of a step."""
+SCHEDULER_HOOKS: Final = ("_limit_drafts",)
+"""Of the scheduler itself: it calls the loop's `draft_limits`, and shortens rows by what that says."""
+HOOKS: Final = (*LOOP_HOOKS, *SCHEDULER_HOOKS)
 
 
 class HookTimer:
-    """Sums the time spent in a step loop's hooks since it was last read."""
+    """Sums the time spent in each hook since it was last read."""
 
-    def __init__(self, loop: Any) -> None:
-        self._nanoseconds = 0
-        for hook in HOOKS:
-            setattr(loop, hook, self._timed(getattr(loop, hook)))
+    def __init__(self, scheduler: Any) -> None:
+        self._nanoseconds = dict.fromkeys(HOOKS, 0)
+        for owner, hooks in ((scheduler.nightjar, LOOP_HOOKS), (scheduler, SCHEDULER_HOOKS)):
+            for hook in hooks:
+                setattr(owner, hook, self._timed(hook, getattr(owner, hook)))
 
-    def take_us(self) -> float:
-        taken, self._nanoseconds = self._nanoseconds, 0
-        return taken / 1e3
+    def take_us(self) -> dict[str, float]:
+        taken = {hook: nanoseconds / 1e3 for hook, nanoseconds in self._nanoseconds.items()}
+        self._nanoseconds = dict.fromkeys(HOOKS, 0)
+        return taken
 
-    def _timed(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+    def _timed(self, hook: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any) -> Any:
             began = perf_counter_ns()
-            found = hook(*arguments)
-            self._nanoseconds += perf_counter_ns() - began
+            found = call(*arguments)
+            self._nanoseconds[hook] += perf_counter_ns() - began
             return found
 
         return timed
 
 
 def main(
-    steps: Annotated[int, typer.Option(help="Measured steps per batch size.", min=10)] = 400,
+    steps: Annotated[
+        int, typer.Option(help="Measured steps per batch size; fewer than the default are no whole run.", min=10)
+    ] = STEPS,
     seed: Annotated[int, typer.Option(help="Draws which scheduler goes first and which drafts are accepted.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for steps.jsonl and summary.json.")] = OUTPUT,
+    strict: StrictOption = False,
 ) -> None:
     """Measure the added time per scheduler step at decode batches of 1, 32 and 256."""
-    console = Console()
-    console.print(f"seed {seed}, {steps} steps per batch size, K = {MAX_NUM_SPECULATIVE_TOKENS}, Python {sys.version.split()[0]}")
-    rows = [row for batch_size in BATCH_SIZES for row in measure(batch_size, steps, random.Random(seed))]
-    summary = [summarize(batch_size, [row for row in rows if row["batch_size"] == batch_size]) for batch_size in BATCH_SIZES]
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (output / "summary.json").write_text(json.dumps({"seed": seed, "steps": steps, "batches": summary}, indent=2) + "\n")
-    console.print(as_table(summary))
-    console.print(f"rows and summary: {output}")
+    subject = f"pure decode steps, K = {MAX_NUM_SPECULATIVE_TOKENS}, {steps} steps per batch size, scheduler alone"
+    effort = "whole" if steps >= STEPS else "partial"
+    run = BenchRun("step", seeds=[seed], sections=["hooks"], output=output, effort=effort, subject=subject)
+    rows = {batch_size: measure(batch_size, steps, random.Random(seed)) for batch_size in BATCH_SIZES}
+    run.found("hooks", judge(rows, seed))
+    raise typer.Exit(run.end(strict=strict))
 
 
 def measure(batch_size: int, steps: int, rng: random.Random) -> list[dict[str, float]]:
-    """One row a step: microseconds of the stock step, of the steered step, and in our hooks."""
+    """One row a step: microseconds of the stock step, of the steered step, in each of our hooks and in all of them."""
     from vllm.v1.core.sched.scheduler import Scheduler
 
     from nightjar.deployments.engine.scheduler import SteeredScheduler
@@ -84,7 +93,7 @@ def measure(batch_size: int, steps: int, rng: random.Random) -> list[dict[str, f
     with tempfile.TemporaryDirectory() as folder:
         stock, steered = (_start(cls, batch_size, Path(folder)) for cls in (Scheduler, SteeredScheduler))
     _steer(steered, batch_size)
-    timer = HookTimer(steered.nightjar)
+    timer = HookTimer(steered)
     gc.collect()
     gc.freeze()
     rows = []
@@ -93,39 +102,54 @@ def measure(batch_size: int, steps: int, rng: random.Random) -> list[dict[str, f
         took: dict[str, float] = {}
         for name, scheduler in rng.sample([("stock_us", stock), ("steered_us", steered)], 2):
             took[name] = _step_us(scheduler, acceptance)
-        took["hooks_us"] = timer.take_us()
+        hooks = timer.take_us()
         if number >= 0:
-            rows.append({"batch_size": batch_size, "step": number, **took})
+            took |= {f"{hook.lstrip('_')}_us": spent for hook, spent in hooks.items()}
+            rows.append({"batch_size": batch_size, "step": number, **took, "hooks_us": sum(hooks.values())})
     if steered.nightjar.fault:
         raise SystemExit(f"the step loop failed: {steered.nightjar.fault}")
     return rows
 
 
-def summarize(batch_size: int, rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Medians and 99th percentiles in microseconds, beside the aim."""
-    summary: dict[str, float] = {"batch_size": batch_size, "aim_us": AIM_FIXED_US + AIM_PER_REQUEST_US * batch_size}
-    for name in ("stock_us", "steered_us", "hooks_us"):
-        values = [row[name] for row in rows]
-        summary[f"{name}_median"] = statistics.median(values)
-        summary[f"{name}_p99"] = statistics.quantiles(values, n=100)[98]
-    added = [row["steered_us"] - row["stock_us"] for row in rows]
-    summary["added_us_median"] = statistics.median(added)
-    summary["added_us_p99"] = statistics.quantiles(added, n=100)[98]
-    return summary
+def judge(rows: Mapping[int, Sequence[Mapping[str, float]]], seed: int) -> Outcome:
+    """A bar a batch size, and the table, from rows by batch size."""
+    outcome = Outcome()
+    outcome.rows["steps"] = [dict(row) for measured in rows.values() for row in measured]
+    columns = [*(f"{hook.lstrip('_')}_us" for hook in HOOKS), "hooks_us", "stock_us", "steered_us"]
+    lines: list[Sequence[str]] = []
+    for batch_size, measured in rows.items():
+        medians = {column: statistics.median(row[column] for row in measured) for column in columns}
+        added = [row["steered_us"] - row["stock_us"] for row in measured]
+        hooks = [row["hooks_us"] for row in measured]
+        p99 = statistics.quantiles(hooks, n=100)[98]
+        bar = Bar(
+            name=f"hooks_us_batch_{batch_size}",
+            meaning="microseconds that all hooks of a scheduler step take, median over steps",
+            direction="at most",
+            limit=AIM_FIXED_US + AIM_PER_REQUEST_US * batch_size,
+            value=medians["hooks_us"],
+            interval=_median_interval(hooks, seed),
+            at=f"batch {batch_size}, {len(measured)} steps",
+            cells=len(measured),
+        )
+        outcome.bars.append(bar)
+        outcome.facts[f"batch {batch_size}"] = {
+            **{f"{column}_median": round(median, 2) for column, median in medians.items()},
+            "hooks_us_p99": round(p99, 2),
+            "added_us_median": round(statistics.median(added), 2),
+        }
+        lines.append([
+            str(batch_size), *(f"{medians[column]:.1f}" for column in columns), f"{statistics.median(added):.1f}", f"{p99:.1f}",
+            f"{bar.limit:.1f}",
+        ])  # fmt: skip
+    heading = ("batch", *(column.removesuffix("_us").replace("_", " ") for column in columns), "added", "hooks p99", "hooks' limit")
+    outcome.tables.append(("Microseconds per scheduler step: medians, and a 99th percentile", heading, lines))
+    return outcome
 
 
-def as_table(summary: Sequence[dict[str, float]]) -> RichTable:
-    """The summary for people."""
-    table = RichTable(title="Microseconds per scheduler step: medians, and 99th percentiles where they are named")
-    columns = ("batch", "stock", "steered", "hooks", "hooks p99", "added", "added p99", "aim", "hooks")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for entry in summary:
-        measured = ("stock_us_median", "steered_us_median", "hooks_us_median", "hooks_us_p99", "added_us_median", "added_us_p99")
-        keys = (*measured, "aim_us")
-        verdict = "within" if entry["hooks_us_median"] <= entry["aim_us"] else "above"
-        table.add_row(f"{entry['batch_size']:.0f}", *(f"{entry[key]:.1f}" for key in keys), verdict)
-    return table
+def _median_interval(values: Sequence[float], seed: int) -> Interval:
+    drawn = np.random.default_rng(seed).choice(np.asarray(values), size=(RESAMPLES, len(values)))
+    return interval_of_resamples(np.median(drawn, axis=1), f"{len(values)} steps")
 
 
 def _start(scheduler_class: type[Any], batch_size: int, folder: Path) -> Any:
@@ -157,7 +181,9 @@ def _steer(scheduler: Any, batch_size: int) -> None:
 
 
 def _step_us(scheduler: Any, acceptance: float) -> float:
-    from tests.engine.scheduler_harness import hand_over_drafts, model_output
+    from vllm.v1.outputs import DraftTokenIds
+
+    from tests.engine.scheduler_harness import TOKEN, model_output
 
     began = perf_counter_ns()
     output = scheduler.schedule()
@@ -166,8 +192,12 @@ def _step_us(scheduler: Any, acceptance: float) -> float:
     answered = perf_counter_ns()
     scheduler.update_from_output(output, answer)
     updated = perf_counter_ns()
-    hand_over_drafts(scheduler, output)
-    return (scheduled - began + updated - answered) / 1e3
+    names = list(output.num_scheduled_tokens)
+    drafts = DraftTokenIds(names, [[TOKEN] * output.num_spec_tokens_to_schedule for _ in names])
+    handed_over = perf_counter_ns()
+    scheduler.update_draft_token_ids(drafts)
+    limited = perf_counter_ns()
+    return (scheduled - began + updated - answered + limited - handed_over) / 1e3
 
 
 if __name__ == "__main__":

@@ -11,15 +11,26 @@ from typing import cast
 
 import pytest
 
+from nightjar.loadtests.simulation.evidence.bars import Interval
 from nightjar.policy.catch_up import CatchUpCost
 from tests.benchmarks.engine import changing_load
-from tests.benchmarks.engine.changing_load import BURST_ROWS, LONG_ROWS, ChangingLoad, Run, planner_over, play, speed_of
-from tests.benchmarks.engine.crossover import Cells
+from tests.benchmarks.engine.changing_load import (
+    BURST_ROWS,
+    LONG_ROWS,
+    ChangingLoad,
+    Run,
+    planner_over,
+    play,
+    ratios_by_round,
+    speed_of,
+)
+from tests.benchmarks.engine.crossover import Cells, crossover_bars, over_best
 from tests.benchmarks.engine.effort import FULL, Load
 from tests.benchmarks.engine.engines import Engine
 from tests.benchmarks.engine.fixture import ARMS, DISTINCT_QUESTIONS
 from tests.benchmarks.engine.fleet_link import FleetLink
 from tests.benchmarks.engine.measured import (
+    AUTO,
     Segment,
     acceptance_counts,
     arm_name,
@@ -36,7 +47,6 @@ from tests.benchmarks.engine.step_record import RowStep, Step, core_share, token
 from tests.benchmarks.engine.step_times import fitted_step_times
 from tests.benchmarks.measuring import statistics
 from tests.benchmarks.measuring.repeats import Repeats
-from tests.benchmarks.measuring.statistics import Interval
 
 LINE = CatchUpCost(step_seconds=0.02, token_seconds=0.001)
 OFF_SECONDS = 0.2
@@ -89,19 +99,25 @@ def test_an_interval_of_groups_holds_the_truth_and_narrows_with_more_pairs() -> 
     def groups(pairs: int) -> dict[int, list[float]]:
         return {batch: [0.98 * rng.lognormvariate(0.0, 0.05) for _ in range(pairs)] for batch in (1, 4, 16)}
 
-    few, many = (statistics.interval_of_groups(groups(pairs), seed=0) for pairs in (8, 200))
+    few, many = (statistics.interval_of_groups(groups(pairs), 0, "pairs") for pairs in (8, 200))
     assert many.low < 0.98 < many.high
     assert many.width < few.width
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:
     groups = {1: [0.9, 1.0, 1.1], 4: [1.0, 1.05, 1.2]}
-    assert statistics.interval_of_groups(groups, 7) == statistics.interval_of_groups(groups, 7)
+    assert statistics.interval_of_groups(groups, 7, "pairs") == statistics.interval_of_groups(groups, 7, "pairs")
 
 
 def test_a_ratio_of_two_samples_is_resampled_around_its_value() -> None:
-    interval = statistics.resampled([2.0, 2.2, 1.8, 2.0], [1.0, 1.1, 0.9, 1.0], lambda one, other: sum(one) / sum(other), 0)
+    one, other = [2.0, 2.2, 1.8, 2.0], [1.0, 1.1, 0.9, 1.0]
+    interval = statistics.resampled(one, other, lambda one, other: sum(one) / sum(other), 0, "4 and 4 segments")
     assert interval.low < 2.0 < interval.high
+    assert interval.kind == "95 % by resampling 4 and 4 segments"
+
+
+def test_the_ends_of_a_few_rounds_are_told_as_their_range_and_not_as_an_interval_of_95_percent() -> None:
+    assert statistics.range_of([1.02, 0.99, 1.1], "rounds") == Interval(low=0.99, high=1.1, kind="range of 3 rounds")
 
 
 @pytest.mark.parametrize("rounds", [2, 5, 6])
@@ -123,7 +139,7 @@ def test_survival_never_rises_and_goes_on_where_nothing_was_seen() -> None:
 
 
 def test_the_width_of_an_interval_is_from_end_to_end() -> None:
-    assert Interval(0.96, 1.01).width == pytest.approx(0.05)
+    assert Interval(low=0.96, high=1.01, kind="range of 2 rounds").width == pytest.approx(0.05)
 
 
 def test_speed_is_tokens_over_time_and_not_a_mean_of_speeds() -> None:
@@ -173,13 +189,14 @@ def test_the_cost_of_restarts_is_predicted_for_the_half_that_did_not_teach() -> 
     dear = CatchUpCost(2 * LINE.step_seconds, 2 * LINE.token_seconds)
     alike = [restart(batch, off, 64) for batch in (4, 16) for off in (5, 20, 60) for _ in range(4)]
     changed = [restart(batch, off, 64, line) for batch in (4, 16) for off in (5, 20, 60) for line in (LINE, dear)]
-    assert len(cost_errors(alike)) == 6
-    assert median(cost_errors(alike).values()) < 0.2
-    assert median(cost_errors(changed).values()) == pytest.approx(0.5, abs=0.1)
+    for trimmed in (True, False):
+        assert len(cost_errors(alike, trimmed=trimmed)) == 6
+        assert median(cost_errors(alike, trimmed=trimmed).values()) < 0.2
+        assert median(cost_errors(changed, trimmed=trimmed).values()) == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.mark.parametrize("slow", [0, 3, 7])
-def test_a_machine_that_is_slow_for_a_while_and_bursts_in_a_restart_are_no_error_of_its_price(slow: int) -> None:
+def test_a_machine_that_is_slow_for_a_while_and_bursts_in_a_restart_are_no_error_of_the_middle_half(slow: int) -> None:
     rounds = []
     for number in range(8):
         for batch in (4, 16):
@@ -187,7 +204,42 @@ def test_a_machine_that_is_slow_for_a_while_and_bursts_in_a_restart_are_no_error
                 one = restart(batch, off, 64).times(1.8 if number == slow else 1.0)
                 burst = tuple(step._replace(seconds=3.0 * step.seconds) for step in one.catching_up)
                 rounds.append(replace(one, catching_up=burst) if number in {2, 5} else one)
-    assert max(cost_errors(rounds).values()) < 0.2
+    assert max(cost_errors(rounds, trimmed=True).values()) < 0.2
+
+
+def test_a_burst_in_a_restart_is_in_the_error_of_all_restarts() -> None:
+    rounds = []
+    for number in range(8):
+        one = restart(4, 20, 64)
+        burst = tuple(step._replace(seconds=3.0 * step.seconds) for step in one.catching_up)
+        rounds.append(replace(one, catching_up=burst) if number == 3 else one)
+    (error,), (error_of_all,) = (cost_errors(rounds, trimmed=trimmed).values() for trimmed in (True, False))
+    assert error < 0.1
+    assert error_of_all > 0.5
+
+
+def test_the_planner_over_the_best_k_is_told_at_the_acceptance_of_all_and_in_the_tokens_that_each_made() -> None:
+    cells = Cells()
+    for half in ("odd", "even"):
+        for _ in range(3):
+            lucky, unlucky = step(0.1, drafted=1, accepted=1), step(0.1, drafted=1)
+            cells.segments.append(Segment(8, AUTO, half, (lucky,) * 10))
+            cells.segments.append(Segment(8, "K=1", half, (lucky, unlucky) * 5))
+            cells.segments.append(Segment(8, "K=0", half, (step(0.1),) * 10))
+    found = over_best(cells, 8, ["K=0", "K=1"], seed=0)
+    assert found.best == "K=1"
+    expected, true = crossover_bars({8: found}, {8: 1})
+    assert (expected.name, expected.value) == ("adaptive_over_best_min", pytest.approx(1.0))
+    assert (true.name, true.value, true.verdict) == ("adaptive_over_best_min_true", pytest.approx(2.0 / 1.5), "stated")
+    assert expected.interval is not None
+    assert expected.interval.kind == "95 % by resampling 3 and 3 segments of that batch"
+
+
+def test_the_planner_over_the_best_single_k_has_the_range_of_its_rounds() -> None:
+    rounds = [(0, {"K=0": 10.0, "K=1": 20.0, "auto": 21.0}), (1, {"K=1": 10.0, "auto": 12.0})]
+    runs = [Run(number, arm, 10.0, int(10.0 * speed), 0, 1.0) for number, speeds in rounds for arm, speed in speeds.items()]
+    assert ratios_by_round(runs, "K=1") == pytest.approx([1.05, 1.2])
+    assert ratios_by_round(runs, "K=0") == pytest.approx([2.1])
 
 
 def test_step_times_between_the_measured_batches_follow_from_what_a_step_does() -> None:

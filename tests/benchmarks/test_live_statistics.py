@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("ray")
+
 from nightjar.loadtests.prompts import PromptsError
 from nightjar.loadtests.samples import StatusSample, Work
+from nightjar.loadtests.simulation.evidence.bars import Bar, Interval
 from nightjar.policy.records import DrafterState, EngineLoad, Mode, StepTotals
 from nightjar.policy.status import FleetStatus, PolicyStatus, ReplicaStatus
 from tests.benchmarks.live import categories
@@ -21,7 +24,7 @@ from tests.benchmarks.live.changing import Run, Runs, mirrored
 from tests.benchmarks.live.cold import ALONE, TOGETHER, ColdRun, judge_cold
 from tests.benchmarks.live.effort import SteadyLoad
 from tests.benchmarks.live.learning_loss import Moment, lost_tokens, steady_from_s
-from tests.benchmarks.live.paired import Speed, UpperEndBar, paired_ratio
+from tests.benchmarks.live.paired import Speed, paired_ratio
 from tests.benchmarks.live.playing import Window, window
 from tests.benchmarks.live.steady import Half, Segment, Segments
 from tests.benchmarks.live.stock_table import tuned_table
@@ -95,10 +98,11 @@ def test_a_ratio_weighs_rounds_by_their_work_and_is_the_same_for_the_same_seed()
     assert ratio == paired_ratio(pairs, seed=3)
     assert ratio.interval.low == pytest.approx(1.0)
     assert ratio.interval.high == pytest.approx(2.0)
+    assert ratio.interval.kind == "95 % by resampling 2 rounds, each with both arms"
 
 
 def test_a_bar_of_an_upper_end_is_missed_only_where_the_whole_interval_is_below() -> None:
-    bar = UpperEndBar(name="b", meaning="m", direction="at least", limit=0.98, value=0.97, upper_end=0.985)
+    bar = Bar(name="b", meaning="m", direction="at least", limit=0.98, value=0.97, judged="upper end", upper_end=0.985)
     assert bar.passed
     assert not bar.model_copy(update={"upper_end": 0.979}).passed
     assert bar.model_copy(update={"upper_end": None}).passed is None
@@ -173,18 +177,20 @@ def cold_run(kind: str, name: str, slow_s: float, total_s: float = 20.0) -> Cold
 def test_replicas_that_learn_together_are_held_against_one_alone_by_what_each_loses() -> None:
     runs = [cold_run(ALONE, "first", 8.0), cold_run(TOGETHER, "first", 4.0), cold_run(TOGETHER, "second", 5.0)]
     outcome = judge_cold(runs, SPEEDS, seed=0)
-    (measured,) = outcome.bars
-    assert measured.bar.value == pytest.approx((4 * 20 + 5 * 20) / 2 / (8 * 20))
-    assert measured.bar.passed
+    (bar,) = outcome.bars
+    assert bar.value == pytest.approx((4 * 20 + 5 * 20) / 2 / (8 * 20))
+    assert bar.passed
+    assert bar.interval is not None
+    assert bar.interval.kind == "95 % by resampling 2 runs together and 1 alone"
     assert outcome.facts["lost_tokens_per_replica"] == {ALONE: [160.0], TOGETHER: [80.0, 100.0]}
     assert [row["steady_from_s"] for row in outcome.rows["cold"]] == [8.0, 4.0, 5.0]
     assert runs[0].seconds_by_length == {"K=1": 12.0, "K=5": 8.0}
 
 
 def test_where_one_alone_loses_nothing_there_is_no_ratio() -> None:
-    (measured,) = judge_cold([cold_run(ALONE, "first", 0.0), cold_run(TOGETHER, "first", 1.0)], SPEEDS, seed=0).bars
-    assert measured.bar.value is None
-    assert measured.bar.passed is None
+    (bar,) = judge_cold([cold_run(ALONE, "first", 0.0), cold_run(TOGETHER, "first", 1.0)], SPEEDS, seed=0).bars
+    assert (bar.value, bar.interval, bar.verdict) == (None, None, "no place")
+    assert "one alone lost nothing" in bar.at
 
 
 def test_events_that_hold_more_than_a_step_gives_are_left_out() -> None:
@@ -197,7 +203,7 @@ def test_acceptance_length_is_over_all_steps_and_its_interval_over_answers() -> 
     rich = Answer("first", 1, [Arrival(float(at), 4 * at - 3) for at in range(1, 12)])
     length, interval = acceptance_length([poor, rich], seed=0)
     assert length == pytest.approx((1 + 4) / 2)
-    assert interval == (1.0, 4.0)
+    assert interval == Interval(low=1.0, high=4.0, kind="95 % by resampling 2 answers")
     assert acceptance_length([Answer("first", 0)], seed=0)[0] == 1.0
 
 

@@ -46,6 +46,8 @@ NEVER_OFF: Final = "never-off"
 WARM: Final = "warm"
 ALL_PARTS: Final = "all parts"
 DAY_S: Final = 86_400.0
+LEAST_ALARM_DAYS: Final = 3.0
+"""Group-days without an alarm that show, at 95 %, that there is no more than one a day: exp(-3) is 0.05."""
 
 PAPER_PROFILES: Final = ("qwen-7b-0.5b-rtx4090", "vicuna-13b-68m-a100", "qwen-32b-0.5b-2xl20")
 """The paper's three pairs of models."""
@@ -80,6 +82,11 @@ def losses(rows: Iterable[RunRow]) -> list[Found]:
     """Every cell in which another planner, the oracle aside, made more than the fleet did: printed, never dropped."""
     lost = [one for found in rival_ratios(rows).values() for one in found if one.value < 1.0]
     return sorted(lost, key=lambda one: one.value)
+
+
+def over_rivals_bar(load: str = "") -> str:
+    """Name of the bar of the geometric mean per rival: of a load that has its own, or of all others."""
+    return f"{load.replace('-', '_') or FLEET}_over_rival_geomean_min"
 
 
 def _steady(rows: ByKind) -> list[Bar]:
@@ -157,13 +164,13 @@ def _rivals(rows: ByKind) -> list[Bar]:
     return [
         worst(Bar(name="fleet_over_rival_min", meaning=f"{meaning}: worst cell", direction="at least", limit=0.99), every),
         worst(
-            Bar(name="fleet_over_rival_geomean_min", meaning=f"{mean}: worst rival", direction="above", limit=1.0),
+            Bar(name=over_rivals_bar(), meaning=f"{mean}: worst rival", direction="above", limit=1.0),
             _geometric_means([row for row in mine if row.load not in unknown]),
         ),
         *(
             worst(
                 Bar(
-                    name=f"{load.replace('-', '_')}_over_rival_geomean_min",
+                    name=over_rivals_bar(load),
                     meaning=f"{mean}, {where}: worst rival",
                     direction="above",
                     limit=1.0,
@@ -269,16 +276,23 @@ def _drift(rows: ByKind) -> list[Bar]:
     alarms = Bar(
         name="false_alarms_per_day", meaning="trips of the guard in a group without drift, per day", direction="at most", limit=1.0
     )
-    if days > 0:
-        value = math.fsum(row.measures["false_alarms"] for row in watched) / days
-        at = f"{days:.1f} group-days of every run without drift"
-        alarms = alarms.model_copy(update={"value": value, "at": at, "cells": len(watched)})
+    seen = math.fsum(row.measures["false_alarms"] for row in watched)
+    if watched:
+        alarms = alarms.model_copy(update=_judged_alarms(seen, days) | {"cells": len(watched)})
     recovery = Bar(
         name="drift_recovery_s",
         meaning="acceptance halves in mid-run: virtual seconds until back to 0.95 of the oracle, slowest cell",
         direction="stated",
     )
     return [worst(recovery, _cell_means([row for row in rows.get("drift", ()) if row.planner == FLEET], "recovery_s")), alarms]
+
+
+def _judged_alarms(seen: float, days: float) -> dict[str, object]:
+    """Value and `at` of the bar. None seen in less than LEAST_ALARM_DAYS show nothing; one that was seen always counts."""
+    looked_at = f"{seen:.0f} in {days:.3g} group-days of runs without drift"
+    if days <= 0 or (not seen and days < LEAST_ALARM_DAYS):
+        return {"at": f"{looked_at}; {LEAST_ALARM_DAYS:g} without one are the least that show the limit"}
+    return {"value": seen / days, "at": looked_at}
 
 
 def _liar(rows: ByKind) -> list[Bar]:

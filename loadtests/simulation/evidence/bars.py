@@ -1,7 +1,8 @@
-"""What a bar is, and the arithmetic of cells that every bar shares; the bars themselves stand in bar_list.py.
+"""What a bar is, and the arithmetic of cells that every bar of the simulator shares; those bars stand in bar_list.py.
 
 A cell is one planner at one place; its value is the mean over seeds, and a bar takes the worst cell where it says `min`, never
-the average. A bar whose runs were not made has no value and did not pass, nor has one that none of its places is for.
+the average. A bar whose runs were not made has no value and did not pass, nor has one that none of its places is for. The benches
+on real engines use the same record.
 """
 
 from __future__ import annotations
@@ -12,48 +13,85 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
+from pydantic import computed_field
+
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.policy.records import Record
 
 Direction = Literal["at least", "at most", "above", "stated"]
-Verdict = Literal["reached", "MISSED", "stated", "no place", "not run"]
+Verdict = Literal["reached", "MISSED", "stated", "no place", "no value", "not run"]
+Judged = Literal["value", "upper end"]
+
+
+class Interval(Record):
+    """How far a value may be off. `kind` says where the two ends come from: a resampling of what, or the range of what."""
+
+    low: float
+    high: float
+    kind: str
+
+    @property
+    def width(self) -> float:
+        """From end to end."""
+        return self.high - self.low
+
+    def __str__(self) -> str:
+        return f"{self.low:.3f} to {self.high:.3f}"
 
 
 class Bar(Record):
     """One bar's outcome. `at` is the cell that decided it, or, where there is no value, why no place that ran decides it; `cells`
-    is how many were looked at, over `seeds` seeds each at least."""
+    is how many were looked at, over `seeds` seeds each at least.
+
+    judged     what is held against the limit: the value, or the upper end of an interval, so that only an interval that lies below
+               the limit whole misses it. `upper_end` is that end
+    is_due     whether the run was to give a value
+    """
 
     name: str
     meaning: str
     direction: Direction
     limit: float = 0.0
     value: float | None = None
+    interval: Interval | None = None
+    judged: Judged = "value"
+    upper_end: float | None = None
     at: str = ""
     cells: int = 0
     seeds: int = 0
+    is_due: bool = False
 
+    @computed_field
     @property
     def want(self) -> str:
         """What is wanted, in a few characters."""
         sign = {"at least": ">=", "at most": "<=", "above": ">"}.get(self.direction)
-        return f"{sign} {self.limit:g}" if sign else "stated"
+        which = "upper end " if self.judged == "upper end" else ""
+        return f"{which}{sign} {self.limit:g}" if sign else "stated"
 
     @property
     def passed(self) -> bool | None:
         """Whether it was reached; None where it was not measured or is only stated."""
-        if self.value is None or self.direction == "stated":
+        judged = self.upper_end if self.judged == "upper end" else self.value
+        if judged is None or self.direction == "stated":
             return None
-        reached = {"at least": self.value >= self.limit, "at most": self.value <= self.limit, "above": self.value > self.limit}
+        reached = {"at least": judged >= self.limit, "at most": judged <= self.limit, "above": judged > self.limit}
         return reached[self.direction]
 
+    @computed_field
     @property
     def verdict(self) -> Verdict:
-        """The outcome in a word or two."""
+        """The outcome in a word or two. `no value`: it was to be measured and was not, without a reason."""
         if self.value is None:
-            return "no place" if self.at else "not run"
+            return "no place" if self.at else "no value" if self.is_due else "not run"
         if self.passed is None:
             return "stated"
         return "reached" if self.passed else "MISSED"
+
+    @property
+    def is_missed(self) -> bool:
+        """Whether a strict run fails by it."""
+        return self.verdict in {"MISSED", "no value"}
 
 
 @dataclass(frozen=True, slots=True)

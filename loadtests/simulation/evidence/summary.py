@@ -2,51 +2,36 @@
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
-import numpy as np
-from pydantic import Field
-
+from nightjar.loadtests.bench_summary import BenchSummary, RunFacts, by_name
 from nightjar.loadtests.simulation.evidence.bar_list import compute_bars, losses
-from nightjar.loadtests.simulation.evidence.bars import Bar, Found
+from nightjar.loadtests.simulation.evidence.bars import Found
 from nightjar.loadtests.simulation.evidence.rows import RunRow, failures
-from nightjar.policy.records import Record
 
 US: Final = 1e6
 
 
-class SimulationSummary(Record):
-    """Everything that a run claims. `bars` is by name; `core_s` is the processor time of all runs, `took_s` that by the clock."""
+class SimulationSummary(BenchSummary):
+    """Everything that a run claims. `size` names its effort; `core_s` is the processor time of all runs."""
 
     size: str
-    experiments: tuple[str, ...]
     profiles: tuple[str, ...]
-    seeds: Mapping[str, tuple[int, ...]]
-    bars: Mapping[str, Bar]
     losses: tuple[Found, ...] = ()
     runs: int
     failed: int
     engine_steps: int
     core_s: float
-    took_s: float = 0.0
-    versions: Mapping[str, str] = Field(default_factory=dict)
-
-    @property
-    def missed(self) -> list[Bar]:
-        """Bars that were measured and not reached."""
-        return [bar for bar in self.bars.values() if bar.passed is False]
 
     @property
     def headline(self) -> str:
         """One line: how many bars were reached, and which were not."""
         judged = [bar for bar in self.bars.values() if bar.passed is not None]
-        missed = ", ".join(f"{bar.name} {bar.value:.4g} (wanted {bar.want})" for bar in self.missed)
+        missed = ", ".join(bar.name for bar in judged if not bar.passed)
         unmeasured = Counter(bar.verdict for bar in self.bars.values() if bar.value is None)
-        parts = [f"{len(judged) - len(self.missed)} of {len(judged)} bars reached"]
+        parts = [f"{sum(bar.passed is True for bar in judged)} of {len(judged)} bars reached"]
         if missed:
             parts.append(f"missed: {missed}")
         parts += [f"{count} {verdict}" for verdict, count in unmeasured.items()]
@@ -62,27 +47,25 @@ class SimulationSummary(Record):
         return (
             f"{self.runs} runs ({self.size}), profiles {', '.join(self.profiles)}; seeds: {seeds}; "
             f"{self.engine_steps:,} engine steps in {self.core_s:.0f} core-seconds ({step_us:.0f} microseconds per step); "
-            + ", ".join(f"{name} {number}" for name, number in self.versions.items())
+            + ", ".join(f"{name} {told}" for name, told in self.run.machine.items())
         )
 
 
 def summarise(
-    rows: Sequence[RunRow], size: str, experiments: Sequence[str], seeds: Mapping[str, tuple[int, ...]], took_s: float
+    rows: Sequence[RunRow], run: RunFacts, size: str, seeds: Mapping[str, tuple[int, ...]], due: Collection[str]
 ) -> SimulationSummary:
-    """The summary of these rows."""
+    """The summary of these rows. `due` names the bars that the run was to give a value."""
     return SimulationSummary(
-        size=size,
-        experiments=tuple(experiments),
-        profiles=tuple(dict.fromkeys(row.profile for row in rows)),
+        run=run,
         seeds=seeds,
-        bars={bar.name: bar for bar in compute_bars(rows)},
+        bars=by_name(bar.model_copy(update={"is_due": bar.name in due}) for bar in compute_bars(rows)),
+        size=size,
+        profiles=tuple(dict.fromkeys(row.profile for row in rows)),
         losses=tuple(losses(rows)),
         runs=len(rows),
         failed=len(failures(rows)),
         engine_steps=sum(row.steps for row in rows),
         core_s=round(sum(row.core_s for row in rows), 1),
-        took_s=round(took_s, 1),
-        versions={"nightjar": version("nightjar-serve"), "Python": platform.python_version(), "numpy": np.__version__},
     )
 
 

@@ -1,7 +1,7 @@
 """A whole run: the plan and its estimate, all cells over all cores, and what is written of it.
 
 The plan is printed before anything runs. Rows are on disk as soon as they are handed back; summary and report are written at the
-end, also after an interrupt, from the rows that there are.
+end, also after an interrupt, from the rows that there are; the summary then says that the run did not end.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Final
 
 from rich.console import Console
 
+from nightjar.loadtests.bench_summary import RunFacts
+from nightjar.loadtests.simulation.evidence.bar_list import OTHER_TEXTS, over_rivals_bar
 from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.policy_report import render_policy_report
 from nightjar.loadtests.simulation.evidence.result_table import RunProgress, rich_table
@@ -50,19 +52,35 @@ class Campaign:
         lines.append(("all", str(len(seen)), f"{total:.0f}", note))
         return Grid(f"Plan ({self.choice.effort.name})", ("experiment", "runs", "core-seconds", "question"), tuple(lines), note)
 
-    def run(self, folder: Path, console: Console) -> tuple[SimulationSummary, list[RunRow]]:
+    def due_bars(self) -> frozenset[str]:
+        """Bars that this campaign is to give a value, where its engines have places for them.
+
+        None where only some planners run: which bars need the others is not known here.
+        """
+        if self.choice.planners is not None:
+            return frozenset()
+        running = [experiment for experiment in self.experiments if any(wave(self.choice, ()) for wave in experiment.waves)]
+        bars = {bar for experiment in running for bar in experiment.bars}
+        if OTHER_TEXTS not in self.choice.loads:
+            bars.discard(over_rivals_bar(OTHER_TEXTS))
+        if not (set(self.choice.loads) - {OTHER_TEXTS} or self.choice.regimes or self.choice.trace):
+            bars.discard(over_rivals_bar())
+        return frozenset(bars)
+
+    def run(self, folder: Path, console: Console, facts: RunFacts) -> tuple[SimulationSummary, list[RunRow]]:
         """Run everything and write rows, summary and report into `folder`."""
         console.print(rich_table(self.plan()))
         seeds = ", ".join(f"{name} {span_of(values)}" for name, values in self.choice.effort.seeds.items())
         console.print(f"seeds: {seeds}", markup=False, highlight=False, soft_wrap=True)
         began_s = time.monotonic()
         rows: list[RunRow] = []
+        has_ended = False
         try:
             for wave in range(max(len(experiment.waves) for experiment in self.experiments)):
                 self._run_wave(wave, rows, folder, console)
+            has_ended = True
         finally:
-            took_s = time.monotonic() - began_s
-            summary = write_results(folder, rows, self.choice.effort.name, self.experiments, self.choice.effort.seeds, took_s)
+            summary = self._write(folder, rows, facts.after(time.monotonic() - began_s, has_ended=has_ended))
         return summary, rows
 
     def _run_wave(self, wave: int, rows: list[RunRow], folder: Path, console: Console) -> None:
@@ -83,17 +101,10 @@ class Campaign:
 
             run_cells(cells, self.jobs, finished)
 
-
-def write_results(
-    folder: Path,
-    rows: Sequence[RunRow],
-    size: str,
-    experiments: Sequence[Experiment],
-    seeds: dict[str, tuple[int, ...]],
-    took_s: float,
-) -> SimulationSummary:
-    """Write summary.json and report.html of these rows."""
-    summary = summarise(rows, size, [experiment.name for experiment in experiments], seeds, took_s)
-    (folder / SUMMARY).write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    (folder / REPORT).write_text(render_policy_report(summary, rows), encoding="utf-8")
-    return summary
+    def _write(self, folder: Path, rows: Sequence[RunRow], facts: RunFacts) -> SimulationSummary:
+        """Write summary.json and report.html of these rows."""
+        effort = self.choice.effort
+        summary = summarise(rows, facts, effort.name, effort.seeds, self.due_bars())
+        (folder / SUMMARY).write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (folder / REPORT).write_text(render_policy_report(summary, rows), encoding="utf-8")
+        return summary

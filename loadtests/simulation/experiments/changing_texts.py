@@ -47,5 +47,8 @@ def _picked(choice: Choice, rows: Sequence[RunRow]) -> list[Cell]:
 
 
 CHANGING = Experiment(
-    CHANGING_TEXTS, "texts that change: who finds out, against the best static planner and every rival", (_all_but_picked, _picked)
+    CHANGING_TEXTS,
+    "texts that change: who finds out, against the best static planner and every rival",
+    (_all_but_picked, _picked),
+    bars=("changing_texts_over_rival_geomean_min",),
 )

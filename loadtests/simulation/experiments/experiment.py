@@ -135,11 +135,15 @@ Wave = Callable[[Choice, Sequence[RunRow]], list[Cell]]
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """A name for `--only`, the question in a few words, and its waves of runs; a later wave sees the rows of those before."""
+    """A name for `--only`, the question in a few words, and its waves of runs; a later wave sees the rows of those before.
+
+    `bars` names those that its runs decide, where all planners run.
+    """
 
     name: str
     question: str
     waves: tuple[Wave, ...]
+    bars: tuple[str, ...] = ()
 
 
 def dataset_of(profile: Profile) -> Dataset:

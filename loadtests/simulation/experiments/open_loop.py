@@ -132,6 +132,14 @@ def _rivals_and_fleet(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
 
 
 OPEN_LOOP = Experiment(
-    "open-loop", "moving load: how much of the oracle's lead over the best static planner", (_picking_fleet_and_oracle, _picked)
+    "open-loop",
+    "moving load: how much of the oracle's lead over the best static planner",
+    (_picking_fleet_and_oracle, _picked),
+    bars=("fleet_headroom_min", "fleet_over_static_min"),
 )
-RIVAL = Experiment("rivals", "moving load: against every rival, on equal mechanics and as published", (_rivals_and_fleet,))
+RIVAL = Experiment(
+    "rivals",
+    "moving load: against every rival, on equal mechanics and as published",
+    (_rivals_and_fleet,),
+    bars=("fleet_over_rival_min", "fleet_over_rival_geomean_min", "other_texts_over_rival_geomean_min"),
+)

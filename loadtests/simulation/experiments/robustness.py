@@ -124,6 +124,11 @@ def lossy(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
     ]
 
 
-DRIFT = Experiment("drift", "acceptance halves in mid-run", (drifts,))
-LIAR = Experiment("liar", "one replica of sixteen lies", (liars,))
-LOSSY = Experiment("lossy", "the control plane loses, delays, reorders; the actor dies", (lossy,))
+DRIFT = Experiment("drift", "acceptance halves in mid-run", (drifts,), bars=("drift_recovery_s",))
+LIAR = Experiment("liar", "one replica of sixteen lies", (liars,), bars=("liar_changed", "sly_liar_changed"))
+LOSSY = Experiment(
+    "lossy",
+    "the control plane loses, delays, reorders; the actor dies",
+    (lossy,),
+    bars=("lossy_goodput_ratio", "budget_violations"),
+)

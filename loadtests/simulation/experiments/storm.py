@@ -169,4 +169,4 @@ def _batches(nominal: Nominal, fall: Fall) -> tuple[int, int]:
     return max(math.ceil(fall.rows_share * nominal.max_rows), 2), max(nominal.crossover_rows // 4, 1)
 
 
-STORM = Experiment("storm", "all replicas want their drafter back at once", (runs,))
+STORM = Experiment("storm", "all replicas want their drafter back at once", (runs,), bars=("storm_floor", "storm_total"))

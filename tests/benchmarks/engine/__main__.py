@@ -1,7 +1,8 @@
-"""`make bench-engine`: Nightjar's bars on real engines and one pinned core. Prints against the aims, never fails on timing.
+"""`make bench-engine`: Nightjar's bars on real engines and one pinned core.
 
 One run does everything, in this order: off, crossover (with the changing load), restarts, simulator, pressure. What a section needs
-from an earlier one is measured first, also where only the later one was asked for. Ends with exit code 1 only if something broke.
+from an earlier one is measured first, also where only the later one was asked for. Ends with exit code 1 if something broke, and
+with --strict if a bar was missed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Annotated, Final
 
 import typer
 
+from nightjar.loadtests.bench_summary import StrictOption
 from tests.benchmarks.engine.changing_load import ChangingLoad, Run
 from tests.benchmarks.engine.crossover import Cells, measure_crossover
 from tests.benchmarks.engine.effort import FULL, QUICK, Effort
@@ -23,7 +25,7 @@ from tests.benchmarks.engine.off import OffTimes, measure_off
 from tests.benchmarks.engine.pressure import measure_pressure
 from tests.benchmarks.engine.restarts import measure_restarts
 from tests.benchmarks.engine.simulator import PREDICTED_ARMS, held_against, measure_simulator
-from tests.benchmarks.measuring.run import BenchRun, sections_to_run
+from tests.benchmarks.measuring.run import BenchRun, effort_of, sections_to_run
 
 OUTPUT: Final = Path("runs/engine/latest")
 SECTIONS: Final = ("off", "crossover", "restarts", "simulator", "pressure")
@@ -96,13 +98,14 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help=f"Sections to run, of {', '.join(SECTIONS)}.")] = None,
     seed: Annotated[int, typer.Option(help="Draws every order; prompts and decoding are the same for any.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for summary.json, raw rows, charts and the fitted profile.")] = OUTPUT,
+    strict: StrictOption = False,
 ) -> None:
     """Measure OFF, the crossover, restarts, the simulator and KV pressure on real engines."""
     sections = sections_to_run(only, SECTIONS, NEEDS)
-    facts = {"fixture": says(), "machine": pinned_to()}
-    run = BenchRun(seed=seed, sections=sections, output=output, is_quick=quick, facts=facts)
+    effort = effort_of(sections, SECTIONS, is_quick=quick)
+    run = BenchRun("engine", seeds=[seed], sections=sections, output=output, effort=effort, subject=says(), machine=pinned_to())
     Bench(run, QUICK if quick else FULL).measure()
-    run.end()
+    raise typer.Exit(run.end(strict=strict))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from tests.benchmarks.engine.fixture import ARMS, MAX_NUM_SEQS, questions
 from tests.benchmarks.engine.fleet_link import FleetLink
 from tests.benchmarks.engine.measured import AUTO, arm_name
 from tests.benchmarks.engine.step_record import Step, core_share
-from tests.benchmarks.measuring.outcome import MeasuredBar, Outcome
+from tests.benchmarks.measuring.outcome import Outcome
+from tests.benchmarks.measuring.statistics import range_of
 
 LONG_ROWS: Final = 2
 BURST_ROWS: Final = MAX_NUM_SEQS - LONG_ROWS
@@ -151,23 +152,21 @@ class ChangingLoad:
 
 def _outcome(runs: Sequence[Run], best: str) -> Outcome:
     static = [arm_name(length) for length in ARMS]
-    times = sum(run.arm == best for run in runs)
+    by_round = ratios_by_round(runs, best)
     bar = Bar(
         name="adaptive_over_best_static",
         meaning="a load that crosses the crossover: tokens/s of the planner over those of the best single K, 0 included",
         direction="at least",
         limit=1.0,
         value=planner_over(runs, best),
-        at=f"best static {best}, {times} runs each",
-        cells=times,
+        interval=range_of(by_round, "rounds"),
+        at=f"best static {best}, {len(by_round)} runs each",
+        cells=len(by_round),
     )
-    outcome = Outcome(bars=[MeasuredBar(bar)])
+    outcome = Outcome(bars=[bar])
     outcome.facts["changing_load_tokens_per_s"] = {arm: round(speed_of(runs, arm), 3) for arm in (*static, AUTO)}
     outcome.facts["planner_over_each_under_the_changing_load"] = {arm: round(planner_over(runs, arm), 4) for arm in static}
-    outcome.facts["changing_load_ratio_by_run"] = [
-        round(mine.speed / static.speed, 4)
-        for mine, static in zip(*([run for run in runs if run.arm == arm] for arm in (AUTO, best)), strict=True)
-    ]
+    outcome.facts["changing_load_ratio_by_run"] = [round(ratio, 4) for ratio in by_round]
     outcome.rows["changing_load"] = [
         {"round": run.round_number + 1, "arm": run.arm, "seconds": round(run.seconds, 4), "tokens": run.tokens,
          "restarts": run.restarts, "core_share": round(run.core_share, 4)}
@@ -200,6 +199,12 @@ def planner_over(runs: Sequence[Run], arm: str) -> float:
     rounds = {run.round_number for run in runs if run.arm == arm}
     both = [run for run in runs if run.round_number in rounds]
     return speed_of(both, AUTO) / speed_of(both, arm)
+
+
+def ratios_by_round(runs: Sequence[Run], arm: str) -> list[float]:
+    """`planner_over` of each round that had the arm."""
+    rounds = sorted({run.round_number for run in runs if run.arm == arm})
+    return [planner_over([run for run in runs if run.round_number == number], arm) for number in rounds]
 
 
 def decoding_speed(runs: Sequence[Run], arm: str, rows: range) -> float:

@@ -47,7 +47,7 @@ def restart_pinned() -> None:
 
 def pinned_to() -> dict[str, str]:
     """The core and the OpenMP of this process, for the summary."""
-    return {"core": os.environ.get(READY_VARIABLE, ""), "openmp": os.environ.get("LD_PRELOAD", "")}
+    return {"core": os.environ.get(READY_VARIABLE, ""), "openmp": Path(os.environ.get("LD_PRELOAD", "")).name}
 
 
 def has_bfloat16() -> bool:

@@ -22,8 +22,8 @@ from tests.benchmarks.engine.effort import Effort
 from tests.benchmarks.engine.engines import NO_LIMIT_S, Engine, by_plan
 from tests.benchmarks.engine.fixture import PRESSED_NUM_SEQS, PRESSED_ROLES, Role, questions
 from tests.benchmarks.engine.step_record import Step, core_share
-from tests.benchmarks.measuring.outcome import MeasuredBar, Outcome
-from tests.benchmarks.measuring.statistics import Interval, geometric_mean
+from tests.benchmarks.measuring.outcome import Outcome
+from tests.benchmarks.measuring.statistics import geometric_mean, range_of
 
 LENGTHS: Final = (80, 120, 160, 120)
 """Tokens that the first, second, ... request generates, over and over; the last rows run for LAST_TOKENS."""
@@ -195,10 +195,11 @@ def _outcome(runs: Sequence[Pressed], room: Mapping[Role, Mapping[str, int]], re
         direction="at least",
         limit=WANTED,
         value=geometric_mean(ratios),
+        interval=range_of(ratios, "rounds"),
         at=f"{len(ratios)} rounds of {requests} requests",
         cells=len(ratios),
     )
-    outcome = Outcome(bars=[MeasuredBar(bar, Interval(min(ratios), max(ratios)))])
+    outcome = Outcome(bars=[bar])
     outcome.facts = {
         "lends_over_stays_by_round": [round(ratio, 4) for ratio in ratios],
         "lends_over_plain_of_equal_memory_in_the_first": round(over_plain, 4),

@@ -1,7 +1,8 @@
 """What the policy expects a restart to cost, held against what it did cost.
 
-A cost is a small difference of step times, and a machine that others use keeps no pace: so everything is taken at one pace, and
-bursts are left out. Where the pace changes within a restart nothing helps but more restarts.
+A cost is a small difference of step times, and a machine that others use keeps no pace: so everything is taken at one pace. Bursts
+of others are left out by leaving out the cheapest and the dearest restarts. That is a choice by the very quantity that is
+predicted, so the error of all restarts is told beside it. Where the pace changes within a restart only more restarts help.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ def predicted_seconds(restart: Restart, cost: CatchUpCost) -> float:
     return priced.lost_seconds(restart.lag_tokens)
 
 
-def cost_errors(restarts: Sequence[Restart]) -> dict[tuple[int, int], float]:
+def cost_errors(restarts: Sequence[Restart], *, trimmed: bool) -> dict[tuple[int, int], float]:
     """Relative error of the predicted cost by (batch, steps off).
 
     The line fitted to half of each cell's restarts predicts the other half. All of it at the pace that the machine usually has: a
-    restart's times are taken over the OFF steps around it. And of each half of a cell only its middle half counts, since somebody
-    else's burst in the middle of a restart may double its cost.
+    restart's times are taken over the OFF steps around it. `trimmed`: of each half of a cell only its middle half counts, since
+    somebody else's burst in the middle of a restart may double its cost.
     """
+    kept = _middle if trimmed else list[Restart]
     paces = {
         batch: median(one.near_off_seconds for one in restarts if one.batch == batch) for batch in {one.batch for one in restarts}
     }
@@ -47,11 +49,11 @@ def cost_errors(restarts: Sequence[Restart]) -> dict[tuple[int, int], float]:
     for restart in restarts:
         at_pace = restart.times(paces[restart.batch] / restart.near_off_seconds)
         cells.setdefault((restart.batch, restart.off_steps), []).append(at_pace)
-    taught = [restart for own in cells.values() for restart in _middle(halves(own)[0])]
+    taught = [restart for own in cells.values() for restart in kept(halves(own)[0])]
     cost = fitted(taught, median(restart.near_off_seconds for restart in taught))
     errors = {}
     for cell, own in cells.items():
-        held_back = _middle(halves(own)[1])
+        held_back = kept(halves(own)[1])
         predicted = fmean(predicted_seconds(restart, cost) for restart in held_back)
         errors[cell] = relative_error(predicted, fmean(restart.cost_seconds for restart in held_back))
     return errors

@@ -47,8 +47,8 @@ from tests.benchmarks.engine.fleet_link import GROUP
 from tests.benchmarks.engine.measured import OFF, Segment, acceptance_counts, arm_name, speed
 from tests.benchmarks.engine.off import OffTimes
 from tests.benchmarks.engine.step_times import fitted_step_times
-from tests.benchmarks.measuring.outcome import MeasuredBar, Outcome
-from tests.benchmarks.measuring.statistics import Interval, line_through, relative_error, survival
+from tests.benchmarks.measuring.outcome import Outcome
+from tests.benchmarks.measuring.statistics import line_through, range_of, relative_error, survival
 
 FITTED: Final = (1, 4, 16, 32)
 TABLE: Final = tuple(rows for rows in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128) if rows <= MAX_NUM_SEQS)
@@ -111,10 +111,11 @@ def measure_simulator(
         direction="at most",
         limit=ERROR_WANTED,
         value=worst["error"],
+        interval=range_of(errors, "predictions"),
         at=str(worst["at"]),
         cells=len(rows),
     )
-    outcome = Outcome(bars=[MeasuredBar(bar, Interval(min(errors), max(errors)))], rows={"simulator": rows})
+    outcome = Outcome(bars=[bar], rows={"simulator": rows})
     outcome.rows["predicted"] = [segment.plain() for segment in cells.segments if segment.batch in PREDICTED]
     outcome.facts["simulator_error_median"] = round(sorted(errors)[len(errors) // 2], 4)
     lines: list[Sequence[str]] = [

@@ -1,7 +1,8 @@
-"""`make bench-live`: Nightjar's bars on a live system, two real replicas under Ray Serve. Never fails on timing.
+"""`make bench-live`: Nightjar's bars on a live system, two real replicas under Ray Serve.
 
 One run does everything, in this order: cold starts, steady loads, the changing load, categories of prompts. What a section needs
-from another is measured, too, where only the one was asked for. Ends with exit code 1 only if something broke.
+from another is measured, too, where only the one was asked for. Ends with exit code 1 if something broke, and with --strict if a
+bar was missed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Annotated, Final
 
 import typer
 
+from nightjar.loadtests.bench_summary import StrictOption
 from nightjar.loadtests.prompts import PromptsError
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from tests.benchmarks.engine.fixture import build, says
@@ -22,8 +24,8 @@ from tests.benchmarks.live.effort import FULL, QUICK, Effort
 from tests.benchmarks.live.playing import Player
 from tests.benchmarks.live.steady import Segments, measure_steady
 from tests.benchmarks.live.system import live_system
-from tests.benchmarks.measuring.outcome import MeasuredBar, Outcome
-from tests.benchmarks.measuring.run import BenchRun, sections_to_run
+from tests.benchmarks.measuring.outcome import Outcome
+from tests.benchmarks.measuring.run import BenchRun, effort_of, sections_to_run
 
 NOISE: Final = 0.12
 """On the draft's weights: about six of ten first tokens are right, as of an EAGLE head beside an 8B model. So a full batch lies
@@ -90,7 +92,7 @@ def _requests(player: Player) -> Outcome:
         at=f"of {player.requests} requests",
         cells=player.requests,
     )
-    outcome = Outcome(bars=[MeasuredBar(bar)])
+    outcome = Outcome(bars=[bar])
     outcome.facts = {
         "requests": player.requests,
         "errors": player.errors[:MOST_TOLD_ERRORS],
@@ -127,17 +129,19 @@ def main(
             help="JSON lines with `category` and `turns`.", show_default=f"{PROMPTS_FILE} in ${DATA_VARIABLE} or ../shared/data"
         ),
     ] = None,
+    strict: StrictOption = False,
 ) -> None:
     """Measure the fleet planner on a live system: steady and changing loads, cold starts, acceptance by category."""
     file = _prompts_file(prompts)
     only = only or [section for section in SECTIONS if section != "categories" or file is not None]
     sections = sections_to_run(only, SECTIONS, NEEDS)
     categories = _categories(file) if "categories" in sections else {}
-    run = BenchRun(seed=seed, sections=sections, output=output, is_quick=quick, facts={"fixture": says(NOISE)})
+    effort = effort_of(sections, SECTIONS, is_quick=quick)
+    run = BenchRun("live", seeds=[seed], sections=sections, output=output, effort=effort, subject=says(NOISE))
     if "categories" not in sections:
         run.tell(f"without the section categories; --prompts or {DATA_VARIABLE} names its file, {PROMPTS_FILE}")
     Bench(run, QUICK if quick else FULL, categories).measure()
-    run.end()
+    raise typer.Exit(run.end(strict=strict))
 
 
 if __name__ == "__main__":

@@ -16,14 +16,14 @@ import numpy as np
 
 from nightjar.loadtests.prompts import PromptsError, read_prompts_by_category
 from nightjar.loadtests.samples import StatusSample, all_work
-from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.bars import Bar, Interval
 from tests.benchmarks.live.answers import Answer, acceptance_seen
 from tests.benchmarks.live.applications import OURS
 from tests.benchmarks.live.crowd import Crowd, Deck
 from tests.benchmarks.live.effort import Effort
 from tests.benchmarks.live.playing import Player, Window
-from tests.benchmarks.measuring.outcome import MeasuredBar, Outcome
-from tests.benchmarks.measuring.statistics import RESAMPLES, TAIL_PERCENT, Interval, survival
+from tests.benchmarks.measuring.outcome import Outcome
+from tests.benchmarks.measuring.statistics import RESAMPLES, interval_of_resamples, survival
 
 ARM: Final = "K=3"
 LENGTH: Final = 3
@@ -56,27 +56,28 @@ def measure_categories(player: Player, effort: Effort, categories: Mapping[str, 
         accepted = survival(*acceptance_seen(answers, LENGTH))
         length, interval = acceptance_length(answers, seed)
         by_engines = _engines_length(seen)
-        told = f"{length:.2f} ({interval.low:.2f} to {interval.high:.2f})"
+        told = f"{length:.2f} ({interval.low:.2f} to {interval.high:.2f}, {interval.kind})"
         bar = Bar(
             name=f"acceptance_{category}",
             meaning=f"tokens a step at {ARM}, prompts of the category {category}",
             direction="stated",
             value=length,
+            interval=interval,
             at=f"{len(answers)} answers, by position {', '.join(f'{share:.2f}' for share in accepted)}",
             cells=len(answers),
         )
-        outcome.bars.append(MeasuredBar(bar, interval))
+        outcome.bars.append(bar)
         rows.append({
             "category": category, "prompts": len(prompts), "answers": len(answers), "tokens": sum(one.tokens for one in answers),
             "acceptance": [round(share, 4) for share in accepted], "acceptance_length": round(length, 3),
-            "interval": [round(end, 3) for end in interval], "acceptance_length_by_engines": round(by_engines, 3),
+            "interval": interval.model_dump(), "acceptance_length_by_engines": round(by_engines, 3),
         })  # fmt: skip
         lines.append([category, str(len(answers)), *(f"{share:.2f}" for share in accepted), told, f"{by_engines:.2f}"])
         tell(f"category {category}: {told} tokens a step at {ARM}, {by_engines:.2f} by the engines' counters")
     outcome.facts = {row["category"]: {name: row[name] for name in ("acceptance", "acceptance_length", "interval")} for row in rows}
     outcome.rows["categories"] = rows
     positions = [f"S{position + 1}" for position in range(LENGTH)]
-    columns = ("category", "answers", *positions, "tokens a step (95 %)", "by the engines")
+    columns = ("category", "answers", *positions, "tokens a step", "by the engines")
     outcome.tables.append((f"Acceptance by category of prompts at {ARM}", columns, lines))
     return outcome
 
@@ -86,11 +87,11 @@ def acceptance_length(answers: Sequence[Answer], seed: int) -> tuple[float, Inte
     counts = np.array([_accepted_and_steps(answer) for answer in answers], dtype=float).reshape(-1, 2)
     counts = counts[counts[:, 1] > 0]
     if not len(counts):
-        return 1.0, Interval(1.0, 1.0)
+        return 1.0, Interval(low=1.0, high=1.0, kind="no answer with drafts")
     drawn = counts[np.random.default_rng(seed).integers(len(counts), size=(RESAMPLES, len(counts)))].sum(axis=1)
-    low, high = np.percentile(1.0 + drawn[:, 0] / drawn[:, 1], [TAIL_PERCENT, 100.0 - TAIL_PERCENT])
     accepted, steps = counts.sum(axis=0)
-    return float(1.0 + accepted / steps), Interval(float(low), float(high))
+    interval = interval_of_resamples(1.0 + drawn[:, 0] / drawn[:, 1], f"{len(counts)} answers")
+    return float(1.0 + accepted / steps), interval
 
 
 def _accepted_and_steps(answer: Answer) -> tuple[int, int]:

@@ -29,7 +29,7 @@ from tests.benchmarks.live.effort import Effort
 from tests.benchmarks.live.paired import Pair, Speed, matched, paired_ratio
 from tests.benchmarks.live.playing import Player, Window, question, window
 from tests.benchmarks.live.stock_table import tuned_table
-from tests.benchmarks.measuring.outcome import Lines, MeasuredBar, Outcome
+from tests.benchmarks.measuring.outcome import Lines, Outcome
 
 PHASES: Final = ("quiet", "surge", "calm")
 SURGE: Final = PHASES.index("surge")
@@ -176,10 +176,11 @@ def _outcome(runs: Runs, table: TableRows, seed: int) -> Outcome:
         direction="at least",
         limit=1.0,
         value=ratios[worst].value,
+        interval=ratios[worst].interval,
         at=f"against {worst}, {ratios[worst].rounds} runs each",
         cells=len(ratios),
     )
-    outcome = Outcome(bars=[MeasuredBar(bar, ratios[worst].interval)])
+    outcome = Outcome(bars=[bar])
     arms = [arm for arm in (AUTO, *STATIC, TABLE) if runs.of(arm)]
     outcome.facts = {
         "tokens_per_s": {arm: round(runs.speed(arm), 2) for arm in arms},

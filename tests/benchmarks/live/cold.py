@@ -22,7 +22,7 @@ from tests.benchmarks.live.crowd import Crowd, Deck
 from tests.benchmarks.live.effort import MAX_TOKENS, Effort
 from tests.benchmarks.live.learning_loss import Moment, lost_tokens, steady_from_s
 from tests.benchmarks.live.playing import Player, question
-from tests.benchmarks.measuring.outcome import Lines, MeasuredBar, Outcome
+from tests.benchmarks.measuring.outcome import Lines, Outcome
 from tests.benchmarks.measuring.statistics import resampled
 
 LOAD: Final = "middle"
@@ -93,17 +93,19 @@ def judge_cold(runs: Sequence[ColdRun], speeds: Mapping[int, float], seed: int) 
             "lost_by_second": [[round(at_s, 2), round(lost_now, 1)] for at_s, lost_now in moments],
         })  # fmt: skip
     is_measurable = bool(lost[ALONE]) and fmean(lost[ALONE]) > 0
+    drawn = f"{len(lost[TOGETHER])} runs together and {len(lost[ALONE])} alone"
+    told = "" if is_measurable else "; one alone lost nothing, so there is no ratio"
     bar = Bar(
         name="pooled_over_alone",
         meaning="tokens that a replica loses from a cold start, two that learn together over one that learns alone",
         direction="at most",
         limit=1.0,
         value=_mean_ratio(lost[TOGETHER], lost[ALONE]) if is_measurable else None,
-        at=f"load {LOAD}; alone {_listed(lost[ALONE])}, together {_listed(lost[TOGETHER])} tokens",
+        interval=resampled(lost[TOGETHER], lost[ALONE], _mean_ratio, seed, drawn) if is_measurable else None,
+        at=f"load {LOAD}{told}; alone {_listed(lost[ALONE])}, together {_listed(lost[TOGETHER])} tokens",
         cells=len(lost[ALONE]),
     )
-    interval = resampled(lost[TOGETHER], lost[ALONE], _mean_ratio, seed) if is_measurable else None
-    outcome.bars.append(MeasuredBar(bar, interval))
+    outcome.bars.append(bar)
     outcome.facts = {"lost_tokens_per_replica": {kind: [round(value, 1) for value in values] for kind, values in lost.items()}}
     outcome.rows["cold"] = rows
     columns = ("learned", "round", "replica", "tokens lost", "steady from s", "engine seconds by K")

@@ -1,4 +1,4 @@
-"""Ratios of speeds whose rounds were measured in pairs, and bars that the end of such a ratio's interval decides.
+"""Ratios of speeds whose rounds were measured in pairs.
 
 A round has both arms within a minute or few, on the same prompts: what the machine and the texts did to one they did to the
 other. So rounds are drawn anew whole, never one arm without the other.
@@ -7,12 +7,15 @@ other. So rounds are drawn anew whole, never one arm without the other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from nightjar.loadtests.simulation.evidence.bars import Bar
-from tests.benchmarks.measuring.statistics import RESAMPLES, TAIL_PERCENT, Interval
+from nightjar.loadtests.simulation.evidence.bars import Interval
+from tests.benchmarks.measuring.statistics import RESAMPLES, interval_of_resamples
+
+RESAMPLED: Final = "rounds, each with both arms"
+"""What such a ratio's interval is made from."""
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
@@ -36,26 +39,10 @@ class Ratio(NamedTuple):
 
     def plain(self) -> dict[str, Any]:
         """For the summary."""
-        return {"value": round(self.value, 4), "interval": [round(end, 4) for end in self.interval], "rounds": self.rounds}
+        return {"value": round(self.value, 4), "interval": self.interval.model_dump(), "rounds": self.rounds}
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.interval.low:.3f} to {self.interval.high:.3f})"
-
-
-class UpperEndBar(Bar):
-    """A bar that is missed only where the interval lies below it whole: `upper_end` counts, and `value` is shown."""
-
-    upper_end: float | None = None
-
-    @property
-    def want(self) -> str:
-        """As `Bar.want`."""
-        return f"upper end >= {self.limit:g}"
-
-    @property
-    def passed(self) -> bool | None:
-        """As `Bar.passed`."""
-        return None if self.upper_end is None else self.upper_end >= self.limit
+        return f"{self.value:.3f} ({self.interval})"
 
 
 def matched(one: Mapping[int, Speed], other: Mapping[int, Speed]) -> list[Pair]:
@@ -75,8 +62,8 @@ def paired_ratio(pairs: Sequence[Pair], seed: int) -> Ratio:
     """
     counts = np.array([[*one, *other] for one, other in pairs], dtype=float)
     drawn = np.random.default_rng(seed).integers(len(pairs), size=(RESAMPLES, len(pairs)))
-    low, high = np.percentile(_ratio(counts[drawn].sum(axis=1)), [TAIL_PERCENT, 100.0 - TAIL_PERCENT])
-    return Ratio(float(_ratio(counts.sum(axis=0))), Interval(float(low), float(high)), len(pairs))
+    interval = interval_of_resamples(_ratio(counts[drawn].sum(axis=1)), f"{len(pairs)} {RESAMPLED}")
+    return Ratio(float(_ratio(counts.sum(axis=0))), interval, len(pairs))
 
 
 def _ratio(sums: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""What a section hands back: bars, raw rows, facts, and tables for people."""
+"""What a section hands back: bars with their intervals, raw rows, facts, and tables for people."""
 
 from __future__ import annotations
 
@@ -7,28 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nightjar.loadtests.simulation.evidence.bars import Bar
-from tests.benchmarks.measuring.statistics import Interval
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredBar:
-    """A bar with its interval, if it has one."""
-
-    bar: Bar
-    interval: Interval | None = None
-
-    def plain(self) -> dict[str, Any]:
-        """For the summary."""
-        return {
-            "name": self.bar.name,
-            "value": self.bar.value,
-            "wanted": self.bar.want,
-            "interval": None if self.interval is None else list(self.interval),
-            "passed": self.bar.passed,
-            "at": self.bar.at,
-            "cells": self.bar.cells,
-            "meaning": self.bar.meaning,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +22,7 @@ class Lines:
 class Outcome:
     """One section's findings. `rows` become a JSON-lines file each, `tables` are printed."""
 
-    bars: list[MeasuredBar] = field(default_factory=list)
+    bars: list[Bar] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     tables: list[tuple[str, Sequence[str], list[Sequence[str]]]] = field(default_factory=list)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
+from nightjar.loadtests.bench_summary import BenchSummary, RunFacts, by_name
 from nightjar.loadtests.charts import Series, chart, scale_for
-from tests.benchmarks.measuring.outcome import Lines, MeasuredBar, Outcome
+from nightjar.loadtests.simulation.evidence.bars import Bar
+from tests.benchmarks.measuring.outcome import Lines, Outcome
 
 COLOURS: Final = ("#1f6f8b", "#c8553d", "#2e7d4f", "#8a5a9e", "#b58a00", "#1d2430")
 STYLE: Final = (
@@ -20,19 +23,22 @@ STYLE: Final = (
 )
 
 
-def print_bars(console: Console, bars: Sequence[MeasuredBar]) -> None:
-    """Every bar with what is wanted."""
+class MeasuredSummary(BenchSummary):
+    """What every bench tells, and `found`: each section's own facts."""
+
+    found: Mapping[str, Any]
+
+
+def print_bars(console: Console, bars: Sequence[Bar]) -> None:
+    """Every bar with what is wanted, its interval and what that is."""
     table = RichTable(title="Bars")
-    for column in ("bar", "value", "95 % or range", "wanted", "", "at"):
+    for column in ("bar", "value", "interval", "which is", "wanted", "", "at"):
         table.add_column(column)
-    for measured in bars:
-        bar, interval = measured.bar, measured.interval
-        unjudged = "not measured" if bar.value is None else ""
-        verdict = {True: "[green]passed[/]", False: "[red]missed[/]", None: unjudged}[bar.passed]
+    for bar in bars:
+        style = {"reached": "green", "MISSED": "red", "no value": "red"}.get(bar.verdict, "")
         value = "-" if bar.value is None else f"{bar.value:.3f}"
-        table.add_row(
-            bar.name, value, "" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}", bar.want, verdict, bar.at
-        )
+        interval = ("", "") if bar.interval is None else (str(bar.interval), bar.interval.kind)
+        table.add_row(bar.name, value, *interval, bar.want, Text(bar.verdict, style), bar.at)
     console.print(table)
 
 
@@ -47,15 +53,16 @@ def print_tables(console: Console, outcome: Outcome) -> None:
         console.print(table)
 
 
-def write(folder: Path, outcomes: dict[str, Outcome], facts: dict[str, Any]) -> None:
+def write(folder: Path, outcomes: Mapping[str, Outcome], run: RunFacts, seeds: Mapping[str, tuple[int, ...]]) -> None:
     """Everything that was found so far; called after each section, so that a broken run leaves what it had."""
     folder.mkdir(parents=True, exist_ok=True)
-    summary = {
-        **facts,
-        "bars": [measured.plain() for outcome in outcomes.values() for measured in outcome.bars],
-        "found": {section: outcome.facts for section, outcome in outcomes.items()},
-    }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    summary = MeasuredSummary(
+        run=run,
+        seeds=seeds,
+        bars=by_name(bar for outcome in outcomes.values() for bar in outcome.bars),
+        found={section: outcome.facts for section, outcome in outcomes.items()},
+    )
+    (folder / "summary.json").write_text(summary.model_dump_json(indent=2) + "\n")
     for outcome in outcomes.values():
         for name, rows in outcome.rows.items():
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

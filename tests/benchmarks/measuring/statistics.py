@@ -1,7 +1,7 @@
 """The arithmetic of the bars: means and intervals of ratios, orders of measurement, weighted fits. Pure, and tested as such.
 
-Speeds are compared as ratios, so means are geometric. Intervals are 95 % and come from resampling what was repeated (pairs,
-segments), with a seed.
+Speeds are compared as ratios, so means are geometric. An interval says what it is: 95 % from resampling what was repeated (pairs,
+segments), with a seed, or the range of what was seen where that is too little to resample.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
+import numpy.typing as npt
+
+from nightjar.loadtests.simulation.evidence.bars import Interval
 
 T = TypeVar("T")
 
@@ -19,16 +22,19 @@ RESAMPLES: Final = 2_000
 TAIL_PERCENT: Final = 2.5
 
 
-class Interval(NamedTuple):
-    """A 95 % interval."""
+def interval_of_resamples(found: npt.ArrayLike, what: str) -> Interval:
+    """The middle 95 % of a statistic's values over resamples; `what` names what was drawn anew, with its number."""
+    low, high = np.percentile(found, [TAIL_PERCENT, 100.0 - TAIL_PERCENT])
+    return Interval(low=float(low), high=float(high), kind=f"95 % by resampling {what}")
 
-    low: float
-    high: float
 
-    @property
-    def width(self) -> float:
-        """From end to end."""
-        return self.high - self.low
+def range_of(values: Sequence[float], what: str) -> Interval:
+    """From the least to the most: no share of anything lies in it.
+
+    >>> range_of([1.0, 3.0, 2.0], "rounds")
+    Interval(low=1.0, high=3.0, kind='range of 3 rounds')
+    """
+    return Interval(low=min(values), high=max(values), kind=f"range of {len(values)} {what}")
 
 
 def geometric_mean(values: Sequence[float]) -> float:
@@ -45,24 +51,24 @@ def geometric_mean_of_groups(groups: Mapping[int, Sequence[float]]) -> float:
     return geometric_mean([geometric_mean(values) for values in groups.values()])
 
 
-def interval_of_groups(groups: Mapping[int, Sequence[float]], seed: int) -> Interval:
-    """Of `geometric_mean_of_groups`, by drawing each group's values anew."""
+def interval_of_groups(groups: Mapping[int, Sequence[float]], seed: int, what: str) -> Interval:
+    """Of `geometric_mean_of_groups`, by drawing each group's values anew; `what` says what a value and a group are."""
     rng = np.random.default_rng(seed)
     total = np.zeros(RESAMPLES)
     for values in groups.values():
         logarithms = np.log(np.asarray(values))
         drawn = rng.integers(len(logarithms), size=(RESAMPLES, len(logarithms)))
         total += logarithms[drawn].mean(axis=1)
-    low, high = np.percentile(np.exp(total / len(groups)), [TAIL_PERCENT, 100.0 - TAIL_PERCENT])
-    return Interval(float(low), float(high))
+    return interval_of_resamples(np.exp(total / len(groups)), f"{sum(map(len, groups.values()))} {what}")
 
 
-def resampled(one: Sequence[T], other: Sequence[T], statistic: Callable[[Sequence[T], Sequence[T]], float], seed: int) -> Interval:
-    """Of a statistic of two independent samples, by drawing both anew."""
+def resampled(
+    one: Sequence[T], other: Sequence[T], statistic: Callable[[Sequence[T], Sequence[T]], float], seed: int, what: str
+) -> Interval:
+    """Of a statistic of two independent samples, by drawing both anew; `what` names what was drawn, with its number."""
     rng = random.Random(seed)
     found = [statistic(rng.choices(one, k=len(one)), rng.choices(other, k=len(other))) for _ in range(RESAMPLES // 4)]
-    low, high = np.percentile(found, [TAIL_PERCENT, 100.0 - TAIL_PERCENT])
-    return Interval(float(low), float(high))
+    return interval_of_resamples(found, what)
 
 
 def latin_rectangle(arms: Sequence[T], rounds: int, rng: random.Random) -> list[list[T]]:

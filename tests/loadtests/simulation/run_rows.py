@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from nightjar.loadtests.bench_summary import RunFacts
 from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.simulation.evidence.summary import SimulationSummary, summarise
+
+FACTS = RunFacts(
+    bench="policy", command="make bench-policy ARGS=--quick", commit="abc", began="2026-01-01T00:00:00+00:00", effort="quick",
+    sections=("rivals",), machine={"processor": "some"}, load_at_begin="0 0 0", wall_seconds=1.0, has_ended=True,
+)  # fmt: skip
+
+
+def summary_of(rows: Sequence[RunRow], due: Collection[str] = ()) -> SimulationSummary:
+    """As of a quick run that made these rows."""
+    return summarise(rows, FACTS, "quick", {"bars": (0, 1)}, due)
 
 
 def row(

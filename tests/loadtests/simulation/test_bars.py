@@ -9,8 +9,7 @@ import pytest
 from nightjar.loadtests.simulation.evidence.bar_list import best_static, compute_bars, losses
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.loadtests.simulation.evidence.rows import RunRow
-from nightjar.loadtests.simulation.evidence.summary import summarise
-from tests.loadtests.simulation.run_rows import row
+from tests.loadtests.simulation.run_rows import row, summary_of
 
 
 def bar(name: str, rows: list[RunRow]) -> Bar:
@@ -89,7 +88,7 @@ def test_headroom_that_no_place_has_is_no_place_and_says_how_far_the_oracle_lead
     found = bar("fleet_headroom_min", rows)
     assert (found.verdict, found.at, found.cells) == ("no place", "the oracle leads by 3.0% at most: p/surge, best static off", 2)
     assert bar("fleet_headroom_min", []).verdict == "not run"
-    assert "1 no place" in summarise(rows, "quick", ["open-loop"], {"bars": (0,)}, 1.0).headline
+    assert "1 no place" in summary_of(rows).headline
 
 
 def test_where_the_oracle_leads_everywhere_no_place_is_level() -> None:
@@ -161,6 +160,29 @@ def test_false_alarms_are_counted_over_all_the_time_in_which_none_was_due() -> N
     assert value("false_alarms_per_day", rows) == pytest.approx(1.5)
     assert bar("false_alarms_per_day", rows).passed is False
     assert (bar("drift_recovery_s", rows).value, bar("drift_recovery_s", rows).passed) == (20.0, None)
+
+
+def test_no_false_alarm_in_less_time_than_shows_one_a_day_is_no_bar_reached() -> None:
+    rows = [
+        row("steady", "fleet", "p/1", false_alarms=0.0, watched_s=600.0),
+        row("steady", "fleet", "p/2", false_alarms=0.0, watched_s=120.0),
+    ]
+    found = bar("false_alarms_per_day", rows)
+    assert (found.value, found.verdict, found.cells) == (None, "no place", 2)
+    assert found.at.startswith("0 in 0.00833 group-days")
+    assert bar("false_alarms_per_day", []).verdict == "not run"
+    assert bar("false_alarms_per_day", [row("steady", "fleet", false_alarms=0.0, watched_s=3 * 86_400.0)]).verdict == "reached"
+
+
+def test_a_false_alarm_counts_however_short_the_run_was() -> None:
+    found = bar("false_alarms_per_day", [row("steady", "fleet", false_alarms=1.0, watched_s=600.0)])
+    assert (found.value, found.verdict) == (pytest.approx(144.0), "MISSED")
+
+
+def test_a_bar_without_a_value_is_missed_only_where_the_run_was_to_give_it_one() -> None:
+    verdicts = {one.name: (one.verdict, one.is_missed) for one in summary_of([], due={"storm_floor"}).bars.values()}
+    assert verdicts.pop("storm_floor") == ("no value", True)
+    assert set(verdicts.values()) == {("not run", False)}
 
 
 def test_a_liar_is_counted_by_the_batch_sizes_whose_k_it_moved() -> None:

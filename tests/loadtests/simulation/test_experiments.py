@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
 import pytest
 
 from nightjar.loadtests.regimes import Regime, arrival_times
-from nightjar.loadtests.simulation.evidence.bar_list import PICK
+from nightjar.loadtests.simulation.evidence.bar_list import PICK, compute_bars
 from nightjar.loadtests.simulation.evidence.runner import Cell, run_cell
 from nightjar.loadtests.simulation.experiments.ablation import PARTS, Part, Without
 from nightjar.loadtests.simulation.experiments.campaign import Campaign
@@ -164,6 +165,30 @@ def test_whoever_restarts_at_will_recomputes_no_more_in_a_step_than_the_operator
 def test_the_plan_names_every_experiment_with_its_runs() -> None:
     plan = Campaign(tuple(EXPERIMENTS.values()), replace(CHOICE, profiles=CHOICE.profiles[:1], loads=("surge",)), 2).plan()
     assert [row[0] for row in plan.rows] == [*EXPERIMENTS, "all"]
+
+
+def test_each_bar_is_due_to_one_experiment_and_a_whole_campaign_owes_all_of_them() -> None:
+    named = [bar for experiment in EXPERIMENTS.values() for bar in experiment.bars]
+    assert sorted(named) == sorted(bar.name for bar in compute_bars([]))
+    assert Campaign(tuple(EXPERIMENTS.values()), CHOICE, 1).due_bars() == set(named)
+
+
+@pytest.mark.parametrize(
+    ("experiments", "changes", "due"),
+    [
+        (["storm"], {}, {"storm_floor", "storm_total"}),
+        (["storm"], {"profiles": (read_profile("llama-8b-eagle"),)}, set()),
+        (["storm"], {"planners": frozenset({"fleet"})}, set()),
+        (["rivals"], {"loads": ("surge",)}, {"fleet_over_rival_min", "fleet_over_rival_geomean_min"}),
+        (["rivals"], {"loads": ("other-texts",)}, {"fleet_over_rival_min", "other_texts_over_rival_geomean_min"}),
+    ],
+    ids=["all of it", "no drafter can be dormant", "not every planner", "without other texts", "other texts alone"],
+)
+def test_only_what_a_part_of_the_campaign_can_measure_is_due(
+    experiments: list[str], changes: dict[str, Any], due: set[str]
+) -> None:
+    campaign = Campaign(tuple(EXPERIMENTS[name] for name in experiments), replace(CHOICE, **changes), 1)
+    assert campaign.due_bars() == due
 
 
 def test_a_short_real_run_gives_measures_and_the_same_ones_again() -> None:

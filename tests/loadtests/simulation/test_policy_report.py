@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from nightjar.loadtests.simulation.evidence.policy_report import render_policy_report
 from nightjar.loadtests.simulation.evidence.rows import RunRow
-from nightjar.loadtests.simulation.evidence.summary import summarise
 from nightjar.loadtests.simulation.evidence.tables import all_grids
-from tests.loadtests.simulation.run_rows import row
+from tests.loadtests.simulation.run_rows import row, summary_of
 
 ROWS: list[RunRow] = [
     row("open_loop", "fleet", "p/poisson-60%", tokens_per_busy_s=95.0, tpot_p50_s=0.05, requests_per_s=2.0),
@@ -38,7 +37,7 @@ def test_a_liars_moves_are_counted_beside_those_that_cost_something() -> None:
 
 
 def page() -> str:
-    return render_policy_report(summarise(ROWS, "quick", ["rivals"], {"bars": (0, 1)}, 1.0), ROWS)
+    return render_policy_report(summary_of(ROWS), ROWS)
 
 
 def test_a_cell_where_we_lose_is_on_the_page() -> None:
@@ -70,7 +69,7 @@ def test_the_page_draws_load_curves_and_the_storm() -> None:
 
 def test_every_table_of_an_empty_run_is_empty_and_its_page_still_renders() -> None:
     assert all(not grid.rows for grid in all_grids([]))
-    assert "not run" in render_policy_report(summarise([], "quick", [], {}, 0.0), [])
+    assert "not run" in render_policy_report(summary_of([]), [])
 
 
 def test_the_paper_stands_beside_ours_with_its_version() -> None:

@@ -3,15 +3,15 @@
 A few cells of each profile are measured with noise, as a young group has them; each model then tells the gain of every K over K = 0
 in every batch bucket at nominal acceptance. Printed: error of the logarithm of step time over K = 0's, and the goodput that is lost
 by running each bucket's K of the best predicted goodput. The models are policy/step_time.py and what stands in for parts of it.
+The bars want the planner's to be at least as good as the best of the simpler ones. Nothing here is timed: same code, same numbers.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Final
@@ -19,9 +19,10 @@ from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.table import Table
+import typer
 
+from nightjar.loadtests.bench_summary import StrictOption
+from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.loadtests.simulation.experiments.scenes import nominal_of
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, read_profile
@@ -29,8 +30,12 @@ from nightjar.policy import step_time
 from nightjar.policy.batch_buckets import bucket_range, buckets_up_to
 from nightjar.policy.evidence import Cell, CellEvidence
 from nightjar.policy.step_time import predict_step_times
+from tests.benchmarks.measuring.outcome import Outcome
+from tests.benchmarks.measuring.run import BenchRun
+from tests.benchmarks.measuring.statistics import range_of
 
 OUTPUT: Final = Path("runs/model/latest")
+WIDTH: Final = 200
 SEEDS: Final = range(40)
 MEASURED_CELLS: Final = (4, 8, 16)
 STEPS: Final = 12.0
@@ -96,8 +101,9 @@ def nearest(nominal: Nominal, cells: Mapping[Cell, CellEvidence]) -> Floats:
     return np.log([[seconds(bucket, arm) for arm in nominal.profile.drafter.arms] for bucket in buckets_up_to(nominal.max_rows)])
 
 
+PLANNERS: Final = "shape and process (the planner's)"
 MODELS: Final[Mapping[str, Model]] = {
-    "shape and process (the planner's)": shape_and_process,
+    PLANNERS: shape_and_process,
     "shape alone": shape_alone,
     "process alone": process_alone,
     "linear (SmartSpec)": linear,
@@ -161,33 +167,57 @@ def score(name: str, model: Model, nominal: Nominal, count: int) -> Score:
     return Score(name, nominal.profile.name, count, math.sqrt(fmean(errors)), fmean(lost))
 
 
-def table(scores: Sequence[Score]) -> Table:
-    """By model and number of measured cells: error and loss on each profile, and over all."""
-    made = Table(title="Error of log step time over K = 0's, and share of goodput lost by what it makes one run")
-    for heading in ("model", "measured cells", *PROFILE_NAMES, "mean"):
-        made.add_column(heading, justify="left" if heading == "model" else "right")
+def judge(scores: Sequence[Score]) -> Outcome:
+    """Two bars for each number of measured cells, and the table: error and loss of every model on each profile, and over all."""
+    outcome, lines = Outcome(), list[Sequence[str]]()
+    outcome.rows["rows"] = [asdict(one) for one in scores]
     for name in MODELS:
         for count in MEASURED_CELLS:
-            mine = [one for one in scores if one.model == name and one.measured_cells == count]
-            cells = [f"{one.error:.3f} / {100 * one.lost_share:.1f} %" for one in mine]
-            mean = f"{fmean(one.error for one in mine):.3f} / {100 * fmean(one.lost_share for one in mine):.1f} %"
-            made.add_row(name, str(count), *cells, mean)
-    return made
+            mine = [one for one in scores if (one.model, one.measured_cells) == (name, count)]
+            errors, losses = [one.error for one in mine], [one.lost_share for one in mine]
+            both = [*zip(errors, losses, strict=True), (fmean(errors), fmean(losses))]
+            lines.append([name, str(count), *(f"{error:.3f} / {100 * lost:.1f} %" for error, lost in both)])
+    for count in MEASURED_CELLS:
+        outcome.bars += [
+            _bar(scores, count, "lost_share", "share of goodput lost by running the K that the planner's model prefers"),
+            _bar(scores, count, "error", "root mean square error of the planner's model: log step time over K = 0's"),
+        ]
+    title = "Error of log step time over K = 0's, and share of goodput lost by what it makes one run"
+    outcome.tables.append((title, ("model", "measured cells", *PROFILE_NAMES, "mean"), lines))
+    return outcome
 
 
-def main() -> None:
+def _bar(scores: Sequence[Score], count: int, measure: str, meaning: str) -> Bar:
+    """Mean over profiles, held against the best of the simpler models."""
+    values = {
+        name: [getattr(one, measure) for one in scores if (one.model, one.measured_cells) == (name, count)] for name in MODELS
+    }
+    means = {name: fmean(mine) for name, mine in values.items()}
+    rival = min(means.keys() - {PLANNERS}, key=means.__getitem__)
+    return Bar(
+        name=f"model_{measure}_{count}_cells",
+        meaning=f"{meaning}, {count} cells measured: mean over profiles, at most the best simpler model's",
+        direction="at most",
+        limit=round(means[rival], 6),
+        value=round(means[PLANNERS], 6),
+        interval=range_of(values[PLANNERS], "profiles"),
+        at=f"the best simpler model: {rival}",
+        cells=len(values[PLANNERS]),
+        seeds=len(SEEDS),
+    )
+
+
+def main(strict: StrictOption = False) -> None:
     """Score every model on every profile, print the table and keep the rows."""
+    subject = f"{STEPS:g} steps a cell, {100 * NOISE:g} % of noise a step"
+    run = BenchRun("model", seeds=SEEDS, sections=["models"], output=OUTPUT, effort="whole", subject=subject, width=WIDTH)
     nominals = [nominal_of(read_profile(name)) for name in PROFILE_NAMES]
     scores = [
         score(name, model, nominal, count) for name, model in MODELS.items() for nominal in nominals for count in MEASURED_CELLS
     ]
-    console = Console(width=200)
-    console.print(table(scores))
-    console.print(f"seeds {SEEDS.start} to {SEEDS.stop - 1}, {STEPS:g} steps a cell, {100 * NOISE:g} % of noise a step")
-    OUTPUT.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps({name: getattr(one, name) for name in Score.__slots__}) for one in scores)
-    (OUTPUT / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    run.found("models", judge(scores))
+    raise typer.Exit(run.end(strict=strict))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)
