@@ -14,7 +14,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-fast test-readme lint format docs bench-step bench-policy bench-scale bench-model bench-engine bench-live chart monitoring page clean
+.PHONY: help install models demo test test-fast test-readme mutants lint format docs bench-step bench-policy bench-scale bench-model bench-engine bench-live chart monitoring page clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -50,6 +50,9 @@ test-fast: $(INSTALLED) ## policy, protocol, load: no engine, no Ray, no helm; a
 test-readme: $(INSTALLED) ## the README's commands whole, those that take up to an hour too: a checkout to themselves
 	$(QUIET) $(BIN)/pytest -m 'command or long' tests/test_readme.py
 
+mutants: $(INSTALLED) ## mutation testing of what decides: which mutants do the tests notice? (less than 30 minutes on two cores)
+	$(BIN)/python -m tests.mutants $(ARGS)
+
 lint: $(INSTALLED) ## ruff, mypy strict, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -60,8 +63,9 @@ format: $(INSTALLED) ## ruff's formatter and safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(INSTALLED) ## what is written from code: docs/metrics.md, the chart's rules and dashboards
+docs: $(INSTALLED) ## what is written from code: docs/metrics.md, docs/results, the chart's rules and dashboards
 	$(BIN)/python -m nightjar.deployments.metrics_page > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
+	$(BIN)/python -m tests.benchmarks.results page > docs/results/README.md.new && mv docs/results/README.md.new docs/results/README.md
 	$(BIN)/python -m helm.monitoring_files
 
 # Helm is on no Python index by itself, but in a package there (helm/helm-cli.txt); HELM=/path/to/helm takes yours instead.

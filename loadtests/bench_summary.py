@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.policy.records import Record
 
 Effort = Literal["whole", "quick", "partial"]
+
+WRITES_TO: Final = frozenset({"--output", "--runs"})
+"""Options that name a folder."""
 
 StrictOption = Annotated[
     bool,
@@ -38,6 +41,7 @@ class RunFacts(Record):
     subject  what was measured, where the command does not say it: models, number formats
     effort   whole: everything, at the size that counts as evidence; quick: a look; partial: some sections, or fewer repeats
     load_at_begin, load_at_end  the machine's load over one, five and fifteen minutes
+    has_ended  whether every part came to its end
     """
 
     bench: str
@@ -98,12 +102,13 @@ def by_name(bars: Iterable[Bar]) -> dict[str, Bar]:
 
 
 def make_command(bench: str, arguments: Sequence[str]) -> str:
-    """The make target of a bench with these arguments.
+    """The make target of a bench with these arguments, without where it writes.
 
-    >>> make_command("scale", ["--seed", "1"]), make_command("step", [])
+    >>> make_command("scale", ["--seed", "1", "--output", "here"]), make_command("step", [])
     ('make bench-scale ARGS="--seed 1"', 'make bench-step')
     """
-    return f"make bench-{bench}" + (f' ARGS="{shlex.join(arguments)}"' if arguments else "")
+    kept = [word for before, word in zip(["", *arguments], arguments, strict=False) if not {before, word} & WRITES_TO]
+    return f"make bench-{bench}" + (f' ARGS="{shlex.join(kept)}"' if kept else "")
 
 
 def missed_lines(bars: Iterable[Bar]) -> list[str]:

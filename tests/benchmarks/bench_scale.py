@@ -205,7 +205,7 @@ def judge_memory(measured: Sequence[Mapping[str, float]]) -> Outcome:
         f"{largest['early_s']:.0f} s",
         cells=len(measured),
     )
-    lines = [
+    lines: list[Sequence[str]] = [
         [f"{one['replicas']:.0f}", *(f"{one[f'{when}_kib_per_replica']:.1f}" for when in ("early", "late"))] for one in measured
     ]
     heading = ("replicas", f"after {largest['early_s']:.0f} s", f"after {largest['late_s']:.0f} s")
@@ -224,8 +224,9 @@ def judge_learning(learned: dict[str, float]) -> Outcome:
     )
     told = [f"{learned[name]:.0f}" for name in ("replicas", "groups", "ticks", "decide_ms_median", "observe_ms_median", "took_s")]
     heading = ("replicas", "groups", "seconds", "decision ms", "reports ms", "wall s", "at the best K")
-    table = ("A large fleet learns from nothing (medians of ticks)", heading, [[*told, f"{learned['at_best']:.1%}"]])
-    return Outcome(bars=[bar], facts=dict(learned), tables=[table])
+    lines: list[Sequence[str]] = [[*told, f"{learned['at_best']:.1%}"]]
+    title = "A large fleet learns from nothing (medians of ticks)"
+    return Outcome(bars=[bar], facts=dict(learned), tables=[(title, heading, lines)])
 
 
 @lru_cache(maxsize=1)

@@ -22,7 +22,7 @@ import numpy as np
 import typer
 from rich.progress import track
 
-from nightjar.loadtests.bench_summary import StrictOption
+from nightjar.loadtests.bench_summary import Effort, StrictOption
 from nightjar.loadtests.simulation.evidence.bars import Bar, Interval
 from nightjar.policy.records import Mode, Settings, SettingsVersion, Table, TableRow
 from tests.benchmarks.measuring.outcome import Outcome
@@ -77,7 +77,7 @@ def main(
 ) -> None:
     """Measure the added time per scheduler step at decode batches of 1, 32 and 256."""
     subject = f"pure decode steps, K = {MAX_NUM_SPECULATIVE_TOKENS}, {steps} steps per batch size, scheduler alone"
-    effort = "whole" if steps >= STEPS else "partial"
+    effort: Effort = "whole" if steps >= STEPS else "partial"
     run = BenchRun("step", seeds=[seed], sections=["hooks"], output=output, effort=effort, subject=subject)
     rows = {batch_size: measure(batch_size, steps, random.Random(seed)) for batch_size in BATCH_SIZES}
     run.found("hooks", judge(rows, seed))

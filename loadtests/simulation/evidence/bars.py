@@ -61,7 +61,7 @@ class Bar(Record):
     seeds: int = 0
     is_due: bool = False
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def want(self) -> str:
         """What is wanted, in a few characters."""
@@ -78,7 +78,7 @@ class Bar(Record):
         reached = {"at least": judged >= self.limit, "at most": judged <= self.limit, "above": judged > self.limit}
         return reached[self.direction]
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def verdict(self) -> Verdict:
         """The outcome in a word or two. `no value`: it was to be measured and was not, without a reason."""

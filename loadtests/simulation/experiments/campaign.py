@@ -1,7 +1,7 @@
 """A whole run: the plan and its estimate, all cells over all cores, and what is written of it.
 
 The plan is printed before anything runs. Rows are on disk as soon as they are handed back; summary and report are written at the
-end, also after an interrupt, from the rows that there are; the summary then says that the run did not end.
+end, also after an interrupt, from the rows that there are; the summary says whether all runs came to their end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nightjar.loadtests.simulation.evidence.bar_list import OTHER_TEXTS, over_ri
 from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.policy_report import render_policy_report
 from nightjar.loadtests.simulation.evidence.result_table import RunProgress, rich_table
-from nightjar.loadtests.simulation.evidence.rows import RunRow, write_rows
+from nightjar.loadtests.simulation.evidence.rows import RunRow, failures, write_rows
 from nightjar.loadtests.simulation.evidence.runner import Cell, run_cells, without_repeats
 from nightjar.loadtests.simulation.evidence.summary import SimulationSummary, span_of, summarise
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
@@ -80,6 +80,7 @@ class Campaign:
                 self._run_wave(wave, rows, folder, console)
             has_ended = True
         finally:
+            has_ended = has_ended and not failures(rows)
             summary = self._write(folder, rows, facts.after(time.monotonic() - began_s, has_ended=has_ended))
         return summary, rows
 

@@ -22,7 +22,7 @@ RESAMPLES: Final = 2_000
 TAIL_PERCENT: Final = 2.5
 
 
-def interval_of_resamples(found: npt.ArrayLike, what: str) -> Interval:
+def interval_of_resamples(found: Sequence[float] | npt.NDArray[np.float64], what: str) -> Interval:
     """The middle 95 % of a statistic's values over resamples; `what` names what was drawn anew, with its number."""
     low, high = np.percentile(found, [TAIL_PERCENT, 100.0 - TAIL_PERCENT])
     return Interval(low=float(low), high=float(high), kind=f"95 % by resampling {what}")

@@ -1,0 +1,52 @@
+"""Keep a run's summary under docs/results, or print the page of all that are kept."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from tests.benchmarks.results import kept
+from tests.benchmarks.results.kept import KeptError
+from tests.benchmarks.results.page import PAGE, page
+
+app = typer.Typer(help=__doc__, no_args_is_help=True)
+
+
+@app.command()
+def keep(
+    folder: Annotated[Path, typer.Argument(help="Of a run, such as runs/policy/latest.")],
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Also a quick or partial run, or one that broke off; marked as such.")
+    ] = False,
+) -> None:
+    """Write a run's summary to docs/results, in place of what is kept of its bench, and the page.
+
+    Refuses what is no evidence: a quick or partial run, and one that broke off or in which runs failed.
+    """
+    try:
+        path = kept.keep(folder, anyway=anyway)
+        PAGE.write_text(page(), encoding="utf-8")
+    except KeptError as error:
+        _fail(error)
+    typer.echo(f"{path} and {PAGE} are written: look at them and commit both")
+
+
+@app.command("page")
+def print_page() -> None:
+    """Print docs/results/README.md."""
+    try:
+        sys.stdout.write(page())
+    except KeptError as error:
+        _fail(error)
+
+
+def _fail(error: KeptError) -> NoReturn:
+    typer.echo(f"error: {error}", err=True)
+    raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()
