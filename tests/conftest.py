@@ -23,9 +23,7 @@ def pytest_configure() -> None:
     asyncio.set_event_loop(None)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one module that share a cluster or an engine run in one worker (`--dist loadgroup`)."""
-    for item in items:
-        if any(item.get_closest_marker(name) for name in SLOW_MARKERS) and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Slow tests of one module share a cluster or an engine, so they run in one worker (`--dist loadgroup`)."""
+    if any(map(item.get_closest_marker, SLOW_MARKERS)) and not item.get_closest_marker("xdist_group"):
+        item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
