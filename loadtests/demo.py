@@ -166,6 +166,7 @@ class Demo:
             compare_texts(answers),
             *(demo_checks.check_fixed_length(mode, samples) for mode in fixed),
             demo_checks.check_planned_length(str(KILLED_MODE), samples, sent),
+            demo_checks.check_on_and_off(str(KILLED_MODE), samples),
             demo_checks.check_policy_restart(self._kill.killed_at_s, samples),
         )
 

@@ -12,6 +12,7 @@ from html import escape
 from string import Template
 from typing import Final
 
+from nightjar.loadtests.caption import demo_caption
 from nightjar.loadtests.charts import Band, Series, chart, legend, scale_for
 from nightjar.loadtests.page import PAGE
 from nightjar.loadtests.regimes import Regime
@@ -22,14 +23,6 @@ from nightjar.policy.status import FleetStatus
 
 BIN_S: Final = 5.0
 """Width of the bins in which rates are shown, in seconds."""
-
-DEMO_CAPTION: Final = (
-    "Nothing here is simulated: real replicas of vLLM on Ray Serve answered real requests over HTTP on this machine's CPU. "
-    "The target model's cost is inflated by layers that add exactly zero; its function is unchanged. So drafting pays on a CPU "
-    "as it does on a GPU, and absolute times say nothing about a GPU. With mode off the drafter still runs (vLLM's own K=0): "
-    "off is slower than serving without any speculation. The fleet learns in every mode, so auto started with what the runs "
-    "before it had shown; what was missing it measured while it served this load."
-)
 
 COLUMNS: Final = (
     "mode", "phase", "requests", "errors", "tokens/s", "engine ms per token", "TTFT s p50 / max", "TPOT ms p50 / max", "n",
@@ -59,9 +52,7 @@ class _Panel:
     draw: Callable[[_ModeRun], list[Series]]
 
 
-def render_report(
-    summary: RunSummary, regime: Regime, rows: Sequence[RequestRow], samples: Sequence[StatusSample], caption: str = DEMO_CAPTION
-) -> str:
+def render_report(summary: RunSummary, regime: Regime, rows: Sequence[RequestRow], samples: Sequence[StatusSample]) -> str:
     """The page. Modes without a single row have no charts."""
     runs = [run for mode in summary.modes if (run := _mode_run(mode, regime, rows, samples)) is not None]
     return Template(PAGE).substitute(
@@ -72,7 +63,7 @@ def render_report(
         checks="".join(_check(check.name, check.passed, check.detail) for check in summary.checks),
         head="".join(f"<th>{escape(column)}</th>" for column in COLUMNS),
         body="".join(_table_row(row) for row in summary.phases),
-        caption=escape(caption),
+        caption=escape(demo_caption(samples)),
         modes="".join(f"<h3>{escape(run.mode)}</h3>" for run in runs),
         columns=str(max(len(runs), 1)),
         charts="".join(_panel(panel, runs, summary.policy_killed_at_s) for panel in _PANELS) if runs else "",

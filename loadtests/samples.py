@@ -8,14 +8,14 @@ keeps what was last seen of it. Fails closed on reading: a line that is no sampl
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from nightjar.policy.records import Record, StepTotals, describe_validation_error
-from nightjar.policy.status import FleetStatus
+from nightjar.policy.status import FleetStatus, ReplicaStatus
 
 
 class SamplesError(ValueError):
@@ -81,6 +81,14 @@ class EngineHistory:
             for length, work in after.items():
                 total[length] = total.get(length, Work()) + work - before.get(length, Work())
         return {length: work for length, work in sorted(total.items()) if work.steps}
+
+
+def decoding_replicas(samples: Iterable[StatusSample], mode: str) -> Iterator[ReplicaStatus]:
+    """Steered replicas that decode under settings of `mode` which they confirmed, in the order of the samples."""
+    for sample in samples:
+        for replica in sample.status.replicas if sample.status and sample.mode == mode else ():
+            if replica.settings_confirmed and replica.load.decode_batch_size and not replica.serving_plainly:
+                yield replica
 
 
 def all_work(by_length: WorkByLength) -> Work:

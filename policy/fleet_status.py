@@ -171,6 +171,7 @@ def _replica(replica_id: str, replica: ReplicaState, group: GroupState, decision
         report_age_s=max(now_s - replica.heard_at_s, 0.0),
         settings_version=snapshot.settings_version,
         reason=_reason(replica, group, decision),
+        decision_reason=snapshot.decision_reason,
         serving_plainly=report.serving_plainly,
         engine_id=snapshot.counters.engine_id,
         totals=snapshot.counters.totals,

@@ -30,7 +30,11 @@ class OverrideStatus(Record):
 
 
 class ReplicaStatus(Record):
-    """One replica as last reported. `reason` is the last decision in words; `generated_tokens_per_s` is over the last period."""
+    """One replica as last reported. `reason` is the last decision in words; `generated_tokens_per_s` is over the last period.
+
+    `decision_reason` is the engine's own word for the K that plan, dwell and guard gave its last step (steering.Cause). What the
+    drafter made of that is in `drafter_state` and `drafter.reason`.
+    """
 
     replica_id: str
     application: str
@@ -50,6 +54,7 @@ class ReplicaStatus(Record):
     settings_version: SettingsVersion | None = None
     settings_confirmed: bool = False
     reason: str = ""
+    decision_reason: str = ""
     serving_plainly: str = ""
     engine_id: str = ""
     totals: tuple[StepTotals, ...] = ()

@@ -10,6 +10,7 @@ import pytest
 from nightjar.loadtests.demo_checks import (
     Explanation,
     check_fixed_length,
+    check_on_and_off,
     check_planned_length,
     check_policy_restart,
     check_requests,
@@ -19,7 +20,21 @@ from nightjar.loadtests.demo_checks import (
 from nightjar.loadtests.demo_texts import Answer, compare_texts, first_difference
 from nightjar.loadtests.openai_stream import Token
 from nightjar.loadtests.regimes import arrival_times, parse_regime
-from nightjar.policy.records import EngineLoad, ExplorationSegment, Mode, Settings, SettingsVersion, Table, TableRow, to_plain
+from nightjar.loadtests.samples import StatusSample
+from nightjar.policy.records import (
+    DrafterState,
+    EngineLoad,
+    ExplorationSegment,
+    Local,
+    Mode,
+    Settings,
+    SettingsVersion,
+    Table,
+    TableRow,
+    to_plain,
+)
+from nightjar.policy.status import ReplicaStatus
+from nightjar.policy.steering import Cause
 from tests.loadtests.recorded import replica, row, sample, totals
 
 REGIME = parse_regime("few:2@=2")
@@ -45,55 +60,180 @@ def settings(sequence: int, *, first_length: int = 5, segment: int | None = None
     )
 
 
-def explained(batch: int, length: int, sent: list[Settings], sequence: int = 1) -> Explanation:
-    load = EngineLoad(decode_batch_size=batch, num_speculative_tokens=length)
-    return explain(replica("r1", load=load, sequence=sequence), sent)
+def status(
+    batch: int,
+    length: int,
+    planned: int | None = None,
+    *,
+    cause: str = Cause.PLAN,
+    state: DrafterState = DrafterState.ACTIVE,
+    sequence: int = 1,
+    steps: int = 0,
+) -> ReplicaStatus:
+    """A replica whose plan, dwell and guard left `planned`, for `cause`, of which its drafter made `length`."""
+    load = EngineLoad(
+        decode_batch_size=batch,
+        num_running_reqs=batch,
+        num_speculative_tokens=length,
+        planned_num_speculative_tokens=length if planned is None else planned,
+    )
+    one = replica("r1", totals(length, steps), load=load, sequence=sequence)
+    return one.model_copy(update={"decision_reason": cause, "drafter_state": state})
 
 
 @pytest.mark.parametrize(
     ("batch", "length", "segment", "expected"),
     [
         (2, 5, None, Explanation.TABLE),
+        (4, 5, None, Explanation.TABLE),
         (5, 1, None, Explanation.TABLE),
         (17, 0, None, Explanation.TABLE),
         (5, 3, 3, Explanation.MEASURING),
-        (2, 3, None, Explanation.HELD_LOWER),
-        (5, 2, 3, Explanation.HELD_LOWER),
+        (1, 3, 3, Explanation.MEASURING),
+        (16, 3, 3, Explanation.MEASURING),
+        (17, 3, 3, Explanation.CONTRADICTION),
         (5, 3, None, Explanation.CONTRADICTION),
         (5, 5, 3, Explanation.CONTRADICTION),
         (17, 1, None, Explanation.CONTRADICTION),
+        (2, 3, None, Explanation.UNEXPLAINED),
+        (5, 2, 3, Explanation.UNEXPLAINED),
     ],
 )
 def test_a_sampled_length_follows_from_the_settings_or_contradicts_them(
     batch: int, length: int, segment: int | None, expected: Explanation
 ) -> None:
-    assert explained(batch, length, [settings(1, segment=segment)]) is expected
+    assert explain(status(batch, length), [settings(1, segment=segment)]) is expected
 
 
-def test_the_last_step_may_have_run_under_the_settings_before_the_newest() -> None:
+@pytest.mark.parametrize("cause", list(Cause))
+def test_a_length_that_dwell_prefill_or_guard_lowered_is_held(cause: Cause) -> None:
+    expected = (
+        Explanation.HELD if cause in {Cause.DWELL, Cause.MIXED, Cause.WORSE_THAN_OFF, Cause.AGED} else Explanation.UNEXPLAINED
+    )
+    for length in (0, 1):
+        assert explain(status(2, length, cause=cause), [settings(1)]) is expected
+
+
+@pytest.mark.parametrize("state", list(DrafterState))
+def test_a_drafter_that_says_it_sleeps_explains_off_and_nothing_else(state: DrafterState) -> None:
+    without_drafts = {"dormant", "offloaded", "contracting", "reloading", "catching_up"}
+    expected = Explanation.ASLEEP if state in without_drafts else Explanation.UNEXPLAINED
+    assert explain(status(2, 0, planned=5, state=state), [settings(1)]) is expected
+    assert explain(status(9, 0, planned=3, state=state), [settings(1, segment=3)]) is expected
+    assert explain(status(2, 1, planned=5, state=state), [settings(1)]) is Explanation.UNEXPLAINED
+
+
+def test_a_drafter_that_sleeps_does_not_explain_that_its_engine_planned_less_than_the_plan() -> None:
+    asleep = status(2, 0, planned=1, state=DrafterState.DORMANT)
+    assert explain(asleep, [settings(1)]) is Explanation.UNEXPLAINED
+    held = asleep.model_copy(update={"decision_reason": Cause.DWELL})
+    assert explain(held, [settings(1)]) is Explanation.ASLEEP
+
+
+def test_the_last_step_may_have_run_under_the_settings_before_the_newest_until_two_steps_later() -> None:
     sent = [settings(1, first_length=5), settings(2, first_length=0), settings(3, first_length=0)]
-    assert explained(2, 5, sent, sequence=2) is Explanation.TABLE
-    assert explained(2, 5, sent, sequence=3) is Explanation.CONTRADICTION
+    late = status(2, 5, sequence=2)
+    assert explain(late, sent) is explain(late, sent, steps_since=1) is Explanation.TABLE
+    assert explain(late, sent, steps_since=2) is Explanation.CONTRADICTION
+    assert explain(status(2, 5, sequence=3), sent) is Explanation.CONTRADICTION
 
 
-def test_settings_that_the_journal_does_not_hold_explain_nothing() -> None:
-    assert explained(2, 5, [settings(1)], sequence=9) is Explanation.UNKNOWN
+def test_settings_that_the_journal_does_not_hold_or_an_engine_plans_itself_explain_nothing() -> None:
+    assert explain(status(2, 5, sequence=9), [settings(1)]) is Explanation.UNKNOWN
+    local = settings(1).model_copy(update={"plan": Local(planner="nightjar")})
+    assert explain(status(2, 5), [local]) is Explanation.UNKNOWN
 
 
-def decoding(length: int, batch: int = 2, sequence: int = 1) -> EngineLoad:
-    return EngineLoad(decode_batch_size=batch, num_running_reqs=batch, num_speculative_tokens=length)
+SENT = {"r1": [settings(1)]}
 
 
-def test_planned_lengths_hold_unless_one_contradicts_or_too_few_are_known() -> None:
-    sent = {"r1": [settings(1)]}
-    good = [sample(1.0, "auto", replica("r1", load=decoding(5))), sample(2.0, "auto", replica("r1", load=decoding(1, batch=9)))]
-    assert check_planned_length("auto", good, sent).passed
-    assert check_planned_length("auto", good, sent).detail == "samples: 2 as the table says"
-    bad = sample(3.0, "auto", replica("r1", load=decoding(5, batch=9)))
-    assert "K=5 at batch 9 under 1.1" in check_planned_length("auto", [*good, bad], sent).detail
-    assert not check_planned_length("auto", [*good, bad], sent).passed
-    assert not check_planned_length("auto", good, {}).passed
-    assert not check_planned_length("auto", [], sent).passed
+def sampled(*replicas: ReplicaStatus) -> list[StatusSample]:
+    return [sample(float(number), "auto", one) for number, one in enumerate(replicas)]
+
+
+def asleep(count: int) -> list[ReplicaStatus]:
+    return [status(2, 0, planned=5, state=DrafterState.DORMANT)] * count
+
+
+def test_planned_lengths_hold_and_the_samples_are_counted_by_whether_they_speculate() -> None:
+    check = check_planned_length("auto", sampled(status(2, 5), status(9, 1), status(20, 0), *asleep(1)), SENT)
+    assert (check.name, check.passed) == ("K under auto", True)
+    assert check.detail == (
+        "4 samples, 2 at K > 0 and 2 at K = 0: 3 as the table says, 1 off while the drafter sleeps or catches up"
+    )
+
+
+def test_planned_lengths_fail_on_one_that_contradicts_and_on_one_that_nothing_explains() -> None:
+    good = [status(2, 5), status(9, 1)]
+    for bad, said in ((status(9, 5), "K=5 at batch 9 under 1.1"), (status(2, 3), "K=3 at batch 2 under 1.1")):
+        check = check_planned_length("auto", sampled(*good, bad), SENT)
+        assert not check.passed
+        assert said in check.detail
+
+
+def test_at_most_three_samples_that_fail_are_named() -> None:
+    check = check_planned_length("auto", sampled(*[status(9, 5)] * 4), SENT)
+    assert check.detail.count("K=5 at batch 9") == 3
+
+
+def test_planned_lengths_fail_where_the_drafter_never_ran_although_each_sample_is_explained() -> None:
+    check = check_planned_length("auto", sampled(*asleep(100)), SENT)
+    assert not check.passed
+    assert "held lower in 100 of 100 samples in which K > 0 ran or was planned, allowed are 50%" in check.detail
+
+
+def test_half_of_the_samples_with_speculation_may_be_held_and_not_one_more() -> None:
+    followed = [status(2, 5), status(9, 1)]
+    off_by_plan = [status(20, 0)] * 9
+    for held in (asleep(2), [status(2, 1, cause=Cause.DWELL)] * 2):
+        assert check_planned_length("auto", sampled(*followed, *off_by_plan, *held), SENT).passed
+        assert not check_planned_length("auto", sampled(*followed, *off_by_plan, *held, held[0]), SENT).passed
+
+
+def test_measuring_counts_as_following_the_plan() -> None:
+    sent = {"r1": [settings(1, segment=3)]}
+    assert check_planned_length("auto", sampled(status(2, 3), *asleep(1)), sent).passed
+
+
+def test_settings_of_before_explain_a_length_only_until_the_engine_has_run_two_steps_under_the_newer() -> None:
+    sent = {"r1": [settings(1, first_length=0), settings(2, first_length=5)]}
+    stale = [status(2, 0, sequence=2, steps=steps) for steps in (10, 11)]
+    assert check_planned_length("auto", sampled(*stale), sent).passed
+    check = check_planned_length("auto", sampled(*stale, status(2, 0, sequence=2, steps=12)), sent)
+    assert not check.passed
+    assert "1 below the plan for no reason that the replica gives" in check.detail
+
+
+def test_planned_lengths_fail_where_half_of_the_samples_or_all_are_unknown() -> None:
+    known, unknown = status(2, 5), status(2, 5, sequence=9)
+    assert check_planned_length("auto", sampled(known, known, unknown), SENT).passed
+    assert not check_planned_length("auto", sampled(known, unknown), SENT).passed
+    assert not check_planned_length("auto", sampled(known), {}).passed
+    assert not check_planned_length("auto", [], SENT).passed
+
+
+def test_only_replicas_that_decode_steered_in_the_mode_are_sampled() -> None:
+    others = [
+        sample(1.0, "auto", status(2, 5).model_copy(update={"settings_confirmed": False})),
+        sample(2.0, "auto", status(2, 5).model_copy(update={"serving_plainly": "no scheduler of ours"})),
+        sample(3.0, "auto", status(0, 5)),
+        sample(4.0, "off", status(2, 5)),
+        StatusSample(time_s=5.0, mode="auto", error="away"),
+    ]
+    assert not check_planned_length("auto", others, SENT).passed
+    assert not check_on_and_off("auto", others).passed
+
+
+def test_the_run_says_whether_auto_was_seen_with_speculation_and_without() -> None:
+    on, off = status(2, 5), status(20, 0)
+    seen = {(True, True): [on, off], (True, False): [on], (False, True): [off, off], (False, False): []}
+    for (with_drafts, without), replicas in seen.items():
+        check = check_on_and_off("auto", sampled(*replicas))
+        assert check.passed is (with_drafts or without)
+        assert check.detail == (
+            f"auto was {'' if with_drafts else 'not '}sampled at K > 0 in this run, "
+            f"auto was {'' if without else 'not '}sampled at K = 0 in this run"
+        )
 
 
 def test_a_fixed_mode_runs_every_step_at_its_length() -> None:

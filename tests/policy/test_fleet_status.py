@@ -11,7 +11,8 @@ from nightjar.policy import fleet_status as module
 from nightjar.policy.fleet import FleetState, fleet_status
 from nightjar.policy.prediction import predict
 from nightjar.policy.settings import parse_operator_settings
-from nightjar.policy.status import GroupStatus
+from nightjar.policy.status import GroupStatus, ReplicaStatus
+from nightjar.policy.steering import Cause
 from tests.policy.engines import KEY, MAX_NUM_SEQS, Fleet, Replica
 from tests.policy.restarting import LAG_TOKENS, Policy, RestartingReplica
 
@@ -114,6 +115,16 @@ def test_a_group_of_idle_replicas_predicts_nothing() -> None:
     fleet.run(1.0)
     (group,) = groups_of(fleet.state, fleet.now_s)
     assert (group.predicted_tokens_per_s, group.predicted_off_tokens_per_s) == (None, None)
+
+
+def test_a_replica_tells_in_its_engines_words_why_its_last_step_ran_at_its_k() -> None:
+    fleet = Fleet([Replica("a", 16)])
+    fleet.run(1.0)
+    known = fleet.state.replicas["a"]
+    snapshot = known.report.snapshot.model_copy(update={"decision_reason": Cause.DWELL})
+    told = replace(known, report=known.report.model_copy(update={"snapshot": snapshot}))
+    _, (status,) = fleet_status(replace(fleet.state, replicas={"a": told}), {}, fleet.now_s)
+    assert ReplicaStatus.from_wire(status.to_wire()).decision_reason == Cause.DWELL
 
 
 def test_status_lists_the_open_lease_and_the_wishes_that_wait_longest_first() -> None:
