@@ -1,0 +1,83 @@
+"""Which modules are mutated, and which tests must notice.
+
+A module is listed because a wrong decision there does harm that nobody sees at once: speculation that loses, restarts that all
+happen together, settings of a dead policy, drafts on missing KV or for a client that wants none, a demo that passes what it should
+not. The tests of a module are its own fast files and no others, so that a mutant dies where a reader would look for the test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+PURE: Final = ("numpy", "pydantic", "msgpack", "structlog", "hypothesis", "looptime", "pytest_asyncio")
+VLLM: Final = (
+    *PURE,
+    "torch",
+    "vllm.v1.core.sched.async_scheduler",
+    "vllm.v1.engine.core",
+    "vllm.v1.structured_output",
+    "vllm.v1.worker.cpu_worker",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A module by its path; `only` names the classes and functions in it that count (all, if empty)."""
+
+    module: str
+    tests: tuple[str, ...]
+    only: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = PURE
+    """Imported once, before the first test run."""
+
+
+TARGETS: Final = (
+    # the guard
+    Target("policy/off_guard.py", ("tests/policy/test_off_guard.py",)),
+    Target("policy/guard.py", ("tests/policy/test_guard.py",)),
+    Target("policy/steering.py", ("tests/policy/test_steering.py", "tests/policy/test_local_plans.py")),
+    # how many restart at once
+    Target("policy/restart_budget.py", ("tests/policy/test_restart_budget.py",)),
+    # fencing
+    Target("policy/records.py", ("tests/policy/test_records.py",), only=("SettingsVersion",)),
+    Target("policy/issuing.py", ("tests/policy/test_issuing.py",)),
+    Target(
+        "deployments/agent.py",
+        ("tests/deployments/test_agent.py",),
+        only=("ReplicaAgent._settings_to_send", "ReplicaAgent._take", "ReplicaAgent._stale"),
+    ),
+    Target("cluster/mailbox.py", ("tests/cluster/test_policy_actor_exchange.py",)),
+    Target(
+        "cluster/policy_service.py",
+        ("tests/cluster/test_policy_actor_exchange.py", "tests/cluster/test_policy_actor_fencing.py"),
+        only=("PolicyService.start", "PolicyService._take_up", "PolicyService._take_up_late", "PolicyService._decide"),
+    ),
+    # dormancy and catch-up
+    Target("policy/drafter_life.py", ("tests/policy/test_drafter_life.py", "tests/policy/test_drafter_transitions.py")),
+    Target("policy/probe.py", ("tests/policy/test_drafter_life.py",)),
+    Target("policy/catch_up.py", ("tests/policy/test_catch_up.py",)),
+    Target("deployments/engine/catch_up_plan.py", ("tests/engine/test_catch_up_plan.py",), libraries=VLLM),
+    Target("deployments/engine/lag_ledger.py", ("tests/engine/test_drafting.py",), libraries=VLLM),
+    Target("deployments/engine/drafting.py", ("tests/engine/test_drafting.py",), libraries=VLLM),
+    # opt-out, and the fence in the engine
+    Target(
+        "deployments/engine/step_loop.py",
+        ("tests/engine/test_drafting.py", "tests/engine/test_scheduler.py"),
+        only=("StepLoop.adopt", "StepLoop.confirm", "StepLoop.add_request", "StepLoop.leave", "StepLoop.draft_limits"),
+        libraries=VLLM,
+    ),
+    Target(
+        "deployments/engine/scheduler.py",
+        ("tests/engine/test_drafting.py", "tests/engine/test_scheduler.py"),
+        only=(
+            "SteeredScheduler.add_request",
+            "SteeredScheduler.update_draft_token_ids",
+            "SteeredScheduler._limit_drafts",
+            "most_drafts_of",
+        ),
+        libraries=VLLM,
+    ),
+    # what the demo says of itself
+    Target("loadtests/demo_checks.py", ("tests/loadtests/test_demo_checks.py",)),
+)
