@@ -31,6 +31,8 @@ class RestartingReplica:
     lag: int = LAG_TOKENS
     now_s: float = 0.0
     steps: int = 0
+    held_back: int = 0
+    """Steps whose drafter had missed nothing and that did not draft all the same."""
     reports: int = 0
     life: DrafterLife = field(default_factory=lambda: DrafterLife(can_be_dormant=True))
     steering: Steering = field(default_factory=lambda: Steering(max_num_speculative_tokens=3, max_num_seqs=4))
@@ -48,6 +50,7 @@ class RestartingReplica:
             self.steps += 1
             order = self.life.before_step(self.wanted, self.lag, self.now_s)
             length = order.num_speculative_tokens
+            self.held_back += length != self.wanted and not self.lag
             self.lag = max(self.lag - order.catch_up_tokens, 0) if length or order.catch_up_tokens else self.lag + 1
             self.life.after_step(order, [1] * length, [1] * length, self.now_s)
 

@@ -189,6 +189,11 @@ class LossyFleet(RuleBasedStateMachine):
     def load_was_high_for_a_while(self, index: int) -> None:
         self.replicas[index].fall_behind()
 
+    @rule(index=st.integers(0, REPLICAS - 1))
+    def all_requests_are_new(self, index: int) -> None:
+        """Those of which the drafter missed something have ended."""
+        self.replicas[index].lag = 0
+
     @rule(index=st.integers(0, REPLICAS - 1), wanted=st.sampled_from([0, 3]))
     def the_plan_changes(self, index: int, wanted: int) -> None:
         self.replicas[index].wanted = wanted
@@ -199,9 +204,9 @@ class LossyFleet(RuleBasedStateMachine):
         assert sum(replica.catches_up for replica in self.replicas) <= BUDGET
 
     @invariant()
-    def every_step_ran(self) -> None:
-        """INV-4: no engine step waited for anybody."""
-        assert all(replica.steps >= int(replica.now_s / 0.05) for replica in self.replicas)
+    def a_drafter_that_missed_nothing_drafts_at_once(self) -> None:
+        """INV-4: such a step waits for nobody's permission."""
+        assert not any(replica.held_back for replica in self.replicas)
 
 
 LossyFleet.TestCase.settings = hypothesis_settings(max_examples=50, stateful_step_count=40, deadline=None)
