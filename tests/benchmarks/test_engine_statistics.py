@@ -42,6 +42,7 @@ from tests.benchmarks.engine.measured import (
 from tests.benchmarks.engine.off import OffTimes
 from tests.benchmarks.engine.restart_cost import cost_errors, fitted
 from tests.benchmarks.engine.restart_record import Restart
+from tests.benchmarks.engine.restarts import cost_bars
 from tests.benchmarks.engine.simulator import fitted_profile, steady_speed
 from tests.benchmarks.engine.step_record import RowStep, Step, core_share, tokens_per_second
 from tests.benchmarks.engine.step_times import fitted_step_times
@@ -216,6 +217,13 @@ def test_a_burst_in_a_restart_is_in_the_error_of_all_restarts() -> None:
     (error,), (error_of_all,) = (cost_errors(rounds, trimmed=trimmed).values() for trimmed in (True, False))
     assert error < 0.1
     assert error_of_all > 0.5
+
+
+def test_the_error_of_a_restarts_price_has_a_limit_where_it_is_trimmed_and_stands_beside_that_of_all() -> None:
+    trimmed, of_all = cost_bars({(4, 5): 0.1, (4, 20): 0.3}, {(4, 5): 0.4, (4, 20): 0.6})
+    assert (trimmed.name, trimmed.value, trimmed.verdict) == ("restart_cost_error", 0.2, "reached")
+    assert (of_all.name, of_all.value, of_all.verdict) == ("restart_cost_error_of_all", 0.5, "stated")
+    assert of_all.interval == Interval(low=0.4, high=0.6, kind="range of 2 cells of lag and batch")
 
 
 def test_the_planner_over_the_best_k_is_told_at_the_acceptance_of_all_and_in_the_tokens_that_each_made() -> None:

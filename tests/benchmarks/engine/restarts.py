@@ -225,10 +225,7 @@ def _outcome(
             at=f"{len(kept)} restarts, K={LENGTH}",
             cells=len(kept),
         ),
-        _error_bar("restart_cost_error", "the middle half of each cell's restarts by cost", "at most", errors),
-        _error_bar(
-            "restart_cost_error_of_all", "all restarts, those in which others took the core among them", "stated", errors_of_all
-        ),
+        *cost_bars(errors, errors_of_all),
     ]
     facts = {
         "restarts": len(bounded),
@@ -256,6 +253,16 @@ def _outcome(
     ]
     outcome.tables.append(_table(bounded, unbounded, errors, errors_of_all))
     return outcome
+
+
+def cost_bars(errors: Mapping[tuple[int, int], float], errors_of_all: Mapping[tuple[int, int], float]) -> list[Bar]:
+    """The error of the price by cell of lag and batch: of restarts that nothing disturbed much, which has a limit, and of all."""
+    return [
+        _error_bar("restart_cost_error", "the middle half of each cell's restarts by cost", "at most", errors),
+        _error_bar(
+            "restart_cost_error_of_all", "all restarts, those in which others took the core among them", "stated", errors_of_all
+        ),
+    ]
 
 
 def _error_bar(name: str, of: str, direction: Direction, errors: Mapping[tuple[int, int], float]) -> Bar:

@@ -31,10 +31,11 @@ def interval_of_resamples(found: Sequence[float] | npt.NDArray[np.float64], what
 def range_of(values: Sequence[float], what: str) -> Interval:
     """From the least to the most: no share of anything lies in it.
 
-    >>> range_of([1.0, 3.0, 2.0], "rounds")
-    Interval(low=1.0, high=3.0, kind='range of 3 rounds')
+    >>> range_of([1.0, 3.0, 2.0], "rounds"), range_of([2.0], "rounds").kind
+    (Interval(low=1.0, high=3.0, kind='range of 3 rounds'), 'one of the rounds: no range')
     """
-    return Interval(low=min(values), high=max(values), kind=f"range of {len(values)} {what}")
+    kind = f"range of {len(values)} {what}" if len(values) > 1 else f"one of the {what}: no range"
+    return Interval(low=min(values), high=max(values), kind=kind)
 
 
 def geometric_mean(values: Sequence[float]) -> float:
