@@ -5,6 +5,7 @@ The commands are those of the README, each in a process of its own, as a person 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -14,11 +15,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
@@ -35,6 +39,7 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 LOCAL_CPU = ROOT / "cluster/configs/local-cpu.yaml"
 SERVES_WITHIN_S = 300.0
+USERS = 2
 
 RAY_SERVE_LLM = """\
 # One replica of a small model on a CPU, by ray.serve.llm.
@@ -204,7 +209,7 @@ def test_the_operators_commands_show_and_override_what_runs(ray_by_hand: HandSta
 
 
 def test_nightjar_goes_in_and_out_again_under_load_by_migrate_and_serve_deploy_and_fails_no_request(
-    ray_by_hand: HandStartedRay, tmp_path: Path
+    ray_by_hand: HandStartedRay,
 ) -> None:
     file = ray_by_hand.folder / "serve.yaml"
     target, draft = (models_folder() / name for name in ("smollm2-135m", "smollm2-135m-noise08"))
@@ -216,21 +221,36 @@ def test_nightjar_goes_in_and_out_again_under_load_by_migrate_and_serve_deploy_a
     file.write_text(migrated.replace("num_gpus: 1", "num_gpus: 0"))  # migrate counts on GPUs; here are none
     ray_by_hand.deploy("serve deploy serve.yaml", "chat", "nightjar")
     file.write_text(migrated)
-    rows = tmp_path / "rows.jsonl"
-    load = subprocess.Popen(
-        ray_by_hand.locust(rows, "steady:240@0.4"),
-        cwd=ROOT, env=ray_by_hand.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    try:
-        until(lambda: rows.exists() and rows.read_text().count("\n") >= 3, within_s=60, what="requests are answered")
+    with asking(ray_by_hand.url) as answers:
+        until(lambda: len(answers) >= 3, within_s=60, what="requests are answered")
         ray_by_hand.succeeds("nightjar migrate serve.yaml --remove --write")
         assert file.read_text() == before
         ray_by_hand.deploy("serve deploy serve.yaml", "chat")
-        without_us_since_s = time.time()
-        told, _ = load.communicate(timeout=400)
-    finally:
-        load.kill()
-    assert load.returncode == 0, told
-    assert failures(rows) == []
-    started_s = [json.loads(line)["start_s"] for line in rows.read_text().splitlines()]
-    assert min(started_s) < without_us_since_s < max(started_s), "the load went on after Nightjar was gone"
+        without_us = len(answers)
+        until(lambda: len(answers) >= without_us + 2 * USERS + 1, within_s=120, what="requests that began after Nightjar was gone")
+    assert set(answers) == {200}
+
+
+@contextlib.contextmanager
+def asking(url: str) -> Iterator[list[int | str]]:
+    """Users that ask again and again until the end of the block: the status of every answer, or what broke it."""
+    answers: list[int | str] = []
+    over = threading.Event()
+    body = {"model": "smollm2", "messages": [{"role": "user", "content": "Count to five."}], "max_tokens": 24}
+
+    def user() -> None:
+        with httpx.Client(base_url=url, timeout=240, trust_env=False) as client:
+            while not over.is_set():
+                try:
+                    answers.append(client.post("/v1/chat/completions", json=body).status_code)
+                except httpx.HTTPError as error:
+                    answers.append(f"{type(error).__name__}: {error}")
+
+    with ThreadPoolExecutor(USERS) as pool:
+        users = [pool.submit(user) for _ in range(USERS)]
+        try:
+            yield answers
+        finally:
+            over.set()
+    for each in users:
+        each.result()

@@ -5,10 +5,14 @@ An engine that was killed cannot clean up after itself, so what it left in the f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -24,6 +28,21 @@ SHORT: dict[str, Any] = {"model": "chat", "messages": [{"role": "user", "content
 LONG: dict[str, Any] = SHORT | {"max_tokens": 900, "ignore_eos": True}
 
 
+APPLICATIONS = {"with-our-scheduler": True, "plain": False}
+"""By name: whether it speculates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """An application whose engine was stopped while it ran a request."""
+
+    replica_id: str
+    pid: int
+    engine: list[psutil.Process]
+    files: set[Path]
+    cut_off: Future[httpx.Response]
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[serving.ServeCluster]:
     serving.need_models(serving.TARGET, serving.DRAFT)
@@ -31,37 +50,50 @@ def cluster() -> Iterator[serving.ServeCluster]:
         yield running
 
 
-@pytest.mark.parametrize("name", ["with-our-scheduler", "plain"])
-def test_engine_stopped_in_mid_request_is_ended_and_its_replica_replaced(cluster: serving.ServeCluster, name: str) -> None:
-    speculative = name != "plain"
-    cluster.deploy(serving.application(name, speculative=speculative, hung_after_s=HUNG_AFTER_S))
-    with cluster.http(name) as client, ThreadPoolExecutor(1) as pool:
-        serving.post(client, SHORT)
-        (known,) = serving.until(lambda: serving.replicas(name), within_s=20, what="a report")
-        assert bool(known.serving_plainly) is not speculative
-        (pid,) = serving.replica_pids(name)
-        engine = serving.engine_processes_of(pid)
-        core = serving.engine_core_of(pid)
-        files = serving.files_of(engine)
-        assert any(file.is_socket() for file in files)
-        assert any(file.name.startswith("psm_") for file in files)
+@pytest.fixture(scope="module")
+def stopped(cluster: serving.ServeCluster) -> Iterator[Mapping[str, Stopped]]:
+    """Both applications, stopped at the same time: their waits are long, and one does not need the other's end."""
+    cluster.deploy(*(serving.application(name, speculative=own, hung_after_s=HUNG_AFTER_S) for name, own in APPLICATIONS.items()))
+    with contextlib.ExitStack() as stack:
+        clients = {name: stack.enter_context(cluster.http(name)) for name in APPLICATIONS}
+        pool = stack.enter_context(ThreadPoolExecutor(len(APPLICATIONS)))
+        yield {name: _stop_in_mid_request(name, client, pool) for name, client in clients.items()}
 
-        cut_off = pool.submit(client.post, "/v1/chat/completions", json=LONG)
-        serving.until(lambda: _running(name) == 1, within_s=20, what="the request runs")
-        core.suspend()
 
-        _, alive = psutil.wait_procs(engine, timeout=120)
-        assert alive == [], "stopped processes end of SIGKILL alone"
-        assert cut_off.result(timeout=60).status_code >= 500
-        serving.until(lambda: serving.replica_pids(name) - {pid}, within_s=180, what="a replica in its place")
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_engine_stopped_in_mid_request_is_ended_and_its_replica_replaced(
+    cluster: serving.ServeCluster, stopped: Mapping[str, Stopped], name: str
+) -> None:
+    before = stopped[name]
+    _, alive = psutil.wait_procs(before.engine, timeout=120)
+    assert alive == [], "stopped processes end of SIGKILL alone"
+    assert before.cut_off.result(timeout=60).status_code >= 500
+    serving.until(lambda: serving.replica_pids(name) - {before.pid}, within_s=180, what="a replica in its place")
 
-        def replaced() -> bool:
-            return any(replica.replica_id != known.replica_id for replica in serving.replicas(name))
+    def replaced() -> bool:
+        return any(replica.replica_id != before.replica_id for replica in serving.replicas(name))
 
-        serving.until(replaced, within_s=180, what="a report of the replica that takes its place")
-        serving.until(lambda: serving.replica_pids(name).isdisjoint({pid}), within_s=60, what="the end of the old replica")
-        assert serving.existing(files) == set()
+    serving.until(replaced, within_s=180, what="a report of the replica that takes its place")
+    serving.until(lambda: serving.replica_pids(name).isdisjoint({before.pid}), within_s=60, what="the end of the old replica")
+    assert serving.existing(before.files) == set()
+    with cluster.http(name) as client:
         assert serving.post(client, SHORT)["finish_reason"] in {"length", "stop"}
+
+
+def _stop_in_mid_request(name: str, client: httpx.Client, pool: ThreadPoolExecutor) -> Stopped:
+    serving.post(client, SHORT)
+    (known,) = serving.until(lambda: serving.replicas(name), within_s=20, what="a report")
+    assert bool(known.serving_plainly) is not APPLICATIONS[name]
+    (pid,) = serving.replica_pids(name)
+    engine = serving.engine_processes_of(pid)
+    core = serving.engine_core_of(pid)
+    files = serving.files_of(engine)
+    assert any(file.is_socket() for file in files)
+    assert any(file.name.startswith("psm_") for file in files)
+    cut_off = pool.submit(client.post, "/v1/chat/completions", json=LONG)
+    serving.until(lambda: _running(name) == 1, within_s=20, what="the request runs")
+    core.suspend()
+    return Stopped(known.replica_id, pid, engine, files, cut_off)
 
 
 def _running(application: str) -> int:
