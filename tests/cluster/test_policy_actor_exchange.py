@@ -86,6 +86,23 @@ async def test_a_newer_call_releases_the_older_one_of_the_same_replica() -> None
         await second
 
 
+async def test_a_call_that_took_the_place_of_an_older_one_is_woken_by_news() -> None:
+    async with running_service() as service:
+        await service.configure({"exchange_period_s": 10.0, "replica_timeout_s": 3600.0})
+        replica = Replica()
+        await settled(service, replica, rounds=2)
+        calls = []
+        for _ in range(2):
+            calls.append(asyncio.create_task(service.exchange(replica.report().to_wire())))
+            await asyncio.sleep(0.1)
+        await service.set_mode({"mode": "off"})
+        await asyncio.sleep(0.1)
+        assert [call.done() for call in calls] == [True, True]
+        settings = calls[1].result().settings
+        assert settings is not None
+        assert settings.mode == Mode(kind="off")
+
+
 async def test_a_lost_reply_is_sent_again_once_a_period() -> None:
     async with running_service() as service:
         replica = Replica()

@@ -78,7 +78,7 @@ class FakeEngine:
 
 
 class FakePolicy:
-    """Parks a report for a period, or until `news` is set; `fail` raises instead, `hang` never answers."""
+    """Parks a report for `parks_s`, or until `news` is set; `fail` raises instead, `hang` never answers."""
 
     def __init__(self) -> None:
         self.reports: list[LoadReport] = []
@@ -87,6 +87,7 @@ class FakePolicy:
         self.refused = ""
         self.fail: Callable[[], None] | None = None
         self.hang = False
+        self.parks_s = PERIOD_S
         self.in_flight = self.most_in_flight = 0
 
     async def exchange(self, report: LoadReport, timeout_s: float) -> ExchangeReply:
@@ -102,7 +103,7 @@ class FakePolicy:
             for _ in range(5):
                 if self.news is not None and self.news.version != report.snapshot.settings_version:
                     break
-                await asyncio.sleep(PERIOD_S / 5)
+                await asyncio.sleep(self.parks_s / 5)
             news = self.news if self.news is not None and self.news.version != report.snapshot.settings_version else None
             return ExchangeReply(incarnation=self.incarnation, settings=news, refused=self.refused)
         finally:
@@ -174,6 +175,13 @@ async def test_reports_once_a_period_with_rising_numbers_and_one_exchange_in_fli
     assert policy.most_in_flight == 1
 
 
+async def test_a_policy_that_answers_at_once_gets_one_report_a_period(engine: FakeEngine, policy: FakePolicy) -> None:
+    policy.parks_s = 0.0
+    async with running_agent(engine, policy):
+        await asyncio.sleep(10.1)
+    assert 18 <= len(policy.reports) <= 21
+
+
 async def test_news_reach_the_engine_at_once_and_are_confirmed_while_they_hold(engine: FakeEngine, policy: FakePolicy) -> None:
     async with running_agent(engine, policy):
         await asyncio.sleep(2.0)
@@ -231,6 +239,20 @@ async def test_older_settings_are_never_passed_on(engine: FakeEngine, policy: Fa
         assert engine.running == SettingsVersion(incarnation=3, sequence=0)
 
 
+async def test_an_older_sequence_of_the_same_incarnation_does_not_take_the_place_of_a_newer_one(
+    engine: FakeEngine, policy: FakePolicy
+) -> None:
+    """INV-5."""
+    async with running_agent(engine, policy):
+        policy.news = newest = settings(2, 7)
+        await asyncio.sleep(2.0)
+        policy.news, policy.incarnation = settings(2, 6), 2
+        await asyncio.sleep(5.0)
+        engine.restart()
+        await asyncio.sleep(5.0)
+        assert engine.running == newest.version
+
+
 async def test_policy_of_an_older_incarnation_confirms_nothing(engine: FakeEngine, policy: FakePolicy) -> None:
     """INV-5."""
     async with running_agent(engine, policy):
@@ -252,6 +274,15 @@ async def test_new_engine_is_reported_as_such_and_gets_the_settings_again(engine
         await asyncio.sleep(10.0)
         assert engine.running == policy.news.version
     assert policy.reports[-1].snapshot.counters.engine_id == "engine-2"
+
+
+async def test_new_engine_gets_confirmed_settings_however_long_ago_they_came(engine: FakeEngine, policy: FakePolicy) -> None:
+    async with running_agent(engine, policy):
+        policy.news = settings(1, 1).model_copy(update={"settings_max_age_s": 10.0})
+        await asyncio.sleep(30.0)
+        engine.restart()
+        await asyncio.sleep(2.0)
+        assert engine.running == policy.news.version
 
 
 async def test_settings_unconfirmed_for_too_long_are_kept_from_a_new_engine(engine: FakeEngine, policy: FakePolicy) -> None:

@@ -34,7 +34,7 @@ class Target:
 
 TARGETS: Final = (
     # the guard
-    Target("policy/off_guard.py", ("tests/policy/test_off_guard.py",)),
+    Target("policy/off_guard.py", ("tests/policy/test_off_guard_numbers.py", "tests/policy/test_off_guard.py")),
     Target("policy/guard.py", ("tests/policy/test_guard.py",)),
     Target("policy/steering.py", ("tests/policy/test_steering.py", "tests/policy/test_local_plans.py")),
     # how many restart at once

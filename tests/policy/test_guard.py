@@ -19,6 +19,10 @@ def test_allowed_lengths_ascend_from_off_to_at_most_the_engines_maximum(wished: 
     assert set(allowed) - {0} <= set(wished)
 
 
+def test_the_engines_maximum_itself_may_run() -> None:
+    assert allowed_lengths([1, 5, 6], 5) == (0, 1, 5)
+
+
 @given(LENGTHS, st.lists(LENGTHS), st.integers(0, 32))
 def test_a_bound_length_is_the_highest_allowed_up_to_the_proposal(proposed: int, wished: list[int], maximum: int) -> None:
     allowed = allowed_lengths(wished, maximum)
