@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from nightjar.policy.fleet import Decision
 from nightjar.policy.issuing import MAX_PLAUSIBLE, Issuer, settings_of
 from nightjar.policy.planners.planner import one_length
@@ -41,6 +43,7 @@ def test_a_decision_and_the_operators_periods_become_settings() -> None:
     made = settings_of(decided(length=2, reason="because"), OPERATOR)
     assert (made.settings_max_age_s, made.exchange_period_s, made.dwell_steps) == (60.0, 0.7, 4)
     assert (made.allowed_num_speculative_tokens, made.reason) == ((0, 2), "because")
+    assert str(made.version) == "0.0", "older than anything that is ever issued"
 
 
 def test_the_sequence_rises_with_new_content_only_and_words_are_none() -> None:
@@ -67,10 +70,12 @@ def test_what_the_operator_changes_is_new_content_too() -> None:
 def test_what_a_replica_does_not_run_is_given_and_counts_as_sent() -> None:
     made = issuer()
     assert made.give("r1", None) is None
+    assert not made.slots["r1"].is_confirmed
     posted = made.post("r1", decided(), OPERATOR)
     assert [slot.has_unsent_news for slot in made.slots.values()] == [True, False]
     assert made.give("r1", None) == posted
     assert [slot.has_unsent_news for slot in made.slots.values()] == [False, False]
+    assert not made.slots["r1"].is_confirmed
     assert posted is not None
     assert made.give("r1", posted.version) is None
     assert made.admit(report("r1", posted.version)) == ""
@@ -86,6 +91,61 @@ def test_a_version_never_issued_lifts_the_incarnation_above_it_once_per_replica(
     assert made.slots["r1"].version == SettingsVersion(incarnation=10, sequence=2)
     assert "has named such a version before" in made.admit(report("r1", SettingsVersion(incarnation=99, sequence=1)))
     assert "implausible" in made.admit(report("r2", SettingsVersion(incarnation=MAX_PLAUSIBLE, sequence=1)))
+
+
+def test_a_version_that_was_issued_lifts_nothing() -> None:
+    made = issuer()
+    posted = made.post("r1", decided(), OPERATOR)
+    assert posted is not None
+    assert made.admit(report("r1", posted.version)) == ""
+    assert made.admit(report("a newcomer with the engine of another", posted.version)) == ""
+    assert not made.raise_incarnation(0)
+
+
+def test_a_first_policy_has_nobody_to_rise_above() -> None:
+    made = Issuer(incarnation=1)
+    assert not made.raise_incarnation(0)
+    assert made.incarnation == 1
+
+
+def test_an_incarnation_that_somebody_else_has_as_well_is_left() -> None:
+    made = issuer()
+    assert made.raise_incarnation(5)
+    assert made.incarnation == 6
+
+
+@pytest.mark.parametrize("replica_id", ["r1", "a newcomer"])
+def test_a_foreign_version_is_found_before_any_settings_were_posted(replica_id: str) -> None:
+    made = issuer()
+    assert made.admit(report(replica_id, SettingsVersion(incarnation=5, sequence=1))) == ""
+    assert made.raise_incarnation(0)
+    assert made.incarnation == 6
+
+
+def test_only_replicas_that_named_a_foreign_version_have_done_so() -> None:
+    made = issuer()
+    posted = made.post("r1", decided(), OPERATOR)
+    assert posted is not None
+    assert made.admit(report("r1", posted.version)) == ""
+    assert made.admit(report("r2", SettingsVersion(incarnation=9, sequence=1))) == ""
+    assert made.raise_incarnation(0)
+    assert made.admit(report("r1", SettingsVersion(incarnation=20, sequence=1))) == ""
+    assert "has named such a version before" in made.admit(report("r2", SettingsVersion(incarnation=20, sequence=1)))
+
+
+@pytest.mark.parametrize("number", [(1 << 40) - 1, 1 << 40])
+@pytest.mark.parametrize("field", ["incarnation", "sequence"])
+def test_numbers_that_no_policy_ever_reaches_are_refused(field: str, number: int) -> None:
+    refused = issuer().admit(report("r1", SettingsVersion.model_validate({"incarnation": 5, "sequence": 1, field: number})))
+    assert ("implausible" in refused) is (number >= 1 << 40)
+
+
+def test_a_full_fleet_keeps_its_own_and_refuses_newcomers(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = issuer()
+    monkeypatch.setattr("nightjar.policy.issuing.MAX_REPLICAS", 3)
+    assert made.admit(report("r3")) == ""
+    assert "at most 3 replicas" in made.admit(report("r4"))
+    assert made.admit(report("r3")) == ""
 
 
 def test_a_forgotten_replica_begins_anew() -> None:

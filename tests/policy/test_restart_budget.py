@@ -56,9 +56,18 @@ def test_a_fifth_of_the_group_and_at_least_one() -> None:
     assert len(grant(BUDGET, 2, (), {}, wishes, 0.0)) == 1
 
 
+def test_a_share_of_the_group_that_is_a_whole_number_is_not_lost_to_rounding() -> None:
+    assert [RestartBudget(0.29, 0.04, 1, 60.0).max_leases(replicas) for replicas in (3, 6, 7, 100)] == [1, 1, 2, 29]
+
+
 def test_slow_downs_in_flight_stay_within_their_share_of_the_groups_capacity() -> None:
     wishes = [wish(f"r{number:02}", slowdown=0.5) for number in range(64)]
     assert len(grant(BUDGET, 64, (), {}, wishes, 0.0)) == 5, "0.04 * 64 / 0.5"
+
+
+def test_a_restart_that_does_not_fit_leaves_the_rest_of_the_budget_to_a_smaller_one() -> None:
+    wishes = [wish("a", slowdown=0.3, gain=300.0), wish("b", slowdown=0.2, gain=200.0), wish("c", slowdown=0.1)]
+    assert granted_ids(grant(BUDGET, 10, (), {}, wishes, 0.0)) == ["a", "c"], "0.3 + 0.1 is all of 0.04 * 10"
 
 
 def test_a_restart_that_takes_the_whole_replica_is_granted_only_alone() -> None:
@@ -73,6 +82,21 @@ def test_most_gain_per_second_of_catch_up_goes_first_until_another_has_waited() 
     assert granted_ids(grant(BUDGET, 4, (), {}, [slow, fast], 0.0)) == ["fast"]
     late = wish("fast", catch_up_s=2.0, since_s=5 * AGING_S)
     assert granted_ids(grant(BUDGET, 4, (), {}, [slow, late], 5 * AGING_S)) == ["slow"]
+
+
+def test_a_wish_that_waited_ten_seconds_counts_twice() -> None:
+    assert [wish("a", gain=50.0, catch_up_s=2.0, since_s=5.0).rank(now_s) for now_s in (5.0, 15.0, 25.0)] == [25.0, 50.0, 75.0]
+
+
+def test_a_restart_without_a_reload_does_not_take_the_nodes_place_for_one() -> None:
+    wishes = [wish("a", gain=300.0), wish("b", reload=True)]
+    assert granted_ids(grant(BUDGET, 64, (), {}, wishes, 0.0)) == ["a", "b"]
+
+
+def test_reloads_in_flight_are_counted_by_node() -> None:
+    budget = RestartBudget(max_share=1.0, max_slowdown=1.0, max_reloads_per_node=2, max_lease_ttl_s=60.0)
+    wishes = [wish(name, reload=name != "c", node_id="n2" if name == "d" else "n1") for name in "abcd"]
+    assert reloads_by_node(grant(budget, 4, (), {}, wishes, 0.0)) == {"n1": 2, "n2": 1}
 
 
 def test_one_reload_a_node_also_beside_other_groups_and_none_stands_in_anothers_way() -> None:
@@ -130,13 +154,22 @@ def test_two_failed_probes_of_the_last_five_freeze_for_a_while() -> None:
     probes = Probes().plus("a", 1, 1, 2, 0.0).plus("a", 3, 0, 2, 1.0)
     assert probes.frozen_until_s < 0.0
     probes = probes.plus("b", 1, 1, 2, 2.0)
-    assert probes.frozen_until_s == 2.0 + FREEZE_S
+    assert probes.frozen_until_s == 2.0 + FREEZE_S == 302.0
     assert probes.outcomes == ()
 
 
 def test_failed_probes_further_apart_do_not_freeze() -> None:
     probes = Probes().plus("a", 1, 1, 2, 0.0).plus("a", 4, 0, 2, 1.0).plus("b", 1, 1, 2, 2.0)
     assert probes.frozen_until_s < 0.0
+
+
+def test_of_a_small_group_the_last_five_probes_are_remembered_and_of_a_larger_one_the_last_of_each_replica() -> None:
+    assert Probes().plus("a", 3, 1, 2, 0.0).outcomes == (("a", False), ("a", False), ("a", True))
+    assert Probes().plus("a", 1, 1, 2, 0.0).outcomes == (("a", True),)
+    assert Probes().plus("a", 9, 0, 2, 0.0).outcomes == (("a", False),) * 5
+    assert Probes().plus("a", 2, 0, 3, 0.0).plus("b", 4, 1, 3, 1.0).plus("a", 1, 0, 3, 2.0).outcomes == (("b", True), ("a", False))
+    quiet = Probes().plus("a", 1, 1, 3, 0.0)
+    assert quiet.plus("a", 0, 0, 3, 1.0) is quiet, "without a restart there is nothing new"
 
 
 @pytest.mark.parametrize(("voices", "freezes"), [(("liar", "liar", "liar"), False), (("a", "b"), True)])
