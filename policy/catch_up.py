@@ -14,7 +14,7 @@ from typing import Final, Self
 
 import numpy as np
 
-from nightjar.policy.merging import LEAST_DEVIATION, OUTLIER_DEVIATIONS, capped_weights, quorum
+from nightjar.policy.merging import OUTLIER_DEVIATIONS, capped_weights, quorum
 
 PRIOR_ON_CPU: Final = (0.1, 0.005)
 PRIOR_ELSEWHERE: Final = (0.2, 0.0005)
@@ -31,7 +31,7 @@ LEAST_PRIOR_SHARE: Final = 0.1
 """The prior is never scaled below this, nor a token priced below this share of it: noise must not make tokens free."""
 HALF_LIFE_STEPS: Final = 2_000.0
 LEAST_STEPS: Final = 1.0
-"""Steps with catch-up that a replica must have taken before it has a voice, where a quorum is asked."""
+"""Steps with catch-up that a replica must have taken before it has a voice."""
 MOST_DISAGREEMENT: Final = 0.5
 """Voices within e^0.5 of the median price count in any case: few steps scatter."""
 
@@ -139,8 +139,7 @@ def merge_catch_up(
     out: measured by the `line` known so far, in seconds and in tokens times seconds.
     """
     needed = quorum(replicas)
-    least = LEAST_STEPS if needed > 1 else 1.0
-    voices = {replica_id: waiting for replica_id, waiting in sorted(pending.items()) if waiting.steps >= least}
+    voices = {replica_id: waiting for replica_id, waiting in sorted(pending.items()) if waiting.steps >= LEAST_STEPS}
     if len(voices) < needed:
         return known, frozenset()
     used = frozenset(voices)
@@ -159,7 +158,7 @@ def merge_catch_up(
 def _agreeing(voices: list[CatchUpEvidence], line: CatchUpCost) -> list[CatchUpEvidence]:
     ratios = np.array([_ratios(voice, line) for voice in voices])
     distance = np.abs(np.log(np.maximum(ratios, 1e-9)) - np.median(np.log(np.maximum(ratios, 1e-9)), axis=0))
-    reach = OUTLIER_DEVIATIONS * np.maximum(np.median(distance, axis=0), LEAST_DEVIATION)
+    reach = OUTLIER_DEVIATIONS * np.median(distance, axis=0)
     agrees = (distance <= np.maximum(reach, MOST_DISAGREEMENT)).all(axis=1)
     return [voice for voice, is_heard in zip(voices, agrees, strict=True) if is_heard]
 

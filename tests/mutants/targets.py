@@ -50,12 +50,16 @@ TARGETS: Final = (
     Target("cluster/mailbox.py", ("tests/cluster/test_policy_actor_exchange.py",)),
     Target(
         "cluster/policy_service.py",
-        ("tests/cluster/test_policy_actor_exchange.py", "tests/cluster/test_policy_actor_fencing.py"),
+        (
+            "tests/cluster/test_policy_actor_operator.py",
+            "tests/cluster/test_policy_actor_exchange.py",
+            "tests/cluster/test_policy_actor_fencing.py",
+        ),
         only=("PolicyService.start", "PolicyService._take_up", "PolicyService._take_up_late", "PolicyService._decide"),
     ),
     # dormancy and catch-up
     Target("policy/drafter_life.py", ("tests/policy/test_drafter_life.py", "tests/policy/test_drafter_transitions.py")),
-    Target("policy/probe.py", ("tests/policy/test_drafter_life.py",)),
+    Target("policy/probe.py", ("tests/policy/test_probe.py", "tests/policy/test_drafter_life.py")),
     Target("policy/catch_up.py", ("tests/policy/test_catch_up.py",)),
     Target("deployments/engine/catch_up_plan.py", ("tests/engine/test_catch_up_plan.py",), libraries=VLLM),
     Target("deployments/engine/lag_ledger.py", ("tests/engine/test_drafting.py",), libraries=VLLM),
