@@ -391,14 +391,15 @@ def test_inv_10_one_liar_of_sixteen_moves_no_plan(lie: str, honest_for_s: float)
     liar = Replica("liar")
     fleet = Fleet([liar, *(Replica(f"r{number:02}") for number in range(15))])
     fleet.run(honest_for_s)
-    before, first = honest_for_s and fleet.planned(1), liar.report()
+    first = liar.report()
+    assert not honest_for_s or fleet.planned(1) == best_length(1)
     fleet.replicas = fleet.replicas[1:]
     for _ in range(12):
         liar.run_until(fleet.now_s + 0.5, fleet.rng)
         fleet.observe(lied(liar.report(), lie, first))
         fleet.run(0.5)
         liar.adopt(fleet.decisions["liar"])
-        assert not before or fleet.planned(1) == before
+        assert not honest_for_s or fleet.planned(1) == best_length(1)
     assert fleet.planned(1) == best_length(1)
 
 
