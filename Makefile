@@ -14,7 +14,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-fast test-readme mutants lint format docs bench-step bench-policy bench-scale bench-model bench-engine bench-live chart monitoring page clean
+.PHONY: help install models demo test test-fast test-pure test-readme mutants lint format docs bench-step bench-policy bench-scale bench-model bench-engine bench-live chart monitoring page clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -42,10 +42,25 @@ demo: $(INSTALLED) ## two real replicas, steered live: off, pin=5, auto (about 1
 
 test: $(INSTALLED) test-fast ## everything: fast tests, Ray clusters, real engines
 	$(BIN)/nightjar models build
-	$(QUIET) $(BIN)/pytest -m 'engine or ray or command' --durations=15
+	$(QUIET) $(BIN)/pytest -m 'engine or ray or command or package' --durations=15
+
+FAST := -m 'not engine and not ray and not command and not long and not package' --ignore=tests/helm --ignore=tests/monitoring
 
 test-fast: $(INSTALLED) ## policy, protocol, load: no engine, no Ray, no helm; about two minutes
-	$(BIN)/pytest -n auto -m 'not engine and not ray and not command and not long' --ignore=tests/helm --ignore=tests/monitoring
+	$(BIN)/pytest -n auto $(FAST)
+
+# Named after the Python that PYTHON is. The pins are for 3.11, and install on the others.
+PURE = .venv-pure-$(shell $(PYTHON) -c 'import sys; print("{}.{}".format(*sys.version_info))' 2>/dev/null)
+
+test-pure: ## what needs no engine and no Ray, on any Python: make test-pure PYTHON=python3.13
+	@$(PYTHON) -c '' >/dev/null 2>&1 || { echo "$(PYTHON) does not run here: install it, or name one that does, PYTHON=/path/to/python3.13"; exit 1; }
+	$(MAKE) --no-print-directory $(PURE)/.installed
+	$(PURE)/bin/python -m pytest -p tests.pure -n auto $(FAST)
+
+.venv-pure-%/.installed: pyproject.toml constraints-cpu.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/pip install --quiet --constraint constraints-cpu.txt --editable '.[load,grafana,dev]'
+	touch $@
 
 test-readme: $(INSTALLED) ## the README's commands whole, those that take up to an hour too: a checkout to themselves
 	$(QUIET) $(BIN)/pytest -m 'command or long' tests/test_readme.py
@@ -117,4 +132,4 @@ bench-live: $(INSTALLED) ## the planner on a live system: Ray Serve, two real re
 	$(QUIET) $(BIN)/python -m tests.benchmarks.live $(ARGS)
 
 clean: ## removes .venv and caches, keeps runs/
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-pure-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

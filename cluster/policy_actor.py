@@ -26,7 +26,7 @@ from nightjar.cluster.operator_answers import ConfigureAnswer, ExplainAnswer, Im
 from nightjar.cluster.policy_metrics import POLICY_METRICS
 from nightjar.cluster.policy_service import ActorIdentity, PolicyService
 from nightjar.cluster.ray_metrics import RayBackend
-from nightjar.cluster.recorder import MAX_RECORDED_REPLICAS, Recorder
+from nightjar.cluster.recorder import Recorder, recorded_replicas
 from nightjar.cluster.recording import RecordingFile
 from nightjar.cluster.seed_from import SeedReader
 from nightjar.cluster.store import GcsStore
@@ -35,7 +35,6 @@ from nightjar.policy.records import PROTOCOL_VERSION
 ACTOR_NAME: Final = f"nightjar-policy-v{PROTOCOL_VERSION}"
 NAMESPACE: Final = "nightjar"
 JOURNAL_DIR_VARIABLE: Final = "NIGHTJAR_JOURNAL_DIR"
-RECORDED_REPLICAS_VARIABLE: Final = "NIGHTJAR_RECORDED_REPLICAS"
 HEAD_NODE_RESOURCE: Final = "node:__internal_head__"  # ray._common.constants.HEAD_NODE_RESOURCE_NAME, which is private
 
 ACTOR_OPTIONS: Final[dict[str, Any]] = {
@@ -131,16 +130,6 @@ def journal_folder() -> Path:
         folder = Path(tempfile.mkdtemp(prefix="nightjar-journal-"))
         log.warning("journal_beside_ray_logs_impossible", folder=str(folder))
         return folder
-
-
-def recorded_replicas() -> int:
-    """Replicas up to which the fleet's inputs are recorded for a replay: $NIGHTJAR_RECORDED_REPLICAS, 0 for never."""
-    chosen = os.environ.get(RECORDED_REPLICAS_VARIABLE, "")
-    if chosen.isdecimal():
-        return int(chosen)
-    if chosen:
-        log.warning("recorded_replicas_unreadable", value=chosen, allowed="a whole number", used=MAX_RECORDED_REPLICAS)
-    return MAX_RECORDED_REPLICAS
 
 
 def _leave_for_good() -> None:

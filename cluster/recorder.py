@@ -9,6 +9,7 @@ with its whole state.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -21,6 +22,7 @@ from nightjar.policy.settings import OperatorSettings
 
 MAX_RECORDED_REPLICAS: Final = 256
 """A larger fleet is not recorded: at 512 reports a second the work beside the event loop, and the disk, begin to count."""
+RECORDED_REPLICAS_VARIABLE: Final = "NIGHTJAR_RECORDED_REPLICAS"
 MAX_WAITING_BYTES: Final = 32 << 20
 """Of reports between two ticks: above it the tick is left out, so that no storm of reports fills the actor's memory (INV-8)."""
 
@@ -130,3 +132,13 @@ class Recorder:
             log.info("journal_inputs_paused" if too_large else "journal_inputs_resumed", replicas=replicas, most=self._max_replicas)
         self._is_too_large = too_large
         return too_large
+
+
+def recorded_replicas() -> int:
+    """Replicas up to which the fleet's inputs are recorded for a replay: $NIGHTJAR_RECORDED_REPLICAS, 0 for never."""
+    chosen = os.environ.get(RECORDED_REPLICAS_VARIABLE, "")
+    if chosen.isdecimal():
+        return int(chosen)
+    if chosen:
+        log.warning("recorded_replicas_unreadable", value=chosen, allowed="a whole number", used=MAX_RECORDED_REPLICAS)
+    return MAX_RECORDED_REPLICAS

@@ -23,8 +23,7 @@ from nightjar.cluster import cli, recording
 from nightjar.cluster.deltas import applied, difference
 from nightjar.cluster.journal import FILE_NAME as JOURNAL_NAME
 from nightjar.cluster.plain_values import PlainError, plain, restored
-from nightjar.cluster.policy_actor import RECORDED_REPLICAS_VARIABLE, recorded_replicas
-from nightjar.cluster.recorder import RecordedTick
+from nightjar.cluster.recorder import RECORDED_REPLICAS_VARIABLE, RecordedTick, recorded_replicas
 from nightjar.cluster.recording import FILE_NAME, FrameEncoder, RecordingError, RecordingFile, RecordingReader
 from nightjar.cluster.replay import Skipped, between, leading_to, replay
 from nightjar.cluster.rotated_lines import rotated_files

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("ray.serve")
+
 from nightjar.cluster.policy_app import build
 from nightjar.cluster.serve_config import (
     POLICY_IMPORT_PATH,

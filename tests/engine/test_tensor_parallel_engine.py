@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("vllm")
+
 from tests.engine.comparing import difference
 from tests.engine.dormant_scenarios import BACK_AFTER_STEPS, OFF_AFTER_STEPS
 from tests.engine.requests import mixed_batch

@@ -1,0 +1,130 @@
+"""What `make test-pure` leaves out: a pytest plugin under which a test that skips fails the run unless it is listed here.
+
+`pytest.importorskip` lets a file be collected where vLLM or Ray is absent. It also hides a file whose module is absent by
+mistake, and the run is green. Here every skip must be in NEEDS, and every entry of NEEDS that names a module must have skipped:
+a test that needs it no longer is taken off the list. Fails at the start where such a module is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Final
+
+import pytest
+
+MODULES: Final = ("vllm", "torch", "ray")
+"""Absent from a pure environment."""
+NEEDS: Final[Mapping[str, str]] = {
+    "tests/benchmarks/test_live_statistics.py": "ray",
+    "tests/cluster/dashboards/test_alerts.py": "promtool",
+    "tests/cluster/dashboards/test_boards.py::test_vllm_exports_the_names_that_are_used": "vllm",
+    "tests/cluster/page/test_status_page.py": "a browser",
+    "tests/cluster/test_client.py": "ray",
+    "tests/cluster/test_metrics.py::test_ray_gets_each_metric_once_with_the_hosts_labels": "ray",
+    "tests/cluster/test_metrics.py::test_rays_own_classes_take_what_the_backend_gives_them": "ray",
+    "tests/cluster/test_policy_actor_ray.py": "ray",
+    "tests/cluster/test_serve_config.py": "ray",
+    "tests/cluster/test_store.py::test_a_process_without_ray_has_no_store": "ray",
+    "tests/deployments/configuration/test_known_names.py::test_a_replica_gets_the_variables_and_gpus_that_serve_gives_it": "ray",
+    "tests/deployments/configuration/test_known_names.py::test_argument_names_are_vllms": "vllm",
+    "tests/deployments/configuration/test_known_names.py::test_field_names_are_rays": "ray",
+    "tests/deployments/configuration/test_known_names.py::test_speculative_methods_are_vllms": "vllm",
+    "tests/deployments/configuration/test_shipped_configs.py::test_a_shipped_file_is_what_serve_takes": "ray",
+    "tests/deployments/test_app.py": "ray",
+    "tests/deployments/test_by_hand.py": "ray",
+    "tests/deployments/test_metrics.py::test_vllms_own_series_carry_these_labels": "vllm",
+    "tests/deployments/test_models.py::test_build_makes_three_described_folders_and_a_second_build_leaves_them": "torch",
+    "tests/deployments/test_models.py::test_build_replaces_its_own_older_folder_but_no_stranger": "torch",
+    "tests/deployments/test_models.py::test_inflated_target_gives_bit_equal_logits": "torch",
+    "tests/deployments/test_models.py::test_list_writes_json_for_programs": "torch",
+    "tests/deployments/test_models.py::test_weight_noise_is_seeded_scaled_and_spares_what_belongs_to_no_layer": "torch",
+    "tests/deployments/test_openai_server.py::test_kwargs_are_vllms_own_engines_and_servers_alike": "vllm",
+    "tests/deployments/test_openai_server.py::test_misspelt_kwarg_is_named_with_the_nearest_real_one": "vllm",
+    "tests/deployments/test_replica.py": "ray",
+    "tests/deployments/test_serving.py": "ray",
+    "tests/deployments/test_serving_hung.py": "ray",
+    "tests/deployments/test_serving_killed_engine.py": "ray",
+    "tests/deployments/test_serving_plainly.py": "ray",
+    "tests/deployments/test_serving_restarts.py": "ray",
+    "tests/engine/test_control.py": "vllm",
+    "tests/engine/test_draft_lending.py": "vllm",
+    "tests/engine/test_drafting.py": "vllm",
+    "tests/engine/test_hooks.py": "vllm",
+    "tests/engine/test_kv_pool.py": "vllm",
+    "tests/engine/test_memory_cpu.py": "vllm",
+    "tests/engine/test_memory_cuda.py": "vllm",
+    "tests/engine/test_memory_sizes.py": "torch",
+    "tests/engine/test_scheduler.py": "vllm",
+    "tests/engine/test_tensor_parallel_engine.py": "vllm",
+    "tests/engine/test_worker.py": "vllm",
+    "tests/fleet/test_learning.py": "ray",
+    "tests/fleet/test_restarts.py": "ray",
+}
+"""By file, or by test of a file: the module that it needs, or a program that may or may not be there."""
+
+
+def listed(node_id: str, needs: Mapping[str, str] = NEEDS) -> str:
+    """The entry that a test or a file falls under, or "".
+
+    >>> listed("tests/a.py::test_b[1]", {"tests/a.py::test_b": "ray"}), listed("tests/a.py::test_c", {"tests/a.py": "ray"})
+    ('tests/a.py::test_b', 'tests/a.py')
+    >>> listed("tests/a.py::test_c", {"tests/a.py::test_b": "ray"})
+    ''
+    """
+    test = node_id.split("[", maxsplit=1)[0]
+    return next((entry for entry in (test, test.split("::", maxsplit=1)[0]) if entry in needs), "")
+
+
+def complaints(skipped: Collection[str], needs: Mapping[str, str] = NEEDS, *, is_whole: bool = True) -> list[str]:
+    """What is wrong with a run, given the ids of tests and files that skipped. `is_whole`: all tests were to run.
+
+    >>> complaints(["tests/a.py::test_b"], {"tests/c.py": "ray", "tests/d.py": "a browser"})
+    ['tests/a.py::test_b skipped and is not in tests/pure.py', 'tests/c.py is in tests/pure.py for ray and did not skip']
+    """
+    used = {listed(node, needs) for node in skipped}
+    unlisted = [f"{node} skipped and is not in tests/pure.py" for node in skipped if not listed(node, needs)]
+    stale = [entry for entry, need in needs.items() if is_whole and need in MODULES and entry not in used]
+    return [*unlisted, *(f"{entry} is in tests/pure.py for {needs[entry]} and did not skip" for entry in stale)]
+
+
+class PureRun:
+    """Collects what skipped, and fails the run on complaints. With pytest-xdist it sits beside the workers, which report to it."""
+
+    def __init__(self, *, is_whole: bool) -> None:
+        self._is_whole = is_whole
+        self._skipped: dict[str, None] = {}  # ordered, each once: every worker collects all files
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """A file that skipped as a whole."""
+        if report.skipped:
+            self._skipped[report.nodeid] = None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """A test that skipped."""
+        if report.skipped:
+            self._skipped[report.nodeid] = None
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Turn a green run with complaints into a failed one."""
+        if session.exitstatus == pytest.ExitCode.OK and complaints(self._skipped, is_whole=self._is_whole):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say what was left out, then what is wrong."""
+        counts = Counter(NEEDS[listed(node)] for node in self._skipped if listed(node))
+        left_out = ", ".join(f"{count} for {need}" for need, count in counts.most_common())
+        terminalreporter.section("left out: files and tests that need what is not here")
+        terminalreporter.line(left_out or "none")
+        for line in complaints(self._skipped, is_whole=self._is_whole):
+            terminalreporter.line(line, red=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch the run from the process that writes its summary."""
+    found = [module for module in MODULES if importlib.util.find_spec(module)]
+    if found:
+        raise pytest.UsageError(f"{', '.join(found)} can be imported here: make test-pure runs in an environment without")
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(PureRun(is_whole=config.args_source is pytest.Config.ArgsSource.TESTPATHS))

@@ -1,0 +1,36 @@
+"""`make test-pure`: it fails without its Python, and its list of what is left out names files and tests that exist."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests import pure
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_its_examples_hold() -> None:
+    result = doctest.testmod(pure)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("entry", pure.NEEDS)
+def test_an_entry_of_the_list_is_a_file_or_a_test_of_one(entry: str) -> None:
+    path, _, test = entry.partition("::")
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    assert not test or test in functions
+
+
+def test_a_python_that_is_not_there_is_one_line_and_a_failure() -> None:
+    done = subprocess.run(["make", "test-pure", "PYTHON=python3.99"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stdout.splitlines() == [
+        "python3.99 does not run here: install it, or name one that does, PYTHON=/path/to/python3.13"
+    ]
