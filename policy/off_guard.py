@@ -96,8 +96,8 @@ class OffGuard:
         self._max_num_seqs = max_num_seqs
         self._watches = [_Watch(bucket) for bucket in range(batch_bucket(max_num_seqs) + 1)]
         self._watch_by_batch = [self._watches[batch_bucket(batch)] for batch in range(max_num_seqs + 1)]
-        self._off_seconds: list[float] = [0.0] * (max_num_seqs + 1)
         self._lengths: Sequence[int] = [0] * (max_num_seqs + 1)
+        self.adopt(self._lengths, ())
         self.trips = 0
         self.holding = 0
         """Buckets that are held off now; ask `holds` only while there are any."""
@@ -112,7 +112,7 @@ class OffGuard:
             if lengths[batch] != self._lengths[batch]:
                 self._watch_by_batch[batch].begin()
         self._lengths = lengths
-        self._off_seconds = [0.0] * (self._max_num_seqs + 1)
+        self._off_seconds: list[float] = [0.0] * (self._max_num_seqs + 1)
         if not off_steps:
             return
         named = {batch_bucket(round(step.decode_rows)) for step in off_steps}

@@ -123,8 +123,8 @@ def test_other_lengths_other_batches_and_plans_without_expectation_are_not_judge
     for lengths, off_steps in (([LENGTH] * 65, ()), ([1] * 65, (OffStep(decode_rows=ROWS, step_seconds=OFF_S),))):
         guard.adopt(lengths, off_steps)
         for number in range(2000):
-            guard.count(ROWS, LENGTH, ROWS, 1.0, float(number))
-            guard.count(32, 1, 32, 1.0, float(number))
+            guard.count(ROWS, LENGTH, ROWS, 5.0, float(number))
+            guard.count(32, 1, 32, 5.0, float(number))
     assert guard.holding == 0
 
 

@@ -72,6 +72,19 @@ def test_a_step_takes_back_no_more_suspicion_than_another_gave(losing: int, calm
     assert guard.holding == 1
 
 
+def test_a_loss_of_little_more_than_a_twentieth_is_watched_with_patience_however_alike_steps_are() -> None:
+    assert lose_until_checked(calmed(), 1.052, 0.0, step_s=1.0) == 79.0, "a fifth of suspicion a step"
+
+
+def test_steps_before_a_loss_are_no_part_of_what_its_check_compares() -> None:
+    guard = judged()
+    for now_s in (0.0, 50.0):
+        for number in range(40):
+            speculate(guard, 1.0, now_s + number * 0.01)
+        check(guard, 1.9, lose_until_checked(guard, 2.0, now_s + 1.0))
+    assert guard.trips == 1
+
+
 def test_a_loss_is_checked_when_it_has_lasted_five_seconds() -> None:
     assert lose_until_checked(calmed(), 1.5, 1.0) == 6.0
 
@@ -180,6 +193,15 @@ def test_off_steps_outside_a_check_are_no_part_of_one() -> None:
     assert guard.holding == 1
 
 
+def test_off_steps_after_a_check_are_no_part_of_another() -> None:
+    guard = judged()
+    checked_s = check(guard, 2.0, lose_until_checked(guard, 2.0, 0.0))
+    for _ in range(30):
+        guard.count(ROWS, 0, ROWS, OFF_S, checked_s)
+    assert guard.holding == 0
+    assert lose_until_checked(guard, 2.0, checked_s + 10.0) == checked_s + 60.125 + 5.0, "they taught nothing either"
+
+
 def test_a_check_asks_only_for_off_steps_of_its_own_bucket() -> None:
     guard = OffGuard(64)
     guard.adopt([LENGTH] * 65, [OffStep(decode_rows=rows, step_seconds=OFF_S) for rows in (1, ROWS)])
@@ -189,6 +211,15 @@ def test_a_check_asks_only_for_off_steps_of_its_own_bucket() -> None:
     for _ in range(12):
         guard.count(1, 0, 1, OFF_S, now_s)
     assert guard.holding == 1
+
+
+def test_a_step_without_rows_and_one_before_any_plan_are_not_judged() -> None:
+    guard = OffGuard(64)
+    for rows in (0, 1, 64, 65):
+        guard.count(rows, LENGTH, rows, OFF_S, 0.0)
+    guard.adopt([LENGTH] * 65, [OffStep(decode_rows=1, step_seconds=OFF_S)])
+    guard.count(0, LENGTH, 0, OFF_S, 0.0)
+    assert guard.holding == 0
 
 
 @pytest.mark.parametrize("rows", [1, 64])
@@ -225,15 +256,23 @@ def test_between_two_expectations_the_seconds_are_interpolated() -> None:
     assert guard.holding == 1
 
 
-def test_a_plan_that_changes_the_length_of_a_batch_is_judged_anew_and_one_that_keeps_it_is_not() -> None:
-    waited = {}
-    for other in (LENGTH, LENGTH + 1):
-        guard = calmed()
-        for number in range(10):
-            speculate(guard, 1.5, float(number))
+@pytest.mark.parametrize("rows", [1, 9, 64])
+def test_a_plan_that_changes_the_length_of_a_bucket_is_judged_anew_there_and_one_that_keeps_it_is_not(rows: int) -> None:
+    off_steps = [OffStep(decode_rows=rows, step_seconds=OFF_S)]
+
+    def held_at_step(first_length: int) -> int:
+        guard = OffGuard(64)
         lengths = [LENGTH] * 65
-        lengths[9] = other  # in the bucket of the eight rows
-        guard.adopt(lengths, [OffStep(decode_rows=ROWS, step_seconds=OFF_S)])
-        waited[other] = lose_until_checked(guard, 1.5, 10.0, step_s=1.0)
-    assert waited[LENGTH] == 15.0
-    assert waited[LENGTH + 1] > 30.0
+        lengths[rows] = first_length
+        guard.adopt(lengths, off_steps)
+        for number in range(600):
+            guard.count(rows, first_length, rows, OFF_S, -100.0 + number * 0.01)
+        guard.adopt([LENGTH] * 65, off_steps)
+        number = 0
+        while not guard.holding:
+            guard.count(rows, LENGTH, rows, 1.5 * OFF_S, float(number))
+            number += 1
+        return number
+
+    assert held_at_step(LENGTH) == 16
+    assert held_at_step(LENGTH + 1) > 30
