@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.policy.planners.local_planner import LocalContext, LocalOptions, LocalOptionsError, StepOutcome, StepView
-from nightjar.policy.records import Local, Mode
+from nightjar.policy.records import Local, Mode, OffStep
 from nightjar.policy.steering import Steering
 from tests.policy.engines import Fleet, Replica
 from tests.policy.steering_settings import MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS, settings, table
@@ -25,13 +25,14 @@ class Scripted:
         self.views: list[StepView] = []
         self.outcomes: list[StepOutcome] = []
         self._answers = answers
+        self.in_mixed = 1
 
     def choose(self, view: StepView) -> int:
         self.views.append(view)
         return next(self._answers)
 
     def in_mixed_step(self, view: StepView) -> int:
-        return 1
+        return self.in_mixed
 
     def learn(self, outcome: StepOutcome) -> None:
         self.outcomes.append(outcome)
@@ -95,6 +96,74 @@ def test_in_a_step_with_prefill_the_length_falls_to_what_the_planner_would_keep(
     engine = Engine(5)
     engine.adopt()
     assert [engine.steering.choose(4, False, 0.0), engine.steering.choose(4, True, 0.0)] == [5, 1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "in_mixed", "lengths", "reason"),
+    [
+        (5, 3, [5, 3], "the engine's own planner chose it"),
+        (5, 5, [5, 5], "a step with prefill keeps the last K and never raises it"),
+        (3, 5, [3, 3], "a step with prefill keeps the last K and never raises it"),
+        (5, -7, [5, 0], "the engine's own planner chose it"),
+        (-7, 5, [0, 0], "a step with prefill keeps the last K and never raises it"),
+        (4, 2, [3, 1], "the engine's own planner chose it"),
+    ],
+)
+def test_a_planners_answer_is_bound_from_both_sides_and_a_step_says_who_chose(
+    answer: int, in_mixed: int, lengths: list[int], reason: str
+) -> None:
+    engine = Engine(answer)
+    engine.adopt()
+    engine.built[0].in_mixed = in_mixed
+    assert [engine.steering.choose(4, False, 0.0), engine.steering.choose(4, True, 0.0)] == lengths
+    assert engine.steering.reason == reason
+
+
+def test_a_first_step_with_prefill_does_not_ask_the_planner_and_drafts_nothing() -> None:
+    engine = Engine()
+    engine.adopt()
+    assert engine.steering.choose(4, True, 0.0) == 0
+
+
+def test_the_most_that_a_step_may_get_is_the_highest_allowed_length() -> None:
+    engine = Engine()
+    engine.adopt(allowed=(0, 1, 3))
+    assert engine.steering.most(4, 0.0) == 3
+
+
+def test_a_planner_draws_from_seed_0_and_is_shown_no_context_where_nobody_says_otherwise() -> None:
+    built: list[Scripted] = []
+
+    def build(options: LocalOptions, context: LocalContext) -> Scripted:
+        built.append(Scripted(context, iter([1])))
+        return built[0]
+
+    steering = Steering(max_num_speculative_tokens=5, max_num_seqs=MAX_NUM_SEQS, local_planners={"scripted": build})
+    steering.adopt(settings(Local(planner="scripted")), 0.0)
+    assert steering.choose(2, False, 0.0) == 1
+    assert built[0].context.seed == 0
+    assert built[0].views == [StepView(2, 0, 0, 0, 0, 0.0)]
+
+
+def test_what_the_guard_suspected_of_a_table_is_forgotten_when_an_engine_plans_for_itself() -> None:
+    engine, off_steps = Engine(), (OffStep(decode_rows=4, step_seconds=0.01),)
+    plan = table((1, 16, 1)).model_copy(update={"off_steps": off_steps})
+
+    def steps_until_held(sequence: int) -> int:
+        engine.steering.adopt(settings(plan, sequence=sequence), 0.0)
+        for number in range(500):
+            engine.steering.count_clean_step(4, 1, 4, 0.02, float(number))
+            if engine.steering.choose(4, False, float(number)) == 0:
+                return number
+        raise AssertionError("the loss was never suspected")
+
+    anew = steps_until_held(1)
+    engine = Engine()
+    engine.steering.adopt(settings(plan, sequence=1), 0.0)
+    for number in range(anew // 2):
+        engine.steering.count_clean_step(4, 1, 4, 0.02, float(number))
+    engine.adopt(2)
+    assert steps_until_held(3) == anew
 
 
 def test_a_step_of_prefill_alone_keeps_the_length() -> None:

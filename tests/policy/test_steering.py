@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.policy.records import ExplorationSegment, Mode, SettingsVersion, Table
+from nightjar.policy.records import ExplorationSegment, Mode, OffStep, SettingsVersion, Table
 from nightjar.policy.steering import Steering
 from tests.policy.steering_settings import MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS, local_plan, segment, settings, table
 
@@ -314,3 +314,111 @@ def test_a_new_incarnation_numbers_its_segments_anew() -> None:
     steering.adopt(settings(plan, incarnation=2), 0.0)
     assert steering.finished_segment_id == 0
     assert run_clean(steering, 2, 2) == [3, 1]
+
+
+def test_before_any_settings_nothing_is_planned_held_or_finished() -> None:
+    steering = make_steering()
+    assert (steering.planned_num_speculative_tokens, steering.guard_holds, steering.finished_segment_id) == (0, 0, 0)
+    assert (steering.guard_trips, steering.held_buckets(0.0), steering.settings_version) == (0, (), None)
+    assert steering.reason == "no settings yet: the engine's own K"
+
+
+@pytest.mark.parametrize(
+    ("mode", "local", "batch", "now_s", "most"),
+    [
+        ("auto", None, 2, 0.0, 5),
+        ("auto", None, 6, 0.0, 3),  # a segment above the table
+        ("auto", None, 10, 0.0, 3),  # and one below
+        ("auto", None, 10, 50.0, 3),
+        ("auto", None, 6, 100.0, 1),  # its time is over
+        ("auto", None, 2, 300.0, 5),
+        ("auto", None, 2, 300.5, 0),  # nobody confirmed the settings
+        ("auto", None, 99, 0.0, 1),  # counts as the engine's largest
+        ("pin=9", None, 2, 0.0, 5),
+        ("pin=2", None, 2, 0.0, 2),
+        ("off", None, 2, 0.0, 0),
+        ("shadow", None, 2, 0.0, None),
+        ("auto", "off", 2, 0.0, 0),
+        ("auto", "pin=3", 2, 1000.0, 3),
+        ("off", "auto", 2, 0.0, 5),
+        ("auto", "shadow", 2, 0.0, None),
+    ],
+)
+def test_the_most_that_a_step_may_get_is_what_mode_table_and_segment_give(
+    mode: str, local: str | None, batch: int, now_s: float, most: int | None
+) -> None:
+    steering = make_steering()
+    segments = [segment(1, 3, first=5, last=8), segment(2, 0, first=9, last=12)]
+    steering.adopt(settings(table((1, 4, 5), (5, 8, 1), (9, 12, 3), (13, 16, 1), segments=segments), mode=mode), 0.0)
+    steering.override_mode(None if local is None else Mode.parse(local))
+    assert steering.most(batch, now_s) == most
+
+
+def test_the_replicas_own_auto_runs_the_plan_and_its_own_shadow_only_shows_it() -> None:
+    steering = make_steering()
+    steering.adopt(settings(mode="off"), 0.0)
+    steering.override_mode(Mode.parse("auto"))
+    assert run(steering, [(6, False)]) == [1]
+    steering.override_mode(Mode.parse("shadow"))
+    assert steering.choose(2, False, 0.0) is None
+    assert steering.planned_num_speculative_tokens == 5
+    assert steering.reason == "shadow, nothing is touched: the plan's K for this decode batch (this replica's own)"
+
+
+@pytest.mark.parametrize(
+    ("steps", "lengths", "reason"),
+    [
+        ([(2, False)], [5], "the plan's K for this decode batch"),
+        ([(2, True)], [5], "the plan's K for this decode batch"),
+        ([(2, False), (2, True)], [5, 5], "the plan's K for this decode batch"),
+        ([(6, False), (2, True)], [1, 1], "a step with prefill keeps the last K and never raises it"),
+        ([(2, False), (6, True)], [5, 1], "the plan's K for this decode batch"),
+        ([(10, False), (2, False)], [3, 0], "an exploration segment measures this K"),
+        ([(2, False), (10, True)], [5, 3], "the plan's K for this decode batch"),
+    ],
+)
+def test_a_step_says_where_its_length_comes_from(steps: list[tuple[int, bool]], lengths: list[int], reason: str) -> None:
+    steering = make_steering()
+    segments = [segment(1, 0, first=2, last=2)] if (10, False) in steps else []
+    steering.adopt(settings(table((1, 4, 5), (5, 8, 1), (9, 12, 3), segments=segments)), 0.0)
+    assert run(steering, steps) == lengths
+    assert steering.reason == reason
+
+
+def test_an_engines_first_step_may_measure_off_also_with_prefill() -> None:
+    steering = make_steering()
+    steering.adopt(settings(table((1, 16, 3), segments=[segment(7, 0)])), 0.0)
+    assert run(steering, [(2, True)]) == [0]
+
+
+def lose_until_held(steering: Steering) -> float:
+    """Steps that take five times as long as without speculation and yield no more, until the guard checks; the time of the last."""
+    for number in range(2000):
+        now_s = number * 0.1
+        steering.count_clean_step(4, 3, 4, 0.05, now_s)
+        if run(steering, [(4, False)], now_s) == [0]:
+            return now_s
+    raise AssertionError("the loss was never suspected")
+
+
+def off_steps_at(batch: int) -> tuple[OffStep, ...]:
+    return (OffStep(decode_rows=batch, step_seconds=0.01),)
+
+
+def test_the_guard_sees_only_steps_whose_time_was_taken() -> None:
+    steering = make_steering()
+    steering.adopt(settings(table((1, 16, 3)).model_copy(update={"off_steps": off_steps_at(4)})), 0.0)
+    for _ in range(2000):
+        steering.count_clean_step(4, 3)
+    assert run(steering, [(4, False)]) == [3]
+    lose_until_held(steering)
+    assert steering.reason == "the guard holds this batch off: speculation measured worse than off"
+
+
+def test_a_plan_that_says_0_is_not_said_to_be_held_by_the_guard() -> None:
+    steering = make_steering()
+    steering.adopt(settings(table((1, 16, 3)).model_copy(update={"off_steps": off_steps_at(4)})), 0.0)
+    now_s = lose_until_held(steering)
+    steering.adopt(settings(table((1, 16, 0)).model_copy(update={"off_steps": off_steps_at(4)}), sequence=2), now_s)
+    assert run(steering, [(4, False)], now_s) == [0]
+    assert steering.reason == "the plan's K for this decode batch"
