@@ -21,6 +21,7 @@ from nightjar.policy.restart_budget import (
     still_open,
 )
 from nightjar.policy.restart_price import Price
+from nightjar.policy.settings import OperatorSettings
 
 BUDGET = RestartBudget(max_share=0.2, max_slowdown=0.04, max_reloads_per_node=1, max_lease_ttl_s=60.0)
 
@@ -54,6 +55,11 @@ def test_a_fifth_of_the_group_and_at_least_one() -> None:
     wishes = [wish(f"r{number:02}", slowdown=0.0) for number in range(64)]
     assert len(grant(BUDGET, 64, (), {}, wishes, 0.0)) == 12
     assert len(grant(BUDGET, 2, (), {}, wishes, 0.0)) == 1
+
+
+def test_the_operators_bounds_become_the_budget() -> None:
+    settings = OperatorSettings(max_restart_share=0.3, max_restart_slowdown=0.05, max_reloads_per_node=2, max_lease_ttl_s=70.0)
+    assert RestartBudget.of(settings) == RestartBudget(0.3, 0.05, 2, 70.0)
 
 
 def test_a_share_of_the_group_that_is_a_whole_number_is_not_lost_to_rounding() -> None:
