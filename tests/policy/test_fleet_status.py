@@ -123,7 +123,8 @@ def test_a_replica_tells_in_its_engines_words_why_its_last_step_ran_at_its_k() -
     known = fleet.state.replicas["a"]
     snapshot = known.report.snapshot.model_copy(update={"decision_reason": Cause.DWELL})
     told = replace(known, report=known.report.model_copy(update={"snapshot": snapshot}))
-    _, (status,) = fleet_status(replace(fleet.state, replicas={"a": told}), {}, fleet.now_s)
+    state = replace(fleet.state, replicas=fleet.state.replicas.with_item("a", told))
+    _, (status,) = fleet_status(state, {}, fleet.now_s)
     assert ReplicaStatus.from_wire(status.to_wire()).decision_reason == Cause.DWELL
 
 
