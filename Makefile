@@ -14,7 +14,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-fast test-pure test-readme mutants lint format docs bench-step bench-policy bench-scale bench-model bench-engine bench-live chart monitoring page clean
+.PHONY: help install models demo test test-fast test-pure test-all test-ids mutants lint format docs bench-step bench-policy bench-scale bench-model bench-engine bench-live chart monitoring page clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,10 +40,20 @@ models: $(INSTALLED) ## the small models of demo and tests, built from a package
 demo: $(INSTALLED) ## two real replicas, steered live: off, pin=5, auto (about 14 minutes)
 	$(QUIET) $(BIN)/nightjar demo $(ARGS)
 
-test: $(INSTALLED) test-fast ## everything: fast tests, Ray clusters, real engines
+test: $(INSTALLED) test-fast ## everything within 25 minutes: fast tests, Ray clusters, real engines, two of them side by side
 	$(BIN)/nightjar models build
-	$(QUIET) $(BIN)/pytest -m 'engine or ray or command or package' --durations=15
+	$(QUIET) $(BIN)/pytest $(SLOW) -m '(engine or ray or command or package) and not long'
 
+test-all: $(INSTALLED) test ## before a release, with nothing beside it: make test, other Pythons, the README's long commands; hours
+	$(MAKE) --no-print-directory test-pure PYTHON=python3.12
+	$(MAKE) --no-print-directory test-pure PYTHON=python3.13
+	$(QUIET) $(BIN)/pytest -n 0 -m long
+
+test-ids: $(INSTALLED) ## what .ci/run and make test-all run of all tests; ARGS="--before COMMIT" names tests that are gone
+	$(BIN)/python -m tests.collected $(ARGS)
+
+# A module's tests share a cluster or an engine, so they stay in one worker.
+SLOW := -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 FAST := -m 'not engine and not ray and not command and not long and not package' --ignore=tests/helm --ignore=tests/monitoring
 
 test-fast: $(INSTALLED) ## policy, protocol, load: no engine, no Ray, no helm; about two minutes
@@ -61,9 +71,6 @@ test-pure: ## what needs no engine and no Ray, on any Python: make test-pure PYT
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/pip install --quiet --constraint constraints-cpu.txt --editable '.[load,grafana,dev]'
 	touch $@
-
-test-readme: $(INSTALLED) ## the README's commands whole, those that take up to an hour too: a checkout to themselves
-	$(QUIET) $(BIN)/pytest -m 'command or long' tests/test_readme.py
 
 mutants: $(INSTALLED) ## mutation testing of what decides: which mutants do the tests notice? (less than 30 minutes on two cores)
 	$(BIN)/python -m tests.mutants $(ARGS)

@@ -38,7 +38,7 @@ def pytest_calls(shown: str) -> list[list[str]]:
     calls = []
     for line in shown.replace("\\\n", " ").splitlines():
         words = shlex.split(line)
-        places = [place for place, word in enumerate(words) if Path(word).name == "pytest"]
+        places = [place for place, word in enumerate(words) if word.endswith("/pytest")]
         calls += [words[place + 1 :] for place in places]
     return calls
 

@@ -1,7 +1,7 @@
 """Every command of the README that can run here is run, and none is left out of account.
 
 A command is run by the project's own check (`.ci/run`), by a test that names it, or by this file, which puts a small case under
-the very words of the README. What takes up to an hour has a small case there, and runs whole with `make test-readme`. What cannot
+the very words of the README. What takes up to an hour has a small case there, and runs whole with `make test-all`. What cannot
 run here says why.
 """
 
@@ -36,6 +36,7 @@ RUN_ELSEWHERE: Final = {
     "make chart": CHECK,
     "make monitoring": CHECK,
     "make page": CHECK,
+    "make test-ids": CHECK,
     "serve deploy cluster/configs/local-cpu.yaml": BY_HAND,
     "nightjar status": BY_HAND,
     "nightjar watch": BY_HAND,
@@ -66,6 +67,9 @@ SAME_PROGRAM: Final = {
 """What a target of make runs word for word: each starts a whole system, and the target has a small case."""
 
 NOT_HERE: Final = {
+    "make test-all": "takes hours, and runs this test, too",
+    "make test-pure PYTHON=python3.13": "needs another Python; `make test-all` runs it",
+    "make mutants": "takes up to 30 minutes of two cores; its parts are tested in tests/mutants",
     "pip install --constraint constraints-gpu.txt '.[gpu]'": "a GPU's vLLM does not fit a CPU",
     "docker build --target gpu --tag registry.example.com/nightjar-serve-gpu:0.1.0 .": "no container builder",
     "helm upgrade --install nightjar helm/nightjar --values helm/nightjar/examples/gpu.yaml"
