@@ -72,6 +72,8 @@ def test_a_request_is_worth_64_lag_tokens_for_each_token_that_it_still_generates
     now, later = Candidate("a", 0, 192, 1, 3), Candidate("a", 0, 193, 1, 3, 4)
     assert (now.is_worthwhile, now.may_become_worthwhile) == (True, False), "nothing more is expected of it by default"
     assert (later.is_worthwhile, later.may_become_worthwhile) == (False, True)
+    assert not Candidate("a", 0, 64, 1, 3).may_become_worthwhile
+    assert Candidate("a", 0, 0, 1, 3).may_become_worthwhile
     assert Candidate("a", 0, 256, 1, 3, 4).may_become_worthwhile
     assert not Candidate("a", 0, 257, 1, 3, 4).may_become_worthwhile
 

@@ -62,7 +62,9 @@ TARGETS: Final = (
     Target("policy/probe.py", ("tests/policy/test_probe.py", "tests/policy/test_drafter_life.py")),
     Target("policy/catch_up.py", ("tests/policy/test_catch_up.py",)),
     Target("deployments/engine/catch_up_plan.py", ("tests/engine/test_catch_up_plan.py",), libraries=VLLM),
-    Target("deployments/engine/lag_ledger.py", ("tests/engine/test_drafting.py",), libraries=VLLM),
+    Target(
+        "deployments/engine/lag_ledger.py", ("tests/engine/test_lag_ledger.py", "tests/engine/test_drafting.py"), libraries=VLLM
+    ),
     Target("deployments/engine/drafting.py", ("tests/engine/test_drafting.py",), libraries=VLLM),
     # opt-out, and the fence in the engine
     Target(
