@@ -1,0 +1,58 @@
+"""INV-3: at steady load the converged fleet planner makes at least what off makes, within noise, on every engine profile.
+
+Where speculation pays little or nothing, exploration and wrong plans show first: engines at one and a half times the crossover, and
+full ones. Virtual time and one seed: the same code gives the same ratios. `make bench-policy` asks the same of every batch and ten
+seeds (bar `fleet_over_off_min`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from nightjar.loadtests.simulation import profiles
+from nightjar.loadtests.simulation.evidence.runner import run_cells
+from nightjar.loadtests.simulation.experiments.contestants import FLEET, OFF, Contestant
+from nightjar.loadtests.simulation.experiments.efforts import BENCH
+from nightjar.loadtests.simulation.experiments.experiment import Choice
+from nightjar.loadtests.simulation.experiments.measuring import basic
+from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, learn_s
+from nightjar.loadtests.simulation.experiments.steady import duration_s, scenes
+from nightjar.loadtests.simulation.profiles import read_profile
+
+PROFILES: Final = sorted(file.stem for file in Path(profiles.__file__).with_suffix("").glob("*.json"))
+LEAST: Final = 0.99
+"""Of off's tokens a second: 1 % is what exploration may cost."""
+SEED: Final = 0
+
+
+def fullest(profile: str) -> tuple[Choice, list[Scene]]:
+    """Closed loops at the two largest batches of the profile, as `make bench-policy` runs them."""
+    choice = Choice((read_profile(profile),), (), BENCH)
+    return choice, scenes(choice)[-2:]
+
+
+def over_off(choice: Choice, scene: Scene, planner: str) -> float:
+    """Tokens a second of a planner over those of off, after the time that the fleet gets to learn."""
+    warm_up_s = learn_s(choice.effort, scene.nominal)
+    until_s = duration_s(choice, scene.nominal)
+    cells = [
+        cell("steady", scene, Contestant(name), SEED, basic, duration_s=until_s, warm_up_s=warm_up_s, router="sticky")
+        for name in (planner, OFF)
+    ]
+    made, off = run_cells(cells, jobs=1)
+    assert not made.error + off.error
+    return made.measures["tokens_per_s"] / off.measures["tokens_per_s"]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_inv_3_the_converged_fleet_is_not_below_off(profile: str) -> None:
+    choice, found = fullest(profile)
+    assert {scene.load: ratio for scene in found if (ratio := over_off(choice, scene, FLEET)) < LEAST} == {}
+
+
+def test_a_fixed_number_of_draft_tokens_is_below_off_in_a_full_engine() -> None:
+    choice, found = fullest("qwen-7b-0.5b-rtx4090")
+    assert all(over_off(choice, scene, "fixed-3") < LEAST for scene in found)
