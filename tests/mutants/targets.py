@@ -40,7 +40,7 @@ TARGETS: Final = (
     # how many restart at once
     Target("policy/restart_budget.py", ("tests/policy/test_restart_budget.py",)),
     # fencing
-    Target("policy/records.py", ("tests/policy/test_records.py",), only=("SettingsVersion",)),
+    Target("policy/records.py", ("tests/policy/test_settings_version.py",), only=("SettingsVersion",)),
     Target("policy/issuing.py", ("tests/policy/test_issuing.py",)),
     Target(
         "deployments/agent.py",

@@ -27,6 +27,8 @@ WITHOUT_MUTANT: Final = Limits(processor_s=240.0, clock_s=480.0)
 LONGER: Final = 4.0
 """A mutant's tests may take so many times the processor time of the tests as they are, and LEAST_S."""
 LEAST_S: Final = 3.0
+EXAMPLES: Final = 25
+"""Of a property that does not ask for a number itself: a quarter of what the tests run with, so that none is killed here alone."""
 CLOCK_PER_PROCESSOR_S: Final = 4.0
 """On a busy machine a run gets a share of a core; tests that wait for what never comes use none at all."""
 
@@ -72,8 +74,10 @@ def main() -> None:
     if specification.again is not None:
         mutants = [mutant for mutant in mutants if (mutant.operator, mutant.before, mutant.after) in specification.again]
     _import(specification.libraries)
-    # Quick to fail, and the same examples for every mutant; the tests' own profile builds on this one.
-    settings.register_profile("mutants", phases=(Phase.explicit, Phase.generate), database=None, derandomize=True)
+    # Quick to fail, and the same few examples for every mutant; the tests' own profile builds on this one.
+    settings.register_profile(
+        "mutants", phases=(Phase.explicit, Phase.generate), max_examples=EXAMPLES, database=None, derandomize=True
+    )
     settings.load_profile("mutants")
     limits = _as_they_are(specification, module, source)
     _print(kind="tests", mutants=len(mutants), processor_s=limits.processor_s, clock_s=limits.clock_s)
