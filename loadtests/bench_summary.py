@@ -7,7 +7,7 @@ missed bar fails a bench only with `--strict`. A run that broke off is told from
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Final, Literal
 
@@ -121,8 +121,11 @@ def missed_lines(bars: Iterable[Bar]) -> list[str]:
     ]
 
 
-def print_missed(console: Console, bars: Iterable[Bar]) -> None:
-    """What a bench prints last."""
-    for line in missed_lines(bars) or ["no bar was missed"]:
-        style = "bold red" if line.startswith("missed") else "bold"
+def print_missed(console: Console, bars: Collection[Bar]) -> None:
+    """What a bench prints last: the missed bars, or that there is none, and how many that says something of."""
+    lines, style = missed_lines(bars), "bold red"
+    if not lines:
+        reached, unmeasured = sum(bar.passed is True for bar in bars), sum(bar.value is None for bar in bars)
+        lines, style = [f"no bar was missed: {reached} reached, {unmeasured} without a value"], "bold"
+    for line in lines:
         console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -50,8 +50,8 @@ def test_the_exit_code_of_a_bench(bars: list[Bar], strict: bool, code: int, tmp_
 def test_missed_bars_are_printed_last_each_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench(tmp_path, MISSED, REACHED, NO_VALUE).end(strict=False)
     assert capsys.readouterr().out.splitlines()[-2:] == [LINE, "missed: forgotten = no value, wanted >= 1"]
-    bench(tmp_path, REACHED).end(strict=False)
-    assert capsys.readouterr().out.splitlines()[-1] == "no bar was missed"
+    bench(tmp_path, REACHED, NO_PLACE).end(strict=False)
+    assert capsys.readouterr().out.splitlines()[-1] == "no bar was missed: 1 reached, 1 without a value"
 
 
 def test_a_bar_whose_part_did_not_run_is_not_missed() -> None:
