@@ -58,7 +58,14 @@ TARGETS: Final = (
         only=("PolicyService.start", "PolicyService._take_up", "PolicyService._take_up_late", "PolicyService._decide"),
     ),
     # dormancy and catch-up
-    Target("policy/drafter_life.py", ("tests/policy/test_drafter_life.py", "tests/policy/test_drafter_transitions.py")),
+    Target(
+        "policy/drafter_life.py",
+        (
+            "tests/policy/test_drafter_bounds.py",
+            "tests/policy/test_drafter_transitions.py",
+            "tests/policy/test_drafter_life.py",
+        ),
+    ),
     Target("policy/probe.py", ("tests/policy/test_probe.py", "tests/policy/test_drafter_life.py")),
     Target("policy/catch_up.py", ("tests/policy/test_catch_up.py",)),
     Target("deployments/engine/catch_up_plan.py", ("tests/engine/test_catch_up_plan.py",), libraries=VLLM),

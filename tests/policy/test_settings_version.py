@@ -1,4 +1,4 @@
-"""The fence's measure: of two versions of the settings one is newer, and each counts as far as every reader counts exactly (INV-5)."""
+"""The measure of the fence: of two versions one is newer, and each counts as far as every reader counts exactly (INV-5)."""
 
 from __future__ import annotations
 
