@@ -98,11 +98,6 @@ class PolicyClient:
         answer: ExplainAnswer = await self._call("explain", replica, timeout_s=timeout_s)
         return answer
 
-    async def ping(self, timeout_s: float = OPERATOR_TIMEOUT_S) -> int:
-        """The policy's incarnation."""
-        incarnation: int = await self._call("ping", timeout_s=timeout_s)
-        return incarnation
-
     async def _call(self, method: str, *arguments: object, timeout_s: float) -> Any:
         handle = self._handle
         try:

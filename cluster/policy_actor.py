@@ -108,10 +108,6 @@ class PolicyActor:
         """Why one replica's K is what it is."""
         return self._service.explain(replica)
 
-    async def ping(self) -> int:
-        """The incarnation, to show that somebody is there."""
-        return self._service.incarnation
-
 
 def epoch_clock() -> Callable[[], float]:
     """A clock in seconds since the epoch that does not step when the system's time is set: read once, then monotonic."""

@@ -76,7 +76,6 @@ class LLMReplica:
         self._policy = PolicyClient()
         self._replica_id: str = context.replica_id.unique_id
         self._application: str = context.app_name
-        self._starts_in_shadow = False
         target, draft = resolve_model(model.source), resolve_model(model.draft_source) if model.draft_source else ""
         request = EngineRequest(
             served_model_name=model.model_id,

@@ -93,11 +93,6 @@ class ElasticKVPool:
         self._awaits_next_output = False
 
     @property
-    def is_grown(self) -> bool:
-        """Whether borrowed blocks are handed out, and no contraction takes them back."""
-        return bool(self._lent) and not self._is_contracting
-
-    @property
     def drained(self) -> bool:
         """Whether no step, scheduled or running, reads or writes the tail any more: its pages may be released."""
         return not self._lent and not self._awaits_next_output and self._awaited_output is None
@@ -108,11 +103,6 @@ class ElasticKVPool:
         free: int = self._pool.get_num_free_blocks() - len(self._lent)
         without_tail: int = self._pool.num_gpu_blocks - len(self._lent)
         return max(free, 0) / without_tail
-
-    @property
-    def withheld_blocks(self) -> int:
-        """Blocks that vLLM knows nothing of at the moment."""
-        return len(self._withheld)
 
     @property
     def borrowed_blocks_in_use(self) -> int:
@@ -138,10 +128,6 @@ class ElasticKVPool:
         """Take the tail back, from the next `contract` on. Does nothing where all of it is withheld."""
         self._is_contracting = bool(self._lent)
         self._stalled_steps = 0
-
-    def borrowers(self, running: Sequence[Request]) -> list[Request]:
-        """Those that hold borrowed blocks, in the order given."""
-        return [request for request in running if self._borrowed_by(request)]
 
     def borrowers_to_move(self, running: Sequence[Request]) -> list[Request]:
         """Those whose borrowed blocks the next step of a contraction could move, if their rows could be rewritten."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from nightjar.policy.planners import fixed, fleet, nightjar, off, schedule
+from nightjar.policy.planners import fixed, nightjar, off, schedule
 from nightjar.policy.planners.local_planner import LocalPlannerFactory
 from nightjar.policy.planners.planner import Planner
 from nightjar.policy.settings import PlannerName
@@ -15,8 +15,8 @@ PLANNERS: Final[Mapping[PlannerName, Planner]] = {
     "fixed": fixed.plan,
     "schedule": schedule.plan,
     "nightjar": nightjar.plan,
-    "fleet": fleet.plan,
 }
+"""Planners that need no outlook. `fleet` does: policy/thinking.py calls it."""
 
 LOCAL_PLANNERS: Final[Mapping[str, LocalPlannerFactory]] = {"nightjar": nightjar.build}
 """Planners that an engine runs itself, by the name in a `records.Local` plan."""

@@ -30,13 +30,8 @@ COLD_DEVIATIONS: Final = 0.5
 """The same before off was measured: seven in ten such arms do gain."""
 
 
-def plan(view: GroupView) -> GroupPlan:
-    """K by batch bucket, and a reason for each."""
-    return plan_ahead(view, view.outlook())
-
-
 def plan_ahead(view: GroupView, ahead: Outlook) -> GroupPlan:
-    """The plan where the outlook is known already."""
+    """K by batch bucket, and a reason for each. `ahead` is `view.outlook()`, which the caller keeps for more than the plan."""
     if all(length for _, length in view.evidence.cells):
         chosen = favourites(ahead)
     else:

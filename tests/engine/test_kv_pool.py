@@ -46,18 +46,13 @@ class _Elastic:
     may_move: Callable[[Request], bool] = staticmethod(lambda request: request.num_in_flight_tokens == 0)
 
     def schedule(self: Any, throttle_prefills: bool = False) -> Any:
-        if self.holds_back:
-            for request in self.pool.borrowers(self.running):
-                if request.num_in_flight_tokens:
-                    request.next_decode_eligible_step = self.current_step + 2
+        for request in self.pool.borrowers_to_move(self.running):
+            if request.num_in_flight_tokens:
+                request.next_decode_eligible_step = self.current_step + 2
         self.pool.contract(self.running, may_move=self.may_move, preempt=self.preempt)
         output = super().schedule(throttle_prefills)  # type: ignore[misc]
         self.rewritten += self.pool.write_moves(output)
         return output
-
-    @property
-    def holds_back(self) -> bool:
-        return bool(self.pool.borrowed_blocks_in_use) and not self.pool.is_grown
 
     def preempt(self: Any, request: Request) -> None:
         self.running.remove(request)
@@ -229,6 +224,15 @@ class Engine:
         ids: list[int] = self.manager.get_block_ids(name)[0]
         return ids
 
+    @property
+    def withheld_blocks(self) -> int:
+        """Blocks that vLLM knows nothing of."""
+        blocks = self.manager.block_pool
+        return len(blocks.blocks) - int(blocks.num_gpu_blocks)
+
+    def borrowers(self) -> list[str]:
+        return [name for name in self.running() if max(self.table(name)) >= BASE]
+
     def running(self) -> list[str]:
         return [request.request_id for request in self.scheduler.running]
 
@@ -276,8 +280,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_the_tail_is_withheld_from_the_start_and_vllm_counts_the_base_alone(folder: Path) -> None:
     engine = Engine(folder)
-    assert (engine.pool.withheld_blocks, engine.pool.borrowed_blocks_in_use) == (BORROWABLE, 0)
-    assert (engine.pool.drained, engine.pool.is_grown) == (True, False)
+    assert (engine.withheld_blocks, engine.pool.borrowed_blocks_in_use) == (BORROWABLE, 0)
+    assert engine.pool.drained
     assert engine.manager.block_pool.get_num_free_blocks() == BASE - 1
     assert engine.manager.usage == 0.0
     engine.pool.check_integrity()
@@ -286,7 +290,7 @@ def test_the_tail_is_withheld_from_the_start_and_vllm_counts_the_base_alone(fold
 def test_growing_hands_out_the_whole_tail_once_and_after_every_base_block(folder: Path) -> None:
     engine = Engine(folder)
     assert [engine.grow(), engine.grow()] == [BORROWABLE, 0]
-    assert (engine.pool.drained, engine.pool.is_grown, engine.pool.withheld_blocks) == (False, True, 0)
+    assert (engine.pool.drained, engine.withheld_blocks) == (False, 0)
     queue = engine.manager.block_pool.free_block_queue.get_all_free_blocks()
     assert [block.block_id for block in queue] == list(range(1, BASE + BORROWABLE))
     assert engine.manager.usage == 0.0
@@ -310,10 +314,9 @@ def test_free_blocks_are_withheld_in_the_first_step_and_drained_once_its_output_
     engine.add("request", prompt_of(0, BLOCK_TOKENS))
     engine.step(3)
     engine.pool.begin_contraction()
-    assert not engine.pool.is_grown
-    assert engine.pool.withheld_blocks == 0
+    assert engine.withheld_blocks == 0
     carrier = engine.schedule()
-    assert (engine.pool.withheld_blocks, engine.pool.drained) == (BORROWABLE, False)
+    assert (engine.withheld_blocks, engine.pool.drained) == (BORROWABLE, False)
     while carrier not in engine.done:
         assert not engine.pool.drained
         engine.finish_step()
@@ -459,7 +462,7 @@ def test_copies_of_a_request_that_vllm_preempts_in_the_same_step_harm_nobody(fol
 def test_where_nothing_can_move_the_youngest_borrower_is_preempted_after_a_while(in_flight: int, folder: Path) -> None:
     engine = grown_engine(folder, in_flight, requests=5)
     assert engine.manager.block_pool.get_num_free_blocks() < 5
-    assert engine.pool.borrowers(engine.scheduler.running)
+    assert engine.borrowers()
     engine.pool.begin_contraction()
     names = engine.running()
     while not engine.pool.preempted_requests:
@@ -493,7 +496,7 @@ def test_a_preempted_borrower_does_not_come_back_to_the_blocks_it_shared(folder:
         engine.step()
     engine.step(2)
     assert engine.running() == ["first", "second"]
-    assert [request.request_id for request in engine.pool.borrowers(engine.scheduler.running)] == ["first"]
+    assert engine.borrowers() == ["first"]
 
 
 def test_blocks_that_free_themselves_in_time_preempt_nobody(folder: Path) -> None:
@@ -510,10 +513,10 @@ def test_growing_cancels_a_contraction_and_takes_back_what_it_withheld(folder: P
     make_room(engine)
     engine.pool.begin_contraction()
     engine.step()
-    withheld = engine.pool.withheld_blocks
+    withheld = engine.withheld_blocks
     assert 0 < withheld < BORROWABLE
     assert engine.grow() == withheld
-    assert (engine.pool.is_grown, engine.pool.withheld_blocks) == (True, 0)
+    assert engine.withheld_blocks == 0
     relocated = engine.pool.relocated_blocks
     engine.step(4)
     assert engine.pool.relocated_blocks == relocated
@@ -648,7 +651,6 @@ class AnySequence(RuleBasedStateMachine):
     def step(self, steps: int) -> None:
         self.engine.step(steps)
 
-    @precondition(lambda self: not self.engine.pool.is_grown)
     @rule(steps=st.integers(0, 2))
     def grow(self, steps: int) -> None:
         self.engine.grow()

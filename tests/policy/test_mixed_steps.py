@@ -13,7 +13,7 @@ from nightjar.policy.evidence import Cell, CellEvidence, Evidence, MixedEvidence
 from nightjar.policy.fleet import empty_fleet, observe
 from nightjar.policy.merging import Pending, merge
 from nightjar.policy.mixed_steps import MixedShare, charge, steps_per_token
-from nightjar.policy.planners import fleet
+from nightjar.policy.planners.fleet import plan_ahead
 from nightjar.policy.planners.planner import GroupView
 from nightjar.policy.records import Counters, LoadReport, MixedCounters
 from nightjar.policy.step_counters import StepCount, StepCounters
@@ -105,8 +105,8 @@ def test_a_gain_in_clean_steps_that_prefill_eats_up_is_not_planned() -> None:
     quiet = GroupView(KEY, AUTO, evidence(mixed_cells(), steps_per_token=0.0))
     prompts = GroupView(KEY, AUTO, evidence(mixed_cells(), steps_per_token=0.05))
     batch = 48
-    assert fleet.plan(quiet).num_speculative_tokens(batch) > 0
-    assert fleet.plan(prompts).num_speculative_tokens(batch) == 0
+    assert plan_ahead(quiet, quiet.outlook()).num_speculative_tokens(batch) > 0
+    assert plan_ahead(prompts, prompts.outlook()).num_speculative_tokens(batch) == 0
 
 
 def test_steps_with_prefill_are_counted_by_bucket_and_length_and_clean_ones_are_not() -> None:

@@ -17,7 +17,7 @@ from nightjar.policy.evidence import CellEvidence, Evidence
 from nightjar.policy.outlook import Outlook
 from nightjar.policy.planners import PLANNERS
 from nightjar.policy.planners.calibration import measurements
-from nightjar.policy.planners.fleet import choose, present_arms
+from nightjar.policy.planners.fleet import choose, plan_ahead, present_arms
 from nightjar.policy.planners.planner import GroupPlan, GroupView
 from nightjar.policy.records import GroupKey, Table
 from nightjar.policy.settings import OperatorSettings, parse_operator_settings
@@ -39,7 +39,8 @@ def known(
 
 
 def fleet_plan(evidence: Evidence, present: GroupPlan | None = None) -> GroupPlan:
-    return PLANNERS["fleet"](GroupView(KEY, SETTINGS, evidence, present))
+    view = GroupView(KEY, SETTINGS, evidence, present)
+    return plan_ahead(view, view.outlook())
 
 
 def test_off_is_off_everywhere() -> None:
@@ -116,7 +117,8 @@ def test_far_from_all_that_was_measured_the_plan_is_off() -> None:
 
 
 def test_with_nothing_measured_a_full_batch_is_off_and_the_reason_says_that_nothing_is_known() -> None:
-    plan = PLANNERS["fleet"](GroupView(KEY.model_copy(update={"max_num_seqs": 256}), SETTINGS, Evidence()))
+    view = GroupView(KEY.model_copy(update={"max_num_seqs": 256}), SETTINGS, Evidence())
+    plan = plan_ahead(view, view.outlook())
     assert plan.num_speculative_tokens(256) == 0
     assert plan.num_speculative_tokens(1) > 0
     assert plan.reason(256) == "batch 256: off by the odds, nothing measured yet"
@@ -151,7 +153,7 @@ def test_a_plan_is_a_legal_table_and_never_predicted_below_off(
 def wanted(evidence: Evidence, batch: int = 1, now_s: float = 0.0, replicas: int = 1) -> set[int]:
     view = GroupView(KEY, SETTINGS, evidence, now_s=now_s, replicas=replicas)
     ahead = view.outlook()
-    planned = present_arms(view.with_plan(PLANNERS["fleet"](view)))
+    planned = present_arms(view.with_plan(plan_ahead(view, view.outlook())))
     return {one.cell[1] for one in measurements(view, ahead, planned).get(batch_bucket(batch), ())}
 
 

@@ -66,11 +66,6 @@ class Dataset:
     prompt: Lognormal
     output: Lognormal
 
-    @property
-    def mean_output_tokens(self) -> float:
-        """Expected answer, for turning an engine's tokens a second into requests a second."""
-        return self.output.mean_tokens
-
 
 SHAREGPT: Final = Dataset("sharegpt", Lognormal(79, 1.29, 4, 1024), Lognormal(237, 1.0, 4, 1024))
 """Means 161 and 338 tokens as the vLLM paper counts them (arXiv 2309.06180, section 6.1); the spreads and the cuts at 1,024

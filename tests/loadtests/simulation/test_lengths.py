@@ -13,7 +13,7 @@ from nightjar.loadtests.simulation.service.lengths import DATASETS, Lognormal
 @pytest.mark.parametrize(("name", "prompt", "output"), [("sharegpt", 161, 338), ("alpaca", 19, 58)])
 def test_the_means_are_those_of_the_vllm_paper(name: str, prompt: float, output: float) -> None:
     assert DATASETS[name].prompt.mean_tokens == pytest.approx(prompt, rel=0.02)
-    assert DATASETS[name].mean_output_tokens == pytest.approx(output, rel=0.02)
+    assert DATASETS[name].output.mean_tokens == pytest.approx(output, rel=0.02)
 
 
 @settings(max_examples=30)
