@@ -72,7 +72,9 @@ TARGETS: Final = (
     Target(
         "deployments/engine/lag_ledger.py", ("tests/engine/test_lag_ledger.py", "tests/engine/test_drafting.py"), libraries=VLLM
     ),
-    Target("deployments/engine/drafting.py", ("tests/engine/test_drafting.py",), libraries=VLLM),
+    Target(
+        "deployments/engine/drafting.py", ("tests/engine/test_drafting_by_hand.py", "tests/engine/test_drafting.py"), libraries=VLLM
+    ),
     # opt-out, and the fence in the engine
     Target(
         "deployments/engine/step_loop.py",
