@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
@@ -15,6 +16,7 @@ from nightjar.policy.records import TableRow
 from nightjar.policy.status import FleetStatus, GroupStatus, PolicyStatus, ReplicaStatus
 
 STALE_REPORT_S: Final = 5.0
+SHOWN_ADAPTERS: Final = 8
 STUCK_AFTER_S: Final = 60.0
 """Since the last decision; the longest decision period is half of it. The alert NightjarPolicyStuck says the same."""
 
@@ -32,6 +34,7 @@ def fleet_view(fleet: FleetStatus) -> RenderableType:
     parts.append(replica_table(fleet.replicas) if fleet.replicas else Text("no replica has reported yet", style="yellow"))
     if fleet.groups:
         parts.append(group_table(fleet.groups))
+    parts.extend(adapter_lines(fleet.replicas))
     return Group(*parts)
 
 
@@ -128,6 +131,24 @@ def settings_cell(replica: ReplicaStatus) -> str:
     version = str(replica.settings_version) if replica.settings_version else "none"
     behind = "" if replica.settings_confirmed else " behind"
     return f"{version}{behind}, {format_duration(replica.report_age_s)} ago"
+
+
+def adapter_lines(replicas: Iterable[ReplicaStatus]) -> Iterable[Text]:
+    """One line for each application with LoRA adapters: the share of draft tokens that was accepted in each adapter's requests,
+    over all its replicas, lowest first. A draft knows no adapters, so a low share names one that speculation does not help.
+    """
+    accepted: dict[str, Counter[str]] = {}
+    drafted: dict[str, Counter[str]] = {}
+    for replica in replicas:
+        for counted in replica.adapters:
+            accepted.setdefault(replica.application, Counter())[counted.adapter] += counted.accepted_tokens
+            drafted.setdefault(replica.application, Counter())[counted.adapter] += counted.draft_tokens
+    for application, drafts in drafted.items():
+        shares = sorted((accepted[application][adapter] / max(count, 1), adapter) for adapter, count in drafts.items())
+        shown = ", ".join(f"{adapter} {share:.0%} of {drafts[adapter]}" for share, adapter in shares[:SHOWN_ADAPTERS])
+        more = len(shares) - SHOWN_ADAPTERS
+        rest = f", and {more} more in -o json" if more > 0 else ""
+        yield Text(f"LoRA adapters of {application}, accepted draft tokens: {shown}{rest}")
 
 
 def group_table(groups: Iterable[GroupStatus]) -> Table:

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from nightjar.cluster.views import acceptance, drafter_cell, fleet_view, plan_text, settings_cell, speculation
-from nightjar.policy.records import DrafterCounters, DrafterState, TableRow
+from nightjar.policy.records import AdapterCounters, DrafterCounters, DrafterState, TableRow
 from nightjar.policy.status import FleetStatus
 from tests.cluster.fleets import some_fleet
 
@@ -91,6 +91,31 @@ def test_a_drafter_that_did_nothing_yet_says_only_where_it_is() -> None:
 def test_a_plan_joins_neighbours_of_equal_k(rows: list[tuple[int, int, int]], text: str) -> None:
     plan = [TableRow(first_batch_size=first, last_batch_size=last, num_speculative_tokens=k) for first, last, k in rows]
     assert plan_text(plan) == text
+
+
+def with_adapters(*counted: AdapterCounters) -> FleetStatus:
+    """Both replicas of the fleet with the same counts."""
+    fleet = some_fleet()
+    replicas = tuple(replica.model_copy(update={"adapters": counted}) for replica in fleet.replicas)
+    return fleet.model_copy(update={"replicas": replicas})
+
+
+def test_acceptance_of_lora_adapters_is_summed_over_replicas_and_the_lowest_comes_first() -> None:
+    chat = AdapterCounters(adapter="chat", rows=10, draft_tokens=40, accepted_tokens=30)
+    sql = AdapterCounters(adapter="sql", rows=20, draft_tokens=50, accepted_tokens=5)
+    line = "LoRA adapters of smollm2, accepted draft tokens: sql 10% of 100, chat 75% of 80"
+    assert line in rendered(with_adapters(chat, sql))
+
+
+def test_many_lora_adapters_are_cut_to_the_eight_lowest() -> None:
+    counted = [AdapterCounters(adapter=f"a{number}", draft_tokens=100, accepted_tokens=number) for number in range(11)]
+    text = " ".join(rendered(with_adapters(*counted)).split())
+    assert "a7 7% of 200, and 3 more in -o json" in text
+    assert "a8" not in text
+
+
+def test_a_fleet_without_lora_adapters_does_not_speak_of_them() -> None:
+    assert "LoRA" not in rendered(some_fleet())
 
 
 def test_acceptance_shows_its_first_and_last_position() -> None:
