@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from nightjar.policy.steering import Steering
 
 pytest.importorskip("vllm")
 
-from nightjar.deployments.engine.scheduler import SteeredAsyncScheduler, SteeredScheduler
+from nightjar.deployments.engine.scheduler import SteeredAsyncScheduler, SteeredScheduler, most_drafts_of
 from tests.engine.scheduler_harness import hand_over_drafts, make_request, make_scheduler, model_output, run_steps
 
 MAXIMUM = 4
@@ -61,6 +62,27 @@ def start(scheduler_class: type[Any], folder: Path, *, requests: int = 3, prompt
 def counters(scheduler: Any) -> Any:
     assert scheduler.nightjar.fault == ""
     return scheduler.nightjar.counters.snapshot("engine")
+
+
+@pytest.mark.parametrize(
+    ("extra_args", "most"),
+    [
+        ({"num_speculative_tokens": 0}, 0),
+        ({"num_speculative_tokens": 2, "other": 1}, 2),
+        ({"num_speculative_tokens": -1}, None),
+        ({"num_speculative_tokens": "0"}, None),
+        ({"other": 1}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_a_client_asks_for_fewer_drafts_by_a_count_and_anything_else_is_ignored(
+    extra_args: dict[str, Any] | None, most: int | None
+) -> None:
+    request: Any = SimpleNamespace(sampling_params=SimpleNamespace(extra_args=extra_args))
+    assert most_drafts_of(request) == most
+    pooling: Any = SimpleNamespace(sampling_params=None)
+    assert most_drafts_of(pooling) is None
 
 
 @pytest.fixture(scope="module")
