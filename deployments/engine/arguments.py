@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SCHEDULER: Final = "nightjar.deployments.engine.scheduler.SteeredScheduler"
 ASYNC_SCHEDULER: Final = "nightjar.deployments.engine.scheduler.SteeredAsyncScheduler"
-CPU_WORKER: Final = "nightjar.deployments.engine.worker.SteeredCPUWorker"
+CPU_WORKER: Final = "nightjar.deployments.engine.cpu_worker.SteeredCPUWorker"
 GPU_WORKER: Final = "nightjar.deployments.engine.worker.SteeredGPUWorker"
 CUDA_OFFLOAD_VARIABLE: Final = "NIGHTJAR_CUDA_OFFLOAD"
 """Set to 1 to try what has never run on a GPU."""

@@ -1,13 +1,11 @@
-"""The workers: vLLM's own, with a draft model that obeys the scheduler, bound to the life of their engine core.
+"""The worker: vLLM's own, with a draft model that obeys the scheduler, bound to the life of its engine core.
 
 The drafter is replaced before its weights load. A step's orders for it come with the step (draft_work.py). vLLM drafts
 nothing at all, and hands zeros out as drafts, in every step where one row is near the length limit; the scheduler trims such a
 row's drafts by itself, so ours drafts for the others.
 
-The CPU worker also mends a fault of vLLM's CPU build: there `rejection_sampler.expand_batch_to_tokens` returns uninitialised
-memory, because its kernel stand-in writes into a converted copy of the output. Under speculation every batch that holds a
-sampled request is then wrong, its greedy rows as well. It puts a plain torch version in its place, in its own process only; GPU
-kernels are not affected. Fails open: on a vLLM where the fault is mended the replacement computes the same.
+The CPU's is in cpu_worker.py. Nothing that a GPU's worker imports may import vLLM's CPU worker: that replaces torch.cuda's events
+and streams for the whole process, after which a GPU engine does not start, or its copies race.
 """
 
 from __future__ import annotations
@@ -17,19 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-import torch
 from vllm.v1.core.kv_cache_utils import get_kv_cache_groups
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig
-from vllm.v1.sample import rejection_sampler
-from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
 
 from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, RELOAD_FAILURE_ATTRIBUTE, WORK_ATTRIBUTE, MemoryMove
 from nightjar.deployments.engine.drafter import SteeredDraftModelProposer
 from nightjar.deployments.engine.engine_folder import remove_with_engine
 from nightjar.deployments.engine.kv_groups import why_not_followed
-from nightjar.deployments.engine.memory.cpu import CPUDraftMemory
 from nightjar.deployments.engine.memory.cuda import CUDADraftMemory
 from nightjar.deployments.engine.memory.interface import DraftMemory, KVCache
 from nightjar.deployments.engine.offload_config import DRAFT_LAYER_PREFIX, BlockBytes, OffloadConfig, layers_of
@@ -154,19 +148,6 @@ class SteeredGPUWorker(Worker):
         memory.restore_kv(self.base_blocks, self.num_blocks, "target")
 
 
-class SteeredCPUWorker(SteeredGPUWorker, CPUWorker):
-    """For `worker_cls` on CPU."""
-
-    def init_device(self) -> None:
-        """As above, and mend the sampler."""
-        super().init_device()
-        rejection_sampler.expand_batch_to_tokens = expand_batch_to_tokens
-
-    def make_draft_memory(self) -> DraftMemory:
-        """The draft's memory is the host's."""
-        return CPUDraftMemory()
-
-
 def install_drafter(runner: Any, memory: DraftMemory | None) -> SteeredDraftModelProposer | None:
     """Replace the runner's separate draft model, before it loads; None where there is none that can sleep."""
     speculative = runner.speculative_config
@@ -176,18 +157,3 @@ def install_drafter(runner: Any, memory: DraftMemory | None) -> SteeredDraftMode
     if runner.effective_drafter_max_model_len >= runner.max_model_len:
         runner._input_fits_in_drafter = lambda common_attn_metadata: common_attn_metadata is not None
     return drafter
-
-
-def expand_batch_to_tokens(
-    x: torch.Tensor, cu_num_tokens: torch.Tensor, num_tokens: int, replace_from: int = 0, replace_to: int = 0
-) -> torch.Tensor:
-    """Repeat each request's value for each of its tokens, with `replace_from` turned into `replace_to`.
-
-    `cu_num_tokens` holds running totals of tokens, the last of which is `num_tokens` (vLLM's signature and meaning).
-
-    >>> expand_batch_to_tokens(torch.tensor([0.0, 0.5]), torch.tensor([2, 3]), 3, replace_to=1).tolist()
-    [1.0, 1.0, 0.5]
-    """
-    counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
-    expanded = torch.repeat_interleave(x, counts.long(), output_size=num_tokens)
-    return expanded.masked_fill_(expanded == replace_from, replace_to)

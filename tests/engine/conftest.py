@@ -20,7 +20,7 @@ if importlib.util.find_spec("vllm"):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what its dependencies deprecate at import is not ours to mend
         importlib.import_module("nightjar.deployments.engine.scheduler")
-        importlib.import_module("nightjar.deployments.engine.worker")
+        importlib.import_module("nightjar.deployments.engine.cpu_worker")
 
 
 Outcome = dict[str, Any]

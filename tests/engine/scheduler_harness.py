@@ -62,7 +62,7 @@ def make_scheduler(
     )
     if can_be_dormant:
         config.additional_config = OffloadConfig(draft_weight_bytes).to_additional_config({}) if draft_weight_bytes else {}
-        config.parallel_config.worker_cls = "nightjar.deployments.engine.worker.SteeredCPUWorker"
+        config.parallel_config.worker_cls = "nightjar.deployments.engine.cpu_worker.SteeredCPUWorker"
     config.speculative_config = SpeculativeConfig(
         method="draft_model",
         model=str(folder),

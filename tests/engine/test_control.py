@@ -110,7 +110,7 @@ def test_a_drafter_is_kept_in_sync_where_its_cache_could_be_touched_behind_our_b
         "speculative_config": SimpleNamespace(
             method="draft_model", parallel_drafting=False, draft_model_config=SimpleNamespace(max_model_len=2048)
         ),
-        "parallel_config": SimpleNamespace(worker_cls="nightjar.deployments.engine.worker.SteeredCPUWorker"),
+        "parallel_config": SimpleNamespace(worker_cls="nightjar.deployments.engine.cpu_worker.SteeredCPUWorker"),
         "kv_transfer_config": None,
         "model_config": SimpleNamespace(enable_sleep_mode=False, max_model_len=2048),
     }

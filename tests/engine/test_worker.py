@@ -1,13 +1,13 @@
-"""The CPU worker's sampler repair, against its definition; the draft's memory in a worker, where a reload breaks off."""
+"""The draft's memory in a worker, where a reload breaks off; and what a GPU's worker must not import."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 pytest.importorskip("vllm")
 
@@ -19,28 +19,7 @@ from vllm.v1.worker.gpu_worker import Worker
 from nightjar.deployments.engine import worker as worker_module
 from nightjar.deployments.engine.draft_work import RELOAD_FAILURE_ATTRIBUTE, MemoryMove
 from nightjar.deployments.engine.offload_config import OffloadConfig
-from nightjar.deployments.engine.worker import SteeredGPUWorker, expand_batch_to_tokens
-
-ROWS = st.lists(st.tuples(st.sampled_from([0.0, 0.5, 0.8, 1.0]), st.integers(0, 5)), min_size=1, max_size=8)
-
-
-@settings(deadline=None)  # the first tensors of a process take longer than any deadline
-@given(ROWS, st.sampled_from([0, 1]), st.sampled_from([0, 1]))
-def test_each_requests_value_is_repeated_for_each_of_its_tokens(
-    rows: list[tuple[float, int]], replace_from: int, replace_to: int
-) -> None:
-    values = [value for value, _ in rows]
-    totals = torch.tensor([count for _, count in rows], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    expanded = expand_batch_to_tokens(torch.tensor(values), totals, int(totals[-1]), replace_from, replace_to)
-    expected = [value for value, count in rows for _ in range(count)]
-    assert expanded.tolist() == pytest.approx([replace_to if value == replace_from else value for value in expected])
-    assert expanded.dtype == torch.float32
-
-
-def test_top_k_stays_an_integer() -> None:
-    expanded = expand_batch_to_tokens(torch.tensor([3, 5], dtype=torch.int32), torch.tensor([1, 3], dtype=torch.int32), 3)
-    assert expanded.tolist() == [3, 5, 5]
-    assert expanded.dtype == torch.int32
+from nightjar.deployments.engine.worker import SteeredGPUWorker
 
 
 class BrokenMemory:
@@ -111,3 +90,21 @@ def test_a_worker_plans_lent_blocks_only_where_the_scheduler_keeps_a_ledger_of_t
     monkeypatch.setattr(worker_module, "get_kv_cache_groups", lambda config, specs: [KVCacheGroupSpec(list(specs), spec)])
     assert (worker.determine_available_memory() > 1 << 20) is lends
     assert (worker.draft_memory is not None) is lends
+
+
+LOADED_ON_A_GPU = ("scheduler", "control", "hooks", "worker", "drafter", "memory.cuda", "arguments", "openai_server")
+NOT_PATCHED = """
+import importlib, sys, torch
+before = torch.cuda.Event, torch.cuda.Stream, torch.cuda.current_stream, torch.Tensor.pin_memory
+for name in {modules}:
+    importlib.import_module(f"nightjar.deployments.engine.{{name}}")
+assert "vllm.v1.worker.cpu.shm" not in sys.modules, "vLLM's CPU worker was imported"
+assert before == (torch.cuda.Event, torch.cuda.Stream, torch.cuda.current_stream, torch.Tensor.pin_memory), "torch.cuda was patched"
+"""
+
+
+@pytest.mark.engine
+def test_nothing_that_a_gpu_engine_loads_replaces_torch_cuda() -> None:
+    program = NOT_PATCHED.format(modules=LOADED_ON_A_GPU)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

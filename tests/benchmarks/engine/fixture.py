@@ -125,7 +125,7 @@ def engine_arguments(role: Role, models: Mapping[str, str]) -> dict[str, Any]:
     }
     if role != "stock":
         common["scheduler_cls"] = "nightjar.deployments.engine.scheduler.SteeredScheduler"
-        common["worker_cls"] = "nightjar.deployments.engine.worker.SteeredCPUWorker"
+        common["worker_cls"] = "nightjar.deployments.engine.cpu_worker.SteeredCPUWorker"
     return common
 
 
