@@ -51,6 +51,7 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/engine/test_control.py": "vllm",
     "tests/engine/test_draft_lending.py": "vllm",
     "tests/engine/test_drafting.py": "vllm",
+    "tests/engine/test_drafting_by_hand.py": "vllm",
     "tests/engine/test_hooks.py": "vllm",
     "tests/engine/test_kv_pool.py": "vllm",
     "tests/engine/test_memory_cpu.py": "vllm",

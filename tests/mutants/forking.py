@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -62,7 +63,9 @@ def run_tests(tests: tuple[str, ...], scratch: Path, limits: Limits, *, keeps_by
     printed = scratch / "printed"
     began_s, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     sys.stdout.flush()
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that this process has threads: no fork of ours waits for one
+        pid = os.fork()
     if pid == 0:
         _become_run(tests, scratch, printed, limits, keeps_bytecode=keeps_bytecode)
     status = _wait(pid, limits.clock_s)

@@ -23,7 +23,7 @@ from tests.mutants.worker import Specification
 
 ROOT: Final = Path(__file__).parents[2]
 FOLDER: Final = ROOT / "runs" / "mutants"
-LEFT_OUT: Final = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".hypothesis", ".*_cache", "*.egg-info", "dist")
+LEFT_OUT: Final = shutil.ignore_patterns(".git", ".venv*", "runs", "__pycache__", ".hypothesis", ".*_cache", "*.egg-info", "dist")
 OUTCOMES: Final = {"passed": "survived", "failed": "killed"}
 
 

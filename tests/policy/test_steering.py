@@ -408,11 +408,33 @@ def off_steps_at(batch: int) -> tuple[OffStep, ...]:
 def test_the_guard_sees_only_steps_whose_time_was_taken() -> None:
     steering = make_steering()
     steering.adopt(settings(table((1, 16, 3)).model_copy(update={"off_steps": off_steps_at(4)})), 0.0)
-    for _ in range(2000):
-        steering.count_clean_step(4, 3)
+    for number in range(2000):
+        steering.count_clean_step(4, 3, now_s=number * 0.1)
+        assert steering.held_buckets(number * 0.1) == ()
     assert run(steering, [(4, False)]) == [3]
-    lose_until_held(steering)
+    fresh = make_steering()
+    fresh.adopt(settings(table((1, 16, 3)).model_copy(update={"off_steps": off_steps_at(4)})), 0.0)
+    assert lose_until_held(steering) == lose_until_held(fresh)
     assert steering.reason == "the guard holds this batch off: speculation measured worse than off"
+
+
+def test_a_batch_bucket_is_named_while_the_guard_holds_it_and_no_longer() -> None:
+    steering = make_steering()
+    steering.adopt(settings(table((1, 16, 3)).model_copy(update={"off_steps": off_steps_at(4)}), max_age_s=3600.0), 0.0)
+    now_s = 0.0
+    while not steering.guard_trips:
+        now_s += 0.1
+        chosen = run(steering, [(4, False)], now_s)[0]
+        steering.count_clean_step(4, chosen, 4, 0.05 if chosen else 0.01, now_s)
+    assert steering.held_buckets(now_s) == (3,)
+    assert run(steering, [(4, False)], now_s + 30.0) == [3]
+    assert steering.held_buckets(now_s + 30.0) == ()
+
+
+def test_the_age_of_settings_counts_from_when_they_were_heard() -> None:
+    steering = make_steering()
+    steering.adopt(settings(), 200.0)
+    assert (steering.most(2, 500.0), steering.most(2, 500.5)) == (5, 0)
 
 
 def test_a_plan_that_says_0_is_not_said_to_be_held_by_the_guard() -> None:
