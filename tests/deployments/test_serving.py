@@ -283,6 +283,7 @@ def test_killed_replica_leaves_no_engine_behind_and_serve_replaces_it(client: ht
     engine = serving.until(lambda: serving.engine_processes_of(min(pids)), within_s=10, what="the engine's processes")
     assert len(engine) >= 2, "an engine core and its worker"
     files = serving.files_of(engine)
+    assert files, "or nothing would be left to tidy up"
     os.kill(min(pids), signal.SIGKILL)
     _, alive = psutil.wait_procs(engine, timeout=15)
     assert alive == []

@@ -54,6 +54,7 @@ def test_logprobs_of_greedy_rows_are_plain_vllms(scenario: str, reference: dict[
     assert wanted
     for request in wanted:
         expected, found = reference["mixed"][request.request_id], steered[scenario][request.request_id]
+        assert len(found["logprobs"]) == len(found["token_ids"]) > 0
         for token, ours, theirs in zip(found["token_ids"], found["logprobs"], expected["logprobs"], strict=False):
             assert ours[str(token)] == pytest.approx(theirs[str(token)], abs=1e-3)
 
@@ -82,7 +83,7 @@ def test_off_verifies_no_drafts(steered: dict[str, Any]) -> None:
 
 
 def test_the_table_is_followed_by_decode_batch_and_a_segment_measures_once(steered: dict[str, Any]) -> None:
-    measured = 0
+    measured, followed = 0, set()
     for step in steered["table steps"]:
         load = step["load"]
         if "segment measures" in step["decision_reason"]:
@@ -92,7 +93,9 @@ def test_the_table_is_followed_by_decode_batch_and_a_segment_measures_once(steer
             wanted = [length for first, last, length in TABLE if first <= load["decode_batch_size"] <= last]
             assert [load["planned_num_speculative_tokens"]] == wanted
             assert load["num_speculative_tokens"] == (0 if step["drafter_state"] in {"dormant", "catching_up"} else wanted[0])
+            followed.add(load["num_speculative_tokens"])
     assert measured >= SEGMENT_CLEAN_STEPS
+    assert followed == {length for _, _, length in TABLE}
     assert steered["table steps"][-1]["finished_segment_id"] == 7
 
 

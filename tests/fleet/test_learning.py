@@ -131,6 +131,7 @@ def test_newcomer_has_the_groups_plan_before_its_first_request_and_measures_noth
     assert isinstance(first, Table)
     assert true_share(first) >= WITHIN
     measured = {(batch_bucket(segment.first_batch_size), segment.num_speculative_tokens) for segment in newcomer.segments}
+    assert run.known
     assert not measured & run.known
     assert share_of_best(newcomer.totals[-1]) >= WITHIN
 
