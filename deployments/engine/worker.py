@@ -48,7 +48,7 @@ class SteeredGPUWorker(Worker):
 
     def make_draft_memory(self) -> DraftMemory:
         """The draft's memory on this worker's device."""
-        return CUDADraftMemory()
+        return CUDADraftMemory(self.vllm_config.model_config)
 
     def determine_available_memory(self) -> int:
         """As vLLM's, and so many bytes more as the KV blocks plan for that the draft's memory will hold while it is offloaded."""

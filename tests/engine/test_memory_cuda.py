@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,9 +17,10 @@ pytest.importorskip("vllm")
 
 import torch
 from vllm import device_allocator
-from vllm.config import ModelConfig
+from vllm.config import ModelConfig, SpeculativeConfig
 from vllm.device_allocator import cumem
 from vllm.distributed.device_communicators.cuda_wrapper import CudaRTLibrary
+from vllm.v1.core.sched.scheduler import Scheduler
 
 from nightjar.deployments.engine.memory import cuda
 from nightjar.deployments.engine.memory.cuda import (
@@ -32,6 +34,8 @@ from nightjar.deployments.engine.memory.cuda import (
 )
 from nightjar.deployments.engine.memory.interface import DraftMemory, KVCache, OffloadUnsupportedError
 from nightjar.deployments.engine.memory.kv_ranges import ByteRange
+from nightjar.deployments.engine.worker import SteeredGPUWorker
+from tests.engine.scheduler_harness import make_scheduler
 
 KV_ADDRESS = 1000 * CHUNK_BYTES
 NUM_BLOCKS, NUM_BASE_BLOCKS = 8, 6
@@ -139,8 +143,8 @@ def memory(device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> CUDADraftMemo
 
     monkeypatch.setattr(cuda, "get_model", get_model)
     device.allocate(100 * CHUNK_BYTES, CHUNK_BYTES, "weights", b"target")
-    memory = CUDADraftMemory(device)
-    memory.load_model(_config())
+    memory = CUDADraftMemory(_target_config(), device)
+    memory.load_model(None)
     return memory
 
 
@@ -213,19 +217,39 @@ def test_without_the_allocator_to_itself_the_draft_is_loaded_plainly(
     memory: CUDADraftMemory, device: FakeDevice, settings: dict[str, bool], reason: str
 ) -> None:
     device.events.clear()
-    plain = CUDADraftMemory(device)
-    assert isinstance(plain.load_model(_config(**settings)), torch.nn.Linear)
+    plain = CUDADraftMemory(_target_config(**settings), device)
+    assert isinstance(plain.load_model(None), torch.nn.Linear)
     assert device.events == ["load"]
     assert reason in plain.why_not
     with pytest.raises(OffloadUnsupportedError, match=reason):
         plain.offload()
 
 
+def test_a_worker_asks_the_targets_configuration_for_the_allocator_since_vllms_draft_configuration_never_names_it(
+    memory: CUDADraftMemory, device: FakeDevice, tmp_path: Path
+) -> None:
+    config = make_scheduler(Scheduler, tmp_path).vllm_config
+    config.model_config.enable_cumem_allocator = True
+    speculative = SpeculativeConfig(
+        method="draft_model",
+        model=str(tmp_path),
+        num_speculative_tokens=2,
+        target_model_config=config.model_config,
+        target_parallel_config=config.parallel_config,
+    )
+    assert not speculative.draft_model_config.enable_cumem_allocator
+    worker = SimpleNamespace(vllm_config=config)
+    of_worker: Any = SteeredGPUWorker.make_draft_memory(worker)  # type: ignore[arg-type]  # all that it looks at
+    of_worker._device = device
+    of_worker.load_model(SimpleNamespace(model_config=speculative.draft_model_config))
+    assert of_worker.why_not == ""
+
+
 @pytest.mark.skipif(cumem.cumem_available, reason="this vLLM has the allocator")
 def test_on_a_build_without_cumem_the_draft_is_loaded_plainly(memory: CUDADraftMemory, device: FakeDevice) -> None:
     device.events.clear()
-    plain = CUDADraftMemory()
-    plain.load_model(_config())
+    plain = CUDADraftMemory(_target_config())
+    plain.load_model(None)
     assert plain.why_not == "this vLLM has no cumem allocator"
 
 
@@ -318,7 +342,7 @@ def test_a_mapping_in_rocms_chunks_is_refused(memory: CUDADraftMemory, device: F
 
 
 def test_both_implementations_are_draft_memories_and_devices(device: FakeDevice) -> None:
-    memory: DraftMemory = CUDADraftMemory(device)
+    memory: DraftMemory = CUDADraftMemory(_target_config(), device)
     assert not memory.is_offloaded
     for method in (name for name in vars(Device) if not name.startswith("_")):
         assert inspect.signature(getattr(CuMemDevice, method)) == inspect.signature(getattr(Device, method))
@@ -368,5 +392,5 @@ def _parameters(function: Any) -> list[str]:
     return list(inspect.signature(function).parameters)
 
 
-def _config(**settings: bool) -> Any:
-    return SimpleNamespace(model_config=SimpleNamespace(**{"enable_cumem_allocator": True, "enable_sleep_mode": False} | settings))
+def _target_config(**settings: bool) -> Any:
+    return SimpleNamespace(**{"enable_cumem_allocator": True, "enable_sleep_mode": False} | settings)

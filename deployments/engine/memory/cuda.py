@@ -149,9 +149,13 @@ class _Chunk:
 
 
 class CUDADraftMemory:
-    """`DraftMemory` on CUDA. Constructing it is the opt-in; tests pass a device."""
+    """`DraftMemory` on CUDA. Constructing it is the opt-in; tests pass a device.
 
-    def __init__(self, device: Device | None = None) -> None:
+    `target_config` is the target's ModelConfig: vLLM does not hand `enable_cumem_allocator` on to the draft's.
+    """
+
+    def __init__(self, target_config: Any, device: Device | None = None) -> None:
+        self._target_config = target_config
         self.is_offloaded = False
         self.why_not = "no draft is loaded"
         self.weight_bytes = 0
@@ -163,7 +167,7 @@ class CUDADraftMemory:
 
     def load_model(self, vllm_config: Any, *, prefix: str = "", load_config: Any = None) -> Any:
         """As `DraftMemory`."""
-        self.why_not = self._find_device(vllm_config.model_config)
+        self.why_not = self._find_device()
         pool = nullcontext() if self._device is None or self.why_not else self._device.pool(DRAFT_WEIGHTS_TAG)
         with pool:
             model = get_model(vllm_config=vllm_config, prefix=prefix, load_config=load_config)
@@ -251,10 +255,10 @@ class CUDADraftMemory:
         device.synchronize()
         return num_bytes(chunk.range for chunk in coming)
 
-    def _find_device(self, model_config: Any) -> str:
-        if not model_config.enable_cumem_allocator:
+    def _find_device(self) -> str:
+        if not self._target_config.enable_cumem_allocator:
             return "enable_cumem_allocator is off"
-        if model_config.enable_sleep_mode:
+        if self._target_config.enable_sleep_mode:
             return "sleep mode is on: it unmaps what Nightjar mapped in chunks"
         try:
             self._device = self._device or CuMemDevice()
