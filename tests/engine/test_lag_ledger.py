@@ -186,7 +186,7 @@ def cache_prefix(cache: Cache, running: Any) -> int:
     """What a newcomer finds beside a running request whose blocks it shares, without staying."""
     cache.tables["beside"] = cache.tables[running.request_id]
     cache.ledger.enter("beside", running.num_computed_tokens, [running])
-    valid = cache.ledger._behind.pop("beside", running.num_computed_tokens)
+    valid: int = cache.ledger._behind.pop("beside", running.num_computed_tokens)
     cache.ledger._entries.pop("beside")
     return valid
 

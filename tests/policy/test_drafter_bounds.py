@@ -49,10 +49,11 @@ def test_a_restart_of_its_own_that_gets_a_lease_goes_on_under_it_and_ends_with_i
     life.before_step(3, 200, 1.0)
     wish = life.wish(200, 1.0)
     assert life.before_step(3, 150, 1.0) == Order(0, 100)
-    assert not life.is_leased
+    leased = [life.is_leased]
     life.adopt(told(granted(wish, 5.0), micro=10_000, sequence=2), 1.0)
     assert life.before_step(3, 900, 1.0) == Order(0, 100)
-    assert life.is_leased
+    leased.append(life.is_leased)
+    assert leased == [False, True]
     assert life.before_step(3, 100, 6.0) == Order(0, 0), "no allowance takes an ended lease's place"
     assert life.state is DrafterState.DORMANT
 
@@ -370,11 +371,11 @@ def test_acceptance_is_remembered_while_the_drafter_runs_and_not_while_it_is_pro
     life = probing(None)
     run_active(life, 0, 0)
     life.after_step(Order(3, 0), [300], [300], 0.0)
-    assert life.state is DrafterState.ACTIVE
+    states = [life.state]
     life.after_step(Order(3, 0), [100], [50], 0.0)
     life.before_step(0, 0, 0.0)
     catch_up(life, 10, 0.0)
-    life.after_step(Order(3, 0), [63], [7], 0.0)
-    assert life.state is DrafterState.PROBING, "half before: eight of 64 rows are asked for"
-    life.after_step(Order(3, 0), [1], [1], 0.0)
-    assert life.state.value == "active"
+    for rows, hits in ((63, 7), (1, 1)):  # half before: eight of 64 rows are asked for
+        life.after_step(Order(3, 0), [rows], [hits], 0.0)
+        states.append(life.state)
+    assert states == [DrafterState.ACTIVE, DrafterState.PROBING, DrafterState.ACTIVE]
