@@ -58,6 +58,7 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/engine/test_memory_cuda.py": "vllm",
     "tests/engine/test_memory_sizes.py": "torch",
     "tests/engine/test_scheduler.py": "vllm",
+    "tests/engine/test_step_loop.py": "vllm",
     "tests/engine/test_tensor_parallel_engine.py": "vllm",
     "tests/engine/test_worker.py": "vllm",
     "tests/fleet/test_learning.py": "ray",

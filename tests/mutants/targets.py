@@ -78,13 +78,13 @@ TARGETS: Final = (
     # opt-out, and the fence in the engine
     Target(
         "deployments/engine/step_loop.py",
-        ("tests/engine/test_drafting.py", "tests/engine/test_scheduler.py"),
+        ("tests/engine/test_step_loop.py", "tests/engine/test_drafting.py"),
         only=("StepLoop.adopt", "StepLoop.confirm", "StepLoop.add_request", "StepLoop.leave", "StepLoop.draft_limits"),
         libraries=VLLM,
     ),
     Target(
         "deployments/engine/scheduler.py",
-        ("tests/engine/test_drafting.py", "tests/engine/test_scheduler.py"),
+        ("tests/engine/test_scheduler.py", "tests/engine/test_drafting.py"),
         only=(
             "SteeredScheduler.add_request",
             "SteeredScheduler.update_draft_token_ids",
