@@ -110,6 +110,7 @@ def offload_facts(config: LLMConfig, kwargs: EngineKwargs) -> OffloadFacts:
         drafts_in_parallel=bool(speculative and speculative.parallel_drafting),
         has_kv_connector=kwargs.kv_transfer_config is not None,
         sleep_mode=kwargs.enable_sleep_mode,
+        context_parallel=max(kwargs.decode_context_parallel_size, kwargs.prefill_context_parallel_size) > 1,
         draft_ends_before_target=bool(target_length and draft_length and draft_length < target_length),
         max_model_len_is_left_to_vllm=target_length == -1,
         num_blocks_is_fixed=kwargs.num_gpu_blocks_override is not None,

@@ -81,6 +81,8 @@ class EngineKwargs(BaseModel):
     tensor_parallel_size: PositiveCount = 1
     pipeline_parallel_size: PositiveCount = 1
     data_parallel_size: PositiveCount = 1
+    decode_context_parallel_size: PositiveCount = 1
+    prefill_context_parallel_size: PositiveCount = 1
     max_num_seqs: PositiveCount | None = None
     max_num_batched_tokens: PositiveCount | None = None
     max_model_len: Annotated[int, AfterValidator(_length)] | None = None

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
-from nightjar.deployments.engine.offload_config import OffloadConfig
+from nightjar.deployments.engine.offload_config import CONTEXT_PARALLEL, OffloadConfig, is_context_parallel
 from nightjar.policy.records import MAX_BATCH_SIZE, MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.policy.settings import DraftOffload
 
@@ -137,6 +137,7 @@ class OffloadFacts:
     drafts_in_parallel: bool = False
     has_kv_connector: bool = False
     sleep_mode: bool = False
+    context_parallel: bool = False
     draft_ends_before_target: bool = False  # its max_model_len is smaller
     max_model_len_is_left_to_vllm: bool = False
     num_blocks_is_fixed: bool = False
@@ -152,6 +153,7 @@ def why_not_lendable(facts: OffloadFacts) -> str:
         (facts.drafts_in_parallel, "the draft model drafts in parallel"),
         (facts.has_kv_connector, "a KV connector is in use"),
         (facts.sleep_mode, "sleep mode is on"),
+        (facts.context_parallel, CONTEXT_PARALLEL),
         (facts.draft_ends_before_target, "the draft's max_model_len is below the target's"),
         (facts.max_model_len_is_left_to_vllm, "max_model_len is left to vLLM (-1), which would fit it to lent blocks"),
         (facts.num_blocks_is_fixed, "num_gpu_blocks_override fixes the number of KV blocks"),
@@ -176,6 +178,7 @@ def _offload(config: VllmConfig, *, on_cpu: bool) -> tuple[OffloadConfig | None,
         drafts_in_parallel=bool(speculative.parallel_drafting),
         has_kv_connector=config.kv_transfer_config is not None,
         sleep_mode=bool(config.model_config.enable_sleep_mode),
+        context_parallel=is_context_parallel(parallel),
         draft_ends_before_target=speculative.draft_model_config.max_model_len < config.model_config.max_model_len,
         max_model_len_is_left_to_vllm=config.model_config.original_max_model_len == -1,
         num_blocks_is_fixed=config.cache_config.num_gpu_blocks_override is not None,

@@ -33,7 +33,7 @@ from nightjar.deployments.engine.drafting import Drafting
 from nightjar.deployments.engine.kv_groups import why_not_followed
 from nightjar.deployments.engine.kv_pool import ElasticKVPool
 from nightjar.deployments.engine.lag_ledger import LagLedger
-from nightjar.deployments.engine.offload_config import OffloadConfig
+from nightjar.deployments.engine.offload_config import CONTEXT_PARALLEL, OffloadConfig, is_context_parallel
 from nightjar.deployments.engine.process_guard import end_with_replica
 from nightjar.deployments.engine.step_loop import StepLoop, StepRoom
 from nightjar.policy.drafter_life import DrafterLife
@@ -229,6 +229,7 @@ def why_kept_in_sync(config: VllmConfig, kv_cache_config: KVCacheConfig) -> str:
         (bool(unfollowed), unfollowed),
         (config.kv_transfer_config is not None, "a KV connector is in use"),
         (config.model_config.enable_sleep_mode, "sleep mode is on"),
+        (is_context_parallel(config.parallel_config), CONTEXT_PARALLEL),
     )
     return next((reason for applies, reason in checks if applies), "")
 

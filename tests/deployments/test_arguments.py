@@ -130,11 +130,16 @@ def model_config(**changes: Any) -> Any:
     return SimpleNamespace(**(config | changes))
 
 
+def parallel_config(**changes: int) -> Any:
+    sizes = dict.fromkeys(("pipeline", "data", "decode_context", "prefill_context"), 1) | {"tensor": 2}
+    return SimpleNamespace(**({f"{name}_parallel_size": size for name, size in sizes.items()} | changes))
+
+
 def resolved(draft: Path, **changes: Any) -> Any:
     """vLLM's configuration of an engine whose draft could be lent, by shape."""
     config: dict[str, Any] = {
         "scheduler_config": SimpleNamespace(async_scheduling=False, max_num_seqs=8),
-        "parallel_config": SimpleNamespace(pipeline_parallel_size=1, data_parallel_size=1, tensor_parallel_size=2),
+        "parallel_config": parallel_config(),
         "kv_transfer_config": None,
         "model_config": model_config(),
         "cache_config": SimpleNamespace(num_gpu_blocks_override=None),
@@ -172,6 +177,7 @@ def test_a_drafts_memory_is_sized_by_rank_from_its_checkpoint_and_only_where_it_
         ({"speculative_config": None}, "only a separate draft model"),
         ({"kv_transfer_config": SimpleNamespace()}, "a KV connector is in use"),
         ({"model_config": model_config(enable_sleep_mode=True)}, "sleep mode is on"),
+        ({"parallel_config": parallel_config(decode_context_parallel_size=2)}, "context parallelism"),
         ({"model_config": model_config(max_model_len=2048)}, "the draft's max_model_len is below the target's"),
         ({"model_config": model_config(original_max_model_len=-1)}, "max_model_len is left to vLLM"),
         ({"cache_config": SimpleNamespace(num_gpu_blocks_override=500)}, "num_gpu_blocks_override"),

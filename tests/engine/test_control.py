@@ -23,6 +23,7 @@ from vllm.v1.kv_cache_interface import (
 )
 
 from nightjar.deployments.engine.control import CONTROL_METHOD, nightjar_exchange
+from nightjar.deployments.engine.offload_config import CONTEXT_PARALLEL
 from nightjar.deployments.engine.scheduler import SteeredScheduler, why_kept_in_sync
 from tests.engine.scheduler_harness import make_request, make_scheduler, run_steps
 
@@ -33,6 +34,11 @@ SLIDING = SlidingWindowSpec(**SHAPE, sliding_window=128)
 
 def together(*specs: Any) -> Any:
     return UniformTypeKVCacheSpecs(block_size=16, kv_cache_specs={f"layer.{number}": spec for number, spec in enumerate(specs)})
+
+
+def parallel_config(**changes: int) -> Any:
+    sizes = {"decode_context_parallel_size": 1, "prefill_context_parallel_size": 1} | changes
+    return SimpleNamespace(worker_cls="nightjar.deployments.engine.cpu_worker.SteeredCPUWorker", **sizes)
 
 
 @pytest.fixture
@@ -101,6 +107,8 @@ def test_settings_come_into_force_and_the_load_is_the_engines(engine_core: Any) 
         ({}, [together(SLIDING, SLIDING)], "the KV cache is not full attention's (SlidingWindowSpec)"),
         ({"kv_transfer_config": SimpleNamespace()}, [FULL], "a KV connector is in use"),
         ({"model_config": SimpleNamespace(enable_sleep_mode=True, max_model_len=2048)}, [FULL], "sleep mode is on"),
+        ({"parallel_config": parallel_config(decode_context_parallel_size=2)}, [FULL], CONTEXT_PARALLEL),
+        ({"parallel_config": parallel_config(prefill_context_parallel_size=2)}, [FULL], CONTEXT_PARALLEL),
     ],
 )
 def test_a_drafter_is_kept_in_sync_where_its_cache_could_be_touched_behind_our_back(
@@ -110,7 +118,7 @@ def test_a_drafter_is_kept_in_sync_where_its_cache_could_be_touched_behind_our_b
         "speculative_config": SimpleNamespace(
             method="draft_model", parallel_drafting=False, draft_model_config=SimpleNamespace(max_model_len=2048)
         ),
-        "parallel_config": SimpleNamespace(worker_cls="nightjar.deployments.engine.cpu_worker.SteeredCPUWorker"),
+        "parallel_config": parallel_config(),
         "kv_transfer_config": None,
         "model_config": SimpleNamespace(enable_sleep_mode=False, max_model_len=2048),
     }
