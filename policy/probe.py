@@ -47,7 +47,7 @@ class Probe:
         if self._rows_before >= PROBE_MIN_ROWS and self._hits_before:
             before = self._hits_before / self._rows_before
             rows_needed = min(max(round(PROBE_EXPECTED_HITS / before), PROBE_MIN_ROWS), PROBE_MAX_ROWS)
-            hits_needed = max(PROBE_SHARE * before * rows_needed, 1.0)
+            hits_needed = PROBE_SHARE * before * rows_needed
         if self._hits >= hits_needed:
             return True
         return False if self._rows >= rows_needed else None

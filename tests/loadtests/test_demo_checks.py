@@ -105,6 +105,17 @@ def test_a_sampled_length_follows_from_the_settings_or_contradicts_them(
     assert explain(status(batch, length), [settings(1, segment=segment)]) is expected
 
 
+@pytest.mark.parametrize(("batch", "length"), [(1, 5), (2, 5), (4, 5), (5, 3), (8, 3), (9, 1), (16, 1), (17, 0)])
+def test_a_batch_takes_the_row_that_covers_it_the_first_below_all_and_off_above_them(batch: int, length: int) -> None:
+    rows = tuple(
+        TableRow(first_batch_size=first, last_batch_size=last, num_speculative_tokens=planned)
+        for first, last, planned in ((2, 4, 5), (5, 8, 3), (9, 16, 1))
+    )
+    given = settings(1).model_copy(update={"plan": Table(rows=rows)})
+    assert explain(status(batch, length), [given]) is Explanation.TABLE
+    assert explain(status(batch, 4), [given]) is (Explanation.UNEXPLAINED if length == 5 else Explanation.CONTRADICTION)
+
+
 @pytest.mark.parametrize("cause", list(Cause))
 def test_a_length_that_dwell_prefill_or_guard_lowered_is_held(cause: Cause) -> None:
     expected = (
@@ -136,6 +147,12 @@ def test_the_last_step_may_have_run_under_the_settings_before_the_newest_until_t
     assert explain(late, sent) is explain(late, sent, steps_since=1) is Explanation.TABLE
     assert explain(late, sent, steps_since=2) is Explanation.CONTRADICTION
     assert explain(status(2, 5, sequence=3), sent) is Explanation.CONTRADICTION
+
+
+def test_settings_that_came_later_or_long_before_explain_nothing() -> None:
+    sent = [settings(1, first_length=5), settings(2, first_length=0)]
+    assert explain(status(2, 5, sequence=1), sent) is Explanation.TABLE
+    assert explain(status(2, 0, sequence=1), sent) is Explanation.UNEXPLAINED
 
 
 def test_settings_that_the_journal_does_not_hold_or_an_engine_plans_itself_explain_nothing() -> None:
@@ -187,7 +204,9 @@ def test_half_of_the_samples_with_speculation_may_be_held_and_not_one_more() -> 
     off_by_plan = [status(20, 0)] * 9
     for held in (asleep(2), [status(2, 1, cause=Cause.DWELL)] * 2):
         assert check_planned_length("auto", sampled(*followed, *off_by_plan, *held), SENT).passed
-        assert not check_planned_length("auto", sampled(*followed, *off_by_plan, *held, held[0]), SENT).passed
+        too_often = check_planned_length("auto", sampled(*followed, *off_by_plan, *held, held[0]), SENT)
+        assert "held lower in 3 of 5 samples in which K > 0 ran or was planned, allowed are 50%" in too_often.detail
+        assert not too_often.passed
 
 
 def test_measuring_counts_as_following_the_plan() -> None:
@@ -225,7 +244,7 @@ def test_only_replicas_that_decode_steered_in_the_mode_are_sampled() -> None:
 
 
 def test_the_run_says_whether_auto_was_seen_with_speculation_and_without() -> None:
-    on, off = status(2, 5), status(20, 0)
+    on, off = status(9, 1), status(20, 0)
     seen = {(True, True): [on, off], (True, False): [on], (False, True): [off, off], (False, False): []}
     for (with_drafts, without), replicas in seen.items():
         check = check_on_and_off("auto", sampled(*replicas))
@@ -248,6 +267,15 @@ def test_a_fixed_mode_runs_every_step_at_its_length() -> None:
     assert not check_fixed_length(Mode.parse("off"), []).passed
 
 
+def test_off_runs_every_step_without_drafts_up_to_its_last_sample() -> None:
+    times = (1.0, 5.0, 9.0)
+    calm = [sample(time_s, "off", replica("r1", totals(0, 40 + int(time_s)))) for time_s in times]
+    assert check_fixed_length(Mode.parse("off"), calm).detail == "8 steps at K=0"
+    assert check_fixed_length(Mode.parse("off"), calm).passed
+    slipped = [*calm[:2], sample(9.0, "off", replica("r1", totals(0, 49), totals(1, 1)))]
+    assert not check_fixed_length(Mode.parse("off"), slipped).passed
+
+
 def test_every_arrival_of_every_mode_has_a_row_and_none_failed() -> None:
     rows = [
         row(f"few-{arrival.number}", "few", arrival.time_s, start_s=1.0, mode=mode)
@@ -258,6 +286,8 @@ def test_every_arrival_of_every_mode_has_a_row_and_none_failed() -> None:
     assert "auto: 3 requests recorded of 4 due" in check_requests(REGIME, 0, ["off", "auto"], rows[:-1]).detail
     failed = check_requests(REGIME, 0, ["off", "auto"], [*rows[:-1], rows[-1].model_copy(update={"error": "refused"})])
     assert (failed.passed, failed.detail) == (False, "1 of 8 failed, the first: refused")
+    two = [one.model_copy(update={"error": why}) for one, why in zip(rows[:2], ("refused", "torn"), strict=True)]
+    assert check_requests(REGIME, 0, ["off", "auto"], [*two, *rows[2:]]).detail == "2 of 8 failed, the first: refused"
 
 
 def test_the_policy_comes_back_when_a_higher_incarnation_steers_every_replica() -> None:
@@ -271,6 +301,18 @@ def test_the_policy_comes_back_when_a_higher_incarnation_steers_every_replica() 
     assert not check_policy_restart(5.0, [before, away]).passed
     assert not check_policy_restart(5.0, [before, sample(9.0, "auto", replica("r1"), incarnation=3)]).passed
     assert not check_policy_restart(None, [before, back]).passed
+
+
+def test_the_first_answer_and_the_first_time_that_all_were_steered_are_told() -> None:
+    steered = [sample(time_s, "auto", replica("r1"), incarnation=number) for time_s, number in ((5.0, 4), (7.0, 4), (9.0, 5))]
+    check = check_policy_restart(5.0, [sample(4.0, "auto", replica("r1"), incarnation=3), *steered])
+    assert check.detail == "incarnation 3 was killed, 4 answered after 0 s and steered every replica after 0 s"
+    assert check_policy_restart(5.0, steered[:1]).detail == (
+        "incarnation 0 was killed, 4 answered after 0 s and steered every replica after 0 s"
+    )
+    assert check_policy_restart(5.0, [sample(9.0, "auto", replica("r1"), incarnation=1)]).passed
+    none_newer = check_policy_restart(5.0, [sample(9.0, "auto", replica("r1"), incarnation=0)])
+    assert (none_newer.passed, none_newer.detail) == (False, "no newer incarnation than 0 steers every replica")
 
 
 def entry(**decided: Settings) -> str:

@@ -28,7 +28,9 @@ def main(
     seed: Annotated[int, typer.Option(help="which sample --share draws")] = 1,
     minutes: Annotated[float, typer.Option(help="no mutant is begun after so long")] = 29.0,
     workers: Annotated[int, typer.Option(help="modules at the same time", min=1)] = 2,
-    again: Annotated[bool, typer.Option("--again", help="only the mutants that survived the last run, by runs/mutants")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="only the mutants that survived the last run of an unchanged module, by runs/mutants")
+    ] = False,
 ) -> None:
     """Mutate what decides, and count how many mutants the tests notice."""
     console, began_s = Console(), time.monotonic()
@@ -79,7 +81,7 @@ def main(
 
 def _survived(before: Sequence[Tried]) -> tuple[Change, ...] | None:
     """Which mutants to run again; None for all of them, where there was no earlier run."""
-    return tuple((one.operator, one.before, one.after) for one in before if one.outcome == "survived") if before else None
+    return tuple((one.line, one.operator, one.before, one.after) for one in before if one.outcome == "survived") if before else None
 
 
 def _show(verdict: Verdict, console: Console) -> None:

@@ -98,8 +98,8 @@ def updated(before: Sequence[Tried], now: Sequence[Tried]) -> list[Tried]:
     """A module's earlier run with what a later one says of the same mutants; all of the later, where there is no earlier."""
     if not before:
         return list(now)
-    newer = {(one.operator, *one.key): one for one in now}
-    return [newer.get((one.operator, *one.key), one) for one in before]
+    newer = {(one.line, one.operator, *one.key): one for one in now}
+    return [newer.get((one.line, one.operator, *one.key), one) for one in before]
 
 
 def write_rows(module: str, tried: Sequence[Tried]) -> None:

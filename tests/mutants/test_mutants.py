@@ -155,7 +155,7 @@ def test_a_later_run_of_the_survivors_is_put_into_the_earlier_one() -> None:
 
 
 def test_a_specification_comes_through_the_command_line_as_it_was() -> None:
-    specification = Specification("a.py", ("t.py",), (), ("numpy",), 0.5, 2, 10.0, (("AddNot", "if x:", "if not x:"),))
+    specification = Specification("a.py", ("t.py",), (), ("numpy",), 0.5, 2, 10.0, ((3, "AddNot", "if x:", "if not x:"),))
     assert Specification.parse(specification.text()) == specification
 
 

@@ -32,8 +32,8 @@ EXAMPLES: Final = 25
 CLOCK_PER_PROCESSOR_S: Final = 4.0
 """On a busy machine a run gets a share of a core; tests that wait for what never comes use none at all."""
 
-Change = tuple[str, str, str]
-"""Operator, and the changed lines before and after."""
+Change = tuple[int, str, str, str]
+"""Line, operator, and the changed lines before and after."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Specification:
         for name in ("tests", "only", "libraries"):
             values[name] = tuple(values[name])
         if values["again"] is not None:
-            values["again"] = tuple((operator, before, after) for operator, before, after in values["again"])
+            values["again"] = tuple((line, operator, before, after) for line, operator, before, after in values["again"])
         return cls(**values)
 
     def text(self) -> str:
@@ -72,7 +72,9 @@ def main() -> None:
     source = module.read_text(encoding="utf-8")
     mutants = sampled(mutants_of(source, specification.only), specification.share, specification.seed)
     if specification.again is not None:
-        mutants = [mutant for mutant in mutants if (mutant.operator, mutant.before, mutant.after) in specification.again]
+        mutants = [
+            mutant for mutant in mutants if (mutant.line, mutant.operator, mutant.before, mutant.after) in specification.again
+        ]
     _import(specification.libraries)
     # Quick to fail, and the same few examples for every mutant; the tests' own profile builds on this one.
     settings.register_profile(

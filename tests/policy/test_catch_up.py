@@ -121,6 +121,8 @@ def test_half_of_the_evidence_is_forgotten_after_2000_steps(steps_since: float, 
 def test_what_restarts_added_is_summed_up() -> None:
     added = NewRestarts(FIVE, restarts=3, failed_probes=1).plus(NewRestarts(NOTHING, restarts=4, failed_probes=2))
     assert added == NewRestarts(FIVE, restarts=7, failed_probes=3)
+    nothing = NewRestarts()
+    assert (nothing.catch_up, nothing.restarts, nothing.failed_probes) == (NOTHING, 0, 0)
 
 
 def test_a_lag_takes_a_step_for_every_chunk_begun_and_every_token_its_time() -> None:
@@ -198,9 +200,13 @@ def voice(seconds: float, token_seconds: float | None = None) -> CatchUpEvidence
         (voice(math.exp(0.55), 1.0), False),
     ],
 )
-def test_voices_within_half_a_power_of_e_count_and_others_do_not_where_the_rest_agree(far: CatchUpEvidence, is_heard: bool) -> None:
+@pytest.mark.parametrize("of_the_line", [1.0, 0.2, 5.0])
+def test_voices_within_half_a_power_of_e_count_and_others_do_not_where_the_rest_agree(
+    far: CatchUpEvidence, is_heard: bool, of_the_line: float
+) -> None:
+    """However far all of them are from the line known so far."""
     pending = {**{f"r{number}": voice(1.0) for number in range(5)}, "far": far}
-    merged, used = merge_catch_up(NOTHING, pending, 6, GPU)
+    merged, used = merge_catch_up(NOTHING, pending, 6, GPU.times(of_the_line))
     assert "far" in used
     assert merged.steps == pytest.approx(18.0 if is_heard else 15.0)
 
@@ -211,6 +217,13 @@ def test_where_voices_scatter_one_counts_within_three_median_distances(far: floa
     pending = {name: voice(math.exp(log)) for name, log in logs.items()}
     merged, _ = merge_catch_up(NOTHING, {**pending, "far": voice(math.exp(far))}, 7, GPU)
     assert merged.steps == pytest.approx(21.0 if is_heard else 18.0)
+
+
+def test_voices_on_one_line_agree_whatever_their_chunks_and_numbers_of_steps() -> None:
+    line = CatchUpCost(0.006, 3e-5)
+    pending = {**{name: steps([64], line) for name in "abc"}, "long": steps([2048], line), "many": steps([64] * 5, line)}
+    merged, _ = merge_catch_up(NOTHING, pending, 5, line)
+    assert (merged.steps, merged.tokens) == (6.0, 3 * 64 + 2048 + 2 * 64), "five steps weigh as two: no more than a third"
 
 
 def test_two_voices_that_are_left_of_three_count_as_they_are() -> None:

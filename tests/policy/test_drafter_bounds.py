@@ -203,6 +203,51 @@ def test_of_several_leases_the_newest_wish_counts_and_an_older_one_does_not_take
     assert life.before_step(3, 300, 7.0) == Order(0, 0), "nor afterwards"
 
 
+def test_a_lease_that_another_engine_wished_for_hides_none_of_its_own() -> None:
+    life = DrafterLife(can_be_dormant=True, catch_up_chunk_tokens=100, first_wish_id=7)
+    life.adopt(told(), 0.0)
+    life.before_step(0, 0, 0.0)
+    life.before_step(3, 400, 1.0)
+    life.adopt(told(Lease(wish_id=2, time_to_live_s=9.0), granted(life.wish(400, 1.0)), sequence=2), 1.0)
+    assert life.before_step(3, 400, 1.0) == Order(0, 100)
+
+
+def test_nothing_missing_restarts_also_where_the_policy_was_never_heard() -> None:
+    life = DrafterLife(can_be_dormant=True)
+    life.before_step(0, 0, 0.0)
+    assert life.before_step(3, 0, 1.0) == Order(3, 0)
+
+
+def test_a_catch_up_ends_with_a_step_that_recomputes_nothing() -> None:
+    life = dormant(micro=100)
+    assert [life.before_step(3, 100, 1.0), life.before_step(3, 0, 1.0)] == [Order(0, 100), Order(3, 0)]
+
+
+def test_the_allowance_is_whole_from_the_first_second_on() -> None:
+    assert not dormant(micro=100).waits(100, 0.0)
+
+
+def test_only_the_first_draft_token_of_a_row_is_compared() -> None:
+    life = probing(None)
+    life.after_step(Order(2, 0), [300, 0], [300, 0], 0.0)
+    assert life.state is DrafterState.ACTIVE
+    life.after_step(Order(2, 0), [1000, 0], [1000, 0], 0.0)
+    life.before_step(0, 0, 0.0)
+    catch_up(life, 10, 0.0)
+    life.after_step(Order(2, 0), [32, 0], [7, 0], 0.0)
+    assert life.failed_probes == 1
+
+
+def test_a_wish_is_sent_again_when_the_hold_is_over() -> None:
+    life = with_reload_lease(30.0)
+    life.memory_step(0.5, 0, 20.0)
+    life.contracted(20.0)
+    life.memory_step(0.5, 0, 20.0)
+    life.reload_failed("no such file", 21.0)
+    assert life.wish(100, 50.9) is None
+    assert life.wish(100, 51.0) is not None
+
+
 def test_a_lease_under_settings_that_nobody_confirms_is_not_used_until_somebody_does() -> None:
     life = dormant()
     life.before_step(3, 400, 1.0)

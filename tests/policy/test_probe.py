@@ -49,6 +49,19 @@ def test_of_acceptance_long_ago_half_is_forgotten_every_4096_rows() -> None:
     assert probed_rows(old) == 128, "2048 of 8192"
 
 
+def test_a_memory_of_4096_rows_is_whole_and_one_row_more_halves_it() -> None:
+    probe = Probe()
+    probe.remember(4097, 4097)
+    probe.remember(4096, 0)
+    assert probed_rows(probe) == 96, "a third: 2048.5 of 6144.5"
+
+
+def test_a_probe_that_nobody_began_has_seen_nothing() -> None:
+    probe = Probe()
+    assert [probe.judge(255, 0), probe.judge(1, 0)] == [None, False]
+    assert Probe().judge(1, 1) is True
+
+
 def probed_rows(probe: Probe) -> int:
     """How many rows without a hit fail the probe."""
     probe.begin()
