@@ -1,8 +1,8 @@
 """vLLM's own OpenAI server around one engine, inside this process: routes, streams and error bodies are vLLM's.
 
-Starting fails open. The user's arguments are resolved first, so a mistake in them is the user's own message from vLLM; if
-the steered arguments are then refused, by the configuration or by the engine, the engine starts with the user's alone, in the
-environment that the user gave it, and `serving_plainly` says why.
+Starting fails open (failing_open.py). The user's arguments are resolved first, so a mistake in them is the user's own message from
+vLLM; if the steered arguments are then refused, by the configuration or by the engine, the engine starts with the user's alone, in
+the environment that the user gave it, and `serving_plainly` says why.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import asyncio
 import dataclasses
 import os
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import SimpleNamespace
@@ -22,6 +22,7 @@ import structlog
 from nightjar.deployments.engine.arguments import EngineArguments, EngineFacts, resolve_facts, steered_engine_kwargs
 from nightjar.deployments.engine.engine_folder import EngineFolder, make_engine_folder
 from nightjar.deployments.engine.environment import apply_environment, engine_environment, gather_host_facts
+from nightjar.deployments.engine.failing_open import Processes, refusals_of_node, start_failing_open
 from nightjar.deployments.engine.process_guard import descendants
 from nightjar.deployments.engine_watch import FrontEnd
 from nightjar.policy.records import GroupKey
@@ -141,7 +142,14 @@ async def start_openai_server(
     arguments = steered_engine_kwargs(engine_kwargs, facts, missing_hooks=missing_hooks, shadow=await wants_shadow())
     plain = EngineArguments(engine_kwargs, facts.drafter_kind, facts.max_num_speculative_tokens, runner_is_v1=facts.runner_is_v1)
     load = LoadObserver()
-    (engine, engine_args), arguments = start_failing_open(arguments, plain, lambda chosen: _launch(chosen, load), os.environ)
+    (engine, engine_args), arguments = start_failing_open(
+        arguments,
+        plain,
+        lambda chosen: _launch(chosen, load),
+        os.environ,
+        refusals=refusals_of_node(),
+        processes=Processes(),
+    )
     if folder is not None:
         folder.note(descendants())
     app = await _build_app(engine, engine_args, frontend_kwargs)
@@ -190,33 +198,6 @@ def _configure(kwargs: Mapping[str, Any]) -> tuple[AsyncEngineArgs, VllmConfig]:
 
     engine_args = AsyncEngineArgs(**kwargs)
     return engine_args, engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
-
-
-def start_failing_open(
-    arguments: EngineArguments,
-    plain: EngineArguments,
-    launch: Callable[[EngineArguments], T],
-    environ: MutableMapping[str, str],
-) -> tuple[T, EngineArguments]:
-    """Launch with `arguments`; if they are refused, with `plain`. Raises what `launch` raises for the plain ones.
-
-    `environ` holds the engine's own variables as it is launched, and the plain engine finds it as the user left it.
-    """
-    if not arguments.serving_plainly:
-        users = {name: environ[name] for name in arguments.environment if name in environ}
-        environ.update(arguments.environment)
-        if arguments.environment:
-            log.info("steered_engine_environment", **arguments.environment)
-        try:
-            return launch(arguments), arguments
-        except Exception as error:  # noqa: BLE001 - whatever refuses our arguments must not take the service with it
-            for name in arguments.environment:
-                del environ[name]
-            environ.update(users)
-            reason = f"the engine refused the steered arguments ({type(error).__name__}: {error})"[:1000]
-            arguments = dataclasses.replace(plain, serving_plainly=reason)
-    log.warning("serving_plainly", reason=arguments.serving_plainly)
-    return launch(arguments), arguments
 
 
 def _launch(arguments: EngineArguments, load: LoadObserver) -> tuple[AsyncLLM, AsyncEngineArgs]:

@@ -83,6 +83,14 @@ def descendants() -> list[int]:
     return pids
 
 
+def is_resource_tracker(pid: int) -> bool:
+    """Whether this is Python's own helper process, which begins with the first engine and ends with this process."""
+    try:
+        return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
 def _end_with_parent() -> None:
     """Have the kernel kill this process when the thread that started it ends: in a replica its event loop's, which ends last."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

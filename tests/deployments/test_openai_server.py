@@ -1,9 +1,8 @@
-"""Starting vLLM's server fails open: what refuses Nightjar's arguments leaves the user with the engine they asked for."""
+"""vLLM's server in a replica: whose arguments are whose, what counts as a step, a pause, an orderly end."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,53 +16,11 @@ from nightjar.deployments.engine.openai_server import (
     LoadObserver,
     OpenAIServer,
     split_kwargs,
-    start_failing_open,
 )
 from nightjar.deployments.engine_watch import FrontEnd
 from nightjar.policy.records import GroupKey
 
-STEERED = EngineArguments({"scheduler_cls": "ours"}, "draft_model", 4)
 PLAIN = EngineArguments({}, "draft_model", 4)
-
-
-def launch_plain_only(arguments: EngineArguments) -> str:
-    if "scheduler_cls" in arguments.kwargs:
-        raise RuntimeError("no such scheduler")
-    return "engine"
-
-
-def test_engine_that_takes_the_steered_arguments_is_steered() -> None:
-    assert start_failing_open(STEERED, PLAIN, lambda _: "engine", {}) == ("engine", STEERED)
-
-
-def test_engine_that_refuses_them_serves_plainly_and_says_why() -> None:
-    engine, arguments = start_failing_open(STEERED, PLAIN, launch_plain_only, {})
-    assert engine == "engine"
-    assert arguments.kwargs == PLAIN.kwargs
-    assert arguments.serving_plainly == "the engine refused the steered arguments (RuntimeError: no such scheduler)"
-
-
-def test_variables_of_a_steered_engine_stay_with_it_and_are_gone_before_a_plain_one_starts() -> None:
-    arguments = replace(STEERED, environment={"RUNNER": "0"})
-    environ = {"THEIRS": "1"}
-    seen = []
-
-    def launch(chosen: EngineArguments) -> str:
-        seen.append(dict(environ))
-        return launch_plain_only(chosen)
-
-    start_failing_open(arguments, PLAIN, launch, environ)
-    assert seen == [{"THEIRS": "1", "RUNNER": "0"}, {"THEIRS": "1"}]
-    start_failing_open(arguments, PLAIN, lambda _: "engine", environ)
-    assert environ == {"THEIRS": "1", "RUNNER": "0"}
-
-
-def test_mistake_in_the_users_own_arguments_is_the_users_own_error() -> None:
-    def launch_nothing(arguments: EngineArguments) -> str:
-        raise ValueError(f"no memory for {sorted(arguments.kwargs)}")
-
-    with pytest.raises(ValueError, match=r"no memory for \[\]"):
-        start_failing_open(STEERED, PLAIN, launch_nothing, {})
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch and vLLM, on import
