@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from nightjar.policy.records import DrafterState, EngineCommand, Lease, OffloadRules
-from tests.engine.requests import TestRequest, greedy_batch, mixed_batch, shared_prefix_batch
+from tests.engine.requests import TestRequest, crowded_batch, greedy_batch, mixed_batch, shared_prefix_batch
+from tests.engine.step_record import StepRecorder
 
 if TYPE_CHECKING:
     from tests.engine.engine_process import EngineProcess
@@ -19,6 +20,8 @@ CHUNK_TOKENS: Final = (1, 7, 64, None)
 RULES: Final = OffloadRules(free_share_below=0.6, pressure_s=0.0, reload_free_share=0.0)
 OFF_AFTER_STEPS: Final = 5
 BACK_AFTER_STEPS: Final = 24
+WAKE_AFTER_STEPS: Final = 44
+"""By then the crowded batch has preempted requests, and most of them run again."""
 OPT_OUT: Final = {"num_speculative_tokens": 0}
 
 
@@ -57,27 +60,28 @@ class LendingEngine:
         self.process.steer("pin=4")
         states: list[str] = []
         ranks: list[list[Any]] = []
-        before = self.drafting.recomputed_tokens
-        preempted = most_borrowed_blocks = 0
+        recomputed_before, probes_before = self.drafting.recomputed_tokens, self.drafting.life.probes
+        most_borrowed_blocks = 0
 
         def step(number: int) -> None:
-            nonlocal preempted, most_borrowed_blocks
+            nonlocal most_borrowed_blocks
             script(number)
             self.check()
             states.append(self.drafting.life.state.value)
             ranks.append(self.process.ask_workers(watch))
             most_borrowed_blocks = max(most_borrowed_blocks, self.lending.pool.borrowed_blocks_in_use)
-            preempted = sum(request.num_preemptions for request in self.scheduler.requests.values())
 
-        outputs = self.process.run(requests, step, **options)
+        with StepRecorder(self.process) as recorder:
+            outputs = self.process.run(requests, step, **options)
         self.check()
         assert self.process.blocks_in_use() == 0
         return {
             "outputs": outputs,
             "states": states,
             "ranks": ranks,
-            "recomputed_tokens": self.drafting.recomputed_tokens - before,
-            "preempted": preempted,
+            "recomputed_tokens": self.drafting.recomputed_tokens - recomputed_before,
+            "probes": self.drafting.life.probes - probes_before,
+            "steps": recorder.plain(),
             "most_borrowed_blocks": most_borrowed_blocks,
             "drafter": self.process.exchange(EngineCommand()).drafter.model_dump(mode="json"),
             "fault": self.scheduler.nightjar.fault,
@@ -110,7 +114,9 @@ def lending(models: Path) -> dict[str, Any]:
     result["prefix written while dormant"] = engine.run(shared_prefix_batch(), _off_from(engine, 0))
     result["prefix read after"] = _read_prefixes(engine)
     result["greedy abort in catch-up"] = _abort_in_catch_up(engine)
-    result["mixed opt-out"] = engine.run(mixed_batch(), lambda step: None, extra_args=OPT_OUT)
+    result["crowded dormant and back"] = engine.run(crowded_batch(), _asleep_until(engine, WAKE_AFTER_STEPS))
+    result["mixed opt-out"] = engine.run(mixed_batch(), off_and_on(engine, None), extra_args=OPT_OUT)
+    result["greedy opt-out"] = engine.run(greedy_batch(), lambda step: None, extra_args=OPT_OUT)
     result["mixed offloaded and back"] = engine.run(mixed_batch(), offload_and_back(engine))
     engine.process.ask_workers(lose_checkpoint)
     result["mixed offloaded for good"] = engine.run(mixed_batch(), offload_and_back(engine))
@@ -121,6 +127,14 @@ def _off_from(engine: LendingEngine, first_step: int) -> Callable[[int], None]:
     def script(step: int) -> None:
         if step == first_step:
             engine.process.steer("off")
+
+    return script
+
+
+def _asleep_until(engine: LendingEngine, last_step: int) -> Callable[[int], None]:
+    def script(step: int) -> None:
+        if step in {0, last_step}:
+            engine.process.steer("pin=4" if step else "off")
 
     return script
 
@@ -147,7 +161,7 @@ def _read_prefixes(engine: LendingEngine) -> dict[str, Any]:
     engine.process.steer("pin=4", micro=0)
     outputs = engine.process.run(shared_prefix_batch(), script)
     engine.check()
-    return {"outputs": outputs, "longest_lag": max(lags)}
+    return {"outputs": outputs, "longest_lag": max(lags), "fault": engine.scheduler.nightjar.fault}
 
 
 def _abort_in_catch_up(engine: LendingEngine) -> dict[str, Any]:

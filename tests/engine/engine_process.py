@@ -28,7 +28,7 @@ from nightjar.policy.records import (
     Table,
     TableRow,
 )
-from tests.engine.requests import TestRequest, greedy_batch, mixed_batch, shared_prefix_batch
+from tests.engine.requests import TestRequest, crowded_batch, greedy_batch, mixed_batch, shared_prefix_batch
 
 MAX_NUM_SPECULATIVE_TOKENS: Final = 4
 MAX_NUM_SEQS: Final = 32
@@ -66,7 +66,7 @@ class EngineProcess:
                     "num_speculative_tokens_per_batch_size": [[1, MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS]],
                 },
                 "scheduler_cls": "nightjar.deployments.engine.scheduler.SteeredScheduler",
-                "worker_cls": "nightjar.deployments.engine.worker.SteeredCPUWorker",
+                "worker_cls": "nightjar.deployments.engine.cpu_worker.SteeredCPUWorker",
             }
         llm = LLM(
             model=str(models / target),
@@ -183,6 +183,7 @@ def reference(models: Path) -> dict[str, Any]:
         "mixed": engine.run(mixed_batch(), logprobs=20),
         "greedy": engine.run(greedy_batch(), logprobs=20),
         "prefix": engine.run(shared_prefix_batch(), logprobs=20),
+        "crowded": engine.run(crowded_batch(), logprobs=20),
         "foreign_scheduler": _exchange_with_a_foreign_scheduler(engine),
     }
 

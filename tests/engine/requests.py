@@ -13,6 +13,7 @@ _SCHEMA: Final = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
+_FILLER: Final = "The road home was long and dark, but they went on until they saw a light. "
 _SHARED_PREFIX: Final = "You are a careful assistant. Read all of this before you answer. " * 24
 
 
@@ -63,6 +64,18 @@ def shared_prefix_batch() -> list[TestRequest]:
     return [
         TestRequest(f"prefix-{index}", _chat(f"{_SHARED_PREFIX} Now describe {subject}."), {"temperature": 0.0, "max_tokens": 24})
         for index, subject in enumerate(_SUBJECTS[:6])
+    ]
+
+
+def crowded_batch() -> list[TestRequest]:
+    """14 greedy requests that end a KV block of 128 tokens with their prompts nearly, and cross into the next while they decode."""
+    return [
+        TestRequest(
+            f"crowded-{index}",
+            _chat(f"{_FILLER * 5}Now describe {subject} in the voice of a {teller}."),
+            {"temperature": 0.0, "max_tokens": 32 + 4 * (index % 3), "ignore_eos": True},
+        )
+        for index, (subject, teller) in enumerate((subject, teller) for teller in ("child", "pilot") for subject in _SUBJECTS[:7])
     ]
 
 
