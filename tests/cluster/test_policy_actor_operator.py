@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from nightjar.cluster import overrides
 from nightjar.cluster.checkpoint import unseal
@@ -216,6 +217,28 @@ async def test_a_store_that_is_away_for_some_seconds_at_the_start_is_waited_for(
         status = service.status()
         assert (service.incarnation, str(status.policy.mode)) == (2, "auto")
         assert [str(override.mode) for override in status.overrides] == ["off"]
+
+
+async def test_a_start_waits_for_a_store_for_less_than_fifteen_seconds_and_logs_that_it_began_cold() -> None:
+    store = MemoryStore(is_reachable=False)
+    with capture_logs() as logs:
+        async with running_service(store):
+            assert asyncio.get_running_loop().time() == pytest.approx(14.0, abs=0.01)
+    cold = [entry["problem"] for entry in logs if entry["event"] == "policy_cold_start"]
+    assert len(cold) == 1
+    assert "the store cannot be read" in cold[0]
+
+
+async def test_what_a_store_does_not_take_is_saved_once_it_does() -> None:
+    store = MemoryStore()
+    async with running_service(store) as service:
+        store.is_reachable = False
+        await service.configure({"mode": "auto"})
+        await asyncio.sleep(30)
+        store.is_reachable = True
+        await asyncio.sleep(12)
+    async with running_service(store) as service:
+        assert str(service.status().policy.mode) == "auto"
 
 
 async def test_what_the_operator_said_before_a_store_was_away_for_long_is_taken_up_where_nobody_said_otherwise_since() -> None:

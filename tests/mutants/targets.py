@@ -57,6 +57,19 @@ TARGETS: Final = (
         ),
         only=("PolicyService.start", "PolicyService._take_up", "PolicyService._take_up_late", "PolicyService._decide"),
     ),
+    Target(
+        "cluster/checkpoint.py",
+        ("tests/cluster/test_policy_actor_operator.py",),
+        only=(
+            "Checkpoint.load",
+            "Checkpoint.take_found",
+            "Checkpoint.has_read",
+            "Checkpoint.keep_incarnation",
+            "Checkpoint.save",
+            "Checkpoint._may_overwrite",
+            "unseal",
+        ),
+    ),
     # dormancy and catch-up
     Target(
         "policy/drafter_life.py",
