@@ -68,7 +68,7 @@ def remove_the_actor() -> None:
     ray.kill(actor, no_restart=True)
     with contextlib.suppress(ray.exceptions.RayActorError):
         while True:
-            ray.get(actor.ping.remote(), timeout=30)
+            ray.get(actor.status.remote(), timeout=30)
 
 
 async def until_answered(call: Callable[[], Awaitable[T]]) -> T:
@@ -93,7 +93,7 @@ async def until_running(client: PolicyClient, replica: Replica, mode: str) -> No
 
 async def test_two_clients_that_create_the_actor_at_once_get_the_same_one() -> None:
     clients = [PolicyClient(), PolicyClient()]
-    await asyncio.gather(*(client.ping(timeout_s=60) for client in clients))
+    await asyncio.gather(*(client.status(timeout_s=60) for client in clients))
     pids = {(await client.status()).policy.pid for client in clients}
     assert len(pids) == 1
 
@@ -127,9 +127,9 @@ async def test_a_killed_actor_comes_back_with_settings_overrides_and_a_higher_in
 
 async def test_a_client_finds_the_actor_that_replaced_a_removed_one() -> None:
     client = PolicyClient()
-    first = await client.ping(timeout_s=60)
+    first = (await client.status(timeout_s=60)).policy.incarnation
     await asyncio.to_thread(remove_the_actor)
-    assert await until_answered(client.ping) > first
+    assert (await until_answered(client.status)).policy.incarnation > first
 
 
 async def test_wrong_values_are_answered_in_words_and_change_nothing() -> None:
