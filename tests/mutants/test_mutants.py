@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -159,6 +164,42 @@ def test_a_specification_comes_through_the_command_line_as_it_was() -> None:
     assert Specification.parse(specification.text()) == specification
 
 
+def work(folder: Path, test: str) -> subprocess.CompletedProcess[str]:
+    """A worker on a module of one function, in a folder of its own."""
+    (folder / "thing.py").write_text("def least(replicas):\n    return replicas > 3\n")
+    (folder / "test_thing.py").write_text(test)
+    specification = Specification("thing.py", ("test_thing.py",), (), (), 1.0, 1, time.monotonic() + 600.0)
+    command = [sys.executable, "-m", "tests.mutants.worker", specification.text()]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_worker_tells_which_mutants_its_tests_notice_and_leaves_the_module_as_it_was(tmp_path: Path) -> None:
+    done = work(tmp_path, "from thing import least\n\ndef test_least():\n    assert least(9) and not least(3)\n")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert rows[0]["mutants"] == len(rows) - 1 == 4, done.stderr
+    assert {row["after"]: row["outcome"] for row in rows[1:]} == {
+        "return replicas >= 3": "failed",
+        "return replicas <= 3": "failed",
+        "return replicas > 4": "passed",
+        "return replicas > 2": "failed",
+    }
+    assert (tmp_path / "thing.py").read_text() == "def least(replicas):\n    return replicas > 3\n"
+
+
+@pytest.mark.parametrize(
+    ("test", "said"),
+    [
+        ("def test_it():\n    assert False\n", "its tests fail as they are, so that they can judge no mutant"),
+        ("def test_it():\n    pass\n", "its tests do not import it"),
+    ],
+)
+def test_a_worker_does_not_begin_where_its_tests_can_judge_nothing(tmp_path: Path, test: str, said: str) -> None:
+    done = work(tmp_path, test)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert said in done.stderr
+
+
 @pytest.mark.parametrize(
     ("body", "clock_s", "outcome"),
     [
@@ -172,5 +213,5 @@ def test_a_specification_comes_through_the_command_line_as_it_was() -> None:
 def test_a_run_in_a_fork_ends_whatever_the_test_does(tmp_path: Path, body: str, clock_s: float, outcome: Outcome) -> None:
     tests = tmp_path / "test_it.py"
     tests.write_text(f"def test_it():\n    {body}\n")
-    run = run_tests((str(tests),), tmp_path, Limits(processor_s=2.0, clock_s=clock_s), keeps_bytecode=False)
+    run = run_tests((str(tests),), tmp_path, Limits(processor_s=1.0, clock_s=clock_s), keeps_bytecode=False)
     assert run.outcome is outcome, run.words
