@@ -99,8 +99,6 @@ class Entry(NamedTuple):
 
     name: str
     planner: str
-    runs_off: bool
-    """Whether it ever runs K = 0: only then do the mechanics matter to it."""
     learns: bool
     """Whether what it decides changes with what it has seen."""
     options: Callable[[Inputs], Options]
@@ -108,23 +106,21 @@ class Entry(NamedTuple):
 
 
 ENTRIES: Final = (
-    Entry("turbospec", "turbospec", True, True, lambda known: {"step_times": known.prior.to_text()}, "arXiv 2406.14066"),
-    Entry("banditspec", "banditspec", False, True, lambda _: {}, "arXiv 2505.15141"),
-    Entry("banditspec-batch", "banditspec", True, True, lambda _: {"by_batch": True}, "arXiv 2505.15141, ours by batch"),
+    Entry("turbospec", "turbospec", True, lambda known: {"step_times": known.prior.to_text()}, "arXiv 2406.14066"),
+    Entry("banditspec", "banditspec", True, lambda _: {}, "arXiv 2505.15141"),
+    Entry("banditspec-batch", "banditspec", True, lambda _: {"by_batch": True}, "arXiv 2505.15141, ours by batch"),
     Entry(
         "banditspec-ucb-batch",
         "banditspec",
         True,
-        True,
         lambda _: {"by_batch": True, "per_arm_bonus": True},
         "arXiv 2505.15141, ours by batch",
     ),
-    Entry("sglang", "sglang", False, True, lambda _: {}, "SGLang pull requests 21599, 24055"),
-    Entry("sglang-zero", "sglang", True, True, lambda _: {"zero_tier": True}, "SGLang, later defaults of the same file"),
+    Entry("sglang", "sglang", True, lambda _: {}, "SGLang pull requests 21599, 24055"),
+    Entry("sglang-zero", "sglang", True, lambda _: {"zero_tier": True}, "SGLang, later defaults of the same file"),
     Entry(
         "tensorrt-llm",
         "tensorrt-llm",
-        True,
         False,
         lambda known: {"draft_len_schedule": tables.tensorrt_llm_text(known.table)},
         "TensorRT-LLM pull requests 8194, 10860",
@@ -132,7 +128,6 @@ ENTRIES: Final = (
     Entry(
         "vllm-table",
         "vllm-table",
-        True,
         False,
         lambda known: {"num_speculative_tokens_per_batch_size": tables.vllm_text(known.table)},
         "vLLM pull request 32374",
@@ -140,7 +135,6 @@ ENTRIES: Final = (
     Entry(
         "vllm-adaptive-verification",
         "vllm-adaptive-verification",
-        False,
         True,
         lambda known: {
             "step_times": known.prior_drafting_max.to_text(),
