@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from ray.serve.schema import ReplicaRank
 
+    from nightjar.deployments.engine.hooks import MissingHooks
     from nightjar.deployments.engine.openai_server import OpenAIServer
 
 STARTING_MODE_TIMEOUT_S: Final = 2.0
@@ -177,8 +178,8 @@ class LLMReplica:
         log.error("hung_engine_killed", replica_id=self._replica_id, pids=kill_descendants())
 
     @staticmethod
-    def missing_hooks() -> tuple[str, ...]:
-        """What this vLLM lacks of what Nightjar hooks into; not empty: the engine serves plainly."""
+    def missing_hooks() -> MissingHooks:
+        """What this vLLM lacks of what Nightjar hooks into."""
         from nightjar.deployments.engine.hooks import missing_hooks
 
         return missing_hooks()

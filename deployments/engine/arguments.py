@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from nightjar.deployments.engine.hooks import NOTHING_MISSING, MissingHooks
 from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
 from nightjar.deployments.engine.offload_config import CONTEXT_PARALLEL, OffloadConfig, is_context_parallel
 from nightjar.policy.records import MAX_BATCH_SIZE, MAX_NUM_SPECULATIVE_TOKENS
@@ -97,10 +98,16 @@ def resolve_facts(config: VllmConfig, *, on_cpu: bool, draft_offload: DraftOfflo
 
 
 def steered_engine_kwargs(
-    user_kwargs: Mapping[str, Any], facts: EngineFacts, *, missing_hooks: Sequence[str] = (), shadow: bool = False
+    user_kwargs: Mapping[str, Any], facts: EngineFacts, *, missing_hooks: MissingHooks = NOTHING_MISSING, shadow: bool = False
 ) -> EngineArguments:
-    """The arguments to start with; the user's own where the engine cannot be steered. Does not modify `user_kwargs`."""
-    reason = _why_plain(user_kwargs, facts, missing_hooks)
+    """The arguments to start with; the user's own where the engine cannot be steered. Does not modify `user_kwargs`.
+
+    What this vLLM lacks costs the features that need it, and no others.
+    """
+    reason = _why_plain(user_kwargs, facts, missing_hooks.steering)
+    may_sleep = not missing_hooks.sleeping
+    if facts.offload is not None and (missing := missing_hooks.sleeping + missing_hooks.lending):
+        facts = replace(facts, offload=None, why_no_offload=f"this vLLM lacks what lending hooks into: {', '.join(missing)}")
     only_observing = shadow and facts.captures_graphs and not reason
     steered = not reason and not only_observing
     chooses_v1 = steered and _needs_runner_v1(facts) and not facts.runner_is_users
@@ -115,14 +122,14 @@ def steered_engine_kwargs(
             lengths = name_every_length(lengths, facts.max_num_speculative_tokens)
         speculative["num_speculative_tokens_per_batch_size"] = _to_rows(lengths)
         kwargs["speculative_config"] = speculative
-        kwargs |= _worker(user_kwargs, facts, runner_is_v1=runner_is_v1)
+        kwargs |= _worker(user_kwargs, facts, may_sleep=may_sleep and runner_is_v1)
     return EngineArguments(
         kwargs,
         facts.drafter_kind,
         facts.max_num_speculative_tokens,
         serving_plainly=reason,
         only_observing=only_observing,
-        notice=_notice(facts) if steered else "",
+        notice=_notice(facts, missing_hooks.sleeping) if steered else "",
         runner_is_v1=runner_is_v1,
         environment={RUNNER_VARIABLE: "0"} if chooses_v1 else {},
     )
@@ -227,11 +234,11 @@ def _needs_runner_v1(facts: EngineFacts) -> bool:
     return facts.drafter_kind == SEPARATE_DRAFT_MODEL and not facts.on_cpu
 
 
-def _worker(user_kwargs: Mapping[str, Any], facts: EngineFacts, *, runner_is_v1: bool) -> dict[str, Any]:
+def _worker(user_kwargs: Mapping[str, Any], facts: EngineFacts, *, may_sleep: bool) -> dict[str, Any]:
     """The worker that puts a draft model to sleep, and what it and the scheduler must know of its memory."""
     if facts.on_cpu:
         kwargs: dict[str, Any] = {"worker_cls": CPU_WORKER}
-    elif facts.drafter_kind == SEPARATE_DRAFT_MODEL and runner_is_v1:
+    elif facts.drafter_kind == SEPARATE_DRAFT_MODEL and may_sleep:
         kwargs = {"worker_cls": GPU_WORKER}
     else:
         return {}
@@ -240,10 +247,11 @@ def _worker(user_kwargs: Mapping[str, Any], facts: EngineFacts, *, runner_is_v1:
     return kwargs
 
 
-def _notice(facts: EngineFacts) -> str:
+def _notice(facts: EngineFacts, missing: Sequence[str]) -> str:
     untried = not facts.on_cpu and facts.drafter_kind == SEPARATE_DRAFT_MODEL
     parts = (
-        untried and "the sleeping drafter has never run on a GPU",
+        untried and bool(missing) and f"the drafter never sleeps: this vLLM lacks what that hooks into: {', '.join(missing)}",
+        untried and not missing and "the sleeping drafter has never run on a GPU",
         facts.why_no_offload and f"draft_offload is not in use: {facts.why_no_offload}",
     )
     return "; ".join(part for part in parts if part)

@@ -1,8 +1,10 @@
 """Start-up self-check: does this vLLM still have every name and parameter that the engine room uses?
 
 vLLM's scheduler, worker and engine core are no stable interface. A name that moved is found here, before an engine starts, by
-import and signature alone, and named in one readable line; the replica then serves plainly (fails open). Checked against
-vLLM 0.29.0 and 0.32.0. Every vLLM name that step_loop, scheduler, kv_groups, control and worker touch stands in the tables below.
+import and signature alone, and named in one readable line. It costs what needs it and no more (fails open by feature): without a
+name that only lending needs, the draft keeps its memory; without one that only sleeping needs, it is kept in sync; without one that
+steering needs, the replica serves plainly. On CPU every drafter runs on our worker, which needs them all. The names were looked up
+in the sources of vLLM 0.29.0, 0.32.0 and 0.33.0; those that stand elsewhere in some of them are in moved_names.py.
 """
 
 from __future__ import annotations
@@ -11,12 +13,27 @@ import dataclasses
 import importlib
 import inspect
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Final
+
+from nightjar.deployments.engine.moved_names import moved
+
+
+@dataclass(frozen=True, slots=True)
+class MissingHooks:
+    """One line for each name that this vLLM lacks, by what needs it; all empty where nothing is missing."""
+
+    steering: tuple[str, ...] = ()
+    sleeping: tuple[str, ...] = ()
+    lending: tuple[str, ...] = ()
+
+
+NOTHING_MISSING: Final = MissingHooks()
 
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A class, function or method of vLLM and what must be found on it."""
+    """A class, function or method of vLLM and what must be found on it. A name of moved_names.py needs no module."""
 
     module: str
     name: str
@@ -58,6 +75,7 @@ EVERYWHERE: Final = (
     Hook(_SCHEDULER, "Scheduler.update_from_output", parameters=("scheduler_output", "model_runner_output")),
     Hook(_SCHEDULER, "Scheduler.has_unfinished_requests"),
     Hook(_SCHEDULER, "Scheduler.get_request_counts"),
+    Hook(_SCHEDULER, "Scheduler.set_pause_state", parameters=("pause_state",)),
     Hook(_ASYNC_SCHEDULER, "AsyncScheduler._update_after_schedule", parameters=("scheduler_output",)),
     Hook(
         "vllm.v1.core.sched.output",
@@ -147,9 +165,11 @@ DRAFT_OFFLOAD: Final = (
     Hook("vllm.v1.core.kv_cache_utils", "KVCacheBlockCopy", fields=("src_block_id", "dst_block_id")),
     Hook("vllm.v1.core.kv_cache_utils", "FreeKVCacheBlockQueue.remove"),
     Hook("vllm.v1.core.kv_cache_utils", "FreeKVCacheBlockQueue.append_n"),
-    Hook("vllm.v1.core.kv_cache_utils", "get_kv_cache_groups", parameters=("vllm_config", "kv_cache_spec")),
+    Hook("", "get_kv_cache_groups", parameters=("vllm_config", "kv_cache_spec")),
     Hook("vllm.v1.request", "Request", fields=("next_decode_eligible_step", "num_in_flight_tokens")),
     Hook("vllm.v1.core.sched.scheduler", "Scheduler", fields=("current_step", "num_waiting_for_streaming_input", "policy")),
+    Hook("vllm.v1.core.sched.request_queue", "SchedulingPolicy.PRIORITY"),
+    Hook("vllm.v1.request", "RequestStatus.RUNNING"),
     Hook("vllm.v1.core.block_pool", "BlockPool.get_new_blocks"),
     Hook("vllm.v1.core.block_pool", "BlockPool.move_block_hashes"),
     Hook("vllm.v1.core.block_pool", "BlockPool._maybe_evict_cached_block"),
@@ -186,22 +206,28 @@ ON_CPU: Final = (
 )
 
 
-def missing_hooks() -> tuple[str, ...]:
-    """One line for each hook that this environment's vLLM lacks; empty where all are there. Starts no engine."""
+def missing_hooks() -> MissingHooks:
+    """What this environment's vLLM lacks. Starts no engine."""
     try:
         on_cpu = bool(importlib.import_module("vllm.platforms").current_platform.is_cpu())
     except (ImportError, AttributeError) as error:
-        return (f"vllm.platforms.current_platform: {error}",)
-    hooks = EVERYWHERE + DORMANT_DRAFT + DRAFT_OFFLOAD + (ON_CPU if on_cpu else ())
+        return MissingHooks(steering=(f"vllm.platforms.current_platform: {error}",))
+    if on_cpu:
+        return MissingHooks(steering=_missing(EVERYWHERE + DORMANT_DRAFT + DRAFT_OFFLOAD + ON_CPU))
+    return MissingHooks(_missing(EVERYWHERE), _missing(DORMANT_DRAFT), _missing(DRAFT_OFFLOAD))
+
+
+def _missing(hooks: tuple[Hook, ...]) -> tuple[str, ...]:
     return tuple(problem for hook in hooks for problem in _problems(hook))
 
 
 def _problems(hook: Hook) -> list[str]:
-    where = f"{hook.module}.{hook.name}"
+    where = f"{hook.module}.{hook.name}" if hook.module else hook.name
+    found: object
     try:
-        found: object = importlib.import_module(hook.module)
+        found = importlib.import_module(hook.module) if hook.module else SimpleNamespace(**{hook.name: moved(hook.name)})
     except ImportError as error:
-        return [f"{hook.module}: cannot be imported ({error})"]
+        return [f"{hook.module}: cannot be imported ({error})" if hook.module else str(error)]
     for part in hook.name.split("."):
         found = getattr(found, part, None)
         if found is None:

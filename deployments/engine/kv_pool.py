@@ -11,6 +11,9 @@ that was scheduled when the last block left use. Fails towards the status quo: a
 longer, `grow` cancels it at any time, and a cache with several KV groups is refused when the pool is made. A request that was
 moved and whose new row never reached the worker would read strangers' blocks: an error between `contract` and `write_moves`
 must end the engine, not be swallowed. `check_integrity` proves that no block was lost or handed out twice (INV-9).
+
+vLLM's names are imported where they are used: the scheduler's module needs this one, and shall not fail by a name that moved and
+that only lending needs.
 """
 
 from __future__ import annotations
@@ -18,11 +21,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from vllm.v1.core.kv_cache_manager import KVCacheManager
-from vllm.v1.core.kv_cache_utils import KVCacheBlock, KVCacheBlockCopy
-from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.request import Request, RequestStatus
+if TYPE_CHECKING:
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+    from vllm.v1.core.kv_cache_utils import KVCacheBlock, KVCacheBlockCopy
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.request import Request
 
 
 class IntegrityError(AssertionError):
@@ -178,6 +183,8 @@ class ElasticKVPool:
             self._awaited_output, self._awaits_next_output = output, False
         if not self._moved:
             return []
+        from vllm.v1.request import RequestStatus
+
         rows = output.scheduled_cached_reqs
         written_by_vllm = rows.resumed_req_ids | {row.req_id for row in output.scheduled_new_reqs}
         self._moved = {
@@ -256,6 +263,8 @@ class ElasticKVPool:
         return min(free - reserve, self._limits.max_moved_blocks_per_step)
 
     def _move(self, source: KVCacheBlock, places: Sequence[tuple[Request, int]]) -> None:
+        from vllm.v1.core.kv_cache_utils import KVCacheBlockCopy
+
         (target,) = self._pool.get_new_blocks(1)
         assert target.block_id < self.base_blocks, f"block {target.block_id} of the tail was free during a contraction"
         self._pool.move_block_hashes(source, target)

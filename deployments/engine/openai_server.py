@@ -11,7 +11,7 @@ import argparse
 import asyncio
 import dataclasses
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import SimpleNamespace
@@ -23,6 +23,8 @@ from nightjar.deployments.engine.arguments import EngineArguments, EngineFacts, 
 from nightjar.deployments.engine.engine_folder import EngineFolder, make_engine_folder
 from nightjar.deployments.engine.environment import apply_environment, engine_environment, gather_host_facts
 from nightjar.deployments.engine.failing_open import Processes, refusals_of_node, start_failing_open
+from nightjar.deployments.engine.hooks import MissingHooks
+from nightjar.deployments.engine.moved_names import moved
 from nightjar.deployments.engine.process_guard import descendants
 from nightjar.deployments.engine_watch import FrontEnd
 from nightjar.policy.records import GroupKey
@@ -124,7 +126,7 @@ class EngineRequest:
 
 
 async def start_openai_server(
-    request: EngineRequest, *, wants_shadow: Callable[[], Awaitable[bool]], missing_hooks: Sequence[str]
+    request: EngineRequest, *, wants_shadow: Callable[[], Awaitable[bool]], missing_hooks: MissingHooks
 ) -> OpenAIServer:
     """Start the engine and build its application. Blocks the event loop while the engine loads: seconds to minutes.
 
@@ -180,10 +182,9 @@ def split_kwargs(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
     Raises EngineArgumentError for names that are neither.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.entrypoints.launchers.cli_args import FrontendArgs
 
     engine_names = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
-    frontend_names = {field.name for field in dataclasses.fields(FrontendArgs)}
+    frontend_names = {field.name for field in dataclasses.fields(moved("FrontendArgs"))}
     if unknown := sorted(set(kwargs) - engine_names - frontend_names):
         near = get_close_matches(unknown[0], engine_names | frontend_names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -217,9 +218,8 @@ def _launch(arguments: EngineArguments, load: LoadObserver) -> tuple[AsyncLLM, A
 async def _build_app(engine: AsyncLLM, engine_args: AsyncEngineArgs, frontend_kwargs: Mapping[str, Any]) -> FastAPI:
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
-    from vllm.entrypoints.launchers.cli_args import FrontendArgs
 
-    args = argparse.Namespace(**(vars(FrontendArgs(**frontend_kwargs)) | vars(engine_args)))
+    args = argparse.Namespace(**(vars(moved("FrontendArgs")(**frontend_kwargs)) | vars(engine_args)))
     tasks = await engine.get_supported_tasks()
     app: FastAPI = build_app(args, tasks, engine.model_config)
     await init_app_state(engine, app.state, args, tasks)

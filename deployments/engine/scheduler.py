@@ -13,18 +13,11 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
-from vllm.config import VllmConfig
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-from vllm.v1.core.sched.interface import PauseState
-from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.kv_cache_interface import KVCacheConfig
-from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
-from vllm.v1.request import Request
 
 from nightjar.deployments.engine.control import register_control_method
 from nightjar.deployments.engine.draft_lending import DraftLending
@@ -37,6 +30,14 @@ from nightjar.deployments.engine.offload_config import CONTEXT_PARALLEL, Offload
 from nightjar.deployments.engine.process_guard import end_with_replica
 from nightjar.deployments.engine.step_loop import StepLoop, StepRoom
 from nightjar.policy.drafter_life import DrafterLife
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.sched.interface import PauseState
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
+    from vllm.v1.request import Request
 
 SETTLE_STEPS: Final = 2
 """A step verifies what the step before it drafted, so from the second step on its time belongs to one K."""
@@ -165,7 +166,7 @@ class SteeredScheduler(Scheduler):
 
     def _by_urgency(self) -> Sequence[Request]:
         """Running requests, last whom vLLM would preempt first."""
-        if self.policy is SchedulingPolicy.PRIORITY:
+        if self.policy.name == "PRIORITY":
             return sorted(self.running, key=lambda request: (request.priority, request.arrival_time))
         running: Sequence[Request] = self.running
         return running
@@ -218,14 +219,15 @@ def why_kept_in_sync(config: VllmConfig, kv_cache_config: KVCacheConfig) -> str:
     speculative = config.speculative_config
     if speculative is None or speculative.method != "draft_model":
         return "only a separate draft model can be dormant"
-    unfollowed = why_not_followed(kv_cache_config.kv_cache_groups)
+    is_ours = str(config.parallel_config.worker_cls).startswith("nightjar.")
+    unfollowed = why_not_followed(kv_cache_config.kv_cache_groups) if is_ours else ""
     checks = (
         (speculative.parallel_drafting, "the draft model drafts in parallel"),
         (
             speculative.draft_model_config.max_model_len < config.model_config.max_model_len,
             "the draft's max_model_len is below the target's",
         ),
-        (not str(config.parallel_config.worker_cls).startswith("nightjar."), "the worker is not Nightjar's"),
+        (not is_ours, "the worker is not Nightjar's"),
         (bool(unfollowed), unfollowed),
         (config.kv_transfer_config is not None, "a KV connector is in use"),
         (config.model_config.enable_sleep_mode, "sleep mode is on"),

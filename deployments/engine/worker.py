@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from vllm.v1.core.kv_cache_utils import get_kv_cache_groups
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.gpu_worker import Worker
@@ -26,6 +25,7 @@ from nightjar.deployments.engine.engine_folder import remove_with_engine
 from nightjar.deployments.engine.kv_groups import why_not_followed
 from nightjar.deployments.engine.memory.cuda import CUDADraftMemory
 from nightjar.deployments.engine.memory.interface import DraftMemory, KVCache
+from nightjar.deployments.engine.moved_names import moved
 from nightjar.deployments.engine.offload_config import DRAFT_LAYER_PREFIX, BlockBytes, OffloadConfig, layers_of
 from nightjar.deployments.engine.process_guard import end_with_replica
 
@@ -57,7 +57,7 @@ class SteeredGPUWorker(Worker):
             return available_bytes
         specs = self.get_kv_cache_spec()
         # The same answer as the scheduler's (why_kept_in_sync): it withholds lent blocks only where it keeps a ledger of them.
-        if reason := why_not_followed(get_kv_cache_groups(self.vllm_config, dict(specs))):
+        if reason := why_not_followed(moved("get_kv_cache_groups")(self.vllm_config, dict(specs))):
             log.warning("draft_offload_unused", reason=reason, consequence="the draft stays")
             self.offload = self.draft_memory = None
             return available_bytes

@@ -24,6 +24,7 @@ from nightjar.deployments.engine.arguments import (
     resolve_facts,
     steered_engine_kwargs,
 )
+from nightjar.deployments.engine.hooks import MissingHooks
 from nightjar.deployments.engine.offload_config import OffloadConfig
 
 CPU = EngineFacts(
@@ -255,9 +256,27 @@ def test_engine_that_cannot_be_steered_gets_exactly_the_users_arguments(
 
 
 def test_moved_hooks_are_named_and_serve_plainly() -> None:
-    arguments = steered_engine_kwargs(user_kwargs(), CPU, missing_hooks=("Scheduler.schedule",))
+    arguments = steered_engine_kwargs(user_kwargs(), CPU, missing_hooks=MissingHooks(steering=("Scheduler.schedule",)))
     assert "Scheduler.schedule" in arguments.serving_plainly
     assert arguments.kwargs == user_kwargs()
+
+
+def test_a_moved_name_that_only_sleeping_needs_costs_no_other_drafter_its_steering() -> None:
+    missing = MissingHooks(sleeping=("DraftModelProposer._get_model",))
+    eagle = replace(GPU, drafter_kind="eagle")
+    assert steered_engine_kwargs(user_kwargs(), eagle, missing_hooks=missing) == steered_engine_kwargs(user_kwargs(), eagle)
+    draft_model = steered_engine_kwargs(user_kwargs(), GPU, missing_hooks=missing)
+    assert draft_model.serving_plainly == ""
+    assert "worker_cls" not in draft_model.kwargs
+    assert draft_model.notice == ("the drafter never sleeps: this vLLM lacks what that hooks into: DraftModelProposer._get_model")
+
+
+def test_a_moved_name_that_only_lending_needs_costs_the_lending_alone() -> None:
+    lends = replace(GPU, offload=OffloadConfig(draft_weight_bytes=20))
+    arguments = steered_engine_kwargs(user_kwargs(), lends, missing_hooks=MissingHooks(lending=("BlockPool.get_new_blocks",)))
+    assert arguments.kwargs["worker_cls"] == GPU_WORKER
+    assert "additional_config" not in arguments.kwargs
+    assert "draft_offload is not in use: this vLLM lacks what lending hooks into: BlockPool.get_new_blocks" in arguments.notice
 
 
 def test_users_arguments_are_not_modified() -> None:

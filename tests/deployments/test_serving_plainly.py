@@ -15,6 +15,7 @@ pytest.importorskip("vllm")
 from ray.serve import Application
 
 from nightjar.deployments.app import deploy
+from nightjar.deployments.engine.hooks import MissingHooks
 from nightjar.deployments.llm_config import parse_args
 from nightjar.deployments.replica import LLMReplica, ModelToServe
 from nightjar.policy.records import DrafterState
@@ -30,8 +31,8 @@ class ReplicaOfAnotherVLLM(LLMReplica):
         await super().__init__(model)
 
     @staticmethod
-    def missing_hooks() -> tuple[str, ...]:
-        return ("vllm.v1.core.sched.scheduler.Scheduler.schedule: there is no 'schedule'",)
+    def missing_hooks() -> MissingHooks:
+        return MissingHooks(steering=("vllm.v1.core.sched.scheduler.Scheduler.schedule: there is no 'schedule'",))
 
 
 def build(args: Mapping[str, Any]) -> Application:

@@ -87,7 +87,7 @@ def test_a_worker_plans_lent_blocks_only_where_the_scheduler_keeps_a_ledger_of_t
     worker.offload, worker.draft_memory, worker.vllm_config = OffloadConfig(draft_weight_bytes=1 << 20), BrokenMemory(), None
     monkeypatch.setattr(Worker, "determine_available_memory", lambda self: 1 << 20)
     monkeypatch.setattr(Worker, "get_kv_cache_spec", lambda self: specs)
-    monkeypatch.setattr(worker_module, "get_kv_cache_groups", lambda config, specs: [KVCacheGroupSpec(list(specs), spec)])
+    monkeypatch.setattr(worker_module, "moved", lambda name: lambda config, specs: [KVCacheGroupSpec(list(specs), spec)])
     assert (worker.determine_available_memory() > 1 << 20) is lends
     assert (worker.draft_memory is not None) is lends
 
@@ -95,6 +95,11 @@ def test_a_worker_plans_lent_blocks_only_where_the_scheduler_keeps_a_ledger_of_t
 LOADED_ON_A_GPU = ("scheduler", "control", "hooks", "worker", "drafter", "memory.cuda", "arguments", "openai_server")
 NOT_PATCHED = """
 import importlib, sys, torch
+from vllm.v1.core import kv_cache_utils
+from vllm.v1.core.sched import async_scheduler
+copies = kv_cache_utils.__dict__.pop("KVCacheBlockCopy")
+importlib.import_module("nightjar.deployments.engine.scheduler")  # needs no name that only lending needs
+kv_cache_utils.KVCacheBlockCopy = copies
 before = torch.cuda.Event, torch.cuda.Stream, torch.cuda.current_stream, torch.Tensor.pin_memory
 for name in {modules}:
     importlib.import_module(f"nightjar.deployments.engine.{{name}}")
