@@ -98,6 +98,7 @@ def test_when_the_draft_runs_rows_that_miss_nothing_are_in_sync_and_others_are_n
         (None, [1, 2, 3], 10, 10),  # the last block is half full
         (None, [1, 2, 3], 9, 9),
         (None, [1, 9], 8, 4),  # another block after the first
+        (None, [1, 9, 2], 12, 4),  # and one of its own after that
         (6, [1, 2], 8, 6),
         (6, [1, 2, 3], 10, 6),  # nothing counts after a gap
         (6, [1], 4, 4),
@@ -189,6 +190,57 @@ def cache_prefix(cache: Cache, running: Any) -> int:
     valid: int = cache.ledger._behind.pop("beside", running.num_computed_tokens)
     cache.ledger._entries.pop("beside")
     return valid
+
+
+@pytest.mark.parametrize(("known", "counts"), [(3, [3, 7, 7, 7]), (4, [4, 0, 7, 7]), (5, [4, 1, 7, 7])])
+def test_the_blocks_that_a_request_fills_are_written_and_none_after_them(known: int, counts: list[int]) -> None:
+    cache = Cache(a=[1, 2, 3, 4])
+    cache.ledger.enter("a", 0, ())
+    cache.ledger._valid_in_block[1:5] = [7, 7, 7, 7]
+    cache.ledger.leave(at("a", known))
+    assert cache.ledger._valid_in_block[1:5] == counts
+
+
+def test_after_the_weights_left_a_request_writes_that_it_holds_nothing() -> None:
+    cache = Cache(a=[1, 2, 3, 4])
+    cache.ledger.enter("a", 0, ())
+    cache.ledger.forget()
+    cache.ledger.leave(at("a", 5))
+    assert cache.ledger._valid_in_block[1:5] == [0, 0, 0, 0]
+
+
+def test_only_the_blocks_that_a_request_found_are_shared() -> None:
+    cache = Cache(a=[1, 2], b=[1, 2])
+    ledger = cache.ledger
+    ledger.enter("a", 0, ())
+    ledger.leave(at("a", 8))
+    ledger.enter("b", 4, ())
+    ledger.draft_sleeps([at("b", 4)])
+    ledger.leave(at("b", 8))
+    assert cache.found([1, 2], 8) == 4, "the second is its own, and holds nothing of the draft any more"
+
+
+def test_a_request_that_found_half_and_caught_up_writes_the_rest() -> None:
+    cache = Cache(a=[1, 2], b=[1, 2])
+    ledger = cache.ledger
+    ledger.enter("a", 0, ())
+    ledger.draft_sleeps([at("a", 4)])
+    ledger.leave(at("a", 8))
+    ledger.enter("b", 8, ())
+    assert ledger.behind == {"b": 4}
+    ledger.recomputed("b", 8)
+    ledger.leave(at("b", 8))
+    assert cache.found([1, 2], 8) == 8
+
+
+def test_no_more_is_found_of_a_block_than_was_asked_for() -> None:
+    cache = Cache(a=[1, 2, 3], b=[1, 2, 3])
+    ledger = cache.ledger
+    ledger.enter("a", 0, ())
+    ledger.leave(at("a", 12))
+    ledger.draft_sleeps([])
+    ledger.enter("b", 10, ())
+    assert ledger.behind == {"b": 10}
 
 
 def test_no_more_blocks_are_written_than_a_request_holds() -> None:
@@ -345,6 +397,10 @@ def test_a_ledger_that_holds_what_cannot_be_says_so() -> None:
         ledger._valid_in_block[7] = count
         with pytest.raises(AssertionError, match=r"impossible counts: \[7\]"):
             ledger.check_integrity({"a": at("a", 0)})
+    ledger._valid_in_block = [-1] * 16
+    with pytest.raises(AssertionError, match=r"impossible counts: \[0, 1, 2, 3, 4, 5, 6, 7, 8, 9\]"):
+        ledger.check_integrity({"a": at("a", 0)})
+    ledger._valid_in_block = [0] * 16
     for count in (0, SIZE):
         ledger._valid_in_block[7] = count
         ledger.check_integrity({"a": at("a", 0)})
