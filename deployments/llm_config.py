@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
 from nightjar.deployments.engine_watch import HUNG_AFTER_S
 from nightjar.deployments.models import ModelError, resolve_model
 from nightjar.policy.records import Mode
@@ -21,7 +22,6 @@ from nightjar.policy.settings import DraftOffload
 DEPLOYMENT_NAME: Final = "LLM"
 ASSUMED_MAX_NUM_SEQS: Final = 1024
 """vLLM's largest default, for engines whose max_num_seqs is left to vLLM."""
-_DRAFTERS_WITHOUT_MODEL: Final = frozenset({"ngram", "ngram_gpu", "suffix", "custom_class"})
 
 Location = tuple[str | int, ...]
 
@@ -83,7 +83,7 @@ class LLMConfig(BaseModel):
     def draft_source(self) -> str:
         """The drafter's model as the user named it; empty where the drafter has none."""
         speculative = self.engine_kwargs.get("speculative_config") or {}
-        has_model = speculative.get("method") not in _DRAFTERS_WITHOUT_MODEL
+        has_model = kind_of(str(speculative.get("method") or SEPARATE_DRAFT_MODEL)).model != "none"
         return str(speculative.get("model") or "") if has_model else ""
 
     @property

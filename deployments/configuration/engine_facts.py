@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from nightjar.deployments.configuration.engine_schema import EngineKwargs, SpeculativeKwargs
+from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
 from nightjar.deployments.engine.arguments import (
     CUDA_OFFLOAD_VARIABLE,
     RUNNER_VARIABLE,
-    SEPARATE_DRAFT_MODEL,
     EngineArguments,
     EngineFacts,
     OffloadFacts,
@@ -24,8 +24,6 @@ from nightjar.deployments.llm_config import ASSUMED_MAX_NUM_SEQS, LLMConfig
 
 _KIND_BY_MODEL_NAME: Final = (("eagle-", "eagle"), ("eagle3", "eagle3"), ("dflash", "dflash"), ("dspark", "dspark"))
 """vLLM tells these by the drafter's name where `method` says nothing or draft_model; the first that fits wins."""
-_NEVER_ON_V2: Final = frozenset({"suffix", "medusa", "mlp_speculator", "custom_class"})
-_NEVER_ASYNCHRONOUS: Final = frozenset({"ngram", "suffix", "medusa", "mlp_speculator", "custom_class"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,7 @@ def engine_facts(config: LLMConfig, kwargs: EngineKwargs) -> EngineFacts:
     on_cpu, kind = is_on_cpu(config), drafter_kind(kwargs.speculative_config)
     speculative = kwargs.speculative_config
     padded = not (speculative and speculative.disable_padded_drafter_batch)
-    asynchronous = not on_cpu and kind not in _NEVER_ASYNCHRONOUS and padded and kwargs.async_scheduling is not False
+    asynchronous = not on_cpu and kind_of(kind).runs_asynchronously and padded and kwargs.async_scheduling is not False
     return EngineFacts(
         on_cpu=on_cpu,
         async_scheduling=asynchronous,
@@ -127,7 +125,9 @@ def _runner_is_v1(config: LLMConfig, kwargs: EngineKwargs, *, on_cpu: bool, kind
     if chosen:
         return chosen == "0"
     speculative = kwargs.speculative_config
-    return kind in _NEVER_ON_V2 or bool(speculative and (speculative.parallel_drafting or speculative.use_heterogeneous_vocab))
+    return not kind_of(kind).runs_on_v2 or bool(
+        speculative and (speculative.parallel_drafting or speculative.use_heterogeneous_vocab)
+    )
 
 
 def _runner(facts: EngineFacts, arguments: EngineArguments) -> str:

@@ -10,10 +10,9 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
 
-SPECULATIVE_METHODS: Final = (
-    *("custom_class", "dflash", "draft_model", "dspark", "eagle", "eagle3", "extract_hidden_states"),
-    *("medusa", "mlp_speculator", "mtp", "ngram", "ngram_gpu", "suffix"),
-)
+from nightjar.deployments.drafter_kinds import KINDS, SEPARATE_DRAFT_MODEL, kind_of
+
+SPECULATIVE_METHODS: Final = tuple(sorted(KINDS))
 """vLLM's names, but for the aliases of mtp."""
 
 PositiveCount = Annotated[int, Field(ge=1)]
@@ -67,9 +66,9 @@ class SpeculativeKwargs(BaseModel):
 
     @model_validator(mode="after")
     def _has_what_it_drafts_with(self) -> Self:
-        needs_model = (self.method or "draft_model") in {"draft_model", "eagle", "eagle3", "medusa", "mlp_speculator", "dflash"}
-        if needs_model and not self.model:
-            raise ValueError(f"method {self.method or 'draft_model'} needs model, the drafter's folder or hub name; add it")
+        method = self.method or SEPARATE_DRAFT_MODEL
+        if kind_of(method).model == "required" and not self.model:
+            raise ValueError(f"method {method} needs model, the drafter's folder or hub name; add it")
         return self
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from nightjar.deployments.configuration.engine_facts import drafter_kind, environment_of, is_on_cpu
 from nightjar.deployments.configuration.engine_schema import EngineKwargs
-from nightjar.deployments.engine.arguments import SEPARATE_DRAFT_MODEL
+from nightjar.deployments.drafter_kinds import kind_of
 from nightjar.deployments.engine.environment import DEFAULT_CPU_KV_CACHE_GIB
 from nightjar.deployments.engine.kv_sizing import borrowable_blocks
 from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
@@ -88,7 +88,7 @@ def estimate_memory(config: LLMConfig, kwargs: EngineKwargs) -> MemoryEstimate:
         target=target,
         draft=draft,
         kv_bytes=kv_bytes,
-        draft_can_leave=drafter_kind(kwargs.speculative_config) == SEPARATE_DRAFT_MODEL,
+        draft_can_leave=kind_of(drafter_kind(kwargs.speculative_config)).can_sleep,
         block_tokens=kwargs.block_size or _BLOCK_TOKENS["cpu" if on_cpu else "gpu"],
         unknown=tuple(reason for reason in (why_no_target, why_no_draft, why_no_room) if reason),
     )

@@ -23,7 +23,8 @@ from nightjar.deployments.configuration.memory_estimate import MemoryEstimate, e
 from nightjar.deployments.configuration.schema_findings import no_such_name, schema_findings
 from nightjar.deployments.configuration.serve_schema import AutoscalingConfig, DeploymentOptions
 from nightjar.deployments.configuration.vllm_names import ENGINE_ARGUMENTS, SERVER_ARGUMENTS, SPECULATIVE_ARGUMENTS, VLLM_VERSION
-from nightjar.deployments.engine.arguments import RUNNER_VARIABLE, SEPARATE_DRAFT_MODEL, STEERABLE_DRAFTERS, why_not_lendable
+from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
+from nightjar.deployments.engine.arguments import RUNNER_VARIABLE, why_not_lendable
 from nightjar.deployments.llm_config import DEPLOYMENT_NAME, LLMConfig, model_problems, parse_local_mode, read_args
 from nightjar.policy.records import MAX_BATCH_SIZE
 
@@ -135,7 +136,7 @@ def _steering(model: CheckedModel) -> Iterator[Finding]:
 def _blamed(model: CheckedModel) -> tuple[Place, str]:
     """Where what steering refuses stands, and what to do about it."""
     kwargs, facts = model.config.engine_kwargs, model.outlook.facts
-    if facts.drafter_kind not in STEERABLE_DRAFTERS:
+    if not kind_of(facts.drafter_kind).obeys_k:
         named = "method" if "method" in kwargs["speculative_config"] else "model"
         return (*SPECULATIVE, named), "take one of those, or serve it without Nightjar (nightjar migrate --remove)"
     for name in ("pipeline_parallel_size", "data_parallel_size"):
@@ -146,6 +147,8 @@ def _blamed(model: CheckedModel) -> tuple[Place, str]:
             return (*KWARGS, name), f"take {name} out"
     if facts.max_num_seqs > MAX_BATCH_SIZE:
         return (*KWARGS, "max_num_seqs"), "lower it"
+    if facts.runner_is_users and not facts.runner_is_v1:
+        return SPECULATIVE, f"take {RUNNER_VARIABLE} out of env_vars"
     return (*SPECULATIVE, "num_speculative_tokens"), "lower it"
 
 
@@ -229,18 +232,12 @@ def _costs(model: CheckedModel) -> Iterator[Finding]:
     facts, arguments = model.outlook.facts, model.outlook.arguments
     if arguments.serving_plainly or facts.on_cpu:
         return
-    if facts.drafter_kind == SEPARATE_DRAFT_MODEL and facts.runner_is_users and not facts.runner_is_v1:
-        message = (
-            f"{RUNNER_VARIABLE} in env_vars asks for runner V2, which drafts its maximum for a separate draft model, whatever K "
-            "says; take it out"
-        )
-        yield Finding("warning", SPECULATIVE, message)
-    elif arguments.runner_is_v1 and facts.captures_graphs and not arguments.only_observing:
+    if arguments.runner_is_v1 and facts.captures_graphs and not arguments.only_observing:
         message = (
             "runner V1 means piecewise CUDA graphs, for which 3 to 14 % slower steps are reported; EAGLE and MTP keep full ones"
         )
         yield Finding("advice", SPECULATIVE, message)
-    if facts.drafter_kind in {"eagle", "eagle3", "mtp"}:
+    if kind_of(facts.drafter_kind).is_kept_in_sync:
         message = (
             "kept in step by vLLM at K = 0: off still runs the drafter once a step, and nothing can be lent; restarts are free"
         )

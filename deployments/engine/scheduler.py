@@ -19,6 +19,7 @@ from uuid import uuid4
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from nightjar.deployments.drafter_kinds import kind_of
 from nightjar.deployments.engine.control import register_control_method
 from nightjar.deployments.engine.draft_lending import DraftLending
 from nightjar.deployments.engine.draft_work import RELOAD_FAILURE_ATTRIBUTE
@@ -43,7 +44,6 @@ SETTLE_STEPS: Final = 2
 """A step verifies what the step before it drafted, so from the second step on its time belongs to one K."""
 ASYNC_SETTLE_STEPS: Final = 3
 """Under async scheduling a step's output also waits for the drafting of the step before it."""
-DRAFTERS_THAT_MAY_SKIP_ROWS: Final = frozenset({"ngram", "ngram_gpu"})
 OPT_OUT: Final = "num_speculative_tokens"
 """A request's extra argument (`vllm_xargs` in the OpenAI API): it is given at most so many draft tokens, none for 0."""
 
@@ -56,7 +56,6 @@ class SteeredScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         config: VllmConfig = kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]
-        speculative = config.speculative_config
         engine_id = uuid4().hex
         why_in_sync = why_kept_in_sync(config, self.kv_cache_config)
         self.nightjar = StepLoop(
@@ -64,7 +63,7 @@ class SteeredScheduler(Scheduler):
             max_num_seqs=self.max_num_running_reqs,
             max_model_len=self.max_model_len,
             settle_steps=self.settle_steps,
-            drafts_every_row=speculative is None or speculative.method not in DRAFTERS_THAT_MAY_SKIP_ROWS,
+            drafts_every_row=drafts_every_row(config),
             clock=time.monotonic,
             engine_id=engine_id,
             drafting=None if why_in_sync else self._drafting(engine_id),
@@ -217,7 +216,7 @@ class SteeredAsyncScheduler(SteeredScheduler, AsyncScheduler):
 def why_kept_in_sync(config: VllmConfig, kv_cache_config: KVCacheConfig) -> str:
     """Why this engine's drafter cannot be dormant, so that K = 0 runs it as vLLM does; empty where it can."""
     speculative = config.speculative_config
-    if speculative is None or speculative.method != "draft_model":
+    if speculative is None or not kind_of(speculative.method).can_sleep:
         return "only a separate draft model can be dormant"
     is_ours = str(config.parallel_config.worker_cls).startswith("nightjar.")
     unfollowed = why_not_followed(kv_cache_config.kv_cache_groups) if is_ours else ""
@@ -234,6 +233,13 @@ def why_kept_in_sync(config: VllmConfig, kv_cache_config: KVCacheConfig) -> str:
         (is_context_parallel(config.parallel_config), CONTEXT_PARALLEL),
     )
     return next((reason for applies, reason in checks if applies), "")
+
+
+def drafts_every_row(config: VllmConfig) -> bool:
+    """Whether a row without drafts was cut short; else the drafter may have found nothing for it. Runner V2 fills misses in."""
+    speculative = config.speculative_config
+    is_v2 = getattr(config, "use_v2_model_runner", False)
+    return speculative is None or is_v2 or not kind_of(speculative.method).skips_rows_on_v1
 
 
 def most_drafts_of(request: Request) -> int | None:

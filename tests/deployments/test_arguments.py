@@ -81,7 +81,7 @@ def test_gpu_engine_gets_runner_v1_for_a_separate_draft_model_also_where_its_met
         pytest.param({"drafter_kind": "eagle"}, False, id="an EAGLE head, whatever its method is called"),
         pytest.param({"drafter_kind": "medusa"}, False, id="served plainly"),
         pytest.param({}, True, id="only observed"),
-        pytest.param({"runner_is_users": True}, False, id="said by the user"),
+        pytest.param({"drafter_kind": "eagle", "runner_is_users": True}, False, id="said by the user"),
     ],
 )
 def test_gpu_engine_keeps_the_users_runner_where_none_is_needed_or_theirs_was_asked_for(
@@ -90,6 +90,16 @@ def test_gpu_engine_keeps_the_users_runner_where_none_is_needed_or_theirs_was_as
     arguments = steered_engine_kwargs(user_kwargs(), replace(GPU, **changes), shadow=shadow)
     assert arguments.environment == {}
     assert not arguments.runner_is_v1
+
+
+@pytest.mark.parametrize(("version", "environment"), [((0, 29), {RUNNER_VARIABLE: "0"}), ((0, 33), {})])
+def test_a_vllm_whose_runner_v2_ignores_k_runs_every_steered_drafter_on_v1(
+    version: tuple[int, int], environment: dict[str, str]
+) -> None:
+    for kind in ("eagle", "eagle3", "mtp", "ngram"):
+        arguments = steered_engine_kwargs(user_kwargs(), replace(GPU, drafter_kind=kind, vllm_version=version))
+        assert arguments.serving_plainly == ""
+        assert arguments.environment == environment
 
 
 def test_cpu_engine_is_told_no_runner() -> None:
@@ -103,7 +113,7 @@ def test_the_users_choice_of_a_runner_is_seen(draft: Path, monkeypatch: pytest.M
     assert resolve_facts(resolved(draft), on_cpu=False).runner_is_users
 
 
-@pytest.mark.parametrize("changes", [{"runner_is_users": True}, {"drafter_kind": "eagle"}])
+@pytest.mark.parametrize("changes", [{"drafter_kind": "ngram"}, {"drafter_kind": "eagle"}])
 def test_gpu_engine_keeps_vllms_worker_where_no_draft_model_can_sleep(changes: dict[str, Any]) -> None:
     assert "worker_cls" not in steered_engine_kwargs(user_kwargs(), replace(GPU, **changes)).kwargs
 
@@ -243,6 +253,12 @@ def test_an_engine_without_graphs_can_leave_shadow_at_any_time() -> None:
         (replace(CPU, max_num_seqs=5000), {}, "5000 is above 4096"),
         (replace(GPU, pipeline_parallel_size=2), {}, "pipeline_parallel_size 2"),
         (replace(GPU, data_parallel_size=2), {}, "data_parallel_size 2"),
+        (replace(GPU, runner_is_users=True), {}, "asks for runner V2, where vLLM 0.32 drafts its maximum for draft_model"),
+        (
+            replace(GPU, runner_is_users=True, drafter_kind="eagle", vllm_version=(0, 29)),
+            {},
+            "asks for runner V2, where vLLM 0.29 drafts its maximum for eagle",
+        ),
         (CPU, {"scheduler_cls": "mine.Scheduler"}, "engine_kwargs set scheduler_cls themselves"),
     ],
 )

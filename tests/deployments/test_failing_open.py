@@ -48,8 +48,8 @@ class Node:
 
         running, used = next_of(list(self.running)), next_of(list(self.used_bytes))
         return Processes(
-            pids=lambda: next(running),  # type: ignore[arg-type, return-value]
-            used_bytes=lambda: next(used),  # type: ignore[arg-type, return-value]
+            pids=lambda: next(running),  # type: ignore[arg-type]
+            used_bytes=lambda: next(used),  # type: ignore[arg-type]
             kill=self.kill,
             clock=lambda: self.now_s,
             sleep=self.sleep,

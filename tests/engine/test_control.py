@@ -24,7 +24,7 @@ from vllm.v1.kv_cache_interface import (
 
 from nightjar.deployments.engine.control import CONTROL_METHOD, nightjar_exchange
 from nightjar.deployments.engine.offload_config import CONTEXT_PARALLEL
-from nightjar.deployments.engine.scheduler import SteeredScheduler, why_kept_in_sync
+from nightjar.deployments.engine.scheduler import SteeredScheduler, drafts_every_row, why_kept_in_sync
 from tests.engine.scheduler_harness import make_request, make_scheduler, run_steps
 
 SHAPE: dict[str, Any] = {"block_size": 16, "num_kv_heads": 1, "head_size": 8, "dtype": torch.float32}
@@ -124,6 +124,15 @@ def test_a_drafter_is_kept_in_sync_where_its_cache_could_be_touched_behind_our_b
     }
     cache = SimpleNamespace(kv_cache_groups=[KVCacheGroupSpec(["layer"], spec) for spec in groups])
     assert why_kept_in_sync(SimpleNamespace(**(config | changes)), cache) == reason
+
+
+@pytest.mark.parametrize(
+    ("method", "runner", "every_row"),
+    [("ngram", "V1", False), ("ngram", "V2", True), ("eagle", "V1", True), ("draft_model", "V1", True)],
+)
+def test_a_row_without_drafts_is_a_miss_only_of_ngram_on_runner_v1(method: str, runner: str, every_row: bool) -> None:
+    config = SimpleNamespace(speculative_config=SimpleNamespace(method=method), use_v2_model_runner=runner == "V2")
+    assert drafts_every_row(config) is every_row
 
 
 def test_inv_5_older_settings_are_answered_with_a_refusal(engine_core: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from nightjar.deployments.configuration.checking import check_text
-from nightjar.deployments.engine.arguments import STEERABLE_DRAFTERS
+from nightjar.deployments.drafter_kinds import STEERABLE
 
 CONFIGS = sorted((Path(__file__).parents[3] / "cluster/configs").glob("*.yaml"))
 GPU_CONFIGS = [path for path in CONFIGS if path.name != "local-cpu.yaml"]
@@ -32,7 +32,7 @@ def test_a_shipped_file_passes_the_check_and_is_steered(path: Path) -> None:
     assert [line.text(path.name) for line in report.lines if line.finding.severity == "error"] == []
     assert len(report.models) == 1
     assert report.models[0].model.outlook.arguments.serving_plainly == ""
-    assert report.models[0].model.outlook.facts.drafter_kind in STEERABLE_DRAFTERS
+    assert report.models[0].model.outlook.facts.drafter_kind in STEERABLE
 
 
 @pytest.mark.parametrize("path", GPU_CONFIGS, ids=lambda path: path.stem)

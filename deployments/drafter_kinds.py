@@ -1,0 +1,68 @@
+"""What each of vLLM's drafters is to us: the one table that engine, configuration tools and command line read.
+
+vLLM names a drafter by `speculative_config.method`. Whether it obeys a K chosen per step, can stop at K = 0, may leave a row
+without drafts, and on which runner it works are facts of vLLM (read in 0.29, 0.32 and 0.33), not decisions of ours. A method that
+is not here is served plainly: nobody has looked whether it obeys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+SEPARATE_DRAFT_MODEL: Final = "draft_model"
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterKind:
+    """One of vLLM's drafters.
+
+    obeys_k  whether K can be chosen per step
+    obeys_k_on_v2  the same on model runner V2, of vLLM 0.32 and later; no drafter of 0.29 obeys there
+    can_sleep  whether our worker can leave it out at K = 0 and catch up later
+    is_kept_in_sync  whether vLLM runs it once a step at K = 0
+    skips_rows_on_v1  whether it leaves rows without drafts on runner V1; on V2 none does
+    model  whether the user must, may or cannot name a model of its own
+    runs_on_v2, runs_asynchronously  whether vLLM lets it
+    """
+
+    method: str
+    obeys_k: bool = False
+    obeys_k_on_v2: bool = False
+    can_sleep: bool = False
+    is_kept_in_sync: bool = False
+    skips_rows_on_v1: bool = False
+    model: Literal["required", "optional", "none"] = "required"
+    runs_on_v2: bool = True
+    runs_asynchronously: bool = True
+
+
+_ALL: Final = (
+    DrafterKind(SEPARATE_DRAFT_MODEL, obeys_k=True, can_sleep=True),
+    DrafterKind("eagle", obeys_k=True, obeys_k_on_v2=True, is_kept_in_sync=True),
+    DrafterKind("eagle3", obeys_k=True, obeys_k_on_v2=True, is_kept_in_sync=True),
+    DrafterKind("mtp", obeys_k=True, obeys_k_on_v2=True, is_kept_in_sync=True, model="optional"),
+    DrafterKind("ngram", obeys_k=True, obeys_k_on_v2=True, skips_rows_on_v1=True, model="none", runs_asynchronously=False),
+    DrafterKind("ngram_gpu", skips_rows_on_v1=True, model="none"),
+    DrafterKind("dflash"),
+    DrafterKind("dspark", model="optional"),
+    DrafterKind("extract_hidden_states", model="optional"),
+    DrafterKind("suffix", model="none", runs_on_v2=False, runs_asynchronously=False),
+    DrafterKind("medusa", runs_on_v2=False, runs_asynchronously=False),
+    DrafterKind("mlp_speculator", runs_on_v2=False, runs_asynchronously=False),
+    DrafterKind("custom_class", model="none", runs_on_v2=False, runs_asynchronously=False),
+)
+KINDS: Final[Mapping[str, DrafterKind]] = {kind.method: kind for kind in _ALL}
+
+
+def kind_of(method: str) -> DrafterKind:
+    """The drafter of this method; `NAME_mtp`, an alias that each model family has, is mtp. One that nobody looked at obeys nothing.
+
+    >>> kind_of("deepseek_mtp").method, kind_of("newest").obeys_k
+    ('mtp', False)
+    """
+    return KINDS.get("mtp" if method.endswith("_mtp") else method, DrafterKind(method))
+
+
+STEERABLE: Final = tuple(sorted(kind.method for kind in _ALL if kind.obeys_k))
