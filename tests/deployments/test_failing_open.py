@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -19,6 +21,8 @@ from nightjar.deployments.engine.failing_open import (
     device_bytes_in_use,
     start_failing_open,
 )
+
+T = TypeVar("T")
 
 GIB = 1 << 30
 STEERED = EngineArguments({"scheduler_cls": "ours"}, "draft_model", 4)
@@ -42,14 +46,9 @@ class Node:
     slept_s: float = 0.0
 
     def processes(self) -> Processes:
-        def next_of(values: list[object]) -> Iterator[object]:
-            while True:
-                yield values.pop(0) if len(values) > 1 else values[0]
-
-        running, used = next_of(list(self.running)), next_of(list(self.used_bytes))
         return Processes(
-            pids=lambda: next(running),  # type: ignore[arg-type]
-            used_bytes=lambda: next(used),  # type: ignore[arg-type]
+            pids=partial(_next_of, list(self.running)),
+            used_bytes=partial(_next_of, list(self.used_bytes)),
             kill=self.kill,
             clock=lambda: self.now_s,
             sleep=self.sleep,
@@ -62,6 +61,11 @@ class Node:
     def sleep(self, seconds: float) -> None:
         self.now_s += seconds
         self.slept_s += seconds
+
+
+def _next_of(values: list[T]) -> T:
+    """One after another, the last again and again."""
+    return values.pop(0) if len(values) > 1 else values[0]
 
 
 @pytest.fixture
