@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from nightjar.loadtests.regimes import Regime, arrival_times
 from nightjar.loadtests.rows import RequestRow
-from nightjar.loadtests.samples import EngineHistory, StatusSample, decoding_replicas
+from nightjar.loadtests.samples import EngineHistory, StatusSample, decoding_replicas, steered_replicas
 from nightjar.loadtests.summary import Check
 from nightjar.policy.records import DrafterState, Mode, Settings, SettingsVersion, Table
 from nightjar.policy.status import ReplicaStatus
@@ -81,10 +81,11 @@ def check_planned_length(mode: str, samples: Sequence[StatusSample], sent: Repli
     counts = dict.fromkeys(Explanation, 0)
     examples: list[str] = []
     drafting = followed = 0
-    first_seen: dict[tuple[str, SettingsVersion | None], int] = {}
-    for replica in decoding_replicas(samples, mode):
-        steps = sum(total.steps for total in replica.totals)
-        since = steps - first_seen.setdefault((replica.engine_id, replica.settings_version), steps)
+    in_force = _InForce()
+    for replica in steered_replicas(samples, mode):
+        since = in_force.note(replica)
+        if not replica.load.decode_batch_size:
+            continue
         explanation = explain(replica, sent.get(replica.replica_id, ()), since)
         load, drafts = replica.load, replica.load.num_speculative_tokens > 0
         counts[explanation] += 1
@@ -108,22 +109,22 @@ def check_planned_length(mode: str, samples: Sequence[StatusSample], sent: Repli
 def check_on_and_off(mode: str, samples: Sequence[StatusSample]) -> Check:
     """Says whether the run shows `mode` with speculation and without; fails where it shows neither."""
     seen = {replica.load.num_speculative_tokens > 0 for replica in decoding_replicas(samples, mode)}
-    said = {True: "at K > 0", False: "at K = 0"}
-    words = [f"{mode} was {'' if on in seen else 'not '}sampled {where} in this run" for on, where in said.items()]
-    return Check(name=f"{mode} on and off", passed=bool(seen), detail=", ".join(words))
+    with_drafts, without = ("sampled" if on in seen else "not sampled" for on in (True, False))
+    detail = f"{mode} was {with_drafts} at K > 0, and {without} at K = 0"
+    return Check(name=f"{mode} on and off", passed=bool(seen), detail=detail)
 
 
-def explain(replica: ReplicaStatus, sent: Sequence[Settings], steps_since: int = 0) -> Explanation:
-    """Why the replica's last step ran at its K, `steps_since` steps after these settings were first seen in force.
+def explain(replica: ReplicaStatus, sent: Sequence[Settings], since: SettingsVersion | None = None) -> Explanation:
+    """Why the replica's last step ran at its K: by its newest settings, or by those since `since` (None: the ones before).
 
-    The last step may have come before the newest settings arrived, so those before them may explain it, too, for as long as it may.
+    The last step may have come before the newest settings arrived, and while a long one ran, several may have.
     """
-    known = [place for place, settings in enumerate(sent) if settings.version == replica.settings_version]
-    if not known:
+    places = {settings.version: place for place, settings in enumerate(sent)}
+    if replica.settings_version not in places:
         return Explanation.UNKNOWN
-    earlier = 1 if steps_since < STEPS_UNDER_NEW_SETTINGS else 0
-    candidates = sent[max(known[0] - earlier, 0) : known[0] + 1]
-    found = {_explain(replica, settings) for settings in candidates}
+    newest = places[replica.settings_version]
+    oldest = places.get(since, newest - 1) if since is not None else newest - 1
+    found = {_explain(replica, settings) for settings in sent[max(oldest, 0) : newest + 1]}
     return next(explanation for explanation in Explanation if explanation in found)
 
 
@@ -157,6 +158,20 @@ def read_decisions(path: Path) -> dict[str, list[Settings]]:
     for settings in sent.values():
         settings.sort(key=lambda one: (one.version.incarnation, one.version.sequence))
     return sent
+
+
+class _InForce:
+    """The newest settings that each engine surely had when it planned its last step."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, list[tuple[int, SettingsVersion]]] = {}
+
+    def note(self, replica: ReplicaStatus) -> SettingsVersion | None:
+        """Take a sample in, and tell by the earlier ones; None where those are too few steps ago."""
+        steps, seen = sum(total.steps for total in replica.totals), self._seen.setdefault(replica.engine_id, [])
+        if replica.settings_version is not None:
+            seen.append((steps, replica.settings_version))
+        return next((version for at, version in reversed(seen) if steps - at >= STEPS_UNDER_NEW_SETTINGS), None)
 
 
 def _explain(replica: ReplicaStatus, settings: Settings) -> Explanation:

@@ -85,9 +85,14 @@ class EngineHistory:
 
 def decoding_replicas(samples: Iterable[StatusSample], mode: str) -> Iterator[ReplicaStatus]:
     """Steered replicas that decode under settings of `mode` which they confirmed, in the order of the samples."""
+    return (replica for replica in steered_replicas(samples, mode) if replica.load.decode_batch_size)
+
+
+def steered_replicas(samples: Iterable[StatusSample], mode: str) -> Iterator[ReplicaStatus]:
+    """The same, with those that do not decode."""
     for sample in samples:
         for replica in sample.status.replicas if sample.status and sample.mode == mode else ():
-            if replica.settings_confirmed and replica.load.decode_batch_size and not replica.serving_plainly:
+            if replica.settings_confirmed and not replica.serving_plainly:
                 yield replica
 
 

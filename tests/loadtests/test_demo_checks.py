@@ -141,12 +141,17 @@ def test_a_drafter_that_sleeps_does_not_explain_that_its_engine_planned_less_tha
     assert explain(held, [settings(1)]) is Explanation.ASLEEP
 
 
-def test_the_last_step_may_have_run_under_the_settings_before_the_newest_until_two_steps_later() -> None:
+def test_the_last_step_may_have_run_under_the_settings_before_the_newest_or_since_those_surely_in_force() -> None:
     sent = [settings(1, first_length=5), settings(2, first_length=0), settings(3, first_length=0)]
     late = status(2, 5, sequence=2)
-    assert explain(late, sent) is explain(late, sent, steps_since=1) is Explanation.TABLE
-    assert explain(late, sent, steps_since=2) is Explanation.CONTRADICTION
-    assert explain(status(2, 5, sequence=3), sent) is Explanation.CONTRADICTION
+    first, second, third = (one.version for one in sent)
+    assert explain(late, sent) is explain(late, sent, since=first) is Explanation.TABLE
+    assert explain(late, sent, since=second) is Explanation.CONTRADICTION
+    later = status(2, 5, sequence=3)
+    assert explain(later, sent) is explain(later, sent, since=second) is explain(later, sent, since=third)
+    assert explain(later, sent) is Explanation.CONTRADICTION
+    assert explain(later, sent, since=first) is Explanation.TABLE
+    assert explain(later, sent, since=SettingsVersion(incarnation=9, sequence=9)) is Explanation.CONTRADICTION
 
 
 def test_settings_that_came_later_or_long_before_explain_nothing() -> None:
@@ -223,6 +228,17 @@ def test_settings_of_before_explain_a_length_only_until_the_engine_has_run_two_s
     assert "1 below the plan for no reason that the replica gives" in check.detail
 
 
+def test_settings_that_came_while_a_long_step_ran_leave_it_to_those_that_planned_it() -> None:
+    sent = {"r1": [settings(1, first_length=5), *(settings(number, first_length=0) for number in (2, 3, 4))]}
+    before = [status(2, 5, sequence=1, steps=steps) for steps in (10, 12)]
+    late = status(2, 5, sequence=4, steps=13)
+    assert check_planned_length("auto", sampled(*before, late), sent).passed
+    idle = status(0, 5, sequence=3, steps=12)
+    assert check_planned_length("auto", sampled(*before, idle, late), sent).passed
+    later = status(2, 5, sequence=4, steps=14)
+    assert not check_planned_length("auto", sampled(*before, idle, later), sent).passed
+
+
 def test_planned_lengths_fail_where_half_of_the_samples_or_all_are_unknown() -> None:
     known, unknown = status(2, 5), status(2, 5, sequence=9)
     assert check_planned_length("auto", sampled(known, known, unknown), SENT).passed
@@ -250,8 +266,7 @@ def test_the_run_says_whether_auto_was_seen_with_speculation_and_without() -> No
         check = check_on_and_off("auto", sampled(*replicas))
         assert check.passed is (with_drafts or without)
         assert check.detail == (
-            f"auto was {'' if with_drafts else 'not '}sampled at K > 0 in this run, "
-            f"auto was {'' if without else 'not '}sampled at K = 0 in this run"
+            f"auto was {'' if with_drafts else 'not '}sampled at K > 0, and {'' if without else 'not '}sampled at K = 0"
         )
 
 
