@@ -124,7 +124,7 @@ def explain(replica: ReplicaStatus, sent: Sequence[Settings], since: SettingsVer
         return Explanation.UNKNOWN
     newest = places[replica.settings_version]
     oldest = places.get(since, newest - 1) if since is not None else newest - 1
-    found = {_explain(replica, settings) for settings in sent[max(oldest, 0) : newest + 1]}
+    found = {_explain(replica, settings) for settings in sent[max(min(oldest, newest), 0) : newest + 1]}
     return next(explanation for explanation in Explanation if explanation in found)
 
 

@@ -147,6 +147,7 @@ def test_the_last_step_may_have_run_under_the_settings_before_the_newest_or_sinc
     first, second, third = (one.version for one in sent)
     assert explain(late, sent) is explain(late, sent, since=first) is Explanation.TABLE
     assert explain(late, sent, since=second) is Explanation.CONTRADICTION
+    assert explain(late, sent, since=third) is Explanation.CONTRADICTION
     later = status(2, 5, sequence=3)
     assert explain(later, sent) is explain(later, sent, since=second) is explain(later, sent, since=third)
     assert explain(later, sent) is Explanation.CONTRADICTION
