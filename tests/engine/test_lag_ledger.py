@@ -201,6 +201,13 @@ def test_the_blocks_that_a_request_fills_are_written_and_none_after_them(known: 
     assert cache.ledger._valid_in_block[1:5] == counts
 
 
+def test_a_request_that_fills_its_first_block_writes_nothing_into_its_last() -> None:
+    cache = Cache(a=[1, 2, 3, 4])
+    cache.ledger.enter("a", 0, ())
+    cache.ledger.leave(at("a", 3))
+    assert cache.ledger._valid_in_block[1:5] == [3, 0, 0, 0]
+
+
 def test_after_the_weights_left_a_request_writes_that_it_holds_nothing() -> None:
     cache = Cache(a=[1, 2, 3, 4])
     cache.ledger.enter("a", 0, ())
