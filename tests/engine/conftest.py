@@ -99,5 +99,5 @@ def run_engine_process(role: str, output: Path, **variables: str) -> None:
         **variables,
     }
     command = [sys.executable, "-m", "tests.engine.engine_process", role, str(output)]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-6000:]
