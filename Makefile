@@ -103,7 +103,7 @@ chart: $(INSTALLED) $(HELM) ## the Helm chart without a cluster: lint, every val
 	  $(HELM) lint --strict --quiet helm/nightjar --values $$values && \
 	  $(HELM) template nightjar helm/nightjar --values $$values >/dev/null || exit 1; \
 	done
-	HELM=$(HELM) $(BIN)/pytest tests/helm
+	HELM=$(HELM) $(BIN)/pytest -n auto tests/helm
 
 # Debian's packages, unpacked and not installed; PROMETHEUS and PROMTOOL take yours instead.
 $(BIN)/prometheus $(BIN)/promtool: $(BIN)/%: | $(INSTALLED)
