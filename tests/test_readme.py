@@ -33,6 +33,7 @@ RUN_ELSEWHERE: Final = {
     "make test": CHECK,
     "make test-fast": CHECK,
     "make lint": CHECK,
+    "make contract": CHECK,
     "make chart": CHECK,
     "make monitoring": CHECK,
     "make page": CHECK,

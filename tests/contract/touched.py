@@ -1,0 +1,67 @@
+"""What we touch of vLLM: the start-up check's tables, by the feature that needs them, and every import in the product's sources."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from nightjar.deployments.engine.hooks import DORMANT_DRAFT, DRAFT_OFFLOAD, EVERYWHERE, ON_CPU, Hook
+from nightjar.deployments.engine.moved_names import HOMES
+from tests.contract.sources import Found, Sources
+
+ROOT: Final = Path(__file__).parents[2]
+FEATURES: Final = {"steering": EVERYWHERE, "sleeping": DORMANT_DRAFT, "lending": DRAFT_OFFLOAD, "CPU engines": ON_CPU}
+IMPORTS: Final = "imports"
+SOURCES: Final = ("deployments", "cluster", "loadtests", "policy")
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A name that a version lacks, and the feature that it costs there."""
+
+    feature: str
+    what: str
+
+
+def missing(sources: Sources) -> list[Missing]:
+    """Everything that we touch and these sources do not have."""
+    of_hooks = [
+        Missing(feature, what) for feature, hooks in FEATURES.items() for hook in hooks for what in _problems(sources, hook)
+    ]
+    of_names = [
+        Missing(IMPORTS, f"{name} in none of {', '.join(homes)}") for name, homes in HOMES.items() if not _moved(sources, name)
+    ]
+    return of_hooks + of_names + [Missing(IMPORTS, what) for what in _imports(sources, ROOT)]
+
+
+def _problems(sources: Sources, hook: Hook) -> list[str]:
+    """As hooks.missing_hooks says it of the installed vLLM."""
+    where = f"{hook.module}.{hook.name}" if hook.module else hook.name
+    found = sources.find(hook.module, hook.name) if hook.module else _moved(sources, hook.name)
+    if found is None:
+        return [f"{where}: there is none"]
+    problems = []
+    parameters = sources.parameters(found) if hook.parameters else None
+    if parameters is not None:
+        problems += [f"{where}: takes no parameter {name!r}" for name in hook.parameters if name not in parameters]
+    fields = sources.fields(found) if hook.fields else None
+    if fields is not None:
+        problems += [f"{where}: holds no {name!r}" for name in hook.fields if name not in fields]
+    return problems
+
+
+def _moved(sources: Sources, name: str) -> Found | None:
+    return next((found for home in HOMES[name] if (found := sources.find(home, name)) is not None), None)
+
+
+def _imports(sources: Sources, root: Path) -> Iterator[str]:
+    """Imports of vllm, also those inside functions and for the type checker alone."""
+    for file in sorted(file for room in SOURCES for file in (root / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "vllm":
+                for alias in node.names:
+                    if sources.find(node.module or "", alias.name) is None:
+                        yield f"{node.module}.{alias.name}, at {file.relative_to(root)}:{node.lineno}"
