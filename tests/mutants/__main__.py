@@ -29,7 +29,7 @@ def main(
     minutes: Annotated[float, typer.Option(help="no mutant is begun after so long")] = 29.0,
     workers: Annotated[int, typer.Option(help="modules at the same time", min=1)] = 2,
     again: Annotated[
-        bool, typer.Option("--again", help="only the mutants that survived the last run of an unchanged module, by runs/mutants")
+        bool, typer.Option("--again", help="of a module that has not changed, only the mutants that survived its last run")
     ] = False,
 ) -> None:
     """Mutate what decides, and count how many mutants the tests notice."""

@@ -5,6 +5,7 @@ A worker that fails costs its own module and no other.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -105,13 +106,16 @@ def updated(before: Sequence[Tried], now: Sequence[Tried]) -> list[Tried]:
 def write_rows(module: str, tried: Sequence[Tried]) -> None:
     """Keep a module's mutants."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    _rows_of(module).write_text("".join(json.dumps(asdict(one)) + "\n" for one in tried), encoding="utf-8")
+    rows = [{"source": _digest(module)}, *(asdict(one) for one in tried)]
+    _rows_of(module).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def read_rows(module: str) -> list[Tried]:
-    """What was kept last of a module, or nothing."""
-    rows = _rows_of(module)
-    return [Tried(**json.loads(row)) for row in rows.read_text(encoding="utf-8").splitlines()] if rows.exists() else []
+    """What was kept last of a module, or nothing where it has changed since."""
+    if not _rows_of(module).exists():
+        return []
+    first, *rows = [json.loads(row) for row in _rows_of(module).read_text(encoding="utf-8").splitlines()]
+    return [Tried(**row) for row in rows] if first == {"source": _digest(module)} else []
 
 
 def write_summary(summary: Mapping[str, object], table: str) -> None:
@@ -119,6 +123,10 @@ def write_summary(summary: Mapping[str, object], table: str) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "table.md").write_text(table, encoding="utf-8")
     (FOLDER / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+def _digest(module: str) -> str:
+    return hashlib.sha256((ROOT / module).read_bytes()).hexdigest()
 
 
 def _rows_of(module: str) -> Path:
