@@ -146,6 +146,39 @@ def test_an_awake_drafter_reads_late_rows_beside_and_counts_only_theirs() -> Non
     assert engine.drafting.ledger.behind == {}, "it misses nothing after this step"
 
 
+def test_an_awake_drafter_reads_no_more_beside_than_a_chunk() -> None:
+    engine = Engine("b", chunk=4)
+    engine.drafting.ledger.recomputed("b", 10)
+    ordered, work = engine.order([request("b", 16)], 3)
+    assert ordered == (Order(3, 4), 4)
+    assert [len(one.token_ids) for one in work.recompute] == [4]
+
+
+def test_rows_whose_newest_tokens_have_no_id_yet_get_their_whole_chunk() -> None:
+    engine = asleep("a", chunk=3)
+    ordered, work = engine.order([request("a", 25, in_flight=2)], 3)
+    assert ordered == (Order(0, 3), 3)
+    assert work.recompute == (Recompute("a", 20, (120, 121, 122), False),)
+
+
+def test_where_nothing_is_missing_a_dormant_drafter_needs_no_permission() -> None:
+    engine = asleep("a", micro=0)
+    engine.drafting.ledger.leave(request("a", 21))
+    assert engine.order([], 3, scheduled={}, now_s=400.0) == ((Order(3, 0), 0), RUN), "not even where the policy is silent"
+
+
+def test_a_drafter_whose_weights_are_away_sleeps_also_where_nobody_steers() -> None:
+    engine = asleep("a")
+    engine.life.state = DrafterState.OFFLOADED
+    assert engine.order([request("a", 25)], 3, is_steered=False) == ((Order(0, 0), 0), SLEEP)
+
+
+def test_a_row_that_was_read_beyond_its_known_tokens_takes_none_of_anothers_lag_away() -> None:
+    engine = asleep("a", "b")
+    engine.drafting.ledger.recomputed("a", 27)
+    assert engine.drafting.lag([request("a", 25), request("b", 25)]) == (5, 5)
+
+
 def test_prompts_are_not_caught_up_but_stay_in_sync_once_read_from_the_start() -> None:
     engine = asleep("old", micro=0)
     ledger = engine.drafting.ledger
