@@ -34,13 +34,16 @@ class TestRequest:
 
 
 def mixed_batch() -> list[TestRequest]:
-    """24 requests: 8 sampled with seeds, 16 greedy, of which 2 want JSON, 2 stop at a string and 3 want logprobs."""
+    """24 requests: 8 sampled with seeds, 16 greedy, of which 2 want JSON, 2 stop at a string and 3 want logprobs.
+
+    The sampled ones run longest, to their full length: a scenario that begins late in the batch finds rows to work on.
+    """
     requests = []
     for index in range(24):
         options: dict[str, Any] = {"temperature": 0.0, "max_tokens": 24 + index % 3 * 12}
         schema = None
         if index % 3 == 2:
-            options |= {"temperature": 0.8, "seed": index}
+            options |= {"temperature": 0.8, "seed": index, "ignore_eos": True}
         elif index in {0, 9}:
             schema = _SCHEMA
         elif index in {3, 12}:
