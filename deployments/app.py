@@ -53,6 +53,7 @@ def deploy(config: LLMConfig, replica_class: type) -> Application:
         starts_in_mode=str(mode) if (mode := parse_local_mode(options.get("user_config"))) else "",
         hung_after_s=config.hung_after_s,
         draft_offload=config.draft_offload,
+        require_steering=config.require_steering,
     )
     application: Application = deployment.bind(model)
     return application

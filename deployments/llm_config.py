@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
 from nightjar.deployments.engine_watch import HUNG_AFTER_S
@@ -65,6 +65,13 @@ class LLMConfig(BaseModel):
 
     0 watches for no hang. Default 120: a false alarm costs a restart and every running request, so keep it well above the
     longest step, which is a long prefill (tens of seconds on a CPU). Nightjar's own; ray.serve.llm has no such field.
+    """
+
+    require_steering: StrictBool = False
+    """Whether a replica whose engine cannot be steered fails to start, in place of serving as plain vLLM.
+
+    Default false: a drafter, a vLLM or a combination that Nightjar does not know shall not take the service with it. Nightjar's
+    own; ray.serve.llm has no such field.
     """
 
     draft_offload: DraftOffload = "never"

@@ -61,6 +61,7 @@ class ModelToServe:
     draft_offload: DraftOffload = "never"
     starts_in_mode: str = ""  # the kill switch as `args` set it
     hung_after_s: float = HUNG_AFTER_S
+    require_steering: bool = False
 
 
 @serve.ingress()
@@ -87,6 +88,7 @@ class LLMReplica:
             local_rank=context.rank.local_rank,
             cores_per_engine=model.cores,
             draft_offload=model.draft_offload,
+            require_steering=model.require_steering,
         )
         self._server: OpenAIServer = await start_openai_server(
             request, wants_shadow=lambda: self._wants_shadow(model.starts_in_mode), missing_hooks=self.missing_hooks()

@@ -122,6 +122,9 @@ def _steering(model: CheckedModel) -> Iterator[Finding]:
             message = "mode shadow starts an engine that captures graphs with your own arguments; leaving shadow needs a new start"
             yield Finding("advice", KWARGS, message)
         return
+    if model.config.require_steering:
+        message = f"true, and this engine would serve as plain vLLM, so its replicas will not start: {reason}"
+        yield Finding("error", (*ENTRY, "require_steering"), message)
     if model.kwargs.speculative_config is None:
         message = (
             f"{reason}; it serves as plain vLLM. Add one, for example "

@@ -42,6 +42,10 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
+class SteeringRequiredError(RuntimeError):
+    """`require_steering` is set, and this engine would serve as plain vLLM. The message says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Refusals:
     """Which arguments an engine refused on this node within the last `remembered_s` seconds, one small file each in `folder`."""
@@ -159,8 +163,11 @@ def start_failing_open(
     *,
     refusals: Refusals,
     processes: Processes,
+    require_steering: bool = False,
 ) -> tuple[T, EngineArguments]:
     """Launch with `arguments`; if they are or lately were refused, with `plain`. Raises what `launch` raises for the plain ones.
+
+    With `require_steering` no plain engine is launched: raises SteeringRequiredError.
 
     `environ` holds the engine's own variables as it is launched, and the plain engine finds it as the user left it.
     """
@@ -186,6 +193,11 @@ def start_failing_open(
             return engine, arguments
         processes.wait_for_end(before)
         processes.wait_for_memory()
+    if require_steering:
+        raise SteeringRequiredError(
+            f"require_steering is true, and this engine would serve as plain vLLM: {arguments.serving_plainly}; mend that, or set "
+            "require_steering: false"
+        )
     log.warning("serving_plainly", reason=arguments.serving_plainly)
     return launch(arguments), arguments
 

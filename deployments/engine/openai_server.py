@@ -123,6 +123,7 @@ class EngineRequest:
     local_rank: int
     cores_per_engine: int
     draft_offload: DraftOffload = "never"
+    require_steering: bool = False
 
 
 async def start_openai_server(
@@ -130,7 +131,8 @@ async def start_openai_server(
 ) -> OpenAIServer:
     """Start the engine and build its application. Blocks the event loop while the engine loads: seconds to minutes.
 
-    `wants_shadow` is asked at the last moment before the engine starts.
+    `wants_shadow` is asked at the last moment before the engine starts. Raises SteeringRequiredError where the request requires
+    an engine that is steered, and this one would not be.
     """
     from vllm.platforms import current_platform
 
@@ -151,6 +153,7 @@ async def start_openai_server(
         os.environ,
         refusals=refusals_of_node(),
         processes=Processes(),
+        require_steering=request.require_steering,
     )
     if folder is not None:
         folder.note(descendants())

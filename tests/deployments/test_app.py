@@ -62,6 +62,7 @@ def test_application_builds_with_the_deployment_named_llm() -> None:
         (args(engine_kwargs={"speculative_config": "x"}), r"speculative_config: a mapping is needed \(got 'x'\)"),
         (args(hung_after_s=-1), r"llm_configs\.0\.hung_after_s: Input should be greater than or equal to 0 \(got '-1'\)"),
         (args(hung_after_s=float("nan")), r"llm_configs\.0\.hung_after_s: "),
+        (args(require_steering="yes"), r"llm_configs\.0\.require_steering: Input should be a valid boolean \(got 'yes'\)"),
         (args(hung_afters=5), r"hung_afters: no such field .*did you mean hung_after_s\?"),
         (args(deployment_config={"num_replica": 1}), r"llm_configs\.0\.deployment_config: .*num_replica"),
         (
@@ -81,6 +82,12 @@ def test_each_mistake_is_one_message_that_names_it(wrong: dict[str, Any], messag
 def test_replicas_are_told_when_an_engine_counts_as_hung(changes: dict[str, Any], seconds: float) -> None:
     (model,) = build(args(**changes))._bound_deployment.init_args
     assert model.hung_after_s == seconds
+
+
+@pytest.mark.parametrize(("changes", "required"), [({}, False), ({"require_steering": True}, True)])
+def test_replicas_are_told_whether_they_may_serve_as_plain_vllm(changes: dict[str, Any], required: bool) -> None:
+    (model,) = build(args(**changes))._bound_deployment.init_args
+    assert model.require_steering is required
 
 
 def test_drafter_without_a_model_needs_no_folder() -> None:

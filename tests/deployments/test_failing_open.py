@@ -18,6 +18,7 @@ from nightjar.deployments.engine.failing_open import (
     REMEMBERED_S,
     Processes,
     Refusals,
+    SteeringRequiredError,
     device_bytes_in_use,
     start_failing_open,
 )
@@ -184,6 +185,28 @@ def test_a_note_that_cannot_be_read_or_written_is_no_refusal(node: Node, tmp_pat
     assert refusals.reason(STEERED) == ""
     (tmp_path / "a file").write_text("")
     Refusals(tmp_path / "a file").note(STEERED, "no memory")
+
+
+def test_where_steering_is_required_no_plain_engine_starts_and_the_reason_is_told(node: Node, refusals: Refusals) -> None:
+    launched = []
+
+    def launch(arguments: EngineArguments) -> str:
+        launched.append(arguments)
+        return launch_plain_only(arguments)
+
+    unsteerable = replace(PLAIN, serving_plainly="drafter 'medusa' does not obey a K chosen per step")
+    for arguments, reason in ((STEERED, "no such scheduler"), (unsteerable, "'medusa' does not obey")):
+        with pytest.raises(SteeringRequiredError, match=f"would serve as plain vLLM: .*{reason}.*require_steering: false"):
+            start_failing_open(arguments, PLAIN, launch, {}, refusals=refusals, processes=node.processes(), require_steering=True)
+    assert launched == [STEERED]
+
+
+def test_where_steering_is_required_an_engine_that_is_steered_starts(node: Node, refusals: Refusals) -> None:
+    processes = node.processes()
+    taken = start_failing_open(
+        STEERED, PLAIN, lambda _: "engine", {}, refusals=refusals, processes=processes, require_steering=True
+    )
+    assert taken == ("engine", STEERED)
 
 
 def test_without_nvidias_driver_no_memory_is_waited_for() -> None:

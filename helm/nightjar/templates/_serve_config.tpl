@@ -35,6 +35,9 @@ applications:
       {{- if hasKey . "hungAfterS" }}
       hung_after_s: {{ .hungAfterS }}
       {{- end }}
+      {{- if .requireSteering }}
+      require_steering: true
+      {{- end }}
       {{- with .draftOffload }}
       draft_offload: {{ . }}
       {{- end }}

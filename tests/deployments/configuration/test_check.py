@@ -254,6 +254,12 @@ def test_in_a_rayservice_the_same_messages_name_the_manifests_lines(text: str, m
             ),
             "V2, where vLLM 0.32 drafts its maximum for draft_model, whatever K says, so it would serve as plain vLLM; take ",
         ),
+        (
+            replaced("accelerator_type: H100", "accelerator_type: H100\n      require_steering: true").replace(
+                "method: draft_model", "method: medusa"
+            ),
+            "require_steering: true, and this engine would serve as plain vLLM, so its replicas will not start: drafter 'medusa'",
+        ),
     ],
 )
 def test_further_mistakes(text: str, message: str) -> None:
