@@ -116,7 +116,7 @@ class SteeredDraftModelProposer(DraftModelProposer):
             token_ids = self.vocab_mapping.map_target_to_draft_ids(token_ids)
         _, per_layer_metadata = self.build_per_group_and_layer_attn_metadata(catch_up_metadata)
         self.input_ids[:num_tokens] = token_ids.to(self.input_ids.dtype)
-        self._set_positions(num_tokens, positions)
+        self.positions[:num_tokens] = self._rope_positions(rows, positions)
         model_inputs, _ = self.build_model_inputs_first_pass(num_tokens, num_tokens, None)
         self.forwards += 1
         with set_forward_context(
@@ -127,6 +127,31 @@ class SteeredDraftModelProposer(DraftModelProposer):
             slot_mapping=self._get_slot_mapping(num_tokens, slots),
         ):
             self.model(**model_inputs)
+
+    def _rope_positions(self, rows: Sequence[_Row], positions: torch.Tensor) -> torch.Tensor:
+        """Where the draft's rotary embedding has the rows' tokens, shape [tokens]; `positions` count tokens.
+
+        They differ where the target uses M-RoPE: vLLM gives a text draft the first of its dimensions (0.32,
+        SpecDecodeBaseProposer._set_positions), in which an image takes fewer positions than it has tokens.
+        """
+        if not self.vllm_config.model_config.uses_mrope:
+            return positions
+        requests = [self.runner.requests[self.runner.input_batch.req_ids[row.row]] for row in rows]
+        of_rows = [
+            first_mrope_dimension(request, row.first_token, row.num_tokens) for request, row in zip(requests, rows, strict=True)
+        ]
+        return torch.cat(of_rows).to(positions.device)
+
+
+def first_mrope_dimension(request: Any, first_token: int, num_tokens: int) -> torch.Tensor:
+    """M-RoPE's first dimension for some tokens of a request, shape [num_tokens]: its prompt's own, then a constant shift.
+
+    `request` is vLLM's CachedRequestState (0.32, gpu_model_runner._calc_mrope_positions).
+    """
+    prompt = request.mrope_positions[0]
+    of_prompt = prompt[first_token : first_token + num_tokens]
+    generated = torch.arange(first_token + len(of_prompt), first_token + num_tokens, dtype=of_prompt.dtype)
+    return torch.cat([of_prompt, generated + request.mrope_position_delta])
 
 
 class _Row(NamedTuple):

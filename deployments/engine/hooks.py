@@ -136,7 +136,8 @@ DORMANT_DRAFT: Final = (
     ),
     Hook(_PROPOSER, "SpecDecodeBaseProposer.build_per_group_and_layer_attn_metadata", parameters=("common_attn_metadata",)),
     Hook(_PROPOSER, "SpecDecodeBaseProposer.build_model_inputs_first_pass", parameters=("num_tokens", "num_input_tokens")),
-    Hook(_PROPOSER, "SpecDecodeBaseProposer._set_positions", parameters=("num_tokens", "positions")),
+    Hook(_PROPOSER, "SpecDecodeBaseProposer", fields=("positions", "input_ids")),
+    Hook("vllm.v1.worker.gpu_input_batch", "CachedRequestState", fields=("mrope_positions", "mrope_position_delta")),
     Hook(_PROPOSER, "SpecDecodeBaseProposer._get_slot_mapping", parameters=("num_tokens", "slot_mapping")),
     Hook(
         "vllm.v1.attention.backend",
