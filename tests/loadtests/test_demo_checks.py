@@ -161,6 +161,13 @@ def test_settings_that_came_later_or_long_before_explain_nothing() -> None:
     assert explain(status(2, 0, sequence=1), sent) is Explanation.UNEXPLAINED
 
 
+def test_where_the_journal_does_not_hold_the_sample_before_the_settings_just_before_may_explain_a_length() -> None:
+    sent = [settings(1, first_length=3), settings(2, first_length=5), settings(3, first_length=0)]
+    unknown = SettingsVersion(incarnation=9, sequence=9)
+    assert explain(status(2, 5, sequence=3), sent, since=unknown) is Explanation.TABLE
+    assert explain(status(2, 3, sequence=3), sent, since=unknown) is Explanation.UNEXPLAINED, "those before them do not"
+
+
 def test_settings_that_the_journal_does_not_hold_or_an_engine_plans_itself_explain_nothing() -> None:
     assert explain(status(2, 5, sequence=9), [settings(1)]) is Explanation.UNKNOWN
     local = settings(1).model_copy(update={"plan": Local(planner="nightjar")})

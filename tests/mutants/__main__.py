@@ -86,7 +86,7 @@ def _survived(before: Sequence[Tried]) -> tuple[Change, ...] | None:
 
 def _show(verdict: Verdict, console: Console) -> None:
     table = Table(title="Mutants that the tests noticed")
-    table.add_column("module")
+    table.add_column("module", overflow="fold")
     for column in ("mutants", "killed", "hung", "explained", "survived", "share"):
         table.add_column(column, justify="right")
     for count in (*verdict.counts, verdict.total):
