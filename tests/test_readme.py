@@ -1,7 +1,7 @@
 """Every command of the README that can run here is run, and none is left out of account.
 
 A command is run by the project's own check (`.ci/run`), by a test that names it, or by this file, which puts a small case under
-the very words of the README. What takes up to an hour has a small case there, and runs whole with `make test-all`. What cannot
+the very words of the README. What takes up to an hour has a small case there, and runs whole with `make test-all`. What does not
 run here says why.
 """
 
@@ -132,6 +132,10 @@ SMALL_CASES: Final[dict[str, tuple[Callable[[Path], None], tuple[str, ...], tupl
 """By command: what lies in the folder, words that keep it short (FOLDER is where it may write), and what its output must hold."""
 
 
+BEFORE_A_RELEASE: Final = ("make bench-engine", "make bench-live")
+"""Small cases that take minutes all the same, and start real engines that other tests start as well: `make test-all` runs them."""
+
+
 def commands() -> list[str]:
     """What stands behind a `$` in the README, without its comment."""
     lines = [line for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
@@ -163,7 +167,9 @@ def test_a_target_of_make_runs_the_same_program(command: str, target: tuple[str,
 
 
 @pytest.mark.command
-@pytest.mark.parametrize("command", SMALL_CASES)
+@pytest.mark.parametrize(
+    "command", [pytest.param(one, marks=pytest.mark.long) if one in BEFORE_A_RELEASE else one for one in SMALL_CASES]
+)
 def test_a_command_of_the_readme_does_what_it_says(command: str, tmp_path: Path) -> None:
     prepare, words, says = SMALL_CASES[command]
     prepare(tmp_path)
