@@ -113,7 +113,7 @@ SMALL_CASES: Final[dict[str, tuple[Callable[[Path], None], tuple[str, ...], tupl
     "nightjar simulate --quick": (nothing, (), ("fleet_over_off_min",)),
     "nightjar simulate --profile my-engine.json --only open-loop": (an_engine_profile, ("--quick",), ("fleet_over_static_min",)),
     "make docs": (nothing, (), ()),
-    "make bench-scale": (nothing, (), ("Milliseconds per tick",)),
+    "make bench-scale": (nothing, ("ARGS=--replicas 60 --large 100 --ticks 5 --output FOLDER",), ("Milliseconds per tick",)),
     "make bench-model": (nothing, (), ("nearest measured cell",)),
     "make bench-step": (nothing, (), ("Microseconds per scheduler step",)),
     "make demo": (nothing, ("ARGS=--quick --runs FOLDER",), ("no failed request",)),
