@@ -15,9 +15,9 @@ settings.load_profile("nightjar")
 LONGEST_FIRST: Final = (
     "tests/test_readme.py",
     "tests/engine/test_dormant_engine.py",
-    "tests/deployments/test_by_hand.py",
     "tests/deployments/test_serving.py",
     "tests/deployments/test_serving_killed_engine.py",
+    "tests/deployments/test_by_hand.py",
     "tests/deployments/test_serving_restarts.py",
     "tests/cluster/test_run_ray.py",
     "tests/deployments/test_serving_hung.py",

@@ -94,7 +94,7 @@ class ServeCluster:
 
     url: str
 
-    def deploy(self, *applications: Mapping[str, Any], within_s: float = 240) -> None:
+    def deploy(self, *applications: Mapping[str, Any], within_s: float = 600) -> None:
         """Make these, as a Serve file would list them, the applications of the cluster; wait until all their replicas serve."""
         from ray.serve.context import _get_global_client
         from ray.serve.schema import ServeDeploySchema

@@ -40,6 +40,8 @@ BIN = Path(sys.executable).parent
 LOCAL_CPU = ROOT / "cluster/configs/local-cpu.yaml"
 SERVES_WITHIN_S = 300.0
 USERS = 2
+PAUSE_S = 2.0
+"""Between two requests of a user: enough to notice a gap, and not all of a machine on which other tests run as well."""
 
 RAY_SERVE_LLM = """\
 # One replica of a small model on a CPU, by ray.serve.llm.
@@ -240,7 +242,7 @@ def asking(url: str) -> Iterator[list[int | str]]:
 
     def user() -> None:
         with httpx.Client(base_url=url, timeout=240, trust_env=False) as client:
-            while not over.is_set():
+            while not over.wait(PAUSE_S):
                 try:
                     answers.append(client.post("/v1/chat/completions", json=body).status_code)
                 except httpx.HTTPError as error:
