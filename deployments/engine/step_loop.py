@@ -254,6 +254,8 @@ class StepLoop:
             length = min(chosen, self._max_num_speculative_tokens if room.most is None else room.most)
         if self._capped and length:
             length = min(length, self._most_of_any_row(scheduler_output))
+        if getattr(scheduler_output, "skip_drafts", False):
+            length = 0  # vLLM 0.33, runner V2: no row can use drafts, and the step proposes none whatever it was ordered
         if self.drafting is not None:
             self.drafting.enter(scheduler_output, requests)
             if room.sleeps:

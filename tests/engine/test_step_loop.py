@@ -14,6 +14,7 @@ from tests.policy.steering_settings import settings
 pytest.importorskip("vllm")
 
 from nightjar.deployments.engine.step_loop import StepLoop
+from nightjar.deployments.engine.step_note import NOTE_ATTRIBUTE
 
 
 class Life:
@@ -156,3 +157,22 @@ def test_an_error_of_ours_is_a_fault_and_not_the_engines_end(what: str) -> None:
     else:
         assert loop.draft_limits({"a": request("a")}) == {"a": 2}
     assert loop.fault == f"{what}: RuntimeError: a mistake of ours"
+
+
+@pytest.mark.parametrize(("skips", "length"), [(None, 5), (False, 5), (True, 0)])
+def test_a_step_whose_drafts_vllm_skips_counts_as_one_without(skips: bool | None, length: int) -> None:
+    loop = make_loop()
+    loop.adopt(settings(mode="pin=5"))
+    output = SimpleNamespace(
+        num_scheduled_tokens={"a": 1},
+        total_num_scheduled_tokens=1,
+        scheduled_new_reqs=[],
+        scheduled_cached_reqs=SimpleNamespace(resumed_req_ids=set()),
+        scheduled_spec_decode_tokens={},
+        num_spec_tokens_to_schedule=5,
+        **({} if skips is None else {"skip_drafts": skips}),
+    )
+    row = SimpleNamespace(is_prefill_chunk=False, num_computed_tokens=9, num_tokens=10, use_structured_output=False)
+    loop.before_step(output, {"a": row}, loop.room(1, 0))
+    assert loop.fault == ""
+    assert output.num_spec_tokens_to_schedule == getattr(output, NOTE_ATTRIBUTE).num_speculative_tokens == length
