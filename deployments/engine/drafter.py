@@ -86,19 +86,16 @@ class SteeredDraftModelProposer(DraftModelProposer):
         """One forward of the draft over the rows' tokens, for its KV alone."""
         lengths = [row.num_tokens for row in rows]
         num_tokens = sum(lengths)
-        device = self.device
-        token_ids = torch.cat([row.read(target_token_ids) for row in rows])
-        positions = torch.cat([torch.arange(row.first_token, row.first_token + row.num_tokens) for row in rows]).to(device)
-        row_of_token = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths)).to(device)
-        block_table = metadata.block_table_tensor[torch.tensor([row.row for row in rows], device=device)].contiguous()
-        slots = block_table[row_of_token, positions // self.block_size].to(torch.int64) * self.block_size
+        token_ids, positions, batch_rows = self._inputs(rows, target_token_ids)
+        block_table = metadata.block_table_tensor[self._on_device(torch.tensor([row.row for row in rows]))].contiguous()
+        slots = metadata.block_table_tensor[batch_rows, positions // self.block_size].to(torch.int64) * self.block_size
         slots += positions % self.block_size
         query_start_cpu = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
         seq_lens_cpu = torch.tensor([row.first_token + row.num_tokens for row in rows], dtype=torch.int32)
         catch_up_metadata = metadata.replace(
-            query_start_loc=query_start_cpu.to(device),
+            query_start_loc=self._on_device(query_start_cpu),
             query_start_loc_cpu=query_start_cpu,
-            seq_lens=seq_lens_cpu.to(device),
+            seq_lens=self._on_device(seq_lens_cpu),
             seq_lens_cpu_upper_bound=seq_lens_cpu,
             num_reqs=len(rows),
             num_actual_tokens=num_tokens,
@@ -127,6 +124,28 @@ class SteeredDraftModelProposer(DraftModelProposer):
             slot_mapping=self._get_slot_mapping(num_tokens, slots),
         ):
             self.model(**model_inputs)
+
+    def _inputs(self, rows: Sequence[_Row], target_token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of each token that is read, in one copy to the device: its id, its position and its row of the batch, shape [tokens]."""
+        known = [token_id for row in rows for token_id in row.token_ids]
+        parts = []
+        first_known = 0
+        for row in rows:
+            last_known = first_known + len(row.token_ids)
+            source = torch.cat([torch.arange(first_known, last_known), len(known) + torch.arange(row.own_first, row.own_last)])
+            parts.append(
+                torch.stack([source, row.first_token + torch.arange(row.num_tokens), torch.full((row.num_tokens,), row.row)])
+            )
+            first_known = last_known
+        packed = self._on_device(torch.cat([torch.cat(parts, dim=1).flatten(), torch.tensor(known, dtype=torch.int64)]))
+        source, positions, batch_rows = packed[: len(packed) - len(known)].view(3, -1)
+        # Ids that the scheduler sent stand before those of the target's own input, which only the device knows.
+        ids = torch.cat([packed[len(packed) - len(known) :], target_token_ids.to(torch.int64)])
+        return ids[source], positions, batch_rows
+
+    def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy that does not wait for the device's work."""
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor.to(self.device)
 
     def _rope_positions(self, rows: Sequence[_Row], positions: torch.Tensor) -> torch.Tensor:
         """Where the draft's rotary embedding has the rows' tokens, shape [tokens]; `positions` count tokens.
@@ -166,10 +185,6 @@ class _Row(NamedTuple):
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids) + self.own_last - self.own_first
-
-    def read(self, target_token_ids: torch.Tensor) -> torch.Tensor:
-        known = torch.tensor(self.token_ids, dtype=torch.int64).to(target_token_ids.device)
-        return torch.cat([known, target_token_ids[self.own_first : self.own_last].to(torch.int64)])
 
 
 def _row_of(portion: Recompute, row: int, query_start: Sequence[int]) -> _Row:

@@ -1,4 +1,4 @@
-"""Where the draft's rotary embedding has the tokens of a catch-up, beside a target that uses M-RoPE and one that does not."""
+"""What a catch-up reads: which tokens, of which rows, and where the draft's rotary embedding has them."""
 
 from __future__ import annotations
 
@@ -44,3 +44,36 @@ def test_tokens_are_where_the_target_counts_them_in_its_first_dimension() -> Non
 
 def test_beside_a_target_with_one_dimension_they_are_where_they_stand() -> None:
     assert proposer(uses_mrope=False)._rope_positions(ROWS, COUNTED) is COUNTED
+
+
+class Copies:
+    """A proposer on a device to which copies are counted."""
+
+    def __init__(self) -> None:
+        self.drafter: Any = object.__new__(SteeredDraftModelProposer)
+        self.drafter.device = torch.device("cpu")
+        self.count = 0
+        plain = self.drafter._on_device
+
+        def counted(tensor: torch.Tensor) -> torch.Tensor:
+            self.count += 1
+            copied: torch.Tensor = plain(tensor)
+            return copied
+
+        self.drafter._on_device = counted
+
+
+def test_each_token_is_read_at_its_place_known_ones_as_sent_and_the_last_ones_as_the_target_reads_them() -> None:
+    rows = [_Row(2, 7, (41, 42), 0, 2), _Row(0, 0, (43,), 0, 0), _Row(1, 9, (), 4, 6)]
+    target_token_ids = torch.tensor([90, 91, 92, 93, 94, 95], dtype=torch.int32)
+    token_ids, positions, batch_rows = Copies().drafter._inputs(rows, target_token_ids)
+    assert token_ids.tolist() == [41, 42, 90, 91, 43, 94, 95]
+    assert positions.tolist() == [7, 8, 9, 10, 0, 9, 10]
+    assert batch_rows.tolist() == [2, 2, 2, 2, 0, 1, 1]
+
+
+@pytest.mark.parametrize("num_rows", [1, 40])
+def test_what_is_read_goes_to_the_device_in_one_copy_however_many_rows_there_are(num_rows: int) -> None:
+    copies = Copies()
+    copies.drafter._inputs([row(place, 3, 5) for place in range(num_rows)], torch.arange(8))
+    assert copies.count == 1
