@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nightjar.cluster.durations import format_duration
-from nightjar.policy.records import TableRow
+from nightjar.policy.records import SteeringLevel, TableRow
 from nightjar.policy.status import FleetStatus, GroupStatus, PolicyStatus, ReplicaStatus
 
 STALE_REPORT_S: Final = 5.0
@@ -23,7 +23,7 @@ STUCK_AFTER_S: Final = 60.0
 
 def fleet_view(fleet: FleetStatus) -> RenderableType:
     """Everything that `status` shows: the policy, overrides, replicas and groups."""
-    parts: list[RenderableType] = [policy_line(fleet.policy)]
+    parts: list[RenderableType] = [steering_line(fleet.replicas), policy_line(fleet.policy)]
     if fleet.policy.settings_error:
         parts.append(Text(f"settings refused, the previous ones hold: {fleet.policy.settings_error}", style="red"))
     if fleet.policy.seed_problem:
@@ -36,6 +36,20 @@ def fleet_view(fleet: FleetStatus) -> RenderableType:
         parts.append(group_table(fleet.groups))
     parts.extend(adapter_lines(fleet.replicas))
     return Group(*parts)
+
+
+def steering_line(replicas: Iterable[ReplicaStatus]) -> Text:
+    """How much of the fleet is steered: replicas by level, each reason once, `steering: 2 fully, 1 plainly (no such hook)`."""
+    reasons: dict[SteeringLevel, Counter[str]] = {}
+    for replica in replicas:
+        reasons.setdefault(replica.steering, Counter())[replica.steering_reason] += 1
+    parts = []
+    for level in SteeringLevel:
+        if of_level := reasons.get(level):
+            words = "; ".join(reason for reason in of_level if reason)
+            parts.append(f"{of_level.total()} {level.value.replace('_', ' ')}{f' ({words})' if words else ''}")
+    is_less = bool(reasons.keys() & {SteeringLevel.OBSERVING, SteeringLevel.PLAINLY})
+    return Text.assemble(("steering ", "bold"), (", ".join(parts) or "no replica", "yellow" if is_less else ""))
 
 
 def policy_line(policy: PolicyStatus) -> Text:
@@ -72,7 +86,7 @@ def replica_table(replicas: Iterable[ReplicaStatus]) -> Table:
     table.add_column("settings")
     table.add_column("reason", overflow="fold", ratio=1)
     for replica in replicas:
-        load = replica.load
+        load, is_plain = replica.load, replica.steering is SteeringLevel.PLAINLY
         table.add_row(
             f"{replica.application}/{replica.replica_id.removeprefix(replica.application).lstrip('#/')}",
             str(replica.mode),
@@ -84,8 +98,8 @@ def replica_table(replicas: Iterable[ReplicaStatus]) -> Table:
             f"{replica.generated_tokens_per_s:.1f}",
             drafter_cell(replica),
             settings_cell(replica),
-            f"served plainly: {replica.serving_plainly}" if replica.serving_plainly else replica.reason,
-            style="yellow" if replica.report_age_s > STALE_REPORT_S or replica.serving_plainly else None,
+            f"served plainly: {replica.steering_reason}" if is_plain else replica.reason,
+            style="yellow" if replica.report_age_s > STALE_REPORT_S or is_plain else None,
         )
     return table
 

@@ -17,6 +17,7 @@ import structlog
 
 from nightjar.cluster.metrics import PUBLISH_PERIOD_S
 from nightjar.deployments.engine_watch import EngineWatch
+from nightjar.deployments.steering_level import FULLY, ONLY_OBSERVING, Steered, level_now
 from nightjar.policy.records import (
     MAX_REASON_LENGTH,
     EngineCommand,
@@ -27,6 +28,7 @@ from nightjar.policy.records import (
     Mode,
     Settings,
     SettingsVersion,
+    SteeringLevel,
 )
 
 EXCHANGE_TIMEOUT_S: Final = 30.0
@@ -36,7 +38,6 @@ ENGINE_TIMEOUT_S: Final = 60.0
 DEFAULT_PERIOD_S: Final = 0.5
 FIRST_BACKOFF_S: Final = 0.5
 MAX_BACKOFF_S: Final = 5.0
-ONLY_OBSERVING: Final = "this engine started in shadow and can only observe: leaving shadow needs a new start"
 
 log = structlog.get_logger(__name__)
 
@@ -74,9 +75,18 @@ class ReplicaIdentity:
     deployment: str
     node_id: str
     group: GroupKey
-    serving_plainly: str = ""  # why this engine is not steered, empty if it is
-    only_observing: bool = False  # started in shadow: the engine's arguments are the user's, so its K must not be touched
+    steered: Steered = FULLY  # as the engine started
     notice: str = ""  # what an operator should know of this engine
+
+    @property
+    def serving_plainly(self) -> str:
+        """Why this engine has no scheduler of ours; empty where it has."""
+        return self.steered.reason if self.steered.level is SteeringLevel.PLAINLY else ""
+
+    @property
+    def only_observing(self) -> bool:
+        """Started in shadow: the engine's arguments are the user's, so its K must not be touched."""
+        return self.steered.level is SteeringLevel.OBSERVING
 
 
 class Failures:
@@ -210,6 +220,7 @@ class ReplicaAgent:
     def _report(self, snapshot: EngineSnapshot) -> None:
         identity = self._identity
         notices = (self._refused_mode, ONLY_OBSERVING if identity.only_observing else "", identity.notice)
+        steered = level_now(identity.steered, identity.group.drafter_kind, snapshot)
         self._report_number += 1
         report = LoadReport(
             replica_id=identity.replica_id,
@@ -220,6 +231,8 @@ class ReplicaAgent:
             report_number=self._report_number,
             snapshot=snapshot,
             serving_plainly=identity.serving_plainly[:MAX_REASON_LENGTH],
+            steering=steered.level,
+            steering_reason=steered.reason[:MAX_REASON_LENGTH],
             local_mode=self._local_mode,
             notice="; ".join(part for part in notices if part)[:MAX_REASON_LENGTH],
         )

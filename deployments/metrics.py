@@ -14,7 +14,17 @@ from typing import Final
 
 from nightjar.cluster.metrics import Backend, Exporter, Labels, Metric
 from nightjar.deployments.agent import Metrics, ReplicaIdentity
-from nightjar.policy.records import NO_ENGINE_ID, Counters, DrafterCounters, DrafterState, EngineLoad, EngineSnapshot, StepTotals
+from nightjar.deployments.steering_level import level_now
+from nightjar.policy.records import (
+    NO_ENGINE_ID,
+    Counters,
+    DrafterCounters,
+    DrafterState,
+    EngineLoad,
+    EngineSnapshot,
+    SteeringLevel,
+    StepTotals,
+)
 
 VLLM_ENGINE: Final = "0"
 """vLLM's `engine` label, the index of an engine behind one front end: a replica has one."""
@@ -100,6 +110,11 @@ def _restarts(engine: EngineLook) -> Mapping[Labels, float]:
 
 def _states(engine: EngineLook) -> Mapping[Labels, float]:
     return {(state.value,): float(state is engine.snapshot.drafter_state) for state in DrafterState}
+
+
+def _levels(engine: EngineLook) -> Mapping[Labels, float]:
+    now = level_now(engine.identity.steered, engine.identity.group.drafter_kind, engine.snapshot).level
+    return {(level.value,): float(level is now) for level in SteeringLevel}
 
 
 def _is_served_plainly(engine: EngineLook) -> bool:
@@ -338,6 +353,14 @@ REPLICA_METRICS: Final[tuple[Metric[EngineLook], ...]] = (
         unit="0 or 1",
         help="1 after an error of Nightjar's own code in the step loop: the engine runs its own K and its steps are not counted.",
         values=_plain(lambda engine: bool(engine.snapshot.fault)),
+    ),
+    Metric(
+        name="nightjar_steering",
+        kind="gauge",
+        unit="0 or 1",
+        help="How much of the engine is steered: 1 for its level, 0 for the others; `nightjar status` says why.",
+        labels=("level",),
+        values=_levels,
     ),
     Metric(
         name="nightjar_served_plainly",

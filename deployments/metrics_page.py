@@ -14,7 +14,7 @@ from nightjar.cluster.policy_metrics import POLICY_METRICS
 from nightjar.deployments.agent import ReplicaIdentity
 from nightjar.deployments.metrics import REPLICA_METRICS, common_labels
 from nightjar.policy.intake import MAX_GROUPS
-from nightjar.policy.records import MAX_NUM_SPECULATIVE_TOKENS, DrafterState, GroupKey
+from nightjar.policy.records import MAX_NUM_SPECULATIVE_TOKENS, DrafterState, GroupKey, SteeringLevel
 
 PAGE: Final = """\
 # Metrics
@@ -101,6 +101,7 @@ def replica_series(max_num_speculative_tokens: int) -> int:
         (): 1,
         ("num_speculative_tokens",): max_num_speculative_tokens + 1,
         ("state",): len(DrafterState),
+        ("level",): len(SteeringLevel),
         ("cause",): 2,
         ("group_id", "drafter_kind"): 1,
     }

@@ -26,6 +26,7 @@ from nightjar.deployments.engine_watch import HUNG_AFTER_S, EngineHungError, Eng
 from nightjar.deployments.llm_config import parse_local_mode
 from nightjar.deployments.metrics import ReplicaMetrics, common_labels
 from nightjar.deployments.models import resolve_model
+from nightjar.deployments.steering_level import level_at_start
 from nightjar.policy.records import Counters, EngineCommand, EngineLoad, EngineSnapshot
 from nightjar.policy.settings import DraftOffload
 
@@ -100,8 +101,7 @@ class LLMReplica:
             deployment=context.deployment,
             node_id=ray.get_runtime_context().get_node_id(),
             group=self._server.group,
-            serving_plainly=arguments.serving_plainly,
-            only_observing=arguments.only_observing,
+            steered=level_at_start(arguments),
             notice=arguments.notice,
         )
         engine = PlainEngine(self._server) if arguments.serving_plainly else SteeredEngine(self._server)
@@ -111,7 +111,13 @@ class LLMReplica:
         self._agent = ReplicaAgent(engine=engine, policy=self._policy, identity=identity, watch=self._watch, metrics=metrics)
         self._agent_task = asyncio.create_task(self._agent.run())
         self._death_watch = asyncio.create_task(self._end_with_engine())
-        log.info("replica_ready", replica_id=self._replica_id, group=identity.group.group_id, plainly=identity.serving_plainly)
+        log.info(
+            "replica_ready",
+            replica_id=self._replica_id,
+            group=identity.group.group_id,
+            steering=identity.steered.level.value,
+            reason=identity.steered.reason,
+        )
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """vLLM's application, which Serve calls for every request."""

@@ -164,6 +164,7 @@ class Demo:
         return (
             demo_checks.check_requests(self._plan.regime, self._plan.seed, [str(mode) for mode in MODES], rows),
             compare_texts(answers),
+            demo_checks.check_steering(samples),
             *(demo_checks.check_fixed_length(mode, samples) for mode in fixed),
             demo_checks.check_planned_length(str(KILLED_MODE), samples, sent),
             demo_checks.check_on_and_off(str(KILLED_MODE), samples),

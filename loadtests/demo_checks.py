@@ -19,7 +19,7 @@ from nightjar.loadtests.regimes import Regime, arrival_times
 from nightjar.loadtests.rows import RequestRow
 from nightjar.loadtests.samples import EngineHistory, StatusSample, decoding_replicas, steered_replicas
 from nightjar.loadtests.summary import Check
-from nightjar.policy.records import DrafterState, Mode, Settings, SettingsVersion, Table
+from nightjar.policy.records import DrafterState, Mode, Settings, SettingsVersion, SteeringLevel, Table
 from nightjar.policy.status import ReplicaStatus
 from nightjar.policy.steering import Cause
 
@@ -65,6 +65,18 @@ def check_requests(regime: Regime, seed: int, modes: Sequence[str], rows: Sequen
         if sent < due:
             problems.append(f"{mode}: {sent} requests recorded of {due} due")
     return Check(name="no failed request", passed=not problems, detail="; ".join(problems) or f"0 of {len(rows)} failed")
+
+
+def check_steering(samples: Sequence[StatusSample]) -> Check:
+    """Every replica of every sample was steered fully."""
+    replicas = [replica for sample in samples if sample.status for replica in sample.status.replicas]
+    less = {
+        f"{replica.replica_id} {replica.steering.value}: {replica.steering_reason}"
+        for replica in replicas
+        if replica.steering is not SteeringLevel.FULLY
+    }
+    detail = "; ".join(sorted(less)) or f"{len(replicas)} samples of replicas, all fully"
+    return Check(name="replicas are steered", passed=bool(replicas) and not less, detail=detail)
 
 
 def check_fixed_length(mode: Mode, samples: Sequence[StatusSample]) -> Check:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from nightjar.policy.records import Record, StepTotals, describe_validation_error
+from nightjar.policy.records import Record, SteeringLevel, StepTotals, describe_validation_error
 from nightjar.policy.status import FleetStatus, ReplicaStatus
 
 
@@ -92,7 +92,7 @@ def steered_replicas(samples: Iterable[StatusSample], mode: str) -> Iterator[Rep
     """The same, with those that do not decode."""
     for sample in samples:
         for replica in sample.status.replicas if sample.status and sample.mode == mode else ():
-            if replica.settings_confirmed and not replica.serving_plainly:
+            if replica.settings_confirmed and replica.steering is not SteeringLevel.PLAINLY:
                 yield replica
 
 

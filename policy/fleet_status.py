@@ -172,7 +172,8 @@ def _replica(replica_id: str, replica: ReplicaState, group: GroupState, decision
         settings_version=snapshot.settings_version,
         reason=_reason(replica, group, decision),
         decision_reason=snapshot.decision_reason,
-        serving_plainly=report.serving_plainly,
+        steering=report.steering,
+        steering_reason=report.steering_reason,
         engine_id=snapshot.counters.engine_id,
         totals=snapshot.counters.totals,
     )

@@ -259,6 +259,21 @@ class DrafterState(StrEnum):
     ABSENT = "absent"
 
 
+class SteeringLevel(StrEnum):
+    """How much of an engine is steered.
+
+    FULLY  K in every step, and at K = 0 no drafter runs
+    WITHOUT_SLEEPING  K in every step; the drafter runs at K = 0 as well, as in vLLM
+    OBSERVING  nothing; its steps are counted
+    PLAINLY  nothing: it serves as plain vLLM
+    """
+
+    FULLY = "fully"
+    WITHOUT_SLEEPING = "without_sleeping"
+    OBSERVING = "observing"
+    PLAINLY = "plainly"
+
+
 class SettingsVersion(Record):
     """Fence of settings and leases (INV-5): pairs are ordered, an older one is never applied."""
 
@@ -339,7 +354,10 @@ class EngineSnapshot(Record):
 
 
 class LoadReport(Record):
-    """One replica's report to the policy. `notice` is what its operator should know, such as a refused `user_config`."""
+    """One replica's report to the policy. `notice` is what its operator should know, such as a refused `user_config`.
+
+    `serving_plainly` says why the engine has no scheduler of ours, `steering_reason` why `steering` is not the highest level.
+    """
 
     protocol_version: Annotated[int, Field(ge=1, le=1_000)] = PROTOCOL_VERSION
     replica_id: Identifier
@@ -350,6 +368,8 @@ class LoadReport(Record):
     report_number: Count
     snapshot: EngineSnapshot
     serving_plainly: Reason = ""
+    steering: SteeringLevel = SteeringLevel.FULLY
+    steering_reason: Reason = ""
     local_mode: Mode | None = None
     notice: Reason = ""
 

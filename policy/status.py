@@ -12,6 +12,7 @@ from nightjar.policy.records import (
     Mode,
     Record,
     SettingsVersion,
+    SteeringLevel,
     StepTotals,
     TableRow,
 )
@@ -55,7 +56,8 @@ class ReplicaStatus(Record):
     settings_confirmed: bool = False
     reason: str = ""
     decision_reason: str = ""
-    serving_plainly: str = ""
+    steering: SteeringLevel = SteeringLevel.FULLY
+    steering_reason: str = ""
     engine_id: str = ""
     totals: tuple[StepTotals, ...] = ()
 

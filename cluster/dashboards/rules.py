@@ -141,6 +141,13 @@ and on ({BY_ENGINE}) ray_vllm_num_requests_running""",
         summary="{{ $value }} replicas of {{ $labels.application }} have a drafter and are served as plain vLLM.",
     ),
     Alert(
+        name="NightjarOnlyObserving",
+        expression=f'sum by ({BY_APPLICATION}) (ray_nightjar_steering{{level="observing"}}) > 0',
+        lasting="24h",
+        severity="info",
+        summary="{{ $value }} replicas of {{ $labels.application }} started in shadow and only observe.",
+    ),
+    Alert(
         name="NightjarRestartBudgetExhausted",
         expression=f"""\
 (

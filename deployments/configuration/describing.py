@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from nightjar.deployments.configuration.checking import ModelReport
 from nightjar.deployments.configuration.memory_estimate import GIB, MemoryEstimate, ModelSize
+from nightjar.deployments.steering_level import level_at_start
+from nightjar.policy.records import SteeringLevel
 
 
 def describe(report: ModelReport) -> list[str]:
     """Lines for people."""
     config, outlook = report.model.config, report.model.outlook
     facts, arguments = outlook.facts, outlook.arguments
-    if arguments.serving_plainly:
-        steering = f"none: {arguments.serving_plainly}"
-    elif arguments.only_observing:
-        steering = "none while in shadow: the scheduler only observes"
-    else:
+    steered = level_at_start(arguments)
+    steering = steered.level.value.replace("_", " ") + (f": {steered.reason}" if steered.reason else "")
+    if steered.level in {SteeringLevel.FULLY, SteeringLevel.WITHOUT_SLEEPING}:
         scheduling = "asynchronous" if facts.async_scheduling else "synchronous"
-        steering = f"K from 0 to {facts.max_num_speculative_tokens}, {scheduling} scheduling"
+        steering += f"; K from 0 to {facts.max_num_speculative_tokens}, {scheduling} scheduling"
     rows = [
         ("model", f"{config.model_source} as {config.model_loading_config.model_id}"),
         ("drafter", f"{facts.drafter_kind}{f' {config.draft_source}' if config.draft_source else ''}"),

@@ -7,7 +7,7 @@ hand, as far as they do not need the model's files. The decisions themselves are
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 from nightjar.deployments.configuration.engine_schema import EngineKwargs, SpeculativeKwargs
@@ -20,6 +20,7 @@ from nightjar.deployments.engine.arguments import (
     OffloadFacts,
     steered_engine_kwargs,
 )
+from nightjar.deployments.engine.sleeping import SleepFacts, why_never_asleep
 from nightjar.deployments.llm_config import ASSUMED_MAX_NUM_SEQS, LLMConfig
 
 _KIND_BY_MODEL_NAME: Final = (("eagle-", "eagle"), ("eagle3", "eagle3"), ("dflash", "dflash"), ("dspark", "dspark"))
@@ -95,26 +96,35 @@ def engine_facts(config: LLMConfig, kwargs: EngineKwargs) -> EngineFacts:
         data_parallel_size=kwargs.data_parallel_size,
         runner_is_v1=_runner_is_v1(config, kwargs, on_cpu=on_cpu, kind=kind),
         runner_is_users=bool(environment_of(config).get(RUNNER_VARIABLE)),
+        why_never_asleep=why_never_asleep(sleep_facts(kwargs)),
+    )
+
+
+def sleep_facts(kwargs: EngineKwargs) -> SleepFacts:
+    """What decides whether the drafter can sleep."""
+    speculative = kwargs.speculative_config
+    target_length, draft_length = kwargs.max_model_len, speculative.max_model_len if speculative else None
+    return SleepFacts(
+        drafter_kind=drafter_kind(speculative),
+        drafts_in_parallel=bool(speculative and speculative.parallel_drafting),
+        draft_ends_before_target=bool(target_length and draft_length and draft_length < target_length),
+        has_kv_connector=kwargs.kv_transfer_config is not None,
+        sleep_mode=kwargs.enable_sleep_mode,
+        context_parallel=max(kwargs.decode_context_parallel_size, kwargs.prefill_context_parallel_size) > 1,
     )
 
 
 def offload_facts(config: LLMConfig, kwargs: EngineKwargs) -> OffloadFacts:
     """What decides whether the draft's memory can be lent."""
     speculative = kwargs.speculative_config
-    target_length, draft_length = kwargs.max_model_len, speculative.max_model_len if speculative else None
     return OffloadFacts(
         on_cpu=is_on_cpu(config),
-        drafter_kind=drafter_kind(speculative),
-        drafts_in_parallel=bool(speculative and speculative.parallel_drafting),
-        has_kv_connector=kwargs.kv_transfer_config is not None,
-        sleep_mode=kwargs.enable_sleep_mode,
-        context_parallel=max(kwargs.decode_context_parallel_size, kwargs.prefill_context_parallel_size) > 1,
-        draft_ends_before_target=bool(target_length and draft_length and draft_length < target_length),
-        max_model_len_is_left_to_vllm=target_length == -1,
+        max_model_len_is_left_to_vllm=kwargs.max_model_len == -1,
         num_blocks_is_fixed=kwargs.num_gpu_blocks_override is not None,
         cuda_opt_in=environment_of(config).get(CUDA_OFFLOAD_VARIABLE) == "1",
         cumem_allocator=kwargs.enable_cumem_allocator,
         draft_quantization=(speculative.quantization or "") if speculative else "",
+        **asdict(sleep_facts(kwargs)),
     )
 
 

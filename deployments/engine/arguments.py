@@ -16,6 +16,7 @@ ready to be steered at once: in shadow its K is the user's all the same.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import os
 import re
@@ -28,7 +29,8 @@ from typing import TYPE_CHECKING, Any, Final
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, STEERABLE, kind_of
 from nightjar.deployments.engine.hooks import NOTHING_MISSING, MissingHooks
 from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
-from nightjar.deployments.engine.offload_config import CONTEXT_PARALLEL, OffloadConfig, is_context_parallel
+from nightjar.deployments.engine.offload_config import OffloadConfig
+from nightjar.deployments.engine.sleeping import SleepFacts, sleep_facts, why_never_asleep
 from nightjar.policy.records import MAX_BATCH_SIZE, MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.policy.settings import DraftOffload
 
@@ -64,6 +66,8 @@ class EngineFacts:
     runner_is_v1: bool = True
     runner_is_users: bool = False  # RUNNER_VARIABLE is set
     vllm_version: tuple[int, int] = V2_OBEYS_K_FROM
+    why_never_asleep: str = ""
+    """Why the drafter runs at K = 0 as well, as far as the configuration says."""
     offload: OffloadConfig | None = None
     why_no_offload: str = ""
 
@@ -77,6 +81,7 @@ class EngineArguments:
     max_num_speculative_tokens: int
     serving_plainly: str = ""
     only_observing: bool = False  # started in shadow with graphs: the scheduler is ours, everything else the user's
+    why_never_asleep: str = ""  # why the drafter of a steered engine runs at K = 0 as well
     notice: str = ""  # what an operator should know of an engine that is steered
     runner_is_v1: bool = True
     environment: dict[str, str] = field(default_factory=dict)  # of this engine alone, beside what every engine of ours is given
@@ -98,6 +103,7 @@ def resolve_facts(config: VllmConfig, *, on_cpu: bool, draft_offload: DraftOfflo
         runner_is_v1=not getattr(config, "use_v2_model_runner", False),
         runner_is_users=bool(os.environ.get(RUNNER_VARIABLE)),
         vllm_version=installed_vllm(),
+        why_never_asleep=why_never_asleep(sleep_facts(config)),
         offload=offload,
         why_no_offload=why_no_offload,
     )
@@ -135,23 +141,18 @@ def steered_engine_kwargs(
         facts.max_num_speculative_tokens,
         serving_plainly=reason,
         only_observing=only_observing,
+        why_never_asleep=_why_never_asleep(facts, missing_hooks.sleeping) if steered else "",
         notice=_notice(facts, missing_hooks.sleeping) if steered else "",
         runner_is_v1=runner_is_v1,
         environment={RUNNER_VARIABLE: "0"} if chooses_v1 else {},
     )
 
 
-@dataclass(frozen=True, slots=True)
-class OffloadFacts:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OffloadFacts(SleepFacts):
     """What decides whether a draft's memory can be lent."""
 
     on_cpu: bool
-    drafter_kind: str
-    drafts_in_parallel: bool = False
-    has_kv_connector: bool = False
-    sleep_mode: bool = False
-    context_parallel: bool = False
-    draft_ends_before_target: bool = False  # its max_model_len is smaller
     max_model_len_is_left_to_vllm: bool = False
     num_blocks_is_fixed: bool = False
     cuda_opt_in: bool = False
@@ -163,11 +164,6 @@ def why_not_lendable(facts: OffloadFacts) -> str:
     """Why this engine's draft keeps its memory, whatever its size; empty where it could be lent."""
     checks = (
         (facts.drafter_kind != SEPARATE_DRAFT_MODEL, "only a separate draft model has memory of its own"),
-        (facts.drafts_in_parallel, "the draft model drafts in parallel"),
-        (facts.has_kv_connector, "a KV connector is in use"),
-        (facts.sleep_mode, "sleep mode is on"),
-        (facts.context_parallel, CONTEXT_PARALLEL),
-        (facts.draft_ends_before_target, "the draft's max_model_len is below the target's"),
         (facts.max_model_len_is_left_to_vllm, "max_model_len is left to vLLM (-1), which would fit it to lent blocks"),
         (facts.num_blocks_is_fixed, "num_gpu_blocks_override fixes the number of KV blocks"),
         (not facts.on_cpu and not facts.cuda_opt_in, f"on a GPU it has never run; {CUDA_OFFLOAD_VARIABLE}=1 tries it"),
@@ -177,27 +173,24 @@ def why_not_lendable(facts: OffloadFacts) -> str:
             f"the draft is quantised ({facts.draft_quantization}), which packs its weights only once on CPU",
         ),
     )
-    return next((reason for applies, reason in checks if applies), "")
+    first, *others = [reason if applies else "" for applies, reason in checks]
+    return next((reason for reason in (first, why_never_asleep(facts), *others) if reason), "")
 
 
 def _offload(config: VllmConfig, *, on_cpu: bool) -> tuple[OffloadConfig | None, str]:
     """How the draft's memory can be lent, or why it cannot."""
-    speculative, parallel = config.speculative_config, config.parallel_config
+    speculative = config.speculative_config
+    sleep = dataclasses.asdict(sleep_facts(config))
     if speculative is None or speculative.method != SEPARATE_DRAFT_MODEL:
-        return None, why_not_lendable(OffloadFacts(on_cpu, drafter_kind="none" if speculative is None else speculative.method))
+        return None, why_not_lendable(OffloadFacts(on_cpu=on_cpu, **sleep))
     facts = OffloadFacts(
         on_cpu=on_cpu,
-        drafter_kind=SEPARATE_DRAFT_MODEL,
-        drafts_in_parallel=bool(speculative.parallel_drafting),
-        has_kv_connector=config.kv_transfer_config is not None,
-        sleep_mode=bool(config.model_config.enable_sleep_mode),
-        context_parallel=is_context_parallel(parallel),
-        draft_ends_before_target=speculative.draft_model_config.max_model_len < config.model_config.max_model_len,
         max_model_len_is_left_to_vllm=config.model_config.original_max_model_len == -1,
         num_blocks_is_fixed=config.cache_config.num_gpu_blocks_override is not None,
         cuda_opt_in=os.environ.get(CUDA_OFFLOAD_VARIABLE) == "1",
         cumem_allocator=bool(config.model_config.enable_cumem_allocator),
         draft_quantization=speculative.draft_model_config.quantization or "",
+        **sleep,
     )
     draft = Path(speculative.draft_model_config.model)
     reason = why_not_lendable(facts)
@@ -209,7 +202,7 @@ def _offload(config: VllmConfig, *, on_cpu: bool) -> tuple[OffloadConfig | None,
         num_bytes = draft_weight_bytes(
             draft,
             bytes_per_value=speculative.draft_model_config.dtype.itemsize,
-            tensor_parallel_size=parallel.tensor_parallel_size,
+            tensor_parallel_size=config.parallel_config.tensor_parallel_size,
         )
     except (OSError, ValueError) as error:
         return None, f"the size of the draft is not known ({error})"
@@ -263,11 +256,20 @@ def _worker(user_kwargs: Mapping[str, Any], facts: EngineFacts, *, may_sleep: bo
     return kwargs
 
 
+def _why_never_asleep(facts: EngineFacts, missing: Sequence[str]) -> str:
+    """As for SteeringLevel: a drafter without a model has nothing to put to sleep, and K = 0 costs nothing."""
+    kind = kind_of(facts.drafter_kind)
+    if kind.model == "none":
+        return ""
+    if kind.can_sleep and not facts.why_never_asleep and missing and not facts.on_cpu:
+        return f"this vLLM lacks what a sleeping drafter hooks into: {', '.join(missing)}"
+    return facts.why_never_asleep
+
+
 def _notice(facts: EngineFacts, missing: Sequence[str]) -> str:
-    untried = not facts.on_cpu and kind_of(facts.drafter_kind).can_sleep
+    sleeps = not facts.on_cpu and not missing and not facts.why_never_asleep and kind_of(facts.drafter_kind).can_sleep
     parts = (
-        untried and bool(missing) and f"the drafter never sleeps: this vLLM lacks what that hooks into: {', '.join(missing)}",
-        untried and not missing and "the sleeping drafter has never run on a GPU",
+        sleeps and "the sleeping drafter has never run on a GPU",
         facts.why_no_offload and f"draft_offload is not in use: {facts.why_no_offload}",
     )
     return "; ".join(part for part in parts if part)

@@ -87,13 +87,3 @@ def layers_of(kv_cache_config: Any) -> list[tuple[str, int]]:
     (group,) = kv_cache_config.kv_cache_groups
     of_each = getattr(group.kv_cache_spec, "kv_cache_specs", None)
     return [(name, (group.kv_cache_spec if of_each is None else of_each[name]).page_size_bytes) for name in group.layer_names]
-
-
-CONTEXT_PARALLEL: Final = "context parallelism spreads a request's KV cache over ranks"
-"""Why a draft model there neither sleeps nor lends: a rank knows only its own share of the slots that a catch-up would write."""
-
-
-def is_context_parallel(parallel: Any) -> bool:
-    """Of vLLM's ParallelConfig (0.32)."""
-    sizes = (parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size)
-    return bool(max(sizes) > 1)

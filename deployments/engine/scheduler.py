@@ -27,8 +27,9 @@ from nightjar.deployments.engine.drafting import Drafting
 from nightjar.deployments.engine.kv_groups import why_not_followed
 from nightjar.deployments.engine.kv_pool import ElasticKVPool
 from nightjar.deployments.engine.lag_ledger import LagLedger
-from nightjar.deployments.engine.offload_config import CONTEXT_PARALLEL, OffloadConfig, is_context_parallel
+from nightjar.deployments.engine.offload_config import OffloadConfig
 from nightjar.deployments.engine.process_guard import end_with_replica
+from nightjar.deployments.engine.sleeping import sleep_facts, why_never_asleep
 from nightjar.deployments.engine.step_loop import StepLoop, StepRoom
 from nightjar.policy.drafter_life import DrafterLife
 
@@ -215,24 +216,11 @@ class SteeredAsyncScheduler(SteeredScheduler, AsyncScheduler):
 
 def why_kept_in_sync(config: VllmConfig, kv_cache_config: KVCacheConfig) -> str:
     """Why this engine's drafter cannot be dormant, so that K = 0 runs it as vLLM does; empty where it can."""
-    speculative = config.speculative_config
-    if speculative is None or not kind_of(speculative.method).can_sleep:
-        return "only a separate draft model can be dormant"
-    is_ours = str(config.parallel_config.worker_cls).startswith("nightjar.")
-    unfollowed = why_not_followed(kv_cache_config.kv_cache_groups) if is_ours else ""
-    checks = (
-        (speculative.parallel_drafting, "the draft model drafts in parallel"),
-        (
-            speculative.draft_model_config.max_model_len < config.model_config.max_model_len,
-            "the draft's max_model_len is below the target's",
-        ),
-        (not is_ours, "the worker is not Nightjar's"),
-        (bool(unfollowed), unfollowed),
-        (config.kv_transfer_config is not None, "a KV connector is in use"),
-        (config.model_config.enable_sleep_mode, "sleep mode is on"),
-        (is_context_parallel(config.parallel_config), CONTEXT_PARALLEL),
-    )
-    return next((reason for applies, reason in checks if applies), "")
+    if reason := why_never_asleep(sleep_facts(config)):
+        return reason
+    if not str(config.parallel_config.worker_cls).startswith("nightjar."):
+        return "the worker is not Nightjar's"
+    return why_not_followed(kv_cache_config.kv_cache_groups)
 
 
 def drafts_every_row(config: VllmConfig) -> bool:

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from nightjar.cluster.views import acceptance, drafter_cell, fleet_view, plan_text, settings_cell, speculation
-from nightjar.policy.records import AdapterCounters, DrafterCounters, DrafterState, TableRow
+from nightjar.policy.records import AdapterCounters, DrafterCounters, DrafterState, SteeringLevel, TableRow
 from nightjar.policy.status import FleetStatus
 from tests.cluster.fleets import some_fleet
 
@@ -49,10 +49,22 @@ def test_a_fleet_without_replicas_says_so() -> None:
 
 def test_a_replica_that_is_served_plainly_says_why_instead_of_a_decision() -> None:
     fleet = some_fleet()
-    plain = fleet.replicas[0].model_copy(update={"serving_plainly": "suffix decoding asserts K"})
+    plain = fleet.replicas[0].model_copy(update={"steering": SteeringLevel.PLAINLY, "steering_reason": "suffix decoding asserts K"})
     text = rendered(fleet.model_copy(update={"replicas": (plain,)}))
     assert "served plainly: suffix decoding asserts K" in text
     assert "K=5 up to batch 4" not in text
+
+
+def test_the_first_line_says_how_much_of_the_fleet_is_steered_and_why_not_more() -> None:
+    fleet = some_fleet()
+    (first, *_) = fleet.replicas
+    plain = first.model_copy(update={"steering": SteeringLevel.PLAINLY, "steering_reason": "hooks moved"})
+    awake = first.model_copy(update={"steering": SteeringLevel.WITHOUT_SLEEPING, "steering_reason": "a KV connector is in use"})
+    text = rendered(fleet.model_copy(update={"replicas": (plain, first, plain, awake)}))
+    assert text.splitlines()[0].rstrip() == (
+        "steering 1 fully, 1 without sleeping (a KV connector is in use), 2 plainly (hooks moved)"
+    )
+    assert rendered(fleet.model_copy(update={"replicas": ()})).startswith("steering no replica")
 
 
 def test_a_drafter_tells_where_it_is_what_it_cost_and_why_it_waits() -> None:

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from nightjar.cluster.metrics import PUBLISH_PERIOD_S
 from nightjar.deployments.agent import ENGINE_TIMEOUT_S, EXCHANGE_TIMEOUT_S, ReplicaAgent, ReplicaIdentity
 from nightjar.deployments.engine_watch import EngineWatch, FrontEnd
+from nightjar.deployments.steering_level import ONLY_OBSERVING, Steered
 from nightjar.policy.records import (
     Counters,
     EngineCommand,
@@ -24,6 +25,7 @@ from nightjar.policy.records import (
     Mode,
     Settings,
     SettingsVersion,
+    SteeringLevel,
     Table,
     TableRow,
 )
@@ -145,7 +147,7 @@ async def running_agent(
     policy: FakePolicy,
     watch: EngineWatch | None = None,
     metrics: FakeMetrics | None = None,
-    **identity: bool | str,
+    **identity: object,
 ) -> AsyncIterator[ReplicaAgent]:
     group = GroupKey(target="t")
     who = ReplicaIdentity(replica_id="r", application="a", deployment="d", node_id="n", group=group, **identity)  # type: ignore[arg-type]
@@ -364,7 +366,7 @@ async def test_mode_that_could_not_be_taken_shows_with_the_reports(engine: FakeE
 
 
 async def test_engine_that_started_in_shadow_stays_there_and_says_so(engine: FakeEngine, policy: FakePolicy) -> None:
-    async with running_agent(engine, policy, only_observing=True) as agent:
+    async with running_agent(engine, policy, steered=Steered(SteeringLevel.OBSERVING, ONLY_OBSERVING)) as agent:
         agent.set_local_mode(Mode.parse("off"))
         await asyncio.sleep(2.0)
     assert all(command.local_mode == Mode.parse("shadow") for command in engine.commands)
@@ -372,7 +374,7 @@ async def test_engine_that_started_in_shadow_stays_there_and_says_so(engine: Fak
 
 
 async def test_report_says_who_is_served_plainly(engine: FakeEngine, policy: FakePolicy) -> None:
-    async with running_agent(engine, policy, serving_plainly="hooks moved" + 2000 * "."):
+    async with running_agent(engine, policy, steered=Steered(SteeringLevel.PLAINLY, "hooks moved" + 2000 * ".")):
         await asyncio.sleep(1.0)
     assert policy.reports[-1].serving_plainly == ("hooks moved" + 2000 * ".")[:1024], "what a report can hold of it"
 

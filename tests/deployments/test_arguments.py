@@ -284,7 +284,8 @@ def test_a_moved_name_that_only_sleeping_needs_costs_no_other_drafter_its_steeri
     draft_model = steered_engine_kwargs(user_kwargs(), GPU, missing_hooks=missing)
     assert draft_model.serving_plainly == ""
     assert "worker_cls" not in draft_model.kwargs
-    assert draft_model.notice == ("the drafter never sleeps: this vLLM lacks what that hooks into: DraftModelProposer._get_model")
+    assert draft_model.notice == ""
+    assert draft_model.why_never_asleep == "this vLLM lacks what a sleeping drafter hooks into: DraftModelProposer._get_model"
 
 
 def test_a_moved_name_that_only_lending_needs_costs_the_lending_alone() -> None:

@@ -12,6 +12,7 @@ from nightjar.cluster.policy_metrics import POLICY_METRICS
 from nightjar.deployments.agent import ReplicaIdentity
 from nightjar.deployments.metrics import REPLICA_METRICS, EngineLook, ReplicaMetrics, common_labels
 from nightjar.deployments.metrics_page import page, replica_series
+from nightjar.deployments.steering_level import Steered
 from nightjar.policy.records import (
     MAX_NUM_SPECULATIVE_TOKENS,
     NO_ENGINE_ID,
@@ -22,6 +23,7 @@ from nightjar.policy.records import (
     EngineLoad,
     EngineSnapshot,
     GroupKey,
+    SteeringLevel,
     StepTotals,
 )
 from tests.cluster.exported import MemoryBackend
@@ -194,7 +196,8 @@ def test_serving_plainly_counts_where_a_drafter_was_configured(
     backend: MemoryBackend, drafter_kind: str, reason: str, expected: int
 ) -> None:
     group = GroupKey(target="llama-8b", drafter_kind=drafter_kind)
-    identity = ReplicaIdentity("r", "a", "d", "n", group, serving_plainly=reason)
+    level = SteeringLevel.PLAINLY if reason else SteeringLevel.FULLY
+    identity = ReplicaIdentity("r", "a", "d", "n", group, Steered(level, reason))
     ReplicaMetrics(identity, backend).observe(EngineSnapshot(counters=Counters(engine_id="e")), 0.0)
     assert backend.value("nightjar_served_plainly") == expected
 

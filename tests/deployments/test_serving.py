@@ -21,7 +21,7 @@ import pytest
 
 pytest.importorskip("ray.serve")
 pytest.importorskip("vllm")
-from nightjar.policy.records import DrafterState
+from nightjar.policy.records import DrafterState, SteeringLevel
 from tests.deployments import serving
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
@@ -80,7 +80,7 @@ def reference(cluster: serving.ServeCluster) -> tuple[dict[str, Any], ...]:
     cluster.deploy(serving.application("reference", speculative=False))
     with cluster.http("reference") as client:
         answers = tuple(serving.post(client, body | {"logprobs": True, "top_logprobs": 2}) for body in GREEDY_BODIES)
-    assert [replica.serving_plainly for replica in serving.replicas("reference")] == [
+    assert [replica.steering_reason for replica in serving.replicas("reference")] == [
         "engine_kwargs hold no speculative_config: there is nothing to steer"
     ]
     return answers
@@ -109,7 +109,7 @@ def until_both_are_steered() -> None:
         return len(present) == 2 and all(replica.settings_version is not None for replica in present)
 
     serving.until(both, within_s=120, what="two steered replicas")
-    assert all(replica.serving_plainly == "" for replica in serving.replicas("chat"))
+    assert all(replica.steering is SteeringLevel.FULLY for replica in serving.replicas("chat"))
 
 
 def assert_lossless(client: httpx.Client, reference: tuple[dict[str, Any], ...]) -> None:

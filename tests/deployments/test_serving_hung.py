@@ -18,6 +18,7 @@ import pytest
 
 pytest.importorskip("ray.serve")
 pytest.importorskip("vllm")
+from nightjar.policy.records import SteeringLevel
 from tests.deployments import serving
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
@@ -83,7 +84,7 @@ def test_engine_stopped_in_mid_request_is_ended_and_its_replica_replaced(
 def _stop_in_mid_request(name: str, client: httpx.Client, pool: ThreadPoolExecutor) -> Stopped:
     serving.post(client, SHORT)
     (known,) = serving.until(lambda: serving.replicas(name), within_s=20, what="a report")
-    assert bool(known.serving_plainly) is not APPLICATIONS[name]
+    assert (known.steering is SteeringLevel.PLAINLY) is not APPLICATIONS[name]
     (pid,) = serving.replica_pids(name)
     engine = serving.engine_processes_of(pid)
     core = serving.engine_core_of(pid)

@@ -53,7 +53,7 @@ def test_engine_whose_hooks_do_not_match_serves_plainly_and_says_so(cluster: ser
         body = {"model": "chat", "messages": [{"role": "user", "content": "Count to five."}], "max_tokens": 8}
         assert serving.post(client, body)["finish_reason"] in {"length", "stop"}
     (replica,) = serving.until(lambda: serving.replicas("chat"), within_s=20, what="a report")
-    assert "this vLLM lacks what Nightjar hooks into: vllm.v1.core.sched" in replica.serving_plainly
+    assert "this vLLM lacks what Nightjar hooks into: vllm.v1.core.sched" in replica.steering_reason
     assert replica.drafter_state is DrafterState.ABSENT
     assert replica.totals == ()
 

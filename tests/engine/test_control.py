@@ -23,8 +23,8 @@ from vllm.v1.kv_cache_interface import (
 )
 
 from nightjar.deployments.engine.control import CONTROL_METHOD, nightjar_exchange
-from nightjar.deployments.engine.offload_config import CONTEXT_PARALLEL
 from nightjar.deployments.engine.scheduler import SteeredScheduler, drafts_every_row, why_kept_in_sync
+from nightjar.deployments.engine.sleeping import CONTEXT_PARALLEL
 from tests.engine.scheduler_harness import make_request, make_scheduler, run_steps
 
 SHAPE: dict[str, Any] = {"block_size": 16, "num_kv_heads": 1, "head_size": 8, "dtype": torch.float32}

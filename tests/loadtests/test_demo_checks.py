@@ -14,6 +14,7 @@ from nightjar.loadtests.demo_checks import (
     check_planned_length,
     check_policy_restart,
     check_requests,
+    check_steering,
     explain,
     read_decisions,
 )
@@ -29,6 +30,7 @@ from nightjar.policy.records import (
     Mode,
     Settings,
     SettingsVersion,
+    SteeringLevel,
     Table,
     TableRow,
     to_plain,
@@ -255,10 +257,20 @@ def test_planned_lengths_fail_where_half_of_the_samples_or_all_are_unknown() -> 
     assert not check_planned_length("auto", [], SENT).passed
 
 
+def test_the_run_fails_where_any_replica_was_ever_steered_less_than_fully() -> None:
+    steered = sampled(status(2, 5), status(20, 0))
+    assert check_steering(steered).passed
+    less = status(2, 5).model_copy(update={"steering": SteeringLevel.PLAINLY, "steering_reason": "an error in the hooks"})
+    check = check_steering([*steered, sample(9.0, "off", less)])
+    assert not check.passed
+    assert "an error in the hooks" in check.detail
+    assert not check_steering([]).passed
+
+
 def test_only_replicas_that_decode_steered_in_the_mode_are_sampled() -> None:
     others = [
         sample(1.0, "auto", status(2, 5).model_copy(update={"settings_confirmed": False})),
-        sample(2.0, "auto", status(2, 5).model_copy(update={"serving_plainly": "no scheduler of ours"})),
+        sample(2.0, "auto", status(2, 5).model_copy(update={"steering": SteeringLevel.PLAINLY})),
         sample(3.0, "auto", status(0, 5)),
         sample(4.0, "off", status(2, 5)),
         StatusSample(time_s=5.0, mode="auto", error="away"),

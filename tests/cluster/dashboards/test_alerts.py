@@ -37,6 +37,7 @@ LEASES: Final = f"ray_nightjar_open_leases{{{GROUP}}}"
 FROZEN: Final = f"ray_nightjar_restarts_frozen{{{GROUP}}}"
 DORMANT: Final = f'ray_nightjar_drafter_state{{{REPLICA}, state="dormant"}}'
 OFFLOADED: Final = f'ray_nightjar_drafter_state{{{REPLICA}, state="offloaded"}}'
+OBSERVING: Final = f'ray_nightjar_steering{{{REPLICA}, level="observing"}}'
 KV_USE: Final = f"ray_vllm_kv_cache_usage_perc{{{VLLM}}}"
 WAITING: Final = f"ray_vllm_num_requests_waiting{{{VLLM}}}"
 
@@ -72,6 +73,8 @@ SCENARIOS: Final = (
     Scenario("both go on", "NightjarReplicaSilent", {INFO: "1x60", RUNNING: "1x60"}, 30, fires=False),
     Scenario("both are gone", "NightjarReplicaSilent", {INFO: "1x10 stale", RUNNING: "1x10 stale"}, 30, fires=False),
     Scenario("served plainly", "NightjarServedPlainly", {f"ray_nightjar_served_plainly{{{REPLICA}}}": "1x20"}, 10),
+    Scenario("started in shadow long ago", "NightjarOnlyObserving", {OBSERVING: "1x1600"}, 1500),
+    Scenario("started in shadow today", "NightjarOnlyObserving", {OBSERVING: "1x1600"}, 1200, fires=False),
     Scenario("leases in use", "NightjarRestartBudgetExhausted", {WISHES: "3x40", LEASES: "1x40", FROZEN: "0x40"}, 30),
     Scenario("wishes that do not pay", "NightjarRestartBudgetExhausted", {WISHES: "3x40", LEASES: "0x40"}, 30, fires=False),
     Scenario("frozen", "NightjarRestartBudgetExhausted", {WISHES: "3x40", LEASES: "1x40", FROZEN: "1x40"}, 30, fires=False),

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nightjar.cluster.http_client import ROUTE_PREFIX
 from nightjar.cluster.policy_api import PolicyUnreachableError, create_policy_api
-from nightjar.policy.records import DrafterCounters, DrafterState, StepTotals
+from nightjar.policy.records import DrafterCounters, DrafterState, SteeringLevel, StepTotals
 from nightjar.policy.status import (
     CellStatus,
     FleetStatus,
@@ -126,7 +126,12 @@ def learned_fleet() -> FleetStatus:
     asleep = asleep_replica(second, "ghi", lag_tokens=840, reason="waits for a lease")
     reloading = asleep_replica(second, "jkl", lag_tokens=2310, reason="holds a lease to restart")
     plain = second.model_copy(
-        update={"replica_id": "smollm2#LLM#mno", "report_age_s": 0.2, "serving_plainly": "suffix decoding asserts K"}
+        update={
+            "replica_id": "smollm2#LLM#mno",
+            "report_age_s": 0.2,
+            "steering": SteeringLevel.PLAINLY,
+            "steering_reason": "suffix decoding asserts K",
+        }
     )
     restarts = RestartsStatus(
         open_leases=(OpenLeaseStatus(replica_id=reloading.replica_id, reload=True, seconds_left=21.5),),

@@ -1,0 +1,49 @@
+"""How much of an engine is steered, in one word with its reason: for the start log, `nightjar check`, every report and the metrics.
+
+An engine that is steered less than its operator thinks is no error to anybody: it serves, as plain vLLM would. So the word is said
+wherever somebody looks. What the arguments promise may turn out less once the engine runs: a hook that failed, or a KV cache that a
+sleeping drafter cannot follow.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from nightjar.deployments.drafter_kinds import kind_of
+from nightjar.deployments.engine.arguments import EngineArguments
+from nightjar.policy.records import DrafterState, EngineSnapshot, SteeringLevel
+
+ONLY_OBSERVING: Final = "this engine started in shadow and can only observe: leaving shadow needs a new start"
+
+
+class Steered(NamedTuple):
+    """A level, and why it is not the highest (empty: it is)."""
+
+    level: SteeringLevel
+    reason: str = ""
+
+
+FULLY: Final = Steered(SteeringLevel.FULLY)
+
+
+def level_at_start(arguments: EngineArguments) -> Steered:
+    """What the arguments promise."""
+    if arguments.serving_plainly:
+        return Steered(SteeringLevel.PLAINLY, arguments.serving_plainly)
+    if arguments.only_observing:
+        return Steered(SteeringLevel.OBSERVING, ONLY_OBSERVING)
+    if arguments.why_never_asleep:
+        return Steered(SteeringLevel.WITHOUT_SLEEPING, arguments.why_never_asleep)
+    return FULLY
+
+
+def level_now(at_start: Steered, drafter_kind: str, snapshot: EngineSnapshot) -> Steered:
+    """What is left of that in the running engine."""
+    if at_start.level is SteeringLevel.PLAINLY:
+        return at_start
+    if snapshot.fault:
+        return Steered(SteeringLevel.PLAINLY, f"the engine runs its own K since an error in the hooks: {snapshot.fault}")
+    stays = kind_of(drafter_kind).can_sleep and snapshot.drafter_state is DrafterState.IN_SYNC
+    if at_start.level is SteeringLevel.FULLY and stays:
+        return Steered(SteeringLevel.WITHOUT_SLEEPING, snapshot.drafter.reason)
+    return at_start
