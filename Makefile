@@ -14,7 +14,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-fast test-pure test-all test-long test-ids mutants contract lint format docs bench-step bench-policy bench-scale bench-model bench-engine bench-live chart monitoring page clean
+.PHONY: help install models demo test test-fast test-pure test-all test-long test-gpu-paths test-ids mutants contract lint format docs bench-step bench-policy bench-scale bench-model bench-engine bench-live chart monitoring page clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -44,12 +44,15 @@ test: $(INSTALLED) test-fast ## everything within 25 minutes: fast tests, Ray cl
 	$(BIN)/nightjar models build
 	$(QUIET) $(BIN)/pytest $(SLOW) -m '(engine or ray or command or package) and not long'
 
-test-all: $(INSTALLED) test test-long ## before a release, with nothing beside it: make test, test-long, and test-pure on other Pythons; hours
+test-all: $(INSTALLED) test test-gpu-paths test-long ## before a release, with nothing beside it: make test, test-gpu-paths, test-long, and test-pure on other Pythons; hours
 	$(MAKE) --no-print-directory test-pure PYTHON=python3.12
 	$(MAKE) --no-print-directory test-pure PYTHON=python3.13
 
 test-long: $(INSTALLED) ## the README's long commands, whole
-	$(QUIET) $(BIN)/pytest -n 0 -m long
+	$(QUIET) $(BIN)/pytest -n 0 -m long --ignore=tests/gpu_paths
+
+test-gpu-paths: $(INSTALLED) ## every steered drafter on vLLM's GPU code paths, run on a CPU: runner x scheduling x drafter, as a table
+	$(QUIET) $(BIN)/pytest -n 2 --dist load --maxschedchunk 1 tests/gpu_paths $(ARGS)
 
 test-ids: $(INSTALLED) ## what .ci/run and make test-all run of all tests; ARGS="--before COMMIT" names tests that are gone
 	$(BIN)/python -m tests.collected $(ARGS)

@@ -16,6 +16,7 @@ LONGEST_FIRST: Final = (
     "tests/test_readme.py",
     "tests/engine/test_dormant_engine.py",
     "tests/deployments/test_serving.py",
+    "tests/gpu_paths/test_gpu_paths.py",
     "tests/deployments/test_serving_killed_engine.py",
     "tests/deployments/test_by_hand.py",
     "tests/deployments/test_serving_restarts.py",

@@ -33,6 +33,7 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/deployments/configuration/test_known_names.py::test_field_names_are_rays": "ray",
     "tests/deployments/configuration/test_known_names.py::test_speculative_methods_are_vllms": "vllm",
     "tests/deployments/configuration/test_shipped_configs.py::test_a_shipped_file_is_what_serve_takes": "ray",
+    "tests/deployments/rig/test_tiny_models.py": "torch",
     "tests/deployments/test_app.py": "ray",
     "tests/deployments/test_by_hand.py": "ray",
     "tests/deployments/test_drafter_kinds.py::test_every_method_of_the_installed_vllm_is_in_the_table_or_an_alias_of_mtp": "vllm",
@@ -68,6 +69,7 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/engine/test_worker.py": "vllm",
     "tests/fleet/test_learning.py": "ray",
     "tests/fleet/test_restarts.py": "ray",
+    "tests/gpu_paths/test_gpu_paths.py": "vllm",
 }
 """By file, or by test of a file: the module that it needs, or a program that may or may not be there."""
 

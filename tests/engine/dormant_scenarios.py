@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from nightjar.deployments.proof.driven_engine import EngineRequest
 from nightjar.policy.records import DrafterState, EngineCommand, Lease, OffloadRules
-from tests.engine.requests import TestRequest, crowded_batch, greedy_batch, mixed_batch, shared_prefix_batch
+from tests.engine.requests import crowded_batch, greedy_batch, mixed_batch, shared_prefix_batch
 from tests.engine.step_record import StepRecorder
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class LendingEngine:
 
     def run(
         self,
-        requests: list[TestRequest],
+        requests: list[EngineRequest],
         script: Callable[[int], None],
         watch: Callable[[Any], Any] = drafter_forwards,
         **options: Any,
@@ -158,7 +159,7 @@ def _read_prefixes(engine: LendingEngine) -> dict[str, Any]:
     def script(step: int) -> None:
         lags.append(engine.drafting.lag(engine.scheduler.running)[0])
 
-    engine.process.steer("pin=4", micro=0)
+    engine.process.steer("pin=4", micro_restart_tokens=0)
     outputs = engine.process.run(shared_prefix_batch(), script)
     engine.check()
     return {"outputs": outputs, "longest_lag": max(lags), "fault": engine.scheduler.nightjar.fault}

@@ -7,7 +7,6 @@ Tests start it as a process of its own, because libiomp5.so must be preloaded an
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import sys
@@ -18,23 +17,15 @@ from typing import Any, Final
 from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
 from nightjar.deployments.engine.offload_config import OffloadConfig
 from nightjar.deployments.models import build_models, models_folder
-from nightjar.policy.records import (
-    EngineCommand,
-    EngineSnapshot,
-    ExplorationSegment,
-    Mode,
-    Settings,
-    SettingsVersion,
-    Table,
-    TableRow,
-)
-from tests.engine.requests import TestRequest, crowded_batch, greedy_batch, mixed_batch, shared_prefix_batch
+from nightjar.deployments.proof.driven_engine import EngineRequest
+from nightjar.deployments.proof.stepped_engine import SteppedEngine
+from nightjar.policy.records import EngineCommand, EngineSnapshot, ExplorationSegment, Mode, Settings, SettingsVersion
+from tests.engine.requests import crowded_batch, greedy_batch, mixed_batch, shared_prefix_batch
 
 MAX_NUM_SPECULATIVE_TOKENS: Final = 4
 MAX_NUM_SEQS: Final = 32
 TOGGLED: Final = ("off", "pin=4", "pin=1", "auto", "pin=2", "off", "pin=3")
 TOGGLE_EVERY_STEPS: Final = 3
-UNLIMITED: Final = 1 << 40
 TARGET: Final = "smollm2-135m"
 DRAFT: Final = "smollm2-135m-noise08"
 LENDING_KV_BYTES: Final = 160 << 20
@@ -43,14 +34,12 @@ TABLE: Final = ((1, 4, 4), (5, 12, 2), (13, 24, 0))
 SEGMENT_CLEAN_STEPS: Final = 2
 
 
-class EngineProcess:
-    """An engine stepped by hand: scheduler in this process, its only worker too. `options` are vLLM's own."""
+class EngineProcess(SteppedEngine):
+    """An engine stepped by hand with the usual models. `options` are vLLM's own."""
 
     def __init__(
         self, models: Path, *, steered: bool, lends: bool = False, target: str = TARGET, draft: str = DRAFT, **options: Any
     ) -> None:
-        from vllm import LLM
-
         options = {"max_model_len": 1024, "enable_prefix_caching": steered} | options
         if lends:
             ranks = options.get("tensor_parallel_size", 1)
@@ -68,69 +57,26 @@ class EngineProcess:
                 "scheduler_cls": "nightjar.deployments.engine.scheduler.SteeredScheduler",
                 "worker_cls": "nightjar.deployments.engine.cpu_worker.SteeredCPUWorker",
             }
-        llm = LLM(
-            model=str(models / target),
-            dtype="float32",
-            max_num_seqs=MAX_NUM_SEQS,
-            max_num_batched_tokens=512,
-            enforce_eager=True,
-            disable_log_stats=False,
-            max_logprobs=20,
-            **options,
+        super().__init__(
+            {
+                "model": str(models / target),
+                "dtype": "float32",
+                "max_num_seqs": MAX_NUM_SEQS,
+                "max_num_batched_tokens": 512,
+                "enforce_eager": True,
+                "disable_log_stats": False,
+                "max_logprobs": 20,
+                **options,
+            }
         )
-        self.engine = llm.llm_engine
-        self.core = self.engine.engine_core.engine_core
-        self.scheduler = self.core.scheduler
-        self._sequence = itertools.count(1)
-
-    def run(
-        self, requests: Sequence[TestRequest], before_step: Callable[[int], None] = lambda step: None, **overrides: Any
-    ) -> dict[str, Any]:
-        """Generate all `requests` together; `before_step` gets the number of the step about to run, from 0."""
-        for request in requests:
-            self.add(request, **overrides)
-        outputs: dict[str, Any] = {}
-        for step in itertools.count():
-            if not self.engine.has_unfinished_requests():
-                return outputs
-            before_step(step)
-            for output in self.engine.step():
-                if output.finished:
-                    outputs[output.request_id] = _plain(output)
-        raise AssertionError("unreachable")
-
-    def add(self, request: TestRequest, **overrides: Any) -> None:
-        from vllm import SamplingParams
-        from vllm.sampling_params import StructuredOutputsParams
-
-        schema = StructuredOutputsParams(json=request.json_schema) if request.json_schema else None
-        options = request.options | (overrides if request.is_greedy else {})
-        self.engine.add_request(request.request_id, request.prompt, SamplingParams(**options, structured_outputs=schema))
-
-    def exchange(self, command: EngineCommand) -> EngineSnapshot:
-        return EngineSnapshot.from_wire(self.core.nightjar_exchange(command.to_wire()))
 
     def exchange_plain(self) -> dict[str, Any]:
         """The engine's snapshot as plain data."""
         return self.exchange(EngineCommand()).model_dump(mode="json")
 
-    def settings(
-        self, mode: str, *, segments: tuple[ExplorationSegment, ...] = (), micro: int = UNLIMITED, **options: Any
-    ) -> Settings:
-        rows = tuple(TableRow(first_batch_size=f, last_batch_size=b, num_speculative_tokens=k) for f, b, k in TABLE)
-        return Settings(
-            version=SettingsVersion(incarnation=1, sequence=next(self._sequence)),
-            mode=Mode.parse(mode),
-            plan=Table(rows=rows, segments=segments),
-            allowed_num_speculative_tokens=tuple(range(MAX_NUM_SPECULATIVE_TOKENS + 1)),
-            micro_restart_tokens=micro,
-            **options,
-        )
-
-    def steer(self, mode: str, **options: Any) -> EngineSnapshot:
-        snapshot = self.exchange(EngineCommand(settings=self.settings(mode, **options)))
-        assert not snapshot.refused, snapshot.refused
-        return snapshot
+    def settings(self, mode: str, table: Sequence[tuple[int, int, int]] | None = TABLE, **options: Any) -> Settings:
+        """As SteppedEngine's, with TABLE where nobody says."""
+        return super().settings(mode, table, **options)
 
     def toggle(self, step: int) -> None:
         if step % TOGGLE_EVERY_STEPS == 0:
@@ -140,13 +86,6 @@ class EngineProcess:
         """The answer of each rank's worker."""
         answers: list[Any] = self.core.model_executor.collective_rpc(question)
         return answers
-
-    def shutdown(self) -> None:
-        """End workers in processes of their own."""
-        self.engine.engine_core.shutdown()
-
-    def blocks_in_use(self) -> int:
-        return sum(block.ref_cnt > 0 and not block.is_null for block in self.scheduler.kv_cache_manager.block_pool.blocks)
 
 
 class SpecDecodingObserver:
@@ -238,7 +177,7 @@ def _table_with_a_segment(engine: EngineProcess, result: dict[str, Any]) -> dict
 
 def _abort(engine: EngineProcess) -> dict[str, int]:
     before = engine.blocks_in_use()
-    request = TestRequest("aborted", greedy_batch()[0].prompt, {"temperature": 0.0, "max_tokens": 500, "ignore_eos": True})
+    request = EngineRequest("aborted", greedy_batch()[0].prompt, {"temperature": 0.0, "max_tokens": 500, "ignore_eos": True})
     engine.steer("pin=4")
     engine.add(request)
     for _ in range(4):
@@ -270,19 +209,6 @@ def _exchange_with_a_foreign_scheduler(engine: EngineProcess) -> str:
     import nightjar.deployments.engine.scheduler  # noqa: F401 - its import adds the method
 
     return engine.exchange(EngineCommand()).refused
-
-
-def _plain(output: Any) -> dict[str, Any]:
-    (completion,) = output.outputs
-    logprobs = [{str(token): entry.logprob for token, entry in position.items()} for position in completion.logprobs or ()]
-    return {
-        "token_ids": list(completion.token_ids),
-        "text": completion.text,
-        "finish_reason": completion.finish_reason,
-        "logprobs": logprobs,
-        "prompt_tokens": len(output.prompt_token_ids),
-        "cached_tokens": output.num_cached_tokens,
-    }
 
 
 if __name__ == "__main__":

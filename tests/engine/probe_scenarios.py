@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from nightjar.deployments.proof.driven_engine import EngineRequest
 from nightjar.policy.drafter_life import FIRST_HOLD_S
-from tests.engine.requests import TestRequest, greedy_batch
+from tests.engine.requests import greedy_batch
 
 BATCH: Final = greedy_batch()
 HELD_BATCH: Final = BATCH[:1]
@@ -48,7 +49,7 @@ class ProbedEngine:
         self.now_s = 0.0
         self.process.scheduler.nightjar.clock = lambda: self.now_s
 
-    def run(self, first_mode: str, requests: Sequence[TestRequest] = BATCH) -> dict[str, Any]:
+    def run(self, first_mode: str, requests: Sequence[EngineRequest] = BATCH) -> dict[str, Any]:
         """A batch that begins under `first_mode` and goes on with drafts wanted; what was seen before each step and at the end."""
         engine = self.process
         loop = engine.scheduler.nightjar

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
+
+from nightjar.deployments.proof.driven_engine import EngineRequest
 
 _SUBJECTS: Final = ("sea", "dog", "winter", "trains", "bees", "coffee", "moon", "chess", "volcanoes", "bread", "rain", "robots")
 _TASKS: Final = ("Tell a short story about {}.", "List five facts about {}.")
@@ -17,23 +18,7 @@ _FILLER: Final = "The road home was long and dark, but they went on until they s
 _SHARED_PREFIX: Final = "You are a careful assistant. Read all of this before you answer. " * 24
 
 
-@dataclass(frozen=True, slots=True)
-class TestRequest:
-    """One request of a batch: `options` are keyword arguments of vLLM's SamplingParams."""
-
-    __test__ = False
-
-    request_id: str
-    prompt: str
-    options: dict[str, Any]
-    json_schema: dict[str, Any] | None = None
-
-    @property
-    def is_greedy(self) -> bool:
-        return bool(self.options["temperature"] == 0.0)
-
-
-def mixed_batch() -> list[TestRequest]:
+def mixed_batch() -> list[EngineRequest]:
     """24 requests: 8 sampled with seeds, 16 greedy, of which 2 want JSON, 2 stop at a string and 3 want logprobs.
 
     The sampled ones run longest, to their full length: a scenario that begins late in the batch finds rows to work on.
@@ -50,30 +35,32 @@ def mixed_batch() -> list[TestRequest]:
             options |= {"stop": [".", "\n"]}
         elif index in {6, 15, 18}:
             options |= {"logprobs": 3}
-        requests.append(TestRequest(f"mixed-{index}", _chat(_TASKS[index % 2].format(_SUBJECTS[index // 2])), options, schema))
+        requests.append(EngineRequest(f"mixed-{index}", _chat(_TASKS[index % 2].format(_SUBJECTS[index // 2])), options, schema))
     return requests
 
 
-def greedy_batch() -> list[TestRequest]:
+def greedy_batch() -> list[EngineRequest]:
     """8 greedy requests of different lengths."""
     return [
-        TestRequest(f"greedy-{index}", _chat(f"Describe {subject} to a child."), {"temperature": 0.0, "max_tokens": 20 + 4 * index})
+        EngineRequest(
+            f"greedy-{index}", _chat(f"Describe {subject} to a child."), {"temperature": 0.0, "max_tokens": 20 + 4 * index}
+        )
         for index, subject in enumerate(_SUBJECTS[:8])
     ]
 
 
-def shared_prefix_batch() -> list[TestRequest]:
+def shared_prefix_batch() -> list[EngineRequest]:
     """6 greedy requests whose first few hundred tokens are the same."""
     return [
-        TestRequest(f"prefix-{index}", _chat(f"{_SHARED_PREFIX} Now describe {subject}."), {"temperature": 0.0, "max_tokens": 24})
+        EngineRequest(f"prefix-{index}", _chat(f"{_SHARED_PREFIX} Now describe {subject}."), {"temperature": 0.0, "max_tokens": 24})
         for index, subject in enumerate(_SUBJECTS[:6])
     ]
 
 
-def crowded_batch() -> list[TestRequest]:
+def crowded_batch() -> list[EngineRequest]:
     """14 greedy requests that end a KV block of 128 tokens with their prompts nearly, and cross into the next while they decode."""
     return [
-        TestRequest(
+        EngineRequest(
             f"crowded-{index}",
             _chat(f"{_FILLER * 5}Now describe {subject} in the voice of a {teller}."),
             {"temperature": 0.0, "max_tokens": 32 + 4 * (index % 3), "ignore_eos": True},

@@ -1,0 +1,118 @@
+"""Which engines there are to prove: model runner x scheduling x drafter, as a GPU would start each of them.
+
+An engine gets its arguments from the same code as in production (engine/arguments.py), with facts as a GPU has them. Two things are
+the rig's: the worker is the CPU's, and no graphs are captured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from nightjar.deployments.drafter_kinds import KINDS, SEPARATE_DRAFT_MODEL, kind_of
+from nightjar.deployments.engine.arguments import CPU_WORKER, GPU_WORKER, EngineArguments, resolve_facts, steered_engine_kwargs
+from nightjar.deployments.proof.scenarios import ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS
+from nightjar.deployments.rig.environment import Runner
+from nightjar.deployments.rig.model_names import DRAFT, MIMO, TARGET
+
+PLAIN: Final = "none"
+Scheduling = Literal["sync", "async"]
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """One engine. `drafter` is vLLM's `speculative_config.method`, or PLAIN."""
+
+    runner: Runner
+    scheduling: Scheduling
+    drafter: str
+    ranks: int = 1
+    """Tensor-parallel size; with more than one, the core and every rank have processes of their own."""
+
+    @property
+    def name(self) -> str:
+        """For example `v2-async-eagle`, `v2-async-eagle-tp2`."""
+        return f"v{self.runner}-{self.scheduling}-{self.drafter}" + (f"-tp{self.ranks}" if self.ranks > 1 else "")
+
+    @classmethod
+    def named(cls, name: str) -> Combination:
+        """The inverse of `name`. Raises ValueError."""
+        for combination in (*STEERED, *SERVED_PLAINLY, REFERENCE):
+            if combination.name == name:
+                return combination
+        raise ValueError(f"no combination {name!r}")
+
+    @property
+    def forwards_at_zero(self) -> int | None:
+        """What K = 0 costs: forwards of the drafter's model in such a step; None where it has no model."""
+        kind = kind_of(self.drafter)
+        if kind.model == "none":
+            return None
+        return 1 if kind.is_kept_in_sync else 0
+
+    def forwards(self, num_speculative_tokens: int) -> int | None:
+        """Forwards that a step of this K needs; None where the drafter has no model."""
+        at_zero = self.forwards_at_zero
+        return at_zero if at_zero is None else num_speculative_tokens or at_zero
+
+
+REFERENCE: Final = Combination(1, "sync", PLAIN)
+"""Plain decoding, whose texts all others must repeat."""
+
+
+def _all() -> list[Combination]:
+    schedulings: tuple[Scheduling, ...] = ("sync", "async")
+    runners: tuple[Runner, ...] = (1, 2)
+    alone = [
+        Combination(runner, scheduling, kind.method)
+        for runner in runners
+        for scheduling in schedulings
+        for kind in KINDS.values()
+        if kind.obeys_k and (scheduling == "sync" or kind.runs_asynchronously)
+    ]
+    return [*alone, Combination(1, "async", SEPARATE_DRAFT_MODEL, ranks=2), Combination(2, "async", "eagle", ranks=2)]
+
+
+STEERED: Final = tuple(each for each in _all() if each.runner == 1 or kind_of(each.drafter).obeys_k_on_v2)
+SERVED_PLAINLY: Final = tuple(each for each in _all() if each not in STEERED)
+"""Of drafters that obey K elsewhere."""
+
+
+def engine_arguments(combination: Combination, models: Path) -> EngineArguments:
+    """What production would start this engine with. Needs the rig's environment, and builds vLLM's configuration."""
+    from vllm import EngineArgs
+
+    user = user_arguments(combination, models)
+    config = EngineArgs(**user).create_engine_config()
+    facts = replace(resolve_facts(config, on_cpu=False), captures_graphs=False)
+    arguments = steered_engine_kwargs(user, facts)
+    kwargs = dict(arguments.kwargs)
+    if kwargs.get("worker_cls") == GPU_WORKER or (combination.runner == 1 and not arguments.serving_plainly):
+        kwargs["worker_cls"] = CPU_WORKER  # for drafters that never sleep as well: it mends runner V1's sampler on a CPU
+    return replace(arguments, kwargs=kwargs)
+
+
+def user_arguments(combination: Combination, models: Path) -> dict[str, Any]:
+    """What a user would write for this engine."""
+    arguments: dict[str, Any] = {
+        "model": str(models / (MIMO if combination.drafter == "mtp" else TARGET)),
+        "dtype": "float32",
+        "enforce_eager": True,
+        "disable_log_stats": False,
+        "async_scheduling": combination.scheduling == "async",
+        "tensor_parallel_size": combination.ranks,
+        "seed": 0,
+        **ENGINE_OPTIONS,
+    }
+    if combination.drafter != PLAIN:
+        arguments["speculative_config"] = _speculative(combination.drafter, models)
+    return arguments
+
+
+def _speculative(drafter: str, models: Path) -> dict[str, Any]:
+    config: dict[str, Any] = {"method": drafter, "num_speculative_tokens": MAX_NUM_SPECULATIVE_TOKENS}
+    kind = kind_of(drafter)
+    if drafter.startswith("ngram"):
+        return config | {"prompt_lookup_max": 3, "prompt_lookup_min": 1}
+    return config if kind.model == "optional" else config | {"model": str(models / (DRAFT if kind.can_sleep else drafter))}

@@ -1,0 +1,76 @@
+"""Runs one engine through all scenarios and writes what happened as JSON.
+
+`python -m nightjar.deployments.proof.engine_process COMBINATION MODELS OUTPUT`, in the rig's environment. A process of its own,
+because an engine leaves global state behind and the rig must be in place before vLLM is imported. A scenario that raises is noted,
+and the next ones run; an engine that does not start ends the process with vLLM's error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nightjar.deployments.proof.combinations import PLAIN, Combination, engine_arguments
+from nightjar.deployments.proof.driven_engine import DrivenEngine
+from nightjar.deployments.proof.scenarios import abort, run_scenario, scenarios
+from nightjar.deployments.proof.spread_engine import SpreadEngine
+from nightjar.deployments.proof.stepped_engine import SteppedEngine
+from nightjar.deployments.rig.model_names import ADAPTER
+from nightjar.deployments.rig.tiny_models import build_tiny_models
+from nightjar.policy.records import EngineCommand
+
+
+def run(combination: Combination, models: Path) -> dict[str, Any]:
+    """All scenarios on one engine, as plain data."""
+    build_tiny_models(models)
+    arguments = engine_arguments(combination, models)
+    steered = combination.drafter != PLAIN
+    result: dict[str, Any] = {"serving_plainly": arguments.serving_plainly, "scenarios": {}}
+    if steered and arguments.serving_plainly:
+        return result
+    engine = _start(combination, arguments.kwargs, steered=steered)
+    result["async_scheduling"] = bool(engine.vllm_config.scheduler_config.async_scheduling)
+    result["runner_is_v2"] = bool(engine.vllm_config.use_v2_model_runner)
+    for scenario in scenarios(models / ADAPTER):
+        part: dict[str, Any] = {"greedy": [request.request_id for request in scenario.requests if request.is_greedy]}
+        try:
+            ran = run_scenario(engine, scenario, steered=steered)
+        except Exception:  # noqa: BLE001 - it is told, and the other scenarios run
+            part["error"] = traceback.format_exc()[-4000:]
+        else:
+            part |= {"answers": ran.answers, "missed": scenario.missed(ran)}
+            part["ranks"] = [[asdict(step) for step in steps] for steps in ran.ranks]
+        result["scenarios"][scenario.name] = part
+    if steered:
+        result["aborted"] = abort(engine)
+        result["fault"] = engine.exchange(EngineCommand()).fault
+    engine.shutdown()
+    return result
+
+
+def _start(combination: Combination, arguments: dict[str, Any], *, steered: bool) -> DrivenEngine:
+    if combination.ranks > 1:
+        return SpreadEngine(arguments)
+    engine = SteppedEngine(arguments)
+    if steered:
+        engine.record_steps()
+    return engine
+
+
+def main(arguments: Sequence[str]) -> None:
+    """See the module."""
+    name, models, output = arguments
+    result = run(Combination.named(name), Path(models))
+    Path(output).write_text(json.dumps(result))
+    sys.stdout.flush()
+    os._exit(0)  # an engine's threads may outlive it
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,83 @@
+"""What an engine's worker did in each step: the K that it was ordered to draft, and how often the drafter's model really ran.
+
+Looks at the worker, not at the scheduler, whose word is what is to be proved. Wraps two methods of the model runner and counts the
+forwards of the drafter's module with a hook of torch's; a CUDA graph that is replayed runs no module and is not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from nightjar.deployments.engine.draft_work import WORK_ATTRIBUTE
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutedStep:
+    """One step as the worker saw it."""
+
+    pinned: int | None
+    """K as the settings in force have it; None where nobody knows which were."""
+    num_speculative_tokens: int
+    """K as the scheduler ordered it: drafts to propose for each row."""
+    forwards: int
+    """Of the drafter's model; 0 where the drafter has none."""
+    verified: dict[str, int]
+    """Draft tokens of each request that the target verified; requests without any are left out."""
+    drafter_state: str
+    """Of a drafter that can sleep, as the step was scheduled (policy.records.DrafterState); empty of any other."""
+    catches_up: bool
+    """Whether the drafter also read again what it had missed."""
+
+
+class ExecutedSteps:
+    """Records every step of a worker's model runner from now on in `steps`.
+
+    Who changes the engine's settings before each step also sets `pinned`; `drafter_state` says where the drafter is.
+    """
+
+    def __init__(self, runner: Any, drafter_state: Callable[[], str] = lambda: "") -> None:
+        self.steps: list[ExecutedStep] = []
+        self.pinned: int | None = None
+        self._drafter_state = drafter_state
+        self._forwards = 0
+        self._output: Any = None
+        drafter = getattr(runner, "speculator", None) or getattr(runner, "drafter", None)  # runner V2's name and V1's
+        model = getattr(drafter, "model", None)
+        self.has_model = model is not None
+        if model is not None:
+            model.register_forward_pre_hook(self._count_forward)
+        self._execute, self._sample = runner.execute_model, runner.sample_tokens
+        runner.execute_model, runner.sample_tokens = self._execute_model, self._sample_tokens
+
+    def _execute_model(self, scheduler_output: Any, *arguments: Any, **options: Any) -> Any:
+        self._output = scheduler_output
+        self._forwards = 0
+        result = self._execute(scheduler_output, *arguments, **options)
+        if result is not None and scheduler_output.total_num_scheduled_tokens:
+            self._note()
+        return result
+
+    def _sample_tokens(self, *arguments: Any, **options: Any) -> Any:
+        result = self._sample(*arguments, **options)
+        if self._output is not None and self._output.total_num_scheduled_tokens:
+            self._note()
+        return result
+
+    def _note(self) -> None:
+        output, self._output = self._output, None
+        self.steps.append(
+            ExecutedStep(
+                pinned=self.pinned,
+                num_speculative_tokens=output.num_spec_tokens_to_schedule,
+                forwards=self._forwards,
+                verified={name: len(drafts) for name, drafts in output.scheduled_spec_decode_tokens.items() if drafts},
+                drafter_state=self._drafter_state(),
+                catches_up=bool(getattr(getattr(output, WORK_ATTRIBUTE, None), "recompute", ())),
+            )
+        )
+
+    def _count_forward(self, module: Any, arguments: Any) -> None:
+        del module, arguments
+        self._forwards += 1

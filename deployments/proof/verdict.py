@@ -1,0 +1,116 @@
+"""What an engine's run proves: texts equal to plain decoding's, K obeyed, and what a step at K = 0 costs.
+
+Pure functions of what engine_process.py wrote. An answer may differ from plain decoding only where two tokens were nearly as likely
+(`margin` in logprobs; exact where plain logprobs are not known): batches of other shapes round otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from nightjar.deployments.proof.combinations import Combination
+from nightjar.deployments.proof.scenarios import CAPPED_SCENARIO, MAX_NUM_SPECULATIVE_TOKENS
+from nightjar.policy.records import DrafterState
+
+NEAR_TIE: Final = 1e-4
+SAME_LOGPROB: Final = 1e-3
+ACTIVE: Final = DrafterState.ACTIVE.value
+
+Outcome = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Verdict:
+    """Of one combination. Each list names what is wrong, and is empty where all is well."""
+
+    combination: Combination
+    served_plainly: str
+    """Why the engine is not steered at all; then nothing else is judged."""
+    texts: list[str] = field(default_factory=list)
+    lengths: list[str] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+    """Scenarios that failed, or did not meet what they are for."""
+    forwards: dict[int, list[int]] = field(default_factory=dict)
+    """For each K, the counts of forwards of the drafter's model that were seen in its steps, but for those that also caught up."""
+    steps: int = 0
+    compared: int = 0
+    """Answers that were held against plain decoding's."""
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether nothing is wrong."""
+        return not (self.texts or self.lengths or self.missed)
+
+
+def judge(combination: Combination, outcome: Outcome, reference: Outcome) -> Verdict:
+    """Hold one engine's run against that of plain decoding."""
+    plain = str(outcome["serving_plainly"])
+    if plain:
+        return Verdict(combination, plain)
+    found = Verdict(combination, "")
+    found.missed += [f"{what}: {outcome[what]}" for what in ("aborted", "fault") if outcome[what]]
+    for name, part in outcome["scenarios"].items():
+        if "error" in part:
+            found.missed.append(f"{name}: {part['error'].strip().splitlines()[-1]}")
+            continue
+        if part["missed"]:
+            found.missed.append(f"{name}: {part['missed']}")
+        _judge_texts(found, name, part, reference["scenarios"][name]["answers"])
+        _judge_steps(found, name, part["ranks"])
+    unseen = set(range(MAX_NUM_SPECULATIVE_TOKENS + 1)) - found.forwards.keys()
+    found.lengths += [f"K = {length} was never ordered" for length in sorted(unseen)]
+    return found
+
+
+def _judge_texts(found: Verdict, name: str, part: Outcome, expected: Outcome) -> None:
+    for request_id in part["greedy"]:
+        found.compared += 1
+        if wrong := difference(expected[request_id], part["answers"][request_id]):
+            found.texts.append(f"{name}, {request_id}: {wrong}")
+
+
+def _judge_steps(found: Verdict, name: str, ranks: Sequence[Sequence[Outcome]]) -> None:
+    first_rank, *others = ranks
+    if any(rank != first_rank for rank in others):
+        found.lengths.append(f"{name}: the ranks' steps differ")
+    most_before = 0
+    for index, step in enumerate(first_rank):
+        if wrong := _disobeyed(found.combination, step, most_before, is_capped=name == CAPPED_SCENARIO):
+            found.lengths.append(f"{name}, step {index}: {wrong}")
+        most_before = step["num_speculative_tokens"]
+        if not step["catches_up"]:
+            found.forwards[most_before] = sorted({*found.forwards.get(most_before, ()), step["forwards"]})
+    found.steps += len(first_rank)
+
+
+def difference(expected: Mapping[str, Any], found: Mapping[str, Any], near_tie: float = NEAR_TIE) -> str:
+    """What is wrong with a greedy answer, or "": its first other token must be a near tie of the reference's logprobs."""
+    theirs, ours = expected["token_ids"], found["token_ids"]
+    for position, (their_token, our_token) in enumerate(zip(theirs, ours, strict=False)):
+        logprobs = expected["logprobs"][position] if expected["logprobs"] else {}
+        if their_token != our_token:
+            gap = logprobs.get(str(their_token), 0.0) - logprobs.get(str(our_token), float("-inf"))
+            return "" if abs(gap) < near_tie else f"token {position} is {our_token}, plain decoding's {their_token} (gap {gap:.3g})"
+        if found["logprobs"] and abs(logprobs[str(their_token)] - found["logprobs"][position][str(our_token)]) > SAME_LOGPROB:
+            return f"token {position} has another logprob than in plain decoding"
+    ends = [(len(answer["token_ids"]), answer["text"], answer["finish_reason"]) for answer in (expected, found)]
+    return "" if ends[0] == ends[1] else f"ends as {ends[1]}, plain decoding's as {ends[0]}"
+
+
+def _disobeyed(combination: Combination, step: Mapping[str, Any], most_before: int, *, is_capped: bool) -> str:
+    """Why a step did not run as it was told, or "". A drafter that is not active may still wait, or read what it missed.
+
+    `most_before` is the K of the step before, in which the drafts that this one verifies were made.
+    """
+    pinned, ordered, forwards = step["pinned"], step["num_speculative_tokens"], step["forwards"]
+    waits = step["drafter_state"] not in ("", ACTIVE) or step["catches_up"]
+    if pinned is not None and ordered != pinned and not (is_capped and ordered < pinned) and not (waits and ordered == 0):
+        return f"settings pinned K = {pinned}, the scheduler ordered {ordered}"
+    if (most := max(step["verified"].values(), default=0)) > most_before:
+        return f"{most} drafts of a request were verified after a step of K = {most_before}"
+    expected = combination.forwards(ordered)
+    if expected is not None and not step["catches_up"] and forwards != expected:
+        return f"K = {ordered} took {forwards} forwards of the drafter, expected {expected}"
+    return ""

@@ -1,0 +1,134 @@
+"""What is made of an engine's run: every way in which one can be wrong is found, and named."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from nightjar.deployments.proof.combinations import Combination
+from nightjar.deployments.proof.scenarios import CAPPED_SCENARIO
+from nightjar.deployments.proof.verdict import difference, judge
+
+EAGLE = Combination(2, "async", "eagle")
+DRAFT_MODEL = Combination(1, "async", "draft_model")
+PLAIN_TOKENS = [11, 12, 13, 14]
+LOGPROBS = [{str(token): -0.1, "99": -0.10001, "98": -3.0} for token in PLAIN_TOKENS]
+
+
+def answer(tokens: list[int], logprobs: list[dict[str, float]] | None = None, **other: Any) -> dict[str, Any]:
+    text = " ".join(map(str, tokens))
+    return {"token_ids": tokens, "text": text, "finish_reason": "length", "logprobs": logprobs or []} | other
+
+
+def step(pinned: int | None, ordered: int, forwards: int, **other: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = {"verified": {}, "drafter_state": "", "catches_up": False}
+    return {"pinned": pinned, "num_speculative_tokens": ordered, "forwards": forwards} | plain | other
+
+
+REFERENCE: dict[str, Any] = {"scenarios": {"changing K": {"answers": {"a": answer(PLAIN_TOKENS, LOGPROBS)}}}}
+RIGHT: dict[str, Any] = {
+    "serving_plainly": "",
+    "aborted": "",
+    "fault": "",
+    "scenarios": {
+        "changing K": {
+            "greedy": ["a"],
+            "answers": {"a": answer(PLAIN_TOKENS)},
+            "missed": "",
+            "ranks": [[step(3, 3, 3), step(0, 0, 1, verified={"a": 3}), step(1, 1, 1), step(2, 2, 2)]],
+        }
+    },
+}
+
+
+def changed(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """A run in which one thing is wrong; `change` gets its scenario."""
+    outcome = copy.deepcopy(RIGHT)
+    change(outcome["scenarios"]["changing K"])
+    return outcome
+
+
+def test_a_run_in_which_all_is_well_is_proved_and_says_what_each_k_cost() -> None:
+    verdict = judge(EAGLE, RIGHT, REFERENCE)
+    assert verdict.is_proved
+    assert verdict.forwards == {0: [1], 1: [1], 2: [2], 3: [3]}
+    assert (verdict.steps, verdict.compared) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (step(2, 3, 3), "settings pinned K = 2, the scheduler ordered 3"),
+        (step(2, 0, 1), "settings pinned K = 2, the scheduler ordered 0"),
+        (step(0, 0, 3), "K = 0 took 3 forwards of the drafter, expected 1"),
+        (step(2, 2, 2, verified={"a": 3}), "3 drafts of a request were verified after a step of K = 2"),
+    ],
+)
+def test_a_step_that_was_told_one_thing_and_did_another_is_named(wrong: dict[str, Any], words: str) -> None:
+    verdict = judge(EAGLE, changed(lambda part: part["ranks"][0].append(wrong)), REFERENCE)
+    assert verdict.lengths == [f"changing K, step 4: {words}"]
+    assert not verdict.is_proved
+
+
+def test_a_k_that_was_never_ordered_is_not_proved() -> None:
+    verdict = judge(EAGLE, changed(lambda part: part["ranks"][0].pop()), REFERENCE)
+    assert verdict.lengths == ["K = 2 was never ordered"]
+
+
+def test_ranks_that_did_not_do_the_same_are_found() -> None:
+    verdict = judge(EAGLE, changed(lambda part: part["ranks"].append(part["ranks"][0][:-1])), REFERENCE)
+    assert verdict.lengths == ["changing K: the ranks' steps differ"]
+
+
+def test_a_sleeping_drafter_may_wait_and_read_what_it_missed_and_do_nothing_else() -> None:
+    asleep = [step(3, 0, 0, drafter_state="dormant"), step(3, 3, 5, drafter_state="probing", catches_up=True), step(0, 0, 0)]
+    right = changed(lambda part: part.update(ranks=[[step(1, 1, 1), step(2, 2, 2), step(3, 3, 3), *asleep]]))
+    assert judge(DRAFT_MODEL, right, REFERENCE).is_proved
+    for wrong in (step(0, 0, 1, drafter_state="dormant"), step(3, 2, 2, drafter_state="dormant"), step(3, 0, 0)):
+        steps = [step(1, 1, 1), step(2, 2, 2), step(3, 3, 3), *asleep, wrong]
+        run = changed(lambda part, steps=steps: part.update(ranks=[steps]))  # type: ignore[misc]
+        assert len(judge(DRAFT_MODEL, run, REFERENCE).lengths) == 1
+
+
+def test_where_clients_cap_their_drafts_k_may_be_lower_than_pinned_and_not_higher() -> None:
+    lower = {"scenarios": {CAPPED_SCENARIO: RIGHT["scenarios"]["changing K"] | {"ranks": [[step(3, 1, 1)]]}}}
+    reference = {"scenarios": {CAPPED_SCENARIO: REFERENCE["scenarios"]["changing K"]}}
+    assert not any("pinned" in wrong for wrong in judge(EAGLE, RIGHT | lower, reference).lengths)
+    lower["scenarios"][CAPPED_SCENARIO]["ranks"] = [[step(1, 3, 3)]]
+    assert any("pinned" in wrong for wrong in judge(EAGLE, RIGHT | lower, reference).lengths)
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (answer(PLAIN_TOKENS), ""),
+        (answer([11, 99, 5, 6]), ""),
+        (answer([11, 98, 5, 6]), "token 1 is 98, plain decoding's 12 (gap 2.9)"),
+        (answer([11, 50, 5, 6]), "token 1 is 50, plain decoding's 12 (gap inf)"),
+        (answer(PLAIN_TOKENS[:-1]), "ends as"),
+        (answer(PLAIN_TOKENS, finish_reason="stop"), "ends as"),
+        (answer(PLAIN_TOKENS, [{str(token): -0.2} for token in PLAIN_TOKENS]), "token 0 has another logprob"),
+    ],
+)
+def test_an_answer_may_differ_from_plain_decodings_only_from_a_near_tie_on(found: dict[str, Any], words: str) -> None:
+    wrong = difference(answer(PLAIN_TOKENS, LOGPROBS), found)
+    assert wrong.startswith(words)
+    assert bool(wrong) is bool(words)
+
+
+def test_a_scenario_that_failed_or_did_not_meet_what_it_is_for_is_named() -> None:
+    failed = changed(lambda part: part.update(error="Traceback\nValueError: no\n"))
+    assert "changing K: ValueError: no" in judge(EAGLE, failed, REFERENCE).missed
+    for_nothing = changed(lambda part: part.update(missed="nothing was preempted"))
+    assert judge(EAGLE, for_nothing, REFERENCE).missed == ["changing K: nothing was preempted"]
+    for what in ("aborted", "fault"):
+        assert judge(EAGLE, RIGHT | {what: "wrong"}, REFERENCE).missed == [f"{what}: wrong"]
+
+
+def test_of_an_engine_that_is_served_plainly_only_the_reason_is_told() -> None:
+    verdict = judge(EAGLE, {"serving_plainly": "hooks moved", "scenarios": {}}, REFERENCE)
+    assert verdict.served_plainly == "hooks moved"
+    assert verdict.compared == 0

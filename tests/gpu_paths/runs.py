@@ -1,0 +1,95 @@
+"""Runs engines of the rig in processes of their own, each once a session, whichever worker of pytest needs it first."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from filelock import FileLock
+
+from nightjar.deployments.proof.combinations import REFERENCE, STEERED, Combination
+from nightjar.deployments.proof.verdict import Verdict, judge
+from nightjar.deployments.rig.environment import rig_environment
+
+TIMEOUT_S: Final = 900
+PAIRWISE: Final = (
+    "v1-sync-ngram",
+    "v1-async-draft_model",
+    "v1-async-eagle3",
+    "v2-sync-mtp",
+    "v2-async-eagle",
+)
+"""What `make test` runs: each drafter once, each runner with each scheduling."""
+HEADINGS: Final = (
+    "runner",
+    "scheduling",
+    "drafter",
+    "texts equal",
+    "K obeyed",
+    "forwards at K = 0",
+    "at K = 0, 1, 2, 3",
+    "steps",
+    "seconds",
+)
+
+
+class Rig:
+    """Engines that ran, by combination; `folder` is shared by all workers."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def verdict(self, combination: Combination) -> Verdict:
+        """Of an engine against plain decoding."""
+        return judge(combination, self.outcome(combination), self.outcome(REFERENCE))
+
+    def outcome(self, combination: Combination) -> dict[str, Any]:
+        """What an engine did; what it printed is shown where its process failed."""
+        output = self._folder / f"{combination.name}.json"
+        with FileLock(f"{output}.lock"):
+            if not output.exists():
+                self._run(combination, output)
+        outcome: dict[str, Any] = json.loads(output.read_text())
+        return outcome
+
+    def _run(self, combination: Combination, output: Path) -> None:
+        environment = os.environ | rig_environment(
+            self._folder / f"rig-{combination.name}",
+            runner=combination.runner,
+            asynchronous=combination.scheduling == "async",
+            in_one_process=combination.ranks == 1,
+        )
+        environment.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        command = [sys.executable, "-m", "nightjar.deployments.proof.engine_process", combination.name]
+        command += [str(self._folder / "models"), str(output)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        assert done.returncode == 0, f"{combination.name}:\n{done.stdout[-3000:]}{done.stderr[-6000:]}"
+
+
+def is_pairwise(combination: Combination) -> bool:
+    """Whether `make test` runs it."""
+    assert set(PAIRWISE) <= {each.name for each in STEERED}
+    return combination.name in PAIRWISE
+
+
+def row(verdict: Verdict, seconds: float) -> list[str]:
+    """A line of the table that `make test-gpu-paths` prints."""
+    combination = verdict.combination
+    by_length = verdict.forwards
+    at_zero = "/".join(map(str, by_length.get(0, ()))) or "no model"
+    every = ", ".join("/".join(map(str, by_length[length])) for length in sorted(by_length)) or "no model"
+    return [
+        f"V{combination.runner}",
+        combination.scheduling,
+        combination.drafter,
+        f"{verdict.compared - len(verdict.texts)} of {verdict.compared}",
+        f"{verdict.steps - len(verdict.lengths)} of {verdict.steps}",
+        at_zero,
+        every,
+        str(verdict.steps),
+        f"{seconds:.0f}",
+    ]

@@ -1,0 +1,44 @@
+"""Every drafter that we steer, on the code paths that a GPU takes (docs/gpu.md): real engines on the rig.
+
+`make test-gpu-paths` runs all and prints the table; `make test` runs a pairwise selection.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+pytest.importorskip("vllm")
+from nightjar.deployments.proof.combinations import SERVED_PLAINLY, STEERED, Combination
+from tests.gpu_paths.runs import Rig, is_pairwise, row
+
+pytestmark = pytest.mark.engine
+
+
+def each(combinations: tuple[Combination, ...]) -> list[object]:
+    return [
+        pytest.param(combination, id=combination.name, marks=() if is_pairwise(combination) else pytest.mark.long)
+        for combination in combinations
+    ]
+
+
+@pytest.mark.parametrize("combination", each(STEERED))
+def test_with_k_changing_in_every_step_texts_are_plain_decodings_and_each_k_is_obeyed(
+    rig: Rig, combination: Combination, record_property: Callable[[str, object], None]
+) -> None:
+    """INV-1 and INV-2, on each model runner, with each scheduling."""
+    began_s = time.monotonic()
+    verdict = rig.verdict(combination)
+    record_property("gpu_path", row(verdict, time.monotonic() - began_s))
+    assert verdict.served_plainly == ""
+    assert verdict.missed == []
+    assert verdict.texts == []
+    assert verdict.lengths == []
+    assert verdict.compared > 30
+
+
+@pytest.mark.parametrize("combination", each(SERVED_PLAINLY))
+def test_where_the_runner_would_ignore_k_the_engine_serves_plainly_and_says_why(rig: Rig, combination: Combination) -> None:
+    assert "drafts its maximum" in rig.verdict(combination).served_plainly
