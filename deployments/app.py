@@ -54,6 +54,7 @@ def deploy(config: LLMConfig, replica_class: type) -> Application:
         hung_after_s=config.hung_after_s,
         draft_offload=config.draft_offload,
         require_steering=config.require_steering,
+        graph_tiers=config.graph_tiers,
     )
     application: Application = deployment.bind(model)
     return application

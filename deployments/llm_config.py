@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
 from nightjar.deployments.engine_watch import HUNG_AFTER_S
 from nightjar.deployments.models import ModelError, resolve_model
-from nightjar.policy.records import Mode
+from nightjar.policy.records import Mode, NumSpeculativeTokens
 from nightjar.policy.settings import DraftOffload
 
 DEPLOYMENT_NAME: Final = "LLM"
@@ -72,6 +72,13 @@ class LLMConfig(BaseModel):
 
     Default false: a drafter, a vLLM or a combination that Nightjar does not know shall not take the service with it. Nightjar's
     own; ray.serve.llm has no such field.
+    """
+
+    graph_tiers: Annotated[tuple[NumSpeculativeTokens, ...], Field(min_length=1)] | None = None
+    """The K to capture CUDA graphs for, where each K needs graphs of its own; 0 and the maximum are always among them.
+
+    Default: 0, 1, 3 and the maximum. The planner plans among these alone. More of them take memory that the KV cache would have.
+    Nightjar's own; ray.serve.llm has no such field.
     """
 
     draft_offload: DraftOffload = "never"

@@ -63,6 +63,7 @@ class ModelToServe:
     starts_in_mode: str = ""  # the kill switch as `args` set it
     hung_after_s: float = HUNG_AFTER_S
     require_steering: bool = False
+    graph_tiers: tuple[int, ...] | None = None
 
 
 @serve.ingress()
@@ -90,6 +91,7 @@ class LLMReplica:
             cores_per_engine=model.cores,
             draft_offload=model.draft_offload,
             require_steering=model.require_steering,
+            graph_tiers=model.graph_tiers,
         )
         self._server: OpenAIServer = await start_openai_server(
             request, wants_shadow=lambda: self._wants_shadow(model.starts_in_mode), missing_hooks=self.missing_hooks()

@@ -265,7 +265,7 @@ def _arms(
 ) -> tuple[ArmExplanation, ...]:
     """Every K that may run or was measured in the bucket, by what the plan in force stands on."""
     evidence, thought = group.evidence, replica.own if replica.own is not None else group.thought
-    lengths = set(settings.arms(group.key.max_num_speculative_tokens))
+    lengths = set(settings.arms(group.key.max_num_speculative_tokens, group.key.graph_tiers))
     lengths |= {length for cell_bucket, length in evidence.cells if cell_bucket == bucket}
     predicted: dict[int, tuple[float | None, float | None, float | None]] = {}
     if thought is not None and bucket < len(thought.outlook.rows):

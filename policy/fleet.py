@@ -144,7 +144,7 @@ def _decisions(
     segments: dict[str, list[ExplorationSegment]] = {}
     for held in group.exploration.segments:
         segments.setdefault(held.replica_id, []).append(held.segment)
-    arms = settings.arms(group.key.max_num_speculative_tokens)
+    arms = settings.arms(group.key.max_num_speculative_tokens, group.key.graph_tiers)
     group_plan = group.plan.local or Table(rows=group.plan.rows, off_steps=group.off_steps)
     decisions = {}
     for replica_id, replica in members.items():

@@ -145,11 +145,14 @@ class GroupKey(Record):
     max_num_seqs: Annotated[int, Field(ge=1, le=MAX_BATCH_SIZE)] = 1
     graph_mode: Annotated[str, Field(max_length=32)] = "none"
     engine_version: Annotated[str, Field(max_length=64)] = ""
+    graph_tiers: Annotated[tuple[NumSpeculativeTokens, ...], Field(max_length=MAX_NUM_SPECULATIVE_TOKENS + 1)] = ()
+    """The K that the engines captured graphs for; empty where any K runs as well as any other."""
 
     @property
     def group_id(self) -> str:
-        """Readable and unique: the target's name and a digest of every field."""
-        digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
+        """Readable and unique: the target's name and a digest of every field (of `graph_tiers` where there are any)."""
+        digested = self.model_dump_json(exclude=None if self.graph_tiers else {"graph_tiers"})
+        digest = hashlib.sha256(digested.encode()).hexdigest()[:8]
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.target.rstrip("/").rsplit("/", 1)[-1])[:48]
         return f"{name}-{digest}"
 

@@ -7,7 +7,7 @@ the settings in force stay.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Final, Literal, Self
@@ -221,18 +221,22 @@ class OperatorSettings(BaseModel):
             reload_free_share=self.reload_above_free_share,
         )
 
-    def arms(self, max_num_speculative_tokens: int) -> tuple[int, ...]:
+    def arms(self, max_num_speculative_tokens: int, graph_tiers: Sequence[int] = ()) -> tuple[int, ...]:
         """The K that may run in an engine whose maximum is `max_num_speculative_tokens`, ascending, 0 included.
+
+        Where the engine captured graphs for some K alone, `graph_tiers`, these and no others.
 
         >>> OperatorSettings().arms(5), OperatorSettings(allowed_num_speculative_tokens=(2, 9)).arms(4)
         ((0, 1, 2, 3, 5), (0, 2))
+        >>> OperatorSettings().arms(5, (0, 1, 4, 5)), OperatorSettings(allowed_num_speculative_tokens=(1, 2)).arms(4, (0, 1, 4))
+        ((0, 1, 4, 5), (0, 1))
         """
-        if self.allowed_num_speculative_tokens is None:
-            wanted = {length for length in (1, 2, 3, 5, 8, 13, 21) if length <= max_num_speculative_tokens}
-            wanted.add(max_num_speculative_tokens)
+        if self.allowed_num_speculative_tokens is not None:
+            wanted = set(self.allowed_num_speculative_tokens)
         else:
-            wanted = {length for length in self.allowed_num_speculative_tokens if length <= max_num_speculative_tokens}
-        return tuple(sorted(wanted | {0}))
+            wanted = set(graph_tiers) or {1, 2, 3, 5, 8, 13, 21, max_num_speculative_tokens}
+        captured = set(graph_tiers) or wanted
+        return tuple(sorted({length for length in wanted & captured if length <= max_num_speculative_tokens} | {0}))
 
 
 def _schedule_table(rows: tuple[ScheduleRow, ...]) -> Table:

@@ -75,7 +75,7 @@ def variables_in(runtime_env: object) -> dict[str, str]:
 def outlook(config: LLMConfig, kwargs: EngineKwargs, *, shadow: bool) -> EngineOutlook:
     """How the engine of `config` will run; `kwargs` are its engine arguments, checked."""
     facts = engine_facts(config, kwargs)
-    arguments = steered_engine_kwargs(config.engine_kwargs, facts, shadow=shadow)
+    arguments = steered_engine_kwargs(config.engine_kwargs, facts, shadow=shadow, wanted_tiers=config.graph_tiers)
     return EngineOutlook(facts, arguments, _runner(facts, arguments), _graphs(facts, arguments))
 
 
@@ -89,6 +89,7 @@ def engine_facts(config: LLMConfig, kwargs: EngineKwargs) -> EngineFacts:
         on_cpu=on_cpu,
         async_scheduling=asynchronous,
         captures_graphs=not on_cpu and not kwargs.enforce_eager,
+        full_graphs=_has_full_graphs(config.engine_kwargs.get("compilation_config")),
         max_num_seqs=kwargs.max_num_seqs or ASSUMED_MAX_NUM_SEQS,
         drafter_kind=kind,
         max_num_speculative_tokens=(speculative.num_speculative_tokens or 0) if speculative else 0,
@@ -140,6 +141,12 @@ def _runner_is_v1(config: LLMConfig, kwargs: EngineKwargs, *, on_cpu: bool, kind
     )
 
 
+def _has_full_graphs(compilation_config: object) -> bool:
+    """Whether vLLM captures full graphs: its default is FULL_AND_PIECEWISE."""
+    mode = compilation_config.get("cudagraph_mode") if isinstance(compilation_config, Mapping) else None
+    return mode is None or "FULL" in str(mode).upper()
+
+
 def _runner(facts: EngineFacts, arguments: EngineArguments) -> str:
     if facts.on_cpu:
         return "vLLM's model runner V1, the only one on CPU"
@@ -160,6 +167,9 @@ def _graphs(facts: EngineFacts, arguments: EngineArguments) -> str:
     steered = not arguments.serving_plainly and not arguments.only_observing
     if steered and arguments.runner_is_v1:
         return "piecewise CUDA graphs: V1 captures no full ones where K changes (3 to 14 % slower steps are reported)"
+    if steered and arguments.graph_tiers:
+        full = f"full and piecewise CUDA graphs for K of {', '.join(map(str, arguments.graph_tiers))} (graph_tiers)"
+        return full if arguments.graph_plan is None else f"{full}; {arguments.graph_plan.in_words()}"
     if steered:
-        return f"full and piecewise CUDA graphs for every K from 0 to {facts.max_num_speculative_tokens}"
+        return "piecewise CUDA graphs, as cudagraph_mode says"
     return "vLLM's default, full and piecewise CUDA graphs"

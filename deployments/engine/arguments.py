@@ -22,11 +22,20 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, STEERABLE, kind_of
+from nightjar.deployments.engine.graph_plan import GraphPlan
+from nightjar.deployments.engine.graph_tiers import (
+    capture_sizes,
+    from_table,
+    graph_tiers,
+    name_lengths,
+    sizes_in,
+    to_table,
+    with_capture_sizes,
+)
 from nightjar.deployments.engine.hooks import NOTHING_MISSING, MissingHooks
 from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
 from nightjar.deployments.engine.offload_config import OffloadConfig
@@ -63,6 +72,8 @@ class EngineFacts:
     max_num_speculative_tokens: int = 0
     pipeline_parallel_size: int = 1
     data_parallel_size: int = 1
+    full_graphs: bool = True
+    """Where graphs are captured: whether there are full ones, for each batch and K, beside piecewise ones, which serve any K."""
     runner_is_v1: bool = True
     runner_is_users: bool = False  # RUNNER_VARIABLE is set
     vllm_version: tuple[int, int] = V2_OBEYS_K_FROM
@@ -84,6 +95,10 @@ class EngineArguments:
     why_never_asleep: str = ""  # why the drafter of a steered engine runs at K = 0 as well
     notice: str = ""  # what an operator should know of an engine that is steered
     runner_is_v1: bool = True
+    graph_tiers: tuple[int, ...] = ()
+    """The K that full graphs are captured for; empty where any K runs as well as any other."""
+    graph_plan: GraphPlan | None = None
+    """Those graphs, where the sizes are known before vLLM chooses them."""
     environment: dict[str, str] = field(default_factory=dict)  # of this engine alone, beside what every engine of ours is given
 
 
@@ -100,6 +115,7 @@ def resolve_facts(config: VllmConfig, *, on_cpu: bool, draft_offload: DraftOfflo
         max_num_speculative_tokens=0 if speculative is None else speculative.num_speculative_tokens,
         pipeline_parallel_size=config.parallel_config.pipeline_parallel_size,
         data_parallel_size=config.parallel_config.data_parallel_size,
+        full_graphs=_has_full_graphs(config),
         runner_is_v1=not getattr(config, "use_v2_model_runner", False),
         runner_is_users=bool(os.environ.get(RUNNER_VARIABLE)),
         vllm_version=installed_vllm(),
@@ -110,11 +126,17 @@ def resolve_facts(config: VllmConfig, *, on_cpu: bool, draft_offload: DraftOfflo
 
 
 def steered_engine_kwargs(
-    user_kwargs: Mapping[str, Any], facts: EngineFacts, *, missing_hooks: MissingHooks = NOTHING_MISSING, shadow: bool = False
+    user_kwargs: Mapping[str, Any],
+    facts: EngineFacts,
+    *,
+    missing_hooks: MissingHooks = NOTHING_MISSING,
+    shadow: bool = False,
+    wanted_tiers: Sequence[int] | None = None,
 ) -> EngineArguments:
     """The arguments to start with; the user's own where the engine cannot be steered. Does not modify `user_kwargs`.
 
-    What this vLLM lacks costs the features that need it, and no others.
+    What this vLLM lacks costs the features that need it, and no others. `wanted_tiers` are the K to capture graphs for (None: the
+    default), where each K needs graphs of its own.
     """
     reason = _why_plain(user_kwargs, facts, missing_hooks.steering)
     may_sleep = not missing_hooks.sleeping
@@ -125,14 +147,22 @@ def steered_engine_kwargs(
     chooses_v1 = steered and _needs_runner_v1(facts) and not facts.runner_is_users
     runner_is_v1 = facts.runner_is_v1 or chooses_v1
     kwargs = dict(user_kwargs)
+    tiers: tuple[int, ...] = ()
+    graph_plan = None
     if not reason:
         kwargs["scheduler_cls"] = ASYNC_SCHEDULER if facts.async_scheduling else SCHEDULER
     if steered:
         speculative = dict(kwargs["speculative_config"])
-        lengths = _own_lengths(speculative.get("num_speculative_tokens_per_batch_size"), facts)
-        if facts.captures_graphs:
-            lengths = name_every_length(lengths, facts.max_num_speculative_tokens)
-        speculative["num_speculative_tokens_per_batch_size"] = _to_rows(lengths)
+        maximum = facts.max_num_speculative_tokens
+        lengths = from_table(speculative.get("num_speculative_tokens_per_batch_size"), facts.max_num_seqs, maximum)
+        if facts.captures_graphs and facts.full_graphs and not runner_is_v1:
+            tiers = tuple(sorted({*graph_tiers(wanted_tiers, maximum), *lengths}))
+            lengths = name_lengths(lengths, tiers)
+            compilation = with_capture_sizes(kwargs.get("compilation_config"), capture_sizes(facts.max_num_seqs, tiers))
+            if sizes := sizes_in(compilation):
+                kwargs["compilation_config"] = compilation
+                graph_plan = GraphPlan(sizes, tiers, facts.max_num_seqs)
+        speculative["num_speculative_tokens_per_batch_size"] = to_table(lengths)
         kwargs["speculative_config"] = speculative
         kwargs |= _worker(user_kwargs, facts, may_sleep=may_sleep and runner_is_v1)
     return EngineArguments(
@@ -142,8 +172,10 @@ def steered_engine_kwargs(
         serving_plainly=reason,
         only_observing=only_observing,
         why_never_asleep=_why_never_asleep(facts, missing_hooks.sleeping) if steered else "",
-        notice=_notice(facts, missing_hooks.sleeping) if steered else "",
+        notice=_notice(facts, missing_hooks.sleeping, graph_plan) if steered else "",
         runner_is_v1=runner_is_v1,
+        graph_tiers=tiers,
+        graph_plan=graph_plan,
         environment={RUNNER_VARIABLE: "0"} if chooses_v1 else {},
     )
 
@@ -218,23 +250,9 @@ def installed_vllm() -> tuple[int, int]:
     return V2_OBEYS_K_FROM
 
 
-def name_every_length(lengths: Sequence[int], max_num_speculative_tokens: int) -> list[int]:
-    """Place each K from 0 to the maximum at least once, since vLLM captures graphs only for those that its table names.
-
-    `lengths[i]` is the K of batch size i + 1. The largest batch sizes give way, as few as possible, smaller K for larger
-    batches; with fewer batch sizes than lengths the smallest K that remain unnamed win.
-
-    >>> name_every_length([3] * 8, 3)
-    [3, 3, 3, 3, 3, 2, 1, 0]
-    """
-    every = set(range(max_num_speculative_tokens + 1))
-    for given_way in range(len(lengths)):
-        kept = list(lengths[: len(lengths) - given_way])
-        missing = sorted(every - set(kept))
-        if len(missing) <= given_way:
-            return kept + list(lengths[len(kept) : len(lengths) - len(missing)]) + missing[::-1]
-    missing = sorted(every - {lengths[0]})[: len(lengths) - 1]
-    return [lengths[0], *missing[::-1]]
+def _has_full_graphs(config: VllmConfig) -> bool:
+    mode = getattr(getattr(config, "compilation_config", None), "cudagraph_mode", None)
+    return mode is None or bool(mode.has_full_cudagraphs())
 
 
 def _needs_runner_v1(facts: EngineFacts) -> bool:
@@ -266,11 +284,12 @@ def _why_never_asleep(facts: EngineFacts, missing: Sequence[str]) -> str:
     return facts.why_never_asleep
 
 
-def _notice(facts: EngineFacts, missing: Sequence[str]) -> str:
+def _notice(facts: EngineFacts, missing: Sequence[str], graph_plan: GraphPlan | None) -> str:
     sleeps = not facts.on_cpu and not missing and not facts.why_never_asleep and kind_of(facts.drafter_kind).can_sleep
     parts = (
         sleeps and "the sleeping drafter has never run on a GPU",
         facts.why_no_offload and f"draft_offload is not in use: {facts.why_no_offload}",
+        graph_plan is not None and graph_plan.in_words(),
     )
     return "; ".join(part for part in parts if part)
 
@@ -300,23 +319,3 @@ def _why_plain(user_kwargs: Mapping[str, Any], facts: EngineFacts, missing_hooks
         (bool(taken), f"engine_kwargs set {' and '.join(taken)} themselves"),
     )
     return next((reason for applies, reason in checks if applies), "")
-
-
-def _own_lengths(table: Sequence[Sequence[int]] | None, facts: EngineFacts) -> list[int]:
-    """K by batch size as the user's own arguments say it: the engine's behaviour until it hears of settings."""
-    if not table:
-        return [facts.max_num_speculative_tokens] * facts.max_num_seqs
-    rows = sorted(tuple(row) for row in table)
-    lengths = []
-    for batch_size in range(1, facts.max_num_seqs + 1):
-        reached = [length for first, _, length in rows if first <= batch_size]
-        lengths.append(min(reached[-1] if reached else rows[0][2], facts.max_num_speculative_tokens))
-    return lengths
-
-
-def _to_rows(lengths: Sequence[int]) -> list[list[int]]:
-    rows = []
-    for length, group in groupby(enumerate(lengths, start=1), key=lambda item: item[1]):
-        sizes = [batch_size for batch_size, _ in group]
-        rows.append([sizes[0], sizes[-1], length])
-    return rows

@@ -124,6 +124,7 @@ class EngineRequest:
     cores_per_engine: int
     draft_offload: DraftOffload = "never"
     require_steering: bool = False
+    graph_tiers: tuple[int, ...] | None = None
 
 
 async def start_openai_server(
@@ -143,7 +144,9 @@ async def start_openai_server(
     _set_environment(request, engine_kwargs, on_cpu, folder)
     _, user_config = _configure(engine_kwargs)
     facts = resolve_facts(user_config, on_cpu=on_cpu, draft_offload=request.draft_offload)
-    arguments = steered_engine_kwargs(engine_kwargs, facts, missing_hooks=missing_hooks, shadow=await wants_shadow())
+    arguments = steered_engine_kwargs(
+        engine_kwargs, facts, missing_hooks=missing_hooks, shadow=await wants_shadow(), wanted_tiers=request.graph_tiers
+    )
     plain = EngineArguments(engine_kwargs, facts.drafter_kind, facts.max_num_speculative_tokens, runner_is_v1=facts.runner_is_v1)
     load = LoadObserver()
     (engine, engine_args), arguments = start_failing_open(
@@ -158,7 +161,7 @@ async def start_openai_server(
     if folder is not None:
         folder.note(descendants())
     app = await _build_app(engine, engine_args, frontend_kwargs)
-    group = _identify(engine.vllm_config, facts, request)
+    group = _identify(engine.vllm_config, facts, request, arguments.graph_tiers)
     return OpenAIServer(engine=engine, app=app, arguments=arguments, group=group, load=load, folder=folder)
 
 
@@ -230,7 +233,7 @@ async def _build_app(engine: AsyncLLM, engine_args: AsyncEngineArgs, frontend_kw
     return app
 
 
-def _identify(config: VllmConfig, facts: EngineFacts, request: EngineRequest) -> GroupKey:
+def _identify(config: VllmConfig, facts: EngineFacts, request: EngineRequest, graph_tiers: tuple[int, ...]) -> GroupKey:
     """The group of this engine, from the configuration it runs with."""
     import vllm
     from vllm.platforms import current_platform
@@ -250,4 +253,5 @@ def _identify(config: VllmConfig, facts: EngineFacts, request: EngineRequest) ->
         max_num_seqs=min(facts.max_num_seqs, 4096),
         graph_mode="eager" if eager else config.compilation_config.cudagraph_mode.name.lower(),
         engine_version=vllm.__version__,
+        graph_tiers=graph_tiers,
     )

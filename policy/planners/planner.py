@@ -58,7 +58,7 @@ class GroupView:
     @property
     def arms(self) -> tuple[int, ...]:
         """The K that may run, ascending, 0 first."""
-        return self.settings.arms(self.key.max_num_speculative_tokens)
+        return self.settings.arms(self.key.max_num_speculative_tokens, self.key.graph_tiers)
 
     def with_plan(self, plan: GroupPlan | None) -> GroupView:
         """The same view where `plan` runs."""
@@ -87,19 +87,20 @@ class GroupView:
 Planner = Callable[[GroupView], GroupPlan]
 
 
-def nearest_runnable(num_speculative_tokens: int, settings: OperatorSettings, max_num_speculative_tokens: int) -> int:
+def nearest_runnable(num_speculative_tokens: int, settings: OperatorSettings, key: GroupKey) -> int:
     """The K that runs where this one is asked for by name: at most the engine's maximum and, where the operator listed the
-    allowed ones, the highest of them that is not above it.
+    allowed ones or the engine captured graphs for some alone, the highest of those that is not above it.
 
-    >>> nearest_runnable(4, OperatorSettings(), 5), nearest_runnable(9, OperatorSettings(), 5)
+    >>> key = GroupKey(target="llama-8b", max_num_speculative_tokens=5)
+    >>> nearest_runnable(4, OperatorSettings(), key), nearest_runnable(9, OperatorSettings(), key)
     (4, 5)
-    >>> nearest_runnable(4, OperatorSettings(allowed_num_speculative_tokens=(0, 1, 3, 5)), 5)
+    >>> nearest_runnable(4, OperatorSettings(allowed_num_speculative_tokens=(0, 1, 3, 5)), key)
     3
     """
-    clamped = min(num_speculative_tokens, max_num_speculative_tokens)
-    if settings.allowed_num_speculative_tokens is None:
+    clamped = min(num_speculative_tokens, key.max_num_speculative_tokens)
+    if settings.allowed_num_speculative_tokens is None and not key.graph_tiers:
         return clamped
-    return max(arm for arm in settings.arms(max_num_speculative_tokens) if arm <= clamped)
+    return max(arm for arm in settings.arms(key.max_num_speculative_tokens, key.graph_tiers) if arm <= clamped)
 
 
 def one_length(num_speculative_tokens: int, max_num_seqs: int) -> tuple[TableRow, ...]:

@@ -12,12 +12,11 @@ from nightjar.policy.records import TableRow
 
 def plan(view: GroupView) -> GroupPlan:
     """The settings' table, each K (draft tokens a request and step) lowered to one that may run in this group's engines."""
-    maximum = view.key.max_num_speculative_tokens
     rows = tuple(
         TableRow(
             first_batch_size=row.first_batch_size,
             last_batch_size=row.last_batch_size,
-            num_speculative_tokens=nearest_runnable(row.num_speculative_tokens, view.settings, maximum),
+            num_speculative_tokens=nearest_runnable(row.num_speculative_tokens, view.settings, view.key),
         )
         for row in view.settings.schedule_table().rows
     )

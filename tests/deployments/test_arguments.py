@@ -9,8 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nightjar.deployments.engine.arguments import (
     ASYNC_SCHEDULER,
@@ -20,10 +18,11 @@ from nightjar.deployments.engine.arguments import (
     RUNNER_VARIABLE,
     SCHEDULER,
     EngineFacts,
-    name_every_length,
     resolve_facts,
     steered_engine_kwargs,
 )
+from nightjar.deployments.engine.graph_plan import GraphPlan
+from nightjar.deployments.engine.graph_tiers import capture_sizes
 from nightjar.deployments.engine.hooks import MissingHooks
 from nightjar.deployments.engine.offload_config import OffloadConfig
 
@@ -58,12 +57,45 @@ def test_cpu_engine_gets_scheduler_worker_and_its_own_constant_length() -> None:
     assert table(arguments.kwargs) == [[1, 8, 4]]
 
 
-def test_gpu_engine_names_every_length_for_its_graphs_and_says_what_never_ran_there() -> None:
+def test_gpu_engine_of_a_draft_model_keeps_its_length_and_says_what_never_ran_there() -> None:
     arguments = steered_engine_kwargs(user_kwargs(), GPU)
     assert arguments.kwargs["scheduler_cls"] == ASYNC_SCHEDULER
     assert arguments.kwargs["worker_cls"] == GPU_WORKER
     assert arguments.notice == "the sleeping drafter has never run on a GPU"
-    assert table(arguments.kwargs) == [[1, 4, 4], [5, 5, 3], [6, 6, 2], [7, 7, 1], [8, 8, 0]]
+    assert table(arguments.kwargs) == [[1, 8, 4]]
+    assert arguments.graph_tiers == ()
+
+
+EAGLE = replace(GPU, drafter_kind="eagle")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "tiers", "rows"),
+    [(None, (0, 1, 3, 4), [[1, 5, 4], [6, 6, 3], [7, 7, 1], [8, 8, 0]]), ([2], (0, 2, 4), [[1, 6, 4], [7, 7, 2], [8, 8, 0]])],
+)
+def test_where_each_k_needs_graphs_of_its_own_a_few_are_captured_at_sizes_that_all_of_them_divide(
+    wanted: list[int] | None, tiers: tuple[int, ...], rows: list[list[int]]
+) -> None:
+    arguments = steered_engine_kwargs(user_kwargs(), EAGLE, wanted_tiers=wanted)
+    assert arguments.graph_tiers == tiers
+    assert table(arguments.kwargs) == rows
+    assert arguments.kwargs["compilation_config"] == {"cudagraph_capture_sizes": capture_sizes(8, tiers)}
+    assert arguments.graph_plan == GraphPlan(tuple(capture_sizes(8, tiers)), tiers, 8)
+
+
+def test_the_k_of_the_users_own_table_are_captured_as_well() -> None:
+    arguments = steered_engine_kwargs(user_kwargs(num_speculative_tokens_per_batch_size=[[1, 4, 4], [5, 8, 2]]), EAGLE)
+    assert arguments.graph_tiers == (0, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"captures_graphs": False}, {"full_graphs": False}, {"runner_is_v1": True}, {"vllm_version": (0, 29)}]
+)
+def test_where_one_graph_serves_every_k_all_of_them_stay(changes: dict[str, Any]) -> None:
+    arguments = steered_engine_kwargs(user_kwargs(), replace(EAGLE, **changes), wanted_tiers=[2])
+    assert arguments.graph_tiers == ()
+    assert table(arguments.kwargs) == [[1, 8, 4]]
+    assert "compilation_config" not in arguments.kwargs
 
 
 def test_gpu_engine_gets_runner_v1_for_a_separate_draft_model_also_where_its_method_is_left_to_vllm() -> None:
@@ -300,15 +332,3 @@ def test_users_arguments_are_not_modified() -> None:
     given_kwargs = user_kwargs()
     steered_engine_kwargs(given_kwargs, CPU)
     assert given_kwargs == user_kwargs()
-
-
-@given(st.integers(1, 8).flatmap(lambda top: st.tuples(st.just(top), st.lists(st.integers(0, top), min_size=1, max_size=40))))
-def test_every_length_is_named_and_small_batches_keep_theirs(case: tuple[int, list[int]]) -> None:
-    top, lengths = case
-    named = name_every_length(lengths, top)
-    assert len(named) == len(lengths)
-    assert named[0] == lengths[0]
-    missing = set(range(top + 1)) - set(named)
-    assert not missing or len(lengths) <= top, "only an engine with fewer batch sizes than lengths may leave some unnamed"
-    if len(lengths) > 2 * (top + 1):
-        assert named[: len(lengths) - 2 * (top + 1)] == lengths[: len(lengths) - 2 * (top + 1)]

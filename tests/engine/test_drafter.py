@@ -46,11 +46,15 @@ def test_beside_a_target_with_one_dimension_they_are_where_they_stand() -> None:
     assert proposer(uses_mrope=False)._rope_positions(ROWS, COUNTED) is COUNTED
 
 
+def bare() -> Any:
+    return object.__new__(SteeredDraftModelProposer)
+
+
 class Copies:
     """A proposer on a device to which copies are counted."""
 
     def __init__(self) -> None:
-        self.drafter: Any = object.__new__(SteeredDraftModelProposer)
+        self.drafter = bare()
         self.drafter.device = torch.device("cpu")
         self.count = 0
         plain = self.drafter._on_device

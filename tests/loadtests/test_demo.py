@@ -71,8 +71,8 @@ def test_the_demo_compares_the_modes_kills_the_policy_once_and_leaves_a_whole_re
     assert json.loads(result.stdout) == json.loads(summary.model_dump_json())
     assert summary.passed
     assert [check.name for check in summary.checks] == [
-        "no failed request", "equal text", "replicas are steered", "K under off", "K under pin=5", "K under auto", "auto on and off",
-        "the policy comes back",
+        "no failed request", "equal text", "replicas are steered", "K under off", "K under pin=5", "K under auto",
+        "auto on and off", "the policy comes back",
     ]  # fmt: skip
     assert [(row.mode, row.phase) for row in summary.phases] == [
         (mode, phase) for mode in ("off", "pin=5", "auto") for phase in ("quiet", "surge", "all")

@@ -320,9 +320,16 @@ operator_settings = st.builds(
 
 
 @settings(deadline=None, max_examples=60)
-@given(chosen=operator_settings, maximum=st.integers(0, 5), batch=st.sampled_from([0, 1, 7, 256]))
-def test_every_length_is_legal_and_off_is_always_among_the_allowed(chosen: OperatorSettings, maximum: int, batch: int) -> None:
-    group = KEY.model_copy(update={"max_num_speculative_tokens": maximum})
+@given(
+    chosen=operator_settings,
+    maximum=st.integers(0, 5),
+    batch=st.sampled_from([0, 1, 7, 256]),
+    tiers=st.sampled_from([(), (0, 1, 3), (0, 4)]),
+)
+def test_every_length_is_legal_and_off_is_always_among_the_allowed(
+    chosen: OperatorSettings, maximum: int, batch: int, tiers: tuple[int, ...]
+) -> None:
+    group = KEY.model_copy(update={"max_num_speculative_tokens": maximum, "graph_tiers": tiers})
     state, ignored = observe(empty_fleet(), Replica("a", batch).report(group=group), 0.0, chosen)
     assert not ignored
     decisions, _ = decide(state, chosen, (), 0.0, random.Random(0))
@@ -333,3 +340,5 @@ def test_every_length_is_legal_and_off_is_always_among_the_allowed(chosen: Opera
     assert max(lengths) <= maximum
     if chosen.mode.kind == "auto" and chosen.allowed_num_speculative_tokens is not None:
         assert lengths <= set(chosen.arms(maximum))
+    if chosen.mode.kind == "auto" and tiers:
+        assert lengths <= {0, *tiers}

@@ -38,6 +38,9 @@ applications:
       {{- if .requireSteering }}
       require_steering: true
       {{- end }}
+      {{- with .graphTiers }}
+      graph_tiers: {{ toJson . }}
+      {{- end }}
       {{- with .draftOffload }}
       draft_offload: {{ . }}
       {{- end }}

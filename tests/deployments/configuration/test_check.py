@@ -333,7 +333,11 @@ def described(text: str) -> str:
     ("text", "runner", "graphs"),
     [
         (GOOD, "runner V1, chosen by Nightjar", "piecewise CUDA graphs"),
-        (replaced("method: draft_model", "method: eagle3"), "runner V2, its default", "full and piecewise CUDA graphs for every K"),
+        (
+            replaced("method: draft_model", "method: eagle3"),
+            "runner V2, its default",
+            "CUDA graphs for K of 0, 1, 3, 5 (graph_tiers); 92 full graphs of the target; 5 of 256 pairs of batch and K have none",
+        ),
         (replaced("max_num_seqs: 64", "enforce_eager: true"), "runner V1, chosen by Nightjar", "none: enforce_eager"),
         (replaced("accelerator_type: H100", "hung_after_s: 60"), "runner V1, the only one on CPU", "none on CPU"),
         (replaced("mode: auto", "mode: shadow"), "runner V2, its default", "vLLM's default, full and piecewise"),
@@ -341,7 +345,7 @@ def described(text: str) -> str:
         (
             replaced("someone/draft", "someone/chat-eagle3"),
             "runner V2, its default",
-            "full and piecewise CUDA graphs for every K",
+            "full and piecewise CUDA graphs for K of 0, 1, 3, 5 (graph_tiers); ",
         ),
         (
             replaced(

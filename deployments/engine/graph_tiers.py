@@ -1,0 +1,120 @@
+"""Which K an engine captures CUDA graphs for, and at which sizes.
+
+On model runner V2 vLLM captures full graphs for each K that its table of lengths names, and a step at any other K runs without one.
+Every K named makes many graphs: 496 in place of 133 for EAGLE at 256 rows and a maximum of 3, and their memory is taken off the KV
+cache. So the table names a few tiers, and the planner plans among those (GroupKey.graph_tiers). On runner V1 graphs are piecewise
+and serve any K.
+
+With several K one size hides another: vLLM looks only at the next larger size, which may be captured for another K (0.32,
+v1/worker/gpu/cudagraph_utils.py, `_init_candidates`). Sizes that are common multiples of every K + 1 hide none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Final
+
+DEFAULT_TIERS: Final = (0, 1, 3)
+"""And the engine's maximum."""
+LARGEST_CAPTURE_SIZE: Final = 512
+"""vLLM's own, in tokens (0.32, VllmConfig._set_cudagraph_sizes)."""
+COARSEST_STEP: Final = 32
+"""Of capture sizes, in tokens: beyond, a step would be padded by too much, and vLLM's own sizes stay."""
+_SMALL_BATCHES: Final = (1, 2, 4)
+_SIZE_OPTIONS: Final = ("cudagraph_capture_sizes", "max_cudagraph_capture_size")
+
+
+def graph_tiers(wanted: Sequence[int] | None, max_num_speculative_tokens: int) -> tuple[int, ...]:
+    """The K to capture for, ascending, 0 and the maximum among them; `wanted` None: the default.
+
+    >>> graph_tiers(None, 5), graph_tiers([2, 9], 4), graph_tiers(None, 1)
+    ((0, 1, 3, 5), (0, 2, 4), (0, 1))
+    """
+    chosen = DEFAULT_TIERS if wanted is None else wanted
+    return tuple(sorted({0, max_num_speculative_tokens, *(length for length in chosen if length <= max_num_speculative_tokens)}))
+
+
+def name_lengths(lengths: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    """Place each K of `wanted` at least once, since vLLM captures full graphs only for those that its table names.
+
+    `lengths[i]` is the K of batch size i + 1. The largest batch sizes give way, as few as possible, smaller K for larger
+    batches; with fewer batch sizes than lengths the smallest K that remain unnamed win.
+
+    >>> name_lengths([3] * 8, (0, 1, 2, 3)), name_lengths([5] * 6, (0, 1, 3, 5))
+    ([3, 3, 3, 3, 3, 2, 1, 0], [5, 5, 5, 3, 1, 0])
+    """
+    every = set(wanted)
+    for given_way in range(len(lengths)):
+        kept = list(lengths[: len(lengths) - given_way])
+        missing = sorted(every - set(kept))
+        if len(missing) <= given_way:
+            return kept + list(lengths[len(kept) : len(lengths) - len(missing)]) + missing[::-1]
+    missing = sorted(every - {lengths[0]})[: len(lengths) - 1]
+    return [lengths[0], *missing[::-1]]
+
+
+def to_table(lengths: Sequence[int]) -> list[list[int]]:
+    """Lengths by batch size as vLLM's rows `[first, last, K]`.
+
+    >>> to_table([3, 3, 0])
+    [[1, 2, 3], [3, 3, 0]]
+    """
+    rows = []
+    for length, group in groupby(enumerate(lengths, start=1), key=lambda item: item[1]):
+        sizes = [batch_size for batch_size, _ in group]
+        rows.append([sizes[0], sizes[-1], length])
+    return rows
+
+
+def from_table(table: Sequence[Sequence[int]] | None, max_num_seqs: int, max_num_speculative_tokens: int) -> list[int]:
+    """K of each batch size from 1 as vLLM takes it from the user's rows; the maximum everywhere where there are none.
+
+    >>> from_table([[1, 2, 5], [4, 8, 1]], 5, 3)
+    [3, 3, 3, 1, 1]
+    """
+    if not table:
+        return [max_num_speculative_tokens] * max_num_seqs
+    rows = sorted(tuple(row) for row in table)
+    lengths = []
+    for batch_size in range(1, max_num_seqs + 1):
+        reached = [length for first, _, length in rows if first <= batch_size]
+        lengths.append(min(reached[-1] if reached else rows[0][2], max_num_speculative_tokens))
+    return lengths
+
+
+def capture_sizes(max_num_seqs: int, tiers: Sequence[int], largest: int = LARGEST_CAPTURE_SIZE) -> list[int]:
+    """Sizes in tokens that each K + 1 divides, each K's largest batch and its smallest ones; empty where they would be too coarse.
+
+    >>> capture_sizes(16, (0, 1, 3))
+    [1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60, 64]
+    """
+    rows_to_tokens = [length + 1 for length in tiers]
+    step = math.lcm(*rows_to_tokens)
+    if step > COARSEST_STEP:
+        return []
+    most = min(max_num_seqs * max(rows_to_tokens), largest)
+    sizes = set(range(step, most + 1, step))
+    sizes |= {tokens * max_num_seqs for tokens in rows_to_tokens}
+    sizes |= {tokens * batch_size for tokens in rows_to_tokens for batch_size in _SMALL_BATCHES if batch_size <= max_num_seqs}
+    return sorted(size for size in sizes if size <= most)
+
+
+def with_capture_sizes(compilation_config: object, sizes: Sequence[int]) -> object:
+    """The user's `compilation_config` with these sizes in it.
+
+    It stays as it is where the user chose sizes, and where it is no mapping (a level, or JSON in a string).
+    """
+    if not sizes or not isinstance(compilation_config, Mapping | None):
+        return compilation_config
+    users = dict(compilation_config or {})
+    if any(users.get(option) is not None for option in _SIZE_OPTIONS):
+        return compilation_config
+    return users | {_SIZE_OPTIONS[0]: list(sizes)}
+
+
+def sizes_in(compilation_config: object) -> tuple[int, ...]:
+    """The capture sizes that it names, ascending; empty where they are left to vLLM."""
+    sizes = compilation_config.get(_SIZE_OPTIONS[0]) if isinstance(compilation_config, Mapping) else None
+    return tuple(sorted(sizes)) if isinstance(sizes, Sequence) and all(isinstance(size, int) for size in sizes) else ()
