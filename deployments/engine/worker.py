@@ -66,17 +66,24 @@ class SteeredGPUWorker(Worker):
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
         """As vLLM's, then give back the memory of the blocks that the draft lends only once it is offloaded."""
-        super().initialize_from_config(kv_cache_config)
-        if self.offload is None or self.draft_memory is None:
+        memory = self.draft_memory
+        if self.offload is None or memory is None:
+            super().initialize_from_config(kv_cache_config)
             return
+        with memory.making_room():
+            super().initialize_from_config(kv_cache_config)
+            self.bind_draft_memory(memory, self.offload, kv_cache_config)
+
+    def bind_draft_memory(self, memory: DraftMemory, offload: OffloadConfig, kv_cache_config: KVCacheConfig) -> None:
+        """Show the draft's memory the KV cache, whose lent blocks then have none."""
         context = self.vllm_config.compilation_config.static_forward_context
         views = {name: context[name].kv_cache for name, _ in layers_of(kv_cache_config)}
         draft_layers = frozenset(name for name in views if name.startswith(DRAFT_LAYER_PREFIX))
         self.all_views = list(self.model_runner.kv_caches)
         self.draft_views = [views[name] for name in draft_layers]
         self.num_blocks = kv_cache_config.num_blocks
-        self.base_blocks = self.offload.base_blocks_of(kv_cache_config)
-        self.draft_memory.bind_kv_cache(
+        self.base_blocks = offload.base_blocks_of(kv_cache_config)
+        memory.bind_kv_cache(
             KVCache(
                 layers=views,
                 draft_layers=draft_layers,
@@ -84,7 +91,7 @@ class SteeredGPUWorker(Worker):
                 num_base_blocks=self.base_blocks,
             )
         )
-        self.draft_memory.release_kv(self.base_blocks, self.num_blocks)
+        memory.release_kv(self.base_blocks, self.num_blocks)
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         """As vLLM's, after carrying out the step's orders for the drafter's memory and handing it those for its work."""

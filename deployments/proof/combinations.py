@@ -12,11 +12,16 @@ from typing import Any, Final, Literal
 
 from nightjar.deployments.drafter_kinds import KINDS, SEPARATE_DRAFT_MODEL, kind_of
 from nightjar.deployments.engine.arguments import CPU_WORKER, GPU_WORKER, EngineArguments, resolve_facts, steered_engine_kwargs
+from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
+from nightjar.deployments.engine.offload_config import OffloadConfig
 from nightjar.deployments.proof.scenarios import ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.deployments.rig.environment import Runner
 from nightjar.deployments.rig.model_names import DRAFT, MIMO, TARGET
 
 PLAIN: Final = "none"
+MAPPED_MEMORY_WORKER: Final = "nightjar.deployments.rig.worker.MappedMemoryWorker"
+LENDING_KV_BYTES: Final = 2 << 20
+"""About twenty blocks of the tiny target and its draft: fewer than the crowd needs."""
 Scheduling = Literal["sync", "async"]
 
 
@@ -29,16 +34,19 @@ class Combination:
     drafter: str
     ranks: int = 1
     """Tensor-parallel size; with more than one, the core and every rank have processes of their own."""
+    lends: bool = False
+    """Whether the draft lends its memory, by CUDA's code over pages of the process; nothing else is then looked at."""
 
     @property
     def name(self) -> str:
         """For example `v2-async-eagle`, `v2-async-eagle-tp2`."""
-        return f"v{self.runner}-{self.scheduling}-{self.drafter}" + (f"-tp{self.ranks}" if self.ranks > 1 else "")
+        ranks, lends = f"-tp{self.ranks}" if self.ranks > 1 else "", "-lends" if self.lends else ""
+        return f"v{self.runner}-{self.scheduling}-{self.drafter}{ranks}{lends}"
 
     @classmethod
     def named(cls, name: str) -> Combination:
         """The inverse of `name`. Raises ValueError."""
-        for combination in (*STEERED, *SERVED_PLAINLY, REFERENCE):
+        for combination in (*STEERED, *LENDING, *SERVED_PLAINLY, REFERENCE):
             if combination.name == name:
                 return combination
         raise ValueError(f"no combination {name!r}")
@@ -75,6 +83,10 @@ def _all() -> list[Combination]:
 
 
 STEERED: Final = tuple(each for each in _all() if each.runner == 1 or kind_of(each.drafter).obeys_k_on_v2)
+LENDING: Final = (
+    Combination(1, "sync", SEPARATE_DRAFT_MODEL, lends=True),
+    Combination(1, "async", SEPARATE_DRAFT_MODEL, lends=True),
+)
 SERVED_PLAINLY: Final = tuple(each for each in _all() if each not in STEERED)
 """Of drafters that obey K elsewhere."""
 
@@ -90,6 +102,14 @@ def engine_arguments(combination: Combination, models: Path) -> EngineArguments:
     kwargs = dict(arguments.kwargs)
     if kwargs.get("worker_cls") == GPU_WORKER or (combination.runner == 1 and not arguments.serving_plainly):
         kwargs["worker_cls"] = CPU_WORKER  # for drafters that never sleep as well: it mends runner V1's sampler on a CPU
+    if combination.lends:
+        draft_bytes = draft_weight_bytes(models / DRAFT, bytes_per_value=4, tensor_parallel_size=1)
+        del kwargs["num_gpu_blocks_override"]
+        kwargs |= {
+            "worker_cls": MAPPED_MEMORY_WORKER,
+            "additional_config": OffloadConfig(draft_bytes).to_additional_config(None),
+            "kv_cache_memory_bytes": LENDING_KV_BYTES,
+        }
     return replace(arguments, kwargs=kwargs)
 
 

@@ -18,7 +18,8 @@ from typing import Any
 
 from nightjar.deployments.proof.combinations import PLAIN, Combination, engine_arguments
 from nightjar.deployments.proof.driven_engine import DrivenEngine
-from nightjar.deployments.proof.scenarios import abort, run_scenario, scenarios
+from nightjar.deployments.proof.lending import LENDING_SCENARIO, crowd, lend_and_take_back
+from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS, REFERENCE_LOGPROBS, abort, run_scenario, scenarios
 from nightjar.deployments.proof.spread_engine import SpreadEngine
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.rig.model_names import ADAPTER
@@ -37,7 +38,10 @@ def run(combination: Combination, models: Path) -> dict[str, Any]:
     engine = _start(combination, arguments.kwargs, steered=steered)
     result["async_scheduling"] = bool(engine.vllm_config.scheduler_config.async_scheduling)
     result["runner_is_v2"] = bool(engine.vllm_config.use_v2_model_runner)
-    for scenario in scenarios(models / ADAPTER):
+    if combination.lends or not steered:
+        assert isinstance(engine, SteppedEngine)
+        result["scenarios"][LENDING_SCENARIO] = _lending(engine, steered=steered)
+    for scenario in () if combination.lends else scenarios(models / ADAPTER):
         part: dict[str, Any] = {"greedy": [request.request_id for request in scenario.requests if request.is_greedy]}
         try:
             ran = run_scenario(engine, scenario, steered=steered)
@@ -52,6 +56,12 @@ def run(combination: Combination, models: Path) -> dict[str, Any]:
         result["fault"] = engine.exchange(EngineCommand()).fault
     engine.shutdown()
     return result
+
+
+def _lending(engine: SteppedEngine, *, steered: bool) -> dict[str, Any]:
+    if steered:
+        return lend_and_take_back(engine, MAX_NUM_SPECULATIVE_TOKENS)
+    return {"answers": engine.run(crowd(), logprobs=REFERENCE_LOGPROBS), "missed": "", "greedy": [], "ranks": [[]]}
 
 
 def _start(combination: Combination, arguments: dict[str, Any], *, steered: bool) -> DrivenEngine:

@@ -40,13 +40,14 @@ def rig_environment(
     runner: Runner,
     asynchronous: bool,
     in_one_process: bool = True,
+    kv_cache_is_sized: bool = False,
     environ: Mapping[str, str] = os.environ,
 ) -> dict[str, str]:
     """Variables for a process that is to run an engine on the rig; it and what it starts must have no others of these.
 
     `folder` takes two small folders that look like installed distributions. With `asynchronous` vLLM's own answer holds, which is
     True wherever the drafter allows it; without, the scheduler is synchronous. `in_one_process` keeps scheduler and worker in the
-    process that makes the engine.
+    process that makes the engine. Where its arguments do not size the KV cache (`kv_cache_is_sized`), it gets 1 GiB.
     """
     folders = [_write_distribution(folder / "plugins", "nightjar-rig", _PLUGINS)]
     if runner == 2:
@@ -60,11 +61,12 @@ def rig_environment(
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         INTERPRET_VARIABLE: "1" if runner == 2 else "0",
     }
+    if not kv_cache_is_sized:
+        values["VLLM_CPU_KVCACHE_SPACE"] = "1"
     openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
     if openmp.is_file() and "LD_PRELOAD" not in environ:
         values["LD_PRELOAD"] = str(openmp)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from filelock import FileLock
 
-from nightjar.deployments.proof.combinations import REFERENCE, STEERED, Combination
+from nightjar.deployments.proof.combinations import LENDING, REFERENCE, STEERED, Combination
 from nightjar.deployments.proof.verdict import Verdict, judge
 from nightjar.deployments.rig.environment import rig_environment
 
@@ -22,8 +22,9 @@ PAIRWISE: Final = (
     "v1-async-eagle3",
     "v2-sync-mtp",
     "v2-async-eagle",
+    "v1-async-draft_model-lends",
 )
-"""What `make test` runs: each drafter once, each runner with each scheduling."""
+"""What `make test` runs: each drafter, each runner with each scheduling, and a draft that lends its memory."""
 HEADINGS: Final = (
     "runner",
     "scheduling",
@@ -62,6 +63,7 @@ class Rig:
             runner=combination.runner,
             asynchronous=combination.scheduling == "async",
             in_one_process=combination.ranks == 1,
+            kv_cache_is_sized=combination.lends,
         )
         environment.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         command = [sys.executable, "-m", "nightjar.deployments.proof.engine_process", combination.name]
@@ -72,7 +74,7 @@ class Rig:
 
 def is_pairwise(combination: Combination) -> bool:
     """Whether `make test` runs it."""
-    assert set(PAIRWISE) <= {each.name for each in STEERED}
+    assert set(PAIRWISE) <= {each.name for each in (*STEERED, *LENDING)}
     return combination.name in PAIRWISE
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 pytest.importorskip("vllm")
-from nightjar.deployments.proof.combinations import SERVED_PLAINLY, STEERED, Combination
+from nightjar.deployments.proof.combinations import LENDING, SERVED_PLAINLY, STEERED, Combination
 from tests.gpu_paths.runs import Rig, is_pairwise, row
 
 pytestmark = pytest.mark.engine
@@ -37,6 +37,18 @@ def test_with_k_changing_in_every_step_texts_are_plain_decodings_and_each_k_is_o
     assert verdict.texts == []
     assert verdict.lengths == []
     assert verdict.compared > 30
+
+
+@pytest.mark.parametrize("combination", each(LENDING))
+def test_a_draft_lends_its_memory_by_cudas_code_on_pages_that_fault_and_texts_are_plain_decodings(
+    rig: Rig, combination: Combination
+) -> None:
+    """INV-1. Whatever touched a page that was released, of weights or of KV, would have ended the engine."""
+    verdict = rig.verdict(combination)
+    assert verdict.served_plainly == ""
+    assert verdict.missed == []
+    assert verdict.texts == []
+    assert verdict.compared > 5
 
 
 @pytest.mark.parametrize("combination", each(SERVED_PLAINLY))

@@ -18,7 +18,7 @@ import ctypes
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Final, NoReturn
@@ -95,6 +95,10 @@ class CPUDraftMemory:
         self.why_not = _why_not(self._model, self._templates, type(loader).__name__)
         _trim_heap()
         return self._model
+
+    def making_room(self) -> AbstractContextManager[None]:
+        """As `DraftMemory`. Nothing to do: pages take memory when they are first written."""
+        return nullcontext()
 
     def bind_kv_cache(self, kv_cache: KVCache) -> None:
         """As `DraftMemory`."""

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, Protocol
@@ -46,6 +46,11 @@ class Allocation(Protocol):
 
 class Device(Protocol):
     """What moves memory: vLLM's allocator, its C functions and CUDA's runtime."""
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Memory is mapped in multiples of this, at addresses that are multiples of it."""
+        ...
 
     def pool(self, tag: str) -> AbstractContextManager[object]:
         """Everything that torch allocates inside is mapped by the allocator, under this tag."""
@@ -86,6 +91,8 @@ class Device(Protocol):
 
 class CuMemDevice:
     """`Device` by vLLM's cumem module, which is imported here and not before: it exists on GPU builds only."""
+
+    chunk_bytes = CHUNK_BYTES
 
     def __init__(self) -> None:
         from vllm.device_allocator import cumem
@@ -176,15 +183,27 @@ class CUDADraftMemory:
             self.why_not = "the draft's weights are not in the allocator's pool"
         return model
 
+    @contextmanager
+    def making_room(self) -> Iterator[None]:
+        """As `DraftMemory`: vLLM maps base and lent blocks together; beside the weights there may be room for the base alone."""
+        self.offload()
+        yield
+        self.reload()
+
     def bind_kv_cache(self, kv_cache: KVCache) -> None:
-        """As `DraftMemory`. Raises `OffloadUnsupportedError`, with nothing changed, where the cache cannot be mapped in chunks."""
+        """As `DraftMemory`. Raises `OffloadUnsupportedError`, with nothing changed, where the cache cannot be mapped in chunks, or
+        where its layout interleaves blocks or layers so finely that lending would give nothing back.
+        """
         device = self._usable_device()
         whole = _allocation_around(device, kv_cache)
-        releasable = [
-            *block_bytes(kv_cache, kv_cache.num_base_blocks, kv_cache.num_blocks, "all"),
-            *block_bytes(kv_cache, 0, kv_cache.num_base_blocks, "draft"),
-        ]
-        self._chunks = cut_into_chunks(whole, whole_pages(releasable, CHUNK_BYTES))
+        lent = whole_pages(block_bytes(kv_cache, kv_cache.num_base_blocks, kv_cache.num_blocks, "all"), device.chunk_bytes)
+        of_draft = whole_pages(block_bytes(kv_cache, 0, kv_cache.num_base_blocks, "draft"), device.chunk_bytes)
+        if not lent or not of_draft:
+            raise OffloadUnsupportedError(
+                f"the KV cache's layout would give back no memory: of its lent blocks {num_bytes(lent)} bytes, and of the draft's "
+                f"share {num_bytes(of_draft)}, lie in whole pages of {device.chunk_bytes} bytes"
+            )
+        self._chunks = cut_into_chunks(whole, [*lent, *of_draft])
         self._kv_cache = kv_cache
         device.synchronize()
         device.unmap(whole)
@@ -309,7 +328,7 @@ def _allocation_around(device: Device, kv_cache: KVCache) -> Handle:
         if _is_inside(ByteRange(every_byte[0].start, every_byte[-1].end), [ByteRange(handle[2], handle[2] + handle[1])]):
             if not isinstance(handle[3], int):
                 raise OffloadUnsupportedError("the KV cache is mapped in ROCm's own chunks")
-            if handle[2] % CHUNK_BYTES or handle[1] % CHUNK_BYTES:
-                raise OffloadUnsupportedError(f"the KV cache's mapping is not aligned to {CHUNK_BYTES} bytes")
+            if handle[2] % device.chunk_bytes or handle[1] % device.chunk_bytes:
+                raise OffloadUnsupportedError(f"the KV cache's mapping is not aligned to {device.chunk_bytes} bytes")
             return (handle[0], handle[1], handle[2], handle[3])
     raise OffloadUnsupportedError("the KV cache is not one allocation of vLLM's cumem allocator")

@@ -11,6 +11,7 @@ that breaks off leaves the draft offloaded, never half there, and the error reac
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -68,6 +69,10 @@ class DraftMemory(Protocol):
 
     def load_model(self, vllm_config: Any, *, prefix: str = "", load_config: Any = None) -> Any:
         """Load the draft as vLLM's `get_model` does, once, and remember what a later offload needs."""
+        ...
+
+    def making_room(self) -> AbstractContextManager[None]:
+        """Surrounds vLLM's allocation of the KV cache, base and lent blocks together, up to the release of the lent ones."""
         ...
 
     def bind_kv_cache(self, kv_cache: KVCache) -> None:

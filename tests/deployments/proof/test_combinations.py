@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nightjar.deployments.drafter_kinds import KINDS, STEERABLE
-from nightjar.deployments.proof.combinations import REFERENCE, SERVED_PLAINLY, STEERED, Combination
+from nightjar.deployments.proof.combinations import LENDING, REFERENCE, SERVED_PLAINLY, STEERED, Combination
 
 
 def test_every_drafter_that_we_steer_is_proved_on_runner_v1_and_where_it_obeys_on_v2() -> None:
@@ -16,7 +16,7 @@ def test_every_drafter_that_we_steer_is_proved_on_runner_v1_and_where_it_obeys_o
 
 
 def test_a_combination_is_found_by_its_name_and_an_unknown_name_is_refused() -> None:
-    for combination in (*STEERED, *SERVED_PLAINLY, REFERENCE):
+    for combination in (*STEERED, *LENDING, *SERVED_PLAINLY, REFERENCE):
         assert Combination.named(combination.name) == combination
     with pytest.raises(ValueError, match="no combination 'v3-sync-eagle'"):
         Combination.named("v3-sync-eagle")
