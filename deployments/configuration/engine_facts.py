@@ -97,6 +97,7 @@ def engine_facts(config: LLMConfig, kwargs: EngineKwargs) -> EngineFacts:
         data_parallel_size=kwargs.data_parallel_size,
         runner_is_v1=_runner_is_v1(config, kwargs, on_cpu=on_cpu, kind=kind),
         runner_is_users=bool(environment_of(config).get(RUNNER_VARIABLE)),
+        adaptive_verification=bool(speculative and (speculative.model_extra or {}).get("enable_adaptive_verification")),
         why_never_asleep=why_never_asleep(sleep_facts(kwargs)),
     )
 

@@ -77,6 +77,8 @@ class EngineFacts:
     runner_is_v1: bool = True
     runner_is_users: bool = False  # RUNNER_VARIABLE is set
     vllm_version: tuple[int, int] = V2_OBEYS_K_FROM
+    adaptive_verification: bool = False
+    """Whether vLLM itself chooses how many drafts of each row are verified."""
     why_never_asleep: str = ""
     """Why the drafter runs at K = 0 as well, as far as the configuration says."""
     offload: OffloadConfig | None = None
@@ -119,6 +121,7 @@ def resolve_facts(config: VllmConfig, *, on_cpu: bool, draft_offload: DraftOfflo
         runner_is_v1=not getattr(config, "use_v2_model_runner", False),
         runner_is_users=bool(os.environ.get(RUNNER_VARIABLE)),
         vllm_version=installed_vllm(),
+        adaptive_verification=bool(getattr(speculative, "enable_adaptive_verification", False)),
         why_never_asleep=why_never_asleep(sleep_facts(config)),
         offload=offload,
         why_no_offload=why_no_offload,
@@ -308,6 +311,10 @@ def _why_plain(user_kwargs: Mapping[str, Any], facts: EngineFacts, missing_hooks
         (
             _needs_runner_v1(facts) and facts.runner_is_users and not facts.runner_is_v1,
             f"{RUNNER_VARIABLE} asks for runner V2, where vLLM {version} drafts its maximum for {kind.method}, whatever K says",
+        ),
+        (
+            facts.adaptive_verification,
+            "enable_adaptive_verification lets vLLM choose how many drafts are verified, and two cannot choose: take it out",
         ),
         (
             facts.max_num_speculative_tokens > MAX_NUM_SPECULATIVE_TOKENS,

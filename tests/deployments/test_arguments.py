@@ -35,6 +35,7 @@ CPU = EngineFacts(
     max_num_speculative_tokens=4,
 )
 GPU = replace(CPU, on_cpu=False, async_scheduling=True, captures_graphs=True, runner_is_v1=False)
+EAGLE = replace(GPU, drafter_kind="eagle")
 
 
 def user_kwargs(**speculative: Any) -> dict[str, Any]:
@@ -64,9 +65,6 @@ def test_gpu_engine_of_a_draft_model_keeps_its_length_and_says_what_never_ran_th
     assert arguments.notice == "the sleeping drafter has never run on a GPU"
     assert table(arguments.kwargs) == [[1, 8, 4]]
     assert arguments.graph_tiers == ()
-
-
-EAGLE = replace(GPU, drafter_kind="eagle")
 
 
 @pytest.mark.parametrize(
@@ -285,6 +283,7 @@ def test_an_engine_without_graphs_can_leave_shadow_at_any_time() -> None:
         (replace(CPU, max_num_seqs=5000), {}, "5000 is above 4096"),
         (replace(GPU, pipeline_parallel_size=2), {}, "pipeline_parallel_size 2"),
         (replace(GPU, data_parallel_size=2), {}, "data_parallel_size 2"),
+        (replace(EAGLE, adaptive_verification=True), {}, "enable_adaptive_verification lets vLLM choose"),
         (replace(GPU, runner_is_users=True), {}, "asks for runner V2, where vLLM 0.32 drafts its maximum for draft_model"),
         (
             replace(GPU, runner_is_users=True, drafter_kind="eagle", vllm_version=(0, 29)),

@@ -372,6 +372,11 @@ def test_runner_and_graph_mode_are_told(text: str, runner: str, graphs: str) -> 
     assert graphs in lines
 
 
+def test_an_engine_in_which_vllm_chooses_how_many_drafts_are_verified_will_be_served_plainly() -> None:
+    text = replaced("method: draft_model", "method: eagle3\n          enable_adaptive_verification: true")
+    assert "steering  plainly: enable_adaptive_verification lets vLLM choose" in described(text)
+
+
 OWN = "accelerator_type: H100\n      runtime_env: {env_vars: {VLLM_USE_V2_MODEL_RUNNER: '0'}}"
 LISTED = "deployments: [{name: LLM}]\n  "
 
