@@ -7,6 +7,7 @@ and the next ones run; an engine that does not start ends the process with vLLM'
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -36,6 +37,7 @@ def run(combination: Combination, models: Path) -> dict[str, Any]:
     if steered and arguments.serving_plainly:
         return result
     engine = _start(combination, arguments.kwargs, steered=steered)
+    result["vllm_version"] = importlib.import_module("vllm").__version__
     result["async_scheduling"] = bool(engine.vllm_config.scheduler_config.async_scheduling)
     result["runner_is_v2"] = bool(engine.vllm_config.use_v2_model_runner)
     if combination.lends or not steered:

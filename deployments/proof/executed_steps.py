@@ -21,6 +21,8 @@ class ExecutedStep:
     """K as the settings in force have it; None where nobody knows which were."""
     num_speculative_tokens: int
     """K as the scheduler ordered it: drafts to propose for each row."""
+    skips_drafts: bool
+    """Whether vLLM itself leaves the drafts out, since no row of the step could use them (0.33, SchedulerOutput.skip_drafts)."""
     forwards: int
     """Of the drafter's model; 0 where the drafter has none."""
     verified: dict[str, int]
@@ -71,6 +73,7 @@ class ExecutedSteps:
             ExecutedStep(
                 pinned=self.pinned,
                 num_speculative_tokens=output.num_spec_tokens_to_schedule,
+                skips_drafts=bool(getattr(output, "skip_drafts", False)),
                 forwards=self._forwards,
                 verified={name: len(drafts) for name, drafts in output.scheduled_spec_decode_tokens.items() if drafts},
                 drafter_state=self._drafter_state(),

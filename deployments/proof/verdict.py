@@ -100,12 +100,13 @@ def difference(expected: Mapping[str, Any], found: Mapping[str, Any], near_tie: 
 
 
 def _disobeyed(combination: Combination, step: Mapping[str, Any], most_before: int, *, is_capped: bool) -> str:
-    """Why a step did not run as it was told, or "". A drafter that is not active may still wait, or read what it missed.
+    """Why a step did not run as it was told, or "". A drafter that is not active may still wait, or read what it missed, and vLLM
+    itself leaves drafts out where no row could use them.
 
     `most_before` is the K of the step before, in which the drafts that this one verifies were made.
     """
     pinned, ordered, forwards = step["pinned"], step["num_speculative_tokens"], step["forwards"]
-    waits = step["drafter_state"] not in ("", ACTIVE) or step["catches_up"]
+    waits = step["drafter_state"] not in ("", ACTIVE) or step["catches_up"] or step["skips_drafts"]
     if pinned is not None and ordered != pinned and not (is_capped and ordered < pinned) and not (waits and ordered == 0):
         return f"settings pinned K = {pinned}, the scheduler ordered {ordered}"
     if (most := max(step["verified"].values(), default=0)) > most_before:

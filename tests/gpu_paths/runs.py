@@ -14,6 +14,7 @@ from filelock import FileLock
 from nightjar.deployments.proof.combinations import LENDING, REFERENCE, STEERED, Combination
 from nightjar.deployments.proof.verdict import Verdict, judge
 from nightjar.deployments.rig.environment import rig_environment
+from tests.gpu_paths.overlay import OVERLAY_VARIABLE
 
 TIMEOUT_S: Final = 900
 PAIRWISE: Final = (
@@ -58,12 +59,15 @@ class Rig:
         return outcome
 
     def _run(self, combination: Combination, output: Path) -> None:
-        environment = os.environ | rig_environment(
+        overlay = os.environ.get(OVERLAY_VARIABLE)
+        base = os.environ | ({"PYTHONPATH": overlay} if overlay else {})
+        environment = base | rig_environment(
             self._folder / f"rig-{combination.name}",
             runner=combination.runner,
             asynchronous=combination.scheduling == "async",
             in_one_process=combination.ranks == 1,
             kv_cache_is_sized=combination.lends,
+            environ=base,
         )
         environment.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         command = [sys.executable, "-m", "nightjar.deployments.proof.engine_process", combination.name]

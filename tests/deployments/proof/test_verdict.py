@@ -24,7 +24,7 @@ def answer(tokens: list[int], logprobs: list[dict[str, float]] | None = None, **
 
 
 def step(pinned: int | None, ordered: int, forwards: int, **other: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = {"verified": {}, "drafter_state": "", "catches_up": False}
+    plain: dict[str, Any] = {"verified": {}, "drafter_state": "", "catches_up": False, "skips_drafts": False}
     return {"pinned": pinned, "num_speculative_tokens": ordered, "forwards": forwards} | plain | other
 
 
@@ -91,6 +91,13 @@ def test_a_sleeping_drafter_may_wait_and_read_what_it_missed_and_do_nothing_else
         steps = [step(1, 1, 1), step(2, 2, 2), step(3, 3, 3), *asleep, wrong]
         run = changed(lambda part, steps=steps: part.update(ranks=[steps]))  # type: ignore[misc]
         assert len(judge(DRAFT_MODEL, run, REFERENCE).lengths) == 1
+
+
+def test_a_step_whose_drafts_vllm_leaves_out_may_be_one_at_k_0_and_no_other() -> None:
+    for ordered, wrong in ((0, 0), (2, 1)):
+        skipping = step(3, ordered, max(ordered, 1), skips_drafts=True)
+        run = changed(lambda part, skipping=skipping: part["ranks"][0].append(skipping))  # type: ignore[misc]
+        assert len(judge(EAGLE, run, REFERENCE).lengths) == wrong
 
 
 def test_where_clients_cap_their_drafts_k_may_be_lower_than_pinned_and_not_higher() -> None:

@@ -1,0 +1,47 @@
+"""Runs another vLLM's Python on this environment's CPU libraries: `make test-vllm VERSION=0.33.0`.
+
+vLLM builds no CPU wheel of some versions, among them 0.33.0. Its CUDA wheel's Python runs on a CPU all the same, with the compiled
+libraries of the installed CPU build, as long as both agree on the operators that are called. The folder goes first on PYTHONPATH, and
+a `*.dist-info` in it says that it is a CPU build, which vLLM's platform asks for. Nothing is installed. By hand, before a version is
+said to be supported: what a CPU cannot show stays unknown.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Final
+
+from tests.contract.wheels import sources_of
+
+SOURCES: Final = Path(sys.prefix) / "opt" / "vllm-sources"
+OVERLAY_VARIABLE: Final = "NIGHTJAR_VLLM_OVERLAY"
+
+
+def build_overlay(version: str, folder: Path) -> Path:
+    """A folder that holds this version as the package `vllm`; one that is there already stays."""
+    if folder.exists():
+        return folder
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:
+        raise ImportError("vllm is not installed: its compiled libraries are needed")
+    scratch = folder.with_suffix(".new")
+    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.copytree(sources_of(version, SOURCES) / "vllm", scratch / "vllm", copy_function=os.link)
+    for library in Path(spec.origin).parent.rglob("*.so"):
+        place = scratch / "vllm" / library.relative_to(Path(spec.origin).parent)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(library)
+    information = scratch / f"vllm-{version}+cpu.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
+    scratch.rename(folder)
+    return folder
+
+
+if __name__ == "__main__":
+    wanted, target = sys.argv[1:]
+    sys.stdout.write(f"{build_overlay(wanted, Path(target).absolute())}\n")
