@@ -1,9 +1,9 @@
 """Runs another vLLM's Python on this environment's CPU libraries: `make test-vllm VERSION=0.33.0`.
 
 vLLM builds no CPU wheel of some versions, among them 0.33.0. Its CUDA wheel's Python runs on a CPU all the same, with the compiled
-libraries of the installed CPU build, as long as both agree on the operators that are called. The folder goes first on PYTHONPATH, and
-a `*.dist-info` in it says that it is a CPU build, which vLLM's platform asks for. Nothing is installed. By hand, before a version is
-said to be supported: what a CPU cannot show stays unknown.
+libraries of the installed CPU build, as long as both agree on the operators that are called. The folder goes first on PYTHONPATH,
+and a `*.dist-info` in it says that it is a CPU build, which vLLM's platform asks for. Nothing is installed. By hand, before a
+version is said to be supported: what a CPU cannot show stays unknown.
 """
 
 from __future__ import annotations
