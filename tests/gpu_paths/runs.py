@@ -85,13 +85,13 @@ def is_pairwise(combination: Combination) -> bool:
 def row(verdict: Verdict, seconds: float) -> list[str]:
     """A line of the table that `make test-gpu-paths` prints."""
     combination = verdict.combination
-    by_length = verdict.forwards
+    by_length = verdict.forwards if combination.forwards_at_zero is not None else {}
     at_zero = "/".join(map(str, by_length.get(0, ()))) or "no model"
     every = ", ".join("/".join(map(str, by_length[length])) for length in sorted(by_length)) or "no model"
     return [
         f"V{combination.runner}",
         combination.scheduling,
-        combination.drafter,
+        combination.drafter + (f", {combination.ranks} ranks" if combination.ranks > 1 else ""),
         f"{verdict.compared - len(verdict.texts)} of {verdict.compared}",
         f"{verdict.steps - len(verdict.lengths)} of {verdict.steps}",
         at_zero,
