@@ -21,8 +21,8 @@ from nightjar.deployments.rig.model_names import ADAPTER_RANK
 from nightjar.policy.records import EngineCommand
 
 MAX_NUM_SPECULATIVE_TOKENS: Final = 3
-CHANGING_LENGTHS: Final = (3, 0, 1, 2, 0, 0, 3, 3, 1, 0, 2, 2, 3, 0, 3, 1)
-"""K step by step: every pair of neighbours is in it, rises and falls by one and by more."""
+CHANGING_LENGTHS: Final = (3, 3, 0, 0, 1, 0, 2, 0, 3, 1, 1, 2, 1, 3, 2, 2)
+"""K step by step, over and over: each change from one K to another is in it once, and each K held for two steps."""
 CAPPED_SCENARIO: Final = "opt-out"
 OPT_OUT: Final = "num_speculative_tokens"
 REFERENCE_LOGPROBS: Final = 5
