@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
 
+from nightjar.deployments.engine import graph_memory
 from nightjar.deployments.engine.arguments import EngineArguments, EngineFacts, resolve_facts, steered_engine_kwargs
 from nightjar.deployments.engine.engine_folder import EngineFolder, make_engine_folder
 from nightjar.deployments.engine.environment import apply_environment, engine_environment, gather_host_facts
@@ -160,6 +161,8 @@ async def start_openai_server(
     )
     if folder is not None:
         folder.note(descendants())
+        notices = (arguments.notice, graph_memory.in_words(graph_memory.captures(folder.path)))
+        arguments = dataclasses.replace(arguments, notice="; ".join(part for part in notices if part))
     app = await _build_app(engine, engine_args, frontend_kwargs)
     group = _identify(engine.vllm_config, facts, request, arguments.graph_tiers)
     return OpenAIServer(engine=engine, app=app, arguments=arguments, group=group, load=load, folder=folder)
