@@ -25,7 +25,7 @@ from rich.table import Table
 ROOT: Final = Path(__file__).parents[1]
 CHECK: Final = ROOT / ".ci/run"
 BY_HAND: Final = "test-all"
-ITS_TESTS: Final = "test-long"
+ITS_TESTS: Final = ("test-gpu-paths", "test-long")
 """What `make test-all` runs beside `make test` and the same tests on other Pythons."""
 COLLECT_ONLY: Final = ("--collect-only", "-q", "-n", "0", "-p", "no:randomly")
 NO_TESTS_COLLECTED: Final = 5
@@ -100,7 +100,7 @@ def main(
     console = Console(soft_wrap=True, highlight=False, markup=False)
     all_ids = collect(())
     in_check = set[str]().union(*map(collect, calls_of(targets_of_check(CHECK.read_text(encoding="utf-8")))))
-    by_hand = set[str]().union(*map(collect, calls_of([ITS_TESTS]))) - in_check
+    by_hand = set[str]().union(*map(collect, calls_of(ITS_TESTS))) - in_check
     orphans = nowhere(all_ids, {".ci/run": in_check, f"make {BY_HAND}": by_hand})
     table = Table("tests", "number")
     table.add_row("collected", str(len(all_ids)))
