@@ -13,7 +13,7 @@ from nightjar.deployments.drafter_kinds import kind_of
 from nightjar.deployments.engine.arguments import EngineArguments
 from nightjar.policy.records import DrafterState, EngineSnapshot, SteeringLevel
 
-ONLY_OBSERVING: Final = "this engine started in shadow and can only observe: leaving shadow needs a new start"
+ONLY_OBSERVING: Final = "an engine that starts in shadow with graphs only observes: leaving shadow needs a new start"
 
 
 class Steered(NamedTuple):
@@ -42,7 +42,7 @@ def level_now(at_start: Steered, drafter_kind: str, snapshot: EngineSnapshot) ->
     if at_start.level is SteeringLevel.PLAINLY:
         return at_start
     if snapshot.fault:
-        return Steered(SteeringLevel.PLAINLY, f"the engine runs its own K since an error in the hooks: {snapshot.fault}")
+        return Steered(SteeringLevel.PLAINLY, snapshot.fault_in_words)
     stays = kind_of(drafter_kind).can_sleep and snapshot.drafter_state is DrafterState.IN_SYNC
     if at_start.level is SteeringLevel.FULLY and stays:
         return Steered(SteeringLevel.WITHOUT_SLEEPING, snapshot.drafter.reason)

@@ -136,8 +136,7 @@ def _voices(facts: _Facts) -> Iterator[Voice]:
     if report.serving_plainly:
         yield Voice(who="engine", words=f"served plainly, not steered: {report.serving_plainly}", decides=True)
     if snapshot.fault:
-        words = f"the engine runs its own K since an error in the hooks: {snapshot.fault}"
-        yield Voice(who="engine", words=words, decides=True)
+        yield Voice(who="engine", words=snapshot.fault_in_words, decides=True)
     if report.local_mode is not None:
         words = f"mode {report.local_mode} is set in the replica's own user_config, which no policy overrides"
         yield Voice(who="kill switch", words=words, decides=report.local_mode.kind != "auto")

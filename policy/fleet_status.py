@@ -199,5 +199,4 @@ def _reason(replica: ReplicaState, group: GroupState, decision: Decision | None)
     held = ", ".join(batch_range(*bucket_range(bucket, report.group.max_num_seqs)) for bucket in report.snapshot.held_buckets)
     if held:
         words = f"the guard holds batch {held} off: speculation measured worse than off; {words}"
-    fault = report.snapshot.fault and f"the engine runs its own K since an error in the hooks: {report.snapshot.fault}"
-    return "; ".join(part for part in (report.notice, fault, words) if part)[:1024]
+    return "; ".join(part for part in (report.notice, report.snapshot.fault_in_words, words) if part)[:1024]

@@ -355,6 +355,11 @@ class EngineSnapshot(Record):
     refused: Reason = ""
     fault: Reason = ""
 
+    @property
+    def fault_in_words(self) -> str:
+        """The fault and what follows from it; empty where there is none."""
+        return f"the engine runs its own K since an error in the hooks: {self.fault}" if self.fault else ""
+
 
 class LoadReport(Record):
     """One replica's report to the policy. `notice` is what its operator should know, such as a refused `user_config`.

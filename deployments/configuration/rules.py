@@ -233,6 +233,9 @@ def _autoscaling(model: CheckedModel) -> Iterator[Finding]:
 
 def _costs(model: CheckedModel) -> Iterator[Finding]:
     facts, arguments = model.outlook.facts, model.outlook.arguments
+    if model.config.graph_tiers is not None and not arguments.graph_tiers:
+        message = "has no effect on this engine: only a steered one on model runner V2 captures graphs for each K"
+        yield Finding("advice", (*ENTRY, "graph_tiers"), message)
     if arguments.serving_plainly or facts.on_cpu:
         return
     if arguments.runner_is_v1 and facts.captures_graphs and not arguments.only_observing:

@@ -1,8 +1,8 @@
 """Which K an engine captures CUDA graphs for, and at which sizes.
 
 On model runner V2 vLLM captures full graphs for each K that its table of lengths names, and a step at any other K runs without one.
-Every K named makes many graphs: 496 in place of 133 for EAGLE at 256 rows and a maximum of 3, and their memory is taken off the KV
-cache. So the table names a few tiers, and the planner plans among those (GroupKey.graph_tiers). On runner V1 graphs are piecewise
+Every K named makes graphs for each batch size, in the target and in an EAGLE head, and their memory is taken off the KV cache. So
+the table names a few tiers, and the planner plans among those (GroupKey.graph_tiers). On runner V1 graphs are piecewise
 and serve any K.
 
 With several K one size hides another: vLLM looks only at the next larger size, which may be captured for another K (0.32,

@@ -372,6 +372,13 @@ def test_runner_and_graph_mode_are_told(text: str, runner: str, graphs: str) -> 
     assert graphs in lines
 
 
+@pytest.mark.parametrize(("method", "is_told"), [("eagle3", False), ("draft_model", True)])
+def test_tiers_that_do_nothing_are_told(method: str, is_told: bool) -> None:
+    text = replaced("accelerator_type: H100", "accelerator_type: H100\n      graph_tiers: [2]")
+    found = [line.text("f") for line in check_text(text.replace("method: draft_model", f"method: {method}")).lines]
+    assert any("graph_tiers: has no effect" in line for line in found) is is_told
+
+
 def test_an_engine_in_which_vllm_chooses_how_many_drafts_are_verified_will_be_served_plainly() -> None:
     text = replaced("method: draft_model", "method: eagle3\n          enable_adaptive_verification: true")
     assert "steering  plainly: enable_adaptive_verification lets vLLM choose" in described(text)
