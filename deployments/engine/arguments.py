@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, STEERABLE, kind_of
 from nightjar.deployments.engine.graph_plan import GraphPlan
 from nightjar.deployments.engine.graph_tiers import (
+    LARGEST_CAPTURE_SIZE,
     capture_sizes,
     from_table,
     graph_tiers,
@@ -74,6 +75,8 @@ class EngineFacts:
     data_parallel_size: int = 1
     full_graphs: bool = True
     """Where graphs are captured: whether there are full ones, for each batch and K, beside piecewise ones, which serve any K."""
+    largest_capture_size: int = LARGEST_CAPTURE_SIZE
+    """In tokens, as vLLM would choose it for this device: twice as much on Blackwell."""
     runner_is_v1: bool = True
     runner_is_users: bool = False  # RUNNER_VARIABLE is set
     vllm_version: tuple[int, int] = V2_OBEYS_K_FROM
@@ -118,6 +121,7 @@ def resolve_facts(config: VllmConfig, *, on_cpu: bool, draft_offload: DraftOfflo
         pipeline_parallel_size=config.parallel_config.pipeline_parallel_size,
         data_parallel_size=config.parallel_config.data_parallel_size,
         full_graphs=_has_full_graphs(config),
+        largest_capture_size=_largest_capture_size(config),
         runner_is_v1=not getattr(config, "use_v2_model_runner", False),
         runner_is_users=bool(os.environ.get(RUNNER_VARIABLE)),
         vllm_version=installed_vllm(),
@@ -159,12 +163,13 @@ def steered_engine_kwargs(
         maximum = facts.max_num_speculative_tokens
         lengths = from_table(speculative.get("num_speculative_tokens_per_batch_size"), facts.max_num_seqs, maximum)
         if facts.captures_graphs and facts.full_graphs and not runner_is_v1:
-            tiers = tuple(sorted({*graph_tiers(wanted_tiers, maximum), *lengths}))
-            lengths = name_lengths(lengths, tiers)
-            compilation = with_capture_sizes(kwargs.get("compilation_config"), capture_sizes(facts.max_num_seqs, tiers))
-            if sizes := sizes_in(compilation):
+            lengths = name_lengths(lengths, sorted({*graph_tiers(wanted_tiers, maximum), *lengths}))
+            tiers = tuple(sorted(set(lengths)))  # fewer than wanted where there are fewer batch sizes than tiers
+            sizes = capture_sizes(facts.max_num_seqs, tiers, facts.largest_capture_size)
+            compilation = with_capture_sizes(kwargs.get("compilation_config"), sizes)
+            if captured := sizes_in(compilation):
                 kwargs["compilation_config"] = compilation
-                graph_plan = GraphPlan(sizes, tiers, facts.max_num_seqs)
+                graph_plan = GraphPlan(captured, tiers, facts.max_num_seqs)
         speculative["num_speculative_tokens_per_batch_size"] = to_table(lengths)
         kwargs["speculative_config"] = speculative
         kwargs |= _worker(user_kwargs, facts, may_sleep=may_sleep and runner_is_v1)
@@ -256,6 +261,11 @@ def installed_vllm() -> tuple[int, int]:
 def _has_full_graphs(config: VllmConfig) -> bool:
     mode = getattr(getattr(config, "compilation_config", None), "cudagraph_mode", None)
     return mode is None or bool(mode.has_full_cudagraphs())
+
+
+def _largest_capture_size(config: VllmConfig) -> int:
+    chosen = getattr(getattr(config, "compilation_config", None), "max_cudagraph_capture_size", None)
+    return max(chosen or 0, LARGEST_CAPTURE_SIZE)
 
 
 def _needs_runner_v1(facts: EngineFacts) -> bool:

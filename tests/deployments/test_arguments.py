@@ -81,6 +81,20 @@ def test_where_each_k_needs_graphs_of_its_own_a_few_are_captured_at_sizes_that_a
     assert arguments.graph_plan == GraphPlan(tuple(capture_sizes(8, tiers)), tiers, 8)
 
 
+@pytest.mark.parametrize(("max_num_seqs", "tiers"), [(1, (4,)), (2, (0, 4)), (3, (0, 1, 4)), (4, (0, 1, 3, 4))])
+def test_an_engine_with_fewer_batch_sizes_than_tiers_claims_only_those_that_its_table_names(
+    max_num_seqs: int, tiers: tuple[int, ...]
+) -> None:
+    arguments = steered_engine_kwargs(user_kwargs(), replace(EAGLE, max_num_seqs=max_num_seqs))
+    assert arguments.graph_tiers == tiers == tuple(sorted({length for _, _, length in table(arguments.kwargs)}))
+
+
+def test_where_vllm_captures_larger_sizes_so_does_the_steered_engine() -> None:
+    large = replace(EAGLE, max_num_seqs=256, largest_capture_size=1024)
+    sizes = [steered_engine_kwargs(user_kwargs(), facts).kwargs for facts in (large, replace(large, largest_capture_size=512))]
+    assert [max(kwargs["compilation_config"]["cudagraph_capture_sizes"]) for kwargs in sizes] == [1024, 512]
+
+
 def test_the_k_of_the_users_own_table_are_captured_as_well() -> None:
     arguments = steered_engine_kwargs(user_kwargs(num_speculative_tokens_per_batch_size=[[1, 4, 4], [5, 8, 2]]), EAGLE)
     assert arguments.graph_tiers == (0, 1, 2, 3, 4)
