@@ -42,14 +42,14 @@ demo: $(INSTALLED) ## two real replicas, steered live: off, pin=5, auto (about 1
 
 test: $(INSTALLED) test-fast ## everything within 25 minutes: fast tests, Ray clusters, real engines, two of them side by side
 	$(BIN)/nightjar models build
-	$(QUIET) $(BIN)/pytest $(SLOW) -m '(engine or ray or command or package) and not long'
+	$(QUIET) $(EVEN) $(BIN)/pytest $(SLOW) -m '(engine or ray or command or package) and not long'
 
 test-all: $(INSTALLED) test test-gpu-paths test-long ## before a release, with nothing beside it: make test, test-gpu-paths, test-long, and test-pure on other Pythons; hours
 	$(MAKE) --no-print-directory test-pure PYTHON=python3.12
 	$(MAKE) --no-print-directory test-pure PYTHON=python3.13
 
 test-long: $(INSTALLED) ## the README's long commands, whole
-	$(QUIET) $(BIN)/pytest -n 0 -m long --ignore=tests/gpu_paths
+	$(QUIET) $(EVEN) $(BIN)/pytest -n 0 -m long --ignore=tests/gpu_paths
 
 test-gpu-paths: $(INSTALLED) ## every steered drafter on vLLM's GPU code paths, run on a CPU: runner x scheduling x drafter, as a table
 	$(QUIET) $(BIN)/pytest -n 2 --dist load --maxschedchunk 1 tests/gpu_paths $(ARGS)
@@ -64,6 +64,8 @@ test-vllm: $(INSTALLED) ## the same with another vLLM's Python on this one's CPU
 test-ids: $(INSTALLED) ## what .ci/run and make test-all run of all tests; ARGS="--before COMMIT" names tests that are gone
 	$(BIN)/python -m tests.collected $(ARGS)
 
+# Ray gives its workers niceness 15, behind every engine that a test starts by itself: on a busy machine they would get nothing.
+EVEN := RAY_worker_niceness=0
 # A module's tests share a cluster or an engine, so they stay in one worker.
 SLOW := -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 FAST := -m 'not engine and not ray and not command and not long and not package' --ignore=tests/helm --ignore=tests/monitoring

@@ -54,6 +54,11 @@ COMMANDS: Final = {
     "simulate": RoomCommand(
         "nightjar.loadtests.simulation_command", "The planner against every rival in virtual time, on this machine's cores."
     ),
+    "gpu-proof": RoomCommand(
+        "nightjar.deployments.proof.kit.command",
+        "Prove on your GPU what Nightjar says of it, and write a page to send back.",
+        extra="gpu",
+    ),
     "models": RoomCommand(
         "nightjar.deployments.commands", "Build the small real models that run on a CPU.", extra="cpu", is_group=True
     ),

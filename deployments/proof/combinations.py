@@ -99,11 +99,19 @@ def engine_arguments(combination: Combination, models: Path) -> EngineArguments:
     config = EngineArgs(**user).create_engine_config()
     facts = replace(resolve_facts(config, on_cpu=False), captures_graphs=False)
     arguments = steered_engine_kwargs(user, facts)
+    return on_the_rig(arguments, runner=combination.runner, lending_draft=models / DRAFT if combination.lends else None)
+
+
+def on_the_rig(arguments: EngineArguments, *, runner: Runner, lending_draft: Path | None = None) -> EngineArguments:
+    """A GPU's arguments for an engine on the rig: the worker is the CPU's.
+
+    With the folder of a draft that lends its memory, few KV blocks on pages of the process.
+    """
     kwargs = dict(arguments.kwargs)
-    if kwargs.get("worker_cls") == GPU_WORKER or (combination.runner == 1 and not arguments.serving_plainly):
+    if kwargs.get("worker_cls") == GPU_WORKER or (runner == 1 and not arguments.serving_plainly):
         kwargs["worker_cls"] = CPU_WORKER  # for drafters that never sleep as well: it mends runner V1's sampler on a CPU
-    if combination.lends:
-        draft_bytes = draft_weight_bytes(models / DRAFT, bytes_per_value=4, tensor_parallel_size=1)
+    if lending_draft is not None:
+        draft_bytes = draft_weight_bytes(lending_draft, bytes_per_value=4, tensor_parallel_size=1)
         del kwargs["num_gpu_blocks_override"]
         kwargs |= {
             "worker_cls": MAPPED_MEMORY_WORKER,

@@ -1,16 +1,20 @@
 """What an engine's worker did in each step: the K that it was ordered to draft, and how often the drafter's model really ran.
 
 Looks at the worker, not at the scheduler, whose word is what is to be proved. Wraps two methods of the model runner and counts the
-forwards of the drafter's module with a hook of torch's; a CUDA graph that is replayed runs no module and is not counted.
+forwards of the drafter's module with a hook of torch's. A full CUDA graph that is replayed runs no module: on runner V2 the replays
+of the drafter's graphs are counted instead, each of which holds one forward or all of a step's further ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from nightjar.deployments.engine.draft_work import WORK_ATTRIBUTE
+
+GRAPH_MANAGERS: Final = ("prefill_cudagraph_manager", "decode_cudagraph_manager", "cudagraph_manager")
+"""Of runner V2's drafters (vLLM 0.32, v1/worker/gpu/spec_decode): each replays a graph with `run_fullgraph`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,12 @@ class ExecutedStep:
     """Of a drafter that can sleep, as the step was scheduled (policy.records.DrafterState); empty of any other."""
     catches_up: bool
     """Whether the drafter also read again what it had missed."""
+    replays: int = 0
+    """Of the drafter's full graphs."""
+    rows: int = 0
+    """Requests in the step."""
+    graph_mode: str = ""
+    """How the target ran, as vLLM says it (`NONE`, `PIECEWISE`, `FULL`); empty without the engine argument `cudagraph_metrics`."""
 
 
 class ExecutedSteps:
@@ -44,19 +54,28 @@ class ExecutedSteps:
         self.pinned: int | None = None
         self._drafter_state = drafter_state
         self._forwards = 0
+        self._replays = 0
+        self._graph_mode = ""
         self._output: Any = None
+        self._runner = runner
         drafter = getattr(runner, "speculator", None) or getattr(runner, "drafter", None)  # runner V2's name and V1's
         model = getattr(drafter, "model", None)
         self.has_model = model is not None
         if model is not None:
             model.register_forward_pre_hook(self._count_forward)
+        for name in GRAPH_MANAGERS:
+            manager: Any = getattr(drafter, name, None)
+            if hasattr(manager, "run_fullgraph"):
+                manager.run_fullgraph = self._counting_replays(manager.run_fullgraph)
         self._execute, self._sample = runner.execute_model, runner.sample_tokens
         runner.execute_model, runner.sample_tokens = self._execute_model, self._sample_tokens
 
     def _execute_model(self, scheduler_output: Any, *arguments: Any, **options: Any) -> Any:
         self._output = scheduler_output
-        self._forwards = 0
+        self._forwards = self._replays = 0
         result = self._execute(scheduler_output, *arguments, **options)
+        statistics = getattr(getattr(self._runner, "execute_model_state", None), "cudagraph_stats", None)
+        self._graph_mode = str(getattr(statistics, "runtime_mode", "")).rpartition(".")[2]
         if result is not None and scheduler_output.total_num_scheduled_tokens:
             self._note()
         return result
@@ -78,9 +97,19 @@ class ExecutedSteps:
                 verified={name: len(drafts) for name, drafts in output.scheduled_spec_decode_tokens.items() if drafts},
                 drafter_state=self._drafter_state(),
                 catches_up=bool(getattr(getattr(output, WORK_ATTRIBUTE, None), "recompute", ())),
+                replays=self._replays,
+                rows=len(output.num_scheduled_tokens),
+                graph_mode=self._graph_mode,
             )
         )
 
     def _count_forward(self, module: Any, arguments: Any) -> None:
         del module, arguments
         self._forwards += 1
+
+    def _counting_replays(self, replay: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self._replays += 1
+            return replay(*arguments, **options)
+
+        return counted

@@ -6,6 +6,7 @@ engine's own counters, and by the pages themselves where the rig's device faults
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from nightjar.deployments.proof.driven_engine import DrivenEngine, EngineRequest
@@ -20,10 +21,10 @@ LEASE_S: Final = 600.0
 LENDING_SCENARIO: Final = "a draft that lends its memory"
 
 
-def crowd() -> list[EngineRequest]:
+def crowd(max_tokens: int = 72, cycle: int = 0) -> list[EngineRequest]:
     """More requests than the blocks beside the draft can hold, and longer than it takes to lend and to return."""
-    options = {"temperature": 0.0, "max_tokens": 72, "ignore_eos": True}
-    return [EngineRequest(f"lend-{index}", f"request {index} " + "ab" * (20 + index), options) for index in range(8)]
+    options = {"temperature": 0.0, "max_tokens": max_tokens, "ignore_eos": True}
+    return [EngineRequest(f"lend-{cycle}-{index}", f"request {index} " + "ab" * (20 + index), options) for index in range(8)]
 
 
 def grant(engine: DrivenEngine, mode: str, rules: OffloadRules = RULES) -> None:
@@ -33,8 +34,10 @@ def grant(engine: DrivenEngine, mode: str, rules: OffloadRules = RULES) -> None:
     engine.steer(mode, leases=leases, offload=rules)
 
 
-def lend_and_take_back(engine: SteppedEngine, most: int) -> dict[str, Any]:
+def lend_and_take_back(engine: SteppedEngine, most: int, requests: Sequence[EngineRequest] | None = None) -> dict[str, Any]:
     """Answers, and what is missing of a whole round: off, offloaded, blocks lent, reloaded, drafts verified again."""
+    requests = crowd() if requests is None else requests
+    before = engine.exchange(EngineCommand()).drafter
     states: list[DrafterState] = []
     most_lent_blocks = drafted_after = 0
 
@@ -43,18 +46,18 @@ def lend_and_take_back(engine: SteppedEngine, most: int) -> dict[str, Any]:
         snapshot = engine.exchange(EngineCommand())
         states.append(snapshot.drafter_state)
         most_lent_blocks = max(most_lent_blocks, snapshot.drafter.borrowed_blocks)
-        drafted_after += bool(snapshot.drafter.reloads and snapshot.load.num_speculative_tokens)
+        drafted_after += bool(snapshot.drafter.reloads > before.reloads and snapshot.load.num_speculative_tokens)
         if step == OFF_AFTER_STEPS:
             engine.steer("off", offload=RULES)
         elif step >= BACK_AFTER_STEPS and snapshot.drafter_state in {DrafterState.OFFLOADED, DrafterState.DORMANT}:
             grant(engine, f"pin={most}")
 
     engine.steer(f"pin={most}")
-    answers = engine.run(crowd(), script)
+    answers = engine.run(requests, script)
     snapshot = engine.exchange(EngineCommand())
     wanted = {
-        "the draft was never offloaded": snapshot.drafter.offloads,
-        "it never came back": snapshot.drafter.reloads,
+        "the draft was never offloaded": snapshot.drafter.offloads - before.offloads,
+        "it never came back": snapshot.drafter.reloads - before.reloads,
         "no request used a lent block": most_lent_blocks,
         "no draft was made after it came back": drafted_after,
         "KV blocks are still in use": engine.is_idle(),
@@ -63,6 +66,6 @@ def lend_and_take_back(engine: SteppedEngine, most: int) -> dict[str, Any]:
     return {
         "answers": answers,
         "missed": "; ".join(missed) and f"{'; '.join(missed)} (states: {', '.join(dict.fromkeys(states))})",
-        "greedy": [request.request_id for request in crowd()],
+        "greedy": [request.request_id for request in requests],
         "ranks": [[]],
     }

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -38,9 +39,20 @@ def sources_of(version: str, folder: Path) -> Path:
     return unpacked
 
 
-def _download(version: str, folder: Path) -> Path:
+def unpack_cpu_libraries(version: str, folder: Path) -> bool:
+    """Put the compiled libraries of a version's CPU build into the `vllm` of `folder`; False where it has no CPU build."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        try:
+            wheel = _download(version, Path(scratch), PACKAGES[:1])
+        except NoSourcesError:
+            return False
+        _unpack(wheel, folder, ".so")
+    return True
+
+
+def _download(version: str, folder: Path, packages: Sequence[str] = PACKAGES) -> Path:
     told = ""
-    for package in PACKAGES:
+    for package in packages:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
         done = subprocess.run([*command, f"{package}=={version}"], capture_output=True, text=True, check=False)
         if done.returncode == 0:
@@ -50,9 +62,9 @@ def _download(version: str, folder: Path) -> Path:
     raise NoSourcesError(f"vLLM {version}: {told[-500:]}")
 
 
-def _unpack(wheel: Path, folder: Path) -> None:
+def _unpack(wheel: Path, folder: Path, ending: str = ".py") -> None:
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder, [name for name in archive.namelist() if name.startswith("vllm/") and name.endswith(".py")])
+        archive.extractall(folder, [name for name in archive.namelist() if name.startswith("vllm/") and name.endswith(ending)])
 
 
 def _made(folder: Path) -> Path:

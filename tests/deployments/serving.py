@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import httpx
 import psutil
@@ -35,6 +35,8 @@ T = TypeVar("T")
 TARGET, DRAFT = "smollm2-135m", "smollm2-135m-noise08"
 MAX_NUM_SPECULATIVE_TOKENS = 4
 NEAR_TIE = 1e-4
+PATIENCE: Final = 4
+"""A machine that others use as well may need as many times longer than one of our own, and is not wrong."""
 
 
 def application(
@@ -215,13 +217,16 @@ def metrics_address() -> str:
 
 
 def until(condition: Callable[[], T], *, within_s: float, what: str) -> T:
-    """Poll until `condition` gives something true, and return that. A policy that does not answer now says nothing yet."""
-    deadline_s = time.monotonic() + within_s
+    """Poll until `condition` gives something true, and return that. A policy that does not answer now says nothing yet.
+
+    `within_s` is ample on two cores with nothing beside; PATIENCE times as long is waited before the test fails.
+    """
+    deadline_s = time.monotonic() + PATIENCE * within_s
     while True:
         with contextlib.suppress(PolicyUnavailable):
             if value := condition():
                 return value
-        assert time.monotonic() < deadline_s, f"{what}: not within {within_s} s"
+        assert time.monotonic() < deadline_s, f"{what}: not within {PATIENCE * within_s:.0f} s"
         time.sleep(0.2)
 
 

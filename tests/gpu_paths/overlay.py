@@ -1,9 +1,10 @@
-"""Runs another vLLM's Python on this environment's CPU libraries: `make test-vllm VERSION=0.33.0`.
+"""Runs another vLLM in this environment: `make test-vllm VERSION=0.33.0`.
 
-vLLM builds no CPU wheel of some versions, among them 0.33.0. Its CUDA wheel's Python runs on a CPU all the same, with the compiled
-libraries of the installed CPU build, as long as both agree on the operators that are called. The folder goes first on PYTHONPATH,
-and a `*.dist-info` in it says that it is a CPU build, which vLLM's platform asks for. Nothing is installed. By hand, before a
-version is said to be supported: what a CPU cannot show stays unknown.
+A version that has a CPU build brings its own compiled libraries, as long as it was built for the installed torch (0.29.0 was).
+vLLM builds no CPU wheel of some versions, among them 0.33.0. Its CUDA wheel's Python runs on a CPU all the same, with the libraries
+of the installed CPU build, as long as both agree on the operators that are called. The folder goes first on PYTHONPATH, and a
+`*.dist-info` in it says that it is a CPU build, which vLLM's platform asks for. Nothing is installed. By hand, before a version is
+said to be supported: what a CPU cannot show stays unknown.
 """
 
 from __future__ import annotations
@@ -15,10 +16,19 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from tests.contract.wheels import sources_of
+from nightjar.deployments.engine.arguments import installed_vllm
+from tests.contract.wheels import sources_of, unpack_cpu_libraries
 
 SOURCES: Final = Path(sys.prefix) / "opt" / "vllm-sources"
 OVERLAY_VARIABLE: Final = "NIGHTJAR_VLLM_OVERLAY"
+
+
+def version_under_test() -> tuple[int, int]:
+    """Major and minor version of the vLLM that the engines run."""
+    if folder := os.environ.get(OVERLAY_VARIABLE):
+        major, minor, *_ = Path(folder).name.split(".")
+        return int(major), int(minor)
+    return installed_vllm()
 
 
 def build_overlay(version: str, folder: Path) -> Path:
@@ -31,7 +41,8 @@ def build_overlay(version: str, folder: Path) -> Path:
     scratch = folder.with_suffix(".new")
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(sources_of(version, SOURCES) / "vllm", scratch / "vllm", copy_function=os.link)
-    for library in Path(spec.origin).parent.rglob("*.so"):
+    borrowed = () if unpack_cpu_libraries(version, scratch) else Path(spec.origin).parent.rglob("*.so")
+    for library in borrowed:
         place = scratch / "vllm" / library.relative_to(Path(spec.origin).parent)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.symlink_to(library)

@@ -82,9 +82,8 @@ def is_pairwise(combination: Combination) -> bool:
     return combination.name in PAIRWISE
 
 
-def row(verdict: Verdict, seconds: float) -> list[str]:
+def row(combination: Combination, verdict: Verdict, seconds: float) -> list[str]:
     """A line of the table that `make test-gpu-paths` prints."""
-    combination = verdict.combination
     by_length = verdict.forwards if combination.forwards_at_zero is not None else {}
     at_zero = "/".join(map(str, by_length.get(0, ()))) or "no model"
     every = ", ".join("/".join(map(str, by_length[length])) for length in sorted(by_length)) or "no model"

@@ -11,10 +11,14 @@ from collections.abc import Callable
 import pytest
 
 pytest.importorskip("vllm")
+from nightjar.deployments.engine.arguments import V2_OBEYS_K_FROM
 from nightjar.deployments.proof.combinations import LENDING, SERVED_PLAINLY, STEERED, Combination
+from tests.gpu_paths.overlay import version_under_test
 from tests.gpu_paths.runs import Rig, is_pairwise, row
 
 pytestmark = pytest.mark.engine
+STEERED_HERE = tuple(each for each in STEERED if each.runner == 1 or version_under_test() >= V2_OBEYS_K_FROM)
+SERVED_PLAINLY_HERE = (*SERVED_PLAINLY, *(each for each in STEERED if each not in STEERED_HERE))
 
 
 def each(combinations: tuple[Combination, ...]) -> list[object]:
@@ -24,14 +28,14 @@ def each(combinations: tuple[Combination, ...]) -> list[object]:
     ]
 
 
-@pytest.mark.parametrize("combination", each(STEERED))
+@pytest.mark.parametrize("combination", each(STEERED_HERE))
 def test_with_k_changing_in_every_step_texts_are_plain_decodings_and_each_k_is_obeyed(
     rig: Rig, combination: Combination, record_property: Callable[[str, object], None]
 ) -> None:
     """INV-1 and INV-2, on each model runner, with each scheduling."""
     began_s = time.monotonic()
     verdict = rig.verdict(combination)
-    record_property("gpu_path", row(verdict, time.monotonic() - began_s))
+    record_property("gpu_path", row(combination, verdict, time.monotonic() - began_s))
     assert verdict.served_plainly == ""
     assert verdict.missed == []
     assert verdict.texts == []
@@ -51,6 +55,6 @@ def test_a_draft_lends_its_memory_by_cudas_code_on_pages_that_fault_and_texts_ar
     assert verdict.compared > 5
 
 
-@pytest.mark.parametrize("combination", each(SERVED_PLAINLY))
+@pytest.mark.parametrize("combination", each(SERVED_PLAINLY_HERE))
 def test_where_the_runner_would_ignore_k_the_engine_serves_plainly_and_says_why(rig: Rig, combination: Combination) -> None:
     assert "drafts its maximum" in rig.verdict(combination).served_plainly

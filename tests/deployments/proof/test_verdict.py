@@ -24,7 +24,7 @@ def answer(tokens: list[int], logprobs: list[dict[str, float]] | None = None, **
 
 
 def step(pinned: int | None, ordered: int, forwards: int, **other: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = {"verified": {}, "drafter_state": "", "catches_up": False, "skips_drafts": False}
+    plain: dict[str, Any] = {"verified": {}, "drafter_state": "", "catches_up": False, "skips_drafts": False, "replays": 0}
     return {"pinned": pinned, "num_speculative_tokens": ordered, "forwards": forwards} | plain | other
 
 
@@ -115,8 +115,8 @@ def test_where_clients_cap_their_drafts_k_may_be_lower_than_pinned_and_not_highe
         (answer([11, 99, 5, 6]), ""),
         (answer([11, 98, 5, 6]), "token 1 is 98, plain decoding's 12 (gap 2.9)"),
         (answer([11, 50, 5, 6]), "token 1 is 50, plain decoding's 12 (gap inf)"),
-        (answer(PLAIN_TOKENS[:-1]), "ends as"),
-        (answer(PLAIN_TOKENS, finish_reason="stop"), "ends as"),
+        (answer(PLAIN_TOKENS[:-1]), "ends after"),
+        (answer(PLAIN_TOKENS, finish_reason="stop"), "ends after"),
         (answer(PLAIN_TOKENS, [{str(token): -0.2} for token in PLAIN_TOKENS]), "token 0 has another logprob"),
     ],
 )

@@ -1,0 +1,147 @@
+"""An engine of the proof kit, and the arguments that production would start it with.
+
+The arguments come from engine/arguments.py, as a replica's do, with vLLM's own answers about the machine; a variable that they need
+is set in this process before the engine is made. On the rig two things differ: the worker is the CPU's, and no graphs are captured.
+Fails with vLLM's own errors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from nightjar.deployments.drafter_kinds import kind_of
+from nightjar.deployments.engine.arguments import EngineArguments, resolve_facts, steered_engine_kwargs
+from nightjar.deployments.proof.combinations import LENDING_KV_BYTES, on_the_rig
+from nightjar.deployments.proof.kit.chosen import BUILT_IN, Chosen, Drafter
+from nightjar.deployments.proof.scenarios import ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS
+from nightjar.deployments.rig.environment import Runner
+from nightjar.policy.settings import DraftOffload
+
+Room = Literal["scenarios", "roomy", "shared", "lends"]
+"""How large the engine is: the few KV blocks that the scenarios need; what vLLM would take; the same beside another engine; few
+blocks and a draft that lends its memory."""
+SHARED_UTILIZATION: Final = 0.4
+"""Of the GPU's memory, where two engines share it."""
+LENDING_BLOCKS: Final = 64
+"""On a GPU: less than the crowd needs, and several of the driver's chunks in each layer."""
+LORA_OPTIONS: Final = ("enable_lora", "max_loras", "max_lora_rank", "lora_target_modules")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """One engine."""
+
+    drafter: Drafter = "none"
+    scheduling: Literal["async", "sync"] = "async"
+    graphs: bool = True
+    room: Room = "scenarios"
+    stock: bool = False
+    """vLLM's own: its scheduler, worker and default runner."""
+    table: tuple[tuple[int, int, int], ...] = ()
+    """Of a stock engine: vLLM's `num_speculative_tokens_per_batch_size`."""
+    extra: Mapping[str, Any] | None = None
+    """More of a stock engine's `speculative_config`."""
+
+    @property
+    def name(self) -> str:
+        """For example `draft-sync`, `head-eager`, `none`."""
+        parts = [f"stock-{self.drafter}" if self.stock and self.drafter != "none" else self.drafter]
+        return "-".join(parts + ["sync"] * (self.scheduling == "sync") + ["eager"] * (not self.graphs))
+
+    def to_plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> EngineSpec:
+        """The inverse of `to_plain`."""
+        return cls(**{**plain, "table": tuple(tuple(row) for row in plain["table"])})
+
+    def runner(self) -> Runner:
+        """On the rig, which has no default: what production would choose on a GPU."""
+        return 2 if self.drafter == "head" or (self.stock and self.drafter == "none") else 1
+
+
+def engine_arguments(spec: EngineSpec, chosen: Chosen) -> EngineArguments:
+    """What production would start this engine with; of a stock engine the user's own. Sets the variables that it needs."""
+    from vllm import EngineArgs
+
+    from nightjar.deployments.engine.hooks import missing_hooks
+
+    user = user_arguments(spec, chosen)
+    config = EngineArgs(**user).create_engine_config()
+    offload: DraftOffload = "under_memory_pressure" if spec.room == "lends" and not chosen.on_rig else "never"
+    facts = resolve_facts(config, on_cpu=False, draft_offload=offload)
+    if chosen.on_rig:
+        facts = replace(facts, captures_graphs=False)
+    if spec.stock:
+        return EngineArguments(user, facts.drafter_kind, facts.max_num_speculative_tokens, runner_is_v1=facts.runner_is_v1)
+    arguments = steered_engine_kwargs(user, facts, missing_hooks=missing_hooks())
+    os.environ.update(arguments.environment)
+    if not chosen.on_rig:
+        return arguments
+    return on_the_rig(arguments, runner=spec.runner(), lending_draft=Path(chosen.draft) if spec.room == "lends" else None)
+
+
+def user_arguments(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
+    """What a user would write for this engine."""
+    arguments: dict[str, Any] = {
+        "model": chosen.target,
+        "dtype": chosen.dtype,
+        "enforce_eager": chosen.on_rig or not spec.graphs,
+        "async_scheduling": spec.scheduling == "async",
+        "disable_log_stats": False,
+        "seed": chosen.seed,
+        **_room(spec, chosen),
+    }
+    if spec.drafter != "none":
+        arguments["speculative_config"] = _speculative(spec, chosen)
+    return arguments
+
+
+def _room(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
+    if spec.room in {"scenarios", "lends"}:
+        options = {name: value for name, value in ENGINE_OPTIONS.items() if chosen.adapter or name not in LORA_OPTIONS}
+        if spec.room == "lends" and not chosen.on_rig:
+            del options["num_gpu_blocks_override"]
+            options |= {"enable_cumem_allocator": True, "kv_cache_memory_bytes": _lending_bytes(spec, chosen)}
+        return options
+    sizes = chosen.sizes
+    options = {"max_model_len": sizes.max_model_len, "max_num_seqs": sizes.max_num_seqs, "max_logprobs": 5}
+    return options | ({"gpu_memory_utilization": SHARED_UTILIZATION} if spec.room == "shared" and not chosen.on_rig else {})
+
+
+def _speculative(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
+    method = chosen.method(spec.drafter)
+    model = chosen.draft if spec.drafter == "draft" else chosen.head
+    config: dict[str, Any] = {"method": method, "num_speculative_tokens": MAX_NUM_SPECULATIVE_TOKENS}
+    if model != BUILT_IN:
+        config["model"] = model
+    if spec.table:
+        config["num_speculative_tokens_per_batch_size"] = [list(row) for row in spec.table]
+    return config | dict(spec.extra or {})
+
+
+def _lending_bytes(spec: EngineSpec, chosen: Chosen) -> int:
+    """KV bytes of LENDING_BLOCKS, of target and draft together, by vLLM's own view of both."""
+    from vllm import EngineArgs
+
+    options = {**ENGINE_OPTIONS, "model": chosen.target, "dtype": chosen.dtype, "speculative_config": _speculative(spec, chosen)}
+    config = EngineArgs(**{name: value for name, value in options.items() if name not in LORA_OPTIONS}).create_engine_config()
+    assert config.speculative_config is not None
+    per_token = 0
+    for model in (config.model_config, config.speculative_config.draft_model_config):
+        parallel = config.parallel_config
+        heads, layers = model.get_num_kv_heads(parallel), model.get_num_layers(parallel)
+        per_token += 2 * layers * heads * model.get_head_size() * model.dtype.itemsize
+    return max(LENDING_KV_BYTES, LENDING_BLOCKS * int(ENGINE_OPTIONS["block_size"]) * per_token)
+
+
+def forwards_at_zero(method: str) -> int | None:
+    """Forwards of the drafter's model in a step of K = 0; None where it has none."""
+    kind = kind_of(method)
+    return None if kind.model == "none" else int(kind.is_kept_in_sync)

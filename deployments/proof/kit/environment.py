@@ -1,0 +1,35 @@
+"""The environment of a process with an engine of the kit: the rig's, or a GPU's as a replica would have it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from nightjar.deployments.engine.arguments import CUDA_OFFLOAD_VARIABLE
+from nightjar.deployments.proof.kit.chosen import Chosen
+from nightjar.deployments.proof.kit.engines import EngineSpec
+from nightjar.deployments.rig.environment import rig_environment
+
+
+def engine_environment(spec: EngineSpec | None, chosen: Chosen, folder: Path, *, in_one_process: bool = True) -> dict[str, str]:
+    """Variables beside this process's own; `folder` takes the rig's files. Without `spec` the process has no engine."""
+    common = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if in_one_process else "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if spec is None:
+        return common
+    if chosen.on_rig:
+        rig = rig_environment(
+            folder / "rig",
+            runner=spec.runner(),
+            asynchronous=spec.scheduling == "async",
+            in_one_process=in_one_process,
+            kv_cache_is_sized=spec.room == "lends",
+            environ=os.environ,
+        )
+        return common | rig
+    return common | {CUDA_OFFLOAD_VARIABLE: "1" if spec.room == "lends" else "0"}

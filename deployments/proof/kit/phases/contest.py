@@ -1,0 +1,137 @@
+"""Who is fastest: no speculation, a fixed K, vLLM's table tuned for this machine, vLLM's adaptive verification, and ours.
+
+With --bench alone. Each contender has a process of its own and the machine to itself, in an order that is drawn anew in each round;
+a round gives each the same time at each number of rows, after a time to warm up (ours learns in it), and once over a ramp. Requests
+are closed loops of prompts of ours, greedy, 64 to 256 tokens. No verdict: the ratios to plain vLLM of the same round.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from pathlib import Path
+from typing import Any, Final
+
+from nightjar.deployments.proof.kit.chosen import Chosen, Drafter
+from nightjar.deployments.proof.kit.engines import EngineSpec
+from nightjar.deployments.proof.kit.metered import MeteredEngine
+from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Table, Task, Verdict, errors, of_phase
+from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
+
+NAME: Final = "contest"
+PLAIN: Final = "no speculation"
+RAMP: Final = "ramp"
+ADAPTIVE: Final = "enable_adaptive_verification"
+"""vLLM's `speculative_config`, from 0.33 on."""
+
+
+def tasks(chosen: Chosen) -> list[Task]:
+    """One for each drafter, with all its contenders; the rig has two contenders, and so one drafter."""
+    return [Task(NAME, drafter) for drafter in (chosen.drafters[:1] if chosen.on_rig else chosen.drafters)]
+
+
+def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
+    """All rounds."""
+    drafter = next(drafter for drafter in chosen.drafters if drafter == task.name)
+    log = Path(chosen.work) / f"{task.file_name}.engines.log"
+    rng = random.Random(chosen.seed)
+    tuned = {} if chosen.on_rig else _tune(drafter, chosen, log)
+    contenders = _contenders(drafter, chosen, tuned)
+    rows = []
+    for number in range(chosen.sizes.contest_rounds):
+        order = rng.sample(list(contenders), len(contenders))
+        for name in order:
+            with MeteredEngine(contenders[name], chosen, Path(chosen.work), log) as engine:
+                rows += [{"round": number, "contender": name, **row} for row in _loads(engine, chosen)]
+    return {"rows": rows, "table": [list(row) for row in contenders[_TABLE].table] if _TABLE in contenders else []}
+
+
+_TABLE: Final = "vLLM's table, tuned"
+
+
+def _contenders(drafter: Drafter, chosen: Chosen, tuned: dict[int, int]) -> dict[str, EngineSpec]:
+    ours = EngineSpec(drafter, room="roomy")
+    found = {PLAIN: EngineSpec(room="roomy", stock=True), "Nightjar": ours}
+    if chosen.on_rig:
+        return found
+    fixed = EngineSpec(drafter, room="roomy", stock=True)
+    found[f"K = {MAX_NUM_SPECULATIVE_TOKENS}"] = fixed
+    found[_TABLE] = EngineSpec(drafter, room="roomy", stock=True, table=as_table(tuned, chosen.sizes.max_num_seqs))
+    if _has_adaptive_verification():
+        found["adaptive verification"] = EngineSpec(drafter, room="roomy", stock=True, extra={ADAPTIVE: True})
+    return found
+
+
+def _has_adaptive_verification() -> bool:
+    from vllm.config import SpeculativeConfig
+
+    return hasattr(SpeculativeConfig, ADAPTIVE)
+
+
+def _tune(drafter: Drafter, chosen: Chosen, log: Path) -> dict[int, int]:
+    """The best K for each number of rows, on an engine held at each."""
+    best: dict[int, int] = {}
+    with MeteredEngine(EngineSpec(drafter, room="roomy"), chosen, Path(chosen.work), log) as engine:
+        for rows in chosen.sizes.contest_rows:
+            speeds = {}
+            for length in range(MAX_NUM_SPECULATIVE_TOKENS + 1):
+                engine.hold(length)
+                engine.flow(rows, chosen.sizes.contest_s / 4, planned=False)
+                flow = engine.flow(rows, chosen.sizes.contest_s / 2, planned=False)
+                speeds[length] = flow["tokens"] / flow["seconds"]
+            best[rows] = max(speeds, key=speeds.__getitem__)
+            engine.empty()
+    return best
+
+
+def as_table(best: dict[int, int], most: int) -> tuple[tuple[int, int, int], ...]:
+    """vLLM's table from the best K at some numbers of rows: each holds from itself to the next.
+
+    >>> as_table({1: 3, 8: 1}, 64)
+    ((1, 7, 3), (8, 64, 1))
+    """
+    rows = sorted(best)
+    ends = [*(row - 1 for row in rows[1:]), most]
+    return tuple((1 if index == 0 else row, end, best[row]) for index, (row, end) in enumerate(zip(rows, ends, strict=True)))
+
+
+def _loads(engine: MeteredEngine, chosen: Chosen) -> list[dict[str, Any]]:
+    sizes = chosen.sizes
+    found: list[dict[str, Any]] = []
+    for rows in sizes.contest_rows:
+        engine.flow(rows, sizes.contest_s / 2, planned=True)
+        found.append({"load": str(rows), **engine.flow(rows, sizes.contest_s, planned=True)})
+        engine.empty()
+    parts = [engine.flow(rows, sizes.contest_s / 2, planned=True) for rows in sizes.ramp]
+    engine.empty()
+    return [*found, {"load": RAMP, **{name: sum(part[name] for part in parts) for name in ("tokens", "seconds")}}]
+
+
+def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
+    """Tokens per second over those of plain vLLM in the same round."""
+    wrong = errors(NAME, outcomes)
+    tables = []
+    for drafter, outcome in of_phase(NAME, outcomes).items():
+        speeds = {(row["contender"], row["load"], row["round"]): row["tokens"] / row["seconds"] for row in outcome["rows"]}
+        loads = list(dict.fromkeys(row["load"] for row in outcome["rows"]))
+        table = Table((drafter, "rows", "tokens/s, median", "over plain vLLM, median", "lowest to highest", "rounds"), [])
+        for name in sorted({name for name, _, _ in speeds}):
+            for load in loads:
+                own = {number: speed for (contender, at, number), speed in speeds.items() if contender == name and at == load}
+                ratios = sorted(
+                    speed / speeds[PLAIN, load, number] for number, speed in own.items() if speeds.get((PLAIN, load, number))
+                )
+                row = [
+                    name,
+                    load,
+                    f"{statistics.median(own.values()):.1f}",
+                    f"{statistics.median(ratios):.3f}" if ratios else "unknown",
+                ]
+                table.rows.append([*row, f"{ratios[0]:.3f} to {ratios[-1]:.3f}" if ratios else "unknown", str(len(own))])
+        tables.append(table)
+    words = f"Tokens per second of each contender over plain vLLM's of the same round; order drawn with seed {chosen.seed}."
+    rig = ["On the rig plain vLLM runs its kernels in an interpreter: the ratios say nothing about a GPU."] * chosen.on_rig
+    return Found(Verdict.FAILED if wrong else Verdict.MEASURED, [*wrong, words, *rig], tables)
+
+
+CONTEST: Final = Phase(NAME, "Contest", tasks, perform, judge, without_bench=False)

@@ -1,0 +1,196 @@
+"""What goes wrong with us must not cost an answer: refused at the start, failed on the way, not to be steered at all.
+
+An engine whose worker takes a gibibyte and refuses is started again with the user's own arguments; one whose steering raises in
+mid-generation goes on with its own K; one that cannot be steered serves plainly, or does not start where steering is required.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from nightjar.deployments.proof.kit.chosen import Chosen
+from nightjar.deployments.proof.kit.engines import EngineSpec, engine_arguments, user_arguments
+from nightjar.deployments.proof.kit.phases import asked
+from nightjar.deployments.proof.kit.phases.correctness import NAME as CORRECTNESS
+from nightjar.deployments.proof.kit.phases.correctness import REFERENCE, KitEngine, near_tie
+from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Table, Task, Verdict, errors, of_phase
+from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
+from nightjar.deployments.proof.verdict import Verdict as EngineVerdict
+from nightjar.deployments.proof.verdict import judge_texts
+
+NAME: Final = "failing-open"
+REFUSED: Final = "refused"
+REQUIRED: Final = "required"
+FAULT: Final = "fault"
+REFUSING_WORKER: Final = "nightjar.deployments.proof.kit.refusing_worker.RefusingWorker"
+FAULT_AFTER_STEPS: Final = 4
+OUR_MISTAKE: Final = "a mistake of ours, planted"
+
+
+def tasks(chosen: Chosen) -> list[Task]:
+    """With the first drafter that there is, and a fault with each."""
+    first, *_ = chosen.drafters
+    spec = EngineSpec(first, room="roomy")
+    faults = [Task(NAME, f"{FAULT}-{drafter}", EngineSpec(drafter, room="roomy")) for drafter in chosen.drafters]
+    return [Task(NAME, REFUSED, spec, in_one_process=False), Task(NAME, REQUIRED, spec), *faults]
+
+
+def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
+    """See the module."""
+    assert task.engine is not None
+    if task.name == REFUSED:
+        return _refused(task.engine, chosen)
+    if task.name == REQUIRED:
+        return _required(task.engine, chosen)
+    return _fault(task.engine, chosen)
+
+
+def _refused(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
+    from nightjar.deployments.engine.arguments import EngineArguments
+    from nightjar.deployments.engine.failing_open import Processes, Refusals, device_bytes_in_use, start_failing_open
+    from nightjar.deployments.proof.driven_engine import DrivenEngine
+    from nightjar.deployments.proof.plain_engine import PlainEngine
+
+    steered = engine_arguments(spec, chosen)
+    refused = replace(steered, kwargs={**steered.kwargs, "worker_cls": REFUSING_WORKER})
+    plain = EngineArguments(user_arguments(spec, chosen), steered.drafter_kind, steered.max_num_speculative_tokens)
+
+    def launch(arguments: EngineArguments) -> DrivenEngine:
+        return PlainEngine(arguments.kwargs)
+
+    used_before = device_bytes_in_use()
+    began_s = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        refusals = Refusals(Path(folder))
+        engine, arguments = start_failing_open(refused, plain, launch, os.environ, refusals=refusals, processes=Processes())
+        remembered = refusals.reason(refused)
+    seconds = time.monotonic() - began_s
+    answers = engine.run(asked.fault_requests())
+    engine.shutdown()
+    return {
+        "reason": arguments.serving_plainly,
+        "remembered": bool(remembered),
+        "seconds": seconds,
+        "device_is_measured": used_before is not None,
+        "greedy": list(answers),
+        "answers": answers,
+    }
+
+
+def _required(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
+    from nightjar.deployments.engine.arguments import EngineArguments, EngineFacts, steered_engine_kwargs
+    from nightjar.deployments.engine.failing_open import Processes, Refusals, SteeringRequiredError, start_failing_open
+    from nightjar.deployments.engine.hooks import MissingHooks
+
+    user = user_arguments(spec, chosen)
+    facts = EngineFacts(
+        on_cpu=False,
+        async_scheduling=True,
+        captures_graphs=False,
+        max_num_seqs=chosen.sizes.max_num_seqs,
+        drafter_kind=chosen.method(spec.drafter),
+        max_num_speculative_tokens=MAX_NUM_SPECULATIVE_TOKENS,
+    )
+    cases = {
+        "a vLLM without our hooks": steered_engine_kwargs(
+            user, facts, missing_hooks=MissingHooks(steering=("Scheduler.schedule",))
+        ),
+        "a drafter that nobody looked at": steered_engine_kwargs(user, replace(facts, drafter_kind="newest")),
+    }
+    found: dict[str, Any] = {}
+    for name, arguments in cases.items():
+        launched: list[EngineArguments] = []
+        for required in (False, True):
+            said = ""
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    start_failing_open(
+                        arguments,
+                        arguments,
+                        launched.append,
+                        dict(os.environ),
+                        refusals=Refusals(Path(folder)),
+                        processes=Processes(),
+                        require_steering=required,
+                    )
+                except SteeringRequiredError as error:
+                    said = str(error)
+            found[f"{name}, required" if required else name] = {
+                "launched": len(launched),
+                "said": said or arguments.serving_plainly,
+            }
+            launched.clear()
+    return {"cases": found, "kwargs_are_the_users": all(arguments.kwargs == user for arguments in cases.values())}
+
+
+def _fault(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
+    from nightjar.deployments.proof.stepped_engine import SteppedEngine
+    from nightjar.policy.records import EngineCommand
+
+    engine = SteppedEngine(engine_arguments(spec, chosen).kwargs)
+
+    def fails(*_: object) -> None:
+        raise RuntimeError(OUR_MISTAKE)
+
+    def plant(step: int) -> None:
+        if step == FAULT_AFTER_STEPS:
+            engine.scheduler.nightjar._choose = fails
+
+    engine.steer(f"pin={MAX_NUM_SPECULATIVE_TOKENS}")
+    answers = engine.run(asked.fault_requests(), plant)
+    result = {"greedy": list(answers), "answers": answers, "fault": engine.exchange(EngineCommand()).fault}
+    engine.shutdown()
+    return result
+
+
+def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
+    """Answers are plain decoding's whatever went wrong, and the reason is told."""
+    wrong = errors(NAME, outcomes)
+    seen = of_phase(NAME, outcomes)
+    reference = of_phase(CORRECTNESS, outcomes).get(REFERENCE)
+    if reference is None:
+        return Found(Verdict.FAILED, wrong or ["plain decoding did not run: its answers are missing"])
+    verdict = EngineVerdict(KitEngine(None), "")
+    table = Table(("what went wrong", "what followed"), [])
+    for task in tasks(chosen):
+        if (outcome := seen.get(task.name)) is None:
+            continue
+        if task.name == REQUIRED:
+            wrong += _judge_required(outcome, table)
+            continue
+        judge_texts(verdict, task.name, outcome, reference["other"][asked.FAULT], near_tie(chosen))
+        if task.name == REFUSED:
+            wrong += [] if outcome["reason"] else ["refused: the engine did not say that it serves plainly"]
+            wrong += [] if outcome["remembered"] else ["refused: the refusal was not remembered"]
+            table.rows.append(
+                ["a worker refuses to start", f"served plainly {outcome['seconds']:.0f} s later: {outcome['reason']}"]
+            )
+        else:
+            told = OUR_MISTAKE in outcome["fault"]
+            wrong += [] if told else [f"{task.name}: the fault was not told ({outcome['fault'] or 'nothing was'})"]
+            table.rows.append(
+                [f"our code raises in mid-generation ({task.engine and task.engine.drafter})", f"goes on; told: {outcome['fault']}"]
+            )
+    wrong += verdict.texts
+    well = f"{verdict.compared} answers of {verdict.compared} are plain decoding's."
+    return Found(Verdict.FAILED if wrong else Verdict.PROVED, wrong or [well], [table])
+
+
+def _judge_required(outcome: Any, table: Table) -> list[str]:
+    wrong = (
+        [] if outcome["kwargs_are_the_users"] else ["required: an engine that is not steered got other arguments than the user's"]
+    )
+    for name, case in outcome["cases"].items():
+        expected = 0 if name.endswith(", required") else 1
+        if case["launched"] != expected:
+            wrong.append(f"{name}: {case['launched']} engines were started, expected {expected}")
+        table.rows.append([name, f"{'started plainly' if case['launched'] else 'not started'}: {case['said']}"])
+    return wrong
+
+
+FAILING_OPEN: Final = Phase(NAME, "Failing open", tasks, perform, judge)

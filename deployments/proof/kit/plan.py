@@ -1,0 +1,23 @@
+"""The phases of the proof, in their order."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nightjar.deployments.proof.kit.phases.catch_up import CATCH_UP
+from nightjar.deployments.proof.kit.phases.contest import CONTEST
+from nightjar.deployments.proof.kit.phases.correctness import CORRECTNESS
+from nightjar.deployments.proof.kit.phases.facts import FACTS
+from nightjar.deployments.proof.kit.phases.failing_open import FAILING_OPEN
+from nightjar.deployments.proof.kit.phases.lending import LENDING
+from nightjar.deployments.proof.kit.phases.off import OFF
+from nightjar.deployments.proof.kit.phases.random_lengths import RANDOM_LENGTHS
+from nightjar.deployments.proof.kit.phases.start_up import START_UP
+from nightjar.deployments.proof.kit.tasks import Phase
+
+PHASES: Final = (FACTS, START_UP, CORRECTNESS, RANDOM_LENGTHS, OFF, CATCH_UP, LENDING, FAILING_OPEN, CONTEST)
+
+
+def phase_named(name: str) -> Phase:
+    """Raises StopIteration for a name that is none."""
+    return next(phase for phase in PHASES if phase.name == name)

@@ -1,0 +1,26 @@
+"""A worker that takes memory and then refuses to start, as a steered engine could: to see the engine fail open."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from vllm.platforms import current_platform
+
+if current_platform.is_cpu():
+    from nightjar.deployments.engine.cpu_worker import SteeredCPUWorker as Worker
+else:
+    from nightjar.deployments.engine.worker import SteeredGPUWorker as Worker
+
+REFUSAL: Final = "this worker refuses to start, so that the engine is seen to fail open"
+TAKEN_BYTES: Final = 1 << 30
+
+
+class RefusingWorker(Worker):
+    """For `worker_cls`."""
+
+    def init_device(self) -> None:
+        """Take a gibibyte of the device and refuse."""
+        super().init_device()
+        self.taken = torch.empty(TAKEN_BYTES if not current_platform.is_cpu() else 1, dtype=torch.uint8, device=self.device)
+        raise RuntimeError(REFUSAL)

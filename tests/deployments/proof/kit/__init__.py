@@ -1,0 +1,1 @@
+"""The proof kit: what it chooses, runs, judges and tells."""

@@ -1,0 +1,127 @@
+"""What the tasks of a run in which all is well would give, small."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nightjar.deployments.proof.kit.chosen import MADE_BY_CODE, Chosen
+
+ON_RIG = Chosen(
+    True,
+    0,
+    "/w/target",
+    "/w/draft",
+    "/w/eagle",
+    "eagle",
+    {"target": MADE_BY_CODE, "draft": MADE_BY_CODE, "head": f"{MADE_BY_CODE} (eagle)"},
+    "/w/adapter",
+)
+
+
+def answer(*tokens: int) -> dict[str, Any]:
+    logprobs = [{str(token): -0.1, "99": -4.0} for token in tokens]
+    return {"token_ids": list(tokens), "text": " ".join(map(str, tokens)), "finish_reason": "length", "logprobs": logprobs}
+
+
+def step(ordered: int, forwards: int, **other: Any) -> dict[str, Any]:
+    plain = {"verified": {}, "drafter_state": "active", "catches_up": False, "skips_drafts": False, "replays": 0, "rows": 1}
+    return {"pinned": ordered, "num_speculative_tokens": ordered, "forwards": forwards, "graph_mode": "NONE"} | plain | other
+
+
+def steps(at_zero: int) -> list[dict[str, Any]]:
+    return [step(3, 3), step(0, at_zero, verified={"a": 3}), step(1, 1), step(2, 2)]
+
+
+def engine(at_zero: int) -> dict[str, Any]:
+    scenario = {"greedy": ["a"], "answers": {"a": answer(1, 2, 3)}, "missed": "", "ranks": [steps(at_zero)]}
+    return {"serving_plainly": "", "aborted": "", "fault": "", "runner": 1, "scenarios": {"changing K": scenario}}
+
+
+def lag() -> dict[str, Any]:
+    asleep = [step(0, 0, drafter_state="dormant") for _ in range(3)]
+    ran = [step(3, 3), *asleep, step(0, 1, drafter_state="catching_up", catches_up=True), step(3, 3), step(3, 3, verified={"a": 3})]
+    return {
+        "rows": 1,
+        "greedy": ["a"],
+        "answers": {"a": answer(1, 2)},
+        "most_lag_tokens": 3,
+        "recomputed_tokens": 3,
+        "states": ["active", "dormant", "catching_up"],
+        "seconds": [0.01] * (len(ran) + 1),
+        "state_of_step": [each["drafter_state"] for each in ran],
+        "steps": ran,
+    }
+
+
+def start(steered: str) -> dict[str, Any]:
+    return {
+        "steering": steered,
+        "reason": "" if steered in {"", "fully"} else "its head is kept in step",
+        "notice": "",
+        "seconds": 9.0,
+        "runner": 1,
+        "asynchronous": True,
+        "backend": "CPU_ATTN",
+        "graph_mode": "none",
+        "graph_sizes": 0,
+        "captured": "",
+        "kv_tokens": 1024,
+        "tokens": 16,
+    }
+
+
+def good_run() -> dict[str, Any]:
+    """By `Task.file_name`."""
+    answers = {"a": answer(1, 2)}
+    other = (
+        {f"catch-up-{each}": answers for each in (8, 24, 48)} | {f"lending-{each}": answers for each in (0, 1)} | {"fault": answers}
+    )
+    reference = {**engine(0), "other": other}
+    cycle = {"greedy": ["a"], "answers": answers, "missed": "", "moved_bytes": 1 << 20, "moving_seconds": 0.1}
+    cycle |= {"relocated_blocks": 1, "preempted": 0}
+    cases = {
+        f"{what}{required}": {"launched": 0 if required else 1, "said": "why"}
+        for what in ("a vLLM without our hooks", "a drafter that nobody looked at")
+        for required in ("", ", required")
+    }
+    batches = {"batches": [{"rows": 1, "steps": steps(0)}], "fault": "", "tiers": []}
+    rounds = [{"plain": 1.0, "off": 1.0 + 0.01 * number} for number in range(5)]
+    rows = [
+        {"round": number, "contender": name, "load": load, "tokens": tokens, "seconds": 2.0}
+        for number in range(2)
+        for load in ("1", "ramp")
+        for name, tokens in (("no speculation", 100.0), ("Nightjar", 150.0))
+    ]
+    return {
+        "facts.machine": {
+            "packages": {"torch": "2"},
+            "python": "3.11",
+            "system": "Linux",
+            "processor": "x86_64",
+            "gpus": [],
+            "cuda": "",
+            "driver": "",
+            "replaced": [],
+            "cpu_worker_imported": False,
+            "missing": {"steering": [], "sleeping": [], "lending": []},
+            "models": ON_RIG.names,
+        },
+        **{f"start-up.{name}": start("") for name in ("stock-draft", "stock-head")},
+        "start-up.draft": start("fully"),
+        "start-up.head": start("without_sleeping"),
+        "correctness.plain": reference,
+        **{f"correctness.{name}": engine(0) for name in ("draft", "draft-sync")},
+        **{f"correctness.{name}": engine(1) for name in ("head", "head-sync")},
+        "random-K.draft": batches,
+        "random-K.head": batches | {"batches": [{"rows": 1, "steps": steps(1)}]},
+        **{f"off.{name}": {"seconds": {"1": rounds}} for name in ("draft", "head")},
+        "catch-up.draft": {"lags": {f"catch-up-{each}": lag() for each in (8, 24, 48)}, "fault": ""},
+        "lending.draft": {"cycles": [cycle, cycle], "fault": "", "notice": "", "free_bytes_lost": 0},
+        "failing-open.refused": {"reason": "refused", "remembered": True, "seconds": 9.0, "greedy": ["a"], "answers": answers},
+        "failing-open.required": {"cases": cases, "kwargs_are_the_users": True},
+        **{
+            f"failing-open.fault-{name}": {"greedy": ["a"], "answers": answers, "fault": "before_step: a mistake of ours, planted"}
+            for name in ("draft", "head")
+        },
+        "contest.draft": {"rows": rows, "table": []},
+    }

@@ -1,0 +1,96 @@
+"""Tasks that an earlier run finished are not run again, another choice is refused, and a task that failed says why."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from nightjar.deployments.proof.kit import command
+from nightjar.deployments.proof.kit.chosen import Chosen
+from nightjar.deployments.proof.kit.plan import PHASES
+from nightjar.deployments.proof.kit.running import AnotherRunError, Ended, open_folder, read_outcomes, run_tasks, wanted_phases
+from tests.deployments.proof.kit.outcomes import ON_RIG, good_run
+
+
+def opened(out: Path, chosen: Chosen = ON_RIG, *, again: bool = False) -> Chosen:
+    return dataclasses.replace(chosen, work=str(open_folder(out, chosen, again=again)))
+
+
+def fill(chosen: Chosen) -> None:
+    for name, outcome in good_run().items():
+        (Path(chosen.work) / f"{name}.json").write_text(json.dumps(outcome))
+
+
+def test_what_an_earlier_run_of_the_same_choice_finished_is_read_and_not_run_again(tmp_path: Path) -> None:
+    fill(opened(tmp_path))
+    chosen = opened(tmp_path)
+    ended: list[Ended] = []
+    run_tasks(PHASES, chosen, ended.append)
+    assert {each.task.file_name for each in ended if each.was_there} == good_run().keys()
+    assert read_outcomes(PHASES, chosen) == good_run()
+
+
+def test_a_folder_of_another_choice_is_refused_and_begun_anew_where_asked(tmp_path: Path) -> None:
+    fill(opened(tmp_path))
+    other = dataclasses.replace(ON_RIG, seed=1)
+    with pytest.raises(AnotherRunError, match="holds a run of other models, seed or versions"):
+        opened(tmp_path, other)
+    chosen = opened(tmp_path, other, again=True)
+    assert not list(Path(chosen.work).iterdir())
+
+
+def test_a_task_that_ends_with_an_error_or_a_signal_is_told_with_it_and_its_log_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = opened(tmp_path)
+    facts = wanted_phases(bench=False, only=["facts"])
+    python, program = sys.executable, tmp_path / "program"
+    monkeypatch.setattr(sys, "executable", str(program))
+    for body, error in (
+        ("import sys; print('Traceback'); sys.exit('ValueError: too small\\n')", "ValueError: too small"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "ChildProcessError: ended by signal 9"),
+        ("print('nothing to say')", "it ended without an error; its log says more"),
+    ):
+        program.write_text(f"#!{python}\n{body}\n")
+        program.chmod(0o755)
+        ended: list[Ended] = []
+        run_tasks(facts, chosen, ended.append)
+        assert [each.error for each in ended] == [error]
+        assert read_outcomes(facts, chosen) == {"facts.machine": {"error": error}}
+        assert (Path(chosen.work) / "facts.machine.log").is_file()
+
+
+def test_the_contest_runs_only_where_it_is_asked_for() -> None:
+    assert [phase.name for phase in wanted_phases(bench=True, only=())] == [phase.name for phase in PHASES]
+    assert "contest" not in {phase.name for phase in wanted_phases(bench=False, only=())}
+    assert [phase.name for phase in wanted_phases(bench=False, only=["contest", "facts"])] == ["facts", "contest"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--only", "everything"], "--only everything: no such phase; there are facts, start-up"),
+        (["--target", "./nowhere", "--draft", "owner/small"], "--target ./nowhere: no such folder"),
+        (["--rig", "--target", "owner/big", "--draft", "owner/small"], "--rig runs the models made by code"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", sys)  # any module: nothing of it is used before the models are found
+    result = CliRunner().invoke(command.app, [*arguments, "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert words in result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+def test_without_vllm_the_command_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    result = CliRunner().invoke(command.app, ["--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "install nightjar-serve[gpu], or [cpu] for --rig" in result.output
