@@ -265,7 +265,7 @@ class DrafterState(StrEnum):
 class SteeringLevel(StrEnum):
     """How much of an engine is steered.
 
-    FULLY  K in every step, and at K = 0 no drafter runs
+    FULLY  K in every step, and at K = 0 no drafter runs, or only the part of a head that writes its KV
     WITHOUT_SLEEPING  K in every step; the drafter runs at K = 0 as well, as in vLLM
     OBSERVING  nothing; its steps are counted
     PLAINLY  nothing: it serves as plain vLLM

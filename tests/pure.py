@@ -33,6 +33,7 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/deployments/configuration/test_known_names.py::test_field_names_are_rays": "ray",
     "tests/deployments/configuration/test_known_names.py::test_speculative_methods_are_vllms": "vllm",
     "tests/deployments/configuration/test_shipped_configs.py::test_a_shipped_file_is_what_serve_takes": "ray",
+    "tests/deployments/proof/kit/test_rehearsal.py": "vllm",
     "tests/deployments/rig/test_mapped_device.py": "vllm",
     "tests/deployments/rig/test_tiny_models.py": "torch",
     "tests/deployments/test_app.py": "ray",
@@ -73,6 +74,7 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/fleet/test_learning.py": "ray",
     "tests/fleet/test_restarts.py": "ray",
     "tests/gpu_paths/test_gpu_paths.py": "vllm",
+    "tests/gpu_paths/test_heads.py": "vllm",
 }
 """By file, or by test of a file: the module that it needs, or a program that may or may not be there."""
 

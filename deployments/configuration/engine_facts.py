@@ -99,6 +99,7 @@ def engine_facts(config: LLMConfig, kwargs: EngineKwargs) -> EngineFacts:
         runner_is_users=bool(environment_of(config).get(RUNNER_VARIABLE)),
         adaptive_verification=bool(speculative and (speculative.model_extra or {}).get("enable_adaptive_verification")),
         why_never_asleep=why_never_asleep(sleep_facts(kwargs)),
+        sleep=sleep_facts(kwargs),
     )
 
 

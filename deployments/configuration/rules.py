@@ -244,7 +244,7 @@ def _costs(model: CheckedModel) -> Iterator[Finding]:
         )
         yield Finding("advice", SPECULATIVE, message)
     if kind_of(facts.drafter_kind).is_kept_in_sync:
-        message = (
-            "kept in step by vLLM at K = 0: off still runs the drafter once a step, and nothing can be lent; restarts are free"
-        )
+        reason = arguments.why_never_asleep
+        off = f"off still runs the drafter once a step ({reason})" if reason else "off writes the head's KV alone"
+        message = f"kept in step at K = 0: {off}, and nothing can be lent; restarts are free"
         yield Finding("advice", SPECULATIVE, message)

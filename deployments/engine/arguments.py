@@ -40,7 +40,7 @@ from nightjar.deployments.engine.graph_tiers import (
 from nightjar.deployments.engine.hooks import NOTHING_MISSING, MissingHooks
 from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
 from nightjar.deployments.engine.offload_config import OffloadConfig
-from nightjar.deployments.engine.sleeping import SleepFacts, sleep_facts, why_never_asleep
+from nightjar.deployments.engine.sleeping import NO_DRAFTER, SleepFacts, sleep_facts, why_head_runs, why_never_asleep
 from nightjar.policy.records import MAX_BATCH_SIZE, MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.policy.settings import DraftOffload
 
@@ -51,6 +51,7 @@ SCHEDULER: Final = "nightjar.deployments.engine.scheduler.SteeredScheduler"
 ASYNC_SCHEDULER: Final = "nightjar.deployments.engine.scheduler.SteeredAsyncScheduler"
 CPU_WORKER: Final = "nightjar.deployments.engine.cpu_worker.SteeredCPUWorker"
 GPU_WORKER: Final = "nightjar.deployments.engine.worker.SteeredGPUWorker"
+HEAD_WORKER: Final = "nightjar.deployments.engine.head_worker.KVOnlyHeadWorker"
 CUDA_OFFLOAD_VARIABLE: Final = "NIGHTJAR_CUDA_OFFLOAD"
 """Set to 1 to try what has never run on a GPU."""
 
@@ -83,7 +84,9 @@ class EngineFacts:
     adaptive_verification: bool = False
     """Whether vLLM itself chooses how many drafts of each row are verified."""
     why_never_asleep: str = ""
-    """Why the drafter runs at K = 0 as well, as far as the configuration says."""
+    """Why a draft model runs at K = 0 as well, as far as the configuration says."""
+    sleep: SleepFacts = NO_DRAFTER
+    """The same of a head, whose answer depends on the runner."""
     offload: OffloadConfig | None = None
     why_no_offload: str = ""
 
@@ -127,6 +130,7 @@ def resolve_facts(config: VllmConfig, *, on_cpu: bool, draft_offload: DraftOfflo
         vllm_version=installed_vllm(),
         adaptive_verification=bool(getattr(speculative, "enable_adaptive_verification", False)),
         why_never_asleep=why_never_asleep(sleep_facts(config)),
+        sleep=sleep_facts(config),
         offload=offload,
         why_no_offload=why_no_offload,
     )
@@ -158,6 +162,7 @@ def steered_engine_kwargs(
     graph_plan = None
     if not reason:
         kwargs["scheduler_cls"] = ASYNC_SCHEDULER if facts.async_scheduling else SCHEDULER
+    why_at_zero = _why_at_zero(facts, missing_hooks, runner_is_v1=runner_is_v1) if steered else ""
     if steered:
         speculative = dict(kwargs["speculative_config"])
         maximum = facts.max_num_speculative_tokens
@@ -172,14 +177,14 @@ def steered_engine_kwargs(
                 graph_plan = GraphPlan(captured, tiers, facts.max_num_seqs)
         speculative["num_speculative_tokens_per_batch_size"] = to_table(lengths)
         kwargs["speculative_config"] = speculative
-        kwargs |= _worker(user_kwargs, facts, may_sleep=may_sleep and runner_is_v1)
+        kwargs |= _worker(user_kwargs, facts, may_sleep=may_sleep and runner_is_v1, kv_only_head=not why_at_zero)
     return EngineArguments(
         kwargs,
         facts.drafter_kind,
         facts.max_num_speculative_tokens,
         serving_plainly=reason,
         only_observing=only_observing,
-        why_never_asleep=_why_never_asleep(facts, missing_hooks.sleeping) if steered else "",
+        why_never_asleep=why_at_zero,
         notice=_notice(facts, missing_hooks.sleeping, graph_plan) if steered else "",
         runner_is_v1=runner_is_v1,
         graph_tiers=tiers,
@@ -274,12 +279,15 @@ def _needs_runner_v1(facts: EngineFacts) -> bool:
     return not facts.on_cpu and not obeys
 
 
-def _worker(user_kwargs: Mapping[str, Any], facts: EngineFacts, *, may_sleep: bool) -> dict[str, Any]:
-    """The worker that puts a draft model to sleep, and what it and the scheduler must know of its memory."""
+def _worker(user_kwargs: Mapping[str, Any], facts: EngineFacts, *, may_sleep: bool, kv_only_head: bool) -> dict[str, Any]:
+    """The worker that puts a draft model to sleep, and what it and the scheduler must know of its memory; or a head's."""
+    kind = kind_of(facts.drafter_kind)
     if facts.on_cpu:
         kwargs: dict[str, Any] = {"worker_cls": CPU_WORKER}
-    elif kind_of(facts.drafter_kind).can_sleep and may_sleep:
+    elif kind.can_sleep and may_sleep:
         kwargs = {"worker_cls": GPU_WORKER}
+    elif kind.is_head and kv_only_head:
+        kwargs = {"worker_cls": HEAD_WORKER}
     else:
         return {}
     if facts.offload is not None:
@@ -287,13 +295,16 @@ def _worker(user_kwargs: Mapping[str, Any], facts: EngineFacts, *, may_sleep: bo
     return kwargs
 
 
-def _why_never_asleep(facts: EngineFacts, missing: Sequence[str]) -> str:
-    """As for SteeringLevel: a drafter without a model has nothing to put to sleep, and K = 0 costs nothing."""
+def _why_at_zero(facts: EngineFacts, missing: MissingHooks, *, runner_is_v1: bool) -> str:
+    """As for SteeringLevel, why the whole drafter runs at K = 0. One without a model has nothing to run: K = 0 costs nothing."""
     kind = kind_of(facts.drafter_kind)
     if kind.model == "none":
         return ""
-    if kind.can_sleep and not facts.why_never_asleep and missing and not facts.on_cpu:
-        return f"this vLLM lacks what a sleeping drafter hooks into: {', '.join(missing)}"
+    if kind.is_head:
+        reason = why_head_runs(facts.sleep, runner_is_v1=runner_is_v1)
+        return reason or (f"this vLLM lacks what a head hooks into: {', '.join(missing.heads)}" if missing.heads else "")
+    if kind.can_sleep and not facts.why_never_asleep and missing.sleeping and not facts.on_cpu:
+        return f"this vLLM lacks what a sleeping drafter hooks into: {', '.join(missing.sleeping)}"
     return facts.why_never_asleep
 
 

@@ -3,8 +3,9 @@
 vLLM's scheduler, worker and engine core are no stable interface. A name that moved is found here, before an engine starts, by
 import and signature alone, and named in one readable line. It costs what needs it and no more (fails open by feature): without a
 name that only lending needs, the draft keeps its memory; without one that only sleeping needs, it is kept in sync; without one that
-steering needs, the replica serves plainly. On CPU every drafter runs on our worker, which needs them all. The names were looked up
-in the sources of vLLM 0.29.0, 0.32.0 and 0.33.0; those that stand elsewhere in some of them are in moved_names.py.
+a head needs to write its KV alone, it runs once a step as in vLLM; without one that steering needs, the replica serves plainly. On
+CPU every drafter runs on our worker, which needs them all. The names were looked up in the sources of vLLM 0.29.0, 0.32.0 and
+0.33.0; those that stand elsewhere in some of them are in moved_names.py.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class MissingHooks:
     steering: tuple[str, ...] = ()
     sleeping: tuple[str, ...] = ()
     lending: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
 
 
 NOTHING_MISSING: Final = MissingHooks()
@@ -197,6 +199,60 @@ DRAFT_OFFLOAD: Final = (
     Hook("vllm.utils.torch_utils", "set_default_torch_dtype", parameters=("dtype",)),
 )
 """What lending its memory needs besides; on CUDA also vLLM's cumem allocator, which memory/cuda.py looks for itself."""
+_SPECULATOR: Final = "vllm.v1.worker.gpu.spec_decode"
+_HEAD: Final = f"{_SPECULATOR}.target_dependent_ar.speculator"
+KV_ONLY_HEAD: Final = (
+    Hook(
+        _HEAD,
+        "TargetDependentARSpeculator.propose",
+        parameters=(
+            "input_batch",
+            "attn_metadata",
+            "slot_mappings",
+            "last_hidden_states",
+            "aux_hidden_states",
+            "num_sampled",
+            "num_rejected",
+            "last_sampled",
+            "next_prefill_tokens",
+            "dummy_run",
+            "is_profile",
+            "num_speculative_tokens",
+        ),
+    ),
+    Hook(
+        _HEAD,
+        "TargetDependentARSpeculator._run_model",
+        parameters=("num_tokens", "attn_metadata", "slot_mappings", "num_tokens_across_dp"),
+    ),
+    Hook(_HEAD, "TargetDependentARSpeculator", fields=("hidden_states", "current_draft_step", "last_token_indices")),
+    Hook(
+        _HEAD,
+        "prepare_prefill_inputs",
+        parameters=(
+            "last_token_indices",
+            "current_draft_step",
+            "input_buffers",
+            "input_batch",
+            "num_sampled",
+            "num_rejected",
+            "last_sampled",
+            "next_prefill_tokens",
+            "max_num_reqs",
+        ),
+    ),
+    Hook(
+        f"{_SPECULATOR}.speculator",
+        "DraftModelSpeculator",
+        fields=("vllm_config", "draft_attn_layer_names", "input_buffers", "draft_tokens", "max_num_reqs", "supports_mm_inputs"),
+    ),
+    Hook("vllm.v1.worker.gpu.input_batch", "InputBatch", fields=("num_reqs", "num_tokens")),
+    Hook("vllm.v1.attention.backend", "AttentionBackend", fields=("forward_includes_kv_cache_update",)),
+    Hook("vllm.config", "get_layers_from_vllm_config", parameters=("vllm_config", "layer_type")),
+    Hook("vllm.model_executor.layers.attention_layer_base", "AttentionLayerBase.get_attn_backend"),
+    Hook("vllm.v1.worker.gpu_worker", "Worker.load_model"),
+)
+"""What a head that writes its KV alone needs besides, on model runner V2."""
 ON_CPU: Final = (
     Hook("vllm.v1.worker.cpu_worker", "CPUWorker.init_device"),
     Hook(
@@ -215,7 +271,7 @@ def missing_hooks() -> MissingHooks:
         return MissingHooks(steering=(f"vllm.platforms.current_platform: {error}",))
     if on_cpu:
         return MissingHooks(steering=_missing(EVERYWHERE + DORMANT_DRAFT + DRAFT_OFFLOAD + ON_CPU))
-    return MissingHooks(_missing(EVERYWHERE), _missing(DORMANT_DRAFT), _missing(DRAFT_OFFLOAD))
+    return MissingHooks(_missing(EVERYWHERE), _missing(DORMANT_DRAFT), _missing(DRAFT_OFFLOAD), _missing(KV_ONLY_HEAD))
 
 
 def _missing(hooks: tuple[Hook, ...]) -> tuple[str, ...]:

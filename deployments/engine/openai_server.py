@@ -24,6 +24,7 @@ from nightjar.deployments.engine.arguments import EngineArguments, EngineFacts, 
 from nightjar.deployments.engine.engine_folder import EngineFolder, make_engine_folder
 from nightjar.deployments.engine.environment import apply_environment, engine_environment, gather_host_facts
 from nightjar.deployments.engine.failing_open import Processes, refusals_of_node, start_failing_open
+from nightjar.deployments.engine.head_notes import noted_head
 from nightjar.deployments.engine.hooks import MissingHooks
 from nightjar.deployments.engine.moved_names import moved
 from nightjar.deployments.engine.process_guard import descendants
@@ -162,7 +163,11 @@ async def start_openai_server(
     if folder is not None:
         folder.note(descendants())
         notices = (arguments.notice, graph_memory.in_words(graph_memory.captures(folder.path)))
-        arguments = dataclasses.replace(arguments, notice="; ".join(part for part in notices if part))
+        arguments = dataclasses.replace(
+            arguments,
+            notice="; ".join(part for part in notices if part),
+            why_never_asleep=arguments.why_never_asleep or noted_head(folder.path),
+        )
     app = await _build_app(engine, engine_args, frontend_kwargs)
     group = _identify(engine.vllm_config, facts, request, arguments.graph_tiers)
     return OpenAIServer(engine=engine, app=app, arguments=arguments, group=group, load=load, folder=folder)

@@ -1,4 +1,4 @@
-"""Whether an engine's drafter can be put to sleep at K = 0, as far as vLLM's configuration says.
+"""What an engine's drafter does at K = 0, as far as vLLM's configuration says: sleep, write a head's KV alone, or run as in vLLM.
 
 Asked before the engine starts (what to tell the operator), by the scheduler (whether to keep a ledger of what the drafter missed)
 and, without vLLM, by `nightjar check`. Fails open: what is not known to work is kept in sync, as vLLM does it, at a forward a step.
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 NO_SEPARATE_DRAFT: Final = "only a separate draft model can be dormant"
 CONTEXT_PARALLEL: Final = "context parallelism spreads a request's KV cache over ranks"
 """A rank knows only its own share of the slots that a catch-up would write."""
+HEAD_ON_V1: Final = "on model runner V1 vLLM runs a head once a step at K = 0, to keep it in step"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,15 +30,25 @@ class SleepFacts:
     has_kv_connector: bool = False
     sleep_mode: bool = False
     context_parallel: bool = False
+    head_layers: int = 1  # attention layers of an EAGLE or MTP head
+    is_multimodal: bool = False
+    spreads_experts: bool = False  # data parallelism, or experts that are moved between ranks
+
+
+NO_DRAFTER: Final = SleepFacts(drafter_kind="none")
 
 
 def sleep_facts(config: VllmConfig) -> SleepFacts:
     """Of the configuration that vLLM built."""
     speculative = config.speculative_config
-    if speculative is None or not kind_of(speculative.method).can_sleep:
-        return SleepFacts(drafter_kind="none" if speculative is None else speculative.method)
+    kind = kind_of("none" if speculative is None else speculative.method)
+    if speculative is None or not (kind.can_sleep or kind.is_head):
+        return SleepFacts(drafter_kind=kind.method)
     return SleepFacts(
         drafter_kind=speculative.method,
+        head_layers=_head_layers(speculative),
+        is_multimodal=bool(getattr(config.model_config, "is_multimodal_model", False)),
+        spreads_experts=_spreads_experts(config.parallel_config),
         drafts_in_parallel=bool(speculative.parallel_drafting),
         draft_ends_before_target=speculative.draft_model_config.max_model_len < config.model_config.max_model_len,
         has_kv_connector=config.kv_transfer_config is not None,
@@ -61,6 +72,38 @@ def why_never_asleep(facts: SleepFacts) -> str:
         (facts.context_parallel, CONTEXT_PARALLEL),
     )
     return next((reason for applies, reason in checks if applies), "")
+
+
+def why_head_runs(facts: SleepFacts, *, runner_is_v1: bool) -> str:
+    """Why an EAGLE or MTP head runs at K = 0 as in vLLM, a forward a step; empty where it only writes its KV (kv_only_head.py).
+
+    >>> why_head_runs(SleepFacts(drafter_kind="eagle", head_layers=2), runner_is_v1=False)
+    'the head has 2 attention layers: the KV of all but the first depends on attention'
+    """
+    checks = (
+        (runner_is_v1, HEAD_ON_V1),
+        (
+            facts.head_layers > 1,
+            f"the head has {facts.head_layers} attention layers: the KV of all but the first depends on attention",
+        ),
+        (facts.drafts_in_parallel, "the head drafts in parallel"),
+        (facts.has_kv_connector, "a KV connector is in use"),
+        (facts.context_parallel, CONTEXT_PARALLEL),
+        (facts.is_multimodal, "the target is multimodal"),
+        (facts.spreads_experts, "data parallelism or expert load balancing counts the head's forwards"),
+    )
+    return next((reason for applies, reason in checks if applies), "")
+
+
+def _spreads_experts(parallel: Any) -> bool:
+    return bool(parallel.data_parallel_size > 1 or getattr(parallel, "enable_eplb", False))
+
+
+def _head_layers(speculative: Any) -> int:
+    """Of vLLM's SpeculativeConfig (0.32); a head that does not say has one."""
+    hf_config = getattr(speculative.draft_model_config, "hf_config", None)
+    name = "n_predict" if kind_of(speculative.method).method == "mtp" else "num_hidden_layers"
+    return int(getattr(hf_config, name, None) or 1)
 
 
 def is_context_parallel(parallel: Any) -> bool:

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from nightjar.deployments.drafter_kinds import KINDS, SEPARATE_DRAFT_MODEL, kind_of
-from nightjar.deployments.engine.arguments import CPU_WORKER, GPU_WORKER, EngineArguments, resolve_facts, steered_engine_kwargs
+from nightjar.deployments.engine.arguments import (
+    CPU_WORKER,
+    GPU_WORKER,
+    HEAD_WORKER,
+    EngineArguments,
+    resolve_facts,
+    steered_engine_kwargs,
+)
 from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
 from nightjar.deployments.engine.offload_config import OffloadConfig
 from nightjar.deployments.proof.scenarios import ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS
@@ -19,6 +26,7 @@ from nightjar.deployments.rig.environment import Runner
 from nightjar.deployments.rig.model_names import DRAFT, MIMO, TARGET
 
 PLAIN: Final = "none"
+HEAD_CPU_WORKER: Final = "nightjar.deployments.rig.worker.KVOnlyHeadCPUWorker"
 MAPPED_MEMORY_WORKER: Final = "nightjar.deployments.rig.worker.MappedMemoryWorker"
 LENDING_KV_BYTES: Final = 2 << 20
 """About twenty blocks of the tiny target and its draft: fewer than the crowd needs."""
@@ -57,7 +65,12 @@ class Combination:
         kind = kind_of(self.drafter)
         if kind.model == "none":
             return None
-        return 1 if kind.is_kept_in_sync else 0
+        return 1 if kind.is_kept_in_sync and not self.writes_kv_alone else 0
+
+    @property
+    def writes_kv_alone(self) -> bool:
+        """Whether at K = 0 the drafter is a head that only writes its KV."""
+        return kind_of(self.drafter).is_head and self.runner == 2
 
     def forwards(self, num_speculative_tokens: int) -> int | None:
         """Forwards that a step of this K needs; None where the drafter has no model."""
@@ -108,7 +121,9 @@ def on_the_rig(arguments: EngineArguments, *, runner: Runner, lending_draft: Pat
     With the folder of a draft that lends its memory, few KV blocks on pages of the process.
     """
     kwargs = dict(arguments.kwargs)
-    if kwargs.get("worker_cls") == GPU_WORKER or (runner == 1 and not arguments.serving_plainly):
+    if kwargs.get("worker_cls") == HEAD_WORKER:
+        kwargs["worker_cls"] = HEAD_CPU_WORKER
+    elif kwargs.get("worker_cls") == GPU_WORKER or (runner == 1 and not arguments.serving_plainly):
         kwargs["worker_cls"] = CPU_WORKER  # for drafters that never sleep as well: it mends runner V1's sampler on a CPU
     if lending_draft is not None:
         draft_bytes = draft_weight_bytes(lending_draft, bytes_per_value=4, tensor_parallel_size=1)

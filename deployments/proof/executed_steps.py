@@ -1,7 +1,7 @@
 """What an engine's worker did in each step: the K that it was ordered to draft, and how often the drafter's model really ran.
 
 Looks at the worker, not at the scheduler, whose word is what is to be proved. Wraps two methods of the model runner and counts the
-forwards of the drafter's module with a hook of torch's. A full CUDA graph that is replayed runs no module: on runner V2 the replays
+forwards of the drafter's module with hooks of torch's. A full CUDA graph that is replayed runs no module: on runner V2 the replays
 of the drafter's graphs are counted instead, each of which holds one forward or all of a step's further ones.
 """
 
@@ -28,7 +28,9 @@ class ExecutedStep:
     skips_drafts: bool
     """Whether vLLM itself leaves the drafts out, since no row of the step could use them (0.33, SchedulerOutput.skip_drafts)."""
     forwards: int
-    """Of the drafter's model; 0 where the drafter has none."""
+    """Of the drafter's model, from end to end; 0 where the drafter has none."""
+    kv_writes: int
+    """Forwards that stopped once they had written their KV (engine/kv_only_head.py)."""
     verified: dict[str, int]
     """Draft tokens of each request that the target verified; requests without any are left out."""
     drafter_state: str
@@ -53,7 +55,7 @@ class ExecutedSteps:
         self.steps: list[ExecutedStep] = []
         self.pinned: int | None = None
         self._drafter_state = drafter_state
-        self._forwards = 0
+        self._forwards = self._begun = 0
         self._replays = 0
         self._graph_mode = ""
         self._output: Any = None
@@ -62,7 +64,8 @@ class ExecutedSteps:
         model = getattr(drafter, "model", None)
         self.has_model = model is not None
         if model is not None:
-            model.register_forward_pre_hook(self._count_forward)
+            model.register_forward_pre_hook(self._begin_forward)
+            model.register_forward_hook(self._end_forward)
         for name in GRAPH_MANAGERS:
             manager: Any = getattr(drafter, name, None)
             if hasattr(manager, "run_fullgraph"):
@@ -72,7 +75,7 @@ class ExecutedSteps:
 
     def _execute_model(self, scheduler_output: Any, *arguments: Any, **options: Any) -> Any:
         self._output = scheduler_output
-        self._forwards = self._replays = 0
+        self._forwards = self._begun = self._replays = 0
         result = self._execute(scheduler_output, *arguments, **options)
         statistics = getattr(getattr(self._runner, "execute_model_state", None), "cudagraph_stats", None)
         self._graph_mode = str(getattr(statistics, "runtime_mode", "")).rpartition(".")[2]
@@ -94,6 +97,7 @@ class ExecutedSteps:
                 num_speculative_tokens=output.num_spec_tokens_to_schedule,
                 skips_drafts=bool(getattr(output, "skip_drafts", False)),
                 forwards=self._forwards,
+                kv_writes=self._begun - self._forwards,
                 verified={name: len(drafts) for name, drafts in output.scheduled_spec_decode_tokens.items() if drafts},
                 drafter_state=self._drafter_state(),
                 catches_up=bool(getattr(getattr(output, WORK_ATTRIBUTE, None), "recompute", ())),
@@ -103,8 +107,12 @@ class ExecutedSteps:
             )
         )
 
-    def _count_forward(self, module: Any, arguments: Any) -> None:
+    def _begin_forward(self, module: Any, arguments: Any) -> None:
         del module, arguments
+        self._begun += 1
+
+    def _end_forward(self, module: Any, arguments: Any, output: Any) -> None:
+        del module, arguments, output
         self._forwards += 1
 
     def _counting_replays(self, replay: Callable[..., Any]) -> Callable[..., Any]:

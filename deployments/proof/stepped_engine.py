@@ -23,9 +23,14 @@ class SteppedEngine(DrivenEngine):
         self._recorded: ExecutedSteps | None = None
 
     @property
+    def worker(self) -> Any:
+        """The only one."""
+        return self.core.model_executor.driver_worker.worker
+
+    @property
     def runner(self) -> Any:
         """The only worker's model runner."""
-        return self.core.model_executor.driver_worker.worker.model_runner
+        return self.worker.model_runner
 
     def record_steps(self) -> None:
         """From now on; the engine's scheduler must be ours."""

@@ -35,6 +35,10 @@ class Judged(Protocol):
     def forwards(self, num_speculative_tokens: int) -> int | None:
         """The same of a step of this K."""
 
+    @property
+    def writes_kv_alone(self) -> bool:
+        """Whether a step of K = 0 runs the drafter's model once, as far as its KV."""
+
 
 @dataclass(slots=True)
 class Verdict:
@@ -149,6 +153,9 @@ def _disobeyed(engine: Judged, step: Mapping[str, Any], most_before: int, *, is_
     expected = engine.forwards(ordered)
     if expected is not None and not step["catches_up"] and not _may_be(forwards, expected, ordered, replays=step["replays"]):
         return f"K = {ordered} took {forwards} forwards of the drafter, expected {expected}"
+    kv_writes = int(engine.writes_kv_alone and not ordered)
+    if expected is not None and step["kv_writes"] != kv_writes:
+        return f"K = {ordered} wrote the drafter's KV alone {step['kv_writes']} times, expected {kv_writes}"
     return ""
 
 

@@ -1,7 +1,8 @@
-"""Nightjar's CPU worker, whose draft's memory is a GPU's: `memory/cuda.py` over pages of this process (mapped_device.py).
+"""Nightjar's GPU workers on a CPU.
 
-The draft's weights and the KV cache lie on the device, so a step that touches what was released ends the process. For that the CPU
-build's packed copies of linear weights are switched off, for target and draft alike: multiplications are torch's own.
+One has a draft whose memory is a GPU's: `memory/cuda.py` over pages of this process (mapped_device.py). The draft's weights and the
+KV cache lie on the device, so a step that touches what was released ends the process. For that the CPU build's packed copies of
+linear weights are switched off, for target and draft alike: multiplications are torch's own. The other has a head on runner V2.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from typing import Final
 
 from vllm import _custom_ops
 from vllm.model_executor.layers import utils
+from vllm.v1.worker.cpu_worker import CPUWorker
 
 from nightjar.deployments.engine.cpu_worker import SteeredCPUWorker
+from nightjar.deployments.engine.head_worker import KVOnlyHeadMixin
 from nightjar.deployments.engine.memory.cuda import CUDADraftMemory
 from nightjar.deployments.engine.memory.interface import DraftMemory
 from nightjar.deployments.rig.mapped_device import MappedDevice
@@ -41,3 +44,7 @@ class MappedMemoryWorker(SteeredCPUWorker):
     def _maybe_get_memory_pool_context(self, tag: str) -> AbstractContextManager[object]:
         """As on a GPU the allocator is in use for the KV cache (vLLM 0.32, gpu_worker.py)."""
         return self.device_memory.pool(tag) if tag == KV_CACHE_TAG else nullcontext()
+
+
+class KVOnlyHeadCPUWorker(KVOnlyHeadMixin, CPUWorker):
+    """For `worker_cls` on the rig's runner V2, with an EAGLE or MTP head."""

@@ -8,12 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nightjar.deployments.engine.hooks import DORMANT_DRAFT, DRAFT_OFFLOAD, EVERYWHERE, ON_CPU, Hook
+from nightjar.deployments.engine.hooks import DORMANT_DRAFT, DRAFT_OFFLOAD, EVERYWHERE, KV_ONLY_HEAD, ON_CPU, Hook
 from nightjar.deployments.engine.moved_names import HOMES
 from tests.contract.sources import Found, Sources
 
 ROOT: Final = Path(__file__).parents[2]
-FEATURES: Final = {"steering": EVERYWHERE, "sleeping": DORMANT_DRAFT, "lending": DRAFT_OFFLOAD, "CPU engines": ON_CPU}
+FEATURES: Final = {
+    "steering": EVERYWHERE,
+    "sleeping": DORMANT_DRAFT,
+    "lending": DRAFT_OFFLOAD,
+    "heads": KV_ONLY_HEAD,
+    "CPU engines": ON_CPU,
+}
 IMPORTS: Final = "imports"
 SOURCES: Final = ("deployments", "cluster", "loadtests", "policy")
 

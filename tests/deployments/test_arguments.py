@@ -15,6 +15,7 @@ from nightjar.deployments.engine.arguments import (
     CPU_WORKER,
     CUDA_OFFLOAD_VARIABLE,
     GPU_WORKER,
+    HEAD_WORKER,
     RUNNER_VARIABLE,
     SCHEDULER,
     EngineFacts,
@@ -25,6 +26,7 @@ from nightjar.deployments.engine.graph_plan import GraphPlan
 from nightjar.deployments.engine.graph_tiers import capture_sizes
 from nightjar.deployments.engine.hooks import MissingHooks
 from nightjar.deployments.engine.offload_config import OffloadConfig
+from nightjar.deployments.engine.sleeping import HEAD_ON_V1, SleepFacts
 
 CPU = EngineFacts(
     on_cpu=True,
@@ -157,9 +159,40 @@ def test_the_users_choice_of_a_runner_is_seen(draft: Path, monkeypatch: pytest.M
     assert resolve_facts(resolved(draft), on_cpu=False).runner_is_users
 
 
-@pytest.mark.parametrize("changes", [{"drafter_kind": "ngram"}, {"drafter_kind": "eagle"}])
-def test_gpu_engine_keeps_vllms_worker_where_no_draft_model_can_sleep(changes: dict[str, Any]) -> None:
-    assert "worker_cls" not in steered_engine_kwargs(user_kwargs(), replace(GPU, **changes)).kwargs
+HEAD = SleepFacts(drafter_kind="eagle")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"drafter_kind": "ngram"}, ""),
+        ({"drafter_kind": "eagle", "vllm_version": (0, 29)}, HEAD_ON_V1),
+        ({"drafter_kind": "eagle", "sleep": replace(HEAD, head_layers=2)}, "the head has 2 attention layers"),
+        ({"drafter_kind": "eagle", "sleep": replace(HEAD, has_kv_connector=True)}, "a KV connector is in use"),
+        ({"drafter_kind": "mtp", "sleep": replace(HEAD, spreads_experts=True)}, "data parallelism or expert load balancing"),
+        ({"drafter_kind": "eagle3", "sleep": replace(HEAD, is_multimodal=True)}, "the target is multimodal"),
+        ({"drafter_kind": "eagle", "sleep": replace(HEAD, context_parallel=True)}, "context parallelism"),
+    ],
+)
+def test_gpu_engine_keeps_vllms_worker_where_nothing_sleeps_and_no_head_writes_its_kv_alone(
+    changes: dict[str, Any], reason: str
+) -> None:
+    arguments = steered_engine_kwargs(user_kwargs(), replace(GPU, **changes))
+    assert "worker_cls" not in arguments.kwargs
+    assert arguments.why_never_asleep.startswith(reason)
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3", "mtp", "deepseek_mtp"])
+def test_on_runner_v2_a_head_of_one_layer_writes_its_kv_alone_at_k_0(kind: str) -> None:
+    facts = replace(GPU, drafter_kind=kind, sleep=SleepFacts(drafter_kind=kind), runner_is_v1=False)
+    arguments = steered_engine_kwargs(user_kwargs(), facts)
+    assert arguments.kwargs["worker_cls"] == HEAD_WORKER
+    assert arguments.why_never_asleep == ""
+    missing = MissingHooks(heads=("TargetDependentARSpeculator.propose",))
+    without = steered_engine_kwargs(user_kwargs(), facts, missing_hooks=missing)
+    assert "worker_cls" not in without.kwargs
+    assert without.why_never_asleep == "this vLLM lacks what a head hooks into: TargetDependentARSpeculator.propose"
+    assert without.serving_plainly == ""
 
 
 def test_an_engine_that_lends_its_drafts_memory_tells_scheduler_and_workers_its_size_beside_the_users_own() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,11 +59,20 @@ class Rig:
         outcome: dict[str, Any] = json.loads(output.read_text())
         return outcome
 
-    def _run(self, combination: Combination, output: Path) -> None:
+    def head(self, combination: Combination, variant: str, steps: int) -> dict[str, Any]:
+        """What an engine with a head did (head_process.py)."""
+        output = self._folder / f"{combination.name}-{variant}.json"
+        with FileLock(f"{output}.lock"):
+            if not output.exists():
+                self._run(combination, output, ("tests.gpu_paths.head_process", combination.name, variant, str(steps)))
+        outcome: dict[str, Any] = json.loads(output.read_text())
+        return outcome
+
+    def _run(self, combination: Combination, output: Path, program: Sequence[str] = ()) -> None:
         overlay = os.environ.get(OVERLAY_VARIABLE)
         base = os.environ | ({"PYTHONPATH": overlay} if overlay else {})
         environment = base | rig_environment(
-            self._folder / f"rig-{combination.name}",
+            self._folder / f"rig-{output.stem}",
             runner=combination.runner,
             asynchronous=combination.scheduling == "async",
             in_one_process=combination.ranks == 1,
@@ -70,8 +80,8 @@ class Rig:
             environ=base,
         )
         environment.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        command = [sys.executable, "-m", "nightjar.deployments.proof.engine_process", combination.name]
-        command += [str(self._folder / "models"), str(output)]
+        program = program or ("nightjar.deployments.proof.engine_process", combination.name)
+        command = [sys.executable, "-m", *program, str(self._folder / "models"), str(output)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
         assert done.returncode == 0, f"{combination.name}:\n{done.stdout[-3000:]}{done.stderr[-6000:]}"
 

@@ -18,6 +18,7 @@ from nightjar.deployments.engine.arguments import EngineArguments, resolve_facts
 from nightjar.deployments.proof.combinations import LENDING_KV_BYTES, on_the_rig
 from nightjar.deployments.proof.kit.chosen import BUILT_IN, Chosen, Drafter
 from nightjar.deployments.proof.scenarios import ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS
+from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.rig.environment import Runner
 from nightjar.policy.settings import DraftOffload
 
@@ -141,7 +142,33 @@ def _lending_bytes(spec: EngineSpec, chosen: Chosen) -> int:
     return max(LENDING_KV_BYTES, LENDING_BLOCKS * int(ENGINE_OPTIONS["block_size"]) * per_token)
 
 
-def forwards_at_zero(method: str) -> int | None:
-    """Forwards of the drafter's model in a step of K = 0; None where it has none."""
-    kind = kind_of(method)
-    return None if kind.model == "none" else int(kind.is_kept_in_sync)
+@dataclass(frozen=True, slots=True)
+class AtZero:
+    """What a drafter of this kind does in a step of K = 0 (verdict.Judged)."""
+
+    method: str
+    runs: str = ""
+    """Why a head runs as in vLLM; empty where it writes its KV alone."""
+    lends: bool = False
+
+    @property
+    def writes_kv_alone(self) -> bool:
+        """Once a step."""
+        return kind_of(self.method).is_head and not self.runs
+
+    @property
+    def forwards_at_zero(self) -> int | None:
+        """Of the drafter's model, whole; None where it has none."""
+        kind = kind_of(self.method)
+        return None if kind.model == "none" else int(kind.is_kept_in_sync and not self.writes_kv_alone)
+
+    def forwards(self, num_speculative_tokens: int) -> int | None:
+        """In a step of this K."""
+        return self.forwards_at_zero if self.forwards_at_zero is None else num_speculative_tokens or self.forwards_at_zero
+
+
+def why_head_runs(arguments: EngineArguments, engine: SteppedEngine) -> str:
+    """As configuration and worker say; empty for a drafter that is no head."""
+    if not kind_of(arguments.drafter_kind).is_head:
+        return ""
+    return arguments.why_never_asleep or str(getattr(engine.worker, "nightjar_head_runs", "its worker is vLLM's own"))

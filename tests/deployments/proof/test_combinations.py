@@ -25,3 +25,8 @@ def test_a_combination_is_found_by_its_name_and_an_unknown_name_is_refused() -> 
 @pytest.mark.parametrize(("drafter", "forwards"), [("eagle", [1, 1, 2]), ("draft_model", [0, 1, 2]), ("ngram", [None] * 3)])
 def test_what_a_k_costs_in_forwards_is_known_of_each_drafter(drafter: str, forwards: list[int | None]) -> None:
     assert [Combination(1, "sync", drafter).forwards(length) for length in range(3)] == forwards
+
+
+def test_on_runner_v2_a_head_runs_no_whole_forward_at_k_0() -> None:
+    assert [Combination(2, "sync", "eagle").forwards(length) for length in range(3)] == [0, 1, 2]
+    assert {each.drafter for each in STEERED if each.writes_kv_alone} == {"eagle", "eagle3", "mtp"}

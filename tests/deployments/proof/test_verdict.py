@@ -12,7 +12,8 @@ from nightjar.deployments.proof.combinations import Combination
 from nightjar.deployments.proof.scenarios import CAPPED_SCENARIO
 from nightjar.deployments.proof.verdict import difference, judge
 
-EAGLE = Combination(2, "async", "eagle")
+EAGLE = Combination(1, "async", "eagle")
+EAGLE_ON_V2 = Combination(2, "async", "eagle")
 DRAFT_MODEL = Combination(1, "async", "draft_model")
 PLAIN_TOKENS = [11, 12, 13, 14]
 LOGPROBS = [{str(token): -0.1, "99": -0.10001, "98": -3.0} for token in PLAIN_TOKENS]
@@ -24,7 +25,14 @@ def answer(tokens: list[int], logprobs: list[dict[str, float]] | None = None, **
 
 
 def step(pinned: int | None, ordered: int, forwards: int, **other: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = {"verified": {}, "drafter_state": "", "catches_up": False, "skips_drafts": False, "replays": 0}
+    plain: dict[str, Any] = {
+        "verified": {},
+        "drafter_state": "",
+        "catches_up": False,
+        "skips_drafts": False,
+        "replays": 0,
+        "kv_writes": 0,
+    }
     return {"pinned": pinned, "num_speculative_tokens": ordered, "forwards": forwards} | plain | other
 
 
@@ -76,6 +84,31 @@ def test_a_step_that_was_told_one_thing_and_did_another_is_named(wrong: dict[str
 def test_a_k_that_was_never_ordered_is_not_proved() -> None:
     verdict = judge(EAGLE, changed(lambda part: part["ranks"][0].pop()), REFERENCE)
     assert verdict.lengths == ["K = 2 was never ordered"]
+
+
+@pytest.mark.parametrize(
+    ("at_zero", "words"),
+    [
+        ({"forwards": 0, "kv_writes": 1}, ""),
+        ({"forwards": 1, "kv_writes": 0}, "K = 0 took 1 forwards of the drafter, expected 0"),
+        ({"forwards": 0, "kv_writes": 0}, "K = 0 wrote the drafter's KV alone 0 times, expected 1"),
+        ({"forwards": 0, "kv_writes": 2}, "K = 0 wrote the drafter's KV alone 2 times, expected 1"),
+    ],
+)
+def test_a_head_on_runner_v2_writes_its_kv_alone_at_k_0_once_a_step(at_zero: dict[str, int], words: str) -> None:
+    run = changed(lambda part: part["ranks"][0][1].update(at_zero))
+    assert [wrong.partition(": ")[2] for wrong in judge(EAGLE_ON_V2, run, REFERENCE).lengths] == ([words] if words else [])
+
+
+def test_where_the_drafters_graphs_are_replayed_one_replay_may_hold_several_forwards_and_none_at_k_0() -> None:
+    def replayed(step: int, forwards: int, replays: int) -> list[str]:
+        change = {"forwards": forwards, "replays": replays}
+        return judge(EAGLE, changed(lambda part: part["ranks"][0][step].update(change)), REFERENCE).lengths
+
+    assert replayed(0, 0, 2) == replayed(0, 0, 3) == replayed(1, 0, 1) == []
+    assert replayed(0, 0, 4) == ["changing K, step 0: K = 3 took 4 forwards of the drafter, expected 3"]
+    assert replayed(1, 0, 2) == ["changing K, step 1: K = 0 took 2 forwards of the drafter, expected 1"]
+    assert replayed(0, 0, 0) == ["changing K, step 0: K = 3 took 0 forwards of the drafter, expected 3"]
 
 
 def test_ranks_that_did_not_do_the_same_are_found() -> None:

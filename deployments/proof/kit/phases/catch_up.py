@@ -9,11 +9,12 @@ import time
 from dataclasses import asdict
 from typing import Any, Final
 
+from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL
 from nightjar.deployments.proof.kit.chosen import Chosen
-from nightjar.deployments.proof.kit.engines import EngineSpec, engine_arguments
+from nightjar.deployments.proof.kit.engines import AtZero, EngineSpec, engine_arguments
 from nightjar.deployments.proof.kit.phases.asked import ACTIVE_STEPS, catch_up_requests
 from nightjar.deployments.proof.kit.phases.correctness import NAME as CORRECTNESS
-from nightjar.deployments.proof.kit.phases.correctness import REFERENCE, KitEngine, near_tie
+from nightjar.deployments.proof.kit.phases.correctness import REFERENCE, near_tie
 from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Table, Task, Verdict, errors, of_phase
 from nightjar.deployments.proof.lending import grant
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
@@ -97,7 +98,7 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
     table = Table(
         ("rows", "tokens missed", "tokens read again", "steps that caught up", "their seconds", "a step asleep, seconds"), []
     )
-    verdict = EngineVerdict(KitEngine(0), "")
+    verdict = EngineVerdict(AtZero(SEPARATE_DRAFT_MODEL), "")
     for name, lag in outcome["lags"].items():
         judge_texts(verdict, name, lag, reference["other"][name], near_tie(chosen))
         wrong += [f"{name}: {sentence}" for sentence in _missing(lag)]

@@ -7,12 +7,12 @@ is compared up to there, and counted.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from nightjar.deployments.proof.kit.chosen import Chosen
-from nightjar.deployments.proof.kit.engines import EngineSpec, engine_arguments, forwards_at_zero
+from nightjar.deployments.proof.kit.engines import AtZero, EngineSpec, engine_arguments, why_head_runs
 from nightjar.deployments.proof.kit.phases import asked
 from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Table, Task, Verdict, errors, of_phase
 from nightjar.deployments.proof.scenarios import REFERENCE_LOGPROBS, abort, run_scenario, scenarios
@@ -25,18 +25,6 @@ NAME: Final = "correctness"
 REFERENCE: Final = "plain"
 NEAR_TIE_OF_16_BITS: Final = 0.3
 """In logprobs: two tokens of logits about 20, of which bfloat16 keeps 8 bits, each rounded once more on the way."""
-
-
-@dataclass(frozen=True, slots=True)
-class KitEngine:
-    """verdict.Judged of an engine of the kit."""
-
-    forwards_at_zero: int | None
-    lends: bool = False
-
-    def forwards(self, num_speculative_tokens: int) -> int | None:
-        """As Combination.forwards."""
-        return self.forwards_at_zero if self.forwards_at_zero is None else num_speculative_tokens or self.forwards_at_zero
 
 
 def near_tie(chosen: Chosen) -> float:
@@ -60,7 +48,13 @@ def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
     assert task.engine is not None
     arguments = engine_arguments(task.engine, chosen)
     steered = not task.engine.stock
-    result: dict[str, Any] = {"serving_plainly": arguments.serving_plainly, "scenarios": {}, "aborted": "", "fault": ""}
+    result: dict[str, Any] = {
+        "serving_plainly": arguments.serving_plainly,
+        "scenarios": {},
+        "aborted": "",
+        "fault": "",
+        "head_runs": "",
+    }
     if arguments.serving_plainly:
         return result
     engine = SteppedEngine(arguments.kwargs)
@@ -76,6 +70,7 @@ def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
         }
     if steered:
         result |= {"aborted": abort(engine), "fault": engine.exchange(EngineCommand()).fault}
+        result["head_runs"] = why_head_runs(arguments, engine)
     else:
         result["other"] = other_answers(engine, chosen)
     result["runner"] = 2 if getattr(engine.vllm_config, "use_v2_model_runner", False) else 1
@@ -95,13 +90,13 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
         if task.name not in seen or task.engine is None:
             continue
         outcome = seen[task.name]
-        at_zero = forwards_at_zero(chosen.method(task.engine.drafter))
-        verdict = judge_engine(KitEngine(at_zero), outcome, reference, near_tie(chosen))
+        at_zero = AtZero(chosen.method(task.engine.drafter), outcome["head_runs"])
+        verdict = judge_engine(at_zero, outcome, reference, near_tie(chosen))
         if verdict.served_plainly:
             wrong.append(f"{task.name}: served plainly: {verdict.served_plainly}")
             continue
         wrong += [f"{task.name}: {sentence}" for sentence in (*verdict.missed, *verdict.texts, *verdict.lengths)]
-        seen_at_zero = "/".join(map(str, verdict.forwards.get(0, ())))
+        seen_at_zero = "/".join(map(str, verdict.forwards.get(0, ()))) or "none seen"
         table.rows.append(
             [
                 task.name,
@@ -110,7 +105,7 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
                 str(verdict.near_ties),
                 str(verdict.tokens),
                 f"{verdict.steps - len(verdict.lengths)} of {verdict.steps}",
-                "no model" if at_zero is None else seen_at_zero or "none seen",
+                "no model" if at_zero.forwards_at_zero is None else seen_at_zero + ", KV alone" * at_zero.writes_kv_alone,
             ]
         )
     left_out = "" if chosen.adapter else " LoRA is left out: no adapter of this target is known."

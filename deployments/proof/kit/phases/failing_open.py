@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from nightjar.deployments.proof.kit.chosen import Chosen
-from nightjar.deployments.proof.kit.engines import EngineSpec, engine_arguments, user_arguments
+from nightjar.deployments.proof.kit.engines import AtZero, EngineSpec, engine_arguments, user_arguments
 from nightjar.deployments.proof.kit.phases import asked
 from nightjar.deployments.proof.kit.phases.correctness import NAME as CORRECTNESS
-from nightjar.deployments.proof.kit.phases.correctness import REFERENCE, KitEngine, near_tie
+from nightjar.deployments.proof.kit.phases.correctness import REFERENCE, near_tie
 from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Table, Task, Verdict, errors, of_phase
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.deployments.proof.verdict import Verdict as EngineVerdict
@@ -155,7 +155,7 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
     reference = of_phase(CORRECTNESS, outcomes).get(REFERENCE)
     if reference is None:
         return Found(Verdict.FAILED, wrong or ["plain decoding did not run: its answers are missing"])
-    verdict = EngineVerdict(KitEngine(None), "")
+    verdict = EngineVerdict(AtZero("none"), "")
     table = Table(("what went wrong", "what followed"), [])
     for task in tasks(chosen):
         if (outcome := seen.get(task.name)) is None:

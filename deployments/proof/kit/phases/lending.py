@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib
 from typing import Any, Final
 
+from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL
 from nightjar.deployments.proof.kit.chosen import Chosen
-from nightjar.deployments.proof.kit.engines import EngineSpec, engine_arguments
+from nightjar.deployments.proof.kit.engines import AtZero, EngineSpec, engine_arguments
 from nightjar.deployments.proof.kit.phases import asked
 from nightjar.deployments.proof.kit.phases.correctness import NAME as CORRECTNESS
-from nightjar.deployments.proof.kit.phases.correctness import REFERENCE, KitEngine, near_tie
+from nightjar.deployments.proof.kit.phases.correctness import REFERENCE, near_tie
 from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Table, Task, Verdict, errors, of_phase
 from nightjar.deployments.proof.lending import crowd, lend_and_take_back
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
@@ -68,7 +69,7 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
     reference = of_phase(CORRECTNESS, outcomes).get(REFERENCE)
     if outcome is None or reference is None:
         return Found(Verdict.FAILED, wrong or ["plain decoding did not run: its answers are missing"])
-    verdict = EngineVerdict(KitEngine(0), "")
+    verdict = EngineVerdict(AtZero(SEPARATE_DRAFT_MODEL), "")
     table = Table(("cycle", "GiB moved, there and back", "seconds", "blocks relocated", "requests preempted"), [])
     for number, cycle in enumerate(outcome["cycles"]):
         judge_texts(verdict, f"cycle {number + 1}", cycle, reference["other"][f"{NAME}-{number}"], near_tie(chosen))

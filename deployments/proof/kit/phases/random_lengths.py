@@ -14,9 +14,8 @@ from typing import Any, Final
 
 from nightjar.deployments.proof.driven_engine import EngineRequest
 from nightjar.deployments.proof.kit.chosen import Chosen
-from nightjar.deployments.proof.kit.engines import EngineSpec, engine_arguments, forwards_at_zero
+from nightjar.deployments.proof.kit.engines import AtZero, EngineSpec, engine_arguments, why_head_runs
 from nightjar.deployments.proof.kit.phases.asked import prompt
-from nightjar.deployments.proof.kit.phases.correctness import KitEngine
 from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Table, Task, Verdict, errors, of_phase
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
@@ -51,6 +50,7 @@ def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
         (steps,) = engine.steps_of_ranks()
         batches.append({"rows": rows, "steps": [asdict(step) for step in steps]})
     result = {"batches": batches, "fault": engine.exchange(EngineCommand()).fault, "tiers": list(arguments.graph_tiers)}
+    result["head_runs"] = why_head_runs(arguments, engine)
     engine.shutdown()
     return result
 
@@ -63,7 +63,7 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
         [f"K was drawn with seed {chosen.seed}, in batches of {', '.join(map(str, chosen.sizes.batch_sizes))} rows."],
     )
     for name, outcome in of_phase(NAME, outcomes).items():
-        verdict = EngineVerdict(KitEngine(forwards_at_zero(chosen.method("head" if name.startswith("head") else "draft"))), "")
+        verdict = EngineVerdict(AtZero(chosen.method("head" if name.startswith("head") else "draft"), outcome["head_runs"]), "")
         modes: dict[int, Counter[str]] = {}
         for batch in outcome["batches"]:
             judge_steps(verdict, f"{batch['rows']} rows", [batch["steps"]])

@@ -24,17 +24,25 @@ def answer(*tokens: int) -> dict[str, Any]:
 
 
 def step(ordered: int, forwards: int, **other: Any) -> dict[str, Any]:
-    plain = {"verified": {}, "drafter_state": "active", "catches_up": False, "skips_drafts": False, "replays": 0, "rows": 1}
+    plain = {
+        "verified": {},
+        "drafter_state": "active",
+        "catches_up": False,
+        "skips_drafts": False,
+        "replays": 0,
+        "kv_writes": 0,
+        "rows": 1,
+    }
     return {"pinned": ordered, "num_speculative_tokens": ordered, "forwards": forwards, "graph_mode": "NONE"} | plain | other
 
 
-def steps(at_zero: int) -> list[dict[str, Any]]:
-    return [step(3, 3), step(0, at_zero, verified={"a": 3}), step(1, 1), step(2, 2)]
+def steps(kv_writes: int) -> list[dict[str, Any]]:
+    return [step(3, 3), step(0, 0, verified={"a": 3}, kv_writes=kv_writes), step(1, 1), step(2, 2)]
 
 
-def engine(at_zero: int) -> dict[str, Any]:
-    scenario = {"greedy": ["a"], "answers": {"a": answer(1, 2, 3)}, "missed": "", "ranks": [steps(at_zero)]}
-    return {"serving_plainly": "", "aborted": "", "fault": "", "runner": 1, "scenarios": {"changing K": scenario}}
+def engine(kv_writes: int) -> dict[str, Any]:
+    scenario = {"greedy": ["a"], "answers": {"a": answer(1, 2, 3)}, "missed": "", "ranks": [steps(kv_writes)]}
+    return {"serving_plainly": "", "aborted": "", "fault": "", "head_runs": "", "runner": 1, "scenarios": {"changing K": scenario}}
 
 
 def lag() -> dict[str, Any]:
@@ -84,7 +92,7 @@ def good_run() -> dict[str, Any]:
         for what in ("a vLLM without our hooks", "a drafter that nobody looked at")
         for required in ("", ", required")
     }
-    batches = {"batches": [{"rows": 1, "steps": steps(0)}], "fault": "", "tiers": []}
+    batches = {"batches": [{"rows": 1, "steps": steps(0)}], "fault": "", "tiers": [], "head_runs": ""}
     rounds = [{"plain": 1.0, "off": 1.0 + 0.01 * number} for number in range(5)]
     rows = [
         {"round": number, "contender": name, "load": load, "tokens": tokens, "seconds": 2.0}

@@ -1,0 +1,80 @@
+"""An EAGLE or MTP head that writes its KV alone at K = 0 drafts afterwards what it would have drafted, had it run all the time."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+from nightjar.deployments.engine.arguments import V2_OBEYS_K_FROM
+from nightjar.deployments.proof.combinations import STEERED, Combination
+from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
+from tests.gpu_paths.head_process import STEPS_BACK, STEPS_BEFORE, STEPS_OFF
+from tests.gpu_paths.overlay import version_under_test
+from tests.gpu_paths.runs import Rig
+
+STRESS_STEPS = int(os.environ.get("NIGHTJAR_STRESS_STEPS", "150"))
+IN_MAKE_TEST = "v2-async-eagle"
+HEADS = tuple(each for each in STEERED if each.writes_kv_alone and each.ranks == 1 and version_under_test() >= V2_OBEYS_K_FROM)
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(each, id=each.name, marks=() if each.name == IN_MAKE_TEST else pytest.mark.long) for each in HEADS],
+)
+def head(request: pytest.FixtureRequest) -> Combination:
+    combination: Combination = request.param
+    return combination
+
+
+def variant(rig: Rig, head: Combination, name: str) -> dict[str, Any]:
+    return rig.head(head, name, STRESS_STEPS)
+
+
+def acceptance_back(run: dict[str, Any]) -> float:
+    """Share of drafts accepted in the first steps that verify any after the off stretch."""
+    back = [count for count in run["off"]["counts"][STEPS_BEFORE + STEPS_OFF :] if count[0]][:STEPS_BACK]
+    verified, accepted = (sum(counts) for counts in zip(*back, strict=True))
+    return float(accepted / verified)
+
+
+def test_no_step_of_k_0_runs_the_whole_head_and_each_writes_its_kv_once(rig: Rig, head: Combination) -> None:
+    ours = variant(rig, head, "ours")
+    assert ours["fault"] == ""
+    at_zero = [(forwards, kv_writes) for length, forwards, kv_writes in ours["steps"] if length == 0]
+    assert len(at_zero) >= STEPS_OFF
+    assert set(at_zero) == {(0, 1)}
+    assert {kv_writes for length, _, kv_writes in ours["steps"] if length} == {0}
+    stock = variant(rig, head, "stock")
+    assert {(forwards, kv_writes) for length, forwards, kv_writes in stock["steps"] if length == 0} == {(1, 0)}
+
+
+@pytest.mark.parametrize("part", ["off", "stress"])
+def test_every_drafted_token_of_every_step_and_every_answer_is_that_of_a_head_that_was_never_off(
+    rig: Rig, head: Combination, part: str
+) -> None:
+    """INV-1. While off: preemptions, chunked prompts, prefixes found, aborts, requests that opted out."""
+    ours, stock = (variant(rig, head, name)[part] for name in ("ours", "stock"))
+    assert ours["answers"] == stock["answers"]
+    assert ours["lengths"] == stock["lengths"]
+    differ = [index for index, pair in enumerate(zip(ours["drafts"], stock["drafts"], strict=True)) if pair[0] != pair[1]]
+    assert differ == []
+    assert sum(map(bool, ours["drafts"])) > 30, "steps that drafted"
+
+
+def test_the_stress_preempts_and_takes_requests_back(rig: Rig, head: Combination) -> None:
+    ours = variant(rig, head, "ours")
+    assert ours["preemptions"]
+    assert "aborted" in ours["stress"]["answers"].values()
+    assert ours["stress"]["lengths"].count(0) > 20
+    assert MAX_NUM_SPECULATIVE_TOKENS in ours["stress"]["lengths"]
+
+
+def test_acceptance_comes_back_whole_and_a_head_that_forgets_loses_at_least_half_of_it(rig: Rig, head: Combination) -> None:
+    stock, ours, forgets = (acceptance_back(variant(rig, head, name)) for name in ("stock", "ours", "forgets"))
+    assert ours == stock
+    assert forgets <= stock / 2
