@@ -14,7 +14,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-fast test-pure test-all test-long test-gpu-paths test-vllm test-ids mutants contract lint format docs bench-step bench-policy bench-scale bench-model bench-engine bench-live chart monitoring page clean
+.PHONY: help install models demo test test-fast test-pure test-all test-long test-gpu-paths stress-gpu-paths test-vllm test-ids mutants contract lint format docs bench-step bench-policy bench-scale bench-model bench-engine bench-live chart monitoring page clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -53,6 +53,9 @@ test-long: $(INSTALLED) ## the README's long commands, whole
 
 test-gpu-paths: $(INSTALLED) ## every steered drafter on vLLM's GPU code paths, run on a CPU: runner x scheduling x drafter, as a table
 	$(QUIET) $(BIN)/pytest -n 2 --dist load --maxschedchunk 1 tests/gpu_paths $(ARGS)
+
+stress-gpu-paths: $(INSTALLED) ## heads that were off draft as if they never had been: 1,000 random steps each, by hand
+	$(QUIET) NIGHTJAR_STRESS_STEPS=1000 $(BIN)/pytest -n 2 --dist loadscope tests/gpu_paths/test_heads.py $(ARGS)
 
 OVERLAY = $(abspath $(VENV)/opt/vllm-overlays/$(VERSION))
 

@@ -244,8 +244,9 @@ KV_ONLY_HEAD: Final = (
     Hook(
         f"{_SPECULATOR}.speculator",
         "DraftModelSpeculator",
-        fields=("vllm_config", "draft_attn_layer_names", "input_buffers", "draft_tokens", "max_num_reqs", "supports_mm_inputs"),
+        fields=("vllm_config", "input_buffers", "draft_tokens", "max_num_reqs", "supports_mm_inputs"),
     ),
+    Hook(f"{_SPECULATOR}.speculator", "DraftModelSpeculator.load_model", parameters=("target_model",)),
     Hook("vllm.v1.worker.gpu.input_batch", "InputBatch", fields=("num_reqs", "num_tokens")),
     Hook("vllm.v1.attention.backend", "AttentionBackend", fields=("forward_includes_kv_cache_update",)),
     Hook("vllm.config", "get_layers_from_vllm_config", parameters=("vllm_config", "layer_type")),

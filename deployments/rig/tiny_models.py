@@ -10,6 +10,9 @@ a drafter that knows the embedding and one layer often agrees.
 * `mimo`: the target once more as a MiMoForCausalLM (Qwen2's layers, biases of 0; texts are the same) with one MTP module.
 * `adapter`: a LoRA adapter of the target's query and value projections, large enough to change texts.
 
+Two more families are for heads that are off for a while, whose damage would not show in the usual ones: in those the first layer's
+attention decides nearly everything (ATTENTIVE; ATTENTIVE_EAGLE3, whose head has no residual of the embedding).
+
 Seeded: every run makes the same files. The tokenizer has a token per byte, so that grammars and texts work.
 """
 
@@ -18,6 +21,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,13 +53,29 @@ ADAPTER_SHARE: Final = 0.5
 Weights = dict[str, torch.Tensor]
 
 
-def build_tiny_models(folder: Path) -> Path:
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How much each of the target's layers adds, by attention and by its MLP, to embeddings of a size."""
+
+    attention_shares: tuple[float, ...] = LAYER_SHARES
+    mlp_shares: tuple[float, ...] = LAYER_SHARES
+    embedding_size: float = 1.0
+    eagle3_attends_as_target: bool = False
+    """Else each position of its attention attends to itself."""
+
+
+USUAL: Final = Family()
+ATTENTIVE: Final = Family(attention_shares=(2.1, 0.03, 0.03), mlp_shares=(0.5, 0.03, 0.03))
+ATTENTIVE_EAGLE3: Final = Family((2.1, 0.03, 0.03), (0.5, 0.03, 0.03), embedding_size=0.1, eagle3_attends_as_target=True)
+
+
+def build_tiny_models(folder: Path, family: Family = USUAL) -> Path:
     """All models in folders of `folder`; those of an earlier call stay. Returns `folder`."""
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent))
-    target = _target()
+    target = _target(family)
     _save(scratch / TARGET, target, _config())
     _save(scratch / DRAFT, _draft(target), _config())
     _save(scratch / EAGLE, _eagle(target), _config(num_hidden_layers=1))
@@ -66,7 +86,7 @@ def build_tiny_models(folder: Path) -> Path:
         "eagle_config": {"use_aux_hidden_state": True, "eagle_aux_hidden_state_layer_ids": [0, 1, 2]},
         "norm_output": True,
     }
-    _save(scratch / EAGLE3, _eagle3(target), _config(**eagle3))
+    _save(scratch / EAGLE3, _eagle3(target, family), _config(**eagle3))
     mimo = {"model_type": "qwen2", "architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": 1}
     _save(scratch / MIMO, _mimo(target), _config(**mimo))
     _save_adapter(scratch / ADAPTER)
@@ -108,23 +128,23 @@ def _normal(generator: torch.Generator, rows: int, columns: int, scale: float) -
     return torch.randn(rows, columns, generator=generator) * scale / columns**0.5
 
 
-def _target() -> Weights:
+def _target(family: Family) -> Weights:
     generator = torch.Generator().manual_seed(7)
     embedding = torch.randn(VOCABULARY, HIDDEN, generator=generator)
     weights = {
-        "model.embed_tokens.weight": embedding * HIDDEN**0.5 / embedding.norm(dim=1, keepdim=True),
+        "model.embed_tokens.weight": embedding * (family.embedding_size * HIDDEN**0.5) / embedding.norm(dim=1, keepdim=True),
         "lm_head.weight": torch.randn(VOCABULARY, HIDDEN, generator=generator),
         "model.norm.weight": torch.ones(HIDDEN),
     }
-    for index, share in enumerate(LAYER_SHARES):
+    for index, (attention, mlp) in enumerate(zip(family.attention_shares, family.mlp_shares, strict=True)):
         layer = {
             "self_attn.q_proj.weight": _normal(generator, HIDDEN, HIDDEN, 1.5),
             "self_attn.k_proj.weight": _normal(generator, HIDDEN, HIDDEN, 1.5),
             "self_attn.v_proj.weight": _normal(generator, HIDDEN, HIDDEN, 1.0),
-            "self_attn.o_proj.weight": _normal(generator, HIDDEN, HIDDEN, 1.5 * share),
+            "self_attn.o_proj.weight": _normal(generator, HIDDEN, HIDDEN, 1.5 * attention),
             "mlp.gate_proj.weight": _normal(generator, INTERMEDIATE, HIDDEN, 1.0),
             "mlp.up_proj.weight": _normal(generator, INTERMEDIATE, HIDDEN, 1.0),
-            "mlp.down_proj.weight": _normal(generator, HIDDEN, INTERMEDIATE, 1.5 * share),
+            "mlp.down_proj.weight": _normal(generator, HIDDEN, INTERMEDIATE, 1.5 * mlp),
             "input_layernorm.weight": torch.ones(HIDDEN),
             "post_attention_layernorm.weight": torch.ones(HIDDEN),
         }
@@ -156,13 +176,19 @@ def _eagle(target: Weights) -> Weights:
     return weights | {"fc.weight": torch.cat([torch.eye(HIDDEN), _little(HIDDEN, 13)], dim=1)}
 
 
-def _eagle3(target: Weights) -> Weights:
+def _eagle3(target: Weights, family: Family) -> Weights:
     layer = _first_layer(target)
+    layer["hidden_norm.weight"] = torch.ones(HIDDEN)
+    if family.eagle3_attends_as_target:
+        for part in "qkv":
+            name = f"self_attn.{part}_proj.weight"
+            layer[name] = torch.cat([layer[name], _little(HIDDEN, 17)], dim=1)
+        weights = {f"midlayer.{name}": value for name, value in layer.items()}
+        return weights | {"fc.weight": _little(3 * HIDDEN, 19), "norm.weight": torch.ones(HIDDEN)}
     for part, scale in (("q", 1.3), ("k", 1.3), ("v", 1.0)):
         layer[f"self_attn.{part}_proj.weight"] = torch.cat([scale * torch.eye(HIDDEN), _little(HIDDEN, 17)], dim=1)
     layer["self_attn.o_proj.weight"] = EAGLE3_GAIN * torch.eye(HIDDEN)
     layer["mlp.down_proj.weight"] = EAGLE3_GAIN * layer["mlp.down_proj.weight"]
-    layer["hidden_norm.weight"] = torch.ones(HIDDEN)
     weights = {f"midlayer.{name}": value for name, value in layer.items()}
     return weights | {"fc.weight": _little(3 * HIDDEN, 19), "norm.weight": torch.ones(HIDDEN)}
 

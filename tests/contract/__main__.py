@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.contract.sources import Sources
-from tests.contract.touched import FEATURES, IMPORTS, Missing, missing
+from tests.contract.touched import FEATURES, IMPORTS, Missing, missing, needed
 from tests.contract.wheels import NoSourcesError, sources_of
 
 VERSIONS: Final = ("0.29.0", "0.32.0", "0.33.0")
@@ -30,7 +30,7 @@ def main(
     found: dict[str, list[Missing]] = {}
     for version in versions or VERSIONS:
         try:
-            found[version] = missing(Sources(sources_of(version, folder)))
+            found[version] = missing(Sources(sources_of(version, folder)), needed(version))
         except NoSourcesError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from error
@@ -45,9 +45,19 @@ def _table(found: dict[str, list[Missing]]) -> Table:
     names = [f"{feature} ({len(hooks)} names)" for feature, hooks in FEATURES.items()]
     table = Table("vLLM", *names, IMPORTS)
     for version, lacks in found.items():
-        counts = [sum(one.feature == feature for one in lacks) for feature in (*FEATURES, IMPORTS)]
-        table.add_row(version, *(f"{count} missing" if count else "all there" for count in counts))
+        counts = {feature: sum(one.feature == feature for one in lacks) for feature in (*needed(version), IMPORTS)}
+        cells = [counts.get(feature) for feature in (*FEATURES, IMPORTS)]
+        table.add_row(
+            version, *("not needed" if count is None else f"{count} missing" if count else "all there" for count in cells)
+        )
     return table
+
+
+def _cell(count: int | None) -> str:
+    """How many names of a feature are missing; None where the version does not need it."""
+    if count is None:
+        return "not needed"
+    return f"{count} missing" if count else "all there"
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from nightjar.deployments.engine.arguments import V2_OBEYS_K_FROM
 from nightjar.deployments.engine.hooks import DORMANT_DRAFT, DRAFT_OFFLOAD, EVERYWHERE, KV_ONLY_HEAD, ON_CPU, Hook
 from nightjar.deployments.engine.moved_names import HOMES
 from tests.contract.sources import Found, Sources
@@ -20,6 +21,9 @@ FEATURES: Final = {
     "heads": KV_ONLY_HEAD,
     "CPU engines": ON_CPU,
 }
+SINCE: Final = {"heads": V2_OBEYS_K_FROM}
+"""Features that older versions do not need: every drafter of 0.29 is steered on model runner V1."""
+FILES_OF: Final = {"heads": "deployments/engine/kv_only_head.py"}
 IMPORTS: Final = "imports"
 SOURCES: Final = ("deployments", "cluster", "loadtests", "policy")
 
@@ -32,15 +36,24 @@ class Missing:
     what: str
 
 
-def missing(sources: Sources) -> list[Missing]:
-    """Everything that we touch and these sources do not have."""
-    of_hooks = [
-        Missing(feature, what) for feature, hooks in FEATURES.items() for hook in hooks for what in _problems(sources, hook)
-    ]
+def needed(version: str) -> list[str]:
+    """Features that this version (`0.32.0`) is to have.
+
+    >>> "heads" in needed("0.29.0"), "heads" in needed("0.32.0")
+    (False, True)
+    """
+    major, minor, *_ = map(int, version.split("."))
+    return [feature for feature in FEATURES if (major, minor) >= SINCE.get(feature, (0, 0))]
+
+
+def missing(sources: Sources, features: Sequence[str] = tuple(FEATURES)) -> list[Missing]:
+    """Everything that we touch for these features and these sources do not have."""
+    of_hooks = [Missing(feature, what) for feature in features for hook in FEATURES[feature] for what in _problems(sources, hook)]
     of_names = [
         Missing(IMPORTS, f"{name} in none of {', '.join(homes)}") for name, homes in HOMES.items() if not _moved(sources, name)
     ]
-    return of_hooks + of_names + [Missing(IMPORTS, what) for what in _imports(sources, ROOT)]
+    others = {file for feature, file in FILES_OF.items() if feature not in features}
+    return of_hooks + of_names + [Missing(IMPORTS, what) for what in _imports(sources, ROOT, others)]
 
 
 def _problems(sources: Sources, hook: Hook) -> list[str]:
@@ -63,9 +76,11 @@ def _moved(sources: Sources, name: str) -> Found | None:
     return next((found for home in HOMES[name] if (found := sources.find(home, name)) is not None), None)
 
 
-def _imports(sources: Sources, root: Path) -> Iterator[str]:
+def _imports(sources: Sources, root: Path, left_out: Collection[str] = ()) -> Iterator[str]:
     """Imports of vllm, also those inside functions and for the type checker alone."""
     for file in sorted(file for room in SOURCES for file in (root / room).rglob("*.py")):
+        if file.relative_to(root).as_posix() in left_out:
+            continue
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "vllm":
                 for alias in node.names:

@@ -20,7 +20,7 @@ from nightjar.deployments.proof.combinations import Combination, engine_argument
 from nightjar.deployments.proof.driven_engine import EngineRequest
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
-from nightjar.deployments.rig.tiny_models import build_tiny_models
+from nightjar.deployments.rig.tiny_models import ATTENTIVE, ATTENTIVE_EAGLE3, build_tiny_models
 from nightjar.policy.records import EngineCommand
 
 ROWS: Final = 4
@@ -130,7 +130,8 @@ VARIANTS: Final[dict[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
 
 def run(combination: Combination, variant: str, steps: int, models: Path) -> dict[str, Any]:
     """Both parts, as plain data."""
-    build_tiny_models(models)
+    family = ATTENTIVE_EAGLE3 if combination.drafter == "eagle3" else ATTENTIVE
+    models = build_tiny_models(models.with_name("models-eagle3" if family is ATTENTIVE_EAGLE3 else "models-attentive"), family)
     engine = SteppedEngine(VARIANTS[variant](engine_arguments(combination, models).kwargs))
     if variant == "forgets":
         assert type(engine.runner.speculator.propose.__self__).__name__ == "KVOnlyHead"
