@@ -46,10 +46,7 @@ def _table(found: dict[str, list[Missing]]) -> Table:
     table = Table("vLLM", *names, IMPORTS)
     for version, lacks in found.items():
         counts = {feature: sum(one.feature == feature for one in lacks) for feature in (*needed(version), IMPORTS)}
-        cells = [counts.get(feature) for feature in (*FEATURES, IMPORTS)]
-        table.add_row(
-            version, *("not needed" if count is None else f"{count} missing" if count else "all there" for count in cells)
-        )
+        table.add_row(version, *(_cell(counts.get(feature)) for feature in (*FEATURES, IMPORTS)))
     return table
 
 
