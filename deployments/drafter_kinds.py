@@ -20,6 +20,7 @@ class DrafterKind:
 
     obeys_k  whether K can be chosen per step
     obeys_k_on_v2  the same on model runner V2, of vLLM 0.32 and later; no drafter of 0.29 obeys there
+    is_made_to_obey_on_v2  whether our worker makes it obey there, where vLLM does not
     can_sleep  whether our worker can leave it out at K = 0 and catch up later
     is_kept_in_sync  whether vLLM runs it once a step at K = 0
     is_head  whether it reads the target's hidden states, so that its KV can be written without the rest of its forward
@@ -31,6 +32,7 @@ class DrafterKind:
     method: str
     obeys_k: bool = False
     obeys_k_on_v2: bool = False
+    is_made_to_obey_on_v2: bool = False
     can_sleep: bool = False
     is_kept_in_sync: bool = False
     is_head: bool = False
@@ -39,9 +41,14 @@ class DrafterKind:
     runs_on_v2: bool = True
     runs_asynchronously: bool = True
 
+    @property
+    def is_steered_on_v2(self) -> bool:
+        """By vLLM or by our worker."""
+        return self.obeys_k_on_v2 or self.is_made_to_obey_on_v2
+
 
 _ALL: Final = (
-    DrafterKind(SEPARATE_DRAFT_MODEL, obeys_k=True, can_sleep=True),
+    DrafterKind(SEPARATE_DRAFT_MODEL, obeys_k=True, is_made_to_obey_on_v2=True, can_sleep=True),
     DrafterKind("eagle", obeys_k=True, obeys_k_on_v2=True, is_kept_in_sync=True, is_head=True),
     DrafterKind("eagle3", obeys_k=True, obeys_k_on_v2=True, is_kept_in_sync=True, is_head=True),
     DrafterKind("mtp", obeys_k=True, obeys_k_on_v2=True, is_kept_in_sync=True, is_head=True, model="optional"),

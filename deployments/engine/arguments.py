@@ -51,7 +51,7 @@ SCHEDULER: Final = "nightjar.deployments.engine.scheduler.SteeredScheduler"
 ASYNC_SCHEDULER: Final = "nightjar.deployments.engine.scheduler.SteeredAsyncScheduler"
 CPU_WORKER: Final = "nightjar.deployments.engine.cpu_worker.SteeredCPUWorker"
 GPU_WORKER: Final = "nightjar.deployments.engine.worker.SteeredGPUWorker"
-HEAD_WORKER: Final = "nightjar.deployments.engine.head_worker.KVOnlyHeadWorker"
+V2_WORKER: Final = "nightjar.deployments.engine.v2_worker.SteeredV2Worker"
 CUDA_OFFLOAD_VARIABLE: Final = "NIGHTJAR_CUDA_OFFLOAD"
 """Set to 1 to try what has never run on a GPU."""
 
@@ -149,7 +149,7 @@ def steered_engine_kwargs(
     What this vLLM lacks costs the features that need it, and no others. `wanted_tiers` are the K to capture graphs for (None: the
     default), where each K needs graphs of its own.
     """
-    reason = _why_plain(user_kwargs, facts, missing_hooks.steering)
+    reason = _why_plain(user_kwargs, facts, missing_hooks)
     may_sleep = not missing_hooks.sleeping
     if facts.offload is not None and (missing := missing_hooks.sleeping + missing_hooks.lending):
         facts = replace(facts, offload=None, why_no_offload=f"this vLLM lacks what lending hooks into: {', '.join(missing)}")
@@ -157,6 +157,8 @@ def steered_engine_kwargs(
     steered = not reason and not only_observing
     chooses_v1 = steered and _needs_runner_v1(facts) and not facts.runner_is_users
     runner_is_v1 = facts.runner_is_v1 or chooses_v1
+    if facts.offload is not None and not runner_is_v1:
+        facts = replace(facts, offload=None, why_no_offload=f"it was not tried on runner V2; {RUNNER_VARIABLE}=0 asks for V1")
     kwargs = dict(user_kwargs)
     tiers: tuple[int, ...] = ()
     graph_plan = None
@@ -177,7 +179,13 @@ def steered_engine_kwargs(
                 graph_plan = GraphPlan(captured, tiers, facts.max_num_seqs)
         speculative["num_speculative_tokens_per_batch_size"] = to_table(lengths)
         kwargs["speculative_config"] = speculative
-        kwargs |= _worker(user_kwargs, facts, may_sleep=may_sleep and runner_is_v1, kv_only_head=not why_at_zero)
+        kwargs |= _worker(
+            user_kwargs,
+            facts,
+            may_sleep=may_sleep and runner_is_v1,
+            obeys_on_v2=not runner_is_v1 and kind_of(facts.drafter_kind).is_made_to_obey_on_v2,
+            kv_only_head=not why_at_zero,
+        )
     return EngineArguments(
         kwargs,
         facts.drafter_kind,
@@ -279,15 +287,33 @@ def _needs_runner_v1(facts: EngineFacts) -> bool:
     return not facts.on_cpu and not obeys
 
 
-def _worker(user_kwargs: Mapping[str, Any], facts: EngineFacts, *, may_sleep: bool, kv_only_head: bool) -> dict[str, Any]:
+def _why_not_on_v2(facts: EngineFacts, missing: MissingHooks) -> str:
+    """Why a drafter that its user wants on runner V2 does not obey K there; empty where it does, or nobody asks for V2."""
+    if not (_needs_runner_v1(facts) and facts.runner_is_users and not facts.runner_is_v1):
+        return ""
+    kind, version = kind_of(facts.drafter_kind), ".".join(map(str, facts.vllm_version))
+    never = not kind.is_made_to_obey_on_v2 or facts.vllm_version < V2_OBEYS_K_FROM
+    checks = (
+        (never, ""),
+        (bool(missing.draft_on_v2), f", and lacks what makes it obey: {', '.join(missing.draft_on_v2)}"),
+        (facts.sleep.drafts_in_parallel, ", and nothing makes it obey where it drafts in parallel"),
+        (facts.sleep.is_multimodal, ", and nothing makes it obey beside a multimodal target"),
+    )
+    ignores = f"{RUNNER_VARIABLE} asks for runner V2, where vLLM {version} drafts its maximum for {kind.method}, whatever K says"
+    return next((ignores + why for applies, why in checks if applies), "")
+
+
+def _worker(
+    user_kwargs: Mapping[str, Any], facts: EngineFacts, *, may_sleep: bool, obeys_on_v2: bool, kv_only_head: bool
+) -> dict[str, Any]:
     """The worker that puts a draft model to sleep, and what it and the scheduler must know of its memory; or a head's."""
     kind = kind_of(facts.drafter_kind)
     if facts.on_cpu:
         kwargs: dict[str, Any] = {"worker_cls": CPU_WORKER}
     elif kind.can_sleep and may_sleep:
         kwargs = {"worker_cls": GPU_WORKER}
-    elif kind.is_head and kv_only_head:
-        kwargs = {"worker_cls": HEAD_WORKER}
+    elif obeys_on_v2 or (kind.is_head and kv_only_head):
+        kwargs = {"worker_cls": V2_WORKER}
     else:
         return {}
     if facts.offload is not None:
@@ -303,7 +329,7 @@ def _why_at_zero(facts: EngineFacts, missing: MissingHooks, *, runner_is_v1: boo
     if kind.is_head:
         reason = why_head_runs(facts.sleep, runner_is_v1=runner_is_v1)
         return reason or (f"this vLLM lacks what a head hooks into: {', '.join(missing.heads)}" if missing.heads else "")
-    if kind.can_sleep and not facts.why_never_asleep and missing.sleeping and not facts.on_cpu:
+    if kind.can_sleep and runner_is_v1 and not facts.why_never_asleep and missing.sleeping and not facts.on_cpu:
         return f"this vLLM lacks what a sleeping drafter hooks into: {', '.join(missing.sleeping)}"
     return facts.why_never_asleep
 
@@ -318,21 +344,17 @@ def _notice(facts: EngineFacts, missing: Sequence[str], graph_plan: GraphPlan | 
     return "; ".join(part for part in parts if part)
 
 
-def _why_plain(user_kwargs: Mapping[str, Any], facts: EngineFacts, missing_hooks: Sequence[str]) -> str:
+def _why_plain(user_kwargs: Mapping[str, Any], facts: EngineFacts, missing: MissingHooks) -> str:
     taken = [name for name in ("scheduler_cls", "worker_cls") if user_kwargs.get(name) not in (None, "auto")]
     kind = kind_of(facts.drafter_kind)
-    version = ".".join(map(str, facts.vllm_version))
     checks = (
-        (bool(missing_hooks), f"this vLLM lacks what Nightjar hooks into: {', '.join(missing_hooks)}"),
+        (bool(missing.steering), f"this vLLM lacks what Nightjar hooks into: {', '.join(missing.steering)}"),
         (facts.drafter_kind == "none", "engine_kwargs hold no speculative_config: there is nothing to steer"),
         (
             not kind.obeys_k,
             f"drafter {facts.drafter_kind!r} does not obey a K chosen per step (those that do: {', '.join(STEERABLE)})",
         ),
-        (
-            _needs_runner_v1(facts) and facts.runner_is_users and not facts.runner_is_v1,
-            f"{RUNNER_VARIABLE} asks for runner V2, where vLLM {version} drafts its maximum for {kind.method}, whatever K says",
-        ),
+        (bool(why := _why_not_on_v2(facts, missing)), why),
         (
             facts.adaptive_verification,
             "enable_adaptive_verification lets vLLM choose how many drafts are verified, and two cannot choose: take it out",

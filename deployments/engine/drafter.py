@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from vllm.compilation.backends import set_model_tag
@@ -19,6 +19,7 @@ from vllm.forward_context import set_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
+from nightjar.deployments.engine.catch_up_input import Row, batches_of, copy_to, row_of, token_inputs
 from nightjar.deployments.engine.draft_work import SLEEP, DraftWork, Recompute
 from nightjar.deployments.engine.memory.interface import DraftMemory, OffloadUnsupportedError
 
@@ -78,15 +79,15 @@ class SteeredDraftModelProposer(DraftModelProposer):
     def _recompute(self, portions: Sequence[Recompute], target_token_ids: torch.Tensor, metadata: CommonAttentionMetadata) -> None:
         """Read what was missed, in as many forwards as the drafter's buffers need (one, unless a chunk is larger than a batch)."""
         query_start = metadata.query_start_loc_cpu.tolist()
-        rows = [_row_of(portion, self.runner.input_batch.req_id_to_index[portion.request_id], query_start) for portion in portions]
+        rows = [row_of(portion, self.runner.input_batch.req_id_to_index[portion.request_id], query_start) for portion in portions]
         for batch in batches_of(rows, self.max_num_tokens):
             self._read(batch, target_token_ids, metadata)
 
-    def _read(self, rows: Sequence[_Row], target_token_ids: torch.Tensor, metadata: CommonAttentionMetadata) -> None:
+    def _read(self, rows: Sequence[Row], target_token_ids: torch.Tensor, metadata: CommonAttentionMetadata) -> None:
         """One forward of the draft over the rows' tokens, for its KV alone."""
         lengths = [row.num_tokens for row in rows]
         num_tokens = sum(lengths)
-        token_ids, positions, batch_rows = self._inputs(rows, target_token_ids)
+        token_ids, positions, batch_rows = token_inputs(rows, target_token_ids, self._on_device)
         block_table = metadata.block_table_tensor[self._on_device(torch.tensor([row.row for row in rows]))].contiguous()
         slots = metadata.block_table_tensor[batch_rows, positions // self.block_size].to(torch.int64) * self.block_size
         slots += positions % self.block_size
@@ -125,29 +126,10 @@ class SteeredDraftModelProposer(DraftModelProposer):
         ):
             self.model(**model_inputs)
 
-    def _inputs(self, rows: Sequence[_Row], target_token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of each token that is read, in one copy to the device: its id, its position and its row of the batch, shape [tokens]."""
-        known = [token_id for row in rows for token_id in row.token_ids]
-        parts = []
-        first_known = 0
-        for row in rows:
-            last_known = first_known + len(row.token_ids)
-            source = torch.cat([torch.arange(first_known, last_known), len(known) + torch.arange(row.own_first, row.own_last)])
-            parts.append(
-                torch.stack([source, row.first_token + torch.arange(row.num_tokens), torch.full((row.num_tokens,), row.row)])
-            )
-            first_known = last_known
-        packed = self._on_device(torch.cat([torch.cat(parts, dim=1).flatten(), torch.tensor(known, dtype=torch.int64)]))
-        source, positions, batch_rows = packed[: len(packed) - len(known)].view(3, -1)
-        # Ids that the scheduler sent stand before those of the target's own input, which only the device knows.
-        ids = torch.cat([packed[len(packed) - len(known) :], target_token_ids.to(torch.int64)])
-        return ids[source], positions, batch_rows
-
     def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy that does not wait for the device's work."""
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor.to(self.device)
+        return copy_to(self.device)(tensor)
 
-    def _rope_positions(self, rows: Sequence[_Row], positions: torch.Tensor) -> torch.Tensor:
+    def _rope_positions(self, rows: Sequence[Row], positions: torch.Tensor) -> torch.Tensor:
         """Where the draft's rotary embedding has the rows' tokens, shape [tokens]; `positions` count tokens.
 
         They differ where the target uses M-RoPE: vLLM gives a text draft the first of its dimensions (0.32,
@@ -171,52 +153,3 @@ def first_mrope_dimension(request: Any, first_token: int, num_tokens: int) -> to
     of_prompt = prompt[first_token : first_token + num_tokens]
     generated = torch.arange(first_token + len(of_prompt), first_token + num_tokens, dtype=of_prompt.dtype)
     return torch.cat([of_prompt, generated + request.mrope_position_delta])
-
-
-class _Row(NamedTuple):
-    """What is read of one request: known token ids, then the tokens `own_first` to `own_last` of the target's own input."""
-
-    row: int
-    first_token: int
-    token_ids: tuple[int, ...]
-    own_first: int
-    own_last: int
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.token_ids) + self.own_last - self.own_first
-
-
-def _row_of(portion: Recompute, row: int, query_start: Sequence[int]) -> _Row:
-    own = (query_start[row], query_start[row + 1]) if portion.own_tokens else (0, 0)
-    return _Row(row, portion.first_token, portion.token_ids, *own)
-
-
-def batches_of(rows: Sequence[_Row], max_num_tokens: int) -> list[list[_Row]]:
-    """The rows in batches of at most `max_num_tokens`; a longer row is cut, its beginning first.
-
-    >>> rows = [_Row(0, 5, (1, 2, 3), 0, 2), _Row(1, 0, (4,), 0, 0)]
-    >>> [[(row.row, row.first_token, row.num_tokens) for row in batch] for batch in batches_of(rows, 4)]
-    [[(0, 5, 4)], [(0, 9, 1), (1, 0, 1)]]
-    """
-    batches: list[list[_Row]] = [[]]
-    left = max_num_tokens
-    for row in rows:
-        remaining = row
-        while remaining.num_tokens > left:
-            if left:
-                head, remaining = _cut(remaining, left)
-                batches[-1].append(head)
-            batches.append([])
-            left = max_num_tokens
-        if remaining.num_tokens:
-            batches[-1].append(remaining)
-            left -= remaining.num_tokens
-    return [batch for batch in batches if batch]
-
-
-def _cut(row: _Row, num_tokens: int) -> tuple[_Row, _Row]:
-    known = min(num_tokens, len(row.token_ids))
-    own = row.own_first + num_tokens - known
-    head = row._replace(token_ids=row.token_ids[:known], own_last=own)
-    return head, row._replace(first_token=row.first_token + num_tokens, token_ids=row.token_ids[known:], own_first=own)

@@ -28,6 +28,7 @@ class MissingHooks:
     sleeping: tuple[str, ...] = ()
     lending: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
+    draft_on_v2: tuple[str, ...] = ()
 
 
 NOTHING_MISSING: Final = MissingHooks()
@@ -254,6 +255,47 @@ KV_ONLY_HEAD: Final = (
     Hook("vllm.v1.worker.gpu_worker", "Worker.load_model"),
 )
 """What a head that writes its KV alone needs besides, on model runner V2."""
+_STANDALONE: Final = f"{_SPECULATOR}.standalone_ar.speculator"
+DRAFT_ON_V2: Final = (
+    Hook(
+        _STANDALONE,
+        "StandaloneARSpeculator.propose",
+        parameters=("input_batch", "dummy_run", "is_profile", "num_speculative_tokens"),
+    ),
+    Hook(
+        _STANDALONE,
+        "StandaloneARSpeculator._run_model",
+        parameters=("input_ids", "positions", "attn_metadata", "slot_mappings", "num_tokens_across_dp"),
+    ),
+    Hook(_STANDALONE, "StandaloneARSpeculator", fields=("expanded_input_ids", "expanded_positions")),
+    Hook(
+        f"{_SPECULATOR}.speculator",
+        "DraftModelSpeculator",
+        fields=("device", "method", "max_num_tokens", "num_speculative_steps", "input_buffers", "draft_tokens"),
+    ),
+    Hook(f"{_SPECULATOR}.speculator", "DraftModelSpeculator.load_model", parameters=("target_model",)),
+    Hook(
+        f"{_SPECULATOR}.speculator",
+        "DraftModelSpeculator._build_attn_metadata",
+        parameters=("num_reqs", "batch_desc", "query_start_loc_np", "seq_lens_cpu_upper_bound", "step", "slot_mappings"),
+    ),
+    Hook("vllm.v1.worker.gpu.block_table", "BlockTables.gather_block_tables", parameters=("idx_mapping", "num_reqs_padded")),
+    Hook(
+        "vllm.v1.worker.gpu.block_table",
+        "BlockTables.compute_slot_mappings",
+        parameters=("idx_mapping", "query_start_loc", "positions", "num_tokens_padded", "out"),
+    ),
+    Hook("vllm.v1.worker.gpu.attn_utils", "build_slot_mappings_by_layer"),
+    Hook("vllm.v1.worker.gpu.cudagraph_utils", "BatchExecutionDescriptor", fields=("cg_mode", "num_tokens", "num_reqs")),
+    Hook(
+        "vllm.v1.worker.gpu.input_batch",
+        "InputBatch",
+        fields=("req_ids", "num_reqs", "num_reqs_after_padding", "idx_mapping", "input_ids", "query_start_loc_np"),
+    ),
+    Hook("vllm.v1.worker.gpu_worker", "Worker.load_model"),
+    Hook("vllm.v1.worker.gpu_worker", "Worker.execute_model", parameters=("scheduler_output",)),
+)
+"""What a separate draft model on model runner V2 needs besides."""
 ON_CPU: Final = (
     Hook("vllm.v1.worker.cpu_worker", "CPUWorker.init_device"),
     Hook(
@@ -272,7 +314,8 @@ def missing_hooks() -> MissingHooks:
         return MissingHooks(steering=(f"vllm.platforms.current_platform: {error}",))
     if on_cpu:
         return MissingHooks(steering=_missing(EVERYWHERE + DORMANT_DRAFT + DRAFT_OFFLOAD + ON_CPU))
-    return MissingHooks(_missing(EVERYWHERE), _missing(DORMANT_DRAFT), _missing(DRAFT_OFFLOAD), _missing(KV_ONLY_HEAD))
+    features = (EVERYWHERE, DORMANT_DRAFT, DRAFT_OFFLOAD, KV_ONLY_HEAD, DRAFT_ON_V2)
+    return MissingHooks(*(_missing(hooks) for hooks in features))
 
 
 def _missing(hooks: tuple[Hook, ...]) -> tuple[str, ...]:

@@ -96,7 +96,7 @@ def why_head_runs(facts: SleepFacts, *, runner_is_v1: bool) -> str:
 
 
 def _spreads_experts(parallel: Any) -> bool:
-    return bool(parallel.data_parallel_size > 1 or getattr(parallel, "enable_eplb", False))
+    return getattr(parallel, "data_parallel_size", 1) > 1 or bool(getattr(parallel, "enable_eplb", False))
 
 
 def _head_layers(speculative: Any) -> int:

@@ -14,7 +14,7 @@ from nightjar.deployments.drafter_kinds import KINDS, SEPARATE_DRAFT_MODEL, kind
 from nightjar.deployments.engine.arguments import (
     CPU_WORKER,
     GPU_WORKER,
-    HEAD_WORKER,
+    V2_WORKER,
     EngineArguments,
     resolve_facts,
     steered_engine_kwargs,
@@ -26,7 +26,7 @@ from nightjar.deployments.rig.environment import Runner
 from nightjar.deployments.rig.model_names import DRAFT, MIMO, TARGET
 
 PLAIN: Final = "none"
-HEAD_CPU_WORKER: Final = "nightjar.deployments.rig.worker.KVOnlyHeadCPUWorker"
+V2_CPU_WORKER: Final = "nightjar.deployments.rig.worker.SteeredV2CPUWorker"
 MAPPED_MEMORY_WORKER: Final = "nightjar.deployments.rig.worker.MappedMemoryWorker"
 LENDING_KV_BYTES: Final = 2 << 20
 """About twenty blocks of the tiny target and its draft: fewer than the crowd needs."""
@@ -95,7 +95,7 @@ def _all() -> list[Combination]:
     return [*alone, Combination(1, "async", SEPARATE_DRAFT_MODEL, ranks=2), Combination(2, "async", "eagle", ranks=2)]
 
 
-STEERED: Final = tuple(each for each in _all() if each.runner == 1 or kind_of(each.drafter).obeys_k_on_v2)
+STEERED: Final = tuple(each for each in _all() if each.runner == 1 or kind_of(each.drafter).is_steered_on_v2)
 LENDING: Final = (
     Combination(1, "sync", SEPARATE_DRAFT_MODEL, lends=True),
     Combination(1, "async", SEPARATE_DRAFT_MODEL, lends=True),
@@ -121,8 +121,8 @@ def on_the_rig(arguments: EngineArguments, *, runner: Runner, lending_draft: Pat
     With the folder of a draft that lends its memory, few KV blocks on pages of the process.
     """
     kwargs = dict(arguments.kwargs)
-    if kwargs.get("worker_cls") == HEAD_WORKER:
-        kwargs["worker_cls"] = HEAD_CPU_WORKER
+    if kwargs.get("worker_cls") == V2_WORKER:
+        kwargs["worker_cls"] = V2_CPU_WORKER
     elif kwargs.get("worker_cls") == GPU_WORKER or (runner == 1 and not arguments.serving_plainly):
         kwargs["worker_cls"] = CPU_WORKER  # for drafters that never sleep as well: it mends runner V1's sampler on a CPU
     if lending_draft is not None:

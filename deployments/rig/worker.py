@@ -2,7 +2,7 @@
 
 One has a draft whose memory is a GPU's: `memory/cuda.py` over pages of this process (mapped_device.py). The draft's weights and the
 KV cache lie on the device, so a step that touches what was released ends the process. For that the CPU build's packed copies of
-linear weights are switched off, for target and draft alike: multiplications are torch's own. The other has a head on runner V2.
+linear weights are switched off, for target and draft alike: multiplications are torch's own. The other is runner V2's.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from vllm.model_executor.layers import utils
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from nightjar.deployments.engine.cpu_worker import SteeredCPUWorker
-from nightjar.deployments.engine.head_worker import KVOnlyHeadMixin
 from nightjar.deployments.engine.memory.cuda import CUDADraftMemory
 from nightjar.deployments.engine.memory.interface import DraftMemory
+from nightjar.deployments.engine.v2_worker import SteeredV2Mixin
 from nightjar.deployments.rig.mapped_device import MappedDevice
 
 PAGE_BYTES: Final = 4096
@@ -46,5 +46,5 @@ class MappedMemoryWorker(SteeredCPUWorker):
         return self.device_memory.pool(tag) if tag == KV_CACHE_TAG else nullcontext()
 
 
-class KVOnlyHeadCPUWorker(KVOnlyHeadMixin, CPUWorker):
-    """For `worker_cls` on the rig's runner V2, with an EAGLE or MTP head."""
+class SteeredV2CPUWorker(SteeredV2Mixin, CPUWorker):
+    """For `worker_cls` on the rig's runner V2."""

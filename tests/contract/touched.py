@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from nightjar.deployments.engine.arguments import V2_OBEYS_K_FROM
-from nightjar.deployments.engine.hooks import DORMANT_DRAFT, DRAFT_OFFLOAD, EVERYWHERE, KV_ONLY_HEAD, ON_CPU, Hook
+from nightjar.deployments.engine.hooks import DORMANT_DRAFT, DRAFT_OFFLOAD, DRAFT_ON_V2, EVERYWHERE, KV_ONLY_HEAD, ON_CPU, Hook
 from nightjar.deployments.engine.moved_names import HOMES
 from tests.contract.sources import Found, Sources
 
@@ -19,11 +19,15 @@ FEATURES: Final = {
     "sleeping": DORMANT_DRAFT,
     "lending": DRAFT_OFFLOAD,
     "heads": KV_ONLY_HEAD,
+    "drafts on V2": DRAFT_ON_V2,
     "CPU engines": ON_CPU,
 }
-SINCE: Final = {"heads": V2_OBEYS_K_FROM}
+SINCE: Final = {"heads": V2_OBEYS_K_FROM, "drafts on V2": V2_OBEYS_K_FROM}
 """Features that older versions do not need: every drafter of 0.29 is steered on model runner V1."""
-FILES_OF: Final = {"heads": "deployments/engine/kv_only_head.py"}
+FILES_OF: Final = {
+    "heads": ("deployments/engine/kv_only_head.py",),
+    "drafts on V2": ("deployments/engine/draft_on_v2.py", "deployments/engine/v2_worker.py"),
+}
 IMPORTS: Final = "imports"
 SOURCES: Final = ("deployments", "cluster", "loadtests", "policy")
 
@@ -52,7 +56,7 @@ def missing(sources: Sources, features: Sequence[str] = tuple(FEATURES)) -> list
     of_names = [
         Missing(IMPORTS, f"{name} in none of {', '.join(homes)}") for name, homes in HOMES.items() if not _moved(sources, name)
     ]
-    others = {file for feature, file in FILES_OF.items() if feature not in features}
+    others = {file for feature, files in FILES_OF.items() if feature not in features for file in files}
     return of_hooks + of_names + [Missing(IMPORTS, what) for what in _imports(sources, ROOT, others)]
 
 

@@ -15,9 +15,9 @@ from nightjar.deployments.engine.arguments import (
     CPU_WORKER,
     CUDA_OFFLOAD_VARIABLE,
     GPU_WORKER,
-    HEAD_WORKER,
     RUNNER_VARIABLE,
     SCHEDULER,
+    V2_WORKER,
     EngineFacts,
     resolve_facts,
     steered_engine_kwargs,
@@ -186,7 +186,7 @@ def test_gpu_engine_keeps_vllms_worker_where_nothing_sleeps_and_no_head_writes_i
 def test_on_runner_v2_a_head_of_one_layer_writes_its_kv_alone_at_k_0(kind: str) -> None:
     facts = replace(GPU, drafter_kind=kind, sleep=SleepFacts(drafter_kind=kind), runner_is_v1=False)
     arguments = steered_engine_kwargs(user_kwargs(), facts)
-    assert arguments.kwargs["worker_cls"] == HEAD_WORKER
+    assert arguments.kwargs["worker_cls"] == V2_WORKER
     assert arguments.why_never_asleep == ""
     missing = MissingHooks(heads=("TargetDependentARSpeculator.propose",))
     without = steered_engine_kwargs(user_kwargs(), facts, missing_hooks=missing)
@@ -331,7 +331,21 @@ def test_an_engine_without_graphs_can_leave_shadow_at_any_time() -> None:
         (replace(GPU, pipeline_parallel_size=2), {}, "pipeline_parallel_size 2"),
         (replace(GPU, data_parallel_size=2), {}, "data_parallel_size 2"),
         (replace(EAGLE, adaptive_verification=True), {}, "enable_adaptive_verification lets vLLM choose"),
-        (replace(GPU, runner_is_users=True), {}, "asks for runner V2, where vLLM 0.32 drafts its maximum for draft_model"),
+        (
+            replace(GPU, runner_is_users=True, vllm_version=(0, 29)),
+            {},
+            "asks for runner V2, where vLLM 0.29 drafts its maximum for draft_model, whatever K says",
+        ),
+        (
+            replace(GPU, runner_is_users=True, sleep=SleepFacts(drafter_kind="draft_model", drafts_in_parallel=True)),
+            {},
+            "whatever K says, and nothing makes it obey where it drafts in parallel",
+        ),
+        (
+            replace(GPU, runner_is_users=True, sleep=SleepFacts(drafter_kind="draft_model", is_multimodal=True)),
+            {},
+            "whatever K says, and nothing makes it obey beside a multimodal target",
+        ),
         (
             replace(GPU, runner_is_users=True, drafter_kind="eagle", vllm_version=(0, 29)),
             {},
@@ -364,6 +378,22 @@ def test_a_moved_name_that_only_sleeping_needs_costs_no_other_drafter_its_steeri
     assert "worker_cls" not in draft_model.kwargs
     assert draft_model.notice == ""
     assert draft_model.why_never_asleep == "this vLLM lacks what a sleeping drafter hooks into: DraftModelProposer._get_model"
+
+
+def test_a_separate_draft_model_whose_user_asks_for_runner_v2_is_made_to_obey_there_and_lends_nothing() -> None:
+    asked = replace(GPU, runner_is_users=True, offload=OffloadConfig(draft_weight_bytes=20))
+    arguments = steered_engine_kwargs(user_kwargs(), asked)
+    assert arguments.kwargs["worker_cls"] == V2_WORKER
+    assert (arguments.serving_plainly, arguments.why_never_asleep, arguments.runner_is_v1) == ("", "", False)
+    assert arguments.environment == {}
+    assert "additional_config" not in arguments.kwargs
+    assert "draft_offload is not in use: it was not tried on runner V2; VLLM_USE_V2_MODEL_RUNNER=0 asks for V1" in arguments.notice
+    missing = MissingHooks(sleeping=("of runner V1",), draft_on_v2=("StandaloneARSpeculator.propose",))
+    lacking = steered_engine_kwargs(user_kwargs(), asked, missing_hooks=missing)
+    assert lacking.serving_plainly.endswith(", and lacks what makes it obey: StandaloneARSpeculator.propose")
+    assert lacking.kwargs == user_kwargs()
+    without_v1s = steered_engine_kwargs(user_kwargs(), asked, missing_hooks=MissingHooks(sleeping=("of runner V1",)))
+    assert (without_v1s.kwargs["worker_cls"], without_v1s.why_never_asleep) == (V2_WORKER, "")
 
 
 def test_a_moved_name_that_only_lending_needs_costs_the_lending_alone() -> None:

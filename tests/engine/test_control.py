@@ -86,7 +86,15 @@ def test_settings_come_into_force_and_the_load_is_the_engines(engine_core: Any) 
         ({}, [FULL], ""),
         ({}, [LATENT], ""),
         ({}, [together(FULL, FULL)], ""),
-        ({"speculative_config": SimpleNamespace(method="eagle")}, [FULL], "only a separate draft model can be dormant"),
+        (
+            {
+                "speculative_config": SimpleNamespace(
+                    method="eagle", parallel_drafting=False, draft_model_config=SimpleNamespace(max_model_len=2048)
+                )
+            },
+            [FULL],
+            "only a separate draft model can be dormant",
+        ),
         (
             {"model_config": SimpleNamespace(enable_sleep_mode=False, max_model_len=4096)},
             [FULL],

@@ -11,7 +11,8 @@ pytest.importorskip("vllm")
 
 import torch
 
-from nightjar.deployments.engine.drafter import SteeredDraftModelProposer, _Row
+from nightjar.deployments.engine.catch_up_input import Row, token_inputs
+from nightjar.deployments.engine.drafter import SteeredDraftModelProposer
 
 PROMPT = torch.tensor([[0, 1, 2, 2, 2, 2, 4, 5], [0, 1, 2, 2, 3, 3, 4, 5], [0, 1, 2, 3, 2, 3, 4, 5]])
 """Of two words, an image of four tokens in two rows of two, and two words: the text after it is two positions earlier."""
@@ -29,8 +30,8 @@ def proposer(*, uses_mrope: bool) -> Any:
     return drafter
 
 
-def row(place: int, first_token: int, num_tokens: int) -> _Row:
-    return _Row(place, first_token, tuple(range(num_tokens)), 0, 0)
+def row(place: int, first_token: int, num_tokens: int) -> Row:
+    return Row(place, first_token, tuple(range(num_tokens)), 0, 0)
 
 
 ROWS = [row(0, 4, 4), row(1, 1, 3), row(1, 6, 4)]
@@ -46,31 +47,21 @@ def test_beside_a_target_with_one_dimension_they_are_where_they_stand() -> None:
     assert proposer(uses_mrope=False)._rope_positions(ROWS, COUNTED) is COUNTED
 
 
-def bare() -> Any:
-    return object.__new__(SteeredDraftModelProposer)
-
-
 class Copies:
-    """A proposer on a device to which copies are counted."""
+    """To a device, counted."""
 
     def __init__(self) -> None:
-        self.drafter = bare()
-        self.drafter.device = torch.device("cpu")
         self.count = 0
-        plain = self.drafter._on_device
 
-        def counted(tensor: torch.Tensor) -> torch.Tensor:
-            self.count += 1
-            copied: torch.Tensor = plain(tensor)
-            return copied
-
-        self.drafter._on_device = counted
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        return tensor.clone()
 
 
 def test_each_token_is_read_at_its_place_known_ones_as_sent_and_the_last_ones_as_the_target_reads_them() -> None:
-    rows = [_Row(2, 7, (41, 42), 0, 2), _Row(0, 0, (43,), 0, 0), _Row(1, 9, (), 4, 6)]
+    rows = [Row(2, 7, (41, 42), 0, 2), Row(0, 0, (43,), 0, 0), Row(1, 9, (), 4, 6)]
     target_token_ids = torch.tensor([90, 91, 92, 93, 94, 95], dtype=torch.int32)
-    token_ids, positions, batch_rows = Copies().drafter._inputs(rows, target_token_ids)
+    token_ids, positions, batch_rows = token_inputs(rows, target_token_ids, Copies())
     assert token_ids.tolist() == [41, 42, 90, 91, 43, 94, 95]
     assert positions.tolist() == [7, 8, 9, 10, 0, 9, 10]
     assert batch_rows.tolist() == [2, 2, 2, 2, 0, 1, 1]
@@ -79,5 +70,5 @@ def test_each_token_is_read_at_its_place_known_ones_as_sent_and_the_last_ones_as
 @pytest.mark.parametrize("num_rows", [1, 40])
 def test_what_is_read_goes_to_the_device_in_one_copy_however_many_rows_there_are(num_rows: int) -> None:
     copies = Copies()
-    copies.drafter._inputs([row(place, 3, 5) for place in range(num_rows)], torch.arange(8))
+    token_inputs([row(place, 3, 5) for place in range(num_rows)], torch.arange(8), copies)
     assert copies.count == 1

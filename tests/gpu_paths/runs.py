@@ -20,10 +20,10 @@ from tests.gpu_paths.overlay import OVERLAY_VARIABLE
 TIMEOUT_S: Final = 900
 PAIRWISE: Final = (
     "v1-sync-ngram",
-    "v1-async-draft_model",
     "v1-async-eagle3",
     "v2-sync-mtp",
     "v2-async-eagle",
+    "v2-async-draft_model",
     "v1-async-draft_model-lends",
 )
 """What `make test` runs: each drafter, each runner with each scheduling, and a draft that lends its memory."""

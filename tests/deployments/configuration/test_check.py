@@ -249,12 +249,6 @@ def test_in_a_rayservice_the_same_messages_name_the_manifests_lines(text: str, m
             "on a GPU it needs enable_cumem_allocator: true",
         ),
         (
-            replaced(
-                "accelerator_type: H100", "accelerator_type: H100\n      runtime_env: {env_vars: {VLLM_USE_V2_MODEL_RUNNER: '1'}}"
-            ),
-            "V2, where vLLM 0.32 drafts its maximum for draft_model, whatever K says, so it would serve as plain vLLM; take ",
-        ),
-        (
             replaced("accelerator_type: H100", "accelerator_type: H100\n      require_steering: true").replace(
                 "method: draft_model", "method: medusa"
             ),

@@ -11,7 +11,9 @@ from nightjar.deployments.proof.combinations import LENDING, REFERENCE, SERVED_P
 def test_every_drafter_that_we_steer_is_proved_on_runner_v1_and_where_it_obeys_on_v2() -> None:
     proved = {(each.runner, each.drafter) for each in STEERED}
     assert proved >= {(1, drafter) for drafter in STEERABLE}
-    assert {drafter for runner, drafter in proved if runner == 2} == {kind.method for kind in KINDS.values() if kind.obeys_k_on_v2}
+    assert {drafter for runner, drafter in proved if runner == 2} == {
+        kind.method for kind in KINDS.values() if kind.is_steered_on_v2
+    }
     assert {each.scheduling for each in STEERED if KINDS[each.drafter].runs_asynchronously} == {"sync", "async"}
 
 
@@ -30,3 +32,4 @@ def test_what_a_k_costs_in_forwards_is_known_of_each_drafter(drafter: str, forwa
 def test_on_runner_v2_a_head_runs_no_whole_forward_at_k_0() -> None:
     assert [Combination(2, "sync", "eagle").forwards(length) for length in range(3)] == [0, 1, 2]
     assert {each.drafter for each in STEERED if each.writes_kv_alone} == {"eagle", "eagle3", "mtp"}
+    assert Combination(2, "sync", "draft_model").forwards(0) == 0

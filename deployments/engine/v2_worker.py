@@ -1,0 +1,61 @@
+"""The worker of a steered engine on model runner V2: vLLM's own, with another hand on its drafter once that is loaded.
+
+A separate draft model obeys the scheduler (draft_on_v2.py); an EAGLE or MTP head writes its KV alone at K = 0 (kv_only_head.py).
+What the configuration cannot say of a head, such as how many attention layers it has of its own, is known only then: a head that
+must run as in vLLM is left alone, and the worker notes why in the engine's folder, where the replica finds it. The CPU's is on the
+rig (rig/worker.py), since no CPU engine that serves has this runner.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator import StandaloneARSpeculator
+from vllm.v1.worker.gpu_worker import Worker
+
+from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL
+from nightjar.deployments.engine.draft_on_v2 import SteeredDraftOnV2
+from nightjar.deployments.engine.draft_work import WORK_ATTRIBUTE
+from nightjar.deployments.engine.head_notes import note_head
+from nightjar.deployments.engine.kv_only_head import KVOnlyHead, why_not
+from nightjar.deployments.engine.process_guard import end_with_replica
+
+log = structlog.get_logger(__name__)
+
+
+class SteeredV2Mixin:
+    """Before a worker of vLLM's."""
+
+    model_runner: Any
+    nightjar_drafter: SteeredDraftOnV2 | None = None
+    nightjar_head_runs: str = ""
+    """Why a loaded head runs at K = 0 as in vLLM."""
+
+    def load_model(self, *arguments: Any, **options: Any) -> None:
+        """As vLLM's, then stand before its drafter."""
+        super().load_model(*arguments, **options)  # type: ignore[misc]  # the worker's
+        end_with_replica(and_parent=True)
+        speculator = getattr(self.model_runner, "speculator", None)
+        if speculator is not None and speculator.method == SEPARATE_DRAFT_MODEL:
+            if not isinstance(speculator, StandaloneARSpeculator):
+                raise TypeError(f"{type(speculator).__name__} does not obey K: only a StandaloneARSpeculator is made to")
+            self.nightjar_drafter = SteeredDraftOnV2(speculator)
+            return
+        self.nightjar_head_runs = "" if speculator is None else why_not(speculator)
+        if self.nightjar_head_runs:
+            log.warning("head_runs_at_zero", reason=self.nightjar_head_runs, consequence="it runs once a step, as in vLLM")
+            note_head(self.nightjar_head_runs)
+        elif speculator is not None:
+            KVOnlyHead(speculator)
+
+    def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
+        """As vLLM's, after handing a draft model its orders."""
+        if self.nightjar_drafter is not None:
+            self.nightjar_drafter.work = getattr(scheduler_output, WORK_ATTRIBUTE, None)
+        return super().execute_model(scheduler_output)  # type: ignore[misc]  # the worker's
+
+
+class SteeredV2Worker(SteeredV2Mixin, Worker):
+    """For `worker_cls` on GPU with model runner V2. Never run on a GPU."""
