@@ -17,7 +17,7 @@ LONGEST_FIRST: Final = (
     "tests/engine/test_dormant_engine.py",
     "tests/deployments/test_serving.py",
     "tests/gpu_paths/test_gpu_paths.py",
-    "tests/gpu_paths/test_heads.py",
+    "tests/gpu_paths/test_off_on_v2.py",
     "tests/deployments/test_serving_killed_engine.py",
     "tests/deployments/test_by_hand.py",
     "tests/deployments/test_serving_restarts.py",

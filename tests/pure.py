@@ -74,7 +74,7 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/fleet/test_learning.py": "ray",
     "tests/fleet/test_restarts.py": "ray",
     "tests/gpu_paths/test_gpu_paths.py": "vllm",
-    "tests/gpu_paths/test_heads.py": "vllm",
+    "tests/gpu_paths/test_off_on_v2.py": "vllm",
 }
 """By file, or by test of a file: the module that it needs, or a program that may or may not be there."""
 

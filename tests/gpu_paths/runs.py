@@ -60,11 +60,11 @@ class Rig:
         return outcome
 
     def head(self, combination: Combination, variant: str, steps: int) -> dict[str, Any]:
-        """What an engine with a head did (head_process.py)."""
+        """What an engine with a head did (off_process.py)."""
         output = self._folder / f"{combination.name}-{variant}.json"
         with FileLock(f"{output}.lock"):
             if not output.exists():
-                self._run(combination, output, ("tests.gpu_paths.head_process", combination.name, variant, str(steps)))
+                self._run(combination, output, ("tests.gpu_paths.off_process", combination.name, variant, str(steps)))
         outcome: dict[str, Any] = json.loads(output.read_text())
         return outcome
 

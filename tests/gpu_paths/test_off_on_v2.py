@@ -1,4 +1,4 @@
-"""An EAGLE or MTP head that writes its KV alone at K = 0 drafts afterwards what it would have drafted, had it run all the time."""
+"""Off on runner V2: heads that write their KV alone, and draft models that sleep, draft afterwards as if they never had been off."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from typing import Any
 import pytest
 
 pytest.importorskip("vllm")
+from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL
 from nightjar.deployments.engine.arguments import V2_OBEYS_K_FROM
 from nightjar.deployments.proof.combinations import STEERED, Combination
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
-from tests.gpu_paths.head_process import STEPS_BACK, STEPS_BEFORE, STEPS_OFF
+from tests.gpu_paths.off_process import STEPS_BACK, STEPS_BEFORE, STEPS_OFF
 from tests.gpu_paths.overlay import version_under_test
 from tests.gpu_paths.runs import Rig
 
 STRESS_STEPS = int(os.environ.get("NIGHTJAR_STRESS_STEPS", "150"))
 IN_MAKE_TEST = "v2-async-eagle"
-HEADS = tuple(each for each in STEERED if each.writes_kv_alone and each.ranks == 1 and version_under_test() >= V2_OBEYS_K_FROM)
+ON_V2 = tuple(each for each in STEERED if each.runner == 2 and each.ranks == 1 and version_under_test() >= V2_OBEYS_K_FROM)
+HEADS = tuple(each for each in ON_V2 if each.writes_kv_alone)
+DRAFTS = tuple(each for each in ON_V2 if each.drafter == SEPARATE_DRAFT_MODEL)
 
 pytestmark = pytest.mark.engine
 
@@ -45,12 +48,12 @@ def acceptance_back(run: dict[str, Any]) -> float:
 def test_no_step_of_k_0_runs_the_whole_head_and_each_writes_its_kv_once(rig: Rig, head: Combination) -> None:
     ours = variant(rig, head, "ours")
     assert ours["fault"] == ""
-    at_zero = [(forwards, kv_writes) for length, forwards, kv_writes in ours["steps"] if length == 0]
+    at_zero = [(forwards, kv_writes) for length, forwards, kv_writes, _ in ours["steps"] if length == 0]
     assert len(at_zero) >= STEPS_OFF
     assert set(at_zero) == {(0, 1)}
-    assert {kv_writes for length, _, kv_writes in ours["steps"] if length} == {0}
+    assert {kv_writes for length, _, kv_writes, _ in ours["steps"] if length} == {0}
     stock = variant(rig, head, "stock")
-    assert {(forwards, kv_writes) for length, forwards, kv_writes in stock["steps"] if length == 0} == {(1, 0)}
+    assert {(forwards, kv_writes) for length, forwards, kv_writes, _ in stock["steps"] if length == 0} == {(1, 0)}
 
 
 @pytest.mark.parametrize("part", ["off", "stress"])
@@ -77,4 +80,39 @@ def test_the_stress_preempts_and_takes_requests_back(rig: Rig, head: Combination
 def test_acceptance_comes_back_whole_and_a_head_that_forgets_loses_at_least_half_of_it(rig: Rig, head: Combination) -> None:
     stock, ours, forgets = (acceptance_back(variant(rig, head, name)) for name in ("stock", "ours", "forgets"))
     assert ours == stock
+    assert forgets <= stock / 2
+
+
+@pytest.fixture(scope="module", params=[pytest.param(each, id=each.name, marks=pytest.mark.long) for each in DRAFTS])
+def draft(request: pytest.FixtureRequest) -> Combination:
+    combination: Combination = request.param
+    return combination
+
+
+def test_a_draft_model_runs_nothing_at_k_0_but_to_catch_up_and_the_maximum_at_no_smaller_k(rig: Rig, draft: Combination) -> None:
+    ours = variant(rig, draft, "ours")
+    assert ours["fault"] == ""
+    at_zero = [forwards for length, forwards, _, catches_up in ours["steps"] if length == 0 and not catches_up]
+    assert len(at_zero) >= STEPS_OFF
+    assert set(at_zero) == {0}
+    assert all(forwards == length for length, forwards, _, catches_up in ours["steps"] if length and not catches_up)
+    stock = variant(rig, draft, "stock")
+    assert {forwards for _, forwards, _, _ in stock["steps"]} == {MAX_NUM_SPECULATIVE_TOKENS}
+
+
+@pytest.mark.parametrize("part", ["off", "stress"])
+def test_a_draft_model_that_slept_changes_no_answer(rig: Rig, draft: Combination, part: str) -> None:
+    """INV-1."""
+    ours, stock = (variant(rig, draft, name)[part]["answers"] for name in ("ours", "stock"))
+    aborted = {name for answers in (ours, stock) for name, answer in answers.items() if answer == "aborted"}
+    both = (ours.keys() & stock.keys()) - aborted
+    assert len(both) >= 4
+    assert {name: ours[name] for name in both} == {name: stock[name] for name in both}
+
+
+def test_a_draft_model_that_caught_up_is_accepted_as_before_and_one_that_forgets_loses_at_least_half_of_it(
+    rig: Rig, draft: Combination
+) -> None:
+    stock, ours, forgets = (acceptance_back(variant(rig, draft, name)) for name in ("stock", "ours", "forgets"))
+    assert ours == pytest.approx(stock, abs=0.1)
     assert forgets <= stock / 2

@@ -1,8 +1,9 @@
-"""One engine with a head on runner V2, whose K goes through an off stretch and then changes at random: every drafted token is kept.
+"""One engine on runner V2, whose K goes through an off stretch and then changes at random: every drafted token is kept.
 
-`python -m tests.gpu_paths.head_process COMBINATION VARIANT STEPS MODELS OUTPUT`, in the rig's environment. VARIANT is `ours`, whose
-head writes its KV alone at K = 0, `stock`, whose head runs as vLLM runs it, or `forgets`, the control: at K = 0 it does nothing,
-and its KV has holes. All three have our scheduler, the same requests and the same K in every step.
+`python -m tests.gpu_paths.off_process COMBINATION VARIANT STEPS MODELS OUTPUT`, in the rig's environment. VARIANT is `ours`, whose
+head writes its KV alone at K = 0, or whose draft model sleeps and catches up, `stock`, whose drafter runs as vLLM runs it, or
+`forgets`, the control: nothing is written or read again, and the drafter's KV has holes. All three have our scheduler, the same
+requests and the same K in every step.
 """
 
 from __future__ import annotations
@@ -97,12 +98,8 @@ def stress(engine: SteppedEngine, steps: int, rng: random.Random) -> dict[str, A
             length = rng.choice((0, 0, 0, 1, 2, MAX_NUM_SPECULATIVE_TOKENS))
             engine.pin(length)
         if len(alive) < 8 and rng.random() < 0.4:
-            shared = "In a hole in the ground there lived a model. " * rng.randrange(4)
-            cap = {"extra_args": {"num_speculative_tokens": 0}} if rng.random() < 0.15 else {}
-            options = {**OPTIONS, **cap, "max_tokens": rng.randrange(8, 60)}
-            name = f"stress-{number}"
-            engine.add(EngineRequest(name, f"{shared}{number}", options))
-            alive.append(name)
+            engine.add(request := numbered(number))
+            alive.append(request.request_id)
             number += 1
         if alive and rng.random() < 0.03:
             engine.engine.abort_request([taken := alive.pop(rng.randrange(len(alive)))])
@@ -117,8 +114,23 @@ def stress(engine: SteppedEngine, steps: int, rng: random.Random) -> dict[str, A
     return answers
 
 
-def forget(*_: object, **__: object) -> None:
-    """In place of a pass that writes KV."""
+def numbered(number: int) -> EngineRequest:
+    """A request that is the same in every run, however many steps the ones before it took."""
+    rng = random.Random(f"{SEED}-{number}")
+    shared = "In a hole in the ground there lived a model. " * rng.randrange(4)
+    cap = {"extra_args": {"num_speculative_tokens": 0}} if rng.random() < 0.15 else {}
+    return EngineRequest(f"stress-{number}", f"{shared}{number}", {**OPTIONS, **cap, "max_tokens": rng.randrange(8, 60)})
+
+
+def make_forget(engine: SteppedEngine) -> None:
+    """Take away the pass that writes a head's KV at K = 0, or that with which a draft model reads what it missed."""
+    ours, speculator = engine.runner.speculator.propose.__self__, engine.runner.speculator
+    if type(ours).__name__ == "SteeredDraftOnV2":
+        ours._recompute = lambda *_: None
+        return
+    assert type(ours).__name__ == "KVOnlyHead"
+    stock = speculator._run_model
+    speculator._run_model = lambda *given, **options: None if given[1] is None else stock(*given, **options)
 
 
 VARIANTS: Final[dict[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
@@ -134,16 +146,15 @@ def run(combination: Combination, variant: str, steps: int, models: Path) -> dic
     models = build_tiny_models(models.with_name("models-eagle3" if family is ATTENTIVE_EAGLE3 else "models-attentive"), family)
     engine = SteppedEngine(VARIANTS[variant](engine_arguments(combination, models).kwargs))
     if variant == "forgets":
-        assert type(engine.runner.speculator.propose.__self__).__name__ == "KVOnlyHead"
-        stock = engine.runner.speculator._run_model
-        engine.runner.speculator._run_model = lambda *given, **options: forget() if given[1] is None else stock(*given, **options)
+        make_forget(engine)
     engine.record_steps()
     watched = watch(engine)
     result: dict[str, Any] = {"off": {"answers": off_stretch(engine), **watched.taken()}}
     preempted = engine.preemptions()
     result["stress"] = {"answers": stress(engine, steps, random.Random(SEED)), **watched.taken()}
     result["preemptions"] = engine.preemptions() - preempted
-    result["steps"] = [[step.num_speculative_tokens, step.forwards, step.kv_writes] for step in engine.steps_of_ranks()[0]]
+    (taken,) = engine.steps_of_ranks()
+    result["steps"] = [[step.num_speculative_tokens, step.forwards, step.kv_writes, step.catches_up] for step in taken]
     result["fault"] = engine.exchange(EngineCommand()).fault
     return result
 
