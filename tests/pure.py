@@ -63,6 +63,7 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/engine/test_drafting.py": "vllm",
     "tests/engine/test_drafting_by_hand.py": "vllm",
     "tests/engine/test_hooks.py": "vllm",
+    "tests/engine/test_kv_only_head.py": "vllm",
     "tests/engine/test_kv_pool.py": "vllm",
     "tests/engine/test_memory_cpu.py": "vllm",
     "tests/engine/test_memory_cuda.py": "vllm",

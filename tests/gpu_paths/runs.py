@@ -59,14 +59,23 @@ class Rig:
         outcome: dict[str, Any] = json.loads(output.read_text())
         return outcome
 
-    def head(self, combination: Combination, variant: str, steps: int) -> dict[str, Any]:
-        """What an engine with a head did (off_process.py)."""
-        output = self._folder / f"{combination.name}-{variant}.json"
+    def off(self, combination: Combination, variant: str, steps: int) -> dict[str, Any]:
+        """What an engine on V2 did that was off for a while (off_process.py)."""
+        program = ("tests.gpu_paths.off_process", combination.name, variant, str(steps))
+        outcome: dict[str, Any] = self._once(combination, variant, program)
+        return outcome
+
+    def multiply_adds(self, combination: Combination) -> list[list[int]]:
+        """Of steps at K = 0 (multiply_adds.py)."""
+        counted: list[list[int]] = self._once(combination, "counts", ("tests.gpu_paths.multiply_adds", combination.name))
+        return counted
+
+    def _once(self, combination: Combination, what: str, program: Sequence[str]) -> Any:
+        output = self._folder / f"{combination.name}-{what}.json"
         with FileLock(f"{output}.lock"):
             if not output.exists():
-                self._run(combination, output, ("tests.gpu_paths.off_process", combination.name, variant, str(steps)))
-        outcome: dict[str, Any] = json.loads(output.read_text())
-        return outcome
+                self._run(combination, output, program)
+        return json.loads(output.read_text())
 
     def _run(self, combination: Combination, output: Path, program: Sequence[str] = ()) -> None:
         overlay = os.environ.get(OVERLAY_VARIABLE)

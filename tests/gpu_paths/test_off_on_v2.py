@@ -1,4 +1,4 @@
-"""Off on runner V2: heads that write their KV alone, and draft models that sleep, draft afterwards as if they never had been off."""
+"""Off on runner V2: heads that write their KV alone and draft models that sleep draft afterwards as if they had never been off."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL
 from nightjar.deployments.engine.arguments import V2_OBEYS_K_FROM
 from nightjar.deployments.proof.combinations import STEERED, Combination
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
+from tests.gpu_paths.multiply_adds import LLAMA_3_1_8B, TINY
 from tests.gpu_paths.off_process import STEPS_BACK, STEPS_BEFORE, STEPS_OFF
 from tests.gpu_paths.overlay import version_under_test
 from tests.gpu_paths.runs import Rig
@@ -35,7 +36,7 @@ def head(request: pytest.FixtureRequest) -> Combination:
 
 
 def variant(rig: Rig, head: Combination, name: str) -> dict[str, Any]:
-    return rig.head(head, name, STRESS_STEPS)
+    return rig.off(head, name, STRESS_STEPS)
 
 
 def acceptance_back(run: dict[str, Any]) -> float:
@@ -81,6 +82,19 @@ def test_acceptance_comes_back_whole_and_a_head_that_forgets_loses_at_least_half
     stock, ours, forgets = (acceptance_back(variant(rig, head, name)) for name in ("stock", "ours", "forgets"))
     assert ours == stock
     assert forgets <= stock / 2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("head", [each for each in HEADS if each.scheduling == "sync"], ids=lambda each: each.name)
+def test_a_step_of_k_0_multiplies_what_the_formula_says_within_one_percent(rig: Rig, head: Combination) -> None:
+    for tokens, target, of_head in rig.multiply_adds(head):
+        assert target == pytest.approx(tokens * TINY.target(), rel=0.01)
+        assert of_head == pytest.approx(tokens * TINY.kv_part(head.drafter), rel=0.01)
+
+
+@pytest.mark.parametrize("drafter", ["eagle", "eagle3", "mtp"])
+def test_beside_a_model_of_8b_the_kv_of_a_head_is_less_than_two_percent_of_a_step(drafter: str) -> None:
+    assert LLAMA_3_1_8B.target() + LLAMA_3_1_8B.kv_part(drafter) <= 1.02 * LLAMA_3_1_8B.target()
 
 
 @pytest.fixture(scope="module", params=[pytest.param(each, id=each.name, marks=pytest.mark.long) for each in DRAFTS])

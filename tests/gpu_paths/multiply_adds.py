@@ -1,0 +1,115 @@
+"""What a step of K = 0 multiplies and adds in the matrices of target and head: the formula of docs/drafter.md, and a count.
+
+`python -m tests.gpu_paths.multiply_adds COMBINATION MODELS OUTPUT` counts it on the rig, where linear layers are torch's own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from nightjar.deployments.proof.combinations import Combination, engine_arguments
+from nightjar.deployments.proof.driven_engine import EngineRequest
+from nightjar.deployments.proof.stepped_engine import SteppedEngine
+from nightjar.deployments.rig.tiny_models import HEADS, HIDDEN, INTERMEDIATE, LAYER_SHARES, VOCABULARY, build_tiny_models
+
+STEPS: Final = 12
+COUNTED_AFTER: Final = 6
+"""Steps; by then every row decodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Of a target of Llama's kind, and of a head of one such layer."""
+
+    hidden: int
+    queries: int
+    """Heads times their size."""
+    keys: int
+    """The same of keys, and of values."""
+    intermediate: int
+    layers: int
+    vocabulary: int
+
+    @property
+    def attention_inputs(self) -> int:
+        """Columns of queries, keys and values together, which vLLM computes at once."""
+        return self.queries + 2 * self.keys
+
+    def target(self) -> int:
+        """Of a decoded token: every layer, and the vocabulary's logits."""
+        layer = self.hidden * (self.attention_inputs + self.queries + 3 * self.intermediate)
+        return self.layers * layer + self.hidden * self.vocabulary
+
+    def kv_part(self, drafter: str) -> int:
+        """Of a token whose KV a head writes: what leads to its layer's input, and that layer's queries, keys and values.
+
+        EAGLE and MTP project the embedding beside the hidden state to one; EAGLE-3 projects three hidden states to one, and its
+        layer reads both side by side.
+
+        >>> llama = LLAMA_3_1_8B
+        >>> [round(1 + llama.kv_part(drafter) / llama.target(), 4) for drafter in ("eagle", "eagle3")]
+        [1.0078, 1.0134]
+        """
+        if drafter == "eagle3":
+            return 3 * self.hidden * self.hidden + 2 * self.hidden * self.attention_inputs
+        return 2 * self.hidden * self.hidden + self.hidden * self.attention_inputs
+
+
+LLAMA_3_1_8B: Final = Shape(hidden=4096, queries=4096, keys=1024, intermediate=14336, layers=32, vocabulary=128256)
+TINY: Final = Shape(HIDDEN, HIDDEN, HIDDEN, INTERMEDIATE, len(LAYER_SHARES), VOCABULARY)
+assert HIDDEN % HEADS == 0
+
+
+def run(combination: Combination, models: Path) -> list[list[int]]:
+    """[tokens, multiply-adds of the target, multiply-adds of the drafter] of steps at K = 0."""
+    from torch.utils.flop_counter import FlopCounterMode
+    from vllm import _custom_ops
+    from vllm.model_executor.layers import utils
+
+    _custom_ops._supports_onednn = False
+    utils.check_cpu_sgl_kernel = lambda *_: False
+    build_tiny_models(models)
+    engine = SteppedEngine(engine_arguments(combination, models).kwargs)
+    engine.record_steps()
+    speculator, runner = engine.runner.speculator, engine.runner
+    propose, execute = speculator.propose, runner.execute_model
+    counted: list[list[int]] = []
+
+    def counting(call: Any, given: Any, options: Any) -> tuple[Any, int]:
+        with FlopCounterMode(display=False) as counter:
+            result = call(*given, **options)
+        return result, counter.get_total_flops() // 2
+
+    def executing(scheduler_output: Any, *given: Any, **options: Any) -> Any:
+        result, target = counting(execute, (scheduler_output, *given), options)
+        counted.append([scheduler_output.total_num_scheduled_tokens, target, 0])
+        return result
+
+    def proposing(*given: Any, **options: Any) -> Any:
+        result, head = counting(propose, given, options)
+        counted[-1][2] = head
+        return result
+
+    runner.execute_model, speculator.propose = executing, proposing
+    engine.pin(0)
+    options = {"temperature": 0.0, "ignore_eos": True, "max_tokens": STEPS}
+    engine.run([EngineRequest(f"row-{row}", "one two", options) for row in range(3)])
+    return counted[COUNTED_AFTER:-2]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """See the module."""
+    name, models, output = arguments
+    Path(output).write_text(json.dumps(run(Combination.named(name), Path(models))))
+    sys.stdout.flush()
+    os._exit(0)  # an engine's threads may outlive it
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
