@@ -22,11 +22,10 @@ PAIRWISE: Final = (
     "v1-sync-ngram",
     "v1-async-eagle3",
     "v2-sync-mtp",
-    "v2-async-eagle",
     "v2-async-draft_model",
     "v1-async-draft_model-lends",
 )
-"""What `make test` runs: each drafter, each runner with each scheduling, and a draft that lends its memory."""
+"""What `make test` runs: each runner, scheduling and drafter (EAGLE in test_off_on_v2.py), and a draft that lends its memory."""
 HEADINGS: Final = (
     "runner",
     "scheduling",
