@@ -1,8 +1,9 @@
 """What an engine's worker did in each step: the K that it was ordered to draft, and how often the drafter's model really ran.
 
-Looks at the worker, not at the scheduler, whose word is what is to be proved. Wraps two methods of the model runner and counts the
-forwards of the drafter's module with hooks of torch's. A full CUDA graph that is replayed runs no module: on runner V2 the replays
-of the drafter's graphs are counted instead, each of which holds one forward or all of a step's further ones.
+Looks at the worker, not at the scheduler, whose word is what is to be proved. Wraps two methods of the model runner, and counts the
+forwards of the drafter's model: with hooks of torch's on its module or, on runner V2, around the drafter's own call of it. A full
+CUDA graph that is replayed runs no module: on runner V2 the replays of the drafter's graphs are counted instead, each of which
+holds one forward or all of a step's further ones.
 """
 
 from __future__ import annotations
@@ -62,8 +63,9 @@ class ExecutedSteps:
         self._runner = runner
         drafter = getattr(runner, "speculator", None) or getattr(runner, "drafter", None)  # runner V2's name and V1's
         model = getattr(drafter, "model", None)
-        self.has_model = model is not None
-        if model is not None:
+        if drafter is not None and hasattr(drafter, "_run_model"):
+            drafter._run_model = self._counting_forwards(drafter._run_model)
+        elif model is not None:
             model.register_forward_pre_hook(self._begin_forward)
             model.register_forward_hook(self._end_forward)
         for name in GRAPH_MANAGERS:
@@ -114,6 +116,17 @@ class ExecutedSteps:
     def _end_forward(self, module: Any, arguments: Any, output: Any) -> None:
         del module, arguments, output
         self._forwards += 1
+
+    def _counting_forwards(self, run_model: Callable[..., Any]) -> Callable[..., Any]:
+        """Of runner V2, where a compiled model calls no hooks."""
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self._begun += 1
+            result = run_model(*arguments, **options)
+            self._forwards += 1
+            return result
+
+        return counted
 
     def _counting_replays(self, replay: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any, **options: Any) -> Any:

@@ -25,7 +25,8 @@ CHANGING_LENGTHS: Final = (3, 3, 0, 0, 1, 0, 2, 0, 3, 1, 1, 2, 1, 3, 2, 2)
 """K step by step, over and over: each change from one K to another is in it once, and each K held for two steps."""
 CAPPED_SCENARIO: Final = "opt-out"
 OPT_OUT: Final = "num_speculative_tokens"
-REFERENCE_LOGPROBS: Final = 5
+REFERENCE_LOGPROBS: Final = 100
+"""Of the unmasked distribution: what a grammar allows need not be among the likeliest."""
 ENGINE_OPTIONS: Final[Mapping[str, Any]] = {
     "max_model_len": 512,
     "max_num_seqs": 8,
@@ -50,8 +51,8 @@ _PROMPTS: Final = (
     '{"name": ',
 )
 _LONG: Final = "".join(chr(97 + (index * index + 3 * index) % 26) for index in range(200))
-_SHARED: Final = "In a hole in the ground there lived a model, and it counted: " * 4
-"""A whole block of tokens, by any tokenizer."""
+_SHARED: Final = "In a hole in the ground there lived a model, and it counted: " * 7
+"""More than two blocks of tokens by any tokenizer: vLLM reads the last one that a prefix hit found again for a head."""
 _REGEX: Final = "[a-f]{3}-[0-9]{2,5}(xy)*z"
 _SCHEMA: Final[Mapping[str, Any]] = {
     "type": "object",

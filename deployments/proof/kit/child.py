@@ -12,12 +12,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from nightjar.deployments.engine.process_guard import end_with_replica
 from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.plan import phase_named
 
 
 def main(arguments: Sequence[str]) -> None:
     """See the module."""
+    end_with_replica()
     phase_name, task_name, chosen_file, outcome_file = arguments
     chosen = Chosen.from_plain(json.loads(Path(chosen_file).read_text(encoding="utf-8")))
     phase = phase_named(phase_name)

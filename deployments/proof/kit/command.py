@@ -16,6 +16,8 @@ from nightjar.deployments.proof.kit.running import (
     TASKS,
     AnotherRunError,
     Ended,
+    alone_in,
+    begun,
     open_folder,
     read_outcomes,
     run_tasks,
@@ -35,7 +37,9 @@ def gpu_proof(
     out: Annotated[
         Path, typer.Option(help="Folder of the run: the page, the JSON, logs. A run that was cut off goes on there.")
     ] = Path("runs/gpu-proof"),
-    bench: Annotated[bool, typer.Option("--bench", help="Also the contest of speeds, about an hour more on a GPU.")] = False,
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Also the contest of speeds: an hour and a half for each drafter.")
+    ] = False,
     rig: Annotated[bool, typer.Option("--rig", help="A rehearsal on a CPU, with tiny models.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Begin anew, and forget what the folder holds.")] = False,
     only: Annotated[list[str] | None, typer.Option(help="This phase alone; may be repeated. Others keep what they found.")] = None,
@@ -81,8 +85,12 @@ def gpu_proof(
         )
         console.print(f"{ended.task.phase:14} {ended.task.name:22} {state}", markup=False)
 
-    seconds = run_tasks(phases, chosen, tell)
-    phases = wanted_phases(bench=bench or _has_contest(chosen.work), only=())
+    try:
+        with alone_in(work):
+            seconds = run_tasks(phases, chosen, tell)
+    except AnotherRunError as error:
+        _refuse(str(error))
+    phases = begun(wanted_phases(bench=True, only=()), chosen)
     outcomes = read_outcomes(phases, chosen)
     judged = judge_all(phases, outcomes, chosen, seconds, cleaner)
     for each in judged:
@@ -107,8 +115,4 @@ def _download(name: str) -> str:
 
 def _build(folder: Path) -> object:
     tiny_models: Any = importlib.import_module("nightjar.deployments.rig.tiny_models")
-    return tiny_models.build_tiny_models(folder)
-
-
-def _has_contest(work: str) -> bool:
-    return any(Path(work).glob("contest.*.json"))
+    return tiny_models.build_tiny_models(folder, tiny_models.ATTENTIVE)  # whose drafters are worth nothing without their KV

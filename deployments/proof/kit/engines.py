@@ -17,7 +17,7 @@ from nightjar.deployments.drafter_kinds import kind_of
 from nightjar.deployments.engine.arguments import EngineArguments, resolve_facts, steered_engine_kwargs
 from nightjar.deployments.proof.combinations import LENDING_KV_BYTES, on_the_rig
 from nightjar.deployments.proof.kit.chosen import BUILT_IN, Chosen, Drafter
-from nightjar.deployments.proof.scenarios import ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS
+from nightjar.deployments.proof.scenarios import ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS, REFERENCE_LOGPROBS
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.rig.environment import Runner
 from nightjar.policy.settings import DraftOffload
@@ -112,7 +112,7 @@ def _room(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
             options |= {"enable_cumem_allocator": True, "kv_cache_memory_bytes": _lending_bytes(spec, chosen)}
         return options
     sizes = chosen.sizes
-    options = {"max_model_len": sizes.max_model_len, "max_num_seqs": sizes.max_num_seqs, "max_logprobs": 5}
+    options = {"max_model_len": sizes.max_model_len, "max_num_seqs": sizes.max_num_seqs, "max_logprobs": REFERENCE_LOGPROBS}
     return options | ({"gpu_memory_utilization": SHARED_UTILIZATION} if spec.room == "shared" and not chosen.on_rig else {})
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from nightjar.deployments.engine.arguments import CUDA_OFFLOAD_VARIABLE
+from nightjar.deployments.engine.arguments import CUDA_OFFLOAD_VARIABLE, RUNNER_VARIABLE
+from nightjar.deployments.engine.environment import REPLICA_PID_VARIABLE
 from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.engines import EngineSpec
 from nightjar.deployments.rig.environment import rig_environment
@@ -19,6 +20,7 @@ def engine_environment(spec: EngineSpec | None, chosen: Chosen, folder: Path, *,
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
+        REPLICA_PID_VARIABLE: str(os.getpid()),  # whoever started it: without that process it ends, and what it started, too
     }
     if spec is None:
         return common
@@ -32,4 +34,7 @@ def engine_environment(spec: EngineSpec | None, chosen: Chosen, folder: Path, *,
             environ=os.environ,
         )
         return common | rig
-    return common | {CUDA_OFFLOAD_VARIABLE: "1" if spec.room == "lends" else "0"}
+    offload = {CUDA_OFFLOAD_VARIABLE: "1" if spec.room == "lends" else "0"}
+    # Stock V2 drafts its maximum for a separate draft model, whatever its table says.
+    runner = {RUNNER_VARIABLE: "0"} if spec.stock and spec.table and spec.drafter == "draft" else {}
+    return common | offload | runner

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from nightjar.deployments.engine.process_guard import end_with_replica
 from nightjar.deployments.proof.driven_engine import EngineRequest
 from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.engines import EngineSpec, engine_arguments
@@ -181,6 +182,7 @@ class Metered:
 
 def main(arguments: Sequence[str]) -> None:
     """See the module."""
+    end_with_replica()
     descriptor, chosen_file, spec_file = arguments
     connection: Connection[Any, Any] = Connection(int(descriptor))
     chosen = Chosen.from_plain(_read(chosen_file))

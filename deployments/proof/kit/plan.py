@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from nightjar.deployments.proof.kit.phases.catch_up import CATCH_UP
+from nightjar.deployments.proof.kit.phases.coming_back import COMING_BACK
 from nightjar.deployments.proof.kit.phases.contest import CONTEST
 from nightjar.deployments.proof.kit.phases.correctness import CORRECTNESS
 from nightjar.deployments.proof.kit.phases.facts import FACTS
@@ -15,7 +16,9 @@ from nightjar.deployments.proof.kit.phases.random_lengths import RANDOM_LENGTHS
 from nightjar.deployments.proof.kit.phases.start_up import START_UP
 from nightjar.deployments.proof.kit.tasks import Phase
 
-PHASES: Final = (FACTS, START_UP, CORRECTNESS, RANDOM_LENGTHS, OFF, CATCH_UP, LENDING, FAILING_OPEN, CONTEST)
+PHASES: Final = (FACTS, START_UP, CORRECTNESS, RANDOM_LENGTHS, OFF, COMING_BACK, CATCH_UP, LENDING, FAILING_OPEN, CONTEST)
+NEED_PLAIN_ANSWERS: Final = frozenset(phase.name for phase in (COMING_BACK, CATCH_UP, LENDING, FAILING_OPEN))
+"""Of a task of the correctness phase."""
 
 
 def phase_named(name: str) -> Phase:

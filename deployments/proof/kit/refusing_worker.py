@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Final
 
 import torch
 from vllm.platforms import current_platform
+
+from nightjar.deployments.proof.kit.phases.failing_open import MARKER_VARIABLE
 
 if current_platform.is_cpu():
     from nightjar.deployments.engine.cpu_worker import SteeredCPUWorker as Worker
@@ -23,4 +27,5 @@ class RefusingWorker(Worker):
         """Take a gibibyte of the device and refuse."""
         super().init_device()
         self.taken = torch.empty(TAKEN_BYTES if not current_platform.is_cpu() else 1, dtype=torch.uint8, device=self.device)
+        Path(os.environ[MARKER_VARIABLE]).touch()
         raise RuntimeError(REFUSAL)

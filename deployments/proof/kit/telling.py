@@ -20,7 +20,7 @@ _CREDENTIALS: Final = re.compile(r"\b(hf_|sk-|ghp_|AKIA)[A-Za-z0-9_-]{8,}|(?<=:/
 _SECRET_NAMES: Final = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 _SHORTEST: Final = 6
 """A shorter value would be found in ordinary words."""
-_PATHS: Final = re.compile(r"(?<![\w/.:])(?:/[\w.@+-]+){2,}/([\w.@+-]+)")
+_PATHS: Final = re.compile(r"(?<![\w/.])(?:file://)?(?:/[\w.@+-]+)+/([\w.@+-]+)")
 
 
 class Cleaner:

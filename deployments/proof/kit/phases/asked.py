@@ -15,6 +15,10 @@ ACTIVE_STEPS: Final = 6
 """Steps before a drafter is put to sleep."""
 CATCH_UP_STEPS: Final = 24
 """Steps, at least, that are left after it is woken."""
+BACK_REQUESTS: Final = "back"
+STEPS_BEFORE: Final = 12
+STEPS_OFF: Final = 48
+STEPS_BACK: Final = 24
 TOPICS: Final = ("a lighthouse", "the tides", "an old clock", "bread", "a night train", "maps", "a glacier", "the moon")
 ASKS: Final = (
     "Write a short story about {}.",
@@ -28,7 +32,7 @@ def all_requests(chosen: Chosen) -> dict[str, list[EngineRequest]]:
     """By the phase that asks."""
     asked = {f"{CATCH_UP}-{lag}": catch_up_requests(chosen, lag) for lag in chosen.sizes.lags_tokens}
     asked |= {f"{LENDING}-{cycle}": crowd(chosen.sizes.lending_tokens, cycle) for cycle in range(chosen.sizes.lending_cycles)}
-    return asked | {FAULT: fault_requests()}
+    return asked | {FAULT: fault_requests(), BACK_REQUESTS: back_requests()}
 
 
 def catch_up_requests(chosen: Chosen, lag_tokens: int) -> list[EngineRequest]:
@@ -38,6 +42,12 @@ def catch_up_requests(chosen: Chosen, lag_tokens: int) -> list[EngineRequest]:
     return [
         EngineRequest(f"lag{lag_tokens}-{index}", prompt(index), options) for index in range(min(chosen.sizes.batch_sizes[3], 4))
     ]
+
+
+def back_requests(prefix: str = BACK_REQUESTS) -> list[EngineRequest]:
+    """Long enough for an off stretch and what comes after it, if every draft is accepted before and after."""
+    options = {"temperature": 0.0, "max_tokens": 4 * (STEPS_BEFORE + STEPS_BACK) + STEPS_OFF, "ignore_eos": True}
+    return [EngineRequest(f"{prefix}-{index}", prompt(index + 100), options) for index in range(4)]
 
 
 def fault_requests() -> list[EngineRequest]:

@@ -13,8 +13,7 @@ from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL
 from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.engines import AtZero, EngineSpec, engine_arguments
 from nightjar.deployments.proof.kit.phases.asked import ACTIVE_STEPS, catch_up_requests
-from nightjar.deployments.proof.kit.phases.correctness import NAME as CORRECTNESS
-from nightjar.deployments.proof.kit.phases.correctness import REFERENCE, near_tie
+from nightjar.deployments.proof.kit.phases.correctness import near_tie, plain_answers
 from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Table, Task, Verdict, errors, of_phase
 from nightjar.deployments.proof.lending import grant
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
@@ -90,7 +89,7 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
         return Found(Verdict.LEFT_OUT, ["It needs a draft model: --draft."])
     wrong = errors(NAME, outcomes)
     outcome = of_phase(NAME, outcomes).get("draft")
-    reference = of_phase(CORRECTNESS, outcomes).get(REFERENCE)
+    reference = plain_answers(outcomes)
     if outcome is None or reference is None:
         return Found(Verdict.FAILED, wrong or ["plain decoding did not run: its answers are missing"])
     if outcome["fault"]:
@@ -100,8 +99,11 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
     )
     verdict = EngineVerdict(AtZero(SEPARATE_DRAFT_MODEL), "")
     for name, lag in outcome["lags"].items():
-        judge_texts(verdict, name, lag, reference["other"][name], near_tie(chosen))
+        judge_texts(verdict, name, lag, reference[name], near_tie(chosen))
         wrong += [f"{name}: {sentence}" for sentence in _missing(lag)]
+        most = lag["most_lag_tokens"] + lag["rows"] * (MAX_NUM_SPECULATIVE_TOKENS + 1)
+        if lag["recomputed_tokens"] > most:
+            wrong.append(f"{name}: it read {lag['recomputed_tokens']} tokens again and had missed {lag['most_lag_tokens']}")
         caught = [index for index, step in enumerate(lag["steps"]) if step["catches_up"]]
         asleep = [
             seconds for seconds, state in zip(lag["seconds"][1:], lag["state_of_step"], strict=False) if state == ASLEEP.value

@@ -20,9 +20,10 @@ from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
 
 NAME: Final = "contest"
 PLAIN: Final = "no speculation"
+OURS: Final = "Nightjar"
 RAMP: Final = "ramp"
 ADAPTIVE: Final = "enable_adaptive_verification"
-"""vLLM's `speculative_config`, from 0.33 on."""
+"""Of vLLM's `speculative_config`. Most drafters and attention backends do not have it: such an engine does not start."""
 
 
 def tasks(chosen: Chosen) -> list[Task]:
@@ -37,13 +38,23 @@ def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
     rng = random.Random(chosen.seed)
     tuned = {} if chosen.on_rig else _tune(drafter, chosen, log)
     contenders = _contenders(drafter, chosen, tuned)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    unable: dict[str, str] = {}
     for number in range(chosen.sizes.contest_rounds):
         order = rng.sample(list(contenders), len(contenders))
         for name in order:
-            with MeteredEngine(contenders[name], chosen, Path(chosen.work), log) as engine:
-                rows += [{"round": number, "contender": name, **row} for row in _loads(engine, chosen)]
-    return {"rows": rows, "table": [list(row) for row in contenders[_TABLE].table] if _TABLE in contenders else []}
+            if name in unable:
+                continue
+            try:
+                with MeteredEngine(contenders[name], chosen, Path(chosen.work), log) as engine:
+                    rows += [{"round": number, "contender": name, **row} for row in _loads(engine, chosen)]
+            except RuntimeError as error:
+                unable[name] = str(error)[:400]
+    return {
+        "rows": rows,
+        "unable": unable,
+        "table": [list(row) for row in contenders[_TABLE].table] if _TABLE in contenders else [],
+    }
 
 
 _TABLE: Final = "vLLM's table, tuned"
@@ -51,7 +62,7 @@ _TABLE: Final = "vLLM's table, tuned"
 
 def _contenders(drafter: Drafter, chosen: Chosen, tuned: dict[int, int]) -> dict[str, EngineSpec]:
     ours = EngineSpec(drafter, room="roomy")
-    found = {PLAIN: EngineSpec(room="roomy", stock=True), "Nightjar": ours}
+    found = {PLAIN: EngineSpec(room="roomy", stock=True), OURS: ours}
     if chosen.on_rig:
         return found
     fixed = EngineSpec(drafter, room="roomy", stock=True)
@@ -111,7 +122,10 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
     """Tokens per second over those of plain vLLM in the same round."""
     wrong = errors(NAME, outcomes)
     tables = []
+    unable: list[str] = []
     for drafter, outcome in of_phase(NAME, outcomes).items():
+        for name, reason in outcome["unable"].items():
+            (wrong if name in {PLAIN, OURS} else unable).append(f"{drafter}: {name} did not take part: {reason}")
         speeds = {(row["contender"], row["load"], row["round"]): row["tokens"] / row["seconds"] for row in outcome["rows"]}
         loads = list(dict.fromkeys(row["load"] for row in outcome["rows"]))
         table = Table((drafter, "rows", "tokens/s, median", "over plain vLLM, median", "lowest to highest", "rounds"), [])
@@ -131,7 +145,7 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
         tables.append(table)
     words = f"Tokens per second of each contender over plain vLLM's of the same round; order drawn with seed {chosen.seed}."
     rig = ["On the rig plain vLLM runs its kernels in an interpreter: the ratios say nothing about a GPU."] * chosen.on_rig
-    return Found(Verdict.FAILED if wrong else Verdict.MEASURED, [*wrong, words, *rig], tables)
+    return Found(Verdict.FAILED if wrong else Verdict.MEASURED, [*wrong, words, *rig, *unable], tables)
 
 
 CONTEST: Final = Phase(NAME, "Contest", tasks, perform, judge, without_bench=False)

@@ -7,6 +7,7 @@ is compared up to there, and counted.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -23,8 +24,21 @@ from nightjar.policy.records import EngineCommand
 
 NAME: Final = "correctness"
 REFERENCE: Final = "plain"
+ROOMY_REFERENCE: Final = "plain-roomy"
+"""Its plain answers are to what other phases ask, whose requests are longer than the scenarios' engine allows."""
 NEAR_TIE_OF_16_BITS: Final = 0.3
 """In logprobs: two tokens of logits about 20, of which bfloat16 keeps 8 bits, each rounded once more on the way."""
+
+
+def roomy_reference() -> Task:
+    """Plain decoding for the other phases."""
+    return Task(NAME, ROOMY_REFERENCE, EngineSpec(stock=True, scheduling="sync", room="roomy"))
+
+
+def plain_answers(outcomes: Outcomes) -> Mapping[str, Any] | None:
+    """To what the other phases ask, by what they ask; None where plain decoding did not run."""
+    outcome = of_phase(NAME, outcomes).get(ROOMY_REFERENCE)
+    return None if outcome is None else outcome["other"]
 
 
 def near_tie(chosen: Chosen) -> float:
@@ -34,7 +48,7 @@ def near_tie(chosen: Chosen) -> float:
 
 def tasks(chosen: Chosen) -> list[Task]:
     """Plain decoding, and each drafter asynchronous and synchronous, with graphs and without."""
-    found = [Task(NAME, REFERENCE, EngineSpec(stock=True, scheduling="sync"))]
+    found = [Task(NAME, REFERENCE, EngineSpec(stock=True, scheduling="sync")), roomy_reference()]
     for drafter in chosen.drafters:
         specs = [EngineSpec(drafter), EngineSpec(drafter, scheduling="sync")]
         if not chosen.on_rig:
@@ -47,6 +61,8 @@ def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
     """Run all scenarios on the task's engine."""
     assert task.engine is not None
     arguments = engine_arguments(task.engine, chosen)
+    if task.name == ROOMY_REFERENCE:
+        return {"other": other_answers(SteppedEngine(arguments.kwargs), chosen)}
     steered = not task.engine.stock
     result: dict[str, Any] = {
         "serving_plainly": arguments.serving_plainly,
@@ -71,8 +87,6 @@ def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
     if steered:
         result |= {"aborted": abort(engine), "fault": engine.exchange(EngineCommand()).fault}
         result["head_runs"] = why_head_runs(arguments, engine)
-    else:
-        result["other"] = other_answers(engine, chosen)
     result["runner"] = 2 if getattr(engine.vllm_config, "use_v2_model_runner", False) else 1
     engine.shutdown()
     return result
@@ -82,6 +96,7 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
     """Every engine against plain decoding."""
     wrong = errors(NAME, outcomes)
     seen = of_phase(NAME, outcomes)
+    seen.pop(ROOMY_REFERENCE, None)
     reference = seen.pop(REFERENCE, None)
     if reference is None:
         return Found(Verdict.FAILED, wrong or ["plain decoding did not run"])
@@ -108,9 +123,14 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
                 "no model" if at_zero.forwards_at_zero is None else seen_at_zero + ", KV alone" * at_zero.writes_kv_alone,
             ]
         )
+    sentences = [
+        f"{task.name}: the head runs at K = 0 as in vLLM: {seen[task.name]['head_runs']}."
+        for task in tasks(chosen)
+        if seen.get(task.name, {}).get("head_runs")
+    ]
     left_out = "" if chosen.adapter else " LoRA is left out: no adapter of this target is known."
     well = f"With K changing in every step, greedy answers are plain decoding's, within {near_tie(chosen):g} in logprob.{left_out}"
-    return Found(Verdict.FAILED if wrong else Verdict.PROVED, wrong or [well], [table])
+    return Found(Verdict.FAILED if wrong else Verdict.PROVED, [*(wrong or [well]), *sentences], [table])
 
 
 def other_answers(engine: SteppedEngine, chosen: Chosen) -> dict[str, Any]:

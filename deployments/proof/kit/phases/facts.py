@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.metadata
+import importlib.util
 import platform
 import sys
+from pathlib import Path
 from typing import Any, Final
 
 from nightjar.deployments.proof.kit.chosen import Chosen
@@ -43,7 +46,7 @@ def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
         "driver": _driver(),
         "replaced": replaced,
         "cpu_worker_imported": "vllm.v1.worker.cpu_worker" in sys.modules,
-        "missing": {need: list(getattr(hooks, need)) for need in ("steering", "sleeping", "lending")},
+        "missing": {need.replace("_", " "): list(names) for need, names in dataclasses.asdict(hooks).items()},
         "models": chosen.names,
     }
 
@@ -100,6 +103,24 @@ def _driver() -> str:
     except Exception:  # noqa: BLE001 - no driver, or a vLLM that brings no binding
         return ""
     return version.decode() if isinstance(version, bytes) else str(version)
+
+
+def driver_and_gpus() -> str:
+    """Of this machine, by NVML, without a CUDA context and without importing vLLM, whose binding it is; empty without a driver."""
+    try:
+        spec = importlib.util.find_spec("vllm")
+        assert spec is not None
+        assert spec.origin is not None
+        binding = importlib.util.spec_from_file_location("pynvml_of_vllm", Path(spec.origin).parent / "third_party" / "pynvml.py")
+        assert binding is not None
+        assert binding.loader is not None
+        nvml: Any = importlib.util.module_from_spec(binding)
+        binding.loader.exec_module(nvml)
+        nvml.nvmlInit()
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        return "; ".join([str(nvml.nvmlSystemGetDriverVersion()), *(str(nvml.nvmlDeviceGetUUID(handle)) for handle in handles)])
+    except Exception:  # noqa: BLE001 - no driver, or a vLLM that brings no binding
+        return ""
 
 
 FACTS: Final = Phase(NAME, "Machine and software", tasks, perform, judge)

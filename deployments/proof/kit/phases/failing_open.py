@@ -16,8 +16,7 @@ from typing import Any, Final
 from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.engines import AtZero, EngineSpec, engine_arguments, user_arguments
 from nightjar.deployments.proof.kit.phases import asked
-from nightjar.deployments.proof.kit.phases.correctness import NAME as CORRECTNESS
-from nightjar.deployments.proof.kit.phases.correctness import REFERENCE, near_tie
+from nightjar.deployments.proof.kit.phases.correctness import near_tie, plain_answers
 from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Table, Task, Verdict, errors, of_phase
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.deployments.proof.verdict import Verdict as EngineVerdict
@@ -28,6 +27,8 @@ REFUSED: Final = "refused"
 REQUIRED: Final = "required"
 FAULT: Final = "fault"
 REFUSING_WORKER: Final = "nightjar.deployments.proof.kit.refusing_worker.RefusingWorker"
+MARKER_VARIABLE: Final = "NIGHTJAR_PROOF_REFUSED"
+"""Names a file that is there once the worker has refused: the engine's own error does not say why it did not start."""
 FAULT_AFTER_STEPS: Final = 4
 OUR_MISTAKE: Final = "a mistake of ours, planted"
 
@@ -52,7 +53,7 @@ def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
 
 def _refused(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
     from nightjar.deployments.engine.arguments import EngineArguments
-    from nightjar.deployments.engine.failing_open import Processes, Refusals, device_bytes_in_use, start_failing_open
+    from nightjar.deployments.engine.failing_open import Processes, Refusals, start_failing_open
     from nightjar.deployments.proof.driven_engine import DrivenEngine
     from nightjar.deployments.proof.plain_engine import PlainEngine
 
@@ -63,12 +64,15 @@ def _refused(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
     def launch(arguments: EngineArguments) -> DrivenEngine:
         return PlainEngine(arguments.kwargs)
 
-    used_before = device_bytes_in_use()
+    for name in steered.environment:
+        del os.environ[name]  # the plain engine is to find the environment as its user left it
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
+        marker = Path(folder) / "refused"
+        os.environ[MARKER_VARIABLE] = str(marker)
         refusals = Refusals(Path(folder))
         engine, arguments = start_failing_open(refused, plain, launch, os.environ, refusals=refusals, processes=Processes())
-        remembered = refusals.reason(refused)
+        remembered, was_refused = refusals.reason(refused), marker.exists()
     seconds = time.monotonic() - began_s
     answers = engine.run(asked.fault_requests())
     engine.shutdown()
@@ -76,7 +80,8 @@ def _refused(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
         "reason": arguments.serving_plainly,
         "remembered": bool(remembered),
         "seconds": seconds,
-        "device_is_measured": used_before is not None,
+        "was_refused": was_refused,
+        "runner": 2 if getattr(engine.vllm_config, "use_v2_model_runner", False) else 1,
         "greedy": list(answers),
         "answers": answers,
     }
@@ -152,7 +157,7 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
     """Answers are plain decoding's whatever went wrong, and the reason is told."""
     wrong = errors(NAME, outcomes)
     seen = of_phase(NAME, outcomes)
-    reference = of_phase(CORRECTNESS, outcomes).get(REFERENCE)
+    reference = plain_answers(outcomes)
     if reference is None:
         return Found(Verdict.FAILED, wrong or ["plain decoding did not run: its answers are missing"])
     verdict = EngineVerdict(AtZero("none"), "")
@@ -163,12 +168,18 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
         if task.name == REQUIRED:
             wrong += _judge_required(outcome, table)
             continue
-        judge_texts(verdict, task.name, outcome, reference["other"][asked.FAULT], near_tie(chosen))
+        judge_texts(verdict, task.name, outcome, reference[asked.FAULT], near_tie(chosen))
         if task.name == REFUSED:
             wrong += [] if outcome["reason"] else ["refused: the engine did not say that it serves plainly"]
+            wrong += (
+                [] if outcome["was_refused"] else ["refused: it was not the refusing worker that kept the engine from starting"]
+            )
             wrong += [] if outcome["remembered"] else ["refused: the refusal was not remembered"]
             table.rows.append(
-                ["a worker refuses to start", f"served plainly {outcome['seconds']:.0f} s later: {outcome['reason']}"]
+                [
+                    "a worker refuses to start",
+                    f"served plainly on V{outcome['runner']}, {outcome['seconds']:.0f} s later: {outcome['reason']}",
+                ]
             )
         else:
             told = OUR_MISTAKE in outcome["fault"]

@@ -12,8 +12,7 @@ from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL
 from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.engines import AtZero, EngineSpec, engine_arguments
 from nightjar.deployments.proof.kit.phases import asked
-from nightjar.deployments.proof.kit.phases.correctness import NAME as CORRECTNESS
-from nightjar.deployments.proof.kit.phases.correctness import REFERENCE, near_tie
+from nightjar.deployments.proof.kit.phases.correctness import near_tie, plain_answers
 from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Table, Task, Verdict, errors, of_phase
 from nightjar.deployments.proof.lending import crowd, lend_and_take_back
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
@@ -66,13 +65,13 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
         return Found(Verdict.LEFT_OUT, ["It needs models of an ordinary size: --target and --draft."])
     wrong = errors(NAME, outcomes)
     outcome = of_phase(NAME, outcomes).get("draft")
-    reference = of_phase(CORRECTNESS, outcomes).get(REFERENCE)
+    reference = plain_answers(outcomes)
     if outcome is None or reference is None:
         return Found(Verdict.FAILED, wrong or ["plain decoding did not run: its answers are missing"])
     verdict = EngineVerdict(AtZero(SEPARATE_DRAFT_MODEL), "")
     table = Table(("cycle", "GiB moved, there and back", "seconds", "blocks relocated", "requests preempted"), [])
     for number, cycle in enumerate(outcome["cycles"]):
-        judge_texts(verdict, f"cycle {number + 1}", cycle, reference["other"][f"{NAME}-{number}"], near_tie(chosen))
+        judge_texts(verdict, f"cycle {number + 1}", cycle, reference[f"{NAME}-{number}"], near_tie(chosen))
         wrong += [f"cycle {number + 1}: {cycle['missed']}"] * bool(cycle["missed"])
         row = [f"{cycle['moved_bytes'] / 2**30:.3f}", f"{cycle['moving_seconds']:.3f}"]
         table.rows.append([str(number + 1), *row, str(cycle["relocated_blocks"]), str(cycle["preempted"])])

@@ -34,10 +34,15 @@ def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
     rng = random.Random(chosen.seed)
     rows_seconds: dict[str, list[dict[str, float]]] = {}
     with ExitStack() as stack:
-        engines = {
-            "plain": stack.enter_context(MeteredEngine(PLAIN, chosen, work, log)),
-            "off": stack.enter_context(MeteredEngine(EngineSpec(drafter, room="shared"), chosen, work, log)),
-        }
+        try:
+            engines = {
+                "plain": stack.enter_context(MeteredEngine(PLAIN, chosen, work, log)),
+                "off": stack.enter_context(MeteredEngine(EngineSpec(drafter, room="shared"), chosen, work, log)),
+            }
+        except RuntimeError as error:
+            if "memory" not in str(error):
+                raise
+            return {"seconds": {}, "unable": str(error)[:400]}
         engines["off"].hold(0)
         for rows in [rows for rows in chosen.sizes.contest_rows if rows <= chosen.sizes.max_num_seqs]:
             rounds = []
@@ -46,14 +51,19 @@ def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
                 seed = rng.randrange(1 << 30)
                 rounds.append({name: engines[name].batch(rows, chosen.sizes.measured_tokens, seed) for name in order})
             rows_seconds[str(rows)] = rounds[1:]  # the first round compiles
-    return {"seconds": rows_seconds}
+    return {"seconds": rows_seconds, "unable": ""}
 
 
 def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
     """Ratios; no verdict, since time is no proof."""
     wrong = errors(NAME, outcomes)
     table = Table(("drafter", "rows", "off / plain, seconds", "middle half of the rounds", "rounds"), [])
+    unable = []
     for name, outcome in of_phase(NAME, outcomes).items():
+        if outcome["unable"]:
+            unable.append(
+                f"{name}: not measured, since two engines of this target do not fit beside each other: {outcome['unable']}"
+            )
         for rows, rounds in outcome["seconds"].items():
             ratios = sorted(each["off"] / each["plain"] for each in rounds)
             low, _, high = statistics.quantiles(ratios, n=4)
@@ -62,7 +72,8 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
         f"{chosen.sizes.measured_tokens} tokens per row, the rounds' prompts drawn with seed {chosen.seed}. Above 1, off is slower."
     )
     rig = ["On the rig plain vLLM runs its kernels in an interpreter: the ratios say nothing about a GPU."] * chosen.on_rig
-    return Found(Verdict.FAILED if wrong else Verdict.MEASURED, [*wrong, words, *rig], [table])
+    verdict = Verdict.MEASURED if table.rows else Verdict.LEFT_OUT
+    return Found(Verdict.FAILED if wrong else verdict, [*wrong, *unable, words, *rig], [table])
 
 
 OFF: Final = Phase(NAME, "Off against plain vLLM", tasks, perform, judge)

@@ -81,10 +81,8 @@ def start(steered: str) -> dict[str, Any]:
 def good_run() -> dict[str, Any]:
     """By `Task.file_name`."""
     answers = {"a": answer(1, 2)}
-    other = (
-        {f"catch-up-{each}": answers for each in (8, 24, 48)} | {f"lending-{each}": answers for each in (0, 1)} | {"fault": answers}
-    )
-    reference = {**engine(0), "other": other}
+    asked = ("back", *(f"catch-up-{each}" for each in (8, 24, 48)), *(f"lending-{each}" for each in (0, 1)), "fault")
+    other = dict.fromkeys(asked, answers)
     cycle = {"greedy": ["a"], "answers": answers, "missed": "", "moved_bytes": 1 << 20, "moving_seconds": 0.1}
     cycle |= {"relocated_blocks": 1, "preempted": 0}
     cases = {
@@ -111,25 +109,44 @@ def good_run() -> dict[str, Any]:
             "driver": "",
             "replaced": [],
             "cpu_worker_imported": False,
-            "missing": {"steering": [], "sleeping": [], "lending": []},
+            "missing": {"steering": [], "sleeping": [], "lending": [], "heads": [], "draft on v2": []},
             "models": ON_RIG.names,
         },
         **{f"start-up.{name}": start("") for name in ("stock-draft", "stock-head")},
         "start-up.draft": start("fully"),
         "start-up.head": start("without_sleeping"),
-        "correctness.plain": reference,
+        "correctness.plain": engine(0),
+        "correctness.plain-roomy": {"other": other},
+        **{
+            f"coming-back.{name}": {
+                "greedy": ["a"],
+                "answers": answers,
+                "after_off": [100, 49],
+                "never_off": [100, 50],
+                "fault": "",
+            }
+            for name in ("draft", "head")
+        },
         **{f"correctness.{name}": engine(0) for name in ("draft", "draft-sync")},
         **{f"correctness.{name}": engine(1) for name in ("head", "head-sync")},
         "random-K.draft": batches,
         "random-K.head": batches | {"batches": [{"rows": 1, "steps": steps(1)}]},
-        **{f"off.{name}": {"seconds": {"1": rounds}} for name in ("draft", "head")},
+        **{f"off.{name}": {"seconds": {"1": rounds}, "unable": ""} for name in ("draft", "head")},
         "catch-up.draft": {"lags": {f"catch-up-{each}": lag() for each in (8, 24, 48)}, "fault": ""},
         "lending.draft": {"cycles": [cycle, cycle], "fault": "", "notice": "", "free_bytes_lost": 0},
-        "failing-open.refused": {"reason": "refused", "remembered": True, "seconds": 9.0, "greedy": ["a"], "answers": answers},
+        "failing-open.refused": {
+            "reason": "refused",
+            "remembered": True,
+            "was_refused": True,
+            "runner": 2,
+            "seconds": 9.0,
+            "greedy": ["a"],
+            "answers": answers,
+        },
         "failing-open.required": {"cases": cases, "kwargs_are_the_users": True},
         **{
             f"failing-open.fault-{name}": {"greedy": ["a"], "answers": answers, "fault": "before_step: a mistake of ours, planted"}
             for name in ("draft", "head")
         },
-        "contest.draft": {"rows": rows, "table": []},
+        "contest.draft": {"rows": rows, "table": [], "unable": {}},
     }

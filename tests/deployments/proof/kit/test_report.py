@@ -35,7 +35,7 @@ def test_all_three_files_hold_every_phase_with_its_verdict(tmp_path: Path) -> No
     for each in found:
         assert f"## {each.phase.title}: {each.found.verdict.value}\n" in files[1].read_text()
         assert f"<h2>{html.escape(each.phase.title)}: <span" in files[2].read_text()
-    assert "7 proved, 2 measured. Seed 0;" in files[1].read_text()
+    assert "8 proved, 2 measured. Seed 0;" in files[1].read_text()
 
 
 def test_no_answer_and_no_secret_is_in_any_file(tmp_path: Path) -> None:

@@ -13,7 +13,17 @@ from typer.testing import CliRunner
 from nightjar.deployments.proof.kit import command
 from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.plan import PHASES
-from nightjar.deployments.proof.kit.running import AnotherRunError, Ended, open_folder, read_outcomes, run_tasks, wanted_phases
+from nightjar.deployments.proof.kit.running import (
+    AnotherRunError,
+    Ended,
+    alone_in,
+    begun,
+    open_folder,
+    read_outcomes,
+    run_tasks,
+    tasks_of,
+    wanted_phases,
+)
 from tests.deployments.proof.kit.outcomes import ON_RIG, good_run
 
 
@@ -38,10 +48,10 @@ def test_what_an_earlier_run_of_the_same_choice_finished_is_read_and_not_run_aga
 def test_a_folder_of_another_choice_is_refused_and_begun_anew_where_asked(tmp_path: Path) -> None:
     fill(opened(tmp_path))
     other = dataclasses.replace(ON_RIG, seed=1)
-    with pytest.raises(AnotherRunError, match="holds a run of other models, seed or versions"):
+    with pytest.raises(AnotherRunError, match="holds a run with other models or seed:"):
         opened(tmp_path, other)
     chosen = opened(tmp_path, other, again=True)
-    assert not list(Path(chosen.work).iterdir())
+    assert not list(Path(chosen.work).glob("*.json"))
 
 
 def test_a_task_that_ends_with_an_error_or_a_signal_is_told_with_it_and_its_log_is_kept(
@@ -63,6 +73,30 @@ def test_a_task_that_ends_with_an_error_or_a_signal_is_told_with_it_and_its_log_
         assert [each.error for each in ended] == [error]
         assert read_outcomes(facts, chosen) == {"facts.machine": {"error": error}}
         assert (Path(chosen.work) / "facts.machine.log").is_file()
+
+
+def test_another_gpu_a_variable_of_vllms_or_other_sources_make_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(tmp_path)
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    with pytest.raises(AnotherRunError, match="holds a run with other GPU, driver, variables or source:"):
+        opened(tmp_path)
+
+
+def test_two_commands_do_not_share_a_folder(tmp_path: Path) -> None:
+    work = Path(opened(tmp_path).work)
+    with alone_in(work), pytest.raises(AnotherRunError, match="another gpu-proof runs there"), alone_in(work):
+        pass
+    with alone_in(work):
+        pass
+
+
+def test_a_phase_alone_brings_the_plain_answers_that_it_needs_and_phases_that_never_ran_are_not_judged(tmp_path: Path) -> None:
+    chosen = opened(tmp_path)
+    alone = wanted_phases(bench=False, only=["catch-up"])
+    assert [task.file_name for task in tasks_of(alone, chosen)] == ["correctness.plain-roomy", "catch-up.draft"]
+    assert [task.file_name for task in tasks_of(wanted_phases(bench=False, only=["facts"]), chosen)] == ["facts.machine"]
+    (Path(chosen.work) / "catch-up.draft.log").touch()
+    assert [phase.name for phase in begun(PHASES, chosen)] == ["catch-up"]
 
 
 def test_the_contest_runs_only_where_it_is_asked_for() -> None:

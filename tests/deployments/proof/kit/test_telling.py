@@ -31,6 +31,9 @@ def cleaner(monkeypatch: pytest.MonkeyPatch) -> Cleaner:
         ("http://name:word@proxy:80", "http://***@proxy:80"),
         ("Authorization: Bearer xyz", "Authorization: ***"),
         ("File /opt/venv/lib/site.py, line 3", "File .../site.py, line 3"),
+        ("from /data/llama", "from .../llama"),
+        ("file:///mnt/models/llama", ".../llama"),
+        ("path:/root/x", "path:.../x"),
         ("abc stays, as does 3/4 and tokens/s", "abc stays, as does 3/4 and tokens/s"),
     ],
 )

@@ -67,6 +67,22 @@ WRONG: list[tuple[str, Change, str]] = [
     ("catch-up", lambda run: run["catch-up.draft"]["lags"]["catch-up-8"].update(recomputed_tokens=0), "it read nothing again"),
     ("lending", lambda run: run["lending.draft"]["cycles"][1].update(missed="it never came back"), "cycle 2: it never came back"),
     ("lending", lambda run: run["lending.draft"]["cycles"][0].update(answers={"a": answer(1, 99)}), "cycle 1, a: token 1"),
+    (
+        "coming-back",
+        lambda run: run["coming-back.head"].update(after_off=[100, 20]),
+        "head: after an off stretch 0.200 of the drafts are accepted, never off 0.500",
+    ),
+    ("coming-back", lambda run: run["coming-back.draft"].update(after_off=[20, 10]), "draft: 20 drafts were verified (after off)"),
+    ("coming-back", lambda run: run["coming-back.draft"].update(never_off=[100, 0]), "draft: after an off stretch"),
+    ("coming-back", lambda run: run["coming-back.draft"].update(answers={"a": answer(1, 99)}), "draft, a: token 1 is 99"),
+    (
+        "catch-up",
+        lambda run: run["catch-up.draft"]["lags"]["catch-up-24"].update(recomputed_tokens=30),
+        "catch-up-24: it read 30 tokens again and had missed 3",
+    ),
+    ("facts", lambda run: run["facts.machine"]["missing"]["heads"].append("Z"), "lacks what heads hooks into: Z"),
+    ("contest", lambda run: run["contest.draft"].update(unable={"Nightjar": "no"}), "draft: Nightjar did not take part: no"),
+    ("failing-open", lambda run: run["failing-open.refused"].update(was_refused=False), "it was not the refusing worker"),
     ("failing-open", lambda run: run["failing-open.refused"].update(reason=""), "did not say that it serves plainly"),
     ("failing-open", lambda run: run["failing-open.refused"].update(remembered=False), "the refusal was not remembered"),
     ("failing-open", lambda run: run["failing-open.fault-head"].update(fault=""), "fault-head: the fault was not told"),
@@ -112,3 +128,16 @@ def test_what_needs_a_model_that_is_not_there_is_left_out() -> None:
         assert phase_named(name).judge({}, head_alone).verdict is Verdict.LEFT_OUT
     made_on_gpu = dataclasses.replace(ON_RIG, on_rig=False)
     assert phase_named("lending").judge({}, made_on_gpu).verdict is Verdict.LEFT_OUT
+
+
+def test_a_contender_or_a_pair_that_cannot_run_is_told_and_fails_nothing() -> None:
+    run = good_run()
+    run["contest.draft"].update(unable={"adaptive verification": "not for this drafter"})
+    found = phase_named("contest").judge(run, ON_RIG)
+    assert found.verdict is Verdict.MEASURED
+    assert "draft: adaptive verification did not take part: not for this drafter" in found.sentences
+    for name in ("draft", "head"):
+        run[f"off.{name}"] = {"seconds": {}, "unable": "No available memory"}
+    found = phase_named("off").judge(run, ON_RIG)
+    assert found.verdict is Verdict.LEFT_OUT
+    assert "do not fit beside each other: No available memory" in found.sentences[0]
