@@ -62,7 +62,11 @@ class Shape:
 
 
 LLAMA_3_1_8B: Final = Shape(hidden=4096, queries=4096, keys=1024, intermediate=14336, layers=32, vocabulary=128256)
-TINY: Final = Shape(HIDDEN, HIDDEN, HIDDEN, INTERMEDIATE, len(LAYER_SHARES), VOCABULARY)
+VOCABULARY_PADDING: Final = 64
+"""vLLM computes logits of a multiple of it."""
+TINY: Final = Shape(
+    HIDDEN, HIDDEN, HIDDEN, INTERMEDIATE, len(LAYER_SHARES), -(-VOCABULARY // VOCABULARY_PADDING) * VOCABULARY_PADDING
+)
 assert HIDDEN % HEADS == 0
 
 
@@ -78,7 +82,7 @@ def run(combination: Combination, models: Path) -> list[list[int]]:
     engine = SteppedEngine(engine_arguments(combination, models).kwargs)
     engine.record_steps()
     speculator, runner = engine.runner.speculator, engine.runner
-    propose, execute = speculator.propose, runner.execute_model
+    propose, execute, compute_logits = speculator.propose, runner.execute_model, runner.model.compute_logits
     counted: list[list[int]] = []
 
     def counting(call: Any, given: Any, options: Any) -> tuple[Any, int]:
@@ -96,7 +100,12 @@ def run(combination: Combination, models: Path) -> list[list[int]]:
         counted[-1][2] = head
         return result
 
-    runner.execute_model, speculator.propose = executing, proposing
+    def of_logits(*given: Any, **options: Any) -> Any:
+        result, logits = counting(compute_logits, given, options)
+        counted[-1][1] += logits
+        return result
+
+    runner.execute_model, speculator.propose, runner.model.compute_logits = executing, proposing, of_logits
     engine.pin(0)
     options = {"temperature": 0.0, "ignore_eos": True, "max_tokens": STEPS}
     engine.run([EngineRequest(f"row-{row}", "one two", options) for row in range(3)])

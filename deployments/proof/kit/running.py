@@ -131,7 +131,8 @@ def run_tasks(phases: Sequence[Phase], chosen: Chosen, tell: Callable[[Ended], N
 
 def begun(phases: Sequence[Phase], chosen: Chosen) -> list[Phase]:
     """Those of which a task ran, now or earlier, and those that have none."""
-    logs = {file.name.partition(".")[0] for file in Path(chosen.work).glob("*.log")}
+    helps_others = f"{roomy_reference().file_name}.log"
+    logs = {file.name.partition(".")[0] for file in Path(chosen.work).glob("*.log") if file.name != helps_others}
     return [phase for phase in phases if phase.name in logs or not phase.tasks(chosen)]
 
 
