@@ -40,7 +40,7 @@ models: $(INSTALLED) ## the small models of demo and tests, built from a package
 demo: $(INSTALLED) ## two real replicas, steered live: off, pin=5, auto (about 14 minutes)
 	$(QUIET) $(BIN)/nightjar demo $(ARGS)
 
-test: $(INSTALLED) test-fast ## everything within 25 minutes: fast tests, Ray clusters, real engines, two of them side by side
+test: $(INSTALLED) test-fast ## fast tests, Ray clusters, real engines, two of them side by side: about 35 minutes on two cores
 	$(BIN)/nightjar models build
 	$(QUIET) $(EVEN) $(BIN)/pytest $(SLOW) -m '(engine or ray or command or package) and not long'
 

@@ -22,8 +22,7 @@ class DrafterKind:
     obeys_k_on_v2  the same on model runner V2, of vLLM 0.32 and later; no drafter of 0.29 obeys there
     is_made_to_obey_on_v2  whether our worker makes it obey there, where vLLM does not
     can_sleep  whether our worker can leave it out at K = 0 and catch up later
-    is_kept_in_sync  whether vLLM runs it once a step at K = 0
-    is_head  whether it reads the target's hidden states, so that its KV can be written without the rest of its forward
+    is_head  whether it reads the target's hidden states: vLLM runs it once a step at K = 0, to keep it in step
     skips_rows_on_v1  whether it leaves rows without drafts on runner V1; on V2 none does
     model  whether the user must, may or cannot name a model of its own
     runs_on_v2, runs_asynchronously  whether vLLM lets it
@@ -34,7 +33,6 @@ class DrafterKind:
     obeys_k_on_v2: bool = False
     is_made_to_obey_on_v2: bool = False
     can_sleep: bool = False
-    is_kept_in_sync: bool = False
     is_head: bool = False
     skips_rows_on_v1: bool = False
     model: Literal["required", "optional", "none"] = "required"
@@ -49,9 +47,9 @@ class DrafterKind:
 
 _ALL: Final = (
     DrafterKind(SEPARATE_DRAFT_MODEL, obeys_k=True, is_made_to_obey_on_v2=True, can_sleep=True),
-    DrafterKind("eagle", obeys_k=True, obeys_k_on_v2=True, is_kept_in_sync=True, is_head=True),
-    DrafterKind("eagle3", obeys_k=True, obeys_k_on_v2=True, is_kept_in_sync=True, is_head=True),
-    DrafterKind("mtp", obeys_k=True, obeys_k_on_v2=True, is_kept_in_sync=True, is_head=True, model="optional"),
+    DrafterKind("eagle", obeys_k=True, obeys_k_on_v2=True, is_head=True),
+    DrafterKind("eagle3", obeys_k=True, obeys_k_on_v2=True, is_head=True),
+    DrafterKind("mtp", obeys_k=True, obeys_k_on_v2=True, is_head=True, model="optional"),
     DrafterKind("ngram", obeys_k=True, obeys_k_on_v2=True, skips_rows_on_v1=True, model="none", runs_asynchronously=False),
     DrafterKind("ngram_gpu", skips_rows_on_v1=True, model="none"),
     DrafterKind("dflash"),

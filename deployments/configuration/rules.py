@@ -243,7 +243,7 @@ def _costs(model: CheckedModel) -> Iterator[Finding]:
             "runner V1 means piecewise CUDA graphs, for which 3 to 14 % slower steps are reported; EAGLE and MTP keep full ones"
         )
         yield Finding("advice", SPECULATIVE, message)
-    if kind_of(facts.drafter_kind).is_kept_in_sync:
+    if kind_of(facts.drafter_kind).is_head:
         reason = arguments.why_never_asleep
         off = f"off still runs the drafter once a step ({reason})" if reason else "off writes the head's KV alone"
         message = f"kept in step at K = 0: {off}, and nothing can be lent; restarts are free"

@@ -65,7 +65,7 @@ class Combination:
         kind = kind_of(self.drafter)
         if kind.model == "none":
             return None
-        return 1 if kind.is_kept_in_sync and not self.writes_kv_alone else 0
+        return 1 if kind.is_head and not self.writes_kv_alone else 0
 
     @property
     def writes_kv_alone(self) -> bool:

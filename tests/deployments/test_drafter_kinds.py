@@ -18,7 +18,5 @@ def test_every_method_of_the_installed_vllm_is_in_the_table_or_an_alias_of_mtp()
 
 
 def test_only_a_drafter_that_obeys_k_may_sleep_or_be_kept_in_sync() -> None:
-    assert {kind.method for kind in KINDS.values() if kind.can_sleep or kind.is_kept_in_sync or kind.obeys_k_on_v2} <= set(
-        STEERABLE
-    )
-    assert not any(kind.can_sleep and kind.is_kept_in_sync for kind in KINDS.values())
+    assert {kind.method for kind in KINDS.values() if kind.can_sleep or kind.is_head or kind.obeys_k_on_v2} <= set(STEERABLE)
+    assert not any(kind.can_sleep and kind.is_head for kind in KINDS.values())

@@ -160,7 +160,7 @@ class AtZero:
     def forwards_at_zero(self) -> int | None:
         """Of the drafter's model, whole; None where it has none."""
         kind = kind_of(self.method)
-        return None if kind.model == "none" else int(kind.is_kept_in_sync and not self.writes_kv_alone)
+        return None if kind.model == "none" else int(kind.is_head and not self.writes_kv_alone)
 
     def forwards(self, num_speculative_tokens: int) -> int | None:
         """In a step of this K."""

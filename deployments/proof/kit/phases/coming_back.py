@@ -26,6 +26,8 @@ NAME: Final = "coming-back"
 LEAST: Final = 0.75
 """Of the acceptance of a drafter that was never off. One that forgets an off stretch loses half of it and more, where its KV
 matters; steps that fall otherwise move it by a few percent."""
+SETTLES_STEPS: Final = 4
+"""Drafts made before an off stretch are verified within so many steps of it."""
 LEAST_DRAFTS: Final = 60
 """Fewer tell nothing."""
 
@@ -56,8 +58,11 @@ def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
     engine.run(back_requests("never-off"))
     never_off, counted.steps = Counted(counted.steps), []
     tokens_back: dict[str, int] = {}
+    drafts_at: dict[int, int] = {}
+    """How often drafts had been verified, by the number of the step."""
 
     def script(step: int) -> None:
+        drafts_at[step] = len(counted.steps)
         if step == STEPS_BEFORE:
             engine.steer("off")
         elif step == STEPS_BEFORE + STEPS_OFF:
@@ -76,6 +81,7 @@ def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
         "answers": answers,
         "after_off": [verified, accepted],
         "never_off": [verified_never_off, accepted_never_off],
+        "verified_while_off": drafts_at.get(STEPS_BEFORE + STEPS_OFF, 0) - drafts_at.get(STEPS_BEFORE + SETTLES_STEPS, 0),
         "fault": engine.exchange(EngineCommand()).fault,
     }
     engine.shutdown()
@@ -115,6 +121,8 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
     for name, outcome in of_phase(NAME, outcomes).items():
         judge_texts(texts, name, outcome, reference[BACK_REQUESTS], near_tie(chosen))
         wrong += [f"{name}: {outcome['fault']}"] * bool(outcome["fault"])
+        if outcome["verified_while_off"]:
+            wrong.append(f"{name}: it was not off: drafts were verified {outcome['verified_while_off']} times")
         shares = []
         for run in ("after_off", "never_off"):
             verified, accepted = outcome[run]

@@ -123,6 +123,7 @@ def good_run() -> dict[str, Any]:
                 "answers": answers,
                 "after_off": [100, 49],
                 "never_off": [100, 50],
+                "verified_while_off": 0,
                 "fault": "",
             }
             for name in ("draft", "head")

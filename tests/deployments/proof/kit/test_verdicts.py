@@ -73,6 +73,11 @@ WRONG: list[tuple[str, Change, str]] = [
         "head: after an off stretch 0.200 of the drafts are accepted, never off 0.500",
     ),
     ("coming-back", lambda run: run["coming-back.draft"].update(after_off=[20, 10]), "draft: 20 drafts were verified (after off)"),
+    (
+        "coming-back",
+        lambda run: run["coming-back.head"].update(verified_while_off=9),
+        "head: it was not off: drafts were",
+    ),
     ("coming-back", lambda run: run["coming-back.draft"].update(never_off=[100, 0]), "draft: after an off stretch"),
     ("coming-back", lambda run: run["coming-back.draft"].update(answers={"a": answer(1, 99)}), "draft, a: token 1 is 99"),
     (
