@@ -3,7 +3,7 @@
 command     the command line
 chosen      which models, seeds and sizes: everything that two runs of the kit must share to be one
 plan        the phases, in their order
-    engines     an engine of the kit, and the arguments that production would start it with
+engines     an engine of the kit, and the arguments that production would start it with
 tasks       a phase, its tasks, and what a task finds
 phases/     facts, start-up, correctness, K at random, off against plain, coming back, catch-up, lending, failing open, contest
 child       one task in a process of its own
