@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from nightjar.cluster.local_session import session_members
-from nightjar.cluster.ports import free_port
+from tests.ports import free_port
 
 pytestmark = pytest.mark.ray
 
@@ -83,7 +83,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
     """URL and port of a running service; stopped at the end, with the proof that nothing of it is left."""
-    port = free_port("127.0.0.1")
+    port = free_port()
     values = serve_values(port, user_config={"mode": "auto", "dwell_steps": 7})
     run = Run(tmp_path_factory.mktemp("run"), values, NIGHTJAR_API_TOKEN=TOKEN)
     announced = run.ready()
@@ -150,7 +150,7 @@ def test_a_requested_port_in_use_is_one_line_and_starts_nothing(service: tuple[s
 
 
 def test_an_application_that_fails_is_one_block_with_exit_code_1(tmp_path: Path) -> None:
-    run = Run(tmp_path, serve_values(free_port("127.0.0.1"), user_config={}, builder="build_what_fails"))
+    run = Run(tmp_path, serve_values(free_port(), user_config={}, builder="build_what_fails"))
     session = run.session
     assert run.process.wait(START_TIMEOUT_S) == 1
     said = run.err.read_text()
@@ -164,7 +164,7 @@ def test_an_application_that_fails_is_one_block_with_exit_code_1(tmp_path: Path)
 
 @pytest.mark.parametrize("phase", ["starting a Ray cluster", "starting Ray Serve", "DEPLOYING"])
 def test_a_signal_while_it_starts_leaves_nothing_behind(tmp_path: Path, phase: str) -> None:
-    run = Run(tmp_path, serve_values(free_port("127.0.0.1"), user_config={}))
+    run = Run(tmp_path, serve_values(free_port(), user_config={}))
     wait_until(lambda: phase in run.err.read_text(), START_TIMEOUT_S)
     session = run.session
     assert run.stop(signal.SIGINT) == 128 + signal.SIGINT

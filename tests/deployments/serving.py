@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import os
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from nightjar.deployments.engine_watch import HUNG_AFTER_S
 from nightjar.deployments.models import ModelError, resolve_model
 from nightjar.policy.settings import DraftOffload
 from nightjar.policy.status import FleetStatus, ReplicaStatus, Scope
+from tests.ports import free_port
 
 T = TypeVar("T")
 
@@ -153,14 +153,6 @@ def serve_cluster(*, with_metrics: bool = False) -> Iterator[ServeCluster]:
                 ray.kill(get_or_create_policy_actor(), no_restart=True)
             ray.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def free_port() -> int:
-    """A port of the loopback address that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def serve_status() -> Any:

@@ -31,7 +31,8 @@ pytest.importorskip("vllm")
 from nightjar.cluster.local_cluster import QUIET_ENVIRONMENT
 from nightjar.cluster.local_session import end_session
 from nightjar.deployments.models import models_folder
-from tests.deployments.serving import free_port, need_models, until
+from tests.deployments.serving import need_models, until
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine]
 
@@ -39,6 +40,9 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 LOCAL_CPU = ROOT / "cluster/configs/local-cpu.yaml"
 SERVES_WITHIN_S = 300.0
+STARTS = 3
+"""Of `ray start`, each with ports of its own: two processes may have asked for one port at once."""
+ANSWERS_WITHIN_S = 180.0
 USERS = 2
 PAUSE_S = 2.0
 """Between two requests of a user: enough to notice a gap, and not all of a machine on which other tests run as well."""
@@ -132,6 +136,38 @@ class HandStartedRay:
 def ray_by_hand() -> Iterator[HandStartedRay]:
     """Started by `ray start --head`; at the end nothing of it is left."""
     need_models("smollm2-135m", "smollm2-135m-x3", "smollm2-135m-noise08")
+    with contextlib.ExitStack() as started:
+        for _ in range(STARTS):
+            system, folder = started.enter_context(_ray_started_by_hand())
+            if _answers(system):
+                break
+            said = _last_words(folder)
+            started.close()
+        else:
+            pytest.fail(f"the dashboard answered in none of {STARTS} starts; Ray's last words: {said}")
+        yield system
+
+
+def _answers(system: HandStartedRay) -> bool:
+    """Whether Serve's REST interface comes to answer in the time of one start."""
+    deadline_s = time.monotonic() + ANSWERS_WITHIN_S
+    while time.monotonic() < deadline_s:
+        if system.run("serve status").returncode == 0:
+            return True
+        time.sleep(0.5)
+    return False
+
+
+def _last_words(folder: Path) -> str:
+    """The ends of what Ray and its dashboard wrote, in one line: a summary of failures shows no more."""
+    logs = [folder / "ray.log", *sorted((folder / "session_latest/logs").glob("dashboard*"))]
+    ends = [(log.name, log.read_text(errors="replace").split("\n")[-4:]) for log in logs]
+    return "; ".join(f"{name}: {' / '.join(filter(None, lines))}" for name, lines in ends)
+
+
+@contextlib.contextmanager
+def _ray_started_by_hand() -> Iterator[tuple[HandStartedRay, Path]]:
+    """One `ray start --head`, and the folder of what it writes. Its ports are its own."""
     folder = Path(tempfile.mkdtemp(prefix="nj-", dir="/tmp"))  # short: Ray's socket names must fit 107 bytes
     (folder / "token").write_text("0" * 64)
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "NIGHTJAR_", "SERVE_"))}
@@ -159,10 +195,8 @@ def ray_by_hand() -> Iterator[HandStartedRay]:
     ]  # fmt: skip
     with (folder / "ray.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    system = HandStartedRay(folder / "typed", environment, port)
     try:
-        until(lambda: system.run("serve status").returncode == 0, within_s=90, what="the dashboard answers")
-        yield system
+        yield HandStartedRay(folder / "typed", environment, port), folder
     finally:
         process.terminate()
         end_session(process.pid, 30.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import pytest
 from nightjar.loadtests.rows import read_rows
 from tests.helm.rendering import ROOT, needs_helm, release
 from tests.loadtests.fake_server import FakeServer, running_fake_server
+from tests.ports import free_port
 
 pytestmark = needs_helm
 
@@ -43,13 +43,6 @@ def locust(container: dict[str, Any], *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "locust", *arguments, *more]
     environment = {**os.environ, "OPENAI_API_KEY": "sesame"}
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def test_master_and_workers_as_rendered_play_the_whole_load(server: FakeServer, tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from typing import IO
 import psutil
 import pytest
 
-from nightjar.cluster.ports import free_port
 from nightjar.loadtests.regimes import arrival_times, parse_regime
 from nightjar.loadtests.rows import read_rows
 from tests.loadtests.fake_server import FakeServer, running_fake_server, whole_answer
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,7 +43,7 @@ def locust(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def two_processes() -> tuple[str, ...]:
     """Options that start two, at a port of their own: tests run beside one another, and all masters would take the same."""
-    port = str(free_port("127.0.0.1"))
+    port = str(free_port())
     return ("--processes", "2", "--master-bind-port", port, "--master-port", port)
 
 
@@ -86,7 +86,7 @@ def test_two_processes_together_send_what_one_would(server: FakeServer, tmp_path
 
 
 def test_more_processes_than_were_announced_are_told_and_nothing_is_sent_twice(server: FakeServer) -> None:
-    port = str(free_port("127.0.0.1"))
+    port = str(free_port())
     shared = ("--host", server.url, "--regime", "steady:20@=2")
     workers = [subprocess.Popen(command(*shared, "--worker", "--master-port", port), env=ENVIRONMENT, cwd=ROOT) for _ in range(2)]
     try:
@@ -117,7 +117,7 @@ def test_a_process_that_the_master_lost_for_a_while_plays_its_share_once_and_to_
 
 
 def test_a_worker_that_is_told_to_start_before_it_knows_the_model_waits_until_it_does(server: FakeServer, tmp_path: Path) -> None:
-    rows_path, port = tmp_path / "rows.jsonl", str(free_port("127.0.0.1"))
+    rows_path, port = tmp_path / "rows.jsonl", str(free_port())
     with running_fake_server() as slow:
         slow.may_list_models.clear()
         worker = ("--host", slow.url, "--worker", "--master-port", port)

@@ -15,7 +15,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.deployments.serving import free_port, until
+from tests.deployments.serving import until
+from tests.ports import free_port
 
 PROMETHEUS: Final = os.environ.get("PROMETHEUS") or shutil.which("prometheus")
 PROMTOOL: Final = os.environ.get("PROMTOOL") or shutil.which("promtool")
