@@ -55,6 +55,7 @@ def deploy(config: LLMConfig, replica_class: type) -> Application:
         draft_offload=config.draft_offload,
         require_steering=config.require_steering,
         graph_tiers=config.graph_tiers,
+        head_log_steps=config.head_log_steps,
     )
     application: Application = deployment.bind(model)
     return application

@@ -81,6 +81,13 @@ class LLMConfig(BaseModel):
     Nightjar's own; ray.serve.llm has no such field.
     """
 
+    head_log_steps: Annotated[int, Field(ge=0, le=256)] = 0
+    """Steps at K = 0 after which an EAGLE or MTP head on model runner V2 writes the KV of all of them at once.
+
+    Default 0: in each step, which needs no memory. 16 saves launches of kernels where small batches run, and takes the bytes of one
+    hidden state for each token of 16 steps. Nightjar's own; ray.serve.llm has no such field.
+    """
+
     draft_offload: DraftOffload = "never"
     """Whether this engine plans its KV blocks so that a sleeping draft model's memory can be lent to requests.
 

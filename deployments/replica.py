@@ -64,6 +64,7 @@ class ModelToServe:
     hung_after_s: float = HUNG_AFTER_S
     require_steering: bool = False
     graph_tiers: tuple[int, ...] | None = None
+    head_log_steps: int = 0
 
 
 @serve.ingress()
@@ -92,6 +93,7 @@ class LLMReplica:
             draft_offload=model.draft_offload,
             require_steering=model.require_steering,
             graph_tiers=model.graph_tiers,
+            head_log_steps=model.head_log_steps,
         )
         self._server: OpenAIServer = await start_openai_server(
             request, wants_shadow=lambda: self._wants_shadow(model.starts_in_mode), missing_hooks=self.missing_hooks()

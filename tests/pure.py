@@ -62,6 +62,7 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/engine/test_drafter.py": "vllm",
     "tests/engine/test_drafting.py": "vllm",
     "tests/engine/test_drafting_by_hand.py": "vllm",
+    "tests/engine/test_head_log.py": "torch",
     "tests/engine/test_hooks.py": "vllm",
     "tests/engine/test_kv_only_head.py": "vllm",
     "tests/engine/test_kv_pool.py": "vllm",
@@ -71,11 +72,13 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/engine/test_scheduler.py": "vllm",
     "tests/engine/test_step_loop.py": "vllm",
     "tests/engine/test_tensor_parallel_engine.py": "vllm",
+    "tests/engine/test_v2_worker.py": "vllm",
     "tests/engine/test_worker.py": "vllm",
     "tests/fleet/test_learning.py": "ray",
     "tests/fleet/test_restarts.py": "ray",
     "tests/gpu_paths/test_gpu_paths.py": "vllm",
     "tests/gpu_paths/test_off_on_v2.py": "vllm",
+    "tests/test_examples.py::test_the_examples_of_a_module_are_true": "vllm",
 }
 """By file, or by test of a file: the module that it needs, or a program that may or may not be there."""
 

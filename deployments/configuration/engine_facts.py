@@ -75,7 +75,9 @@ def variables_in(runtime_env: object) -> dict[str, str]:
 def outlook(config: LLMConfig, kwargs: EngineKwargs, *, shadow: bool) -> EngineOutlook:
     """How the engine of `config` will run; `kwargs` are its engine arguments, checked."""
     facts = engine_facts(config, kwargs)
-    arguments = steered_engine_kwargs(config.engine_kwargs, facts, shadow=shadow, wanted_tiers=config.graph_tiers)
+    arguments = steered_engine_kwargs(
+        config.engine_kwargs, facts, shadow=shadow, wanted_tiers=config.graph_tiers, head_log_steps=config.head_log_steps
+    )
     return EngineOutlook(facts, arguments, _runner(facts, arguments), _graphs(facts, arguments))
 
 
@@ -155,9 +157,9 @@ def _runner(facts: EngineFacts, arguments: EngineArguments) -> str:
     if facts.runner_is_users:
         return f"vLLM's model runner {'V1' if arguments.runner_is_v1 else 'V2'}, as {RUNNER_VARIABLE} says"
     if not arguments.runner_is_v1:
-        return "vLLM's model runner V2, its default" + ("" if facts.drafter_kind == "none" else "; it honours K for EAGLE and MTP")
+        return "vLLM's model runner V2, its default"
     if arguments.environment:
-        return "vLLM's model runner V1, chosen by Nightjar: V2 drafts its maximum for separate draft models, whatever K says"
+        return "vLLM's model runner V1, chosen by Nightjar: on V2 this drafter would draft its maximum, whatever K says"
     return f"vLLM's model runner V1: V2 does not take {facts.drafter_kind}"
 
 

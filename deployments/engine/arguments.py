@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, STEERABLE, kind_of
+from nightjar.deployments.engine.additional_config import with_told
 from nightjar.deployments.engine.graph_plan import GraphPlan
 from nightjar.deployments.engine.graph_tiers import (
     LARGEST_CAPTURE_SIZE,
@@ -107,6 +108,7 @@ class EngineArguments:
     """The K that full graphs are captured for; empty where any K runs as well as any other."""
     graph_plan: GraphPlan | None = None
     """Those graphs, where the sizes are known before vLLM chooses them."""
+    logs_head: bool = False  # a head writes the KV of several steps of K = 0 at once
     environment: dict[str, str] = field(default_factory=dict)  # of this engine alone, beside what every engine of ours is given
 
 
@@ -143,22 +145,23 @@ def steered_engine_kwargs(
     missing_hooks: MissingHooks = NOTHING_MISSING,
     shadow: bool = False,
     wanted_tiers: Sequence[int] | None = None,
+    head_log_steps: int = 0,
 ) -> EngineArguments:
     """The arguments to start with; the user's own where the engine cannot be steered. Does not modify `user_kwargs`.
 
     What this vLLM lacks costs the features that need it, and no others. `wanted_tiers` are the K to capture graphs for (None: the
-    default), where each K needs graphs of its own.
+    default), where each K needs graphs of its own. `head_log_steps`: LLMConfig's.
     """
     reason = _why_plain(user_kwargs, facts, missing_hooks)
-    may_sleep = not missing_hooks.sleeping
-    if facts.offload is not None and (missing := missing_hooks.sleeping + missing_hooks.lending):
-        facts = replace(facts, offload=None, why_no_offload=f"this vLLM lacks what lending hooks into: {', '.join(missing)}")
     only_observing = shadow and facts.captures_graphs and not reason
     steered = not reason and not only_observing
-    chooses_v1 = steered and _needs_runner_v1(facts) and not facts.runner_is_users
+    chooses_v1 = steered and not facts.on_cpu and not facts.runner_is_users and bool(_why_not_on_v2(facts, missing_hooks))
     runner_is_v1 = facts.runner_is_v1 or chooses_v1
-    if facts.offload is not None and not runner_is_v1:
-        facts = replace(facts, offload=None, why_no_offload=f"it was not tried on runner V2; {RUNNER_VARIABLE}=0 asks for V1")
+    may_sleep = not missing_hooks.sleeping
+    lending = missing_hooks.lending + (missing_hooks.sleeping if runner_is_v1 else ())
+    if facts.offload is not None and lending:
+        facts = replace(facts, offload=None, why_no_offload=f"this vLLM lacks what lending hooks into: {', '.join(lending)}")
+    logs_head = False
     kwargs = dict(user_kwargs)
     tiers: tuple[int, ...] = ()
     graph_plan = None
@@ -186,6 +189,9 @@ def steered_engine_kwargs(
             obeys_on_v2=not runner_is_v1 and kind_of(facts.drafter_kind).is_made_to_obey_on_v2,
             kv_only_head=not why_at_zero,
         )
+        logs_head = bool(head_log_steps) and kind_of(facts.drafter_kind).is_head and kwargs.get("worker_cls") == V2_WORKER
+        if logs_head:
+            kwargs["additional_config"] = with_told(kwargs.get("additional_config"), head_log_steps=head_log_steps)
     return EngineArguments(
         kwargs,
         facts.drafter_kind,
@@ -193,10 +199,11 @@ def steered_engine_kwargs(
         serving_plainly=reason,
         only_observing=only_observing,
         why_never_asleep=why_at_zero,
-        notice=_notice(facts, missing_hooks.sleeping, graph_plan) if steered else "",
+        notice=_notice(facts, missing_hooks.sleeping if runner_is_v1 else (), graph_plan) if steered else "",
         runner_is_v1=runner_is_v1,
         graph_tiers=tiers,
         graph_plan=graph_plan,
+        logs_head=logs_head,
         environment={RUNNER_VARIABLE: "0"} if chooses_v1 else {},
     )
 
@@ -281,26 +288,30 @@ def _largest_capture_size(config: VllmConfig) -> int:
     return max(chosen or 0, LARGEST_CAPTURE_SIZE)
 
 
-def _needs_runner_v1(facts: EngineFacts) -> bool:
-    """Whether vLLM's runner V2 would draft its maximum, whatever K says: then drafts are written past the blocks reserved for K."""
-    obeys = kind_of(facts.drafter_kind).obeys_k_on_v2 and facts.vllm_version >= V2_OBEYS_K_FROM
-    return not facts.on_cpu and not obeys
-
-
 def _why_not_on_v2(facts: EngineFacts, missing: MissingHooks) -> str:
-    """Why a drafter that its user wants on runner V2 does not obey K there; empty where it does, or nobody asks for V2."""
-    if not (_needs_runner_v1(facts) and facts.runner_is_users and not facts.runner_is_v1):
-        return ""
+    """Why runner V2 would draft its maximum, whatever K says; empty where the drafter obeys there, by vLLM or by our worker.
+
+    Where it does not, drafts are written past the blocks that are reserved for K.
+    """
     kind, version = kind_of(facts.drafter_kind), ".".join(map(str, facts.vllm_version))
-    never = not kind.is_made_to_obey_on_v2 or facts.vllm_version < V2_OBEYS_K_FROM
+    if facts.vllm_version >= V2_OBEYS_K_FROM and kind.obeys_k_on_v2:
+        return ""
+    makes_obey = facts.vllm_version >= V2_OBEYS_K_FROM and kind.is_made_to_obey_on_v2
     checks = (
-        (never, ""),
-        (bool(missing.draft_on_v2), f", and lacks what makes it obey: {', '.join(missing.draft_on_v2)}"),
-        (facts.sleep.drafts_in_parallel, ", and nothing makes it obey where it drafts in parallel"),
-        (facts.sleep.is_multimodal, ", and nothing makes it obey beside a multimodal target"),
+        (not makes_obey, f"vLLM {version} drafts its maximum for {kind.method} there, whatever K says"),
+        (bool(missing.draft_on_v2), f"this vLLM lacks what makes a draft model obey there: {', '.join(missing.draft_on_v2)}"),
+        (facts.sleep.drafts_in_parallel, "nothing makes a draft model obey there that drafts in parallel"),
+        (facts.sleep.is_multimodal, "nothing makes a draft model obey there beside a multimodal target"),
     )
-    ignores = f"{RUNNER_VARIABLE} asks for runner V2, where vLLM {version} drafts its maximum for {kind.method}, whatever K says"
-    return next((ignores + why for applies, why in checks if applies), "")
+    return next((reason for applies, reason in checks if applies), "")
+
+
+def _why_not_as_asked(facts: EngineFacts, missing: MissingHooks) -> str:
+    """Why a drafter whose user wants runner V2 does not obey K; empty where it does, or nobody asks for V2."""
+    if facts.on_cpu or not facts.runner_is_users or facts.runner_is_v1:
+        return ""
+    reason = _why_not_on_v2(facts, missing)
+    return reason and f"{RUNNER_VARIABLE} asks for runner V2: {reason}"
 
 
 def _worker(
@@ -354,7 +365,7 @@ def _why_plain(user_kwargs: Mapping[str, Any], facts: EngineFacts, missing: Miss
             not kind.obeys_k,
             f"drafter {facts.drafter_kind!r} does not obey a K chosen per step (those that do: {', '.join(STEERABLE)})",
         ),
-        (bool(why := _why_not_on_v2(facts, missing)), why),
+        (bool(why := _why_not_as_asked(facts, missing)), why),
         (
             facts.adaptive_verification,
             "enable_adaptive_verification lets vLLM choose how many drafts are verified, and two cannot choose: take it out",

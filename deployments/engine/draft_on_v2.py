@@ -17,15 +17,18 @@ import torch
 from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
+from vllm.v1.worker.gpu.spec_decode.standalone_ar import speculator as standalone_ar
 
 from nightjar.deployments.engine.catch_up_input import Row, batches_of, copy_to, row_of, token_inputs
-from nightjar.deployments.engine.draft_work import DraftWork, Recompute
+from nightjar.deployments.engine.draft_work import SLEEP, DraftWork, Recompute
+from nightjar.deployments.engine.memory.interface import DraftMemory, OffloadUnsupportedError
 
 
 class SteeredDraftOnV2:
     """Stands before the `propose` of a loaded StandaloneARSpeculator. `work` is set before each step."""
 
-    def __init__(self, speculator: Any) -> None:
+    def __init__(self, speculator: Any, memory: DraftMemory | None = None) -> None:
+        self._memory = memory
         self.work: DraftWork | None = None
         self.forwards = 0
         self._speculator = speculator
@@ -36,18 +39,19 @@ class SteeredDraftOnV2:
     @torch.inference_mode()
     def propose(self, input_batch: Any, *arguments: Any, num_speculative_tokens: int | None = None, **options: Any) -> torch.Tensor:
         """Draft tokens, [num_reqs, max_num_speculative_tokens], of which the first K count (vLLM's signature and meaning)."""
-        speculator = self._speculator
-        if options.get("dummy_run") or options.get("is_profile") or num_speculative_tokens is None:
+        speculator, is_away = self._speculator, self._memory is not None and self._memory.is_offloaded
+        is_step = not (options.get("dummy_run") or options.get("is_profile") or num_speculative_tokens is None)
+        if not is_step and not is_away:
             drafts: torch.Tensor = self._propose(input_batch, *arguments, num_speculative_tokens=num_speculative_tokens, **options)
             return drafts
-        work, num_reqs = self.work, input_batch.num_reqs
+        work, num_reqs = SLEEP if is_away else self.work, input_batch.num_reqs
         if work is not None and work.recompute:
             self._recompute(work.recompute, input_batch)
         if work is not None and not work.runs:
             nothing: torch.Tensor = speculator.draft_tokens[:num_reqs]
             return nothing.fill_(-1)
         most = speculator.num_speculative_steps
-        speculator.num_speculative_steps = max(num_speculative_tokens, 1)
+        speculator.num_speculative_steps = max(num_speculative_tokens or 0, 1)
         self.forwards += speculator.num_speculative_steps
         try:
             self._propose(input_batch, *arguments, num_speculative_tokens=num_speculative_tokens, **options)
@@ -106,3 +110,24 @@ class SteeredDraftOnV2:
             build_slot_mappings_by_layer(slots, speculator.kv_cache_config),
             None,
         )
+
+
+def load_through(memory: DraftMemory, speculator: Any) -> None:
+    """Let the speculator load its draft by the memory that can take the weights away again. The configuration is vLLM's own.
+
+    Loading raises OffloadUnsupportedError where these weights cannot be taken away.
+    """
+    load_draft_model = speculator.load_draft_model
+
+    def load(*arguments: Any, **options: Any) -> torch.nn.Module:
+        get_model = standalone_ar.get_model
+        standalone_ar.get_model = memory.load_model
+        try:
+            model: torch.nn.Module = load_draft_model(*arguments, **options)
+        finally:
+            standalone_ar.get_model = get_model
+        if memory.why_not:
+            raise OffloadUnsupportedError(f"draft_offload: {memory.why_not}; set draft_offload: never to serve without it")
+        return model
+
+    speculator.load_draft_model = load

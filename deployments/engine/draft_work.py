@@ -12,6 +12,8 @@ from typing import Final, NamedTuple
 
 WORK_ATTRIBUTE: Final = "nightjar_draft_work"
 MEMORY_ATTRIBUTE: Final = "nightjar_draft_memory"
+ROWS_ATTRIBUTE: Final = "nightjar_block_ids"
+"""Of requests whose KV blocks moved, on model runner V2: all block ids by request id, a list for each KV cache group."""
 RELOAD_FAILURE_ATTRIBUTE: Final = "nightjar_reload_failure"
 """On vLLM's ModelRunnerOutput, on the way back: why the step's RELOAD broke off, so that the draft is as offloaded as before."""
 

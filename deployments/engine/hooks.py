@@ -285,6 +285,11 @@ DRAFT_ON_V2: Final = (
         "BlockTables.compute_slot_mappings",
         parameters=("idx_mapping", "query_start_loc", "positions", "num_tokens_padded", "out"),
     ),
+    Hook("vllm.v1.worker.gpu.block_table", "BlockTables.append_block_ids", parameters=("req_index", "new_block_ids", "overwrite")),
+    Hook("vllm.v1.worker.gpu.states", "RequestState", fields=("req_id_to_index",)),
+    Hook("vllm.v1.worker.gpu.model_runner", "GPUModelRunner", fields=("req_states",)),
+    Hook(_STANDALONE, "StandaloneARSpeculator.load_draft_model", parameters=("target_model", "target_attn_layer_names")),
+    Hook(_STANDALONE, "get_model", parameters=("vllm_config", "prefix")),
     Hook("vllm.v1.worker.gpu.attn_utils", "build_slot_mappings_by_layer"),
     Hook("vllm.v1.worker.gpu.cudagraph_utils", "BatchExecutionDescriptor", fields=("cg_mode", "num_tokens", "num_reqs")),
     Hook(

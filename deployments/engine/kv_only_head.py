@@ -5,7 +5,9 @@ that nobody reads. In a head of ONE attention layer the KV of a position depends
 the target's hidden state and the position. And vLLM writes KV by an op of its own, before it calls the attention backend. So at
 K = 0 the stock model runs with the step's slots and no attention metadata, and stops where attention would begin. Drafts made
 afterwards are those that vLLM would have made, whatever was rejected, preempted, aborted or found in the prefix cache meanwhile:
-the writes are vLLM's own, in the same step and to the same slots.
+the writes are vLLM's own, in the same step and to the same slots. Where the operator wants it they are made every few steps
+together (head_log.py), and always before anything else touches the head's KV. A head whose layers all read the target's KV has
+none to write, and runs nothing.
 
 `propose` of the runner's speculator is replaced on the instance; every other call, captured graph and buffer stays vLLM's. Fails
 open: a head for which this does not hold (`why_not`) runs as in vLLM. Read in vLLM 0.32 and 0.33, v1/worker/gpu/spec_decode.
@@ -22,19 +24,23 @@ from vllm.config import get_layers_from_vllm_config
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator import TargetDependentARSpeculator, prepare_prefill_inputs
 
+from nightjar.deployments.engine.head_log import OwedWrites, Writes
+
 
 class _KVWrittenError(Exception):
     """The head's KV is in the cache: the rest of its forward is not wanted."""
 
 
 class KVOnlyHead:
-    """Stands before one speculator's `propose`, for which `why_not` is empty."""
+    """Stands before one speculator's `propose`, for which `why_not` is empty. With `owed` it writes every few steps."""
 
-    def __init__(self, speculator: Any) -> None:
+    def __init__(self, speculator: Any, owed: OwedWrites | None = None) -> None:
+        self.owed = owed
         self._speculator = speculator
         self._propose = speculator.propose
-        (self._layer,) = own_attention_layers(speculator)
-        self._attention = speculator.vllm_config.compilation_config.static_forward_context[self._layer]
+        self._layer = next(iter(own_attention_layers(speculator)), "")
+        if self._layer:
+            self._attention = speculator.vllm_config.compilation_config.static_forward_context[self._layer]
         speculator.propose = self.propose
 
     @torch.inference_mode()
@@ -56,6 +62,7 @@ class KVOnlyHead:
         """Draft tokens, [num_reqs, max_num_speculative_tokens]: vLLM's at K > 0, and -1 at K = 0 (vLLM's signature and meaning)."""
         is_step = not (options.get("dummy_run") or options.get("is_profile"))
         if not is_step or num_speculative_tokens != 0 or slot_mappings is None:
+            self.write_owed()
             drafts: torch.Tensor = self._propose(
                 input_batch,
                 attn_metadata,
@@ -72,6 +79,10 @@ class KVOnlyHead:
             )
             return drafts
         speculator, num_tokens = self._speculator, input_batch.num_tokens
+        nothing: torch.Tensor = speculator.draft_tokens[: input_batch.num_reqs].fill_(-1)
+        if not self._layer:
+            return nothing
+        owed = self._log_with_room(num_tokens)
         prepare_prefill_inputs(
             speculator.last_token_indices,
             speculator.current_draft_step,
@@ -87,11 +98,42 @@ class KVOnlyHead:
         if aux_hidden_states:
             hidden_states = torch.cat([states[:num_tokens] for states in aux_hidden_states], dim=-1)
             hidden_states = speculator.model.combine_hidden_states(hidden_states)
+        slots, buffers = slot_mappings[self._layer][:num_tokens], speculator.input_buffers
+        if owed is None:
+            self._write(hidden_states, slots)
+        else:
+            owed.add(Writes(buffers.input_ids[:num_tokens], buffers.positions[:num_tokens], hidden_states, slots))
+            if owed.is_due:
+                self.write_owed()
+        return nothing
+
+    @torch.inference_mode()
+    def write_owed(self) -> None:
+        """Make the writes that are owed, in one pass. Whoever else reads or moves the head's KV comes afterwards."""
+        if self.owed is None or not self.owed.num_tokens:
+            return
+        writes, buffers = self.owed.take(), self._speculator.input_buffers
+        buffers.input_ids[: writes.num_tokens].copy_(writes.token_ids)
+        buffers.positions[: writes.num_tokens].copy_(writes.positions)
+        self._write(writes.hidden_states, writes.slots)
+
+    def _log_with_room(self, num_tokens: int) -> OwedWrites | None:
+        """Where this step's writes are kept; None where it makes them itself, with nothing owed before them.
+
+        Groups of KV caches may lie in the same memory: a write that comes late could hit a block that is the target's by then.
+        """
+        if self.owed is not None and len(self._speculator.kv_cache_config.kv_cache_groups) > 1:
+            self.owed = None
+        if self.owed is not None and not self.owed.has_room(num_tokens):
+            self.write_owed()
+        return self.owed if self.owed is not None and self.owed.has_room(num_tokens) else None
+
+    def _write(self, hidden_states: torch.Tensor, slots: torch.Tensor) -> None:
+        """The head as far as its KV, over the first entries of its input buffers."""
+        speculator, num_tokens = self._speculator, slots.shape[0]
         speculator.hidden_states[:num_tokens].copy_(hidden_states)
         with self._stopping_at_attention():
-            speculator._run_model(num_tokens, None, {self._layer: slot_mappings[self._layer][:num_tokens]}, None)
-        nothing: torch.Tensor = speculator.draft_tokens[: input_batch.num_reqs]
-        return nothing.fill_(-1)
+            speculator._run_model(num_tokens, None, {self._layer: slots}, None)
 
     @contextmanager
     def _stopping_at_attention(self) -> Iterator[None]:
@@ -125,7 +167,7 @@ def why_not(speculator: Any) -> str:
     layers = get_layers_from_vllm_config(config, AttentionLayerBase)
     own, parallel = own_attention_layers(speculator), config.parallel_config
     checks = (
-        (len(own) != 1, f"the head has {len(own)} attention layers of its own, and KV is known without attention for one alone"),
+        (len(own) > 1, f"the head has {len(own)} attention layers of its own, and KV is known without attention for one alone"),
         (
             any(layers[name].get_attn_backend().forward_includes_kv_cache_update for name in own),
             "its attention backend writes KV within attention",

@@ -23,6 +23,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nightjar.deployments.engine.draft_work import ROWS_ATTRIBUTE
+
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.core.kv_cache_utils import KVCacheBlock, KVCacheBlockCopy
@@ -67,6 +69,7 @@ class ElasticKVPool:
         *,
         on_move: Callable[[int, int], None],
         limits: ContractionLimits = ContractionLimits(),
+        runner_is_v2: bool = False,
     ) -> None:
         managers = kv_cache_manager.coordinator.single_type_managers
         if len(managers) != 1:
@@ -76,6 +79,7 @@ class ElasticKVPool:
         self._tables: dict[str, list[KVCacheBlock]] = managers[0].req_to_blocks
         self._on_move = on_move
         self._limits = limits
+        self._runner_is_v2 = runner_is_v2
         self.base_blocks: int = len(self._pool.blocks) - borrowable_blocks
         smallest = 1 + -(-kv_cache_manager.max_model_len // managers[0].block_size)
         if borrowable_blocks < 1 or self.base_blocks < smallest:
@@ -172,7 +176,8 @@ class ElasticKVPool:
     def write_moves(self, output: SchedulerOutput) -> list[str]:
         """Put copies and the rows of moved requests into a step's output; returns whose rows were rewritten.
 
-        A resumed request that is still in the batch is what vLLM's runner V1 knows from forced preemption: it replaces the row. A
+        A resumed request that is still in the batch is what vLLM's runner V1 knows from forced preemption: it replaces the row. To
+        runner V2 a resumed request is a new one, so there our worker replaces the row (ROWS_ATTRIBUTE, v2_worker.py). A
         moved request that this step leaves out keeps its place until a step takes it up, or it ends or is preempted: then vLLM
         sends its blocks itself, if ever. Its copies are sent all the same, into blocks that nobody reads before writing them.
         """
@@ -192,15 +197,21 @@ class ElasticKVPool:
             for request_id, request in self._moved.items()
             if request.status == RequestStatus.RUNNING and request_id not in written_by_vllm
         }
-        rewritten = []
+        rewritten = {}
         for row, request_id in enumerate(rows.req_ids):
             request = self._moved.pop(request_id, None)
-            if request is not None:
+            if request is None:
+                continue
+            block_ids = rewritten[request_id] = self._kv_cache_manager.get_block_ids(request_id)
+            if self._runner_is_v2:
+                rows.new_block_ids[row] = None
+            else:
                 rows.resumed_req_ids.add(request_id)
-                rows.new_block_ids[row] = self._kv_cache_manager.get_block_ids(request_id)
+                rows.new_block_ids[row] = block_ids
                 rows.all_token_ids[request_id] = request.all_token_ids.copy()
-                rewritten.append(request_id)
-        return rewritten
+        if rewritten and self._runner_is_v2:
+            setattr(output, ROWS_ATTRIBUTE, rewritten)
+        return list(rewritten)
 
     def step_done(self, output: SchedulerOutput) -> None:
         """The engine has this step's output, and with it the end of every earlier step."""

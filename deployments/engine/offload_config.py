@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from nightjar.deployments.engine.additional_config import DRAFT_WEIGHT_BYTES, told, with_told
 from nightjar.deployments.engine.kv_sizing import base_blocks, borrowable_blocks
 
-ENTRY: Final = "nightjar"
 DRAFT_LAYER_PREFIX: Final = "draft_model."
 """vLLM 0.32, DraftModelProposer._get_model: the prefix of the draft's layers, and so of their KV."""
 
@@ -27,7 +27,7 @@ class OffloadConfig:
 
     def to_additional_config(self, users: Mapping[str, Any] | None) -> dict[str, Any]:
         """The user's `additional_config` with ours in it."""
-        return {**(users or {}), ENTRY: {"draft_weight_bytes": self.draft_weight_bytes}}
+        return with_told(users, draft_weight_bytes=self.draft_weight_bytes)
 
     def base_blocks_of(self, kv_cache_config: Any) -> int:
         """Blocks that fit beside the loaded draft, of those that the workers planned for."""
@@ -50,8 +50,8 @@ class OffloadConfig:
     @classmethod
     def of(cls, vllm_config: Any) -> OffloadConfig | None:
         """What the engine was started with; None where its draft stays."""
-        entry = (getattr(vllm_config, "additional_config", None) or {}).get(ENTRY)
-        return None if not entry else cls(int(entry["draft_weight_bytes"]))
+        weight_bytes = told(vllm_config, DRAFT_WEIGHT_BYTES)
+        return None if weight_bytes is None else cls(weight_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,7 @@ class EngineRequest:
     draft_offload: DraftOffload = "never"
     require_steering: bool = False
     graph_tiers: tuple[int, ...] | None = None
+    head_log_steps: int = 0
 
 
 async def start_openai_server(
@@ -147,7 +148,12 @@ async def start_openai_server(
     _, user_config = _configure(engine_kwargs)
     facts = resolve_facts(user_config, on_cpu=on_cpu, draft_offload=request.draft_offload)
     arguments = steered_engine_kwargs(
-        engine_kwargs, facts, missing_hooks=missing_hooks, shadow=await wants_shadow(), wanted_tiers=request.graph_tiers
+        engine_kwargs,
+        facts,
+        missing_hooks=missing_hooks,
+        shadow=await wants_shadow(),
+        wanted_tiers=request.graph_tiers,
+        head_log_steps=request.head_log_steps,
     )
     plain = EngineArguments(engine_kwargs, facts.drafter_kind, facts.max_num_speculative_tokens, runner_is_v1=facts.runner_is_v1)
     load = LoadObserver()

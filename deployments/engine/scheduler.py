@@ -190,6 +190,7 @@ class SteeredScheduler(Scheduler):
             self.kv_cache_manager,
             len(self.kv_cache_manager.block_pool.blocks) - offload.base_blocks_of(self.kv_cache_config),
             on_move=ledger.copied,
+            runner_is_v2=is_runner_v2(self.vllm_config),
         )
         return Drafting(life, ledger, DraftLending(life, ledger, pool, offload.draft_weight_bytes))
 
@@ -226,8 +227,12 @@ def why_kept_in_sync(config: VllmConfig, kv_cache_config: KVCacheConfig) -> str:
 def drafts_every_row(config: VllmConfig) -> bool:
     """Whether a row without drafts was cut short; else the drafter may have found nothing for it. Runner V2 fills misses in."""
     speculative = config.speculative_config
-    is_v2 = getattr(config, "use_v2_model_runner", False)
-    return speculative is None or is_v2 or not kind_of(speculative.method).skips_rows_on_v1
+    return speculative is None or is_runner_v2(config) or not kind_of(speculative.method).skips_rows_on_v1
+
+
+def is_runner_v2(config: VllmConfig) -> bool:
+    """Of a configuration as vLLM resolved it; 0.29 has no such word where only V1 exists."""
+    return bool(getattr(config, "use_v2_model_runner", False))
 
 
 def most_drafts_of(request: Request) -> int | None:

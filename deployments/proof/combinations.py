@@ -27,7 +27,10 @@ from nightjar.deployments.rig.model_names import DRAFT, MIMO, TARGET
 
 PLAIN: Final = "none"
 V2_CPU_WORKER: Final = "nightjar.deployments.rig.worker.SteeredV2CPUWorker"
-MAPPED_MEMORY_WORKER: Final = "nightjar.deployments.rig.worker.MappedMemoryWorker"
+MAPPED_MEMORY_WORKERS: Final = {
+    1: "nightjar.deployments.rig.worker.MappedMemoryWorker",
+    2: "nightjar.deployments.rig.worker.MappedMemoryV2Worker",
+}
 LENDING_KV_BYTES: Final = 2 << 20
 """About twenty blocks of the tiny target and its draft: fewer than the crowd needs."""
 Scheduling = Literal["sync", "async"]
@@ -92,26 +95,23 @@ def _all() -> list[Combination]:
         for kind in KINDS.values()
         if kind.obeys_k and (scheduling == "sync" or kind.runs_asynchronously)
     ]
-    return [*alone, Combination(1, "async", SEPARATE_DRAFT_MODEL, ranks=2), Combination(2, "async", "eagle", ranks=2)]
+    return [*alone, *(Combination(2, "async", drafter, ranks=2) for drafter in (SEPARATE_DRAFT_MODEL, "eagle"))]
 
 
 STEERED: Final = tuple(each for each in _all() if each.runner == 1 or kind_of(each.drafter).is_steered_on_v2)
-LENDING: Final = (
-    Combination(1, "sync", SEPARATE_DRAFT_MODEL, lends=True),
-    Combination(1, "async", SEPARATE_DRAFT_MODEL, lends=True),
-)
+LENDING: Final = tuple(replace(each, lends=True) for each in STEERED if each.drafter == SEPARATE_DRAFT_MODEL and each.ranks == 1)
 SERVED_PLAINLY: Final = tuple(each for each in _all() if each not in STEERED)
 """Of drafters that obey K elsewhere."""
 
 
-def engine_arguments(combination: Combination, models: Path) -> EngineArguments:
+def engine_arguments(combination: Combination, models: Path, *, head_log_steps: int = 0) -> EngineArguments:
     """What production would start this engine with. Needs the rig's environment, and builds vLLM's configuration."""
     from vllm import EngineArgs
 
     user = user_arguments(combination, models)
     config = EngineArgs(**user).create_engine_config()
     facts = replace(resolve_facts(config, on_cpu=False), captures_graphs=False)
-    arguments = steered_engine_kwargs(user, facts)
+    arguments = steered_engine_kwargs(user, facts, head_log_steps=head_log_steps)
     return on_the_rig(arguments, runner=combination.runner, lending_draft=models / DRAFT if combination.lends else None)
 
 
@@ -129,7 +129,7 @@ def on_the_rig(arguments: EngineArguments, *, runner: Runner, lending_draft: Pat
         draft_bytes = draft_weight_bytes(lending_draft, bytes_per_value=4, tensor_parallel_size=1)
         del kwargs["num_gpu_blocks_override"]
         kwargs |= {
-            "worker_cls": MAPPED_MEMORY_WORKER,
+            "worker_cls": MAPPED_MEMORY_WORKERS[runner],
             "additional_config": OffloadConfig(draft_bytes).to_additional_config(None),
             "kv_cache_memory_bytes": LENDING_KV_BYTES,
         }

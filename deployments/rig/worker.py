@@ -1,8 +1,8 @@
 """Nightjar's GPU workers on a CPU.
 
-One has a draft whose memory is a GPU's: `memory/cuda.py` over pages of this process (mapped_device.py). The draft's weights and the
-KV cache lie on the device, so a step that touches what was released ends the process. For that the CPU build's packed copies of
-linear weights are switched off, for target and draft alike: multiplications are torch's own. The other is runner V2's.
+Those whose draft lends its memory have a GPU's: `memory/cuda.py` over pages of this process (mapped_device.py). The draft's
+weights and the KV cache lie on the device, so a step that touches what was released ends the process. For that the CPU build's
+packed copies of linear weights are switched off, for target and draft alike: multiplications are torch's own.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ TOTAL_BYTES: Final = 1 << 30
 KV_CACHE_TAG: Final = "kv_cache"
 
 
-class MappedMemoryWorker(SteeredCPUWorker):
-    """For `worker_cls` on the rig, where a draft lends its memory."""
+class _OnMappedDevice:
+    """A draft and a KV cache on a device made of pages. Before a steered worker."""
 
     def init_device(self) -> None:
-        """As the CPU worker's, with a device to allocate on."""
+        """As the worker's, with a device to allocate on."""
         _custom_ops._supports_onednn = False
         utils.check_cpu_sgl_kernel = lambda *_: False
         self.device_memory = MappedDevice(TOTAL_BYTES, 4 * TOTAL_BYTES, PAGE_BYTES)
-        super().init_device()
+        super().init_device()  # type: ignore[misc]  # the worker's
 
     def make_draft_memory(self) -> DraftMemory:
         """CUDA's."""
@@ -46,5 +46,13 @@ class MappedMemoryWorker(SteeredCPUWorker):
         return self.device_memory.pool(tag) if tag == KV_CACHE_TAG else nullcontext()
 
 
+class MappedMemoryWorker(_OnMappedDevice, SteeredCPUWorker):
+    """For `worker_cls` on the rig's runner V1, where a draft lends its memory."""
+
+
 class SteeredV2CPUWorker(SteeredV2Mixin, CPUWorker):
     """For `worker_cls` on the rig's runner V2."""
+
+
+class MappedMemoryV2Worker(_OnMappedDevice, SteeredV2CPUWorker):
+    """For `worker_cls` on the rig's runner V2, where a draft lends its memory."""

@@ -32,10 +32,18 @@ class ProfileError(ValueError):
 
 
 class Mechanics(StrEnum):
-    """What K=0 does: `dormant` runs no drafter and pays a catch-up at restart, `stock` runs its first forward in every step."""
+    """What K=0 runs of the drafter.
+
+    dormant  nothing; a restart pays a catch-up
+    stock  its first forward in every step, as vLLM does
+    kv  of a head the part that writes its KV, in every step; a restart costs nothing
+    log  the same for several steps at once; a restart pays one such pass
+    """
 
     DORMANT = "dormant"
     STOCK = "stock"
+    KV = "kv"
+    LOG = "log"
 
 
 class Part(BaseModel):
@@ -59,13 +67,18 @@ class Drafter(Part):
     """The drafter, and what it costs to bring it back."""
 
     kind: Annotated[str, Field(min_length=1, max_length=32)]
-    kept_in_sync: bool
-    """It needs the target's hidden states (EAGLE, MTP): K=0 is always stock and a restart costs nothing."""
+    off: Mechanics
+    """What K=0 runs, unless stock is wished. Only a separate draft model can be dormant; EAGLE and MTP heads write their KV."""
     arms: Annotated[tuple[NumSpeculativeTokens, ...], Field(min_length=2, max_length=33)]
     """Every K that the engine can run, ascending from 0."""
     catch_up_seconds: NotNegative = 0.0
     """Fixed time of one catch-up pass."""
     catch_up_seconds_per_token: NotNegative = 0.0
+    kv_pass_seconds: NotNegative = 0.0
+    """Fixed time of one pass that writes a head's KV, and below what each of its tokens adds."""
+    kv_pass_seconds_per_token: NotNegative = 0.0
+    log_steps: Annotated[int, Field(ge=1, le=256)] = 16
+    """Steps of K=0 that one pass writes, where `off` is log."""
     transfer_bytes: NotNegative = 0.0
     """What an offload or a reload moves over the host link."""
     host_link_bytes_per_s: Positive = 1e10
@@ -111,7 +124,7 @@ class MeasuredTable(Part):
     milliseconds: Annotated[tuple[tuple[Positive, ...], ...], Field(min_length=2, max_length=64)]
     """milliseconds[i][j]: batch_sizes[i] at K = lengths[j]; lengths[0] is 0 and runs no drafter at all (dormant)."""
     stock_off_milliseconds: Annotated[tuple[Positive, ...], Field(min_length=2, max_length=64)]
-    """K=0 with the drafter kept in sync, for each batch size: the tax of stock mechanics."""
+    """K=0 with the drafter's first forward, for each batch size: the tax of stock mechanics."""
     draft_share: Share
     """Share of what K adds to a step that is drafting; the rest is verification of the step before's drafts."""
     context_tokens_per_row: NotNegative
@@ -232,8 +245,8 @@ class Profile(Part):
         )
 
     def mechanics(self, wished: Mechanics) -> Mechanics:
-        """The mechanics an engine of this profile runs: a drafter that is kept in sync knows stock only."""
-        return Mechanics.STOCK if self.drafter.kept_in_sync else wished
+        """What an engine of this profile runs at K=0: stock where that is wished, else the least that its drafter can do with."""
+        return Mechanics.STOCK if wished is Mechanics.STOCK else self.drafter.off
 
 
 def read_profile(name_or_path: str | Path) -> Profile:

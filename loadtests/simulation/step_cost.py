@@ -10,15 +10,23 @@ Fails closed: more decode rows or a longer K than the profile knows are extrapol
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Mapping
 from functools import lru_cache
 from math import ceil, exp, log
 from typing import Final, Literal, Protocol
 
 from nightjar.loadtests.simulation.profiles import Drafter, Limits, MeasuredTable, Mechanics, Model, Profile, Roofline
 
-DraftRun = Literal["active", "stock", "dormant", "offloaded"]
-"""What the drafter does in a step. At K=0 `active` and `stock` run its first forward, the others nothing."""
+DraftRun = Literal["active", "stock", "dormant", "offloaded", "kv", "log"]
+"""What the drafter does in a step. At K=0 `active` and `stock` run its first forward, `kv` writes its KV, `log` does so now and
+then (its share of a pass), and the others run nothing."""
 
+AT_ZERO: Final[Mapping[Mechanics, DraftRun]] = {
+    Mechanics.DORMANT: "dormant",
+    Mechanics.STOCK: "stock",
+    Mechanics.KV: "kv",
+    Mechanics.LOG: "log",
+}
 PREFILL_SHARPNESS: Final = 2.0
 """Exponent with which a table's prefill and decode times join: a small chunk hides in a step that is bound by memory (assumed)."""
 CONTEXT_POINTS: Final = 33
@@ -88,6 +96,8 @@ class TableCost:
             seconds = max(seconds, 0.25 * off)
         if prefill_tokens:
             seconds = _smooth_maximum(PREFILL_SHARPNESS, seconds, table.prefill_seconds_per_token * prefill_tokens)
+        if not num_speculative_tokens:
+            seconds += _kv_pass(drafter, draft, decode_rows * (1 + verified) + prefill_tokens)
         return seconds + _draft_prefill(drafter, prefill_tokens if runs_draft else 0, catch_up_tokens)
 
     def _long(self, decode_rows: int, length: int) -> float:
@@ -140,6 +150,8 @@ class RooflineCost:
             seconds += (num_speculative_tokens - 1) * self._forward(roofline.draft, decode_rows, context_tokens, 1)
         elif runs_draft and decode_rows:
             seconds += self._forward(roofline.draft, scored, context_tokens, 1)
+        elif not num_speculative_tokens:
+            seconds += _kv_pass(self._drafter, draft, scored + prefill_tokens)
         return seconds + _draft_prefill(self._drafter, prefill_tokens if runs_draft else 0, catch_up_tokens)
 
     def _forward(self, model: Model, tokens: int, context_tokens: float, gpus: int) -> float:
@@ -166,7 +178,7 @@ class PreparedCost:
 
     def __init__(self, cost: StepCost, limits: Limits, mechanics: Mechanics) -> None:
         self.cost = cost
-        self.off: DraftRun = "stock" if mechanics == Mechanics.STOCK else "dormant"
+        self.off: DraftRun = AT_ZERO[mechanics]
         self._context_step = (limits.num_blocks + limits.extra_blocks) * limits.block_size / (CONTEXT_POINTS - 1)
         self._points_per_token = 1.0 / self._context_step
         self._usual_context_per_row = self._context_step * (CONTEXT_POINTS - 1) / 2.0 / limits.max_num_seqs
@@ -224,6 +236,14 @@ def _prepared(numbers: MeasuredTable | Roofline, drafter: Drafter, limits: Limit
 
 def _cost(numbers: MeasuredTable | Roofline, drafter: Drafter) -> StepCost:
     return TableCost(numbers, drafter) if isinstance(numbers, MeasuredTable) else RooflineCost(numbers, drafter)
+
+
+def _kv_pass(drafter: Drafter, draft: DraftRun, tokens: int) -> float:
+    """Seconds of a step of K=0 that write a head's KV of `tokens`."""
+    if draft not in {"kv", "log"}:
+        return 0.0
+    passes = 1.0 if draft == "kv" else 1.0 / drafter.log_steps
+    return passes * drafter.kv_pass_seconds + drafter.kv_pass_seconds_per_token * tokens
 
 
 def _draft_prefill(drafter: Drafter, prefill_tokens: int, catch_up_tokens: int) -> float:

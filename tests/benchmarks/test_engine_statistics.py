@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import random
 from dataclasses import replace
 from statistics import median
@@ -168,15 +166,6 @@ def test_at_an_acceptance_for_all_a_segment_counts_what_it_verified_and_not_what
 
 def test_the_core_share_is_processor_time_over_time() -> None:
     assert core_share([step(1.0, core=1.0), step(3.0, core=0.6)]) == pytest.approx(0.7)
-
-
-@pytest.mark.parametrize(
-    "name", ["engine.fixture", "engine.measured", "engine.step_times", "measuring.repeats", "measuring.run", "measuring.statistics"]
-)
-def test_doctests(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"tests.benchmarks.{name}"))
-    assert result.attempted > 0
-    assert result.failed == 0
 
 
 def test_the_policys_line_is_found_again_in_restarts_that_follow_it() -> None:

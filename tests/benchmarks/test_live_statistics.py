@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import json
 from pathlib import Path
 
@@ -31,13 +29,6 @@ from tests.benchmarks.live.stock_table import tuned_table
 
 LOAD = SteadyLoad("low", 1, 1.0, 10.0)
 SPEEDS = {0: 30.0, 1: 40.0, 3: 36.0, 5: 20.0}
-
-
-@pytest.mark.parametrize("name", ["answers", "arms", "crowd", "effort", "learning_loss", "paired", "stock_table"])
-def test_doctests(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"tests.benchmarks.live.{name}"))
-    assert result.attempted > 0
-    assert result.failed == 0
 
 
 def replica(name: str, totals: dict[int, tuple[float, int]], *, catch_up_s: float = 0.0, engine_id: str = "") -> ReplicaStatus:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import re
 from pathlib import Path
 
@@ -73,13 +71,6 @@ def test_what_is_no_summary_is_refused_with_the_reason(tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, ["keep", str(tmp_path / "nowhere")])
     assert refused.exit_code == 1
     assert refused.stderr.startswith("error: ")
-
-
-@pytest.mark.parametrize("name", ["nightjar.loadtests.bench_summary", "tests.benchmarks.results.page"])
-def test_doctests(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(name))
-    assert result.attempted > 0
-    assert result.failed == 0
 
 
 def test_the_page_in_the_repository_is_the_one_that_make_docs_writes() -> None:

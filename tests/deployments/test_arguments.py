@@ -24,7 +24,7 @@ from nightjar.deployments.engine.arguments import (
 )
 from nightjar.deployments.engine.graph_plan import GraphPlan
 from nightjar.deployments.engine.graph_tiers import capture_sizes
-from nightjar.deployments.engine.hooks import MissingHooks
+from nightjar.deployments.engine.hooks import NOTHING_MISSING, MissingHooks
 from nightjar.deployments.engine.offload_config import OffloadConfig
 from nightjar.deployments.engine.sleeping import HEAD_ON_V1, SleepFacts
 
@@ -60,8 +60,8 @@ def test_cpu_engine_gets_scheduler_worker_and_its_own_constant_length() -> None:
     assert table(arguments.kwargs) == [[1, 8, 4]]
 
 
-def test_gpu_engine_of_a_draft_model_keeps_its_length_and_says_what_never_ran_there() -> None:
-    arguments = steered_engine_kwargs(user_kwargs(), GPU)
+def test_on_runner_v1_a_gpu_engine_of_a_draft_model_keeps_its_length_and_says_what_never_ran_there() -> None:
+    arguments = steered_engine_kwargs(user_kwargs(), replace(GPU, runner_is_users=True, runner_is_v1=True))
     assert arguments.kwargs["scheduler_cls"] == ASYNC_SCHEDULER
     assert arguments.kwargs["worker_cls"] == GPU_WORKER
     assert arguments.notice == "the sleeping drafter has never run on a GPU"
@@ -112,13 +112,34 @@ def test_where_one_graph_serves_every_k_all_of_them_stay(changes: dict[str, Any]
     assert "compilation_config" not in arguments.kwargs
 
 
-def test_gpu_engine_gets_runner_v1_for_a_separate_draft_model_also_where_its_method_is_left_to_vllm() -> None:
+def test_a_draft_model_keeps_vllms_runner_v2_and_its_full_graphs_also_where_its_method_is_left_to_vllm() -> None:
     kwargs = user_kwargs()
     del kwargs["speculative_config"]["method"]
     for given_kwargs in (user_kwargs(), kwargs):
         arguments = steered_engine_kwargs(given_kwargs, GPU)
-        assert arguments.environment == {RUNNER_VARIABLE: "0"}
-        assert arguments.runner_is_v1
+        assert arguments.environment == {}
+        assert not arguments.runner_is_v1
+        assert arguments.kwargs["worker_cls"] == V2_WORKER
+        assert arguments.graph_tiers == (0, 1, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("sleep", "missing", "version"),
+    [
+        ({}, MissingHooks(draft_on_v2=("StandaloneARSpeculator.propose",)), (0, 33)),
+        ({"drafts_in_parallel": True}, NOTHING_MISSING, (0, 33)),
+        ({"is_multimodal": True}, NOTHING_MISSING, (0, 33)),
+        ({}, NOTHING_MISSING, (0, 29)),
+    ],
+)
+def test_a_draft_model_that_nothing_makes_obey_on_runner_v2_gets_v1(
+    sleep: dict[str, Any], missing: MissingHooks, version: tuple[int, int]
+) -> None:
+    facts = replace(GPU, sleep=SleepFacts(drafter_kind="draft_model", **sleep), vllm_version=version)
+    arguments = steered_engine_kwargs(user_kwargs(), facts, missing_hooks=missing)
+    assert arguments.environment == {RUNNER_VARIABLE: "0"}
+    assert arguments.runner_is_v1
+    assert arguments.kwargs["worker_cls"] == GPU_WORKER
 
 
 @pytest.mark.parametrize(
@@ -334,22 +355,22 @@ def test_an_engine_without_graphs_can_leave_shadow_at_any_time() -> None:
         (
             replace(GPU, runner_is_users=True, vllm_version=(0, 29)),
             {},
-            "asks for runner V2, where vLLM 0.29 drafts its maximum for draft_model, whatever K says",
+            "asks for runner V2: vLLM 0.29 drafts its maximum for draft_model there, whatever K says",
         ),
         (
             replace(GPU, runner_is_users=True, sleep=SleepFacts(drafter_kind="draft_model", drafts_in_parallel=True)),
             {},
-            "whatever K says, and nothing makes it obey where it drafts in parallel",
+            "asks for runner V2: nothing makes a draft model obey there that drafts in parallel",
         ),
         (
             replace(GPU, runner_is_users=True, sleep=SleepFacts(drafter_kind="draft_model", is_multimodal=True)),
             {},
-            "whatever K says, and nothing makes it obey beside a multimodal target",
+            "asks for runner V2: nothing makes a draft model obey there beside a multimodal target",
         ),
         (
             replace(GPU, runner_is_users=True, drafter_kind="eagle", vllm_version=(0, 29)),
             {},
-            "asks for runner V2, where vLLM 0.29 drafts its maximum for eagle",
+            "asks for runner V2: vLLM 0.29 drafts its maximum for eagle there",
         ),
         (CPU, {"scheduler_cls": "mine.Scheduler"}, "engine_kwargs set scheduler_cls themselves"),
     ],
@@ -369,39 +390,50 @@ def test_moved_hooks_are_named_and_serve_plainly() -> None:
     assert arguments.kwargs == user_kwargs()
 
 
-def test_a_moved_name_that_only_sleeping_needs_costs_no_other_drafter_its_steering() -> None:
+def test_a_moved_name_that_only_sleeping_on_v1_needs_costs_no_other_drafter_its_steering() -> None:
     missing = MissingHooks(sleeping=("DraftModelProposer._get_model",))
-    eagle = replace(GPU, drafter_kind="eagle")
-    assert steered_engine_kwargs(user_kwargs(), eagle, missing_hooks=missing) == steered_engine_kwargs(user_kwargs(), eagle)
-    draft_model = steered_engine_kwargs(user_kwargs(), GPU, missing_hooks=missing)
+    for on_v2 in (replace(GPU, drafter_kind="eagle"), GPU):
+        assert steered_engine_kwargs(user_kwargs(), on_v2, missing_hooks=missing) == steered_engine_kwargs(user_kwargs(), on_v2)
+    draft_model = steered_engine_kwargs(user_kwargs(), replace(GPU, runner_is_users=True, runner_is_v1=True), missing_hooks=missing)
     assert draft_model.serving_plainly == ""
     assert "worker_cls" not in draft_model.kwargs
     assert draft_model.notice == ""
     assert draft_model.why_never_asleep == "this vLLM lacks what a sleeping drafter hooks into: DraftModelProposer._get_model"
 
 
-def test_a_separate_draft_model_whose_user_asks_for_runner_v2_is_made_to_obey_there_and_lends_nothing() -> None:
-    asked = replace(GPU, runner_is_users=True, offload=OffloadConfig(draft_weight_bytes=20))
-    arguments = steered_engine_kwargs(user_kwargs(), asked)
-    assert arguments.kwargs["worker_cls"] == V2_WORKER
-    assert (arguments.serving_plainly, arguments.why_never_asleep, arguments.runner_is_v1) == ("", "", False)
-    assert arguments.environment == {}
-    assert "additional_config" not in arguments.kwargs
-    assert "draft_offload is not in use: it was not tried on runner V2; VLLM_USE_V2_MODEL_RUNNER=0 asks for V1" in arguments.notice
+def test_a_user_who_asks_for_a_runner_gets_it_and_lending_works_on_both() -> None:
+    lends = replace(GPU, runner_is_users=True, offload=OffloadConfig(draft_weight_bytes=20))
+    for facts, worker in ((lends, V2_WORKER), (replace(lends, runner_is_v1=True), GPU_WORKER)):
+        arguments = steered_engine_kwargs(user_kwargs(), facts)
+        assert arguments.kwargs["worker_cls"] == worker
+        assert (arguments.serving_plainly, arguments.why_never_asleep, arguments.environment) == ("", "", {})
+        assert arguments.kwargs["additional_config"] == {"nightjar": {"draft_weight_bytes": 20}}
     missing = MissingHooks(sleeping=("of runner V1",), draft_on_v2=("StandaloneARSpeculator.propose",))
-    lacking = steered_engine_kwargs(user_kwargs(), asked, missing_hooks=missing)
-    assert lacking.serving_plainly.endswith(", and lacks what makes it obey: StandaloneARSpeculator.propose")
+    lacking = steered_engine_kwargs(user_kwargs(), lends, missing_hooks=missing)
+    assert lacking.serving_plainly == (
+        "VLLM_USE_V2_MODEL_RUNNER asks for runner V2: this vLLM lacks what makes a draft model obey there: "
+        "StandaloneARSpeculator.propose"
+    )
     assert lacking.kwargs == user_kwargs()
-    without_v1s = steered_engine_kwargs(user_kwargs(), asked, missing_hooks=MissingHooks(sleeping=("of runner V1",)))
-    assert (without_v1s.kwargs["worker_cls"], without_v1s.why_never_asleep) == (V2_WORKER, "")
 
 
-def test_a_moved_name_that_only_lending_needs_costs_the_lending_alone() -> None:
-    lends = replace(GPU, offload=OffloadConfig(draft_weight_bytes=20))
+@pytest.mark.parametrize("runner_is_v1", [False, True])
+def test_a_moved_name_that_only_lending_needs_costs_the_lending_alone(runner_is_v1: bool) -> None:
+    lends = replace(GPU, offload=OffloadConfig(draft_weight_bytes=20), runner_is_users=True, runner_is_v1=runner_is_v1)
     arguments = steered_engine_kwargs(user_kwargs(), lends, missing_hooks=MissingHooks(lending=("BlockPool.get_new_blocks",)))
-    assert arguments.kwargs["worker_cls"] == GPU_WORKER
+    assert arguments.kwargs["worker_cls"] == (GPU_WORKER if runner_is_v1 else V2_WORKER)
     assert "additional_config" not in arguments.kwargs
     assert "draft_offload is not in use: this vLLM lacks what lending hooks into: BlockPool.get_new_blocks" in arguments.notice
+
+
+@pytest.mark.parametrize(
+    ("facts", "logs"), [(EAGLE, True), (replace(EAGLE, runner_is_users=True, runner_is_v1=True), False), (GPU, False)]
+)
+def test_only_a_head_that_writes_its_kv_alone_may_owe_writes(facts: EngineFacts, logs: bool) -> None:
+    facts = replace(facts, sleep=SleepFacts(drafter_kind=facts.drafter_kind))
+    arguments = steered_engine_kwargs(user_kwargs() | {"additional_config": {"theirs": 1}}, facts, head_log_steps=16)
+    assert arguments.logs_head is logs
+    assert arguments.kwargs["additional_config"] == {"theirs": 1} | ({"nightjar": {"head_log_steps": 16}} if logs else {})
 
 
 def test_users_arguments_are_not_modified() -> None:

@@ -56,7 +56,7 @@ ONE = {"layer": Layer()}
         (ONE, {}, ""),
         ({"own": Layer(), "shared": Layer(shares="target")}, {}, ""),
         ({"a": Layer(), "b": Layer()}, {}, "the head has 2 attention layers of its own"),
-        ({"shared": Layer(shares="target")}, {}, "the head has 0 attention layers of its own"),
+        ({"shared": Layer(shares="target")}, {}, ""),
         ({"layer": Layer(within=True)}, {}, "its attention backend writes KV within attention"),
         (ONE, {"parallel": {"data_parallel_size": 2}}, "data parallelism"),
         (ONE, {"parallel": {"enable_eplb": True}}, "expert load balancing"),
@@ -89,6 +89,14 @@ def test_every_call_but_a_step_of_k_0_is_vllms(monkeypatch: pytest.MonkeyPatch, 
     given = tuple(range(11))
     made.propose(*given, **options)
     assert calls == [(given, options)]
+
+
+def test_a_head_without_kv_of_its_own_runs_nothing_at_k_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    drafts = importlib.import_module("torch").ones(4, 3)
+    head = speculator(monkeypatch, {"shared": Layer(shares="target")}, propose=None, draft_tokens=drafts)
+    kv_only_head.KVOnlyHead(head)
+    given = (SimpleNamespace(num_reqs=2, num_tokens=5), *range(2), *range(8))
+    assert head.propose(*given, num_speculative_tokens=0).tolist() == [[-1] * 3] * 2
 
 
 def test_what_stops_a_pass_is_taken_away_again_also_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import doctest
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.deployments.engine import kv_sizing
 from nightjar.deployments.engine.kv_sizing import base_blocks, borrowable_blocks
 
 BYTES = st.integers(1, 1 << 40)
@@ -38,9 +35,3 @@ def test_the_base_is_the_largest_that_leaves_room_for_what_it_lends(total: int, 
 def test_a_total_smaller_than_what_the_weights_lend_is_refused() -> None:
     with pytest.raises(ValueError, match="3 KV blocks are fewer"):
         base_blocks(3, draft_weight_bytes=100, target_block_bytes=10, draft_block_bytes=1)
-
-
-def test_the_examples_run() -> None:
-    failed, tried = doctest.testmod(kv_sizing)
-    assert tried
-    assert not failed

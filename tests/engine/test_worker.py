@@ -16,7 +16,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec, Slid
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 from vllm.v1.worker.gpu_worker import Worker
 
-from nightjar.deployments.engine import worker as worker_module
+from nightjar.deployments.engine import steered_worker
 from nightjar.deployments.engine.draft_work import RELOAD_FAILURE_ATTRIBUTE, MemoryMove
 from nightjar.deployments.engine.offload_config import OffloadConfig
 from nightjar.deployments.engine.worker import SteeredGPUWorker
@@ -87,12 +87,12 @@ def test_a_worker_plans_lent_blocks_only_where_the_scheduler_keeps_a_ledger_of_t
     worker.offload, worker.draft_memory, worker.vllm_config = OffloadConfig(draft_weight_bytes=1 << 20), BrokenMemory(), None
     monkeypatch.setattr(Worker, "determine_available_memory", lambda self: 1 << 20)
     monkeypatch.setattr(Worker, "get_kv_cache_spec", lambda self: specs)
-    monkeypatch.setattr(worker_module, "moved", lambda name: lambda config, specs: [KVCacheGroupSpec(list(specs), spec)])
+    monkeypatch.setattr(steered_worker, "moved", lambda name: lambda config, specs: [KVCacheGroupSpec(list(specs), spec)])
     assert (worker.determine_available_memory() > 1 << 20) is lends
     assert (worker.draft_memory is not None) is lends
 
 
-LOADED_ON_A_GPU = ("scheduler", "control", "hooks", "worker", "drafter", "memory.cuda", "arguments", "openai_server")
+LOADED_ON_A_GPU = ("scheduler", "control", "hooks", "worker", "v2_worker", "drafter", "memory.cuda", "arguments", "openai_server")
 NOT_PATCHED = """
 import importlib, sys, torch
 from vllm.v1.core import kv_cache_utils

@@ -1,22 +1,17 @@
 """What a step of K = 0 multiplies and adds in the matrices of target and head: the formula of docs/drafter.md, and a count.
 
-`python -m tests.gpu_paths.multiply_adds COMBINATION MODELS OUTPUT` counts it on the rig, where linear layers are torch's own.
+Counted on the rig (off_process.py), on an engine whose linear layers are torch's own. Synchronous engines alone: their steps return
+before the next one begins.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
-from nightjar.deployments.proof.combinations import Combination, engine_arguments
 from nightjar.deployments.proof.driven_engine import EngineRequest
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
-from nightjar.deployments.rig.tiny_models import HEADS, HIDDEN, INTERMEDIATE, LAYER_SHARES, VOCABULARY, build_tiny_models
+from nightjar.deployments.rig.tiny_models import HEADS, HIDDEN, INTERMEDIATE, LAYER_SHARES, VOCABULARY
 
 STEPS: Final = 12
 COUNTED_AFTER: Final = 6
@@ -60,6 +55,17 @@ class Shape:
             return 3 * self.hidden * self.hidden + 2 * self.hidden * self.attention_inputs
         return 2 * self.hidden * self.hidden + self.hidden * self.attention_inputs
 
+    def whole_head(self, drafter: str, vocabulary: int) -> int:
+        """Of a token that a head runs as in vLLM: the same, the rest of its layer, and the logits of its own vocabulary.
+
+        >>> llama = LLAMA_3_1_8B
+        >>> heads = {"eagle": 128256, "eagle3": 32000}
+        >>> [round(1 + llama.whole_head(drafter, size) / llama.target(), 2) for drafter, size in heads.items()]
+        [1.1, 1.06]
+        """
+        rest_of_layer = self.hidden * (self.queries + 3 * self.intermediate)
+        return self.kv_part(drafter) + rest_of_layer + self.hidden * vocabulary
+
 
 LLAMA_3_1_8B: Final = Shape(hidden=4096, queries=4096, keys=1024, intermediate=14336, layers=32, vocabulary=128256)
 VOCABULARY_PADDING: Final = 64
@@ -70,17 +76,19 @@ TINY: Final = Shape(
 assert HIDDEN % HEADS == 0
 
 
-def run(combination: Combination, models: Path) -> list[list[int]]:
-    """[tokens, multiply-adds of the target, multiply-adds of the drafter] of steps at K = 0."""
-    from torch.utils.flop_counter import FlopCounterMode
+def multiply_by_torch() -> None:
+    """In this process, before an engine starts: vLLM's packed multiplications on a CPU are no operations that torch counts."""
     from vllm import _custom_ops
     from vllm.model_executor.layers import utils
 
     _custom_ops._supports_onednn = False
     utils.check_cpu_sgl_kernel = lambda *_: False
-    build_tiny_models(models)
-    engine = SteppedEngine(engine_arguments(combination, models).kwargs)
-    engine.record_steps()
+
+
+def count_multiply_adds(engine: SteppedEngine) -> list[list[int]]:
+    """[tokens, multiply-adds of the target, multiply-adds of the drafter] of steps at K = 0."""
+    from torch.utils.flop_counter import FlopCounterMode
+
     speculator, runner = engine.runner.speculator, engine.runner
     propose, execute, compute_logits = speculator.propose, runner.execute_model, runner.model.compute_logits
     counted: list[list[int]] = []
@@ -109,16 +117,5 @@ def run(combination: Combination, models: Path) -> list[list[int]]:
     engine.pin(0)
     options = {"temperature": 0.0, "ignore_eos": True, "max_tokens": STEPS}
     engine.run([EngineRequest(f"row-{row}", "one two", options) for row in range(3)])
+    runner.execute_model, speculator.propose, runner.model.compute_logits = execute, propose, compute_logits
     return counted[COUNTED_AFTER:-2]
-
-
-def main(arguments: Sequence[str]) -> None:
-    """See the module."""
-    name, models, output = arguments
-    Path(output).write_text(json.dumps(run(Combination.named(name), Path(models))))
-    sys.stdout.flush()
-    os._exit(0)  # an engine's threads may outlive it
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

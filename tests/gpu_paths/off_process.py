@@ -1,9 +1,12 @@
 """One engine on runner V2, whose K goes through an off stretch and then changes at random: every drafted token is kept.
 
-`python -m tests.gpu_paths.off_process COMBINATION VARIANT STEPS MODELS OUTPUT`, in the rig's environment. VARIANT is `ours`, whose
-head writes its KV alone at K = 0, or whose draft model sleeps and catches up, `stock`, whose drafter runs as vLLM runs it, or
-`forgets`, the control: nothing is written or read again, and the drafter's KV has holes. All three have our scheduler, the same
-requests and the same K in every step.
+`python -m tests.gpu_paths.off_process COMBINATION STEPS MODELS OUTPUT`, in the rig's environment. The engine goes through all of it
+as each of VARIANTS, one after the other, with empty caches, the same requests and the same K in every step:
+
+ours     the head writes its KV alone at K = 0; a draft model sleeps and catches up
+log      the same head, which makes the writes of LOG_STEPS steps at once
+stock    the drafter's `propose` is vLLM's own
+forgets  the control: nothing is written or read again, and the drafter's KV has holes; through the off stretch alone
 """
 
 from __future__ import annotations
@@ -17,25 +20,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from nightjar.deployments.engine.draft_on_v2 import SteeredDraftOnV2
+from nightjar.deployments.engine.kv_only_head import KVOnlyHead
 from nightjar.deployments.proof.combinations import Combination, engine_arguments
 from nightjar.deployments.proof.driven_engine import EngineRequest
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.rig.tiny_models import ATTENTIVE, ATTENTIVE_EAGLE3, build_tiny_models
 from nightjar.policy.records import EngineCommand
+from tests.gpu_paths.multiply_adds import count_multiply_adds, multiply_by_torch
 
 ROWS: Final = 4
 STEPS_BEFORE: Final = 12
 STEPS_OFF: Final = 64
 STEPS_BACK: Final = 20
+MAX_TOKENS: Final = 3 * STEPS_BEFORE + STEPS_OFF + 3 * STEPS_BACK
+"""Of a row of the off stretch: more than it generates in these steps at the acceptance that a tiny head has."""
+LOG_STEPS: Final = 16
 OPTIONS: Final = {"temperature": 0.0, "ignore_eos": True}
 SEED: Final = 24
 
 
 @dataclass(slots=True)
 class Watched:
-    """What the engine drafted and accepted, step by step."""
+    """What the engine drafted and accepted, step by step. What drafts may be exchanged in between."""
 
+    propose: Callable[..., Any]
     drafts: list[dict[str, list[int]]] = field(default_factory=list)
     """Drafted tokens of each request; of a step of K = 0 none."""
     lengths: list[int] = field(default_factory=list)
@@ -51,12 +61,12 @@ class Watched:
 
 def watch(engine: SteppedEngine) -> Watched:
     """From now on."""
-    watched = Watched()
     speculator, scheduler = engine.runner.speculator, engine.scheduler
-    propose, take_in = speculator.propose, scheduler.update_from_output
+    watched = Watched(speculator.propose)
+    take_in = scheduler.update_from_output
 
     def proposing(input_batch: Any, *arguments: Any, **options: Any) -> Any:
-        drafts = propose(input_batch, *arguments, **options)
+        drafts = watched.propose(input_batch, *arguments, **options)
         length = options.get("num_speculative_tokens")
         if not options.get("dummy_run") and length is not None:
             names = [name.rpartition("-")[0] for name in input_batch.req_ids]
@@ -77,7 +87,9 @@ def watch(engine: SteppedEngine) -> Watched:
 
 def off_stretch(engine: SteppedEngine) -> dict[str, Any]:
     """K at its maximum, 0 for long, and at its maximum again, with rows that last through all of it."""
-    requests = [EngineRequest(f"row-{row}", f"Count {row}: one, two, ", {**OPTIONS, "max_tokens": 220}) for row in range(ROWS)]
+    requests = [
+        EngineRequest(f"row-{row}", f"Count {row}: one, two, ", {**OPTIONS, "max_tokens": MAX_TOKENS}) for row in range(ROWS)
+    ]
 
     def pin(step: int) -> None:
         engine.pin(0 if STEPS_BEFORE <= step < STEPS_BEFORE + STEPS_OFF else MAX_NUM_SPECULATIVE_TOKENS)
@@ -122,47 +134,73 @@ def numbered(number: int) -> EngineRequest:
     return EngineRequest(f"stress-{number}", f"{shared}{number}", {**OPTIONS, **cap, "max_tokens": rng.randrange(8, 60)})
 
 
-def make_forget(engine: SteppedEngine) -> None:
+def make_forget(drafter: KVOnlyHead | SteeredDraftOnV2, speculator: Any) -> None:
     """Take away the pass that writes a head's KV at K = 0, or that with which a draft model reads what it missed."""
-    ours, speculator = engine.runner.speculator.propose.__self__, engine.runner.speculator
-    if type(ours).__name__ == "SteeredDraftOnV2":
-        ours._recompute = lambda *_: None
+    if isinstance(drafter, SteeredDraftOnV2):
+        drafter._recompute = lambda *_: None  # type: ignore[method-assign]
         return
-    assert type(ours).__name__ == "KVOnlyHead"
     stock = speculator._run_model
     speculator._run_model = lambda *given, **options: None if given[1] is None else stock(*given, **options)
 
 
-VARIANTS: Final[dict[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
-    "ours": lambda kwargs: kwargs,
-    "forgets": lambda kwargs: kwargs,
-    "stock": lambda kwargs: {name: value for name, value in kwargs.items() if name != "worker_cls"},
-}
-
-
-def run(combination: Combination, variant: str, steps: int, models: Path) -> dict[str, Any]:
-    """Both parts, as plain data."""
+def run(combination: Combination, steps: int, models: Path) -> dict[str, Any]:
+    """What happened, by variant, as plain data."""
     family = ATTENTIVE_EAGLE3 if combination.drafter == "eagle3" else ATTENTIVE
     models = build_tiny_models(models.with_name("models-eagle3" if family is ATTENTIVE_EAGLE3 else "models-attentive"), family)
-    engine = SteppedEngine(VARIANTS[variant](engine_arguments(combination, models).kwargs))
-    if variant == "forgets":
-        make_forget(engine)
+    multiply_by_torch()
+    engine = SteppedEngine(engine_arguments(combination, models, head_log_steps=LOG_STEPS).kwargs)
+    drafter: KVOnlyHead | SteeredDraftOnV2 = engine.runner.speculator.propose.__self__
+    owed = getattr(drafter, "owed", None)
+    outcome: dict[str, Any] = {}
+    if isinstance(drafter, KVOnlyHead):
+        assert owed is not None, "the setting that keeps what a head owes did not reach its worker"
+        drafter.owed = None
+        outcome["multiply_adds"] = count_multiply_adds(engine) if combination.scheduling == "sync" else []
+        _forget_all(engine)
     engine.record_steps()
     watched = watch(engine)
-    result: dict[str, Any] = {"off": {"answers": off_stretch(engine), **watched.taken()}}
-    preempted = engine.preemptions()
-    result["stress"] = {"answers": stress(engine, steps, random.Random(SEED)), **watched.taken()}
-    result["preemptions"] = engine.preemptions() - preempted
+    outcome["ours"] = _through_all(engine, watched, steps)
+    if isinstance(drafter, KVOnlyHead):
+        drafter.owed = owed
+        outcome["log"] = _through_all(engine, watched, steps)
+        drafter.owed = None
+    ours, watched.propose = watched.propose, drafter._propose
+    outcome["stock"] = _through_all(engine, watched, steps)
+    watched.propose = ours
+    make_forget(drafter, engine.runner.speculator)
+    outcome["forgets"] = {"off": {"answers": off_stretch(engine), **watched.taken()}}
+    return outcome
+
+
+def _through_all(engine: SteppedEngine, watched: Watched, steps: int) -> dict[str, Any]:
+    """Both parts."""
+    before = engine.preemptions()
+    outcome: dict[str, Any] = {"off": {"answers": off_stretch(engine), **watched.taken()}}
+    outcome["off"]["steps"] = _taken(engine)
+    outcome["stress"] = {"answers": stress(engine, steps, random.Random(SEED)), **watched.taken()}
+    outcome["stress"]["steps"] = _taken(engine)
+    outcome["preemptions"] = engine.preemptions() - before
+    outcome["fault"] = engine.exchange(EngineCommand()).fault
+    _forget_all(engine)
+    return outcome
+
+
+def _forget_all(engine: SteppedEngine) -> None:
+    """Nothing of one variant's KV is left for the next, which would find it in the very same blocks."""
+    assert engine.engine.reset_prefix_cache(), "requests still hold blocks"
+    for kv_cache in engine.runner.kv_caches:
+        kv_cache.zero_()
+
+
+def _taken(engine: SteppedEngine) -> list[list[Any]]:
     (taken,) = engine.steps_of_ranks()
-    result["steps"] = [[step.num_speculative_tokens, step.forwards, step.kv_writes, step.catches_up] for step in taken]
-    result["fault"] = engine.exchange(EngineCommand()).fault
-    return result
+    return [[step.num_speculative_tokens, step.forwards, step.kv_writes, step.catches_up] for step in taken]
 
 
 def main(arguments: Sequence[str]) -> None:
     """See the module."""
-    name, variant, steps, models, output = arguments
-    result = run(Combination.named(name), variant, int(steps), Path(models))
+    name, steps, models, output = arguments
+    result = run(Combination.named(name), int(steps), Path(models))
     Path(output).write_text(json.dumps(result))
     sys.stdout.flush()
     os._exit(0)  # an engine's threads may outlive it

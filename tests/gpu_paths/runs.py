@@ -23,7 +23,7 @@ PAIRWISE: Final = (
     "v1-async-eagle3",
     "v2-sync-mtp",
     "v2-async-draft_model",
-    "v1-async-draft_model-lends",
+    "v2-async-draft_model-lends",
 )
 """What `make test` runs: each runner, scheduling and drafter (EAGLE in test_off_on_v2.py), and a draft that lends its memory."""
 HEADINGS: Final = (
@@ -51,32 +51,22 @@ class Rig:
 
     def outcome(self, combination: Combination) -> dict[str, Any]:
         """What an engine did; what it printed is shown where its process failed."""
-        output = self._folder / f"{combination.name}.json"
+        program = ("nightjar.deployments.proof.engine_process", combination.name)
+        return self._once(combination, self._folder / f"{combination.name}.json", program)
+
+    def off(self, combination: Combination, steps: int) -> dict[str, Any]:
+        """What an engine on V2 did that was off for a while, by variant (off_process.py)."""
+        program = ("tests.gpu_paths.off_process", combination.name, str(steps))
+        return self._once(combination, self._folder / f"{combination.name}-off.json", program, TIMEOUT_S + 5 * steps)
+
+    def _once(self, combination: Combination, output: Path, program: Sequence[str], timeout_s: int = TIMEOUT_S) -> dict[str, Any]:
         with FileLock(f"{output}.lock"):
             if not output.exists():
-                self._run(combination, output)
+                self._run(combination, output, program, timeout_s)
         outcome: dict[str, Any] = json.loads(output.read_text())
         return outcome
 
-    def off(self, combination: Combination, variant: str, steps: int) -> dict[str, Any]:
-        """What an engine on V2 did that was off for a while (off_process.py)."""
-        program = ("tests.gpu_paths.off_process", combination.name, variant, str(steps))
-        outcome: dict[str, Any] = self._once(combination, variant, program)
-        return outcome
-
-    def multiply_adds(self, combination: Combination) -> list[list[int]]:
-        """Of steps at K = 0 (multiply_adds.py)."""
-        counted: list[list[int]] = self._once(combination, "counts", ("tests.gpu_paths.multiply_adds", combination.name))
-        return counted
-
-    def _once(self, combination: Combination, what: str, program: Sequence[str]) -> Any:
-        output = self._folder / f"{combination.name}-{what}.json"
-        with FileLock(f"{output}.lock"):
-            if not output.exists():
-                self._run(combination, output, program)
-        return json.loads(output.read_text())
-
-    def _run(self, combination: Combination, output: Path, program: Sequence[str] = ()) -> None:
+    def _run(self, combination: Combination, output: Path, program: Sequence[str], timeout_s: int) -> None:
         overlay = os.environ.get(OVERLAY_VARIABLE)
         base = os.environ | ({"PYTHONPATH": overlay} if overlay else {})
         environment = base | rig_environment(
@@ -88,9 +78,8 @@ class Rig:
             environ=base,
         )
         environment.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        program = program or ("nightjar.deployments.proof.engine_process", combination.name)
         command = [sys.executable, "-m", *program, str(self._folder / "models"), str(output)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
         assert done.returncode == 0, f"{combination.name}:\n{done.stdout[-3000:]}{done.stderr[-6000:]}"
 
 

@@ -12,8 +12,8 @@ from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL
 from nightjar.deployments.engine.arguments import V2_OBEYS_K_FROM
 from nightjar.deployments.proof.combinations import STEERED, Combination
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
-from tests.gpu_paths.multiply_adds import LLAMA_3_1_8B, TINY
-from tests.gpu_paths.off_process import STEPS_BACK, STEPS_BEFORE, STEPS_OFF
+from tests.gpu_paths.multiply_adds import COUNTED_AFTER, LLAMA_3_1_8B, STEPS, TINY
+from tests.gpu_paths.off_process import LOG_STEPS, STEPS_BACK, STEPS_BEFORE, STEPS_OFF
 from tests.gpu_paths.overlay import version_under_test
 from tests.gpu_paths.runs import Rig
 
@@ -36,7 +36,13 @@ def head(request: pytest.FixtureRequest) -> Combination:
 
 
 def variant(rig: Rig, head: Combination, name: str) -> dict[str, Any]:
-    return rig.off(head, name, STRESS_STEPS)
+    outcome: dict[str, Any] = rig.off(head, STRESS_STEPS)[name]
+    return outcome
+
+
+def steps_of(run: dict[str, Any]) -> list[list[Any]]:
+    """K, whole forwards, KV writes and catch-up of each step of both parts."""
+    return [*run["off"]["steps"], *run["stress"]["steps"]]
 
 
 def acceptance_back(run: dict[str, Any]) -> float:
@@ -49,20 +55,33 @@ def acceptance_back(run: dict[str, Any]) -> float:
 def test_no_step_of_k_0_runs_the_whole_head_and_each_writes_its_kv_once(rig: Rig, head: Combination) -> None:
     ours = variant(rig, head, "ours")
     assert ours["fault"] == ""
-    at_zero = [(forwards, kv_writes) for length, forwards, kv_writes, _ in ours["steps"] if length == 0]
+    at_zero = [(forwards, kv_writes) for length, forwards, kv_writes, _ in steps_of(ours) if length == 0]
     assert len(at_zero) >= STEPS_OFF
     assert set(at_zero) == {(0, 1)}
-    assert {kv_writes for length, _, kv_writes, _ in ours["steps"] if length} == {0}
+    assert {kv_writes for length, _, kv_writes, _ in steps_of(ours) if length} == {0}
     stock = variant(rig, head, "stock")
-    assert {(forwards, kv_writes) for length, forwards, kv_writes, _ in stock["steps"] if length == 0} == {(1, 0)}
+    assert {(forwards, kv_writes) for length, forwards, kv_writes, _ in steps_of(stock) if length == 0} == {(1, 0)}
 
 
+def test_a_head_that_owes_its_writes_makes_one_pass_in_sixteen_steps_of_k_0(rig: Rig, head: Combination) -> None:
+    log = variant(rig, head, "log")
+    assert log["fault"] == ""
+    assert {forwards for length, forwards, _, _ in steps_of(log) if length == 0} == {0}
+    stretch = [kv_writes for length, _, kv_writes, _ in log["off"]["steps"] if length == 0]
+    assert len(stretch) == STEPS_OFF
+    assert sum(stretch) == STEPS_OFF // LOG_STEPS
+    random_steps = log["stress"]["steps"]
+    assert sum(kv_writes for _, _, kv_writes, _ in random_steps) < sum(length == 0 for length, *_ in random_steps)
+    assert any(kv_writes for length, _, kv_writes, _ in random_steps if length), "some are made when the head comes back"
+
+
+@pytest.mark.parametrize("name", ["ours", "log"])
 @pytest.mark.parametrize("part", ["off", "stress"])
 def test_every_drafted_token_of_every_step_and_every_answer_is_that_of_a_head_that_was_never_off(
-    rig: Rig, head: Combination, part: str
+    rig: Rig, head: Combination, part: str, name: str
 ) -> None:
     """INV-1. While off: preemptions, chunked prompts, prefixes found, aborts, requests that opted out."""
-    ours, stock = (variant(rig, head, name)[part] for name in ("ours", "stock"))
+    ours, stock = (variant(rig, head, each)[part] for each in (name, "stock"))
     assert ours["answers"] == stock["answers"]
     assert ours["lengths"] == stock["lengths"]
     differ = [index for index, pair in enumerate(zip(ours["drafts"], stock["drafts"], strict=True)) if pair[0] != pair[1]]
@@ -79,15 +98,17 @@ def test_the_stress_preempts_and_takes_requests_back(rig: Rig, head: Combination
 
 
 def test_acceptance_comes_back_whole_and_a_head_that_forgets_loses_at_least_half_of_it(rig: Rig, head: Combination) -> None:
-    stock, ours, forgets = (acceptance_back(variant(rig, head, name)) for name in ("stock", "ours", "forgets"))
-    assert ours == stock
+    stock, ours, log, forgets = (acceptance_back(variant(rig, head, name)) for name in ("stock", "ours", "log", "forgets"))
+    assert ours == log == stock
     assert forgets <= stock / 2
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("head", [each for each in HEADS if each.scheduling == "sync"], ids=lambda each: each.name)
 def test_a_step_of_k_0_multiplies_what_the_formula_says_within_one_percent(rig: Rig, head: Combination) -> None:
-    for tokens, target, of_head in rig.multiply_adds(head):
+    counted = rig.off(head, STRESS_STEPS)["multiply_adds"]
+    assert len(counted) >= STEPS - COUNTED_AFTER - 2
+    for tokens, target, of_head in counted:
         assert target == pytest.approx(tokens * TINY.target(), rel=0.01)
         assert of_head == pytest.approx(tokens * TINY.kv_part(head.drafter), rel=0.01)
 
@@ -106,12 +127,12 @@ def draft(request: pytest.FixtureRequest) -> Combination:
 def test_a_draft_model_runs_nothing_at_k_0_but_to_catch_up_and_the_maximum_at_no_smaller_k(rig: Rig, draft: Combination) -> None:
     ours = variant(rig, draft, "ours")
     assert ours["fault"] == ""
-    at_zero = [forwards for length, forwards, _, catches_up in ours["steps"] if length == 0 and not catches_up]
+    at_zero = [forwards for length, forwards, _, catches_up in steps_of(ours) if length == 0 and not catches_up]
     assert len(at_zero) >= STEPS_OFF
     assert set(at_zero) == {0}
-    assert all(forwards == length for length, forwards, _, catches_up in ours["steps"] if length and not catches_up)
+    assert all(forwards == length for length, forwards, _, catches_up in steps_of(ours) if length and not catches_up)
     stock = variant(rig, draft, "stock")
-    assert {forwards for _, forwards, _, _ in stock["steps"]} == {MAX_NUM_SPECULATIVE_TOKENS}
+    assert {forwards for _, forwards, _, _ in steps_of(stock)} == {MAX_NUM_SPECULATIVE_TOKENS}
 
 
 @pytest.mark.parametrize("part", ["off", "stress"])

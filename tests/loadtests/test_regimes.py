@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import itertools
 import math
 
@@ -10,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nightjar.loadtests import regimes
 from nightjar.loadtests.regimes import NAMED_REGIMES, Phase, Regime, RegimeError, arrival_times, parse_regime, repeated, scaled
 
 rates = st.floats(0.0, 30.0).map(lambda rate: round(rate, 3))
@@ -147,9 +145,3 @@ def test_a_phase_is_open_or_closed_never_both_and_names_differ() -> None:
         Phase("a", 1, requests_per_s=1, users=1)
     with pytest.raises(RegimeError, match="more than once"):
         Regime((Phase("a", 1, users=1), Phase("a", 1, users=1)))
-
-
-def test_the_examples_in_the_documentation_hold() -> None:
-    failed, tried = doctest.testmod(regimes)
-    assert tried > 0
-    assert failed == 0

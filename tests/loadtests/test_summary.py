@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import io
 import re
 from pathlib import Path
@@ -11,7 +10,6 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.console import Console
 
-from nightjar.loadtests import charts
 from nightjar.loadtests.commands import TABLE_WIDTH
 from nightjar.loadtests.demo_screen import result_table
 from nightjar.loadtests.regimes import parse_regime
@@ -172,9 +170,3 @@ def test_the_printed_table_is_not_cut_in_the_width_that_it_is_given() -> None:
 def test_a_run_without_rows_still_has_a_page() -> None:
     empty = run_summary().model_copy(update={"phases": ()})
     assert "<svg" not in render_report(empty, REGIME, (), ())
-
-
-def test_the_examples_of_the_scales_hold() -> None:
-    failed, tried = doctest.testmod(charts)
-    assert tried > 0
-    assert failed == 0

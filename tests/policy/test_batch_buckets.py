@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
-import pkgutil
 from itertools import pairwise
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import nightjar.policy
 from nightjar.policy.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, bucket_range, buckets_up_to
-
-MODULES = sorted(module.name for module in pkgutil.walk_packages(nightjar.policy.__path__, "nightjar.policy."))
 
 
 @given(size=st.integers(1, 4096), max_num_seqs=st.integers(1, 4096))
@@ -37,9 +30,3 @@ def test_sizes_in_one_bucket_differ_by_less_than_half() -> None:
     for bucket in range(len(FIRST_BATCH_SIZES) - 1):
         first, last = bucket_range(bucket, 4096)
         assert last < 1.5 * first
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_the_examples_in_the_docs_of_the_policy_room_are_true(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(name))
-    assert result.failed == 0

@@ -64,7 +64,7 @@ class EngineSpec:
 
     def runner(self) -> Runner:
         """On the rig, which has no default: what production would choose on a GPU."""
-        return 2 if self.drafter == "head" or (self.stock and self.drafter == "none") else 1
+        return 1 if self.stock and self.drafter == "draft" else 2
 
 
 def engine_arguments(spec: EngineSpec, chosen: Chosen) -> EngineArguments:

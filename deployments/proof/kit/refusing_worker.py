@@ -9,19 +9,20 @@ from typing import Final
 import torch
 from vllm.platforms import current_platform
 
+from nightjar.deployments.engine.steered_worker import SteeredWorkerMixin
 from nightjar.deployments.proof.kit.phases.failing_open import MARKER_VARIABLE
 
 if current_platform.is_cpu():
-    from nightjar.deployments.engine.cpu_worker import SteeredCPUWorker as Worker
+    from vllm.v1.worker.cpu_worker import CPUWorker as Worker
 else:
-    from nightjar.deployments.engine.worker import SteeredGPUWorker as Worker
+    from vllm.v1.worker.gpu_worker import Worker
 
 REFUSAL: Final = "this worker refuses to start, so that the engine is seen to fail open"
 TAKEN_BYTES: Final = 1 << 30
 
 
-class RefusingWorker(Worker):
-    """For `worker_cls`."""
+class RefusingWorker(SteeredWorkerMixin, Worker):
+    """For `worker_cls`, on either model runner."""
 
     def init_device(self) -> None:
         """Take a gibibyte of the device and refuse."""

@@ -41,6 +41,9 @@ applications:
       {{- with .graphTiers }}
       graph_tiers: {{ toJson . }}
       {{- end }}
+      {{- with .headLogSteps }}
+      head_log_steps: {{ . }}
+      {{- end }}
       {{- with .draftOffload }}
       draft_offload: {{ . }}
       {{- end }}

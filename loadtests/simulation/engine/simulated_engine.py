@@ -78,8 +78,10 @@ class SimulatedEngine:
         self._node_id = node_id
         self._engine_id = f"{replica_id}-{seed}"
         self._longest = profile.max_num_speculative_tokens
-        self._can_be_dormant = profile.mechanics(mechanics) == Mechanics.DORMANT
-        self._prepared = prepared_cost(profile, profile.mechanics(mechanics))
+        off = profile.mechanics(mechanics)
+        self._can_be_dormant = off is Mechanics.DORMANT
+        self._return_seconds = profile.drafter.kv_pass_seconds if off is Mechanics.LOG else 0.0
+        self._prepared = prepared_cost(profile, off)
         self._noise = NoiseStream(profile.step_noise, seed)
         self._classes = AcceptanceClasses(profile)
         self._rows = DecodeRows(self._classes, luck or luck_of(seed))
@@ -181,11 +183,13 @@ class SimulatedEngine:
         order = self._order(count, prefill_tokens > 0, context_tokens, rows.lag_tokens)
         drafted, catch_up_tokens = order
         draft_runs = drafted > 0 or catch_up_tokens > 0 or not self._can_be_dormant
+        if drafted and not verified:
+            extra_s += self._return_seconds
         if catch_up_tokens:  # one pass of the draft over the chunk, the rows' newest tokens and the step's prompts
             passed = catch_up_tokens + count + prefill_tokens
             seconds = self._prepared.cost.seconds(count, context_tokens, drafted, prefill_tokens, "dormant", passed, verified)
         elif prefill_tokens:
-            draft: DraftRun = "active" if draft_runs else "dormant"
+            draft: DraftRun = "active" if drafted else self._prepared.off
             seconds = self._prepared.cost.seconds(count, context_tokens, drafted, prefill_tokens, draft, 0, verified)
         else:
             seconds = self._prepared.decode_seconds(count, context_tokens, drafted, verified)

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, ValidationError
 
 from nightjar.loadtests.rows import RowsError
+from nightjar.loadtests.simulation.profiles import Mechanics
 from nightjar.policy.records import Identifier, Record, describe_validation_error
 
-__all__ = ["Mechanics", "RowsError", "RunRow", "failures", "read_rows", "write_rows"]
-
-Mechanics = Literal["dormant", "stock"]
+__all__ = ["RowsError", "RunRow", "failures", "read_rows", "write_rows"]
 
 
 class RunRow(Record):

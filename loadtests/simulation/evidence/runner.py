@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from time import process_time
 from typing import Final, Protocol
 
-from nightjar.loadtests.simulation.evidence.rows import Mechanics, RunRow
+from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.simulation.profiles import Mechanics
 
 WORKER_YOUNG_OBJECTS: Final = 50_000
 """Net new objects after which a worker looks for reference cycles. A run makes values that replace each other, in no cycle, and at

@@ -228,6 +228,30 @@ def uneven_grid(rows: Sequence[RunRow]) -> Grid:
     )
 
 
+def head_grid(rows: Sequence[RunRow]) -> Grid:
+    """A head that writes its KV alone while off: the fleet over the same fleet, and over vLLM's table, whose head runs."""
+    kept = [row for row in rows if row.kind == "heads" and not row.error]
+    cells, off = Cells.of(kept, GOODPUT), Cells.of(kept, "share_off")
+    stock = " as published"
+    pairs = (
+        (FLEET, FLEET + stock),
+        (FLEET, "table" + stock),
+        ("table", "table" + stock),
+        ("off", "off" + stock),
+        (f"{FLEET} (log)", FLEET),
+    )
+    return Grid(
+        "Heads that write their KV alone at K = 0",
+        ("place", "fleet over fleet, stock head", "over table, stock head", "table", "off", "fleet, log", "steps off"),
+        tuple(
+            (place, *(ratio(cells.ratio(place, *pair)) for pair in pairs), share(off.mean(place, FLEET)))
+            for place in cells.places()
+        ),
+        "Tokens per busy engine-second. Stock head: vLLM runs all of it once a step at K = 0. The columns table and off have the "
+        "same planner on both sides; log writes the KV of several steps at once, over one that writes in each.",
+    )
+
+
 def failure_grid(rows: Iterable[RunRow]) -> Grid:
     """Runs that broke off, with what it takes to run them again."""
     return Grid(
@@ -243,6 +267,7 @@ def all_grids(rows: Sequence[RunRow]) -> list[Grid]:
         loss_grid(rows),
         rival_grid(rows),
         open_loop_grid(rows),
+        head_grid(rows),
         steady_grid(rows),
         storm_grid(rows),
         variant_grid(

@@ -8,6 +8,7 @@ from typing import Final
 from nightjar.loadtests.simulation.experiments.ablation import ABLATION
 from nightjar.loadtests.simulation.experiments.changing_texts import CHANGING
 from nightjar.loadtests.simulation.experiments.experiment import Experiment
+from nightjar.loadtests.simulation.experiments.heads import HEADS
 from nightjar.loadtests.simulation.experiments.open_loop import OPEN_LOOP, RIVAL
 from nightjar.loadtests.simulation.experiments.paper import PAPER
 from nightjar.loadtests.simulation.experiments.pooling import NEWCOMER, POOLING
@@ -23,6 +24,7 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = {
         STEADY,
         OPEN_LOOP,
         RIVAL,
+        HEADS,
         CHANGING,
         POOLING,
         NEWCOMER,

@@ -26,6 +26,7 @@ from nightjar.loadtests.simulation.experiments.contestants import (
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.experiments.measuring import basic, with_length
 from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, open_scenes, rival_seeds, span, static_span
+from nightjar.loadtests.simulation.profiles import Mechanics
 
 SHOWN = ("surge", "oscillation", "diurnal", CHANGING_TEXTS)
 """Loads whose K over time is drawn, of the first seed."""
@@ -87,12 +88,12 @@ def rivals(choice: Choice, scenes: Sequence[Scene]) -> list[Cell]:
 
 
 def as_published(choice: Choice) -> list[Cell]:
-    """Rivals without our dormancy, on the loads that move most; where a drafter is never dormant both are the same."""
+    """Rivals without our dormancy, on the loads that move most; heads.py has those that are never dormant."""
     moving = [name for name in choice.loads if name in {"surge", "diurnal"}]
     return [
         run
         for scene in open_scenes(choice, loads=moving)
-        if not scene.nominal.profile.drafter.kept_in_sync
+        if scene.nominal.mechanics is Mechanics.DORMANT
         for planner in (*RIVALS, *EVERYWHERE)
         if choice.wants(planner)
         for run in _open(choice, scene, Contestant(planner, as_published=True), choice.effort.others)

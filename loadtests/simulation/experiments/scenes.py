@@ -71,7 +71,7 @@ class Scene:
 
 
 def nominal_of(profile: Profile, dataset: Dataset | None = None) -> Nominal:
-    """A profile's nominal under its own traffic, with our dormancy where its drafter can have it."""
+    """A profile's nominal under its own traffic, with what its drafter can leave out at K = 0."""
     return Nominal(profile, dataset or dataset_of(profile), profile.mechanics(Mechanics.DORMANT))
 
 
@@ -203,7 +203,7 @@ def cell(
         profile=nominal.profile.name,
         load=scene.load,
         planner=contestant.name,
-        mechanics="stock" if nominal.mechanics is Mechanics.STOCK else "dormant",
+        mechanics=nominal.mechanics,
         as_published=contestant.as_published and nominal.mechanics is not scene.nominal.mechanics,
         replicas=scene.replicas,
         seed=seed,

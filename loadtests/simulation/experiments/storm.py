@@ -22,6 +22,7 @@ from nightjar.loadtests.simulation.experiments.experiment import Choice, Experim
 from nightjar.loadtests.simulation.experiments.measuring import Simulate, storm
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, nominal_of, workload
+from nightjar.loadtests.simulation.profiles import Mechanics
 from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate
 
@@ -87,7 +88,7 @@ class LearnThenStorm:
 
 def runs(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
     """Every kind, coordinated and not, and what they are held against."""
-    can_be_dormant = [profile for profile in choice.few() if not profile.drafter.kept_in_sync]
+    can_be_dormant = [profile for profile in choice.few() if profile.drafter.off is Mechanics.DORMANT]
     return [
         run
         for nominal in map(nominal_of, can_be_dormant[: choice.effort.storm_profiles])

@@ -147,7 +147,7 @@ def fitted_profile(cells: Cells, times: OffTimes, cost: CatchUpCost, prompt_toke
         ),
         drafter=Drafter(
             kind="draft_model",
-            kept_in_sync=False,
+            off=Mechanics.DORMANT,
             arms=ARMS,
             catch_up_seconds=cost.step_seconds,
             catch_up_seconds_per_token=cost.token_seconds,

@@ -326,16 +326,21 @@ def described(text: str) -> str:
 @pytest.mark.parametrize(
     ("text", "runner", "graphs"),
     [
-        (GOOD, "runner V1, chosen by Nightjar", "piecewise CUDA graphs"),
+        (GOOD, "runner V2, its default", "full and piecewise CUDA graphs for K of 0, 1, 3, 5 (graph_tiers); "),
         (
             replaced("method: draft_model", "method: eagle3"),
             "runner V2, its default",
             "CUDA graphs for K of 0, 1, 3, 5 (graph_tiers); 92 full graphs of the target; 5 of 256 pairs of batch and K have none",
         ),
-        (replaced("max_num_seqs: 64", "enforce_eager: true"), "runner V1, chosen by Nightjar", "none: enforce_eager"),
+        (replaced("max_num_seqs: 64", "enforce_eager: true"), "runner V2, its default", "none: enforce_eager"),
         (replaced("accelerator_type: H100", "hung_after_s: 60"), "runner V1, the only one on CPU", "none on CPU"),
         (replaced("mode: auto", "mode: shadow"), "runner V2, its default", "vLLM's default, full and piecewise"),
-        (replaced("          method: draft_model\n", ""), "runner V1, chosen by Nightjar", "piecewise CUDA graphs"),
+        (replaced("          method: draft_model\n", ""), "runner V2, its default", "full and piecewise CUDA graphs"),
+        (
+            beside_args("runtime_env: {env_vars: {VLLM_USE_V2_MODEL_RUNNER: '0'}}"),
+            "runner V1, as VLLM_USE_V2_MODEL_RUNNER says",
+            "piecewise CUDA graphs: V1 captures no full ones",
+        ),
         (
             replaced("someone/draft", "someone/chat-eagle3"),
             "runner V2, its default",
@@ -366,11 +371,24 @@ def test_runner_and_graph_mode_are_told(text: str, runner: str, graphs: str) -> 
     assert graphs in lines
 
 
-@pytest.mark.parametrize(("method", "is_told"), [("eagle3", False), ("draft_model", True)])
-def test_tiers_that_do_nothing_are_told(method: str, is_told: bool) -> None:
-    text = replaced("accelerator_type: H100", "accelerator_type: H100\n      graph_tiers: [2]")
+ON_V1 = "runtime_env: {env_vars: {VLLM_USE_V2_MODEL_RUNNER: '0'}}"
+
+
+@pytest.mark.parametrize(
+    ("word", "method", "beside", "is_told"),
+    [
+        ("graph_tiers: [2]", "eagle3", "", False),
+        ("graph_tiers: [2]", "draft_model", "", False),
+        ("graph_tiers: [2]", "draft_model", ON_V1, True),
+        ("head_log_steps: 16", "eagle3", "", False),
+        ("head_log_steps: 16", "eagle3", ON_V1, True),
+        ("head_log_steps: 16", "draft_model", "", True),
+    ],
+)
+def test_a_word_that_does_nothing_is_told(word: str, method: str, beside: str, is_told: bool) -> None:
+    text = replaced("accelerator_type: H100", f"accelerator_type: H100\n      {word}\n      {beside}")
     found = [line.text("f") for line in check_text(text.replace("method: draft_model", f"method: {method}")).lines]
-    assert any("graph_tiers: has no effect" in line for line in found) is is_told
+    assert any(f"{word.partition(':')[0]}: has no effect" in line for line in found) is is_told
 
 
 def test_an_engine_in_which_vllm_chooses_how_many_drafts_are_verified_will_be_served_plainly() -> None:
@@ -389,7 +407,7 @@ LISTED = "deployments: [{name: LLM}]\n  "
         (LISTED, OWN, "runner V1, as VLLM_USE_V2_MODEL_RUNNER says"),
         ("", OWN, "runner V1, as VLLM_USE_V2_MODEL_RUNNER says"),
         (LISTED, OWN.replace("VLLM_USE_V2_MODEL_RUNNER", "OTHER"), "runner V2"),
-        ("", OWN.replace("VLLM_USE_V2_MODEL_RUNNER", "OTHER"), "runner V1, chosen by Nightjar"),
+        ("", OWN.replace("VLLM_USE_V2_MODEL_RUNNER", "OTHER"), "runner V2, its default"),
     ],
 )
 def test_an_applications_variables_reach_replicas_as_serve_hands_them_down(written: str, entry: str, runner: str) -> None:
@@ -401,7 +419,7 @@ def test_an_applications_variables_reach_replicas_as_serve_hands_them_down(writt
     "wrong", ["runtime_env: 5", "runtime_env: {env_vars: [A]}", "runtime_env: {env_vars: 5}", "deployments: 5"]
 )
 def test_what_has_the_wrong_form_beside_args_breaks_no_rule(wrong: str) -> None:
-    assert check_text(beside_args(wrong)).lines
+    assert check_text(beside_args(wrong, replaced("max_num_seqs: 64", "max_num_seqs: 5000"))).lines
 
 
 def model_folder(folder: Path, *, layers: int) -> Path:

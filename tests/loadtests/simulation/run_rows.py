@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from nightjar.loadtests.bench_summary import RunFacts
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.summary import SimulationSummary, summarise
+from nightjar.loadtests.simulation.profiles import Mechanics
 
 FACTS = RunFacts(
     bench="policy", command="make bench-policy ARGS=--quick", commit="abc", began="2026-01-01T00:00:00+00:00", effort="quick",
@@ -50,7 +51,7 @@ def row(
         profile=place.split("/")[0],
         load=place.split("/")[1],
         planner=who,
-        mechanics="stock" if as_published else "dormant",
+        mechanics=Mechanics.STOCK if as_published else Mechanics.DORMANT,
         as_published=as_published,
         variant=variant,
         replicas=replicas,

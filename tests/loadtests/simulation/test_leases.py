@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import doctest
-
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.loadtests.simulation.engine import leases
 from nightjar.loadtests.simulation.engine.leases import LeasedRestart, begun_above, most_at_once
-from nightjar.loadtests.simulation.service import engine_room, users
 
 restarts = st.lists(
     st.tuples(st.integers(0, 20), st.integers(1, 10)).map(lambda span: LeasedRestart(span[0], span[0] + span[1], False)),
@@ -23,10 +18,3 @@ def test_the_sweep_counts_what_a_look_at_every_moment_counts(spans: list[LeasedR
     at_once = [sum(span.begin_s <= moment < span.end_s for span in spans) for moment in range(31)]
     assert most_at_once(spans) == max(at_once)
     assert (begun_above(spans, lambda at_s: allowed) > 0) == (max(at_once) > allowed)
-
-
-@pytest.mark.parametrize("module", [engine_room, leases, users])
-def test_the_examples_in_the_documentation_hold(module: object) -> None:
-    failed, tried = doctest.testmod(module)  # type: ignore[arg-type]
-    assert tried > 0
-    assert failed == 0

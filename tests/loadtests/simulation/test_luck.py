@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import doctest
-
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.loadtests.simulation.engine import luck
 from nightjar.loadtests.simulation.engine.acceptance_classes import AcceptanceClasses
 from nightjar.loadtests.simulation.engine.decode_rows import LUCK_STEPS, DecodeRows
 from nightjar.loadtests.simulation.engine.luck import PLACES, luck_of
@@ -41,10 +38,6 @@ def taken_out(rows: DecodeRows, number: int) -> SimulatedRequest:
     request = rows.remove([row.number for row in rows.requests].index(number))
     request.draft_tokens = request.prefill_tokens
     return request
-
-
-def test_doctests() -> None:
-    assert doctest.testmod(luck).failed == 0
 
 
 @given(before=st.integers(0, 2 * LUCK_STEPS), together=st.integers(1, 2 * LUCK_STEPS), beside=st.integers(1, 40))

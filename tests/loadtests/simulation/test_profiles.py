@@ -38,9 +38,10 @@ def test_the_eagle_profile_accepts_on_average_what_the_pull_request_measured() -
     assert read_profile("llama-8b-eagle").mean_survival() == pytest.approx((0.68, 0.39, 0.20, 0.10, 0.05))
 
 
-def test_a_drafter_kept_in_sync_is_stock_whatever_is_wished() -> None:
-    assert read_profile("llama-8b-eagle").mechanics(Mechanics.DORMANT) is Mechanics.STOCK
-    assert read_profile("cpu-smollm2").mechanics(Mechanics.DORMANT) is Mechanics.DORMANT
+def test_k_0_runs_the_least_that_the_drafter_can_do_with_unless_stock_is_wished() -> None:
+    for name, least in (("llama-8b-eagle", Mechanics.KV), ("cpu-smollm2", Mechanics.DORMANT)):
+        assert read_profile(name).mechanics(Mechanics.DORMANT) is least
+        assert read_profile(name).mechanics(Mechanics.STOCK) is Mechanics.STOCK
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import re
 from collections.abc import Sequence
 from random import Random
@@ -17,7 +16,6 @@ from nightjar.loadtests.simulation.rivals import (
     ENTRIES,
     RIVALS,
     inputs,
-    prior,
     rival_plan,
     switch_cost_table,
     tables,
@@ -290,7 +288,7 @@ class TestPrior:
 
 
 @pytest.mark.parametrize("name", PROFILE_NAMES)
-@pytest.mark.parametrize("mechanics", list(Mechanics))
+@pytest.mark.parametrize("mechanics", [Mechanics.STOCK, Mechanics.DORMANT])
 def test_every_rival_runs_on_every_profile_and_answers_with_a_length_of_the_engine(name: str, mechanics: Mechanics) -> None:
     profile = read_profile(name)
     known = inputs(profile, mechanics, seed=3)
@@ -329,11 +327,6 @@ def test_rivals_have_names_of_their_own() -> None:
     assert not RIVALS.keys() & LOCAL_PLANNERS.keys()
     assert {entry.planner for entry in ENTRIES} == RIVALS.keys()
     assert len({entry.name for entry in ENTRIES}) == len(ENTRIES)
-
-
-@pytest.mark.parametrize("module", [prior, tables, tuning])
-def test_the_examples_in_the_docs_of_rivals_are_true(module: object) -> None:
-    assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
 
 
 def test_adaptive_verification_pays_for_the_longest_draft_whatever_it_verifies_and_never_rests() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell, Outcome, run_cells, without_repeats
+from nightjar.loadtests.simulation.profiles import Mechanics
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Draw:
 
 
 def cell(seed: int, planner: str = "fleet") -> Cell:
-    return Cell("steady", "p/8 users", "p", "8 users", planner, "dormant", 1, seed, Draw(seed), expected_s=1.0)
+    return Cell("steady", "p/8 users", "p", "8 users", planner, Mechanics.DORMANT, 1, seed, Draw(seed), expected_s=1.0)
 
 
 def bytes_of(rows: list[RunRow]) -> list[str]:

@@ -67,6 +67,18 @@ def test_off_is_cheapest_dormant_and_offloaded_costs_the_same(name: str, decode_
     )
 
 
+@given(decode_rows=rows, prefill_tokens=st.integers(0, 2000))
+def test_a_head_that_writes_its_kv_alone_costs_little_and_several_steps_at_once_no_more(
+    decode_rows: int, prefill_tokens: int
+) -> None:
+    cost, context = COSTS["llama-8b-eagle"], decode_rows * CONTEXT_PER_ROW
+    nothing, log, kv, stock = (
+        cost.seconds(decode_rows, context, 0, prefill_tokens, draft) for draft in ("dormant", "log", "kv", "stock")
+    )
+    assert nothing < log < kv < stock
+    assert kv - nothing < 0.75 * (stock - nothing)
+
+
 @given(name=names, decode_rows=st.integers(1, 32), length=lengths, verified=lengths, share=st.floats(0.0, 0.9))
 def test_prepared_look_ups_are_the_cost_itself(name: str, decode_rows: int, length: int, verified: int, share: float) -> None:
     profile = PROFILES[name]

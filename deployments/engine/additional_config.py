@@ -1,0 +1,29 @@
+"""What our scheduler and workers are told at start: one entry of vLLM's `additional_config`, which reaches all of its processes.
+
+Fails closed: without the entry, or a word in it, nothing is switched on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+ENTRY: Final = "nightjar"
+DRAFT_WEIGHT_BYTES: Final = "draft_weight_bytes"
+HEAD_LOG_STEPS: Final = "head_log_steps"
+
+
+def with_told(users: Mapping[str, Any] | None, **told: int) -> dict[str, Any]:
+    """The user's `additional_config` with ours in it, beside what was told already.
+
+    >>> with_told({"theirs": 1, "nightjar": {"head_log_steps": 16}}, draft_weight_bytes=8)
+    {'theirs': 1, 'nightjar': {'head_log_steps': 16, 'draft_weight_bytes': 8}}
+    """
+    users = users or {}
+    return {**users, ENTRY: {**users.get(ENTRY, {}), **told}}
+
+
+def told(vllm_config: Any, name: str) -> int | None:
+    """What the engine was started with; None where nothing was told."""
+    entry = (getattr(vllm_config, "additional_config", None) or {}).get(ENTRY) or {}
+    return int(entry[name]) if name in entry else None
