@@ -59,6 +59,7 @@ def lend_and_take_back(engine: SteppedEngine, most: int, requests: Sequence[Engi
         "the draft was never offloaded": snapshot.drafter.offloads - before.offloads,
         "it never came back": snapshot.drafter.reloads - before.reloads,
         "no request used a lent block": most_lent_blocks,
+        "no block in use was moved": snapshot.drafter.relocated_blocks - before.relocated_blocks,
         "no draft was made after it came back": drafted_after,
         "KV blocks are still in use": engine.is_idle(),
     }

@@ -29,14 +29,11 @@ from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.rig.tiny_models import ATTENTIVE, ATTENTIVE_EAGLE3, build_tiny_models
 from nightjar.policy.records import EngineCommand
 from tests.gpu_paths.multiply_adds import count_multiply_adds, multiply_by_torch
+from tests.gpu_paths.off_stretch import LOG_STEPS, STEPS_BACK, STEPS_BEFORE, STEPS_OFF
 
 ROWS: Final = 4
-STEPS_BEFORE: Final = 12
-STEPS_OFF: Final = 64
-STEPS_BACK: Final = 20
 MAX_TOKENS: Final = 3 * STEPS_BEFORE + STEPS_OFF + 3 * STEPS_BACK
 """Of a row of the off stretch: more than it generates in these steps at the acceptance that a tiny head has."""
-LOG_STEPS: Final = 16
 OPTIONS: Final = {"temperature": 0.0, "ignore_eos": True}
 SEED: Final = 24
 

@@ -13,7 +13,7 @@ from nightjar.deployments.engine.arguments import V2_OBEYS_K_FROM
 from nightjar.deployments.proof.combinations import STEERED, Combination
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
 from tests.gpu_paths.multiply_adds import COUNTED_AFTER, LLAMA_3_1_8B, STEPS, TINY
-from tests.gpu_paths.off_process import LOG_STEPS, STEPS_BACK, STEPS_BEFORE, STEPS_OFF
+from tests.gpu_paths.off_stretch import LOG_STEPS, STEPS_BACK, STEPS_BEFORE, STEPS_OFF
 from tests.gpu_paths.overlay import version_under_test
 from tests.gpu_paths.runs import Rig
 
