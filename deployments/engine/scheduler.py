@@ -159,10 +159,13 @@ class SteeredScheduler(Scheduler):
     def _hold_back(self, pool: ElasticKVPool) -> None:
         """Keep rows out of this step that a contraction wants to move and cannot yet."""
 
-    @staticmethod
-    def _may_move(request: Request) -> bool:
-        """Whether the request's row can be rewritten: with output in flight its newest token has no id yet."""
-        return bool(request.num_in_flight_tokens == 0)
+    def _may_move(self, request: Request) -> bool:
+        """Whether the request's row can be rewritten.
+
+        Runner V1 wants its tokens with it, and with output in flight the newest has no id yet. V2 is given block ids alone, and
+        copies blocks after the step in flight has written them.
+        """
+        return is_runner_v2(self.vllm_config) or bool(request.num_in_flight_tokens == 0)
 
     def _by_urgency(self) -> Sequence[Request]:
         """Running requests, last whom vLLM would preempt first."""
@@ -201,7 +204,7 @@ class SteeredAsyncScheduler(SteeredScheduler, AsyncScheduler):
     settle_steps = ASYNC_SETTLE_STEPS
 
     def _hold_back(self, pool: ElasticKVPool) -> None:
-        """A row with output in flight cannot move, and here each row always has some: leave borrowers out of one step.
+        """On runner V1 a row with output in flight cannot move, and here each row always has some: leave borrowers out of one step.
 
         vLLM 0.32, Scheduler.schedule: a row waits while `current_step`, which the call raises by one, is below its
         `next_decode_eligible_step`.

@@ -22,9 +22,12 @@ LENDING_SCENARIO: Final = "a draft that lends its memory"
 
 
 def crowd(max_tokens: int = 72, cycle: int = 0) -> list[EngineRequest]:
-    """More requests than the blocks beside the draft can hold, and longer than it takes to lend and to return."""
-    options = {"temperature": 0.0, "max_tokens": max_tokens, "ignore_eos": True}
-    return [EngineRequest(f"lend-{cycle}-{index}", f"request {index} " + "ab" * (20 + index), options) for index in range(8)]
+    """More requests than the blocks beside the draft can hold, and longer than it takes to lend and to return.
+
+    Some end earlier: into the blocks that they free others move.
+    """
+    options = [{"temperature": 0.0, "max_tokens": max_tokens - 6 * (index % 4), "ignore_eos": True} for index in range(8)]
+    return [EngineRequest(f"lend-{cycle}-{index}", f"request {index} " + "ab" * (20 + index), options[index]) for index in range(8)]
 
 
 def grant(engine: DrivenEngine, mode: str, rules: OffloadRules = RULES) -> None:

@@ -52,7 +52,7 @@ class _Elastic:
 
     def schedule(self: Any, throttle_prefills: bool = False) -> Any:
         for request in self.pool.borrowers_to_move(self.running):
-            if request.num_in_flight_tokens:
+            if not self.may_move(request):
                 request.next_decode_eligible_step = self.current_step + 2
         self.pool.contract(self.running, may_move=self.may_move, preempt=self.preempt)
         output = super().schedule(throttle_prefills)  # type: ignore[misc]
@@ -183,7 +183,9 @@ class Engine:
             max_model_len=MAX_MODEL_LEN,
             num_blocks=BASE + BORROWABLE,
         )
-        self.scheduler.use_v2_model_runner = on_v2
+        if on_v2:
+            self.scheduler.use_v2_model_runner = True
+            self.scheduler.may_move = lambda request: True
         self.manager = make_manager(self.scheduler.kv_cache_config)
         self.scheduler.kv_cache_manager = self.manager
         self.moves: list[tuple[int, int]] = []

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from rich.table import Table
 
+from nightjar.deployments.proof.combinations import Combination
 from tests.gpu_paths.runs import HEADINGS, Rig
 
 
@@ -18,6 +21,23 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "gpu-paths"
     folder.mkdir(exist_ok=True)
     return Rig(folder)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test of each engine before the second of any: else one worker waits for the engine that another runs."""
+    here = [index for index, item in enumerate(items) if Path(__file__).parent in item.path.parents]
+    tests_of: Counter[tuple[str, object]] = Counter()
+    turns = []
+    for index in here:
+        parameters = getattr(getattr(items[index], "callspec", None), "params", {})
+        combination = next((value for value in parameters.values() if isinstance(value, Combination)), None)
+        engine = items[index].path.name, combination
+        turns.append((tests_of[engine], index))
+        tests_of[engine] += 1
+    ordered = [items[index] for _, index in sorted(turns)]
+    for index, item in zip(here, ordered, strict=True):
+        items[index] = item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

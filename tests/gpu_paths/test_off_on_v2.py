@@ -27,7 +27,6 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(
-    scope="module",
     params=[pytest.param(each, id=each.name, marks=() if each.name == IN_MAKE_TEST else pytest.mark.long) for each in HEADS],
 )
 def head(request: pytest.FixtureRequest) -> Combination:
@@ -118,7 +117,7 @@ def test_beside_a_model_of_8b_the_kv_of_a_head_is_less_than_two_percent_of_a_ste
     assert LLAMA_3_1_8B.target() + LLAMA_3_1_8B.kv_part(drafter) <= 1.02 * LLAMA_3_1_8B.target()
 
 
-@pytest.fixture(scope="module", params=[pytest.param(each, id=each.name, marks=pytest.mark.long) for each in DRAFTS])
+@pytest.fixture(params=[pytest.param(each, id=each.name, marks=pytest.mark.long) for each in DRAFTS])
 def draft(request: pytest.FixtureRequest) -> Combination:
     combination: Combination = request.param
     return combination
