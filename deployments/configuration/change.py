@@ -7,6 +7,7 @@ replaced as a whole, so that a full disk leaves the old one.
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,7 @@ from nightjar.deployments.configuration.text_edits import diff
 from nightjar.deployments.configuration.vllm_command import command_to_config, config_to_command, is_command
 
 NEW_CONFIG: Final = Path("serve.yaml")
+STDIN: Final = "-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,8 @@ def plan_change(source: str, *, remove: bool, output: Path | None = None) -> Cha
         if remove:
             raise MigrationError(1, "a command holds no Nightjar; name the Serve config that was made from it")
         return Change("command", f"{source}\n", output or NEW_CONFIG, command_to_config(source), is_new=True)
-    path = Path(source)
-    text = path.read_bytes().decode()
+    path = NEW_CONFIG if source == STDIN else Path(source)
+    text = read_text(source)
     if text.startswith("\ufeff"):
         raise MigrationError(1, "the file begins with a byte order mark; save it as UTF-8 without one first")
     if is_command(text) and not remove:
@@ -76,7 +78,13 @@ def plan_change(source: str, *, remove: bool, output: Path | None = None) -> Cha
     after = remove_nightjar(text) if remove else add_nightjar(text)
     if not remove:
         _check_way_back(text, after)
-    return Change(source, text, output or path, after, is_new=output is not None and output != path)
+    return Change(source, text, output or path, after, is_new=source == STDIN or output not in (None, path))
+
+
+def read_text(source: str) -> str:
+    """Of a file, or of standard input, byte for byte but for the encoding. Raises OSError, UnicodeDecodeError."""
+    data = sys.stdin.buffer.read() if source == STDIN else Path(source).read_bytes()
+    return data.decode("utf-8")
 
 
 def _check_way_back(before: str, after: str) -> None:

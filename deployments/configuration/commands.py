@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from nightjar.deployments.configuration.change import Change, plan_change
+from nightjar.deployments.configuration.change import Change, plan_change, read_text
 from nightjar.deployments.configuration.checking import Report, check_text
 from nightjar.deployments.configuration.describing import describe
 from nightjar.deployments.configuration.migration import MigrationError
@@ -18,7 +18,9 @@ app = typer.Typer()
 
 @app.command()
 def check(
-    files: Annotated[list[Path], typer.Argument(help="Serve config files, or RayService manifests.", metavar="FILE...")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Serve config files, or RayService manifests; - for standard input.", metavar="FILE...")
+    ],
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors and warnings alone.")] = False,
 ) -> None:
     """Check configuration files off-line: types, ranges, impossible combinations; runner, graphs and memory of each model.
@@ -28,7 +30,7 @@ def check(
     num_errors = 0
     for file in files:
         try:
-            report = check_text(file.read_text(encoding="utf-8"))
+            report = check_text(read_text(str(file)))
         except (OSError, UnicodeDecodeError) as error:
             typer.echo(f"{file}: error: cannot be read ({error})")
             num_errors += 1
@@ -44,7 +46,8 @@ def migrate(
     source: Annotated[
         str,
         typer.Argument(
-            help="A file with a Serve config, a RayService or a `vllm serve` command; or the command itself, in quotes.",
+            help="A file with a Serve config, a RayService or a `vllm serve` command; - for standard input; or the command "
+            "itself, in quotes.",
             metavar="FILE|COMMAND",
         ),
     ],

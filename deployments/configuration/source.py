@@ -17,6 +17,10 @@ from nightjar.deployments.configuration.findings import Place
 
 RAY_SERVICE: Final = "RayService"
 SERVE_CONFIG_FIELD: Final = "serveConfigV2"
+OF_CHART_VALUES: Final = frozenset(
+    {"models", "serveConfigV2", "policy", "workerGroups", "head", "image", "rayVersion", "modelStore", "autoscaler", "loadTest"}
+)
+"""Fields of our chart's values; a Serve config has none of them."""
 
 
 class SourceError(ValueError):
@@ -66,12 +70,23 @@ def read_sources(text: str) -> tuple[ServeSource, ...]:
                 1, f"{len(documents)} YAML documents, none of kind {RAY_SERVICE}; give one Serve config, or manifests"
             )
         ((node, values),) = documents
+        _refuse_chart_values(values)
         return (ServeSource(values, node, text),)
     services = [node for node, values in manifests if values["kind"] == RAY_SERVICE]
     if not services:
         kinds = ", ".join(sorted({str(values["kind"]) for _, values in manifests}))
         raise SourceError(1, f"kind: {kinds}; a {RAY_SERVICE} is needed, or a Serve config with the field applications")
     return tuple(_embedded(text, node) for node in services)
+
+
+def _refuse_chart_values(values: Any) -> None:
+    """Raises SourceError: they are no Serve config, but a chart makes one of them."""
+    if isinstance(values, dict) and "applications" not in values and (found := OF_CHART_VALUES.intersection(values)):
+        raise SourceError(
+            1,
+            f"holds {', '.join(sorted(found))}: values of a Helm chart; render it first, as in "
+            "`helm template CHART --values FILE | nightjar check -`",
+        )
 
 
 def _compose(text: str) -> list[yaml.Node]:

@@ -24,7 +24,7 @@ from nightjar.deployments.engine.draft_on_v2 import SteeredDraftOnV2
 from nightjar.deployments.engine.kv_only_head import KVOnlyHead
 from nightjar.deployments.proof.combinations import Combination, engine_arguments
 from nightjar.deployments.proof.driven_engine import EngineRequest
-from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
+from nightjar.deployments.proof.scenarios import CHANGING_LENGTHS, ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.rig.tiny_models import ATTENTIVE, ATTENTIVE_EAGLE3, build_tiny_models
 from nightjar.policy.records import EngineCommand
@@ -92,6 +92,17 @@ def off_stretch(engine: SteppedEngine) -> dict[str, Any]:
         engine.pin(0 if STEPS_BEFORE <= step < STEPS_BEFORE + STEPS_OFF else MAX_NUM_SPECULATIVE_TOKENS)
 
     return engine.run(requests, pin)
+
+
+def up_to_the_limit(engine: SteppedEngine) -> dict[str, Any]:
+    """A row that runs to the last position that the model has, beside a short one, while K changes."""
+    longest = int(ENGINE_OPTIONS["max_model_len"])
+    prompt = ("It was a long way home, and the road was dark. " * 12)[: longest - 24]
+    requests = [
+        EngineRequest("limit-0", prompt, {**OPTIONS, "max_tokens": longest}),
+        EngineRequest("limit-1", "x", {**OPTIONS, "max_tokens": 20}),
+    ]
+    return engine.run(requests, lambda step: engine.pin(CHANGING_LENGTHS[step % len(CHANGING_LENGTHS)]))
 
 
 def stress(engine: SteppedEngine, steps: int, rng: random.Random) -> dict[str, Any]:
@@ -176,6 +187,8 @@ def _through_all(engine: SteppedEngine, watched: Watched, steps: int) -> dict[st
     outcome["off"]["steps"] = _taken(engine)
     outcome["stress"] = {"answers": stress(engine, steps, random.Random(SEED)), **watched.taken()}
     outcome["stress"]["steps"] = _taken(engine)
+    outcome["limit"] = {"answers": up_to_the_limit(engine), **watched.taken()}
+    _taken(engine)
     outcome["preemptions"] = engine.preemptions() - before
     outcome["fault"] = engine.exchange(EngineCommand()).fault
     _forget_all(engine)

@@ -487,6 +487,20 @@ def test_the_command_prints_each_file_and_fails_only_on_errors(tmp_path: Path) -
     assert runner.invoke(cli, ["check", str(tmp_path / "nowhere.yaml")]).exit_code == 1
 
 
+def test_standard_input_is_a_file_named_by_a_dash() -> None:
+    passed = CliRunner().invoke(app, ["check", "-"], input=GOOD)
+    assert passed.exit_code == 0
+    assert "-: errors 0, warnings 0" in passed.output
+    assert CliRunner().invoke(app, ["check", "-q", "-"], input="- 5").output.startswith("-:1: error: ")
+
+
+def test_values_of_a_chart_are_told_to_be_rendered_first() -> None:
+    chart = Path(__file__).parents[3] / "helm/nightjar"
+    for file in (chart / "values.yaml", *(chart / "examples").glob("*.yaml")):
+        (line,) = check_text(file.read_text()).lines
+        assert "values of a Helm chart; render it first" in line.text("f")
+
+
 def test_checking_and_migrating_need_neither_ray_nor_vllm() -> None:
     code = (
         "import sys; import nightjar.deployments.configuration.commands; "

@@ -322,6 +322,17 @@ def test_the_command_shows_a_diff_and_writes_only_when_told(tmp_path: Path) -> N
     assert file.read_bytes() == SERVE_FILES["small"].encode()
 
 
+def test_standard_input_goes_to_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["migrate", "-", "--write"], input=SERVE_FILES["small"])
+    assert result.exit_code == 0
+    assert (tmp_path / "serve.yaml").read_text() == add_nightjar(SERVE_FILES["small"])
+    (tmp_path / "serve.yaml").write_text("something: else\n")
+    refused = CliRunner().invoke(app, ["migrate", "-", "--write"], input=SERVE_FILES["small"])
+    assert refused.exit_code == 1
+    assert "is there already and holds something else" in refused.output
+
+
 def test_a_script_gets_a_config_beside_it_and_is_given_back(tmp_path: Path) -> None:
     script = tmp_path / "server.sh"
     script.write_text(COMMANDS["continued"] + "\n")
