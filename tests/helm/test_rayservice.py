@@ -111,10 +111,10 @@ def test_the_autoscaler_is_as_restricted_as_the_pod_that_it_joins_and_gets_a_tok
     assert rendered.ray_pods()["h100"]["spec"]["automountServiceAccountToken"] is False
 
 
-def test_the_head_offers_ray_no_cpu_and_serves_no_request() -> None:
+def test_the_head_offers_ray_neither_cpu_nor_gpu_and_serves_no_request() -> None:
     rendered = release(values={"head": {"rayStartParams": {"log-color": "false"}}})
     parameters = rendered.cluster["headGroupSpec"]["rayStartParams"]
-    assert parameters == {"num-cpus": "0", "dashboard-host": "0.0.0.0", "log-color": "false"}
+    assert parameters == {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0", "log-color": "false"}
     assert rendered.one("RayService")["spec"]["excludeHeadPodFromServeSvc"] is True
 
 

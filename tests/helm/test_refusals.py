@@ -51,6 +51,18 @@ GROUP = {"groupName": "g", "minReplicas": 1, "maxReplicas": 1, "resources": {"li
             {"models": [MODEL | {"deploymentConfig": {"ray_actor_options": {"num_cpus": 4}}}], "workerGroups": [GROUP]},
             "name acceleratorType (Ray's name of the GPU), or deploymentConfig.ray_actor_options.num_gpus",
         ),
+        (
+            {
+                "models": [MODEL | {"acceleratorType": "H100"}],
+                "workerGroups": [GROUP | {"acceleratorType": "L40S"}],
+                "autoscaler": {"enabled": True},
+            },
+            'models: m: no worker group has the acceleratorType "H100": Ray\'s autoscaler knows of a group what the chart',
+        ),
+        (
+            {"workerGroups": [GROUP | {"acceleratorType": "L40S", "rayStartParams": {"resources": "{}"}}]},
+            "workerGroups: g: acceleratorType and rayStartParams.resources are both set",
+        ),
         ({"models": [MODEL, MODEL]}, 'models: the name "m" is taken'),
         ({"models": [MODEL | {"name": "nightjar"}]}, 'the name "nightjar" is taken'),
         (

@@ -29,7 +29,9 @@
   {{- $prefixes = list "/nightjar" -}}
 {{- end -}}
 {{- $mostGpus := 0 -}}
+{{- $accelerators := list -}}
 {{- range .Values.workerGroups -}}
+  {{- $accelerators = append $accelerators (.acceleratorType | default "") -}}
   {{- $mostGpus = max $mostGpus (include "nightjar.gpus" . | int) -}}
 {{- end -}}
 {{- range .Values.models -}}
@@ -53,6 +55,9 @@
   {{- if and (gt $mostGpus 0) (not .acceleratorType) (not (hasKey ($options.ray_actor_options | default dict) "num_gpus")) -}}
     {{- fail (printf "models: %s: workerGroups have GPUs, but its replicas reserve none of them: Ray would put several on one GPU; name acceleratorType (Ray's name of the GPU), or deploymentConfig.ray_actor_options.num_gpus (how many a replica takes, 0 for a model on CPU)" .name) -}}
   {{- end -}}
+  {{- if and .acceleratorType $.Values.autoscaler.enabled (not (has .acceleratorType $accelerators)) -}}
+    {{- fail (printf "models: %s: no worker group has the acceleratorType %q: Ray's autoscaler knows of a group what the chart says of it, and would never add a pod for this model; write `acceleratorType: %s` into its group of workerGroups" .name .acceleratorType .acceleratorType) -}}
+  {{- end -}}
   {{- $gpus := mul ($kwargs.tensor_parallel_size | default 1) ($kwargs.pipeline_parallel_size | default 1) | int -}}
   {{- if and .acceleratorType (gt $gpus $mostGpus) -}}
     {{- fail (printf "models: %s: one replica needs %d GPUs in one pod (tensor_parallel_size x pipeline_parallel_size), but the largest of workerGroups has %d" .name $gpus $mostGpus) -}}
@@ -67,6 +72,9 @@
     {{- fail (printf "workerGroups: the groupName %q is taken" .groupName) -}}
   {{- end -}}
   {{- $groups = append $groups .groupName -}}
+  {{- if and .acceleratorType (hasKey (.rayStartParams | default dict) "resources") -}}
+    {{- fail (printf "workerGroups: %s: acceleratorType and rayStartParams.resources are both set: write the accelerator into the resources, or take them out" .groupName) -}}
+  {{- end -}}
   {{- if gt (int .minReplicas) (int .maxReplicas) -}}
     {{- fail (printf "workerGroups: %s: minReplicas %d is above maxReplicas %d" .groupName (int .minReplicas) (int .maxReplicas)) -}}
   {{- end -}}
@@ -101,6 +109,16 @@
 {{- if and $upgrade.clusterUpgradeOptions (not $incremental) -}}
   {{- fail (printf "upgradeStrategy: clusterUpgradeOptions belong to NewClusterWithIncrementalUpgrade (type is %q)" $upgrade.type) -}}
 {{- end -}}
+{{- end -}}
+
+{{/* `ray start` parameters of a worker group. Ray's autoscaler reads what a pod has from these and from its limits, before the pod is
+there: without the accelerator's name in them it would never add one for a replica that asks for that accelerator. */}}
+{{- define "nightjar.workerStartParams" -}}
+{{- $own := dict -}}
+{{- with .acceleratorType -}}
+  {{- $own = dict "resources" (printf "%q" (toJson (dict (printf "accelerator_type:%s" .) 1))) -}}
+{{- end -}}
+{{- merge (dict) (.rayStartParams | default dict) $own | toYaml -}}
 {{- end -}}
 
 {{/* GPUs of a worker group's pod, counted as KubeRay does: limits whose name ends in gpu. */}}
