@@ -16,6 +16,7 @@ from tests.helm.rendering import ALL_ON, CHART, EXAMPLES, ROOT, needs_helm, rele
 
 pytestmark = needs_helm
 CRD = Path(os.environ.get("NIGHTJAR_TEST_DATA") or ROOT.parent / "shared/data") / "kuberay_rayservice_crd.yaml"
+PACKS = "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY"
 LONGEST_NAME = 47
 KUBERAY_LABELS = {"app.kubernetes.io/name", "app.kubernetes.io/created-by"}
 
@@ -179,3 +180,13 @@ def test_rays_own_authentication_is_on_unless_somebody_turns_it_off() -> None:
 
 def test_a_cluster_change_starts_no_second_cluster_by_default() -> None:
     assert release().one("RayService")["spec"]["upgradeStrategy"] == {"type": "None"}
+
+
+@pytest.mark.parametrize(("values", "packs"), [({}, []), ({"env": [{"name": PACKS, "value": "0"}]}, ["0"])])
+def test_replicas_are_packed_where_pods_have_gpus_unless_the_user_says_otherwise(values: dict[str, Any], packs: list[str]) -> None:
+    for pod in release(CHART / "examples/gpu.yaml", values=values).ray_pods().values():
+        environment = pod["spec"]["containers"][0]["env"]
+        assert [variable["value"] for variable in environment if variable["name"] == PACKS] == (packs or ["1"])
+    for pod in release(values=values).ray_pods().values():
+        environment = pod["spec"]["containers"][0]["env"]
+        assert [variable["value"] for variable in environment if variable["name"] == PACKS] == packs

@@ -63,6 +63,13 @@ GROUP = {"groupName": "g", "minReplicas": 1, "maxReplicas": 1, "resources": {"li
             {"workerGroups": [GROUP | {"acceleratorType": "L40S", "rayStartParams": {"resources": "{}"}}]},
             "workerGroups: g: acceleratorType and rayStartParams.resources are both set",
         ),
+        (
+            {
+                "models": [MODEL | {"acceleratorType": "H100", "deploymentConfig": {"num_replicas": 3}}],
+                "workerGroups": [GROUP],
+            },
+            "models: all their replicas together need 3 GPUs, and workerGroups have 2 at most: some would wait for ever",
+        ),
         ({"models": [MODEL, MODEL]}, 'models: the name "m" is taken'),
         ({"models": [MODEL | {"name": "nightjar"}]}, 'the name "nightjar" is taken'),
         (

@@ -126,6 +126,18 @@ spec:
 {{- if .Values.policy.existingTokenSecret }}
 - {name: NIGHTJAR_API_TOKEN_FILE, value: /etc/nightjar/api-token/token}
 {{- end }}
+{{- $gpus := 0 }}
+{{- range .Values.workerGroups }}
+{{- $gpus = add $gpus (include "nightjar.gpus" . | int) }}
+{{- end }}
+{{- $own := list }}
+{{- range .Values.env }}
+{{- $own = append $own .name }}
+{{- end }}
+{{- if and $gpus (not (has "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY" $own)) }}
+# Serve's own spreading leaves one GPU free in many pods and no room for a replica that needs two.
+- {name: RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY, value: "1"}
+{{- end }}
 {{- with .Values.env }}
 {{ toYaml . }}
 {{- end }}

@@ -29,8 +29,11 @@
   {{- $prefixes = list "/nightjar" -}}
 {{- end -}}
 {{- $mostGpus := 0 -}}
+{{- $allGpus := 0 -}}
+{{- $askedGpus := 0 -}}
 {{- $accelerators := list -}}
 {{- range .Values.workerGroups -}}
+  {{- $allGpus = add $allGpus (mul (include "nightjar.gpus" . | int) (int .maxReplicas)) -}}
   {{- $accelerators = append $accelerators (.acceleratorType | default "") -}}
   {{- $mostGpus = max $mostGpus (include "nightjar.gpus" . | int) -}}
 {{- end -}}
@@ -62,6 +65,13 @@
   {{- if and .acceleratorType (gt $gpus $mostGpus) -}}
     {{- fail (printf "models: %s: one replica needs %d GPUs in one pod (tensor_parallel_size x pipeline_parallel_size), but the largest of workerGroups has %d" .name $gpus $mostGpus) -}}
   {{- end -}}
+  {{- if .acceleratorType -}}
+    {{- $replicas := ($options.autoscaling_config | default dict).max_replicas | default $options.num_replicas | default 1 -}}
+    {{- $askedGpus = add $askedGpus (mul $gpus (int (ternary 1 $replicas (eq (toString $replicas) "auto")))) -}}
+  {{- end -}}
+{{- end -}}
+{{- if gt $askedGpus $allGpus -}}
+  {{- fail (printf "models: all their replicas together need %d GPUs, and workerGroups have %d at most: some would wait for ever; raise maxReplicas, or ask for fewer" $askedGpus $allGpus) -}}
 {{- end -}}
 {{- end -}}
 
