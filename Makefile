@@ -54,8 +54,8 @@ test-long: $(INSTALLED) ## the README's long commands, whole
 test-gpu-paths: $(INSTALLED) ## every steered drafter on vLLM's GPU code paths, run on a CPU: runner x scheduling x drafter, as a table
 	$(QUIET) $(BIN)/pytest -n 2 --dist load --maxschedchunk 1 tests/gpu_paths $(ARGS)
 
-stress-gpu-paths: $(INSTALLED) ## heads that were off draft as if they never had been: 1,000 random steps each, by hand
-	$(QUIET) NIGHTJAR_STRESS_STEPS=1000 $(BIN)/pytest -n 2 --dist loadscope tests/gpu_paths/test_off_on_v2.py $(ARGS)
+stress-gpu-paths: $(INSTALLED) ## drafters that were off draft as if they never had been: 1,000 random steps each, by hand
+	$(QUIET) NIGHTJAR_STRESS_STEPS=1000 $(BIN)/pytest -n 2 --dist load --maxschedchunk 1 tests/gpu_paths/test_off_on_v2.py $(ARGS)
 
 OVERLAY = $(abspath $(VENV)/opt/vllm-overlays/$(VERSION))
 
