@@ -16,12 +16,14 @@ pytestmark = needs_helm
 NIGHTJAR = str(Path(sys.executable).with_name("nightjar"))
 LOCAL_CPU = ROOT / "cluster/configs/local-cpu.yaml"
 
+DRAINS = "graceful_shutdown_timeout_s"
+
 
 def entry_of(application: dict[str, Any]) -> dict[str, Any]:
     """Its model, with the options that stand beside `args` put back into it."""
     (entry,) = application["args"]["llm_configs"]
     (options,) = application.get("deployments") or [{"name": "LLM"}]
-    options = {name: value for name, value in options.items() if name != "name"}
+    options = {name: value for name, value in options.items() if name not in {"name", DRAINS}}
     return {**entry, "deployment_config": {**entry["deployment_config"], **options}}
 
 
@@ -87,7 +89,7 @@ def test_names_and_numbers_of_vllm_and_ray_pass_through_untouched() -> None:
                 }
             ]
         },
-        "deployments": [{"name": "LLM", **options}],
+        "deployments": [{"name": "LLM", DRAINS: 120, **options}],
     }
 
 
@@ -142,19 +144,31 @@ def test_a_pasted_config_is_deployed_as_it_is() -> None:
     assert release(CHART / "examples/own-serve-config.yaml").serve_config == yaml.safe_load(pasted)
 
 
+@pytest.mark.parametrize(("options", "seconds"), [({}, 120), ({DRAINS: 300}, 300)])
+def test_a_replica_that_goes_has_time_for_the_requests_that_it_answers_and_its_pod_has_more(
+    options: dict[str, Any], seconds: int
+) -> None:
+    rendered = release(values={"models": [{"name": "m", "modelSource": "org/m", "deploymentConfig": options}]})
+    assert rendered.serve_config["applications"][0]["deployments"] == [{"name": "LLM", DRAINS: seconds}]
+    for template in rendered.ray_pods().values():
+        assert template["spec"]["terminationGracePeriodSeconds"] > 120
+    assert rendered.one("RayService")["spec"]["rayClusterDeletionDelaySeconds"] > 120
+
+
 def test_the_kill_switch_is_the_deployments_own_and_changes_no_args() -> None:
     model = {"name": "m", "modelSource": "smollm2-135m"}
     without, with_switch = (
         release(values={"models": [model | extra]}).serve_config["applications"][0] for extra in ({}, {"forceOff": True})
     )
-    assert with_switch.pop("deployments") == [{"name": "LLM", "user_config": {"mode": "off"}}]
+    assert with_switch.pop("deployments") == [{"name": "LLM", DRAINS: 120, "user_config": {"mode": "off"}}]
+    del without["deployments"]
     assert with_switch == without
 
 
 def test_the_kill_switch_stands_beside_the_options_that_are_there() -> None:
     model = {"name": "m", "modelSource": "smollm2-135m", "forceOff": True, "deploymentConfig": {"num_replicas": 2}}
     application = release(values={"models": [model]}).serve_config["applications"][0]
-    assert application["deployments"] == [{"name": "LLM", "num_replicas": 2, "user_config": {"mode": "off"}}]
+    assert application["deployments"] == [{"name": "LLM", DRAINS: 120, "num_replicas": 2, "user_config": {"mode": "off"}}]
 
 
 def test_mode_off_without_quotes_is_still_off() -> None:

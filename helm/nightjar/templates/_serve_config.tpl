@@ -71,12 +71,13 @@ applications:
 {{- end -}}
 
 {{/* A model's deploymentConfig in two parts. What Serve can change without replacing a replica stands beside `args`: in `args` any
-change replaces all of them. The rest replaces them wherever it stands, and Nightjar's builder adds to it (GPUs, runtime_env). */}}
+change replaces all of them. The rest replaces them wherever it stands, and Nightjar's builder adds to it (GPUs, runtime_env).
+A replica that goes has 120 s for the requests that it answers, where Serve would cut them off after 20. */}}
 {{- define "nightjar.deploymentConfig" -}}
 {{- $live := list "num_replicas" "autoscaling_config" "max_ongoing_requests" "max_queued_requests" "backpressure_config"
       "health_check_period_s" "health_check_timeout_s" "graceful_shutdown_wait_loop_s" "graceful_shutdown_timeout_s"
       "rolling_update_percentage" "max_surge_percent" -}}
-{{- $parts := dict "inArgs" dict "besideArgs" dict -}}
+{{- $parts := dict "inArgs" dict "besideArgs" (dict "graceful_shutdown_timeout_s" 120) -}}
 {{- range $option, $value := .deploymentConfig -}}
   {{- $_ := set (get $parts (has $option $live | ternary "besideArgs" "inArgs")) $option $value -}}
 {{- end -}}
