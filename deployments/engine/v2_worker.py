@@ -4,7 +4,7 @@ A separate draft model obeys the scheduler (draft_on_v2.py); an EAGLE or MTP hea
 What the configuration cannot say of a head, such as how many attention layers it has of its own, is known only then: a head that
 must run as in vLLM is left alone, and the worker notes why in the engine's folder, where the replica finds it. Memory for writes
 that a head owes is allocated here, before vLLM measures what is left for the KV cache. The CPU's worker is on the rig
-(rig/worker.py), since no CPU engine that serves has this runner.
+(rig/v2_worker.py), since no CPU engine that serves has this runner.
 """
 
 from __future__ import annotations

@@ -26,10 +26,10 @@ from nightjar.deployments.rig.environment import Runner
 from nightjar.deployments.rig.model_names import DRAFT, MIMO, TARGET
 
 PLAIN: Final = "none"
-V2_CPU_WORKER: Final = "nightjar.deployments.rig.worker.SteeredV2CPUWorker"
+V2_CPU_WORKER: Final = "nightjar.deployments.rig.v2_worker.SteeredV2CPUWorker"
 MAPPED_MEMORY_WORKERS: Final = {
     1: "nightjar.deployments.rig.worker.MappedMemoryWorker",
-    2: "nightjar.deployments.rig.worker.MappedMemoryV2Worker",
+    2: "nightjar.deployments.rig.v2_worker.MappedMemoryV2Worker",
 }
 LENDING_KV_BYTES: Final = 2 << 20
 """About twenty blocks of the tiny target and its draft: fewer than the crowd needs."""

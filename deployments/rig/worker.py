@@ -1,4 +1,4 @@
-"""Nightjar's GPU workers on a CPU.
+"""Nightjar's GPU workers on a CPU, of runner V1; those of V2 are in v2_worker.py, since older vLLMs lack what they import.
 
 Those whose draft lends its memory have a GPU's: `memory/cuda.py` over pages of this process (mapped_device.py). The draft's
 weights and the KV cache lie on the device, so a step that touches what was released ends the process. For that the CPU build's
@@ -13,12 +13,10 @@ from typing import Final
 
 from vllm import _custom_ops
 from vllm.model_executor.layers import utils
-from vllm.v1.worker.cpu_worker import CPUWorker
 
 from nightjar.deployments.engine.cpu_worker import SteeredCPUWorker
 from nightjar.deployments.engine.memory.cuda import CUDADraftMemory
 from nightjar.deployments.engine.memory.interface import DraftMemory
-from nightjar.deployments.engine.v2_worker import SteeredV2Mixin
 from nightjar.deployments.rig.mapped_device import MappedDevice
 
 PAGE_BYTES: Final = 4096
@@ -27,7 +25,7 @@ TOTAL_BYTES: Final = 1 << 30
 KV_CACHE_TAG: Final = "kv_cache"
 
 
-class _OnMappedDevice:
+class OnMappedDevice:
     """A draft and a KV cache on a device made of pages. Before a steered worker."""
 
     def init_device(self) -> None:
@@ -46,13 +44,5 @@ class _OnMappedDevice:
         return self.device_memory.pool(tag) if tag == KV_CACHE_TAG else nullcontext()
 
 
-class MappedMemoryWorker(_OnMappedDevice, SteeredCPUWorker):
+class MappedMemoryWorker(OnMappedDevice, SteeredCPUWorker):
     """For `worker_cls` on the rig's runner V1, where a draft lends its memory."""
-
-
-class SteeredV2CPUWorker(SteeredV2Mixin, CPUWorker):
-    """For `worker_cls` on the rig's runner V2."""
-
-
-class MappedMemoryV2Worker(_OnMappedDevice, SteeredV2CPUWorker):
-    """For `worker_cls` on the rig's runner V2, where a draft lends its memory."""

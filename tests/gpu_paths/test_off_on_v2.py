@@ -66,9 +66,9 @@ def test_a_head_that_owes_its_writes_makes_one_pass_in_sixteen_steps_of_k_0(rig:
     log = variant(rig, head, "log")
     assert log["fault"] == ""
     assert {forwards for length, forwards, _, _ in steps_of(log) if length == 0} == {0}
-    stretch = [kv_writes for length, _, kv_writes, _ in log["off"]["steps"] if length == 0]
-    assert len(stretch) == STEPS_OFF
-    assert sum(stretch) == STEPS_OFF // LOG_STEPS
+    off = [kv_writes for length, _, kv_writes, _ in log["off"]["steps"] if length == 0]
+    assert len(off) >= STEPS_OFF, "vLLM 0.33 has one more, in which no row could use drafts"
+    assert sum(off[:STEPS_OFF]) == STEPS_OFF // LOG_STEPS
     random_steps = log["stress"]["steps"]
     assert sum(kv_writes for _, _, kv_writes, _ in random_steps) < sum(length == 0 for length, *_ in random_steps)
     assert any(kv_writes for length, _, kv_writes, _ in random_steps if length), "some are made when the head comes back"
