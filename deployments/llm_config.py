@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
 from nightjar.deployments.engine_watch import HUNG_AFTER_S
@@ -81,7 +81,7 @@ class LLMConfig(BaseModel):
     Nightjar's own; ray.serve.llm has no such field.
     """
 
-    head_log_steps: Annotated[int, Field(ge=0, le=256)] = 0
+    head_log_steps: Annotated[StrictInt, Field(ge=0, le=256)] = 0
     """Steps at K = 0 after which an EAGLE or MTP head on model runner V2 writes the KV of all of them at once.
 
     Default 0: in each step, which needs no memory. 16 saves launches of kernels where small batches run, and takes the bytes of one

@@ -391,6 +391,13 @@ def test_a_word_that_does_nothing_is_told(word: str, method: str, beside: str, i
     assert any(f"{word.partition(':')[0]}: has no effect" in line for line in found) is is_told
 
 
+@pytest.mark.parametrize("steps", ["yes", "1000", "-1", "'16'"])
+def test_steps_of_a_heads_log_are_a_small_whole_number(steps: str) -> None:
+    (line,) = check_text(replaced("accelerator_type: H100", f"accelerator_type: H100\n      head_log_steps: {steps}")).lines[:1]
+    assert line.finding.severity == "error"
+    assert "head_log_steps: Input should be" in line.text("f")
+
+
 def test_an_engine_in_which_vllm_chooses_how_many_drafts_are_verified_will_be_served_plainly() -> None:
     text = replaced("method: draft_model", "method: eagle3\n          enable_adaptive_verification: true")
     assert "steering  plainly: enable_adaptive_verification lets vLLM choose" in described(text)
