@@ -1,7 +1,7 @@
 """One engine on runner V2, whose K goes through an off stretch and then changes at random: every drafted token is kept.
 
 `python -m tests.gpu_paths.off_process COMBINATION STEPS MODELS OUTPUT`, in the rig's environment. The engine goes through all of it
-as each of VARIANTS, one after the other, with empty caches, the same requests and the same K in every step:
+as each of these, one after the other, with empty caches, the same requests and the same K in every step:
 
 ours     the head writes its KV alone at K = 0; a draft model sleeps and catches up
 log      the same head, which makes the writes of LOG_STEPS steps at once
