@@ -62,8 +62,9 @@ LIVES_THROUGH_A_SURGE_TOKENS = 480
 LONG_PROMPT_WORDS, ENDLESS_TOKENS = 24, 820
 """Behind by its whole prompt if it begins while speculation is off, and longer than any test takes."""
 HUNG_UP = "the client hung up"
-OFF_AND_ON = re.compile("active dormant wish lease catching_up( dormant wish lease catching_up)* probing active")
-"""A catch-up that outlasts its lease goes on with the next one."""
+OFF_AND_ON = re.compile("active dormant wish lease catching_up( dormant wish lease catching_up)*( probing)? active")
+"""A catch-up that outlasts its lease goes on with the next one. The journal holds one report per decision: a probe that begins and
+passes between two decisions is told by the replica's own count alone."""
 ROWS_OF_A_REFERENCE = 50
 """Rows that must have been drafted for, so that a probe has an acceptance to compare with."""
 SHORT: dict[str, Any] = {"model": "chat", "messages": [{"role": "user", "content": "Count to five."}], "max_tokens": 8}
@@ -335,7 +336,7 @@ def course(entries: Iterable[JournalEntry], replica_id: str) -> list[str]:
 
 
 def restarted_by_lease(entries: Iterable[JournalEntry], replica_id: str) -> bool:
-    """Whether a replica's drafter runs at last, and by a lease. A probe without a reference passes at once: it may go unseen."""
+    """Whether a replica's drafter runs at last, and by a lease. A probe may pass between two decisions, unseen."""
     told = [event for event in course(entries, replica_id) if event != "probing"]
     return told[-3:] == ["lease", "catching_up", "active"]
 
