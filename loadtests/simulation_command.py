@@ -70,7 +70,10 @@ def simulate(
     planner: Annotated[list[str] | None, typer.Option(help="Run only these planners. Repeatable.", show_default="all")] = None,
     trace: Annotated[Path | None, typer.Option(help="CSV with TIMESTAMP, ContextTokens, GeneratedTokens: one more load.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Seeds where a bar looks, counted from 0.", min=1, max=MAX_SEEDS)] = None,
-    only: Annotated[list[str] | None, typer.Option(help=f"Only these experiments: {', '.join(EXPERIMENTS)}. Repeatable.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Only these experiments: {', '.join(EXPERIMENTS)}. Repeatable.", show_default="those with a bar"),
+    ] = None,
     jobs: Annotated[int, typer.Option(help="Processes; 0: one per core.", min=0, max=1024)] = 0,
     runs: Annotated[Path, typer.Option(help="Folder for the runs; `latest` in it points to the newest.")] = Path("runs/policy"),
     strict: StrictOption = False,
@@ -117,11 +120,11 @@ def effort_of(asked: Asked) -> RunEffort:
 
 
 def choose_experiments(asked: Asked) -> tuple[Experiment, ...]:
-    """The experiments to run. Raises RefusedError for an unknown one."""
+    """The experiments to run: those that a bar looks at, unless others are named. Raises RefusedError for an unknown one."""
     for name in asked.only:
         if name not in EXPERIMENTS:
             raise RefusedError(f"experiment {_unknown(name, EXPERIMENTS)}")
-    return tuple(experiment for name, experiment in EXPERIMENTS.items() if not asked.only or name in asked.only)
+    return tuple(one for name, one in EXPERIMENTS.items() if (name in asked.only if asked.only else one.bars))
 
 
 def choose(asked: Asked) -> Choice:

@@ -162,11 +162,13 @@ class Steering:
         context_tokens: int = 0,
         lag_tokens: int = 0,
         longest_lag_tokens: int = 0,
+        prefill_tokens: int = 0,
     ) -> int | None:
         """K for the step about to run, or None to leave the engine its own (shadow, or no settings).
 
         `decode_batch_size` counts the step's decode rows, `has_prefill` says whether it also computes prompt tokens. A `Local`
-        plan looks at the rest: the decode rows' tokens in the KV cache, those whose draft KV is missing, and the most of one row.
+        plan looks at the rest: the decode rows' tokens in the KV cache, those whose draft KV is missing, the most of one row, and
+        the prompt tokens.
         """
         mode = self._mode
         if mode is None:
@@ -175,7 +177,7 @@ class Steering:
         view = None
         if self._planner is not None:
             previous = 0 if longest_lag_tokens or self._current is None else self._current  # a lag: the drafter did not run
-            view = StepView(decode_batch_size, context_tokens, previous, lag_tokens, longest_lag_tokens, now_s)
+            view = StepView(decode_batch_size, context_tokens, previous, lag_tokens, longest_lag_tokens, now_s, prefill_tokens)
         chosen, self._cause = self._decide(mode, view, decode_batch_size, has_prefill, now_s)
         self._held_steps = self._held_steps + 1 if chosen == self._current else 1
         self._current = self.planned_num_speculative_tokens = chosen
@@ -258,7 +260,7 @@ class Steering:
 
     def _planned_locally(self, view: StepView, has_prefill: bool) -> tuple[int, Cause]:
         assert self._planner is not None
-        if not has_prefill:
+        if not has_prefill or self._planner.plans_mixed_steps:
             return bound(max(self._planner.choose(view), 0), self._allowed), Cause.LOCAL
         current = bound(self._current or 0, self._allowed)
         lowest = bound(max(self._planner.in_mixed_step(view), 0), self._allowed) if view.decode_batch_size else current

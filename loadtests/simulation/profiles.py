@@ -62,6 +62,11 @@ class Limits(Part):
     extra_blocks: Annotated[int, Field(ge=0, le=1 << 24)] = 0
     """Blocks that the pool gains while the draft is offloaded."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens whose KV fits into the blocks that are always there."""
+        return self.num_blocks * self.block_size
+
 
 class Drafter(Part):
     """The drafter, and what it costs to bring it back."""

@@ -20,7 +20,7 @@ class LocalOptionsError(ValueError):
 
 
 class StepView(NamedTuple):
-    """What is known before a pure decode step."""
+    """What is known before a step."""
 
     decode_batch_size: int
     context_tokens: int
@@ -32,6 +32,8 @@ class StepView(NamedTuple):
     longest_lag_tokens: int
     """The largest lag of one row."""
     now_s: float
+    prefill_tokens: int = 0
+    """Prompt tokens that the step computes."""
 
 
 class StepOutcome(NamedTuple):
@@ -53,11 +55,14 @@ class StepOutcome(NamedTuple):
 class LocalPlanner(Protocol):
     """One engine's planner. Deterministic for a seed."""
 
+    plans_mixed_steps: bool
+    """Whether it chooses K for steps with prefill, too. Published planners do not: there their K never rises."""
+
     def choose(self, view: StepView) -> int:
-        """K for the pure decode step about to run. Steering lowers it to an allowed one."""
+        """K for the step about to run, a pure decode step unless `plans_mixed_steps`. Steering lowers it to an allowed one."""
 
     def in_mixed_step(self, view: StepView) -> int:
-        """K that a step with prefill may fall to; it never rises there. Moves nothing and draws nothing."""
+        """K that a step with prefill may fall to, unless `plans_mixed_steps`. Moves nothing and draws nothing."""
 
     def learn(self, outcome: StepOutcome) -> None:
         """Take in a finished step. With async scheduling it may not be the one chosen last."""

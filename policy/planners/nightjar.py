@@ -94,6 +94,8 @@ class Timeline:
 class AdaBinGreedy:
     """The bandit: `choose` before a step, `learn` after it. `rng` is drawn from when a bin begins, once or twice."""
 
+    plans_mixed_steps = False
+
     def __init__(self, arms: tuple[int, ...], switch_cost: SwitchCost, rng: Random, *, batch_buckets: bool = False) -> None:
         self._arms = arms
         self._switch_cost = switch_cost

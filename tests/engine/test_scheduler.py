@@ -289,6 +289,8 @@ def test_an_error_of_ours_leaves_the_engine_its_own_length_and_is_told(
 class Alternating:
     """A planner of the engine's own: K = 1, then 3, and so on. With `broken` it raises when it learns."""
 
+    plans_mixed_steps = False
+
     def __init__(self, broken: bool) -> None:
         self.broken = broken
         self.views: list[StepView] = []

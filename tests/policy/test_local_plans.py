@@ -20,6 +20,8 @@ OUTCOME = StepOutcome(3, 2, 200, 5, 0.01, (2, 2, 2), (2, 1, 0))
 class Scripted:
     """Answers what the test says and remembers what it was shown."""
 
+    plans_mixed_steps = False
+
     def __init__(self, context: LocalContext, answers: Iterator[int]) -> None:
         self.context = context
         self.views: list[StepView] = []
@@ -117,6 +119,14 @@ def test_a_planners_answer_is_bound_from_both_sides_and_a_step_says_who_chose(
     engine.built[0].in_mixed = in_mixed
     assert [engine.steering.choose(4, False, 0.0), engine.steering.choose(4, True, 0.0)] == lengths
     assert engine.steering.reason == reason
+
+
+def test_a_planner_that_plans_mixed_steps_is_asked_in_them_and_may_raise_the_length() -> None:
+    engine = Engine(1, 5)
+    engine.adopt()
+    engine.built[0].plans_mixed_steps = True
+    assert [engine.steering.choose(4, False, 0.0), engine.steering.choose(4, True, 0.0, prefill_tokens=700)] == [1, 5]
+    assert [view.prefill_tokens for view in engine.built[0].views] == [0, 700]
 
 
 def test_a_first_step_with_prefill_does_not_ask_the_planner_and_drafts_nothing() -> None:

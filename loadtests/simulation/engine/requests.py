@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class SimulatedRequest:
     """What is asked, when it was answered, and how far the engine is with it.
 
-    The engine that it is submitted to owns everything after `acceptance_class`. `first_token_s` and `finish_s` are None until they
+    The engine that it is submitted to owns everything after `cached_tokens`. `first_token_s` and `finish_s` are None until they
     happen; `admission` is the order in which the engine took it up, again after each preemption.
     """
 
@@ -18,6 +18,8 @@ class SimulatedRequest:
     prompt_tokens: int
     output_tokens: int
     acceptance_class: int
+    cached_tokens: int = 0
+    """The leading tokens of its prompt that the prefix cache holds, fewer than all; none after a preemption, which took them."""
     first_token_s: float | None = None
     finish_s: float | None = None
     generated_tokens: int = 0
@@ -27,7 +29,6 @@ class SimulatedRequest:
     """The leading ones of those that the draft has computed, too."""
     held_blocks: int = 0
     admission: int = 0
-    preemptions: int = 0
     lucky_draws: int = 0
     """Steps in which it verified drafts."""
 

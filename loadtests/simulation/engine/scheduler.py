@@ -57,8 +57,8 @@ class SimulatedScheduler:
         """After the step: first tokens that its prompts delivered, and requests that this answered in full."""
         delivered, finished = 0, []
         for request, chunk in self._chunks:
-            if draft_runs and request.draft_tokens == request.computed_tokens:
-                request.draft_tokens += chunk
+            if draft_runs and (request.draft_tokens == request.computed_tokens or request.computed_tokens == request.cached_tokens):
+                request.draft_tokens = request.computed_tokens + chunk
             request.computed_tokens += chunk
             if request.computed_tokens < request.prefill_tokens:
                 continue
@@ -140,8 +140,9 @@ class SimulatedScheduler:
         while self.waiting and budget > 0 and preemptions == self.preemptions:
             request = self.waiting[0]
             seats = self._max_num_seqs - self.rows.count - len(self.prefilling)
-            chunk = min(budget, request.prefill_tokens)
-            if seats <= 0 or not self._fits(self.pool.blocks_for(chunk), self.pool.admission_size, verified):
+            cached = request.computed_tokens = request.cached_tokens
+            chunk = min(budget, request.prefill_tokens - cached)
+            if seats <= 0 or not self._fits(self.pool.blocks_for(cached + chunk), self.pool.admission_size, verified):
                 break
             self.waiting.popleft()
             self._admissions += 1
@@ -181,7 +182,7 @@ class SimulatedScheduler:
         else:
             self.rows.remove(self.rows.requests.index(youngest))
         self.release(youngest)
-        youngest.computed_tokens = youngest.draft_tokens = 0
+        youngest.computed_tokens = youngest.draft_tokens = youngest.cached_tokens = 0
         self.waiting.appendleft(youngest)
         self.preemptions += 1
         return youngest

@@ -180,7 +180,7 @@ class SimulatedEngine:
         extra_s = self._move_memory() if self._memory is not None else 0.0
         prefill_tokens = scheduler.schedule(verified)
         count, context_tokens = rows.count, rows.context_tokens
-        order = self._order(count, prefill_tokens > 0, context_tokens, rows.lag_tokens)
+        order = self._order(count, prefill_tokens, context_tokens, rows.lag_tokens)
         drafted, catch_up_tokens = order
         draft_runs = drafted > 0 or catch_up_tokens > 0 or not self._can_be_dormant
         if drafted and not verified:
@@ -272,13 +272,21 @@ class SimulatedEngine:
             self._drafts_max = isinstance(settings.plan, Local) and settings.plan.planner in DRAFTS_MAX
         return refused
 
-    def _order(self, count: int, has_prefill: bool, context_tokens: int, lag_tokens: int) -> Order:
+    def _order(self, count: int, prefill_tokens: int, context_tokens: int, lag_tokens: int) -> Order:
         steering = self._steering
         if steering.plans_locally:
             longest_lag = self._rows.longest_lag_tokens if lag_tokens else 0
-            chosen = steering.choose(count, has_prefill, self.now_s, context_tokens, lag_tokens, longest_lag)
+            chosen = steering.choose(
+                count,
+                prefill_tokens > 0,
+                self.now_s,
+                context_tokens,
+                lag_tokens,
+                longest_lag,
+                prefill_tokens,
+            )
         else:
-            chosen = steering.choose(count, has_prefill, self.now_s)
+            chosen = steering.choose(count, prefill_tokens > 0, self.now_s)
         if chosen is None or self._drafts_max:
             chosen = self._longest
         if self._can_be_dormant:

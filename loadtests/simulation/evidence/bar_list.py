@@ -11,12 +11,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Final
 
-from nightjar.loadtests.simulation.evidence.bars import Bar, Cells, Found, mean_of, ratios, worst
+from nightjar.loadtests.simulation.evidence.bars import (
+    FLEET,
+    GOODPUT,
+    OFF,
+    ORACLE,
+    Bar,
+    ByKind,
+    Cells,
+    Found,
+    mean_of,
+    ratios,
+    worst,
+)
+from nightjar.loadtests.simulation.evidence.prefill_bars import prefill_bars
 from nightjar.loadtests.simulation.evidence.rows import RunRow
-
-FLEET: Final = "fleet"
-ORACLE: Final = "oracle"
-OFF: Final = "off"
 
 OTHER_TEXTS: Final = "other-texts"
 CHANGING_TEXTS: Final = "changing-texts"
@@ -28,9 +37,6 @@ PICK: Final = "pick"
 
 HEADROOM: Final = 1.05
 """Where the oracle beats the best static planner by this factor there is something to win; elsewhere only something to lose."""
-
-GOODPUT: Final = "tokens_per_busy_s"
-"""Generated tokens per busy engine-second: what open-loop cells are compared in."""
 
 THROUGHPUT: Final = "tokens_per_s"
 """Generated tokens per second of virtual time: what closed-loop cells are compared in."""
@@ -51,8 +57,6 @@ LEAST_ALARM_DAYS: Final = 3.0
 
 PAPER_PROFILES: Final = ("qwen-7b-0.5b-rtx4090", "vicuna-13b-68m-a100", "qwen-32b-0.5b-2xl20")
 """The paper's three pairs of models."""
-
-ByKind = Mapping[str, Sequence[RunRow]]
 
 
 def compute_bars(rows: Sequence[RunRow]) -> tuple[Bar, ...]:
@@ -359,5 +363,5 @@ def _series(rows: Iterable[RunRow], name: str) -> dict[tuple[str, str], dict[int
 
 
 _BARS: Final[tuple[Callable[[ByKind], list[Bar]], ...]] = (
-    _steady, _open_loop, _rivals, _pooling, _newcomer, _storm, _drift, _liar, _lossy,
+    _steady, _open_loop, _rivals, prefill_bars, _pooling, _newcomer, _storm, _drift, _liar, _lossy,
 )  # fmt: skip

@@ -11,12 +11,22 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import computed_field
 
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.policy.records import Record
+
+FLEET: Final = "fleet"
+ORACLE: Final = "oracle"
+OFF: Final = "off"
+
+GOODPUT: Final = "tokens_per_busy_s"
+"""Generated tokens per busy engine-second: what open-loop cells are compared in."""
+
+ByKind = Mapping[str, Sequence[RunRow]]
+"""The rows that did not fail, by kind."""
 
 Direction = Literal["at least", "at most", "above", "stated"]
 Verdict = Literal["reached", "MISSED", "stated", "no place", "no value", "not run"]

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Final
 
-from nightjar.loadtests.simulation.evidence.bar_list import FLEET, GOODPUT, OFF, THROUGHPUT, WARM
-from nightjar.loadtests.simulation.evidence.bars import Cells, Found, ratios
+from nightjar.loadtests.simulation.evidence.bar_list import THROUGHPUT, WARM
+from nightjar.loadtests.simulation.evidence.bars import FLEET, GOODPUT, OFF, Cells, Found, ratios
 from nightjar.loadtests.simulation.evidence.grid import DASH, Grid, ratio
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 

@@ -13,7 +13,8 @@ from string import Template
 from typing import Final
 
 from nightjar.loadtests.charts import Series, chart, legend, scale_for
-from nightjar.loadtests.simulation.evidence.bar_list import FLEET, GOODPUT, NEVER_OFF, OFF, ORACLE, by_second
+from nightjar.loadtests.simulation.evidence.bar_list import NEVER_OFF, by_second
+from nightjar.loadtests.simulation.evidence.bars import FLEET, GOODPUT, OFF, ORACLE
 from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.policy_page import PAGE
 from nightjar.loadtests.simulation.evidence.rows import RunRow

@@ -12,16 +12,13 @@ from typing import Final
 
 from nightjar.loadtests.simulation.evidence.bar_list import (
     ALL_PARTS,
-    FLEET,
-    GOODPUT,
-    ORACLE,
     THROUGHPUT,
     best_static,
     by_second,
     losses,
     lowest_ratio,
 )
-from nightjar.loadtests.simulation.evidence.bars import Bar, Cells, Found, ratios
+from nightjar.loadtests.simulation.evidence.bars import FLEET, GOODPUT, ORACLE, Bar, Cells, Found, ratios
 from nightjar.loadtests.simulation.evidence.grid import DASH, Grid, geometric_mean, number, ratio, share
 from nightjar.loadtests.simulation.evidence.paper_table import paper_grids
 from nightjar.loadtests.simulation.evidence.rows import RunRow

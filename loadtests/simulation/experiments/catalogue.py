@@ -12,6 +12,7 @@ from nightjar.loadtests.simulation.experiments.heads import HEADS
 from nightjar.loadtests.simulation.experiments.open_loop import OPEN_LOOP, RIVAL
 from nightjar.loadtests.simulation.experiments.paper import PAPER
 from nightjar.loadtests.simulation.experiments.pooling import NEWCOMER, POOLING
+from nightjar.loadtests.simulation.experiments.prefill import PREFILL_STEPS
 from nightjar.loadtests.simulation.experiments.regret import REGRET
 from nightjar.loadtests.simulation.experiments.robustness import DRIFT, LIAR, LOSSY
 from nightjar.loadtests.simulation.experiments.steady import STEADY
@@ -24,6 +25,7 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = {
         STEADY,
         OPEN_LOOP,
         RIVAL,
+        PREFILL_STEPS,
         HEADS,
         CHANGING,
         POOLING,

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Final
 
 from nightjar.loadtests.simulation.engine.acceptance_classes import scaled
+from nightjar.loadtests.simulation.evidence.prefill_bars import pair_of
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.rivals.registry import ENTRIES, Inputs, inputs, rival_plan, switch_cost_table
@@ -55,17 +56,18 @@ class Contestant:
 def check_name(name: str) -> str:
     """The name itself. Raises ContestantError for one that is no planner's."""
     known = (FLEET, ORACLE, OFF, TABLE, RETUNED_TABLE, NIGHTJAR, *RIVALS)
-    if name in known or re.fullmatch(r"fixed-\d{1,2}", name):
+    if name in known or re.fullmatch(r"fixed-\d{1,2}|pair-\d{1,2}-\d{1,2}|oracle-mixed-\d{1,2}", name):
         return name
     near = get_close_matches(name, known, n=1)
     raise ContestantError(
-        f"planner {name[:40]!r} is unknown{f', did you mean {near[0]}' if near else ''}; there are {', '.join(known)} and fixed-K"
+        f"planner {name[:40]!r} is unknown{f', did you mean {near[0]}' if near else ''}; there are {', '.join(known)}, fixed-K, "
+        "pair-K-K (of pure decode steps and of those with prefill) and oracle-mixed-K"
     )
 
 
 def learns(name: str) -> bool:
     """Whether a planner needs a warm-up in which to learn."""
-    return name not in LEARN_NOTHING and not name.startswith("fixed-")
+    return name not in LEARN_NOTHING and not name.startswith(("fixed-", "pair-"))
 
 
 def static_names(nominal: Nominal) -> tuple[str, ...]:
@@ -98,6 +100,11 @@ def _local(name: str, nominal: Nominal, seed: int) -> Local:
     most = nominal.profile.limits.max_num_seqs
     if name == ORACLE:
         return Local(planner=ORACLE)
+    if name.startswith(ORACLE):
+        return Local(planner=ORACLE, options={"mixed_k": int(name.rpartition("-")[2])})
+    if name.startswith("pair-"):
+        pure_k, mixed_k = pair_of(name)
+        return Local(planner="pair", options={"pure_k": pure_k, "mixed_k": mixed_k})
     if name == NIGHTJAR:
         return Local(planner=NIGHTJAR, options={"switch_cost": format_rows(switch_cost_table(nominal.profile))})
     if name == OFF or name.startswith("fixed-"):

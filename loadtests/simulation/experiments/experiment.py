@@ -26,7 +26,7 @@ class Effort:
     """How much is run: seeds by purpose, and virtual seconds.
 
     bar_seeds      where a bar looks, rivals of engines with long steps among them
-    rival_seeds, storm_seeds  of other rivals and of storms, which cost most
+    rival_seeds, storm_seeds  of other rivals and long prompts, and of storms, which cost most
     other_seeds    elsewhere
     pick_seeds     of the runs that pick the best static planner
     warm_up_s      what is dropped of an open-loop run; whole patterns after it are measured
@@ -34,6 +34,7 @@ class Effort:
     learn_s        what a fleet gets to learn before a measure begins
     steady_s       a steady measure
     turn_s         how long texts stay the same where they change
+    long_prompts   requests that a run of long prompts measures at least
     pooling_s, lie_s, lossy_s, drift_s  such runs; drift_s from the drift on
     paper_rates    requests a second
     """
@@ -49,6 +50,7 @@ class Effort:
     learn_s: float
     steady_s: float
     turn_s: float
+    long_prompts: int
     pooling_s: float
     lie_s: float
     drift_s: float

@@ -9,19 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Final
-
-import numpy as np
 
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
-from nightjar.loadtests.simulation.service.lengths import Dataset
+from nightjar.loadtests.simulation.service.lengths import Traffic
 from nightjar.loadtests.simulation.step_cost import PreparedCost, prepared_cost
 from nightjar.policy.catch_up import CatchUpCost
 from nightjar.policy.restart_price import chunk_tokens
 from nightjar.policy.settings import OperatorSettings
-
-LENGTHS: Final = 20_000
-"""Answers drawn to know how long one is that is under way."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +23,7 @@ class Nominal:
     """A profile under one kind of traffic and mechanics."""
 
     profile: Profile
-    dataset: Dataset
+    dataset: Traffic
     mechanics: Mechanics
 
     @cached_property
@@ -38,10 +32,8 @@ class Nominal:
 
     @cached_property
     def context_per_row(self) -> float:
-        """Mean tokens of context of a decoding request. Long answers stay longest, so a request that is met in the middle of its
-        answer is longer than the average one."""
-        lengths = self.dataset.output.draw(LENGTHS, np.random.default_rng(0)).astype(float)
-        return self.dataset.prompt.mean_tokens + float((lengths**2).mean() / (2 * lengths.mean()))
+        """Mean tokens of context of a decoding request."""
+        return self.dataset.mean_context_tokens
 
     @cached_property
     def max_rows(self) -> int:
@@ -89,14 +81,14 @@ class Nominal:
 
     def requests_per_s(self, rows: int) -> float:
         """Arrivals at which about `rows` requests decode at once in one engine, at the best K (Little's law)."""
-        generate_s = self.dataset.output.mean_tokens / self.goodput(rows, self.best_length(rows))
+        generate_s = self.dataset.mean_output_tokens / self.goodput(rows, self.best_length(rows))
         return 1.0 / (generate_s + self.prefill_seconds)
 
     @property
     def prefill_seconds(self) -> float:
         """Engine time of an average prompt, where full chunks of prompts are computed at once."""
         chunk = self.profile.limits.max_num_batched_tokens
-        return self._cost.cost.seconds(0, 0, 0, prefill_tokens=chunk) * self.dataset.prompt.mean_tokens / chunk
+        return self._cost.cost.seconds(0, 0, 0, prefill_tokens=chunk) * self.dataset.mean_prefill_tokens / chunk
 
     def rows_at(self, requests_per_s: float) -> float:
         """About how many requests decode at once in one engine at a rate of arrivals; full where it cannot keep up."""

@@ -15,7 +15,7 @@ from nightjar.loadtests.simulation.experiments.loads import ACCEPTANCE, open_loa
 from nightjar.loadtests.simulation.experiments.measuring import Measure, Simulate
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
-from nightjar.loadtests.simulation.service.lengths import Dataset, Lognormal
+from nightjar.loadtests.simulation.service.lengths import Dataset, Lognormal, Traffic
 from nightjar.loadtests.simulation.service.scenario import AcceptanceScaled, Scenario
 from nightjar.loadtests.simulation.service.workload import Trace, Workload, read_trace
 
@@ -70,7 +70,7 @@ class Scene:
         return replace(self.nominal, mechanics=mechanics)
 
 
-def nominal_of(profile: Profile, dataset: Dataset | None = None) -> Nominal:
+def nominal_of(profile: Profile, dataset: Traffic | None = None) -> Nominal:
     """A profile's nominal under its own traffic, with what its drafter can leave out at K = 0."""
     return Nominal(profile, dataset or dataset_of(profile), profile.mechanics(Mechanics.DORMANT))
 
@@ -157,10 +157,10 @@ def closed_scene(nominal: Nominal, rows: int, replicas: int, duration_s: float) 
 
 
 def workload(nominal: Nominal, load: Regime | Trace) -> Workload:
-    """The profile's traffic under a load; requests fit into its KV cache and into the usual 2,048 tokens."""
-    limits = nominal.profile.limits
+    """The profile's traffic under a load; two of its requests fit into the KV cache at least."""
     shares = tuple(kind.share for kind in nominal.profile.acceptance_classes)
-    return Workload(load, nominal.dataset, shares, max_model_len=min(2048, limits.num_blocks * limits.block_size // 2))
+    longest = min(nominal.dataset.max_model_len, nominal.profile.limits.num_tokens // 2)
+    return Workload(load, nominal.dataset, shares, max_model_len=longest)
 
 
 def cell(

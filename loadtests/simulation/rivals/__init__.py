@@ -3,6 +3,7 @@
 from nightjar.loadtests.simulation.rivals.registry import (
     DRAFTS_MAX,
     ENTRIES,
+    FOR_COMPARISON,
     RIVALS,
     Entry,
     Inputs,
@@ -11,4 +12,4 @@ from nightjar.loadtests.simulation.rivals.registry import (
     switch_cost_table,
 )
 
-__all__ = ["DRAFTS_MAX", "ENTRIES", "RIVALS", "Entry", "Inputs", "inputs", "rival_plan", "switch_cost_table"]
+__all__ = ["DRAFTS_MAX", "ENTRIES", "FOR_COMPARISON", "RIVALS", "Entry", "Inputs", "inputs", "rival_plan", "switch_cost_table"]

@@ -60,6 +60,8 @@ def build(options: LocalOptions, context: LocalContext) -> AdaptiveVerification:
 class AdaptiveVerification:
     """The verified length of the best predicted goodput."""
 
+    plans_mixed_steps = False
+
     def __init__(self, arms: tuple[int, ...], times: StepTimes, survival: Sequence[float]) -> None:
         self._arms = arms
         self._times = StepTimesLookup(_never_cheaper(times))

@@ -55,6 +55,8 @@ class _Bandit:
 class BanditSpec:
     """UCB over `arms`. Deterministic: it draws no random numbers."""
 
+    plans_mixed_steps = False
+
     def __init__(self, arms: tuple[int, ...], *, by_batch: bool, per_arm_bonus: bool) -> None:
         self._arms = arms
         self._by_batch = by_batch

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
-from nightjar.loadtests.simulation.rivals import adaptive_verification, bandit_spec, sglang, tables, tuning, turbo_spec
+from nightjar.loadtests.simulation.rivals import adaptive_verification, bandit_spec, pairs, sglang, tables, tuning, turbo_spec
 from nightjar.loadtests.simulation.rivals.prior import MOST_ERROR, StepTimes, measure
 from nightjar.loadtests.simulation.step_cost import prepared_cost, step_cost
 from nightjar.policy.planners.local_planner import LocalPlannerFactory
@@ -26,7 +26,10 @@ RIVALS: Final[Mapping[str, LocalPlannerFactory]] = {
     "vllm-table": tables.build_vllm,
     "vllm-adaptive-verification": adaptive_verification.build,
 }
-"""Planners for comparison only, by the name in a `records.Local` plan."""
+"""Published planners, by the name in a `records.Local` plan."""
+
+FOR_COMPARISON: Final[Mapping[str, LocalPlannerFactory]] = {**RIVALS, "pair": pairs.build}
+"""They and the static planner that nobody published."""
 
 DRAFTS_MAX: Final = frozenset({"vllm-adaptive-verification"})
 """Planners whose drafter always runs K_max tokens: their K only says how many of them are verified."""

@@ -89,6 +89,8 @@ class _Slot:
 class SGLang:
     """One slot for each batch range."""
 
+    plans_mixed_steps = False
+
     def __init__(self, ranges: tuple[BatchRange, ...], allowed: tuple[int, ...]) -> None:
         self._firsts = [batch_range.first_batch_size for batch_range in ranges]
         self._slots = [_slot(batch_range, allowed) for batch_range in ranges]

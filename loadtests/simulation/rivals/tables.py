@@ -35,6 +35,8 @@ TableRows = Sequence[tuple[int, int, int]]
 class Table:
     """K by decode batch size from a list, which begins at batch 0. It learns nothing."""
 
+    plans_mixed_steps = False
+
     def __init__(self, lengths: Sequence[int]) -> None:
         self._lengths = lengths
 

@@ -59,6 +59,8 @@ def step_times_option(options: LocalOptions, context: LocalContext) -> StepTimes
 class TurboSpec:
     """Goodput of every K at every step; nothing is explored."""
 
+    plans_mixed_steps = False
+
     def __init__(self, arms: tuple[int, ...], times: StepTimes, *, window_steps: int, first_acceptance: float) -> None:
         self._arms = arms
         self._times = StepTimesLookup(times)

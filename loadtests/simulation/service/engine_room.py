@@ -10,12 +10,12 @@ import numpy as np
 from nightjar.loadtests.simulation.engine.host_link import HostLink
 from nightjar.loadtests.simulation.engine.luck import luck_of
 from nightjar.loadtests.simulation.engine.simulated_engine import SimulatedEngine
-from nightjar.loadtests.simulation.rivals import RIVALS
+from nightjar.loadtests.simulation.rivals import FOR_COMPARISON
 from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.policy.planners import LOCAL_PLANNERS
 from nightjar.policy.planners.local_planner import LocalPlannerFactory
 
-ALL_LOCAL_PLANNERS: Final[Mapping[str, LocalPlannerFactory]] = {**LOCAL_PLANNERS, **RIVALS}
+ALL_LOCAL_PLANNERS: Final[Mapping[str, LocalPlannerFactory]] = {**LOCAL_PLANNERS, **FOR_COMPARISON}
 
 
 class EngineRoom:

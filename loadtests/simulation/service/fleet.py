@@ -151,7 +151,14 @@ class Fleet:
         replica = self.replicas[number]
         replica.engine.wait_until(demand.due_s)
         replica.engine.submit(
-            SimulatedRequest(demand.number, demand.due_s, demand.prompt_tokens, demand.output_tokens, demand.acceptance_class)
+            SimulatedRequest(
+                demand.number,
+                demand.due_s,
+                demand.prompt_tokens,
+                demand.output_tokens,
+                demand.acceptance_class,
+                demand.cached_tokens,
+            )
         )
         if not replica.is_running:
             replica.is_running = True

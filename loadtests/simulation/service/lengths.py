@@ -10,10 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+Integers = NDArray[np.int64]
+
+LENGTHS: Final = 20_000
+"""Answers drawn to know how long one is that is under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +47,10 @@ class Lognormal:
         median_tokens = round(math.exp(float(logarithms.mean())), 3)
         return cls(median_tokens, float(logarithms.std()), max_tokens=max_tokens)
 
-    def draw(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    def draw(self, count: int, rng: np.random.Generator) -> Integers:
         """`count` independent lengths in tokens."""
         drawn = np.exp(rng.normal(math.log(self.median_tokens), self.sigma, count))
-        tokens: NDArray[np.int64] = np.clip(np.rint(drawn), self.min_tokens, self.max_tokens).astype(np.int64)
+        tokens: Integers = np.clip(np.rint(drawn), self.min_tokens, self.max_tokens).astype(np.int64)
         return tokens
 
     @property
@@ -60,11 +66,83 @@ class Lognormal:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Lengths of one kind of traffic; prompt and answer are independent."""
+    """Lengths of one kind of traffic; prompt and answer are independent.
+
+    `cached_share` of each prompt is found in the prefix cache: the conversation so far, say, of an agent that comes back with it.
+    Nobody computes that part again, but the request holds its KV like any other. `max_model_len` is where a server of such
+    traffic cuts prompt and answer together.
+    """
 
     name: str
     prompt: Lognormal
     output: Lognormal
+    cached_share: float = 0.0
+    max_model_len: int = 2048
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.cached_share < 1.0:
+            raise ValueError(f"data set {self.name}: cached_share {self.cached_share:g}, allowed are 0 up to 1")
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[Integers, Integers, Integers]:
+        """Tokens of `count` prompts, of their answers, and of the prompts' cached part."""
+        prompts, outputs = self.prompt.draw(count, rng), self.output.draw(count, rng)
+        return prompts, outputs, (self.cached_share * prompts).astype(np.int64)
+
+    @property
+    def mean_prefill_tokens(self) -> float:
+        """Expected prompt, without what the prefix cache holds."""
+        return (1.0 - self.cached_share) * self.prompt.mean_tokens
+
+    @property
+    def mean_output_tokens(self) -> float:
+        """Expected answer."""
+        return self.output.mean_tokens
+
+    @property
+    def mean_context_tokens(self) -> float:
+        """Mean context of a decoding request. Long answers stay longest, so a request that is met in the middle of its answer is
+        longer than the average one."""
+        lengths = self.output.draw(LENGTHS, np.random.default_rng(0)).astype(float)
+        return self.prompt.mean_tokens + float((lengths**2).mean() / (2 * lengths.mean()))
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Several kinds of traffic in one service; each request is of any of them with the same probability."""
+
+    name: str
+    parts: tuple[Dataset, ...]
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[Integers, Integers, Integers]:
+        """As `Dataset.draw`."""
+        kinds = rng.integers(len(self.parts), size=count)
+        drawn = [np.stack(part.draw(count, rng)) for part in self.parts]
+        prompts, outputs, cached = np.stack(drawn)[kinds, :, np.arange(count)].T
+        return prompts, outputs, cached
+
+    @property
+    def max_model_len(self) -> int:
+        """One server answers all of them."""
+        return max(part.max_model_len for part in self.parts)
+
+    @property
+    def mean_prefill_tokens(self) -> float:
+        """Expected prompt, without what the prefix cache holds."""
+        return fmean(part.mean_prefill_tokens for part in self.parts)
+
+    @property
+    def mean_output_tokens(self) -> float:
+        """Expected answer."""
+        return fmean(part.mean_output_tokens for part in self.parts)
+
+    @property
+    def mean_context_tokens(self) -> float:
+        """Mean context of a decoding request: who answers at length is met more often."""
+        weights = [part.mean_output_tokens for part in self.parts]
+        return fmean((part.mean_context_tokens for part in self.parts), weights)
+
+
+Traffic = Dataset | Mixture
 
 
 SHAREGPT: Final = Dataset("sharegpt", Lognormal(79, 1.29, 4, 1024), Lognormal(237, 1.0, 4, 1024))
@@ -80,6 +158,29 @@ beside long texts to summarise). Answers are assumed: its runs let a model write
 
 AZURE_CONVERSATION: Final = Dataset("azure-conversation", Lognormal(830, 0.98, 1, 4096), Lognormal(134, 0.86, 1, 1000))
 """Azure LLM inference trace 2023, conversations: logarithms' mean and spread of its 19,366 rows."""
+
+
+def retrieval(num_tokens: int) -> Dataset:
+    """Questions about texts that come with them: prompts of 2,000 tokens, answers of 30 (assumed).
+
+    `num_tokens` is what the KV cache holds. A prompt is a sixth of it at most, so that several requests run at once.
+    """
+    median = min(2000, num_tokens // 6)
+    return Dataset("retrieval", Lognormal(median, 0.3, 16, 2 * median), Lognormal(30, 0.6, 2, 120), max_model_len=2 * median + 120)
+
+
+def agents(num_tokens: int) -> Dataset:
+    """Agents that come back with all that was said: prompts of 8,000 tokens (a sixth of the KV cache at most), nine tenths of them
+    in the prefix cache, answers of 200 (assumed)."""
+    median = min(8000, num_tokens // 6)
+    prompt, output = Lognormal(median, 0.3, 16, 2 * median), Lognormal(200, 0.6, 8, 600)
+    return Dataset("agents", prompt, output, cached_share=0.9, max_model_len=2 * median + 600)
+
+
+def half_retrieval(chat: Dataset, num_tokens: int) -> Mixture:
+    """Every other request is of the chat, the others are of `retrieval`."""
+    return Mixture("half-retrieval", (chat, retrieval(num_tokens)))
+
 
 DATASETS: Final[Mapping[str, Dataset]] = {dataset.name: dataset for dataset in (SHAREGPT, ALPACA, SPEC_BENCH, AZURE_CONVERSATION)}
 

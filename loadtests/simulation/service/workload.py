@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nightjar.loadtests.regimes import Regime, arrival_times
-from nightjar.loadtests.simulation.service.lengths import SHAREGPT, Dataset
+from nightjar.loadtests.simulation.service.lengths import SHAREGPT, Traffic
 
 USER_BLOCK: Final = 64
 OPEN_BLOCK: Final = 4096
@@ -36,6 +36,7 @@ class Demand(NamedTuple):
     prompt_tokens: int
     output_tokens: int
     acceptance_class: int
+    cached_tokens: int
     user: int | None
 
 
@@ -45,6 +46,8 @@ class Shape(NamedTuple):
     prompt_tokens: int
     output_tokens: int
     acceptance_class: int
+    cached_tokens: int = 0
+    """The leading ones of the prompt that the prefix cache holds."""
 
 
 class UserCount(NamedTuple):
@@ -89,7 +92,7 @@ class Workload:
     """
 
     load: Regime | Trace
-    dataset: Dataset = SHAREGPT
+    dataset: Traffic = SHAREGPT
     class_shares: tuple[float, ...] | None = None
     max_model_len: int = 2048
 
@@ -123,10 +126,11 @@ class Workload:
 
     def _shapes(self, rng: np.random.Generator, block: int) -> Iterator[Shape]:
         while True:
-            prompts, outputs = self.dataset.prompt.draw(block, rng), self.dataset.output.draw(block, rng)
+            prompts, outputs, cached = self.dataset.draw(block, rng)
             classes = _classes(self.class_shares, block, rng)
             prompts, outputs = _fitted(prompts, outputs, self.max_model_len)
-            yield from map(Shape, prompts.tolist(), outputs.tolist(), classes.tolist())
+            cached = np.minimum(cached, prompts - 1)
+            yield from map(Shape, prompts.tolist(), outputs.tolist(), classes.tolist(), cached.tolist())
 
     def _traced(self, trace: Trace, seed: int) -> Iterator[Demand]:
         rows = read_trace(trace.path)
@@ -145,7 +149,7 @@ class Workload:
         order = np.argsort(due_s, kind="stable")
         columns = (due_s[order].tolist(), prompts[order].tolist(), outputs[order].tolist(), classes[order].tolist())
         for number, (due, prompt, output, acceptance_class) in enumerate(zip(*columns, strict=True)):
-            yield Demand(number, due, prompt, output, acceptance_class, None)
+            yield Demand(number, due, prompt, output, acceptance_class, 0, None)
 
 
 def read_trace(path: Path) -> tuple[TraceRow, ...]:

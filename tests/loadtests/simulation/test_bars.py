@@ -8,6 +8,7 @@ import pytest
 
 from nightjar.loadtests.simulation.evidence.bar_list import best_static, compute_bars, losses
 from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.prefill_bars import best_pair, joined_pair, picked_oracle
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from tests.loadtests.simulation.run_rows import row, summary_of
 
@@ -30,7 +31,8 @@ def test_every_bar_that_the_project_states_is_there() -> None:
     assert [one.name for one in compute_bars([])] == [
         "fleet_over_oracle_mean", "fleet_over_oracle_min", "fleet_over_off_min", "fleet_headroom_min", "fleet_over_static_min",
         "fleet_over_rival_min", "fleet_over_rival_geomean_min", "other_texts_over_rival_geomean_min",
-        "changing_texts_over_rival_geomean_min", "pooled16_loss_ratio",
+        "changing_texts_over_rival_geomean_min",
+        "prefill_over_static_min", "prefill_over_off_min", "prefill_over_oracle_min", "pooled16_loss_ratio",
         "pooled16_done_s", "newcomer_loss", "storm_floor", "storm_total", "drift_recovery_s", "false_alarms_per_day",
         "liar_changed", "sly_liar_changed", "lossy_goodput_ratio", "budget_violations",
     ]  # fmt: skip
@@ -128,6 +130,23 @@ def test_texts_that_no_table_was_tuned_for_have_a_mean_of_their_own_and_count_am
 def test_a_rival_as_published_is_not_compared_on_equal_mechanics() -> None:
     rows = [*open_loop("p/a", fleet=100.0), row("open_loop", "nightjar", "p/a", as_published=True, tokens_per_busy_s=200.0)]
     assert bar("fleet_over_rival_min", rows).value is None
+
+
+def test_the_best_pair_is_searched_along_a_star_and_the_oracle_is_the_best_that_anybody_made() -> None:
+    picks = {"pair-0-0": 5.0, "pair-3-3": 8.0, "pair-3-5": 8.5, "pair-2-3": 8.2, "pair-3-0": 6.0, "oracle-mixed-4": 9.5}
+    rows = [row("prefill-pick", who, seed=1000, tokens_per_busy_s=made) for who, made in picks.items()]
+    assert best_pair(rows, "p/steady") == (3, 5)
+    assert joined_pair(rows, "p/steady") == (2, 5)
+    assert picked_oracle(rows, "p/steady") == "oracle-mixed-4"
+    made = {"fleet": 9.0, "off": 6.0, "oracle": 9.2, "oracle-mixed-4": 9.6, "pair-3-5": 10.0}
+    rows += [row("prefill", who, tokens_per_busy_s=tokens) for who, tokens in made.items()]
+    assert value("prefill_over_static_min", rows) == pytest.approx(0.9)
+    assert value("prefill_over_off_min", rows) == pytest.approx(1.5)
+    assert value("prefill_over_oracle_min", rows) == pytest.approx(0.9), "the pair beats both oracles"
+
+
+def test_where_nothing_was_picked_yet_a_pair_is_off_in_both_kinds_of_steps() -> None:
+    assert (best_pair([], "p/x"), joined_pair([], "p/x"), picked_oracle([], "p/x")) == ((0, 0), (0, 0), "oracle-mixed-0")
 
 
 def test_pooling_compares_what_sixteen_lose_each_with_what_one_loses_alone() -> None:

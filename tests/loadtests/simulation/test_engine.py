@@ -26,6 +26,46 @@ def test_a_request_gets_its_first_token_with_its_prompt_and_its_last_when_it_is_
     assert list(alone.step()) == []
 
 
+def test_what_the_prefix_cache_holds_is_not_computed_again_and_takes_its_blocks() -> None:
+    spent = []
+    for cached_tokens in (0, 960):
+        alone = engine(plan=held(0))
+        alone.submit(SimulatedRequest(1, 0.0, 1000, 3, 0, cached_tokens))
+        alone.step()
+        spent.append(alone.now_s)
+        assert alone.load().kv_cache_usage == pytest.approx(63 / PAIR.limits.num_blocks), "1,000 tokens in blocks of 16"
+        alone.check_integrity()
+    assert spent[1] < spent[0]
+    assert sum(totals.prefill_tokens for totals in alone.report().snapshot.counters.totals) == 1000 - 960
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_the_draft_has_what_is_cached_where_it_runs_when_the_request_begins(chunks: int) -> None:
+    for length, lag_tokens in ((3, 0), (0, 6000)):
+        alone = engine(plan=held(length))
+        alone.submit(SimulatedRequest(1, 0.0, 6000, 30, 0, 6000 - chunks * 1500))
+        while not alone.decode_batch_size:
+            alone.step()
+        wished = alone.report().snapshot.restart_wish
+        assert (wished.lag_tokens if wished else 0) == 0, "nothing is wished for at K = 0"
+        assert alone.adopt(settings(held(3), sequence=2, micro_restart_tokens=0)) == ""
+        alone.step()
+        wished = alone.report().snapshot.restart_wish
+        assert (wished.lag_tokens if wished else 0) >= lag_tokens
+
+
+def test_after_a_preemption_a_cached_prompt_is_computed_like_any_other() -> None:
+    tight = PAIR.model_copy(update={"limits": PAIR.limits.model_copy(update={"num_blocks": 130})})
+    full, requests = engine(tight, held(0)), [SimulatedRequest(n, 0.0, 900, 300, 0, 800) for n in (1, 2)]
+    for request in requests:
+        full.submit(request)
+    while any(request.finish_s is None for request in requests):
+        full.step()
+        full.check_integrity()
+    computed = sum(totals.prefill_tokens for totals in full.report().snapshot.counters.totals)
+    assert computed > 2 * 100 + 900, "the second was preempted and computed whole"
+
+
 def test_an_idle_engine_waits_for_a_request_and_that_is_not_busy_time() -> None:
     idle = engine(plan=held(0))
     idle.submit(one(output_tokens=1, arrival_s=7.0))
@@ -179,6 +219,18 @@ def test_the_oracle_speculates_at_low_load_and_is_off_at_high_load() -> None:
         lengths[users] = knowing.totals.length_sum / knowing.totals.decode_steps
     assert lengths[4] > 2.0
     assert lengths[100] < 0.1
+
+
+def test_an_oracle_told_so_drafts_one_length_in_every_step_with_prefill() -> None:
+    plan = Local(planner="oracle", options={"mixed_k": 2})
+    knowing = engine(plan=plan)
+    knowing.submit(SimulatedRequest(1, 0.0, 2 * PAIR.limits.max_num_batched_tokens, 40, 0))
+    lengths = []
+    while knowing.has_work:
+        knowing.step()
+        lengths.append(knowing.load().num_speculative_tokens)
+    assert lengths[:2] == [2, 2]
+    assert 2 not in lengths[2:-1], "not the best of a single row"
 
 
 def test_regret_is_what_the_best_length_would_have_yielded_more() -> None:

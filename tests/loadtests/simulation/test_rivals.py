@@ -14,6 +14,7 @@ from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, Mechanics, rea
 from nightjar.loadtests.simulation.rivals import (
     DRAFTS_MAX,
     ENTRIES,
+    FOR_COMPARISON,
     RIVALS,
     inputs,
     rival_plan,
@@ -52,7 +53,7 @@ COMPUTE_BOUND = profiled(lambda rows, context, length: 0.001 * rows * (1 + lengt
 
 
 def make(name: str, **options: float | str | bool) -> LocalPlanner:
-    return RIVALS[name](options, CONTEXT)
+    return FOR_COMPARISON[name](options, CONTEXT)
 
 
 def view(batch: int, context: int = 100) -> StepView:
@@ -214,6 +215,18 @@ class TestTables:
         vllm = make("vllm-table", num_speculative_tokens_per_batch_size=tables.vllm_text(rows))
         for planner in (trt, vllm):
             assert [planner.choose(view(batch)) for batch in range(1, len(lengths) + 1)] == lengths
+
+
+class TestPairs:
+    def test_each_kind_of_step_has_its_length(self) -> None:
+        planner = make("pair", pure_k=3, mixed_k=5)
+        assert planner.plans_mixed_steps
+        assert [planner.choose(view(8)), planner.choose(view(8)._replace(prefill_tokens=100))] == [3, 5]
+
+    @pytest.mark.parametrize("options", [{"pure_k": 8}, {"mixed_k": -1}, {"pure": 3}])
+    def test_what_the_engine_cannot_run_is_refused(self, options: LocalOptions) -> None:
+        with pytest.raises(LocalOptionsError):
+            FOR_COMPARISON["pair"](options, CONTEXT)
 
 
 class TestAdaptiveVerification:
