@@ -14,7 +14,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-fast test-pure test-all test-long test-gpu-paths stress-gpu-paths test-vllm test-ids mutants contract lint format docs bench-step bench-policy bench-scale bench-model bench-engine bench-live chart monitoring page clean
+.PHONY: help install models demo test test-fast test-pure test-all test-long test-gpu-paths stress-gpu-paths test-vllm test-ids mutants contract lint structure format docs bench-step bench-policy bench-scale bench-model bench-engine bench-live chart monitoring page clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -94,6 +94,9 @@ mutants: $(INSTALLED) ## mutation testing of what decides: which mutants do the 
 
 contract: $(INSTALLED) ## every name of vLLM that we touch, in the sources of 0.29.0, 0.32.0 and 0.33.0; ARGS=VERSION for another
 	$(BIN)/python -m tests.contract $(ARGS)
+
+structure: $(INSTALLED) ## lines of code and floors of imports, room by room
+	$(BIN)/python -m tests.structure
 
 lint: $(INSTALLED) ## ruff, mypy strict, import-linter
 	$(BIN)/ruff check .

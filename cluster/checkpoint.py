@@ -20,11 +20,11 @@ import structlog
 from pydantic import TypeAdapter
 
 from nightjar.cluster.store import KeyValueStore, StoreError
-from nightjar.policy.learned import LearnedTables
 from nightjar.policy.modes import ModeOverride
-from nightjar.policy.records import PROTOCOL_VERSION
-from nightjar.policy.seed import SeedGroup
-from nightjar.policy.settings import OperatorSettings, parse_operator_settings
+from nightjar.policy.prior.learned import LearnedTables
+from nightjar.policy.prior.seed import SeedGroup
+from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
+from nightjar.policy.wire.record import PROTOCOL_VERSION
 
 FORMAT_VERSION: Final = 1
 NAMES: Final = ("incarnation", "operator_settings", "overrides", "learned", "waiting")

@@ -17,8 +17,10 @@ import ray
 
 from nightjar.cluster.operator_answers import ConfigureAnswer, ExplainAnswer, ImportAnswer, SetModeAnswer
 from nightjar.cluster.policy_actor import ACTOR_NAME, ACTOR_OPTIONS, PolicyActor
-from nightjar.policy.records import ExchangeReply, LoadReport, Record, WireError
-from nightjar.policy.status import FleetStatus
+from nightjar.policy.wire.exchange import ExchangeReply
+from nightjar.policy.wire.record import Record, WireError
+from nightjar.policy.wire.report import LoadReport
+from nightjar.policy.wire.status import FleetStatus
 
 FIRST_BACKOFF_S: Final = 0.1
 MAX_BACKOFF_S: Final = 5.0

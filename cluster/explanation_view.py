@@ -15,8 +15,8 @@ from rich.text import Text
 from nightjar.cluster.durations import format_duration
 from nightjar.cluster.moments import format_moment
 from nightjar.cluster.views import acceptance
-from nightjar.policy.explanation import ArmExplanation, Explanation
-from nightjar.policy.planners.planner import batch_range, speculation
+from nightjar.policy.planners.base import batch_range, speculation
+from nightjar.policy.wire.explanation import ArmExplanation, Explanation
 
 
 def explanation_view(explained: Explanation) -> RenderableType:

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import SecretStr, ValidationError
 
-from nightjar.policy.explanation import Explanation
-from nightjar.policy.records import describe_validation_error
-from nightjar.policy.status import FleetStatus
+from nightjar.policy.wire.explanation import Explanation
+from nightjar.policy.wire.record import describe_validation_error
+from nightjar.policy.wire.status import FleetStatus
 
 ROUTE_PREFIX: Final = "/nightjar"
 TIMEOUT_S: Final = 15.0

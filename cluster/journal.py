@@ -19,10 +19,12 @@ from pydantic import Field, ValidationError
 
 from nightjar.cluster.background_writer import BackgroundWriter
 from nightjar.cluster.rotated_lines import MAX_FILE_BYTES, MAX_FILES, RotatedLines, rotated_files
-from nightjar.policy.learned import LearnedTables
 from nightjar.policy.modes import ModeOverride
-from nightjar.policy.records import DrafterState, EngineLoad, Record, RestartWish, Settings
-from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.prior.learned import LearnedTables
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.record import Record
+from nightjar.policy.wire.report import DrafterState, EngineLoad, RestartWish
+from nightjar.policy.wire.settings import Settings
 
 FILE_NAME: Final = "policy-journal.jsonl"
 MAX_WAITING_ENTRIES: Final = 32

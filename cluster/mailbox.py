@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 
 from nightjar.policy.issuing import Issuer
-from nightjar.policy.records import Settings
+from nightjar.policy.wire.settings import Settings
 
 
 class Mailbox(Issuer):

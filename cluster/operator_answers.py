@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.wire.operator import OperatorSettings
 
 
 class ConfigureAnswer(TypedDict):
@@ -37,7 +37,7 @@ class ImportAnswer(TypedDict):
 
 
 class ExplainAnswer(TypedDict):
-    """A policy.explanation.Explanation in plain types (None: no replica goes by that name), and why there is none, if so."""
+    """A policy.wire.explanation.Explanation in plain types (None: no replica goes by that name), and why there is none, if so."""
 
     explanation: dict[str, object] | None
     error: str

@@ -15,9 +15,9 @@ from nightjar.cluster.operator_answers import ConfigureAnswer, SetModeAnswer, ch
 from nightjar.cluster.overrides import ModeRequestError, apply_request, in_words, override_status, parse_mode_request
 from nightjar.policy.issuing import Slot
 from nightjar.policy.modes import ModeOverride, live_overrides
-from nightjar.policy.records import to_plain
-from nightjar.policy.settings import OperatorSettings, SettingsError, parse_operator_settings
-from nightjar.policy.status import OverrideStatus
+from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse_operator_settings
+from nightjar.policy.wire.record import to_plain
+from nightjar.policy.wire.status import OverrideStatus
 
 log = structlog.get_logger(__name__)
 

@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nightjar.policy.issuing import Slot
 from nightjar.policy.modes import ModeOverride, set_override
-from nightjar.policy.records import Mode, Reason, describe_validation_error
-from nightjar.policy.status import OverrideStatus, Scope
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.record import Reason, describe_validation_error
+from nightjar.policy.wire.status import OverrideStatus, Scope
 
 MAX_OVERRIDES: Final = 1000
 

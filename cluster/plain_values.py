@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from nightjar.policy.persistent_map import PersistentMap
-from nightjar.policy.records import describe_validation_error
+from nightjar.policy.wire.record import describe_validation_error
 
 _AS_IT_IS = (NoneType, bool, int, float, str, bytes)
 

@@ -30,7 +30,7 @@ from nightjar.cluster.recorder import Recorder, recorded_replicas
 from nightjar.cluster.recording import RecordingFile
 from nightjar.cluster.seed_from import SeedReader
 from nightjar.cluster.store import GcsStore
-from nightjar.policy.records import PROTOCOL_VERSION
+from nightjar.policy.wire.record import PROTOCOL_VERSION
 
 ACTOR_NAME: Final = f"nightjar-policy-v{PROTOCOL_VERSION}"
 NAMESPACE: Final = "nightjar"

@@ -20,8 +20,8 @@ from pydantic import SecretStr
 from nightjar.cluster.api_token import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, TokenError, is_token
 from nightjar.cluster.learned_file import MAX_FILE_BYTES
 from nightjar.cluster.status_page import status_page
-from nightjar.policy.records import to_plain
-from nightjar.policy.status import FleetStatus
+from nightjar.policy.wire.record import to_plain
+from nightjar.policy.wire.status import FleetStatus
 
 MAX_BODY_BYTES: Final = 16_384
 EXAMPLE_BODY: Final = '{"mode": "auto"}'

@@ -16,7 +16,7 @@ import structlog
 from nightjar.cluster.api_token import configured_token
 from nightjar.cluster.policy_api import PolicyUnreachableError, create_policy_api
 from nightjar.cluster.serve_config import POLICY_DEPLOYMENT
-from nightjar.policy.status import FleetStatus
+from nightjar.policy.wire.status import FleetStatus
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from nightjar.cluster.metrics import Labels, Metric
-from nightjar.policy.fleet_state import FleetState, GroupState, ReplicaState
 from nightjar.policy.prediction import Predicted, predict
+from nightjar.policy.state import FleetState, GroupState, ReplicaState
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,14 +36,18 @@ from nightjar.cluster.recorder import Moment, Recorder
 from nightjar.cluster.refusals import Refusals
 from nightjar.cluster.seed_from import ReadSeed, SeedFrom
 from nightjar.cluster.store import KeyValueStore
-from nightjar.policy.explaining import InForce, UnknownReplicaError, explain, find_replica
+from nightjar.policy.explain import InForce, UnknownReplicaError, explain, find_replica
 from nightjar.policy.fleet import Decision, decide, empty_fleet, exported, learned, observe, quieted, seeded, with_learned
 from nightjar.policy.fleet_status import fleet_status
-from nightjar.policy.learned import LearnedTables
 from nightjar.policy.modes import effective_mode
-from nightjar.policy.records import DrafterState, ExchangeReply, LoadReport, Mode, Settings, WireError, to_plain
-from nightjar.policy.seed import SeedGroup
-from nightjar.policy.status import FleetStatus, PolicyStatus
+from nightjar.policy.prior.learned import LearnedTables
+from nightjar.policy.prior.seed import SeedGroup
+from nightjar.policy.wire.exchange import ExchangeReply
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.record import WireError, to_plain
+from nightjar.policy.wire.report import DrafterState, LoadReport
+from nightjar.policy.wire.settings import Settings
+from nightjar.policy.wire.status import FleetStatus, PolicyStatus
 
 IDLE_EXIT_S: Final = 600.0
 """Without a report for so long, the actor serves nobody and leaves; the next replica creates another."""

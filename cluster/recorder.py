@@ -16,9 +16,9 @@ from typing import Final, Protocol
 
 import structlog
 
-from nightjar.policy.fleet_state import Decision, FleetState
 from nightjar.policy.modes import ModeOverride
-from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.state import Decision, FleetState
+from nightjar.policy.wire.operator import OperatorSettings
 
 MAX_RECORDED_REPLICAS: Final = 256
 """A larger fleet is not recorded: at 512 reports a second the work beside the event loop, and the disk, begin to count."""

@@ -29,10 +29,10 @@ from nightjar.cluster.deltas import difference
 from nightjar.cluster.plain_values import plain
 from nightjar.cluster.recorder import Heard, RecordedTick
 from nightjar.cluster.rotated_lines import MAX_FILE_BYTES, MAX_FILES, RotatedLines, rotated_files
-from nightjar.policy.fleet_state import Decision
 from nightjar.policy.modes import ModeOverride
-from nightjar.policy.records import Record
-from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.state import Decision
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.record import Record
 
 FILE_NAME: Final = "policy-inputs.jsonl"
 FORMAT_VERSION: Final[Literal[1]] = 1

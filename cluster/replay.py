@@ -18,13 +18,14 @@ import msgpack
 from nightjar.cluster.deltas import applied
 from nightjar.cluster.plain_values import PlainError, restored
 from nightjar.cluster.recording import Frame, RecordingError, next_window, unpacked
-from nightjar.policy.exploration import in_words as segments_in_words
 from nightjar.policy.fleet import decide, observe
-from nightjar.policy.fleet_state import Decision, FleetState
 from nightjar.policy.modes import ModeOverride
-from nightjar.policy.planners.planner import in_words as rows_in_words
-from nightjar.policy.records import LoadReport, Local, Table
-from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.planners.base import in_words as rows_in_words
+from nightjar.policy.state import Decision, FleetState
+from nightjar.policy.trials import in_words as segments_in_words
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.report import LoadReport
+from nightjar.policy.wire.settings import Local, Table
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from typing import Any, Final, cast
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from nightjar.policy.records import describe_validation_error
-from nightjar.policy.settings import SettingsError, parse_operator_settings
+from nightjar.policy.wire.operator import SettingsError, parse_operator_settings
+from nightjar.policy.wire.record import describe_validation_error
 
 POLICY_IMPORT_PATH: Final = "nightjar.cluster.policy_app:build"
 POLICY_DEPLOYMENT: Final = "Policy"

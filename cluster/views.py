@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from nightjar.cluster.durations import format_duration
-from nightjar.policy.records import SteeringLevel, TableRow
-from nightjar.policy.status import FleetStatus, GroupStatus, PolicyStatus, ReplicaStatus
+from nightjar.policy.wire.report import SteeringLevel
+from nightjar.policy.wire.settings import TableRow
+from nightjar.policy.wire.status import FleetStatus, GroupStatus, PolicyStatus, ReplicaStatus
 
 STALE_REPORT_S: Final = 5.0
 SHOWN_ADAPTERS: Final = 8

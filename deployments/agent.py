@@ -18,18 +18,11 @@ import structlog
 from nightjar.cluster.metrics import PUBLISH_PERIOD_S
 from nightjar.deployments.engine_watch import EngineWatch
 from nightjar.deployments.steering_level import FULLY, ONLY_OBSERVING, Steered, level_now
-from nightjar.policy.records import (
-    MAX_REASON_LENGTH,
-    EngineCommand,
-    EngineSnapshot,
-    ExchangeReply,
-    GroupKey,
-    LoadReport,
-    Mode,
-    Settings,
-    SettingsVersion,
-    SteeringLevel,
-)
+from nightjar.policy.wire.exchange import EngineCommand, ExchangeReply
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.record import MAX_REASON_LENGTH
+from nightjar.policy.wire.report import EngineSnapshot, GroupKey, LoadReport, SteeringLevel
+from nightjar.policy.wire.settings import Settings, SettingsVersion
 
 EXCHANGE_TIMEOUT_S: Final = 30.0
 """Well above the longest time that the policy parks a call: `exchange_period_s` is 10 s at most (policy.settings)."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from nightjar.policy.records import EngineSnapshot
+from nightjar.policy.wire.report import EngineSnapshot
 
 HUNG_AFTER_S: Final = 120.0
 """A step with a long prefill takes tens of seconds on a CPU; an engine is warm before it serves, so no step compiles."""

@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Valida
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
 from nightjar.deployments.engine_watch import HUNG_AFTER_S
 from nightjar.deployments.models import ModelError, resolve_model
-from nightjar.policy.records import Mode, NumSpeculativeTokens
-from nightjar.policy.settings import DraftOffload
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.operator import DraftOffload
+from nightjar.policy.wire.record import NumSpeculativeTokens
 
 DEPLOYMENT_NAME: Final = "LLM"
 ASSUMED_MAX_NUM_SEQS: Final = 1024

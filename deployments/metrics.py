@@ -15,7 +15,7 @@ from typing import Final
 from nightjar.cluster.metrics import Backend, Exporter, Labels, Metric
 from nightjar.deployments.agent import Metrics, ReplicaIdentity
 from nightjar.deployments.steering_level import level_now
-from nightjar.policy.records import (
+from nightjar.policy.wire.report import (
     NO_ENGINE_ID,
     Counters,
     DrafterCounters,

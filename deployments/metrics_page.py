@@ -14,7 +14,8 @@ from nightjar.cluster.policy_metrics import POLICY_METRICS
 from nightjar.deployments.agent import ReplicaIdentity
 from nightjar.deployments.metrics import REPLICA_METRICS, common_labels
 from nightjar.policy.intake import MAX_GROUPS
-from nightjar.policy.records import MAX_NUM_SPECULATIVE_TOKENS, DrafterState, GroupKey, SteeringLevel
+from nightjar.policy.wire.record import MAX_NUM_SPECULATIVE_TOKENS
+from nightjar.policy.wire.report import DrafterState, GroupKey, SteeringLevel
 
 PAGE: Final = """\
 # Metrics

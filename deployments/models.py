@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationError
 
-from nightjar.policy.records import Record
+from nightjar.policy.wire.record import Record
 
 if TYPE_CHECKING:
     from torch import Tensor

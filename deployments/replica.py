@@ -27,8 +27,9 @@ from nightjar.deployments.llm_config import parse_local_mode
 from nightjar.deployments.metrics import ReplicaMetrics, common_labels
 from nightjar.deployments.models import resolve_model
 from nightjar.deployments.steering_level import level_at_start
-from nightjar.policy.records import Counters, EngineCommand, EngineLoad, EngineSnapshot
-from nightjar.policy.settings import DraftOffload
+from nightjar.policy.wire.exchange import EngineCommand
+from nightjar.policy.wire.operator import DraftOffload
+from nightjar.policy.wire.report import Counters, EngineLoad, EngineSnapshot
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

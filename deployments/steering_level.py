@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from nightjar.deployments.drafter_kinds import kind_of
 from nightjar.deployments.engine.arguments import EngineArguments
-from nightjar.policy.records import DrafterState, EngineSnapshot, SteeringLevel
+from nightjar.policy.wire.report import DrafterState, EngineSnapshot, SteeringLevel
 
 ONLY_OBSERVING: Final = "an engine that starts in shadow with graphs only observes: leaving shadow needs a new start"
 

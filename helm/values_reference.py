@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import yaml
 
-from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.wire.operator import OperatorSettings
 
 CHART: Final = Path(__file__).parent / "nightjar"
 BEGIN: Final = "<!-- values: begin, written by python -m helm.values_reference -->"

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from nightjar.loadtests.machine import commit, load_average, machine
 from nightjar.loadtests.simulation.evidence.bars import Bar
-from nightjar.policy.records import Record
+from nightjar.policy.wire.record import Record
 
 Effort = Literal["whole", "quick", "partial"]
 

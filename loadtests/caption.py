@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from nightjar.loadtests.samples import StatusSample, decoding_replicas
-from nightjar.policy.records import DrafterState
+from nightjar.policy.wire.report import DrafterState
 
 _SYSTEM: Final = (
     "Nothing here is simulated: real replicas of vLLM on Ray Serve answered real requests over HTTP on this machine's CPU. "

@@ -24,7 +24,7 @@ from nightjar.loadtests.run_folder import new_run_folder
 from nightjar.loadtests.samples import SamplesError, read_samples
 from nightjar.loadtests.service_api import ServiceError
 from nightjar.loadtests.summary import RunSummary, headline, summarise
-from nightjar.policy.records import describe_validation_error
+from nightjar.policy.wire.record import describe_validation_error
 
 DEMO_REGIME: Final = "quiet:40@0.2,surge:60@2,drain:30@0,calm:40@0.2"
 QUICK_REGIME: Final = "quiet:10@0.3,surge:15@2,calm:10@0.3"

@@ -30,8 +30,8 @@ from nightjar.loadtests.report import render_report
 from nightjar.loadtests.rows import RequestRow, RowWriter, read_rows
 from nightjar.loadtests.service_api import ServiceApi
 from nightjar.loadtests.summary import Check, RunSummary, headline, summarise
-from nightjar.policy.records import Mode
-from nightjar.policy.status import FleetStatus
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.status import FleetStatus
 
 MODES: Final = (Mode.parse("off"), Mode.parse("pin=5"), Mode.parse("auto"))
 """The first one is the reference of texts and costs."""

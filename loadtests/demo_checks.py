@@ -19,9 +19,11 @@ from nightjar.loadtests.regimes import Regime, arrival_times
 from nightjar.loadtests.rows import RequestRow
 from nightjar.loadtests.samples import EngineHistory, StatusSample, decoding_replicas, steered_replicas
 from nightjar.loadtests.summary import Check
-from nightjar.policy.records import DrafterState, Mode, Settings, SettingsVersion, SteeringLevel, Table
-from nightjar.policy.status import ReplicaStatus
-from nightjar.policy.steering import Cause
+from nightjar.policy.engine.steering import Cause
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.report import DrafterState, SteeringLevel
+from nightjar.policy.wire.settings import Settings, SettingsVersion, Table
+from nightjar.policy.wire.status import ReplicaStatus
 
 ReplicaSettings = Mapping[str, Sequence[Settings]]
 """Every settings that a replica was ever sent, in the order of their versions."""
@@ -208,7 +210,7 @@ def _explain(replica: ReplicaStatus, settings: Settings) -> Explanation:
 
 
 def _table_length(table: Table, batch: int) -> int:
-    """K of a table at a decode batch size, as records.Table defines it."""
+    """K of a table at a decode batch size, as settings.Table defines it."""
     if batch > table.rows[-1].last_batch_size:
         return 0
     covering = [row.num_speculative_tokens for row in table.rows if row.first_batch_size <= batch]

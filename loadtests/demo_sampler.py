@@ -13,8 +13,8 @@ from typing import Final, Self
 
 from nightjar.loadtests.samples import StatusSample
 from nightjar.loadtests.service_api import ServiceApi, ServiceError
-from nightjar.policy.records import Mode
-from nightjar.policy.status import FleetStatus
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.status import FleetStatus
 
 PERIOD_S: Final = 1.0
 

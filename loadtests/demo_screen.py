@@ -17,7 +17,7 @@ from rich.text import Text
 
 from nightjar.loadtests.report import COLUMNS, table_cells
 from nightjar.loadtests.summary import ALL_PHASES, RunSummary
-from nightjar.policy.status import FleetStatus, ReplicaStatus
+from nightjar.policy.wire.status import FleetStatus, ReplicaStatus
 
 REFRESH_PERIOD_S: Final = 0.5
 MAX_SILENCE_S: Final = 9.0

@@ -17,8 +17,8 @@ from typing import Final
 from nightjar.loadtests.demo_processes import POLL_PERIOD_S, ManagedProcess
 from nightjar.loadtests.demo_sampler import Sampler, all_confirmed
 from nightjar.loadtests.service_api import ServiceApi
-from nightjar.policy.records import Mode
-from nightjar.policy.status import FleetStatus
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.status import FleetStatus
 
 CONFIRM_TIMEOUT_S: Final = 30.0
 DRAIN_S: Final = 300.0

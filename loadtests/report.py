@@ -19,7 +19,7 @@ from nightjar.loadtests.regimes import Regime
 from nightjar.loadtests.rows import RequestRow, regime_start_s
 from nightjar.loadtests.samples import EngineHistory, StatusSample, acceptance_rate, all_work, mean_length
 from nightjar.loadtests.summary import ALL_PHASES, PhaseSummary, RunSummary, Stretch, Times, stretches
-from nightjar.policy.status import FleetStatus
+from nightjar.policy.wire.status import FleetStatus
 
 BIN_S: Final = 5.0
 """Width of the bins in which rates are shown, in seconds."""

@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from nightjar.policy.records import Count, Identifier, Record, describe_validation_error
+from nightjar.policy.wire.record import Count, Identifier, Record, describe_validation_error
 
 OptionalSeconds = Annotated[float | None, Field(ge=0.0, le=1e9)]
 

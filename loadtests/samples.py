@@ -14,8 +14,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from nightjar.policy.records import Record, SteeringLevel, StepTotals, describe_validation_error
-from nightjar.policy.status import FleetStatus, ReplicaStatus
+from nightjar.policy.wire.record import Record, describe_validation_error
+from nightjar.policy.wire.report import SteeringLevel, StepTotals
+from nightjar.policy.wire.status import FleetStatus, ReplicaStatus
 
 
 class SamplesError(ValueError):

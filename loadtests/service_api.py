@@ -12,8 +12,9 @@ from typing import Final, Self
 import httpx
 from pydantic import ValidationError
 
-from nightjar.policy.records import Mode, describe_validation_error
-from nightjar.policy.status import FleetStatus
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.record import describe_validation_error
+from nightjar.policy.wire.status import FleetStatus
 
 TIMEOUT_S: Final = 5.0
 

@@ -21,7 +21,7 @@ from nightjar.loadtests.samples import (
     seconds_per_token,
     share_off,
 )
-from nightjar.policy.records import Record
+from nightjar.policy.wire.record import Record
 
 ALL_PHASES = "all"
 

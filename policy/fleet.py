@@ -13,9 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from nightjar.policy.exploration import in_words
-from nightjar.policy.fleet_restarts import MayGrant, group_restarts
-from nightjar.policy.fleet_state import (
+from nightjar.policy.estimate.off_steps import expected_off_steps
+from nightjar.policy.fleet_status import fleet_status
+from nightjar.policy.granting import MayGrant, group_restarts
+from nightjar.policy.intake import MAX_REPLICAS, MAX_RETIRED_ENGINES, observe
+from nightjar.policy.learning import learn
+from nightjar.policy.modes import ModeOverride, effective_mode, live_overrides
+from nightjar.policy.persistent_map import PersistentMap
+from nightjar.policy.planners.base import one_length, speculation
+from nightjar.policy.restarts.leases import Terms
+from nightjar.policy.seeding import exported, planted, seeded, with_own_price
+from nightjar.policy.state import (
     Decision,
     FleetState,
     GroupState,
@@ -25,17 +33,12 @@ from nightjar.policy.fleet_state import (
     quieted,
     with_learned,
 )
-from nightjar.policy.fleet_status import fleet_status
-from nightjar.policy.intake import MAX_REPLICAS, MAX_RETIRED_ENGINES, observe
-from nightjar.policy.learning import learn
-from nightjar.policy.modes import ModeOverride, effective_mode, live_overrides
-from nightjar.policy.off_steps import expected_off_steps
-from nightjar.policy.persistent_map import PersistentMap
-from nightjar.policy.planners.planner import one_length, speculation
-from nightjar.policy.records import MAX_REASON_LENGTH, ExplorationSegment, GroupKey, Mode, Table
-from nightjar.policy.restarts import Terms
-from nightjar.policy.seeding import exported, planted, seeded, with_own_price
-from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.trials import in_words
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.record import MAX_REASON_LENGTH
+from nightjar.policy.wire.report import GroupKey
+from nightjar.policy.wire.settings import ExplorationSegment, Table
 
 __all__ = [
     "Decision",

@@ -8,15 +8,17 @@ from typing import Final
 
 import numpy as np
 
-from nightjar.policy.batch_buckets import bucket_range
-from nightjar.policy.exploration import in_words
-from nightjar.policy.fleet_state import Decision, FleetState, GroupState, ReplicaState
-from nightjar.policy.outlook import Floats
-from nightjar.policy.planners.planner import batch_range
+from nightjar.policy.estimate.goodput import Floats
+from nightjar.policy.planners.base import batch_range
+from nightjar.policy.planners.thinking import Thought
 from nightjar.policy.prediction import predict
-from nightjar.policy.records import Mode, Table
-from nightjar.policy.restarts import GroupRestarts
-from nightjar.policy.status import (
+from nightjar.policy.restarts.leases import GroupRestarts
+from nightjar.policy.state import Decision, FleetState, GroupState, ReplicaState
+from nightjar.policy.trials import in_words
+from nightjar.policy.wire.batch_buckets import bucket_range
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.settings import Table
+from nightjar.policy.wire.status import (
     CellStatus,
     GroupStatus,
     OpenLeaseStatus,
@@ -25,7 +27,6 @@ from nightjar.policy.status import (
     RestartsStatus,
     WaitingWishStatus,
 )
-from nightjar.policy.thinking import Thought
 
 MAX_OUTLOOKS: Final = 32
 """Groups whose outlook is told, the largest first: up to 24 batch buckets by 33 K each, so that a status stays below a few MB."""

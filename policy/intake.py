@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from nightjar.policy.acceptance import AcceptanceEvidence
-from nightjar.policy.catch_up import NewRestarts
-from nightjar.policy.counting import CountedEngine, NewSteps, count
-from nightjar.policy.fleet_state import FleetState, GroupState, ReplicaState
-from nightjar.policy.implausible import ImplausibleCountersError
-from nightjar.policy.merging import Pending
-from nightjar.policy.records import NO_ENGINE_ID, GroupKey, LoadReport
-from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.estimate.acceptance import AcceptanceEvidence
+from nightjar.policy.estimate.catch_up import NewRestarts
+from nightjar.policy.estimate.counting import CountedEngine, NewSteps, count
+from nightjar.policy.estimate.implausible import ImplausibleCountersError
+from nightjar.policy.estimate.pooling import Pending
+from nightjar.policy.state import FleetState, GroupState, ReplicaState
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.report import NO_ENGINE_ID, GroupKey, LoadReport
 
 MAX_REPLICAS: Final = 20_000
 MAX_GROUPS: Final = 1_000

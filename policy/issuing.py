@@ -12,9 +12,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
-from nightjar.policy.fleet_state import Decision
-from nightjar.policy.records import LoadReport, Settings, SettingsVersion
-from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.state import Decision
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.report import LoadReport
+from nightjar.policy.wire.settings import Settings, SettingsVersion
 
 MAX_REPLICAS: Final = 10_000
 """Far above what one actor serves (about 1,000 reports a second), below the calls that Ray lets an actor hold (20,000)."""

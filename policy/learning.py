@@ -12,21 +12,21 @@ from functools import partial
 from typing import Final
 
 from nightjar.policy.allowance import Allowance
-from nightjar.policy.batch_buckets import batch_bucket
-from nightjar.policy.catch_up import CatchUpCost
-from nightjar.policy.drafter_life import MAX_CHUNK_TOKENS
-from nightjar.policy.evidence import Evidence
-from nightjar.policy.exploration import Exploration, Explorer, deal
-from nightjar.policy.fleet_state import GroupState, ReplicaState
-from nightjar.policy.merging import Pending, merge, quorum
-from nightjar.policy.mixed_steps import steps_per_token
-from nightjar.policy.pace import Slopes, followed, offsets
+from nightjar.policy.engine.drafter import MAX_CHUNK_TOKENS
+from nightjar.policy.estimate.catch_up import CatchUpCost
+from nightjar.policy.estimate.evidence import Evidence
+from nightjar.policy.estimate.mixed_steps import steps_per_token
+from nightjar.policy.estimate.pace import Slopes, followed, offsets
+from nightjar.policy.estimate.pooling import Pending, merge, quorum
 from nightjar.policy.planners import PLANNERS
-from nightjar.policy.planners.planner import GroupView
-from nightjar.policy.records import DrafterState, LoadReport
+from nightjar.policy.planners.base import GroupView
+from nightjar.policy.planners.thinking import OwnNews, is_news, own_evidence, think, think_alone, think_cold
 from nightjar.policy.seeding import doubted, settled
-from nightjar.policy.settings import OperatorSettings
-from nightjar.policy.thinking import OwnNews, is_news, own_evidence, think, think_alone, think_cold
+from nightjar.policy.state import GroupState, ReplicaState
+from nightjar.policy.trials import Exploration, Explorer, deal
+from nightjar.policy.wire.batch_buckets import batch_bucket
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.report import DrafterState, LoadReport
 
 _DRAFTER_UP: Final = frozenset({DrafterState.ACTIVE, DrafterState.IN_SYNC, DrafterState.PROBING, DrafterState.CATCHING_UP})
 

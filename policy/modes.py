@@ -12,8 +12,9 @@ from typing import Annotated, Final, Self
 
 from pydantic import Field, model_validator
 
-from nightjar.policy.records import Mode, Reason, Record
-from nightjar.policy.status import Scope
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.record import Reason, Record
+from nightjar.policy.wire.status import Scope
 
 _MOST_SPECIFIC_FIRST: Final[tuple[Scope, ...]] = ("replica", "application", "fleet")
 

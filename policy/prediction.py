@@ -1,7 +1,7 @@
 """What a group's plan is worth now: generated tokens a second of its busy replicas, with the plan's K and with K = 0.
 
-The same numbers that the plan stands on (policy.outlook), so metrics, `status` and the planner never tell different stories.
-Predicted, not measured. Fails towards silence: where a batch is not known well enough, its replica is left out.
+The same numbers that the plan stands on (policy.estimate.goodput), so metrics, `status` and the planner never tell different
+stories. Predicted, not measured. Fails towards silence: where a batch is not known well enough, its replica is left out.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from nightjar.policy.batch_buckets import batch_bucket
-from nightjar.policy.fleet_restarts import prospect_of
-from nightjar.policy.fleet_state import GroupState, ReplicaState
+from nightjar.policy.granting import prospect_of
+from nightjar.policy.state import GroupState, ReplicaState
+from nightjar.policy.wire.batch_buckets import batch_bucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Predicted:
 
 
 def predict(group: GroupState, replicas: Iterable[ReplicaState]) -> Predicted | None:
-    """What the plan stands on (policy.outlook; `status` gives it as reasons), summed over the replicas that are busy.
+    """What the plan stands on (policy.estimate.goodput; `status` gives it as reasons), summed over the replicas that are busy.
 
     None where no busy replica's batch is known well enough, or where engines plan for themselves.
     """

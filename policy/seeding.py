@@ -13,12 +13,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Final
 
-from nightjar.policy.acceptance import GROUP_ROWS, AcceptanceEvidence
-from nightjar.policy.catch_up import CatchUpEvidence
-from nightjar.policy.evidence import Cell, Evidence
-from nightjar.policy.fleet_state import FleetState, GroupState, ReplicaState, learned
-from nightjar.policy.planners.planner import GroupPlan, in_words
-from nightjar.policy.seed import Imported, SeedCatchUp, SeedCell, SeedGroup, SeedPosition, could_be_measured, could_be_priced
+from nightjar.policy.estimate.acceptance import GROUP_ROWS, AcceptanceEvidence
+from nightjar.policy.estimate.catch_up import CatchUpEvidence
+from nightjar.policy.estimate.evidence import Cell, Evidence
+from nightjar.policy.planners.base import GroupPlan, in_words
+from nightjar.policy.prior.seed import Imported, SeedCatchUp, SeedCell, SeedGroup, SeedPosition, could_be_measured, could_be_priced
+from nightjar.policy.state import FleetState, GroupState, ReplicaState, learned
 
 MOST_SEED_STEPS: Final = 24.0
 """Clean steps that an imported cell, or the imported price of catching up, weighs at most: three measurements of eight, 1 % of a

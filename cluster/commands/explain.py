@@ -16,9 +16,9 @@ from nightjar.cluster.explanation_view import explanation_view
 from nightjar.cluster.moments import format_moment
 from nightjar.cluster.recording import RecordingError, RecordingReader, recording_of
 from nightjar.cluster.replay import ReplayedTick, Skipped, leading_to, replay
-from nightjar.policy.explaining import UnknownReplicaError
-from nightjar.policy.explaining import explain as explained_by
-from nightjar.policy.explanation import Explanation
+from nightjar.policy.explain import UnknownReplicaError
+from nightjar.policy.explain import explain as explained_by
+from nightjar.policy.wire.explanation import Explanation
 
 app = typer.Typer()
 

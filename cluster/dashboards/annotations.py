@@ -17,7 +17,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from nightjar.cluster.dashboards.panels import TAG
 from nightjar.cluster.journal import JournalEntry
-from nightjar.policy.records import Lease, RestartWish, describe_validation_error
+from nightjar.policy.wire.record import describe_validation_error
+from nightjar.policy.wire.report import RestartWish
+from nightjar.policy.wire.settings import Lease
 
 RESTART_TAG: Final = "restart"
 POLICY_TAG: Final = "policy"

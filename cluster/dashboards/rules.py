@@ -12,7 +12,7 @@ from typing import Final, Literal
 import yaml
 
 from nightjar.cluster.dashboards.promql import BY_APPLICATION, BY_ENGINE, BY_GROUP, BY_MODEL, CLUSTER
-from nightjar.policy.records import DrafterState
+from nightjar.policy.wire.report import DrafterState
 
 RUNBOOK: Final = "docs/runbook.md"
 """The chart puts `monitoring.prometheusRule.runbookUrl` in its place."""

@@ -17,7 +17,7 @@ from nightjar.deployments.configuration.rules import CheckedModel, check_model
 from nightjar.deployments.configuration.schema_findings import place_named_in, schema_findings
 from nightjar.deployments.configuration.serve_schema import ServeConfig
 from nightjar.deployments.configuration.source import SourceError, read_sources
-from nightjar.policy.settings import OperatorSettings, parse_operator_settings, setting_problems
+from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings, setting_problems
 
 MODEL_IMPORT_PATH: Final = "nightjar.deployments.app:build"
 RAY_IMPORT_PATH: Final = "ray.serve.llm:build_openai_app"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nightjar.deployments.configuration.checking import ModelReport
 from nightjar.deployments.configuration.memory_estimate import GIB, MemoryEstimate, ModelSize
 from nightjar.deployments.steering_level import level_at_start
-from nightjar.policy.records import SteeringLevel
+from nightjar.policy.wire.report import SteeringLevel
 
 
 def describe(report: ModelReport) -> list[str]:

@@ -26,7 +26,7 @@ from nightjar.deployments.configuration.vllm_names import ENGINE_ARGUMENTS, SERV
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
 from nightjar.deployments.engine.arguments import RUNNER_VARIABLE, why_not_lendable
 from nightjar.deployments.llm_config import DEPLOYMENT_NAME, LLMConfig, model_problems, parse_local_mode, read_args
-from nightjar.policy.records import MAX_BATCH_SIZE
+from nightjar.policy.wire.record import MAX_BATCH_SIZE
 
 KWARGS: Final[Place] = (*ENTRY, "engine_kwargs")
 SPECULATIVE: Final[Place] = (*KWARGS, "speculative_config")

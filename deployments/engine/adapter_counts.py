@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nightjar.policy.records import MAX_ADAPTERS, AdapterCounters
+from nightjar.policy.wire.report import MAX_ADAPTERS, AdapterCounters
 
 
 class AdapterCounts:

@@ -42,8 +42,8 @@ from nightjar.deployments.engine.hooks import NOTHING_MISSING, MissingHooks
 from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
 from nightjar.deployments.engine.offload_config import OffloadConfig
 from nightjar.deployments.engine.sleeping import NO_DRAFTER, SleepFacts, sleep_facts, why_head_runs, why_never_asleep
-from nightjar.policy.records import MAX_BATCH_SIZE, MAX_NUM_SPECULATIVE_TOKENS
-from nightjar.policy.settings import DraftOffload
+from nightjar.policy.wire.operator import DraftOffload
+from nightjar.policy.wire.record import MAX_BATCH_SIZE, MAX_NUM_SPECULATIVE_TOKENS
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -15,7 +15,9 @@ import structlog
 from vllm.v1.engine.core import EngineCore
 
 from nightjar.deployments.engine.step_loop import StepLoop
-from nightjar.policy.records import NO_ENGINE_ID, Counters, DrafterState, EngineCommand, EngineLoad, EngineSnapshot, WireError
+from nightjar.policy.wire.exchange import EngineCommand
+from nightjar.policy.wire.record import WireError
+from nightjar.policy.wire.report import NO_ENGINE_ID, Counters, DrafterState, EngineLoad, EngineSnapshot
 
 log = structlog.get_logger(__name__)
 

@@ -1,6 +1,6 @@
 """The draft's memory, lent to requests while it sleeps: the scheduler's side of offload, growth, contraction and reload.
 
-Carries out what the drafter's life orders (policy.drafter_life): the worker moves weights and pages before the step that brings
+Carries out what the drafter's life orders (policy.engine.drafter): the worker moves weights and pages before the step that brings
 the order (draft_work.py), and the pool hands out or takes back blocks (kv_pool.py) once that is safe. Blocks are handed out when
 the step that released the draft's memory has come back, and the draft's memory is asked back when no step can touch the lent
 blocks any more. An error in here may leave rows that read strangers' blocks, so none is swallowed: it ends the engine, and Serve
@@ -15,7 +15,7 @@ from typing import Any
 from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, MemoryMove
 from nightjar.deployments.engine.kv_pool import ElasticKVPool
 from nightjar.deployments.engine.lag_ledger import LagLedger
-from nightjar.policy.drafter_life import DrafterLife, MemoryOrder
+from nightjar.policy.engine.drafter import DrafterLife, MemoryOrder
 
 
 class DraftLending:

@@ -1,6 +1,6 @@
 """The draft model's part of every step: whether it runs, what it reads again, and which rows get no drafts.
 
-Joins the drafter's life (policy.drafter_life), the ledger of what its KV holds and the plan of what to recompute, and writes the
+Joins the drafter's life (policy.engine.drafter), the ledger of what its KV holds and the plan of what to recompute, and writes the
 result on the step's SchedulerOutput for the workers. Only for separate draft models; drafters that are kept in sync run as vLLM
 runs them. Knows vLLM's requests and outputs by shape and imports none of vLLM. Errors are the step loop's to catch: an engine that
 failed open sends no orders, unless its draft is away, and workers without orders draft as vLLM would.
@@ -15,8 +15,8 @@ from nightjar.deployments.engine.catch_up_plan import Candidate, Portion, expect
 from nightjar.deployments.engine.draft_lending import DraftLending
 from nightjar.deployments.engine.draft_work import RUN, SLEEP, WORK_ATTRIBUTE, DraftWork, Recompute
 from nightjar.deployments.engine.lag_ledger import LagLedger, known_tokens
-from nightjar.policy.drafter_life import DrafterLife, Order
-from nightjar.policy.records import DrafterCounters, DrafterState
+from nightjar.policy.engine.drafter import DrafterLife, Order
+from nightjar.policy.wire.report import DrafterCounters, DrafterState
 
 LAG_AGE_STEPS: Final = 16
 """Steps for which a drafter that waits for a lease goes by the lag it knows: adding it up takes as long as all else together."""

@@ -29,8 +29,8 @@ from nightjar.deployments.engine.hooks import MissingHooks
 from nightjar.deployments.engine.moved_names import moved
 from nightjar.deployments.engine.process_guard import descendants
 from nightjar.deployments.engine_watch import FrontEnd
-from nightjar.policy.records import GroupKey
-from nightjar.policy.settings import DraftOffload
+from nightjar.policy.wire.operator import DraftOffload
+from nightjar.policy.wire.report import GroupKey
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -31,7 +31,7 @@ from nightjar.deployments.engine.offload_config import OffloadConfig
 from nightjar.deployments.engine.process_guard import end_with_replica
 from nightjar.deployments.engine.sleeping import sleep_facts, why_never_asleep
 from nightjar.deployments.engine.step_loop import StepLoop, StepRoom
-from nightjar.policy.drafter_life import DrafterLife
+from nightjar.policy.engine.drafter import DrafterLife
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

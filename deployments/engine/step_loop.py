@@ -26,11 +26,12 @@ from nightjar.deployments.engine.step_note import (
     verifies_fully,
 )
 from nightjar.deployments.engine.step_output import Verified, count_verified
-from nightjar.policy.drafter_life import Order
-from nightjar.policy.planners.local_planner import StepOutcome
-from nightjar.policy.records import DrafterCounters, DrafterState, EngineLoad, EngineSnapshot, Settings, SettingsVersion
-from nightjar.policy.steering import Steering
-from nightjar.policy.step_counters import StepCount, StepCounters
+from nightjar.policy.engine.counters import StepCount, StepCounters
+from nightjar.policy.engine.drafter import Order
+from nightjar.policy.engine.steering import Steering
+from nightjar.policy.planners.local import StepOutcome
+from nightjar.policy.wire.report import DrafterCounters, DrafterState, EngineLoad, EngineSnapshot
+from nightjar.policy.wire.settings import Settings, SettingsVersion
 
 log = structlog.get_logger(__name__)
 

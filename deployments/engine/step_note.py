@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
-from nightjar.policy.drafter_life import Order
+from nightjar.policy.engine.drafter import Order
 
 NOTE_ATTRIBUTE: Final = "nightjar_note"
 _IS_PREFILL_CHUNK: Final = attrgetter("is_prefill_chunk")

@@ -25,7 +25,7 @@ from nightjar.deployments.proof.spread_engine import SpreadEngine
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.rig.model_names import ADAPTER
 from nightjar.deployments.rig.tiny_models import build_tiny_models
-from nightjar.policy.records import EngineCommand
+from nightjar.policy.wire.exchange import EngineCommand
 
 
 def run(combination: Combination, models: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class ExecutedStep:
     verified: dict[str, int]
     """Draft tokens of each request that the target verified; requests without any are left out."""
     drafter_state: str
-    """Of a drafter that can sleep, as the step was scheduled (policy.records.DrafterState); empty of any other."""
+    """Of a drafter that can sleep, as the step was scheduled (policy.wire.report.DrafterState); empty of any other."""
     catches_up: bool
     """Whether the drafter also read again what it had missed."""
     replays: int = 0

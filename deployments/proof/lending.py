@@ -11,7 +11,9 @@ from typing import Any, Final
 
 from nightjar.deployments.proof.driven_engine import DrivenEngine, EngineRequest
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
-from nightjar.policy.records import DrafterState, EngineCommand, Lease, OffloadRules
+from nightjar.policy.wire.exchange import EngineCommand
+from nightjar.policy.wire.report import DrafterState
+from nightjar.policy.wire.settings import Lease, OffloadRules
 
 RULES: Final = OffloadRules(free_share_below=0.6, pressure_s=0.0, reload_free_share=0.0)
 """Requests that wait for blocks are pressure enough, and the draft may come back at once."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from nightjar.deployments.proof.driven_engine import DrivenEngine
 from nightjar.deployments.proof.executed_steps import ExecutedStep
-from nightjar.policy.records import EngineCommand, EngineSnapshot
+from nightjar.policy.wire.exchange import EngineCommand
+from nightjar.policy.wire.report import EngineSnapshot
 
 
 class PlainEngine(DrivenEngine):

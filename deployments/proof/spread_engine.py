@@ -12,7 +12,8 @@ from typing import Any, Final
 from nightjar.deployments.engine.control import CONTROL_METHOD
 from nightjar.deployments.proof.driven_engine import DrivenEngine
 from nightjar.deployments.proof.executed_steps import ExecutedStep
-from nightjar.policy.records import EngineCommand, EngineSnapshot
+from nightjar.policy.wire.exchange import EngineCommand
+from nightjar.policy.wire.report import EngineSnapshot
 
 RECORDING_WORKER: Final = "nightjar.deployments.proof.recording_worker.RecordingWorker"
 

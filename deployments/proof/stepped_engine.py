@@ -10,7 +10,8 @@ from typing import Any
 
 from nightjar.deployments.proof.driven_engine import DrivenEngine
 from nightjar.deployments.proof.executed_steps import ExecutedStep, ExecutedSteps
-from nightjar.policy.records import EngineCommand, EngineSnapshot
+from nightjar.policy.wire.exchange import EngineCommand
+from nightjar.policy.wire.report import EngineSnapshot
 
 
 class SteppedEngine(DrivenEngine):

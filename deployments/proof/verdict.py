@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from nightjar.deployments.proof.scenarios import CAPPED_SCENARIO, MAX_NUM_SPECULATIVE_TOKENS
-from nightjar.policy.records import DrafterState
+from nightjar.policy.wire.report import DrafterState
 
 NEAR_TIE: Final = 1e-4
 SAME_LOGPROB: Final = 1e-3

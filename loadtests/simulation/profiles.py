@@ -15,7 +15,8 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from nightjar.policy.records import MAX_BATCH_SIZE, GroupKey, NumSpeculativeTokens, describe_validation_error
+from nightjar.policy.wire.record import MAX_BATCH_SIZE, NumSpeculativeTokens, describe_validation_error
+from nightjar.policy.wire.report import GroupKey
 
 PROFILES_FOLDER: Final = Path(__file__).parent / "profiles"
 PROFILE_NAMES: Final = tuple(sorted(path.stem for path in PROFILES_FOLDER.glob("*.json")))

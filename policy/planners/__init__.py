@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from nightjar.policy.planners import fixed, nightjar, off, schedule
-from nightjar.policy.planners.local_planner import LocalPlannerFactory
-from nightjar.policy.planners.planner import Planner
-from nightjar.policy.settings import PlannerName
+from nightjar.policy.planners.base import Planner
+from nightjar.policy.planners.local import LocalPlannerFactory
+from nightjar.policy.wire.operator import PlannerName
 
 PLANNERS: Final[Mapping[PlannerName, Planner]] = {
     "off": off.plan,
@@ -16,7 +16,7 @@ PLANNERS: Final[Mapping[PlannerName, Planner]] = {
     "schedule": schedule.plan,
     "nightjar": nightjar.plan,
 }
-"""Planners that need no outlook. `fleet` does: policy/thinking.py calls it."""
+"""Planners that need no outlook. `fleet` does: policy/planners/thinking.py calls it."""
 
 LOCAL_PLANNERS: Final[Mapping[str, LocalPlannerFactory]] = {"nightjar": nightjar.build}
-"""Planners that an engine runs itself, by the name in a `records.Local` plan."""
+"""Planners that an engine runs itself, by the name in a `settings.Local` plan."""

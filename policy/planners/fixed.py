@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nightjar.policy.planners.planner import GroupPlan, GroupView, nearest_runnable, one_length, speculation
+from nightjar.policy.planners.base import GroupPlan, GroupView, nearest_runnable, one_length, speculation
 
 
 def plan(view: GroupView) -> GroupPlan:

@@ -14,10 +14,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from nightjar.policy.batch_buckets import FIRST_BATCH_SIZES, bucket_range
-from nightjar.policy.outlook import Outlook
-from nightjar.policy.planners.planner import GroupPlan, GroupView, batch_range, in_words, speculation
-from nightjar.policy.records import TableRow
+from nightjar.policy.estimate.goodput import Outlook
+from nightjar.policy.planners.base import GroupPlan, GroupView, batch_range, in_words, speculation
+from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, bucket_range
+from nightjar.policy.wire.settings import TableRow
 
 DOUBT_DEVIATIONS: Final = 2.0
 """Standard deviations of the gain that a change must exceed: 1 in 40 changes is for nothing."""

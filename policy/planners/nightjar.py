@@ -36,8 +36,8 @@ from dataclasses import dataclass
 from math import isqrt
 from random import Random
 
-from nightjar.policy.batch_buckets import batch_bucket
-from nightjar.policy.planners.local_planner import (
+from nightjar.policy.planners.base import GroupPlan, GroupView
+from nightjar.policy.planners.local import (
     LocalContext,
     LocalOptions,
     LocalOptionsError,
@@ -47,9 +47,9 @@ from nightjar.policy.planners.local_planner import (
     refuse_unknown,
     text_option,
 )
-from nightjar.policy.planners.planner import GroupPlan, GroupView
-from nightjar.policy.records import Local
-from nightjar.policy.switch_cost import PAPER_SWITCH_COST, SwitchCost, format_rows, parse_rows
+from nightjar.policy.wire.batch_buckets import batch_bucket
+from nightjar.policy.wire.settings import Local
+from nightjar.policy.wire.switch_cost import PAPER_SWITCH_COST, SwitchCost, format_rows, parse_rows
 
 
 def plan(view: GroupView) -> GroupPlan:
@@ -60,7 +60,7 @@ def plan(view: GroupView) -> GroupPlan:
 
 
 def build(options: LocalOptions, context: LocalContext) -> AdaBinGreedy:
-    """The bandit for one engine. Options: `switch_cost` (policy/switch_cost.py's text; the paper's points by default) and
+    """The bandit for one engine. Options: `switch_cost` (policy/wire/switch_cost.py's text; the paper's points by default) and
     `batch_buckets`.
     """
     refuse_unknown(options, ("switch_cost", "batch_buckets"))

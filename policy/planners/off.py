@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nightjar.policy.planners.planner import GroupPlan, GroupView, one_length
+from nightjar.policy.planners.base import GroupPlan, GroupView, one_length
 
 
 def plan(view: GroupView) -> GroupPlan:

@@ -6,8 +6,8 @@ Unlike vLLM, which counts all requests of a step, prefill does not count: it say
 
 from __future__ import annotations
 
-from nightjar.policy.planners.planner import GroupPlan, GroupView, in_words, nearest_runnable
-from nightjar.policy.records import TableRow
+from nightjar.policy.planners.base import GroupPlan, GroupView, in_words, nearest_runnable
+from nightjar.policy.wire.settings import TableRow
 
 
 def plan(view: GroupView) -> GroupPlan:

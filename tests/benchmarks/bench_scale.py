@@ -29,7 +29,7 @@ from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.loadtests.simulation.profiles import Mechanics, read_profile
 from nightjar.loadtests.simulation.service.lengths import SHAREGPT
 from nightjar.policy.fleet import FleetState, decide, empty_fleet, observe
-from nightjar.policy.settings import OperatorSettings, parse_operator_settings
+from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
 from tests.benchmarks.coarse_engine import CoarseEngine
 from tests.benchmarks.measuring.outcome import Outcome
 from tests.benchmarks.measuring.run import BenchRun

@@ -24,7 +24,8 @@ from rich.progress import track
 
 from nightjar.loadtests.bench_summary import Effort, StrictOption
 from nightjar.loadtests.simulation.evidence.bars import Bar, Interval
-from nightjar.policy.records import Mode, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.settings import Settings, SettingsVersion, Table, TableRow
 from tests.benchmarks.measuring.outcome import Outcome
 from tests.benchmarks.measuring.run import BenchRun
 from tests.benchmarks.measuring.statistics import RESAMPLES, interval_of_resamples

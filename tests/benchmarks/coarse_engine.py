@@ -12,19 +12,11 @@ import random
 from dataclasses import dataclass, field
 
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
-from nightjar.policy.batch_buckets import batch_bucket
+from nightjar.policy.engine.steering import lengths_by_batch
 from nightjar.policy.fleet import Decision
-from nightjar.policy.records import (
-    CellCounters,
-    Counters,
-    EngineLoad,
-    EngineSnapshot,
-    GroupKey,
-    LoadReport,
-    StepTotals,
-    Table,
-)
-from nightjar.policy.steering import lengths_by_batch
+from nightjar.policy.wire.batch_buckets import batch_bucket
+from nightjar.policy.wire.report import CellCounters, Counters, EngineLoad, EngineSnapshot, GroupKey, LoadReport, StepTotals
+from nightjar.policy.wire.settings import Table
 
 NOISE = 0.03
 """Standard deviation of a step's log time."""

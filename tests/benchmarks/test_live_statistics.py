@@ -12,8 +12,9 @@ pytest.importorskip("ray")
 from nightjar.loadtests.prompts import PromptsError
 from nightjar.loadtests.samples import StatusSample, Work
 from nightjar.loadtests.simulation.evidence.bars import Bar, Interval
-from nightjar.policy.records import DrafterState, EngineLoad, Mode, StepTotals
-from nightjar.policy.status import FleetStatus, PolicyStatus, ReplicaStatus
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.report import DrafterState, EngineLoad, StepTotals
+from nightjar.policy.wire.status import FleetStatus, PolicyStatus, ReplicaStatus
 from tests.benchmarks.live import categories
 from tests.benchmarks.live.answers import Answer, Arrival, acceptance_seen
 from tests.benchmarks.live.arms import AUTO, OFF, STATIC, TABLE

@@ -1,7 +1,9 @@
 """A small fleet as `status` tells it, for tests of the views, the API and the command."""
 
-from nightjar.policy.records import DrafterState, EngineLoad, Mode, SettingsVersion, TableRow
-from nightjar.policy.status import FleetStatus, GroupStatus, OverrideStatus, PolicyStatus, ReplicaStatus
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.report import DrafterState, EngineLoad
+from nightjar.policy.wire.settings import SettingsVersion, TableRow
+from nightjar.policy.wire.status import FleetStatus, GroupStatus, OverrideStatus, PolicyStatus, ReplicaStatus
 
 
 def some_fleet(*, mode: str = "auto") -> FleetStatus:

@@ -13,20 +13,19 @@ from nightjar.cluster.policy_metrics import PolicyLook
 from nightjar.cluster.policy_service import ActorIdentity, PolicyService
 from nightjar.cluster.seed_from import ReadSeed
 from nightjar.cluster.store import StoreError
-from nightjar.policy.records import (
+from nightjar.policy.wire.exchange import ExchangeReply
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.report import (
     CellCounters,
     Counters,
     DrafterState,
     EngineLoad,
     EngineSnapshot,
-    ExchangeReply,
     GroupKey,
     LoadReport,
-    Mode,
-    Settings,
-    SettingsVersion,
     StepTotals,
 )
+from nightjar.policy.wire.settings import Settings, SettingsVersion
 
 EPOCH_S = 1_700_000_000.0
 GROUP = GroupKey(target="smollm2", drafter_kind="draft_model", max_num_speculative_tokens=5, max_num_seqs=8)

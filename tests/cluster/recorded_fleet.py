@@ -11,7 +11,8 @@ from random import Random
 from nightjar.cluster.policy_service import ActorIdentity, PolicyService
 from nightjar.cluster.recorder import MAX_RECORDED_REPLICAS, RecordedTick, Recorder, TickSink
 from nightjar.cluster.recording import Frame, FrameEncoder, RecordingFile
-from nightjar.policy.records import ExchangeReply, LoadReport
+from nightjar.policy.wire.exchange import ExchangeReply
+from nightjar.policy.wire.report import LoadReport
 from tests.cluster.protocol import EPOCH_S, MemoryJournal, MemoryStore, no_seed
 from tests.policy.engines import Replica
 

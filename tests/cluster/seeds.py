@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from nightjar.cluster.learned_file import About, LearnedFile
-from nightjar.policy.records import GroupKey, TableRow
-from nightjar.policy.seed import SeedCell, SeedGroup, SeedPosition
+from nightjar.policy.prior.seed import SeedCell, SeedGroup, SeedPosition
+from nightjar.policy.wire.report import GroupKey
+from nightjar.policy.wire.settings import TableRow
 from tests.cluster.protocol import GROUP
 
 BATCHES = (1.0, 2.0, 3.0, 4.5, 6.5, 8.0)

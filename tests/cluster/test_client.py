@@ -13,7 +13,7 @@ pytest.importorskip("ray")
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from nightjar.cluster.client import PolicyClient, PolicyUnavailable, get_or_create_policy_actor
-from nightjar.policy.records import ExchangeReply
+from nightjar.policy.wire.exchange import ExchangeReply
 from tests.cluster.protocol import Replica
 
 pytestmark = pytest.mark.looptime

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from nightjar.cluster import cli
 from nightjar.cluster.recording import FILE_NAME, RecordingFile, RecordingReader
-from nightjar.policy.explanation import Explanation
+from nightjar.policy.wire.explanation import Explanation
 from tests.cluster.recorded_fleet import MemoryRecording, WrittenAtOnce, recorded_fleet
 from tests.policy.engines import Replica
 

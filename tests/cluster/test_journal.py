@@ -10,10 +10,12 @@ from structlog.testing import capture_logs
 
 from nightjar.cluster.journal import FILE_NAME, MAX_WAITING_ENTRIES, JournalEntry, JournalFile, ReplicaInput, read_journal
 from nightjar.cluster.rotated_lines import rotated_files
-from nightjar.policy.learned import LearnedTables
 from nightjar.policy.modes import ModeOverride
-from nightjar.policy.records import EngineLoad, Mode, Settings, SettingsVersion, Table, TableRow
-from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.prior.learned import LearnedTables
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.report import EngineLoad
+from nightjar.policy.wire.settings import Settings, SettingsVersion, Table, TableRow
 
 
 def entry(tick: int = 1) -> JournalEntry:

@@ -22,7 +22,7 @@ from nightjar.cluster.learned_file import (
     parse_learned_file,
     to_text,
 )
-from nightjar.policy.seed import SeedCell, SeedGroup
+from nightjar.policy.prior.seed import SeedCell, SeedGroup
 from nightjar.policy.seeding import MAX_SEED_CELLS, MAX_SEED_GROUPS
 from tests.cluster.protocol import EPOCH_S, GROUP
 from tests.cluster.seeds import some_file, some_group

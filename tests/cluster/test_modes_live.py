@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from nightjar.policy.records import EngineLoad, LoadReport, Table
+from nightjar.policy.wire.report import EngineLoad, LoadReport
+from nightjar.policy.wire.settings import Table
 from tests.cluster.protocol import GROUP, MemoryJournal, MemoryStore, Replica, running_service, settled
 from tests.cluster.seeds import some_file
 

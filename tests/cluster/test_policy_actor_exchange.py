@@ -9,7 +9,10 @@ import pytest
 
 from nightjar.cluster.policy_service import PolicyService
 from nightjar.policy import issuing
-from nightjar.policy.records import MAX_RECORD_BYTES, LoadReport, Mode, SettingsVersion
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.record import MAX_RECORD_BYTES
+from nightjar.policy.wire.report import LoadReport
+from nightjar.policy.wire.settings import SettingsVersion
 from tests.cluster.protocol import MemoryJournal, MemoryStore, Replica, running_service, settled
 
 pytestmark = pytest.mark.looptime

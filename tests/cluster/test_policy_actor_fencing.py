@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from nightjar.cluster.policy_service import PolicyService
-from nightjar.policy.records import ExchangeReply, Settings, SettingsVersion
+from nightjar.policy.wire.exchange import ExchangeReply
+from nightjar.policy.wire.settings import Settings, SettingsVersion
 from tests.cluster.protocol import MemoryStore, Replica, running_service, settled
 
 T = TypeVar("T")

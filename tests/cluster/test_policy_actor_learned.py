@@ -10,9 +10,9 @@ import pytest
 from nightjar.cluster.learned_file import LearnedFile, LearnedFileError, parse_learned_file, to_text
 from nightjar.cluster.plain_values import plain, restored
 from nightjar.cluster.policy_service import PolicyService
-from nightjar.policy.fleet_state import FleetState
-from nightjar.policy.records import Table
 from nightjar.policy.seeding import MOST_SEED_STEPS
+from nightjar.policy.state import FleetState
+from nightjar.policy.wire.settings import Table
 from tests.cluster.protocol import GROUP, MemoryJournal, MemoryStore, Replica, running_service, settled
 from tests.cluster.seeds import LENGTHS, some_file, some_group
 

@@ -9,7 +9,9 @@ from structlog.testing import capture_logs
 
 from nightjar.cluster import overrides
 from nightjar.cluster.checkpoint import unseal
-from nightjar.policy.records import DrafterState, Mode, to_plain
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.record import to_plain
+from nightjar.policy.wire.report import DrafterState
 from tests.cluster.protocol import EPOCH_S, MemoryJournal, MemoryStore, Replica, running_service, settled
 
 pytestmark = pytest.mark.looptime

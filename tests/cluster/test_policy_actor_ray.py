@@ -18,7 +18,7 @@ import pytest
 from nightjar.cluster.garbage import YOUNG_OBJECTS
 from nightjar.cluster.journal import read_journal
 from nightjar.cluster.learned_file import parse_learned_file, to_text
-from nightjar.policy.records import Mode
+from nightjar.policy.wire.mode import Mode
 from tests.cluster.protocol import Replica
 from tests.cluster.seeds import some_file, some_group
 

@@ -12,7 +12,7 @@ from nightjar.cluster.learned_file import MAX_FILE_BYTES, LearnedFileError, chos
 from nightjar.cluster.overrides import ModeRequestError, parse_mode_request
 from nightjar.cluster.policy_api import MAX_BODY_BYTES, PolicyUnreachableError, create_policy_api
 from nightjar.cluster.status_page import PAGE, security_policy
-from nightjar.policy.status import FleetStatus
+from nightjar.policy.wire.status import FleetStatus
 from tests.cluster.fleets import some_fleet
 from tests.cluster.protocol import GROUP
 from tests.cluster.seeds import some_file

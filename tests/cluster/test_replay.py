@@ -27,11 +27,12 @@ from nightjar.cluster.recorder import RECORDED_REPLICAS_VARIABLE, RecordedTick, 
 from nightjar.cluster.recording import FILE_NAME, FrameEncoder, RecordingError, RecordingFile, RecordingReader
 from nightjar.cluster.replay import Skipped, between, leading_to, replay
 from nightjar.cluster.rotated_lines import rotated_files
-from nightjar.policy.fleet_state import Decision, FleetState
-from nightjar.policy.outlook import Outlook
+from nightjar.policy.estimate.goodput import Outlook
 from nightjar.policy.planners import PLANNERS
-from nightjar.policy.planners.planner import GroupPlan, GroupView, one_length
-from nightjar.policy.records import DrafterState, EngineSnapshot, RestartWish, SettingsVersion, Table
+from nightjar.policy.planners.base import GroupPlan, GroupView, one_length
+from nightjar.policy.state import Decision, FleetState
+from nightjar.policy.wire.report import DrafterState, EngineSnapshot, RestartWish
+from nightjar.policy.wire.settings import SettingsVersion, Table
 from tests.cluster.recorded_fleet import MemoryRecording, RecordedFleet, WrittenAtOnce, recorded_fleet
 from tests.policy.engines import Replica
 

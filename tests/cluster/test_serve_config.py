@@ -15,8 +15,8 @@ from nightjar.cluster.serve_config import (
     load_serve_file,
     read_yaml,
 )
-from nightjar.policy.records import Mode
-from nightjar.policy.settings import parse_operator_settings
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.operator import parse_operator_settings
 
 MODEL_APP = """
 applications:

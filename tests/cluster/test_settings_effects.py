@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from nightjar.cluster.policy_service import PolicyService
-from nightjar.policy.records import LoadReport, Table, length_at
-from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.report import LoadReport
+from nightjar.policy.wire.settings import Table, length_at
 from tests.cluster.protocol import Replica, running_service, settled
 from tests.cluster.test_settings_live import CHANGES
 from tests.policy import engines

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from nightjar.cluster.policy_service import PolicyService
-from nightjar.policy.records import Local, Settings, Table
-from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.settings import Local, Settings, Table
 from tests.cluster.protocol import MemoryJournal, Replica, running_service, settled
 
 pytestmark = pytest.mark.looptime

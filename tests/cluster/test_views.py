@@ -4,8 +4,9 @@ import pytest
 from rich.console import Console
 
 from nightjar.cluster.views import acceptance, drafter_cell, fleet_view, plan_text, settings_cell, speculation
-from nightjar.policy.records import AdapterCounters, DrafterCounters, DrafterState, SteeringLevel, TableRow
-from nightjar.policy.status import FleetStatus
+from nightjar.policy.wire.report import AdapterCounters, DrafterCounters, DrafterState, SteeringLevel
+from nightjar.policy.wire.settings import TableRow
+from nightjar.policy.wire.status import FleetStatus
 from tests.cluster.fleets import some_fleet
 
 

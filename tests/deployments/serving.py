@@ -26,8 +26,8 @@ from nightjar.cluster.local_cluster import QUIET_ENVIRONMENT
 from nightjar.deployments.engine.environment import ENGINE_FOLDER_VARIABLE
 from nightjar.deployments.engine_watch import HUNG_AFTER_S
 from nightjar.deployments.models import ModelError, resolve_model
-from nightjar.policy.settings import DraftOffload
-from nightjar.policy.status import FleetStatus, ReplicaStatus, Scope
+from nightjar.policy.wire.operator import DraftOffload
+from nightjar.policy.wire.status import FleetStatus, ReplicaStatus, Scope
 from tests.ports import free_port
 
 T = TypeVar("T")

@@ -14,21 +14,10 @@ from nightjar.cluster.metrics import PUBLISH_PERIOD_S
 from nightjar.deployments.agent import ENGINE_TIMEOUT_S, EXCHANGE_TIMEOUT_S, ReplicaAgent, ReplicaIdentity
 from nightjar.deployments.engine_watch import EngineWatch, FrontEnd
 from nightjar.deployments.steering_level import ONLY_OBSERVING, Steered
-from nightjar.policy.records import (
-    Counters,
-    EngineCommand,
-    EngineLoad,
-    EngineSnapshot,
-    ExchangeReply,
-    GroupKey,
-    LoadReport,
-    Mode,
-    Settings,
-    SettingsVersion,
-    SteeringLevel,
-    Table,
-    TableRow,
-)
+from nightjar.policy.wire.exchange import EngineCommand, ExchangeReply
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.report import Counters, EngineLoad, EngineSnapshot, GroupKey, LoadReport, SteeringLevel
+from nightjar.policy.wire.settings import Settings, SettingsVersion, Table, TableRow
 
 pytestmark = pytest.mark.looptime
 

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 pytest.importorskip("ray.serve")
 from nightjar.deployments.app import build, deployment_options
 from nightjar.deployments.llm_config import ConfigurationError, parse_args, parse_local_mode
-from nightjar.policy.records import Mode
+from nightjar.policy.wire.mode import Mode
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nightjar.deployments.engine_watch import EngineWatch, FrontEnd
-from nightjar.policy.records import Counters, EngineLoad, EngineSnapshot
+from nightjar.policy.wire.report import Counters, EngineLoad, EngineSnapshot
 
 AFTER_S = 120.0
 IDLE, BUSY = FrontEnd(num_unfinished_reqs=0, num_steps=None), FrontEnd(num_unfinished_reqs=2, num_steps=None)

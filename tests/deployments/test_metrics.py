@@ -13,8 +13,8 @@ from nightjar.deployments.agent import ReplicaIdentity
 from nightjar.deployments.metrics import REPLICA_METRICS, EngineLook, ReplicaMetrics, common_labels
 from nightjar.deployments.metrics_page import page, replica_series
 from nightjar.deployments.steering_level import Steered
-from nightjar.policy.records import (
-    MAX_NUM_SPECULATIVE_TOKENS,
+from nightjar.policy.wire.record import MAX_NUM_SPECULATIVE_TOKENS
+from nightjar.policy.wire.report import (
     NO_ENGINE_ID,
     CatchUpCounters,
     Counters,

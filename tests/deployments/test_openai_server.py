@@ -18,7 +18,7 @@ from nightjar.deployments.engine.openai_server import (
     split_kwargs,
 )
 from nightjar.deployments.engine_watch import FrontEnd
-from nightjar.policy.records import GroupKey
+from nightjar.policy.wire.report import GroupKey
 
 PLAIN = EngineArguments({}, "draft_model", 4)
 

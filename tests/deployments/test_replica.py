@@ -12,7 +12,7 @@ pytest.importorskip("ray.serve")
 from nightjar.deployments import replica as replica_module
 from nightjar.deployments.engine_watch import EngineHungError, EngineWatch, FrontEnd
 from nightjar.deployments.replica import LLMReplica, PlainEngine
-from nightjar.policy.records import EngineCommand
+from nightjar.policy.wire.exchange import EngineCommand
 
 pytestmark = pytest.mark.looptime
 

@@ -21,7 +21,7 @@ import pytest
 
 pytest.importorskip("ray.serve")
 pytest.importorskip("vllm")
-from nightjar.policy.records import DrafterState, SteeringLevel
+from nightjar.policy.wire.report import DrafterState, SteeringLevel
 from tests.deployments import serving
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.filterwarnings("ignore")]

@@ -17,8 +17,8 @@ import pytest
 
 pytest.importorskip("ray.serve")
 pytest.importorskip("vllm")
-from nightjar.policy.records import DrafterCounters, DrafterState
-from nightjar.policy.status import ReplicaStatus
+from nightjar.policy.wire.report import DrafterCounters, DrafterState
+from nightjar.policy.wire.status import ReplicaStatus
 from tests.deployments import serving
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.filterwarnings("ignore")]

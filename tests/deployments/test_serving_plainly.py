@@ -18,7 +18,7 @@ from nightjar.deployments.app import deploy
 from nightjar.deployments.engine.hooks import MissingHooks
 from nightjar.deployments.llm_config import parse_args
 from nightjar.deployments.replica import LLMReplica, ModelToServe
-from nightjar.policy.records import DrafterState
+from nightjar.policy.wire.report import DrafterState
 from tests.deployments import serving
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.filterwarnings("ignore")]

@@ -29,8 +29,8 @@ pytest.importorskip("ray.serve")
 pytest.importorskip("vllm")
 from nightjar.cluster.journal import JournalEntry, read_journal
 from nightjar.loadtests.openai_stream import ChatResult, StreamParser
-from nightjar.policy.records import DrafterState
-from nightjar.policy.status import ReplicaStatus
+from nightjar.policy.wire.report import DrafterState
+from nightjar.policy.wire.status import ReplicaStatus
 from tests.deployments import serving
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.filterwarnings("ignore")]

@@ -8,7 +8,7 @@ import pytest
 
 from nightjar.deployments.engine.arguments import EngineArguments
 from nightjar.deployments.steering_level import FULLY, Steered, level_at_start, level_now
-from nightjar.policy.records import Counters, DrafterCounters, DrafterState, EngineSnapshot, SteeringLevel
+from nightjar.policy.wire.report import Counters, DrafterCounters, DrafterState, EngineSnapshot, SteeringLevel
 
 PLAINLY, OBSERVING, WITHOUT_SLEEPING = SteeringLevel.PLAINLY, SteeringLevel.OBSERVING, SteeringLevel.WITHOUT_SLEEPING
 

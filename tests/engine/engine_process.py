@@ -19,7 +19,10 @@ from nightjar.deployments.engine.offload_config import OffloadConfig
 from nightjar.deployments.models import build_models, models_folder
 from nightjar.deployments.proof.driven_engine import EngineRequest
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
-from nightjar.policy.records import EngineCommand, EngineSnapshot, ExplorationSegment, Mode, Settings, SettingsVersion
+from nightjar.policy.wire.exchange import EngineCommand
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.report import EngineSnapshot
+from nightjar.policy.wire.settings import ExplorationSegment, Settings, SettingsVersion
 from tests.engine.requests import crowded_batch, greedy_batch, mixed_batch, shared_prefix_batch
 
 MAX_NUM_SPECULATIVE_TOKENS: Final = 4

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from nightjar.deployments.engine.adapter_counts import AdapterCounts
-from nightjar.policy.records import MAX_ADAPTERS, AdapterCounters
+from nightjar.policy.wire.report import MAX_ADAPTERS, AdapterCounters
 
 
 def request(name: str, adapter: str | None = None) -> Any:

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from nightjar.policy.records import DrafterState, EngineCommand, EngineSnapshot, Mode, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.exchange import EngineCommand
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.report import DrafterState, EngineSnapshot
+from nightjar.policy.wire.settings import Settings, SettingsVersion, Table, TableRow
 
 pytest.importorskip("vllm")
 

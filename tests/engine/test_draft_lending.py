@@ -12,7 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nightjar.policy.records import DrafterState, Lease, Mode, OffloadRules, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.report import DrafterState
+from nightjar.policy.wire.settings import Lease, OffloadRules, Settings, SettingsVersion, Table, TableRow
 
 pytest.importorskip("vllm")
 

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nightjar.policy.drafter_life import DrafterLife
-from nightjar.policy.records import DrafterState, EngineLoad, Mode, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.engine.drafter import DrafterLife
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.report import DrafterState, EngineLoad
+from nightjar.policy.wire.settings import Settings, SettingsVersion, Table, TableRow
 
 pytest.importorskip("vllm")
 

@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 
-from nightjar.policy.drafter_life import DrafterLife, Order
-from nightjar.policy.records import DrafterCounters, DrafterState, Settings
+from nightjar.policy.engine.drafter import DrafterLife, Order
+from nightjar.policy.wire.report import DrafterCounters, DrafterState
+from nightjar.policy.wire.settings import Settings
 
 pytest.importorskip("vllm")
 
 from nightjar.deployments.engine.draft_work import RUN, SLEEP, WORK_ATTRIBUTE, DraftWork, Recompute
 from nightjar.deployments.engine.drafting import Drafting, Missing
 from nightjar.deployments.engine.lag_ledger import LagLedger
-from tests.policy.steering_settings import settings
+from tests.policy.engine.steering_settings import settings
 
 SIZE = 4
 

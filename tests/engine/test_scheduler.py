@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from nightjar.policy.planners.local_planner import StepOutcome, StepView
-from nightjar.policy.records import Local, Mode, Plan, Settings, SettingsVersion, Table, TableRow
-from nightjar.policy.steering import Steering
+from nightjar.policy.engine.steering import Steering
+from nightjar.policy.planners.local import StepOutcome, StepView
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.settings import Local, Plan, Settings, SettingsVersion, Table, TableRow
 
 pytest.importorskip("vllm")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from nightjar.policy.records import SettingsVersion
-from tests.policy.steering_settings import settings
+from nightjar.policy.wire.settings import SettingsVersion
+from tests.policy.engine.steering_settings import settings
 
 pytest.importorskip("vllm")
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from nightjar.cluster.journal import JournalEntry
 from nightjar.loadtests.simulation.engine.leases import LeasedRestart
 from nightjar.loadtests.simulation.service.results import Totals
-from nightjar.policy.records import DrafterState, ExplorationSegment, Settings, Table
+from nightjar.policy.wire.report import DrafterState
+from nightjar.policy.wire.settings import ExplorationSegment, Settings, Table
 
 
 @dataclass(frozen=True, slots=True)

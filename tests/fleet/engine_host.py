@@ -15,7 +15,7 @@ import ray
 from nightjar.cluster.client import PolicyClient
 from nightjar.deployments.agent import Metrics, ReplicaAgent, ReplicaIdentity
 from nightjar.deployments.engine_watch import EngineWatch
-from nightjar.policy.records import EngineSnapshot
+from nightjar.policy.wire.report import EngineSnapshot
 from tests.fleet.courses import ReplicaCourse
 from tests.fleet.hosted_engine import HostedEngine, Part, ScenarioClock
 

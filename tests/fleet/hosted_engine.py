@@ -25,7 +25,10 @@ from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.timeline import Timeline
 from nightjar.loadtests.simulation.service.users import Users, user_of
 from nightjar.loadtests.simulation.service.workload import Demand
-from nightjar.policy.records import EngineCommand, EngineSnapshot, Settings, WireError
+from nightjar.policy.wire.exchange import EngineCommand
+from nightjar.policy.wire.record import WireError
+from nightjar.policy.wire.report import EngineSnapshot
+from nightjar.policy.wire.settings import Settings
 from tests.fleet.courses import ReplicaCourse
 
 

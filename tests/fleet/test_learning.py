@@ -20,11 +20,12 @@ from nightjar.loadtests.simulation.experiments.scenes import nominal_of, workloa
 from nightjar.loadtests.simulation.profiles import read_profile
 from nightjar.loadtests.simulation.service.scenario import PlannerChoice, Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate
-from nightjar.policy.batch_buckets import batch_bucket
-from nightjar.policy.records import GroupKey, Table
-from nightjar.policy.settings import parse_operator_settings
-from nightjar.policy.status import FleetStatus
-from nightjar.policy.steering import lengths_by_batch
+from nightjar.policy.engine.steering import lengths_by_batch
+from nightjar.policy.wire.batch_buckets import batch_bucket
+from nightjar.policy.wire.operator import parse_operator_settings
+from nightjar.policy.wire.report import GroupKey
+from nightjar.policy.wire.settings import Table
+from nightjar.policy.wire.status import FleetStatus
 from tests.deployments import serving
 from tests.fleet.courses import ReplicaCourse, between, share_of_best
 from tests.fleet.fleet_cluster import PATIENCE_S, FleetCluster, fleet_cluster

@@ -23,9 +23,9 @@ from nightjar.loadtests.simulation.service.lengths import Dataset, Lognormal
 from nightjar.loadtests.simulation.service.scenario import PlannerChoice, Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate
 from nightjar.loadtests.simulation.service.workload import Workload
-from nightjar.policy.records import DrafterState
-from nightjar.policy.restart_budget import RestartBudget
-from nightjar.policy.settings import parse_operator_settings
+from nightjar.policy.restarts.budget import RestartBudget
+from nightjar.policy.wire.operator import parse_operator_settings
+from nightjar.policy.wire.report import DrafterState
 from tests.fleet.courses import ReplicaCourse, between, most_leases_at_once
 from tests.fleet.fleet_cluster import PATIENCE_S, FleetCluster, fleet_cluster
 from tests.fleet.hosted_engine import Part

@@ -27,7 +27,7 @@ from nightjar.deployments.proof.driven_engine import EngineRequest
 from nightjar.deployments.proof.scenarios import CHANGING_LENGTHS, ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.rig.tiny_models import ATTENTIVE, ATTENTIVE_EAGLE3, build_tiny_models
-from nightjar.policy.records import EngineCommand
+from nightjar.policy.wire.exchange import EngineCommand
 from tests.gpu_paths.multiply_adds import count_multiply_adds, multiply_by_torch
 from tests.gpu_paths.off_stretch import LOG_STEPS, STEPS_BACK, STEPS_BEFORE, STEPS_OFF
 

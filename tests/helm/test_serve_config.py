@@ -172,7 +172,7 @@ def test_the_kill_switch_stands_beside_the_options_that_are_there() -> None:
 
 
 def test_mode_off_without_quotes_is_still_off() -> None:
-    from nightjar.policy.settings import parse_operator_settings
+    from nightjar.policy.wire.operator import parse_operator_settings
 
     policy = release(values={"policy": {"settings": {"mode": False}}}).serve_config["applications"][-1]
     assert str(parse_operator_settings(policy["deployments"][0]["user_config"]).mode) == "off"

@@ -16,8 +16,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from nightjar.policy.records import EngineLoad, Mode, Settings, SettingsVersion, Table, TableRow, to_plain
-from nightjar.policy.status import FleetStatus, PolicyStatus
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.record import to_plain
+from nightjar.policy.wire.report import EngineLoad
+from nightjar.policy.wire.settings import Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.status import FleetStatus, PolicyStatus
 from tests.loadtests.fake_server import running_fake_server, whole_answer
 from tests.loadtests.recorded import replica, totals
 

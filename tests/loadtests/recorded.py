@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from nightjar.loadtests.rows import RequestRow
 from nightjar.loadtests.samples import StatusSample
-from nightjar.policy.records import DrafterState, EngineLoad, Mode, SettingsVersion, StepTotals, TableRow
-from nightjar.policy.status import FleetStatus, GroupStatus, PolicyStatus, ReplicaStatus
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.report import DrafterState, EngineLoad, StepTotals
+from nightjar.policy.wire.settings import SettingsVersion, TableRow
+from nightjar.policy.wire.status import FleetStatus, GroupStatus, PolicyStatus, ReplicaStatus
 
 
 def totals(

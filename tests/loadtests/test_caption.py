@@ -6,7 +6,7 @@ import pytest
 
 from nightjar.loadtests.caption import demo_caption, off_in_words
 from nightjar.loadtests.samples import StatusSample
-from nightjar.policy.records import DrafterState, EngineLoad
+from nightjar.policy.wire.report import DrafterState, EngineLoad
 from tests.loadtests.recorded import replica, sample
 
 

@@ -26,7 +26,7 @@ from nightjar.loadtests.rows import read_rows
 from nightjar.loadtests.samples import read_samples
 from nightjar.loadtests.service_api import ServiceApi, ServiceError
 from nightjar.loadtests.summary import RunSummary
-from nightjar.policy.records import Mode
+from nightjar.policy.wire.mode import Mode
 from tests.loadtests.fake_server import FakeServer, running_fake_server
 from tests.loadtests.recorded import replica, sample
 

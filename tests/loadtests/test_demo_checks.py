@@ -22,21 +22,12 @@ from nightjar.loadtests.demo_texts import Answer, compare_texts, first_differenc
 from nightjar.loadtests.openai_stream import Token
 from nightjar.loadtests.regimes import arrival_times, parse_regime
 from nightjar.loadtests.samples import StatusSample
-from nightjar.policy.records import (
-    DrafterState,
-    EngineLoad,
-    ExplorationSegment,
-    Local,
-    Mode,
-    Settings,
-    SettingsVersion,
-    SteeringLevel,
-    Table,
-    TableRow,
-    to_plain,
-)
-from nightjar.policy.status import ReplicaStatus
-from nightjar.policy.steering import Cause
+from nightjar.policy.engine.steering import Cause
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.record import to_plain
+from nightjar.policy.wire.report import DrafterState, EngineLoad, SteeringLevel
+from nightjar.policy.wire.settings import ExplorationSegment, Local, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.status import ReplicaStatus
 from tests.loadtests.recorded import replica, row, sample, totals
 
 REGIME = parse_regime("few:2@=2")

@@ -34,13 +34,13 @@ class Target:
 
 TARGETS: Final = (
     # the guard
-    Target("policy/off_guard.py", ("tests/policy/test_off_guard_numbers.py", "tests/policy/test_off_guard.py")),
-    Target("policy/guard.py", ("tests/policy/test_guard.py",)),
-    Target("policy/steering.py", ("tests/policy/test_steering.py", "tests/policy/test_local_plans.py")),
+    Target("policy/engine/guard.py", ("tests/policy/engine/test_guard_numbers.py", "tests/policy/engine/test_guard.py")),
+    Target("policy/engine/bounds.py", ("tests/policy/engine/test_bounds.py",)),
+    Target("policy/engine/steering.py", ("tests/policy/engine/test_steering.py", "tests/policy/engine/test_local_plans.py")),
     # how many restart at once
-    Target("policy/restart_budget.py", ("tests/policy/test_restart_budget.py",)),
+    Target("policy/restarts/budget.py", ("tests/policy/restarts/test_budget.py",)),
     # fencing
-    Target("policy/records.py", ("tests/policy/test_settings_version.py",), only=("SettingsVersion",)),
+    Target("policy/wire/settings.py", ("tests/policy/wire/test_settings_version.py",), only=("SettingsVersion",)),
     Target("policy/issuing.py", ("tests/policy/test_issuing.py",)),
     Target(
         "deployments/agent.py",
@@ -72,15 +72,15 @@ TARGETS: Final = (
     ),
     # dormancy and catch-up
     Target(
-        "policy/drafter_life.py",
+        "policy/engine/drafter.py",
         (
-            "tests/policy/test_drafter_bounds.py",
-            "tests/policy/test_drafter_transitions.py",
-            "tests/policy/test_drafter_life.py",
+            "tests/policy/engine/test_drafter_bounds.py",
+            "tests/policy/engine/test_drafter_transitions.py",
+            "tests/policy/engine/test_drafter.py",
         ),
     ),
-    Target("policy/probe.py", ("tests/policy/test_probe.py", "tests/policy/test_drafter_life.py")),
-    Target("policy/catch_up.py", ("tests/policy/test_catch_up.py",)),
+    Target("policy/engine/probe.py", ("tests/policy/engine/test_probe.py", "tests/policy/engine/test_drafter.py")),
+    Target("policy/estimate/catch_up.py", ("tests/policy/estimate/test_catch_up.py",)),
     Target("deployments/engine/catch_up_plan.py", ("tests/engine/test_catch_up_plan.py",), libraries=VLLM),
     Target(
         "deployments/engine/lag_ledger.py", ("tests/engine/test_lag_ledger.py", "tests/engine/test_drafting.py"), libraries=VLLM

@@ -7,20 +7,13 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from nightjar.policy.engine.counters import StepCount, StepCounters
+from nightjar.policy.engine.steering import Steering
 from nightjar.policy.fleet import Decision, FleetState, decide, empty_fleet, observe
 from nightjar.policy.modes import ModeOverride
-from nightjar.policy.records import (
-    EngineLoad,
-    EngineSnapshot,
-    GroupKey,
-    LoadReport,
-    Settings,
-    SettingsVersion,
-    Table,
-)
-from nightjar.policy.settings import OperatorSettings, parse_operator_settings
-from nightjar.policy.steering import Steering
-from nightjar.policy.step_counters import StepCount, StepCounters
+from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
+from nightjar.policy.wire.report import EngineLoad, EngineSnapshot, GroupKey, LoadReport
+from nightjar.policy.wire.settings import Settings, SettingsVersion, Table
 
 MAX_NUM_SEQS = 256
 KEY = GroupKey(target="llama-8b", draft="eagle", drafter_kind="eagle", max_num_speculative_tokens=5, max_num_seqs=MAX_NUM_SEQS)

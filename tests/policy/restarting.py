@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from nightjar.policy.drafter_life import DrafterLife
+from nightjar.policy.engine.drafter import DrafterLife
+from nightjar.policy.engine.steering import Steering
 from nightjar.policy.fleet import FleetState, decide, empty_fleet, observe, quieted
 from nightjar.policy.issuing import Issuer
-from nightjar.policy.records import Counters, DrafterState, EngineLoad, EngineSnapshot, GroupKey, LoadReport, Settings
-from nightjar.policy.settings import OperatorSettings, parse_operator_settings
-from nightjar.policy.steering import Steering
+from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
+from nightjar.policy.wire.report import Counters, DrafterState, EngineLoad, EngineSnapshot, GroupKey, LoadReport
+from nightjar.policy.wire.settings import Settings
 
 KEY = GroupKey(target="llama-8b", draft="llama-1b", drafter_kind="draft_model", max_num_speculative_tokens=3, max_num_seqs=4)
 ORDERED = parse_operator_settings(

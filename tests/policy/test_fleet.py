@@ -8,14 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nightjar.policy.acceptance import AcceptanceEvidence
-from nightjar.policy.catch_up import CatchUpEvidence
-from nightjar.policy.evidence import CellEvidence, Evidence
+from nightjar.policy.estimate.acceptance import AcceptanceEvidence
+from nightjar.policy.estimate.catch_up import CatchUpEvidence
+from nightjar.policy.estimate.evidence import CellEvidence, Evidence
 from nightjar.policy.fleet import FleetState, decide, empty_fleet, fleet_status, learned, observe, with_learned
-from nightjar.policy.learned import LearnedGroup, LearnedTables
 from nightjar.policy.modes import ModeOverride
-from nightjar.policy.records import MAX_RECORD_BYTES, EngineLoad, EngineSnapshot, Mode, WireError
-from nightjar.policy.settings import OperatorSettings, parse_operator_settings
+from nightjar.policy.prior.learned import LearnedGroup, LearnedTables
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
+from nightjar.policy.wire.record import MAX_RECORD_BYTES, WireError
+from nightjar.policy.wire.report import EngineLoad, EngineSnapshot
 from tests.policy.engines import AUTO, KEY, Fleet, Replica, best_length, table
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from nightjar.policy import fleet_status as module
+from nightjar.policy.engine.steering import Cause
 from nightjar.policy.fleet import FleetState, fleet_status
 from nightjar.policy.prediction import predict
-from nightjar.policy.settings import parse_operator_settings
-from nightjar.policy.status import GroupStatus, ReplicaStatus
-from nightjar.policy.steering import Cause
+from nightjar.policy.wire.operator import parse_operator_settings
+from nightjar.policy.wire.status import GroupStatus, ReplicaStatus
 from tests.policy.engines import KEY, MAX_NUM_SEQS, Fleet, Replica
 from tests.policy.restarting import LAG_TOKENS, Policy, RestartingReplica
 

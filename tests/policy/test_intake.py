@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from nightjar.policy import fleet as fleet_module
 from nightjar.policy import intake
-from nightjar.policy.batch_buckets import batch_bucket
-from nightjar.policy.catch_up import CatchUpEvidence, NewRestarts
+from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.fleet import FleetState, decide, empty_fleet, observe
-from nightjar.policy.records import (
+from nightjar.policy.wire.batch_buckets import batch_bucket
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.report import (
     NO_ENGINE_ID,
     CatchUpCounters,
     CellCounters,
@@ -25,7 +26,6 @@ from nightjar.policy.records import (
     EngineSnapshot,
     LoadReport,
 )
-from nightjar.policy.settings import OperatorSettings
 from tests.policy.engines import AUTO, KEY, Fleet, Replica, best_length
 
 PATIENT = OperatorSettings(evidence_half_life_steps=1e7)

@@ -6,17 +6,11 @@ import pytest
 
 from nightjar.policy.fleet import Decision
 from nightjar.policy.issuing import MAX_PLAUSIBLE, Issuer, settings_of
-from nightjar.policy.planners.planner import one_length
-from nightjar.policy.records import (
-    Counters,
-    EngineSnapshot,
-    GroupKey,
-    LoadReport,
-    Mode,
-    SettingsVersion,
-    Table,
-)
-from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.planners.base import one_length
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.report import Counters, EngineSnapshot, GroupKey, LoadReport
+from nightjar.policy.wire.settings import SettingsVersion, Table
 
 GROUP = GroupKey(target="llama", max_num_speculative_tokens=3, max_num_seqs=8)
 

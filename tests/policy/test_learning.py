@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nightjar.policy.allowance import PATIENT_SHARE, Allowance
-from nightjar.policy.records import LoadReport
-from nightjar.policy.settings import parse_operator_settings
+from nightjar.policy.wire.operator import parse_operator_settings
+from nightjar.policy.wire.report import LoadReport
 from tests.policy.engines import MAX_NUM_SEQS, Fleet, Replica
 
 BATCH = 16

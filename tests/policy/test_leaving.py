@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nightjar.policy.records import DrafterState, LoadReport
+from nightjar.policy.wire.report import DrafterState, LoadReport
 from tests.policy.restarting import ORDERED, Policy, RestartingReplica
 
 

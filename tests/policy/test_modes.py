@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from nightjar.policy.modes import ModeOverride, effective_mode, live_overrides, set_override
-from nightjar.policy.records import Mode
+from nightjar.policy.wire.mode import Mode
 
 SETTINGS = Mode.parse("auto")
 FLEET = ModeOverride(scope="fleet", mode=Mode.parse("shadow"))

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nightjar.policy.fleet import fleet_status
-from nightjar.policy.records import Counters, DrafterState, LoadReport, Settings
+from nightjar.policy.wire.report import Counters, DrafterState, LoadReport
+from nightjar.policy.wire.settings import Settings
 from tests.policy.restarting import ORDERED, Policy, RestartingReplica
 
 REPLICAS = 10

@@ -13,17 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from nightjar.policy.acceptance import AcceptanceEvidence
-from nightjar.policy.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, bucket_range
-from nightjar.policy.catch_up import CatchUpEvidence, NewRestarts
-from nightjar.policy.evidence import Cell, CellEvidence, Evidence
+from nightjar.policy.estimate.acceptance import AcceptanceEvidence
+from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts
+from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence
+from nightjar.policy.estimate.goodput import Outlook
 from nightjar.policy.fleet import FleetState, decide, empty_fleet, exported, fleet_status, learned, observe, seeded
-from nightjar.policy.fleet_state import GroupState
-from nightjar.policy.outlook import Outlook
 from nightjar.policy.planners.fleet import DOUBT_DEVIATIONS
-from nightjar.policy.restarts import GroupRestarts
-from nightjar.policy.seed import SeedCell, SeedGroup
+from nightjar.policy.prior.seed import SeedCell, SeedGroup
+from nightjar.policy.restarts.leases import GroupRestarts
 from nightjar.policy.seeding import MAX_SEED_GROUPS, MOST_SEED_ROWS, MOST_SEED_STEPS
+from nightjar.policy.state import GroupState
+from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, bucket_range
 from tests.policy.engines import ACCEPTANCE, AUTO, KEY, MAX_NUM_SEQS, Fleet, Replica, best_length, step_seconds, table
 
 LENGTHS = (0, 1, 3, 5)

@@ -20,7 +20,7 @@ from nightjar.deployments.proof.kit.chosen import BUILT_IN, Chosen, Drafter
 from nightjar.deployments.proof.scenarios import ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS, REFERENCE_LOGPROBS
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.rig.environment import Runner
-from nightjar.policy.settings import DraftOffload
+from nightjar.policy.wire.operator import DraftOffload
 
 Room = Literal["scenarios", "roomy", "shared", "lends"]
 """How large the engine is: the few KV blocks that the scenarios need; what vLLM would take; the same beside another engine; few

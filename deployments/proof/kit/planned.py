@@ -14,8 +14,10 @@ from nightjar.deployments.engine.arguments import EngineArguments
 from nightjar.deployments.proof.driven_engine import DrivenEngine
 from nightjar.policy.fleet import decide, empty_fleet, observe
 from nightjar.policy.issuing import settings_of
-from nightjar.policy.records import EngineCommand, GroupKey, LoadReport, Settings, SettingsVersion
-from nightjar.policy.settings import parse_operator_settings
+from nightjar.policy.wire.exchange import EngineCommand
+from nightjar.policy.wire.operator import parse_operator_settings
+from nightjar.policy.wire.report import GroupKey, LoadReport
+from nightjar.policy.wire.settings import Settings, SettingsVersion
 
 REPLICA: Final = "replica-1"
 

@@ -11,7 +11,7 @@ from nightjar.loadtests.simulation.engine.engine_totals import EngineTotals
 from nightjar.loadtests.simulation.engine.host_link import HostLink, Transfer
 from nightjar.loadtests.simulation.engine.kv_blocks import BlockPool
 from nightjar.loadtests.simulation.profiles import Drafter
-from nightjar.policy.drafter_life import DrafterLife, MemoryOrder
+from nightjar.policy.engine.drafter import DrafterLife, MemoryOrder
 
 
 class DraftMemory:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Final
 
 from nightjar.loadtests.simulation.engine.truth import Truth
-from nightjar.policy.planners.local_planner import (
+from nightjar.policy.planners.local import (
     LocalContext,
     LocalOptions,
     LocalPlanner,

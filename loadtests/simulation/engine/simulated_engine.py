@@ -34,10 +34,11 @@ from nightjar.loadtests.simulation.engine.truth import Truth
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.rivals import DRAFTS_MAX
 from nightjar.loadtests.simulation.step_cost import DraftRun, prepared_cost
-from nightjar.policy.drafter_life import DrafterLife, Order
-from nightjar.policy.planners.local_planner import LocalPlannerFactory
-from nightjar.policy.records import DrafterState, EngineLoad, EngineSnapshot, LoadReport, Local, Settings
-from nightjar.policy.steering import Steering
+from nightjar.policy.engine.drafter import DrafterLife, Order
+from nightjar.policy.engine.steering import Steering
+from nightjar.policy.planners.local import LocalPlannerFactory
+from nightjar.policy.wire.report import DrafterState, EngineLoad, EngineSnapshot, LoadReport
+from nightjar.policy.wire.settings import Local, Settings
 
 CATCH_UP_CHUNK_TOKENS: Final = 2048
 FIRST_WISH_IDS: Final = 1 << 31

@@ -11,9 +11,9 @@ from typing import Final
 
 from nightjar.loadtests.simulation.engine.engine_totals import EngineTotals
 from nightjar.loadtests.simulation.engine.truth import Truth
-from nightjar.policy.planners.local_planner import StepOutcome
-from nightjar.policy.steering import Steering
-from nightjar.policy.step_counters import StepCount, StepCounters
+from nightjar.policy.engine.counters import StepCount, StepCounters
+from nightjar.policy.engine.steering import Steering
+from nightjar.policy.planners.local import StepOutcome
 
 SETTLE_STEPS: Final = 2
 """Steps for which K must be held before a step's time belongs to it (deployments.engine.step_loop, without async scheduling)."""

@@ -16,7 +16,7 @@ from typing import Final, Literal
 from pydantic import computed_field
 
 from nightjar.loadtests.simulation.evidence.rows import RunRow
-from nightjar.policy.records import Record
+from nightjar.policy.wire.record import Record
 
 FLEET: Final = "fleet"
 ORACLE: Final = "oracle"

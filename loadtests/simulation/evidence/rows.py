@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from nightjar.loadtests.rows import RowsError
 from nightjar.loadtests.simulation.profiles import Mechanics
-from nightjar.policy.records import Identifier, Record, describe_validation_error
+from nightjar.policy.wire.record import Identifier, Record, describe_validation_error
 
 __all__ = ["RowsError", "RunRow", "failures", "read_rows", "write_rows"]
 

@@ -23,10 +23,10 @@ from nightjar.loadtests.simulation.experiments.contestants import FLEET, Contest
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.experiments.measuring import basic
 from nightjar.loadtests.simulation.experiments.scenes import cell, open_scenes, pattern_s
-from nightjar.policy.evidence import Evidence
-from nightjar.policy.outlook import Floats, Outlook
-from nightjar.policy.pace import Pace
-from nightjar.policy.step_time import StepTimes
+from nightjar.policy.estimate.evidence import Evidence
+from nightjar.policy.estimate.goodput import Floats, Outlook
+from nightjar.policy.estimate.pace import Pace
+from nightjar.policy.estimate.step_time import StepTimes
 
 LOADS: Final = ("surge", "oscillation")
 REPLICAS: Final = 3
@@ -66,15 +66,15 @@ PARTS: Final = (
     Part("switch margin", {"switch_margin": 0.0}),
     Part("doubt", stand_ins={"planners.fleet.DOUBT_DEVIATIONS": 0.0}),
     Part("odds before off is known", stand_ins={"planners.fleet.favourites": _off_until_measured}),
-    Part("what neighbours tell", stand_ins={"step_time.ROWS_DEVIATION": 1.0, "step_time.LENGTH_DEVIATION": 1.0}),
-    Part("bound on what can win", stand_ins={"outlook.Outlook.ceiling": _everything_can_win}),
+    Part("what neighbours tell", stand_ins={"estimate.step_time.ROWS_DEVIATION": 1.0, "estimate.step_time.LENGTH_DEVIATION": 1.0}),
+    Part("bound on what can win", stand_ins={"estimate.goodput.Outlook.ceiling": _everything_can_win}),
     Part("allowance of exploration", stand_ins={"allowance.OUTPUT_SHARE": 1.0, "allowance.COLD_START_TOKENS_PER_ROW": 1e9}),
-    Part("patience", stand_ins={"exploration.PAYS_BACK_S": 1e9}),
+    Part("patience", stand_ins={"trials.PAYS_BACK_S": 1e9}),
     Part("paces", stand_ins={"learning.offsets": _all_alike}),
-    Part("steps with prefill", stand_ins={"planners.planner.charge": _nothing_charged}),
+    Part("steps with prefill", stand_ins={"planners.base.charge": _nothing_charged}),
     Part("single replicas' own plans", stand_ins={"learning._own_thoughts": _nobody_thinks_alone}),
-    Part("price of a restart", stand_ins={"restart_price.Price.pays": True}),
-    Part("guard", stand_ins={"off_guard.SUSPICION": math.inf}),
+    Part("price of a restart", stand_ins={"restarts.price.Price.pays": True}),
+    Part("guard", stand_ins={"engine.guard.SUSPICION": math.inf}),
 )
 
 

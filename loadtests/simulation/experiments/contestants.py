@@ -21,9 +21,9 @@ from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.rivals.registry import ENTRIES, Inputs, inputs, rival_plan, switch_cost_table
 from nightjar.loadtests.simulation.rivals.tables import vllm_text
 from nightjar.loadtests.simulation.service.scenario import PlannerChoice
-from nightjar.policy.records import Local
-from nightjar.policy.settings import parse_operator_settings
-from nightjar.policy.switch_cost import format_rows
+from nightjar.policy.wire.operator import parse_operator_settings
+from nightjar.policy.wire.settings import Local
+from nightjar.policy.wire.switch_cost import format_rows
 
 FLEET: Final = "fleet"
 ORACLE: Final = "oracle"

@@ -12,7 +12,7 @@ from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.loadtests.simulation.service.results import RunResult, Second
 from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate
-from nightjar.policy.batch_buckets import batch_bucket, bucket_range
+from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
 
 Measure = Callable[[Scenario, RunResult], Outcome]
 """What is kept of a run; a function of a module, so that it travels to other processes."""

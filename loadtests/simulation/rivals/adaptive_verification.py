@@ -28,7 +28,7 @@ from typing import Final
 
 from nightjar.loadtests.simulation.rivals.prior import StepTimes, StepTimesLookup
 from nightjar.loadtests.simulation.rivals.turbo_spec import step_times_option
-from nightjar.policy.planners.local_planner import (
+from nightjar.policy.planners.local import (
     LocalContext,
     LocalOptions,
     LocalOptionsError,

@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 from math import log, sqrt
 from typing import Final
 
-from nightjar.policy.batch_buckets import batch_bucket
-from nightjar.policy.planners.local_planner import LocalContext, LocalOptions, StepOutcome, StepView, flag_option, refuse_unknown
+from nightjar.policy.planners.local import LocalContext, LocalOptions, StepOutcome, StepView, flag_option, refuse_unknown
+from nightjar.policy.wire.batch_buckets import batch_bucket
 
 EXPLORATION_WEIGHT: Final = 6.0
 WARM_UP_ROUNDS: Final = 2

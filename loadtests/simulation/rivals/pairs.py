@@ -5,7 +5,7 @@ Nobody ships it. It shows what planning the two kinds of steps apart is worth wi
 
 from __future__ import annotations
 
-from nightjar.policy.planners.local_planner import (
+from nightjar.policy.planners.local import (
     LocalContext,
     LocalOptions,
     StepOutcome,

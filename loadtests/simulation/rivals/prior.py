@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
-from nightjar.policy.batch_buckets import FIRST_BATCH_SIZES
+from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES
 
 Grid = tuple[tuple[tuple[float, ...], ...], ...]
 

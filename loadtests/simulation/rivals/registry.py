@@ -14,9 +14,9 @@ from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.rivals import adaptive_verification, bandit_spec, pairs, sglang, tables, tuning, turbo_spec
 from nightjar.loadtests.simulation.rivals.prior import MOST_ERROR, StepTimes, measure
 from nightjar.loadtests.simulation.step_cost import prepared_cost, step_cost
-from nightjar.policy.planners.local_planner import LocalPlannerFactory
-from nightjar.policy.records import Local
-from nightjar.policy.switch_cost import SwitchCostRow
+from nightjar.policy.planners.local import LocalPlannerFactory
+from nightjar.policy.wire.settings import Local
+from nightjar.policy.wire.switch_cost import SwitchCostRow
 
 RIVALS: Final[Mapping[str, LocalPlannerFactory]] = {
     "turbospec": turbo_spec.build,
@@ -26,7 +26,7 @@ RIVALS: Final[Mapping[str, LocalPlannerFactory]] = {
     "vllm-table": tables.build_vllm,
     "vllm-adaptive-verification": adaptive_verification.build,
 }
-"""Published planners, by the name in a `records.Local` plan."""
+"""Published planners, by the name in a `settings.Local` plan."""
 
 FOR_COMPARISON: Final[Mapping[str, LocalPlannerFactory]] = {**RIVALS, "pair": pairs.build}
 """They and the static planner that nobody published."""

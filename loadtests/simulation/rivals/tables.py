@@ -18,7 +18,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from nightjar.policy.planners.local_planner import (
+from nightjar.policy.planners.local import (
     LocalContext,
     LocalOptions,
     LocalOptionsError,

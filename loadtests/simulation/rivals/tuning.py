@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Final
 
 from nightjar.loadtests.simulation.rivals.prior import StepSeconds
-from nightjar.policy.switch_cost import SwitchCostRow
+from nightjar.policy.wire.switch_cost import SwitchCostRow
 
 SWITCH_COST_LAGS: Final = (32, 128, 512, 2048)
 SWITCH_COST_BATCHES: Final = (1, 4, 16, 64, 256)

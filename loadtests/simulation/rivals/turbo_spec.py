@@ -19,7 +19,7 @@ from collections import deque
 from typing import Final
 
 from nightjar.loadtests.simulation.rivals.prior import StepTimes, StepTimesLookup
-from nightjar.policy.planners.local_planner import (
+from nightjar.policy.planners.local import (
     LocalContext,
     LocalOptions,
     LocalOptionsError,

@@ -18,9 +18,11 @@ from typing import Final, Protocol
 from nightjar.loadtests.simulation.service.deaf_twin import DeafTwin
 from nightjar.loadtests.simulation.service.policy_actor import PolicyActor, Store
 from nightjar.loadtests.simulation.service.timeline import Action, Timeline
-from nightjar.policy.learned import LearnedTables
-from nightjar.policy.records import ExchangeReply, LoadReport, Settings, SettingsVersion
-from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.prior.learned import LearnedTables
+from nightjar.policy.wire.exchange import ExchangeReply
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.report import LoadReport
+from nightjar.policy.wire.settings import Settings, SettingsVersion
 
 FIRST_BACKOFF_S: Final = 0.5
 MAX_BACKOFF_S: Final = 5.0

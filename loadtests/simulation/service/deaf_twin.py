@@ -11,10 +11,11 @@ from collections.abc import Mapping
 
 from nightjar.loadtests.simulation.service.policy_actor import decision_rng
 from nightjar.policy.fleet import decide, empty_fleet, observe, with_learned
-from nightjar.policy.fleet_state import Decision
-from nightjar.policy.learned import LearnedTables
-from nightjar.policy.records import LoadReport, Plan
-from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.prior.learned import LearnedTables
+from nightjar.policy.state import Decision
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.report import LoadReport
+from nightjar.policy.wire.settings import Plan
 
 
 class DeafTwin:

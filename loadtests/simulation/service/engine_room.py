@@ -13,7 +13,7 @@ from nightjar.loadtests.simulation.engine.simulated_engine import SimulatedEngin
 from nightjar.loadtests.simulation.rivals import FOR_COMPARISON
 from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.policy.planners import LOCAL_PLANNERS
-from nightjar.policy.planners.local_planner import LocalPlannerFactory
+from nightjar.policy.planners.local import LocalPlannerFactory
 
 ALL_LOCAL_PLANNERS: Final[Mapping[str, LocalPlannerFactory]] = {**LOCAL_PLANNERS, **FOR_COMPARISON}
 

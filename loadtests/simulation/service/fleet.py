@@ -21,7 +21,8 @@ from nightjar.loadtests.simulation.service.results import Totals
 from nightjar.loadtests.simulation.service.router import Router
 from nightjar.loadtests.simulation.service.timeline import Timeline
 from nightjar.loadtests.simulation.service.workload import Demand
-from nightjar.policy.records import DrafterState, LoadReport, Settings
+from nightjar.policy.wire.report import DrafterState, LoadReport
+from nightjar.policy.wire.settings import Settings
 
 
 class Engine(Protocol):

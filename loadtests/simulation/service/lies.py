@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 
 import msgpack
 
-from nightjar.policy.records import LoadReport, to_plain
+from nightjar.policy.wire.record import to_plain
+from nightjar.policy.wire.report import LoadReport
 
 Lie = Literal["times_ten", "tenth", "nan", "negative", "stale"]
 """times_ten: speculating steps took ten times as long and accepted nothing. tenth: they took a tenth and accepted all. nan,

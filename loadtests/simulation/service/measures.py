@@ -11,11 +11,12 @@ from nightjar.loadtests.simulation.service.fleet import Fleet, totals_of
 from nightjar.loadtests.simulation.service.results import Quantiles, ReplicaResult, RunResult, Second, Totals
 from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.workload import Demand
-from nightjar.policy.batch_buckets import bucket_range, buckets_up_to
+from nightjar.policy.engine.steering import lengths_by_batch
 from nightjar.policy.fleet import learned
-from nightjar.policy.records import DrafterState, Plan, Table
-from nightjar.policy.restart_budget import RestartBudget
-from nightjar.policy.steering import lengths_by_batch
+from nightjar.policy.restarts.budget import RestartBudget
+from nightjar.policy.wire.batch_buckets import bucket_range, buckets_up_to
+from nightjar.policy.wire.report import DrafterState
+from nightjar.policy.wire.settings import Plan, Table
 
 RESTARTING = frozenset({DrafterState.CATCHING_UP, DrafterState.PROBING, DrafterState.CONTRACTING, DrafterState.RELOADING})
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 from nightjar.policy.fleet import decide, empty_fleet, learned, observe, quieted, with_learned
 from nightjar.policy.issuing import Issuer
-from nightjar.policy.learned import LearnedTables
-from nightjar.policy.records import LoadReport, WireError
-from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.prior.learned import LearnedTables
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.record import WireError
+from nightjar.policy.wire.report import LoadReport
 
 SAVE_PERIOD_S = 10.0
 """How often the real actor stores what was learned."""

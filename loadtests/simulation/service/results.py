@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nightjar.policy.learned import LearnedTables
+from nightjar.policy.prior.learned import LearnedTables
 
 
 @dataclass(frozen=True, slots=True)

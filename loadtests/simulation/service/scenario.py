@@ -13,9 +13,9 @@ from nightjar.loadtests.simulation.service.control_plane import PERFECT, Network
 from nightjar.loadtests.simulation.service.lies import Lie
 from nightjar.loadtests.simulation.service.router import RouterKind
 from nightjar.loadtests.simulation.service.workload import Workload
-from nightjar.policy.learned import LearnedTables
-from nightjar.policy.records import Local
-from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.prior.learned import LearnedTables
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.settings import Local
 
 
 @dataclass(frozen=True, slots=True)

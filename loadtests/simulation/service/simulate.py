@@ -41,9 +41,10 @@ from nightjar.loadtests.simulation.service.scenario import (
 from nightjar.loadtests.simulation.service.timeline import Timeline
 from nightjar.loadtests.simulation.service.users import Users, user_of
 from nightjar.loadtests.simulation.service.workload import Demand
-from nightjar.policy.drafter_life import UNLIMITED
-from nightjar.policy.learned import LearnedTables
-from nightjar.policy.records import Local, Mode, Settings, SettingsVersion
+from nightjar.policy.engine.drafter import UNLIMITED
+from nightjar.policy.prior.learned import LearnedTables
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.settings import Local, Settings, SettingsVersion
 
 __all__ = ["PlannerChoice", "RunResult", "Scenario", "simulate"]
 

@@ -19,7 +19,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
-from nightjar.policy.records import EngineCommand, EngineSnapshot
+from nightjar.policy.wire.exchange import EngineCommand
+from nightjar.policy.wire.report import EngineSnapshot
 from tests.benchmarks.engine.fixture import KV_CACHE_GIB, SYSTEM, Role, engine_arguments
 from tests.benchmarks.engine.step_record import RowStep, Step
 

@@ -14,8 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from nightjar.policy.drafter_life import UNLIMITED
-from nightjar.policy.records import EngineCommand, EngineSnapshot, Mode, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.engine.drafter import UNLIMITED
+from nightjar.policy.wire.exchange import EngineCommand
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.report import EngineSnapshot
+from nightjar.policy.wire.settings import Settings, SettingsVersion, Table, TableRow
 from tests.benchmarks.engine.engine_host import FAILED, serve
 from tests.benchmarks.engine.fixture import MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS, Role
 from tests.benchmarks.engine.step_record import Step

@@ -11,12 +11,14 @@ import random
 import time
 from typing import Final
 
-from nightjar.policy.drafter_life import UNLIMITED
+from nightjar.policy.engine.drafter import UNLIMITED
+from nightjar.policy.engine.steering import lengths_by_batch
 from nightjar.policy.fleet import Decision, decide, empty_fleet, observe
 from nightjar.policy.issuing import settings_of
-from nightjar.policy.records import EngineCommand, EngineSnapshot, GroupKey, LoadReport, Settings, Table
-from nightjar.policy.settings import parse_operator_settings
-from nightjar.policy.steering import lengths_by_batch
+from nightjar.policy.wire.exchange import EngineCommand
+from nightjar.policy.wire.operator import parse_operator_settings
+from nightjar.policy.wire.report import EngineSnapshot, GroupKey, LoadReport
+from nightjar.policy.wire.settings import Settings, Table
 from tests.benchmarks.engine.engines import Engine
 from tests.benchmarks.engine.fixture import COST, DTYPE, MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS
 from tests.benchmarks.engine.step_record import Step

@@ -16,8 +16,10 @@ from typing import Any, Final
 import numpy as np
 
 from nightjar.loadtests.simulation.evidence.bars import Bar
-from nightjar.policy.records import DrafterState, EngineCommand, Lease, TableRow
-from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.wire.exchange import EngineCommand
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.report import DrafterState
+from nightjar.policy.wire.settings import Lease, TableRow
 from tests.benchmarks.engine.effort import Effort
 from tests.benchmarks.engine.engines import NO_LIMIT_S, Engine, by_plan
 from tests.benchmarks.engine.fixture import PRESSED_NUM_SEQS, PRESSED_ROLES, Role, questions

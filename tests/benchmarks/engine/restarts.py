@@ -15,9 +15,9 @@ from statistics import fmean, median
 from typing import Final
 
 from nightjar.loadtests.simulation.evidence.bars import Bar, Direction
-from nightjar.policy.catch_up import CatchUpCost
-from nightjar.policy.restart_price import chunk_tokens
-from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.estimate.catch_up import CatchUpCost
+from nightjar.policy.restarts.price import chunk_tokens
+from nightjar.policy.wire.operator import OperatorSettings
 from tests.benchmarks.engine.effort import Effort
 from tests.benchmarks.engine.engines import Engine
 from tests.benchmarks.engine.fixture import questions

@@ -44,7 +44,7 @@ class Step(NamedTuple):
     waiting: int = 0
     """Requests in the queue after it."""
     drafter_state: str = ""
-    """Value of records.DrafterState after it; empty without our classes."""
+    """Value of report.DrafterState after it; empty without our classes."""
 
     @property
     def generated(self) -> int:

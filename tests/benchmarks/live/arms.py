@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from nightjar.policy.records import Mode
+from nightjar.policy.wire.mode import Mode
 
 OFF: Final = "off"
 AUTO: Final = "auto"

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from nightjar.loadtests.samples import StatusSample
 from nightjar.loadtests.simulation.evidence.bars import Bar
-from nightjar.policy.status import ReplicaStatus
+from nightjar.policy.wire.status import ReplicaStatus
 from tests.benchmarks.live.applications import OURS, POLICY_SETTINGS
 from tests.benchmarks.live.arms import AUTO
 from tests.benchmarks.live.crowd import Crowd, Deck

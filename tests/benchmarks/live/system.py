@@ -22,8 +22,8 @@ from nightjar.cluster.client import PolicyUnavailable, get_or_create_policy_acto
 from nightjar.cluster.store import NAMESPACE
 from nightjar.loadtests.interrupts import as_keyboard_interrupt
 from nightjar.loadtests.service_api import ServiceApi, ServiceError
-from nightjar.policy.records import DrafterState
-from nightjar.policy.status import FleetStatus, ReplicaStatus
+from nightjar.policy.wire.report import DrafterState
+from nightjar.policy.wire.status import FleetStatus, ReplicaStatus
 from tests.benchmarks.live.applications import (
     OURS,
     POLICY_SETTINGS,

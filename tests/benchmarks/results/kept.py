@@ -13,7 +13,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from nightjar.loadtests.bench_summary import BenchSummary
-from nightjar.policy.records import describe_validation_error
+from nightjar.policy.wire.record import describe_validation_error
 
 RESULTS: Final = Path(__file__).parents[3] / "docs/results"
 SUMMARY: Final = "summary.json"

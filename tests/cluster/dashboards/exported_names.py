@@ -8,7 +8,7 @@ from nightjar.cluster.metrics import Family
 from nightjar.cluster.policy_metrics import POLICY_METRICS
 from nightjar.deployments.agent import ReplicaIdentity
 from nightjar.deployments.metrics import REPLICA_METRICS, common_labels
-from nightjar.policy.records import GroupKey
+from nightjar.policy.wire.report import GroupKey
 
 FAMILIES: Final[tuple[Family, ...]] = (*REPLICA_METRICS, *POLICY_METRICS)
 

@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 from nightjar.cluster.cli import app
 from nightjar.cluster.dashboards.annotations import RowsError, happened, phases, read_load_rows
 from nightjar.cluster.journal import FILE_NAME, JournalEntry, JournalFile, ReplicaInput
-from nightjar.policy.records import EngineLoad, Lease, Mode, RestartWish, Settings, SettingsVersion, Table, TableRow
-from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.report import EngineLoad, RestartWish
+from nightjar.policy.wire.settings import Lease, Settings, SettingsVersion, Table, TableRow
 from tests.cluster.dashboards.fake_grafana import TOKEN, FakeGrafana, running_grafana
 
 BEGAN_S = 1_700_000_000.0

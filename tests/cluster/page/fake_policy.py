@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nightjar.cluster.http_client import ROUTE_PREFIX
 from nightjar.cluster.policy_api import PolicyUnreachableError, create_policy_api
-from nightjar.policy.records import DrafterCounters, DrafterState, SteeringLevel, StepTotals
-from nightjar.policy.status import (
+from nightjar.policy.wire.report import DrafterCounters, DrafterState, SteeringLevel, StepTotals
+from nightjar.policy.wire.status import (
     CellStatus,
     FleetStatus,
     OpenLeaseStatus,

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("websockets")
-from nightjar.policy.status import FleetStatus
+from nightjar.policy.wire.status import FleetStatus
 from tests.cluster.fleets import some_fleet
 from tests.cluster.page.devtools import BROWSER, Page, new_page, running_browser
 from tests.cluster.page.fake_policy import ChangingPolicy, learned_fleet, served

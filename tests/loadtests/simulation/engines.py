@@ -8,18 +8,10 @@ from collections.abc import Callable, Sequence
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.engine.simulated_engine import SimulatedEngine
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile, read_profile
-from nightjar.policy.drafter_life import UNLIMITED
+from nightjar.policy.engine.drafter import UNLIMITED
 from nightjar.policy.planners import LOCAL_PLANNERS
-from nightjar.policy.records import (
-    Lease,
-    Mode,
-    OffloadRules,
-    Plan,
-    Settings,
-    SettingsVersion,
-    Table,
-    TableRow,
-)
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.settings import Lease, OffloadRules, Plan, Settings, SettingsVersion, Table, TableRow
 
 PAIR = read_profile("qwen-7b-0.5b-rtx4090")
 EAGLE = read_profile("llama-8b-eagle")

@@ -9,9 +9,10 @@ from nightjar.loadtests.simulation.engine.engine_totals import EngineTotals
 from nightjar.loadtests.simulation.engine.leases import LeasedRestart
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.profiles import Profile, read_profile
-from nightjar.policy.records import DrafterState, EngineLoad, EngineSnapshot, LoadReport, Settings
-from nightjar.policy.steering import Steering
-from nightjar.policy.step_counters import StepCount, StepCounters
+from nightjar.policy.engine.counters import StepCount, StepCounters
+from nightjar.policy.engine.steering import Steering
+from nightjar.policy.wire.report import DrafterState, EngineLoad, EngineSnapshot, LoadReport
+from nightjar.policy.wire.settings import Settings
 
 PROFILE: Profile = read_profile("llama-8b-eagle")
 STEP_S = 0.01

@@ -9,7 +9,8 @@ from nightjar.loadtests.simulation.engine.kv_blocks import BlockPool, BlocksLost
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.engine.simulated_engine import SimulatedEngine
 from nightjar.loadtests.simulation.profiles import Limits
-from nightjar.policy.records import DrafterState, Lease, OffloadRules
+from nightjar.policy.wire.report import DrafterState
+from nightjar.policy.wire.settings import Lease, OffloadRules
 from tests.loadtests.simulation.engines import PAIR, engine, held, settings
 
 TIGHT = PAIR.model_copy(

@@ -4,9 +4,10 @@ import pytest
 
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.profiles import Mechanics
-from nightjar.policy.catch_up import CatchUpCost
-from nightjar.policy.records import DrafterState, Local
-from nightjar.policy.restart_price import Engine as PricedEngine
+from nightjar.policy.estimate.catch_up import CatchUpCost
+from nightjar.policy.restarts.price import Engine as PricedEngine
+from nightjar.policy.wire.report import DrafterState
+from nightjar.policy.wire.settings import Local
 from tests.loadtests.simulation.engines import EAGLE, PAIR, engine, held, keep_busy, settings, table
 
 

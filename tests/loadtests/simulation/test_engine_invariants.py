@@ -14,7 +14,7 @@ from nightjar.loadtests.simulation.engine.host_link import HostLink
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.engine.simulated_engine import SimulatedEngine
 from nightjar.loadtests.simulation.profiles import Limits, Mechanics
-from nightjar.policy.records import Local, OffloadRules, Plan
+from nightjar.policy.wire.settings import Local, OffloadRules, Plan
 from tests.loadtests.simulation.engines import PAIR, engine, held, settings, table
 
 TIGHT = PAIR.model_copy(

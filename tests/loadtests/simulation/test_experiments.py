@@ -26,7 +26,7 @@ from nightjar.loadtests.simulation.service.results import Second, Totals
 from nightjar.loadtests.simulation.service.scenario import AcceptanceScaled
 from nightjar.loadtests.simulation.service.simulate import simulate
 from nightjar.loadtests.simulation.step_cost import step_cost
-from nightjar.policy.settings import OperatorSettings
+from nightjar.policy.wire.operator import OperatorSettings
 
 CHOICE = Choice(tuple(map(read_profile, ("qwen-7b-0.5b-rtx4090", "llama-8b-eagle"))), tuple(LOADS), replace(QUICK, bar_seeds=1))
 

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from nightjar.loadtests.simulation.service.lies import LIES, Lie, liar
-from nightjar.policy.records import CellCounters, Counters, EngineSnapshot, GroupKey, LoadReport, WireError
+from nightjar.policy.wire.record import WireError
+from nightjar.policy.wire.report import CellCounters, Counters, EngineSnapshot, GroupKey, LoadReport
 
 
 def honest(report_number: int = 7) -> LoadReport:

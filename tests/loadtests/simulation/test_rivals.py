@@ -26,7 +26,7 @@ from nightjar.loadtests.simulation.rivals.prior import CONTEXTS, StepSeconds, St
 from nightjar.loadtests.simulation.rivals.turbo_spec import TurboSpec
 from nightjar.loadtests.simulation.step_cost import prepared_cost
 from nightjar.policy.planners import LOCAL_PLANNERS
-from nightjar.policy.planners.local_planner import (
+from nightjar.policy.planners.local import (
     LocalContext,
     LocalOptions,
     LocalOptionsError,
@@ -35,9 +35,10 @@ from nightjar.policy.planners.local_planner import (
     StepView,
 )
 from nightjar.policy.planners.nightjar import AdaBinGreedy
-from nightjar.policy.records import DrafterState, Local, Plan
-from nightjar.policy.settings import parse_operator_settings
-from nightjar.policy.switch_cost import SwitchCost
+from nightjar.policy.wire.operator import parse_operator_settings
+from nightjar.policy.wire.report import DrafterState
+from nightjar.policy.wire.settings import Local, Plan
+from nightjar.policy.wire.switch_cost import SwitchCost
 from tests.loadtests.simulation.engines import PAIR, engine, held, keep_busy
 
 CONTEXT = LocalContext(max_num_speculative_tokens=7, max_num_seqs=256, allowed=(0, 1, 2, 3, 5, 7), seed=1)

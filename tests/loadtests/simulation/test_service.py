@@ -15,8 +15,8 @@ from nightjar.loadtests.simulation.service.lies import Lie
 from nightjar.loadtests.simulation.service.scenario import PlannerChoice, ReplicaJoins, ReplicaLeaves, ReplicaLies, Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate
 from nightjar.loadtests.simulation.service.workload import Workload
-from nightjar.policy.records import Local
-from nightjar.policy.settings import parse_operator_settings
+from nightjar.policy.wire.operator import parse_operator_settings
+from nightjar.policy.wire.settings import Local
 
 DORMANT = read_profile("qwen-7b-0.5b-rtx4090")
 IN_SYNC = read_profile("llama-8b-eagle")

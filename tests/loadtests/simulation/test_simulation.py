@@ -30,8 +30,8 @@ from nightjar.loadtests.simulation.service.scenario import (
 )
 from nightjar.loadtests.simulation.service.simulate import simulate
 from nightjar.loadtests.simulation.service.workload import Workload
-from nightjar.policy.records import Settings
-from nightjar.policy.settings import parse_operator_settings
+from nightjar.policy.wire.operator import parse_operator_settings
+from nightjar.policy.wire.settings import Settings
 
 from .fake_engine import PROFILE, STEP_S, FakeEngine, build
 

@@ -20,7 +20,7 @@ from nightjar.deployments.proof.scenarios import REFERENCE_LOGPROBS, abort, run_
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.proof.verdict import NEAR_TIE
 from nightjar.deployments.proof.verdict import judge as judge_engine
-from nightjar.policy.records import EngineCommand
+from nightjar.policy.wire.exchange import EngineCommand
 
 NAME: Final = "correctness"
 REFERENCE: Final = "plain"

@@ -135,7 +135,7 @@ def _required(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
 
 def _fault(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
     from nightjar.deployments.proof.stepped_engine import SteppedEngine
-    from nightjar.policy.records import EngineCommand
+    from nightjar.policy.wire.exchange import EngineCommand
 
     engine = SteppedEngine(engine_arguments(spec, chosen).kwargs)
 

@@ -1,0 +1,272 @@
+"""What an engine counts of its steps, cumulative since it started: the only evidence that leaves it.
+
+Sums are plain integers (microseconds for time), because this runs after every engine step and a float sum of weeks would lose
+small steps. Nothing is ever reset, so a report that is lost, doubled or late does no harm. A step that is not clean only
+moves the totals: the cells, from which the fleet learns, hold what is comparable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import log
+from operator import add
+from typing import Final, NamedTuple, Protocol, TypeVar
+
+from nightjar.policy.wire.batch_buckets import batch_bucket
+from nightjar.policy.wire.report import CatchUpCounters, CellCounters, Counters, MixedCounters, StepTotals
+
+OFF_MEMORY: Final = 1.0 / 16.0
+"""Weight of the newest K=0 step in its bucket's mean: contexts grow, so only the last few dozen tell what a step takes now."""
+
+
+class StepCount(NamedTuple):
+    """One finished engine step, as the step loop saw it. A tuple, because one is made after every step."""
+
+    num_speculative_tokens: int
+    """K that the step drafted with."""
+    decode_rows: int
+    context_tokens: int
+    """Sum over the decode rows of their tokens in the KV cache before the step."""
+    prefill_tokens: int
+    generated_tokens: int
+    """Tokens that the step delivered."""
+    reached: Sequence[int]
+    """reached[i]: decode rows that verified more than i draft tokens."""
+    accepted: Sequence[int]
+    """accepted[i]: decode rows of which more than i draft tokens were accepted."""
+    step_microseconds: int
+    """Time since the previous output of the busy engine; 0 where the engine had been idle."""
+    clean: bool
+    """Whether it belongs in a cell (report.CellCounters says what clean means)."""
+    in_transition: bool
+    """A pure decode step that is not clean only because K had just changed."""
+    catch_up_tokens: int = 0
+    """Draft tokens that the step recomputed besides; such a step is not clean."""
+    undrafted_tokens: int = 0
+    """What `reached` counts for rows that had no drafts: a drafter may skip rows, and the step is still one at this K."""
+
+
+@dataclass(slots=True)
+class _Totals:
+    steps: int = 0
+    step_microseconds: int = 0
+    decode_rows: int = 0
+    prefill_tokens: int = 0
+    generated_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Cell:
+    reached: list[int]
+    accepted: list[int]
+    steps: int = 0
+    step_microseconds: int = 0
+    log_step_seconds: float = 0.0
+    log_step_seconds_squared: float = 0.0
+    decode_rows: int = 0
+    context_tokens: int = 0
+    generated_tokens: int = 0
+
+
+@dataclass(slots=True)
+class _CatchUp:
+    steps: int = 0
+    tokens: int = 0
+    tokens_squared: int = 0
+    microseconds: float = 0.0
+    token_microseconds: float = 0.0
+
+    def record(self) -> CatchUpCounters:
+        return CatchUpCounters(
+            steps=self.steps,
+            tokens=self.tokens,
+            tokens_squared=self.tokens_squared,
+            seconds=self.microseconds / 1e6,
+            token_seconds=self.token_microseconds / 1e6,
+        )
+
+
+@dataclass(slots=True)
+class _MixedCell:
+    steps: int = 0
+    step_microseconds: int = 0
+    decode_rows: int = 0
+    prefill_tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Records:
+    """The records of the last report."""
+
+    totals: dict[int, StepTotals] = field(default_factory=dict)
+    cells: dict[tuple[int, int], CellCounters] = field(default_factory=dict)
+    mixed_cells: dict[tuple[int, int], MixedCounters] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class StepCounters:
+    """Accumulates steps; `snapshot` gives the record that is reported."""
+
+    step_count: int = 0
+    busy_microseconds: int = 0
+    transition_steps: int = 0
+    _catch_up: _CatchUp = field(default_factory=_CatchUp)
+    _off_microseconds: dict[int, float] = field(default_factory=dict)
+    _totals: dict[int, _Totals] = field(default_factory=dict)
+    _cells: dict[tuple[int, int], _Cell] = field(default_factory=dict)
+    _mixed_cells: dict[tuple[int, int], _MixedCell] = field(default_factory=dict)
+    _reported: _Records = field(default_factory=_Records)
+
+    def count(self, step: StepCount) -> None:
+        """Add one step to the totals of its K and, if it is clean, to its cell."""
+        step_microseconds = step.step_microseconds
+        self.step_count += 1
+        self.busy_microseconds += step_microseconds
+        self.transition_steps += step.in_transition
+        totals = self._totals.get(step.num_speculative_tokens)
+        if totals is None:
+            totals = self._totals[step.num_speculative_tokens] = _Totals()
+        totals.steps += 1
+        totals.step_microseconds += step_microseconds
+        totals.decode_rows += step.decode_rows
+        totals.prefill_tokens += step.prefill_tokens
+        totals.generated_tokens += step.generated_tokens
+        totals.draft_tokens += sum(step.reached) - step.undrafted_tokens
+        totals.accepted_tokens += sum(step.accepted)
+        if step.clean:
+            self._count_cell(step)
+        elif step.prefill_tokens and step.decode_rows and step_microseconds and not step.catch_up_tokens:
+            self._count_mixed_cell(step)
+        elif step.catch_up_tokens and step_microseconds and not step.prefill_tokens and not step.in_transition:
+            self._count_catch_up(step)
+
+    def snapshot(
+        self, engine_id: str, guard_holds: int = 0, restarts: int = 0, failed_probes: int = 0, guard_trips: int = 0
+    ) -> Counters:
+        """The record of everything counted so far, and of what Steering (guard) and DrafterLife (restarts, probes) counted."""
+        return Counters(
+            engine_id=engine_id,
+            step_count=self.step_count,
+            busy_seconds=self.busy_microseconds / 1e6,
+            transition_steps=self.transition_steps,
+            guard_holds=guard_holds,
+            catch_up=self._catch_up.record(),
+            restarts=restarts,
+            failed_probes=failed_probes,
+            guard_trips=guard_trips,
+            totals=_renewed(self._totals, self._reported.totals, _totals_record),
+            cells=_renewed(self._cells, self._reported.cells, _cell_record),
+            mixed_cells=_renewed(self._mixed_cells, self._reported.mixed_cells, _mixed_record),
+        )
+
+    def _count_cell(self, step: StepCount) -> None:
+        length = step.num_speculative_tokens
+        key = (batch_bucket(step.decode_rows), length)
+        cell = self._cells.get(key)
+        if cell is None:
+            cell = self._cells[key] = _Cell(reached=[0] * length, accepted=[0] * length)
+        log_seconds = log(max(step.step_microseconds, 1) / 1e6)
+        cell.steps += 1
+        cell.step_microseconds += step.step_microseconds
+        cell.log_step_seconds += log_seconds
+        cell.log_step_seconds_squared += log_seconds * log_seconds
+        cell.decode_rows += step.decode_rows
+        cell.context_tokens += step.context_tokens
+        cell.generated_tokens += step.generated_tokens
+        cell.reached = list(map(add, cell.reached, step.reached))
+        cell.accepted = list(map(add, cell.accepted, step.accepted))
+        if not length:
+            before = self._off_microseconds.get(key[0], step.step_microseconds)
+            self._off_microseconds[key[0]] = before + OFF_MEMORY * (step.step_microseconds - before)
+
+    def _count_mixed_cell(self, step: StepCount) -> None:
+        key = (batch_bucket(step.decode_rows), step.num_speculative_tokens)
+        cell = self._mixed_cells.get(key)
+        if cell is None:
+            cell = self._mixed_cells[key] = _MixedCell()
+        cell.steps += 1
+        cell.step_microseconds += step.step_microseconds
+        cell.decode_rows += step.decode_rows
+        cell.prefill_tokens += step.prefill_tokens
+
+    def _count_catch_up(self, step: StepCount) -> None:
+        """How much longer the step took than K=0 steps of its bucket of late; nothing where there were none."""
+        off_microseconds = self._off_microseconds.get(batch_bucket(step.decode_rows))
+        if off_microseconds is None or step.num_speculative_tokens:
+            return
+        sums, tokens = self._catch_up, step.catch_up_tokens
+        longer = step.step_microseconds - off_microseconds
+        sums.steps += 1
+        sums.tokens += tokens
+        sums.tokens_squared += tokens * tokens
+        sums.microseconds += longer
+        sums.token_microseconds += tokens * longer
+
+
+class _Counted(Protocol):
+    @property
+    def steps(self) -> int: ...
+
+
+Key = TypeVar("Key", int, tuple[int, int])
+Sums = TypeVar("Sums", bound=_Counted)
+Record = TypeVar("Record", bound=_Counted)
+
+
+def _renewed(sums: Mapping[Key, Sums], records: dict[Key, Record], record_of: Callable[[Key, Sums], Record]) -> tuple[Record, ...]:
+    """The records of these sums, in the order of their keys: between two reports most stay as they are, and so do their records."""
+    if len(records) != len(sums):
+        news = {key: record_of(key, sums[key]) for key in sums.keys() - records.keys()}
+        ordered = sorted({**records, **news}.items())
+        records.clear()
+        records.update(ordered)
+    for key, record in records.items():
+        counted = sums[key]
+        if record.steps != counted.steps:
+            records[key] = record_of(key, counted)
+    return tuple(records.values())
+
+
+def _totals_record(length: int, totals: _Totals) -> StepTotals:
+    return StepTotals(
+        num_speculative_tokens=length,
+        steps=totals.steps,
+        step_seconds=totals.step_microseconds / 1e6,
+        decode_rows=totals.decode_rows,
+        prefill_tokens=totals.prefill_tokens,
+        generated_tokens=totals.generated_tokens,
+        draft_tokens=totals.draft_tokens,
+        accepted_tokens=totals.accepted_tokens,
+    )
+
+
+def _mixed_record(key: tuple[int, int], cell: _MixedCell) -> MixedCounters:
+    bucket, length = key
+    return MixedCounters(
+        batch_bucket=bucket,
+        num_speculative_tokens=length,
+        steps=cell.steps,
+        step_seconds=cell.step_microseconds / 1e6,
+        decode_rows=cell.decode_rows,
+        prefill_tokens=cell.prefill_tokens,
+    )
+
+
+def _cell_record(key: tuple[int, int], cell: _Cell) -> CellCounters:
+    bucket, length = key
+    return CellCounters(
+        batch_bucket=bucket,
+        num_speculative_tokens=length,
+        steps=cell.steps,
+        step_seconds=cell.step_microseconds / 1e6,
+        log_step_seconds=cell.log_step_seconds,
+        log_step_seconds_squared=cell.log_step_seconds_squared,
+        decode_rows=cell.decode_rows,
+        context_tokens=cell.context_tokens,
+        generated_tokens=cell.generated_tokens,
+        reached=tuple(cell.reached),
+        accepted=tuple(cell.accepted),
+    )

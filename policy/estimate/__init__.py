@@ -1,0 +1,1 @@
+"""What the counters of many replicas say: step times, acceptance, and goodput by batch size and K, each with its doubt."""

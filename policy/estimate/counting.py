@@ -1,0 +1,257 @@
+"""From cumulative counters to what is new: the difference to what was counted last, checked for what an engine can do.
+
+A report is data from a stranger (INV-10). Counters that fall, that hold more steps than the time allowed, or that
+contradict themselves raise `ImplausibleCountersError`; the caller then keeps its old baseline, so that an honest report held
+up on its way loses nothing: the next one brings its counts along.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from nightjar.policy.estimate.acceptance import AcceptanceEvidence
+from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts
+from nightjar.policy.estimate.evidence import Cell, CellEvidence, MixedEvidence
+from nightjar.policy.estimate.implausible import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, ImplausibleCountersError, require
+from nightjar.policy.estimate.mixed_counting import CountedMixed, count_mixed
+from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
+from nightjar.policy.wire.report import CatchUpCounters, CellCounters, Counters, GroupKey
+
+MOST_CONTEXT_TOKENS: Final = 1 << 24
+"""Of one request: beyond any model."""
+CLOCK_SLACK_SHARE: Final = 0.05
+CLOCK_SLACK_SECONDS: Final = 1.0
+"""Clocks of two machines and the way of a report: an engine may seem to work this much longer than the time that passed."""
+
+MOST_CHUNK_TOKENS: Final = 1 << 20
+"""No engine recomputes more in one step."""
+MOST_LOG_SQUARED: Final = max(math.log(SHORTEST_STEP_SECONDS) ** 2, math.log(LONGEST_STEP_SECONDS) ** 2)
+"""Of the logarithm of a step's seconds, squared."""
+
+
+class CountedCell(NamedTuple):
+    """Cumulative sums of one cell as last counted; a twentieth of the record's memory (INV-8)."""
+
+    steps: int
+    step_seconds: float
+    log_step_seconds: float
+    decode_rows: int
+    context_tokens: int
+    log_step_seconds_squared: float
+    generated_tokens: int
+    reached: tuple[int, ...]
+    accepted: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CountedEngine:
+    """What was counted of one engine so far: the baseline of the next difference."""
+
+    engine_id: str
+    step_count: int = 0
+    generated_tokens: int = 0
+    cells: Mapping[Cell, CountedCell] | None = None
+    catch_up: CatchUpCounters = field(default_factory=CatchUpCounters)
+    restarts: int = 0
+    failed_probes: int = 0
+    mixed_cells: Mapping[Cell, CountedMixed] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NewSteps:
+    """What one report adds."""
+
+    cells: Mapping[Cell, CellEvidence]
+    mixed_cells: Mapping[Cell, MixedEvidence]
+    acceptance: AcceptanceEvidence
+    generated_tokens: int
+    restarts: NewRestarts
+
+
+def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: GroupKey) -> tuple[NewSteps, CountedEngine]:
+    """What `counters` adds to `baseline`, and the next baseline.
+
+    `elapsed_s` is the time since the baseline was taken (infinite for an engine's first report). Raises ImplausibleCountersError.
+    """
+    before = baseline.cells or {}
+    now: dict[Cell, CountedCell] = {}
+    new_cells: dict[Cell, CellEvidence] = {}
+    acceptance = AcceptanceEvidence()
+    seconds, steps = 0.0, 0
+    for cell in counters.cells:
+        key = (cell.batch_bucket, cell.num_speculative_tokens)
+        last = before.get(key)
+        if last is not None and last.steps == cell.steps:
+            now[key] = last
+            continue
+        now[key] = _counted(cell)
+        added = _difference(now[key], last)
+        _check_cell(key, added, group)
+        new_cells[key] = _evidence(added)
+        acceptance = acceptance.sum(AcceptanceEvidence(added.reached, added.accepted))
+        seconds += added.step_seconds
+        steps += added.steps
+    if len(now) != len(counters.cells):
+        raise ImplausibleCountersError(f"{len(counters.cells)} cells, of which only {len(now)} differ")
+    missing = before.keys() - now.keys()
+    require(not missing, min(missing, default=(0, 0)), "counted before and missing now")
+    new_mixed, mixed = count_mixed(counters, baseline.mixed_cells, group)
+    seconds += sum(cell.seconds for cell in new_mixed.values())
+    steps += sum(int(cell.steps) for cell in new_mixed.values())
+    _check_time(seconds, steps, counters.step_count - baseline.step_count, elapsed_s)
+    restarts = _restarts(counters, baseline, elapsed_s)
+    generated_tokens = sum(total.generated_tokens for total in counters.totals)
+    new = NewSteps(new_cells, new_mixed, acceptance, max(generated_tokens - baseline.generated_tokens, 0), restarts)
+    return new, CountedEngine(
+        counters.engine_id,
+        counters.step_count,
+        generated_tokens,
+        now,
+        counters.catch_up,
+        counters.restarts,
+        counters.failed_probes,
+        mixed,
+    )
+
+
+def _counted(cell: CellCounters) -> CountedCell:
+    return CountedCell(
+        cell.steps,
+        cell.step_seconds,
+        cell.log_step_seconds,
+        cell.decode_rows,
+        cell.context_tokens,
+        cell.log_step_seconds_squared,
+        cell.generated_tokens,
+        cell.reached[: cell.num_speculative_tokens],
+        cell.accepted[: cell.num_speculative_tokens],
+    )
+
+
+def _difference(now: CountedCell, before: CountedCell | None) -> CountedCell:
+    if before is None:
+        return now
+    return CountedCell(
+        now.steps - before.steps,
+        now.step_seconds - before.step_seconds,
+        now.log_step_seconds - before.log_step_seconds,
+        now.decode_rows - before.decode_rows,
+        now.context_tokens - before.context_tokens,
+        now.log_step_seconds_squared - before.log_step_seconds_squared,
+        now.generated_tokens - before.generated_tokens,
+        _subtract(now.reached, before.reached),
+        _subtract(now.accepted, before.accepted),
+    )
+
+
+def _evidence(added: CountedCell) -> CellEvidence:
+    """The sums that the fleet learns from. Squares smaller than their mean allows are none.
+
+    An older engine counts none, and those of a single step are a difference of large sums, which rounding takes below it every
+    other time. So groups with slow engines know less of their scatter than there is, and believe their cells more; counting all of
+    it made their plans worse (docs/planner.md).
+    """
+    least = added.log_step_seconds**2 / added.steps
+    squares = added.log_step_seconds_squared if added.log_step_seconds_squared >= least else 0.0
+    squares = min(squares, MOST_LOG_SQUARED * added.steps)
+    return CellEvidence(added.steps, added.log_step_seconds, added.decode_rows, added.context_tokens, squares)
+
+
+def _subtract(now: tuple[int, ...], before: tuple[int, ...]) -> tuple[int, ...]:
+    padded = before + (0,) * (len(now) - len(before))
+    return tuple(new - old for new, old in zip(now, padded, strict=False))
+
+
+def _check_cell(key: Cell, added: CountedCell, group: GroupKey) -> None:
+    bucket, length = key
+    require(length <= group.max_num_speculative_tokens, key, f"K above the group's {group.max_num_speculative_tokens}")
+    require(bucket <= batch_bucket(group.max_num_seqs), key, f"a bucket above max_num_seqs {group.max_num_seqs}")
+    require(added.steps > 0, key, f"{added.steps} steps more than before")
+    mean_s = added.step_seconds / added.steps
+    require(
+        SHORTEST_STEP_SECONDS <= mean_s <= LONGEST_STEP_SECONDS,
+        key,
+        f"{mean_s:.3g} s a step, allowed are {SHORTEST_STEP_SECONDS:g} to {LONGEST_STEP_SECONDS:g}",
+    )
+    mean_log = added.log_step_seconds / added.steps
+    require(
+        math.log(SHORTEST_STEP_SECONDS) <= mean_log <= math.log(mean_s) + 1e-3,
+        key,
+        f"mean log step time {mean_log:.3g} does not fit {mean_s:.3g} s a step",
+    )
+    first, last = bucket_range(bucket, group.max_num_seqs)
+    require(
+        first * added.steps <= added.decode_rows <= last * added.steps,
+        key,
+        f"{added.decode_rows} rows in {added.steps} steps of {first} to {last} rows",
+    )
+    most_context = added.decode_rows * MOST_CONTEXT_TOKENS
+    require(
+        0 <= added.context_tokens <= most_context,
+        key,
+        f"{added.context_tokens} context tokens, allowed are 0 to {most_context}",
+    )
+    most_tokens = added.decode_rows * (length + 1)
+    require(
+        0 <= added.generated_tokens <= most_tokens,
+        key,
+        f"{added.generated_tokens} generated tokens, allowed are 0 to {most_tokens}",
+    )
+    _check_positions(key, added)
+
+
+def _check_positions(key: Cell, added: CountedCell) -> None:
+    require(
+        len(added.reached) == len(added.accepted), key, f"{len(added.reached)} positions reached, {len(added.accepted)} accepted"
+    )
+    rows_before, kept_before = added.decode_rows, added.decode_rows
+    for rows, kept in zip(added.reached, added.accepted, strict=True):
+        require(
+            0 <= kept <= min(rows, kept_before) and rows <= rows_before,
+            key,
+            f"{kept} accepted of {rows} reached where {kept_before} of {rows_before} came before",
+        )
+        rows_before, kept_before = rows, kept
+
+
+def _check_time(seconds: float, steps: int, all_steps: int, elapsed_s: float) -> None:
+    if steps > all_steps:
+        raise ImplausibleCountersError(f"{steps} new steps in cells among {all_steps} new steps")
+    _check_clock(seconds, "step", elapsed_s)
+    if all_steps * SHORTEST_STEP_SECONDS > _allowed_s(elapsed_s):
+        raise ImplausibleCountersError(
+            f"{all_steps} new steps in {elapsed_s:.3g} s, allowed are {SHORTEST_STEP_SECONDS:g} s a step"
+        )
+
+
+def _restarts(counters: Counters, baseline: CountedEngine, elapsed_s: float) -> NewRestarts:
+    now, before = counters.catch_up, baseline.catch_up
+    steps, tokens = now.steps - before.steps, now.tokens - before.tokens
+    squared = now.tokens_squared - before.tokens_squared
+    seconds, token_seconds = now.seconds - before.seconds, now.token_seconds - before.token_seconds
+    restarts, failed = counters.restarts - baseline.restarts, counters.failed_probes - baseline.failed_probes
+    if min(steps, restarts, failed) < 0 or failed > restarts + 1:
+        raise ImplausibleCountersError(
+            f"{steps} steps with catch-up, {restarts} restarts and {failed} failed probes more than before"
+        )
+    if not steps <= tokens <= squared <= MOST_CHUNK_TOKENS * tokens or tokens * tokens > steps * squared:
+        raise ImplausibleCountersError(f"{tokens} tokens and {squared} squared ones caught up in {steps} steps")
+    _check_clock(abs(seconds), "catch-up", elapsed_s)
+    _check_clock(abs(token_seconds) / MOST_CHUNK_TOKENS, "catch-up", elapsed_s)
+    evidence = CatchUpEvidence(float(steps), float(tokens), float(squared), seconds, token_seconds)
+    return NewRestarts(evidence, restarts, failed)
+
+
+def _check_clock(seconds: float, kind: str, elapsed_s: float) -> None:
+    allowed_s = _allowed_s(elapsed_s)
+    if seconds > allowed_s:
+        raise ImplausibleCountersError(
+            f"{seconds:.3g} new {kind} seconds, allowed are {allowed_s:.3g} since the last counted report"
+        )
+
+
+def _allowed_s(elapsed_s: float) -> float:
+    return elapsed_s * (1.0 + CLOCK_SLACK_SHARE) + CLOCK_SLACK_SECONDS

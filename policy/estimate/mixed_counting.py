@@ -1,0 +1,74 @@
+"""What a report adds to a group's knowledge of steps with prefill: differences of cumulative sums, checked like all others.
+
+Fails closed: sums that no engine can have raise ImplausibleCountersError, and nothing of the report is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from nightjar.policy.estimate.evidence import Cell, MixedEvidence
+from nightjar.policy.estimate.implausible import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, require
+from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
+from nightjar.policy.wire.report import Counters, GroupKey
+
+MOST_PREFILL_TOKENS: Final = 1 << 20
+"""In one step: vLLM's max_num_batched_tokens is a hundred times less."""
+
+
+class CountedMixed(NamedTuple):
+    """Cumulative sums of one cell's steps with prefill as last counted."""
+
+    steps: int
+    step_seconds: float
+    decode_rows: int
+    prefill_tokens: int
+
+
+def count_mixed(
+    counters: Counters, before: Mapping[Cell, CountedMixed], group: GroupKey
+) -> tuple[dict[Cell, MixedEvidence], dict[Cell, CountedMixed]]:
+    """What the report adds by cell, and the next baseline. Cells that are missing now are simply not counted any more."""
+    now: dict[Cell, CountedMixed] = {}
+    new: dict[Cell, MixedEvidence] = {}
+    for cell in counters.mixed_cells:
+        key = (cell.batch_bucket, cell.num_speculative_tokens)
+        last = before.get(key, CountedMixed(0, 0.0, 0, 0))
+        if last.steps == cell.steps:
+            now[key] = last
+            continue
+        now[key] = CountedMixed(cell.steps, cell.step_seconds, cell.decode_rows, cell.prefill_tokens)
+        added = CountedMixed(
+            cell.steps - last.steps,
+            cell.step_seconds - last.step_seconds,
+            cell.decode_rows - last.decode_rows,
+            cell.prefill_tokens - last.prefill_tokens,
+        )
+        _check(key, added, group)
+        new[key] = MixedEvidence(added.steps, added.step_seconds, added.decode_rows, added.prefill_tokens)
+    return new, now
+
+
+def _check(key: Cell, added: CountedMixed, group: GroupKey) -> None:
+    bucket, length = key
+    require(length <= group.max_num_speculative_tokens, key, f"K above the group's {group.max_num_speculative_tokens}")
+    require(bucket <= batch_bucket(group.max_num_seqs), key, f"a bucket above max_num_seqs {group.max_num_seqs}")
+    require(added.steps > 0, key, f"{added.steps} steps with prefill more than before")
+    mean_s = added.step_seconds / added.steps
+    require(
+        SHORTEST_STEP_SECONDS <= mean_s <= LONGEST_STEP_SECONDS,
+        key,
+        f"{mean_s:.3g} s a step with prefill, allowed are {SHORTEST_STEP_SECONDS:g} to {LONGEST_STEP_SECONDS:g}",
+    )
+    first, last = bucket_range(bucket, group.max_num_seqs)
+    require(
+        first * added.steps <= added.decode_rows <= last * added.steps,
+        key,
+        f"{added.decode_rows} rows in {added.steps} steps with prefill of {first} to {last} rows",
+    )
+    require(
+        added.steps <= added.prefill_tokens <= MOST_PREFILL_TOKENS * added.steps,
+        key,
+        f"{added.prefill_tokens} prompt tokens in {added.steps} steps, allowed are 1 to {MOST_PREFILL_TOKENS} a step",
+    )

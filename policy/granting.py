@@ -1,0 +1,122 @@
+"""Restarts of the whole fleet in one decision: what each group's replicas reported, and what all groups share of a node.
+
+Between `policy.fleet`, which knows reports and modes, and `policy.restarts`, which knows one group's prices and leases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts
+from nightjar.policy.planners.base import GroupPlan
+from nightjar.policy.planners.thinking import Thought
+from nightjar.policy.restarts.budget import TTL_EXTRA_S, reloads_by_node
+from nightjar.policy.restarts.leases import Prospect, Restarter, Terms, decide_restarts
+from nightjar.policy.state import FleetState, GroupState, ReplicaState
+from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, buckets_up_to
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.operator import OperatorSettings
+
+
+@dataclass(frozen=True, slots=True)
+class MayGrant:
+    """What groups that decide one after the other share: the nodes' reloads in flight, and whether anything may be granted."""
+
+    is_quiet_over: bool
+    reloads_on_node: Mapping[str, int]
+
+    @classmethod
+    def of(cls, state: FleetState, settings: OperatorSettings, now_s: float) -> Self:
+        """At the beginning of a decision."""
+        quiet_since_s = state.quiet_since_s
+        leases = (held for group in state.groups.values() for held in group.restarts.open_leases if now_s < held.ends_at_s)
+        return cls(quiet_since_s is None or now_s - quiet_since_s >= settings.max_lease_ttl_s, reloads_by_node(leases))
+
+    def after(self, before: GroupState, now: GroupState, now_s: float) -> Self:
+        """With the leases of one group as they are after its turn."""
+        counts = dict(self.reloads_on_node)
+        was = reloads_by_node(held for held in before.restarts.open_leases if now_s < held.ends_at_s)
+        for node_id, reloads in was.items():
+            counts[node_id] -= reloads
+        for node_id, reloads in reloads_by_node(now.restarts.open_leases).items():
+            counts[node_id] = counts.get(node_id, 0) + reloads
+        return replace(self, reloads_on_node=counts)
+
+
+def group_restarts(
+    group: GroupState,
+    members: Mapping[str, ReplicaState],
+    modes: Mapping[str, tuple[Mode, str]],
+    settings: OperatorSettings,
+    may_grant: MayGrant,
+    now_s: float,
+) -> tuple[GroupState, dict[str, Terms], MayGrant, dict[str, NewRestarts]]:
+    """The group with its leases, every member's terms, what the groups after it may grant, and what members still have to tell.
+
+    `group` holds the plan and the evidence of this decision; `members` are those that do not serve plainly.
+    """
+    measuring = {held.replica_id for held in group.exploration.segments if held.cell[1]}
+    restarters = {
+        name: _restarter(group, replica, modes[name][0], settings, name in measuring, now_s) for name, replica in members.items()
+    }
+    assert group.plan is not None
+    prospect = prospect_of(group, group.plan, group.thought)
+    restarts, terms, used = decide_restarts(
+        group.restarts, restarters, prospect, settings, may_grant.reloads_on_node, may_grant.is_quiet_over, now_s
+    )
+    after = replace(group, restarts=restarts)
+    counted = {
+        name: NewRestarts(CatchUpEvidence() if name in used else replica.new_restarts.catch_up)
+        for name, replica in members.items()
+        if replica.new_restarts.restarts or replica.new_restarts.failed_probes or name in used
+    }
+    return after, terms, may_grant.after(group, after, now_s), counted
+
+
+def _restarter(
+    group: GroupState, replica: ReplicaState, mode: Mode, settings: OperatorSettings, is_measuring: bool, now_s: float
+) -> Restarter:
+    """A measurement that the group dealt is an order: exploration has paid for its restart (policy.trials)."""
+    report, snapshot, wish = replica.report, replica.report.snapshot, replica.report.snapshot.restart_wish
+    return Restarter(
+        engine_id=snapshot.counters.engine_id,
+        node_id=report.node_id,
+        decode_batch_size=snapshot.load.decode_batch_size,
+        finished_wish_id=snapshot.finished_wish_id,
+        wish=wish,
+        is_steered=mode.kind in {"auto", "pin"},
+        is_ordered=mode.kind == "pin" or settings.planner != "fleet" or is_measuring,
+        new=replica.new_restarts,
+        own=prospect_of(group, replica.own.plan, replica.own) if wish is not None and replica.own is not None else None,
+        is_silent=now_s - replica.heard_at_s >= _silent_after_s(settings),
+    )
+
+
+def _silent_after_s(settings: OperatorSettings) -> float:
+    """Seconds without a report after which a wish is granted no more: what a lease has to spare for its travels, or where reports
+    and decisions are rarer, one of each.
+    """
+    return max(TTL_EXTRA_S, settings.exchange_period_s + settings.decision_period_s)
+
+
+def prospect_of(group: GroupState, plan: GroupPlan, thought: Thought | None) -> Prospect:
+    """What a plan, and the thought that it comes from, say; where nobody thinks, what the group's evidence does."""
+    evidence, buckets = group.evidence, buckets_up_to(group.key.max_num_seqs)
+
+    def goodput(bucket: int, num_speculative_tokens: int) -> float | None:
+        if thought is not None and num_speculative_tokens in thought.outlook.arms:
+            return thought.outlook.goodput_tokens_per_s(bucket, num_speculative_tokens)
+        return evidence.goodput_tokens_per_s(bucket, num_speculative_tokens)
+
+    planned = tuple(plan.num_speculative_tokens(FIRST_BATCH_SIZES[bucket]) for bucket in buckets)
+    off = tuple(goodput(bucket, 0) for bucket in buckets)
+    return Prospect(
+        accelerator=group.key.accelerator,
+        max_num_seqs=group.key.max_num_seqs,
+        planned=planned,
+        planned_goodput=tuple(goodput(bucket, planned[bucket]) if planned[bucket] else off[bucket] for bucket in buckets),
+        off_goodput=off,
+        is_local=plan.local is not None,
+    )

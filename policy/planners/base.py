@@ -1,0 +1,131 @@
+"""What every planner is given and what it answers.
+
+A planner is a pure function of what is known of one group. It decides K by decode batch size and says why; bounds,
+dwell and the kill switch act around it in the engine's step loop, so every planner has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from nightjar.policy.estimate.evidence import Cell, Evidence
+from nightjar.policy.estimate.goodput import Outlook, outlook
+from nightjar.policy.estimate.mixed_steps import charge
+from nightjar.policy.estimate.step_time import predict_step_times
+from nightjar.policy.wire.batch_buckets import batch_bucket, buckets_up_to
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.report import GroupKey
+from nightjar.policy.wire.settings import Local, TableRow, length_at
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """K by decode batch size. `reasons` explains each batch bucket; a planner that does not learn gives none.
+
+    With `local` every engine plans for itself instead, and there are no rows.
+    """
+
+    rows: tuple[TableRow, ...]
+    summary: str
+    reasons: tuple[str, ...] = ()
+    local: Local | None = None
+
+    def num_speculative_tokens(self, decode_batch_size: int) -> int:
+        """K at a decode batch size, as in a `Table` of these rows."""
+        return length_at(self.rows, decode_batch_size)
+
+    def reason(self, decode_batch_size: int) -> str:
+        """Why that K, in words."""
+        bucket = batch_bucket(decode_batch_size)
+        return self.reasons[bucket] if bucket < len(self.reasons) else self.summary
+
+
+@dataclass(frozen=True, slots=True)
+class GroupView:
+    """What is known of a group at `now_s`: its key, the operator's settings, its evidence and the plan it runs now.
+
+    `imported` are the cells of the evidence that nobody measured here, `replicas` how many are live: they set the quorum.
+    """
+
+    key: GroupKey
+    settings: OperatorSettings
+    evidence: Evidence
+    present: GroupPlan | None = None
+    now_s: float = 0.0
+    imported: tuple[Cell, ...] = ()
+    replicas: int = 1
+
+    @property
+    def arms(self) -> tuple[int, ...]:
+        """The K that may run, ascending, 0 first."""
+        return self.settings.arms(self.key.max_num_speculative_tokens, self.key.graph_tiers)
+
+    def with_plan(self, plan: GroupPlan | None) -> GroupView:
+        """The same view where `plan` runs."""
+        return replace(self, present=plan)
+
+    def with_evidence(self, evidence: Evidence) -> GroupView:
+        """The same view with other evidence."""
+        return replace(self, evidence=evidence)
+
+    @property
+    def buckets(self) -> range:
+        """The batch buckets that the group's engines can reach."""
+        return buckets_up_to(self.key.max_num_seqs)
+
+    def is_measured(self, bucket: int, num_speculative_tokens: int) -> bool:
+        """Whether the group measured this cell in earnest."""
+        return self.evidence.is_measured(bucket, num_speculative_tokens, self.settings.calibration_clean_steps)
+
+    def outlook(self) -> Outlook:
+        """Expected goodput of every arm in every bucket; half a millisecond, so ask once."""
+        times = predict_step_times(self.evidence.cells, self.arms, self.buckets, self.key.max_num_seqs, self.now_s)
+        charged = charge(self.evidence, times, self.arms)
+        return outlook(self.arms, times, self.evidence.acceptance, charged, self.now_s)
+
+
+Planner = Callable[[GroupView], GroupPlan]
+
+
+def nearest_runnable(num_speculative_tokens: int, settings: OperatorSettings, key: GroupKey) -> int:
+    """The K that runs where this one is asked for by name: at most the engine's maximum and, where the operator listed the
+    allowed ones or the engine captured graphs for some alone, the highest of those that is not above it.
+
+    >>> key = GroupKey(target="llama-8b", max_num_speculative_tokens=5)
+    >>> nearest_runnable(4, OperatorSettings(), key), nearest_runnable(9, OperatorSettings(), key)
+    (4, 5)
+    >>> nearest_runnable(4, OperatorSettings(allowed_num_speculative_tokens=(0, 1, 3, 5)), key)
+    3
+    """
+    clamped = min(num_speculative_tokens, key.max_num_speculative_tokens)
+    if settings.allowed_num_speculative_tokens is None and not key.graph_tiers:
+        return clamped
+    return max(arm for arm in settings.arms(key.max_num_speculative_tokens, key.graph_tiers) if arm <= clamped)
+
+
+def one_length(num_speculative_tokens: int, max_num_seqs: int) -> tuple[TableRow, ...]:
+    """The rows of a plan that runs one K at every decode batch size."""
+    return (TableRow(first_batch_size=1, last_batch_size=max_num_seqs, num_speculative_tokens=num_speculative_tokens),)
+
+
+def in_words(rows: Sequence[TableRow]) -> str:
+    """Rows as an operator reads them.
+
+    >>> in_words(one_length(5, 8)), in_words(one_length(0, 8))
+    ('K=5 at batch 1-8', 'off at batch 1-8')
+    """
+    return ", ".join(
+        f"{speculation(row.num_speculative_tokens)} at batch {batch_range(row.first_batch_size, row.last_batch_size)}"
+        for row in rows
+    )
+
+
+def speculation(num_speculative_tokens: int) -> str:
+    """K in words: `off` for 0."""
+    return f"K={num_speculative_tokens}" if num_speculative_tokens else "off"
+
+
+def batch_range(first_batch_size: int, last_batch_size: int) -> str:
+    """`4-5`, or `3` for a range of one."""
+    return f"{first_batch_size}-{last_batch_size}" if first_batch_size < last_batch_size else str(first_batch_size)

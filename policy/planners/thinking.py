@@ -1,0 +1,124 @@
+"""How a group thinks: when its evidence says something new, what it then expects, plans and wants to measure.
+
+Thinking costs half a millisecond and evidence trickles in every second, so a group thinks again only on news: a cell that
+became much better known, acceptance that moved, other settings, or REFRESH_S since the last time. A replica thinks for itself
+where its own measurements wait for others to confirm them (estimate/pooling.py), or where its prompts are easier or harder to draft
+for than its group's: it need not wait nor share another's traffic, and a liar harms itself only. Fails towards the last thought:
+what does not change the picture does not change the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Final
+
+from nightjar.policy.estimate.acceptance import AcceptanceEvidence
+from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence
+from nightjar.policy.estimate.goodput import Outlook
+from nightjar.policy.estimate.pooling import LEAST_ROWS, Pending, quorum
+from nightjar.policy.planners.base import GroupPlan, GroupView
+from nightjar.policy.planners.calibration import Measurement, measurements
+from nightjar.policy.planners.fleet import plan_ahead, present_arms
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.report import GroupKey
+
+REFRESH_S: Final = 5.0
+"""A group thinks at least this often: drift that comes slowly enough not to be news."""
+NEWS_GROWTH: Final = 1.2
+"""A cell is news when it stands on this many times the steps of the last thought."""
+NEWS_ACCEPTANCE: Final = 0.02
+"""A shift of any S_i that is news."""
+OTHER_DEVIATIONS: Final = 4.5
+STILL_OTHER_DEVIATIONS: Final = 1.5
+"""Standard deviations by which a replica's acceptance must be off its group's to be planned for by itself, and to stay so. It is
+looked at every second, over some 3,000 rows of a few requests: where half of these are 0.12 easier and half as much harder to draft
+for than the mean, luck passes 2.5 deviations a dozen times an hour, four once in two to four hours, 4.5 once a day at most. A
+replica that luck switched off makes no drafts that could show it is like the others. What is not seen any more becomes doubtful, so
+that one that is off for its own traffic's sake tries again after minutes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """A plan and what it stands on."""
+
+    at_s: float
+    steps: Mapping[Cell, float]
+    acceptance: tuple[float, ...]
+    settings: OperatorSettings
+    plan: GroupPlan
+    outlook: Outlook
+    wanted: Mapping[int, Sequence[Measurement]] = field(default_factory=dict)
+
+
+def think(view: GroupView) -> Thought:
+    """What `view` lets a group expect, run and want to know."""
+    alone = think_alone(view)
+    planned = present_arms(view.with_plan(alone.plan))
+    return replace(alone, wanted=measurements(view, alone.outlook, planned))
+
+
+def think_alone(view: GroupView) -> Thought:
+    """What a replica expects and runs for itself; what it wants to know is its group's affair."""
+    ahead = view.outlook()
+    return Thought(
+        view.now_s,
+        {cell: known.steps for cell, known in view.evidence.cells.items()},
+        view.evidence.acceptance.acceptance(view.arms[-1]),
+        view.settings,
+        plan_ahead(view, ahead),
+        ahead,
+    )
+
+
+def think_cold(view: GroupView) -> Thought:
+    """What one thinks of a group of whom nothing is known; the same for all that look alike, and never fresh."""
+    return replace(_cold(view.key.max_num_seqs, view.arms, view.settings), at_s=float("-inf"))
+
+
+@lru_cache(maxsize=64)
+def _cold(max_num_seqs: int, arms: tuple[int, ...], settings: OperatorSettings) -> Thought:
+    key = GroupKey(target="unknown", max_num_seqs=max_num_seqs, max_num_speculative_tokens=arms[-1])
+    return think(GroupView(key, settings, Evidence()))
+
+
+def is_news(last: Thought | None, view: GroupView) -> bool:
+    """Whether the view differs enough from what the last thought stood on."""
+    if last is None or view.now_s - last.at_s >= REFRESH_S or last.settings != view.settings:
+        return True
+    if any(known.steps > NEWS_GROWTH * last.steps.get(cell, 0.0) for cell, known in view.evidence.cells.items()):
+        return True
+    acceptance = view.evidence.acceptance.acceptance(view.arms[-1])
+    return any(abs(new - old) > NEWS_ACCEPTANCE for new, old in zip(acceptance, last.acceptance, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class OwnNews:
+    """What one replica of a group knows beside it: measurements that wait, the acceptance of its own traffic, its pace above the
+    group's (pace.py), and whether it thinks for itself already."""
+
+    pending: Pending
+    acceptance: AcceptanceEvidence
+    offset: float = 0.0
+    thinks_already: bool = False
+
+
+def own_evidence(view: GroupView, news: OwnNews) -> Evidence | None:
+    """What one of the group's replicas may believe for itself; None where that is what the group does."""
+    alone: dict[Cell, CellEvidence] = {}
+    if quorum(view.replicas) > 1:
+        alone = {
+            cell: waiting.faster_by(news.offset)
+            for cell, waiting in news.pending.cells.items()
+            if news.pending.has_voice(cell, view.now_s) and not view.is_measured(*cell)
+        }
+    known = view.evidence.acceptance
+    enough = STILL_OTHER_DEVIATIONS if news.thinks_already else OTHER_DEVIATIONS
+    if view.replicas > 1 and news.acceptance.deviations_from(known, view.now_s) > enough:
+        known = news.acceptance.shrunk_to(known)
+    elif not alone:
+        return None
+    elif not known.reached or known.reached[0] < LEAST_ROWS:
+        known = known.plus(news.pending.acceptance)
+    return replace(view.evidence, cells={**view.evidence.cells, **alone}, acceptance=known)

@@ -1,0 +1,1 @@
+"""What a restart costs and earns, and who gets a lease."""

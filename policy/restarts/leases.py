@@ -1,0 +1,276 @@
+"""A group's restarts, once per decision: prices what its replicas wish, grants leases, and says what each may do without one.
+
+Holds together the price (policy.restarts.price), the expected ON time (policy.restarts.on_time) and the budget
+(policy.restarts.budget). Pure: the same reports at the same times give the same leases. Fails towards off: while a new policy
+cannot know what its predecessor granted, while probes fail, and where nothing says that a restart pays, nobody is given a lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import Final
+
+from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts, merge_catch_up
+from nightjar.policy.restarts.budget import OpenLease, PricedWish, Probes, RestartBudget, grant, still_open
+from nightjar.policy.restarts.load_transitions import Place, Watch
+from nightjar.policy.restarts.on_time import Moves, Values
+from nightjar.policy.restarts.price import Engine, chunk_tokens, micro_restart_tokens, price
+from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range, buckets_up_to
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.report import RestartWish
+from nightjar.policy.wire.settings import Lease
+
+STARTING_STEP_SECONDS: Final = 0.02
+"""Of an OFF step before any is measured. Prices are shares of a step then, so that it cancels."""
+FIRST_STEP_SHARE: Final = 0.3
+"""The first drafting step after a restart verifies nothing; it takes so much longer than an OFF step (three to five draft
+tokens of 0.05 to 0.1 each)."""
+ORDERED_GAIN_SHARE: Final = 0.2
+"""Where a person or a static plan says K, speculation counts as worth a fifth of OFF, whatever was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restarter:
+    """One live replica of the group as it reported itself."""
+
+    engine_id: str
+    node_id: str
+    decode_batch_size: int
+    finished_wish_id: int
+    wish: RestartWish | None
+    is_steered: bool
+    """Whether a plan or a pin runs it: in mode auto or pin, and not served plainly."""
+    is_ordered: bool
+    """Whether a person, not the group's evidence, says that it speculates."""
+    new: NewRestarts
+    own: Prospect | None = None
+    """What it expects for itself where that is not what its group does, if it has a wish."""
+    is_silent: bool = False
+    """Whether it was not heard for so long that a lease for its wish would be over, or nearly, before anybody could use it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """What the group's plan and evidence say, by batch bucket.
+
+    Goodput is predicted generated tokens a second, None where nothing is known.
+    """
+
+    accelerator: str
+    max_num_seqs: int
+    planned: tuple[int, ...]
+    """K that the plan runs."""
+    planned_goodput: tuple[float | None, ...]
+    off_goodput: tuple[float | None, ...]
+    is_local: bool
+    """Whether the engines plan for themselves: then they restart at their own will, as their planner was published."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRestarts:
+    """What a group remembers of its restarts."""
+
+    catch_up: CatchUpEvidence = field(default_factory=CatchUpEvidence)
+    moves: Moves = field(default_factory=Moves)
+    watch: Watch = field(default_factory=Watch)
+    probes: Probes = field(default_factory=Probes)
+    open_leases: tuple[OpenLease, ...] = ()
+    waiting_since_s: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What one replica is told of restarts: `words` say why it waits, empty where it does not."""
+
+    micro_restart_tokens: int = 0
+    catch_up_chunk_tokens: int | None = None
+    leases: tuple[Lease, ...] = ()
+    words: str = ""
+
+
+def decide_restarts(
+    known: GroupRestarts,
+    members: Mapping[str, Restarter],
+    prospect: Prospect,
+    settings: OperatorSettings,
+    reloads_on_node: Mapping[str, int],
+    may_grant: bool,
+    now_s: float,
+) -> tuple[GroupRestarts, dict[str, Terms], frozenset[str]]:
+    """The group's restarts afterwards, every member's terms, and the members whose `new.catch_up` is used up.
+
+    `reloads_on_node` counts the reloads in flight of all groups; `may_grant` is False for a policy that must wait.
+    """
+    catch_up, used = _priced(known.catch_up, members, prospect)
+    watch, moved = known.watch.look({name: member.decode_batch_size for name, member in members.items()}, now_s)
+    moves = known.moves.plus(moved, now_s)
+    probes = known.probes
+    for name, member in members.items():
+        probes = probes.plus(name, member.new.restarts, member.new.failed_probes, len(members), now_s)
+    finished = {name: (member.engine_id, member.finished_wish_id) for name, member in members.items()}
+    open_leases = still_open(known.open_leases, finished, now_s)
+    holding = {held.replica_id for held in open_leases}
+    waiting_since_s = {
+        name: known.waiting_since_s.get(name, now_s)
+        for name, member in members.items()
+        if member.wish is not None and member.is_steered and name not in holding
+    }
+    prices = _Prices(prospect, catch_up, moves, settings)
+    places = {name: watch.place(name, batch_bucket(member.decode_batch_size)) for name, member in members.items()}
+    frozen = now_s < probes.frozen_until_s
+    wishes = {
+        name: prices.of(members[name]).wish(name, members[name], places[name], since_s) for name, since_s in waiting_since_s.items()
+    }
+    if may_grant and not frozen:
+        paying = [wished for name, wished in wishes.items() if wished is not None and not members[name].is_silent]
+        open_leases += grant(RestartBudget.of(settings), len(members), open_leases, reloads_on_node, paying, now_s)
+    after = GroupRestarts(catch_up, moves, watch, probes, open_leases, waiting_since_s)
+    leases = {held.replica_id: held for held in open_leases}
+    terms = {}
+    for name, member in members.items():
+        held = leases.get(name)
+        mine = (held.lease,) if held is not None and held.engine_id == member.engine_id else ()
+        words = ""
+        if mine:
+            words = "holds a lease to restart"
+        elif name in wishes:
+            words = _why_waiting(wishes[name] is not None, may_grant, frozen)
+        micro, chunk = prices.bounds(member, places[name])
+        terms[name] = Terms(0 if frozen else micro, chunk, mine, words)
+    return after, terms, used
+
+
+def _why_waiting(pays: bool, may_grant: bool, frozen: bool) -> str:
+    if frozen:
+        return "restarts are frozen after failed probes"
+    if not pays:
+        return "stays off: a restart would not pay"
+    return "waits for a lease" if may_grant else "waits for a lease: a new policy grants none yet"
+
+
+@dataclass(frozen=True, slots=True)
+class _Worth:
+    """What an engine is worth in each bucket, ON and OFF. Never changed in place."""
+
+    engines: tuple[Engine, ...]
+    """With a full bucket."""
+    gains: Mapping[int, float]
+    """Tokens a second that speculation adds, where it adds any."""
+    ordered_gains: Mapping[int, float]
+    """The same where somebody ordered it."""
+    lag_costs: Mapping[int, float]
+    """Tokens that one second at OFF costs afterwards, because what it generates is recomputed; or what a plan loses."""
+
+
+@lru_cache(maxsize=1024)
+def _worth(prospect: Prospect, catch_up: CatchUpEvidence, catch_up_slowdown: float) -> _Worth:
+    """Known for as long as the group thinks the same: a group decides more often than it thinks."""
+    off = _off_goodputs(prospect)
+    engines, gains, ordered_gains, lag_costs = [], {}, {}, {}
+    for bucket in buckets_up_to(prospect.max_num_seqs):
+        first, last = bucket_range(bucket, prospect.max_num_seqs)
+        middle = (first + last) / 2.0
+        step_s = middle / off[bucket] if off else STARTING_STEP_SECONDS
+        cost = catch_up.cost(step_s, prospect.accelerator)
+        engine = Engine(step_s, middle / step_s, last, cost, chunk_tokens(step_s, cost, last, catch_up_slowdown))
+        engines.append(engine)
+        ordered = ORDERED_GAIN_SHARE * engine.off_tokens_per_s
+        lag_costs[bucket] = engine.chunk_seconds / engine.chunk_tokens * engine.off_tokens_per_s**2
+        gain = 0.0
+        if prospect.planned[bucket]:
+            before, after = prospect.off_goodput[bucket], prospect.planned_goodput[bucket]
+            gain = ordered if before is None or after is None else after - before
+            lag_costs[bucket] = -gain
+        if gain > 0.0:
+            gains[bucket] = gain
+        ordered_gains[bucket] = max(gain, ordered)
+    return _Worth(tuple(engines), gains, ordered_gains, lag_costs)
+
+
+class _Prices:
+    """The group's prices in one decision; computed once for all replicas that share one."""
+
+    def __init__(self, prospect: Prospect, catch_up: CatchUpEvidence, moves: Moves, settings: OperatorSettings) -> None:
+        self._prospect = prospect
+        self._catch_up = catch_up
+        self._settings = settings
+        self._worth = _worth(prospect, catch_up, settings.catch_up_slowdown)
+        self._moves = moves
+        self._bounds: dict[tuple[Place, bool], tuple[int, int]] = {}
+
+    def of(self, member: Restarter) -> _Prices:
+        """The prices that its own prospect gives, where it has one."""
+        return self if member.own is None else _Prices(member.own, self._catch_up, self._moves, self._settings)
+
+    @cached_property
+    def _values(self) -> Values:
+        return self._moves.value_tokens(self._worth.gains, self._worth.lag_costs)
+
+    @cached_property
+    def _ordered_values(self) -> Values:
+        return self._moves.value_tokens(self._worth.ordered_gains, self._worth.lag_costs)
+
+    def wish(self, name: str, member: Restarter, place: Place, waiting_since_s: float) -> PricedWish | None:
+        """The wish with its price; None where it would not pay."""
+        assert member.wish is not None
+        ordered = member.is_ordered or self._prospect.is_local
+        engine = replace(self._worth.engines[place.bucket], decode_rows=max(member.decode_batch_size, 1))
+        priced = price(
+            engine,
+            member.wish.lag_tokens,
+            (self._ordered_values if ordered else self._values).get(place, 0.0),
+            (self._worth.ordered_gains if ordered else self._worth.gains).get(place.bucket, 0.0),
+            FIRST_STEP_SHARE * engine.off_step_seconds,
+            member.wish.reload_seconds if member.wish.reload else 0.0,
+        )
+        if not (priced.pays or ordered):
+            return None
+        return PricedWish(
+            member.wish, name, member.engine_id, member.node_id, priced, engine.slowdown(member.wish.lag_tokens), waiting_since_s
+        )
+
+    def bounds(self, member: Restarter, place: Place) -> tuple[int, int]:
+        """`micro_restart_tokens` and `catch_up_chunk_tokens` of a replica, by the place where it would restart."""
+        ordered = member.is_ordered or self._prospect.is_local
+        found = self._bounds.get((place, ordered))
+        if found is None:
+            found = self._bounds[place, ordered] = self._bounds_of(place, ordered)
+        return found
+
+    def _bounds_of(self, place: Place, ordered: bool) -> tuple[int, int]:
+        values = self._ordered_values if ordered else self._values
+        if values and place not in values:
+            buckets = sorted({known.bucket for known in values})
+            below = [other for other in buckets if other < place.bucket]
+            place = Place(below[-1], is_falling=True) if below else Place(buckets[0], is_falling=False)
+        engine = self._worth.engines[place.bucket]
+        first_step_s = FIRST_STEP_SHARE * engine.off_step_seconds
+        return micro_restart_tokens(engine, values.get(place, float("inf")), first_step_s), engine.chunk_tokens
+
+
+def _priced(known: CatchUpEvidence, members: Mapping[str, Restarter], prospect: Prospect) -> tuple[CatchUpEvidence, frozenset[str]]:
+    news = {name: member.new.catch_up for name, member in members.items() if member.new.catch_up.steps}
+    if not news:
+        return known, frozenset()
+    return merge_catch_up(known, news, len(members), known.cost(_typical_off_step(prospect), prospect.accelerator))
+
+
+def _typical_off_step(prospect: Prospect) -> float:
+    """Seconds of an OFF step in the fullest bucket that is known: catching up costs the same in all of them."""
+    for bucket in reversed(buckets_up_to(prospect.max_num_seqs)):
+        if goodput := prospect.off_goodput[bucket]:
+            return sum(bucket_range(bucket, prospect.max_num_seqs)) / 2.0 / goodput
+    return STARTING_STEP_SECONDS
+
+
+def _off_goodputs(prospect: Prospect) -> dict[int, float]:
+    """Generated tokens per second of OFF by bucket; an unknown one steps as fast as the nearest known. Empty if none is."""
+    buckets = buckets_up_to(prospect.max_num_seqs)
+    known = {bucket: goodput for bucket in buckets if (goodput := prospect.off_goodput[bucket])}
+    if not known or len(known) == len(buckets):
+        return known
+    rows = {bucket: sum(bucket_range(bucket, prospect.max_num_seqs)) for bucket in buckets}
+    nearest = {bucket: min(known, key=lambda other: (abs(other - bucket), other)) for bucket in buckets}
+    return {bucket: known[nearest[bucket]] * rows[bucket] / rows[nearest[bucket]] for bucket in buckets}

@@ -1,0 +1,171 @@
+"""How the load of a group's replicas moves between batch buckets, as their reports show it, second by second.
+
+What a restart earns hangs on it (on_time.py), so no single replica may decide it (INV-10): in a group of three or more nobody
+is believed to leave more often than others do. One that claims to stay where others seldom are is believed, as is any whose load
+is steady. Fails towards knowing less: what a replica did while it was not heard counts as nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import nlargest
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from nightjar.policy.estimate.pooling import QUORUM
+from nightjar.policy.wire.batch_buckets import batch_bucket
+
+IDLE: Final = -1
+"""The bucket of a replica without decode rows. It ends an ON time: after it nothing lags, and a restart is free anyhow."""
+SAMPLE_PERIOD_S: Final = 1.0
+"""Between two looks at a replica's batch."""
+LONGEST_SAMPLE_S: Final = 3.0
+"""A replica whose reports were missing for longer was not seen moving."""
+HALF_LIFE_S: Final = 600.0
+"""After which a move counts half: load has habits of minutes, and forgets those of hours."""
+
+
+class Place(NamedTuple):
+    """Where a replica's load stands: its bucket, and whether it came there from a fuller one.
+
+    A load that falls goes on falling more often than not. Without that, a crossover that is passed both ways counts half of the
+    times when speculation was on already, and went off in the next second.
+    """
+
+    bucket: int
+    is_falling: bool
+
+
+Move = tuple[Place, Place]
+"""From one place to another (or the same) within one sample."""
+
+
+class Believed(NamedTuple):
+    """How often a move was made, as far as that is believed of its bucket, whatever came before, and of its very place."""
+
+    of_bucket: float
+    of_place: float
+
+    def plus(self, other: Believed) -> Believed:
+        """Both together."""
+        return Believed(self.of_bucket + other.of_bucket, self.of_place + other.of_place)
+
+    def times(self, share: float) -> Believed:
+        """A share of it."""
+        return Believed(self.of_bucket * share, self.of_place * share)
+
+
+NOT_SEEN: Final = Believed(0.0, 0.0)
+
+
+class Times(NamedTuple):
+    """How often a replica did something, which decays, and when it did so last."""
+
+    number: float = 0.0
+    at_s: float = 0.0
+
+    def at(self, now_s: float) -> float:
+        """How often until `now_s`."""
+        share_left: float = 0.5 ** (max(now_s - self.at_s, 0.0) / HALF_LIFE_S)
+        return self.number * share_left
+
+    def once_more(self, now_s: float) -> Times:
+        """With one time at `now_s`."""
+        return Times(self.at(now_s) + 1.0, now_s)
+
+
+NEVER: Final = Times()
+
+
+class Sight(NamedTuple):
+    """A replica as it was last looked at: its place, when that was, and how often it has left each place, and any."""
+
+    place: Place
+    at_s: float
+    left: Mapping[Place, Times] = MappingProxyType({})
+    left_any: Times = NEVER
+
+    def then(self, place: Place, now_s: float) -> Sight:
+        """The same replica, seen in `place` at `now_s`."""
+        if place.bucket == self.place.bucket:
+            return self._replace(place=place, at_s=now_s)
+        left = {**self.left, self.place: self.left.get(self.place, NEVER).once_more(now_s)}
+        return Sight(place, now_s, left, self.left_any.once_more(now_s))
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Where each replica of a group was when it was last looked at; O(replicas * buckets) (INV-8)."""
+
+    seen: Mapping[str, Sight] = field(default_factory=dict)
+
+    def place(self, replica_id: str, bucket: int) -> Place:
+        """Where a replica in `bucket` stands. One that nobody saw come is taken to fall: who has to restart was off before."""
+        before = self.seen.get(replica_id)
+        return Place(bucket, is_falling=True) if before is None else _next(before.place, bucket)
+
+    def look(self, decode_batch_sizes: Mapping[str, int], now_s: float) -> tuple[Watch, dict[Move, Believed]]:
+        """Look at the batches reported by now, and what moved since the look before, at most once a sample.
+
+        In a group of three or more no replica is believed to leave more often than others do, or one that jumps every second would
+        end everybody's ON time (INV-10). Of buckets the most restless one's changes count as if it had made one more than the
+        second most restless. Of a place, which may be one that hardly anybody else has visited, what it does counts as if it had
+        left it as often as the second most.
+        """
+        seen: dict[str, Sight] = {}
+        looked: list[tuple[Place, Sight]] = []
+        for replica_id, batch in decode_batch_sizes.items():
+            before = self.seen.get(replica_id)
+            place = self.place(replica_id, batch_bucket(batch) if batch else IDLE)
+            if before is None:
+                seen[replica_id] = Sight(place, now_s)
+            elif now_s - before.at_s < 0.9 * SAMPLE_PERIOD_S:
+                seen[replica_id] = before
+            elif now_s - before.at_s > LONGEST_SAMPLE_S:
+                seen[replica_id] = before._replace(place=place, at_s=now_s)
+            else:
+                seen[replica_id] = before.then(place, now_s)
+                looked.append((before.place, seen[replica_id]))
+        credit = _Credit(list(seen.values()), now_s)
+        moves: dict[Move, Believed] = {}
+        for origin, now in looked:
+            moves[origin, now.place] = moves.get((origin, now.place), NOT_SEEN).plus(credit.of(origin, now))
+        return Watch(seen), moves
+
+
+class _Credit:
+    """How far a group's replicas are believed in one look."""
+
+    def __init__(self, seen: Sequence[Sight], now_s: float) -> None:
+        self._seen = seen
+        self._now_s = now_s
+        self._most_left: dict[Place, float] = {}
+        self._has_quorum = len(seen) >= QUORUM
+        self._most_left_any = 1.0 + _second([sight.left_any.at(now_s) for sight in seen]) if self._has_quorum else 0.0
+
+    def of(self, origin: Place, now: Sight) -> Believed:
+        """What counts of a replica's move from `origin`, or of its staying there."""
+        if not self._has_quorum:
+            return Believed(1.0, 1.0)
+        has_left = now.place.bucket != origin.bucket
+        own = now.left.get(origin, NEVER).at(self._now_s)
+        return Believed(
+            min(1.0, self._most_left_any / now.left_any.at(self._now_s)) if has_left else 1.0,
+            min(1.0, self._left(origin) / own) if own else 1.0,
+        )
+
+    def _left(self, place: Place) -> float:
+        """How often the second most has left a place."""
+        found = self._most_left.get(place)
+        if found is None:
+            found = self._most_left[place] = _second([sight.left.get(place, NEVER).at(self._now_s) for sight in self._seen])
+        return found
+
+
+def _second(values: Sequence[float]) -> float:
+    return nlargest(2, values)[1]
+
+
+def _next(before: Place, bucket: int) -> Place:
+    return Place(bucket, is_falling=bucket < before.bucket if bucket != before.bucket else before.is_falling)

@@ -1,0 +1,151 @@
+"""The fleet as a value: replicas, groups and what was decided for them; and what of it is stored.
+
+Memory is O(replicas + groups) (INV-8): of a replica one report without its cells, one compact baseline and its pending
+evidence. Both numbers are bounded where reports come in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from nightjar.policy.estimate.acceptance import AcceptanceEvidence
+from nightjar.policy.estimate.catch_up import NewRestarts
+from nightjar.policy.estimate.counting import CountedEngine
+from nightjar.policy.estimate.evidence import Evidence
+from nightjar.policy.estimate.mixed_steps import MixedShare
+from nightjar.policy.estimate.pace import Pace
+from nightjar.policy.estimate.pooling import Pending
+from nightjar.policy.persistent_map import PersistentMap
+from nightjar.policy.planners.base import GroupPlan
+from nightjar.policy.planners.thinking import Thought
+from nightjar.policy.prior.learned import MAX_LEARNED_CELLS, MAX_LEARNED_GROUPS, LearnedGroup, LearnedTables
+from nightjar.policy.prior.seed import Imported, SeedGroup
+from nightjar.policy.restarts.leases import GroupRestarts, Terms
+from nightjar.policy.trials import Exploration
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.report import GroupKey, LoadReport
+from nightjar.policy.wire.settings import OffStep, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """One replica: its last report (cells left out) and its batch in the one before, what was counted of its engine, and evidence
+    not merged yet.
+
+    `own` is what it thinks for itself where its group knows less or knows others; None: the group's plan.
+    """
+
+    report: LoadReport
+    group_id: str
+    heard_at_s: float
+    counted: CountedEngine
+    counted_at_s: float | None = None
+    decode_batch_size_before: int = 0
+    pending: Pending = field(default_factory=Pending)
+    acceptance: AcceptanceEvidence = field(default_factory=AcceptanceEvidence)
+    generated_tokens_per_s: float = 0.0
+    mixed_share: MixedShare = field(default_factory=MixedShare)
+    pace: Pace = field(default_factory=Pace)
+    new_restarts: NewRestarts = field(default_factory=NewRestarts)
+    retired_engine_ids: tuple[str, ...] = ()
+    own: Thought | None = field(default=None, compare=False)
+
+    @property
+    def can_be_steered(self) -> bool:
+        """Whether its engine obeys and counts its steps: not served plainly, and none of our hooks in it has failed."""
+        return not self.report.serving_plainly and not self.report.snapshot.fault
+
+
+@dataclass(frozen=True, slots=True)
+class GroupState:
+    """One group: what it learned, the plan in force, who planned it, the measurements under way and what they may still cost.
+
+    `thought` is what the plan of the planner `fleet` stands on. `imported` says what of the evidence nobody measured here.
+    `is_remembered`: its evidence comes from the policy before, to which engines had told their history.
+    """
+
+    key: GroupKey
+    evidence: Evidence = field(default_factory=Evidence)
+    planner: str = ""
+    plan: GroupPlan | None = None
+    exploration: Exploration = field(default_factory=Exploration)
+    decided_at_s: float | None = None
+    thought: Thought | None = field(default=None, compare=False)
+    restarts: GroupRestarts = field(default_factory=GroupRestarts)
+    off_steps: tuple[OffStep, ...] = ()
+    imported: Imported = field(default_factory=Imported)
+    is_remembered: bool = False
+
+    @property
+    def thought_at_s(self) -> float:
+        """When it last thought; before all others if it never did."""
+        return self.thought.at_s if self.thought is not None else float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class FleetState:
+    """The whole fleet as a value. `observe` shares all but one replica's entry with the state before it.
+
+    `quiet_since_s` is when this policy began, if leases of a predecessor may still be in use after it (INV-6).
+    `waiting` are seeds whose group has no replica yet (policy.seeding). `departed` are replicas that fell silent, the latest last,
+    with the ids of the engines that were counted of each: they may come back.
+    """
+
+    replicas: PersistentMap[ReplicaState] = field(default_factory=PersistentMap)
+    groups: Mapping[str, GroupState] = field(default_factory=dict)
+    next_segment_id: int = 1
+    quiet_since_s: float | None = None
+    waiting: Mapping[str, SeedGroup] = field(default_factory=dict)
+    departed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What one replica shall run. Equal to the last one as long as nothing changed: `reason` holds no live numbers."""
+
+    mode: Mode
+    plan: Plan
+    allowed_num_speculative_tokens: tuple[int, ...]
+    dwell_steps: int
+    reason: str
+    terms: Terms = field(default_factory=Terms)
+
+
+def empty_fleet() -> FleetState:
+    """A fleet nobody has reported to yet."""
+    return FleetState()
+
+
+def quieted(state: FleetState, now_s: float) -> FleetState:
+    """The state of a policy that begins at `now_s` and cannot know what another granted before: a new incarnation, or one that
+    rose above another's. It grants nothing until every such lease has ended (INV-6).
+    """
+    return replace(state, quiet_since_s=now_s)
+
+
+def learned(state: FleetState) -> LearnedTables:
+    """What is worth storing; the groups with the most evidence where not all fit."""
+    ranked = sorted(
+        ((group_id, group) for group_id, group in state.groups.items() if group.evidence.cells),
+        key=lambda item: (-sum(cell.steps for cell in item[1].evidence.cells.values()), item[0]),
+    )
+    stored, cells = [], 0
+    for _, group in ranked[:MAX_LEARNED_GROUPS]:
+        cells += len(group.evidence.cells)
+        if cells > MAX_LEARNED_CELLS:
+            break
+        stored.append(LearnedGroup.of(group.key, group.evidence, group.restarts.catch_up))
+    return LearnedTables(next_segment_id=state.next_segment_id, groups=tuple(stored))
+
+
+def with_learned(state: FleetState, tables: LearnedTables) -> FleetState:
+    """The state with the stored prior: for groups that have learned nothing themselves yet."""
+    groups = dict(state.groups)
+    for stored in tables.groups:
+        group_id = stored.key.group_id
+        group = groups.get(group_id, GroupState(stored.key))
+        if not group.evidence.cells:
+            restarts = replace(group.restarts, catch_up=stored.catch_up_evidence())
+            groups[group_id] = replace(group, evidence=stored.evidence(), restarts=restarts, is_remembered=True)
+    return replace(state, groups=groups, next_segment_id=max(state.next_segment_id, tables.next_segment_id))

@@ -1,0 +1,278 @@
+"""Who measures what: cells worth a measurement become short pinned segments, dealt to replicas that are in that bucket now.
+
+A cell is with one replica at a time, or with as many different ones as the group's quorum still lacks. A segment ends when
+its replica says so, when the cell is not worth it any more, when the replica left the bucket or the fleet, or after its time
+to live; what is still missing then is dealt again under a new id. What a segment counted before it was lost is not lost:
+counters are cumulative. The tokens that segments are expected to lose come out of an allowance (allowance.py). Fails towards less
+exploration: no replica in the bucket or no allowance, no measurement.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from nightjar.policy.allowance import Allowance
+from nightjar.policy.estimate.evidence import Cell
+from nightjar.policy.estimate.pooling import Pending, quorum, voices_on
+from nightjar.policy.planners.base import GroupView, batch_range
+from nightjar.policy.planners.calibration import SETTLING_STEPS, Measurement
+from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.settings import ExplorationSegment
+
+MAX_SEGMENTS_PER_REPLICA: Final = 2
+"""One to run and one to follow without a gap; more would only be dealt before the first one's result is known."""
+TIME_TO_LIVE_S: Final = 30.0
+"""Long enough for ten CPU steps of half a second at the wrong K behind another segment."""
+DELIVERY_S: Final = 5.0
+"""What the way to the replica may take on top before the policy counts a segment as lost."""
+LEFT_BUCKET_S: Final = 5.0
+"""Outside its bucket for so long a replica loses its segment: a batch flickers across an edge whenever a request ends."""
+VOICE_STEPS: Final = 4
+"""Clean steps that a quorum's replica is asked for at least: a voice may count with fewer (merging.LEAST_STEPS), where a batch
+moves on, but a cell known from three times two would be measured again."""
+SPARE_STEPS: Final = 2
+"""Steps of a quorum's segment beyond its share: some fall into another bucket, and a voice must not fail for one."""
+RETRY_S: Final = 5.0
+"""Pause after a round that brought nothing yet: what it still lacks is asked for again."""
+FIRST_PAUSE_S: Final = 10.0
+LONGEST_PAUSE_S: Final = 120.0
+"""Pause after the first round that was heard, and the longest: what was just measured is in doubt, but not unmeasured."""
+PAYS_BACK_S: Final = 120.0
+"""A measurement that is not expected to earn its cost within so long can wait: it is paid out of a share of the output, never
+out of a cold start's grant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """How often a cell's measurement was begun and heard of, and when it began last."""
+
+    number: int
+    began_s: float
+
+    def may_ask(self, now_s: float, measured_at_s: float) -> bool:
+        """Whether replicas may be asked at `now_s`; the cell was last heard of at `measured_at_s`.
+
+        What a round still lacks is asked for again soon; one that was heard is followed by a pause, doubled each time, so that
+        no tie is measured for ever.
+
+        >>> [Round(1, 100.0).may_ask(at_s, measured_at_s=90.0) for at_s in (100.0, 104.0, 105.0)]
+        [True, False, True]
+        >>> [Round(1, 100.0).may_ask(at_s, measured_at_s=103.0) for at_s in (105.0, 111.0)]
+        [False, True]
+        """
+        if now_s == self.began_s:
+            return True
+        pause_s = FIRST_PAUSE_S * 2.0 ** min(self.number - 1, 16) if measured_at_s > self.began_s else RETRY_S
+        return now_s - self.began_s >= min(pause_s, LONGEST_PAUSE_S)
+
+    def asked(self, now_s: float, measured_at_s: float) -> Round:
+        """The round in which a replica is asked at `now_s`: the same one until it was heard."""
+        return Round(max(self.number, 1) + (measured_at_s > self.began_s), now_s)
+
+
+Rounds = Mapping[Cell, Round]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSegment:
+    """A measurement under way."""
+
+    segment: ExplorationSegment
+    replica_id: str
+    cell: Cell
+    dealt_at_s: float
+    inside_at_s: float
+    """When its replica was last seen in the bucket."""
+
+    def seen(self, explorer: Explorer, now_s: float) -> OpenSegment:
+        """With a look at its replica."""
+        inside = self.segment.first_batch_size <= explorer.decode_batch_size <= self.segment.last_batch_size
+        return replace(self, inside_at_s=now_s) if inside else self
+
+
+@dataclass(frozen=True, slots=True)
+class Exploration:
+    """A group's measurements under way, what they may still cost, and which cells were measured how often."""
+
+    segments: tuple[OpenSegment, ...] = ()
+    allowance: Allowance = field(default_factory=Allowance)
+    rounds: Rounds = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Explorer:
+    """A replica that may be asked to measure: its batch now and in the report before (0: idle), the last segment it finished, and
+    the tokens that it would lose until its drafter can draft (0: it could in the next step)."""
+
+    decode_batch_size: int
+    decode_batch_size_before: int
+    finished_segment_id: int
+    restart_tokens: float = 0.0
+
+    @property
+    def bucket(self) -> int | None:
+        """Batch bucket it runs in; None while idle, and where it has only just come."""
+        if not self.decode_batch_size or not self.decode_batch_size_before:
+            return None
+        now, before = batch_bucket(self.decode_batch_size), batch_bucket(self.decode_batch_size_before)
+        return now if now == before else None
+
+
+def deal(
+    view: GroupView,
+    wanted: Mapping[int, Sequence[Measurement]],
+    explorers: Mapping[str, Explorer],
+    pending: Mapping[str, Pending],
+    before: Exploration,
+    next_segment_id: int,
+    rng: random.Random,
+) -> Exploration:
+    """The exploration after this tick: the old segments that still make sense first, then new ones.
+
+    `wanted` says by bucket what is worth measuring; `pending` names every live replica of the group, `explorers` those that may
+    be asked. Dealt is what is worth most for its cost where most replicas are; where the allowance does not reach for that, it
+    is saved up for it. New segments have ids from `next_segment_id` up.
+    """
+    needed = quorum(len(pending))
+    still_wanted = {one.cell for found in wanted.values() for one in found}
+    allowance, rounds = before.allowance, dict(before.rounds)
+    open_segments = [
+        held.seen(explorers[held.replica_id], view.now_s)
+        for held in before.segments
+        if held.cell in still_wanted and _still_runs(held, explorers, pending, needed, view.now_s)
+    ]
+    clean_steps = _clean_steps(view.settings, needed)
+    share = (clean_steps + SETTLING_STEPS) / (view.settings.calibration_clean_steps + SETTLING_STEPS)
+    by_bucket: dict[int, list[str]] = {}
+    for replica_id in sorted(explorers):
+        bucket = explorers[replica_id].bucket
+        if bucket is not None and bucket in wanted:
+            by_bucket.setdefault(bucket, []).append(replica_id)
+    ranked = sorted(
+        (measurement for bucket in by_bucket for measurement in wanted[bucket]),
+        key=lambda one: (-one.worth * len(by_bucket[one.cell[0]]) / (one.cost_tokens + 1.0), one.cell),
+    )
+    busy = _busy_replicas(view, by_bucket)
+    saved_for: set[bool] = set()
+    for cell, _, gain_tokens_per_s, whole_cost_tokens in ranked:
+        known = view.evidence.cells.get(cell)
+        measured_at_s = known.measured_at_s if known is not None else -math.inf
+        round_ = rounds.get(cell, Round(0, -math.inf))
+        if not round_.may_ask(view.now_s, measured_at_s):
+            continue
+        earns_tokens = PAYS_BACK_S * gain_tokens_per_s * busy[cell[0]]
+        drafting = {held.replica_id for held in open_segments if held.cell[1]}
+        for replica_id in _askable(cell, by_bucket[cell[0]], explorers, pending, open_segments, needed, rng, view.now_s):
+            restart = explorers[replica_id].restart_tokens if cell[1] and replica_id not in drafting else 0.0
+            cost_tokens = share * whole_cost_tokens + restart
+            can_wait = needed * cost_tokens > earns_tokens
+            if cost_tokens > allowance.most_tokens or can_wait in saved_for:
+                continue
+            if not allowance.reaches_for(cost_tokens, can_wait):
+                saved_for.add(can_wait)
+                continue
+            allowance = allowance.spend(cost_tokens, can_wait)
+            segment = _segment(next_segment_id + len(open_segments), cell, view, clean_steps)
+            open_segments.append(OpenSegment(segment, replica_id, cell, view.now_s, view.now_s))
+            if round_.began_s != view.now_s:
+                rounds[cell] = round_ = round_.asked(view.now_s, measured_at_s)
+    return Exploration(tuple(open_segments), allowance, rounds)
+
+
+def in_words(segments: Sequence[ExplorationSegment]) -> str:
+    """What a replica measures, as an operator reads it: `measuring K=5 at batch 1`."""
+    return ", ".join(
+        f"measuring K={segment.num_speculative_tokens} at batch {batch_range(segment.first_batch_size, segment.last_batch_size)}"
+        for segment in segments
+    )
+
+
+def _busy_replicas(view: GroupView, by_bucket: Mapping[int, Sequence[str]]) -> dict[int, float]:
+    """By bucket with replicas in it now, how many are there on average: the present ones shared out as the group's past was."""
+    seconds: dict[int, float] = dict.fromkeys(by_bucket, 0.0)
+    whole = 0.0
+    for (bucket, _), known in view.evidence.cells.items():
+        spent = known.steps * known.step_seconds
+        whole += spent
+        if bucket in seconds:
+            seconds[bucket] += spent
+    present = sum(map(len, by_bucket.values()))
+    if not whole:
+        return {bucket: float(len(replicas)) for bucket, replicas in by_bucket.items()}
+    return {bucket: present * spent / whole for bucket, spent in seconds.items()}
+
+
+def _still_runs(
+    held: OpenSegment, explorers: Mapping[str, Explorer], pending: Mapping[str, Pending], needed: int, now_s: float
+) -> bool:
+    explorer = explorers.get(held.replica_id)
+    if explorer is None or explorer.finished_segment_id >= held.segment.segment_id:
+        return False
+    left = now_s - held.seen(explorer, now_s).inside_at_s > LEFT_BUCKET_S
+    waiting = pending[held.replica_id].cells.get(held.cell)
+    is_voice = pending[held.replica_id].has_voice(held.cell, now_s)
+    said_enough = needed > 1 and waiting is not None and waiting.steps >= VOICE_STEPS and is_voice
+    return not (left or said_enough or now_s - held.dealt_at_s > TIME_TO_LIVE_S + DELIVERY_S)
+
+
+def _askable(
+    cell: Cell,
+    in_bucket: Sequence[str],
+    explorers: Mapping[str, Explorer],
+    pending: Mapping[str, Pending],
+    open_segments: Sequence[OpenSegment],
+    needed: int,
+    rng: random.Random,
+    now_s: float,
+) -> list[str]:
+    """Replicas to ask for `cell` now: as many as the quorum lacks, none twice, none with its hands full. Nobody waits for one
+    that was asked and has left the bucket.
+
+    Those come first whose drafter is in the right state: a dormant one has to catch up before it can draft, and after it was off.
+    """
+    asked = {held.replica_id for held in open_segments if held.cell == cell}
+    spoken = voices_on(cell, pending, now_s) if needed > 1 else {}
+    heard = {replica_id for replica_id, counts in spoken.items() if counts}
+    coming = {held.replica_id for held in open_segments if held.cell == cell and held.inside_at_s == now_s}
+    lacking = needed - len(coming | heard)
+    if lacking <= 0:
+        return []
+    load = Counter(held.replica_id for held in open_segments)
+    free = [
+        replica_id
+        for replica_id in in_bucket
+        if replica_id not in asked and replica_id not in spoken and load[replica_id] < MAX_SEGMENTS_PER_REPLICA
+    ]
+    shuffled = rng.sample(free, len(free))
+    sign = 1.0 if cell[1] else -1.0
+    return sorted(shuffled, key=lambda replica_id: (load[replica_id], sign * explorers[replica_id].restart_tokens))[:lacking]
+
+
+def _clean_steps(settings: OperatorSettings, needed: int) -> int:
+    """Of one segment: what a cell takes, or a voice's share of it where a quorum is asked, and some to spare."""
+    if needed == 1:
+        return settings.calibration_clean_steps
+    return max(math.ceil(settings.calibration_clean_steps / needed), VOICE_STEPS) + SPARE_STEPS
+
+
+def _segment(segment_id: int, cell: Cell, view: GroupView, clean_steps: int) -> ExplorationSegment:
+    """The measurement as the engine gets it. A group that has seen but one K fills up in its first seconds, and its drafters fall
+    behind as soon as its first plan says off: there a segment runs at whatever batch comes, four times fuller at most."""
+    bucket, length = cell
+    first, last = bucket_range(bucket, view.key.max_num_seqs)
+    if len({seen for _, seen in view.evidence.cells}) < 2:
+        first, last = 1, min(4 * last, view.key.max_num_seqs)
+    return ExplorationSegment(
+        segment_id=segment_id,
+        first_batch_size=first,
+        last_batch_size=last,
+        num_speculative_tokens=length,
+        clean_steps=clean_steps,
+        time_to_live_s=TIME_TO_LIVE_S,
+    )

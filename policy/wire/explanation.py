@@ -1,0 +1,66 @@
+"""What `explain` tells of one replica, as the HTTP API gives it and every view reads it. policy/explain.py finds it out."""
+
+from __future__ import annotations
+
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.record import Record
+from nightjar.policy.wire.report import DrafterState
+from nightjar.policy.wire.settings import SettingsVersion
+
+
+class Voice(Record):
+    """What one instance says about a replica's K; of all voices the first with `decides` is why it is what it is."""
+
+    who: str
+    words: str
+    decides: bool = False
+
+
+class ArmExplanation(Record):
+    """One K at the replica's batch bucket. Tokens a second are generated ones; None: nobody predicted or measured it.
+
+    `gain_over_off` is the predicted share above K = 0, `gain_deviation` the standard deviation of its logarithm: a change of K must
+    exceed two of them. `waiting_steps` were measured by this replica and wait for others to confirm them.
+    """
+
+    num_speculative_tokens: int
+    predicted_tokens_per_s: float | None = None
+    gain_over_off: float | None = None
+    gain_deviation: float | None = None
+    measured_tokens_per_s: float | None = None
+    clean_steps: float = 0.0
+    measured_age_s: float | None = None
+    is_imported: bool = False
+    waiting_steps: float = 0.0
+
+
+class Explanation(Record):
+    """One replica as of `at_s`, seconds since the epoch. `summary` is the answer in one sentence, `voices` are all that had a say.
+
+    `num_speculative_tokens` ran in the last step that was reported, `planned_num_speculative_tokens` is the plan's for the present
+    batch (None: no plan). The arms are those of batches from `first_batch_size` to `last_batch_size`.
+    """
+
+    replica_id: str
+    application: str
+    node_id: str = ""
+    group_id: str
+    at_s: float
+    report_age_s: float
+    summary: str
+    decided_by: str
+    mode: Mode
+    planner: str
+    decode_batch_size: int
+    first_batch_size: int
+    last_batch_size: int
+    num_speculative_tokens: int
+    planned_num_speculative_tokens: int | None = None
+    drafter_state: DrafterState
+    generated_tokens_per_s: float = 0.0
+    acceptance: tuple[float, ...] = ()
+    settings_version: SettingsVersion | None = None
+    settings_confirmed: bool | None = None
+    thought_age_s: float | None = None
+    voices: tuple[Voice, ...] = ()
+    arms: tuple[ArmExplanation, ...] = ()

@@ -1,0 +1,161 @@
+"""What `status` tells an operator: the fleet, its groups and every replica, as the HTTP API gives it and every view reads it."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.record import Record
+from nightjar.policy.wire.report import AdapterCounters, DrafterCounters, DrafterState, EngineLoad, SteeringLevel, StepTotals
+from nightjar.policy.wire.settings import SettingsVersion, TableRow
+
+Scope = Literal["fleet", "application", "replica"]
+
+
+class OverrideStatus(Record):
+    """A mode somebody set by hand, and how long it still holds (None: until taken back)."""
+
+    scope: Scope
+    name: str = ""
+    mode: Mode
+    reason: str = ""
+    seconds_left: float | None = None
+
+
+class ReplicaStatus(Record):
+    """One replica as last reported. `reason` is the last decision in words; `generated_tokens_per_s` is over the last period.
+
+    `decision_reason` is the engine's own word for the K that plan, dwell and guard gave its last step (steering.Cause). What the
+    drafter made of that is in `drafter_state` and `drafter.reason`.
+    """
+
+    replica_id: str
+    application: str
+    node_id: str
+    group_id: str
+    mode: Mode
+    load: EngineLoad
+    drafter_state: DrafterState
+    drafter: DrafterCounters = DrafterCounters()
+    adapters: tuple[AdapterCounters, ...] = ()
+    restarts: int = 0
+    failed_probes: int = 0
+    catch_up_seconds: float = 0.0
+    acceptance: tuple[float, ...] = ()
+    generated_tokens_per_s: float = 0.0
+    report_age_s: float
+    settings_version: SettingsVersion | None = None
+    settings_confirmed: bool = False
+    reason: str = ""
+    decision_reason: str = ""
+    steering: SteeringLevel = SteeringLevel.FULLY
+    steering_reason: str = ""
+    engine_id: str = ""
+    totals: tuple[StepTotals, ...] = ()
+
+
+class CellStatus(Record):
+    """What is known of one batch bucket at one K: predicted goodput and on how many clean steps it stands."""
+
+    first_batch_size: int
+    last_batch_size: int
+    num_speculative_tokens: int
+    goodput_tokens_per_s: float
+    clean_steps: float
+
+
+class OutlookStatus(Record):
+    """What the planner `fleet` expected of every K when it last thought, `age_s` ago (None: it has nothing to think about yet).
+
+    A row per batch bucket, a column per K. `goodput_tokens_per_s` is generated tokens a second of one replica that runs in the
+    bucket. `goodput_deviation` is the standard deviation of its logarithm, `gain_deviation` that of the logarithm of its ratio to
+    K = 0 in the same bucket: the doubt that a change of K must exceed (0.03 reads as 3 %).
+    """
+
+    age_s: float | None = None
+    first_batch_sizes: tuple[int, ...]
+    last_batch_sizes: tuple[int, ...]
+    num_speculative_tokens: tuple[int, ...]
+    goodput_tokens_per_s: tuple[tuple[float, ...], ...]
+    goodput_deviation: tuple[tuple[float, ...], ...]
+    gain_deviation: tuple[tuple[float, ...], ...]
+
+
+class OpenLeaseStatus(Record):
+    """A restart that was permitted, and how long the permission still holds at most."""
+
+    replica_id: str
+    reload: bool = False
+    seconds_left: float
+
+
+class WaitingWishStatus(Record):
+    """A replica that wishes to restart speculation and holds no lease; its own `reason` says why it waits."""
+
+    replica_id: str
+    waiting_s: float
+    lag_tokens: int = 0
+    reload: bool = False
+
+
+class RestartsStatus(Record):
+    """A group's leases in flight, the wishes that wait, longest first, and how long failed probes still freeze both (0: not)."""
+
+    open_leases: tuple[OpenLeaseStatus, ...] = ()
+    waiting: tuple[WaitingWishStatus, ...] = ()
+    frozen_seconds_left: float = 0.0
+
+
+class GroupStatus(Record):
+    """A group: its plan, what it learned, its acceptance by position and its restarts.
+
+    `outlook` is None where the planner does not learn, the group has no replica, or many groups have more (fleet_status.py).
+    `predicted_tokens_per_s` is what the busy replicas are predicted to generate at their present batches with the plan's K,
+    `predicted_off_tokens_per_s` the same with K = 0; None where nothing is predicted.
+    """
+
+    group_id: str
+    replicas: int
+    planner: str
+    rows: tuple[TableRow, ...] = ()
+    acceptance: tuple[float, ...] = ()
+    cells: tuple[CellStatus, ...] = ()
+    outlook: OutlookStatus | None = None
+    predicted_tokens_per_s: float | None = None
+    predicted_off_tokens_per_s: float | None = None
+    restarts: RestartsStatus = RestartsStatus()
+    reason: str = ""
+
+
+class PolicyStatus(Record):
+    """The policy actor itself. `decision_age_s` is the time since it last decided without an error, or since it started.
+
+    `seed_problem` says why `seed_from` brought nothing; `waiting_groups` were imported and have no replica yet.
+    """
+
+    incarnation: int
+    pid: int
+    node_id: str = ""
+    uptime_s: float
+    journal_path: str = ""
+    mode: Mode
+    planner: str
+    decision_age_s: float = 0.0
+    reports: int = 0
+    refused_reports: int = 0
+    last_refusal: str = ""
+    settings_error: str = ""
+    seed_problem: str = ""
+    waiting_groups: tuple[str, ...] = ()
+
+
+class FleetStatus(Record):
+    """The answer of `GET /nightjar/status`."""
+
+    max_wire_bytes: ClassVar[int] = 64 << 20
+    """Two to three KiB a replica, and what the groups learned: enough for 10,000 replicas. It comes from our own actor."""
+
+    policy: PolicyStatus
+    overrides: tuple[OverrideStatus, ...] = ()
+    groups: tuple[GroupStatus, ...] = ()
+    replicas: tuple[ReplicaStatus, ...] = ()

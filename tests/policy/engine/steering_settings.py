@@ -1,0 +1,57 @@
+"""Settings for tests of the step loop, short to write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.settings import ExplorationSegment, Local, Plan, Settings, SettingsVersion, Table, TableRow
+
+MAX_NUM_SPECULATIVE_TOKENS = 5
+MAX_NUM_SEQS = 16
+
+
+def table(*rows: tuple[int, int, int], segments: Sequence[ExplorationSegment] = ()) -> Table:
+    return Table(
+        rows=tuple(
+            TableRow(first_batch_size=first, last_batch_size=last, num_speculative_tokens=length) for first, last, length in rows
+        ),
+        segments=tuple(segments),
+    )
+
+
+def segment(
+    segment_id: int, length: int, *, first: int = 1, last: int = 4, clean_steps: int = 3, time_to_live_s: float = 100.0
+) -> ExplorationSegment:
+    return ExplorationSegment(
+        segment_id=segment_id,
+        first_batch_size=first,
+        last_batch_size=last,
+        num_speculative_tokens=length,
+        clean_steps=clean_steps,
+        time_to_live_s=time_to_live_s,
+    )
+
+
+def settings(
+    plan: Plan | None = None,
+    *,
+    mode: str = "auto",
+    sequence: int = 1,
+    incarnation: int = 1,
+    allowed: tuple[int, ...] = (0, 1, 3, 5),
+    dwell_steps: int = 0,
+    max_age_s: float = 300.0,
+) -> Settings:
+    return Settings(
+        version=SettingsVersion(incarnation=incarnation, sequence=sequence),
+        mode=Mode.parse(mode),
+        plan=plan or table((1, 4, 5), (5, 8, 1), (9, 16, 0)),
+        allowed_num_speculative_tokens=allowed,
+        dwell_steps=dwell_steps,
+        settings_max_age_s=max_age_s,
+    )
+
+
+def local_plan(planner: str) -> Local:
+    return Local(planner=planner)

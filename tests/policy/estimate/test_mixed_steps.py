@@ -1,0 +1,172 @@
+"""Steps with prefill: counted apart, merged robustly, and charged to the K that prolongs them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nightjar.policy.engine.counters import StepCount, StepCounters
+from nightjar.policy.estimate.acceptance import AcceptanceEvidence
+from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence, MixedEvidence
+from nightjar.policy.estimate.mixed_steps import MixedShare, charge, steps_per_token
+from nightjar.policy.estimate.pooling import Pending, merge
+from nightjar.policy.estimate.step_time import predict_step_times
+from nightjar.policy.fleet import empty_fleet, observe
+from nightjar.policy.planners.base import GroupView
+from nightjar.policy.planners.fleet import plan_ahead
+from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, buckets_up_to
+from nightjar.policy.wire.report import Counters, LoadReport, MixedCounters
+from tests.policy.engines import AUTO, KEY, Replica
+
+ARMS = (0, 1, 3, 5)
+MEMORY_S = 0.020
+TOKEN_S = 1e-4
+DRAFT_S = 0.001
+DRAFT_PROMPT_S = 5e-6
+
+
+def clean_seconds(rows: float, length: int) -> float:
+    return max(MEMORY_S, TOKEN_S * rows * (1 + length)) + DRAFT_S * length
+
+
+def mixed_seconds(rows: float, length: int, prefill: float) -> float:
+    """Bound by compute: every token counts, and the drafter reads the prompt."""
+    return TOKEN_S * (rows * (1 + length) + prefill) + DRAFT_S * length + DRAFT_PROMPT_S * prefill * (length > 0)
+
+
+def clean_cells() -> dict[Cell, CellEvidence]:
+    cells = {}
+    for bucket in buckets_up_to(KEY.max_num_seqs):
+        rows = FIRST_BATCH_SIZES[bucket]
+        for length in ARMS:
+            cells[bucket, length] = CellEvidence(400.0, 400.0 * float(np.log(clean_seconds(rows, length))), 400.0 * rows)
+    return cells
+
+
+def mixed_cells(lengths: tuple[int, ...] = ARMS) -> dict[Cell, MixedEvidence]:
+    cells = {}
+    for bucket in range(4, 12):
+        rows = FIRST_BATCH_SIZES[bucket]
+        for place, length in enumerate(lengths):
+            prefill = 500.0 + 100.0 * ((bucket + place) % 3)
+            seconds = 200.0 * mixed_seconds(rows, length, prefill)
+            cells[bucket, length] = MixedEvidence(200.0, seconds, 200.0 * rows, 200.0 * prefill)
+    return cells
+
+
+def evidence(mixed: dict[Cell, MixedEvidence], steps_per_token: float = 0.01) -> Evidence:
+    acceptance = AcceptanceEvidence((1e5,) * 5, (6.5e4, 4e4, 2.5e4, 1.5e4, 1e4))
+    return Evidence(clean_cells(), acceptance, mixed, steps_per_token)
+
+
+def charged(known: Evidence) -> np.ndarray:
+    times = predict_step_times(known.cells, ARMS, buckets_up_to(KEY.max_num_seqs), KEY.max_num_seqs, 0.0)
+    return charge(known, times, ARMS)
+
+
+def test_an_arm_is_charged_what_it_prolongs_a_step_with_prefill_beyond_a_clean_one() -> None:
+    found, bucket = charged(evidence(mixed_cells())), 8
+    rows, prefill = FIRST_BATCH_SIZES[bucket], 600.0
+    for place, length in enumerate(ARMS):
+        longer = mixed_seconds(rows, length, prefill) - mixed_seconds(rows, 0, prefill)
+        longer -= clean_seconds(rows, length) - clean_seconds(rows, 0)
+        assert found[bucket, place] == pytest.approx(0.01 * longer, rel=0.15, abs=2e-6)
+
+
+def test_steps_at_off_alone_already_tell_what_a_verified_token_costs_beside_a_prompt() -> None:
+    rows, bucket = FIRST_BATCH_SIZES[8], 8
+    found = charged(evidence(mixed_cells(lengths=(0,))))[bucket, ARMS.index(3)]
+    verifying = TOKEN_S * 3 * rows - (clean_seconds(rows, 3) - clean_seconds(rows, 0))
+    assert found == pytest.approx(0.01 * verifying, rel=0.3)
+
+
+@pytest.mark.parametrize("known", [evidence({}), evidence(mixed_cells(), steps_per_token=0.0)], ids=["none seen", "none come"])
+def test_nothing_is_charged_where_nothing_prefills(known: Evidence) -> None:
+    assert not charged(known).any()
+
+
+@given(
+    st.dictionaries(
+        st.tuples(st.integers(0, 15), st.sampled_from(ARMS)),
+        st.builds(MixedEvidence, *(st.floats(1.0, 1e6),) * 4),
+        max_size=12,
+    )
+)
+def test_off_is_charged_nothing_and_no_arm_less_than_nothing(mixed: dict[Cell, MixedEvidence]) -> None:
+    found = charged(evidence(mixed))
+    assert np.isfinite(found).all()
+    assert (found >= 0.0).all()
+    assert not found[:, 0].any()
+
+
+def test_a_gain_in_clean_steps_that_prefill_eats_up_is_not_planned() -> None:
+    quiet = GroupView(KEY, AUTO, evidence(mixed_cells(), steps_per_token=0.0))
+    prompts = GroupView(KEY, AUTO, evidence(mixed_cells(), steps_per_token=0.05))
+    batch = 48
+    assert plan_ahead(quiet, quiet.outlook()).num_speculative_tokens(batch) > 0
+    assert plan_ahead(prompts, prompts.outlook()).num_speculative_tokens(batch) == 0
+
+
+def test_steps_with_prefill_are_counted_by_bucket_and_length_and_clean_ones_are_not() -> None:
+    counters = StepCounters()
+    for prefill, clean in ((64, False), (36, False), (0, True)):
+        counters.count(StepCount(1, 3, 30, prefill, 4, [3], [1], 20_000, clean, False))
+    (cell,) = counters.snapshot("engine").mixed_cells
+    assert cell == MixedCounters(
+        batch_bucket=2, num_speculative_tokens=1, steps=2, step_seconds=0.04, decode_rows=6, prefill_tokens=100
+    )
+
+
+def test_a_liar_among_three_hardly_moves_what_a_step_with_prefill_takes() -> None:
+    honest = MixedEvidence(50.0, 5.0, 200.0, 25_000.0)
+    liar = MixedEvidence(5000.0, 1e5, 20_000.0, 5000.0)
+    cell = (3, 1)
+    pending = {name: Pending(mixed_cells={cell: told}) for name, told in {"a": honest, "b": honest, "c": liar}.items()}
+    merged, left = merge(Evidence(), pending, half_life_steps=2000.0)
+    found = merged.mixed_cells[cell]
+    assert found.seconds / found.steps == pytest.approx(0.1, rel=0.01)
+    assert found.prefill_tokens / found.steps == pytest.approx(500.0)
+    assert not any(waiting.mixed_cells for waiting in left.values())
+
+
+def test_two_replicas_of_three_do_not_speak_for_the_group() -> None:
+    told = MixedEvidence(50.0, 5.0, 200.0, 25_000.0)
+    pending = {"a": Pending(mixed_cells={(3, 1): told}), "b": Pending(mixed_cells={(3, 1): told}), "c": Pending()}
+    merged, left = merge(Evidence(), pending, half_life_steps=2000.0)
+    assert not merged.mixed_cells
+    assert not left
+
+
+def test_the_share_of_a_group_is_its_median_replicas() -> None:
+    assert steps_per_token([MixedShare(1.0, 100.0), MixedShare(2.0, 100.0), MixedShare(1e9, 1.0), MixedShare()]) == pytest.approx(
+        0.02
+    )
+    assert steps_per_token([MixedShare()]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": 60, "decode_rows": 120}, "60 new steps in cells among 50"),
+        ({"step_seconds": 1e6}, "s a step with prefill, allowed"),
+        ({"decode_rows": 10_000}, "10000 rows in 10 steps with prefill"),
+        ({"prefill_tokens": 3}, "3 prompt tokens in 10 steps"),
+        ({"num_speculative_tokens": 9}, "K above the group's 5"),
+    ],
+)
+def test_steps_with_prefill_that_no_engine_can_have_are_left_out(changes: dict[str, int], said: str) -> None:
+    report = Replica("a", batch=2).report()
+
+    def reporting(number: int, cell: MixedCounters) -> LoadReport:
+        counters = Counters(engine_id="engine-1", step_count=50, mixed_cells=(cell,))
+        snapshot = report.snapshot.model_copy(update={"counters": counters})
+        return report.model_copy(update={"report_number": number, "snapshot": snapshot})
+
+    honest = MixedCounters(batch_bucket=1, num_speculative_tokens=1, steps=10, step_seconds=0.5, decode_rows=20, prefill_tokens=900)
+    state, ignored = observe(empty_fleet(), reporting(1, honest.model_copy(update=changes)), 0.0, AUTO)
+    assert said in ignored
+    state, ignored = observe(state, reporting(2, honest), 60.0, AUTO)
+    assert ignored == ""
+    assert state.replicas["a"].pending.mixed_cells == {(1, 1): MixedEvidence(10, 0.5, 20, 900)}

@@ -1,0 +1,98 @@
+"""`make structure`: how large each room is, and how many floors of imports it has.
+
+A line of code is a physical line that is neither blank nor part of a docstring (a string that stands as a statement). A module's
+floor is one above the highest of those that it imports from its own room, so a reader who climbs them never meets a name that he has
+not seen (tests import as they like). Fails closed: a circle of imports has no floors and raises CircleError with its modules.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT: Final = Path(__file__).parents[1]
+ROOMS: Final = ("policy", "cluster", "deployments", "loadtests", "tests")
+
+
+class CircleError(ValueError):
+    """Modules that import each other, in a circle."""
+
+
+def lines_of_code(source: str) -> int:
+    """Lines that are neither blank nor in a docstring.
+
+    >>> lines_of_code('"Why."\\n\\nlimit = 3\\n"Of what."\\n')
+    1
+    """
+    strings = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+    told = {line for node in strings for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+    return sum(1 for number, line in enumerate(source.splitlines(), start=1) if line.strip() and number not in told)
+
+
+def imports_within(room: Path) -> dict[str, set[str]]:
+    """Every module of a room with those of the room that it imports, by dotted names from the room on."""
+    sources = {_name(path, room): path.read_text(encoding="utf-8") for path in sorted(room.rglob("*.py"))}
+    found: dict[str, set[str]] = {}
+    for module, source in sources.items():
+        names = set[str]()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            elif isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+        inside = {name.removeprefix("nightjar.") for name in names}
+        most = {
+            name for name in inside & sources.keys() if not any(other.startswith(f"{name}.") for other in inside & sources.keys())
+        }
+        found[module] = most - {module}
+    return found
+
+
+def floors(imports: Mapping[str, set[str]]) -> dict[str, int]:
+    """The floor of each module, 1 for one that imports no other. Raises CircleError."""
+    found: dict[str, int] = {}
+
+    def climb(module: str, from_here: tuple[str, ...]) -> int:
+        if module in from_here:
+            raise CircleError(" <- ".join((*from_here[from_here.index(module) :], module)))
+        if module not in found:
+            found[module] = 1 + max((climb(other, (*from_here, module)) for other in imports[module]), default=0)
+        return found[module]
+
+    for module in imports:
+        climb(module, ())
+    return found
+
+
+def _name(path: Path, room: Path) -> str:
+    parts = path.relative_to(room.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def main() -> None:
+    """Print a line for each room."""
+    table = Table("room", "modules", "lines of code", "floors", "on top")
+    total = 0
+    for room in ROOMS:
+        paths = sorted((ROOT / room).rglob("*.py"))
+        lines = sum(lines_of_code(path.read_text(encoding="utf-8")) for path in paths)
+        total += lines
+        by_module = {} if room == "tests" else floors(imports_within(ROOT / room))
+        highest = max(by_module.values(), default=0)
+        top = ", ".join(module for module, floor in by_module.items() if floor == highest)
+        table.add_row(room, str(len(paths)), f"{lines:,}", str(highest or "-"), top)
+    table.add_row("all", "", f"{total:,}", "", "")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""The rooms stay such that they can be read from the ground floor up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.structure import ROOT, CircleError, floors, imports_within, lines_of_code
+
+
+@pytest.mark.parametrize(("room", "most"), [("policy", 15), ("cluster", 7), ("deployments", 12), ("loadtests", 14)])
+def test_a_room_has_no_circle_of_imports_and_no_more_floors_than_it_had(room: str, most: int) -> None:
+    assert max(floors(imports_within(ROOT / room)).values()) <= most
+
+
+def test_a_package_counts_as_imported_only_where_no_module_of_it_is(tmp_path: Path) -> None:
+    room = tmp_path / "room"
+    room.mkdir()
+    (room / "__init__.py").write_text("")
+    (room / "ground.py").write_text("import os\n")
+    (room / "upper.py").write_text("from nightjar.room import ground\nfrom nightjar.room.ground import name\n")
+    assert imports_within(room) == {"room": set(), "room.ground": set(), "room.upper": {"room.ground"}}
+
+
+def test_a_circle_is_named_and_has_no_floors() -> None:
+    assert floors({"a": {"b"}, "b": set()}) == {"b": 1, "a": 2}
+    with pytest.raises(CircleError, match="b <- c <- b"):
+        floors({"a": {"b"}, "b": {"c"}, "c": {"b"}})
+
+
+def test_what_explains_is_no_code() -> None:
+    source = '"""Why.\n\nMore."""\n\nLIMIT = 3\n"""Of what."""\n\n\ndef at() -> int:\n    """How."""\n    return LIMIT  # why\n'
+    assert lines_of_code(source) == 3
