@@ -1,8 +1,8 @@
 """`make structure`: how large each room is, and how many floors of imports it has.
 
 A line of code is a physical line that is neither blank nor part of a docstring (a string that stands as a statement). A module's
-floor is one above the highest of those that it imports from its own room, so a reader who climbs them never meets a name that he has
-not seen (tests import as they like). Fails closed: a circle of imports has no floors and raises CircleError with its modules.
+floor is one above the highest of those that it imports from its own room, so a reader who climbs them never meets a name that he
+has not seen (tests import as they like). Fails closed: a circle of imports has no floors and raises CircleError with its modules.
 """
 
 from __future__ import annotations
