@@ -182,7 +182,7 @@ class SimulatedScheduler:
         else:
             self.rows.remove(self.rows.requests.index(youngest))
         self.release(youngest)
-        youngest.computed_tokens = youngest.draft_tokens = youngest.cached_tokens = 0
+        youngest.computed_tokens = youngest.draft_tokens = 0
         self.waiting.appendleft(youngest)
         self.preemptions += 1
         return youngest

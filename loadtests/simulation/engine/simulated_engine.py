@@ -180,6 +180,7 @@ class SimulatedEngine:
             return _NOBODY
         extra_s = self._move_memory() if self._memory is not None else 0.0
         prefill_tokens = scheduler.schedule(verified)
+        self.totals.preemptions = scheduler.preemptions
         count, context_tokens = rows.count, rows.context_tokens
         order = self._order(count, prefill_tokens, context_tokens, rows.lag_tokens)
         drafted, catch_up_tokens = order

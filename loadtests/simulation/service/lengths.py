@@ -163,16 +163,16 @@ AZURE_CONVERSATION: Final = Dataset("azure-conversation", Lognormal(830, 0.98, 1
 def retrieval(num_tokens: int) -> Dataset:
     """Questions about texts that come with them: prompts of 2,000 tokens, answers of 30 (assumed).
 
-    `num_tokens` is what the KV cache holds. A prompt is a sixth of it at most, so that several requests run at once.
+    `num_tokens` is what the KV cache holds. A prompt is an eighth of it at most, so that several requests run at once.
     """
-    median = min(2000, num_tokens // 6)
+    median = min(2000, num_tokens // 8)
     return Dataset("retrieval", Lognormal(median, 0.3, 16, 2 * median), Lognormal(30, 0.6, 2, 120), max_model_len=2 * median + 120)
 
 
 def agents(num_tokens: int) -> Dataset:
-    """Agents that come back with all that was said: prompts of 8,000 tokens (a sixth of the KV cache at most), nine tenths of them
+    """Agents that come back with all that was said: prompts of 8,000 tokens (an eighth of the KV cache at most), nine tenths of them
     in the prefix cache, answers of 200 (assumed)."""
-    median = min(8000, num_tokens // 6)
+    median = min(8000, num_tokens // 8)
     prompt, output = Lognormal(median, 0.3, 16, 2 * median), Lognormal(200, 0.6, 8, 600)
     return Dataset("agents", prompt, output, cached_share=0.9, max_model_len=2 * median + 600)
 
