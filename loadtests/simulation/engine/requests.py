@@ -19,7 +19,7 @@ class SimulatedRequest:
     output_tokens: int
     acceptance_class: int
     cached_tokens: int = 0
-    """The leading tokens of its prompt that the prefix cache holds, fewer than all; after a preemption they are found there again."""
+    """The leading tokens of its prompt that the prefix cache holds, fewer than all; after a preemption they are there again."""
     first_token_s: float | None = None
     finish_s: float | None = None
     generated_tokens: int = 0

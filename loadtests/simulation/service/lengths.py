@@ -170,7 +170,7 @@ def retrieval(num_tokens: int) -> Dataset:
 
 
 def agents(num_tokens: int) -> Dataset:
-    """Agents that come back with all that was said: prompts of 8,000 tokens (an eighth of the KV cache at most), nine tenths of them
+    """Agents that come back with all that was said: prompts of 8,000 tokens (an eighth of the KV cache at most), nine tenths of it
     in the prefix cache, answers of 200 (assumed)."""
     median = min(8000, num_tokens // 8)
     prompt, output = Lognormal(median, 0.3, 16, 2 * median), Lognormal(200, 0.6, 8, 600)
