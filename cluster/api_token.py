@@ -1,7 +1,8 @@
-"""Bearer tokens: where one comes from, and how the one that writes to the HTTP API need is compared.
+"""Tokens: where one comes from, who may read with which, and how one that is presented is compared.
 
 A token comes from the environment or from a file (a mounted secret), never from `user_config`, which Ray prints and stores.
-Fails closed: without a token, or with a file that cannot be read, nobody may write.
+Fails closed: without a token, or with a file that cannot be read, nobody may write; where readers need a token and none is there,
+nobody may read.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from pydantic import SecretStr
 
 TOKEN_VARIABLE: Final = "NIGHTJAR_API_TOKEN"  # noqa: S105 - a variable's name
 TOKEN_FILE_VARIABLE: Final = f"{TOKEN_VARIABLE}_FILE"
+READ_TOKEN_VARIABLE: Final = "NIGHTJAR_API_READ_TOKEN"  # noqa: S105 - a variable's name
+READ_ACCESS_VARIABLE: Final = "NIGHTJAR_API_READ_ACCESS"
+"""`open` or `token`; where it is not set, readers need a token if one is configured for them."""
 
 
 class TokenError(ValueError):
@@ -41,6 +45,20 @@ def configured_token(environ: Mapping[str, str] = os.environ, variable: str = TO
     if not token:
         raise TokenError(f"{source}: the token file is empty")
     return checked_token(source, token)
+
+
+def reader_tokens(environ: Mapping[str, str] = os.environ) -> tuple[SecretStr, ...] | None:
+    """The tokens that may read, those that may write among them; None where anybody may.
+
+    Raises TokenError for a token that cannot be used, and for an access that is neither open nor token.
+    """
+    access = environ.get(READ_ACCESS_VARIABLE, "").strip()
+    if access not in {"", "open", "token"}:
+        raise TokenError(f"{READ_ACCESS_VARIABLE}={access[:40]!r}: allowed are open and token")
+    read = configured_token(environ, READ_TOKEN_VARIABLE)
+    if access == "open" or (not access and read is None):
+        return None
+    return tuple(token for token in (read, configured_token(environ)) if token is not None)
 
 
 def checked_token(source: str, token: str) -> SecretStr:

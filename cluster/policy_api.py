@@ -1,23 +1,26 @@
 """The operator's HTTP API as a plain ASGI app: what the fleet does, and the mode that an operator wants.
 
 It knows the policy actor only through `PolicyPort`, so that it is tested without Ray, and it decides nothing: whether a
-mode can be set is the actor's word. Reading is open to whoever reaches the service. Writing needs the bearer token; without one
-configured the API is read-only. The token is looked at before the body. Fails with one line of `detail`: 401 wrong token,
-403 read-only, 404 no such replica, 413 and 422 a bad body (field, value, what is allowed), 503 where the actor does not answer
-(serving goes on).
+mode can be set is the actor's word. Reading is open to whoever reaches the service, unless readers need a token: as a bearer, or as
+the password that a browser asks for. `GET /health` is always open and says nothing but whether the actor answers. Writing needs the
+bearer token; without one configured the API is read-only. A token is looked at before anything else. Fails with one line of
+`detail`: 401 wrong token, 403 read-only or closed, 404 no such replica, 413 and 422 a bad body (field, value, what is allowed), 503
+where the actor does not answer (serving goes on).
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import SecretStr
 
-from nightjar.cluster.api_token import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, TokenError, is_token
+from nightjar.cluster.api_token import READ_TOKEN_VARIABLE, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, TokenError, is_token
 from nightjar.cluster.learned_file import MAX_FILE_BYTES
 from nightjar.cluster.status_page import status_page
 from nightjar.policy.wire.record import to_plain
@@ -65,10 +68,27 @@ class ApiError(Exception):
         self.headers = headers
 
 
-def create_policy_api(policy: PolicyPort, token: Callable[[], SecretStr | None]) -> FastAPI:
-    """The API. `token` is called on every write and may raise TokenError, which leaves the API read-only."""
+def anybody() -> None:
+    """Readers who need no token."""
+    return
+
+
+def create_policy_api(
+    policy: PolicyPort, token: Callable[[], SecretStr | None], readers: Callable[[], tuple[SecretStr, ...] | None] = anybody
+) -> FastAPI:
+    """The API. `token` is called on every write, `readers` on every read (None: anybody may).
+
+    Either may raise TokenError, which leaves the API read-only, or closed.
+    """
     api = FastAPI(title="Nightjar policy", openapi_url=None)
 
+    _answer_errors(api)
+    _add_reads(api, policy, readers)
+    _add_writes(api, policy, token)
+    return api
+
+
+def _answer_errors(api: FastAPI) -> None:
     @api.exception_handler(ApiError)
     async def answer_error(_: Request, error: ApiError) -> JSONResponse:
         return JSONResponse({"detail": error.detail}, status_code=error.status_code, headers=error.headers)
@@ -78,26 +98,39 @@ def create_policy_api(policy: PolicyPort, token: Callable[[], SecretStr | None])
         detail = f"the policy actor does not answer ({error}); replicas keep serving with their last settings, try again"
         return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "2"})
 
-    for path in ("/", ""):  # behind a route prefix also without the slash
-        api.add_api_route(path, status_page, methods=["GET"], response_class=Response)
 
-    @api.get("/status")
+def _add_reads(api: FastAPI, policy: PolicyPort, readers: Callable[[], tuple[SecretStr, ...] | None]) -> None:
+    def may_read(request: Request) -> None:
+        require_reader(request, readers)
+
+    reading = [Depends(may_read)]
+    for path in ("/", ""):  # behind a route prefix also without the slash
+        api.add_api_route(path, status_page, methods=["GET"], response_class=Response, dependencies=reading)
+
+    @api.get("/health")
+    async def health() -> JSONResponse:
+        await policy.status()
+        return JSONResponse({"policy": "answers"})
+
+    @api.get("/status", dependencies=reading)
     async def status() -> JSONResponse:
         return JSONResponse(to_plain(await policy.status()))
 
-    @api.get("/explain")
+    @api.get("/explain", dependencies=reading)
     async def explain(replica: str = "") -> JSONResponse:
         return JSONResponse(accepted(await policy.explain(replica), 404).get("explanation"))
 
+    @api.get("/learned", dependencies=reading)
+    async def learned() -> Response:
+        return Response(await policy.learned(), media_type="application/json")
+
+
+def _add_writes(api: FastAPI, policy: PolicyPort, token: Callable[[], SecretStr | None]) -> None:
     @api.post("/mode")
     async def mode(request: Request) -> JSONResponse:
         require_token(request, token)
         answer = accepted(await policy.set_mode(await read_object(request)), 422)
         return JSONResponse({"override": answer.get("override")})
-
-    @api.get("/learned")
-    async def learned() -> Response:
-        return Response(await policy.learned(), media_type="application/json")
 
     @api.post("/learned")
     async def import_learned(request: Request) -> JSONResponse:
@@ -105,8 +138,6 @@ def create_policy_api(policy: PolicyPort, token: Callable[[], SecretStr | None])
         content = await read_body(request, MAX_FILE_BYTES)
         answer = accepted(await policy.import_learned(content, request.query_params.getlist("group")), 422)
         return JSONResponse({"groups": answer.get("groups")})
-
-    return api
 
 
 def accepted(answer: Mapping[str, object], refused_as: int) -> Mapping[str, object]:
@@ -129,6 +160,37 @@ def require_token(request: Request, token: Callable[[], SecretStr | None]) -> No
     if scheme.lower() != "bearer" or not is_token(presented.strip(), expected):
         problem = "wrong token" if presented else "a bearer token is needed (Authorization: Bearer TOKEN)"
         raise ApiError(401, problem, {"WWW-Authenticate": "Bearer"})
+
+
+def require_reader(request: Request, readers: Callable[[], tuple[SecretStr, ...] | None]) -> None:
+    """Raises ApiError 403 where readers need a token and there is no usable one, 401 where the request does not present one."""
+    try:
+        allowed = readers()
+    except TokenError as error:
+        raise ApiError(403, f"closed: {error}") from error
+    if allowed is None:
+        return
+    if not allowed:
+        raise ApiError(
+            403, f"closed: readers need a token and none is configured; start the policy app with {READ_TOKEN_VARIABLE} set"
+        )
+    presented = _presented(request.headers.get("Authorization", ""))
+    if not any([is_token(presented, token) for token in allowed]):  # noqa: C419 - all are compared, in the same time
+        problem = "wrong token" if presented else "a token is needed (Authorization: Bearer TOKEN, or as the password of any user)"
+        raise ApiError(401, problem, {"WWW-Authenticate": 'Basic realm="nightjar", charset="UTF-8", Bearer'})
+
+
+def _presented(authorization: str) -> str:
+    """The token of a bearer, or the password that a browser sends; empty where there is none."""
+    scheme, _, credentials = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return credentials.strip()
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).decode().partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        return ""
 
 
 async def read_body(request: Request, most_bytes: int) -> bytes:

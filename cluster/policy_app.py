@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
 
-from nightjar.cluster.api_token import configured_token
+from nightjar.cluster.api_token import configured_token, reader_tokens
 from nightjar.cluster.policy_api import PolicyUnreachableError, create_policy_api
 from nightjar.cluster.serve_config import POLICY_DEPLOYMENT
 from nightjar.policy.wire.status import FleetStatus
@@ -82,7 +82,7 @@ class PolicyReplica:
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve asks for the ASGI app of this replica."""
-        return create_policy_api(self._policy, configured_token)
+        return create_policy_api(self._policy, configured_token, reader_tokens)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve hands over `user_config`, at start and on every change: in force when it returns, unless the policy is away."""

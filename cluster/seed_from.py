@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 import httpx
 import structlog
 
-from nightjar.cluster.http_client import LOOPBACK_HOSTS
+from nightjar.cluster.api_token import READ_TOKEN_VARIABLE, TokenError, configured_token
+from nightjar.cluster.http_client import LOOPBACK_HOSTS, ROUTE_PREFIX
 from nightjar.cluster.learned_file import MAX_FILE_BYTES, LearnedFile, LearnedFileError, parse_learned_file
 
 RETRY_S: Final = 60.0
@@ -110,7 +111,7 @@ def load_seed(place: str) -> LearnedFile:
     """Read and check a path or an address. Blocks. Raises LearnedFileError."""
     try:
         content = _fetched(place) if "://" in place else _file_content(Path(place))
-    except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
+    except (OSError, httpx.HTTPError, httpx.InvalidURL, TokenError) as error:
         raise LearnedFileError(f"cannot be read ({type(error).__name__}: {error})") from error
     return parse_learned_file(content)
 
@@ -120,6 +121,14 @@ def _file_content(path: Path) -> bytes:
         raise LearnedFileError("no regular file")
     with path.open("rb") as file:
         return file.read(MAX_FILE_BYTES + 1)
+
+
+def _credentials(address: str) -> dict[str, str]:
+    """The read token, for another policy's API alone: whoever keeps files need not know it."""
+    if not urlsplit(address).path.endswith(f"{ROUTE_PREFIX}/learned"):
+        return {}
+    token = configured_token(variable=READ_TOKEN_VARIABLE)
+    return {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
 
 
 def _fetched(address: str) -> bytes:
@@ -132,7 +141,7 @@ def _fetched(address: str) -> bytes:
             follow_redirects=True,
             max_redirects=MAX_REDIRECTS,
             trust_env=is_remote,
-            headers={"Accept-Encoding": "identity"},  # what is packed small may be large
+            headers={"Accept-Encoding": "identity"} | _credentials(address),  # what is packed small may be large
         ) as client,
         client.stream("GET", address) as response,
     ):

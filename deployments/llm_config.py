@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError, field_validator
 
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
 from nightjar.deployments.engine_watch import HUNG_AFTER_S
 from nightjar.deployments.models import ModelError, resolve_model
+from nightjar.deployments.routes import route_problem
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import DraftOffload
 from nightjar.policy.wire.record import NumSpeculativeTokens
@@ -82,6 +83,13 @@ class LLMConfig(BaseModel):
     Nightjar's own; ray.serve.llm has no such field.
     """
 
+    extra_routes: Annotated[tuple[str, ...], Field(max_length=64)] = ()
+    """Routes of vLLM's server to answer beside the OpenAI ones and `/health`, by path: `[/metrics, /tokenize]`.
+
+    Default none: Serve's port is often the public one. Routes that manage an engine are refused (routes.py). Nightjar's own;
+    ray.serve.llm has no such field.
+    """
+
     head_log_steps: Annotated[StrictInt, Field(ge=0, le=256)] = 0
     """Steps at K = 0 after which an EAGLE or MTP head on model runner V2 writes the KV of all of them at once.
 
@@ -95,6 +103,14 @@ class LLMConfig(BaseModel):
     `under_memory_pressure`: the policy's setting of the same name then says whether and when. At start the engine shortly needs
     memory for all blocks together. Default never. Nightjar's own; ray.serve.llm has no such field.
     """
+
+    @field_validator("extra_routes")
+    @classmethod
+    def _extra_routes_may_be_answered(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        problems = [problem for path in paths if (problem := route_problem(path))]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return paths
 
     @property
     def model_source(self) -> str:

@@ -1,9 +1,10 @@
 """The Serve deployment: each replica is vLLM's own OpenAI server around one engine, with a ReplicaAgent beside it.
 
-Requests go from Serve's proxy straight into vLLM's routes; everything a client sees, errors included, is vLLM's. The policy is
-asked for one thing before the engine starts, whether the fleet is in shadow, and never for longer than two seconds; whatever
-is wrong with it, with the hooks or with the steered arguments, the engine serves plainly and the reports say why. A replica whose
-engine dies ends at once, as vLLM's own server does; one whose engine hangs fails the health check. Serve replaces both.
+Requests go from Serve's proxy straight into vLLM's routes, as far as they are answered (routes.py); all that a client sees, errors
+included, is vLLM's. The policy is asked for one thing before the engine starts, whether the fleet is in shadow, and never for
+longer than two seconds; whatever is wrong with it, with the hooks or with the steered arguments, the engine serves plainly and the
+reports say why. A replica whose engine dies ends at once, as vLLM's own server does; one whose engine hangs fails the health check.
+Serve replaces both.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class ModelToServe:
     require_steering: bool = False
     graph_tiers: tuple[int, ...] | None = None
     head_log_steps: int = 0
+    extra_routes: tuple[str, ...] = ()
 
 
 @serve.ingress()
@@ -95,6 +97,7 @@ class LLMReplica:
             require_steering=model.require_steering,
             graph_tiers=model.graph_tiers,
             head_log_steps=model.head_log_steps,
+            extra_routes=model.extra_routes,
         )
         self._server: OpenAIServer = await start_openai_server(
             request, wants_shadow=lambda: self._wants_shadow(model.starts_in_mode), missing_hooks=self.missing_hooks()

@@ -51,6 +51,7 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/deployments/test_openai_server.py::test_kwargs_are_vllms_own_engines_and_servers_alike": "vllm",
     "tests/deployments/test_openai_server.py::test_misspelt_kwarg_is_named_with_the_nearest_real_one": "vllm",
     "tests/deployments/test_replica.py": "ray",
+    "tests/deployments/test_routes.py": "vllm",
     "tests/deployments/test_serving.py": "ray",
     "tests/deployments/test_serving_hung.py": "ray",
     "tests/deployments/test_serving_killed_engine.py": "ray",

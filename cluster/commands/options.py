@@ -11,7 +11,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from nightjar.cluster.api_token import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, TokenError, checked_token, configured_token
+from nightjar.cluster.api_token import (
+    READ_TOKEN_VARIABLE,
+    TOKEN_FILE_VARIABLE,
+    TOKEN_VARIABLE,
+    TokenError,
+    checked_token,
+    configured_token,
+)
 from nightjar.cluster.http_client import HttpClient, HttpError
 
 
@@ -29,7 +36,9 @@ UrlOption = Annotated[
 TokenOption = Annotated[
     str,
     typer.Option(
-        "--token", help=f"API token for writes; better from {TOKEN_VARIABLE} or {TOKEN_FILE_VARIABLE}.", show_default=False
+        "--token",
+        help=f"API token; better from {TOKEN_VARIABLE}, or {READ_TOKEN_VARIABLE} to read, or the file {TOKEN_FILE_VARIABLE}.",
+        show_default=False,
     ),
 ]
 OutputOption = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs.")]
@@ -38,7 +47,10 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 def open_client(url: str, token: str = "") -> HttpClient:
     """The client of `url`, with the token given or the one of the environment. Raises HttpError, TokenError."""
-    return HttpClient(url, token=checked_token("--token", token) if token else configured_token())
+    return HttpClient(
+        url,
+        token=checked_token("--token", token) if token else configured_token() or configured_token(variable=READ_TOKEN_VARIABLE),
+    )
 
 
 @contextmanager

@@ -16,7 +16,7 @@ TAKEN_OUT: Final = "# ray.serve.llm only: "
 """Before what was turned into a comment; taking it away restores the line."""
 ADDED: Final = "  # nightjar migrate: ray.serve.llm counts GPUs by itself"
 """Behind lines that Nightjar's deployment needs beside the user's own."""
-OWN_FIELDS: Final = ("hung_after_s", "draft_offload", "require_steering", "graph_tiers", "head_log_steps")
+OWN_FIELDS: Final = ("hung_after_s", "draft_offload", "require_steering", "graph_tiers", "head_log_steps", "extra_routes")
 """Of an `llm_configs` entry, unknown to ray.serve.llm."""
 
 

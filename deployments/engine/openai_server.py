@@ -11,7 +11,7 @@ import argparse
 import asyncio
 import dataclasses
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import SimpleNamespace
@@ -29,6 +29,7 @@ from nightjar.deployments.engine.hooks import MissingHooks
 from nightjar.deployments.engine.moved_names import moved
 from nightjar.deployments.engine.process_guard import descendants
 from nightjar.deployments.engine_watch import FrontEnd
+from nightjar.deployments.routes import close_other_routes
 from nightjar.policy.wire.operator import DraftOffload
 from nightjar.policy.wire.report import GroupKey
 
@@ -128,6 +129,7 @@ class EngineRequest:
     require_steering: bool = False
     graph_tiers: tuple[int, ...] | None = None
     head_log_steps: int = 0
+    extra_routes: tuple[str, ...] = ()
 
 
 async def start_openai_server(
@@ -174,7 +176,7 @@ async def start_openai_server(
             notice="; ".join(part for part in notices if part),
             why_never_asleep=arguments.why_never_asleep or noted_head(folder.path),
         )
-    app = await _build_app(engine, engine_args, frontend_kwargs)
+    app = await _build_app(engine, engine_args, frontend_kwargs, request.extra_routes)
     group = _identify(engine.vllm_config, facts, request, arguments.graph_tiers)
     return OpenAIServer(engine=engine, app=app, arguments=arguments, group=group, load=load, folder=folder)
 
@@ -235,13 +237,16 @@ def _launch(arguments: EngineArguments, load: LoadObserver) -> tuple[AsyncLLM, A
     return engine, engine_args
 
 
-async def _build_app(engine: AsyncLLM, engine_args: AsyncEngineArgs, frontend_kwargs: Mapping[str, Any]) -> FastAPI:
+async def _build_app(
+    engine: AsyncLLM, engine_args: AsyncEngineArgs, frontend_kwargs: Mapping[str, Any], extra_routes: Sequence[str]
+) -> FastAPI:
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
 
     args = argparse.Namespace(**(vars(moved("FrontendArgs")(**frontend_kwargs)) | vars(engine_args)))
     tasks = await engine.get_supported_tasks()
     app: FastAPI = build_app(args, tasks, engine.model_config)
+    log.info("routes_closed", paths=close_other_routes(app, extra_routes))
     await init_app_state(engine, app.state, args, tasks)
     app.state.server = SimpleNamespace()  # where vLLM asks its own server to stop; here the replica itself ends with a dead engine
     return app

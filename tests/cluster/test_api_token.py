@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nightjar.cluster.api_token import TokenError, configured_token, is_token
+from nightjar.cluster.api_token import TokenError, configured_token, is_token, reader_tokens
 
 
 def test_no_variable_means_no_token() -> None:
@@ -44,3 +44,28 @@ def test_a_token_that_no_header_can_hold_is_refused_without_showing_it(token: st
     with pytest.raises(TokenError, match="printable ASCII") as refused:
         configured_token({"NIGHTJAR_API_TOKEN": token})
     assert token not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("environ", "tokens"),
+    [
+        ({}, None),
+        ({"NIGHTJAR_API_TOKEN": "w"}, None),
+        ({"NIGHTJAR_API_READ_ACCESS": "open", "NIGHTJAR_API_READ_TOKEN": "r"}, None),
+        ({"NIGHTJAR_API_READ_TOKEN": "r"}, ["r"]),
+        ({"NIGHTJAR_API_READ_TOKEN": "r", "NIGHTJAR_API_TOKEN": "w"}, ["r", "w"]),
+        ({"NIGHTJAR_API_READ_ACCESS": "token", "NIGHTJAR_API_TOKEN": "w"}, ["w"]),
+        ({"NIGHTJAR_API_READ_ACCESS": "token"}, []),
+    ],
+)
+def test_readers_need_a_token_where_one_is_configured_for_them_or_the_access_says_so(
+    environ: dict[str, str], tokens: list[str] | None
+) -> None:
+    found = reader_tokens(environ)
+    assert (None if found is None else [token.get_secret_value() for token in found]) == tokens
+
+
+@pytest.mark.parametrize("environ", [{"NIGHTJAR_API_READ_ACCESS": "closed"}, {"NIGHTJAR_API_READ_TOKEN_FILE": "/no/such/file"}])
+def test_an_access_or_a_read_token_that_cannot_be_used_is_an_error_and_not_open(environ: dict[str, str]) -> None:
+    with pytest.raises(TokenError, match="NIGHTJAR_API_READ_"):
+        reader_tokens(environ)

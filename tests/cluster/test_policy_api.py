@@ -1,5 +1,6 @@
 """The HTTP API without Ray: who may write, what a refusal says, what an absent actor looks like."""
 
+import base64
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -253,3 +254,79 @@ async def test_a_body_that_is_nested_without_end_is_refused() -> None:
     async with client(FakePolicy()) as api:
         answer = await api.post("/mode", content=b"[" * MAX_BODY_BYTES, headers={"Authorization": f"Bearer {TOKEN}"})
     assert answer.status_code == 422
+
+
+READER = "to read"
+READS = ("/", "/status", "/explain?replica=r1", "/learned")
+
+
+def closed_client(readers: Callable[[], tuple[SecretStr, ...] | None]) -> httpx.AsyncClient:
+    api = create_policy_api(FakePolicy(), configured, readers)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://nightjar")
+
+
+def both_tokens() -> tuple[SecretStr, ...]:
+    return SecretStr(READER), SecretStr(TOKEN)
+
+
+def basic(password: str) -> str:
+    return "Basic " + base64.b64encode(f"anybody:{password}".encode()).decode()
+
+
+@pytest.mark.parametrize("path", READS)
+@pytest.mark.parametrize(
+    "authorization",
+    ["", "Bearer wrong", "Bearer ", basic("wrong"), "Basic !", "Basic /w==", READER],
+)
+async def test_where_readers_need_a_token_nobody_reads_without_one(path: str, authorization: str) -> None:
+    async with closed_client(both_tokens) as api:
+        answer = await api.get(path, headers={"Authorization": authorization} if authorization else {})
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"].startswith("Basic "), "so that a browser asks for it"
+    assert set(answer.json()) == {"detail"}
+
+
+@pytest.mark.parametrize("path", READS)
+@pytest.mark.parametrize("authorization", [f"Bearer {READER}", f"Bearer {TOKEN}", basic(READER), basic(TOKEN)])
+async def test_the_read_token_and_the_one_that_writes_read_as_bearer_and_as_password(path: str, authorization: str) -> None:
+    async with closed_client(both_tokens) as api:
+        answer = await api.get(path, headers={"Authorization": authorization})
+    assert answer.status_code == 200
+
+
+async def test_a_read_token_does_not_write_and_neither_does_a_password_that_a_browser_sends_by_itself() -> None:
+    async with closed_client(both_tokens) as api:
+        answers = [
+            await api.post("/mode", json={"mode": "off"}, headers={"Authorization": authorization})
+            for authorization in (f"Bearer {READER}", basic(TOKEN))
+        ]
+    assert [answer.status_code for answer in answers] == [401, 401]
+
+
+def no_tokens() -> tuple[SecretStr, ...]:
+    return ()
+
+
+def broken_tokens() -> tuple[SecretStr, ...]:
+    raise TokenError("NIGHTJAR_API_READ_TOKEN_FILE=/secret: the token file is empty")
+
+
+@pytest.mark.parametrize(
+    ("readers", "words"), [(no_tokens, "none is configured"), (broken_tokens, "/secret: the token file is empty")]
+)
+async def test_where_the_readers_token_is_missing_or_broken_nobody_reads(
+    readers: Callable[[], tuple[SecretStr, ...] | None], words: str
+) -> None:
+    async with closed_client(readers) as api:
+        answers = [await api.get(path, headers={"Authorization": f"Bearer {TOKEN}"}) for path in READS]
+        health = await api.get("/health")
+    assert {answer.status_code for answer in answers} == {403}
+    assert all(answer.json()["detail"].startswith("closed: ") and words in answer.json()["detail"] for answer in answers)
+    assert (health.status_code, health.json()) == (200, {"policy": "answers"})
+
+
+async def test_health_says_when_the_policy_does_not_answer() -> None:
+    policy = FakePolicy()
+    policy.reachable = False
+    async with client(policy) as api:
+        assert (await api.get("/health")).status_code == 503

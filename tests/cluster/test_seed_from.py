@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -122,17 +123,21 @@ def test_what_is_no_readable_file_is_one_line(tmp_path: Path) -> None:
 
 
 class Answers(BaseHTTPRequestHandler):
-    """A web server with a good file, an endless one, and nothing else."""
+    """A web server with a good file, an endless one, another policy's API, and nothing else."""
+
+    presented: ClassVar[dict[str, str | None]] = {}
+    """What came as Authorization, by path."""
 
     def do_GET(self) -> None:
+        self.presented[self.path] = self.headers.get("Authorization")
         if self.path == "/moved":
             self.send_response(302)
             self.send_header("Location", "/learned.json")
             self.end_headers()
             return
-        self.send_response(200 if self.path in {"/learned.json", "/endless"} else 404)
+        self.send_response(200 if self.path in {"/learned.json", "/endless", "/nightjar/learned"} else 404)
         self.end_headers()
-        if self.path == "/learned.json":
+        if self.path in {"/learned.json", "/nightjar/learned"}:
             self.wfile.write(to_text(some_file()))
         while self.path == "/endless":
             try:
@@ -142,6 +147,22 @@ class Answers(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Says nothing."""
+
+
+def test_another_policy_is_shown_the_read_token_and_whoever_keeps_files_is_not(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTJAR_API_READ_TOKEN", "to read")
+    for path in ("/nightjar/learned", "/learned.json"):
+        assert load_seed(f"{address}{path}") == some_file()
+    assert Answers.presented["/nightjar/learned"] == "Bearer to read"
+    assert Answers.presented["/learned.json"] is None
+
+
+def test_a_read_token_that_cannot_be_used_is_one_line(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTJAR_API_READ_TOKEN_FILE", "/no/such/file")
+    with pytest.raises(LearnedFileError, match="NIGHTJAR_API_READ_TOKEN_FILE=/no/such/file"):
+        load_seed(f"{address}/nightjar/learned")
 
 
 @pytest.fixture

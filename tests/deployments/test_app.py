@@ -63,6 +63,8 @@ def test_application_builds_with_the_deployment_named_llm() -> None:
         (args(hung_after_s=-1), r"llm_configs\.0\.hung_after_s: Input should be greater than or equal to 0 \(got '-1'\)"),
         (args(hung_after_s=float("nan")), r"llm_configs\.0\.hung_after_s: "),
         (args(require_steering="yes"), r"llm_configs\.0\.require_steering: Input should be a valid boolean \(got 'yes'\)"),
+        (args(extra_routes=["/sleep/"]), r"extra_routes: .*/sleep/ manages an engine and is never answered from outside"),
+        (args(extra_routes=["metrics", "/a b"]), r"extra_routes: .*'metrics' is no path; .*'/a b' is no path"),
         (args(hung_afters=5), r"hung_afters: no such field .*did you mean hung_after_s\?"),
         (args(deployment_config={"num_replica": 1}), r"llm_configs\.0\.deployment_config: .*num_replica"),
         (

@@ -14,7 +14,7 @@ import pytest
 
 from tests.helm.rendering import CHART, needs_helm, release
 
-ANSWERS = {"/-/healthz": b"success", "/nightjar/status": b"{}", "/m/v1/models": b'{"data": [{"id": "tiny"}]}'}
+ANSWERS = {"/-/healthz": b"success", "/nightjar/health": b"{}", "/m/v1/models": b'{"data": [{"id": "tiny"}]}'}
 
 
 @contextmanager
@@ -50,12 +50,12 @@ def check(url: str, script: str, *arguments: str, api_key: str = "") -> subproce
 
 @pytest.mark.parametrize(
     ("missing", "told"),
-    [("", "serves"), ("/nightjar/status", "/nightjar/status: HTTP Error 404"), ("/m/v1/models", "/m/v1/models: HTTP Error 404")],
+    [("", "serves"), ("/nightjar/health", "/nightjar/health: HTTP Error 404"), ("/m/v1/models", "/m/v1/models: HTTP Error 404")],
 )
 def test_what_does_not_answer_is_named(missing: str, told: str) -> None:
     script = (CHART / "files/check_service.py").read_text()
     with serving({path: body for path, body in ANSWERS.items() if path != missing}) as url:
-        done = check(url, script, "--model=/m=tiny", "--answers=/nightjar/status", "--timeout-s=0.01")
+        done = check(url, script, "--model=/m=tiny", "--answers=/nightjar/health", "--timeout-s=0.01")
     assert done.returncode == (1 if missing else 0)
     assert told in done.stdout
 
@@ -76,7 +76,7 @@ def test_a_model_that_is_not_listed_is_named(body: bytes) -> None:
 def test_a_server_that_asks_for_a_key_is_shown_it(key: str, told: str) -> None:
     script = (CHART / "files/check_service.py").read_text()
     with serving(ANSWERS, api_key="sesame") as url:
-        done = check(url, script, "--model=/m=tiny", "--answers=/nightjar/status", "--timeout-s=0.01", api_key=key)
+        done = check(url, script, "--model=/m=tiny", "--answers=/nightjar/health", "--timeout-s=0.01", api_key=key)
     assert told in done.stdout
     assert done.returncode == (0 if told == "serves" else 1)
 

@@ -132,6 +132,29 @@ def test_secrets_are_named_and_never_rendered() -> None:
         assert secret == {"secretName": "api", "items": [{"key": "token", "path": "token"}], "defaultMode": 0o440}
 
 
+def environment_of(template: dict[str, Any]) -> dict[str, Any]:
+    (container,) = template["spec"]["containers"]
+    return {variable["name"]: variable.get("value") for variable in container["env"]}
+
+
+def test_by_default_nobody_may_read_what_the_policy_tells_and_the_notes_say_how_to_open_it() -> None:
+    rendered = release()
+    for template in rendered.ray_pods().values():
+        environment = environment_of(template)
+        assert environment["NIGHTJAR_API_READ_ACCESS"] == "token"
+        assert "NIGHTJAR_API_READ_TOKEN_FILE" not in environment
+
+
+def test_a_readers_secret_is_mounted_and_an_open_service_says_so() -> None:
+    values = {"policy": {"existingReadTokenSecret": "readers", "readTokenSecretKey": "key"}}
+    for template in release(values=values).ray_pods().values():
+        assert environment_of(template)["NIGHTJAR_API_READ_TOKEN_FILE"] == "/etc/nightjar/api-read-token/token"
+        secret = next(volume["secret"] for volume in template["spec"]["volumes"] if volume["name"] == "api-read-token")
+        assert secret == {"secretName": "readers", "items": [{"key": "key", "path": "token"}], "defaultMode": 0o440}
+    for template in release(values={"policy": {"readAccess": "open"}}).ray_pods().values():
+        assert environment_of(template)["NIGHTJAR_API_READ_ACCESS"] == "open"
+
+
 def test_models_of_a_claim_are_read_by_head_and_workers_without_the_hub() -> None:
     values = {"modelStore": {"existingClaim": "models", "subPath": "v1"}, "huggingFace": {"offline": True}}
     for template in release(values=values).ray_pods().values():

@@ -1,6 +1,6 @@
 """Whether a release serves: each model is listed, each other path answers. What `helm test` runs, and the load test waits for.
 
-    check_service.py --service=http://NAME-serve-svc:8000 --model=/=smollm2 --answers=/nightjar/status --timeout-s=300
+    check_service.py --service=http://NAME-serve-svc:8000 --model=/=smollm2 --answers=/nightjar/health --timeout-s=300
 
 Asks again until all is well. Exit code 1, with what is missing, once the time is over. Models are shown the key in OPENAI_API_KEY,
 where there is one. Standard library only: it travels as text.

@@ -72,7 +72,7 @@ http://{{ include "nightjar.fullname" . }}-serve-svc:8000
 - {{ printf "--model=%s=%s" (.routePrefix | default "/") (.modelId | default .name) | quote }}
 {{- end }}
 {{- if and .root.Values.models .root.Values.policy.enabled }}
-- --answers=/nightjar/status
+- --answers=/nightjar/health
 {{- end }}
 {{- end -}}
 

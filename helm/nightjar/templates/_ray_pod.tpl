@@ -57,6 +57,9 @@ spec:
     {{- if $values.policy.existingTokenSecret }}
     - {name: api-token, mountPath: /etc/nightjar/api-token, readOnly: true}
     {{- end }}
+    {{- if $values.policy.existingReadTokenSecret }}
+    - {name: api-read-token, mountPath: /etc/nightjar/api-read-token, readOnly: true}
+    {{- end }}
     {{- with $values.modelStore }}
     {{- if .existingClaim }}
     - name: models
@@ -78,6 +81,13 @@ spec:
     secret:
       secretName: {{ . }}
       items: [{key: {{ $values.policy.tokenSecretKey }}, path: token}]
+      defaultMode: 0440
+  {{- end }}
+  {{- with $values.policy.existingReadTokenSecret }}
+  - name: api-read-token
+    secret:
+      secretName: {{ . }}
+      items: [{key: {{ $values.policy.readTokenSecretKey }}, path: token}]
       defaultMode: 0440
   {{- end }}
   {{- with $values.modelStore.existingClaim }}
@@ -126,6 +136,10 @@ spec:
 {{- if .Values.policy.existingTokenSecret }}
 - {name: NIGHTJAR_API_TOKEN_FILE, value: /etc/nightjar/api-token/token}
 {{- end }}
+{{- if .Values.policy.existingReadTokenSecret }}
+- {name: NIGHTJAR_API_READ_TOKEN_FILE, value: /etc/nightjar/api-read-token/token}
+{{- end }}
+- {name: NIGHTJAR_API_READ_ACCESS, value: {{ .Values.policy.readAccess }}}
 {{- $gpus := 0 }}
 {{- range .Values.workerGroups }}
 {{- $gpus = add $gpus (include "nightjar.gpus" . | int) }}

@@ -44,6 +44,9 @@ applications:
       {{- with .headLogSteps }}
       head_log_steps: {{ . }}
       {{- end }}
+      {{- with .extraRoutes }}
+      extra_routes: {{ toJson . }}
+      {{- end }}
       {{- with .draftOffload }}
       draft_offload: {{ . }}
       {{- end }}

@@ -105,6 +105,23 @@
 {{- if and $fault.storage (ne $fault.backend "rocksdb") -}}
   {{- fail (printf "gcsFaultTolerance: storage belongs to backend rocksdb (backend is %q)" $fault.backend) -}}
 {{- end -}}
+{{- range $way := list "ingress" "httpRoute" -}}
+  {{- $given := get $.Values.public $way -}}
+  {{- if $given.enabled -}}
+    {{- if not (or $.Values.models $.Values.public.paths) -}}
+      {{- fail (printf "public.%s: the chart does not know the routes of serveConfigV2; name them in public.paths, for example [/v1]" $way) -}}
+    {{- end -}}
+    {{- if eq $.Values.upgradeStrategy.type "NewClusterWithIncrementalUpgrade" -}}
+      {{- fail (printf "public.%s: with upgradeStrategy.type NewClusterWithIncrementalUpgrade KubeRay makes the HTTPRoute itself, for every path, and moves traffic by it; close paths at your gateway, or choose NewCluster" $way) -}}
+    {{- end -}}
+  {{- end -}}
+{{- end -}}
+{{- if and .Values.public.ingress.enabled (not .Values.public.ingress.hosts) -}}
+  {{- fail "public.ingress: hosts is empty: name at least one host" -}}
+{{- end -}}
+{{- if and .Values.public.httpRoute.enabled (not .Values.public.httpRoute.parentRefs) -}}
+  {{- fail "public.httpRoute: parentRefs is empty: name the gateway, for example [{name: public}]" -}}
+{{- end -}}
 {{- $upgrade := .Values.upgradeStrategy -}}
 {{- if and $fault.externalStorageNamespace (ne $upgrade.type "None") -}}
   {{- fail (printf "gcsFaultTolerance: externalStorageNamespace would be shared by the old and the new cluster of an upgrade; leave it empty, or set upgradeStrategy.type to None (it is %q)" $upgrade.type) -}}
