@@ -1,23 +1,30 @@
-"""The fleet as tables: the same views for `status`, `watch` and whoever embeds them. Pure: a status in, a renderable out."""
+"""The fleet in 80 columns: the same views for `status`, `watch` and whoever embeds them. Pure: a status in, a renderable out.
+
+Numbers stand in a table, words below it: in a narrow terminal a column of words breaks every word.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from rich import box
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from nightjar.cluster.durations import format_duration
+from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import SteeringLevel
 from nightjar.policy.wire.settings import TableRow
 from nightjar.policy.wire.status import FleetStatus, GroupStatus, PolicyStatus, ReplicaStatus
 
 STALE_REPORT_S: Final = 5.0
 SHOWN_ADAPTERS: Final = 8
+SHOWN_NAMES: Final = 4
+"""Of replicas of whom the same is true."""
 STUCK_AFTER_S: Final = 60.0
 """Since the last decision; the longest decision period is half of it. The alert NightjarPolicyStuck says the same."""
 
@@ -32,9 +39,12 @@ def fleet_view(fleet: FleetStatus) -> RenderableType:
     if fleet.policy.waiting_groups:
         parts.append(Text(f"imported, waiting for a replica: {', '.join(fleet.policy.waiting_groups)}", style="cyan"))
     parts.extend(override_lines(fleet))
-    parts.append(replica_table(fleet.replicas) if fleet.replicas else Text("no replica has reported yet", style="yellow"))
-    if fleet.groups:
-        parts.append(group_table(fleet.groups))
+    if fleet.replicas:
+        parts += [replica_table(fleet.replicas, fleet.policy.mode), *notes(fleet.replicas)]
+    else:
+        parts.append(Text("no replica has reported yet", style="yellow"))
+    for group in fleet.groups:
+        parts += [Text(), *group_lines(group)]
     parts.extend(adapter_lines(fleet.replicas))
     return Group(*parts)
 
@@ -76,33 +86,58 @@ def override_lines(fleet: FleetStatus) -> Iterable[Text]:
         yield Text(f"override: {whom} -> {override.mode}, {left}{reason}", style="cyan")
 
 
-def replica_table(replicas: Iterable[ReplicaStatus]) -> Table:
-    """One row a replica. In shadow, K reads `runs -> would run`."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+def replica_table(replicas: Sequence[ReplicaStatus], mode: Mode) -> Table:
+    """One row a replica. In shadow, K reads `runs -> would run`. The mode has a column where one replica's is not `mode`."""
+    with_mode = any(replica.mode != mode for replica in replicas)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
     table.add_column("replica", overflow="fold")
-    table.add_column("mode")
-    for name in ("batch", "run/wait", "KV", "K", "acceptance", "tok/s"):
-        table.add_column(name, justify="right")
-    table.add_column("drafter")
-    table.add_column("settings")
-    table.add_column("reason", overflow="fold", ratio=1)
+    if with_mode:
+        table.add_column("mode", no_wrap=True)
+    for name in ("batch", "waiting", "KV", "K", "accepted", "tok/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("drafter", no_wrap=True)
     for replica in replicas:
-        load, is_plain = replica.load, replica.steering is SteeringLevel.PLAINLY
-        table.add_row(
-            f"{replica.application}/{replica.replica_id.removeprefix(replica.application).lstrip('#/')}",
-            str(replica.mode),
+        load = replica.load
+        cells = [
+            short_name(replica),
+            *([str(replica.mode)] if with_mode else []),
             str(load.decode_batch_size),
-            f"{load.num_running_reqs}/{load.num_waiting_reqs}",
+            str(load.num_waiting_reqs),
             f"{load.kv_cache_usage:.0%}",
             speculation(replica),
             acceptance(replica.acceptance),
             f"{replica.generated_tokens_per_s:.1f}",
-            drafter_cell(replica),
-            settings_cell(replica),
-            f"served plainly: {replica.steering_reason}" if is_plain else replica.reason,
-            style="yellow" if replica.report_age_s > STALE_REPORT_S or is_plain else None,
-        )
+            replica.drafter_state.value,
+        ]
+        is_doubtful = replica.report_age_s > STALE_REPORT_S or replica.steering is SteeringLevel.PLAINLY
+        table.add_row(*cells, style="yellow" if is_doubtful else None)
     return table
+
+
+def short_name(replica: ReplicaStatus) -> str:
+    """Application and the last part of Serve's id (application#deployment#part): our deployments have all the same name."""
+    return f"{replica.application}/{replica.replica_id.rpartition('#')[2]}"
+
+
+def notes(replicas: Iterable[ReplicaStatus]) -> Iterable[RenderableType]:
+    """What is to be said of replicas in words, the same words once for all of whom they are true.
+
+    Why K is what it is, what a drafter waits for or has cost, and settings that are not the newest.
+    """
+    said: dict[str, list[str]] = {}
+    for replica in replicas:
+        is_plain = replica.steering is SteeringLevel.PLAINLY
+        words = [f"served plainly: {replica.steering_reason}" if is_plain else replica.reason]
+        if (drafter := drafter_cell(replica)) != replica.drafter_state.value:
+            words.append(f"drafter {drafter}")
+        if not replica.settings_confirmed or replica.report_age_s > STALE_REPORT_S:
+            words.append(f"settings {settings_cell(replica)}")
+        for text in filter(None, words):
+            said.setdefault(text, []).append(short_name(replica))
+    for text, names in said.items():
+        shown = ", ".join(names[:SHOWN_NAMES])
+        more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+        yield Text.assemble((f"{shown}{more}", "bold"), f": {text}")
 
 
 def speculation(replica: ReplicaStatus) -> str:
@@ -166,20 +201,19 @@ def adapter_lines(replicas: Iterable[ReplicaStatus]) -> Iterable[Text]:
         yield Text(f"LoRA adapters of {application}, accepted draft tokens: {shown}{rest}")
 
 
-def group_table(groups: Iterable[GroupStatus]) -> Table:
-    """One row a group: its plan as K by decode batch."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("group", overflow="fold")
-    table.add_column("replicas", justify="right")
-    table.add_column("planner")
-    table.add_column("K by decode batch", overflow="fold")
-    table.add_column("acceptance", justify="right")
-    table.add_column("reason", overflow="fold", ratio=1)
-    for group in groups:
-        table.add_row(
-            group.group_id, str(group.replicas), group.planner, plan_text(group.rows), acceptance(group.acceptance), group.reason
-        )
-    return table
+def group_lines(group: GroupStatus) -> Iterable[RenderableType]:
+    """A group: its plan as K by decode batch, what the plan is predicted to give over off, and why."""
+    planned, off = group.predicted_tokens_per_s, group.predicted_off_tokens_per_s
+    gain = f", predicted {planned:.0f} tok/s, {planned / off:.2f} of off" if planned is not None and off else ""
+    yield Text.assemble(("group ", "bold"), f"{group.group_id}: {counted(group.replicas)}, planner {group.planner}{gain}")
+    told = [f"K by decode batch  {plan_text(group.rows)}", f"accepted           {acceptance(group.acceptance)}"]
+    for line in (*told, *filter(None, group.reason.split("; "))):
+        yield Padding(Text(line), (0, 0, 0, 2))
+
+
+def counted(replicas: int) -> str:
+    """`1 replica`, `3 replicas`."""
+    return f"{replicas} replica{'' if replicas == 1 else 's'}"
 
 
 def plan_text(rows: Iterable[TableRow]) -> str:

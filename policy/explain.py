@@ -98,15 +98,17 @@ def explain(
 
 
 def find_replica(replica_ids: Iterable[str], asked: str) -> str:
-    """The replica that goes by `asked`: its id, or a part of it that no other has. Raises UnknownReplicaError.
+    """The replica that goes by `asked`: its id, as `status` shows it, or a part of either that no other has.
 
-    >>> find_replica(["chat#LLM#abc", "chat#LLM#def"], "abc")
-    'chat#LLM#abc'
+    Raises UnknownReplicaError.
+
+    >>> find_replica(["chat#LLM#abc", "chat#LLM#def"], "abc"), find_replica(["chat#LLM#abc", "mail#LLM#abc"], "mail/abc")
+    ('chat#LLM#abc', 'mail#LLM#abc')
     """
     known = sorted(replica_ids)
     if asked in known:
         return asked
-    alike = [replica_id for replica_id in known if asked and asked in replica_id]
+    alike = [name for name in known if asked and (asked in name or asked in f"{name.partition('#')[0]}/{name.rpartition('#')[2]}")]
     if len(alike) == 1:
         return alike[0]
     problem = f"{len(alike)} replicas go by {asked[:80]!r}" if alike else f"no replica {asked[:80]!r}"

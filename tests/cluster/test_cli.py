@@ -43,8 +43,7 @@ def test_status_shows_replicas_plan_overrides_and_the_policys_incarnation(serve:
     assert [str(request.url) for request in requests] == ["http://127.0.0.1:8000/nightjar/status"]
     parts = [
         "incarnation 3",
-        "LLM#abc",
-        "4/1",
+        "smollm2/abc",
         "25%",
         "0.80..0.40",
         "41.5",

@@ -4,14 +4,15 @@ import pytest
 from rich.console import Console
 
 from nightjar.cluster.views import acceptance, drafter_cell, fleet_view, plan_text, settings_cell, speculation
-from nightjar.policy.wire.report import AdapterCounters, DrafterCounters, DrafterState, SteeringLevel
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.report import AdapterCounters, DrafterCounters, DrafterState, EngineLoad, SteeringLevel
 from nightjar.policy.wire.settings import TableRow
 from nightjar.policy.wire.status import FleetStatus
 from tests.cluster.fleets import some_fleet
 
 
-def rendered(fleet: FleetStatus) -> str:
-    console = Console(width=220, color_system=None)
+def rendered(fleet: FleetStatus, width: int = 220) -> str:
+    console = Console(width=width, color_system=None)
     with console.capture() as capture:
         console.print(fleet_view(fleet))
     return capture.get()
@@ -26,6 +27,61 @@ def test_settings_that_are_not_the_newest_are_marked_with_their_age() -> None:
     newest, behind = some_fleet().replicas
     assert settings_cell(newest) == "3.17, 0s ago"
     assert settings_cell(behind) == "3.17 behind, 12s ago"
+
+
+def test_in_80_columns_each_replica_is_a_row_and_no_word_is_broken() -> None:
+    fleet = some_fleet()
+    first, second = fleet.replicas
+    busy = EngineLoad(
+        decode_batch_size=256,
+        num_waiting_reqs=1024,
+        kv_cache_usage=1.0,
+        num_speculative_tokens=10,
+        planned_num_speculative_tokens=10,
+    )
+    much = {
+        "replica_id": "qwen-32b#LLM#abcd1234",
+        "application": "qwen-32b",
+        "load": busy,
+        "generated_tokens_per_s": 12345.6,
+        "drafter_state": DrafterState.CATCHING_UP,
+        "reason": "batch 129-192: off gives 4012.7 tok/s predicted against 3511.9 with K=1 (2013 clean steps)",
+    }
+    text = rendered(fleet.model_copy(update={"replicas": (first.model_copy(update=much), second)}), width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    (row,) = [line for line in text.splitlines() if "catching_up" in line]
+    assert row.split() == ["qwen-32b/abcd1234", "256", "1024", "100%", "10", "0.80..0.40", "12345.6", "catching_up"]
+    words = set(text.split())
+    assert {"replica", "waiting", "accepted", "drafter", "predicted", "(2013", "steps)"} <= words
+
+
+def test_a_mode_that_is_not_the_fleets_has_a_column_and_fits_as_well() -> None:
+    fleet = some_fleet()
+    pinned = fleet.replicas[0].model_copy(update={"mode": Mode.parse("pin=3")})
+    text = rendered(fleet.model_copy(update={"replicas": (pinned, fleet.replicas[1])}), width=80)
+    assert "pin=3" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "mode" not in rendered(fleet).split("replica ")[1].splitlines()[0], "the policy's line says it"
+
+
+def test_what_is_true_of_many_replicas_is_said_once() -> None:
+    fleet = some_fleet()
+    many = tuple(fleet.replicas[0].model_copy(update={"replica_id": f"smollm2#LLM#{number}"}) for number in range(6))
+    text = " ".join(rendered(fleet.model_copy(update={"replicas": many})).split())
+    assert text.count("K=5 up to batch 4") == 1
+    assert "smollm2/0, smollm2/1, smollm2/2, smollm2/3 and 2 more: K=5 up to batch 4" in text
+
+
+def test_a_group_tells_what_its_plan_gives_over_off() -> None:
+    fleet = some_fleet()
+    group = fleet.groups[0].model_copy(
+        update={"predicted_tokens_per_s": 412.0, "predicted_off_tokens_per_s": 320.0, "reason": "a; b"}
+    )
+    text = rendered(fleet.model_copy(update={"groups": (group,)}))
+    assert "group smollm2-1234: 2 replicas, planner fleet, predicted 412 tok/s, 1.29 of off" in text
+    assert "K by decode batch  1-5: 5  6-16: 0" in text
+    assert [line.strip() for line in text.splitlines()[-2:]] == ["a", "b"]
+    assert "of off" not in rendered(fleet), "nothing is predicted"
 
 
 def test_refused_settings_show_with_their_error() -> None:
