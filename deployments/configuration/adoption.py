@@ -8,7 +8,7 @@ names line, value and the way out; nothing is dropped in silence.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import yaml
@@ -56,6 +56,11 @@ _MAPPINGS: Final = (
 _NOT_NEEDED: Final = frozenset(
     {"llm_engine", "accelerator_config", "placement_group_config", "log_engine_metrics", "experimental_configs"}
 )
+_GONE_FROM_VLLM: Final[Mapping[str, frozenset[object]]] = {
+    "device": frozenset({"auto", "cuda"}),
+    "use_v2_block_manager": frozenset({True}),
+}
+"""Arguments that vLLM dropped and that samples still hold, with the values that are what vLLM does anyway."""
 _WITHOUT_COUNTERPART: Final = {
     "lora_config": "Nightjar's deployment loads adapters by vLLM's own lora_modules in engine_kwargs",
     "server_cls": "Nightjar brings its own deployment",
@@ -101,8 +106,21 @@ def _adopt(application: Application, edits: TextEdits) -> None:
         elif key not in _SHARED and key not in OWN_FIELDS:
             reason = _WITHOUT_COUNTERPART.get(key, "Nightjar's deployment has no such field")
             raise application.refuse(place, f"{key}: {shown(value)} cannot be carried over: {reason}; take it out first")
+    _take_out_gone(application, edits)
     _check_loading(application)
     _add_gpus(application, edits)
+
+
+def _take_out_gone(application: Application, edits: TextEdits) -> None:
+    """Arguments that vLLM dropped, where they say nothing else than what it does: `nightjar check` names all others."""
+    kwargs = application.entry_values.get("engine_kwargs") or {}
+    gone = [key for key, value in kwargs.items() if isinstance(value, str | bool) and value in _GONE_FROM_VLLM.get(key, ())]
+    place = ("args", "llm_configs", 0, "engine_kwargs")
+    if gone and len(gone) == len(kwargs):
+        _comment_out(application, application.entry, "engine_kwargs", place, edits)
+        return
+    for key in gone:
+        _comment_out(application, child(application.entry, "engine_kwargs"), key, (*place, key), edits)
 
 
 def _check_kinds(application: Application) -> None:

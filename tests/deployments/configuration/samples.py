@@ -197,6 +197,54 @@ spec:
   # what Serve serves
   serveConfigV2: |-
 {_SERVE_CONFIG}""",
+    "of the shape of KubeRay's LLM samples": """\
+apiVersion: ray.io/v1
+kind: RayService
+metadata:
+  name: chat
+spec:
+  serveConfigV2: |
+    applications:
+    - name: llms
+      import_path: ray.serve.llm:build_openai_app
+      route_prefix: "/"
+      args:
+        llm_configs:
+        - model_loading_config:
+            model_id: chat
+            model_source: someone/chat-7b
+          engine_kwargs:
+            dtype: bfloat16
+            max_model_len: 1024
+            device: auto
+            gpu_memory_utilization: 0.75
+          deployment_config:
+            autoscaling_config:
+              min_replicas: 1
+              max_replicas: 4
+              target_ongoing_requests: 64
+            max_ongoing_requests: 128
+  rayClusterConfig:
+    rayVersion: "2.46.0"
+    headGroupSpec:
+      rayStartParams: {num-cpus: "0"}
+      template:
+        spec:
+          containers:
+          - name: ray-head
+            image: example/ray-llm
+            env:
+            - name: HUGGING_FACE_HUB_TOKEN
+              valueFrom: {secretKeyRef: {name: hf-token, key: hf_token}}
+---
+apiVersion: v1
+kind: Secret
+metadata:
+  name: hf-token
+type: Opaque
+stringData:
+  hf_token: <yours>
+""",
     "two services": "---\n".join(
         f"""\
 apiVersion: ray.io/v1

@@ -65,6 +65,24 @@ def test_an_engine_whose_accelerator_nobody_names_gets_the_gpus_that_ray_serve_l
     assert entry == {"model_loading_config": {"model_id": "m"}}
 
 
+def test_an_argument_that_vllm_dropped_becomes_a_comment_where_it_says_what_vllm_does_anyway() -> None:
+    sample = RAY_SERVICES["of the shape of KubeRay's LLM samples"]
+    assert "            # ray.serve.llm only: device: auto\n" in add_nightjar(sample)
+    of_another = add_nightjar(sample.replace("device: auto", "device: tpu"))
+    assert [line.text("f") for line in check_text(of_another).lines if "device: no such argument" in line.text("f")]
+
+
+def test_engine_arguments_that_are_all_of_that_kind_go_as_a_whole() -> None:
+    others = ("            dtype: bfloat16\n", "            max_model_len: 1024\n", "            gpu_memory_utilization: 0.75\n")
+    alone = RAY_SERVICES["of the shape of KubeRay's LLM samples"]
+    for line in others:
+        alone = alone.replace(line, "")
+    after = add_nightjar(alone)
+    assert "# ray.serve.llm only: engine_kwargs:\n" in after
+    assert [line.text("f") for line in check_text(after).lines if line.finding.severity == "error"] == []
+    assert remove_nightjar(after) == alone
+
+
 def test_what_an_operator_added_for_nightjar_goes_with_it() -> None:
     small = SERVE_FILES["small"]
     edited = add_nightjar(small).replace("planner: fleet", "planner: fleet\n    # ours\n      dwell_steps: 2")
