@@ -101,6 +101,28 @@ spec:
   {{- end }}
 {{- end -}}
 
+{{/* The same with what the values say on top: fields of Ray's container, and of the pod. Containers, init containers, volumes and
+tolerations of podSpecOverrides stand beside the chart's own; every other list takes their place. */}}
+{{- define "nightjar.rayPodWithOverrides" -}}
+{{- $pod := include "nightjar.rayPod" . -}}
+{{- $container := .group.containerOverrides | default dict -}}
+{{- $own := .group.podSpecOverrides | default dict -}}
+{{- if or $container $own -}}
+{{- $pod = fromYaml $pod -}}
+{{- $ray := mergeOverwrite (first $pod.spec.containers) (deepCopy $container) -}}
+{{- $spec := set $pod.spec "containers" (list $ray) -}}
+{{- $beside := dict -}}
+{{- range $name := list "containers" "initContainers" "volumes" "tolerations" -}}
+{{- if hasKey $own $name -}}
+{{- $_ := set $beside $name (concat (get $spec $name | default list) (get $own $name)) -}}
+{{- end -}}
+{{- end -}}
+{{- $_ := set $pod "spec" (mergeOverwrite $spec (deepCopy $own) $beside) -}}
+{{- $pod = toYaml $pod -}}
+{{- end -}}
+{{- $pod -}}
+{{- end -}}
+
 {{- define "nightjar.rayPorts" -}}
 {{- if eq .component "head" -}}
 - {containerPort: 6379, name: gcs-server}

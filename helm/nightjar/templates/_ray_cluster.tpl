@@ -1,0 +1,74 @@
+{{/* The RayCluster that the RayService makes. */}}
+{{- define "nightjar.rayCluster" -}}
+rayVersion: {{ .Values.rayVersion | quote }}
+enableInTreeAutoscaling: {{ .Values.autoscaler.enabled }}
+{{- if .Values.autoscaler.enabled }}
+autoscalerOptions:
+  version: v2
+  idleTimeoutSeconds: {{ int64 .Values.autoscaler.idleTimeoutSeconds }}
+  imagePullPolicy: {{ .Values.image.pullPolicy }}
+  env:
+  - {name: HOME, value: /home/nightjar}
+  resources:
+    {{- toYaml .Values.autoscaler.resources | nindent 4 }}
+  {{- with .Values.containerSecurityContext }}
+  securityContext:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  volumeMounts:
+  {{- include "nightjar.scratchMounts" . | nindent 2 }}
+{{- end }}
+authOptions:
+  mode: {{ .Values.rayAuth.mode }}
+  {{- with .Values.rayAuth.existingSecret }}
+  secretName: {{ . }}
+  {{- end }}
+{{- with .Values.gcsFaultTolerance }}
+{{- if .backend }}
+gcsFaultToleranceOptions:
+  {{- with .externalStorageNamespace }}
+  externalStorageNamespace: {{ . | quote }}
+  {{- end }}
+  {{- if eq .backend "redis" }}
+  redisAddress: {{ .redis.address | quote }}
+  {{- with .redis.username }}
+  redisUsername: {value: {{ . | quote }}}
+  {{- end }}
+  {{- if .redis.existingSecret }}
+  redisPassword:
+    valueFrom:
+      secretKeyRef: {name: {{ .redis.existingSecret }}, key: {{ .redis.secretKey }}}
+  {{- end }}
+  {{- else }}
+  backend: {{ .backend }}
+  storage:
+    {{- toYaml .storage | nindent 4 }}
+  {{- end }}
+{{- end }}
+{{- end }}
+headGroupSpec:
+  rayStartParams:
+    {{- merge (dict) .Values.head.rayStartParams (dict "num-cpus" "0" "num-gpus" "0" "dashboard-host" "0.0.0.0") | toYaml | nindent 4 }}
+  template:
+    {{- include "nightjar.rayPodWithOverrides" (dict "root" . "group" .Values.head "component" "head") | nindent 4 }}
+workerGroupSpecs:
+{{- range .Values.workerGroups }}
+- groupName: {{ .groupName | quote }}
+  replicas: {{ int64 .minReplicas }}
+  minReplicas: {{ int64 .minReplicas }}
+  maxReplicas: {{ int64 .maxReplicas }}
+  rayStartParams:
+    {{- include "nightjar.workerStartParams" . | nindent 4 }}
+  template:
+    {{- include "nightjar.rayPodWithOverrides" (dict "root" $ "group" . "component" "worker") | nindent 4 }}
+{{- end }}
+{{- end -}}
+
+{{/* The same with the fields of rayClusterOverrides on top; as written where there are none. */}}
+{{- define "nightjar.rayClusterWithOverrides" -}}
+{{- $cluster := include "nightjar.rayCluster" . -}}
+{{- with .Values.rayClusterOverrides -}}
+{{- $cluster = mergeOverwrite (fromYaml $cluster) (deepCopy .) | toYaml -}}
+{{- end -}}
+{{- $cluster -}}
+{{- end -}}
