@@ -122,6 +122,34 @@ or last_over_time({ACCEPTANCE}[1h]) < 0.02""",
         summary="The policy has not decided anything for {{ $value | humanizeDuration }}.",
     ),
     Alert(
+        name="NightjarMetricsAbsent",
+        expression=f"""\
+(
+  max by ({CLUSTER}) (max_over_time(ray_nightjar_policy_decision_age_seconds[1d]))
+  unless max by ({CLUSTER}) (ray_nightjar_policy_decision_age_seconds)
+)
+or absent(max_over_time(ray_nightjar_policy_decision_age_seconds[1d]))""",
+        lasting="10m",
+        severity="warning",
+        summary="Nothing of the policy is scraped: no other alert of Nightjar can fire.",
+    ),
+    Alert(
+        name="NightjarNoReplica",
+        expression=f"""\
+max by ({CLUSTER}) (ray_nightjar_policy_decision_age_seconds)
+unless max by ({CLUSTER}) (ray_nightjar_replica_info)""",
+        lasting="10m",
+        severity="warning",
+        summary="A policy runs, and no replica exports anything.",
+    ),
+    Alert(
+        name="NightjarApplicationUnhealthy",
+        expression=f"max by ({BY_APPLICATION}) (ray_serve_application_status) < 3",
+        lasting="5m",
+        severity="warning",
+        summary="Serve could not deploy {{ $labels.application }}, or it is unhealthy.",
+    ),
+    Alert(
         name="NightjarReplicaSilent",
         expression=f"""\
 (

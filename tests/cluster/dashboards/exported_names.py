@@ -29,7 +29,9 @@ VLLM_SERIES: Final = {
 }
 """As Ray's agent exports what vLLM counts."""
 
-SERIES: Final = {family.exported_name for family in FAMILIES} | VLLM_SERIES
+SERVE_GAUGES: Final = {"serve_application_status"}
+
+SERIES: Final = {family.exported_name for family in FAMILIES} | VLLM_SERIES | {f"ray_{name}" for name in SERVE_GAUGES}
 
 LABELS: Final = {
     *common_labels(ReplicaIdentity("", "", "", "", GroupKey(target="any")), ""),

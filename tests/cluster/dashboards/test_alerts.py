@@ -40,6 +40,9 @@ OFFLOADED: Final = f'ray_nightjar_drafter_state{{{REPLICA}, state="offloaded"}}'
 OBSERVING: Final = f'ray_nightjar_steering{{{REPLICA}, level="observing"}}'
 KV_USE: Final = f"ray_vllm_kv_cache_usage_perc{{{VLLM}}}"
 WAITING: Final = f"ray_vllm_num_requests_waiting{{{VLLM}}}"
+AGE: Final = f"ray_nightjar_policy_decision_age_seconds{{{POLICY}}}"
+AGE_ELSEWHERE: Final = 'ray_nightjar_policy_decision_age_seconds{WorkerId="q", ray_io_cluster="other"}'
+APPLICATION: Final = 'ray_serve_application_status{application="chat", ray_io_cluster="c"}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,16 @@ SCENARIOS: Final = (
     ),
     Scenario("unheard of for ten minutes", "NightjarPolicySilent", _age("ray_nightjar_settings_age_seconds", REPLICA), 10),
     Scenario("undecided for ten minutes", "NightjarPolicyStuck", _age("ray_nightjar_policy_decision_age_seconds", POLICY), 10),
+    Scenario("scraped no more", "NightjarMetricsAbsent", {AGE: "1x10 stale"}, 30),
+    Scenario("one cluster of two", "NightjarMetricsAbsent", {AGE: "1x10 stale", AGE_ELSEWHERE: "1x60"}, 30),
+    Scenario("never scraped", "NightjarMetricsAbsent", {RUNNING: "1x60"}, 30),
+    Scenario("scraped", "NightjarMetricsAbsent", {AGE: "1x60"}, 30, fires=False),
+    Scenario("the last replica is gone", "NightjarNoReplica", {AGE: "1x60", INFO: "1x10 stale"}, 30),
+    Scenario("replicas elsewhere", "NightjarNoReplica", {AGE_ELSEWHERE: "1x60", INFO: "1x60"}, 30),
+    Scenario("one replica", "NightjarNoReplica", {AGE: "1x60", INFO: "1x60"}, 30, fires=False),
+    Scenario("unhealthy", "NightjarApplicationUnhealthy", {APPLICATION: "6x5 2x60"}, 20),
+    Scenario("never deployed", "NightjarApplicationUnhealthy", {APPLICATION: "1x60"}, 20),
+    Scenario("deploying, then running", "NightjarApplicationUnhealthy", {APPLICATION: "5x30 6x60"}, 40, fires=False),
     Scenario("vLLM goes on alone", "NightjarReplicaSilent", {INFO: "1x10 stale", RUNNING: "1x60"}, 30),
     Scenario("both go on", "NightjarReplicaSilent", {INFO: "1x60", RUNNING: "1x60"}, 30, fires=False),
     Scenario("both are gone", "NightjarReplicaSilent", {INFO: "1x10 stale", RUNNING: "1x10 stale"}, 30, fires=False),
