@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from nightjar.cluster.serve_config import POLICY_DEPLOYMENT, POLICY_IMPORT_PATH
+from nightjar.deployments.configuration.cluster_gpus import ClusterGpus, cluster_gpus, gpu_findings
 from nightjar.deployments.configuration.deployed import ENTRY
 from nightjar.deployments.configuration.findings import Finding, FoundLine, Place, shown
 from nightjar.deployments.configuration.rules import CheckedModel, check_model
@@ -53,14 +54,14 @@ def check_text(text: str) -> Report:
     lines: list[FoundLine] = []
     models: list[ModelReport] = []
     for source in sources:
-        found, checked = check_config(source.values)
+        found, checked = check_config(source.values, cluster_gpus(source.manifest))
         lines += [FoundLine(source.line_of(finding.place), finding) for finding in found]
         models += checked
     return Report(tuple(sorted(lines, key=lambda line: line.line)), tuple(models))
 
 
-def check_config(values: Any) -> tuple[list[Finding], list[ModelReport]]:
-    """Findings of one Serve config, as plain values."""
+def check_config(values: Any, gpus: ClusterGpus | None = None) -> tuple[list[Finding], list[ModelReport]]:
+    """Findings of one Serve config, as plain values, on a cluster whose pods have so many GPUs (None: not known)."""
     if not isinstance(values, Mapping):
         return [Finding("error", (), f"holds {shown(values)}; a mapping with the field applications is needed")], []
     if "applications" not in values and "import_path" in values:
@@ -86,6 +87,8 @@ def check_config(values: Any) -> tuple[list[Finding], list[ModelReport]]:
         if model is not None:
             models.append((number, ModelReport(str(application.get("name", "default")), model)))
     found += _across(settings, _place_of_settings(applications), models)
+    if gpus is not None:
+        found += gpu_findings(gpus, [(("applications", number), report.model.deployed) for number, report in models])
     return found, [model for _, model in models]
 
 

@@ -8,7 +8,7 @@ there twice is such an error, since YAML would drop the first in silence.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import yaml
@@ -41,6 +41,7 @@ class ServeSource:
     first_line: int = 0  # counted from 0
     indent: int = 0  # columns that the file puts before each of its lines
     lines_are_known: bool = True  # False: a RayService's text in quotes or folded, whose lines are all where it begins
+    manifest: Any = None  # the RayService that holds it, as plain values
 
     @property
     def lines(self) -> list[str]:
@@ -72,11 +73,11 @@ def read_sources(text: str) -> tuple[ServeSource, ...]:
         ((node, values),) = documents
         _refuse_chart_values(values)
         return (ServeSource(values, node, text),)
-    services = [node for node, values in manifests if values["kind"] == RAY_SERVICE]
+    services = [(node, values) for node, values in manifests if values["kind"] == RAY_SERVICE]
     if not services:
         kinds = ", ".join(sorted({str(values["kind"]) for _, values in manifests}))
         raise SourceError(1, f"kind: {kinds}; a {RAY_SERVICE} is needed, or a Serve config with the field applications")
-    return tuple(_embedded(text, node) for node in services)
+    return tuple(replace(_embedded(text, node), manifest=values) for node, values in services)
 
 
 def _refuse_chart_values(values: Any) -> None:
