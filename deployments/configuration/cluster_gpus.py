@@ -55,8 +55,8 @@ def gpu_findings(gpus: ClusterGpus, models: Sequence[tuple[Place, DeployedModel]
         yield Finding(
             "error",
             max(asked, key=lambda one: one[1])[0],
-            f"all replicas together need {total:g} GPUs, and workerGroupSpecs have {gpus.all_pods} at most: some would wait for ever; "
-            "raise maxReplicas, or ask for fewer",
+            f"all replicas together need {total:g} GPUs, and workerGroupSpecs have {gpus.all_pods} at most: some would wait for "
+            "ever; raise maxReplicas, or ask for fewer",
         )
 
 
