@@ -69,7 +69,7 @@ STATE: Final = Row(
         _number(
             "Last decision",
             "How long ago the policy last decided without an error.",
-            f"min(ray_nightjar_policy_decision_age_seconds{{{POLICY_OF_CLUSTER}}})",
+            f"max(ray_nightjar_policy_decision_age_seconds{{{POLICY_OF_CLUSTER}}})",
             unit="s",
             alarm_above=60,
         ),

@@ -131,7 +131,7 @@ or last_over_time({ACCEPTANCE}[1h]) < 0.02""",
 or absent(max_over_time(ray_nightjar_policy_decision_age_seconds[1d]))""",
         lasting="10m",
         severity="warning",
-        summary="Nothing of the policy is scraped: no other alert of Nightjar can fire.",
+        summary="No metric of a policy{{ with $labels.ray_io_cluster }} of {{ . }}{{ end }}: no other alert of Nightjar can fire.",
     ),
     Alert(
         name="NightjarNoReplica",
@@ -140,7 +140,7 @@ max by ({CLUSTER}) (ray_nightjar_policy_decision_age_seconds)
 unless max by ({CLUSTER}) (ray_nightjar_replica_info)""",
         lasting="10m",
         severity="warning",
-        summary="A policy runs, and no replica exports anything.",
+        summary="The policy of {{ $labels.ray_io_cluster }} runs, and no replica exports anything.",
     ),
     Alert(
         name="NightjarApplicationUnhealthy",

@@ -151,6 +151,22 @@ def test_a_second_push_annotates_only_what_happened_since(grafana: FakeGrafana, 
     assert (surge["timeEnd"] - surge["time"], surge["tags"]) == (4_000, ["nightjar", "load"])
 
 
+def test_annotating_alone_touches_no_dashboard(grafana: FakeGrafana, tmp_path: Path) -> None:
+    load = write_rows(tmp_path / "rows.jsonl", row("quiet", 0.0), row("surge", 5.0))
+    arguments = ["dashboards", "annotate", "--url", grafana.url, "--load", str(load)]
+    done = CliRunner().invoke(app, arguments, env={"NIGHTJAR_GRAFANA_TOKEN": TOKEN})
+    assert done.exit_code == 0, done.stderr
+    assert len(grafana.annotations) == 2
+    assert {request.path.partition("?")[0] for request in grafana.requests} == {"/api/annotations"}
+
+
+def test_annotating_with_nothing_is_refused(grafana: FakeGrafana) -> None:
+    arguments = ["dashboards", "annotate", "--url", grafana.url]
+    done = CliRunner().invoke(app, arguments, env={"NIGHTJAR_GRAFANA_TOKEN": TOKEN})
+    assert (done.exit_code, grafana.requests) == (1, [])
+    assert "name --journal, --load, or both" in done.stderr
+
+
 def test_a_journal_that_is_not_there_is_one_line_and_nothing_is_written(grafana: FakeGrafana, tmp_path: Path) -> None:
     arguments = ["dashboards", "push", "--url", grafana.url, "--journal", str(tmp_path / "none")]
     done = CliRunner().invoke(app, arguments, env={"NIGHTJAR_GRAFANA_TOKEN": TOKEN, "COLUMNS": "200"})
