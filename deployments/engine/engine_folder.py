@@ -80,6 +80,17 @@ def remove_with_engine(file: Path, environment: Mapping[str, str] = os.environ) 
             (Path(folder) / file.name).symlink_to(file)
 
 
+def folders_beside(folder: Path) -> list[Path]:
+    """The folders of this user's other engines on the node that somebody holds: those of dead replicas are removed first."""
+    remove_dead(folder.parent)
+    found = []
+    for path in sorted(folder.parent.glob(f"{_PREFIX}*")):
+        with contextlib.suppress(OSError):  # just gone
+            if path != folder and path.stat().st_uid == os.getuid():
+                found.append(path)
+    return found
+
+
 def remove_dead(parent: Path) -> None:
     """Remove the folders that nobody holds, and what was noted in them."""
     for path in sorted(parent.glob(f"{_PREFIX}*")):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 REPLICA_PID_VARIABLE: Final = "NIGHTJAR_REPLICA_PID"
+CORES_VARIABLE: Final = "VLLM_CPU_OMP_THREADS_BIND"
 ENGINE_FOLDER_VARIABLE: Final = "NIGHTJAR_ENGINE_FOLDER"
 DEFAULT_CPU_KV_CACHE_GIB: Final = 2
 _SOCKET_NAME_BYTES: Final = 36
@@ -39,6 +40,7 @@ class HostFacts:
     models_are_local: bool = False  # target and draft are folders, no hub is needed
     kv_cache_is_sized: bool = False  # the engine arguments size the KV cache themselves
     engine_folder: str = ""  # of what must not outlive the engine (engine_folder.py), empty where there is none
+    claimed_cores: tuple[int, ...] = ()  # that no other engine of the node needs (cores.py); empty: counted by local rank
 
 
 def engine_environment(facts: HostFacts) -> dict[str, str]:
@@ -59,13 +61,15 @@ def engine_environment(facts: HostFacts) -> dict[str, str]:
 
 
 def pinned_cores(facts: HostFacts) -> tuple[int, ...]:
-    """The cores of this replica's engine: the next free ones by local rank, starting over when they run out."""
+    """The cores of this replica's engine: those claimed for it, or the next ones by local rank, starting over when they run out."""
+    if facts.claimed_cores:
+        return facts.claimed_cores
     count = len(facts.allowed_cores)
     first = facts.local_rank * facts.cores_per_engine
     return tuple(facts.allowed_cores[(first + offset) % count] for offset in range(min(facts.cores_per_engine, count)))
 
 
-def gather_host_facts(*, local_rank: int, cores_per_engine: int, **rest: bool | int | str) -> HostFacts:
+def gather_host_facts(*, local_rank: int, cores_per_engine: int, **rest: bool | int | str | tuple[int, ...]) -> HostFacts:
     """Read this machine and process; the caller adds what only it knows."""
     library = Path(sys.prefix) / "lib" / "libiomp5.so"
     return HostFacts(
@@ -96,7 +100,7 @@ def _cpu_environment(facts: HostFacts) -> dict[str, str]:
     if facts.openmp_library:
         values["LD_PRELOAD"] = facts.openmp_library
     if facts.num_workers == 1 and facts.allowed_cores:
-        values["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(str(core) for core in pinned_cores(facts))
+        values[CORES_VARIABLE] = ",".join(str(core) for core in pinned_cores(facts))
     if not facts.kv_cache_is_sized:
         values["VLLM_CPU_KVCACHE_SPACE"] = str(DEFAULT_CPU_KV_CACHE_GIB)
     return values

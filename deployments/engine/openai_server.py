@@ -21,8 +21,9 @@ import structlog
 
 from nightjar.deployments.engine import graph_memory
 from nightjar.deployments.engine.arguments import EngineArguments, EngineFacts, resolve_facts, steered_engine_kwargs
+from nightjar.deployments.engine.cores import claim_cores
 from nightjar.deployments.engine.engine_folder import EngineFolder, make_engine_folder
-from nightjar.deployments.engine.environment import apply_environment, engine_environment, gather_host_facts
+from nightjar.deployments.engine.environment import CORES_VARIABLE, apply_environment, engine_environment, gather_host_facts
 from nightjar.deployments.engine.failing_open import Processes, refusals_of_node, start_failing_open
 from nightjar.deployments.engine.head_notes import noted_head
 from nightjar.deployments.engine.hooks import MissingHooks
@@ -182,14 +183,19 @@ async def start_openai_server(
 
 
 def _set_environment(request: EngineRequest, engine_kwargs: Mapping[str, Any], on_cpu: bool, folder: EngineFolder | None) -> None:
+    num_workers = int(engine_kwargs.get("tensor_parallel_size") or 1) * int(engine_kwargs.get("pipeline_parallel_size") or 1)
+    claimed: tuple[int, ...] = ()
+    if on_cpu and num_workers == 1 and folder is not None and not os.environ.get(CORES_VARIABLE):
+        claimed = claim_cores(folder.path, sorted(os.sched_getaffinity(0)), request.cores_per_engine)
     host = gather_host_facts(
         local_rank=request.local_rank,
         cores_per_engine=request.cores_per_engine,
         on_cpu=on_cpu,
-        num_workers=int(engine_kwargs.get("tensor_parallel_size") or 1) * int(engine_kwargs.get("pipeline_parallel_size") or 1),
+        num_workers=num_workers,
         models_are_local=request.models_are_local,
         kv_cache_is_sized=any(engine_kwargs.get(name) for name in ("kv_cache_memory_bytes", "num_gpu_blocks_override")),
         engine_folder="" if folder is None else str(folder.path),
+        claimed_cores=claimed,
     )
     if on_cpu and not host.openmp_library:
         log.warning(
