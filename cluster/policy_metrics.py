@@ -24,6 +24,8 @@ class GroupLook:
     open_leases: int
     waiting_wishes: int
     open_segments: int
+    limited_buckets: int
+    """Batch buckets whose K of the most goodput the operator's limit of a step forbids."""
     is_frozen: bool
     predicted: Predicted | None
     """None where no busy replica's batch is known well enough, or where engines plan for themselves."""
@@ -58,6 +60,7 @@ def _group(group: GroupState, replicas: list[ReplicaState], fresh_within_s: floa
         open_leases=len(holding),
         waiting_wishes=len(restarts.waiting_since_s.keys() - holding),
         open_segments=len(group.exploration.segments),
+        limited_buckets=int(group.thought.outlook.limited.sum()) if group.thought is not None else 0,
         is_frozen=now_s < restarts.probes.frozen_until_s,
         predicted=predict(group, replicas),
     )
@@ -156,6 +159,14 @@ POLICY_METRICS: Final[tuple[Metric[PolicyLook], ...]] = (
         help="Measurements that the policy dealt out and that are not finished.",
         labels=GROUP,
         values=_by_group(lambda group: group.open_segments),
+    ),
+    Metric(
+        name="nightjar_limited_batch_buckets",
+        kind="gauge",
+        unit="buckets",
+        help="Batch buckets in which max_step_ms forbids the K that is predicted to give most.",
+        labels=GROUP,
+        values=_by_group(lambda group: group.limited_buckets),
     ),
     Metric(
         name="nightjar_predicted_tokens_per_second",

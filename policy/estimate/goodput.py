@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,9 @@ from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.step_time import StepTimes
 
 Floats = npt.NDArray[np.float64]
+
+DOUBT_DEVIATIONS: Final = 2.0
+"""Standard deviations of doubt that a step's time is taken with where an operator limits it."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,36 @@ class Outlook:
     """(arms,): E(k)."""
     tokens_deviation: Floats
     """(arms,): standard deviation of log E(k)."""
+    expected_step_s: Floats
+    """(buckets, arms): seconds that a step is expected to take at most, with the usual prefill (`longest_steps`)."""
+    most_step_s: Floats
+    """The same beyond doubt."""
+    max_step_s: float | None = None
+    """The operator's limit."""
+
+    @cached_property
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """(buckets, arms): whether an arm keeps the operator's limit beyond doubt. Off always does: nothing is shorter."""
+        return self._within_limit(self.most_step_s)
+
+    @cached_property
+    def may_be_tried(self) -> npt.NDArray[np.bool_]:
+        """(buckets, arms): whether an arm is expected to keep the limit: a few steps of it tell whether it does."""
+        return self._within_limit(self.expected_step_s)
+
+    def _within_limit(self, step_s: Floats) -> npt.NDArray[np.bool_]:
+        if self.max_step_s is None:
+            return np.ones(step_s.shape, dtype=np.bool_)
+        within: npt.NDArray[np.bool_] = step_s <= self.max_step_s
+        within[:, 0] = True
+        return within
+
+    @cached_property
+    def limited(self) -> npt.NDArray[np.bool_]:
+        """(buckets,): whether the arm with the most goodput is one that the limit forbids."""
+        best = np.argmax(self.log_goodput, axis=1)
+        limited: npt.NDArray[np.bool_] = ~self.allowed[np.arange(len(best)), best]
+        return limited
 
     @cached_property
     def _goodput(self) -> list[list[float]]:
@@ -66,12 +100,34 @@ class Outlook:
         return gain, np.sqrt(np.maximum(variance, 0.0))
 
 
+def longest_steps(times: StepTimes, mixed_s: Floats | None, max_step_s: float | None, deviations: float) -> Floats:
+    """(buckets, arms): seconds that a step takes at most, so many standard deviations above what is expected.
+
+    Steps with the usual prefill (`mixed_s`) count where they keep the limit at K = 0; where off itself exceeds it there, no K can
+    help that, and pure decode steps alone decide.
+    """
+    deviation = np.sqrt(np.maximum(np.diagonal(times.covariance, axis1=1, axis2=2), 0.0))
+    most: Floats = np.exp(np.minimum(times.log_seconds + deviations * deviation, 100.0))
+    if mixed_s is None or max_step_s is None:
+        return most
+    with_prefill: Floats = np.where(mixed_s[:, :1] <= max_step_s, np.maximum(most, mixed_s), most)
+    return with_prefill
+
+
 def outlook(
-    arms: tuple[int, ...], times: StepTimes, acceptance: AcceptanceEvidence, charged_s_per_token: Floats, now_s: float
+    arms: tuple[int, ...],
+    times: StepTimes,
+    acceptance: AcceptanceEvidence,
+    charged_s_per_token: Floats,
+    now_s: float,
+    *,
+    mixed_s: Floats | None = None,
+    max_step_s: float | None = None,
 ) -> Outlook:
     """The table for `arms`, whose step times were predicted as `times`.
 
-    `charged_s_per_token`: (buckets, arms), what each token takes longer on top (mixed_steps.charge).
+    `charged_s_per_token`: (buckets, arms), what each token takes longer on top (mixed_steps.charge); `mixed_s`: (buckets, arms),
+    seconds of a step with prefill (None: there is none).
     """
     survival = acceptance.acceptance(arms[-1])
     counts = np.arange(1, len(survival) + 1)[None, :] <= np.array(arms)[:, None]
@@ -79,4 +135,14 @@ def outlook(
     covariance = counts @ acceptance.covariance(survival, now_s) @ counts.T / np.outer(tokens, tokens)
     log_goodput = np.log(times.rows)[:, None] + np.log(tokens)[None, :] - times.log_seconds
     log_goodput = log_goodput - np.log1p(charged_s_per_token * np.exp(log_goodput))
-    return Outlook(arms, log_goodput, times.covariance + covariance[None, :, :], times.rows, tokens, np.sqrt(np.diag(covariance)))
+    return Outlook(
+        arms,
+        log_goodput,
+        times.covariance + covariance[None, :, :],
+        times.rows,
+        tokens,
+        np.sqrt(np.diag(covariance)),
+        longest_steps(times, mixed_s, max_step_s, 0.0),
+        longest_steps(times, mixed_s, max_step_s, DOUBT_DEVIATIONS),
+        max_step_s,
+    )

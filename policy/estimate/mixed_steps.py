@@ -53,12 +53,26 @@ def steps_per_token(shares: Iterable[MixedShare]) -> float:
 def charge(evidence: Evidence, times: StepTimes, arms: Sequence[int]) -> Floats:
     """(buckets, arms): seconds per generated token that an arm loses to K=0 in steps with prefill, beyond clean steps.
 
-    The time of a mixed step is a constant, every token that the target computes, each draft token, and each prompt token that the
-    drafter reads, all non-negative; what is charged is by how much K prolongs it beyond what K prolongs a clean step.
+    What is charged is by how much K prolongs a mixed step beyond what K prolongs a clean step.
+    """
+    mixed = mixed_seconds(evidence, times, arms)
+    if mixed is None or evidence.mixed_steps_per_token <= 0.0:
+        return np.zeros(times.log_seconds.shape)
+    clean = np.exp(times.log_seconds)
+    longer = (mixed - mixed[:, :1]) - (clean - clean[:, :1])
+    charged: Floats = evidence.mixed_steps_per_token * np.maximum(longer, 0.0)
+    return charged
+
+
+def mixed_seconds(evidence: Evidence, times: StepTimes, arms: Sequence[int]) -> Floats | None:
+    """(buckets, arms): seconds of a step with the usual prefill; None before there was any.
+
+    A constant, every token that the target computes, each draft token, and each prompt token that the drafter reads, all
+    non-negative.
     """
     shape, cells = times.log_seconds.shape, evidence.mixed_cells
-    if not cells or evidence.mixed_steps_per_token <= 0.0:
-        return np.zeros(shape)
+    if not cells:
+        return None
     keys = np.array(list(cells), dtype=float)
     sums = np.array([(cell.steps, cell.seconds, cell.rows, cell.prefill_tokens) for cell in cells.values()])
     means = sums[:, 1:] / sums[:, :1]
@@ -70,11 +84,8 @@ def charge(evidence: Evidence, times: StepTimes, arms: Sequence[int]) -> Floats:
     weights = non_negative_least_squares(gram, trust @ relative) / scale
     lengths = np.tile(np.array(arms, dtype=float), shape[0])
     rows = np.repeat(times.rows, shape[1])
-    mixed = (_parts(rows, lengths, np.full(len(rows), prefill)) @ weights).reshape(shape)
-    clean = np.exp(times.log_seconds)
-    longer = (mixed - mixed[:, :1]) - (clean - clean[:, :1])
-    charged: Floats = evidence.mixed_steps_per_token * np.maximum(longer, 0.0)
-    return charged
+    seconds_of_mixed: Floats = (_parts(rows, lengths, np.full(len(rows), prefill)) @ weights).reshape(shape)
+    return seconds_of_mixed
 
 
 def _parts(rows: Floats, lengths: Floats, prefill: Floats) -> Floats:

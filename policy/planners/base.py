@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from nightjar.policy.estimate.evidence import Cell, Evidence
 from nightjar.policy.estimate.goodput import Outlook, outlook
-from nightjar.policy.estimate.mixed_steps import charge
+from nightjar.policy.estimate.mixed_steps import charge, mixed_seconds
 from nightjar.policy.estimate.step_time import predict_step_times
 from nightjar.policy.wire.batch_buckets import batch_bucket, buckets_up_to
 from nightjar.policy.wire.operator import OperatorSettings
@@ -82,7 +82,10 @@ class GroupView:
         """Expected goodput of every arm in every bucket; half a millisecond, so ask once."""
         times = predict_step_times(self.evidence.cells, self.arms, self.buckets, self.key.max_num_seqs, self.now_s)
         charged = charge(self.evidence, times, self.arms)
-        return outlook(self.arms, times, self.evidence.acceptance, charged, self.now_s)
+        limit_ms = self.settings.max_step_ms
+        limit_s = None if limit_ms is None else limit_ms / 1e3
+        mixed_s = None if limit_ms is None else mixed_seconds(self.evidence, times, self.arms)
+        return outlook(self.arms, times, self.evidence.acceptance, charged, self.now_s, mixed_s=mixed_s, max_step_s=limit_s)
 
 
 Planner = Callable[[GroupView], GroupPlan]

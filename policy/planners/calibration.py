@@ -55,7 +55,10 @@ class Measurement(NamedTuple):
 
 
 def measurements(view: GroupView, ahead: Outlook, planned: npt.NDArray[np.int64]) -> dict[int, tuple[Measurement, ...]]:
-    """By bucket what is worth measuring there beside the planned arm (an index), most worth for its cost first."""
+    """By bucket what is worth measuring there beside the planned arm (an index), most worth for its cost first.
+
+    Nothing whose steps are expected to exceed the operator's limit: a few that do in spite of that are what tells.
+    """
     gain, deviation = ahead.gain(planned)
     deviation = np.maximum(deviation, _model_doubt(view, ahead, planned))
     margin = math.log1p(view.settings.switch_margin)
@@ -67,6 +70,7 @@ def measurements(view: GroupView, ahead: Outlook, planned: npt.NDArray[np.int64]
             worth[bucket, rival] = max(worth[bucket, rival], STALE_WORTH)
         for unseen in _unseen(view, ahead, bucket, int(arm), gain[bucket]):
             worth[bucket, unseen] = max(worth[bucket, unseen], min(STALE_WORTH, max(most[bucket, unseen], 0.0)))
+    worth = np.where(ahead.may_be_tried, worth, 0.0)
     lost = np.expm1(np.minimum(expected_excess(-gain, deviation), 2.0))
     steps = view.settings.calibration_clean_steps + SETTLING_STEPS
     cost = steps * ahead.rows[:, None] * ahead.tokens_per_row[None, :] * lost

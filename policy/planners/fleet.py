@@ -36,11 +36,12 @@ def plan_ahead(view: GroupView, ahead: Outlook) -> GroupPlan:
         chosen = favourites(ahead)
     else:
         chosen = choose(ahead, present_arms(view), view.settings.switch_margin)
-    best = np.argmax(ahead.log_goodput, axis=1)
+    best = np.argmax(np.where(ahead.allowed, ahead.log_goodput, -np.inf), axis=1)
     rows = _rows([ahead.arms[arm] for arm in chosen], view.key.max_num_seqs)
     reasons = tuple(
         f"batch {batch_range(*bucket_range(bucket, view.key.max_num_seqs))}: "
         + _reason(view, ahead, bucket, int(chosen[bucket]), int(best[bucket]))
+        + _limit(ahead, bucket)
         for bucket in view.buckets
     )
     return GroupPlan(rows, in_words(rows), reasons)
@@ -50,12 +51,14 @@ def choose(ahead: Outlook, present: npt.NDArray[np.int64], switch_margin: float)
     """Index of the arm to run in each bucket, given the index of the one that runs now.
 
     Off takes the place of a present arm that is predicted no better; then the best arm takes it if it gains more than
-    `switch_margin` (a share) and DOUBT_DEVIATIONS, or RIVAL_DEVIATIONS where both are DOUBT_DEVIATIONS above off.
+    `switch_margin` (a share) and DOUBT_DEVIATIONS, or RIVAL_DEVIATIONS where both are DOUBT_DEVIATIONS above off. What exceeds the
+    operator's limit of a step neither stays nor comes.
     """
     buckets = np.arange(len(present))
-    present = np.where(ahead.log_goodput[buckets, present] > ahead.log_goodput[:, 0], present, 0)
+    runs = ahead.allowed[buckets, present] & (ahead.log_goodput[buckets, present] > ahead.log_goodput[:, 0])
+    present = np.where(runs, present, 0)
     gain, deviation = ahead.gain(present)
-    best = np.argmax(gain, axis=1)
+    best = np.argmax(np.where(ahead.allowed, gain, -np.inf), axis=1)
     over_off, over_off_deviation = ahead.gain(np.zeros_like(present))
     beats_off = over_off > DOUBT_DEVIATIONS * over_off_deviation
     deviations = np.where(beats_off[buckets, present] & beats_off[buckets, best], RIVAL_DEVIATIONS, DOUBT_DEVIATIONS)
@@ -64,9 +67,12 @@ def choose(ahead: Outlook, present: npt.NDArray[np.int64], switch_margin: float)
 
 
 def favourites(ahead: Outlook) -> npt.NDArray[np.int64]:
-    """Index of the arm with the best odds in each bucket: most gain over off after COLD_DEVIATIONS are taken off it."""
+    """Index of the arm with the best odds in each bucket: most gain over off after COLD_DEVIATIONS are taken off it.
+
+    Of those that are expected to keep the operator's limit.
+    """
     gain, deviation = ahead.gain(np.zeros(len(ahead.rows), dtype=np.int64))
-    best: npt.NDArray[np.int64] = np.argmax(gain - COLD_DEVIATIONS * deviation, axis=1)
+    best: npt.NDArray[np.int64] = np.argmax(np.where(ahead.may_be_tried, gain - COLD_DEVIATIONS * deviation, -np.inf), axis=1)
     return best
 
 
@@ -95,6 +101,16 @@ def _reason(view: GroupView, ahead: Outlook, bucket: int, chosen: int, best: int
     rival = max(ahead.arms[1:], key=lambda arm: ahead.goodput_tokens_per_s(bucket, arm), default=0)
     against = f" against {ahead.goodput_tokens_per_s(bucket, rival):.1f} with K={rival}" if rival else ""
     return f"off gives {off} tok/s predicted{against} ({_basis(view, bucket, 0)})"
+
+
+def _limit(ahead: Outlook, bucket: int) -> str:
+    """Where the operator's limit of a step decided: what it forbids."""
+    if ahead.max_step_s is None or not ahead.limited[bucket]:
+        return ""
+    best = int(np.argmax(ahead.log_goodput[bucket]))
+    most_ms = ahead.most_step_s[bucket, best] * 1e3
+    limit = f"max_step_ms {ahead.max_step_s * 1e3:g} forbids its steps of up to {most_ms:.1f} ms"
+    return f"; K={ahead.arms[best]} would give more, but {limit}"
 
 
 def _basis(view: GroupView, bucket: int, length: int) -> str:

@@ -62,6 +62,12 @@ class OperatorSettings(BaseModel):
         description="The K that may run; 0 is always among them. None means 0, 1, 2, 3, 5, 8, ... up to the engine's maximum, "
         "and the maximum: fewer arms are learned sooner.",
     )
+    max_step_ms: Annotated[float, Field(gt=0.0, le=600_000.0)] | None = Field(
+        default=None,
+        description="Milliseconds that an engine step may take with speculation: K is only one whose predicted step, with its "
+        "doubt and its prefill, stays below; off always may run. Of the planner fleet. A step is the time between two outputs of "
+        "a request, so this bounds its p99; None plans for tokens per second alone.",
+    )
     dwell_steps: Annotated[int, Field(ge=0, le=1000)] = Field(
         default=4,
         description="Engine steps that a K is held before it may rise (falling is free). Stops flapping when the batch "

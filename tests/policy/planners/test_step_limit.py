@@ -1,0 +1,102 @@
+"""An operator's limit of a step: K is one whose predicted step, with its doubt and its prefill, keeps it; off always may run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nightjar.policy.estimate.evidence import Evidence, MixedEvidence
+from nightjar.policy.planners.base import GroupPlan, GroupView
+from nightjar.policy.planners.calibration import measurements
+from nightjar.policy.planners.fleet import plan_ahead, present_arms
+from nightjar.policy.wire.batch_buckets import batch_bucket
+from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse_operator_settings
+from tests.policy.planners.test_planners import KEY, known
+
+ARMS = (0, 1, 3, 5)
+STEPS_S = {(4, 0): 0.020, (4, 1): 0.021, (4, 3): 0.024, (4, 5): 0.029}
+SURE = 2000.0
+"""Clean steps of a cell of which little is in doubt."""
+
+
+def view(evidence: Evidence, max_step_ms: float | None) -> GroupView:
+    return GroupView(KEY, OperatorSettings(allowed_num_speculative_tokens=ARMS, max_step_ms=max_step_ms), evidence)
+
+
+def planned(evidence: Evidence, max_step_ms: float | None) -> GroupPlan:
+    seen = view(evidence, max_step_ms)
+    return plan_ahead(seen, seen.outlook())
+
+
+@pytest.mark.parametrize(("max_step_ms", "length"), [(None, 5), (40.0, 5), (26.5, 3), (22.5, 1), (20.5, 0), (1.0, 0)])
+def test_the_best_length_whose_step_keeps_the_limit_runs_and_off_always_may(max_step_ms: float | None, length: int) -> None:
+    assert planned(known(STEPS_S, steps=SURE), max_step_ms).num_speculative_tokens(4) == length
+
+
+def test_where_the_limit_decided_the_reason_says_what_it_forbids() -> None:
+    reason = planned(known(STEPS_S, steps=SURE), 26.5).reason(4)
+    assert "K=3 gives" in reason
+    assert "; K=5 would give more, but max_step_ms 26.5 forbids its steps of up to 29." in reason
+    assert "max_step_ms" not in planned(known(STEPS_S, steps=SURE), 40.0).reason(4)
+
+
+def test_a_plan_in_force_that_exceeds_a_new_limit_gives_way() -> None:
+    evidence = known(STEPS_S, steps=SURE)
+    seen = view(evidence, 22.5).with_plan(planned(evidence, None))
+    assert plan_ahead(seen, seen.outlook()).num_speculative_tokens(4) == 1
+
+
+def test_what_is_in_doubt_counts_as_longer_than_it_is_expected() -> None:
+    just_below = 24.3
+    assert planned(known(STEPS_S, steps=SURE), just_below).num_speculative_tokens(4) == 3
+    assert planned(known(STEPS_S, steps=3.0), just_below).num_speculative_tokens(4) < 3
+
+
+def with_prefill(evidence: Evidence, off_s: float, length_s: float) -> Evidence:
+    """Steps of 500 prompt tokens at K = 0, and at each other K."""
+    bucket = batch_bucket(4)
+    cells = {(bucket, arm): MixedEvidence(400, 400 * (length_s if arm else off_s), 1600, 200_000) for arm in ARMS}
+    return replace(evidence, mixed_cells=cells)
+
+
+def test_a_step_with_prefill_must_keep_the_limit_too_where_it_does_at_off() -> None:
+    evidence = known(STEPS_S, steps=SURE)
+    assert planned(with_prefill(evidence, 0.030, 0.033), 40.0).num_speculative_tokens(4) == 5
+    assert planned(with_prefill(evidence, 0.030, 0.060), 40.0).num_speculative_tokens(4) == 0
+
+
+def test_where_prefill_alone_exceeds_the_limit_pure_decode_steps_decide() -> None:
+    evidence = with_prefill(known(STEPS_S, steps=SURE), 0.300, 0.330)
+    assert planned(evidence, 40.0).num_speculative_tokens(4) == 5
+    assert planned(evidence, 26.5).num_speculative_tokens(4) == 3
+
+
+@given(
+    st.dictionaries(st.tuples(st.sampled_from([1, 4, 16, 32]), st.sampled_from(ARMS)), st.floats(0.001, 1.0), max_size=8),
+    st.floats(0.5, 2000.0),
+    st.floats(1.0, 2000.0),
+)
+def test_whatever_is_known_nothing_beyond_the_limit_is_planned_or_measured(
+    seconds: dict[tuple[int, int], float], max_step_ms: float, steps: float
+) -> None:
+    seen = view(known(seconds, steps=steps), max_step_ms)
+    ahead = seen.outlook()
+    plan = plan_ahead(seen, ahead)
+    chosen = present_arms(seen.with_plan(plan))
+    off_is_known = any(arm == 0 for _, arm in seconds)
+    planned_s = (ahead.most_step_s if off_is_known else ahead.expected_step_s)[np.arange(len(chosen)), chosen]
+    assert (planned_s[chosen > 0] <= max_step_ms / 1e3).all(), "beyond doubt, once off was measured"
+    for bucket, wanted in measurements(seen, ahead, chosen).items():
+        for one in wanted:
+            arm = ahead.arms.index(one.cell[1])
+            assert arm == 0 or ahead.expected_step_s[bucket, arm] <= max_step_ms / 1e3
+
+
+@pytest.mark.parametrize("value", [0, -5, float("nan"), 1e9, "fast"])
+def test_a_limit_that_is_none_is_refused(value: object) -> None:
+    with pytest.raises(SettingsError, match="max_step_ms"):
+        parse_operator_settings({"max_step_ms": value})
