@@ -24,6 +24,23 @@ DOUBT_DEVIATIONS: Final = 2.0
 
 
 @dataclass(frozen=True)
+class StepLimit:
+    """An operator's limit of a step, and how long a step takes at most with the usual prefill (`longest_steps`)."""
+
+    max_step_s: float
+    expected_step_s: Floats
+    """(buckets, arms)."""
+    most_step_s: Floats
+    """(buckets, arms): the same beyond doubt."""
+
+    def keeps(self, step_s: Floats) -> npt.NDArray[np.bool_]:
+        """(buckets, arms): whether such steps keep the limit; those of off (the first arm) count as if they did."""
+        within: npt.NDArray[np.bool_] = step_s <= self.max_step_s
+        within[:, 0] = True
+        return within
+
+
+@dataclass(frozen=True)
 class Outlook:
     """Log goodput by bucket and arm. Arrays are never changed in place."""
 
@@ -39,29 +56,22 @@ class Outlook:
     """(arms,): E(k)."""
     tokens_deviation: Floats
     """(arms,): standard deviation of log E(k)."""
-    expected_step_s: Floats
-    """(buckets, arms): seconds that a step is expected to take at most, with the usual prefill (`longest_steps`)."""
-    most_step_s: Floats
-    """The same beyond doubt."""
-    max_step_s: float | None = None
-    """The operator's limit."""
+    limit: StepLimit | None = None
+    """Where the operator limits a step."""
 
     @cached_property
     def allowed(self) -> npt.NDArray[np.bool_]:
         """(buckets, arms): whether an arm keeps the operator's limit beyond doubt. Off always does: nothing is shorter."""
-        return self._within_limit(self.most_step_s)
+        return self._all if self.limit is None else self.limit.keeps(self.limit.most_step_s)
 
     @cached_property
     def may_be_tried(self) -> npt.NDArray[np.bool_]:
         """(buckets, arms): whether an arm is expected to keep the limit: a few steps of it tell whether it does."""
-        return self._within_limit(self.expected_step_s)
+        return self._all if self.limit is None else self.limit.keeps(self.limit.expected_step_s)
 
-    def _within_limit(self, step_s: Floats) -> npt.NDArray[np.bool_]:
-        if self.max_step_s is None:
-            return np.ones(step_s.shape, dtype=np.bool_)
-        within: npt.NDArray[np.bool_] = step_s <= self.max_step_s
-        within[:, 0] = True
-        return within
+    @property
+    def _all(self) -> npt.NDArray[np.bool_]:
+        return np.ones(self.log_goodput.shape, dtype=np.bool_)
 
     @cached_property
     def limited(self) -> npt.NDArray[np.bool_]:
@@ -100,7 +110,7 @@ class Outlook:
         return gain, np.sqrt(np.maximum(variance, 0.0))
 
 
-def longest_steps(times: StepTimes, mixed_s: Floats | None, max_step_s: float | None, deviations: float) -> Floats:
+def longest_steps(times: StepTimes, mixed_s: Floats | None, max_step_s: float, deviations: float) -> Floats:
     """(buckets, arms): seconds that a step takes at most, so many standard deviations above what is expected.
 
     Steps with the usual prefill (`mixed_s`) count where they keep the limit at K = 0; where off itself exceeds it there, no K can
@@ -108,7 +118,7 @@ def longest_steps(times: StepTimes, mixed_s: Floats | None, max_step_s: float | 
     """
     deviation = np.sqrt(np.maximum(np.diagonal(times.covariance, axis1=1, axis2=2), 0.0))
     most: Floats = np.exp(np.minimum(times.log_seconds + deviations * deviation, 100.0))
-    if mixed_s is None or max_step_s is None:
+    if mixed_s is None:
         return most
     with_prefill: Floats = np.where(mixed_s[:, :1] <= max_step_s, np.maximum(most, mixed_s), most)
     return with_prefill
@@ -135,6 +145,10 @@ def outlook(
     covariance = counts @ acceptance.covariance(survival, now_s) @ counts.T / np.outer(tokens, tokens)
     log_goodput = np.log(times.rows)[:, None] + np.log(tokens)[None, :] - times.log_seconds
     log_goodput = log_goodput - np.log1p(charged_s_per_token * np.exp(log_goodput))
+    limit = None
+    if max_step_s is not None:
+        expected_s, most_s = (longest_steps(times, mixed_s, max_step_s, deviations) for deviations in (0.0, DOUBT_DEVIATIONS))
+        limit = StepLimit(max_step_s, expected_s, most_s)
     return Outlook(
         arms,
         log_goodput,
@@ -142,7 +156,5 @@ def outlook(
         times.rows,
         tokens,
         np.sqrt(np.diag(covariance)),
-        longest_steps(times, mixed_s, max_step_s, 0.0),
-        longest_steps(times, mixed_s, max_step_s, DOUBT_DEVIATIONS),
-        max_step_s,
+        limit,
     )

@@ -105,11 +105,11 @@ def _reason(view: GroupView, ahead: Outlook, bucket: int, chosen: int, best: int
 
 def _limit(ahead: Outlook, bucket: int) -> str:
     """Where the operator's limit of a step decided: what it forbids."""
-    if ahead.max_step_s is None or not ahead.limited[bucket]:
+    if ahead.limit is None or not ahead.limited[bucket]:
         return ""
     best = int(np.argmax(ahead.log_goodput[bucket]))
-    most_ms = ahead.most_step_s[bucket, best] * 1e3
-    limit = f"max_step_ms {ahead.max_step_s * 1e3:g} forbids its steps of up to {most_ms:.1f} ms"
+    most_ms = ahead.limit.most_step_s[bucket, best] * 1e3
+    limit = f"max_step_ms {ahead.limit.max_step_s * 1e3:g} forbids its steps of up to {most_ms:.1f} ms"
     return f"; K={ahead.arms[best]} would give more, but {limit}"
 
 

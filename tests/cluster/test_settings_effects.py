@@ -132,6 +132,7 @@ EFFECTS: Mapping[str, Effect] = {
     "calibration_clean_steps": Effect(16, clean_steps_of_a_measurement, 8, 16, {"mode": "auto"}),
     "evidence_half_life_steps": Effect(50.0, weight_of_2000_steps, 300, 100),
     "switch_margin": Effect(0.2, planned_length, 5, 0, {"mode": "auto", "allowed_num_speculative_tokens": [0, 5]}),
+    "max_step_ms": Effect(12.0, planned_length, 5, 0, {"mode": "auto", "allowed_num_speculative_tokens": [0, 5]}),
     "max_restart_share": Effect(0.5, leases_at_once, 2, 5, UNBOUNDED),
     "max_restart_slowdown": Effect(0.2, leases_at_once, 1, 7, UNBOUNDED),
     "max_reloads_per_node": Effect(2, reloads_at_once, 1, 2, UNBOUNDED),

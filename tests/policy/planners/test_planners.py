@@ -258,8 +258,6 @@ def _ahead(gains_over_off: tuple[float, ...], deviation: float) -> Outlook:
         rows=np.array([4.0]),
         tokens_per_row=np.ones(3),
         tokens_deviation=deviations,
-        expected_step_s=np.zeros((1, 3)),
-        most_step_s=np.zeros((1, 3)),
     )
 
 

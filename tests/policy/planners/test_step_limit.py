@@ -88,12 +88,13 @@ def test_whatever_is_known_nothing_beyond_the_limit_is_planned_or_measured(
     plan = plan_ahead(seen, ahead)
     chosen = present_arms(seen.with_plan(plan))
     off_is_known = any(arm == 0 for _, arm in seconds)
-    planned_s = (ahead.most_step_s if off_is_known else ahead.expected_step_s)[np.arange(len(chosen)), chosen]
+    assert ahead.limit is not None
+    planned_s = (ahead.limit.most_step_s if off_is_known else ahead.limit.expected_step_s)[np.arange(len(chosen)), chosen]
     assert (planned_s[chosen > 0] <= max_step_ms / 1e3).all(), "beyond doubt, once off was measured"
     for bucket, wanted in measurements(seen, ahead, chosen).items():
         for one in wanted:
             arm = ahead.arms.index(one.cell[1])
-            assert arm == 0 or ahead.expected_step_s[bucket, arm] <= max_step_ms / 1e3
+            assert arm == 0 or ahead.limit.expected_step_s[bucket, arm] <= max_step_ms / 1e3
 
 
 @pytest.mark.parametrize("value", [0, -5, float("nan"), 1e9, "fast"])
