@@ -24,7 +24,6 @@ from nightjar.policy.planners.local import (
     refuse_unknown,
 )
 
-ORACLE: Final = "oracle"
 DEFAULT_RESTART_HORIZON_S: Final = 20.0
 
 

@@ -25,12 +25,13 @@ from nightjar.loadtests.simulation.engine.engine_totals import EngineTotals
 from nightjar.loadtests.simulation.engine.host_link import HostLink
 from nightjar.loadtests.simulation.engine.leases import LeasedRestart
 from nightjar.loadtests.simulation.engine.luck import Luck, luck_of
-from nightjar.loadtests.simulation.engine.oracle import ORACLE, oracle_factory
+from nightjar.loadtests.simulation.engine.oracle import oracle_factory
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.engine.scheduler import SimulatedScheduler
 from nightjar.loadtests.simulation.engine.step_account import StepAccount
 from nightjar.loadtests.simulation.engine.step_noise import NoiseStream
 from nightjar.loadtests.simulation.engine.truth import Truth
+from nightjar.loadtests.simulation.planner_names import ORACLE
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.rivals import DRAFTS_MAX
 from nightjar.loadtests.simulation.step_cost import DraftRun, prepared_cost

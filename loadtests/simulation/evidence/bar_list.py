@@ -11,21 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Final
 
-from nightjar.loadtests.simulation.evidence.bars import (
-    FLEET,
-    GOODPUT,
-    OFF,
-    ORACLE,
-    Bar,
-    ByKind,
-    Cells,
-    Found,
-    mean_of,
-    ratios,
-    worst,
-)
+from nightjar.loadtests.simulation.evidence.bars import GOODPUT, Bar, ByKind, Cells, Found, mean_of, ratios, worst
 from nightjar.loadtests.simulation.evidence.prefill_bars import prefill_bars
 from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.simulation.planner_names import FLEET, OFF, ORACLE
 
 OTHER_TEXTS: Final = "other-texts"
 CHANGING_TEXTS: Final = "changing-texts"

@@ -18,10 +18,6 @@ from pydantic import computed_field
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.policy.wire.record import Record
 
-FLEET: Final = "fleet"
-ORACLE: Final = "oracle"
-OFF: Final = "off"
-
 GOODPUT: Final = "tokens_per_busy_s"
 """Generated tokens per busy engine-second: what open-loop cells are compared in."""
 

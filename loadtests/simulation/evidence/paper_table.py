@@ -11,11 +11,11 @@ from statistics import fmean
 from typing import Final
 
 from nightjar.loadtests.simulation.evidence.bar_list import THROUGHPUT, WARM
-from nightjar.loadtests.simulation.evidence.bars import FLEET, GOODPUT, OFF, Cells, Found, ratios
+from nightjar.loadtests.simulation.evidence.bars import GOODPUT, Cells, Found, ratios
 from nightjar.loadtests.simulation.evidence.grid import DASH, Grid, ratio
 from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.simulation.planner_names import FLEET, NIGHTJAR, OFF
 
-NIGHTJAR: Final = "nightjar"
 FIXED: Final = "fixed-3 as published"
 DSD: Final = "turbospec as published"
 BANDIT: Final = "banditspec as published"

@@ -14,12 +14,13 @@ from typing import Final
 
 from nightjar.loadtests.charts import Series, chart, legend, scale_for
 from nightjar.loadtests.simulation.evidence.bar_list import NEVER_OFF, by_second
-from nightjar.loadtests.simulation.evidence.bars import FLEET, GOODPUT, OFF, ORACLE
+from nightjar.loadtests.simulation.evidence.bars import GOODPUT
 from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.policy_page import PAGE
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.summary import SimulationSummary
 from nightjar.loadtests.simulation.evidence.tables import all_grids, bar_grid, failure_grid
+from nightjar.loadtests.simulation.planner_names import FLEET, OFF, ORACLE
 
 CAPTION: Final = (
     "Engines are simulated in virtual time; what decides is the very code that runs in production. Planners at one place and seed "

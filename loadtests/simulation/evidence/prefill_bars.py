@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from nightjar.loadtests.simulation.evidence.bars import FLEET, GOODPUT, OFF, ORACLE, Bar, ByKind, Cells, Found, ratios, worst
+from nightjar.loadtests.simulation.evidence.bars import GOODPUT, Bar, ByKind, Cells, Found, ratios, worst
 from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.simulation.planner_names import FLEET, OFF, ORACLE
 
 PREFILL: Final = "prefill"
 PREFILL_PICK: Final = "prefill-pick"

@@ -18,10 +18,11 @@ from nightjar.loadtests.simulation.evidence.bar_list import (
     losses,
     lowest_ratio,
 )
-from nightjar.loadtests.simulation.evidence.bars import FLEET, GOODPUT, ORACLE, Bar, Cells, Found, ratios
+from nightjar.loadtests.simulation.evidence.bars import GOODPUT, Bar, Cells, Found, ratios
 from nightjar.loadtests.simulation.evidence.grid import DASH, Grid, geometric_mean, number, ratio, share
 from nightjar.loadtests.simulation.evidence.paper_table import paper_grids
 from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.simulation.planner_names import FLEET, ORACLE
 
 NEARLY_THE_SAME: Final = 0.95
 """Between K that differ by no more a little evidence decides: a margin of 2 %, and two standard deviations of what is known."""

@@ -19,10 +19,11 @@ import numpy.typing as npt
 from nightjar.loadtests.simulation.evidence.bar_list import ALL_PARTS
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell, Job, Outcome
-from nightjar.loadtests.simulation.experiments.contestants import FLEET, Contestant
+from nightjar.loadtests.simulation.experiments.contestants import Contestant
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.experiments.measuring import basic
 from nightjar.loadtests.simulation.experiments.scenes import cell, open_scenes, pattern_s
+from nightjar.loadtests.simulation.planner_names import FLEET
 from nightjar.policy.estimate.evidence import Evidence
 from nightjar.policy.estimate.goodput import Floats, Outlook
 from nightjar.policy.estimate.pace import Pace

@@ -17,6 +17,7 @@ from typing import Final
 from nightjar.loadtests.simulation.engine.acceptance_classes import scaled
 from nightjar.loadtests.simulation.evidence.prefill_bars import pair_of
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
+from nightjar.loadtests.simulation.planner_names import FLEET, NIGHTJAR, OFF, ORACLE
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.rivals.registry import ENTRIES, Inputs, inputs, rival_plan, switch_cost_table
 from nightjar.loadtests.simulation.rivals.tables import vllm_text
@@ -25,12 +26,8 @@ from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.settings import Local
 from nightjar.policy.wire.switch_cost import format_rows
 
-FLEET: Final = "fleet"
-ORACLE: Final = "oracle"
-OFF: Final = "off"
 TABLE: Final = "table"
 RETUNED_TABLE: Final = "retuned-table"
-NIGHTJAR: Final = "nightjar"
 RIVALS: Final = tuple(entry.name for entry in ENTRIES)
 LEARN_NOTHING: Final = frozenset({OFF, TABLE, RETUNED_TABLE}) | {entry.name for entry in ENTRIES if not entry.learns}
 """They and every fixed K decide in their first second as in any other. The oracle learns what prompts cost."""

@@ -13,10 +13,11 @@ from nightjar.loadtests.regimes import Phase, Regime, repeated
 from nightjar.loadtests.simulation.evidence.bar_list import PAPER_PROFILES, WARM
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
-from nightjar.loadtests.simulation.experiments.contestants import FLEET, NIGHTJAR, OFF, Contestant
+from nightjar.loadtests.simulation.experiments.contestants import Contestant
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.experiments.measuring import basic
 from nightjar.loadtests.simulation.experiments.scenes import cell, nominal_of, open_scene
+from nightjar.loadtests.simulation.planner_names import FLEET, NIGHTJAR, OFF
 from nightjar.loadtests.simulation.service.lengths import ALPACA, SHAREGPT, SPEC_BENCH
 
 REQUESTS: Final = 480

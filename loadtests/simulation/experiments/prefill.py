@@ -27,7 +27,7 @@ from nightjar.loadtests.simulation.evidence.prefill_bars import (
 )
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
-from nightjar.loadtests.simulation.experiments.contestants import FLEET, OFF, ORACLE, Contestant, learns
+from nightjar.loadtests.simulation.experiments.contestants import Contestant, learns
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Effort, Experiment, dataset_of
 from nightjar.loadtests.simulation.experiments.measuring import basic
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
@@ -43,6 +43,7 @@ from nightjar.loadtests.simulation.experiments.scenes import (
     span,
     static_span,
 )
+from nightjar.loadtests.simulation.planner_names import FLEET, OFF, ORACLE
 from nightjar.loadtests.simulation.profiles import Profile
 from nightjar.loadtests.simulation.service.lengths import Traffic, agents, half_retrieval, retrieval
 

@@ -7,10 +7,11 @@ from typing import Final
 
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
-from nightjar.loadtests.simulation.experiments.contestants import FLEET, NIGHTJAR, Contestant
+from nightjar.loadtests.simulation.experiments.contestants import Contestant
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.experiments.measuring import learning
 from nightjar.loadtests.simulation.experiments.scenes import cell, closed_scene, nominal_of
+from nightjar.loadtests.simulation.planner_names import FLEET, NIGHTJAR
 
 LEARNERS: Final = (FLEET, NIGHTJAR, "banditspec", "banditspec-batch", "turbospec", "sglang")
 

@@ -12,11 +12,12 @@ from typing import Final
 
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
-from nightjar.loadtests.simulation.experiments.contestants import FLEET, OFF, ORACLE, Contestant
+from nightjar.loadtests.simulation.experiments.contestants import Contestant
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.experiments.measuring import basic
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, closed_scene, learn_s, nominal_of
+from nightjar.loadtests.simulation.planner_names import FLEET, OFF, ORACLE
 
 FULL: Final = 0.85
 """Share of the requests that fit into the KV cache: above it the cache's ups and downs hide what K does."""

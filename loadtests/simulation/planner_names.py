@@ -1,0 +1,14 @@
+"""The planners' names that experiments, bars and tables compare by: one spelling for who runs them and who reads their rows.
+
+A rival's name stands with it (rivals/registry.py); those of fixed lengths and of pairs are read by experiments/contestants.py.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+FLEET: Final = "fleet"
+NIGHTJAR: Final = "nightjar"
+OFF: Final = "off"
+ORACLE: Final = "oracle"
+"""Not one of the product's: the simulator's own, which knows the truth (engine/oracle.py)."""
