@@ -44,6 +44,11 @@ GROUP = {"groupName": "g", "minReplicas": 1, "maxReplicas": 1, "resources": {"li
             'deploymentConfig.name "x": the deployment is always called LLM',
         ),
         (
+            {"models": [MODEL | {"deploymentConfig": {"graceful_shutdown_timeout_s": 170}}]},
+            "but a worker pod ends them after 170, which is terminationGracePeriodSeconds less ten for Ray itself: raise",
+        ),
+        ({"terminationGracePeriodSeconds": 60}, "a replica that goes has 120 s for its requests"),
+        (
             {"models": [MODEL], "workerGroups": [GROUP]},
             "models: m: workerGroups have GPUs, but its replicas reserve none of them",
         ),

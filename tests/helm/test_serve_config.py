@@ -145,14 +145,16 @@ def test_a_pasted_config_is_deployed_as_it_is() -> None:
     assert release(CHART / "examples/own-serve-config.yaml").serve_config == yaml.safe_load(pasted)
 
 
-@pytest.mark.parametrize(("options", "seconds"), [({}, 120), ({DRAINS: 300}, 300)])
+@pytest.mark.parametrize(
+    ("options", "pod", "seconds"), [({}, {}, 120), ({DRAINS: 300}, {"terminationGracePeriodSeconds": 400}, 300)]
+)
 def test_a_replica_that_goes_has_time_for_the_requests_that_it_answers_and_its_pod_has_more(
-    options: dict[str, Any], seconds: int
+    options: dict[str, Any], pod: dict[str, Any], seconds: int
 ) -> None:
-    rendered = release(values={"models": [{"name": "m", "modelSource": "org/m", "deploymentConfig": options}]})
+    rendered = release(values={"models": [{"name": "m", "modelSource": "org/m", "deploymentConfig": options}], **pod})
     assert rendered.serve_config["applications"][0]["deployments"] == [{"name": "LLM", DRAINS: seconds}]
     for template in rendered.ray_pods().values():
-        assert template["spec"]["terminationGracePeriodSeconds"] > 120
+        assert template["spec"]["terminationGracePeriodSeconds"] > seconds
     assert rendered.one("RayService")["spec"]["rayClusterDeletionDelaySeconds"] > 120
 
 

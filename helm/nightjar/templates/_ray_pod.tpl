@@ -34,6 +34,11 @@ spec:
     {{- include "nightjar.rayPorts" . | nindent 4 }}
     env:
     {{- include "nightjar.rayEnvironment" .root | nindent 4 }}
+    {{- if eq .component "worker" }}
+    {{- with include "nightjar.drainEnvironment" .root }}
+    {{- . | nindent 4 }}
+    {{- end }}
+    {{- end }}
     {{- with $values.envFrom }}
     envFrom:
     {{- toYaml . | nindent 4 }}
@@ -176,6 +181,23 @@ tolerations of podSpecOverrides stand beside the chart's own; every other list t
 {{- end }}
 {{- with .Values.env }}
 {{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Seconds of a worker's end that are for its replicas: the last ten of its grace are for Ray's own processes. */}}
+{{- define "nightjar.drainSeconds" -}}
+{{- max 0 (sub (int64 .Values.terminationGracePeriodSeconds) 10) -}}
+{{- end -}}
+
+{{/* A worker that is told to end lets Serve start its replicas elsewhere and these finish their requests. Ray's own 30 s are less than
+a replica's graceful_shutdown_timeout_s, and then Serve stops it at once, before another has started. The head has no replica. */}}
+{{- define "nightjar.drainEnvironment" -}}
+{{- $own := list }}
+{{- range .Values.env }}
+{{- $own = append $own .name }}
+{{- end }}
+{{- if not (has "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S" $own) -}}
+- {name: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S, value: {{ include "nightjar.drainSeconds" . | quote }}}
 {{- end }}
 {{- end -}}
 

@@ -55,6 +55,11 @@
   {{- if hasKey $options "name" -}}
     {{- fail (printf "models: %s: deploymentConfig.name %q: the deployment is always called LLM; take it out" .name (toString $options.name)) -}}
   {{- end -}}
+  {{- $drain := include "nightjar.drainSeconds" $ | int64 -}}
+  {{- $graceful := hasKey $options "graceful_shutdown_timeout_s" | ternary $options.graceful_shutdown_timeout_s 120 -}}
+  {{- if ge (float64 $graceful) (float64 $drain) -}}
+    {{- fail (printf "models: %s: a replica that goes has %v s for its requests (deploymentConfig.graceful_shutdown_timeout_s, 120 unless set), but a worker pod ends them after %d, which is terminationGracePeriodSeconds less ten for Ray itself: raise terminationGracePeriodSeconds above %v, or lower the timeout" .name $graceful $drain (addf 10 $graceful)) -}}
+  {{- end -}}
   {{- if and (gt $mostGpus 0) (not .acceleratorType) (not (hasKey ($options.ray_actor_options | default dict) "num_gpus")) -}}
     {{- fail (printf "models: %s: workerGroups have GPUs, but its replicas reserve none of them: Ray would put several on one GPU; name acceleratorType (Ray's name of the GPU), or deploymentConfig.ray_actor_options.num_gpus (how many a replica takes, 0 for a model on CPU)" .name) -}}
   {{- end -}}
