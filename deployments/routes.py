@@ -133,3 +133,8 @@ def close_other_routes(app: FastAPI, extra_routes: Iterable[str]) -> tuple[str, 
     closed = [route for route in app.router.routes if getattr(route, "path", "") not in allowed]
     app.router.routes[:] = [route for route in app.router.routes if route not in closed]
     return tuple(sorted({str(getattr(route, "path", route)) for route in closed}))
+
+
+def absent_routes(app: FastAPI, extra_routes: Iterable[str]) -> tuple[str, ...]:
+    """Those of `extra_routes` that the application does not have: misspelt, or not for this model's tasks."""
+    return tuple(sorted(set(extra_routes) - {getattr(route, "path", "") for route in app.router.routes}))

@@ -30,7 +30,7 @@ from nightjar.deployments.engine.hooks import MissingHooks
 from nightjar.deployments.engine.moved_names import moved
 from nightjar.deployments.engine.process_guard import descendants
 from nightjar.deployments.engine_watch import FrontEnd
-from nightjar.deployments.routes import close_other_routes
+from nightjar.deployments.routes import absent_routes, close_other_routes
 from nightjar.policy.wire.operator import DraftOffload
 from nightjar.policy.wire.report import GroupKey
 
@@ -252,6 +252,8 @@ async def _build_app(
     args = argparse.Namespace(**(vars(moved("FrontendArgs")(**frontend_kwargs)) | vars(engine_args)))
     tasks = await engine.get_supported_tasks()
     app: FastAPI = build_app(args, tasks, engine.model_config)
+    if absent := absent_routes(app, extra_routes):
+        log.warning("extra_routes_absent", paths=absent, consequence="404: this vLLM has no such route for this model")
     log.info("routes_closed", paths=close_other_routes(app, extra_routes))
     await init_app_state(engine, app.state, args, tasks)
     app.state.server = SimpleNamespace()  # where vLLM asks its own server to stop; here the replica itself ends with a dead engine

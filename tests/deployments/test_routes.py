@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 from fastapi import FastAPI
 
 from nightjar.deployments.engine.moved_names import moved
-from nightjar.deployments.routes import BY_NAME, MANAGEMENT, SERVED, close_other_routes
+from nightjar.deployments.routes import BY_NAME, MANAGEMENT, SERVED, absent_routes, close_other_routes
 
 DEVELOPERS = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_TORCH_PROFILER_DIR": "/nowhere"}
 TASKS = (
@@ -74,3 +74,7 @@ async def test_a_closed_route_is_vllms_own_404() -> None:
         answers = [await client.post(path, json={}) for path in ("/invocations", "/scale_elastic_ep", "/no/such/path")]
     assert {answer.status_code for answer in answers} == {404}
     assert len({answer.text for answer in answers}) == 1
+
+
+def test_a_named_route_that_vllm_does_not_have_is_told(app: FastAPI) -> None:
+    assert absent_routes(app, ("/metricz", "/metrics", "/tokenize")) == ("/metricz",)

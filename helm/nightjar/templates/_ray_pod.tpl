@@ -140,6 +140,11 @@ tolerations of podSpecOverrides stand beside the chart's own; every other list t
 - {containerPort: 8080, name: metrics}
 {{- end -}}
 
+{{/* Whether `env` names a variable, which then is the user's: [root, name]; empty where it does not. */}}
+{{- define "nightjar.namesVariable" -}}
+{{- range (index . 0).Values.env }}{{ if eq .name (index $ 1) }}true{{ end }}{{ end -}}
+{{- end -}}
+
 {{- define "nightjar.rayEnvironment" -}}
 - {name: HOME, value: /home/nightjar}
 {{- with .Values.huggingFace }}
@@ -171,11 +176,7 @@ tolerations of podSpecOverrides stand beside the chart's own; every other list t
 {{- range .Values.workerGroups }}
 {{- $gpus = add $gpus (include "nightjar.gpus" . | int) }}
 {{- end }}
-{{- $own := list }}
-{{- range .Values.env }}
-{{- $own = append $own .name }}
-{{- end }}
-{{- if and $gpus (not (has "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY" $own)) }}
+{{- if and $gpus (not (include "nightjar.namesVariable" (list . "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY"))) }}
 # Serve's own spreading leaves one GPU free in many pods and no room for a replica that needs two.
 - {name: RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY, value: "1"}
 {{- end }}
@@ -192,11 +193,7 @@ tolerations of podSpecOverrides stand beside the chart's own; every other list t
 {{/* A worker that is told to end lets Serve start its replicas elsewhere and these finish their requests. Ray's own 30 s are less than
 a replica's graceful_shutdown_timeout_s, and then Serve stops it at once, before another has started. The head has no replica. */}}
 {{- define "nightjar.drainEnvironment" -}}
-{{- $own := list }}
-{{- range .Values.env }}
-{{- $own = append $own .name }}
-{{- end }}
-{{- if not (has "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S" $own) -}}
+{{- if not (include "nightjar.namesVariable" (list . "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S")) -}}
 - {name: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S, value: {{ include "nightjar.drainSeconds" . | quote }}}
 {{- end }}
 {{- end -}}
