@@ -1,7 +1,8 @@
 """One pytest run in a fork of this process, within limits of processor time, clock and memory.
 
 A fork has the libraries that its parent imported, so that a run costs a fraction of what `pytest` does. This process must never
-import what is mutated. A run that exceeds a limit is killed with everything that it started.
+import what is mutated, and must have no thread that may hold a lock: in a fork nobody would ever give that lock back, and the run
+would wait for it until its limit. A run that exceeds a limit is killed with everything that it started.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants.forking import Limits, Outcome, run_tests
+from tests.mutants.forking import Outcome
 from tests.mutants.mutating import has_definitions, mutants_of, sampled
 from tests.mutants.session import updated
 from tests.mutants.survivors import FILE, ExplanationError, read_explained
@@ -213,5 +213,12 @@ def test_a_worker_does_not_begin_where_its_tests_can_judge_nothing(tmp_path: Pat
 def test_a_run_in_a_fork_ends_whatever_the_test_does(tmp_path: Path, body: str, clock_s: float, outcome: Outcome) -> None:
     tests = tmp_path / "test_it.py"
     tests.write_text(f"def test_it():\n    {body}\n")
-    run = run_tests((str(tests),), tmp_path, Limits(processor_s=1.0, clock_s=clock_s), keeps_bytecode=False)
-    assert run.outcome is outcome, run.words
+    # in a process of its own, as the worker is: in a fork of this one, a lock that another test's thread held would stay held
+    forks = (
+        "import sys; from pathlib import Path; from tests.mutants.forking import Limits, run_tests; test, clock_s = sys.argv[1:];"
+        "limits = Limits(processor_s=1.0, clock_s=float(clock_s));"
+        "run = run_tests((test,), Path(test).parent, limits, keeps_bytecode=False); print(run.outcome); print(run.words)"
+    )
+    command = [sys.executable, "-c", forks, str(tests), str(clock_s)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[:1] == [outcome], done.stdout + done.stderr
