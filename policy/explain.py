@@ -88,7 +88,7 @@ def explain(
         planned_num_speculative_tokens=_planned(plan, batch),
         drafter_state=snapshot.drafter_state,
         generated_tokens_per_s=replica.generated_tokens_per_s,
-        acceptance=replica.acceptance.measured(),
+        acceptance=group.contributions.acceptance_of(replica.report.replica_id).measured(),
         settings_version=in_force.version if in_force is not None else snapshot.settings_version,
         settings_confirmed=in_force.is_confirmed if in_force is not None else None,
         thought_age_s=_age(now_s, thought.at_s) if thought is not None else None,
@@ -280,7 +280,7 @@ def _arms(
     arms = []
     for length in sorted(lengths | predicted.keys()):
         goodput, above, doubt = predicted.get(length, (None, None, None))
-        cell, waiting = evidence.cells.get((bucket, length)), replica.pending.cells.get((bucket, length))
+        cell = evidence.cells.get((bucket, length))
         arms.append(
             ArmExplanation(
                 num_speculative_tokens=length,
@@ -291,7 +291,7 @@ def _arms(
                 clean_steps=cell.steps if cell is not None else 0.0,
                 measured_age_s=_age(now_s, cell.measured_at_s) if cell is not None and group.decided_at_s is not None else None,
                 is_imported=(bucket, length) in group.imported.cells,
-                waiting_steps=waiting.steps if waiting is not None else 0.0,
+                waiting_steps=group.contributions.steps_of(replica.report.replica_id, (bucket, length), now_s),
             )
         )
     return tuple(arms)

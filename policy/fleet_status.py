@@ -167,7 +167,7 @@ def _replica(replica_id: str, replica: ReplicaState, group: GroupState, decision
         restarts=snapshot.counters.restarts,
         failed_probes=snapshot.counters.failed_probes,
         catch_up_seconds=max(snapshot.counters.catch_up.seconds, 0.0),
-        acceptance=replica.acceptance.measured(),
+        acceptance=group.contributions.acceptance_of(replica_id).measured(),
         generated_tokens_per_s=replica.generated_tokens_per_s,
         report_age_s=max(now_s - replica.heard_at_s, 0.0),
         settings_version=snapshot.settings_version,

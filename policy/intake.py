@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.catch_up import NewRestarts
+from nightjar.policy.estimate.contributions import NewEvidence
 from nightjar.policy.estimate.counting import CountedEngine, NewSteps, count
 from nightjar.policy.estimate.implausible import ImplausibleCountersError
-from nightjar.policy.estimate.pooling import Pending
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import NO_ENGINE_ID, GroupKey, LoadReport
@@ -128,7 +127,7 @@ def _heard(known: ReplicaState | None, report: LoadReport, group_id: str, now_s:
     before = known.report.snapshot.load.decode_batch_size
     heard = replace(known, report=light, heard_at_s=now_s, decode_batch_size_before=before)
     if known.group_id != group_id:
-        heard = replace(heard, group_id=group_id, pending=Pending(), acceptance=AcceptanceEvidence(), new_restarts=NewRestarts())
+        heard = replace(heard, group_id=group_id, new_evidence=NewEvidence(), new_restarts=NewRestarts())
     if known.counted.engine_id == engine_id and known.group_id == group_id:
         return heard
     retired = known.retired_engine_ids
@@ -147,10 +146,9 @@ def _counted(
         replica,
         counted=counted,
         counted_at_s=now_s,
-        pending=replica.pending.plus(new.cells, new.acceptance, half_life_steps, now_s, new.mixed_cells)
+        new_evidence=replica.new_evidence.plus(new.cells, new.acceptance, half_life_steps, now_s, new.mixed_cells)
         if new.cells or new.mixed_cells
-        else replica.pending,
-        acceptance=replica.acceptance.plus(new.acceptance.at(now_s)) if new.cells else replica.acceptance,
+        else replica.new_evidence,
         generated_tokens_per_s=rate,
         mixed_share=replica.mixed_share.after(
             sum(cell.steps for cell in new.mixed_cells.values()), new.generated_tokens, elapsed_s

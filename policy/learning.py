@@ -14,14 +14,14 @@ from typing import Final
 from nightjar.policy.allowance import Allowance
 from nightjar.policy.engine.drafter import MAX_CHUNK_TOKENS
 from nightjar.policy.estimate.catch_up import CatchUpCost
+from nightjar.policy.estimate.contributions import Contributions, NewEvidence
 from nightjar.policy.estimate.evidence import Evidence
 from nightjar.policy.estimate.mixed_steps import steps_per_token
-from nightjar.policy.estimate.pace import Slopes, followed, offsets
-from nightjar.policy.estimate.pooling import Pending, merge, quorum
+from nightjar.policy.estimate.pooling import Slopes, pooled, with_effects, without
+from nightjar.policy.estimate.robust import LEAST_REPLICAS
 from nightjar.policy.planners import PLANNERS
 from nightjar.policy.planners.base import GroupView
-from nightjar.policy.planners.thinking import OwnNews, is_news, own_evidence, think, think_alone, think_cold
-from nightjar.policy.seeding import doubted, settled
+from nightjar.policy.planners.thinking import is_news, own_evidence, think, think_alone, think_cold
 from nightjar.policy.state import GroupState, ReplicaState
 from nightjar.policy.trials import Exploration, Explorer, deal
 from nightjar.policy.wire.batch_buckets import batch_bucket
@@ -47,17 +47,17 @@ def learn(
     It and its replicas think at most `most_thoughts` times, the longest waiting first; who may not stays with the last thought,
     or with what one thinks who knows nothing.
     """
-    pending = {replica_id: replica.pending for replica_id, replica in members.items()}
     before = group.evidence if group.decided_at_s is not None else _heard_at(group.evidence, now_s)
-    above = offsets({replica_id: replica.pace for replica_id, replica in members.items()})
-    merged, left = merge(doubted(before, group.imported.cells), pending, settings.evidence_half_life_steps, now_s, above)
-    evidence, still_imported = settled(merged, before, group.imported.cells)
+    group, evidence = _learned(group, before, members, settings.evidence_half_life_steps, now_s)
+    still_imported = group.imported.cells
     evidence = replace(evidence, mixed_steps_per_token=steps_per_token(replica.mixed_share for replica in members.values()))
-    slopes = Slopes.of(group.thought.outlook if group.thought and len(members) > 1 else None)
-    changed = _heard_out(members, left, evidence, slopes, now_s)
+    changed = {
+        replica_id: replace(replica, new_evidence=NewEvidence())
+        for replica_id, replica in members.items()
+        if replica.new_evidence.cells or replica.new_evidence.mixed_cells
+    }
     view = GroupView(group.key, settings, evidence, group.plan, now_s, still_imported, len(members))
-    imported = replace(group.imported, cells=still_imported)
-    group_with = partial(replace, group, evidence=evidence, imported=imported, planner=settings.planner, decided_at_s=now_s)
+    group_with = partial(replace, group, evidence=evidence, planner=settings.planner, decided_at_s=now_s)
     if settings.planner != "fleet":
         changed.update(_without_own({**members, **changed}))
         return group_with(plan=PLANNERS[settings.planner](view), exploration=Exploration(), thought=None), changed, 0
@@ -70,8 +70,10 @@ def learn(
     found = explorers(group, {replica_id: replica for replica_id, replica in members.items() if replica_id in asked})
     earned = _earned(group.exploration.allowance, members, found, elapsed_s)
     exploration = replace(group.exploration, allowance=earned)
-    exploration = deal(view, thought.wanted, found, {**pending, **left}, exploration, next_segment_id, rng)
-    own, own_thoughts = _own_thoughts(view.with_plan(thought.plan), {**members, **changed}, above, most_thoughts - thoughts)
+    exploration = deal(view, thought.wanted, found, group.contributions, exploration, next_segment_id, rng)
+    own, own_thoughts = _own_thoughts(
+        view.with_plan(thought.plan), group.contributions, {**members, **changed}, most_thoughts - thoughts
+    )
     return group_with(plan=thought.plan, exploration=exploration, thought=thought), {**changed, **own}, thoughts + own_thoughts
 
 
@@ -114,19 +116,23 @@ class _RestartTokens:
         return lost
 
 
-def _heard_out(
-    members: Mapping[str, ReplicaState], left: Mapping[str, Pending], evidence: Evidence, slopes: Slopes, now_s: float
-) -> dict[str, ReplicaState]:
-    """Replicas whose voices were merged into `evidence` at `now_s`, with what is `left` of them and their pace."""
-    changed = {}
-    for replica_id, waiting in left.items():
-        replica = members[replica_id]
-        pace = replica.pace
-        if len(members) > 1:
-            gave = {cell: voice.aged(now_s) for cell, voice in replica.pending.cells.items() if cell not in waiting.cells}
-            pace = followed(pace, gave, evidence.cells, slopes)
-        changed[replica_id] = replace(replica, pending=waiting, pace=pace)
-    return changed
+def _learned(
+    group: GroupState, before: Evidence, members: Mapping[str, ReplicaState], half_life_steps: float, now_s: float
+) -> tuple[GroupState, Evidence]:
+    """The group with what its members reported since it last learned, and its evidence, which was `before`."""
+    new = {
+        replica_id: replica.new_evidence
+        for replica_id, replica in members.items()
+        if replica.new_evidence.cells or replica.new_evidence.mixed_cells
+    }
+    contributions = without(group.contributions, members.keys(), len(members), now_s)
+    if not new:
+        return replace(group, contributions=contributions), before
+    contributions, cells, mixed_cells = contributions.plus(new, before, group.imported.cells, half_life_steps, now_s)
+    evidence = pooled(contributions, before, cells, mixed_cells, len(members), now_s)
+    slopes = Slopes.of(group.thought.outlook if group.thought and len(members) > 1 else None)
+    imported = replace(group.imported, cells=tuple(cell for cell in group.imported.cells if cell not in cells))
+    return replace(group, contributions=with_effects(contributions, evidence, slopes, now_s), imported=imported), evidence
 
 
 def _heard_at(evidence: Evidence, now_s: float) -> Evidence:
@@ -144,7 +150,7 @@ def _earned(
     the grant is for the batch that a quorum runs; for the smallest that is run where fewer are busy, since those measure for
     themselves. An idle majority takes nothing away.
     """
-    needed = quorum(len(members))
+    needed = LEAST_REPLICAS if len(members) >= LEAST_REPLICAS else 1
     rates = sorted((replica.generated_tokens_per_s for replica in members.values()), reverse=True)
     if needed > 1:
         rates[0] = rates[1]
@@ -154,14 +160,13 @@ def _earned(
 
 
 def _own_thoughts(
-    view: GroupView, members: Mapping[str, ReplicaState], above: Mapping[str, float], most_thoughts: int
+    view: GroupView, contributions: Contributions, members: Mapping[str, ReplicaState], most_thoughts: int
 ) -> tuple[dict[str, ReplicaState], int]:
     """Replicas whose own thought is new or gone, and how many are new. `view` runs the group's new plan."""
     waiting: list[tuple[float, str, GroupView]] = []
     changed: dict[str, ReplicaState] = {}
     for replica_id, replica in members.items():
-        news = OwnNews(replica.pending, replica.acceptance, above.get(replica_id, 0.0), replica.own is not None)
-        evidence = own_evidence(view, news)
+        evidence = own_evidence(view, contributions.acceptance_of(replica_id), thinks_already=replica.own is not None)
         if evidence is None:
             if replica.own is not None:
                 changed[replica_id] = replace(replica, own=None)

@@ -9,13 +9,12 @@ group's key exactly, or waited behind too many others, is not used.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Final
 
 from nightjar.policy.estimate.acceptance import GROUP_ROWS, AcceptanceEvidence
 from nightjar.policy.estimate.catch_up import CatchUpEvidence
-from nightjar.policy.estimate.evidence import Cell, Evidence
 from nightjar.policy.planners.base import GroupPlan, in_words
 from nightjar.policy.prior.seed import Imported, SeedCatchUp, SeedCell, SeedGroup, SeedPosition, could_be_measured, could_be_priced
 from nightjar.policy.state import FleetState, GroupState, ReplicaState, learned
@@ -97,22 +96,6 @@ def with_prior(group: GroupState, seed: SeedGroup, now_s: float) -> GroupState:
         imported=Imported(tuple(sorted({*before.cells, *taken})), planted_acceptance, planted_catch_up),
         thought=replace(group.thought, at_s=float("-inf")) if group.thought is not None else None,
     )
-
-
-def doubted(evidence: Evidence, imported: Collection[Cell]) -> Evidence:
-    """The evidence as a new measurement meets it: imported cells as old as evidence can be, a hundredth of their steps."""
-    if not imported:
-        return evidence
-    old = {cell: evidence.cells[cell].at(float("-inf")) for cell in imported}
-    return replace(evidence, cells={**evidence.cells, **old})
-
-
-def settled(merged: Evidence, before: Evidence, imported: Sequence[Cell]) -> tuple[Evidence, tuple[Cell, ...]]:
-    """What was `merged` onto doubted evidence, where cells that got no news are as they were `before`; and which those are."""
-    if not imported:
-        return merged, ()
-    still = tuple(cell for cell in imported if merged.cells[cell].measured_at_s == float("-inf"))
-    return replace(merged, cells={**merged.cells, **{cell: before.cells[cell] for cell in still}}), still
 
 
 def with_own_price(group: GroupState, members: Mapping[str, ReplicaState]) -> GroupState:

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.catch_up import NewRestarts
+from nightjar.policy.estimate.contributions import Contributions, NewEvidence
 from nightjar.policy.estimate.counting import CountedEngine
 from nightjar.policy.estimate.evidence import Evidence
 from nightjar.policy.estimate.mixed_steps import MixedShare
-from nightjar.policy.estimate.pace import Pace
-from nightjar.policy.estimate.pooling import Pending
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.base import GroupPlan
 from nightjar.policy.planners.thinking import Thought
@@ -42,11 +40,9 @@ class ReplicaState:
     counted: CountedEngine
     counted_at_s: float | None = None
     decode_batch_size_before: int = 0
-    pending: Pending = field(default_factory=Pending)
-    acceptance: AcceptanceEvidence = field(default_factory=AcceptanceEvidence)
+    new_evidence: NewEvidence = field(default_factory=NewEvidence)
     generated_tokens_per_s: float = 0.0
     mixed_share: MixedShare = field(default_factory=MixedShare)
-    pace: Pace = field(default_factory=Pace)
     new_restarts: NewRestarts = field(default_factory=NewRestarts)
     retired_engine_ids: tuple[str, ...] = ()
     own: Thought | None = field(default=None, compare=False)
@@ -67,6 +63,7 @@ class GroupState:
 
     key: GroupKey
     evidence: Evidence = field(default_factory=Evidence)
+    contributions: Contributions = field(default_factory=Contributions, compare=False)
     planner: str = ""
     plan: GroupPlan | None = None
     exploration: Exploration = field(default_factory=Exploration)

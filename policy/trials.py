@@ -17,12 +17,11 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from nightjar.policy.allowance import Allowance
+from nightjar.policy.estimate.contributions import Contributions
 from nightjar.policy.estimate.evidence import Cell
-from nightjar.policy.estimate.pooling import Pending, quorum, voices_on
 from nightjar.policy.planners.base import GroupView, batch_range
-from nightjar.policy.planners.calibration import SETTLING_STEPS, Measurement
+from nightjar.policy.planners.calibration import Measurement
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
-from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.settings import ExplorationSegment
 
 MAX_SEGMENTS_PER_REPLICA: Final = 2
@@ -33,11 +32,6 @@ DELIVERY_S: Final = 5.0
 """What the way to the replica may take on top before the policy counts a segment as lost."""
 LEFT_BUCKET_S: Final = 5.0
 """Outside its bucket for so long a replica loses its segment: a batch flickers across an edge whenever a request ends."""
-VOICE_STEPS: Final = 4
-"""Clean steps that a quorum's replica is asked for at least: a voice may count with fewer (merging.LEAST_STEPS), where a batch
-moves on, but a cell known from three times two would be measured again."""
-SPARE_STEPS: Final = 2
-"""Steps of a quorum's segment beyond its share: some fall into another bucket, and a voice must not fail for one."""
 RETRY_S: Final = 5.0
 """Pause after a round that brought nothing yet: what it still lacks is asked for again."""
 FIRST_PAUSE_S: Final = 10.0
@@ -128,7 +122,7 @@ def deal(
     view: GroupView,
     wanted: Mapping[int, Sequence[Measurement]],
     explorers: Mapping[str, Explorer],
-    pending: Mapping[str, Pending],
+    contributions: Contributions,
     before: Exploration,
     next_segment_id: int,
     rng: random.Random,
@@ -139,16 +133,13 @@ def deal(
     be asked. Dealt is what is worth most for its cost where most replicas are; where the allowance does not reach for that, it
     is saved up for it. New segments have ids from `next_segment_id` up.
     """
-    needed = quorum(len(pending))
     still_wanted = {one.cell for found in wanted.values() for one in found}
     allowance, rounds = before.allowance, dict(before.rounds)
     open_segments = [
         held.seen(explorers[held.replica_id], view.now_s)
         for held in before.segments
-        if held.cell in still_wanted and _still_runs(held, explorers, pending, needed, view.now_s)
+        if held.cell in still_wanted and _still_runs(held, explorers, view.now_s)
     ]
-    clean_steps = _clean_steps(view.settings, needed)
-    share = (clean_steps + SETTLING_STEPS) / (view.settings.calibration_clean_steps + SETTLING_STEPS)
     by_bucket: dict[int, list[str]] = {}
     for replica_id in sorted(explorers):
         bucket = explorers[replica_id].bucket
@@ -160,7 +151,7 @@ def deal(
     )
     busy = _busy_replicas(view, by_bucket)
     saved_for: set[bool] = set()
-    for cell, _, gain_tokens_per_s, whole_cost_tokens in ranked:
+    for cell, _, gain_tokens_per_s, cost_of_steps_tokens in ranked:
         known = view.evidence.cells.get(cell)
         measured_at_s = known.measured_at_s if known is not None else -math.inf
         round_ = rounds.get(cell, Round(0, -math.inf))
@@ -168,17 +159,17 @@ def deal(
             continue
         earns_tokens = PAYS_BACK_S * gain_tokens_per_s * busy[cell[0]]
         drafting = {held.replica_id for held in open_segments if held.cell[1]}
-        for replica_id in _askable(cell, by_bucket[cell[0]], explorers, pending, open_segments, needed, rng, view.now_s):
+        for replica_id in _askable(cell, by_bucket[cell[0]], explorers, contributions, open_segments, rng, view.now_s):
             restart = explorers[replica_id].restart_tokens if cell[1] and replica_id not in drafting else 0.0
-            cost_tokens = share * whole_cost_tokens + restart
-            can_wait = needed * cost_tokens > earns_tokens
+            cost_tokens = cost_of_steps_tokens + restart
+            can_wait = cost_tokens > earns_tokens
             if cost_tokens > allowance.most_tokens or can_wait in saved_for:
                 continue
             if not allowance.reaches_for(cost_tokens, can_wait):
                 saved_for.add(can_wait)
                 continue
             allowance = allowance.spend(cost_tokens, can_wait)
-            segment = _segment(next_segment_id + len(open_segments), cell, view, clean_steps)
+            segment = _segment(next_segment_id + len(open_segments), cell, view)
             open_segments.append(OpenSegment(segment, replica_id, cell, view.now_s, view.now_s))
             if round_.began_s != view.now_s:
                 rounds[cell] = round_ = round_.asked(view.now_s, measured_at_s)
@@ -208,26 +199,20 @@ def _busy_replicas(view: GroupView, by_bucket: Mapping[int, Sequence[str]]) -> d
     return {bucket: present * spent / whole for bucket, spent in seconds.items()}
 
 
-def _still_runs(
-    held: OpenSegment, explorers: Mapping[str, Explorer], pending: Mapping[str, Pending], needed: int, now_s: float
-) -> bool:
+def _still_runs(held: OpenSegment, explorers: Mapping[str, Explorer], now_s: float) -> bool:
     explorer = explorers.get(held.replica_id)
     if explorer is None or explorer.finished_segment_id >= held.segment.segment_id:
         return False
     left = now_s - held.seen(explorer, now_s).inside_at_s > LEFT_BUCKET_S
-    waiting = pending[held.replica_id].cells.get(held.cell)
-    is_voice = pending[held.replica_id].has_voice(held.cell, now_s)
-    said_enough = needed > 1 and waiting is not None and waiting.steps >= VOICE_STEPS and is_voice
-    return not (left or said_enough or now_s - held.dealt_at_s > TIME_TO_LIVE_S + DELIVERY_S)
+    return not (left or now_s - held.dealt_at_s > TIME_TO_LIVE_S + DELIVERY_S)
 
 
 def _askable(
     cell: Cell,
     in_bucket: Sequence[str],
     explorers: Mapping[str, Explorer],
-    pending: Mapping[str, Pending],
+    contributions: Contributions,
     open_segments: Sequence[OpenSegment],
-    needed: int,
     rng: random.Random,
     now_s: float,
 ) -> list[str]:
@@ -237,31 +222,24 @@ def _askable(
     Those come first whose drafter is in the right state: a dormant one has to catch up before it can draft, and after it was off.
     """
     asked = {held.replica_id for held in open_segments if held.cell == cell}
-    spoken = voices_on(cell, pending, now_s) if needed > 1 else {}
-    heard = {replica_id for replica_id, counts in spoken.items() if counts}
-    coming = {held.replica_id for held in open_segments if held.cell == cell and held.inside_at_s == now_s}
-    lacking = needed - len(coming | heard)
-    if lacking <= 0:
+    if any(held.cell == cell and held.inside_at_s == now_s for held in open_segments):
         return []
     load = Counter(held.replica_id for held in open_segments)
-    free = [
-        replica_id
-        for replica_id in in_bucket
-        if replica_id not in asked and replica_id not in spoken and load[replica_id] < MAX_SEGMENTS_PER_REPLICA
-    ]
+    free = [replica_id for replica_id in in_bucket if replica_id not in asked and load[replica_id] < MAX_SEGMENTS_PER_REPLICA]
     shuffled = rng.sample(free, len(free))
     sign = 1.0 if cell[1] else -1.0
-    return sorted(shuffled, key=lambda replica_id: (load[replica_id], sign * explorers[replica_id].restart_tokens))[:lacking]
+
+    def first(replica_id: str) -> tuple[int, float, float]:
+        return (
+            load[replica_id],
+            contributions.steps_of(replica_id, cell, now_s),
+            sign * explorers[replica_id].restart_tokens,
+        )
+
+    return sorted(shuffled, key=first)[:1]
 
 
-def _clean_steps(settings: OperatorSettings, needed: int) -> int:
-    """Of one segment: what a cell takes, or a voice's share of it where a quorum is asked, and some to spare."""
-    if needed == 1:
-        return settings.calibration_clean_steps
-    return max(math.ceil(settings.calibration_clean_steps / needed), VOICE_STEPS) + SPARE_STEPS
-
-
-def _segment(segment_id: int, cell: Cell, view: GroupView, clean_steps: int) -> ExplorationSegment:
+def _segment(segment_id: int, cell: Cell, view: GroupView) -> ExplorationSegment:
     """The measurement as the engine gets it. A group that has seen but one K fills up in its first seconds, and its drafters fall
     behind as soon as its first plan says off: there a segment runs at whatever batch comes, four times fuller at most."""
     bucket, length = cell
@@ -273,6 +251,6 @@ def _segment(segment_id: int, cell: Cell, view: GroupView, clean_steps: int) -> 
         first_batch_size=first,
         last_batch_size=last,
         num_speculative_tokens=length,
-        clean_steps=clean_steps,
+        clean_steps=view.settings.calibration_clean_steps,
         time_to_live_s=TIME_TO_LIVE_S,
     )

@@ -163,6 +163,10 @@ class AcceptanceEvidence:
         sampled = max(mine * (1.0 - mine), 1.0 / rows) * ROWS_PER_INDEPENDENT_ROW / rows
         return abs(mine - theirs) / math.sqrt(sampled + mine * mine * _drift(now_s - at_s))
 
+    def seen_at(self, position: int) -> float:
+        """When a row last reached a position; before all time where none did."""
+        return self.seen_at_s[position] if position < len(self.seen_at_s) else -math.inf
+
     def measured(self) -> tuple[float, ...]:
         """Shares as counted, without a prior, as far as rows exist: what an operator sees."""
         return tuple(kept / rows for rows, kept in zip(self.reached, self.accepted, strict=True) if rows > 0)

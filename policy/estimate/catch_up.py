@@ -14,7 +14,7 @@ from typing import Final, Self
 
 import numpy as np
 
-from nightjar.policy.estimate.pooling import OUTLIER_DEVIATIONS, capped_weights, quorum
+from nightjar.policy.estimate.robust import LEAST_REPLICAS, OUTLIER_DEVIATIONS, capped_weights
 
 PRIOR_ON_CPU: Final = (0.1, 0.005)
 PRIOR_ELSEWHERE: Final = (0.2, 0.0005)
@@ -138,7 +138,7 @@ def merge_catch_up(
     Where a quorum is asked no voice weighs more than a third, and one whose steps took far more or less than the others' is left
     out: measured by the `line` known so far, in seconds and in tokens times seconds.
     """
-    needed = quorum(replicas)
+    needed = LEAST_REPLICAS if replicas >= LEAST_REPLICAS else 1
     voices = {replica_id: waiting for replica_id, waiting in sorted(pending.items()) if waiting.steps >= LEAST_STEPS}
     if len(voices) < needed:
         return known, frozenset()

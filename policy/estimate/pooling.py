@@ -1,306 +1,303 @@
-"""How the evidence of many replicas becomes one group's, so that no single replica can move it (INV-10).
+"""How the measurements of many replicas become one group's, on arrival, so that no single replica can move it for long (INV-10).
 
-Each replica's new steps wait until enough different replicas have news of the same cell; then they are merged at once: no
-replica weighs more than a third, and a value far from the others' median is left out. A voice that no replica of the group can
-have counts for none, where there are others to wait for: or a liar would hurry those beside it. Waiting costs a group of
-three or more that each cell must be seen by three of them before it counts.
+A group's evidence is the mean of its replicas', after what is known of each replica is taken off: its effect, log seconds by which
+its steps are longer than the others' at the same cell, shrunk towards none. All K of a slow card take longer alike, which no plan
+need care about; but where the slow ones measured K = 0 and the fast ones K = 3, the difference would pass for a gain.
 
-What holds with fewer: in a group of one or two nobody can say who lies, so evidence counts as it comes, and only the
-physical limits of `counting.py` protect the plan. What such a group learned stays when it grows. What waits ages as all evidence
-does: it is merged with the weight that it has left, and after a while it is no voice any more.
+What arrives counts at once. Once three replicas have reported, none weighs more than a third and one that is far from the others'
+median is left out, with all that it ever reported in the cell; of two that no card of one group can both have measured, neither
+counts until a third has spoken. With fewer than that the physical limits of `counting.py` and the guard in each engine
+are what protects: one faulty replica of a group may be believed for the seconds until two others have run what it praised.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from statistics import median
-from types import MappingProxyType
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from nightjar.policy.estimate.acceptance import HALF_LIFE_ROWS, ROWS_PER_INDEPENDENT_ROW, AcceptanceEvidence
-from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence, MixedEvidence
-from nightjar.policy.estimate.pace import MOST_LOG_SHARE
+from nightjar.policy.estimate.acceptance import ROWS_PER_INDEPENDENT_ROW, AcceptanceEvidence
+from nightjar.policy.estimate.contributions import (
+    CONTEXT_TOKENS,
+    LOG_SECONDS,
+    LOG_SECONDS_SQUARED,
+    MEASURED_AT_S,
+    MIXED_PREFILL_TOKENS,
+    MIXED_SECONDS,
+    ROWS,
+    STEPS,
+    Contributions,
+    Floats,
+    grown,
+    steps_at,
+)
+from nightjar.policy.estimate.evidence import STEP_VARIANCE, Cell, CellEvidence, Evidence, MixedEvidence
+from nightjar.policy.estimate.goodput import Outlook
+from nightjar.policy.estimate.robust import LEAST_DEVIATION, LEAST_REPLICAS, Mask, agreeing, capped_weights, weighted_median
 
-QUORUM: Final = 3
-"""Replicas that must agree: with three, one liar is outvoted."""
-LEAST_STEPS: Final = 2.0
-"""Clean steps that a replica must bring before it has a voice on a cell, where a quorum is asked. Where steps take half a second a
-batch moves on after two or three; the evidence counts its steps, so that a plan doubts it as it should."""
-LEAST_STEPS_LEFT: Final = 1.0
-"""Clean steps that such a voice must still weigh for its age: two steps wait for others for a quarter of an hour, many for half an
-hour."""
+LEAST_STEPS: Final = 1.0
+"""Clean steps that a replica's measurements must weigh until it counts as one that reported."""
 LEAST_ROWS: Final = 20.0
-"""Decode rows that a replica must bring before it has a voice on acceptance, where a quorum is asked."""
-OUTLIER_DEVIATIONS: Final = 3.0
-"""Median absolute deviations from the median within which a replica's value counts."""
-LEAST_DEVIATION: Final = 0.003
-"""A floor for that deviation, 0.3 % of step time: where honest replicas agree, a liar moves the mean by less than the
-`switch_margin` of any plan."""
+"""The same for acceptance, in decode rows."""
+EFFECT_PRIOR_STEPS: Final = 20.0
+"""Steps that "as fast as its group" weighs as much as: steps scatter by about 5 %, and cards differ by about a quarter of that."""
+MOST_EFFECT: Final = 0.7
+"""Twice as slow or as fast at most: beyond that it is no card of this group, or faulty (INV-10)."""
 
-Floats = npt.NDArray[np.float64]
-_NONE_MIXED: Final[Mapping[Cell, MixedEvidence]] = MappingProxyType({})
-_NO_OFFSETS: Final[Mapping[str, float]] = MappingProxyType({})
+
+def pooled(
+    contributions: Contributions,
+    known: Evidence,
+    changed: Collection[Cell],
+    changed_mixed: Collection[Cell],
+    replicas: int,
+    now_s: float,
+) -> Evidence:
+    """The group's evidence at `now_s`: what was `known`, with the `changed` cells and acceptance pooled anew.
+
+    `replicas` is how many live: with fewer than three nobody can be outvoted.
+    """
+    effects = np.array(contributions.effects)
+    cells, mixed_cells = dict(known.cells), dict(known.mixed_cells)
+    for cell in changed:
+        one = _pooled_cell(contributions.cells[cell], effects, replicas, now_s)
+        if one is not None:
+            cells[cell] = one
+        else:
+            cells.pop(cell, None)
+    for cell in changed_mixed:
+        mixed_cells[cell] = _pooled_mixed_cell(contributions.mixed_cells[cell])
+    acceptance = known.acceptance
+    if contributions.acceptance:
+        acceptance = _pooled_acceptance(contributions)
+    return replace(known, cells=cells, mixed_cells=mixed_cells, acceptance=acceptance)
+
+
+def with_effects(contributions: Contributions, evidence: Evidence, slopes: Slopes, now_s: float) -> Contributions:
+    """The contributions with each replica's effect as it follows from all that it measured beside what its group knows.
+
+    Above the median of those that measured, so that no common shift creeps in; nobody has one in a group of one.
+    """
+    size = 1 + max(contributions.rows.values(), default=0)
+    steps, above = np.zeros(size), np.zeros(size)
+    for cell, table in contributions.cells.items():
+        group = evidence.cells.get(cell)
+        if group is None:
+            continue
+        weights = steps_at(table, now_s)
+        weights[0] = 0.0
+        seen = weights > 0.0
+        sums = table[seen]
+        rows = sums[:, ROWS] / sums[:, STEPS]
+        expected = group.log_seconds / group.steps + slopes.at(cell) * np.log(rows / (group.rows / group.steps))
+        residual = np.clip(sums[:, LOG_SECONDS] / sums[:, STEPS] - expected, -MOST_EFFECT, MOST_EFFECT)
+        at = np.flatnonzero(seen)
+        steps[at] += weights[seen]
+        above[at] += weights[seen] * residual
+    measured = steps > 0.0
+    if measured.sum() < 2:
+        return replace(contributions, effects=())
+    effects = above / (steps + EFFECT_PRIOR_STEPS)
+    effects = np.where(measured, effects - np.median(effects[measured]), 0.0)
+    return replace(contributions, effects=tuple(effects.tolist()))
+
+
+def without(contributions: Contributions, live: Collection[str], replicas: int, now_s: float) -> Contributions:
+    """The contributions once only the `live` ones are replicas of the group: what the others measured is nobody's, and stays.
+
+    Except what the others contradict: a faulty replica takes that with it.
+    """
+    left = [replica_id for replica_id in contributions.rows if replica_id not in live]
+    if not left:
+        return contributions
+    gone = sorted(contributions.rows[replica_id] for replica_id in left)
+    effects = np.array(contributions.effects)
+    cells = {
+        cell: _without_rows(table, gone, _believed(table, effects, replicas, now_s)) for cell, table in contributions.cells.items()
+    }
+    mixed_cells = {cell: _without_mixed_rows(table, gone) for cell, table in contributions.mixed_cells.items()}
+    acceptance, remembered = dict(contributions.acceptance), contributions.remembered_acceptance or AcceptanceEvidence()
+    names = sorted(acceptance)
+    agrees = dict(zip(names, _agreeing_acceptance([acceptance[name] for name in names]), strict=True))
+    for replica_id in left:
+        his = acceptance.pop(replica_id, None)
+        if his is not None and agrees[replica_id]:
+            remembered = remembered.aged(now_s).sum(his.aged(now_s)).at(now_s)
+    kept = {replica_id: row for replica_id, row in contributions.rows.items() if replica_id in live}
+    kept_effects = tuple(0.0 if row in gone else effect for row, effect in enumerate(contributions.effects))
+    return Contributions(kept, cells, mixed_cells, acceptance, remembered, kept_effects)
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
-    """One replica's evidence that its group has not merged yet; O(cells) a replica (INV-8)."""
+class Slopes:
+    """By how much log step time grows with log rows, by bucket and arm: buckets are wide, and replicas differ in batch, too."""
 
-    cells: Mapping[Cell, CellEvidence] = field(default_factory=dict)
-    acceptance: AcceptanceEvidence = field(default_factory=AcceptanceEvidence)
-    mixed_cells: Mapping[Cell, MixedEvidence] = field(default_factory=dict)
+    arms: tuple[int, ...] = ()
+    slopes: Floats | None = None
 
-    def plus(
-        self,
-        cells: Mapping[Cell, CellEvidence],
-        acceptance: AcceptanceEvidence,
-        half_life_steps: float,
-        now_s: float,
-        mixed_cells: Mapping[Cell, MixedEvidence] = _NONE_MIXED,
-    ) -> Pending:
-        """This and what is heard at `now_s`; what waits long ages like all evidence."""
-        merged, mixed = dict(self.cells), dict(self.mixed_cells)
-        for cell, heard in cells.items():
-            newer = heard.at(now_s)
-            merged[cell] = merged[cell].plus(newer, half_life_steps) if cell in merged else newer
-        for cell, heard_mixed in mixed_cells.items():
-            mixed[cell] = mixed[cell].plus(heard_mixed, half_life_steps) if cell in mixed else heard_mixed
-        return Pending(merged, self.acceptance.plus(acceptance.at(now_s)), mixed)
+    @classmethod
+    def of(cls, ahead: Outlook | None) -> Slopes:
+        """As an outlook has them; none without one."""
+        if ahead is None or len(ahead.rows) < 2:
+            return cls()
+        log_rows = np.log(ahead.rows)
+        log_seconds = log_rows[:, None] + np.log(ahead.tokens_per_row)[None, :] - ahead.log_goodput
+        return cls(ahead.arms, np.gradient(log_seconds, log_rows, axis=0))
 
-    def has_voice(self, cell: Cell, now_s: float) -> bool:
-        """Whether it waits only for others before it counts on the cell: it brought enough, and not too long ago."""
-        mine = self.cells.get(cell)
-        return mine is not None and mine.steps >= LEAST_STEPS and mine.steps_at(now_s) >= LEAST_STEPS_LEFT
+    def at(self, cell: Cell) -> float:
+        """The slope in a cell; 0 in one that is no arm's."""
+        bucket, length = cell
+        if self.slopes is None or length not in self.arms or bucket >= len(self.slopes):
+            return 0.0
+        return float(self.slopes[bucket, self.arms.index(length)])
 
 
-def voices_on(cell: Cell, pending: Mapping[str, Pending], now_s: float) -> dict[str, bool]:
-    """The replicas whose word on a cell waits for others, and whether it will count."""
-    names = [replica_id for replica_id, waiting in pending.items() if waiting.has_voice(cell, now_s)]
-    return dict(zip(names, _credible([pending[replica_id].cells[cell] for replica_id in names]), strict=True))
+def _log_seconds(table: Floats, effects: Floats) -> Floats:
+    """(rows,): mean log seconds of a step by row, the replica's effect taken off."""
+    steps = table[:, STEPS]
+    means = np.divide(table[:, LOG_SECONDS], steps, out=np.zeros(len(steps)), where=steps > 0.0)
+    known = min(len(effects), len(means))
+    means[:known] -= effects[:known]
+    return means
 
 
-def quorum(replicas: int) -> int:
-    """How many replicas must have news of a cell before a group of `replicas` believes it."""
-    return QUORUM if replicas >= QUORUM else 1
+def _believed(table: Floats, effects: Floats, replicas: int, now_s: float) -> Mask:
+    """(rows,): whether a row's measurements count. Row 0 always does."""
+    weights = steps_at(table, now_s)
+    believed = weights > 0.0
+    reported = np.flatnonzero(weights[1:] >= LEAST_STEPS) + 1
+    if replicas < LEAST_REPLICAS or len(reported) < 2:
+        return believed
+    means = _log_seconds(table, effects)[reported]
+    if len(reported) < LEAST_REPLICAS:
+        if abs(means[0] - means[1]) > MOST_EFFECT:
+            believed[1:] = False
+        return believed
+    luck = np.sqrt(STEP_VARIANCE / weights[reported])
+    agree = agreeing(means, capped_weights(weights[reported]), luck)
+    believed[1:] = False
+    believed[reported] = agree
+    return believed
 
 
-def merge(
-    evidence: Evidence,
-    pending: Mapping[str, Pending],
-    half_life_steps: float,
-    now_s: float = 0.0,
-    offsets: Mapping[str, float] = _NO_OFFSETS,
-) -> tuple[Evidence, dict[str, Pending]]:
-    """The group's evidence with all news that enough replicas share, and what is left waiting of each replica that gave some.
-
-    `pending` names every live replica of the group, also those without news: their number sets the quorum. `offsets` are log
-    seconds by which a replica's steps are known to be longer than its group's (pace.py); they are taken off its voice.
-    """
-    needed = quorum(len(pending))
-    cells, taken = _merge_cells(evidence.cells, pending, needed, half_life_steps, now_s, offsets)
-    acceptance, heard = _merge_acceptance(evidence.acceptance, pending, needed, now_s)
-    mixed_cells, mixed_taken = _merge_mixed_cells(evidence.mixed_cells, pending, needed, half_life_steps)
-    left = {}
-    for replica_id in {*taken, *heard, *mixed_taken}:
-        before = pending[replica_id]
-        gone, mixed_gone = taken.get(replica_id, ()), mixed_taken.get(replica_id, ())
-        left[replica_id] = Pending(
-            {cell: waiting for cell, waiting in before.cells.items() if cell not in gone},
-            AcceptanceEvidence() if replica_id in heard else before.acceptance,
-            {cell: waiting for cell, waiting in before.mixed_cells.items() if cell not in mixed_gone},
-        )
-    return replace(evidence, cells=cells, acceptance=acceptance, mixed_cells=mixed_cells), left
+def _pooled_cell(table: Floats, effects: Floats, replicas: int, now_s: float) -> CellEvidence | None:
+    """All rows as one, or None where nobody can be believed: the time is a mean, and what a plan only corrects by (context, noise)
+    a median once three are believed; rows are bounded by the bucket."""
+    believed = np.flatnonzero(_believed(table, effects, replicas, now_s))
+    if not len(believed):
+        return None
+    weights = steps_at(table, now_s)[believed]
+    weights = _capped(weights, believed)
+    sums = table[believed]
+    steps = sums[:, STEPS]
+    total = float(weights.sum())
+    log_seconds = float(weights @ _log_seconds(table, effects)[believed]) / total
+    told = sums[:, LOG_SECONDS_SQUARED] > 0.0
+    means = sums[:, LOG_SECONDS] / steps
+    scatters = np.maximum(sums[:, LOG_SECONDS_SQUARED] / steps - means**2, 0.0)
+    scatter = _middle(scatters[told], weights[told]) + log_seconds**2 if told.any() else 0.0
+    context = _middle(sums[:, CONTEXT_TOKENS] / steps, weights)
+    rows = float(weights @ (sums[:, ROWS] / steps))
+    return CellEvidence(total, total * log_seconds, rows, total * context, total * scatter, now_s)
 
 
-def capped_weights(weights: Floats) -> Floats:
-    """Weights of three or more voices, the heaviest lowered until none is more than a third of their sum.
-
-    >>> capped_weights(np.array([8.0, 1.0, 1.0, 1.0])).tolist(), capped_weights(np.array([9.0, 5.0, 1.0])).tolist()
-    ([1.5, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0])
-    """
-    heaviest_first = np.sort(weights)[::-1]
-    for capped in range(QUORUM):
-        cap = float(heaviest_first[capped:].sum()) / (QUORUM - capped)
-        if heaviest_first[capped] <= cap:
-            break
-    return np.minimum(weights, cap)
+def _capped(weights: Floats, believed: npt.NDArray[np.intp]) -> Floats:
+    """Weights in which no replica has more than a third once three are believed; what is nobody's keeps its own."""
+    nobodys = int(believed[0] == 0)
+    if len(weights) - nobodys < LEAST_REPLICAS:
+        return weights
+    return np.concatenate((weights[:nobodys], capped_weights(weights[nobodys:])))
 
 
-def robust_mean(values: Floats, weights: Floats) -> float:
-    """Weighted mean of the values within three median absolute deviations of their weighted median: an outlier has no say.
-
-    >>> round(robust_mean(np.array([0.0, 0.01, -0.01, 2.3]), np.ones(4)), 4)
-    0.0
-    """
-    center = _weighted_median(values, weights)
-    deviation = max(_weighted_median(np.abs(values - center), weights), LEAST_DEVIATION)
-    reach = OUTLIER_DEVIATIONS * deviation
-    return float(np.average(values, weights=np.where(np.abs(values - center) <= reach, weights, 0.0)))
+def _middle(values: Floats, weights: Floats) -> float:
+    """A median where three or more have a say, else a mean."""
+    if len(values) >= LEAST_REPLICAS:
+        return weighted_median(values, weights)
+    return float(weights @ values / weights.sum())
 
 
-def _merge_cells(
-    known: Mapping[Cell, CellEvidence],
-    pending: Mapping[str, Pending],
-    needed: int,
-    half_life_steps: float,
-    now_s: float,
-    offsets: Mapping[str, float],
-) -> tuple[Mapping[Cell, CellEvidence], dict[str, set[Cell]]]:
-    voices: dict[Cell, list[str]] = defaultdict(list)
-    for replica_id in sorted(pending):
-        waiting = pending[replica_id]
-        for cell in waiting.cells:
-            if needed == 1 or waiting.has_voice(cell, now_s):
-                voices[cell].append(replica_id)
-    merged, taken = dict(known), defaultdict(set)
-    for cell, replica_ids in voices.items():
-        if len(replica_ids) < needed:
-            continue
-        spoken = [pending[name].cells[cell].aged(now_s).faster_by(offsets.get(name, 0.0)) for name in replica_ids]
-        credible = [voice for voice, can_be in zip(spoken, _credible(spoken), strict=True) if can_be or needed == 1]
-        if len(credible) < needed and len(spoken) < len(pending):
-            continue
-        newer = _one_cell(credible if len(credible) >= needed else spoken, needed).at(now_s)
-        merged[cell] = merged[cell].plus(newer, half_life_steps) if cell in merged else newer
-        for replica_id in replica_ids:
-            taken[replica_id].add(cell)
-    return merged, taken
-
-
-def _credible(voices: Sequence[CellEvidence]) -> list[bool]:
-    """Whether each voice is one that a card of this group can have: steps of twice or half the others' time are none of theirs.
-
-    Who is wrong is known from three on.
-    """
-    if len(voices) < QUORUM:
-        return [True] * len(voices)
-    means = [voice.log_seconds / voice.steps for voice in voices]
-    middle = median(means)
-    return [abs(mean - middle) <= MOST_LOG_SHARE for mean in means]
-
-
-def _one_cell(voices: list[CellEvidence], needed: int) -> CellEvidence:
-    """All voices on one cell as one. With a quorum the time is a robust mean, and what a plan only corrects by (context, noise)
-    a median; rows are bounded by the bucket."""
-    sums = np.array(
-        [(voice.steps, voice.log_seconds, voice.rows, voice.context_tokens, voice.log_seconds_squared) for voice in voices]
-    )
-    if needed == 1:
-        return CellEvidence(*(float(total) for total in sums.sum(axis=0)))
-    steps, weights = sums[:, 0], capped_weights(sums[:, 0])
-    means = sums / steps[:, None]
-    total, log_seconds = float(weights.sum()), robust_mean(means[:, 1], weights)
-    told = means[:, 4] > 0
-    scatters = np.maximum(means[:, 4] - means[:, 1] ** 2, 0.0)
-    scatter = _weighted_median(scatters[told], weights[told]) + log_seconds**2 if told.any() else 0.0
-    return CellEvidence(
-        total,
-        total * log_seconds,
-        float(means[:, 2] @ weights),
-        total * _weighted_median(means[:, 3], weights),
-        total * scatter,
-    )
-
-
-def _merge_mixed_cells(
-    known: Mapping[Cell, MixedEvidence], pending: Mapping[str, Pending], needed: int, half_life_steps: float
-) -> tuple[Mapping[Cell, MixedEvidence], dict[str, set[Cell]]]:
-    """As `_merge_cells`: seconds a step as a robust mean, what explains them as medians."""
-    voices: dict[Cell, list[str]] = defaultdict(list)
-    for replica_id in sorted(pending):
-        for cell, waiting in pending[replica_id].mixed_cells.items():
-            if needed == 1 or waiting.steps >= LEAST_STEPS:
-                voices[cell].append(replica_id)
-    merged, taken = dict(known), defaultdict(set)
-    for cell, replica_ids in voices.items():
-        if len(replica_ids) < needed:
-            continue
-        newer = _one_mixed_cell([pending[replica_id].mixed_cells[cell] for replica_id in replica_ids], needed)
-        merged[cell] = merged[cell].plus(newer, half_life_steps) if cell in merged else newer
-        for replica_id in replica_ids:
-            taken[replica_id].add(cell)
-    return merged, taken
-
-
-def _one_mixed_cell(voices: list[MixedEvidence], needed: int) -> MixedEvidence:
-    sums = np.array([(voice.steps, voice.seconds, voice.rows, voice.prefill_tokens) for voice in voices])
-    if needed == 1:
-        return MixedEvidence(*(float(total) for total in sums.sum(axis=0)))
-    steps, weights = sums[:, 0], capped_weights(sums[:, 0])
-    means, total = sums / steps[:, None], float(weights.sum())
+def _pooled_mixed_cell(table: Floats) -> MixedEvidence:
+    """As `_pooled_cell`, of steps with prefill: they differ by their prompts, so the gate is the spread alone."""
+    present = np.flatnonzero(table[:, STEPS] > 0.0)
+    sums = table[present]
+    weights = sums[:, STEPS]
+    means = sums / weights[:, None]
+    if len(present) >= LEAST_REPLICAS:
+        capped = _capped(weights, present)
+        agree = agreeing(np.log(means[:, MIXED_SECONDS]), capped)
+        means, weights = means[agree], capped[agree]
+    total = float(weights.sum())
     return MixedEvidence(
         total,
-        total * float(np.exp(robust_mean(np.log(means[:, 1]), weights))),
-        total * _weighted_median(means[:, 2], weights),
-        total * _weighted_median(means[:, 3], weights),
+        total * float(weights @ means[:, MIXED_SECONDS]) / total,
+        total * _middle(means[:, ROWS], weights),
+        total * _middle(means[:, MIXED_PREFILL_TOKENS], weights),
     )
 
 
-def _merge_acceptance(
-    known: AcceptanceEvidence, pending: Mapping[str, Pending], needed: int, now_s: float
-) -> tuple[AcceptanceEvidence, set[str]]:
-    """Position by position; a replica that is heard on the first position is heard on all that it reached.
-
-    Voices that do not agree are left out at all positions, if a quorum does agree.
-    """
-    least = LEAST_ROWS if needed > 1 else 1.0
-    voices = {
-        replica_id: waiting.acceptance.aged(now_s)
-        for replica_id, waiting in sorted(pending.items())
-        if waiting.acceptance.reached and waiting.acceptance.reached[0] >= least
-    }
-    if len(voices) < needed:
-        return known, set()
-    all_voices = list(voices.values())
-    agreeing = _agreeing(all_voices) if needed > 1 else all_voices
-    if len(agreeing) < needed and len(all_voices) < len(pending):
-        return known, set()
-    believed = agreeing if len(agreeing) >= needed else all_voices
-    reached, accepted = [], []
-    for position in range(max(len(voice.reached) for voice in believed)):
-        rows, kept = _rows_at(believed, position)
-        rows, kept = rows[rows > 0], kept[rows > 0]
-        if len(rows) < needed:
+def _pooled_acceptance(contributions: Contributions) -> AcceptanceEvidence:
+    """Position by position, as old as its youngest row; a replica that disagrees at one, by more than luck, has no say at any."""
+    own = [one for _, one in sorted(contributions.acceptance.items()) if one.reached and one.reached[0] > 0.0]
+    believed = [one for one, agrees in zip(own, _agreeing_acceptance(own), strict=True) if agrees]
+    remembered = contributions.remembered_acceptance or AcceptanceEvidence()
+    reached, accepted, seen_at_s = [], [], []
+    for position in range(max((len(one.reached) for one in believed), default=0)):
+        latest_s = max(one.seen_at(position) for one in believed)
+        rows, kept = _rows_at([one.aged(latest_s) for one in believed], position)
+        rows, kept = rows[rows > 0.0], kept[rows > 0.0]
+        if not len(rows):
             break
-        weights = capped_weights(rows) if needed > 1 else rows
-        share = robust_mean(kept / rows, weights) if needed > 1 else float(kept.sum() / rows.sum())
+        weights = capped_weights(rows) if len(rows) >= LEAST_REPLICAS else rows
         reached.append(float(weights.sum()))
-        accepted.append(float(weights.sum()) * share)
-    half_life_rows = HALF_LIFE_ROWS * len(believed)
-    return known.plus(AcceptanceEvidence(tuple(reached), tuple(accepted)).at(now_s), half_life_rows), set(voices)
+        accepted.append(float(weights @ (kept / rows)))
+        seen_at_s.append(latest_s)
+    mine = AcceptanceEvidence(tuple(reached), tuple(accepted), tuple(seen_at_s))
+    return remembered.plus(mine, half_life_rows=np.inf) if remembered.reached else mine
 
 
-def _agreeing(voices: list[AcceptanceEvidence]) -> list[AcceptanceEvidence]:
-    """The voices that are an outlier at no position, by more than luck: where a later position gives a lie away, an earlier one at
-    which it passes for luck is no better."""
-    agrees = np.ones(len(voices), dtype=bool)
-    for position in range(max(len(voice.reached) for voice in voices)):
-        rows, kept = _rows_at(voices, position)
-        there = rows > 0
-        if there.sum() < QUORUM:
+def _agreeing_acceptance(own: Sequence[AcceptanceEvidence]) -> list[bool]:
+    """Which are an outlier at no position, by more than luck: where a later position gives a faulty one away, an earlier one at
+    which it passes for luck is no better. All, while fewer than three reported."""
+    agrees = np.ones(len(own), dtype=bool)
+    for position in range(max((len(one.reached) for one in own), default=0)):
+        rows, kept = _rows_at(own, position)
+        there = rows >= LEAST_ROWS
+        if there.sum() < LEAST_REPLICAS:
             break
         shares, weights = kept[there] / rows[there], capped_weights(rows[there])
-        center = _weighted_median(shares, weights)
-        spread = _weighted_median(np.abs(shares - center), weights)
+        center = weighted_median(shares, weights)
         luck = np.sqrt(max(center * (1.0 - center), LEAST_DEVIATION) * ROWS_PER_INDEPENDENT_ROW / rows[there])
-        agrees[there] &= np.abs(shares - center) <= OUTLIER_DEVIATIONS * np.maximum(spread, luck)
-    return [voice for voice, does in zip(voices, agrees, strict=True) if does]
+        agrees[there] &= agreeing(shares, weights, luck)
+    return [bool(does) for does in agrees]
 
 
-def _rows_at(voices: list[AcceptanceEvidence], position: int) -> tuple[Floats, Floats]:
-    """Rows of each voice that reached a position, and those of them that it accepted."""
-    is_there = [position < len(voice.reached) for voice in voices]
-    rows = [voice.reached[position] if there else 0.0 for voice, there in zip(voices, is_there, strict=True)]
-    kept = [voice.accepted[position] if there else 0.0 for voice, there in zip(voices, is_there, strict=True)]
+def _rows_at(own: Sequence[AcceptanceEvidence], position: int) -> tuple[Floats, Floats]:
+    """Rows of each that reached a position, and those of them that it accepted."""
+    is_there = [position < len(one.reached) for one in own]
+    rows = [one.reached[position] if there else 0.0 for one, there in zip(own, is_there, strict=True)]
+    kept = [one.accepted[position] if there else 0.0 for one, there in zip(own, is_there, strict=True)]
     return np.array(rows), np.array(kept)
 
 
-def _weighted_median(values: Floats, weights: Floats) -> float:
-    order = np.argsort(values, kind="stable")
-    cumulative = np.cumsum(weights[order])
-    return float(values[order][np.searchsorted(cumulative, cumulative[-1] / 2.0)])
+def _without_rows(table: Floats, gone: Sequence[int], believed: Mask) -> Floats:
+    after = grown(table, 1)
+    for row in gone:
+        if row >= len(table):
+            continue
+        if believed[row]:
+            after[0, :MEASURED_AT_S] += table[row, :MEASURED_AT_S]
+            after[0, MEASURED_AT_S] = max(after[0, MEASURED_AT_S], table[row, MEASURED_AT_S])
+        after[row] = 0.0
+    return after
+
+
+def _without_mixed_rows(table: Floats, gone: Sequence[int]) -> Floats:
+    after = grown(table, 1)
+    for row in gone:
+        if row < len(table):
+            after[0] += table[row]
+            after[row] = 0.0
+    return after

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from nightjar.policy.estimate.evidence import Cell
 from nightjar.policy.estimate.goodput import Floats, Outlook
-from nightjar.policy.estimate.pooling import quorum
+from nightjar.policy.estimate.robust import LEAST_REPLICAS
 from nightjar.policy.planners.base import GroupView
 
 LEAST_IMPROVEMENT: Final = 0.0005
@@ -122,7 +122,7 @@ def _unseen(view: GroupView, ahead: Outlook, bucket: int, planned: int, gain: Fl
     """
     cells = view.evidence.cells
     runs = cells.get((bucket, ahead.arms[planned]))
-    if planned == 0 or runs is None or runs.steps < HOME_STEPS * quorum(view.replicas):
+    if planned == 0 or runs is None or runs.steps < HOME_STEPS * (LEAST_REPLICAS if view.replicas >= LEAST_REPLICAS else 1):
         return []
     tried = {length for (tried_in, length), known in cells.items() if tried_in == bucket and known.steps >= SEEN_STEPS}
     return [

@@ -15,9 +15,8 @@ from functools import lru_cache
 from typing import Final
 
 from nightjar.policy.estimate.acceptance import AcceptanceEvidence
-from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence
+from nightjar.policy.estimate.evidence import Cell, Evidence
 from nightjar.policy.estimate.goodput import Outlook
-from nightjar.policy.estimate.pooling import LEAST_ROWS, Pending, quorum
 from nightjar.policy.planners.base import GroupPlan, GroupView
 from nightjar.policy.planners.calibration import Measurement, measurements
 from nightjar.policy.planners.fleet import plan_ahead, present_arms
@@ -93,32 +92,11 @@ def is_news(last: Thought | None, view: GroupView) -> bool:
     return any(abs(new - old) > NEWS_ACCEPTANCE for new, old in zip(acceptance, last.acceptance, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class OwnNews:
-    """What one replica of a group knows beside it: measurements that wait, the acceptance of its own traffic, its pace above the
-    group's (pace.py), and whether it thinks for itself already."""
-
-    pending: Pending
-    acceptance: AcceptanceEvidence
-    offset: float = 0.0
-    thinks_already: bool = False
-
-
-def own_evidence(view: GroupView, news: OwnNews) -> Evidence | None:
-    """What one of the group's replicas may believe for itself; None where that is what the group does."""
-    alone: dict[Cell, CellEvidence] = {}
-    if quorum(view.replicas) > 1:
-        alone = {
-            cell: waiting.faster_by(news.offset)
-            for cell, waiting in news.pending.cells.items()
-            if news.pending.has_voice(cell, view.now_s) and not view.is_measured(*cell)
-        }
+def own_evidence(view: GroupView, own: AcceptanceEvidence, *, thinks_already: bool) -> Evidence | None:
+    """What one of the group's replicas may believe of its own traffic, whose acceptance is `own`; None where that is what the
+    group does."""
     known = view.evidence.acceptance
-    enough = STILL_OTHER_DEVIATIONS if news.thinks_already else OTHER_DEVIATIONS
-    if view.replicas > 1 and news.acceptance.deviations_from(known, view.now_s) > enough:
-        known = news.acceptance.shrunk_to(known)
-    elif not alone:
+    enough = STILL_OTHER_DEVIATIONS if thinks_already else OTHER_DEVIATIONS
+    if view.replicas < 2 or own.deviations_from(known, view.now_s) <= enough:
         return None
-    elif not known.reached or known.reached[0] < LEAST_ROWS:
-        known = known.plus(news.pending.acceptance)
-    return replace(view.evidence, cells={**view.evidence.cells, **alone}, acceptance=known)
+    return replace(view.evidence, acceptance=own.shrunk_to(known))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from nightjar.policy.estimate.pooling import QUORUM
+from nightjar.policy.estimate.robust import LEAST_REPLICAS
 from nightjar.policy.restarts.price import Price
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import RestartWish
@@ -157,7 +157,7 @@ class Probes:
         """With `restarts` more of a replica, `failed` of which failed their probe."""
         new = (
             ((replica_id, failed > 0),)
-            if replicas >= QUORUM
+            if replicas >= LEAST_REPLICAS
             else (
                 ((replica_id, False),) * min(max(restarts - failed, 0), PROBES_REMEMBERED)
                 + ((replica_id, True),) * min(failed, PROBES_REMEMBERED)
@@ -165,7 +165,7 @@ class Probes:
         )
         if not (restarts or failed):
             return self
-        others = tuple(entry for entry in self.outcomes if replicas < QUORUM or entry[0] != replica_id)
+        others = tuple(entry for entry in self.outcomes if replicas < LEAST_REPLICAS or entry[0] != replica_id)
         outcomes = (*others, *new)[-PROBES_REMEMBERED:]
         if failed and sum(has_failed for _, has_failed in outcomes) >= FAILURES_TO_FREEZE:
             return Probes((), now_s + FREEZE_S)

@@ -13,7 +13,7 @@ from heapq import nlargest
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from nightjar.policy.estimate.pooling import QUORUM
+from nightjar.policy.estimate.robust import LEAST_REPLICAS
 from nightjar.policy.wire.batch_buckets import batch_bucket
 
 IDLE: Final = -1
@@ -141,7 +141,7 @@ class _Credit:
         self._seen = seen
         self._now_s = now_s
         self._most_left: dict[Place, float] = {}
-        self._has_quorum = len(seen) >= QUORUM
+        self._has_quorum = len(seen) >= LEAST_REPLICAS
         self._most_left_any = 1.0 + _second([sight.left_any.at(now_s) for sight in seen]) if self._has_quorum else 0.0
 
     def of(self, origin: Place, now: Sight) -> Believed:

@@ -24,9 +24,9 @@ from nightjar.loadtests.simulation.experiments.experiment import Choice, Experim
 from nightjar.loadtests.simulation.experiments.measuring import basic
 from nightjar.loadtests.simulation.experiments.scenes import cell, open_scenes, pattern_s
 from nightjar.loadtests.simulation.planner_names import FLEET
+from nightjar.policy.estimate.contributions import Contributions
 from nightjar.policy.estimate.evidence import Evidence
 from nightjar.policy.estimate.goodput import Floats, Outlook
-from nightjar.policy.estimate.pace import Pace
 from nightjar.policy.estimate.step_time import StepTimes
 
 LOADS: Final = ("surge", "oscillation")
@@ -54,8 +54,8 @@ def _everything_can_win(ahead: Outlook) -> Floats:
     return np.full(ahead.log_goodput.shape, np.inf)
 
 
-def _all_alike(paces: Mapping[str, Pace]) -> dict[str, float]:
-    return dict.fromkeys(paces, 0.0)
+def _all_alike(contributions: Contributions, *_: object) -> Contributions:
+    return contributions
 
 
 def _nobody_thinks_alone(*_: object) -> tuple[dict[str, object], int]:
@@ -71,7 +71,7 @@ PARTS: Final = (
     Part("bound on what can win", stand_ins={"estimate.goodput.Outlook.ceiling": _everything_can_win}),
     Part("allowance of exploration", stand_ins={"allowance.OUTPUT_SHARE": 1.0, "allowance.COLD_START_TOKENS_PER_ROW": 1e9}),
     Part("patience", stand_ins={"trials.PAYS_BACK_S": 1e9}),
-    Part("paces", stand_ins={"learning.offsets": _all_alike}),
+    Part("replica effects", stand_ins={"learning.with_effects": _all_alike}),
     Part("steps with prefill", stand_ins={"planners.base.charge": _nothing_charged}),
     Part("single replicas' own plans", stand_ins={"learning._own_thoughts": _nobody_thinks_alone}),
     Part("price of a restart", stand_ins={"restarts.price.Price.pays": True}),

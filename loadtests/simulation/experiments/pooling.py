@@ -13,7 +13,7 @@ from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, closed
 from nightjar.loadtests.simulation.planner_names import FLEET
 from nightjar.loadtests.simulation.service.scenario import ReplicaJoins
 
-BARS = (1, 16)
+BARS = (1, 4, 16)
 """Sizes that the bars compare."""
 
 WARM_REPLICAS = 8

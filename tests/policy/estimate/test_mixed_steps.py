@@ -11,7 +11,6 @@ from nightjar.policy.engine.counters import StepCount, StepCounters
 from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence, MixedEvidence
 from nightjar.policy.estimate.mixed_steps import MixedShare, charge, steps_per_token
-from nightjar.policy.estimate.pooling import Pending, merge
 from nightjar.policy.estimate.step_time import predict_step_times
 from nightjar.policy.fleet import empty_fleet, observe
 from nightjar.policy.planners.base import GroupView
@@ -119,26 +118,6 @@ def test_steps_with_prefill_are_counted_by_bucket_and_length_and_clean_ones_are_
     )
 
 
-def test_a_liar_among_three_hardly_moves_what_a_step_with_prefill_takes() -> None:
-    honest = MixedEvidence(50.0, 5.0, 200.0, 25_000.0)
-    liar = MixedEvidence(5000.0, 1e5, 20_000.0, 5000.0)
-    cell = (3, 1)
-    pending = {name: Pending(mixed_cells={cell: told}) for name, told in {"a": honest, "b": honest, "c": liar}.items()}
-    merged, left = merge(Evidence(), pending, half_life_steps=2000.0)
-    found = merged.mixed_cells[cell]
-    assert found.seconds / found.steps == pytest.approx(0.1, rel=0.01)
-    assert found.prefill_tokens / found.steps == pytest.approx(500.0)
-    assert not any(waiting.mixed_cells for waiting in left.values())
-
-
-def test_two_replicas_of_three_do_not_speak_for_the_group() -> None:
-    told = MixedEvidence(50.0, 5.0, 200.0, 25_000.0)
-    pending = {"a": Pending(mixed_cells={(3, 1): told}), "b": Pending(mixed_cells={(3, 1): told}), "c": Pending()}
-    merged, left = merge(Evidence(), pending, half_life_steps=2000.0)
-    assert not merged.mixed_cells
-    assert not left
-
-
 def test_the_share_of_a_group_is_its_median_replicas() -> None:
     assert steps_per_token([MixedShare(1.0, 100.0), MixedShare(2.0, 100.0), MixedShare(1e9, 1.0), MixedShare()]) == pytest.approx(
         0.02
@@ -169,4 +148,4 @@ def test_steps_with_prefill_that_no_engine_can_have_are_left_out(changes: dict[s
     assert said in ignored
     state, ignored = observe(state, reporting(2, honest), 60.0, AUTO)
     assert ignored == ""
-    assert state.replicas["a"].pending.mixed_cells == {(1, 1): MixedEvidence(10, 0.5, 20, 900)}
+    assert state.replicas["a"].new_evidence.mixed_cells == {(1, 1): MixedEvidence(10, 0.5, 20, 900)}

@@ -1,4 +1,4 @@
-"""When a replica plans for itself: its measurements wait for others, or its prompts draft otherwise than its group's."""
+"""When a replica plans for itself: its prompts draft otherwise than its group's."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from nightjar.policy.estimate.acceptance import LEAST_DIFFERENCE, AcceptanceEvidence
 from nightjar.policy.estimate.evidence import Evidence
-from nightjar.policy.estimate.pooling import Pending
 from nightjar.policy.planners.base import GroupView
-from nightjar.policy.planners.thinking import OTHER_DEVIATIONS, OwnNews, own_evidence
+from nightjar.policy.planners.thinking import OTHER_DEVIATIONS, own_evidence
 from tests.policy.engines import ACCEPTANCE, AUTO, KEY, Fleet, Replica, best_length
 
 HARD = tuple(0.2 * share for share in ACCEPTANCE)
@@ -51,8 +50,7 @@ def plans_for_itself(share: float, rows: float = 3000.0, *, thinks_already: bool
     """Whether one of eight replicas does that keeps such a share of first drafts, in a group that keeps 0.7."""
     group = Evidence(acceptance=AcceptanceEvidence((1e6,), (0.7e6,)))
     mine = AcceptanceEvidence((rows,), (rows * share,))
-    news = OwnNews(Pending(), mine, thinks_already=thinks_already)
-    return own_evidence(GroupView(KEY, AUTO, group, replicas=8), news) is not None
+    return own_evidence(GroupView(KEY, AUTO, group, replicas=8), mine, thinks_already=thinks_already) is not None
 
 
 def test_a_fifth_less_is_seen_as_soon_as_the_rows_prove_it() -> None:

@@ -1,0 +1,224 @@
+"""What each replica of a group measured, kept apart, so that a replica that turns out wrong can be left out again.
+
+A table for each cell: one row a replica, and row 0 for what no live replica stands for, because it was remembered, imported, or
+measured by one that left. What arrives counts at once (pooling.py); the rows fade together as new steps arrive, each also with its
+age, so that memory stays O(replicas + cells) and a fleet follows drift (INV-8). Fails towards less evidence: a replica that
+comes back under its name begins anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from nightjar.policy.estimate.acceptance import HALF_LIFE_ROWS, AcceptanceEvidence
+from nightjar.policy.estimate.evidence import (
+    DRIFT_VARIANCE_PER_SECOND,
+    MOST_DRIFT_VARIANCE,
+    STEP_VARIANCE,
+    Cell,
+    CellEvidence,
+    Evidence,
+    MixedEvidence,
+)
+
+STEPS: Final = 0
+LOG_SECONDS: Final = 1
+ROWS: Final = 2
+CONTEXT_TOKENS: Final = 3
+LOG_SECONDS_SQUARED: Final = 4
+MEASURED_AT_S: Final = 5
+"""Columns of a cell's table. All but the last are sums."""
+MIXED_SECONDS: Final = 1
+MIXED_PREFILL_TOKENS: Final = 3
+"""Columns of a mixed cell's table, whose others are as above."""
+
+Floats = npt.NDArray[np.float64]
+_NONE_MIXED: Final[Mapping[Cell, MixedEvidence]] = MappingProxyType({})
+_NO_ACCEPTANCE: Final = AcceptanceEvidence()
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvidence:
+    """What one replica's reports added since its group last pooled."""
+
+    cells: Mapping[Cell, CellEvidence] = field(default_factory=dict)
+    acceptance: AcceptanceEvidence = field(default_factory=AcceptanceEvidence)
+    mixed_cells: Mapping[Cell, MixedEvidence] = field(default_factory=dict)
+
+    def plus(
+        self,
+        cells: Mapping[Cell, CellEvidence],
+        acceptance: AcceptanceEvidence,
+        half_life_steps: float,
+        now_s: float,
+        mixed_cells: Mapping[Cell, MixedEvidence] = _NONE_MIXED,
+    ) -> NewEvidence:
+        """This and what is heard at `now_s`."""
+        merged, mixed = dict(self.cells), dict(self.mixed_cells)
+        for cell, heard in cells.items():
+            newer = heard.at(now_s)
+            merged[cell] = merged[cell].plus(newer, half_life_steps) if cell in merged else newer
+        for cell, heard_mixed in mixed_cells.items():
+            mixed[cell] = mixed[cell].plus(heard_mixed, half_life_steps) if cell in mixed else heard_mixed
+        return NewEvidence(merged, self.acceptance.plus(acceptance.at(now_s)), mixed)
+
+
+@dataclass(frozen=True, slots=True)
+class Contributions:
+    """The tables of one group; arrays are never changed in place."""
+
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """Each replica's row, from 1."""
+    cells: Mapping[Cell, Floats] = field(default_factory=dict)
+    """(rows, 6) by cell. A table may be shorter than the number of rows: who is missing measured nothing in the cell."""
+    mixed_cells: Mapping[Cell, Floats] = field(default_factory=dict)
+    """(rows, 4) by cell."""
+    acceptance: Mapping[str, AcceptanceEvidence] = field(default_factory=dict)
+    """By replica, faded by its own rows."""
+    remembered_acceptance: AcceptanceEvidence | None = None
+    """What no live replica stands for; None until anything was pooled."""
+    effects: tuple[float, ...] = ()
+    """By row, log seconds by which a replica's steps are longer than its group's (pooling.py)."""
+
+    def steps_of(self, replica_id: str, cell: Cell, now_s: float) -> float:
+        """Clean steps that one replica's measurements of a cell weigh at `now_s`."""
+        row, table = self.rows.get(replica_id, 0), self.cells.get(cell)
+        return float(steps_at(table, now_s)[row]) if row and table is not None and row < len(table) else 0.0
+
+    def acceptance_of(self, replica_id: str) -> AcceptanceEvidence:
+        """How its own traffic accepts drafts."""
+        return self.acceptance.get(replica_id, _NO_ACCEPTANCE)
+
+    def effect_of(self, replica_id: str) -> float:
+        """Log seconds by which its steps are longer than its group's."""
+        row = self.rows.get(replica_id, 0)
+        return self.effects[row] if row < len(self.effects) else 0.0
+
+    def plus(
+        self,
+        new: Mapping[str, NewEvidence],
+        known: Evidence,
+        forgotten: Collection[Cell],
+        half_life_steps: float,
+        now_s: float,
+    ) -> tuple[Contributions, frozenset[Cell], frozenset[Cell]]:
+        """The tables with what is `new` by replica, and the cells and mixed cells that it changed.
+
+        A cell that is measured for the first time here begins with what was
+        `known` of it, except of those in `forgotten` (imported cells, which give way to a first measurement).
+        """
+        rows = _rows_for(self.rows, new)
+        cells, mixed_cells = dict(self.cells), dict(self.mixed_cells)
+        by_cell: dict[Cell, list[tuple[int, CellEvidence]]] = {}
+        by_mixed_cell: dict[Cell, list[tuple[int, MixedEvidence]]] = {}
+        for replica_id in sorted(new):
+            for cell, added in new[replica_id].cells.items():
+                by_cell.setdefault(cell, []).append((rows[replica_id], added))
+            for cell, added_mixed in new[replica_id].mixed_cells.items():
+                by_mixed_cell.setdefault(cell, []).append((rows[replica_id], added_mixed))
+        for cell, found in by_cell.items():
+            before = known.cells.get(cell) if cell not in forgotten else None
+            cells[cell] = _with_steps(cells.get(cell, _cell_table(before)), found, half_life_steps, now_s)
+        for cell, found_mixed in by_mixed_cell.items():
+            table = mixed_cells.get(cell, _mixed_table(known.mixed_cells.get(cell)))
+            mixed_cells[cell] = _with_mixed_steps(table, found_mixed, half_life_steps)
+        remembered = known.acceptance if self.remembered_acceptance is None else self.remembered_acceptance
+        acceptance = dict(self.acceptance)
+        for replica_id, added_by_it in new.items():
+            if added_by_it.acceptance.reached:
+                acceptance[replica_id] = acceptance.get(replica_id, _NO_ACCEPTANCE).plus(added_by_it.acceptance.at(now_s))
+        added_rows = sum(one.acceptance.reached[0] for one in new.values() if one.acceptance.reached)
+        share = 0.5 ** (added_rows / (HALF_LIFE_ROWS * max(len(acceptance), 1)))
+        after = replace(
+            self,
+            rows=rows,
+            cells=cells,
+            mixed_cells=mixed_cells,
+            acceptance=acceptance,
+            remembered_acceptance=faded(remembered, share),
+        )
+        return after, frozenset(by_cell), frozenset(by_mixed_cell)
+
+
+def steps_at(table: Floats, now_s: float) -> Floats:
+    """(rows,): clean steps that each row of a cell weighs at `now_s`, as `CellEvidence.steps_at`."""
+    steps = table[:, STEPS]
+    age_s = np.maximum(now_s - table[:, MEASURED_AT_S], 0.0)
+    drifted = np.minimum(age_s * DRIFT_VARIANCE_PER_SECOND, MOST_DRIFT_VARIANCE)
+    weighed: Floats = steps / (1.0 + steps * drifted / STEP_VARIANCE)
+    return weighed
+
+
+def faded(acceptance: AcceptanceEvidence, share: float) -> AcceptanceEvidence:
+    """The same shares with that share of their weight."""
+    return AcceptanceEvidence(
+        tuple(rows * share for rows in acceptance.reached),
+        tuple(kept * share for kept in acceptance.accepted),
+        acceptance.seen_at_s,
+    )
+
+
+def grown(table: Floats, rows: int) -> Floats:
+    """A copy of a table with at least so many rows."""
+    after = np.zeros((max(len(table), rows), table.shape[1]))
+    after[: len(table)] = table
+    return after
+
+
+def _rows_for(rows: Mapping[str, int], new: Mapping[str, NewEvidence]) -> Mapping[str, int]:
+    """Rows of all that have one, and of those who brought something: the lowest that is free."""
+    missing = [replica_id for replica_id in sorted(new) if replica_id not in rows]
+    if not missing:
+        return rows
+    taken = set(rows.values())
+    free = (row for row in range(1, len(taken) + len(missing) + 1) if row not in taken)
+    return {**rows, **dict(zip(missing, free, strict=False))}
+
+
+def _with_steps(table: Floats, found: Sequence[tuple[int, CellEvidence]], half_life_steps: float, now_s: float) -> Floats:
+    index = np.array([row for row, _ in found])
+    added = np.array([(new.steps, new.log_seconds, new.rows, new.context_tokens, new.log_seconds_squared) for _, new in found])
+    after = grown(table, int(index.max()) + 1)
+    after[:, :MEASURED_AT_S] *= 0.5 ** (float(added[:, STEPS].sum()) / half_life_steps)
+    mine = after[index]
+    steps = mine[:, STEPS]
+    share = np.divide(steps_at(mine, now_s), steps, out=np.ones(len(steps)), where=steps > 0.0)
+    after[index, :MEASURED_AT_S] = mine[:, :MEASURED_AT_S] * share[:, None] + added
+    after[index, MEASURED_AT_S] = now_s
+    return after
+
+
+def _with_mixed_steps(table: Floats, found: Sequence[tuple[int, MixedEvidence]], half_life_steps: float) -> Floats:
+    index = np.array([row for row, _ in found])
+    added = np.array([(new.steps, new.seconds, new.rows, new.prefill_tokens) for _, new in found])
+    after = grown(table, int(index.max()) + 1)
+    after *= 0.5 ** (float(added[:, STEPS].sum()) / half_life_steps)
+    after[index] += added
+    return after
+
+
+def _cell_table(known: CellEvidence | None) -> Floats:
+    table = np.zeros((1, 6))
+    if known is not None:
+        table[0] = (
+            known.steps,
+            known.log_seconds,
+            known.rows,
+            known.context_tokens,
+            known.log_seconds_squared,
+            known.measured_at_s,
+        )
+    return table
+
+
+def _mixed_table(known: MixedEvidence | None) -> Floats:
+    table = np.zeros((1, 4))
+    if known is not None:
+        table[0] = known.steps, known.seconds, known.rows, known.prefill_tokens
+    return table
