@@ -100,5 +100,5 @@ def _marks(explained: Explanation, arm: ArmExplanation) -> Iterator[str]:
         yield "planned"
     if arm.is_imported:
         yield "measured elsewhere, imported"
-    if arm.waiting_steps:
-        yield f"{arm.waiting_steps:.0f} steps measured here wait for others"
+    if arm.own_steps >= 1.0:
+        yield f"{arm.own_steps:.0f} steps measured here"

@@ -15,7 +15,8 @@ OUTPUT_SHARE: Final = 0.01
 PATIENT_SHARE: Final = 0.003
 """The same for measurements that can wait: a bucket whose plan is settled is not to pay for curiosity all day."""
 COLD_START_TOKENS_PER_ROW: Final = 100.0
-"""Tokens a row that a group may lose before it earned an allowance, for each voice that it needs: all arms of a bucket or two."""
+"""Tokens a row that a group may lose before it earned an allowance, three times over in a
+group of three or more: all arms of a bucket or two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,8 @@ class Allowance:
         return COLD_START_TOKENS_PER_ROW * self.most_rows
 
     def earn(self, generated_tokens: float, rows: float) -> Allowance:
-        """The allowance after `generated_tokens` more, in a group that runs `rows` decode rows, counted once for each voice needed.
+        """The allowance after `generated_tokens` more, in a group that runs `rows` decode rows, three times over where it has three
+        replicas or more.
 
         >>> Allowance().earn(0.0, 4.0), Allowance(5.0, 4.0).earn(1000.0, 2.0)
         (Allowance(tokens=400.0, most_rows=4.0, patient_tokens=0.0), Allowance(tokens=15.0, most_rows=4.0, patient_tokens=3.0))

@@ -291,7 +291,7 @@ def _arms(
                 clean_steps=cell.steps if cell is not None else 0.0,
                 measured_age_s=_age(now_s, cell.measured_at_s) if cell is not None and group.decided_at_s is not None else None,
                 is_imported=(bucket, length) in group.imported.cells,
-                waiting_steps=group.contributions.steps_of(replica.report.replica_id, (bucket, length), now_s),
+                own_steps=group.contributions.steps_of(replica.report.replica_id, (bucket, length), now_s),
             )
         )
     return tuple(arms)

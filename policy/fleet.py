@@ -67,7 +67,7 @@ def decide(
 
     Replicas unheard of for `replica_timeout_s` are dropped with what they had pending. Groups stay with what they learned. Seeds
     whose group has a replica are planted first. Replicas that cannot be steered (served plainly, or failed open) count no steps,
-    have no say and no restarts: quorum and budget are of the others.
+    teach nothing and have no restarts: the budget is of the others.
     """
     state = planted(state, now_s)
     live = {

@@ -146,9 +146,9 @@ def _earned(
 ) -> Allowance:
     """The allowance with what the group generated since the last tick.
 
-    Where a quorum is asked a boast earns next to nothing (INV-10): nobody's tokens count for more than the second busiest's, and
-    the grant is for the batch that a quorum runs; for the smallest that is run where fewer are busy, since those measure for
-    themselves. An idle majority takes nothing away.
+    In a group of three or more a boast earns next to nothing (INV-10): nobody's tokens count for more than the second busiest's,
+    and the grant is for the third largest batch; for the smallest that is run where fewer are busy. An idle majority takes nothing
+    away.
     """
     needed = LEAST_REPLICAS if len(members) >= LEAST_REPLICAS else 1
     rates = sorted((replica.generated_tokens_per_s for replica in members.values()), reverse=True)

@@ -1,6 +1,7 @@
 """Who measures what: cells worth a measurement become short pinned segments, dealt to replicas that are in that bucket now.
 
-A cell is with one replica at a time, or with as many different ones as the group's quorum still lacks. A segment ends when
+A cell is with one replica the first time, so that many cells are measured at once, and with two and three different ones when it
+is worth measuring again: then two K are close, and who is wrong shows from three on. A segment ends when
 its replica says so, when the cell is not worth it any more, when the replica left the bucket or the fleet, or after its time
 to live; what is still missing then is dealt again under a new id. What a segment counted before it was lost is not lost:
 counters are cumulative. The tokens that segments are expected to lose come out of an allowance (allowance.py). Fails towards less
@@ -19,6 +20,7 @@ from typing import Final
 from nightjar.policy.allowance import Allowance
 from nightjar.policy.estimate.contributions import Contributions
 from nightjar.policy.estimate.evidence import Cell
+from nightjar.policy.estimate.robust import LEAST_REPLICAS
 from nightjar.policy.planners.base import GroupView, batch_range
 from nightjar.policy.planners.calibration import Measurement
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
@@ -159,7 +161,8 @@ def deal(
             continue
         earns_tokens = PAYS_BACK_S * gain_tokens_per_s * busy[cell[0]]
         drafting = {held.replica_id for held in open_segments if held.cell[1]}
-        for replica_id in _askable(cell, by_bucket[cell[0]], explorers, contributions, open_segments, rng, view.now_s):
+        most = min(round_.number + 1, view.replicas, LEAST_REPLICAS)
+        for replica_id in _askable(cell, by_bucket[cell[0]], explorers, contributions, open_segments, most, rng, view.now_s):
             restart = explorers[replica_id].restart_tokens if cell[1] and replica_id not in drafting else 0.0
             cost_tokens = cost_of_steps_tokens + restart
             can_wait = cost_tokens > earns_tokens
@@ -213,16 +216,19 @@ def _askable(
     explorers: Mapping[str, Explorer],
     contributions: Contributions,
     open_segments: Sequence[OpenSegment],
+    most: int,
     rng: random.Random,
     now_s: float,
 ) -> list[str]:
-    """Replicas to ask for `cell` now: as many as the quorum lacks, none twice, none with its hands full. Nobody waits for one
-    that was asked and has left the bucket.
+    """Replicas to ask for `cell` now, so that `most` measure it: none twice, none with its hands full. Nobody waits for one that
+    was asked and has left the bucket.
 
-    Those come first whose drafter is in the right state: a dormant one has to catch up before it can draft, and after it was off.
+    Those come first whose drafter is in the right state: a dormant one has to catch up before it can draft, and after it was off;
+    then those that measured least of the cell, because who is wrong shows once three have reported.
     """
     asked = {held.replica_id for held in open_segments if held.cell == cell}
-    if any(held.cell == cell and held.inside_at_s == now_s for held in open_segments):
+    coming = sum(held.cell == cell and held.inside_at_s == now_s for held in open_segments)
+    if coming >= most:
         return []
     load = Counter(held.replica_id for held in open_segments)
     free = [replica_id for replica_id in in_bucket if replica_id not in asked and load[replica_id] < MAX_SEGMENTS_PER_REPLICA]
@@ -230,13 +236,10 @@ def _askable(
     sign = 1.0 if cell[1] else -1.0
 
     def first(replica_id: str) -> tuple[int, float, float]:
-        return (
-            load[replica_id],
-            contributions.steps_of(replica_id, cell, now_s),
-            sign * explorers[replica_id].restart_tokens,
-        )
+        restart_tokens = sign * explorers[replica_id].restart_tokens
+        return load[replica_id], restart_tokens, contributions.steps_of(replica_id, cell, now_s)
 
-    return sorted(shuffled, key=first)[:1]
+    return sorted(shuffled, key=first)[: most - coming]
 
 
 def _segment(segment_id: int, cell: Cell, view: GroupView) -> ExplorationSegment:

@@ -147,7 +147,13 @@ class Contributions:
 
 
 def steps_at(table: Floats, now_s: float) -> Floats:
-    """(rows,): clean steps that each row of a cell weighs at `now_s`, as `CellEvidence.steps_at`."""
+    """(rows,): clean steps that each row of a cell weighs at `now_s`: the older they are, the less many of them tell, because a
+    true step time wanders.
+
+    >>> table = np.array([[steps, -steps, steps, 0.0, 0.0, 0.0] for steps in (1.0, 10.0, 1e9)])
+    >>> [round(float(steps), 2) for steps in steps_at(table, 600.0)]
+    [0.74, 2.17, 2.78]
+    """
     steps = table[:, STEPS]
     age_s = np.maximum(now_s - table[:, MEASURED_AT_S], 0.0)
     drifted = np.minimum(age_s * DRIFT_VARIANCE_PER_SECOND, MOST_DRIFT_VARIANCE)

@@ -152,7 +152,7 @@ def _evidence(added: CountedCell) -> CellEvidence:
 
     An older engine counts none, and those of a single step are a difference of large sums, which rounding takes below it every
     other time. So groups with slow engines know less of their scatter than there is, and believe their cells more; counting all of
-    it made their plans worse (docs/planner.md).
+    it made their plans worse (docs/notebook.md).
     """
     least = added.log_step_seconds**2 / added.steps
     squares = added.log_step_seconds_squared if added.log_step_seconds_squared >= least else 0.0

@@ -66,42 +66,9 @@ class CellEvidence:
             max(self.measured_at_s, newer.measured_at_s),
         )
 
-    def steps_at(self, now_s: float) -> float:
-        """Steps that the sums weigh at `now_s`: a true step time wanders, so the older they are, the less many of them tell.
-
-        >>> [round(CellEvidence(steps, -steps, steps).steps_at(600.0), 2) for steps in (1.0, 10.0, 1e9)]
-        [0.74, 2.17, 2.78]
-        """
-        return self.steps * self._weight_at(now_s)
-
-    def aged(self, now_s: float) -> CellEvidence:
-        """The same means with the weight that they have at `now_s`."""
-        weight = self._weight_at(now_s)
-        return CellEvidence(
-            self.steps * weight,
-            self.log_seconds * weight,
-            self.rows * weight,
-            self.context_tokens * weight,
-            self.log_seconds_squared * weight,
-            max(self.measured_at_s, now_s),
-        )
-
     def _weight_at(self, now_s: float) -> float:
+        """Share of their weight that the sums have left: a true step time wanders, so many old ones tell little."""
         return 1.0 / (1.0 + self.steps * drift_variance(now_s - self.measured_at_s) / STEP_VARIANCE)
-
-    def faster_by(self, log_share: float) -> CellEvidence:
-        """The same steps, had each taken so much less time: a share as a logarithm.
-
-        >>> CellEvidence(2.0, -6.0, 4.0, 0.0, 18.0).faster_by(1.0)
-        CellEvidence(steps=2.0, log_seconds=-8.0, rows=4.0, context_tokens=0.0, log_seconds_squared=32.0, measured_at_s=0.0)
-        """
-        if not log_share:
-            return self
-        squared = self.log_seconds_squared
-        if squared:
-            squared = max(squared + log_share * (self.steps * log_share - 2.0 * self.log_seconds), 0.0)
-        log_seconds = self.log_seconds - self.steps * log_share
-        return CellEvidence(self.steps, log_seconds, self.rows, self.context_tokens, squared, self.measured_at_s)
 
     def at(self, now_s: float) -> CellEvidence:
         """The same sums, heard of at `now_s`."""

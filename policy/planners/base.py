@@ -45,7 +45,7 @@ class GroupPlan:
 class GroupView:
     """What is known of a group at `now_s`: its key, the operator's settings, its evidence and the plan it runs now.
 
-    `imported` are the cells of the evidence that nobody measured here, `replicas` how many are live: they set the quorum.
+    `imported` are the cells of the evidence that nobody measured here, `replicas` how many are live.
     """
 
     key: GroupKey

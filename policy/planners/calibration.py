@@ -33,9 +33,9 @@ STALE_WORTH: Final = 0.05
 OFTEN_STEPS: Final = 100.0
 """Clean steps at its K from which a bucket counts as often used."""
 HOME_STEPS: Final = 48.0
-"""Steps that a bucket's evidence of its K > 0 must weigh, for each voice of a quorum, until it tries each other such K once, though
-the model thinks little of it: one engine takes twice as long for K = 5 as for 3 at two rows, so the model expected the same of one
-row, where K = 5 gives an eighth more. Steps fade: it takes 1.4 a second in that cell, 12 in a group of three or more."""
+"""Steps that a bucket's evidence of its K > 0 must weigh, three times over in a group of three or more, until it tries each other
+such K once, though the model thinks little of it: one engine takes twice as long for K = 5 as for 3 at two rows, so the model
+expected the same of one row, where K = 5 gives an eighth more. Steps fade: it takes 1.4 a second in that cell, 12 in such a group."""
 LEAST_CHANCE: Final = 0.5
 """Share of the present goodput that the model must expect of a K that is tried so."""
 SEEN_STEPS: Final = 2.0

@@ -20,7 +20,7 @@ class ArmExplanation(Record):
     """One K at the replica's batch bucket. Tokens a second are generated ones; None: nobody predicted or measured it.
 
     `gain_over_off` is the predicted share above K = 0, `gain_deviation` the standard deviation of its logarithm: a change of K must
-    exceed two of them. `waiting_steps` were measured by this replica and wait for others to confirm them.
+    exceed two of them. `own_steps` are those that this replica measured.
     """
 
     num_speculative_tokens: int
@@ -31,7 +31,7 @@ class ArmExplanation(Record):
     clean_steps: float = 0.0
     measured_age_s: float | None = None
     is_imported: bool = False
-    waiting_steps: float = 0.0
+    own_steps: float = 0.0
 
 
 class Explanation(Record):

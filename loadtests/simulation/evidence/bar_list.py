@@ -30,9 +30,12 @@ HEADROOM: Final = 1.05
 THROUGHPUT: Final = "tokens_per_s"
 """Generated tokens per second of virtual time: what closed-loop cells are compared in."""
 
-POOLED: Final = "fleet (16 replicas)"
+POOLED_4: Final = "fleet (4 replicas)"
+POOLED_16: Final = "fleet (16 replicas)"
 ALONE: Final = "fleet (1 replica)"
 LOSSLESS: Final = "lossless"
+HONEST: Final = "none"
+"""Name of the run in which no replica is faulty."""
 SLY_LIE: Final = "a tenth"
 """The lie that passes for the truth longest. The others are wild: times ten, no numbers, always the same."""
 STORM_KINDS: Final = ("one-shot", "chunked", "reload")
@@ -191,13 +194,17 @@ def _geometric_means(rows: Sequence[RunRow]) -> list[Found]:
 
 def _pooling(rows: ByKind) -> list[Bar]:
     mine = [row for row in rows.get("pooling", ()) if row.planner == FLEET]
-    lost = ratios(Cells.of(mine, "lost_tokens_per_replica"), POOLED, ALONE)
-    meaning = "tokens lost per replica until within 2 % of the oracle, 16 pooled over 1 alone"
+    cells = Cells.of(mine, "lost_tokens_per_replica_in_all")
+    lost4, lost16 = (ratios(cells, pooled, ALONE) for pooled in (POOLED_4, POOLED_16))
+    meaning = "tokens that a replica loses against the oracle in its first two minutes"
+    four = f"{meaning}, in a group of 4 over alone: mean over places"
+    sixteen = f"{meaning}, in a group of 16 over alone: mean over places"
     return [
-        worst(Bar(name="pooled16_loss_ratio", meaning=meaning, direction="at most", limit=0.25), lost),
+        mean_of(Bar(name="pooled4_loss_ratio", meaning=four, direction="at most", limit=1.0), lost4),
+        mean_of(Bar(name="pooled16_loss_ratio", meaning=sixteen, direction="at most", limit=0.5), lost16),
         worst(
             Bar(name="pooled16_done_s", meaning="virtual seconds until there, 16 pooled", direction="at most", limit=30.0),
-            _cell_means([row for row in mine if row.who == POOLED], "done_s"),
+            _cell_means([row for row in mine if row.who == POOLED_16], "done_s"),
         ),
     ]
 
@@ -303,6 +310,27 @@ def _liar(rows: ByKind) -> list[Bar]:
     ]
 
 
+def _faulty(rows: ByKind) -> list[Bar]:
+    mine = rows.get("faulty", ())
+    meaning = "1 of 4 replicas is faulty from the start"
+    others = f"{meaning}: expected goodput of the other three over theirs without it, the first two minutes (INV-10)"
+    late = f"{meaning}: that of the whole group after the first minute"
+    return [
+        worst(Bar(name=name, meaning=words, direction="at least", limit=0.99), _over_honest(mine, measure))
+        for name, words, measure in (
+            ("faulty_goodput_ratio", others, "others_share"),
+            ("faulty_late_ratio", late, "late_share"),
+        )
+    ]
+
+
+def _over_honest(rows: Sequence[RunRow], measure: str) -> list[Found]:
+    cells = Cells.of(rows, measure)
+    control = f"{FLEET} ({HONEST})"
+    variants = dict.fromkeys(who for place in cells.places() for who in cells.planners(place))
+    return [one for who in variants if who != control for one in ratios(cells, who, control)]
+
+
 def _changed_plans(rows: Sequence[RunRow]) -> list[Found]:
     plans, without = (_series(rows, name) for name in ("plan", "plan_without_liar"))
     found = []
@@ -352,5 +380,5 @@ def _series(rows: Iterable[RunRow], name: str) -> dict[tuple[str, str], dict[int
 
 
 _BARS: Final[tuple[Callable[[ByKind], list[Bar]], ...]] = (
-    _steady, _open_loop, _rivals, prefill_bars, _pooling, _newcomer, _storm, _drift, _liar, _lossy,
+    _steady, _open_loop, _rivals, prefill_bars, _pooling, _newcomer, _storm, _drift, _liar, _faulty, _lossy,
 )  # fmt: skip

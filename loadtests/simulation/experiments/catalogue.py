@@ -14,7 +14,7 @@ from nightjar.loadtests.simulation.experiments.paper import PAPER
 from nightjar.loadtests.simulation.experiments.pooling import NEWCOMER, POOLING
 from nightjar.loadtests.simulation.experiments.prefill import PREFILL_STEPS
 from nightjar.loadtests.simulation.experiments.regret import REGRET
-from nightjar.loadtests.simulation.experiments.robustness import DRIFT, LIAR, LOSSY
+from nightjar.loadtests.simulation.experiments.robustness import DRIFT, FAULTY, LIAR, LOSSY
 from nightjar.loadtests.simulation.experiments.steady import STEADY
 from nightjar.loadtests.simulation.experiments.storm import STORM
 from nightjar.loadtests.simulation.experiments.uneven import UNEVEN
@@ -33,6 +33,7 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = {
         STORM,
         DRIFT,
         LIAR,
+        FAULTY,
         LOSSY,
         UNEVEN,
         REGRET,

@@ -77,6 +77,9 @@ def newcomers(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
 
 
 POOLING = Experiment(
-    "pooling", "what is lost until a fleet knows, by its size", (runs,), bars=("pooled16_loss_ratio", "pooled16_done_s")
+    "pooling",
+    "what is lost until a fleet knows, by its size",
+    (runs,),
+    bars=("pooled4_loss_ratio", "pooled16_loss_ratio", "pooled16_done_s"),
 )
 NEWCOMER = Experiment("newcomer", "what a replica loses that joins a warm group", (newcomers,), bars=("newcomer_loss",))

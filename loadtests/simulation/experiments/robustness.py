@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from nightjar.loadtests.simulation.evidence.bar_list import LOSSLESS, SLY_LIE
+from nightjar.loadtests.simulation.evidence.bar_list import HONEST, LOSSLESS, SLY_LIE
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.experiments.contestants import Contestant
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
-from nightjar.loadtests.simulation.experiments.measuring import basic, drift, plan
+from nightjar.loadtests.simulation.experiments.measuring import basic, drift, honest, plan
 from nightjar.loadtests.simulation.experiments.scenes import cell, closed_scene, learn_s, named_scene, nominal_of
 from nightjar.loadtests.simulation.planner_names import FLEET, NIGHTJAR
 from nightjar.loadtests.simulation.service.control_plane import PERFECT, Network
@@ -20,6 +20,8 @@ from nightjar.loadtests.simulation.service.scenario import AcceptanceScaled, Rep
 DRIFT_REPLICAS: Final = 4
 DRIFT_FACTOR: Final = 0.5
 LIE_REPLICAS: Final = 16
+FAULTY_REPLICAS: Final = 4
+FAULTY_S: Final = 120.0
 LOSSY_REPLICAS: Final = 4
 
 VARIANT_OF: Final[dict[Lie, str]] = {
@@ -80,6 +82,30 @@ def liars(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
     return cells
 
 
+def faulty(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
+    """One of four replicas is faulty from the start, in each way and in none: what that costs the other three (INV-10)."""
+    effort = choice.effort
+    return [
+        cell(
+            "faulty",
+            named_scene(effort, nominal, "poisson-60%", FAULTY_REPLICAS, FAULTY_S),
+            Contestant(FLEET),
+            seed,
+            honest,
+            duration_s=FAULTY_S,
+            warm_up_s=0.0,
+            variant=VARIANT_OF[lie] if lie else HONEST,
+            events=(ReplicaLies(0.0, FAULTY_REPLICAS - 1, lie),) if lie else (),
+            router="sticky",
+            track_regret=True,
+        )
+        for nominal in map(nominal_of, choice.few(2))
+        if choice.wants(FLEET)
+        for lie in (None, *LIES)
+        for seed in effort.bars
+    ]
+
+
 def networks(duration_s: float) -> dict[str, Network]:
     """Ways in which a control plane fails, by name; all at once at the end."""
     deaths_s = tuple(duration_s * share for share in (0.3, 0.55, 0.6, 0.8))
@@ -127,6 +153,9 @@ def lossy(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
 
 DRIFT = Experiment("drift", "acceptance halves in mid-run", (drifts,), bars=("drift_recovery_s",))
 LIAR = Experiment("liar", "one replica of sixteen lies", (liars,), bars=("liar_changed", "sly_liar_changed"))
+FAULTY = Experiment(
+    "faulty", "what one faulty replica of four costs the others", (faulty,), bars=("faulty_goodput_ratio", "faulty_late_ratio")
+)
 LOSSY = Experiment(
     "lossy",
     "the control plane loses, delays, reorders; the actor dies",

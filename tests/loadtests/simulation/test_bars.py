@@ -32,9 +32,9 @@ def test_every_bar_that_the_project_states_is_there() -> None:
         "fleet_over_oracle_mean", "fleet_over_oracle_min", "fleet_over_off_min", "fleet_headroom_min", "fleet_over_static_min",
         "fleet_over_rival_min", "fleet_over_rival_geomean_min", "other_texts_over_rival_geomean_min",
         "changing_texts_over_rival_geomean_min",
-        "prefill_over_static_min", "prefill_over_off_min", "prefill_over_oracle_min", "pooled16_loss_ratio",
-        "pooled16_done_s", "newcomer_loss", "storm_floor", "storm_total", "drift_recovery_s", "false_alarms_per_day",
-        "liar_changed", "sly_liar_changed", "lossy_goodput_ratio", "budget_violations",
+        "prefill_over_static_min", "prefill_over_off_min", "prefill_over_oracle_min",
+        "pooled4_loss_ratio", "pooled16_loss_ratio", "pooled16_done_s", "newcomer_loss", "storm_floor", "storm_total", "drift_recovery_s", "false_alarms_per_day",
+        "liar_changed", "sly_liar_changed", "faulty_goodput_ratio", "faulty_late_ratio", "lossy_goodput_ratio", "budget_violations",
     ]  # fmt: skip
 
 
@@ -149,13 +149,26 @@ def test_where_nothing_was_picked_yet_a_pair_is_off_in_both_kinds_of_steps() -> 
     assert (best_pair([], "p/x"), joined_pair([], "p/x"), picked_oracle([], "p/x")) == ((0, 0), (0, 0), "oracle-mixed-0")
 
 
-def test_pooling_compares_what_sixteen_lose_each_with_what_one_loses_alone() -> None:
+def test_pooling_compares_what_the_replicas_of_a_group_lose_each_with_what_one_loses_alone() -> None:
+    lost = {"p/1": (1000.0, 600.0, 100.0), "p/2": (100.0, 20.0, 30.0)}
     rows = [
-        row("pooling", "fleet", variant="1 replica", lost_tokens_per_replica=1000.0, done_s=60.0),
-        row("pooling", "fleet", variant="16 replicas", replicas=16, lost_tokens_per_replica=100.0, done_s=12.0),
+        row("pooling", "fleet", place, variant=variant, lost_tokens_per_replica_in_all=tokens, done_s=12.0)
+        for place, of_place in lost.items()
+        for variant, tokens in zip(("1 replica", "4 replicas", "16 replicas"), of_place, strict=True)
     ]
-    assert value("pooled16_loss_ratio", rows) == pytest.approx(0.1)
+    assert value("pooled4_loss_ratio", rows) == pytest.approx(0.4)
+    assert value("pooled16_loss_ratio", rows) == pytest.approx(0.2)
     assert value("pooled16_done_s", rows) == pytest.approx(12.0)
+
+
+def test_a_faulty_replica_is_priced_by_what_the_others_give_in_the_same_run_without_it() -> None:
+    rows = [
+        row("faulty", "fleet", variant="none", others_share=0.98, late_share=1.0),
+        row("faulty", "fleet", variant="NaN", others_share=0.98, late_share=1.0),
+        row("faulty", "fleet", variant="times ten", others_share=0.97, late_share=0.999),
+    ]
+    assert value("faulty_goodput_ratio", rows) == pytest.approx(0.97 / 0.98)
+    assert value("faulty_late_ratio", rows) == pytest.approx(0.999)
 
 
 def test_the_storms_floor_is_its_worst_second_and_its_total_is_over_the_better_alternative() -> None:
