@@ -1,7 +1,6 @@
 """Who measures what: cells worth a measurement become short pinned segments, dealt to replicas that are in that bucket now.
 
-A cell is with one replica the first time, so that many cells are measured at once, and with two and three different ones when it
-is worth measuring again: then two K are close, and who is wrong shows from three on. A segment ends when
+A cell is with one replica at a time, so that many cells are measured at once, and the next time with another. A segment ends when
 its replica says so, when the cell is not worth it any more, when the replica left the bucket or the fleet, or after its time
 to live; what is still missing then is dealt again under a new id. What a segment counted before it was lost is not lost:
 counters are cumulative. The tokens that segments are expected to lose come out of an allowance (allowance.py). Fails towards less
@@ -20,7 +19,6 @@ from typing import Final
 from nightjar.policy.allowance import Allowance
 from nightjar.policy.estimate.contributions import Contributions
 from nightjar.policy.estimate.evidence import Cell
-from nightjar.policy.estimate.robust import LEAST_REPLICAS
 from nightjar.policy.planners.base import GroupView, batch_range
 from nightjar.policy.planners.calibration import Measurement
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
@@ -131,9 +129,9 @@ def deal(
 ) -> Exploration:
     """The exploration after this tick: the old segments that still make sense first, then new ones.
 
-    `wanted` says by bucket what is worth measuring; `pending` names every live replica of the group, `explorers` those that may
-    be asked. Dealt is what is worth most for its cost where most replicas are; where the allowance does not reach for that, it
-    is saved up for it. New segments have ids from `next_segment_id` up.
+    `wanted` says by bucket what is worth measuring; `explorers` are the replicas that may be asked, `contributions` tell who
+    measured what already. Dealt is what is worth most for its cost where most replicas are; where the allowance does not reach for
+    that, it is saved up for it. New segments have ids from `next_segment_id` up.
     """
     still_wanted = {one.cell for found in wanted.values() for one in found}
     allowance, rounds = before.allowance, dict(before.rounds)
@@ -161,21 +159,21 @@ def deal(
             continue
         earns_tokens = PAYS_BACK_S * gain_tokens_per_s * busy[cell[0]]
         drafting = {held.replica_id for held in open_segments if held.cell[1]}
-        most = min(round_.number + 1, view.replicas, LEAST_REPLICAS)
-        for replica_id in _askable(cell, by_bucket[cell[0]], explorers, contributions, open_segments, most, rng, view.now_s):
-            restart = explorers[replica_id].restart_tokens if cell[1] and replica_id not in drafting else 0.0
-            cost_tokens = cost_of_steps_tokens + restart
-            can_wait = cost_tokens > earns_tokens
-            if cost_tokens > allowance.most_tokens or can_wait in saved_for:
-                continue
-            if not allowance.reaches_for(cost_tokens, can_wait):
-                saved_for.add(can_wait)
-                continue
-            allowance = allowance.spend(cost_tokens, can_wait)
-            segment = _segment(next_segment_id + len(open_segments), cell, view)
-            open_segments.append(OpenSegment(segment, replica_id, cell, view.now_s, view.now_s))
-            if round_.began_s != view.now_s:
-                rounds[cell] = round_ = round_.asked(view.now_s, measured_at_s)
+        asked = _askable(cell, by_bucket[cell[0]], explorers, contributions, open_segments, rng, view.now_s)
+        if asked is None:
+            continue
+        restart = explorers[asked].restart_tokens if cell[1] and asked not in drafting else 0.0
+        cost_tokens = cost_of_steps_tokens + restart
+        can_wait = cost_tokens > earns_tokens
+        if cost_tokens > allowance.most_tokens or can_wait in saved_for:
+            continue
+        if not allowance.reaches_for(cost_tokens, can_wait):
+            saved_for.add(can_wait)
+            continue
+        allowance = allowance.spend(cost_tokens, can_wait)
+        segment = _segment(next_segment_id + len(open_segments), cell, view)
+        open_segments.append(OpenSegment(segment, asked, cell, view.now_s, view.now_s))
+        rounds[cell] = round_.asked(view.now_s, measured_at_s)
     return Exploration(tuple(open_segments), allowance, rounds)
 
 
@@ -216,20 +214,18 @@ def _askable(
     explorers: Mapping[str, Explorer],
     contributions: Contributions,
     open_segments: Sequence[OpenSegment],
-    most: int,
     rng: random.Random,
     now_s: float,
-) -> list[str]:
-    """Replicas to ask for `cell` now, so that `most` measure it: none twice, none with its hands full. Nobody waits for one that
-    was asked and has left the bucket.
+) -> str | None:
+    """The replica to ask for `cell` now; None where one measures it already, or all have their hands full. Nobody waits for one
+    that was asked and has left the bucket.
 
-    Those come first whose drafter is in the right state: a dormant one has to catch up before it can draft, and after it was off;
-    then those that measured least of the cell, because who is wrong shows once three have reported.
+    First one that measured least of the cell, because who is wrong shows once three have reported; among those one whose drafter
+    is in the right state: a dormant one has to catch up before it can draft, and after it was off.
     """
     asked = {held.replica_id for held in open_segments if held.cell == cell}
-    coming = sum(held.cell == cell and held.inside_at_s == now_s for held in open_segments)
-    if coming >= most:
-        return []
+    if any(held.cell == cell and held.inside_at_s == now_s for held in open_segments):
+        return None
     load = Counter(held.replica_id for held in open_segments)
     free = [replica_id for replica_id in in_bucket if replica_id not in asked and load[replica_id] < MAX_SEGMENTS_PER_REPLICA]
     shuffled = rng.sample(free, len(free))
@@ -237,9 +233,9 @@ def _askable(
 
     def first(replica_id: str) -> tuple[int, float, float]:
         restart_tokens = sign * explorers[replica_id].restart_tokens
-        return load[replica_id], restart_tokens, contributions.steps_of(replica_id, cell, now_s)
+        return load[replica_id], contributions.steps_of(replica_id, cell, now_s), restart_tokens
 
-    return sorted(shuffled, key=first)[: most - coming]
+    return min(shuffled, key=first, default=None)
 
 
 def _segment(segment_id: int, cell: Cell, view: GroupView) -> ExplorationSegment:

@@ -35,7 +35,7 @@ OFTEN_STEPS: Final = 100.0
 HOME_STEPS: Final = 48.0
 """Steps that a bucket's evidence of its K > 0 must weigh, three times over in a group of three or more, until it tries each other
 such K once, though the model thinks little of it: one engine takes twice as long for K = 5 as for 3 at two rows, so the model
-expected the same of one row, where K = 5 gives an eighth more. Steps fade: it takes 1.4 a second in that cell, 12 in such a group."""
+expected the same of one row, where K = 5 gives an eighth more. Steps fade: it takes 1.4 a second there, 12 in such a group."""
 LEAST_CHANCE: Final = 0.5
 """Share of the present goodput that the model must expect of a K that is tried so."""
 SEEN_STEPS: Final = 2.0
