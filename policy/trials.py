@@ -220,8 +220,8 @@ def _askable(
     """The replica to ask for `cell` now; None where one measures it already, or all have their hands full. Nobody waits for one
     that was asked and has left the bucket.
 
-    First one that measured least of the cell, because who is wrong shows once three have reported; among those one whose drafter
-    is in the right state: a dormant one has to catch up before it can draft, and after it was off.
+    First one whose drafter is in the right state: a dormant one has to catch up before it can draft, and after it was off; among
+    those the one that measured least of the cell, because who is wrong shows once three have reported.
     """
     asked = {held.replica_id for held in open_segments if held.cell == cell}
     if any(held.cell == cell and held.inside_at_s == now_s for held in open_segments):
@@ -233,7 +233,7 @@ def _askable(
 
     def first(replica_id: str) -> tuple[int, float, float]:
         restart_tokens = sign * explorers[replica_id].restart_tokens
-        return load[replica_id], contributions.steps_of(replica_id, cell, now_s), restart_tokens
+        return load[replica_id], restart_tokens, contributions.steps_of(replica_id, cell, now_s)
 
     return min(shuffled, key=first, default=None)
 
