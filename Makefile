@@ -108,9 +108,10 @@ format: $(INSTALLED) ## ruff's formatter and safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(INSTALLED) ## what is written from code: docs/metrics.md, docs/results, the chart's rules and dashboards
+docs: $(INSTALLED) ## what is written from code: docs/metrics.md, docs/results, docs/licences.md, the chart's rules and dashboards
 	$(BIN)/python -m nightjar.deployments.metrics_page > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
 	$(BIN)/python -m tests.benchmarks.results page > docs/results/README.md.new && mv docs/results/README.md.new docs/results/README.md
+	$(BIN)/python -m tests.licences > docs/licences.md.new && mv docs/licences.md.new docs/licences.md
 	$(BIN)/python -m helm.monitoring_files
 
 # Helm is on no Python index by itself, but in a package there (helm/helm-cli.txt); HELM=/path/to/helm takes yours instead.

@@ -97,6 +97,7 @@ def faulty(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
             variant=VARIANT_OF[lie] if lie else HONEST,
             events=(ReplicaLies(0.0, FAULTY_REPLICAS - 1, lie),) if lie else (),
             router="sticky",
+            series=True,
             track_regret=True,
         )
         for nominal in map(nominal_of, choice.few(2))
