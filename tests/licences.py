@@ -30,7 +30,8 @@ LONGEST_NAME: Final = 24
 INTRODUCTION: Final = """# Licences of what Nightjar depends on
 
 Nightjar is Apache-2.0. Nothing of what stands here is part of it: pip installs each from its own source. `make docs` writes this
-page from `pyproject.toml` and from what the installed packages say of themselves; what they depend on in turn is in `constraints-cpu.txt` and `constraints-gpu.txt`.
+page from `pyproject.toml` and from what the installed packages say of themselves; what they depend on in
+turn is in `constraints-cpu.txt` and `constraints-gpu.txt`.
 
 | needed for | package | licence | why |
 | --- | --- | --- | --- |"""
@@ -65,7 +66,7 @@ def dependencies(pyproject: str) -> Iterator[Dependency]:
 def licence_of(name: str) -> str:
     """What the installed package says. Raises PackageNotFoundError, and ValueError if it says nothing."""
     told = metadata.metadata(SAME_CODE.get(name, name))
-    expression, words = told.get("License-Expression"), told.get("License") or ""
+    expression, words = ("".join(told.get_all(field, [])) for field in ("License-Expression", "License"))
     classifiers = [line.rpartition(" :: ")[2] for line in told.get_all("Classifier", []) if line.startswith("License ::")]
     short = words if 0 < len(words) <= LONGEST_NAME else ""
     found = expression or short or " or ".join(classifiers)

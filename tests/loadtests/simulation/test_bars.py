@@ -33,7 +33,8 @@ def test_every_bar_that_the_project_states_is_there() -> None:
         "fleet_over_rival_min", "fleet_over_rival_geomean_min", "other_texts_over_rival_geomean_min",
         "changing_texts_over_rival_geomean_min",
         "prefill_over_static_min", "prefill_over_off_min", "prefill_over_oracle_min",
-        "pooled4_loss_ratio", "pooled16_loss_ratio", "pooled16_done_s", "newcomer_loss", "storm_floor", "storm_total", "drift_recovery_s", "false_alarms_per_day",
+        "pooled4_loss_ratio", "pooled16_loss_ratio", "pooled16_done_s", "newcomer_loss",
+        "storm_floor", "storm_total", "drift_recovery_s", "false_alarms_per_day",
         "liar_changed", "sly_liar_changed", "faulty_goodput_ratio", "faulty_late_ratio", "lossy_goodput_ratio", "budget_violations",
     ]  # fmt: skip
 
