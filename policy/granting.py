@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts
+from nightjar.policy.planners import LEARNING_PLANNERS
 from nightjar.policy.planners.base import GroupPlan
 from nightjar.policy.planners.thinking import Thought
 from nightjar.policy.restarts.budget import TTL_EXTRA_S, reloads_by_node
@@ -87,7 +88,7 @@ def _restarter(
         finished_wish_id=snapshot.finished_wish_id,
         wish=wish,
         is_steered=mode.kind in {"auto", "pin"},
-        is_ordered=mode.kind == "pin" or settings.planner != "fleet" or is_measuring,
+        is_ordered=mode.kind == "pin" or settings.planner not in LEARNING_PLANNERS or is_measuring,
         new=replica.new_restarts,
         own=prospect_of(group, replica.own.plan, replica.own) if wish is not None and replica.own is not None else None,
         is_silent=now_s - replica.heard_at_s >= _silent_after_s(settings),

@@ -58,7 +58,7 @@ def learn(
     }
     view = GroupView(group.key, settings, evidence, group.plan, now_s, still_imported, len(members))
     group_with = partial(replace, group, evidence=evidence, planner=settings.planner, decided_at_s=now_s)
-    if settings.planner != "fleet":
+    if settings.planner in PLANNERS:
         changed.update(_without_own({**members, **changed}))
         return group_with(plan=PLANNERS[settings.planner](view), exploration=Exploration(), thought=None), changed, 0
     thought, thoughts = group.thought, 0

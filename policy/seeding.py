@@ -15,6 +15,7 @@ from typing import Final
 
 from nightjar.policy.estimate.acceptance import GROUP_ROWS, AcceptanceEvidence
 from nightjar.policy.estimate.catch_up import CatchUpEvidence
+from nightjar.policy.planners import LEARNING_PLANNERS
 from nightjar.policy.planners.base import GroupPlan, in_words
 from nightjar.policy.prior.seed import Imported, SeedCatchUp, SeedCell, SeedGroup, SeedPosition, could_be_measured, could_be_priced
 from nightjar.policy.state import FleetState, GroupState, ReplicaState, learned
@@ -130,7 +131,7 @@ def _exported(group: GroupState, now_s: float) -> SeedGroup:
         cells=tuple(one for one in cells if could_be_measured(one, group.key)),
         acceptance=tuple(SeedPosition(reached=reached, accepted=accepted) for reached, accepted in positions),
         catch_up=priced if could_be_priced(priced) else SeedCatchUp(),
-        plan=group.plan.rows if group.plan is not None and group.planner == "fleet" else (),
+        plan=group.plan.rows if group.plan is not None and group.planner in LEARNING_PLANNERS else (),
     )
 
 

@@ -1,14 +1,34 @@
-"""One planner a file. A planner turns what is known of a group into a plan; the guard disposes."""
+"""One planner a file. A planner turns what is known of a group into a plan; the guard disposes.
+
+There are three kinds. One that needs no outlook answers from settings alone. One that learns is handed the group's outlook as well,
+and says what is worth measuring; measurements, prices of restarts, own plans of single replicas and `explain` follow from it. One
+that every engine runs itself is a `Local` plan. A new one is a file, a line here, and its name in `PlannerName`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
 
-from nightjar.policy.planners import fixed, nightjar, off, schedule
-from nightjar.policy.planners.base import Planner
+import numpy as np
+import numpy.typing as npt
+
+from nightjar.policy.estimate.goodput import Outlook
+from nightjar.policy.planners import calibration, fixed, fleet, nightjar, off, schedule
+from nightjar.policy.planners.base import GroupPlan, GroupView, Planner
+from nightjar.policy.planners.calibration import Measurement
 from nightjar.policy.planners.local import LocalPlannerFactory
 from nightjar.policy.wire.operator import PlannerName
+
+
+class LearningPlanner(NamedTuple):
+    """A planner that decides by the group's outlook."""
+
+    plan: Callable[[GroupView, Outlook], GroupPlan]
+    """K by batch bucket, and a reason for each."""
+    wanted: Callable[[GroupView, Outlook, npt.NDArray[np.int64]], Mapping[int, Sequence[Measurement]]]
+    """By bucket what is worth measuring beside the arm that the plan runs there (an index), most worth for its cost first."""
+
 
 PLANNERS: Final[Mapping[PlannerName, Planner]] = {
     "off": off.plan,
@@ -16,7 +36,12 @@ PLANNERS: Final[Mapping[PlannerName, Planner]] = {
     "schedule": schedule.plan,
     "nightjar": nightjar.plan,
 }
-"""Planners that need no outlook. `fleet` does: policy/planners/thinking.py calls it."""
+"""Planners that need no outlook."""
+
+LEARNING_PLANNERS: Final[Mapping[PlannerName, LearningPlanner]] = {
+    "fleet": LearningPlanner(fleet.plan_ahead, calibration.measurements)
+}
+"""Planners that decide by one."""
 
 LOCAL_PLANNERS: Final[Mapping[str, LocalPlannerFactory]] = {"nightjar": nightjar.build}
 """Planners that an engine runs itself, by the name in a `settings.Local` plan."""

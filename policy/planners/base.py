@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
+
 from nightjar.policy.estimate.evidence import Cell, Evidence
 from nightjar.policy.estimate.goodput import Outlook, outlook
 from nightjar.policy.estimate.mixed_steps import charge, mixed_seconds
 from nightjar.policy.estimate.step_time import predict_step_times
-from nightjar.policy.wire.batch_buckets import batch_bucket, buckets_up_to
+from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, bucket_range, buckets_up_to
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.settings import Local, TableRow, length_at
@@ -88,6 +91,15 @@ class GroupView:
         return outlook(self.arms, times, self.evidence.acceptance, charged, self.now_s, mixed_s=mixed_s, max_step_s=limit_s)
 
 
+def present_arms(view: GroupView) -> npt.NDArray[np.int64]:
+    """Index of the arm that the plan in force gives each bucket; off where it is no arm any more or there is no plan."""
+    if view.present is None:
+        return np.zeros(len(view.buckets), dtype=np.int64)
+    index = {arm: position for position, arm in enumerate(view.arms)}
+    lengths = [view.present.num_speculative_tokens(FIRST_BATCH_SIZES[bucket]) for bucket in view.buckets]
+    return np.array([index.get(length, 0) for length in lengths], dtype=np.int64)
+
+
 Planner = Callable[[GroupView], GroupPlan]
 
 
@@ -110,6 +122,22 @@ def nearest_runnable(num_speculative_tokens: int, settings: OperatorSettings, ke
 def one_length(num_speculative_tokens: int, max_num_seqs: int) -> tuple[TableRow, ...]:
     """The rows of a plan that runs one K at every decode batch size."""
     return (TableRow(first_batch_size=1, last_batch_size=max_num_seqs, num_speculative_tokens=num_speculative_tokens),)
+
+
+def rows_of(lengths: Sequence[int], max_num_seqs: int) -> tuple[TableRow, ...]:
+    """The rows of a plan that runs these K, one for each batch bucket: one row per run of buckets with the same K.
+
+    >>> in_words(rows_of((3, 3, 1), 3))
+    'K=3 at batch 1-2, K=1 at batch 3'
+    """
+    rows: list[TableRow] = []
+    first = 1
+    for bucket, length in enumerate(lengths):
+        last = bucket_range(bucket, max_num_seqs)[1]
+        if bucket + 1 == len(lengths) or lengths[bucket + 1] != length:
+            rows.append(TableRow(first_batch_size=first, last_batch_size=last, num_speculative_tokens=length))
+            first = last + 1
+    return tuple(rows)
 
 
 def in_words(rows: Sequence[TableRow]) -> str:

@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nightjar.policy.estimate.goodput import Outlook
-from nightjar.policy.planners.base import GroupPlan, GroupView, batch_range, in_words, speculation
-from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, bucket_range
-from nightjar.policy.wire.settings import TableRow
+from nightjar.policy.planners.base import GroupPlan, GroupView, batch_range, in_words, present_arms, rows_of, speculation
+from nightjar.policy.wire.batch_buckets import bucket_range
 
 DOUBT_DEVIATIONS: Final = 2.0
 """Standard deviations of the gain that a change must exceed: 1 in 40 changes is for nothing."""
@@ -37,7 +36,7 @@ def plan_ahead(view: GroupView, ahead: Outlook) -> GroupPlan:
     else:
         chosen = choose(ahead, present_arms(view), view.settings.switch_margin)
     best = np.argmax(np.where(ahead.allowed, ahead.log_goodput, -np.inf), axis=1)
-    rows = _rows([ahead.arms[arm] for arm in chosen], view.key.max_num_seqs)
+    rows = rows_of([ahead.arms[arm] for arm in chosen], view.key.max_num_seqs)
     reasons = tuple(
         f"batch {batch_range(*bucket_range(bucket, view.key.max_num_seqs))}: "
         + _reason(view, ahead, bucket, int(chosen[bucket]), int(best[bucket]))
@@ -76,15 +75,6 @@ def favourites(ahead: Outlook) -> npt.NDArray[np.int64]:
     return best
 
 
-def present_arms(view: GroupView) -> npt.NDArray[np.int64]:
-    """Index of the arm that the plan in force gives each bucket; off where it is no arm any more or there is no plan."""
-    if view.present is None:
-        return np.zeros(len(view.buckets), dtype=np.int64)
-    index = {arm: position for position, arm in enumerate(view.arms)}
-    lengths = [view.present.num_speculative_tokens(FIRST_BATCH_SIZES[bucket]) for bucket in view.buckets]
-    return np.array([index.get(length, 0) for length in lengths], dtype=np.int64)
-
-
 def _reason(view: GroupView, ahead: Outlook, bucket: int, chosen: int, best: int) -> str:
     """Why that arm, with the numbers that decided."""
     if not view.evidence.cells:
@@ -116,15 +106,3 @@ def _limit(ahead: Outlook, bucket: int) -> str:
 def _basis(view: GroupView, bucket: int, length: int) -> str:
     cell = view.evidence.cells.get((bucket, length))
     return f"{cell.steps:.0f} clean steps" if cell is not None else "as its neighbours tell, not measured itself"
-
-
-def _rows(lengths: list[int], max_num_seqs: int) -> tuple[TableRow, ...]:
-    """One row per run of buckets with the same K."""
-    rows: list[TableRow] = []
-    first = 1
-    for bucket, length in enumerate(lengths):
-        last = bucket_range(bucket, max_num_seqs)[1]
-        if bucket + 1 == len(lengths) or lengths[bucket + 1] != length:
-            rows.append(TableRow(first_batch_size=first, last_batch_size=last, num_speculative_tokens=length))
-            first = last + 1
-    return tuple(rows)

@@ -17,9 +17,9 @@ from typing import Final
 from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.evidence import Cell, Evidence
 from nightjar.policy.estimate.goodput import Outlook
-from nightjar.policy.planners.base import GroupPlan, GroupView
-from nightjar.policy.planners.calibration import Measurement, measurements
-from nightjar.policy.planners.fleet import plan_ahead, present_arms
+from nightjar.policy.planners import LEARNING_PLANNERS
+from nightjar.policy.planners.base import GroupPlan, GroupView, present_arms
+from nightjar.policy.planners.calibration import Measurement
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import GroupKey
 
@@ -55,7 +55,7 @@ def think(view: GroupView) -> Thought:
     """What `view` lets a group expect, run and want to know."""
     alone = think_alone(view)
     planned = present_arms(view.with_plan(alone.plan))
-    return replace(alone, wanted=measurements(view, alone.outlook, planned))
+    return replace(alone, wanted=LEARNING_PLANNERS[view.settings.planner].wanted(view, alone.outlook, planned))
 
 
 def think_alone(view: GroupView) -> Thought:
@@ -66,7 +66,7 @@ def think_alone(view: GroupView) -> Thought:
         {cell: known.steps for cell, known in view.evidence.cells.items()},
         view.evidence.acceptance.acceptance(view.arms[-1]),
         view.settings,
-        plan_ahead(view, ahead),
+        LEARNING_PLANNERS[view.settings.planner].plan(view, ahead),
         ahead,
     )
 

@@ -15,9 +15,9 @@ from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.evidence import CellEvidence, Evidence
 from nightjar.policy.estimate.goodput import Outlook
 from nightjar.policy.planners import PLANNERS
-from nightjar.policy.planners.base import GroupPlan, GroupView
+from nightjar.policy.planners.base import GroupPlan, GroupView, present_arms
 from nightjar.policy.planners.calibration import measurements
-from nightjar.policy.planners.fleet import choose, plan_ahead, present_arms
+from nightjar.policy.planners.fleet import choose, plan_ahead
 from nightjar.policy.wire.batch_buckets import batch_bucket, buckets_up_to
 from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
 from nightjar.policy.wire.report import GroupKey

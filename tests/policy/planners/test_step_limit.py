@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.policy.estimate.evidence import Evidence, MixedEvidence
-from nightjar.policy.planners.base import GroupPlan, GroupView
+from nightjar.policy.planners.base import GroupPlan, GroupView, present_arms
 from nightjar.policy.planners.calibration import measurements
-from nightjar.policy.planners.fleet import plan_ahead, present_arms
+from nightjar.policy.planners.fleet import plan_ahead
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse_operator_settings
 from tests.policy.planners.test_planners import KEY, known
