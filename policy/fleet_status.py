@@ -30,6 +30,8 @@ from nightjar.policy.wire.status import (
 
 MAX_OUTLOOKS: Final = 32
 """Groups whose outlook is told, the largest first: up to 24 batch buckets by 33 K each, so that a status stays below a few MB."""
+DISTRUSTED: Final = "its step times are twice or half the other replicas', so its measurements do not count: look at its card"
+"""Said of a replica that the others of its group contradict (policy.estimate.pooling)."""
 
 
 def fleet_status(
@@ -200,4 +202,5 @@ def _reason(replica: ReplicaState, group: GroupState, decision: Decision | None)
     held = ", ".join(batch_range(*bucket_range(bucket, report.group.max_num_seqs)) for bucket in report.snapshot.held_buckets)
     if held:
         words = f"the guard holds batch {held} off: speculation measured worse than off; {words}"
-    return "; ".join(part for part in (report.notice, report.snapshot.fault_in_words, words) if part)[:1024]
+    doubt = DISTRUSTED if report.replica_id in group.contributions.distrusted else ""
+    return "; ".join(part for part in (report.notice, report.snapshot.fault_in_words, doubt, words) if part)[:1024]

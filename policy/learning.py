@@ -67,7 +67,8 @@ def learn(
     elif thought is None:
         thought = think_cold(view)
     elapsed_s = now_s - group.decided_at_s if group.decided_at_s is not None else 0.0
-    found = explorers(group, {replica_id: replica for replica_id, replica in members.items() if replica_id in asked})
+    trusted = {name: replica for name, replica in members.items() if name in asked and name not in group.contributions.distrusted}
+    found = explorers(group, trusted)
     earned = _earned(group.exploration.allowance, members, found, elapsed_s)
     exploration = replace(group.exploration, allowance=earned)
     exploration = deal(view, thought.wanted, found, group.contributions, exploration, next_segment_id, rng)
@@ -129,7 +130,7 @@ def _learned(
     if not new:
         return replace(group, contributions=contributions), before
     contributions, cells, mixed_cells = contributions.plus(new, before, group.imported.cells, half_life_steps, now_s)
-    evidence = pooled(contributions, before, cells, mixed_cells, len(members), now_s)
+    contributions, evidence = pooled(contributions, before, cells, mixed_cells, len(members), now_s)
     slopes = Slopes.of(group.thought.outlook if group.thought and len(members) > 1 else None)
     imported = replace(group.imported, cells=tuple(cell for cell in group.imported.cells if cell not in cells))
     return replace(group, contributions=with_effects(contributions, evidence, slopes, now_s), imported=imported), evidence

@@ -83,6 +83,8 @@ class Contributions:
     """By replica, faded by its own rows."""
     remembered_acceptance: AcceptanceEvidence | None = None
     """What no live replica stands for; None until anything was pooled."""
+    distrusted: tuple[str, ...] = ()
+    """Replicas that others contradict so far that nothing of theirs counts (pooling.py)."""
     effects: tuple[float, ...] = ()
     """By row, log seconds by which a replica's steps are longer than its group's (pooling.py)."""
 

@@ -5,9 +5,10 @@ its steps are longer than the others' at the same cell, shrunk towards none. All
 need care about; but where the slow ones measured K = 0 and the fast ones K = 3, the difference would pass for a gain.
 
 What arrives counts at once. Once three replicas have reported, none weighs more than a third and one that is far from the others'
-median is left out, with all that it ever reported in the cell; of two that no card of one group can both have measured, neither
-counts until a third has spoken. With fewer than that the physical limits of `counting.py` and the guard in each engine
-are what protects: one faulty replica of a group may be believed for the seconds until two others have run what it praised.
+median is left out, with all that it ever reported in the cell. A replica whose steps take twice or half the others' anywhere is
+distrusted everywhere, for as long as that stands. Of two that no card of one group can both have measured, neither counts until a
+third has reported. With fewer than that the physical limits of `counting.py` and the guard in each engine are what protects: one
+faulty replica of a group may be believed for the seconds until two others have run what it praised.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ EFFECT_PRIOR_STEPS: Final = 20.0
 """Steps that "as fast as its group" weighs as much as: steps scatter by about 5 %, and cards differ by about a quarter of that."""
 MOST_EFFECT: Final = 0.7
 """Twice as slow or as fast at most: beyond that it is no card of this group, or faulty (INV-10)."""
+SUSPECT_STEPS: Final = 2.0
+"""Clean steps, over all cells, that must contradict the others before a replica is distrusted: one that stalled is no fault."""
 
 
 def pooled(
@@ -55,25 +58,35 @@ def pooled(
     changed_mixed: Collection[Cell],
     replicas: int,
     now_s: float,
-) -> Evidence:
-    """The group's evidence at `now_s`: what was `known`, with the `changed` cells and acceptance pooled anew.
+) -> tuple[Contributions, Evidence]:
+    """Who is distrusted at `now_s`, and the group's evidence: what was `known`, with the `changed` cells and acceptance pooled
+    anew; all cells, where somebody is distrusted who was not before, or the other way round.
 
     `replicas` is how many live: with fewer than three nobody can be outvoted.
     """
+    before = contributions.distrusted
+    contributions = _judged(contributions, replicas, now_s)
+    if contributions.distrusted != before:
+        changed, changed_mixed = contributions.cells.keys(), contributions.mixed_cells.keys()
     effects = np.array(contributions.effects)
+    out = [contributions.rows[name] for name in contributions.distrusted]
     cells, mixed_cells = dict(known.cells), dict(known.mixed_cells)
     for cell in changed:
-        one = _pooled_cell(contributions.cells[cell], effects, replicas, now_s)
+        one = _pooled_cell(_cleared(contributions.cells[cell], out), effects, replicas, now_s)
         if one is not None:
             cells[cell] = one
         else:
             cells.pop(cell, None)
     for cell in changed_mixed:
-        mixed_cells[cell] = _pooled_mixed_cell(contributions.mixed_cells[cell])
+        mixed = _pooled_mixed_cell(_cleared(contributions.mixed_cells[cell], out))
+        if mixed is not None:
+            mixed_cells[cell] = mixed
+        else:
+            mixed_cells.pop(cell, None)
     acceptance = known.acceptance
     if contributions.acceptance:
         acceptance = _pooled_acceptance(contributions)
-    return replace(known, cells=cells, mixed_cells=mixed_cells, acceptance=acceptance)
+    return contributions, replace(known, cells=cells, mixed_cells=mixed_cells, acceptance=acceptance)
 
 
 def with_effects(contributions: Contributions, evidence: Evidence, slopes: Slopes, now_s: float) -> Contributions:
@@ -115,8 +128,10 @@ def without(contributions: Contributions, live: Collection[str], replicas: int, 
         return contributions
     gone = sorted(contributions.rows[replica_id] for replica_id in left)
     effects = np.array(contributions.effects)
+    out = [contributions.rows[name] for name in contributions.distrusted]
     cells = {
-        cell: _without_rows(table, gone, _believed(table, effects, replicas, now_s)) for cell, table in contributions.cells.items()
+        cell: _without_rows(table, gone, _believed(_cleared(table, out), effects, replicas, now_s))
+        for cell, table in contributions.cells.items()
     }
     mixed_cells = {cell: _without_mixed_rows(table, gone) for cell, table in contributions.mixed_cells.items()}
     acceptance, remembered = dict(contributions.acceptance), contributions.remembered_acceptance or AcceptanceEvidence()
@@ -124,11 +139,12 @@ def without(contributions: Contributions, live: Collection[str], replicas: int, 
     agrees = dict(zip(names, _agreeing_acceptance([acceptance[name] for name in names]), strict=True))
     for replica_id in left:
         his = acceptance.pop(replica_id, None)
-        if his is not None and agrees[replica_id]:
+        if his is not None and agrees[replica_id] and replica_id not in contributions.distrusted:
             remembered = remembered.aged(now_s).sum(his.aged(now_s)).at(now_s)
     kept = {replica_id: row for replica_id, row in contributions.rows.items() if replica_id in live}
     kept_effects = tuple(0.0 if row in gone else effect for row, effect in enumerate(contributions.effects))
-    return Contributions(kept, cells, mixed_cells, acceptance, remembered, kept_effects)
+    distrusted = tuple(name for name in contributions.distrusted if name in kept)
+    return Contributions(kept, cells, mixed_cells, acceptance, remembered, distrusted, kept_effects)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +169,34 @@ class Slopes:
         if self.slopes is None or length not in self.arms or bucket >= len(self.slopes):
             return 0.0
         return float(self.slopes[bucket, self.arms.index(length)])
+
+
+def _judged(contributions: Contributions, replicas: int, now_s: float) -> Contributions:
+    """The contributions with the replicas that are distrusted now: where three or more reported a cell, those that are further from
+    their median than a card of this group can be. None in a group of fewer."""
+    steps_against = np.zeros(1 + max(contributions.rows.values(), default=0))
+    if replicas >= LEAST_REPLICAS:
+        for table in contributions.cells.values():
+            weights = steps_at(table, now_s)
+            weights[0] = 0.0
+            reported = np.flatnonzero(weights >= LEAST_STEPS)
+            if len(reported) < LEAST_REPLICAS:
+                continue
+            means, weights = _log_seconds(table, np.empty(0))[reported], weights[reported]
+            far = np.abs(means - weighted_median(means, capped_weights(weights))) > MOST_EFFECT
+            steps_against[reported[far]] += weights[far]
+    distrusted = tuple(sorted(name for name, row in contributions.rows.items() if steps_against[row] >= SUSPECT_STEPS))
+    return contributions if distrusted == contributions.distrusted else replace(contributions, distrusted=distrusted)
+
+
+def _cleared(table: Floats, rows: Sequence[int]) -> Floats:
+    """The table without what these rows hold."""
+    there = [row for row in rows if row < len(table)]
+    if not there:
+        return table
+    after = grown(table, 1)
+    after[there] = 0.0
+    return after
 
 
 def _log_seconds(table: Floats, effects: Floats) -> Floats:
@@ -219,9 +263,11 @@ def _middle(values: Floats, weights: Floats) -> float:
     return float(weights @ values / weights.sum())
 
 
-def _pooled_mixed_cell(table: Floats) -> MixedEvidence:
+def _pooled_mixed_cell(table: Floats) -> MixedEvidence | None:
     """As `_pooled_cell`, of steps with prefill: they differ by their prompts, so the gate is the spread alone."""
     present = np.flatnonzero(table[:, STEPS] > 0.0)
+    if not len(present):
+        return None
     sums = table[present]
     weights = sums[:, STEPS]
     means = sums / weights[:, None]
@@ -240,7 +286,11 @@ def _pooled_mixed_cell(table: Floats) -> MixedEvidence:
 
 def _pooled_acceptance(contributions: Contributions) -> AcceptanceEvidence:
     """Position by position, as old as its youngest row; a replica that disagrees at one, by more than luck, has no say at any."""
-    own = [one for _, one in sorted(contributions.acceptance.items()) if one.reached and one.reached[0] > 0.0]
+    own = [
+        one
+        for name, one in sorted(contributions.acceptance.items())
+        if one.reached and one.reached[0] > 0.0 and name not in contributions.distrusted
+    ]
     believed = [one for one, agrees in zip(own, _agreeing_acceptance(own), strict=True) if agrees]
     remembered = contributions.remembered_acceptance or AcceptanceEvidence()
     reached, accepted, seen_at_s = [], [], []

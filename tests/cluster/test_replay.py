@@ -133,7 +133,7 @@ def test_inv_7_a_minute_of_learning_and_measuring_replays_from_its_first_key_fra
     assert kept.keys == [1]
     plans = [decision.plan for tick in kept.ticks for decision in tick.decisions.values()]
     assert any(isinstance(plan, Table) and plan.segments for plan in plans)
-    assert len({str(plan) for plan in plans}) > 10
+    assert len({str(plan) for plan in plans}) > 5
     assert_equal_replay(kept)
 
 
@@ -279,13 +279,13 @@ def test_every_file_begins_with_a_whole_state_so_that_rotation_leaves_the_rest_o
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recording, "LEAST_KEYS_PER_FILE", 2)
-    write(tmp_path, 60, max_file_bytes=LIMIT, max_files=2)
+    write(tmp_path, 120, max_file_bytes=LIMIT, max_files=2)
     files = rotated_files(tmp_path / FILE_NAME)
     assert len(files) == 2
     assert all(json.loads(file.read_bytes().splitlines()[0])["number"] == 0 for file in files)
     assert all(file.stat().st_size <= LIMIT for file in files)
     result = json.loads(call("replay", tmp_path, "-o", "json").stdout)
-    assert 0 < result["ticks"] < 60
+    assert 0 < result["ticks"] < 120
     assert (result["differing_ticks"], result["skipped"]) == (0, {"before_first_key": 0, "after_a_gap": 0})
 
 

@@ -201,24 +201,26 @@ def test_a_worker_does_not_begin_where_its_tests_can_judge_nothing(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("body", "clock_s", "outcome"),
+    ("body", "processor_s", "clock_s", "outcome"),
     [
-        ("pass", 60.0, Outcome.PASSED),
-        ("assert False", 60.0, Outcome.FAILED),
-        ("bytearray(1 << 36)", 60.0, Outcome.FAILED),
-        ("while True: pass", 60.0, Outcome.TIMEOUT),
-        ("__import__('time').sleep(60)", 1.0, Outcome.TIMEOUT),
+        ("pass", 60.0, 600.0, Outcome.PASSED),
+        ("assert False", 60.0, 600.0, Outcome.FAILED),
+        ("bytearray(1 << 36)", 60.0, 600.0, Outcome.FAILED),
+        ("while True: pass", 1.0, 600.0, Outcome.TIMEOUT),
+        ("__import__('time').sleep(600)", 60.0, 1.0, Outcome.TIMEOUT),
     ],
 )
-def test_a_run_in_a_fork_ends_whatever_the_test_does(tmp_path: Path, body: str, clock_s: float, outcome: Outcome) -> None:
+def test_a_run_in_a_fork_ends_whatever_the_test_does(
+    tmp_path: Path, body: str, processor_s: float, clock_s: float, outcome: Outcome
+) -> None:
     tests = tmp_path / "test_it.py"
     tests.write_text(f"def test_it():\n    {body}\n")
     # in a process of its own, as the worker is: in a fork of this one, a lock that another test's thread held would stay held
     forks = (
-        "import sys; from pathlib import Path; from tests.mutants.forking import Limits, run_tests; test, clock_s = sys.argv[1:];"
-        "limits = Limits(processor_s=1.0, clock_s=float(clock_s));"
+        "import sys; from pathlib import Path; from tests.mutants.forking import Limits, run_tests;"
+        "test, limits = sys.argv[1], Limits(*map(float, sys.argv[2:]));"
         "run = run_tests((test,), Path(test).parent, limits, keeps_bytecode=False); print(run.outcome); print(run.words)"
     )
-    command = [sys.executable, "-c", forks, str(tests), str(clock_s)]
+    command = [sys.executable, "-c", forks, str(tests), str(processor_s), str(clock_s)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[:1] == [outcome], done.stdout + done.stderr

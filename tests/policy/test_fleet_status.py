@@ -151,3 +151,10 @@ def test_a_lease_that_expired_is_not_open_whether_or_not_anybody_decided_since()
     policy.tick(0.5)
     (group,) = groups_of(policy.state, 1000.0)
     assert group.restarts.open_leases == ()
+
+
+def test_inv_10_a_replica_that_the_others_contradict_is_named_as_one_whose_measurements_do_not_count() -> None:
+    fleet = Fleet([Replica("slow", speed=0.1), *(Replica(f"r{number}") for number in range(3))])
+    fleet.run(10.0)
+    _, replicas = fleet_status(fleet.state, fleet.decisions, fleet.now_s)
+    assert [replica.replica_id for replica in replicas if module.DISTRUSTED in replica.reason] == ["slow"]

@@ -37,7 +37,7 @@ class Group:
     def hears(self, new: Mapping[str, NewEvidence], now_s: float = 0.0, forgotten: tuple[Cell, ...] = ()) -> Evidence:
         """The evidence after one tick in which replicas brought something."""
         self.contributions, cells, mixed_cells = self.contributions.plus(new, self.evidence, forgotten, self.half_life_steps, now_s)
-        self.evidence = pooled(self.contributions, self.evidence, cells, mixed_cells, self.replicas, now_s)
+        self.contributions, self.evidence = pooled(self.contributions, self.evidence, cells, mixed_cells, self.replicas, now_s)
         self.contributions = with_effects(self.contributions, self.evidence, Slopes(), now_s)
         return self.evidence
 
@@ -45,6 +45,10 @@ class Group:
         """Replicas that are none of the group any more."""
         live = [name for name in self.contributions.rows if name not in gone]
         self.contributions = without(self.contributions, live, self.replicas, now_s)
+
+    def distrusted(self) -> list[str]:
+        """Replicas of which nothing counts."""
+        return list(self.contributions.distrusted)
 
     def step_seconds(self, cell: Cell = CELL) -> float:
         """What the group believes a step takes."""

@@ -247,3 +247,28 @@ def test_a_liar_among_three_hardly_moves_what_a_step_with_prefill_takes() -> Non
     found = group.evidence.mixed_cells[CELL]
     assert found.seconds / found.steps == pytest.approx(0.1, rel=0.01)
     assert found.prefill_tokens / found.steps == pytest.approx(500.0)
+
+
+def test_inv_10_a_replica_that_three_contradict_in_one_cell_is_believed_in_none() -> None:
+    group, other = Group(4), (5, 5)
+    group.hears({**{name: measured(0.1) for name in "abc"}, "liar": measured(0.01)})
+    assert group.distrusted() == ["liar"]
+    group.hears({"liar": measured(0.01, 50.0, accepted=1.0, cell=other)}, now_s=1.0)
+    assert other not in group.evidence.cells
+    assert group.evidence.acceptance.measured() == pytest.approx((0.5,))
+
+
+def test_a_replica_whose_one_step_stalled_is_not_distrusted_and_one_that_mended_is_believed_again() -> None:
+    group = Group(4)
+    group.hears({**{name: measured(0.1) for name in "abc"}, "d": measured(3.0, steps=1.0)})
+    assert group.distrusted() == []
+    group.hears({"d": measured(3.0, steps=5.0)}, now_s=1.0)
+    assert group.distrusted() == ["d"]
+    group.hears({"d": measured(0.1, steps=60.0)}, now_s=2.0)
+    assert group.distrusted() == []
+
+
+def test_in_a_group_of_two_nobody_is_distrusted() -> None:
+    group = Group(2)
+    group.hears({"a": measured(0.1), "b": measured(9.0)})
+    assert group.distrusted() == []
