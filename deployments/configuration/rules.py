@@ -26,6 +26,7 @@ from nightjar.deployments.configuration.vllm_names import ENGINE_ARGUMENTS, SERV
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
 from nightjar.deployments.engine.arguments import RUNNER_VARIABLE, why_not_lendable
 from nightjar.deployments.llm_config import DEPLOYMENT_NAME, LLMConfig, model_problems, parse_local_mode, read_args
+from nightjar.deployments.routes import BY_NAME, SERVED
 from nightjar.policy.wire.record import MAX_BATCH_SIZE
 
 KWARGS: Final[Place] = (*ENTRY, "engine_kwargs")
@@ -66,7 +67,7 @@ def check_model(application: Mapping[str, Any], *, shadow: bool) -> tuple[Checke
     found += [Finding("warning", ("args", *problem.location), problem.message) for problem in model_problems(config)]
     config, kwargs = deployed.config, EngineKwargs.model_validate(config.engine_kwargs)
     model = CheckedModel(deployed, kwargs, outlook(config, kwargs, shadow=shadow), estimate_memory(config, kwargs))
-    for rule in (_steering, _length_table, _offload, _draft_parallelism, _serving_room, _autoscaling, _costs):
+    for rule in (_steering, _length_table, _offload, _draft_parallelism, _extra_routes, _serving_room, _autoscaling, _costs):
         found += rule(model)
     return model, found
 
@@ -190,6 +191,15 @@ def _draft_parallelism(model: CheckedModel) -> Iterator[Finding]:
             f"{draft_size}, tensor_parallel_size is {size}; vLLM runs a draft model on as many ranks as its target: take it out"
         )
         yield Finding("error", (*SPECULATIVE, "draft_tensor_parallel_size"), message)
+
+
+def _extra_routes(model: CheckedModel) -> Iterator[Finding]:
+    for number, path in enumerate(model.config.extra_routes):
+        if path in SERVED:
+            yield Finding("advice", (*ENTRY, "extra_routes", number), f"{path} is answered anyway; take it out")
+        elif path not in BY_NAME:
+            problem = no_such_name(path, path, BY_NAME, f"route of vLLM {VLLM_VERSION}")
+            yield Finding("warning", (*ENTRY, "extra_routes", number), f"{problem}; replicas would answer 404")
 
 
 def _serving_room(model: CheckedModel) -> Iterator[Finding]:
