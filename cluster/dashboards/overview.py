@@ -6,6 +6,8 @@ from typing import Final
 
 from nightjar.cluster.dashboards.panels import Dashboard, Panel, Query, Row
 from nightjar.cluster.dashboards.promql import CLUSTER, WINDOW, Scope, ratio
+from nightjar.cluster.dashboards.rules import RECORDINGS
+from nightjar.cluster.dashboards.serve_panels import end_to_end, failed_requests, replicas_of_serve
 from nightjar.cluster.dashboards.shared_panels import (
     CHOICES,
     CHOSEN,
@@ -21,6 +23,12 @@ FLEET: Final = Scope(f"ray_nightjar_replica_info{{{CHOSEN}}}")
 STEPS_OFF: Final = f'{STEPS}{{num_speculative_tokens="0"}}'
 POLICY_OF_CLUSTER: Final = f'{CLUSTER}=~"$cluster"'
 """The policy's own series know neither application nor group."""
+OF_SERVE: Final = f'{POLICY_OF_CLUSTER}, application=~"$application"'
+"""Serve's own series know no group, and are there where every replica is gone."""
+OUR_ALERTS: Final = f'ALERTS{{alertname=~"Nightjar.+", alertstate="firing", {POLICY_OF_CLUSTER}}}'
+"""Prometheus' own series, of rules that it evaluates itself."""
+RULES_ARE_HERE: Final = RECORDINGS[0].name
+"""Recorded by the same file as the alerts: no alert fires, and none could, look different."""
 
 
 def _number(title: str, description: str, expression: str, *, unit: str = "short", alarm_above: float | None = None) -> Panel:
@@ -72,6 +80,27 @@ STATE: Final = Row(
             f"max(ray_nightjar_policy_decision_age_seconds{{{POLICY_OF_CLUSTER}}})",
             unit="s",
             alarm_above=60,
+        ),
+        _number(
+            "Firing alerts",
+            "Alerts of Nightjar that fire now; the runbook speaks of each. Nothing where this Prometheus lacks the rules.",
+            f"count({OUR_ALERTS}) or 0 * count({RULES_ARE_HERE}{{{POLICY_OF_CLUSTER}}})",
+            alarm_above=1,
+        ),
+        Panel(
+            title="Alerts",
+            description="When which alert of Nightjar fired.",
+            queries=(
+                Query(
+                    f"max by (alertname) ({OUR_ALERTS}) or "
+                    f'label_replace(0 * count({RULES_ARE_HERE}{{{POLICY_OF_CLUSTER}}}), "alertname", "none", "", "")',
+                    "{{alertname}}",
+                ),
+            ),
+            kind="state-timeline",
+            width=20,
+            height=4,
+            alarm_above=1,
         ),
     ),
 )
@@ -132,6 +161,8 @@ LOAD: Final = Row(
                 Query(FLEET.gauge("sum", "ray_vllm_num_requests_waiting", by="application"), "{{application}} waiting"),
             ),
         ),
+        replicas_of_serve(OF_SERVE),
+        failed_requests(OF_SERVE),
         Panel(
             title="KV cache in use",
             description="The fullest replica of each application.",
@@ -152,6 +183,7 @@ LOAD: Final = Row(
         ),
         first_token(FLEET),
         per_token(FLEET),
+        end_to_end(FLEET, OF_SERVE),
         Panel(
             title="Preemptions a second",
             description="Requests that vLLM threw out of the KV cache, and those preempted so that a draft could come back.",

@@ -1,7 +1,8 @@
 """What both dashboards show: the choices at their top, and the panels that differ only in whose replicas they are about.
 
-Panels read raw series, never recorded ones, so that they work in a Prometheus without our rules. Every choice starts with All,
-which matches everything, and vLLM's counters that exist only after their first increment count as zero before it.
+Panels read raw series, never recorded ones, so that they work in a Prometheus without our rules; those about alerts need them.
+Every choice starts with All, which matches everything, and vLLM's counters that exist only after their first increment count as
+zero before it.
 """
 
 from __future__ import annotations

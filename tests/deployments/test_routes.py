@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-vllm = pytest.importorskip("vllm")
+pytest.importorskip("vllm")
 
 from fastapi import FastAPI
 
@@ -82,7 +82,9 @@ def test_a_named_route_that_vllm_does_not_have_is_told(app: FastAPI) -> None:
 
 
 def test_each_route_that_may_be_named_is_one_of_vllms() -> None:
-    """`nightjar check` tells a misspelt one by this list. Some exist for models of other tasks alone: those are read in the source."""
+    """`nightjar check` tells a misspelt one by this list. Some exist for models of other tasks: those are read in the source."""
+    import vllm
+
     answered = set().union(*(paths(vllms_app(*tasks)) for tasks in TASKS))
     source = "".join(path.read_text(encoding="utf-8") for path in (Path(vllm.__file__).parent / "entrypoints").rglob("*.py"))
     assert {path for path in BY_NAME | SERVED if path not in answered and f'"{path}"' not in source} == set()

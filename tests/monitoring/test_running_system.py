@@ -73,6 +73,7 @@ def _load(system: serving.ServeCluster) -> None:
                 body = {"model": "chat", "messages": [{"role": "user", "content": question}], "max_tokens": 40}
                 serving.post(client, body)
                 answered += 1
+                assert client.post("/v1/chat/completions", json=body | {"model": "no-such-model"}).status_code == 404
         return answered
 
     with ThreadPoolExecutor(USERS) as pool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from nightjar.cluster.dashboards.rules import RECORDINGS
 from nightjar.cluster.metrics import Family
 from nightjar.cluster.policy_metrics import POLICY_METRICS
 from nightjar.deployments.agent import ReplicaIdentity
@@ -20,7 +21,11 @@ VLLM_COUNTERS: Final = {
     "vllm:spec_decode_num_drafts",
 }
 VLLM_GAUGES: Final = {"vllm:kv_cache_usage_perc", "vllm:num_requests_running", "vllm:num_requests_waiting"}
-VLLM_HISTOGRAMS: Final = {"vllm:request_time_per_output_token_seconds", "vllm:time_to_first_token_seconds"}
+VLLM_HISTOGRAMS: Final = {
+    "vllm:e2e_request_latency_seconds",
+    "vllm:request_time_per_output_token_seconds",
+    "vllm:time_to_first_token_seconds",
+}
 
 VLLM_SERIES: Final = {
     *(f"ray_{name.replace(':', '_')}_total" for name in VLLM_COUNTERS),
@@ -29,13 +34,31 @@ VLLM_SERIES: Final = {
 }
 """As Ray's agent exports what vLLM counts."""
 
-SERVE_GAUGES: Final = {"serve_application_status"}
+SERVE_COUNTERS: Final = {"serve_num_http_requests", "serve_num_http_error_requests"}
+SERVE_GAUGES: Final = {"serve_application_status", "serve_autoscaling_target_replicas", "serve_deployment_replica_healthy"}
+SERVE_HISTOGRAMS: Final = {"serve_http_request_latency_ms"}
+SERVE_LABELS: Final = {"application", "deployment", "error_code", "status_code"}
 
-SERIES: Final = {family.exported_name for family in FAMILIES} | VLLM_SERIES | {f"ray_{name}" for name in SERVE_GAUGES}
+SERVE_SERIES: Final = {
+    *(f"ray_{name}_total" for name in SERVE_COUNTERS),
+    *(f"ray_{name}" for name in SERVE_GAUGES),
+    *(f"ray_{name}_bucket" for name in SERVE_HISTOGRAMS),
+}
+"""As Ray's agent exports what Serve counts."""
+
+SERIES: Final = {
+    *(family.exported_name for family in FAMILIES),
+    *VLLM_SERIES,
+    *SERVE_SERIES,
+    *(recording.name for recording in RECORDINGS),
+    "ALERTS",  # of the Prometheus that evaluates the rules
+}
 
 LABELS: Final = {
     *common_labels(ReplicaIdentity("", "", "", "", GroupKey(target="any")), ""),
     *(label for family in FAMILIES for label in family.labels),
+    *SERVE_LABELS,
+    *("alertname", "alertstate"),  # of ALERTS
     "position",  # of vLLM's accepted tokens
     "le",  # of histograms
     "ray_io_cluster",  # of KubeRay's PodMonitor

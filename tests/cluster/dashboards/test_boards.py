@@ -13,9 +13,20 @@ import pytest
 
 from helm.monitoring_files import FILES, generated, main, stale_files
 from nightjar.cluster.dashboards.boards import DASHBOARDS
+from nightjar.cluster.dashboards.overview import OVERVIEW
 from nightjar.cluster.dashboards.panels import Dashboard, Query, dashboard_json
 from nightjar.cluster.dashboards.promql import WINDOW
-from tests.cluster.dashboards.exported_names import LABELS, SERIES, VLLM_COUNTERS, VLLM_GAUGES, VLLM_HISTOGRAMS
+from tests.cluster.dashboards.exported_names import (
+    LABELS,
+    SERIES,
+    SERVE_COUNTERS,
+    SERVE_GAUGES,
+    SERVE_HISTOGRAMS,
+    SERVE_LABELS,
+    VLLM_COUNTERS,
+    VLLM_GAUGES,
+    VLLM_HISTOGRAMS,
+)
 from tests.cluster.dashboards.promql_names import labels_of, series_of
 
 QUERIES: Final = [query for dashboard in DASHBOARDS for query in dashboard.queries]
@@ -122,3 +133,17 @@ def test_vllm_exports_the_names_that_are_used() -> None:
     folder = Path(found.origin).parent / "v1"
     source = "".join((folder / name).read_text(encoding="utf-8") for name in ("metrics/loggers.py", "spec_decode/metrics.py"))
     assert [name for name in VLLM_COUNTERS | VLLM_GAUGES | VLLM_HISTOGRAMS if f'"{name}"' not in source] == []
+
+
+def test_serve_exports_the_names_and_labels_that_are_used() -> None:
+    found = importlib.util.find_spec("ray")
+    if found is None or found.origin is None:
+        pytest.skip("Ray is not installed")
+    source = "".join(path.read_text(encoding="utf-8") for path in (Path(found.origin).parent / "serve/_private").glob("*.py"))
+    source = source.replace("{protocol_name}", "http")
+    assert [name for name in SERVE_COUNTERS | SERVE_GAUGES | SERVE_HISTOGRAMS | SERVE_LABELS if f'"{name}"' not in source] == []
+
+
+@pytest.mark.parametrize("topic", ["Failed requests", "End-to-end latency", "Replicas wanted and running", "Firing alerts"])
+def test_the_overview_answers_what_an_operator_asks_first(topic: str) -> None:
+    assert topic in {panel["title"] for panel in panels_of(OVERVIEW)}
