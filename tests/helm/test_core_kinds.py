@@ -55,6 +55,15 @@ def test_the_network_policy_lets_ray_itself_the_operator_clients_and_prometheus_
     assert release(values={"networkPolicy": {"enabled": True}}).one("NetworkPolicy")["spec"]["policyTypes"] == ["Ingress"]
 
 
+@pytest.mark.parametrize(("address", "asked"), [("169.254.20.10/32", True), ("", False)])
+def test_where_egress_is_restricted_pods_may_ask_the_nodes_own_dns(address: str, asked: bool) -> None:
+    """NodeLocal DNSCache answers on an address of the node, which no selector of namespaces matches."""
+    policy = release(*ALL_ON, values={"networkPolicy": {"nodeLocalDns": address}}).one("NetworkPolicy")["spec"]
+    (dns,) = (rule for rule in policy["egress"] if {"port": 53, "protocol": "UDP"} in rule.get("ports", []))
+    assert ({"ipBlock": {"cidr": "169.254.20.10/32"}} in dns["to"]) is asked
+    assert {"namespaceSelector": {}} in dns["to"]
+
+
 @pytest.mark.parametrize("nobody", [None, []])
 @pytest.mark.parametrize(("whom", "port"), [("operator", 8265), ("prometheus", 8080)])
 def test_where_nobody_is_named_nobody_is_let_in(whom: str, port: int, nobody: list[Any] | None) -> None:
@@ -111,7 +120,7 @@ def test_on_gpus_the_notes_say_that_shadow_ends_with_a_new_start() -> None:
 def test_the_notes_say_what_to_do_next() -> None:
     notes = notes_of("--set", "rayAuth.mode=disabled")
     assert "kubectl --namespace serving wait rayservice/llm-nightjar --for=condition=Ready" in notes
-    assert "helm --namespace serving test llm" in notes
+    assert "helm --namespace serving test llm --timeout 1860s" in notes, "helm's own 5 minutes are less than the pod waits"
     assert "port-forward service/llm-nightjar-serve-svc 8000:8000" in notes
     assert "--set policy.settings.mode=auto" in notes
     assert "once you delete the RayCluster" in notes

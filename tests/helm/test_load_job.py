@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from nightjar.loadtests.regimes import NAMED_REGIMES, parse_regime
 from nightjar.loadtests.rows import read_rows
 from tests.helm.rendering import ROOT, needs_helm, release
 from tests.loadtests.fake_server import FakeServer, running_fake_server
@@ -90,6 +91,16 @@ def test_a_finished_job_is_kept_unless_somebody_says_otherwise() -> None:
 
     assert seconds() == [None, None]
     assert seconds(ttlSecondsAfterFinished=600) == [600, 600]
+
+
+def test_jobs_end_by_themselves_where_a_pod_never_finds_a_node_and_every_named_load_fits_before() -> None:
+    def deadlines(**load_test: Any) -> list[int]:
+        jobs = release(values={"loadTest": {"enabled": True, **load_test}}).all("Job")
+        return [job["spec"]["activeDeadlineSeconds"] for job in jobs]
+
+    assert deadlines() == [1800 + 14400] * 2
+    assert deadlines(waitForModelsS=60, deadlineS=600) == [660] * 2
+    assert max(parse_regime(name).duration_s for name in NAMED_REGIMES) < 14400
 
 
 def test_load_and_checks_show_the_key_that_the_server_asks_for() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,52 @@ def test_replicas_are_packed_where_pods_have_gpus_unless_the_user_says_otherwise
     for pod in release(values=values).ray_pods().values():
         environment = pod["spec"]["containers"][0]["env"]
         assert [variable["value"] for variable in environment if variable["name"] == PACKS] == packs
+
+
+def test_neither_ray_nor_vllm_reports_usage_unless_somebody_says_so() -> None:
+    off = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1"}
+    for pod in release().ray_pods().values():
+        assert environment_of(pod).items() >= off.items()
+    for pod in release(values={"usageStatistics": True}).ray_pods().values():
+        assert not environment_of(pod).keys() & off.keys()
+    for pod in release(values={"env": [{"name": "VLLM_NO_USAGE_STATS", "value": "0"}]}).ray_pods().values():
+        named = [variable["name"] for variable in pod["spec"]["containers"][0]["env"]]
+        assert named.count("VLLM_NO_USAGE_STATS") == 1
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_every_ray_pod_asks_its_node_for_the_disk_that_its_emptydirs_take(example: Path) -> None:
+    for pod in release(example).ray_pods().values():
+        assert "ephemeral-storage" in pod["spec"]["containers"][0]["resources"]["requests"]
+
+
+def test_a_groups_own_request_for_disk_stays_and_none_is_made_where_nobody_wants_one() -> None:
+    def asked(values: dict[str, Any]) -> list[Any]:
+        pods = release(values=values).ray_pods().values()
+        return [pod["spec"]["containers"][0]["resources"]["requests"].get("ephemeral-storage") for pod in pods]
+
+    own = {"requests": {"cpu": "2", "ephemeral-storage": "90Gi"}}
+    assert asked({"workerGroups": [{"groupName": "g", "minReplicas": 1, "maxReplicas": 1, "resources": own}]}) == ["4Gi", "90Gi"]
+    assert asked({"scratch": {"request": ""}}) == [None, None]
+
+
+def test_rays_ports_may_be_encrypted_by_kuberays_mutual_tls() -> None:
+    rayservice = release(values={"rayClusterOverrides": {"tlsOptions": {"enabled": True}}}).one("RayService")
+    assert rayservice["spec"]["rayClusterConfig"]["tlsOptions"] == {"enabled": True}
+    assert problems(rayservice) == []
+
+
+def test_state_in_rocksdb_is_what_kuberay_takes() -> None:
+    fault = {"backend": "rocksdb", "storage": {"size": "10Gi", "deletionPolicy": "Retain"}}
+    rayservice = release(values={"gcsFaultTolerance": fault}).one("RayService")
+    assert rayservice["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"] == fault
+    assert problems(rayservice) == []
+
+
+@pytest.mark.parametrize("place", ["docs/kubernetes.md", "helm/nightjar/README.md"])
+def test_what_kuberay_ignores_in_a_running_cluster_is_said(place: str) -> None:
+    """`GenerateHashWithoutReplicasAndWorkersToDelete` of KubeRay 1.6 and 1.7 leaves these out of what it compares."""
+    words = " ".join((ROOT / place).read_text(encoding="utf-8").split())
+    assert re.search(r"tolerations`? alone", words)
+    assert "GCSFaultToleranceEmbeddedStorage" in words
+    assert "RayClusterMTLS" in words

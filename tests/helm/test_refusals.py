@@ -94,12 +94,25 @@ GROUP = {"groupName": "g", "minReplicas": 1, "maxReplicas": 1, "resources": {"li
         ({"workerGroups": [GROUP, GROUP]}, 'workerGroups: the groupName "g" is taken'),
         ({"gcsFaultTolerance": {"backend": "redis"}}, "gcsFaultTolerance: backend redis needs redis.address"),
         ({"gcsFaultTolerance": {"backend": "rocksdb"}}, "backend rocksdb needs storage.claimName or storage.size"),
+        (
+            {"gcsFaultTolerance": {"backend": "rocksdb", "storage": {"size": "1Gi"}, "externalStorageNamespace": "x"}},
+            "externalStorageNamespace belongs to backend redis; KubeRay refuses it with rocksdb",
+        ),
+        (
+            {"gcsFaultTolerance": {"backend": "rocksdb", "storage": {"claimName": "mine", "size": "1Gi"}}},
+            "storage.claimName is a claim of yours",
+        ),
         ({"upgradeStrategy": {"type": "NewClusterWithIncrementalUpgrade"}}, "needs clusterUpgradeOptions"),
         (
             {"upgradeStrategy": {"type": "NewCluster"}, "gcsFaultTolerance": {"externalStorageNamespace": "x"}},
             "externalStorageNamespace would be shared by the old and the new cluster",
         ),
         ({"monitoring": {"dashboards": {"label": {}}}}, "at '/monitoring/dashboards': additional properties 'label' not allowed"),
+        (
+            {"loadTest": {"enabled": True, "regime": "low:7000@2,high:600.5@2..20", "deadlineS": 7200}},
+            "the regime lasts 7600.5 s, and its Jobs are ended deadlineS = 7200 after the models are waited for: raise deadlineS",
+        ),
+        ({"networkPolicy": {"nodeLocalDns": "169.254.20.10"}}, "at '/networkPolicy/nodeLocalDns'"),
         ({"loadTest": {"enabled": True, "workers": 0}}, "at '/loadTest/workers': minimum: got 0, want 1"),
     ],
 )

@@ -43,10 +43,8 @@ spec:
     envFrom:
     {{- toYaml . | nindent 4 }}
     {{- end }}
-    {{- with .group.resources }}
     resources:
-      {{- toYaml . | nindent 6 }}
-    {{- end }}
+      {{- include "nightjar.rayResources" . | nindent 6 }}
     {{- range $probe := list "livenessProbe" "readinessProbe" "startupProbe" }}
     {{- with get $.group $probe }}
     {{ $probe }}:
@@ -128,6 +126,15 @@ tolerations of podSpecOverrides stand beside the chart's own; every other list t
 {{- $pod -}}
 {{- end -}}
 
+{{/* The group's resources, with the scratch space that the pod asks of its node. Takes what nightjar.rayPod takes. */}}
+{{- define "nightjar.rayResources" -}}
+{{- $own := dict -}}
+{{- with .root.Values.scratch.request -}}
+{{- $own = dict "requests" (dict "ephemeral-storage" .) -}}
+{{- end -}}
+{{- merge (dict) (.group.resources | default dict) $own | toYaml -}}
+{{- end -}}
+
 {{- define "nightjar.rayPorts" -}}
 {{- if eq .component "head" -}}
 - {containerPort: 6379, name: gcs-server}
@@ -172,6 +179,13 @@ tolerations of podSpecOverrides stand beside the chart's own; every other list t
 - {name: NIGHTJAR_API_READ_TOKEN_FILE, value: /etc/nightjar/api-read-token/token}
 {{- end }}
 - {name: NIGHTJAR_API_READ_ACCESS, value: {{ .Values.policy.readAccess }}}
+{{- if not .Values.usageStatistics }}
+{{- range $name, $value := dict "RAY_USAGE_STATS_ENABLED" "0" "VLLM_NO_USAGE_STATS" "1" }}
+{{- if not (include "nightjar.namesVariable" (list $ $name)) }}
+- {name: {{ $name }}, value: {{ $value | quote }}}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- $gpus := 0 }}
 {{- range .Values.workerGroups }}
 {{- $gpus = add $gpus (include "nightjar.gpus" . | int) }}

@@ -100,12 +100,27 @@
 {{- end -}}
 
 {{- define "nightjar.validateCluster" -}}
+{{- if .Values.loadTest.enabled -}}
+  {{- $load := 0 -}}
+  {{- range regexFindAll ":[0-9.]+@" .Values.loadTest.regime -1 -}}
+    {{- $load = addf $load (float64 (trimAll ":@" .)) -}}
+  {{- end -}}
+  {{- if gt (float64 $load) (float64 .Values.loadTest.deadlineS) -}}
+    {{- fail (printf "loadTest: the regime lasts %v s, and its Jobs are ended deadlineS = %d after the models are waited for: raise deadlineS" $load (int64 .Values.loadTest.deadlineS)) -}}
+  {{- end -}}
+{{- end -}}
 {{- $fault := .Values.gcsFaultTolerance -}}
 {{- if and (eq $fault.backend "redis") (not $fault.redis.address) -}}
   {{- fail "gcsFaultTolerance: backend redis needs redis.address" -}}
 {{- end -}}
 {{- if and (eq $fault.backend "rocksdb") (not (or $fault.storage.claimName $fault.storage.size)) -}}
   {{- fail "gcsFaultTolerance: backend rocksdb needs storage.claimName or storage.size" -}}
+{{- end -}}
+{{- if and (eq $fault.backend "rocksdb") $fault.externalStorageNamespace -}}
+  {{- fail "gcsFaultTolerance: externalStorageNamespace belongs to backend redis; KubeRay refuses it with rocksdb: leave it empty" -}}
+{{- end -}}
+{{- if and $fault.storage.claimName (or $fault.storage.size $fault.storage.storageClassName $fault.storage.accessModes) -}}
+  {{- fail "gcsFaultTolerance: storage.claimName is a claim of yours; size, storageClassName and accessModes are of one that KubeRay makes: name one or the other" -}}
 {{- end -}}
 {{- if and $fault.storage (ne $fault.backend "rocksdb") -}}
   {{- fail (printf "gcsFaultTolerance: storage belongs to backend rocksdb (backend is %q)" $fault.backend) -}}
