@@ -2,10 +2,14 @@
 # Images for helm/nightjar. Never built by this project's tests, which only read this file: see docs/kubernetes.md.
 #
 #   docker build --target cpu  --tag nightjar-serve-cpu:0.1.0 .    serves on CPU, with the small models inside
-#   docker build --target gpu  --tag nightjar-serve-gpu:0.1.0 .    serves on NVIDIA GPUs; CUDA comes with the wheels, the driver with the node
+#   docker build --target gpu  --tag nightjar-serve-gpu:0.1.0 .    serves on NVIDIA GPUs, on vLLM's own image: nodes with driver 580 or newer
+#   docker build --target ray-llm --tag nightjar-ray-llm:0.1.0 .   for applications of ray.serve.llm, on Ray's own image with Ray's vLLM
 #   docker build --target load --tag nightjar-serve-load:0.1.0 .   Locust and its load, without Ray and vLLM
 
 ARG PYTHON=python:3.11.14-slim-bookworm
+# Python 3.12 and CUDA 13 both. Theirs are FlashInfer's compiled kernels, which `pip install vllm` does not bring.
+ARG VLLM=vllm/vllm-openai:v0.32.0
+ARG RAY_LLM=rayproject/ray-llm:2.60.0-py312-cu130
 
 FROM ${PYTHON} AS wheel
 WORKDIR /source
@@ -32,10 +36,6 @@ RUN pip install --index-url "${TORCH_CPU_INDEX}" torch==2.13.0+cpu torchvision==
  && pip uninstall --yes torchaudio torchcodec
 RUN NIGHTJAR_MODELS=/opt/nightjar/models nightjar models build
 
-FROM packages AS packages-gpu
-COPY constraints-gpu.txt /
-RUN pip install --constraint /constraints-gpu.txt "$(echo /wheels/*.whl)[gpu]"
-
 FROM packages AS packages-load
 COPY constraints-cpu.txt /
 RUN pip install --constraint /constraints-cpu.txt "$(echo /wheels/*.whl)[load]" \
@@ -60,9 +60,27 @@ COPY --from=packages-cpu /opt/nightjar /opt/nightjar
 ENV NIGHTJAR_MODELS=/opt/nightjar/models
 USER 1000:1000
 
-FROM serving AS gpu
-COPY --from=packages-gpu /opt/venv /opt/venv
-ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+FROM ${VLLM} AS gpu
+USER root
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    --mount=type=bind,source=constraints-gpu.txt,target=/constraints-gpu.txt \
+    --mount=type=bind,source=helm/add_nightjar.sh,target=/add_nightjar.sh \
+    sh /add_nightjar.sh /constraints-gpu.txt /wheels/*.whl
+ENV HOME=/home/nightjar PYTHONUNBUFFERED=1
+WORKDIR /home/nightjar
+# vLLM's is `vllm serve`; KubeRay brings its own command.
+ENTRYPOINT []
+USER 1000:1000
+
+FROM ${RAY_LLM} AS ray-llm
+USER root
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    --mount=type=bind,source=constraints-gpu.txt,target=/constraints-gpu.txt \
+    --mount=type=bind,source=helm/add_nightjar.sh,target=/add_nightjar.sh \
+    sh /add_nightjar.sh /constraints-gpu.txt /wheels/*.whl
+ENV HOME=/home/nightjar PYTHONUNBUFFERED=1
+WORKDIR /home/nightjar
+ENTRYPOINT []
 USER 1000:1000
 
 FROM runtime AS load

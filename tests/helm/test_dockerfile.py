@@ -1,16 +1,26 @@
-"""The Dockerfile, read and not built: pinned, multi-stage, non-root, and in step with chart and package."""
+"""The Dockerfile, read and not built: pinned, multi-stage, non-root, and in step with chart and package.
+
+What it runs in other projects' images is run here, with stand-ins for apt-get and pip.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import tomllib
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import yaml
 
 from tests.helm.rendering import CHART, ROOT
 
-TARGETS = {"cpu", "gpu", "load"}
+ON_OUR_OWN = {"cpu", "load"}
+ON_OTHERS = {"gpu": "VLLM", "ray-llm": "RAY_LLM"}
+"""Targets on images of other projects, and the argument that names each image."""
+TARGETS = ON_OUR_OWN | ON_OTHERS.keys()
+SCRIPT = "helm/add_nightjar.sh"
 LOCUSTFILE = "/opt/nightjar/locustfile.py"
 
 
@@ -51,41 +61,117 @@ def lineage(name: str) -> list[Stage]:
     return chain
 
 
-def test_the_one_base_image_is_pinned_to_a_patch_version_and_all_stages_have_names() -> None:
-    (base,) = re.findall(r"^ARG PYTHON=(\S+)$", text(), re.MULTILINE)
-    assert re.fullmatch(r"python:3\.11\.\d+-slim-\w+", base)
-    assert {stage.base for stage in stages().values()} <= {"${PYTHON}", *stages()}
+def argument(name: str) -> str:
+    """The default of an ARG."""
+    (value,) = re.findall(rf"^ARG {name}=(\S+)$", text(), re.MULTILINE)
+    return str(value)
+
+
+def extras() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    return found
+
+
+def test_base_images_are_pinned_to_a_patch_version_and_all_stages_have_names() -> None:
+    assert re.fullmatch(r"python:3\.11\.\d+-slim-\w+", argument("PYTHON"))
+    assert re.fullmatch(r"vllm/vllm-openai:v\d+\.\d+\.\d+", argument("VLLM"))
+    assert re.fullmatch(r"rayproject/ray-llm:\d+\.\d+\.\d+-py\d+-cu\d+", argument("RAY_LLM"))
+    assert {stage.base for stage in stages().values()} <= {"${PYTHON}", "${VLLM}", "${RAY_LLM}", *stages()}
     assert set(stages()) >= TARGETS
+
+
+def test_targets_on_other_projects_images_are_of_the_versions_that_the_package_is_for() -> None:
+    for target, name in ON_OTHERS.items():
+        assert stages()[target].base == f"${{{name}}}"
+    assert f"vllm=={argument('VLLM').partition(':v')[2]}" in extras()["gpu"]
+    ray = argument("RAY_LLM").partition(":")[2].partition("-")[0]
+    assert f"ray[serve]=={ray.rpartition('.')[0]}.*" in extras()["serve"]
+    assert yaml.safe_load((CHART / "values.yaml").read_text())["rayVersion"] == ray
+
+
+def test_the_entry_point_of_other_projects_images_is_cleared() -> None:
+    """KubeRay starts Ray by a command of its own, and an entry point would take that for arguments."""
+    for target in ON_OTHERS:
+        assert stages()[target].all("ENTRYPOINT") == ["[]"]
+        assert stages()[target].all("CMD") == []
 
 
 def test_targets_run_as_the_charts_user_by_number() -> None:
     user = yaml.safe_load((CHART / "values.yaml").read_text())["podSecurityContext"]
     for target in TARGETS:
-        assert stages()[target].all("USER") == [f"{user['runAsUser']}:{user['runAsGroup']}"]
+        assert stages()[target].all("USER")[-1] == f"{user['runAsUser']}:{user['runAsGroup']}"
         assert stages()[target].instructions[-1][0] in {"USER", "CMD"}
 
 
 def test_targets_hold_no_sources_and_no_build_tools_of_pip() -> None:
-    for target in TARGETS:
+    for target in ON_OUR_OWN:
         assert all(copy.startswith("--from=packages-") for stage in lineage(target) for copy in stage.all("COPY"))
         assert not any("pip" in run for stage in lineage(target) for run in stage.all("RUN"))
+    for target in ON_OTHERS:
+        assert stages()[target].all("COPY") == [], "what it installs from is mounted, not copied"
 
 
 def test_every_install_is_pinned_by_constraints_or_version() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     commands = [command for stage in stages().values() for run in stage.all("RUN") for command in run.split("&&")]
     installs = [command for command in commands if "pip install" in command]
-    assert len(installs) == 5
+    assert len(installs) == 4
     for command in installs:
         assert "--constraint /constraints-" in command or "==" in command, command
-    assert {extra for command in installs for extra in re.findall(r"\.whl\)\[(\w+)\]", command)} == TARGETS <= set(extras)
+    assert {extra for command in installs for extra in re.findall(r"\.whl\)\[(\w+)\]", command)} == ON_OUR_OWN <= set(extras())
+    for target in ON_OTHERS:
+        (run,) = stages()[target].all("RUN")
+        assert run.split("target=")[-1].split()[1:] == ["sh", "/add_nightjar.sh", "/constraints-gpu.txt", "/wheels/*.whl"]
     assert "ADD" not in {instruction for stage in stages().values() for instruction, _ in stage.instructions}
 
 
 def test_serving_images_hold_what_kuberay_calls() -> None:
-    for target in ("cpu", "gpu"):
-        packages = " ".join(run for stage in lineage(target) for run in stage.all("RUN"))
-        assert re.search(r"apt-get install .*--no-install-recommends .*\bwget\b", packages)
+    steps = {"cpu": " ".join(run for stage in lineage("cpu") for run in stage.all("RUN")), SCRIPT: (ROOT / SCRIPT).read_text()}
+    for installed in steps.values():
+        assert re.search(r"apt-get install .*--no-install-recommends .*\bwget\b", installed)
+
+
+STAND_IN = """\
+#!/bin/sh
+echo "$(basename "$0") $*" >> "$CALLS"
+case "$*" in
+  "-m pip list"*) cat "$IN_THE_IMAGE" ;;
+  "-m pip install"*) while [ "$1" != --constraint ]; do shift; done; cat "$2" > "$CONSTRAINTS"; exit "${PIP_ENDS:-0}" ;;
+esac
+"""
+
+
+def added(folder: Path, in_the_image: str, pins: str, **variables: str) -> tuple[int, list[str], list[str]]:
+    """Run the script in an image that has these packages: its exit code, what it called, the constraints that pip was given."""
+    programs = folder / "bin"
+    programs.mkdir()
+    for name in ("apt-get", "python3", "getent", "mkdir", "chown", "rm"):
+        (programs / name).write_text(STAND_IN)
+        (programs / name).chmod(0o755)
+    for name, content in {"image.txt": in_the_image, "pins.txt": pins, "constraints.txt": "", "calls.txt": ""}.items():
+        (folder / name).write_text(content)
+    files = {"CALLS": "calls.txt", "IN_THE_IMAGE": "image.txt", "CONSTRAINTS": "constraints.txt"}
+    environment = {name: str(folder / file) for name, file in files.items()} | variables
+    environment |= {"PATH": f"{programs}:{os.environ['PATH']}", "TMPDIR": str(folder)}
+    command = ["sh", str(ROOT / SCRIPT), "pins.txt", "n.whl"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, (folder / "calls.txt").read_text().splitlines(), (folder / "constraints.txt").read_text().splitlines()
+
+
+def test_no_package_of_an_image_changes_and_what_is_new_is_pinned(tmp_path: Path) -> None:
+    image = "torch==2.13.0+cu130\nTyping_Extensions==4.15.0\nvllm==0.32.0\n"
+    pins = "# a comment\ntorch==2.13.0\ntyping-extensions==4.14.0\nray==2.60.0\nruamel.yaml==1.0\n"
+    code, calls, constraints = added(tmp_path, image, pins)
+    assert code == 0
+    assert constraints == [*image.splitlines(), "ray==2.60.0", "ruamel.yaml==1.0"]
+    assert calls[0] == "apt-get update"
+    (install,) = (call for call in calls if "pip install" in call)
+    assert install.endswith(" n.whl[serve]")
+
+
+def test_where_pip_refuses_the_image_is_not_built(tmp_path: Path) -> None:
+    code, calls, _ = added(tmp_path, "pydantic==1.10.0\n", "ray==2.60.0\n", PIP_ENDS="1")
+    assert code == 1
+    assert not any(call.startswith("chown") for call in calls)
 
 
 def test_what_is_copied_is_there_and_let_through() -> None:
@@ -97,6 +183,8 @@ def test_what_is_copied_is_there_and_let_through() -> None:
         if not copy.startswith("--from")
         for source in copy.split()[:-1]
     }
+    mounts = [mount for stage in stages().values() for run in stage.all("RUN") for mount in re.findall(r"--mount=(\S+)", run)]
+    copied |= {re.findall(r"source=([^,]+)", mount)[0] for mount in mounts if "from=" not in mount}
     assert copied == allowed
     assert all((ROOT / source).exists() for source in copied)
 
