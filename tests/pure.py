@@ -19,6 +19,7 @@ MODULES: Final = ("vllm", "torch", "ray")
 NEEDS: Final[Mapping[str, str]] = {
     "tests/benchmarks/test_live_statistics.py": "ray",
     "tests/cluster/dashboards/test_alerts.py": "promtool",
+    "tests/cluster/dashboards/test_boards.py::test_serve_exports_the_names_and_labels_that_are_used": "ray",
     "tests/cluster/dashboards/test_boards.py::test_vllm_exports_the_names_that_are_used": "vllm",
     "tests/cluster/page/test_status_page.py": "a browser",
     "tests/cluster/test_client.py": "ray",
