@@ -14,12 +14,14 @@ import pytest
 import yaml
 
 from nightjar.cluster.dashboards.boards import DASHBOARDS
+from nightjar.cluster.dashboards.overview import OF_SERVE
 from nightjar.cluster.dashboards.promql import WINDOW
 from nightjar.cluster.dashboards.rules import ALERTS, rule_file
+from nightjar.cluster.dashboards.serve_panels import ERRORS, REQUESTS, failed_requests
 from nightjar.cluster.metrics import Family
 from nightjar.cluster.policy_metrics import POLICY_METRICS
 from nightjar.deployments.metrics import REPLICA_METRICS
-from tests.cluster.dashboards.exported_names import VLLM_GAUGES, VLLM_HISTOGRAMS
+from tests.cluster.dashboards.exported_names import SERVE_COUNTERS, SERVE_GAUGES, SERVE_HISTOGRAMS, VLLM_GAUGES, VLLM_HISTOGRAMS
 
 PROMTOOL: Final = os.environ.get("PROMTOOL") or shutil.which("promtool")
 needs_promtool: Final = pytest.mark.skipif(not PROMTOOL, reason="promtool, a Debian package of its own, is absent")
@@ -42,6 +44,7 @@ KV_USE: Final = f"ray_vllm_kv_cache_usage_perc{{{VLLM}}}"
 WAITING: Final = f"ray_vllm_num_requests_waiting{{{VLLM}}}"
 AGE: Final = f"ray_nightjar_policy_decision_age_seconds{{{POLICY}}}"
 AGE_ELSEWHERE: Final = 'ray_nightjar_policy_decision_age_seconds{WorkerId="q", ray_io_cluster="other"}'
+OF_CHAT: Final = 'application="chat", deployment="LLM", ray_io_cluster="c"'
 APPLICATION: Final = 'ray_serve_application_status{application="chat", ray_io_cluster="c"}'
 
 
@@ -145,9 +148,20 @@ def test_every_alert_has_a_scenario_in_which_it_fires() -> None:
 def test_every_query_of_the_dashboards_gives_something_before_vllm_counted_anything(tmp_path: Path) -> None:
     queries = [query.expression for dashboard in DASHBOARDS for query in dashboard.queries]
     rules = [{"record": f"query:{number}", "expr": _with_nothing_chosen(query)} for number, query in enumerate(queries)]
-    series = _of_a_replica_that_steps()
+    groups = [*yaml.safe_load(rule_file())["groups"], {"name": "queries", "rules": rules}]
+    series = _of_a_replica_that_steps() | _of_serve()
     tests = [expecting(f"count(query:{number}) > bool 0", 10, 1.0, series, interval="15s") for number in range(len(queries))]
-    assert complaints(tmp_path, yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}), tests) == ""
+    assert complaints(tmp_path, yaml.safe_dump({"groups": groups}), tests) == ""
+
+
+@needs_promtool
+@pytest.mark.parametrize(("failed", "share"), [("0+3x50", 0.25), (None, 0.0)], ids=["a quarter", "none yet"])
+def test_the_error_rate_is_the_share_of_requests_that_failed_and_zero_before_one_did(
+    failed: str | None, share: float, tmp_path: Path
+) -> None:
+    series = {f"{REQUESTS}{{{OF_CHAT}}}": "0+12x50"} | ({f'{ERRORS}{{{OF_CHAT}, error_code="500"}}': failed} if failed else {})
+    rate = _with_nothing_chosen(failed_requests(OF_SERVE).queries[0].expression)
+    assert complaints(tmp_path, rule_file(), [expecting(f"sum({rate})", 10, share, series, interval="15s")]) == ""
 
 
 def _with_nothing_chosen(query: str) -> str:
@@ -163,6 +177,14 @@ def _of_a_replica_that_steps() -> dict[str, str]:
     gauges = {f"ray_{name.replace(':', '_')}{{{VLLM}}}": "1x50" for name in VLLM_GAUGES}
     buckets = {f'ray_{name.replace(":", "_")}_bucket{{{VLLM}, le="+Inf"}}': "0+1x50" for name in VLLM_HISTOGRAMS}
     return own | gauges | buckets
+
+
+def _of_serve() -> dict[str, str]:
+    """One series of everything that Serve's proxies and controller export."""
+    counters = {f'ray_{name}_total{{{OF_CHAT}, error_code="500"}}': "0+1x50" for name in SERVE_COUNTERS}
+    gauges = {f"ray_{name}{{{OF_CHAT}}}": "1x50" for name in SERVE_GAUGES}
+    buckets = {f'ray_{name}_bucket{{{OF_CHAT}, status_code="200", le="+Inf"}}': "0+1x50" for name in SERVE_HISTOGRAMS}
+    return counters | gauges | buckets
 
 
 def _of_families(families: Sequence[Family], common: str) -> dict[str, str]:
