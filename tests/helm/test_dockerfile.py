@@ -89,6 +89,14 @@ def test_targets_on_other_projects_images_are_of_the_versions_that_the_package_i
     assert yaml.safe_load((CHART / "values.yaml").read_text())["rayVersion"] == ray
 
 
+def test_the_page_says_what_each_target_stands_on_and_which_driver_that_needs() -> None:
+    page = (ROOT / "docs/kubernetes.md").read_text(encoding="utf-8")
+    for target, name in {**ON_OTHERS, "cpu": "PYTHON"}.items():
+        assert f"| `{target}` | `{argument(name)}`" in page
+    assert argument("RAY_LLM").endswith("-cu130")
+    assert "NVIDIA driver 580 or newer" in page, "the oldest that CUDA 13 takes"
+
+
 def test_the_entry_point_of_other_projects_images_is_cleared() -> None:
     """KubeRay starts Ray by a command of its own, and an entry point would take that for arguments."""
     for target in ON_OTHERS:
