@@ -90,6 +90,8 @@ class EngineFacts:
     """The same of a head, whose answer depends on the runner."""
     offload: OffloadConfig | None = None
     why_no_offload: str = ""
+    why_not_here: str = ""
+    """Why the host of this engine is one that Nightjar does not steer in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,6 +361,7 @@ def _why_plain(user_kwargs: Mapping[str, Any], facts: EngineFacts, missing: Miss
     taken = [name for name in ("scheduler_cls", "worker_cls") if user_kwargs.get(name) not in (None, "auto")]
     kind = kind_of(facts.drafter_kind)
     checks = (
+        (bool(facts.why_not_here), facts.why_not_here),
         (bool(missing.steering), f"this vLLM lacks what Nightjar hooks into: {', '.join(missing.steering)}"),
         (facts.drafter_kind == "none", "engine_kwargs hold no speculative_config: there is nothing to steer"),
         (

@@ -11,12 +11,8 @@ import pytest
 
 from nightjar.deployments.engine.arguments import EngineArguments
 from nightjar.deployments.engine.engine_folder import make_engine_folder
-from nightjar.deployments.engine.openai_server import (
-    EngineArgumentError,
-    LoadObserver,
-    OpenAIServer,
-    split_kwargs,
-)
+from nightjar.deployments.engine.openai_server import EngineArgumentError, OpenAIServer, split_kwargs
+from nightjar.deployments.engine.running_engine import LoadObserver
 from nightjar.deployments.engine_watch import FrontEnd
 from nightjar.policy.wire.report import GroupKey
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 pytest.importorskip("ray.serve")
-from nightjar.deployments import replica as replica_module
+from nightjar.deployments import replica_control
 from nightjar.deployments.engine_watch import EngineHungError, EngineWatch, FrontEnd
-from nightjar.deployments.replica import LLMReplica, PlainEngine
+from nightjar.deployments.replica_control import PlainEngine, ReplicaControl
 from nightjar.policy.wire.exchange import EngineCommand
 
 pytestmark = pytest.mark.looptime
@@ -67,16 +67,16 @@ def kills(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         times.append(asyncio.get_running_loop().time())
         return [7]
 
-    monkeypatch.setattr(replica_module, "kill_descendants", kill)
+    monkeypatch.setattr(replica_control, "kill_descendants", kill)
     return times
 
 
 def replica_of(server: FakeServer) -> Any:
-    """A replica whose engine was asked at 0 s and is to answer within 5 s. Serve's wrapper around the class is left out."""
+    """A replica whose engine was asked at 0 s and is to answer within 5 s. The policy and the agent are left out."""
     watch = EngineWatch(hung_after_s=5.0)
-    replica: Any = SimpleNamespace(_server=server, _watch=watch, _hung_checks=0, _replica_id="r")
-    replica.check_health = lambda: LLMReplica.check_health(replica)
-    replica._end_hung_engine = lambda: LLMReplica._end_hung_engine(replica)
+    replica: Any = SimpleNamespace(_engine=server, _watch=watch, _hung_checks=0, _replica_id="r")
+    replica.check_health = lambda: ReplicaControl.check_health(replica)
+    replica._end_hung_engine = lambda: ReplicaControl._end_hung_engine(replica)
     watch.asked(asyncio.get_running_loop().time())
     return replica
 
@@ -139,8 +139,8 @@ async def test_a_replica_ends_once_the_answers_of_its_dead_engine_have_left(
     server: FakeServer, kills: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replica, ends = replica_of(server), []
-    monkeypatch.setattr(replica_module, "_end_process", lambda: ends.append(asyncio.get_running_loop().time()))
-    watch = asyncio.create_task(LLMReplica._end_with_engine(replica))
+    monkeypatch.setattr(replica_control, "_end_process", lambda: ends.append(asyncio.get_running_loop().time()))
+    watch = asyncio.create_task(ReplicaControl._end_with_engine(replica))
     await asyncio.sleep(60.0)
     assert ends == []
     server.errored, died_s = True, asyncio.get_running_loop().time()

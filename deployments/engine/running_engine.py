@@ -1,0 +1,83 @@
+"""One engine that runs inside a replica, as whatever host started it hands it to the replica's control.
+
+The load of an engine whose scheduler is not ours is known from vLLM's own statistics alone; they also count its steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from nightjar.deployments.engine.arguments import EngineArguments
+from nightjar.deployments.engine.engine_folder import EngineFolder
+from nightjar.deployments.engine_watch import FrontEnd
+from nightjar.policy.wire.report import GroupKey
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.metrics.stats import SchedulerStats
+
+PAUSE_ANSWER_TIMEOUT_S: Final = 1.0
+"""Far below the time that Serve gives a health check; an engine that hangs does not answer at all."""
+
+
+class LoadObserver:
+    """Keeps vLLM's newest scheduler statistics, the load of an engine whose scheduler is not ours, and counts its steps.
+
+    Has a stat logger's methods.
+    """
+
+    def __init__(self) -> None:
+        self.latest: SchedulerStats | None = None
+        self.num_steps = 0
+
+    def record(self, scheduler_stats: SchedulerStats | None, iteration_stats: object, **_rest: object) -> None:
+        """Called by vLLM after each step; without scheduler statistics where only requests were aborted.
+
+        A pass over requests that can not be scheduled is recorded as well: it has no output and nothing runs, so it is no step.
+        """
+        self.latest = scheduler_stats or self.latest
+        if iteration_stats is not None or (scheduler_stats is not None and scheduler_stats.num_running_reqs):
+            self.num_steps += 1
+
+    def log(self) -> None:
+        """Called by vLLM every few seconds; this one writes nothing."""
+
+    def log_engine_initialized(self) -> None:
+        """Called by vLLM once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningEngine:
+    """An engine, what it was started with, and the group that it reports for."""
+
+    engine: AsyncLLM
+    arguments: EngineArguments
+    group: GroupKey
+    load: LoadObserver
+    folder: EngineFolder | None = None
+
+    def shutdown(self, timeout_s: float) -> None:
+        """End the engine's processes within `timeout_s` and leave no file of theirs behind."""
+        try:
+            self.engine.shutdown(timeout=timeout_s)
+        finally:
+            if self.folder is not None:
+                self.folder.remove()
+
+    def front_end(self) -> FrontEnd:
+        """What the front end knows now. A session whose client is still to send (streaming input) is no unfinished request."""
+        requests = self.engine.output_processor.request_states.values()
+        return FrontEnd(
+            num_unfinished_reqs=sum(not getattr(request, "streaming_input", False) for request in requests),
+            num_steps=self.load.num_steps or None,
+        )
+
+    async def is_paused(self) -> bool:
+        """Whether an operator paused the engine or put it to sleep. False where it does not answer."""
+        try:
+            async with asyncio.timeout(PAUSE_ANSWER_TIMEOUT_S):
+                return bool(await self.engine.is_sleeping())
+        except Exception:  # noqa: BLE001 - whatever it is, it is no pause
+            return False
