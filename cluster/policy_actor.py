@@ -46,6 +46,7 @@ ACTOR_OPTIONS: Final[dict[str, Any]] = {
     "max_task_retries": 0,  # a repeated exchange is the client's business: it has a newer report by then
     "num_cpus": 0,
     "resources": {HEAD_NODE_RESOURCE: 0.001},
+    "scheduling_strategy": "DEFAULT",  # not in the placement group of the replica that creates it
     "max_concurrency": 20_000,  # parked calls, one a replica
     "enable_task_events": False,  # two calls a second and replica would crowd out everybody else's events
 }

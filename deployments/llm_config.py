@@ -25,6 +25,9 @@ DEPLOYMENT_NAME: Final = "LLM"
 ASSUMED_MAX_NUM_SEQS: Final = 1024
 """vLLM's largest default, for engines whose max_num_seqs is left to vLLM."""
 
+HOSTED_OPTIONS: Final = "nightjar"
+"""The key of `experimental_configs` that holds a model's SteeringOptions where ray.serve.llm is the host."""
+
 Location = tuple[str | int, ...]
 
 
@@ -52,56 +55,58 @@ class ModelLoadingConfig(BaseModel):
     model_source: Annotated[str, Field(min_length=1)] | None = None  # None: model_id
 
 
-class LLMConfig(BaseModel):
-    """One entry of `llm_configs`, in the shape of ray.serve.llm."""
+class SteeringOptions(BaseModel):
+    """Nightjar's own options of a model, whichever host serves it; ray.serve.llm has no such fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    model_loading_config: ModelLoadingConfig
-    accelerator_type: str | None = None
-    engine_kwargs: dict[str, Any] = Field(default_factory=dict)
-    deployment_config: dict[str, Any] = Field(default_factory=dict)
-    runtime_env: dict[str, Any] | None = None
     hung_after_s: Annotated[float, Field(ge=0.0, le=86_400.0)] = HUNG_AFTER_S
     """Seconds without a step, with requests to work on, after which the engine counts as hung and its replica is replaced.
 
     0 watches for no hang. Default 120: a false alarm costs a restart and every running request, so keep it well above the
-    longest step, which is a long prefill (tens of seconds on a CPU). Nightjar's own; ray.serve.llm has no such field.
+    longest step, which is a long prefill (tens of seconds on a CPU).
     """
 
     require_steering: StrictBool = False
     """Whether a replica whose engine cannot be steered fails to start, in place of serving as plain vLLM.
 
-    Default false: a drafter, a vLLM or a combination that Nightjar does not know shall not take the service with it. Nightjar's
-    own; ray.serve.llm has no such field.
+    Default false: a drafter, a vLLM or a combination that Nightjar does not know shall not take the service with it.
     """
 
     graph_tiers: Annotated[tuple[NumSpeculativeTokens, ...], Field(min_length=1)] | None = None
     """The K to capture CUDA graphs for, where each K needs graphs of its own; 0 and the maximum are always among them.
 
     Default: 0, 1, 3 and the maximum. The planner plans among these alone. More of them take memory that the KV cache would have.
-    Nightjar's own; ray.serve.llm has no such field.
-    """
-
-    extra_routes: Annotated[tuple[str, ...], Field(max_length=64)] = ()
-    """Routes of vLLM's server to answer beside the OpenAI ones and `/health`, by path: `[/metrics, /tokenize]`.
-
-    Default none: Serve's port is often the public one. Routes that manage an engine are refused (routes.py). Nightjar's own;
-    ray.serve.llm has no such field.
     """
 
     head_log_steps: Annotated[StrictInt, Field(ge=0, le=256)] = 0
     """Steps at K = 0 after which an EAGLE or MTP head on model runner V2 writes the KV of all of them at once.
 
     Default 0: in each step, which needs no memory. 16 saves launches of kernels where small batches run, and takes the bytes of one
-    hidden state for each token of 16 steps. Nightjar's own; ray.serve.llm has no such field.
+    hidden state for each token of 16 steps.
     """
 
     draft_offload: DraftOffload = "never"
     """Whether this engine plans its KV blocks so that a sleeping draft model's memory can be lent to requests.
 
     `under_memory_pressure`: the policy's setting of the same name then says whether and when. At start the engine shortly needs
-    memory for all blocks together. Default never. Nightjar's own; ray.serve.llm has no such field.
+    memory for all blocks together. Default never.
+    """
+
+
+class LLMConfig(SteeringOptions):
+    """One entry of `llm_configs`, in the shape of ray.serve.llm."""
+
+    model_loading_config: ModelLoadingConfig
+    accelerator_type: str | None = None
+    engine_kwargs: dict[str, Any] = Field(default_factory=dict)
+    deployment_config: dict[str, Any] = Field(default_factory=dict)
+    runtime_env: dict[str, Any] | None = None
+    extra_routes: Annotated[tuple[str, ...], Field(max_length=64)] = ()
+    """Routes of vLLM's server to answer beside the OpenAI ones and `/health`, by path: `[/metrics, /tokenize]`.
+
+    Default none: Serve's port is often the public one. Routes that manage an engine are refused (routes.py). Nightjar's own;
+    ray.serve.llm has no such field.
     """
 
     @field_validator("extra_routes")
@@ -120,9 +125,7 @@ class LLMConfig(BaseModel):
     @property
     def draft_source(self) -> str:
         """The drafter's model as the user named it; empty where the drafter has none."""
-        speculative = self.engine_kwargs.get("speculative_config") or {}
-        has_model = kind_of(str(speculative.get("method") or SEPARATE_DRAFT_MODEL)).model != "none"
-        return str(speculative.get("model") or "") if has_model else ""
+        return draft_source(self.engine_kwargs)
 
     @property
     def num_workers(self) -> int:
@@ -144,9 +147,30 @@ class LLMConfig(BaseModel):
         return options | dict(self.deployment_config.get("ray_actor_options") or {})
 
 
+def steering_options(experimental_configs: Mapping[str, Any]) -> SteeringOptions:
+    """Nightjar's own options of a model under ray.serve.llm, in the one place that it leaves open. Raises ConfigurationError."""
+    try:
+        return SteeringOptions.model_validate(experimental_configs.get(HOSTED_OPTIONS) or {})
+    except ValidationError as error:
+        problem: dict[str, Any] = dict(error.errors(include_url=False)[0])
+        place = ".".join(("experimental_configs", HOSTED_OPTIONS, *map(str, problem["loc"])))
+        if problem["type"] == "extra_forbidden":
+            message = _no_such_field(str(problem["loc"][-1]), problem["input"], list(SteeringOptions.model_fields))
+        else:
+            message = f"{problem['msg']} (got {str(problem['input'])[:80]!r})"
+        raise ConfigurationError(f"{place}: {message}") from error
+
+
 def num_workers(engine_kwargs: Mapping[str, Any]) -> int:
     """Processes that run an engine of these arguments, one accelerator each."""
     return int(engine_kwargs.get("tensor_parallel_size") or 1) * int(engine_kwargs.get("pipeline_parallel_size") or 1)
+
+
+def draft_source(engine_kwargs: Mapping[str, Any]) -> str:
+    """The model of the drafter of such an engine as the user named it; empty where the drafter has none."""
+    speculative = engine_kwargs.get("speculative_config") or {}
+    has_model = kind_of(str(speculative.get("method") or SEPARATE_DRAFT_MODEL)).model != "none"
+    return str(speculative.get("model") or "") if has_model else ""
 
 
 def parse_args(args: Mapping[str, Any]) -> LLMConfig:

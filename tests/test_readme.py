@@ -32,6 +32,7 @@ CHECK: Final = ".ci/run"
 RUN_ELSEWHERE: Final = {
     "make test": CHECK,
     "make test-fast": CHECK,
+    "make test-serve-llm": CHECK,
     "make lint": CHECK,
     "make contract": CHECK,
     "make chart": CHECK,

@@ -118,7 +118,7 @@ class ServeCluster:
 
 
 @contextlib.contextmanager
-def serve_cluster(*, with_metrics: bool = False) -> Iterator[ServeCluster]:
+def serve_cluster(*, with_metrics: bool = False, num_cpus: int = 4) -> Iterator[ServeCluster]:
     """Start Ray with Serve on free ports; at the end nothing of it is left, engines included."""
     import ray
     from ray import serve
@@ -138,7 +138,7 @@ def serve_cluster(*, with_metrics: bool = False) -> Iterator[ServeCluster]:
         port = free_port()
         ray.init(
             address="local",
-            num_cpus=4,
+            num_cpus=num_cpus,
             include_dashboard=False,
             object_store_memory=80 << 20,
             log_to_driver=False,

@@ -1,0 +1,167 @@
+"""The engine of ray.serve.llm, started with steered arguments and with a ReplicaControl beside it.
+
+Theirs stay: how arguments are made of an LLMConfig, where (a task with the GPU), the placement group, metrics, adapters and the
+serving objects. Between their configuration and their engine the arguments are changed, by the code of our own replica, and where
+the steered ones are refused at either step the user's own are configured and started (starting.py).
+
+Two of their methods are not public, `_prepare_engine_config` and `_start_async_llm_engine`. A Ray that lacks one of them fails the
+replica's start with an AttributeError that names it. The replica of an engine on GPUs has no GPU itself, and workers on other nodes
+have no file of ours; what was written for that has never run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import ray
+import structlog
+from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
+
+from nightjar.deployments.engine.arguments import EngineArguments, resolve_facts
+from nightjar.deployments.engine.hooks import missing_hooks
+from nightjar.deployments.engine.running_engine import LoadObserver, RunningEngine
+from nightjar.deployments.engine.starting import EngineRequest, group_of, prepare_process, start_steered
+from nightjar.deployments.llm_config import draft_source, parse_local_mode, steering_options
+from nightjar.deployments.replica_control import ReplicaControl
+
+if TYPE_CHECKING:
+    from ray.llm._internal.common.callbacks.base import CallbackCtx
+    from ray.serve.llm import LLMConfig
+    from vllm.config import VllmConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.cli_args import FrontendArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    Prepared = tuple[AsyncEngineArgs, FrontendArgs, VllmConfig]
+
+NEVER_ACROSS_NODES = "an engine whose workers are on several nodes has never run steered"
+
+log = structlog.get_logger(__name__)
+
+
+class SteeredVLLMEngine(VLLMEngine):
+    """Their engine and our control. LLMServer calls the methods."""
+
+    control: ReplicaControl | None = None  # once the engine starts
+
+    def __init__(self, llm_config: LLMConfig) -> None:
+        super().__init__(llm_config)
+        self._options = steering_options(llm_config.experimental_configs)
+        self._shadow = False
+        self._launched: RunningEngine | None = None
+
+    async def start(self) -> None:
+        """Start the engine, and report and steer from then on. Raises what theirs raises, and SteeringRequiredError."""
+        if self._running:
+            return
+        self.control = ReplicaControl()
+        mode = parse_local_mode(self.llm_config.deployment_config.get("user_config"))
+        self._shadow = await self.control.wants_shadow(str(mode or ""))
+        await super().start()
+        assert self._launched is not None
+        self.control.begin(self._launched, model_id=self.llm_config.model_id, hung_after_s=self._options.hung_after_s)
+
+    async def check_health(self) -> None:
+        """Healthy while the engine is. Raises vLLM's own error for a dead engine, EngineHungError for a hung one."""
+        if self.control is None or self._launched is None:
+            await super().check_health()
+        else:
+            await self.control.check_health()
+
+    async def shutdown(self) -> None:
+        """Serve's graceful shutdown. Theirs leaves the engine's processes to end with this one."""
+        try:
+            await super().shutdown()
+        finally:
+            if self.control is not None:
+                await self.control.end()
+
+    def _prepare_engine_config(self, callback_ctx: CallbackCtx) -> Prepared:
+        """Configure and start the engine, so that a refusal of either leads to the plain one; answer what it was started with."""
+        from vllm.platforms import current_platform
+
+        on_cpu = current_platform.is_cpu()
+        users = dict(self.llm_config.get_engine_config().engine_kwargs)
+        request = self._request(users)
+        folder = prepare_process(request, users, on_cpu=on_cpu)
+        *_, user_config = super()._prepare_engine_config(callback_ctx)
+        facts = resolve_facts(user_config, on_cpu=on_cpu, draft_offload=request.draft_offload)
+        facts = dataclasses.replace(facts, why_not_here=self._why_not_here())
+        load = LoadObserver()
+        (engine, prepared), arguments = start_steered(
+            request,
+            users,
+            facts,
+            lambda chosen: self._launch(chosen, callback_ctx, load),
+            shadow=self._shadow,
+            missing_hooks=missing_hooks(),
+            folder=folder,
+        )
+        if not arguments.serving_plainly and len(_nodes_of(callback_ctx)) > 1:
+            notices = (arguments.notice, NEVER_ACROSS_NODES)
+            arguments = dataclasses.replace(arguments, notice="; ".join(notice for notice in notices if notice))
+        group = group_of(prepared[2], facts, request, arguments.graph_tiers, accelerator=self._accelerator())
+        self._launched = RunningEngine(engine=engine, arguments=arguments, group=group, load=load, folder=folder)
+        return prepared
+
+    def _start_async_llm_engine(self, *_args: object, **_kwargs: object) -> AsyncLLM:
+        """The engine that was started with its configuration."""
+        assert self._launched is not None
+        return self._launched.engine
+
+    def _launch(self, chosen: EngineArguments, callback_ctx: CallbackCtx, load: LoadObserver) -> tuple[AsyncLLM, Prepared]:
+        self.llm_config.get_engine_config().engine_kwargs = dict(chosen.kwargs)
+        told = dataclasses.replace(callback_ctx, runtime_env=_with_variables(callback_ctx.runtime_env, chosen.environment))
+        prepared: Prepared = super()._prepare_engine_config(told)
+        engine: AsyncLLM = super()._start_async_llm_engine(prepared[0], prepared[2], callback_ctx.placement_group)
+        if engine.logger_manager is not None:  # None where the user turned vLLM's statistics off
+            engine.logger_manager.stat_loggers.append(load)
+        return engine, prepared
+
+    def _request(self, engine_kwargs: Mapping[str, Any]) -> EngineRequest:
+        config, options = self.llm_config, self._options
+        engine_config = config.get_engine_config()
+        target, draft = str(engine_config.actual_hf_model_id), draft_source(engine_kwargs)
+        bundles = engine_config.placement_bundles
+        context = ray.serve.get_replica_context()
+        return EngineRequest(
+            served_model_name=config.model_id,
+            target_name=target,
+            draft_name=draft,
+            engine_kwargs=engine_kwargs,
+            models_are_local=all(path.startswith("/") for path in (target, draft) if path),
+            local_rank=context.rank.local_rank,
+            cores_per_engine=max(int(sum(bundle.get("CPU", 0) for bundle in bundles)), 1),
+            draft_offload=options.draft_offload,
+            require_steering=options.require_steering,
+            graph_tiers=options.graph_tiers,
+            head_log_steps=options.head_log_steps,
+        )
+
+    def _why_not_here(self) -> str:
+        kind = getattr(self.llm_config.accelerator_config, "kind", "gpu")
+        return "" if kind in ("cpu", "gpu") else f"accelerator_config.kind {kind!r}: engines on CPU and GPU are steered"
+
+    def _accelerator(self) -> str:
+        """The device's name; the kind that the user asked Ray for where this process sees none."""
+        from vllm.platforms import current_platform
+
+        try:
+            return str(current_platform.get_device_name())
+        except Exception as error:  # noqa: BLE001 - whatever a platform raises without a device
+            log.info("device_name_unknown", error=str(error), consequence="the group is named by accelerator_type")
+            return str(self.llm_config.accelerator_type or "gpu")
+
+
+def _with_variables(runtime_env: Mapping[str, Any] | None, variables: Mapping[str, str]) -> dict[str, Any]:
+    """The environment of the task that makes the configuration, which looks at the same variables as the engine."""
+    env = dict(runtime_env or {})
+    return env | {"env_vars": {**(env.get("env_vars") or {}), **variables}} if variables else env
+
+
+def _nodes_of(callback_ctx: CallbackCtx) -> set[str]:
+    if callback_ctx.placement_group is None:
+        return set()
+    return set(ray.util.placement_group_table(callback_ctx.placement_group)["bundles_to_node_id"].values())

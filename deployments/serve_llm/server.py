@@ -1,0 +1,72 @@
+"""The server class and the builder for files of ray.serve.llm. All but the engine class and the kill switch is theirs.
+
+The class has the name of theirs, since ray.serve.llm names deployments by it: `deployments:` of a file, dashboards and alerts find
+`LLMServer:<model>` as before. A model with a `server_cls` of its own keeps it and is not steered, which the log says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+import structlog
+from ray.serve import Application
+from ray.serve.llm import LLMConfig, LLMServingArgs
+from ray.serve.llm import LLMServer as TheirLLMServer
+from ray.serve.llm import build_openai_app as build_their_openai_app
+from ray.serve.schema import ReplicaRank
+
+from nightjar.deployments.llm_config import ConfigurationError, parse_local_mode, steering_options
+
+ENGINE_VARIABLE: Final = "RAYLLM_VLLM_ENGINE_CLS"
+"""ray.serve.llm's: another engine class for every server of the environment."""
+
+log = structlog.get_logger(__name__)
+
+
+class LLMServer(TheirLLMServer):
+    """Their server, whose engine is steered."""
+
+    async def __init__(self, llm_config: LLMConfig, *, engine_cls: type | None = None, **theirs: Any) -> None:  # type: ignore[misc]
+        if engine_cls is None and (named := os.environ.get(ENGINE_VARIABLE)):
+            log.warning("serving_plainly", reason=f"{ENGINE_VARIABLE}={named} names another engine class than Nightjar's")
+        elif engine_cls is None:
+            from nightjar.deployments.serve_llm.engine import SteeredVLLMEngine
+
+            engine_cls = SteeredVLLMEngine
+        await super().__init__(llm_config, engine_cls=engine_cls, **theirs)
+
+    async def reconfigure(self, user_config: object, rank: ReplicaRank) -> None:
+        """Set the kill switch and return at once; a wrong value is logged and shown in `status`, and the old one stays.
+
+        Async, so that Serve calls it on the agent's event loop and not in a thread. `rank` is not used: a method that takes it is
+        also called when `user_config` is taken away.
+        """
+        del rank
+        if (control := getattr(self.engine, "control", None)) is not None:
+            control.reconfigure(user_config)
+
+    @classmethod
+    def get_deployment_options(cls, llm_config: LLMConfig) -> dict[str, Any]:
+        """Theirs; Nightjar's options are checked here, when the application is built. Raises ConfigurationError."""
+        place = f"llm_configs: {llm_config.model_id}"
+        try:
+            steering_options(llm_config.experimental_configs)
+            parse_local_mode(llm_config.deployment_config.get("user_config"))
+        except ValueError as error:
+            raise ConfigurationError(f"{place}: {error}") from error
+        options: dict[str, Any] = super().get_deployment_options(llm_config)
+        return options
+
+
+def build_openai_app(args: Mapping[str, Any]) -> Application:
+    """Their application with our server class in every model that names none. Raises what theirs raises, ConfigurationError."""
+    serving = LLMServingArgs.model_validate(dict(args))
+    for config in serving.llm_configs:
+        if config.server_cls is None:
+            config.server_cls = LLMServer
+        elif not (isinstance(config.server_cls, type) and issubclass(config.server_cls, LLMServer)):
+            log.warning("serving_plainly", model=config.model_id, reason=f"server_cls is {config.server_cls}, not Nightjar's")
+    application: Application = build_their_openai_app(serving)
+    return application

@@ -1,0 +1,164 @@
+"""One application of ray.serve.llm with three models, its engines steered live over the real policy actor, seen from HTTP.
+
+The model is the real one in float32, so greedy text may differ from plain decoding only at a near tie (INV-1).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from nightjar.policy.wire.report import DrafterState, SteeringLevel
+from nightjar.policy.wire.status import ReplicaStatus
+from tests.deployments import serving
+from tests.serve_llm.application import ADAPTER, APPLICATION, NUM_REPLICAS, object_store, serve_application
+
+pytestmark = [pytest.mark.serve_llm, pytest.mark.filterwarnings("ignore")]
+
+PROMPTS = (
+    "What is the capital of France?",
+    "Tell me a short story about a cat and a boat.",
+    "Explain why the sky is blue.",
+    "Write two lines about rain.",
+)
+SETTINGS = {"mode": "auto", "planner": "fixed", "exchange_period_s": 0.1, "decision_period_s": 0.1, "dwell_steps": 0}
+MAX = serving.MAX_NUM_SPECULATIVE_TOKENS
+
+
+def ask(model: str, prompt: str, **fields: Any) -> dict[str, Any]:
+    body = {"model": model, "messages": [{"role": "user", "content": prompt}], "temperature": 0.0, "max_tokens": 24}
+    return body | {"logprobs": True, "top_logprobs": 2} | fields
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serving.ServeCluster]:
+    """Skipped with the command to run where the environment is another one, or the models were not built."""
+    if importlib.util.find_spec("moto") is None:
+        pytest.skip("needs an environment of its own: make test-serve-llm")
+    serving.need_models(serving.TARGET, serving.DRAFT)
+    with object_store(tmp_path_factory.mktemp("adapter")), serving.serve_cluster(num_cpus=12) as running:
+        running.deploy(serve_application(), within_s=300)
+        assert serving.ask_policy(lambda policy: policy.configure(SETTINGS))["error"] == ""
+        serving.until(lambda: len(serving.replicas(APPLICATION)) == sum(NUM_REPLICAS.values()), within_s=60, what="their reports")
+        yield running
+
+
+@pytest.fixture
+def client(cluster: serving.ServeCluster) -> Iterator[httpx.Client]:
+    """HTTP to the application, with every mode that a test set taken back afterwards."""
+    with cluster.http(APPLICATION) as http:
+        yield http
+    serving.set_fleet_mode("default")
+
+
+def replicas(model: str) -> list[ReplicaStatus]:
+    """The replicas of one model as the policy sees them."""
+    import ray
+
+    prefix = f"SERVE_REPLICA::{APPLICATION}#LLMServer:{model}#"
+    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+    ids = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+    return [replica for replica in serving.replicas(APPLICATION) if replica.replica_id in ids]
+
+
+def steps(model: str) -> dict[int, int]:
+    """Steps that the model's replicas ran at each K so far."""
+    counted: dict[int, int] = {}
+    for replica in replicas(model):
+        for total in replica.totals:
+            counted[total.num_speculative_tokens] = counted.get(total.num_speculative_tokens, 0) + total.steps
+    return counted
+
+
+def lengths_that_ran(model: str, before: dict[int, int]) -> set[int]:
+    return {length for length, count in steps(model).items() if count > before.get(length, 0)}
+
+
+def in_mode(mode: str, client: httpx.Client, model: str, *, shown: str | None = None) -> None:
+    """Return once every replica of the model runs in `mode`."""
+    serving.set_fleet_mode(mode)
+    serving.until(lambda: {str(r.mode) for r in replicas(model)} == {shown or mode}, within_s=30, what=f"{model} in {mode}")
+    serving.post_at_once(client, [ask(model, prompt, max_tokens=4) for prompt in PROMPTS])
+
+
+def test_every_engine_with_a_drafter_is_steered_and_the_others_serve_plainly_and_say_so(client: httpx.Client) -> None:
+    """On vLLM 0.29.0, whose hooks are the same."""
+    assert {model["id"] for model in client.get("/v1/models").json()["data"]} >= set(NUM_REPLICAS)
+    assert [replica.steering for replica in replicas("chat")] == [SteeringLevel.FULLY] * 2
+    assert [replica.steering for replica in replicas("code")] == [SteeringLevel.FULLY]
+    (plain,) = replicas("plain")
+    assert plain.steering is SteeringLevel.PLAINLY
+    assert plain.steering_reason == "engine_kwargs hold no speculative_config: there is nothing to steer"
+    assert plain.totals == ()
+
+
+@pytest.mark.parametrize(
+    ("mode", "lengths", "state"),
+    [
+        ("off", {0}, DrafterState.DORMANT),
+        ("pin=2", {2}, DrafterState.ACTIVE),
+        ("auto", {MAX}, DrafterState.ACTIVE),
+        ("shadow", {MAX}, DrafterState.ACTIVE),
+    ],
+)
+def test_every_mode_runs_its_lengths_and_output_is_plain_decodings(
+    client: httpx.Client, mode: str, lengths: set[int], state: DrafterState
+) -> None:
+    """INV-1. The planner `fixed` runs the engine's maximum, and in shadow the engine runs as its user configured it."""
+    in_mode(mode, client, "chat")
+    before = steps("chat")
+    expected = [serving.post(client, ask("plain", prompt)) for prompt in PROMPTS]
+    asked = [ask("chat", prompt) for prompt in PROMPTS]
+    for body, answer, plain in zip(asked, serving.post_at_once(client, asked), expected, strict=True):
+        serving.assert_same_text(body, answer, plain)
+    serving.until(lambda: steps("chat") != before, within_s=10, what="counters of the batch")
+    assert lengths_that_ran("chat", before) == lengths
+    assert {replica.drafter_state for replica in replicas("chat") if replica.load.num_running_reqs or replica.totals} == {state}
+
+
+def test_the_kill_switch_in_their_file_replaces_no_replica_and_holds_for_its_model_alone(
+    cluster: serving.ServeCluster, client: httpx.Client
+) -> None:
+    in_mode("pin=3", client, "chat")
+    pids = serving.replica_pids(APPLICATION, "LLMServer:chat")
+    assert len(pids) == 2
+    cluster.deploy(serve_application(user_config={"mode": "off"}))
+    serving.until(lambda: {str(r.mode) for r in replicas("chat")} == {"off"}, within_s=30, what="the switch")
+    assert {str(replica.mode) for replica in replicas("code")} == {"pin=3"}
+    cluster.deploy(serve_application())
+    serving.until(lambda: {str(r.mode) for r in replicas("chat")} == {"pin=3"}, within_s=30, what="the switch taken back")
+    assert serving.replica_pids(APPLICATION, "LLMServer:chat") == pids
+
+
+def test_an_adapter_is_steered_as_its_base_model_is(client: httpx.Client) -> None:
+    asked = [ask(ADAPTER, prompt) for prompt in PROMPTS]
+    in_mode("off", client, "code")
+    expected = [serving.post(client, body) for body in asked]
+    base = [serving.post(client, body | {"model": "code"}) for body in asked]
+    assert all(ours["message"] != theirs["message"] for ours, theirs in zip(expected, base, strict=True))
+    in_mode("pin=3", client, "code")
+    before = steps("code")
+    for body, answer, plain in zip(asked, serving.post_at_once(client, asked), expected, strict=True):
+        serving.assert_same_text(body, answer, plain)
+    serving.until(lambda: steps("code") != before, within_s=10, what="counters of the batch")
+    assert lengths_that_ran("code", before) == {3}
+    (replica,) = serving.until(lambda: [r for r in replicas("code") if r.adapters], within_s=10, what="the adapter's counters")
+    assert [adapter.adapter for adapter in replica.adapters] == [ADAPTER]
+
+
+def test_the_prefix_aware_router_keeps_a_conversation_on_one_of_two_steered_replicas(client: httpx.Client) -> None:
+    in_mode("pin=1", client, "chat")
+    begin = "You are a patient teacher who answers in one sentence. " * 4
+    serving.post(client, ask("chat", begin + PROMPTS[0]))
+    before = {replica.replica_id: sum(total.steps for total in replica.totals) for replica in replicas("chat")}
+    for prompt in (*PROMPTS, *PROMPTS):
+        serving.post(client, ask("chat", begin + prompt, max_tokens=8))
+
+    def moved() -> set[str]:
+        return {r.replica_id for r in replicas("chat") if sum(total.steps for total in r.totals) > before[r.replica_id]}
+
+    assert len(serving.until(moved, within_s=10, what="steps")) == 1
