@@ -2,20 +2,22 @@
 
 The application's import path changes, the policy's application goes behind the last one, and what of ray.serve.llm Nightjar's
 deployment has no use for turns into comments that say so. What cannot be carried over is refused with `MigrationError`, which
-names line, value and the way out; nothing is dropped in silence.
+names line, value and the way out; nothing is dropped in silence. One way out is to keep ray.serve.llm as the host: then the import
+path alone changes, and it is offered wherever that would do.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import yaml
 
 from nightjar.cluster.serve_config import POLICY_IMPORT_PATH
-from nightjar.deployments.configuration.checking import MODEL_IMPORT_PATH, RAY_IMPORT_PATH
+from nightjar.deployments.configuration.checking import HOSTED_IMPORT_PATH, MODEL_IMPORT_PATH, RAY_IMPORT_PATH
 from nightjar.deployments.configuration.findings import shown
+from nightjar.deployments.configuration.hosted import SERVER
 from nightjar.deployments.configuration.migration import (
     ADDED,
     OWN_FIELDS,
@@ -33,6 +35,7 @@ from nightjar.deployments.configuration.source import ServeSource
 from nightjar.deployments.configuration.text_edits import TextEdits, last_line
 from nightjar.deployments.llm_config import num_workers
 
+KEEP_HOST_OPTION: Final = "--keep-ray-serve-llm"
 POLICY_NAME: Final = "nightjar"
 POLICY_ROUTE: Final = "/nightjar"
 _POLICY_FLOW: Final = json.dumps(
@@ -68,21 +71,54 @@ _WITHOUT_COUNTERPART: Final = {
 }
 
 
-def add_nightjar(text: str) -> str:
-    """The text with Nightjar in it; unchanged where it is in already. Raises MigrationError."""
+def add_nightjar(text: str, *, keep_host: bool = False) -> str:
+    """The text with Nightjar in it; unchanged where it is in already. Raises MigrationError.
+
+    With `keep_host` ray.serve.llm goes on serving its applications.
+    """
+    if keep_host:
+        return _add(text, _host)
+    try:
+        return _add(text, _adopt)
+    except MigrationError as error:
+        try:
+            _add(text, _host)
+        except MigrationError:
+            raise error from None
+        message = f"{error}; or let ray.serve.llm go on serving, steered by Nightjar: migrate {KEEP_HOST_OPTION}"
+        raise MigrationError(error.line, message) from error
+
+
+def _add(text: str, change: Callable[[Application, TextEdits], None]) -> str:
     for source in reversed(read_for_edit(text)):  # from the end, so that lines before stay where they are
         edits = TextEdits()
         applications = applications_of(source)
         theirs = [application for application in applications if application.import_path() == RAY_IMPORT_PATH]
-        if not theirs and not any(application.import_path() == MODEL_IMPORT_PATH for application in applications):
+        ours = (MODEL_IMPORT_PATH, HOSTED_IMPORT_PATH)
+        if not theirs and not any(application.import_path() in ours for application in applications):
             paths = ", ".join(application.import_path() for application in applications)
             message = f"import_path: {paths}; Nightjar takes the place of {RAY_IMPORT_PATH}, and none is here"
             raise MigrationError(source.line_of(("applications", 0, "import_path")), message)
         for application in theirs:
-            _adopt(application, edits)
+            change(application, edits)
         _add_policy(source, applications, edits)
         text = edits.applied(text, first_line=source.first_line, indent=source.indent)
     return text
+
+
+def _host(application: Application, edits: TextEdits) -> None:
+    """What one application of ray.serve.llm needs whose host it stays: its models get Nightjar's server class from the builder."""
+    rename(application, RAY_IMPORT_PATH, HOSTED_IMPORT_PATH, edits)
+    for number, model in enumerate(application.models):
+        place = ("args", "llm_configs", number)
+        if not isinstance(model, dict):
+            raise application.refuse(place, f"{shown(model)} is no mapping; write the model itself there")
+        server, engine = model.get("server_cls"), model.get("llm_engine", "vLLM")
+        if server not in (None, SERVER):
+            message = f"{shown(server)} would go on serving, but not steered: derive it from {SERVER}, or take it out first"
+            raise application.refuse((*place, "server_cls"), f"server_cls: {message}")
+        if engine != "vLLM":
+            raise application.refuse((*place, "llm_engine"), f"llm_engine: {shown(engine)}; Nightjar steers vLLM alone")
 
 
 def _adopt(application: Application, edits: TextEdits) -> None:

@@ -57,8 +57,8 @@ class Change:
             part.unlink(missing_ok=True)
 
 
-def plan_change(source: str, *, remove: bool, output: Path | None = None) -> Change:
-    """What putting Nightjar in, or taking it out, does to a file or a command.
+def plan_change(source: str, *, remove: bool, keep_host: bool = False, output: Path | None = None) -> Change:
+    """What putting Nightjar in, or taking it out, does to a file or a command. `keep_host`: ray.serve.llm goes on serving.
 
     Raises MigrationError, OSError, UnicodeDecodeError.
     """
@@ -75,7 +75,7 @@ def plan_change(source: str, *, remove: bool, output: Path | None = None) -> Cha
     command = config_to_command(text) if remove else None
     if command is not None:
         return Change(source, text, output or path.with_suffix(".sh"), command, is_new=True)
-    after = remove_nightjar(text) if remove else add_nightjar(text)
+    after = remove_nightjar(text) if remove else add_nightjar(text, keep_host=keep_host)
     if not remove:
         _check_way_back(text, after)
     return Change(source, text, output or path, after, is_new=source == STDIN or output not in (None, path))

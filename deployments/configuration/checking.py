@@ -6,7 +6,7 @@ models' limits) are the last. An application that is not Nightjar's is Serve's o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from nightjar.cluster.serve_config import POLICY_DEPLOYMENT, POLICY_IMPORT_PATH
 from nightjar.deployments.configuration.cluster_gpus import ClusterGpus, cluster_gpus, gpu_findings
 from nightjar.deployments.configuration.deployed import ENTRY
 from nightjar.deployments.configuration.findings import Finding, FoundLine, Place, shown
+from nightjar.deployments.configuration.hosted import hosted_findings
 from nightjar.deployments.configuration.rules import CheckedModel, check_model
 from nightjar.deployments.configuration.schema_findings import place_named_in, schema_findings
 from nightjar.deployments.configuration.serve_schema import ServeConfig
@@ -22,6 +23,8 @@ from nightjar.policy.wire.operator import OperatorSettings, parse_operator_setti
 
 MODEL_IMPORT_PATH: Final = "nightjar.deployments.app:build"
 RAY_IMPORT_PATH: Final = "ray.serve.llm:build_openai_app"
+HOSTED_IMPORT_PATH: Final = "nightjar.deployments.serve_llm:build_openai_app"
+"""Of an application whose host stays ray.serve.llm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +83,24 @@ def check_config(values: Any, gpus: ClusterGpus | None = None) -> tuple[list[Fin
         if _import_path(application) == RAY_IMPORT_PATH:
             message = f"{shown(application['import_path'])} serves without Nightjar; nightjar migrate shows what to change"
             found.append(Finding("warning", (*place, "import_path"), message))
+        if _import_path(application) == HOSTED_IMPORT_PATH:
+            found += [
+                Finding(finding.severity, (*place, *finding.place), finding.message) for finding in hosted_findings(application)
+            ]
         if _import_path(application) != MODEL_IMPORT_PATH or _spoiled(found, place):
             continue
         model, model_found = check_model(application, shadow=is_shadow)
-        found += [Finding(finding.severity, (*place, *finding.place), finding.message) for finding in model_found]
+        found += _below(place, model_found)
         if model is not None:
             models.append((number, ModelReport(str(application.get("name", "default")), model)))
     found += _across(settings, _place_of_settings(applications), models)
     if gpus is not None:
         found += gpu_findings(gpus, [(("applications", number), report.model.deployed) for number, report in models])
     return found, [model for _, model in models]
+
+
+def _below(place: Place, found: Iterable[Finding]) -> Iterator[Finding]:
+    return (Finding(finding.severity, (*place, *finding.place), finding.message) for finding in found)
 
 
 def _list(value: object) -> Sequence[Any]:

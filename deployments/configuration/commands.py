@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from nightjar.deployments.configuration.adoption import KEEP_HOST_OPTION
 from nightjar.deployments.configuration.change import Change, plan_change, read_text
 from nightjar.deployments.configuration.checking import Report, check_text
 from nightjar.deployments.configuration.describing import describe
@@ -52,6 +53,9 @@ def migrate(
         ),
     ],
     remove: Annotated[bool, typer.Option("--remove", help="Take Nightjar out again.")] = False,
+    keep_host: Annotated[
+        bool, typer.Option(KEEP_HOST_OPTION, help="ray.serve.llm goes on serving, with its models, adapters and routers, steered.")
+    ] = False,
     write: Annotated[bool, typer.Option("--write", help="Write what the diff shows.")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write there instead.", show_default="the source, or a new file beside it")
@@ -62,7 +66,7 @@ def migrate(
     A `vllm serve` command becomes a Serve config of its own, and taken out again the same command.
     """
     try:
-        change = plan_change(source, remove=remove, output=output)
+        change = plan_change(source, remove=remove, keep_host=keep_host, output=output)
         if write:
             change.write()
     except (MigrationError, OSError, UnicodeDecodeError) as error:
@@ -71,16 +75,18 @@ def migrate(
         typer.echo(f"{name}{line}: error: {error}", err=True)
         raise typer.Exit(1) from error
     typer.echo(change.diff(), nl=False)
-    for note in _notes(change, remove=remove, written=write):
+    for note in _notes(change, remove=remove, keep_host=keep_host, written=write):
         typer.echo(note, err=True)
 
 
-def _notes(change: Change, *, remove: bool, written: bool) -> Iterator[str]:
+def _notes(change: Change, *, remove: bool, keep_host: bool, written: bool) -> Iterator[str]:
     if not change.changes_something:
         yield "nothing to change"
         return
     yield f"{'written: ' if written else 'with --write this goes to '}{change.path}"
-    if not remove:
+    if keep_host and not remove:
+        yield "the cluster's image needs nightjar-serve beside ray[llm]; docs/serve-llm.md says what is steered there"
+    elif not remove:
         yield "the cluster's image needs nightjar-serve[gpu] (or [cpu]); `nightjar check` says what the file means"
 
 

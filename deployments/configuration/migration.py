@@ -47,6 +47,14 @@ class Application:
         return MigrationError(self.source.line_of(("applications", self.number, *place)), message)
 
     @property
+    def models(self) -> list[Any]:
+        """Its models, as plain values. Raises MigrationError."""
+        entries = (self.values.get("args") or {}).get("llm_configs")
+        if not isinstance(entries, list) or not entries:
+            raise self.refuse(("args", "llm_configs"), "args.llm_configs: a list of models is needed")
+        return entries
+
+    @property
     def entry(self) -> yaml.MappingNode:
         """Its one model. Raises MigrationError."""
         entries = child(child(self.node, "args"), "llm_configs")

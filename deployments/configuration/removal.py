@@ -9,8 +9,9 @@ from __future__ import annotations
 import yaml
 
 from nightjar.cluster.serve_config import POLICY_IMPORT_PATH
-from nightjar.deployments.configuration.checking import MODEL_IMPORT_PATH, RAY_IMPORT_PATH
+from nightjar.deployments.configuration.checking import HOSTED_IMPORT_PATH, MODEL_IMPORT_PATH, RAY_IMPORT_PATH
 from nightjar.deployments.configuration.findings import shown
+from nightjar.deployments.configuration.hosted import DEPLOYMENT_PREFIX, SERVER
 from nightjar.deployments.configuration.migration import (
     ADDED,
     OWN_FIELDS,
@@ -26,7 +27,7 @@ from nightjar.deployments.configuration.migration import (
 )
 from nightjar.deployments.configuration.source import ServeSource
 from nightjar.deployments.configuration.text_edits import TextEdits, last_line
-from nightjar.deployments.llm_config import DEPLOYMENT_NAME
+from nightjar.deployments.llm_config import DEPLOYMENT_NAME, HOSTED_OPTIONS
 
 
 def remove_nightjar(text: str) -> str:
@@ -39,6 +40,11 @@ def remove_nightjar(text: str) -> str:
                 rename(application, MODEL_IMPORT_PATH, RAY_IMPORT_PATH, edits)
                 _check_added(application)
                 _take_out_ours(application, edits)
+            elif application.import_path() == HOSTED_IMPORT_PATH:
+                rename(application, HOSTED_IMPORT_PATH, RAY_IMPORT_PATH, edits)
+                _take_out_hosted(application, edits)
+            elif application.import_path() == RAY_IMPORT_PATH and SERVER in _servers(application):
+                _take_out_hosted(application, edits)
         _remove_policy(source, applications, edits)
         for number, line in enumerate(source.lines):
             if line.endswith(ADDED):
@@ -92,13 +98,7 @@ def _take_out_ours(application: Application, edits: TextEdits) -> None:
     """What only Nightjar's deployment understands: its own fields and the kill switch."""
     for key in OWN_FIELDS:
         _delete_key(application, application.entry, key, edits)
-    options = child(application.entry, "deployment_config")
-    if child(options, "user_config") is not None:
-        is_alone = isinstance(options, yaml.MappingNode) and len(options.value) == 1
-        if is_alone:
-            _delete_key(application, application.entry, "deployment_config", edits)
-        else:
-            _delete_key(application, options, "user_config", edits)
+    _delete_alone_or_within(application, application.entry, "deployment_config", "user_config", edits)
     for deployment in application.values.get("deployments") or ():
         if (
             not isinstance(deployment, dict)
@@ -108,6 +108,42 @@ def _take_out_ours(application: Application, edits: TextEdits) -> None:
             message = f"{shown(deployment)} is more than a kill switch; move its options to deployment_config, and take it out"
             raise application.refuse(("deployments",), f"deployments: {message}")
     _delete_key(application, application.node, "deployments", edits)
+
+
+def _take_out_hosted(application: Application, edits: TextEdits) -> None:
+    """The same where ray.serve.llm is the host: its own server has neither the options nor a `user_config`."""
+    entries = child(child(application.node, "args"), "llm_configs")
+    for entry in entries.value if isinstance(entries, yaml.SequenceNode) else ():
+        if getattr(child(entry, "server_cls"), "value", None) == SERVER:
+            _delete_key(application, entry, "server_cls", edits)
+        _delete_alone_or_within(application, entry, "experimental_configs", HOSTED_OPTIONS, edits)
+        _delete_alone_or_within(application, entry, "deployment_config", "user_config", edits)
+    deployments = child(application.node, "deployments")
+    nodes = deployments.value if isinstance(deployments, yaml.SequenceNode) else []
+    switches = [
+        node
+        for node, values in zip(nodes, application.values.get("deployments") or (), strict=True)
+        if isinstance(values, dict) and str(values.get("name")).startswith(DEPLOYMENT_PREFIX) and "user_config" in values
+    ]
+    if switches and all(node in switches and len(node.value) == len(("name", "user_config")) for node in nodes):
+        _delete_key(application, application.node, "deployments", edits)
+        return
+    for node in switches:
+        _delete_key(application, node, "user_config", edits)
+
+
+def _servers(application: Application) -> list[object]:
+    models = (application.values.get("args") or {}).get("llm_configs") or []
+    return [model.get("server_cls") for model in models if isinstance(model, dict)]
+
+
+def _delete_alone_or_within(application: Application, entry: yaml.Node, outer: str, key: str, edits: TextEdits) -> None:
+    """A key of a mapping below `entry`, with the mapping where it holds nothing else."""
+    mapping = child(entry, outer)
+    if child(mapping, key) is None:
+        return
+    is_alone = isinstance(mapping, yaml.MappingNode) and len(mapping.value) == 1
+    _delete_key(application, entry if is_alone else mapping, outer if is_alone else key, edits)
 
 
 def _delete_key(application: Application, mapping: yaml.Node | None, key: str, edits: TextEdits) -> None:

@@ -163,6 +163,68 @@ def test_what_cannot_be_carried_over_is_refused_with_line_value_and_way_out(text
     assert refused.value.line == line
 
 
+HOSTED = """\
+# two models, an adapter store and a router of theirs
+applications:
+- name: llm_app
+  import_path: ray.serve.llm:build_openai_app   # theirs
+  args:
+    llm_configs:
+    - model_loading_config: {model_id: chat}
+      lora_config:
+        dynamic_lora_loading_path: s3://adapters
+      accelerator_type: L4
+    - model_loading_config:
+        model_id: code
+      accelerator_type: L4
+      deployment_config:
+        request_router_config: {request_router_class: "ray.serve.llm.request_router:PrefixCacheAffinityRouter"}
+    ingress_cls_config: {ingress_extra_kwargs: {}}
+  deployments:
+  - name: LLMServer:chat
+    num_replicas: 2
+"""
+
+
+def test_where_our_own_builder_cannot_serve_a_file_the_refusal_offers_to_keep_ray_serve_llm() -> None:
+    with pytest.raises(MigrationError, match=r"let ray\.serve\.llm go on serving, steered .*: migrate --keep-ray-serve-llm"):
+        add_nightjar(HOSTED)
+    for neither in (HOSTED.replace("L4", "L4\n      llm_engine: SGLang", 1), HOSTED.replace("name: llm_app", "name: nightjar")):
+        with pytest.raises(MigrationError) as refused:
+            add_nightjar(neither)
+        assert "--keep-ray-serve-llm" not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", [HOSTED, HOSTED.replace("\n", "\r\n"), *YAML_FILES.values()])
+def test_keeping_ray_serve_llm_changes_the_import_path_alone_and_is_taken_out_to_the_very_bytes(text: str) -> None:
+    after = add_nightjar(text, keep_host=True)
+    line = next(number for number, line in enumerate(text.split("\n")) if "build_openai_app" in line)
+    assert after.split("\n")[line] == text.split("\n")[line].replace("ray.serve.llm", "nightjar.deployments.serve_llm", 1)
+    assert [line.text("f") for line in check_text(after).lines if line.finding.severity == "error"] == []
+    assert add_nightjar(after, keep_host=True) == after
+    assert remove_nightjar(after) == text
+
+
+def test_what_ray_serve_llms_own_server_does_not_know_is_taken_out_as_well() -> None:
+    after = add_nightjar(HOSTED, keep_host=True)
+    model, replicas, switch = "accelerator_type: L4\n", "    num_replicas: 2\n", "    user_config: {mode: 'off'}\n"
+    options = f"{model}      experimental_configs: {{nightjar: {{hung_after_s: 60}}}}\n"
+    edited = after.replace(model, options).replace(replicas, replicas + switch)
+    assert (edited.count("hung_after_s"), edited.count("mode: 'off'")) == (2, 1)
+    assert remove_nightjar(edited) == HOSTED
+    without = HOSTED.replace(f"  deployments:\n  - name: LLMServer:chat\n{replicas}", "")
+    switched = add_nightjar(HOSTED, keep_host=True).replace(replicas, switch)
+    assert remove_nightjar(switched) == without
+    by_class = HOSTED.replace(model, f"{model}      server_cls: nightjar.deployments.serve_llm:LLMServer\n")
+    assert remove_nightjar(by_class) == HOSTED
+
+
+def test_a_server_class_of_the_users_own_is_refused_for_it_would_not_be_steered() -> None:
+    text = HOSTED.replace("accelerator_type: L4\n", "accelerator_type: L4\n      server_cls: shop:Server\n", 1)
+    with pytest.raises(MigrationError, match="'shop:Server' would go on serving, but not steered: derive it from nightjar"):
+        add_nightjar(text, keep_host=True)
+
+
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
 def test_a_command_becomes_a_config_and_the_same_command_again(command: str) -> None:
     config = command_to_config(command)
@@ -300,7 +362,7 @@ def test_edits_that_could_not_be_undone_are_not_made(tmp_path: Path, monkeypatch
     file = tmp_path / "serve.yaml"
     file.write_text(SERVE_FILES["small"])
     for broken in ("applications: [", SERVE_FILES["small"].replace("llm_app", "another")):
-        monkeypatch.setattr(change_module, "add_nightjar", lambda _text, broken=broken: broken)
+        monkeypatch.setattr(change_module, "add_nightjar", lambda _text, broken=broken, **_: broken)
         code, output = run(str(file), "--write")
         assert (code, file.read_text()) == (1, SERVE_FILES["small"])
         assert "could not be taken out again" in output
