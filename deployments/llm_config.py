@@ -149,16 +149,20 @@ class LLMConfig(SteeringOptions):
 
 def steering_options(experimental_configs: Mapping[str, Any]) -> SteeringOptions:
     """Nightjar's own options of a model under ray.serve.llm, in the one place that it leaves open. Raises ConfigurationError."""
+    options, problems = read_options(experimental_configs)
+    if options is None:
+        raise ConfigurationError("; ".join(map(str, problems)))
+    return options
+
+
+def read_options(experimental_configs: Mapping[str, Any]) -> tuple[SteeringOptions | None, tuple[ArgumentProblem, ...]]:
+    """The same, and everything that is wrong with them, placed below the model."""
+    place: Location = ("experimental_configs", HOSTED_OPTIONS)
     try:
-        return SteeringOptions.model_validate(experimental_configs.get(HOSTED_OPTIONS) or {})
+        return SteeringOptions.model_validate(experimental_configs.get(HOSTED_OPTIONS) or {}), ()
     except ValidationError as error:
-        problem: dict[str, Any] = dict(error.errors(include_url=False)[0])
-        place = ".".join(("experimental_configs", HOSTED_OPTIONS, *map(str, problem["loc"])))
-        if problem["type"] == "extra_forbidden":
-            message = _no_such_field(str(problem["loc"][-1]), problem["input"], list(SteeringOptions.model_fields))
-        else:
-            message = f"{problem['msg']} (got {str(problem['input'])[:80]!r})"
-        raise ConfigurationError(f"{place}: {message}") from error
+        details = error.errors(include_url=False)
+    return None, tuple(_problem(dict(detail), place, list(SteeringOptions.model_fields)) for detail in details)
 
 
 def num_workers(engine_kwargs: Mapping[str, Any]) -> int:
@@ -200,7 +204,7 @@ def read_args(args: Mapping[str, Any]) -> tuple[LLMConfig | None, tuple[Argument
     try:
         config = LLMConfig.model_validate(entries[0])
     except ValidationError as error:
-        return None, (*problems, *(_problem(dict(detail)) for detail in error.errors(include_url=False)))
+        return None, (*problems, *(_model_problem(dict(detail)) for detail in error.errors(include_url=False)))
     return config, (*problems, *_engine_kwargs_problems(config.engine_kwargs), *_user_config_problems(config))
 
 
@@ -250,14 +254,19 @@ def _user_config_problems(config: LLMConfig) -> Iterator[ArgumentProblem]:
         yield ArgumentProblem(("llm_configs", 0, "deployment_config", "user_config"), str(error))
 
 
-def _problem(detail: Mapping[str, Any]) -> ArgumentProblem:
+def _model_problem(detail: Mapping[str, Any]) -> ArgumentProblem:
+    """Of an entry of `llm_configs`; ray.serve.llm's fields are named before Nightjar's own."""
+    model = ModelLoadingConfig if detail["loc"][:1] == ("model_loading_config",) else LLMConfig
+    return _problem(detail, ("llm_configs", 0), sorted(model.model_fields, key=SteeringOptions.model_fields.__contains__))
+
+
+def _problem(detail: Mapping[str, Any], place: Location, fields: list[str]) -> ArgumentProblem:
     location = tuple(detail["loc"])
     if detail["type"] == "extra_forbidden":
-        model = ModelLoadingConfig if location[:1] == ("model_loading_config",) else LLMConfig
-        message = _no_such_field(str(location[-1]), detail["input"], list(model.model_fields))
+        message = _no_such_field(str(location[-1]), detail["input"], fields)
     else:
         message = f"{detail['msg']} (got {str(detail['input'])[:80]!r})"
-    return ArgumentProblem(("llm_configs", 0, *location), message)
+    return ArgumentProblem((*place, *location), message)
 
 
 def _no_such_field(field: str, value: object, allowed: list[str]) -> str:

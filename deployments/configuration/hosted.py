@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from nightjar.deployments.configuration.findings import Finding, Place, shown
-from nightjar.deployments.llm_config import HOSTED_OPTIONS, parse_local_mode, steering_options
+from nightjar.deployments.llm_config import parse_local_mode, read_options
 
 SERVER: Final = "nightjar.deployments.serve_llm:LLMServer"
 DEPLOYMENT_PREFIX: Final = "LLMServer:"
@@ -20,10 +20,8 @@ def hosted_findings(application: Mapping[str, Any]) -> Iterator[Finding]:
     """Findings of the application, placed below it."""
     for number, model in enumerate(_mappings((application.get("args") or {}).get("llm_configs"))):
         place: Place = ("args", "llm_configs", number)
-        try:
-            steering_options(_mapping(model.get("experimental_configs")))
-        except ValueError as error:
-            yield Finding("error", (*place, "experimental_configs", HOSTED_OPTIONS), f"{error}; correct it, or take it out")
+        for problem in read_options(_mapping(model.get("experimental_configs")))[1]:
+            yield Finding("error", (*place, *problem.location), f"{problem.message}; correct it, or take it out")
         yield from _kill_switch(_mapping(model.get("deployment_config")), (*place, "deployment_config"))
         if (server := model.get("server_cls")) not in (None, SERVER):
             message = f"{shown(server)} is not Nightjar's: this model is served as without Nightjar; derive it from {SERVER}"

@@ -4,16 +4,16 @@ Theirs stay: how arguments are made of an LLMConfig, where (a task with the GPU)
 serving objects. Between their configuration and their engine the arguments are changed, by the code of our own replica, and where
 the steered ones are refused at either step the user's own are configured and started (starting.py).
 
-Two of their methods are not public, `_prepare_engine_config` and `_start_async_llm_engine`. A Ray that lacks one of them fails the
-replica's start with an AttributeError that names it. The replica of an engine on GPUs has no GPU itself, and workers on other nodes
-have no file of ours; what was written for that has never run.
+Two of their methods are not public; with a Ray that lacks one of them the server takes their engine class (`missing_in_ray`). The
+replica of an engine on GPUs has no GPU itself, and workers on other nodes have no file of ours; what was written for that has never
+run.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import ray
 import structlog
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 
     Prepared = tuple[AsyncEngineArgs, FrontendArgs, VllmConfig]
 
-NEVER_ACROSS_NODES = "an engine whose workers are on several nodes has never run steered"
+PRIVATE_METHODS: Final = ("_prepare_engine_config", "_start_async_llm_engine")
+"""Of VLLMEngine (Ray 2.60, ray/llm/_internal/serve/engines/vllm/vllm_engine.py), called by its `start` in this order."""
+NEVER_ACROSS_NODES: Final = "an engine whose workers are on several nodes has never run steered"
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +46,7 @@ log = structlog.get_logger(__name__)
 class SteeredVLLMEngine(VLLMEngine):
     """Their engine and our control. LLMServer calls the methods."""
 
-    control: ReplicaControl | None = None  # once the engine starts
+    control: ReplicaControl | None = None  # once the engine runs
 
     def __init__(self, llm_config: LLMConfig) -> None:
         super().__init__(llm_config)
@@ -56,18 +58,17 @@ class SteeredVLLMEngine(VLLMEngine):
         """Start the engine, and report and steer from then on. Raises what theirs raises, and SteeringRequiredError."""
         if self._running:
             return
-        self.control = ReplicaControl()
+        control = ReplicaControl()
         mode = parse_local_mode(self.llm_config.deployment_config.get("user_config"))
-        self._shadow = await self.control.wants_shadow(str(mode or ""))
+        self._shadow = await control.wants_shadow(str(mode or ""))
         await super().start()
         assert self._launched is not None
-        self.control.begin(self._launched, model_id=self.llm_config.model_id, hung_after_s=self._options.hung_after_s)
+        control.begin(self._launched, model_id=self.llm_config.model_id, hung_after_s=self._options.hung_after_s)
+        self.control = control
 
     async def check_health(self) -> None:
         """Healthy while the engine is. Raises vLLM's own error for a dead engine, EngineHungError for a hung one."""
-        if self.control is None or self._launched is None:
-            await super().check_health()
-        else:
+        if self.control is not None:
             await self.control.check_health()
 
     async def shutdown(self) -> None:
@@ -116,8 +117,9 @@ class SteeredVLLMEngine(VLLMEngine):
         told = dataclasses.replace(callback_ctx, runtime_env=_with_variables(callback_ctx.runtime_env, chosen.environment))
         prepared: Prepared = super()._prepare_engine_config(told)
         engine: AsyncLLM = super()._start_async_llm_engine(prepared[0], prepared[2], callback_ctx.placement_group)
-        if engine.logger_manager is not None:  # None where the user turned vLLM's statistics off
-            engine.logger_manager.stat_loggers.append(load)
+        loggers = getattr(engine.logger_manager, "stat_loggers", None)
+        if loggers is not None:  # they are where the user left vLLM's statistics on; theirs takes no logger of ours
+            loggers.append(load)
         return engine, prepared
 
     def _request(self, engine_kwargs: Mapping[str, Any]) -> EngineRequest:
@@ -153,6 +155,11 @@ class SteeredVLLMEngine(VLLMEngine):
         except Exception as error:  # noqa: BLE001 - whatever a platform raises without a device
             log.info("device_name_unknown", error=str(error), consequence="the group is named by accelerator_type")
             return str(self.llm_config.accelerator_type or "gpu")
+
+
+def missing_in_ray() -> list[str]:
+    """What this Ray's engine class lacks of what is overridden here."""
+    return [name for name in PRIVATE_METHODS if not hasattr(VLLMEngine, name)]
 
 
 def _with_variables(runtime_env: Mapping[str, Any] | None, variables: Mapping[str, str]) -> dict[str, Any]:

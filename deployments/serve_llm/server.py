@@ -17,6 +17,7 @@ from ray.serve.llm import LLMServer as TheirLLMServer
 from ray.serve.llm import build_openai_app as build_their_openai_app
 from ray.serve.schema import ReplicaRank
 
+from nightjar.deployments.engine.failing_open import SteeringRequiredError
 from nightjar.deployments.llm_config import ConfigurationError, parse_local_mode, steering_options
 
 ENGINE_VARIABLE: Final = "RAYLLM_VLLM_ENGINE_CLS"
@@ -29,8 +30,10 @@ class LLMServer(TheirLLMServer):
     """Their server, whose engine is steered."""
 
     async def __init__(self, llm_config: LLMConfig, *, engine_cls: type | None = None, **theirs: Any) -> None:  # type: ignore[misc]
-        if engine_cls is None and (named := os.environ.get(ENGINE_VARIABLE)):
-            log.warning("serving_plainly", reason=f"{ENGINE_VARIABLE}={named} names another engine class than Nightjar's")
+        if engine_cls is None and (reason := _why_plain()):
+            if steering_options(llm_config.experimental_configs).require_steering:
+                raise SteeringRequiredError(f"require_steering is true, and this engine would serve as plain vLLM: {reason}")
+            log.warning("serving_plainly", reason=reason)
         elif engine_cls is None:
             from nightjar.deployments.serve_llm.engine import SteeredVLLMEngine
 
@@ -70,3 +73,13 @@ def build_openai_app(args: Mapping[str, Any]) -> Application:
             log.warning("serving_plainly", model=config.model_id, reason=f"server_cls is {config.server_cls}, not Nightjar's")
     application: Application = build_their_openai_app(serving)
     return application
+
+
+def _why_plain() -> str:
+    """Why the engine class must be another one than ours; empty where it need not."""
+    from nightjar.deployments.serve_llm.engine import missing_in_ray
+
+    if named := os.environ.get(ENGINE_VARIABLE):
+        return f"{ENGINE_VARIABLE}={named} names another engine class than Nightjar's"
+    missing = missing_in_ray()
+    return f"the VLLMEngine of this Ray has no {' and no '.join(missing)}" if missing else ""

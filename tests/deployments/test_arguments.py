@@ -142,6 +142,12 @@ def test_a_draft_model_that_nothing_makes_obey_on_runner_v2_gets_v1(
     assert arguments.kwargs["worker_cls"] == GPU_WORKER
 
 
+def test_an_engine_whose_host_is_not_one_to_steer_in_gets_the_users_arguments_and_says_why() -> None:
+    arguments = steered_engine_kwargs(user_kwargs(), replace(GPU, why_not_here="accelerator_config.kind 'tpu'"))
+    assert arguments.kwargs == user_kwargs()
+    assert arguments.serving_plainly == "accelerator_config.kind 'tpu'"
+
+
 @pytest.mark.parametrize(
     ("changes", "shadow"),
     [

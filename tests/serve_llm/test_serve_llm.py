@@ -11,7 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
+from nightjar.deployments.llm_config import ConfigurationError
 from nightjar.policy.wire.report import DrafterState, SteeringLevel
 from nightjar.policy.wire.status import ReplicaStatus
 from tests.deployments import serving
@@ -162,3 +164,36 @@ def test_the_prefix_aware_router_keeps_a_conversation_on_one_of_two_steered_repl
         return {r.replica_id for r in replicas("chat") if sum(total.steps for total in r.totals) > before[r.replica_id]}
 
     assert len(serving.until(moved, within_s=10, what="steps")) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"experimental_configs": {"nightjar": {"hung_after": 3}}},
+            "llm_configs: code: .*hung_after: no such field",
+        ),
+        ({"deployment_config": {"user_config": {"mode": "never"}}}, "llm_configs: code: user_config: mode 'never' is none"),
+    ],
+)
+def test_a_wrong_word_of_ours_is_refused_when_the_application_is_built(
+    cluster: serving.ServeCluster, change: dict[str, Any], message: str
+) -> None:
+    from nightjar.deployments.serve_llm import build_openai_app
+
+    args = serve_application()["args"]
+    args["llm_configs"][1] |= change
+    with pytest.raises(ConfigurationError, match=message):
+        build_openai_app(args)
+
+
+def test_a_server_class_of_the_users_own_is_left_to_serve_and_the_log_says_so(cluster: serving.ServeCluster) -> None:
+    from ray.serve.llm import LLMServer
+
+    from nightjar.deployments.serve_llm import build_openai_app
+
+    args = serve_application()["args"]
+    args["llm_configs"][1]["server_cls"] = LLMServer
+    with capture_logs() as logs:
+        build_openai_app(args)
+    assert [(line["event"], line["model"]) for line in logs] == [("serving_plainly", "code")]
