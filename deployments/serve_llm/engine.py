@@ -31,10 +31,9 @@ if TYPE_CHECKING:
     from ray.serve.llm import LLMConfig
     from vllm.config import VllmConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.entrypoints.launchers.cli_args import FrontendArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    Prepared = tuple[AsyncEngineArgs, FrontendArgs, VllmConfig]
+    Prepared = tuple[AsyncEngineArgs, object, VllmConfig]  # the second are vLLM's arguments of a server, whose class has moved
 
 PRIVATE_METHODS: Final = ("_prepare_engine_config", "_start_async_llm_engine")
 """Of VLLMEngine (Ray 2.60, ray/llm/_internal/serve/engines/vllm/vllm_engine.py), called by its `start` in this order."""
