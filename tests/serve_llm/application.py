@@ -3,7 +3,7 @@
 One application of ray.serve.llm with three models on four engines:
 
     chat   a separate draft model, two replicas behind the prefix-aware router
-    code   ngram, with adapters from an object store
+    code   ngram, with adapters from an object store; says `server_cls` itself
     plain  no drafter: there is nothing to steer, so it is the reference as well
 """
 
@@ -32,7 +32,6 @@ def serve_application(*, user_config: Mapping[str, Any] | None = None) -> dict[s
     draft = {"method": "draft_model", "model": resolve_model(DRAFT), "num_speculative_tokens": MAX_NUM_SPECULATIVE_TOKENS}
     ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
     router = {"request_router_class": "ray.serve.llm.request_router:PrefixCacheAffinityRouter"}
-    adapters = {"lora_config": {"dynamic_lora_loading_path": f"s3://{BUCKET}", "max_num_adapters_per_replica": 1}}
     return {
         "name": APPLICATION,
         "route_prefix": f"/{APPLICATION}",
@@ -40,7 +39,12 @@ def serve_application(*, user_config: Mapping[str, Any] | None = None) -> dict[s
         "args": {
             "llm_configs": [
                 _model("chat", {"speculative_config": draft}, deployment={"request_router_config": router}),
-                _model("code", {"speculative_config": ngram, "enable_lora": True, "max_loras": 1, "max_lora_rank": 8}, **adapters),
+                _model(
+                    "code",
+                    {"speculative_config": ngram, "enable_lora": True, "max_loras": 1, "max_lora_rank": 8},
+                    server_cls="nightjar.deployments.serve_llm:LLMServer",
+                    lora_config={"dynamic_lora_loading_path": f"s3://{BUCKET}", "max_num_adapters_per_replica": 1},
+                ),
                 _model("plain", {}),
             ],
             "ingress_deployment_config": {"num_replicas": 1, "autoscaling_config": None, "ray_actor_options": {"num_cpus": 0.1}},
