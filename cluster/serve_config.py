@@ -25,6 +25,8 @@ from nightjar.policy.wire.record import describe_validation_error
 POLICY_IMPORT_PATH: Final = "nightjar.cluster.policy_app:build"
 POLICY_DEPLOYMENT: Final = "Policy"
 OWN_MODULES: Final = "nightjar."
+HOSTED_MODULE: Final = "nightjar.deployments.serve_llm"
+"""Its builder is ray.serve.llm's, which asks Ray about itself, and Ray would start here for that."""
 
 
 class ServeFileError(ValueError):
@@ -112,7 +114,7 @@ def check_application(application: Any) -> Application:
         check_policy_settings(name, application)
     if not application.runtime_env:
         builder = import_application(name, application.import_path)
-        if application.import_path.startswith(OWN_MODULES):
+        if application.import_path.startswith(OWN_MODULES) and not application.import_path.startswith(HOSTED_MODULE):
             try:
                 builder(application.args)
             except ValueError as error:

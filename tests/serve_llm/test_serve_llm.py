@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import yaml
 from structlog.testing import capture_logs
 
 from nightjar.deployments.llm_config import ConfigurationError
@@ -223,3 +227,12 @@ def test_a_server_class_of_the_users_own_is_left_to_serve_and_the_log_says_so(cl
     with capture_logs() as logs:
         build_openai_app(args)
     assert [(line["event"], line["model"]) for line in logs] == [("serving_plainly", "code")]
+
+
+def test_a_file_is_checked_before_it_runs_without_starting_ray(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(yaml.safe_dump({"applications": [serve_application()]}))
+    program = "import pathlib, sys, ray\nfrom nightjar.cluster.serve_config import load_serve_file\n"
+    program += "print(load_serve_file(pathlib.Path(sys.argv[1])).applications[0].name, ray.is_initialized())"
+    done = subprocess.run([sys.executable, "-c", program, str(file)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"{APPLICATION} False"
