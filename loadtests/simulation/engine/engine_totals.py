@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from array import array
+from dataclasses import dataclass, field
+
+
+def _seconds() -> array[float]:
+    return array("d")
+
+
+def _rows() -> array[int]:
+    return array("l")
 
 
 @dataclass(slots=True)
@@ -28,3 +37,7 @@ class EngineTotals:
     """What the pure decode steps' K yields on average in the time that they took; only where regret is tracked."""
     best_tokens: float = 0.0
     """What the best K would have yielded in that time. The difference is regret."""
+    output_seconds: array[float] = field(default_factory=_seconds)
+    """Of each step with decode rows, how long it took: what passed since each of these rows had its last output."""
+    output_rows: array[int] = field(default_factory=_rows)
+    """Decode rows of the same steps."""

@@ -63,6 +63,8 @@ class StepAccount:
             totals.decode_steps += 1
             totals.length_sum += drafted
             totals.steps_off += not drafted
+            totals.output_seconds.append(seconds)
+            totals.output_rows.append(decode_rows)
         self._held_steps = self._held_steps + 1 if drafted == verified else 1
         self._steps_since_prefill = 0 if prefill_tokens else self._steps_since_prefill + 1
         settled = self._held_steps >= SETTLE_STEPS and self._steps_since_prefill >= SETTLE_STEPS - 1

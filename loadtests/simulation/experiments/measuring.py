@@ -62,7 +62,12 @@ def basic(scenario: Scenario, result: RunResult) -> Outcome:
         "refused_reports": float(result.refused_reports),
         "guard_trips": float(result.guard_trips),
     }
-    for name, quantiles in (("ttft", result.ttft_s), ("tpot", result.tpot_s), ("e2e", result.e2e_s)):
+    for name, quantiles in (
+        ("ttft", result.ttft_s),
+        ("tpot", result.tpot_s),
+        ("itl", result.itl_s),
+        ("e2e", result.e2e_s),
+    ):
         measures |= {f"{name}_{which}_s": getattr(quantiles, which) for which in ("mean", "p50", "p95", "p99")}
     if totals.best_tokens:
         measures["lost_share"] = totals.regret_tokens / totals.best_tokens

@@ -80,7 +80,8 @@ class Engine(Protocol):
 
 @dataclass(slots=True)
 class Replica:
-    """One engine and when it came. `before` is what it had summed up when measuring began."""
+    """One engine and when it came. `before` is what it had summed up when measuring began, `outputs_before` how many steps with
+    decode rows it had made."""
 
     replica_id: str
     node_id: str
@@ -90,6 +91,7 @@ class Replica:
     is_running: bool = False
     is_draining: bool = False
     left_s: float = math.inf
+    outputs_before: int = 0
 
     @property
     def has_left(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 
 from nightjar.loadtests.simulation.engine.leases import LeasedRestart, begun_above, most_at_once
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
@@ -39,6 +40,7 @@ class Measures:
         """Warm-up is over."""
         for replica in self._fleet:
             replica.before = totals_of(replica.engine)
+            replica.outputs_before = len(replica.engine.totals.output_seconds)
 
     def note_asked(self, demand: Demand) -> None:
         """A request was sent."""
@@ -107,6 +109,7 @@ class Measures:
             asked_tokens=self._asked_tokens,
             ttft_s=Quantiles.of(self._ttft_s),
             tpot_s=Quantiles.of(self._tpot_s),
+            itl_s=self._itl_s(),
             e2e_s=Quantiles.of(self._e2e_s),
             max_leases_in_flight=most_at_once(restarts),
             budget_violations=begun_above(restarts, self._max_leases) + self._reloads_above(),
@@ -117,6 +120,14 @@ class Measures:
             seconds=tuple(self._seconds),
             learned=learned(control.actor.state) if control is not None and control.actor is not None else None,
         )
+
+    def _itl_s(self) -> Quantiles:
+        """From output to output, each decode row of each step counted once."""
+        seconds, rows = array("d"), array("l")
+        for replica in self._fleet:
+            seconds += replica.engine.totals.output_seconds[replica.outputs_before :]
+            rows += replica.engine.totals.output_rows[replica.outputs_before :]
+        return Quantiles.weighted(seconds, rows)
 
     def _max_leases(self, at_s: float) -> int:
         """Restarts by lease that the operator allows among the replicas that are there at a time."""

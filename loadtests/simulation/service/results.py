@@ -66,7 +66,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:
-    """Seconds over requests; all nan without any."""
+    """Seconds over requests, or over outputs; all nan without any."""
 
     mean: float
     p50: float
@@ -81,6 +81,24 @@ class Quantiles:
         values = np.asarray(seconds, dtype=float)
         p50, p95, p99 = (float(value) for value in np.quantile(values, (0.5, 0.95, 0.99)))
         return cls(float(values.mean()), p50, p95, p99)
+
+    @classmethod
+    def weighted(cls, seconds: Sequence[float], weights: Sequence[int]) -> Quantiles:
+        """The same where each duration came `weights` times: the least one that so many of all did not exceed.
+
+        >>> Quantiles.weighted([3.0, 1.0], [1, 199])
+        Quantiles(mean=1.01, p50=1.0, p95=1.0, p99=1.0)
+        >>> Quantiles.weighted([3.0, 1.0], [3, 197]).p99
+        3.0
+        """
+        if not len(seconds):
+            return cls(math.nan, math.nan, math.nan, math.nan)
+        values, counts = np.asarray(seconds, dtype=float), np.asarray(weights, dtype=float)
+        order = np.argsort(values)
+        reached = np.cumsum(counts[order])
+        places = np.searchsorted(reached, np.array((0.5, 0.95, 0.99)) * reached[-1])
+        p50, p95, p99 = (float(value) for value in values[order][places])
+        return cls(float(values @ counts / reached[-1]), p50, p95, p99)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +133,11 @@ class RunResult:
     """A run's measures, all after warm-up unless said otherwise.
 
     Latencies are of requests that arrived after warm-up and were answered in full: time to first token, time per output token
-    after it, end to end. `unfinished` were asked after warm-up and not answered at the end; `asked_tokens` are those of all answers
-    asked for after warm-up, infinite where closed-loop users ask, for they ask by what they get. `max_leases_in_flight` and
-    `budget_violations` count what engines did from the start: the most restarts by lease at once, and those that began above the
+    after it, end to end. `itl_s` is over the outputs of all requests after warm-up: what passed since the request's output before
+    (one step; what a preemption takes until the request decodes again is no part of it). `unfinished` were asked after warm-up and
+    not answered at the end; `asked_tokens` are those of all answers asked for after warm-up, infinite where closed-loop users ask,
+    for they ask by what they get. `max_leases_in_flight` and `budget_violations` count what engines did from the start: the most
+    restarts by lease at once, and those that began above the
     operator's budget, in the group or on a node (INV-6). `refused_reports`, `guard_trips` and `steps_with_warm_up` count from
     the start, too.
     """
@@ -132,6 +152,7 @@ class RunResult:
     asked_tokens: float
     ttft_s: Quantiles
     tpot_s: Quantiles
+    itl_s: Quantiles
     e2e_s: Quantiles
     max_leases_in_flight: int
     budget_violations: int
