@@ -21,11 +21,15 @@ Floats = npt.NDArray[np.float64]
 
 DOUBT_DEVIATIONS: Final = 2.0
 """Standard deviations of doubt that a step's time is taken with where an operator limits it."""
+PREFILL_DEVIATION: Final = 0.1
+"""Standard deviation of the logarithm of what a prompt adds to a step: known from sums over all prompts, and no line."""
+NOISE_DEVIATIONS: Final = 2.33
+"""Standard deviations that one in a hundred values of a normal distribution exceed."""
 
 
 @dataclass(frozen=True)
 class StepLimit:
-    """An operator's limit of a step, and how long a step takes at most with the usual prefill (`longest_steps`)."""
+    """An operator's limit of a step, and how long all but one step in a hundred take at most."""
 
     max_step_s: float
     expected_step_s: Floats
@@ -110,18 +114,20 @@ class Outlook:
         return gain, np.sqrt(np.maximum(variance, 0.0))
 
 
-def longest_steps(times: StepTimes, mixed_s: Floats | None, max_step_s: float, deviations: float) -> Floats:
-    """(buckets, arms): seconds that a step takes at most, so many standard deviations above what is expected.
-
-    Steps with the usual prefill (`mixed_s`) count where they keep the limit at K = 0; where off itself exceeds it there, no K can
-    help that, and pure decode steps alone decide.
+def step_limit(times: StepTimes, max_step_s: float, noise: float, prefill_s: Floats) -> StepLimit:
+    """A limit, and the longer of two steps: pure decode with `noise` (standard deviation of the logarithm of its time), and one
+    with a long prompt, which adds `prefill_s` (buckets, arms; mixed_steps.long_prefill).
     """
-    deviation = np.sqrt(np.maximum(np.diagonal(times.covariance, axis1=1, axis2=2), 0.0))
-    most: Floats = np.exp(np.minimum(times.log_seconds + deviations * deviation, 100.0))
-    if mixed_s is None:
-        return most
-    with_prefill: Floats = np.where(mixed_s[:, :1] <= max_step_s, np.maximum(most, mixed_s), most)
-    return with_prefill
+    doubt = np.sqrt(np.maximum(np.diagonal(times.covariance, axis1=1, axis2=2), 0.0))
+
+    def longest(deviations: float) -> Floats:
+        decode_s = np.exp(np.minimum(times.log_seconds + deviations * doubt, 100.0))
+        longest_s: Floats = np.maximum(
+            decode_s * np.exp(NOISE_DEVIATIONS * noise), decode_s + prefill_s * np.exp(deviations * PREFILL_DEVIATION)
+        )
+        return longest_s
+
+    return StepLimit(max_step_s, longest(0.0), longest(DOUBT_DEVIATIONS))
 
 
 def outlook(
@@ -130,14 +136,11 @@ def outlook(
     acceptance: AcceptanceEvidence,
     charged_s_per_token: Floats,
     now_s: float,
-    *,
-    mixed_s: Floats | None = None,
-    max_step_s: float | None = None,
+    limit: StepLimit | None = None,
 ) -> Outlook:
     """The table for `arms`, whose step times were predicted as `times`.
 
-    `charged_s_per_token`: (buckets, arms), what each token takes longer on top (mixed_steps.charge); `mixed_s`: (buckets, arms),
-    seconds of a step with prefill (None: there is none).
+    `charged_s_per_token`: (buckets, arms), what each token takes longer on top (mixed_steps.charge).
     """
     survival = acceptance.acceptance(arms[-1])
     counts = np.arange(1, len(survival) + 1)[None, :] <= np.array(arms)[:, None]
@@ -145,10 +148,6 @@ def outlook(
     covariance = counts @ acceptance.covariance(survival, now_s) @ counts.T / np.outer(tokens, tokens)
     log_goodput = np.log(times.rows)[:, None] + np.log(tokens)[None, :] - times.log_seconds
     log_goodput = log_goodput - np.log1p(charged_s_per_token * np.exp(log_goodput))
-    limit = None
-    if max_step_s is not None:
-        expected_s, most_s = (longest_steps(times, mixed_s, max_step_s, deviations) for deviations in (0.0, DOUBT_DEVIATIONS))
-        limit = StepLimit(max_step_s, expected_s, most_s)
     return Outlook(
         arms,
         log_goodput,

@@ -8,8 +8,9 @@ batch bucket and K; without any, speculation is charged nothing. Fails towards t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from statistics import median
+from statistics import NormalDist, median
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -24,6 +25,10 @@ SHARE_HALF_LIFE_S: Final = 60.0
 """How long the mix of prompts and answers is remembered: longer than a burst, shorter than a change of regime."""
 TRUST_STEPS: Final = 10.0
 """Mixed steps of a cell at which its mean weighs half: prompts differ, so few of them say little."""
+LATE_SHARE: Final = 0.01
+"""Of all steps, those that may take longer than an operator's limit: it bounds the 99th percentile."""
+PROMPT_SPREAD: Final = 1.3
+"""Standard deviation of the logarithm of a prompt's tokens: of chats (ShareGPT 1.3, Azure's conversations 1.0)."""
 _RIDGE: Final = np.array([0.05, 0.01, 0.02, 0.05])
 """Pull of each part towards nothing, against a cell that weighs 1. Least for the tokens, which every such step has."""
 
@@ -64,8 +69,8 @@ def charge(evidence: Evidence, times: StepTimes, arms: Sequence[int]) -> Floats:
     return charged
 
 
-def mixed_seconds(evidence: Evidence, times: StepTimes, arms: Sequence[int]) -> Floats | None:
-    """(buckets, arms): seconds of a step with the usual prefill; None before there was any.
+def mixed_seconds(evidence: Evidence, times: StepTimes, arms: Sequence[int], prefills: Floats | float = 1.0) -> Floats | None:
+    """(buckets, arms): seconds of a step with `prefills` times the usual prefill; None before there was any.
 
     A constant, every token that the target computes, each draft token, and each prompt token that the drafter reads, all
     non-negative.
@@ -84,8 +89,39 @@ def mixed_seconds(evidence: Evidence, times: StepTimes, arms: Sequence[int]) -> 
     weights = non_negative_least_squares(gram, trust @ relative) / scale
     lengths = np.tile(np.array(arms, dtype=float), shape[0])
     rows = np.repeat(times.rows, shape[1])
-    seconds_of_mixed: Floats = (_parts(rows, lengths, np.full(len(rows), prefill)) @ weights).reshape(shape)
+    tokens = prefill * np.broadcast_to(prefills, shape).ravel()
+    seconds_of_mixed: Floats = (_parts(rows, lengths, tokens) @ weights).reshape(shape)
     return seconds_of_mixed
+
+
+def long_prefill(evidence: Evidence, times: StepTimes, arms: Sequence[int], max_step_s: float) -> Floats:
+    """(buckets, arms): seconds by which a step with a long prompt exceeds a pure decode step; 0 where such steps do not count.
+
+    A long prompt prolongs a step as many times as the usual one as it is longer, or as much as its tokens take where that is more.
+    """
+    usual_s = mixed_seconds(evidence, times, arms)
+    if usual_s is None:
+        return np.zeros(times.log_seconds.shape)
+    decode_s = np.exp(times.log_seconds)
+    tokens = times.rows[:, None] * np.array([evidence.tokens_per_row(arm) for arm in arms])[None, :]
+    longer = np.vectorize(long_prompt, otypes=[float])(evidence.mixed_steps_per_token * tokens)
+    long_s = mixed_seconds(evidence, times, arms, longer)
+    assert long_s is not None
+    beyond_s = np.maximum(longer * np.maximum(usual_s - decode_s, 0.0), long_s - decode_s)
+    counted: Floats = np.where(usual_s[:, :1] <= max_step_s, beyond_s, 0.0)
+    return counted
+
+
+def long_prompt(share: float) -> float:
+    """How many times the mean is the prompt that LATE_SHARE of all steps exceed, where a `share` of them carries one; 1 at least.
+
+    >>> [round(long_prompt(share), 1) for share in (0.0, 0.05, 0.1, 0.2, 0.4, 2.0)]
+    [1.0, 1.3, 2.3, 3.6, 5.5, 8.8]
+    """
+    if share <= LATE_SHARE:
+        return 1.0
+    deviations = NormalDist().inv_cdf(1.0 - LATE_SHARE / min(share, 1.0))
+    return max(math.exp(PROMPT_SPREAD * deviations - PROMPT_SPREAD**2 / 2.0), 1.0)
 
 
 def _parts(rows: Floats, lengths: Floats, prefill: Floats) -> Floats:

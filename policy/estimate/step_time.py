@@ -9,6 +9,7 @@ knowing: without evidence, the covariance alone keeps a planner from speculating
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
@@ -93,6 +94,16 @@ def predict_step_times(
     explained = np.linalg.solve(among + seen_doubt @ seen_doubt.T, across.T).reshape(-1, *shape).transpose(1, 0, 2)
     covariance = alike + _within_buckets(asked_doubt, shape) - across.reshape(*shape, -1) @ explained
     return StepTimes(log_seconds.reshape(shape), covariance, bucket_rows)
+
+
+def step_noise(cells: Mapping[Cell, CellEvidence]) -> float:
+    """Standard deviation of the logarithm of one pure decode step's time, within a cell; assumed where too few steps tell."""
+    squares = steps = 0.0
+    for cell in cells.values():
+        if cell.log_seconds_squared and cell.steps > 1.0:
+            squares += max(cell.log_seconds_squared - cell.log_seconds**2 / cell.steps, 0.0)
+            steps += cell.steps - 1.0
+    return math.sqrt((squares + STEP_VARIANCE) / (steps + 1.0))
 
 
 @dataclass(frozen=True, slots=True)

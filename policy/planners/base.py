@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nightjar.policy.estimate.evidence import Cell, Evidence
-from nightjar.policy.estimate.goodput import Outlook, outlook
-from nightjar.policy.estimate.mixed_steps import charge, mixed_seconds
-from nightjar.policy.estimate.step_time import predict_step_times
+from nightjar.policy.estimate.goodput import Outlook, outlook, step_limit
+from nightjar.policy.estimate.mixed_steps import charge, long_prefill
+from nightjar.policy.estimate.step_time import predict_step_times, step_noise
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, bucket_range, buckets_up_to
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import GroupKey
@@ -86,9 +86,11 @@ class GroupView:
         times = predict_step_times(self.evidence.cells, self.arms, self.buckets, self.key.max_num_seqs, self.now_s)
         charged = charge(self.evidence, times, self.arms)
         limit_ms = self.settings.max_step_ms
-        limit_s = None if limit_ms is None else limit_ms / 1e3
-        mixed_s = None if limit_ms is None else mixed_seconds(self.evidence, times, self.arms)
-        return outlook(self.arms, times, self.evidence.acceptance, charged, self.now_s, mixed_s=mixed_s, max_step_s=limit_s)
+        limit = None
+        if limit_ms is not None:
+            prefill_s = long_prefill(self.evidence, times, self.arms, limit_ms / 1e3)
+            limit = step_limit(times, limit_ms / 1e3, step_noise(self.evidence.cells), prefill_s)
+        return outlook(self.arms, times, self.evidence.acceptance, charged, self.now_s, limit)
 
 
 def present_arms(view: GroupView) -> npt.NDArray[np.int64]:

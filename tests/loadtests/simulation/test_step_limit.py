@@ -1,7 +1,7 @@
 """An operator's limit of a step on a simulated fleet: the longest K that keeps it is found and run, and off where none does.
 
 Two engines of 16 requests each (7B with a 0.5B draft): a pure decode step takes 24 ms at K = 0, 46 at 2 and 51 at 3, and every
-seventh or so carries a prompt and takes longer. Virtual time, one seed.
+seventh or so carries a prompt and takes longer: one in a hundred 98 ms and more at K = 3. Virtual time, one seed.
 """
 
 from __future__ import annotations
@@ -34,6 +34,14 @@ def ran(max_step_ms: float | None) -> RunResult:
     )
 
 
-@pytest.mark.parametrize(("max_step_ms", "least_k", "most_k"), [(None, 2.5, 3.0), (66.0, 1.8, 2.1), (40.0, 0.0, 0.05)])
+@pytest.mark.parametrize(("max_step_ms", "least_k", "most_k"), [(None, 2.5, 3.0), (110.0, 1.5, 2.2), (80.0, 0.0, 0.05)])
 def test_the_longest_k_that_keeps_the_limit_is_found_and_run(max_step_ms: float | None, least_k: float, most_k: float) -> None:
-    assert least_k <= ran(max_step_ms).totals.mean_num_speculative_tokens <= most_k
+    result = ran(max_step_ms)
+    assert least_k <= result.totals.mean_num_speculative_tokens <= most_k
+    assert result.itl_s.p99 <= (max_step_ms or 110.0) / 1e3
+
+
+def test_the_time_between_outputs_is_a_steps_and_with_drafts_longer_than_a_tokens() -> None:
+    result = ran(None)
+    assert result.itl_s.p50 == pytest.approx(0.05, rel=0.1)
+    assert result.tpot_s.mean < 0.7 * result.itl_s.mean

@@ -23,6 +23,13 @@ SURE = 2000.0
 """Clean steps of a cell of which little is in doubt."""
 
 
+def steady(seconds: dict[tuple[int, int], float], steps: float) -> Evidence:
+    """Cells whose steps take the same time each."""
+    evidence = known(seconds, steps=steps)
+    cells = {at: replace(cell, log_seconds_squared=cell.log_seconds**2 / cell.steps) for at, cell in evidence.cells.items()}
+    return replace(evidence, cells=cells)
+
+
 def view(evidence: Evidence, max_step_ms: float | None) -> GroupView:
     return GroupView(KEY, OperatorSettings(allowed_num_speculative_tokens=ARMS, max_step_ms=max_step_ms), evidence)
 
@@ -34,26 +41,26 @@ def planned(evidence: Evidence, max_step_ms: float | None) -> GroupPlan:
 
 @pytest.mark.parametrize(("max_step_ms", "length"), [(None, 5), (40.0, 5), (26.5, 3), (22.5, 1), (20.5, 0), (1.0, 0)])
 def test_the_best_length_whose_step_keeps_the_limit_runs_and_off_always_may(max_step_ms: float | None, length: int) -> None:
-    assert planned(known(STEPS_S, steps=SURE), max_step_ms).num_speculative_tokens(4) == length
+    assert planned(steady(STEPS_S, SURE), max_step_ms).num_speculative_tokens(4) == length
 
 
 def test_where_the_limit_decided_the_reason_says_what_it_forbids() -> None:
-    reason = planned(known(STEPS_S, steps=SURE), 26.5).reason(4)
+    reason = planned(steady(STEPS_S, SURE), 26.5).reason(4)
     assert "K=3 gives" in reason
     assert "; K=5 would give more, but max_step_ms 26.5 forbids its steps of up to 29." in reason
-    assert "max_step_ms" not in planned(known(STEPS_S, steps=SURE), 40.0).reason(4)
+    assert "max_step_ms" not in planned(steady(STEPS_S, SURE), 40.0).reason(4)
 
 
 def test_a_plan_in_force_that_exceeds_a_new_limit_gives_way() -> None:
-    evidence = known(STEPS_S, steps=SURE)
+    evidence = steady(STEPS_S, SURE)
     seen = view(evidence, 22.5).with_plan(planned(evidence, None))
     assert plan_ahead(seen, seen.outlook()).num_speculative_tokens(4) == 1
 
 
 def test_what_is_in_doubt_counts_as_longer_than_it_is_expected() -> None:
     just_below = 24.3
-    assert planned(known(STEPS_S, steps=SURE), just_below).num_speculative_tokens(4) == 3
-    assert planned(known(STEPS_S, steps=3.0), just_below).num_speculative_tokens(4) < 3
+    assert planned(steady(STEPS_S, SURE), just_below).num_speculative_tokens(4) == 3
+    assert planned(steady(STEPS_S, 3.0), just_below).num_speculative_tokens(4) < 3
 
 
 def with_prefill(evidence: Evidence, off_s: float, length_s: float) -> Evidence:
@@ -64,13 +71,13 @@ def with_prefill(evidence: Evidence, off_s: float, length_s: float) -> Evidence:
 
 
 def test_a_step_with_prefill_must_keep_the_limit_too_where_it_does_at_off() -> None:
-    evidence = known(STEPS_S, steps=SURE)
+    evidence = steady(STEPS_S, SURE)
     assert planned(with_prefill(evidence, 0.030, 0.033), 40.0).num_speculative_tokens(4) == 5
     assert planned(with_prefill(evidence, 0.030, 0.060), 40.0).num_speculative_tokens(4) == 0
 
 
 def test_where_prefill_alone_exceeds_the_limit_pure_decode_steps_decide() -> None:
-    evidence = with_prefill(known(STEPS_S, steps=SURE), 0.300, 0.330)
+    evidence = with_prefill(steady(STEPS_S, SURE), 0.300, 0.330)
     assert planned(evidence, 40.0).num_speculative_tokens(4) == 5
     assert planned(evidence, 26.5).num_speculative_tokens(4) == 3
 
@@ -101,3 +108,19 @@ def test_whatever_is_known_nothing_beyond_the_limit_is_planned_or_measured(
 def test_a_limit_that_is_none_is_refused(value: object) -> None:
     with pytest.raises(SettingsError, match="max_step_ms"):
         parse_operator_settings({"max_step_ms": value})
+
+
+def test_the_longer_prompts_count_the_more_steps_carry_one() -> None:
+    evidence = with_prefill(steady(STEPS_S, SURE), 0.030, 0.033)
+    tokens_per_step = 4 * evidence.tokens_per_row(5)
+    planned_at = {share: planned(replace(evidence, mixed_steps_per_token=share / tokens_per_step), 40.0) for share in (0.01, 0.3)}
+    assert [plan.num_speculative_tokens(4) for plan in planned_at.values()] == [5, 0]
+
+
+def test_the_noise_of_the_groups_own_steps_counts() -> None:
+    evidence = steady(STEPS_S, SURE)
+    noisy = {
+        at: replace(cell, log_seconds_squared=cell.log_seconds_squared + cell.steps * 0.1**2) for at, cell in evidence.cells.items()
+    }
+    assert planned(evidence, 30.0).num_speculative_tokens(4) == 5
+    assert planned(replace(evidence, cells=noisy), 30.0).num_speculative_tokens(4) == 1
