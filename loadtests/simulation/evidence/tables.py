@@ -20,6 +20,7 @@ from nightjar.loadtests.simulation.evidence.bar_list import (
 )
 from nightjar.loadtests.simulation.evidence.bars import GOODPUT, Bar, Cells, Found, ratios
 from nightjar.loadtests.simulation.evidence.grid import DASH, Grid, geometric_mean, number, ratio, share
+from nightjar.loadtests.simulation.evidence.limit_bars import limit_grid
 from nightjar.loadtests.simulation.evidence.paper_table import paper_grids
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.planner_names import FLEET, ORACLE
@@ -268,6 +269,7 @@ def all_grids(rows: Sequence[RunRow]) -> list[Grid]:
         head_grid(rows),
         steady_grid(rows),
         storm_grid(rows),
+        limit_grid(rows),
         variant_grid(
             rows, "pooling", "Learning by fleet size", ("lost_tokens_per_replica", "done_s", "lost_tokens_per_replica_in_all")
         ),

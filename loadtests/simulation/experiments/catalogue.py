@@ -9,6 +9,7 @@ from nightjar.loadtests.simulation.experiments.ablation import ABLATION
 from nightjar.loadtests.simulation.experiments.changing_texts import CHANGING
 from nightjar.loadtests.simulation.experiments.experiment import Experiment
 from nightjar.loadtests.simulation.experiments.heads import HEADS
+from nightjar.loadtests.simulation.experiments.limit import STEP_LIMIT
 from nightjar.loadtests.simulation.experiments.open_loop import OPEN_LOOP, RIVAL
 from nightjar.loadtests.simulation.experiments.paper import PAPER
 from nightjar.loadtests.simulation.experiments.pooling import NEWCOMER, POOLING
@@ -26,6 +27,7 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = {
         OPEN_LOOP,
         RIVAL,
         PREFILL_STEPS,
+        STEP_LIMIT,
         HEADS,
         CHANGING,
         POOLING,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,14 @@ from nightjar.loadtests.simulation.evidence.bar_list import best_static, compute
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.loadtests.simulation.evidence.prefill_bars import best_pair, joined_pair, picked_oracle
 from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.simulation.experiments.efforts import QUICK
+from nightjar.loadtests.simulation.experiments.experiment import Choice
+from nightjar.loadtests.simulation.experiments.limit import STEP_LIMIT
+from nightjar.loadtests.simulation.experiments.measuring import Simulate
+from nightjar.loadtests.simulation.profiles import read_profile
 from tests.loadtests.simulation.run_rows import row, summary_of
+
+LIMIT_CHOICE = Choice((read_profile("cpu-smollm2"),), (), QUICK)
 
 
 def bar(name: str, rows: list[RunRow]) -> Bar:
@@ -33,8 +41,8 @@ def test_every_bar_that_the_project_states_is_there() -> None:
         "fleet_over_rival_min", "fleet_over_rival_geomean_min", "other_texts_over_rival_geomean_min",
         "changing_texts_over_rival_geomean_min",
         "prefill_over_static_min", "prefill_over_off_min", "prefill_over_oracle_min",
-        "pooled4_loss_ratio", "pooled16_loss_ratio", "pooled16_done_s", "newcomer_loss",
-        "storm_floor", "storm_total", "drift_recovery_s", "false_alarms_per_day",
+        "limit_kept", "limit_cost_min", "limit_over_off_min", "pooled4_loss_ratio", "pooled16_loss_ratio", "pooled16_done_s",
+        "newcomer_loss", "storm_floor", "storm_total", "drift_recovery_s", "false_alarms_per_day",
         "liar_changed", "sly_liar_changed", "faulty_goodput_ratio", "faulty_late_ratio", "lossy_goodput_ratio", "budget_violations",
     ]  # fmt: skip
 
@@ -245,3 +253,60 @@ def test_a_lossy_control_plane_is_compared_with_a_lossless_one_and_violations_ar
     ]
     assert value("lossy_goodput_ratio", rows) == pytest.approx(0.995)
     assert value("budget_violations", rows) == 3.0
+
+
+def limited(ratios: dict[str, float], profile: str = "p") -> list[RunRow]:
+    """Off takes 97 ms at a profile's heaviest load and half of that elsewhere, so that its limit is 100 ms; the limited planner so
+    much of it."""
+    rows = []
+    for number, (load, of_limit) in enumerate(ratios.items()):
+        place, off_s = f"{profile}/{load}", 0.097 if number == 0 else 0.0485
+        for who, variant, itl_s, made in (
+            ("off", "", off_s, 100.0),
+            ("fleet", "", 0.2, 150.0),
+            ("fleet", "max_step_ms", 0.1 * of_limit, 120.0),
+        ):
+            made_row = row("limit", who, place, variant=variant, itl_p99_s=itl_s, tokens_per_busy_s=made)
+            rows.append(made_row.model_copy(update={"profile": profile}))
+    return rows
+
+
+def test_a_limit_is_kept_where_the_planner_stays_below_what_off_keeps_by_3_percent_with_goodput_stated_beside_it() -> None:
+    rows = limited({"heavy": 1.0, "middle": 0.9, "light": 0.5})
+    kept = bar("limit_kept", rows)
+    assert (kept.value, kept.passed, kept.cells) == (1.0, True, 3)
+    assert kept.at == "p/heavy: 1.000 of the limit"
+    assert value("limit_cost_min", rows) == pytest.approx(0.8)
+    assert value("limit_over_off_min", rows) == pytest.approx(1.2)
+    assert bar("limit_cost_min", rows).verdict == "stated"
+
+
+def test_one_load_at_which_the_planner_exceeds_the_limit_fails_the_bar_and_is_named() -> None:
+    kept = bar("limit_kept", limited({"heavy": 0.98, "middle": 1.02, "light": 0.5, "lighter": 0.5}))
+    assert (kept.value, kept.passed) == (0.75, False)
+    assert kept.at == "p/middle: 1.020 of the limit"
+
+
+def test_a_profile_with_fewer_than_three_loads_counts_as_one_that_does_not_keep_its_limit() -> None:
+    rows = limited({"heavy": 0.9, "light": 0.5}) + limited({"heavy": 0.9, "middle": 0.9, "light": 0.5}, "q")
+    assert value("limit_kept", rows) == pytest.approx(3 / 5)
+
+
+def test_the_limit_comes_from_off_at_its_heaviest_load_and_the_fleet_runs_again_with_it_on_the_same_seeds() -> None:
+    choice = replace(LIMIT_CHOICE, effort=replace(QUICK, rival_seeds=2))
+    free, again = STEP_LIMIT.waves
+    loads = {cell.load for cell in free(choice, ())}
+    assert len(loads) == 5
+    off = [
+        row("limit", "off", f"cpu-smollm2/{load}", seed, itl_p99_s=0.1 * (number + 1))
+        for number, load in enumerate(loads)
+        for seed in (0, 1)
+    ]
+    runs = again(choice, [one.model_copy(update={"profile": "cpu-smollm2"}) for one in off])
+    limits = {
+        cell.job.scenario.planner.operator.max_step_ms
+        for cell in runs
+        if isinstance(cell.job, Simulate) and cell.job.scenario.planner.operator
+    }
+    assert [round(limit, 6) for limit in limits if limit is not None] == [round(500.0 / 0.97, 6)]
+    assert {(cell.load, cell.seed) for cell in runs} == {(load, seed) for load in loads for seed in (0, 1)}

@@ -1,0 +1,104 @@
+"""A limit of a step that off just keeps: does the planner keep it, too, and what does that cost?
+
+Five loads a profile: two batches that users hold, and three open loops. First off and the fleet without a limit; off's times then
+set the profile's limit (evidence/limit_bars.py), and the fleet runs again with it, on the same seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from nightjar.loadtests.regimes import Phase, Regime
+from nightjar.loadtests.simulation.evidence.limit_bars import LIMIT, WITHIN, limits_s
+from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.simulation.evidence.runner import Cell
+from nightjar.loadtests.simulation.experiments.contestants import Contestant, learns
+from nightjar.loadtests.simulation.experiments.experiment import Choice, Effort, Experiment
+from nightjar.loadtests.simulation.experiments.measuring import basic
+from nightjar.loadtests.simulation.experiments.nominal import Nominal
+from nightjar.loadtests.simulation.experiments.scenes import (
+    LEAST_REQUESTS,
+    MANY_STEPS,
+    Scene,
+    cell,
+    closed_scene,
+    learn_s,
+    nominal_of,
+    open_scene,
+    pattern_s,
+    span,
+    static_span,
+)
+from nightjar.loadtests.simulation.planner_names import FLEET, OFF
+
+OPEN_SHARES: Final = (0.2, 0.4, 0.6)
+"""Of what an engine carries."""
+HELD_SHARES: Final = (0.25, 0.5)
+"""Of the batch at which speculation stops paying."""
+ANY_LIMIT_MS: Final = 1000.0
+"""Stands for a limit in the plan that is printed before off has run."""
+
+
+def scenes(choice: Choice) -> list[Scene]:
+    """Every chosen profile under each of its loads."""
+    return [scene for profile in choice.profiles for scene in _scenes(choice.effort, nominal_of(profile))]
+
+
+def _scenes(effort: Effort, nominal: Nominal) -> list[Scene]:
+    held_rows = sorted({max(round(share * nominal.crossover_rows), 1) for share in HELD_SHARES})
+    rates = {share: share * nominal.capacity for share in OPEN_SHARES}
+    opened = []
+    for share, rate in rates.items():
+        measured_s = max(_measured_s(effort, nominal), LEAST_REQUESTS / rate)
+        regime = Regime((Phase("poisson", effort.warm_up_s + measured_s, requests_per_s=rate),))
+        opened.append(replace(open_scene(nominal, f"poisson {share:.0%}", regime, 1), measured_s=measured_s))
+    measured_s = _measured_s(effort, nominal)
+    held = [closed_scene(nominal, rows, 1, learn_s(effort, nominal) + measured_s) for rows in held_rows]
+    return [*(replace(scene, measured_s=measured_s) for scene in held), *opened]
+
+
+def _measured_s(effort: Effort, nominal: Nominal) -> float:
+    rows = nominal.max_rows // 4 or 1
+    return max(pattern_s(effort, nominal), MANY_STEPS * nominal.step_seconds(rows, nominal.best_length(rows)))
+
+
+def _run(choice: Choice, scene: Scene, planner: str, variant: str = "", settings: Mapping[str, object] | None = None) -> list[Cell]:
+    if not choice.wants(planner):
+        return []
+    timing = _span(choice.effort, scene, planner)
+    return [
+        cell(LIMIT, scene, Contestant(planner), seed, basic, variant=variant, settings=settings, **timing)
+        for seed in choice.effort.rivals
+    ]
+
+
+def _span(effort: Effort, scene: Scene, planner: str) -> dict[str, Any]:
+    if scene.workload.user_counts():
+        warm_up_s = learn_s(effort, scene.nominal)
+        return {"warm_up_s": warm_up_s, "duration_s": warm_up_s + scene.measured_s}
+    return (span if learns(planner) else static_span)(effort, scene)
+
+
+def _free(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
+    """Off, which sets the limits, and the fleet without one."""
+    return [run for scene in scenes(choice) for planner in (OFF, FLEET) for run in _run(choice, scene, planner)]
+
+
+def _limited(choice: Choice, rows: Sequence[RunRow]) -> list[Cell]:
+    """The fleet with its profile's limit."""
+    limits = limits_s(rows)
+    cells = []
+    for scene in scenes(choice):
+        limit_s = limits.get(scene.nominal.profile.name, ANY_LIMIT_MS / 1e3)
+        cells += _run(choice, scene, FLEET, WITHIN, {"max_step_ms": limit_s * 1e3})
+    return cells
+
+
+STEP_LIMIT: Final = Experiment(
+    "limit",
+    "a limit of a step that off just keeps: kept by the planner, and at what cost",
+    (_free, _limited),
+    bars=("limit_kept", "limit_cost_min", "limit_over_off_min"),
+)
