@@ -100,5 +100,7 @@ def _marks(explained: Explanation, arm: ArmExplanation) -> Iterator[str]:
         yield "planned"
     if arm.is_imported:
         yield "measured elsewhere, imported"
+    if arm.exceeds_limit:
+        yield "longer than max_step_ms"
     if arm.own_steps >= 1.0:
         yield f"{arm.own_steps:.0f} steps measured here"

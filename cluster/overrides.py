@@ -13,8 +13,9 @@ from typing import Annotated, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nightjar.policy.issuing import Slot
-from nightjar.policy.modes import ModeOverride, set_override
+from nightjar.policy.modes import ModeOverride, check_limit, set_override
 from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.operator import MaxStepMs
 from nightjar.policy.wire.record import Reason, describe_validation_error
 from nightjar.policy.wire.status import OverrideStatus, Scope
 
@@ -33,13 +34,14 @@ class ModeRequest(BaseModel):
     mode: Mode | None
     scope: Scope = "fleet"
     name: Annotated[str, Field(max_length=256)] = ""
+    max_step_ms: MaxStepMs | None = None
     for_s: Annotated[float, Field(gt=0, le=31_536_000)] | None = None
     reason: Reason = ""
 
     def __str__(self) -> str:
         lasting = f" for {self.for_s:g} s" if self.for_s else ""
         words = f" ({self.reason})" if self.reason else ""
-        return f"{self.scope} {self.name}".rstrip() + f" {self.mode or 'default'}{lasting}{words}"
+        return f"{self.scope} {self.name}".rstrip() + f" {self.mode or 'default'}{_limit(self.max_step_ms)}{lasting}{words}"
 
 
 def parse_mode_request(values: Mapping[str, object], slots: Mapping[str, Slot]) -> ModeRequest:
@@ -55,6 +57,10 @@ def parse_mode_request(values: Mapping[str, object], slots: Mapping[str, Slot]) 
         request = ModeRequest.model_validate({**values, "mode": mode})
     except ValidationError as error:
         raise ModeRequestError(describe_validation_error(error)) from error
+    try:
+        check_limit(request.mode, request.max_step_ms)
+    except ValueError as error:
+        raise ModeRequestError(str(error)) from error
     if (request.scope == "fleet") != (request.name == ""):
         raise ModeRequestError(f"name: {request.name!r} with scope {request.scope}; scope fleet takes no name, the others need one")
     if request.mode is not None:
@@ -72,6 +78,7 @@ def apply_request(
         scope=request.scope,
         name=request.name,
         mode=request.mode,
+        max_step_ms=request.max_step_ms,
         expires_at_s=None if request.for_s is None else now_s + request.for_s,
         reason=request.reason,
     )
@@ -82,8 +89,8 @@ def apply_request(
 
 
 def in_words(override: ModeOverride) -> str:
-    """`fleet off`, `replica r1 pin=3`."""
-    return f"{override.scope} {override.name}".rstrip() + f" {override.mode}"
+    """`fleet off`, `replica r1 pin=3`, `application chat auto, max_step_ms 40`."""
+    return f"{override.scope} {override.name}".rstrip() + f" {override.mode}{_limit(override.max_step_ms)}"
 
 
 def override_status(override: ModeOverride, now_s: float) -> OverrideStatus:
@@ -92,9 +99,14 @@ def override_status(override: ModeOverride, now_s: float) -> OverrideStatus:
         scope=override.scope,
         name=override.name,
         mode=override.mode,
+        max_step_ms=override.max_step_ms,
         reason=override.reason,
         seconds_left=None if override.expires_at_s is None else max(override.expires_at_s - now_s, 0.0),
     )
+
+
+def _limit(max_step_ms: float | None) -> str:
+    return "" if max_step_ms is None else f", max_step_ms {max_step_ms:g}"
 
 
 def _check_against_replicas(request: ModeRequest, mode: Mode, slots: Mapping[str, Slot]) -> None:

@@ -26,6 +26,8 @@ class GroupLook:
     open_segments: int
     limited_buckets: int
     """Batch buckets whose K of the most goodput the operator's limit of a step forbids."""
+    limited_replicas: int
+    """Busy replicas whose K a limit of a step of their own, or of their application, decides."""
     is_frozen: bool
     predicted: Predicted | None
     """None where no busy replica's batch is known well enough, or where engines plan for themselves."""
@@ -61,6 +63,7 @@ def _group(group: GroupState, replicas: list[ReplicaState], fresh_within_s: floa
         waiting_wishes=len(restarts.waiting_since_s.keys() - holding),
         open_segments=len(group.exploration.segments),
         limited_buckets=int(group.thought.outlook.limited.sum()) if group.thought is not None else 0,
+        limited_replicas=sum(group.limit_decides(replica) for replica in replicas),
         is_frozen=now_s < restarts.probes.frozen_until_s,
         predicted=predict(group, replicas),
     )
@@ -167,6 +170,14 @@ POLICY_METRICS: Final[tuple[Metric[PolicyLook], ...]] = (
         help="Batch buckets in which max_step_ms forbids the K that is predicted to give most.",
         labels=GROUP,
         values=_by_group(lambda group: group.limited_buckets),
+    ),
+    Metric(
+        name="nightjar_limited_replicas",
+        kind="gauge",
+        unit="replicas",
+        help="Busy replicas whose K a limit of their own decides: max_step_ms_per_application, or one set by hand.",
+        labels=GROUP,
+        values=_by_group(lambda group: group.limited_replicas),
     ),
     Metric(
         name="nightjar_predicted_tokens_per_second",

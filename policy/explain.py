@@ -68,7 +68,7 @@ def explain(
     facts = _Facts(replica_id, replica, group, decision, settings, overrides, now_s, in_force)
     voices = tuple(_voices(facts))
     answer = next(voice for voice in voices if voice.decides)
-    thought = replica.own if replica.own is not None else group.thought
+    thought = group.apart(replica) or group.thought
     first, last = bucket_range(bucket, report.group.max_num_seqs)
     return Explanation(
         replica_id=replica_id,
@@ -157,6 +157,7 @@ def _voices(facts: _Facts) -> Iterator[Voice]:
         yield Voice(who="dwell", words=words, decides=True)
     if Cause.MIXED in said:
         yield Voice(who="prefill", words="its last step also computed prompts: such steps never raise K", decides=True)
+    yield from _limit(facts)
     yield _plan_voice(facts)
     if said:
         yield Voice(who="engine", words=f"of its last step: {said}")
@@ -232,6 +233,22 @@ def _drafter(facts: _Facts) -> Iterator[Voice]:
         yield Voice(who="drafter", words="; ".join(parts), decides=is_off and state in _DRAFTER_DOWN and bool(_wanted(facts)))
 
 
+def _limit(facts: _Facts) -> Iterator[Voice]:
+    """A limit of a step that not all of its group have; the fleet's is in the planner's own words."""
+    group, replica, batch = facts.group, facts.replica, facts.replica.report.snapshot.load.decode_batch_size
+    if replica.limit is None:
+        return
+    words = f"{replica.limit}: no K runs whose steps may take longer"
+    decides = group.limit_decides(replica)
+    if decides:
+        plan, without = _plan(group, replica), replica.own.plan if replica.own is not None else group.plan
+        runs, else_runs = (speculation(_planned(one, batch) or 0) for one in (plan, without))
+        words = f"{replica.limit} allows {runs} where {else_runs} would run" + (
+            f": {plan.reason(batch)}" if plan is not None else ""
+        )
+    yield Voice(who="step limit", words=words, decides=decides)
+
+
 def _plan_voice(facts: _Facts) -> Voice:
     plan, planner = _plan(facts.group, facts.replica), facts.group.planner or facts.settings.planner
     if facts.decision is None or plan is None:
@@ -248,7 +265,8 @@ def _wanted(facts: _Facts) -> int:
 
 
 def _plan(group: GroupState, replica: ReplicaState) -> GroupPlan | None:
-    return replica.own.plan if replica.own is not None else group.plan
+    apart = group.apart(replica)
+    return apart.plan if apart is not None else group.plan
 
 
 def _planned(plan: GroupPlan | None, batch: int) -> int | None:
@@ -266,13 +284,15 @@ def _arms(
     group: GroupState, replica: ReplicaState, bucket: int, settings: OperatorSettings, now_s: float
 ) -> tuple[ArmExplanation, ...]:
     """Every K that may run or was measured in the bucket, by what the plan in force stands on."""
-    evidence, thought = group.evidence, replica.own if replica.own is not None else group.thought
+    evidence, thought = group.evidence, group.apart(replica) or group.thought
     lengths = set(settings.arms(group.key.max_num_speculative_tokens, group.key.graph_tiers))
     lengths |= {length for cell_bucket, length in evidence.cells if cell_bucket == bucket}
     predicted: dict[int, tuple[float | None, float | None, float | None]] = {}
+    too_long: set[int] = set()
     if thought is not None and bucket < len(thought.outlook.rows):
         ahead = thought.outlook
         gain, deviation = ahead.gain(np.zeros(len(ahead.rows), dtype=np.int64))
+        too_long = {length for index, length in enumerate(ahead.arms) if not ahead.allowed[bucket, index]}
         for index, length in enumerate(ahead.arms):
             goodput = _finite(np.exp(min(float(ahead.log_goodput[bucket, index]), 100.0)))
             above = _finite(np.expm1(min(float(gain[bucket, index]), 100.0))) if index else None
@@ -291,6 +311,7 @@ def _arms(
                 clean_steps=cell.steps if cell is not None else 0.0,
                 measured_age_s=_age(now_s, cell.measured_at_s) if cell is not None and group.decided_at_s is not None else None,
                 is_imported=(bucket, length) in group.imported.cells,
+                exceeds_limit=length in too_long,
                 own_steps=group.contributions.steps_of(replica.report.replica_id, (bucket, length), now_s),
             )
         )

@@ -18,6 +18,7 @@ from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.granting import MayGrant, group_restarts
 from nightjar.policy.intake import MAX_REPLICAS, MAX_RETIRED_ENGINES, observe
 from nightjar.policy.learning import learn
+from nightjar.policy.limiting import with_limits
 from nightjar.policy.modes import ModeOverride, effective_mode, live_overrides
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.base import one_length, speculation
@@ -91,6 +92,8 @@ def decide(
             replica_id: effective_mode(replica_id, replica.report.application, settings.mode, still, now_s)
             for replica_id, replica in members[group_id].items()
         }
+        limited = with_limits(members[group_id], modes, settings, still, now_s)
+        members[group_id] |= limited
         steered = {name: replica for name, replica in members[group_id].items() if replica.can_be_steered}
         asked = {
             replica_id
@@ -101,7 +104,7 @@ def decide(
         thoughts_left -= used
         steered |= changed
         members[group_id] |= steered
-        live.update(changed)
+        live.update(limited | changed)
         if groups[group_id].thought is not group.thought:  # what guards compare with follows the thought that the plan stands on
             groups[group_id] = _with_off_steps(groups[group_id], settings)
         groups[group_id] = with_own_price(groups[group_id], steered)
@@ -146,7 +149,8 @@ def _decisions(
     assert group.plan is not None
     segments: dict[str, list[ExplorationSegment]] = {}
     for held in group.exploration.segments:
-        segments.setdefault(held.replica_id, []).append(held.segment)
+        if held.replica_id not in members or group.may_measure(members[held.replica_id], held.cell):
+            segments.setdefault(held.replica_id, []).append(held.segment)
     arms = settings.arms(group.key.max_num_speculative_tokens, group.key.graph_tiers)
     group_plan = group.plan.local or Table(rows=group.plan.rows, off_steps=group.off_steps)
     decisions = {}
@@ -157,13 +161,14 @@ def _decisions(
             decisions[replica_id] = _by_mode(mode, who, replica.report.serving_plainly, group.key, its_terms, settings, arms)
             continue
         mine = tuple(segments.get(replica_id, ()))
-        rows = group.plan.rows if replica.own is None else replica.own.plan.rows
-        summary = group.plan.summary if replica.own is None else f"{replica.own.plan.summary} (its own evidence)"
+        apart = group.apart(replica)
+        rows = group.plan.rows if apart is None else apart.plan.rows
+        summary = group.plan.summary if apart is None else f"{apart.plan.summary} ({replica.why_apart})"
         reason = f"{settings.planner}: {summary}" + (f"; {in_words(mine)}" if mine else "")
         allowed = tuple(sorted({row.num_speculative_tokens for row in rows}.union(arms)))
         if mode.kind == "shadow":
             reason = f"mode shadow set by {who}, nothing is touched; {reason}"
-        plan = group_plan if replica.own is None and not mine else Table(rows=rows, segments=mine, off_steps=group.off_steps)
+        plan = group_plan if apart is None and not mine else Table(rows=rows, segments=mine, off_steps=group.off_steps)
         dwell_steps = 0 if group.plan.local else settings.dwell_steps
         decisions[replica_id] = Decision(mode, plan, allowed, dwell_steps, reason[:MAX_REASON_LENGTH], its_terms)
     return decisions

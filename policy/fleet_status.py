@@ -174,6 +174,8 @@ def _replica(replica_id: str, replica: ReplicaState, group: GroupState, decision
         report_age_s=max(now_s - replica.heard_at_s, 0.0),
         settings_version=snapshot.settings_version,
         reason=_reason(replica, group, decision),
+        max_step_ms=replica.limit.max_step_ms if replica.limit is not None else None,
+        limit_decides=group.limit_decides(replica),
         decision_reason=snapshot.decision_reason,
         steering=report.steering,
         steering_reason=report.steering_reason,
@@ -190,7 +192,10 @@ def _reason(replica: ReplicaState, group: GroupState, decision: Decision | None)
     words = decision.reason
     batch = report.snapshot.load.decode_batch_size
     if batch and decision.mode.kind in {"auto", "shadow"} and group.plan is not None and not report.serving_plainly:
-        words = (group.plan if replica.own is None else replica.own.plan).reason(batch)
+        apart = group.apart(replica)
+        words = (group.plan if apart is None else apart.plan).reason(batch)
+        if group.limit_decides(replica):
+            words += f" ({replica.limit})"
         if isinstance(decision.plan, Table) and decision.plan.segments:
             words += f"; {in_words(decision.plan.segments)}"
         if decision.terms.words:

@@ -81,6 +81,7 @@ def _restarter(
 ) -> Restarter:
     """A measurement that the group dealt is an order: exploration has paid for its restart (policy.trials)."""
     report, snapshot, wish = replica.report, replica.report.snapshot, replica.report.snapshot.restart_wish
+    apart = group.apart(replica)
     return Restarter(
         engine_id=snapshot.counters.engine_id,
         node_id=report.node_id,
@@ -90,7 +91,7 @@ def _restarter(
         is_steered=mode.kind in {"auto", "pin"},
         is_ordered=mode.kind == "pin" or settings.planner not in LEARNING_PLANNERS or is_measuring,
         new=replica.new_restarts,
-        own=prospect_of(group, replica.own.plan, replica.own) if wish is not None and replica.own is not None else None,
+        own=prospect_of(group, apart.plan, apart) if wish is not None and apart is not None else None,
         is_silent=now_s - replica.heard_at_s >= _silent_after_s(settings),
     )
 

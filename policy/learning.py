@@ -21,6 +21,7 @@ from nightjar.policy.estimate.pooling import Slopes, pooled, with_effects, witho
 from nightjar.policy.estimate.robust import LEAST_REPLICAS
 from nightjar.policy.planners import PLANNERS
 from nightjar.policy.planners.base import GroupView
+from nightjar.policy.planners.limited import refreshed
 from nightjar.policy.planners.thinking import is_news, own_evidence, think, think_alone, think_cold
 from nightjar.policy.state import GroupState, ReplicaState
 from nightjar.policy.trials import Exploration, Explorer, deal
@@ -60,7 +61,7 @@ def learn(
     group_with = partial(replace, group, evidence=evidence, planner=settings.planner, decided_at_s=now_s)
     if settings.planner in PLANNERS:
         changed.update(_without_own({**members, **changed}))
-        return group_with(plan=PLANNERS[settings.planner](view), exploration=Exploration(), thought=None), changed, 0
+        return group_with(plan=PLANNERS[settings.planner](view), exploration=Exploration(), thought=None, within={}), changed, 0
     thought, thoughts = group.thought, 0
     if most_thoughts > 0 and is_news(thought, view):
         thought, thoughts = think(view), 1
@@ -75,7 +76,10 @@ def learn(
     own, own_thoughts = _own_thoughts(
         view.with_plan(thought.plan), group.contributions, {**members, **changed}, most_thoughts - thoughts
     )
-    return group_with(plan=thought.plan, exploration=exploration, thought=thought), {**changed, **own}, thoughts + own_thoughts
+    limits = {replica.limit.max_step_ms for replica in members.values() if replica.limit is not None}
+    within = {max_step_ms: refreshed(view, thought, max_step_ms, group.within.get(max_step_ms)) for max_step_ms in sorted(limits)}
+    after = group_with(plan=thought.plan, exploration=exploration, thought=thought, within=within)
+    return after, {**changed, **own}, thoughts + own_thoughts
 
 
 def explorers(group: GroupState, members: Mapping[str, ReplicaState]) -> dict[str, Explorer]:
@@ -87,6 +91,7 @@ def explorers(group: GroupState, members: Mapping[str, ReplicaState]) -> dict[st
             replica.decode_batch_size_before,
             replica.report.snapshot.finished_segment_id,
             restart_tokens.of(replica.report),
+            partial(group.may_measure, replica),
         )
         for replica_id, replica in members.items()
     }
@@ -165,23 +170,33 @@ def _own_thoughts(
 ) -> tuple[dict[str, ReplicaState], int]:
     """Replicas whose own thought is new or gone, and how many are new. `view` runs the group's new plan."""
     waiting: list[tuple[float, str, GroupView]] = []
+    views: dict[str, GroupView] = {}
     changed: dict[str, ReplicaState] = {}
     for replica_id, replica in members.items():
         evidence = own_evidence(view, contributions.acceptance_of(replica_id), thinks_already=replica.own is not None)
         if evidence is None:
             if replica.own is not None:
-                changed[replica_id] = replace(replica, own=None)
+                changed[replica_id] = replace(replica, own=None, own_within=None)
             continue
         mine = view.with_evidence(evidence)
         if replica.own is not None:
             mine = mine.with_plan(replica.own.plan)
+        views[replica_id] = mine
         if is_news(replica.own, mine):
             waiting.append((replica.own.at_s if replica.own is not None else float("-inf"), replica_id, mine))
     due = sorted(waiting, key=lambda entry: entry[:2])[:most_thoughts]
     for _, replica_id, mine in due:
         changed[replica_id] = replace(members[replica_id], own=think_alone(mine))
+    for replica_id, mine in views.items():
+        replica = changed.get(replica_id, members[replica_id])
+        own_within = None
+        if replica.own is not None and replica.limit is not None:
+            own_within = refreshed(mine, replica.own, replica.limit.max_step_ms, replica.own_within)
+        if own_within is not replica.own_within:
+            changed[replica_id] = replace(replica, own_within=own_within)
     return changed, len(due)
 
 
 def _without_own(members: Mapping[str, ReplicaState]) -> dict[str, ReplicaState]:
-    return {replica_id: replace(replica, own=None) for replica_id, replica in members.items() if replica.own is not None}
+    thinking = {replica_id: replica for replica_id, replica in members.items() if replica.own is not None}
+    return {replica_id: replace(replica, own=None, own_within=None) for replica_id, replica in thinking.items()}

@@ -1,4 +1,4 @@
-"""What mode a replica is in: the operator's settings, and overrides that people set by hand for a while.
+"""What mode and limit of a step a replica has: the operator's settings, and overrides that people set by hand for a while.
 
 An override names the fleet, an application or a replica; the most specific live one wins over the settings. Expiry is a
 point on the caller's clock, so an override that nobody takes back ends by itself. Fails closed: an override whose scope
@@ -7,12 +7,14 @@ and name do not fit is refused when it is made, so the functions below never mee
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Final, Self
 
 from pydantic import Field, model_validator
 
 from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.operator import MaxStepMs, OperatorSettings
 from nightjar.policy.wire.record import Reason, Record
 from nightjar.policy.wire.status import Scope
 
@@ -20,11 +22,15 @@ _MOST_SPECIFIC_FIRST: Final[tuple[Scope, ...]] = ("replica", "application", "fle
 
 
 class ModeOverride(Record):
-    """A mode set by hand. `name` is the application's or the replica's; the scope fleet has none."""
+    """A mode set by hand. `name` is the application's or the replica's; the scope fleet has none.
+
+    `max_step_ms` limits the steps of the same replicas, where their mode lets a planner decide.
+    """
 
     scope: Scope
     name: Annotated[str, Field(max_length=256)] = ""
     mode: Mode
+    max_step_ms: MaxStepMs | None = None
     expires_at_s: float | None = None
     reason: Reason = ""
 
@@ -36,9 +42,25 @@ class ModeOverride(Record):
             raise ValueError(f"scope {self.scope} needs the name of the {self.scope}")
         return self
 
+    @model_validator(mode="after")
+    def _limit_has_a_plan_to_limit(self) -> Self:
+        check_limit(self.mode, self.max_step_ms)
+        return self
+
     def is_live(self, now_s: float) -> bool:
         """Whether it still holds at `now_s`, seconds on the clock that set `expires_at_s`."""
         return self.expires_at_s is None or now_s < self.expires_at_s
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaLimit:
+    """Milliseconds that a step of a replica may take with speculation, and who says so, in words."""
+
+    max_step_ms: float
+    set_by: str
+
+    def __str__(self) -> str:
+        return f"max_step_ms {self.max_step_ms:g} of {self.set_by}"
 
 
 def live_overrides(overrides: Sequence[ModeOverride], now_s: float) -> tuple[ModeOverride, ...]:
@@ -65,19 +87,56 @@ def effective_mode(
     'auto'
     """
     override = override_of(replica_id, application, overrides, now_s)
-    return (override.mode, _set_by(override)) if override is not None else (operator_mode, "the settings")
+    return (override.mode, set_by(override)) if override is not None else (operator_mode, "the settings")
 
 
 def override_of(replica_id: str, application: str, overrides: Sequence[ModeOverride], now_s: float) -> ModeOverride | None:
     """The live override that concerns a replica, the most specific one; None where the settings hold."""
+    return next(_concerning(replica_id, application, overrides, now_s), None)
+
+
+def _limiting(replica_id: str, application: str, overrides: Sequence[ModeOverride], now_s: float) -> ModeOverride | None:
+    """The most specific live override that limits a replica's steps; None where none does."""
+    found = _concerning(replica_id, application, overrides, now_s)
+    return next((override for override in found if override.max_step_ms is not None), None)
+
+
+def check_limit(mode: Mode | None, max_step_ms: float | None) -> None:
+    """Raise ValueError for a limit beside a mode that plans nothing, or beside none (an override that is taken back)."""
+    if max_step_ms is not None and (mode is None or mode.kind in {"off", "pin"}):
+        raise ValueError(
+            f"max_step_ms: {max_step_ms:g} with mode {mode or 'default'}, which plans nothing; allowed are auto and shadow"
+        )
+
+
+def limit_of(
+    replica_id: str, application: str, settings: OperatorSettings, overrides: Sequence[ModeOverride], now_s: float
+) -> ReplicaLimit | None:
+    """The limit of a replica that is not the fleet's: by hand, or else its application's; None where the fleet's is as strict.
+
+    >>> settings = OperatorSettings(max_step_ms_per_application={"chat": 40.0}, max_step_ms=60.0)
+    >>> str(limit_of("r1", "chat", settings, (), 0.0)), limit_of("r2", "mail", settings, (), 0.0)
+    ('max_step_ms 40 of application chat', None)
+    """
+    override = _limiting(replica_id, application, overrides, now_s)
+    if override is not None and override.max_step_ms is not None:
+        limit = ReplicaLimit(override.max_step_ms, set_by(override))
+    elif application in settings.max_step_ms_per_application:
+        limit = ReplicaLimit(settings.max_step_ms_per_application[application], f"application {application}")
+    else:
+        return None
+    return limit if settings.max_step_ms is None or limit.max_step_ms < settings.max_step_ms else None
+
+
+def _concerning(replica_id: str, application: str, overrides: Sequence[ModeOverride], now_s: float) -> Iterator[ModeOverride]:
     names = {"replica": replica_id, "application": application, "fleet": ""}
     for scope in _MOST_SPECIFIC_FIRST:
         for override in overrides:
             if override.scope == scope and override.name == names[scope] and override.is_live(now_s):
-                return override
-    return None
+                yield override
 
 
-def _set_by(override: ModeOverride) -> str:
+def set_by(override: ModeOverride) -> str:
+    """Who set it, in words."""
     target = f"{override.scope} {override.name}".rstrip()
     return f"{target} by hand ({override.reason})" if override.reason else f"{target} by hand"

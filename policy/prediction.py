@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from nightjar.policy.granting import prospect_of
+from nightjar.policy.planners.thinking import Thought
 from nightjar.policy.state import GroupState, ReplicaState
 from nightjar.policy.wire.batch_buckets import batch_bucket
 
@@ -39,18 +40,19 @@ def predict(group: GroupState, replicas: Iterable[ReplicaState]) -> Predicted | 
 def _goodputs(group: GroupState, replicas: Iterable[ReplicaState]) -> Iterator[tuple[float | None, float | None]]:
     """Tokens a second of each busy replica that can be steered: with its plan, and off. Asked once for all that think alike."""
     assert group.plan is not None
-    shared = prospect_of(group, group.plan, group.thought)
-    alike: Counter[int] = Counter()
+    alike: Counter[tuple[int, int]] = Counter()
+    thoughts: dict[int, Thought | None] = {}
     for replica in replicas:
         batch = replica.report.snapshot.load.decode_batch_size
         if not batch or not replica.can_be_steered:
             continue
-        bucket = batch_bucket(batch)
-        if replica.own is None:
-            alike[bucket] += 1
-        else:
-            own = prospect_of(group, replica.own.plan, replica.own)
-            yield own.planned_goodput[bucket], own.off_goodput[bucket]
-    for bucket, count in alike.items():
-        pair = shared.planned_goodput[bucket], shared.off_goodput[bucket]
+        apart = group.apart(replica)
+        thoughts[id(apart)] = apart
+        alike[id(apart), batch_bucket(batch)] += 1
+    prospects = {
+        key: prospect_of(group, group.plan, group.thought) if apart is None else prospect_of(group, apart.plan, apart)
+        for key, apart in thoughts.items()
+    }
+    for (key, bucket), count in alike.items():
+        pair = prospects[key].planned_goodput[bucket], prospects[key].off_goodput[bucket]
         yield from (pair for _ in range(count))

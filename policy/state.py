@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from nightjar.policy.estimate.catch_up import NewRestarts
 from nightjar.policy.estimate.contributions import Contributions, NewEvidence
 from nightjar.policy.estimate.counting import CountedEngine
-from nightjar.policy.estimate.evidence import Evidence
+from nightjar.policy.estimate.evidence import Cell, Evidence
 from nightjar.policy.estimate.mixed_steps import MixedShare
+from nightjar.policy.modes import ReplicaLimit
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.base import GroupPlan
 from nightjar.policy.planners.thinking import Thought
@@ -31,7 +32,8 @@ class ReplicaState:
     """One replica: its last report (cells left out) and its batch in the one before, what was counted of its engine, and evidence
     not merged yet.
 
-    `own` is what it thinks for itself where its group knows less or knows others; None: the group's plan.
+    `own` is what it thinks for itself where its group knows less or knows others; None: the group's plan. `limit` is a limit of a
+    step that not all of its group have, `own_within` what it thinks for itself within that (planners.limited).
     """
 
     report: LoadReport
@@ -46,6 +48,14 @@ class ReplicaState:
     new_restarts: NewRestarts = field(default_factory=NewRestarts)
     retired_engine_ids: tuple[str, ...] = ()
     own: Thought | None = field(default=None, compare=False)
+    limit: ReplicaLimit | None = None
+    own_within: Thought | None = field(default=None, compare=False)
+
+    @property
+    def why_apart(self) -> str:
+        """Why it does not run its group's plan where it does not (`GroupState.apart`), in words."""
+        own = "its own evidence" if self.own is not None else ""
+        return ", ".join(part for part in (own, f"within {self.limit}" if self.limit is not None else "") if part)
 
     @property
     def can_be_steered(self) -> bool:
@@ -57,8 +67,9 @@ class ReplicaState:
 class GroupState:
     """One group: what it learned, the plan in force, who planned it, the measurements under way and what they may still cost.
 
-    `thought` is what the plan of the planner `fleet` stands on. `imported` says what of the evidence nobody measured here.
-    `is_remembered`: its evidence comes from the policy before, to which engines had told their history.
+    `thought` is what the plan of the planner `fleet` stands on, `within` the same within limits of a step that some replicas have,
+    by their milliseconds. `imported` says what of the evidence nobody measured here. `is_remembered`: its evidence comes from the
+    policy before, to which engines had told their history.
     """
 
     key: GroupKey
@@ -69,6 +80,7 @@ class GroupState:
     exploration: Exploration = field(default_factory=Exploration)
     decided_at_s: float | None = None
     thought: Thought | None = field(default=None, compare=False)
+    within: Mapping[float, Thought] = field(default_factory=dict, compare=False)
     restarts: GroupRestarts = field(default_factory=GroupRestarts)
     off_steps: tuple[OffStep, ...] = ()
     imported: Imported = field(default_factory=Imported)
@@ -78,6 +90,27 @@ class GroupState:
     def thought_at_s(self) -> float:
         """When it last thought; before all others if it never did."""
         return self.thought.at_s if self.thought is not None else float("-inf")
+
+    def apart(self, replica: ReplicaState) -> Thought | None:
+        """What one of its replicas runs that is not the group's plan (None: it is): its own thought, or either within its limit."""
+        if replica.own is not None:
+            return replica.own_within if replica.limit is not None and replica.own_within is not None else replica.own
+        return self.within.get(replica.limit.max_step_ms) if replica.limit is not None else None
+
+    def limit_decides(self, replica: ReplicaState) -> bool:
+        """Whether a replica is busy, and runs another K at its batch than it would without its limit."""
+        batch, within = replica.report.snapshot.load.decode_batch_size, self.apart(replica)
+        without = replica.own.plan if replica.own is not None else self.plan
+        if not batch or within is None or replica.limit is None or without is None:
+            return False
+        return within.plan.num_speculative_tokens(batch) != without.num_speculative_tokens(batch)
+
+    def may_measure(self, replica: ReplicaState, cell: Cell) -> bool:
+        """Whether a replica may be asked to run a cell's K: one that is expected to keep its limit, if it has one."""
+        within = self.apart(replica) if replica.limit is not None else None
+        if within is None or cell[1] not in within.outlook.arms:
+            return True
+        return bool(within.outlook.may_be_tried[cell[0], within.outlook.arms.index(cell[1])])
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -99,15 +99,20 @@ class Exploration:
     rounds: Rounds = field(default_factory=dict)
 
 
+def _anything(_cell: Cell) -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Explorer:
-    """A replica that may be asked to measure: its batch now and in the report before (0: idle), the last segment it finished, and
-    the tokens that it would lose until its drafter can draft (0: it could in the next step)."""
+    """A replica that may be asked to measure: its batch now and in the report before (0: idle), the last segment it finished, the
+    tokens that it would lose until its drafter can draft (0: it could in the next step), and whether it may run a cell's K."""
 
     decode_batch_size: int
     decode_batch_size_before: int
     finished_segment_id: int
     restart_tokens: float = 0.0
+    may_measure: Callable[[Cell], bool] = _anything
 
     @property
     def bucket(self) -> int | None:
@@ -202,7 +207,7 @@ def _busy_replicas(view: GroupView, by_bucket: Mapping[int, Sequence[str]]) -> d
 
 def _still_runs(held: OpenSegment, explorers: Mapping[str, Explorer], now_s: float) -> bool:
     explorer = explorers.get(held.replica_id)
-    if explorer is None or explorer.finished_segment_id >= held.segment.segment_id:
+    if explorer is None or explorer.finished_segment_id >= held.segment.segment_id or not explorer.may_measure(held.cell):
         return False
     left = now_s - held.seen(explorer, now_s).inside_at_s > LEFT_BUCKET_S
     return not (left or now_s - held.dealt_at_s > TIME_TO_LIVE_S + DELIVERY_S)
@@ -227,7 +232,11 @@ def _askable(
     if any(held.cell == cell and held.inside_at_s == now_s for held in open_segments):
         return None
     load = Counter(held.replica_id for held in open_segments)
-    free = [replica_id for replica_id in in_bucket if replica_id not in asked and load[replica_id] < MAX_SEGMENTS_PER_REPLICA]
+    free = [
+        replica_id
+        for replica_id in in_bucket
+        if replica_id not in asked and load[replica_id] < MAX_SEGMENTS_PER_REPLICA and explorers[replica_id].may_measure(cell)
+    ]
     shuffled = rng.sample(free, len(free))
     sign = 1.0 if cell[1] else -1.0
 

@@ -33,6 +33,12 @@ def mode(
     value: Annotated[str, typer.Argument(help="auto, shadow, off, pin=K, or default to take an override back.", metavar="MODE")],
     application: Annotated[str, typer.Option("--application", help="Only this application.", show_default=False)] = "",
     replica: Annotated[str, typer.Option("--replica", help="Only this replica (its id as in status).", show_default=False)] = "",
+    max_step_ms: Annotated[
+        float | None,
+        typer.Option(
+            "--max-step-ms", help="With auto or shadow: no K whose steps may take longer.", show_default="no limit of its own"
+        ),
+    ] = None,
     for_s: Annotated[
         float | None,
         typer.Option(
@@ -49,11 +55,14 @@ def mode(
         raise typer.BadParameter("give --application or --replica, not both")
     scope = "replica" if replica else "application" if application else "fleet"
     name = replica or application
-    request = {"mode": value, "scope": scope, "name": name, "for_s": for_s, "reason": reason}
+    request: dict[str, object] = {"mode": value, "scope": scope, "name": name, "for_s": for_s, "reason": reason}
+    if max_step_ms is not None:
+        request["max_step_ms"] = max_step_ms
     with one_line_errors(), open_client(url, token) as client:
         answer = client.set_mode(request)
     if output is Output.JSON:
         typer.echo(json.dumps(answer))
         return
     until = f" for {format_duration(for_s)}" if for_s is not None else ""
-    Console().print(f"{escaped(f'{scope} {name}'.strip())}: mode {escaped(value)}{until}", highlight=False)
+    limit = f", steps of up to {max_step_ms:g} ms" if max_step_ms is not None else ""
+    Console().print(f"{escaped(f'{scope} {name}'.strip())}: mode {escaped(value)}{limit}{until}", highlight=False)

@@ -20,7 +20,8 @@ class ArmExplanation(Record):
     """One K at the replica's batch bucket. Tokens a second are generated ones; None: nobody predicted or measured it.
 
     `gain_over_off` is the predicted share above K = 0, `gain_deviation` the standard deviation of its logarithm: a change of K must
-    exceed two of them. `own_steps` are those that this replica measured.
+    exceed two of them. `exceeds_limit`: steps may take longer than the limit that concerns this replica. `own_steps` are those that
+    this replica measured.
     """
 
     num_speculative_tokens: int
@@ -31,6 +32,7 @@ class ArmExplanation(Record):
     clean_steps: float = 0.0
     measured_age_s: float | None = None
     is_imported: bool = False
+    exceeds_limit: bool = False
     own_steps: float = 0.0
 
 

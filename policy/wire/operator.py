@@ -24,6 +24,9 @@ DraftOffload = Literal["never", "under_memory_pressure"]
 PlannerName = Literal["off", "fixed", "schedule", "nightjar", "fleet"]
 ScheduleRow = tuple[int, int, int]
 """First batch, last batch, K."""
+MaxStepMs = Annotated[float, Field(gt=0.0, le=600_000.0)]
+"""Milliseconds that an engine step may take with speculation."""
+MAX_LIMITED_APPLICATIONS: Final = 1000
 LEAST_PERIODS: Final = 3
 """Reports that must fail to come before anybody may take it for silence."""
 
@@ -62,11 +65,17 @@ class OperatorSettings(BaseModel):
         description="The K that may run; 0 is always among them. None means 0, 1, 2, 3, 5, 8, ... up to the engine's maximum, "
         "and the maximum: fewer arms are learned sooner.",
     )
-    max_step_ms: Annotated[float, Field(gt=0.0, le=600_000.0)] | None = Field(
+    max_step_ms: MaxStepMs | None = Field(
         default=None,
         description="Milliseconds that an engine step may take with speculation: K is only one whose predicted step, with its "
         "doubt and its prefill, stays below; off always may run. Of the planner fleet. A step is the time between two outputs of "
         "a request, so this bounds its p99; None plans for tokens per second alone.",
+    )
+    max_step_ms_per_application: Mapping[Annotated[str, Field(min_length=1, max_length=256)], MaxStepMs] = Field(
+        default={},
+        max_length=MAX_LIMITED_APPLICATIONS,
+        description="max_step_ms of single applications, by name, for example {chat: 40}. Their replicas go on learning with their "
+        "group and run its plan where it keeps their limit, elsewhere the best K that does. It cannot loosen max_step_ms.",
     )
     dwell_steps: Annotated[int, Field(ge=0, le=1000)] = Field(
         default=4,
@@ -206,6 +215,10 @@ class OperatorSettings(BaseModel):
         if rows:
             _schedule_table(rows)
         return rows
+
+    def __hash__(self) -> int:
+        """Equal settings have the same; a mapping has none of its own."""
+        return hash((self.mode, self.planner, self.allowed_num_speculative_tokens, self.max_step_ms))
 
     def schedule_table(self) -> Table:
         """`num_speculative_tokens_per_batch_size` as a plan. Raises ValueError for rows that do not ascend."""

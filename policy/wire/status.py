@@ -13,11 +13,12 @@ Scope = Literal["fleet", "application", "replica"]
 
 
 class OverrideStatus(Record):
-    """A mode somebody set by hand, and how long it still holds (None: until taken back)."""
+    """A mode somebody set by hand, with its limit of a step, and how long it still holds (None: until taken back)."""
 
     scope: Scope
     name: str = ""
     mode: Mode
+    max_step_ms: float | None = None
     reason: str = ""
     seconds_left: float | None = None
 
@@ -26,7 +27,8 @@ class ReplicaStatus(Record):
     """One replica as last reported. `reason` is the last decision in words; `generated_tokens_per_s` is over the last period.
 
     `decision_reason` is the engine's own word for the K that plan, dwell and guard gave its last step (steering.Cause). What the
-    drafter made of that is in `drafter_state` and `drafter.reason`.
+    drafter made of that is in `drafter_state` and `drafter.reason`. `max_step_ms` is the limit of a step that is its own or its
+    application's; `limit_decides` says whether its K differs for that at its present batch.
     """
 
     replica_id: str
@@ -47,6 +49,8 @@ class ReplicaStatus(Record):
     settings_version: SettingsVersion | None = None
     settings_confirmed: bool = False
     reason: str = ""
+    max_step_ms: float | None = None
+    limit_decides: bool = False
     decision_reason: str = ""
     steering: SteeringLevel = SteeringLevel.FULLY
     steering_reason: str = ""

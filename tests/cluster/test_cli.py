@@ -91,6 +91,13 @@ def test_mode_sends_scope_duration_reason_and_token(
     assert requests[0].headers["Authorization"] == "Bearer s3cret"
 
 
+def test_mode_sends_a_limit_of_a_step_where_one_is_given(serve: Callable[[Handler], list[httpx.Request]]) -> None:
+    requests = serve(override_answer)
+    done = call("mode", "auto", "--application", "chat", "--max-step-ms", "40", "--for", "30m")
+    assert "application chat: mode auto, steps of up to 40 ms for 30m" in done.stdout
+    assert json.loads(requests[0].content)["max_step_ms"] == 40.0
+
+
 def test_mode_without_a_name_concerns_the_fleet_until_taken_back(serve: Callable[[Handler], list[httpx.Request]]) -> None:
     requests = serve(override_answer)
     call("mode", "default", "--token", "other", "-o", "json")

@@ -58,6 +58,9 @@ async def test_wrong_settings_keep_the_old_ones_and_name_the_field(values: objec
         ({"mode": "off", "for_s": "soon"}, "for_s"),
         ({"mode": "off", "for": 10}, "for"),
         ({"mode": "off", "reason": "x" * 5000}, "reason"),
+        ({"mode": "auto", "max_step_ms": 0}, "max_step_ms"),
+        ({"mode": "pin=2", "max_step_ms": 40}, "max_step_ms: 40 with mode pin=2, which plans nothing; allowed are auto and shadow"),
+        ({"mode": "default", "max_step_ms": 40}, "max_step_ms: 40 with mode default"),
         ("off", "off"),
     ],
 )
@@ -131,6 +134,26 @@ async def test_a_restarted_policy_keeps_settings_overrides_and_their_expiry() ->
         replica = Replica()
         await settled(service, replica)
         assert (str(replica.mode), replica.settings and replica.settings.dwell_steps) == ("pin=1", 7)
+
+
+async def test_a_restarted_policy_keeps_limits_of_a_step_those_by_hand_and_those_of_applications() -> None:
+    store = MemoryStore()
+    async with running_service(store) as service:
+        await service.configure({"mode": "auto", "max_step_ms_per_application": {"code": 50}})
+        await settled(service, Replica("r1"), Replica("r2", application="code"))
+        answer = await service.set_mode({"mode": "auto", "scope": "application", "name": "chat", "max_step_ms": 40, "for_s": 100})
+        assert answer["error"] == ""
+    await asyncio.sleep(40)
+    async with running_service(store) as service:
+        (override,) = service.status().overrides
+        assert override.max_step_ms == 40.0
+        assert override.seconds_left == pytest.approx(60)
+        await settled(service, Replica("r1"), Replica("r2", application="code"))
+        limits = {replica.replica_id: replica.max_step_ms for replica in service.status().replicas}
+        assert limits == {"r1": 40.0, "r2": 50.0}
+        await asyncio.sleep(60)
+        await settled(service, Replica("r1"))
+        assert next(replica for replica in service.status().replicas if replica.replica_id == "r1").max_step_ms is None
 
 
 async def test_a_restarted_policy_knows_what_the_fleet_had_learned() -> None:

@@ -25,10 +25,11 @@ BUSY = GroupLook(
     waiting_wishes=4,
     open_segments=5,
     limited_buckets=6,
+    limited_replicas=2,
     is_frozen=True,
     predicted=Predicted(planned=150.0, off=100.0),
 )
-IDLE = GroupLook(0, 0, 0, 0, 0, 0, is_frozen=False, predicted=None)
+IDLE = GroupLook(0, 0, 0, 0, 0, 0, 0, is_frozen=False, predicted=None)
 LOOK = PolicyLook(incarnation=7, decision_age_s=0.5, reports=11, refused_reports=2, groups={"busy": BUSY, "idle": IDLE})
 
 
@@ -59,6 +60,7 @@ def test_a_group_and_the_actor_in_numbers() -> None:
         "nightjar_restarts_frozen": 1,
         "nightjar_open_segments": 5,
         "nightjar_limited_batch_buckets": 6,
+        "nightjar_limited_replicas": 2,
         "nightjar_predicted_tokens_per_second": 150.0,
         "nightjar_predicted_off_tokens_per_second": 100.0,
         "nightjar_gain_over_off_ratio": 1.5,

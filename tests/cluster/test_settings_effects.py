@@ -87,6 +87,22 @@ async def planned_length(service: PolicyService) -> int:
     return length_at(group.rows, BATCH)
 
 
+async def lengths_of_two_applications(service: PolicyService) -> tuple[int, ...]:
+    """K at BATCH that replicas of `chat` and of `code` are sent, once the first has measured for six seconds."""
+    replicas, rng = [engines.Replica(name, BATCH, application=name) for name in ("chat", "code")], random.Random(0)
+    sent: dict[str, int] = {}
+    for second in range(6):
+        for replica in replicas:
+            replica.run_until(float(second), rng)
+            reply = await service.exchange(replica.report().to_wire())
+            if reply.settings is not None:
+                replica.steering.adopt(reply.settings, replica.now_s)
+                assert isinstance(reply.settings.plan, Table)
+                sent[replica.application] = length_at(reply.settings.plan.rows, BATCH)
+        await asyncio.sleep(1.0)
+    return sent["chat"], sent["code"]
+
+
 def wish(number: int, *, reload: bool) -> LoadReport:
     """A report of a replica, all on one node, that wishes to restart over what it missed."""
     replica = RestartingReplica(f"r{number}")
@@ -133,6 +149,9 @@ EFFECTS: Mapping[str, Effect] = {
     "evidence_half_life_steps": Effect(50.0, weight_of_2000_steps, 300, 100),
     "switch_margin": Effect(0.2, planned_length, 5, 0, {"mode": "auto", "allowed_num_speculative_tokens": [0, 5]}),
     "max_step_ms": Effect(12.0, planned_length, 5, 0, {"mode": "auto", "allowed_num_speculative_tokens": [0, 5]}),
+    "max_step_ms_per_application": Effect(
+        {"chat": 12.0}, lengths_of_two_applications, (5, 5), (0, 5), {"mode": "auto", "allowed_num_speculative_tokens": [0, 5]}
+    ),
     "max_restart_share": Effect(0.5, leases_at_once, 2, 5, UNBOUNDED),
     "max_restart_slowdown": Effect(0.2, leases_at_once, 1, 7, UNBOUNDED),
     "max_reloads_per_node": Effect(2, reloads_at_once, 1, 2, UNBOUNDED),

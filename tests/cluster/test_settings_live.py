@@ -74,6 +74,7 @@ CHANGES: Mapping[str, Change] = {
         [0, 2], [0, 99], "less than or equal to 32 (value 99)", shows=lambda s, _: s.allowed_num_speculative_tokens, as_=(0, 2)
     ),
     "max_step_ms": Change(40.0, -1, "greater than 0 (value -1)"),
+    "max_step_ms_per_application": Change({"chat": 40.0}, {"chat": 0}, "chat: Input should be greater than 0 (value 0)"),
     "dwell_steps": Change(7, -1, "greater than or equal to 0 (value -1)", shows=lambda s, _: s.dwell_steps, as_=7),
     "exchange_period_s": Change(
         0.25, 0.01, "greater than or equal to 0.1 (value 0.01)", shows=lambda s, _: s.exchange_period_s, as_=0.25

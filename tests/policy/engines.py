@@ -52,6 +52,7 @@ class Replica:
     speed: float = 1.0
     acceptance: tuple[float, ...] = ACCEPTANCE
     engine_id: str = "engine-1"
+    application: str = "chat"
     report_number: int = 0
     counters: StepCounters = field(default_factory=StepCounters)
     steering: Steering = field(default_factory=lambda: Steering(max_num_speculative_tokens=5, max_num_seqs=MAX_NUM_SEQS))
@@ -101,7 +102,7 @@ class Replica:
         self.report_number += 1
         fields: dict[str, object] = {
             "replica_id": self.replica_id,
-            "application": "chat",
+            "application": self.application,
             "group": KEY,
             "report_number": self.report_number,
             "snapshot": EngineSnapshot(

@@ -1,0 +1,37 @@
+"""Which replicas of a group have a limit of a step that not all of it have: an application's, or one by hand.
+
+Neither loosens the fleet's `max_step_ms`, which the group's plan keeps already. Fails closed: where no planner learns, no limit
+applies, and nothing says that one did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from nightjar.policy.modes import ModeOverride, limit_of
+from nightjar.policy.planners import LEARNING_PLANNERS
+from nightjar.policy.state import ReplicaState
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.operator import OperatorSettings
+
+
+def with_limits(
+    members: Mapping[str, ReplicaState],
+    modes: Mapping[str, tuple[Mode, str]],
+    settings: OperatorSettings,
+    overrides: Sequence[ModeOverride],
+    now_s: float,
+) -> dict[str, ReplicaState]:
+    """The members whose limit has come, changed or gone.
+
+    None has a replica whose mode plans nothing, that cannot be steered, or whose planner does not learn.
+    """
+    changed = {}
+    for replica_id, replica in members.items():
+        limit = None
+        if settings.planner in LEARNING_PLANNERS and replica.can_be_steered and modes[replica_id][0].kind in {"auto", "shadow"}:
+            limit = limit_of(replica_id, replica.report.application, settings, overrides, now_s)
+        if limit != replica.limit:
+            changed[replica_id] = replace(replica, limit=limit)
+    return changed

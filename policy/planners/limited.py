@@ -1,0 +1,51 @@
+"""A plan within a limit of a step that concerns some replicas of a group alone: those of one application, or one by hand.
+
+The group learns and plans for all. Where its K keeps the limit it runs here, too; elsewhere the same rules choose among those K
+that do, by the same evidence. So a limit for some costs the others nothing. Fails towards off, as the group's own plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from nightjar.policy.planners import LEARNING_PLANNERS
+from nightjar.policy.planners.base import GroupPlan, GroupView, in_words, present_arms, rows_of
+from nightjar.policy.planners.thinking import Thought
+
+
+def refreshed(view: GroupView, thought: Thought, max_step_ms: float, last: Thought | None) -> Thought:
+    """The thought within a limit: `last`, what it was before, where that was made of the very same thought."""
+    is_same = last is not None and last.at_s == thought.at_s and last.settings == thought.settings
+    if last is not None and is_same and last.outlook.limit is not None and last.outlook.limit.max_step_s == max_step_ms / 1e3:
+        return last
+    return within(view, thought, max_step_ms, last.plan if last is not None else None)
+
+
+def within(view: GroupView, thought: Thought, max_step_ms: float, last: GroupPlan | None) -> Thought:
+    """The thought with a plan within the limit, by what `view` knows. `last` is the plan that a limit gave before: where the
+    thought's own K exceeds the limit, `last`'s gives way only to one that is better beyond doubt, so that replicas do not flap.
+
+    >>> from nightjar.policy.estimate.evidence import Evidence
+    >>> from nightjar.policy.planners.thinking import think_cold
+    >>> from nightjar.policy.wire.operator import OperatorSettings
+    >>> from nightjar.policy.wire.report import GroupKey
+    >>> key = GroupKey(target="llama-8b", max_num_speculative_tokens=5, max_num_seqs=8)
+    >>> view = GroupView(key, OperatorSettings(), Evidence())
+    >>> cold = think_cold(view)
+    >>> cold.plan.summary, within(view, cold, 1.0, None).plan.summary
+    ('K=3 at batch 1-8', 'off at batch 1-8')
+    """
+    view = replace(view, settings=view.settings.model_copy(update={"max_step_ms": max_step_ms}))
+    ahead, most = view.outlook(), view.key.max_num_seqs
+    planned = present_arms(view.with_plan(thought.plan))
+    keeps = ahead.allowed[np.arange(len(planned)), planned]
+    present = np.where(keeps, planned, present_arms(view.with_plan(last)))
+    runs = GroupPlan(rows_of([ahead.arms[arm] for arm in present], most), "")
+    chosen = LEARNING_PLANNERS[view.settings.planner].plan(view.with_plan(runs), ahead)
+    arms = np.where(keeps, planned, present_arms(view.with_plan(chosen)))
+    rows = rows_of([ahead.arms[arm] for arm in arms], most)
+    pairs = zip(keeps, thought.plan.reasons, chosen.reasons, strict=True)
+    reasons = tuple(own if is_kept else limited for is_kept, own, limited in pairs)
+    return replace(thought, plan=GroupPlan(rows, in_words(rows), reasons), outlook=ahead)
