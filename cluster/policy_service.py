@@ -231,6 +231,7 @@ class PolicyService:
         now_s = self._clock()
         groups, replicas = fleet_status(self._fleet, self._decisions, now_s)
         slots = self._mailbox.slots
+        reporting = {slot.application for slot in slots.values()}
         return FleetStatus(
             policy=PolicyStatus(
                 incarnation=self.incarnation,
@@ -247,6 +248,9 @@ class PolicyService:
                 settings_error=self._will.settings_error,
                 seed_problem=self._seed_from.problem,
                 waiting_groups=tuple(self._fleet.waiting),
+                unknown_applications=tuple(
+                    name for name in self._will.settings.max_step_ms_per_application if name not in reporting
+                ),
             ),
             overrides=self._will.override_statuses(now_s),
             groups=groups,

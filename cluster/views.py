@@ -38,6 +38,9 @@ def fleet_view(fleet: FleetStatus) -> RenderableType:
         parts.append(Text(fleet.policy.seed_problem, style="red"))
     if fleet.policy.waiting_groups:
         parts.append(Text(f"imported, waiting for a replica: {', '.join(fleet.policy.waiting_groups)}", style="cyan"))
+    if fleet.policy.unknown_applications:
+        names = ", ".join(fleet.policy.unknown_applications)
+        parts.append(Text(f"max_step_ms_per_application: no replica of {names} reports", style="yellow"))
     parts.extend(override_lines(fleet))
     if fleet.replicas:
         parts += [replica_table(fleet.replicas, fleet.policy.mode), *notes(fleet.replicas)]

@@ -27,10 +27,12 @@ def with_limits(
 
     None has a replica whose mode plans nothing, that cannot be steered, or whose planner does not learn.
     """
+    by_hand = any(override.max_step_ms is not None for override in overrides)
+    there_are = settings.planner in LEARNING_PLANNERS and (by_hand or bool(settings.max_step_ms_per_application))
     changed = {}
     for replica_id, replica in members.items():
         limit = None
-        if settings.planner in LEARNING_PLANNERS and replica.can_be_steered and modes[replica_id][0].kind in {"auto", "shadow"}:
+        if there_are and replica.can_be_steered and modes[replica_id][0].kind in {"auto", "shadow"}:
             limit = limit_of(replica_id, replica.report.application, settings, overrides, now_s)
         if limit != replica.limit:
             changed[replica_id] = replace(replica, limit=limit)

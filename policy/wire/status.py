@@ -135,6 +135,7 @@ class PolicyStatus(Record):
     """The policy actor itself. `decision_age_s` is the time since it last decided without an error, or since it started.
 
     `seed_problem` says why `seed_from` brought nothing; `waiting_groups` were imported and have no replica yet.
+    `unknown_applications` are those of `max_step_ms_per_application` of which no replica reports: not started yet, or misspelt.
     """
 
     incarnation: int
@@ -151,6 +152,7 @@ class PolicyStatus(Record):
     settings_error: str = ""
     seed_problem: str = ""
     waiting_groups: tuple[str, ...] = ()
+    unknown_applications: tuple[str, ...] = ()
 
 
 class FleetStatus(Record):

@@ -156,6 +156,13 @@ async def test_a_restarted_policy_keeps_limits_of_a_step_those_by_hand_and_those
         assert next(replica for replica in service.status().replicas if replica.replica_id == "r1").max_step_ms is None
 
 
+async def test_a_limit_of_an_application_of_which_no_replica_reports_is_told() -> None:
+    async with running_service() as service:
+        await service.configure({"max_step_ms_per_application": {"chat": 40, "chta": 40}})
+        await settled(service, Replica())
+        assert service.status().policy.unknown_applications == ("chta",)
+
+
 async def test_a_restarted_policy_knows_what_the_fleet_had_learned() -> None:
     store = MemoryStore()
     async with running_service(store) as service:

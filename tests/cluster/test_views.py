@@ -204,3 +204,9 @@ def test_an_override_is_told_with_its_limit_of_a_step() -> None:
     limited = override.model_copy(update={"mode": Mode.parse("auto"), "max_step_ms": 40.0})
     text = rendered(some_fleet().model_copy(update={"overrides": (limited,)}))
     assert "override: application smollm2 -> auto, steps of up to 40 ms, for 1m30s more (too [hot])" in text
+
+
+def test_applications_that_have_a_limit_and_no_replica_are_told() -> None:
+    fleet = some_fleet()
+    policy = fleet.policy.model_copy(update={"unknown_applications": ("chta",)})
+    assert "max_step_ms_per_application: no replica of chta reports" in rendered(fleet.model_copy(update={"policy": policy}))
