@@ -34,11 +34,11 @@ def ran(max_step_ms: float | None) -> RunResult:
     )
 
 
-@pytest.mark.parametrize(("max_step_ms", "least_k", "most_k"), [(None, 2.5, 3.0), (110.0, 1.5, 2.2), (80.0, 0.0, 0.05)])
+@pytest.mark.parametrize(("max_step_ms", "least_k", "most_k"), [(None, 2.5, 3.0), (115.0, 1.5, 2.5), (80.0, 0.0, 0.05)])
 def test_the_longest_k_that_keeps_the_limit_is_found_and_run(max_step_ms: float | None, least_k: float, most_k: float) -> None:
     result = ran(max_step_ms)
     assert least_k <= result.totals.mean_num_speculative_tokens <= most_k
-    assert result.itl_s.p99 <= (max_step_ms or 110.0) / 1e3
+    assert result.itl_s.p99 <= (max_step_ms or 115.0) / 1e3
 
 
 def test_the_time_between_outputs_is_a_steps_and_with_drafts_longer_than_a_tokens() -> None:
