@@ -70,7 +70,7 @@ def decide(
     whose group has a replica are planted first. Replicas that cannot be steered (served plainly, or failed open) count no steps,
     teach nothing and have no restarts: the budget is of the others.
     """
-    state = planted(state, now_s)
+    state = planted(state, now_s, settings.calibration_clean_steps)
     live = {
         replica_id: replica
         for replica_id, replica in sorted(state.replicas.items())

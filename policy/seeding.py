@@ -15,6 +15,7 @@ from typing import Final
 
 from nightjar.policy.estimate.acceptance import GROUP_ROWS, AcceptanceEvidence
 from nightjar.policy.estimate.catch_up import CatchUpEvidence
+from nightjar.policy.estimate.evidence import MEASURED_SHARE
 from nightjar.policy.planners import LEARNING_PLANNERS
 from nightjar.policy.planners.base import GroupPlan, in_words
 from nightjar.policy.prior.seed import Imported, SeedCatchUp, SeedCell, SeedGroup, SeedPosition, could_be_measured, could_be_priced
@@ -25,6 +26,9 @@ MOST_SEED_STEPS: Final = 24.0
 step time. Known well enough that a known arm is not measured again, and outvoted by a few seconds of work."""
 MOST_SEED_ROWS: Final = GROUP_ROWS
 """Rows that imported acceptance weighs at most at each position: what a group's share weighs in what one replica expects."""
+REST_S: Final = 120.0
+"""So long what was measured elsewhere is not measured again, though it weighs less here than there and two K nearly tie: a cluster
+that takes over has its first minutes for its traffic, not for what its predecessor knew."""
 MAX_SEED_GROUPS: Final = 64
 """Groups that may wait for their replicas, and that one export holds (INV-8). The latest are kept."""
 MAX_SEED_CELLS: Final = 10_000
@@ -51,8 +55,8 @@ def seeded(state: FleetState, groups: Sequence[SeedGroup]) -> FleetState:
     return replace(state, waiting=dict(list(waiting.items())[-MAX_SEED_GROUPS:]))
 
 
-def planted(state: FleetState, now_s: float) -> FleetState:
-    """The state in which every seed whose group has a replica is that group's prior."""
+def planted(state: FleetState, now_s: float, calibration_clean_steps: int) -> FleetState:
+    """The state in which every seed whose group has a replica is that group's prior. A measurement is so many clean steps."""
     if not state.waiting:
         return state
     populated = {replica.group_id for replica in state.replicas.values()}
@@ -61,13 +65,16 @@ def planted(state: FleetState, now_s: float) -> FleetState:
         return state
     groups = {
         **state.groups,
-        **{group_id: with_prior(state.groups[group_id], state.waiting[group_id], now_s) for group_id in found},
+        **{
+            group_id: with_prior(state.groups[group_id], state.waiting[group_id], now_s, calibration_clean_steps)
+            for group_id in found
+        },
     }
     left = {group_id: group for group_id, group in state.waiting.items() if group_id not in found}
     return replace(state, groups=groups, waiting=left)
 
 
-def with_prior(group: GroupState, seed: SeedGroup, now_s: float) -> GroupState:
+def with_prior(group: GroupState, seed: SeedGroup, now_s: float, calibration_clean_steps: int) -> GroupState:
     """The group with a prior where it measured nothing itself. What an earlier seed planted, and nobody measured, gives way.
 
     The plan that came along is the present one of a group without any measurement: its margin and doubt are for a change, not
@@ -86,6 +93,7 @@ def with_prior(group: GroupState, seed: SeedGroup, now_s: float) -> GroupState:
         acceptance = planted_acceptance = seed.acceptance_evidence(MOST_SEED_ROWS, now_s)
     if catch_up == before.catch_up and seed.catch_up.steps:
         catch_up = planted_catch_up = seed.catch_up.evidence(MOST_SEED_STEPS)
+    resting = tuple(one.cell for one in seed.cells if one.steps >= MEASURED_SHARE * calibration_clean_steps)
     plan = group.plan
     if seed.plan and not measured:
         plan = GroupPlan(seed.plan, in_words(seed.plan))
@@ -94,7 +102,9 @@ def with_prior(group: GroupState, seed: SeedGroup, now_s: float) -> GroupState:
         evidence=replace(known, cells={**known.cells, **taken}, acceptance=acceptance),
         plan=plan,
         restarts=replace(group.restarts, catch_up=catch_up),
-        imported=Imported(tuple(sorted({*before.cells, *taken})), planted_acceptance, planted_catch_up),
+        imported=Imported(
+            tuple(sorted({*before.cells, *taken})), planted_acceptance, planted_catch_up, resting, rests_until_s=now_s + REST_S
+        ),
         thought=replace(group.thought, at_s=float("-inf")) if group.thought is not None else None,
     )
 

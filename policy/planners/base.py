@@ -48,7 +48,8 @@ class GroupPlan:
 class GroupView:
     """What is known of a group at `now_s`: its key, the operator's settings, its evidence and the plan it runs now.
 
-    `imported` are the cells of the evidence that nobody measured here, `replicas` how many are live.
+    `imported` are the cells of the evidence that nobody measured here, `replicas` how many are live. `resting` are cells that are
+    not to be measured now.
     """
 
     key: GroupKey
@@ -58,6 +59,7 @@ class GroupView:
     now_s: float = 0.0
     imported: tuple[Cell, ...] = ()
     replicas: int = 1
+    resting: tuple[Cell, ...] = ()
 
     @property
     def arms(self) -> tuple[int, ...]:

@@ -71,6 +71,9 @@ def measurements(view: GroupView, ahead: Outlook, planned: npt.NDArray[np.int64]
         for unseen in _unseen(view, ahead, bucket, int(arm), gain[bucket]):
             worth[bucket, unseen] = max(worth[bucket, unseen], min(STALE_WORTH, max(most[bucket, unseen], 0.0)))
     worth = np.where(ahead.may_be_tried, worth, 0.0)
+    for bucket, length in view.resting:
+        if length in ahead.arms:
+            worth[bucket, ahead.arms.index(length)] = 0.0
     lost = np.expm1(np.minimum(expected_excess(-gain, deviation), 2.0))
     steps = view.settings.calibration_clean_steps + SETTLING_STEPS
     cost = steps * ahead.rows[:, None] * ahead.tokens_per_row[None, :] * lost

@@ -126,11 +126,16 @@ class SeedGroup(Record):
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What a group holds that nobody measured here: cells; acceptance and price as they were planted, until something is added."""
+    """What a group holds that nobody measured here: cells; acceptance and price as they were planted, until something is added.
+
+    `resting` are the cells that were planted as measured, which are not measured again before `rests_until_s`.
+    """
 
     cells: tuple[Cell, ...] = ()
     acceptance: AcceptanceEvidence = field(default_factory=AcceptanceEvidence)
     catch_up: CatchUpEvidence = field(default_factory=CatchUpEvidence)
+    resting: tuple[Cell, ...] = ()
+    rests_until_s: float = float("-inf")
 
 
 def could_be_measured(one: SeedCell, key: GroupKey) -> bool:

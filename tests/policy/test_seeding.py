@@ -21,7 +21,7 @@ from nightjar.policy.fleet import FleetState, decide, empty_fleet, exported, fle
 from nightjar.policy.planners.fleet import DOUBT_DEVIATIONS
 from nightjar.policy.prior.seed import SeedCell, SeedGroup
 from nightjar.policy.restarts.leases import GroupRestarts
-from nightjar.policy.seeding import MAX_SEED_GROUPS, MOST_SEED_ROWS, MOST_SEED_STEPS
+from nightjar.policy.seeding import MAX_SEED_GROUPS, MOST_SEED_ROWS, MOST_SEED_STEPS, REST_S
 from nightjar.policy.state import GroupState
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, bucket_range
 from tests.policy.engines import ACCEPTANCE, AUTO, KEY, MAX_NUM_SEQS, Fleet, Replica, best_length, step_seconds, table
@@ -74,6 +74,30 @@ def test_a_replica_that_joins_an_imported_group_runs_its_plan_before_its_first_r
         fleet.run(5.0)
         assert fleet.replicas[0].length == best_length(batch)
     assert not fleet.dealt
+
+
+def best_goodput_over(batch: int, length: int) -> float:
+    """What the best K gives there over what this one does."""
+    best, other = ((1 + sum(ACCEPTANCE[:k])) / step_seconds(batch, k) for k in (best_length(batch), length))
+    return best / other
+
+
+def test_what_was_imported_as_measured_rests_for_two_minutes_however_nearly_two_lengths_tie() -> None:
+    tie = math.log(best_goodput_over(64, 3))
+    seed = seed_of({cell: cell_of(*cell, steps=8.0, log_error=-tie if cell[1] == 3 else 0.0) for cell in everything()})
+    fleet = warm_fleet(Replica("a", 64), seed=seed)
+    fleet.run(REST_S - 1.0)
+    assert not fleet.dealt
+    fleet.run(REST_S)
+    assert {(batch_bucket(batch), length) for _, batch, length in fleet.dealt.values()} <= everything().keys()
+    assert fleet.dealt, "then it is measured like any other"
+
+
+def test_a_cell_that_was_hardly_seen_elsewhere_is_measured_here_at_once() -> None:
+    hardly = {cell: cell_of(*cell, steps=2.0 if cell[1] == 3 else 200.0) for cell in everything()}
+    fleet = warm_fleet(Replica("a", 64), seed=seed_of(hardly))
+    fleet.run(20.0)
+    assert {length for _, _, length in fleet.dealt.values()} == {3}
 
 
 def test_what_was_measured_here_wins_over_what_is_imported() -> None:
