@@ -9,7 +9,7 @@ reader.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
@@ -21,10 +21,12 @@ from nightjar.cluster.background_writer import BackgroundWriter
 from nightjar.cluster.rotated_lines import MAX_FILE_BYTES, MAX_FILES, RotatedLines, rotated_files
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.prior.learned import LearnedTables
+from nightjar.policy.state import FleetState
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import Record
 from nightjar.policy.wire.report import DrafterState, EngineLoad, RestartWish
 from nightjar.policy.wire.settings import Settings
+from nightjar.policy.wire.status import ReplicaStatus
 
 FILE_NAME: Final = "policy-journal.jsonl"
 MAX_WAITING_ENTRIES: Final = 32
@@ -41,6 +43,20 @@ class ReplicaInput(Record):
     load: EngineLoad
     drafter_state: DrafterState = DrafterState.ABSENT
     restart_wish: RestartWish | None = None
+
+
+def replica_inputs(fleet: FleetState, replicas: Iterable[ReplicaStatus]) -> tuple[ReplicaInput, ...]:
+    """Those of replicas of the fleet, in order."""
+    return tuple(
+        ReplicaInput(
+            replica_id=replica.replica_id,
+            group_id=replica.group_id,
+            load=replica.load,
+            drafter_state=replica.drafter_state,
+            restart_wish=fleet.replicas[replica.replica_id].report.snapshot.restart_wish,
+        )
+        for replica in replicas
+    )
 
 
 class JournalEntry(Record):

@@ -23,6 +23,7 @@ from nightjar.cluster.journal import JournalFile
 from nightjar.cluster.learned_file import LearnedFileError, parse_learned_file, to_text
 from nightjar.cluster.metrics import Exporter
 from nightjar.cluster.operator_answers import ConfigureAnswer, ExplainAnswer, ImportAnswer, SetModeAnswer
+from nightjar.cluster.other_versions import ACTOR_NAME_PREFIX, OtherVersions
 from nightjar.cluster.policy_metrics import POLICY_METRICS
 from nightjar.cluster.policy_service import ActorIdentity, PolicyService
 from nightjar.cluster.ray_metrics import RayBackend
@@ -32,7 +33,7 @@ from nightjar.cluster.seed_from import SeedReader
 from nightjar.cluster.store import GcsStore
 from nightjar.policy.wire.record import PROTOCOL_VERSION
 
-ACTOR_NAME: Final = f"nightjar-policy-v{PROTOCOL_VERSION}"
+ACTOR_NAME: Final = f"{ACTOR_NAME_PREFIX}{PROTOCOL_VERSION}"
 NAMESPACE: Final = "nightjar"
 JOURNAL_DIR_VARIABLE: Final = "NIGHTJAR_JOURNAL_DIR"
 HEAD_NODE_RESOURCE: Final = "node:__internal_head__"  # ray._common.constants.HEAD_NODE_RESOURCE_NAME, which is private
@@ -70,6 +71,7 @@ class PolicyActor:
             publish=lambda seen: exporter.publish(seen, source="this process"),
             read_seed=SeedReader(),
             recorder=Recorder(RecordingFile(folder), recorded_replicas()),
+            other_versions=OtherVersions(_names_of_actors),
         )
         await self._service.start()
 
@@ -127,6 +129,12 @@ def journal_folder() -> Path:
         folder = Path(tempfile.mkdtemp(prefix="nightjar-journal-"))
         log.warning("journal_beside_ray_logs_impossible", folder=str(folder))
         return folder
+
+
+async def _names_of_actors() -> list[str]:
+    """Of all that live, or are about to, in our namespace. Asked in a thread: the call blocks. May raise anything of Ray's."""
+    named = await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True)
+    return [actor["name"] for actor in named if actor["namespace"] == NAMESPACE]
 
 
 def _leave_for_good() -> None:

@@ -19,18 +19,13 @@ from typing import Final
 import structlog
 
 from nightjar.cluster.checkpoint import Checkpoint, Remembered
-from nightjar.cluster.journal import Journal, JournalEntry, ReplicaInput
+from nightjar.cluster.journal import Journal, JournalEntry, replica_inputs
 from nightjar.cluster.learned_file import LearnedFile, LearnedFileError, chosen_groups, learned_file
 from nightjar.cluster.mailbox import Mailbox
 from nightjar.cluster.metrics import PUBLISH_PERIOD_S
-from nightjar.cluster.operator_answers import (
-    ConfigureAnswer,
-    ExplainAnswer,
-    ImportAnswer,
-    ImportedGroup,
-    SetModeAnswer,
-)
+from nightjar.cluster.operator_answers import ConfigureAnswer, ExplainAnswer, ImportAnswer, SetModeAnswer
 from nightjar.cluster.operator_will import OperatorWill
+from nightjar.cluster.other_versions import OtherVersions, foreign_protocol, nobody_else
 from nightjar.cluster.policy_metrics import PolicyLook, look
 from nightjar.cluster.recorder import Moment, Recorder
 from nightjar.cluster.refusals import Refusals
@@ -71,7 +66,8 @@ class PolicyService:
 
     `clock` gives seconds since the epoch and never steps back, so an expiry in it means the same to the next actor; `retire` is
     called once when no report came for IDLE_EXIT_S. `publish` is shown the policy every PUBLISH_PERIOD_S, also while deciding is
-    stuck; it must not wait. `recorder` notes what a replay needs (INV-7); without one nothing is noted.
+    stuck; it must not wait. `recorder` notes what a replay needs (INV-7); without one nothing is noted. `other_versions` knows of
+    actors of other protocol versions beside this one; without it there are none.
     """
 
     def __init__(
@@ -85,10 +81,12 @@ class PolicyService:
         publish: Callable[[PolicyLook], None],
         read_seed: ReadSeed,
         recorder: Recorder | None = None,
+        other_versions: OtherVersions | None = None,
     ) -> None:
         self._checkpoint = Checkpoint(store)
         self._journal = journal
         self._recorder = recorder or Recorder()
+        self._others = other_versions or OtherVersions(nobody_else)
         self._clock = clock
         self._identity = identity
         self._retire = retire
@@ -114,14 +112,14 @@ class PolicyService:
         remembered = await self._checkpoint.load()
         self._take_up(remembered)
         self._kept_waiting = self._fleet.waiting
-        self._fleet = quieted(self._fleet, self._clock())
+        self._fleet = quieted(self._fleet, self._clock() + await self._others.notice_s())
         self._learned = learned(self._fleet)
         self._mailbox = Mailbox(incarnation=remembered.incarnation + 1)
         self._checkpoint.keep_incarnation(self.incarnation)
         await self._checkpoint.save()
         self._causes = [f"policy started as incarnation {self.incarnation}", *remembered.problems]
         log.info("policy_started", incarnation=self.incarnation, journal=self._journal.path, mode=str(self._will.settings.mode))
-        loops = (self._keep_deciding(), self._keep_publishing(), self._checkpoint.keep_saving())
+        loops = (self._keep_deciding(), self._keep_publishing(), self._checkpoint.keep_saving(), self._others.keep_looking())
         self._tasks = tuple(asyncio.create_task(loop) for loop in loops)
         self._seed_from.follow(self._will.settings.seed_from)
 
@@ -167,7 +165,7 @@ class PolicyService:
             report = LoadReport.from_wire(payload)
         except WireError as error:
             return self._refuse(str(error))
-        refused = self._mailbox.admit(report)
+        refused = foreign_protocol(report) or self._mailbox.admit(report)
         if refused:
             return self._refuse(refused)
         now_s, before = self._clock(), self._fleet
@@ -211,7 +209,8 @@ class PolicyService:
         self._fleet = seeded(self._fleet, chosen.groups)
         replicas = Counter(replica.group_id for replica in self._fleet.replicas.values())
         await self._changed_by_operator(f"imported: {chosen.in_words()}")
-        return {"groups": [_imported_group(group, replicas[group.key.group_id]) for group in chosen.groups], "error": ""}
+        taken = [(group.key.group_id, len(group.cells)) for group in chosen.groups]
+        return {"groups": [{"group_id": name, "cells": cells, "replicas": replicas[name]} for name, cells in taken], "error": ""}
 
     def _take_seed(self, place: str, file: LearnedFile) -> None:
         self._fleet = seeded(self._fleet, file.groups)
@@ -317,6 +316,8 @@ class PolicyService:
             log.warning("incarnation_rose", incarnation=self.incarnation)
             self._checkpoint.keep_incarnation(self.incarnation)
             self._fleet = quieted(self._fleet, now_s)
+        self._fleet, turned = self._others.held_back(self._fleet, now_s, self._will.settings.max_lease_ttl_s)
+        self._causes += turned
         self._causes += self._will.drop_expired(now_s)
         moment = Moment(self.incarnation, self._ticks, now_s, seed, self._fleet, self._will.settings, self._will.overrides)
         try:
@@ -372,23 +373,10 @@ class PolicyService:
             operator_settings=self._will.settings,
             overrides=self._will.overrides,
             learned=self._learned,
-            replicas=tuple(
-                ReplicaInput(
-                    replica_id=replica.replica_id,
-                    group_id=replica.group_id,
-                    load=replica.load,
-                    drafter_state=replica.drafter_state,
-                    restart_wish=self._fleet.replicas[replica.replica_id].report.snapshot.restart_wish,
-                )
-                for replica in replicas
-            ),
+            replicas=replica_inputs(self._fleet, replicas),
             decided=decided,
             error=error,
         )
 
     def _refuse(self, problem: str) -> ExchangeReply:
         return ExchangeReply(incarnation=self.incarnation, refused=self._refusals.note(problem, self._clock()))
-
-
-def _imported_group(group: SeedGroup, replicas: int) -> ImportedGroup:
-    return {"group_id": group.key.group_id, "cells": len(group.cells), "replicas": replicas}

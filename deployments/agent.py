@@ -20,7 +20,7 @@ from nightjar.deployments.engine_watch import EngineWatch
 from nightjar.deployments.steering_level import FULLY, ONLY_OBSERVING, Steered, level_now
 from nightjar.policy.wire.exchange import EngineCommand, ExchangeReply
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.record import MAX_REASON_LENGTH
+from nightjar.policy.wire.record import MAX_REASON_LENGTH, PROTOCOL_VERSION
 from nightjar.policy.wire.report import EngineSnapshot, GroupKey, LoadReport, SteeringLevel
 from nightjar.policy.wire.settings import Settings, SettingsVersion
 
@@ -281,7 +281,11 @@ class ReplicaAgent:
             self._confirmed = self._settings.version
 
     def _stale(self, reply: ExchangeReply) -> str:
-        """Why a reply must not count: it comes from before the settings that are known already (INV-5). Empty if it may."""
+        """Why a reply must not count: it is of another protocol, or comes from before the settings that are known already (INV-5).
+        Empty if it may.
+        """
+        if reply.protocol_version != PROTOCOL_VERSION:
+            return f"the policy speaks protocol {reply.protocol_version}, this replica {PROTOCOL_VERSION}: nothing of it is taken"
         known = None if self._settings is None else self._settings.version
         if known is None:
             return ""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from nightjar.cluster.journal import JournalEntry
 from nightjar.cluster.learned_file import LearnedFile, LearnedFileError
+from nightjar.cluster.other_versions import OtherVersions
 from nightjar.cluster.policy_metrics import PolicyLook
 from nightjar.cluster.policy_service import ActorIdentity, PolicyService
 from nightjar.cluster.seed_from import ReadSeed
@@ -87,6 +88,7 @@ async def running_service(
     retire: Callable[[], None] = lambda: None,
     publish: Callable[[PolicyLook], None] = lambda seen: None,
     read_seed: ReadSeed = no_seed,
+    other_versions: OtherVersions | None = None,
 ) -> AsyncIterator[PolicyService]:
     """A started policy service; its tasks end with the block."""
     service = PolicyService(
@@ -97,6 +99,7 @@ async def running_service(
         retire=retire,
         publish=publish,
         read_seed=read_seed,
+        other_versions=other_versions,
     )
     await service.start()
     try:

@@ -18,12 +18,15 @@ import pytest
 from nightjar.cluster.garbage import YOUNG_OBJECTS
 from nightjar.cluster.journal import read_journal
 from nightjar.cluster.learned_file import parse_learned_file, to_text
+from nightjar.cluster.other_versions import ACTOR_NAME_PREFIX
 from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.record import PROTOCOL_VERSION
 from tests.cluster.protocol import Replica
 from tests.cluster.seeds import some_file, some_group
 
 ray = pytest.importorskip("ray")
 from nightjar.cluster.client import PolicyClient, PolicyUnavailable, get_or_create_policy_actor  # noqa: E402 - needs Ray
+from nightjar.cluster.policy_actor import NAMESPACE  # noqa: E402 - needs Ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
@@ -157,6 +160,27 @@ async def test_a_file_goes_out_of_the_actor_and_back_in_and_seed_from_is_read_wh
             pass
     await client.configure({})
     assert (await client.status()).policy.waiting_groups == (some_group().key.group_id,)
+
+
+class OfTomorrow:
+    """What a release of the next protocol might bring."""
+
+
+async def test_an_actor_finds_one_of_a_newer_protocol_by_its_name_and_stops_granting_while_it_lives() -> None:
+    client, replica = PolicyClient(), Replica()
+    await until_answered(lambda: exchange(client, replica))
+    journal = Path((await client.status()).policy.journal_path)
+
+    async def until_it_says(words: str) -> None:
+        async with asyncio.timeout(60):
+            while not [entry for entry in read_journal(journal) if any(words in cause for cause in entry.causes)]:
+                await exchange(client, replica)
+
+    name = f"{ACTOR_NAME_PREFIX}{PROTOCOL_VERSION + 1}"
+    newer = ray.remote(OfTomorrow).options(name=name, namespace=NAMESPACE, num_cpus=0).remote()
+    await until_it_says("the policy of protocol 2 is here: this one, of protocol 1, grants no restarts")
+    ray.kill(newer, no_restart=True)
+    await until_it_says("the policy of protocol 2 is gone")
 
 
 def test_the_actors_process_looks_for_cycles_seldom() -> None:

@@ -16,6 +16,7 @@ from nightjar.deployments.engine_watch import EngineWatch, FrontEnd
 from nightjar.deployments.steering_level import ONLY_OBSERVING, Steered
 from nightjar.policy.wire.exchange import EngineCommand, ExchangeReply
 from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.record import PROTOCOL_VERSION
 from nightjar.policy.wire.report import Counters, EngineLoad, EngineSnapshot, GroupKey, LoadReport, SteeringLevel
 from nightjar.policy.wire.settings import Settings, SettingsVersion, Table, TableRow
 
@@ -75,6 +76,7 @@ class FakePolicy:
         self.reports: list[LoadReport] = []
         self.news: Settings | None = None
         self.incarnation = 1
+        self.protocol_version = PROTOCOL_VERSION
         self.refused = ""
         self.fail: Callable[[], None] | None = None
         self.hang = False
@@ -96,7 +98,9 @@ class FakePolicy:
                     break
                 await asyncio.sleep(self.parks_s / 5)
             news = self.news if self.news is not None and self.news.version != report.snapshot.settings_version else None
-            return ExchangeReply(incarnation=self.incarnation, settings=news, refused=self.refused)
+            return ExchangeReply(
+                protocol_version=self.protocol_version, incarnation=self.incarnation, settings=news, refused=self.refused
+            )
         finally:
             self.in_flight -= 1
 
@@ -254,6 +258,25 @@ async def test_policy_of_an_older_incarnation_confirms_nothing(engine: FakeEngin
         engine.commands.clear()
         await asyncio.sleep(5.0)
         assert all(command.confirmed is None for command in engine.commands)
+
+
+async def test_nothing_of_a_policy_of_another_protocol_is_taken_or_confirmed_and_the_log_says_so_once(
+    engine: FakeEngine, policy: FakePolicy
+) -> None:
+    with capture_logs() as logs:
+        async with running_agent(engine, policy):
+            policy.news = settings(1, 1)
+            await asyncio.sleep(2.0)
+            policy.news, policy.protocol_version = settings(1, 2, "off"), PROTOCOL_VERSION + 1
+            await asyncio.sleep(2.0)
+            engine.commands.clear()
+            await asyncio.sleep(20.0)
+            assert engine.running == SettingsVersion(incarnation=1, sequence=1)
+            assert all(command.confirmed is None for command in engine.commands), "what runs ages until it is off"
+    refusals = [entry["error"] for entry in logs if entry["event"] == "report_or_settings_refused"]
+    assert refusals == [
+        f"the policy speaks protocol {PROTOCOL_VERSION + 1}, this replica {PROTOCOL_VERSION}: nothing of it is taken"
+    ]
 
 
 async def test_new_engine_is_reported_as_such_and_gets_the_settings_again(engine: FakeEngine, policy: FakePolicy) -> None:

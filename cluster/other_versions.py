@@ -1,0 +1,100 @@
+"""Policy actors of other protocol versions in the same cluster, and what one owes the other while both are there (INV-6).
+
+An actor's name carries the protocol version, so that replicas of two releases whose protocols differ never share a policy. But they
+may share nodes, and a node bears one reload. So the newest actor alone grants: an older one looks for newer names every
+LOOK_PERIOD_S, and grants nothing while there is one, nor for one longest lease after it is gone. A new one that finds an older, or
+cannot tell, begins to grant later by the time in which the older notices. Plans and everything else go on in both. A look that
+fails changes nothing of what was seen before: an actor that cannot reach Ray's control store may grant beside a newer one that has
+only just come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+import structlog
+
+from nightjar.policy.fleet import FleetState, quieted
+from nightjar.policy.wire.record import PROTOCOL_VERSION
+from nightjar.policy.wire.report import LoadReport
+
+ACTOR_NAME_PREFIX: Final = "nightjar-policy-v"
+LOOK_PERIOD_S: Final = 2.0
+LOOK_TIMEOUT_S: Final = 2.0
+
+NamesOfActors = Callable[[], Awaitable[Sequence[str]]]
+"""Names of the actors that live beside this one. May raise anything."""
+
+log = structlog.get_logger(__name__)
+
+
+async def nobody_else() -> Sequence[str]:
+    """A cluster of one policy."""
+    return ()
+
+
+def foreign_protocol(report: LoadReport) -> str:
+    """Why a report of another protocol version is not taken; empty where it is ours."""
+    if report.protocol_version == PROTOCOL_VERSION:
+        return ""
+    return (
+        f"protocol_version: {report.protocol_version} of replica {report.replica_id}, this policy speaks {PROTOCOL_VERSION}; "
+        "it serves on with the settings it has, give it a start with this release"
+    )
+
+
+class OtherVersions:
+    """What was seen of actors of other protocol versions. All on one event loop; nothing raises."""
+
+    def __init__(self, names: NamesOfActors, version: int = PROTOCOL_VERSION) -> None:
+        self._names = names
+        self._version = version
+        self._newest: int | None = None
+        self._has_failed = False
+        self._held_back_by = 0
+
+    async def notice_s(self) -> float:
+        """Look, and say how long after now an older actor may still grant because it has not noticed this one."""
+        versions = await self._look()
+        has_older = versions is None or any(version < self._version for version in versions)
+        return LOOK_PERIOD_S + LOOK_TIMEOUT_S if has_older else 0.0
+
+    async def keep_looking(self) -> None:
+        """Look every LOOK_PERIOD_S, for ever."""
+        while True:
+            await self._look()
+            await asyncio.sleep(LOOK_PERIOD_S)
+
+    def held_back(self, state: FleetState, now_s: float, longest_lease_s: float) -> tuple[FleetState, list[str]]:
+        """The state, which grants nothing while a newer actor is there and for one longest lease afterwards; and news in words."""
+        newest, before = self._newest or 0, self._held_back_by
+        self._held_back_by = newer = newest if newest > self._version else 0
+        turned = []
+        if newer != before:
+            what = f"the policy of protocol {newer} is here" if newer else f"the policy of protocol {before} is gone"
+            turned = [
+                f"{what}: this one, of protocol {self._version}, grants no restarts" + ("" if newer else " for one lease more")
+            ]
+            log.warning("other_protocol_version", newer=newer, before=before, mine=self._version)
+        is_wearing_off = state.quiet_since_s is None or now_s - state.quiet_since_s >= longest_lease_s / 2
+        if newer != before or (newer and is_wearing_off):
+            state = quieted(state, max(now_s, state.quiet_since_s or now_s))
+        return state, turned
+
+    async def _look(self) -> list[int] | None:
+        """Versions of the actors that are there, None where Ray does not tell."""
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT_S):
+                names = await self._names()
+        except Exception as error:  # noqa: BLE001 - whatever Ray raises: nothing is known anew
+            if not self._has_failed:
+                log.warning("other_versions_not_seen", error=f"{type(error).__name__}: {error}")
+            self._has_failed = True
+            return None
+        self._has_failed = False
+        versions = [int(found[1]) for name in names if (found := re.fullmatch(rf"{ACTOR_NAME_PREFIX}(\d{{1,3}})", name))]
+        self._newest = max(versions, default=None)
+        return versions
