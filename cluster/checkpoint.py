@@ -1,9 +1,9 @@
 """What the policy actor remembers over a restart, and how it is sealed in the store.
 
-Five values: the incarnation (INV-5), the operator's settings, the overrides, what the fleet has learned, and imported groups that
-wait for their replicas. Each is msgpack of plain types behind a format version and a checksum. Fails open and apart: a value that
-cannot be used, because it was cut or comes from another format, is logged and counts as absent. A store that does not answer is
-asked for a while, then the actor starts cold; nothing stored is written over before it was read and handed on.
+Six values: the incarnation (INV-5), the fleet's id, the operator's settings, the overrides, what the fleet has learned, and
+imported groups that wait for their replicas. Each is msgpack of plain types behind a format version and a checksum. Fails open and
+apart: a value that cannot be used, because it was cut or comes from another format, is logged and counts as absent. A store that
+does not answer is asked for a while, then the actor starts cold; nothing stored is written over before it was read and handed on.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgpack
 import structlog
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from nightjar.cluster.store import KeyValueStore, StoreError
 from nightjar.policy.modes import ModeOverride
@@ -27,7 +27,7 @@ from nightjar.policy.wire.operator import OperatorSettings, parse_operator_setti
 from nightjar.policy.wire.record import PROTOCOL_VERSION
 
 FORMAT_VERSION: Final = 1
-NAMES: Final = ("incarnation", "operator_settings", "overrides", "learned", "waiting")
+NAMES: Final = ("incarnation", "fleet_id", "operator_settings", "overrides", "learned", "waiting")
 SAVE_PERIOD_S: Final = 10.0
 LOAD_PATIENCE_S: Final = 15.0
 """How long a start waits for a store that does not answer, as after a restart of the head node. Replicas keep their settings for
@@ -37,6 +37,7 @@ LOAD_PAUSE_S: Final = 1.0
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
+_fleet_id = TypeAdapter(Annotated[str, Field(min_length=1, max_length=64)])
 _overrides = TypeAdapter(tuple[ModeOverride, ...])
 _waiting = TypeAdapter(tuple[SeedGroup, ...])
 
@@ -46,6 +47,7 @@ class Remembered:
     """What the store gave at start; `problems` says in words what it could not give."""
 
     incarnation: int = 0
+    fleet_id: str = ""
     operator_settings: OperatorSettings = field(default_factory=OperatorSettings)
     overrides: tuple[ModeOverride, ...] = ()
     learned: LearnedTables | None = None
@@ -54,7 +56,7 @@ class Remembered:
 
 
 class Checkpoint:
-    """Loads the five values, and saves what was marked since. Neither raises, neither blocks the event loop."""
+    """Loads the six values, and saves what was marked since. Neither raises, neither blocks the event loop."""
 
     def __init__(self, store: KeyValueStore) -> None:
         self._store = store
@@ -109,6 +111,7 @@ class Checkpoint:
 
         return Remembered(
             incarnation=opened("incarnation", int, 0),
+            fleet_id=opened("fleet_id", _fleet_id.validate_python, ""),
             operator_settings=opened("operator_settings", parse_operator_settings, OperatorSettings()),
             overrides=opened("overrides", _overrides.validate_python, ()),
             learned=opened("learned", LearnedTables.model_validate, None),
@@ -120,6 +123,10 @@ class Checkpoint:
         """Mark the incarnation in force for saving, soon."""
         self._unsaved["incarnation"] = incarnation
         self._is_urgent.set()
+
+    def keep_fleet_id(self, fleet_id: str) -> None:
+        """Mark the fleet's id for saving."""
+        self._unsaved["fleet_id"] = fleet_id
 
     def keep_operator_settings(self, settings: OperatorSettings) -> None:
         """Mark the operator's last accepted settings for saving."""

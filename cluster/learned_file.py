@@ -36,9 +36,12 @@ class LearnedFileError(ValueError):
 
 
 class About(Record):
-    """What a file is about, for the reader; nothing is decided by it."""
+    """What a file is about, for the reader. `fleet_id` is the writing fleet's, the same over restarts of its policy: a fleet that
+    is answered by itself knows it by this, and by nothing else is anything decided. Older releases write none.
+    """
 
     written_at: Annotated[str, Field(max_length=64)] = ""
+    fleet_id: Annotated[str, Field(max_length=64)] = ""
     incarnation: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
     groups: Annotated[tuple[Reason, ...], Field(max_length=MAX_SEED_GROUPS)] = ()
 
@@ -57,10 +60,11 @@ class LearnedFile(Record):
         return f"{groups} with {cells} cells, written {written} by incarnation {self.about.incarnation}"
 
 
-def learned_file(groups: tuple[SeedGroup, ...], incarnation: int, now_s: float) -> LearnedFile:
-    """The file of what `incarnation` knows at `now_s`, seconds since the epoch."""
+def learned_file(groups: tuple[SeedGroup, ...], incarnation: int, now_s: float, fleet_id: str = "") -> LearnedFile:
+    """The file of what `incarnation` of a fleet knows at `now_s`, seconds since the epoch."""
     about = About(
         written_at=datetime.fromtimestamp(now_s, UTC).isoformat(timespec="seconds"),
+        fleet_id=fleet_id,
         incarnation=incarnation,
         groups=tuple(_headline(group.key) for group in groups),
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,7 +103,8 @@ class PolicyService:
         self._ticks = 0
         self._reports = 0
         self._refusals = Refusals()
-        self._seed_from = SeedFrom(read_seed, self._take_seed)
+        self._fleet_id = uuid.uuid4().hex
+        self._seed_from = SeedFrom(read_seed, self._take_seed, lambda file: file.about.fleet_id == self._fleet_id)
         self._kept_waiting: Mapping[str, SeedGroup] = self._fleet.waiting
         self._decide_now = asyncio.Event()
         self._tasks: tuple[asyncio.Task[None], ...] = ()
@@ -116,6 +118,7 @@ class PolicyService:
         self._learned = learned(self._fleet)
         self._mailbox = Mailbox(incarnation=remembered.incarnation + 1)
         self._checkpoint.keep_incarnation(self.incarnation)
+        self._checkpoint.keep_fleet_id(self._fleet_id)
         await self._checkpoint.save()
         self._causes = [f"policy started as incarnation {self.incarnation}", *remembered.problems]
         log.info("policy_started", incarnation=self.incarnation, journal=self._journal.path, mode=str(self._will.settings.mode))
@@ -126,6 +129,7 @@ class PolicyService:
     def _take_up(self, remembered: Remembered) -> None:
         """Go on from what the store gave, except where an operator or the fleet itself has said something since."""
         self._will.take_up(remembered)
+        self._fleet_id = remembered.fleet_id or self._fleet_id
         if remembered.learned is not None:
             self._fleet = with_learned(self._fleet, remembered.learned)
         self._fleet = seeded(self._fleet, remembered.waiting)
@@ -133,6 +137,7 @@ class PolicyService:
     def _take_up_late(self, found: Remembered) -> None:
         self._take_up(found)
         self._checkpoint.keep_overrides(self._will.overrides)
+        self._checkpoint.keep_fleet_id(self._fleet_id)
         self._seed_from.follow(self._will.settings.seed_from)
         self._causes += [f"the store can be read again: mode {self._will.settings.mode}", *found.problems]
         log.info("stored_state_taken_up", mode=str(self._will.settings.mode), overrides=len(found.overrides))
@@ -198,7 +203,7 @@ class PolicyService:
     def learned_file(self) -> LearnedFile:
         """What the fleet has learned, for a file. Reads values that nobody changes, so that it may be called from any thread."""
         now_s = self._clock()
-        return learned_file(exported(self._fleet, now_s), self.incarnation, now_s)
+        return learned_file(exported(self._fleet, now_s), self.incarnation, now_s, self._fleet_id)
 
     async def import_learned(self, file: LearnedFile, group_ids: Sequence[str] = ()) -> ImportAnswer:
         """Take the groups of a file, or those named, as a prior of groups of the same key, now or when they appear."""
@@ -246,6 +251,7 @@ class PolicyService:
                 last_refusal=self._refusals.last,
                 settings_error=self._will.settings_error,
                 seed_problem=self._seed_from.problem,
+                seed_notice=self._seed_from.notice,
                 waiting_groups=tuple(self._fleet.waiting),
                 unknown_applications=tuple(
                     name for name in self._will.settings.max_step_ms_per_application if name not in reporting
@@ -277,11 +283,22 @@ class PolicyService:
         return {"explanation": to_plain(explanation), "error": ""}
 
     def tick(self) -> None:
-        """Decide once and journal it. Never raises: where deciding fails, the settings in force stay."""
+        """Decide once and journal it, unless the first settings wait for a seed. Never raises: where deciding fails, the settings
+        in force stay.
+        """
+        if self._waits_for_seed:
+            return
         try:
             self._tick()
         except Exception:
             log.exception("tick_failed", tick=self._ticks)
+
+    @property
+    def _waits_for_seed(self) -> bool:
+        """Only a fleet that has learned nothing waits, for a few seconds, and no person's word waits with it."""
+        is_cold = self._learned is None or not self._learned.groups
+        is_planned = self._will.settings.mode.kind in {"auto", "shadow"} and not self._will.overrides
+        return is_cold and is_planned and self._seed_from.is_first_reading
 
     def _tick(self) -> None:
         self._ticks += 1

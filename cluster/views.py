@@ -36,6 +36,8 @@ def fleet_view(fleet: FleetStatus) -> RenderableType:
         parts.append(Text(f"settings refused, the previous ones hold: {fleet.policy.settings_error}", style="red"))
     if fleet.policy.seed_problem:
         parts.append(Text(fleet.policy.seed_problem, style="red"))
+    if fleet.policy.seed_notice:
+        parts.append(Text(fleet.policy.seed_notice, style="cyan"))
     if fleet.policy.waiting_groups:
         parts.append(Text(f"imported, waiting for a replica: {', '.join(fleet.policy.waiting_groups)}", style="cyan"))
     if fleet.policy.unknown_applications:

@@ -134,8 +134,9 @@ class GroupStatus(Record):
 class PolicyStatus(Record):
     """The policy actor itself. `decision_age_s` is the time since it last decided without an error, or since it started.
 
-    `seed_problem` says why `seed_from` brought nothing; `waiting_groups` were imported and have no replica yet.
-    `unknown_applications` are those of `max_step_ms_per_application` of which no replica reports: not started yet, or misspelt.
+    `seed_problem` says why `seed_from` brought nothing, `seed_notice` that nobody is there yet; `waiting_groups` were imported and
+    have no replica yet. `unknown_applications` are those of `max_step_ms_per_application` of which no replica reports: not started
+    yet, or misspelt.
     """
 
     incarnation: int
@@ -151,6 +152,7 @@ class PolicyStatus(Record):
     last_refusal: str = ""
     settings_error: str = ""
     seed_problem: str = ""
+    seed_notice: str = ""
     waiting_groups: tuple[str, ...] = ()
     unknown_applications: tuple[str, ...] = ()
 

@@ -10,6 +10,7 @@ import pytest
 from nightjar.cluster.learned_file import LearnedFile, LearnedFileError, parse_learned_file, to_text
 from nightjar.cluster.plain_values import plain, restored
 from nightjar.cluster.policy_service import PolicyService
+from nightjar.cluster.seed_from import FIRST_READING_S
 from nightjar.policy.seeding import MOST_SEED_STEPS
 from nightjar.policy.state import FleetState
 from nightjar.policy.wire.settings import Table
@@ -148,6 +149,95 @@ async def test_seed_from_is_live_and_a_file_that_is_of_no_use_is_a_problem_in_st
         await service.configure({"mode": "auto"})
         await settled(service, replica, rounds=2)
         assert len(steps_of(service)) == 30, "what was taken stays"
+
+
+SERVICE = "http://llm-serve-svc:8000/nightjar/learned"
+
+
+async def test_a_service_that_points_at_itself_gives_nothing_whatever_incarnation_answers_and_is_no_problem() -> None:
+    store, journal, files = MemoryStore(), MemoryJournal(), Files()
+    async with running_service(store, journal, read_seed=files.read) as service:
+        replica = Replica()
+        for _ in range(10):
+            replica.run(20)
+            await replica.exchange(service)
+        files.found[SERVICE] = service.learned_file()
+        before = service.status().groups
+        await service.configure({"seed_from": SERVICE})
+        await settled(service, replica)
+        assert service.status().policy.seed_problem == ""
+        assert service.status().policy.seed_notice == ""
+        assert service.status().groups[0].cells == before[0].cells
+    async with running_service(store, journal, read_seed=files.read) as service:
+        await settled(service, replica)
+        assert (service.incarnation, service.status().policy.waiting_groups) == (2, ())
+    assert not [cause for cause in journal.causes if cause.startswith("seeded")]
+
+
+async def test_a_fleet_that_cannot_read_its_store_at_first_is_itself_again_once_it_can() -> None:
+    store, files = MemoryStore(), Files()
+    async with running_service(store) as service:
+        await settled(service, Replica())
+        files.found[SERVICE] = service.learned_file()
+    store.is_reachable = False
+    async with running_service(store, read_seed=files.read) as service:
+        store.is_reachable = True
+        await asyncio.sleep(20.0)
+        assert service.learned_file().about.fleet_id == files.found[SERVICE].about.fleet_id
+    async with running_service(store) as service:
+        assert service.learned_file().about.fleet_id == files.found[SERVICE].about.fleet_id
+
+
+@dataclass
+class SlowFile:
+    """A service that answers after a while."""
+
+    delay_s: float
+
+    async def read(self, place: str) -> LearnedFile:
+        await asyncio.sleep(self.delay_s)
+        return some_file()
+
+
+async def first_settings(service: PolicyService, mode: str) -> tuple[Replica, float]:
+    """A new replica when it has got its first settings, and after how many seconds."""
+    replica, began_s = Replica(), asyncio.get_running_loop().time()
+    await service.configure({"mode": mode, "seed_from": SERVICE, "exchange_period_s": 0.25, "decision_period_s": 0.25})
+    while replica.settings is None:
+        await replica.exchange(service)
+    return replica, asyncio.get_running_loop().time() - began_s
+
+
+async def test_the_first_settings_of_a_fleet_that_knows_nothing_wait_for_the_seed_and_carry_its_plan() -> None:
+    async with running_service(read_seed=SlowFile(3.0).read) as service:
+        replica, seconds = await first_settings(service, "auto")
+        assert [row.num_speculative_tokens for row in table_of(replica).rows] == [5]
+        assert table_of(replica).segments == ()
+        assert 3.0 <= seconds < 3.5
+
+
+@pytest.mark.parametrize(("mode", "least_s", "most_s"), [("auto", FIRST_READING_S, FIRST_READING_S + 0.5), ("off", 0.0, 0.5)])
+async def test_a_slow_service_delays_the_first_settings_by_a_bounded_time_and_off_not_at_all(
+    mode: str, least_s: float, most_s: float
+) -> None:
+    async with running_service(read_seed=SlowFile(15.0).read) as service:
+        replica, seconds = await first_settings(service, mode)
+        assert least_s <= seconds <= most_s
+        await asyncio.sleep(15.0)
+        await service.configure({"mode": "auto", "seed_from": SERVICE})
+        await settled(service, replica)
+        assert [row.num_speculative_tokens for row in table_of(replica).rows] == [5], "what comes late is taken late"
+
+
+async def test_a_fleet_that_has_learned_something_waits_for_no_seed() -> None:
+    async with running_service(read_seed=SlowFile(15.0).read) as service:
+        replica = Replica()
+        for _ in range(5):
+            replica.run(20)
+            await replica.exchange(service)
+        await asyncio.sleep(1.5)
+        _, seconds = await first_settings(service, "auto")
+        assert seconds < 0.5
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from nightjar.cluster import seed_from
 from nightjar.cluster.learned_file import MAX_FILE_BYTES, LearnedFile, LearnedFileError, to_text
-from nightjar.cluster.seed_from import RETRY_S, SeedFrom, SeedReader, load_seed
+from nightjar.cluster.seed_from import FIRST_READING_S, RETRY_S, NobodyThereError, SeedFrom, SeedReader, load_seed
 from tests.cluster.seeds import some_file
 
 
@@ -79,6 +79,62 @@ async def test_naming_a_useless_place_again_tries_it_at_once_and_naming_none_end
     await follower.stop()
 
 
+SERVICE = "http://llm-serve-svc:8000/nightjar/learned"
+
+
+@pytest.mark.looptime
+async def test_a_service_that_nobody_serves_yet_is_no_problem_said_once_and_tried_again(capsys: pytest.CaptureFixture[str]) -> None:
+    places = Places(**{SERVICE: NobodyThereError("cannot be read (ConnectError: no such name)")})
+    follower = SeedFrom(places.read, places.take)
+    follower.follow(SERVICE)
+    await asyncio.sleep(10 * RETRY_S)
+    assert follower.problem == ""
+    assert follower.notice.startswith(f"seed_from: {SERVICE}: cannot be read (ConnectError: no such name); the fleet serves on")
+    said = capsys.readouterr().out
+    assert said.count("nothing_to_seed_from_yet") == 1
+    assert "warning" not in said
+    places.found[SERVICE] = some_file()
+    await asyncio.sleep(RETRY_S)
+    assert (places.taken, follower.problem, follower.notice) == ([SERVICE], "", "")
+
+
+@pytest.mark.looptime
+async def test_an_answer_of_ones_own_is_not_taken_and_asked_for_no_more_while_an_own_file_is_a_file() -> None:
+    places = Places(**{SERVICE: some_file(), "/data/learned.json": some_file()})
+    follower = SeedFrom(places.read, places.take, is_own=lambda _: True)
+    follower.follow(SERVICE)
+    await asyncio.sleep(10 * RETRY_S)
+    assert (places.reads, places.taken, follower.problem, follower.notice) == ([SERVICE], [], "", "")
+    follower.follow("/data/learned.json")
+    await asyncio.sleep(1.0)
+    assert places.taken == ["/data/learned.json"]
+
+
+@pytest.mark.looptime
+async def test_the_first_reading_of_a_place_ends_with_its_outcome_or_after_its_time() -> None:
+    places = Places(a=some_file(), b=LearnedFileError("no such file"))
+    follower = SeedFrom(places.read, places.take)
+    seen = [follower.is_first_reading]
+    for place in ("a", "b", "b"):  # the second try of a place is no first one
+        follower.follow(place)
+        seen.append(follower.is_first_reading)
+        await asyncio.sleep(0.01)
+        seen.append(follower.is_first_reading)
+    assert seen == [False, True, False, True, False, False, False]
+
+    async def hang(place: str) -> LearnedFile:
+        await asyncio.sleep(3600.0)
+        raise AssertionError(place)
+
+    slow = SeedFrom(hang, places.take)
+    slow.follow("a")
+    await asyncio.sleep(FIRST_READING_S - 0.1)
+    seen = [slow.is_first_reading]
+    await asyncio.sleep(0.2)
+    assert [*seen, slow.is_first_reading] == [True, False]
+    await slow.stop()
+
+
 async def test_reading_hangs_for_nobody_and_leaves_one_thread_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seed_from, "READ_TIMEOUT_S", 0.05)
     release, loads = threading.Event(), []
@@ -123,7 +179,7 @@ def test_what_is_no_readable_file_is_one_line(tmp_path: Path) -> None:
 
 
 class Answers(BaseHTTPRequestHandler):
-    """A web server with a good file, an endless one, another policy's API, and nothing else."""
+    """A web server with a good file, an endless one, another policy's API, one that answers the status of its path, and no more."""
 
     presented: ClassVar[dict[str, str | None]] = {}
     """What came as Authorization, by path."""
@@ -135,7 +191,9 @@ class Answers(BaseHTTPRequestHandler):
             self.send_header("Location", "/learned.json")
             self.end_headers()
             return
-        self.send_response(200 if self.path in {"/learned.json", "/endless", "/nightjar/learned"} else 404)
+        found = 200 if self.path in {"/learned.json", "/endless", "/nightjar/learned"} else 404
+        status = self.path.split("/")[1]
+        self.send_response(int(status) if status.isdecimal() else found)
         self.end_headers()
         if self.path in {"/learned.json", "/nightjar/learned"}:
             self.wfile.write(to_text(some_file()))
@@ -191,3 +249,24 @@ def test_an_address_without_such_a_file_is_one_line(address: str, path: str, sai
 def test_an_address_where_nobody_answers_is_one_line(place: str) -> None:
     with pytest.raises(LearnedFileError, match="cannot be read"):
         load_seed(place)
+
+
+@pytest.mark.parametrize("status", [404, 503])
+def test_a_service_without_a_policy_behind_it_is_nobody_and_one_that_wants_another_token_is_a_problem(
+    address: str, status: int
+) -> None:
+    with pytest.raises(NobodyThereError, match=f"answered {status}, allowed is 200"):
+        load_seed(f"{address}/{status}/nightjar/learned")
+    for refusal in (401, 403, 500):
+        with pytest.raises(LearnedFileError, match=f"answered {refusal}") as caught:
+            load_seed(f"{address}/{refusal}/nightjar/learned")
+        assert not isinstance(caught.value, NobodyThereError)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:9", "no-such-service.invalid:8000"])
+def test_a_service_that_does_not_listen_or_has_no_name_yet_is_nobody_and_such_a_file_is_a_problem(host: str) -> None:
+    with pytest.raises(NobodyThereError, match="cannot be read"):
+        load_seed(f"http://{host}/nightjar/learned")
+    with pytest.raises(LearnedFileError) as caught:
+        load_seed(f"http://{host}/learned.json")
+    assert not isinstance(caught.value, NobodyThereError)

@@ -1,7 +1,8 @@
 """What the tables say of a replica."""
 
 import pytest
-from rich.console import Console
+from rich.console import Console, Group
+from rich.text import Text
 
 from nightjar.cluster.views import acceptance, drafter_cell, fleet_view, plan_text, settings_cell, speculation
 from nightjar.policy.wire.mode import Mode
@@ -210,3 +211,12 @@ def test_applications_that_have_a_limit_and_no_replica_are_told() -> None:
     fleet = some_fleet()
     policy = fleet.policy.model_copy(update={"unknown_applications": ("chta",)})
     assert "max_step_ms_per_application: no replica of chta reports" in rendered(fleet.model_copy(update={"policy": policy}))
+
+
+def test_a_place_to_seed_from_where_nobody_is_yet_is_shown_and_is_no_alarm() -> None:
+    fleet = some_fleet()
+    notice = "seed_from: http://llm-serve-svc:8000/nightjar/learned: answered 503, allowed is 200"
+    shown = fleet_view(fleet.model_copy(update={"policy": fleet.policy.model_copy(update={"seed_notice": notice})}))
+    assert isinstance(shown, Group)
+    (line,) = (part for part in shown.renderables if isinstance(part, Text) and "seed_from" in part.plain)
+    assert (line.plain, line.style) == (notice, "cyan")
