@@ -80,6 +80,13 @@ def refusal(*files: Path, values: Mapping[str, Any] | None = None, chart: Path =
     return done.stderr
 
 
+def notes_of(*options: str) -> str:
+    """What helm says after an install with these options."""
+    done = helm("install", "llm", str(CHART), "--namespace", "serving", "--dry-run=client", *options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.partition("NOTES:")[2]
+
+
 def helm(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     """Run helm."""
     assert HELM

@@ -8,7 +8,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from tests.helm.rendering import ALL_ON, CHART, EXAMPLES, Release, helm, needs_helm, release
+from tests.helm.rendering import ALL_ON, CHART, EXAMPLES, Release, needs_helm, notes_of, release
 
 pytestmark = needs_helm
 KUBERNETES = "1.36"
@@ -100,12 +100,6 @@ def test_the_pod_monitor_names_ports_that_the_pods_have(everything: Release) -> 
     endpoints = everything.one("PodMonitor")["spec"]["podMetricsEndpoints"]
     assert {endpoint["port"] for endpoint in endpoints} == {"metrics", "as-metrics", "dash-metrics"} <= ports
     assert {endpoint["interval"] for endpoint in endpoints} == {"15s"}
-
-
-def notes_of(*options: str) -> str:
-    done = helm("install", "llm", str(CHART), "--namespace", "serving", "--dry-run=client", *options)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.partition("NOTES:")[2]
 
 
 def test_on_gpus_the_notes_say_that_shadow_ends_with_a_new_start() -> None:

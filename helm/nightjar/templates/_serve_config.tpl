@@ -68,8 +68,30 @@ applications:
   deployments:
   - name: Policy
     user_config:
-      {{- toYaml .Values.policy.settings | nindent 6 }}
+      {{- include "nightjar.policySettings" . | nindent 6 }}
 {{- end }}
+{{- end -}}
+{{- end -}}
+
+{{/* The policy's settings. A place that they name to seed from, also an empty one, is the user's. Otherwise it is the RayService's own
+service, where the cluster before answers until this one takes over: not where nobody may read there, and not with the incremental
+upgrade, whose services are each cluster's own and change their names. */}}
+{{- define "nightjar.policySettings" -}}
+{{- $settings := deepCopy (.Values.policy.settings | default dict) -}}
+{{- if and .Values.policy.seedFromService (not (hasKey $settings "seed_from")) (not (include "nightjar.cannotSeed" .)) -}}
+{{- $_ := set $settings "seed_from" (printf "%s/nightjar/learned" (include "nightjar.serviceUrl" .)) -}}
+{{- end -}}
+{{- toYaml $settings -}}
+{{- end -}}
+
+{{/* Why the policy cannot seed itself from the release's own service; empty where it can. */}}
+{{- define "nightjar.cannotSeed" -}}
+{{- $token := or .Values.policy.existingReadTokenSecret (include "nightjar.namesVariable" (list . "NIGHTJAR_API_READ_TOKEN"))
+      (include "nightjar.namesVariable" (list . "NIGHTJAR_API_READ_TOKEN_FILE")) -}}
+{{- if eq .Values.upgradeStrategy.type "NewClusterWithIncrementalUpgrade" -}}
+an incremental upgrade has no service of one name
+{{- else if not (or $token (eq .Values.policy.readAccess "open")) -}}
+policy.existingReadTokenSecret names no token to read with
 {{- end -}}
 {{- end -}}
 
