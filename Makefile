@@ -14,7 +14,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-fast test-pure test-all test-long test-gpu-paths stress-gpu-paths test-vllm test-serve-llm test-ids mutants contract lint structure format docs bench-step bench-policy bench-scale bench-model bench-engine bench-live chart monitoring page clean
+.PHONY: help install models demo test test-fast test-pure test-all test-long test-upgrade test-gpu-paths stress-gpu-paths test-vllm test-serve-llm test-ids mutants contract lint structure format docs bench-step bench-policy bench-scale bench-model bench-engine bench-live chart monitoring page clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -56,6 +56,9 @@ test-gpu-paths: $(INSTALLED) ## every steered drafter on vLLM's GPU code paths, 
 
 stress-gpu-paths: $(INSTALLED) ## drafters that were off draft as if they never had been: 1,000 random steps each, by hand
 	$(QUIET) NIGHTJAR_STRESS_STEPS=1000 $(BIN)/pytest -n 2 --dist load --maxschedchunk 1 tests/gpu_paths/test_off_on_v2.py $(ARGS)
+
+test-upgrade: $(INSTALLED) ## two Ray clusters, one takes over from the other under load; two minutes, a part of make test
+	$(QUIET) $(EVEN) $(BIN)/pytest -n 0 tests/upgrade $(ARGS)
 
 OVERLAY = $(abspath $(VENV)/opt/vllm-overlays/$(VERSION))
 

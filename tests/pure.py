@@ -81,6 +81,7 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/gpu_paths/test_gpu_paths.py": "vllm",
     "tests/gpu_paths/test_off_on_v2.py": "vllm",
     "tests/test_examples.py::test_the_examples_of_a_module_are_true": "vllm",
+    "tests/upgrade/test_upgrade.py": "ray",
 }
 """By file, or by test of a file: the module that it needs, or a program that may or may not be there."""
 

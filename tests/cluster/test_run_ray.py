@@ -1,28 +1,21 @@
 """`nightjar run` with a real Ray: serves every application of a file, changes live, and leaves nothing behind."""
 
-import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from nightjar.cluster.local_session import session_members
+from tests.cluster.nightjar_run import START_TIMEOUT_S, Run, wait_until
 from tests.ports import free_port
 
 pytestmark = pytest.mark.ray
 
-ROOT = Path(__file__).parents[2]
 TOKEN = "s3cret"
-START_TIMEOUT_S = 120.0
 CHANGE_TIMEOUT_S = 30.0
 
 
@@ -36,48 +29,6 @@ def serve_values(port: int, *, user_config: dict[str, Any], builder: str = "buil
         "deployments": [policy],
     }
     return {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [model_app, policy_app]}
-
-
-class Run:
-    """A `nightjar run -o json` of our own, its output in files."""
-
-    def __init__(self, folder: Path, values: dict[str, Any], *options: str, **environment: str) -> None:
-        file = folder / "serve.yaml"
-        file.write_text(yaml.safe_dump(values))
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("NIGHTJAR_", "RAY_"))}
-        self.out, self.err = folder / "out", folder / "err"
-        with self.out.open("w") as out, self.err.open("w") as err:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", "from nightjar.cluster.cli import main; main()", "run", str(file), "-o", "json", *options],
-                env={**inherited, "RAY_ADDRESS": "127.0.0.1:1", **environment},
-                cwd=ROOT,
-                stdout=out,
-                stderr=err,
-            )
-
-    @property
-    def session(self) -> int:
-        """The session of the cluster's process, which has said something by now."""
-        wait_until(lambda: self.err.read_text() != "", START_TIMEOUT_S)
-        command = ["ps", "--ppid", str(self.process.pid), "-o", "pid="]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0])
-
-    def ready(self) -> dict[str, Any]:
-        wait_until(lambda: self.out.read_text() != "" or self.process.poll() is not None, START_TIMEOUT_S)
-        assert self.process.poll() is None, self.err.read_text()
-        announced: dict[str, Any] = json.loads(self.out.read_text())
-        return announced
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(START_TIMEOUT_S)
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "waited too long"
-        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
