@@ -312,21 +312,21 @@ def _liar(rows: ByKind) -> list[Bar]:
 
 
 def _faulty(rows: ByKind) -> list[Bar]:
-    mine = rows.get("faulty", ())
-    meaning = "1 of 4 replicas is faulty from the start"
-    others = f"{meaning}: expected goodput of the other three over theirs without it, the first two minutes (INV-10)"
-    late = f"{meaning}: that of the whole group after the first minute"
+    meaning = "1 of 4 replicas is faulty from the start: expected goodput of the other three over theirs without it"
     return [
-        worst(Bar(name=name, meaning=words, direction="at least", limit=0.99), _over_honest(mine, measure))
-        for name, words, measure in (
-            ("faulty_goodput_ratio", others, "others_share"),
-            ("faulty_late_ratio", late, "late_share"),
-        )
+        worst(
+            Bar(name="faulty_goodput_ratio", meaning=f"{meaning}, first two minutes (INV-10)", direction="at least", limit=0.99),
+            _over_honest(rows.get("faulty", ())),
+        ),
+        worst(
+            Bar(name="faulty_late_ratio", meaning=f"{meaning}, the second minute", direction="at least", limit=0.99),
+            _over_honest(rows.get("faulty-late", ())),
+        ),
     ]
 
 
-def _over_honest(rows: Sequence[RunRow], measure: str) -> list[Found]:
-    cells = Cells.of(rows, measure)
+def _over_honest(rows: Sequence[RunRow]) -> list[Found]:
+    cells = Cells.of(rows, "others_share")
     control = f"{FLEET} ({HONEST})"
     variants = dict.fromkeys(who for place in cells.places() for who in cells.planners(place))
     return [one for who in variants if who != control for one in ratios(cells, who, control)]

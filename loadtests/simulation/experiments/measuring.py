@@ -23,9 +23,6 @@ WITHIN: Final = 0.98
 BACK: Final = 0.95
 """Share of the oracle's goodput from which a fleet counts as recovered from drift."""
 
-SETTLED_S: Final = 60.0
-"""Virtual seconds after which a faulty replica costs the others nothing any more (INV-10)."""
-
 WINDOW_S: Final = 10
 """Virtual seconds that a share is looked at over."""
 
@@ -97,15 +94,11 @@ def learning(scenario: Scenario, result: RunResult) -> Outcome:
 
 
 def honest(scenario: Scenario, result: RunResult) -> Outcome:
-    """What the replicas but the last gave of what the best K would have given; and the whole service after SETTLED_S."""
+    """What the replicas but the last are expected to have given, as a share of what the best K gives."""
     expected = math.fsum(replica.totals.expected_tokens for replica in result.replicas[:-1])
     best = math.fsum(replica.totals.best_tokens for replica in result.replicas[:-1])
-    late = [second.totals for second in result.seconds if second.at_s > SETTLED_S]
-    late_best = math.fsum(totals.best_tokens for totals in late)
-    measures = {"others_share": expected / best}
-    if late_best:
-        measures["late_share"] = math.fsum(totals.expected_tokens for totals in late) / late_best
-    return Outcome(basic(scenario, result).measures | measures, steps=result.steps_with_warm_up)
+    outcome = basic(scenario, result)
+    return Outcome({**outcome.measures, "others_share": expected / best}, outcome.series, outcome.steps)
 
 
 def newcomer(scenario: Scenario, result: RunResult) -> Outcome:

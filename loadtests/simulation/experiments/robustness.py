@@ -83,27 +83,28 @@ def liars(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
 
 
 def faulty(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
-    """One of four replicas is faulty from the start, in each way and in none: what that costs the other three (INV-10)."""
+    """One of four replicas is faulty from the start, in each way and in none: what that costs the other three (INV-10), in the
+    first two minutes and from the second minute on."""
     effort = choice.effort
     return [
         cell(
-            "faulty",
+            kind,
             named_scene(effort, nominal, "poisson-60%", FAULTY_REPLICAS, FAULTY_S),
             Contestant(FLEET),
             seed,
             honest,
             duration_s=FAULTY_S,
-            warm_up_s=0.0,
+            warm_up_s=warm_up_s,
             variant=VARIANT_OF[lie] if lie else HONEST,
             events=(ReplicaLies(0.0, FAULTY_REPLICAS - 1, lie),) if lie else (),
             router="sticky",
-            series=True,
             track_regret=True,
         )
         for nominal in map(nominal_of, choice.few(2))
         if choice.wants(FLEET)
         for lie in (None, *LIES)
-        for seed in effort.bars
+        for kind, warm_up_s, seeds in (("faulty", 0.0, effort.bars), ("faulty-late", FAULTY_S / 2, effort.others))
+        for seed in seeds
     ]
 
 

@@ -172,9 +172,11 @@ def test_pooling_compares_what_the_replicas_of_a_group_lose_each_with_what_one_l
 
 def test_a_faulty_replica_is_priced_by_what_the_others_give_in_the_same_run_without_it() -> None:
     rows = [
-        row("faulty", "fleet", variant="none", others_share=0.98, late_share=1.0),
-        row("faulty", "fleet", variant="NaN", others_share=0.98, late_share=1.0),
-        row("faulty", "fleet", variant="times ten", others_share=0.97, late_share=0.999),
+        row("faulty", "fleet", variant="none", others_share=0.98),
+        row("faulty", "fleet", variant="NaN", others_share=0.98),
+        row("faulty", "fleet", variant="times ten", others_share=0.97),
+        row("faulty-late", "fleet", variant="none", others_share=1.0),
+        row("faulty-late", "fleet", variant="times ten", others_share=0.999),
     ]
     assert value("faulty_goodput_ratio", rows) == pytest.approx(0.97 / 0.98)
     assert value("faulty_late_ratio", rows) == pytest.approx(0.999)
