@@ -1,7 +1,7 @@
 """The fleet's decisions as functions of values: reports go in one by one, and once a period a decision for every replica comes out.
 
 `observe` keeps what is new in a report as pending evidence; `decide` drops silent replicas, merges each group's pending
-evidence, plans, deals out measurements and answers per replica; `fleet_status` tells it in words. Clock and randomness
+evidence, plans, deals out measurements and answers per replica; `fleet_status.py` tells it in words. Clock and randomness
 are the caller's, so the actor, the simulator and the journal's replay come to the same decisions (INV-7). Fails towards
 off: what a group does not know, it does not speculate on.
 """
@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Final
 
 from nightjar.policy.estimate.off_steps import expected_off_steps
-from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.granting import MayGrant, group_restarts
 from nightjar.policy.intake import MAX_REPLICAS, MAX_RETIRED_ENGINES, observe
 from nightjar.policy.learning import learn
@@ -47,7 +46,6 @@ __all__ = [
     "decide",
     "empty_fleet",
     "exported",
-    "fleet_status",
     "learned",
     "observe",
     "quieted",

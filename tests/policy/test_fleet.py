@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.catch_up import CatchUpEvidence
 from nightjar.policy.estimate.evidence import CellEvidence, Evidence
-from nightjar.policy.fleet import FleetState, decide, empty_fleet, fleet_status, learned, observe, with_learned
+from nightjar.policy.fleet import FleetState, decide, empty_fleet, learned, observe, with_learned
+from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.prior.learned import LearnedGroup, LearnedTables
 from nightjar.policy.wire.mode import Mode

@@ -9,7 +9,8 @@ import pytest
 
 from nightjar.policy import fleet_status as module
 from nightjar.policy.engine.steering import Cause
-from nightjar.policy.fleet import FleetState, fleet_status
+from nightjar.policy.fleet import FleetState
+from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.prediction import predict
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.status import GroupStatus, ReplicaStatus

@@ -7,7 +7,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nightjar.policy.fleet import fleet_status
+from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.wire.report import Counters, DrafterState, LoadReport
 from nightjar.policy.wire.settings import Settings
 from tests.policy.restarting import ORDERED, Policy, RestartingReplica

@@ -17,7 +17,8 @@ from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence
 from nightjar.policy.estimate.goodput import Outlook
-from nightjar.policy.fleet import FleetState, decide, empty_fleet, exported, fleet_status, learned, observe, seeded
+from nightjar.policy.fleet import FleetState, decide, empty_fleet, exported, learned, observe, seeded
+from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.planners.fleet import DOUBT_DEVIATIONS
 from nightjar.policy.prior.seed import SeedCell, SeedGroup
 from nightjar.policy.restarts.leases import GroupRestarts

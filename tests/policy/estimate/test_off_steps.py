@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nightjar.policy.fleet import fleet_status
+from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.wire.settings import OffStep
 from tests.policy.engines import Fleet, Replica, step_seconds, table
 

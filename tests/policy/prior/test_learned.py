@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.counting import MOST_CHUNK_TOKENS, MOST_CONTEXT_TOKENS
-from nightjar.policy.fleet import decide, empty_fleet, exported, fleet_status, learned, observe
+from nightjar.policy.fleet import decide, empty_fleet, exported, learned, observe
+from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.issuing import settings_of
 from nightjar.policy.prior.learned import LearnedTables
 from nightjar.policy.prior.seed import SeedGroup
