@@ -133,14 +133,14 @@ def without(contributions: Contributions, live: Collection[str], replicas: int, 
         cell: _without_rows(table, gone, _believed(_cleared(table, out), effects, replicas, now_s))
         for cell, table in contributions.cells.items()
     }
-    mixed_cells = {cell: _without_mixed_rows(table, gone) for cell, table in contributions.mixed_cells.items()}
+    mixed_cells = {cell: _without_mixed_rows(_cleared(table, out), gone) for cell, table in contributions.mixed_cells.items()}
     acceptance, remembered = dict(contributions.acceptance), contributions.remembered_acceptance or AcceptanceEvidence()
     names = sorted(acceptance)
     agrees = dict(zip(names, _agreeing_acceptance([acceptance[name] for name in names]), strict=True))
     for replica_id in left:
-        his = acceptance.pop(replica_id, None)
-        if his is not None and agrees[replica_id] and replica_id not in contributions.distrusted:
-            remembered = remembered.aged(now_s).sum(his.aged(now_s)).at(now_s)
+        its = acceptance.pop(replica_id, None)
+        if its is not None and agrees[replica_id] and replica_id not in contributions.distrusted:
+            remembered = remembered.aged(now_s).sum(its.aged(now_s)).at(now_s)
     kept = {replica_id: row for replica_id, row in contributions.rows.items() if replica_id in live}
     kept_effects = tuple(0.0 if row in gone else effect for row, effect in enumerate(contributions.effects))
     distrusted = tuple(name for name in contributions.distrusted if name in kept)

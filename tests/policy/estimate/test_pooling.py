@@ -272,3 +272,13 @@ def test_in_a_group_of_two_nobody_is_distrusted() -> None:
     group = Group(2)
     group.hears({"a": measured(0.1), "b": measured(9.0)})
     assert group.distrusted() == []
+
+
+def test_what_a_distrusted_replica_said_of_steps_with_prefill_leaves_with_it() -> None:
+    mixed = MixedEvidence(50.0, 5.0, 200.0, 25_000.0)
+    group = Group(4)
+    group.hears({**{name: measured(0.1) for name in "abc"}, "liar": measured(0.01)})
+    group.hears({"liar": NewEvidence(mixed_cells={CELL: mixed})}, now_s=1.0)
+    group.leaves("liar")
+    group.hears({"a": NewEvidence(mixed_cells={CELL: mixed})}, now_s=2.0)
+    assert group.evidence.mixed_cells[CELL].steps == pytest.approx(50.0)
