@@ -7,6 +7,7 @@ users saw, what went through the forwarder, and the policies' journals, which sa
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
@@ -79,9 +80,9 @@ class Upgrade:
         files = [parse_learned_file(answer.partition(b"\r\n\r\n")[2]) for answer in answers]
         return next(file for file in files if cause.endswith(file.in_words()))
 
-    def seeded(self, cluster: str) -> list[str]:
-        """What the policy's journal says of evidence that it took from elsewhere."""
-        causes = [cause for entry in self.journals[cluster] for cause in entry.causes]
+    def seeded(self, cluster: str, before_s: float = math.inf) -> list[str]:
+        """What the policy's journal says of evidence that it took from elsewhere before a time."""
+        causes = [cause for entry in self.journals[cluster] if entry.time_s < before_s for cause in entry.causes]
         return [cause for cause in causes if cause.startswith("seeded")]
 
     @property
@@ -239,7 +240,8 @@ def test_a_first_install_that_finds_nobody_at_its_own_service_is_no_error(upgrad
     assert policy.seed_problem == ""
     assert "cannot be read (ConnectError" in policy.seed_notice
     assert upgrade.steered("old"), "it plans all the same"
-    assert upgrade.seeded("old") == [], "nor does it take its own evidence, should it ask again while it serves"
+    its_own = upgrade.seeded("old", before_s=upgrade.moved_s)
+    assert its_own == [], "nor does it take its own evidence, should it ask again while it serves; later the new one answers there"
 
 
 def test_the_new_cluster_seeds_itself_from_the_old_through_the_service_with_the_read_token(upgrade: Upgrade) -> None:
