@@ -21,18 +21,19 @@ from nightjar.loadtests.simulation.experiments.experiment import PICK_SEED, Choi
 from nightjar.loadtests.simulation.profiles import read_profile
 
 PROFILE = "cpu-smollm2"
-SEED = 0
-EFFORT = replace(BENCH, bar_seeds=1, storm_seeds=1, pick_seeds=1, storm_replicas=32, storm_profiles=1)
+SEEDS = 4
+"""Where a bound is the bar's own: a single seed scatters by a percent at one batch size."""
+EFFORT = replace(BENCH, pick_seeds=1, storm_replicas=32, storm_profiles=1)
 
 
-def ran(experiment: str, *loads: str, only: Callable[[Cell], bool] = lambda _: True) -> list[RunRow]:
+def ran(experiment: str, *loads: str, seeds: int = 1, only: Callable[[Cell], bool] = lambda _: True) -> list[RunRow]:
     """Rows of an experiment's runs that are wanted, wave by wave."""
-    choice = Choice((read_profile(PROFILE),), loads, EFFORT)
+    choice = Choice((read_profile(PROFILE),), loads, replace(EFFORT, bar_seeds=seeds, storm_seeds=seeds))
     rows: list[RunRow] = []
     for wave in EXPERIMENTS[experiment].waves:
         rows += run_cells([cell for cell in without_repeats(wave(choice, rows)) if only(cell)], jobs=1)
     assert [row.error for row in rows if row.error] == []
-    assert {row.seed for row in rows} <= {SEED, PICK_SEED}
+    assert {row.seed for row in rows} <= {*range(seeds), PICK_SEED}
     return rows
 
 
@@ -50,8 +51,8 @@ def false_alarms(rows: list[RunRow]) -> float:
 
 
 def test_in_a_closed_loop_the_fleet_is_never_below_off_by_more_than_noise() -> None:
-    rows = ran("steady", "surge", only=lambda cell: cell.planner in {"fleet", "off"})
-    assert value("fleet_over_off_min", rows) >= 0.985
+    rows = ran("steady", "surge", seeds=SEEDS, only=lambda cell: cell.planner in {"fleet", "off"})
+    assert value("fleet_over_off_min", rows) >= 0.99
     assert false_alarms(rows) == 0
 
 
@@ -62,9 +63,10 @@ def test_under_quiet_and_surging_load_the_fleet_is_near_the_best_static_planner(
 
 
 def test_when_all_replicas_want_to_restart_no_more_do_than_the_budget_allows_and_nothing_is_lost() -> None:
-    rows = ran("storm", only=lambda cell: cell.load == "storm" and not cell.variant.startswith("one-shot"))
-    leased = {row.who: row.measures["max_leases_in_flight"] for row in rows}
-    assert 1 < leased["fleet (chunked, coordinated)"] < leased["fleet (chunked, uncoordinated)"]
+    rows = ran("storm", seeds=SEEDS, only=lambda cell: cell.load == "storm" and not cell.variant.startswith("one-shot"))
+    leased = {(row.who, row.seed): row.measures["max_leases_in_flight"] for row in rows}
+    for seed in range(SEEDS):
+        assert 1 < leased["fleet (chunked, coordinated)", seed] < leased["fleet (chunked, uncoordinated)", seed]
     assert value("budget_violations", rows) == 0
-    assert value("storm_floor", rows) >= 0.94
+    assert value("storm_floor", rows) >= 0.95
     assert value("storm_total", rows) >= 0.98
