@@ -42,6 +42,14 @@ class Run:
         command = ["ps", "--ppid", str(self.process.pid), "-o", "pid="]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0])
 
+    def wait_until_it_says(self, words: str) -> None:
+        """Wait for words on stderr. Fails with what it did say where it ends, or takes too long, without them."""
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while words not in (said := self.err.read_text()):
+            waiting = self.process.poll() is None and time.monotonic() < deadline_s
+            assert waiting, f"never said {words!r}: {said}"
+            time.sleep(0.2)
+
     def ready(self, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any]:
         wait_until(lambda: self.out.read_text() != "" or self.process.poll() is not None, timeout_s)
         assert self.process.poll() is None, self.err.read_text()

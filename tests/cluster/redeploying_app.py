@@ -1,5 +1,6 @@
 """A Serve application without a model: answers, and deploys the Serve config that is posted to it, as `serve deploy` would."""
 
+import threading
 from collections.abc import Mapping
 
 from ray import serve
@@ -18,9 +19,20 @@ class Redeployer:
         return "done"
 
 
+class NeverReady:
+    """A replica that stays in its constructor, as an engine that loads a large model does."""
+
+    def __init__(self) -> None:
+        threading.Event().wait()
+
+
 def build(args: Mapping[str, object]) -> serve.Application:
     return serve.deployment(Redeployer, ray_actor_options={"num_cpus": 0}).bind()
 
 
 def build_what_fails(args: Mapping[str, object]) -> serve.Application:
     raise RuntimeError("this application cannot be built")
+
+
+def build_what_never_gets_ready(args: Mapping[str, object]) -> serve.Application:
+    return serve.deployment(NeverReady, ray_actor_options={"num_cpus": 0}).bind()

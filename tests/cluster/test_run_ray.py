@@ -115,8 +115,8 @@ def test_an_application_that_fails_is_one_block_with_exit_code_1(tmp_path: Path)
 
 @pytest.mark.parametrize("phase", ["starting a Ray cluster", "starting Ray Serve", "DEPLOYING"])
 def test_a_signal_while_it_starts_leaves_nothing_behind(tmp_path: Path, phase: str) -> None:
-    run = Run(tmp_path, serve_values(free_port(), user_config={}))
-    wait_until(lambda: phase in run.err.read_text(), START_TIMEOUT_S)
+    run = Run(tmp_path, serve_values(free_port(), user_config={}, builder="build_what_never_gets_ready"))
+    run.wait_until_it_says(phase)
     session = run.session
     assert run.stop(signal.SIGINT) == 128 + signal.SIGINT
     assert session_members(session) == []
