@@ -132,12 +132,16 @@ class AcceptanceEvidence:
         return covariance
 
     def shrunk_to(self, group: AcceptanceEvidence) -> AcceptanceEvidence:
-        """This, where a group's share weighs as much as GROUP_ROWS rows; positions nobody here reached follow the group's.
+        """This, where a group's share weighs as much as GROUP_ROWS rows; less the further this one's S_1 is off the group's, since
+        the distance says how far apart replicas are here. Positions that nobody here reached follow the group's.
 
-        >>> AcceptanceEvidence((320.0,), (80.0,)).shrunk_to(AcceptanceEvidence((8000.0, 8000.0), (6000.0, 3000.0))).measured()
-        (0.35, 0.175)
+        >>> group = AcceptanceEvidence((8000.0, 8000.0), (6000.0, 3000.0))
+        >>> alike, other = AcceptanceEvidence((80.0,), (56.0,)), AcceptanceEvidence((320.0,), (80.0,))
+        >>> [[round(share, 3) for share in one.shrunk_to(group).measured()] for one in (alike, other)]
+        [[0.725, 0.362], [0.255, 0.127]]
         """
-        share = [min(1.0, GROUP_ROWS / rows) if rows else 0.0 for rows in group.reached]
+        weight_rows = self._rows_of_group(group)
+        share = [min(1.0, weight_rows / rows) if rows else 0.0 for rows in group.reached]
         prior = AcceptanceEvidence(
             tuple(rows * kept for rows, kept in zip(group.reached, share, strict=True)),
             tuple(rows * kept for rows, kept in zip(group.accepted, share, strict=True)),
@@ -162,6 +166,16 @@ class AcceptanceEvidence:
             return 0.0
         sampled = max(mine * (1.0 - mine), 1.0 / rows) * ROWS_PER_INDEPENDENT_ROW / rows
         return abs(mine - theirs) / math.sqrt(sampled + mine * mine * _drift(now_s - at_s))
+
+    def _rows_of_group(self, group: AcceptanceEvidence) -> float:
+        """Rows that a group's share is worth here: what an independent row scatters by, over the variance between replicas."""
+        (rows, kept, _), (group_rows, group_kept, _) = self._at(0), group._at(0)
+        if not rows or not group_rows:
+            return GROUP_ROWS
+        theirs = group_kept / group_rows
+        scatter = max(theirs * (1.0 - theirs), LEAST_SHARE) * ROWS_PER_INDEPENDENT_ROW
+        between = (kept / rows - theirs) ** 2 - scatter / rows
+        return min(GROUP_ROWS, scatter / between) if between > 0.0 else GROUP_ROWS
 
     def seen_at(self, position: int) -> float:
         """When a row last reached a position; before all time where none did."""
