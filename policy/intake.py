@@ -151,7 +151,7 @@ def _counted(
         else replica.new_evidence,
         generated_tokens_per_s=rate,
         mixed_share=replica.mixed_share.after(
-            sum(cell.steps for cell in new.mixed_cells.values()), new.generated_tokens, elapsed_s
+            sum(cell.steps for cell in new.mixed_cells.values()), new.prefill_tokens, new.generated_tokens, elapsed_s
         ),
         new_restarts=replica.new_restarts.plus(new.restarts),
     )

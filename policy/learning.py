@@ -16,7 +16,7 @@ from nightjar.policy.engine.drafter import MAX_CHUNK_TOKENS
 from nightjar.policy.estimate.catch_up import CatchUpCost
 from nightjar.policy.estimate.contributions import Contributions, NewEvidence
 from nightjar.policy.estimate.evidence import Evidence
-from nightjar.policy.estimate.mixed_steps import steps_per_token
+from nightjar.policy.estimate.mixed_steps import per_token
 from nightjar.policy.estimate.pooling import Slopes, pooled, with_effects, without
 from nightjar.policy.estimate.robust import LEAST_REPLICAS
 from nightjar.policy.planners import PLANNERS
@@ -51,7 +51,8 @@ def learn(
     before = group.evidence if group.decided_at_s is not None else _heard_at(group.evidence, now_s)
     group, evidence = _learned(group, before, members, settings.evidence_half_life_steps, now_s)
     still_imported = group.imported.cells
-    evidence = replace(evidence, mixed_steps_per_token=steps_per_token(replica.mixed_share for replica in members.values()))
+    mixed_steps, prefill_tokens = per_token(replica.mixed_share for replica in members.values())
+    evidence = replace(evidence, mixed_steps_per_token=mixed_steps, prefill_tokens_per_token=prefill_tokens)
     changed = {
         replica_id: replace(replica, new_evidence=NewEvidence())
         for replica_id, replica in members.items()

@@ -53,6 +53,7 @@ class CountedEngine:
     engine_id: str
     step_count: int = 0
     generated_tokens: int = 0
+    prefill_tokens: int = 0
     cells: Mapping[Cell, CountedCell] | None = None
     catch_up: CatchUpCounters = field(default_factory=CatchUpCounters)
     restarts: int = 0
@@ -68,6 +69,7 @@ class NewSteps:
     mixed_cells: Mapping[Cell, MixedEvidence]
     acceptance: AcceptanceEvidence
     generated_tokens: int
+    prefill_tokens: int
     restarts: NewRestarts
 
 
@@ -104,11 +106,20 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
     _check_time(seconds, steps, counters.step_count - baseline.step_count, elapsed_s)
     restarts = _restarts(counters, baseline, elapsed_s)
     generated_tokens = sum(total.generated_tokens for total in counters.totals)
-    new = NewSteps(new_cells, new_mixed, acceptance, max(generated_tokens - baseline.generated_tokens, 0), restarts)
+    prefill_tokens = sum(total.prefill_tokens for total in counters.totals)
+    new = NewSteps(
+        new_cells,
+        new_mixed,
+        acceptance,
+        max(generated_tokens - baseline.generated_tokens, 0),
+        max(prefill_tokens - baseline.prefill_tokens, 0),
+        restarts,
+    )
     return new, CountedEngine(
         counters.engine_id,
         counters.step_count,
         generated_tokens,
+        prefill_tokens,
         now,
         counters.catch_up,
         counters.restarts,

@@ -108,13 +108,15 @@ class MixedEvidence:
 class Evidence:
     """Everything a group knows. `cells` and `mixed_cells` are never changed in place.
 
-    `mixed_steps_per_token`: steps with prefill that come with each generated token, as replicas report of late.
+    `mixed_steps_per_token` and `prefill_tokens_per_token`: steps with prefill beside decode rows, and prompt tokens, that come with
+    each generated token, as replicas report of late.
     """
 
     cells: Mapping[Cell, CellEvidence] = field(default_factory=dict)
     acceptance: AcceptanceEvidence = field(default_factory=AcceptanceEvidence)
     mixed_cells: Mapping[Cell, MixedEvidence] = field(default_factory=dict)
     mixed_steps_per_token: float = 0.0
+    prefill_tokens_per_token: float = 0.0
 
     def is_measured(self, bucket: int, num_speculative_tokens: int, calibration_clean_steps: int) -> bool:
         """Whether the cell's step time was measured in earnest."""

@@ -23,6 +23,8 @@ Floats = npt.NDArray[np.float64]
 
 SHARE_HALF_LIFE_S: Final = 60.0
 """How long the mix of prompts and answers is remembered: longer than a burst, shorter than a change of regime."""
+SHARE_LEAST_STEPS: Final = 30.0
+"""Steps with prefill that time alone does not make less of: where one takes ten seconds, a minute holds too few for a share."""
 TRUST_STEPS: Final = 10.0
 """Mixed steps of a cell at which its mean weighs half: prompts differ, so few of them say little."""
 LATE_SHARE: Final = 0.01
@@ -34,39 +36,56 @@ _RIDGE: Final = np.array([0.05, 0.01, 0.02, 0.05])
 
 
 class MixedShare(NamedTuple):
-    """How much of one replica's work comes with prefill: decayed sums of its steps with prefill and of its generated tokens."""
+    """How much of one replica's work comes with prefill: decayed sums of its steps with prefill beside decode rows, of the prompt
+    tokens of all its steps, and of its generated tokens."""
 
     steps: float = 0.0
+    prefill_tokens: float = 0.0
     tokens: float = 0.0
 
-    def after(self, steps: float, tokens: float, elapsed_s: float) -> MixedShare:
+    def after(self, steps: float, prefill_tokens: float, tokens: float, elapsed_s: float) -> MixedShare:
         """The sums `elapsed_s` later (infinite for an engine's first report, which forgets the ones before it).
 
-        >>> MixedShare(8.0, 400.0).after(2.0, 300.0, SHARE_HALF_LIFE_S)
-        MixedShare(steps=6.0, tokens=500.0)
+        >>> MixedShare(80.0, 8000.0, 4000.0).after(2.0, 100.0, 300.0, SHARE_HALF_LIFE_S)
+        MixedShare(steps=42.0, prefill_tokens=4100.0, tokens=2300.0)
+        >>> MixedShare(30.0, 3000.0, 4000.0).after(2.0, 100.0, 300.0, SHARE_HALF_LIFE_S)
+        MixedShare(steps=32.0, prefill_tokens=3100.0, tokens=4300.0)
         """
         left = 0.5 ** (elapsed_s / SHARE_HALF_LIFE_S)
-        return MixedShare(self.steps * left + steps, self.tokens * left + tokens)
+        if math.isfinite(elapsed_s) and self.steps:
+            left = max(left, min(1.0, SHARE_LEAST_STEPS / self.steps))
+        return MixedShare(self.steps * left + steps, self.prefill_tokens * left + prefill_tokens, self.tokens * left + tokens)
 
 
-def steps_per_token(shares: Iterable[MixedShare]) -> float:
-    """Steps with prefill for each generated token: the median replica's, so that no liar moves it (INV-10); 0 without any."""
-    told = [share.steps / share.tokens for share in shares if share.tokens > 0.0]
-    return median(told) if told else 0.0
+def per_token(shares: Iterable[MixedShare]) -> tuple[float, float]:
+    """Steps with prefill beside decode rows, and prompt tokens of all steps, for each generated token: the median replica's of
+    either, so that no liar moves it (INV-10); 0 without any."""
+    told = [share for share in shares if share.tokens > 0.0]
+    if not told:
+        return 0.0, 0.0
+    return median(share.steps / share.tokens for share in told), median(share.prefill_tokens / share.tokens for share in told)
 
 
 def charge(evidence: Evidence, times: StepTimes, arms: Sequence[int]) -> Floats:
     """(buckets, arms): seconds per generated token that an arm loses to K=0 in steps with prefill, beyond clean steps.
 
-    What is charged is by how much K prolongs a mixed step beyond what K prolongs a clean step.
+    What is charged is by how much K prolongs a mixed step beyond what K prolongs a clean step, for as many such steps as the
+    prompts fill: a prompt that finds the engine idle runs in a step of its own, and the drafter reads it there.
     """
     mixed = mixed_seconds(evidence, times, arms)
-    if mixed is None or evidence.mixed_steps_per_token <= 0.0:
+    if mixed is None or evidence.prefill_tokens_per_token <= 0.0:
         return np.zeros(times.log_seconds.shape)
     clean = np.exp(times.log_seconds)
     longer = (mixed - mixed[:, :1]) - (clean - clean[:, :1])
-    charged: Floats = evidence.mixed_steps_per_token * np.maximum(longer, 0.0)
+    steps_per_token = evidence.prefill_tokens_per_token / _usual_prefill(evidence)
+    charged: Floats = steps_per_token * np.maximum(longer, 0.0)
     return charged
+
+
+def _usual_prefill(evidence: Evidence) -> float:
+    """Prompt tokens of a step with prefill beside decode rows."""
+    cells = evidence.mixed_cells.values()
+    return sum(cell.prefill_tokens for cell in cells) / sum(cell.steps for cell in cells)
 
 
 def mixed_seconds(evidence: Evidence, times: StepTimes, arms: Sequence[int], prefills: Floats | float = 1.0) -> Floats | None:
@@ -81,7 +100,7 @@ def mixed_seconds(evidence: Evidence, times: StepTimes, arms: Sequence[int], pre
     keys = np.array(list(cells), dtype=float)
     sums = np.array([(cell.steps, cell.seconds, cell.rows, cell.prefill_tokens) for cell in cells.values()])
     means = sums[:, 1:] / sums[:, :1]
-    seconds, prefill = means[:, 0], float(sums[:, 3].sum() / sums[:, 0].sum())
+    seconds, prefill = means[:, 0], _usual_prefill(evidence)
     trust = sums[:, 0] / (sums[:, 0] + TRUST_STEPS)
     scale = _scale(means[:, 1], keys[:, 1], means[:, 2])
     relative = _parts(means[:, 1], keys[:, 1], means[:, 2]) / scale / seconds[:, None]

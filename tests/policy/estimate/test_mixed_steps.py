@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from nightjar.policy.engine.counters import StepCount, StepCounters
 from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence, MixedEvidence
-from nightjar.policy.estimate.mixed_steps import MixedShare, charge, steps_per_token
+from nightjar.policy.estimate.mixed_steps import MixedShare, charge, per_token
 from nightjar.policy.estimate.step_time import predict_step_times
 from nightjar.policy.fleet import empty_fleet, observe
 from nightjar.policy.planners.base import GroupView
@@ -57,7 +59,8 @@ def mixed_cells(lengths: tuple[int, ...] = ARMS) -> dict[Cell, MixedEvidence]:
 
 def evidence(mixed: dict[Cell, MixedEvidence], steps_per_token: float = 0.01) -> Evidence:
     acceptance = AcceptanceEvidence((1e5,) * 5, (6.5e4, 4e4, 2.5e4, 1.5e4, 1e4))
-    return Evidence(clean_cells(), acceptance, mixed, steps_per_token)
+    usual_prefill = sum(cell.prefill_tokens for cell in mixed.values()) / max(sum(cell.steps for cell in mixed.values()), 1.0)
+    return Evidence(clean_cells(), acceptance, mixed, steps_per_token, steps_per_token * usual_prefill)
 
 
 def charged(known: Evidence) -> np.ndarray:
@@ -119,10 +122,15 @@ def test_steps_with_prefill_are_counted_by_bucket_and_length_and_clean_ones_are_
 
 
 def test_the_share_of_a_group_is_its_median_replicas() -> None:
-    assert steps_per_token([MixedShare(1.0, 100.0), MixedShare(2.0, 100.0), MixedShare(1e9, 1.0), MixedShare()]) == pytest.approx(
-        0.02
-    )
-    assert steps_per_token([MixedShare()]) == 0.0
+    honest = [MixedShare(1.0, 400.0, 100.0), MixedShare(2.0, 500.0, 100.0)]
+    assert per_token([*honest, MixedShare(1e9, 1e12, 1.0), MixedShare()]) == pytest.approx((0.02, 5.0))
+    assert per_token([MixedShare()]) == (0.0, 0.0)
+
+
+def test_a_prompt_that_finds_the_engine_idle_is_charged_to_the_arms_as_well() -> None:
+    beside_rows = evidence(mixed_cells(), steps_per_token=0.01)
+    as_many_alone = replace(beside_rows, prefill_tokens_per_token=2.0 * beside_rows.prefill_tokens_per_token)
+    assert charged(as_many_alone)[8, 1:] == pytest.approx(2.0 * charged(beside_rows)[8, 1:])
 
 
 @pytest.mark.parametrize(
