@@ -53,11 +53,17 @@ class WrittenAtOnce:
 class RecordedFleet:
     """Engines whose reports reach the service at once; what it answers they adopt after the next tick."""
 
-    def __init__(self, replicas: Sequence[Replica], sink: TickSink, max_replicas: int = MAX_RECORDED_REPLICAS) -> None:
+    def __init__(
+        self,
+        replicas: Sequence[Replica],
+        sink: TickSink,
+        max_replicas: int = MAX_RECORDED_REPLICAS,
+        store: MemoryStore | None = None,
+    ) -> None:
         self.replicas = list(replicas)
         self.now_s = EPOCH_S
         self.service = PolicyService(
-            store=MemoryStore(),
+            store=store or MemoryStore(),
             journal=MemoryJournal(),
             clock=lambda: self.now_s,
             identity=ActorIdentity(pid=1),
@@ -109,10 +115,14 @@ class RecordedFleet:
 
 @asynccontextmanager
 async def recorded_fleet(
-    *replicas: Replica, sink: TickSink, max_replicas: int = MAX_RECORDED_REPLICAS, **settings: object
+    *replicas: Replica,
+    sink: TickSink,
+    max_replicas: int = MAX_RECORDED_REPLICAS,
+    store: MemoryStore | None = None,
+    **settings: object,
 ) -> AsyncIterator[RecordedFleet]:
     """A started service in mode auto that decides when it is told to, and `replicas` around it."""
-    fleet = RecordedFleet(replicas, sink, max_replicas)
+    fleet = RecordedFleet(replicas, sink, max_replicas, store)
     await fleet.service.start()
     await fleet.service.stop()
     await fleet.configure(**settings)

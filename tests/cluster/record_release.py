@@ -1,0 +1,43 @@
+"""What a release leaves behind for the next one: its checkpoint, what it learned, and the recording beside its journal.
+
+`python -m tests.cluster.record_release FOLDER` runs a small fleet under the policy of the code that is there and writes them. Each
+folder of tests/cluster/releases was written so by the last commit that spoke the protocol it is named after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import sys
+from pathlib import Path
+
+from nightjar.cluster.learned_file import to_text
+from nightjar.cluster.recording import RecordingFile
+from tests.cluster.protocol import MemoryStore
+from tests.cluster.recorded_fleet import MemoryRecording, WrittenAtOnce, recorded_fleet
+from tests.policy.engines import Replica
+
+RECORDED_TICKS = 3
+LEARNING_TICKS = 60
+
+
+async def record(folder: Path) -> None:
+    """Two incarnations over one store: the first one's ticks are recorded, the second learns and is told an override."""
+    store, recording = MemoryStore(), RecordingFile(folder)
+    engines = [Replica("r1", batch=4), Replica("r2", batch=16)]
+    async with recorded_fleet(*engines, sink=WrittenAtOnce(recording), store=store) as fleet:
+        await fleet.run(RECORDED_TICKS)
+    recording.close()
+    async with recorded_fleet(*engines, sink=MemoryRecording(), store=store, dwell_steps=7) as fleet:
+        await fleet.run(LEARNING_TICKS)
+        override = {"mode": "pin=1", "scope": "replica", "name": "r2", "reason": "a slow card"}
+        answer = await fleet.service.set_mode(override)
+        assert answer["error"] == ""
+        (folder / "learned.json").write_bytes(to_text(fleet.service.learned_file()))
+    sealed = {key: base64.b64encode(value).decode() for key, value in sorted(store.values.items())}
+    (folder / "checkpoint.json").write_text(json.dumps(sealed, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    asyncio.run(record(Path(sys.argv[1])))
