@@ -1,9 +1,11 @@
 """What the policy actor remembers over a restart, and how it is sealed in the store.
 
 Six values: the incarnation (INV-5), the fleet's id, the operator's settings, the overrides, what the fleet has learned, and
-imported groups that wait for their replicas. Each is msgpack of plain types behind a format version and a checksum. Fails open and
-apart: a value that cannot be used, because it was cut or comes from another format, is logged and counts as absent. A store that
-does not answer is asked for a while, then the actor starts cold; nothing stored is written over before it was read and handed on.
+imported groups that wait for their replicas. Each is msgpack of plain types behind a format version and a checksum. Keys name the
+protocol, so that actors of two releases never write over each other; what this protocol has not stored yet is read from the one
+before, and the incarnation is above both. Fails open and apart: a value that cannot be used, because it was cut or comes from
+another format, is logged and counts as absent. A store that does not answer is asked for a while, then the actor starts cold;
+nothing stored is written over before it was read and handed on.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Annotated, Any, Final, TypeVar
 
 import msgpack
@@ -28,6 +31,8 @@ from nightjar.policy.wire.record import PROTOCOL_VERSION
 
 FORMAT_VERSION: Final = 1
 NAMES: Final = ("incarnation", "fleet_id", "operator_settings", "overrides", "learned", "waiting")
+READ_PROTOCOLS: Final = (PROTOCOL_VERSION, PROTOCOL_VERSION - 1)
+"""Newest first. The values of both have one format."""
 SAVE_PERIOD_S: Final = 10.0
 LOAD_PATIENCE_S: Final = 15.0
 """How long a start waits for a store that does not answer, as after a restart of the head node. Replicas keep their settings for
@@ -95,22 +100,21 @@ class Checkpoint:
 
     async def _read(self) -> Remembered:
         """Raises StoreError."""
-        sealed = {name: await self._store.get(_key(name)) for name in NAMES}
+        stored = {name: [await self._store.get(_key(name, protocol)) for protocol in READ_PROTOCOLS] for name in NAMES}
         self._has_read = True
         problems: list[str] = []
 
-        def opened(name: str, parse: Callable[[Any], T], default: T) -> T:
-            value = sealed.get(name)
-            if value is None:
-                return default
-            try:
-                return parse(unseal(value))
-            except (ValueError, TypeError) as error:  # pydantic's errors and SettingsError are ValueErrors, too
-                problems.append(f"stored {name} cannot be used ({error})")
-                return default
+        def opened(name: str, parse: Callable[[Any], T], default: T, choose: Callable[[list[T]], T] = itemgetter(0)) -> T:
+            found = []
+            for sealed in stored[name]:
+                try:
+                    found += [parse(unseal(sealed))] if sealed is not None else []
+                except (ValueError, TypeError) as error:  # pydantic's errors and SettingsError are ValueErrors, too
+                    problems.append(f"stored {name} cannot be used ({error})")
+            return choose(found) if found else default
 
         return Remembered(
-            incarnation=opened("incarnation", int, 0),
+            incarnation=opened("incarnation", int, 0, max),
             fleet_id=opened("fleet_id", _fleet_id.validate_python, ""),
             operator_settings=opened("operator_settings", parse_operator_settings, OperatorSettings()),
             overrides=opened("overrides", _overrides.validate_python, ()),
@@ -198,5 +202,5 @@ def unseal(sealed: bytes) -> Any:
     return msgpack.unpackb(body)
 
 
-def _key(name: str) -> str:
-    return f"policy-v{PROTOCOL_VERSION}:{name}"
+def _key(name: str, protocol: int = PROTOCOL_VERSION) -> str:
+    return f"policy-v{protocol}:{name}"

@@ -25,7 +25,7 @@ from nightjar.policy.state import FleetState
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import Record
 from nightjar.policy.wire.report import DrafterState, EngineLoad, RestartWish
-from nightjar.policy.wire.settings import Settings
+from nightjar.policy.wire.settings import IssuedSettings
 from nightjar.policy.wire.status import ReplicaStatus
 
 FILE_NAME: Final = "policy-journal.jsonl"
@@ -75,7 +75,7 @@ class JournalEntry(Record):
     overrides: tuple[ModeOverride, ...] = ()
     learned: LearnedTables | None = None
     replicas: tuple[ReplicaInput, ...] = ()
-    decided: dict[str, Settings] = Field(default_factory=dict)
+    decided: dict[str, IssuedSettings] = Field(default_factory=dict)
     error: str = ""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 
 from nightjar.policy.issuing import Issuer
-from nightjar.policy.wire.settings import Settings
+from nightjar.policy.wire.settings import IssuedSettings
 
 
 class Mailbox(Issuer):
@@ -19,7 +19,7 @@ class Mailbox(Issuer):
         super().__init__(incarnation)
         self._parked: dict[str, asyncio.Event] = {}
 
-    async def collect(self, replica_id: str, period_s: float) -> Settings | None:
+    async def collect(self, replica_id: str, period_s: float) -> IssuedSettings | None:
         """Settings newer than the replica knows, at once if it was never sent them, else when they exist or after `period_s`.
 
         None means that what the replica runs is in force. Settings that were sent and yet are unknown (a lost reply, or an

@@ -33,7 +33,7 @@ from nightjar.cluster.refusals import Refusals
 from nightjar.cluster.seed_from import ReadSeed, SeedFrom
 from nightjar.cluster.store import KeyValueStore
 from nightjar.policy.explain import InForce, UnknownReplicaError, explain, find_replica
-from nightjar.policy.fleet import Decision, decide, empty_fleet, exported, learned, observe, quieted, seeded, with_learned
+from nightjar.policy.fleet import decide, empty_fleet, exported, learned, observe, quieted, seeded, with_learned
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.modes import effective_mode
 from nightjar.policy.prior.learned import LearnedTables
@@ -42,7 +42,7 @@ from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import WireError, to_plain
 from nightjar.policy.wire.report import DrafterState, LoadReport
-from nightjar.policy.wire.settings import Settings
+from nightjar.policy.wire.settings import IssuedSettings, Settings
 from nightjar.policy.wire.status import FleetStatus, PolicyStatus
 
 IDLE_EXIT_S: Final = 600.0
@@ -97,7 +97,7 @@ class PolicyService:
         self._will = OperatorWill(self._checkpoint)
         self._learned: LearnedTables | None = None
         self._drafter_states: dict[str, DrafterState] = {}
-        self._decisions: dict[str, Decision] = {}
+        self._decisions: dict[str, Settings] = {}
         self._mailbox = Mailbox(incarnation=0)
         self._causes: list[str] = []
         self._ticks = 0
@@ -181,8 +181,8 @@ class PolicyService:
             ignored = self._refusals.note(ignored, now_s)
         else:
             self._reports += 1
-        settings = await self._mailbox.collect(report.replica_id, self._will.settings.exchange_period_s)
-        return ExchangeReply(incarnation=self.incarnation, settings=settings, refused=ignored)
+        issued = await self._mailbox.collect(report.replica_id, self._will.settings.exchange_period_s)
+        return ExchangeReply(incarnation=self.incarnation, issued=issued, refused=ignored)
 
     async def configure(self, values: Mapping[str, object]) -> ConfigureAnswer:
         """Replace the operator's settings as a whole; a wrong set changes nothing and its error shows in `status`."""
@@ -324,7 +324,7 @@ class PolicyService:
         if decided or causes or has_learned or has_turned or error:
             self._journal.append(self._entry(now_s, seed, causes, decided, error))
 
-    def _decide(self, now_s: float, seed: int) -> dict[str, Settings]:
+    def _decide(self, now_s: float, seed: int) -> dict[str, IssuedSettings]:
         found = self._checkpoint.take_found()
         if found is not None:
             self._take_up_late(found)
@@ -346,8 +346,8 @@ class PolicyService:
         self._recorder.decided(moment, self._decisions, self._fleet)
         self._decided_at_s = now_s
         self._mailbox.keep_only(self._decisions)
-        posted = {name: self._mailbox.post(name, decision, self._will.settings) for name, decision in self._decisions.items()}
-        return {name: settings for name, settings in posted.items() if settings is not None}
+        posted = {name: self._mailbox.post(name, settings) for name, settings in self._decisions.items()}
+        return {name: issued for name, issued in posted.items() if issued is not None}
 
     async def _keep_deciding(self) -> None:
         while self._clock() - self._last_report_at_s < IDLE_EXIT_S:
@@ -379,7 +379,9 @@ class PolicyService:
             groups=look(self._fleet, fresh_within_s, now_s),
         )
 
-    def _entry(self, now_s: float, seed: int, causes: tuple[str, ...], decided: dict[str, Settings], error: str) -> JournalEntry:
+    def _entry(
+        self, now_s: float, seed: int, causes: tuple[str, ...], decided: dict[str, IssuedSettings], error: str
+    ) -> JournalEntry:
         _, replicas = fleet_status(self._fleet, self._decisions, now_s)
         return JournalEntry(
             incarnation=self.incarnation,

@@ -17,8 +17,9 @@ from typing import Final, Protocol
 import structlog
 
 from nightjar.policy.modes import ModeOverride
-from nightjar.policy.state import Decision, FleetState
+from nightjar.policy.state import FleetState
 from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.settings import Settings
 
 MAX_RECORDED_REPLICAS: Final = 256
 """A larger fleet is not recorded: at 512 reports a second the work beside the event loop, and the disk, begin to count."""
@@ -61,7 +62,7 @@ class RecordedTick:
     moment: Moment
     inputs: tuple[Heard | OperatorSettings, ...]
     is_chained: bool
-    decisions: Mapping[str, Decision]
+    decisions: Mapping[str, Settings]
     error: str = ""
 
 
@@ -97,7 +98,7 @@ class Recorder:
         self._inputs.append(Heard(now_s, payload))
         self._at = after
 
-    def decided(self, moment: Moment, decisions: Mapping[str, Decision], after: FleetState) -> None:
+    def decided(self, moment: Moment, decisions: Mapping[str, Settings], after: FleetState) -> None:
         """A tick decided, which led from the moment's state to `after`."""
         self._hand_on(moment, decisions, "", after)
 
@@ -105,7 +106,7 @@ class Recorder:
         """A tick failed and left the state as it was."""
         self._hand_on(moment, {}, error, moment.state)
 
-    def _hand_on(self, moment: Moment, decisions: Mapping[str, Decision], error: str, after: FleetState) -> None:
+    def _hand_on(self, moment: Moment, decisions: Mapping[str, Settings], error: str, after: FleetState) -> None:
         if self._sink is None or self._is_over_limit(len(moment.state.replicas)):
             self._break()
             return

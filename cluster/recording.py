@@ -30,12 +30,12 @@ from nightjar.cluster.plain_values import plain
 from nightjar.cluster.recorder import Heard, RecordedTick
 from nightjar.cluster.rotated_lines import MAX_FILE_BYTES, MAX_FILES, RotatedLines, rotated_files
 from nightjar.policy.modes import ModeOverride
-from nightjar.policy.state import Decision
 from nightjar.policy.wire.operator import OperatorSettings
-from nightjar.policy.wire.record import Record
+from nightjar.policy.wire.record import PROTOCOL_VERSION, Record
+from nightjar.policy.wire.settings import Settings
 
 FILE_NAME: Final = "policy-inputs.jsonl"
-FORMAT_VERSION: Final[Literal[1]] = 1
+FORMAT_VERSION: Final[Literal[2]] = 2
 KEY_PERIOD_TICKS: Final = 300
 MAX_BACKLOG: Final = 4
 LEAST_KEYS_PER_FILE: Final = 8
@@ -57,7 +57,7 @@ class Frame(Record):
     `number` counts from its key frame, which is 0.
     """
 
-    format: Literal[1] = FORMAT_VERSION
+    format: Literal[2] = FORMAT_VERSION
     incarnation: int
     tick: int
     time_s: float
@@ -80,7 +80,7 @@ class FrameEncoder:
         self._window = b""
         self._reports: dict[str, Any] = {}
         self._overrides: tuple[ModeOverride, ...] = ()
-        self._decisions: Mapping[str, Decision] = {}
+        self._decisions: Mapping[str, Settings] = {}
 
     def encode(self, tick: RecordedTick) -> Frame:
         """The tick as a frame: a key frame where it has to be one, or the last one is long ago."""
@@ -258,7 +258,7 @@ def this_version() -> str:
         release = version("nightjar-serve")
     except PackageNotFoundError:
         release = "from source"
-    return f"nightjar {release}, numpy {np.__version__}, {platform.machine()}"
+    return f"nightjar {release} (protocol {PROTOCOL_VERSION}), numpy {np.__version__}, {platform.machine()}"
 
 
 def _line(frame: Frame) -> bytes:
@@ -274,5 +274,14 @@ def _frame(line: bytes, file: Path) -> Frame | None:
     except (ValueError, AttributeError):
         return None
     if frame is None and found is not None:
-        raise RecordingError(f"{file}: a recording of format {found!r}; this release reads {FORMAT_VERSION}")
+        wanted = f"written in format {found!r} by {_written_by(values)}; this release reads {FORMAT_VERSION}"
+        raise RecordingError(f"{file}: {wanted}, so replay it with the one that wrote it")
     return frame
+
+
+def _written_by(values: Mapping[str, Any]) -> str:
+    """The release that wrote a frame of another format, as far as one can tell: every file begins with a frame that names it."""
+    try:
+        return str(msgpack.unpackb(unpacked(values["body"], b""), strict_map_key=False)["written_by"])
+    except (RecordingError, KeyError, TypeError, ValueError, msgpack.exceptions.UnpackException):
+        return "another release"

@@ -21,11 +21,12 @@ from nightjar.cluster.recording import Frame, RecordingError, next_window, unpac
 from nightjar.policy.fleet import decide, observe
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.planners.base import in_words as rows_in_words
-from nightjar.policy.state import Decision, FleetState
+from nightjar.policy.state import FleetState
 from nightjar.policy.trials import in_words as segments_in_words
 from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.record import to_plain
 from nightjar.policy.wire.report import LoadReport
-from nightjar.policy.wire.settings import Local, Table
+from nightjar.policy.wire.settings import Local, Settings, Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class ReplayedTick:
     fleet: FleetState
     settings: OperatorSettings
     overrides: tuple[ModeOverride, ...]
-    decisions: Mapping[str, Decision]
+    decisions: Mapping[str, Settings]
     """The last ones: those of this tick, unless it failed."""
     reports: int
     differences: tuple[Difference, ...]
@@ -112,8 +113,8 @@ class _Run:
         self._fleet = FleetState()
         self._settings = OperatorSettings()
         self._overrides: tuple[ModeOverride, ...] = ()
-        self._recorded: dict[str, Decision] = {}
-        self._decisions: Mapping[str, Decision] = {}
+        self._recorded: dict[str, Settings] = {}
+        self._decisions: Mapping[str, Settings] = {}
         self._reports: dict[str, Any] = {}
 
     def is_followed_by(self, frame: Frame) -> bool:
@@ -157,7 +158,7 @@ class _Run:
         """Bring the recorded decisions up to this tick; returns why there were none, if so."""
         for replica_id in body.get("gone", ()):
             self._recorded.pop(replica_id, None)
-        self._recorded |= {replica_id: restored(Decision, value) for replica_id, value in body["decisions"].items()}
+        self._recorded |= {replica_id: restored(Settings, value) for replica_id, value in body["decisions"].items()}
         return str(body["error"])
 
     def _decide(self, frame: Frame, error: str) -> tuple[Difference, ...]:
@@ -174,7 +175,7 @@ class _Run:
         return tuple(differences(self._recorded, decisions))
 
 
-def differences(then: Mapping[str, Decision], now: Mapping[str, Decision]) -> Iterator[Difference]:
+def differences(then: Mapping[str, Settings], now: Mapping[str, Settings]) -> Iterator[Difference]:
     """Every replica whose decision is not the same, by id."""
     for replica_id in sorted(then.keys() | now.keys()):
         before, after = then.get(replica_id), now.get(replica_id)
@@ -189,19 +190,21 @@ def differences(then: Mapping[str, Decision], now: Mapping[str, Decision]) -> It
         yield Difference(replica_id, *words)
 
 
-def _facts(decision: Decision) -> dict[str, str]:
-    """A decision in words, part by part; equal words mean an equal part."""
-    terms = decision.terms
+def _facts(settings: Settings) -> dict[str, str]:
+    """Settings in words, part by part; equal words mean an equal part."""
+    restarts, offload = settings.restarts, settings.offload
     return {
-        "mode": f"mode {decision.mode}",
-        **_plan_facts(decision.plan),
-        "allowed": f"allowed K {decision.allowed_num_speculative_tokens}",
-        "dwell": f"dwell {decision.dwell_steps} steps",
-        "micro_restarts": f"restarts of {terms.micro_restart_tokens} tokens without a lease",
-        "chunk": f"catch-up chunks of {terms.catch_up_chunk_tokens} tokens",
-        "leases": f"leases {[(lease.wish_id, lease.time_to_live_s, lease.reload) for lease in terms.leases]}",
-        "terms": terms.words or "nothing said of restarts",
-        "reason": f"because: {decision.reason}",
+        "mode": f"mode {settings.mode}",
+        **_plan_facts(settings.plan),
+        "allowed": f"allowed K {settings.allowed_num_speculative_tokens}",
+        "dwell": f"dwell {settings.dwell_steps} steps",
+        "micro_restarts": f"restarts of {restarts.micro_restart_tokens} tokens without a lease",
+        "chunk": f"catch-up chunks of {restarts.catch_up_chunk_tokens} tokens",
+        "leases": f"leases {[(lease.wish_id, lease.time_to_live_s, lease.reload) for lease in restarts.leases]}",
+        "restarts": restarts.reason or "nothing said of restarts",
+        "times": f"reports every {settings.exchange_period_s} s, off after {settings.settings_max_age_s} s without a word",
+        "offload": f"offload {to_plain(offload)}" if offload is not None else "no offload",
+        "reason": f"because: {settings.reason}",
     }
 
 

@@ -22,7 +22,7 @@ from nightjar.policy.wire.exchange import EngineCommand, ExchangeReply
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import MAX_REASON_LENGTH, PROTOCOL_VERSION
 from nightjar.policy.wire.report import EngineSnapshot, GroupKey, LoadReport, SteeringLevel
-from nightjar.policy.wire.settings import Settings, SettingsVersion
+from nightjar.policy.wire.settings import IssuedSettings, SettingsVersion
 
 EXCHANGE_TIMEOUT_S: Final = 30.0
 """Well above the longest time that the policy parks a call: `exchange_period_s` is 10 s at most (policy.settings)."""
@@ -123,7 +123,7 @@ class ReplicaAgent:
         self._local_mode: Mode | None = Mode(kind="shadow") if identity.only_observing else None
         self._refused_mode = ""
         self._woken = asyncio.Event()
-        self._settings: Settings | None = None
+        self._issued: IssuedSettings | None = None
         self._settings_heard_s = 0.0
         self._confirmed: SettingsVersion | None = None
         self._running: SettingsVersion | None = None
@@ -182,7 +182,7 @@ class ReplicaAgent:
 
     async def _ask_engine(self) -> EngineSnapshot | None:
         confirmed, self._confirmed = self._confirmed, None
-        command = EngineCommand(settings=self._settings_to_send(), confirmed=confirmed, local_mode=self._local_mode)
+        command = EngineCommand(issued=self._settings_to_send(), confirmed=confirmed, local_mode=self._local_mode)
         self._watch.asked(self._now_s())
         try:
             async with asyncio.timeout(ENGINE_TIMEOUT_S):
@@ -202,13 +202,13 @@ class ReplicaAgent:
         self._metrics.observe(snapshot, self._now_s() - self._settings_heard_s)
         return snapshot
 
-    def _settings_to_send(self) -> Settings | None:
+    def _settings_to_send(self) -> IssuedSettings | None:
         """Settings that the engine does not run yet, a new engine's included; none that went unconfirmed for too long."""
-        settings = self._settings
-        if settings is None or not settings.version.is_newer_than(self._running):
+        issued = self._issued
+        if issued is None or not issued.version.is_newer_than(self._running):
             return None
-        fresh = self._now_s() - self._settings_heard_s <= settings.settings_max_age_s
-        return settings if fresh else None
+        fresh = self._now_s() - self._settings_heard_s <= issued.settings.settings_max_age_s
+        return issued if fresh else None
 
     def _report(self, snapshot: EngineSnapshot) -> None:
         identity = self._identity
@@ -265,20 +265,20 @@ class ReplicaAgent:
             self._next_report_s = self._now_s() + self._policy_failures.failed(error)
             return
         self._policy_failures.succeeded()
-        period_s = DEFAULT_PERIOD_S if self._settings is None else self._settings.exchange_period_s
+        period_s = DEFAULT_PERIOD_S if self._issued is None else self._issued.settings.exchange_period_s
         self._next_report_s = self._exchange_started_s + period_s
         stale = self._stale(reply)
-        if reply.settings is not None and not stale:  # also with a refusal: counts that cannot be true still get settings
-            self._settings = reply.settings
+        if reply.issued is not None and not stale:  # also with a refusal: counts that cannot be true still get settings
+            self._issued = reply.issued
             self._next_report_s = self._now_s()  # the report that acknowledges them
         if refused := stale or reply.refused:
             self._next_report_s = max(self._next_report_s, self._now_s() + self._refusals.failed(refused))
         else:
             self._refusals.succeeded()
-        is_confirmed = not refused and self._settings is not None and self._settings.version == self._reported
-        if self._settings is not None and not stale and (reply.settings is not None or is_confirmed):
+        is_confirmed = not refused and self._issued is not None and self._issued.version == self._reported
+        if self._issued is not None and not stale and (reply.issued is not None or is_confirmed):
             self._settings_heard_s = self._now_s()
-            self._confirmed = self._settings.version
+            self._confirmed = self._issued.version
 
     def _stale(self, reply: ExchangeReply) -> str:
         """Why a reply must not count: it is of another protocol, or comes from before the settings that are known already (INV-5).
@@ -286,11 +286,11 @@ class ReplicaAgent:
         """
         if reply.protocol_version != PROTOCOL_VERSION:
             return f"the policy speaks protocol {reply.protocol_version}, this replica {PROTOCOL_VERSION}: nothing of it is taken"
-        known = None if self._settings is None else self._settings.version
+        known = None if self._issued is None else self._issued.version
         if known is None:
             return ""
-        if reply.settings is not None and reply.settings.version != known and not reply.settings.version.is_newer_than(known):
-            return f"settings {reply.settings.version} are older than {known}, which is known already"
+        if reply.issued is not None and known.is_newer_than(reply.issued.version):
+            return f"settings {reply.issued.version} are older than {known}, which is known already"
         if reply.incarnation < known.incarnation:
             return f"the policy is of incarnation {reply.incarnation}, older than the settings {known}"
         return ""

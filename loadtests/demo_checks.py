@@ -22,10 +22,10 @@ from nightjar.loadtests.summary import Check
 from nightjar.policy.engine.steering import Cause
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import DrafterState, SteeringLevel
-from nightjar.policy.wire.settings import Settings, SettingsVersion, Table
+from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table
 from nightjar.policy.wire.status import ReplicaStatus
 
-ReplicaSettings = Mapping[str, Sequence[Settings]]
+ReplicaSettings = Mapping[str, Sequence[IssuedSettings]]
 """Every settings that a replica was ever sent, in the order of their versions."""
 
 MOST_HELD_SHARE: Final = 0.5
@@ -128,17 +128,17 @@ def check_on_and_off(mode: str, samples: Sequence[StatusSample]) -> Check:
     return Check(name=f"{mode} on and off", passed=bool(seen), detail=detail)
 
 
-def explain(replica: ReplicaStatus, sent: Sequence[Settings], since: SettingsVersion | None = None) -> Explanation:
+def explain(replica: ReplicaStatus, sent: Sequence[IssuedSettings], since: SettingsVersion | None = None) -> Explanation:
     """Why the replica's last step ran at its K: by its newest settings, or by those since `since` (None: the ones before).
 
     The last step may have come before the newest settings arrived, and while a long one ran, several may have.
     """
-    places = {settings.version: place for place, settings in enumerate(sent)}
+    places = {issued.version: place for place, issued in enumerate(sent)}
     if replica.settings_version not in places:
         return Explanation.UNKNOWN
     newest = places[replica.settings_version]
     oldest = places.get(since, newest - 1) if since is not None else newest - 1
-    found = {_explain(replica, settings) for settings in sent[max(min(oldest, newest), 0) : newest + 1]}
+    found = {_explain(replica, issued.settings) for issued in sent[max(min(oldest, newest), 0) : newest + 1]}
     return next(explanation for explanation in Explanation if explanation in found)
 
 
@@ -159,18 +159,18 @@ def check_policy_restart(killed_at_s: float | None, samples: Sequence[StatusSamp
     return Check(name=name, passed=True, detail=detail)
 
 
-def read_decisions(path: Path) -> dict[str, list[Settings]]:
+def read_decisions(path: Path) -> dict[str, list[IssuedSettings]]:
     """The settings in a copy of the policy's journal, by replica id; lines that hold none are skipped."""
-    sent: dict[str, list[Settings]] = {}
+    sent: dict[str, list[IssuedSettings]] = {}
     for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             decided = json.loads(line)["decided"]
             for replica_id, values in decided.items():
-                sent.setdefault(replica_id, []).append(Settings.model_validate(values))
+                sent.setdefault(replica_id, []).append(IssuedSettings.model_validate(values))
         except (ValueError, KeyError, TypeError, AttributeError, ValidationError):
             continue
-    for settings in sent.values():
-        settings.sort(key=lambda one: (one.version.incarnation, one.version.sequence))
+    for issued in sent.values():
+        issued.sort(key=lambda one: (one.version.incarnation, one.version.sequence))
     return sent
 
 

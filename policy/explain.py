@@ -17,13 +17,13 @@ import numpy as np
 from nightjar.policy.engine.steering import Cause
 from nightjar.policy.modes import ModeOverride, effective_mode, override_of
 from nightjar.policy.planners.base import GroupPlan, batch_range, speculation
-from nightjar.policy.state import Decision, FleetState, GroupState, ReplicaState
+from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.trials import in_words as segments_in_words
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.wire.explanation import ArmExplanation, Explanation, Voice
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import DrafterState
-from nightjar.policy.wire.settings import SettingsVersion
+from nightjar.policy.wire.settings import Settings, SettingsVersion
 
 OLD_REPORT_S: Final = 5.0
 """A report older than this is said to be old."""
@@ -47,7 +47,7 @@ class InForce:
 
 def explain(
     state: FleetState,
-    decisions: Mapping[str, Decision],
+    decisions: Mapping[str, Settings],
     settings: OperatorSettings,
     overrides: Sequence[ModeOverride],
     asked: str,
@@ -124,7 +124,7 @@ class _Facts:
     replica_id: str
     replica: ReplicaState
     group: GroupState
-    decision: Decision | None
+    decision: Settings | None
     settings: OperatorSettings
     overrides: Sequence[ModeOverride]
     now_s: float
@@ -211,7 +211,7 @@ def _measurement(facts: _Facts) -> Iterator[Voice]:
 
 def _drafter(facts: _Facts) -> Iterator[Voice]:
     """Why drafts do not run though somebody wants them: asleep, moved out, catching up, or waiting for a lease."""
-    snapshot, terms = facts.replica.report.snapshot, facts.decision.terms if facts.decision is not None else None
+    snapshot, waits = facts.replica.report.snapshot, facts.decision.restarts.reason if facts.decision is not None else ""
     state, drafter = snapshot.drafter_state, snapshot.drafter
     parts = []
     if state in _DRAFTER_DOWN:
@@ -220,8 +220,8 @@ def _drafter(facts: _Facts) -> Iterator[Voice]:
         parts.append(f"under memory pressure {drafter.borrowed_blocks} KV blocks of its memory are lent to requests")
     if drafter.reason:
         parts.append(drafter.reason)
-    if terms is not None and terms.words and terms.words != drafter.reason:
-        parts.append(terms.words)
+    if waits and waits != drafter.reason:
+        parts.append(waits)
     if snapshot.restart_wish is not None:
         since_s = facts.group.restarts.waiting_since_s.get(facts.replica_id)
         waited = f", for {facts.now_s - since_s:.0f} s" if since_s is not None else ""

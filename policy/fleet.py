@@ -9,7 +9,7 @@ off: what a group does not know, it does not speculate on.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -21,27 +21,15 @@ from nightjar.policy.limiting import with_limits
 from nightjar.policy.modes import ModeOverride, effective_mode, live_overrides
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.base import one_length, speculation
-from nightjar.policy.restarts.leases import Terms
 from nightjar.policy.seeding import exported, planted, seeded, with_own_price
-from nightjar.policy.state import (
-    Decision,
-    FleetState,
-    GroupState,
-    ReplicaState,
-    empty_fleet,
-    learned,
-    quieted,
-    with_learned,
-)
+from nightjar.policy.state import FleetState, GroupState, ReplicaState, empty_fleet, learned, quieted, with_learned
 from nightjar.policy.trials import in_words
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import MAX_REASON_LENGTH
-from nightjar.policy.wire.report import GroupKey
-from nightjar.policy.wire.settings import ExplorationSegment, Table
+from nightjar.policy.wire.settings import ExplorationSegment, Plan, RestartLimits, Settings, Table
 
 __all__ = [
-    "Decision",
     "FleetState",
     "decide",
     "empty_fleet",
@@ -56,13 +44,13 @@ __all__ = [
 MOST_THOUGHTS: Final = 40
 """Groups and replicas that think in one decision, the longest waiting first: 60 ms, however many there are."""
 
-_NO_TERMS: Final = Terms()
+_NO_RESTARTS: Final = RestartLimits()
 
 
 def decide(
     state: FleetState, settings: OperatorSettings, overrides: Sequence[ModeOverride], now_s: float, rng: random.Random
-) -> tuple[dict[str, Decision], FleetState]:
-    """A decision for every live replica, by replica id, and the state after it.
+) -> tuple[dict[str, Settings], FleetState]:
+    """The settings of every live replica, by replica id, and the state after it.
 
     Replicas unheard of for `replica_timeout_s` are dropped with what they had pending. Groups stay with what they learned. Seeds
     whose group has a replica are planted first. Replicas that cannot be steered (served plainly, or failed open) count no steps,
@@ -78,7 +66,7 @@ def decide(
     for replica_id, replica in live.items():
         members[replica.group_id][replica_id] = replica
     still = live_overrides(overrides, now_s)
-    decisions: dict[str, Decision] = {}
+    decisions: dict[str, Settings] = {}
     groups: dict[str, GroupState] = {}
     next_segment_id = state.next_segment_id
     may_grant = MayGrant.of(state, settings, now_s)
@@ -106,11 +94,11 @@ def decide(
         if groups[group_id].thought is not group.thought:  # what guards compare with follows the thought that the plan stands on
             groups[group_id] = _with_off_steps(groups[group_id], settings)
         groups[group_id] = with_own_price(groups[group_id], steered)
-        groups[group_id], terms, may_grant, counted = group_restarts(groups[group_id], steered, modes, settings, may_grant, now_s)
+        groups[group_id], limits, may_grant, counted = group_restarts(groups[group_id], steered, modes, settings, may_grant, now_s)
         for replica_id, new_restarts in counted.items():
             live[replica_id] = replace(live[replica_id], new_restarts=new_restarts)
         next_segment_id = max([next_segment_id, *(held.segment.segment_id + 1 for held in groups[group_id].exploration.segments)])
-        decisions.update(_decisions(groups[group_id], members[group_id], modes, terms, settings))
+        decisions.update(_decisions(groups[group_id], members[group_id], modes, limits, settings))
     groups = {group_id: groups[group_id] for group_id in state.groups if group_id in groups}
     departed = _departed(state, live)
     return decisions, FleetState(PersistentMap(live), groups, next_segment_id, state.quiet_since_s, state.waiting, departed)
@@ -141,56 +129,75 @@ def _decisions(
     group: GroupState,
     members: Mapping[str, ReplicaState],
     modes: Mapping[str, tuple[Mode, str]],
-    terms: Mapping[str, Terms],
-    settings: OperatorSettings,
-) -> dict[str, Decision]:
+    limits: Mapping[str, RestartLimits],
+    operator: OperatorSettings,
+) -> dict[str, Settings]:
+    """Settings of every member. Members of whom all the same holds share one record: building one for each would take long."""
     assert group.plan is not None
     segments: dict[str, list[ExplorationSegment]] = {}
     for held in group.exploration.segments:
         if held.replica_id not in members or group.may_measure(members[held.replica_id], held.cell):
             segments.setdefault(held.replica_id, []).append(held.segment)
-    arms = settings.arms(group.key.max_num_speculative_tokens, group.key.graph_tiers)
     group_plan = group.plan.local or Table(rows=group.plan.rows, off_steps=group.off_steps)
+    shared: dict[Hashable, Settings] = {}
     decisions = {}
     for replica_id, replica in members.items():
-        mode, who = modes[replica_id]
-        its_terms = terms.get(replica_id, _NO_TERMS)
-        if replica.report.serving_plainly or mode.kind in {"off", "pin"}:
-            decisions[replica_id] = _by_mode(mode, who, replica.report.serving_plainly, group.key, its_terms, settings, arms)
-            continue
-        mine = tuple(segments.get(replica_id, ()))
+        mine, restarts = tuple(segments.get(replica_id, ())), limits.get(replica_id, _NO_RESTARTS)
         apart = group.apart(replica)
-        rows = group.plan.rows if apart is None else apart.plan.rows
-        summary = group.plan.summary if apart is None else f"{apart.plan.summary} ({replica.why_apart})"
-        reason = f"{settings.planner}: {summary}" + (f"; {in_words(mine)}" if mine else "")
-        allowed = tuple(sorted({row.num_speculative_tokens for row in rows}.union(arms)))
-        if mode.kind == "shadow":
-            reason = f"mode shadow set by {who}, nothing is touched; {reason}"
-        plan = group_plan if apart is None and not mine else Table(rows=rows, segments=mine, off_steps=group.off_steps)
-        dwell_steps = 0 if group.plan.local else settings.dwell_steps
-        decisions[replica_id] = Decision(mode, plan, allowed, dwell_steps, reason[:MAX_REASON_LENGTH], its_terms)
+        same = modes[replica_id], replica.report.serving_plainly, id(apart), replica.why_apart, mine, restarts
+        if same not in shared:
+            plan, allowed, dwell_steps, reason = _planned(group, group_plan, replica, *modes[replica_id], mine, operator)
+            shared[same] = Settings(
+                mode=modes[replica_id][0],
+                plan=plan,
+                allowed_num_speculative_tokens=allowed,
+                dwell_steps=dwell_steps,
+                settings_max_age_s=operator.settings_max_age_s,
+                exchange_period_s=operator.exchange_period_s,
+                restarts=restarts,
+                offload=operator.offload_rules(),
+                reason=reason[:MAX_REASON_LENGTH],
+            )
+        decisions[replica_id] = shared[same]
     return decisions
 
 
-def _by_mode(
+def _planned(
+    group: GroupState,
+    group_plan: Plan,
+    replica: ReplicaState,
     mode: Mode,
     who: str,
-    serving_plainly: str,
-    key: GroupKey,
-    terms: Terms,
-    settings: OperatorSettings,
-    arms: tuple[int, ...],
-) -> Decision:
-    """The one K of a replica whose mode leaves nothing to plan, or whose engine cannot be steered.
+    mine: tuple[ExplorationSegment, ...],
+    operator: OperatorSettings,
+) -> tuple[Plan, tuple[int, ...], int, str]:
+    """The plan of a replica, the K that it allows, how many steps a K is held before it rises, and why."""
+    assert group.plan is not None
+    key = group.key
+    arms = operator.arms(key.max_num_speculative_tokens, key.graph_tiers)
+    if replica.report.serving_plainly or mode.kind in {"off", "pin"}:
+        length, reason = _by_mode(mode, who, replica.report.serving_plainly, key.max_num_speculative_tokens)
+        table = Table(rows=one_length(length, key.max_num_seqs))
+        return table, tuple(sorted({length}.union(arms))), operator.dwell_steps, reason
+    apart = group.apart(replica)
+    rows = group.plan.rows if apart is None else apart.plan.rows
+    summary = group.plan.summary if apart is None else f"{apart.plan.summary} ({replica.why_apart})"
+    reason = f"{operator.planner}: {summary}" + (f"; {in_words(mine)}" if mine else "")
+    if mode.kind == "shadow":
+        reason = f"mode shadow set by {who}, nothing is touched; {reason}"
+    plan = group_plan if apart is None and not mine else Table(rows=rows, segments=mine, off_steps=group.off_steps)
+    allowed = tuple(sorted({row.num_speculative_tokens for row in rows}.union(arms)))
+    return plan, allowed, 0 if group.plan.local else operator.dwell_steps, reason
+
+
+def _by_mode(mode: Mode, who: str, serving_plainly: str, most: int) -> tuple[int, str]:
+    """The one K of a replica whose mode leaves nothing to plan, or whose engine cannot be steered; and why.
 
     A pinned K is a person's word: it need not be among the allowed ones, but an engine cannot exceed its maximum.
     """
-    length, reason = 0, f"mode {mode} set by {who}"
     if serving_plainly:
-        reason = f"serves plainly, not steered: {serving_plainly}"
-    elif mode.num_speculative_tokens is not None:
-        length = min(mode.num_speculative_tokens, key.max_num_speculative_tokens)
-        if length != mode.num_speculative_tokens:
-            reason += f", lowered to {speculation(length)}: the engine's maximum is {key.max_num_speculative_tokens}"
-    table = Table(rows=one_length(length, key.max_num_seqs))
-    return Decision(mode, table, tuple(sorted({length}.union(arms))), settings.dwell_steps, reason[:MAX_REASON_LENGTH], terms)
+        return 0, f"serves plainly, not steered: {serving_plainly}"
+    wanted, reason = mode.num_speculative_tokens or 0, f"mode {mode} set by {who}"
+    if wanted > most:
+        return most, f"{reason}, lowered to {speculation(most)}: the engine's maximum is {most}"
+    return wanted, reason

@@ -13,11 +13,11 @@ from nightjar.policy.planners.base import batch_range
 from nightjar.policy.planners.thinking import Thought
 from nightjar.policy.prediction import predict
 from nightjar.policy.restarts.leases import GroupRestarts
-from nightjar.policy.state import Decision, FleetState, GroupState, ReplicaState
+from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.trials import in_words
 from nightjar.policy.wire.batch_buckets import bucket_range
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.settings import Table
+from nightjar.policy.wire.settings import Settings, Table
 from nightjar.policy.wire.status import (
     CellStatus,
     GroupStatus,
@@ -35,7 +35,7 @@ DISTRUSTED: Final = "its step times are twice or half the other replicas', so it
 
 
 def fleet_status(
-    state: FleetState, decisions: Mapping[str, Decision], now_s: float
+    state: FleetState, decisions: Mapping[str, Settings], now_s: float
 ) -> tuple[tuple[GroupStatus, ...], tuple[ReplicaStatus, ...]]:
     """Every group and every replica as of `now_s`, by id. `decisions` are the last ones, by replica id.
 
@@ -153,7 +153,7 @@ def _restarts_in_words(group: GroupState) -> str:
     return f"restarts: {granted} of {granted + waiting} granted" if granted or waiting else ""
 
 
-def _replica(replica_id: str, replica: ReplicaState, group: GroupState, decision: Decision | None, now_s: float) -> ReplicaStatus:
+def _replica(replica_id: str, replica: ReplicaState, group: GroupState, decision: Settings | None, now_s: float) -> ReplicaStatus:
     report, snapshot = replica.report, replica.report.snapshot
     mode = report.local_mode or (decision.mode if decision is not None else None)
     return ReplicaStatus(
@@ -184,7 +184,7 @@ def _replica(replica_id: str, replica: ReplicaState, group: GroupState, decision
     )
 
 
-def _reason(replica: ReplicaState, group: GroupState, decision: Decision | None) -> str:
+def _reason(replica: ReplicaState, group: GroupState, decision: Settings | None) -> str:
     """The last decision in words, for the batch the replica runs now."""
     report = replica.report
     if decision is None:
@@ -198,8 +198,8 @@ def _reason(replica: ReplicaState, group: GroupState, decision: Decision | None)
             words += f" ({replica.limit})"
         if isinstance(decision.plan, Table) and decision.plan.segments:
             words += f"; {in_words(decision.plan.segments)}"
-        if decision.terms.words:
-            words += f"; {decision.terms.words}"
+        if decision.restarts.reason:
+            words += f"; {decision.restarts.reason}"
         if decision.mode.kind == "shadow":
             words = f"shadow, nothing is touched: {words}"
     if report.local_mode is not None:

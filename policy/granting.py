@@ -14,11 +14,12 @@ from nightjar.policy.planners import LEARNING_PLANNERS
 from nightjar.policy.planners.base import GroupPlan
 from nightjar.policy.planners.thinking import Thought
 from nightjar.policy.restarts.budget import TTL_EXTRA_S, reloads_by_node
-from nightjar.policy.restarts.leases import Prospect, Restarter, Terms, decide_restarts
+from nightjar.policy.restarts.leases import Prospect, Restarter, decide_restarts
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, buckets_up_to
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.settings import RestartLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,8 @@ def group_restarts(
     settings: OperatorSettings,
     may_grant: MayGrant,
     now_s: float,
-) -> tuple[GroupState, dict[str, Terms], MayGrant, dict[str, NewRestarts]]:
-    """The group with its leases, every member's terms, what the groups after it may grant, and what members still have to tell.
+) -> tuple[GroupState, dict[str, RestartLimits], MayGrant, dict[str, NewRestarts]]:
+    """The group with its leases, every member's limits, what the groups after it may grant, and what members still have to tell.
 
     `group` holds the plan and the evidence of this decision; `members` are those that do not serve plainly.
     """
@@ -64,7 +65,7 @@ def group_restarts(
     }
     assert group.plan is not None
     prospect = prospect_of(group, group.plan, group.thought)
-    restarts, terms, used = decide_restarts(
+    restarts, limits, used = decide_restarts(
         group.restarts, restarters, prospect, settings, may_grant.reloads_on_node, may_grant.is_quiet_over, now_s
     )
     after = replace(group, restarts=restarts)
@@ -73,7 +74,7 @@ def group_restarts(
         for name, replica in members.items()
         if replica.new_restarts.restarts or replica.new_restarts.failed_probes or name in used
     }
-    return after, terms, may_grant.after(group, after, now_s), counted
+    return after, limits, may_grant.after(group, after, now_s), counted
 
 
 def _restarter(

@@ -20,11 +20,10 @@ from nightjar.policy.planners.base import GroupPlan
 from nightjar.policy.planners.thinking import Thought
 from nightjar.policy.prior.learned import MAX_LEARNED_CELLS, MAX_LEARNED_GROUPS, LearnedGroup, LearnedTables
 from nightjar.policy.prior.seed import Imported, SeedGroup
-from nightjar.policy.restarts.leases import GroupRestarts, Terms
+from nightjar.policy.restarts.leases import GroupRestarts
 from nightjar.policy.trials import Exploration
-from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import GroupKey, LoadReport
-from nightjar.policy.wire.settings import OffStep, Plan
+from nightjar.policy.wire.settings import OffStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,18 +127,6 @@ class FleetState:
     quiet_since_s: float | None = None
     waiting: Mapping[str, SeedGroup] = field(default_factory=dict)
     departed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What one replica shall run. Equal to the last one as long as nothing changed: `reason` holds no live numbers."""
-
-    mode: Mode
-    plan: Plan
-    allowed_num_speculative_tokens: tuple[int, ...]
-    dwell_steps: int
-    reason: str
-    terms: Terms = field(default_factory=Terms)
 
 
 def empty_fleet() -> FleetState:

@@ -53,8 +53,8 @@ def happened(entries: Iterable[JournalEntry]) -> Iterator[Annotation]:
             for replica in entry.replicas
             if replica.restart_wish
         }
-        for replica_id, settings in entry.decided.items():
-            for lease in settings.leases:
+        for replica_id, issued in entry.decided.items():
+            for lease in issued.settings.restarts.leases:
                 key = (replica_id, lease.wish_id)
                 if key not in granted:
                     granted.add(key)

@@ -54,7 +54,7 @@ def _apply(loop: StepLoop, command: EngineCommand) -> str:
     loop.steering.override_mode(command.local_mode)
     if command.confirmed is not None:
         loop.confirm(command.confirmed)
-    return loop.adopt(command.settings) if command.settings is not None else ""
+    return loop.adopt(command.issued) if command.issued is not None else ""
 
 
 def _engine_load(scheduler: Any) -> EngineLoad:

@@ -31,7 +31,7 @@ from nightjar.policy.engine.drafter import Order
 from nightjar.policy.engine.steering import Steering
 from nightjar.policy.planners.local import StepOutcome
 from nightjar.policy.wire.report import DrafterCounters, DrafterState, EngineLoad, EngineSnapshot
-from nightjar.policy.wire.settings import Settings, SettingsVersion
+from nightjar.policy.wire.settings import IssuedSettings, SettingsVersion
 
 log = structlog.get_logger(__name__)
 
@@ -98,16 +98,16 @@ class StepLoop:
         self._capped: dict[str, int] = {}
         self._adapters = AdapterCounts()
 
-    def adopt(self, settings: Settings) -> str:
+    def adopt(self, issued: IssuedSettings) -> str:
         """Take settings into force, or confirm those that are. Returns "" or why they were refused."""
         now_s = self.clock()
-        is_confirmation = settings.version == self.steering.settings_version
-        refused = self.steering.adopt(settings, now_s)
+        is_confirmation = issued.version == self.steering.settings_version
+        refused = self.steering.adopt(issued, now_s)
         if self.drafting is not None and not refused:
             if is_confirmation:
                 self.drafting.life.confirm(now_s)
             else:
-                self.drafting.life.adopt(settings, now_s)
+                self.drafting.life.adopt(issued.settings, now_s)
         return refused
 
     def confirm(self, version: SettingsVersion) -> None:

@@ -17,7 +17,7 @@ from nightjar.deployments.proof.executed_steps import ExecutedStep
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import EngineSnapshot
-from nightjar.policy.wire.settings import Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.settings import IssuedSettings, OffloadRules, RestartLimits, Settings, SettingsVersion, Table, TableRow
 
 ANY_TOKENS: Final = 1 << 40
 """A restart of any size needs no lease."""
@@ -109,27 +109,29 @@ class DrivenEngine(ABC):
         table: Sequence[tuple[int, int, int]] | None = None,
         *,
         segments: tuple[Any, ...] = (),
-        micro_restart_tokens: int = ANY_TOKENS,
-        **options: Any,
-    ) -> Settings:
-        """Newer settings than all before; `table` has rows of first and last batch size and K (default: the maximum for all)."""
+        offload: OffloadRules | None = None,
+        **limits: Any,
+    ) -> IssuedSettings:
+        """Newer settings than all before; `table` has rows of first and last batch size and K (default: the maximum for all),
+        `limits` are RestartLimits'.
+        """
         most = self.max_num_speculative_tokens
         rows = table or ((1, self.vllm_config.scheduler_config.max_num_seqs, most),)
-        return Settings(
-            version=SettingsVersion(incarnation=1, sequence=next(self._sequence)),
+        settings = Settings(
             mode=Mode.parse(mode),
             plan=Table(
                 rows=tuple(TableRow(first_batch_size=f, last_batch_size=b, num_speculative_tokens=k) for f, b, k in rows),
                 segments=segments,
             ),
             allowed_num_speculative_tokens=tuple(range(most + 1)),
-            micro_restart_tokens=micro_restart_tokens,
-            **options,
+            restarts=RestartLimits(**{"micro_restart_tokens": ANY_TOKENS, **limits}),
+            offload=offload,
         )
+        return IssuedSettings(version=SettingsVersion(incarnation=1, sequence=next(self._sequence)), settings=settings)
 
     def steer(self, mode: str, **options: Any) -> EngineSnapshot:
         """Put settings into force before the next step."""
-        snapshot = self.exchange(EngineCommand(settings=self.settings(mode, **options)))
+        snapshot = self.exchange(EngineCommand(issued=self.settings(mode, **options)))
         assert not snapshot.refused, snapshot.refused
         return snapshot
 

@@ -142,14 +142,15 @@ class DrafterLife:
 
         A lease lives until its end, even where later settings no longer name it: a new policy does not know it.
         """
+        limits = settings.restarts
         self._heard_s, self._max_age_s = now_s, settings.settings_max_age_s
-        self._allowance.tokens = settings.micro_restart_tokens
+        self._allowance.tokens = limits.micro_restart_tokens
         self._offload = settings.offload
-        if self._own_chunk_tokens is not None and settings.catch_up_chunk_tokens is not None:
-            self._chunk_tokens = min(self._own_chunk_tokens, settings.catch_up_chunk_tokens)
+        if self._own_chunk_tokens is not None and limits.catch_up_chunk_tokens is not None:
+            self._chunk_tokens = min(self._own_chunk_tokens, limits.catch_up_chunk_tokens)
         else:
             self._chunk_tokens = self._own_chunk_tokens
-        for lease in sorted(settings.leases, key=lambda lease: lease.wish_id):
+        for lease in sorted(limits.leases, key=lambda lease: lease.wish_id):
             wished_s = self._wished_s.get(lease.wish_id)
             if wished_s is None or (self._lease is not None and lease.wish_id < self._lease.wish_id):
                 continue

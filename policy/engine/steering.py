@@ -24,7 +24,7 @@ from nightjar.policy.planners.local import (
     StepView,
 )
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.settings import Local, Settings, SettingsVersion, Table, length_at
+from nightjar.policy.wire.settings import IssuedSettings, Local, Settings, SettingsVersion, Table, length_at
 
 
 class Cause(StrEnum):
@@ -61,6 +61,7 @@ class Steering:
         self._local_planners = local_planners
         self._seed = seed
         self._settings: Settings | None = None
+        self._version: SettingsVersion | None = None
         self._local_mode: Mode | None = None
         self._mode: Mode | None = None
         self._heard_s = 0.0
@@ -79,7 +80,7 @@ class Steering:
     @property
     def settings_version(self) -> SettingsVersion | None:
         """Version of the settings in force; None before the first."""
-        return self._settings.version if self._settings else None
+        return self._version
 
     @property
     def finished_segment_id(self) -> int:
@@ -101,20 +102,18 @@ class Steering:
         whose = " (this replica's own)" if self._local_mode is not None else ""
         return f"{shadow}{self._cause}{whose}"
 
-    def adopt(self, settings: Settings, now_s: float) -> str:
-        """Take settings into force; the very version in force again only confirms it.
+    def adopt(self, issued: IssuedSettings, now_s: float) -> str:
+        """Take issued settings into force; the very version in force again only confirms it.
 
         Returns "" or why they were refused. K above the engine's maximum is clamped, not refused. A `Local` plan that is in force
         already keeps its planner and what that has learned.
         """
-        in_force = self.settings_version
-        if settings.version == in_force:
+        in_force, version, settings = self._version, issued.version, issued.settings
+        if version == in_force:
             self._heard_s = now_s
             return ""
-        if not settings.version.is_newer_than(in_force):
-            return (
-                f"version {settings.version} of the settings is older than {in_force}, which is in force; only newer ones are taken"
-            )
+        if not version.is_newer_than(in_force):
+            return f"version {version} of the settings is older than {in_force}, which is in force; only newer ones are taken"
         plan, planner = settings.plan, self._planner
         allowed = allowed_lengths(settings.allowed_num_speculative_tokens, self._max_num_speculative_tokens)
         if isinstance(plan, Local) and (plan != self._local_plan or allowed != self._allowed):
@@ -128,9 +127,9 @@ class Steering:
                 )
             except LocalOptionsError as error:
                 return f"plan.planner {plan.planner!r}: {error}"
-        if in_force is None or settings.version.incarnation != in_force.incarnation:
+        if in_force is None or version.incarnation != in_force.incarnation:
             self._segments = Segments()
-        self._settings = settings
+        self._settings, self._version = settings, version
         self._mode = self._effective_mode()
         self._heard_s = now_s
         self._allowed = allowed
@@ -147,7 +146,7 @@ class Steering:
 
     def confirm(self, version: SettingsVersion, now_s: float) -> None:
         """Restart the age of the settings in force: the policy was heard and said that `version` still holds."""
-        if version == self.settings_version:
+        if version == self._version:
             self._heard_s = now_s
 
     def override_mode(self, mode: Mode | None) -> None:

@@ -20,7 +20,7 @@ from nightjar.policy.restarts.price import Engine, chunk_tokens, micro_restart_t
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range, buckets_up_to
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import RestartWish
-from nightjar.policy.wire.settings import Lease
+from nightjar.policy.wire.settings import Lease, RestartLimits
 
 STARTING_STEP_SECONDS: Final = 0.02
 """Of an OFF step before any is measured. Prices are shares of a step then, so that it cancels."""
@@ -80,16 +80,6 @@ class GroupRestarts:
     waiting_since_s: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What one replica is told of restarts: `words` say why it waits, empty where it does not."""
-
-    micro_restart_tokens: int = 0
-    catch_up_chunk_tokens: int | None = None
-    leases: tuple[Lease, ...] = ()
-    words: str = ""
-
-
 def decide_restarts(
     known: GroupRestarts,
     members: Mapping[str, Restarter],
@@ -98,8 +88,8 @@ def decide_restarts(
     reloads_on_node: Mapping[str, int],
     may_grant: bool,
     now_s: float,
-) -> tuple[GroupRestarts, dict[str, Terms], frozenset[str]]:
-    """The group's restarts afterwards, every member's terms, and the members whose `new.catch_up` is used up.
+) -> tuple[GroupRestarts, dict[str, RestartLimits], frozenset[str]]:
+    """The group's restarts afterwards, every member's limits, and the members whose `new.catch_up` is used up.
 
     `reloads_on_node` counts the reloads in flight of all groups; `may_grant` is False for a policy that must wait.
     """
@@ -128,7 +118,7 @@ def decide_restarts(
         open_leases += grant(RestartBudget.of(settings), len(members), open_leases, reloads_on_node, paying, now_s)
     after = GroupRestarts(catch_up, moves, watch, probes, open_leases, waiting_since_s)
     leases = {held.replica_id: held for held in open_leases}
-    terms = {}
+    limits = {}
     for name, member in members.items():
         held = leases.get(name)
         mine = (held.lease,) if held is not None and held.engine_id == member.engine_id else ()
@@ -138,8 +128,16 @@ def decide_restarts(
         elif name in wishes:
             words = _why_waiting(wishes[name] is not None, may_grant, frozen)
         micro, chunk = prices.bounds(member, places[name])
-        terms[name] = Terms(0 if frozen else micro, chunk, mine, words)
-    return after, terms, used
+        limits[name] = _limits(0 if frozen else micro, chunk, mine, words)
+    return after, limits, used
+
+
+@lru_cache(maxsize=4096)
+def _limits(micro_restart_tokens: int, catch_up_chunk_tokens: int, leases: tuple[Lease, ...], reason: str) -> RestartLimits:
+    """Shared by replicas and decisions: most say the same as last time."""
+    return RestartLimits(
+        micro_restart_tokens=micro_restart_tokens, catch_up_chunk_tokens=catch_up_chunk_tokens, leases=leases, reason=reason
+    )
 
 
 def _why_waiting(pays: bool, may_grant: bool, frozen: bool) -> str:

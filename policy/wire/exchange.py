@@ -8,17 +8,17 @@ from pydantic import Field
 
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import PROTOCOL_VERSION, Reason, Record
-from nightjar.policy.wire.settings import Settings, SettingsVersion
+from nightjar.policy.wire.settings import IssuedSettings, SettingsVersion
 
 
 class EngineCommand(Record):
     """What the replica tells its engine on the control channel. Complete each time: an absent field means none.
 
-    `settings` are adopted if newer; `confirmed` names settings that the policy said still hold, and restarts their age;
+    `issued` settings are adopted if newer; `confirmed` names settings that the policy said still hold, and restarts their age;
     `local_mode` is the replica's own kill switch, which overrides the settings' mode until a command carries another value.
     """
 
-    settings: Settings | None = None
+    issued: IssuedSettings | None = None
     confirmed: SettingsVersion | None = None
     local_mode: Mode | None = None
 
@@ -28,5 +28,5 @@ class ExchangeReply(Record):
 
     protocol_version: int = PROTOCOL_VERSION
     incarnation: Annotated[int, Field(ge=0, lt=1 << 53)]
-    settings: Settings | None = None
+    issued: IssuedSettings | None = None
     refused: Reason = ""

@@ -1,4 +1,4 @@
-"""What goes down: one replica's settings, with their version, its plan, its leases and what it shall measure.
+"""What goes down: one replica's settings, its plan, its leases and what it shall measure; and the version they are issued under.
 
 Complete each time, never a difference; an older version never replaces a newer one (INV-5).
 Fails closed on what is out of bounds (record.py), and on a table with a gap or an overlap.
@@ -146,23 +146,41 @@ class OffloadRules(Record):
     reload_free_share: Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-class Settings(Record):
-    """What the policy tells one replica. Complete each time, never a difference.
+class RestartLimits(Record):
+    """What one replica's drafter may do to come back, and in words why it waits (empty where it does not).
 
     `micro_restart_tokens` is the allowance of lag that restarts may recompute without a lease (policy.engine.drafter says how it
-    is spent), `catch_up_chunk_tokens` bounds what one step may recompute (None: as the engine does itself), and without
-    `offload` weights never leave the accelerator.
+    is spent), `catch_up_chunk_tokens` bounds what one step may recompute (None: as the engine does itself).
     """
 
-    version: SettingsVersion
+    micro_restart_tokens: Count = 0
+    catch_up_chunk_tokens: Annotated[int, Field(ge=1, lt=1 << 53)] | None = None
+    leases: Annotated[tuple[Lease, ...], Field(max_length=16)] = ()
+    reason: Reason = ""
+
+
+class Settings(Record):
+    """What the policy decides for one replica. Complete each time, never a difference; `reason` holds no live numbers, so that
+    settings are equal for as long as nothing changed. Without `offload` weights never leave the accelerator.
+    """
+
     mode: Mode
     plan: Plan
     allowed_num_speculative_tokens: Annotated[tuple[NumSpeculativeTokens, ...], Field(min_length=1, max_length=33)]
     dwell_steps: Annotated[int, Field(ge=0, le=10_000)] = 0
     settings_max_age_s: Seconds = 300.0
     exchange_period_s: Annotated[float, Field(ge=0.05, le=60.0)] = 0.5
-    micro_restart_tokens: Count = 0
-    catch_up_chunk_tokens: Annotated[int, Field(ge=1, lt=1 << 53)] | None = None
+    restarts: RestartLimits = RestartLimits()
     offload: OffloadRules | None = None
-    leases: Annotated[tuple[Lease, ...], Field(max_length=16)] = ()
     reason: Reason = ""
+
+    def without_words(self) -> Settings:
+        """What of them an engine obeys: equal for two settings that differ in their reasons alone."""
+        return self.model_copy(update={"reason": "", "restarts": self.restarts.model_copy(update={"reason": ""})})
+
+
+class IssuedSettings(Record):
+    """One replica's settings under the version that the policy issued them with (policy.issuing)."""
+
+    version: SettingsVersion
+    settings: Settings

@@ -25,7 +25,7 @@ from rich.progress import track
 from nightjar.loadtests.bench_summary import Effort, StrictOption
 from nightjar.loadtests.simulation.evidence.bars import Bar, Interval
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.settings import Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table, TableRow
 from tests.benchmarks.measuring.outcome import Outcome
 from tests.benchmarks.measuring.run import BenchRun
 from tests.benchmarks.measuring.statistics import RESAMPLES, interval_of_resamples
@@ -172,13 +172,13 @@ def _start(scheduler_class: type[Any], batch_size: int, folder: Path) -> Any:
 def _steer(scheduler: Any, batch_size: int) -> None:
     rows = (TableRow(first_batch_size=1, last_batch_size=batch_size, num_speculative_tokens=MAX_NUM_SPECULATIVE_TOKENS),)
     settings = Settings(
-        version=SettingsVersion(incarnation=1, sequence=1),
         mode=Mode.parse("auto"),
         plan=Table(rows=rows),
         allowed_num_speculative_tokens=tuple(range(MAX_NUM_SPECULATIVE_TOKENS + 1)),
         dwell_steps=4,
     )
-    scheduler.nightjar.steering.adopt(settings, scheduler.nightjar.clock())
+    issued = IssuedSettings(version=SettingsVersion(incarnation=1, sequence=1), settings=settings)
+    scheduler.nightjar.steering.adopt(issued, scheduler.nightjar.clock())
 
 
 def _step_us(scheduler: Any, acceptance: float) -> float:

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.policy.engine.steering import lengths_by_batch
-from nightjar.policy.fleet import Decision
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.report import CellCounters, Counters, EngineLoad, EngineSnapshot, GroupKey, LoadReport, StepTotals
-from nightjar.policy.wire.settings import Table
+from nightjar.policy.wire.settings import Settings, Table
 
 NOISE = 0.03
 """Standard deviation of a step's log time."""
@@ -55,13 +54,13 @@ class CoarseEngine:
         self._segments: dict[int, tuple[int, int]] = {}
         self._finished = 0
 
-    def adopt(self, decision: Decision) -> None:
-        """Follow a decision from now on."""
-        assert isinstance(decision.plan, Table)
-        self._lengths = lengths_by_batch(decision.plan, self._group.max_num_seqs)
+    def adopt(self, settings: Settings) -> None:
+        """Follow settings from now on."""
+        assert isinstance(settings.plan, Table)
+        self._lengths = lengths_by_batch(settings.plan, self._group.max_num_seqs)
         self._segments = {
             segment.segment_id: (segment.num_speculative_tokens, segment.clean_steps)
-            for segment in decision.plan.segments
+            for segment in settings.plan.segments
             if segment.segment_id > self._finished and segment.first_batch_size <= self.batch <= segment.last_batch_size
         }
 

@@ -26,7 +26,7 @@ from nightjar.policy.wire.report import (
     LoadReport,
     StepTotals,
 )
-from nightjar.policy.wire.settings import Settings, SettingsVersion
+from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion
 
 EPOCH_S = 1_700_000_000.0
 GROUP = GroupKey(target="smollm2", drafter_kind="draft_model", max_num_speculative_tokens=5, max_num_seqs=8)
@@ -116,7 +116,7 @@ class Replica:
     application: str = "chat"
     engine_id: str = "e1"
     group: GroupKey = GROUP
-    settings: Settings | None = None
+    issued: IssuedSettings | None = None
     steps: int = 0
     reports: int = 0
     drafter_state: DrafterState = DrafterState.ACTIVE
@@ -164,10 +164,10 @@ class Replica:
 
     def apply(self, reply: ExchangeReply) -> None:
         """Adopt settings that are newer than what runs."""
-        if reply.settings is None:
+        if reply.issued is None:
             return
-        if reply.settings.version.is_newer_than(self.version):
-            self.settings = reply.settings
+        if reply.issued.version.is_newer_than(self.version):
+            self.issued = reply.issued
 
     async def exchange(self, service: PolicyService) -> ExchangeReply:
         reply = await service.exchange(self.report().to_wire())
@@ -176,7 +176,11 @@ class Replica:
 
     @property
     def version(self) -> SettingsVersion | None:
-        return self.settings.version if self.settings else None
+        return self.issued.version if self.issued else None
+
+    @property
+    def settings(self) -> Settings | None:
+        return self.issued.settings if self.issued else None
 
     @property
     def mode(self) -> Mode | None:

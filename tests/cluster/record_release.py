@@ -1,4 +1,4 @@
-"""What a release leaves behind for the next one: its checkpoint, what it learned, and the recording beside its journal.
+"""What a release leaves behind for the next one: its checkpoint, what it learned, the recording beside its journal; and its wire.
 
 `python -m tests.cluster.record_release FOLDER` runs a small fleet under the policy of the code that is there and writes them. Each
 folder of tests/cluster/releases was written so by the last commit that spoke the protocol it is named after.
@@ -10,6 +10,7 @@ import asyncio
 import base64
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from nightjar.cluster.learned_file import to_text
@@ -18,6 +19,7 @@ from tests.cluster.protocol import MemoryStore
 from tests.cluster.recorded_fleet import MemoryRecording, WrittenAtOnce, recorded_fleet
 from tests.policy.engines import Replica
 
+RELEASES = Path(__file__).parent / "releases"
 RECORDED_TICKS = 3
 LEARNING_TICKS = 60
 
@@ -28,6 +30,11 @@ async def record(folder: Path) -> None:
     engines = [Replica("r1", batch=4), Replica("r2", batch=16)]
     async with recorded_fleet(*engines, sink=WrittenAtOnce(recording), store=store) as fleet:
         await fleet.run(RECORDED_TICKS)
+        newcomer = asyncio.create_task(fleet.service.exchange(Replica("r3").report().to_wire()))
+        await asyncio.sleep(0)
+        await fleet.tick()
+        wire = {"report": engines[0].report().to_wire(), "reply": (await newcomer).to_wire()}
+    (folder / "wire.json").write_text(in_text(wire))
     recording.close()
     async with recorded_fleet(*engines, sink=MemoryRecording(), store=store, dwell_steps=7) as fleet:
         await fleet.run(LEARNING_TICKS)
@@ -35,8 +42,18 @@ async def record(folder: Path) -> None:
         answer = await fleet.service.set_mode(override)
         assert answer["error"] == ""
         (folder / "learned.json").write_bytes(to_text(fleet.service.learned_file()))
-    sealed = {key: base64.b64encode(value).decode() for key, value in sorted(store.values.items())}
-    (folder / "checkpoint.json").write_text(json.dumps(sealed, indent=1) + "\n")
+    (folder / "checkpoint.json").write_text(in_text(store.values))
+
+
+def in_text(values: Mapping[str, bytes]) -> str:
+    """Bytes by name as JSON."""
+    return json.dumps({name: base64.b64encode(value).decode() for name, value in sorted(values.items())}, indent=1) + "\n"
+
+
+def read(protocol: int, name: str) -> dict[str, bytes]:
+    """What `in_text` wrote of the last release of a protocol."""
+    text = (RELEASES / f"protocol_{protocol}" / name).read_text()
+    return {name: base64.b64decode(value) for name, value in json.loads(text).items()}
 
 
 if __name__ == "__main__":

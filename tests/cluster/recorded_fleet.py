@@ -101,7 +101,7 @@ class RecordedFleet:
         for _ in range(3):
             await asyncio.sleep(0)
         for replica, call in self._calls:
-            if call.done() and (settings := call.result().settings) is not None:
+            if call.done() and (settings := call.result().issued) is not None:
                 replica.steering.adopt(settings, replica.now_s)
         await self.hang_up()
 

@@ -15,12 +15,11 @@ from nightjar.policy.prior.learned import LearnedTables
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import EngineLoad
-from nightjar.policy.wire.settings import Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table, TableRow
 
 
 def entry(tick: int = 1) -> JournalEntry:
     settings = Settings(
-        version=SettingsVersion(incarnation=3, sequence=tick),
         mode=Mode(kind="auto"),
         plan=Table(rows=(TableRow(first_batch_size=1, last_batch_size=8, num_speculative_tokens=3),)),
         allowed_num_speculative_tokens=(0, 3),
@@ -36,7 +35,7 @@ def entry(tick: int = 1) -> JournalEntry:
         overrides=(ModeOverride(scope="fleet", mode=Mode.parse("pin=2"), expires_at_s=1.7e9),),
         learned=LearnedTables(),
         replicas=(ReplicaInput(replica_id="r1", group_id="g", load=EngineLoad(decode_batch_size=4)),),
-        decided={"r1": settings},
+        decided={"r1": IssuedSettings(version=SettingsVersion(incarnation=3, sequence=tick), settings=settings)},
     )
 
 

@@ -36,7 +36,7 @@ async def test_shadow_plans_and_journals_beside_what_really_runs_and_deals_out_n
         (shown,) = service.status().replicas
         assert (str(shown.mode), shown.load.num_speculative_tokens, shown.load.planned_num_speculative_tokens) == ("shadow", 2, 5)
         assert shown.reason.startswith("shadow, nothing is touched: batch 1: K=5 gives ")
-        decided = [entry.decided["r1"] for entry in journal.entries if "r1" in entry.decided][-1]
+        decided = [entry.decided["r1"].settings for entry in journal.entries if "r1" in entry.decided][-1]
         assert str(decided.mode) == "shadow"
         assert isinstance(decided.plan, Table)
         assert [row.num_speculative_tokens for row in decided.plan.rows] == [5]

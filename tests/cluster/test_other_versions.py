@@ -23,7 +23,7 @@ from tests.policy.restarting import RestartingReplica
 
 pytestmark = pytest.mark.looptime
 
-OLD, NEW = 1, 2
+OLD, NEW = PROTOCOL_VERSION - 1, PROTOCOL_VERSION
 LEASE_S = 6.0
 LOOK_S = LOOK_PERIOD_S + LOOK_TIMEOUT_S
 SETTINGS = {
@@ -105,8 +105,8 @@ async def reload_for_ever(service: PolicyService, replica_id: str) -> None:
             reloading = report.snapshot.model_copy(update={"restart_wish": wish.model_copy(update={"reload": True})})
             report = report.model_copy(update={"snapshot": reloading})
         reply = await service.exchange(report.to_wire())
-        if reply.settings is not None:
-            replica.adopt(reply.settings)
+        if reply.issued is not None:
+            replica.adopt(reply.issued)
 
 
 @asynccontextmanager
@@ -162,12 +162,12 @@ def report_of_protocol(version: int) -> bytes:
     return Replica().report().model_copy(update={"protocol_version": version}).to_wire()
 
 
-@pytest.mark.parametrize("version", [PROTOCOL_VERSION + 1, PROTOCOL_VERSION + 7])
+@pytest.mark.parametrize("version", [PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1, PROTOCOL_VERSION + 7])
 async def test_a_report_of_another_protocol_is_refused_in_words_counts_nothing_and_shows_in_status(version: int) -> None:
     async with running_service() as service:
         await settled(service, Replica("mine"))
         reply = await service.exchange(report_of_protocol(version))
-        assert reply.settings is None
+        assert reply.issued is None
         assert f"protocol_version: {version} of replica r1, this policy speaks {PROTOCOL_VERSION}" in reply.refused
         status = service.status()
         assert [replica.replica_id for replica in status.replicas] == ["mine"]

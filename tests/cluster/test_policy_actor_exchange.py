@@ -22,8 +22,7 @@ async def test_a_new_replica_gets_settings_at_the_next_decision() -> None:
     async with running_service() as service:
         replica = Replica()
         await settled(service, replica)
-        assert replica.settings is not None
-        assert str(replica.settings.version) == "1.1"
+        assert str(replica.version) == "1.1"
         assert replica.mode == Mode(kind="shadow")
 
 
@@ -34,7 +33,7 @@ async def test_a_call_without_news_is_answered_after_the_period_and_confirms() -
         before_s = asyncio.get_running_loop().time()
         reply = await replica.exchange(service)
         assert asyncio.get_running_loop().time() - before_s == pytest.approx(0.5)
-        assert (reply.settings, reply.refused) == (None, "")
+        assert (reply.issued, reply.refused) == (None, "")
 
 
 async def test_a_parked_call_wakes_when_the_mode_changes() -> None:
@@ -71,9 +70,9 @@ async def test_the_sequence_does_not_rise_without_a_change() -> None:
         await settled(service, replica)
         version = replica.version
         for _ in range(20):
-            assert (await replica.exchange(service)).settings is None
+            assert (await replica.exchange(service)).issued is None
         await service.configure({"mode": "pin=3", "switch_margin": 0.1})
-        assert (await replica.exchange(service)).settings is None
+        assert (await replica.exchange(service)).issued is None
         assert replica.version == version
 
 
@@ -101,18 +100,18 @@ async def test_a_call_that_took_the_place_of_an_older_one_is_woken_by_news() -> 
         await service.set_mode({"mode": "off"})
         await asyncio.sleep(0.1)
         assert [call.done() for call in calls] == [True, True]
-        settings = calls[1].result().settings
-        assert settings is not None
-        assert settings.mode == Mode(kind="off")
+        issued = calls[1].result().issued
+        assert issued is not None
+        assert issued.settings.mode == Mode(kind="off")
 
 
 async def test_a_lost_reply_is_sent_again_once_a_period() -> None:
     async with running_service() as service:
         replica = Replica()
-        while (lost := await service.exchange(replica.report().to_wire())).settings is None:
+        while (lost := await service.exchange(replica.report().to_wire())).issued is None:
             pass
         before_s = asyncio.get_running_loop().time()
-        assert (await service.exchange(replica.report().to_wire())).settings == lost.settings
+        assert (await service.exchange(replica.report().to_wire())).issued == lost.issued
         assert asyncio.get_running_loop().time() - before_s == pytest.approx(0.5)
 
 

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from nightjar.cluster.policy_service import PolicyService
 from nightjar.policy.wire.exchange import ExchangeReply
-from nightjar.policy.wire.settings import Settings, SettingsVersion
+from nightjar.policy.wire.settings import IssuedSettings, SettingsVersion
 from tests.cluster.protocol import MemoryStore, Replica, running_service, settled
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class FencedFleet(RuleBasedStateMachine):
         self.replicas = {name: Replica(name) for name in REPLICAS}
         self.late: list[tuple[str, ExchangeReply]] = []
         self.applied: dict[str, list[SettingsVersion]] = {name: [] for name in REPLICAS}
-        self.issued: dict[str, dict[SettingsVersion, Settings]] = {name: {} for name in REPLICAS}
+        self.issued: dict[str, dict[SettingsVersion, IssuedSettings]] = {name: {} for name in REPLICAS}
         self.highest_incarnation = 0
         self.stack = AsyncExitStack()
         self.service: PolicyService
@@ -46,10 +46,10 @@ class FencedFleet(RuleBasedStateMachine):
         replica = self.replicas[name]
         running = replica.version
         reply = self._run(self.service.exchange(replica.report().to_wire()))
-        if reply.settings is not None:
-            assert reply.settings.version.is_newer_than(running), "nothing older than what runs is ever sent"
-            earlier = self.issued[name].setdefault(reply.settings.version, reply.settings)
-            assert earlier == reply.settings, "one version names one content"
+        if reply.issued is not None:
+            assert reply.issued.version.is_newer_than(running), "nothing older than what runs is ever sent"
+            earlier = self.issued[name].setdefault(reply.issued.version, reply.issued)
+            assert earlier == reply.issued, "one version names one content"
         if fate == "arrives":
             self._apply(name, reply)
         elif fate == "late":

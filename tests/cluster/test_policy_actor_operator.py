@@ -72,7 +72,7 @@ async def test_a_wrong_mode_request_is_answered_in_words_and_changes_nothing(req
         assert named in answer["error"]
         assert answer["override"] is None
         assert service.status().overrides == ()
-        assert (await replica.exchange(service)).settings is None
+        assert (await replica.exchange(service)).issued is None
 
 
 async def test_the_most_specific_override_wins_and_default_takes_one_back() -> None:
@@ -333,7 +333,7 @@ async def test_the_journal_holds_what_each_tick_saw_and_decided() -> None:
         replica.run(20)
         await settled(service, replica)
         entry = next(entry for entry in journal.entries if entry.decided)
-        assert entry.decided["r1"] == replica.settings
+        assert entry.decided["r1"] == replica.issued
         assert [known.replica_id for known in entry.replicas] == ["r1"]
         assert (entry.incarnation, entry.seed >> 32) == (1, 1)
         assert entry.operator_settings.mode == Mode.parse("pin=2")
@@ -368,7 +368,7 @@ async def test_the_journal_tells_every_change_of_a_drafters_state_though_nothing
 async def test_status_shows_which_settings_a_replica_confirmed() -> None:
     async with running_service() as service:
         replica = Replica()
-        while (await service.exchange(replica.report().to_wire())).settings is None:
+        while (await service.exchange(replica.report().to_wire())).issued is None:
             pass
         assert [shown.settings_confirmed for shown in service.status().replicas] == [False]
         await settled(service, replica, rounds=2)

@@ -119,9 +119,9 @@ async def test_a_killed_actor_comes_back_with_settings_overrides_and_a_higher_in
     assert 3000 < (after.overrides[0].seconds_left or 0) <= 3600
 
     async with asyncio.timeout(30):
-        while replica.settings is None or not replica.settings.version.is_newer_than(version):
+        while replica.version is None or not replica.version.is_newer_than(version):
             await until_answered(lambda: exchange(client, replica))
-    assert (str(replica.mode), replica.settings.dwell_steps) == ("pin=2", 9)
+    assert (str(replica.mode), replica.settings and replica.settings.dwell_steps) == ("pin=2", 9)
     incarnations = [entry.incarnation for entry in read_journal(Path(after.policy.journal_path))]
     assert Path(after.policy.journal_path).parent == journal_folder
     assert incarnations == sorted(incarnations)

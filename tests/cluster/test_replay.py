@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,15 +25,16 @@ from nightjar.cluster.deltas import applied, difference
 from nightjar.cluster.journal import FILE_NAME as JOURNAL_NAME
 from nightjar.cluster.plain_values import PlainError, plain, restored
 from nightjar.cluster.recorder import RECORDED_REPLICAS_VARIABLE, RecordedTick, recorded_replicas
-from nightjar.cluster.recording import FILE_NAME, FrameEncoder, RecordingError, RecordingFile, RecordingReader
+from nightjar.cluster.recording import FILE_NAME, FrameEncoder, RecordingError, RecordingFile, RecordingReader, this_version
 from nightjar.cluster.replay import Skipped, between, leading_to, replay
 from nightjar.cluster.rotated_lines import rotated_files
 from nightjar.policy.estimate.goodput import Outlook
 from nightjar.policy.planners import PLANNERS
 from nightjar.policy.planners.base import GroupPlan, GroupView, one_length
-from nightjar.policy.state import Decision, FleetState
+from nightjar.policy.state import FleetState
 from nightjar.policy.wire.report import DrafterState, EngineSnapshot, RestartWish
-from nightjar.policy.wire.settings import SettingsVersion, Table
+from nightjar.policy.wire.settings import Settings, SettingsVersion, Table
+from tests.cluster.record_release import RELEASES
 from tests.cluster.recorded_fleet import MemoryRecording, RecordedFleet, WrittenAtOnce, recorded_fleet
 from tests.policy.engines import Replica
 
@@ -344,10 +346,19 @@ def test_a_journal_of_an_older_release_is_one_clear_line(tmp_path: Path) -> None
 
 def test_a_recording_of_another_format_is_one_clear_line(tmp_path: Path) -> None:
     write(tmp_path, 2)
-    lines_after(tmp_path, lambda lines: [line.replace(b'"format":1', b'"format":9') for line in lines])
+    lines_after(tmp_path, lambda lines: [line.replace(b'"format":2', b'"format":9') for line in lines])
     replayed = call("replay", tmp_path)
     assert (replayed.exit_code, replayed.stderr.count("\n")) == (1, 1)
-    assert "a recording of format 9; this release reads 1" in replayed.stderr
+    assert (
+        f"written in format 9 by {this_version()}; this release reads 2, so replay it with the one that wrote it" in replayed.stderr
+    )
+
+
+def test_a_recording_of_the_last_protocol_says_in_one_line_which_release_replays_it(tmp_path: Path) -> None:
+    shutil.copy(RELEASES / "protocol_1" / FILE_NAME, tmp_path)
+    replayed = call("replay", tmp_path)
+    assert (replayed.exit_code, replayed.stderr.count("\n")) == (1, 1)
+    assert "written in format 1 by nightjar 0.1.0, numpy 2.3.5, x86_64; this release reads 2" in replayed.stderr
 
 
 def test_no_journal_is_one_clear_line(tmp_path: Path) -> None:
@@ -421,10 +432,10 @@ def test_arrays_keep_the_order_of_their_axes_in_memory() -> None:
 
 
 def test_values_of_another_version_are_refused_by_name() -> None:
-    values = plain(recorded(1).ticks[0].decisions["r0"])
-    assert restored(Decision, values).dwell_steps == 4
-    with pytest.raises(PlainError, match="Decision"):
-        restored(Decision, {**values, "colour": "blue"})
+    (tick,) = recorded(1).ticks
+    assert restored(Settings, plain(tick.decisions["r0"])).dwell_steps == 4
+    with pytest.raises(PlainError, match="FleetState"):
+        restored(FleetState, {**plain(tick.moment.state), "colour": "blue"})
     with pytest.raises(TypeError, match="complex has no plain form"):
         plain(1j)
 

@@ -80,8 +80,8 @@ async def planned_length(service: PolicyService) -> int:
     for second in range(6):
         replica.run_until(float(second), rng)
         reply = await service.exchange(replica.report().to_wire())
-        if reply.settings is not None:
-            replica.steering.adopt(reply.settings, replica.now_s)
+        if reply.issued is not None:
+            replica.steering.adopt(reply.issued, replica.now_s)
         await asyncio.sleep(1.0)
     (group,) = service.status().groups
     return length_at(group.rows, BATCH)
@@ -95,10 +95,10 @@ async def lengths_of_two_applications(service: PolicyService) -> tuple[int, ...]
         for replica in replicas:
             replica.run_until(float(second), rng)
             reply = await service.exchange(replica.report().to_wire())
-            if reply.settings is not None:
-                replica.steering.adopt(reply.settings, replica.now_s)
-                assert isinstance(reply.settings.plan, Table)
-                sent[replica.application] = length_at(reply.settings.plan.rows, BATCH)
+            if reply.issued is not None:
+                replica.steering.adopt(reply.issued, replica.now_s)
+                assert isinstance(reply.issued.settings.plan, Table)
+                sent[replica.application] = length_at(reply.issued.settings.plan.rows, BATCH)
         await asyncio.sleep(1.0)
     return sent["chat"], sent["code"]
 

@@ -107,7 +107,7 @@ CHANGES: Mapping[str, Change] = {
     "max_reloads_per_node": Change(2, 0, "greater than or equal to 1 (value 0)"),
     "max_lease_ttl_s": Change(20.0, 700, "less than or equal to 600 (value 700)"),
     "catch_up_slowdown": Change(
-        4.0, 5, "less than or equal to 4 (value 5)", shows=lambda s, _: (s.catch_up_chunk_tokens or 0) > 100, as_=True
+        4.0, 5, "less than or equal to 4 (value 5)", shows=lambda s, _: (s.restarts.catch_up_chunk_tokens or 0) > 100, as_=True
     ),
     "draft_offload": Change(
         "under_memory_pressure", "always", "'never' or 'under_memory_pressure'", shows=lambda s, _: s.offload is not None, as_=True

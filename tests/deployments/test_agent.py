@@ -18,7 +18,7 @@ from nightjar.policy.wire.exchange import EngineCommand, ExchangeReply
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import PROTOCOL_VERSION
 from nightjar.policy.wire.report import Counters, EngineLoad, EngineSnapshot, GroupKey, LoadReport, SteeringLevel
-from nightjar.policy.wire.settings import Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table, TableRow
 
 pytestmark = pytest.mark.looptime
 
@@ -26,14 +26,15 @@ PERIOD_S = 0.5
 PLAN = Table(rows=(TableRow(first_batch_size=1, last_batch_size=8, num_speculative_tokens=3),))
 
 
-def settings(incarnation: int, sequence: int, mode: str = "auto") -> Settings:
-    return Settings(
-        version=SettingsVersion(incarnation=incarnation, sequence=sequence),
+def settings(incarnation: int, sequence: int, mode: str = "auto", max_age_s: float = 300.0) -> IssuedSettings:
+    told = Settings(
         mode=Mode.parse(mode),
         plan=PLAN,
         allowed_num_speculative_tokens=(0, 3),
         exchange_period_s=PERIOD_S,
+        settings_max_age_s=max_age_s,
     )
+    return IssuedSettings(version=SettingsVersion(incarnation=incarnation, sequence=sequence), settings=told)
 
 
 class FakeEngine:
@@ -54,8 +55,8 @@ class FakeEngine:
         await asyncio.sleep(self.hang_for_s)
         if self.fail is not None:
             self.fail()
-        if command.settings is not None and command.settings.version.is_newer_than(self.running):
-            self.running = command.settings.version
+        if command.issued is not None and command.issued.version.is_newer_than(self.running):
+            self.running = command.issued.version
         step_count = len(self.commands) if self.step_count is None else self.step_count
         return EngineSnapshot(
             counters=Counters(engine_id=self.engine_id, step_count=step_count),
@@ -74,7 +75,7 @@ class FakePolicy:
 
     def __init__(self) -> None:
         self.reports: list[LoadReport] = []
-        self.news: Settings | None = None
+        self.news: IssuedSettings | None = None
         self.incarnation = 1
         self.protocol_version = PROTOCOL_VERSION
         self.refused = ""
@@ -99,7 +100,7 @@ class FakePolicy:
                 await asyncio.sleep(self.parks_s / 5)
             news = self.news if self.news is not None and self.news.version != report.snapshot.settings_version else None
             return ExchangeReply(
-                protocol_version=self.protocol_version, incarnation=self.incarnation, settings=news, refused=self.refused
+                protocol_version=self.protocol_version, incarnation=self.incarnation, issued=news, refused=self.refused
             )
         finally:
             self.in_flight -= 1
@@ -185,7 +186,7 @@ async def test_news_reach_the_engine_at_once_and_are_confirmed_while_they_hold(e
         assert engine.running == policy.news.version
         engine.commands.clear()
         await asyncio.sleep(5.0)
-    assert all(command.settings is None for command in engine.commands), "settings that run are not sent again"
+    assert all(command.issued is None for command in engine.commands), "settings that run are not sent again"
     assert sum(command.confirmed == policy.news.version for command in engine.commands) >= 9
 
 
@@ -227,7 +228,7 @@ async def test_older_settings_are_never_passed_on(engine: FakeEngine, policy: Fa
         engine.commands.clear()
         policy.news, policy.incarnation = settings(1, 99), 1
         await asyncio.sleep(5.0)
-        assert all(command.settings is None and command.confirmed is None for command in engine.commands[1:])
+        assert all(command.issued is None and command.confirmed is None for command in engine.commands[1:])
         assert engine.running == SettingsVersion(incarnation=2, sequence=7)
         policy.news, policy.incarnation = settings(3, 0), 3
         await asyncio.sleep(6.0)
@@ -292,7 +293,7 @@ async def test_new_engine_is_reported_as_such_and_gets_the_settings_again(engine
 
 async def test_new_engine_gets_confirmed_settings_however_long_ago_they_came(engine: FakeEngine, policy: FakePolicy) -> None:
     async with running_agent(engine, policy):
-        policy.news = settings(1, 1).model_copy(update={"settings_max_age_s": 10.0})
+        policy.news = settings(1, 1, max_age_s=10.0)
         await asyncio.sleep(30.0)
         engine.restart()
         await asyncio.sleep(2.0)
@@ -304,7 +305,7 @@ async def test_settings_unconfirmed_for_too_long_are_kept_from_a_new_engine(engi
         policy.news = settings(1, 1)
         await asyncio.sleep(2.0)
         policy.fail = raising(RuntimeError("gone"))
-        await asyncio.sleep(policy.news.settings_max_age_s + 10.0)
+        await asyncio.sleep(policy.news.settings.settings_max_age_s + 10.0)
         engine.restart()
         await asyncio.sleep(20.0)
         assert engine.running is None

@@ -329,7 +329,7 @@ def course(entries: Iterable[JournalEntry], replica_id: str) -> list[str]:
                 has_wished = True
                 told.append("wish")
         if replica_id in entry.decided:
-            granted = {lease.wish_id for lease in entry.decided[replica_id].leases}
+            granted = {lease.wish_id for lease in entry.decided[replica_id].settings.restarts.leases}
             told += ["lease"] * len(granted - wish_ids)
             wish_ids |= granted
     return told
@@ -356,8 +356,8 @@ def leases(entries: Iterable[JournalEntry]) -> list[InFlight]:
     """Every lease that was granted, in order."""
     found: dict[tuple[str, int], InFlight] = {}
     for entry in entries:
-        for replica_id, settings in entry.decided.items():
-            held = {(replica_id, lease.wish_id): lease for lease in settings.leases}
+        for replica_id, issued in entry.decided.items():
+            held = {(replica_id, lease.wish_id): lease for lease in issued.settings.restarts.leases}
             for key, known in found.items():
                 if known.replica_id == replica_id and known.incarnation == entry.incarnation and key not in held:
                     found[key] = replace(known, until_s=min(known.until_s, entry.time_s))

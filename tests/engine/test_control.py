@@ -11,7 +11,7 @@ import pytest
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import DrafterState, EngineSnapshot
-from nightjar.policy.wire.settings import Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table, TableRow
 
 pytest.importorskip("vllm")
 
@@ -54,13 +54,13 @@ def exchange(engine_core: Any, command: EngineCommand) -> EngineSnapshot:
     return EngineSnapshot.from_wire(nightjar_exchange(engine_core, command.to_wire()))
 
 
-def settings(sequence: int, mode: str = "pin=2") -> Settings:
-    return Settings(
-        version=SettingsVersion(incarnation=1, sequence=sequence),
+def settings(sequence: int, mode: str = "pin=2") -> IssuedSettings:
+    told = Settings(
         mode=Mode.parse(mode),
         plan=Table(rows=(TableRow(first_batch_size=1, last_batch_size=16, num_speculative_tokens=4),)),
         allowed_num_speculative_tokens=(0, 2, 4),
     )
+    return IssuedSettings(version=SettingsVersion(incarnation=1, sequence=sequence), settings=told)
 
 
 def test_the_import_of_the_scheduler_module_adds_the_method_to_vllms_engine_core() -> None:
@@ -68,7 +68,7 @@ def test_the_import_of_the_scheduler_module_adds_the_method_to_vllms_engine_core
 
 
 def test_settings_come_into_force_and_the_load_is_the_engines(engine_core: Any) -> None:
-    assert exchange(engine_core, EngineCommand(settings=settings(1))).settings_version == SettingsVersion(incarnation=1, sequence=1)
+    assert exchange(engine_core, EngineCommand(issued=settings(1))).settings_version == SettingsVersion(incarnation=1, sequence=1)
     for index in range(20):
         engine_core.scheduler.add_request(make_request(f"request-{index}"))
     run_steps(engine_core.scheduler, 3)
@@ -147,16 +147,16 @@ def test_a_row_without_drafts_is_a_miss_only_of_ngram_on_runner_v1(method: str, 
 
 
 def test_inv_5_older_settings_are_answered_with_a_refusal(engine_core: Any) -> None:
-    exchange(engine_core, EngineCommand(settings=settings(5)))
-    snapshot = exchange(engine_core, EngineCommand(settings=settings(4, "pin=4")))
+    exchange(engine_core, EngineCommand(issued=settings(5)))
+    snapshot = exchange(engine_core, EngineCommand(issued=settings(4, "pin=4")))
     assert "older than 1.5" in snapshot.refused
     assert snapshot.settings_version == SettingsVersion(incarnation=1, sequence=5)
 
 
 def test_a_mode_sent_with_refused_settings_holds(engine_core: Any) -> None:
-    exchange(engine_core, EngineCommand(settings=settings(5, "pin=4")))
+    exchange(engine_core, EngineCommand(issued=settings(5, "pin=4")))
     assert engine_core.scheduler.nightjar.steering.choose(1, False, 0.0) == 4
-    snapshot = exchange(engine_core, EngineCommand(settings=settings(4), local_mode=Mode.parse("off")))
+    snapshot = exchange(engine_core, EngineCommand(issued=settings(4), local_mode=Mode.parse("off")))
     assert "older than 1.5" in snapshot.refused
     assert engine_core.scheduler.nightjar.steering.choose(1, False, 0.0) == 0
 
@@ -164,7 +164,7 @@ def test_a_mode_sent_with_refused_settings_holds(engine_core: Any) -> None:
 def test_a_confirmation_restarts_the_age_of_the_settings(engine_core: Any) -> None:
     loop = engine_core.scheduler.nightjar
     loop.clock = lambda: 1000.0
-    exchange(engine_core, EngineCommand(settings=settings(1)))
+    exchange(engine_core, EngineCommand(issued=settings(1)))
     loop.clock = lambda: 1250.0
     exchange(engine_core, EngineCommand(confirmed=SettingsVersion(incarnation=1, sequence=1)))
     assert loop.steering.choose(1, False, 1500.0) == 2
@@ -173,7 +173,7 @@ def test_a_confirmation_restarts_the_age_of_the_settings(engine_core: Any) -> No
 
 @pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x93\x01\x02\x03", EngineCommand().to_wire() + b"\x00", b"\xff" * (1 << 21)])
 def test_bytes_that_are_no_command_change_nothing_and_are_refused(payload: bytes, engine_core: Any) -> None:
-    exchange(engine_core, EngineCommand(settings=settings(1), local_mode=Mode.parse("off")))
+    exchange(engine_core, EngineCommand(issued=settings(1), local_mode=Mode.parse("off")))
     snapshot = EngineSnapshot.from_wire(nightjar_exchange(engine_core, payload))
     assert "EngineCommand" in snapshot.refused
     assert engine_core.scheduler.nightjar.steering.choose(1, False, 0.0) == 0

@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import DrafterState
-from nightjar.policy.wire.settings import Lease, OffloadRules, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.settings import (
+    IssuedSettings,
+    Lease,
+    OffloadRules,
+    RestartLimits,
+    Settings,
+    SettingsVersion,
+    Table,
+    TableRow,
+)
 
 pytest.importorskip("vllm")
 
@@ -50,19 +59,15 @@ class Fleet:
         wish = loop.drafting.life.wish(loop.drafting.lag(self.scheduler.running)[0], loop.clock()) if grants else None
         leases = () if wish is None else (Lease(wish_id=wish.wish_id, time_to_live_s=600.0, reload=wish.reload),)
         self.sequence += 1
-        refused = loop.adopt(
-            Settings(
-                version=SettingsVersion(incarnation=1, sequence=self.sequence),
-                mode=Mode.parse(mode),
-                plan=Table(rows=(TableRow(first_batch_size=1, last_batch_size=16, num_speculative_tokens=MAXIMUM),)),
-                allowed_num_speculative_tokens=tuple(range(MAXIMUM + 1)),
-                micro_restart_tokens=1 << 30,
-                catch_up_chunk_tokens=chunk_tokens,
-                offload=offload,
-                leases=leases,
-            )
+        settings = Settings(
+            mode=Mode.parse(mode),
+            plan=Table(rows=(TableRow(first_batch_size=1, last_batch_size=16, num_speculative_tokens=MAXIMUM),)),
+            allowed_num_speculative_tokens=tuple(range(MAXIMUM + 1)),
+            restarts=RestartLimits(micro_restart_tokens=1 << 30, catch_up_chunk_tokens=chunk_tokens, leases=leases),
+            offload=offload,
         )
-        assert refused == ""
+        version = SettingsVersion(incarnation=1, sequence=self.sequence)
+        assert loop.adopt(IssuedSettings(version=version, settings=settings)) == ""
 
 
 def withheld_blocks(scheduler: Any) -> int:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nightjar.policy.engine.drafter import DrafterLife
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import DrafterState, EngineLoad
-from nightjar.policy.wire.settings import Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.settings import IssuedSettings, RestartLimits, Settings, SettingsVersion, Table, TableRow
 
 pytest.importorskip("vllm")
 
@@ -44,17 +44,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def steer(scheduler: Any, mode: str, sequence: int, *, chunk_tokens: int | None = None, allowance: int = UNLIMITED) -> None:
     row = TableRow(first_batch_size=1, last_batch_size=16, num_speculative_tokens=MAXIMUM)
-    refused = scheduler.nightjar.adopt(
-        Settings(
-            version=SettingsVersion(incarnation=1, sequence=sequence),
-            mode=Mode.parse(mode),
-            plan=Table(rows=(row,)),
-            allowed_num_speculative_tokens=tuple(range(MAXIMUM + 1)),
-            micro_restart_tokens=allowance,
-            catch_up_chunk_tokens=chunk_tokens,
-        )
+    settings = Settings(
+        mode=Mode.parse(mode),
+        plan=Table(rows=(row,)),
+        allowed_num_speculative_tokens=tuple(range(MAXIMUM + 1)),
+        restarts=RestartLimits(micro_restart_tokens=allowance, catch_up_chunk_tokens=chunk_tokens),
     )
-    assert refused == ""
+    version = SettingsVersion(incarnation=1, sequence=sequence)
+    assert scheduler.nightjar.adopt(IssuedSettings(version=version, settings=settings)) == ""
 
 
 def start(scheduler_class: type[Any], folder: Path, **options: Any) -> DraftCache:

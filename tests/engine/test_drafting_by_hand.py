@@ -10,7 +10,7 @@ import pytest
 
 from nightjar.policy.engine.drafter import DrafterLife, Order
 from nightjar.policy.wire.report import DrafterCounters, DrafterState
-from nightjar.policy.wire.settings import Settings
+from nightjar.policy.wire.settings import RestartLimits, Settings
 
 pytest.importorskip("vllm")
 
@@ -23,7 +23,8 @@ SIZE = 4
 
 
 def told(micro: int, chunk: int | None = None) -> Settings:
-    return settings().model_copy(update={"micro_restart_tokens": micro, "catch_up_chunk_tokens": chunk})
+    limits = RestartLimits(micro_restart_tokens=micro, catch_up_chunk_tokens=chunk)
+    return settings().settings.model_copy(update={"restarts": limits})
 
 
 def request(

@@ -13,7 +13,7 @@ import pytest
 from nightjar.policy.engine.steering import Steering
 from nightjar.policy.planners.local import StepOutcome, StepView
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.settings import Local, Plan, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.settings import IssuedSettings, Local, Plan, Settings, SettingsVersion, Table, TableRow
 
 pytest.importorskip("vllm")
 
@@ -40,15 +40,13 @@ class Clock:
 
 def steer(scheduler: Any, mode: str, sequence: int = 1, plan: Plan | None = None) -> None:
     row = TableRow(first_batch_size=1, last_batch_size=16, num_speculative_tokens=MAXIMUM)
-    refused = scheduler.nightjar.steering.adopt(
-        Settings(
-            version=SettingsVersion(incarnation=1, sequence=sequence),
-            mode=Mode.parse(mode),
-            plan=plan or Table(rows=(row,)),
-            allowed_num_speculative_tokens=tuple(range(MAXIMUM + 1)),
-        ),
-        scheduler.nightjar.clock(),
+    settings = Settings(
+        mode=Mode.parse(mode),
+        plan=plan or Table(rows=(row,)),
+        allowed_num_speculative_tokens=tuple(range(MAXIMUM + 1)),
     )
+    issued = IssuedSettings(version=SettingsVersion(incarnation=1, sequence=sequence), settings=settings)
+    refused = scheduler.nightjar.steering.adopt(issued, scheduler.nightjar.clock())
     assert refused == ""
 
 

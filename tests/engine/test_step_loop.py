@@ -24,7 +24,7 @@ class Life:
         self.told: list[tuple[str, str, float]] = []
 
     def adopt(self, given: Any, now_s: float) -> None:
-        self.told.append(("adopt", str(given.version), now_s))
+        self.told.append(("adopt", f"dwell {given.dwell_steps}", now_s))
 
     def confirm(self, now_s: float) -> None:
         self.told.append(("confirm", "", now_s))
@@ -74,8 +74,8 @@ def request(name: str, *, is_finished: bool = False) -> Any:
 def test_settings_reach_the_drafters_life_and_the_same_ones_again_only_confirm() -> None:
     drafting = FakeDrafting()
     loop = make_loop(drafting)
-    assert [loop.adopt(settings(sequence=number)) for number in (2, 2, 3)] == ["", "", ""]
-    assert drafting.life.told == [("adopt", "1.2", 1), ("confirm", "", 2), ("adopt", "1.3", 3)]
+    assert [loop.adopt(settings(sequence=number, dwell_steps=number)) for number in (2, 2, 3)] == ["", "", ""]
+    assert drafting.life.told == [("adopt", "dwell 2", 1), ("confirm", "", 2), ("adopt", "dwell 3", 3)]
 
 
 def test_inv_5_settings_that_are_refused_reach_nobody() -> None:

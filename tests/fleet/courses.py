@@ -14,7 +14,7 @@ from nightjar.cluster.journal import JournalEntry
 from nightjar.loadtests.simulation.engine.leases import LeasedRestart
 from nightjar.loadtests.simulation.service.results import Totals
 from nightjar.policy.wire.report import DrafterState
-from nightjar.policy.wire.settings import ExplorationSegment, Settings, Table
+from nightjar.policy.wire.settings import ExplorationSegment, IssuedSettings, Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +30,21 @@ class ReplicaCourse:
     totals: tuple[Totals, ...]
     state: DrafterState
     leased_restarts: tuple[LeasedRestart, ...]
-    adopted: tuple[Settings, ...]
+    adopted: tuple[IssuedSettings, ...]
     adopted_before_first_request: int | None
     steps_by_length: Mapping[int, int]
 
     @property
     def plan(self) -> Table:
         """The last one."""
-        plan = self.adopted[-1].plan
+        plan = self.adopted[-1].settings.plan
         assert isinstance(plan, Table)
         return plan
 
     @property
     def segments(self) -> tuple[ExplorationSegment, ...]:
         """Every measurement it was told to make."""
-        tables = (settings.plan for settings in self.adopted if isinstance(settings.plan, Table))
+        tables = (plan for issued in self.adopted if isinstance(plan := issued.settings.plan, Table))
         return tuple({segment.segment_id: segment for table in tables for segment in table.segments}.values())
 
 
@@ -66,6 +66,8 @@ def most_leases_at_once(entries: Iterable[JournalEntry], replica_ids: Iterable[s
     held = dict.fromkeys(replica_ids, 0)
     most = 0
     for entry in entries:
-        held |= {replica_id: len(settings.leases) for replica_id, settings in entry.decided.items() if replica_id in held}
+        held |= {
+            replica_id: len(issued.settings.restarts.leases) for replica_id, issued in entry.decided.items() if replica_id in held
+        }
         most = max(most, sum(held.values()))
     return most

@@ -28,7 +28,7 @@ from nightjar.loadtests.simulation.service.workload import Demand
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.record import WireError
 from nightjar.policy.wire.report import EngineSnapshot
-from nightjar.policy.wire.settings import Settings
+from nightjar.policy.wire.settings import IssuedSettings
 from tests.fleet.courses import ReplicaCourse
 
 
@@ -88,7 +88,7 @@ class HostedEngine(EngineControl):
         self._timeline = Timeline()
         self._called_at_s = self._ran_until_s = clock.now_s
         self._totals: list[Totals] = []
-        self._adopted: list[Settings] = []
+        self._adopted: list[IssuedSettings] = []
         self._adopted_before_first_request: int | None = None
         for count in scenario.workload.user_counts():
             self._timeline.at(count.from_s, partial(self._set_users, count.users))
@@ -145,11 +145,11 @@ class HostedEngine(EngineControl):
             return "a simulated engine has no kill switch"
         if self._adopted and command.confirmed == self._adopted[-1].version:
             self._engine.adopt(self._adopted[-1])
-        if command.settings is None:
+        if command.issued is None:
             return ""
-        refused = self._engine.adopt(command.settings)
+        refused = self._engine.adopt(command.issued)
         if not refused:
-            self._adopted.append(command.settings)
+            self._adopted.append(command.issued)
         return refused
 
     def _work_until(self, until_s: float) -> None:

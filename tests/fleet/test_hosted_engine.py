@@ -13,7 +13,7 @@ from nightjar.loadtests.simulation.service.workload import Workload
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import DrafterState, EngineSnapshot
-from nightjar.policy.wire.settings import Local, Settings, SettingsVersion
+from nightjar.policy.wire.settings import IssuedSettings, Local, SettingsVersion
 from tests.fleet.courses import between
 from tests.fleet.hosted_engine import HostedEngine, Part, ScenarioClock
 
@@ -51,14 +51,14 @@ def hosted(scenario: Scenario) -> list[HostedEngine]:
     return [HostedEngine(Part(f"replica-{number}", scenario, number), ScenarioClock()) for number in range(scenario.replicas)]
 
 
-def exchange(engine: HostedEngine, **command: Settings | SettingsVersion | Mode) -> EngineSnapshot:
+def exchange(engine: HostedEngine, **command: IssuedSettings | SettingsVersion | Mode) -> EngineSnapshot:
     return EngineSnapshot.from_wire(engine.control(EngineCommand(**command).to_wire()))
 
 
 def test_hosted_engines_do_to_the_token_what_the_simulator_does_with_the_same_scenario(scenario: Scenario) -> None:
     engines = hosted(scenario)
     for engine in engines:
-        assert exchange(engine, settings=local_settings(PLAN, PROFILE.drafter.arms)).refused == ""
+        assert exchange(engine, issued=local_settings(PLAN, PROFILE.drafter.arms)).refused == ""
     for tenths in range(10 * SECONDS + 1):  # asked as often as an agent asks
         for engine in engines:
             engine.run_until(tenths / 10)
@@ -76,16 +76,16 @@ def test_settings_come_into_force_once_are_confirmed_and_older_ones_are_refused(
     (engine, *_) = hosted(scenario)
     settings = local_settings(PLAN, PROFILE.drafter.arms)
     newer = settings.model_copy(update={"version": SettingsVersion(incarnation=2, sequence=1)})
-    assert exchange(engine, settings=newer).settings_version == newer.version
+    assert exchange(engine, issued=newer).settings_version == newer.version
     assert exchange(engine, confirmed=newer.version).refused == ""
-    assert "older" in exchange(engine, settings=settings).refused
+    assert "older" in exchange(engine, issued=settings).refused
     assert exchange(engine).settings_version == newer.version
     assert engine.course().adopted == (newer,)
 
 
 def test_what_a_simulated_engine_does_not_have_is_refused_and_nothing_of_the_command_applies(scenario: Scenario) -> None:
     (engine, *_) = hosted(scenario)
-    answer = exchange(engine, settings=local_settings(PLAN, PROFILE.drafter.arms), local_mode=Mode.parse("off"))
+    answer = exchange(engine, issued=local_settings(PLAN, PROFILE.drafter.arms), local_mode=Mode.parse("off"))
     assert "kill switch" in answer.refused
     assert answer.settings_version is None
     assert EngineSnapshot.from_wire(engine.control(b"nonsense")).refused

@@ -128,7 +128,7 @@ def test_sixteen_replicas_together_find_the_best_k_and_lose_fewer_tokens_each_th
 def test_newcomer_has_the_groups_plan_before_its_first_request_and_measures_nothing_that_is_known(run: Run) -> None:
     newcomer = run.newcomer
     assert newcomer.adopted_before_first_request
-    first = newcomer.adopted[0].plan
+    first = newcomer.adopted[0].settings.plan
     assert isinstance(first, Table)
     assert true_share(first) >= WITHIN
     measured = {(batch_bucket(segment.first_batch_size), segment.num_speculative_tokens) for segment in newcomer.segments}

@@ -19,7 +19,7 @@ from typing import Any
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import to_plain
 from nightjar.policy.wire.report import EngineLoad
-from nightjar.policy.wire.settings import Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table, TableRow
 from nightjar.policy.wire.status import FleetStatus, PolicyStatus
 from tests.loadtests.fake_server import running_fake_server, whole_answer
 from tests.loadtests.recorded import replica, totals
@@ -52,9 +52,10 @@ class FakeSystem:
         self.sequence += 1
         version = SettingsVersion(incarnation=self.incarnation, sequence=self.sequence)
         row = TableRow(first_batch_size=1, last_batch_size=16, num_speculative_tokens=self.length())
-        settings = Settings(version=version, mode=self.mode, plan=Table(rows=(row,)), allowed_num_speculative_tokens=(0, 3, 5))
+        settings = Settings(mode=self.mode, plan=Table(rows=(row,)), allowed_num_speculative_tokens=(0, 3, 5))
+        issued = to_plain(IssuedSettings(version=version, settings=settings))
         with self.journal.open("a") as file:
-            file.write(json.dumps({"decided": dict.fromkeys(("r1", "r2"), to_plain(settings))}) + "\n")
+            file.write(json.dumps({"decided": dict.fromkeys(("r1", "r2"), issued)}) + "\n")
 
     def answer(self, body: dict[str, Any]) -> list[dict[str, Any] | str]:
         with self.lock:

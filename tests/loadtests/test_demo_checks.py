@@ -26,15 +26,26 @@ from nightjar.policy.engine.steering import Cause
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import to_plain
 from nightjar.policy.wire.report import DrafterState, EngineLoad, SteeringLevel
-from nightjar.policy.wire.settings import ExplorationSegment, Local, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.settings import (
+    ExplorationSegment,
+    IssuedSettings,
+    Local,
+    Plan,
+    Settings,
+    SettingsVersion,
+    Table,
+    TableRow,
+)
 from nightjar.policy.wire.status import ReplicaStatus
 from tests.loadtests.recorded import replica, row, sample, totals
 
 REGIME = parse_regime("few:2@=2")
 
 
-def settings(sequence: int, *, first_length: int = 5, segment: int | None = None, incarnation: int = 1) -> Settings:
-    """Batch 1 to 4 at `first_length`, 5 to 16 at K=1; a segment measures batch 1 to 16 at its K."""
+def settings(
+    sequence: int, *, first_length: int = 5, segment: int | None = None, incarnation: int = 1, plan: Plan | None = None
+) -> IssuedSettings:
+    """Batch 1 to 4 at `first_length`, 5 to 16 at K=1 (or `plan`); a segment measures batch 1 to 16 at its K."""
     rows = (
         TableRow(first_batch_size=1, last_batch_size=4, num_speculative_tokens=first_length),
         TableRow(first_batch_size=5, last_batch_size=16, num_speculative_tokens=1),
@@ -45,12 +56,12 @@ def settings(sequence: int, *, first_length: int = 5, segment: int | None = None
             segment_id=1, first_batch_size=1, last_batch_size=16, num_speculative_tokens=segment, clean_steps=8, time_to_live_s=60
         )
         segments = (measured,)
-    return Settings(
-        version=SettingsVersion(incarnation=incarnation, sequence=sequence),
+    told = Settings(
         mode=Mode.parse("auto"),
-        plan=Table(rows=rows, segments=segments),
+        plan=plan or Table(rows=rows, segments=segments),
         allowed_num_speculative_tokens=(0, 1, 3, 5),
     )
+    return IssuedSettings(version=SettingsVersion(incarnation=incarnation, sequence=sequence), settings=told)
 
 
 def status(
@@ -104,7 +115,7 @@ def test_a_batch_takes_the_row_that_covers_it_the_first_below_all_and_off_above_
         TableRow(first_batch_size=first, last_batch_size=last, num_speculative_tokens=planned)
         for first, last, planned in ((2, 4, 5), (5, 8, 3), (9, 16, 1))
     )
-    given = settings(1).model_copy(update={"plan": Table(rows=rows)})
+    given = settings(1, plan=Table(rows=rows))
     assert explain(status(batch, length), [given]) is Explanation.TABLE
     assert explain(status(batch, 4), [given]) is (Explanation.UNEXPLAINED if length == 5 else Explanation.CONTRADICTION)
 
@@ -163,7 +174,7 @@ def test_where_the_journal_does_not_hold_the_sample_before_the_settings_just_bef
 
 def test_settings_that_the_journal_does_not_hold_or_an_engine_plans_itself_explain_nothing() -> None:
     assert explain(status(2, 5, sequence=9), [settings(1)]) is Explanation.UNKNOWN
-    local = settings(1).model_copy(update={"plan": Local(planner="nightjar")})
+    local = settings(1, plan=Local(planner="nightjar"))
     assert explain(status(2, 5), [local]) is Explanation.UNKNOWN
 
 
@@ -341,7 +352,7 @@ def test_the_first_answer_and_the_first_time_that_all_were_steered_are_told() ->
     assert (none_newer.passed, none_newer.detail) == (False, "no newer incarnation than 0 steers every replica")
 
 
-def entry(**decided: Settings) -> str:
+def entry(**decided: IssuedSettings) -> str:
     return json.dumps({"tick": 1, "decided": {name: to_plain(one) for name, one in decided.items()}})
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from nightjar.policy.engine.counters import StepCount, StepCounters
 from nightjar.policy.engine.steering import Steering
-from nightjar.policy.fleet import Decision, FleetState, decide, empty_fleet, observe
+from nightjar.policy.fleet import FleetState, decide, empty_fleet, observe
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
 from nightjar.policy.wire.report import EngineLoad, EngineSnapshot, GroupKey, LoadReport
-from nightjar.policy.wire.settings import Settings, SettingsVersion, Table
+from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table
 
 MAX_NUM_SEQS = 256
 KEY = GroupKey(target="llama-8b", draft="eagle", drafter_kind="eagle", max_num_speculative_tokens=5, max_num_seqs=MAX_NUM_SEQS)
@@ -113,17 +113,11 @@ class Replica:
         }
         return LoadReport.model_validate({**fields, **changes})
 
-    def adopt(self, decision: Decision) -> None:
-        """Take a decision as settings."""
+    def adopt(self, settings: Settings) -> None:
+        """Take what was decided into force."""
         self.sequence += 1
-        settings = Settings(
-            version=SettingsVersion(incarnation=1, sequence=self.sequence),
-            mode=decision.mode,
-            plan=decision.plan,
-            allowed_num_speculative_tokens=decision.allowed_num_speculative_tokens,
-            dwell_steps=decision.dwell_steps,
-        )
-        assert self.steering.adopt(settings, self.now_s) == ""
+        issued = IssuedSettings(version=SettingsVersion(incarnation=1, sequence=self.sequence), settings=settings)
+        assert self.steering.adopt(issued, self.now_s) == ""
 
 
 @dataclass
@@ -136,7 +130,7 @@ class Fleet:
     state: FleetState = field(default_factory=empty_fleet)
     rng: random.Random = field(default_factory=lambda: random.Random(1))
     now_s: float = 0.0
-    decisions: dict[str, Decision] = field(default_factory=dict)
+    decisions: dict[str, Settings] = field(default_factory=dict)
     dealt: dict[int, tuple[str, int, int]] = field(default_factory=dict)
     refusals: list[str] = field(default_factory=list)
 
@@ -180,7 +174,7 @@ class Fleet:
         return plan.num_speculative_tokens(batch)
 
 
-def table(decision: Decision) -> Table:
+def table(decision: Settings) -> Table:
     """The decision's plan, which must be a table."""
     assert isinstance(decision.plan, Table)
     return decision.plan

@@ -11,7 +11,7 @@ from nightjar.policy.fleet import FleetState, decide, empty_fleet, observe, quie
 from nightjar.policy.issuing import Issuer
 from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
 from nightjar.policy.wire.report import Counters, DrafterState, EngineLoad, EngineSnapshot, GroupKey, LoadReport
-from nightjar.policy.wire.settings import Settings
+from nightjar.policy.wire.settings import IssuedSettings
 
 KEY = GroupKey(target="llama-8b", draft="llama-1b", drafter_kind="draft_model", max_num_speculative_tokens=3, max_num_seqs=4)
 ORDERED = parse_operator_settings(
@@ -78,11 +78,11 @@ class RestartingReplica:
             ),
         )
 
-    def adopt(self, settings: Settings) -> None:
+    def adopt(self, issued: IssuedSettings) -> None:
         """As the step loop does: the fence decides (INV-5), then the drafter hears of it. No restart here goes without a lease."""
-        leased_only = settings.model_copy(update={"micro_restart_tokens": 0})
-        if not self.steering.adopt(leased_only, self.now_s):
-            self.life.adopt(leased_only, self.now_s)
+        if not self.steering.adopt(issued, self.now_s):
+            leased_only = issued.settings.restarts.model_copy(update={"micro_restart_tokens": 0})
+            self.life.adopt(issued.settings.model_copy(update={"restarts": leased_only}), self.now_s)
 
 
 class Policy:
@@ -102,9 +102,9 @@ class Policy:
         if not self.issuer.admit(report):
             self.state, _ = observe(self.state, report, now_s, self.settings)
 
-    def tick(self, now_s: float) -> dict[str, Settings]:
+    def tick(self, now_s: float) -> dict[str, IssuedSettings]:
         decisions, self.state = decide(self.state, self.settings, (), now_s, self.rng)
         self.issuer.keep_only(decisions)
-        for replica_id, decision in decisions.items():
-            self.issuer.post(replica_id, decision, self.settings)
-        return {replica_id: slot.settings for replica_id, slot in self.issuer.slots.items() if slot.settings is not None}
+        for replica_id, settings in decisions.items():
+            self.issuer.post(replica_id, settings)
+        return {replica_id: slot.issued for replica_id, slot in self.issuer.slots.items() if slot.issued is not None}

@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 
 from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts
-from nightjar.policy.restarts.leases import GroupRestarts, Prospect, Restarter, Terms, decide_restarts
+from nightjar.policy.restarts.leases import GroupRestarts, Prospect, Restarter, decide_restarts
 from nightjar.policy.restarts.load_transitions import Believed, Place
 from nightjar.policy.restarts.on_time import Moves
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, buckets_up_to
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import RestartWish
+from nightjar.policy.wire.settings import RestartLimits
 
 OFF_STEP_S = 0.02
 CROSSOVER = 32
@@ -71,16 +72,16 @@ def member(batch: int = 4, lag: int = 20_000, **changes: object) -> Restarter:
     return replace(present, **changes)  # type: ignore[arg-type]
 
 
-def terms_of(
+def limits_of(
     present: Restarter, known: GroupRestarts = STAYS, prospect: Prospect = PROSPECT, *, may_grant: bool = True, now_s: float = 1.0
-) -> Terms:
+) -> RestartLimits:
     return decide_restarts(known, {"a": present}, prospect, SETTINGS, {}, may_grant, now_s)[1]["a"]
 
 
 def test_a_restart_that_pays_is_granted() -> None:
-    terms = terms_of(member())
-    assert [lease.wish_id for lease in terms.leases] == [1]
-    assert terms.words == "holds a lease to restart"
+    limits = limits_of(member())
+    assert [lease.wish_id for lease in limits.leases] == [1]
+    assert limits.reason == "holds a lease to restart"
 
 
 @pytest.mark.parametrize(
@@ -93,29 +94,29 @@ def test_a_restart_that_pays_is_granted() -> None:
     ids=["the plan is off there", "too much to catch up", "the load leaves at once"],
 )
 def test_a_restart_that_does_not_pay_is_not_granted_and_says_so(present: Restarter, known: GroupRestarts) -> None:
-    terms = terms_of(present, known)
-    assert terms.leases == ()
-    assert terms.words == "stays off: a restart would not pay"
+    limits = limits_of(present, known)
+    assert limits.leases == ()
+    assert limits.reason == "stays off: a restart would not pay"
 
 
 def test_what_a_person_or_a_measurement_orders_need_not_pay() -> None:
-    assert terms_of(member(batch=64, is_ordered=True)).leases
+    assert limits_of(member(batch=64, is_ordered=True)).leases
 
 
 def test_a_replica_that_is_not_steered_gets_no_lease() -> None:
-    assert terms_of(member(is_steered=False)) == replace(terms_of(member(lag=0)), leases=(), words="")
+    assert limits_of(member(is_steered=False)) == limits_of(member(lag=0)).model_copy(update={"leases": (), "reason": ""})
 
 
 def test_a_new_policy_says_that_it_must_wait() -> None:
-    terms = terms_of(member(), may_grant=False)
-    assert terms.leases == ()
-    assert terms.words == "waits for a lease: a new policy grants none yet"
+    limits = limits_of(member(), may_grant=False)
+    assert limits.leases == ()
+    assert limits.reason == "waits for a lease: a new policy grants none yet"
 
 
 def test_those_beyond_the_budget_wait_and_are_told() -> None:
     members = {f"r{number}": member() for number in range(3)}
-    after, terms, _ = decide_restarts(STAYS, members, PROSPECT, SETTINGS, {}, True, 1.0)
-    assert sorted(mine.words for mine in terms.values()) == ["holds a lease to restart", "waits for a lease", "waits for a lease"]
+    after, limits, _ = decide_restarts(STAYS, members, PROSPECT, SETTINGS, {}, True, 1.0)
+    assert sorted(mine.reason for mine in limits.values()) == ["holds a lease to restart", "waits for a lease", "waits for a lease"]
     again, _, _ = decide_restarts(after, members, PROSPECT, SETTINGS, {}, True, 5.0)
     assert set(again.waiting_since_s.values()) == {1.0}
 
@@ -132,27 +133,27 @@ def test_micro_restarts_are_smaller_where_they_pay_less() -> None:
     leaving = going([(bucket, 11) for bucket in range(10)], 1e6)
     little = prospect_of(lambda bucket, length: 1000.0 * (1 + bucket) * (1.01 if length else 1.0))
     much = prospect_of(lambda bucket, length: 1000.0 * (1 + bucket) * (1.2 if length else 1.0))
-    few, many = (terms_of(member(lag=0), leaving, prospect).micro_restart_tokens for prospect in (little, much))
+    few, many = (limits_of(member(lag=0), leaving, prospect).micro_restart_tokens for prospect in (little, much))
     assert 0 < few < many
 
 
 def test_where_no_bucket_pays_small_restarts_stay_allowed_for_measurements() -> None:
     losing = prospect_of(lambda _bucket, length: 100.0 - length)
-    assert terms_of(member(lag=0), STAYS, losing).micro_restart_tokens > 0
+    assert limits_of(member(lag=0), STAYS, losing).micro_restart_tokens > 0
 
 
 def test_a_replica_above_the_crossover_gets_the_bounds_of_where_it_would_restart() -> None:
-    assert terms_of(member(batch=100, lag=0)) == terms_of(member(batch=CROSSOVER - 1, lag=0))
+    assert limits_of(member(batch=100, lag=0)) == limits_of(member(batch=CROSSOVER - 1, lag=0))
 
 
 def test_an_engine_that_plans_for_itself_restarts_as_it_likes_within_what_goes_unnoticed() -> None:
     local = replace(PROSPECT, planned=(0,) * len(PROSPECT.planned), is_local=True)
-    assert terms_of(member(batch=64), STAYS, local).leases
+    assert limits_of(member(batch=64), STAYS, local).leases
 
 
 def test_chunks_grow_with_what_catching_up_turns_out_to_cost() -> None:
     cheap = CatchUpEvidence(1000.0, 1000 * 256.0, 1000 * 256.0**2 + 1e7, 1000 * 0.001, 1000 * 0.256)
-    assert terms_of(member(), replace(STAYS, catch_up=cheap)).catch_up_chunk_tokens == 2048
-    first = terms_of(member()).catch_up_chunk_tokens
+    assert limits_of(member(), replace(STAYS, catch_up=cheap)).catch_up_chunk_tokens == 2048
+    first = limits_of(member()).catch_up_chunk_tokens
     assert first is not None
     assert 4 * FIRST_BATCH_SIZES[batch_bucket(4)] <= first < 2048

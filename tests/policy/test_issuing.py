@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from nightjar.policy.fleet import Decision
-from nightjar.policy.issuing import MAX_PLAUSIBLE, Issuer, settings_of
+from nightjar.policy.issuing import MAX_PLAUSIBLE, Issuer
 from nightjar.policy.planners.base import one_length
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import Counters, EngineSnapshot, GroupKey, LoadReport
-from nightjar.policy.wire.settings import SettingsVersion, Table
+from nightjar.policy.wire.settings import RestartLimits, Settings, SettingsVersion, Table
 
 GROUP = GroupKey(target="llama", max_num_speculative_tokens=3, max_num_seqs=8)
 
 
-OPERATOR = OperatorSettings(settings_max_age_s=60.0, exchange_period_s=0.7)
-
-
-def decided(length: int = 3, reason: str = "") -> Decision:
-    return Decision(Mode(kind="auto"), Table(rows=one_length(length, 8)), (0, length), 4, reason)
+def decided(length: int = 3, reason: str = "", **changes: object) -> Settings:
+    told = Settings(
+        mode=Mode(kind="auto"),
+        plan=Table(rows=one_length(length, 8)),
+        allowed_num_speculative_tokens=(0, length),
+        restarts=RestartLimits(reason=reason),
+        reason=reason,
+    )
+    return told.model_copy(update=changes)
 
 
 def report(replica_id: str = "r1", known: SettingsVersion | None = None) -> LoadReport:
@@ -33,39 +35,32 @@ def issuer() -> Issuer:
     return made
 
 
-def test_a_decision_and_the_operators_periods_become_settings() -> None:
-    made = settings_of(decided(length=2, reason="because"), OPERATOR)
-    assert (made.settings_max_age_s, made.exchange_period_s, made.dwell_steps) == (60.0, 0.7, 4)
-    assert (made.allowed_num_speculative_tokens, made.reason) == ((0, 2), "because")
-    assert str(made.version) == "0.0", "older than anything that is ever issued"
-
-
 def test_the_sequence_rises_with_new_content_only_and_words_are_none() -> None:
     made = issuer()
-    first = made.post("r1", decided(), OPERATOR)
+    first = made.post("r1", decided())
     assert first is not None
     assert first.version == SettingsVersion(incarnation=5, sequence=1)
-    assert made.post("r1", decided(reason="in other words"), OPERATOR) is None
-    second = made.post("r2", decided(), OPERATOR)
-    third = made.post("r1", decided(length=1), OPERATOR)
+    assert made.post("r1", decided(reason="in other words")) is None
+    second = made.post("r2", decided())
+    third = made.post("r1", decided(length=1))
     assert [given.version.sequence for given in (second, third) if given is not None] == [2, 3]
-    assert made.post("r3", decided(), OPERATOR) is None
+    assert made.post("r3", decided()) is None
 
 
 def test_what_the_operator_changes_is_new_content_too() -> None:
     made = issuer()
-    made.post("r1", decided(), OPERATOR)
-    assert made.post("r1", decided(), OPERATOR) is None
-    changed = made.post("r1", decided(), OPERATOR.model_copy(update={"exchange_period_s": 2.0}))
+    made.post("r1", decided())
+    assert made.post("r1", decided()) is None
+    changed = made.post("r1", decided(exchange_period_s=2.0))
     assert changed is not None
-    assert (changed.version.sequence, changed.exchange_period_s) == (2, 2.0)
+    assert (changed.version.sequence, changed.settings.exchange_period_s) == (2, 2.0)
 
 
 def test_what_a_replica_does_not_run_is_given_and_counts_as_sent() -> None:
     made = issuer()
     assert made.give("r1", None) is None
     assert not made.slots["r1"].is_confirmed
-    posted = made.post("r1", decided(), OPERATOR)
+    posted = made.post("r1", decided())
     assert [slot.has_unsent_news for slot in made.slots.values()] == [True, False]
     assert made.give("r1", None) == posted
     assert [slot.has_unsent_news for slot in made.slots.values()] == [False, False]
@@ -78,7 +73,7 @@ def test_what_a_replica_does_not_run_is_given_and_counts_as_sent() -> None:
 
 def test_a_version_never_issued_lifts_the_incarnation_above_it_once_per_replica() -> None:
     made = issuer()
-    made.post("r1", decided(), OPERATOR)
+    made.post("r1", decided())
     assert not made.raise_incarnation(4)
     assert made.admit(report("r1", SettingsVersion(incarnation=9, sequence=2))) == ""
     assert made.raise_incarnation(0)
@@ -89,7 +84,7 @@ def test_a_version_never_issued_lifts_the_incarnation_above_it_once_per_replica(
 
 def test_a_version_that_was_issued_lifts_nothing() -> None:
     made = issuer()
-    posted = made.post("r1", decided(), OPERATOR)
+    posted = made.post("r1", decided())
     assert posted is not None
     assert made.admit(report("r1", posted.version)) == ""
     assert made.admit(report("a newcomer with the engine of another", posted.version)) == ""
@@ -118,7 +113,7 @@ def test_a_foreign_version_is_found_before_any_settings_were_posted(replica_id: 
 
 def test_only_replicas_that_named_a_foreign_version_have_done_so() -> None:
     made = issuer()
-    posted = made.post("r1", decided(), OPERATOR)
+    posted = made.post("r1", decided())
     assert posted is not None
     assert made.admit(report("r1", posted.version)) == ""
     assert made.admit(report("r2", SettingsVersion(incarnation=9, sequence=1))) == ""
@@ -144,7 +139,7 @@ def test_a_full_fleet_keeps_its_own_and_refuses_newcomers(monkeypatch: pytest.Mo
 
 def test_a_forgotten_replica_begins_anew() -> None:
     made = issuer()
-    made.post("r1", decided(), OPERATOR)
+    made.post("r1", decided())
     made.keep_only({"r2"})
     assert list(made.slots) == ["r2"]
     assert made.admit(report("r1")) == ""

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.wire.report import Counters, DrafterState, LoadReport
-from nightjar.policy.wire.settings import Settings
+from nightjar.policy.wire.settings import IssuedSettings
 from tests.policy.restarting import ORDERED, Policy, RestartingReplica
 
 REPLICAS = 10
@@ -121,8 +121,8 @@ def test_two_failed_probes_freeze_the_groups_restarts() -> None:
     exchange(policy, replicas[2:], 1.0)
     exchange(policy, replicas[2:], 2.0)
     assert not any(replica.catches_up for replica in replicas)
-    terms = policy.tick(2.0)
-    assert terms["r5"].micro_restart_tokens == 0
+    issued = policy.tick(2.0)
+    assert issued["r5"].settings.restarts.micro_restart_tokens == 0
     for second in range(3, 305):
         exchange(policy, replicas[2:], float(second))
     assert any(replica.life.restarts for replica in replicas)
@@ -137,7 +137,7 @@ class LossyFleet(RuleBasedStateMachine):
         self.policy = Policy()
         self.replicas = [RestartingReplica(f"r{number}", node_id=f"n{number % 3}") for number in range(REPLICAS)]
         self.reports: list[LoadReport] = []
-        self.settings: list[tuple[str, Settings]] = []
+        self.settings: list[tuple[str, IssuedSettings]] = []
 
     @rule(seconds=st.sampled_from([0.1, 0.5, 2.0, 9.0]))
     def run(self, seconds: float) -> None:
@@ -218,4 +218,4 @@ TestLossyFleet = LossyFleet.TestCase
 def test_what_is_offloaded_and_when_reaches_the_replica_only_where_allowed(offload: str) -> None:
     policy = Policy(ORDERED.model_copy(update={"draft_offload": offload}))
     policy.take(RestartingReplica("a").report(), 0.0)
-    assert (policy.tick(0.0)["a"].offload is not None) is (offload == "under_memory_pressure")
+    assert (policy.tick(0.0)["a"].settings.offload is not None) is (offload == "under_memory_pressure")

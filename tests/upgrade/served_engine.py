@@ -28,7 +28,7 @@ from nightjar.loadtests.simulation.profiles import Mechanics, read_profile
 from nightjar.policy.planners import LOCAL_PLANNERS
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import EngineSnapshot
-from nightjar.policy.wire.settings import Settings
+from nightjar.policy.wire.settings import IssuedSettings
 from tests.fleet.engine_host import UnseenMetrics
 
 PROFILE: Final = read_profile("llama-8b-eagle")
@@ -43,7 +43,7 @@ class ServedEngine(EngineControl):
     def __init__(self, seed: int) -> None:
         self._began_s = time.monotonic()
         self._numbers = itertools.count(1)
-        self._settings: Settings | None = None
+        self._issued: IssuedSettings | None = None
         self._engine = SimulatedEngine(
             PROFILE,
             replica_id=f"engine-{seed}",
@@ -56,11 +56,11 @@ class ServedEngine(EngineControl):
         """Apply a command between two steps and answer the snapshot, both in wire form on their way."""
         self._catch_up()
         command, refused = EngineCommand.from_wire(command.to_wire()), ""
-        if self._settings is not None and command.confirmed == self._settings.version:
-            self._engine.adopt(self._settings)
-        if command.settings is not None:
-            refused = self._engine.adopt(command.settings)
-            self._settings = self._settings if refused else command.settings
+        if self._issued is not None and command.confirmed == self._issued.version:
+            self._engine.adopt(self._issued)
+        if command.issued is not None:
+            refused = self._engine.adopt(command.issued)
+            self._issued = self._issued if refused else command.issued
         snapshot = self._engine.report().snapshot.model_copy(update={"refused": refused})
         return EngineSnapshot.from_wire(snapshot.to_wire())
 

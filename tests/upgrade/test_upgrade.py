@@ -95,10 +95,10 @@ class Upgrade:
     def steered(self, cluster: str) -> list[tuple[float, str, Settings]]:
         """Settings in mode auto that a policy decided: when, for which replica, and what."""
         return [
-            (entry.time_s, name, settings)
+            (entry.time_s, name, issued.settings)
             for entry in self.journals[cluster]
-            for name, settings in sorted(entry.decided.items())
-            if settings.mode.kind == "auto"
+            for name, issued in sorted(entry.decided.items())
+            if issued.settings.mode.kind == "auto"
         ]
 
 

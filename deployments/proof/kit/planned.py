@@ -13,11 +13,11 @@ from typing import Any, Final
 from nightjar.deployments.engine.arguments import EngineArguments
 from nightjar.deployments.proof.driven_engine import DrivenEngine
 from nightjar.policy.fleet import decide, empty_fleet, observe
-from nightjar.policy.issuing import settings_of
+from nightjar.policy.issuing import Issuer
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.report import GroupKey, LoadReport
-from nightjar.policy.wire.settings import Settings, SettingsVersion
+from nightjar.policy.wire.settings import SettingsVersion
 
 REPLICA: Final = "replica-1"
 
@@ -32,9 +32,8 @@ class PlannedByPolicy:
         self._state = empty_fleet()
         self._rng = random.Random(seed)
         self._reports = 0
-        self._sequence = 1 << 20
+        self._issuer = Issuer(incarnation=2)
         """Above all versions of settings that the engine was given by hand before."""
-        self._in_force: Settings | None = None
         self._version: SettingsVersion | None = None
         self._next_s = 0.0
 
@@ -50,19 +49,16 @@ class PlannedByPolicy:
             replica_id=REPLICA, application="proof", group=self._group, report_number=self._reports, snapshot=snapshot
         )
         self._state, refused = observe(self._state, report, now_s, self._operator)
-        if refused:
+        if refused := self._issuer.admit(report) or refused:
             raise RuntimeError(f"the policy refused a report: {refused}")
         decisions, self._state = decide(self._state, self._operator, (), now_s, self._rng)
-        wanted = settings_of(decisions[REPLICA], self._operator)
-        content = wanted.model_copy(update={"reason": ""})
-        if content == self._in_force:
+        issued = self._issuer.post(REPLICA, decisions[REPLICA])
+        if issued is None:
             return
-        self._sequence += 1
-        self._version = SettingsVersion(incarnation=1, sequence=self._sequence)
-        adopted = self._engine.exchange(EngineCommand(settings=wanted.model_copy(update={"version": self._version})))
+        self._version = issued.version
+        adopted = self._engine.exchange(EngineCommand(issued=issued))
         if adopted.refused or adopted.fault:
             raise RuntimeError(f"the engine did not follow: {adopted.refused or adopted.fault}")
-        self._in_force = content
 
 
 def _group(config: Any, arguments: EngineArguments) -> GroupKey:

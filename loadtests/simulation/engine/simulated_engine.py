@@ -39,7 +39,7 @@ from nightjar.policy.engine.drafter import DrafterLife, Order
 from nightjar.policy.engine.steering import Steering
 from nightjar.policy.planners.local import LocalPlannerFactory
 from nightjar.policy.wire.report import DrafterState, EngineLoad, EngineSnapshot, LoadReport
-from nightjar.policy.wire.settings import Local, Settings
+from nightjar.policy.wire.settings import IssuedSettings, Local
 
 CATCH_UP_CHUNK_TOKENS: Final = 2048
 FIRST_WISH_IDS: Final = 1 << 31
@@ -264,10 +264,10 @@ class SimulatedEngine:
             ),
         )
 
-    def adopt(self, settings: Settings) -> str:
+    def adopt(self, issued: IssuedSettings) -> str:
         """Take settings into force, or confirm those that are. Returns "" or why they were refused."""
-        is_confirmation = settings.version == self._steering.settings_version
-        refused = self._steering.adopt(settings, self.now_s)
+        is_confirmation, settings = issued.version == self._steering.settings_version, issued.settings
+        refused = self._steering.adopt(issued, self.now_s)
         if is_confirmation:
             self._life.confirm(self.now_s)
         elif not refused:

@@ -22,7 +22,7 @@ from nightjar.policy.prior.learned import LearnedTables
 from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import LoadReport
-from nightjar.policy.wire.settings import Settings, SettingsVersion
+from nightjar.policy.wire.settings import IssuedSettings, SettingsVersion
 
 FIRST_BACKOFF_S: Final = 0.5
 MAX_BACKOFF_S: Final = 5.0
@@ -66,7 +66,7 @@ class ReportingEngine(Protocol):
     def report(self) -> LoadReport:
         """What the agent would send now."""
 
-    def adopt(self, settings: Settings) -> str:
+    def adopt(self, issued: IssuedSettings) -> str:
         """Take settings into force or confirm those in force. Returns "" or why they were refused."""
 
     def wait_until(self, now_s: float) -> None:
@@ -84,7 +84,7 @@ class Agent:
     started_s: float = 0.0
     period_s: float = 0.5
     failures: int = 0
-    settings: Settings | None = None
+    issued: IssuedSettings | None = None
     reported: SettingsVersion | None = None
     has_left: bool = False
 
@@ -219,8 +219,8 @@ class ControlPlane:
         if self.actor is None or self._parked.get(replica_id) is not parked:
             return
         del self._parked[replica_id]
-        settings = self.actor.give(replica_id, parked.known) if replica_id in self.actor.slots else None
-        self._reply(replica_id, parked.exchange, ExchangeReply(incarnation=self.actor.incarnation, settings=settings))
+        issued = self.actor.give(replica_id, parked.known) if replica_id in self.actor.slots else None
+        self._reply(replica_id, parked.exchange, ExchangeReply(incarnation=self.actor.incarnation, issued=issued))
 
     def _reply(self, replica_id: str, exchange: int, reply: ExchangeReply) -> None:
         if not self._network.on_the_wire:
@@ -234,11 +234,11 @@ class ControlPlane:
         agent, now_s = self._agents[replica_id], self._timeline.now_s
         if agent.has_left:
             return
-        known = agent.settings.version if agent.settings is not None else None
+        known = agent.issued.version if agent.issued is not None else None
         stale = known is not None and (
-            reply.incarnation < known.incarnation or (reply.settings is not None and known.is_newer_than(reply.settings.version))
+            reply.incarnation < known.incarnation or (reply.issued is not None and known.is_newer_than(reply.issued.version))
         )
-        if not reply.refused and not stale and (reply.settings is not None or exchange == agent.exchange):
+        if not reply.refused and not stale and (reply.issued is not None or exchange == agent.exchange):
             self._take(agent, reply, now_s)
         if exchange != agent.exchange:
             return
@@ -248,18 +248,18 @@ class ControlPlane:
             next_s = max(next_s, now_s + self._backoff_s(agent))
         else:
             agent.failures = 0
-            if reply.settings is not None:
+            if reply.issued is not None:
                 next_s = now_s  # the report that acknowledges them
         self._timeline.at(max(next_s, now_s), lambda: self._report(replica_id, agent))
 
     @staticmethod
     def _take(agent: Agent, reply: ExchangeReply, now_s: float) -> None:
-        if reply.settings is not None:
-            agent.settings = reply.settings
-            agent.period_s = reply.settings.exchange_period_s
-        if agent.settings is not None and (reply.settings is not None or agent.settings.version == agent.reported):
+        if reply.issued is not None:
+            agent.issued = reply.issued
+            agent.period_s = reply.issued.settings.exchange_period_s
+        if agent.issued is not None and (reply.issued is not None or agent.issued.version == agent.reported):
             agent.engine.wait_until(now_s)
-            agent.engine.adopt(agent.settings)
+            agent.engine.adopt(agent.issued)
 
     def _failed(self, replica_id: str, exchange: int) -> None:
         agent = self._agents[replica_id]

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from nightjar.loadtests.simulation.service.policy_actor import decision_rng
 from nightjar.policy.fleet import decide, empty_fleet, observe, with_learned
 from nightjar.policy.prior.learned import LearnedTables
-from nightjar.policy.state import Decision
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import LoadReport
-from nightjar.policy.wire.settings import Plan
+from nightjar.policy.wire.settings import Plan, Settings
 
 
 class DeafTwin:
@@ -26,7 +25,7 @@ class DeafTwin:
         self._seed = seed
         self._ticks = 0
         self._state = with_learned(empty_fleet(), prior)
-        self._decisions: Mapping[str, Decision] = {}
+        self._decisions: Mapping[str, Settings] = {}
 
     def hear(self, report: LoadReport, now_s: float) -> None:
         """Take an honest replica's report in."""

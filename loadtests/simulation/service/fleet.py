@@ -22,7 +22,7 @@ from nightjar.loadtests.simulation.service.router import Router
 from nightjar.loadtests.simulation.service.timeline import Timeline
 from nightjar.loadtests.simulation.service.workload import Demand
 from nightjar.policy.wire.report import DrafterState, LoadReport
-from nightjar.policy.wire.settings import Settings
+from nightjar.policy.wire.settings import IssuedSettings
 
 
 class Engine(Protocol):
@@ -71,7 +71,7 @@ class Engine(Protocol):
     def report(self) -> LoadReport:
         """What the agent would send now."""
 
-    def adopt(self, settings: Settings) -> str:
+    def adopt(self, issued: IssuedSettings) -> str:
         """Take settings into force or confirm those in force. Returns "" or why they were refused."""
 
     def scale_acceptance(self, factor: float) -> None:

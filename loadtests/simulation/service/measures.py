@@ -150,8 +150,8 @@ class Measures:
         """What a replica runs, and what it would run had the policy not heard its liar."""
         if control is None:
             return None, None
-        settings, twin = control.agents[replica_id].settings, control.deaf_twin
-        runs = self._lengths(settings.plan) if settings is not None else None
+        issued, twin = control.agents[replica_id].issued, control.deaf_twin
+        runs = self._lengths(issued.settings.plan) if issued is not None else None
         return runs, self._lengths(twin.plan(replica_id)) if twin is not None else None
 
     def _lengths(self, plan: Plan | None) -> tuple[int, ...] | None:

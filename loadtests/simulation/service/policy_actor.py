@@ -75,8 +75,8 @@ class PolicyActor(Issuer):
         rng = decision_rng(self._seed, self.incarnation, self._ticks)
         decisions, self.state = decide(self.state, self._operator, (), now_s, rng)
         self.keep_only(decisions)
-        for replica_id, decision in decisions.items():
-            self.post(replica_id, decision, self._operator)
+        for replica_id, settings in decisions.items():
+            self.post(replica_id, settings)
         if now_s - self._saved_s >= SAVE_PERIOD_S:
             self._saved_s = now_s
             self._store.learned = learned(self.state)

@@ -44,7 +44,7 @@ from nightjar.loadtests.simulation.service.workload import Demand
 from nightjar.policy.engine.drafter import UNLIMITED
 from nightjar.policy.prior.learned import LearnedTables
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.settings import Local, Settings, SettingsVersion
+from nightjar.policy.wire.settings import IssuedSettings, Local, RestartLimits, Settings, SettingsVersion
 
 __all__ = ["PlannerChoice", "RunResult", "Scenario", "simulate"]
 
@@ -228,13 +228,13 @@ class _Run:
                 self._control.agents[replica_name(event.replica)].lie = liar(event.lie)
 
 
-def local_settings(plan: Local, arms: tuple[int, ...]) -> Settings:
+def local_settings(plan: Local, arms: tuple[int, ...]) -> IssuedSettings:
     """What an engine gets once, when it decides by itself: every arm, no dwell, restarts as it likes."""
-    return Settings(
-        version=SettingsVersion(incarnation=1, sequence=1),
+    settings = Settings(
         mode=Mode(kind="auto"),
         plan=plan,
         allowed_num_speculative_tokens=arms,
         settings_max_age_s=NEVER_S,
-        micro_restart_tokens=UNLIMITED,
+        restarts=RestartLimits(micro_restart_tokens=UNLIMITED),
     )
+    return IssuedSettings(version=SettingsVersion(incarnation=1, sequence=1), settings=settings)

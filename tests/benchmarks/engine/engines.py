@@ -18,7 +18,7 @@ from nightjar.policy.engine.drafter import UNLIMITED
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import EngineSnapshot
-from nightjar.policy.wire.settings import Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.settings import IssuedSettings, RestartLimits, Settings, SettingsVersion, Table, TableRow
 from tests.benchmarks.engine.engine_host import FAILED, serve
 from tests.benchmarks.engine.fixture import MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS, Role
 from tests.benchmarks.engine.step_record import Step
@@ -82,7 +82,7 @@ class Engine(AbstractContextManager["Engine"]):
     def adopt(self, settings: Settings) -> EngineSnapshot:
         """Put settings in force, under the next version."""
         self._version = SettingsVersion(incarnation=1, sequence=next(self._sequence))
-        return self.exchange(EngineCommand(settings=settings.model_copy(update={"version": self._version})))
+        return self.exchange(EngineCommand(issued=IssuedSettings(version=self._version, settings=settings)))
 
     def confirm(self) -> EngineSnapshot:
         """Say that the settings in force still hold."""
@@ -150,19 +150,19 @@ class Engine(AbstractContextManager["Engine"]):
 
 
 def held(num_speculative_tokens: int, *, chunk_tokens: int | None = None) -> Settings:
-    """Settings that hold one K at every batch, without a version yet."""
+    """Settings that hold one K at every batch."""
     mode = Mode.parse(f"pin={num_speculative_tokens}") if num_speculative_tokens else Mode(kind="off")
     row = TableRow(first_batch_size=1, last_batch_size=MAX_NUM_SEQS, num_speculative_tokens=num_speculative_tokens)
-    return by_plan((row,)).model_copy(update={"mode": mode, "catch_up_chunk_tokens": chunk_tokens})
+    restarts = RestartLimits(micro_restart_tokens=UNLIMITED, catch_up_chunk_tokens=chunk_tokens)
+    return by_plan((row,)).model_copy(update={"mode": mode, "restarts": restarts})
 
 
 def by_plan(rows: tuple[TableRow, ...]) -> Settings:
-    """Settings that follow a plan, without a version yet; restarts need no permission, reloads do."""
+    """Settings that follow a plan; restarts need no permission, reloads do."""
     return Settings(
-        version=SettingsVersion(incarnation=1, sequence=0),
         mode=Mode(kind="auto"),
         plan=Table(rows=rows),
         allowed_num_speculative_tokens=tuple(range(MAX_NUM_SPECULATIVE_TOKENS + 1)),
         settings_max_age_s=NO_LIMIT_S,
-        micro_restart_tokens=UNLIMITED,
+        restarts=RestartLimits(micro_restart_tokens=UNLIMITED),
     )

@@ -13,8 +13,7 @@ from typing import Final
 
 from nightjar.policy.engine.drafter import UNLIMITED
 from nightjar.policy.engine.steering import lengths_by_batch
-from nightjar.policy.fleet import Decision, decide, empty_fleet, observe
-from nightjar.policy.issuing import settings_of
+from nightjar.policy.fleet import decide, empty_fleet, observe
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.report import EngineSnapshot, GroupKey, LoadReport
@@ -46,7 +45,7 @@ class FleetLink:
         self._state = empty_fleet()
         self._rng = random.Random(seed)
         self._reports = 0
-        self._decision: Decision | None = None
+        self._decided: Settings | None = None
         self._in_force: Settings | None = None
         self._since_s = 0.0
 
@@ -76,9 +75,9 @@ class FleetLink:
 
     def planned(self, batch: int) -> int:
         """K that the plan runs at a batch."""
-        assert self._decision is not None
-        assert isinstance(self._decision.plan, Table)
-        return lengths_by_batch(self._decision.plan, MAX_NUM_SEQS)[batch]
+        assert self._decided is not None
+        assert isinstance(self._decided.plan, Table)
+        return lengths_by_batch(self._decided.plan, MAX_NUM_SEQS)[batch]
 
     def _is_due(self, step: Step) -> bool:
         self._since_s += step.seconds
@@ -95,16 +94,16 @@ class FleetLink:
         if refused:
             raise RuntimeError(f"the policy refused a report: {refused}")
         decisions, self._state = decide(self._state, self._operator, (), now_s, self._rng)
-        self._decision = decisions[REPLICA]
+        self._decided = decisions[REPLICA]
 
     def _hand_over(self) -> None:
-        assert self._decision is not None
-        wanted = settings_of(self._decision, self._operator)
+        assert self._decided is not None
+        wanted = self._decided.without_words()
         if self.free_restarts:
-            wanted = wanted.model_copy(update={"micro_restart_tokens": UNLIMITED})
-        content = wanted.model_copy(update={"reason": ""})
-        if content == self._in_force:
+            free = wanted.restarts.model_copy(update={"micro_restart_tokens": UNLIMITED})
+            wanted = wanted.model_copy(update={"restarts": free})
+        if wanted == self._in_force:
             self._engine.confirm()
         else:
             self._engine.adopt(wanted)
-            self._in_force = content
+            self._in_force = wanted

@@ -29,7 +29,7 @@ from nightjar.loadtests.simulation.profiles import (
 )
 from nightjar.policy.estimate.catch_up import CatchUpCost
 from nightjar.policy.planners import LOCAL_PLANNERS
-from nightjar.policy.wire.settings import SettingsVersion
+from nightjar.policy.wire.settings import IssuedSettings, SettingsVersion
 from tests.benchmarks.engine.changing_load import Run, play, requests
 from tests.benchmarks.engine.crossover import Cells, Sample
 from tests.benchmarks.engine.effort import Effort
@@ -209,7 +209,7 @@ class SimulatedPlay:
 def simulated_engine(profile: Profile, length: int, seed: int) -> SimulatedEngine:
     """An engine that holds one K."""
     engine = SimulatedEngine(profile, replica_id="simulated", mechanics=Mechanics.DORMANT, seed=seed, local_planners=LOCAL_PLANNERS)
-    refused = engine.adopt(held(length).model_copy(update={"version": SettingsVersion(incarnation=1, sequence=1)}))
+    refused = engine.adopt(IssuedSettings(version=SettingsVersion(incarnation=1, sequence=1), settings=held(length)))
     if refused:
         raise RuntimeError(refused)
     return engine

@@ -16,7 +16,7 @@ from nightjar.cluster.journal import FILE_NAME, JournalEntry, JournalFile, Repli
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import EngineLoad, RestartWish
-from nightjar.policy.wire.settings import Lease, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.settings import IssuedSettings, Lease, RestartLimits, Settings, SettingsVersion, Table, TableRow
 from tests.cluster.dashboards.fake_grafana import TOKEN, FakeGrafana, running_grafana
 
 BEGAN_S = 1_700_000_000.0
@@ -35,12 +35,14 @@ def entry(tick: int, incarnation: int = 1, **leases: int) -> JournalEntry:
             for name, wish in leases.items()
         ),
         decided={
-            name: Settings(
+            name: IssuedSettings(
                 version=SettingsVersion(incarnation=incarnation, sequence=tick),
-                mode=Mode(kind="auto"),
-                plan=Table(rows=(TableRow(first_batch_size=1, last_batch_size=8, num_speculative_tokens=3),)),
-                allowed_num_speculative_tokens=(0, 3),
-                leases=(Lease(wish_id=wish, time_to_live_s=30.0),),
+                settings=Settings(
+                    mode=Mode(kind="auto"),
+                    plan=Table(rows=(TableRow(first_batch_size=1, last_batch_size=8, num_speculative_tokens=3),)),
+                    allowed_num_speculative_tokens=(0, 3),
+                    restarts=RestartLimits(leases=(Lease(wish_id=wish, time_to_live_s=30.0),)),
+                ),
             )
             for name, wish in leases.items()
         },

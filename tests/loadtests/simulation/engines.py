@@ -11,7 +11,17 @@ from nightjar.loadtests.simulation.profiles import Mechanics, Profile, read_prof
 from nightjar.policy.engine.drafter import UNLIMITED
 from nightjar.policy.planners import LOCAL_PLANNERS
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.settings import Lease, OffloadRules, Plan, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.settings import (
+    IssuedSettings,
+    Lease,
+    OffloadRules,
+    Plan,
+    RestartLimits,
+    Settings,
+    SettingsVersion,
+    Table,
+    TableRow,
+)
 
 PAIR = read_profile("qwen-7b-0.5b-rtx4090")
 EAGLE = read_profile("llama-8b-eagle")
@@ -42,18 +52,17 @@ def settings(
     micro_restart_tokens: int = UNLIMITED,
     leases: Sequence[Lease] = (),
     offload: OffloadRules | None = None,
-) -> Settings:
+) -> IssuedSettings:
     """Settings of mode auto, every K allowed."""
-    return Settings(
-        version=SettingsVersion(incarnation=1, sequence=sequence),
+    told = Settings(
         mode=Mode(kind="auto"),
         plan=plan,
         allowed_num_speculative_tokens=tuple(range(6)),
         settings_max_age_s=1e6,
-        micro_restart_tokens=micro_restart_tokens,
-        leases=tuple(leases),
+        restarts=RestartLimits(micro_restart_tokens=micro_restart_tokens, leases=tuple(leases)),
         offload=offload,
     )
+    return IssuedSettings(version=SettingsVersion(incarnation=1, sequence=sequence), settings=told)
 
 
 def engine(profile: Profile = PAIR, plan: Plan | None = None, *, seed: int = 1, **options: object) -> SimulatedEngine:

@@ -12,7 +12,7 @@ from nightjar.loadtests.simulation.profiles import Profile, read_profile
 from nightjar.policy.engine.counters import StepCount, StepCounters
 from nightjar.policy.engine.steering import Steering
 from nightjar.policy.wire.report import DrafterState, EngineLoad, EngineSnapshot, LoadReport
-from nightjar.policy.wire.settings import Settings
+from nightjar.policy.wire.settings import IssuedSettings
 
 PROFILE: Profile = read_profile("llama-8b-eagle")
 STEP_S = 0.01
@@ -31,7 +31,7 @@ class FakeEngine:
     drafter_state: DrafterState = DrafterState.IN_SYNC
     guard_trips: int = 0
     acceptance: float = 1.0
-    adopted: list[Settings] = field(default_factory=list)
+    adopted: list[IssuedSettings] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         limits = self.profile.limits
@@ -105,10 +105,10 @@ class FakeEngine:
             ),
         )
 
-    def adopt(self, settings: Settings) -> str:
-        refused = self.steering.adopt(settings, self.now_s)
+    def adopt(self, issued: IssuedSettings) -> str:
+        refused = self.steering.adopt(issued, self.now_s)
         if not refused:
-            self.adopted.append(settings)
+            self.adopted.append(issued)
         return refused
 
     def begin_anew(self) -> Sequence[SimulatedRequest]:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.settings import ExplorationSegment, Local, Plan, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.settings import (
+    ExplorationSegment,
+    IssuedSettings,
+    Local,
+    Plan,
+    Settings,
+    SettingsVersion,
+    Table,
+    TableRow,
+)
 
 MAX_NUM_SPECULATIVE_TOKENS = 5
 MAX_NUM_SEQS = 16
@@ -42,15 +51,15 @@ def settings(
     allowed: tuple[int, ...] = (0, 1, 3, 5),
     dwell_steps: int = 0,
     max_age_s: float = 300.0,
-) -> Settings:
-    return Settings(
-        version=SettingsVersion(incarnation=incarnation, sequence=sequence),
+) -> IssuedSettings:
+    told = Settings(
         mode=Mode.parse(mode),
         plan=plan or table((1, 4, 5), (5, 8, 1), (9, 16, 0)),
         allowed_num_speculative_tokens=allowed,
         dwell_steps=dwell_steps,
         settings_max_age_s=max_age_s,
     )
+    return IssuedSettings(version=SettingsVersion(incarnation=incarnation, sequence=sequence), settings=told)
 
 
 def local_plan(planner: str) -> Local:

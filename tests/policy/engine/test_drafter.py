@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from nightjar.policy.engine.drafter import ALLOWANCE_REFILL_S, FIRST_HOLD_S, MAX_HOLD_S, UNLIMITED, DrafterLife, MemoryOrder, Order
 from nightjar.policy.wire.report import DrafterState, RestartWish
-from nightjar.policy.wire.settings import Lease, OffloadRules, Settings
+from nightjar.policy.wire.settings import Lease, OffloadRules, RestartLimits, Settings
 from tests.policy.engine.steering_settings import settings
 
 RULES = OffloadRules(free_share_below=0.1, pressure_s=5.0, reload_free_share=0.4)
@@ -19,8 +19,8 @@ ROWS = 4
 def told(
     *leases: Lease, micro: int = 0, chunk: int | None = None, offload: OffloadRules | None = None, sequence: int = 1
 ) -> Settings:
-    update = {"micro_restart_tokens": micro, "leases": leases, "catch_up_chunk_tokens": chunk, "offload": offload}
-    return settings(sequence=sequence).model_copy(update=update)
+    limits = RestartLimits(micro_restart_tokens=micro, leases=leases, catch_up_chunk_tokens=chunk)
+    return settings(sequence=sequence).settings.model_copy(update={"restarts": limits, "offload": offload})
 
 
 def granted(wish: RestartWish | None, time_to_live_s: float = 10.0) -> Lease:

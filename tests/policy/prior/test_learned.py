@@ -12,7 +12,6 @@ from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.counting import MOST_CHUNK_TOKENS, MOST_CONTEXT_TOKENS
 from nightjar.policy.fleet import decide, empty_fleet, exported, learned, observe
 from nightjar.policy.fleet_status import fleet_status
-from nightjar.policy.issuing import settings_of
 from nightjar.policy.prior.learned import LearnedTables
 from nightjar.policy.prior.seed import SeedGroup
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
@@ -88,7 +87,7 @@ def test_inv_10_whatever_counting_admits_can_be_decided_on_shown_stored_and_expo
         assert ignored == ""
     for now_s in (1.0, 2.0):
         decisions, state = decide(state, AUTO, (), now_s, random.Random(0))
-        assert [settings_of(decision, AUTO).mode for decision in decisions.values()] == [AUTO.mode] * len(told)
+        assert [settings.mode for settings in decisions.values()] == [AUTO.mode] * len(told)
         assert len(fleet_status(state, decisions, now_s)[1]) == len(told)
         tables = learned(state)
         assert LearnedTables.from_wire(tables.to_wire()) == tables

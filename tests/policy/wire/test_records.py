@@ -27,7 +27,18 @@ from nightjar.policy.wire.report import (
     RestartWish,
     StepTotals,
 )
-from nightjar.policy.wire.settings import ExplorationSegment, Lease, Local, Settings, SettingsVersion, Table, TableRow, length_at
+from nightjar.policy.wire.settings import (
+    ExplorationSegment,
+    IssuedSettings,
+    Lease,
+    Local,
+    RestartLimits,
+    Settings,
+    SettingsVersion,
+    Table,
+    TableRow,
+    length_at,
+)
 from nightjar.policy.wire.status import FleetStatus, PolicyStatus
 
 lengths = st.integers(0, 32)
@@ -105,11 +116,10 @@ local_plans = st.builds(
 leases = st.builds(Lease, wish_id=st.integers(1, 1 << 52), time_to_live_s=seconds, reload=st.booleans())
 all_settings = st.builds(
     Settings,
-    version=versions,
     mode=modes.map(Mode.parse),
     plan=tables() | local_plans,
     allowed_num_speculative_tokens=st.lists(lengths, min_size=1, max_size=5).map(tuple),
-    leases=st.lists(leases, max_size=2).map(tuple),
+    restarts=st.builds(RestartLimits, leases=st.lists(leases, max_size=2).map(tuple), reason=reasons),
     reason=reasons,
 )
 
@@ -121,9 +131,9 @@ def test_a_report_survives_the_wire(report: LoadReport) -> None:
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
-@given(all_settings, counts)
-def test_a_reply_with_settings_survives_the_wire_and_json(chosen: Settings, incarnation: int) -> None:
-    reply = ExchangeReply(incarnation=incarnation, settings=chosen)
+@given(st.builds(IssuedSettings, version=versions, settings=all_settings), counts)
+def test_a_reply_with_settings_survives_the_wire_and_json(issued: IssuedSettings, incarnation: int) -> None:
+    reply = ExchangeReply(incarnation=incarnation, issued=issued)
     assert ExchangeReply.from_wire(reply.to_wire()) == reply
     assert ExchangeReply.model_validate(to_plain(reply)) == reply
 
