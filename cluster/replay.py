@@ -213,7 +213,7 @@ def _plan_facts(plan: Table | Local) -> dict[str, str]:
         return {"plan": f"the engine's own planner {plan.planner} {plan.options}", "segments": "", "off_steps": ""}
     ids = "".join(f" #{segment.segment_id} ({segment.clean_steps} steps)" for segment in plan.segments)
     return {
-        "plan": rows_in_words(plan.rows),
+        "plan": rows_in_words(plan.rows) + (f"; beside prefill {rows_in_words(plan.mixed_rows)}" if plan.mixed_rows else ""),
         "segments": (segments_in_words(plan.segments) or "measuring nothing") + ids,
         "off_steps": f"OFF steps {[(step.decode_rows, step.step_seconds) for step in plan.off_steps]}",
     }

@@ -212,7 +212,10 @@ def group_lines(group: GroupStatus) -> Iterable[RenderableType]:
     planned, off = group.predicted_tokens_per_s, group.predicted_off_tokens_per_s
     gain = f", predicted {planned:.0f} tok/s, {planned / off:.2f} of off" if planned is not None and off else ""
     yield Text.assemble(("group ", "bold"), f"{group.group_id}: {counted(group.replicas)}, planner {group.planner}{gain}")
-    told = [f"K by decode batch  {plan_text(group.rows)}", f"accepted           {acceptance(group.acceptance)}"]
+    told = [f"K by decode batch  {plan_text(group.rows)}"]
+    if group.mixed_rows:
+        told.append(f"beside prefill     {plan_text(group.mixed_rows)}")
+    told.append(f"accepted           {acceptance(group.acceptance)}")
     for line in (*told, *filter(None, group.reason.split("; "))):
         yield Padding(Text(line), (0, 0, 0, 2))
 

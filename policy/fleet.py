@@ -138,7 +138,7 @@ def _decisions(
     for held in group.exploration.segments:
         if held.replica_id not in members or group.may_measure(members[held.replica_id], held.cell):
             segments.setdefault(held.replica_id, []).append(held.segment)
-    group_plan = group.plan.local or Table(rows=group.plan.rows, off_steps=group.off_steps)
+    group_plan = group.plan.local or Table(rows=group.plan.rows, mixed_rows=group.plan.mixed_rows, off_steps=group.off_steps)
     shared: dict[Hashable, Settings] = {}
     decisions = {}
     for replica_id, replica in members.items():
@@ -180,13 +180,16 @@ def _planned(
         table = Table(rows=one_length(length, key.max_num_seqs))
         return table, tuple(sorted({length}.union(arms))), operator.dwell_steps, reason
     apart = group.apart(replica)
-    rows = group.plan.rows if apart is None else apart.plan.rows
-    summary = group.plan.summary if apart is None else f"{apart.plan.summary} ({replica.why_apart})"
+    its_plan = group.plan if apart is None else apart.plan
+    rows, mixed_rows = its_plan.rows, its_plan.mixed_rows
+    summary = its_plan.summary if apart is None else f"{its_plan.summary} ({replica.why_apart})"
     reason = f"{operator.planner}: {summary}" + (f"; {in_words(mine)}" if mine else "")
     if mode.kind == "shadow":
         reason = f"mode shadow set by {who}, nothing is touched; {reason}"
-    plan = group_plan if apart is None and not mine else Table(rows=rows, segments=mine, off_steps=group.off_steps)
-    allowed = tuple(sorted({row.num_speculative_tokens for row in rows}.union(arms)))
+    plan = group_plan
+    if apart is not None or mine:
+        plan = Table(rows=rows, mixed_rows=mixed_rows, segments=mine, off_steps=group.off_steps)
+    allowed = tuple(sorted({row.num_speculative_tokens for row in (*rows, *mixed_rows)}.union(arms)))
     return plan, allowed, 0 if group.plan.local else operator.dwell_steps, reason
 
 

@@ -78,6 +78,7 @@ def _group(group_id: str, group: GroupState, members: Mapping[str, ReplicaState]
         replicas=len(members),
         planner=group.planner,
         rows=plan.rows if plan is not None else (),
+        mixed_rows=plan.mixed_rows if plan is not None else (),
         acceptance=group.evidence.acceptance.measured(),
         cells=tuple(cells),
         outlook=_outlook(group.thought, max_num_seqs, now_s) if with_outlook and group.thought is not None else None,

@@ -59,7 +59,8 @@ def learn(
         if replica.new_evidence.cells or replica.new_evidence.mixed_cells
     }
     resting = group.imported.resting if now_s < group.imported.rests_until_s else ()
-    view = GroupView(group.key, settings, evidence, group.plan, now_s, still_imported, len(members), resting)
+    sleeps = any(replica.report.snapshot.drafter_state is not DrafterState.IN_SYNC for replica in members.values())
+    view = GroupView(group.key, settings, evidence, group.plan, now_s, still_imported, len(members), resting, sleeps)
     group_with = partial(replace, group, evidence=evidence, planner=settings.planner, decided_at_s=now_s)
     if settings.planner in PLANNERS:
         changed.update(_without_own({**members, **changed}))

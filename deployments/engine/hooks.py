@@ -61,6 +61,8 @@ EVERYWHERE: Final = (
             "vllm_config",
             "requests",
             "running",
+            "waiting",
+            "max_num_scheduled_tokens",
             "num_spec_tokens",
             "num_lookahead_tokens",
             "max_num_running_reqs",

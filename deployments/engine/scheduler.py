@@ -143,7 +143,8 @@ class SteeredScheduler(Scheduler):
         return outputs
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
-        self.nightjar.before_step(scheduler_output, self.requests, self._room)
+        is_full = scheduler_output.total_num_scheduled_tokens >= self.max_num_scheduled_tokens
+        self.nightjar.before_step(scheduler_output, self.requests, self._room, has_left_out=is_full and bool(self.waiting))
         super()._update_after_schedule(scheduler_output)
 
     def _free_request_blocks(self, request: Request) -> None:

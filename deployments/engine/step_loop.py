@@ -21,6 +21,7 @@ from nightjar.deployments.engine.step_note import (
     NOTE_ATTRIBUTE,
     StepNote,
     classify,
+    has_unfinished_prompts,
     requests_mark,
     verifies_exactly,
     verifies_fully,
@@ -165,10 +166,11 @@ class StepLoop:
                 self._fail("draft_limits", error)
         return limits
 
-    def before_step(self, scheduler_output: Any, requests: dict[str, Any], room: StepRoom) -> None:
+    def before_step(self, scheduler_output: Any, requests: dict[str, Any], room: StepRoom, *, has_left_out: bool = False) -> None:
         """Write the step's K into `num_spec_tokens_to_schedule` and note what the step is.
 
-        `requests` are vLLM's, with num_computed_tokens as before the step; `room` is what it was scheduled with.
+        `requests` are vLLM's, with num_computed_tokens as before the step; `room` is what it was scheduled with, and `has_left_out`
+        says whether requests wait only because the step is full.
         """
         if self.fault:
             # The engine's own K needs its own slots: a step that got fewer, before the fault, drafts none.
@@ -178,7 +180,7 @@ class StepLoop:
         if not scheduler_output.num_scheduled_tokens:
             return
         try:
-            setattr(scheduler_output, NOTE_ATTRIBUTE, self._choose(scheduler_output, requests, room))
+            setattr(scheduler_output, NOTE_ATTRIBUTE, self._choose(scheduler_output, requests, room, has_left_out))
         except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
             self._fail("before_step", error)
             self._sleep(scheduler_output)
@@ -245,11 +247,20 @@ class StepLoop:
             fault=self.fault,
         )
 
-    def _choose(self, scheduler_output: Any, requests: dict[str, Any], room: StepRoom) -> StepNote:
+    def _choose(self, scheduler_output: Any, requests: dict[str, Any], room: StepRoom, has_left_out: bool) -> StepNote:
         decode_rows, context_tokens, prefill_tokens = self._classify(scheduler_output, requests)
         now_s = self.clock()
         lag_tokens, longest_lag_tokens = self._lag(requests) if self.steering.plans_locally else (0, 0)
-        chosen = self.steering.choose(decode_rows, prefill_tokens > 0, now_s, context_tokens, lag_tokens, longest_lag_tokens)
+        follows = prefill_tokens > 0 and (has_left_out or has_unfinished_prompts(scheduler_output.num_scheduled_tokens, requests))
+        chosen = self.steering.choose(
+            decode_rows,
+            prefill_tokens > 0,
+            now_s,
+            context_tokens,
+            lag_tokens,
+            longest_lag_tokens,
+            prefill_follows=follows,
+        )
         length, order, recomputed_tokens = scheduler_output.num_spec_tokens_to_schedule, Order(0, 0), 0
         if chosen is not None:
             length = min(chosen, self._max_num_speculative_tokens if room.most is None else room.most)

@@ -60,6 +60,14 @@ def classify(scheduled: Mapping[str, int], requests: dict[str, Any], entering: b
     return decode_rows, context_tokens, prefill_tokens
 
 
+def has_unfinished_prompts(scheduled: Mapping[str, int], requests: Mapping[str, Any]) -> bool:
+    """Whether a step leaves a part of a prompt to the step after it. Requests are as before the step."""
+    return any(
+        requests[request_id].num_computed_tokens + num_scheduled_tokens < requests[request_id].num_tokens
+        for request_id, num_scheduled_tokens in scheduled.items()
+    )
+
+
 def verifies_exactly(scheduler_output: Any, decode_rows: int, num_speculative_tokens: int) -> bool:
     """Whether every row of a step that only decodes verifies K drafts. None may have more: then their sum says it."""
     return bool(

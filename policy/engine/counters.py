@@ -95,6 +95,7 @@ class _MixedCell:
     step_microseconds: int = 0
     decode_rows: int = 0
     prefill_tokens: int = 0
+    draft_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -191,6 +192,7 @@ class StepCounters:
         cell.step_microseconds += step.step_microseconds
         cell.decode_rows += step.decode_rows
         cell.prefill_tokens += step.prefill_tokens
+        cell.draft_tokens += sum(step.reached) - step.undrafted_tokens
 
     def _count_catch_up(self, step: StepCount) -> None:
         """How much longer the step took than K=0 steps of its bucket of late; nothing where there were none."""
@@ -252,6 +254,7 @@ def _mixed_record(key: tuple[int, int], cell: _MixedCell) -> MixedCounters:
         step_seconds=cell.step_microseconds / 1e6,
         decode_rows=cell.decode_rows,
         prefill_tokens=cell.prefill_tokens,
+        draft_tokens=cell.draft_tokens,
     )
 
 

@@ -8,7 +8,7 @@ in force are refused (INV-5), and without any settings the engine keeps its own 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 from nightjar.policy.engine.bounds import allowed_lengths, bound, hold
@@ -24,7 +24,7 @@ from nightjar.policy.planners.local import (
     StepView,
 )
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.settings import IssuedSettings, Local, Settings, SettingsVersion, Table, length_at
+from nightjar.policy.wire.settings import IssuedSettings, Local, Settings, SettingsVersion, Table, TableRow, length_at
 
 
 class Cause(StrEnum):
@@ -39,6 +39,7 @@ class Cause(StrEnum):
     SEGMENT = "an exploration segment measures this K"
     WORSE_THAN_OFF = "the guard holds this batch off: speculation measured worse than off"
     DWELL = "a rise waits until the present K was held long enough"
+    BESIDE_PREFILL = "the plan's K where the next step also computes prompt tokens"
     MIXED = "a step with prefill keeps the last K and never raises it"
 
 
@@ -67,6 +68,7 @@ class Steering:
         self._heard_s = 0.0
         self._allowed: tuple[int, ...] = (0,)
         self._length_by_batch: list[int] = [0]
+        self._mixed_length_by_batch: list[int] = [0]
         self._segments = Segments()
         self._off_guard = OffGuard(max_num_seqs)
         self._local_plan: Local | None = None
@@ -139,7 +141,8 @@ class Steering:
             self._off_guard.adopt([0] * (self._max_num_seqs + 1), ())
         else:
             self._local_plan = self._planner = None
-            self._length_by_batch = [bound(length, allowed) for length in lengths_by_batch(plan, self._max_num_seqs)]
+            self._length_by_batch = self._lengths(plan.rows)
+            self._mixed_length_by_batch = self._lengths(plan.mixed_rows) if plan.mixed_rows else self._length_by_batch
             self._off_guard.adopt(self._length_by_batch, plan.off_steps)
             self._segments.replace([s for s in plan.segments if s.num_speculative_tokens in allowed], now_s)
         return ""
@@ -163,12 +166,14 @@ class Steering:
         lag_tokens: int = 0,
         longest_lag_tokens: int = 0,
         prefill_tokens: int = 0,
+        prefill_follows: bool = False,
     ) -> int | None:
         """K for the step about to run, or None to leave the engine its own (shadow, or no settings).
 
-        `decode_batch_size` counts the step's decode rows, `has_prefill` says whether it also computes prompt tokens. A `Local`
-        plan looks at the rest: the decode rows' tokens in the KV cache, those whose draft KV is missing, the most of one row, and
-        the prompt tokens.
+        `decode_batch_size` counts the step's decode rows, `has_prefill` says whether it also computes prompt tokens, and
+        `prefill_follows` whether the step after it will, which verifies its drafts, as far as queue and unfinished prompts tell.
+        A `Local` plan looks at the rest: the decode rows' tokens in the KV cache, those whose draft KV is missing, the most of one
+        row, and the prompt tokens.
         """
         mode = self._mode
         if mode is None:
@@ -178,7 +183,7 @@ class Steering:
         if self._planner is not None:
             previous = 0 if longest_lag_tokens or self._current is None else self._current  # a lag: the drafter did not run
             view = StepView(decode_batch_size, context_tokens, previous, lag_tokens, longest_lag_tokens, now_s, prefill_tokens)
-        chosen, self._cause = self._decide(mode, view, decode_batch_size, has_prefill, now_s)
+        chosen, self._cause = self._decide(mode, view, decode_batch_size, has_prefill, prefill_follows, now_s)
         self._held_steps = self._held_steps + 1 if chosen == self._current else 1
         self._current = self.planned_num_speculative_tokens = chosen
         return None if mode.kind == "shadow" else chosen
@@ -198,7 +203,8 @@ class Steering:
         if self._planner is not None:
             return self._allowed[-1]
         segment = self._segments.at(decode_batch_size, now_s)
-        planned = self._length_by_batch[min(decode_batch_size, self._max_num_seqs)]
+        size = min(decode_batch_size, self._max_num_seqs)
+        planned = max(self._length_by_batch[size], self._mixed_length_by_batch[size])
         return planned if segment is None else max(planned, segment.num_speculative_tokens)
 
     def count_clean_step(
@@ -238,7 +244,13 @@ class Steering:
         return self._local_mode
 
     def _decide(
-        self, mode: Mode, view: StepView | None, decode_batch_size: int, has_prefill: bool, now_s: float
+        self,
+        mode: Mode,
+        view: StepView | None,
+        decode_batch_size: int,
+        has_prefill: bool,
+        prefill_follows: bool,
+        now_s: float,
     ) -> tuple[int, Cause]:
         kind, settings = mode.kind, self._settings
         if kind == "off":
@@ -252,7 +264,7 @@ class Steering:
             return self._pinned(mode), Cause.PIN
         if view is not None:
             return self._planned_locally(view, has_prefill)
-        return self._planned(settings.dwell_steps, decode_batch_size, has_prefill, now_s)
+        return self._planned(settings.dwell_steps, decode_batch_size, has_prefill, prefill_follows, now_s)
 
     def _pinned(self, mode: Mode) -> int:
         assert mode.num_speculative_tokens is not None
@@ -266,24 +278,21 @@ class Steering:
         lowest = bound(max(self._planner.in_mixed_step(view), 0), self._allowed) if view.decode_batch_size else current
         return (lowest, Cause.LOCAL) if lowest < current else (current, Cause.MIXED)
 
-    def _planned(self, dwell_steps: int, decode_batch_size: int, has_prefill: bool, now_s: float) -> tuple[int, Cause]:
+    def _planned(
+        self, dwell_steps: int, decode_batch_size: int, has_prefill: bool, prefill_follows: bool, now_s: float
+    ) -> tuple[int, Cause]:
         current = self._current or 0
         segment = self._segments.at(decode_batch_size, now_s)
         if segment is not None and has_prefill and segment.num_speculative_tokens != current:
             segment = None  # a step with prefill measures nothing, so it does not begin a measurement
-        if segment is None:
-            proposed, cause = self._length_by_batch[min(decode_batch_size, self._max_num_seqs)], Cause.PLAN
-            if proposed and self._off_guard.holding and self._off_guard.holds(decode_batch_size, now_s):
-                proposed, cause = 0, Cause.WORSE_THAN_OFF
-        else:
-            proposed, cause = segment.num_speculative_tokens, Cause.SEGMENT
-        if self._current is None:
-            return proposed, cause
-        if has_prefill:
-            return min(proposed, bound(current, self._allowed)), Cause.MIXED if proposed > current else cause
         if segment is not None:
-            return proposed, cause
-        if proposed <= current:
+            return segment.num_speculative_tokens, Cause.SEGMENT
+        size = min(decode_batch_size, self._max_num_seqs)
+        pure, mixed = self._length_by_batch[size], self._mixed_length_by_batch[size]
+        proposed, cause = (mixed, Cause.BESIDE_PREFILL) if prefill_follows and mixed != pure else (pure, Cause.PLAN)
+        if proposed and self._off_guard.holding and self._off_guard.holds(decode_batch_size, now_s):
+            proposed, cause = 0, Cause.WORSE_THAN_OFF
+        if self._current is None or proposed <= current or current == min(pure, mixed) < proposed:
             return proposed, cause
         held = bound(hold(proposed, current, self._held_steps, dwell_steps), self._allowed)
         if held < proposed:
@@ -291,7 +300,11 @@ class Steering:
             cause = Cause.DWELL
         return held, cause
 
+    def _lengths(self, rows: Sequence[TableRow]) -> list[int]:
+        """Allowed K for each decode batch size from 0 to the engine's most."""
+        return [bound(length_at(rows, size), self._allowed) for size in range(self._max_num_seqs + 1)]
+
 
 def lengths_by_batch(table: Table, max_num_seqs: int) -> list[int]:
-    """K for each decode batch size from 0 to `max_num_seqs`, as `Table` defines it."""
+    """K of pure decode steps for each decode batch size from 0 to `max_num_seqs`, as `Table` defines it."""
     return [length_at(table.rows, size) for size in range(max_num_seqs + 1)]

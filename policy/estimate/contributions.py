@@ -36,6 +36,7 @@ MEASURED_AT_S: Final = 5
 """Columns of a cell's table. All but the last are sums."""
 MIXED_SECONDS: Final = 1
 MIXED_PREFILL_TOKENS: Final = 3
+MIXED_DRAFT_TOKENS: Final = 4
 """Columns of a mixed cell's table, whose others are as above."""
 
 Floats = npt.NDArray[np.float64]
@@ -204,7 +205,7 @@ def _with_steps(table: Floats, found: Sequence[tuple[int, CellEvidence]], half_l
 
 def _with_mixed_steps(table: Floats, found: Sequence[tuple[int, MixedEvidence]], half_life_steps: float) -> Floats:
     index = np.array([row for row, _ in found])
-    added = np.array([(new.steps, new.seconds, new.rows, new.prefill_tokens) for _, new in found])
+    added = np.array([(new.steps, new.seconds, new.rows, new.prefill_tokens, new.draft_tokens) for _, new in found])
     after = grown(table, int(index.max()) + 1)
     after *= 0.5 ** (float(added[:, STEPS].sum()) / half_life_steps)
     after[index] += added
@@ -226,7 +227,7 @@ def _cell_table(known: CellEvidence | None) -> Floats:
 
 
 def _mixed_table(known: MixedEvidence | None) -> Floats:
-    table = np.zeros((1, 4))
+    table = np.zeros((1, 5))
     if known is not None:
-        table[0] = known.steps, known.seconds, known.rows, known.prefill_tokens
+        table[0] = known.steps, known.seconds, known.rows, known.prefill_tokens, known.draft_tokens
     return table

@@ -82,18 +82,20 @@ class CellEvidence:
 
 @dataclass(frozen=True, slots=True)
 class MixedEvidence:
-    """Decayed sums over steps that computed prompt tokens besides decode rows: how many, seconds, decode rows, prompt tokens."""
+    """Decayed sums over steps that computed prompt tokens besides decode rows: how many, seconds, decode rows, prompt tokens, and
+    drafts that they verified."""
 
     steps: float
     seconds: float
     rows: float
     prefill_tokens: float
+    draft_tokens: float
 
     def plus(self, newer: MixedEvidence, half_life_steps: float) -> MixedEvidence:
         """This evidence aged by the newer steps, and the newer steps.
 
-        >>> MixedEvidence(8.0, 2.0, 32.0, 800.0).plus(MixedEvidence(4.0, 1.0, 20.0, 100.0), half_life_steps=4.0)
-        MixedEvidence(steps=8.0, seconds=2.0, rows=36.0, prefill_tokens=500.0)
+        >>> MixedEvidence(8.0, 2.0, 32.0, 800.0, 64.0).plus(MixedEvidence(4.0, 1.0, 20.0, 100.0, 40.0), half_life_steps=4.0)
+        MixedEvidence(steps=8.0, seconds=2.0, rows=36.0, prefill_tokens=500.0, draft_tokens=72.0)
         """
         share_left = 0.5 ** (newer.steps / half_life_steps)
         return MixedEvidence(
@@ -101,6 +103,7 @@ class MixedEvidence:
             self.seconds * share_left + newer.seconds,
             self.rows * share_left + newer.rows,
             self.prefill_tokens * share_left + newer.prefill_tokens,
+            self.draft_tokens * share_left + newer.draft_tokens,
         )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nightjar.policy.estimate.acceptance import AcceptanceEvidence
+from nightjar.policy.estimate.mixed_steps import charge
 from nightjar.policy.estimate.step_time import StepTimes
 
 Floats = npt.NDArray[np.float64]
@@ -62,6 +63,8 @@ class Outlook:
     """(arms,): standard deviation of log E(k)."""
     limit: StepLimit | None = None
     """Where the operator limits a step."""
+    mixed_costs: Floats | None = None
+    """(buckets, arms, arms): what each K in steps with prefill costs beside each K of pure decode steps (of mixed_steps)."""
 
     @cached_property
     def allowed(self) -> npt.NDArray[np.bool_]:
@@ -134,20 +137,20 @@ def outlook(
     arms: tuple[int, ...],
     times: StepTimes,
     acceptance: AcceptanceEvidence,
-    charged_s_per_token: Floats,
+    mixed_costs: Floats | None,
     now_s: float,
     limit: StepLimit | None = None,
 ) -> Outlook:
     """The table for `arms`, whose step times were predicted as `times`.
 
-    `charged_s_per_token`: (buckets, arms), what each token takes longer on top (mixed_steps.charge).
+    Each token takes longer by what its K costs in steps with prefill (`mixed_costs`, of mixed_steps).
     """
     survival = acceptance.acceptance(arms[-1])
     counts = np.arange(1, len(survival) + 1)[None, :] <= np.array(arms)[:, None]
     tokens = 1.0 + counts @ np.array(survival)
     covariance = counts @ acceptance.covariance(survival, now_s) @ counts.T / np.outer(tokens, tokens)
     log_goodput = np.log(times.rows)[:, None] + np.log(tokens)[None, :] - times.log_seconds
-    log_goodput = log_goodput - np.log1p(charged_s_per_token * np.exp(log_goodput))
+    log_goodput = log_goodput - np.log1p(charge(mixed_costs, times.log_seconds.shape) * np.exp(log_goodput))
     return Outlook(
         arms,
         log_goodput,
@@ -156,4 +159,5 @@ def outlook(
         tokens,
         np.sqrt(np.diag(covariance)),
         limit,
+        mixed_costs,
     )

@@ -24,6 +24,7 @@ class CountedMixed(NamedTuple):
     step_seconds: float
     decode_rows: int
     prefill_tokens: int
+    draft_tokens: int
 
 
 def count_mixed(
@@ -34,19 +35,20 @@ def count_mixed(
     new: dict[Cell, MixedEvidence] = {}
     for cell in counters.mixed_cells:
         key = (cell.batch_bucket, cell.num_speculative_tokens)
-        last = before.get(key, CountedMixed(0, 0.0, 0, 0))
+        last = before.get(key, CountedMixed(0, 0.0, 0, 0, 0))
         if last.steps == cell.steps:
             now[key] = last
             continue
-        now[key] = CountedMixed(cell.steps, cell.step_seconds, cell.decode_rows, cell.prefill_tokens)
+        now[key] = CountedMixed(cell.steps, cell.step_seconds, cell.decode_rows, cell.prefill_tokens, cell.draft_tokens)
         added = CountedMixed(
             cell.steps - last.steps,
             cell.step_seconds - last.step_seconds,
             cell.decode_rows - last.decode_rows,
             cell.prefill_tokens - last.prefill_tokens,
+            cell.draft_tokens - last.draft_tokens,
         )
         _check(key, added, group)
-        new[key] = MixedEvidence(added.steps, added.step_seconds, added.decode_rows, added.prefill_tokens)
+        new[key] = MixedEvidence(*map(float, added))
     return new, now
 
 
@@ -71,4 +73,10 @@ def _check(key: Cell, added: CountedMixed, group: GroupKey) -> None:
         added.steps <= added.prefill_tokens <= MOST_PREFILL_TOKENS * added.steps,
         key,
         f"{added.prefill_tokens} prompt tokens in {added.steps} steps, allowed are 1 to {MOST_PREFILL_TOKENS} a step",
+    )
+    most_drafts = added.decode_rows * group.max_num_speculative_tokens
+    require(
+        0 <= added.draft_tokens <= most_drafts,
+        key,
+        f"{added.draft_tokens} drafts verified in steps with prefill, allowed are 0 to {most_drafts}",
     )

@@ -66,19 +66,35 @@ def per_token(shares: Iterable[MixedShare]) -> tuple[float, float]:
     return median(share.steps / share.tokens for share in told), median(share.prefill_tokens / share.tokens for share in told)
 
 
-def charge(evidence: Evidence, times: StepTimes, arms: Sequence[int]) -> Floats:
-    """(buckets, arms): seconds per generated token that an arm loses to K=0 in steps with prefill, beyond clean steps.
+def mixed_costs(evidence: Evidence, times: StepTimes, arms: Sequence[int], *, drafter_sleeps: bool) -> Floats | None:
+    """(buckets, arms, arms): seconds per generated token that K in steps with prefill (last axis) costs beside a K of pure decode
+    steps (the axis before); infinite for pairs that may not be. None while nobody knows.
 
-    What is charged is by how much K prolongs a mixed step beyond what K prolongs a clean step, for as many such steps as the
-    prompts fill: a prompt that finds the engine idle runs in a step of its own, and the drafter reads it there.
+    A step with prefill takes its time, and the tokens that its rows generate need no pure decode step any more, as far as there are
+    any. There are as many such steps as the prompts fill: a prompt that finds the engine idle runs in a step of its own, and the
+    drafter reads it there. A drafter that sleeps at K = 0 would wake at every change from one kind of step to the other, so there
+    both K are 0 or neither is; and off is off in all steps.
     """
     mixed = mixed_seconds(evidence, times, arms)
     if mixed is None or evidence.prefill_tokens_per_token <= 0.0:
-        return np.zeros(times.log_seconds.shape)
-    clean = np.exp(times.log_seconds)
-    longer = (mixed - mixed[:, :1]) - (clean - clean[:, :1])
+        return None
     steps_per_token = evidence.prefill_tokens_per_token / _usual_prefill(evidence)
-    charged: Floats = steps_per_token * np.maximum(longer, 0.0)
+    tokens = times.rows[:, None] * np.array([evidence.tokens_per_row(arm) for arm in arms])[None, :]
+    pure_s_per_token = np.exp(times.log_seconds) / tokens
+    saved_s = pure_s_per_token[:, :, None] * np.minimum(tokens, 1.0 / steps_per_token)[:, None, :]
+    costs: Floats = steps_per_token * (mixed[:, None, :] - saved_s)
+    costs[:, 0, 1:] = np.inf
+    if drafter_sleeps:
+        costs[:, 1:, 0] = np.inf
+    return costs
+
+
+def charge(costs: Floats | None, shape: tuple[int, int]) -> Floats:
+    """(buckets, arms) of this shape: seconds per generated token that an arm loses to K = 0 in steps with prefill, with the K that
+    is best for it there; no arm gains. `costs` is what `mixed_costs` answers."""
+    if costs is None:
+        return np.zeros(shape)
+    charged: Floats = np.maximum(costs.min(axis=2) - costs[:, 0, 0][:, None], 0.0)
     return charged
 
 
@@ -89,27 +105,30 @@ def _usual_prefill(evidence: Evidence) -> float:
 
 
 def mixed_seconds(evidence: Evidence, times: StepTimes, arms: Sequence[int], prefills: Floats | float = 1.0) -> Floats | None:
-    """(buckets, arms): seconds of a step with `prefills` times the usual prefill; None before there was any.
+    """(buckets, arms): seconds of a step with `prefills` times the usual prefill that verifies as many drafts as it drafts; None
+    before there was any.
 
-    A constant, every token that the target computes, each draft token, and each prompt token that the drafter reads, all
-    non-negative.
+    A constant, every token that the target computes (the verified drafts among them), each draft token, and each prompt token that
+    the drafter reads, all non-negative.
     """
     shape, cells = times.log_seconds.shape, evidence.mixed_cells
     if not cells:
         return None
     keys = np.array(list(cells), dtype=float)
-    sums = np.array([(cell.steps, cell.seconds, cell.rows, cell.prefill_tokens) for cell in cells.values()])
+    sums = np.array([(cell.steps, cell.seconds, cell.rows + cell.draft_tokens, cell.prefill_tokens) for cell in cells.values()])
     means = sums[:, 1:] / sums[:, :1]
     seconds, prefill = means[:, 0], _usual_prefill(evidence)
     trust = sums[:, 0] / (sums[:, 0] + TRUST_STEPS)
-    scale = _scale(means[:, 1], keys[:, 1], means[:, 2])
-    relative = _parts(means[:, 1], keys[:, 1], means[:, 2]) / scale / seconds[:, None]
+    parts = _parts(means[:, 1], keys[:, 1], means[:, 2])
+    size = np.abs(parts).mean(axis=0)
+    scale = np.where(size > 0.0, size, 1.0)
+    relative = parts / scale / seconds[:, None]
     gram = (relative * trust[:, None]).T @ relative + np.diag(_RIDGE**2)
     weights = non_negative_least_squares(gram, trust @ relative) / scale
     lengths = np.tile(np.array(arms, dtype=float), shape[0])
     rows = np.repeat(times.rows, shape[1])
     tokens = prefill * np.broadcast_to(prefills, shape).ravel()
-    seconds_of_mixed: Floats = (_parts(rows, lengths, tokens) @ weights).reshape(shape)
+    seconds_of_mixed: Floats = (_parts(rows * (1.0 + lengths), lengths, tokens) @ weights).reshape(shape)
     return seconds_of_mixed
 
 
@@ -143,11 +162,6 @@ def long_prompt(share: float) -> float:
     return max(math.exp(PROMPT_SPREAD * deviations - PROMPT_SPREAD**2 / 2.0), 1.0)
 
 
-def _parts(rows: Floats, lengths: Floats, prefill: Floats) -> Floats:
-    return np.stack([np.ones_like(rows), rows * (1.0 + lengths) + prefill, lengths, prefill * (lengths > 0)], axis=1)
-
-
-def _scale(rows: Floats, lengths: Floats, prefill: Floats) -> Floats:
-    """Size of each part over the measured cells, so that one ridge suits all; 1 for a part that none has."""
-    size = np.abs(_parts(rows, lengths, prefill)).mean(axis=0)
-    return np.where(size > 0.0, size, 1.0)
+def _parts(verified: Floats, lengths: Floats, prefill: Floats) -> Floats:
+    """(steps, parts), of steps that verify so many tokens of decode rows, drafts among them, draft K and compute a prefill."""
+    return np.stack([np.ones_like(verified), verified + prefill, lengths, prefill * (lengths > 0)], axis=1)

@@ -26,6 +26,7 @@ from nightjar.policy.estimate.contributions import (
     LOG_SECONDS,
     LOG_SECONDS_SQUARED,
     MEASURED_AT_S,
+    MIXED_DRAFT_TOKENS,
     MIXED_PREFILL_TOKENS,
     MIXED_SECONDS,
     ROWS,
@@ -281,6 +282,7 @@ def _pooled_mixed_cell(table: Floats) -> MixedEvidence | None:
         total * float(weights @ means[:, MIXED_SECONDS]) / total,
         total * _middle(means[:, ROWS], weights),
         total * _middle(means[:, MIXED_PREFILL_TOKENS], weights),
+        total * _middle(means[:, MIXED_DRAFT_TOKENS], weights),
     )
 
 

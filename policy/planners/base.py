@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from nightjar.policy.estimate.evidence import Cell, Evidence
 from nightjar.policy.estimate.goodput import Outlook, outlook, step_limit
-from nightjar.policy.estimate.mixed_steps import charge, long_prefill
+from nightjar.policy.estimate.mixed_steps import long_prefill, mixed_costs
 from nightjar.policy.estimate.step_time import predict_step_times, step_noise
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, bucket_range, buckets_up_to
 from nightjar.policy.wire.operator import OperatorSettings
@@ -26,13 +26,15 @@ from nightjar.policy.wire.settings import Local, TableRow, length_at
 class GroupPlan:
     """K by decode batch size. `reasons` explains each batch bucket; a planner that does not learn gives none.
 
-    With `local` every engine plans for itself instead, and there are no rows.
+    `mixed_rows` is K where drafts are expected to be verified beside prefill; empty where that is no other K. With `local` every
+    engine plans for itself instead, and there are no rows.
     """
 
     rows: tuple[TableRow, ...]
     summary: str
     reasons: tuple[str, ...] = ()
     local: Local | None = None
+    mixed_rows: tuple[TableRow, ...] = ()
 
     def num_speculative_tokens(self, decode_batch_size: int) -> int:
         """K at a decode batch size, as in a `Table` of these rows."""
@@ -49,7 +51,7 @@ class GroupView:
     """What is known of a group at `now_s`: its key, the operator's settings, its evidence and the plan it runs now.
 
     `imported` are the cells of the evidence that nobody measured here, `replicas` how many are live. `resting` are cells that are
-    not to be measured now.
+    not to be measured now. `drafter_sleeps`: a drafter that does not run at K = 0 and must catch up when it comes back.
     """
 
     key: GroupKey
@@ -60,6 +62,7 @@ class GroupView:
     imported: tuple[Cell, ...] = ()
     replicas: int = 1
     resting: tuple[Cell, ...] = ()
+    drafter_sleeps: bool = True
 
     @property
     def arms(self) -> tuple[int, ...]:
@@ -86,21 +89,28 @@ class GroupView:
     def outlook(self) -> Outlook:
         """Expected goodput of every arm in every bucket; half a millisecond, so ask once."""
         times = predict_step_times(self.evidence.cells, self.arms, self.buckets, self.key.max_num_seqs, self.now_s)
-        charged = charge(self.evidence, times, self.arms)
+        costs = mixed_costs(self.evidence, times, self.arms, drafter_sleeps=self.drafter_sleeps)
         limit_ms = self.settings.max_step_ms
         limit = None
         if limit_ms is not None:
             prefill_s = long_prefill(self.evidence, times, self.arms, limit_ms / 1e3)
             limit = step_limit(times, limit_ms / 1e3, step_noise(self.evidence.cells), prefill_s)
-        return outlook(self.arms, times, self.evidence.acceptance, charged, self.now_s, limit)
+        return outlook(self.arms, times, self.evidence.acceptance, costs, self.now_s, limit)
 
 
 def present_arms(view: GroupView) -> npt.NDArray[np.int64]:
     """Index of the arm that the plan in force gives each bucket; off where it is no arm any more or there is no plan."""
-    if view.present is None:
-        return np.zeros(len(view.buckets), dtype=np.int64)
+    return _arms_of(view, view.present.rows if view.present is not None else ())
+
+
+def present_mixed_arms(view: GroupView) -> npt.NDArray[np.int64]:
+    """The same for steps with prefill."""
+    return _arms_of(view, (view.present.mixed_rows or view.present.rows) if view.present is not None else ())
+
+
+def _arms_of(view: GroupView, rows: Sequence[TableRow]) -> npt.NDArray[np.int64]:
     index = {arm: position for position, arm in enumerate(view.arms)}
-    lengths = [view.present.num_speculative_tokens(FIRST_BATCH_SIZES[bucket]) for bucket in view.buckets]
+    lengths = [length_at(rows, FIRST_BATCH_SIZES[bucket]) for bucket in view.buckets]
     return np.array([index.get(length, 0) for length in lengths], dtype=np.int64)
 
 
@@ -142,6 +152,14 @@ def rows_of(lengths: Sequence[int], max_num_seqs: int) -> tuple[TableRow, ...]:
             rows.append(TableRow(first_batch_size=first, last_batch_size=last, num_speculative_tokens=length))
             first = last + 1
     return tuple(rows)
+
+
+def plan_of(view: GroupView, arms: npt.NDArray[np.int64], mixed_arms: npt.NDArray[np.int64], reasons: tuple[str, ...]) -> GroupPlan:
+    """The plan that runs these arms (indices, by bucket): in pure decode steps, and where drafts are verified beside prefill."""
+    rows, mixed_rows = (rows_of([view.arms[arm] for arm in indices], view.key.max_num_seqs) for indices in (arms, mixed_arms))
+    if mixed_rows == rows:
+        return GroupPlan(rows, in_words(rows), reasons)
+    return GroupPlan(rows, f"{in_words(rows)}; beside prefill {in_words(mixed_rows)}", reasons, mixed_rows=mixed_rows)
 
 
 def in_words(rows: Sequence[TableRow]) -> str:

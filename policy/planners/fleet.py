@@ -15,7 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from nightjar.policy.estimate.goodput import Outlook
-from nightjar.policy.planners.base import GroupPlan, GroupView, batch_range, in_words, present_arms, rows_of, speculation
+from nightjar.policy.planners.base import (
+    GroupPlan,
+    GroupView,
+    batch_range,
+    plan_of,
+    present_arms,
+    present_mixed_arms,
+    speculation,
+)
 from nightjar.policy.wire.batch_buckets import bucket_range
 
 DOUBT_DEVIATIONS: Final = 2.0
@@ -24,6 +32,9 @@ DOUBT_DEVIATIONS: Final = 2.0
 RIVAL_DEVIATIONS: Final = 1.0
 """The same between two K that are both beyond doubt better than off. Such a change costs nothing and can be taken back, while each
 deviation more keeps a plan that much below what is known: prompts differ, so 4 % of doubt stay however long one looks."""
+
+MIXED_MARGIN: Final = 0.005
+"""Share of the time per generated token that another K in steps with prefill must save."""
 
 COLD_DEVIATIONS: Final = 0.5
 """The same before off was measured: seven in ten such arms do gain."""
@@ -36,14 +47,15 @@ def plan_ahead(view: GroupView, ahead: Outlook) -> GroupPlan:
     else:
         chosen = choose(ahead, present_arms(view), view.settings.switch_margin)
     best = np.argmax(np.where(ahead.allowed, ahead.log_goodput, -np.inf), axis=1)
-    rows = rows_of([ahead.arms[arm] for arm in chosen], view.key.max_num_seqs)
+    mixed = choose_mixed(ahead, chosen, present_arms(view), present_mixed_arms(view))
     reasons = tuple(
         f"batch {batch_range(*bucket_range(bucket, view.key.max_num_seqs))}: "
         + _reason(view, ahead, bucket, int(chosen[bucket]), int(best[bucket]))
         + _limit(ahead, bucket)
+        + _mixed(ahead, int(chosen[bucket]), int(mixed[bucket]))
         for bucket in view.buckets
     )
-    return GroupPlan(rows, in_words(rows), reasons)
+    return plan_of(view, chosen, mixed, reasons)
 
 
 def choose(ahead: Outlook, present: npt.NDArray[np.int64], switch_margin: float) -> npt.NDArray[np.int64]:
@@ -63,6 +75,26 @@ def choose(ahead: Outlook, present: npt.NDArray[np.int64], switch_margin: float)
     deviations = np.where(beats_off[buckets, present] & beats_off[buckets, best], RIVAL_DEVIATIONS, DOUBT_DEVIATIONS)
     enough = np.maximum(np.log1p(switch_margin), deviations * deviation[buckets, best])
     return np.where(gain[buckets, best] > enough, best, present)
+
+
+def choose_mixed(
+    ahead: Outlook, chosen: npt.NDArray[np.int64], present: npt.NDArray[np.int64], present_mixed: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Index of the arm to run in each bucket where drafts are verified beside prefill, given the arms `chosen` for pure decode
+    steps, and those that run now in either.
+
+    What runs now stays, and otherwise the chosen arm runs there as well, unless another saves MIXED_MARGIN of the time per token.
+    """
+    if ahead.mixed_costs is None:
+        return chosen
+    buckets = np.arange(len(chosen))
+    costs = np.where(ahead.allowed, ahead.mixed_costs[buckets, chosen], np.inf)
+    stays = np.where((chosen == present) & np.isfinite(costs[buckets, present_mixed]), present_mixed, chosen)
+    best = costs.argmin(axis=1)
+    saved = costs[buckets, stays] - costs[buckets, best]
+    enough = MIXED_MARGIN * np.exp(-ahead.log_goodput[buckets, chosen])
+    arms: npt.NDArray[np.int64] = np.where(saved > enough, best, stays)
+    return arms
 
 
 def favourites(ahead: Outlook) -> npt.NDArray[np.int64]:
@@ -101,6 +133,11 @@ def _limit(ahead: Outlook, bucket: int) -> str:
     most_ms = ahead.limit.most_step_s[bucket, best] * 1e3
     limit = f"max_step_ms {ahead.limit.max_step_s * 1e3:g} forbids its steps of up to {most_ms:.1f} ms"
     return f"; K={ahead.arms[best]} would give more, but {limit}"
+
+
+def _mixed(ahead: Outlook, chosen: int, mixed: int) -> str:
+    """What runs beside prefill, where that is another K."""
+    return f"; beside prefill {speculation(ahead.arms[mixed])} costs less" if mixed != chosen else ""
 
 
 def _basis(view: GroupView, bucket: int, length: int) -> str:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from nightjar.policy.planners import LEARNING_PLANNERS
-from nightjar.policy.planners.base import GroupPlan, GroupView, in_words, present_arms, rows_of
+from nightjar.policy.planners.base import GroupPlan, GroupView, plan_of, present_arms, present_mixed_arms, rows_of
 from nightjar.policy.planners.thinking import Thought
 
 
@@ -39,13 +39,14 @@ def within(view: GroupView, thought: Thought, max_step_ms: float, last: GroupPla
     """
     view = replace(view, settings=view.settings.model_copy(update={"max_step_ms": max_step_ms}))
     ahead, most = view.outlook(), view.key.max_num_seqs
-    planned = present_arms(view.with_plan(thought.plan))
-    keeps = ahead.allowed[np.arange(len(planned)), planned]
+    planned, planned_mixed = present_arms(view.with_plan(thought.plan)), present_mixed_arms(view.with_plan(thought.plan))
+    buckets = np.arange(len(planned))
+    keeps = ahead.allowed[buckets, planned] & ahead.allowed[buckets, planned_mixed]
     present = np.where(keeps, planned, present_arms(view.with_plan(last)))
     runs = GroupPlan(rows_of([ahead.arms[arm] for arm in present], most), "")
     chosen = LEARNING_PLANNERS[view.settings.planner].plan(view.with_plan(runs), ahead)
     arms = np.where(keeps, planned, present_arms(view.with_plan(chosen)))
-    rows = rows_of([ahead.arms[arm] for arm in arms], most)
+    mixed_arms = np.where(keeps, planned_mixed, present_mixed_arms(view.with_plan(chosen)))
     pairs = zip(keeps, thought.plan.reasons, chosen.reasons, strict=True)
     reasons = tuple(own if is_kept else limited for is_kept, own, limited in pairs)
-    return replace(thought, plan=GroupPlan(rows, in_words(rows), reasons), outlook=ahead)
+    return replace(thought, plan=plan_of(view, arms, mixed_arms, reasons), outlook=ahead)

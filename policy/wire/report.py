@@ -84,7 +84,10 @@ class CellCounters(Record):
 
 
 class MixedCounters(Record):
-    """Cumulative sums over the steps of one batch bucket and K that computed prompt tokens besides their decode rows."""
+    """Cumulative sums over the steps of one batch bucket and K that computed prompt tokens besides their decode rows.
+
+    K is what the step drafted. `draft_tokens` counts the drafts that it verified, which the step before had drafted.
+    """
 
     batch_bucket: Annotated[int, Field(ge=0, lt=64)]
     num_speculative_tokens: NumSpeculativeTokens
@@ -92,6 +95,7 @@ class MixedCounters(Record):
     step_seconds: Seconds = 0.0
     decode_rows: Count = 0
     prefill_tokens: Count = 0
+    draft_tokens: Count = 0
 
 
 class StepTotals(Record):

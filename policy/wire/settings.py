@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 from operator import attrgetter
 from typing import Annotated, Final, Literal, Self
 
@@ -69,12 +70,15 @@ class OffStep(Record):
 class Table(Record):
     """A plan the fleet decided: K by decode batch size, measurements to make on the way, and what OFF would take.
 
+    `mixed_rows` is K for drafts that are expected to be verified in a step that also computes prompt tokens; empty: as `rows`.
+
     Rows ascend and do not overlap. A batch below the first row takes the first row's K, one above the last row K = 0, and one in a
     gap that of the row before it, as in vLLM. `length_at` looks it up.
     """
 
     kind: Literal["table"] = "table"
     rows: Annotated[tuple[TableRow, ...], Field(min_length=1, max_length=256)]
+    mixed_rows: Annotated[tuple[TableRow, ...], Field(max_length=256)] = ()
     segments: Annotated[tuple[ExplorationSegment, ...], Field(max_length=64)] = ()
     off_steps: Annotated[tuple[OffStep, ...], Field(max_length=64)] = ()
 
@@ -88,9 +92,12 @@ class Table(Record):
 
     @model_validator(mode="after")
     def _rows_ascend(self) -> Self:
-        for earlier, later in zip(self.rows, self.rows[1:], strict=False):
-            if later.first_batch_size <= earlier.last_batch_size:
-                raise ValueError(f"rows must ascend without overlap: {later.first_batch_size} follows {earlier.last_batch_size}")
+        for rows in (self.rows, self.mixed_rows):
+            for earlier, later in pairwise(rows):
+                if later.first_batch_size <= earlier.last_batch_size:
+                    raise ValueError(
+                        f"rows must ascend without overlap: {later.first_batch_size} follows {earlier.last_batch_size}"
+                    )
         return self
 
 

@@ -113,6 +113,7 @@ class RestartsStatus(Record):
 class GroupStatus(Record):
     """A group: its plan, what it learned, its acceptance by position and its restarts.
 
+    `mixed_rows` is K where drafts are verified beside prefill, empty where that is no other K than `rows` has.
     `outlook` is None where the planner does not learn, the group has no replica, or many groups have more (fleet_status.py).
     `predicted_tokens_per_s` is what the busy replicas are predicted to generate at their present batches with the plan's K,
     `predicted_off_tokens_per_s` the same with K = 0; None where nothing is predicted.
@@ -122,6 +123,7 @@ class GroupStatus(Record):
     replicas: int
     planner: str
     rows: tuple[TableRow, ...] = ()
+    mixed_rows: tuple[TableRow, ...] = ()
     acceptance: tuple[float, ...] = ()
     cells: tuple[CellStatus, ...] = ()
     outlook: OutlookStatus | None = None

@@ -53,6 +53,14 @@ class SimulatedScheduler:
             return self._schedule_prefill(verified)
         return 0
 
+    def prefill_follows(self, verified: int) -> bool:
+        """Whether the step after the scheduled one will compute prompt tokens, by what is known now: this step leaves a part of a
+        prompt, or requests wait because it is full."""
+        if any(request.computed_tokens + chunk < request.prefill_tokens for request, chunk in self._chunks):
+            return True
+        taken = sum(chunk for _, chunk in self._chunks)
+        return bool(self.waiting) and taken >= self._max_num_batched_tokens - self.rows.count * (1 + verified)
+
     def finish_prefills(self, *, draft_runs: bool, now_s: float) -> tuple[int, list[SimulatedRequest]]:
         """After the step: first tokens that its prompts delivered, and requests that this answered in full."""
         delivered, finished = 0, []

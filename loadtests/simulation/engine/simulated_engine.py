@@ -289,7 +289,8 @@ class SimulatedEngine:
                 prefill_tokens,
             )
         else:
-            chosen = steering.choose(count, prefill_tokens > 0, self.now_s)
+            follows = prefill_tokens > 0 and self._scheduler.prefill_follows(self._drafted)
+            chosen = steering.choose(count, prefill_tokens > 0, self.now_s, prefill_follows=follows)
         if chosen is None or self._drafts_max:
             chosen = self._longest
         if self._can_be_dormant:

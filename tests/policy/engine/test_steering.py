@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nightjar.policy.engine.steering import Steering
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.settings import ExplorationSegment, OffStep, SettingsVersion, Table
+from nightjar.policy.wire.settings import ExplorationSegment, OffStep, SettingsVersion, Table, length_at
 from tests.policy.engine.steering_settings import MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS, local_plan, segment, settings, table
 
 STEPS = st.lists(st.tuples(st.integers(0, MAX_NUM_SEQS), st.booleans()), min_size=1, max_size=60)
@@ -82,13 +82,16 @@ def test_off_is_reached_in_the_very_next_step(steps: list[tuple[int, bool]], has
     assert run(steering, [(1, has_prefill)], now_s) == [0]
 
 
-@given(PLANS, STEPS)
-def test_a_step_with_prefill_never_raises_the_length(plan: Table, steps: list[tuple[int, bool]]) -> None:
+@given(PLANS, PLANS, st.integers(0, 8), st.integers(1, MAX_NUM_SEQS), st.lists(st.booleans(), min_size=2, max_size=40))
+def test_between_the_two_lengths_of_a_batch_a_change_waits_for_nothing(
+    pure: Table, mixed: Table, dwell: int, batch: int, follows: list[bool]
+) -> None:
     steering = make_steering()
-    steering.adopt(settings(plan), 0.0)
-    lengths = run(steering, steps)
-    for before, now, (_, has_prefill) in zip(lengths, lengths[1:], steps[1:], strict=False):
-        assert not has_prefill or now <= before
+    plan = pure.model_copy(update={"mixed_rows": mixed.rows})
+    steering.adopt(settings(plan, allowed=tuple(range(MAX_NUM_SPECULATIVE_TOKENS + 1)), dwell_steps=dwell), 0.0)
+    chosen = [steering.choose(batch, has_prefill=True, now_s=0.0, prefill_follows=does) for does in follows]
+    for length, does in zip(chosen, follows, strict=True):
+        assert length == min(length_at((mixed if does else pure).rows, batch), MAX_NUM_SPECULATIVE_TOKENS)
 
 
 def test_an_engines_first_step_takes_the_plans_length_also_with_prefill_so_that_its_drafter_reads_the_prompts() -> None:
@@ -106,10 +109,16 @@ def test_no_step_gets_more_than_the_most_that_was_announced_for_it(plan: Table, 
     assert run(steering, [(batch, False)], now_s)[0] <= most
 
 
-def test_a_step_with_prefill_keeps_the_last_length_and_lowers_it_where_the_table_does() -> None:
+def test_the_most_announced_for_a_step_holds_where_prefill_follows_too() -> None:
+    steering = make_steering()
+    steering.adopt(settings(table((1, 16, 1)).model_copy(update={"mixed_rows": table((1, 4, 3), (5, 16, 0)).rows})), 0.0)
+    assert [steering.most(batch, 0.0) for batch in (2, 8)] == [3, 1]
+
+
+def test_a_step_with_prefill_takes_the_tables_length_as_any_other() -> None:
     steering = make_steering()
     steering.adopt(settings(), 0.0)
-    assert run(steering, [(6, False), (2, True), (2, False), (2, True), (10, True)]) == [1, 1, 5, 5, 0]
+    assert run(steering, [(6, False), (2, True), (2, False), (2, True), (10, True)]) == [1, 5, 5, 5, 0]
 
 
 @given(PLANS, st.integers(1, 8), STEPS)
@@ -372,7 +381,7 @@ def test_the_replicas_own_auto_runs_the_plan_and_its_own_shadow_only_shows_it() 
         ([(2, False)], [5], "the plan's K for this decode batch"),
         ([(2, True)], [5], "the plan's K for this decode batch"),
         ([(2, False), (2, True)], [5, 5], "the plan's K for this decode batch"),
-        ([(6, False), (2, True)], [1, 1], "a step with prefill keeps the last K and never raises it"),
+        ([(6, False), (2, True)], [1, 5], "the plan's K for this decode batch"),
         ([(2, False), (6, True)], [5, 1], "the plan's K for this decode batch"),
         ([(10, False), (2, False)], [3, 0], "an exploration segment measures this K"),
         ([(2, False), (10, True)], [5, 3], "the plan's K for this decode batch"),
@@ -384,6 +393,13 @@ def test_a_step_says_where_its_length_comes_from(steps: list[tuple[int, bool]], 
     steering.adopt(settings(table((1, 4, 5), (5, 8, 1), (9, 12, 3), segments=segments)), 0.0)
     assert run(steering, steps) == lengths
     assert steering.reason == reason
+
+
+def test_a_step_before_prefill_says_that_its_length_is_the_one_for_that() -> None:
+    steering = make_steering()
+    steering.adopt(settings(table((1, 16, 3)).model_copy(update={"mixed_rows": table((1, 16, 1)).rows})), 0.0)
+    assert steering.choose(2, has_prefill=True, now_s=0.0, prefill_follows=True) == 1
+    assert steering.reason == "the plan's K where the next step also computes prompt tokens"
 
 
 def test_an_engines_first_step_may_measure_off_also_with_prefill() -> None:

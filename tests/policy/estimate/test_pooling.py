@@ -240,7 +240,7 @@ def test_scatter_is_kept_as_it_was_measured_whoever_is_slower() -> None:
 
 
 def test_a_liar_among_three_hardly_moves_what_a_step_with_prefill_takes() -> None:
-    honest, liar = MixedEvidence(50.0, 5.0, 200.0, 25_000.0), MixedEvidence(5000.0, 1e5, 20_000.0, 5000.0)
+    honest, liar = MixedEvidence(50.0, 5.0, 200.0, 25_000.0, 600.0), MixedEvidence(5000.0, 1e5, 20_000.0, 5000.0, 0.0)
     group = Group(3)
     told = {"a": honest, "b": honest, "c": liar}
     group.hears({name: NewEvidence(mixed_cells={CELL: one}) for name, one in told.items()})
@@ -275,7 +275,7 @@ def test_in_a_group_of_two_nobody_is_distrusted() -> None:
 
 
 def test_what_a_distrusted_replica_said_of_steps_with_prefill_leaves_with_it() -> None:
-    mixed = MixedEvidence(50.0, 5.0, 200.0, 25_000.0)
+    mixed = MixedEvidence(50.0, 5.0, 200.0, 25_000.0, 600.0)
     group = Group(4)
     group.hears({**{name: measured(0.1) for name in "abc"}, "liar": measured(0.01)})
     group.hears({"liar": NewEvidence(mixed_cells={CELL: mixed})}, now_s=1.0)

@@ -66,7 +66,7 @@ def test_what_is_in_doubt_counts_as_longer_than_it_is_expected() -> None:
 def with_prefill(evidence: Evidence, off_s: float, length_s: float) -> Evidence:
     """Steps of 500 prompt tokens at K = 0, and at each other K."""
     bucket = batch_bucket(4)
-    cells = {(bucket, arm): MixedEvidence(400, 400 * (length_s if arm else off_s), 1600, 200_000) for arm in ARMS}
+    cells = {(bucket, arm): MixedEvidence(400, 400 * (length_s if arm else off_s), 1600, 200_000, 1600 * arm) for arm in ARMS}
     return replace(evidence, mixed_cells=cells)
 
 
