@@ -368,3 +368,28 @@ def _aborted() -> Any:
     from vllm.v1.request import RequestStatus
 
     return RequestStatus.FINISHED_ABORTED
+
+
+@BOTH
+def test_drafts_that_are_verified_beside_prefill_are_as_many_as_the_plan_has_for_that(
+    scheduler_class: type[Any], in_flight: int, tmp_path: Path
+) -> None:
+    scheduler = start(scheduler_class, tmp_path, requests=2, max_num_batched_tokens=64)
+    pure, mixed = (TableRow(first_batch_size=1, last_batch_size=16, num_speculative_tokens=length) for length in (3, 1))
+    steer(scheduler, "auto", plan=Table(rows=(pure,), mixed_rows=(mixed,)))
+    run_steps(scheduler, 6, in_flight=in_flight)
+    scheduler.add_request(make_request("long", prompt_tokens=150))
+    ordered: list[tuple[bool, int]] = []
+    before_step = scheduler.nightjar.before_step
+
+    def watched(output: Any, requests: Any, *rest: Any, **named: Any) -> None:
+        before_step(output, requests, *rest, **named)
+        request = requests["long"]
+        chunk = output.num_scheduled_tokens.get("long", 0)
+        ordered.append((request.num_computed_tokens + chunk < request.num_tokens, output.num_spec_tokens_to_schedule))
+
+    scheduler.nightjar.before_step = watched
+    run_steps(scheduler, 8, in_flight=in_flight)
+    assert scheduler.nightjar.fault == ""
+    assert [length for _, length in ordered] == [1 if leaves_a_part else 3 for leaves_a_part, _ in ordered]
+    assert 2 <= sum(leaves_a_part for leaves_a_part, _ in ordered) < len(ordered)
