@@ -44,20 +44,25 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Both axes: x from 0 to `x_max`, y from 0 to `y_max`, marks at `y_marks`; `x_unit` is written at the marks of x."""
+    """Both axes: x from 0 to `x_max`, y from 0 to `y_max`, marks at `y_marks`; `x_unit` is written at the marks of x.
+
+    `width` and `height` are the whole chart's, in pixels.
+    """
 
     x_max: float
     y_max: float
     y_marks: tuple[float, ...]
     x_unit: str = "s"
+    width: int = WIDTH
+    height: int = HEIGHT
 
     def x(self, value: float) -> float:
         """Horizontal place in pixels."""
-        return LEFT + (WIDTH - LEFT - RIGHT) * value / self.x_max
+        return LEFT + (self.width - LEFT - RIGHT) * value / self.x_max
 
     def y(self, value: float) -> float:
         """Vertical place in pixels."""
-        return TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / self.y_max)
+        return TOP + (self.height - TOP - BOTTOM) * (1 - value / self.y_max)
 
 
 def scale_for(x_max: float, values: Sequence[float], x_unit: str = "s") -> Scale:
@@ -85,16 +90,20 @@ def round_marks(highest: float) -> tuple[float, ...]:
 
 def chart(series: Sequence[Series], scale: Scale, bands: Sequence[Band] = (), marker: tuple[float, str] | None = None) -> str:
     """One chart as an `<svg>` element. `marker` is a vertical line at an x, with what happened there."""
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
-    parts += [_band(band, scale) for band in bands]
+    return f'<svg viewBox="0 0 {scale.width} {scale.height}" role="img">{drawing(series, scale, bands, marker)}</svg>'
+
+
+def drawing(series: Sequence[Series], scale: Scale, bands: Sequence[Band] = (), marker: tuple[float, str] | None = None) -> str:
+    """What such an element holds."""
+    parts = [_band(band, scale) for band in bands]
     parts += [_y_mark(mark, scale) for mark in scale.y_marks]
     parts += [_x_mark(mark, scale) for mark in _x_marks(scale)]
     parts += [_DRAW[one.kind](one, scale) for one in series]
     if marker is not None:
         x = scale.x(marker[0])
-        place = f'x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"'
+        place = f'x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{scale.height - BOTTOM}"'
         parts.append(f'<line class="marker" {place}><title>{escape(marker[1])}</title></line>')
-    return "".join([*parts, "</svg>"])
+    return "".join(parts)
 
 
 def legend(series: Sequence[Series]) -> str:
@@ -104,16 +113,15 @@ def legend(series: Sequence[Series]) -> str:
 
 def _band(band: Band, scale: Scale) -> str:
     x, width = scale.x(band.first), max(scale.x(min(band.last, scale.x_max)) - scale.x(band.first), 0.0)
-    shade = (
-        f'<rect class="band" x="{x:.1f}" y="{TOP}" width="{width:.1f}" height="{HEIGHT - TOP - BOTTOM}"/>' if band.shaded else ""
-    )
+    box = f'x="{x:.1f}" y="{TOP}" width="{width:.1f}" height="{scale.height - TOP - BOTTOM}"'
+    shade = f'<rect class="band" {box}/>' if band.shaded else ""
     return f'{shade}<text class="phase" x="{x + width / 2:.1f}" y="{TOP + 8}">{escape(band.name)}</text>'
 
 
 def _y_mark(mark: float, scale: Scale) -> str:
     y = scale.y(mark)
     return (
-        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<line class="grid" x1="{LEFT}" x2="{scale.width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         f'<text class="tick y" x="{LEFT - 5}" y="{y + 3:.1f}">{mark:g}</text>'
     )
 
@@ -126,7 +134,7 @@ def _x_marks(scale: Scale) -> list[float]:
 
 
 def _x_mark(mark: float, scale: Scale) -> str:
-    return f'<text class="tick x" x="{scale.x(mark):.1f}" y="{HEIGHT - 8}">{mark:g} {escape(scale.x_unit)}</text>'
+    return f'<text class="tick x" x="{scale.x(mark):.1f}" y="{scale.height - 8}">{mark:g} {escape(scale.x_unit)}</text>'
 
 
 def _runs(points: Sequence[tuple[float, float | None]]) -> list[list[tuple[float, float]]]:

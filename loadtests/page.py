@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from typing import Final
 
-STYLE: Final = """:root { --ink: #1d2430; --dim: #6b7686; --paper: #fbfbf9; --rule: #e2e5ea; --band: #eef1f6;
+COLOURS: Final = """:root { --ink: #1d2430; --dim: #6b7686; --paper: #fbfbf9; --rule: #e2e5ea; --band: #eef1f6;
         --main: #1f6f8b; --second: #c8553d; --soft: #9fb8c8; --good: #2e7d4f; --bad: #b3261e; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e9ee; --dim: #98a2b3; --paper: #14181f; --rule: #2c333f; --band: #1d232d;
           --main: #6cc4e0; --second: #f08a72; --soft: #4a6375; --good: #6fcf97; --bad: #ff8a80; } }
-body { margin: 2rem auto; max-width: 1240px; padding: 0 1.2rem; background: var(--paper); color: var(--ink);
+"""
+"""As variables, in their light and dark variants."""
+
+CHARTS: Final = """.grid { stroke: var(--rule); } .band { fill: var(--band); }
+.tick, .phase { fill: var(--dim); font-size: 9px; } .tick.y { text-anchor: end; } .tick.x, .phase { text-anchor: middle; }
+.line { fill: none; stroke-width: 1.6; } .line.main { stroke: var(--main); } .line.second { stroke: var(--second); }
+.dot { fill-opacity: .65; } .dot.main, .bar.main { fill: var(--main); } .dot.soft, .bar.soft { fill: var(--soft); }
+.marker { stroke: var(--bad); stroke-dasharray: 4 3; stroke-width: 1.4; }
+"""
+"""What charts.py draws."""
+
+STYLE: Final = (
+    COLOURS
+    + """body { margin: 2rem auto; max-width: 1240px; padding: 0 1.2rem; background: var(--paper); color: var(--ink);
        font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin-bottom: .2rem; }
 h3 { text-align: center; margin: 1.5rem 0 0; }
@@ -26,14 +39,12 @@ tr.total td { border-bottom: 2px solid var(--dim); font-weight: 600; }
 .wide { overflow-x: auto; }
 li.held i { color: var(--good); } li.failed i { color: var(--bad); font-weight: 700; }
 svg { width: 100%; height: auto; display: block; }
-.grid { stroke: var(--rule); } .band { fill: var(--band); }
-.tick, .phase { fill: var(--dim); font-size: 9px; } .tick.y { text-anchor: end; } .tick.x, .phase { text-anchor: middle; }
-.line { fill: none; stroke-width: 1.6; } .line.main { stroke: var(--main); } .line.second { stroke: var(--second); }
-.dot { fill-opacity: .65; } .dot.main, .bar.main { fill: var(--main); } .dot.soft, .bar.soft { fill: var(--soft); }
-.marker { stroke: var(--bad); stroke-dasharray: 4 3; stroke-width: 1.4; }
-.key { margin-left: .9em; } .key::before { content: "\\25A0 "; }
+"""
+    + CHARTS
+    + """.key { margin-left: .9em; } .key::before { content: "\\25A0 "; }
 .key.main::before { color: var(--main); } .key.second::before { color: var(--second); } .key.soft::before { color: var(--soft); }
 """
+)
 """Colours, tables and charts; no `$`, so it may stand in a string.Template."""
 
 PAGE: Final = (

@@ -1,0 +1,8 @@
+"""The figures of README and docs: `make figures` runs what they show, keeps its rows beside them, and draws them.
+
+picture        a file of its own: charts with titles and a legend, light and dark
+changing_load  K and throughput while the load changes, in virtual time
+__main__       `python -m nightjar.loadtests.figures FOLDER`
+
+A figure is a function of its rows alone, and a test draws it again: a figure that no longer fits its rows fails there.
+"""

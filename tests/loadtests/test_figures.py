@@ -1,0 +1,52 @@
+"""The figures of README and docs are drawn from the rows beside them, and show what their captions say."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from statistics import fmean
+from typing import Final
+
+from nightjar.loadtests.figures import changing_load
+from nightjar.loadtests.simulation.planner_names import FLEET, OFF
+
+FIGURES: Final = Path(__file__).parents[2] / "docs/figures"
+ROWS: Final = changing_load.read(FIGURES / changing_load.ROWS_FILE)
+PICTURE: Final = (FIGURES / changing_load.PICTURE_FILE).read_text(encoding="utf-8")
+
+
+def at(planner: str, users: int, field: str) -> float:
+    """Mean of a planner's points in the later half of the phases with so many users."""
+    phases = [number for number, count in enumerate(ROWS.users_per_replica) if count == users]
+    ends_s = [(number + 1) * ROWS.phase_s for number in phases]
+    points = [
+        point
+        for point in ROWS.points
+        if point.planner == planner and any(end_s - ROWS.phase_s / 2 < point.at_s <= end_s for end_s in ends_s)
+    ]
+    return fmean(getattr(point, field) for point in points)
+
+
+def test_the_figure_is_drawn_from_its_rows() -> None:
+    assert changing_load.draw(ROWS) == PICTURE, "run `make figures`"
+
+
+def test_the_figure_is_one_file_that_loads_nothing_and_follows_light_and_dark() -> None:
+    ET.fromstring(PICTURE)
+    assert PICTURE.count("http") == PICTURE.count('xmlns="http://www.w3.org/2000/svg"') == 1
+    assert "<script" not in PICTURE
+    assert "prefers-color-scheme: dark" in PICTURE
+
+
+def test_the_planner_drafts_at_small_batches_and_is_off_at_large_ones_without_a_loss() -> None:
+    few, many = min(ROWS.users_per_replica), max(ROWS.users_per_replica)
+    assert at(FLEET, few, "mean_k") > 2.5
+    assert at(FLEET, many, "mean_k") < 0.1
+    assert at(FLEET, few, "tokens_per_s") > 1.1 * at(OFF, few, "tokens_per_s")
+    assert at(FLEET, many, "tokens_per_s") > 0.97 * at(OFF, many, "tokens_per_s")
+
+
+def test_a_run_gives_a_point_for_every_planner_and_stretch() -> None:
+    rows = changing_load.run(seed=1)
+    stretches = int(ROWS.phase_s * len(ROWS.users_per_replica)) // changing_load.SPAN_S
+    assert len(rows.points) == len(ROWS.points) == stretches * len(changing_load.SHOWN)
