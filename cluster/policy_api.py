@@ -14,9 +14,9 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import SecretStr
 
@@ -27,6 +27,7 @@ from nightjar.policy.wire.record import to_plain
 from nightjar.policy.wire.status import FleetStatus
 
 MAX_BODY_BYTES: Final = 16_384
+REPLICA_WORDS: Final = "A replica's id as in status, or a part of it that no other has."
 EXAMPLE_BODY: Final = '{"mode": "auto"}'
 
 
@@ -109,31 +110,44 @@ def _add_reads(api: FastAPI, policy: PolicyPort, readers: Callable[[], tuple[Sec
 
     @api.get("/health")
     async def health() -> JSONResponse:
+        """Whether the policy actor answers, and no more: `{"policy": "answers"}`."""
         await policy.status()
         return JSONResponse({"policy": "answers"})
 
     @api.get("/status", dependencies=reading)
     async def status() -> JSONResponse:
+        """The fleet as the policy sees it: what `nightjar status -o json` prints (`policy/wire/status.py`)."""
         return JSONResponse(to_plain(await policy.status()))
 
     @api.get("/explain", dependencies=reading)
-    async def explain(replica: str = "") -> JSONResponse:
+    async def explain(replica: Annotated[str, Query(description=REPLICA_WORDS)] = "") -> JSONResponse:
+        """Why one replica's K is what it is: what `nightjar explain -o json` prints (`policy/wire/explanation.py`)."""
         return JSONResponse(accepted(await policy.explain(replica), 404).get("explanation"))
 
     @api.get("/learned", dependencies=reading)
     async def learned() -> Response:
+        """What the fleet has learned, as a file that `nightjar import` and `seed_from` take."""
         return Response(await policy.learned(), media_type="application/json")
 
 
 def _add_writes(api: FastAPI, policy: PolicyPort, token: Callable[[], SecretStr | None]) -> None:
     @api.post("/mode")
     async def mode(request: Request) -> JSONResponse:
+        """Override the mode of the fleet, an application or a replica; what `nightjar mode` sends.
+
+        The body is a JSON object: `mode` (`auto`, `shadow`, `off`, `pin=K`, or `default` to take an override back), and if wanted
+        `scope` (`fleet`, `application`, `replica`), `name`, `for_s`, `max_step_ms` and `reason`. The answer holds the `override`.
+        """
         require_token(request, token)
         answer = accepted(await policy.set_mode(await read_object(request)), 422)
         return JSONResponse({"override": answer.get("override")})
 
     @api.post("/learned")
     async def import_learned(request: Request) -> JSONResponse:
+        """Give the fleet what another has learned; what `nightjar import` sends.
+
+        The body is the file. `group` in the query, repeatable, names groups of it; all without. The answer holds the `groups`.
+        """
         require_token(request, token)
         content = await read_body(request, MAX_FILE_BYTES)
         answer = accepted(await policy.import_learned(content, request.query_params.getlist("group")), 422)

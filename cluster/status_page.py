@@ -21,7 +21,7 @@ PAGE: Final = (Path(__file__).parent / "page" / "index.html").read_text(encoding
 
 
 async def status_page() -> Response:
-    """The answer of the policy app's root: the page."""
+    """The operator's page: what status shows, live in a browser."""
     return Response(PAGE, media_type="text/html", headers=HEADERS)
 
 
