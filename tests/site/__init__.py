@@ -1,0 +1,1 @@
+"""Docs as a site: `make site` builds it and runs these tests."""
