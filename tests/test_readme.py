@@ -1,8 +1,7 @@
-"""Every command of the README that can run here is run, and none is left out of account.
+"""The README stays short, and every command of README, CONTRIBUTING and docs that can run here is run, or says why not.
 
 A command is run by the project's own check (`.ci/run`), by a test that names it, or by this file, which puts a small case under
-the very words of the README. What takes up to an hour has a small case there, and runs whole with `make test-all`. What does not
-run here says why.
+the very words of the page. What takes up to an hour has a small case there, and runs whole with `make test-all`.
 """
 
 from __future__ import annotations
@@ -23,6 +22,19 @@ from tests.deployments.configuration.samples import SERVE_FILES
 ROOT: Final = Path(__file__).parents[1]
 BIN: Final = Path(sys.executable).parent
 README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
+TUTORIAL: Final = "docs/tutorial.md"
+"""tests/deployments/test_tutorial.py runs all of its commands, in their order."""
+PAGES: Final = tuple(
+    page
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+    if page != ROOT / TUTORIAL
+)
+
+MOST_LINES: Final = 160
+MOST_WORDS: Final = 1300
+MOST_CHARACTERS_OF_A_LINE: Final = 140
+MOST_NUMBERS: Final = 40
+"""Of the prose: outside of tables, code blocks and the targets of links."""
 
 IN_THE_CHECKOUT: Final = ("make ", ".venv/")
 SMALL_CASE_TIMEOUT_S: Final = 900.0
@@ -36,19 +48,25 @@ RUN_ELSEWHERE: Final = {
     "make lint": CHECK,
     "make contract": CHECK,
     "make chart": CHECK,
+    "make site": CHECK,
     "make monitoring": CHECK,
     "make page": CHECK,
     "make test-ids": CHECK,
-    "serve deploy cluster/configs/local-cpu.yaml": BY_HAND,
+    "serve deploy serve.yaml": BY_HAND,
     "nightjar status": BY_HAND,
+    "nightjar status -o json": BY_HAND,
     "nightjar watch": BY_HAND,
     'nightjar mode pin=3 --for 30m --reason "comparing"': BY_HAND,
     "nightjar mode off": BY_HAND,
     "nightjar mode default": BY_HAND,
     "nightjar explain REPLICA": BY_HAND,
+    "nightjar explain REPLICA --journal JOURNAL --at 10m": BY_HAND,
     "nightjar replay JOURNAL": BY_HAND,
     "nightjar export learned.json": BY_HAND,
     "nightjar import learned.json": BY_HAND,
+    "nightjar migrate serve.yaml --write": BY_HAND,
+    "nightjar migrate serve.yaml --remove --write": BY_HAND,
+    "nightjar run cluster/configs/local-cpu.yaml": TUTORIAL,
 }
 """Where the very words of a command are run."""
 
@@ -69,16 +87,33 @@ SAME_PROGRAM: Final = {
 """What a target of make runs word for word: each starts a whole system, and the target has a small case."""
 
 NOT_HERE: Final = {
+    ".ci/run": "runs this test, too",
+    "make install": "was run before any test",
     "make test-all": "takes hours, and runs this test, too",
+    "make test-upgrade": "its tests are a part of `make test`",
     "make test-pure PYTHON=python3.13": "needs another Python; `make test-all` runs it",
     "make mutants": "takes up to 30 minutes of two cores; its parts are tested in tests/mutants",
+    'make mutants ARGS="off_guard --again"': "the same",
+    'make mutants ARGS="--share 0.2 --seed 7"': "the same",
     "pip install --constraint constraints-gpu.txt '.[gpu]'": "a GPU's vLLM does not fit a CPU",
-    "docker build --target gpu --tag registry.example.com/nightjar-serve-gpu:0.1.0 .": "no container builder",
-    "helm upgrade --install nightjar helm/nightjar --values helm/nightjar/examples/gpu.yaml"
-    " --set image.repository=registry.example.com/nightjar-serve-gpu"
-    " --set toolsImage.repository=registry.example.com/nightjar-serve-load": "no Kubernetes cluster; rendered by `make chart`",
-    "kubectl create secret generic hugging-face --from-literal=token=...": "no Kubernetes cluster",
+    "pip install '.[grafana]'": "was run before any test, with the other extras",
+    "nightjar gpu-proof --target Qwen/Qwen3-1.7B --draft Qwen/Qwen3-0.6B --head AngelSlim/Qwen3-1.7B_eagle3 --out runs/gpu-proof": (
+        "no GPU; tests/deployments/proof/kit rehearses it on a CPU"
+    ),
+    "nightjar dashboards push --url https://grafana.example.com --prometheus http://prometheus:9090": (
+        "no Grafana; tests/cluster/dashboards pushes to a fake one"
+    ),
+    "nightjar dashboards annotate --journal /tmp/ray/session_latest/logs/nightjar/policy-journal.jsonl": "the same",
+    "nightjar dashboards annotate --load runs/demo/latest/requests.jsonl": "the same",
+    "nightjar explain REPLICA --journal JOURNAL --at 2026-11-25T22:05:00Z": "tests/cluster/test_explain.py has times of its own",
+    "nightjar import learned.json --group qwen3-32b-1a2b3c4d": "no such group here; tests/cluster/test_learned_commands.py",
+    "nightjar export before.json": "the same as with another name, above",
+    "nightjar replay policy-journal.jsonl": "the same",
 }
+NEEDS_A_CLUSTER: Final = ("kubectl ", "helm ", "docker ")
+"""Begin what needs Kubernetes or a container builder; `make chart` renders the chart that they install."""
+A_VARIABLE: Final = "export "
+"""Begins a line that starts nothing."""
 
 
 def an_own_file(folder: Path) -> None:
@@ -91,6 +126,21 @@ def a_migrated_file(folder: Path) -> None:
     an_own_file(folder)
     done = subprocess.run([BIN / "nightjar", "migrate", "serve.yaml", "--write"], cwd=folder, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def a_rayservice(folder: Path) -> None:
+    """The same in a KubeRay manifest."""
+    inside = SERVE_FILES["comments and blank lines"]
+    indented = "".join(f"    {line}\n" if line else "\n" for line in inside.splitlines())
+    head = "apiVersion: ray.io/v1\nkind: RayService\nmetadata:\n  name: chat\nspec:\n  serveConfigV2: |\n"
+    (folder / "rayservice.yaml").write_text(head + indented)
+
+
+def a_trace(folder: Path) -> None:
+    """Requests as Azure's public traces have them: one every five seconds for ten minutes."""
+    times = [f"2023-11-16 18:{second // 60:02}:{second % 60:02}.0000000" for second in range(0, 600, 5)]
+    rows = "".join(f"{time},{300 + 7 * number},{50 + number}\n" for number, time in enumerate(times))
+    (folder / "azure_llm_2023_conv.csv").write_text(f"TIMESTAMP,ContextTokens,GeneratedTokens\n{rows}")
 
 
 def an_engine_profile(folder: Path) -> None:
@@ -110,10 +160,28 @@ def nothing(folder: Path) -> None:
 
 SMALL_CASES: Final[dict[str, tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ...]]]] = {
     "nightjar migrate serve.yaml": (an_own_file, (), ("import_path: 'nightjar.deployments.app:build'",)),
+    "nightjar migrate rayservice.yaml --write": (a_rayservice, (), ("import_path: 'nightjar.deployments.app:build'",)),
+    "nightjar migrate 'vllm serve Qwen/Qwen3-8B -tp 2' --output serve.yaml --write": (nothing, (), ("tensor_parallel_size: 2",)),
+    "nightjar migrate serve.yaml --keep-ray-serve-llm": (an_own_file, (), ("nightjar.deployments.serve_llm:build_openai_app",)),
+    "nightjar migrate serve.yaml --keep-ray-serve-llm --write": (
+        an_own_file,
+        (),
+        ("nightjar.deployments.serve_llm:build_openai_app",),
+    ),
+    "nightjar migrate serve.yaml --remove": (a_migrated_file, (), ("import_path: 'ray.serve.llm:build_openai_app'",)),
     "nightjar check serve.yaml": (a_migrated_file, (), ("draft_model",)),
     "nightjar simulate --quick": (nothing, (), ("fleet_over_off_min",)),
     "nightjar simulate --profile my-engine.json --only open-loop": (an_engine_profile, ("--quick",), ("fleet_over_static_min",)),
+    "nightjar simulate --profile my-engine.json": (an_engine_profile, ("--quick",), ("fleet_over_static_min",)),
+    "nightjar simulate --only storm --only pooling": (nothing, ("--quick",), ("storm_floor",)),
+    "nightjar simulate --regime surge --regime 'mine:300@2,peak:60@20,after:300@2' --planner fleet --planner oracle": (
+        nothing,
+        ("--quick", "--only", "open-loop"),
+        ("mine",),
+    ),
+    "nightjar simulate --trace azure_llm_2023_conv.csv": (a_trace, ("--quick", "--only", "open-loop"), ("trace",)),
     "make docs": (nothing, (), ()),
+    "make figures": (nothing, (), ("changing-load.svg",)),
     "make bench-scale": (nothing, ("ARGS=--replicas 60 --large 100 --ticks 5 --output FOLDER",), ("Milliseconds per tick",)),
     "make bench-model": (nothing, (), ("nearest measured cell",)),
     "make bench-step": (nothing, (), ("Microseconds per scheduler step",)),
@@ -137,9 +205,14 @@ BEFORE_A_RELEASE: Final = ("make bench-engine", "make bench-live")
 """Small cases that take minutes all the same, and start real engines that other tests start as well: `make test-all` runs them."""
 
 
-def commands() -> list[str]:
-    """What stands behind a `$` in the README, without its comment."""
-    lines = [line for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+def commands(text: str) -> list[str]:
+    """What stands behind a `$` in the console blocks of a page, without its comment.
+
+    >>> commands("```console\\n$ make test    # all\\n12 passed\\n```")
+    ['make test']
+    """
+    blocks = re.findall(r"^ *```console\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    lines = [line.strip() for block in blocks for line in block.splitlines()]
     return [shlex.join(shlex.split(line[2:], comments=True)) for line in lines if line.startswith("$ ")]
 
 
@@ -148,10 +221,33 @@ def as_written(command: str) -> str:
     return shlex.join(shlex.split(command))
 
 
-def test_every_command_of_the_readme_is_accounted_for_and_nothing_else_is() -> None:
+def prose(text: str) -> str:
+    """A page without code blocks, tables, targets of links and HTML."""
+    without_blocks = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    lines = [line for line in without_blocks.splitlines() if not line.startswith("|")]
+    return re.sub(r"<[^>]*>", "", re.sub(r"\]\([^)]*\)", "]", "\n".join(lines)))
+
+
+def test_the_readme_is_read_in_a_few_minutes() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= MOST_LINES
+    assert len(README.split()) <= MOST_WORDS
+    assert [line for line in lines if len(line) > MOST_CHARACTERS_OF_A_LINE] == []
+    numbers = re.findall(r"\d+(?:[.,:]\d+)*", prose(README))
+    assert len(numbers) <= MOST_NUMBERS, numbers
+
+
+def test_every_command_of_the_pages_is_accounted_for_and_nothing_else_is() -> None:
     known = [*RUN_ELSEWHERE, *NOT_HERE, *SMALL_CASES, *SAME_PROGRAM]
-    assert set(commands()) == set(map(as_written, known))
+    written = {command for page in PAGES for command in commands(page.read_text(encoding="utf-8"))}
+    to_account_for = {command for command in written if not command.startswith((*NEEDS_A_CLUSTER, A_VARIABLE))}
+    assert to_account_for == set(map(as_written, known))
     assert len(known) == len(set(known))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_shows_commands_in_console_blocks_alone(page: Path) -> None:
+    assert re.findall(r"^ *```(?:bash|sh|shell)$", page.read_text(encoding="utf-8"), re.MULTILINE) == []
 
 
 @pytest.mark.parametrize(("command", "place"), RUN_ELSEWHERE.items(), ids=str)
@@ -171,7 +267,7 @@ def test_a_target_of_make_runs_the_same_program(command: str, target: tuple[str,
 @pytest.mark.parametrize(
     "command", [pytest.param(one, marks=pytest.mark.long) if one in BEFORE_A_RELEASE else one for one in SMALL_CASES]
 )
-def test_a_command_of_the_readme_does_what_it_says(command: str, tmp_path: Path) -> None:
+def test_a_command_of_the_pages_does_what_it_says(command: str, tmp_path: Path) -> None:
     prepare, words, says = SMALL_CASES[command]
     prepare(tmp_path)
     words = tuple(word.replace("FOLDER", str(tmp_path)) for word in words)
@@ -182,7 +278,7 @@ def test_a_command_of_the_readme_does_what_it_says(command: str, tmp_path: Path)
 
 @pytest.mark.long
 @pytest.mark.parametrize("command", WHOLE)
-def test_a_long_command_of_the_readme_does_what_it_says(command: str) -> None:
+def test_a_long_command_of_the_pages_does_what_it_says(command: str) -> None:
     done = run(shlex.split(command), ROOT, WHOLE_TIMEOUT_S)
     assert done.returncode == 0, done.stdout + done.stderr
     assert WHOLE[command] in done.stdout

@@ -231,6 +231,7 @@ def test_the_operators_commands_show_and_override_what_runs(ray_by_hand: HandSta
     assert "mode pin=3 for 30m" in ray_by_hand.succeeds('nightjar mode pin=3 --for 30m --reason "comparing"')
     assert "comparing" in ray_by_hand.succeeds("nightjar status")
     assert "mode off" in ray_by_hand.succeeds("nightjar mode off")
+    assert "mode auto" in ray_by_hand.succeeds("nightjar mode auto")
     assert "mode default" in ray_by_hand.succeeds("nightjar mode default")
     assert "comparing" not in ray_by_hand.succeeds("nightjar status")
     fleet = json.loads(ray_by_hand.succeeds("nightjar status -o json"))
@@ -241,6 +242,8 @@ def test_the_operators_commands_show_and_override_what_runs(ray_by_hand: HandSta
     journal = Path(fleet["policy"]["journal_path"])
     assert journal.parent == Path(ray_by_hand.environment["NIGHTJAR_JOURNAL_DIR"])
     ray_by_hand.succeeds("nightjar replay JOURNAL".replace("JOURNAL", str(journal.parent)))
+    typed = "nightjar explain REPLICA --journal JOURNAL --at 10m".replace("10m", "1s")
+    assert replica_id in ray_by_hand.succeeds(typed.replace("REPLICA", replica_id).replace("JOURNAL", str(journal.parent)))
     assert "smollm2" in ray_by_hand.shown_in_a_terminal("nightjar watch", until_it_says="smollm2")
 
 
