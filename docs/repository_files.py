@@ -1,7 +1,7 @@
 """Links from a page to a file or folder of the repository: the site gets a page that shows it, so that they work in both places.
 
-A link to what is not there is a warning, and so fails the build. Diagrams in Mermaid's language, which a site could draw only with
-a script from elsewhere, stay as their text.
+A link to what is not there is a warning, and so fails the build. Flowcharts in Mermaid's language, which others draw with a script,
+are drawn as the site is built.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
+
+from nightjar.loadtests.figures.flowchart import draw
 
 ROOT: Final = Path(__file__).parents[1]
 FOLDER: Final = "repository"
@@ -41,9 +43,15 @@ class RepositoryLinks(SphinxTransform):
                 self._lead(node, Path(f"{target}.md"))
             elif target.startswith("../"):
                 self._lead(node, page.parent / target.partition("#")[0])
-        for block in self.document.findall(nodes.literal_block):
+        for block in list(self.document.findall(nodes.literal_block)):
             if block.get("language") == "mermaid":
-                block["language"] = "text"
+                self._draw(block)
+
+    def _draw(self, block: nodes.literal_block) -> None:
+        try:
+            block.replace_self(nodes.raw("", draw(block.astext()), format="html"))
+        except ValueError as error:
+            logger.warning("flowchart: %s", error, location=block)
 
     def _lead(self, node: nodes.Element, target: Path) -> None:
         path = target.resolve()

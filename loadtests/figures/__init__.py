@@ -1,6 +1,7 @@
 """The figures of README and docs: `make figures` runs what they show, keeps its rows beside them, and draws them.
 
 picture        a file of its own: charts with titles and a legend, light and dark
+flowchart      boxes and arrows in Mermaid's language, for the site
 changing_load  K and throughput while the load changes, in virtual time
 __main__       `python -m nightjar.loadtests.figures FOLDER`
 
