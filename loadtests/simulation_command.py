@@ -34,7 +34,7 @@ from nightjar.loadtests.simulation.experiments.efforts import BENCH, FULL, QUICK
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Effort, Experiment
 from nightjar.loadtests.simulation.experiments.loads import LOADS
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, Profile, ProfileError, read_profile
-from nightjar.loadtests.simulation.service.workload import read_trace
+from nightjar.loadtests.traces import read_trace
 
 MAX_SEEDS: Final = 1000
 
@@ -68,7 +68,7 @@ def simulate(
         typer.Option(help="Open-loop load: a name, or NAME:SECONDS@LOAD,... with rates of the whole service. Repeatable."),
     ] = None,
     planner: Annotated[list[str] | None, typer.Option(help="Run only these planners. Repeatable.", show_default="all")] = None,
-    trace: Annotated[Path | None, typer.Option(help="CSV with TIMESTAMP, ContextTokens, GeneratedTokens: one more load.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="CSV of a recorded load (docs/load-traces.md): one more load.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Seeds where a bar looks, counted from 0.", min=1, max=MAX_SEEDS)] = None,
     only: Annotated[
         list[str] | None,

@@ -17,7 +17,8 @@ from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.service.lengths import Dataset, Lognormal, Traffic
 from nightjar.loadtests.simulation.service.scenario import AcceptanceScaled, Scenario
-from nightjar.loadtests.simulation.service.workload import Trace, Workload, read_trace
+from nightjar.loadtests.simulation.service.workload import Trace, Workload
+from nightjar.loadtests.traces import read_trace
 
 SHORT_STEP_S: Final = 0.02
 LONG_STEP_S: Final = 0.2

@@ -8,11 +8,9 @@ Fails closed: shares, traces and scales that make no load raise ValueError with 
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -21,11 +19,11 @@ from numpy.typing import NDArray
 
 from nightjar.loadtests.regimes import Regime, arrival_times
 from nightjar.loadtests.simulation.service.lengths import SHAREGPT, Traffic
+from nightjar.loadtests.traces import read_trace
 
 USER_BLOCK: Final = 64
 OPEN_BLOCK: Final = 4096
 """Requests drawn at once: of a closed-loop user and of all open-loop arrivals."""
-MAX_TRACE_ROWS: Final = 5_000_000
 
 
 class Demand(NamedTuple):
@@ -57,17 +55,9 @@ class UserCount(NamedTuple):
     users: int
 
 
-class TraceRow(NamedTuple):
-    """A recorded request: seconds from the trace's first one, and its tokens."""
-
-    due_s: float
-    prompt_tokens: int
-    output_tokens: int
-
-
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A CSV file with the columns TIMESTAMP, ContextTokens, GeneratedTokens, as Azure publishes them.
+    """A CSV file of requests (traces.py).
 
     `time_scale` stretches its times (0.5: twice as fast); `rate_scale` keeps that share of its requests, or repeats them where
     it is above 1 (each copy somewhere within the mean distance of two requests after its original).
@@ -150,33 +140,6 @@ class Workload:
         columns = (due_s[order].tolist(), prompts[order].tolist(), outputs[order].tolist(), classes[order].tolist())
         for number, (due, prompt, output, acceptance_class) in enumerate(zip(*columns, strict=True)):
             yield Demand(number, due, prompt, output, acceptance_class, 0, None)
-
-
-def read_trace(path: Path) -> tuple[TraceRow, ...]:
-    """The rows of a trace in time order. Raises ValueError naming file, line and what a row looks like."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = {"TIMESTAMP", "ContextTokens", "GeneratedTokens"} - set(reader.fieldnames or ())
-            if missing:
-                raise ValueError(f"trace {path}: column {', '.join(sorted(missing))} is missing; the first line names the columns")
-            rows = [_row(path, reader.line_num, values) for values in reader]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"trace {path} cannot be read ({error})") from error
-    if not 0 < len(rows) <= MAX_TRACE_ROWS:
-        raise ValueError(f"trace {path}: {len(rows)} rows, allowed are 1 to {MAX_TRACE_ROWS}")
-    first_s = min(row.due_s for row in rows)
-    return tuple(sorted(row._replace(due_s=row.due_s - first_s) for row in rows))
-
-
-def _row(path: Path, line: int, values: dict[str, str]) -> TraceRow:
-    try:
-        due_s = datetime.fromisoformat(f"{values['TIMESTAMP']}+00:00").timestamp()
-        return TraceRow(due_s, max(int(values["ContextTokens"]), 1), max(int(values["GeneratedTokens"]), 1))
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"trace {path}:{line}: {dict(values)} is no row like 2023-11-16 18:15:46.68,374,44 (time without zone, whole tokens)"
-        ) from error
 
 
 def _classes(shares: tuple[float, ...] | None, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
