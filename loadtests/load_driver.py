@@ -1,8 +1,8 @@
-"""Plays a regime against a server: sends each request when it is due, and never later because another is slow.
+"""Plays a regime or a joined trace against a server: sends each request when it is due, and never later because another is slow.
 
-One driver per load process. It walks the regime's phases: in an open-loop phase a dispatcher greenlet sends every arrival on
-its own greenlet; in a closed-loop phase each user is a greenlet that asks again when it was answered. Several
-processes share a regime by taking every n-th arrival and user; together they send exactly what one would.
+One driver per load process. It walks the regime's phases: in an open-loop phase, or of a trace, a dispatcher greenlet sends every
+arrival on its own greenlet; in a closed-loop phase each user is a greenlet that asks again when it was answered. Several
+processes share a load by taking every n-th arrival and user; together they send exactly what one would.
 A request that fails at once is followed by a pause (closed loop), so that a dead server is not asked thousands of times a
 second. What has not ended `drain_s` after the regime is cut off and counts as failed: a row is never lost.
 """
@@ -18,8 +18,9 @@ import gevent
 from gevent.pool import Group
 
 from nightjar.loadtests.openai_stream import ChatResult
-from nightjar.loadtests.regimes import Arrival, Regime, ScheduledPhase, arrival_times
+from nightjar.loadtests.regimes import Regime, ScheduledPhase, arrival_times
 from nightjar.loadtests.rows import RequestRow
+from nightjar.loadtests.trace_join import JoinedRequest
 
 FAILURE_PAUSE_S: Final = 1.0
 """A closed-loop user waits so long after an attempt that failed."""
@@ -43,13 +44,18 @@ WHOLE: Final = Shard()
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """What one load process sends, and how long it waits for answers after the regime's end."""
+    """What one load process sends, and how long it waits for answers after the regime's end.
+
+    With a `trace` its requests are what arrives, all in the one phase of `regime`, each with its own prompt and answer length.
+    """
 
     regime: Regime
     seed: int
     prompts: tuple[str, ...]
     shard: Shard = WHOLE
     drain_s: float = 60.0
+    max_tokens: int = 64
+    trace: tuple[JoinedRequest, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +65,21 @@ class _Due:
     request_id: str
     phase: str
     prompt: str
+    max_tokens: int
     scheduled_s: float
+    asked: JoinedRequest | None = None
 
 
 class LoadDriver:
-    """Plays one plan once. `send` blocks its greenlet until the answer is whole; `record` gets a row for every request sent."""
+    """Plays one plan once. `record` gets a row for every request sent.
+
+    `send` takes a prompt and the most tokens of its answer, and blocks its greenlet until the answer is whole.
+    """
 
     def __init__(
         self,
         plan: LoadPlan,
-        send: Callable[[str], ChatResult],
+        send: Callable[[str, int], ChatResult],
         record: Callable[[RequestRow], None],
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -105,14 +116,21 @@ class LoadDriver:
             self._requests.kill()
 
     def _dispatch(self) -> None:
-        for arrival in arrival_times(self._plan.regime, self._plan.seed):
-            if self._plan.shard.has(arrival.number):
-                self._sleep_until(arrival.time_s)
-                self._requests.spawn(self._attempt, self._due(arrival))
+        for number, due in self._arrivals():
+            if self._plan.shard.has(number):
+                self._sleep_until(due.scheduled_s)
+                self._requests.spawn(self._attempt, due)
 
-    def _due(self, arrival: Arrival) -> _Due:
-        prompt = self._plan.prompts[arrival.number % len(self._plan.prompts)]
-        return _Due(f"{arrival.phase.name}-{arrival.number}", arrival.phase.name, prompt, arrival.time_s)
+    def _arrivals(self) -> Iterator[tuple[int, _Due]]:
+        """All open-loop requests with their numbers, in time order."""
+        plan = self._plan
+        name = plan.regime.phases[0].name
+        for asked in plan.trace:
+            request_id = f"{name}-{asked.number}"
+            yield asked.number, _Due(request_id, name, asked.prompt, asked.output_tokens, asked.due_s, asked)
+        for arrival in () if plan.trace else arrival_times(plan.regime, plan.seed):
+            phase, prompt = arrival.phase.name, plan.prompts[arrival.number % len(plan.prompts)]
+            yield arrival.number, _Due(f"{phase}-{arrival.number}", phase, prompt, plan.max_tokens, arrival.time_s)
 
     def _users(self, scheduled: ScheduledPhase) -> Iterator[int]:
         return (user for user in range(scheduled.phase.users or 0) if self._plan.shard.has(user))
@@ -123,7 +141,7 @@ class LoadDriver:
         while (now_s := self._clock() - self._start_s) < scheduled.end_s:
             prompt = self._plan.prompts[(user * 17 + asked) % len(self._plan.prompts)]
             asked += 1
-            if not self._attempt(_Due(f"{name}-u{user}-{asked}", name, prompt, now_s)):
+            if not self._attempt(_Due(f"{name}-u{user}-{asked}", name, prompt, self._plan.max_tokens, now_s)):
                 self._sleep(min(FAILURE_PAUSE_S, max(scheduled.end_s - (self._clock() - self._start_s), 0.0)))
 
     def _attempt(self, due: _Due) -> bool:
@@ -131,7 +149,7 @@ class LoadDriver:
         began_s, start_s = self._clock(), self._wall_clock()
         result: ChatResult | None = None
         try:
-            result = self._send(due.prompt)
+            result = self._send(due.prompt, due.max_tokens)
         finally:
             if result is None:
                 error = f"cut off: not answered {self._plan.drain_s:g} s after the regime's end, or the run was stopped"
@@ -157,6 +175,8 @@ def _row(due: _Due, result: ChatResult, lag_s: float, start_s: float) -> Request
         e2e_s=result.e2e_s,
         prompt_tokens=result.prompt_tokens,
         completion_tokens=result.completion_tokens,
+        asked_prompt_tokens=due.asked.prompt_tokens if due.asked else None,
+        asked_output_tokens=due.asked.output_tokens if due.asked else None,
         status=result.status,
         error=result.error,
     )

@@ -1,12 +1,13 @@
 """Locust against any OpenAI-compatible server: `locust -f loadtests/locustfile.py --headless --host http://127.0.0.1:8000`.
 
 `--host` alone is enough. Locust's users are closed loops and its shapes tick once a second, both too coarse for arrivals that
-must not wait for answers. So each load process plays its share of the regime once (load_driver.py), and has one user that waits
-for the end of it; the user count that Locust shows is the number of load processes. A process that was too busy for a while to
-answer the master, so that Locust moved its user away and back, goes on with its share all the same. Works with `--processes N`
-and with `--master` / `--worker`.
-Requests show in Locust's statistics as LLM ttft, tpot and e2e (milliseconds); exact rows go to `--rows`.
-Fails within seconds, with one message and exit code 2, where the regime, the prompts or the host are unusable. Exit code 1
+must not wait for answers. So each load process plays its share of the regime or trace once (load_driver.py), and has one user
+that waits for the end of it; the user count that Locust shows is the number of load processes. A process that was too busy for a
+while to answer the master, so that Locust moved its user away and back, goes on with its share all the same. Works with
+`--processes N` and with `--master` / `--worker`; workers on other machines need the files of a trace at the same paths, and write
+rows there.
+Requests show in Locust's statistics as LLM ttft, tpot, e2e and late (milliseconds); exact rows go to `--rows` or below `--runs`.
+Fails within seconds, with one message and exit code 2, where the regime, trace, prompts or host are unusable. Exit code 1
 if a request failed.
 """
 
@@ -14,8 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
-from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -27,12 +27,18 @@ from locust import LoadTestShape, User, constant, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
+from rich.console import Console
+from rich.table import Table
 
-from nightjar.loadtests.load_driver import WHOLE, LoadDriver, LoadPlan, Shard
-from nightjar.loadtests.openai_stream import AddressError, ChatRequest, Server, first_model, stream_chat
-from nightjar.loadtests.prompts import BUILT_IN_PROMPTS, PromptsError, read_prompts, shuffled
-from nightjar.loadtests.regimes import NAMED_REGIMES, TEXT_FORM, RegimeError, parse_regime
-from nightjar.loadtests.rows import RequestRow, RowWriter
+from nightjar.loadtests.load_driver import WHOLE, LoadDriver, Shard
+from nightjar.loadtests.load_figures import LoadSummary, ProcessReport, Seen, figures_of, lines_of, too_slow
+from nightjar.loadtests.load_options import add_load_options
+from nightjar.loadtests.loop_watch import LoopWatch
+from nightjar.loadtests.openai_stream import AddressError, ChatRequest, ChatResult, Server, served_model, stream_chat
+from nightjar.loadtests.requested_load import RequestedLoad, check_files, requested_load
+from nightjar.loadtests.rows import RequestRow, RowWriter, regime_start_s
+from nightjar.loadtests.run_folder import new_run_folder
+from nightjar.loadtests.trace_join import digest, write_join
 
 EXIT_CODE_UNUSABLE: Final = 2
 API_KEY_VARIABLE: Final = "OPENAI_API_KEY"
@@ -45,54 +51,8 @@ logger = logging.getLogger(__name__)
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: LocustArgumentParser) -> None:
-    """Options of this load test, shown by --help and in Locust's web page."""
-    group = parser.add_argument_group("Nightjar load regimes")
-    group.add_argument(
-        "--regime",
-        type=partial(_usable, parse_regime),
-        default="quiet-surge-quiet",
-        help=f"{', '.join(sorted(NAMED_REGIMES))}, or {TEXT_FORM}. Default: quiet-surge-quiet",
-    )
-    group.add_argument("--seed", type=int, default=0, help="Seed of arrival times and prompt order. Default: 0")
-    group.add_argument(
-        "--prompts",
-        type=partial(_usable, _prompts),
-        default="",
-        help="JSON-lines file with 'prompt' or Spec-Bench 'turns' per line. Default: built-in prompts",
-    )
-    group.add_argument("--model", default="", help="Model id. Default: the first that the server lists")
-    group.add_argument("--max-tokens", type=partial(_above_zero, int), default=64, help="Most tokens per answer. Default: 64")
-    group.add_argument("--temperature", type=float, default=0.0, help="Sampling temperature. Default: 0, greedy")
-    group.add_argument("--rows", default="", help="File that gets one JSON line per request, replaced at the start. Default: none")
-    group.add_argument(
-        "--drain-s",
-        type=partial(_above_zero, float),
-        default=60.0,
-        help="Seconds to wait for answers after the regime's end. Default: 60",
-    )
-
-
-def _usable(parse: Callable[[str], object], text: str) -> str:
-    """`text` itself, once `parse` took it: Locust ships options to its workers as plain values.
-
-    argparse shows the message of this error only.
-    """
-    try:
-        parse(text)
-    except (RegimeError, PromptsError) as error:
-        raise ArgumentTypeError(str(error)) from error
-    return text
-
-
-def _prompts(text: str) -> tuple[str, ...]:
-    return read_prompts(Path(text)) if text else BUILT_IN_PROMPTS
-
-
-def _above_zero(parse: Callable[[str], Any], text: str) -> Any:
-    value = parse(text)
-    if not value > 0:
-        raise ArgumentTypeError(f"{text} is not above 0")
-    return value
+    """Options of this load test."""
+    add_load_options(parser)
 
 
 class _Driving:
@@ -102,36 +62,59 @@ class _Driving:
     model: str
     is_ready: Final = Event()
     """Set once `server` and `model` are."""
-    finished_drivers: int = 0
     has_begun: bool = False
     share: Greenlet | None = None
-    """Plays this process's share of the regime, while it does."""
+    """Plays this process's share of the load, while it does."""
+    finished: Final[list[ProcessReport]] = []
+    """Of the load processes that came to their end, as far as this one was told."""
+    problems: Final[list[str]] = []
+    """Of those that could not play their share."""
+    folder: Path | None = None
+    """Where the first process records the run."""
 
 
 @events.init.add_listener
 def prepare(environment: Environment, **_: Any) -> None:
-    """Look at the host before any load: a dead one ends the run here. The first process empties the rows file."""
+    """Look at files and host before any load: an unusable one ends the run here. The first process empties the rows file."""
     options = _options(environment)
+    is_worker = isinstance(environment.runner, WorkerRunner)
     if isinstance(environment.runner, MasterRunner):
-        environment.runner.register_message(FINISHED_MESSAGE, _count_finished)
+        environment.runner.register_message(FINISHED_MESSAGE, _note_finished)
     try:
+        if not is_worker:
+            check_files(options)
         if not environment.host:
             raise AddressError("no server: give --host, for example --host http://127.0.0.1:8000")
         _Driving.server = Server(environment.host, os.environ.get(API_KEY_VARIABLE, ""))
-        _Driving.model = options.model or first_model(_Driving.server)
-    except (AddressError, ConnectionError) as error:
+        served = served_model(_Driving.server, options.model)
+        _Driving.model = served.model_id
+        if not is_worker:
+            options.max_model_len = options.max_model_len or served.max_model_len or 0
+            requested_load(options, WHOLE)
+    except (ValueError, ConnectionError) as error:
         logger.error("%s", error)
         raise SystemExit(EXIT_CODE_UNUSABLE) from error
-    if options.rows and not isinstance(environment.runner, WorkerRunner):
-        Path(options.rows).unlink(missing_ok=True)
     _Driving.is_ready.set()
 
 
 @events.test_start.add_listener
-def forget_finished_drivers(**_: Any) -> None:
-    """A test started again from the web page begins with no driver finished."""
-    _Driving.finished_drivers = 0
+def begin(environment: Environment, **_: Any) -> None:
+    """A test started again from the web page begins with no driver finished, and with files of its own."""
+    _Driving.finished.clear()
+    _Driving.problems.clear()
     _Driving.has_begun = False
+    if isinstance(environment.runner, WorkerRunner):
+        return
+    options = _options(environment)
+    load = requested_load(options, WHOLE)
+    if options.runs:
+        _Driving.folder = new_run_folder(Path(options.runs)).resolve()
+        options.rows = str(_Driving.folder / "requests.jsonl")
+        if load.join:
+            write_join(_Driving.folder / "join.jsonl", load.join)
+    options.join_digest = digest(load.join) if load.join else ""
+    if options.rows:
+        Path(options.rows).unlink(missing_ok=True)
 
 
 @events.test_stopping.add_listener
@@ -141,8 +124,52 @@ def cut_off(**_: Any) -> None:
         _Driving.share.kill(block=True)
 
 
-def _count_finished(**_: Any) -> None:
-    _Driving.finished_drivers += 1
+@events.test_stop.add_listener
+def conclude(environment: Environment, **_: Any) -> None:
+    """Write the figures; print them here where Locust's web page goes on, else last of all."""
+    if not isinstance(environment.runner, WorkerRunner) and _Driving.finished:
+        summary = _summary(environment)
+        if _Driving.folder is not None:
+            (_Driving.folder / "load.json").write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        if not summary.figures.keeps_up:
+            logger.warning("%s", too_slow(summary.figures))
+        if _options(environment).headless:
+            events.quit.add_listener(lambda **_: _print(summary))
+        else:
+            _print(summary)
+
+
+def _summary(environment: Environment) -> LoadSummary:
+    options = _options(environment)
+    load = requested_load(options, WHOLE)
+    return LoadSummary(
+        host=environment.host or "",
+        model=_Driving.model,
+        load=load.name,
+        seed=options.seed,
+        token_counting=load.token_counting,
+        shares=load.shares,
+        figures=figures_of(_Driving.finished),
+    )
+
+
+def _print(summary: LoadSummary) -> None:
+    table = Table(box=None, show_header=False)
+    for name, value in lines_of(summary):
+        table.add_row(name, value)
+    console = Console(stderr=True, highlight=False, markup=False)
+    console.print(table)
+    if _Driving.folder is not None:
+        console.print(f"recorded in {_Driving.folder}", soft_wrap=True)
+
+
+def _note_finished(msg: Any, **_: Any) -> None:
+    """A worker told its end."""
+    problem = msg.data.get("problem")
+    if problem:
+        _Driving.problems.append(str(problem))
+    else:
+        _Driving.finished.append(ProcessReport.from_plain(msg.data))
 
 
 def _options(environment: Environment) -> Namespace:
@@ -152,7 +179,7 @@ def _options(environment: Environment) -> Namespace:
 
 
 class RegimeUser(User):
-    """Begins this process's share of the regime if nobody did, then waits to be stopped."""
+    """Begins this process's share of the load if nobody did, then waits to be stopped."""
 
     wait_time = constant(1)
 
@@ -165,26 +192,38 @@ class RegimeUser(User):
 
     def _play(self) -> None:
         _Driving.is_ready.wait()
-        options = _options(self.environment)
-        prompts = shuffled(_prompts(options.prompts), options.seed)
-        plan = LoadPlan(parse_regime(options.regime), options.seed, prompts, _shard(self.environment), options.drain_s)
-        writer = RowWriter(Path(options.rows)) if options.rows else None
         try:
-            LoadDriver(plan, partial(self._ask, options), partial(self._record, writer)).run()
-        finally:
-            if writer:
-                writer.close()
-            _Driving.share = None
-            self._report_end()
+            load = _checked_load(self.environment)
+        except ValueError as error:
+            self._tell({"problem": str(error)})
+            return
+        options, rows = _options(self.environment), list[RequestRow]()
+        writer = RowWriter(Path(options.rows)) if options.rows else None
 
-    def _report_end(self) -> None:
+        def record(row: RequestRow) -> None:
+            rows.append(row)
+            self._record(writer, row)
+
+        with LoopWatch() as watch:
+            try:
+                LoadDriver(load.plan, partial(self._ask, options), record).run()
+            finally:
+                if writer:
+                    writer.close()
+                _Driving.share = None
+                report = ProcessReport(regime_start_s(rows) or 0.0, watch.delays_s, [Seen.of(row) for row in rows])
+                self._tell(report.plain())
+
+    def _tell(self, end: dict[str, Any]) -> None:
         if isinstance(self.environment.runner, WorkerRunner):
-            self.environment.runner.send_message(FINISHED_MESSAGE)
+            self.environment.runner.send_message(FINISHED_MESSAGE, end)
+        elif "problem" in end:
+            _Driving.problems.append(end["problem"])
         else:
-            _count_finished()
+            _Driving.finished.append(ProcessReport.from_plain(end))
 
-    def _ask(self, options: Namespace, prompt: str) -> Any:
-        request = ChatRequest(_Driving.model, prompt, options.max_tokens, options.temperature)
+    def _ask(self, options: Namespace, prompt: str, max_tokens: int) -> ChatResult:
+        request = ChatRequest(_Driving.model, prompt, max_tokens, options.temperature, ignore_eos=options.ignore_eos)
         return stream_chat(_Driving.server, request)
 
     def _record(self, writer: RowWriter | None, row: RequestRow) -> None:
@@ -192,6 +231,7 @@ class RegimeUser(User):
             writer.write(row)
         failure = RuntimeError(row.error) if row.error else None
         times_s = {"e2e": row.e2e_s} if failure else {"ttft": row.ttft_s, "tpot": row.tpot_s, "e2e": row.e2e_s}
+        times_s["late"] = row.schedule_lag_s
         for name, seconds in times_s.items():
             if seconds is not None:
                 self.environment.events.request.fire(
@@ -199,9 +239,18 @@ class RegimeUser(User):
                     name=name,
                     response_time=seconds * 1e3,
                     response_length=row.completion_tokens or 0,
-                    exception=failure,
+                    exception=None if name == "late" else failure,
                     context={"phase": row.phase},
                 )
+
+
+def _checked_load(environment: Environment) -> RequestedLoad:
+    """What this process sends. Raises ValueError where its files give another join than the first process's."""
+    options = _options(environment)
+    load = requested_load(options, _shard(environment))
+    if load.join and digest(load.join) != options.join_digest:
+        raise ValueError(f"{options.trace} and {options.prompts or 'the prompts'} differ between the load processes' machines")
+    return load
 
 
 def _shard(environment: Environment) -> Shard:
@@ -226,10 +275,14 @@ class RegimeShape(LoadTestShape):
             if self._sends_too_much(environment.runner, options):
                 environment.process_exit_code = EXIT_CODE_UNUSABLE
                 return None
-        if _Driving.finished_drivers >= processes:
+        if _Driving.problems:
+            logger.error("a load process cannot play its share: %s", _Driving.problems[0])
+            environment.process_exit_code = EXIT_CODE_UNUSABLE
             return None
-        if self.get_run_time() > parse_regime(options.regime).duration_s + options.drain_s + SHAPE_GRACE_S:
-            logger.error("%d of %d load processes did not report their end", processes - _Driving.finished_drivers, processes)
+        if len(_Driving.finished) >= processes:
+            return None
+        if self.get_run_time() > requested_load(options, WHOLE).plan.regime.duration_s + options.drain_s + SHAPE_GRACE_S:
+            logger.error("%d of %d load processes did not report their end", processes - len(_Driving.finished), processes)
             environment.process_exit_code = EXIT_CODE_UNUSABLE
             return None
         return processes, 100.0

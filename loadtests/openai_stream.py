@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 READ_TIMEOUT_S: Final = 120.0
@@ -47,13 +47,17 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """What is asked. `top_logprobs` > 0 asks for the logprobs of so many best tokens at each place."""
+    """What is asked. `top_logprobs` > 0 asks for the logprobs of so many best tokens at each place.
+
+    `ignore_eos` has the answer go on to `max_tokens`: vLLM's word, which OpenAI's own service refuses.
+    """
 
     model: str
     prompt: str
     max_tokens: int
     temperature: float = 0.0
     top_logprobs: int = 0
+    ignore_eos: bool = False
 
     def body(self) -> dict[str, Any]:
         """The JSON body, as OpenAI's API names things. Usage is asked for: only the server knows its token counts."""
@@ -67,6 +71,8 @@ class ChatRequest:
         }
         if self.top_logprobs:
             body |= {"logprobs": True, "top_logprobs": self.top_logprobs}
+        if self.ignore_eos:
+            body["ignore_eos"] = True
         return body
 
 
@@ -225,24 +231,54 @@ def stream_chat(
     return parser.result(clock(), status, failure)
 
 
+class ServedModel(NamedTuple):
+    """A model of a server's list. `max_model_len` is the longest prompt and answer together; vLLM tells it, others do not."""
+
+    model_id: str
+    max_model_len: int | None
+
+
 def first_model(server: Server, read_timeout_s: float = 5.0) -> str:
     """Id of the first model that the server lists. Raises ConnectionError with one clear message where there is none."""
-    connection = _connection(server.url, read_timeout_s)
+    return served_model(server, read_timeout_s=read_timeout_s).model_id
+
+
+def served_model(server: Server, model_id: str = "", read_timeout_s: float = 5.0) -> ServedModel:
+    """The model of this id, or the first that the server lists. Raises ConnectionError with one clear message.
+
+    A server that answers, but lists no such model or none at all, may still know one that was named.
+    """
+    status, body = _get_models(server, read_timeout_s)
     try:
-        response = _send(connection, server, "GET", "/v1/models", None)
-        body = response.read(1_000_000)
-        if response.status != http.client.OK:
-            raise ConnectionError(f"{server.url}/v1/models answered HTTP {response.status}: {_body_error(body)}")
-        return str(json.loads(body)["data"][0]["id"])
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+        if status != http.client.OK:
+            raise ConnectionError(f"{server.url}/v1/models answered HTTP {status}: {_body_error(body)}")
+        listed = [_served(entry) for entry in json.loads(body)["data"]]
+        named = [model for model in listed if model_id in {"", model.model_id}]
+        return named[0] if named or not model_id else ServedModel(model_id, None)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, ConnectionError) as error:
+        if model_id:
+            return ServedModel(model_id, None)
+        if isinstance(error, ConnectionError):
+            raise
         raise ConnectionError(
             f"{server.url}/v1/models did not answer with a list of models: is it an OpenAI-compatible server?"
         ) from error
+
+
+def _served(entry: dict[str, Any]) -> ServedModel:
+    length = entry.get("max_model_len")
+    return ServedModel(str(entry["id"]), length if isinstance(length, int) and length > 0 else None)
+
+
+def _get_models(server: Server, read_timeout_s: float) -> tuple[int, bytes]:
+    """Status and body of the list of models. Raises ConnectionError where nothing answers."""
+    connection = _connection(server.url, read_timeout_s)
+    try:
+        response = _send(connection, server, "GET", "/v1/models", None)
+        return response.status, response.read(1_000_000)
     except http.client.HTTPException as error:
         raise ConnectionError(f"{server.url} does not speak HTTP ({type(error).__name__})") from error
     except OSError as error:
-        if isinstance(error, ConnectionError) and not error.errno:
-            raise
         raise ConnectionError(f"no server at {server.url} ({error}): start one, or name another with --host") from error
     finally:
         connection.close()

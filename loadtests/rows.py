@@ -30,6 +30,7 @@ class RequestRow(Record):
     scheduled_s  when it was due, from the regime's start (closed-loop users: when it was sent)
     schedule_lag_s  how much later than due it was sent: large values mean that the load generator was too slow
     completion_tokens  from the server's usage; None where the request failed before it came
+    asked_prompt_tokens, asked_output_tokens  what a trace recorded and the join counted, where a trace was played
     mode  the operator's mode it ran under, where the run compares modes
     """
 
@@ -44,6 +45,8 @@ class RequestRow(Record):
     e2e_s: Annotated[float, Field(ge=0.0)]
     prompt_tokens: Count | None = None
     completion_tokens: Count | None = None
+    asked_prompt_tokens: Count | None = None
+    asked_output_tokens: Count | None = None
     status: Annotated[int, Field(ge=0, le=999)]
     error: str = ""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,6 +36,15 @@ def whole_answer(body: dict[str, Any]) -> list[dict[str, Any] | str]:
 
 
 @dataclass
+class Served:
+    """When one completion was asked for and each of its events sent, on time.perf_counter's clock."""
+
+    body: dict[str, Any]
+    received_s: float
+    sent_s: list[float] = field(default_factory=list)
+
+
+@dataclass
 class FakeServer:
     """What the server says next and what it was asked. `answer` gives the events of a completion, dicts or raw data lines."""
 
@@ -44,10 +54,11 @@ class FakeServer:
     models: bytes = b'{"object": "list", "data": [{"id": "tiny"}]}'
     may_list_models: threading.Event = field(default_factory=threading.Event)
     """Set at the start; while it is clear, who asks for the models waits."""
-    answer: Callable[[dict[str, Any]], list[dict[str, Any] | str]] = whole_answer
+    answer: Callable[[dict[str, Any]], Iterable[dict[str, Any] | str]] = whole_answer
     fleet_status: Callable[[], bytes] = lambda: b"{}"
     set_mode: Callable[[dict[str, Any]], tuple[int, bytes]] = lambda body: (200, b"{}")
     requests: list[dict[str, Any]] = field(default_factory=list)
+    served: list[Served] = field(default_factory=list)
     authorizations: list[str | None] = field(default_factory=list)
 
 
@@ -69,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._plain(404, b"not found")
 
     def do_POST(self) -> None:
-        fake = self.server.fake
+        fake, received_s = self.server.fake, time.perf_counter()
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         fake.authorizations.append(self.headers.get("Authorization"))
         if self.path == "/nightjar/mode":
@@ -83,7 +94,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
+        served = Served(body, received_s)
+        fake.served.append(served)
         for event in fake.answer(body):
+            served.sent_s.append(time.perf_counter())
             data = f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n".encode()
             self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
             self.wfile.flush()

@@ -41,7 +41,12 @@ def play(
     time, rows = VirtualTime(), list[RequestRow]()
     plan = LoadPlan(parse_regime(text), 5, PROMPTS, shard or Shard(), drain_s)
     driver = LoadDriver(
-        plan, lambda prompt: answer(time, prompt), rows.append, clock=time.clock, wall_clock=time.clock, sleep=time.sleep
+        plan,
+        lambda prompt, max_tokens: answer(time, prompt),
+        rows.append,
+        clock=time.clock,
+        wall_clock=time.clock,
+        sleep=time.sleep,
     )
     driver.run()
     return rows
@@ -100,7 +105,7 @@ def test_what_has_not_ended_after_the_drain_is_cut_off_and_recorded_as_failed() 
 def test_a_killed_driver_leaves_no_request_running_and_records_each() -> None:
     rows = list[RequestRow]()
 
-    def never(prompt: str) -> ChatResult:
+    def never(prompt: str, max_tokens: int) -> ChatResult:
         gevent.sleep(60)
         raise AssertionError("not reached")
 

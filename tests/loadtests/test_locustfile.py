@@ -10,14 +10,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import IO
+from statistics import median
+from typing import IO, Any, NamedTuple
 
 import psutil
 import pytest
 
+from nightjar.loadtests.load_figures import LoadSummary
 from nightjar.loadtests.regimes import arrival_times, parse_regime
 from nightjar.loadtests.rows import read_rows
-from tests.loadtests.fake_server import FakeServer, running_fake_server, whole_answer
+from nightjar.loadtests.trace_join import JoinedRequest
+from tests.loadtests.fake_server import FakeServer, chunk, running_fake_server, usage, whole_answer
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -147,6 +150,9 @@ def test_failed_requests_are_rows_with_their_error_and_exit_code_1(server: FakeS
         (("--host", "http://127.0.0.1:9"), "no server at http://127.0.0.1:9"),
         (("--host", "http://127.0.0.1:9", "--regime", "quiet:60"), "NAME:SECONDS@LOAD"),
         (("--host", "http://127.0.0.1:9", "--prompts", "missing.jsonl"), "missing.jsonl cannot be read"),
+        (("--host", "http://127.0.0.1:9", "--model", "tiny"), "no server at http://127.0.0.1:9"),
+        (("--host", "http://127.0.0.1:9", "--trace", "missing.csv"), "trace missing.csv cannot be read"),
+        (("--host", "http://127.0.0.1:9", "--tokenizer", "missing"), "allowed is a tokenizer.json"),
     ],
 )
 def test_a_dead_host_or_an_unusable_option_ends_at_once_with_one_message(arguments: tuple[str, ...], told: str) -> None:
@@ -154,3 +160,121 @@ def test_a_dead_host_or_an_unusable_option_ends_at_once_with_one_message(argumen
     assert done.returncode == 2
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+class Files(NamedTuple):
+    """A trace of so many requests within a second or two, and texts of two categories."""
+
+    trace: Path
+    prompts: Path
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return ("--trace", str(self.trace), "--prompts", str(self.prompts))
+
+
+def files(folder: Path, requests: int = 30, per_s: float = 30.0, output_tokens: int = 4) -> Files:
+    trace, prompts = folder / "trace.csv", folder / "prompts.jsonl"
+    rows = "".join(f"{number / per_s},{5 + number % 40},{output_tokens}\n" for number in range(requests))
+    trace.write_text("time,prompt_tokens,output_tokens\n" + rows)
+    prompts.write_text(
+        '{"category": "math", "turns": ["What is two and two?", "And three?"]}\n'
+        '{"category": "chat", "messages": [{"role": "user", "content": "Tell me about bees, please."}]}\n'
+        '{"category": "chat", "conversations": [{"from": "human", "value": "Why is the sky blue?"}]}\n'
+    )
+    return Files(trace, prompts)
+
+
+def asked_prompt(request: dict[str, Any]) -> str:
+    return str(request["messages"][0]["content"])
+
+
+def test_a_trace_joined_with_texts_is_played_by_two_processes_each_request_exactly_once(server: FakeServer, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    done = locust("--host", server.url, *files(tmp_path).options, "--ignore-eos", "--runs", str(runs), *two_processes())
+    assert done.returncode == 0, done.stderr
+    join = [JoinedRequest.model_validate_json(line) for line in (runs / "latest/join.jsonl").read_text().splitlines()]
+    rows = {row.request_id: row for row in read_rows(runs / "latest/requests.jsonl")}
+    assert Counter(map(asked_prompt, server.requests)) == Counter(request.prompt for request in join)
+    assert sorted(rows) == sorted(f"trace-{number}" for number in range(30))
+    assert [rows[f"trace-{one.number}"].scheduled_s for one in join] == [one.due_s for one in join] == [n / 30.0 for n in range(30)]
+    assert {(request["max_tokens"], request["ignore_eos"]) for request in server.requests} == {(4, True)}
+    summary = LoadSummary.model_validate_json((runs / "latest/load.json").read_bytes())
+    assert (summary.figures.processes, summary.figures.requests, summary.figures.failed) == (2, 30, 0)
+    assert summary.shares is not None
+    for told in ("sent late ms", "estimated at 4 characters a token", "stretched by further ones", "TTFT ms"):
+        assert told in done.stderr
+    assert "late" in done.stderr
+
+
+def test_a_trace_is_fitted_to_the_context_that_the_server_says_and_to_the_options(server: FakeServer, tmp_path: Path) -> None:
+    server.models = b'{"data": [{"id": "tiny", "max_model_len": 200}]}'
+    trace = files(tmp_path, requests=20, output_tokens=190)
+    options = ("--time-scale", "0.5", "--trace-s", "0.2", "--max-prompt-tokens", "12", "--runs", str(tmp_path / "runs"))
+    done = locust("--host", server.url, *trace.options, *options)
+    assert done.returncode == 0, done.stderr
+    rows = read_rows(tmp_path / "runs/latest/requests.jsonl")
+    assert sorted(row.scheduled_s for row in rows) == [number / 60 for number in range(12)]
+    assert {row.asked_output_tokens for row in rows} == {100}
+    assert max(row.asked_prompt_tokens or 0 for row in rows) == 12
+    summary = LoadSummary.model_validate_json((tmp_path / "runs/latest/load.json").read_bytes())
+    assert summary.shares is not None
+    assert summary.shares.clipped_prompts == pytest.approx(4 / 12)
+    assert summary.shares.clipped_outputs == 1.0
+
+
+def test_a_trace_with_a_bad_row_ends_at_once_with_its_line(server: FakeServer, tmp_path: Path) -> None:
+    trace = files(tmp_path)
+    trace.trace.write_text("time,prompt_tokens,output_tokens\n0,5,4\n1,five,4\n")
+    done = locust("--host", server.url, *trace.options)
+    assert done.returncode == 2
+    assert f"trace {trace.trace}:3: '1,five,4' is no row like" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert server.requests == []
+
+
+def test_a_worker_whose_files_differ_sends_nothing_and_the_run_ends_with_one_message(server: FakeServer, tmp_path: Path) -> None:
+    trace, port = files(tmp_path), str(free_port())
+    (tmp_path / "elsewhere").mkdir()
+    other = files(tmp_path / "elsewhere", requests=7)
+    shared = ("--host", server.url, "--trace", "trace.csv", "--prompts", "prompts.jsonl")
+    worker_command = command(*shared, "--worker", "--master-port", port)
+    with subprocess.Popen(worker_command, cwd=other.trace.parent, env=ENVIRONMENT, stderr=subprocess.DEVNULL) as worker:
+        master = command(*shared, "--master", "--master-bind-port", port, "--expect-workers", "1")
+        done = subprocess.run(
+            master, cwd=trace.trace.parent, env=ENVIRONMENT, capture_output=True, text=True, timeout=40, check=False
+        )
+        worker.kill()
+    assert done.returncode == 2, done.stderr
+    assert "trace.csv and prompts.jsonl differ between the load processes' machines" in done.stderr
+    assert server.requests == []
+
+
+def test_times_are_within_five_milliseconds_of_those_at_which_the_server_sent(server: FakeServer, tmp_path: Path) -> None:
+    """Medians of differences to the server's own records: whoever else uses this machine delays both."""
+
+    def answer(body: dict[str, Any]) -> Iterator[dict[str, Any] | str]:
+        time.sleep(0.02 + 0.01 * (len(asked_prompt(body)) % 5))
+        yield chunk(role="assistant")
+        for _ in range(body["max_tokens"]):
+            yield chunk("bee")
+            time.sleep(0.008)
+        yield chunk(finish_reason="length")
+        yield usage(completion_tokens=body["max_tokens"])
+        yield "[DONE]"
+
+    server.answer = answer
+    done = locust("--host", server.url, *files(tmp_path, 25, 12.0, output_tokens=6).options, "--runs", str(tmp_path / "runs"))
+    assert done.returncode == 0, done.stderr
+    rows = {row.request_id: row for row in read_rows(tmp_path / "runs/latest/requests.jsonl")}
+    assert len(rows) == 25
+    ttft_errors_s, tpot_errors_s = [], []
+    for served in server.served:
+        row = rows[f"trace-{int(asked_prompt(served.body).partition('.')[0]) - 1}"]
+        first_s, last_s = served.sent_s[1], served.sent_s[6]
+        assert row.ttft_s is not None
+        assert row.tpot_s is not None
+        ttft_errors_s.append(abs(row.ttft_s - (first_s - served.received_s)))
+        tpot_errors_s.append(abs(row.tpot_s - (last_s - first_s) / 5))
+    assert median(ttft_errors_s) < 0.005
+    assert median(tpot_errors_s) < 0.005

@@ -1,0 +1,123 @@
+"""The options of the Locust load test, beside Locust's own.
+
+Locust ships options to its workers as plain values, so each stays what was typed. Text that makes no regime and a prompts file that
+is none are refused when they are read; what needs more (a trace, a tokenizer) is looked at before any load.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError, BooleanOptionalAction
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from locust.argument_parser import LocustArgumentParser
+
+from nightjar.loadtests.prompts import read_texts
+from nightjar.loadtests.regimes import NAMED_REGIMES, TEXT_FORM, parse_regime
+
+
+def add_load_options(parser: LocustArgumentParser) -> None:
+    """Shown by --help and in Locust's web page."""
+    group = parser.add_argument_group("Nightjar load")
+    group.add_argument(
+        "--regime",
+        type=partial(_usable, parse_regime),
+        default="quiet-surge-quiet",
+        help=f"{', '.join(sorted(NAMED_REGIMES))}, or {TEXT_FORM}. Default: quiet-surge-quiet",
+    )
+    group.add_argument("--seed", type=int, default=0, help="Seed of arrivals, prompt order and the join. Default: 0")
+    group.add_argument(
+        "--prompts",
+        type=partial(_usable, _prompts),
+        default="",
+        help="JSON-lines file with 'prompt', Spec-Bench 'turns', OpenAI 'messages' or ShareGPT 'conversations' per line. "
+        "Default: built-in prompts",
+    )
+    group.add_argument("--model", default="", help="Model id. Default: the first that the server lists")
+    group.add_argument(
+        "--max-tokens", type=partial(_above_zero, int), default=64, help="Most tokens per answer, of a regime. Default: 64"
+    )
+    group.add_argument("--temperature", type=float, default=0.0, help="Sampling temperature. Default: 0, greedy")
+    group.add_argument(
+        "--ignore-eos",
+        action=BooleanOptionalAction,
+        default=False,
+        help="Answers go on to their most tokens: vLLM's extension, which OpenAI's own service refuses. Default: no",
+    )
+    group.add_argument("--rows", default="", help="File that gets one JSON line per request, replaced at the start. Default: none")
+    group.add_argument(
+        "--runs",
+        default="",
+        help="Folder that gets one folder per run (`latest` is the newest): load.json, requests.jsonl and, of a trace, "
+        "join.jsonl. Default: none",
+    )
+    group.add_argument(
+        "--drain-s",
+        type=partial(_above_zero, float),
+        default=60.0,
+        help="Seconds to wait for answers after the load's end. Default: 60",
+    )
+    _add_trace_options(parser)
+
+
+def _add_trace_options(parser: LocustArgumentParser) -> None:
+    group = parser.add_argument_group("Nightjar load from a trace, in place of a regime")
+    group.add_argument(
+        "--trace",
+        default="",
+        help="CSV with TIMESTAMP, ContextTokens, GeneratedTokens (Azure's) or time, prompt_tokens, output_tokens. "
+        "Its texts come from --prompts, those of one category put together to the recorded length",
+    )
+    group.add_argument(
+        "--tokenizer", default="", help="tokenizer.json of the served model, or the folder that holds it. Default: an estimate"
+    )
+    group.add_argument(
+        "--time-scale", type=partial(_above_zero, float), default=1.0, help="Factor of times; 0.5 is twice as fast. Default: 1"
+    )
+    group.add_argument("--length-scale", type=partial(_above_zero, float), default=1.0, help="Factor of lengths. Default: 1")
+    group.add_argument(
+        "--trace-s", type=partial(_not_below_zero, float), default=0.0, help="Only the first seconds, as scaled. Default: all"
+    )
+    group.add_argument(
+        "--max-model-len",
+        type=partial(_not_below_zero, int),
+        default=0,
+        help="Context of the model: answers are cut at half of it, prompts at the rest. Default: what the server says, if it does",
+    )
+    for what in ("prompt", "output"):
+        group.add_argument(
+            f"--max-{what}-tokens",
+            type=partial(_not_below_zero, int),
+            default=0,
+            help=f"Longer {what}s are cut. Default: as --max-model-len has it",
+        )
+
+
+def _usable(parse: Callable[[str], object], text: str) -> str:
+    """`text` itself, once `parse` took it. argparse shows the message of this error only."""
+    try:
+        parse(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error
+    return text
+
+
+def _prompts(text: str) -> None:
+    if text:
+        read_texts(Path(text))
+
+
+def _above_zero(parse: Callable[[str], Any], text: str) -> Any:
+    value = parse(text)
+    if not value > 0:
+        raise ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _not_below_zero(parse: Callable[[str], Any], text: str) -> Any:
+    value = parse(text)
+    if not value >= 0:
+        raise ArgumentTypeError(f"{text} is below 0")
+    return value
