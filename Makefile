@@ -14,7 +14,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-fast test-pure test-all test-long test-upgrade test-gpu-paths stress-gpu-paths test-vllm test-serve-llm test-ids mutants contract lint structure format docs site figures bench-step bench-policy bench-scale bench-model bench-engine bench-live chart monitoring page clean
+.PHONY: help install models demo test test-fast test-pure test-all test-long test-upgrade test-gpu-paths stress-gpu-paths test-vllm test-serve-llm test-ids mutants contract lint structure format docs site figures bench-step bench-policy bench-scale bench-model bench-engine bench-live bench-load load-trace chart monitoring page clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -198,6 +198,15 @@ bench-engine: $(INSTALLED) ## OFF, crossover, restarts, simulator and KV pressur
 
 bench-live: $(INSTALLED) ## the planner on a live system: Ray Serve, two real replicas, requests over HTTP (less than 60 minutes)
 	$(QUIET) $(BIN)/python -m tests.benchmarks.live $(ARGS)
+
+bench-load: $(INSTALLED) ## our load generator against vllm bench serve, on a plain vllm serve (about ten minutes; needs pandas)
+	$(QUIET) $(BIN)/python -m tests.benchmarks.load $(ARGS)
+
+HOST ?= http://127.0.0.1:8000
+TRACE_FILES = $(if $(TRACE),,$(error TRACE is needed: make load-trace TRACE=requests.csv PROMPTS=texts.jsonl))--trace $(TRACE) $(if $(PROMPTS),--prompts $(PROMPTS))
+
+load-trace: $(INSTALLED) ## a recorded load against any vLLM: make load-trace TRACE=requests.csv PROMPTS=texts.jsonl HOST=http://127.0.0.1:8000
+	$(BIN)/locust --locustfile loadtests/locustfile.py --headless --only-summary --host $(HOST) $(TRACE_FILES) --ignore-eos --runs runs/load-trace $(ARGS)
 
 clean: ## removes .venv and caches, keeps runs/
 	rm -rf $(VENV) .venv-pure-* $(SERVE_LLM) docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

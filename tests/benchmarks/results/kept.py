@@ -24,6 +24,7 @@ BENCHES: Final[Mapping[str, str]] = {
     "live": "the planner on a live system: Ray Serve, two real replicas, requests over HTTP",
     "scale": "decision time and memory of the policy for thousands of replicas",
     "model": "the planner's model of step times against simpler ones",
+    "load": "our load generator against vLLM's, on the same requests and a plain vLLM",
     "step": "what the scheduler's hooks add to a step",
 }
 """What each `make bench-NAME` asks, in the order of the page."""
