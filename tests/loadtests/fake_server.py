@@ -37,7 +37,7 @@ def whole_answer(body: dict[str, Any]) -> list[dict[str, Any] | str]:
 
 @dataclass
 class Served:
-    """When one completion was asked for and each of its events sent, on time.perf_counter's clock."""
+    """When one completion was asked for and each of its events sent, on the wall clock as rows have it."""
 
     body: dict[str, Any]
     received_s: float
@@ -80,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._plain(404, b"not found")
 
     def do_POST(self) -> None:
-        fake, received_s = self.server.fake, time.perf_counter()
+        fake, received_s = self.server.fake, time.time()
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         fake.authorizations.append(self.headers.get("Authorization"))
         if self.path == "/nightjar/mode":
@@ -97,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
         served = Served(body, received_s)
         fake.served.append(served)
         for event in fake.answer(body):
-            served.sent_s.append(time.perf_counter())
+            served.sent_s.append(time.time())
             data = f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n".encode()
             self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
             self.wfile.flush()

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
-from statistics import median
 from typing import IO, Any, NamedTuple
 
 import psutil
@@ -251,7 +250,8 @@ def test_a_worker_whose_files_differ_sends_nothing_and_the_run_ends_with_one_mes
 
 
 def test_times_are_within_five_milliseconds_of_those_at_which_the_server_sent(server: FakeServer, tmp_path: Path) -> None:
-    """Medians of differences to the server's own records: whoever else uses this machine delays both."""
+    """Held against the server's own records, and of the quarter of requests that others on this machine delayed least: an error of
+    the measurement is in all of them."""
 
     def answer(body: dict[str, Any]) -> Iterator[dict[str, Any] | str]:
         time.sleep(0.02 + 0.01 * (len(asked_prompt(body)) % 5))
@@ -268,13 +268,13 @@ def test_times_are_within_five_milliseconds_of_those_at_which_the_server_sent(se
     assert done.returncode == 0, done.stderr
     rows = {row.request_id: row for row in read_rows(tmp_path / "runs/latest/requests.jsonl")}
     assert len(rows) == 25
-    ttft_errors_s, tpot_errors_s = [], []
+    errors_s: dict[str, list[float]] = {"sent": [], "first text": [], "time per token": []}
     for served in server.served:
         row = rows[f"trace-{int(asked_prompt(served.body).partition('.')[0]) - 1}"]
         first_s, last_s = served.sent_s[1], served.sent_s[6]
         assert row.ttft_s is not None
         assert row.tpot_s is not None
-        ttft_errors_s.append(abs(row.ttft_s - (first_s - served.received_s)))
-        tpot_errors_s.append(abs(row.tpot_s - (last_s - first_s) / 5))
-    assert median(ttft_errors_s) < 0.005
-    assert median(tpot_errors_s) < 0.005
+        errors_s["sent"].append(abs(served.received_s - row.start_s))
+        errors_s["first text"].append(abs(row.start_s + row.ttft_s - first_s))
+        errors_s["time per token"].append(abs(row.tpot_s - (last_s - first_s) / 5))
+    assert dict.fromkeys(errors_s, True) == {name: sorted(found)[len(found) // 4] < 0.005 for name, found in errors_s.items()}
