@@ -88,7 +88,9 @@ def choose_mixed(
     if ahead.mixed_costs is None:
         return chosen
     buckets = np.arange(len(chosen))
-    costs = np.where(ahead.allowed, ahead.mixed_costs[buckets, chosen], np.inf)
+    may_run = ahead.allowed.copy()
+    may_run[buckets, chosen] = True
+    costs = np.where(may_run, ahead.mixed_costs[buckets, chosen], np.inf)
     stays = np.where((chosen == present) & np.isfinite(costs[buckets, present_mixed]), present_mixed, chosen)
     best = costs.argmin(axis=1)
     saved = costs[buckets, stays] - costs[buckets, best]
