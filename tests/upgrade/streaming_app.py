@@ -14,7 +14,6 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 PIECE_S = 0.2
 
 
-@serve.deployment(ray_actor_options={"num_cpus": 0, "resources": {"worker": 1}}, graceful_shutdown_timeout_s=30.0)
 class Streamer:
     """One replica; `?pieces=N` streams so many, without it the node answers at once."""
 
@@ -34,7 +33,10 @@ def main(address: str, port: str) -> None:
     """Deploy it on the cluster at an address, its proxy on the head, and leave it running."""
     ray.init(address=address, namespace="serve", log_to_driver=False)
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": int(port)})
-    serve.run(Streamer.bind(), name="streams", route_prefix="/")
+    streamer = serve.deployment(
+        Streamer, ray_actor_options={"num_cpus": 0, "resources": {"worker": 1}}, graceful_shutdown_timeout_s=30.0
+    )
+    serve.run(streamer.bind(), name="streams", route_prefix="/")
 
 
 if __name__ == "__main__":

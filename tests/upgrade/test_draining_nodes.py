@@ -1,4 +1,4 @@
-"""A Ray node that is told to end, as a pod of the chart is: its streams come to their end, no request fails. Real Ray, no engine."""
+"""A Ray node that is told to end, as a pod of the chart is: its streams come to their end. Real Ray on one machine, no engine."""
 
 from __future__ import annotations
 
