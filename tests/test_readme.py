@@ -107,6 +107,11 @@ NOT_HERE: Final = {
     "nightjar dashboards annotate --load runs/demo/latest/requests.jsonl": "the same",
     "nightjar explain REPLICA --journal JOURNAL --at 2026-11-25T22:05:00Z": "tests/cluster/test_explain.py has times of its own",
     "nightjar import learned.json --group qwen3-32b-1a2b3c4d": "no such group here; tests/cluster/test_learned_commands.py",
+    "make load-trace TRACE=requests.csv PROMPTS=texts.jsonl": "needs a server; tests/loadtests/test_locustfile.py has one",
+    "make load-trace TRACE=requests.csv PROMPTS=texts.jsonl HOST=http://gpu-17:8000"
+    ' ARGS="--tokenizer /models/qwen3-32b --processes 4"': "the same",
+    ".venv/bin/locust -f loadtests/locustfile.py --headless --host http://127.0.0.1:8000"
+    " --trace requests.csv --prompts texts.jsonl --runs runs/load-trace": "the same",
     "nightjar export before.json": "the same as with another name, above",
     "nightjar replay policy-journal.jsonl": "the same",
 }
@@ -247,7 +252,9 @@ def test_every_command_of_the_pages_is_accounted_for_and_nothing_else_is() -> No
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_shows_commands_in_console_blocks_alone(page: Path) -> None:
-    assert re.findall(r"^ *```(?:bash|sh|shell)$", page.read_text(encoding="utf-8"), re.MULTILINE) == []
+    text = page.read_text(encoding="utf-8")
+    assert re.findall(r"^ *```(?:bash|sh|shell)$", text, re.MULTILINE) == []
+    assert [first for first in re.findall(r"^ *```console\n *(.*)$", text, re.MULTILINE) if not first.startswith("$ ")] == []
 
 
 @pytest.mark.parametrize(("command", "place"), RUN_ELSEWHERE.items(), ids=str)
