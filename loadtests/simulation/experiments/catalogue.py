@@ -12,6 +12,7 @@ from nightjar.loadtests.simulation.experiments.heads import HEADS
 from nightjar.loadtests.simulation.experiments.limit import STEP_LIMIT
 from nightjar.loadtests.simulation.experiments.open_loop import OPEN_LOOP, RIVAL
 from nightjar.loadtests.simulation.experiments.paper import PAPER
+from nightjar.loadtests.simulation.experiments.paper_assumptions import PAPER_ASSUMPTIONS
 from nightjar.loadtests.simulation.experiments.pooling import NEWCOMER, POOLING
 from nightjar.loadtests.simulation.experiments.prefill import PREFILL_STEPS
 from nightjar.loadtests.simulation.experiments.regret import REGRET
@@ -40,6 +41,7 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = {
         UNEVEN,
         REGRET,
         PAPER,
+        PAPER_ASSUMPTIONS,
         ABLATION,
     )
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from nightjar.loadtests.simulation.evidence.runner import Outcome
@@ -72,6 +72,14 @@ def basic(scenario: Scenario, result: RunResult) -> Outcome:
         measures |= _alarms(scenario, result)
     finite = {name: value for name, value in measures.items() if math.isfinite(value)}
     return Outcome(finite, steps=result.steps_with_warm_up)
+
+
+def until_the_last_answer(scenario: Scenario, result: RunResult) -> Outcome:
+    """The basic measures over the time until the last request was answered. Raises ValueError where one was not."""
+    if result.unfinished or not result.answered:
+        raise ValueError(f"{result.unfinished} of {result.answered + result.unfinished} requests were not answered in time")
+    took_s = result.last_answer_s - scenario.warm_up_s
+    return basic(scenario, replace(result, measured_s=took_s))
 
 
 def with_length(scenario: Scenario, result: RunResult) -> Outcome:

@@ -31,6 +31,7 @@ class Measures:
         self._ttft_s: list[float] = []
         self._tpot_s: list[float] = []
         self._e2e_s: list[float] = []
+        self._last_answer_s = 0.0
         self._asked = 0
         self._asked_tokens = 0.0
         self._seconds: list[Second] = []
@@ -57,6 +58,7 @@ class Measures:
             return
         self._ttft_s.append(request.first_token_s - request.arrival_s)
         self._e2e_s.append(request.finish_s - request.arrival_s)
+        self._last_answer_s = max(self._last_answer_s, request.finish_s)
         if request.output_tokens > 1:
             self._tpot_s.append((request.finish_s - request.first_token_s) / (request.output_tokens - 1))
 
@@ -106,6 +108,7 @@ class Measures:
             replicas=replicas,
             answered=len(self._e2e_s),
             unfinished=self._asked - len(self._e2e_s),
+            last_answer_s=self._last_answer_s,
             asked_tokens=self._asked_tokens,
             ttft_s=Quantiles.of(self._ttft_s),
             tpot_s=Quantiles.of(self._tpot_s),

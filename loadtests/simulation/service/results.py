@@ -135,9 +135,9 @@ class RunResult:
     Latencies are of requests that arrived after warm-up and were answered in full: time to first token, time per output token
     after it, end to end. `itl_s` is over the outputs of all requests after warm-up: what passed since the request's output before
     (one step; what a preemption takes until the request decodes again is no part of it). `unfinished` were asked after warm-up and
-    not answered at the end; `asked_tokens` are those of all answers asked for after warm-up, infinite where closed-loop users ask,
-    for they ask by what they get. `max_leases_in_flight` and `budget_violations` count what engines did from the start: the most
-    restarts by lease at once, and those that began above the
+    not answered at the end; `last_answer_s` is when the last request was answered, 0 without any. `asked_tokens` are those of all
+    answers asked for after warm-up, infinite where closed-loop users ask, for they ask by what they get. `max_leases_in_flight` and
+    `budget_violations` count what engines did from the start: the most restarts by lease at once, and those that began above the
     operator's budget, in the group or on a node (INV-6). `refused_reports`, `guard_trips` and `steps_with_warm_up` count from
     the start, too.
     """
@@ -149,6 +149,7 @@ class RunResult:
     replicas: tuple[ReplicaResult, ...]
     answered: int
     unfinished: int
+    last_answer_s: float
     asked_tokens: float
     ttft_s: Quantiles
     tpot_s: Quantiles

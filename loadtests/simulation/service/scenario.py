@@ -102,6 +102,7 @@ class Scenario:
     (other texts than its own). `speeds` are those of the first replicas (1: as the profile says).
     `replicas_per_node` share a node's host link, which matters with `offload` (the operator's settings must allow it, too).
     `catch_up_chunk_tokens` is the most that an engine recomputes in one step, settings may lower it; None: everything at once.
+    With `until_answered` the run ends with the last answer to open-loop requests, before `duration_s` where that is later.
     `series` keeps one row a second, `track_regret` compares every step with the best K; both cost time.
     """
 
@@ -124,6 +125,7 @@ class Scenario:
     replicas_per_node: int = 1
     catch_up_chunk_tokens: int | None = 2048
     offload: bool = False
+    until_answered: bool = False
     series: bool = False
     track_regret: bool = False
 

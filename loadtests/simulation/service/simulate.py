@@ -83,6 +83,7 @@ class _Run:
         self._acceptance = scenario.acceptance
         self._starting = 0
         self._has_ended = False
+        self._all_asked = False
         self._control: ControlPlane | None = None
 
     def result(self) -> RunResult:
@@ -151,6 +152,7 @@ class _Run:
         demand = next(self._demands, None)
         if demand is not None:
             self._timeline.at(demand.due_s, partial(self._arrive, demand))
+        self._all_asked = demand is None
 
     def _arrive(self, demand: Demand) -> None:
         self._ask(demand)
@@ -172,6 +174,8 @@ class _Run:
             assert request.finish_s is not None
             self._timeline.at(request.finish_s, partial(self._ask_again, user))
         self._note_leaving(number)
+        if self._scenario.until_answered and self._all_asked and not self._fleet.in_flight:
+            self._end()
 
     def _ask_again(self, user: int) -> None:
         demand = self._users.answered(user, self._timeline.now_s)
