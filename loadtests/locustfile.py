@@ -71,6 +71,8 @@ class _Driving:
     """Of those that could not play their share."""
     folder: Path | None = None
     """Where the first process records the run."""
+    load: RequestedLoad
+    """All of it, as the first process has it; again when a test starts, for its options may have changed in the web page."""
 
 
 @events.init.add_listener
@@ -90,7 +92,7 @@ def prepare(environment: Environment, **_: Any) -> None:
         _Driving.model = served.model_id
         if not is_worker:
             options.max_model_len = options.max_model_len or served.max_model_len or 0
-            requested_load(options, WHOLE)
+            _Driving.load = requested_load(options, WHOLE)
     except (ValueError, ConnectionError) as error:
         logger.error("%s", error)
         raise SystemExit(EXIT_CODE_UNUSABLE) from error
@@ -106,7 +108,7 @@ def begin(environment: Environment, **_: Any) -> None:
     if isinstance(environment.runner, WorkerRunner):
         return
     options = _options(environment)
-    load = requested_load(options, WHOLE)
+    load = _Driving.load = requested_load(options, WHOLE)
     if options.runs:
         _Driving.folder = new_run_folder(Path(options.runs)).resolve()
         options.rows = str(_Driving.folder / "requests.jsonl")
@@ -141,7 +143,7 @@ def conclude(environment: Environment, **_: Any) -> None:
 
 def _summary(environment: Environment) -> LoadSummary:
     options = _options(environment)
-    load = requested_load(options, WHOLE)
+    load = _Driving.load
     return LoadSummary(
         host=environment.host or "",
         model=_Driving.model,
@@ -281,7 +283,7 @@ class RegimeShape(LoadTestShape):
             return None
         if len(_Driving.finished) >= processes:
             return None
-        if self.get_run_time() > requested_load(options, WHOLE).plan.regime.duration_s + options.drain_s + SHAPE_GRACE_S:
+        if self.get_run_time() > _Driving.load.plan.regime.duration_s + options.drain_s + SHAPE_GRACE_S:
             logger.error("%d of %d load processes did not report their end", processes - len(_Driving.finished), processes)
             environment.process_exit_code = EXIT_CODE_UNUSABLE
             return None

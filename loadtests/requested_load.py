@@ -53,7 +53,7 @@ def requested_load(options: Namespace, shard: Shard) -> RequestedLoad:
     last_s = max(join.requests[-1].due_s, LEAST_TRACE_S)
     regime = Regime((Phase(TRACE_PHASE, last_s, requests_per_s=len(join.requests) / last_s),))
     plan = LoadPlan(regime, options.seed, (), shard, options.drain_s, trace=join.requests)
-    return RequestedLoad(plan, Path(options.trace).name, token_counter(options.tokenizer).name, join)
+    return RequestedLoad(plan, Path(options.trace).name, join.token_counting, join)
 
 
 def check_files(options: Namespace) -> None:

@@ -67,6 +67,7 @@ class TraceJoin(NamedTuple):
 
     requests: tuple[JoinedRequest, ...]
     shares: JoinShares
+    token_counting: str
 
 
 class ContextLimits(NamedTuple):
@@ -113,7 +114,7 @@ def join_trace(trace: FittedTrace, texts: Sequence[Text], counter: TokenCounter,
         stretched_texts=stretched / of,
         repeated_texts=repeated / of,
     )
-    return TraceJoin(tuple(requests), shares)
+    return TraceJoin(tuple(requests), shares, counter.name)
 
 
 def write_join(path: Path, join: TraceJoin) -> None:

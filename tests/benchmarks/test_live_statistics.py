@@ -215,7 +215,7 @@ def test_categories_are_read_with_first_turns_and_without_long_ones(tmp_path: Pa
     ("text", "says"),
     [
         ("", "holds no line"),
-        ('{"category": "a", "turns": ["b"]}\n{"turns": ["c"]}\n', "prompts.jsonl:2: 'category' is None, allowed is a text"),
+        ('{"category": "a", "turns": ["b"]}\n{"turns": ["c"]}\n', "prompts.jsonl:2: no 'category' is there; allowed is a text"),
         (json.dumps({"category": "a", "turns": ["x" * 2000]}), "holds no prompt of at most 1600 characters"),
     ],
 )
