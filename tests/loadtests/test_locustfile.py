@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import psutil
 import pytest
@@ -20,6 +20,7 @@ from nightjar.loadtests.regimes import arrival_times, parse_regime
 from nightjar.loadtests.rows import read_rows
 from nightjar.loadtests.trace_join import JoinedRequest
 from tests.loadtests.fake_server import FakeServer, chunk, running_fake_server, usage, whole_answer
+from tests.loadtests.trace_files import write_trace_files
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -161,36 +162,13 @@ def test_a_dead_host_or_an_unusable_option_ends_at_once_with_one_message(argumen
     assert "Traceback" not in done.stderr
 
 
-class Files(NamedTuple):
-    """A trace of so many requests within a second or two, and texts of two categories."""
-
-    trace: Path
-    prompts: Path
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        return ("--trace", str(self.trace), "--prompts", str(self.prompts))
-
-
-def files(folder: Path, requests: int = 30, per_s: float = 30.0, output_tokens: int = 4) -> Files:
-    trace, prompts = folder / "trace.csv", folder / "prompts.jsonl"
-    rows = "".join(f"{number / per_s},{5 + number % 40},{output_tokens}\n" for number in range(requests))
-    trace.write_text("time,prompt_tokens,output_tokens\n" + rows)
-    prompts.write_text(
-        '{"category": "math", "turns": ["What is two and two?", "And three?"]}\n'
-        '{"category": "chat", "messages": [{"role": "user", "content": "Tell me about bees, please."}]}\n'
-        '{"category": "chat", "conversations": [{"from": "human", "value": "Why is the sky blue?"}]}\n'
-    )
-    return Files(trace, prompts)
-
-
 def asked_prompt(request: dict[str, Any]) -> str:
     return str(request["messages"][0]["content"])
 
 
 def test_a_trace_joined_with_texts_is_played_by_two_processes_each_request_exactly_once(server: FakeServer, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    done = locust("--host", server.url, *files(tmp_path).options, "--ignore-eos", "--runs", str(runs), *two_processes())
+    done = locust("--host", server.url, *write_trace_files(tmp_path).options, "--ignore-eos", "--runs", str(runs), *two_processes())
     assert done.returncode == 0, done.stderr
     join = [JoinedRequest.model_validate_json(line) for line in (runs / "latest/join.jsonl").read_text().splitlines()]
     rows = {row.request_id: row for row in read_rows(runs / "latest/requests.jsonl")}
@@ -208,7 +186,7 @@ def test_a_trace_joined_with_texts_is_played_by_two_processes_each_request_exact
 
 def test_a_trace_is_fitted_to_the_context_that_the_server_says_and_to_the_options(server: FakeServer, tmp_path: Path) -> None:
     server.models = b'{"data": [{"id": "tiny", "max_model_len": 200}]}'
-    trace = files(tmp_path, requests=20, output_tokens=190)
+    trace = write_trace_files(tmp_path, requests=20, output_tokens=190)
     options = ("--time-scale", "0.5", "--trace-s", "0.2", "--max-prompt-tokens", "12", "--runs", str(tmp_path / "runs"))
     done = locust("--host", server.url, *trace.options, *options)
     assert done.returncode == 0, done.stderr
@@ -223,7 +201,7 @@ def test_a_trace_is_fitted_to_the_context_that_the_server_says_and_to_the_option
 
 
 def test_a_trace_with_a_bad_row_ends_at_once_with_its_line(server: FakeServer, tmp_path: Path) -> None:
-    trace = files(tmp_path)
+    trace = write_trace_files(tmp_path)
     trace.trace.write_text("time,prompt_tokens,output_tokens\n0,5,4\n1,five,4\n")
     done = locust("--host", server.url, *trace.options)
     assert done.returncode == 2
@@ -233,9 +211,9 @@ def test_a_trace_with_a_bad_row_ends_at_once_with_its_line(server: FakeServer, t
 
 
 def test_a_worker_whose_files_differ_sends_nothing_and_the_run_ends_with_one_message(server: FakeServer, tmp_path: Path) -> None:
-    trace, port = files(tmp_path), str(free_port())
+    trace, port = write_trace_files(tmp_path), str(free_port())
     (tmp_path / "elsewhere").mkdir()
-    other = files(tmp_path / "elsewhere", requests=7)
+    other = write_trace_files(tmp_path / "elsewhere", requests=7)
     shared = ("--host", server.url, "--trace", "trace.csv", "--prompts", "prompts.jsonl")
     worker_command = command(*shared, "--worker", "--master-port", port)
     with subprocess.Popen(worker_command, cwd=other.trace.parent, env=ENVIRONMENT, stderr=subprocess.DEVNULL) as worker:
@@ -264,7 +242,9 @@ def test_times_are_within_five_milliseconds_of_those_at_which_the_server_sent(se
         yield "[DONE]"
 
     server.answer = answer
-    done = locust("--host", server.url, *files(tmp_path, 25, 12.0, output_tokens=6).options, "--runs", str(tmp_path / "runs"))
+    done = locust(
+        "--host", server.url, *write_trace_files(tmp_path, 25, 12.0, output_tokens=6).options, "--runs", str(tmp_path / "runs")
+    )
     assert done.returncode == 0, done.stderr
     rows = {row.request_id: row for row in read_rows(tmp_path / "runs/latest/requests.jsonl")}
     assert len(rows) == 25
