@@ -14,7 +14,10 @@ from nightjar.loadtests.demo import Demo, DemoPlan
 from nightjar.loadtests.demo_processes import ProcessError
 from nightjar.loadtests.demo_screen import result_table
 from nightjar.loadtests.demo_steps import DemoError
+from nightjar.loadtests.goodput import GoodputError, GoodputTarget, parse_goodput
+from nightjar.loadtests.goodput_option import GoodputCommand, GoodputOption
 from nightjar.loadtests.interrupts import as_keyboard_interrupt
+from nightjar.loadtests.load_figures import LOAD_FILE, LoadSummary, lines_of
 from nightjar.loadtests.output import Output, OutputOption
 from nightjar.loadtests.prompts import COMPARISON_PROMPTS
 from nightjar.loadtests.regimes import RegimeError, parse_regime
@@ -31,6 +34,8 @@ QUICK_REGIME: Final = "quiet:10@0.3,surge:15@2,calm:10@0.3"
 
 TABLE_WIDTH: Final = 100
 """Columns that the table needs; in a narrower window the terminal breaks its lines, but nothing is cut."""
+GOODPUT_WIDTH: Final = 24
+"""Of its two columns for a target, with two more bounds in the heading."""
 
 app = typer.Typer(no_args_is_help=True, help="Load and evidence.")
 
@@ -73,15 +78,23 @@ def demo(
     raise typer.Exit(0 if summary.passed else 1)
 
 
-@app.command()
+@app.command(cls=GoodputCommand)
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a recorded run.")] = Path("runs/demo/latest"),
+    goodput: GoodputOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Compute table and report.html of a recorded run again, from its rows and samples.
+    """Compute table and report.html of a recorded run again, from its rows and samples; or the figures of a load test.
 
     What the run checked while it had the engines at hand (texts, decisions) stays as summary.json says.
     """
+    try:
+        target = parse_goodput(goodput or ())
+    except GoodputError as error:
+        _fail(str(error), 2)
+    if (folder / LOAD_FILE).is_file():
+        _report_load(folder, target, output)
+        return
     try:
         recorded = RunSummary.model_validate_json((folder / "summary.json").read_bytes())
         rows, samples = read_rows(folder / "requests.jsonl"), read_samples(folder / "samples.jsonl")
@@ -92,18 +105,39 @@ def report(
         _fail(f"{folder}/summary.json is no summary: {describe_validation_error(error)}")
     except (RowsError, SamplesError, RegimeError) as error:
         _fail(str(error))
-    phases = summarise(regime, recorded.modes, rows, samples)
+    phases = summarise(regime, recorded.modes, rows, samples, target)
     line = headline(phases, recorded.modes[0], recorded.modes) if recorded.modes else recorded.headline
     summary = recorded.model_copy(update={"phases": phases, "headline": line})
     (folder / "report.html").write_text(render_report(summary, regime, rows, samples), encoding="utf-8")
     _show(summary, folder, Console(stderr=output is Output.JSON), output)
 
 
+def _report_load(folder: Path, target: GoodputTarget | None, output: Output) -> None:
+    """What a load test found, with the goodput of its rows under another target where one is given."""
+    try:
+        summary = LoadSummary.model_validate_json((folder / LOAD_FILE).read_bytes())
+        rows = read_rows(folder / "requests.jsonl") if target else ()
+    except OSError as error:
+        _fail(f"{folder} is no recorded load test: {error.strerror} ({error.filename})")
+    except ValidationError as error:
+        _fail(f"{folder / LOAD_FILE} is none: {describe_validation_error(error)}")
+    except RowsError as error:
+        _fail(str(error))
+    if target:
+        summary = summary.with_goodput(target, rows)
+    if output is Output.JSON:
+        typer.echo(summary.model_dump_json())
+        return
+    for name, value in lines_of(summary):
+        typer.echo(f"{name}: {value}")
+
+
 def _show(summary: RunSummary, folder: Path, console: Console, output: Output) -> None:
     if output is Output.JSON:
         typer.echo(summary.model_dump_json())
         return
-    wide = console if console.width >= TABLE_WIDTH else Console(width=TABLE_WIDTH)
+    width = TABLE_WIDTH + GOODPUT_WIDTH * any(phase.goodput for phase in summary.phases)
+    wide = console if console.width >= width else Console(width=width)
     wide.print(result_table(summary))
     for check in summary.checks:
         console.print(

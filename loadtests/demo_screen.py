@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from nightjar.loadtests.report import COLUMNS, table_cells
+from nightjar.loadtests.report import columns, table_cells
 from nightjar.loadtests.summary import ALL_PHASES, RunSummary
 from nightjar.policy.wire.status import FleetStatus, ReplicaStatus
 
@@ -103,7 +103,7 @@ def plain_line(view: View) -> str:
 def result_table(summary: RunSummary) -> Table:
     """The table per mode and phase."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in COLUMNS:
+    for column in columns(summary.phases):
         header = "\n".join(textwrap.wrap(column, 8))
         table.add_column(header, justify="left" if column in {"mode", "phase"} else "right", no_wrap=True)
     for row in summary.phases:

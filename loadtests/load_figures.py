@@ -10,10 +10,12 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, Self
 
-from nightjar.loadtests.rows import RequestRow
+from nightjar.loadtests.goodput import Goodput, GoodputTarget, Timed, goodput_of
+from nightjar.loadtests.rows import RequestRow, timed
 from nightjar.loadtests.trace_join import JoinShares
 from nightjar.policy.wire.record import Record
 
+LOAD_FILE: Final = "load.json"
 LATE_S: Final = 0.05
 LATE_SHARE: Final = 0.01
 
@@ -67,6 +69,11 @@ class Seen(NamedTuple):
             row.asked_prompt_tokens, row.asked_output_tokens, not row.error,
         )  # fmt: skip
 
+    @property
+    def timed(self) -> Timed:
+        """What a target looks at."""
+        return Timed(self.ttft_s, self.tpot_s, self.e2e_s, self.completion_tokens or 0)
+
 
 class ProcessReport(NamedTuple):
     """One load process at its end: when it began on the wall clock, how late its ticks were, what it sent."""
@@ -114,6 +121,7 @@ class LoadFigures(Record):
     prompt_tokens_over_asked: float | None = None
     prompt_tokens_above_asked: float | None = None
     short_answers: float | None = None
+    goodput: Goodput | None = None
 
 
 class LoadSummary(Record):
@@ -127,9 +135,15 @@ class LoadSummary(Record):
     shares: JoinShares | None = None
     figures: LoadFigures
 
+    def with_goodput(self, target: GoodputTarget, rows: Sequence[RequestRow]) -> LoadSummary:
+        """The same with the goodput of all its rows under a target. A worker on another machine kept its rows there."""
+        whole = (timed(row) for row in rows if not row.error)
+        goodput = goodput_of(target, whole, len(rows), self.figures.duration_s)
+        return self.model_copy(update={"figures": self.figures.model_copy(update={"goodput": goodput})})
 
-def figures_of(reports: Sequence[ProcessReport]) -> LoadFigures:
-    """Of everything that the load processes sent."""
+
+def figures_of(reports: Sequence[ProcessReport], target: GoodputTarget | None = None) -> LoadFigures:
+    """Of everything that the load processes sent, with the goodput under a target where there is one."""
     seen = [one for report in reports for one in report.seen]
     whole = [one for one in seen if one.is_whole]
     duration_s = max((one.start_s + one.e2e_s for one in seen), default=0.0) - min((one.start_s for one in seen), default=0.0)
@@ -155,6 +169,7 @@ def figures_of(reports: Sequence[ProcessReport]) -> LoadFigures:
         prompt_tokens_over_asked=over,
         prompt_tokens_above_asked=above,
         short_answers=_short_share(whole),
+        goodput=goodput_of(target, (one.timed for one in whole), len(seen), duration_s) if target else None,
     )
 
 
@@ -172,6 +187,8 @@ def lines_of(summary: LoadSummary) -> list[tuple[str, str]]:
         ("TPOT ms p50 / p99 / max", str(figures.tpot)),
         ("sent late ms p50 / p99 / max", str(figures.late)),
     ]
+    if figures.goodput:
+        lines.append(("goodput", str(figures.goodput)))
     if figures.processes > 1:
         lines.append(("processes began apart ms", f"{figures.start_spread_s * 1e3:.0f}"))
     if summary.shares is not None:

@@ -59,6 +59,13 @@ def add_load_options(parser: LocustArgumentParser) -> None:
         default=60.0,
         help="Seconds to wait for answers after the load's end. Default: 60",
     )
+    group.add_argument(
+        "--goodput",
+        nargs="+",
+        default=[],
+        metavar="BOUND:MS",
+        help="Also the share of requests within this target, as vllm bench serve has it: ttft:500 tpot:50 e2el:2000 (milliseconds)",
+    )
     _add_trace_options(parser)
 
 

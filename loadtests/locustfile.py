@@ -30,8 +30,9 @@ from locust.runners import MasterRunner, WorkerRunner
 from rich.console import Console
 from rich.table import Table
 
+from nightjar.loadtests.goodput import parse_goodput
 from nightjar.loadtests.load_driver import WHOLE, LoadDriver, Shard
-from nightjar.loadtests.load_figures import LoadSummary, ProcessReport, Seen, figures_of, lines_of, too_slow
+from nightjar.loadtests.load_figures import LOAD_FILE, LoadSummary, ProcessReport, Seen, figures_of, lines_of, too_slow
 from nightjar.loadtests.load_options import add_load_options
 from nightjar.loadtests.loop_watch import LoopWatch
 from nightjar.loadtests.openai_stream import AddressError, ChatRequest, ChatResult, Server, served_model, stream_chat
@@ -132,7 +133,7 @@ def conclude(environment: Environment, **_: Any) -> None:
     if not isinstance(environment.runner, WorkerRunner) and _Driving.finished:
         summary = _summary(environment)
         if _Driving.folder is not None:
-            (_Driving.folder / "load.json").write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            (_Driving.folder / LOAD_FILE).write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
         if not summary.figures.keeps_up:
             logger.warning("%s", too_slow(summary.figures))
         if _options(environment).headless:
@@ -151,7 +152,7 @@ def _summary(environment: Environment) -> LoadSummary:
         seed=options.seed,
         token_counting=load.token_counting,
         shares=load.shares,
-        figures=figures_of(_Driving.finished),
+        figures=figures_of(_Driving.finished, parse_goodput(options.goodput)),
     )
 
 

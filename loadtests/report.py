@@ -61,7 +61,7 @@ def render_report(summary: RunSummary, regime: Regime, rows: Sequence[RequestRow
             f"model {summary.model}; regime {summary.regime}; seed {summary.seed}; {summary.duration_s / 60:.1f} minutes in all"
         ),
         checks="".join(_check(check.name, check.passed, check.detail) for check in summary.checks),
-        head="".join(f"<th>{escape(column)}</th>" for column in COLUMNS),
+        head="".join(f"<th>{escape(column)}</th>" for column in columns(summary.phases)),
         body="".join(_table_row(row) for row in summary.phases),
         caption=escape(demo_caption(samples)),
         modes="".join(f"<h3>{escape(run.mode)}</h3>" for run in runs),
@@ -70,8 +70,14 @@ def render_report(summary: RunSummary, regime: Regime, rows: Sequence[RequestRow
     )
 
 
+def columns(rows: Sequence[PhaseSummary]) -> tuple[str, ...]:
+    """Heads of the table of these rows: with those of goodput where a target was asked for."""
+    target = next((row.goodput.target for row in rows if row.goodput), None)
+    return COLUMNS if target is None else (*COLUMNS, f"within {target}", "their tokens/s")
+
+
 def table_cells(row: PhaseSummary) -> tuple[str, ...]:
-    """A row of the table as text, in the order of COLUMNS; a dash where there is nothing to show."""
+    """A row of the table as text, in the order of `columns`; a dash where there is nothing to show."""
     cost, share, length = row.engine_seconds_per_token, row.share_of_steps_off, row.mean_num_speculative_tokens
     return (
         row.mode,
@@ -85,7 +91,15 @@ def table_cells(row: PhaseSummary) -> tuple[str, ...]:
         str(row.ttft.n) if row.ttft.n == row.tpot.n else f"{row.ttft.n} / {row.tpot.n}",
         "-" if length is None else f"{length:.2f}",
         "-" if share is None else f"{share:.0%}",
+        *_goodput_cells(row),
     )
+
+
+def _goodput_cells(row: PhaseSummary) -> tuple[str, ...]:
+    goodput = row.goodput
+    if goodput is None:
+        return ()
+    return ("-" if goodput.share is None else f"{goodput.share:.1%}", f"{goodput.tokens_per_s:.1f}")
 
 
 def _times(times: Times, form: Callable[[float], str]) -> str:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from nightjar.loadtests.goodput import parse_goodput
 from nightjar.loadtests.load_driver import LoadPlan, Shard
 from nightjar.loadtests.prompts import BUILT_IN_PROMPTS, Text, read_prompts, read_texts, shuffled
 from nightjar.loadtests.regimes import Phase, Regime, parse_regime
@@ -57,12 +58,13 @@ def requested_load(options: Namespace, shard: Shard) -> RequestedLoad:
 
 
 def check_files(options: Namespace) -> None:
-    """Read every file that the options name. Raises ValueError for the first that is unusable."""
+    """Read every file that the options name, and the target of goodput. Raises ValueError for the first that is unusable."""
     if options.trace:
         read_trace(Path(options.trace))
     if options.prompts:
         read_texts(Path(options.prompts))
     token_counter(options.tokenizer)
+    parse_goodput(options.goodput)
 
 
 @lru_cache(maxsize=1)

@@ -15,6 +15,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
+from nightjar.loadtests.goodput import Timed
 from nightjar.policy.wire.record import Count, Identifier, Record, describe_validation_error
 
 OptionalSeconds = Annotated[float | None, Field(ge=0.0, le=1e9)]
@@ -78,6 +79,11 @@ def read_rows(path: Path) -> tuple[RequestRow, ...]:
         except ValidationError as error:
             raise RowsError(f"{path}:{number} is no request row: {describe_validation_error(error)}") from error
     return tuple(rows)
+
+
+def timed(row: RequestRow) -> Timed:
+    """What a target of goodput looks at, of a request that was answered whole."""
+    return Timed(row.ttft_s, row.tpot_s, row.e2e_s, row.completion_tokens or 0)
 
 
 def regime_start_s(rows: Sequence[RequestRow]) -> float | None:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
+from nightjar.loadtests.goodput import Goodput, GoodputTarget, goodput_of
 from nightjar.loadtests.regimes import Regime
-from nightjar.loadtests.rows import RequestRow, regime_start_s
+from nightjar.loadtests.rows import RequestRow, regime_start_s, timed
 from nightjar.loadtests.samples import (
     EngineHistory,
     StatusSample,
@@ -40,6 +41,7 @@ class PhaseSummary(Record):
     tokens_per_s  generated tokens of all engines over wall-clock seconds
     engine_seconds_per_token  step time of all engines over their generated tokens: what a token costs
     mean_num_speculative_tokens, share_of_steps_off  over engine steps
+    goodput  requests within a target, where one was asked for; their tokens per second are the clients' count
     """
 
     mode: str
@@ -54,6 +56,7 @@ class PhaseSummary(Record):
     mean_num_speculative_tokens: float | None
     share_of_steps_off: float | None
     steps: int
+    goodput: Goodput | None = None
 
 
 class Check(Record):
@@ -105,17 +108,21 @@ def stretches(regime: Regime, rows: Sequence[RequestRow]) -> tuple[Stretch, ...]
 
 
 def summarise(
-    regime: Regime, modes: Sequence[str], rows: Sequence[RequestRow], samples: Sequence[StatusSample]
+    regime: Regime,
+    modes: Sequence[str],
+    rows: Sequence[RequestRow],
+    samples: Sequence[StatusSample],
+    target: GoodputTarget | None = None,
 ) -> tuple[PhaseSummary, ...]:
-    """The table: for every mode one row per phase and one for all of them."""
+    """The table: for every mode one row per phase and one for all of them; with the goodput under a target where there is one."""
     table: list[PhaseSummary] = []
     for mode in modes:
         mine = [row for row in rows if row.mode == mode]
         history = EngineHistory([sample for sample in samples if sample.mode == mode])
         found = stretches(regime, mine)
-        table += [_row(mode, stretch, [row for row in mine if row.phase == stretch.phase], history) for stretch in found]
+        table += [_row(mode, stretch, [row for row in mine if row.phase == stretch.phase], history, target) for stretch in found]
         if found:
-            table.append(_row(mode, Stretch(ALL_PHASES, found[0].start_s, found[-1].end_s), mine, history))
+            table.append(_row(mode, Stretch(ALL_PHASES, found[0].start_s, found[-1].end_s), mine, history, target))
     return tuple(table)
 
 
@@ -142,9 +149,12 @@ def _cost(row: PhaseSummary | None) -> float | None:
     return row.engine_seconds_per_token if row else None
 
 
-def _row(mode: str, stretch: Stretch, rows: Sequence[RequestRow], history: EngineHistory) -> PhaseSummary:
+def _row(
+    mode: str, stretch: Stretch, rows: Sequence[RequestRow], history: EngineHistory, target: GoodputTarget | None
+) -> PhaseSummary:
     work: WorkByLength = history.work(stretch.start_s, stretch.end_s)
     duration_s = stretch.end_s - stretch.start_s
+    whole = [row for row in rows if not row.error]
     return PhaseSummary(
         mode=mode,
         phase=stretch.phase,
@@ -158,6 +168,7 @@ def _row(mode: str, stretch: Stretch, rows: Sequence[RequestRow], history: Engin
         mean_num_speculative_tokens=mean_length(work),
         share_of_steps_off=share_off(work),
         steps=all_work(work).steps,
+        goodput=goodput_of(target, map(timed, whole), len(rows), duration_s) if target else None,
     )
 
 

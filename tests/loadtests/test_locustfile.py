@@ -153,6 +153,7 @@ def test_failed_requests_are_rows_with_their_error_and_exit_code_1(server: FakeS
         (("--host", "http://127.0.0.1:9", "--model", "tiny"), "no server at http://127.0.0.1:9"),
         (("--host", "http://127.0.0.1:9", "--trace", "missing.csv"), "trace missing.csv cannot be read"),
         (("--host", "http://127.0.0.1:9", "--tokenizer", "missing"), "allowed is a tokenizer.json"),
+        (("--host", "http://127.0.0.1:9", "--goodput", "ttft:fast"), "goodput 'ttft:fast': allowed are"),
     ],
 )
 def test_a_dead_host_or_an_unusable_option_ends_at_once_with_one_message(arguments: tuple[str, ...], told: str) -> None:
@@ -168,7 +169,8 @@ def asked_prompt(request: dict[str, Any]) -> str:
 
 def test_a_trace_joined_with_texts_is_played_by_two_processes_each_request_exactly_once(server: FakeServer, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    done = locust("--host", server.url, *write_trace_files(tmp_path).options, "--ignore-eos", "--runs", str(runs), *two_processes())
+    options = ("--ignore-eos", "--goodput", "ttft:60000", "tpot:60000", "--runs", str(runs), *two_processes())
+    done = locust("--host", server.url, *write_trace_files(tmp_path).options, *options)
     assert done.returncode == 0, done.stderr
     join = [JoinedRequest.model_validate_json(line) for line in (runs / "latest/join.jsonl").read_text().splitlines()]
     rows = {row.request_id: row for row in read_rows(runs / "latest/requests.jsonl")}
@@ -179,7 +181,7 @@ def test_a_trace_joined_with_texts_is_played_by_two_processes_each_request_exact
     summary = LoadSummary.model_validate_json((runs / "latest/load.json").read_bytes())
     assert (summary.figures.processes, summary.figures.requests, summary.figures.failed) == (2, 30, 0)
     assert summary.shares is not None
-    for told in ("sent late ms", "estimated at 4 characters a token", "stretched by further ones", "TTFT ms"):
+    for told in ("sent late ms", "estimated at 4 characters a token", "stretched by further ones", "100.0% of 30 requests within"):
         assert told in done.stderr
     assert "late" in done.stderr
 

@@ -10,10 +10,11 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.console import Console
 
-from nightjar.loadtests.commands import TABLE_WIDTH
+from nightjar.loadtests.commands import GOODPUT_WIDTH, TABLE_WIDTH
 from nightjar.loadtests.demo_screen import result_table
+from nightjar.loadtests.goodput import GoodputTarget
 from nightjar.loadtests.regimes import parse_regime
-from nightjar.loadtests.report import COLUMNS, render_report, table_cells
+from nightjar.loadtests.report import COLUMNS, columns, render_report, table_cells
 from nightjar.loadtests.samples import (
     EngineHistory,
     SamplesError,
@@ -142,6 +143,22 @@ def test_the_report_is_one_page_with_every_number_of_the_table_and_nothing_from_
     assert "a &lt;model&gt;" in page
     assert "killed here" in page
     assert all(foreign not in page for foreign in ("http:", "https:", "<script", "src=", "@import", "url("))
+
+
+def test_a_target_adds_two_columns_to_table_and_page() -> None:
+    phases = summarise(REGIME, ("off",), ROWS, SAMPLES, GoodputTarget(ttft_ms=700))
+    assert [(line.phase, line.goodput.share if line.goodput else None) for line in phases] == [
+        ("quiet", 1.0), ("surge", pytest.approx(1 / 3)), ("all", 0.5),
+    ]  # fmt: skip
+    summary = run_summary().model_copy(update={"phases": phases})
+    assert columns(phases)[-2:] == ("within ttft:700", "their tokens/s")
+    assert all(len(table_cells(line)) == len(columns(phases)) for line in phases)
+    page, file = render_report(summary, REGIME, ROWS, SAMPLES), io.StringIO()
+    Console(file=file, width=TABLE_WIDTH + GOODPUT_WIDTH).print(result_table(summary))
+    for told in ("33.3%", "50.0%"):
+        assert f"<td>{told}</td>" in page
+        assert told in file.getvalue()
+    assert "…" not in file.getvalue()
 
 
 def test_every_chart_is_well_formed_and_draws_inside_its_box() -> None:
