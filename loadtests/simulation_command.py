@@ -20,6 +20,8 @@ from rich.console import Console
 
 from nightjar.loadtests.bench_summary import Effort as RunEffort
 from nightjar.loadtests.bench_summary import RunFacts, StrictOption, make_command, print_missed
+from nightjar.loadtests.goodput import GoodputTarget, parse_goodput
+from nightjar.loadtests.goodput_option import GoodputCommand, GoodputOption
 from nightjar.loadtests.interrupts import as_keyboard_interrupt
 from nightjar.loadtests.output import Output, OutputOption
 from nightjar.loadtests.regimes import Regime, RegimeError, parse_regime
@@ -32,6 +34,7 @@ from nightjar.loadtests.simulation.experiments.catalogue import EXPERIMENTS
 from nightjar.loadtests.simulation.experiments.contestants import ContestantError, check_name
 from nightjar.loadtests.simulation.experiments.efforts import BENCH, FULL, QUICK, QUICK_LOADS, QUICK_PROFILES
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Effort, Experiment
+from nightjar.loadtests.simulation.experiments.goodput import UNDER_TARGET
 from nightjar.loadtests.simulation.experiments.loads import LOADS
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, Profile, ProfileError, read_profile
 from nightjar.loadtests.traces import read_trace
@@ -54,6 +57,7 @@ class Asked:
     trace: Path | None
     seeds: int | None
     effort: Effort
+    goodput: GoodputTarget | None = None
 
 
 def simulate(
@@ -69,6 +73,7 @@ def simulate(
     ] = None,
     planner: Annotated[list[str] | None, typer.Option(help="Run only these planners. Repeatable.", show_default="all")] = None,
     trace: Annotated[Path | None, typer.Option(help="CSV of a recorded load (docs/load-traces.md): one more load.")] = None,
+    goodput: GoodputOption = None,
     seeds: Annotated[int | None, typer.Option(help="Seeds where a bar looks, counted from 0.", min=1, max=MAX_SEEDS)] = None,
     only: Annotated[
         list[str] | None,
@@ -81,6 +86,7 @@ def simulate(
 ) -> None:
     """The planner against the paper's, every static setting and published rivals, in virtual time.
 
+    With --goodput and no --only: the highest load at which 95 % of requests are within the target, by planner.
     Prints the plan with its estimate, runs it on all cores, and writes rows.jsonl, summary.json (every bar under `bars`) and
     report.html. Deterministic: same seeds, same rows. Cells where we lose are printed, not dropped. Exit code 0 if every run
     came to its end, also where a bar was missed (see --strict); 1 if one broke off; 2 for a bad command line.
@@ -90,7 +96,7 @@ def simulate(
         _fail("--quick and --full: choose one of them")
     effort = QUICK if quick else FULL if full else BENCH
     try:
-        asked = Asked(profile or (), regime or (), planner or (), only or (), trace, seeds, effort)
+        asked = Asked(profile or (), regime or (), planner or (), only or (), trace, seeds, effort, parse_goodput(goodput or ()))
         campaign = Campaign(choose_experiments(asked), choose(asked), jobs or cores())
     except (RefusedError, ProfileError, RegimeError, ContestantError, ValueError) as error:
         _fail(str(error))
@@ -115,16 +121,22 @@ def effort_of(asked: Asked) -> RunEffort:
     """Whether a run with this command line is evidence for the bars: everything, with at least as many seeds as they ask for."""
     if asked.effort is QUICK:
         return "quick"
-    parts = (asked.profiles, asked.regimes, asked.planners, asked.only, asked.trace)
+    parts = (asked.profiles, asked.regimes, asked.planners, asked.only, asked.trace, asked.goodput)
     return "partial" if any(parts) or asked.seeds is not None else "whole"
 
 
 def choose_experiments(asked: Asked) -> tuple[Experiment, ...]:
-    """The experiments to run: those that a bar looks at, unless others are named. Raises RefusedError for an unknown one."""
-    for name in asked.only:
+    """The experiments to run: those that a bar looks at, unless others are named, or only a target is.
+
+    Raises RefusedError for an unknown one.
+    """
+    only = asked.only or ([UNDER_TARGET.name] if asked.goodput else [])
+    for name in only:
         if name not in EXPERIMENTS:
             raise RefusedError(f"experiment {_unknown(name, EXPERIMENTS)}")
-    return tuple(one for name, one in EXPERIMENTS.items() if (name in asked.only if asked.only else one.bars))
+    if UNDER_TARGET.name in only and not asked.goodput:
+        raise RefusedError(f"experiment {UNDER_TARGET.name} needs a target: --goodput ttft:500 tpot:50")
+    return tuple(one for name, one in EXPERIMENTS.items() if (name in only if only else one.bars))
 
 
 def choose(asked: Asked) -> Choice:
@@ -143,6 +155,7 @@ def choose(asked: Asked) -> Choice:
         regimes=regimes,
         planners=frozenset(map(check_name, asked.planners)) or None,
         trace=asked.trace,
+        goodput=asked.goodput,
     )
 
 
@@ -188,4 +201,4 @@ def _fail(message: str, code: int = 2) -> NoReturn:
 
 
 app = typer.Typer(help="The planner in virtual time.")
-app.command()(simulate)
+app.command(cls=GoodputCommand)(simulate)

@@ -19,6 +19,7 @@ from nightjar.loadtests.simulation.evidence.bar_list import (
     lowest_ratio,
 )
 from nightjar.loadtests.simulation.evidence.bars import GOODPUT, Bar, Cells, Found, ratios
+from nightjar.loadtests.simulation.evidence.goodput_table import goodput_grid
 from nightjar.loadtests.simulation.evidence.grid import DASH, Grid, geometric_mean, number, ratio, share
 from nightjar.loadtests.simulation.evidence.limit_bars import limit_grid
 from nightjar.loadtests.simulation.evidence.paper_table import paper_grids
@@ -270,6 +271,7 @@ def all_grids(rows: Sequence[RunRow]) -> list[Grid]:
         steady_grid(rows),
         storm_grid(rows),
         limit_grid(rows),
+        goodput_grid(rows),
         variant_grid(
             rows, "pooling", "Learning by fleet size", ("lost_tokens_per_replica", "done_s", "lost_tokens_per_replica_in_all")
         ),

@@ -23,6 +23,7 @@ from nightjar.loadtests.simulation.evidence.rows import RunRow, failures, write_
 from nightjar.loadtests.simulation.evidence.runner import Cell, run_cells, without_repeats
 from nightjar.loadtests.simulation.evidence.summary import SimulationSummary, span_of, summarise
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
+from nightjar.loadtests.simulation.experiments.measuring import counting
 
 ROWS: Final = "rows.jsonl"
 SUMMARY: Final = "summary.json"
@@ -42,7 +43,7 @@ class Campaign:
         lines: list[tuple[str, ...]] = []
         total, seen = 0.0, set[tuple[str, str, str, int]]()
         for experiment in self.experiments:
-            cells = [cell for wave in experiment.waves for cell in wave(self.choice, ())]
+            cells = [cell for wave in range(len(experiment.waves)) for cell in self._cells(experiment, wave, ())]
             fresh = [cell for cell in without_repeats(cells) if cell.key not in seen]
             seen.update(cell.key for cell in fresh)
             core_s = sum(cell.expected_s for cell in fresh)
@@ -87,10 +88,7 @@ class Campaign:
     def _run_wave(self, wave: int, rows: list[RunRow], folder: Path, console: Console) -> None:
         done = {row.key for row in rows}
         wanted = [
-            cell
-            for experiment in self.experiments
-            if wave < len(experiment.waves)
-            for cell in experiment.waves[wave](self.choice, rows)
+            cell for experiment in self.experiments if wave < len(experiment.waves) for cell in self._cells(experiment, wave, rows)
         ]
         cells = [cell for cell in without_repeats(wanted) if cell.key not in done]
         with RunProgress(console, cells) as progress:
@@ -101,6 +99,11 @@ class Campaign:
                 progress.finished(cell, row)
 
             run_cells(cells, self.jobs, finished)
+
+    def _cells(self, experiment: Experiment, wave: int, rows: Sequence[RunRow]) -> list[Cell]:
+        """Of one wave; with the target of goodput, if there is one, in every scenario."""
+        cells, target = experiment.waves[wave](self.choice, rows), self.choice.goodput
+        return [counting(cell, target) for cell in cells] if target else cells
 
     def _write(self, folder: Path, rows: Sequence[RunRow], facts: RunFacts) -> SimulationSummary:
         """Write summary.json and report.html of these rows."""

@@ -8,6 +8,7 @@ from typing import Final
 from nightjar.loadtests.simulation.experiments.ablation import ABLATION
 from nightjar.loadtests.simulation.experiments.changing_texts import CHANGING
 from nightjar.loadtests.simulation.experiments.experiment import Experiment
+from nightjar.loadtests.simulation.experiments.goodput import UNDER_TARGET
 from nightjar.loadtests.simulation.experiments.heads import HEADS
 from nightjar.loadtests.simulation.experiments.limit import STEP_LIMIT
 from nightjar.loadtests.simulation.experiments.open_loop import OPEN_LOOP, RIVAL
@@ -29,6 +30,7 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = {
         RIVAL,
         PREFILL_STEPS,
         STEP_LIMIT,
+        UNDER_TARGET,
         HEADS,
         CHANGING,
         POOLING,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from nightjar.loadtests.goodput import GoodputTarget
 from nightjar.loadtests.regimes import Regime
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
@@ -110,6 +111,7 @@ class Choice:
     loads     names of loads.LOADS, or a regime of the user's own by its text
     planners  the only planners to run; None: all
     trace     a recorded trace to run as one more open-loop load
+    goodput   a target whose requests every run counts; None: none
     """
 
     profiles: tuple[Profile, ...]
@@ -118,6 +120,7 @@ class Choice:
     regimes: tuple[tuple[str, Regime], ...] = ()
     planners: frozenset[str] | None = None
     trace: Path | None = None
+    goodput: GoodputTarget | None = None
 
     def few(self, count: int | None = None) -> tuple[Profile, ...]:
         """The first `count` (None: all) of the profiles in the order of FEW, for experiments that need not see all."""

@@ -7,7 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from nightjar.loadtests.simulation.evidence.runner import Outcome
+from nightjar.loadtests.goodput import GoodputTarget
+from nightjar.loadtests.regimes import Regime
+from nightjar.loadtests.simulation.evidence.goodput_table import KEPT_SHARE, KEPT_TOKENS, OFFERED
+from nightjar.loadtests.simulation.evidence.runner import Cell, Outcome
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.loadtests.simulation.service.results import RunResult, Second
 from nightjar.loadtests.simulation.service.scenario import Scenario
@@ -39,6 +42,12 @@ class Simulate:
         return self.measure(self.scenario, simulate(self.scenario))
 
 
+def counting(cell: Cell, target: GoodputTarget) -> Cell:
+    """The same run with requests within a target counted."""
+    assert isinstance(cell.job, Simulate)
+    return replace(cell, job=replace(cell.job, scenario=replace(cell.job.scenario, goodput=target)))
+
+
 def basic(scenario: Scenario, result: RunResult) -> Outcome:
     """Goodput, latency, K, restarts and the budget: what every row has."""
     totals = result.totals
@@ -66,6 +75,8 @@ def basic(scenario: Scenario, result: RunResult) -> Outcome:
         ("e2e", result.e2e_s),
     ):
         measures |= {f"{name}_{which}_s": getattr(quantiles, which) for which in ("mean", "p50", "p95", "p99")}
+    if result.under_target is not None and result.under_target.share is not None:
+        measures |= {KEPT_SHARE: result.under_target.share, KEPT_TOKENS: result.under_target.tokens_per_s}
     if totals.best_tokens:
         measures["lost_share"] = totals.regret_tokens / totals.best_tokens
     if scenario.planner.operator is not None and not scenario.events and scenario.network.is_perfect:
@@ -80,6 +91,14 @@ def until_the_last_answer(scenario: Scenario, result: RunResult) -> Outcome:
         raise ValueError(f"{result.unfinished} of {result.answered + result.unfinished} requests were not answered in time")
     took_s = result.last_answer_s - scenario.warm_up_s
     return basic(scenario, replace(result, measured_s=took_s))
+
+
+def under_target(scenario: Scenario, result: RunResult) -> Outcome:
+    """The basic measures, and at which mean rate requests were offered."""
+    load = scenario.workload.load
+    assert isinstance(load, Regime), "a trace has no rate"
+    outcome = basic(scenario, result)
+    return Outcome({**outcome.measures, OFFERED: load.phases[0].requests_per_s or 0.0}, outcome.series, outcome.steps)
 
 
 def with_length(scenario: Scenario, result: RunResult) -> Outcome:

@@ -148,24 +148,24 @@ class Fleet:
         replica.left_s = self._timeline.now_s
         return True
 
-    def submit(self, demand: Demand) -> None:
+    def submit(self, demand: Demand) -> SimulatedRequest:
         """Send a request where the router says."""
         number = self._router.pick(demand.user)
         replica = self.replicas[number]
         replica.engine.wait_until(demand.due_s)
-        replica.engine.submit(
-            SimulatedRequest(
-                demand.number,
-                demand.due_s,
-                demand.prompt_tokens,
-                demand.output_tokens,
-                demand.acceptance_class,
-                demand.cached_tokens,
-            )
+        request = SimulatedRequest(
+            demand.number,
+            demand.due_s,
+            demand.prompt_tokens,
+            demand.output_tokens,
+            demand.acceptance_class,
+            demand.cached_tokens,
         )
+        replica.engine.submit(request)
         if not replica.is_running:
             replica.is_running = True
             heapq.heappush(self._running, (replica.engine.now_s, number))
+        return request
 
     def begin_anew(self) -> list[SimulatedRequest]:
         """Drop every request in flight: each engine is empty as soon as the step that it is in has ended, and from then on meets

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 
+from nightjar.loadtests.goodput import Goodput, Timed
 from nightjar.loadtests.simulation.engine.leases import LeasedRestart, begun_above, most_at_once
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.service.control_plane import ControlPlane
@@ -33,6 +34,9 @@ class Measures:
         self._e2e_s: list[float] = []
         self._last_answer_s = 0.0
         self._asked = 0
+        self._in_flight: dict[int, SimulatedRequest] = {}
+        self._kept = self._decided = 0
+        self._kept_tokens = 0
         self._asked_tokens = 0.0
         self._seconds: list[Second] = []
         self._last: dict[str, Totals] = {}
@@ -43,10 +47,12 @@ class Measures:
             replica.before = totals_of(replica.engine)
             replica.outputs_before = len(replica.engine.totals.output_seconds)
 
-    def note_asked(self, demand: Demand) -> None:
+    def note_asked(self, demand: Demand, request: SimulatedRequest) -> None:
         """A request was sent."""
         if demand.due_s < self._scenario.warm_up_s:
             return
+        if self._scenario.goodput is not None:
+            self._in_flight[request.number] = request
         self._asked += 1
         self._asked_tokens += math.inf if demand.user is not None else demand.output_tokens
 
@@ -56,6 +62,12 @@ class Measures:
         assert request.finish_s is not None
         if request.arrival_s < self._scenario.warm_up_s:
             return
+        if (target := self._scenario.goodput) is not None:
+            del self._in_flight[request.number]
+            self._decided += 1
+            if target.is_kept_by(timed(request, request.finish_s)):
+                self._kept += 1
+                self._kept_tokens += request.output_tokens
         self._ttft_s.append(request.first_token_s - request.arrival_s)
         self._e2e_s.append(request.finish_s - request.arrival_s)
         self._last_answer_s = max(self._last_answer_s, request.finish_s)
@@ -120,9 +132,19 @@ class Measures:
             guard_trips=sum(replica.engine.guard_trips for replica in self._fleet),
             incarnation=control.store.incarnation if control is not None else 0,
             steps_with_warm_up=sum(replica.engine.totals.steps for replica in self._fleet),
+            under_target=self._under_target(),
             seconds=tuple(self._seconds),
             learned=learned(control.actor.state) if control is not None and control.actor is not None else None,
         )
+
+    def _under_target(self) -> Goodput | None:
+        """Of the answered requests, and of those in flight at the end that can no longer keep the target."""
+        target, scenario = self._scenario.goodput, self._scenario
+        if target is None:
+            return None
+        lost = sum(not target.is_kept_by(timed(request, scenario.duration_s)) for request in self._in_flight.values())
+        tokens_per_s = self._kept_tokens / (scenario.duration_s - scenario.warm_up_s)
+        return Goodput(target=target, requests=self._decided + lost, kept=self._kept, tokens_per_s=tokens_per_s)
 
     def _itl_s(self) -> Quantiles:
         """From output to output, each decode row of each step counted once."""
@@ -164,3 +186,11 @@ class Measures:
         most = self._scenario.profile.limits.max_num_seqs
         lengths = lengths_by_batch(plan, most)
         return tuple(lengths[bucket_range(bucket, most)[0]] for bucket in buckets_up_to(most))
+
+
+def timed(request: SimulatedRequest, end_s: float) -> Timed:
+    """A request as a target looks at it, were its last token to come at `end_s`."""
+    first_s = end_s if request.first_token_s is None else request.first_token_s
+    tokens = request.output_tokens
+    tpot_s = (end_s - first_s) / (tokens - 1) if tokens > 1 else None
+    return Timed(first_s - request.arrival_s, tpot_s, end_s - request.arrival_s, tokens)

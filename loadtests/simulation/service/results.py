@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from nightjar.loadtests.goodput import Goodput
 from nightjar.policy.prior.learned import LearnedTables
 
 
@@ -139,7 +140,8 @@ class RunResult:
     answers asked for after warm-up, infinite where closed-loop users ask, for they ask by what they get. `max_leases_in_flight` and
     `budget_violations` count what engines did from the start: the most restarts by lease at once, and those that began above the
     operator's budget, in the group or on a node (INV-6). `refused_reports`, `guard_trips` and `steps_with_warm_up` count from
-    the start, too.
+    the start, too. `under_target` is of the answered requests that arrived after warm-up, and of those that could no longer keep
+    the scenario's target at the end; None without one.
     """
 
     planner: str
@@ -161,6 +163,7 @@ class RunResult:
     guard_trips: int
     incarnation: int
     steps_with_warm_up: int
+    under_target: Goodput | None = None
     seconds: tuple[Second, ...] = ()
     learned: LearnedTables | None = None
 
@@ -178,7 +181,8 @@ class RunResult:
 
     def to_bytes(self) -> bytes:
         """A canonical form: equal results give equal bytes."""
-        plain = asdict(self) | {"learned": None if self.learned is None else self.learned.model_dump(mode="json")}
+        records = {"learned": self.learned, "under_target": self.under_target}
+        plain = asdict(self) | {name: None if one is None else one.model_dump(mode="json") for name, one in records.items()}
         return json.dumps(plain, sort_keys=True).encode()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from nightjar.loadtests.goodput import GoodputTarget
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.service.autoscaler import Autoscale
 from nightjar.loadtests.simulation.service.control_plane import PERFECT, Network
@@ -103,7 +104,8 @@ class Scenario:
     `replicas_per_node` share a node's host link, which matters with `offload` (the operator's settings must allow it, too).
     `catch_up_chunk_tokens` is the most that an engine recomputes in one step, settings may lower it; None: everything at once.
     With `until_answered` the run ends with the last answer to open-loop requests, before `duration_s` where that is later.
-    `series` keeps one row a second, `track_regret` compares every step with the best K; both cost time.
+    `goodput` is a target whose requests are counted. `series` keeps one row a second, `track_regret` compares every step with the
+    best K; both cost time.
     """
 
     profile: Profile
@@ -126,6 +128,7 @@ class Scenario:
     catch_up_chunk_tokens: int | None = 2048
     offload: bool = False
     until_answered: bool = False
+    goodput: GoodputTarget | None = None
     series: bool = False
     track_regret: bool = False
 

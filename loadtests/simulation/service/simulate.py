@@ -159,8 +159,7 @@ class _Run:
         self._schedule_arrival()
 
     def _ask(self, demand: Demand) -> None:
-        self._measures.note_asked(demand)
-        self._fleet.submit(demand)
+        self._measures.note_asked(demand, self._fleet.submit(demand))
 
     def _set_users(self, count: int) -> None:
         for demand in self._users.set_count(count, self._timeline.now_s):
