@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator, Callable
 
 import httpx
 
-from tests.benchmarks.live.answers import Answer, tokens_between
+from nightjar.loadtests.goodput import GoodputTarget, Timed, goodput_of
+from tests.benchmarks.live.answers import Answer, goodput_between, tokens_between
 from tests.benchmarks.live.chat_client import Question, ask
 from tests.benchmarks.live.crowd import Crowd, Deck
+from tests.benchmarks.live.playing import Window, goodput_cell
 
 URLS = {"first": "http://one", "second": "http://two"}
 PAUSE_S = 0.01
@@ -70,6 +72,20 @@ async def test_every_user_of_every_replica_has_its_turns_and_no_question_is_aske
     assert {question for _, question in server.asked} == {f"question {number}" for number in range(8)}
     assert Counter(host for host, _ in server.asked) == {"one": 4, "two": 4}
     assert all(answer.is_whole and answer.tokens == 4 for answer in crowd.answers)
+
+
+async def test_of_the_requests_that_end_in_a_window_those_within_a_target_count_and_failed_ones_do_not() -> None:
+    server = Server()
+    async with server.client() as client, Crowd(client, URLS, deck()) as crowd:
+        crowd.resize(2)
+        await crowd.finished()
+    answers = [*crowd.answers, Answer("first", 99, error="refused", ended_s=crowd.answers[0].ended_s)]
+    found = goodput_between(answers, 0.0, math.inf, GoodputTarget(ttft_ms=1e6, tpot_ms=1e6))
+    assert (found.requests, found.kept) == (9, 8)
+    assert goodput_between(answers, 0.0, math.inf, GoodputTarget(ttft_ms=1e-3)).kept == 0
+    assert goodput_between(answers, math.inf, math.inf, GoodputTarget(ttft_ms=1e6)).requests == 0
+    one = Window(10.0, 40, {}, 40.0, goodput_of(GoodputTarget(ttft_ms=1e6), [Timed(0.1, 0.1, 1.0, 20)], 2, 10.0))
+    assert goodput_cell([one, one, Window(5.0, 0, {}, 0.0)]) == "50.0%, 2.0"
 
 
 async def test_the_same_deck_asks_the_same_however_fast_answers_come() -> None:

@@ -14,6 +14,8 @@ from typing import Annotated, Final
 import typer
 
 from nightjar.loadtests.bench_summary import StrictOption
+from nightjar.loadtests.goodput import GoodputError, GoodputTarget, parse_goodput
+from nightjar.loadtests.goodput_option import GoodputCommand, GoodputOption
 from nightjar.loadtests.prompts import PromptsError
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from tests.benchmarks.engine.fixture import build, says
@@ -43,8 +45,11 @@ MOST_TOLD_ERRORS: Final = 5
 class Bench:
     """The sections of one run, on one system."""
 
-    def __init__(self, run: BenchRun, effort: Effort, categories: dict[str, list[str]]) -> None:
+    def __init__(
+        self, run: BenchRun, effort: Effort, categories: dict[str, list[str]], target: GoodputTarget | None = None
+    ) -> None:
         self._run = run
+        self._target = target
         self._effort = effort
         self._categories = categories
 
@@ -53,7 +58,7 @@ class Bench:
         models, sections = build(NOISE), self._run.sections
         self._run.tell("starting Ray Serve, the policy and two replicas")
         with live_system(models) as system:
-            player = Player(system, self._run.tell)
+            player = Player(system, self._run.tell, self._target)
             self._run.tell("both replicas serve")
             runs: list[ColdRun] = []
             if "pooled" in sections:
@@ -129,9 +134,14 @@ def main(
             help="JSON lines with `category` and `turns`.", show_default=f"{PROMPTS_FILE} in ${DATA_VARIABLE} or ../shared/data"
         ),
     ] = None,
+    goodput: GoodputOption = None,
     strict: StrictOption = False,
 ) -> None:
     """Measure the fleet planner on a live system: steady and changing loads, cold starts, acceptance by category."""
+    try:
+        target = parse_goodput(goodput or ())
+    except GoodputError as error:
+        raise typer.BadParameter(str(error), param_hint="--goodput") from error
     file = _prompts_file(prompts)
     only = only or [section for section in SECTIONS if section != "categories" or file is not None]
     sections = sections_to_run(only, SECTIONS, NEEDS)
@@ -140,9 +150,11 @@ def main(
     run = BenchRun("live", seeds=[seed], sections=sections, output=output, effort=effort, subject=says(NOISE))
     if "categories" not in sections:
         run.tell(f"without the section categories; --prompts or {DATA_VARIABLE} names its file, {PROMPTS_FILE}")
-    Bench(run, QUICK if quick else FULL, categories).measure()
+    Bench(run, QUICK if quick else FULL, categories, target).measure()
     raise typer.Exit(run.end(strict=strict))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer()
+    app.command(cls=GoodputCommand)(main)
+    app()

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
+from nightjar.loadtests.goodput import Goodput, GoodputTarget, Timed, goodput_of
+
 
 class Arrival(NamedTuple):
     """One event of a stream, on the client's monotonic clock."""
@@ -29,6 +31,10 @@ class Answer:
     arrivals: list[Arrival] = field(default_factory=list)
     is_whole: bool = False
     error: str = ""
+    timed: Timed | None = None
+    """What a target of goodput looks at, once it is whole."""
+    ended_s: float | None = None
+    """On the clock of its arrivals; None for one that was cut off."""
 
     @property
     def has_ended(self) -> bool:
@@ -72,6 +78,12 @@ def tokens_of_whole_steps(answers: Iterable[Answer], from_s: float, to_s: float)
         if last_s > first_s:
             found += tokens_between(own, first_s, last_s) / (last_s - first_s) * (to_s - from_s)
     return found
+
+
+def goodput_between(answers: Iterable[Answer], from_s: float, to_s: float, target: GoodputTarget) -> Goodput:
+    """Of the requests that ended after `from_s` and not after `to_s`; one that failed kept nothing."""
+    ended = [answer for answer in answers if answer.ended_s is not None and from_s < answer.ended_s <= to_s]
+    return goodput_of(target, (answer.timed for answer in ended if answer.timed), len(ended), to_s - from_s)
 
 
 def acceptance_seen(answers: Iterable[Answer], num_speculative_tokens: int) -> tuple[list[int], list[int]]:

@@ -27,7 +27,7 @@ from tests.benchmarks.live.arms import AUTO, STATIC, TABLE, length_of
 from tests.benchmarks.live.crowd import Crowd, Deck
 from tests.benchmarks.live.effort import Effort
 from tests.benchmarks.live.paired import Pair, Speed, matched, paired_ratio
-from tests.benchmarks.live.playing import Player, Window, question, window
+from tests.benchmarks.live.playing import Player, Window, goodput_cell, goodput_title, question, window
 from tests.benchmarks.live.stock_table import tuned_table
 from tests.benchmarks.measuring.outcome import Lines, Outcome
 
@@ -117,7 +117,12 @@ def measure_changing(
     player.system.add_stock(table)
     for number in effort.changing_rounds.numbers():
         play(mirrored(shuffled(AUTO, TABLE, runs.best_static())), FIRST_ROUND + 1 + number)
-    return _outcome(runs, table, seed)
+    outcome = _outcome(runs, table, seed)
+    if player.target:
+        arms = [arm for arm in (AUTO, *STATIC, TABLE) if runs.of(arm)]
+        lines: list[Sequence[str]] = [[arm, goodput_cell([run.whole for run in runs.of(arm)])] for arm in arms]
+        outcome.tables.append((goodput_title("Changing load", player.target), ("arm", "within, tokens/s"), lines))
+    return outcome
 
 
 def mirrored(arms: Sequence[str]) -> tuple[str, ...]:

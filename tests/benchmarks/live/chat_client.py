@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import httpx
 
+from nightjar.loadtests.goodput import Timed
 from nightjar.loadtests.openai_stream import ChatRequest, StreamParser
 from tests.benchmarks.engine.fixture import SYSTEM
 from tests.benchmarks.live.answers import Answer, Arrival
@@ -55,8 +56,12 @@ async def ask(client: httpx.AsyncClient, url: str, question: Question, answer: A
                     _take(parser, line, answer)
     except httpx.HTTPError as error:
         failure = f"{type(error).__name__}: {error}"
-    answer.error = parser.result(time.monotonic(), failure=failure).error
-    answer.is_whole = not answer.error
+    answer.ended_s = time.monotonic()
+    result = parser.result(answer.ended_s, failure=failure)
+    answer.error = result.error
+    answer.is_whole = not result.error
+    if answer.is_whole:
+        answer.timed = Timed(result.ttft_s, result.tpot_s, result.e2e_s, result.completion_tokens or 0)
 
 
 def _take(parser: StreamParser, line: str, answer: Answer) -> None:

@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+from nightjar.loadtests.goodput import Goodput, GoodputTarget, pooled
 from nightjar.loadtests.samples import EngineHistory, StatusSample, WorkByLength, all_work
 from tests.benchmarks.engine.fixture import questions
-from tests.benchmarks.live.answers import Answer, tokens_between, tokens_of_whole_steps
+from tests.benchmarks.live.answers import Answer, goodput_between, tokens_between, tokens_of_whole_steps
 from tests.benchmarks.live.applications import OURS
 from tests.benchmarks.live.arms import TABLE
 from tests.benchmarks.live.chat_client import open_client
@@ -45,6 +46,8 @@ class Window:
     work: WorkByLength
     steady_tokens: float
     """What `tokens` would be if the window began and ended with a step: for loads that stand still."""
+    goodput: Goodput | None = None
+    """Of the requests that ended in it, where a target was asked for."""
 
     @property
     def speed(self) -> float:
@@ -65,8 +68,10 @@ class Window:
 class Player:
     """Plays loads, one at a time, and counts every request of all of them."""
 
-    def __init__(self, system: LiveSystem, tell: Callable[[str], None]) -> None:
+    def __init__(self, system: LiveSystem, tell: Callable[[str], None], target: GoodputTarget | None = None) -> None:
+        """`target`: also the goodput under it, of every window."""
         self.system = system
+        self.target = target
         self._tell = tell
         self.requests = 0
         self.errors: list[str] = []
@@ -101,7 +106,7 @@ class Player:
 
     def window(self, answers: Sequence[Answer], first: StatusSample, last: StatusSample) -> Window:
         """What came between two looks, and what our engines did; noted for `clients_over_engines`."""
-        seen = window(answers, first, last)
+        seen = window(answers, first, last, self.target)
         if seen.work:
             self._client_tokens += seen.tokens
             self._engine_tokens += all_work(seen.work).generated_tokens
@@ -135,8 +140,21 @@ class Player:
         return StatusSample(time_s=time.monotonic(), status=status)
 
 
-def window(answers: Sequence[Answer], first: StatusSample, last: StatusSample) -> Window:
+def window(answers: Sequence[Answer], first: StatusSample, last: StatusSample, target: GoodputTarget | None = None) -> Window:
     """What came, and what was done, between two looks."""
     work = EngineHistory([first, last]).work(first.time_s, last.time_s)
     from_s, to_s = first.time_s, last.time_s
-    return Window(to_s - from_s, tokens_between(answers, from_s, to_s), work, tokens_of_whole_steps(answers, from_s, to_s))
+    goodput = goodput_between(answers, from_s, to_s, target) if target else None
+    tokens, steady_tokens = tokens_between(answers, from_s, to_s), tokens_of_whole_steps(answers, from_s, to_s)
+    return Window(to_s - from_s, tokens, work, steady_tokens, goodput)
+
+
+def goodput_cell(windows: Sequence[Window]) -> str:
+    """Of several windows together: share within the target, and their tokens a second; a dash where nothing was counted."""
+    together = pooled([(one.goodput, one.seconds) for one in windows if one.goodput])
+    return "-" if together is None or together.share is None else f"{together.share:.1%}, {together.tokens_per_s:.1f}"
+
+
+def goodput_title(what: str, target: GoodputTarget) -> str:
+    """Of a table with such cells."""
+    return f"{what}: share of requests within {target}, tokens/s of those"

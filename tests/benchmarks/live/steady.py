@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from nightjar.loadtests.goodput import GoodputTarget
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from tests.benchmarks.live.applications import OURS
 from tests.benchmarks.live.arms import AUTO, OFF, STATIC, length_of
 from tests.benchmarks.live.crowd import Deck
 from tests.benchmarks.live.effort import MAX_TOKENS, Effort, SteadyLoad
 from tests.benchmarks.live.paired import RESAMPLED, Pair, Ratio, Speed, matched, paired_ratio
-from tests.benchmarks.live.playing import Player, Window, question
+from tests.benchmarks.live.playing import Player, Window, goodput_cell, goodput_title, question
 from tests.benchmarks.measuring.outcome import Lines, Outcome
 from tests.benchmarks.measuring.statistics import latin_rectangle
 
@@ -48,6 +49,7 @@ class Segment:
             "load": self.load.name, "rows": self.load.rows, "half": self.half, "round": self.number + 1, "arm": self.arm,
             "seconds": round(self.window.seconds, 3), "tokens": self.window.tokens,
             "steady_tokens": round(self.window.steady_tokens, 1), "steps": self.window.steps_by_length,
+            "goodput": self.window.goodput.model_dump(exclude_none=True) if self.window.goodput else None,
         }  # fmt: skip
 
 
@@ -97,7 +99,10 @@ def measure_steady(player: Player, effort: Effort, rng: random.Random, seed: int
         _rounds(player, segments, load, "even", effort, tuple(dict.fromkeys((AUTO, OFF, best))), rng, tell)
         scored = ", ".join(f"{arm} {segments.speed(load.name, arm, 'even'):.1f}" for arm in dict.fromkeys((AUTO, OFF, best)))
         tell(f"load {load.name}: best {best}; tokens/s of even rounds: {scored}")
-    return _outcome(segments, effort, seed), segments
+    outcome = _outcome(segments, effort, seed)
+    if player.target:
+        outcome.tables.append(_goodput_table(segments, effort, player.target))
+    return outcome, segments
 
 
 def _rounds(
@@ -208,3 +213,11 @@ def _table(
         lines.append([f"{load.name} ({load.rows} a replica)", *speeds, segments.best(load.name), *ratios])
     title = f"Steady loads: tokens/s of both replicas (segments), ratios of even rounds (95 % by resampling {RESAMPLED})"
     return title, ("load", *STATIC, AUTO, "best", "auto over best", "auto over off"), lines
+
+
+def _goodput_table(segments: Segments, effort: Effort, target: GoodputTarget) -> tuple[str, Sequence[str], list[Sequence[str]]]:
+    lines: list[Sequence[str]] = [
+        [load.name, *(goodput_cell([one.window for one in segments.of(load.name, arm)]) for arm in (*STATIC, AUTO))]
+        for load in effort.loads
+    ]
+    return goodput_title("Steady loads", target), ("load", *STATIC, AUTO), lines
