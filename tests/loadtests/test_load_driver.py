@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import gevent
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nightjar.loadtests.load_driver import FAILURE_PAUSE_S, LoadDriver, LoadPlan, Shard
 from nightjar.loadtests.openai_stream import ChatResult
-from nightjar.loadtests.regimes import arrival_times, parse_regime
+from nightjar.loadtests.regimes import Phase, Regime, arrival_times, parse_regime
 from nightjar.loadtests.rows import RequestRow
+from nightjar.loadtests.trace_join import JoinedRequest
 
 PROMPTS = ("one", "two", "three")
 
@@ -90,6 +93,39 @@ def test_shards_share_arrivals_and_users_without_overlap() -> None:
     alone = sorted(row.request_id for row in play(text, whole(1.0)))
     together = sorted(row.request_id for process in range(3) for row in play(text, whole(1.0), Shard(process, 3)))
     assert together == alone
+
+
+@given(due=st.lists(st.floats(0, 20), min_size=1, max_size=12).map(sorted), processes=st.integers(1, 4))
+def test_shards_of_a_trace_send_each_request_exactly_once_when_it_is_due_with_its_own_text_and_length(
+    due: list[float], processes: int
+) -> None:
+    trace = tuple(
+        JoinedRequest(number=n, due_s=due_s, category="", lines=(), prompt_tokens=n, output_tokens=n + 1, prompt=f"prompt {n}")
+        for n, due_s in enumerate(due)
+    )
+    asked: list[tuple[str, int]] = []
+    rows = [row for process in range(processes) for row in play_trace(trace, Shard(process, processes), asked)]
+    assert sorted(asked) == sorted((request.prompt, request.output_tokens) for request in trace)
+    by_id = {row.request_id: row for row in rows}
+    assert len(rows) == len(by_id) == len(trace)
+    for request in trace:
+        row = by_id[f"trace-{request.number}"]
+        assert (row.scheduled_s, row.asked_output_tokens) == (request.due_s, request.output_tokens)
+        assert row.schedule_lag_s < 1e-9
+
+
+def play_trace(trace: tuple[JoinedRequest, ...], shard: Shard, asked: list[tuple[str, int]]) -> list[RequestRow]:
+    """Every answer takes longer than the trace."""
+    time, rows = VirtualTime(), list[RequestRow]()
+    plan = LoadPlan(Regime((Phase("trace", 20.0, requests_per_s=1.0),)), 0, (), shard, trace=trace)
+
+    def send(prompt: str, max_tokens: int) -> ChatResult:
+        asked.append((prompt, max_tokens))
+        time.sleep(30.0)
+        return ChatResult(status=200, error="", e2e_s=30.0)
+
+    LoadDriver(plan, send, rows.append, clock=time.clock, wall_clock=time.clock, sleep=time.sleep).run()
+    return rows
 
 
 def test_what_has_not_ended_after_the_drain_is_cut_off_and_recorded_as_failed() -> None:

@@ -186,6 +186,18 @@ def test_a_trace_joined_with_texts_is_played_by_two_processes_each_request_exact
     assert "late" in done.stderr
 
 
+def test_a_worker_that_is_told_nothing_but_the_host_plays_its_share_of_the_masters_trace(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    port, runs = str(free_port()), tmp_path / "runs"
+    worker = command("--host", server.url, "--worker", "--master-port", port)
+    with subprocess.Popen(worker, stderr=subprocess.DEVNULL, cwd=ROOT, env=ENVIRONMENT):
+        master = ("--host", server.url, "--master", "--master-bind-port", port, "--expect-workers", "1", "--runs", str(runs))
+        done = locust(*master, *write_trace_files(tmp_path, requests=9).options)
+    assert done.returncode == 0, done.stderr
+    assert sorted(row.request_id for row in read_rows(runs / "latest/requests.jsonl")) == [f"trace-{number}" for number in range(9)]
+
+
 def test_a_trace_is_fitted_to_the_context_that_the_server_says_and_to_the_options(server: FakeServer, tmp_path: Path) -> None:
     server.models = b'{"data": [{"id": "tiny", "max_model_len": 200}]}'
     trace = write_trace_files(tmp_path, requests=20, output_tokens=190)
