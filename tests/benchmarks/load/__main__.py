@@ -1,9 +1,9 @@
 """`make bench-load`: our load generator against `vllm bench serve`, on a plain `vllm serve` and the same requests.
 
 Starts vLLM with a small model, on one core. Each round plays the same evenly spaced requests once with Locust and once with
-`vllm bench serve`, in shuffled order; lengths are a trace's, shortened, and texts those of a prompts file. The bars ask whether
-both see the same TTFT and TPOT. `vllm bench serve` needs pandas beside vLLM. Ends with exit code 1 if something broke, and with
---strict if a bar was missed.
+`vllm bench serve`, each of them first in every other round; lengths are a trace's, shortened, and texts those of a prompts file.
+The bars ask whether both see the same TTFT and TPOT. `vllm bench serve` needs pandas beside vLLM. Ends with exit code 1 if
+something broke, and with --strict if a bar was missed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from tests.benchmarks.load.agreement import Round, bars, table
 from tests.benchmarks.load.commands import VLLM, HarnessError, Served, ours, read_ours, read_theirs, theirs, write_even_trace
 from tests.benchmarks.measuring.outcome import Outcome
 from tests.benchmarks.measuring.run import BenchRun
+from tests.benchmarks.measuring.statistics import latin_rectangle
 from tests.ports import free_port
 
 OUTPUT: Final = Path("runs/load/latest")
@@ -127,9 +128,9 @@ def measure(run: BenchRun, rounds: int, trace: Path, prompts: Path, folder: Path
         run.tell("a round for warming up")
         _run("locust", ours(served, folder / "trace.csv", prompts, folder / "ours", MAX_MODEL_LEN), folder)
         shutil.copy(folder / "ours" / "latest" / "join.jsonl", folder / "join.jsonl")
-        rng, played = run.rng("order"), list[Round]()
-        for number in range(rounds):
-            played.append(play_round(number, rng.sample(("ours", "theirs"), 2), served, prompts, folder))
+        orders, played = latin_rectangle(("ours", "theirs"), rounds, run.rng("order")), list[Round]()
+        for number, order in enumerate(orders):
+            played.append(play_round(number, order, served, prompts, folder))
             run.tell(f"round {number + 1} of {rounds}: {played[-1].plain()}")
     return Outcome(bars=bars(played, run.seed), rows={"rounds": [one.plain() for one in played]}, tables=[table(played, run.seed)])
 
