@@ -30,12 +30,21 @@ from locust.runners import MasterRunner, WorkerRunner
 from rich.console import Console
 from rich.table import Table
 
+from nightjar.loadtests.connections import Connections
 from nightjar.loadtests.goodput import parse_goodput
 from nightjar.loadtests.load_driver import WHOLE, LoadDriver, Shard
 from nightjar.loadtests.load_figures import LOAD_FILE, LoadSummary, ProcessReport, Seen, figures_of, lines_of, too_slow
 from nightjar.loadtests.load_options import add_load_options
 from nightjar.loadtests.loop_watch import LoopWatch
-from nightjar.loadtests.openai_stream import AddressError, ChatRequest, ChatResult, Server, served_model, stream_chat
+from nightjar.loadtests.openai_stream import (
+    READ_TIMEOUT_S,
+    AddressError,
+    ChatRequest,
+    ChatResult,
+    Server,
+    served_model,
+    stream_chat,
+)
 from nightjar.loadtests.requested_load import RequestedLoad, check_files, requested_load
 from nightjar.loadtests.rows import RequestRow, RowWriter, regime_start_s
 from nightjar.loadtests.run_folder import new_run_folder
@@ -60,6 +69,7 @@ class _Driving:
     """What this load process needs to run; set once at `init`. A worker's user may start before: the master heard of it already."""
 
     server: Server
+    connections: Connections
     model: str
     is_ready: Final = Event()
     """Set once `server` and `model` are."""
@@ -89,6 +99,7 @@ def prepare(environment: Environment, **_: Any) -> None:
         if not environment.host:
             raise AddressError("no server: give --host, for example --host http://127.0.0.1:8000")
         _Driving.server = Server(environment.host, os.environ.get(API_KEY_VARIABLE, ""))
+        _Driving.connections = Connections(environment.host, READ_TIMEOUT_S)
         served = served_model(_Driving.server, options.model)
         _Driving.model = served.model_id
         if not is_worker:
@@ -213,6 +224,7 @@ class RegimeUser(User):
             finally:
                 if writer:
                     writer.close()
+                _Driving.connections.close()
                 _Driving.share = None
                 report = ProcessReport(regime_start_s(rows) or 0.0, watch.delays_s, [Seen.of(row) for row in rows])
                 self._tell(report.plain())
@@ -227,7 +239,7 @@ class RegimeUser(User):
 
     def _ask(self, options: Namespace, prompt: str, max_tokens: int) -> ChatResult:
         request = ChatRequest(_Driving.model, prompt, max_tokens, options.temperature, ignore_eos=options.ignore_eos)
-        return stream_chat(_Driving.server, request)
+        return stream_chat(_Driving.server, request, connections=_Driving.connections)
 
     def _record(self, writer: RowWriter | None, row: RequestRow) -> None:
         if writer:

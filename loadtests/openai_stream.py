@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
+from nightjar.loadtests.connections import Connections, new_connection
+
 READ_TIMEOUT_S: Final = 120.0
 """Longest wait for a connection, and for the next byte of a stream that has begun."""
 MAX_ERROR_CHARACTERS: Final = 300
@@ -206,16 +208,20 @@ class StreamParser:
 
 
 def stream_chat(
-    server: Server, request: ChatRequest, clock: Callable[[], float] = time.perf_counter, read_timeout_s: float = READ_TIMEOUT_S
+    server: Server,
+    request: ChatRequest,
+    clock: Callable[[], float] = time.perf_counter,
+    read_timeout_s: float = READ_TIMEOUT_S,
+    connections: Connections | None = None,
 ) -> ChatResult:
-    """Send `request` and read its stream to the end. One connection per request, closed at the end, so TTFT includes connecting.
+    """Send `request` and read its stream to the end. TTFT includes connecting, which only `connections` spare.
 
     Blocks the calling thread, or only the greenlet where gevent has patched sockets (Locust does).
     """
-    parser, status, failure = StreamParser(clock()), 0, ""
-    connection = _connection(server.url, read_timeout_s)
+    parser, status, failure, response = StreamParser(clock()), 0, "", None
+    connection = connections.take() if connections else new_connection(server.url, read_timeout_s)
     try:
-        response = _send(connection, server, "POST", "/v1/chat/completions", request.body())
+        response = _send(connection, server, "POST", "/v1/chat/completions", request.body(), keep_alive=connections is not None)
         status = response.status
         if status != http.client.OK:
             failure = f"HTTP {status}: {_body_error(response.read(64_000))}"
@@ -227,8 +233,12 @@ def stream_chat(
     except (OSError, http.client.HTTPException) as error:
         failure = f"{type(error).__name__}: {error}"
     finally:
-        connection.close()
-    return parser.result(clock(), status, failure)
+        end_s = clock()
+        if connections and response and parser.done:
+            connections.give_back(connection, response)
+        else:
+            connection.close()
+    return parser.result(end_s, status, failure)
 
 
 class ServedModel(NamedTuple):
@@ -272,7 +282,7 @@ def _served(entry: dict[str, Any]) -> ServedModel:
 
 def _get_models(server: Server, read_timeout_s: float) -> tuple[int, bytes]:
     """Status and body of the list of models. Raises ConnectionError where nothing answers."""
-    connection = _connection(server.url, read_timeout_s)
+    connection = new_connection(server.url, read_timeout_s)
     try:
         response = _send(connection, server, "GET", "/v1/models", None)
         return response.status, response.read(1_000_000)
@@ -284,16 +294,18 @@ def _get_models(server: Server, read_timeout_s: float) -> tuple[int, bytes]:
         connection.close()
 
 
-def _connection(url: str, timeout_s: float) -> http.client.HTTPConnection:
-    parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    return kind(parts.hostname or "", parts.port, timeout=timeout_s)
-
-
 def _send(
-    connection: http.client.HTTPConnection, server: Server, method: str, path: str, body: dict[str, Any] | None
+    connection: http.client.HTTPConnection,
+    server: Server,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None,
+    *,
+    keep_alive: bool = False,
 ) -> http.client.HTTPResponse:
-    headers = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json", "Connection": "close"}
+    headers = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+    if not keep_alive:
+        headers["Connection"] = "close"
     if server.api_key:
         headers["Authorization"] = f"Bearer {server.api_key}"
     payload = None if body is None else json.dumps(body).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -60,6 +61,14 @@ class FakeServer:
     requests: list[dict[str, Any]] = field(default_factory=list)
     served: list[Served] = field(default_factory=list)
     authorizations: list[str | None] = field(default_factory=list)
+    client_ports: list[int] = field(default_factory=list)
+    """Of the connections on which completions were asked for, in their order."""
+    connections: list[socket.socket] = field(default_factory=list)
+
+    def close_connections(self) -> None:
+        """As a server does with idle ones."""
+        for connection in self.connections:
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -87,6 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._plain(*fake.set_mode(body))
             return
         fake.requests.append(body)
+        fake.client_ports.append(self.client_address[1])
+        fake.connections.append(self.connection)
         if fake.status != 200:
             self._plain(fake.status, fake.error_body)
             return

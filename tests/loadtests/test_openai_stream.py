@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from nightjar.loadtests.connections import MAX_IDLE_S, Connections
 from nightjar.loadtests.openai_stream import AddressError, ChatRequest, ChatResult, Server, StreamParser, first_model, stream_chat
 from tests.loadtests.fake_server import FakeServer, chunk, running_fake_server, usage, whole_answer
 
@@ -166,6 +167,36 @@ def test_a_stream_that_breaks_off_is_an_error_with_the_text_so_far(server: FakeS
     result = stream_chat(Server(server.url), REQUEST)
     assert (result.status, result.text) == (200, "Bees make")
     assert "ended before [DONE]" in result.error
+
+
+def test_a_connection_is_used_again_once_its_answer_has_ended(server: FakeServer) -> None:
+    connections = Connections(server.url, 5.0)
+    results = [stream_chat(Server(server.url), REQUEST, connections=connections) for _ in range(3)]
+    assert [(result.error, result.text) for result in results] == [("", "Bees make honey.")] * 3
+    connections.close()
+    assert len(set(server.client_ports)) == 1
+
+
+def test_a_connection_whose_answer_failed_or_that_was_idle_for_too_long_is_not_used_again(server: FakeServer) -> None:
+    now_s = 0.0
+    connections = Connections(server.url, 5.0, clock=lambda: now_s)
+    server.answer = lambda body: whole_answer(body)[:3]
+    assert "ended before" in stream_chat(Server(server.url), REQUEST, connections=connections).error
+    server.answer = whole_answer
+    assert stream_chat(Server(server.url), REQUEST, connections=connections).error == ""
+    now_s = 10 * MAX_IDLE_S
+    assert stream_chat(Server(server.url), REQUEST, connections=connections).error == ""
+    connections.close()
+    assert len(set(server.client_ports)) == 3
+
+
+def test_a_connection_that_the_server_closed_meanwhile_costs_no_request(server: FakeServer) -> None:
+    connections = Connections(server.url, 5.0)
+    assert stream_chat(Server(server.url), REQUEST, connections=connections).error == ""
+    server.close_connections()
+    assert stream_chat(Server(server.url), REQUEST, connections=connections).error == ""
+    connections.close()
+    assert len(server.requests) == 2
 
 
 def closed_port() -> int:
