@@ -73,6 +73,7 @@ class FakeServer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # as servers of tokens do: else each waits for the acknowledgement of the one before
     server: _Server
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
