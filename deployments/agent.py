@@ -18,9 +18,10 @@ import structlog
 from nightjar.cluster.metrics import PUBLISH_PERIOD_S
 from nightjar.deployments.engine_watch import EngineWatch
 from nightjar.deployments.steering_level import FULLY, ONLY_OBSERVING, Steered, level_now
+from nightjar.policy.reporting import Reporting, backoff_s
 from nightjar.policy.wire.exchange import EngineCommand, ExchangeReply
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.record import MAX_REASON_LENGTH, PROTOCOL_VERSION
+from nightjar.policy.wire.record import MAX_REASON_LENGTH
 from nightjar.policy.wire.report import EngineSnapshot, GroupKey, LoadReport, SteeringLevel
 from nightjar.policy.wire.settings import IssuedSettings, SettingsVersion
 
@@ -28,9 +29,6 @@ EXCHANGE_TIMEOUT_S: Final = 30.0
 """Well above the longest time that the policy parks a call: `exchange_period_s` is 10 s at most (policy.settings)."""
 ENGINE_TIMEOUT_S: Final = 60.0
 """An engine answers between two steps; a step with a long prefill on a CPU takes many seconds."""
-DEFAULT_PERIOD_S: Final = 0.5
-FIRST_BACKOFF_S: Final = 0.5
-MAX_BACKOFF_S: Final = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -91,13 +89,13 @@ class Failures:
         self._count = 0
 
     def failed(self, error: BaseException | str) -> float:
-        """Note a failure; seconds to wait, doubling up to MAX_BACKOFF_S."""
+        """Note a failure; seconds to wait."""
         kind = error if isinstance(error, str) else type(error).__name__
         if kind not in self._kinds:
             self._kinds.add(kind)
             log.warning(self._event, kind=kind, error=str(error))
         self._count += 1
-        return float(min(FIRST_BACKOFF_S * 2 ** min(self._count - 1, 16), MAX_BACKOFF_S))
+        return backoff_s(self._count)
 
     def succeeded(self) -> None:
         """The trouble is over: the next failure of any kind is news again."""
@@ -123,14 +121,10 @@ class ReplicaAgent:
         self._local_mode: Mode | None = Mode(kind="shadow") if identity.only_observing else None
         self._refused_mode = ""
         self._woken = asyncio.Event()
-        self._issued: IssuedSettings | None = None
-        self._settings_heard_s = 0.0
+        self._reporting = Reporting()
         self._confirmed: SettingsVersion | None = None
         self._running: SettingsVersion | None = None
-        self._reported: SettingsVersion | None = None
         self._exchange: asyncio.Task[ExchangeReply] | None = None
-        self._exchange_started_s = 0.0
-        self._next_report_s = 0.0
         self._engine_retry_s: float | None = None
         self._report_number = 0
         self._engine_failures = Failures("engine_control_failed")
@@ -155,7 +149,7 @@ class ReplicaAgent:
 
     async def run(self) -> None:
         """Turn after turn, until cancelled. Survives every exception of both ports, and its own."""
-        self._next_report_s = self._settings_heard_s = self._now_s()
+        self._reporting = Reporting(next_report_s=self._now_s(), heard_s=self._now_s())
         self._metrics.begin()
         try:
             while True:
@@ -173,7 +167,7 @@ class ReplicaAgent:
     async def _turn(self) -> None:
         self._woken.clear()
         snapshot = await self._ask_engine()
-        if snapshot is not None and self._exchange is None and self._now_s() >= self._next_report_s:
+        if snapshot is not None and self._exchange is None and self._now_s() >= self._reporting.next_report_s:
             self._report(snapshot)
         await self._wait()
         if self._exchange is not None and self._exchange.done():
@@ -199,15 +193,15 @@ class ReplicaAgent:
         else:
             self._engine_failures.succeeded()
         self._running = snapshot.settings_version
-        self._metrics.observe(snapshot, self._now_s() - self._settings_heard_s)
+        self._metrics.observe(snapshot, self._now_s() - self._reporting.heard_s)
         return snapshot
 
     def _settings_to_send(self) -> IssuedSettings | None:
         """Settings that the engine does not run yet, a new engine's included; none that went unconfirmed for too long."""
-        issued = self._issued
+        issued = self._reporting.issued
         if issued is None or not issued.version.is_newer_than(self._running):
             return None
-        fresh = self._now_s() - self._settings_heard_s <= issued.settings.settings_max_age_s
+        fresh = self._now_s() - self._reporting.heard_s <= issued.settings.settings_max_age_s
         return issued if fresh else None
 
     def _report(self, snapshot: EngineSnapshot) -> None:
@@ -229,8 +223,7 @@ class ReplicaAgent:
             local_mode=self._local_mode,
             notice="; ".join(part for part in notices if part)[:MAX_REASON_LENGTH],
         )
-        self._reported = snapshot.settings_version
-        self._exchange_started_s = self._now_s()
+        self._reporting.begins(snapshot.settings_version, self._now_s())
         self._exchange = asyncio.create_task(self._exchange_within_timeout(report))
 
     async def _exchange_within_timeout(self, report: LoadReport) -> ExchangeReply:
@@ -250,7 +243,7 @@ class ReplicaAgent:
         if self._engine_retry_s is not None:
             until_s = self._engine_retry_s
         elif self._exchange is None:
-            until_s = min(until_s, self._next_report_s)
+            until_s = min(until_s, self._reporting.next_report_s)
         try:
             timeout_s = max(until_s - self._now_s(), 0.0)
             await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -262,38 +255,17 @@ class ReplicaAgent:
         try:
             reply = exchange.result()
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever a client raises: no policy, no news
-            self._next_report_s = self._now_s() + self._policy_failures.failed(error)
+            self._policy_failures.failed(error)
+            self._reporting.fails(self._now_s())
             return
         self._policy_failures.succeeded()
-        period_s = DEFAULT_PERIOD_S if self._issued is None else self._issued.settings.exchange_period_s
-        self._next_report_s = self._exchange_started_s + period_s
-        stale = self._stale(reply)
-        if reply.issued is not None and not stale:  # also with a refusal: counts that cannot be true still get settings
-            self._issued = reply.issued
-            self._next_report_s = self._now_s()  # the report that acknowledges them
-        if refused := stale or reply.refused:
-            self._next_report_s = max(self._next_report_s, self._now_s() + self._refusals.failed(refused))
+        is_heard, refused = self._reporting.ends(reply, self._now_s())
+        if refused:
+            self._refusals.failed(refused)
         else:
             self._refusals.succeeded()
-        is_confirmed = not refused and self._issued is not None and self._issued.version == self._reported
-        if self._issued is not None and not stale and (reply.issued is not None or is_confirmed):
-            self._settings_heard_s = self._now_s()
-            self._confirmed = self._issued.version
-
-    def _stale(self, reply: ExchangeReply) -> str:
-        """Why a reply must not count: it is of another protocol, or comes from before the settings that are known already (INV-5).
-        Empty if it may.
-        """
-        if reply.protocol_version != PROTOCOL_VERSION:
-            return f"the policy speaks protocol {reply.protocol_version}, this replica {PROTOCOL_VERSION}: nothing of it is taken"
-        known = None if self._issued is None else self._issued.version
-        if known is None:
-            return ""
-        if reply.issued is not None and known.is_newer_than(reply.issued.version):
-            return f"settings {reply.issued.version} are older than {known}, which is known already"
-        if reply.incarnation < known.incarnation:
-            return f"the policy is of incarnation {reply.incarnation}, older than the settings {known}"
-        return ""
+        if is_heard and self._reporting.issued is not None:
+            self._confirmed = self._reporting.issued.version
 
     @staticmethod
     def _now_s() -> float:

@@ -52,6 +52,8 @@ class DrivenEngine(ABC):
         self.vllm_config = self.engine.vllm_config
         self.max_num_speculative_tokens: int = self.vllm_config.num_speculative_tokens
         self._sequence = itertools.count(1)
+        self.version: SettingsVersion | None = None
+        """Of the settings that were put into force last."""
 
     @abstractmethod
     def exchange(self, command: EngineCommand) -> EngineSnapshot:
@@ -111,13 +113,13 @@ class DrivenEngine(ABC):
         segments: tuple[Any, ...] = (),
         offload: OffloadRules | None = None,
         **limits: Any,
-    ) -> IssuedSettings:
-        """Newer settings than all before; `table` has rows of first and last batch size and K (default: the maximum for all),
+    ) -> Settings:
+        """Settings of a mode; `table` has rows of first and last batch size and K (default: the maximum for all),
         `limits` are RestartLimits'.
         """
         most = self.max_num_speculative_tokens
         rows = table or ((1, self.vllm_config.scheduler_config.max_num_seqs, most),)
-        settings = Settings(
+        return Settings(
             mode=Mode.parse(mode),
             plan=Table(
                 rows=tuple(TableRow(first_batch_size=f, last_batch_size=b, num_speculative_tokens=k) for f, b, k in rows),
@@ -127,13 +129,18 @@ class DrivenEngine(ABC):
             restarts=RestartLimits(**{"micro_restart_tokens": ANY_TOKENS, **limits}),
             offload=offload,
         )
-        return IssuedSettings(version=SettingsVersion(incarnation=1, sequence=next(self._sequence)), settings=settings)
+
+    def adopt(self, settings: Settings) -> EngineSnapshot:
+        """Put settings into force before the next step. Raises RuntimeError where the engine does not follow."""
+        self.version = SettingsVersion(incarnation=1, sequence=next(self._sequence))
+        snapshot = self.exchange(EngineCommand(issued=IssuedSettings(version=self.version, settings=settings)))
+        if snapshot.refused:
+            raise RuntimeError(f"the engine did not follow: {snapshot.refused}")
+        return snapshot
 
     def steer(self, mode: str, **options: Any) -> EngineSnapshot:
-        """Put settings into force before the next step."""
-        snapshot = self.exchange(EngineCommand(issued=self.settings(mode, **options)))
-        assert not snapshot.refused, snapshot.refused
-        return snapshot
+        """Put settings of a mode into force; the options are those of `settings`."""
+        return self.adopt(self.settings(mode, **options))
 
     def pin(self, num_speculative_tokens: int) -> None:
         """Order this K from now on."""

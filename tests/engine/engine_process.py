@@ -22,7 +22,7 @@ from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import EngineSnapshot
-from nightjar.policy.wire.settings import ExplorationSegment, IssuedSettings, SettingsVersion
+from nightjar.policy.wire.settings import ExplorationSegment, IssuedSettings, Settings, SettingsVersion
 from tests.engine.requests import crowded_batch, greedy_batch, mixed_batch, shared_prefix_batch
 
 MAX_NUM_SPECULATIVE_TOKENS: Final = 4
@@ -77,7 +77,7 @@ class EngineProcess(SteppedEngine):
         """The engine's snapshot as plain data."""
         return self.exchange(EngineCommand()).model_dump(mode="json")
 
-    def settings(self, mode: str, table: Sequence[tuple[int, int, int]] | None = TABLE, **options: Any) -> IssuedSettings:
+    def settings(self, mode: str, table: Sequence[tuple[int, int, int]] | None = TABLE, **options: Any) -> Settings:
         """As SteppedEngine's, with TABLE where nobody says."""
         return super().settings(mode, table, **options)
 
@@ -149,7 +149,7 @@ def steered(models: Path) -> dict[str, Any]:
     result["abort"] = _abort(engine)
     result["local_mode"] = _local_mode(engine)
     result["stale"] = engine.exchange(
-        EngineCommand(issued=engine.settings("pin=1").model_copy(update={"version": SettingsVersion(incarnation=0, sequence=9)}))
+        EngineCommand(issued=IssuedSettings(version=SettingsVersion(incarnation=0, sequence=9), settings=engine.settings("pin=1")))
     ).model_dump(mode="json")
     result["garbage"] = EngineSnapshot.from_wire(engine.core.nightjar_exchange(b"\xc1")).model_dump(mode="json")
     result["vllm_counts"], result["nightjar_counts"] = observer.vllm, observer.nightjar

@@ -42,10 +42,11 @@ TARGETS: Final = (
     # fencing
     Target("policy/wire/settings.py", ("tests/policy/wire/test_settings_version.py",), only=("SettingsVersion",)),
     Target("policy/issuing.py", ("tests/policy/test_issuing.py",)),
+    Target("policy/reporting.py", ("tests/policy/test_reporting.py",)),
     Target(
         "deployments/agent.py",
         ("tests/deployments/test_agent.py",),
-        only=("ReplicaAgent._settings_to_send", "ReplicaAgent._take", "ReplicaAgent._stale"),
+        only=("ReplicaAgent._settings_to_send", "ReplicaAgent._take"),
     ),
     Target("cluster/mailbox.py", ("tests/cluster/test_policy_actor_exchange.py",)),
     Target(

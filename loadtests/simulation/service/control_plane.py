@@ -1,10 +1,9 @@
 """Reports up, settings down, in virtual time: agents that exchange with the policy actor over a network that may fail.
 
-The agent's side follows deployments/agent.py (one exchange at a time, the report that acknowledges news goes out at once,
-failures wait longer each time), the actor's side cluster/policy_service.py (a call is parked until there is news or its
-period ends). Messages may be delayed, lost and doubled, each by itself, so they also overtake one another; the actor may die
-and come back as the next incarnation. A perfect network delivers in the same moment. Engines never wait for any of it (INV-4):
-they run on with the settings they have.
+The agent's side runs the code that deployments/agent.py runs (policy/reporting.py), the actor's side follows
+cluster/policy_service.py (a call is parked until there is news or its period ends). Messages may be delayed, lost and doubled, each
+by itself, so they also overtake one another; the actor may die and come back as the next incarnation. A perfect network delivers in
+the same moment. Engines never wait for any of it (INV-4): they run on with the settings they have.
 """
 
 from __future__ import annotations
@@ -12,21 +11,18 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from nightjar.loadtests.simulation.service.deaf_twin import DeafTwin
 from nightjar.loadtests.simulation.service.policy_actor import PolicyActor, Store
 from nightjar.loadtests.simulation.service.timeline import Action, Timeline
 from nightjar.policy.prior.learned import LearnedTables
+from nightjar.policy.reporting import Reporting
 from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import LoadReport
 from nightjar.policy.wire.settings import IssuedSettings, SettingsVersion
-
-FIRST_BACKOFF_S: Final = 0.5
-MAX_BACKOFF_S: Final = 5.0
-"""An agent's waits after failures in a row, doubling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +77,7 @@ class Agent:
     lie: Callable[[LoadReport], bytes] | None = None
     exchange: int = 0
     exchanges: int = 0
-    started_s: float = 0.0
-    period_s: float = 0.5
-    failures: int = 0
-    issued: IssuedSettings | None = None
-    reported: SettingsVersion | None = None
+    reporting: Reporting = field(default_factory=Reporting)
     has_left: bool = False
 
 
@@ -139,8 +131,8 @@ class ControlPlane:
 
     def join(self, replica_id: str, engine: ReportingEngine) -> None:
         """A replica starts: its first report comes some time within one period, so that replicas do not report in step."""
-        agent = self._agents[replica_id] = Agent(engine, period_s=self._operator.exchange_period_s)
-        first_s = self._timeline.now_s + self._rng.random() * agent.period_s
+        agent = self._agents[replica_id] = Agent(engine)
+        first_s = self._timeline.now_s + self._rng.random() * self._operator.exchange_period_s
         self._timeline.at(first_s, lambda: self._report(replica_id, agent))
 
     def leave(self, replica_id: str) -> None:
@@ -181,8 +173,7 @@ class ControlPlane:
         report = agent.engine.report()
         agent.exchanges += 1
         agent.exchange = exchange = agent.exchanges
-        agent.started_s = now_s
-        agent.reported = report.snapshot.settings_version
+        agent.reporting.begins(report.snapshot.settings_version, now_s)
         message: LoadReport | bytes = report
         if agent.lie is not None:
             message = agent.lie(report)
@@ -234,43 +225,29 @@ class ControlPlane:
         agent, now_s = self._agents[replica_id], self._timeline.now_s
         if agent.has_left:
             return
-        known = agent.issued.version if agent.issued is not None else None
-        stale = known is not None and (
-            reply.incarnation < known.incarnation or (reply.issued is not None and known.is_newer_than(reply.issued.version))
-        )
-        if not reply.refused and not stale and (reply.issued is not None or exchange == agent.exchange):
-            self._take(agent, reply, now_s)
+        reporting = agent.reporting
         if exchange != agent.exchange:
+            if reply.issued is not None and not reporting.stale(reply):
+                reporting.issued = reply.issued
+                self._hand_over(agent)
             return
         agent.exchange = 0
-        next_s = agent.started_s + agent.period_s
-        if reply.refused or stale:
-            next_s = max(next_s, now_s + self._backoff_s(agent))
-        else:
-            agent.failures = 0
-            if reply.issued is not None:
-                next_s = now_s  # the report that acknowledges them
-        self._timeline.at(max(next_s, now_s), lambda: self._report(replica_id, agent))
+        is_heard, _ = reporting.ends(reply, now_s)
+        if is_heard:
+            self._hand_over(agent)
+        self._timeline.at(max(reporting.next_report_s, now_s), lambda: self._report(replica_id, agent))
 
-    @staticmethod
-    def _take(agent: Agent, reply: ExchangeReply, now_s: float) -> None:
-        if reply.issued is not None:
-            agent.issued = reply.issued
-            agent.period_s = reply.issued.settings.exchange_period_s
-        if agent.issued is not None and (reply.issued is not None or agent.issued.version == agent.reported):
-            agent.engine.wait_until(now_s)
-            agent.engine.adopt(agent.issued)
+    def _hand_over(self, agent: Agent) -> None:
+        assert agent.reporting.issued is not None
+        agent.engine.wait_until(self._timeline.now_s)
+        agent.engine.adopt(agent.reporting.issued)
 
     def _failed(self, replica_id: str, exchange: int) -> None:
         agent = self._agents[replica_id]
         if exchange == agent.exchange and not agent.has_left:
             agent.exchange = 0
-            self._timeline.at(self._timeline.now_s + self._backoff_s(agent), lambda: self._report(replica_id, agent))
-
-    @staticmethod
-    def _backoff_s(agent: Agent) -> float:
-        agent.failures += 1
-        return float(min(FIRST_BACKOFF_S * 2 ** min(agent.failures - 1, 16), MAX_BACKOFF_S))
+            agent.reporting.fails(self._timeline.now_s)
+            self._timeline.at(agent.reporting.next_report_s, lambda: self._report(replica_id, agent))
 
     def _send(self, deliver: Action) -> None:
         """Deliver a message: once and now by a perfect network, else late, twice or never."""

@@ -175,7 +175,7 @@ class Measures:
         """What a replica runs, and what it would run had the policy not heard its liar."""
         if control is None:
             return None, None
-        issued, twin = control.agents[replica_id].issued, control.deaf_twin
+        issued, twin = control.agents[replica_id].reporting.issued, control.deaf_twin
         runs = self._lengths(issued.settings.plan) if issued is not None else None
         return runs, self._lengths(twin.plan(replica_id)) if twin is not None else None
 

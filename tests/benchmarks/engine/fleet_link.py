@@ -7,22 +7,19 @@ otherwise, as in production.
 
 from __future__ import annotations
 
-import random
 import time
 from typing import Final
 
+from nightjar.deployments.proof.lone_policy import LonePolicy
 from nightjar.policy.engine.drafter import UNLIMITED
 from nightjar.policy.engine.steering import lengths_by_batch
-from nightjar.policy.fleet import decide, empty_fleet, observe
 from nightjar.policy.wire.exchange import EngineCommand
-from nightjar.policy.wire.operator import parse_operator_settings
-from nightjar.policy.wire.report import EngineSnapshot, GroupKey, LoadReport
+from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.settings import Settings, Table
 from tests.benchmarks.engine.engines import Engine
 from tests.benchmarks.engine.fixture import COST, DTYPE, MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS
 from tests.benchmarks.engine.step_record import Step
 
-REPLICA: Final = "replica-1"
 GROUP: Final = GroupKey(
     target=f"smollm2-135m-x{COST}",
     draft="smollm2-noised",
@@ -41,17 +38,14 @@ class FleetLink:
     def __init__(self, engine: Engine, seed: int) -> None:
         self.free_restarts = False
         self._engine = engine
-        self._operator = parse_operator_settings({"mode": "auto"})
-        self._state = empty_fleet()
-        self._rng = random.Random(seed)
-        self._reports = 0
+        self._policy = LonePolicy(GROUP, seed)
         self._decided: Settings | None = None
         self._in_force: Settings | None = None
         self._since_s = 0.0
 
     def report(self) -> None:
         """Let the policy see what the engine counted, whoever steers it, and decide."""
-        self._take(self._engine.exchange(EngineCommand()))
+        self._decided = self._policy.decide(self._engine.exchange(EngineCommand()), time.monotonic())
 
     def take_over(self) -> None:
         """From now on the engine runs what the policy says."""
@@ -81,20 +75,10 @@ class FleetLink:
 
     def _is_due(self, step: Step) -> bool:
         self._since_s += step.seconds
-        if self._since_s < self._operator.exchange_period_s:
+        if self._since_s < self._policy.exchange_period_s:
             return False
         self._since_s = 0.0
         return True
-
-    def _take(self, snapshot: EngineSnapshot) -> None:
-        self._reports += 1
-        report = LoadReport(replica_id=REPLICA, application="bench", group=GROUP, report_number=self._reports, snapshot=snapshot)
-        now_s = time.monotonic()
-        self._state, refused = observe(self._state, report, now_s, self._operator)
-        if refused:
-            raise RuntimeError(f"the policy refused a report: {refused}")
-        decisions, self._state = decide(self._state, self._operator, (), now_s, self._rng)
-        self._decided = decisions[REPLICA]
 
     def _hand_over(self) -> None:
         assert self._decided is not None

@@ -1,0 +1,41 @@
+"""The product's policy beside one engine, in the caller's process: snapshots go in, settings come out, nobody else is there.
+
+Runs `policy.fleet` as the actor does. Deciding takes its time from whoever calls it, which in a cluster it does not. Fails loudly:
+a snapshot that the policy refuses raises RuntimeError.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Final
+
+from nightjar.policy.fleet import decide, empty_fleet, observe
+from nightjar.policy.wire.operator import parse_operator_settings
+from nightjar.policy.wire.report import EngineSnapshot, GroupKey, LoadReport
+from nightjar.policy.wire.settings import Settings
+
+REPLICA: Final = "replica-1"
+
+
+class LonePolicy:
+    """The planner `fleet` of a fleet of one, in mode auto."""
+
+    def __init__(self, group: GroupKey, seed: int) -> None:
+        self._group = group
+        self._operator = parse_operator_settings({"mode": "auto"})
+        self._state = empty_fleet()
+        self._rng = random.Random(seed)  # noqa: S311 - exploration, no secret
+        self._reports = 0
+        self.exchange_period_s = self._operator.exchange_period_s
+
+    def decide(self, snapshot: EngineSnapshot, now_s: float) -> Settings:
+        """What the engine shall run, after what it says of itself; `now_s` is of any steady clock."""
+        self._reports += 1
+        report = LoadReport(
+            replica_id=REPLICA, application="proof", group=self._group, report_number=self._reports, snapshot=snapshot
+        )
+        self._state, refused = observe(self._state, report, now_s, self._operator)
+        if refused:
+            raise RuntimeError(f"the policy refused a report: {refused}")
+        decisions, self._state = decide(self._state, self._operator, (), now_s, self._rng)
+        return decisions[REPLICA]
