@@ -7,7 +7,7 @@ moves the totals: the cells, from which the fleet learns, hold what is comparabl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log
 from operator import add
@@ -79,15 +79,6 @@ class _CatchUp:
     microseconds: float = 0.0
     token_microseconds: float = 0.0
 
-    def record(self) -> CatchUpCounters:
-        return CatchUpCounters(
-            steps=self.steps,
-            tokens=self.tokens,
-            tokens_squared=self.tokens_squared,
-            seconds=self.microseconds / 1e6,
-            token_seconds=self.token_microseconds / 1e6,
-        )
-
 
 @dataclass(slots=True)
 class _MixedCell:
@@ -154,13 +145,13 @@ class StepCounters:
             busy_seconds=self.busy_microseconds / 1e6,
             transition_steps=self.transition_steps,
             guard_holds=guard_holds,
-            catch_up=self._catch_up.record(),
+            catch_up=_record(CatchUpCounters, self._catch_up),
             restarts=restarts,
             failed_probes=failed_probes,
             guard_trips=guard_trips,
-            totals=_renewed(self._totals, self._reported.totals, _totals_record),
-            cells=_renewed(self._cells, self._reported.cells, _cell_record),
-            mixed_cells=_renewed(self._mixed_cells, self._reported.mixed_cells, _mixed_record),
+            totals=_renewed(self._totals, self._reported.totals, StepTotals),
+            cells=_renewed(self._cells, self._reported.cells, CellCounters),
+            mixed_cells=_renewed(self._mixed_cells, self._reported.mixed_cells, MixedCounters),
         )
 
     def _count_cell(self, step: StepCount) -> None:
@@ -208,68 +199,42 @@ class StepCounters:
         sums.token_microseconds += tokens * longer
 
 
+class _Sums(Protocol):
+    """One of the slotted dataclasses above: its fields are the record's, but for the unit of time and the record's key."""
+
+    __slots__: tuple[str, ...]
+    steps: int
+
+
 class _Counted(Protocol):
     @property
     def steps(self) -> int: ...
 
 
 Key = TypeVar("Key", int, tuple[int, int])
-Sums = TypeVar("Sums", bound=_Counted)
 Record = TypeVar("Record", bound=_Counted)
 
 
-def _renewed(sums: Mapping[Key, Sums], records: dict[Key, Record], record_of: Callable[[Key, Sums], Record]) -> tuple[Record, ...]:
+def _renewed(sums: Mapping[Key, _Sums], records: dict[Key, Record], kind: type[Record]) -> tuple[Record, ...]:
     """The records of these sums, in the order of their keys: between two reports most stay as they are, and so do their records."""
     if len(records) != len(sums):
-        news = {key: record_of(key, sums[key]) for key in sums.keys() - records.keys()}
+        news = {key: _record(kind, sums[key], key) for key in sums.keys() - records.keys()}
         ordered = sorted({**records, **news}.items())
         records.clear()
         records.update(ordered)
     for key, record in records.items():
-        counted = sums[key]
-        if record.steps != counted.steps:
-            records[key] = record_of(key, counted)
+        if record.steps != sums[key].steps:
+            records[key] = _record(kind, sums[key], key)
     return tuple(records.values())
 
 
-def _totals_record(length: int, totals: _Totals) -> StepTotals:
-    return StepTotals(
-        num_speculative_tokens=length,
-        steps=totals.steps,
-        step_seconds=totals.step_microseconds / 1e6,
-        decode_rows=totals.decode_rows,
-        prefill_tokens=totals.prefill_tokens,
-        generated_tokens=totals.generated_tokens,
-        draft_tokens=totals.draft_tokens,
-        accepted_tokens=totals.accepted_tokens,
-    )
-
-
-def _mixed_record(key: tuple[int, int], cell: _MixedCell) -> MixedCounters:
-    bucket, length = key
-    return MixedCounters(
-        batch_bucket=bucket,
-        num_speculative_tokens=length,
-        steps=cell.steps,
-        step_seconds=cell.step_microseconds / 1e6,
-        decode_rows=cell.decode_rows,
-        prefill_tokens=cell.prefill_tokens,
-        draft_tokens=cell.draft_tokens,
-    )
-
-
-def _cell_record(key: tuple[int, int], cell: _Cell) -> CellCounters:
-    bucket, length = key
-    return CellCounters(
-        batch_bucket=bucket,
-        num_speculative_tokens=length,
-        steps=cell.steps,
-        step_seconds=cell.step_microseconds / 1e6,
-        log_step_seconds=cell.log_step_seconds,
-        log_step_seconds_squared=cell.log_step_seconds_squared,
-        decode_rows=cell.decode_rows,
-        context_tokens=cell.context_tokens,
-        generated_tokens=cell.generated_tokens,
-        reached=tuple(cell.reached),
-        accepted=tuple(cell.accepted),
-    )
+def _record(kind: type[Record], sums: _Sums, key: int | tuple[int, int] | None = None) -> Record:
+    """The sums as they are reported, in seconds; `key` is K, or batch bucket and K."""
+    values = {name: getattr(sums, name) for name in sums.__slots__}
+    seconds = {name: values.pop(name) / 1e6 for name in sums.__slots__ if name.endswith("microseconds")}
+    named = {name.replace("microseconds", "seconds"): value for name, value in seconds.items()}
+    if isinstance(key, tuple):
+        named["batch_bucket"], key = key
+    if key is not None:
+        named["num_speculative_tokens"] = key
+    return kind(**values, **named)
