@@ -28,29 +28,13 @@ FREEZE_S: Final = 300.0
 """Two failed probes among the last five: restarts do not work here now, and every one costs. Time for someone to look."""
 
 
-@dataclass(frozen=True, slots=True)
-class RestartBudget:
-    """The operator's bounds (policy.settings says what each is for)."""
+def max_leases(settings: OperatorSettings, replicas: int) -> int:
+    """Leases that a group of `replicas` may have in flight; one in any case.
 
-    max_share: float
-    max_slowdown: float
-    max_reloads_per_node: int
-    max_lease_ttl_s: float
-
-    @classmethod
-    def of(cls, settings: OperatorSettings) -> RestartBudget:
-        """The bounds in the operator's settings."""
-        return cls(
-            settings.max_restart_share, settings.max_restart_slowdown, settings.max_reloads_per_node, settings.max_lease_ttl_s
-        )
-
-    def max_leases(self, replicas: int) -> int:
-        """Leases that a group of `replicas` may have in flight; one in any case.
-
-        >>> [RestartBudget(0.2, 0.04, 1, 60.0).max_leases(replicas) for replicas in (1, 9, 10, 64)]
-        [1, 1, 2, 12]
-        """
-        return max(int(self.max_share * replicas + 1e-9), 1)
+    >>> [max_leases(OperatorSettings(max_restart_share=0.2), replicas) for replicas in (1, 9, 10, 64)]
+    [1, 1, 2, 12]
+    """
+    return max(int(settings.max_restart_share * replicas + 1e-9), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +80,7 @@ def still_open(leases: Iterable[OpenLease], finished: Mapping[str, tuple[str, in
 
 
 def grant(
-    budget: RestartBudget,
+    settings: OperatorSettings,
     replicas: int,
     open_leases: Sequence[OpenLease],
     reloads_on_node: Mapping[str, int],
@@ -114,16 +98,16 @@ def grant(
     granted: list[OpenLease] = []
     for wished in sorted(wishes, key=lambda wished: (-wished.rank(now_s), wished.replica_id)):
         in_flight = len(open_leases) + len(granted)
-        if in_flight >= budget.max_leases(replicas):
+        if in_flight >= max_leases(settings, replicas):
             break
-        if wished.replica_id in held or (wished.wish.reload and reloads.get(wished.node_id, 0) >= budget.max_reloads_per_node):
+        if wished.replica_id in held or (wished.wish.reload and reloads.get(wished.node_id, 0) >= settings.max_reloads_per_node):
             continue
-        if in_flight and slowdown + wished.slowdown > budget.max_slowdown * replicas + 1e-9:
+        if in_flight and slowdown + wished.slowdown > settings.max_restart_slowdown * replicas + 1e-9:
             continue
         slowdown += wished.slowdown
         held.add(wished.replica_id)
         reloads[wished.node_id] = reloads.get(wished.node_id, 0) + wished.wish.reload
-        granted.append(_lease(wished, budget, now_s))
+        granted.append(_lease(wished, settings.max_lease_ttl_s, now_s))
     return tuple(granted)
 
 
@@ -136,8 +120,8 @@ def reloads_by_node(open_leases: Iterable[OpenLease]) -> dict[str, int]:
     return reloads
 
 
-def _lease(wished: PricedWish, budget: RestartBudget, now_s: float) -> OpenLease:
-    time_to_live_s = min(TTL_CATCH_UPS * wished.price.catch_up_seconds + TTL_EXTRA_S, budget.max_lease_ttl_s)
+def _lease(wished: PricedWish, max_ttl_s: float, now_s: float) -> OpenLease:
+    time_to_live_s = min(TTL_CATCH_UPS * wished.price.catch_up_seconds + TTL_EXTRA_S, max_ttl_s)
     lease = Lease(wish_id=wished.wish.wish_id, time_to_live_s=time_to_live_s, reload=wished.wish.reload)
     return OpenLease(lease, wished.replica_id, wished.engine_id, wished.node_id, wished.slowdown, now_s + time_to_live_s)
 

@@ -13,7 +13,8 @@ from functools import cached_property, lru_cache
 from typing import Final
 
 from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts, merge_catch_up
-from nightjar.policy.restarts.budget import OpenLease, PricedWish, Probes, RestartBudget, grant, still_open
+from nightjar.policy.estimate.step_time import STARTING_STEP_SECONDS
+from nightjar.policy.restarts.budget import OpenLease, PricedWish, Probes, grant, still_open
 from nightjar.policy.restarts.load_transitions import Place, Watch
 from nightjar.policy.restarts.on_time import Moves, Values
 from nightjar.policy.restarts.price import Engine, chunk_tokens, micro_restart_tokens, price
@@ -22,8 +23,6 @@ from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import RestartWish
 from nightjar.policy.wire.settings import Lease, RestartLimits
 
-STARTING_STEP_SECONDS: Final = 0.02
-"""Of an OFF step before any is measured. Prices are shares of a step then, so that it cancels."""
 FIRST_STEP_SHARE: Final = 0.3
 """The first drafting step after a restart verifies nothing; it takes so much longer than an OFF step (three to five draft
 tokens of 0.05 to 0.1 each)."""
@@ -115,7 +114,7 @@ def decide_restarts(
     }
     if may_grant and not frozen:
         paying = [wished for name, wished in wishes.items() if wished is not None and not members[name].is_silent]
-        open_leases += grant(RestartBudget.of(settings), len(members), open_leases, reloads_on_node, paying, now_s)
+        open_leases += grant(settings, len(members), open_leases, reloads_on_node, paying, now_s)
     after = GroupRestarts(catch_up, moves, watch, probes, open_leases, waiting_since_s)
     leases = {held.replica_id: held for held in open_leases}
     limits = {}

@@ -23,7 +23,7 @@ from nightjar.loadtests.simulation.service.lengths import Dataset, Lognormal
 from nightjar.loadtests.simulation.service.scenario import PlannerChoice, Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate
 from nightjar.loadtests.simulation.service.workload import Workload
-from nightjar.policy.restarts.budget import RestartBudget
+from nightjar.policy.restarts.budget import max_leases
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.report import DrafterState
 from tests.fleet.courses import ReplicaCourse, between, most_leases_at_once
@@ -57,7 +57,7 @@ MOST_RECOMPUTED_APART = 0.3
 """As a share. A lease that arrives later finds other requests, and the lag of what they began with."""
 MOST_TOKENS_APART = 0.1
 """As a share, over the storm: K = 0 gives a quarter less than K = 1 while a replica waits for its turn, a fifth of the time."""
-MOST_LEASES = RestartBudget.of(parse_operator_settings(SETTINGS | BUDGETS["coordinated"])).max_leases(REPLICAS)
+MOST_LEASES = max_leases(parse_operator_settings(SETTINGS | BUDGETS["coordinated"]), REPLICAS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.workload import Demand
 from nightjar.policy.engine.steering import lengths_by_batch
 from nightjar.policy.fleet import learned
-from nightjar.policy.restarts.budget import RestartBudget
+from nightjar.policy.restarts.budget import max_leases
 from nightjar.policy.wire.batch_buckets import bucket_range, buckets_up_to
 from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.settings import Plan, Table
@@ -158,7 +158,7 @@ class Measures:
         """Restarts by lease that the operator allows among the replicas that are there at a time."""
         operator = self._scenario.planner.operator
         present = sum(replica.joined_s <= at_s < replica.left_s for replica in self._fleet)
-        return present if operator is None else RestartBudget.of(operator).max_leases(present)
+        return present if operator is None else max_leases(operator, present)
 
     def _reloads_above(self) -> int:
         """Reloads that began while as many as the operator allows, or more, ran on their node."""

@@ -14,8 +14,8 @@ from nightjar.policy.restarts.budget import (
     OpenLease,
     PricedWish,
     Probes,
-    RestartBudget,
     grant,
+    max_leases,
     reloads_by_node,
     still_open,
 )
@@ -23,7 +23,7 @@ from nightjar.policy.restarts.price import Price
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import RestartWish
 
-BUDGET = RestartBudget(max_share=0.2, max_slowdown=0.04, max_reloads_per_node=1, max_lease_ttl_s=60.0)
+BUDGET = OperatorSettings(max_restart_share=0.2, max_restart_slowdown=0.04, max_reloads_per_node=1, max_lease_ttl_s=60.0)
 
 
 def wish(
@@ -57,13 +57,9 @@ def test_a_fifth_of_the_group_and_at_least_one() -> None:
     assert len(grant(BUDGET, 2, (), {}, wishes, 0.0)) == 1
 
 
-def test_the_operators_bounds_become_the_budget() -> None:
-    settings = OperatorSettings(max_restart_share=0.3, max_restart_slowdown=0.05, max_reloads_per_node=2, max_lease_ttl_s=70.0)
-    assert RestartBudget.of(settings) == RestartBudget(0.3, 0.05, 2, 70.0)
-
-
 def test_a_share_of_the_group_that_is_a_whole_number_is_not_lost_to_rounding() -> None:
-    assert [RestartBudget(0.29, 0.04, 1, 60.0).max_leases(replicas) for replicas in (3, 6, 7, 100)] == [1, 1, 2, 29]
+    budget = OperatorSettings(max_restart_share=0.29)
+    assert [max_leases(budget, replicas) for replicas in (3, 6, 7, 100)] == [1, 1, 2, 29]
 
 
 def test_slow_downs_in_flight_stay_within_their_share_of_the_groups_capacity() -> None:
@@ -100,7 +96,7 @@ def test_a_restart_without_a_reload_does_not_take_the_nodes_place_for_one() -> N
 
 
 def test_reloads_in_flight_are_counted_by_node() -> None:
-    budget = RestartBudget(max_share=1.0, max_slowdown=1.0, max_reloads_per_node=2, max_lease_ttl_s=60.0)
+    budget = OperatorSettings(max_restart_share=1.0, max_restart_slowdown=1.0, max_reloads_per_node=2)
     wishes = [wish(name, reload=name != "c", node_id="n2" if name == "d" else "n1") for name in "abcd"]
     assert reloads_by_node(grant(budget, 4, (), {}, wishes, 0.0)) == {"n1": 2, "n2": 1}
 
@@ -135,7 +131,7 @@ def test_inv_6_a_lease_stays_open_until_its_replica_finished_that_wish_or_its_ti
     seed=st.integers(0, 10_000),
 )
 def test_inv_6_whatever_is_wished_the_budget_is_kept(replicas: int, share: float, slowdown: float, reloads: int, seed: int) -> None:
-    budget = RestartBudget(share, slowdown, reloads, 60.0)
+    budget = OperatorSettings(max_restart_share=share, max_restart_slowdown=slowdown, max_reloads_per_node=reloads)
     rng = random.Random(seed)
     leases: tuple[OpenLease, ...] = ()
     for now_s in range(5):
