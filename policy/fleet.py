@@ -15,14 +15,14 @@ from typing import Final
 
 from nightjar.policy.estimate.off_steps import expected_off_steps
 from nightjar.policy.granting import MayGrant, group_restarts
-from nightjar.policy.intake import MAX_REPLICAS, MAX_RETIRED_ENGINES, observe
+from nightjar.policy.intake import MAX_RETIRED_ENGINES, observe
 from nightjar.policy.learning import learn
 from nightjar.policy.limiting import with_limits
 from nightjar.policy.modes import ModeOverride, effective_mode, live_overrides
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.base import one_length, speculation
 from nightjar.policy.seeding import exported, planted, seeded, with_own_price
-from nightjar.policy.state import FleetState, GroupState, ReplicaState, empty_fleet, learned, quieted, with_learned
+from nightjar.policy.state import MAX_REPLICAS, FleetState, GroupState, ReplicaState, empty_fleet, learned, quieted, with_learned
 from nightjar.policy.trials import in_words
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings

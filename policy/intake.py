@@ -1,7 +1,7 @@
 """How one report enters the fleet's state: differenced, checked, and kept as pending evidence until the group merges it.
 
 A report is data from a stranger (INV-10) on a way that loses, doubles and reorders. Fails closed: what cannot be true or
-was heard before counts nothing and says why; a full fleet refuses newcomers (INV-8).
+was heard before counts nothing and says why. How many replicas may report is bounded where they are admitted (policy.issuing).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import NO_ENGINE_ID, GroupKey, LoadReport
 
-MAX_REPLICAS: Final = 20_000
 MAX_GROUPS: Final = 1_000
 MAX_RETIRED_ENGINES: Final = 4
 """Engine ids remembered per replica: a late report of a replaced engine must not count from zero again."""
@@ -44,8 +43,6 @@ def observe(state: FleetState, report: LoadReport, now_s: float, settings: Opera
     counters = report.snapshot.counters
     if known is not None and counters.engine_id == NO_ENGINE_ID:
         return replace(state, replicas=state.replicas.with_item(report.replica_id, replace(known, heard_at_s=now_s))), ""
-    if known is None and len(state.replicas) >= MAX_REPLICAS:
-        return state, f"replica {report.replica_id}: {MAX_REPLICAS} replicas are tracked already, and no more are taken"
     if known is not None and (outdated := _outdated(known, report)):
         return state, outdated
     group_id = known.group_id if known is not None and known.report.group == report.group else report.group.group_id

@@ -12,11 +12,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
+from nightjar.policy.state import MAX_REPLICAS
 from nightjar.policy.wire.report import LoadReport
 from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion
-
-MAX_REPLICAS: Final = 10_000
-"""Far above what one actor serves (about 1,000 reports a second), below the calls that Ray lets an actor hold (20,000)."""
 
 MAX_PLAUSIBLE: Final = 1 << 40
 """No policy restarts, and none decides, so often: a reported number above this is a lie or garbage (INV-10)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from nightjar.policy.estimate.catch_up import NewRestarts
 from nightjar.policy.estimate.contributions import Contributions, NewEvidence
@@ -24,6 +25,9 @@ from nightjar.policy.restarts.leases import GroupRestarts
 from nightjar.policy.trials import Exploration
 from nightjar.policy.wire.report import GroupKey, LoadReport
 from nightjar.policy.wire.settings import OffStep
+
+MAX_REPLICAS: Final = 10_000
+"""Far above what one actor serves (about 1,000 reports a second), below the calls that Ray lets an actor hold (20,000)."""
 
 
 @dataclass(frozen=True, slots=True)

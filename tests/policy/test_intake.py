@@ -411,15 +411,6 @@ def test_what_only_one_of_three_replicas_measured_serves_all_of_them() -> None:
     assert all(replica.own is None for replica in fleet.state.replicas.values())
 
 
-def test_inv_8_a_full_fleet_refuses_newcomers_and_keeps_hearing_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "MAX_REPLICAS", 2)
-    state = take([Replica("a").report(), Replica("b").report()])
-    after, ignored = observe(state, Replica("c").report(), 1.0, PATIENT)
-    assert ignored == "replica c: 2 replicas are tracked already, and no more are taken"
-    assert after is state
-    assert observe(state, Replica("a", report_number=7).report(), 1.0, PATIENT)[1] == ""
-
-
 def test_inv_8_at_the_bound_of_groups_one_without_replicas_makes_room_and_one_with_them_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
