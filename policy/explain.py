@@ -62,7 +62,7 @@ def explain(
     replica, decision = state.replicas[replica_id], decisions.get(replica_id)
     group = state.groups[replica.group_id]
     report, snapshot = replica.report, replica.report.snapshot
-    batch, plan = snapshot.load.decode_batch_size, _plan(group, replica)
+    batch, plan = snapshot.load.decode_batch_size, group.plan_of(replica)
     bucket = batch_bucket(batch)
     mode, _ = effective_mode(replica_id, report.application, settings.mode, overrides, now_s)
     facts = _Facts(replica_id, replica, group, decision, settings, overrides, now_s, in_force)
@@ -177,7 +177,7 @@ def _mode(facts: _Facts) -> Iterator[Voice]:
         ends_s = override.expires_at_s
         words += f", for {ends_s - facts.now_s:.0f} s more" if ends_s is not None else ", until taken back"
     if mode.kind == "shadow":
-        planned = _planned(_plan(facts.group, facts.replica), report.snapshot.load.decode_batch_size)
+        planned = _planned(facts.group.plan_of(facts.replica), report.snapshot.load.decode_batch_size)
         words += "; nothing is touched" + (f", the plan would run {speculation(planned)}" if planned is not None else "")
     yield Voice(who="mode", words=words, decides=mode.kind != "auto" and report.local_mode is None)
 
@@ -241,7 +241,7 @@ def _limit(facts: _Facts) -> Iterator[Voice]:
     words = f"{replica.limit}: no K runs whose steps may take longer"
     decides = group.limit_decides(replica)
     if decides:
-        plan, without = _plan(group, replica), replica.own.plan if replica.own is not None else group.plan
+        plan, without = group.plan_of(replica), replica.own.plan if replica.own is not None else group.plan
         runs, else_runs = (speculation(_planned(one, batch) or 0) for one in (plan, without))
         words = f"{replica.limit} allows {runs} where {else_runs} would run" + (
             f": {plan.reason(batch)}" if plan is not None else ""
@@ -250,7 +250,7 @@ def _limit(facts: _Facts) -> Iterator[Voice]:
 
 
 def _plan_voice(facts: _Facts) -> Voice:
-    plan, planner = _plan(facts.group, facts.replica), facts.group.planner or facts.settings.planner
+    plan, planner = facts.group.plan_of(facts.replica), facts.group.planner or facts.settings.planner
     if facts.decision is None or plan is None:
         return Voice(who="policy", words="heard of since the last decision; settings come with the next one", decides=True)
     batch = facts.replica.report.snapshot.load.decode_batch_size
@@ -261,12 +261,7 @@ def _plan_voice(facts: _Facts) -> Voice:
 def _wanted(facts: _Facts) -> int:
     """K that would run if nobody disposed otherwise: what the engine says it planned, or the plan's."""
     load = facts.replica.report.snapshot.load
-    return load.planned_num_speculative_tokens or _planned(_plan(facts.group, facts.replica), load.decode_batch_size) or 0
-
-
-def _plan(group: GroupState, replica: ReplicaState) -> GroupPlan | None:
-    apart = group.apart(replica)
-    return apart.plan if apart is not None else group.plan
+    return load.planned_num_speculative_tokens or _planned(facts.group.plan_of(facts.replica), load.decode_batch_size) or 0
 
 
 def _planned(plan: GroupPlan | None, batch: int) -> int | None:

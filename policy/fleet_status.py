@@ -192,9 +192,9 @@ def _reason(replica: ReplicaState, group: GroupState, decision: Settings | None)
         return "heard of since the last decision"
     words = decision.reason
     batch = report.snapshot.load.decode_batch_size
-    if batch and decision.mode.kind in {"auto", "shadow"} and group.plan is not None and not report.serving_plainly:
-        apart = group.apart(replica)
-        words = (group.plan if apart is None else apart.plan).reason(batch)
+    plan = group.plan_of(replica)
+    if batch and decision.mode.kind in {"auto", "shadow"} and plan is not None and not report.serving_plainly:
+        words = plan.reason(batch)
         if group.limit_decides(replica):
             words += f" ({replica.limit})"
         if isinstance(decision.plan, Table) and decision.plan.segments:

@@ -11,7 +11,6 @@ from typing import Self
 
 from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.planners import LEARNING_PLANNERS
-from nightjar.policy.planners.base import GroupPlan
 from nightjar.policy.planners.thinking import Thought
 from nightjar.policy.restarts.budget import TTL_EXTRA_S, reloads_by_node
 from nightjar.policy.restarts.leases import Prospect, Restarter, decide_restarts
@@ -63,8 +62,7 @@ def group_restarts(
     restarters = {
         name: _restarter(group, replica, modes[name][0], settings, name in measuring, now_s) for name, replica in members.items()
     }
-    assert group.plan is not None
-    prospect = prospect_of(group, group.plan, group.thought)
+    prospect = prospect_of(group, None)
     restarts, limits, used = decide_restarts(
         group.restarts, restarters, prospect, settings, may_grant.reloads_on_node, may_grant.is_quiet_over, now_s
     )
@@ -92,7 +90,7 @@ def _restarter(
         is_steered=mode.kind in {"auto", "pin"},
         is_ordered=mode.kind == "pin" or settings.planner not in LEARNING_PLANNERS or is_measuring,
         new=replica.new_restarts,
-        own=prospect_of(group, apart.plan, apart) if wish is not None and apart is not None else None,
+        own=prospect_of(group, apart) if wish is not None and apart is not None else None,
         is_silent=now_s - replica.heard_at_s >= _silent_after_s(settings),
     )
 
@@ -104,9 +102,11 @@ def _silent_after_s(settings: OperatorSettings) -> float:
     return max(TTL_EXTRA_S, settings.exchange_period_s + settings.decision_period_s)
 
 
-def prospect_of(group: GroupState, plan: GroupPlan, thought: Thought | None) -> Prospect:
-    """What a plan, and the thought that it comes from, say; where nobody thinks, what the group's evidence does."""
+def prospect_of(group: GroupState, apart: Thought | None) -> Prospect:
+    """What the group's plan says, or that of a replica which runs another; where nobody thinks, what the group's evidence does."""
     evidence, buckets = group.evidence, buckets_up_to(group.key.max_num_seqs)
+    plan, thought = (group.plan, group.thought) if apart is None else (apart.plan, apart)
+    assert plan is not None
 
     def goodput(bucket: int, num_speculative_tokens: int) -> float | None:
         if thought is not None and num_speculative_tokens in thought.outlook.arms:

@@ -39,7 +39,6 @@ def predict(group: GroupState, replicas: Iterable[ReplicaState]) -> Predicted | 
 
 def _goodputs(group: GroupState, replicas: Iterable[ReplicaState]) -> Iterator[tuple[float | None, float | None]]:
     """Tokens a second of each busy replica that can be steered: with its plan, and off. Asked once for all that think alike."""
-    assert group.plan is not None
     alike: Counter[tuple[int, int]] = Counter()
     thoughts: dict[int, Thought | None] = {}
     for replica in replicas:
@@ -49,10 +48,7 @@ def _goodputs(group: GroupState, replicas: Iterable[ReplicaState]) -> Iterator[t
         apart = group.apart(replica)
         thoughts[id(apart)] = apart
         alike[id(apart), batch_bucket(batch)] += 1
-    prospects = {
-        key: prospect_of(group, group.plan, group.thought) if apart is None else prospect_of(group, apart.plan, apart)
-        for key, apart in thoughts.items()
-    }
+    prospects = {key: prospect_of(group, apart) for key, apart in thoughts.items()}
     for (key, bucket), count in alike.items():
         pair = prospects[key].planned_goodput[bucket], prospects[key].off_goodput[bucket]
         yield from (pair for _ in range(count))

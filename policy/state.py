@@ -100,6 +100,11 @@ class GroupState:
             return replica.own_within if replica.limit is not None and replica.own_within is not None else replica.own
         return self.within.get(replica.limit.max_step_ms) if replica.limit is not None else None
 
+    def plan_of(self, replica: ReplicaState) -> GroupPlan | None:
+        """The plan that one of its replicas runs."""
+        apart = self.apart(replica)
+        return self.plan if apart is None else apart.plan
+
     def limit_decides(self, replica: ReplicaState) -> bool:
         """Whether a replica is busy, and runs another K at its batch than it would without its limit."""
         batch, within = replica.report.snapshot.load.decode_batch_size, self.apart(replica)
