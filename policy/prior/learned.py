@@ -6,6 +6,7 @@ calibration and nothing else; replicas' cumulative counters bring most of it bac
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import astuple
 from typing import Annotated, Final, Literal, Self
 
@@ -28,6 +29,14 @@ from nightjar.policy.wire.report import MAX_CELLS, GroupKey
 MAX_LEARNED_CELLS: Final = 16_384
 """Of all groups together: about 60 bytes each keep the record well below MAX_RECORD_BYTES."""
 MAX_LEARNED_GROUPS: Final = 512
+SUMS: Final[Mapping[str, str]] = {
+    "steps": "steps",
+    "log_step_seconds": "log_seconds",
+    "decode_rows": "rows",
+    "context_tokens": "context_tokens",
+    "log_step_seconds_squared": "log_seconds_squared",
+}
+"""Each column of sums, and the field of CellEvidence that it stores; in the order of those."""
 
 PositionSums = Annotated[tuple[DecayedSum, ...], Field(max_length=MAX_NUM_SPECULATIVE_TOKENS)]
 
@@ -52,9 +61,7 @@ class LearnedGroup(Record):
 
     @model_validator(mode="after")
     def _columns_are_equally_long(self) -> Self:
-        columns = (self.batch_buckets, self.num_speculative_tokens, self.steps, self.log_step_seconds, self.decode_rows)
-        lengths = [len(column) for column in columns]
-        lengths += [len(column) for column in (self.context_tokens, self.log_step_seconds_squared) if column]
+        lengths = [len(getattr(self, name)) for name in ("batch_buckets", "num_speculative_tokens", *SUMS)]
         if len(set(lengths)) > 1 or len(self.reached) != len(self.accepted):
             raise ValueError(
                 f"columns of {lengths} cells and {len(self.reached)}, {len(self.accepted)} positions; equal ones needed"
@@ -69,28 +76,16 @@ class LearnedGroup(Record):
             key=key,
             batch_buckets=tuple(bucket for (bucket, _), _ in cells),
             num_speculative_tokens=tuple(length for (_, length), _ in cells),
-            steps=tuple(cell.steps for _, cell in cells),
-            log_step_seconds=tuple(cell.log_seconds for _, cell in cells),
-            decode_rows=tuple(cell.rows for _, cell in cells),
-            context_tokens=tuple(cell.context_tokens for _, cell in cells),
-            log_step_seconds_squared=tuple(cell.log_seconds_squared for _, cell in cells),
             reached=evidence.acceptance.reached,
             accepted=evidence.acceptance.accepted,
             catch_up=astuple(catch_up),
+            **{name: tuple(getattr(cell, sums) for _, cell in cells) for name, sums in SUMS.items()},
         )
 
     def evidence(self) -> Evidence:
-        """The evidence that was stored; a column that an older policy did not store is zero."""
-        missing = (0.0,) * len(self.steps)
-        columns = (
-            self.steps,
-            self.log_step_seconds,
-            self.decode_rows,
-            self.context_tokens or missing,
-            self.log_step_seconds_squared or missing,
-        )
-        cells = (CellEvidence(*sums) for sums in zip(*columns, strict=True))
+        """The evidence that was stored."""
         keys = zip(self.batch_buckets, self.num_speculative_tokens, strict=True)
+        cells = (CellEvidence(*sums) for sums in zip(*(getattr(self, name) for name in SUMS), strict=True))
         return Evidence(dict(zip(keys, cells, strict=True)), AcceptanceEvidence(self.reached, self.accepted))
 
     def catch_up_evidence(self) -> CatchUpEvidence:
