@@ -161,30 +161,6 @@ def parse_regime(text: str) -> Regime:
     return Regime(tuple(phases))
 
 
-def scaled(regime: Regime, *, load: float = 1.0, time: float = 1.0) -> Regime:
-    """The same shape with rates and users times `load` (at least one user) and durations times `time`. Raises RegimeError.
-
-    >>> str(scaled(parse_regime("a:60@0.5..2,b:60@4u"), load=3, time=0.5))
-    'a:30@1.5..6,b:30@12u'
-    """
-
-    def times(rate: float | None) -> float | None:
-        return None if rate is None else rate * load
-
-    return Regime(
-        tuple(
-            replace(
-                phase,
-                duration_s=phase.duration_s * time,
-                requests_per_s=times(phase.requests_per_s),
-                end_requests_per_s=times(phase.end_requests_per_s),
-                users=None if phase.users is None else max(round(phase.users * load), 1),
-            )
-            for phase in regime.phases
-        )
-    )
-
-
 def repeated(regime: Regime, times: int) -> Regime:
     """The same phases, `times` over; the second round's names get the suffix -r2, and so on. Raises RegimeError.
 

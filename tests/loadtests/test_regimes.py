@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nightjar.loadtests.regimes import NAMED_REGIMES, Phase, Regime, RegimeError, arrival_times, parse_regime, repeated, scaled
+from nightjar.loadtests.regimes import NAMED_REGIMES, Phase, Regime, RegimeError, arrival_times, parse_regime, repeated
 
 rates = st.floats(0.0, 30.0).map(lambda rate: round(rate, 3))
 durations = st.floats(0.5, 20.0).map(lambda duration: round(duration, 2))
@@ -88,12 +88,10 @@ def test_a_ramp_brings_the_arrivals_of_its_rates_in_each_of_its_halves(seed: int
         assert abs(seen - expected) <= 6.5 * math.sqrt(expected) + 1
 
 
-def test_a_scaled_regime_keeps_its_shape_and_a_repeated_one_its_phases() -> None:
+def test_a_repeated_regime_keeps_its_phases() -> None:
     regime = parse_regime("a:10@1..3,b:20@2u,c:5@=4")
-    assert str(scaled(regime, load=2, time=10)) == "a:100@2..6,b:200@4u,c:50@=8"
-    assert scaled(regime, load=0.001).phases[1].users == 1
     assert repeated(regime, 3).duration_s == 3 * regime.duration_s
-    assert scaled(regime) == repeated(regime, 1) == regime
+    assert repeated(regime, 1) == regime
 
 
 def test_a_changed_phase_leaves_the_arrivals_of_the_others_alone() -> None:

@@ -103,7 +103,6 @@ class ControlPlane:
         prior: LearnedTables | None,
         timeline: Timeline,
         seed: int,
-        on_decided: Callable[[], None] = lambda: None,
         deaf_twin: DeafTwin | None = None,
     ) -> None:
         self.store = Store(learned=prior or LearnedTables())
@@ -113,7 +112,6 @@ class ControlPlane:
         self._timeline = timeline
         self._rng = random.Random(f"control plane:{seed}")  # noqa: S311
         self._seed = seed
-        self._on_decided = on_decided
         self.deaf_twin = deaf_twin
         self._agents: dict[str, Agent] = {}
         self._parked: dict[str, Parked] = {}
@@ -163,7 +161,6 @@ class ControlPlane:
                 self._release(replica_id, self._parked[replica_id])
         for replica_id in [name for name in self._parked if name not in self.actor.slots]:
             self._release(replica_id, self._parked[replica_id])
-        self._on_decided()
 
     def _report(self, replica_id: str, agent: Agent) -> None:
         if agent.has_left or agent.exchange:
