@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nightjar.policy.planners.base import one_length
-from nightjar.policy.reporting import MAX_BACKOFF_S, Reporting
+from nightjar.policy.reporting import Reporting
 from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import PROTOCOL_VERSION
@@ -30,6 +30,14 @@ def running(incarnation: int = 2, sequence: int = 5) -> Reporting:
     made = Reporting(issued=known, heard_s=1.0)
     made.begins(known.version, 10.0)
     return made
+
+
+def test_a_new_replica_reports_at_once_and_twice_a_second_until_settings_say_otherwise() -> None:
+    made = Reporting()
+    assert (made.next_report_s, made.heard_s) == (0.0, 0.0)
+    made.begins(None, 3.0)
+    assert made.ends(ExchangeReply(incarnation=1), 3.2) == (False, "")
+    assert made.next_report_s == 3.5
 
 
 def test_new_settings_are_known_and_acknowledged_at_once() -> None:
@@ -83,7 +91,7 @@ def test_after_failures_in_a_row_the_next_report_waits_longer_each_time_until_on
     for _ in range(5):
         made.fails(20.0)
         waits_s.append(made.next_report_s - 20.0)
-    assert waits_s == [0.5, 1.0, 2.0, 4.0, MAX_BACKOFF_S]
+    assert waits_s == [0.5, 1.0, 2.0, 4.0, 5.0]
     made.ends(ExchangeReply(incarnation=2), 21.0)
     made.fails(22.0)
     assert made.next_report_s == 22.5
