@@ -180,11 +180,12 @@ async def test_an_actor_finds_one_of_a_newer_protocol_by_its_name_and_stops_gran
             while not has_said(words):
                 await exchange(client, replica)
 
-    name = f"{ACTOR_NAME_PREFIX}{PROTOCOL_VERSION + 1}"
+    next_version = PROTOCOL_VERSION + 1
+    name = f"{ACTOR_NAME_PREFIX}{next_version}"
     newer = ray.remote(OfTomorrow).options(name=name, namespace=NAMESPACE, num_cpus=0).remote()
-    await until_it_says("the policy of protocol 2 is here: this one, of protocol 1, grants no restarts")
+    await until_it_says(f"the policy of protocol {next_version} is here: this one, of protocol {PROTOCOL_VERSION}, grants no restarts")
     ray.kill(newer, no_restart=True)
-    await until_it_says("the policy of protocol 2 is gone")
+    await until_it_says(f"the policy of protocol {next_version} is gone")
 
 
 def test_the_actors_process_looks_for_cycles_seldom() -> None:
