@@ -13,7 +13,7 @@ from nightjar.deployments.proof.driven_engine import DrivenEngine
 from nightjar.deployments.proof.lone_policy import LonePolicy
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import GroupKey
-from nightjar.policy.wire.settings import Settings
+from nightjar.policy.wire.settings import Settings, SettingsVersion
 
 
 class PlannedByPolicy:
@@ -22,7 +22,7 @@ class PlannedByPolicy:
     def __init__(self, engine: DrivenEngine, arguments: EngineArguments, seed: int) -> None:
         self._engine = engine
         self._policy = LonePolicy(_group(engine.vllm_config, arguments), seed)
-        self._in_force: Settings | None = None
+        self._in_force: tuple[Settings, SettingsVersion | None] | None = None
         self._next_s = 0.0
 
     def before_step(self) -> None:
@@ -33,11 +33,11 @@ class PlannedByPolicy:
         self._next_s = now_s + self._policy.exchange_period_s
         snapshot = self._engine.exchange(EngineCommand(confirmed=self._engine.version))
         wanted = self._policy.decide(snapshot, now_s).without_words()
-        if wanted != self._in_force:
+        if (wanted, self._engine.version) != self._in_force:  # also where somebody steered by hand meanwhile
             adopted = self._engine.adopt(wanted)
             if adopted.fault:
                 raise RuntimeError(f"the engine did not follow: {adopted.fault}")
-            self._in_force = wanted
+            self._in_force = wanted, self._engine.version
 
 
 def _group(config: Any, arguments: EngineArguments) -> GroupKey:
