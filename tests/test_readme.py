@@ -26,7 +26,7 @@ TUTORIAL: Final = "docs/tutorial.md"
 """tests/deployments/test_tutorial.py runs all of its commands, in their order."""
 PAGES: Final = tuple(
     page
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
     if page != ROOT / TUTORIAL
 )
 
@@ -108,11 +108,6 @@ NOT_HERE: Final = {
     "nightjar dashboards annotate --load runs/demo/latest/requests.jsonl": "the same",
     "nightjar explain REPLICA --journal JOURNAL --at 2026-11-25T22:05:00Z": "tests/cluster/test_explain.py has times of its own",
     "nightjar import learned.json --group qwen3-32b-1a2b3c4d": "no such group here; tests/cluster/test_learned_commands.py",
-    "make load-trace TRACE=requests.csv PROMPTS=texts.jsonl": "needs a server; tests/loadtests/test_locustfile.py has one",
-    "make load-trace TRACE=requests.csv PROMPTS=texts.jsonl HOST=http://gpu-17:8000"
-    ' ARGS="--tokenizer /models/qwen3-32b --processes 4"': "the same",
-    ".venv/bin/locust -f loadtests/locustfile.py --headless --host http://127.0.0.1:8000"
-    " --trace requests.csv --prompts texts.jsonl --runs runs/load-trace": "the same",
     "nightjar export before.json": "the same as with another name, above",
     "nightjar replay policy-journal.jsonl": "the same",
 }
