@@ -182,6 +182,8 @@ SMALL_CASES: Final[dict[str, tuple[Callable[[Path], None], tuple[str, ...], tupl
     ),
     "nightjar simulate --trace azure_llm_2023_conv.csv": (a_trace, ("--quick", "--only", "open-loop"), ("trace",)),
     "nightjar simulate --goodput ttft:1000 tpot:50": (nothing, ("--quick", "--planner", "off"), ("are within ttft:1000 tpot:50",)),
+    "nightjar simulate --only paper": (nothing, ("--quick", "--planner", "off"), ("until the last answer",)),
+    "nightjar simulate --only paper-assumptions": (nothing, ("--quick", "--planner", "off"), ("Other engines",)),
     "make docs": (nothing, (), ()),
     "make figures": (nothing, (), ("changing-load.svg",)),
     "make bench-scale": (nothing, ("ARGS=--replicas 60 --large 100 --ticks 5 --output FOLDER",), ("Milliseconds per tick",)),
