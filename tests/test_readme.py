@@ -185,7 +185,7 @@ SMALL_CASES: Final[dict[str, tuple[Callable[[Path], None], tuple[str, ...], tupl
     "nightjar simulate --only paper": (nothing, ("--quick", "--planner", "off"), ("until the last answer",)),
     "nightjar simulate --only paper-assumptions": (nothing, ("--quick", "--planner", "off"), ("Other engines",)),
     "make docs": (nothing, (), ()),
-    "make figures": (nothing, (), ("changing-load.svg",)),
+    "make figures": (nothing, ("FIGURES=FOLDER",), ("changing-load.svg",)),
     "make bench-scale": (nothing, ("ARGS=--replicas 60 --large 100 --ticks 5 --output FOLDER",), ("Milliseconds per tick",)),
     "make bench-model": (nothing, (), ("nearest measured cell",)),
     "make bench-step": (nothing, (), ("Microseconds per scheduler step",)),
