@@ -183,7 +183,8 @@ async def test_an_actor_finds_one_of_a_newer_protocol_by_its_name_and_stops_gran
     next_version = PROTOCOL_VERSION + 1
     name = f"{ACTOR_NAME_PREFIX}{next_version}"
     newer = ray.remote(OfTomorrow).options(name=name, namespace=NAMESPACE, num_cpus=0).remote()
-    await until_it_says(f"the policy of protocol {next_version} is here: this one, of protocol {PROTOCOL_VERSION}, grants no restarts")
+    mine = f"this one, of protocol {PROTOCOL_VERSION}, grants no restarts"
+    await until_it_says(f"the policy of protocol {next_version} is here: {mine}")
     ray.kill(newer, no_restart=True)
     await until_it_says(f"the policy of protocol {next_version} is gone")
 
