@@ -22,7 +22,7 @@ from nightjar.loadtests.summary import Check
 from nightjar.policy.engine.steering import Cause
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import DrafterState, SteeringLevel
-from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table
+from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table, TableRow
 from nightjar.policy.wire.status import ReplicaStatus
 
 ReplicaSettings = Mapping[str, Sequence[IssuedSettings]]
@@ -193,13 +193,14 @@ def _explain(replica: ReplicaStatus, settings: Settings) -> Explanation:
     if not isinstance(plan, Table):
         return Explanation.UNKNOWN
     length, batch = load.num_speculative_tokens, load.decode_batch_size
-    planned = _table_length(plan, batch)
+    planned = _table_length(plan.rows, batch)
+    beside_prefill = _table_length(plan.mixed_rows, batch) if plan.mixed_rows else planned
     measured = {one.num_speculative_tokens for one in plan.segments if one.first_batch_size <= batch <= one.last_batch_size}
-    if length == planned:
+    if length == planned or (length == beside_prefill and replica.decision_reason == Cause.BESIDE_PREFILL):
         return Explanation.TABLE
     if length in measured:
         return Explanation.MEASURING
-    if length > max({planned, *measured}):
+    if length > max({planned, beside_prefill, *measured}):
         return Explanation.CONTRADICTION
     is_held = load.planned_num_speculative_tokens not in {planned, *measured}
     if is_held and replica.decision_reason not in HOLDING_CAUSES:
@@ -209,9 +210,9 @@ def _explain(replica: ReplicaStatus, settings: Settings) -> Explanation:
     return Explanation.ASLEEP if not length and replica.drafter_state in STATES_WITHOUT_DRAFTS else Explanation.UNEXPLAINED
 
 
-def _table_length(table: Table, batch: int) -> int:
-    """K of a table at a decode batch size, as settings.Table defines it."""
-    if batch > table.rows[-1].last_batch_size:
+def _table_length(rows: Sequence[TableRow], batch: int) -> int:
+    """K of a table's rows at a decode batch size, as settings.Table defines it."""
+    if batch > rows[-1].last_batch_size:
         return 0
-    covering = [row.num_speculative_tokens for row in table.rows if row.first_batch_size <= batch]
-    return covering[-1] if covering else table.rows[0].num_speculative_tokens
+    covering = [row.num_speculative_tokens for row in rows if row.first_batch_size <= batch]
+    return covering[-1] if covering else rows[0].num_speculative_tokens

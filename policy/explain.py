@@ -155,8 +155,15 @@ def _voices(facts: _Facts) -> Iterator[Voice]:
     if Cause.DWELL in said:
         words = f"a rise waits until the present K was held for {facts.settings.dwell_steps} steps"
         yield Voice(who="dwell", words=words, decides=True)
+    if Cause.BESIDE_PREFILL in said:
+        words = (
+            f"the step after its last one also computes prompts, for which the plan has K={snapshot.load.num_speculative_tokens}"
+        )
+        yield Voice(who="prefill", words=words, decides=True)
     if Cause.MIXED in said:
-        yield Voice(who="prefill", words="its last step also computed prompts: such steps never raise K", decides=True)
+        yield Voice(
+            who="prefill", words="its last step also computed prompts: such steps never raise an engine's own K", decides=True
+        )
     yield from _limit(facts)
     yield _plan_voice(facts)
     if said:

@@ -129,6 +129,14 @@ def test_a_length_that_dwell_prefill_or_guard_lowered_is_held(cause: Cause) -> N
         assert explain(status(2, length, cause=cause), [settings(1)]) is expected
 
 
+def test_a_length_of_the_plan_beside_prefill_is_the_plans_where_the_engine_says_that_it_was() -> None:
+    rows, mixed_rows = ((TableRow(first_batch_size=1, last_batch_size=16, num_speculative_tokens=length),) for length in (5, 1))
+    given = settings(1, plan=Table(rows=rows, mixed_rows=mixed_rows))
+    assert explain(status(2, 1, cause=Cause.BESIDE_PREFILL), [given]) is Explanation.TABLE
+    assert explain(status(2, 1, cause=Cause.PLAN), [given]) is Explanation.UNEXPLAINED
+    assert explain(status(2, 3, cause=Cause.BESIDE_PREFILL), [given]) is Explanation.UNEXPLAINED
+
+
 @pytest.mark.parametrize("state", list(DrafterState))
 def test_a_drafter_that_says_it_sleeps_explains_off_and_nothing_else(state: DrafterState) -> None:
     without_drafts = {"dormant", "offloaded", "contracting", "reloading", "catching_up"}

@@ -103,7 +103,8 @@ def test_a_local_mode_of_auto_leaves_the_answer_to_the_plan_also_under_an_overri
         ({"refused": "plan.planner 'x' is unknown"}, "settings", "refused the newest settings: plan.planner 'x'"),
         ({"load": load(planned=0), "held_buckets": (3,)}, "guard", "the guard holds batch 4-5 off"),
         ({"load": load(), "decision_reason": Cause.DWELL}, "dwell", "until the present K was held for 4 steps"),
-        ({"load": load(), "decision_reason": Cause.MIXED}, "prefill", "such steps never raise K"),
+        ({"load": load(), "decision_reason": Cause.MIXED}, "prefill", "such steps never raise an engine's own K"),
+        ({"load": load(runs=1, planned=1), "decision_reason": Cause.BESIDE_PREFILL}, "prefill", "for which the plan has K=1"),
     ],
 )
 def test_whoever_disposes_is_the_answer(said: dict[str, Any], decided_by: str, part: str) -> None:
