@@ -200,7 +200,7 @@ def _explain(replica: ReplicaStatus, settings: Settings) -> Explanation:
         return Explanation.TABLE
     if length in measured:
         return Explanation.MEASURING
-    if length > max({planned, beside_prefill, *measured}):
+    if length > max({planned, *measured}):
         return Explanation.CONTRADICTION
     is_held = load.planned_num_speculative_tokens not in {planned, *measured}
     if is_held and replica.decision_reason not in HOLDING_CAUSES:

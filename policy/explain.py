@@ -152,18 +152,7 @@ def _voices(facts: _Facts) -> Iterator[Voice]:
     yield from _guard(facts)
     yield from _measurement(facts)
     yield from _drafter(facts)
-    if Cause.DWELL in said:
-        words = f"a rise waits until the present K was held for {facts.settings.dwell_steps} steps"
-        yield Voice(who="dwell", words=words, decides=True)
-    if Cause.BESIDE_PREFILL in said:
-        words = (
-            f"the step after its last one also computes prompts, for which the plan has K={snapshot.load.num_speculative_tokens}"
-        )
-        yield Voice(who="prefill", words=words, decides=True)
-    if Cause.MIXED in said:
-        yield Voice(
-            who="prefill", words="its last step also computed prompts: such steps never raise an engine's own K", decides=True
-        )
+    yield from _last_step(facts, said)
     yield from _limit(facts)
     yield _plan_voice(facts)
     if said:
@@ -173,6 +162,20 @@ def _voices(facts: _Facts) -> Iterator[Voice]:
     silent_s = facts.now_s - replica.heard_at_s
     if silent_s > OLD_REPORT_S:
         yield Voice(who="report", words=f"the last report is {silent_s:.0f} s old: all of this is as of then")
+
+
+def _last_step(facts: _Facts, said: str) -> Iterator[Voice]:
+    """What in the engine's own rules made the last step's K another than the plan's for pure decode steps."""
+    if Cause.DWELL in said:
+        words = f"a rise waits until the present K was held for {facts.settings.dwell_steps} steps"
+        yield Voice(who="dwell", words=words, decides=True)
+    if Cause.BESIDE_PREFILL in said:
+        length = facts.replica.report.snapshot.load.num_speculative_tokens
+        words = f"the step after its last one also computes prompts, for which the plan has K={length}"
+        yield Voice(who="prefill", words=words, decides=True)
+    if Cause.MIXED in said:
+        words = "its last step also computed prompts: such steps never raise an engine's own K"
+        yield Voice(who="prefill", words=words, decides=True)
 
 
 def _mode(facts: _Facts) -> Iterator[Voice]:

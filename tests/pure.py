@@ -58,6 +58,7 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/deployments/test_serving_killed_engine.py": "ray",
     "tests/deployments/test_serving_plainly.py": "ray",
     "tests/deployments/test_serving_restarts.py": "ray",
+    "tests/deployments/test_tutorial.py": "ray",
     "tests/engine/test_control.py": "vllm",
     "tests/engine/test_cpu_worker.py": "vllm",
     "tests/engine/test_draft_lending.py": "vllm",

@@ -44,6 +44,10 @@ SETTLING_STEPS: Final = 2
 """Steps at the new K that do not count, because the engine still has to settle."""
 
 
+MOST_MIXED_SHARE: Final = 0.5
+"""Of steps, as the cost of a measurement has it: where hardly a step is clean, its deadline ends it."""
+
+
 class Measurement(NamedTuple):
     """A cell worth measuring: what knowing it may gain (share of goodput, and tokens a second of one replica that runs in its
     bucket) and what it costs (expected tokens lost)."""
@@ -75,7 +79,7 @@ def measurements(view: GroupView, ahead: Outlook, planned: npt.NDArray[np.int64]
         if length in ahead.arms:
             worth[bucket, ahead.arms.index(length)] = 0.0
     lost = np.expm1(np.minimum(expected_excess(-gain, deviation), 2.0))
-    steps = view.settings.calibration_clean_steps + SETTLING_STEPS
+    steps = view.settings.calibration_clean_steps * _steps_per_clean_step(view, ahead) + SETTLING_STEPS
     cost = steps * ahead.rows[:, None] * ahead.tokens_per_row[None, :] * lost
     gain_tokens_per_s = worth * np.exp(ahead.log_goodput[np.arange(len(planned)), planned])[:, None]
     wanted: dict[int, tuple[Measurement, ...]] = {}
@@ -90,6 +94,12 @@ def measurements(view: GroupView, ahead: Outlook, planned: npt.NDArray[np.int64]
         if found:
             wanted[bucket] = tuple(sorted(found, key=lambda one: (-one.worth / (one.cost_tokens + 1.0), one.cell)))
     return wanted
+
+
+def _steps_per_clean_step(view: GroupView, ahead: Outlook) -> Floats:
+    """(buckets, arms): steps that a measurement holds its K for one that counts: neither it nor the one before it has prefill."""
+    mixed = view.evidence.mixed_steps_per_token * ahead.rows[:, None] * ahead.tokens_per_row[None, :]
+    return np.asarray((1.0 - np.minimum(mixed, MOST_MIXED_SHARE)) ** -2.0)
 
 
 def expected_excess(mean: Floats, deviation: Floats) -> Floats:

@@ -25,9 +25,7 @@ from nightjar.loadtests.simulation.experiments.measuring import basic
 from nightjar.loadtests.simulation.experiments.scenes import cell, open_scenes, pattern_s
 from nightjar.loadtests.simulation.planner_names import FLEET
 from nightjar.policy.estimate.contributions import Contributions
-from nightjar.policy.estimate.evidence import Evidence
 from nightjar.policy.estimate.goodput import Floats, Outlook
-from nightjar.policy.estimate.step_time import StepTimes
 
 LOADS: Final = ("surge", "oscillation")
 REPLICAS: Final = 3
@@ -42,8 +40,8 @@ class Part:
     stand_ins: Mapping[str, object] = field(default_factory=dict)
 
 
-def _nothing_charged(_evidence: Evidence, times: StepTimes, _arms: Sequence[int]) -> Floats:
-    return np.zeros(times.log_seconds.shape)
+def _nothing_costs(*_: object, **__: object) -> None:
+    return None
 
 
 def _off_until_measured(ahead: Outlook) -> npt.NDArray[np.int64]:
@@ -72,7 +70,7 @@ PARTS: Final = (
     Part("allowance of exploration", stand_ins={"allowance.OUTPUT_SHARE": 1.0, "allowance.COLD_START_TOKENS_PER_ROW": 1e9}),
     Part("patience", stand_ins={"trials.PAYS_BACK_S": 1e9}),
     Part("replica effects", stand_ins={"learning.with_effects": _all_alike}),
-    Part("steps with prefill", stand_ins={"planners.base.charge": _nothing_charged}),
+    Part("steps with prefill", stand_ins={"planners.base.mixed_costs": _nothing_costs}),
     Part("single replicas' own plans", stand_ins={"learning._own_thoughts": _nobody_thinks_alone}),
     Part("price of a restart", stand_ins={"restarts.price.Price.pays": True}),
     Part("guard", stand_ins={"engine.guard.SUSPICION": math.inf}),
