@@ -95,3 +95,16 @@ def test_the_test_pod_runs_that_script_with_arguments_that_it_takes() -> None:
     with serving(ANSWERS) as url:
         done = check(url, script, *(argument for argument in arguments if not argument.startswith("--service=")))
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_with_the_incremental_upgrade_the_gateway_is_asked_whose_name_the_chart_cannot_know() -> None:
+    rendered = release(CHART / "examples/incremental-upgrade.yaml", values={"loadTest": {"enabled": True}})
+    (test,) = (pod for pod in rendered.all("Pod") if pod["metadata"]["name"].endswith("-test"))
+    assert "--service=http://nightjar-gateway-istio" in test["spec"]["containers"][0]["args"]
+    hosts = {
+        argument
+        for job in rendered.all("Job")
+        for argument in job["spec"]["template"]["spec"]["containers"][0]["args"]
+        if argument.startswith("--host=")
+    }
+    assert hosts == {"--host=http://nightjar-gateway-istio"}

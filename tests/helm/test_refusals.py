@@ -104,6 +104,16 @@ GROUP = {"groupName": "g", "minReplicas": 1, "maxReplicas": 1, "resources": {"li
         ),
         ({"upgradeStrategy": {"type": "NewClusterWithIncrementalUpgrade"}}, "needs clusterUpgradeOptions"),
         (
+            {
+                "upgradeStrategy": {
+                    "type": "NewClusterWithIncrementalUpgrade",
+                    "clusterUpgradeOptions": {"gatewayClassName": "istio", "stepSizePercent": 20, "intervalSeconds": 60},
+                }
+            },
+            "helm test and the load test would ask nobody; set serviceUrl to the Gateway's address",
+        ),
+        ({"upgradeStrategy": {"serviceUrl": "http://mine"}}, "serviceUrl belongs to NewClusterWithIncrementalUpgrade"),
+        (
             {"upgradeStrategy": {"type": "NewCluster"}, "gcsFaultTolerance": {"externalStorageNamespace": "x"}},
             "externalStorageNamespace would be shared by the old and the new cluster",
         ),

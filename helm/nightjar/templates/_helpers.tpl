@@ -53,9 +53,9 @@ annotations:
 {{- end -}}
 {{- end -}}
 
-{{/* KubeRay names the service so. */}}
+{{/* KubeRay names the service so; with the incremental upgrade the Gateway's implementation chooses the name. */}}
 {{- define "nightjar.serviceUrl" -}}
-http://{{ include "nightjar.fullname" . }}-serve-svc:8000
+{{- .Values.upgradeStrategy.serviceUrl | trimSuffix "/" | default (printf "http://%s-serve-svc:8000" (include "nightjar.fullname" .)) -}}
 {{- end -}}
 
 {{/* Where the first model answers; the service itself where the chart knows no model. */}}

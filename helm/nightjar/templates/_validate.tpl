@@ -150,6 +150,12 @@
 {{- if and $incremental (not $upgrade.clusterUpgradeOptions) -}}
   {{- fail "upgradeStrategy: NewClusterWithIncrementalUpgrade needs clusterUpgradeOptions" -}}
 {{- end -}}
+{{- if and $upgrade.serviceUrl (not $incremental) -}}
+  {{- fail (printf "upgradeStrategy: serviceUrl belongs to NewClusterWithIncrementalUpgrade (type is %q); the release's own service needs none" $upgrade.type) -}}
+{{- end -}}
+{{- if and $incremental (not $upgrade.serviceUrl) (or .Values.helmTest.enabled (and .Values.loadTest.enabled (not .Values.loadTest.host))) -}}
+  {{- fail "upgradeStrategy: NewClusterWithIncrementalUpgrade gives each cluster a service of its own, so helm test and the load test would ask nobody; set serviceUrl to the Gateway's address (kubectl get gateway), or helmTest.enabled to false and loadTest.host" -}}
+{{- end -}}
 {{- if and $incremental (not .Values.autoscaler.enabled) -}}
   {{- fail "upgradeStrategy: NewClusterWithIncrementalUpgrade needs autoscaler.enabled" -}}
 {{- end -}}
