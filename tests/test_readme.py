@@ -178,7 +178,7 @@ SMALL_CASES: Final[dict[str, tuple[Callable[[Path], None], tuple[str, ...], tupl
     "nightjar simulate --regime surge --regime 'mine:300@2,peak:60@20,after:300@2' --planner fleet --planner oracle": (
         nothing,
         ("--quick", "--only", "open-loop"),
-        ("mine",),
+        ("regime-1",),
     ),
     "nightjar simulate --trace azure_llm_2023_conv.csv": (a_trace, ("--quick", "--only", "open-loop"), ("trace",)),
     "nightjar simulate --goodput ttft:1000 tpot:50": (nothing, ("--quick", "--planner", "off"), ("are within ttft:1000 tpot:50",)),

@@ -59,9 +59,9 @@ class HookTimer:
         return taken
 
     def _timed(self, hook: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*arguments: Any) -> Any:
+        def timed(*arguments: Any, **named: Any) -> Any:
             began = perf_counter_ns()
-            found = call(*arguments)
+            found = call(*arguments, **named)
             self._nanoseconds[hook] += perf_counter_ns() - began
             return found
 
