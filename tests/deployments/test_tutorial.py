@@ -26,7 +26,7 @@ pytest.importorskip("vllm")
 from tests.deployments.serving import need_models
 from tests.ports import free_port
 
-pytestmark = [pytest.mark.ray, pytest.mark.engine]
+pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.long]
 
 ROOT: Final = Path(__file__).parents[2]
 BIN: Final = Path(sys.executable).parent
