@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Final
 
 from nightjar.loadtests.simulation.evidence.bars import GOODPUT, Bar, ByKind, Cells, Found, mean_of, ratios, worst
+from nightjar.loadtests.simulation.evidence.cold_bars import cold_bars
 from nightjar.loadtests.simulation.evidence.limit_bars import limit_bars
 from nightjar.loadtests.simulation.evidence.prefill_bars import prefill_bars
 from nightjar.loadtests.simulation.evidence.rows import RunRow
@@ -381,5 +382,5 @@ def _series(rows: Iterable[RunRow], name: str) -> dict[tuple[str, str], dict[int
 
 
 _BARS: Final[tuple[Callable[[ByKind], list[Bar]], ...]] = (
-    _steady, _open_loop, _rivals, prefill_bars, limit_bars, _pooling, _newcomer, _storm, _drift, _liar, _faulty, _lossy,
+    _steady, _open_loop, _rivals, prefill_bars, limit_bars, cold_bars, _pooling, _newcomer, _storm, _drift, _liar, _faulty, _lossy,
 )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Final
 
 from nightjar.loadtests.simulation.experiments.ablation import ABLATION
 from nightjar.loadtests.simulation.experiments.changing_texts import CHANGING
+from nightjar.loadtests.simulation.experiments.cold import COLD_START
 from nightjar.loadtests.simulation.experiments.experiment import Experiment
 from nightjar.loadtests.simulation.experiments.goodput import UNDER_TARGET
 from nightjar.loadtests.simulation.experiments.heads import HEADS
@@ -30,6 +31,7 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = {
         RIVAL,
         PREFILL_STEPS,
         STEP_LIMIT,
+        COLD_START,
         UNDER_TARGET,
         HEADS,
         CHANGING,

@@ -11,6 +11,7 @@ from nightjar.loadtests.simulation.evidence.bar_list import best_static, compute
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.loadtests.simulation.evidence.prefill_bars import best_pair, joined_pair, picked_oracle
 from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.simulation.experiments.cold import COLD_START
 from nightjar.loadtests.simulation.experiments.efforts import QUICK
 from nightjar.loadtests.simulation.experiments.experiment import Choice
 from nightjar.loadtests.simulation.experiments.limit import STEP_LIMIT
@@ -19,6 +20,7 @@ from nightjar.loadtests.simulation.profiles import read_profile
 from tests.loadtests.simulation.run_rows import row, summary_of
 
 LIMIT_CHOICE = Choice((read_profile("cpu-smollm2"),), (), QUICK)
+COLD_CHOICE = Choice((read_profile("cpu-smollm2"), read_profile("qwen-7b-0.5b-rtx4090")), (), QUICK)
 
 
 def bar(name: str, rows: list[RunRow]) -> Bar:
@@ -41,7 +43,8 @@ def test_every_bar_that_the_project_states_is_there() -> None:
         "fleet_over_rival_min", "fleet_over_rival_geomean_min", "other_texts_over_rival_geomean_min",
         "changing_texts_over_rival_geomean_min",
         "prefill_over_static_min", "prefill_over_off_min", "prefill_over_oracle_min",
-        "limit_kept", "limit_cost_min", "limit_over_off_min", "pooled4_loss_ratio", "pooled16_loss_ratio", "pooled16_done_s",
+        "limit_kept", "limit_cost_min", "limit_over_off_min", "cold_over_off_min", "cold_over_off_mean",
+        "pooled4_loss_ratio", "pooled16_loss_ratio", "pooled16_done_s",
         "newcomer_loss", "storm_floor", "storm_total", "drift_recovery_s", "false_alarms_per_day",
         "liar_changed", "sly_liar_changed", "faulty_goodput_ratio", "faulty_late_ratio", "lossy_goodput_ratio", "budget_violations",
     ]  # fmt: skip
@@ -312,3 +315,25 @@ def test_the_limit_comes_from_off_at_its_heaviest_load_and_the_fleet_runs_again_
     }
     assert [round(limit, 6) for limit in limits if limit is not None] == [round(500.0 / 0.97, 6)]
     assert {(cell.load, cell.seed) for cell in runs} == {(load, seed) for load in loads for seed in (0, 1)}
+
+
+def test_a_cold_start_is_judged_by_pair_and_data_set_with_all_their_rates_together() -> None:
+    rows = []
+    for load, made in (("alpaca 1/s", 110.0), ("alpaca 35/s", 85.0), ("sharegpt 1/s", 104.0)):
+        for who, tokens in (("off", 100.0), ("fleet", made)):
+            rows.append(row("cold", who, f"p/{load}", tokens_per_busy_s=tokens).model_copy(update={"load": load}))
+    worst = bar("cold_over_off_min", rows)
+    assert worst.value == pytest.approx(0.975)
+    assert (worst.passed, worst.cells, worst.at) == (False, 2, "p, alpaca")
+    assert value("cold_over_off_mean", rows) == pytest.approx((0.975 + 1.04) / 2)
+
+
+def test_cold_starts_are_the_papers_requests_by_off_and_the_fleet_from_the_first_on() -> None:
+    (wave,) = COLD_START.waves
+    runs = wave(COLD_CHOICE, ())
+    assert {(cell.planner, cell.variant) for cell in runs} == {("off", ""), ("fleet", "")}
+    assert {cell.profile for cell in runs} == {"qwen-7b-0.5b-rtx4090"}
+    assert {cell.load for cell in runs} == {
+        f"{name} {rate}/s" for name in ("sharegpt", "alpaca", "spec-bench") for rate in (5, 15, 35)
+    }
+    assert all(isinstance(cell.job, Simulate) and cell.job.scenario.warm_up_s == 0.0 for cell in runs)
