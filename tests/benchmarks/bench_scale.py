@@ -199,7 +199,8 @@ def judge_memory(measured: Sequence[Mapping[str, float]]) -> Outcome:
     bar = Bar(
         name="memory_kib_per_replica",
         meaning="KiB of the policy's state for each replica (INV-8: neither with time nor faster than the fleet)",
-        direction="stated",
+        direction="at most",
+        limit=20.0,
         value=largest["late_kib_per_replica"],
         at=f"{largest['replicas']:.0f} replicas after {largest['late_s']:.0f} s, {growth:.2f} times that after "
         f"{largest['early_s']:.0f} s",

@@ -24,7 +24,7 @@ def test_the_median_decision_of_each_number_of_groups_is_held_against_100_ms() -
     assert (bars[0].interval.low, bars[0].interval.high, bars[0].interval.kind) == (50, 400, "range of 3 ticks")
 
 
-def test_memory_and_learning_are_stated() -> None:
+def test_a_replicas_memory_has_a_limit_of_20_kib_and_learning_is_stated() -> None:
     sizes = [
         {"replicas": size, "early_s": 10.0, "late_s": 40.0, "early_kib_per_replica": 10.0, "late_kib_per_replica": size / 50}
         for size in (500.0, 1000.0)
@@ -32,7 +32,7 @@ def test_memory_and_learning_are_stated() -> None:
     learned = {"replicas": 2000.0, "groups": 20.0, "ticks": 60.0, "at_best": 0.99}
     learned |= {"observe_ms_median": 1.0, "decide_ms_median": 1.0, "took_s": 1.0}
     (memory,), (learning,) = judge_memory(sizes).bars, judge_learning(learned).bars
-    assert (memory.value, memory.verdict) == (20.0, "stated")
+    assert (memory.value, memory.limit, memory.verdict) == (20.0, 20.0, "reached")
     assert "2.00 times that after 10 s" in memory.at
     assert (learning.value, learning.verdict) == (0.99, "stated")
 
