@@ -24,7 +24,7 @@ def explanation_view(explained: Explanation) -> RenderableType:
     return Group(
         Text.assemble((explained.replica_id, "bold"), f"  {explained.summary}"),
         Text(_state_line(explained), style="dim"),
-        _voices(explained),
+        _statements(explained),
         Text(_arms_line(explained)),
         _arms(explained),
     )
@@ -42,24 +42,24 @@ def _state_line(explained: Explanation) -> str:
     )
 
 
-def _voices(explained: Explanation) -> Table:
+def _statements(explained: Explanation) -> Table:
     """Who says what; the one that decides is marked."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     has_decided = False
-    for voice in explained.voices:
-        decides = voice.decides and not has_decided
-        has_decided |= voice.decides
-        table.add_row("=>" if decides else "", voice.who, Text(voice.words), style="bold" if decides else None)
+    for statement in explained.statements:
+        decides = statement.decides and not has_decided
+        has_decided |= statement.decides
+        table.add_row("=>" if decides else "", statement.who, Text(statement.words), style="bold" if decides else None)
     return table
 
 
 def _arms_line(explained: Explanation) -> str:
     """What the table is of, and how old what it stands on is."""
     batches = batch_range(explained.first_batch_size, explained.last_batch_size)
-    age = f", thought of {format_duration(explained.thought_age_s)} ago" if explained.thought_age_s is not None else ""
+    age = f", estimated {format_duration(explained.estimate_age_s)} ago" if explained.estimate_age_s is not None else ""
     return f"at batch {batches}, generated tokens/s of this replica{age}:"
 
 

@@ -17,7 +17,7 @@ from typing import Final
 
 import structlog
 
-from nightjar.policy.fleet import FleetState, quieted
+from nightjar.policy.fleet import FleetState, without_grants
 from nightjar.policy.wire.record import PROTOCOL_VERSION
 from nightjar.policy.wire.report import LoadReport
 
@@ -81,7 +81,7 @@ class OtherVersions:
             log.warning("other_protocol_version", newer=newer, before=before, mine=self._version)
         is_wearing_off = state.quiet_since_s is None or now_s - state.quiet_since_s >= longest_lease_s / 2
         if newer != before or (newer and is_wearing_off):
-            state = quieted(state, max(now_s, state.quiet_since_s or now_s))
+            state = without_grants(state, max(now_s, state.quiet_since_s or now_s))
         return state, turned
 
     async def _look(self) -> list[int] | None:

@@ -62,7 +62,7 @@ def _group(group: GroupState, replicas: list[ReplicaState], fresh_within_s: floa
         open_leases=len(holding),
         waiting_wishes=len(restarts.waiting_since_s.keys() - holding),
         open_segments=len(group.exploration.segments),
-        limited_buckets=int(group.thought.outlook.limited.sum()) if group.thought is not None else 0,
+        limited_buckets=int(group.estimate.goodput_model.limited.sum()) if group.estimate is not None else 0,
         limited_replicas=sum(group.limit_decides(replica) for replica in replicas),
         is_frozen=now_s < restarts.probes.frozen_until_s,
         predicted=predict(group, replicas),

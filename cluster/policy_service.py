@@ -33,7 +33,7 @@ from nightjar.cluster.refusals import Refusals
 from nightjar.cluster.seed_from import ReadSeed, SeedFrom
 from nightjar.cluster.store import KeyValueStore
 from nightjar.policy.explain import InForce, UnknownReplicaError, explain, find_replica
-from nightjar.policy.fleet import decide, empty_fleet, exported, learned, observe, quieted, seeded, with_learned
+from nightjar.policy.fleet import decide, empty_fleet, exported, learned, observe, seeded, with_learned, without_grants
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.modes import effective_mode
 from nightjar.policy.prior.learned import LearnedTables
@@ -114,7 +114,7 @@ class PolicyService:
         remembered = await self._checkpoint.load()
         self._take_up(remembered)
         self._kept_waiting = self._fleet.waiting
-        self._fleet = quieted(self._fleet, self._clock() + await self._others.notice_s())
+        self._fleet = without_grants(self._fleet, self._clock() + await self._others.notice_s())
         self._learned = learned(self._fleet)
         self._mailbox = Mailbox(incarnation=remembered.incarnation + 1)
         self._checkpoint.keep_incarnation(self.incarnation)
@@ -332,7 +332,7 @@ class PolicyService:
             self._causes.append(f"incarnation rose to {self.incarnation}: a report or the store named another policy's")
             log.warning("incarnation_rose", incarnation=self.incarnation)
             self._checkpoint.keep_incarnation(self.incarnation)
-            self._fleet = quieted(self._fleet, now_s)
+            self._fleet = without_grants(self._fleet, now_s)
         self._fleet, turned = self._others.held_back(self._fleet, now_s, self._will.settings.max_lease_ttl_s)
         self._causes += turned
         self._causes += self._will.drop_expired(now_s)

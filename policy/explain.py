@@ -1,6 +1,6 @@
-"""Why one replica runs the K that it runs: who had a say, who decided, and what every K was predicted and measured to give.
+"""Why one replica runs the K that it runs: what decided, what would have, and what every K was predicted and measured to give.
 
-Reads the fleet's state, changes nothing. The voices are in order of authority, so that the first one that decides is the answer:
+Reads the fleet's state, changes nothing. The statements are in order of authority, so that the first that decides is the answer:
 what serves plainly is not steered, a kill switch beats an override, an override beats the plan, and the plan proposes while
 guard, drafter and dwell dispose. Fails towards saying less: what nobody predicted, measured or reported is left out.
 """
@@ -20,7 +20,7 @@ from nightjar.policy.planners.base import GroupPlan, batch_range, speculation
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.trials import in_words as segments_in_words
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
-from nightjar.policy.wire.explanation import ArmExplanation, Explanation, Voice
+from nightjar.policy.wire.explanation import ArmExplanation, Explanation, Statement
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.settings import Settings, SettingsVersion
@@ -66,9 +66,9 @@ def explain(
     bucket = batch_bucket(batch)
     mode, _ = effective_mode(replica_id, report.application, settings.mode, overrides, now_s)
     facts = _Facts(replica_id, replica, group, decision, settings, overrides, now_s, in_force)
-    voices = tuple(_voices(facts))
-    answer = next(voice for voice in voices if voice.decides)
-    thought = group.apart(replica) or group.thought
+    statements = tuple(_statements(facts))
+    answer = next(statement for statement in statements if statement.decides)
+    estimate = group.apart(replica) or group.estimate
     first, last = bucket_range(bucket, report.group.max_num_seqs)
     return Explanation(
         replica_id=replica_id,
@@ -91,8 +91,8 @@ def explain(
         acceptance=group.contributions.acceptance_of(replica.report.replica_id).measured(),
         settings_version=in_force.version if in_force is not None else snapshot.settings_version,
         settings_confirmed=in_force.is_confirmed if in_force is not None else None,
-        thought_age_s=_age(now_s, thought.at_s) if thought is not None else None,
-        voices=voices,
+        estimate_age_s=_age(now_s, estimate.at_s) if estimate is not None else None,
+        statements=statements,
         arms=_arms(group, replica, bucket, settings, now_s),
     )
 
@@ -119,7 +119,7 @@ def find_replica(replica_ids: Iterable[str], asked: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What the voices speak of."""
+    """What the statements are about."""
 
     replica_id: str
     replica: ReplicaState
@@ -131,22 +131,22 @@ class _Facts:
     in_force: InForce | None
 
 
-def _voices(facts: _Facts) -> Iterator[Voice]:
+def _statements(facts: _Facts) -> Iterator[Statement]:
     """Everybody's say, in order of authority; the plan's comes last of those that decide, so that there is always one."""
     replica = facts.replica
     report, snapshot = replica.report, replica.report.snapshot
     said = snapshot.decision_reason
     if report.serving_plainly:
-        yield Voice(who="engine", words=f"served plainly, not steered: {report.serving_plainly}", decides=True)
+        yield Statement(who="engine", words=f"served plainly, not steered: {report.serving_plainly}", decides=True)
     if snapshot.fault:
-        yield Voice(who="engine", words=snapshot.fault_in_words, decides=True)
+        yield Statement(who="engine", words=snapshot.fault_in_words, decides=True)
     if report.local_mode is not None:
         words = f"mode {report.local_mode} is set in the replica's own user_config, which no policy overrides"
-        yield Voice(who="kill switch", words=words, decides=report.local_mode.kind != "auto")
+        yield Statement(who="kill switch", words=words, decides=report.local_mode.kind != "auto")
     if Cause.AGED in said:
         age_s = facts.settings.settings_max_age_s
         words = f"its settings are older than {age_s:g} s and nobody confirmed them, so that only off may run"
-        yield Voice(who="settings", words=words, decides=True)
+        yield Statement(who="settings", words=words, decides=True)
     yield from _mode(facts)
     yield from _settings(facts)
     yield from _guard(facts)
@@ -154,31 +154,31 @@ def _voices(facts: _Facts) -> Iterator[Voice]:
     yield from _drafter(facts)
     yield from _last_step(facts, said)
     yield from _limit(facts)
-    yield _plan_voice(facts)
+    yield _plan_statement(facts)
     if said:
-        yield Voice(who="engine", words=f"of its last step: {said}")
+        yield Statement(who="engine", words=f"of its last step: {said}")
     if report.notice:
-        yield Voice(who="replica", words=report.notice)
+        yield Statement(who="replica", words=report.notice)
     silent_s = facts.now_s - replica.heard_at_s
     if silent_s > OLD_REPORT_S:
-        yield Voice(who="report", words=f"the last report is {silent_s:.0f} s old: all of this is as of then")
+        yield Statement(who="report", words=f"the last report is {silent_s:.0f} s old: all of this is as of then")
 
 
-def _last_step(facts: _Facts, said: str) -> Iterator[Voice]:
+def _last_step(facts: _Facts, said: str) -> Iterator[Statement]:
     """What in the engine's own rules made the last step's K another than the plan's for pure decode steps."""
     if Cause.DWELL in said:
         words = f"a rise waits until the present K was held for {facts.settings.dwell_steps} steps"
-        yield Voice(who="dwell", words=words, decides=True)
+        yield Statement(who="dwell", words=words, decides=True)
     if Cause.BESIDE_PREFILL in said:
         length = facts.replica.report.snapshot.load.num_speculative_tokens
         words = f"the step after its last one also computes prompts, for which the plan has K={length}"
-        yield Voice(who="prefill", words=words, decides=True)
+        yield Statement(who="prefill", words=words, decides=True)
     if Cause.MIXED in said:
         words = "its last step also computed prompts: such steps never raise an engine's own K"
-        yield Voice(who="prefill", words=words, decides=True)
+        yield Statement(who="prefill", words=words, decides=True)
 
 
-def _mode(facts: _Facts) -> Iterator[Voice]:
+def _mode(facts: _Facts) -> Iterator[Statement]:
     report = facts.replica.report
     mode, who = effective_mode(facts.replica_id, report.application, facts.settings.mode, facts.overrides, facts.now_s)
     override = override_of(facts.replica_id, report.application, facts.overrides, facts.now_s)
@@ -189,19 +189,21 @@ def _mode(facts: _Facts) -> Iterator[Voice]:
     if mode.kind == "shadow":
         planned = _planned(facts.group.plan_of(facts.replica), report.snapshot.load.decode_batch_size)
         words += "; nothing is touched" + (f", the plan would run {speculation(planned)}" if planned is not None else "")
-    yield Voice(who="mode", words=words, decides=mode.kind != "auto" and report.local_mode is None)
+    yield Statement(who="mode", words=words, decides=mode.kind != "auto" and report.local_mode is None)
 
 
-def _settings(facts: _Facts) -> Iterator[Voice]:
+def _settings(facts: _Facts) -> Iterator[Statement]:
     snapshot = facts.replica.report.snapshot
     if snapshot.refused:
-        yield Voice(who="settings", words=f"the engine refused the newest settings: {snapshot.refused}", decides=True)
+        yield Statement(who="settings", words=f"the engine refused the newest settings: {snapshot.refused}", decides=True)
     if facts.in_force is not None and not facts.in_force.is_confirmed and facts.in_force.version is not None:
         runs = snapshot.settings_version or "none"
-        yield Voice(who="settings", words=f"it runs settings {runs}, in force are {facts.in_force.version}: they are on their way")
+        yield Statement(
+            who="settings", words=f"it runs settings {runs}, in force are {facts.in_force.version}: they are on their way"
+        )
 
 
-def _guard(facts: _Facts) -> Iterator[Voice]:
+def _guard(facts: _Facts) -> Iterator[Statement]:
     report = facts.replica.report
     held = report.snapshot.held_buckets
     if not held:
@@ -209,17 +211,17 @@ def _guard(facts: _Facts) -> Iterator[Voice]:
     ranges = ", ".join(batch_range(*bucket_range(bucket, report.group.max_num_seqs)) for bucket in held)
     here = batch_bucket(report.snapshot.load.decode_batch_size) in held
     words = f"the guard holds batch {ranges} off: speculation measured worse than off there"
-    yield Voice(who="guard", words=words, decides=here and bool(_wanted(facts)))
+    yield Statement(who="guard", words=words, decides=here and bool(_wanted(facts)))
 
 
-def _measurement(facts: _Facts) -> Iterator[Voice]:
+def _measurement(facts: _Facts) -> Iterator[Statement]:
     mine = [held.segment for held in facts.group.exploration.segments if held.replica_id == facts.replica_id]
     if mine:
         words = f"{segments_in_words(mine)}, so that its group learns what it gives"
-        yield Voice(who="measurement", words=words, decides=Cause.SEGMENT in facts.replica.report.snapshot.decision_reason)
+        yield Statement(who="measurement", words=words, decides=Cause.SEGMENT in facts.replica.report.snapshot.decision_reason)
 
 
-def _drafter(facts: _Facts) -> Iterator[Voice]:
+def _drafter(facts: _Facts) -> Iterator[Statement]:
     """Why drafts do not run though somebody wants them: asleep, moved out, catching up, or waiting for a lease."""
     snapshot, waits = facts.replica.report.snapshot, facts.decision.restarts.reason if facts.decision is not None else ""
     state, drafter = snapshot.drafter_state, snapshot.drafter
@@ -240,10 +242,10 @@ def _drafter(facts: _Facts) -> Iterator[Voice]:
         parts.append(f"its draft missed {drafter.lag_tokens} tokens")
     if parts:
         is_off = not snapshot.load.num_speculative_tokens
-        yield Voice(who="drafter", words="; ".join(parts), decides=is_off and state in _DRAFTER_DOWN and bool(_wanted(facts)))
+        yield Statement(who="drafter", words="; ".join(parts), decides=is_off and state in _DRAFTER_DOWN and bool(_wanted(facts)))
 
 
-def _limit(facts: _Facts) -> Iterator[Voice]:
+def _limit(facts: _Facts) -> Iterator[Statement]:
     """A limit of a step that not all of its group have; the fleet's is in the planner's own words."""
     group, replica, batch = facts.group, facts.replica, facts.replica.report.snapshot.load.decode_batch_size
     if replica.limit is None:
@@ -256,16 +258,16 @@ def _limit(facts: _Facts) -> Iterator[Voice]:
         words = f"{replica.limit} allows {runs} where {else_runs} would run" + (
             f": {plan.reason(batch)}" if plan is not None else ""
         )
-    yield Voice(who="step limit", words=words, decides=decides)
+    yield Statement(who="step limit", words=words, decides=decides)
 
 
-def _plan_voice(facts: _Facts) -> Voice:
+def _plan_statement(facts: _Facts) -> Statement:
     plan, planner = facts.group.plan_of(facts.replica), facts.group.planner or facts.settings.planner
     if facts.decision is None or plan is None:
-        return Voice(who="policy", words="heard of since the last decision; settings come with the next one", decides=True)
+        return Statement(who="policy", words="heard of since the last decision; settings come with the next one", decides=True)
     batch = facts.replica.report.snapshot.load.decode_batch_size
     own = " (from its own evidence, which differs from its group's)" if facts.replica.own is not None else ""
-    return Voice(who=f"planner {planner}", words=(plan.reason(batch) if batch else plan.summary) + own, decides=True)
+    return Statement(who=f"planner {planner}", words=(plan.reason(batch) if batch else plan.summary) + own, decides=True)
 
 
 def _wanted(facts: _Facts) -> int:
@@ -289,17 +291,17 @@ def _arms(
     group: GroupState, replica: ReplicaState, bucket: int, settings: OperatorSettings, now_s: float
 ) -> tuple[ArmExplanation, ...]:
     """Every K that may run or was measured in the bucket, by what the plan in force stands on."""
-    evidence, thought = group.evidence, group.apart(replica) or group.thought
+    evidence, estimate = group.evidence, group.apart(replica) or group.estimate
     lengths = set(settings.arms(group.key.max_num_speculative_tokens, group.key.graph_tiers))
     lengths |= {length for cell_bucket, length in evidence.cells if cell_bucket == bucket}
     predicted: dict[int, tuple[float | None, float | None, float | None]] = {}
     too_long: set[int] = set()
-    if thought is not None and bucket < len(thought.outlook.rows):
-        ahead = thought.outlook
-        gain, deviation = ahead.gain(np.zeros(len(ahead.rows), dtype=np.int64))
-        too_long = {length for index, length in enumerate(ahead.arms) if not ahead.allowed[bucket, index]}
-        for index, length in enumerate(ahead.arms):
-            goodput = _finite(np.exp(min(float(ahead.log_goodput[bucket, index]), 100.0)))
+    if estimate is not None and bucket < len(estimate.goodput_model.rows):
+        model = estimate.goodput_model
+        gain, deviation = model.gain(np.zeros(len(model.rows), dtype=np.int64))
+        too_long = {length for index, length in enumerate(model.arms) if not model.allowed[bucket, index]}
+        for index, length in enumerate(model.arms):
+            goodput = _finite(np.exp(min(float(model.log_goodput[bucket, index]), 100.0)))
             above = _finite(np.expm1(min(float(gain[bucket, index]), 100.0))) if index else None
             predicted[length] = goodput, above, _finite(deviation[bucket, index]) if index else None
     arms = []

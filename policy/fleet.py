@@ -21,8 +21,17 @@ from nightjar.policy.limiting import with_limits
 from nightjar.policy.modes import ModeOverride, effective_mode, live_overrides
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.base import one_length, speculation
-from nightjar.policy.seeding import exported, planted, seeded, with_own_price
-from nightjar.policy.state import MAX_REPLICAS, FleetState, GroupState, ReplicaState, empty_fleet, learned, quieted, with_learned
+from nightjar.policy.seeding import exported, seeded, with_own_price, with_waiting_priors
+from nightjar.policy.state import (
+    MAX_REPLICAS,
+    FleetState,
+    GroupState,
+    ReplicaState,
+    empty_fleet,
+    learned,
+    with_learned,
+    without_grants,
+)
 from nightjar.policy.trials import in_words
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
@@ -36,13 +45,13 @@ __all__ = [
     "exported",
     "learned",
     "observe",
-    "quieted",
     "seeded",
     "with_learned",
+    "without_grants",
 ]
 
-MOST_THOUGHTS: Final = 40
-"""Groups and replicas that think in one decision, the longest waiting first: 60 ms, however many there are."""
+MOST_REPLANS: Final = 40
+"""Re-plans in one decision, of groups and of replicas, the longest waiting first: 60 ms, however many there are."""
 
 _NO_RESTARTS: Final = RestartLimits()
 
@@ -52,11 +61,11 @@ def decide(
 ) -> tuple[dict[str, Settings], FleetState]:
     """The settings of every live replica, by replica id, and the state after it.
 
-    Replicas unheard of for `replica_timeout_s` are dropped with what they had pending. Groups stay with what they learned. Seeds
-    whose group has a replica are planted first. Replicas that cannot be steered (served plainly, or failed open) count no steps,
-    teach nothing and have no restarts: the budget is of the others.
+    Replicas unheard of for `replica_timeout_s` are dropped with what they had not yet merged. Groups stay with what they learned.
+    Where a group with a seed has a replica, the seed becomes its prior first. Replicas that cannot be steered (served plainly, or
+    failed open) count no steps, teach nothing and have no restarts: the budget is of the others.
     """
-    state = planted(state, now_s, settings.calibration_clean_steps)
+    state = with_waiting_priors(state, now_s, settings.calibration_clean_steps)
     live = {
         replica_id: replica
         for replica_id, replica in sorted(state.replicas.items())
@@ -70,8 +79,8 @@ def decide(
     groups: dict[str, GroupState] = {}
     next_segment_id = state.next_segment_id
     may_grant = MayGrant.of(state, settings, now_s)
-    thoughts_left = MOST_THOUGHTS
-    for group_id, group in sorted(state.groups.items(), key=lambda entry: entry[1].thought_at_s):
+    replans_left = MOST_REPLANS
+    for group_id, group in sorted(state.groups.items(), key=lambda entry: entry[1].estimated_at_s):
         if not (members[group_id] or group.evidence.cells or group.restarts.open_leases):
             continue
         modes = {
@@ -86,12 +95,12 @@ def decide(
             for replica_id, replica in steered.items()
             if modes[replica_id][0].kind == "auto" and replica.report.local_mode is None
         }
-        groups[group_id], changed, used = learn(group, steered, asked, settings, next_segment_id, thoughts_left, now_s, rng)
-        thoughts_left -= used
+        groups[group_id], changed, used = learn(group, steered, asked, settings, next_segment_id, replans_left, now_s, rng)
+        replans_left -= used
         steered |= changed
         members[group_id] |= steered
         live.update(limited | changed)
-        if groups[group_id].thought is not group.thought:  # what guards compare with follows the thought that the plan stands on
+        if groups[group_id].estimate is not group.estimate:  # what guards compare with follows the estimate that the plan stands on
             groups[group_id] = _with_off_steps(groups[group_id], settings)
         groups[group_id] = with_own_price(groups[group_id], steered)
         groups[group_id], limits, may_grant, counted = group_restarts(groups[group_id], steered, modes, settings, may_grant, now_s)
@@ -119,10 +128,10 @@ def _departed(state: FleetState, live: Mapping[str, ReplicaState]) -> Mapping[st
 
 def _with_off_steps(group: GroupState, settings: OperatorSettings) -> GroupState:
     """The group with what its engines' guards compare with; nothing where its planner does not learn."""
-    if group.thought is None:
+    if group.estimate is None:
         return group if not group.off_steps else replace(group, off_steps=())
-    ahead, clean_steps = group.thought.outlook, settings.calibration_clean_steps
-    return replace(group, off_steps=expected_off_steps(group.evidence, ahead, clean_steps, group.off_steps))
+    model, clean_steps = group.estimate.goodput_model, settings.calibration_clean_steps
+    return replace(group, off_steps=expected_off_steps(group.evidence, model, clean_steps, group.off_steps))
 
 
 def _decisions(

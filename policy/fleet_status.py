@@ -10,7 +10,7 @@ import numpy as np
 
 from nightjar.policy.estimate.goodput import Floats
 from nightjar.policy.planners.base import batch_range
-from nightjar.policy.planners.thinking import Thought
+from nightjar.policy.planners.replanning import Estimate
 from nightjar.policy.prediction import predict
 from nightjar.policy.restarts.leases import GroupRestarts
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
@@ -20,16 +20,16 @@ from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.settings import Settings, Table
 from nightjar.policy.wire.status import (
     CellStatus,
+    GoodputModelStatus,
     GroupStatus,
     OpenLeaseStatus,
-    OutlookStatus,
     ReplicaStatus,
     RestartsStatus,
     WaitingWishStatus,
 )
 
-MAX_OUTLOOKS: Final = 32
-"""Groups whose outlook is told, the largest first: up to 24 batch buckets by 33 K each, so that a status stays below a few MB."""
+MAX_GOODPUT_MODELS: Final = 32
+"""Groups whose goodput model is told, the largest first: up to 24 batch buckets by 33 K each, so a status stays below a few MB."""
 DISTRUSTED: Final = "its step times are twice or half the other replicas', so its measurements do not count: look at its card"
 """Said of a replica that the others of its group contradict (policy.estimate.pooling)."""
 
@@ -45,10 +45,10 @@ def fleet_status(
     members: dict[str, dict[str, ReplicaState]] = {group_id: {} for group_id in state.groups}
     for replica_id, replica in state.replicas.items():
         members[replica.group_id][replica_id] = replica
-    largest = sorted(members, key=lambda group_id: (-len(members[group_id]), group_id))[:MAX_OUTLOOKS]
-    with_outlook = {group_id for group_id in largest if members[group_id]}
+    largest = sorted(members, key=lambda group_id: (-len(members[group_id]), group_id))[:MAX_GOODPUT_MODELS]
+    with_model = {group_id for group_id in largest if members[group_id]}
     groups = tuple(
-        _group(group_id, group, members[group_id], group_id in with_outlook, now_s)
+        _group(group_id, group, members[group_id], group_id in with_model, now_s)
         for group_id, group in sorted(state.groups.items())
     )
     replicas = tuple(
@@ -58,7 +58,7 @@ def fleet_status(
     return groups, replicas
 
 
-def _group(group_id: str, group: GroupState, members: Mapping[str, ReplicaState], with_outlook: bool, now_s: float) -> GroupStatus:
+def _group(group_id: str, group: GroupState, members: Mapping[str, ReplicaState], with_model: bool, now_s: float) -> GroupStatus:
     plan, max_num_seqs = group.plan, group.key.max_num_seqs
     cells = []
     for (bucket, length), cell in sorted(group.evidence.cells.items()):
@@ -81,7 +81,7 @@ def _group(group_id: str, group: GroupState, members: Mapping[str, ReplicaState]
         mixed_rows=plan.mixed_rows if plan is not None else (),
         acceptance=group.evidence.acceptance.measured(),
         cells=tuple(cells),
-        outlook=_outlook(group.thought, max_num_seqs, now_s) if with_outlook and group.thought is not None else None,
+        goodput_model=_goodput_model(group.estimate, max_num_seqs, now_s) if with_model and group.estimate is not None else None,
         predicted_tokens_per_s=predicted.planned if predicted is not None else None,
         predicted_off_tokens_per_s=predicted.off if predicted is not None else None,
         restarts=_restarts(group.restarts, members, now_s),
@@ -93,20 +93,20 @@ def _group(group_id: str, group: GroupState, members: Mapping[str, ReplicaState]
     )
 
 
-def _outlook(thought: Thought, max_num_seqs: int, now_s: float) -> OutlookStatus | None:
-    """What the thought expects, in round numbers; None where a number is none, for a status must not fail on its group."""
-    ahead = thought.outlook
-    goodput = np.exp(np.minimum(ahead.log_goodput, 100.0))
-    deviation = np.sqrt(np.maximum(np.diagonal(ahead.covariance, axis1=1, axis2=2), 0.0))
-    _, gain_deviation = ahead.gain(np.zeros(len(ahead.rows), dtype=np.int64))
+def _goodput_model(estimate: Estimate, max_num_seqs: int, now_s: float) -> GoodputModelStatus | None:
+    """What the estimate expects, in round numbers; None where a number is none, for a status must not fail on its group."""
+    model = estimate.goodput_model
+    goodput = np.exp(np.minimum(model.log_goodput, 100.0))
+    deviation = np.sqrt(np.maximum(np.diagonal(model.covariance, axis1=1, axis2=2), 0.0))
+    _, gain_deviation = model.gain(np.zeros(len(model.rows), dtype=np.int64))
     if not all(np.all(np.isfinite(numbers)) for numbers in (goodput, deviation, gain_deviation)):
         return None
-    ranges = [bucket_range(bucket, max_num_seqs) for bucket in range(len(ahead.rows))]
-    return OutlookStatus(
-        age_s=max(now_s - thought.at_s, 0.0) if math.isfinite(thought.at_s) else None,
+    ranges = [bucket_range(bucket, max_num_seqs) for bucket in range(len(model.rows))]
+    return GoodputModelStatus(
+        age_s=max(now_s - estimate.at_s, 0.0) if math.isfinite(estimate.at_s) else None,
         first_batch_sizes=tuple(first for first, _ in ranges),
         last_batch_sizes=tuple(last for _, last in ranges),
-        num_speculative_tokens=ahead.arms,
+        num_speculative_tokens=model.arms,
         goodput_tokens_per_s=_rounded(goodput, 2),
         goodput_deviation=_rounded(deviation, 4),
         gain_deviation=_rounded(gain_deviation, 4),

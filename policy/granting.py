@@ -11,9 +11,9 @@ from typing import Self
 
 from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.planners import LEARNING_PLANNERS
-from nightjar.policy.planners.thinking import Thought
+from nightjar.policy.planners.replanning import Estimate
 from nightjar.policy.restarts.budget import TTL_EXTRA_S, reloads_by_node
-from nightjar.policy.restarts.leases import Prospect, Restarter, decide_restarts
+from nightjar.policy.restarts.leases import PlanGoodput, Restarter, decide_restarts
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, buckets_up_to
 from nightjar.policy.wire.mode import Mode
@@ -62,9 +62,9 @@ def group_restarts(
     restarters = {
         name: _restarter(group, replica, modes[name][0], settings, name in measuring, now_s) for name, replica in members.items()
     }
-    prospect = prospect_of(group, None)
+    plan_goodput = plan_goodput_of(group, None)
     restarts, limits, used = decide_restarts(
-        group.restarts, restarters, prospect, settings, may_grant.reloads_on_node, may_grant.is_quiet_over, now_s
+        group.restarts, restarters, plan_goodput, settings, may_grant.reloads_on_node, may_grant.is_quiet_over, now_s
     )
     after = replace(group, restarts=restarts)
     counted = {
@@ -90,7 +90,7 @@ def _restarter(
         is_steered=mode.kind in {"auto", "pin"},
         is_ordered=mode.kind == "pin" or settings.planner not in LEARNING_PLANNERS or is_measuring,
         new=replica.new_restarts,
-        own=prospect_of(group, apart) if wish is not None and apart is not None else None,
+        own=plan_goodput_of(group, apart) if wish is not None and apart is not None else None,
         is_silent=now_s - replica.heard_at_s >= _silent_after_s(settings),
     )
 
@@ -102,20 +102,20 @@ def _silent_after_s(settings: OperatorSettings) -> float:
     return max(TTL_EXTRA_S, settings.exchange_period_s + settings.decision_period_s)
 
 
-def prospect_of(group: GroupState, apart: Thought | None) -> Prospect:
-    """What the group's plan says, or that of a replica which runs another; where nobody thinks, what the group's evidence does."""
+def plan_goodput_of(group: GroupState, apart: Estimate | None) -> PlanGoodput:
+    """What the group's plan says, or that of a replica which runs another; what the evidence says where there is no estimate."""
     evidence, buckets = group.evidence, buckets_up_to(group.key.max_num_seqs)
-    plan, thought = (group.plan, group.thought) if apart is None else (apart.plan, apart)
+    plan, estimate = (group.plan, group.estimate) if apart is None else (apart.plan, apart)
     assert plan is not None
 
     def goodput(bucket: int, num_speculative_tokens: int) -> float | None:
-        if thought is not None and num_speculative_tokens in thought.outlook.arms:
-            return thought.outlook.goodput_tokens_per_s(bucket, num_speculative_tokens)
+        if estimate is not None and num_speculative_tokens in estimate.goodput_model.arms:
+            return estimate.goodput_model.goodput_tokens_per_s(bucket, num_speculative_tokens)
         return evidence.goodput_tokens_per_s(bucket, num_speculative_tokens)
 
     planned = tuple(plan.num_speculative_tokens(FIRST_BATCH_SIZES[bucket]) for bucket in buckets)
     off = tuple(goodput(bucket, 0) for bucket in buckets)
-    return Prospect(
+    return PlanGoodput(
         accelerator=group.key.accelerator,
         max_num_seqs=group.key.max_num_seqs,
         planned=planned,

@@ -1,4 +1,4 @@
-"""One group's tick: merge what replicas measured, think if that is news, deal out measurements, and let single replicas think.
+"""One group's tick: merge what replicas measured, re-plan where that says something new, and deal out measurements.
 
 Everything a group learns goes through here, from values to values; the fleet loop around it knows of modes and records only.
 """
@@ -22,7 +22,7 @@ from nightjar.policy.estimate.robust import LEAST_REPLICAS
 from nightjar.policy.planners import PLANNERS
 from nightjar.policy.planners.base import GroupView
 from nightjar.policy.planners.limited import refreshed
-from nightjar.policy.planners.thinking import is_news, own_evidence, think, think_alone, think_cold
+from nightjar.policy.planners.replanning import cold_start, needs_replan, own_evidence, replan, replan_alone
 from nightjar.policy.state import GroupState, ReplicaState
 from nightjar.policy.trials import Exploration, Explorer, deal
 from nightjar.policy.wire.batch_buckets import batch_bucket
@@ -38,15 +38,15 @@ def learn(
     asked: Container[str],
     settings: OperatorSettings,
     next_segment_id: int,
-    most_thoughts: int,
+    most_replans: int,
     now_s: float,
     rng: random.Random,
 ) -> tuple[GroupState, dict[str, ReplicaState], int]:
-    """The group after this tick, those of its live `members` that changed, and how often it thought; members in `asked` may be
+    """The group after this tick, those of its live `members` that changed, and how often it re-planned; members in `asked` may be
     asked to measure.
 
-    It and its replicas think at most `most_thoughts` times, the longest waiting first; who may not stays with the last thought,
-    or with what one thinks who knows nothing.
+    It and its replicas re-plan at most `most_replans` times, the longest waiting first. Groups over the limit keep their last
+    plan, or the cold-start plan.
     """
     before = group.evidence if group.decided_at_s is not None else _heard_at(group.evidence, now_s)
     group, evidence = _learned(group, before, members, settings.evidence_half_life_steps, now_s)
@@ -64,25 +64,25 @@ def learn(
     group_with = partial(replace, group, evidence=evidence, planner=settings.planner, decided_at_s=now_s)
     if settings.planner in PLANNERS:
         changed.update(_without_own({**members, **changed}))
-        return group_with(plan=PLANNERS[settings.planner](view), exploration=Exploration(), thought=None, within={}), changed, 0
-    thought, thoughts = group.thought, 0
-    if most_thoughts > 0 and is_news(thought, view):
-        thought, thoughts = think(view), 1
-    elif thought is None:
-        thought = think_cold(view)
+        return group_with(plan=PLANNERS[settings.planner](view), exploration=Exploration(), estimate=None, within={}), changed, 0
+    estimate, replans = group.estimate, 0
+    if most_replans > 0 and needs_replan(estimate, view):
+        estimate, replans = replan(view), 1
+    elif estimate is None:
+        estimate = cold_start(view)
     elapsed_s = now_s - group.decided_at_s if group.decided_at_s is not None else 0.0
     trusted = {name: replica for name, replica in members.items() if name in asked and name not in group.contributions.distrusted}
     found = explorers(group, trusted)
     earned = _earned(group.exploration.allowance, members, found, elapsed_s)
     exploration = replace(group.exploration, allowance=earned)
-    exploration = deal(view, thought.wanted, found, group.contributions, exploration, next_segment_id, rng)
-    own, own_thoughts = _own_thoughts(
-        view.with_plan(thought.plan), group.contributions, {**members, **changed}, most_thoughts - thoughts
+    exploration = deal(view, estimate.wanted, found, group.contributions, exploration, next_segment_id, rng)
+    own, own_replans = _own_estimates(
+        view.with_plan(estimate.plan), group.contributions, {**members, **changed}, most_replans - replans
     )
     limits = {replica.limit.max_step_ms for replica in members.values() if replica.limit is not None}
-    within = {max_step_ms: refreshed(view, thought, max_step_ms, group.within.get(max_step_ms)) for max_step_ms in sorted(limits)}
-    after = group_with(plan=thought.plan, exploration=exploration, thought=thought, within=within)
-    return after, {**changed, **own}, thoughts + own_thoughts
+    within = {max_step_ms: refreshed(view, estimate, max_step_ms, group.within.get(max_step_ms)) for max_step_ms in sorted(limits)}
+    after = group_with(plan=estimate.plan, exploration=exploration, estimate=estimate, within=within)
+    return after, {**changed, **own}, replans + own_replans
 
 
 def explorers(group: GroupState, members: Mapping[str, ReplicaState]) -> dict[str, Explorer]:
@@ -111,13 +111,13 @@ class _RestartTokens:
 
     def of(self, report: LoadReport) -> float:
         """Where the drafter is down and no wish says better, all of the KV cache may have to be caught up."""
-        snapshot, thought = report.snapshot, self._group.thought
+        snapshot, estimate = report.snapshot, self._group.estimate
         batch = snapshot.load.decode_batch_size
-        if not batch or thought is None or snapshot.drafter_state in _DRAFTER_UP:
+        if not batch or estimate is None or snapshot.drafter_state in _DRAFTER_UP:
             return 0.0
         bucket = batch_bucket(batch)
         if bucket not in self._prices:
-            off_step_s = float(thought.outlook.rows[bucket]) / thought.outlook.goodput_tokens_per_s(bucket, 0)
+            off_step_s = float(estimate.goodput_model.rows[bucket]) / estimate.goodput_model.goodput_tokens_per_s(bucket, 0)
             self._prices[bucket] = self._group.restarts.catch_up.cost(off_step_s, self._group.key.accelerator), off_step_s
         cost, off_step_s = self._prices[bucket]
         lag_tokens = snapshot.restart_wish.lag_tokens if snapshot.restart_wish is not None else batch * self._context_per_row
@@ -139,7 +139,7 @@ def _learned(
         return replace(group, contributions=contributions), before
     contributions, cells, mixed_cells = contributions.plus(new, before, group.imported.cells, half_life_steps, now_s)
     contributions, evidence = pooled(contributions, before, cells, mixed_cells, len(members), now_s)
-    slopes = Slopes.of(group.thought.outlook if group.thought and len(members) > 1 else None)
+    slopes = Slopes.of(group.estimate.goodput_model if group.estimate and len(members) > 1 else None)
     imported = replace(group.imported, cells=tuple(cell for cell in group.imported.cells if cell not in cells))
     return replace(group, contributions=with_effects(contributions, evidence, slopes, now_s), imported=imported), evidence
 
@@ -168,15 +168,15 @@ def _earned(
     return allowance.earn(sum(rates) * elapsed_s, float(rows * needed))
 
 
-def _own_thoughts(
-    view: GroupView, contributions: Contributions, members: Mapping[str, ReplicaState], most_thoughts: int
+def _own_estimates(
+    view: GroupView, contributions: Contributions, members: Mapping[str, ReplicaState], most_replans: int
 ) -> tuple[dict[str, ReplicaState], int]:
-    """Replicas whose own thought is new or gone, and how many are new. `view` runs the group's new plan."""
+    """Replicas whose own estimate is new or gone, and how many are new. `view` runs the group's new plan."""
     waiting: list[tuple[float, str, GroupView]] = []
     views: dict[str, GroupView] = {}
     changed: dict[str, ReplicaState] = {}
     for replica_id, replica in members.items():
-        evidence = own_evidence(view, contributions.acceptance_of(replica_id), thinks_already=replica.own is not None)
+        evidence = own_evidence(view, contributions.acceptance_of(replica_id), has_own=replica.own is not None)
         if evidence is None:
             if replica.own is not None:
                 changed[replica_id] = replace(replica, own=None, own_within=None)
@@ -185,11 +185,11 @@ def _own_thoughts(
         if replica.own is not None:
             mine = mine.with_plan(replica.own.plan)
         views[replica_id] = mine
-        if is_news(replica.own, mine):
+        if needs_replan(replica.own, mine):
             waiting.append((replica.own.at_s if replica.own is not None else float("-inf"), replica_id, mine))
-    due = sorted(waiting, key=lambda entry: entry[:2])[:most_thoughts]
+    due = sorted(waiting, key=lambda entry: entry[:2])[:most_replans]
     for _, replica_id, mine in due:
-        changed[replica_id] = replace(members[replica_id], own=think_alone(mine))
+        changed[replica_id] = replace(members[replica_id], own=replan_alone(mine))
     for replica_id, mine in views.items():
         replica = changed.get(replica_id, members[replica_id])
         own_within = None
@@ -201,5 +201,5 @@ def _own_thoughts(
 
 
 def _without_own(members: Mapping[str, ReplicaState]) -> dict[str, ReplicaState]:
-    thinking = {replica_id: replica for replica_id, replica in members.items() if replica.own is not None}
-    return {replica_id: replace(replica, own=None, own_within=None) for replica_id, replica in thinking.items()}
+    replanning = {replica_id: replica for replica_id, replica in members.items() if replica.own is not None}
+    return {replica_id: replace(replica, own=None, own_within=None) for replica_id, replica in replanning.items()}

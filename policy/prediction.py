@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from nightjar.policy.granting import prospect_of
-from nightjar.policy.planners.thinking import Thought
+from nightjar.policy.granting import plan_goodput_of
+from nightjar.policy.planners.replanning import Estimate
 from nightjar.policy.state import GroupState, ReplicaState
 from nightjar.policy.wire.batch_buckets import batch_bucket
 
@@ -38,17 +38,17 @@ def predict(group: GroupState, replicas: Iterable[ReplicaState]) -> Predicted | 
 
 
 def _goodputs(group: GroupState, replicas: Iterable[ReplicaState]) -> Iterator[tuple[float | None, float | None]]:
-    """Tokens a second of each busy replica that can be steered: with its plan, and off. Asked once for all that think alike."""
+    """Tokens a second of each busy replica that can be steered: with its plan, and off. Asked once for each estimate."""
     alike: Counter[tuple[int, int]] = Counter()
-    thoughts: dict[int, Thought | None] = {}
+    estimates: dict[int, Estimate | None] = {}
     for replica in replicas:
         batch = replica.report.snapshot.load.decode_batch_size
         if not batch or not replica.can_be_steered:
             continue
         apart = group.apart(replica)
-        thoughts[id(apart)] = apart
+        estimates[id(apart)] = apart
         alike[id(apart), batch_bucket(batch)] += 1
-    prospects = {key: prospect_of(group, apart) for key, apart in thoughts.items()}
+    plan_goodputs = {key: plan_goodput_of(group, apart) for key, apart in estimates.items()}
     for (key, bucket), count in alike.items():
-        pair = prospects[key].planned_goodput[bucket], prospects[key].off_goodput[bucket]
+        pair = plan_goodputs[key].planned_goodput[bucket], plan_goodputs[key].off_goodput[bucket]
         yield from (pair for _ in range(count))

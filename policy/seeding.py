@@ -55,7 +55,7 @@ def seeded(state: FleetState, groups: Sequence[SeedGroup]) -> FleetState:
     return replace(state, waiting=dict(list(waiting.items())[-MAX_SEED_GROUPS:]))
 
 
-def planted(state: FleetState, now_s: float, calibration_clean_steps: int) -> FleetState:
+def with_waiting_priors(state: FleetState, now_s: float, calibration_clean_steps: int) -> FleetState:
     """The state in which every seed whose group has a replica is that group's prior. A measurement is so many clean steps."""
     if not state.waiting:
         return state
@@ -75,7 +75,7 @@ def planted(state: FleetState, now_s: float, calibration_clean_steps: int) -> Fl
 
 
 def with_prior(group: GroupState, seed: SeedGroup, now_s: float, calibration_clean_steps: int) -> GroupState:
-    """The group with a prior where it measured nothing itself. What an earlier seed planted, and nobody measured, gives way.
+    """The group with a prior where it measured nothing itself. What came of an earlier seed, and nobody measured, gives way.
 
     The plan that came along is the present one of a group without any measurement: its margin and doubt are for a change, not
     for the first second.
@@ -88,11 +88,11 @@ def with_prior(group: GroupState, seed: SeedGroup, now_s: float, calibration_cle
     }
     measured = [cell for cell in known.cells if cell not in before.cells]
     acceptance, catch_up = known.acceptance, group.restarts.catch_up
-    planted_acceptance, planted_catch_up = before.acceptance, before.catch_up
+    prior_acceptance, prior_catch_up = before.acceptance, before.catch_up
     if _is_untouched(acceptance, before.acceptance) and seed.acceptance:
-        acceptance = planted_acceptance = seed.acceptance_evidence(MOST_SEED_ROWS, now_s)
+        acceptance = prior_acceptance = seed.acceptance_evidence(MOST_SEED_ROWS, now_s)
     if catch_up == before.catch_up and seed.catch_up.steps:
-        catch_up = planted_catch_up = seed.catch_up.evidence(MOST_SEED_STEPS)
+        catch_up = prior_catch_up = seed.catch_up.evidence(MOST_SEED_STEPS)
     resting = tuple(one.cell for one in seed.cells if one.steps >= MEASURED_SHARE * calibration_clean_steps)
     plan = group.plan
     if seed.plan and not measured:
@@ -103,9 +103,9 @@ def with_prior(group: GroupState, seed: SeedGroup, now_s: float, calibration_cle
         plan=plan,
         restarts=replace(group.restarts, catch_up=catch_up),
         imported=Imported(
-            tuple(sorted({*before.cells, *taken})), planted_acceptance, planted_catch_up, resting, rests_until_s=now_s + REST_S
+            tuple(sorted({*before.cells, *taken})), prior_acceptance, prior_catch_up, resting, rests_until_s=now_s + REST_S
         ),
-        thought=replace(group.thought, at_s=float("-inf")) if group.thought is not None else None,
+        estimate=replace(group.estimate, at_s=float("-inf")) if group.estimate is not None else None,
     )
 
 
@@ -145,5 +145,5 @@ def _exported(group: GroupState, now_s: float) -> SeedGroup:
     )
 
 
-def _is_untouched(now: AcceptanceEvidence, planted_: AcceptanceEvidence) -> bool:
-    return (now.reached, now.accepted) == (planted_.reached, planted_.accepted)
+def _is_untouched(now: AcceptanceEvidence, prior: AcceptanceEvidence) -> bool:
+    return (now.reached, now.accepted) == (prior.reached, prior.accepted)

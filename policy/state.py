@@ -18,7 +18,7 @@ from nightjar.policy.estimate.mixed_steps import MixedShare
 from nightjar.policy.modes import ReplicaLimit
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.base import GroupPlan
-from nightjar.policy.planners.thinking import Thought
+from nightjar.policy.planners.replanning import Estimate
 from nightjar.policy.prior.learned import MAX_LEARNED_CELLS, MAX_LEARNED_GROUPS, LearnedGroup, LearnedTables
 from nightjar.policy.prior.seed import Imported, SeedGroup
 from nightjar.policy.restarts.leases import GroupRestarts
@@ -35,7 +35,7 @@ class ReplicaState:
     """One replica: its last report (cells left out) and its batch in the one before, what was counted of its engine, and evidence
     not merged yet.
 
-    `own` is what it thinks for itself where its group knows less or knows others; None: the group's plan. `limit` is a limit of a
+    `own` is its own estimate, where its traffic is not its group's; None: the group's plan. `limit` is a limit of a
     step that not all of its group have, `own_within` what it thinks for itself within that (planners.limited).
     """
 
@@ -50,9 +50,9 @@ class ReplicaState:
     mixed_share: MixedShare = field(default_factory=MixedShare)
     new_restarts: NewRestarts = field(default_factory=NewRestarts)
     retired_engine_ids: tuple[str, ...] = ()
-    own: Thought | None = field(default=None, compare=False)
+    own: Estimate | None = field(default=None, compare=False)
     limit: ReplicaLimit | None = None
-    own_within: Thought | None = field(default=None, compare=False)
+    own_within: Estimate | None = field(default=None, compare=False)
 
     @property
     def why_apart(self) -> str:
@@ -70,7 +70,7 @@ class ReplicaState:
 class GroupState:
     """One group: what it learned, the plan in force, who planned it, the measurements under way and what they may still cost.
 
-    `thought` is what the plan of the planner `fleet` stands on, `within` the same within limits of a step that some replicas have,
+    `estimate` is what the plan of the planner `fleet` stands on, `within` the same within limits of a step that some replicas have,
     by their milliseconds. `imported` says what of the evidence nobody measured here. `is_remembered`: its evidence comes from the
     policy before, to which engines had told their history.
     """
@@ -82,20 +82,20 @@ class GroupState:
     plan: GroupPlan | None = None
     exploration: Exploration = field(default_factory=Exploration)
     decided_at_s: float | None = None
-    thought: Thought | None = field(default=None, compare=False)
-    within: Mapping[float, Thought] = field(default_factory=dict, compare=False)
+    estimate: Estimate | None = field(default=None, compare=False)
+    within: Mapping[float, Estimate] = field(default_factory=dict, compare=False)
     restarts: GroupRestarts = field(default_factory=GroupRestarts)
     off_steps: tuple[OffStep, ...] = ()
     imported: Imported = field(default_factory=Imported)
     is_remembered: bool = False
 
     @property
-    def thought_at_s(self) -> float:
-        """When it last thought; before all others if it never did."""
-        return self.thought.at_s if self.thought is not None else float("-inf")
+    def estimated_at_s(self) -> float:
+        """When it was last planned; before all others if it never was."""
+        return self.estimate.at_s if self.estimate is not None else float("-inf")
 
-    def apart(self, replica: ReplicaState) -> Thought | None:
-        """What one of its replicas runs that is not the group's plan (None: it is): its own thought, or either within its limit."""
+    def apart(self, replica: ReplicaState) -> Estimate | None:
+        """What a replica runs that is not the group's plan (None: it is): its own estimate, or either within its limit."""
         if replica.own is not None:
             return replica.own_within if replica.limit is not None and replica.own_within is not None else replica.own
         return self.within.get(replica.limit.max_step_ms) if replica.limit is not None else None
@@ -116,9 +116,9 @@ class GroupState:
     def may_measure(self, replica: ReplicaState, cell: Cell) -> bool:
         """Whether a replica may be asked to run a cell's K: one that is expected to keep its limit, if it has one."""
         within = self.apart(replica) if replica.limit is not None else None
-        if within is None or cell[1] not in within.outlook.arms:
+        if within is None or cell[1] not in within.goodput_model.arms:
             return True
-        return bool(within.outlook.may_be_tried[cell[0], within.outlook.arms.index(cell[1])])
+        return bool(within.goodput_model.may_be_tried[cell[0], within.goodput_model.arms.index(cell[1])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def empty_fleet() -> FleetState:
     return FleetState()
 
 
-def quieted(state: FleetState, now_s: float) -> FleetState:
+def without_grants(state: FleetState, now_s: float) -> FleetState:
     """The state of a policy that begins at `now_s` and cannot know what another granted before: a new incarnation, or one that
     rose above another's. It grants nothing until every such lease has ended (INV-6).
     """

@@ -152,7 +152,7 @@ def deal(
             by_bucket.setdefault(bucket, []).append(replica_id)
     ranked = sorted(
         (measurement for bucket in by_bucket for measurement in wanted[bucket]),
-        key=lambda one: (-one.worth * len(by_bucket[one.cell[0]]) / (one.cost_tokens + 1.0), one.cell),
+        key=lambda one: (-one.improvement * len(by_bucket[one.cell[0]]) / (one.cost_tokens + 1.0), one.cell),
     )
     busy = _busy_replicas(view, by_bucket)
     saved_for: set[bool] = set()
@@ -222,8 +222,8 @@ def _askable(
     rng: random.Random,
     now_s: float,
 ) -> str | None:
-    """The replica to ask for `cell` now; None where one measures it already, or all have their hands full. Nobody waits for one
-    that was asked and has left the bucket.
+    """The replica to ask for `cell` now; None where one measures it already, or all are at their trial limit. A replica that
+    was asked and has left the bucket does not block the others.
 
     First one whose drafter is in the right state: a dormant one has to catch up before it can draft, and after it was off; among
     those the one that measured least of the cell, because who is wrong shows once three have reported.

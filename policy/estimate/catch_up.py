@@ -31,9 +31,9 @@ LEAST_PRIOR_SHARE: Final = 0.1
 """The prior is never scaled below this, nor a token priced below this share of it: noise must not make tokens free."""
 HALF_LIFE_STEPS: Final = 2_000.0
 LEAST_STEPS: Final = 1.0
-"""Steps with catch-up that a replica must have taken before it has a voice."""
+"""Steps with catch-up that a replica must have taken before it counts."""
 MOST_DISAGREEMENT: Final = 0.5
-"""Voices within e^0.5 of the median price count in any case: few steps scatter."""
+"""Contributions within e^0.5 of the median price count in any case: few steps scatter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,41 +133,41 @@ class NewRestarts:
 def merge_catch_up(
     known: CatchUpEvidence, pending: Mapping[str, CatchUpEvidence], replicas: int, line: CatchUpCost
 ) -> tuple[CatchUpEvidence, frozenset[str]]:
-    """The group's evidence with what enough replicas of `replicas` report (INV-10), and whose pending evidence is used up.
+    """The group's evidence with what enough replicas of `replicas` report (INV-10), and whose unmerged evidence is used up.
 
-    Where a quorum is asked no voice weighs more than a third, and one whose steps took far more or less than the others' is left
-    out: measured by the `line` known so far, in seconds and in tokens times seconds.
+    In a group of three or more no contribution weighs more than a third, and one whose steps took far more or less than the
+    others' is left out: measured by the `line` known so far, in seconds and in tokens times seconds.
     """
     needed = LEAST_REPLICAS if replicas >= LEAST_REPLICAS else 1
-    voices = {replica_id: waiting for replica_id, waiting in sorted(pending.items()) if waiting.steps >= LEAST_STEPS}
-    if len(voices) < needed:
+    contributions = {replica_id: waiting for replica_id, waiting in sorted(pending.items()) if waiting.steps >= LEAST_STEPS}
+    if len(contributions) < needed:
         return known, frozenset()
-    used = frozenset(voices)
-    heard = list(voices.values())
+    used = frozenset(contributions)
+    heard = list(contributions.values())
     if needed > 1:
         heard = _agreeing(heard, line)
-        steps = np.array([voice.steps for voice in heard])
+        steps = np.array([contribution.steps for contribution in heard])
         weights = capped_weights(steps) / steps if len(heard) >= needed else np.ones(len(heard))
-        heard = [voice.times(float(weight)) for voice, weight in zip(heard, weights, strict=True)]
+        heard = [contribution.times(float(weight)) for contribution, weight in zip(heard, weights, strict=True)]
     total = CatchUpEvidence()
-    for voice in heard:
-        total = total.sum(voice)
+    for contribution in heard:
+        total = total.sum(contribution)
     return known.plus(total), used
 
 
-def _agreeing(voices: list[CatchUpEvidence], line: CatchUpCost) -> list[CatchUpEvidence]:
-    ratios = np.array([_ratios(voice, line) for voice in voices])
+def _agreeing(contributions: list[CatchUpEvidence], line: CatchUpCost) -> list[CatchUpEvidence]:
+    ratios = np.array([_ratios(contribution, line) for contribution in contributions])
     distance = np.abs(np.log(np.maximum(ratios, 1e-9)) - np.median(np.log(np.maximum(ratios, 1e-9)), axis=0))
     reach = OUTLIER_DEVIATIONS * np.median(distance, axis=0)
     agrees = (distance <= np.maximum(reach, MOST_DISAGREEMENT)).all(axis=1)
-    return [voice for voice, is_heard in zip(voices, agrees, strict=True) if is_heard]
+    return [contribution for contribution, is_heard in zip(contributions, agrees, strict=True) if is_heard]
 
 
-def _ratios(voice: CatchUpEvidence, line: CatchUpCost) -> tuple[float, float]:
-    """What the voice's steps took over what the line says, twice: of the seconds, and of tokens times seconds."""
-    seconds = line.step_seconds * voice.steps + line.token_seconds * voice.tokens
-    token_seconds = line.step_seconds * voice.tokens + line.token_seconds * voice.tokens_squared
-    return voice.seconds / seconds, voice.token_seconds / token_seconds
+def _ratios(contribution: CatchUpEvidence, line: CatchUpCost) -> tuple[float, float]:
+    """What the contribution's steps took over what the line says, twice: of the seconds, and of tokens times seconds."""
+    seconds = line.step_seconds * contribution.steps + line.token_seconds * contribution.tokens
+    token_seconds = line.step_seconds * contribution.tokens + line.token_seconds * contribution.tokens_squared
+    return contribution.seconds / seconds, contribution.token_seconds / token_seconds
 
 
 def _prior(off_step_seconds: float, accelerator: str) -> CatchUpCost:

@@ -20,7 +20,7 @@ from nightjar.policy.estimate.step_time import StepTimes
 
 Floats = npt.NDArray[np.float64]
 
-DOUBT_DEVIATIONS: Final = 2.0
+LIMIT_DEVIATIONS: Final = 2.0
 """Standard deviations of doubt that a step's time is taken with where an operator limits it."""
 PREFILL_DEVIATION: Final = 0.1
 """Standard deviation of the logarithm of what a prompt adds to a step: known from sums over all prompts, and no line."""
@@ -46,7 +46,7 @@ class StepLimit:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class GoodputModel:
     """Log goodput by bucket and arm. Arrays are never changed in place."""
 
     arms: tuple[int, ...]
@@ -96,7 +96,7 @@ class Outlook:
         """Expected generated tokens a second. Raises ValueError for a K that is not an arm."""
         return self._goodput[bucket][self.arms.index(num_speculative_tokens)]
 
-    def ceiling(self) -> Floats:
+    def upper_bound(self) -> Floats:
         """(buckets, arms): log goodput that an arm cannot exceed beyond doubt, because a step never gets shorter with K.
 
         As long as the longest expected step of the shorter K, and with acceptance two standard deviations better than expected.
@@ -105,8 +105,8 @@ class Outlook:
         log_seconds = np.log(self.rows)[:, None] + np.log(self.tokens_per_row) - self.log_goodput
         least_seconds = np.maximum.accumulate(log_seconds, axis=1)
         least_seconds[:, 1:] = least_seconds[:, :-1]
-        ceiling: Floats = most_tokens - least_seconds
-        return ceiling
+        upper_bound: Floats = most_tokens - least_seconds
+        return upper_bound
 
     def gain(self, present: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
         """By bucket and arm: log goodput above that of the bucket's `present` arm (an index), and its standard deviation."""
@@ -130,17 +130,17 @@ def step_limit(times: StepTimes, max_step_s: float, noise: float, prefill_s: Flo
         )
         return longest_s
 
-    return StepLimit(max_step_s, longest(0.0), longest(DOUBT_DEVIATIONS))
+    return StepLimit(max_step_s, longest(0.0), longest(LIMIT_DEVIATIONS))
 
 
-def outlook(
+def goodput_model(
     arms: tuple[int, ...],
     times: StepTimes,
     acceptance: AcceptanceEvidence,
     mixed_costs: Floats | None,
     now_s: float,
     limit: StepLimit | None = None,
-) -> Outlook:
+) -> GoodputModel:
     """The table for `arms`, whose step times were predicted as `times`.
 
     Each token takes longer by what its K costs in steps with prefill (`mixed_costs`, of mixed_steps).
@@ -151,7 +151,7 @@ def outlook(
     covariance = counts @ acceptance.covariance(survival, now_s) @ counts.T / np.outer(tokens, tokens)
     log_goodput = np.log(times.rows)[:, None] + np.log(tokens)[None, :] - times.log_seconds
     log_goodput = log_goodput - np.log1p(charge(mixed_costs, times.log_seconds.shape) * np.exp(log_goodput))
-    return Outlook(
+    return GoodputModel(
         arms,
         log_goodput,
         times.covariance + covariance[None, :, :],

@@ -10,7 +10,7 @@ import math
 from typing import Final
 
 from nightjar.policy.estimate.evidence import Evidence
-from nightjar.policy.estimate.goodput import Outlook
+from nightjar.policy.estimate.goodput import GoodputModel
 from nightjar.policy.estimate.implausible import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS
 from nightjar.policy.wire.record import MAX_BATCH_SIZE
 from nightjar.policy.wire.settings import OffStep
@@ -20,14 +20,14 @@ NEWS_SHARE: Final = 0.03
 
 
 def expected_off_steps(
-    evidence: Evidence, ahead: Outlook, calibration_clean_steps: int, before: tuple[OffStep, ...]
+    evidence: Evidence, model: GoodputModel, calibration_clean_steps: int, before: tuple[OffStep, ...]
 ) -> tuple[OffStep, ...]:
     """OFF steps of the measured buckets, ascending; those sent before where nothing moved by a share of NEWS_SHARE."""
     now = tuple(
         OffStep(decode_rows=min(max(rows, 1.0), MAX_BATCH_SIZE), step_seconds=step_seconds)
-        for bucket, rows in enumerate(ahead.rows.tolist())
+        for bucket, rows in enumerate(model.rows.tolist())
         if evidence.is_measured(bucket, 0, calibration_clean_steps)
-        and SHORTEST_STEP_SECONDS <= (step_seconds := rows / ahead.goodput_tokens_per_s(bucket, 0)) <= LONGEST_STEP_SECONDS
+        and SHORTEST_STEP_SECONDS <= (step_seconds := rows / model.goodput_tokens_per_s(bucket, 0)) <= LONGEST_STEP_SECONDS
     )
     return before if len(now) == len(before) and all(map(_is_no_news, before, now)) else now
 

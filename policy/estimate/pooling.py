@@ -37,7 +37,7 @@ from nightjar.policy.estimate.contributions import (
     steps_at,
 )
 from nightjar.policy.estimate.evidence import STEP_VARIANCE, Cell, CellEvidence, Evidence, MixedEvidence
-from nightjar.policy.estimate.goodput import Outlook
+from nightjar.policy.estimate.goodput import GoodputModel
 from nightjar.policy.estimate.robust import LEAST_DEVIATION, LEAST_REPLICAS, Mask, agreeing, capped_weights, weighted_median
 
 LEAST_STEPS: Final = 1.0
@@ -156,13 +156,13 @@ class Slopes:
     slopes: Floats | None = None
 
     @classmethod
-    def of(cls, ahead: Outlook | None) -> Slopes:
-        """As an outlook has them; none without one."""
-        if ahead is None or len(ahead.rows) < 2:
+    def of(cls, model: GoodputModel | None) -> Slopes:
+        """As a goodput model has them; none without one."""
+        if model is None or len(model.rows) < 2:
             return cls()
-        log_rows = np.log(ahead.rows)
-        log_seconds = log_rows[:, None] + np.log(ahead.tokens_per_row)[None, :] - ahead.log_goodput
-        return cls(ahead.arms, np.gradient(log_seconds, log_rows, axis=0))
+        log_rows = np.log(model.rows)
+        log_seconds = log_rows[:, None] + np.log(model.tokens_per_row)[None, :] - model.log_goodput
+        return cls(model.arms, np.gradient(log_seconds, log_rows, axis=0))
 
     def at(self, cell: Cell) -> float:
         """The slope in a cell; 0 in one that is no arm's."""

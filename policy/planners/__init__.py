@@ -1,8 +1,8 @@
 """One planner a file. A planner turns what is known of a group into a plan; the guard disposes.
 
-There are three kinds. One that needs no outlook answers from settings alone. One that learns is handed the group's outlook as well,
-and says what is worth measuring; measurements, prices of restarts, own plans of single replicas and `explain` follow from it. One
-that every engine runs itself is a `Local` plan. A new one is a file, a line here, and its name in `PlannerName`.
+There are three kinds. One that needs no goodput model answers from settings alone. One that learns is handed the group's model as
+well, and says what is worth measuring; measurements, prices of restarts, own plans of single replicas and `explain` follow from
+it. One that every engine runs itself is a `Local` plan. A new one is a file, a line here, and its name in `PlannerName`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nightjar.policy.estimate.goodput import Outlook
+from nightjar.policy.estimate.goodput import GoodputModel
 from nightjar.policy.planners import calibration, fixed, fleet, nightjar, off, schedule
 from nightjar.policy.planners.base import GroupPlan, GroupView, Planner
 from nightjar.policy.planners.calibration import Measurement
@@ -22,11 +22,11 @@ from nightjar.policy.wire.operator import PlannerName
 
 
 class LearningPlanner(NamedTuple):
-    """A planner that decides by the group's outlook."""
+    """A planner that decides by the group's goodput model."""
 
-    plan: Callable[[GroupView, Outlook], GroupPlan]
+    plan: Callable[[GroupView, GoodputModel], GroupPlan]
     """K by batch bucket, and a reason for each."""
-    wanted: Callable[[GroupView, Outlook, npt.NDArray[np.int64]], Mapping[int, Sequence[Measurement]]]
+    wanted: Callable[[GroupView, GoodputModel, npt.NDArray[np.int64]], Mapping[int, Sequence[Measurement]]]
     """By bucket what is worth measuring beside the arm that the plan runs there (an index), most worth for its cost first."""
 
 
@@ -36,10 +36,10 @@ PLANNERS: Final[Mapping[PlannerName, Planner]] = {
     "schedule": schedule.plan,
     "nightjar": nightjar.plan,
 }
-"""Planners that need no outlook."""
+"""Planners that need no goodput model."""
 
 LEARNING_PLANNERS: Final[Mapping[PlannerName, LearningPlanner]] = {
-    "fleet": LearningPlanner(fleet.plan_ahead, calibration.measurements)
+    "fleet": LearningPlanner(fleet.fleet_plan, calibration.measurements)
 }
 """Planners that decide by one."""
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nightjar.policy.estimate.evidence import Cell, Evidence
-from nightjar.policy.estimate.goodput import Outlook, outlook, step_limit
+from nightjar.policy.estimate.goodput import GoodputModel, goodput_model, step_limit
 from nightjar.policy.estimate.mixed_steps import long_prefill, mixed_costs
 from nightjar.policy.estimate.step_time import predict_step_times, step_noise
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, bucket_range, buckets_up_to
@@ -86,7 +86,7 @@ class GroupView:
         """Whether the group measured this cell in earnest."""
         return self.evidence.is_measured(bucket, num_speculative_tokens, self.settings.calibration_clean_steps)
 
-    def outlook(self) -> Outlook:
+    def goodput_model(self) -> GoodputModel:
         """Expected goodput of every arm in every bucket; half a millisecond, so ask once."""
         times = predict_step_times(self.evidence.cells, self.arms, self.buckets, self.key.max_num_seqs, self.now_s)
         costs = mixed_costs(self.evidence, times, self.arms, drafter_sleeps=self.drafter_sleeps)
@@ -95,7 +95,7 @@ class GroupView:
         if limit_ms is not None:
             prefill_s = long_prefill(self.evidence, times, self.arms, limit_ms / 1e3)
             limit = step_limit(times, limit_ms / 1e3, step_noise(self.evidence.cells), prefill_s)
-        return outlook(self.arms, times, self.evidence.acceptance, costs, self.now_s, limit)
+        return goodput_model(self.arms, times, self.evidence.acceptance, costs, self.now_s, limit)
 
 
 def present_arms(view: GroupView) -> npt.NDArray[np.int64]:

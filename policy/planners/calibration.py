@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nightjar.policy.estimate.evidence import Cell
-from nightjar.policy.estimate.goodput import Floats, Outlook
+from nightjar.policy.estimate.goodput import Floats, GoodputModel
 from nightjar.policy.estimate.robust import LEAST_REPLICAS
 from nightjar.policy.planners.base import GroupView
 
@@ -28,7 +28,7 @@ runs, the best K is, because nothing else would tell that acceptance has risen."
 MODEL_DOUBT: Final = 0.2
 """Standard deviation that an unmeasured cell of a bucket in use counts with at least. No smooth model knows that one engine
 takes as long for one draft token as for none, and twice as long for two (vLLM 0.32 on a CPU, 4 rows)."""
-STALE_WORTH: Final = 0.05
+STALE_IMPROVEMENT: Final = 0.05
 """What such a measurement counts as worth: models of unmeasured cells were wrong by about that much (docs/planner.md)."""
 OFTEN_STEPS: Final = 100.0
 """Clean steps at its K from which a bucket counts as often used."""
@@ -53,59 +53,62 @@ class Measurement(NamedTuple):
     bucket) and what it costs (expected tokens lost)."""
 
     cell: Cell
-    worth: float
+    improvement: float
     gain_tokens_per_s: float
     cost_tokens: float
 
 
-def measurements(view: GroupView, ahead: Outlook, planned: npt.NDArray[np.int64]) -> dict[int, tuple[Measurement, ...]]:
+def measurements(view: GroupView, model: GoodputModel, planned: npt.NDArray[np.int64]) -> dict[int, tuple[Measurement, ...]]:
     """By bucket what is worth measuring there beside the planned arm (an index), most worth for its cost first.
 
     Nothing whose steps are expected to exceed the operator's limit: a few that do in spite of that are what tells.
     """
-    gain, deviation = ahead.gain(planned)
-    deviation = np.maximum(deviation, _model_doubt(view, ahead, planned))
+    gain, deviation = model.gain(planned)
+    deviation = np.maximum(deviation, _model_doubt(view, model, planned))
     margin = math.log1p(view.settings.switch_margin)
-    most = ahead.ceiling() - ahead.log_goodput[np.arange(len(planned)), planned][:, None] - margin
-    worth = np.minimum(expected_excess(gain - margin, deviation), np.maximum(most, 0.0))
+    most = model.upper_bound() - model.log_goodput[np.arange(len(planned)), planned][:, None] - margin
+    improvement = np.minimum(expected_improvement(gain - margin, deviation), np.maximum(most, 0.0))
     for bucket, arm in enumerate(planned):
-        rival = 0 if arm or len(ahead.arms) == 1 else 1 + int(np.argmax(gain[bucket, 1:]))
-        if _is_stale(view, bucket, ahead.arms[arm], ahead.arms[rival]):
-            worth[bucket, rival] = max(worth[bucket, rival], STALE_WORTH)
-        for unseen in _unseen(view, ahead, bucket, int(arm), gain[bucket]):
-            worth[bucket, unseen] = max(worth[bucket, unseen], min(STALE_WORTH, max(most[bucket, unseen], 0.0)))
-    worth = np.where(ahead.may_be_tried, worth, 0.0)
+        rival = 0 if arm or len(model.arms) == 1 else 1 + int(np.argmax(gain[bucket, 1:]))
+        if _is_stale(view, bucket, model.arms[arm], model.arms[rival]):
+            improvement[bucket, rival] = max(improvement[bucket, rival], STALE_IMPROVEMENT)
+        for unseen in _unseen(view, model, bucket, int(arm), gain[bucket]):
+            improvement[bucket, unseen] = max(improvement[bucket, unseen], min(STALE_IMPROVEMENT, max(most[bucket, unseen], 0.0)))
+    improvement = np.where(model.may_be_tried, improvement, 0.0)
     for bucket, length in view.resting:
-        if length in ahead.arms:
-            worth[bucket, ahead.arms.index(length)] = 0.0
-    lost = np.expm1(np.minimum(expected_excess(-gain, deviation), 2.0))
-    steps = view.settings.calibration_clean_steps * _steps_per_clean_step(view, ahead) + SETTLING_STEPS
-    cost = steps * ahead.rows[:, None] * ahead.tokens_per_row[None, :] * lost
-    gain_tokens_per_s = worth * np.exp(ahead.log_goodput[np.arange(len(planned)), planned])[:, None]
+        if length in model.arms:
+            improvement[bucket, model.arms.index(length)] = 0.0
+    lost = np.expm1(np.minimum(expected_improvement(-gain, deviation), 2.0))
+    steps = view.settings.calibration_clean_steps * _steps_per_clean_step(view, model) + SETTLING_STEPS
+    cost = steps * model.rows[:, None] * model.tokens_per_row[None, :] * lost
+    gain_tokens_per_s = improvement * np.exp(model.log_goodput[np.arange(len(planned)), planned])[:, None]
     wanted: dict[int, tuple[Measurement, ...]] = {}
     for bucket in view.buckets:
         found = [
             Measurement(
-                (bucket, arm), float(worth[bucket, index]), float(gain_tokens_per_s[bucket, index]), float(cost[bucket, index])
+                (bucket, arm),
+                float(improvement[bucket, index]),
+                float(gain_tokens_per_s[bucket, index]),
+                float(cost[bucket, index]),
             )
-            for index, arm in enumerate(ahead.arms)
-            if index != planned[bucket] and worth[bucket, index] > LEAST_IMPROVEMENT
+            for index, arm in enumerate(model.arms)
+            if index != planned[bucket] and improvement[bucket, index] > LEAST_IMPROVEMENT
         ]
         if found:
-            wanted[bucket] = tuple(sorted(found, key=lambda one: (-one.worth / (one.cost_tokens + 1.0), one.cell)))
+            wanted[bucket] = tuple(sorted(found, key=lambda one: (-one.improvement / (one.cost_tokens + 1.0), one.cell)))
     return wanted
 
 
-def _steps_per_clean_step(view: GroupView, ahead: Outlook) -> Floats:
+def _steps_per_clean_step(view: GroupView, model: GoodputModel) -> Floats:
     """(buckets, arms): steps that a measurement holds its K for one that counts: neither it nor the one before it has prefill."""
-    mixed = view.evidence.mixed_steps_per_token * ahead.rows[:, None] * ahead.tokens_per_row[None, :]
+    mixed = view.evidence.mixed_steps_per_token * model.rows[:, None] * model.tokens_per_row[None, :]
     return np.asarray((1.0 - np.minimum(mixed, MOST_MIXED_SHARE)) ** -2.0)
 
 
-def expected_excess(mean: Floats, deviation: Floats) -> Floats:
+def expected_improvement(mean: Floats, deviation: Floats) -> Floats:
     """E[max(X, 0)] of a normal X, elementwise.
 
-    >>> [round(float(x), 4) for x in expected_excess(np.array([0.0, 1.0, -1.0]), np.array([1.0, 1e-9, 1e-9]))]
+    >>> [round(float(x), 4) for x in expected_improvement(np.array([0.0, 1.0, -1.0]), np.array([1.0, 1e-9, 1e-9]))]
     [0.3989, 1.0, 0.0]
     """
     deviation = np.maximum(deviation, 1e-9)
@@ -116,31 +119,31 @@ def expected_excess(mean: Floats, deviation: Floats) -> Floats:
     return excess
 
 
-def _model_doubt(view: GroupView, ahead: Outlook, planned: npt.NDArray[np.int64]) -> Floats:
+def _model_doubt(view: GroupView, model: GoodputModel, planned: npt.NDArray[np.int64]) -> Floats:
     """(buckets, arms): what a model may be wrong by in cells that were never measured, where a bucket is in use: where its own K
     has the clean steps of a measurement."""
-    doubt = np.zeros(ahead.log_goodput.shape)
+    doubt = np.zeros(model.log_goodput.shape)
     used = view.settings.calibration_clean_steps
     for bucket, arm in enumerate(planned):
-        runs = view.evidence.cells.get((bucket, ahead.arms[arm]))
+        runs = view.evidence.cells.get((bucket, model.arms[arm]))
         if runs is not None and runs.steps >= used:
-            doubt[bucket] = [0.0 if view.is_measured(bucket, length) else MODEL_DOUBT for length in ahead.arms]
+            doubt[bucket] = [0.0 if view.is_measured(bucket, length) else MODEL_DOUBT for length in model.arms]
     return doubt
 
 
-def _unseen(view: GroupView, ahead: Outlook, bucket: int, planned: int, gain: Floats) -> list[int]:
+def _unseen(view: GroupView, model: GoodputModel, bucket: int, planned: int, gain: Floats) -> list[int]:
     """Arms (indices) with K > 0 of which a bucket at home with one has seen next to nothing; imported cells count as seen.
 
     `gain` is what each arm adds to the log goodput of the `planned` one.
     """
     cells = view.evidence.cells
-    runs = cells.get((bucket, ahead.arms[planned]))
+    runs = cells.get((bucket, model.arms[planned]))
     if planned == 0 or runs is None or runs.steps < HOME_STEPS * (LEAST_REPLICAS if view.replicas >= LEAST_REPLICAS else 1):
         return []
     tried = {length for (tried_in, length), known in cells.items() if tried_in == bucket and known.steps >= SEEN_STEPS}
     return [
         arm
-        for arm, length in enumerate(ahead.arms)
+        for arm, length in enumerate(model.arms)
         if length and arm != planned and gain[arm] > math.log(LEAST_CHANCE) and length not in tried
     ]
 

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from nightjar.policy.estimate.goodput import Outlook
+from nightjar.policy.estimate.goodput import GoodputModel
 from nightjar.policy.planners.base import (
     GroupPlan,
     GroupView,
@@ -40,25 +40,25 @@ COLD_DEVIATIONS: Final = 0.5
 """The same before off was measured: seven in ten such arms do gain."""
 
 
-def plan_ahead(view: GroupView, ahead: Outlook) -> GroupPlan:
-    """K by batch bucket, and a reason for each. `ahead` is `view.outlook()`, which the caller keeps for more than the plan."""
+def fleet_plan(view: GroupView, model: GoodputModel) -> GroupPlan:
+    """K by batch bucket, and a reason for each. `model` is `view.goodput_model()`, which the caller keeps."""
     if all(length for _, length in view.evidence.cells):
-        chosen = favourites(ahead)
+        chosen = favourites(model)
     else:
-        chosen = choose(ahead, present_arms(view), view.settings.switch_margin)
-    best = np.argmax(np.where(ahead.allowed, ahead.log_goodput, -np.inf), axis=1)
-    mixed = choose_mixed(ahead, chosen, present_arms(view), present_mixed_arms(view))
+        chosen = choose(model, present_arms(view), view.settings.switch_margin)
+    best = np.argmax(np.where(model.allowed, model.log_goodput, -np.inf), axis=1)
+    mixed = choose_mixed(model, chosen, present_arms(view), present_mixed_arms(view))
     reasons = tuple(
         f"batch {batch_range(*bucket_range(bucket, view.key.max_num_seqs))}: "
-        + _reason(view, ahead, bucket, int(chosen[bucket]), int(best[bucket]))
-        + _limit(ahead, bucket)
-        + _mixed(ahead, int(chosen[bucket]), int(mixed[bucket]))
+        + _reason(view, model, bucket, int(chosen[bucket]), int(best[bucket]))
+        + _limit(model, bucket)
+        + _mixed(model, int(chosen[bucket]), int(mixed[bucket]))
         for bucket in view.buckets
     )
     return plan_of(view, chosen, mixed, reasons)
 
 
-def choose(ahead: Outlook, present: npt.NDArray[np.int64], switch_margin: float) -> npt.NDArray[np.int64]:
+def choose(model: GoodputModel, present: npt.NDArray[np.int64], switch_margin: float) -> npt.NDArray[np.int64]:
     """Index of the arm to run in each bucket, given the index of the one that runs now.
 
     Off takes the place of a present arm that is predicted no better; then the best arm takes it if it gains more than
@@ -66,11 +66,11 @@ def choose(ahead: Outlook, present: npt.NDArray[np.int64], switch_margin: float)
     operator's limit of a step neither stays nor comes.
     """
     buckets = np.arange(len(present))
-    runs = ahead.allowed[buckets, present] & (ahead.log_goodput[buckets, present] > ahead.log_goodput[:, 0])
+    runs = model.allowed[buckets, present] & (model.log_goodput[buckets, present] > model.log_goodput[:, 0])
     present = np.where(runs, present, 0)
-    gain, deviation = ahead.gain(present)
-    best = np.argmax(np.where(ahead.allowed, gain, -np.inf), axis=1)
-    over_off, over_off_deviation = ahead.gain(np.zeros_like(present))
+    gain, deviation = model.gain(present)
+    best = np.argmax(np.where(model.allowed, gain, -np.inf), axis=1)
+    over_off, over_off_deviation = model.gain(np.zeros_like(present))
     beats_off = over_off > DOUBT_DEVIATIONS * over_off_deviation
     deviations = np.where(beats_off[buckets, present] & beats_off[buckets, best], RIVAL_DEVIATIONS, DOUBT_DEVIATIONS)
     enough = np.maximum(np.log1p(switch_margin), deviations * deviation[buckets, best])
@@ -78,68 +78,68 @@ def choose(ahead: Outlook, present: npt.NDArray[np.int64], switch_margin: float)
 
 
 def choose_mixed(
-    ahead: Outlook, chosen: npt.NDArray[np.int64], present: npt.NDArray[np.int64], present_mixed: npt.NDArray[np.int64]
+    model: GoodputModel, chosen: npt.NDArray[np.int64], present: npt.NDArray[np.int64], present_mixed: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
     """Index of the arm to run in each bucket where drafts are verified beside prefill, given the arms `chosen` for pure decode
     steps, and those that run now in either.
 
     What runs now stays, and otherwise the chosen arm runs there as well, unless another saves MIXED_MARGIN of the time per token.
     """
-    if ahead.mixed_costs is None:
+    if model.mixed_costs is None:
         return chosen
     buckets = np.arange(len(chosen))
-    may_run = ahead.allowed.copy()
+    may_run = model.allowed.copy()
     may_run[buckets, chosen] = True
-    costs = np.where(may_run, ahead.mixed_costs[buckets, chosen], np.inf)
+    costs = np.where(may_run, model.mixed_costs[buckets, chosen], np.inf)
     stays = np.where((chosen == present) & np.isfinite(costs[buckets, present_mixed]), present_mixed, chosen)
     best = costs.argmin(axis=1)
     saved = costs[buckets, stays] - costs[buckets, best]
-    enough = MIXED_MARGIN * np.exp(-ahead.log_goodput[buckets, chosen])
+    enough = MIXED_MARGIN * np.exp(-model.log_goodput[buckets, chosen])
     arms: npt.NDArray[np.int64] = np.where(saved > enough, best, stays)
     return arms
 
 
-def favourites(ahead: Outlook) -> npt.NDArray[np.int64]:
+def favourites(model: GoodputModel) -> npt.NDArray[np.int64]:
     """Index of the arm with the best odds in each bucket: most gain over off after COLD_DEVIATIONS are taken off it.
 
     Of those that are expected to keep the operator's limit.
     """
-    gain, deviation = ahead.gain(np.zeros(len(ahead.rows), dtype=np.int64))
-    best: npt.NDArray[np.int64] = np.argmax(np.where(ahead.may_be_tried, gain - COLD_DEVIATIONS * deviation, -np.inf), axis=1)
+    gain, deviation = model.gain(np.zeros(len(model.rows), dtype=np.int64))
+    best: npt.NDArray[np.int64] = np.argmax(np.where(model.may_be_tried, gain - COLD_DEVIATIONS * deviation, -np.inf), axis=1)
     return best
 
 
-def _reason(view: GroupView, ahead: Outlook, bucket: int, chosen: int, best: int) -> str:
+def _reason(view: GroupView, model: GoodputModel, bucket: int, chosen: int, best: int) -> str:
     """Why that arm, with the numbers that decided."""
     if not view.evidence.cells:
-        return f"{speculation(ahead.arms[chosen])} by the odds, nothing measured yet"
-    off = f"{ahead.goodput_tokens_per_s(bucket, 0):.1f}"
+        return f"{speculation(model.arms[chosen])} by the odds, nothing measured yet"
+    off = f"{model.goodput_tokens_per_s(bucket, 0):.1f}"
     if chosen:
-        length = ahead.arms[chosen]
-        goodput = ahead.goodput_tokens_per_s(bucket, length)
+        length = model.arms[chosen]
+        goodput = model.goodput_tokens_per_s(bucket, length)
         return f"K={length} gives {goodput:.1f} tok/s predicted against {off} off ({_basis(view, bucket, length)})"
     if best:
-        rival = ahead.arms[best]
-        promise = f"{ahead.goodput_tokens_per_s(bucket, rival):.1f}, {_basis(view, bucket, rival)}"
+        rival = model.arms[best]
+        promise = f"{model.goodput_tokens_per_s(bucket, rival):.1f}, {_basis(view, bucket, rival)}"
         return f"off gives {off} tok/s predicted, K={rival} no more than the margin and its doubt above it ({promise})"
-    rival = max(ahead.arms[1:], key=lambda arm: ahead.goodput_tokens_per_s(bucket, arm), default=0)
-    against = f" against {ahead.goodput_tokens_per_s(bucket, rival):.1f} with K={rival}" if rival else ""
+    rival = max(model.arms[1:], key=lambda arm: model.goodput_tokens_per_s(bucket, arm), default=0)
+    against = f" against {model.goodput_tokens_per_s(bucket, rival):.1f} with K={rival}" if rival else ""
     return f"off gives {off} tok/s predicted{against} ({_basis(view, bucket, 0)})"
 
 
-def _limit(ahead: Outlook, bucket: int) -> str:
+def _limit(model: GoodputModel, bucket: int) -> str:
     """Where the operator's limit of a step decided: what it forbids."""
-    if ahead.limit is None or not ahead.limited[bucket]:
+    if model.limit is None or not model.limited[bucket]:
         return ""
-    best = int(np.argmax(ahead.log_goodput[bucket]))
-    most_ms = ahead.limit.most_step_s[bucket, best] * 1e3
-    limit = f"max_step_ms {ahead.limit.max_step_s * 1e3:g} forbids its steps of up to {most_ms:.1f} ms"
-    return f"; K={ahead.arms[best]} would give more, but {limit}"
+    best = int(np.argmax(model.log_goodput[bucket]))
+    most_ms = model.limit.most_step_s[bucket, best] * 1e3
+    limit = f"max_step_ms {model.limit.max_step_s * 1e3:g} forbids its steps of up to {most_ms:.1f} ms"
+    return f"; K={model.arms[best]} would give more, but {limit}"
 
 
-def _mixed(ahead: Outlook, chosen: int, mixed: int) -> str:
+def _mixed(model: GoodputModel, chosen: int, mixed: int) -> str:
     """What runs beside prefill, where that is another K."""
-    return f"; beside prefill {speculation(ahead.arms[mixed])} costs less" if mixed != chosen else ""
+    return f"; beside prefill {speculation(model.arms[mixed])} costs less" if mixed != chosen else ""
 
 
 def _basis(view: GroupView, bucket: int, length: int) -> str:

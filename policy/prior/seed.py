@@ -126,9 +126,9 @@ class SeedGroup(Record):
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What a group holds that nobody measured here: cells; acceptance and price as they were planted, until something is added.
+    """What a group holds that nobody measured here: cells; acceptance and price as the seed gave them, until something is added.
 
-    `resting` are the cells that were planted as measured, which are not measured again before `rests_until_s`.
+    `resting` are the cells that the seed gave as measured, which are not measured again before `rests_until_s`.
     """
 
     cells: tuple[Cell, ...] = ()

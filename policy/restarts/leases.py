@@ -15,8 +15,8 @@ from typing import Final
 from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts, merge_catch_up
 from nightjar.policy.estimate.step_time import STARTING_STEP_SECONDS
 from nightjar.policy.restarts.budget import OpenLease, PricedWish, Probes, grant, still_open
-from nightjar.policy.restarts.load_transitions import Place, Watch
-from nightjar.policy.restarts.on_time import Moves, Values
+from nightjar.policy.restarts.load_transitions import LoadState, LoadTracker
+from nightjar.policy.restarts.on_time import TransitionCounts, Values
 from nightjar.policy.restarts.price import Engine, chunk_tokens, micro_restart_tokens, price
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range, buckets_up_to
 from nightjar.policy.wire.operator import OperatorSettings
@@ -44,14 +44,14 @@ class Restarter:
     is_ordered: bool
     """Whether a person, not the group's evidence, says that it speculates."""
     new: NewRestarts
-    own: Prospect | None = None
+    own: PlanGoodput | None = None
     """What it expects for itself where that is not what its group does, if it has a wish."""
     is_silent: bool = False
     """Whether it was not heard for so long that a lease for its wish would be over, or nearly, before anybody could use it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Prospect:
+class PlanGoodput:
     """What the group's plan and evidence say, by batch bucket.
 
     Goodput is predicted generated tokens a second, None where nothing is known.
@@ -72,8 +72,8 @@ class GroupRestarts:
     """What a group remembers of its restarts."""
 
     catch_up: CatchUpEvidence = field(default_factory=CatchUpEvidence)
-    moves: Moves = field(default_factory=Moves)
-    watch: Watch = field(default_factory=Watch)
+    transitions: TransitionCounts = field(default_factory=TransitionCounts)
+    tracker: LoadTracker = field(default_factory=LoadTracker)
     probes: Probes = field(default_factory=Probes)
     open_leases: tuple[OpenLease, ...] = ()
     waiting_since_s: Mapping[str, float] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class GroupRestarts:
 def decide_restarts(
     known: GroupRestarts,
     members: Mapping[str, Restarter],
-    prospect: Prospect,
+    plan_goodput: PlanGoodput,
     settings: OperatorSettings,
     reloads_on_node: Mapping[str, int],
     may_grant: bool,
@@ -92,9 +92,9 @@ def decide_restarts(
 
     `reloads_on_node` counts the reloads in flight of all groups; `may_grant` is False for a policy that must wait.
     """
-    catch_up, used = _priced(known.catch_up, members, prospect)
-    watch, moved = known.watch.look({name: member.decode_batch_size for name, member in members.items()}, now_s)
-    moves = known.moves.plus(moved, now_s)
+    catch_up, used = _priced(known.catch_up, members, plan_goodput)
+    tracker, moved = known.tracker.look({name: member.decode_batch_size for name, member in members.items()}, now_s)
+    transitions = known.transitions.plus(moved, now_s)
     probes = known.probes
     for name, member in members.items():
         probes = probes.plus(name, member.new.restarts, member.new.failed_probes, len(members), now_s)
@@ -106,16 +106,16 @@ def decide_restarts(
         for name, member in members.items()
         if member.wish is not None and member.is_steered and name not in holding
     }
-    prices = _Prices(prospect, catch_up, moves, settings)
-    places = {name: watch.place(name, batch_bucket(member.decode_batch_size)) for name, member in members.items()}
+    prices = _Prices(plan_goodput, catch_up, transitions, settings)
+    states = {name: tracker.state(name, batch_bucket(member.decode_batch_size)) for name, member in members.items()}
     frozen = now_s < probes.frozen_until_s
     wishes = {
-        name: prices.of(members[name]).wish(name, members[name], places[name], since_s) for name, since_s in waiting_since_s.items()
+        name: prices.of(members[name]).wish(name, members[name], states[name], since_s) for name, since_s in waiting_since_s.items()
     }
     if may_grant and not frozen:
         paying = [wished for name, wished in wishes.items() if wished is not None and not members[name].is_silent]
         open_leases += grant(settings, len(members), open_leases, reloads_on_node, paying, now_s)
-    after = GroupRestarts(catch_up, moves, watch, probes, open_leases, waiting_since_s)
+    after = GroupRestarts(catch_up, transitions, tracker, probes, open_leases, waiting_since_s)
     leases = {held.replica_id: held for held in open_leases}
     limits = {}
     for name, member in members.items():
@@ -126,7 +126,7 @@ def decide_restarts(
             words = "holds a lease to restart"
         elif name in wishes:
             words = _why_waiting(wishes[name] is not None, may_grant, frozen)
-        micro, chunk = prices.bounds(member, places[name])
+        micro, chunk = prices.bounds(member, states[name])
         limits[name] = _limits(0 if frozen else micro, chunk, mine, words)
     return after, limits, used
 
@@ -148,7 +148,7 @@ def _why_waiting(pays: bool, may_grant: bool, frozen: bool) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Worth:
+class _BucketValues:
     """What an engine is worth in each bucket, ON and OFF. Never changed in place."""
 
     engines: tuple[Engine, ...]
@@ -162,63 +162,65 @@ class _Worth:
 
 
 @lru_cache(maxsize=1024)
-def _worth(prospect: Prospect, catch_up: CatchUpEvidence, catch_up_slowdown: float) -> _Worth:
-    """Known for as long as the group thinks the same: a group decides more often than it thinks."""
-    off = _off_goodputs(prospect)
+def _bucket_values(plan_goodput: PlanGoodput, catch_up: CatchUpEvidence, catch_up_slowdown: float) -> _BucketValues:
+    """Cached until the next re-plan: a group decides more often than it re-plans."""
+    off = _off_goodputs(plan_goodput)
     engines, gains, ordered_gains, lag_costs = [], {}, {}, {}
-    for bucket in buckets_up_to(prospect.max_num_seqs):
-        first, last = bucket_range(bucket, prospect.max_num_seqs)
+    for bucket in buckets_up_to(plan_goodput.max_num_seqs):
+        first, last = bucket_range(bucket, plan_goodput.max_num_seqs)
         middle = (first + last) / 2.0
         step_s = middle / off[bucket] if off else STARTING_STEP_SECONDS
-        cost = catch_up.cost(step_s, prospect.accelerator)
+        cost = catch_up.cost(step_s, plan_goodput.accelerator)
         engine = Engine(step_s, middle / step_s, last, cost, chunk_tokens(step_s, cost, last, catch_up_slowdown))
         engines.append(engine)
         ordered = ORDERED_GAIN_SHARE * engine.off_tokens_per_s
         lag_costs[bucket] = engine.chunk_seconds / engine.chunk_tokens * engine.off_tokens_per_s**2
         gain = 0.0
-        if prospect.planned[bucket]:
-            before, after = prospect.off_goodput[bucket], prospect.planned_goodput[bucket]
+        if plan_goodput.planned[bucket]:
+            before, after = plan_goodput.off_goodput[bucket], plan_goodput.planned_goodput[bucket]
             gain = ordered if before is None or after is None else after - before
             lag_costs[bucket] = -gain
         if gain > 0.0:
             gains[bucket] = gain
         ordered_gains[bucket] = max(gain, ordered)
-    return _Worth(tuple(engines), gains, ordered_gains, lag_costs)
+    return _BucketValues(tuple(engines), gains, ordered_gains, lag_costs)
 
 
 class _Prices:
     """The group's prices in one decision; computed once for all replicas that share one."""
 
-    def __init__(self, prospect: Prospect, catch_up: CatchUpEvidence, moves: Moves, settings: OperatorSettings) -> None:
-        self._prospect = prospect
+    def __init__(
+        self, plan_goodput: PlanGoodput, catch_up: CatchUpEvidence, transitions: TransitionCounts, settings: OperatorSettings
+    ) -> None:
+        self._plan_goodput = plan_goodput
         self._catch_up = catch_up
         self._settings = settings
-        self._worth = _worth(prospect, catch_up, settings.catch_up_slowdown)
-        self._moves = moves
-        self._bounds: dict[tuple[Place, bool], tuple[int, int]] = {}
+        self._bucket_values = _bucket_values(plan_goodput, catch_up, settings.catch_up_slowdown)
+        self._moves = transitions
+        self._bounds: dict[tuple[LoadState, bool], tuple[int, int]] = {}
 
     def of(self, member: Restarter) -> _Prices:
-        """The prices that its own prospect gives, where it has one."""
+        """The prices by its own estimate, where it has one."""
         return self if member.own is None else _Prices(member.own, self._catch_up, self._moves, self._settings)
 
     @cached_property
     def _values(self) -> Values:
-        return self._moves.value_tokens(self._worth.gains, self._worth.lag_costs)
+        return self._moves.value_tokens(self._bucket_values.gains, self._bucket_values.lag_costs)
 
     @cached_property
     def _ordered_values(self) -> Values:
-        return self._moves.value_tokens(self._worth.ordered_gains, self._worth.lag_costs)
+        return self._moves.value_tokens(self._bucket_values.ordered_gains, self._bucket_values.lag_costs)
 
-    def wish(self, name: str, member: Restarter, place: Place, waiting_since_s: float) -> PricedWish | None:
+    def wish(self, name: str, member: Restarter, state: LoadState, waiting_since_s: float) -> PricedWish | None:
         """The wish with its price; None where it would not pay."""
         assert member.wish is not None
-        ordered = member.is_ordered or self._prospect.is_local
-        engine = replace(self._worth.engines[place.bucket], decode_rows=max(member.decode_batch_size, 1))
+        ordered = member.is_ordered or self._plan_goodput.is_local
+        engine = replace(self._bucket_values.engines[state.bucket], decode_rows=max(member.decode_batch_size, 1))
         priced = price(
             engine,
             member.wish.lag_tokens,
-            (self._ordered_values if ordered else self._values).get(place, 0.0),
-            (self._worth.ordered_gains if ordered else self._worth.gains).get(place.bucket, 0.0),
+            (self._ordered_values if ordered else self._values).get(state, 0.0),
+            (self._bucket_values.ordered_gains if ordered else self._bucket_values.gains).get(state.bucket, 0.0),
             FIRST_STEP_SHARE * engine.off_step_seconds,
             member.wish.reload_seconds if member.wish.reload else 0.0,
         )
@@ -228,46 +230,48 @@ class _Prices:
             member.wish, name, member.engine_id, member.node_id, priced, engine.slowdown(member.wish.lag_tokens), waiting_since_s
         )
 
-    def bounds(self, member: Restarter, place: Place) -> tuple[int, int]:
-        """`micro_restart_tokens` and `catch_up_chunk_tokens` of a replica, by the place where it would restart."""
-        ordered = member.is_ordered or self._prospect.is_local
-        found = self._bounds.get((place, ordered))
+    def bounds(self, member: Restarter, state: LoadState) -> tuple[int, int]:
+        """`micro_restart_tokens` and `catch_up_chunk_tokens` of a replica, by the state where it would restart."""
+        ordered = member.is_ordered or self._plan_goodput.is_local
+        found = self._bounds.get((state, ordered))
         if found is None:
-            found = self._bounds[place, ordered] = self._bounds_of(place, ordered)
+            found = self._bounds[state, ordered] = self._bounds_of(state, ordered)
         return found
 
-    def _bounds_of(self, place: Place, ordered: bool) -> tuple[int, int]:
+    def _bounds_of(self, state: LoadState, ordered: bool) -> tuple[int, int]:
         values = self._ordered_values if ordered else self._values
-        if values and place not in values:
+        if values and state not in values:
             buckets = sorted({known.bucket for known in values})
-            below = [other for other in buckets if other < place.bucket]
-            place = Place(below[-1], is_falling=True) if below else Place(buckets[0], is_falling=False)
-        engine = self._worth.engines[place.bucket]
+            below = [other for other in buckets if other < state.bucket]
+            state = LoadState(below[-1], is_falling=True) if below else LoadState(buckets[0], is_falling=False)
+        engine = self._bucket_values.engines[state.bucket]
         first_step_s = FIRST_STEP_SHARE * engine.off_step_seconds
-        return micro_restart_tokens(engine, values.get(place, float("inf")), first_step_s), engine.chunk_tokens
+        return micro_restart_tokens(engine, values.get(state, float("inf")), first_step_s), engine.chunk_tokens
 
 
-def _priced(known: CatchUpEvidence, members: Mapping[str, Restarter], prospect: Prospect) -> tuple[CatchUpEvidence, frozenset[str]]:
+def _priced(
+    known: CatchUpEvidence, members: Mapping[str, Restarter], plan_goodput: PlanGoodput
+) -> tuple[CatchUpEvidence, frozenset[str]]:
     news = {name: member.new.catch_up for name, member in members.items() if member.new.catch_up.steps}
     if not news:
         return known, frozenset()
-    return merge_catch_up(known, news, len(members), known.cost(_typical_off_step(prospect), prospect.accelerator))
+    return merge_catch_up(known, news, len(members), known.cost(_typical_off_step(plan_goodput), plan_goodput.accelerator))
 
 
-def _typical_off_step(prospect: Prospect) -> float:
+def _typical_off_step(plan_goodput: PlanGoodput) -> float:
     """Seconds of an OFF step in the fullest bucket that is known: catching up costs the same in all of them."""
-    for bucket in reversed(buckets_up_to(prospect.max_num_seqs)):
-        if goodput := prospect.off_goodput[bucket]:
-            return sum(bucket_range(bucket, prospect.max_num_seqs)) / 2.0 / goodput
+    for bucket in reversed(buckets_up_to(plan_goodput.max_num_seqs)):
+        if goodput := plan_goodput.off_goodput[bucket]:
+            return sum(bucket_range(bucket, plan_goodput.max_num_seqs)) / 2.0 / goodput
     return STARTING_STEP_SECONDS
 
 
-def _off_goodputs(prospect: Prospect) -> dict[int, float]:
+def _off_goodputs(plan_goodput: PlanGoodput) -> dict[int, float]:
     """Generated tokens per second of OFF by bucket; an unknown one steps as fast as the nearest known. Empty if none is."""
-    buckets = buckets_up_to(prospect.max_num_seqs)
-    known = {bucket: goodput for bucket in buckets if (goodput := prospect.off_goodput[bucket])}
+    buckets = buckets_up_to(plan_goodput.max_num_seqs)
+    known = {bucket: goodput for bucket in buckets if (goodput := plan_goodput.off_goodput[bucket])}
     if not known or len(known) == len(buckets):
         return known
-    rows = {bucket: sum(bucket_range(bucket, prospect.max_num_seqs)) for bucket in buckets}
+    rows = {bucket: sum(bucket_range(bucket, plan_goodput.max_num_seqs)) for bucket in buckets}
     nearest = {bucket: min(known, key=lambda other: (abs(other - bucket), other)) for bucket in buckets}
     return {bucket: known[nearest[bucket]] * rows[bucket] / rows[nearest[bucket]] for bucket in buckets}

@@ -23,10 +23,10 @@ SAMPLE_PERIOD_S: Final = 1.0
 LONGEST_SAMPLE_S: Final = 3.0
 """A replica whose reports were missing for longer was not seen moving."""
 HALF_LIFE_S: Final = 600.0
-"""After which a move counts half: load has habits of minutes, and forgets those of hours."""
+"""After which a transition counts half: load has habits of minutes, and forgets those of hours."""
 
 
-class Place(NamedTuple):
+class LoadState(NamedTuple):
     """Where a replica's load stands: its bucket, and whether it came there from a fuller one.
 
     A load that falls goes on falling more often than not. Without that, a crossover that is passed both ways counts half of the
@@ -37,26 +37,26 @@ class Place(NamedTuple):
     is_falling: bool
 
 
-Move = tuple[Place, Place]
-"""From one place to another (or the same) within one sample."""
+Transition = tuple[LoadState, LoadState]
+"""From one state to another (or the same) within one sample."""
 
 
-class Believed(NamedTuple):
-    """How often a move was made, as far as that is believed of its bucket, whatever came before, and of its very place."""
+class TransitionWeight(NamedTuple):
+    """How often a transition was made, as far as that counts for its bucket, whatever came before, and for its very state."""
 
     of_bucket: float
-    of_place: float
+    of_state: float
 
-    def plus(self, other: Believed) -> Believed:
+    def plus(self, other: TransitionWeight) -> TransitionWeight:
         """Both together."""
-        return Believed(self.of_bucket + other.of_bucket, self.of_place + other.of_place)
+        return TransitionWeight(self.of_bucket + other.of_bucket, self.of_state + other.of_state)
 
-    def times(self, share: float) -> Believed:
+    def times(self, share: float) -> TransitionWeight:
         """A share of it."""
-        return Believed(self.of_bucket * share, self.of_place * share)
+        return TransitionWeight(self.of_bucket * share, self.of_state * share)
 
 
-NOT_SEEN: Final = Believed(0.0, 0.0)
+NO_WEIGHT: Final = TransitionWeight(0.0, 0.0)
 
 
 class Times(NamedTuple):
@@ -78,88 +78,88 @@ class Times(NamedTuple):
 NEVER: Final = Times()
 
 
-class Sight(NamedTuple):
-    """A replica as it was last looked at: its place, when that was, and how often it has left each place, and any."""
+class LastSeen(NamedTuple):
+    """A replica as it was last looked at: its state, when that was, and how often it has left each state, and any."""
 
-    place: Place
+    state: LoadState
     at_s: float
-    left: Mapping[Place, Times] = MappingProxyType({})
+    left: Mapping[LoadState, Times] = MappingProxyType({})
     left_any: Times = NEVER
 
-    def then(self, place: Place, now_s: float) -> Sight:
-        """The same replica, seen in `place` at `now_s`."""
-        if place.bucket == self.place.bucket:
-            return self._replace(place=place, at_s=now_s)
-        left = {**self.left, self.place: self.left.get(self.place, NEVER).once_more(now_s)}
-        return Sight(place, now_s, left, self.left_any.once_more(now_s))
+    def then(self, state: LoadState, now_s: float) -> LastSeen:
+        """The same replica, seen in `state` at `now_s`."""
+        if state.bucket == self.state.bucket:
+            return self._replace(state=state, at_s=now_s)
+        left = {**self.left, self.state: self.left.get(self.state, NEVER).once_more(now_s)}
+        return LastSeen(state, now_s, left, self.left_any.once_more(now_s))
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class LoadTracker:
     """Where each replica of a group was when it was last looked at; O(replicas * buckets) (INV-8)."""
 
-    seen: Mapping[str, Sight] = field(default_factory=dict)
+    seen: Mapping[str, LastSeen] = field(default_factory=dict)
 
-    def place(self, replica_id: str, bucket: int) -> Place:
+    def state(self, replica_id: str, bucket: int) -> LoadState:
         """Where a replica in `bucket` stands. One that nobody saw come is taken to fall: who has to restart was off before."""
         before = self.seen.get(replica_id)
-        return Place(bucket, is_falling=True) if before is None else _next(before.place, bucket)
+        return LoadState(bucket, is_falling=True) if before is None else _next(before.state, bucket)
 
-    def look(self, decode_batch_sizes: Mapping[str, int], now_s: float) -> tuple[Watch, dict[Move, Believed]]:
+    def look(self, decode_batch_sizes: Mapping[str, int], now_s: float) -> tuple[LoadTracker, dict[Transition, TransitionWeight]]:
         """Look at the batches reported by now, and what moved since the look before, at most once a sample.
 
         In a group of three or more no replica is believed to leave more often than others do, or one that jumps every second would
         end everybody's ON time (INV-10). Of buckets the most restless one's changes count as if it had made one more than the
-        second most restless. Of a place, which may be one that hardly anybody else has visited, what it does counts as if it had
+        second most restless. Of a state, which may be one that hardly anybody else has visited, what it does counts as if it had
         left it as often as the second most.
         """
-        seen: dict[str, Sight] = {}
-        looked: list[tuple[Place, Sight]] = []
+        seen: dict[str, LastSeen] = {}
+        looked: list[tuple[LoadState, LastSeen]] = []
         for replica_id, batch in decode_batch_sizes.items():
             before = self.seen.get(replica_id)
-            place = self.place(replica_id, batch_bucket(batch) if batch else IDLE)
+            state = self.state(replica_id, batch_bucket(batch) if batch else IDLE)
             if before is None:
-                seen[replica_id] = Sight(place, now_s)
+                seen[replica_id] = LastSeen(state, now_s)
             elif now_s - before.at_s < 0.9 * SAMPLE_PERIOD_S:
                 seen[replica_id] = before
             elif now_s - before.at_s > LONGEST_SAMPLE_S:
-                seen[replica_id] = before._replace(place=place, at_s=now_s)
+                seen[replica_id] = before._replace(state=state, at_s=now_s)
             else:
-                seen[replica_id] = before.then(place, now_s)
-                looked.append((before.place, seen[replica_id]))
+                seen[replica_id] = before.then(state, now_s)
+                looked.append((before.state, seen[replica_id]))
         credit = _Credit(list(seen.values()), now_s)
-        moves: dict[Move, Believed] = {}
+        transitions: dict[Transition, TransitionWeight] = {}
         for origin, now in looked:
-            moves[origin, now.place] = moves.get((origin, now.place), NOT_SEEN).plus(credit.of(origin, now))
-        return Watch(seen), moves
+            transitions[origin, now.state] = transitions.get((origin, now.state), NO_WEIGHT).plus(credit.of(origin, now))
+        return LoadTracker(seen), transitions
 
 
 class _Credit:
     """How far a group's replicas are believed in one look."""
 
-    def __init__(self, seen: Sequence[Sight], now_s: float) -> None:
+    def __init__(self, seen: Sequence[LastSeen], now_s: float) -> None:
         self._seen = seen
         self._now_s = now_s
-        self._most_left: dict[Place, float] = {}
+        self._most_left: dict[LoadState, float] = {}
         self._has_quorum = len(seen) >= LEAST_REPLICAS
-        self._most_left_any = 1.0 + _second([sight.left_any.at(now_s) for sight in seen]) if self._has_quorum else 0.0
+        self._most_left_any = 1.0 + _second([last_seen.left_any.at(now_s) for last_seen in seen]) if self._has_quorum else 0.0
 
-    def of(self, origin: Place, now: Sight) -> Believed:
+    def of(self, origin: LoadState, now: LastSeen) -> TransitionWeight:
         """What counts of a replica's move from `origin`, or of its staying there."""
         if not self._has_quorum:
-            return Believed(1.0, 1.0)
-        has_left = now.place.bucket != origin.bucket
+            return TransitionWeight(1.0, 1.0)
+        has_left = now.state.bucket != origin.bucket
         own = now.left.get(origin, NEVER).at(self._now_s)
-        return Believed(
+        return TransitionWeight(
             min(1.0, self._most_left_any / now.left_any.at(self._now_s)) if has_left else 1.0,
             min(1.0, self._left(origin) / own) if own else 1.0,
         )
 
-    def _left(self, place: Place) -> float:
-        """How often the second most has left a place."""
-        found = self._most_left.get(place)
+    def _left(self, state: LoadState) -> float:
+        """How often the second most has left a state."""
+        found = self._most_left.get(state)
         if found is None:
-            found = self._most_left[place] = _second([sight.left.get(place, NEVER).at(self._now_s) for sight in self._seen])
+            found = self._most_left[state] = _second([last_seen.left.get(state, NEVER).at(self._now_s) for last_seen in self._seen])
         return found
 
 
@@ -167,5 +167,5 @@ def _second(values: Sequence[float]) -> float:
     return nlargest(2, values)[1]
 
 
-def _next(before: Place, bucket: int) -> Place:
-    return Place(bucket, is_falling=bucket < before.bucket if bucket != before.bucket else before.is_falling)
+def _next(before: LoadState, bucket: int) -> LoadState:
+    return LoadState(bucket, is_falling=bucket < before.bucket if bucket != before.bucket else before.is_falling)

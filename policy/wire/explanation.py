@@ -8,8 +8,8 @@ from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.settings import SettingsVersion
 
 
-class Voice(Record):
-    """What one instance says about a replica's K; of all voices the first with `decides` is why it is what it is."""
+class Statement(Record):
+    """What one instance says about a replica's K; of all statements the first with `decides` is why it is what it is."""
 
     who: str
     words: str
@@ -37,7 +37,7 @@ class ArmExplanation(Record):
 
 
 class Explanation(Record):
-    """One replica as of `at_s`, seconds since the epoch. `summary` is the answer in one sentence, `voices` are all that had a say.
+    """One replica as of `at_s`, seconds since the epoch. `summary` is the answer in one sentence, `statements` are all reasons.
 
     `num_speculative_tokens` ran in the last step that was reported, `planned_num_speculative_tokens` is the plan's for the present
     batch (None: no plan). The arms are those of batches from `first_batch_size` to `last_batch_size`.
@@ -63,6 +63,6 @@ class Explanation(Record):
     acceptance: tuple[float, ...] = ()
     settings_version: SettingsVersion | None = None
     settings_confirmed: bool | None = None
-    thought_age_s: float | None = None
-    voices: tuple[Voice, ...] = ()
+    estimate_age_s: float | None = None
+    statements: tuple[Statement, ...] = ()
     arms: tuple[ArmExplanation, ...] = ()

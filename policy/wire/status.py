@@ -68,8 +68,8 @@ class CellStatus(Record):
     clean_steps: float
 
 
-class OutlookStatus(Record):
-    """What the planner `fleet` expected of every K when it last thought, `age_s` ago (None: it has nothing to think about yet).
+class GoodputModelStatus(Record):
+    """What the planner `fleet` expected of every K in its last estimate, `age_s` ago (None: there is no evidence yet).
 
     A row per batch bucket, a column per K. `goodput_tokens_per_s` is generated tokens a second of one replica that runs in the
     bucket. `goodput_deviation` is the standard deviation of its logarithm, `gain_deviation` that of the logarithm of its ratio to
@@ -114,7 +114,7 @@ class GroupStatus(Record):
     """A group: its plan, what it learned, its acceptance by position and its restarts.
 
     `mixed_rows` is K where drafts are verified beside prefill, empty where that is no other K than `rows` has.
-    `outlook` is None where the planner does not learn, the group has no replica, or many groups have more (fleet_status.py).
+    `goodput_model` is None where the planner does not learn, the group has no replica, or many groups have more (fleet_status.py).
     `predicted_tokens_per_s` is what the busy replicas are predicted to generate at their present batches with the plan's K,
     `predicted_off_tokens_per_s` the same with K = 0; None where nothing is predicted.
     """
@@ -126,7 +126,7 @@ class GroupStatus(Record):
     mixed_rows: tuple[TableRow, ...] = ()
     acceptance: tuple[float, ...] = ()
     cells: tuple[CellStatus, ...] = ()
-    outlook: OutlookStatus | None = None
+    goodput_model: GoodputModelStatus | None = None
     predicted_tokens_per_s: float | None = None
     predicted_off_tokens_per_s: float | None = None
     restarts: RestartsStatus = RestartsStatus()

@@ -82,14 +82,14 @@ def test_prediction_is_the_plans_over_the_batches_that_run() -> None:
     fleet = Fleet(replicas)
     fleet.run(8.0)
     (group,) = fleet.state.groups.values()
-    assert group.thought is not None
+    assert group.estimate is not None
     assert group.plan is not None
     (seen,) = look(fleet.state, 5.0, fleet.now_s).values()
     planned = group.plan.num_speculative_tokens(1)
     assert planned > 0
     assert seen.predicted is not None
-    assert seen.predicted.planned == pytest.approx(group.thought.outlook.goodput_tokens_per_s(0, planned))
-    assert seen.predicted.off == pytest.approx(group.thought.outlook.goodput_tokens_per_s(0, 0))
+    assert seen.predicted.planned == pytest.approx(group.estimate.goodput_model.goodput_tokens_per_s(0, planned))
+    assert seen.predicted.off == pytest.approx(group.estimate.goodput_model.goodput_tokens_per_s(0, 0))
     assert (seen.replicas, seen.fresh_replicas) == (2, 2)
     (later,) = look(fleet.state, 5.0, fleet.now_s + 6.0).values()
     assert (later.replicas, later.fresh_replicas) == (2, 0)

@@ -28,7 +28,7 @@ from nightjar.cluster.recorder import RECORDED_REPLICAS_VARIABLE, RecordedTick, 
 from nightjar.cluster.recording import FILE_NAME, FrameEncoder, RecordingError, RecordingFile, RecordingReader, this_version
 from nightjar.cluster.replay import Skipped, between, leading_to, replay
 from nightjar.cluster.rotated_lines import rotated_files
-from nightjar.policy.estimate.goodput import Outlook
+from nightjar.policy.estimate.goodput import GoodputModel
 from nightjar.policy.planners import PLANNERS
 from nightjar.policy.planners.base import GroupPlan, GroupView, one_length
 from nightjar.policy.state import FleetState
@@ -419,9 +419,9 @@ def test_a_fleets_state_comes_back_equal_and_in_the_same_order() -> None:
     assert again == state
     (group,), (group_again,) = state.groups.values(), again.groups.values()
     assert list(group_again.evidence.cells) == list(group.evidence.cells)
-    ahead, ahead_again = group.thought.outlook, group_again.thought.outlook
-    assert all(np.array_equal(getattr(ahead, one.name), getattr(ahead_again, one.name)) for one in fields(Outlook))
-    assert ahead_again.covariance.strides == ahead.covariance.strides
+    model, model_again = group.estimate.goodput_model, group_again.estimate.goodput_model
+    assert all(np.array_equal(getattr(model, one.name), getattr(model_again, one.name)) for one in fields(GoodputModel))
+    assert model_again.covariance.strides == model.covariance.strides
 
 
 def test_arrays_keep_the_order_of_their_axes_in_memory() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from nightjar.policy.engine.drafter import DrafterLife
 from nightjar.policy.engine.steering import Steering
-from nightjar.policy.fleet import FleetState, decide, empty_fleet, observe, quieted
+from nightjar.policy.fleet import FleetState, decide, empty_fleet, observe, without_grants
 from nightjar.policy.issuing import Issuer
 from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
 from nightjar.policy.wire.report import Counters, DrafterState, EngineLoad, EngineSnapshot, GroupKey, LoadReport
@@ -96,7 +96,7 @@ class Policy:
 
     def die_and_come_back(self, now_s: float) -> None:
         self.issuer = Issuer(self.issuer.incarnation + 1)
-        self.state = quieted(empty_fleet(), now_s)
+        self.state = without_grants(empty_fleet(), now_s)
 
     def take(self, report: LoadReport, now_s: float) -> None:
         if not self.issuer.admit(report):

@@ -39,7 +39,7 @@ def load(batch: int = 4, runs: int = 0, planned: int = 0) -> EngineLoad:
 
 
 def words(explained: Explanation, who: str) -> str:
-    return "; ".join(voice.words for voice in explained.voices if voice.who == who)
+    return "; ".join(statement.words for statement in explained.statements if statement.who == who)
 
 
 def test_the_plan_decides_where_nobody_else_does_and_says_what_it_predicts() -> None:

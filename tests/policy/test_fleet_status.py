@@ -31,76 +31,76 @@ def learned() -> Fleet:
     return fleet
 
 
-def test_an_outlook_has_a_row_per_batch_bucket_and_a_column_per_k_that_may_run(learned: Fleet) -> None:
+def test_a_goodput_model_has_a_row_per_batch_bucket_and_a_column_per_k_that_may_run(learned: Fleet) -> None:
     (group,) = groups_of(learned.state, learned.now_s)
-    ahead = group.outlook
-    assert ahead is not None
-    assert ahead.num_speculative_tokens == (0, 1, 3, 5)
-    assert (ahead.first_batch_sizes[0], ahead.last_batch_sizes[-1]) == (1, MAX_NUM_SEQS)
-    assert ahead.first_batch_sizes[1:] == tuple(last + 1 for last in ahead.last_batch_sizes[:-1])
-    for numbers in (ahead.goodput_tokens_per_s, ahead.goodput_deviation, ahead.gain_deviation):
-        assert [len(row) for row in numbers] == [4] * len(ahead.first_batch_sizes)
+    model = group.goodput_model
+    assert model is not None
+    assert model.num_speculative_tokens == (0, 1, 3, 5)
+    assert (model.first_batch_sizes[0], model.last_batch_sizes[-1]) == (1, MAX_NUM_SEQS)
+    assert model.first_batch_sizes[1:] == tuple(last + 1 for last in model.last_batch_sizes[:-1])
+    for numbers in (model.goodput_tokens_per_s, model.goodput_deviation, model.gain_deviation):
+        assert [len(row) for row in numbers] == [4] * len(model.first_batch_sizes)
 
 
-def test_an_outlook_is_what_the_plan_stands_on(learned: Fleet) -> None:
+def test_a_goodput_model_is_what_the_plan_stands_on(learned: Fleet) -> None:
     (group,) = groups_of(learned.state, learned.now_s)
     (known,) = learned.state.groups.values()
-    ahead = group.outlook
-    assert ahead is not None
-    assert known.thought is not None
-    bucket = ahead.first_batch_sizes.index(16)
-    expected = [known.thought.outlook.goodput_tokens_per_s(bucket, length) for length in (0, 1, 3, 5)]
-    assert ahead.goodput_tokens_per_s[bucket] == pytest.approx(expected, abs=0.01)
-    assert ahead.age_s == pytest.approx(learned.now_s - known.thought.at_s)
+    model = group.goodput_model
+    assert model is not None
+    assert known.estimate is not None
+    bucket = model.first_batch_sizes.index(16)
+    expected = [known.estimate.goodput_model.goodput_tokens_per_s(bucket, length) for length in (0, 1, 3, 5)]
+    assert model.goodput_tokens_per_s[bucket] == pytest.approx(expected, abs=0.01)
+    assert model.age_s == pytest.approx(learned.now_s - known.estimate.at_s)
 
 
 def test_what_was_measured_is_less_doubtful_than_what_was_not(learned: Fleet) -> None:
     (group,) = groups_of(learned.state, learned.now_s)
-    ahead = group.outlook
-    assert ahead is not None
-    measured, far = ahead.first_batch_sizes.index(16), ahead.first_batch_sizes.index(1)
-    assert 0.0 < ahead.goodput_deviation[measured][0] < ahead.goodput_deviation[far][0]
-    assert ahead.gain_deviation[measured][0] == 0.0
-    assert all(0.0 < doubt < 0.2 for doubt in ahead.gain_deviation[measured][1:])
+    model = group.goodput_model
+    assert model is not None
+    measured, far = model.first_batch_sizes.index(16), model.first_batch_sizes.index(1)
+    assert 0.0 < model.goodput_deviation[measured][0] < model.goodput_deviation[far][0]
+    assert model.gain_deviation[measured][0] == 0.0
+    assert all(0.0 < doubt < 0.2 for doubt in model.gain_deviation[measured][1:])
 
 
-def test_a_group_that_has_thought_of_nothing_yet_has_an_outlook_without_an_age() -> None:
+def test_a_group_that_has_measured_nothing_yet_has_a_goodput_model_without_an_age() -> None:
     fleet = Fleet([Replica("a", 16)])
     fleet.run(1.0)
     (group_id, known), *_ = fleet.state.groups.items()
-    assert known.thought is not None
-    cold = replace(fleet.state, groups={group_id: replace(known, thought=replace(known.thought, at_s=float("-inf")))})
+    assert known.estimate is not None
+    cold = replace(fleet.state, groups={group_id: replace(known, estimate=replace(known.estimate, at_s=float("-inf")))})
     (group,) = groups_of(cold, fleet.now_s)
-    assert group.outlook is not None
-    assert group.outlook.age_s is None
+    assert group.goodput_model is not None
+    assert group.goodput_model.age_s is None
 
 
-def test_a_planner_that_does_not_learn_has_no_outlook() -> None:
+def test_a_planner_that_does_not_learn_has_no_goodput_model() -> None:
     fleet = Fleet([Replica("a", 16)], settings=parse_operator_settings({"mode": "auto", "planner": "off"}))
     fleet.run(1.0)
     (group,) = groups_of(fleet.state, fleet.now_s)
-    assert group.outlook is None
+    assert group.goodput_model is None
 
 
-def test_an_outlook_with_a_number_that_is_none_is_left_out_and_the_status_stands(learned: Fleet) -> None:
+def test_a_goodput_model_with_a_number_that_is_none_is_left_out_and_the_status_stands(learned: Fleet) -> None:
     ((group_id, known),) = learned.state.groups.items()
-    assert known.thought is not None
-    ahead = known.thought.outlook
-    broken = replace(ahead, covariance=np.full_like(ahead.covariance, np.nan))
-    state = replace(learned.state, groups={group_id: replace(known, thought=replace(known.thought, outlook=broken))})
+    assert known.estimate is not None
+    model = known.estimate.goodput_model
+    broken = replace(model, covariance=np.full_like(model.covariance, np.nan))
+    state = replace(learned.state, groups={group_id: replace(known, estimate=replace(known.estimate, goodput_model=broken))})
     (group,) = groups_of(state, learned.now_s)
-    assert (group.outlook, group.replicas) == (None, 2)
+    assert (group.goodput_model, group.replicas) == (None, 2)
 
 
-def test_only_the_largest_groups_tell_their_outlook_so_that_a_status_stays_small(
+def test_only_the_largest_groups_tell_their_goodput_model_so_that_a_status_stays_small(
     learned: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ((group_id, known),) = learned.state.groups.items()
     others = {f"empty-{number}": replace(known, key=KEY) for number in range(3)}
     state = replace(learned.state, groups={**others, group_id: known})
-    assert [group.outlook is not None for group in groups_of(state, learned.now_s)] == [False, False, False, True]
-    monkeypatch.setattr(module, "MAX_OUTLOOKS", 0)
-    assert all(group.outlook is None for group in groups_of(state, learned.now_s))
+    assert [group.goodput_model is not None for group in groups_of(state, learned.now_s)] == [False, False, False, True]
+    monkeypatch.setattr(module, "MAX_GOODPUT_MODELS", 0)
+    assert all(group.goodput_model is None for group in groups_of(state, learned.now_s))
 
 
 def test_the_gain_over_off_in_status_is_the_one_of_the_metrics(learned: Fleet) -> None:

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts
-from nightjar.policy.restarts.leases import GroupRestarts, Prospect, Restarter, decide_restarts
-from nightjar.policy.restarts.load_transitions import Believed, Place
-from nightjar.policy.restarts.on_time import Moves
+from nightjar.policy.restarts.leases import GroupRestarts, PlanGoodput, Restarter, decide_restarts
+from nightjar.policy.restarts.load_transitions import LoadState, TransitionWeight
+from nightjar.policy.restarts.on_time import TransitionCounts
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, buckets_up_to
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import RestartWish
@@ -21,11 +21,13 @@ CROSSOVER = 32
 SETTINGS = OperatorSettings()
 
 
-def going(moves: Iterable[tuple[int, int]], count: float) -> GroupRestarts:
+def going(transitions: Iterable[tuple[int, int]], count: float) -> GroupRestarts:
     """A group that was seen to move so, and not otherwise."""
-    believed = Believed(count, count)
+    weights = TransitionWeight(count, count)
     return GroupRestarts(
-        moves=Moves({(Place(one, is_falling=True), Place(two, is_falling=True)): believed for one, two in moves}, 0.0)
+        transitions=TransitionCounts(
+            {(LoadState(one, is_falling=True), LoadState(two, is_falling=True)): weights for one, two in transitions}, 0.0
+        )
     )
 
 
@@ -41,11 +43,11 @@ def goodput(bucket: int, length: int) -> float | None:
     return off * (1.2 if FIRST_BATCH_SIZES[bucket] < CROSSOVER else 0.8)
 
 
-def prospect_of(goodput: Callable[[int, int], float | None]) -> Prospect:
+def plan_goodput_of(goodput: Callable[[int, int], float | None]) -> PlanGoodput:
     """K = 3 runs below the crossover."""
     buckets = buckets_up_to(128)
     planned = tuple(3 if FIRST_BATCH_SIZES[bucket] < CROSSOVER else 0 for bucket in buckets)
-    return Prospect(
+    return PlanGoodput(
         accelerator="H100",
         max_num_seqs=128,
         planned=planned,
@@ -55,7 +57,7 @@ def prospect_of(goodput: Callable[[int, int], float | None]) -> Prospect:
     )
 
 
-PROSPECT = prospect_of(goodput)
+PROSPECT = plan_goodput_of(goodput)
 
 
 def member(batch: int = 4, lag: int = 20_000, **changes: object) -> Restarter:
@@ -73,9 +75,14 @@ def member(batch: int = 4, lag: int = 20_000, **changes: object) -> Restarter:
 
 
 def limits_of(
-    present: Restarter, known: GroupRestarts = STAYS, prospect: Prospect = PROSPECT, *, may_grant: bool = True, now_s: float = 1.0
+    present: Restarter,
+    known: GroupRestarts = STAYS,
+    plan_goodput: PlanGoodput = PROSPECT,
+    *,
+    may_grant: bool = True,
+    now_s: float = 1.0,
 ) -> RestartLimits:
-    return decide_restarts(known, {"a": present}, prospect, SETTINGS, {}, may_grant, now_s)[1]["a"]
+    return decide_restarts(known, {"a": present}, plan_goodput, SETTINGS, {}, may_grant, now_s)[1]["a"]
 
 
 def test_a_restart_that_pays_is_granted() -> None:
@@ -131,14 +138,14 @@ def test_a_lease_is_sent_again_until_its_wish_is_finished() -> None:
 
 def test_micro_restarts_are_smaller_where_they_pay_less() -> None:
     leaving = going([(bucket, 11) for bucket in range(10)], 1e6)
-    little = prospect_of(lambda bucket, length: 1000.0 * (1 + bucket) * (1.01 if length else 1.0))
-    much = prospect_of(lambda bucket, length: 1000.0 * (1 + bucket) * (1.2 if length else 1.0))
-    few, many = (limits_of(member(lag=0), leaving, prospect).micro_restart_tokens for prospect in (little, much))
+    little = plan_goodput_of(lambda bucket, length: 1000.0 * (1 + bucket) * (1.01 if length else 1.0))
+    much = plan_goodput_of(lambda bucket, length: 1000.0 * (1 + bucket) * (1.2 if length else 1.0))
+    few, many = (limits_of(member(lag=0), leaving, plan_goodput).micro_restart_tokens for plan_goodput in (little, much))
     assert 0 < few < many
 
 
 def test_where_no_bucket_pays_small_restarts_stay_allowed_for_measurements() -> None:
-    losing = prospect_of(lambda _bucket, length: 100.0 - length)
+    losing = plan_goodput_of(lambda _bucket, length: 100.0 - length)
     assert limits_of(member(lag=0), STAYS, losing).micro_restart_tokens > 0
 
 

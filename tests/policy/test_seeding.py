@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence
-from nightjar.policy.estimate.goodput import Outlook
+from nightjar.policy.estimate.goodput import GoodputModel
 from nightjar.policy.fleet import FleetState, decide, empty_fleet, exported, learned, observe, seeded
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.planners.fleet import DOUBT_DEVIATIONS
@@ -284,15 +284,15 @@ def test_an_exported_group_planted_elsewhere_plans_as_its_exporter_does_and_expo
     again = exported(importer, NOW_S + 1.0)
     assert without_ages(exported(decided(joined(seeded(empty_fleet(), again)), NOW_S + 1.0), NOW_S + 1.0)) == without_ages(again)
 
-    assert mine.thought is not None
-    assert theirs.thought is not None
+    assert mine.estimate is not None
+    assert theirs.estimate is not None
     assert mine.plan is not None
     assert theirs.plan is not None
-    outlooks = (mine.thought.outlook, theirs.thought.outlook)
+    models = (mine.estimate.goodput_model, theirs.estimate.goodput_model)
     for bucket in measured:
         first = FIRST_BATCH_SIZES[bucket]
         here, there = mine.plan.num_speculative_tokens(first), theirs.plan.num_speculative_tokens(first)
-        assert here == there or any(are_alike(ahead, bucket, here, there) for ahead in outlooks)
+        assert here == there or any(are_alike(model, bucket, here, there) for model in models)
 
 
 def joined(state: FleetState) -> FleetState:
@@ -310,14 +310,14 @@ def group_of(state: FleetState) -> GroupState:
     return state.groups[KEY.group_id]
 
 
-def are_alike(ahead: Outlook, bucket: int, one: int, other: int) -> bool:
+def are_alike(model: GoodputModel, bucket: int, one: int, other: int) -> bool:
     """Whether this outlook, sharper or blurred by the import, leaves it open which of the two K a plan gives there.
 
     Within DIFFERENCE, or within its doubt; or one of them is off, which stays in force while the favourite is in doubt.
     """
-    gain, deviation = (each[bucket] for each in ahead.gain(np.full(len(ahead.rows), ahead.arms.index(one))))
-    over_off, over_off_deviation = (each[bucket] for each in ahead.gain(np.zeros(len(ahead.rows), dtype=np.int64)))
-    rival, favourite = ahead.arms.index(other), int(np.argmax(over_off))
+    gain, deviation = (each[bucket] for each in model.gain(np.full(len(model.rows), model.arms.index(one))))
+    over_off, over_off_deviation = (each[bucket] for each in model.gain(np.zeros(len(model.rows), dtype=np.int64)))
+    rival, favourite = model.arms.index(other), int(np.argmax(over_off))
     stays_off = 0 in {one, other} and over_off[favourite] <= DOUBT_DEVIATIONS * over_off_deviation[favourite]
     return bool(stays_off or abs(gain[rival]) <= max(DIFFERENCE, DOUBT_DEVIATIONS * deviation[rival]))
 

@@ -64,8 +64,8 @@ class Desk:
         self.explorers[replica_id] = replace(self.explorers[replica_id], decode_batch_size=batch, decode_batch_size_before=before)
 
 
-def measurement(worth: float = 0.1, cost_tokens: float = 10.0, gain_tokens_per_s: float = 100.0) -> Measurement:
-    return Measurement(CELL, worth, gain_tokens_per_s, cost_tokens)
+def measurement(improvement: float = 0.1, cost_tokens: float = 10.0, gain_tokens_per_s: float = 100.0) -> Measurement:
+    return Measurement(CELL, improvement, gain_tokens_per_s, cost_tokens)
 
 
 @pytest.mark.parametrize("replicas", [1, 5])

@@ -25,7 +25,7 @@ from nightjar.loadtests.simulation.experiments.measuring import basic
 from nightjar.loadtests.simulation.experiments.scenes import cell, open_scenes, pattern_s
 from nightjar.loadtests.simulation.planner_names import FLEET
 from nightjar.policy.estimate.contributions import Contributions
-from nightjar.policy.estimate.goodput import Floats, Outlook
+from nightjar.policy.estimate.goodput import Floats, GoodputModel
 
 LOADS: Final = ("surge", "oscillation")
 REPLICAS: Final = 3
@@ -44,19 +44,19 @@ def _nothing_costs(*_: object, **__: object) -> None:
     return None
 
 
-def _off_until_measured(ahead: Outlook) -> npt.NDArray[np.int64]:
-    return np.zeros(len(ahead.rows), dtype=np.int64)
+def _off_until_measured(model: GoodputModel) -> npt.NDArray[np.int64]:
+    return np.zeros(len(model.rows), dtype=np.int64)
 
 
-def _everything_can_win(ahead: Outlook) -> Floats:
-    return np.full(ahead.log_goodput.shape, np.inf)
+def _everything_can_win(model: GoodputModel) -> Floats:
+    return np.full(model.log_goodput.shape, np.inf)
 
 
 def _all_alike(contributions: Contributions, *_: object) -> Contributions:
     return contributions
 
 
-def _nobody_thinks_alone(*_: object) -> tuple[dict[str, object], int]:
+def _nobody_replans_alone(*_: object) -> tuple[dict[str, object], int]:
     return {}, 0
 
 
@@ -66,12 +66,12 @@ PARTS: Final = (
     Part("doubt", stand_ins={"planners.fleet.DOUBT_DEVIATIONS": 0.0}),
     Part("odds before off is known", stand_ins={"planners.fleet.favourites": _off_until_measured}),
     Part("what neighbours tell", stand_ins={"estimate.step_time.ROWS_DEVIATION": 1.0, "estimate.step_time.LENGTH_DEVIATION": 1.0}),
-    Part("bound on what can win", stand_ins={"estimate.goodput.Outlook.ceiling": _everything_can_win}),
+    Part("bound on what can win", stand_ins={"estimate.goodput.GoodputModel.upper_bound": _everything_can_win}),
     Part("allowance of exploration", stand_ins={"allowance.OUTPUT_SHARE": 1.0, "allowance.COLD_START_TOKENS_PER_ROW": 1e9}),
     Part("patience", stand_ins={"trials.PAYS_BACK_S": 1e9}),
     Part("replica effects", stand_ins={"learning.with_effects": _all_alike}),
     Part("steps with prefill", stand_ins={"planners.base.mixed_costs": _nothing_costs}),
-    Part("single replicas' own plans", stand_ins={"learning._own_thoughts": _nobody_thinks_alone}),
+    Part("single replicas' own plans", stand_ins={"learning._own_estimates": _nobody_replans_alone}),
     Part("price of a restart", stand_ins={"restarts.price.Price.pays": True}),
     Part("guard", stand_ins={"engine.guard.SUSPICION": math.inf}),
 )

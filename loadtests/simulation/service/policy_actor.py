@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from nightjar.policy.fleet import decide, empty_fleet, learned, observe, quieted, with_learned
+from nightjar.policy.fleet import decide, empty_fleet, learned, observe, with_learned, without_grants
 from nightjar.policy.issuing import Issuer
 from nightjar.policy.prior.learned import LearnedTables
 from nightjar.policy.wire.operator import OperatorSettings
@@ -42,7 +42,7 @@ class PolicyActor(Issuer):
         super().__init__(store.incarnation)
         self.state = with_learned(empty_fleet(), store.learned)
         if self.incarnation > 1:
-            self.state = quieted(self.state, now_s)
+            self.state = without_grants(self.state, now_s)
         self.refusals = 0
         self._operator = operator
         self._store = store
@@ -71,7 +71,7 @@ class PolicyActor(Issuer):
         self._ticks += 1
         if self.raise_incarnation(0):
             self._store.incarnation = self.incarnation
-            self.state = quieted(self.state, now_s)
+            self.state = without_grants(self.state, now_s)
         rng = decision_rng(self._seed, self.incarnation, self._ticks)
         decisions, self.state = decide(self.state, self._operator, (), now_s, rng)
         self.keep_only(decisions)

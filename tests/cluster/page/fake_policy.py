@@ -17,8 +17,8 @@ from nightjar.policy.wire.report import DrafterCounters, DrafterState, SteeringL
 from nightjar.policy.wire.status import (
     CellStatus,
     FleetStatus,
+    GoodputModelStatus,
     OpenLeaseStatus,
-    OutlookStatus,
     ReplicaStatus,
     RestartsStatus,
     WaitingWishStatus,
@@ -102,7 +102,7 @@ def learned_fleet() -> FleetStatus:
     goodput = tuple(
         tuple(round(40.0 * batch**0.8 * (1 + (0.28 - 0.032 * batch) * length**0.7), 2) for length in lengths) for batch in starts
     )
-    outlook = OutlookStatus(
+    goodput_model = GoodputModelStatus(
         age_s=1.2,
         first_batch_sizes=starts,
         last_batch_sizes=ends,
@@ -139,7 +139,7 @@ def learned_fleet() -> FleetStatus:
     )
     update = {
         "replicas": 5,
-        "outlook": outlook,
+        "goodput_model": goodput_model,
         "cells": cells,
         "restarts": restarts,
         "predicted_tokens_per_s": 131.0,

@@ -244,7 +244,9 @@ def test_it_works_with_and_without_the_slash_behind_its_prefix(page: Page, url: 
 
 def test_a_planner_that_does_not_learn_shows_what_was_measured_alone(page: Page, url: str, policy: ChangingPolicy) -> None:
     (group,) = policy.fleet.groups
-    policy.fleet = policy.fleet.model_copy(update={"groups": (group.model_copy(update={"outlook": None, "planner": "fixed"}),)})
+    policy.fleet = policy.fleet.model_copy(
+        update={"groups": (group.model_copy(update={"goodput_model": None, "planner": "fixed"}),)}
+    )
     look(page, url)
     assert "planner fixed does not say how sure it is" in page.text("[data-field=legend]")
     policy.fleet = some_fleet()

@@ -177,7 +177,7 @@ def test_no_voice_of_three_weighs_more_than_a_third() -> None:
     assert used == {"a", "b", "c"}
 
 
-def voice(seconds: float, token_seconds: float | None = None) -> CatchUpEvidence:
+def contribution(seconds: float, token_seconds: float | None = None) -> CatchUpEvidence:
     """Three steps like the known line, with their time and their tokens times time multiplied."""
     honest = steps([64, 256, 1024])
     return CatchUpEvidence(
@@ -192,12 +192,12 @@ def voice(seconds: float, token_seconds: float | None = None) -> CatchUpEvidence
 @pytest.mark.parametrize(
     ("far", "is_heard"),
     [
-        (voice(math.exp(0.45)), True),
-        (voice(math.exp(-0.45)), True),
-        (voice(math.exp(0.55)), False),
-        (voice(math.exp(-0.55)), False),
-        (voice(1.0, math.exp(0.55)), False),
-        (voice(math.exp(0.55), 1.0), False),
+        (contribution(math.exp(0.45)), True),
+        (contribution(math.exp(-0.45)), True),
+        (contribution(math.exp(0.55)), False),
+        (contribution(math.exp(-0.55)), False),
+        (contribution(1.0, math.exp(0.55)), False),
+        (contribution(math.exp(0.55), 1.0), False),
     ],
 )
 @pytest.mark.parametrize("of_the_line", [1.0, 0.2, 5.0])
@@ -205,7 +205,7 @@ def test_voices_within_half_a_power_of_e_count_and_others_do_not_where_the_rest_
     far: CatchUpEvidence, is_heard: bool, of_the_line: float
 ) -> None:
     """However far all of them are from the line known so far."""
-    pending = {**{f"r{number}": voice(1.0) for number in range(5)}, "far": far}
+    pending = {**{f"r{number}": contribution(1.0) for number in range(5)}, "far": far}
     merged, used = merge_catch_up(NOTHING, pending, 6, GPU.times(of_the_line))
     assert "far" in used
     assert merged.steps == pytest.approx(18.0 if is_heard else 15.0)
@@ -214,8 +214,8 @@ def test_voices_within_half_a_power_of_e_count_and_others_do_not_where_the_rest_
 @pytest.mark.parametrize(("far", "is_heard"), [(0.74, True), (0.82, False)])
 def test_where_voices_scatter_one_counts_within_three_median_distances(far: float, is_heard: bool) -> None:
     logs = {"a": -0.25, "b": 0.0, "c": 0.0, "d": 0.25, "e": -0.26, "f": 0.26}
-    pending = {name: voice(math.exp(log)) for name, log in logs.items()}
-    merged, _ = merge_catch_up(NOTHING, {**pending, "far": voice(math.exp(far))}, 7, GPU)
+    pending = {name: contribution(math.exp(log)) for name, log in logs.items()}
+    merged, _ = merge_catch_up(NOTHING, {**pending, "far": contribution(math.exp(far))}, 7, GPU)
     assert merged.steps == pytest.approx(21.0 if is_heard else 18.0)
 
 
@@ -227,6 +227,6 @@ def test_voices_on_one_line_agree_whatever_their_chunks_and_numbers_of_steps() -
 
 
 def test_two_voices_that_are_left_of_three_count_as_they_are() -> None:
-    pending = {"a": voice(1.0), "b": voice(1.0).times(5.0), "far": voice(9.0)}
+    pending = {"a": contribution(1.0), "b": contribution(1.0).times(5.0), "far": contribution(9.0)}
     merged, _ = merge_catch_up(NOTHING, pending, 3, GPU)
     assert merged.steps == pytest.approx(18.0)

@@ -16,7 +16,7 @@ from nightjar.policy.estimate.mixed_steps import MixedShare, charge, mixed_costs
 from nightjar.policy.estimate.step_time import predict_step_times
 from nightjar.policy.fleet import empty_fleet, observe
 from nightjar.policy.planners.base import GroupView
-from nightjar.policy.planners.fleet import plan_ahead
+from nightjar.policy.planners.fleet import fleet_plan
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, buckets_up_to
 from nightjar.policy.wire.report import Counters, LoadReport, MixedCounters
 from nightjar.policy.wire.settings import length_at
@@ -97,20 +97,20 @@ def test_a_drafter_that_sleeps_runs_in_both_kinds_of_step_or_in_neither() -> Non
 
 def test_off_runs_beside_prefill_where_verifying_there_costs_more_than_it_saves_and_the_drafter_does_not_sleep() -> None:
     view = GroupView(KEY, AUTO, evidence(mixed_cells(), steps_per_token=0.02), drafter_sleeps=False)
-    ahead = view.outlook()
-    plan = plan_ahead(view, ahead)
+    model = view.goodput_model()
+    plan = fleet_plan(view, model)
     assert plan.num_speculative_tokens(32) > 0
     assert length_at(plan.mixed_rows, 32) == 0
     assert "beside prefill off costs less" in plan.reason(32)
     asleep = replace(view, drafter_sleeps=True)
-    its_plan = plan_ahead(asleep, asleep.outlook())
+    its_plan = fleet_plan(asleep, asleep.goodput_model())
     for batch in range(1, KEY.max_num_seqs + 1):
         assert (length_at(its_plan.mixed_rows or its_plan.rows, batch) > 0) == (its_plan.num_speculative_tokens(batch) > 0)
 
 
 def test_a_change_beside_prefill_that_saves_next_to_nothing_is_not_made() -> None:
     view = GroupView(KEY, AUTO, evidence(mixed_cells(), steps_per_token=1e-6), drafter_sleeps=False)
-    assert plan_ahead(view, view.outlook()).mixed_rows == ()
+    assert fleet_plan(view, view.goodput_model()).mixed_rows == ()
 
 
 def test_steps_at_off_alone_already_tell_what_a_verified_token_costs_beside_a_prompt() -> None:
@@ -143,8 +143,8 @@ def test_a_gain_in_clean_steps_that_prefill_eats_up_is_not_planned() -> None:
     quiet = GroupView(KEY, AUTO, evidence(mixed_cells(), steps_per_token=0.0))
     prompts = GroupView(KEY, AUTO, evidence(mixed_cells(), steps_per_token=0.05))
     batch = 48
-    assert plan_ahead(quiet, quiet.outlook()).num_speculative_tokens(batch) > 0
-    assert plan_ahead(prompts, prompts.outlook()).num_speculative_tokens(batch) == 0
+    assert fleet_plan(quiet, quiet.goodput_model()).num_speculative_tokens(batch) > 0
+    assert fleet_plan(prompts, prompts.goodput_model()).num_speculative_tokens(batch) == 0
 
 
 def test_steps_with_prefill_are_counted_by_bucket_and_length_and_clean_ones_are_not() -> None:

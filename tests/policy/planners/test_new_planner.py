@@ -10,7 +10,7 @@ from nightjar.loadtests.simulation.experiments.scenes import nominal_of, workloa
 from nightjar.loadtests.simulation.profiles import read_profile
 from nightjar.loadtests.simulation.service.scenario import PlannerChoice, Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate
-from nightjar.policy.estimate.goodput import Outlook
+from nightjar.policy.estimate.goodput import GoodputModel
 from nightjar.policy.planners import LEARNING_PLANNERS, LearningPlanner
 from nightjar.policy.planners.base import GroupPlan, GroupView, in_words, rows_of
 from nightjar.policy.planners.calibration import measurements
@@ -21,9 +21,9 @@ SETTINGS = parse_operator_settings({"mode": "auto", "allowed_num_speculative_tok
 """Unlike those of other tests: what one plans of a group of whom nothing is known is remembered by its settings."""
 
 
-def boldest(view: GroupView, ahead: Outlook) -> GroupPlan:
+def boldest(view: GroupView, model: GoodputModel) -> GroupPlan:
     """The K that is expected to give most, whatever the doubt."""
-    rows = rows_of([ahead.arms[arm] for arm in np.argmax(ahead.log_goodput, axis=1)], view.key.max_num_seqs)
+    rows = rows_of([model.arms[arm] for arm in np.argmax(model.log_goodput, axis=1)], view.key.max_num_seqs)
     return GroupPlan(rows, in_words(rows), tuple("boldly" for _ in view.buckets))
 
 

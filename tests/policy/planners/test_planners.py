@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.evidence import CellEvidence, Evidence
-from nightjar.policy.estimate.goodput import Outlook
+from nightjar.policy.estimate.goodput import GoodputModel
 from nightjar.policy.planners import PLANNERS
 from nightjar.policy.planners.base import GroupPlan, GroupView, present_arms
 from nightjar.policy.planners.calibration import measurements
-from nightjar.policy.planners.fleet import choose, plan_ahead
+from nightjar.policy.planners.fleet import choose, fleet_plan
 from nightjar.policy.wire.batch_buckets import batch_bucket, buckets_up_to
 from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
 from nightjar.policy.wire.report import GroupKey
@@ -39,9 +39,9 @@ def known(
     return Evidence(cells, AcceptanceEvidence(rows, tuple(1e6 * share for share in acceptance)))
 
 
-def fleet_plan(evidence: Evidence, present: GroupPlan | None = None) -> GroupPlan:
+def plan_for(evidence: Evidence, present: GroupPlan | None = None) -> GroupPlan:
     view = GroupView(KEY, SETTINGS, evidence, present)
-    return plan_ahead(view, view.outlook())
+    return fleet_plan(view, view.goodput_model())
 
 
 def test_off_is_off_everywhere() -> None:
@@ -67,59 +67,59 @@ def test_schedule_runs_the_operators_table_within_the_engines_maximum() -> None:
 
 
 def test_fleet_takes_the_length_with_the_highest_predicted_goodput_and_says_so() -> None:
-    plan = fleet_plan(known({(1, 0): 0.1, (1, 1): 0.11, (1, 3): 0.12, (1, 5): 0.2}))
+    plan = plan_for(known({(1, 0): 0.1, (1, 1): 0.11, (1, 3): 0.12, (1, 5): 0.2}))
     assert plan.num_speculative_tokens(1) == 3
     assert plan.reason(1).startswith("batch 1: K=3 gives 24.")
     assert plan.reason(1).endswith(" off (20 clean steps)")
 
 
 def test_fleet_stays_off_where_speculation_gains_less_than_the_margin_and_its_doubt() -> None:
-    plan = fleet_plan(known({(1, 0): 0.100, (1, 1): 0.178, (1, 3): 0.4, (1, 5): 0.6}))
+    plan = plan_for(known({(1, 0): 0.100, (1, 1): 0.178, (1, 3): 0.4, (1, 5): 0.6}))
     assert plan.num_speculative_tokens(1) == 0
     assert "no more than the margin and its doubt above it" in plan.reason(1)
 
 
 def test_fleet_keeps_a_running_length_inside_the_margin_but_never_below_off() -> None:
-    running = fleet_plan(known({(1, 0): 0.1, (1, 1): 0.15, (1, 3): 0.4, (1, 5): 0.6}))
+    running = plan_for(known({(1, 0): 0.1, (1, 1): 0.15, (1, 3): 0.4, (1, 5): 0.6}))
     assert running.num_speculative_tokens(1) == 1
     slow = {(1, 3): 0.4, (1, 5): 0.6}
-    assert fleet_plan(known({(1, 0): 0.1, (1, 1): 0.177} | slow), running).num_speculative_tokens(1) == 1
-    assert fleet_plan(known({(1, 0): 0.1, (1, 1): 0.184} | slow), running).num_speculative_tokens(1) == 0
+    assert plan_for(known({(1, 0): 0.1, (1, 1): 0.177} | slow), running).num_speculative_tokens(1) == 1
+    assert plan_for(known({(1, 0): 0.1, (1, 1): 0.184} | slow), running).num_speculative_tokens(1) == 0
     close_rival = known({(1, 0): 0.1, (1, 1): 0.12, (1, 3): 0.12 * 2.9 / 1.8 / 1.005, (1, 5): 0.6})
-    assert fleet_plan(close_rival, running).num_speculative_tokens(1) == 1
+    assert plan_for(close_rival, running).num_speculative_tokens(1) == 1
 
 
 def test_a_gain_within_two_deviations_of_what_is_known_changes_nothing() -> None:
     seconds = {(1, 0): 0.1, (1, 1): 0.18 / 1.06, (1, 3): 0.4, (1, 5): 0.6}
-    assert fleet_plan(known(seconds)).num_speculative_tokens(1) == 1
-    assert fleet_plan(known(seconds, steps=1.0)).num_speculative_tokens(1) == 0
+    assert plan_for(known(seconds)).num_speculative_tokens(1) == 1
+    assert plan_for(known(seconds, steps=1.0)).num_speculative_tokens(1) == 0
 
 
 def test_until_off_was_measured_the_odds_decide_and_the_fuller_the_batch_the_worse_they_are() -> None:
-    plan = fleet_plan(known({(1, 5): 0.05}))
+    plan = plan_for(known({(1, 5): 0.05}))
     lengths = [plan.num_speculative_tokens(batch) for batch in (1, 8, 32)]
     assert lengths[0] > 0
     assert lengths == sorted(lengths, reverse=True)
     hopeless = known({(1, 5): 0.05}, acceptance=(0.05, 0.0, 0.0, 0.0, 0.0))
-    assert fleet_plan(hopeless).summary == "off at batch 1-32"
+    assert plan_for(hopeless).summary == "off at batch 1-32"
 
 
 def test_where_only_off_was_measured_speculation_runs_as_measured_batches_nearby_tell() -> None:
     around = {(batch, length): (0.1 + 0.0005 * batch) * (1.0 + 0.05 * length) for batch in (4, 12) for length in (0, 1, 3, 5)}
-    plan = fleet_plan(known({**around, (8, 0): 0.104}))
+    plan = plan_for(known({**around, (8, 0): 0.104}))
     assert plan.num_speculative_tokens(8) == plan.num_speculative_tokens(4) == 5
     assert "as its neighbours tell, not measured itself" in plan.reason(8)
 
 
 def test_far_from_all_that_was_measured_the_plan_is_off() -> None:
-    plan = fleet_plan(known({(1, 0): 0.1, (1, 1): 0.11, (1, 3): 0.12, (1, 5): 0.13}))
+    plan = plan_for(known({(1, 0): 0.1, (1, 1): 0.11, (1, 3): 0.12, (1, 5): 0.13}))
     assert plan.num_speculative_tokens(1) == 5
     assert plan.num_speculative_tokens(32) == 0
 
 
 def test_with_nothing_measured_a_full_batch_is_off_and_the_reason_says_that_nothing_is_known() -> None:
     view = GroupView(KEY.model_copy(update={"max_num_seqs": 256}), SETTINGS, Evidence())
-    plan = plan_ahead(view, view.outlook())
+    plan = fleet_plan(view, view.goodput_model())
     assert plan.num_speculative_tokens(256) == 0
     assert plan.num_speculative_tokens(1) > 0
     assert plan.reason(256) == "batch 256: off by the odds, nothing measured yet"
@@ -139,27 +139,27 @@ def test_a_plan_is_a_legal_table_and_never_predicted_below_off(
     seconds: dict[tuple[int, int], float], acceptance: tuple[float, ...], earlier: dict[tuple[int, int], float] | None
 ) -> None:
     evidence = known(seconds, acceptance)
-    plan = fleet_plan(evidence, fleet_plan(known(earlier, acceptance)) if earlier is not None else None)
+    plan = plan_for(evidence, plan_for(known(earlier, acceptance)) if earlier is not None else None)
     Table(rows=plan.rows)
     assert len(plan.reasons) == len(buckets_up_to(32))
-    ahead = GroupView(KEY, SETTINGS, evidence).outlook()
-    assert np.isfinite(ahead.log_goodput).all()
+    model = GroupView(KEY, SETTINGS, evidence).goodput_model()
+    assert np.isfinite(model.log_goodput).all()
     for batch in range(1, 33):
         length = plan.num_speculative_tokens(batch)
         assert length in {0, 1, 3, 5}
         bucket = batch_bucket(batch)
-        assert ahead.goodput_tokens_per_s(bucket, length) >= ahead.goodput_tokens_per_s(bucket, 0)
+        assert model.goodput_tokens_per_s(bucket, length) >= model.goodput_tokens_per_s(bucket, 0)
 
 
 def wanted(evidence: Evidence, batch: int = 1, now_s: float = 0.0, replicas: int = 1) -> set[int]:
     view = GroupView(KEY, SETTINGS, evidence, now_s=now_s, replicas=replicas)
-    ahead = view.outlook()
-    planned = present_arms(view.with_plan(plan_ahead(view, view.outlook())))
-    return {one.cell[1] for one in measurements(view, ahead, planned).get(batch_bucket(batch), ())}
+    model = view.goodput_model()
+    planned = present_arms(view.with_plan(fleet_plan(view, view.goodput_model())))
+    return {one.cell[1] for one in measurements(view, model, planned).get(batch_bucket(batch), ())}
 
 
 def test_where_nothing_is_known_every_other_length_is_worth_a_measurement_and_so_is_off() -> None:
-    planned = fleet_plan(Evidence()).num_speculative_tokens(1)
+    planned = plan_for(Evidence()).num_speculative_tokens(1)
     assert wanted(Evidence()) == {0, 1, 3, 5} - {planned}
 
 
@@ -185,8 +185,8 @@ FALLING = (0.76, 0.6, 0.5, 0.3, 0.25)
 
 
 def test_the_model_thinks_little_at_one_row_of_what_is_slow_at_two() -> None:
-    ahead = GroupView(KEY, SETTINGS, known(SLOW_AT_TWO_ROWS, FALLING, steps=60.0)).outlook()
-    assert ahead.goodput_tokens_per_s(0, 5) < 0.75 * ahead.goodput_tokens_per_s(0, 3)
+    model = GroupView(KEY, SETTINGS, known(SLOW_AT_TWO_ROWS, FALLING, steps=60.0)).goodput_model()
+    assert model.goodput_tokens_per_s(0, 5) < 0.75 * model.goodput_tokens_per_s(0, 3)
 
 
 @pytest.mark.parametrize(
@@ -248,10 +248,10 @@ def test_acceptance_never_rises_with_the_position_and_stays_a_probability(counts
     assert (np.diag(older) >= np.diag(covariance)).all()
 
 
-def _ahead(gains_over_off: tuple[float, ...], deviation: float) -> Outlook:
+def _model(gains_over_off: tuple[float, ...], deviation: float) -> GoodputModel:
     """One bucket, arms 0, 2 and 5, of log goodput above off with independent doubt; off itself is known."""
     deviations = np.array([0.0, deviation, deviation])
-    return Outlook(
+    return GoodputModel(
         arms=(0, 2, 5),
         log_goodput=np.array([[0.0, *gains_over_off]]),
         covariance=np.diag(deviations**2)[None],
@@ -275,5 +275,5 @@ def _ahead(gains_over_off: tuple[float, ...], deviation: float) -> Outlook:
 def test_a_change_between_two_k_that_beat_off_needs_less_proof_than_one_away_from_off(
     gains_over_off: tuple[float, ...], present: int, chosen: int, why: str
 ) -> None:
-    ahead = _ahead(gains_over_off, deviation=0.025)
-    assert choose(ahead, np.array([present]), switch_margin=0.02).tolist() == [chosen], why
+    model = _model(gains_over_off, deviation=0.025)
+    assert choose(model, np.array([present]), switch_margin=0.02).tolist() == [chosen], why

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nightjar.policy.estimate.evidence import Evidence, MixedEvidence
 from nightjar.policy.planners.base import GroupPlan, GroupView, present_arms
 from nightjar.policy.planners.calibration import measurements
-from nightjar.policy.planners.fleet import plan_ahead
+from nightjar.policy.planners.fleet import fleet_plan
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse_operator_settings
 from tests.policy.planners.test_planners import KEY, known
@@ -36,7 +36,7 @@ def view(evidence: Evidence, max_step_ms: float | None) -> GroupView:
 
 def planned(evidence: Evidence, max_step_ms: float | None) -> GroupPlan:
     seen = view(evidence, max_step_ms)
-    return plan_ahead(seen, seen.outlook())
+    return fleet_plan(seen, seen.goodput_model())
 
 
 @pytest.mark.parametrize(("max_step_ms", "length"), [(None, 5), (40.0, 5), (26.5, 3), (22.5, 1), (20.5, 0), (1.0, 0)])
@@ -54,7 +54,7 @@ def test_where_the_limit_decided_the_reason_says_what_it_forbids() -> None:
 def test_a_plan_in_force_that_exceeds_a_new_limit_gives_way() -> None:
     evidence = steady(STEPS_S, SURE)
     seen = view(evidence, 22.5).with_plan(planned(evidence, None))
-    assert plan_ahead(seen, seen.outlook()).num_speculative_tokens(4) == 1
+    assert fleet_plan(seen, seen.goodput_model()).num_speculative_tokens(4) == 1
 
 
 def test_what_is_in_doubt_counts_as_longer_than_it_is_expected() -> None:
@@ -91,17 +91,17 @@ def test_whatever_is_known_nothing_beyond_the_limit_is_planned_or_measured(
     seconds: dict[tuple[int, int], float], max_step_ms: float, steps: float
 ) -> None:
     seen = view(known(seconds, steps=steps), max_step_ms)
-    ahead = seen.outlook()
-    plan = plan_ahead(seen, ahead)
+    model = seen.goodput_model()
+    plan = fleet_plan(seen, model)
     chosen = present_arms(seen.with_plan(plan))
     off_is_known = any(arm == 0 for _, arm in seconds)
-    assert ahead.limit is not None
-    planned_s = (ahead.limit.most_step_s if off_is_known else ahead.limit.expected_step_s)[np.arange(len(chosen)), chosen]
+    assert model.limit is not None
+    planned_s = (model.limit.most_step_s if off_is_known else model.limit.expected_step_s)[np.arange(len(chosen)), chosen]
     assert (planned_s[chosen > 0] <= max_step_ms / 1e3).all(), "beyond doubt, once off was measured"
-    for bucket, wanted in measurements(seen, ahead, chosen).items():
+    for bucket, wanted in measurements(seen, model, chosen).items():
         for one in wanted:
-            arm = ahead.arms.index(one.cell[1])
-            assert arm == 0 or ahead.limit.expected_step_s[bucket, arm] <= max_step_ms / 1e3
+            arm = model.arms.index(one.cell[1])
+            assert arm == 0 or model.limit.expected_step_s[bucket, arm] <= max_step_ms / 1e3
 
 
 @pytest.mark.parametrize("value", [0, -5, float("nan"), 1e9, "fast"])

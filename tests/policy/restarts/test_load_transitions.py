@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from nightjar.policy.restarts.load_transitions import IDLE, Believed, Place, Watch
-from nightjar.policy.restarts.on_time import Moves
+from nightjar.policy.restarts.load_transitions import IDLE, LoadState, LoadTracker, TransitionWeight
+from nightjar.policy.restarts.on_time import TransitionCounts
 
 FOUR_ROWS = 3
 """The bucket of a batch of 4."""
@@ -16,13 +16,13 @@ ABOVE = dict.fromkeys(range(FOUR_ROWS + 1, 12), 5.0)
 """What it costs to fall behind in the buckets above."""
 
 
-def watched(batches: Callable[[int], dict[str, int]], seconds: int = 600) -> Moves:
+def watched(batches: Callable[[int], dict[str, int]], seconds: int = 600) -> TransitionCounts:
     """The moves of a group that runs `batches` in each second."""
-    watch, moves = Watch(), Moves()
+    tracker, transitions = LoadTracker(), TransitionCounts()
     for second in range(seconds):
-        watch, seen = watch.look(batches(second), float(second))
-        moves = moves.plus(seen, float(second))
-    return moves
+        tracker, seen = tracker.look(batches(second), float(second))
+        transitions = transitions.plus(seen, float(second))
+    return transitions
 
 
 def steady(honest: int) -> Callable[[int], dict[str, int]]:
@@ -50,48 +50,48 @@ def test_inv_10_a_replica_that_jumps_every_second_does_not_end_the_on_time_of_it
     at = load(honest)
     alone = watched(at, 1260).value_tokens(ON, ABOVE)
     beside = watched(lambda second: {**at(second), "liar": jumps[second % len(jumps)]}, 1260).value_tokens(ON, ABOVE)
-    for place, value in alone.items():
-        assert 0.5 * value < beside[place] <= 1.2 * value
+    for state, value in alone.items():
+        assert 0.5 * value < beside[state] <= 1.2 * value
 
 
 def test_inv_10_a_place_that_one_replica_alone_visits_counts_as_its_bucket_does() -> None:
-    at, falling = steady(7), Place(FOUR_ROWS, is_falling=True)
+    at, falling = steady(7), LoadState(FOUR_ROWS, is_falling=True)
     alone = watched(at).value_tokens(ON, ABOVE)[falling]
     bursts = watched(lambda second: {**at(second), "bursts": (256, 4, 4, 4, 4, 0)[second % 6]}).value_tokens(ON, ABOVE)[falling]
     assert 0.5 * alone < bursts <= alone
 
 
 def test_two_replicas_are_believed_whatever_they_do() -> None:
-    moves = watched(lambda second: {"a": 4, "b": (4, 256)[second % 2]}, seconds=101)
-    left = [count for (origin, target), count in moves.counts.items() if origin.bucket == FOUR_ROWS != target.bucket]
-    assert sum(count.of_place for count in left) == pytest.approx(50.0, rel=0.1)
+    transitions = watched(lambda second: {"a": 4, "b": (4, 256)[second % 2]}, seconds=101)
+    left = [count for (origin, target), count in transitions.counts.items() if origin.bucket == FOUR_ROWS != target.bucket]
+    assert sum(count.of_state for count in left) == pytest.approx(50.0, rel=0.1)
     assert sum(count.of_bucket for count in left) == pytest.approx(50.0, rel=0.1)
 
 
 def test_where_a_whole_group_moves_every_move_counts() -> None:
-    moves = watched(lambda second: dict.fromkeys("abcd", 4 if second % 2 else 8), seconds=3)
-    up, down = Place(5, is_falling=False), Place(FOUR_ROWS, is_falling=True)
+    transitions = watched(lambda second: dict.fromkeys("abcd", 4 if second % 2 else 8), seconds=3)
+    up, down = LoadState(5, is_falling=False), LoadState(FOUR_ROWS, is_falling=True)
     whole = pytest.approx((4.0, 4.0), rel=0.01)
-    assert moves.counts == {(Place(5, is_falling=True), down): whole, (down, up): whole}
+    assert transitions.counts == {(LoadState(5, is_falling=True), down): whole, (down, up): whole}
 
 
 def test_a_look_counts_one_move_a_second_and_none_over_a_silence() -> None:
-    idle, once = Place(IDLE, is_falling=True), Believed(1.0, 1.0)
-    watch, moves = Watch().look({"a": 1, "b": 0}, 0.0)
-    assert moves == {}
-    watch, moves = watch.look({"a": 8, "b": 1}, 0.5)
-    assert moves == {}
-    watch, moves = watch.look({"a": 8, "b": 0}, 1.0)
-    assert moves == {(Place(0, is_falling=True), Place(5, is_falling=False)): once, (idle, idle): once}
-    watch, moves = watch.look({"a": 1, "b": 0}, 9.0)
-    assert moves == {}
-    assert watch.look({"a": 1}, 10.0)[1] == {(Place(0, is_falling=True),) * 2: once}
+    idle, once = LoadState(IDLE, is_falling=True), TransitionWeight(1.0, 1.0)
+    tracker, transitions = LoadTracker().look({"a": 1, "b": 0}, 0.0)
+    assert transitions == {}
+    tracker, transitions = tracker.look({"a": 8, "b": 1}, 0.5)
+    assert transitions == {}
+    tracker, transitions = tracker.look({"a": 8, "b": 0}, 1.0)
+    assert transitions == {(LoadState(0, is_falling=True), LoadState(5, is_falling=False)): once, (idle, idle): once}
+    tracker, transitions = tracker.look({"a": 1, "b": 0}, 9.0)
+    assert transitions == {}
+    assert tracker.look({"a": 1}, 10.0)[1] == {(LoadState(0, is_falling=True),) * 2: once}
 
 
 def test_where_a_replica_stands_is_told_by_its_last_change_of_bucket() -> None:
-    watch, _ = Watch().look({"a": 8}, 0.0)
-    assert watch.place("a", 5) == Place(5, is_falling=True)
-    assert watch.place("a", 7) == Place(7, is_falling=False)
-    watch, _ = watch.look({"a": 16}, 1.0)
-    assert [watch.place("a", bucket).is_falling for bucket in (6, 7, 8)] == [True, False, False]
-    assert watch.place("b", 3) == Place(3, is_falling=True)
+    tracker, _ = LoadTracker().look({"a": 8}, 0.0)
+    assert tracker.state("a", 5) == LoadState(5, is_falling=True)
+    assert tracker.state("a", 7) == LoadState(7, is_falling=False)
+    tracker, _ = tracker.look({"a": 16}, 1.0)
+    assert [tracker.state("a", bucket).is_falling for bucket in (6, 7, 8)] == [True, False, False]
+    assert tracker.state("b", 3) == LoadState(3, is_falling=True)

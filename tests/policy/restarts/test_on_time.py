@@ -8,46 +8,48 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.policy.restarts.load_transitions import HALF_LIFE_S, IDLE, Believed, Place
-from nightjar.policy.restarts.on_time import HORIZON_SAMPLES, Moves
+from nightjar.policy.restarts.load_transitions import HALF_LIFE_S, IDLE, LoadState, TransitionWeight
+from nightjar.policy.restarts.on_time import HORIZON_SAMPLES, TransitionCounts
 
 MANY = 1_000_000
 G = 1.0 - 1.0 / HORIZON_SAMPLES
 NO_RETURN: dict[int, float] = {}
 
 
-def moves_of(counts: Mapping[tuple[int, int], float]) -> Moves:
+def moves_of(counts: Mapping[tuple[int, int], float]) -> TransitionCounts:
     """Moves from bucket to bucket, where it makes no difference from where a replica came."""
-    seen: dict[tuple[Place, Place], Believed] = {}
+    seen: dict[tuple[LoadState, LoadState], TransitionWeight] = {}
     for (origin, target), count in counts.items():
         for was_falling in (False, True):
             is_falling = target < origin if target != origin else was_falling
-            seen[Place(origin, was_falling), Place(target, is_falling)] = Believed(count, count)
-    return Moves().plus(seen, 0.0)
+            seen[LoadState(origin, was_falling), LoadState(target, is_falling)] = TransitionWeight(count, count)
+    return TransitionCounts().plus(seen, 0.0)
 
 
-def values_of(moves: Moves, gains: Mapping[int, float], lag_costs: Mapping[int, float] = NO_RETURN) -> dict[int, float]:
+def values_of(
+    transitions: TransitionCounts, gains: Mapping[int, float], lag_costs: Mapping[int, float] = NO_RETURN
+) -> dict[int, float]:
     """Values by bucket, the same wherever a replica came from."""
-    values = moves.value_tokens(gains, lag_costs)
+    values = transitions.value_tokens(gains, lag_costs)
     for bucket in gains:
-        assert values[Place(bucket, is_falling=False)] == pytest.approx(values[Place(bucket, is_falling=True)], rel=1e-6)
-    return {place.bucket: value for place, value in values.items()}
+        assert values[LoadState(bucket, is_falling=False)] == pytest.approx(values[LoadState(bucket, is_falling=True)], rel=1e-6)
+    return {state.bucket: value for state, value in values.items()}
 
 
 def test_one_bucket_that_is_left_every_tenth_second_is_worth_nearly_ten_seconds() -> None:
-    moves = moves_of({(3, 3): 9 * MANY, (3, 9): MANY})
-    assert values_of(moves, {3: 50.0})[3] == pytest.approx(50.0 / (1.0 - G * 0.9), rel=1e-4)
+    transitions = moves_of({(3, 3): 9 * MANY, (3, 9): MANY})
+    assert values_of(transitions, {3: 50.0})[3] == pytest.approx(50.0 / (1.0 - G * 0.9), rel=1e-4)
 
 
 def test_a_bucket_that_is_never_left_is_worth_the_horizon_at_most() -> None:
-    moves = moves_of({(3, 3): MANY})
-    assert values_of(moves, {3: 50.0})[3] == pytest.approx(50.0 * HORIZON_SAMPLES, rel=0.01)
+    transitions = moves_of({(3, 3): MANY})
+    assert values_of(transitions, {3: 50.0})[3] == pytest.approx(50.0 * HORIZON_SAMPLES, rel=0.01)
 
 
 def test_two_buckets_by_hand() -> None:
     """From 1: half stays, half goes to 2; from 2: half goes to 1, half leaves. V1 = 8 + g(V1 + V2)/2, V2 = 2 + g V1 / 2."""
-    moves = moves_of({(1, 1): MANY, (1, 2): MANY, (2, 1): MANY, (2, IDLE): MANY})
-    values = values_of(moves, {1: 8.0, 2: 2.0})
+    transitions = moves_of({(1, 1): MANY, (1, 2): MANY, (2, 1): MANY, (2, IDLE): MANY})
+    values = values_of(transitions, {1: 8.0, 2: 2.0})
     first = (8.0 + G / 2 * 2.0) / (1.0 - G / 2 - G * G / 4)
     assert values == pytest.approx({1: first, 2: 2.0 + G / 2 * first}, rel=1e-4)
 
@@ -58,35 +60,37 @@ def test_the_edge_is_worth_less_than_the_depth_even_at_equal_gain() -> None:
 
 
 def test_a_load_that_falls_through_a_bucket_is_worth_more_there_than_one_that_rises_through_it() -> None:
-    rising, falling = Place(2, is_falling=False), Place(2, is_falling=True)
-    up, down = (rising, Place(3, is_falling=False)), (falling, Place(1, is_falling=True))
-    values = Moves().plus(dict.fromkeys((up, down), Believed(100.0, 100.0)), 0.0).value_tokens({1: 10.0, 2: 10.0}, {})
+    rising, falling = LoadState(2, is_falling=False), LoadState(2, is_falling=True)
+    up, down = (rising, LoadState(3, is_falling=False)), (falling, LoadState(1, is_falling=True))
+    values = (
+        TransitionCounts().plus(dict.fromkeys((up, down), TransitionWeight(100.0, 100.0)), 0.0).value_tokens({1: 10.0, 2: 10.0}, {})
+    )
     assert values[falling] > 3 * values[rising]
 
 
 def test_a_direction_that_was_never_seen_counts_as_its_bucket_does() -> None:
-    stays = (Place(2, is_falling=False), Place(2, is_falling=False))
-    values = Moves().plus({stays: Believed(MANY, MANY)}, 0.0).value_tokens({2: 10.0}, {})
-    assert values[Place(2, is_falling=True)] == pytest.approx(10.0 * HORIZON_SAMPLES, rel=0.01)
+    stays = (LoadState(2, is_falling=False), LoadState(2, is_falling=False))
+    values = TransitionCounts().plus({stays: TransitionWeight(MANY, MANY)}, 0.0).value_tokens({2: 10.0}, {})
+    assert values[LoadState(2, is_falling=True)] == pytest.approx(10.0 * HORIZON_SAMPLES, rel=0.01)
 
 
 def test_a_place_in_which_nobody_is_believed_counts_as_its_bucket_does() -> None:
-    place, gone = Place(2, is_falling=True), Place(IDLE, is_falling=True)
+    state, gone = LoadState(2, is_falling=True), LoadState(IDLE, is_falling=True)
     bucket = moves_of({(2, 2): MANY, (2, IDLE): MANY})
-    doubted = bucket.plus({(place, gone): Believed(0.0, 0.0), (place, place): Believed(0.0, 0.0)}, 0.0)
+    doubted = bucket.plus({(state, gone): TransitionWeight(0.0, 0.0), (state, state): TransitionWeight(0.0, 0.0)}, 0.0)
     assert values_of(doubted, {2: 10.0}) == pytest.approx(values_of(bucket, {2: 10.0}))
 
 
 def test_an_excursion_by_hand() -> None:
     """From 1 every tenth sample leads to 2, where speculation is off and which is left at once, back to 1 or for good."""
-    moves = moves_of({(1, 1): 9 * MANY, (1, 2): MANY, (2, 1): MANY / 2, (2, IDLE): MANY / 2})
+    transitions = moves_of({(1, 1): 9 * MANY, (1, 2): MANY, (2, 1): MANY / 2, (2, IDLE): MANY / 2})
     kept = (10.0 - G * 0.1 * 3.0) / (1.0 - G * 0.9 - G * G * 0.1 * 0.5)
-    assert values_of(moves, {1: 10.0}, {2: 3.0}) == pytest.approx({1: kept}, rel=1e-3)
+    assert values_of(transitions, {1: 10.0}, {2: 3.0}) == pytest.approx({1: kept}, rel=1e-3)
 
 
 def test_an_excursion_that_costs_more_than_the_way_back_is_worth_ends_the_on_time() -> None:
-    moves = moves_of({(1, 1): 9 * MANY, (1, 2): MANY, (2, 1): MANY})
-    assert values_of(moves, {1: 10.0}, {2: 1e6}) == pytest.approx(values_of(moves, {1: 10.0}))
+    transitions = moves_of({(1, 1): 9 * MANY, (1, 2): MANY, (2, 1): MANY})
+    assert values_of(transitions, {1: 10.0}, {2: 1e6}) == pytest.approx(values_of(transitions, {1: 10.0}))
 
 
 @given(
@@ -97,20 +101,24 @@ def test_an_excursion_that_costs_more_than_the_way_back_is_worth_ends_the_on_tim
 def test_to_bear_excursions_is_never_worth_less_and_never_more_than_the_whole_horizon(
     counts: dict[tuple[int, int], float], gains: dict[int, float], lag_costs: dict[int, float]
 ) -> None:
-    moves = moves_of(counts)
-    without, borne = moves.value_tokens(gains, {}), moves.value_tokens(gains, lag_costs)
+    transitions = moves_of(counts)
+    without, borne = transitions.value_tokens(gains, {}), transitions.value_tokens(gains, lag_costs)
     assert without.keys() == borne.keys()
-    assert {place.bucket for place in borne} == gains.keys()
-    for place, value in without.items():
-        assert value - 1e-6 <= borne[place] <= max(gains.values()) * HORIZON_SAMPLES * (1.0 + 1e-9)
+    assert {state.bucket for state in borne} == gains.keys()
+    for state, value in without.items():
+        assert value - 1e-6 <= borne[state] <= max(gains.values()) * HORIZON_SAMPLES * (1.0 + 1e-9)
 
 
 def test_before_any_evidence_being_on_lasts_about_ten_seconds() -> None:
-    assert values_of(Moves(), {1: 10.0})[1] == pytest.approx(100.0, rel=0.1)
-    assert Moves().value_tokens({}, {1: 3.0}) == {}
+    assert values_of(TransitionCounts(), {1: 10.0})[1] == pytest.approx(100.0, rel=0.1)
+    assert TransitionCounts().value_tokens({}, {1: 3.0}) == {}
 
 
 def test_old_moves_count_half_after_the_half_life() -> None:
-    stays, leaves = (Place(1, is_falling=False),) * 2, (Place(1, is_falling=False), Place(2, is_falling=False))
-    moves = Moves().plus({stays: Believed(100.0, 10.0)}, 0.0).plus({leaves: Believed(100.0, 0.0)}, HALF_LIFE_S)
-    assert moves.counts == {stays: Believed(50.0, 5.0), leaves: Believed(100.0, 0.0)}
+    stays, leaves = (LoadState(1, is_falling=False),) * 2, (LoadState(1, is_falling=False), LoadState(2, is_falling=False))
+    transitions = (
+        TransitionCounts()
+        .plus({stays: TransitionWeight(100.0, 10.0)}, 0.0)
+        .plus({leaves: TransitionWeight(100.0, 0.0)}, HALF_LIFE_S)
+    )
+    assert transitions.counts == {stays: TransitionWeight(50.0, 5.0), leaves: TransitionWeight(100.0, 0.0)}

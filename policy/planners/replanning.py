@@ -1,10 +1,9 @@
-"""How a group thinks: when its evidence says something new, what it then expects, plans and wants to measure.
+"""When a group is planned again, and what it then expects, plans and wants to measure.
 
-Thinking costs half a millisecond and evidence trickles in every second, so a group thinks again only on news: a cell that
-became much better known, acceptance that moved, other settings, or REFRESH_S since the last time. A replica thinks for itself
-where its own measurements wait for others to confirm them (estimate/pooling.py), or where its prompts are easier or harder to draft
-for than its group's: it need not wait nor share another's traffic, and a liar harms itself only. Fails towards the last thought:
-what does not change the picture does not change the plan.
+A plan costs half a millisecond and evidence comes in every second, so a group re-plans only where its evidence changed: a cell
+that became much better known, acceptance that moved, other settings, or REFRESH_S since the last time. A replica is planned for by
+itself where its prompts are easier or harder to draft for than its group's: it does not share another's traffic, and a liar harms
+itself only. Fails towards the last estimate: what does not change the evidence does not change the plan.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Final
 
 from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.evidence import Cell, Evidence
-from nightjar.policy.estimate.goodput import Outlook
+from nightjar.policy.estimate.goodput import GoodputModel
 from nightjar.policy.planners import LEARNING_PLANNERS
 from nightjar.policy.planners.base import GroupPlan, GroupView, present_arms
 from nightjar.policy.planners.calibration import Measurement
@@ -24,11 +23,11 @@ from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import GroupKey
 
 REFRESH_S: Final = 5.0
-"""A group thinks at least this often: drift that comes slowly enough not to be news."""
-NEWS_GROWTH: Final = 1.2
-"""A cell is news when it stands on this many times the steps of the last thought."""
-NEWS_ACCEPTANCE: Final = 0.02
-"""A shift of any S_i that is news."""
+"""A group re-plans at least this often, for drift that is too slow to be noticed otherwise."""
+REPLAN_GROWTH: Final = 1.2
+"""A group re-plans where a cell has this many times the steps that it had at the last estimate."""
+REPLAN_ACCEPTANCE: Final = 0.02
+"""A group re-plans where any S_i moved by this much."""
 OTHER_DEVIATIONS: Final = 4.5
 STILL_OTHER_DEVIATIONS: Final = 1.5
 """Standard deviations by which a replica's acceptance must be off its group's to be planned for by itself, and to stay so. It is
@@ -39,7 +38,7 @@ that one that is off for its own traffic's sake tries again after minutes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Thought:
+class Estimate:
     """A plan and what it stands on."""
 
     at_s: float
@@ -47,56 +46,56 @@ class Thought:
     acceptance: tuple[float, ...]
     settings: OperatorSettings
     plan: GroupPlan
-    outlook: Outlook
+    goodput_model: GoodputModel
     wanted: Mapping[int, Sequence[Measurement]] = field(default_factory=dict)
 
 
-def think(view: GroupView) -> Thought:
+def replan(view: GroupView) -> Estimate:
     """What `view` lets a group expect, run and want to know."""
-    alone = think_alone(view)
+    alone = replan_alone(view)
     planned = present_arms(view.with_plan(alone.plan))
-    return replace(alone, wanted=LEARNING_PLANNERS[view.settings.planner].wanted(view, alone.outlook, planned))
+    return replace(alone, wanted=LEARNING_PLANNERS[view.settings.planner].wanted(view, alone.goodput_model, planned))
 
 
-def think_alone(view: GroupView) -> Thought:
+def replan_alone(view: GroupView) -> Estimate:
     """What a replica expects and runs for itself; what it wants to know is its group's affair."""
-    ahead = view.outlook()
-    return Thought(
+    model = view.goodput_model()
+    return Estimate(
         view.now_s,
         {cell: known.steps for cell, known in view.evidence.cells.items()},
         view.evidence.acceptance.acceptance(view.arms[-1]),
         view.settings,
-        LEARNING_PLANNERS[view.settings.planner].plan(view, ahead),
-        ahead,
+        LEARNING_PLANNERS[view.settings.planner].plan(view, model),
+        model,
     )
 
 
-def think_cold(view: GroupView) -> Thought:
-    """What one thinks of a group of whom nothing is known; the same for all that look alike, and never fresh."""
+def cold_start(view: GroupView) -> Estimate:
+    """The estimate of a group of which nothing is known: the same for all groups of one shape, and always due to be replaced."""
     return replace(_cold(view.key.max_num_seqs, view.arms, view.settings), at_s=float("-inf"))
 
 
 @lru_cache(maxsize=64)
-def _cold(max_num_seqs: int, arms: tuple[int, ...], settings: OperatorSettings) -> Thought:
+def _cold(max_num_seqs: int, arms: tuple[int, ...], settings: OperatorSettings) -> Estimate:
     key = GroupKey(target="unknown", max_num_seqs=max_num_seqs, max_num_speculative_tokens=arms[-1])
-    return think(GroupView(key, settings, Evidence()))
+    return replan(GroupView(key, settings, Evidence()))
 
 
-def is_news(last: Thought | None, view: GroupView) -> bool:
-    """Whether the view differs enough from what the last thought stood on."""
+def needs_replan(last: Estimate | None, view: GroupView) -> bool:
+    """Whether the evidence differs enough from what the last estimate stood on."""
     if last is None or view.now_s - last.at_s >= REFRESH_S or last.settings != view.settings:
         return True
-    if any(known.steps > NEWS_GROWTH * last.steps.get(cell, 0.0) for cell, known in view.evidence.cells.items()):
+    if any(known.steps > REPLAN_GROWTH * last.steps.get(cell, 0.0) for cell, known in view.evidence.cells.items()):
         return True
     acceptance = view.evidence.acceptance.acceptance(view.arms[-1])
-    return any(abs(new - old) > NEWS_ACCEPTANCE for new, old in zip(acceptance, last.acceptance, strict=True))
+    return any(abs(new - old) > REPLAN_ACCEPTANCE for new, old in zip(acceptance, last.acceptance, strict=True))
 
 
-def own_evidence(view: GroupView, own: AcceptanceEvidence, *, thinks_already: bool) -> Evidence | None:
-    """What one of the group's replicas may believe of its own traffic, whose acceptance is `own`; None where that is what the
+def own_evidence(view: GroupView, own: AcceptanceEvidence, *, has_own: bool) -> Evidence | None:
+    """The evidence for one of the group's replicas by its own traffic, whose acceptance is `own`; None where that is what the
     group does."""
     known = view.evidence.acceptance
-    enough = STILL_OTHER_DEVIATIONS if thinks_already else OTHER_DEVIATIONS
+    enough = STILL_OTHER_DEVIATIONS if has_own else OTHER_DEVIATIONS
     if view.replicas < 2 or own.deviations_from(known, view.now_s) <= enough:
         return None
     return replace(view.evidence, acceptance=own.shrunk_to(known))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nightjar.policy.estimate.acceptance import LEAST_DIFFERENCE, AcceptanceEvidence
 from nightjar.policy.estimate.evidence import Evidence
 from nightjar.policy.planners.base import GroupView
-from nightjar.policy.planners.thinking import OTHER_DEVIATIONS, own_evidence
+from nightjar.policy.planners.replanning import OTHER_DEVIATIONS, own_evidence
 from tests.policy.engines import ACCEPTANCE, AUTO, KEY, Fleet, Replica, best_length
 
 HARD = tuple(0.2 * share for share in ACCEPTANCE)
@@ -46,11 +46,11 @@ def test_hours_of_luck_make_no_replica_different(share: float) -> None:
         assert mine.deviations_from(group, now_s=0.0) < OTHER_DEVIATIONS
 
 
-def plans_for_itself(share: float, rows: float = 3000.0, *, thinks_already: bool = False) -> bool:
+def plans_for_itself(share: float, rows: float = 3000.0, *, has_own: bool = False) -> bool:
     """Whether one of eight replicas does that keeps such a share of first drafts, in a group that keeps 0.7."""
     group = Evidence(acceptance=AcceptanceEvidence((1e6,), (0.7e6,)))
     mine = AcceptanceEvidence((rows,), (rows * share,))
-    return own_evidence(GroupView(KEY, AUTO, group, replicas=8), mine, thinks_already=thinks_already) is not None
+    return own_evidence(GroupView(KEY, AUTO, group, replicas=8), mine, has_own=has_own) is not None
 
 
 def test_a_fifth_less_is_seen_as_soon_as_the_rows_prove_it() -> None:
@@ -59,9 +59,9 @@ def test_a_fifth_less_is_seen_as_soon_as_the_rows_prove_it() -> None:
 
 
 def test_who_plans_for_itself_goes_on_where_nobody_would_begin() -> None:
-    assert plans_for_itself(0.64, thinks_already=True)
+    assert plans_for_itself(0.64, has_own=True)
     assert not plans_for_itself(0.64)
-    assert not plans_for_itself(0.69, thinks_already=True)
+    assert not plans_for_itself(0.69, has_own=True)
 
 
 def test_inv_10_a_replica_that_lies_about_acceptance_plans_for_itself_alone() -> None:
