@@ -69,6 +69,7 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/engine/test_hooks.py": "vllm",
     "tests/engine/test_kv_only_head.py": "vllm",
     "tests/engine/test_kv_pool.py": "vllm",
+    "tests/engine/test_kv_pool_sequences.py": "vllm",
     "tests/engine/test_memory_cpu.py": "vllm",
     "tests/engine/test_memory_cuda.py": "vllm",
     "tests/engine/test_memory_sizes.py": "torch",
