@@ -15,9 +15,14 @@ from typing import Final, NamedTuple
 from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.estimate.evidence import Cell, CellEvidence, MixedEvidence
-from nightjar.policy.estimate.implausible import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, ImplausibleCountersError, require
+from nightjar.policy.estimate.implausible import (
+    LONGEST_STEP_SECONDS,
+    SHORTEST_STEP_SECONDS,
+    ImplausibleCountersError,
+    check_steps,
+    require,
+)
 from nightjar.policy.estimate.mixed_counting import CountedMixed, count_mixed
-from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.wire.report import CatchUpCounters, CellCounters, Counters, GroupKey
 
 MOST_CONTEXT_TOKENS: Final = 1 << 24
@@ -177,27 +182,14 @@ def _subtract(now: tuple[int, ...], before: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _check_cell(key: Cell, added: CountedCell, group: GroupKey) -> None:
-    bucket, length = key
-    require(length <= group.max_num_speculative_tokens, key, f"K above the group's {group.max_num_speculative_tokens}")
-    require(bucket <= batch_bucket(group.max_num_seqs), key, f"a bucket above max_num_seqs {group.max_num_seqs}")
-    require(added.steps > 0, key, f"{added.steps} steps more than before")
+    _, length = key
+    check_steps(key, group, added.steps, added.step_seconds, added.decode_rows)
     mean_s = added.step_seconds / added.steps
-    require(
-        SHORTEST_STEP_SECONDS <= mean_s <= LONGEST_STEP_SECONDS,
-        key,
-        f"{mean_s:.3g} s a step, allowed are {SHORTEST_STEP_SECONDS:g} to {LONGEST_STEP_SECONDS:g}",
-    )
     mean_log = added.log_step_seconds / added.steps
     require(
         math.log(SHORTEST_STEP_SECONDS) <= mean_log <= math.log(mean_s) + 1e-3,
         key,
         f"mean log step time {mean_log:.3g} does not fit {mean_s:.3g} s a step",
-    )
-    first, last = bucket_range(bucket, group.max_num_seqs)
-    require(
-        first * added.steps <= added.decode_rows <= last * added.steps,
-        key,
-        f"{added.decode_rows} rows in {added.steps} steps of {first} to {last} rows",
     )
     most_context = added.decode_rows * MOST_CONTEXT_TOKENS
     require(

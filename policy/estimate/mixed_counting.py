@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from nightjar.policy.estimate.evidence import Cell, MixedEvidence
-from nightjar.policy.estimate.implausible import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, require
-from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
+from nightjar.policy.estimate.implausible import check_steps, require
 from nightjar.policy.wire.report import Counters, GroupKey
 
 MOST_PREFILL_TOKENS: Final = 1 << 20
@@ -53,22 +52,7 @@ def count_mixed(
 
 
 def _check(key: Cell, added: CountedMixed, group: GroupKey) -> None:
-    bucket, length = key
-    require(length <= group.max_num_speculative_tokens, key, f"K above the group's {group.max_num_speculative_tokens}")
-    require(bucket <= batch_bucket(group.max_num_seqs), key, f"a bucket above max_num_seqs {group.max_num_seqs}")
-    require(added.steps > 0, key, f"{added.steps} steps with prefill more than before")
-    mean_s = added.step_seconds / added.steps
-    require(
-        SHORTEST_STEP_SECONDS <= mean_s <= LONGEST_STEP_SECONDS,
-        key,
-        f"{mean_s:.3g} s a step with prefill, allowed are {SHORTEST_STEP_SECONDS:g} to {LONGEST_STEP_SECONDS:g}",
-    )
-    first, last = bucket_range(bucket, group.max_num_seqs)
-    require(
-        first * added.steps <= added.decode_rows <= last * added.steps,
-        key,
-        f"{added.decode_rows} rows in {added.steps} steps with prefill of {first} to {last} rows",
-    )
+    check_steps(key, group, added.steps, added.step_seconds, added.decode_rows, " with prefill")
     require(
         added.steps <= added.prefill_tokens <= MOST_PREFILL_TOKENS * added.steps,
         key,
