@@ -50,7 +50,16 @@ COMMANDS: Final = {
     "demo": RoomCommand(
         "nightjar.loadtests.commands", "Two real replicas under a changing load: off, pin=5 and auto compared.", extra="load"
     ),
-    "report": RoomCommand("nightjar.loadtests.commands", "Write the HTML report of a recorded run.", extra="load"),
+    "compare": RoomCommand(
+        "nightjar.loadtests.compare.command",
+        "Compare modes, planners and other servers in turns under one load, with intervals.",
+        extra="load",
+    ),
+    "report": RoomCommand(
+        "nightjar.loadtests.commands",
+        "Write the HTML report of a recorded run or comparison, or show a load test's figures.",
+        extra="load",
+    ),
     "simulate": RoomCommand(
         "nightjar.loadtests.simulation_command", "The planner against every rival in virtual time, on this machine's cores."
     ),

@@ -77,7 +77,7 @@ class OperatorWill:
     def set_mode(self, values: Mapping[str, object], slots: Mapping[str, Slot], now_s: float) -> tuple[SetModeAnswer, str]:
         """Set or take back one override, checked against the replicas of `slots`."""
         try:
-            request = parse_mode_request(values, slots)
+            request = parse_mode_request(values, slots, self._settings)
             self._overrides, override = apply_request(self._overrides, request, now_s)
         except ModeRequestError as error:
             return {"override": None, "error": str(error)}, ""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nightjar.policy.issuing import Slot
-from nightjar.policy.modes import ModeOverride, check_limit, set_override
+from nightjar.policy.modes import ModeOverride, check_limit, check_planner, fleet_override, set_override
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.operator import MaxStepMs
+from nightjar.policy.wire.operator import MaxStepMs, OperatorSettings, PlannerName
 from nightjar.policy.wire.record import Reason, describe_validation_error
 from nightjar.policy.wire.status import OverrideStatus, Scope
 
@@ -27,7 +27,10 @@ class ModeRequestError(ValueError):
 
 
 class ModeRequest(BaseModel):
-    """One call of `set_mode`. `mode` None takes an override back; `for_s` None holds until somebody does."""
+    """One call of `set_mode`. `mode` None takes an override back; `for_s` None holds until somebody does.
+
+    `learned`: whether planners go on from what they know, or all of them begin anew.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -35,17 +38,21 @@ class ModeRequest(BaseModel):
     scope: Scope = "fleet"
     name: Annotated[str, Field(max_length=256)] = ""
     max_step_ms: MaxStepMs | None = None
+    planner: PlannerName | None = None
+    learned: Literal["keep", "reset"] = "keep"
     for_s: Annotated[float, Field(gt=0, le=31_536_000)] | None = None
     reason: Reason = ""
 
     def __str__(self) -> str:
         lasting = f" for {self.for_s:g} s" if self.for_s else ""
         words = f" ({self.reason})" if self.reason else ""
-        return f"{self.scope} {self.name}".rstrip() + f" {self.mode or 'default'}{_limit(self.max_step_ms)}{lasting}{words}"
+        learned = ", what was learned is reset" if self.learned == "reset" else ""
+        whom = f"{self.scope} {self.name}".rstrip()
+        return f"{whom} {self.mode or 'default'}{_planner(self.planner)}{_limit(self.max_step_ms)}{lasting}{learned}{words}"
 
 
-def parse_mode_request(values: Mapping[str, object], slots: Mapping[str, Slot]) -> ModeRequest:
-    """The request that `values` spell, checked against the replicas that report now. Raises ModeRequestError."""
+def parse_mode_request(values: Mapping[str, object], slots: Mapping[str, Slot], settings: OperatorSettings) -> ModeRequest:
+    """The request that `values` spell, checked against the replicas that report now and the settings. Raises ModeRequestError."""
     if not isinstance(values, Mapping) or "mode" not in values:
         raise ModeRequestError(f"mode: missing in {str(values)[:80]!r}; allowed are auto, shadow, off, pin=K and default")
     try:
@@ -59,6 +66,8 @@ def parse_mode_request(values: Mapping[str, object], slots: Mapping[str, Slot]) 
         raise ModeRequestError(describe_validation_error(error)) from error
     try:
         check_limit(request.mode, request.max_step_ms)
+        check_planner(request.scope, request.mode, request.planner)
+        _check_planner_can_run(request, settings)
     except ValueError as error:
         raise ModeRequestError(str(error)) from error
     if (request.scope == "fleet") != (request.name == ""):
@@ -74,11 +83,14 @@ def apply_request(
     """The overrides after the request, and the one it set. Raises ModeRequestError where there would be more than MAX_OVERRIDES."""
     if request.mode is None:
         return tuple(held for held in overrides if (held.scope, held.name) != (request.scope, request.name)), None
+    before = fleet_override(overrides, now_s) if request.scope == "fleet" else None
     override = ModeOverride(
         scope=request.scope,
         name=request.name,
         mode=request.mode,
         max_step_ms=request.max_step_ms,
+        planner=request.planner,
+        anew_at_s=now_s if request.learned == "reset" else before.anew_at_s if before is not None else None,
         expires_at_s=None if request.for_s is None else now_s + request.for_s,
         reason=request.reason,
     )
@@ -89,8 +101,9 @@ def apply_request(
 
 
 def in_words(override: ModeOverride) -> str:
-    """`fleet off`, `replica r1 pin=3`, `application chat auto, max_step_ms 40`."""
-    return f"{override.scope} {override.name}".rstrip() + f" {override.mode}{_limit(override.max_step_ms)}"
+    """`fleet auto, planner nightjar`, `replica r1 pin=3`, `application chat auto, max_step_ms 40`."""
+    whom = f"{override.scope} {override.name}".rstrip()
+    return f"{whom} {override.mode}{_planner(override.planner)}{_limit(override.max_step_ms)}"
 
 
 def override_status(override: ModeOverride, now_s: float) -> OverrideStatus:
@@ -100,6 +113,7 @@ def override_status(override: ModeOverride, now_s: float) -> OverrideStatus:
         name=override.name,
         mode=override.mode,
         max_step_ms=override.max_step_ms,
+        planner=override.planner,
         reason=override.reason,
         seconds_left=None if override.expires_at_s is None else max(override.expires_at_s - now_s, 0.0),
     )
@@ -107,6 +121,21 @@ def override_status(override: ModeOverride, now_s: float) -> OverrideStatus:
 
 def _limit(max_step_ms: float | None) -> str:
     return "" if max_step_ms is None else f", max_step_ms {max_step_ms:g}"
+
+
+def _planner(planner: PlannerName | None) -> str:
+    return "" if planner is None else f", planner {planner}"
+
+
+def _check_planner_can_run(request: ModeRequest, settings: OperatorSettings) -> None:
+    """Raises ValueError, in words."""
+    if request.planner == "schedule" and not settings.num_speculative_tokens_per_batch_size:
+        raise ValueError("planner: schedule needs num_speculative_tokens_per_batch_size in the settings, which hold none")
+    if request.learned == "reset" and (request.scope != "fleet" or request.mode is None):
+        whom = f"{request.scope} {request.name}".rstrip()
+        raise ValueError(
+            f"learned: reset with {whom} {request.mode or 'default'}; replicas learn together, allowed is a mode of scope fleet"
+        )
 
 
 def _check_against_replicas(request: ModeRequest, mode: Mode, slots: Mapping[str, Slot]) -> None:

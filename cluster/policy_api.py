@@ -136,7 +136,9 @@ def _add_writes(api: FastAPI, policy: PolicyPort, token: Callable[[], SecretStr 
         """Override the mode of the fleet, an application or a replica; what `nightjar mode` sends.
 
         The body is a JSON object: `mode` (`auto`, `shadow`, `off`, `pin=K`, or `default` to take an override back), and if wanted
-        `scope` (`fleet`, `application`, `replica`), `name`, `for_s`, `max_step_ms` and `reason`. The answer holds the `override`.
+        `scope` (`fleet`, `application`, `replica`), `name`, `for_s`, `max_step_ms` and `reason`; for the fleet with `auto` or
+        `shadow` also `planner` (who decides in place of the settings' one), and with any mode `learned`: `reset` has every planner
+        begin anew, `keep` is the default. The answer holds the `override`.
         """
         require_token(request, token)
         answer = accepted(await policy.set_mode(await read_object(request)), 422)

@@ -33,9 +33,9 @@ from nightjar.cluster.refusals import Refusals
 from nightjar.cluster.seed_from import ReadSeed, SeedFrom
 from nightjar.cluster.store import KeyValueStore
 from nightjar.policy.explain import InForce, UnknownReplicaError, explain, find_replica
-from nightjar.policy.fleet import decide, empty_fleet, exported, learned, observe, seeded, with_learned, without_grants
+from nightjar.policy.fleet import decide, empty_fleet, exported, forgotten, learned, observe, seeded, with_learned, without_grants
 from nightjar.policy.fleet_status import fleet_status
-from nightjar.policy.modes import effective_mode
+from nightjar.policy.modes import effective_mode, with_planner
 from nightjar.policy.prior.learned import LearnedTables
 from nightjar.policy.prior.seed import SeedGroup
 from nightjar.policy.wire.exchange import ExchangeReply
@@ -196,6 +196,8 @@ class PolicyService:
     async def set_mode(self, values: Mapping[str, object]) -> SetModeAnswer:
         """Set or take back one override; a wrong request changes nothing."""
         answer, change = self._will.set_mode(values, self._mailbox.slots, self._clock())
+        if change and values.get("learned") == "reset":
+            self._fleet = forgotten(self._fleet)
         if change:
             await self._changed_by_operator(change)
         return answer
@@ -244,7 +246,7 @@ class PolicyService:
                 uptime_s=now_s - self._started_at_s,
                 journal_path=self._journal.path,
                 mode=self._will.settings.mode,
-                planner=self._will.settings.planner,
+                planner=with_planner(self._will.settings, self._will.overrides, now_s).planner,
                 decision_age_s=now_s - self._decided_at_s,
                 reports=self._reports,
                 refused_reports=self._refusals.count,

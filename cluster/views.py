@@ -88,8 +88,9 @@ def override_lines(fleet: FleetStatus) -> Iterable[Text]:
         whom = " ".join(part for part in (override.scope, override.name) if part)
         left = "until taken back" if override.seconds_left is None else f"for {format_duration(override.seconds_left)} more"
         reason = f" ({override.reason})" if override.reason else ""
+        planner = f", planner {override.planner}" if override.planner is not None else ""
         limit = f", steps of up to {override.max_step_ms:g} ms" if override.max_step_ms is not None else ""
-        yield Text(f"override: {whom} -> {override.mode}{limit}, {left}{reason}", style="cyan")
+        yield Text(f"override: {whom} -> {override.mode}{planner}{limit}, {left}{reason}", style="cyan")
 
 
 def replica_table(replicas: Sequence[ReplicaStatus], mode: Mode) -> Table:

@@ -10,6 +10,9 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from nightjar.loadtests.compare.command import show
+from nightjar.loadtests.compare.measures import ResultError, load_summary, read_result
+from nightjar.loadtests.compare.run_files import PLAN_FILE, RunFiles, RunFilesError
 from nightjar.loadtests.demo import Demo, DemoPlan
 from nightjar.loadtests.demo_processes import ProcessError
 from nightjar.loadtests.demo_screen import result_table
@@ -105,11 +108,13 @@ def demo(
 
 @app.command(cls=GoodputCommand)
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a recorded run.")] = Path("runs/demo/latest"),
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of a recorded run or comparison, or a result file of vllm bench serve.")
+    ] = Path("runs/demo/latest"),
     goodput: GoodputOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Compute table and report.html of a recorded run again, from its rows and samples; or the figures of a load test.
+    """Compute table and report.html of a recorded run or comparison again, from its rows; or show the figures of a load test.
 
     What the run checked while it had the engines at hand (texts, decisions) stays as summary.json says.
     """
@@ -117,6 +122,15 @@ def report(
         target = parse_goodput(goodput or ())
     except GoodputError as error:
         _fail(str(error), 2)
+    if folder.is_file():
+        _report_result(folder, output)
+        return
+    if (folder / PLAN_FILE).is_file():
+        try:
+            show(RunFiles(folder), output)
+        except (RunFilesError, RowsError, ResultError, OSError) as error:
+            _fail(str(error))
+        return
     if (folder / LOAD_FILE).is_file():
         _report_load(folder, target, output)
         return
@@ -150,6 +164,18 @@ def _report_load(folder: Path, target: GoodputTarget | None, output: Output) -> 
         _fail(str(error))
     if target:
         summary = summary.with_goodput(target, rows)
+    _show_load(summary, output)
+
+
+def _report_result(path: Path, output: Output) -> None:
+    """What `vllm bench serve` found, as a load test of ours is shown."""
+    try:
+        _show_load(load_summary(path, read_result(path)), output)
+    except ResultError as error:
+        _fail(str(error))
+
+
+def _show_load(summary: LoadSummary, output: Output) -> None:
     if output is Output.JSON:
         typer.echo(summary.model_dump_json())
         return

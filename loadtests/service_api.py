@@ -1,13 +1,14 @@
-"""Nightjar's HTTP API as the load room uses it: read the fleet's status, set a mode.
+"""Nightjar's HTTP API as the load room uses it: read the fleet's status, set a mode, take out and put back what was learned.
 
 Fails with ServiceError, one line that says what was asked and what came back; nothing is retried here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import httpx
 from pydantic import ValidationError
@@ -32,7 +33,7 @@ class ServiceApi:
     @classmethod
     def at(cls, url: str, token: str) -> Self:
         """The API at `url`, writing with `token`. Proxies of the environment are not used."""
-        headers = {"Authorization": f"Bearer {token}"}
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
         return cls(httpx.Client(base_url=f"{url}/nightjar", headers=headers, timeout=TIMEOUT_S, trust_env=False))
 
     def __enter__(self) -> Self:
@@ -51,11 +52,23 @@ class ServiceApi:
 
     def set_mode(self, mode: Mode, reason: str) -> None:
         """Set the whole fleet's mode until further notice. Raises ServiceError."""
-        self._send("POST", "/mode", {"mode": str(mode), "scope": "fleet", "reason": reason})
+        self.send_mode({"mode": str(mode), "scope": "fleet", "reason": reason})
 
-    def _send(self, method: str, path: str, body: dict[str, str] | None = None) -> httpx.Response:
+    def send_mode(self, request: Mapping[str, Any]) -> None:
+        """The body of POST /nightjar/mode as it is. Raises ServiceError."""
+        self._send("POST", "/mode", json=dict(request))
+
+    def learned(self) -> bytes:
+        """What the fleet has learned, as a file. Raises ServiceError."""
+        return self._send("GET", "/learned").content
+
+    def import_learned(self, content: bytes) -> None:
+        """Give the fleet what such a file holds. Raises ServiceError."""
+        self._send("POST", "/learned", content=content)
+
+    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
         try:
-            response = self.client.request(method, path, json=body)
+            response = self.client.request(method, path, **request)
         except httpx.HTTPError as error:
             raise ServiceError(f"{method} /nightjar{path}: {type(error).__name__} {error}".rstrip()) from error
         if response.is_error:

@@ -18,7 +18,7 @@ from nightjar.policy.granting import MayGrant, group_restarts
 from nightjar.policy.intake import MAX_RETIRED_ENGINES, observe
 from nightjar.policy.learning import learn
 from nightjar.policy.limiting import with_limits
-from nightjar.policy.modes import ModeOverride, effective_mode, live_overrides
+from nightjar.policy.modes import ModeOverride, effective_mode, fleet_override, live_overrides, with_planner
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.base import one_length, speculation
 from nightjar.policy.seeding import exported, seeded, with_own_price, with_waiting_priors
@@ -28,6 +28,7 @@ from nightjar.policy.state import (
     GroupState,
     ReplicaState,
     empty_fleet,
+    forgotten,
     learned,
     with_learned,
     without_grants,
@@ -43,6 +44,7 @@ __all__ = [
     "decide",
     "empty_fleet",
     "exported",
+    "forgotten",
     "learned",
     "observe",
     "seeded",
@@ -65,6 +67,8 @@ def decide(
     Where a group with a seed has a replica, the seed becomes its prior first. Replicas that cannot be steered (served plainly, or
     failed open) count no steps, teach nothing and have no restarts: the budget is of the others.
     """
+    settings, by_hand = with_planner(settings, overrides, now_s), fleet_override(overrides, now_s)
+    anew_at_s = by_hand.anew_at_s if by_hand is not None else None
     state = with_waiting_priors(state, now_s, settings.calibration_clean_steps)
     live = {
         replica_id: replica
@@ -107,7 +111,7 @@ def decide(
         for replica_id, new_restarts in counted.items():
             live[replica_id] = replace(live[replica_id], new_restarts=new_restarts)
         next_segment_id = max([next_segment_id, *(held.segment.segment_id + 1 for held in groups[group_id].exploration.segments)])
-        decisions.update(_decisions(groups[group_id], members[group_id], modes, limits, settings))
+        decisions.update(_decisions(groups[group_id], members[group_id], modes, limits, settings, anew_at_s))
     groups = {group_id: groups[group_id] for group_id in state.groups if group_id in groups}
     departed = _departed(state, live)
     return decisions, FleetState(PersistentMap(live), groups, next_segment_id, state.quiet_since_s, state.waiting, departed)
@@ -140,6 +144,7 @@ def _decisions(
     modes: Mapping[str, tuple[Mode, str]],
     limits: Mapping[str, RestartLimits],
     operator: OperatorSettings,
+    anew_at_s: float | None,
 ) -> dict[str, Settings]:
     """Settings of every member. Members of whom all the same holds share one record: building one for each would take long."""
     assert group.plan is not None
@@ -147,7 +152,11 @@ def _decisions(
     for held in group.exploration.segments:
         if held.replica_id not in members or group.may_measure(members[held.replica_id], held.cell):
             segments.setdefault(held.replica_id, []).append(held.segment)
-    group_plan = group.plan.local or Table(rows=group.plan.rows, mixed_rows=group.plan.mixed_rows, off_steps=group.off_steps)
+    group_plan: Plan
+    if group.plan.local is not None:
+        group_plan = group.plan.local.begun_anew(anew_at_s)
+    else:
+        group_plan = Table(rows=group.plan.rows, mixed_rows=group.plan.mixed_rows, off_steps=group.off_steps)
     shared: dict[Hashable, Settings] = {}
     decisions = {}
     for replica_id, replica in members.items():

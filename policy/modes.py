@@ -14,7 +14,7 @@ from typing import Annotated, Final, Self
 from pydantic import Field, model_validator
 
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.operator import MaxStepMs, OperatorSettings
+from nightjar.policy.wire.operator import MaxStepMs, OperatorSettings, PlannerName
 from nightjar.policy.wire.record import Reason, Record
 from nightjar.policy.wire.status import Scope
 
@@ -24,13 +24,17 @@ _MOST_SPECIFIC_FIRST: Final[tuple[Scope, ...]] = ("replica", "application", "fle
 class ModeOverride(Record):
     """A mode set by hand. `name` is the application's or the replica's; the scope fleet has none.
 
-    `max_step_ms` limits the steps of the same replicas, where their mode lets a planner decide.
+    `max_step_ms` limits the steps of the same replicas, where their mode lets a planner decide. `planner` decides in place of the
+    settings' one, for the whole fleet only: replicas of a group share a plan. Planners that engines run themselves began anew at
+    `anew_at_s`, a second of the epoch (None: they never had to).
     """
 
     scope: Scope
     name: Annotated[str, Field(max_length=256)] = ""
     mode: Mode
     max_step_ms: MaxStepMs | None = None
+    planner: PlannerName | None = None
+    anew_at_s: float | None = None
     expires_at_s: float | None = None
     reason: Reason = ""
 
@@ -45,6 +49,11 @@ class ModeOverride(Record):
     @model_validator(mode="after")
     def _limit_has_a_plan_to_limit(self) -> Self:
         check_limit(self.mode, self.max_step_ms)
+        return self
+
+    @model_validator(mode="after")
+    def _planner_has_a_plan_to_make(self) -> Self:
+        check_planner(self.scope, self.mode, self.planner)
         return self
 
     def is_live(self, now_s: float) -> bool:
@@ -107,6 +116,34 @@ def check_limit(mode: Mode | None, max_step_ms: float | None) -> None:
         raise ValueError(
             f"max_step_ms: {max_step_ms:g} with mode {mode or 'default'}, which plans nothing; allowed are auto and shadow"
         )
+
+
+def check_planner(scope: Scope, mode: Mode | None, planner: PlannerName | None) -> None:
+    """Raise ValueError for a planner of less than the fleet, or beside a mode that plans nothing."""
+    if planner is None:
+        return
+    if scope != "fleet":
+        raise ValueError(f"planner: {planner} with scope {scope}; replicas of a group share a plan, allowed is scope fleet")
+    if mode is None or mode.kind in {"off", "pin"}:
+        raise ValueError(f"planner: {planner} with mode {mode or 'default'}, which plans nothing; allowed are auto and shadow")
+
+
+def fleet_override(overrides: Sequence[ModeOverride], now_s: float) -> ModeOverride | None:
+    """The live override of the whole fleet; None where there is none."""
+    return next((override for override in overrides if override.scope == "fleet" and override.is_live(now_s)), None)
+
+
+def with_planner(settings: OperatorSettings, overrides: Sequence[ModeOverride], now_s: float) -> OperatorSettings:
+    """The settings with the planner that decides now: the one set by hand while that holds, else their own.
+
+    >>> by_hand = ModeOverride(scope="fleet", mode=Mode.parse("auto"), planner="nightjar", expires_at_s=60.0)
+    >>> [with_planner(OperatorSettings(), [by_hand], now_s).planner for now_s in (59.0, 60.0)]
+    ['nightjar', 'fleet']
+    """
+    override = fleet_override(overrides, now_s)
+    if override is None or override.planner in {None, settings.planner}:
+        return settings
+    return settings.model_copy(update={"planner": override.planner})
 
 
 def limit_of(

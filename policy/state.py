@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from nightjar.policy.estimate.catch_up import NewRestarts
+from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.estimate.contributions import Contributions, NewEvidence
 from nightjar.policy.estimate.counting import CountedEngine
 from nightjar.policy.estimate.evidence import Cell, Evidence
@@ -163,6 +163,23 @@ def learned(state: FleetState) -> LearnedTables:
             break
         stored.append(LearnedGroup.of(group.key, group.evidence, group.restarts.catch_up))
     return LearnedTables(next_segment_id=state.next_segment_id, groups=tuple(stored))
+
+
+def forgotten(state: FleetState) -> FleetState:
+    """The state of a fleet that has learned nothing: evidence, plans and measurements of every group are gone, and what replicas
+    reported and nobody merged yet. Leases stay open, and engines' steps until now stay counted: none is learned from again.
+    """
+    groups = {
+        group_id: GroupState(group.key, restarts=replace(group.restarts, catch_up=CatchUpEvidence()))
+        for group_id, group in state.groups.items()
+    }
+    replicas = {
+        replica_id: replace(
+            replica, new_evidence=NewEvidence(), mixed_share=MixedShare(), new_restarts=NewRestarts(), own=None, own_within=None
+        )
+        for replica_id, replica in state.replicas.items()
+    }
+    return replace(state, groups=groups, replicas=PersistentMap(replicas))
 
 
 def with_learned(state: FleetState, tables: LearnedTables) -> FleetState:

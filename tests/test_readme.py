@@ -62,6 +62,7 @@ RUN_ELSEWHERE: Final = {
     "nightjar explain REPLICA": BY_HAND,
     "nightjar explain REPLICA --journal JOURNAL --at 10m": BY_HAND,
     "nightjar replay JOURNAL": BY_HAND,
+    "nightjar compare --arm off --arm pin=5 --arm nightjar --arm fleet": BY_HAND,
     "nightjar export learned.json": BY_HAND,
     "nightjar import learned.json": BY_HAND,
     "nightjar migrate serve.yaml --write": BY_HAND,

@@ -39,6 +39,17 @@ def mode(
             "--max-step-ms", help="With auto or shadow: no K whose steps may take longer.", show_default="no limit of its own"
         ),
     ] = None,
+    planner: Annotated[
+        str,
+        typer.Option(
+            "--planner",
+            help="With auto or shadow, of the fleet: who decides, fleet, nightjar, fixed or schedule.",
+            show_default="the settings' own",
+        ),
+    ] = "",
+    learned: Annotated[
+        str, typer.Option("--learned", help="keep, or reset: every planner of the fleet forgets what it has learned.")
+    ] = "keep",
     for_s: Annotated[
         float | None,
         typer.Option(
@@ -58,6 +69,10 @@ def mode(
     request: dict[str, object] = {"mode": value, "scope": scope, "name": name, "for_s": for_s, "reason": reason}
     if max_step_ms is not None:
         request["max_step_ms"] = max_step_ms
+    if planner:
+        request["planner"] = planner
+    if learned != "keep":
+        request["learned"] = learned
     with one_line_errors(), open_client(url, token) as client:
         answer = client.set_mode(request)
     if output is Output.JSON:
@@ -65,4 +80,5 @@ def mode(
         return
     until = f" for {format_duration(for_s)}" if for_s is not None else ""
     limit = f", steps of up to {max_step_ms:g} ms" if max_step_ms is not None else ""
-    Console().print(f"{escaped(f'{scope} {name}'.strip())}: mode {escaped(value)}{limit}{until}", highlight=False)
+    who = f", planner {planner}" if planner else ""
+    Console().print(f"{escaped(f'{scope} {name}'.strip())}: mode {escaped(value)}{escaped(who)}{limit}{until}", highlight=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from typing import NamedTuple
 
 from nightjar.policy.engine.bounds import allowed_lengths, bound, hold
 from nightjar.policy.engine.guard import OffGuard
@@ -43,6 +44,14 @@ class Cause(StrEnum):
     MIXED = "a step with prefill keeps the last K and never raises it"
 
 
+class _BuiltPlanner(NamedTuple):
+    """The last planner that was built, kept while another plan is in force."""
+
+    plan: Local
+    allowed: tuple[int, ...]
+    planner: LocalPlanner
+
+
 class Steering:
     """Chooses K step by step. The clock is passed in as seconds of any steady clock.
 
@@ -71,7 +80,7 @@ class Steering:
         self._mixed_length_by_batch: list[int] = [0]
         self._segments = Segments()
         self._off_guard = OffGuard(max_num_seqs)
-        self._local_plan: Local | None = None
+        self._local: _BuiltPlanner | None = None
         self._planner: LocalPlanner | None = None
         self._current: int | None = None
         self._held_steps = 0
@@ -108,7 +117,7 @@ class Steering:
         """Take issued settings into force; the very version in force again only confirms it.
 
         Returns "" or why they were refused. K above the engine's maximum is clamped, not refused. A `Local` plan that is in force
-        already keeps its planner and what that has learned.
+        already, or comes back after others were, keeps its planner and what that has learned.
         """
         in_force, version, settings = self._version, issued.version, issued.settings
         if version == in_force:
@@ -116,17 +125,16 @@ class Steering:
             return ""
         if not version.is_newer_than(in_force):
             return f"version {version} of the settings is older than {in_force}, which is in force; only newer ones are taken"
-        plan, planner = settings.plan, self._planner
+        plan, local = settings.plan, self._local
         allowed = allowed_lengths(settings.allowed_num_speculative_tokens, self._max_num_speculative_tokens)
-        if isinstance(plan, Local) and (plan != self._local_plan or allowed != self._allowed):
+        if isinstance(plan, Local) and (local is None or (plan, allowed) != (local.plan, local.allowed)):
             factory = self._local_planners.get(plan.planner)
             if factory is None:
                 known = ", ".join(sorted(self._local_planners))
                 return f"plan.planner {plan.planner!r} is unknown to this engine; allowed are {known}"
             try:
-                planner = factory(
-                    plan.options, LocalContext(self._max_num_speculative_tokens, self._max_num_seqs, allowed, self._seed)
-                )
+                context = LocalContext(self._max_num_speculative_tokens, self._max_num_seqs, allowed, self._seed)
+                local = _BuiltPlanner(plan, allowed, factory(plan.options, context))
             except LocalOptionsError as error:
                 return f"plan.planner {plan.planner!r}: {error}"
         if in_force is None or version.incarnation != in_force.incarnation:
@@ -136,11 +144,12 @@ class Steering:
         self._heard_s = now_s
         self._allowed = allowed
         if isinstance(plan, Local):
-            self._local_plan, self._planner = plan, planner
+            assert local is not None
+            self._local, self._planner = local, local.planner
             self._segments.replace([], now_s)
             self._off_guard.adopt([0] * (self._max_num_seqs + 1), ())
         else:
-            self._local_plan = self._planner = None
+            self._planner = None
             self._length_by_batch = self._lengths(plan.rows)
             self._mixed_length_by_batch = self._lengths(plan.mixed_rows) if plan.mixed_rows else self._length_by_batch
             self._off_guard.adopt(self._length_by_batch, plan.off_steps)

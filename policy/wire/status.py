@@ -13,12 +13,13 @@ Scope = Literal["fleet", "application", "replica"]
 
 
 class OverrideStatus(Record):
-    """A mode somebody set by hand, with its limit of a step, and how long it still holds (None: until taken back)."""
+    """A mode somebody set by hand, with its limit of a step, its planner, and how long it still holds (None: until taken back)."""
 
     scope: Scope
     name: str = ""
     mode: Mode
     max_step_ms: float | None = None
+    planner: str | None = None
     reason: str = ""
     seconds_left: float | None = None
 

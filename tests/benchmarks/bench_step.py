@@ -23,12 +23,12 @@ import typer
 from rich.progress import track
 
 from nightjar.loadtests.bench_summary import Effort, StrictOption
+from nightjar.loadtests.paired import RESAMPLES, interval_of_resamples
 from nightjar.loadtests.simulation.evidence.bars import Bar, Interval
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table, TableRow
 from tests.benchmarks.measuring.outcome import Outcome
 from tests.benchmarks.measuring.run import BenchRun
-from tests.benchmarks.measuring.statistics import RESAMPLES, interval_of_resamples
 
 OUTPUT: Final = Path("runs/step/latest")
 BATCH_SIZES: Final = (1, 32, 256)

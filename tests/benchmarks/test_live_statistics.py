@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("ray")
 
+from nightjar.loadtests.paired import Speed, paired_ratio
 from nightjar.loadtests.prompts import PromptsError
 from nightjar.loadtests.samples import StatusSample, Work
 from nightjar.loadtests.simulation.evidence.bars import Bar, Interval
@@ -23,7 +24,6 @@ from tests.benchmarks.live.changing import Run, Runs, mirrored
 from tests.benchmarks.live.cold import ALONE, TOGETHER, ColdRun, judge_cold
 from tests.benchmarks.live.effort import SteadyLoad
 from tests.benchmarks.live.learning_loss import Moment, lost_tokens, steady_from_s
-from tests.benchmarks.live.paired import Speed, paired_ratio
 from tests.benchmarks.live.playing import Window, window
 from tests.benchmarks.live.steady import Half, Segment, Segments
 from tests.benchmarks.live.stock_table import tuned_table

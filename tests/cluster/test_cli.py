@@ -98,6 +98,13 @@ def test_mode_sends_a_limit_of_a_step_where_one_is_given(serve: Callable[[Handle
     assert json.loads(requests[0].content)["max_step_ms"] == 40.0
 
 
+def test_mode_sends_a_planner_and_a_reset_where_they_are_given(serve: Callable[[Handler], list[httpx.Request]]) -> None:
+    requests = serve(override_answer)
+    done = call("mode", "auto", "--planner", "nightjar", "--learned", "reset")
+    assert "fleet: mode auto, planner nightjar" in done.stdout
+    assert json.loads(requests[0].content) | {"planner": "nightjar", "learned": "reset"} == json.loads(requests[0].content)
+
+
 def test_mode_without_a_name_concerns_the_fleet_until_taken_back(serve: Callable[[Handler], list[httpx.Request]]) -> None:
     requests = serve(override_answer)
     call("mode", "default", "--token", "other", "-o", "json")

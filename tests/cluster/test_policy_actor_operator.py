@@ -12,9 +12,16 @@ from nightjar.cluster.checkpoint import unseal
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import to_plain
 from nightjar.policy.wire.report import DrafterState
+from nightjar.policy.wire.settings import Local
 from tests.cluster.protocol import EPOCH_S, MemoryJournal, MemoryStore, Replica, running_service, settled
+from tests.cluster.seeds import some_file
 
 pytestmark = pytest.mark.looptime
+
+
+def plan_kind(replica: Replica) -> str:
+    assert replica.settings is not None
+    return replica.settings.plan.kind
 
 
 @pytest.mark.parametrize(
@@ -61,6 +68,16 @@ async def test_wrong_settings_keep_the_old_ones_and_name_the_field(values: objec
         ({"mode": "auto", "max_step_ms": 0}, "max_step_ms"),
         ({"mode": "pin=2", "max_step_ms": 40}, "max_step_ms: 40 with mode pin=2, which plans nothing; allowed are auto and shadow"),
         ({"mode": "default", "max_step_ms": 40}, "max_step_ms: 40 with mode default"),
+        (
+            {"mode": "off", "planner": "nightjar"},
+            "planner: nightjar with mode off, which plans nothing; allowed are auto and shadow",
+        ),
+        ({"mode": "auto", "planner": "nightjar", "scope": "replica", "name": "r1"}, "planner: nightjar with scope replica"),
+        ({"mode": "auto", "planner": "paper"}, "planner"),
+        ({"mode": "auto", "planner": "schedule"}, "planner: schedule needs num_speculative_tokens_per_batch_size"),
+        ({"mode": "auto", "learned": "burn"}, "learned"),
+        ({"mode": "default", "learned": "reset"}, "learned: reset with fleet default"),
+        ({"mode": "auto", "learned": "reset", "scope": "replica", "name": "r1"}, "learned: reset with replica r1 auto"),
         ("off", "off"),
     ],
 )
@@ -109,6 +126,66 @@ async def test_an_override_expires_at_its_time_and_the_journal_says_so() -> None
         assert service.status().overrides == ()
         assert "override: fleet off for 60 s (incident)" in journal.causes
         assert "override expired: fleet off" in journal.causes
+
+
+async def test_a_planner_set_by_hand_runs_at_every_replica_is_journaled_and_ends_at_its_time() -> None:
+    journal = MemoryJournal()
+    async with running_service(journal=journal) as service:
+        replica = Replica()
+        await service.configure({"mode": "auto"})
+        await settled(service, replica)
+        answer = await service.set_mode({"mode": "auto", "planner": "nightjar", "for_s": 60, "reason": "trial"})
+        assert answer["override"] == to_plain(service.status().overrides[0])
+        await settled(service, replica, rounds=2)
+        status = service.status()
+        assert (status.policy.planner, status.groups[0].planner, status.overrides[0].planner) == ("nightjar",) * 3
+        assert plan_kind(replica) == "local"
+        for _ in range(120):
+            await replica.exchange(service)
+        await settled(service, replica, rounds=2)
+        assert (service.status().policy.planner, service.status().groups[0].planner) == ("fleet", "fleet")
+        assert plan_kind(replica) == "table"
+        assert "override: fleet auto, planner nightjar for 60 s (trial)" in journal.causes
+        assert "override expired: fleet auto, planner nightjar" in journal.causes
+
+
+async def test_a_planner_set_by_hand_survives_a_restarted_policy_and_its_engines_go_on() -> None:
+    store = MemoryStore()
+    replica = Replica()
+    async with running_service(store) as service:
+        await service.configure({"mode": "auto"})
+        await service.set_mode({"mode": "auto", "planner": "nightjar", "learned": "reset"})
+        await settled(service, replica)
+        assert replica.settings is not None
+        before = replica.settings.plan
+    async with running_service(store) as service:
+        await settled(service, replica)
+        assert isinstance(before, Local)
+        assert replica.settings.plan == before
+        assert service.status().policy.planner == "nightjar"
+
+
+async def test_reset_forgets_what_was_learned_once_and_what_is_kept_stays() -> None:
+    async with running_service() as service:
+        await service.configure({"mode": "auto"})
+        replica = Replica()
+        await settled(service, replica)
+        await service.import_learned(some_file())
+        await settled(service, replica, rounds=2)
+        assert service.status().groups[0].cells
+        await service.set_mode({"mode": "auto", "planner": "fleet"})
+        await settled(service, replica, rounds=2)
+        assert service.status().groups[0].cells
+        await service.set_mode({"mode": "auto", "planner": "nightjar", "learned": "reset"})
+        assert not service.status().groups[0].cells
+        await settled(service, replica, rounds=2)
+        assert replica.settings is not None
+        plan = replica.settings.plan
+        await service.set_mode({"mode": "off"})
+        await settled(service, replica, rounds=2)
+        await service.set_mode({"mode": "auto", "planner": "nightjar"})
+        await settled(service, replica, rounds=2)
+        assert replica.settings.plan == plan
 
 
 async def test_the_number_of_overrides_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from nightjar.cluster.learned_file import MAX_FILE_BYTES, LearnedFileError, chos
 from nightjar.cluster.overrides import ModeRequestError, parse_mode_request
 from nightjar.cluster.policy_api import MAX_BODY_BYTES, PolicyUnreachableError, create_policy_api
 from nightjar.cluster.status_page import PAGE, security_policy
+from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.status import FleetStatus
 from tests.cluster.fleets import some_fleet
 from tests.cluster.protocol import GROUP
@@ -42,7 +43,7 @@ class FakePolicy:
     async def set_mode(self, override: Mapping[str, object]) -> Mapping[str, object]:
         self._answer()
         try:
-            parse_mode_request(override, {})
+            parse_mode_request(override, {}, OperatorSettings())
         except ModeRequestError as error:
             return {"override": None, "error": str(error)}
         self.requests.append(override)

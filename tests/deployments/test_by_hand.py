@@ -83,10 +83,16 @@ class HandStartedRay:
         """Where Serve's proxy listens."""
         return f"http://127.0.0.1:{self.port}"
 
-    def run(self, command: str) -> subprocess.CompletedProcess[str]:
+    def run(self, command: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
         """A command line of this installation, to its end."""
         return subprocess.run(
-            shlex.split(command), cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=120, check=False
+            shlex.split(command),
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
 
     def succeeds(self, command: str) -> str:
@@ -245,6 +251,32 @@ def test_the_operators_commands_show_and_override_what_runs(ray_by_hand: HandSta
     typed = "nightjar explain REPLICA --journal JOURNAL --at 10m".replace("10m", "1s")
     assert replica_id in ray_by_hand.succeeds(typed.replace("REPLICA", replica_id).replace("JOURNAL", str(journal.parent)))
     assert "smollm2" in ray_by_hand.shown_in_a_terminal("nightjar watch", until_it_says="smollm2")
+
+
+def test_compare_runs_each_arm_at_every_replica_and_puts_back_what_ran_before(ray_by_hand: HandStartedRay) -> None:
+    ray_by_hand.deploy("serve deploy cluster/configs/local-cpu.yaml", "smollm2", "nightjar")
+    ray_by_hand.succeeds('nightjar mode pin=3 --for 30m --reason "comparing"')
+    typed = "nightjar compare --arm off --arm pin=5 --arm nightjar --arm fleet"
+    short = "--regime quiet:5@1 --max-tokens 12 --rounds 1 --lessons 0 --warm-up-s 1 --folder compared"
+    done = ray_by_hand.run(f"{typed} {short}", timeout_s=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no verdict from 1 of at least 6 rounds" in done.stdout
+    assert "put back: pin=3 by hand" in done.stderr
+    lines = (ray_by_hand.folder / "compared/turns.jsonl").read_text().splitlines()
+    turns = {turn["arm"]: turn for turn in map(json.loads, lines)}
+    assert {arm: turn["planner"] for arm, turn in turns.items()} == {
+        "off": "fleet",
+        "pin=5": "fleet",
+        "nightjar": "nightjar",
+        "fleet": "fleet",
+    }
+    assert turns["off"]["share_of_steps_off"] == 1.0
+    assert turns["pin=5"]["mean_num_speculative_tokens"] > 3.0
+    ray_by_hand.succeeds("nightjar report compared")
+    fleet = json.loads(ray_by_hand.succeeds("nightjar status -o json"))
+    assert [override["mode"] for override in fleet["overrides"]] == ["pin=3"]
+    ray_by_hand.succeeds("nightjar mode default")
+    ray_by_hand.succeeds(f"nightjar replay {Path(fleet['policy']['journal_path']).parent}")
 
 
 def test_nightjar_goes_in_and_out_again_under_load_by_migrate_and_serve_deploy_and_fails_no_request(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.catch_up import CatchUpEvidence
 from nightjar.policy.estimate.evidence import CellEvidence, Evidence
-from nightjar.policy.fleet import FleetState, decide, empty_fleet, learned, observe, with_learned
+from nightjar.policy.fleet import FleetState, decide, empty_fleet, forgotten, learned, observe, with_learned
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.prior.learned import LearnedGroup, LearnedTables
@@ -211,6 +211,24 @@ def test_what_was_learned_survives_a_restart_through_the_wire() -> None:
     assert warm.planned(1) == best_length(1)
     assert not warm.dealt
     assert restored.next_segment_id > max(fleet.dealt)
+
+
+def test_a_fleet_that_forgot_measures_again_learns_no_step_twice_and_keeps_its_leases() -> None:
+    fleet = Fleet([Replica("a", 16), Replica("b", 64)])
+    fleet.run(10.0)
+    (before,) = fleet.state.groups.values()
+    dealt = len(fleet.dealt)
+    fleet.state = forgotten(fleet.state)
+    fleet.decide_only()
+    (after,) = fleet.state.groups.values()
+    assert after.evidence.cells == {}
+    assert after.restarts.open_leases == before.restarts.open_leases
+    fleet.run(10.0)
+    assert len(fleet.dealt) > dealt
+    assert min(list(fleet.dealt)[dealt:]) > max(list(fleet.dealt)[:dealt])
+    (known,) = learned(fleet.state).groups
+    assert sum(known.steps) < sum(replica.counters.snapshot("engine-1").step_count for replica in fleet.replicas)
+    assert [fleet.planned(batch) for batch in (16, 64)] == [best_length(batch) for batch in (16, 64)]
 
 
 def test_a_policy_that_remembers_counts_no_history_again_and_all_that_engines_do_from_then_on() -> None:

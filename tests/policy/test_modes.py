@@ -55,6 +55,24 @@ def test_a_scope_and_a_name_that_do_not_fit_are_refused(scope: str, name: str, s
         ModeOverride.model_validate({"scope": scope, "name": name, "mode": "off"})
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            {"scope": "application", "name": "chat", "mode": "auto"},
+            "planner: nightjar with scope application; replicas",
+        ),
+        (
+            {"scope": "fleet", "mode": "pin=3"},
+            "planner: nightjar with mode pin=3, which plans nothing",
+        ),
+    ],
+)
+def test_a_planner_is_of_the_whole_fleet_and_of_a_mode_that_plans(values: dict[str, str], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        ModeOverride.model_validate({**values, "planner": "nightjar"})
+
+
 @given(
     mode=st.sampled_from(["auto", "shadow", "off", "pin=0", "pin=32"]),
     expires_at_s=st.none() | st.floats(0, 1e9),

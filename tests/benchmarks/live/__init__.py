@@ -11,7 +11,6 @@ sections, and writes what they found (`tests.benchmarks.measuring`).
     crowd           closed-loop users of several replicas
     playing         a load on the system, and what it gave: the measurements of every section
     effort          how much is measured
-    paired          intervals of ratios whose rounds were measured in pairs, and bars that such an interval decides
     cold            section: two replicas learn together, one learns alone
     learning_loss   what those lose until they know
     steady          section: every K and the planner at three loads

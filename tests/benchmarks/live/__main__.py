@@ -46,9 +46,16 @@ class Bench:
     """The sections of one run, on one system."""
 
     def __init__(
-        self, run: BenchRun, effort: Effort, categories: dict[str, list[str]], target: GoodputTarget | None = None
+        self,
+        run: BenchRun,
+        effort: Effort,
+        categories: dict[str, list[str]],
+        target: GoodputTarget | None = None,
+        *,
+        with_paper: bool = False,
     ) -> None:
         self._run = run
+        self._with_paper = with_paper
         self._target = target
         self._effort = effort
         self._categories = categories
@@ -74,7 +81,8 @@ class Bench:
             self._run.tell("stopping everything")
 
     def _steady(self, player: Player, runs: list[ColdRun]) -> Segments:
-        outcome, segments = measure_steady(player, self._effort, self._run.rng("steady"), self._run.seed, self._run.tell)
+        rng = self._run.rng("steady")
+        outcome, segments = measure_steady(player, self._effort, rng, self._run.seed, self._run.tell, with_paper=self._with_paper)
         self._run.found("steady", outcome)
         if runs:
             self._run.found("pooled", judge_cold(runs, segments.speeds_by_length(LOAD), self._run.seed))
@@ -134,6 +142,9 @@ def main(
             help="JSON lines with `category` and `turns`.", show_default=f"{PROMPTS_FILE} in ${DATA_VARIABLE} or ../shared/data"
         ),
     ] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Score the paper's planner at the steady loads, too: 3 to 5 minutes more.")
+    ] = False,
     goodput: GoodputOption = None,
     strict: StrictOption = False,
 ) -> None:
@@ -150,7 +161,7 @@ def main(
     run = BenchRun("live", seeds=[seed], sections=sections, output=output, effort=effort, subject=says(NOISE))
     if "categories" not in sections:
         run.tell(f"without the section categories; --prompts or {DATA_VARIABLE} names its file, {PROMPTS_FILE}")
-    Bench(run, QUICK if quick else FULL, categories, target).measure()
+    Bench(run, QUICK if quick else FULL, categories, target, with_paper=paper).measure()
     raise typer.Exit(run.end(strict=strict))
 
 

@@ -1,4 +1,4 @@
-"""What is compared, by the names of rows and tables: off, a pinned K, the planner, and stock vLLM with a table."""
+"""What is compared, by the names of rows and tables: off, a pinned K, the planner, the paper's, and stock vLLM with a table."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from nightjar.policy.wire.mode import Mode
 
 OFF: Final = "off"
 AUTO: Final = "auto"
+PAPER: Final = "nightjar"
 TABLE: Final = "stock table"
 STATIC: Final = (OFF, "K=1", "K=2", "K=3", "K=5")
 """What an operator could have set once and for all: every K that the engines know."""
+
+
+PLANNER_OF: Final = {AUTO: "fleet", PAPER: "nightjar"}
 
 
 def length_of(arm: str) -> int:
@@ -28,6 +32,6 @@ def mode_of(arm: str) -> Mode:
     >>> str(mode_of("off")), str(mode_of("K=3")), str(mode_of("auto"))
     ('off', 'pin=3', 'auto')
     """
-    if arm == AUTO:
+    if arm in PLANNER_OF:
         return Mode(kind="auto")
     return Mode(kind="off") if arm in {OFF, TABLE} else Mode(kind="pin", num_speculative_tokens=length_of(arm))

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from nightjar.loadtests.paired import RESAMPLES, interval_of_resamples
 from nightjar.loadtests.prompts import PromptsError, read_prompts_by_category
 from nightjar.loadtests.samples import StatusSample, all_work
 from nightjar.loadtests.simulation.evidence.bars import Bar, Interval
@@ -23,7 +24,7 @@ from tests.benchmarks.live.crowd import Crowd, Deck
 from tests.benchmarks.live.effort import Effort
 from tests.benchmarks.live.playing import Player, Window
 from tests.benchmarks.measuring.outcome import Outcome
-from tests.benchmarks.measuring.statistics import RESAMPLES, interval_of_resamples, survival
+from tests.benchmarks.measuring.statistics import survival
 
 ARM: Final = "K=3"
 LENGTH: Final = 3

@@ -19,6 +19,7 @@ from itertools import accumulate, pairwise
 from statistics import fmean
 from typing import Any, Final
 
+from nightjar.loadtests.paired import Pair, Speed, matched, paired_ratio
 from nightjar.loadtests.samples import StatusSample
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from tests.benchmarks.engine.fixture import MAX_NUM_SEQS
@@ -26,7 +27,6 @@ from tests.benchmarks.live.applications import OURS, STOCK, TableRows
 from tests.benchmarks.live.arms import AUTO, STATIC, TABLE, length_of
 from tests.benchmarks.live.crowd import Crowd, Deck
 from tests.benchmarks.live.effort import Effort
-from tests.benchmarks.live.paired import Pair, Speed, matched, paired_ratio
 from tests.benchmarks.live.playing import Player, Window, goodput_cell, goodput_title, question, window
 from tests.benchmarks.live.stock_table import tuned_table
 from tests.benchmarks.measuring.outcome import Lines, Outcome

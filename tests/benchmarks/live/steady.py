@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from nightjar.loadtests.goodput import GoodputTarget
+from nightjar.loadtests.paired import RESAMPLED, Pair, Ratio, Speed, matched, paired_ratio
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from tests.benchmarks.live.applications import OURS
-from tests.benchmarks.live.arms import AUTO, OFF, STATIC, length_of
+from tests.benchmarks.live.arms import AUTO, OFF, PAPER, STATIC, length_of
 from tests.benchmarks.live.crowd import Deck
 from tests.benchmarks.live.effort import MAX_TOKENS, Effort, SteadyLoad
-from tests.benchmarks.live.paired import RESAMPLED, Pair, Ratio, Speed, matched, paired_ratio
 from tests.benchmarks.live.playing import Player, Window, goodput_cell, goodput_title, question
 from tests.benchmarks.measuring.outcome import Lines, Outcome
 from tests.benchmarks.measuring.statistics import latin_rectangle
@@ -86,8 +86,11 @@ class Segments:
         return {length_of(arm): max(one.window.steady_speed for one in self.of(load, arm, "odd")) / len(OURS) for arm in STATIC}
 
 
-def measure_steady(player: Player, effort: Effort, rng: random.Random, seed: int, tell: Tell) -> tuple[Outcome, Segments]:
-    """All loads, one after the other."""
+def measure_steady(
+    player: Player, effort: Effort, rng: random.Random, seed: int, tell: Tell, *, with_paper: bool = False
+) -> tuple[Outcome, Segments]:
+    """All loads, one after the other; `with_paper`: the paper's planner is scored beside ours."""
+    papers = (PAPER,) if with_paper else ()
     segments = Segments()
     for load in effort.loads:
         _play(player, load, AUTO, 0, lambda _: None, settle_s=WARM_UP_S, measure_s=0.0)
@@ -96,10 +99,17 @@ def measure_steady(player: Player, effort: Effort, rng: random.Random, seed: int
         for number in effort.lessons.numbers():
             if len(_play(player, load, AUTO, number, tell).steps_by_length) == 1:
                 break
-        _rounds(player, segments, load, "even", effort, tuple(dict.fromkeys((AUTO, OFF, best))), rng, tell)
-        scored = ", ".join(f"{arm} {segments.speed(load.name, arm, 'even'):.1f}" for arm in dict.fromkeys((AUTO, OFF, best)))
-        tell(f"load {load.name}: best {best}; tokens/s of even rounds: {scored}")
+        scored = tuple(dict.fromkeys((AUTO, OFF, best, *papers)))
+        for arm in papers:  # as long as the planner at most: it learns in every engine for itself
+            for number in effort.lessons.numbers():
+                _play(player, load, arm, number, tell)
+        _rounds(player, segments, load, "even", effort, scored, rng, tell)
+        speeds = ", ".join(f"{arm} {segments.speed(load.name, arm, 'even'):.1f}" for arm in scored)
+        tell(f"load {load.name}: best {best}; tokens/s of even rounds: {speeds}")
     outcome = _outcome(segments, effort, seed)
+    if papers:
+        outcome.facts["paper"], table = _paper(segments, effort, seed)
+        outcome.tables.append(table)
     if player.target:
         outcome.tables.append(_goodput_table(segments, effort, player.target))
     return outcome, segments
@@ -172,6 +182,22 @@ def _outcome(segments: Segments, effort: Effort, seed: int) -> Outcome:
     }
     outcome.charts.append(Lines("Tokens per second by load", "rows", curves))
     return outcome
+
+
+def _paper(segments: Segments, effort: Effort, seed: int) -> tuple[dict[str, Any], tuple[str, Sequence[str], list[Sequence[str]]]]:
+    """The paper's planner over off and over the planner, in the even rounds, and the K that it ran."""
+    facts: dict[str, Any] = {}
+    lines: list[Sequence[str]] = []
+    for load in effort.loads:
+        over = {arm: paired_ratio(segments.pairs(load.name, PAPER, arm), seed) for arm in (OFF, AUTO)}
+        speed, lengths = segments.speed(load.name, PAPER, "even"), _lengths(segments.of(load.name, PAPER, "even"))
+        facts[load.name] = {
+            "tokens_per_s": round(speed, 2), "lengths_run": lengths,
+            **{f"over_{arm}": ratio.plain() for arm, ratio in over.items()},
+        }  # fmt: skip
+        lines.append([load.name, f"{speed:.1f}", *map(str, over.values()), str(lengths)])
+    title = f"The paper's planner in every engine: even rounds (95 % by resampling {RESAMPLED})"
+    return facts, (title, ("load", "tokens/s", "over off", "over auto", "steps by K"), lines)
 
 
 def _bar(name: str, rival: str, limit: float, ratios: dict[str, Ratio], rivals: dict[str, str]) -> Bar:

@@ -34,7 +34,7 @@ from tests.benchmarks.live.applications import (
     policy_application,
     stock_replica,
 )
-from tests.benchmarks.live.arms import AUTO, length_of, mode_of
+from tests.benchmarks.live.arms import AUTO, PAPER, PLANNER_OF, length_of, mode_of
 from tests.deployments.serving import ServeCluster, ask_policy, replica_pid, serve_cluster
 
 STARTS_WITHIN_S: Final = 480.0
@@ -110,7 +110,10 @@ class LiveSystem:
     def run_arm(self, arm: str) -> None:
         """Have every replica of ours run an arm; returns when each says so. All are idle then, and no drafter has to catch up."""
         self.until_idle()
-        self._api.set_mode(mode_of(arm), "the benchmark compares modes")
+        request = {"mode": str(mode_of(arm)), "scope": "fleet", "reason": "the benchmark compares modes"}
+        if arm in PLANNER_OF:
+            request["planner"] = PLANNER_OF[arm]
+        self._api.send_mode(request)
         self._wait(lambda: self._has_confirmed(arm), OBEYS_WITHIN_S, f"our replicas confirm {arm}")
 
     def until_idle(self) -> None:
@@ -156,6 +159,9 @@ class LiveSystem:
 
     def _has_confirmed(self, arm: str) -> bool:
         ours = self.ours()
+        planners = {group.planner for group in self._latest.groups if group.replicas} if self._latest is not None else set()
+        if arm in PLANNER_OF and planners != {PLANNER_OF[arm]}:
+            return False
         return len(ours) == len(OURS) and all(one.settings_confirmed and one.mode == mode_of(arm) for one in ours)
 
     def _all_report(self) -> bool:
@@ -202,6 +208,8 @@ def _is_there(replica: ReplicaStatus) -> bool:
 
 
 def _runs(replica: ReplicaStatus, arm: str) -> bool:
+    if arm == PAPER:  # it may restart at any step
+        return True
     if replica.drafter_state in BUSY_DRAFTER:
         return False
     return arm == AUTO or replica.load.num_speculative_tokens == length_of(arm)

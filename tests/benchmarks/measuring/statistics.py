@@ -9,23 +9,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
+from nightjar.loadtests.paired import RESAMPLES, interval_of_resamples
 from nightjar.loadtests.simulation.evidence.bars import Interval
 
 T = TypeVar("T")
-
-RESAMPLES: Final = 2_000
-TAIL_PERCENT: Final = 2.5
-
-
-def interval_of_resamples(found: Sequence[float] | npt.NDArray[np.float64], what: str) -> Interval:
-    """The middle 95 % of a statistic's values over resamples; `what` names what was drawn anew, with its number."""
-    low, high = np.percentile(found, [TAIL_PERCENT, 100.0 - TAIL_PERCENT])
-    return Interval(low=float(low), high=float(high), kind=f"95 % by resampling {what}")
 
 
 def range_of(values: Sequence[float], what: str) -> Interval:

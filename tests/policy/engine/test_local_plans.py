@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.policy.engine.steering import Steering
+from nightjar.policy.modes import ModeOverride
 from nightjar.policy.planners.local import LocalContext, LocalOptions, LocalOptionsError, StepOutcome, StepView
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.settings import Local, OffStep
@@ -206,6 +207,27 @@ def test_a_table_after_a_local_plan_ends_the_planner() -> None:
     assert engine.built[0].outcomes == []
 
 
+def test_a_local_plan_that_comes_back_after_a_table_goes_on_from_what_its_planner_had_learned() -> None:
+    engine = Engine(5, 5)
+    engine.adopt()
+    engine.steering.learn(OUTCOME)
+    engine.steering.adopt(settings(table((1, 16, 1)), sequence=2), 0.0)
+    engine.adopt(3)
+    assert engine.steering.plans_locally
+    assert [planner.outcomes for planner in engine.built] == [[OUTCOME]]
+
+
+def test_a_plan_that_began_anew_since_has_a_planner_that_knows_nothing() -> None:
+    engine = Engine(5)
+    plan = Local(planner="scripted")
+    engine.steering.adopt(settings(plan), 0.0)
+    engine.steering.learn(OUTCOME)
+    engine.steering.adopt(settings(plan.begun_anew(7.0), sequence=2), 0.0)
+    engine.steering.adopt(settings(plan.begun_anew(7.0), sequence=3), 0.0)
+    assert [planner.outcomes for planner in engine.built] == [[OUTCOME], []]
+    assert plan.begun_anew(None) is plan
+
+
 def test_options_that_are_wrong_are_refused_and_the_settings_in_force_stay() -> None:
     engine = Engine(3)
     engine.adopt()
@@ -226,6 +248,28 @@ def test_off_overrides_a_planner_in_the_very_next_step(cause: str) -> None:
     else:
         now_s = 1000.0
     assert engine.steering.choose(1, False, now_s) == 0
+
+
+def test_a_planner_set_by_hand_decides_in_place_of_the_settings_one_and_each_goes_on_from_what_it_knew() -> None:
+    fleet = Fleet([Replica("a", batch=4), Replica("b", batch=64)])
+    fleet.run(20.0)
+    learned, (group,) = fleet.decisions, fleet.state.groups.values()
+    fleet.overrides = (ModeOverride(scope="fleet", mode=Mode.parse("auto"), planner="nightjar"),)
+    fleet.run(5.0)
+    assert {decision.plan.kind for decision in fleet.decisions.values()} == {"local"}
+    fleet.overrides = (fleet.overrides[0].model_copy(update={"anew_at_s": 30.0}),)
+    fleet.run(5.0)
+    for decision in fleet.decisions.values():
+        assert isinstance(decision.plan, Local)
+        assert decision.plan.options["anew_at_s"] == 30.0
+    assert all(replica.steering.plans_locally for replica in fleet.replicas)
+    fleet.overrides = ()
+    fleet.run(1.0)
+    assert {decision.plan.kind for decision in fleet.decisions.values()} == {"table"}
+    (after,) = fleet.state.groups.values()
+    assert after.planner == "fleet"
+    assert set(after.evidence.cells) >= set(group.evidence.cells)
+    assert len(learned) == 2
 
 
 def test_the_fleet_sends_the_papers_planner_to_every_replica_without_dwell() -> None:

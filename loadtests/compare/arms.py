@@ -1,0 +1,95 @@
+"""What is compared: a mode or a planner of one running system, or another server by its address.
+
+Fails closed: text that is no arm raises ArmError with what is allowed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final, get_args
+
+from pydantic import ValidationError
+
+from nightjar.loadtests.openai_stream import AddressError, Server
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.operator import PlannerName
+from nightjar.policy.wire.record import Record
+
+PLANNERS: Final = tuple(name for name in get_args(PlannerName) if name != "off")
+FORM: Final = (
+    f"off, shadow, auto, pin=K, a planner ({', '.join(PLANNERS)}) or the http(s) address of another server, each also as NAME=ARM "
+    "(again=off, plain=http://host:8001)"
+)
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,39}")
+
+
+class ArmError(ValueError):
+    """Text that names no arm, or arms that cannot be compared."""
+
+
+class Arm(Record):
+    """One of those compared. With a `url` it is another server, which nobody switches; else a mode, and a planner if named."""
+
+    name: str
+    mode: Mode | None = None
+    planner: PlannerName | None = None
+    url: str = ""
+
+    @property
+    def learns(self) -> bool:
+        """Whether it is a planner that learns while it runs, as far as its name tells."""
+        return self.mode is not None and self.mode.kind == "auto" and self.planner in {None, "fleet", "nightjar"}
+
+    @property
+    def meaning(self) -> str:
+        """What it is, in words."""
+        if self.url:
+            return f"the server at {self.url}"
+        planner = {"fleet": "the planner fleet", "nightjar": "the planner nightjar, the paper's, in every engine"}
+        if self.planner is not None:
+            return planner.get(self.planner, f"the planner {self.planner}")
+        return {"off": "no speculation", "auto": "the planner of the settings", "shadow": "the engine's own arguments"}.get(
+            str(self.mode), f"{self.mode}: one K at every batch"
+        )
+
+
+def parse_arm(text: str) -> Arm:
+    """One arm. Raises ArmError.
+
+    >>> parse_arm("pin=5").name, parse_arm("low=pin=1").mode.num_speculative_tokens, parse_arm("nightjar").planner
+    ('pin=5', 1, 'nightjar')
+    """
+    found = _of(text, text)
+    if found is None:
+        name, _, rest = text.partition("=")
+        found = _of(name, rest)
+    if found is None or not _NAME.fullmatch(found.name):
+        raise ArmError(f"arm {text[:80]!r} is none of {FORM}")
+    return found
+
+
+def parse_arms(texts: Sequence[str]) -> tuple[Arm, ...]:
+    """At least two arms with names of their own; the others are compared with the first. Raises ArmError."""
+    arms = tuple(map(parse_arm, texts))
+    if len(arms) < 2:
+        raise ArmError(f"{len(arms)} arm: a comparison needs two at least, for example --arm off --arm fleet")
+    names = [arm.name for arm in arms]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ArmError(f"arm {', '.join(twice)} is there more than once; give the second a name of its own, again={twice[0]}")
+    return arms
+
+
+def _of(name: str, what: str) -> Arm | None:
+    if what in PLANNERS:
+        return Arm(name=name, mode=Mode(kind="auto"), planner=what)
+    if what.startswith(("http://", "https://")):
+        try:
+            return Arm(name=name, url=Server(what.rstrip("/")).url)
+        except AddressError as error:
+            raise ArmError(str(error)) from error
+    try:
+        return Arm(name=name, mode=Mode.parse(what))
+    except ValidationError:
+        return None

@@ -1,0 +1,223 @@
+"""What people read of a comparison: a table in markdown, and one page of HTML without a script or another file.
+
+The page says first what may be said, then shows each ratio with its interval, then every number. It is computed from the findings
+alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from string import Template
+from typing import Final
+
+from nightjar.loadtests.compare.findings import Findings
+from nightjar.loadtests.compare.measures import MEASURES, WHOLE
+from nightjar.loadtests.compare.verdicts import LEAST_ROUNDS, MOST_FAILED, Comparison
+from nightjar.loadtests.page import STYLE
+from nightjar.loadtests.paired import Ratio
+
+HEADS: Final = ("phase", "arm", *(f"{measure.title}, 95 %" for measure in MEASURES.values()), "rounds", "verdict")
+FIGURE_HEADS: Final = (
+    "phase", "arm", "requests", "failed", "answer tokens/s", "TPOT ms", "TTFT ms", "tokens/s", "mean K", "steps off",
+)  # fmt: skip
+WIDTH: Final = 640
+ROW_HEIGHT: Final = 26
+LEFT: Final = 190
+RIGHT: Final = 110
+LEAST_SPAN: Final = 0.05
+"""Of the axis on each side of 1."""
+
+PAGE: Final = (
+    """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>Nightjar: $title</title>
+<style>
+"""
+    + STYLE
+    + """ul.verdicts { font-size: 1.05rem; padding-left: 1.1rem; } figure { margin: 1rem 0; max-width: 760px; }
+.forest text { fill: var(--ink); font-size: 12px; } .forest .value { fill: var(--dim); } .forest .axis { stroke: var(--dim); }
+.forest .whisker { stroke: var(--dim); stroke-width: 2; } .forest .point { fill: var(--dim); }
+.forest .faster .whisker { stroke: var(--good); } .forest .faster .point { fill: var(--good); }
+.forest .slower .whisker { stroke: var(--bad); } .forest .slower .point { fill: var(--bad); }
+</style>
+</head>
+<body>
+<h1>$title</h1>
+<p class="dim">$subtitle</p>
+<ul class="verdicts">$sentences</ul>
+$forests
+<h2>How sure</h2>
+<div class="wide"><table><thead><tr>$heads</tr></thead><tbody>$ratios</tbody></table></div>
+<p class="caption">$how</p>
+<h2>What was measured</h2>
+<div class="wide"><table><thead><tr>$figure_heads</tr></thead><tbody>$figures</tbody></table></div>
+<p class="caption">$meanings</p>
+<h2>How it was run</h2>
+<ul>$facts</ul>
+</body>
+</html>
+"""
+)
+
+
+def title(found: Findings) -> str:
+    """`fleet, nightjar against off`."""
+    first, *others = found.arms
+    return f"{', '.join(others)} against {first}"
+
+
+def sentences(found: Findings) -> list[str]:
+    """What may be said, a sentence an arm and phase."""
+    return [_said(one) for one in found.comparisons] or ["Nothing was measured."]
+
+
+def table(found: Findings) -> str:
+    """The ratios and the figures in markdown."""
+    lines = _markdown(HEADS, [_ratio_cells(one) for one in found.comparisons])
+    return "\n".join([*lines, "", *_markdown(FIGURE_HEADS, _figure_rows(found)), ""])
+
+
+def page(found: Findings) -> str:
+    """The page."""
+    plan = found.facts.plan
+    return Template(PAGE).substitute(
+        title=escape(title(found)),
+        subtitle=escape(f"{_system(found)}, under {plan.load}. {_learned(found)}"),
+        sentences="".join(f"<li>{escape(line)}</li>" for line in sentences(found)),
+        forests="".join(_forest(phase, [one for one in found.comparisons if one.phase == phase]) for phase in found.phases),
+        heads=_row(HEADS, "th"),
+        ratios="".join(_row(_ratio_cells(one)) for one in found.comparisons),
+        how=escape(how_sure()),
+        figure_heads=_row(FIGURE_HEADS, "th"),
+        figures="".join(_row(cells) for cells in _figure_rows(found)),
+        meanings=escape(" ".join(f"{one.title.capitalize()}: {one.meaning}." for one in MEASURES.values())),
+        facts="".join(f"<li>{escape(line)}</li>" for line in facts(found)),
+    )
+
+
+def how_sure() -> str:
+    """What the intervals and verdicts are."""
+    return (
+        "Each ratio is the arm's speed over that of the first arm: above 1 is faster. A round has every arm once, in an order "
+        "drawn anew, on the same requests. The interval is from resampling whole rounds, widened for their small number "
+        "(Hesterberg 2015, section 4.2). The verdict is of the answer speed. It is given from "
+        f"{LEAST_ROUNDS} rounds on, where the interval does not hold 1, nearly all rounds agree, and at most {MOST_FAILED:.0%} of "
+        "requests failed; equals get one less than one time in twenty."
+    )
+
+
+def facts(found: Findings) -> list[str]:
+    """Where the numbers come from."""
+    facts, plan = found.facts, found.facts.plan
+    counted = len({turn.round for turn in found.turns if not turn.is_lesson})
+    lessons = f"; {plan.lessons} before them for learning, not counted" if plan.lessons else ""
+    warm_up = f"; the first {plan.load.warm_up_s:g} s of each turn are not counted" if plan.load.warm_up_s else ""
+    turn = f"a turn took {found.mean_turn_s:.0f} s"
+    lines = [
+        f"Command: {facts.command}",
+        f"Began {facts.began}; {counted} of {plan.rounds} rounds were played{lessons}; {turn}{warm_up}",
+        "Arms: " + "; ".join(f"{arm.name} is {arm.meaning}" for arm in plan.arms),
+        _learned(found),
+    ]
+    if facts.machine:
+        commit = f"; commit {facts.commit}" if facts.commit else ""
+        machine = ", ".join(f"{name} {value}" for name, value in facts.machine.items())
+        lines.append(f"This program ran on: {machine}{commit}; load of the machine at the beginning: {facts.load_at_begin}")
+    if facts.mode_before:
+        lines.append(f"What ran before, and was put back at the end: {facts.mode_before}")
+    return lines
+
+
+def _said(one: Comparison) -> str:
+    return str(one).removeprefix(f"{WHOLE}: ")
+
+
+def _system(found: Findings) -> str:
+    facts = found.facts
+    replicas = f"{facts.replicas} replicas at {facts.plan.url}" if facts.replicas else "Servers by their addresses"
+    return replicas + (f", model {facts.model}" if facts.model else "")
+
+
+def _learned(found: Findings) -> str:
+    plan = found.facts.plan
+    learning = [arm.name for arm in plan.arms if arm.learns]
+    if not learning:
+        return "No arm learns."
+    names = ", ".join(learning)
+    if plan.learned == "reset":
+        return f"{names}: what was learned was reset before each turn, and what the fleet knew before was given back at the end."
+    return f"{names}: what was learned was kept from turn to turn; the fleet's policy learns in the turns of the other arms, too."
+
+
+def _ratio_cells(one: Comparison) -> tuple[str, ...]:
+    return (one.phase, one.arm, *(_ratio(one.ratios.get(name)) for name in MEASURES), str(one.rounds), one.verdict)
+
+
+def _ratio(ratio: Ratio | None) -> str:
+    return "-" if ratio is None else f"{ratio.value:.3f} ({ratio.interval.low:.3f} to {ratio.interval.high:.3f})"
+
+
+def _figure_rows(found: Findings) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for phase in found.phases:
+        for arm in found.arms:
+            figures = found.together(phase, arm)
+            if figures is None:
+                continue
+            length, share = found.mean_length(arm), found.share_off(arm)
+            cells = (
+                _quotient(figures.tokens, figures.answer_seconds, 1.0, 1),
+                _quotient(figures.decode_seconds, figures.decode_tokens, 1e3, 1),
+                _quotient(figures.ttft_seconds, figures.whole, 1e3, 0),
+                _quotient(figures.tokens, figures.seconds, 1.0, 1),
+            )
+            engine = ("-" if length is None else f"{length:.2f}", "-" if share is None else f"{share:.0%}")
+            rows.append((phase, arm, str(figures.requests), str(figures.failed), *cells, *engine))
+    return rows
+
+
+def _quotient(above: float, below: float, factor: float, digits: int) -> str:
+    return f"{factor * above / below:.{digits}f}" if below > 0 else "-"
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
+
+
+def _row(cells: Sequence[str], tag: str = "td") -> str:
+    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+
+def _forest(phase: str, comparisons: Sequence[Comparison]) -> str:
+    """The ratios of one phase with their intervals, and the line of no difference."""
+    drawn = [(one, one.main) for one in comparisons if one.main is not None]
+    if not drawn:
+        return ""
+    low = min(1.0 - LEAST_SPAN, *(ratio.interval.low for _, ratio in drawn))
+    high = max(1.0 + LEAST_SPAN, *(ratio.interval.high for _, ratio in drawn))
+
+    def x(value: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * (value - low) / (high - low)
+
+    height = ROW_HEIGHT * (len(drawn) + 1)
+    parts = [f'<line class="axis" x1="{x(1):.1f}" x2="{x(1):.1f}" y1="4" y2="{height - ROW_HEIGHT + 4}"/>']
+    for number, (one, ratio) in enumerate(drawn):
+        y = ROW_HEIGHT * (number + 0.5) + 4
+        name = "none" if one.verdict not in {"faster", "slower"} else one.verdict
+        parts.append(
+            f'<g class="{name}"><text x="0" y="{y + 4:.1f}">{escape(one.arm)}</text>'
+            f'<line class="whisker" x1="{x(ratio.interval.low):.1f}" x2="{x(ratio.interval.high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<circle class="point" cx="{x(ratio.value):.1f}" cy="{y:.1f}" r="5"/>'
+            f'<text class="value" x="{WIDTH - RIGHT + 12}" y="{y + 4:.1f}">{ratio.value:.2f} times</text></g>'
+        )
+    parts.append(
+        f'<text class="value" x="{x(1):.1f}" y="{height - 6}" text-anchor="middle">as {escape(comparisons[0].baseline)}</text>'
+    )
+    heading = "" if phase == WHOLE else f"<h3>{escape(phase)}</h3>"
+    label = f"Answer speed over that of {comparisons[0].baseline}"
+    svg = f'<svg class="forest" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    return f"<figure>{heading}{svg}</figure>"

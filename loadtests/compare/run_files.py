@@ -1,0 +1,119 @@
+"""The folder of one comparison: its plan, a file of raw rows or results a turn, and a line for each turn that came to its end.
+
+A turn's line is written last, so a turn that was broken off is played again, into the same file, when the run goes on.
+Fails closed: a folder of another plan, or a line that is none, raises RunFilesError in one line. The last line alone may be torn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import Field, ValidationError
+
+from nightjar.loadtests.compare.plan import ComparePlan, Turn
+from nightjar.policy.wire.record import Record, describe_validation_error
+
+PLAN_FILE: Final = "compare.json"
+TURNS_FILE: Final = "turns.jsonl"
+PAGE_FILE: Final = "report.html"
+TABLE_FILE: Final = "table.md"
+
+
+class RunFilesError(ValueError):
+    """A folder that is no run of this comparison."""
+
+
+class Facts(Record):
+    """Where and when a run began, and against what; `mode_before` is what ran before and is put back."""
+
+    plan: ComparePlan
+    began: str
+    command: str
+    commit: str = ""
+    machine: dict[str, str] = Field(default_factory=dict)
+    load_at_begin: str = ""
+    model: str = ""
+    replicas: int = 0
+    mode_before: str = ""
+
+
+class PlayedTurn(Record):
+    """A turn that was played. What engines did in it is of all replicas; None of another server, or where nobody said.
+
+    planner  who decided, as the policy says
+    """
+
+    round: Annotated[int, Field(ge=1)]
+    arm: str
+    is_lesson: bool
+    began_s: float
+    ended_s: float
+    file: str
+    planner: str = ""
+    steps: int | None = None
+    mean_num_speculative_tokens: float | None = None
+    share_of_steps_off: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """Reads and writes one folder."""
+
+    folder: Path
+
+    def begin(self, facts: Facts) -> None:
+        """A new run in the folder. Raises RunFilesError where it holds another run."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (self.folder / PLAN_FILE).exists():
+            raise RunFilesError(f"{self.folder} holds a comparison already; --resume goes on with it, or name another folder")
+        (self.folder / PLAN_FILE).write_text(facts.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    def facts(self) -> Facts:
+        """What the run began with. Raises RunFilesError."""
+        path = self.folder / PLAN_FILE
+        try:
+            return Facts.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise RunFilesError(f"{self.folder} is no comparison: {error.strerror} ({path.name})") from error
+        except ValidationError as error:
+            raise RunFilesError(f"{path}: {describe_validation_error(error)}") from error
+
+    def resumed(self, plan: ComparePlan) -> Facts:
+        """The same, of a run that goes on. Raises RunFilesError where its plan is another; more rounds may be asked for."""
+        found = self.facts()
+        before = found.plan.model_copy(update={"rounds": plan.rounds})
+        differs = [name for name in ComparePlan.model_fields if getattr(before, name) != getattr(plan, name)]
+        if differs:
+            raise RunFilesError(
+                f"{self.folder} is a run with another {', '.join(differs)}; give the same as then ({found.command}) or a new folder"
+            )
+        changed = found.model_copy(update={"plan": plan})
+        (self.folder / PLAN_FILE).write_text(changed.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        return changed
+
+    def file_of(self, turn: Turn, suffix: str) -> Path:
+        """Where a turn's raw rows or results go."""
+        return self.folder / f"round-{turn.round:02d}-{turn.arm}.{suffix}"
+
+    def keep(self, played: PlayedTurn) -> None:
+        """A turn came to its end."""
+        with (self.folder / TURNS_FILE).open("a", encoding="utf-8") as file:
+            file.write(played.model_dump_json(exclude_none=True) + "\n")
+
+    def played(self) -> tuple[PlayedTurn, ...]:
+        """Every turn that came to its end. Raises RunFilesError for a line that is none, except a torn last one."""
+        path = self.folder / TURNS_FILE
+        if not path.exists():
+            return ()
+        *lines, last = path.read_text(encoding="utf-8").split("\n")
+        found = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                found.append(PlayedTurn.model_validate_json(line))
+            except ValidationError as error:
+                raise RunFilesError(f"{path}:{number} is no turn: {describe_validation_error(error)}") from error
+        if last:  # written in part when the run was killed
+            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        return tuple(found)

@@ -1,0 +1,157 @@
+"""Makes a running system run an arm, sees every replica confirm it, and puts back at the end what ran before.
+
+All of it goes over the policy's API, as an operator would do it, so it stands in the journal, and each mode expires by itself
+should this program be killed. Every wait has an end. Fails with SwitchError in one line: what did not happen in time and what was
+seen, or what has to be taken back first; with ServiceError where the API does not answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from nightjar.loadtests.compare.arms import Arm
+from nightjar.loadtests.service_api import ServiceApi, ServiceError
+from nightjar.policy.wire.status import FleetStatus, OverrideStatus
+
+APPLIED_WITHIN_S: Final = 60.0
+REPLICAS_WITHIN_S: Final = 30.0
+STEADY_S: Final = 3.0
+POLL_PERIOD_S: Final = 0.2
+PUT_BACK_TRIES: Final = 5
+PUT_BACK_PAUSE_S: Final = 3.0
+REASON: Final = "nightjar compare"
+
+
+class SwitchError(Exception):
+    """The system does not run what it was asked to. The message is one line."""
+
+
+class ArmSwitch:
+    """Switches one system. `prepare` first, `put_back` last and always."""
+
+    def __init__(
+        self,
+        api: ServiceApi,
+        learned_file: Path,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """`learned_file` keeps what the fleet knew before an arm made it forget."""
+        self._api = api
+        self._learned_file = learned_file
+        self._has_reset = False
+        self._has_set = False
+        self._clock = clock
+        self._sleep = sleep
+        self._replicas = 0
+        self._before: OverrideStatus | None = None
+        self._prepared_at_s: float | None = None
+
+    def prepare(self) -> FleetStatus:
+        """The fleet, once the number of its replicas stands still. What is set by hand is remembered. Raises SwitchError."""
+        deadline_s, known, since_s, seen = self._clock() + REPLICAS_WITHIN_S, 0, self._clock(), "the policy knows no replica"
+        while self._clock() <= deadline_s:
+            status = self._api.status()
+            if len(status.replicas) != known:
+                known, since_s, seen = len(status.replicas), self._clock(), f"{len(status.replicas)} replicas a moment ago"
+            if known and self._clock() - since_s >= STEADY_S:
+                return self._prepared(status)
+            self._sleep(POLL_PERIOD_S)
+        raise SwitchError(f"no steady fleet within {REPLICAS_WITHIN_S:g} s: {seen}")
+
+    def _prepared(self, status: FleetStatus) -> FleetStatus:
+        for override in status.overrides:
+            if override.scope != "fleet":
+                raise SwitchError(
+                    f"{override.scope} {override.name} runs {override.mode} by hand, which no arm changes; take it back: "
+                    f"nightjar mode default --{override.scope} {override.name}"
+                )
+        self._replicas = len(status.replicas)
+        self._before = next(iter(status.overrides), None)
+        self._prepared_at_s = self._clock()
+        return status
+
+    @property
+    def mode_before(self) -> str:
+        """What ran before, in words."""
+        before = self._before
+        if before is None:
+            return "the settings"
+        return f"{before.mode} by hand" + (f", planner {before.planner}" if before.planner else "")
+
+    def run(self, arm: Arm, *, resets: bool, for_s: float) -> FleetStatus:
+        """Run an arm, for so many seconds at most; the status in which every replica confirmed it. Raises SwitchError."""
+        if resets and not self._learned_file.exists():
+            self._learned_file.write_bytes(self._api.learned())
+        self._has_reset |= resets
+        request: dict[str, Any] = {"mode": str(arm.mode), "scope": "fleet", "for_s": for_s, "reason": REASON}
+        if arm.planner is not None:
+            request["planner"] = arm.planner
+        if resets:
+            request["learned"] = "reset"
+        self._has_set = True
+        self._api.send_mode(request)
+        set_at_s = self._clock()
+        problem = ""
+        while self._clock() - set_at_s <= APPLIED_WITHIN_S:
+            asked_at_s = self._clock()
+            try:
+                status = self._api.status()
+            except ServiceError as error:  # a policy that starts anew
+                problem = str(error)
+            else:
+                problem = not_applied(status, arm, self._replicas, asked_at_s - set_at_s)
+                if not problem:
+                    return status
+            self._sleep(POLL_PERIOD_S)
+        raise SwitchError(f"arm {arm.name} was not applied by every replica within {APPLIED_WITHIN_S:g} s: {problem}")
+
+    def put_back(self) -> str:
+        """Have the system run what it ran before; returns that in words, empty where nothing was touched. Raises SwitchError."""
+        if not self._has_set or self._prepared_at_s is None:
+            return ""
+        problem = ""
+        for attempt in range(PUT_BACK_TRIES):
+            if attempt:
+                self._sleep(PUT_BACK_PAUSE_S)
+            try:
+                self._api.send_mode(put_back_request(self._before, self._clock() - self._prepared_at_s))
+                if self._has_reset:
+                    self._api.import_learned(self._learned_file.read_bytes())
+                return self.mode_before
+            except ServiceError as error:
+                problem = str(error)
+        raise SwitchError(
+            f"what ran before ({self.mode_before}) is not put back ({problem}); `nightjar mode default` takes back what is set"
+        )
+
+
+def not_applied(status: FleetStatus, arm: Arm, replicas: int, set_for_s: float) -> str:
+    """Why an arm that was set `set_for_s` ago is not in force everywhere yet; empty where it is."""
+    if status.policy.decision_age_s >= set_for_s:
+        return "the policy has not decided since"
+    if len(status.replicas) < replicas:
+        return f"{len(status.replicas)} of {replicas} replicas report"
+    for replica in status.replicas:
+        if replica.mode != arm.mode:
+            return f"replica {replica.replica_id} runs {replica.mode} ({replica.reason})"
+        if not replica.settings_confirmed:
+            return f"replica {replica.replica_id} has not confirmed its settings"
+    planners = {group.planner for group in status.groups if group.replicas}
+    if arm.planner is not None and planners != {arm.planner}:
+        return f"groups are planned by {', '.join(sorted(planners)) or 'nobody'}"
+    return ""
+
+
+def put_back_request(before: OverrideStatus | None, since_s: float) -> Mapping[str, Any]:
+    """The body that sets again what was set by hand `since_s` ago; what would have ended meanwhile is taken back."""
+    left_s = before.seconds_left - since_s if before is not None and before.seconds_left is not None else None
+    if before is None or (left_s is not None and left_s <= 0):
+        return {"mode": "default", "scope": "fleet"}
+    more = {"for_s": left_s, "planner": before.planner, "max_step_ms": before.max_step_ms}
+    request = {"mode": str(before.mode), "scope": "fleet", "reason": before.reason}
+    return request | {name: value for name, value in more.items() if value is not None}

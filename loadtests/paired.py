@@ -1,0 +1,118 @@
+"""Ratios of speeds whose rounds were measured in pairs, and how far such a ratio may be off.
+
+A round has both arms within a minute or few, on the same prompts: what the machine and the texts did to one they did to the
+other. So rounds are drawn anew whole, never one arm without the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from nightjar.loadtests.simulation.evidence.bars import Interval
+
+RESAMPLES: Final = 2_000
+TAIL_PERCENT: Final = 2.5
+RESAMPLED: Final = "rounds, each with both arms"
+"""What such a ratio's interval is made from."""
+
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+
+class Speed(NamedTuple):
+    """What one arm gave in one round."""
+
+    tokens: float
+    seconds: float
+
+
+Pair = tuple[Speed, Speed]
+
+
+class Ratio(NamedTuple):
+    """Of two arms' speeds over all rounds; the interval is the value itself where one round tells nothing of the spread."""
+
+    value: float
+    interval: Interval
+    rounds: int
+
+    def plain(self) -> dict[str, Any]:
+        """For the summary."""
+        return {"value": round(self.value, 4), "interval": self.interval.model_dump(), "rounds": self.rounds}
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.interval})"
+
+
+def matched(one: Mapping[int, Speed], other: Mapping[int, Speed]) -> list[Pair]:
+    """The rounds, by number, that have both.
+
+    >>> matched({0: Speed(1, 1), 1: Speed(2, 1)}, {1: Speed(3, 1), 2: Speed(4, 1)})
+    [(Speed(tokens=2, seconds=1), Speed(tokens=3, seconds=1))]
+    """
+    return [(one[number], other[number]) for number in sorted(one.keys() & other.keys())]
+
+
+def paired_ratio(pairs: Sequence[Pair], seed: int, tail_percent: float = TAIL_PERCENT) -> Ratio:
+    """Tokens per second of the first over those of the second. The interval leaves `tail_percent` of the resamples out at each end.
+
+    >>> str(paired_ratio([(Speed(30, 10), Speed(20, 10)), (Speed(60, 10), Speed(40, 10))], seed=0))
+    '1.500 (1.500 to 1.500)'
+    """
+    counts = np.array([[*one, *other] for one, other in pairs], dtype=float)
+    drawn = np.random.default_rng(seed).integers(len(pairs), size=(RESAMPLES, len(pairs)))
+    interval = interval_of_resamples(_ratio(counts[drawn].sum(axis=1)), f"{len(pairs)} {RESAMPLED}", tail_percent)
+    return Ratio(float(_ratio(counts.sum(axis=0))), interval, len(pairs))
+
+
+def interval_of_resamples(
+    found: Sequence[float] | npt.NDArray[np.float64], what: str, tail_percent: float = TAIL_PERCENT
+) -> Interval:
+    """The middle of a statistic's values over resamples; `what` names what was drawn anew, with its number.
+
+    95 % of them, or, with a `tail_percent` for few rounds, as many as make a 95 % interval.
+    """
+    low, high = np.percentile(found, [tail_percent, 100.0 - tail_percent])
+    widened = "" if tail_percent == TAIL_PERCENT else ", widened for so few"
+    return Interval(low=float(low), high=float(high), kind=f"95 % by resampling {what}{widened}")
+
+
+def tail_percent_of_few(count: int) -> float:
+    """What to leave out at each end for an interval that so few values, drawn anew, make too narrow.
+
+    Resampling sees the values' spread without the correction for their mean, and knows no more of the tails than they show. The
+    expanded percentile interval (Hesterberg, "What Teachers Should Know About the Bootstrap", 2015, section 4.2) goes out to where
+    Student's t would be: sqrt(n / (n - 1)) t deviations. With fewer than 2 values there is no spread, and nothing is left out.
+
+    >>> [round(tail_percent_of_few(count), 2) for count in (2, 5, 10, 100)]
+    [0.0, 0.1, 0.86, 2.33]
+    """
+    if count < 2:
+        return 0.0
+    deviations = (count / (count - 1)) ** 0.5 * _student_t(count - 1)
+    return 100.0 * NormalDist().cdf(-deviations)
+
+
+def _student_t(degrees: int) -> float:
+    """The 97.5 % point of Student's t: as tabled for 1 and 2 degrees of freedom, then by Abramowitz and Stegun's expansion 26.7.5.
+
+    >>> [round(_student_t(degrees), 2) for degrees in (1, 2, 4, 9, 100)]
+    [12.71, 4.3, 2.77, 2.26, 1.98]
+    """
+    if degrees < 3:
+        return {1: 12.706, 2: 4.303}[degrees]
+    z = NormalDist().inv_cdf(1.0 - TAIL_PERCENT / 100.0)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / degrees + second / degrees**2 + third / degrees**3
+
+
+def _ratio(sums: Floats) -> Floats:
+    one_tokens, one_seconds, other_tokens, other_seconds = np.moveaxis(sums, -1, 0)
+    ratio: Floats = one_tokens / one_seconds / (other_tokens / other_seconds)
+    return ratio

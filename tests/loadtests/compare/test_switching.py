@@ -1,0 +1,156 @@
+"""An arm counts once every replica confirmed it, and what ran before comes back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from nightjar.loadtests.compare import switching
+from nightjar.loadtests.compare.arms import parse_arm
+from nightjar.loadtests.compare.switching import ArmSwitch, SwitchError, not_applied, put_back_request
+from nightjar.loadtests.service_api import ServiceApi
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.status import FleetStatus, GroupStatus, OverrideStatus, PolicyStatus
+from tests.loadtests.compare.fleet import FakeFleet
+from tests.loadtests.fake_server import running_fake_server
+from tests.loadtests.recorded import replica
+
+
+def status(*modes: str, planner: str = "fleet", decision_age_s: float = 0.0, confirmed: bool = True) -> FleetStatus:
+    policy = PolicyStatus(
+        incarnation=1, pid=1, uptime_s=1.0, mode=Mode.parse("auto"), planner=planner, decision_age_s=decision_age_s
+    )
+    replicas = tuple(
+        replica(f"r{number}", mode=mode).model_copy(update={"settings_confirmed": confirmed}) for number, mode in enumerate(modes)
+    )
+    return FleetStatus(policy=policy, groups=(GroupStatus(group_id="g", replicas=len(modes), planner=planner),), replicas=replicas)
+
+
+@pytest.mark.parametrize(
+    ("seen", "why"),
+    [
+        (status("off", "off"), ""),
+        (status("off", "off", decision_age_s=3.0), "the policy has not decided since"),
+        (status("off"), "1 of 2 replicas report"),
+        (status("off", "auto"), "replica r1 runs auto"),
+        (status("off", "off", confirmed=False), "replica r0 has not confirmed its settings"),
+    ],
+)
+def test_an_arm_is_applied_when_every_replica_confirmed_what_was_decided_since(seen: FleetStatus, why: str) -> None:
+    assert not_applied(seen, parse_arm("off"), 2, set_for_s=2.0).startswith(why)
+    assert bool(not_applied(seen, parse_arm("off"), 2, set_for_s=2.0)) == bool(why)
+
+
+def test_a_planners_arm_is_applied_when_that_planner_plans_every_group() -> None:
+    assert not_applied(status("auto", "auto"), parse_arm("nightjar"), 2, 1.0) == "groups are planned by fleet"
+    assert not not_applied(status("auto", "auto", planner="nightjar"), parse_arm("nightjar"), 2, 1.0)
+
+
+def by_hand(seconds_left: float | None, planner: str | None = None) -> OverrideStatus:
+    return OverrideStatus(scope="fleet", mode=Mode.parse("auto"), planner=planner, reason="trial", seconds_left=seconds_left)
+
+
+@pytest.mark.parametrize(
+    ("before", "request_"),
+    [
+        (None, {"mode": "default", "scope": "fleet"}),
+        (by_hand(None, "nightjar"), {"mode": "auto", "scope": "fleet", "reason": "trial", "planner": "nightjar"}),
+        (by_hand(100.0), {"mode": "auto", "scope": "fleet", "reason": "trial", "for_s": 40.0}),
+        (by_hand(50.0), {"mode": "default", "scope": "fleet"}),
+    ],
+)
+def test_what_was_set_by_hand_is_set_again_for_the_rest_of_its_time(
+    before: OverrideStatus | None, request_: dict[str, object]
+) -> None:
+    assert put_back_request(before, since_s=60.0) == request_
+
+
+@pytest.fixture
+def fleet(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeFleet]:
+    monkeypatch.setattr(switching, "STEADY_S", 0.0)
+    with running_fake_server() as server:
+        found = FakeFleet(server)
+        found.url = server.url  # type: ignore[attr-defined]
+        yield found
+
+
+class Seconds:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+def switch_of(fleet: FakeFleet, folder: Path) -> tuple[ServiceApi, ArmSwitch]:
+    api, clock = ServiceApi.at(fleet.url, "token"), Seconds()  # type: ignore[attr-defined]
+    return api, ArmSwitch(api, folder / "learned.json", clock=clock, sleep=clock.sleep)
+
+
+def test_a_planner_is_asked_for_by_name_with_an_end_and_given_back(fleet: FakeFleet, tmp_path: Path) -> None:
+    api, switch = switch_of(fleet, tmp_path)
+    with api:
+        assert len(switch.prepare().replicas) == 2
+        switch.run(parse_arm("nightjar"), resets=False, for_s=99.0)
+        assert fleet.planner == "nightjar"
+        assert switch.put_back() == "the settings"
+    assert fleet.told == [
+        {"mode": "auto", "scope": "fleet", "for_s": 99.0, "reason": "nightjar compare", "planner": "nightjar"},
+        {"mode": "default", "scope": "fleet"},
+    ]
+
+
+def test_nothing_is_put_back_where_nothing_was_set(fleet: FakeFleet, tmp_path: Path) -> None:
+    api, switch = switch_of(fleet, tmp_path)
+    with api:
+        switch.prepare()
+        assert switch.put_back() == ""
+    assert fleet.told == []
+
+
+def test_an_arm_that_no_replica_confirms_ends_with_one_line_after_its_time(fleet: FakeFleet, tmp_path: Path) -> None:
+    api, switch = switch_of(fleet, tmp_path)
+    fleet.confirms = False
+    switch.prepare()
+    with api, pytest.raises(SwitchError, match="arm off was not applied by every replica within 60 s: replica r1 runs auto"):
+        switch.run(parse_arm("off"), resets=False, for_s=99.0)
+
+
+def test_a_mode_set_by_hand_for_less_than_the_fleet_has_to_be_taken_back_first(fleet: FakeFleet, tmp_path: Path) -> None:
+    fleet.overrides.append(OverrideStatus(scope="application", name="chat", mode=Mode.parse("off")))
+    api, switch = switch_of(fleet, tmp_path)
+    with api, pytest.raises(SwitchError, match="take it back: nightjar mode default --application chat"):
+        switch.prepare()
+
+
+def test_what_the_fleet_knew_before_the_first_reset_is_kept_in_a_file_and_given_back(tmp_path: Path) -> None:
+    asked: list[tuple[str, str, bytes]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append((request.method, request.url.path, request.content))
+        if request.url.path == "/nightjar/status":
+            planner = "nightjar" if any(path == "/nightjar/mode" for _, path, _ in asked) else "fleet"
+            return httpx.Response(200, content=status("auto", "auto", planner=planner, decision_age_s=-1.0).model_dump_json())
+        return httpx.Response(200, content=b"known" if request.method == "GET" else b"{}")
+
+    clock = Seconds()
+    api = ServiceApi(httpx.Client(base_url="http://h/nightjar", transport=httpx.MockTransport(answer)))
+    switch = ArmSwitch(api, tmp_path / "learned.json", clock=clock, sleep=clock.sleep)
+    with api:
+        switch.prepare()
+        for _ in range(2):
+            switch.run(parse_arm("nightjar"), resets=True, for_s=9.0)
+        switch.put_back()
+    assert (tmp_path / "learned.json").read_bytes() == b"known"
+    assert [path for method, path, _ in asked if method == "GET"].count("/nightjar/learned") == 1
+    assert [json.loads(body).get("learned") for _, path, body in asked if path == "/nightjar/mode"] == ["reset", "reset", None]
+    assert asked[-1] == ("POST", "/nightjar/learned", b"known")
