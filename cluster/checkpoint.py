@@ -1,11 +1,11 @@
 """What the policy actor remembers over a restart, and how it is sealed in the store.
 
-Six values: the incarnation (INV-5), the fleet's id, the operator's settings, the overrides, what the fleet has learned, and
-imported groups that wait for their replicas. Each is msgpack of plain types behind a format version and a checksum. Keys name the
-protocol, so that actors of two releases never write over each other; what this protocol has not stored yet is read from the one
-before, and the incarnation is above both. Fails open and apart: a value that cannot be used, because it was cut or comes from
-another format, is logged and counts as absent. A store that does not answer is asked for a while, then the actor starts cold;
-nothing stored is written over before it was read and handed on.
+Seven values: the incarnation (INV-5), the fleet's id, the operator's settings, the overrides, a freeze, what the fleet has
+learned, and imported groups that wait for their replicas. Each is msgpack of plain types behind a format version and a checksum.
+Keys name the protocol, so that actors of two releases never write over each other; what this protocol has not stored yet is read
+from the one before, and the incarnation is above both. Fails open and apart: a value that cannot be used, because it was cut or
+comes from another format, is logged and counts as absent. A store that does not answer is asked for a while, then the actor
+starts cold; nothing stored is written over before it was read and handed on.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import structlog
 from pydantic import Field, TypeAdapter
 
 from nightjar.cluster.store import KeyValueStore, StoreError
+from nightjar.policy.freeze import Freeze
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.prior.learned import LearnedTables
 from nightjar.policy.prior.seed import SeedGroup
@@ -30,7 +31,7 @@ from nightjar.policy.wire.operator import OperatorSettings, parse_operator_setti
 from nightjar.policy.wire.record import PROTOCOL_VERSION
 
 FORMAT_VERSION: Final = 1
-NAMES: Final = ("incarnation", "fleet_id", "operator_settings", "overrides", "learned", "waiting")
+NAMES: Final = ("incarnation", "fleet_id", "operator_settings", "overrides", "freeze", "learned", "waiting")
 READ_PROTOCOLS: Final = (PROTOCOL_VERSION, PROTOCOL_VERSION - 1)
 """Newest first. The values of both have one format."""
 SAVE_PERIOD_S: Final = 10.0
@@ -44,6 +45,7 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 _fleet_id = TypeAdapter(Annotated[str, Field(min_length=1, max_length=64)])
 _overrides = TypeAdapter(tuple[ModeOverride, ...])
+_freeze = TypeAdapter(Freeze | None)
 _waiting = TypeAdapter(tuple[SeedGroup, ...])
 
 
@@ -55,13 +57,14 @@ class Remembered:
     fleet_id: str = ""
     operator_settings: OperatorSettings = field(default_factory=OperatorSettings)
     overrides: tuple[ModeOverride, ...] = ()
+    freeze: Freeze | None = None
     learned: LearnedTables | None = None
     waiting: tuple[SeedGroup, ...] = ()
     problems: tuple[str, ...] = ()
 
 
 class Checkpoint:
-    """Loads the six values, and saves what was marked since. Neither raises, neither blocks the event loop."""
+    """Loads the seven values, and saves what was marked since. Neither raises, neither blocks the event loop."""
 
     def __init__(self, store: KeyValueStore) -> None:
         self._store = store
@@ -118,6 +121,7 @@ class Checkpoint:
             fleet_id=opened("fleet_id", _fleet_id.validate_python, ""),
             operator_settings=opened("operator_settings", parse_operator_settings, OperatorSettings()),
             overrides=opened("overrides", _overrides.validate_python, ()),
+            freeze=opened("freeze", _freeze.validate_python, None),
             learned=opened("learned", LearnedTables.model_validate, None),
             waiting=opened("waiting", _waiting.validate_python, ()),
             problems=tuple(problems),
@@ -139,6 +143,10 @@ class Checkpoint:
     def keep_overrides(self, overrides: tuple[ModeOverride, ...]) -> None:
         """Mark the overrides for saving. They expire at a second of the epoch, which means the same to the next actor."""
         self._unsaved["overrides"] = _overrides.dump_python(overrides, mode="json", exclude_none=True)
+
+    def keep_freeze(self, freeze: Freeze | None) -> None:
+        """Mark the freeze in force for saving, or that there is none."""
+        self._unsaved["freeze"] = _freeze.dump_python(freeze, mode="json", exclude_none=True)
 
     def keep_learned(self, learned: LearnedTables) -> None:
         """Mark what the fleet has learned for saving."""

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 import ray
 
-from nightjar.cluster.operator_answers import ConfigureAnswer, ExplainAnswer, ImportAnswer, SetModeAnswer
+from nightjar.cluster.operator_answers import ConfigureAnswer, ExplainAnswer, FreezeAnswer, ImportAnswer, SetModeAnswer
 from nightjar.cluster.policy_actor import ACTOR_NAME, ACTOR_OPTIONS, PolicyActor
 from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.record import Record, WireError
@@ -81,6 +81,11 @@ class PolicyClient:
     async def set_mode(self, override: Mapping[str, object], timeout_s: float = OPERATOR_TIMEOUT_S) -> SetModeAnswer:
         """Set or take back a mode by hand: {mode, scope, name, for_s, reason}; `error` of the answer says what was wrong."""
         answer: SetModeAnswer = await self._call("set_mode", dict(override), timeout_s=timeout_s)
+        return answer
+
+    async def freeze(self, values: Mapping[str, object], timeout_s: float = OPERATOR_TIMEOUT_S) -> FreezeAnswer:
+        """Begin, prolong or end a freeze: {frozen, for_s, reason}; `error` of the answer says what was wrong."""
+        answer: FreezeAnswer = await self._call("freeze", dict(values), timeout_s=timeout_s)
         return answer
 
     async def learned(self, timeout_s: float = OPERATOR_TIMEOUT_S) -> bytes:

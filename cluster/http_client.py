@@ -82,7 +82,14 @@ class HttpClient:
 
     def set_mode(self, request: Mapping[str, object]) -> Mapping[str, Any]:
         """Set or take back a mode; `request` is the body of POST /mode. Raises HttpError."""
-        answer = self._call("POST", "/mode", request)
+        return self._post("/mode", request)
+
+    def freeze(self, request: Mapping[str, object]) -> Mapping[str, Any]:
+        """Begin, prolong or end a freeze; `request` is the body of POST /freeze. Raises HttpError."""
+        return self._post("/freeze", request)
+
+    def _post(self, path: str, request: Mapping[str, object]) -> Mapping[str, Any]:
+        answer = self._call("POST", path, request)
         if not isinstance(answer, dict):
             raise HttpError(f"{self._url}: the answer is no JSON object; is this Nightjar?")
         return answer

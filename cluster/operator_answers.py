@@ -21,6 +21,13 @@ class SetModeAnswer(TypedDict):
     error: str
 
 
+class FreezeAnswer(TypedDict):
+    """The freeze in force (None: ended), and why it is not as asked for, if so."""
+
+    freeze: dict[str, object] | None
+    error: str
+
+
 class ImportedGroup(TypedDict):
     """A group that was taken from a file; without replicas it waits for the first one of its key."""
 

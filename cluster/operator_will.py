@@ -1,4 +1,4 @@
-"""What the operator wants of the fleet, as last said: settings and overrides, and whose word counts where a store speaks late.
+"""What the operator wants of the fleet, as last said: settings, overrides, a freeze; and whose word counts when a store is late.
 
 Every change is kept for the next policy by the checkpoint. Fails closed: a wrong set of settings or a wrong mode changes nothing
 and is answered with its error; of what the store gives late, only what nobody has said anew since is taken up.
@@ -11,10 +11,14 @@ from collections.abc import Mapping
 import structlog
 
 from nightjar.cluster.checkpoint import Checkpoint, Remembered
-from nightjar.cluster.operator_answers import ConfigureAnswer, SetModeAnswer, changed_fields
+from nightjar.cluster.freezing import FreezeRequestError, begun, parse_freeze_request
+from nightjar.cluster.freezing import in_words as freeze_in_words
+from nightjar.cluster.operator_answers import ConfigureAnswer, FreezeAnswer, SetModeAnswer, changed_fields
 from nightjar.cluster.overrides import ModeRequestError, apply_request, in_words, override_status, parse_mode_request
+from nightjar.policy.freeze import Freeze
 from nightjar.policy.issuing import Slot
 from nightjar.policy.modes import ModeOverride, live_overrides
+from nightjar.policy.state import FleetState
 from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse_operator_settings
 from nightjar.policy.wire.record import to_plain
 from nightjar.policy.wire.status import OverrideStatus
@@ -30,7 +34,9 @@ class OperatorWill:
         self._settings = OperatorSettings()
         self._settings_error = ""
         self._overrides: tuple[ModeOverride, ...] = ()
+        self._freeze: Freeze | None = None
         self._has_said_settings = False
+        self._has_said_freeze = False
         self._said_modes: set[tuple[str, str]] = set()  # by scope and name, while stored overrides may still be found
 
     @property
@@ -48,10 +54,17 @@ class OperatorWill:
         """In force when `drop_expired` last looked."""
         return self._overrides
 
+    @property
+    def freeze(self) -> Freeze | None:
+        """In force when `drop_expired` last looked."""
+        return self._freeze
+
     def take_up(self, remembered: Remembered) -> None:
         """Go on from what the store gave, except where the operator has said something since."""
         if not self._has_said_settings:
             self._settings = remembered.operator_settings
+        if not self._has_said_freeze:
+            self._freeze = remembered.freeze
         stored = [override for override in remembered.overrides if (override.scope, override.name) not in self._said_modes]
         self._overrides = (*stored, *self._overrides)
 
@@ -87,15 +100,33 @@ class OperatorWill:
         shown = to_plain(override_status(override, now_s)) if override else None
         return {"override": shown, "error": ""}, f"override: {request}"
 
+    def set_freeze(self, values: Mapping[str, object], fleet: FleetState, now_s: float) -> tuple[FreezeAnswer, str]:
+        """Begin, prolong or end a freeze. It holds the plans that `fleet` runs."""
+        try:
+            request = parse_freeze_request(values)
+        except FreezeRequestError as error:
+            return {"freeze": None, "error": str(error)}, ""
+        before, self._has_said_freeze = self._freeze, True
+        self._freeze = begun(request, before, fleet, now_s) if request.frozen else None
+        if self._freeze != before or not self._checkpoint.has_read:
+            self._checkpoint.keep_freeze(self._freeze)
+        if self._freeze is None:
+            why = f" ({request.reason})" if request.reason else ""
+            return {"freeze": None, "error": ""}, f"freeze ended by hand{why}" if before is not None else ""
+        return {"freeze": to_plain(self._freeze.status(now_s)), "error": ""}, freeze_in_words(self._freeze, now_s)
+
     def drop_expired(self, now_s: float) -> list[str]:
-        """Take expired overrides out; each in words."""
+        """Take expired overrides and an expired freeze out; each in words."""
         live = live_overrides(self._overrides, now_s)
-        if len(live) == len(self._overrides):
-            return []
-        expired = [override for override in self._overrides if override not in live]
-        self._overrides = live
-        self._checkpoint.keep_overrides(live)
-        return [f"override expired: {in_words(override)}" for override in expired]
+        expired = [f"override expired: {in_words(override)}" for override in self._overrides if override not in live]
+        if expired:
+            self._overrides = live
+            self._checkpoint.keep_overrides(live)
+        if self._freeze is not None and not self._freeze.is_live(now_s):
+            self._freeze = None
+            self._checkpoint.keep_freeze(None)
+            expired.append("freeze expired")
+        return expired
 
     def override_statuses(self, now_s: float) -> tuple[OverrideStatus, ...]:
         """The overrides that hold, as `status` shows them."""

@@ -22,7 +22,7 @@ from nightjar.cluster.garbage import collect_seldom
 from nightjar.cluster.journal import JournalFile
 from nightjar.cluster.learned_file import LearnedFileError, parse_learned_file, to_text
 from nightjar.cluster.metrics import Exporter
-from nightjar.cluster.operator_answers import ConfigureAnswer, ExplainAnswer, ImportAnswer, SetModeAnswer
+from nightjar.cluster.operator_answers import ConfigureAnswer, ExplainAnswer, FreezeAnswer, ImportAnswer, SetModeAnswer
 from nightjar.cluster.other_versions import ACTOR_NAME_PREFIX, OtherVersions
 from nightjar.cluster.policy_metrics import POLICY_METRICS
 from nightjar.cluster.policy_service import ActorIdentity, PolicyService
@@ -86,6 +86,10 @@ class PolicyActor:
     async def set_mode(self, override: dict[str, object]) -> SetModeAnswer:
         """Set or take back a mode by hand."""
         return await self._service.set_mode(override)
+
+    async def freeze(self, values: dict[str, object]) -> FreezeAnswer:
+        """Begin, prolong or end a freeze."""
+        return await self._service.freeze(values)
 
     async def status(self) -> bytes:
         """FleetStatus as of now."""

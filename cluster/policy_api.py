@@ -50,6 +50,10 @@ class PolicyPort(Protocol):
         """Set or take back an override: {mode, scope, name, for_s, reason}. A refusal is answered under `error`."""
         ...
 
+    async def freeze(self, values: Mapping[str, object]) -> Mapping[str, object]:
+        """Begin, prolong or end a freeze: {frozen, for_s, reason}. A refusal is answered under `error`."""
+        ...
+
     async def learned(self) -> bytes:
         """What the fleet has learned, as a file (learned_file.py)."""
         ...
@@ -143,6 +147,17 @@ def _add_writes(api: FastAPI, policy: PolicyPort, token: Callable[[], SecretStr 
         require_token(request, token)
         answer = accepted(await policy.set_mode(await read_object(request)), 422)
         return JSONResponse({"override": answer.get("override")})
+
+    @api.post("/freeze")
+    async def freeze(request: Request) -> JSONResponse:
+        """Freeze the fleet, or end that; what `nightjar freeze` sends.
+
+        The body is a JSON object: `frozen` (true begins or prolongs, false ends), and if wanted `for_s` and `reason`. While it
+        lasts there is no new plan, measurement or lease; modes, limits, guard and kill switch act. The answer holds the `freeze`.
+        """
+        require_token(request, token)
+        answer = accepted(await policy.freeze(await read_object(request)), 422)
+        return JSONResponse({"freeze": answer.get("freeze")})
 
     @api.post("/learned")
     async def import_learned(request: Request) -> JSONResponse:

@@ -46,6 +46,10 @@ class ActorPort:
         """Set or remove an override. Raises PolicyUnreachableError."""
         return await self._call(self._client.set_mode(dict(override)))
 
+    async def freeze(self, values: Mapping[str, object]) -> Mapping[str, object]:
+        """Begin, prolong or end a freeze. Raises PolicyUnreachableError."""
+        return await self._call(self._client.freeze(values))
+
     async def learned(self) -> bytes:
         """What the fleet has learned, as a file. Raises PolicyUnreachableError."""
         return await self._call(self._client.learned())

@@ -42,6 +42,8 @@ class PolicyLook:
     reports: int
     refused_reports: int
     groups: Mapping[str, GroupLook]
+    is_frozen: bool = False
+    """By an operator."""
 
 
 def look(fleet: FleetState, fresh_within_s: float, now_s: float) -> dict[str, GroupLook]:
@@ -114,6 +116,13 @@ POLICY_METRICS: Final[tuple[Metric[PolicyLook], ...]] = (
         unit="reports",
         help="Reports that were refused or whose counts were left out: late, doubled, malformed or implausible.",
         values=_of_actor(lambda policy: policy.refused_reports),
+    ),
+    Metric(
+        name="nightjar_policy_frozen",
+        kind="gauge",
+        unit="0 or 1",
+        help="1 while an operator has frozen the fleet: no new plan, measurement or lease.",
+        values=_of_actor(lambda policy: policy.is_frozen),
     ),
     Metric(
         name="nightjar_replicas",

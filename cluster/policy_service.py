@@ -14,7 +14,7 @@ import random
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
@@ -24,7 +24,7 @@ from nightjar.cluster.journal import Journal, JournalEntry, replica_inputs
 from nightjar.cluster.learned_file import LearnedFile, LearnedFileError, chosen_groups, learned_file
 from nightjar.cluster.mailbox import Mailbox
 from nightjar.cluster.metrics import PUBLISH_PERIOD_S
-from nightjar.cluster.operator_answers import ConfigureAnswer, ExplainAnswer, ImportAnswer, SetModeAnswer
+from nightjar.cluster.operator_answers import ConfigureAnswer, ExplainAnswer, FreezeAnswer, ImportAnswer, SetModeAnswer
 from nightjar.cluster.operator_will import OperatorWill
 from nightjar.cluster.other_versions import OtherVersions, foreign_protocol, nobody_else
 from nightjar.cluster.policy_metrics import PolicyLook, look
@@ -137,6 +137,7 @@ class PolicyService:
     def _take_up_late(self, found: Remembered) -> None:
         self._take_up(found)
         self._checkpoint.keep_overrides(self._will.overrides)
+        self._checkpoint.keep_freeze(self._will.freeze)
         self._checkpoint.keep_fleet_id(self._fleet_id)
         self._seed_from.follow(self._will.settings.seed_from)
         self._causes += [f"the store can be read again: mode {self._will.settings.mode}", *found.problems]
@@ -202,6 +203,13 @@ class PolicyService:
             await self._changed_by_operator(change)
         return answer
 
+    async def freeze(self, values: Mapping[str, object]) -> FreezeAnswer:
+        """Begin, prolong or end a freeze; a wrong request changes nothing."""
+        answer, change = self._will.set_freeze(values, self._fleet, self._clock())
+        if change:
+            await self._changed_by_operator(change)
+        return answer
+
     def learned_file(self) -> LearnedFile:
         """What the fleet has learned, for a file. Reads values that nobody changes, so that it may be called from any thread."""
         now_s = self._clock()
@@ -258,6 +266,7 @@ class PolicyService:
                 unknown_applications=tuple(
                     name for name in self._will.settings.max_step_ms_per_application if name not in reporting
                 ),
+                freeze=freeze.status(now_s) if (freeze := self._will.freeze) is not None else None,
             ),
             overrides=self._will.override_statuses(now_s),
             groups=groups,
@@ -300,7 +309,8 @@ class PolicyService:
         """Only a fleet that has learned nothing waits, for a few seconds, and no person's word waits with it."""
         is_cold = self._learned is None or not self._learned.groups
         is_planned = self._will.settings.mode.kind in {"auto", "shadow"} and not self._will.overrides
-        return is_cold and is_planned and self._seed_from.is_first_reading
+        is_open = self._will.freeze is None  # a frozen fleet runs the plans that it has
+        return is_cold and is_planned and is_open and self._seed_from.is_first_reading
 
     def _tick(self) -> None:
         self._ticks += 1
@@ -338,6 +348,8 @@ class PolicyService:
         self._fleet, turned = self._others.held_back(self._fleet, now_s, self._will.settings.max_lease_ttl_s)
         self._causes += turned
         self._causes += self._will.drop_expired(now_s)
+        if self._fleet.freeze is not self._will.freeze:
+            self._fleet = replace(self._fleet, freeze=self._will.freeze)
         moment = Moment(self.incarnation, self._ticks, now_s, seed, self._fleet, self._will.settings, self._will.overrides)
         try:
             rng = random.Random(seed)  # noqa: S311 - exploration, no secret; a replay draws the same
@@ -379,6 +391,7 @@ class PolicyService:
             reports=self._reports,
             refused_reports=self._refusals.count,
             groups=look(self._fleet, fresh_within_s, now_s),
+            is_frozen=self._will.freeze is not None,
         )
 
     def _entry(

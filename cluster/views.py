@@ -19,7 +19,7 @@ from nightjar.cluster.durations import format_duration
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import SteeringLevel
 from nightjar.policy.wire.settings import TableRow
-from nightjar.policy.wire.status import FleetStatus, GroupStatus, PolicyStatus, ReplicaStatus
+from nightjar.policy.wire.status import NO_NEW, FleetStatus, GroupStatus, PolicyStatus, ReplicaStatus
 
 STALE_REPORT_S: Final = 5.0
 SHOWN_ADAPTERS: Final = 8
@@ -32,6 +32,8 @@ STUCK_AFTER_S: Final = 60.0
 def fleet_view(fleet: FleetStatus) -> RenderableType:
     """Everything that `status` shows: the policy, overrides, replicas and groups."""
     parts: list[RenderableType] = [steering_line(fleet.replicas), policy_line(fleet.policy)]
+    if fleet.policy.freeze is not None:
+        parts.append(Text(f"{fleet.policy.freeze.in_words()}: {NO_NEW}", style="yellow"))
     if fleet.policy.settings_error:
         parts.append(Text(f"settings refused, the previous ones hold: {fleet.policy.settings_error}", style="red"))
     if fleet.policy.seed_problem:

@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 
 from nightjar.policy.engine.steering import Cause
+from nightjar.policy.freeze import Freeze
 from nightjar.policy.modes import ModeOverride, effective_mode, override_of
 from nightjar.policy.planners.base import GroupPlan, batch_range, speculation
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
@@ -24,6 +25,7 @@ from nightjar.policy.wire.explanation import ArmExplanation, Explanation, Statem
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.settings import Settings, SettingsVersion
+from nightjar.policy.wire.status import NO_NEW
 
 OLD_REPORT_S: Final = 5.0
 """A report older than this is said to be old."""
@@ -65,7 +67,8 @@ def explain(
     batch, plan = snapshot.load.decode_batch_size, group.plan_of(replica)
     bucket = batch_bucket(batch)
     mode, _ = effective_mode(replica_id, report.application, settings.mode, overrides, now_s)
-    facts = _Facts(replica_id, replica, group, decision, settings, overrides, now_s, in_force)
+    frozen = state.freeze if state.freeze is not None and state.freeze.is_live(now_s) else None
+    facts = _Facts(replica_id, replica, group, decision, settings, overrides, now_s, in_force, frozen)
     statements = tuple(_statements(facts))
     answer = next(statement for statement in statements if statement.decides)
     estimate = group.apart(replica) or group.estimate
@@ -129,6 +132,7 @@ class _Facts:
     overrides: Sequence[ModeOverride]
     now_s: float
     in_force: InForce | None
+    frozen: Freeze | None
 
 
 def _statements(facts: _Facts) -> Iterator[Statement]:
@@ -154,6 +158,8 @@ def _statements(facts: _Facts) -> Iterator[Statement]:
     yield from _drafter(facts)
     yield from _last_step(facts, said)
     yield from _limit(facts)
+    if facts.frozen is not None:
+        yield Statement(who="freeze", words=f"{facts.frozen.status(facts.now_s).in_words()}: {NO_NEW}")
     yield _plan_statement(facts)
     if said:
         yield Statement(who="engine", words=f"of its last step: {said}")

@@ -16,7 +16,7 @@ from typing import Final
 from nightjar.policy.estimate.off_steps import expected_off_steps
 from nightjar.policy.granting import MayGrant, group_restarts
 from nightjar.policy.intake import MAX_RETIRED_ENGINES, observe
-from nightjar.policy.learning import learn
+from nightjar.policy.learning import hold, learn
 from nightjar.policy.limiting import with_limits
 from nightjar.policy.modes import ModeOverride, effective_mode, fleet_override, live_overrides, with_planner
 from nightjar.policy.persistent_map import PersistentMap
@@ -65,11 +65,14 @@ def decide(
 
     Replicas unheard of for `replica_timeout_s` are dropped with what they had not yet merged. Groups stay with what they learned.
     Where a group with a seed has a replica, the seed becomes its prior first. Replicas that cannot be steered (served plainly, or
-    failed open) count no steps, teach nothing and have no restarts: the budget is of the others.
+    failed open) count no steps, teach nothing and have no restarts: the budget is of the others. While the fleet is frozen every
+    group runs the plan that was in force then, and seeds wait.
     """
     settings, by_hand = with_planner(settings, overrides, now_s), fleet_override(overrides, now_s)
     anew_at_s = by_hand.anew_at_s if by_hand is not None else None
-    state = with_waiting_priors(state, now_s, settings.calibration_clean_steps)
+    frozen = state.freeze if state.freeze is not None and state.freeze.is_live(now_s) else None
+    if frozen is None:
+        state = with_waiting_priors(state, now_s, settings.calibration_clean_steps)
     live = {
         replica_id: replica
         for replica_id, replica in sorted(state.replicas.items())
@@ -91,7 +94,8 @@ def decide(
             replica_id: effective_mode(replica_id, replica.report.application, settings.mode, still, now_s)
             for replica_id, replica in members[group_id].items()
         }
-        limited = with_limits(members[group_id], modes, settings, still, now_s)
+        its = settings if frozen is None else frozen.settings_of(group_id, settings)
+        limited = with_limits(members[group_id], modes, its, still, now_s)
         members[group_id] |= limited
         steered = {name: replica for name, replica in members[group_id].items() if replica.can_be_steered}
         asked = {
@@ -99,22 +103,27 @@ def decide(
             for replica_id, replica in steered.items()
             if modes[replica_id][0].kind == "auto" and replica.report.local_mode is None
         }
-        groups[group_id], changed, used = learn(group, steered, asked, settings, next_segment_id, replans_left, now_s, rng)
+        if frozen is None:
+            groups[group_id], changed, used = learn(group, steered, asked, its, next_segment_id, replans_left, now_s, rng)
+        else:
+            plan = frozen.plan_of(group_id, group.key, group.plan)
+            groups[group_id], changed, used = hold(group, steered, plan, its, replans_left, now_s)
         replans_left -= used
         steered |= changed
         members[group_id] |= steered
         live.update(limited | changed)
         if groups[group_id].estimate is not group.estimate:  # what guards compare with follows the estimate that the plan stands on
-            groups[group_id] = _with_off_steps(groups[group_id], settings)
+            groups[group_id] = _with_off_steps(groups[group_id], its)
         groups[group_id] = with_own_price(groups[group_id], steered)
-        groups[group_id], limits, may_grant, counted = group_restarts(groups[group_id], steered, modes, settings, may_grant, now_s)
+        groups[group_id], limits, may_grant, counted = group_restarts(groups[group_id], steered, modes, its, may_grant, now_s)
         for replica_id, new_restarts in counted.items():
             live[replica_id] = replace(live[replica_id], new_restarts=new_restarts)
         next_segment_id = max([next_segment_id, *(held.segment.segment_id + 1 for held in groups[group_id].exploration.segments)])
-        decisions.update(_decisions(groups[group_id], members[group_id], modes, limits, settings, anew_at_s))
+        decisions.update(_decisions(groups[group_id], members[group_id], modes, limits, its, anew_at_s))
     groups = {group_id: groups[group_id] for group_id in state.groups if group_id in groups}
     departed = _departed(state, live)
-    return decisions, FleetState(PersistentMap(live), groups, next_segment_id, state.quiet_since_s, state.waiting, departed)
+    after = replace(state, replicas=PersistentMap(live), groups=groups, next_segment_id=next_segment_id, departed=departed)
+    return decisions, after
 
 
 def _departed(state: FleetState, live: Mapping[str, ReplicaState]) -> Mapping[str, tuple[str, ...]]:

@@ -25,15 +25,20 @@ from nightjar.policy.wire.settings import RestartLimits
 class MayGrant:
     """What groups that decide one after the other share: the nodes' reloads in flight, and whether anything may be granted."""
 
-    is_quiet_over: bool
+    why_none: str
+    """Why nothing may be granted; empty where it may."""
     reloads_on_node: Mapping[str, int]
 
     @classmethod
     def of(cls, state: FleetState, settings: OperatorSettings, now_s: float) -> Self:
         """At the beginning of a decision."""
-        quiet_since_s = state.quiet_since_s
         leases = (held for group in state.groups.values() for held in group.restarts.open_leases if now_s < held.ends_at_s)
-        return cls(quiet_since_s is None or now_s - quiet_since_s >= settings.max_lease_ttl_s, reloads_by_node(leases))
+        why_none = ""
+        if state.quiet_since_s is not None and now_s - state.quiet_since_s < settings.max_lease_ttl_s:
+            why_none = "a new policy grants none yet"
+        elif state.freeze is not None and state.freeze.is_live(now_s):
+            why_none = "none is granted while the fleet is frozen"
+        return cls(why_none, reloads_by_node(leases))
 
     def after(self, before: GroupState, now: GroupState, now_s: float) -> Self:
         """With the leases of one group as they are after its turn."""
@@ -64,7 +69,7 @@ def group_restarts(
     }
     plan_goodput = plan_goodput_of(group, None)
     restarts, limits, used = decide_restarts(
-        group.restarts, restarters, plan_goodput, settings, may_grant.reloads_on_node, may_grant.is_quiet_over, now_s
+        group.restarts, restarters, plan_goodput, settings, may_grant.reloads_on_node, may_grant.why_none, now_s
     )
     after = replace(group, restarts=restarts)
     counted = {

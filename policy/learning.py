@@ -5,6 +5,7 @@ Everything a group learns goes through here, from values to values; the fleet lo
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Container, Mapping
 from dataclasses import replace
@@ -19,8 +20,8 @@ from nightjar.policy.estimate.evidence import Evidence
 from nightjar.policy.estimate.mixed_steps import per_token
 from nightjar.policy.estimate.pooling import Slopes, pooled, with_effects, without
 from nightjar.policy.estimate.robust import LEAST_REPLICAS
-from nightjar.policy.planners import PLANNERS
-from nightjar.policy.planners.base import GroupView
+from nightjar.policy.planners import LEARNING_PLANNERS, PLANNERS
+from nightjar.policy.planners.base import GroupPlan, GroupView
 from nightjar.policy.planners.limited import refreshed
 from nightjar.policy.planners.replanning import cold_start, needs_replan, own_evidence, replan, replan_alone
 from nightjar.policy.state import GroupState, ReplicaState
@@ -48,20 +49,8 @@ def learn(
     It and its replicas re-plan at most `most_replans` times, the longest waiting first. Groups over the limit keep their last
     plan, or the cold-start plan.
     """
-    before = group.evidence if group.decided_at_s is not None else _heard_at(group.evidence, now_s)
-    group, evidence = _learned(group, before, members, settings.evidence_half_life_steps, now_s)
-    still_imported = group.imported.cells
-    mixed_steps, prefill_tokens = per_token(replica.mixed_share for replica in members.values())
-    evidence = replace(evidence, mixed_steps_per_token=mixed_steps, prefill_tokens_per_token=prefill_tokens)
-    changed = {
-        replica_id: replace(replica, new_evidence=NewEvidence())
-        for replica_id, replica in members.items()
-        if replica.new_evidence.cells or replica.new_evidence.mixed_cells
-    }
-    resting = group.imported.resting if now_s < group.imported.rests_until_s else ()
-    sleeps = any(replica.report.snapshot.drafter_state is not DrafterState.IN_SYNC for replica in members.values())
-    view = GroupView(group.key, settings, evidence, group.plan, now_s, still_imported, len(members), resting, sleeps)
-    group_with = partial(replace, group, evidence=evidence, planner=settings.planner, decided_at_s=now_s)
+    group, view, changed = _looked(group, members, settings, now_s)
+    group_with = partial(replace, group, evidence=view.evidence, planner=settings.planner, decided_at_s=now_s)
     if settings.planner in PLANNERS:
         changed.update(_without_own({**members, **changed}))
         return group_with(plan=PLANNERS[settings.planner](view), exploration=Exploration(), estimate=None, within={}), changed, 0
@@ -83,6 +72,68 @@ def learn(
     within = {max_step_ms: refreshed(view, estimate, max_step_ms, group.within.get(max_step_ms)) for max_step_ms in sorted(limits)}
     after = group_with(plan=estimate.plan, exploration=exploration, estimate=estimate, within=within)
     return after, {**changed, **own}, replans + own_replans
+
+
+def hold(
+    group: GroupState,
+    members: Mapping[str, ReplicaState],
+    plan: GroupPlan,
+    settings: OperatorSettings,
+    most_replans: int,
+    now_s: float,
+) -> tuple[GroupState, dict[str, ReplicaState], int]:
+    """The group after a tick in which it is frozen (policy.freeze) and runs `plan`; its members that changed, how often it
+    re-planned.
+
+    What its members report counts on, so that the first plan after the freeze knows of it. Measurements under way are taken
+    back. A group whose policy began anew estimates once, for what guards compare with and leases in flight are worth; a member's
+    limit that came meanwhile is kept as ever.
+    """
+    group, view, changed = _looked(group, members, settings, now_s)
+    estimate, replans = group.estimate, 0
+    if settings.planner in LEARNING_PLANNERS and (estimate is None or estimate.at_s == -math.inf):
+        estimate, replans = (replan(view), 1) if most_replans > 0 else (cold_start(view), 0)
+    if estimate is not None and (estimate.plan is not plan or estimate.wanted):
+        estimate = replace(estimate, plan=plan, wanted={})
+    within = {}
+    if estimate is not None:
+        view = view.with_plan(plan)
+        limits = {replica.limit.max_step_ms for replica in members.values() if replica.limit is not None}
+        within = {limit_ms: refreshed(view, estimate, limit_ms, group.within.get(limit_ms)) for limit_ms in sorted(limits)}
+        for name, replica in {**members, **changed}.items():
+            if replica.own is not None and replica.limit is not None:
+                own_within = refreshed(view, replica.own, replica.limit.max_step_ms, replica.own_within)
+                changed[name] = replace(replica, own_within=own_within)
+    held = replace(
+        group,
+        evidence=view.evidence,
+        planner=settings.planner,
+        decided_at_s=now_s,
+        plan=plan,
+        exploration=replace(group.exploration, segments=()),
+        estimate=estimate,
+        within=within,
+    )
+    return held, changed, replans
+
+
+def _looked(
+    group: GroupState, members: Mapping[str, ReplicaState], settings: OperatorSettings, now_s: float
+) -> tuple[GroupState, GroupView, dict[str, ReplicaState]]:
+    """The group with what its members reported since the last tick, what is known of it now, and members without that news."""
+    before = group.evidence if group.decided_at_s is not None else _heard_at(group.evidence, now_s)
+    group, evidence = _learned(group, before, members, settings.evidence_half_life_steps, now_s)
+    mixed_steps, prefill_tokens = per_token(replica.mixed_share for replica in members.values())
+    evidence = replace(evidence, mixed_steps_per_token=mixed_steps, prefill_tokens_per_token=prefill_tokens)
+    changed = {
+        replica_id: replace(replica, new_evidence=NewEvidence())
+        for replica_id, replica in members.items()
+        if replica.new_evidence.cells or replica.new_evidence.mixed_cells
+    }
+    resting = group.imported.resting if now_s < group.imported.rests_until_s else ()
+    sleeps = any(replica.report.snapshot.drafter_state is not DrafterState.IN_SYNC for replica in members.values())
+    view = GroupView(group.key, settings, evidence, group.plan, now_s, group.imported.cells, len(members), resting, sleeps)
+    return group, view, changed
 
 
 def explorers(group: GroupState, members: Mapping[str, ReplicaState]) -> dict[str, Explorer]:

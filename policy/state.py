@@ -15,6 +15,7 @@ from nightjar.policy.estimate.contributions import Contributions, NewEvidence
 from nightjar.policy.estimate.counting import CountedEngine
 from nightjar.policy.estimate.evidence import Cell, Evidence
 from nightjar.policy.estimate.mixed_steps import MixedShare
+from nightjar.policy.freeze import Freeze
 from nightjar.policy.modes import ReplicaLimit
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.base import GroupPlan
@@ -127,7 +128,7 @@ class FleetState:
 
     `quiet_since_s` is when this policy began, if leases of a predecessor may still be in use after it (INV-6).
     `waiting` are seeds whose group has no replica yet (policy.seeding). `departed` are replicas that fell silent, the latest last,
-    with the ids of the engines that were counted of each: they may come back.
+    with the ids of the engines that were counted of each: they may come back. `freeze` is an operator's, in force or over.
     """
 
     replicas: PersistentMap[ReplicaState] = field(default_factory=PersistentMap)
@@ -136,6 +137,7 @@ class FleetState:
     quiet_since_s: float | None = None
     waiting: Mapping[str, SeedGroup] = field(default_factory=dict)
     departed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    freeze: Freeze | None = None
 
 
 def empty_fleet() -> FleetState:

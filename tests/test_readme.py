@@ -59,6 +59,8 @@ RUN_ELSEWHERE: Final = {
     'nightjar mode pin=3 --for 30m --reason "comparing"': BY_HAND,
     "nightjar mode off": BY_HAND,
     "nightjar mode default": BY_HAND,
+    'nightjar freeze --for 2h --reason "release"': BY_HAND,
+    "nightjar freeze --end": BY_HAND,
     "nightjar explain REPLICA": BY_HAND,
     "nightjar explain REPLICA --journal JOURNAL --at 10m": BY_HAND,
     "nightjar replay JOURNAL": BY_HAND,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import typer
 
+from nightjar.cluster.commands.freeze import freeze
 from nightjar.cluster.commands.learned import export_file, import_file
 from nightjar.cluster.commands.mode import mode
 from nightjar.cluster.commands.run import run
 from nightjar.cluster.commands.status import status, watch
 
 app = typer.Typer()
-for command in (run, status, watch, mode):
+for command in (run, status, watch, mode, freeze):
     app.command()(command)
 app.command("export")(export_file)
 app.command("import")(import_file)

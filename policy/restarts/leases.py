@@ -85,12 +85,13 @@ def decide_restarts(
     plan_goodput: PlanGoodput,
     settings: OperatorSettings,
     reloads_on_node: Mapping[str, int],
-    may_grant: bool,
+    why_none: str,
     now_s: float,
 ) -> tuple[GroupRestarts, dict[str, RestartLimits], frozenset[str]]:
     """The group's restarts afterwards, every member's limits, and the members whose `new.catch_up` is used up.
 
-    `reloads_on_node` counts the reloads in flight of all groups; `may_grant` is False for a policy that must wait.
+    `reloads_on_node` counts the reloads in flight of all groups; `why_none` says why nothing may be granted
+    now, empty where it may.
     """
     catch_up, used = _priced(known.catch_up, members, plan_goodput)
     tracker, moved = known.tracker.look({name: member.decode_batch_size for name, member in members.items()}, now_s)
@@ -112,7 +113,7 @@ def decide_restarts(
     wishes = {
         name: prices.of(members[name]).wish(name, members[name], states[name], since_s) for name, since_s in waiting_since_s.items()
     }
-    if may_grant and not frozen:
+    if not why_none and not frozen:
         paying = [wished for name, wished in wishes.items() if wished is not None and not members[name].is_silent]
         open_leases += grant(settings, len(members), open_leases, reloads_on_node, paying, now_s)
     after = GroupRestarts(catch_up, transitions, tracker, probes, open_leases, waiting_since_s)
@@ -125,7 +126,7 @@ def decide_restarts(
         if mine:
             words = "holds a lease to restart"
         elif name in wishes:
-            words = _why_waiting(wishes[name] is not None, may_grant, frozen)
+            words = _why_waiting(wishes[name] is not None, why_none, frozen)
         micro, chunk = prices.bounds(member, states[name])
         limits[name] = _limits(0 if frozen else micro, chunk, mine, words)
     return after, limits, used
@@ -139,12 +140,12 @@ def _limits(micro_restart_tokens: int, catch_up_chunk_tokens: int, leases: tuple
     )
 
 
-def _why_waiting(pays: bool, may_grant: bool, frozen: bool) -> str:
+def _why_waiting(pays: bool, why_none: str, frozen: bool) -> str:
     if frozen:
         return "restarts are frozen after failed probes"
     if not pays:
         return "stays off: a restart would not pay"
-    return "waits for a lease" if may_grant else "waits for a lease: a new policy grants none yet"
+    return f"waits for a lease: {why_none}" if why_none else "waits for a lease"
 
 
 @dataclass(frozen=True, slots=True)

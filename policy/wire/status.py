@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from datetime import UTC, datetime
+from typing import ClassVar, Final, Literal
 
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import Record
@@ -10,6 +11,8 @@ from nightjar.policy.wire.report import AdapterCounters, DrafterCounters, Drafte
 from nightjar.policy.wire.settings import SettingsVersion, TableRow
 
 Scope = Literal["fleet", "application", "replica"]
+NO_NEW: Final = "no new plan, measurement or lease"
+"""What a freeze forbids."""
 
 
 class OverrideStatus(Record):
@@ -134,6 +137,26 @@ class GroupStatus(Record):
     reason: str = ""
 
 
+class FreezeStatus(Record):
+    """A freeze in force: since when and until when (seconds since the epoch; None: until it is ended), and why.
+
+    >>> FreezeStatus(since_s=0.0, seconds_left=90.0, reason="release").in_words()
+    'frozen since 1970-01-01 00:00:00 UTC by hand (release), for 90 s more'
+    """
+
+    since_s: float
+    reason: str = ""
+    expires_at_s: float | None = None
+    seconds_left: float | None = None
+
+    def in_words(self) -> str:
+        """Since when, by whom and for how long."""
+        since = datetime.fromtimestamp(self.since_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        why = f" ({self.reason})" if self.reason else ""
+        left = "until it is ended" if self.seconds_left is None else f"for {self.seconds_left:.0f} s more"
+        return f"frozen since {since} by hand{why}, {left}"
+
+
 class PolicyStatus(Record):
     """The policy actor itself. `decision_age_s` is the time since it last decided without an error, or since it started.
 
@@ -158,6 +181,7 @@ class PolicyStatus(Record):
     seed_notice: str = ""
     waiting_groups: tuple[str, ...] = ()
     unknown_applications: tuple[str, ...] = ()
+    freeze: FreezeStatus | None = None
 
 
 class FleetStatus(Record):

@@ -112,6 +112,16 @@ def test_mode_without_a_name_concerns_the_fleet_until_taken_back(serve: Callable
     assert requests[0].headers["Authorization"] == "Bearer other"
 
 
+def test_freeze_sends_duration_and_reason_and_end_ends_it(serve: Callable[[Handler], list[httpx.Request]]) -> None:
+    requests = serve(lambda request: httpx.Response(200, json={"freeze": json.loads(request.content)}))
+    begun, ended = call("freeze", "--for", "30m", "--reason", "release"), call("freeze", "--end")
+    assert begun.stdout == "fleet: frozen for 30m: no new plan, measurement or lease\n"
+    assert ended.stdout == "fleet: not frozen\n"
+    assert [str(request.url) for request in requests] == ["http://127.0.0.1:8000/nightjar/freeze"] * 2
+    assert json.loads(requests[0].content) == {"frozen": True, "reason": "release", "for_s": 1800.0}
+    assert json.loads(requests[1].content) == {"frozen": False, "reason": ""}
+
+
 @pytest.mark.parametrize("status_code", [401, 403, 422, 503])
 def test_a_refusal_is_shown_as_the_api_worded_it_with_exit_code_1(
     serve: Callable[[Handler], list[httpx.Request]], status_code: int
@@ -179,7 +189,11 @@ def test_a_url_that_is_none_is_one_line(url: str) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
-    [(("mode", "off", "--for", "3x"), "duration '3x'"), (("mode", "off", "--application", "a", "--replica", "b"), "not both")],
+    [
+        (("mode", "off", "--for", "3x"), "duration '3x'"),
+        (("mode", "off", "--application", "a", "--replica", "b"), "not both"),
+        (("freeze", "--end", "--for", "3m"), "not both"),
+    ],
 )
 def test_wrong_arguments_are_a_usage_error(arguments: tuple[str, ...], part: str) -> None:
     failed = call(*arguments)
@@ -216,7 +230,7 @@ assert not heavy, heavy
 """
     shown = subprocess.run([sys.executable, "-c", program, "--help"], capture_output=True, text=True, check=False, timeout=60)
     assert shown.returncode == 0, shown.stderr
-    for command in ("run", "status", "watch", "mode", "export", "import", "demo", "report", "models"):
+    for command in ("run", "status", "watch", "mode", "freeze", "export", "import", "demo", "report", "models"):
         assert f" {command} " in shown.stdout
 
 

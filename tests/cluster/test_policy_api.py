@@ -9,6 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from nightjar.cluster.api_token import TokenError
+from nightjar.cluster.freezing import FreezeRequestError, parse_freeze_request
 from nightjar.cluster.learned_file import MAX_FILE_BYTES, LearnedFileError, chosen_groups, parse_learned_file, to_text
 from nightjar.cluster.overrides import ModeRequestError, parse_mode_request
 from nightjar.cluster.policy_api import MAX_BODY_BYTES, PolicyUnreachableError, create_policy_api
@@ -48,6 +49,15 @@ class FakePolicy:
             return {"override": None, "error": str(error)}
         self.requests.append(override)
         return {"override": dict(override), "error": ""}
+
+    async def freeze(self, values: Mapping[str, object]) -> Mapping[str, object]:
+        self._answer()
+        try:
+            parse_freeze_request(values)
+        except FreezeRequestError as error:
+            return {"freeze": None, "error": str(error)}
+        self.requests.append(values)
+        return {"freeze": dict(values), "error": ""}
 
     async def learned(self) -> bytes:
         self._answer()
@@ -100,6 +110,19 @@ async def test_a_mode_reaches_the_policy_and_its_answer_comes_back() -> None:
     answer = await post(policy, request)
     assert (answer.status_code, answer.json()) == (200, {"override": request})
     assert policy.requests == [request]
+
+
+async def test_a_freeze_reaches_the_policy_with_the_token_alone_and_a_wrong_one_is_422() -> None:
+    policy = FakePolicy()
+    token = {"Authorization": f"Bearer {TOKEN}"}
+    async with client(policy) as api:
+        good = await api.post("/freeze", json={"frozen": True, "for_s": 60.0}, headers=token)
+        wrong = await api.post("/freeze", json={"frozen": 1}, headers=token)
+        nobodys = await api.post("/freeze", json={"frozen": True})
+    assert (good.status_code, good.json()) == (200, {"freeze": {"frozen": True, "for_s": 60.0}})
+    assert (wrong.status_code, nobodys.status_code) == (422, 401)
+    assert "frozen" in wrong.json()["detail"]
+    assert policy.requests == [{"frozen": True, "for_s": 60.0}]
 
 
 async def test_without_a_configured_token_the_api_is_read_only() -> None:

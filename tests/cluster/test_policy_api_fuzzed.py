@@ -28,9 +28,14 @@ MODE = {
         "reason": {"type": "string"},
     },
 }
-BODIES: dict[str, dict[str, Any]] = {"/mode": MODE, "/learned": {"type": "object"}}
+FREEZE = {
+    "type": "object",
+    "required": ["frozen"],
+    "properties": {"frozen": {"type": "boolean"}, "for_s": {"type": "number"}, "reason": {"type": "string"}},
+}
+BODIES: dict[str, dict[str, Any]] = {"/mode": MODE, "/freeze": FREEZE, "/learned": {"type": "object"}}
 EVERYTHING = settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
-OPERATIONS = ("GET /", "GET /status", "GET /explain", "GET /learned", "GET /health", "POST /learned", "POST /mode")
+OPERATIONS = ("GET /", "GET /status", "GET /explain", "GET /learned", "GET /health", "POST /learned", "POST /mode", "POST /freeze")
 
 
 def described(policy: FakePolicy) -> Any:
@@ -68,7 +73,8 @@ def test_with_a_token_anything_is_answered_without_a_server_error(label: str, to
         assert token == TOKEN or label.startswith("GET") or answer.status_code == 401
 
     answers()
-    assert bool(policy.requests) == (label == "POST /mode" and token == TOKEN), "good modes are among what was sent"
+    is_write = label in {"POST /mode", "POST /freeze"}
+    assert bool(policy.requests) == (is_write and token == TOKEN), "good requests are among what was sent"
 
 
 @pytest.mark.parametrize("label", OPERATIONS)

@@ -30,7 +30,9 @@ BUSY = GroupLook(
     predicted=Predicted(planned=150.0, off=100.0),
 )
 IDLE = GroupLook(0, 0, 0, 0, 0, 0, 0, is_frozen=False, predicted=None)
-LOOK = PolicyLook(incarnation=7, decision_age_s=0.5, reports=11, refused_reports=2, groups={"busy": BUSY, "idle": IDLE})
+LOOK = PolicyLook(
+    incarnation=7, decision_age_s=0.5, reports=11, refused_reports=2, groups={"busy": BUSY, "idle": IDLE}, is_frozen=True
+)
 
 
 def exported(seen: PolicyLook) -> MemoryBackend:
@@ -51,6 +53,7 @@ def test_a_group_and_the_actor_in_numbers() -> None:
         "nightjar_policy_decision_age_seconds": 0.5,
         "nightjar_policy_reports": 11,
         "nightjar_policy_refused_reports": 2,
+        "nightjar_policy_frozen": 1,
     }
     assert {name: series["busy",] for name, series in values.items() if ("busy",) in series} == {
         "nightjar_replicas": 3,

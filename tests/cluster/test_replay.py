@@ -69,6 +69,7 @@ EVENT = st.one_of(
     st.tuples(st.just("planner"), st.sampled_from(["fleet", "off", "fixed", "nightjar"])),
     st.tuples(st.just("mode"), st.sampled_from(["auto", "shadow", "off", "pin=1", "default"])),
     st.tuples(st.just("by hand"), st.tuples(st.sampled_from(["fleet", "nightjar"]), st.sampled_from(["keep", "reset"]))),
+    st.tuples(st.just("freeze"), st.sampled_from([True, False])),
     st.tuples(st.just("wait"), st.sampled_from([0.1, 3.0, 40.0])),
     st.tuples(st.sampled_from(["again", "engine", "foreign", "lie", "silence", "wish"]), st.none()),
 )
@@ -86,6 +87,8 @@ async def happen(fleet: RecordedFleet, what: str, how: Any, number: int) -> None
     elif what == "by hand":
         planner, learned = how
         await fleet.service.set_mode({"mode": "auto", "planner": planner, "learned": learned, "for_s": 2.0})
+    elif what == "freeze":
+        await fleet.service.freeze({"frozen": how})
     elif what == "wait":
         fleet.now_s += how
         for other in fleet.replicas:

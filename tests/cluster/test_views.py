@@ -8,7 +8,7 @@ from nightjar.cluster.views import acceptance, drafter_cell, fleet_view, plan_te
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import AdapterCounters, DrafterCounters, DrafterState, EngineLoad, SteeringLevel
 from nightjar.policy.wire.settings import TableRow
-from nightjar.policy.wire.status import FleetStatus
+from nightjar.policy.wire.status import FleetStatus, FreezeStatus
 from tests.cluster.fleets import some_fleet
 
 
@@ -28,6 +28,15 @@ def test_settings_that_are_not_the_newest_are_marked_with_their_age() -> None:
     newest, behind = some_fleet().replicas
     assert settings_cell(newest) == "3.17, 0s ago"
     assert settings_cell(behind) == "3.17 behind, 12s ago"
+
+
+def test_a_freeze_is_told_at_the_top() -> None:
+    fleet = some_fleet()
+    freeze = FreezeStatus(since_s=0.0, seconds_left=90.0, reason="release")
+    shown = rendered(fleet.model_copy(update={"policy": fleet.policy.model_copy(update={"freeze": freeze})}))
+    told = "frozen since 1970-01-01 00:00:00 UTC by hand (release), for 90 s more: no new plan, measurement or lease"
+    assert told in shown.splitlines()[2]
+    assert "frozen" not in rendered(fleet)
 
 
 def test_in_80_columns_each_replica_is_a_row_and_no_word_is_broken() -> None:

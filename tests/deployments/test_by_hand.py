@@ -239,6 +239,9 @@ def test_the_operators_commands_show_and_override_what_runs(ray_by_hand: HandSta
     assert "mode off" in ray_by_hand.succeeds("nightjar mode off")
     assert "mode auto" in ray_by_hand.succeeds("nightjar mode auto")
     assert "mode default" in ray_by_hand.succeeds("nightjar mode default")
+    assert "frozen for 2h" in ray_by_hand.succeeds('nightjar freeze --for 2h --reason "release"')
+    assert "by hand (release)" in ray_by_hand.succeeds("nightjar status")
+    assert "not frozen" in ray_by_hand.succeeds("nightjar freeze --end")
     assert "comparing" not in ray_by_hand.succeeds("nightjar status")
     fleet = json.loads(ray_by_hand.succeeds("nightjar status -o json"))
     replica_id = fleet["replicas"][0]["replica_id"]

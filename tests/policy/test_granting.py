@@ -79,10 +79,10 @@ def limits_of(
     known: GroupRestarts = STAYS,
     plan_goodput: PlanGoodput = PROSPECT,
     *,
-    may_grant: bool = True,
+    why_none: str = "",
     now_s: float = 1.0,
 ) -> RestartLimits:
-    return decide_restarts(known, {"a": present}, plan_goodput, SETTINGS, {}, may_grant, now_s)[1]["a"]
+    return decide_restarts(known, {"a": present}, plan_goodput, SETTINGS, {}, why_none, now_s)[1]["a"]
 
 
 def test_a_restart_that_pays_is_granted() -> None:
@@ -115,24 +115,24 @@ def test_a_replica_that_is_not_steered_gets_no_lease() -> None:
 
 
 def test_a_new_policy_says_that_it_must_wait() -> None:
-    limits = limits_of(member(), may_grant=False)
+    limits = limits_of(member(), why_none="a new policy grants none yet")
     assert limits.leases == ()
     assert limits.reason == "waits for a lease: a new policy grants none yet"
 
 
 def test_those_beyond_the_budget_wait_and_are_told() -> None:
     members = {f"r{number}": member() for number in range(3)}
-    after, limits, _ = decide_restarts(STAYS, members, PROSPECT, SETTINGS, {}, True, 1.0)
+    after, limits, _ = decide_restarts(STAYS, members, PROSPECT, SETTINGS, {}, "", 1.0)
     assert sorted(mine.reason for mine in limits.values()) == ["holds a lease to restart", "waits for a lease", "waits for a lease"]
-    again, _, _ = decide_restarts(after, members, PROSPECT, SETTINGS, {}, True, 5.0)
+    again, _, _ = decide_restarts(after, members, PROSPECT, SETTINGS, {}, "", 5.0)
     assert set(again.waiting_since_s.values()) == {1.0}
 
 
 def test_a_lease_is_sent_again_until_its_wish_is_finished() -> None:
-    after, first, _ = decide_restarts(STAYS, {"a": member()}, PROSPECT, SETTINGS, {}, True, 1.0)
-    after, second, _ = decide_restarts(after, {"a": member(lag=0)}, PROSPECT, SETTINGS, {}, True, 2.0)
+    after, first, _ = decide_restarts(STAYS, {"a": member()}, PROSPECT, SETTINGS, {}, "", 1.0)
+    after, second, _ = decide_restarts(after, {"a": member(lag=0)}, PROSPECT, SETTINGS, {}, "", 2.0)
     assert second["a"].leases == first["a"].leases
-    _, third, _ = decide_restarts(after, {"a": member(lag=0, finished_wish_id=1)}, PROSPECT, SETTINGS, {}, True, 3.0)
+    _, third, _ = decide_restarts(after, {"a": member(lag=0, finished_wish_id=1)}, PROSPECT, SETTINGS, {}, "", 3.0)
     assert third["a"].leases == ()
 
 

@@ -17,6 +17,7 @@ from nightjar.policy.wire.report import DrafterCounters, DrafterState, SteeringL
 from nightjar.policy.wire.status import (
     CellStatus,
     FleetStatus,
+    FreezeStatus,
     GoodputModelStatus,
     OpenLeaseStatus,
     ReplicaStatus,
@@ -58,6 +59,9 @@ class ChangingPolicy:
         raise NotImplementedError
 
     async def explain(self, replica: str) -> Mapping[str, object]:
+        raise NotImplementedError
+
+    async def freeze(self, values: Mapping[str, object]) -> Mapping[str, object]:
         raise NotImplementedError
 
     async def learned(self) -> bytes:
@@ -148,7 +152,13 @@ def learned_fleet() -> FleetStatus:
     }
     return fleet.model_copy(
         update={
-            "policy": fleet.policy.model_copy(update={"settings_error": "modee: no such setting", "decision_age_s": 0.3}),
+            "policy": fleet.policy.model_copy(
+                update={
+                    "settings_error": "modee: no such setting",
+                    "decision_age_s": 0.3,
+                    "freeze": FreezeStatus(since_s=1_700_000_000.0, reason="release"),
+                }
+            ),
             "groups": (group.model_copy(update=update),),
             "replicas": (first, second, asleep, reloading, plain),
         }

@@ -1,0 +1,52 @@
+"""`nightjar freeze`: keep the fleet as it is, or end that."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from nightjar.cluster.commands.mode import duration
+from nightjar.cluster.commands.options import (
+    DEFAULT_URL,
+    Output,
+    OutputOption,
+    TokenOption,
+    UrlOption,
+    one_line_errors,
+    open_client,
+)
+from nightjar.cluster.durations import format_duration
+from nightjar.policy.wire.status import NO_NEW
+
+
+def freeze(
+    end: Annotated[bool, typer.Option("--end", help="End the freeze in force.")] = False,
+    for_s: Annotated[
+        float | None,
+        typer.Option("--for", parser=duration, metavar="DURATION", help="Ends after 90s, 30m, 2h, 1d.", show_default="until ended"),
+    ] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why; shown in status.", show_default=False)] = "",
+    url: UrlOption = DEFAULT_URL,
+    token: TokenOption = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Keep the fleet as it is: no new plan, measurement or lease, until --for or --end. Again: prolong it.
+
+    Settings are renewed and leases run out. `nightjar mode`, limits, the guard of every engine and its kill switch act as ever. A
+    replica that starts meanwhile runs its group's plan; a group that had none runs off.
+    """
+    if end and for_s is not None:
+        raise typer.BadParameter("give --end or --for, not both")
+    request: dict[str, object] = {"frozen": not end, "reason": reason}
+    if for_s is not None:
+        request["for_s"] = for_s
+    with one_line_errors(), open_client(url, token) as client:
+        answer = client.freeze(request)
+    if output is Output.JSON:
+        typer.echo(json.dumps(answer))
+        return
+    until = f" for {format_duration(for_s)}" if for_s is not None else ""
+    Console().print("fleet: not frozen" if end else f"fleet: frozen{until}: {NO_NEW}", highlight=False)

@@ -1,0 +1,82 @@
+"""A freeze: for as long as it lasts no plan changes, nothing is measured and no lease is granted.
+
+An operator freezes a fleet to look at it, or to keep it as it is over a release or a busy day. The plans in force are part of
+the freeze, so that a policy that starts anew goes on with them although it has planned nothing itself. Settings are renewed all
+the while, so that no replica falls back to off. A person's word acts as ever (modes, limits, kill switch), and so do guard and
+drafter in every engine; leases in flight run out. Fails towards off: a group that had no plan when the freeze began runs off.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Self
+
+from pydantic import Field
+
+from nightjar.policy.planners.base import GroupPlan, one_length
+from nightjar.policy.wire.operator import OperatorSettings, PlannerName
+from nightjar.policy.wire.record import MAX_REASON_LENGTH, Reason, Record
+from nightjar.policy.wire.report import GroupKey
+from nightjar.policy.wire.settings import Local, Plan, Table
+from nightjar.policy.wire.status import FreezeStatus
+
+UNPLANNED: Final = "off: the fleet was frozen before this group had a plan"
+
+
+class HeldPlan(Record):
+    """The plan of one group as it was when the freeze began, and the planner that it is of."""
+
+    planner: PlannerName
+    plan: Plan
+    summary: Reason
+
+    @classmethod
+    def of(cls, plan: GroupPlan, planner: str) -> Self:
+        """The storable form of a plan. Its reasons by batch are left out: they tell of numbers that age."""
+        table = plan.local or Table(rows=plan.rows, mixed_rows=plan.mixed_rows)
+        return cls.model_validate({"planner": planner, "plan": table, "summary": plan.summary[:MAX_REASON_LENGTH]})
+
+    def group_plan(self) -> GroupPlan:
+        """The plan as the group runs it."""
+        if isinstance(self.plan, Local):
+            return GroupPlan((), self.summary, local=self.plan)
+        return GroupPlan(self.plan.rows, self.summary, mixed_rows=self.plan.mixed_rows)
+
+
+class Freeze(Record):
+    """A freeze in force: since when and until when, on the clock of the policy (None: until somebody ends it), and the plans held.
+
+    `plans` are those of the groups that had one, by their id.
+    """
+
+    since_s: float
+    expires_at_s: float | None = None
+    reason: Reason = ""
+    plans: dict[str, HeldPlan] = Field(default_factory=dict, max_length=10_000)
+
+    def is_live(self, now_s: float) -> bool:
+        """Whether it still holds at `now_s`."""
+        return self.expires_at_s is None or now_s < self.expires_at_s
+
+    def status(self, now_s: float) -> FreezeStatus:
+        """How status and explain show it."""
+        left_s = None if self.expires_at_s is None else max(self.expires_at_s - now_s, 0.0)
+        return FreezeStatus(since_s=self.since_s, reason=self.reason, expires_at_s=self.expires_at_s, seconds_left=left_s)
+
+    def plan_of(self, group_id: str, key: GroupKey, present: GroupPlan | None) -> GroupPlan:
+        """The plan that a group runs while it lasts: `present`, with all its reasons, where that is the held one."""
+        held = self.plans.get(group_id)
+        wanted = held.group_plan() if held is not None else GroupPlan(one_length(0, key.max_num_seqs), UNPLANNED)
+        if present is not None and (present.rows, present.mixed_rows, present.local) == (
+            wanted.rows,
+            wanted.mixed_rows,
+            wanted.local,
+        ):
+            return present
+        return wanted
+
+    def settings_of(self, group_id: str, settings: OperatorSettings) -> OperatorSettings:
+        """The operator's settings for one group: another planner than the held plan's waits until the freeze ends."""
+        held = self.plans.get(group_id)
+        if held is None or held.planner == settings.planner:
+            return settings
+        return settings.model_copy(update={"planner": held.planner})

@@ -1,0 +1,148 @@
+"""What an operator does to a fleet under load on a real Ray cluster: it is frozen while it learns, its load moves, a replica joins.
+
+Real agents, clients and records, the real policy actor and its journal; only the engines are simulated. Compared are plans, leases
+and counts of the engines, never the machine's time. One run serves all tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import pytest
+
+pytest.importorskip("ray")
+from nightjar.cluster.journal import JournalEntry
+from nightjar.loadtests.regimes import Phase, Regime
+from nightjar.loadtests.simulation.experiments.scenes import nominal_of, workload
+from nightjar.loadtests.simulation.profiles import read_profile
+from nightjar.loadtests.simulation.service.scenario import PlannerChoice, Scenario
+from nightjar.policy.wire.operator import parse_operator_settings
+from nightjar.policy.wire.settings import IssuedSettings, Table
+from tests.deployments import serving
+from tests.fleet.courses import ReplicaCourse
+from tests.fleet.fleet_cluster import PATIENCE_S, FleetCluster, fleet_cluster
+from tests.fleet.hosted_engine import Part
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+
+PROFILE = read_profile("qwen-7b-0.5b-rtx4090")
+NOMINAL = nominal_of(PROFILE)
+ROWS, MORE_ROWS = NOMINAL.crossover_rows // 3, NOMINAL.crossover_rows // 8
+"""Requests in every engine before and after the load moves: another batch bucket, of which nobody has measured anything."""
+REPLICAS = 4
+SETTINGS: dict[str, object] = {"mode": "auto", "planner": "fleet", "allowed_num_speculative_tokens": list(PROFILE.drafter.arms)}
+MOST_STRIDE_S = 1.0
+IDLE_S = 1.0
+LEARNED_STEPS, FROZEN_STEPS = 120, 150
+"""Steps of every engine before the freeze, and while it lasts after the load moved."""
+NEWCOMER = "newcomer"
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """What is looked at. `adopted` are each engine's settings when all ran the frozen ones, by replica."""
+
+    adopted: Mapping[str, int]
+    courses: Mapping[str, ReplicaCourse]
+    """At the end of the freeze."""
+    entries: tuple[JournalEntry, ...]
+    measured_after: bool
+
+    def while_frozen(self, replica_id: str) -> tuple[IssuedSettings, ...]:
+        """Settings that came into force while it lasted; of a newcomer all."""
+        return self.courses[replica_id].adopted[self.adopted.get(replica_id, 0) :]
+
+
+@pytest.fixture(scope="module")
+def frozen() -> Frozen:
+    """The cluster is gone before the first test looks at what happened on it."""
+    with fleet_cluster() as cluster:
+        return _freeze_under_load(cluster)
+
+
+def _freeze_under_load(cluster: FleetCluster) -> Frozen:
+    parts = [Part(f"frozen-{number}", scenario("frozen"), number, MOST_STRIDE_S) for number in range(REPLICAS)]
+    names = [part.replica_id for part in parts]
+    cluster.start(parts, SETTINGS)
+    cluster.begin()
+
+    def steps(courses: Mapping[str, ReplicaCourse], name: str) -> int:
+        return sum(courses[name].steps_by_length.values())
+
+    cluster.until(lambda courses: all(steps(courses, name) >= LEARNED_STEPS for name in names), "steps before the freeze")
+    answer = serving.ask_policy(lambda policy: policy.freeze({"frozen": True, "reason": "test"}))
+    assert answer["error"] == ""
+    serving.until(_runs_no_segment, within_s=PATIENCE_S, what="measurements taken back")
+    cluster.wait_for_settings(names)
+    before = cluster.courses()
+    for name in names:
+        cluster.set_users(name, MORE_ROWS * REPLICAS)
+    cluster.join(Part(NEWCOMER, idle(parts[0].scenario), 0, MOST_STRIDE_S))
+    cluster.set_users(NEWCOMER, MORE_ROWS)
+
+    def have_worked_on(courses: Mapping[str, ReplicaCourse]) -> bool:
+        return all(steps(courses, name) >= FROZEN_STEPS + (steps(before, name) if name in before else 0) for name in courses)
+
+    cluster.until(have_worked_on, "steps while frozen")
+    courses, entries = cluster.courses(), tuple(cluster.journal())
+    serving.ask_policy(lambda policy: policy.freeze({"frozen": False}))
+    serving.until(lambda: not _runs_no_segment(), within_s=PATIENCE_S, what="a measurement after the freeze")
+    cluster.end()
+    return Frozen({name: len(before[name].adopted) for name in names}, courses, entries, measured_after=True)
+
+
+def _runs_no_segment() -> bool:
+    status = serving.fleet_status()
+    return not any("measuring" in replica.reason for replica in status.replicas)
+
+
+def test_no_plan_changes_and_nothing_is_measured_while_frozen_though_the_load_moves(frozen: Frozen) -> None:
+    plans = {table.rows for course in frozen.courses.values() for table in tables(course.adopted[-1:])}
+    assert len(plans) == 1
+    for name in frozen.courses:
+        for table in tables(frozen.while_frozen(name)):
+            assert ({table.rows}, table.segments) == (plans, ())
+
+
+def test_a_newcomer_has_the_frozen_plan_before_its_first_request(frozen: Frozen) -> None:
+    newcomer = frozen.courses[NEWCOMER]
+    assert newcomer.adopted_before_first_request
+    (plan,) = {table.rows for table in tables(newcomer.adopted)}
+    assert plan == tables(frozen.courses["frozen-0"].adopted[-1:])[0].rows
+
+
+def test_no_lease_is_granted_while_frozen_and_the_journal_says_since_when(frozen: Frozen) -> None:
+    causes = [cause for entry in frozen.entries for cause in entry.causes]
+    assert "frozen by hand (test): no new plan, measurement or lease" in causes
+    for name in frozen.courses:
+        assert not any(issued.settings.restarts.leases for issued in frozen.while_frozen(name))
+
+
+def test_the_fleet_measures_again_when_the_freeze_ends(frozen: Frozen) -> None:
+    assert frozen.measured_after
+
+
+def tables(adopted: tuple[IssuedSettings, ...]) -> list[Table]:
+    return [issued.settings.plan for issued in adopted if isinstance(issued.settings.plan, Table)]
+
+
+def scenario(tag: str) -> Scenario:
+    """A group of its own, without requests at first, then with a constant batch in every engine."""
+    group = PROFILE.group.model_copy(update={"engine_version": f"{PROFILE.group.engine_version} {tag}"})
+    regime = Regime((Phase("idle", IDLE_S, requests_per_s=0.0), Phase("busy", 2 * PATIENCE_S, users=ROWS * REPLICAS)))
+    return Scenario(
+        profile=PROFILE.model_copy(update={"group": group}),
+        workload=workload(NOMINAL, regime),
+        planner=PlannerChoice("fleet", operator=parse_operator_settings(SETTINGS)),
+        duration_s=regime.duration_s,
+        replicas=REPLICAS,
+        router="sticky",
+        series=True,
+    )
+
+
+def idle(like: Scenario) -> Scenario:
+    """One more replica of the same group, without requests until it is given users."""
+    regime = Regime((Phase("idle", 2 * PATIENCE_S, requests_per_s=0.0),))
+    return replace(like, workload=workload(NOMINAL, regime), replicas=1, seed=like.seed + 100)
