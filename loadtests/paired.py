@@ -89,7 +89,7 @@ def tail_percent_of_few(count: int) -> float:
     Student's t would be: sqrt(n / (n - 1)) t deviations. With fewer than 2 values there is no spread, and nothing is left out.
 
     >>> [round(tail_percent_of_few(count), 2) for count in (2, 5, 10, 100)]
-    [0.0, 0.1, 0.86, 2.33]
+    [0.0, 0.1, 0.86, 2.31]
     """
     if count < 2:
         return 0.0

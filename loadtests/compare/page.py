@@ -17,9 +17,9 @@ from nightjar.loadtests.compare.verdicts import LEAST_ROUNDS, MOST_FAILED, Compa
 from nightjar.loadtests.page import STYLE
 from nightjar.loadtests.paired import Ratio
 
-HEADS: Final = ("phase", "arm", *(f"{measure.title}, 95 %" for measure in MEASURES.values()), "rounds", "verdict")
+HEADS: Final = ("phase", "arm", "verdict", "rounds", *(f"{measure.title}, 95 %" for measure in MEASURES.values()))
 FIGURE_HEADS: Final = (
-    "phase", "arm", "requests", "failed", "answer tokens/s", "TPOT ms", "TTFT ms", "tokens/s", "mean K", "steps off",
+    "phase", "arm", "requests", "failed", "answer tokens/s", "TPOT ms", "TTFT ms", "tokens/s", "turn's mean K", "its steps off",
 )  # fmt: skip
 WIDTH: Final = 640
 ROW_HEIGHT: Final = 26
@@ -94,7 +94,7 @@ def page(found: Findings) -> str:
         how=escape(how_sure()),
         figure_heads=_row(FIGURE_HEADS, "th"),
         figures="".join(_row(cells) for cells in _figure_rows(found)),
-        meanings=escape(" ".join(f"{one.title.capitalize()}: {one.meaning}." for one in MEASURES.values())),
+        meanings=escape(meanings()),
         facts="".join(f"<li>{escape(line)}</li>" for line in facts(found)),
     )
 
@@ -108,6 +108,12 @@ def how_sure() -> str:
         f"{LEAST_ROUNDS} rounds on, where the interval does not hold 1, nearly all rounds agree, and at most {MOST_FAILED:.0%} of "
         "requests failed; equals get one less than one time in twenty."
     )
+
+
+def meanings() -> str:
+    """What the measures are."""
+    measures = "; ".join(f"{one.title}: {one.meaning}" for one in MEASURES.values())
+    return f"What is compared, more is better: {measures}. K and steps are of whole turns, all phases together."
 
 
 def facts(found: Findings) -> list[str]:
@@ -154,7 +160,7 @@ def _learned(found: Findings) -> str:
 
 
 def _ratio_cells(one: Comparison) -> tuple[str, ...]:
-    return (one.phase, one.arm, *(_ratio(one.ratios.get(name)) for name in MEASURES), str(one.rounds), one.verdict)
+    return (one.phase, one.arm, one.verdict, str(one.rounds), *(_ratio(one.ratios.get(name)) for name in MEASURES))
 
 
 def _ratio(ratio: Ratio | None) -> str:

@@ -61,7 +61,8 @@ class Comparison(NamedTuple):
                 return f"{of}: no verdict from {self.rounds} of at least {LEAST_ROUNDS} rounds; {measured}."
             case "requests failed":
                 return f"{of}: no verdict, {self.failed} of {self.requests} requests failed; {measured}."
-        return f"{of}: no difference shown; {measured}, {self.rounds} rounds."
+        disagree = "" if ratio.interval.low <= 1.0 <= ratio.interval.high else ", for the rounds do not agree"
+        return f"{of}: no difference shown{disagree}; {measured}, {self.rounds} rounds."
 
 
 def compared(phase: str, baseline: str, arm: str, reference: ByRound, other: ByRound, seed: int) -> Comparison:
