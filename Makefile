@@ -187,7 +187,7 @@ $(BIN)/prometheus $(BIN)/promtool: $(BIN)/%: | $(INSTALLED)
 	cd $(VENV)/opt/$* && (apt-get download $* || (apt-get update && apt-get download $*)) && dpkg-deb --extract $*_*.deb .
 	ln -sf ../opt/$*/usr/bin/$* $@
 
-monitoring: $(INSTALLED) $(PROMETHEUS) $(PROMTOOL) ## a real Prometheus over a running system: every rule, alert and panel
+monitoring: $(INSTALLED) $(PROMETHEUS) $(PROMTOOL) ## a real Prometheus over a running system: every rule, alert and panel; and nightjar assess
 	$(BIN)/nightjar models build
 	$(QUIET) PROMETHEUS=$(abspath $(PROMETHEUS)) PROMTOOL=$(abspath $(PROMTOOL)) $(BIN)/pytest tests/monitoring tests/cluster/dashboards
 

@@ -44,6 +44,9 @@ COMMANDS: Final = {
     "dashboards": RoomCommand(
         "nightjar.cluster.commands.dashboards", "Bring the dashboards to a running Grafana.", extra="grafana", is_group=True
     ),
+    "assess": RoomCommand(
+        "nightjar.loadtests.assessment.command", "What would it gain here? Reads the Prometheus of a plain vLLM; changes nothing."
+    ),
     "check": RoomCommand(CONFIGURATION, "Check a Serve config or RayService off-line, and say how each model will run."),
     "migrate": RoomCommand(
         CONFIGURATION, "Show how Nightjar goes into (or out of) a Serve config, RayService or `vllm serve` line."

@@ -109,6 +109,11 @@ NOT_HERE: Final = {
     ),
     "nightjar dashboards annotate --journal /tmp/ray/session_latest/logs/nightjar/policy-journal.jsonl": "the same",
     "nightjar dashboards annotate --load runs/demo/latest/requests.jsonl": "the same",
+    "nightjar assess --prometheus http://prometheus:9090 --hours 168 --selector 'model_name=\"chat\"'": (
+        "no Prometheus with a week of vLLM; tests/monitoring/test_assess.py fills one"
+    ),
+    "nightjar assess --prometheus http://prometheus:9090 --hours 168 --selector 'model_name=\"chat\"' "
+    "--profile qwen-32b-0.5b-2xl20 --page assessment.html": "the same",
     "nightjar explain REPLICA --journal JOURNAL --at 2026-11-25T22:05:00Z": "tests/cluster/test_explain.py has times of its own",
     "nightjar import learned.json --group qwen3-32b-1a2b3c4d": "no such group here; tests/cluster/test_learned_commands.py",
     "nightjar export before.json": "the same as with another name, above",

@@ -67,14 +67,17 @@ class Prometheus:
 
 
 @contextlib.contextmanager
-def running_prometheus(folder: Path, scraped: str) -> Iterator[Prometheus]:
-    """Scrapes one address every other second, evaluates our rules, and keeps its data in `folder`."""
+def running_prometheus(folder: Path, scraped: str = "") -> Iterator[Prometheus]:
+    """Scrapes one address (none where it is empty) every other second, evaluates our rules, and keeps its data in `folder`/data."""
     assert PROMETHEUS, "no prometheus on the path: run `make monitoring`"
     configuration = {
         "global": {"scrape_interval": EVERY, "evaluation_interval": EVERY},
         "rule_files": [str(RULES)],
         "scrape_configs": [
-            {"job_name": "ray", "static_configs": [{"targets": [scraped], "labels": {"ray_io_cluster": CLUSTER}}]},
+            {
+                "job_name": "ray",
+                "static_configs": [{"targets": [scraped] if scraped else [], "labels": {"ray_io_cluster": CLUSTER}}],
+            },
         ],
     }
     (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))

@@ -1,0 +1,288 @@
+"""What the planner would have run in the hours that Prometheus kept, and what that would have gained, by a profile of step times.
+
+Nothing here plans: the profile's step times become the evidence of a group, as an import would plant them, Prometheus' counts its
+acceptance, and the planner of production (policy.planners.thinking) thinks about it. Seconds per token follow from the same model
+of step times and of steps with prefill that the planner stands on. What the profile does not reach is left out, never guessed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from nightjar.loadtests.assessment.history import History, Ran
+from nightjar.loadtests.assessment.scrapes import Floats
+from nightjar.loadtests.simulation.profiles import Mechanics, Profile
+from nightjar.loadtests.simulation.step_cost import AT_ZERO, step_cost
+from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence, MixedEvidence
+from nightjar.policy.estimate.mixed_steps import mixed_costs
+from nightjar.policy.estimate.step_time import predict_step_times
+from nightjar.policy.planners.base import GroupPlan, GroupView, present_arms, present_mixed_arms
+from nightjar.policy.planners.thinking import think_alone
+from nightjar.policy.seeding import MOST_SEED_STEPS
+from nightjar.policy.wire.batch_buckets import bucket_range, buckets_up_to
+from nightjar.policy.wire.operator import parse_operator_settings
+
+DEVIATIONS: Final = 2.0
+"""Standard deviations on either side that the interval of a gain holds."""
+LEARNING_COST: Final = 0.025
+"""Share of output that measuring, restarts and late changes may take from the planner: in `make bench-policy` it gave 0.975 of an
+oracle in the worst of 23 steady loads. The lower end of an interval is so much lower."""
+PARTS: Final = 8
+"""Samples of every eighth scrape, by whose differences the doubt of sampling is told."""
+USUAL_CONTEXT_TOKENS: Final = 512
+"""Of a decoding request, where no counter tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """Tokens a second of the planner over those of what ran, at the same batches in the same hours: 1.1 is 10 % more."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How the engines' steps compare with the profile's: they take `scale` times as long, over batches within `spread` of that."""
+
+    scale: float
+    spread: float
+
+
+@dataclass(frozen=True, slots=True)
+class BucketForecast:
+    """One batch bucket: K that the planner runs in steps without and with prefill, and what that gains over what ran."""
+
+    num_speculative_tokens: int
+    mixed_num_speculative_tokens: int
+    gain: float
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """By batch bucket, and over all. `priced_share` is the share of busy hours at batches that the profile reaches."""
+
+    buckets: Mapping[int, BucketForecast]
+    gain: Gain
+    plan: str
+    priced_share: float
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A profile at the batches, contexts and prompts that ran."""
+
+    profile: Profile
+    history: History
+    arms: tuple[int, ...]
+    """Those of the profile and every K that ran."""
+
+    @property
+    def buckets(self) -> range:
+        """What the profile's engines reach."""
+        return buckets_up_to(self.profile.limits.max_num_seqs)
+
+    def rows(self, bucket: int) -> int:
+        """Decode rows for which a bucket is priced: those that ran, or its middle."""
+        first, last = bucket_range(bucket, self.profile.limits.max_num_seqs)
+        return min(max(round(self.history.rows.get(bucket, math.sqrt(first * last))), first), last)
+
+    def step_seconds(self, rows: int, length: int, prefill_tokens: int = 0) -> float:
+        """Of a step at a K that is held, without noise."""
+        draft = "active" if length else AT_ZERO[self.profile.mechanics(Mechanics.DORMANT)]
+        context = self.history.context_tokens or USUAL_CONTEXT_TOKENS
+        return step_cost(self.profile).seconds(rows, rows * context, length, prefill_tokens, draft)
+
+    def evidence(self) -> Evidence:
+        """What a group would know: the profile's step times, weighed as an import's, and what Prometheus counted."""
+        cells: dict[Cell, CellEvidence] = {}
+        mixed: dict[Cell, MixedEvidence] = {}
+        steps, context = MOST_SEED_STEPS, self.history.context_tokens or USUAL_CONTEXT_TOKENS
+        prompt, per_token = self.history.prefill_tokens, self.history.prefill_tokens_per_token
+        chunk = min(max(round(prompt or 0.0), 1), self.profile.limits.max_num_batched_tokens)
+        for bucket in self.buckets:
+            rows = self.rows(bucket)
+            for length in self.arms:
+                seconds = self.step_seconds(rows, length)
+                cells[bucket, length] = CellEvidence(steps, steps * math.log(seconds), steps * rows, steps * rows * context)
+                mixed_s = self.step_seconds(rows, length, chunk)
+                mixed[bucket, length] = MixedEvidence(steps, steps * mixed_s, steps * rows, steps * chunk, steps * rows * length)
+        if not per_token or prompt is None:
+            return Evidence(cells, self.history.acceptance)
+        return Evidence(cells, self.history.acceptance, mixed, per_token / chunk, per_token)
+
+
+def priced(profile: Profile, history: History) -> Priced:
+    """The profile where it reaches what ran. Raises ValueError where a K ran that is longer than its longest."""
+    longest = profile.max_num_speculative_tokens
+    if history.longest_length > longest:
+        raise ValueError(f"profile {profile.name}: K={history.longest_length} ran, it knows step times up to K={longest}")
+    ran = {length for _, length in history.seconds}
+    return Priced(profile, history, tuple(sorted({*profile.drafter.arms, *ran})))
+
+
+def forecast(price: Priced, replicas: int) -> Forecast | None:
+    """What the planner would run and gain in a fleet of so many engines. None where acceptance is unknown, because nothing was
+    drafted, and where no busy hour lies within the profile's reach."""
+    history = price.history
+    if not history.drafted or not any(bucket in price.buckets for bucket in history.bucket_seconds):
+        return None
+    costs = _costs(price, replicas)
+    ratio = _ratio(costs, history.seconds)
+    parts = [_ratio(costs, History(history.stretches.part(number, PARTS)).seconds) for number in range(PARTS)]
+    known = [math.log(part) for part in parts if part is not None]
+    sampling = float(np.std(known, ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else 0.0
+    assert ratio is not None
+    fitted = fit(price)
+    deviation = math.hypot(_doubt(costs, history.seconds, fitted.spread if fitted is not None else 0.0), sampling)
+    gain = Gain(
+        ratio,
+        ratio * math.exp(-DEVIATIONS * deviation) * (1.0 - LEARNING_COST),
+        ratio * math.exp(DEVIATIONS * deviation),
+    )
+    inside = sum(seconds for (bucket, _), seconds in history.seconds.items() if bucket in price.buckets)
+    return Forecast(
+        {bucket: _bucket_forecast(costs, history.seconds, bucket) for bucket in history.bucket_seconds if bucket in price.buckets},
+        gain,
+        costs.plan.summary,
+        inside / sum(history.seconds.values()),
+    )
+
+
+def fit(price: Priced) -> Fit | None:
+    """How long steps took beside the profile's; None where no counter tells."""
+    costs = _costs(price, 1)
+    logs, weights = [], []
+    for (bucket, length), seconds in price.history.seconds.items():
+        measured = price.history.step_seconds(bucket, length) if bucket in price.buckets else None
+        if measured:
+            expected = costs.step_seconds(bucket, length)
+            logs.append(math.log(measured / expected))
+            weights.append(seconds)
+    if not logs:
+        return None
+    mean = float(np.average(logs, weights=weights))
+    spread = math.sqrt(float(np.average((np.array(logs) - mean) ** 2, weights=weights)))
+    return Fit(math.exp(mean), spread)
+
+
+def break_even(price: Priced, bucket: int) -> float | None:
+    """Acceptance of the first draft from which some K is no slower than K = 0 in pure decode steps, where each draft is accepted as
+    often as the one before it was; None where none is, however good the drafter."""
+    rows = price.rows(bucket)
+    off = price.step_seconds(rows, 0)
+    needed = [
+        _acceptance_giving(price.step_seconds(rows, length) / off, length)
+        for length in price.arms
+        if length and price.step_seconds(rows, length) / off <= 1 + length
+    ]
+    return min(needed, default=None)
+
+
+def _acceptance_giving(tokens_per_row: float, length: int) -> float:
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if sum(middle**place for place in range(length + 1)) < tokens_per_row else (low, middle)
+    return high
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """Seconds of an engine per generated token by bucket, K and K beside prefill, and the plan. Arms are indices."""
+
+    view: GroupView
+    seconds: Floats
+    """(buckets, arms, arms); infinite for pairs that may not be."""
+    covariance: Floats
+    """(buckets, arms, arms): of the log goodput of one bucket's arms."""
+    tokens_per_step: Floats
+    """(buckets, arms): of pure decode steps."""
+    plan: GroupPlan
+    planned: Sequence[int]
+    planned_mixed: Sequence[int]
+
+    def ran(self, bucket: int, length: int) -> float:
+        arm = self.view.arms.index(length)
+        return float(self.seconds[bucket, arm, arm])
+
+    def chosen(self, bucket: int) -> float:
+        return float(self.seconds[bucket, self.planned[bucket], self.planned_mixed[bucket]])
+
+    def step_seconds(self, bucket: int, length: int) -> float:
+        arm = self.view.arms.index(length)
+        return self.ran(bucket, length) * float(self.tokens_per_step[bucket, arm])
+
+
+def _costs(price: Priced, replicas: int) -> _Costs:
+    profile = price.profile
+    settings = parse_operator_settings({"mode": "auto", "planner": "fleet", "allowed_num_speculative_tokens": price.arms})
+    evidence = price.evidence()
+    view = GroupView(
+        profile.group,
+        settings,
+        evidence,
+        imported=tuple(evidence.cells),
+        replicas=replicas,
+        drafter_sleeps=profile.drafter.off is Mechanics.DORMANT,
+    )
+    thought = think_alone(view)
+    times = predict_step_times(evidence.cells, view.arms, view.buckets, profile.limits.max_num_seqs, view.now_s)
+    tokens = times.rows[:, None] * thought.outlook.tokens_per_row[None, :]
+    pure = np.exp(times.log_seconds) / tokens
+    beside = mixed_costs(evidence, times, view.arms, drafter_sleeps=view.drafter_sleeps)
+    arms = len(view.arms)
+    seconds = np.repeat(pure[:, :, None], arms, axis=2) if beside is None else pure[:, :, None] + beside
+    running = view.with_plan(thought.plan)
+    return _Costs(
+        view,
+        seconds,
+        thought.outlook.covariance,
+        tokens,
+        thought.plan,
+        present_arms(running).tolist(),
+        present_mixed_arms(running).tolist(),
+    )
+
+
+def _ratio(costs: _Costs, seconds: Mapping[Ran, float]) -> float | None:
+    """Tokens of the plan over those of what ran, in the same seconds at the same batches."""
+    planned = ran = 0.0
+    for (bucket, length), spent_s in seconds.items():
+        if bucket in costs.view.buckets:
+            planned += spent_s / costs.chosen(bucket)
+            ran += spent_s / costs.ran(bucket, length)
+    return planned / ran if ran else None
+
+
+def _doubt(costs: _Costs, seconds: Mapping[Ran, float], misfit: float) -> float:
+    """Standard deviation of the ratio's logarithm, where the plan is another K than what ran: the planner's own doubt of its step
+    times and acceptance, as if all buckets erred alike, and how unlike the profile the engines' steps are. That is a spread from
+    bucket to bucket, so there each errs on its own."""
+    planned = own = 0.0
+    unlike: dict[int, float] = {}
+    for (bucket, length), spent_s in seconds.items():
+        if bucket not in costs.view.buckets:
+            continue
+        tokens = spent_s / costs.chosen(bucket)
+        planned += tokens
+        one, other = costs.planned[bucket], costs.view.arms.index(length)
+        if one != other:
+            cov = costs.covariance[bucket]
+            own += tokens * math.sqrt(max(float(cov[one, one] + cov[other, other] - 2.0 * cov[one, other]), 0.0))
+            unlike[bucket] = unlike.get(bucket, 0.0) + tokens * misfit
+    return math.hypot(own, *unlike.values()) / planned if planned else 0.0
+
+
+def _bucket_forecast(costs: _Costs, seconds: Mapping[Ran, float], bucket: int) -> BucketForecast:
+    here = {ran: spent_s for ran, spent_s in seconds.items() if ran[0] == bucket}
+    ratio = _ratio(costs, here)
+    assert ratio is not None
+    arms = costs.view.arms
+    return BucketForecast(arms[costs.planned[bucket]], arms[costs.planned_mixed[bucket]], ratio)

@@ -1,0 +1,1 @@
+"""`nightjar assess`, without a Prometheus: tests/monitoring has one."""
