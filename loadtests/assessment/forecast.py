@@ -1,7 +1,7 @@
 """What the planner would have run in the hours that Prometheus kept, and what that would have gained, by a profile of step times.
 
 Nothing here plans: the profile's step times become the evidence of a group, as an import would plant them, Prometheus' counts its
-acceptance, and the planner of production (policy.planners.thinking) thinks about it. Seconds per token follow from the same model
+acceptance, and the planner of production (policy.planners.replanning) plans by it. Seconds per token follow from the same model
 of step times and of steps with prefill that the planner stands on. What the profile does not reach is left out, never guessed.
 """
 
@@ -22,7 +22,7 @@ from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence, Mixe
 from nightjar.policy.estimate.mixed_steps import mixed_costs
 from nightjar.policy.estimate.step_time import predict_step_times
 from nightjar.policy.planners.base import GroupPlan, GroupView, present_arms, present_mixed_arms
-from nightjar.policy.planners.thinking import think_alone
+from nightjar.policy.planners.replanning import replan_alone
 from nightjar.policy.seeding import MOST_SEED_STEPS
 from nightjar.policy.wire.batch_buckets import bucket_range, buckets_up_to
 from nightjar.policy.wire.operator import parse_operator_settings
@@ -232,20 +232,20 @@ def _costs(price: Priced, replicas: int) -> _Costs:
         replicas=replicas,
         drafter_sleeps=profile.drafter.off is Mechanics.DORMANT,
     )
-    thought = think_alone(view)
+    estimate = replan_alone(view)
     times = predict_step_times(evidence.cells, view.arms, view.buckets, profile.limits.max_num_seqs, view.now_s)
-    tokens = times.rows[:, None] * thought.outlook.tokens_per_row[None, :]
+    tokens = times.rows[:, None] * estimate.goodput_model.tokens_per_row[None, :]
     pure = np.exp(times.log_seconds) / tokens
     beside = mixed_costs(evidence, times, view.arms, drafter_sleeps=view.drafter_sleeps)
     arms = len(view.arms)
     seconds = np.repeat(pure[:, :, None], arms, axis=2) if beside is None else pure[:, :, None] + beside
-    running = view.with_plan(thought.plan)
+    running = view.with_plan(estimate.plan)
     return _Costs(
         view,
         seconds,
-        thought.outlook.covariance,
+        estimate.goodput_model.covariance,
         tokens,
-        thought.plan,
+        estimate.plan,
         present_arms(running).tolist(),
         present_mixed_arms(running).tolist(),
     )
