@@ -17,7 +17,7 @@ from nightjar.policy.modes import ModeOverride, check_limit, check_planner, flee
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import MaxStepMs, OperatorSettings, PlannerName
 from nightjar.policy.wire.record import Reason, describe_validation_error
-from nightjar.policy.wire.status import OverrideStatus, Scope
+from nightjar.policy.wire.status import OverrideStatus, Scope, shown_name
 
 MAX_OVERRIDES: Final = 1000
 
@@ -72,6 +72,8 @@ def parse_mode_request(values: Mapping[str, object], slots: Mapping[str, Slot], 
         raise ModeRequestError(str(error)) from error
     if (request.scope == "fleet") != (request.name == ""):
         raise ModeRequestError(f"name: {request.name!r} with scope {request.scope}; scope fleet takes no name, the others need one")
+    if request.scope == "replica":
+        request = request.model_copy(update={"name": _replica_id(request.name, slots)})
     if request.mode is not None:
         _check_against_replicas(request, request.mode, slots)
     return request
@@ -136,6 +138,12 @@ def _check_planner_can_run(request: ModeRequest, settings: OperatorSettings) -> 
         raise ValueError(
             f"learned: reset with {whom} {request.mode or 'default'}; replicas learn together, allowed is a mode of scope fleet"
         )
+
+
+def _replica_id(name: str, slots: Mapping[str, Slot]) -> str:
+    """The id of the one replica that `status` shows by this name, else the name."""
+    shown = [replica_id for replica_id, slot in slots.items() if shown_name(slot.application, replica_id) == name]
+    return shown[0] if len(shown) == 1 and name not in slots else name
 
 
 def _check_against_replicas(request: ModeRequest, mode: Mode, slots: Mapping[str, Slot]) -> None:

@@ -32,7 +32,7 @@ from nightjar.cluster.recorder import Moment, Recorder
 from nightjar.cluster.refusals import Refusals
 from nightjar.cluster.seed_from import ReadSeed, SeedFrom
 from nightjar.cluster.store import KeyValueStore
-from nightjar.policy.explain import InForce, UnknownReplicaError, explain, find_replica
+from nightjar.policy.explain import InForce, UnknownReplicaError, applications_of, explain, find_replica
 from nightjar.policy.fleet import decide, empty_fleet, exported, forgotten, learned, observe, seeded, with_learned, without_grants
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.modes import effective_mode, with_planner
@@ -285,7 +285,7 @@ class PolicyService:
         """Why the K of one replica is what it is, asked for by its id or a part of it that no other has."""
         now_s = self._clock()
         try:
-            slot = self._mailbox.slots.get(find_replica(self._fleet.replicas, asked))
+            slot = self._mailbox.slots.get(find_replica(applications_of(self._fleet), asked))
             in_force = InForce(slot.version, slot.is_confirmed) if slot is not None else None
             known = self._fleet, self._decisions, self._will.settings, self._will.overrides
             explanation = explain(*known, asked, now_s, in_force)

@@ -19,7 +19,7 @@ from nightjar.cluster.durations import format_duration
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import SteeringLevel
 from nightjar.policy.wire.settings import TableRow
-from nightjar.policy.wire.status import NO_NEW, FleetStatus, GroupStatus, PolicyStatus, ReplicaStatus
+from nightjar.policy.wire.status import NO_NEW, FleetStatus, GroupStatus, PolicyStatus, ReplicaStatus, shown_name
 
 STALE_REPORT_S: Final = 5.0
 SHOWN_ADAPTERS: Final = 8
@@ -125,7 +125,7 @@ def replica_table(replicas: Sequence[ReplicaStatus], mode: Mode) -> Table:
 
 def short_name(replica: ReplicaStatus) -> str:
     """Application and the last part of Serve's id (application#deployment#part): our deployments have all the same name."""
-    return f"{replica.application}/{replica.replica_id.rpartition('#')[2]}"
+    return shown_name(replica.application, replica.replica_id)
 
 
 def notes(replicas: Iterable[ReplicaStatus]) -> Iterable[RenderableType]:

@@ -8,7 +8,7 @@ guard, drafter and dwell dispose. Fails towards saying less: what nobody predict
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,7 +25,7 @@ from nightjar.policy.wire.explanation import ArmExplanation, Explanation, Statem
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.settings import Settings, SettingsVersion
-from nightjar.policy.wire.status import NO_NEW
+from nightjar.policy.wire.status import NO_NEW, shown_name
 
 OLD_REPORT_S: Final = 5.0
 """A report older than this is said to be old."""
@@ -60,7 +60,7 @@ def explain(
 
     Raises UnknownReplicaError.
     """
-    replica_id = find_replica(state.replicas, asked)
+    replica_id = find_replica(applications_of(state), asked)
     replica, decision = state.replicas[replica_id], decisions.get(replica_id)
     group = state.groups[replica.group_id]
     report, snapshot = replica.report, replica.report.snapshot
@@ -100,18 +100,26 @@ def explain(
     )
 
 
-def find_replica(replica_ids: Iterable[str], asked: str) -> str:
-    """The replica that goes by `asked`: its id, as `status` shows it, or a part of either that no other has.
+def applications_of(state: FleetState) -> dict[str, str]:
+    """The application of each replica."""
+    return {replica_id: replica.report.application for replica_id, replica in state.replicas.items()}
+
+
+def find_replica(applications: Mapping[str, str], asked: str) -> str:
+    """The replica that goes by `asked`: its id, its name as `status` shows it, or a part of either that no other has.
+
+    `applications` is the application of each replica.
 
     Raises UnknownReplicaError.
 
-    >>> find_replica(["chat#LLM#abc", "chat#LLM#def"], "abc"), find_replica(["chat#LLM#abc", "mail#LLM#abc"], "mail/abc")
-    ('chat#LLM#abc', 'mail#LLM#abc')
+    >>> applications = {"abc1": "chat", "abc2": "chat", "xyz3": "mail"}
+    >>> find_replica(applications, "chat/abc1"), find_replica(applications, "c2"), find_replica(applications, "mail")
+    ('abc1', 'abc2', 'xyz3')
     """
-    known = sorted(replica_ids)
+    known = sorted(applications)
     if asked in known:
         return asked
-    alike = [name for name in known if asked and (asked in name or asked in f"{name.partition('#')[0]}/{name.rpartition('#')[2]}")]
+    alike = [name for name in known if asked and (asked in name or asked in shown_name(applications[name], name))]
     if len(alike) == 1:
         return alike[0]
     problem = f"{len(alike)} replicas go by {asked[:80]!r}" if alike else f"no replica {asked[:80]!r}"

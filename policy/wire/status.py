@@ -15,6 +15,11 @@ NO_NEW: Final = "no new plan, measurement or lease"
 """What a freeze forbids."""
 
 
+def shown_name(application: str, replica_id: str) -> str:
+    """A replica as `status` names it: its application and the last part of its id, `chat/x1y2z3`."""
+    return f"{application}/{replica_id.rpartition('#')[2]}"
+
+
 class OverrideStatus(Record):
     """A mode somebody set by hand, with its limit of a step, its planner, and how long it still holds (None: until taken back)."""
 

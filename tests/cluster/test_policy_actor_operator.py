@@ -112,6 +112,15 @@ async def test_the_most_specific_override_wins_and_default_takes_one_back() -> N
         assert [str(replica.mode) for replica in fleet] == ["pin=2", "pin=2", "off"]
 
 
+async def test_a_replica_is_overridden_and_released_by_the_name_that_status_shows() -> None:
+    async with running_service() as service:
+        await settled(service, Replica())
+        assert (await service.set_mode({"mode": "off", "scope": "replica", "name": "chat/r1"}))["error"] == ""
+        assert [override.name for override in service.status().overrides] == ["r1"]
+        await service.set_mode({"mode": "default", "scope": "replica", "name": "chat/r1"})
+        assert service.status().overrides == ()
+
+
 async def test_an_override_expires_at_its_time_and_the_journal_says_so() -> None:
     journal = MemoryJournal()
     async with running_service(journal=journal) as service:

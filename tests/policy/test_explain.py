@@ -178,11 +178,17 @@ def test_an_idle_replica_and_one_without_a_decision_say_so() -> None:
 def test_a_part_of_an_id_that_no_other_has_is_enough() -> None:
     assert of("r1").replica_id == "chat#r1"
     with pytest.raises(UnknownReplicaError, match=r"2 replicas go by 'chat'; there are chat#r1, chat#r2$"):
-        find_replica(["chat#r2", "chat#r1"], "chat")
+        find_replica({"chat#r2": "chat", "chat#r1": "chat"}, "chat")
+
+
+def test_a_replica_is_found_by_the_name_that_status_shows_whatever_its_id_holds() -> None:
+    replicas = {"pjh92kr0": "chat", "a1b2c3d4": "mail", "mail#LLM#xyz": "mail"}
+    for asked, found in (("chat/pjh92kr0", "pjh92kr0"), ("chat", "pjh92kr0"), ("mail/xyz", "mail#LLM#xyz"), ("l/a1", "a1b2c3d4")):
+        assert find_replica(replicas, asked) == found
 
 
 def test_an_unknown_replica_names_those_that_exist() -> None:
     with pytest.raises(UnknownReplicaError, match=r"no replica 'x'; there are r00, r01, .*, r09 and 15 more$"):
-        find_replica([f"r{number:02}" for number in range(25)], "x")
+        find_replica({f"r{number:02}": "chat" for number in range(25)}, "x")
     with pytest.raises(UnknownReplicaError, match="no replica ''; there are none"):
-        find_replica([], "")
+        find_replica({}, "")
