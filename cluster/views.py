@@ -211,9 +211,11 @@ def adapter_lines(replicas: Iterable[ReplicaStatus]) -> Iterable[Text]:
 
 
 def group_lines(group: GroupStatus) -> Iterable[RenderableType]:
-    """A group: its plan as K by decode batch, what the plan is predicted to give over off, and why."""
-    planned, off = group.predicted_tokens_per_s, group.predicted_off_tokens_per_s
+    """A group: its plan as K by decode batch, what the plan is predicted to give over off and over what runs, and why."""
+    planned, off, present = group.predicted_tokens_per_s, group.predicted_off_tokens_per_s, group.predicted_present_tokens_per_s
     gain = f", predicted {planned:.0f} tok/s, {planned / off:.2f} of off" if planned is not None and off else ""
+    if gain and planned is not None and present:
+        gain += f", {planned / present:.2f} of what runs"
     yield Text.assemble(("group ", "bold"), f"{group.group_id}: {counted(group.replicas)}, planner {group.planner}{gain}")
     told = [f"K by decode batch  {plan_text(group.rows)}"]
     if group.mixed_rows:

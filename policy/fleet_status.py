@@ -84,6 +84,7 @@ def _group(group_id: str, group: GroupState, members: Mapping[str, ReplicaState]
         goodput_model=_goodput_model(group.estimate, max_num_seqs, now_s) if with_model and group.estimate is not None else None,
         predicted_tokens_per_s=predicted.planned if predicted is not None else None,
         predicted_off_tokens_per_s=predicted.off if predicted is not None else None,
+        predicted_present_tokens_per_s=predicted.present if predicted is not None else None,
         restarts=_restarts(group.restarts, members, now_s),
         reason="; ".join(
             part

@@ -107,16 +107,22 @@ def _silent_after_s(settings: OperatorSettings) -> float:
     return max(TTL_EXTRA_S, settings.exchange_period_s + settings.decision_period_s)
 
 
+def goodput_of(group: GroupState, apart: Estimate | None, bucket: int, num_speculative_tokens: int) -> float | None:
+    """Tokens a second that this K is predicted to give, by the group's estimate or that of a replica apart; else as measured."""
+    estimate = group.estimate if apart is None else apart
+    if estimate is not None and num_speculative_tokens in estimate.goodput_model.arms:
+        return estimate.goodput_model.goodput_tokens_per_s(bucket, num_speculative_tokens)
+    return group.evidence.goodput_tokens_per_s(bucket, num_speculative_tokens)
+
+
 def plan_goodput_of(group: GroupState, apart: Estimate | None) -> PlanGoodput:
     """What the group's plan says, or that of a replica which runs another; what the evidence says where there is no estimate."""
-    evidence, buckets = group.evidence, buckets_up_to(group.key.max_num_seqs)
-    plan, estimate = (group.plan, group.estimate) if apart is None else (apart.plan, apart)
+    buckets = buckets_up_to(group.key.max_num_seqs)
+    plan = group.plan if apart is None else apart.plan
     assert plan is not None
 
     def goodput(bucket: int, num_speculative_tokens: int) -> float | None:
-        if estimate is not None and num_speculative_tokens in estimate.goodput_model.arms:
-            return estimate.goodput_model.goodput_tokens_per_s(bucket, num_speculative_tokens)
-        return evidence.goodput_tokens_per_s(bucket, num_speculative_tokens)
+        return goodput_of(group, apart, bucket, num_speculative_tokens)
 
     planned = tuple(plan.num_speculative_tokens(FIRST_BATCH_SIZES[bucket]) for bucket in buckets)
     off = tuple(goodput(bucket, 0) for bucket in buckets)

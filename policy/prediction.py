@@ -1,4 +1,5 @@
-"""What a group's plan is worth now: generated tokens a second of its busy replicas, with the plan's K and with K = 0.
+"""What a group's plan is worth now: generated tokens a second of its busy replicas, with the plan's K, with K = 0 and
+with the K that runs now.
 
 The same numbers that the plan stands on (policy.estimate.goodput), so metrics, `status` and the planner never tell different
 stories. Predicted, not measured. Fails towards silence: where a batch is not known well enough, its replica is left out.
@@ -10,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from nightjar.policy.granting import plan_goodput_of
+from nightjar.policy.granting import goodput_of, plan_goodput_of
 from nightjar.policy.planners.replanning import Estimate
 from nightjar.policy.state import GroupState, ReplicaState
 from nightjar.policy.wire.batch_buckets import batch_bucket
@@ -24,6 +25,8 @@ class Predicted:
     """With the K of the plan."""
     off: float
     """With K = 0."""
+    present: float | None = None
+    """With the K of each replica's last step; None where one is not predicted. In shadow, what the plan is compared with."""
 
 
 def predict(group: GroupState, replicas: Iterable[ReplicaState]) -> Predicted | None:
@@ -33,22 +36,31 @@ def predict(group: GroupState, replicas: Iterable[ReplicaState]) -> Predicted | 
     """
     if group.plan is None or group.plan.local is not None:
         return None
-    pairs = [(planned, off) for planned, off in _goodputs(group, replicas) if planned is not None and off]
-    return Predicted(sum(planned for planned, _ in pairs), sum(off for _, off in pairs)) if pairs else None
+    known = [(planned, off, present) for planned, off, present in _goodputs(group, replicas) if planned is not None and off]
+    if not known:
+        return None
+    presents = [present for _, _, present in known if present is not None]
+    return Predicted(
+        planned=sum(planned for planned, _, _ in known),
+        off=sum(off for _, off, _ in known),
+        present=sum(presents) if len(presents) == len(known) else None,
+    )
 
 
-def _goodputs(group: GroupState, replicas: Iterable[ReplicaState]) -> Iterator[tuple[float | None, float | None]]:
-    """Tokens a second of each busy replica that can be steered: with its plan, and off. Asked once for each estimate."""
-    alike: Counter[tuple[int, int]] = Counter()
+def _goodputs(group: GroupState, replicas: Iterable[ReplicaState]) -> Iterator[tuple[float | None, float | None, float | None]]:
+    """Tokens a second of each busy replica that can be steered: with its plan, off, as it runs. Asked once for each estimate."""
+    alike: Counter[tuple[int, int, int]] = Counter()
     estimates: dict[int, Estimate | None] = {}
     for replica in replicas:
-        batch = replica.report.snapshot.load.decode_batch_size
+        load = replica.report.snapshot.load
+        batch = load.decode_batch_size
         if not batch or not replica.can_be_steered:
             continue
         apart = group.apart(replica)
         estimates[id(apart)] = apart
-        alike[id(apart), batch_bucket(batch)] += 1
+        alike[id(apart), batch_bucket(batch), load.num_speculative_tokens] += 1
     plan_goodputs = {key: plan_goodput_of(group, apart) for key, apart in estimates.items()}
-    for (key, bucket), count in alike.items():
-        pair = plan_goodputs[key].planned_goodput[bucket], plan_goodputs[key].off_goodput[bucket]
-        yield from (pair for _ in range(count))
+    for (key, bucket, length), count in alike.items():
+        planned, off = plan_goodputs[key].planned_goodput[bucket], plan_goodputs[key].off_goodput[bucket]
+        present = goodput_of(group, estimates[key], bucket, length)
+        yield from ((planned, off, present) for _ in range(count))

@@ -125,7 +125,8 @@ class GroupStatus(Record):
     `mixed_rows` is K where drafts are verified beside prefill, empty where that is no other K than `rows` has.
     `goodput_model` is None where the planner does not learn, the group has no replica, or many groups have more (fleet_status.py).
     `predicted_tokens_per_s` is what the busy replicas are predicted to generate at their present batches with the plan's K,
-    `predicted_off_tokens_per_s` the same with K = 0; None where nothing is predicted.
+    `predicted_off_tokens_per_s` the same with K = 0, `predicted_present_tokens_per_s` with the K that each runs now; None where
+    nothing is predicted. All three are of steps that only decode.
     """
 
     group_id: str
@@ -138,6 +139,7 @@ class GroupStatus(Record):
     goodput_model: GoodputModelStatus | None = None
     predicted_tokens_per_s: float | None = None
     predicted_off_tokens_per_s: float | None = None
+    predicted_present_tokens_per_s: float | None = None
     restarts: RestartsStatus = RestartsStatus()
     reason: str = ""
 

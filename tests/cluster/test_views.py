@@ -92,6 +92,8 @@ def test_a_group_tells_what_its_plan_gives_over_off() -> None:
     assert "K by decode batch  1-5: 5  6-16: 0" in text
     assert [line.strip() for line in text.splitlines()[-2:]] == ["a", "b"]
     assert "of off" not in rendered(fleet), "nothing is predicted"
+    present = group.model_copy(update={"predicted_present_tokens_per_s": 400.0})
+    assert "predicted 412 tok/s, 1.29 of off, 1.03 of what runs" in rendered(fleet.model_copy(update={"groups": (present,)}))
 
 
 def test_refused_settings_show_with_their_error() -> None:

@@ -12,6 +12,7 @@ from nightjar.policy.engine.steering import Cause
 from nightjar.policy.fleet import FleetState
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.prediction import predict
+from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.status import GroupStatus, ReplicaStatus
 from tests.policy.engines import KEY, MAX_NUM_SEQS, Fleet, Replica
@@ -109,6 +110,21 @@ def test_the_gain_over_off_in_status_is_the_one_of_the_metrics(learned: Fleet) -
     assert predicted is not None
     assert (group.predicted_tokens_per_s, group.predicted_off_tokens_per_s) == (predicted.planned, predicted.off)
     assert predicted.planned > predicted.off
+
+
+def test_in_shadow_a_group_tells_what_the_k_that_runs_is_predicted_to_give_at_the_same_batch() -> None:
+    fleet = Fleet([Replica("a", 16)], settings=parse_operator_settings({"mode": "shadow"}))
+    fleet.run(8.0)
+    (known,) = fleet.state.groups.values()
+    (replica,) = fleet.state.replicas.values()
+    (group,) = groups_of(fleet.state, fleet.now_s)
+    runs = replica.report.snapshot.load.num_speculative_tokens
+    assert known.estimate is not None
+    assert known.plan is not None
+    assert runs == KEY.max_num_speculative_tokens != known.plan.num_speculative_tokens(16)
+    bucket = batch_bucket(16)
+    assert group.predicted_present_tokens_per_s == known.estimate.goodput_model.goodput_tokens_per_s(bucket, runs)
+    assert group.predicted_present_tokens_per_s != group.predicted_tokens_per_s
 
 
 def test_a_group_of_idle_replicas_predicts_nothing() -> None:
