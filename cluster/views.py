@@ -96,7 +96,7 @@ def override_lines(fleet: FleetStatus) -> Iterable[Text]:
 
 
 def replica_table(replicas: Sequence[ReplicaStatus], mode: Mode) -> Table:
-    """One row a replica. In shadow, K reads `runs -> would run`. The mode has a column where one replica's is not `mode`."""
+    """One row a replica. In shadow, K reads `runs -> would run`, idle `(ran)`. A mode that is not `mode` has a column."""
     with_mode = any(replica.mode != mode for replica in replicas)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
     table.add_column("replica", overflow="fold")
@@ -150,8 +150,10 @@ def notes(replicas: Iterable[ReplicaStatus]) -> Iterable[RenderableType]:
 
 
 def speculation(replica: ReplicaStatus) -> str:
-    """K that runs; in shadow also the K that the plan would run."""
+    """K that runs; in shadow also the K that the plan would run. In brackets that of the last step, where nothing decodes now."""
     load = replica.load
+    if not load.decode_batch_size:
+        return f"({load.num_speculative_tokens})"
     if replica.mode.kind == "shadow":
         return f"{load.num_speculative_tokens} -> {load.planned_num_speculative_tokens}"
     return str(load.num_speculative_tokens)

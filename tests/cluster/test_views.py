@@ -24,6 +24,13 @@ def test_in_shadow_k_reads_what_runs_and_what_would_run() -> None:
     assert speculation(some_fleet(mode="auto").replicas[0]) == "5"
 
 
+@pytest.mark.parametrize("mode", ["shadow", "auto", "off"])
+def test_the_k_of_an_idle_replica_is_shown_as_that_of_its_last_step(mode: str) -> None:
+    replica = some_fleet(mode=mode).replicas[0]
+    idle = replica.model_copy(update={"load": EngineLoad(num_speculative_tokens=2, planned_num_speculative_tokens=0)})
+    assert speculation(idle) == "(2)"
+
+
 def test_settings_that_are_not_the_newest_are_marked_with_their_age() -> None:
     newest, behind = some_fleet().replicas
     assert settings_cell(newest) == "3.17, 0s ago"
