@@ -109,7 +109,7 @@ class Steering:
         mode = self._mode
         if mode is None:
             return Cause.NO_SETTINGS
-        shadow = "shadow, nothing is touched: " if mode.kind == "shadow" else ""
+        shadow = "shadow, nothing is touched; with auto: " if mode.kind == "shadow" else ""
         whose = " (this replica's own)" if self._local_mode is not None else ""
         return f"{shadow}{self._cause}{whose}"
 

@@ -372,7 +372,7 @@ def test_the_replicas_own_auto_runs_the_plan_and_its_own_shadow_only_shows_it() 
     steering.override_mode(Mode.parse("shadow"))
     assert steering.choose(2, False, 0.0) is None
     assert steering.planned_num_speculative_tokens == 5
-    assert steering.reason == "shadow, nothing is touched: the plan's K for this decode batch (this replica's own)"
+    assert steering.reason == "shadow, nothing is touched; with auto: the plan's K for this decode batch (this replica's own)"
 
 
 @pytest.mark.parametrize(
