@@ -189,7 +189,8 @@ def require_token(request: Request, token: Callable[[], SecretStr | None]) -> No
         raise ApiError(403, f"read-only: no API token is configured; start the policy app with {variables} set")
     scheme, _, presented = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not is_token(presented.strip(), expected):
-        problem = "wrong token" if presented else "a bearer token is needed (Authorization: Bearer TOKEN)"
+        how = f"`nightjar` sends its {TOKEN_VARIABLE}, others send Authorization: Bearer TOKEN"
+        problem = "wrong token" if presented else f"a token is needed: {how}"
         raise ApiError(401, problem, {"WWW-Authenticate": "Bearer"})
 
 

@@ -21,6 +21,7 @@ from tests.cluster.protocol import GROUP
 from tests.cluster.seeds import some_file
 
 TOKEN = "correct horse"
+TOKEN_NEEDED = "a token is needed: `nightjar` sends its NIGHTJAR_API_TOKEN, others send Authorization: Bearer TOKEN"
 
 
 class FakePolicy:
@@ -153,6 +154,7 @@ async def test_a_missing_or_wrong_token_is_401_and_changes_nothing(authorization
     answer = await post(policy, {"mode": "off"}, authorization=authorization)
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert answer.json()["detail"] in ("wrong token", TOKEN_NEEDED)
     assert not policy.requests
 
 
