@@ -17,6 +17,8 @@ from nightjar.policy.wire.explanation import Explanation
 from nightjar.policy.wire.record import describe_validation_error
 from nightjar.policy.wire.status import FleetStatus
 
+DEFAULT_URL: Final = "http://127.0.0.1:8000"
+"""Of Serve's own default port."""
 ROUTE_PREFIX: Final = "/nightjar"
 TIMEOUT_S: Final = 15.0
 """Above what the API itself waits for the policy actor (client.OPERATOR_TIMEOUT_S): its answer says more than a timeout."""

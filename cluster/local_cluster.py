@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nightjar.cluster.api_token import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, TokenError, configured_token
+from nightjar.cluster.http_client import DEFAULT_URL
 from nightjar.cluster.local_session import STOPPED_BEFORE_SERVING
 from nightjar.cluster.ports import PortError, choose_port
 from nightjar.cluster.progress import Progress
@@ -187,15 +188,18 @@ def reachable_url(host: str, port: int) -> str:
     return f"http://{host}:{port}"
 
 
-def announce(serve_file: ServeFile, url: str, folder: Path, as_json: bool) -> None:
-    """Say on stdout that it serves, and where."""
+def announce(serve_file: ServeFile, url: str, folder: Path, as_json: bool, instead_of: int | None = None) -> None:
+    """Say on stdout that it serves, and where; the file's port where that was in use; and how other commands find it."""
     if as_json:
         lines = [json.dumps({"url": url, "pid": os.getppid(), "logs": str(folder)})]
     else:
         routes = [(application.name, application.route_prefix) for application in serve_file.applications]
+        other = f" (port {instead_of} is in use)" if instead_of is not None else ""
+        told = [f"  other commands, in another terminal: export NIGHTJAR_URL={url}"] if url != DEFAULT_URL else []
         lines = [
-            f"serving at {url}",
+            f"serving at {url}{other}",
             *(f"  {name}: {url}{route.rstrip('/')}" for name, route in routes if route),
+            *told,
             f"logs in {folder} while it runs; `nightjar watch --url {url}` shows the fleet; Ctrl-C stops everything",
         ]
     print("\n".join(lines), file=sys.__stdout__, flush=True)
@@ -224,8 +228,9 @@ def main(file: str, port: str, output: str) -> int:
         chosen_port = choose_port(serve_file.host, int(port) if port else None, serve_file.port)
     except (ServeFileError, PortError, TokenError) as error:
         return complain(str(error))
-    if not port and chosen_port != serve_file.port:
-        progress.say(f"port {serve_file.port} is in use, taking {chosen_port}")
+    instead_of = serve_file.port if not port and chosen_port != serve_file.port else None
+    if instead_of is not None:
+        progress.say(f"port {instead_of} is in use, taking {chosen_port}")
     if token is None and any(application.import_path == POLICY_IMPORT_PATH for application in serve_file.applications):
         progress.say(f"the HTTP API is read-only: set {TOKEN_VARIABLE} or {TOKEN_FILE_VARIABLE} to allow `nightjar mode`")
     folder = short_temp_folder()
@@ -233,7 +238,7 @@ def main(file: str, port: str, output: str) -> int:
     url = reachable_url(serve_file.host, chosen_port)
     try:
         served = LocalCluster(serve_file, chosen_port, folder, progress, stop).serve(
-            lambda: announce(serve_file, url, folder, output == "json")
+            lambda: announce(serve_file, url, folder, output == "json", instead_of)
         )
     except ClusterError as error:
         return complain(f"{error}\nlogs are kept in {folder}")

@@ -7,6 +7,12 @@ from typing import Any, Final
 
 COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 MAX_LINE_LENGTH: Final = 200
+WAITS_FOR_ROOM: Final = re.compile(
+    r"has (\d+) replicas that have taken more than (\S+) to be scheduled.*each replica: (.*), total resources available: (.*)\. Use"
+)
+LOADS: Final = re.compile(r"has (\d+) replicas that have taken more than (\S+) to initialize\.")
+SAYS_NOTHING: Final = ("For further information visit", "During handling of the above exception")
+"""Begin lines that a message may end with and that have no point of their own."""
 
 
 def describe_pending(status: Any) -> str:
@@ -30,8 +36,13 @@ def describe_failure(status: Any) -> str:
 
 
 def summarize(message: str) -> str:
-    """The first line of a message, and the last, where a traceback has its point."""
-    lines = text_lines(message)
+    """The first line of a message, and the last, where a traceback has its point. What Serve says of a slow start, in short."""
+    if waits := WAITS_FOR_ROOM.search(message):
+        count, waited, needed, free = waits.groups()
+        return f"{count} not placed after {waited}: each replica needs {needed}, available are {free}"[:MAX_LINE_LENGTH]
+    if loads := LOADS.search(message):
+        return f"{loads[1]} still loading after {loads[2]}"
+    lines = [line for line in text_lines(message) if not line.strip().startswith(SAYS_NOTHING)]
     if not lines:
         return ""
     ends = [lines[0]] if len(lines) == 1 else [lines[0], lines[-1].strip()]

@@ -10,9 +10,10 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from nightjar.cluster.commands.options import DEFAULT_URL, Output, OutputOption, UrlOption, one_line_errors, open_client
+from nightjar.cluster.commands.options import Output, OutputOption, UrlOption, one_line_errors, open_client
 from nightjar.cluster.commands.replay import moment, replay_errors
 from nightjar.cluster.explanation_view import explanation_view
+from nightjar.cluster.http_client import DEFAULT_URL
 from nightjar.cluster.moments import format_moment
 from nightjar.cluster.recording import RecordingError, RecordingReader, recording_of
 from nightjar.cluster.replay import ReplayedTick, Skipped, leading_to, replay

@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 
 from nightjar.cluster.commands.options import (
-    DEFAULT_URL,
     Output,
     OutputOption,
     TokenOption,
@@ -21,6 +20,7 @@ from nightjar.cluster.commands.options import (
     one_line_errors,
     open_client,
 )
+from nightjar.cluster.http_client import DEFAULT_URL
 from nightjar.cluster.learned_file import MAX_FILE_BYTES, LearnedFileError, chosen_groups, parse_learned_file
 
 T = TypeVar("T")

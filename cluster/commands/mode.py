@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 
 from nightjar.cluster.commands.options import (
-    DEFAULT_URL,
     Output,
     OutputOption,
     TokenOption,
@@ -19,6 +18,7 @@ from nightjar.cluster.commands.options import (
     open_client,
 )
 from nightjar.cluster.durations import format_duration, parse_duration
+from nightjar.cluster.http_client import DEFAULT_URL
 
 
 def duration(text: str) -> float:

@@ -42,7 +42,6 @@ TokenOption = Annotated[
     ),
 ]
 OutputOption = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs.")]
-DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 def open_client(url: str, token: str = "") -> HttpClient:

@@ -10,8 +10,8 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from nightjar.cluster.commands.options import DEFAULT_URL, Output, OutputOption, UrlOption, one_line_errors, open_client
-from nightjar.cluster.http_client import HttpError
+from nightjar.cluster.commands.options import Output, OutputOption, UrlOption, one_line_errors, open_client
+from nightjar.cluster.http_client import DEFAULT_URL, HttpError
 from nightjar.cluster.views import fleet_view
 
 
