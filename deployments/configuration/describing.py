@@ -23,23 +23,28 @@ def describe(report: ModelReport) -> list[str]:
         ("steering", steering),
         ("runner", outlook.runner),
         ("graphs", outlook.graphs),
-        *_memory(report.model.memory),
+        *_memory(report.model.memory, _room_is_of(report)),
     ]
     if arguments.notice:
         rows.append(("notice", arguments.notice))
     return [f"application {report.name}", *(f"  {name:<9} {text}" for name, text in rows)]
 
 
-def _memory(memory: MemoryEstimate) -> list[tuple[str, str]]:
+def _room_is_of(report: ModelReport) -> str:
+    """Where the room for KV comes from, if from a variable."""
+    from_variable = report.model.outlook.facts.on_cpu and report.model.kwargs.kv_cache_memory_bytes is None
+    return " of VLLM_CPU_KVCACHE_SPACE" if from_variable else ""
+
+
+def _memory(memory: MemoryEstimate, of_what: str) -> list[tuple[str, str]]:
     rows = []
     if memory.target is not None:
         rows.append(("weights", f"{_gib(memory.target.weight_bytes)} target{_draft(memory.draft)}, on each rank"))
         rows.append(("KV", f"{_per_token(memory.target)} target{_draft_kv(memory.draft)}; blocks of {memory.block_tokens} tokens"))
     if memory.kv_bytes is not None and memory.base_blocks is not None:
         tokens = memory.base_blocks * memory.block_tokens
-        rows.append(
-            ("blocks", f"at most {memory.base_blocks} in {_gib(memory.kv_bytes)}, {tokens} tokens, before activations and graphs")
-        )
+        room = f"{_gib(memory.kv_bytes)}{of_what}"
+        rows.append(("blocks", f"at most {memory.base_blocks} in {room}, {tokens} tokens, before activations and graphs"))
     if memory.lent_blocks is not None:
         rows.append(
             ("offload", f"would lend {memory.lent_blocks} blocks, {memory.lent_blocks * memory.block_tokens} tokens of the target")

@@ -41,6 +41,8 @@ class ModelSize:
 
     weight_bytes: int
     kv_bytes_per_token: int
+    most_tokens: int | None = None
+    """Of prompt and answer together, as its config.json says; None where that scales positions, or says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,14 @@ def _size(source: str, kwargs: EngineKwargs) -> tuple[ModelSize | None, str]:
         )
     except (ModelError, OSError, ValueError) as error:
         return None, f"{source}: {error}"
-    return ModelSize(weights, kv), ""
+    return ModelSize(weights, kv, _most_tokens(config)), ""
+
+
+def _most_tokens(config: Mapping[str, Any]) -> int | None:
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    tokens = config.get("max_position_embeddings")
+    is_plain = isinstance(scaling, Mapping) and scaling.get("rope_type", "default") == "default" and "factor" not in scaling
+    return tokens if is_plain and isinstance(tokens, int) else None
 
 
 def _room(config: LLMConfig, kwargs: EngineKwargs, sizes: tuple[ModelSize | None, ...]) -> tuple[int | None, str]:

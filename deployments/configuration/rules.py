@@ -13,6 +13,7 @@ from nightjar.deployments.configuration.deployed import ENTRY, OPTIONS, Deployed
 from nightjar.deployments.configuration.engine_facts import (
     EngineOutlook,
     drafter_kind,
+    environment_of,
     is_on_cpu,
     offload_facts,
     outlook,
@@ -31,6 +32,7 @@ from nightjar.policy.wire.record import MAX_BATCH_SIZE
 
 KWARGS: Final[Place] = (*ENTRY, "engine_kwargs")
 SPECULATIVE: Final[Place] = (*KWARGS, "speculative_config")
+LONG_VARIABLE: Final = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def check_model(application: Mapping[str, Any], *, shadow: bool) -> tuple[Checke
     found += [Finding("warning", ("args", *problem.location), problem.message) for problem in model_problems(config)]
     config, kwargs = deployed.config, EngineKwargs.model_validate(config.engine_kwargs)
     model = CheckedModel(deployed, kwargs, outlook(config, kwargs, shadow=shadow), estimate_memory(config, kwargs))
-    for rule in (_steering, _length_table, _offload, _draft_parallelism, _extra_routes, _serving_room, _autoscaling, _costs):
+    for rule in RULES:
         found += rule(model)
     return model, found
 
@@ -202,6 +204,18 @@ def _extra_routes(model: CheckedModel) -> Iterator[Finding]:
             yield Finding("warning", (*ENTRY, "extra_routes", number), f"{problem}; replicas would answer 404")
 
 
+def _length(model: CheckedModel) -> Iterator[Finding]:
+    asked, target = model.kwargs.max_model_len, model.memory.target
+    if asked is None or target is None or target.most_tokens is None or asked <= target.most_tokens:
+        return
+    if environment_of(model.config).get(LONG_VARIABLE, "0") in {"0", ""}:
+        message = (
+            f"{asked} is above the {target.most_tokens} positions of {model.config.model_source} (max_position_embeddings): vLLM "
+            f"refuses to start; write at most {target.most_tokens}, or set {LONG_VARIABLE} in its runtime_env"
+        )
+        yield Finding("error", (*KWARGS, "max_model_len"), message)
+
+
 def _serving_room(model: CheckedModel) -> Iterator[Finding]:
     config = model.config
     options = DeploymentOptions.model_validate(config.deployment_config)
@@ -214,6 +228,8 @@ def _serving_room(model: CheckedModel) -> Iterator[Finding]:
         )
         yield Finding("warning", model.deployed.place_of("max_ongoing_requests"), message)
     if is_on_cpu(config):
+        if config.actor_options().get("num_gpus") is not None:
+            return  # somebody wrote 0
         message = "no accelerator_type and no ray_actor_options.num_gpus: its replicas get no GPU, right only for vLLM's CPU build"
         yield Finding("advice", ENTRY, message)
         return
@@ -261,3 +277,6 @@ def _costs(model: CheckedModel) -> Iterator[Finding]:
         off = f"off still runs the drafter once a step ({reason})" if reason else "off writes the head's KV alone"
         message = f"kept in step at K = 0: {off}, and nothing can be lent; restarts are free"
         yield Finding("advice", SPECULATIVE, message)
+
+
+RULES: Final = (_steering, _length_table, _offload, _draft_parallelism, _length, _extra_routes, _serving_room, _autoscaling, _costs)

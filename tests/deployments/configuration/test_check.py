@@ -80,6 +80,13 @@ def beside_args(written: str, text: str = GOOD) -> str:
     return text.replace("- name: chat\n", f"- name: chat\n  {written}\n")
 
 
+def test_replicas_without_a_gpu_are_advised_of_unless_somebody_wrote_that() -> None:
+    on_cpu = replaced("      accelerator_type: H100\n", "").replace("        tensor_parallel_size: 2\n", "")
+    assert any("its replicas get no GPU" in message for message in said(on_cpu, "advice"))
+    written = on_cpu.replace("num_replicas: 3\n", "num_replicas: 3\n        ray_actor_options: {num_gpus: 0}\n")
+    assert not any("no GPU" in message for message in said(written, "advice"))
+
+
 def test_a_good_file_has_no_error_and_no_warning() -> None:
     assert [line.text("f") for line in check_text(GOOD).lines if line.finding.severity != "advice"] == []
 
@@ -474,9 +481,9 @@ def test_what_has_the_wrong_form_beside_args_breaks_no_rule(wrong: str) -> None:
     assert check_text(beside_args(wrong, replaced("max_num_seqs: 64", "max_num_seqs: 5000"))).lines
 
 
-def model_folder(folder: Path, *, layers: int) -> Path:
+def model_folder(folder: Path, *, layers: int, **more: object) -> Path:
     folder.mkdir()
-    config = {"num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64}
+    config = {"num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64, **more}
     (folder / "config.json").write_text(json.dumps(config))
     header = json.dumps({"weight": {"dtype": "BF16", "shape": [layers, 1 << 20], "data_offsets": [0, layers << 21]}}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
@@ -496,6 +503,35 @@ def test_weights_kv_and_lent_blocks_are_counted_from_local_folders(tmp_path: Pat
     assert memory.base_blocks == 1_310_720 // (16 * (1024 + 256))
     assert memory.lent_blocks == ((4 << 20) + 64 * 16 * 256) // (16 * 1024)
     assert "would lend 272 blocks" in described(text)
+
+
+def test_on_a_cpu_the_room_for_kv_is_named_by_its_variable_unless_the_file_sets_it(tmp_path: Path) -> None:
+    text = replaced("someone/target", str(model_folder(tmp_path / "target", layers=8))).replace(
+        "accelerator_type: H100", "hung_after_s: 9"
+    )
+    text = text.replace("someone/draft", str(model_folder(tmp_path / "draft", layers=2)))
+    assert "GiB of VLLM_CPU_KVCACHE_SPACE, " in described(text)
+    assert "VLLM_CPU" not in described(text.replace("max_num_seqs: 64", "kv_cache_memory_bytes: 1_310_720"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "scaling", "environment", "is_refused"),
+    [
+        (8192, {}, "", False),
+        (8193, {}, "", True),
+        (8193, {"rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}, "", True),
+        (8193, {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "", False),
+        (8193, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "", False),
+        (8193, {}, "runtime_env: {env_vars: {VLLM_ALLOW_LONG_MAX_MODEL_LEN: '1'}}", False),
+    ],
+)
+def test_a_length_beyond_the_models_positions_is_an_error_where_nothing_scales_or_allows_it(
+    tmp_path: Path, asked: int, scaling: dict[str, object], environment: str, is_refused: bool
+) -> None:
+    folder = model_folder(tmp_path / "target", layers=8, max_position_embeddings=8192, **scaling)
+    text = replaced("someone/target", str(folder)).replace("max_num_seqs: 64", f"max_model_len: {asked}")
+    found = errors(check_text(beside_args(environment, text) if environment else text))
+    assert any("8193 is above the 8192 positions" in error for error in found) == is_refused
 
 
 def test_a_model_that_is_not_here_is_not_estimated_and_said_so() -> None:
