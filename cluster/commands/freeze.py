@@ -10,7 +10,6 @@ from rich.console import Console
 
 from nightjar.cluster.commands.mode import duration
 from nightjar.cluster.commands.options import (
-    DEFAULT_URL,
     Output,
     OutputOption,
     TokenOption,
@@ -19,6 +18,7 @@ from nightjar.cluster.commands.options import (
     open_client,
 )
 from nightjar.cluster.durations import format_duration
+from nightjar.cluster.http_client import DEFAULT_URL
 from nightjar.policy.wire.status import NO_NEW
 
 
