@@ -164,7 +164,9 @@ def _ratio_cells(one: Comparison) -> tuple[str, ...]:
 
 
 def _ratio(ratio: Ratio | None) -> str:
-    return "-" if ratio is None else f"{ratio.value:.3f} ({ratio.interval.low:.3f} to {ratio.interval.high:.3f})"
+    if ratio is None:
+        return "-"
+    return f"{ratio.value:.3f}" + (f" ({ratio.interval.low:.3f} to {ratio.interval.high:.3f})" if ratio.rounds > 1 else "")
 
 
 def _figure_rows(found: Findings) -> list[tuple[str, ...]]:

@@ -52,7 +52,9 @@ class Comparison(NamedTuple):
         ratio, of = self.main, f"{self.arm} against {self.baseline}"
         if ratio is None or self.verdict == "nothing measured":
             return f"{of}: nothing was measured."
-        measured = f"answers at {ratio.value:.2f} times its speed (95 %: {ratio.interval.low:.2f} to {ratio.interval.high:.2f})"
+        measured = f"answers at {ratio.value:.2f} times its speed"
+        if ratio.rounds > 1:
+            measured += f" (95 %: {ratio.interval.low:.2f} to {ratio.interval.high:.2f})"
         change = f"{abs(ratio.value - 1.0):.0%}"
         match self.verdict:
             case "faster" | "slower":

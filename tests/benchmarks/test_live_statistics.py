@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,14 @@ from nightjar.policy.wire.report import DrafterState, EngineLoad, StepTotals
 from nightjar.policy.wire.status import FleetStatus, PolicyStatus, ReplicaStatus
 from tests.benchmarks.live import categories
 from tests.benchmarks.live.answers import Answer, Arrival, acceptance_seen
-from tests.benchmarks.live.arms import AUTO, OFF, STATIC, TABLE
+from tests.benchmarks.live.arms import AUTO, OFF, PAPER, STATIC, TABLE
 from tests.benchmarks.live.categories import acceptance_length, short_prompts
 from tests.benchmarks.live.changing import Run, Runs, mirrored
 from tests.benchmarks.live.cold import ALONE, TOGETHER, ColdRun, judge_cold
-from tests.benchmarks.live.effort import SteadyLoad
+from tests.benchmarks.live.effort import QUICK, SteadyLoad
 from tests.benchmarks.live.learning_loss import Moment, lost_tokens, steady_from_s
 from tests.benchmarks.live.playing import Window, window
-from tests.benchmarks.live.steady import Half, Segment, Segments
+from tests.benchmarks.live.steady import Half, Segment, Segments, papers_findings
 from tests.benchmarks.live.stock_table import tuned_table
 
 LOAD = SteadyLoad("low", 1, 1.0, 10.0)
@@ -114,6 +115,17 @@ def test_odd_rounds_pick_the_best_and_even_rounds_score_it() -> None:
 def test_rounds_that_lack_one_of_two_arms_are_no_pair() -> None:
     segments = Segments([segment("even", 0, AUTO, 10), segment("even", 1, AUTO, 20), segment("even", 1, OFF, 30)])
     assert segments.pairs("low", AUTO, OFF) == [(Speed(20, 10.0), Speed(30, 10.0))]
+
+
+def test_the_papers_planner_is_told_over_off_and_over_the_planner_and_wins_no_bar() -> None:
+    segments = Segments([segment("odd", 0, arm, 50) for arm in STATIC])
+    segments.played += [
+        segment("even", number, arm, tokens) for number in (0, 1) for arm, tokens in ((AUTO, 80), (OFF, 50), (PAPER, 60))
+    ]
+    facts, (_, heads, lines) = papers_findings(segments, replace(QUICK, loads=(LOAD,)), seed=0)
+    assert facts["low"]["tokens_per_s"] == 6.0
+    assert (facts["low"]["over_off"]["value"], facts["low"]["over_auto"]["value"]) == (1.2, 0.75)
+    assert dict(zip(heads, lines[0], strict=True))["over off"] == "1.200 (1.200 to 1.200)"
 
 
 def test_the_first_round_of_the_changing_load_picks_and_later_ones_score() -> None:

@@ -108,7 +108,7 @@ def measure_steady(
         tell(f"load {load.name}: best {best}; tokens/s of even rounds: {speeds}")
     outcome = _outcome(segments, effort, seed)
     if papers:
-        outcome.facts["paper"], table = _paper(segments, effort, seed)
+        outcome.facts["paper"], table = papers_findings(segments, effort, seed)
         outcome.tables.append(table)
     if player.target:
         outcome.tables.append(_goodput_table(segments, effort, player.target))
@@ -184,7 +184,9 @@ def _outcome(segments: Segments, effort: Effort, seed: int) -> Outcome:
     return outcome
 
 
-def _paper(segments: Segments, effort: Effort, seed: int) -> tuple[dict[str, Any], tuple[str, Sequence[str], list[Sequence[str]]]]:
+def papers_findings(
+    segments: Segments, effort: Effort, seed: int
+) -> tuple[dict[str, Any], tuple[str, Sequence[str], list[Sequence[str]]]]:
     """The paper's planner over off and over the planner, in the even rounds, and the K that it ran."""
     facts: dict[str, Any] = {}
     lines: list[Sequence[str]] = []
