@@ -20,6 +20,9 @@ from nightjar.policy.wire.settings import Lease
 TTL_CATCH_UPS: Final = 3.0
 TTL_EXTRA_S: Final = 5.0
 """A lease lives three times as long as its restart should take, and the seconds that wish and lease travel."""
+LAST_STEP_S: Final = 1.0
+"""A step that is under way when a lease ends runs to its end, with what it recomputes. So a replica is told of a time to live that
+is shorter by this than the one that is counted (INV-6)."""
 AGING_S: Final = 10.0
 """A wish that has waited so long counts twice: nobody waits for ever behind those who gain a little more."""
 PROBES_REMEMBERED: Final = 5
@@ -121,9 +124,9 @@ def reloads_by_node(open_leases: Iterable[OpenLease]) -> dict[str, int]:
 
 
 def _lease(wished: PricedWish, max_ttl_s: float, now_s: float) -> OpenLease:
-    time_to_live_s = min(TTL_CATCH_UPS * wished.price.catch_up_seconds + TTL_EXTRA_S, max_ttl_s)
-    lease = Lease(wish_id=wished.wish.wish_id, time_to_live_s=time_to_live_s, reload=wished.wish.reload)
-    return OpenLease(lease, wished.replica_id, wished.engine_id, wished.node_id, wished.slowdown, now_s + time_to_live_s)
+    counted_s = min(TTL_CATCH_UPS * wished.price.catch_up_seconds + TTL_EXTRA_S, max_ttl_s)
+    lease = Lease(wish_id=wished.wish.wish_id, time_to_live_s=counted_s - LAST_STEP_S, reload=wished.wish.reload)
+    return OpenLease(lease, wished.replica_id, wished.engine_id, wished.node_id, wished.slowdown, now_s + counted_s)
 
 
 @dataclass(frozen=True, slots=True)
