@@ -43,9 +43,9 @@ class Findings:
         ]
 
     def together(self, phase: str, arm: str) -> Figures | None:
-        """An arm's rounds as one; None where there is none."""
-        rounds = self.figures.get((phase, arm))
-        return summed(list(rounds.values())) if rounds else None
+        """An arm's rounds as one, those that every arm played: others had another machine and other requests. None without one."""
+        shared = set.intersection(*(set(self.figures.get((phase, other), {})) for other in self.arms))
+        return summed([self.figures[phase, arm][number] for number in sorted(shared)]) if shared else None
 
     def scored(self, arm: str) -> list[PlayedTurn]:
         """The turns of an arm that count."""

@@ -166,6 +166,19 @@ def test_report_reads_the_folder_of_a_comparison_again_and_a_result_file_of_vllm
     assert (wrong.exit_code, wrong.stderr.count("\n")) == (1, 1)
 
 
+def test_sums_are_of_rounds_that_every_arm_played(
+    server: FakeServer, fleet: FakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(server, tmp_path, monkeypatch)
+    assert "| all | off | 16 | 0 |" in (tmp_path / "table.md").read_text()
+    first, *others = (tmp_path / TURNS_FILE).read_text().splitlines(keepends=True)
+    (tmp_path / TURNS_FILE).write_text("".join(others))
+    assert CliRunner().invoke(commands.app, ["report", str(tmp_path)]).exit_code == 0
+    table = (tmp_path / "table.md").read_text()
+    assert [f"| all | {arm} | 8 | 0 |" in table for arm in ("off", "again")] == [True, True]
+    assert first
+
+
 def test_another_server_is_an_arm_that_nobody_switches(server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
