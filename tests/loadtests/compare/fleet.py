@@ -16,6 +16,7 @@ class FakeFleet:
     """State behind the fake server's answers."""
 
     def __init__(self, server: FakeServer) -> None:
+        self.server = server
         self.settings = Mode.parse("auto")
         self.overrides: list[OverrideStatus] = []
         self.told: list[dict[str, Any]] = []

@@ -73,9 +73,7 @@ def test_what_was_set_by_hand_is_set_again_for_the_rest_of_its_time(
 def fleet(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeFleet]:
     monkeypatch.setattr(switching, "STEADY_S", 0.0)
     with running_fake_server() as server:
-        found = FakeFleet(server)
-        found.url = server.url  # type: ignore[attr-defined]
-        yield found
+        yield FakeFleet(server)
 
 
 class Seconds:
@@ -92,7 +90,7 @@ class Seconds:
 
 
 def switch_of(fleet: FakeFleet, folder: Path) -> tuple[ServiceApi, ArmSwitch]:
-    api, clock = ServiceApi.at(fleet.url, "token"), Seconds()  # type: ignore[attr-defined]
+    api, clock = ServiceApi.at(fleet.server.url, "token"), Seconds()
     return api, ArmSwitch(api, folder / "learned.json", clock=clock, sleep=clock.sleep)
 
 
@@ -154,3 +152,22 @@ def test_what_the_fleet_knew_before_the_first_reset_is_kept_in_a_file_and_given_
     assert [path for method, path, _ in asked if method == "GET"].count("/nightjar/learned") == 1
     assert [json.loads(body).get("learned") for _, path, body in asked if path == "/nightjar/mode"] == ["reset", "reset", None]
     assert asked[-1] == ("POST", "/nightjar/learned", b"known")
+
+
+def test_what_cannot_be_put_back_is_tried_again_and_then_said_in_one_line(fleet: FakeFleet, tmp_path: Path) -> None:
+    api, switch = switch_of(fleet, tmp_path)
+    switch.prepare()
+    switch.run(parse_arm("off"), resets=False, for_s=9.0)
+    refused: list[str] = []
+
+    def refuse(body: dict[str, object]) -> tuple[int, bytes]:
+        refused.append(str(body["mode"]))
+        return 503, b'{"detail": "the policy actor does not answer"}'
+
+    fleet.server.set_mode = refuse
+    with api, pytest.raises(SwitchError) as told:
+        switch.put_back()
+    assert refused == ["default"] * switching.PUT_BACK_TRIES
+    assert "the settings" in str(told.value)
+    assert "`nightjar mode default` takes back what was set" in str(told.value)
+    assert "\n" not in str(told.value)
