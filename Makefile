@@ -14,7 +14,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-fast test-pure test-all test-long test-upgrade test-gpu-paths stress-gpu-paths test-vllm test-serve-llm test-ids mutants contract lint structure format docs site figures bench-step bench-policy bench-scale bench-model bench-engine bench-live bench-load load-trace chart monitoring page clean
+.PHONY: help install models demo test test-fast test-pure test-all test-long test-upgrade test-chaos soak test-gpu-paths stress-gpu-paths test-vllm test-serve-llm test-ids mutants contract lint structure format docs site figures bench-step bench-policy bench-scale bench-model bench-engine bench-live bench-load load-trace chart monitoring page clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -64,9 +64,9 @@ demo: $(SERVING) ## two real replicas, steered live: off, pin=5, auto (less than
 
 test: $(INSTALLED) test-fast ## fast tests, Ray clusters, real engines, two of them side by side: about 35 minutes on two cores
 	$(BIN)/nightjar models build
-	$(QUIET) $(EVEN) $(BIN)/pytest $(SLOW) -m '(engine or ray or command or package) and not long'
+	$(QUIET) $(EVEN) $(BIN)/pytest $(SLOW) -m '(engine or ray or command or package) and not long' --ignore=tests/chaos
 
-test-all: $(INSTALLED) test test-gpu-paths test-long ## before a release, with nothing beside it: make test, test-gpu-paths, test-long, and test-pure on other Pythons; hours
+test-all: $(INSTALLED) test test-chaos test-gpu-paths test-long ## before a release, with nothing beside it: make test, test-chaos, test-gpu-paths, test-long, and test-pure on other Pythons; hours
 	$(MAKE) --no-print-directory test-pure PYTHON=python3.12
 	$(MAKE) --no-print-directory test-pure PYTHON=python3.13
 
@@ -81,6 +81,16 @@ stress-gpu-paths: $(INSTALLED) ## drafters that were off draft as if they never 
 
 test-upgrade: $(INSTALLED) ## two Ray clusters, one takes over from the other under load; two minutes, a part of make test
 	$(QUIET) $(EVEN) $(BIN)/pytest -n 0 tests/upgrade $(ARGS)
+
+SEEDS ?= 1 2 3
+
+test-chaos: $(INSTALLED) ## a cluster of several nodes under every fault, once for each of SEEDS="1 2 3", as a table; less than 12 minutes
+	$(QUIET) NIGHTJAR_CHAOS_SEEDS="$(SEEDS)" $(BIN)/pytest -n 0 -m ray tests/chaos $(ARGS)
+
+MINUTES ?= 30
+
+soak: $(INSTALLED) ## the same cluster under load for MINUTES=30, faults now and then: does a process of ours grow? by hand
+	$(QUIET) $(BIN)/python -m tests.chaos.soak --minutes $(MINUTES) $(ARGS)
 
 OVERLAY = $(abspath $(VENV)/opt/vllm-overlays/$(VERSION))
 

@@ -18,6 +18,7 @@ MODULES: Final = ("vllm", "torch", "ray")
 """Absent from a pure environment."""
 NEEDS: Final[Mapping[str, str]] = {
     "tests/benchmarks/test_live_statistics.py": "ray",
+    "tests/chaos/test_chaos.py": "ray",
     "tests/cluster/dashboards/test_alerts.py": "promtool",
     "tests/cluster/dashboards/test_boards.py::test_serve_exports_the_names_and_labels_that_are_used": "ray",
     "tests/cluster/dashboards/test_boards.py::test_vllm_exports_the_names_that_are_used": "vllm",

@@ -44,6 +44,7 @@ CHECK: Final = ".ci/run"
 RUN_ELSEWHERE: Final = {
     "make test": CHECK,
     "make test-fast": CHECK,
+    "make test-chaos": CHECK,
     "make test-serve-llm": CHECK,
     "make lint": CHECK,
     "make contract": CHECK,
@@ -95,6 +96,8 @@ NOT_HERE: Final = {
     "make install": "was run before any test",
     "make test-all": "takes hours, and runs this test, too",
     "make test-upgrade": "its tests are a part of `make test`",
+    'make test-chaos SEEDS="4 5"': "`.ci/run` has it with one seed",
+    "make soak MINUTES=30": "takes half an hour; its parts are tested in tests/chaos",
     "make test-pure PYTHON=python3.13": "needs another Python; `make test-all` runs it",
     "make mutants": "takes up to 30 minutes of two cores; its parts are tested in tests/mutants",
     'make mutants ARGS="off_guard --again"': "the same",

@@ -9,32 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
-import pytest
 import ray
-from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nightjar.cluster.journal import JournalEntry, read_journal
-from nightjar.cluster.local_cluster import QUIET_ENVIRONMENT
-from nightjar.cluster.policy_actor import ACTOR_NAME, HEAD_NODE_RESOURCE, JOURNAL_DIR_VARIABLE, NAMESPACE
+from nightjar.cluster.policy_actor import ACTOR_NAME, HEAD_NODE_RESOURCE, NAMESPACE
 from tests.deployments import serving
 from tests.fleet.courses import ReplicaCourse
 from tests.fleet.engine_host import EngineHost
 from tests.fleet.hosted_engine import Part
+from tests.fleet.ray_nodes import ray_nodes
 
 WORKER_NODES: Final = 3
 HOSTS: Final = 8
-OBJECT_STORE_BYTES: Final = 80 << 20
-"""The least that Ray takes, for each node: nothing is stored there."""
-NODE_TRIES: Final = 3
 PATIENCE_S: Final = 300.0
 """Until whatever is waited for counts as never coming."""
 LOOK_PERIOD_S: Final = 1.0
@@ -133,48 +125,8 @@ class FleetCluster:
 @contextlib.contextmanager
 def fleet_cluster() -> Iterator[FleetCluster]:
     """Start a head node and the worker nodes; at the end nothing of them is left."""
-    before = set(psutil.Process().children(recursive=True))
-    folder = Path(tempfile.mkdtemp(prefix="nj-", dir="/tmp"))  # short: Ray's socket names must fit 107 bytes
-    (folder / "token").write_text("0" * 64)
-    nodes = Cluster()
-    with pytest.MonkeyPatch.context() as environment:
-        environment.delenv("RAY_ADDRESS", raising=False)
-        environment.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "token"))
-        environment.setenv("RAY_TMPDIR", str(folder))  # where a cluster leaves its address for `ray.init()` without one
-        for name, value in QUIET_ENVIRONMENT.items():
-            environment.setenv(name, value)
-        environment.setenv(JOURNAL_DIR_VARIABLE, str(folder / "journal"))
-        environment.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-        environment.setenv("RAY_worker_niceness", "0")  # Ray's 15 starves a host whose core another process keeps busy
-        try:
-            for _ in range(1 + WORKER_NODES):
-                add_node(nodes)
-            ray.init(address=nodes.address, log_to_driver=False)
-            yield FleetCluster()
-        finally:
-            started = set(psutil.Process().children(recursive=True)) - before
-            ray.shutdown()
-            nodes.shutdown()
-            _, left = psutil.wait_procs(started, timeout=30)
-            for process in left:  # of a node that failed to start: the cluster does not know it
-                process.kill()
-            psutil.wait_procs(left, timeout=30)
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def add_node(nodes: Cluster) -> None:
-    """Start one more node; the first is the head.
-
-    Tried again where it failed: Ray gives a node 30 s, which the imports of its agents exceed on a machine that is busy enough.
-    """
-    for tries_left in reversed(range(NODE_TRIES)):
-        try:
-            nodes.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False)
-        except Exception:
-            if not tries_left:
-                raise
-        else:
-            return
+    with ray_nodes(WORKER_NODES):
+        yield FleetCluster()
 
 
 def policy_actor_exists() -> bool:
