@@ -51,12 +51,14 @@ class BatchRow(_Part):
 
 
 class ProfileFit(_Part):
-    """A profile, and how the engines' steps compare with it: they take `scale` times as long, over batches within `spread`."""
+    """A profile, and how the engines' steps compare with it: they take `scale` times as long, within `spread` over so many
+    cells."""
 
     name: str
     description: str = ""
     scale: float | None = None
     spread: float | None = None
+    cells: int = 0
 
 
 class GainFound(_Part):
@@ -162,7 +164,7 @@ def _rows(history: History, price: Priced | None, ahead: Forecast | None) -> Ite
             planned=planned.num_speculative_tokens if planned is not None else None,
             planned_beside_prefill=planned.mixed_num_speculative_tokens if planned is not None else None,
             gain=planned.gain if planned is not None else None,
-            break_even=break_even(price, bucket) if price is not None and is_priced and not history.drafted else None,
+            break_even=break_even(price, bucket) if price is not None and is_priced and not history.acceptance.reached else None,
         )
 
 
@@ -178,7 +180,9 @@ def _shipped(history: History) -> Iterator[ProfileFit]:
 def _fit_of(profile: Profile, fitted: Fit | None) -> ProfileFit:
     if fitted is None:
         return ProfileFit(name=profile.name, description=profile.description)
-    return ProfileFit(name=profile.name, description=profile.description, scale=fitted.scale, spread=fitted.spread)
+    return ProfileFit(
+        name=profile.name, description=profile.description, scale=fitted.scale, spread=fitted.spread, cells=fitted.cells
+    )
 
 
 def _silence(history: History, price: Priced | None, ahead: Forecast | None) -> str:
@@ -191,6 +195,8 @@ def _silence(history: History, price: Priced | None, ahead: Forecast | None) -> 
             "acceptance is unknown, because no draft was verified in this time. To learn it give one engine a speculative_config "
             "for some hours; with Nightjar in mode shadow it is counted and planned with, and nothing is changed"
         )
+    if not history.acceptance.reached:
+        return "acceptance is unknown: spec_decode_num_accepted_tokens_per_pos was not scraped, though drafts were verified"
     if price is None:
         return "no profile of step times was named (--profile)"
     return f"no hour ran at a batch that profile {price.profile.name} reaches"
@@ -211,7 +217,7 @@ def _unknown(scrapes: Scraped, history: History, price: Priced | None, ahead: Fo
     else:
         yield (
             f"Step times of a K that did not run: they are profile {price.profile.name}'s. Where K ran, these engines' steps take "
-            f"{fitted.scale:.2f} times as long as its, within {fitted.spread:.0%} over the batches."
+            f"{fitted.scale:.2f} times as long as its, within {fitted.spread:.0%} over {fitted.cells} pairs of batch and K."
         )
     if ahead is not None and ahead.priced_share < 1.0 - 1e-9:
         yield (

@@ -32,6 +32,9 @@ DEVIATIONS: Final = 2.0
 LEARNING_COST: Final = 0.025
 """Share of output that measuring, restarts and late changes may take from the planner: in `make bench-policy` it gave 0.975 of an
 oracle in the worst of 23 steady loads. The lower end of an interval is so much lower."""
+UNCOMPARED: Final = 0.1
+"""Standard deviation of the logarithm of a step time that nobody compared with the profile's, beside what all have in common: what
+the planner takes an old measurement for (policy.estimate.evidence, MOST_DRIFT_VARIANCE)."""
 PARTS: Final = 8
 """Samples of every eighth scrape, by whose differences the doubt of sampling is told."""
 USUAL_CONTEXT_TOKENS: Final = 512
@@ -49,10 +52,17 @@ class Gain:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How the engines' steps compare with the profile's: they take `scale` times as long, over batches within `spread` of that."""
+    """How the engines' steps compare with the profile's: they take `scale` times as long, within `spread` of that over so many
+    cells (batch bucket and K)."""
 
     scale: float
     spread: float
+    cells: int
+
+    @property
+    def doubt(self) -> float:
+        """The spread by which cells count that were not compared: few that fit tell little, so UNCOMPARED counts as one more."""
+        return math.sqrt((self.cells * self.spread**2 + UNCOMPARED**2) / (self.cells + 1.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +76,14 @@ class BucketForecast:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """By batch bucket, and over all. `priced_share` is the share of busy hours at batches that the profile reaches."""
+    """By batch bucket, and over all. `priced_share` is the share of busy hours at batches that the profile reaches,
+    `sampling_doubt` the standard deviation of the gain's logarithm that comes of looking at batches now and then alone."""
 
     buckets: Mapping[int, BucketForecast]
     gain: Gain
     plan: str
     priced_share: float
+    sampling_doubt: float
 
 
 @dataclass(frozen=True)
@@ -128,19 +140,16 @@ def priced(profile: Profile, history: History) -> Priced:
 
 
 def forecast(price: Priced, replicas: int) -> Forecast | None:
-    """What the planner would run and gain in a fleet of so many engines. None where acceptance is unknown, because nothing was
-    drafted, and where no busy hour lies within the profile's reach."""
+    """What the planner would run and gain in a fleet of so many engines. None where acceptance is unknown, and where no busy
+    hour lies within the profile's reach."""
     history = price.history
-    if not history.drafted or not any(bucket in price.buckets for bucket in history.bucket_seconds):
+    if not history.acceptance.reached or not any(bucket in price.buckets for bucket in history.bucket_seconds):
         return None
     costs = _costs(price, replicas)
     ratio = _ratio(costs, history.seconds)
-    parts = [_ratio(costs, History(history.stretches.part(number, PARTS)).seconds) for number in range(PARTS)]
-    known = [math.log(part) for part in parts if part is not None]
-    sampling = float(np.std(known, ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else 0.0
     assert ratio is not None
-    fitted = fit(price)
-    deviation = math.hypot(_doubt(costs, history.seconds, fitted.spread if fitted is not None else 0.0), sampling)
+    sampling, fitted = _sampling_doubt(costs, history), fit(price)
+    deviation = math.hypot(_doubt(costs, history.seconds, fitted.doubt if fitted is not None else UNCOMPARED), sampling)
     gain = Gain(
         ratio,
         ratio * math.exp(-DEVIATIONS * deviation) * (1.0 - LEARNING_COST),
@@ -152,6 +161,7 @@ def forecast(price: Priced, replicas: int) -> Forecast | None:
         gain,
         costs.plan.summary,
         inside / sum(history.seconds.values()),
+        sampling,
     )
 
 
@@ -169,7 +179,7 @@ def fit(price: Priced) -> Fit | None:
         return None
     mean = float(np.average(logs, weights=weights))
     spread = math.sqrt(float(np.average((np.array(logs) - mean) ** 2, weights=weights)))
-    return Fit(math.exp(mean), spread)
+    return Fit(math.exp(mean), spread, len(logs))
 
 
 def break_even(price: Priced, bucket: int) -> float | None:
@@ -259,6 +269,13 @@ def _ratio(costs: _Costs, seconds: Mapping[Ran, float]) -> float | None:
             planned += spent_s / costs.chosen(bucket)
             ran += spent_s / costs.ran(bucket, length)
     return planned / ran if ran else None
+
+
+def _sampling_doubt(costs: _Costs, history: History) -> float:
+    """What the samples of every eighth scrape scatter by, for all of them together."""
+    parts = [_ratio(costs, History(history.stretches.part(number, PARTS)).seconds) for number in range(PARTS)]
+    known = [math.log(part) for part in parts if part is not None]
+    return float(np.std(known, ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else 0.0
 
 
 def _doubt(costs: _Costs, seconds: Mapping[Ran, float], misfit: float) -> float:

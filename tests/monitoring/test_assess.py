@@ -7,6 +7,7 @@ load, and a third that never drafts. The truth is the simulator's own, and the s
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -134,7 +135,9 @@ def test_a_table_and_a_page_are_written(filled: Filled, tmp_path: Path) -> None:
 
 def test_the_pages_example_is_this_run(filled: Filled) -> None:
     done = filled.assess("--profile", PROFILE, *CHAT)
-    printed, shown = table_rows(done.stdout), table_rows(PAGE.read_text().partition("```text")[2].partition("```")[0])
+    example = PAGE.read_text().partition("```text")[2].partition("```")[0]
+    printed, shown = table_rows(done.stdout), table_rows(example)
+    assert headline_points(example) == pytest.approx(headline_points(done.stdout), abs=1.0), done.stdout
     assert [row[:-1] for row in shown] == [row[:-1] for row in printed], done.stdout
     assert [points(row[-1]) for row in shown] == pytest.approx([points(row[-1]) for row in printed], abs=1.0), done.stdout
 
@@ -142,6 +145,12 @@ def test_the_pages_example_is_this_run(filled: Filled) -> None:
 def table_rows(text: str) -> list[list[str]]:
     """Cells of the rows of a Markdown table, without its heads."""
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")][2:]
+
+
+def headline_points(text: str) -> list[float]:
+    """The gain and its interval."""
+    (line,) = (line for line in text.splitlines() if line.startswith("The planner would have given"))
+    return [float(number) for number in re.findall(r"([+-][\d.]+) %", line)]
 
 
 def points(gain: str) -> float:

@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 
 from nightjar.cluster.cli import app
 from nightjar.loadtests.assessment import command
-from nightjar.loadtests.assessment.findings import find
-from nightjar.loadtests.assessment.forecast import break_even, forecast, priced
+from nightjar.loadtests.assessment.findings import Findings, find
+from nightjar.loadtests.assessment.forecast import UNCOMPARED, Fit, break_even, fit, forecast, priced
 from nightjar.loadtests.assessment.history import History, scraped
+from nightjar.loadtests.assessment.page import render_page
 from nightjar.loadtests.assessment.prometheus import PrometheusError, open_prometheus, read_scrapes
 from nightjar.loadtests.assessment.scrapes import Collector, EngineScrapes, Metric, Series
 from nightjar.loadtests.assessment.table import to_markdown
@@ -90,37 +91,63 @@ def test_the_planner_runs_what_it_would_in_production_and_never_less_than_ran_be
     assert ahead.gain.low > 1.0
 
 
+def test_the_fewer_steps_can_be_compared_with_the_profile_the_more_doubt_is_left() -> None:
+    timed = drafting(3.0)
+    untimed: dict[Metric, Series] = {**timed.series, Metric.STEP_SECONDS: Series.of(())}
+    price = priced(read_profile(PROFILE), History(scraped([replace(timed, series=untimed)]).stretches))
+    assert fit(price) is None
+    assert Fit(1.0, 0.0, 1).doubt > Fit(1.0, 0.0, 20).doubt > 0.0
+    assert Fit(1.0, 0.0, 1).doubt < UNCOMPARED < Fit(1.0, 0.2, 3).doubt
+
+
 def test_batches_that_jump_from_scrape_to_scrape_leave_more_doubt_than_steady_ones() -> None:
-    batches = [1.0] * 24 + [30.0] * 24
-    profile = read_profile(PROFILE)
+    batches = [1.0] * 200 + [30.0] * 200
 
-    def width(running: list[float]) -> float:
+    def doubt(running: list[float]) -> float:
         scrapes = drafting(5.0, running, (0.7, 0.5, 0.3, 0.2, 0.1))
-        series: dict[Metric, Series] = {**scrapes.series, Metric.STEP_SECONDS: Series.of(()), Metric.STEP_ROWS: Series.of(())}
-        ahead = forecast(priced(profile, History(scraped([replace(scrapes, series=series)]).stretches)), 1)
+        ahead = forecast(priced(read_profile(PROFILE), History(scraped([scrapes]).stretches)), 1)
         assert ahead is not None
-        return ahead.gain.high - ahead.gain.low
+        return ahead.sampling_doubt
 
-    assert width(Random(1).sample(batches, len(batches))) > 1.05 * width(batches)
+    assert doubt(Random(1).sample(batches, len(batches))) > 3.0 * doubt(batches)
 
 
 def test_without_a_draft_there_is_no_gain_but_the_acceptance_that_would_pay() -> None:
-    found = find(
-        scraped([engine([4.0] * 10)]),
-        prometheus="http://p",
-        selector="",
-        model="chat",
-        engines=1,
-        from_s=0.0,
-        to_s=1.0,
-        profile=read_profile(PROFILE),
-    )
+    found = told(engine([4.0] * 10))
     assert found.gain is None
     assert [row.gain for row in found.batches] == [None]
     assert found.batches[0].break_even is not None
     text = to_markdown(found)
     assert "acceptance is unknown" in text
     assert "%" not in text.partition("What this cannot know")[0].partition("| batch")[0]
+
+
+def told(*engines: EngineScrapes, profile: str = PROFILE) -> Findings:
+    return find(
+        scraped(engines),
+        prometheus="http://p",
+        selector="",
+        model="chat",
+        engines=len(engines),
+        from_s=0.0,
+        to_s=1.0,
+        profile=read_profile(profile) if profile else None,
+    )
+
+
+def test_drafts_whose_accepted_tokens_nobody_counted_by_position_give_no_gain() -> None:
+    found = told(replace(drafting(3.0), accepted_at=()))
+    assert found.gain is None
+    assert "spec_decode_num_accepted_tokens_per_pos was not scraped" in found.silent
+
+
+@pytest.mark.parametrize("profile", [PROFILE, ""])
+@pytest.mark.parametrize("running", [[4.0], [0.0] * 10])
+def test_a_time_without_requests_or_of_one_scrape_is_told_as_such(running: list[float], profile: str) -> None:
+    found = told(engine(running), profile=profile)
+    assert (found.gain, found.batches) == (None, ())
+    assert "No gain is given: no request ran in this time." in to_markdown(found)
+    assert "no request ran in this time" in render_page(found)
 
 
 def test_some_k_pays_exactly_from_the_break_even_acceptance_on() -> None:
