@@ -103,4 +103,4 @@ def _marks(explained: Explanation, arm: ArmExplanation) -> Iterator[str]:
     if arm.exceeds_limit:
         yield "longer than max_step_ms"
     if arm.own_steps >= 1.0:
-        yield f"{arm.own_steps:.0f} steps measured here"
+        yield f"{arm.own_steps:.0f} its own"

@@ -78,6 +78,7 @@ def test_explain_shows_the_answer_every_voice_and_every_k(serve: Callable[[httpx
         "mode auto set by the settings",
         "against off",
         "±",
+        " its own",
     ]
     assert [part for part in parts if part not in shown.stdout] == []
     rows = [line.split()[0] for line in shown.stdout.splitlines() if line.startswith((" off ", " K="))]
