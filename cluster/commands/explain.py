@@ -29,7 +29,7 @@ LONGEST_GAP_S: Final = 60.0
 
 @app.command()
 def explain(
-    replica: Annotated[str, typer.Argument(metavar="REPLICA", help="Its id as in status, or a part that no other has.")],
+    replica: Annotated[str, typer.Argument(metavar="REPLICA", help="Its name as in status, or a part that no other has.")],
     at_s: Annotated[
         float | None,
         typer.Option("--at", parser=moment, metavar="TIME", help="10m (ago) or an ISO time; needs --journal.", show_default="now"),

@@ -32,7 +32,7 @@ def duration(text: str) -> float:
 def mode(
     value: Annotated[str, typer.Argument(help="auto, shadow, off, pin=K, or default to take an override back.", metavar="MODE")],
     application: Annotated[str, typer.Option("--application", help="Only this application.", show_default=False)] = "",
-    replica: Annotated[str, typer.Option("--replica", help="Only this replica (its id as in status).", show_default=False)] = "",
+    replica: Annotated[str, typer.Option("--replica", help="Only this replica (its name as in status).", show_default=False)] = "",
     max_step_ms: Annotated[
         float | None,
         typer.Option(
