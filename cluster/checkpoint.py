@@ -1,6 +1,6 @@
 """What the policy actor remembers over a restart, and how it is sealed in the store.
 
-Seven values: the incarnation (INV-5), the fleet's id, the operator's settings, the overrides, a freeze, what the fleet has
+Eight values: the incarnation (INV-5), the id of the fleet, the settings and overrides of the operator, a freeze, a canary, what was
 learned, and imported groups that wait for their replicas. Each is msgpack of plain types behind a format version and a checksum.
 Keys name the protocol, so that actors of two releases never write over each other; what this protocol has not stored yet is read
 from the one before, and the incarnation is above both. Fails open and apart: a value that cannot be used, because it was cut or
@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from operator import itemgetter
 from typing import Annotated, Any, Final, TypeVar
 
@@ -22,7 +23,9 @@ import msgpack
 import structlog
 from pydantic import Field, TypeAdapter
 
+from nightjar.cluster.plain_values import plain, restored
 from nightjar.cluster.store import KeyValueStore, StoreError
+from nightjar.policy.canary.trial import Trial
 from nightjar.policy.freeze import Freeze
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.prior.learned import LearnedTables
@@ -31,7 +34,7 @@ from nightjar.policy.wire.operator import OperatorSettings, parse_operator_setti
 from nightjar.policy.wire.record import PROTOCOL_VERSION
 
 FORMAT_VERSION: Final = 1
-NAMES: Final = ("incarnation", "fleet_id", "operator_settings", "overrides", "freeze", "learned", "waiting")
+NAMES: Final = ("incarnation", "fleet_id", "operator_settings", "overrides", "freeze", "canary", "learned", "waiting")
 READ_PROTOCOLS: Final = (PROTOCOL_VERSION, PROTOCOL_VERSION - 1)
 """Newest first. The values of both have one format."""
 SAVE_PERIOD_S: Final = 10.0
@@ -50,6 +53,14 @@ _waiting = TypeAdapter(tuple[SeedGroup, ...])
 
 
 @dataclass(frozen=True, slots=True)
+class Canaries:
+    """The canary that runs, or ran last, and what became of it and of those before, in words."""
+
+    trial: Trial | None = None
+    past: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Remembered:
     """What the store gave at start; `problems` says in words what it could not give."""
 
@@ -58,13 +69,14 @@ class Remembered:
     operator_settings: OperatorSettings = field(default_factory=OperatorSettings)
     overrides: tuple[ModeOverride, ...] = ()
     freeze: Freeze | None = None
+    canaries: Canaries = field(default_factory=Canaries)
     learned: LearnedTables | None = None
     waiting: tuple[SeedGroup, ...] = ()
     problems: tuple[str, ...] = ()
 
 
 class Checkpoint:
-    """Loads the seven values, and saves what was marked since. Neither raises, neither blocks the event loop."""
+    """Loads the eight values, and saves what was marked since. Neither raises, neither blocks the event loop."""
 
     def __init__(self, store: KeyValueStore) -> None:
         self._store = store
@@ -122,6 +134,7 @@ class Checkpoint:
             operator_settings=opened("operator_settings", parse_operator_settings, OperatorSettings()),
             overrides=opened("overrides", _overrides.validate_python, ()),
             freeze=opened("freeze", _freeze.validate_python, None),
+            canaries=opened("canary", partial(restored, Canaries), Canaries()),
             learned=opened("learned", LearnedTables.model_validate, None),
             waiting=opened("waiting", _waiting.validate_python, ()),
             problems=tuple(problems),
@@ -147,6 +160,12 @@ class Checkpoint:
     def keep_freeze(self, freeze: Freeze | None) -> None:
         """Mark the freeze in force for saving, or that there is none."""
         self._unsaved["freeze"] = _freeze.dump_python(freeze, mode="json", exclude_none=True)
+
+    def keep_canaries(self, canaries: Canaries, *, soon: bool) -> None:
+        """Mark the canary that runs, or ran last, and those before it for saving; `soon` where it came to another phase."""
+        self._unsaved["canary"] = plain(canaries)
+        if soon:
+            self._is_urgent.set()
 
     def keep_learned(self, learned: LearnedTables) -> None:
         """Mark what the fleet has learned for saving."""

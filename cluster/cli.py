@@ -35,6 +35,7 @@ COMMANDS: Final = {
     ),
     "watch": RoomCommand(CLUSTER, "Follow the fleet in a live table."),
     "mode": RoomCommand(CLUSTER, "Override the mode of the fleet, an application or a replica: auto, shadow, off, pin=K."),
+    "canary": RoomCommand(CLUSTER, "Let some replicas try a mode or setting; they go back by themselves where they lose."),
     "freeze": RoomCommand(CLUSTER, "Keep the fleet as it is: no new plan, measurement or lease, until it is ended."),
     "export": RoomCommand(CLUSTER, "Write what the fleet has learned to a file."),
     "import": RoomCommand(CLUSTER, "Give a running policy what another fleet learned."),

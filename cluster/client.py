@@ -15,7 +15,14 @@ from typing import Any, Final, TypeVar
 
 import ray
 
-from nightjar.cluster.operator_answers import ConfigureAnswer, ExplainAnswer, FreezeAnswer, ImportAnswer, SetModeAnswer
+from nightjar.cluster.operator_answers import (
+    CanaryAnswer,
+    ConfigureAnswer,
+    ExplainAnswer,
+    FreezeAnswer,
+    ImportAnswer,
+    SetModeAnswer,
+)
 from nightjar.cluster.policy_actor import ACTOR_NAME, ACTOR_OPTIONS, PolicyActor
 from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.record import Record, WireError
@@ -86,6 +93,11 @@ class PolicyClient:
     async def freeze(self, values: Mapping[str, object], timeout_s: float = OPERATOR_TIMEOUT_S) -> FreezeAnswer:
         """Begin, prolong or end a freeze: {frozen, for_s, reason}; `error` of the answer says what was wrong."""
         answer: FreezeAnswer = await self._call("freeze", dict(values), timeout_s=timeout_s)
+        return answer
+
+    async def canary(self, values: Mapping[str, object], timeout_s: float = OPERATOR_TIMEOUT_S) -> CanaryAnswer:
+        """Begin, end or promote a canary (canarying.CanaryRequest); `error` of the answer says what was wrong."""
+        answer: CanaryAnswer = await self._call("canary", dict(values), timeout_s=timeout_s)
         return answer
 
     async def learned(self, timeout_s: float = OPERATOR_TIMEOUT_S) -> bytes:

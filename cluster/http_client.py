@@ -90,6 +90,10 @@ class HttpClient:
         """Begin, prolong or end a freeze; `request` is the body of POST /freeze. Raises HttpError."""
         return self._post("/freeze", request)
 
+    def canary(self, request: Mapping[str, object]) -> Mapping[str, Any]:
+        """Begin, end or promote a canary; `request` is the body of POST /canary. Raises HttpError."""
+        return self._post("/canary", request)
+
     def _post(self, path: str, request: Mapping[str, object]) -> Mapping[str, Any]:
         answer = self._call("POST", path, request)
         if not isinstance(answer, dict):

@@ -28,6 +28,13 @@ class FreezeAnswer(TypedDict):
     error: str
 
 
+class CanaryAnswer(TypedDict):
+    """The canary that runs, or has ended (None: there was none), and why it is not as asked for, if so."""
+
+    canary: dict[str, object] | None
+    error: str
+
+
 class ImportedGroup(TypedDict):
     """A group that was taken from a file; without replicas it waits for the first one of its key."""
 

@@ -102,6 +102,16 @@ def apply_request(
     return changed, override
 
 
+def check_pin(mode: Mode, concerned: Mapping[str, Slot]) -> None:
+    """Raise ModeRequestError for a pinned K that none of these replicas' engines can run."""
+    maximum = max((slot.max_num_speculative_tokens for slot in concerned.values()), default=None)
+    pinned = mode.num_speculative_tokens
+    if pinned is not None and maximum is not None and pinned > maximum:
+        raise ModeRequestError(
+            f"mode: pin={pinned} is above the maximum of every engine concerned; allowed is at most pin={maximum}"
+        )
+
+
 def in_words(override: ModeOverride) -> str:
     """`fleet auto, planner nightjar`, `replica r1 pin=3`, `application chat auto, max_step_ms 40`."""
     whom = f"{override.scope} {override.name}".rstrip()
@@ -156,9 +166,4 @@ def _check_against_replicas(request: ModeRequest, mode: Mode, slots: Mapping[str
         known = sorted(slots if request.scope == "replica" else {slot.application for slot in slots.values()})
         near = get_close_matches(request.name, known, n=3, cutoff=0.3) or known[:3]
         raise ModeRequestError(f"name: no {request.scope} {request.name!r} reports now; known are {', '.join(near) or 'none'}")
-    maximum = max((slot.max_num_speculative_tokens for slot in concerned.values()), default=None)
-    pinned = mode.num_speculative_tokens
-    if pinned is not None and maximum is not None and pinned > maximum:
-        raise ModeRequestError(
-            f"mode: pin={pinned} is above the maximum of every engine concerned; allowed is at most pin={maximum}"
-        )
+    check_pin(mode, concerned)

@@ -22,7 +22,14 @@ from nightjar.cluster.garbage import collect_seldom
 from nightjar.cluster.journal import JournalFile
 from nightjar.cluster.learned_file import LearnedFileError, parse_learned_file, to_text
 from nightjar.cluster.metrics import Exporter
-from nightjar.cluster.operator_answers import ConfigureAnswer, ExplainAnswer, FreezeAnswer, ImportAnswer, SetModeAnswer
+from nightjar.cluster.operator_answers import (
+    CanaryAnswer,
+    ConfigureAnswer,
+    ExplainAnswer,
+    FreezeAnswer,
+    ImportAnswer,
+    SetModeAnswer,
+)
 from nightjar.cluster.other_versions import ACTOR_NAME_PREFIX, OtherVersions
 from nightjar.cluster.policy_metrics import POLICY_METRICS
 from nightjar.cluster.policy_service import ActorIdentity, PolicyService
@@ -90,6 +97,10 @@ class PolicyActor:
     async def freeze(self, values: dict[str, object]) -> FreezeAnswer:
         """Begin, prolong or end a freeze."""
         return await self._service.freeze(values)
+
+    async def canary(self, values: dict[str, object]) -> CanaryAnswer:
+        """Begin, end or promote a canary."""
+        return await self._service.canary(values)
 
     async def status(self) -> bytes:
         """FleetStatus as of now."""

@@ -54,6 +54,10 @@ class PolicyPort(Protocol):
         """Begin, prolong or end a freeze: {frozen, for_s, reason}. A refusal is answered under `error`."""
         ...
 
+    async def canary(self, values: Mapping[str, object]) -> Mapping[str, object]:
+        """Begin, end or promote a canary (canarying.CanaryRequest). A refusal is answered under `error`."""
+        ...
+
     async def learned(self) -> bytes:
         """What the fleet has learned, as a file (learned_file.py)."""
         ...
@@ -158,6 +162,17 @@ def _add_writes(api: FastAPI, policy: PolicyPort, token: Callable[[], SecretStr 
         require_token(request, token)
         answer = accepted(await policy.freeze(await read_object(request)), 422)
         return JSONResponse({"freeze": answer.get("freeze")})
+
+    @api.post("/canary")
+    async def canary(request: Request) -> JSONResponse:
+        """Let some replicas try a mode or settings, end that, or promote it; what `nightjar canary` sends.
+
+        The body is a JSON object: `do` (`begin`, `end`, `promote`), and with `begin` what is tried (`mode`, `max_step_ms`,
+        `settings`), by whom (`share`, `application`), and if wanted `for_s`, `block_s` and `reason`. The answer holds the `canary`.
+        """
+        require_token(request, token)
+        answer = accepted(await policy.canary(await read_object(request)), 422)
+        return JSONResponse({"canary": answer.get("canary")})
 
     @api.post("/learned")
     async def import_learned(request: Request) -> JSONResponse:

@@ -50,6 +50,10 @@ class ActorPort:
         """Begin, prolong or end a freeze. Raises PolicyUnreachableError."""
         return await self._call(self._client.freeze(values))
 
+    async def canary(self, values: Mapping[str, object]) -> Mapping[str, object]:
+        """Begin, end or promote a canary. Raises PolicyUnreachableError."""
+        return await self._call(self._client.canary(values))
+
     async def learned(self) -> bytes:
         """What the fleet has learned, as a file. Raises PolicyUnreachableError."""
         return await self._call(self._client.learned())

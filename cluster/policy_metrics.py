@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nightjar.cluster.metrics import Labels, Metric
+from nightjar.policy.canary.trial import Trial
 from nightjar.policy.prediction import Predicted, predict
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
 
@@ -44,6 +45,8 @@ class PolicyLook:
     groups: Mapping[str, GroupLook]
     is_frozen: bool = False
     """By an operator."""
+    canary: Trial | None = None
+    """That runs, or has ended."""
 
 
 def look(fleet: FleetState, fresh_within_s: float, now_s: float) -> dict[str, GroupLook]:
@@ -73,6 +76,11 @@ def _group(group: GroupState, replicas: list[ReplicaState], fresh_within_s: floa
 
 def _of_actor(read: Callable[[PolicyLook], float]) -> Callable[[PolicyLook], Mapping[Labels, float]]:
     return lambda policy: {(): float(read(policy))}
+
+
+def _of_looked_at_canary(policy: PolicyLook) -> Mapping[Labels, float]:
+    last = policy.canary.last if policy.canary is not None else None
+    return {(): last.ratio} if last is not None else {}
 
 
 def _by_group(read: Callable[[GroupLook], float]) -> Callable[[PolicyLook], Mapping[Labels, float]]:
@@ -123,6 +131,21 @@ POLICY_METRICS: Final[tuple[Metric[PolicyLook], ...]] = (
         unit="0 or 1",
         help="1 while an operator has frozen the fleet: no new plan, measurement or lease.",
         values=_of_actor(lambda policy: policy.is_frozen),
+    ),
+    Metric(
+        name="nightjar_canary_replicas",
+        kind="gauge",
+        unit="replicas",
+        help="Replicas that a canary tries something on; 0 without one that runs.",
+        values=_of_actor(lambda policy: len(policy.canary.members) if policy.canary is not None else 0),
+    ),
+    Metric(
+        name="nightjar_canary_goodput_ratio",
+        kind="gauge",
+        unit="ratio",
+        help="Goodput of the canary over its control's at the same batch, as of the last look at the canary that runs or ran last. "
+        "Absent before the first.",
+        values=_of_looked_at_canary,
     ),
     Metric(
         name="nightjar_replicas",

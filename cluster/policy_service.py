@@ -19,12 +19,20 @@ from typing import Final
 
 import structlog
 
-from nightjar.cluster.checkpoint import Checkpoint, Remembered
+from nightjar.cluster.canarying import CanaryRequestError, answered
+from nightjar.cluster.checkpoint import Canaries, Checkpoint, Remembered
 from nightjar.cluster.journal import Journal, JournalEntry, replica_inputs
 from nightjar.cluster.learned_file import LearnedFile, LearnedFileError, chosen_groups, learned_file
 from nightjar.cluster.mailbox import Mailbox
 from nightjar.cluster.metrics import PUBLISH_PERIOD_S
-from nightjar.cluster.operator_answers import ConfigureAnswer, ExplainAnswer, FreezeAnswer, ImportAnswer, SetModeAnswer
+from nightjar.cluster.operator_answers import (
+    CanaryAnswer,
+    ConfigureAnswer,
+    ExplainAnswer,
+    FreezeAnswer,
+    ImportAnswer,
+    SetModeAnswer,
+)
 from nightjar.cluster.operator_will import OperatorWill
 from nightjar.cluster.other_versions import OtherVersions, foreign_protocol, nobody_else
 from nightjar.cluster.policy_metrics import PolicyLook, look
@@ -32,6 +40,7 @@ from nightjar.cluster.recorder import Moment, Recorder
 from nightjar.cluster.refusals import Refusals
 from nightjar.cluster.seed_from import ReadSeed, SeedFrom
 from nightjar.cluster.store import KeyValueStore
+from nightjar.policy.canary.trial import Trial, resumed, told
 from nightjar.policy.explain import InForce, UnknownReplicaError, applications_of, explain, find_replica
 from nightjar.policy.fleet import decide, empty_fleet, exported, forgotten, learned, observe, seeded, with_learned, without_grants
 from nightjar.policy.fleet_status import fleet_status
@@ -133,6 +142,9 @@ class PolicyService:
         if remembered.learned is not None:
             self._fleet = with_learned(self._fleet, remembered.learned)
         self._fleet = seeded(self._fleet, remembered.waiting)
+        if self._fleet.canary is None and remembered.canaries.trial is not None:
+            trial = resumed(remembered.canaries.trial, self._clock())
+            self._fleet = replace(self._fleet, canary=trial, past_canaries=remembered.canaries.past)
 
     def _take_up_late(self, found: Remembered) -> None:
         self._take_up(found)
@@ -210,6 +222,36 @@ class PolicyService:
             await self._changed_by_operator(change)
         return answer
 
+    async def canary(self, values: Mapping[str, object]) -> CanaryAnswer:
+        """Begin, end or promote a canary; a wrong request changes nothing."""
+        now_s, before = self._clock(), self._fleet.canary
+        try:
+            asked = answered(values, self._fleet, self._will.freeze, self._will.settings, self._mailbox.slots, now_s)
+        except CanaryRequestError as error:
+            return {"canary": None, "error": str(error)}
+        changes = []
+        if asked.override is not None:
+            answer, change = self._will.set_mode(asked.override, self._mailbox.slots, now_s)
+            if answer["error"]:
+                return {"canary": None, "error": answer["error"]}
+            changes.append(change)
+        self._fleet = asked.fleet
+        changes += self._news_of_canary(before)
+        if changes:
+            await self._changed_by_operator("; ".join(changes))
+        trial = self._fleet.canary
+        return {"canary": None if trial is None else to_plain(trial.status(now_s)), "error": ""}
+
+    def _news_of_canary(self, before: Trial | None) -> list[str]:
+        """What is to be told of the canary since `before`, which is kept for the next policy."""
+        trial = self._fleet.canary
+        if trial is None or trial is before:
+            return []
+        news = told(before, trial)
+        if news or before is None or trial.has_counted_more_than(before):
+            self._checkpoint.keep_canaries(Canaries(trial, self._fleet.past_canaries), soon=bool(news))
+        return news
+
     def learned_file(self) -> LearnedFile:
         """What the fleet has learned, for a file. Reads values that nobody changes, so that it may be called from any thread."""
         now_s = self._clock()
@@ -267,6 +309,8 @@ class PolicyService:
                     name for name in self._will.settings.max_step_ms_per_application if name not in reporting
                 ),
                 freeze=freeze.status(now_s) if (freeze := self._will.freeze) is not None else None,
+                canary=canary.status(now_s) if (canary := self._fleet.canary) is not None else None,
+                past_canaries=self._fleet.past_canaries,
             ),
             overrides=self._will.override_statuses(now_s),
             groups=groups,
@@ -353,11 +397,15 @@ class PolicyService:
         moment = Moment(self.incarnation, self._ticks, now_s, seed, self._fleet, self._will.settings, self._will.overrides)
         try:
             rng = random.Random(seed)  # noqa: S311 - exploration, no secret; a replay draws the same
+            canary = self._fleet.canary
             self._decisions, self._fleet = decide(self._fleet, self._will.settings, self._will.overrides, now_s, rng)
         except Exception as failure:
             self._recorder.failed(moment, f"{type(failure).__name__}: {failure}")
             raise
         self._recorder.decided(moment, self._decisions, self._fleet)
+        for news in self._news_of_canary(canary):
+            self._causes.append(news)
+            log.warning("canary", news=news)
         self._decided_at_s = now_s
         self._mailbox.keep_only(self._decisions)
         posted = {name: self._mailbox.post(name, settings) for name, settings in self._decisions.items()}
@@ -392,6 +440,7 @@ class PolicyService:
             refused_reports=self._refusals.count,
             groups=look(self._fleet, fresh_within_s, now_s),
             is_frozen=self._will.freeze is not None,
+            canary=self._fleet.canary,
         )
 
     def _entry(

@@ -19,7 +19,7 @@ from nightjar.cluster.durations import format_duration
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import SteeringLevel
 from nightjar.policy.wire.settings import TableRow
-from nightjar.policy.wire.status import NO_NEW, FleetStatus, GroupStatus, PolicyStatus, ReplicaStatus, shown_name
+from nightjar.policy.wire.status import NO_NEW, CanaryStatus, FleetStatus, GroupStatus, PolicyStatus, ReplicaStatus, shown_name
 
 STALE_REPORT_S: Final = 5.0
 SHOWN_ADAPTERS: Final = 8
@@ -34,6 +34,8 @@ def fleet_view(fleet: FleetStatus) -> RenderableType:
     parts: list[RenderableType] = [steering_line(fleet.replicas), policy_line(fleet.policy)]
     if fleet.policy.freeze is not None:
         parts.append(Text(f"{fleet.policy.freeze.in_words()}: {NO_NEW}", style="yellow"))
+    if fleet.policy.canary is not None:
+        parts.append(canary_line(fleet.policy.canary))
     if fleet.policy.settings_error:
         parts.append(Text(f"settings refused, the previous ones hold: {fleet.policy.settings_error}", style="red"))
     if fleet.policy.seed_problem:
@@ -82,6 +84,14 @@ def policy_line(policy: PolicyStatus) -> Text:
     if policy.decision_age_s > STUCK_AFTER_S:
         line.append(f", last decided {format_duration(policy.decision_age_s)} ago", style="red")
     return line
+
+
+def canary_line(canary: CanaryStatus) -> Text:
+    """The canary that runs, or what became of the last one."""
+    left = f", {format_duration(canary.seconds_left)} left" if canary.seconds_left is not None else ""
+    reason = f" ({canary.reason})" if canary.reason else ""
+    style = {"rolled back": "red", "better": "green"}.get(canary.phase, "cyan" if canary.members else "")
+    return Text(f"{canary.words}{left}{reason}", style=style)
 
 
 def override_lines(fleet: FleetStatus) -> Iterable[Text]:

@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from nightjar.policy.canary.trial import Trial
 from nightjar.policy.engine.steering import Cause
 from nightjar.policy.freeze import Freeze
 from nightjar.policy.modes import ModeOverride, effective_mode, override_of
@@ -67,8 +68,11 @@ def explain(
     batch, plan = snapshot.load.decode_batch_size, group.plan_of(replica)
     bucket = batch_bucket(batch)
     mode, _ = effective_mode(replica_id, report.application, settings.mode, overrides, now_s)
+    canary = state.canary if state.canary is not None and replica_id in state.canary.members else None
+    if canary is not None and (tried := canary.override_of(replica_id, mode)) is not None:
+        mode = tried.mode
     frozen = state.freeze if state.freeze is not None and state.freeze.is_live(now_s) else None
-    facts = _Facts(replica_id, replica, group, decision, settings, overrides, now_s, in_force, frozen)
+    facts = _Facts(replica_id, replica, group, decision, settings, overrides, now_s, in_force, frozen, canary)
     statements = tuple(_statements(facts))
     answer = next(statement for statement in statements if statement.decides)
     estimate = group.apart(replica) or group.estimate
@@ -141,6 +145,7 @@ class _Facts:
     now_s: float
     in_force: InForce | None
     frozen: Freeze | None
+    canary: Trial | None
 
 
 def _statements(facts: _Facts) -> Iterator[Statement]:
@@ -166,6 +171,8 @@ def _statements(facts: _Facts) -> Iterator[Statement]:
     yield from _drafter(facts)
     yield from _last_step(facts, said)
     yield from _limit(facts)
+    if facts.canary is not None:
+        yield Statement(who="canary", words=facts.canary.in_words())
     if facts.frozen is not None:
         yield Statement(who="freeze", words=f"{facts.frozen.status(facts.now_s).in_words()}: {NO_NEW}")
     yield _plan_statement(facts)
@@ -196,6 +203,9 @@ def _mode(facts: _Facts) -> Iterator[Statement]:
     report = facts.replica.report
     mode, who = effective_mode(facts.replica_id, report.application, facts.settings.mode, facts.overrides, facts.now_s)
     override = override_of(facts.replica_id, report.application, facts.overrides, facts.now_s)
+    tried = facts.canary.override_of(facts.replica_id, mode) if facts.canary is not None else None
+    if tried is not None:
+        mode, who, override = tried.mode, "the canary", None
     words = f"mode {mode} set by {who}"
     if override is not None:
         ends_s = override.expires_at_s

@@ -34,6 +34,7 @@ from nightjar.policy.state import (
     without_grants,
 )
 from nightjar.policy.trials import in_words
+from nightjar.policy.trying import Trying, with_canary
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import MAX_REASON_LENGTH
@@ -66,7 +67,7 @@ def decide(
     Replicas unheard of for `replica_timeout_s` are dropped with what they had not yet merged. Groups stay with what they learned.
     Where a group with a seed has a replica, the seed becomes its prior first. Replicas that cannot be steered (served plainly, or
     failed open) count no steps, teach nothing and have no restarts: the budget is of the others. While the fleet is frozen every
-    group runs the plan that was in force then, and seeds wait.
+    group runs the plan that was in force then, and seeds wait. A canary's replicas run what it tries, until it loses.
     """
     settings, by_hand = with_planner(settings, overrides, now_s), fleet_override(overrides, now_s)
     anew_at_s = by_hand.anew_at_s if by_hand is not None else None
@@ -86,6 +87,7 @@ def decide(
     groups: dict[str, GroupState] = {}
     next_segment_id = state.next_segment_id
     may_grant = MayGrant.of(state, settings, now_s)
+    trying = Trying(state.canary, settings, still, now_s)
     replans_left = MOST_REPLANS
     for group_id, group in sorted(state.groups.items(), key=lambda entry: entry[1].estimated_at_s):
         if not (members[group_id] or group.evidence.cells or group.restarts.open_leases):
@@ -95,7 +97,9 @@ def decide(
             for replica_id, replica in members[group_id].items()
         }
         its = settings if frozen is None else frozen.settings_of(group_id, settings)
-        limited = with_limits(members[group_id], modes, its, still, now_s)
+        tried = trying.group(group_id, members[group_id], modes)
+        modes |= {name: (override.mode, "the canary") for name, override in tried.items()}
+        limited = with_limits(members[group_id], modes, its, still, now_s, tried)
         members[group_id] |= limited
         steered = {name: replica for name, replica in members[group_id].items() if replica.can_be_steered}
         asked = {
@@ -119,11 +123,13 @@ def decide(
         for replica_id, new_restarts in counted.items():
             live[replica_id] = replace(live[replica_id], new_restarts=new_restarts)
         next_segment_id = max([next_segment_id, *(held.segment.segment_id + 1 for held in groups[group_id].exploration.segments)])
-        decisions.update(_decisions(groups[group_id], members[group_id], modes, limits, its, anew_at_s))
+        own_settings = trying.settings_of(tried, its)
+        decisions.update(_decisions(groups[group_id], members[group_id], modes, limits, its, own_settings, anew_at_s))
     groups = {group_id: groups[group_id] for group_id in state.groups if group_id in groups}
     departed = _departed(state, live)
+    live |= {name: replace(replica, new_work={}) for name, replica in live.items() if replica.new_work}
     after = replace(state, replicas=PersistentMap(live), groups=groups, next_segment_id=next_segment_id, departed=departed)
-    return decisions, after
+    return decisions, with_canary(after, trying.after(frozen=frozen is not None))
 
 
 def _departed(state: FleetState, live: Mapping[str, ReplicaState]) -> Mapping[str, tuple[str, ...]]:
@@ -153,9 +159,13 @@ def _decisions(
     modes: Mapping[str, tuple[Mode, str]],
     limits: Mapping[str, RestartLimits],
     operator: OperatorSettings,
+    own_settings: Mapping[str, OperatorSettings],
     anew_at_s: float | None,
 ) -> dict[str, Settings]:
-    """Settings of every member. Members of whom all the same holds share one record: building one for each would take long."""
+    """Settings of every member, by the operator's or its own.
+
+    Members of whom all the same holds share one record: building one for each would take long.
+    """
     assert group.plan is not None
     segments: dict[str, list[ExplorationSegment]] = {}
     for held in group.exploration.segments:
@@ -171,18 +181,19 @@ def _decisions(
     for replica_id, replica in members.items():
         mine, restarts = tuple(segments.get(replica_id, ())), limits.get(replica_id, _NO_RESTARTS)
         apart = group.apart(replica)
-        same = modes[replica_id], replica.report.serving_plainly, id(apart), replica.why_apart, mine, restarts
+        its = own_settings.get(replica_id, operator)
+        same = modes[replica_id], replica.report.serving_plainly, id(apart), replica.why_apart, mine, restarts, id(its)
         if same not in shared:
-            plan, allowed, dwell_steps, reason = _planned(group, group_plan, replica, *modes[replica_id], mine, operator)
+            plan, allowed, dwell_steps, reason = _planned(group, group_plan, replica, *modes[replica_id], mine, its)
             shared[same] = Settings(
                 mode=modes[replica_id][0],
                 plan=plan,
                 allowed_num_speculative_tokens=allowed,
                 dwell_steps=dwell_steps,
-                settings_max_age_s=operator.settings_max_age_s,
-                exchange_period_s=operator.exchange_period_s,
+                settings_max_age_s=its.settings_max_age_s,
+                exchange_period_s=its.exchange_period_s,
                 restarts=restarts,
-                offload=operator.offload_rules(),
+                offload=its.offload_rules(),
                 reason=reason[:MAX_REASON_LENGTH],
             )
         decisions[replica_id] = shared[same]

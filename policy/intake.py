@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from nightjar.policy.canary.compare import Work
 from nightjar.policy.estimate.catch_up import NewRestarts
 from nightjar.policy.estimate.contributions import NewEvidence
 from nightjar.policy.estimate.counting import CountedEngine, NewSteps, count
 from nightjar.policy.estimate.implausible import ImplausibleCountersError
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
+from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import NO_ENGINE_ID, GroupKey, LoadReport
 
@@ -62,6 +64,8 @@ def observe(state: FleetState, report: LoadReport, now_s: float, settings: Opera
             if is_first:
                 new = replace(new, restarts=NewRestarts(new.restarts.catch_up))
             present = _counted(present, new, counted, elapsed_s, now_s, settings.evidence_half_life_steps)
+            if state.canary is not None and state.canary.is_running and elapsed_s < float("inf"):
+                present = _worked(present, new)
     except ImplausibleCountersError as problem:
         ignored = f"replica {report.replica_id}: {problem}; its counts are left out"
     finished = min(report.snapshot.finished_segment_id + 1, state.next_segment_id + MAX_SEGMENT_ID_STEP)
@@ -131,6 +135,15 @@ def _heard(known: ReplicaState | None, report: LoadReport, group_id: str, now_s:
     if known.counted.engine_id != engine_id:
         retired = (*retired, known.counted.engine_id)[-MAX_RETIRED_ENGINES:]
     return replace(heard, counted=CountedEngine(engine_id), counted_at_s=None, retired_engine_ids=retired)
+
+
+def _worked(replica: ReplicaState, new: NewSteps) -> ReplicaState:
+    """The replica with what it generated since its last report, at its mean decode batch."""
+    if not new.all_steps or not new.busy_seconds:
+        return replica
+    bucket = min(batch_bucket(round(new.decode_rows / new.all_steps)), batch_bucket(replica.report.group.max_num_seqs))
+    work = Work(float(new.generated_tokens), new.busy_seconds)
+    return replace(replica, new_work={**replica.new_work, bucket: replica.new_work.get(bucket, Work()).plus(work)})
 
 
 def _counted(

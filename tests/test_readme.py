@@ -62,6 +62,7 @@ RUN_ELSEWHERE: Final = {
     "nightjar mode default": BY_HAND,
     'nightjar freeze --for 2h --reason "release"': BY_HAND,
     "nightjar freeze --end": BY_HAND,
+    "nightjar canary --mode pin=3 --share 0.25": BY_HAND,
     "nightjar explain REPLICA": BY_HAND,
     "nightjar explain REPLICA --journal JOURNAL --at 10m": BY_HAND,
     "nightjar replay JOURNAL": BY_HAND,
@@ -117,6 +118,7 @@ NOT_HERE: Final = {
     ),
     "nightjar assess --prometheus http://prometheus:9090 --hours 168 --selector 'model_name=\"chat\"' "
     "--profile qwen-32b-0.5b-2xl20 --page assessment.html": "the same",
+    "nightjar canary --promote": "no canary wins in so short a time; tests/cluster/test_canarying.py",
     "nightjar explain REPLICA --journal JOURNAL --at 2026-11-25T22:05:00Z": "tests/cluster/test_explain.py has times of its own",
     "nightjar import learned.json --group qwen3-32b-1a2b3c4d": "no such group here; tests/cluster/test_learned_commands.py",
     "nightjar export before.json": "the same as with another name, above",

@@ -64,11 +64,13 @@ class CountedEngine:
     restarts: int = 0
     failed_probes: int = 0
     mixed_cells: Mapping[Cell, CountedMixed] = field(default_factory=dict)
+    busy_seconds: float = 0.0
+    decode_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class NewSteps:
-    """What one report adds."""
+    """What one report adds. `all_steps`, `busy_seconds` and `decode_rows` are of every step, clean or not."""
 
     cells: Mapping[Cell, CellEvidence]
     mixed_cells: Mapping[Cell, MixedEvidence]
@@ -76,6 +78,9 @@ class NewSteps:
     generated_tokens: int
     prefill_tokens: int
     restarts: NewRestarts
+    all_steps: int
+    busy_seconds: float
+    decode_rows: int
 
 
 def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: GroupKey) -> tuple[NewSteps, CountedEngine]:
@@ -112,6 +117,7 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
     restarts = _restarts(counters, baseline, elapsed_s)
     generated_tokens = sum(total.generated_tokens for total in counters.totals)
     prefill_tokens = sum(total.prefill_tokens for total in counters.totals)
+    decode_rows = sum(total.decode_rows for total in counters.totals)
     new = NewSteps(
         new_cells,
         new_mixed,
@@ -119,6 +125,9 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
         max(generated_tokens - baseline.generated_tokens, 0),
         max(prefill_tokens - baseline.prefill_tokens, 0),
         restarts,
+        max(counters.step_count - baseline.step_count, 0),
+        min(max(counters.busy_seconds - baseline.busy_seconds, 0.0), _allowed_s(elapsed_s)),
+        max(decode_rows - baseline.decode_rows, 0),
     )
     return new, CountedEngine(
         counters.engine_id,
@@ -130,6 +139,8 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
         counters.restarts,
         counters.failed_probes,
         mixed,
+        counters.busy_seconds,
+        decode_rows,
     )
 
 

@@ -164,6 +164,29 @@ class FreezeStatus(Record):
         return f"frozen since {since} by hand{why}, {left}"
 
 
+class CanaryStatus(Record):
+    """A canary that runs, or the last one: what is tried by whom, how it stands, and how long it may still run (None: until ended).
+
+    `members` try it, `controls` are held against them. `ratio` is the canary's goodput over the control's at the same batch, from
+    `low` to `high`, as of the last look after `blocks` blocks; None before the first.
+    """
+
+    phase: str
+    what: str
+    whom: str
+    words: str
+    reason: str = ""
+    since_s: float
+    phase_since_s: float
+    seconds_left: float | None = None
+    members: tuple[str, ...] = ()
+    controls: int = 0
+    blocks: int = 0
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
 class PolicyStatus(Record):
     """The policy actor itself. `decision_age_s` is the time since it last decided without an error, or since it started.
 
@@ -189,6 +212,8 @@ class PolicyStatus(Record):
     waiting_groups: tuple[str, ...] = ()
     unknown_applications: tuple[str, ...] = ()
     freeze: FreezeStatus | None = None
+    canary: CanaryStatus | None = None
+    past_canaries: tuple[str, ...] = ()
 
 
 class FleetStatus(Record):

@@ -122,6 +122,37 @@ def test_freeze_sends_duration_and_reason_and_end_ends_it(serve: Callable[[Handl
     assert json.loads(requests[1].content) == {"frozen": False, "reason": ""}
 
 
+def test_canary_sends_what_is_tried_by_whom_and_prints_how_it_stands(serve: Callable[[Handler], list[httpx.Request]]) -> None:
+    requests = serve(lambda _: httpx.Response(200, json={"canary": {"words": "canary mode pin=3 on [25 %]: baseline"}}))
+    tried = (
+        "--mode",
+        "pin=3",
+        "--share",
+        "0.25",
+        "--application",
+        "chat",
+        "--set",
+        "dwell_steps=8",
+        "--set",
+        "draft_offload=never",
+    )
+    begun = call("canary", *tried, "--for", "2h", "--block", "30s", "--reason", "faster?")
+    call("canary", "--promote")
+    call("canary", "--end", "--reason", "enough")
+    assert begun.stdout == "canary mode pin=3 on [25 %]: baseline\n"
+    assert json.loads(requests[0].content) == {
+        "do": "begin",
+        "mode": "pin=3",
+        "share": 0.25,
+        "application": "chat",
+        "settings": {"dwell_steps": 8, "draft_offload": "never"},
+        "for_s": 7200.0,
+        "block_s": 30.0,
+        "reason": "faster?",
+    }
+    assert [json.loads(request.content) for request in requests[1:]] == [{"do": "promote"}, {"do": "end", "reason": "enough"}]
+
+
 @pytest.mark.parametrize("status_code", [401, 403, 422, 503])
 def test_a_refusal_is_shown_as_the_api_worded_it_with_exit_code_1(
     serve: Callable[[Handler], list[httpx.Request]], status_code: int
@@ -193,6 +224,9 @@ def test_a_url_that_is_none_is_one_line(url: str) -> None:
         (("mode", "off", "--for", "3x"), "duration '3x'"),
         (("mode", "off", "--application", "a", "--replica", "b"), "not both"),
         (("freeze", "--end", "--for", "3m"), "not both"),
+        (("canary", "--end", "--promote"), "one of them"),
+        (("canary", "--promote", "--share", "0.2"), "one of them"),
+        (("canary", "--set", "dwell_steps", "--share", "0.2"), "'dwell_steps' is no NAME=VALUE"),
     ],
 )
 def test_wrong_arguments_are_a_usage_error(arguments: tuple[str, ...], part: str) -> None:
@@ -230,7 +264,7 @@ assert not heavy, heavy
 """
     shown = subprocess.run([sys.executable, "-c", program, "--help"], capture_output=True, text=True, check=False, timeout=60)
     assert shown.returncode == 0, shown.stderr
-    for command in ("run", "status", "watch", "mode", "freeze", "export", "import", "demo", "report", "models"):
+    for command in ("run", "status", "watch", "mode", "canary", "freeze", "export", "import", "demo", "report", "models"):
         assert f" {command} " in shown.stdout
 
 

@@ -9,6 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from nightjar.cluster.api_token import TokenError
+from nightjar.cluster.canarying import CanaryRequestError, parse_canary_request
 from nightjar.cluster.freezing import FreezeRequestError, parse_freeze_request
 from nightjar.cluster.learned_file import MAX_FILE_BYTES, LearnedFileError, chosen_groups, parse_learned_file, to_text
 from nightjar.cluster.overrides import ModeRequestError, parse_mode_request
@@ -59,6 +60,15 @@ class FakePolicy:
             return {"freeze": None, "error": str(error)}
         self.requests.append(values)
         return {"freeze": dict(values), "error": ""}
+
+    async def canary(self, values: Mapping[str, object]) -> Mapping[str, object]:
+        self._answer()
+        try:
+            parse_canary_request(values)
+        except CanaryRequestError as error:
+            return {"canary": None, "error": str(error)}
+        self.requests.append(values)
+        return {"canary": dict(values), "error": ""}
 
     async def learned(self) -> bytes:
         self._answer()
@@ -124,6 +134,20 @@ async def test_a_freeze_reaches_the_policy_with_the_token_alone_and_a_wrong_one_
     assert (wrong.status_code, nobodys.status_code) == (422, 401)
     assert "frozen" in wrong.json()["detail"]
     assert policy.requests == [{"frozen": True, "for_s": 60.0}]
+
+
+async def test_a_canary_reaches_the_policy_with_the_token_alone_and_a_wrong_one_is_422() -> None:
+    policy = FakePolicy()
+    token = {"Authorization": f"Bearer {TOKEN}"}
+    body = {"do": "begin", "mode": "pin=3", "share": 0.25}
+    async with client(policy) as api:
+        good = await api.post("/canary", json=body, headers=token)
+        wrong = await api.post("/canary", json={"mode": "pin=3"}, headers=token)
+        nobodys = await api.post("/canary", json=body)
+    assert (good.status_code, good.json()) == (200, {"canary": body})
+    assert (wrong.status_code, nobodys.status_code) == (422, 401)
+    assert wrong.json()["detail"].startswith("share: missing")
+    assert policy.requests == [body]
 
 
 async def test_without_a_configured_token_the_api_is_read_only() -> None:

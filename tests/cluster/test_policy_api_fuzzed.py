@@ -33,9 +33,31 @@ FREEZE = {
     "required": ["frozen"],
     "properties": {"frozen": {"type": "boolean"}, "for_s": {"type": "number"}, "reason": {"type": "string"}},
 }
-BODIES: dict[str, dict[str, Any]] = {"/mode": MODE, "/freeze": FREEZE, "/learned": {"type": "object"}}
+CANARY = {
+    "type": "object",
+    "required": ["do"],
+    "properties": {
+        "do": {"enum": ["begin", "end", "promote", ""]},
+        "mode": {"enum": ["auto", "off", "pin=3", "pin=99", "default"]},
+        "share": {"type": "number"},
+        "application": {"type": "string"},
+        "settings": {"type": "object"},
+        "block_s": {"type": "number"},
+    },
+}
+BODIES: dict[str, dict[str, Any]] = {"/mode": MODE, "/freeze": FREEZE, "/canary": CANARY, "/learned": {"type": "object"}}
 EVERYTHING = settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
-OPERATIONS = ("GET /", "GET /status", "GET /explain", "GET /learned", "GET /health", "POST /learned", "POST /mode", "POST /freeze")
+OPERATIONS = (
+    "GET /",
+    "GET /status",
+    "GET /explain",
+    "GET /learned",
+    "GET /health",
+    "POST /learned",
+    "POST /mode",
+    "POST /freeze",
+    "POST /canary",
+)
 
 
 def described(policy: FakePolicy) -> Any:
@@ -73,7 +95,7 @@ def test_with_a_token_anything_is_answered_without_a_server_error(label: str, to
         assert token == TOKEN or label.startswith("GET") or answer.status_code == 401
 
     answers()
-    is_write = label in {"POST /mode", "POST /freeze"}
+    is_write = label in {"POST /mode", "POST /freeze", "POST /canary"}
     assert bool(policy.requests) == (is_write and token == TOKEN), "good requests are among what was sent"
 
 

@@ -10,8 +10,12 @@ from structlog.testing import capture_logs
 from nightjar.cluster import policy_service
 from nightjar.cluster.metrics import PUBLISH_PERIOD_S, Exporter
 from nightjar.cluster.policy_metrics import POLICY_METRICS, GroupLook, PolicyLook, look
+from nightjar.policy.canary.order import CanaryOrder
+from nightjar.policy.canary.trial import Trial
+from nightjar.policy.canary.verdict import Interval
 from nightjar.policy.fleet import empty_fleet
 from nightjar.policy.prediction import Predicted
+from nightjar.policy.wire.mode import Mode
 from tests.cluster.exported import MemoryBackend
 from tests.cluster.protocol import Replica, running_service, settled
 from tests.policy.engines import MAX_NUM_SEQS, Fleet
@@ -30,8 +34,20 @@ BUSY = GroupLook(
     predicted=Predicted(planned=150.0, off=100.0),
 )
 IDLE = GroupLook(0, 0, 0, 0, 0, 0, 0, is_frozen=False, predicted=None)
+CANARY = Trial(
+    CanaryOrder(mode=Mode(kind="off"), share=0.5, since_s=0.0, over=Mode(kind="auto")),
+    phase="trial",
+    last=Interval(0.9, 0.8, 1.1),
+    members=("a", "b"),
+)
 LOOK = PolicyLook(
-    incarnation=7, decision_age_s=0.5, reports=11, refused_reports=2, groups={"busy": BUSY, "idle": IDLE}, is_frozen=True
+    incarnation=7,
+    decision_age_s=0.5,
+    reports=11,
+    refused_reports=2,
+    groups={"busy": BUSY, "idle": IDLE},
+    is_frozen=True,
+    canary=CANARY,
 )
 
 
@@ -54,6 +70,8 @@ def test_a_group_and_the_actor_in_numbers() -> None:
         "nightjar_policy_reports": 11,
         "nightjar_policy_refused_reports": 2,
         "nightjar_policy_frozen": 1,
+        "nightjar_canary_replicas": 2,
+        "nightjar_canary_goodput_ratio": 0.9,
     }
     assert {name: series["busy",] for name, series in values.items() if ("busy",) in series} == {
         "nightjar_replicas": 3,

@@ -70,6 +70,7 @@ EVENT = st.one_of(
     st.tuples(st.just("mode"), st.sampled_from(["auto", "shadow", "off", "pin=1", "default"])),
     st.tuples(st.just("by hand"), st.tuples(st.sampled_from(["fleet", "nightjar"]), st.sampled_from(["keep", "reset"]))),
     st.tuples(st.just("freeze"), st.sampled_from([True, False])),
+    st.tuples(st.just("canary"), st.sampled_from(["begin", "end", "promote"])),
     st.tuples(st.just("wait"), st.sampled_from([0.1, 3.0, 40.0])),
     st.tuples(st.sampled_from(["again", "engine", "foreign", "lie", "silence", "wish"]), st.none()),
 )
@@ -89,6 +90,9 @@ async def happen(fleet: RecordedFleet, what: str, how: Any, number: int) -> None
         await fleet.service.set_mode({"mode": "auto", "planner": planner, "learned": learned, "for_s": 2.0})
     elif what == "freeze":
         await fleet.service.freeze({"frozen": how})
+    elif what == "canary":
+        tried = {"mode": "pin=1", "share": 0.25, "block_s": 1.0} if how == "begin" else {}
+        await fleet.service.canary({"do": how, **tried})
     elif what == "wait":
         fleet.now_s += how
         for other in fleet.replicas:
@@ -143,6 +147,22 @@ def test_inv_7_a_minute_of_learning_and_measuring_replays_from_its_first_key_fra
     plans = [decision.plan for tick in kept.ticks for decision in tick.decisions.values()]
     assert any(isinstance(plan, Table) and plan.segments for plan in plans)
     assert len({str(plan) for plan in plans}) > 5
+    assert_equal_replay(kept)
+
+
+def test_inv_7_a_canary_from_its_baseline_to_its_end_replays() -> None:
+    kept = MemoryRecording()
+
+    async def run() -> None:
+        async with recorded_fleet(*some_replicas(), sink=kept) as fleet:
+            await fleet.run(10)
+            assert (await fleet.service.canary({"mode": "off", "share": 0.25, "block_s": 1.0}))["error"] == ""
+            await fleet.run(60)
+
+    asyncio.run(run())
+    phases = [tick.moment.state.canary.phase for tick in kept.ticks if tick.moment.state.canary is not None]
+    assert list(dict.fromkeys(phases)) == ["baseline", "trial", "rolled back"]
+    assert kept.keys == [1, 11]
     assert_equal_replay(kept)
 
 

@@ -8,7 +8,7 @@ from nightjar.cluster.views import acceptance, drafter_cell, fleet_view, plan_te
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import AdapterCounters, DrafterCounters, DrafterState, EngineLoad, SteeringLevel
 from nightjar.policy.wire.settings import TableRow
-from nightjar.policy.wire.status import FleetStatus, FreezeStatus
+from nightjar.policy.wire.status import CanaryStatus, FleetStatus, FreezeStatus
 from tests.cluster.fleets import some_fleet
 
 
@@ -44,6 +44,16 @@ def test_a_freeze_is_told_at_the_top() -> None:
     told = "frozen since 1970-01-01 00:00:00 UTC by hand (release), for 90 s more: no new plan, measurement or lease"
     assert told in shown.splitlines()[2]
     assert "frozen" not in rendered(fleet)
+
+
+def test_a_canary_is_told_with_what_is_left_of_its_time() -> None:
+    canary = CanaryStatus(
+        phase="trial", what="mode off", whom="the replicas", words="canary mode off: trial", since_s=0.0, phase_since_s=0.0,
+        seconds_left=90.0, reason="is it",
+    )  # fmt: skip
+    fleet = some_fleet()
+    shown = rendered(fleet.model_copy(update={"policy": fleet.policy.model_copy(update={"canary": canary})}))
+    assert "canary mode off: trial, 1m30s left (is it)" in shown.splitlines()[2]
 
 
 def test_in_80_columns_each_replica_is_a_row_and_no_word_is_broken() -> None:

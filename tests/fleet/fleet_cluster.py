@@ -52,15 +52,15 @@ class FleetCluster:
         self._host_of: dict[str, Any] = {}
         self._began_s = math.inf
 
-    def start(self, parts: Sequence[Part], settings: Mapping[str, object]) -> None:
-        """Agents and idle engines of these parts, in turn over the hosts, until every engine runs what the operator set."""
+    def start(self, parts: Sequence[Part], settings: Mapping[str, object], mode: str = "auto") -> None:
+        """Agents and idle engines of these parts, in turn over the hosts, until every engine runs the operator's mode."""
         self._began_s = math.inf
         self._host_of = {part.replica_id: self._hosts[place % HOSTS] for place, part in enumerate(parts)}
         self._call_all("start", [[part for part in parts if self._host_of[part.replica_id] is host] for host in self._hosts])
         serving.until(policy_actor_exists, within_s=PATIENCE_S, what="the policy actor, created by an agent")
         answer = serving.ask_policy(lambda policy: policy.configure(settings, timeout_s=PATIENCE_S))
         assert answer["error"] == ""
-        self.wait_for_settings([part.replica_id for part in parts])
+        self.wait_for_settings([part.replica_id for part in parts], mode)
 
     def join(self, part: Part) -> None:
         """One more replica, idle until it is given users; return when its engine runs what the operator set."""
@@ -68,14 +68,14 @@ class FleetCluster:
         ray.get(host.join.remote([part]), timeout=PATIENCE_S)
         self.wait_for_settings([part.replica_id])
 
-    def wait_for_settings(self, replica_ids: Sequence[str]) -> None:
-        """Until the policy knows that these engines run the settings it decided, in mode auto."""
+    def wait_for_settings(self, replica_ids: Sequence[str], mode: str = "auto") -> None:
+        """Until the policy knows that these engines run the settings it decided, in this mode."""
 
         def all_confirmed() -> bool:
             steered = {
                 replica.replica_id
                 for replica in serving.fleet_status().replicas
-                if replica.settings_confirmed and replica.mode.kind == "auto"
+                if replica.settings_confirmed and str(replica.mode) == mode
             }
             return steered.issuperset(replica_ids)
 

@@ -1,7 +1,9 @@
-"""What an operator does to a fleet under load on a real Ray cluster: it is frozen while it learns, its load moves, a replica joins.
+"""What an operator does to a fleet under load on a real Ray cluster: a canary that loses, one that wins, and a freeze.
+
+The frozen fleet is one that learns; its load moves and a replica joins. The canaries stand against off.
 
 Real agents, clients and records, the real policy actor and its journal; only the engines are simulated. Compared are plans, leases
-and counts of the engines, never the machine's time. One run serves all tests.
+and counts of the engines, never the machine's time. One cluster serves all tests.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from nightjar.loadtests.simulation.profiles import read_profile
 from nightjar.loadtests.simulation.service.scenario import PlannerChoice, Scenario
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.settings import IssuedSettings, Table
+from nightjar.policy.wire.status import CanaryStatus
 from tests.deployments import serving
 from tests.fleet.courses import ReplicaCourse
 from tests.fleet.fleet_cluster import PATIENCE_S, FleetCluster, fleet_cluster
@@ -30,7 +33,12 @@ PROFILE = read_profile("qwen-7b-0.5b-rtx4090")
 NOMINAL = nominal_of(PROFILE)
 ROWS, MORE_ROWS = NOMINAL.crossover_rows // 3, NOMINAL.crossover_rows // 8
 """Requests in every engine before and after the load moves: another batch bucket, of which nobody has measured anything."""
+FULL_ROWS = min(2 * NOMINAL.crossover_rows, PROFILE.limits.max_num_seqs)
+"""Requests at which drafts cost more than they give."""
 REPLICAS = 4
+BLOCK_S = 1.0
+SHORT_PERIODS: dict[str, object] = {"exchange_period_s": 0.25, "decision_period_s": 0.5, "replica_timeout_s": 6.0}
+"""A canary settles for three exchanges and a decision, and replicas of the run before are soon gone."""
 SETTINGS: dict[str, object] = {"mode": "auto", "planner": "fleet", "allowed_num_speculative_tokens": list(PROFILE.drafter.arms)}
 MOST_STRIDE_S = 1.0
 IDLE_S = 1.0
@@ -54,11 +62,77 @@ class Frozen:
         return self.courses[replica_id].adopted[self.adopted.get(replica_id, 0) :]
 
 
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What became of a canary, and K by which every engine ran its last steps, by replica."""
+
+    members: tuple[str, ...]
+    """While it was tried."""
+    end: CanaryStatus
+    last_modes: Mapping[str, str]
+    causes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """All that happened on the cluster, one after the other."""
+
+    worse: Tried
+    better: Tried
+    frozen: Frozen
+
+
 @pytest.fixture(scope="module")
-def frozen() -> Frozen:
+def runs() -> Runs:
     """The cluster is gone before the first test looks at what happened on it."""
     with fleet_cluster() as cluster:
-        return _freeze_under_load(cluster)
+        return Runs(
+            worse=_try(cluster, "worse", f"pin={PROFILE.drafter.arms[-1]}", FULL_ROWS, "rolled back"),
+            better=_try(cluster, "better", f"pin={NOMINAL.best_length(MORE_ROWS)}", MORE_ROWS, "better"),
+            frozen=_freeze_under_load(cluster),
+        )
+
+
+@pytest.fixture
+def frozen(runs: Runs) -> Frozen:
+    return runs.frozen
+
+
+def _try(cluster: FleetCluster, tag: str, mode: str, rows: int, phase: str) -> Tried:
+    """A canary of one in four against off, with so many requests in every engine, until it has come to that phase."""
+    parts = [Part(f"{tag}-{number}", scenario(tag, rows), number, MOST_STRIDE_S) for number in range(REPLICAS)]
+    cluster.start(parts, SETTINGS | SHORT_PERIODS | {"mode": "off"}, mode="off")
+    cluster.begin()
+    cluster.until(lambda courses: all(course.steps_by_length for course in courses.values()), "steps")
+    serving.until(lambda: _none_but(tag), within_s=PATIENCE_S, what="replicas of the run before gone")
+    asked = {"mode": mode, "share": 1 / REPLICAS, "block_s": BLOCK_S}
+    answer = serving.ask_policy(lambda policy: policy.canary(asked))
+    assert answer["error"] == ""
+    members = serving.until(_members_that_try, within_s=PATIENCE_S, what="a canary past its baseline")
+    serving.until(lambda: _canary().phase == phase, within_s=PATIENCE_S, what=f"a canary that is {phase}")
+    cluster.until(lambda courses: True, "a last look")
+    end, status = _canary(), serving.fleet_status()
+    last_modes = {replica.replica_id: str(replica.mode) for replica in status.replicas if replica.replica_id.startswith(tag)}
+    cluster.end()
+    causes = tuple(cause for entry in cluster.journal() for cause in entry.causes)
+    serving.ask_policy(lambda policy: policy.canary({"do": "end"}))
+    return Tried(members, end, last_modes, causes)
+
+
+def _none_but(tag: str) -> bool:
+    return all(replica.replica_id.startswith(tag) for replica in serving.fleet_status().replicas)
+
+
+def _canary() -> CanaryStatus:
+    canary = serving.fleet_status().policy.canary
+    assert canary is not None
+    return canary
+
+
+def _members_that_try() -> tuple[str, ...]:
+    canary = _canary()
+    assert canary.phase in {"baseline", "trial", "better", "rolled back"}, canary.words
+    return canary.members if canary.phase == "trial" else ()
 
 
 def _freeze_under_load(cluster: FleetCluster) -> Frozen:
@@ -97,6 +171,25 @@ def _runs_no_segment() -> bool:
     return not any("measuring" in replica.reason for replica in status.replicas)
 
 
+def test_a_canary_that_is_worse_goes_back_by_itself_under_load(runs: Runs) -> None:
+    tried = runs.worse
+    assert len(tried.members) == 1
+    assert tried.end.members == ()
+    assert tried.end.high is not None
+    assert tried.end.high < 1.0
+    assert set(tried.last_modes.values()) == {"off"}
+    assert any("rolled back, goodput" in cause for cause in tried.causes)
+
+
+def test_a_canary_that_is_better_stays_under_load_and_waits_for_the_operator(runs: Runs) -> None:
+    tried = runs.better
+    assert tried.end.members == tried.members
+    assert tried.end.low is not None
+    assert tried.end.low > 1.0
+    assert [name for name, mode in tried.last_modes.items() if mode != "off"] == list(tried.members)
+    assert any("better, goodput" in cause for cause in tried.causes)
+
+
 def test_no_plan_changes_and_nothing_is_measured_while_frozen_though_the_load_moves(frozen: Frozen) -> None:
     plans = {table.rows for course in frozen.courses.values() for table in tables(course.adopted[-1:])}
     assert len(plans) == 1
@@ -127,10 +220,10 @@ def tables(adopted: tuple[IssuedSettings, ...]) -> list[Table]:
     return [issued.settings.plan for issued in adopted if isinstance(issued.settings.plan, Table)]
 
 
-def scenario(tag: str) -> Scenario:
+def scenario(tag: str, rows: int = ROWS) -> Scenario:
     """A group of its own, without requests at first, then with a constant batch in every engine."""
     group = PROFILE.group.model_copy(update={"engine_version": f"{PROFILE.group.engine_version} {tag}"})
-    regime = Regime((Phase("idle", IDLE_S, requests_per_s=0.0), Phase("busy", 2 * PATIENCE_S, users=ROWS * REPLICAS)))
+    regime = Regime((Phase("idle", IDLE_S, requests_per_s=0.0), Phase("busy", 2 * PATIENCE_S, users=rows * REPLICAS)))
     return Scenario(
         profile=PROFILE.model_copy(update={"group": group}),
         workload=workload(NOMINAL, regime),

@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from nightjar.loadtests.simulation.service.deaf_twin import DeafTwin
 from nightjar.loadtests.simulation.service.policy_actor import PolicyActor, Store
 from nightjar.loadtests.simulation.service.timeline import Action, Timeline
+from nightjar.policy.canary.order import CanaryOrder
+from nightjar.policy.canary.trial import begin
 from nightjar.policy.prior.learned import LearnedTables
 from nightjar.policy.reporting import Reporting
 from nightjar.policy.wire.exchange import ExchangeReply
@@ -132,6 +134,12 @@ class ControlPlane:
         agent = self._agents[replica_id] = Agent(engine)
         first_s = self._timeline.now_s + self._rng.random() * self._operator.exchange_period_s
         self._timeline.at(first_s, lambda: self._report(replica_id, agent))
+
+    def begin_canary(self, order: CanaryOrder) -> None:
+        """An operator lets some replicas try something; a dead actor hears of it from what is stored."""
+        self.store.canary = begin(order, self._timeline.now_s)
+        if self.actor is not None:
+            self.actor.state = replace(self.actor.state, canary=self.store.canary)
 
     def leave(self, replica_id: str) -> None:
         """A replica is gone: it reports no more, and nothing reaches it."""

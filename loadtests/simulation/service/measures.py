@@ -135,6 +135,7 @@ class Measures:
             under_target=self._under_target(),
             seconds=tuple(self._seconds),
             learned=learned(control.actor.state) if control is not None and control.actor is not None else None,
+            canary=control.store.canary if control is not None else None,
         )
 
     def _under_target(self) -> Goodput | None:

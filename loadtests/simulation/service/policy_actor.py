@@ -8,8 +8,9 @@ the real one does (INV-6); the first of a scenario follows nobody and need not w
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from nightjar.policy.canary.trial import Trial, resumed
 from nightjar.policy.fleet import decide, empty_fleet, learned, observe, with_learned, without_grants
 from nightjar.policy.issuing import Issuer
 from nightjar.policy.prior.learned import LearnedTables
@@ -32,6 +33,7 @@ class Store:
 
     incarnation: int = 0
     learned: LearnedTables = field(default_factory=LearnedTables)
+    canary: Trial | None = None
 
 
 class PolicyActor(Issuer):
@@ -41,6 +43,8 @@ class PolicyActor(Issuer):
         store.incarnation += 1
         super().__init__(store.incarnation)
         self.state = with_learned(empty_fleet(), store.learned)
+        if store.canary is not None:
+            self.state = replace(self.state, canary=resumed(store.canary, now_s))
         if self.incarnation > 1:
             self.state = without_grants(self.state, now_s)
         self.refusals = 0
@@ -74,6 +78,7 @@ class PolicyActor(Issuer):
             self.state = without_grants(self.state, now_s)
         rng = decision_rng(self._seed, self.incarnation, self._ticks)
         decisions, self.state = decide(self.state, self._operator, (), now_s, rng)
+        self._store.canary = self.state.canary
         self.keep_only(decisions)
         for replica_id, settings in decisions.items():
             self.post(replica_id, settings)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from operator import add, attrgetter, sub
 from typing import Any
 
 import numpy as np
 
 from nightjar.loadtests.goodput import Goodput
+from nightjar.policy.canary.trial import Trial
 from nightjar.policy.prior.learned import LearnedTables
 
 
@@ -166,6 +167,7 @@ class RunResult:
     under_target: Goodput | None = None
     seconds: tuple[Second, ...] = ()
     learned: LearnedTables | None = None
+    canary: Trial | None = None
 
     @property
     def goodput(self) -> float:
@@ -182,7 +184,9 @@ class RunResult:
     def to_bytes(self) -> bytes:
         """A canonical form: equal results give equal bytes."""
         records = {"learned": self.learned, "under_target": self.under_target}
-        plain = asdict(self) | {name: None if one is None else one.model_dump(mode="json") for name, one in records.items()}
+        told = None if self.canary is None else self.canary.in_words()
+        dumped = {name: None if one is None else one.model_dump(mode="json") for name, one in records.items()}
+        plain = asdict(replace(self, canary=None)) | {"canary": told} | dumped
         return json.dumps(plain, sort_keys=True).encode()
 
 

@@ -14,6 +14,7 @@ from nightjar.loadtests.simulation.service.control_plane import PERFECT, Network
 from nightjar.loadtests.simulation.service.lies import Lie
 from nightjar.loadtests.simulation.service.router import RouterKind
 from nightjar.loadtests.simulation.service.workload import Workload
+from nightjar.policy.canary.order import CanaryOrder
 from nightjar.policy.prior.learned import LearnedTables
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.settings import Local
@@ -89,7 +90,15 @@ class ReplicaLies:
     lie: Lie
 
 
-Event = AcceptanceScaled | SpeedChanged | ReplicaJoins | ReplicaLeaves | UsersChanged | ReplicaLies
+@dataclass(frozen=True, slots=True)
+class CanaryBegins:
+    """At `at_s` an operator lets a share of the replicas try something."""
+
+    at_s: float
+    order: CanaryOrder
+
+
+Event = AcceptanceScaled | SpeedChanged | ReplicaJoins | ReplicaLeaves | UsersChanged | ReplicaLies | CanaryBegins
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from nightjar.loadtests.simulation.service.results import RunResult
 from nightjar.loadtests.simulation.service.router import Router
 from nightjar.loadtests.simulation.service.scenario import (
     AcceptanceScaled,
+    CanaryBegins,
     Event,
     PlannerChoice,
     ReplicaJoins,
@@ -227,6 +228,8 @@ class _Run:
                 self._drain(event.replica)
             case UsersChanged():
                 self._set_users(event.users)
+            case CanaryBegins() if self._control is not None:
+                self._control.begin_canary(event.order)
             case ReplicaLies() if self._control is not None:
                 self._control.agents[replica_name(event.replica)].lie = liar(event.lie)
 

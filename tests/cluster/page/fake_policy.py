@@ -15,6 +15,7 @@ from nightjar.cluster.http_client import ROUTE_PREFIX
 from nightjar.cluster.policy_api import PolicyUnreachableError, create_policy_api
 from nightjar.policy.wire.report import DrafterCounters, DrafterState, SteeringLevel, StepTotals
 from nightjar.policy.wire.status import (
+    CanaryStatus,
     CellStatus,
     FleetStatus,
     FreezeStatus,
@@ -62,6 +63,9 @@ class ChangingPolicy:
         raise NotImplementedError
 
     async def freeze(self, values: Mapping[str, object]) -> Mapping[str, object]:
+        raise NotImplementedError
+
+    async def canary(self, values: Mapping[str, object]) -> Mapping[str, object]:
         raise NotImplementedError
 
     async def learned(self) -> bytes:
@@ -156,6 +160,14 @@ def learned_fleet() -> FleetStatus:
                 update={
                     "settings_error": "modee: no such setting",
                     "decision_age_s": 0.3,
+                    "canary": CanaryStatus(
+                        phase="better",
+                        what="mode pin=3",
+                        whom="25 % of the replicas",
+                        words="canary mode pin=3 on 25 % of the replicas: better",
+                        since_s=1_700_000_000.0,
+                        phase_since_s=1_700_000_060.0,
+                    ),
                     "freeze": FreezeStatus(since_s=1_700_000_000.0, reason="release"),
                 }
             ),

@@ -114,6 +114,7 @@ def test_what_needs_attention_is_said_in_words(page: Page, url: str) -> None:
     assert "settings were refused, the previous ones hold: modee: no such setting" in attention
     assert "by hand (release), until it is ended: no new plan, measurement or lease." in attention
     assert page.text("#mode").endswith(", frozen")
+    assert "canary mode pin=3 on 25 % of the replicas: better" in attention.lower()
     assert "smollm2/LLM#def is silent" in attention
     assert "smollm2/LLM#mno: served plainly: suffix decoding asserts K" in attention
     assert "application smollm2\toff\t1 min 30 s more\ttoo [hot]" in page.text("#overrides tbody")

@@ -1,0 +1,167 @@
+"""What an operator asks for through `canary`, checked before it touches anything: begin one, end it, or promote what it tried.
+
+Fails closed: a wrong field, a setting that two replicas of a group cannot have differently, a canary beside another, or one without
+a control raises `CanaryRequestError` with the field, the value and what is allowed; what runs goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nightjar.cluster.overrides import check_pin
+from nightjar.policy.canary.order import CANARY_SETTINGS, MAX_SHARE, CanaryOrder, arms_of
+from nightjar.policy.canary.trial import begin
+from nightjar.policy.freeze import Freeze
+from nightjar.policy.issuing import Slot
+from nightjar.policy.modes import check_limit
+from nightjar.policy.state import FleetState
+from nightjar.policy.trying import with_canary
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.operator import MaxStepMs, OperatorSettings, SettingsError, parse_operator_settings
+from nightjar.policy.wire.record import Reason, describe_validation_error
+
+
+class CanaryRequestError(ValueError):
+    """A canary that cannot begin or be promoted. The message names the field, the value and what is allowed."""
+
+
+class CanaryRequest(BaseModel):
+    """One call of `canary`. All but `do` and `reason` say what is tried and by whom; `for_s` None runs until somebody ends it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    do: Literal["begin", "end", "promote"] = "begin"
+    mode: Mode | None = None
+    max_step_ms: MaxStepMs | None = None
+    settings: dict[str, float | int | str] = Field(default_factory=dict)
+    share: Annotated[float, Field(gt=0.0, le=MAX_SHARE)] | None = None
+    application: Annotated[str, Field(max_length=256)] = ""
+    for_s: Annotated[float, Field(gt=0, le=31_536_000)] | None = None
+    block_s: Annotated[float, Field(ge=1.0, le=600.0)] = 10.0
+    reason: Reason = ""
+
+
+def parse_canary_request(values: Mapping[str, object]) -> CanaryRequest:
+    """The request that `values` spell. Raises CanaryRequestError."""
+    try:
+        request = CanaryRequest.model_validate(values)
+    except ValidationError as error:
+        raise CanaryRequestError(describe_validation_error(error)) from error
+    tried = {"mode", "max_step_ms", "settings"} & request.model_fields_set
+    if request.do != "begin":
+        beside = request.model_fields_set - {"do", "reason"}
+        if beside:
+            raise CanaryRequestError(f"{min(beside)}: beside do {request.do}, which takes a reason alone")
+        return request
+    if not tried:
+        raise CanaryRequestError("mode: missing; a canary tries a mode, max_step_ms or settings")
+    if request.share is None and not request.application:
+        raise CanaryRequestError(f"share: missing; allowed are above 0 to {MAX_SHARE}, or a whole application against the others")
+    for name in request.settings:
+        if name not in CANARY_SETTINGS:
+            known = "is the same for all replicas of a group" if name in OperatorSettings.model_fields else "is no setting"
+            raise CanaryRequestError(f"settings: {name} {known}; replicas can differ in {', '.join(CANARY_SETTINGS)}")
+    return request
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request leads to: the fleet after it, and the override that promotes what was tried, as `set_mode` takes it."""
+
+    fleet: FleetState
+    override: dict[str, object] | None = None
+
+
+def answered(
+    values: Mapping[str, object],
+    fleet: FleetState,
+    freeze: Freeze | None,
+    settings: OperatorSettings,
+    slots: Mapping[str, Slot],
+    now_s: float,
+) -> Asked:
+    """What the request that `values` spell leads to. Raises CanaryRequestError."""
+    request = parse_canary_request(values)
+    if request.do == "end":
+        return Asked(ended(fleet, "ended", now_s))
+    if request.do == "promote":
+        override = promotion(fleet, settings)
+        return Asked(ended(fleet, "promoted", now_s), override)
+    if freeze is not None and freeze.is_live(now_s):
+        raise CanaryRequestError(f"do: begin, but the fleet is {freeze.status(now_s).in_words()}: no trial begins")
+    return Asked(begun(request, fleet, settings, slots, now_s))
+
+
+def begun(
+    request: CanaryRequest, fleet: FleetState, settings: OperatorSettings, slots: Mapping[str, Slot], now_s: float
+) -> FleetState:
+    """The fleet in which the canary begins. Raises CanaryRequestError."""
+    if fleet.canary is not None and fleet.canary.is_running:
+        raise CanaryRequestError(f"do: begin, but one runs ({fleet.canary.in_words()}); end it first")
+    try:
+        if request.mode is not None:
+            check_limit(request.mode, request.max_step_ms)
+            concerned = {name: slot for name, slot in slots.items() if request.application in {"", slot.application}}
+            check_pin(request.mode, concerned)
+        parse_operator_settings({**settings.model_dump(mode="json", exclude_none=True), **request.settings})
+    except (SettingsError, ValueError) as error:
+        raise CanaryRequestError(str(error)) from error
+    order = CanaryOrder(
+        mode=request.mode,
+        max_step_ms=request.max_step_ms,
+        settings=request.settings,
+        share=request.share,
+        application=request.application,
+        since_s=now_s,
+        expires_at_s=None if request.for_s is None else now_s + request.for_s,
+        reason=request.reason,
+        block_s=request.block_s,
+        over=settings.mode,
+    )
+    if not _has_arms(order, fleet):
+        field, value = ("share", order.share) if order.share is not None else ("application", order.application)
+        raise CanaryRequestError(
+            f"{field}: {value!r}, and no group has both a canary and a control: {order.whom()} must be one at least and leave one"
+        )
+    return replace(fleet, canary=begin(order, now_s))
+
+
+def ended(fleet: FleetState, how: Literal["ended", "promoted"], now_s: float) -> FleetState:
+    """The fleet in which the canary that runs has ended; the same one without any."""
+    if fleet.canary is None or not fleet.canary.is_running:
+        return fleet
+    return with_canary(fleet, fleet.canary.ended(how, now_s))
+
+
+def promotion(fleet: FleetState, settings: OperatorSettings) -> dict[str, object]:
+    """The override that gives what is tried to all it is meant for: the application, where a share of it tries, else the fleet.
+
+    Raises CanaryRequestError.
+    """
+    trial = fleet.canary
+    if trial is None or not trial.is_applied:
+        raise CanaryRequestError("do: promote, and no canary is past its baseline; `nightjar status` shows how it stands")
+    order = trial.order
+    if order.settings:
+        names = ", ".join(order.settings)
+        raise CanaryRequestError(
+            f"do: promote, and {names} is a setting: put it into the policy's user_config, then end the canary"
+        )
+    is_share_of_one = order.share is not None and bool(order.application)
+    request: dict[str, object] = {"mode": str(order.mode or settings.mode), "reason": "canary promoted"}
+    if is_share_of_one:
+        request |= {"scope": "application", "name": order.application}
+    if order.max_step_ms is not None:
+        request["max_step_ms"] = order.max_step_ms
+    return request
+
+
+def _has_arms(order: CanaryOrder, fleet: FleetState) -> bool:
+    groups: dict[str, dict[str, str]] = {}
+    for replica_id, replica in fleet.replicas.items():
+        groups.setdefault(replica.group_id, {})[replica_id] = replica.report.application
+    return any(arms_of(order, applications).canary for applications in groups.values())

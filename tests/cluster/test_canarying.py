@@ -1,0 +1,178 @@
+"""How an operator begins, ends and promotes a canary, and what a restarted policy still knows of it, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from structlog.testing import capture_logs
+
+from nightjar.cluster.policy_service import PolicyService
+from nightjar.policy.wire.status import CanaryStatus
+from tests.cluster.protocol import MemoryJournal, MemoryStore, Replica, running_service, settled
+
+pytestmark = pytest.mark.looptime
+
+CANARY: dict[str, object] = {"mode": "pin=3", "share": 0.5, "block_s": 1.0}
+
+
+class Working(Replica):
+    """A replica that generates half as much under pin=3, or twice as much."""
+
+    steps_off, steps_pinned = 40, 20
+
+    def work(self) -> None:
+        self.run(self.steps_pinned if str(self.mode) == "pin=3" else self.steps_off)
+
+    def report(self):  # type: ignore[no-untyped-def]
+        """Busy all the time since it began, whatever it generated."""
+        self.exchanges = getattr(self, "exchanges", 0) + 1
+        report = super().report()
+        counters = report.snapshot.counters.model_copy(update={"busy_seconds": 0.45 * self.exchanges, "cells": ()})
+        return report.model_copy(update={"snapshot": report.snapshot.model_copy(update={"counters": counters})})
+
+
+class Better(Working):
+    steps_off, steps_pinned = 20, 40
+
+
+async def work(service: PolicyService, *replicas: Working, rounds: int) -> None:
+    """So many exchange periods of half a second."""
+    for _ in range(rounds):
+        for replica in replicas:
+            replica.work()
+        await asyncio.gather(*(replica.exchange(service) for replica in replicas))
+
+
+async def work_until(service: PolicyService, phase: str, *replicas: Working) -> CanaryStatus:
+    """Until the canary has come to a phase, and everybody has heard of it."""
+    for _ in range(200):
+        await work(service, *replicas, rounds=1)
+        canary = service.status().policy.canary
+        if canary is not None and canary.phase == phase:
+            await work(service, *replicas, rounds=3)
+            return canary
+    raise AssertionError(f"no {phase}: {service.status().policy.canary}")
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({}, "mode: missing; a canary tries a mode, max_step_ms or settings"),
+        ({"mode": "pin=3"}, "share: missing"),
+        ({"mode": "fast", "share": 0.2}, "mode"),
+        ({"mode": "pin=9", "share": 0.5}, "at most pin=5"),
+        ({"mode": "pin=3", "share": 0.9}, "share"),
+        ({"mode": "pin=3", "max_step_ms": 40.0, "share": 0.5}, "max_step_ms: 40 with mode pin=3"),
+        (
+            {"settings": {"planner": "off"}, "share": 0.5},
+            "settings: planner is the same for all replicas of a group",
+        ),
+        ({"settings": {"dwel_steps": 3}, "share": 0.5}, "settings: dwel_steps is no setting"),
+        ({"settings": {"dwell_steps": -3}, "share": 0.5}, "dwell_steps"),
+        ({"mode": "pin=3", "share": 0.5, "application": "mail"}, "no group has both a canary and a control"),
+        ({"mode": "pin=3", "application": "chat"}, "application: 'chat', and no group has both"),
+        ({"mode": "pin=3", "share": 0.5, "block_s": 0.1}, "block_s"),
+        ({"do": "end", "mode": "off"}, "mode: beside do end"),
+        ({"do": "promote"}, "do: promote, and no canary is past its baseline"),
+        ({"do": "pause"}, "do"),
+        ("pin=3", "record"),
+    ],
+)
+async def test_a_wrong_request_is_answered_in_words_and_tries_nothing(values: object, named: str) -> None:
+    async with running_service() as service:
+        await settled(service, Replica("r1"), Replica("r2"))
+        answer = await service.canary(values)  # type: ignore[arg-type]
+        assert named in answer["error"]
+        assert answer["canary"] is None
+        assert service.status().policy.canary is None
+
+
+async def test_a_canary_that_is_worse_goes_back_by_itself_and_status_journal_and_log_say_so() -> None:
+    journal = MemoryJournal()
+    async with running_service(journal=journal) as service:
+        await service.configure({"mode": "auto"})
+        replicas = [Working("r1"), Working("r2")]
+        await work(service, *replicas, rounds=4)
+        begun = await service.canary({**CANARY, "reason": "is it"})
+        assert begun["error"] == ""
+        second = await service.canary(CANARY)
+        assert second["error"].startswith("do: begin, but one runs (canary mode pin=3 on 50 % of the replicas: baseline")
+        trying = await work_until(service, "trial", *replicas)
+        assert (trying.phase, len(trying.members), trying.controls, trying.reason) == ("trial", 1, 1, "is it")
+        assert sorted(str(replica.mode) for replica in replicas) == ["auto", "pin=3"]
+        with capture_logs() as logs:
+            ended = await work_until(service, "rolled back", *replicas)
+        assert (ended.phase, ended.members) == ("rolled back", ())
+        assert ended.high is not None
+        assert ended.high < 1.0
+        assert {str(replica.mode) for replica in replicas} == {"auto"}
+        assert service.status().policy.past_canaries == (ended.words,)
+        phases = [cause.partition(": ")[2].partition(",")[0] for cause in journal.causes if cause.startswith("canary")]
+        assert phases == ["baseline", "trial", "rolled back"]
+        assert [entry["news"] for entry in logs if entry["event"] == "canary"] == [ended.words]
+
+
+async def test_a_winner_waits_for_the_operator_who_promotes_it() -> None:
+    async with running_service() as service:
+        await service.configure({"mode": "auto"})
+        replicas = [Better("r1"), Better("r2")]
+        await work(service, *replicas, rounds=4)
+        await service.canary(CANARY)
+        await work_until(service, "better", *replicas)
+        answer = await service.canary({"do": "promote"})
+        assert answer["error"] == ""
+        await work(service, *replicas, rounds=4)
+        assert {str(replica.mode) for replica in replicas} == {"pin=3"}
+        (override,) = service.status().overrides
+        assert (override.scope, str(override.mode), override.reason) == ("fleet", "pin=3", "canary promoted")
+        assert service.status().policy.past_canaries[-1].startswith("canary mode pin=3 on 50 % of the replicas: promoted")
+
+
+async def test_an_operator_ends_a_canary_and_to_end_none_is_no_error() -> None:
+    async with running_service() as service:
+        await service.configure({"mode": "auto"})
+        replicas = [Working("r1"), Working("r2")]
+        await work(service, *replicas, rounds=4)
+        assert (await service.canary({"do": "end"}))["error"] == ""
+        await service.canary(CANARY)
+        answer = await service.canary({"do": "end"})
+        assert answer["canary"] is not None
+        assert answer["canary"]["phase"] == "ended"
+
+
+async def test_what_is_tried_as_a_setting_is_promoted_in_the_user_config_alone() -> None:
+    async with running_service() as service:
+        await service.configure({"mode": "auto"})
+        replicas = [Working("r1"), Working("r2")]
+        await work(service, *replicas, rounds=4)
+        await service.canary({"settings": {"dwell_steps": 9}, "share": 0.5, "block_s": 1.0})
+        await work_until(service, "trial", *replicas)
+        assert "put it into the policy's user_config" in (await service.canary({"do": "promote"}))["error"]
+
+
+async def test_no_canary_begins_in_a_frozen_fleet() -> None:
+    async with running_service() as service:
+        await settled(service, Replica("r1"), Replica("r2"))
+        await service.freeze({"frozen": True})
+        assert "do: begin, but the fleet is frozen since" in (await service.canary(CANARY))["error"]
+
+
+async def test_a_restarted_policy_goes_on_with_the_canary_and_remembers_those_before() -> None:
+    store = MemoryStore()
+    replicas = [Working("r1"), Working("r2")]
+    async with running_service(store) as service:
+        await service.configure({"mode": "auto"})
+        await work(service, *replicas, rounds=4)
+        await service.canary({**CANARY, "reason": "first"})
+        await service.canary({"do": "end"})
+        await service.canary(CANARY)
+        before = await work_until(service, "trial", *replicas)
+    async with running_service(store) as service:
+        after = service.status().policy.canary
+        assert after is not None
+        assert (after.phase, after.since_s, after.members) == ("trial", before.since_s, before.members)
+        assert len(service.status().policy.past_canaries) == 1
+        await work(service, *replicas, rounds=4)
+        assert sorted(str(replica.mode) for replica in replicas) == ["auto", "pin=3"]
+        await work_until(service, "rolled back", *replicas)
