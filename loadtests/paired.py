@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nightjar.loadtests.simulation.evidence.bars import Interval
+from nightjar.policy.estimate.student import deviations
 
 RESAMPLES: Final = 2_000
 TAIL_PERCENT: Final = 2.5
@@ -93,23 +94,8 @@ def tail_percent_of_few(count: int) -> float:
     """
     if count < 2:
         return 0.0
-    deviations = (count / (count - 1)) ** 0.5 * _student_t(count - 1)
-    return 100.0 * NormalDist().cdf(-deviations)
-
-
-def _student_t(degrees: int) -> float:
-    """The 97.5 % point of Student's t: as tabled for 1 and 2 degrees of freedom, then by Abramowitz and Stegun's expansion 26.7.5.
-
-    >>> [round(_student_t(degrees), 2) for degrees in (1, 2, 4, 9, 100)]
-    [12.71, 4.3, 2.77, 2.26, 1.98]
-    """
-    if degrees < 3:
-        return {1: 12.706, 2: 4.303}[degrees]
-    z = NormalDist().inv_cdf(1.0 - TAIL_PERCENT / 100.0)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / degrees + second / degrees**2 + third / degrees**3
+    far = (count / (count - 1)) ** 0.5 * deviations(TAIL_PERCENT / 100.0, count - 1)
+    return 100.0 * NormalDist().cdf(-far)
 
 
 def _ratio(sums: Floats) -> Floats:
