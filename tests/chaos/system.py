@@ -24,7 +24,7 @@ from nightjar.cluster.client import get_or_create_policy_actor
 from nightjar.policy.restarts.budget import max_leases
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.status import PolicyStatus
-from tests.chaos.application import APPLICATION, NODE_RESOURCE, REPLICAS, Build, application, create_policy_actor
+from tests.chaos.application import APPLICATION, DEPLOYMENT, NODE_RESOURCE, REPLICAS, Build, application, create_policy_actor
 from tests.chaos.events import Event, EventKind, EventReader
 from tests.chaos.network import Conditions, write_conditions
 from tests.chaos.surging_engine import MOST_SPECULATING_ROWS, PROFILE
@@ -136,7 +136,7 @@ class ChaosSystem:
 
     def reporting(self) -> dict[str, Event]:
         """Replicas that the policy hears from, and how each began."""
-        started = {event.replica_id: event for event in self.events() if event.kind is EventKind.STARTED}
+        started = self._started()
         fresh = [replica for replica in serving.fleet_status().replicas if replica.report_age_s < FRESH_REPORT_S]
         return {replica.replica_id: started[replica.replica_id] for replica in fresh if replica.replica_id in started}
 
@@ -164,7 +164,7 @@ class ChaosSystem:
     def kill_node(self, node_id: str) -> tuple[str, ...]:
         """Kill all processes of a worker node, as when a machine fails; the replicas that were on it."""
         (node,) = [node for node in self._nodes.cluster.worker_nodes if node.node_id == node_id]
-        there = [started for started in self.reporting().values() if started.node_id == node_id]
+        there = [one for one in self._started().values() if one.node_id == node_id and is_replica(one.pid)]
         for processes in node.all_processes.values():
             for process in processes:
                 kill(process.process.pid)
@@ -180,6 +180,9 @@ class ChaosSystem:
         """What a worker process printed."""
         return "".join(file.read_text(errors="replace") for file in self.folder.rglob(f"logs/worker-*-{pid}.*"))
 
+    def _started(self) -> dict[str, Event]:
+        return {event.replica_id: event for event in self.events() if event.kind is EventKind.STARTED}
+
     def _restarting(self) -> Event | None:
         now = {event.replica_id: event.kind is EventKind.RESTART_BEGAN for event in self.events() if event.kind in _RESTARTS}
         return next((started for name, started in self.reporting().items() if now.get(name)), None)
@@ -187,7 +190,7 @@ class ChaosSystem:
     def _is_settled(self) -> bool:
         status = serving.fleet_status()
         fresh = [replica for replica in status.replicas if replica.report_age_s < FRESH_REPORT_S]
-        versions = {event.replica_id: event.application_version for event in self.events() if event.kind is EventKind.STARTED}
+        versions = {name: started.application_version for name, started in self._started().items()}
         return (
             len(fresh) == REPLICAS
             and all(versions.get(replica.replica_id) == self.version for replica in fresh)
@@ -226,6 +229,14 @@ def until(condition: Callable[[], T | None], what: str) -> T:
     found = serving.until(look, within_s=WITHIN_S, what=what)
     assert found is not None
     return found
+
+
+def is_replica(pid: int) -> bool:
+    """Whether this process is a replica of the application, and not another one under the id of one that is gone."""
+    try:
+        return f"ServeReplica:{APPLICATION}:{DEPLOYMENT}" in " ".join(psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return False
 
 
 def kill(pid: int) -> None:
