@@ -12,9 +12,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from nightjar.cluster.checkpoint import Canaries, Checkpoint
 from nightjar.cluster.overrides import check_pin
 from nightjar.policy.canary.order import CANARY_SETTINGS, MAX_SHARE, CanaryOrder, arms_of
-from nightjar.policy.canary.trial import begin
+from nightjar.policy.canary.trial import Trial, begin, resumed, told
 from nightjar.policy.freeze import Freeze
 from nightjar.policy.issuing import Slot
 from nightjar.policy.modes import check_limit
@@ -158,6 +159,24 @@ def promotion(fleet: FleetState, settings: OperatorSettings) -> dict[str, object
     if order.max_step_ms is not None:
         request["max_step_ms"] = order.max_step_ms
     return request
+
+
+def taken_up(fleet: FleetState, stored: Canaries, now_s: float) -> FleetState:
+    """The fleet with the stored canary, unless one has begun or ended since."""
+    if fleet.canary is not None or stored.trial is None:
+        return fleet
+    return replace(fleet, canary=resumed(stored.trial, now_s), past_canaries=stored.past)
+
+
+def kept(checkpoint: Checkpoint, before: Trial | None, fleet: FleetState) -> list[str]:
+    """Keep the fleet's canary for the next policy where it is not as it was `before`; what is to be told of it, in words."""
+    trial = fleet.canary
+    if trial is None or trial is before:
+        return []
+    news = told(before, trial)
+    if news or before is None or trial.has_counted_more_than(before):
+        checkpoint.keep_canaries(Canaries(trial, fleet.past_canaries), soon=bool(news))
+    return news
 
 
 def _has_arms(order: CanaryOrder, fleet: FleetState) -> bool:

@@ -19,8 +19,8 @@ from typing import Final
 
 import structlog
 
-from nightjar.cluster.canarying import CanaryRequestError, answered
-from nightjar.cluster.checkpoint import Canaries, Checkpoint, Remembered
+from nightjar.cluster.canarying import CanaryRequestError, answered, kept, taken_up
+from nightjar.cluster.checkpoint import Checkpoint, Remembered
 from nightjar.cluster.journal import Journal, JournalEntry, replica_inputs
 from nightjar.cluster.learned_file import LearnedFile, LearnedFileError, chosen_groups, learned_file
 from nightjar.cluster.mailbox import Mailbox
@@ -40,7 +40,6 @@ from nightjar.cluster.recorder import Moment, Recorder
 from nightjar.cluster.refusals import Refusals
 from nightjar.cluster.seed_from import ReadSeed, SeedFrom
 from nightjar.cluster.store import KeyValueStore
-from nightjar.policy.canary.trial import Trial, resumed, told
 from nightjar.policy.explain import InForce, UnknownReplicaError, applications_of, explain, find_replica
 from nightjar.policy.fleet import decide, empty_fleet, exported, forgotten, learned, observe, seeded, with_learned, without_grants
 from nightjar.policy.fleet_status import fleet_status
@@ -142,9 +141,7 @@ class PolicyService:
         if remembered.learned is not None:
             self._fleet = with_learned(self._fleet, remembered.learned)
         self._fleet = seeded(self._fleet, remembered.waiting)
-        if self._fleet.canary is None and remembered.canaries.trial is not None:
-            trial = resumed(remembered.canaries.trial, self._clock())
-            self._fleet = replace(self._fleet, canary=trial, past_canaries=remembered.canaries.past)
+        self._fleet = taken_up(self._fleet, remembered.canaries, self._clock())
 
     def _take_up_late(self, found: Remembered) -> None:
         self._take_up(found)
@@ -236,21 +233,11 @@ class PolicyService:
                 return {"canary": None, "error": answer["error"]}
             changes.append(change)
         self._fleet = asked.fleet
-        changes += self._news_of_canary(before)
+        changes += kept(self._checkpoint, before, self._fleet)
         if changes:
             await self._changed_by_operator("; ".join(changes))
         trial = self._fleet.canary
         return {"canary": None if trial is None else to_plain(trial.status(now_s)), "error": ""}
-
-    def _news_of_canary(self, before: Trial | None) -> list[str]:
-        """What is to be told of the canary since `before`, which is kept for the next policy."""
-        trial = self._fleet.canary
-        if trial is None or trial is before:
-            return []
-        news = told(before, trial)
-        if news or before is None or trial.has_counted_more_than(before):
-            self._checkpoint.keep_canaries(Canaries(trial, self._fleet.past_canaries), soon=bool(news))
-        return news
 
     def learned_file(self) -> LearnedFile:
         """What the fleet has learned, for a file. Reads values that nobody changes, so that it may be called from any thread."""
@@ -403,7 +390,7 @@ class PolicyService:
             self._recorder.failed(moment, f"{type(failure).__name__}: {failure}")
             raise
         self._recorder.decided(moment, self._decisions, self._fleet)
-        for news in self._news_of_canary(canary):
+        for news in kept(self._checkpoint, canary, self._fleet):
             self._causes.append(news)
             log.warning("canary", news=news)
         self._decided_at_s = now_s
