@@ -8,7 +8,7 @@ and counts of the engines, never the machine's time. One cluster serves all test
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pytest
@@ -37,8 +37,8 @@ FULL_ROWS = min(2 * NOMINAL.crossover_rows, PROFILE.limits.max_num_seqs)
 """Requests at which drafts cost more than they give."""
 REPLICAS = 4
 BLOCK_S = 1.0
-SHORT_PERIODS: dict[str, object] = {"exchange_period_s": 0.25, "decision_period_s": 0.5, "replica_timeout_s": 6.0}
-"""A canary settles for three exchanges and a decision, and replicas of the run before are soon gone."""
+SHORT_PERIODS: dict[str, object] = {"exchange_period_s": 0.25, "decision_period_s": 0.5}
+"""A canary settles for three exchanges and a decision."""
 SETTINGS: dict[str, object] = {"mode": "auto", "planner": "fleet", "allowed_num_speculative_tokens": list(PROFILE.drafter.arms)}
 MOST_STRIDE_S = 1.0
 IDLE_S = 1.0
@@ -64,7 +64,7 @@ class Frozen:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What became of a canary, and K by which every engine ran its last steps, by replica."""
+    """What became of a canary, and the mode that every engine ran then, by replica."""
 
     members: tuple[str, ...]
     """While it was tried."""
@@ -86,11 +86,8 @@ class Runs:
 def runs() -> Runs:
     """The cluster is gone before the first test looks at what happened on it."""
     with fleet_cluster() as cluster:
-        return Runs(
-            worse=_try(cluster, "worse", f"pin={PROFILE.drafter.arms[-1]}", FULL_ROWS, "rolled back"),
-            better=_try(cluster, "better", f"pin={NOMINAL.best_length(MORE_ROWS)}", MORE_ROWS, "better"),
-            frozen=_freeze_under_load(cluster),
-        )
+        better, worse = _canaries_under_load(cluster)
+        return Runs(worse, better, _freeze_under_load(cluster))
 
 
 @pytest.fixture
@@ -98,29 +95,42 @@ def frozen(runs: Runs) -> Frozen:
     return runs.frozen
 
 
-def _try(cluster: FleetCluster, tag: str, mode: str, rows: int, phase: str) -> Tried:
-    """A canary of one in four against off, with so many requests in every engine, until it has come to that phase."""
-    parts = [Part(f"{tag}-{number}", scenario(tag, rows), number, MOST_STRIDE_S) for number in range(REPLICAS)]
+def _canaries_under_load(cluster: FleetCluster) -> tuple[Tried, Tried]:
+    """Two canaries of one in four against off: at few requests, where drafts pay, and at many, where they do not."""
+    parts = [Part(f"tried-{number}", scenario("tried", MORE_ROWS), number, MOST_STRIDE_S) for number in range(REPLICAS)]
+    names = [part.replica_id for part in parts]
     cluster.start(parts, SETTINGS | SHORT_PERIODS | {"mode": "off"}, mode="off")
     cluster.begin()
     cluster.until(lambda courses: all(course.steps_by_length for course in courses.values()), "steps")
-    serving.until(lambda: _none_but(tag), within_s=PATIENCE_S, what="replicas of the run before gone")
+    better = _try(cluster, names, f"pin={NOMINAL.best_length(MORE_ROWS)}", "better")
+    for name in names:
+        cluster.set_users(name, FULL_ROWS * REPLICAS)
+    worse = _try(cluster, names, f"pin={PROFILE.drafter.arms[-1]}", "rolled back")
+    cluster.end()
+    return better, worse
+
+
+def _try(cluster: FleetCluster, names: Sequence[str], mode: str, phase: str) -> Tried:
+    """A canary until it has come to that phase, and everybody runs what follows from it."""
     asked = {"mode": mode, "share": 1 / REPLICAS, "block_s": BLOCK_S}
     answer = serving.ask_policy(lambda policy: policy.canary(asked))
     assert answer["error"] == ""
     members = serving.until(_members_that_try, within_s=PATIENCE_S, what="a canary past its baseline")
     serving.until(lambda: _canary().phase == phase, within_s=PATIENCE_S, what=f"a canary that is {phase}")
-    cluster.until(lambda courses: True, "a last look")
-    end, status = _canary(), serving.fleet_status()
-    last_modes = {replica.replica_id: str(replica.mode) for replica in status.replicas if replica.replica_id.startswith(tag)}
-    cluster.end()
+    end = _canary()
+    wanted = {name: mode if name in end.members else "off" for name in names}
+    serving.until(lambda: _modes(names) == wanted, within_s=PATIENCE_S, what=f"{wanted}")
     causes = tuple(cause for entry in cluster.journal() for cause in entry.causes)
     serving.ask_policy(lambda policy: policy.canary({"do": "end"}))
-    return Tried(members, end, last_modes, causes)
+    return Tried(members, end, wanted, causes)
 
 
-def _none_but(tag: str) -> bool:
-    return all(replica.replica_id.startswith(tag) for replica in serving.fleet_status().replicas)
+def _modes(names: Sequence[str]) -> dict[str, str]:
+    """That engines run, by replica."""
+    replicas = serving.fleet_status().replicas
+    return {
+        replica.replica_id: str(replica.mode) for replica in replicas if replica.replica_id in names and replica.settings_confirmed
+    }
 
 
 def _canary() -> CanaryStatus:
