@@ -202,10 +202,12 @@ def lines_of(summary: LoadSummary) -> list[tuple[str, str]]:
 
 def too_slow(figures: LoadFigures) -> str:
     """Why the latencies of a load generator that could not keep up are no measurement of the server."""
+    sent = f"{figures.late_requests} of {figures.requests} requests were sent more than {LATE_S * 1e3:g} ms late"
     return (
-        f"this load generator could not keep up: {figures.late_requests} of {figures.requests} requests were sent more than "
-        f"{LATE_S * 1e3:g} ms late (p99 {_ms(figures.late.p99_s)} ms), and its processes woke {_ms(figures.loop_delay.max_s)} ms "
-        f"late at most (p99 {_ms(figures.loop_delay.p99_s)} ms), so latencies contain its own; give it more --processes or cores"
+        "this load generator could not keep up: "
+        + (f"{sent} (p99 {_ms(figures.late.p99_s)} ms), and " if figures.late_requests else "")
+        + f"its processes woke {_ms(figures.loop_delay.max_s)} ms late at most (p99 {_ms(figures.loop_delay.p99_s)} ms), so "
+        "latencies contain its own; give it more --processes or cores"
     )
 
 

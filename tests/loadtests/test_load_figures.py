@@ -78,7 +78,7 @@ def test_one_that_sends_too_many_requests_late_says_that_it_could_not_keep_up() 
 def test_one_that_is_too_busy_to_see_tokens_when_they_come_says_so_too() -> None:
     busy = report(row(0), delays_s=(0.001,) * 90 + (0.12,) * 10)
     assert not figures_of([busy]).keeps_up
-    assert "woke 120 ms late at most (p99 120 ms)" in told(busy)
+    assert "could not keep up: its processes woke 120 ms late at most (p99 120 ms), so" in told(busy)
 
 
 def test_a_load_without_a_request_is_told_without_a_latency() -> None:
