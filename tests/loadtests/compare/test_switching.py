@@ -169,5 +169,5 @@ def test_what_cannot_be_put_back_is_tried_again_and_then_said_in_one_line(fleet:
         switch.put_back()
     assert refused == ["default"] * switching.PUT_BACK_TRIES
     assert "the settings" in str(told.value)
-    assert "`nightjar mode default` takes back what was set" in str(told.value)
+    assert "`nightjar mode default` takes back what is set" in str(told.value)
     assert "\n" not in str(told.value)
