@@ -21,6 +21,7 @@ import structlog
 
 from nightjar.cluster.canarying import CanaryRequestError, answered, kept, taken_up
 from nightjar.cluster.checkpoint import Checkpoint, Remembered
+from nightjar.cluster.fleet_answers import AboutService, explanation_of, status_of
 from nightjar.cluster.journal import Journal, JournalEntry, replica_inputs
 from nightjar.cluster.learned_file import LearnedFile, LearnedFileError, chosen_groups, learned_file
 from nightjar.cluster.mailbox import Mailbox
@@ -40,10 +41,9 @@ from nightjar.cluster.recorder import Moment, Recorder
 from nightjar.cluster.refusals import Refusals
 from nightjar.cluster.seed_from import ReadSeed, SeedFrom
 from nightjar.cluster.store import KeyValueStore
-from nightjar.policy.explain import InForce, UnknownReplicaError, applications_of, explain, find_replica
 from nightjar.policy.fleet import decide, empty_fleet, exported, forgotten, learned, observe, seeded, with_learned, without_grants
 from nightjar.policy.fleet_status import fleet_status
-from nightjar.policy.modes import effective_mode, with_planner
+from nightjar.policy.modes import effective_mode
 from nightjar.policy.prior.learned import LearnedTables
 from nightjar.policy.prior.seed import SeedGroup
 from nightjar.policy.wire.exchange import ExchangeReply
@@ -51,7 +51,7 @@ from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import WireError, to_plain
 from nightjar.policy.wire.report import DrafterState, LoadReport
 from nightjar.policy.wire.settings import IssuedSettings, Settings
-from nightjar.policy.wire.status import FleetStatus, PolicyStatus
+from nightjar.policy.wire.status import FleetStatus
 
 IDLE_EXIT_S: Final = 600.0
 """Without a report for so long, the actor serves nobody and leaves; the next replica creates another."""
@@ -271,42 +271,18 @@ class PolicyService:
 
     def status(self) -> FleetStatus:
         """The fleet, its groups and every replica as of now."""
-        now_s = self._clock()
-        groups, replicas = fleet_status(self._fleet, self._decisions, now_s)
-        slots = self._mailbox.slots
-        reporting = {slot.application for slot in slots.values()}
-        return FleetStatus(
-            policy=PolicyStatus(
-                incarnation=self.incarnation,
-                pid=self._identity.pid,
-                node_id=self._identity.node_id,
-                uptime_s=now_s - self._started_at_s,
-                journal_path=self._journal.path,
-                mode=self._will.settings.mode,
-                planner=with_planner(self._will.settings, self._will.overrides, now_s).planner,
-                decision_age_s=now_s - self._decided_at_s,
-                reports=self._reports,
-                refused_reports=self._refusals.count,
-                last_refusal=self._refusals.last,
-                settings_error=self._will.settings_error,
-                seed_problem=self._seed_from.problem,
-                seed_notice=self._seed_from.notice,
-                waiting_groups=tuple(self._fleet.waiting),
-                unknown_applications=tuple(
-                    name for name in self._will.settings.max_step_ms_per_application if name not in reporting
-                ),
-                freeze=freeze.status(now_s) if (freeze := self._will.freeze) is not None else None,
-                canary=canary.status(now_s) if (canary := self._fleet.canary) is not None else None,
-                past_canaries=self._fleet.past_canaries,
-            ),
-            overrides=self._will.override_statuses(now_s),
-            groups=groups,
-            replicas=tuple(
-                replica.model_copy(update={"settings_version": slot.version, "settings_confirmed": slot.is_confirmed})
-                for replica in replicas
-                if (slot := slots.get(replica.replica_id)) is not None
-            ),
+        about = AboutService(
+            incarnation=self.incarnation,
+            pid=self._identity.pid,
+            node_id=self._identity.node_id,
+            started_at_s=self._started_at_s,
+            decided_at_s=self._decided_at_s,
+            journal_path=self._journal.path,
+            reports=self._reports,
+            refusals=self._refusals,
+            seed_from=self._seed_from,
         )
+        return status_of(about, self._fleet, self._decisions, self._mailbox.slots, self._will, self._clock())
 
     def starting_mode(self, replica_id: str, application: str) -> Mode:
         """The mode that a replica gets that starts now."""
@@ -314,15 +290,7 @@ class PolicyService:
 
     def explain(self, asked: str) -> ExplainAnswer:
         """Why the K of one replica is what it is, asked for by its id or a part of it that no other has."""
-        now_s = self._clock()
-        try:
-            slot = self._mailbox.slots.get(find_replica(applications_of(self._fleet), asked))
-            in_force = InForce(slot.version, slot.is_confirmed) if slot is not None else None
-            known = self._fleet, self._decisions, self._will.settings, self._will.overrides
-            explanation = explain(*known, asked, now_s, in_force)
-        except UnknownReplicaError as error:
-            return {"explanation": None, "error": str(error)}
-        return {"explanation": to_plain(explanation), "error": ""}
+        return explanation_of(asked, self._fleet, self._decisions, self._mailbox.slots, self._will, self._clock())
 
     def tick(self) -> None:
         """Decide once and journal it, unless the first settings wait for a seed. Never raises: where deciding fails, the settings

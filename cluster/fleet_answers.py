@@ -1,0 +1,97 @@
+"""What the policy says of its fleet when it is asked: the status, and why one replica runs its K.
+
+Reads what the service holds and changes nothing. Fails towards saying less: a replica that nobody posted settings for is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from nightjar.cluster.operator_answers import ExplainAnswer
+from nightjar.cluster.operator_will import OperatorWill
+from nightjar.cluster.refusals import Refusals
+from nightjar.cluster.seed_from import SeedFrom
+from nightjar.policy.explain import InForce, UnknownReplicaError, applications_of, explain, find_replica
+from nightjar.policy.fleet_status import fleet_status
+from nightjar.policy.issuing import Slot
+from nightjar.policy.modes import with_planner
+from nightjar.policy.state import FleetState
+from nightjar.policy.wire.record import to_plain
+from nightjar.policy.wire.settings import Settings
+from nightjar.policy.wire.status import FleetStatus, PolicyStatus
+
+
+class AboutService(NamedTuple):
+    """The service that answers: its process, since when it runs, when it decided last, and what it took and refused."""
+
+    incarnation: int
+    pid: int
+    node_id: str
+    started_at_s: float
+    decided_at_s: float
+    journal_path: str
+    reports: int
+    refusals: Refusals
+    seed_from: SeedFrom
+
+
+def status_of(
+    about: AboutService,
+    fleet: FleetState,
+    decisions: Mapping[str, Settings],
+    slots: Mapping[str, Slot],
+    will: OperatorWill,
+    now_s: float,
+) -> FleetStatus:
+    """The fleet, its groups and every replica as of `now_s`."""
+    groups, replicas = fleet_status(fleet, decisions, now_s)
+    reporting = {slot.application for slot in slots.values()}
+    return FleetStatus(
+        policy=PolicyStatus(
+            incarnation=about.incarnation,
+            pid=about.pid,
+            node_id=about.node_id,
+            uptime_s=now_s - about.started_at_s,
+            journal_path=about.journal_path,
+            mode=will.settings.mode,
+            planner=with_planner(will.settings, will.overrides, now_s).planner,
+            decision_age_s=now_s - about.decided_at_s,
+            reports=about.reports,
+            refused_reports=about.refusals.count,
+            last_refusal=about.refusals.last,
+            settings_error=will.settings_error,
+            seed_problem=about.seed_from.problem,
+            seed_notice=about.seed_from.notice,
+            waiting_groups=tuple(fleet.waiting),
+            unknown_applications=tuple(name for name in will.settings.max_step_ms_per_application if name not in reporting),
+            freeze=freeze.status(now_s) if (freeze := will.freeze) is not None else None,
+            canary=canary.status(now_s) if (canary := fleet.canary) is not None else None,
+            past_canaries=fleet.past_canaries,
+        ),
+        overrides=will.override_statuses(now_s),
+        groups=groups,
+        replicas=tuple(
+            replica.model_copy(update={"settings_version": slot.version, "settings_confirmed": slot.is_confirmed})
+            for replica in replicas
+            if (slot := slots.get(replica.replica_id)) is not None
+        ),
+    )
+
+
+def explanation_of(
+    asked: str,
+    fleet: FleetState,
+    decisions: Mapping[str, Settings],
+    slots: Mapping[str, Slot],
+    will: OperatorWill,
+    now_s: float,
+) -> ExplainAnswer:
+    """Why the K of one replica is what it is; `asked` is its id or a part of it that no other has."""
+    try:
+        slot = slots.get(find_replica(applications_of(fleet), asked))
+        in_force = InForce(slot.version, slot.is_confirmed) if slot is not None else None
+        explanation = explain(fleet, decisions, will.settings, will.overrides, asked, now_s, in_force)
+    except UnknownReplicaError as error:
+        return {"explanation": None, "error": str(error)}
+    return {"explanation": to_plain(explanation), "error": ""}
