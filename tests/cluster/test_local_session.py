@@ -73,7 +73,8 @@ def test_a_second_signal_waits_for_nothing() -> None:
         except subprocess.TimeoutExpired:
             continue
     supervisor.communicate(timeout=30)
-    assert supervisor.returncode in {128 + signal.SIGINT, 128 + signal.SIGTERM}
+    ended_by_the_last_one = -signal.SIGINT  # it may come when the interpreter has given its handlers back
+    assert supervisor.returncode in {128 + signal.SIGINT, 128 + signal.SIGTERM, ended_by_the_last_one}
     assert session_members(session) == []
 
 
