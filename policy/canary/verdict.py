@@ -17,10 +17,10 @@ from nightjar.policy.estimate.student import deviations
 
 LEVEL: Final = 0.01
 """Probability that a canary which is no worse is ever rolled back, and that one which is no better is ever announced, where blocks
-do not follow one another. Where each is half the one before it, 3 in 100 are (tests/policy/canary/test_verdict.py)."""
+do not follow one another. Where each is half the one before it, 2 in 100 are (tests/policy/canary/test_verdict.py)."""
 FIRST_LOOK: Final = 3
 """Blocks before the first look; each later look comes after twice as many."""
-BASELINE_BLOCKS: Final = 6
+BASELINE_BLOCKS: Final = 8
 """Blocks in which canary and control run the same before the canary begins."""
 LEAST_DEVIATION: Final = 0.005
 """Blocks scatter by half a per cent at least, however alike the first few are."""
@@ -79,11 +79,10 @@ class Sample:
         together = self.products - mean * (2.0 * self.total - self.first - self.last) + (self.count - 1) * mean**2
         return min(max(together / (self.variance * (self.count - 1)) + 1.0 / self.count, 0.0), MOST_CORRELATION)
 
-    @property
-    def error(self) -> float:
+    def error(self, least_variance: float) -> float:
         """Variance of the mean. Numbers that follow one another tell less than as many that do not."""
         follow = (1.0 + self.correlation) / (1.0 - self.correlation)
-        return self.variance * follow / self.count
+        return max(self.variance, least_variance) * follow / self.count
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +100,15 @@ class Interval:
 def interval(before: Sample, since: Sample, level: float) -> Interval | None:
     """What `since` says over the baseline `before`, each side of the interval at `level`; None from fewer than two numbers.
 
-    Welch's: neither need scatter like the other.
+    Blocks before and since scatter for the same reasons, so that the many tell how few would scatter; where either scatters more
+    than both together, its own scatter counts.
     """
     if min(before.count, since.count) < 2:
         return None
-    mean, error = since.mean - before.mean, since.error + before.error
-    degrees = error**2 / (since.error**2 / (since.count - 1) + before.error**2 / (before.count - 1))
-    half = deviations(level, max(math.floor(degrees), 1)) * math.sqrt(error)
+    degrees = before.count + since.count - 2
+    pooled = ((before.count - 1) * before.variance + (since.count - 1) * since.variance) / degrees
+    error = before.error(pooled) + since.error(pooled)
+    mean, half = since.mean - before.mean, deviations(level, degrees) * math.sqrt(error)
     low, middle, high = (min(max(log, -MOST_LOG), MOST_LOG) for log in (mean - half, mean, mean + half))
     return Interval(math.exp(middle), math.exp(low), math.exp(high))
 

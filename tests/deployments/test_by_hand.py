@@ -239,7 +239,7 @@ def test_the_operators_commands_show_and_override_what_runs(ray_by_hand: HandSta
     assert "mode off" in ray_by_hand.succeeds("nightjar mode off")
     assert "mode auto" in ray_by_hand.succeeds("nightjar mode auto")
     assert "mode default" in ray_by_hand.succeeds("nightjar mode default")
-    assert "baseline, 0 of 6 blocks" in ray_by_hand.succeeds("nightjar canary --mode pin=3 --share 0.25")
+    assert "baseline, 0 of 8 blocks" in ray_by_hand.succeeds("nightjar canary --mode pin=3 --share 0.25")
     assert "on 25 % of the replicas" in ray_by_hand.succeeds("nightjar status")
     assert "ended" in ray_by_hand.succeeds("nightjar canary --end")
     assert "frozen for 2h" in ray_by_hand.succeeds('nightjar freeze --for 2h --reason "release"')

@@ -66,20 +66,20 @@ def canary(
 
 def test_off_against_off_is_rolled_back_in_at_most_one_of_twenty_seeds_though_cards_differ() -> None:
     """Seen: in none of 20, with cards that differ by 20 % and with cards that are alike. Each is looked at four times."""
-    ends = [canary("off", "off", 8, seed, duration_s=135.0, spread=0.2) for seed in range(SEEDS)]
+    ends = [canary("off", "off", 8, seed, duration_s=147.0, spread=0.2) for seed in range(SEEDS)]
     assert sum(end.phase == "rolled back" for end in ends) <= MOST_FALSE
     assert {end.looks for end in ends if end.phase == "trial"} == {3}
 
 
 def test_a_k_that_is_far_too_long_under_load_goes_back() -> None:
-    end = canary("off", "pin=5", 16, duration_s=120.0)
+    end = canary("off", "pin=5", 16, duration_s=132.0)
     assert end.phase == "rolled back"
     assert end.last is not None
     assert end.last.high < 1.0
 
 
 def test_speculation_at_a_low_load_is_better_and_stays() -> None:
-    end = canary("off", "pin=1", 3, duration_s=120.0)
+    end = canary("off", "pin=1", 3, duration_s=132.0)
     assert (end.phase, len(end.members)) == ("better", 2)
     assert end.last is not None
     assert end.last.low > 1.0
@@ -88,5 +88,5 @@ def test_speculation_at_a_low_load_is_better_and_stays() -> None:
 @pytest.mark.parametrize("tried", ["off", "pin=5"])
 def test_a_canary_outlives_the_policy_actor_over_a_network_that_loses_and_delays(tried: str) -> None:
     network = Network(delay_s=0.05, loss=0.05, duplication=0.05, exchange_timeout_s=2.0, deaths_s=(30.0, 60.0))
-    end = canary("off", tried, 16, duration_s=150.0, network=network)
+    end = canary("off", tried, 16, duration_s=162.0, network=network)
     assert end.phase == ("rolled back" if tried == "pin=5" else "trial")

@@ -19,8 +19,8 @@ from tests.policy.engines import AUTO, Fleet, Replica
 from tests.policy.test_freeze import frozen
 
 BLOCK_S = 2.0
-BASELINE_S = 16.0
-"""Settling and six blocks, and what rounding to ticks adds."""
+BASELINE_S = 20.0
+"""Settling and eight blocks, and what rounding to ticks adds."""
 OFF = AUTO.model_copy(update={"mode": Mode.parse("off")})
 
 
@@ -168,8 +168,8 @@ def test_what_was_counted_before_the_controls_settings_changed_counts_no_more_an
 
 
 def test_a_canary_ends_at_its_time() -> None:
-    fleet = fleet_with(order("pin=3", expires_at_s=30.0))
-    fleet.run(22.0)
+    fleet = fleet_with(order("pin=3", expires_at_s=34.0))
+    fleet.run(26.0)
     assert canary_of(fleet)[0] == "trial"
     fleet.run(4.0)
     assert canary_of(fleet) == ("expired", ())
