@@ -5,21 +5,21 @@ Reads what the service holds and changes nothing. Fails towards saying less: a r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from nightjar.cluster.operator_answers import ExplainAnswer
-from nightjar.cluster.operator_will import OperatorWill
 from nightjar.cluster.refusals import Refusals
-from nightjar.cluster.seed_from import SeedFrom
 from nightjar.policy.explain import InForce, UnknownReplicaError, applications_of, explain, find_replica
 from nightjar.policy.fleet_status import fleet_status
+from nightjar.policy.freeze import Freeze
 from nightjar.policy.issuing import Slot
-from nightjar.policy.modes import with_planner
+from nightjar.policy.modes import ModeOverride, with_planner
 from nightjar.policy.state import FleetState
+from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import to_plain
 from nightjar.policy.wire.settings import Settings
-from nightjar.policy.wire.status import FleetStatus, PolicyStatus
+from nightjar.policy.wire.status import FleetStatus, OverrideStatus, PolicyStatus
 
 
 class AboutService(NamedTuple):
@@ -33,7 +33,36 @@ class AboutService(NamedTuple):
     journal_path: str
     reports: int
     refusals: Refusals
-    seed_from: SeedFrom
+    seed_problem: str
+    seed_notice: str
+
+
+class Will(Protocol):
+    """What operators want: settings, what is set by hand, and a freeze."""
+
+    @property
+    def settings(self) -> OperatorSettings:
+        """In force."""
+        ...
+
+    @property
+    def settings_error(self) -> str:
+        """Why the newest settings are not, if so."""
+        ...
+
+    @property
+    def overrides(self) -> Sequence[ModeOverride]:
+        """Modes set by hand."""
+        ...
+
+    @property
+    def freeze(self) -> Freeze | None:
+        """In force, if one is."""
+        ...
+
+    def override_statuses(self, now_s: float) -> tuple[OverrideStatus, ...]:
+        """The same modes as the status tells them."""
+        ...
 
 
 def status_of(
@@ -41,7 +70,7 @@ def status_of(
     fleet: FleetState,
     decisions: Mapping[str, Settings],
     slots: Mapping[str, Slot],
-    will: OperatorWill,
+    will: Will,
     now_s: float,
 ) -> FleetStatus:
     """The fleet, its groups and every replica as of `now_s`."""
@@ -61,8 +90,8 @@ def status_of(
             refused_reports=about.refusals.count,
             last_refusal=about.refusals.last,
             settings_error=will.settings_error,
-            seed_problem=about.seed_from.problem,
-            seed_notice=about.seed_from.notice,
+            seed_problem=about.seed_problem,
+            seed_notice=about.seed_notice,
             waiting_groups=tuple(fleet.waiting),
             unknown_applications=tuple(name for name in will.settings.max_step_ms_per_application if name not in reporting),
             freeze=freeze.status(now_s) if (freeze := will.freeze) is not None else None,
@@ -84,7 +113,7 @@ def explanation_of(
     fleet: FleetState,
     decisions: Mapping[str, Settings],
     slots: Mapping[str, Slot],
-    will: OperatorWill,
+    will: Will,
     now_s: float,
 ) -> ExplainAnswer:
     """Why the K of one replica is what it is; `asked` is its id or a part of it that no other has."""

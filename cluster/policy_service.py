@@ -280,7 +280,8 @@ class PolicyService:
             journal_path=self._journal.path,
             reports=self._reports,
             refusals=self._refusals,
-            seed_from=self._seed_from,
+            seed_problem=self._seed_from.problem,
+            seed_notice=self._seed_from.notice,
         )
         return status_of(about, self._fleet, self._decisions, self._mailbox.slots, self._will, self._clock())
 

@@ -80,6 +80,7 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/engine/test_v2_worker.py": "vllm",
     "tests/engine/test_worker.py": "vllm",
     "tests/fleet/test_learning.py": "ray",
+    "tests/fleet/test_operator.py": "ray",
     "tests/fleet/test_restarts.py": "ray",
     "tests/gpu_paths/test_gpu_paths.py": "vllm",
     "tests/gpu_paths/test_off_on_v2.py": "vllm",
