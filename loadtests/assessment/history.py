@@ -105,11 +105,37 @@ def scraped(engines: Sequence[EngineScrapes]) -> Scraped:
 def _stretches(engine: EngineScrapes, positions: int) -> Stretches:
     running = engine.get(Metric.RUNNING)
     times_s = running.times_s
-    at = np.zeros((max(len(times_s) - 1, 0), positions))
+    seconds, before, after = np.diff(times_s), running.values[:-1], running.values[1:]
+    at = np.zeros((len(seconds), positions))
     for position, series in enumerate(engine.accepted_at):
         at[:, position] = series.increase_between(times_s)
     counted = {name: engine.get(metric).increase_between(times_s) for name, metric in _COUNTERS.items()}
-    return Stretches(seconds=np.diff(times_s), before=running.values[:-1], after=running.values[1:], accepted_at=at, **counted)
+    moved = (counted["generated_tokens"] > 0.0) | (counted["step_rows"] > 0.0)
+    busy_s = np.where(np.maximum(before, after) >= 1.0, seconds, 0.0)
+    return Stretches(
+        seconds=seconds,
+        before=before,
+        after=after,
+        accepted_at=np.stack([_spread(at[:, place], moved, busy_s) for place in range(positions)], axis=1) if positions else at,
+        **{name: _spread(counts, moved, busy_s) for name, counts in counted.items()},
+    )
+
+
+def _spread(counts: Floats, moved: npt.NDArray[np.bool_], busy_s: Floats) -> Floats:
+    """Counts of each stretch, where those of one in which the counters moved belong to the busy stretches before it in which they
+    stood still as well: Ray exports every ten seconds, and may be scraped more often.
+
+    >>> _spread(np.array([0.0, 0.0, 9.0, 4.0]), np.array([False, False, True, True]), np.array([0.0, 5.0, 10.0, 5.0])).tolist()
+    [0.0, 3.0, 6.0, 4.0]
+    """
+    if not moved.any():
+        return counts
+    last = int(np.flatnonzero(moved)[-1]) + 1
+    groups = np.concatenate(([0], np.cumsum(moved[: last - 1]))).astype(np.int64)
+    weights = np.where(moved[:last], np.maximum(busy_s[:last], 1e-9), busy_s[:last])
+    totals, spans = np.bincount(groups, counts[:last]), np.bincount(groups, weights)
+    spread: Floats = np.concatenate((totals[groups] * weights / spans[groups], counts[last:]))
+    return spread
 
 
 @dataclass(frozen=True)

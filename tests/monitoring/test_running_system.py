@@ -154,6 +154,16 @@ def test_promtool_finds_nothing_wrong_with_the_rules_that_are_committed() -> Non
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_assess_reads_what_ray_exports_of_real_engines(prometheus: Prometheus) -> None:
+    done = CliRunner().invoke(app, ["assess", "--prometheus", prometheus.url, "--hours", "0.5", "-o", "json"])
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["engines"] == 2
+    assert found["busy_hours"] > 0.0
+    assert any(one["num_speculative_tokens"] > 0 for row in found["batches"] for one in row["ran"])
+    assert 0.0 < found["acceptance"][1] < found["acceptance"][0] < 1.0
+
+
 def test_dashboards_and_restarts_are_pushed_once_and_a_second_push_writes_nothing(prometheus: Prometheus, tmp_path: Path) -> None:
     load = tmp_path / "rows.jsonl"
     load.write_text(json.dumps({"phase": "quiet", "start_s": time.time()}) + "\n")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,6 +100,28 @@ def test_rows_without_drafts_are_time_at_k_0() -> None:
         half.labels, {**half.series, Metric.STEP_ROWS: Series.of((15.0 * n, 200.0 * n) for n in range(5))}, half.accepted_at
     )
     assert history(half).seconds == {(batch_bucket(4), 0): 30.0, (batch_bucket(4), 3): 30.0}
+
+
+def test_counters_that_are_exported_less_often_than_scraped_make_no_time_without_drafts() -> None:
+    scrapes = drafting(3.0, (4,) * 13)
+    held = {
+        metric: Series(series.times_s, series.values[np.arange(13) // 3 * 3]) if metric is not Metric.RUNNING else series
+        for metric, series in scrapes.series.items()
+    }
+    at = [Series(series.times_s, series.values[np.arange(13) // 3 * 3]) for series in scrapes.accepted_at]
+    found, plain = history(EngineScrapes(scrapes.labels, held, at)), history(scrapes)
+    assert found.seconds == plain.seconds
+    assert found.acceptance.measured() == pytest.approx(plain.acceptance.measured())
+    assert found.step_seconds(batch_bucket(4), 3) == pytest.approx(0.02)
+
+
+@given(counts=st.lists(st.integers(0, 50), min_size=2, max_size=30), running=st.data())
+def test_whatever_was_counted_is_in_some_stretch(counts: list[int], running: st.DataObject) -> None:
+    batches = running.draw(st.lists(st.integers(0, 3), min_size=len(counts), max_size=len(counts)))
+    generated = [float(value) for value in accumulate(counts)]
+    found = history(engine(batches, {Metric.GENERATED_TOKENS: generated, Metric.DRAFTS: generated}))
+    assert found.stretches.drafts.min() >= 0.0
+    assert math.isclose(found.stretches.drafts.sum(), generated[-1] - generated[0], abs_tol=1e-6)
 
 
 def test_what_no_counter_tells_is_not_known() -> None:
