@@ -28,7 +28,6 @@ from tests.chaos.system import ChaosSystem, chaos_system
 from tests.chaos.table import print_table
 
 SAMPLE_PERIOD_S: Final = 2.0
-FAULT_PERIOD_S: Final = 30.0
 GENTLE: Final = frozenset(FaultKind) - ENDS_A_MEASURED_PROCESS
 
 
@@ -60,11 +59,12 @@ class Sampler:
                     continue
 
 
-def faults_until(ends_s: float, seed: int, kinds: frozenset[FaultKind], numbers: Iterator[int]) -> Iterator[Fault]:
-    """Faults one after the other, a period apart, until a time of CLOCK_MONOTONIC; each kind comes before one comes twice."""
+def faults(thirds: int, third_s: float, seed: int, kinds: frozenset[FaultKind], numbers: Iterator[int]) -> Iterator[Fault]:
+    """Faults one after the other for so many thirds of the run, each kind about once in each."""
+    ends_s = time.monotonic() + thirds * third_s
     while True:
         for fault in schedule(seed, kinds):
-            next_s = time.monotonic() + FAULT_PERIOD_S
+            next_s = time.monotonic() + third_s / len(kinds)
             if next_s > ends_s:
                 time.sleep(max(ends_s - time.monotonic(), 0.0))
                 return
@@ -103,11 +103,12 @@ def main(
 
     with redirect_stdout(sys.stderr), chaos_system() as system:  # what Ray prints is not this command's output
         system.deploy()
-        first = endure(system, faults_until(time.monotonic() + third_s, seed, frozenset(FaultKind), numbers), say)
+        flood = schedule(seed, [FaultKind.FLOODED])  # the last of the first third: buffers that it fills keep their size
+        first = endure(system, itertools.chain(faults(1, third_s, seed, frozenset(FaultKind), numbers), flood), say)
         print_table(console, f"first third, seed {seed}", first)
         before_s = _processor_seconds()
         with Sampler(our_pids(system)) as sampler:
-            rest = endure(system, faults_until(time.monotonic() + 2.0 * third_s, seed, GENTLE, numbers), say)
+            rest = endure(system, faults(2, third_s, seed, GENTLE, numbers), say)
         print_table(console, "middle and last third", rest)
         used = (_processor_seconds() - before_s) / (2.0 * third_s)
     grown = growth(sampler.samples, third_s)
