@@ -34,16 +34,26 @@ FREEZE = {
     "properties": {"frozen": {"type": "boolean"}, "for_s": {"type": "number"}, "reason": {"type": "string"}},
 }
 CANARY = {
-    "type": "object",
-    "required": ["do"],
-    "properties": {
-        "do": {"enum": ["begin", "end", "promote", ""]},
-        "mode": {"enum": ["auto", "off", "pin=3", "pin=99", "default"]},
-        "share": {"type": "number"},
-        "application": {"type": "string"},
-        "settings": {"type": "object"},
-        "block_s": {"type": "number"},
-    },
+    "anyOf": [
+        {
+            "type": "object",
+            "required": ["do"],
+            "additionalProperties": False,
+            "properties": {"do": {"enum": ["end", "promote", ""]}, "reason": {"type": "string"}},
+        },
+        {
+            "type": "object",
+            "required": ["mode", "share"],
+            "additionalProperties": False,
+            "properties": {
+                "mode": {"enum": ["auto", "off", "pin=3", "pin=99", "default"]},
+                "share": {"enum": [0.25, 0.5, 0, 7]},
+                "application": {"type": "string"},
+                "settings": {"type": "object"},
+                "block_s": {"type": "number"},
+            },
+        },
+    ]
 }
 BODIES: dict[str, dict[str, Any]] = {"/mode": MODE, "/freeze": FREEZE, "/canary": CANARY, "/learned": {"type": "object"}}
 EVERYTHING = settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
