@@ -53,6 +53,12 @@ def test_a_failed_request_is_not_excused_where_its_replica_lives_or_had_ended_it
     assert len(replace(FINE, answers=(*FINE.answers, *answers)).broken()) == 3
 
 
+def test_of_many_failed_requests_the_first_are_told_and_the_rest_are_counted() -> None:
+    answers = [answer(f"request {number}", 5.0, 6.0, "500") for number in range(8)]
+    broken = replace(FINE, answers=(*FINE.answers, *answers)).broken()
+    assert (len(broken), broken[-1]) == (6, "and 3 more of them")
+
+
 def test_a_request_that_no_replica_began_is_excused_where_one_was_killed_while_it_was_under_way() -> None:
     failed = failed_requests([answer("a", 1.0, 3.0, "reset")], [], {"dead": 2.0})
     assert len(failed.in_flight) == 1

@@ -11,11 +11,15 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from nightjar.loadtests.simulation.engine.leases import LeasedRestart, begun_above, most_at_once
 from tests.chaos.events import Event, EventKind, Version
 from tests.chaos.schedule import Fault
 from tests.upgrade.crowd import Answer
+
+MOST_TOLD: Final = 5
+"""Failed requests that are told one by one: an outage has hundreds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,10 @@ class Observed:
 
     def broken(self) -> list[str]:
         """What does not hold, in words; empty where everything does."""
-        found = [f"failed request that was on nothing that was killed: {answer}" for answer in self.failed.others]
+        others = self.failed.others
+        found = [f"failed request that was on nothing that was killed: {answer}" for answer in others[:MOST_TOLD]]
+        if len(others) > MOST_TOLD:
+            found.append(f"and {len(others) - MOST_TOLD} more of them")
         found += [f"stale settings applied: {event.version} by replica {event.replica_id}" for event in self.stale_applied]
         if self.over_budget:
             found.append(f"{self.over_budget} leased restarts above the budget of {self.most_leases} at once")
