@@ -6,7 +6,7 @@ a control raises `CanaryRequestError` with the field, the value and what is allo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -18,7 +18,7 @@ from nightjar.policy.canary.order import CANARY_SETTINGS, MAX_SHARE, CanaryOrder
 from nightjar.policy.canary.trial import Trial, begin, resumed, told
 from nightjar.policy.freeze import Freeze
 from nightjar.policy.issuing import Slot
-from nightjar.policy.modes import check_limit
+from nightjar.policy.modes import ModeOverride, check_limit, effective_mode, fleet_override
 from nightjar.policy.state import FleetState
 from nightjar.policy.trying import with_canary
 from nightjar.policy.wire.mode import Mode
@@ -82,6 +82,7 @@ def answered(
     fleet: FleetState,
     freeze: Freeze | None,
     settings: OperatorSettings,
+    overrides: Sequence[ModeOverride],
     slots: Mapping[str, Slot],
     now_s: float,
 ) -> Asked:
@@ -90,7 +91,7 @@ def answered(
     if request.do == "end":
         return Asked(ended(fleet, "ended", now_s))
     if request.do == "promote":
-        override = promotion(fleet, settings)
+        override = promotion(fleet, settings, overrides, now_s)
         return Asked(ended(fleet, "promoted", now_s), override)
     if freeze is not None and freeze.is_live(now_s):
         raise CanaryRequestError(f"do: begin, but the fleet is {freeze.status(now_s).in_words()}: no trial begins")
@@ -138,10 +139,10 @@ def ended(fleet: FleetState, how: Literal["ended", "promoted"], now_s: float) ->
     return with_canary(fleet, fleet.canary.ended(how, now_s))
 
 
-def promotion(fleet: FleetState, settings: OperatorSettings) -> dict[str, object]:
+def promotion(fleet: FleetState, settings: OperatorSettings, overrides: Sequence[ModeOverride], now_s: float) -> dict[str, object]:
     """The override that gives what is tried to all it is meant for: the application, where a share of it tries, else the fleet.
 
-    Raises CanaryRequestError.
+    What was not tried stays as it is by hand: the mode, and the fleet's planner. Raises CanaryRequestError.
     """
     trial = fleet.canary
     if trial is None or not trial.is_applied:
@@ -153,9 +154,14 @@ def promotion(fleet: FleetState, settings: OperatorSettings) -> dict[str, object
             f"do: promote, and {names} is a setting: put it into the policy's user_config, then end the canary"
         )
     is_share_of_one = order.share is not None and bool(order.application)
-    request: dict[str, object] = {"mode": str(order.mode or settings.mode), "reason": "canary promoted"}
+    application = order.application if is_share_of_one else ""
+    mode = order.mode or effective_mode("", application, settings.mode, overrides, now_s)[0]
+    request: dict[str, object] = {"mode": str(mode), "reason": "canary promoted"}
+    by_hand = fleet_override(overrides, now_s)
     if is_share_of_one:
-        request |= {"scope": "application", "name": order.application}
+        request |= {"scope": "application", "name": application}
+    elif by_hand is not None and by_hand.planner is not None and mode.kind in {"auto", "shadow"}:
+        request["planner"] = by_hand.planner
     if order.max_step_ms is not None:
         request["max_step_ms"] = order.max_step_ms
     return request

@@ -223,7 +223,9 @@ class PolicyService:
         """Begin, end or promote a canary; a wrong request changes nothing."""
         now_s, before = self._clock(), self._fleet.canary
         try:
-            asked = answered(values, self._fleet, self._will.freeze, self._will.settings, self._mailbox.slots, now_s)
+            asked = answered(
+                values, self._fleet, self._will.freeze, self._will.settings, self._will.overrides, self._mailbox.slots, now_s
+            )
         except CanaryRequestError as error:
             return {"canary": None, "error": str(error)}
         changes = []

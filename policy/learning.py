@@ -93,7 +93,7 @@ def hold(
     estimate, replans = group.estimate, 0
     if settings.planner in LEARNING_PLANNERS and (estimate is None or estimate.at_s == -math.inf):
         estimate, replans = (replan(view), 1) if most_replans > 0 else (cold_start(view), 0)
-    if estimate is not None and (estimate.plan is not plan or estimate.wanted):
+    if estimate is not None and (estimate.plan != plan or estimate.wanted):
         estimate = replace(estimate, plan=plan, wanted={})
     within = {}
     if estimate is not None:
@@ -252,5 +252,5 @@ def _own_estimates(
 
 
 def _without_own(members: Mapping[str, ReplicaState]) -> dict[str, ReplicaState]:
-    replanning = {replica_id: replica for replica_id, replica in members.items() if replica.own is not None}
-    return {replica_id: replace(replica, own=None, own_within=None) for replica_id, replica in replanning.items()}
+    with_own = {replica_id: replica for replica_id, replica in members.items() if replica.own is not None}
+    return {replica_id: replace(replica, own=None, own_within=None) for replica_id, replica in with_own.items()}

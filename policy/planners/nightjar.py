@@ -48,7 +48,7 @@ from nightjar.policy.planners.local import (
     text_option,
 )
 from nightjar.policy.wire.batch_buckets import batch_bucket
-from nightjar.policy.wire.settings import ANEW_OPTION, Local
+from nightjar.policy.wire.settings import Local
 from nightjar.policy.wire.switch_cost import PAPER_SWITCH_COST, SwitchCost, format_rows, parse_rows
 
 
@@ -60,10 +60,10 @@ def plan(view: GroupView) -> GroupPlan:
 
 
 def build(options: LocalOptions, context: LocalContext) -> AdaBinGreedy:
-    """The bandit for one engine. Options: `switch_cost` (policy/wire/switch_cost.py's text; the paper's points by default),
-    `batch_buckets`, and ANEW_OPTION, which it does not read.
+    """The bandit for one engine. Options: `switch_cost` (policy/wire/switch_cost.py's text; the paper's points by default) and
+    `batch_buckets`.
     """
-    refuse_unknown(options, ("switch_cost", "batch_buckets", ANEW_OPTION))
+    refuse_unknown(options, ("switch_cost", "batch_buckets"))
     try:
         rows = parse_rows(text_option(options, "switch_cost", format_rows(PAPER_SWITCH_COST)))
     except ValueError as error:

@@ -118,20 +118,20 @@ def length_at(rows: Sequence[TableRow], decode_batch_size: int) -> int:
 _FIRST_BATCH_SIZE: Final = attrgetter("first_batch_size")
 
 
-ANEW_OPTION: Final = "anew_at_s"
-"""Of a `Local` plan: no planner reads it, but a plan with another value is another plan, for which engines build a planner."""
-
-
 class Local(Record):
-    """A plan that the engine makes itself, step by step, with the named planner."""
+    """A plan that the engine makes itself, step by step, with the named planner.
+
+    A planner that learns forgets what it knew before `anew_at_s`, a second of the epoch: an engine builds it anew.
+    """
 
     kind: Literal["local"] = "local"
     planner: Identifier
     options: dict[str, float | int | str | bool] = Field(default_factory=dict, max_length=64)
+    anew_at_s: float | None = None
 
     def begun_anew(self, at_s: float | None) -> Local:
         """The same plan, of which engines keep nothing that they learned before this second (None: they keep it)."""
-        return self if at_s is None else self.model_copy(update={"options": {**self.options, ANEW_OPTION: at_s}})
+        return self if at_s is None else self.model_copy(update={"anew_at_s": at_s})
 
 
 Plan = Annotated[Table | Local, Field(discriminator="kind")]

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from structlog.testing import capture_logs
 
+from nightjar.cluster.canarying import promotion
 from nightjar.cluster.policy_service import PolicyService
+from nightjar.policy.canary.order import CanaryOrder
+from nightjar.policy.canary.trial import Trial
+from nightjar.policy.fleet import empty_fleet
+from nightjar.policy.modes import ModeOverride
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.status import CanaryStatus
 from tests.cluster.protocol import MemoryJournal, MemoryStore, Replica, running_service, settled
 
@@ -127,6 +135,17 @@ async def test_a_winner_waits_for_the_operator_who_promotes_it() -> None:
         (override,) = service.status().overrides
         assert (override.scope, str(override.mode), override.reason) == ("fleet", "pin=3", "canary promoted")
         assert service.status().policy.past_canaries[-1].startswith("canary mode pin=3 on 50 % of the replicas: promoted")
+
+
+def test_what_a_promoted_canary_did_not_try_stays_as_it_is_by_hand() -> None:
+    order = CanaryOrder(max_step_ms=40.0, share=0.5, since_s=0.0, over=Mode.parse("shadow"))
+    fleet = replace(empty_fleet(), canary=Trial(order, phase="better"))
+    by_hand = ModeOverride(scope="fleet", mode=Mode.parse("auto"), planner="fixed")
+    settings = OperatorSettings(mode=Mode.parse("shadow"))
+    assert promotion(fleet, settings, (by_hand,), 1.0) == {
+        "mode": "auto", "planner": "fixed", "max_step_ms": 40.0, "reason": "canary promoted",
+    }  # fmt: skip
+    assert promotion(fleet, settings, (), 1.0)["mode"] == "shadow"
 
 
 async def test_an_operator_ends_a_canary_and_to_end_none_is_no_error() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from typer.testing import CliRunner, Result
@@ -121,8 +121,18 @@ def strange_report(replica: Replica, what: str) -> Any:
     return report.model_copy(update={"snapshot": snapshot})
 
 
+FROZEN_AND_RESET: list[tuple[tuple[str, Any], int]] = [
+    (("freeze", True), 3), (("freeze", True), 0), (("planner", "nightjar"), 0), (("silence", None), 1), (("mode", "pin=1"), 1),
+    (("by hand", ("nightjar", "keep")), 0), (("mode", "auto"), 2), (("by hand", ("nightjar", "keep")), 2), (("batch", 16), 3),
+    (("wait", 40.0), 2), (("by hand", ("fleet", "reset")), 3), (("silence", None), 0), (("mode", "off"), 1),
+    (("freeze", True), 3), (("mode", "off"), 2),
+]  # fmt: skip
+"""A key frame in mid freeze holds two equal plans where the fleet had the same one twice."""
+
+
 @settings(max_examples=15, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # to shrink fleets takes minutes
 @given(st.lists(st.tuples(EVENT, st.integers(0, 3)), max_size=15), st.sampled_from([5, 300]))
+@example(events=FROZEN_AND_RESET, key_period_ticks=300)
 def test_inv_7_whatever_happens_to_a_fleet_its_recording_replays_to_the_same_decisions(
     events: list[tuple[tuple[str, Any], int]], key_period_ticks: int
 ) -> None:

@@ -261,7 +261,7 @@ def test_a_planner_set_by_hand_decides_in_place_of_the_settings_one_and_each_goe
     fleet.run(5.0)
     for decision in fleet.decisions.values():
         assert isinstance(decision.plan, Local)
-        assert decision.plan.options["anew_at_s"] == 30.0
+        assert decision.plan.anew_at_s == 30.0
     assert all(replica.steering.plans_locally for replica in fleet.replicas)
     fleet.overrides = ()
     fleet.run(1.0)

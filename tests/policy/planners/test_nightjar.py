@@ -193,7 +193,7 @@ def test_the_same_seed_plans_the_same() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"switch": "1x1=1"}, "option 'switch' is unknown; allowed are anew_at_s, batch_buckets, switch_cost"),
+        ({"switch": "1x1=1"}, "option 'switch' is unknown; allowed are batch_buckets, switch_cost"),
         ({"switch_cost": "128"}, "option switch_cost: switch cost '128' is no row; the form is LAG_TOKENSxBATCH=SECONDS"),
         ({"switch_cost": "128x4=0.1,128x4=0.2"}, "lag 128 at batch 4 is given twice"),
         ({"switch_cost": 3}, "option switch_cost is 3; allowed is text"),
