@@ -4,7 +4,8 @@ Predicted goodput is rows * E(k) / step time (arXiv 2406.14066), also where a ce
 model answers, with the doubt that it deserves. The present K gives way only to one that is better by the margin and beyond
 doubt. Fails towards off: what is not known beyond doubt to beat off does not run, and nothing predicted below off stays.
 One exception, for seconds: engines draft by their own settings before the first plan, and to stop them only to learn that
-they were right costs every one of them a restart. Until off itself was measured, an arm may run that has the odds on its side.
+they were right costs every one of them a restart. Until off itself was measured, an arm may run that has the odds on its side, and
+one that was measured goes on while it is predicted no worse than off: one replica measures off within seconds for all others.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ COLD_DEVIATIONS: Final = 0.5
 def fleet_plan(view: GroupView, model: GoodputModel) -> GroupPlan:
     """K by batch bucket, and a reason for each. `model` is `view.goodput_model()`, which the caller keeps."""
     if all(length for _, length in view.evidence.cells):
-        chosen = favourites(model)
+        chosen = choose_cold(model, present_arms(view), view)
     else:
         chosen = choose(model, present_arms(view), view.settings.switch_margin)
     best = np.argmax(np.where(model.allowed, model.log_goodput, -np.inf), axis=1)
@@ -97,6 +98,18 @@ def choose_mixed(
     enough = MIXED_MARGIN * np.exp(-model.log_goodput[buckets, chosen])
     arms: npt.NDArray[np.int64] = np.where(saved > enough, best, stays)
     return arms
+
+
+def choose_cold(model: GoodputModel, present: npt.NDArray[np.int64], view: GroupView) -> npt.NDArray[np.int64]:
+    """Index of the arm to run in each bucket before off was measured, given the index of the one that runs now.
+
+    The arm with the best odds; but where that is off, a present K that was measured stays while it is predicted no worse.
+    """
+    buckets = np.arange(len(present))
+    was_measured = np.array([(bucket, model.arms[arm]) in view.evidence.cells for bucket, arm in enumerate(present)])
+    no_worse = model.log_goodput[buckets, present] >= model.log_goodput[:, 0]
+    odds = favourites(model)
+    return np.where((odds == 0) & was_measured & no_worse & model.allowed[buckets, present], present, odds)
 
 
 def favourites(model: GoodputModel) -> npt.NDArray[np.int64]:

@@ -104,6 +104,16 @@ def test_until_off_was_measured_the_odds_decide_and_the_fuller_the_batch_the_wor
     assert plan_for(hopeless).summary == "off at batch 1-32"
 
 
+@pytest.mark.parametrize(("accepted", "runs"), [(0.44, 5), (0.2, 0)])
+def test_until_off_was_measured_a_measured_length_goes_on_while_it_is_predicted_no_worse(accepted: float, runs: int) -> None:
+    """To stop a fleet on a model's guess costs each replica a restart, while one of them measures off in a second."""
+    running = plan_for(known({(8, 0): 0.1, (8, 5): 0.1}))
+    assert running.num_speculative_tokens(8) == 5
+    evidence = known({(8, 5): 0.1}, acceptance=(accepted, accepted / 2, 0.0, 0.0, 0.0))
+    assert plan_for(evidence).num_speculative_tokens(8) == 0, "the odds"
+    assert plan_for(evidence, running).num_speculative_tokens(8) == runs
+
+
 def test_where_only_off_was_measured_speculation_runs_as_measured_batches_nearby_tell() -> None:
     around = {(batch, length): (0.1 + 0.0005 * batch) * (1.0 + 0.05 * length) for batch in (4, 12) for length in (0, 1, 3, 5)}
     plan = plan_for(known({**around, (8, 0): 0.104}))
