@@ -36,10 +36,7 @@ RETRY_S: Final = 5.0
 """Pause after a round that brought nothing yet: what it still lacks is asked for again."""
 FIRST_PAUSE_S: Final = 10.0
 LONGEST_PAUSE_S: Final = 120.0
-"""Pause after the first round that was heard, and the longest: what was just measured is in doubt, but not unmeasured."""
-REPAID_TIMES: Final = 20.0
-"""A pause ends early where knowing more may by then have earned this many times what it costs: sixteen replicas that stay off in
-doubt lose more in a second than one of them in looking again."""
+"""Of one replica, after the first round that was heard, and the longest: what was just measured is in doubt, but not unmeasured."""
 PAYS_BACK_S: Final = 120.0
 """A measurement that is not expected to earn its cost within so long can wait: it is paid out of a share of the output, never
 out of a cold start's grant."""
@@ -52,23 +49,23 @@ class Round:
     number: int
     began_s: float
 
-    def may_ask(self, now_s: float, measured_at_s: float, repaid_s: float) -> bool:
-        """Whether replicas may be asked at `now_s`; the cell was last heard of at `measured_at_s`.
+    def may_ask(self, now_s: float, measured_at_s: float, replicas: float) -> bool:
+        """Whether one of so many `replicas` may be asked at `now_s`; the cell was last heard of at `measured_at_s`.
 
         What a round still lacks is asked for again soon; one that was heard is followed by a pause, doubled each time, so that
-        no tie is measured for ever. The pause ends after `repaid_s`, in which knowing more is expected to repay it many times.
+        no tie is measured for ever. Each replica pauses as long as one alone would, so that a group looks again sooner.
 
-        >>> [Round(1, 100.0).may_ask(at_s, 90.0, repaid_s=60.0) for at_s in (100.0, 104.0, 105.0)]
+        >>> [Round(1, 100.0).may_ask(at_s, 90.0, replicas=1) for at_s in (100.0, 104.0, 105.0)]
         [True, False, True]
-        >>> [Round(1, 100.0).may_ask(at_s, 103.0, repaid_s=60.0) for at_s in (105.0, 111.0)]
+        >>> [Round(1, 100.0).may_ask(at_s, 103.0, replicas=1) for at_s in (105.0, 111.0)]
         [False, True]
-        >>> [Round(1, 100.0).may_ask(at_s, 103.0, repaid_s=2.0) for at_s in (104.0, 105.0)]
+        >>> [Round(3, 100.0).may_ask(at_s, 103.0, replicas=4) for at_s in (109.0, 110.0)]
         [False, True]
         """
         if now_s == self.began_s:
             return True
-        pause_s = FIRST_PAUSE_S * 2.0 ** min(self.number - 1, 16) if measured_at_s > self.began_s else RETRY_S
-        return now_s - self.began_s >= min(pause_s, LONGEST_PAUSE_S, max(repaid_s, RETRY_S))
+        pause_s = min(FIRST_PAUSE_S * 2.0 ** min(self.number - 1, 16), LONGEST_PAUSE_S) / max(replicas, 1.0)
+        return now_s - self.began_s >= (max(pause_s, RETRY_S) if measured_at_s > self.began_s else RETRY_S)
 
     def asked(self, now_s: float, measured_at_s: float) -> Round:
         """The round in which a replica is asked at `now_s`: the same one until it was heard."""
@@ -165,17 +162,16 @@ def deal(
         known = view.evidence.cells.get(cell)
         measured_at_s = known.measured_at_s if known is not None else -math.inf
         round_ = rounds.get(cell, Round(0, -math.inf))
-        earns_tokens_per_s = gain_tokens_per_s * busy[cell[0]]
-        repaid_s = REPAID_TIMES * (cost_of_steps_tokens + 1.0) / max(earns_tokens_per_s, 1e-9)
-        if not round_.may_ask(view.now_s, measured_at_s, repaid_s):
+        if not round_.may_ask(view.now_s, measured_at_s, busy[cell[0]]):
             continue
+        earns_tokens = PAYS_BACK_S * gain_tokens_per_s * busy[cell[0]]
         drafting = {held.replica_id for held in open_segments if held.cell[1]}
         asked = _askable(cell, by_bucket[cell[0]], explorers, contributions, open_segments, rng, view.now_s)
         if asked is None:
             continue
         restart = explorers[asked].restart_tokens if cell[1] and asked not in drafting else 0.0
         cost_tokens = cost_of_steps_tokens + restart
-        can_wait = cost_tokens > PAYS_BACK_S * earns_tokens_per_s
+        can_wait = cost_tokens > earns_tokens
         if cost_tokens > allowance.most_tokens or can_wait in saved_for:
             continue
         if not allowance.reaches_for(cost_tokens, can_wait):

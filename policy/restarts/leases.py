@@ -132,7 +132,7 @@ def decide_restarts(
     return after, limits, used
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)
 def _limits(micro_restart_tokens: int, catch_up_chunk_tokens: int, leases: tuple[Lease, ...], reason: str) -> RestartLimits:
     """Shared by replicas and decisions: most say the same as last time."""
     return RestartLimits(
@@ -162,9 +162,10 @@ class _BucketValues:
     """Tokens that one second at OFF costs afterwards, because what it generates is recomputed; or what a plan loses."""
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)
 def _bucket_values(plan_goodput: PlanGoodput, catch_up: CatchUpEvidence, catch_up_slowdown: float) -> _BucketValues:
-    """Cached until the next re-plan: a group decides more often than it re-plans."""
+    """Cached until the next re-plan, for as many groups: a group decides more often than it re-plans. One is 20 KB and a tenth of a
+    millisecond, so that a cache for a thousand groups would be an hour's growth of the process in a fleet of one."""
     off = _off_goodputs(plan_goodput)
     engines, gains, ordered_gains, lag_costs = [], {}, {}, {}
     for bucket in buckets_up_to(plan_goodput.max_num_seqs):

@@ -17,8 +17,8 @@ from nightjar.policy.planners.base import GroupView
 from nightjar.policy.planners.calibration import Measurement
 from nightjar.policy.trials import (
     LEFT_BUCKET_S,
+    LONGEST_PAUSE_S,
     PAYS_BACK_S,
-    REPAID_TIMES,
     RETRY_S,
     Exploration,
     Explorer,
@@ -111,35 +111,34 @@ def test_a_cell_is_asked_of_one_that_has_not_measured_it() -> None:
     assert desk.asked == {"r4"}
 
 
-def asked_at_s(*wanted: Measurement) -> list[float]:
-    """When a lone replica is asked for a cell in 400 s, of which each round from the third on is heard of."""
-    desk, asked = Desk(1), []
+def pauses_of(replicas: int) -> list[float]:
+    """Between two times that anybody is asked for a cell in 400 s, of which each round from the third on is heard of."""
+    desk, asked_at_s = Desk(replicas), []
     for tick in range(400):
         now_s = float(tick)
         known = {held.segment.segment_id for held in desk.exploration.segments}
-        desk.tick(now_s, *wanted)
-        if any(held.segment.segment_id not in known for held in desk.exploration.segments):
-            asked.append(now_s)
-            last = desk.exploration.segments[-1].segment.segment_id
-            desk.explorers["r0"] = replace(desk.explorers["r0"], finished_segment_id=last)
-            if len(asked) > 2:
-                desk.measured_at_s = now_s + 0.5
-    return asked
+        desk.tick(now_s)
+        for held in desk.exploration.segments:
+            if held.segment.segment_id not in known:
+                asked_at_s.append(now_s)
+                desk.explorers[held.replica_id] = replace(
+                    desk.explorers[held.replica_id], finished_segment_id=held.segment.segment_id
+                )
+                if len(asked_at_s) > 2:
+                    desk.measured_at_s = now_s + 0.5
+    return [later - earlier for earlier, later in pairwise(asked_at_s)]
 
 
 def test_a_round_that_brought_nothing_is_repeated_soon_and_one_that_was_heard_pauses_longer_each_time() -> None:
-    pauses = [later - earlier for earlier, later in pairwise(asked_at_s(measurement(gain_tokens_per_s=0.1)))]
+    pauses = pauses_of(replicas=1)
     assert pauses[:2] == [RETRY_S, RETRY_S]
     assert pauses[2:] == sorted(pauses[2:])
-    assert pauses[-1] > 4 * pauses[2]
+    assert pauses[-1] == LONGEST_PAUSE_S
 
 
-def test_a_round_that_was_heard_is_repeated_once_it_may_have_earned_its_cost_twenty_times() -> None:
-    cost_tokens, gain_tokens_per_s = 10.0, 10.0
-    pauses = [later - earlier for earlier, later in pairwise(asked_at_s(measurement(0.1, cost_tokens, gain_tokens_per_s)))]
-    repaid_s = REPAID_TIMES * (cost_tokens + 1.0) / gain_tokens_per_s
-    assert set(pauses[-5:]) == {repaid_s}
-    assert max(asked_at_s(measurement(gain_tokens_per_s=100.0))) > 400.0 - 2 * RETRY_S
+def test_of_more_replicas_each_pauses_as_long_so_that_the_group_looks_again_sooner() -> None:
+    assert max(pauses_of(replicas=4)) == LONGEST_PAUSE_S / 4
+    assert max(pauses_of(replicas=100)) == RETRY_S
 
 
 def test_a_measurement_that_does_not_pay_back_soon_is_not_paid_from_the_cold_starts_grant() -> None:
