@@ -164,7 +164,7 @@ class _BucketValues:
 
 @lru_cache(maxsize=128)
 def _bucket_values(plan_goodput: PlanGoodput, catch_up: CatchUpEvidence, catch_up_slowdown: float) -> _BucketValues:
-    """Cached until the next re-plan, for as many groups: a group decides more often than it re-plans. One is 20 KB and a tenth of a
+    """Cached until the next re-plan, for as many groups: a group decides more often than it re-plans. One is 8 KB and a tenth of a
     millisecond, so that a cache for a thousand groups would be an hour's growth of the process in a fleet of one."""
     off = _off_goodputs(plan_goodput)
     engines, gains, ordered_gains, lag_costs = [], {}, {}, {}

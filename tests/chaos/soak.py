@@ -2,18 +2,21 @@
 
 In the first third all kinds of faults come; afterwards those alone that leave the policy actor and the replicas the processes that
 they are, so that the memory of each can be compared. Exit code 1 where one grew by more than 5 %, was replaced, or something else
-that must hold did not (verdict.py).
+that must hold did not (verdict.py). Every sample of memory is kept in the folder of `--runs`.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import replace
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Final, Self
 
 import psutil
@@ -79,6 +82,14 @@ def our_pids(system: ChaosSystem) -> dict[str, int]:
     return {"policy actor": system.policy().pid, **replicas}
 
 
+def keep_samples(runs: Path, samples: Sequence[Sample]) -> Path:
+    """Write them, one JSON line each, into a new file. Returns it."""
+    runs.mkdir(parents=True, exist_ok=True)
+    path = runs / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-memory.jsonl"
+    path.write_text("".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
+    return path
+
+
 def print_growth(console: Console, grown: tuple[Growth, ...]) -> None:
     """A row a process."""
     table = Table(title="resident memory, means of a third", title_justify="left")
@@ -94,6 +105,7 @@ def print_growth(console: Console, grown: tuple[Growth, ...]) -> None:
 def main(
     minutes: Annotated[float, typer.Option(min=1.0, help="How long, after the start.")] = 30.0,
     seed: Annotated[int, typer.Option(help="Of the faults.")] = 1,
+    runs: Annotated[Path, typer.Option(help="Folder for the samples of memory.")] = Path("runs/soak"),
 ) -> None:
     """Run the soak and print its tables."""
     console, third_s, numbers = Console(file=sys.__stdout__, width=160), 60.0 * minutes / 3.0, itertools.count(1)
@@ -113,6 +125,7 @@ def main(
         used = (_processor_seconds() - before_s) / (2.0 * third_s)
     grown = growth(sampler.samples, third_s)
     print_growth(console, grown)
+    console.print(f"samples of memory: {keep_samples(runs, sampler.samples)}")
     console.print(f"processor time of everything together: {used:.0%} of one core")
     too_large = [one for one in grown if one.ratio > MOST_GROWTH]
     raise typer.Exit(1 if too_large or first.broken() or rest.broken() else 0)
