@@ -164,8 +164,8 @@ class _BucketValues:
 
 @lru_cache(maxsize=128)
 def _bucket_values(plan_goodput: PlanGoodput, catch_up: CatchUpEvidence, catch_up_slowdown: float) -> _BucketValues:
-    """Cached until the next re-plan, for as many groups: a group decides more often than it re-plans. One is 8 KB and a tenth of a
-    millisecond, so that a cache for a thousand groups would be an hour's growth of the process in a fleet of one."""
+    """Cached until the next re-plan: a group decides more often than it re-plans. An entry is 8 KB, and old ones stay until newer
+    ones take their place: a larger cache grows for an hour in a fleet of one group. Above 128 groups each decision computes."""
     off = _off_goodputs(plan_goodput)
     engines, gains, ordered_gains, lag_costs = [], {}, {}, {}
     for bucket in buckets_up_to(plan_goodput.max_num_seqs):

@@ -123,9 +123,9 @@ def main(
             rest = endure(system, faults(2, third_s, seed, GENTLE, numbers), say)
         print_table(console, "middle and last third", rest)
         used = (_processor_seconds() - before_s) / (2.0 * third_s)
+    console.print(f"samples of memory: {keep_samples(runs, sampler.samples)}")
     grown = growth(sampler.samples, third_s)
     print_growth(console, grown)
-    console.print(f"samples of memory: {keep_samples(runs, sampler.samples)}")
     console.print(f"processor time of everything together: {used:.0%} of one core")
     too_large = [one for one in grown if one.ratio > MOST_GROWTH]
     raise typer.Exit(1 if too_large or first.broken() or rest.broken() else 0)

@@ -54,12 +54,12 @@ LEAST_S, WINDOW_S = 30, 10
 NEWCOMER, NEWCOMER_STEPS = "newcomer", 300
 MOST_GOODPUT_APART = 1 - WITHIN
 """Of the two plans' K, in shares of the oracle's goodput. Both may be so far from the oracle and count as learned."""
-MOST_TOKENS_APART = 0.03
+MOST_TOKENS_APART = 0.02
 """As a share. The engines' luck is the same on both sides, so that only different K make a difference."""
-MOST_LOSS_APART = 0.02
-"""In shares of what the oracle gives, beyond what the simulator's draws are apart: a busy machine's late settings. A group that
-waits for leases that never come loses 4 % and more."""
-DRAWS = 8
+MOST_LOSS_APART = 0.01
+"""In shares of what the oracle gives, beyond what the simulator's draws are apart: a busy machine's late settings."""
+SEEDS, TICK_PHASES_S = 3, (0.0, 0.25, 0.5, 0.75, 0.96)
+"""Of the simulator's draws. A decision that comes just after the load stands on one step of each replica, and may stop them all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,21 +147,26 @@ def test_newcomer_has_the_groups_plan_before_its_first_request_and_measures_noth
 
 
 def test_simulator_learns_a_plan_as_good_and_loses_as_much_on_the_way(run: Run) -> None:
-    """A cold group loses 0.1 to 2 % in so short a time, by what it happens to measure first: so several draws are compared with."""
-    draws = [simulate(replace(scenario("pooled", POOLED, seed), duration_s=float(run.seconds))) for seed in range(DRAWS)]
+    """A cold group loses 0.1 to 3 % in so short a time, by when the load begins and what it happens to measure first."""
+    draws = [
+        simulate(replace(scenario("pooled", POOLED, seed, IDLE_S + phase_s), duration_s=float(run.seconds)))
+        for phase_s in TICK_PHASES_S
+        for seed in range(SEEDS)
+    ]
     plan = draws[0].replicas[0].plan
     assert plan is not None
     assert true_share(run.pooled[0].plan) == pytest.approx(true_share_of(plan[batch_bucket(ROWS)]), abs=MOST_GOODPUT_APART)
     real = between(run.pooled, 0, run.seconds)
-    assert real.tokens == pytest.approx(draws[0].totals.tokens, rel=MOST_TOKENS_APART)
+    tokens = [draw.totals.tokens for draw in draws]
+    assert min(tokens) * (1.0 - MOST_TOKENS_APART) <= real.tokens <= max(tokens) * (1.0 + MOST_TOKENS_APART)
     shares = [share_of_best(draw.totals) for draw in draws]
     assert min(shares) - MOST_LOSS_APART <= share_of_best(real) <= max(shares) + MOST_LOSS_APART
 
 
-def scenario(tag: str, replicas: int, seed: int) -> Scenario:
+def scenario(tag: str, replicas: int, seed: int, idle_s: float = IDLE_S) -> Scenario:
     """A group of its own, without requests at first, then with a constant batch in every engine."""
     group = PROFILE.group.model_copy(update={"engine_version": f"{PROFILE.group.engine_version} {tag}"})
-    regime = Regime((Phase("idle", IDLE_S, requests_per_s=0.0), Phase("busy", 2 * PATIENCE_S, users=ROWS * replicas)))
+    regime = Regime((Phase("idle", idle_s, requests_per_s=0.0), Phase("busy", 2 * PATIENCE_S, users=ROWS * replicas)))
     return Scenario(
         profile=PROFILE.model_copy(update={"group": group}),
         workload=workload(NOMINAL, regime),
