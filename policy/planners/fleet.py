@@ -6,6 +6,7 @@ doubt. Fails towards off: what is not known beyond doubt to beat off does not ru
 One exception, for seconds: engines draft by their own settings before the first plan, and to stop them only to learn that
 they were right costs every one of them a restart. Until off itself was measured, an arm may run that has the odds on its side, and
 one that was measured goes on while it is predicted no worse than off: one replica measures off within seconds for all others.
+On a handful of steps the plan does not change at all.
 """
 
 from __future__ import annotations
@@ -104,12 +105,18 @@ def choose_cold(model: GoodputModel, present: npt.NDArray[np.int64], view: Group
     """Index of the arm to run in each bucket before off was measured, given the index of the one that runs now.
 
     The arm with the best odds; but where that is off, a present K that was measured stays while it is predicted no worse.
+    Nothing changes on fewer clean steps than one measurement has for each replica, but for the operator's limit: where load
+    begins just before a tick, one step of each is all that is known, and stopping on it cost a whole group its restarts.
     """
     buckets = np.arange(len(present))
+    allowed = model.allowed[buckets, present]
     was_measured = np.array([(bucket, model.arms[arm]) in view.evidence.cells for bucket, arm in enumerate(present)])
     no_worse = model.log_goodput[buckets, present] >= model.log_goodput[:, 0]
     odds = favourites(model)
-    return np.where((odds == 0) & was_measured & no_worse & model.allowed[buckets, present], present, odds)
+    clean_steps = sum(cell.steps for cell in view.evidence.cells.values())
+    too_few = view.present is not None and 0 < clean_steps < view.settings.calibration_clean_steps * view.replicas
+    stays = too_few | ((odds == 0) & was_measured & no_worse)
+    return np.where(stays & allowed, present, odds)
 
 
 def favourites(model: GoodputModel) -> npt.NDArray[np.int64]:

@@ -114,6 +114,25 @@ def test_until_off_was_measured_a_measured_length_goes_on_while_it_is_predicted_
     assert plan_for(evidence, running).num_speculative_tokens(8) == runs
 
 
+@pytest.mark.parametrize(("steps", "replicas", "goes_on"), [(7.0, 1, True), (8.0, 1, False), (127.0, 16, True), (128.0, 16, False)])
+def test_a_cold_group_changes_nothing_on_fewer_steps_than_one_measurement_has_for_each_replica(
+    steps: float, replicas: int, goes_on: bool
+) -> None:
+    """Load that begins just before a tick: one step of each replica said nothing yet, and sixteen paid a restart for it."""
+
+    def plan_on(evidence: Evidence, present: GroupPlan | None, settings: OperatorSettings = SETTINGS) -> GroupPlan:
+        view = GroupView(KEY, settings, evidence, present, replicas=replicas)
+        return fleet_plan(view, view.goodput_model())
+
+    first = plan_on(Evidence(), None)
+    assert first.num_speculative_tokens(1) > 0
+    hopeless = known({(1, first.num_speculative_tokens(1)): 0.05}, acceptance=(0.05, 0.0, 0.0, 0.0, 0.0), steps=steps)
+    assert (plan_on(hopeless, first).rows == first.rows) == goes_on
+    assert plan_on(hopeless, None).num_speculative_tokens(1) == 0, "no plan to go on with"
+    limited = SETTINGS.model_copy(update={"max_step_ms": 1.0})
+    assert plan_on(hopeless, first, limited).num_speculative_tokens(1) == 0, "the operator's limit holds at once"
+
+
 def test_where_only_off_was_measured_speculation_runs_as_measured_batches_nearby_tell() -> None:
     around = {(batch, length): (0.1 + 0.0005 * batch) * (1.0 + 0.05 * length) for batch in (4, 12) for length in (0, 1, 3, 5)}
     plan = plan_for(known({**around, (8, 0): 0.104}))
