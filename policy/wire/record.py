@@ -8,6 +8,7 @@ Fails closed: bytes that are too long, not msgpack or out of bounds raise `WireE
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Self
 
 import msgpack
@@ -53,6 +54,17 @@ class Record(BaseModel):
 
     max_wire_bytes: ClassVar[int] = MAX_RECORD_BYTES
     """The longest wire form that is parsed."""
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values, which pydantic takes unchecked.
+
+        Raises TypeError for what is no field: pydantic would keep it, and what moved to another record would change nothing.
+        """
+        fields = type(self).model_fields
+        unknown = sorted(set(update or ()) - fields.keys())
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no {', '.join(unknown)}; its fields are {', '.join(fields)}")
+        return super().model_copy(update=update, deep=deep)
 
     def to_wire(self) -> bytes:
         """msgpack of the record's plain form; fields that are None are left out."""

@@ -160,7 +160,9 @@ def _settings(role: Role, leases: tuple[Lease, ...] = ()) -> Any:
         TableRow(first_batch_size=SPECULATED_BATCH + 1, last_batch_size=PRESSED_NUM_SEQS, num_speculative_tokens=0),
     )
     offload = OperatorSettings(draft_offload="under_memory_pressure").offload_rules() if role == "lends" else None
-    return by_plan(rows).model_copy(update={"offload": offload, "leases": leases})
+    settings = by_plan(rows)
+    restarts = settings.restarts.model_copy(update={"leases": leases})
+    return settings.model_copy(update={"offload": offload, "restarts": restarts})
 
 
 def _grant(engine: Engine) -> None:

@@ -171,6 +171,13 @@ def test_a_report_of_an_older_version_that_lacks_optional_fields_is_understood()
     assert LoadReport.from_wire(msgpack.packb(older)) == LoadReport.from_wire(msgpack.packb(report_fields()))
 
 
+def test_a_copy_with_what_is_no_field_is_refused() -> None:
+    row = TableRow(first_batch_size=1, last_batch_size=4, num_speculative_tokens=2)
+    assert row.model_copy(update={"last_batch_size": 8}).last_batch_size == 8
+    with pytest.raises(TypeError, match="TableRow has no leases; its fields are first_batch_size, last_batch_size"):
+        row.model_copy(update={"leases": ()})
+
+
 def test_an_oversized_record_is_refused_unread() -> None:
     with pytest.raises(WireError, match=f"LoadReport: {MAX_RECORD_BYTES + 1} bytes, allowed are at most {MAX_RECORD_BYTES}"):
         LoadReport.from_wire(b"\x00" * (MAX_RECORD_BYTES + 1))
