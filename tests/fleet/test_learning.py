@@ -59,7 +59,7 @@ MOST_TOKENS_APART = 0.02
 MOST_LOSS_APART = 0.01
 """In shares of what the oracle gives, beyond what the simulator's draws are apart: a busy machine's late settings."""
 SEEDS, TICK_PHASES_S = 3, (0.0, 0.25, 0.5, 0.75, 0.96)
-"""Of the simulator's draws. A decision that comes just after the load stands on one step of each replica, and may stop them all."""
+"""Of the simulator's draws: when load begins between two ticks decides how much is known at the first of them."""
 
 
 @dataclass(frozen=True, slots=True)
