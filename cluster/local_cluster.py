@@ -9,6 +9,7 @@ RAY_enable_metrics_collection=1 brings Ray's and vLLM's Prometheus metrics back.
 
 It runs until its stdin closes. Ray's daemons are started with the parent-death signal and end even if this process is killed.
 Fails with the file's, Ray's or Serve's words on stderr and exit code 1; the temp folder with the logs is then kept and named.
+Where Ray's node was too slow to start, the exit code is START_AGAIN.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any, Final
 
 from nightjar.cluster.api_token import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, TokenError, configured_token
 from nightjar.cluster.http_client import DEFAULT_URL
-from nightjar.cluster.local_session import STOPPED_BEFORE_SERVING
+from nightjar.cluster.local_session import START_AGAIN, STOPPED_BEFORE_SERVING
 from nightjar.cluster.ports import PortError, choose_port
 from nightjar.cluster.progress import Progress
 from nightjar.cluster.serve_config import POLICY_IMPORT_PATH, ServeFile, ServeFileError, load_serve_file
@@ -41,6 +42,9 @@ MAX_TEMP_FOLDER_LENGTH: Final = 32
 DEPLOY_POLL_PERIOD_S: Final = 0.5
 WATCH_PERIOD_S: Final = 5.0
 HEARTBEAT_PERIOD_S: Final = 1.0
+NODE_TIMED_OUT: Final = "The current node timed out during startup"
+"""Ray's words (`ray._private.node.Node`, Ray 2.60). Its raylet ends where its agents are not up after 15 s, which nothing changes
+(ray-project/ray, issue 65983): it happens on a machine that is busy just then."""
 
 QUIET_ENVIRONMENT: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -54,6 +58,10 @@ QUIET_ENVIRONMENT: Final = {
 
 class ClusterError(Exception):
     """The cluster or an application did not start, or stopped on its own. The message is for the operator."""
+
+
+class NodeTooSlowError(ClusterError):
+    """Ray's node was not up in the time that Ray gives it. Another start may do."""
 
 
 class LocalCluster:
@@ -79,7 +87,8 @@ class LocalCluster:
         except ClusterError:
             raise
         except Exception as error:
-            raise ClusterError(f"Ray: {type(error).__name__}: {error}") from error
+            kind = NodeTooSlowError if NODE_TIMED_OUT in str(error) else ClusterError
+            raise kind(f"Ray: {type(error).__name__}: {error}") from error
         finally:
             self._shut_down()
 
@@ -241,7 +250,8 @@ def main(file: str, port: str, output: str) -> int:
             lambda: announce(serve_file, url, folder, output == "json", instead_of)
         )
     except ClusterError as error:
-        return complain(f"{error}\nlogs are kept in {folder}")
+        code = complain(f"{error}\nlogs are kept in {folder}")
+        return START_AGAIN if isinstance(error, NodeTooSlowError) else code
     shutil.rmtree(folder, ignore_errors=True)
     return 0 if served else STOPPED_BEFORE_SERVING
 

@@ -2,7 +2,8 @@
 
 Ray installs signal handlers that abort, so it lives in a child process with a session of its own, where no Ctrl-C arrives.
 The child's stdin is its lifeline: closed, or lost with this process, it stops everything and ends. Whatever of its session
-outlives it (a crash, a hung engine) is killed here. Fails closed: a second signal or STOP_TIMEOUT_S ends the session at once.
+outlives it (a crash, a hung engine) is killed here. A child that ends with START_AGAIN is started a second time, once.
+Fails closed: a second signal or STOP_TIMEOUT_S ends the session at once.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ KILLED_TIMEOUT_S: Final = 10.0
 """A killed process is gone once it gets processor time, which on a busy machine is not at once."""
 POLL_PERIOD_S: Final = 0.2
 STOPPED_BEFORE_SERVING: Final = 75
+START_AGAIN: Final = 76
+"""Exit code of a child that failed for a reason that may be gone at the next start."""
 
 
 class LocalSession:
@@ -41,6 +44,16 @@ class LocalSession:
         """
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
+        code = self._run_child()
+        if code == START_AGAIN and not self._signal:
+            sys.stderr.write("starting once more\n")
+            code = self._run_child()
+        if code == START_AGAIN:
+            code = 1
+        return 128 + self._signal if self._signal and code else code
+
+    def _run_child(self) -> int:
+        """Start the command, wait for its end, and end what is left of its session. Returns its exit code."""
         self._child = subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True)
         if self._signal:
             self._ask_to_stop()
@@ -48,8 +61,7 @@ class LocalSession:
             time.sleep(POLL_PERIOD_S)
         self._ask_to_stop()
         end_session(self._child.pid, 0.0 if self._hurry else LEFTOVER_TIMEOUT_S)
-        code = self._child.wait()
-        return 128 + self._signal if self._signal and code else code
+        return self._child.wait()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._hurry = bool(self._signal)

@@ -6,12 +6,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from nightjar.cluster import local_session
+from nightjar.cluster.local_cluster import NODE_TIMED_OUT, ClusterError, LocalCluster, NodeTooSlowError
 from nightjar.cluster.local_session import LocalSession, end_session, session_members
 from nightjar.cluster.ports import PortError, choose_port, free_port
 from nightjar.cluster.progress import MAX_SILENCE_S, Progress
+from nightjar.cluster.serve_config import ServeFile
 
 STOPS_WHEN_ITS_LIFELINE_CLOSES = """
 import subprocess, sys
@@ -98,6 +102,50 @@ def wait_for_end(pid: int) -> bool:
 
 def test_a_child_that_fails_on_its_own_gives_its_code() -> None:
     assert LocalSession([sys.executable, "-c", "raise SystemExit(3)"]).run() == 3
+
+
+SUCCEEDS_AT_ITS_LAST_START = """
+import os, pathlib, subprocess, sys
+folder, starts = pathlib.Path({folder!r}), {starts}
+(folder / str(os.getpid())).touch()
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+sys.exit(0 if len(list(folder.iterdir())) >= starts else 76)
+"""
+
+
+@pytest.mark.parametrize(("starts_that_it_takes", "code"), [(1, 0), (2, 0), (3, 1)])
+def test_a_child_that_asks_for_another_start_gets_one_and_only_one(
+    starts_that_it_takes: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_session, "LEFTOVER_TIMEOUT_S", 0.2)
+    (folder := tmp_path / "starts").mkdir()
+    program = SUCCEEDS_AT_ITS_LAST_START.format(folder=str(folder), starts=starts_that_it_takes)
+    assert LocalSession([sys.executable, "-c", program]).run() == code
+    sessions = [int(file.name) for file in folder.iterdir()]
+    assert len(sessions) == min(2, starts_that_it_takes)
+    assert [session_members(session) for session in sessions] == [[]] * len(sessions)
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        (f"{NODE_TIMED_OUT}. This could happen because some of the raylet failed to startup.", NodeTooSlowError),
+        ("out of memory", ClusterError),
+    ],
+)
+def test_a_node_that_ray_found_too_slow_is_told_from_other_failures(
+    words: str, kind: type[ClusterError], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(_: LocalCluster) -> None:
+        raise Exception(words)
+
+    monkeypatch.setattr(LocalCluster, "_start", fail)
+    monkeypatch.setattr(LocalCluster, "_shut_down", lambda _: None)
+    serve_file = ServeFile(tmp_path / "serve.yaml", {}, (), "127.0.0.1", 8000)
+    cluster = LocalCluster(serve_file, 8000, tmp_path, Progress(lambda _: None), threading.Event())
+    with pytest.raises(ClusterError, match=f"Ray: Exception: {words}") as raised:
+        cluster.serve(lambda: None)
+    assert type(raised.value) is kind
 
 
 def test_a_port_that_was_asked_for_and_is_taken_is_refused_by_name() -> None:

@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from nightjar.cluster.client import PolicyClient, PolicyUnavailable, get_or_create_policy_actor
-from nightjar.cluster.local_cluster import QUIET_ENVIRONMENT
+from nightjar.cluster.local_cluster import NODE_TIMED_OUT, QUIET_ENVIRONMENT
 from nightjar.deployments.engine.environment import ENGINE_FOLDER_VARIABLE
 from nightjar.deployments.engine_watch import HUNG_AFTER_S
 from nightjar.deployments.models import ModelError, resolve_model
@@ -136,14 +136,7 @@ def serve_cluster(*, with_metrics: bool = False, num_cpus: int = 4) -> Iterator[
         environment.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
         environment.setenv("RAY_worker_niceness", "0")  # Ray's 15 starves an engine whose core another process keeps busy
         port = free_port()
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            object_store_memory=80 << 20,
-            log_to_driver=False,
-            _temp_dir=str(folder),
-        )
+        _start_ray(folder, num_cpus)
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             yield ServeCluster(url=f"http://127.0.0.1:{port}")
@@ -153,6 +146,23 @@ def serve_cluster(*, with_metrics: bool = False, num_cpus: int = 4) -> Iterator[
                 ray.kill(get_or_create_policy_actor(), no_restart=True)
             ray.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start_ray(folder: Path, num_cpus: int) -> None:
+    """Once more where Ray's node was too slow to start: see NODE_TIMED_OUT."""
+    import ray
+
+    options = {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": 80 << 20, "log_to_driver": False}
+    try:
+        ray.init(address="local", _temp_dir=str(folder), **options)
+    except Exception as error:
+        if NODE_TIMED_OUT not in str(error):
+            raise
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if any(str(folder) in word for word in process.cmdline()):
+                    process.kill()
+        ray.init(address="local", _temp_dir=str(folder), **options)
 
 
 def serve_status() -> Any:
