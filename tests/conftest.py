@@ -1,4 +1,4 @@
-"""What every test needs, and in which order the slow modules begin."""
+"""What every test needs, in which order the slow modules begin, and which of them never run side by side."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Final
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling, LoadScopeScheduling
 
 # How long an example takes says nothing about the code on a machine that also runs engines.
 settings.register_profile("nightjar", deadline=None)
@@ -28,6 +30,29 @@ LONGEST_FIRST: Final = (
     "tests/engine/test_tensor_parallel_engine.py",
 )
 """Workers take whole modules (`make test`), and end together if the last ones are short."""
+
+SEVERAL_ENGINES: Final = (
+    "tests/test_readme.py::test_a_command_of_the_pages_does_what_it_says[make demo]",
+    "tests/deployments/test_by_hand.py",
+    "tests/deployments/test_serving.py",
+    "tests/deployments/test_serving_plainly.py",
+    "tests/deployments/test_serving_restarts.py",
+    "tests/monitoring/test_running_system.py",
+)
+"""They take 6 to 15 GiB each. Two of them side by side can fill a machine of 24 GiB; Ray's memory monitor then kills replicas."""
+
+
+class ByFileAndMemory(LoadFileScheduling):
+    """A worker takes a file at a time, and one worker takes all of SEVERAL_ENGINES."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "several engines" if nodeid.startswith(SEVERAL_ENGINES) else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling | None:
+    """Take the place of xdist's own --dist loadfile."""
+    return ByFileAndMemory(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_configure() -> None:
