@@ -43,8 +43,8 @@ DEPLOY_POLL_PERIOD_S: Final = 0.5
 WATCH_PERIOD_S: Final = 5.0
 HEARTBEAT_PERIOD_S: Final = 1.0
 NODE_TIMED_OUT: Final = "The current node timed out during startup"
-"""Ray's words (`ray._private.node.Node`, Ray 2.60). Its raylet ends where its agents are not up after 15 s, which nothing changes
-(ray-project/ray, issue 65983): it happens on a machine that is busy just then."""
+"""Ray's words (`ray._private.node.Node`, Ray 2.60). Its raylet ends where the node's agents are not up after 15 s, as on a busy
+machine. No setting changes that (ray-project/ray, issue 65983)."""
 
 QUIET_ENVIRONMENT: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -87,8 +87,10 @@ class LocalCluster:
         except ClusterError:
             raise
         except Exception as error:
-            kind = NodeTooSlowError if NODE_TIMED_OUT in str(error) else ClusterError
-            raise kind(f"Ray: {type(error).__name__}: {error}") from error
+            message = f"Ray: {type(error).__name__}: {error}"
+            if NODE_TIMED_OUT in message:
+                raise NodeTooSlowError(f"{message}\nRay gives a node's agents 15 s to start; is this machine busy?") from error
+            raise ClusterError(message) from error
         finally:
             self._shut_down()
 

@@ -46,7 +46,7 @@ class LocalSession:
             signal.signal(number, self._on_signal)
         code = self._run_child()
         if code == START_AGAIN and not self._signal:
-            sys.stderr.write("starting once more\n")
+            sys.stderr.write("trying a second time\n")
             code = self._run_child()
         if code == START_AGAIN:
             code = 1

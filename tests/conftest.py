@@ -42,11 +42,16 @@ SEVERAL_ENGINES: Final = (
 """They take 6 to 15 GiB each. Two of them side by side can fill a machine of 24 GiB; Ray's memory monitor then kills replicas."""
 
 
+def taken_together(nodeid: str) -> str:
+    """What one worker takes with this test: its file, or all of SEVERAL_ENGINES."""
+    return "several engines" if nodeid.startswith(SEVERAL_ENGINES) else nodeid.partition("::")[0]
+
+
 class ByFileAndMemory(LoadFileScheduling):
-    """A worker takes a file at a time, and one worker takes all of SEVERAL_ENGINES."""
+    """xdist's scheduler of whole files, with taken_together in the place of a file."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "several engines" if nodeid.startswith(SEVERAL_ENGINES) else super()._split_scope(nodeid)
+        return taken_together(nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -12,7 +12,7 @@ import pytest
 
 from nightjar.cluster import local_session
 from nightjar.cluster.local_cluster import NODE_TIMED_OUT, ClusterError, LocalCluster, NodeTooSlowError
-from nightjar.cluster.local_session import LocalSession, end_session, session_members
+from nightjar.cluster.local_session import START_AGAIN, LocalSession, end_session, session_members
 from nightjar.cluster.ports import PortError, choose_port, free_port
 from nightjar.cluster.progress import MAX_SILENCE_S, Progress
 from nightjar.cluster.serve_config import ServeFile
@@ -109,7 +109,7 @@ import os, pathlib, subprocess, sys
 folder, starts = pathlib.Path({folder!r}), {starts}
 (folder / str(os.getpid())).touch()
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-sys.exit(0 if len(list(folder.iterdir())) >= starts else 76)
+sys.exit(0 if len(list(folder.iterdir())) >= starts else {again})
 """
 
 
@@ -119,7 +119,7 @@ def test_a_child_that_asks_for_another_start_gets_one_and_only_one(
 ) -> None:
     monkeypatch.setattr(local_session, "LEFTOVER_TIMEOUT_S", 0.2)
     (folder := tmp_path / "starts").mkdir()
-    program = SUCCEEDS_AT_ITS_LAST_START.format(folder=str(folder), starts=starts_that_it_takes)
+    program = SUCCEEDS_AT_ITS_LAST_START.format(folder=str(folder), starts=starts_that_it_takes, again=START_AGAIN)
     assert LocalSession([sys.executable, "-c", program]).run() == code
     sessions = [int(file.name) for file in folder.iterdir()]
     assert len(sessions) == min(2, starts_that_it_takes)

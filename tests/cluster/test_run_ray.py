@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from nightjar.cluster.local_cluster import NODE_TIMED_OUT
 from nightjar.cluster.local_session import session_members
 from tests.cluster.nightjar_run import START_TIMEOUT_S, Run, wait_until
 from tests.ports import free_port
@@ -121,3 +122,9 @@ def test_a_signal_while_it_starts_leaves_nothing_behind(tmp_path: Path, phase: s
     assert run.stop(signal.SIGINT) == 128 + signal.SIGINT
     assert session_members(session) == []
     assert run.out.read_text() == ""
+
+
+def test_ray_still_says_in_these_words_that_a_node_was_too_slow() -> None:
+    from ray._private import node
+
+    assert NODE_TIMED_OUT in Path(node.__file__).read_text(encoding="utf-8")

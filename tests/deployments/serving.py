@@ -149,7 +149,7 @@ def serve_cluster(*, with_metrics: bool = False, num_cpus: int = 4) -> Iterator[
 
 
 def _start_ray(folder: Path, num_cpus: int) -> None:
-    """Once more where Ray's node was too slow to start: see NODE_TIMED_OUT."""
+    """Start Ray; where its node was too slow (NODE_TIMED_OUT), kill what is left of it and start Ray a second time."""
     import ray
 
     options = {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": 80 << 20, "log_to_driver": False}
