@@ -16,13 +16,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Final
 
 import structlog
 
-from nightjar.deployments.engine.environment import ENGINE_FOLDER_VARIABLE
+from nightjar.deployments.engine.environment import ENGINE_FOLDER_VARIABLE, SOCKETS_VARIABLE
 
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
 _PREFIX: Final = "nightjar-engine-"
@@ -78,6 +78,18 @@ def remove_with_engine(file: Path, environment: Mapping[str, str] = os.environ) 
     if folder := environment.get(ENGINE_FOLDER_VARIABLE):
         with _failing_open(file):
             (Path(folder) / file.name).symlink_to(file)
+
+
+def leave_absent_folder(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Called in an engine process: forget the folder that the environment names where it is not there.
+
+    vLLM's Ray executor copies the environment to workers on other nodes. Their sockets then lie where vLLM puts them.
+    """
+    folder = environ.get(ENGINE_FOLDER_VARIABLE, "")
+    if folder and not os.access(folder, os.W_OK | os.X_OK):
+        for name in (ENGINE_FOLDER_VARIABLE, SOCKETS_VARIABLE):
+            if environ.get(name) == folder:
+                del environ[name]
 
 
 def folders_beside(folder: Path) -> list[Path]:

@@ -15,9 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-REPLICA_PID_VARIABLE: Final = "NIGHTJAR_REPLICA_PID"
+REPLICA_VARIABLE: Final = "NIGHTJAR_REPLICA"
+"""Which process an engine's processes belong to (process_guard.py)."""
 CORES_VARIABLE: Final = "VLLM_CPU_OMP_THREADS_BIND"
 ENGINE_FOLDER_VARIABLE: Final = "NIGHTJAR_ENGINE_FOLDER"
+SOCKETS_VARIABLE: Final = "VLLM_RPC_BASE_PATH"
+"""vLLM's: where the sockets between an engine's processes lie."""
+_OF_THIS_PROCESS: Final = (REPLICA_VARIABLE, ENGINE_FOLDER_VARIABLE)
+"""Inherited, these would name another process, whose end would be this engine's."""
 DEFAULT_CPU_KV_CACHE_GIB: Final = 2
 _SOCKET_NAME_BYTES: Final = 36
 """vLLM names its sockets with UUIDs."""
@@ -31,7 +36,7 @@ class HostFacts:
     """What the environment of one engine depends on."""
 
     on_cpu: bool
-    replica_pid: int
+    replica: str  # its token (process_guard.py), empty where it has none
     local_rank: int  # of this replica among the deployment's replicas on this node
     cores_per_engine: int
     allowed_cores: tuple[int, ...]  # cores this process may run on
@@ -46,15 +51,14 @@ class HostFacts:
 def engine_environment(facts: HostFacts) -> dict[str, str]:
     """Variables to set before the engine's processes start, where the user has not set them."""
     values = {
-        REPLICA_PID_VARIABLE: str(facts.replica_pid),  # engine processes leave when this process does
+        REPLICA_VARIABLE: facts.replica,  # engine processes leave when this process does
+        ENGINE_FOLDER_VARIABLE: facts.engine_folder,
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # Ray's worker has threads; a fork of it may deadlock
     }
     if facts.models_are_local:
         values["HF_HUB_OFFLINE"] = "1"
-    if facts.engine_folder:
-        values[ENGINE_FOLDER_VARIABLE] = facts.engine_folder
-        if len(os.fsencode(facts.engine_folder)) + len("/") + _SOCKET_NAME_BYTES <= _MAX_SOCKET_PATH_BYTES:
-            values["VLLM_RPC_BASE_PATH"] = facts.engine_folder
+    if facts.engine_folder and len(os.fsencode(facts.engine_folder)) + len("/") + _SOCKET_NAME_BYTES <= _MAX_SOCKET_PATH_BYTES:
+        values[SOCKETS_VARIABLE] = facts.engine_folder
     if facts.on_cpu:
         values |= _cpu_environment(facts)
     return values
@@ -73,7 +77,6 @@ def gather_host_facts(*, local_rank: int, cores_per_engine: int, **rest: bool | 
     """Read this machine and process; the caller adds what only it knows."""
     library = Path(sys.prefix) / "lib" / "libiomp5.so"
     return HostFacts(
-        replica_pid=os.getpid(),
         local_rank=local_rank,
         cores_per_engine=cores_per_engine,
         allowed_cores=tuple(sorted(os.sched_getaffinity(0))),
@@ -83,11 +86,14 @@ def gather_host_facts(*, local_rank: int, cores_per_engine: int, **rest: bool | 
 
 
 def apply_environment(values: Mapping[str, str], environ: MutableMapping[str, str]) -> dict[str, str]:
-    """Set what is not set yet; preloaded libraries are added to those that the user preloads. Returns what was set."""
+    """Set what is not set yet, and what names this process; preloaded libraries are added to those that the user preloads.
+
+    Returns what was set.
+    """
     applied = {}
     for name, value in values.items():
         present = environ.get(name, "")
-        if not present:
+        if not present or name in _OF_THIS_PROCESS:
             applied[name] = value
         elif name == "LD_PRELOAD" and not any(library in present for library in _OPENMP_LIBRARIES):
             applied[name] = f"{present}:{value}"

@@ -1,11 +1,18 @@
 """Engine processes end with the Serve replica they belong to, also when it is killed with SIGKILL.
 
-vLLM's engine core and workers are processes of their own; a replica that is killed can not stop them, and one left behind keeps a
-GPU's or a core's memory. Each process therefore holds a pidfd of those it depends on and kills itself when one of them ends.
-A replica that died before the watch began is seen as well: its pid is then no ancestor of this process any more, even if
-another process got the same number. The thread that watches can not run while its process is stopped (SIGSTOP) or a native call
-holds the interpreter; so a process whose parent is watched also has the kernel kill it. Without the environment variable
-(somebody runs the engine by hand) nothing is watched.
+vLLM's engine core and workers are processes of their own; a replica that is killed cannot stop them, and one left behind keeps a
+GPU's or a core's memory. Each process therefore holds a pidfd of the replica and kills itself when that has ended. The replica is
+named by a token in the environment: its pid, when that process started, and where such a pid means anything (the pid namespace,
+and the boot of its kernel).
+
+The guard kills on a certainty alone and fails open. vLLM's Ray executor copies the environment into workers that are no children
+of the replica and may run on another node: a token of another namespace or node says nothing there, and nothing is watched (Ray
+ends a worker with its owner). In the same namespace a process that lives and started when the token says is the replica, parent or
+not. Where no process has that pid, or one that started at another time, the replica has ended, and this process does, too. What a
+sandbox refuses (no pidfd, no /proc) leaves the process unwatched.
+
+The thread that watches cannot run while its process is stopped (SIGSTOP) or a native call holds the interpreter; so a process whose
+parent is watched also has the kernel kill it.
 
 vLLM itself begins the watch, by an entry point of its group `vllm.general_plugins`, in engines that run nothing else of ours. Our
 scheduler and worker begin it once more, for where somebody's VLLM_PLUGINS leaves the entry point out.
@@ -21,45 +28,109 @@ import signal
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from nightjar.deployments.engine.environment import REPLICA_PID_VARIABLE
+import structlog
 
+from nightjar.deployments.engine.engine_folder import leave_absent_folder
+from nightjar.deployments.engine.environment import ENGINE_FOLDER_VARIABLE, REPLICA_VARIABLE
+
+_NOTE_PREFIX: Final = "process-"
+"""Of the files in an engine's folder that hold the token of one of its processes."""
 _PR_SET_PDEATHSIG: Final = 1  # <linux/prctl.h>
+_START_TIME_FIELD: Final = 22
+"""Of /proc/PID/stat, proc_pid_stat(5): clock ticks from boot to the start of the process."""
+
+log = structlog.get_logger(__name__)
+
+
+class ProcessToken(NamedTuple):
+    """What tells one process from all others, on any node and at any time."""
+
+    pid: int
+    start_ticks: int
+    pid_namespace: int
+    boot_id: str
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessToken:
+        """Of a process of this namespace. Raises OSError where it has ended, or /proc does not tell."""
+        return cls(pid, _start_ticks(pid), Path("/proc/self/ns/pid").stat().st_ino, _boot_id())
+
+    @classmethod
+    def parse(cls, text: str) -> ProcessToken:
+        """The inverse of `str`. Raises ValueError for what is no token."""
+        numbers = text.split(":")
+        if len(numbers) != len(cls._fields) or not all(number.isdecimal() for number in numbers[:3]) or not int(numbers[0]):
+            raise ValueError(
+                f"{REPLICA_VARIABLE} is {text!r}, allowed is pid:start:namespace:boot, as a replica sets it; unset it "
+                "to run an engine by hand"
+            )
+        return cls(int(numbers[0]), int(numbers[1]), int(numbers[2]), numbers[3])
+
+    def __str__(self) -> str:
+        return ":".join(map(str, self))
+
+    def is_of_this_namespace(self) -> bool:
+        """Whether its pid means the same process here. Raises OSError where that cannot be known."""
+        return (self.pid_namespace, self.boot_id) == (Path("/proc/self/ns/pid").stat().st_ino, _boot_id())
+
+
+def own_token() -> str:
+    """Of this process, for its engine's environment; empty where /proc does not tell, and nothing is watched then."""
+    try:
+        return str(ProcessToken.of(os.getpid()))
+    except OSError:
+        return ""
 
 
 def end_with_replica(environment: Mapping[str, str] = os.environ, *, and_parent: bool = False) -> bool:
-    """Kill this process (SIGKILL) as soon as the replica named by NIGHTJAR_REPLICA_PID has ended; say whether it is watched.
+    """Kill this process (SIGKILL) as soon as the replica that NIGHTJAR_REPLICA names has ended; say whether it is watched.
 
-    With `and_parent` also when the parent process ended (a worker's is its engine core).
-    Raises ValueError for a variable that is no process id.
+    A watched process is noted in the folder of its engine, where there is one. With `and_parent` also when the parent process
+    ended, where that one is below the replica (a worker's is its engine core). Raises ValueError for a variable that is no token.
     """
-    replica_pid = environment.get(REPLICA_PID_VARIABLE, "")
-    if not replica_pid:
+    variable = environment.get(REPLICA_VARIABLE, "")
+    if not variable:
         return False
-    if not replica_pid.isdecimal():
-        raise ValueError(f"{REPLICA_PID_VARIABLE} is {replica_pid!r}, allowed is a process id")
-    if int(replica_pid) == os.getpid():
-        return False
-    watched_pids = {int(replica_pid), os.getppid()} if and_parent else {int(replica_pid)}
-    if os.getppid() in watched_pids:
-        _end_with_parent()
+    replica = ProcessToken.parse(variable)
     poll = select.poll()
     try:
-        for pid in watched_pids:
-            poll.register(os.pidfd_open(pid), select.POLLIN)
-    except ProcessLookupError:
-        _end()
-    if not watched_pids <= _ancestors():
-        _end()
+        own = ProcessToken.of(os.getpid())
+        if replica == own or not replica.is_of_this_namespace() or not _watch(replica, poll):
+            return False
+    except OSError:
+        return False
+    parent_pid = os.getppid()
+    if parent_pid == replica.pid or (and_parent and replica.pid in _ancestors(parent_pid)):
+        _end_with_parent()
+        with contextlib.suppress(OSError):  # it has just ended, and the kernel knows
+            poll.register(os.pidfd_open(parent_pid), select.POLLIN)
+    if folder := environment.get(ENGINE_FOLDER_VARIABLE):
+        with contextlib.suppress(OSError):
+            (Path(folder) / f"{_NOTE_PREFIX}{own.pid}").write_text(str(own))
     threading.Thread(target=_wait, args=(poll,), name="nightjar-process-guard", daemon=True).start()
     return True
 
 
-def guard_vllm_process() -> None:
+def guard_vllm_process(*, and_parent: bool = False) -> None:
     """What vLLM calls in each of its processes; where no replica started it, nothing happens. Raises nothing."""
-    with contextlib.suppress(ValueError):
-        end_with_replica()
+    leave_absent_folder()
+    try:
+        end_with_replica(and_parent=and_parent)
+    except ValueError as error:
+        log.warning("process_not_guarded", reason=str(error))
+
+
+def noted_processes(folder: Path) -> list[int]:
+    """Pids of the processes of this node that were noted in an engine's folder and still live, whoever started them."""
+    found = []
+    for note in folder.glob(f"{_NOTE_PREFIX}*"):
+        with contextlib.suppress(OSError, ValueError):
+            token = ProcessToken.parse(note.read_text())
+            if token.is_of_this_namespace() and _start_ticks(token.pid) == token.start_ticks:
+                found.append(token.pid)
+    return found
 
 
 def kill_descendants() -> list[int]:
@@ -96,6 +167,20 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _watch(replica: ProcessToken, poll: select.poll) -> bool:
+    """Have `poll` wait for the replica's end, or end at once if it has ended; False where neither is certain. Raises OSError."""
+    try:
+        descriptor = os.pidfd_open(replica.pid)
+    except ProcessLookupError:
+        _end()
+        return False
+    poll.register(descriptor, select.POLLIN)
+    # Read after the descriptor was opened: if the start time is the replica's, so is the descriptor.
+    if _start_ticks(replica.pid) != replica.start_ticks:
+        _end()
+    return True
+
+
 def _wait(poll: select.poll) -> None:
     poll.poll()
     _end()
@@ -106,10 +191,9 @@ def _end() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _ancestors() -> set[int]:
-    """Pids of this process's parent, its parent's parent and so on, as far as they live."""
+def _ancestors(pid: int) -> set[int]:
+    """This pid, its parent's, its parent's parent's and so on, as far as they live."""
     ancestors = set()
-    pid = os.getppid()
     while pid > 0:
         ancestors.add(pid)
         pid = _parent(pid)
@@ -119,8 +203,22 @@ def _ancestors() -> set[int]:
 def _parent(pid: int) -> int:
     """The pid of a process's parent; 0 if it has none, has ended or may not be looked at."""
     try:
-        status = Path(f"/proc/{pid}/stat").read_bytes()
+        return _stat_field(pid, 4)
     except OSError:
         return 0
-    # The command's name stands in parentheses and may hold any bytes; the parent's pid is the second field after it.
-    return int(status.rpartition(b")")[2].split()[1])
+
+
+def _start_ticks(pid: int) -> int:
+    return _stat_field(pid, _START_TIME_FIELD)
+
+
+def _stat_field(pid: int, field: int) -> int:
+    """A number of /proc/PID/stat, counted from 1 as proc_pid_stat(5) does. Raises OSError."""
+    status = Path(f"/proc/{pid}/stat").read_bytes()
+    # The second field is the command's name in parentheses, which may hold any bytes.
+    return int(status.rpartition(b")")[2].split()[field - 3])
+
+
+def _boot_id() -> str:
+    """Of the kernel, anew at each boot: the first pid namespace has the same number on every machine."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

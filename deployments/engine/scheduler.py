@@ -28,7 +28,7 @@ from nightjar.deployments.engine.kv_groups import why_not_followed
 from nightjar.deployments.engine.kv_pool import ElasticKVPool
 from nightjar.deployments.engine.lag_ledger import LagLedger
 from nightjar.deployments.engine.offload_config import OffloadConfig
-from nightjar.deployments.engine.process_guard import end_with_replica
+from nightjar.deployments.engine.process_guard import guard_vllm_process
 from nightjar.deployments.engine.sleeping import sleep_facts, why_never_asleep
 from nightjar.deployments.engine.step_loop import StepLoop, StepRoom
 from nightjar.policy.engine.drafter import DrafterLife
@@ -247,4 +247,4 @@ def most_drafts_of(request: Request) -> int | None:
 
 
 register_control_method()
-end_with_replica()
+guard_vllm_process()

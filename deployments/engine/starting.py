@@ -23,7 +23,7 @@ from nightjar.deployments.engine.environment import CORES_VARIABLE, apply_enviro
 from nightjar.deployments.engine.failing_open import Processes, refusals_of_node, start_failing_open
 from nightjar.deployments.engine.head_notes import noted_head
 from nightjar.deployments.engine.hooks import MissingHooks
-from nightjar.deployments.engine.process_guard import descendants
+from nightjar.deployments.engine.process_guard import descendants, noted_processes, own_token
 from nightjar.policy.wire.operator import DraftOffload
 from nightjar.policy.wire.report import GroupKey
 
@@ -61,6 +61,7 @@ def prepare_process(request: EngineRequest, engine_kwargs: Mapping[str, Any], *,
     if on_cpu and num_workers == 1 and folder is not None and not os.environ.get(CORES_VARIABLE):
         claimed = claim_cores(folder.path, sorted(os.sched_getaffinity(0)), request.cores_per_engine)
     host = gather_host_facts(
+        replica=own_token(),
         local_rank=request.local_rank,
         cores_per_engine=request.cores_per_engine,
         on_cpu=on_cpu,
@@ -114,7 +115,7 @@ def start_steered(
         require_steering=request.require_steering,
     )
     if folder is not None:
-        folder.note(descendants())
+        folder.note({*descendants(), *noted_processes(folder.path)})
         notices = (arguments.notice, graph_memory.in_words(graph_memory.captures(folder.path)))
         arguments = dataclasses.replace(
             arguments,

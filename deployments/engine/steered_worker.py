@@ -20,7 +20,7 @@ from nightjar.deployments.engine.memory.cuda import CUDADraftMemory
 from nightjar.deployments.engine.memory.interface import DraftMemory, KVCache
 from nightjar.deployments.engine.moved_names import moved
 from nightjar.deployments.engine.offload_config import DRAFT_LAYER_PREFIX, BlockBytes, OffloadConfig, layers_of
-from nightjar.deployments.engine.process_guard import end_with_replica
+from nightjar.deployments.engine.process_guard import guard_vllm_process
 
 log = structlog.get_logger(__name__)
 
@@ -33,14 +33,14 @@ class SteeredWorkerMixin:
     distributed_init_method: str
 
     def init_device(self) -> None:
-        """As vLLM's, then bind this process and its file to the engine's life."""
+        """As vLLM's, after this process was bound to the engine's life, and then its file."""
+        guard_vllm_process(and_parent=True)
         super().init_device()  # type: ignore[misc]  # the worker's
         if (store := self.distributed_init_method).startswith("file://"):
             remove_with_engine(Path(store.removeprefix("file://")))
         self.offload = OffloadConfig.of(self.vllm_config)
         self.draft_memory = None if self.offload is None else self.make_draft_memory()
         self.reload_failure = ""
-        end_with_replica(and_parent=True)
 
     def make_draft_memory(self) -> DraftMemory:
         """The draft's memory on this worker's device."""

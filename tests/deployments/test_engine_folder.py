@@ -12,7 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from nightjar.deployments.engine.engine_folder import SHARED_MEMORY, EngineFolder, make_engine_folder, remove_with_engine
+from nightjar.deployments.engine.engine_folder import (
+    SHARED_MEMORY,
+    EngineFolder,
+    leave_absent_folder,
+    make_engine_folder,
+    remove_with_engine,
+)
 
 KILLED_REPLICA = """
 import os, signal, sys
@@ -142,3 +148,21 @@ def test_a_file_that_an_engine_process_named_goes_with_the_folder(tmp_path: Path
 def test_an_engine_that_somebody_runs_by_hand_has_no_folder_to_name_files_in(tmp_path: Path) -> None:
     remove_with_engine(tmp_path / "store", {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_on_another_node_leaves_the_folder_that_is_not_there_and_its_sockets(tmp_path: Path) -> None:
+    environ = {"NIGHTJAR_ENGINE_FOLDER": str(tmp_path / "away"), "VLLM_RPC_BASE_PATH": str(tmp_path / "away"), "OTHER": "stays"}
+    leave_absent_folder(environ)
+    assert environ == {"OTHER": "stays"}
+
+
+def test_a_place_for_sockets_that_the_user_chose_stays_though_the_folder_is_not_there(tmp_path: Path) -> None:
+    environ = {"NIGHTJAR_ENGINE_FOLDER": str(tmp_path / "away"), "VLLM_RPC_BASE_PATH": "/run/vllm"}
+    leave_absent_folder(environ)
+    assert environ == {"VLLM_RPC_BASE_PATH": "/run/vllm"}
+
+
+def test_a_process_on_the_replicas_node_keeps_its_folder(tmp_path: Path) -> None:
+    environ = {"NIGHTJAR_ENGINE_FOLDER": str(tmp_path), "VLLM_RPC_BASE_PATH": str(tmp_path)}
+    leave_absent_folder(environ)
+    assert environ == {"NIGHTJAR_ENGINE_FOLDER": str(tmp_path), "VLLM_RPC_BASE_PATH": str(tmp_path)}

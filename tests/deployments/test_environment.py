@@ -10,7 +10,7 @@ from nightjar.deployments.engine.environment import HostFacts, apply_environment
 
 CPU = HostFacts(
     on_cpu=True,
-    replica_pid=41,
+    replica="41:2:3:boot",
     local_rank=1,
     cores_per_engine=1,
     allowed_cores=(0, 2, 4),
@@ -22,7 +22,8 @@ GPU = replace(CPU, on_cpu=False)
 
 def test_cpu_engine_gets_its_core_its_openmp_and_no_hub() -> None:
     assert engine_environment(CPU) == {
-        "NIGHTJAR_REPLICA_PID": "41",
+        "NIGHTJAR_REPLICA": "41:2:3:boot",
+        "NIGHTJAR_ENGINE_FOLDER": "",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
@@ -41,7 +42,8 @@ def test_engines_take_the_next_cores_and_start_over(rank: int, per_engine: int, 
 
 
 def test_gpu_engine_gets_nothing_that_only_a_cpu_needs() -> None:
-    assert set(engine_environment(GPU)) == {"NIGHTJAR_REPLICA_PID", "VLLM_WORKER_MULTIPROC_METHOD", "HF_HUB_OFFLINE"}
+    of_every_engine = {"NIGHTJAR_REPLICA", "NIGHTJAR_ENGINE_FOLDER", "VLLM_WORKER_MULTIPROC_METHOD", "HF_HUB_OFFLINE"}
+    assert set(engine_environment(GPU)) == of_every_engine
 
 
 def test_what_the_engine_arguments_decide_is_left_to_them() -> None:
@@ -62,6 +64,12 @@ def test_users_values_stay() -> None:
     assert environ["VLLM_CPU_OMP_THREADS_BIND"] == "0-1"
     assert environ["LD_PRELOAD"] == "/x/libgomp.so"
     assert not {"VLLM_CPU_OMP_THREADS_BIND", "LD_PRELOAD"} & set(applied)
+
+
+def test_what_names_the_replica_is_never_inherited() -> None:
+    environ = {"NIGHTJAR_REPLICA": "7:7:7:boot", "NIGHTJAR_ENGINE_FOLDER": "/tmp/of-another"}
+    apply_environment(engine_environment(replace(CPU, engine_folder="")), environ)
+    assert (environ["NIGHTJAR_REPLICA"], environ["NIGHTJAR_ENGINE_FOLDER"]) == ("41:2:3:boot", "")
 
 
 def test_openmp_joins_other_preloaded_libraries() -> None:

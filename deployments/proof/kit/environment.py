@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from nightjar.deployments.engine.arguments import CUDA_OFFLOAD_VARIABLE, RUNNER_VARIABLE
-from nightjar.deployments.engine.environment import REPLICA_PID_VARIABLE
+from nightjar.deployments.engine.environment import REPLICA_VARIABLE
+from nightjar.deployments.engine.process_guard import own_token
 from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.engines import EngineSpec
 from nightjar.deployments.rig.environment import rig_environment
@@ -20,7 +21,7 @@ def engine_environment(spec: EngineSpec | None, chosen: Chosen, folder: Path, *,
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
-        REPLICA_PID_VARIABLE: str(os.getpid()),  # whoever started it: without that process it ends, and what it started, too
+        REPLICA_VARIABLE: own_token(),  # whoever started it: without that process it ends, and what it started, too
     }
     if spec is None:
         return common
