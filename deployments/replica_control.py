@@ -18,7 +18,6 @@ import structlog
 from ray import serve
 
 from nightjar.deployments.agent import EngineControl, ReplicaAgent, ReplicaIdentity
-from nightjar.deployments.engine.process_guard import kill_descendants
 from nightjar.deployments.engine_watch import EngineHungError, EngineWatch
 from nightjar.deployments.llm_config import parse_local_mode
 from nightjar.deployments.metrics import ReplicaMetrics, common_labels
@@ -143,7 +142,7 @@ class ReplicaControl:
         log.error("engine_died", replica_id=self._replica_id, consequence="this replica ends, Serve starts another")
         await asyncio.sleep(ANSWERS_LEAVE_WITHIN_S)
         try:
-            kill_descendants()
+            self._engine.kill()
             self._engine.shutdown(ENGINE_SHUTDOWN_TIMEOUT_S)
         finally:
             _end_process()
@@ -153,7 +152,7 @@ class ReplicaControl:
 
         Not any earlier: a replica whose requests fail at once looks like the least loaded one to routers that still use it.
         """
-        log.error("hung_engine_killed", replica_id=self._replica_id, pids=kill_descendants())
+        log.error("hung_engine_killed", replica_id=self._replica_id, pids=self._engine.kill())
 
 
 class SteeredEngine(EngineControl):

@@ -41,7 +41,7 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/deployments/test_app.py": "ray",
     "tests/deployments/test_by_hand.py": "ray",
     "tests/deployments/test_drafter_kinds.py::test_every_method_of_the_installed_vllm_is_in_the_table_or_an_alias_of_mtp": "vllm",
-    "tests/deployments/test_failing_open.py::test_without_nvidias_driver_no_memory_is_waited_for": "vllm",
+    "tests/deployments/test_engine_processes.py::test_without_nvidias_driver_no_memory_is_waited_for": "vllm",
     "tests/deployments/test_graph_memory.py::test_both_of_vllms_runners_say_it_in_these_words": "vllm",
     "tests/deployments/test_graph_plan.py::test_graphs_and_hits_are_those_of_vllms_own_code": "vllm",
     "tests/deployments/test_metrics.py::test_vllms_own_series_carry_these_labels": "vllm",

@@ -12,31 +12,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import importlib
 import importlib.metadata
 import json
 import os
-import signal
 import tempfile
 import time
-from collections.abc import Callable, Collection, MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import structlog
 
 from nightjar.deployments.engine.arguments import EngineArguments
-from nightjar.deployments.engine.process_guard import descendants, is_resource_tracker
+from nightjar.deployments.engine.engine_processes import Processes
 
 REMEMBERED_S: Final = 900.0
 """How long a node does not try refused arguments again: longer than an engine takes to start, short enough to wait for."""
-PROCESSES_END_WITHIN_S: Final = 30.0
-"""Then they are killed."""
-MEMORY_SETTLES_WITHIN_S: Final = 20.0
-STILL_FALLING_BYTES: Final = 64 << 20
-"""Per look at the devices' memory: less than this is other processes' noise."""
-LOOK_PERIOD_S: Final = 0.5
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -90,69 +82,6 @@ class Refusals:
 def refusals_of_node() -> Refusals:
     """This user's, in the folder for temporary files."""
     return Refusals(Path(tempfile.gettempdir()) / f"nightjar-refused-{os.getuid()}")
-
-
-def engine_pids() -> list[int]:
-    """Of the processes below this one, without Python's own helper."""
-    return [pid for pid in descendants() if not is_resource_tracker(pid)]
-
-
-def device_bytes_in_use() -> int | None:
-    """Of all NVIDIA devices of the machine, by NVML, which needs no CUDA context of this process; None without it.
-
-    vLLM brings the binding (0.32, vllm/third_party/pynvml.py). Never run on a GPU.
-    """
-    try:
-        nvml: Any = importlib.import_module("vllm.third_party.pynvml")
-        nvml.nvmlInit()
-    except Exception:  # noqa: BLE001 - no NVIDIA driver, or a vLLM that brings no binding
-        return None
-    try:
-        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-        return sum(int(nvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in handles) if handles else None
-    except Exception:  # noqa: BLE001 - as above
-        return None
-    finally:
-        with contextlib.suppress(Exception):
-            nvml.nvmlShutdown()
-
-
-@dataclass(frozen=True, slots=True)
-class Processes:
-    """The processes below this one, and the memory that devices have in use; tests pass their own.
-
-    pids        those of engines that run or end now
-    used_bytes  of all devices together; None where that cannot be asked
-    """
-
-    pids: Callable[[], Collection[int]] = engine_pids
-    used_bytes: Callable[[], int | None] = device_bytes_in_use
-    kill: Callable[[int, int], None] = os.kill
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-
-    def wait_for_end(self, before: Collection[int]) -> None:
-        """Until all that began after `before` was taken has ended; what has not by then is killed."""
-        deadline_s = self.clock() + PROCESSES_END_WITHIN_S
-        while left := set(self.pids()) - set(before):
-            if self.clock() >= deadline_s:
-                log.warning("refused_engine_killed", pids=sorted(left))
-                for pid in left:
-                    with contextlib.suppress(ProcessLookupError):
-                        self.kill(pid, signal.SIGKILL)
-                break
-            self.sleep(LOOK_PERIOD_S)
-
-    def wait_for_memory(self) -> None:
-        """Until the devices' memory in use falls no further."""
-        deadline_s = self.clock() + MEMORY_SETTLES_WITHIN_S
-        used = self.used_bytes()
-        while used is not None and self.clock() < deadline_s:
-            self.sleep(LOOK_PERIOD_S)
-            now = self.used_bytes()
-            if now is None or used - now < STILL_FALLING_BYTES:
-                return
-            used = now
 
 
 def start_failing_open(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from nightjar.deployments.engine.arguments import EngineArguments
 from nightjar.deployments.engine.engine_folder import EngineFolder
+from nightjar.deployments.engine.engine_processes import kill_engine
 from nightjar.deployments.engine_watch import FrontEnd
 from nightjar.policy.wire.report import GroupKey
 
@@ -65,6 +66,10 @@ class RunningEngine:
         finally:
             if self.folder is not None:
                 self.folder.remove()
+
+    def kill(self) -> list[int]:
+        """Kill the engine's processes on this node; return their pids. Ray ends its workers on other nodes with the core."""
+        return kill_engine(None if self.folder is None else self.folder.path)
 
     def front_end(self) -> FrontEnd:
         """What the front end knows now. A session whose client is still to send (streaming input) is no unfinished request."""

@@ -19,11 +19,12 @@ from nightjar.deployments.engine import graph_memory
 from nightjar.deployments.engine.arguments import EngineArguments, EngineFacts, steered_engine_kwargs
 from nightjar.deployments.engine.cores import claim_cores
 from nightjar.deployments.engine.engine_folder import EngineFolder, make_engine_folder
+from nightjar.deployments.engine.engine_processes import Processes, engine_pids
 from nightjar.deployments.engine.environment import CORES_VARIABLE, apply_environment, engine_environment, gather_host_facts
-from nightjar.deployments.engine.failing_open import Processes, refusals_of_node, start_failing_open
+from nightjar.deployments.engine.failing_open import refusals_of_node, start_failing_open
 from nightjar.deployments.engine.head_notes import noted_head
 from nightjar.deployments.engine.hooks import MissingHooks
-from nightjar.deployments.engine.process_guard import descendants, noted_processes, own_token
+from nightjar.deployments.engine.process_guard import own_token
 from nightjar.policy.wire.operator import DraftOffload
 from nightjar.policy.wire.report import GroupKey
 
@@ -111,11 +112,11 @@ def start_steered(
         launch,
         os.environ,
         refusals=refusals_of_node(),
-        processes=Processes(),
+        processes=Processes(pids=lambda: engine_pids(None if folder is None else folder.path)),
         require_steering=request.require_steering,
     )
     if folder is not None:
-        folder.note({*descendants(), *noted_processes(folder.path)})
+        folder.note(engine_pids(folder.path))
         notices = (arguments.notice, graph_memory.in_words(graph_memory.captures(folder.path)))
         arguments = dataclasses.replace(
             arguments,

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Collection
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
 from nightjar.deployments.engine.arguments import EngineArguments
 from nightjar.deployments.engine.failing_open import (
-    MEMORY_SETTLES_WITHIN_S,
-    PROCESSES_END_WITHIN_S,
     REMEMBERED_S,
-    Processes,
     Refusals,
     SteeringRequiredError,
-    device_bytes_in_use,
     start_failing_open,
 )
+from tests.deployments.nodes import Node
 
-T = TypeVar("T")
-
-GIB = 1 << 30
 STEERED = EngineArguments({"scheduler_cls": "ours"}, "draft_model", 4)
 PLAIN = EngineArguments({}, "draft_model", 4)
 
@@ -34,39 +24,6 @@ def launch_plain_only(arguments: EngineArguments) -> str:
     if "scheduler_cls" in arguments.kwargs:
         raise RuntimeError("no such scheduler")
     return "engine"
-
-
-@dataclass
-class Node:
-    """Processes and a device's memory by the second, a clock that only sleeping moves, and what was killed."""
-
-    running: list[Collection[int]] = field(default_factory=lambda: [()])
-    used_bytes: list[int | None] = field(default_factory=lambda: [None])
-    now_s: float = 1000.0
-    killed: list[int] = field(default_factory=list)
-    slept_s: float = 0.0
-
-    def processes(self) -> Processes:
-        return Processes(
-            pids=partial(_next_of, list(self.running)),
-            used_bytes=partial(_next_of, list(self.used_bytes)),
-            kill=self.kill,
-            clock=lambda: self.now_s,
-            sleep=self.sleep,
-        )
-
-    def kill(self, pid: int, number: int) -> None:
-        assert number == signal.SIGKILL
-        self.killed.append(pid)
-
-    def sleep(self, seconds: float) -> None:
-        self.now_s += seconds
-        self.slept_s += seconds
-
-
-def _next_of(values: list[T]) -> T:
-    """One after another, the last again and again."""
-    return values.pop(0) if len(values) > 1 else values[0]
 
 
 @pytest.fixture
@@ -130,26 +87,6 @@ def test_the_plain_engine_starts_only_when_the_refused_ones_processes_have_ended
     assert node.killed == []
 
 
-def test_processes_that_outlive_a_refused_engine_are_killed_after_a_while_and_no_others(node: Node, refusals: Refusals) -> None:
-    node.running = [(7,), (7, 9)]
-    start(node, refusals)
-    assert node.killed == [9]
-    assert node.slept_s == pytest.approx(PROCESSES_END_WITHIN_S)
-
-
-def test_the_plain_engine_starts_only_when_memory_is_given_back_no_more(node: Node, refusals: Refusals) -> None:
-    node.used_bytes = [70 * GIB, 40 * GIB, 2 * GIB, 2 * GIB]
-    processes = node.processes()
-    processes.wait_for_memory()
-    assert processes.used_bytes() == 2 * GIB
-
-
-def test_memory_that_falls_for_ever_is_not_waited_for(node: Node) -> None:
-    node.used_bytes = [number * GIB for number in range(1000, 0, -1)]
-    node.processes().wait_for_memory()
-    assert node.slept_s == pytest.approx(MEMORY_SETTLES_WITHIN_S)
-
-
 def test_a_replica_started_again_does_not_try_what_was_just_refused(node: Node, refusals: Refusals) -> None:
     start(node, refusals)
     node.now_s += 60.0
@@ -207,8 +144,3 @@ def test_where_steering_is_required_an_engine_that_is_steered_starts(node: Node,
         STEERED, PLAIN, lambda _: "engine", {}, refusals=refusals, processes=processes, require_steering=True
     )
     assert taken == ("engine", STEERED)
-
-
-def test_without_nvidias_driver_no_memory_is_waited_for() -> None:
-    pytest.importorskip("vllm")
-    assert device_bytes_in_use() is None

@@ -29,6 +29,7 @@ class FakeServer:
         self.errored = False
         self.asked: list[str] = []
         self.answer: Exception | bool | None = False  # None: never
+        self.kills: list[float] = []
 
     def front_end(self) -> FrontEnd:
         return FrontEnd(num_unfinished_reqs=1, num_steps=None)
@@ -36,6 +37,10 @@ class FakeServer:
     def shutdown(self, timeout_s: float) -> None:
         del timeout_s
         raise RuntimeError("nobody is there")
+
+    def kill(self) -> list[int]:
+        self.kills.append(asyncio.get_running_loop().time())
+        return [7]
 
     async def check_health(self) -> None:
         if self.dead is not None:
@@ -59,16 +64,9 @@ def server() -> FakeServer:
 
 
 @pytest.fixture
-def kills(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """When the processes below the replica were killed."""
-    times: list[float] = []
-
-    def kill() -> list[int]:
-        times.append(asyncio.get_running_loop().time())
-        return [7]
-
-    monkeypatch.setattr(replica_control, "kill_descendants", kill)
-    return times
+def kills(server: FakeServer) -> list[float]:
+    """When the engine's processes were killed."""
+    return server.kills
 
 
 def replica_of(server: FakeServer) -> Any:

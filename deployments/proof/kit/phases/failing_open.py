@@ -53,7 +53,8 @@ def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
 
 def _refused(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
     from nightjar.deployments.engine.arguments import EngineArguments
-    from nightjar.deployments.engine.failing_open import Processes, Refusals, start_failing_open
+    from nightjar.deployments.engine.engine_processes import Processes
+    from nightjar.deployments.engine.failing_open import Refusals, start_failing_open
     from nightjar.deployments.proof.driven_engine import DrivenEngine
     from nightjar.deployments.proof.plain_engine import PlainEngine
 
@@ -89,7 +90,8 @@ def _refused(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
 
 def _required(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
     from nightjar.deployments.engine.arguments import EngineArguments, EngineFacts, steered_engine_kwargs
-    from nightjar.deployments.engine.failing_open import Processes, Refusals, SteeringRequiredError, start_failing_open
+    from nightjar.deployments.engine.engine_processes import Processes
+    from nightjar.deployments.engine.failing_open import Refusals, SteeringRequiredError, start_failing_open
     from nightjar.deployments.engine.hooks import MissingHooks
 
     user = user_arguments(spec, chosen)
