@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from nightjar.deployments.engine.arguments import EngineArguments, resolve_facts
+from nightjar.deployments.engine.arguments import resolve_facts
 from nightjar.deployments.engine.hooks import MissingHooks
 from nightjar.deployments.engine.moved_names import moved
 from nightjar.deployments.engine.running_engine import LoadObserver, RunningEngine
@@ -63,7 +63,8 @@ async def start_openai_server(
         request,
         engine_kwargs,
         facts,
-        lambda chosen: _launch(chosen, load),
+        lambda chosen: _configure(chosen.kwargs),
+        lambda configured: _start(*configured, load),
         shadow=await wants_shadow(),
         missing_hooks=missing_hooks,
         folder=folder,
@@ -98,11 +99,10 @@ def _configure(kwargs: Mapping[str, Any]) -> tuple[AsyncEngineArgs, VllmConfig]:
     return engine_args, engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
 
 
-def _launch(arguments: EngineArguments, load: LoadObserver) -> tuple[AsyncLLM, AsyncEngineArgs]:
+def _start(engine_args: AsyncEngineArgs, config: VllmConfig, load: LoadObserver) -> tuple[AsyncLLM, AsyncEngineArgs]:
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
-    engine_args, config = _configure(arguments.kwargs)
     engine = AsyncLLM.from_vllm_config(
         vllm_config=config,
         stat_loggers=[] if engine_args.disable_log_stats else [RayPrometheusStatLogger, lambda _config, _index: load],

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+C = TypeVar("C")
 T = TypeVar("T")
 
 
@@ -84,16 +85,18 @@ def start_steered(
     request: EngineRequest,
     engine_kwargs: Mapping[str, Any],
     facts: EngineFacts,
-    launch: Callable[[EngineArguments], T],
+    configure: Callable[[EngineArguments], C],
+    start: Callable[[C], T],
     *,
     shadow: bool,
     missing_hooks: MissingHooks,
     folder: EngineFolder | None,
 ) -> tuple[T, EngineArguments]:
-    """Launch the engine of `engine_kwargs`, the user's, with the steered arguments, or with the user's where those are refused.
+    """Start the engine of `engine_kwargs`, the user's, with the steered arguments, or with the user's where those are refused.
 
-    Blocks for as long as the engine loads: seconds to minutes. Raises what `launch` raises for the user's arguments, and
-    SteeringRequiredError where the request requires an engine that is steered, and this one would not be.
+    Blocks for as long as the engine loads: seconds to minutes, and three times as long where the steered arguments are refused.
+    Raises what `configure` and `start` raise for the user's arguments, and SteeringRequiredError where the request requires an
+    engine that is steered, and this one would not be.
     """
     arguments = steered_engine_kwargs(
         engine_kwargs,
@@ -109,7 +112,8 @@ def start_steered(
     started, arguments = start_failing_open(
         arguments,
         plain,
-        launch,
+        configure,
+        start,
         os.environ,
         refusals=refusals_of_node(),
         processes=Processes(pids=lambda: engine_pids(None if folder is None else folder.path)),

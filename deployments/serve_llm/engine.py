@@ -94,7 +94,8 @@ class SteeredVLLMEngine(VLLMEngine):
             request,
             users,
             facts,
-            lambda chosen: self._launch(chosen, callback_ctx, load),
+            lambda chosen: self._configure_chosen(chosen, callback_ctx),
+            lambda configured: self._start_configured(configured, callback_ctx, load),
             shadow=self._shadow,
             missing_hooks=missing_hooks(),
             folder=folder,
@@ -111,10 +112,13 @@ class SteeredVLLMEngine(VLLMEngine):
         assert self._launched is not None
         return self._launched.engine
 
-    def _launch(self, chosen: EngineArguments, callback_ctx: CallbackCtx, load: LoadObserver) -> tuple[AsyncLLM, Prepared]:
+    def _configure_chosen(self, chosen: EngineArguments, callback_ctx: CallbackCtx) -> Prepared:
         self.llm_config.get_engine_config().engine_kwargs = dict(chosen.kwargs)
         told = dataclasses.replace(callback_ctx, runtime_env=_with_variables(callback_ctx.runtime_env, chosen.environment))
         prepared: Prepared = super()._prepare_engine_config(told)
+        return prepared
+
+    def _start_configured(self, prepared: Prepared, callback_ctx: CallbackCtx, load: LoadObserver) -> tuple[AsyncLLM, Prepared]:
         engine: AsyncLLM = super()._start_async_llm_engine(prepared[0], prepared[2], callback_ctx.placement_group)
         loggers = getattr(engine.logger_manager, "stat_loggers", None)
         if loggers is not None:  # they are where the user left vLLM's statistics on; theirs takes no logger of ours

@@ -62,7 +62,7 @@ def _refused(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
     refused = replace(steered, kwargs={**steered.kwargs, "worker_cls": REFUSING_WORKER})
     plain = EngineArguments(user_arguments(spec, chosen), steered.drafter_kind, steered.max_num_speculative_tokens)
 
-    def launch(arguments: EngineArguments) -> DrivenEngine:
+    def start(arguments: EngineArguments) -> DrivenEngine:
         return PlainEngine(arguments.kwargs)
 
     for name in steered.environment:
@@ -72,7 +72,9 @@ def _refused(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
         marker = Path(folder) / "refused"
         os.environ[MARKER_VARIABLE] = str(marker)
         refusals = Refusals(Path(folder))
-        engine, arguments = start_failing_open(refused, plain, launch, os.environ, refusals=refusals, processes=Processes())
+        engine, arguments = start_failing_open(
+            refused, plain, lambda chosen: chosen, start, os.environ, refusals=refusals, processes=Processes()
+        )
         remembered, was_refused = refusals.reason(refused), marker.exists()
     seconds = time.monotonic() - began_s
     answers = engine.run(asked.fault_requests())
@@ -119,6 +121,7 @@ def _required(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
                     start_failing_open(
                         arguments,
                         arguments,
+                        lambda chosen: chosen,
                         launched.append,
                         dict(os.environ),
                         refusals=Refusals(Path(folder)),
