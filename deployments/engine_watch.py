@@ -1,10 +1,12 @@
-"""When an engine counts as hung: it has requests and takes no step.
+"""When an engine counts as hung: it has requests that could run and takes no step.
 
 An engine that dies says so. One whose step loop hangs (a stuck collective or kernel, a stopped worker process) lives on,
 answers nothing, and keeps every request that was sent to it. This is the judgement alone, without I/O: told of each control
 call and of what vLLM's front end knows, it answers why the engine is hung. An engine takes control calls between any two
-steps, so one that does not answer takes no step either. Fails open: time counts only where steps are excluded by what was
-seen, so an engine that works is never called hung, and one that hangs may be called so a control call later.
+steps, so one that does not answer takes no step either. One that answers, and whose requests all wait for something that others
+are to bring (KV from another engine, a grammar, a client's next input), has no step to take. Fails open: time counts only where
+steps are excluded by what was seen and one was due, so an engine that works is never called hung, and one that hangs may be called
+so a control call later.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from nightjar.policy.wire.report import EngineSnapshot
+from nightjar.policy.wire.report import EngineLoad, EngineSnapshot
 
 HUNG_AFTER_S: Final = 120.0
 """A step with a long prefill takes tens of seconds on a CPU; an engine is warm before it serves, so no step compiles."""
@@ -43,7 +45,7 @@ class EngineWatch:
         self._asked_s: float | None = None  # the oldest call without an answer
         self._answered_s = self._moved_s = 0.0
         self._step: tuple[str, int] | None = None  # engine and step count of the last answer; None: not known
-        self._running = self._waiting = 0  # requests of the last answer
+        self._load = EngineLoad()  # of the last answer
         self._num_steps: int | None = None
         self._output_s = 0.0  # when the front end's steps moved last
         self._busy_since_s: float | None = None  # None: the front end had no request when it was last looked at
@@ -55,13 +57,14 @@ class EngineWatch:
 
     def answered(self, snapshot: EngineSnapshot, now_s: float) -> None:
         """The engine answered. With a fault or a refusal it may have ceased to count its steps, so they are not known."""
-        counters, load = snapshot.counters, snapshot.load
+        counters = snapshot.counters
         known = self._counts_steps and not snapshot.fault and not snapshot.refused
         step = (counters.engine_id, counters.step_count) if known else None
-        if step is None or step != self._step or not self._running + self._waiting:
+        if step is None or step != self._step or not _num_due(self._load):
             self._moved_s = now_s
-        self._asked_s, self._answered_s, self._step = None, now_s, step
-        self._running, self._waiting = load.num_running_reqs, load.num_waiting_reqs
+        self._asked_s, self._answered_s, self._step, self._load = None, now_s, step, snapshot.load
+        if _all_deferred(self._load):
+            self._output_s = now_s
 
     def failed(self) -> None:
         """The call came back without a snapshot: none is outstanding, and the steps are not known."""
@@ -84,10 +87,11 @@ class EngineWatch:
         if self._asked_s is not None and (silent_s := now_s - max(self._asked_s, self._busy_since_s)) >= self._hung_after_s:
             return f"engine hung: no answer for {silent_s:.0f} s, {unfinished}, {self._last_step()}"
         if self._step is not None:
-            still_s = self._answered_s - max(self._moved_s, self._busy_since_s) if self._running + self._waiting else 0.0
-            unfinished = f"{self._running} running and {self._waiting} waiting requests"
+            still_s = self._answered_s - max(self._moved_s, self._busy_since_s) if _num_due(self._load) else 0.0
+            unfinished = f"{self._load.num_running_reqs} running and {self._load.num_waiting_reqs} waiting requests"
         else:
-            still_s = 0.0 if front_end.num_steps is None else now_s - max(self._output_s, self._busy_since_s)
+            unseen = front_end.num_steps is None or _all_deferred(self._load)
+            still_s = 0.0 if unseen else now_s - max(self._output_s, self._busy_since_s)
         if still_s < self._hung_after_s:
             return ""
         return f"engine hung: no step for {still_s:.0f} s, {unfinished}, {self._last_step()}"
@@ -96,3 +100,13 @@ class EngineWatch:
         if self._step is not None:
             return f"step count {self._step[1]}"
         return "steps not counted" if self._num_steps is None else f"step count {self._num_steps} as seen by the front end"
+
+
+def _num_due(load: EngineLoad) -> int:
+    """Requests that a step could run."""
+    return load.num_running_reqs + max(load.num_waiting_reqs - load.num_deferred_reqs, 0)
+
+
+def _all_deferred(load: EngineLoad) -> bool:
+    """Whether there are requests, and none that a step could run."""
+    return load.num_deferred_reqs > 0 and not _num_due(load)

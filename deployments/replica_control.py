@@ -185,7 +185,8 @@ class PlainEngine(EngineControl):
             if stats is None
             else EngineLoad(
                 num_running_reqs=stats.num_running_reqs,
-                num_waiting_reqs=stats.num_waiting_reqs,
+                num_waiting_reqs=stats.num_waiting_reqs + stats.num_skipped_waiting_reqs,  # vLLM counts them apart
+                num_deferred_reqs=stats.num_skipped_waiting_reqs,
                 kv_cache_usage=min(max(stats.kv_cache_usage, 0.0), 1.0),
             )
         )

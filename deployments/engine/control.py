@@ -19,6 +19,9 @@ from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.record import WireError
 from nightjar.policy.wire.report import NO_ENGINE_ID, Counters, DrafterState, EngineLoad, EngineSnapshot
 
+WAITING_FOR_OTHERS: Final = ("WAITING_FOR_REMOTE_KVS", "WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR", "WAITING_FOR_STREAMING_REQ")
+"""Of vLLM's RequestStatus (0.29, 0.32 and 0.33: Scheduler._is_blocked_waiting_status)."""
+
 log = structlog.get_logger(__name__)
 
 CONTROL_METHOD: Final = "nightjar_exchange"
@@ -62,8 +65,29 @@ def _engine_load(scheduler: Any) -> EngineLoad:
     return EngineLoad(
         num_running_reqs=num_running,
         num_waiting_reqs=num_waiting,
+        num_deferred_reqs=num_deferred_reqs(scheduler),
         kv_cache_usage=min(max(scheduler.kv_cache_manager.usage, 0.0), 1.0),
     )
+
+
+def num_deferred_reqs(scheduler: Any) -> int:
+    """Waiting requests that no step can run yet: their KV, a grammar, an encoder's output or a client's next input is to come.
+
+    vLLM keeps what a pass could not schedule in `Scheduler.deferred_waiting` (0.32, 0.33) or in the queue `skipped_waiting` (0.29),
+    until it runs. What it waited for may have come since, so each request's own state decides. 0 with a vLLM that has neither.
+    """
+    deferred = getattr(scheduler, "deferred_waiting", None)
+    if deferred is None:
+        deferred = getattr(scheduler, "skipped_waiting", ())
+    return sum(_must_wait(scheduler, request) for request in deferred)
+
+
+def _must_wait(scheduler: Any, request: Any) -> bool:
+    """By its status, or because a connector has yet to say what it will bring (`Scheduler.schedule`, vLLM 0.29, 0.32 and 0.33)."""
+    if request.status.name in WAITING_FOR_OTHERS:
+        return True
+    of_connector = getattr(scheduler, "connector", None) is not None and not request.num_computed_tokens
+    return of_connector or (getattr(scheduler, "ec_connector", None) is not None and bool(request.mm_features))
 
 
 def _drafter_state(scheduler: Any, loop: StepLoop) -> DrafterState:

@@ -145,11 +145,15 @@ class Counters(Record):
 
 
 class EngineLoad(Record):
-    """The engine as it is now."""
+    """The engine as it is now.
+
+    `num_deferred_reqs` of `num_waiting_reqs` can run in no step yet, since what they wait for is to come: KV from elsewhere, say.
+    """
 
     decode_batch_size: BatchSize = 0
     num_running_reqs: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     num_waiting_reqs: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    num_deferred_reqs: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     kv_cache_usage: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     num_speculative_tokens: NumSpeculativeTokens = 0
     planned_num_speculative_tokens: NumSpeculativeTokens = 0

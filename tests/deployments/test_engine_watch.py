@@ -13,8 +13,10 @@ AFTER_S = 120.0
 IDLE, BUSY = FrontEnd(num_unfinished_reqs=0, num_steps=None), FrontEnd(num_unfinished_reqs=2, num_steps=None)
 
 
-def snapshot(step_count: int, *, running: int = 1, waiting: int = 0, engine_id: str = "e", **fields: Any) -> EngineSnapshot:
-    load = EngineLoad(num_running_reqs=running, num_waiting_reqs=waiting)
+def snapshot(
+    step_count: int, *, running: int = 1, waiting: int = 0, deferred: int = 0, engine_id: str = "e", **fields: Any
+) -> EngineSnapshot:
+    load = EngineLoad(num_running_reqs=running, num_waiting_reqs=waiting, num_deferred_reqs=deferred)
     return EngineSnapshot(counters=Counters(engine_id=engine_id, step_count=step_count), load=load, **fields)
 
 
@@ -142,6 +144,35 @@ def test_call_that_fails_at_once_is_not_outstanding(watch: EngineWatch) -> None:
     assert watch.why_hung(FrontEnd(num_unfinished_reqs=1, num_steps=4), 320.0)
 
 
+def test_requests_that_all_wait_for_what_others_are_to_bring_are_no_hang(watch: EngineWatch) -> None:
+    """A decode instance whose only requests wait for their prefill instance's KV; Mooncake gives up after 480 s."""
+    for second in range(0, 1000, 10):
+        answer(watch, second, snapshot(5, running=0, waiting=2, deferred=2))
+        assert watch.why_hung(BUSY, second) == ""
+
+
+@pytest.mark.parametrize(("running", "waiting"), [(1, 2), (0, 3)])
+def test_a_request_that_could_run_beside_those_that_cannot_is_due(watch: EngineWatch, running: int, waiting: int) -> None:
+    for second in range(0, 130, 10):
+        answer(watch, second, snapshot(5, running=running, waiting=waiting, deferred=2))
+        assert bool(watch.why_hung(BUSY, second)) is (second >= 120)
+
+
+def test_a_request_whose_kv_came_has_its_own_time(watch: EngineWatch) -> None:
+    for second in range(0, 500, 10):
+        answer(watch, second, snapshot(5, running=0, waiting=1, deferred=1))
+    for second in range(500, 630, 10):
+        answer(watch, second, snapshot(5, running=0, waiting=1))
+        assert bool(watch.why_hung(BUSY, second)) is (second >= 620)
+
+
+def test_an_engine_whose_requests_wait_for_others_is_hung_once_it_does_not_answer(watch: EngineWatch) -> None:
+    answer(watch, 0.0, snapshot(5, running=0, waiting=1, deferred=1))
+    watch.asked(10.0)
+    assert watch.why_hung(BUSY, 129.0) == ""
+    assert watch.why_hung(BUSY, 130.0) == "engine hung: no answer for 120 s, 2 unfinished requests, step count 5"
+
+
 class TestEngineServedPlainly:
     """Its snapshots count no steps."""
 
@@ -159,6 +190,19 @@ class TestEngineServedPlainly:
         for second in range(500, 650, 10):
             answer(plain, second, snapshot(0))
             assert bool(plain.why_hung(FrontEnd(num_unfinished_reqs=1, num_steps=9), second)) is (second >= 620)
+
+    def test_requests_that_all_wait_for_what_others_are_to_bring_are_no_hang(self, plain: EngineWatch) -> None:
+        for second in range(0, 1000, 10):
+            answer(plain, second, snapshot(0, running=0, waiting=1, deferred=1))
+            assert plain.why_hung(FrontEnd(num_unfinished_reqs=1, num_steps=9), second) == ""
+
+    def test_a_request_whose_kv_came_has_its_own_time(self, plain: EngineWatch) -> None:
+        for second in range(0, 500, 10):
+            answer(plain, second, snapshot(0, running=0, waiting=1, deferred=1))
+            plain.why_hung(FrontEnd(num_unfinished_reqs=1, num_steps=9), second)
+        for second in range(500, 630, 10):
+            answer(plain, second, snapshot(0, running=0, waiting=1))
+            assert bool(plain.why_hung(FrontEnd(num_unfinished_reqs=1, num_steps=9), second)) is (second >= 610)
 
     def test_without_statistics_only_silence_is_a_hang(self, plain: EngineWatch) -> None:
         for second in range(0, 1000, 10):

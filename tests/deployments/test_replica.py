@@ -16,6 +16,9 @@ from nightjar.policy.wire.exchange import EngineCommand
 
 pytestmark = pytest.mark.looptime
 
+STATS = {"num_running_reqs": 3, "num_waiting_reqs": 1, "num_skipped_waiting_reqs": 2, "kv_cache_usage": 0.5}
+"""As vLLM's SchedulerStats: requests that could not be scheduled are counted apart from those that wait."""
+
 
 class FakeServer:
     """An engine with a request that it does not work on; `dead` is vLLM's own error, `paused` an operator's order."""
@@ -23,7 +26,7 @@ class FakeServer:
     def __init__(self) -> None:
         self.engine = self
         self.engine_core = self
-        self.load = SimpleNamespace(latest=SimpleNamespace(num_running_reqs=3, num_waiting_reqs=1, kv_cache_usage=0.5))
+        self.load = SimpleNamespace(latest=SimpleNamespace(**STATS))
         self.dead: Exception | None = None
         self.paused = False
         self.errored = False
@@ -169,7 +172,8 @@ async def test_engine_served_plainly_tells_its_load_once_it_answers(server: Fake
     server.answer = answer
     plain: Any = PlainEngine
     snapshot = await plain(server).exchange(EngineCommand())
-    assert (snapshot.load.num_running_reqs, snapshot.load.num_waiting_reqs) == (3, 1)
+    load = snapshot.load
+    assert (load.num_running_reqs, load.num_waiting_reqs, load.num_deferred_reqs) == (3, 3, 2)
     assert server.asked == ["is_sleeping"]
 
 

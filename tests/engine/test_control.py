@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -24,7 +25,9 @@ from vllm.v1.kv_cache_interface import (
     SlidingWindowSpec,
     UniformTypeKVCacheSpecs,
 )
+from vllm.v1.request import RequestStatus
 
+from nightjar.deployments.engine import control
 from nightjar.deployments.engine.control import CONTROL_METHOD, nightjar_exchange
 from nightjar.deployments.engine.scheduler import SteeredScheduler, drafts_every_row, why_kept_in_sync
 from nightjar.deployments.engine.sleeping import CONTEXT_PARALLEL
@@ -81,6 +84,70 @@ def test_settings_come_into_force_and_the_load_is_the_engines(engine_core: Any) 
     assert snapshot.counters.step_count == 3
     assert snapshot.drafter_state is DrafterState.IN_SYNC
     assert snapshot.drafter.reason == "the worker is not Nightjar's"
+
+
+def waiting(number: int, *, status: str = "WAITING", **fields: Any) -> Any:
+    request = make_request(f"request-{number}")
+    request.status = RequestStatus[status]
+    for name, value in fields.items():
+        setattr(request, name, value)
+    return request
+
+
+@pytest.mark.parametrize("status", control.WAITING_FOR_OTHERS)
+def test_requests_that_no_step_can_run_yet_are_counted_by_what_they_wait_for(engine_core: Any, status: str) -> None:
+    scheduler = engine_core.scheduler
+    blocked = waiting(0, status=status)
+    assert scheduler._is_blocked_waiting_status(blocked.status)
+    for request in (blocked, waiting(1, status=status), waiting(2)):
+        scheduler._enqueue_waiting_request(request)
+    load = exchange(engine_core, EngineCommand()).load
+    assert (load.num_waiting_reqs, load.num_deferred_reqs) == (3, 2)
+    blocked.status = RequestStatus.WAITING  # what it waited for came; vLLM's set keeps it until it runs
+    assert exchange(engine_core, EngineCommand()).load.num_deferred_reqs == 1
+
+
+@pytest.mark.parametrize("kept_in", ["deferred_waiting", "skipped_waiting"])
+@pytest.mark.parametrize(
+    ("connectors", "fields", "counted"),
+    [
+        ({}, {}, False),
+        ({"connector": object()}, {}, True),
+        ({"connector": object()}, {"num_computed_tokens": 16}, False),
+        ({"ec_connector": object()}, {"num_computed_tokens": 16, "mm_features": [object()]}, True),
+        ({"ec_connector": object()}, {}, False),
+    ],
+    ids=["by a limit", "connector undecided", "KV came", "encoder output to come", "text alone"],
+)
+def test_a_request_that_was_not_scheduled_is_counted_where_a_connector_is_to_bring_something(
+    kept_in: str, connectors: dict[str, Any], fields: dict[str, Any], counted: bool
+) -> None:
+    """vLLM 0.32 and 0.33 keep such requests in the first place, 0.29 in the second."""
+    places: dict[str, Any] = {"connector": None, "ec_connector": None, kept_in: [waiting(0, **fields)]} | connectors
+    assert control.num_deferred_reqs(SimpleNamespace(**places)) == int(counted)
+
+
+@pytest.mark.parametrize("answer", [(None, False), (48, True)], ids=["undecided", "KV on its way"])
+def test_vllms_scheduler_takes_no_step_while_a_connector_brings_the_kv_and_the_load_says_so(
+    engine_core: Any, answer: tuple[int | None, bool]
+) -> None:
+    scheduler = engine_core.scheduler
+    scheduler.connector = MagicMock(
+        supports_divergent_local_hybrid_hits=False,
+        get_num_new_matched_tokens=MagicMock(return_value=answer),
+        get_loaded_kv_cache_group_ids=MagicMock(return_value=frozenset()),
+        get_kv_connector_stats=MagicMock(return_value=None),
+        take_events=MagicMock(return_value=()),
+    )
+    scheduler.add_request(make_request("request", prompt_tokens=64))
+    assert [output.total_num_scheduled_tokens for output in run_steps(scheduler, 3)] == [0, 0, 0]
+    snapshot = exchange(engine_core, EngineCommand())
+    assert snapshot.counters.step_count == 0
+    assert (snapshot.load.num_running_reqs, snapshot.load.num_waiting_reqs, snapshot.load.num_deferred_reqs) == (0, 1, 1)
+
+
+def test_no_request_is_deferred_in_a_vllm_that_keeps_them_elsewhere() -> None:
+    assert control.num_deferred_reqs(SimpleNamespace(waiting=[waiting(0)])) == 0
 
 
 @pytest.mark.parametrize(
