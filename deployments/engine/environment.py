@@ -8,6 +8,7 @@ costs speed, not service.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping, MutableMapping
@@ -21,8 +22,10 @@ CORES_VARIABLE: Final = "VLLM_CPU_OMP_THREADS_BIND"
 ENGINE_FOLDER_VARIABLE: Final = "NIGHTJAR_ENGINE_FOLDER"
 SOCKETS_VARIABLE: Final = "VLLM_RPC_BASE_PATH"
 """vLLM's: where the sockets between an engine's processes lie."""
-_OF_THIS_PROCESS: Final = (REPLICA_VARIABLE, ENGINE_FOLDER_VARIABLE)
-"""Inherited, these would name another process, whose end would be this engine's."""
+RAY_ADDRESS_VARIABLE: Final = "RAY_ADDRESS"
+"""Ray's: which cluster a process joins that is none of its workers."""
+_OF_THIS_PROCESS: Final = (REPLICA_VARIABLE, ENGINE_FOLDER_VARIABLE, RAY_ADDRESS_VARIABLE)
+"""Inherited, these would name another process, whose end would be this engine's, or another cluster."""
 DEFAULT_CPU_KV_CACHE_GIB: Final = 2
 _SOCKET_NAME_BYTES: Final = 36
 """vLLM names its sockets with UUIDs."""
@@ -46,6 +49,7 @@ class HostFacts:
     kv_cache_is_sized: bool = False  # the engine arguments size the KV cache themselves
     engine_folder: str = ""  # of what must not outlive the engine (engine_folder.py), empty where there is none
     claimed_cores: tuple[int, ...] = ()  # that no other engine of the node needs (cores.py); empty: counted by local rank
+    ray_address: str = ""  # of the cluster that this process works for, empty where it works for none
 
 
 def engine_environment(facts: HostFacts) -> dict[str, str]:
@@ -55,6 +59,10 @@ def engine_environment(facts: HostFacts) -> dict[str, str]:
         ENGINE_FOLDER_VARIABLE: facts.engine_folder,
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # Ray's worker has threads; a fork of it may deadlock
     }
+    if facts.ray_address:
+        # vLLM sets it where it chooses "spawn" itself (0.32, utils/system_utils.py); without it an engine core that needs Ray's
+        # executor starts a Ray of its own.
+        values[RAY_ADDRESS_VARIABLE] = facts.ray_address
     if facts.models_are_local:
         values["HF_HUB_OFFLINE"] = "1"
     if facts.engine_folder and len(os.fsencode(facts.engine_folder)) + len("/") + _SOCKET_NAME_BYTES <= _MAX_SOCKET_PATH_BYTES:
@@ -81,8 +89,19 @@ def gather_host_facts(*, local_rank: int, cores_per_engine: int, **rest: bool | 
         cores_per_engine=cores_per_engine,
         allowed_cores=tuple(sorted(os.sched_getaffinity(0))),
         openmp_library=str(library) if library.is_file() else "",
+        ray_address=_ray_address(),
         **rest,  # type: ignore[arg-type]
     )
+
+
+def is_on_cpu() -> bool:
+    """Whether Nightjar's code takes an engine here for one on a CPU: vLLM's platform is a CPU's, for which Ray has no devices.
+
+    The rig's is one with devices (rig/platform.py), and its engines count as on a GPU. Raises ImportError without vLLM.
+    """
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu()) and not current_platform.ray_device_key
 
 
 def apply_environment(values: Mapping[str, str], environ: MutableMapping[str, str]) -> dict[str, str]:
@@ -99,6 +118,15 @@ def apply_environment(values: Mapping[str, str], environ: MutableMapping[str, st
             applied[name] = f"{present}:{value}"
     environ.update(applied)
     return applied
+
+
+def _ray_address() -> str:
+    with contextlib.suppress(ImportError):
+        import ray
+
+        if ray.is_initialized():
+            return str(ray.get_runtime_context().gcs_address)
+    return ""
 
 
 def _cpu_environment(facts: HostFacts) -> dict[str, str]:

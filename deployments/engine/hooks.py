@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Final
 
+from nightjar.deployments.engine.environment import is_on_cpu
 from nightjar.deployments.engine.moved_names import moved
 
 
@@ -316,7 +317,7 @@ ON_CPU: Final = (
 def missing_hooks() -> MissingHooks:
     """What this environment's vLLM lacks. Starts no engine."""
     try:
-        on_cpu = bool(importlib.import_module("vllm.platforms").current_platform.is_cpu())
+        on_cpu = is_on_cpu()
     except (ImportError, AttributeError) as error:
         return MissingHooks(steering=(f"vllm.platforms.current_platform: {error}",))
     if on_cpu:

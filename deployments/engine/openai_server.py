@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from nightjar.deployments.engine.arguments import resolve_facts
+from nightjar.deployments.engine.environment import is_on_cpu
 from nightjar.deployments.engine.hooks import MissingHooks
 from nightjar.deployments.engine.moved_names import moved
 from nightjar.deployments.engine.running_engine import LoadObserver, RunningEngine
@@ -54,7 +55,7 @@ async def start_openai_server(
 
     engine_kwargs, frontend_kwargs = split_kwargs(request.engine_kwargs)
     engine_kwargs["served_model_name"] = [request.served_model_name]
-    on_cpu = current_platform.is_cpu()
+    on_cpu = is_on_cpu()
     folder = prepare_process(request, engine_kwargs, on_cpu=on_cpu)
     _, user_config = _configure(engine_kwargs)
     facts = resolve_facts(user_config, on_cpu=on_cpu, draft_offload=request.draft_offload)

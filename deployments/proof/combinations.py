@@ -11,14 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from nightjar.deployments.drafter_kinds import KINDS, SEPARATE_DRAFT_MODEL, kind_of
-from nightjar.deployments.engine.arguments import (
-    CPU_WORKER,
-    GPU_WORKER,
-    V2_WORKER,
-    EngineArguments,
-    resolve_facts,
-    steered_engine_kwargs,
-)
+from nightjar.deployments.engine.arguments import EngineArguments, resolve_facts, steered_engine_kwargs
 from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
 from nightjar.deployments.engine.offload_config import OffloadConfig
 from nightjar.deployments.proof.scenarios import ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS
@@ -26,7 +19,6 @@ from nightjar.deployments.rig.environment import Runner
 from nightjar.deployments.rig.model_names import DRAFT, MIMO, TARGET
 
 PLAIN: Final = "none"
-V2_CPU_WORKER: Final = "nightjar.deployments.rig.v2_worker.SteeredV2CPUWorker"
 MAPPED_MEMORY_WORKERS: Final = {
     1: "nightjar.deployments.rig.worker.MappedMemoryWorker",
     2: "nightjar.deployments.rig.v2_worker.MappedMemoryV2Worker",
@@ -34,6 +26,7 @@ MAPPED_MEMORY_WORKERS: Final = {
 LENDING_KV_BYTES: Final = 2 << 20
 """About twenty blocks of the tiny target and its draft: fewer than the crowd needs."""
 Scheduling = Literal["sync", "async"]
+Executor = Literal["", "ray"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +38,17 @@ class Combination:
     drafter: str
     ranks: int = 1
     """Tensor-parallel size; with more than one, the core and every rank have processes of their own."""
+    executor: Executor = ""
+    """vLLM's `distributed_executor_backend`; empty for its own choice. Ray's workers are children of no process of the engine."""
     lends: bool = False
     """Whether the draft lends its memory, by CUDA's code over pages of the process; nothing else is then looked at."""
 
     @property
     def name(self) -> str:
-        """For example `v2-async-eagle`, `v2-async-eagle-tp2`."""
+        """For example `v2-async-eagle`, `v2-async-eagle-tp2`, `v2-async-eagle-ray`."""
         ranks, lends = f"-tp{self.ranks}" if self.ranks > 1 else "", "-lends" if self.lends else ""
-        return f"v{self.runner}-{self.scheduling}-{self.drafter}{ranks}{lends}"
+        executor = f"-{self.executor}" if self.executor else ""
+        return f"v{self.runner}-{self.scheduling}-{self.drafter}{ranks}{executor}{lends}"
 
     @classmethod
     def named(cls, name: str) -> Combination:
@@ -61,6 +57,11 @@ class Combination:
             if combination.name == name:
                 return combination
         raise ValueError(f"no combination {name!r}")
+
+    @property
+    def in_one_process(self) -> bool:
+        """Whether scheduler and worker are in the process that makes the engine."""
+        return self.ranks == 1 and not self.executor
 
     @property
     def forwards_at_zero(self) -> int | None:
@@ -95,11 +96,19 @@ def _all() -> list[Combination]:
         for kind in KINDS.values()
         if kind.obeys_k and (scheduling == "sync" or kind.runs_asynchronously)
     ]
-    return [*alone, *(Combination(2, "async", drafter, ranks=2) for drafter in (SEPARATE_DRAFT_MODEL, "eagle"))]
+    spread = [Combination(2, "async", drafter, ranks=2) for drafter in (SEPARATE_DRAFT_MODEL, "eagle")]
+    by_ray = [
+        Combination(1, "async", SEPARATE_DRAFT_MODEL, executor="ray"),
+        Combination(2, "async", "eagle", executor="ray"),
+        Combination(2, "async", SEPARATE_DRAFT_MODEL, ranks=2, executor="ray"),
+    ]
+    return [*alone, *spread, *by_ray]
 
 
 STEERED: Final = tuple(each for each in _all() if each.runner == 1 or kind_of(each.drafter).is_steered_on_v2)
-LENDING: Final = tuple(replace(each, lends=True) for each in STEERED if each.drafter == SEPARATE_DRAFT_MODEL and each.ranks == 1)
+LENDING: Final = tuple(
+    replace(each, lends=True) for each in STEERED if each.drafter == SEPARATE_DRAFT_MODEL and each.in_one_process
+)
 SERVED_PLAINLY: Final = tuple(each for each in _all() if each not in STEERED)
 """Of drafters that obey K elsewhere."""
 
@@ -116,15 +125,11 @@ def engine_arguments(combination: Combination, models: Path, *, head_log_steps: 
 
 
 def on_the_rig(arguments: EngineArguments, *, runner: Runner, lending_draft: Path | None = None) -> EngineArguments:
-    """A GPU's arguments for an engine on the rig: the worker is the CPU's.
+    """A GPU's arguments for an engine on the rig, whose platform changes the worker (rig/platform.py).
 
     With the folder of a draft that lends its memory, few KV blocks on pages of the process.
     """
     kwargs = dict(arguments.kwargs)
-    if kwargs.get("worker_cls") == V2_WORKER:
-        kwargs["worker_cls"] = V2_CPU_WORKER
-    elif kwargs.get("worker_cls") == GPU_WORKER or (runner == 1 and not arguments.serving_plainly):
-        kwargs["worker_cls"] = CPU_WORKER  # for drafters that never sleep as well: it mends runner V1's sampler on a CPU
     if lending_draft is not None:
         draft_bytes = draft_weight_bytes(lending_draft, bytes_per_value=4, tensor_parallel_size=1)
         del kwargs["num_gpu_blocks_override"]
@@ -145,6 +150,7 @@ def user_arguments(combination: Combination, models: Path) -> dict[str, Any]:
         "disable_log_stats": False,
         "async_scheduling": combination.scheduling == "async",
         "tensor_parallel_size": combination.ranks,
+        "distributed_executor_backend": combination.executor or None,
         "seed": 0,
         **ENGINE_OPTIONS,
     }

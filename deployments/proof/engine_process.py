@@ -21,7 +21,7 @@ from nightjar.deployments.proof.combinations import PLAIN, Combination, engine_a
 from nightjar.deployments.proof.driven_engine import DrivenEngine
 from nightjar.deployments.proof.lending import LENDING_SCENARIO, crowd, lend_and_take_back
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS, REFERENCE_LOGPROBS, abort, run_scenario, scenarios
-from nightjar.deployments.proof.spread_engine import SpreadEngine
+from nightjar.deployments.proof.spread_engine import RayEngine, SpreadEngine
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.rig.model_names import ADAPTER
 from nightjar.deployments.rig.tiny_models import build_tiny_models
@@ -67,7 +67,9 @@ def _lending(engine: SteppedEngine, *, steered: bool) -> dict[str, Any]:
 
 
 def _start(combination: Combination, arguments: dict[str, Any], *, steered: bool) -> DrivenEngine:
-    if combination.ranks > 1:
+    if combination.executor:
+        return RayEngine(arguments)
+    if not combination.in_one_process:
         return SpreadEngine(arguments)
     engine = SteppedEngine(arguments)
     if steered:

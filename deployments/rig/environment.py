@@ -4,7 +4,8 @@ vLLM's CPU build has model runner V2 and asynchronous scheduling in it, and swit
 the build finds no CPU backend, and its platform says that asynchronous scheduling "is not required on CPU". Neither vLLM nor
 Triton is patched from here. A folder on PYTHONPATH looks like two installed distributions, whose entry points vLLM and Triton load
 by themselves, in this process's children and theirs: a Triton backend "cpu", with which Triton's interpreter runs the kernels, a
-platform that leaves asynchronous scheduling alone, and a plug-in that mends the interpreter (plugins.py).
+platform that leaves asynchronous scheduling alone, has devices for Ray to give out and puts the CPU's workers in the place of a
+GPU's, and a plug-in that mends the interpreter (plugins.py).
 
 What the rig cannot show: CUDA graphs, streams and races. Kernels run one program after another, attention is the CPU's, and
 times mean nothing. A process that has imported vllm or triton before it is given this environment stays as it was.

@@ -11,8 +11,8 @@ from nightjar.deployments.rig.environment import ASYNC_VARIABLE, INTERPRET_VARIA
 
 
 def platform() -> str | None:
-    """vLLM's platform plug-in: the name of the CPU platform that schedules asynchronously, where that is asked for."""
-    return "nightjar.deployments.rig.platform.AsyncCPUPlatform" if os.environ.get(ASYNC_VARIABLE) == "1" else None
+    """vLLM's platform plug-in: the name of the rig's platform."""
+    return "nightjar.deployments.rig.platform.RigPlatform" if ASYNC_VARIABLE in os.environ else None
 
 
 def mend_interpreter() -> None:

@@ -20,6 +20,7 @@ import structlog
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 
 from nightjar.deployments.engine.arguments import EngineArguments, resolve_facts
+from nightjar.deployments.engine.environment import is_on_cpu
 from nightjar.deployments.engine.hooks import missing_hooks
 from nightjar.deployments.engine.running_engine import LoadObserver, RunningEngine
 from nightjar.deployments.engine.starting import EngineRequest, group_of, prepare_process, start_steered
@@ -80,9 +81,7 @@ class SteeredVLLMEngine(VLLMEngine):
 
     def _prepare_engine_config(self, callback_ctx: CallbackCtx) -> Prepared:
         """Configure and start the engine, so that a refusal of either leads to the plain one; answer what it was started with."""
-        from vllm.platforms import current_platform
-
-        on_cpu = current_platform.is_cpu()
+        on_cpu = is_on_cpu()
         users = dict(self.llm_config.get_engine_config().engine_kwargs)
         request = self._request(users)
         folder = prepare_process(request, users, on_cpu=on_cpu)

@@ -118,8 +118,13 @@ class ServeCluster:
 
 
 @contextlib.contextmanager
-def serve_cluster(*, with_metrics: bool = False, num_cpus: int = 4) -> Iterator[ServeCluster]:
-    """Start Ray with Serve on free ports; at the end nothing of it is left, engines included."""
+def serve_cluster(
+    *, with_metrics: bool = False, num_cpus: int = 4, num_gpus: int = 0, variables: Mapping[str, str] | None = None
+) -> Iterator[ServeCluster]:
+    """Start Ray with Serve on free ports; at the end nothing of it is left, engines included.
+
+    `num_gpus` are devices that Ray gives out, of nothing; `variables` are of every process of the cluster.
+    """
     import ray
     from ray import serve
 
@@ -135,8 +140,10 @@ def serve_cluster(*, with_metrics: bool = False, num_cpus: int = 4) -> Iterator[
         environment.setenv("NIGHTJAR_JOURNAL_DIR", str(folder / "journal"))
         environment.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
         environment.setenv("RAY_worker_niceness", "0")  # Ray's 15 starves an engine whose core another process keeps busy
+        for name, value in (variables or {}).items():
+            environment.setenv(name, value)
         port = free_port()
-        _start_ray(folder, num_cpus)
+        _start_ray(folder, num_cpus, num_gpus)
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             yield ServeCluster(url=f"http://127.0.0.1:{port}")
@@ -148,11 +155,12 @@ def serve_cluster(*, with_metrics: bool = False, num_cpus: int = 4) -> Iterator[
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start_ray(folder: Path, num_cpus: int) -> None:
+def _start_ray(folder: Path, num_cpus: int, num_gpus: int) -> None:
     """Start Ray; where its node was too slow (NODE_TIMED_OUT), kill what is left of it and start Ray a second time."""
     import ray
 
-    options = {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": 80 << 20, "log_to_driver": False}
+    options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "include_dashboard": False, "log_to_driver": False}
+    options["object_store_memory"] = 80 << 20
     try:
         ray.init(address="local", _temp_dir=str(folder), **options)
     except Exception as error:
@@ -244,6 +252,11 @@ def engine_core_of(replica_pid: int) -> psutil.Process:
     return core
 
 
+def ray_workers() -> list[psutil.Process]:
+    """The workers of vLLM's Ray executor in this cluster. They are Ray's children, not their engine core's."""
+    return [process for process in psutil.Process().children(recursive=True) if _title(process).startswith("ray::RayWorkerProc")]
+
+
 def files_of(processes: Sequence[psutil.Process]) -> set[Path]:
     """Files that are there for these engine processes alone: shared memory, sockets on which they listen, and their folder."""
     found: set[Path] = set()
@@ -254,8 +267,9 @@ def files_of(processes: Sequence[psutil.Process]) -> set[Path]:
         found |= {names[inode] for line in mapped if (inode := int(line[4])) in names}
         found.add(Path(f"/dev/shm/__KMP_REGISTERED_LIB_{process.pid}_{process.uids().real}"))
         found |= {Path(str(connection.laddr)) for connection in process.net_connections("unix") if connection.laddr}
-        folder = Path(process.environ()[ENGINE_FOLDER_VARIABLE])
-        found |= {folder, *(link.readlink() for link in folder.iterdir() if link.is_symlink())}
+        if named := process.environ().get(ENGINE_FOLDER_VARIABLE):  # a worker of Ray's was told later
+            folder = Path(named)
+            found |= {folder, *(link.readlink() for link in folder.iterdir() if link.is_symlink())}
     return existing(found)
 
 

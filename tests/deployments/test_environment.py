@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from nightjar.deployments.engine.environment import HostFacts, apply_environment, engine_environment, pinned_cores
+from nightjar.deployments.engine.environment import (
+    HostFacts,
+    apply_environment,
+    engine_environment,
+    gather_host_facts,
+    is_on_cpu,
+    pinned_cores,
+)
 
 CPU = HostFacts(
     on_cpu=True,
@@ -76,3 +85,33 @@ def test_openmp_joins_other_preloaded_libraries() -> None:
     environ = {"LD_PRELOAD": "/x/libtcmalloc.so"}
     apply_environment(engine_environment(CPU), environ)
     assert environ["LD_PRELOAD"] == "/x/libtcmalloc.so:/env/lib/libiomp5.so"
+
+
+def test_an_engine_core_joins_the_cluster_of_its_replica_whatever_address_is_inherited() -> None:
+    """Ray's executor lives in the core, which Ray did not start: without an address it starts a Ray of its own and waits."""
+    environ = {"RAY_ADDRESS": "http://127.0.0.1:8265"}
+    apply_environment(engine_environment(replace(GPU, ray_address="10.0.0.1:6379")), environ)
+    assert environ["RAY_ADDRESS"] == "10.0.0.1:6379"
+    assert "RAY_ADDRESS" not in engine_environment(GPU)
+
+
+@pytest.mark.parametrize(("is_initialized", "address"), [(True, "10.0.0.1:6379"), (False, "")])
+def test_the_address_is_that_of_the_cluster_that_this_process_works_for(
+    monkeypatch: pytest.MonkeyPatch, is_initialized: bool, address: str
+) -> None:
+    context = SimpleNamespace(gcs_address="10.0.0.1:6379")
+    ray = SimpleNamespace(is_initialized=lambda: is_initialized, get_runtime_context=lambda: context)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    assert gather_host_facts(on_cpu=False, replica="", local_rank=0, cores_per_engine=1).ray_address == address
+
+
+@pytest.mark.parametrize(
+    ("is_cpu", "ray_device_key", "on_cpu"), [(True, "", True), (True, "GPU", False), (False, "GPU", False), (False, "", False)]
+)
+def test_an_engine_is_on_a_cpu_where_its_platform_is_one_without_devices_of_rays(
+    monkeypatch: pytest.MonkeyPatch, is_cpu: bool, ray_device_key: str, on_cpu: bool
+) -> None:
+    platform = SimpleNamespace(is_cpu=lambda: is_cpu, ray_device_key=ray_device_key)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "vllm.platforms", SimpleNamespace(current_platform=platform))
+    assert is_on_cpu() is on_cpu

@@ -53,6 +53,17 @@ def serve_application(*, user_config: Mapping[str, Any] | None = None) -> dict[s
     }
 
 
+def gpu_application() -> dict[str, Any]:
+    """The model `chat` alone, on one replica, as a file for GPUs holds it: ray.serve.llm's own placement group and executor."""
+    whole = serve_application()
+    (chat, *_) = whole["args"]["llm_configs"]
+    del chat["placement_group_config"]
+    chat["accelerator_config"] = {"kind": "gpu"}
+    chat["deployment_config"] = {"num_replicas": 1, "health_check_period_s": 2}
+    whole["args"]["llm_configs"] = [chat]
+    return whole
+
+
 @contextmanager
 def object_store(folder: Path) -> Iterator[None]:
     """An S3 of this process alone, where the environment of what starts meanwhile looks for one; the adapter lies in it."""

@@ -51,8 +51,7 @@ def test_no_installed_distribution_brings_the_rig_into_an_engine_of_production()
 def test_without_its_variables_the_platform_is_vllms_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ASYNC_VARIABLE, raising=False)
     assert plugins.platform() is None
-    monkeypatch.setenv(ASYNC_VARIABLE, "0")
-    assert plugins.platform() is None
-    monkeypatch.setenv(ASYNC_VARIABLE, "1")
-    module, _, name = (plugins.platform() or "").rpartition(".")
-    assert (module, name) == ("nightjar.deployments.rig.platform", "AsyncCPUPlatform")
+    for asynchronous in "01":
+        monkeypatch.setenv(ASYNC_VARIABLE, asynchronous)
+        module, _, name = (plugins.platform() or "").rpartition(".")
+        assert (module, name) == ("nightjar.deployments.rig.platform", "RigPlatform")
