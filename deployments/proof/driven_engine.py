@@ -83,7 +83,7 @@ class DrivenEngine(ABC):
             before_step(step)
             for output in self.engine.step():
                 if output.finished:
-                    answers[output.request_id] = _plain(output)
+                    answers[output.request_id] = plain_answer(output)
         raise AssertionError("unreachable")
 
     def add(self, request: EngineRequest, **overrides: Any) -> None:
@@ -159,8 +159,8 @@ class DrivenEngine(ABC):
         return False
 
 
-def _plain(output: Any) -> dict[str, Any]:
-    """An answer as plain data."""
+def plain_answer(output: Any) -> dict[str, Any]:
+    """A finished output of vLLM's as plain data."""
     (completion,) = output.outputs
     logprobs = [{str(token): entry.logprob for token, entry in position.items()} for position in completion.logprobs or ()]
     return {

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nightjar.deployments.proof.combinations import PLAIN, Combination, engine_arguments
+from nightjar.deployments.proof.combinations import PLAIN, REFERENCE, Combination, engine_arguments
 from nightjar.deployments.proof.driven_engine import DrivenEngine
 from nightjar.deployments.proof.lending import LENDING_SCENARIO, crowd, lend_and_take_back
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS, REFERENCE_LOGPROBS, abort, run_scenario, scenarios
@@ -40,10 +40,11 @@ def run(combination: Combination, models: Path) -> dict[str, Any]:
     result["vllm_version"] = importlib.import_module("vllm").__version__
     result["async_scheduling"] = bool(engine.vllm_config.scheduler_config.async_scheduling)
     result["runner_is_v2"] = bool(engine.vllm_config.use_v2_model_runner)
-    if combination.lends or not steered:
+    if combination.lends or combination == REFERENCE:
         assert isinstance(engine, SteppedEngine)
         result["scenarios"][LENDING_SCENARIO] = _lending(engine, steered=steered)
-    for scenario in () if combination.lends else scenarios(models / ADAPTER):
+    asked = scenarios(models / ADAPTER, of_all_kinds=combination.answers_all_kinds)
+    for scenario in () if combination.lends else asked:
         part: dict[str, Any] = {"greedy": [request.request_id for request in scenario.requests if request.is_greedy]}
         try:
             ran = run_scenario(engine, scenario, steered=steered)

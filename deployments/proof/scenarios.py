@@ -24,6 +24,9 @@ MAX_NUM_SPECULATIVE_TOKENS: Final = 3
 CHANGING_LENGTHS: Final = (3, 3, 0, 0, 1, 0, 2, 0, 3, 1, 1, 2, 1, 3, 2, 2)
 """K step by step, over and over: each change from one K to another is in it once, and each K held for two steps."""
 CAPPED_SCENARIO: Final = "opt-out"
+GRAMMARS_SCENARIO: Final = "grammars"
+SAMPLED_SCENARIO: Final = "sampled beside greedy, logprobs"
+OF_SAMPLING: Final = frozenset({GRAMMARS_SCENARIO, SAMPLED_SCENARIO, CAPPED_SCENARIO})
 OPT_OUT: Final = "num_speculative_tokens"
 REFERENCE_LOGPROBS: Final = 100
 """Of the unmasked distribution: what a grammar allows need not be among the likeliest."""
@@ -35,13 +38,15 @@ ENGINE_OPTIONS: Final[Mapping[str, Any]] = {
     "num_gpu_blocks_override": 24,
     "enable_prefix_caching": True,
     "max_logprobs": REFERENCE_LOGPROBS,
+    "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+}
+"""Small, so that long prompts are chunked, and the crowd's eight requests do not fit."""
+ADAPTER_OPTIONS: Final[Mapping[str, Any]] = {
     "enable_lora": True,
     "max_loras": 2,  # rows without an adapter use the last slot on a CPU (vLLM 0.32, lora_ops.py), so that must stay empty
     "max_lora_rank": ADAPTER_RANK,
     "lora_target_modules": ["qkv_proj"],
-    "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
 }
-"""Small, so that long prompts are chunked, and the crowd's eight requests do not fit."""
 
 _PROMPTS: Final = (
     "The capital of France is",
@@ -87,19 +92,24 @@ class Scenario:
     lengths: Sequence[int] = CHANGING_LENGTHS
 
 
-def scenarios(adapter: Path | None) -> tuple[Scenario, ...]:
-    """All of them; `adapter` is the folder of a LoRA adapter of the target's, without which one scenario less."""
+def scenarios(adapter: Path | None, *, of_all_kinds: bool = True) -> tuple[Scenario, ...]:
+    """All of them; `adapter` is the folder of a LoRA adapter of the target's, without which one scenario less.
+
+    With `of_all_kinds` False those alone that differ in batches, prompts and blocks, and not in what a request asks of the sampler.
+    """
     found = (
         Scenario("fixed K", _greedy("fixed", _PROMPTS, 32), _something_verified, lengths=(MAX_NUM_SPECULATIVE_TOKENS,)),
         Scenario("changing K", _greedy("changing", _PROMPTS, 40)),
         Scenario("long prompts in chunks", _greedy("chunk", (_LONG, "short", _LONG[::-1]), 16)),
         Scenario("first of a prefix", _greedy("first", (_SHARED + "1",), 8)),
         Scenario("cached prefix", _greedy("prefix", (_SHARED + "2", _SHARED + "3, 4", _SHARED), 16), _found_a_prefix),
-        Scenario("grammars", _structured(), _grammars_obeyed),
-        Scenario("sampled beside greedy, logprobs", _mixed(), _sampled_rows_vary),
+        Scenario(GRAMMARS_SCENARIO, _structured(), _grammars_obeyed),
+        Scenario(SAMPLED_SCENARIO, _mixed(), _sampled_rows_vary),
         Scenario("preemption", _crowd(), _preempted),
         Scenario(CAPPED_SCENARIO, _capped(), _caps_kept),
     )
+    if not of_all_kinds:
+        return tuple(scenario for scenario in found if scenario.name not in OF_SAMPLING)
     return found if adapter is None else (*found, Scenario("LoRA", _with_adapter(adapter), _adapter_in_use))
 
 

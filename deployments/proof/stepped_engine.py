@@ -58,6 +58,15 @@ class SteppedEngine(DrivenEngine):
         """KV blocks that requests hold."""
         return sum(block.ref_cnt > 0 and not block.is_null for block in self.scheduler.kv_cache_manager.block_pool.blocks)
 
+    def is_idle(self) -> bool:
+        """As in any engine, after the steps that are in flight: beside a KV connector they hold the blocks of requests that ended.
+
+        (vLLM 0.32, Scheduler.deferred_frees)
+        """
+        while self.core.batch_queue:
+            self.engine.step()
+        return super().is_idle()
+
     def shutdown(self) -> None:
         """End workers in processes of their own."""
         self.engine.engine_core.shutdown()

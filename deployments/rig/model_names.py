@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 TARGET: Final = "target"
+SLIDING: Final = "sliding"
 DRAFT: Final = "draft"
 EAGLE: Final = "eagle"
 EAGLE3: Final = "eagle3"

@@ -5,6 +5,7 @@ that easy: its next token depends mostly on the present one (embeddings of size 
 a drafter that knows the embedding and one layer often agrees.
 
 * `target`, and `draft`: a separate draft model, the target's weights with noise.
+* `sliding`: the target, whose first and last layers attend to the latest SLIDING_WINDOW tokens alone.
 * `eagle`: its layer is the target's first, its projection passes the embedding on and a little of the hidden state.
 * `eagle3`: reads the embedding through an attention in which each position attends to itself.
 * `mimo`: the target once more as a MiMoForCausalLM (Qwen2's layers, biases of 0; texts are the same) with one MTP module.
@@ -28,7 +29,7 @@ from typing import Any, Final
 import torch
 from safetensors.torch import save_file
 
-from nightjar.deployments.rig.model_names import ADAPTER, ADAPTER_RANK, DRAFT, EAGLE, EAGLE3, MIMO, TARGET
+from nightjar.deployments.rig.model_names import ADAPTER, ADAPTER_RANK, DRAFT, EAGLE, EAGLE3, MIMO, SLIDING, TARGET
 
 HIDDEN: Final = 64
 HEADS: Final = 2
@@ -42,6 +43,8 @@ SPECIAL_TOKENS: Final = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "
 """After the bytes, in this order."""
 LAYER_SHARES: Final = (0.4, 0.08, 0.08)
 """How much each of the target's layers adds to a residual stream of root mean square 1."""
+LAYER_TYPES: Final = ("sliding_attention", "full_attention", "sliding_attention")
+SLIDING_WINDOW: Final = 48
 DRAFT_NOISE: Final = 0.07
 """Of the draft's weights, in their own standard deviations."""
 HIDDEN_STATE_SHARE: Final = 0.012
@@ -77,6 +80,7 @@ def build_tiny_models(folder: Path, family: Family = USUAL) -> Path:
     scratch = Path(tempfile.mkdtemp(dir=folder.parent))
     target = _target(family)
     _save(scratch / TARGET, target, _config())
+    _save(scratch / SLIDING, target, _config(layer_types=LAYER_TYPES, sliding_window=SLIDING_WINDOW))
     _save(scratch / DRAFT, _draft(target), _config())
     _save(scratch / EAGLE, _eagle(target), _config(num_hidden_layers=1))
     eagle3 = {

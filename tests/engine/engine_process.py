@@ -23,7 +23,7 @@ from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import EngineSnapshot
 from nightjar.policy.wire.settings import ExplorationSegment, IssuedSettings, Settings, SettingsVersion
-from tests.engine.requests import crowded_batch, greedy_batch, mixed_batch, shared_prefix_batch
+from tests.engine.requests import crowded_batch, greedy_batch, mixed_batch, seeded_batch, shared_prefix_batch
 
 MAX_NUM_SPECULATIVE_TOKENS: Final = 4
 MAX_NUM_SEQS: Final = 32
@@ -126,6 +126,7 @@ def reference(models: Path) -> dict[str, Any]:
         "greedy": engine.run(greedy_batch(), logprobs=20),
         "prefix": engine.run(shared_prefix_batch(), logprobs=20),
         "crowded": engine.run(crowded_batch(), logprobs=20),
+        "seeded": engine.run(seeded_batch()),
         "foreign_scheduler": _exchange_with_a_foreign_scheduler(engine),
     }
 
@@ -146,6 +147,10 @@ def steered(models: Path) -> dict[str, Any]:
     result["greedy toggled"] = engine.run(greedy_batch(), engine.toggle)
     for name in ("prefix toggled", "prefix cached toggled"):
         result[name] = engine.run(shared_prefix_batch(), engine.toggle)
+    for name, mode in (("seeded pin=4", "pin=4"), ("seeded pin=4 again", "pin=4"), ("seeded off", "off")):
+        engine.steer(mode)
+        result[name] = engine.run(seeded_batch())
+    result["seeded toggled"] = engine.run(seeded_batch(), engine.toggle)
     result["abort"] = _abort(engine)
     result["local_mode"] = _local_mode(engine)
     result["stale"] = engine.exchange(

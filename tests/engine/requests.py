@@ -39,6 +39,20 @@ def mixed_batch() -> list[EngineRequest]:
     return requests
 
 
+def seeded_batch() -> list[EngineRequest]:
+    """4 sampled requests with seeds, the same 4 that opted out of drafts, and a greedy one."""
+    sampled = {"temperature": 0.8, "max_tokens": 24, "ignore_eos": True}
+    opt_out = {"extra_args": {"num_speculative_tokens": 0}}
+    requests = [EngineRequest("beside", _chat("Describe fog to a child."), {"temperature": 0.0, "max_tokens": 24})]
+    for index in range(4):
+        prompt, options = _chat(_TASKS[0].format(_SUBJECTS[index])), sampled | {"seed": index}
+        requests += [
+            EngineRequest(f"seeded-{index}", prompt, options),
+            EngineRequest(f"opted-out-{index}", prompt, options | opt_out),
+        ]
+    return requests
+
+
 def greedy_batch() -> list[EngineRequest]:
     """8 greedy requests of different lengths."""
     return [

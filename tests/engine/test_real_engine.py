@@ -26,6 +26,12 @@ SCENARIOS = [
     "prefix toggled",
     "prefix cached toggled",
 ]
+SEEDED = ["seeded pin=4", "seeded pin=4 again", "seeded off", "seeded toggled"]
+
+
+def texts_of(outputs: dict[str, Any], kind: str) -> list[list[int]]:
+    """Tokens of this kind of the seeded batch's requests."""
+    return [output["token_ids"] for name, output in sorted(outputs.items()) if name.startswith(kind)]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -57,6 +63,21 @@ def test_logprobs_of_greedy_rows_are_plain_vllms(scenario: str, reference: dict[
         assert len(found["logprobs"]) == len(found["token_ids"]) > 0
         for token, ours, theirs in zip(found["token_ids"], found["logprobs"], expected["logprobs"], strict=False):
             assert ours[str(token)] == pytest.approx(theirs[str(token)], abs=1e-3)
+
+
+def test_a_seed_repeats_its_text_where_k_is_the_same_and_need_not_where_k_differs(steered: dict[str, Any]) -> None:
+    """Which of acceptance, resampling and bonus draws a token depends on K: the distribution is repeated, and not the text."""
+    texts = {name: texts_of(steered[name], "seeded") for name in SEEDED}
+    assert texts["seeded pin=4"] == texts["seeded pin=4 again"]
+    for name in ("seeded off", "seeded toggled"):
+        assert texts[name] != texts["seeded pin=4"]
+
+
+def test_a_seed_repeats_plain_vllms_text_in_a_request_without_drafts_whatever_k_the_others_have(
+    reference: dict[str, Any], steered: dict[str, Any]
+) -> None:
+    for name in SEEDED:
+        assert texts_of(steered[name], "opted-out") == texts_of(reference["seeded"], "opted-out")
 
 
 def test_shared_prefixes_came_from_the_cache(steered: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nightjar.deployments.proof.combinations import Combination
+from tests.gpu_paths.off_stretch import STRESS_SEED, STRESS_STEPS
 from tests.gpu_paths.runs import HEADINGS, Rig
 
 
@@ -21,6 +22,11 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "gpu-paths"
     folder.mkdir(exist_ok=True)
     return Rig(folder)
+
+
+def pytest_report_header() -> str:
+    """How to repeat the random steps."""
+    return f"off stress: {STRESS_STEPS} random steps of each drafter, seed {STRESS_SEED} (make stress-gpu-paths SEED={STRESS_SEED})"
 
 
 @pytest.hookimpl(trylast=True)
@@ -49,4 +55,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     table = Table(*HEADINGS, title="Steered engines on the rig: vLLM's GPU code paths on a CPU")
     for line in sorted(rows):
         table.add_row(*line)
-    Console(width=132).print(table)
+    Console(width=160).print(table)

@@ -1,30 +1,36 @@
 """One engine on runner V2, whose K goes through an off stretch and then changes at random: every drafted token is kept.
 
-`python -m tests.gpu_paths.off_process COMBINATION STEPS MODELS OUTPUT`, in the rig's environment. The engine goes through all of it
-as each of these, one after the other, with empty caches, the same requests and the same K in every step:
+`python -m tests.gpu_paths.off_process COMBINATION STEPS SEED MODELS OUTPUT`, in the rig's environment. The engine goes through all
+of it as each of these, one after the other, with empty caches, the same requests and the same K in every step:
 
 ours     the head writes its KV alone at K = 0; a draft model sleeps and catches up
 log      the same head, which makes the writes of LOG_STEPS steps at once
 stock    the drafter's `propose` is vLLM's own
+every    of a draft model: the same, never asleep and with no draft verified, so that each token of each answer has a draft after it
 forgets  the control: nothing is written or read again, and the drafter's KV has holes; through the off stretch alone
+
+A head of `ours` computes in batches of the same shapes as in `stock`, so both agree to the last bit. A pass over several steps, or
+a draft model that waited and came back, has other shapes and rounds otherwise: with each drafted token goes its margin, by which it
+was the likeliest.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from nightjar.deployments.engine.draft_on_v2 import SteeredDraftOnV2
 from nightjar.deployments.engine.kv_only_head import KVOnlyHead
 from nightjar.deployments.proof.combinations import Combination, engine_arguments
-from nightjar.deployments.proof.driven_engine import EngineRequest
-from nightjar.deployments.proof.scenarios import CHANGING_LENGTHS, ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS
+from nightjar.deployments.proof.driven_engine import EngineRequest, plain_answer
+from nightjar.deployments.proof.scenarios import CHANGING_LENGTHS, ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS, OPT_OUT
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.rig.tiny_models import ATTENTIVE, ATTENTIVE_EAGLE3, build_tiny_models
 from nightjar.policy.wire.exchange import EngineCommand
@@ -35,7 +41,15 @@ ROWS: Final = 4
 MAX_TOKENS: Final = 3 * STEPS_BEFORE + STEPS_OFF + 3 * STEPS_BACK
 """Of a row of the off stretch: more than it generates in these steps at the acceptance that a tiny head has."""
 OPTIONS: Final = {"temperature": 0.0, "ignore_eos": True}
-SEED: Final = 24
+OPT_OUT_OPTIONS: Final = {"extra_args": {OPT_OUT: 0}}
+ROWS_OF_EVERY: Final = 6
+LOGPROBS: Final = 5
+
+REJECTED_ARGUMENT: Final = 5
+"""Of vLLM's `propose` after the batch: `num_rejected` (0.32, v1/worker/gpu/spec_decode)."""
+
+Draft = tuple[int, list[int], list[float]]
+"""Tokens of prompt and answer that it continues, the drafted tokens, and each one's margin in logits."""
 
 
 @dataclass(slots=True)
@@ -48,27 +62,56 @@ class Watched:
     lengths: list[int] = field(default_factory=list)
     counts: list[tuple[int, int]] = field(default_factory=list)
     """Drafts that were verified, and how many of them accepted."""
+    verified: list[tuple[str, *Draft]] = field(default_factory=list)
+    """The request, and as much of its draft as was verified."""
+    last: dict[str, Draft] = field(default_factory=dict)
+    """What was drafted last for each request, verified or not."""
+    every: list[tuple[str, *Draft]] | None = None
+    """Whole drafts, verified or not, where they are wanted."""
 
     def taken(self) -> dict[str, Any]:
         """All of it, and forget it."""
-        plain = {"drafts": self.drafts, "lengths": self.lengths, "counts": self.counts}
-        self.drafts, self.lengths, self.counts = [], [], []
+        plain = {"drafts": self.drafts, "lengths": self.lengths, "counts": self.counts, "verified": self.verified}
+        self.drafts, self.lengths, self.counts, self.verified, self.last = [], [], [], [], {}
         return plain
+
+    def note(self, input_batch: Any, num_rejected: Any, drafts: Any, length: int, margins: Sequence[Sequence[float]]) -> None:
+        """One step, in which each row was drafted for; `margins` are those of each forward."""
+        names = [name.rpartition("-")[0] for name in input_batch.req_ids]
+        continued = (input_batch.seq_lens[: len(names)] - num_rejected[: len(names)] + 1).tolist()
+        num_verified = [0] * len(names) if input_batch.num_draft_tokens_per_req is None else input_batch.num_draft_tokens_per_req
+        self.lengths.append(length)
+        self.drafts.append(dict(zip(names, drafts[:, :length].tolist(), strict=False)) if length else {})
+        for row, (name, count) in enumerate(zip(names, num_verified, strict=False)):
+            if count and name in self.last:
+                tokens_before, tokens, of_tokens = self.last[name]
+                self.verified.append((name, tokens_before, tokens[: int(count)], of_tokens[: int(count)]))
+            whole = drafts[row].tolist()[: len(margins)]
+            self.last[name] = (continued[row], whole, [forward[row] for forward in margins])
+            if self.every is not None:
+                self.every.append((name, *self.last[name]))
 
 
 def watch(engine: SteppedEngine) -> Watched:
     """From now on."""
     speculator, scheduler = engine.runner.speculator, engine.scheduler
     watched = Watched(speculator.propose)
-    take_in = scheduler.update_from_output
+    take_in, compute_logits = scheduler.update_from_output, speculator.compute_draft_logits
+    margins: list[list[float]] = []
+
+    def computing(*arguments: Any, **options: Any) -> Any:
+        logits = compute_logits(*arguments, **options)
+        best = logits.topk(2, dim=-1).values
+        margins.append((best[:, 0] - best[:, 1]).tolist())
+        return logits
 
     def proposing(input_batch: Any, *arguments: Any, **options: Any) -> Any:
+        margins.clear()
         drafts = watched.propose(input_batch, *arguments, **options)
         length = options.get("num_speculative_tokens")
         if not options.get("dummy_run") and length is not None:
-            names = [name.rpartition("-")[0] for name in input_batch.req_ids]
-            watched.lengths.append(length)
-            watched.drafts.append(dict(zip(names, drafts[:, :length].tolist(), strict=False)) if length else {})
+            num_rejected = arguments[REJECTED_ARGUMENT]
+            watched.note(input_batch, num_rejected, drafts, length, margins)
         return drafts
 
     def taking_in(scheduler_output: Any, model_runner_output: Any) -> Any:
@@ -78,38 +121,45 @@ def watch(engine: SteppedEngine) -> Watched:
         watched.counts.append((sum(map(len, verified.values())), accepted))
         return take_in(scheduler_output, model_runner_output)
 
-    speculator.propose, scheduler.update_from_output = proposing, taking_in
+    speculator.propose, speculator.compute_draft_logits, scheduler.update_from_output = proposing, computing, taking_in
     return watched
+
+
+def rows() -> list[EngineRequest]:
+    """Of the off stretch."""
+    return [EngineRequest(f"row-{row}", f"Count {row}: one, two, ", {**OPTIONS, "max_tokens": MAX_TOKENS}) for row in range(ROWS)]
 
 
 def off_stretch(engine: SteppedEngine) -> dict[str, Any]:
     """K at its maximum, 0 for long, and at its maximum again, with rows that last through all of it."""
-    requests = [
-        EngineRequest(f"row-{row}", f"Count {row}: one, two, ", {**OPTIONS, "max_tokens": MAX_TOKENS}) for row in range(ROWS)
-    ]
 
     def pin(step: int) -> None:
         engine.pin(0 if STEPS_BEFORE <= step < STEPS_BEFORE + STEPS_OFF else MAX_NUM_SPECULATIVE_TOKENS)
 
-    return engine.run(requests, pin)
+    return engine.run(rows(), pin)
 
 
-def up_to_the_limit(engine: SteppedEngine) -> dict[str, Any]:
-    """A row that runs to the last position that the model has, beside a short one, while K changes."""
+def limit_rows() -> list[EngineRequest]:
+    """One that runs to the last position that the model has, and a short one."""
     longest = int(ENGINE_OPTIONS["max_model_len"])
     prompt = ("It was a long way home, and the road was dark. " * 12)[: longest - 24]
-    requests = [
+    return [
         EngineRequest("limit-0", prompt, {**OPTIONS, "max_tokens": longest}),
         EngineRequest("limit-1", "x", {**OPTIONS, "max_tokens": 20}),
     ]
-    return engine.run(requests, lambda step: engine.pin(CHANGING_LENGTHS[step % len(CHANGING_LENGTHS)]))
 
 
-def stress(engine: SteppedEngine, steps: int, rng: random.Random) -> dict[str, Any]:
+def up_to_the_limit(engine: SteppedEngine) -> dict[str, Any]:
+    """Both, while K changes."""
+    return engine.run(limit_rows(), lambda step: engine.pin(CHANGING_LENGTHS[step % len(CHANGING_LENGTHS)]))
+
+
+def stress(engine: SteppedEngine, steps: int, seed: str) -> dict[str, Any]:
     """Requests that come, end and are taken back at random, while K changes every few steps and is often 0.
 
     There are few KV blocks: requests are preempted, long prompts are chunked, and prompts share beginnings.
     """
+    rng = random.Random(seed)
     answers: dict[str, Any] = {}
     alive: list[str] = []
     number = length = 0
@@ -118,7 +168,7 @@ def stress(engine: SteppedEngine, steps: int, rng: random.Random) -> dict[str, A
             length = rng.choice((0, 0, 0, 1, 2, MAX_NUM_SPECULATIVE_TOKENS))
             engine.pin(length)
         if len(alive) < 8 and rng.random() < 0.4:
-            engine.add(request := numbered(number))
+            engine.add(request := numbered(number, seed))
             alive.append(request.request_id)
             number += 1
         if alive and rng.random() < 0.03:
@@ -134,12 +184,47 @@ def stress(engine: SteppedEngine, steps: int, rng: random.Random) -> dict[str, A
     return answers
 
 
-def numbered(number: int) -> EngineRequest:
-    """A request that is the same in every run, however many steps the ones before it took."""
-    rng = random.Random(f"{SEED}-{number}")
+def numbered(number: int, seed: str) -> EngineRequest:
+    """A request that is the same in every run of a seed, however many steps the ones before it took."""
+    rng = random.Random(f"{seed}-{number}")
     shared = "In a hole in the ground there lived a model. " * rng.randrange(4)
     cap = {"extra_args": {"num_speculative_tokens": 0}} if rng.random() < 0.15 else {}
     return EngineRequest(f"stress-{number}", f"{shared}{number}", {**OPTIONS, **cap, "max_tokens": rng.randrange(8, 60)})
+
+
+def draft_after_every_token(engine: SteppedEngine, watched: Watched, requests: Sequence[EngineRequest]) -> dict[str, Any]:
+    """What stock vLLM drafts after each token of each answer; its answers have the logprobs that tell near ties.
+
+    The requests opted out of drafts, so each step generates one token of each. One more has not, so the drafter never sleeps.
+    """
+    watched.every = []
+    waiting, answers = list(requests), {}
+    alive: set[str] = set()
+    companion = ""
+    engine.pin(MAX_NUM_SPECULATIVE_TOKENS)
+    for number in itertools.count():
+        if not companion:
+            companion = f"companion-{number}"
+            engine.add(EngineRequest(companion, f"{number}", {**OPTIONS, "max_tokens": 200}))
+        while waiting and len(alive) < ROWS_OF_EVERY:
+            request = waiting.pop(0)
+            engine.add(replace(request, options={**request.options, **OPT_OUT_OPTIONS}), logprobs=LOGPROBS)
+            alive.add(request.request_id)
+        if not alive:
+            break
+        for output in engine.engine.step():
+            if output.finished and output.request_id in alive:
+                alive.remove(output.request_id)
+                answers[output.request_id] = plain_answer(output)
+            elif output.finished:
+                companion = ""
+    engine.engine.abort_request([companion])
+    while engine.engine.has_unfinished_requests():
+        engine.engine.step()
+    _taken(engine)
+    drafts, watched.every = watched.every, None
+    watched.taken()
+    return {"answers": answers, "drafts": [draft for draft in drafts if draft[0] in answers]}
 
 
 def make_forget(drafter: KVOnlyHead | SteeredDraftOnV2, speculator: Any) -> None:
@@ -151,7 +236,7 @@ def make_forget(drafter: KVOnlyHead | SteeredDraftOnV2, speculator: Any) -> None
     speculator._run_model = lambda *given, **options: None if given[1] is None else stock(*given, **options)
 
 
-def run(combination: Combination, steps: int, models: Path) -> dict[str, Any]:
+def run(combination: Combination, steps: int, seed: str, models: Path) -> dict[str, Any]:
     """What happened, by variant, as plain data."""
     family = ATTENTIVE_EAGLE3 if combination.drafter == "eagle3" else ATTENTIVE
     models = build_tiny_models(models.with_name("models-eagle3" if family is ATTENTIVE_EAGLE3 else "models-attentive"), family)
@@ -167,25 +252,31 @@ def run(combination: Combination, steps: int, models: Path) -> dict[str, Any]:
         _forget_all(engine)
     engine.record_steps()
     watched = watch(engine)
-    outcome["ours"] = _through_all(engine, watched, steps)
+    outcome["ours"] = _through_all(engine, watched, steps, seed)
     if isinstance(drafter, KVOnlyHead):
         drafter.owed = owed
-        outcome["log"] = _through_all(engine, watched, steps)
+        outcome["log"] = _through_all(engine, watched, steps, seed)
         drafter.owed = None
     ours, watched.propose = watched.propose, drafter._propose
-    outcome["stock"] = _through_all(engine, watched, steps)
+    outcome["stock"] = _through_all(engine, watched, steps, seed)
+    if isinstance(drafter, SteeredDraftOnV2):
+        answered = outcome["ours"]["stress"]["answers"]
+        finished = [int(name.rpartition("-")[2]) for name, answer in answered.items() if answer != "aborted"]
+        requests = [*rows(), *limit_rows(), *(numbered(number, seed) for number in finished)]
+        outcome["every"] = draft_after_every_token(engine, watched, requests)
+        _forget_all(engine)
     watched.propose = ours
     make_forget(drafter, engine.runner.speculator)
     outcome["forgets"] = {"off": {"answers": off_stretch(engine), **watched.taken()}}
     return outcome
 
 
-def _through_all(engine: SteppedEngine, watched: Watched, steps: int) -> dict[str, Any]:
+def _through_all(engine: SteppedEngine, watched: Watched, steps: int, seed: str) -> dict[str, Any]:
     """Both parts."""
     before = engine.preemptions()
     outcome: dict[str, Any] = {"off": {"answers": off_stretch(engine), **watched.taken()}}
     outcome["off"]["steps"] = _taken(engine)
-    outcome["stress"] = {"answers": stress(engine, steps, random.Random(SEED)), **watched.taken()}
+    outcome["stress"] = {"answers": stress(engine, steps, seed), **watched.taken()}
     outcome["stress"]["steps"] = _taken(engine)
     outcome["limit"] = {"answers": up_to_the_limit(engine), **watched.taken()}
     _taken(engine)
@@ -209,8 +300,8 @@ def _taken(engine: SteppedEngine) -> list[list[Any]]:
 
 def main(arguments: Sequence[str]) -> None:
     """See the module."""
-    name, steps, models, output = arguments
-    result = run(Combination.named(name), int(steps), Path(models))
+    name, steps, seed, models, output = arguments
+    result = run(Combination.named(name), int(steps), f"{seed}-{name}", Path(models))
     Path(output).write_text(json.dumps(result))
     sys.stdout.flush()
     os._exit(0)  # an engine's threads may outlive it

@@ -12,25 +12,27 @@ from typing import Any, Final
 
 from filelock import FileLock
 
-from nightjar.deployments.proof.combinations import LENDING, REFERENCE, STEERED, Combination
+from nightjar.deployments.proof.combinations import LENDING, STEERED, Combination
 from nightjar.deployments.proof.verdict import Verdict, judge
 from nightjar.deployments.rig.environment import rig_environment
+from tests.gpu_paths.off_stretch import STRESS_SEED, STRESS_STEPS
 from tests.gpu_paths.overlay import OVERLAY_VARIABLE
 
 TIMEOUT_S: Final = 900
 PAIRWISE: Final = (
     "v1-sync-ngram",
-    "v1-async-eagle3",
-    "v2-sync-mtp",
+    "v1-async-mtp",
     "v2-async-draft_model",
     "v2-async-draft_model-lends",
 )
-"""What `make test` runs: each runner, scheduling and drafter (EAGLE in test_off_on_v2.py), and a draft that lends its memory."""
+"""What `make test` runs: each runner, scheduling and drafter, and a draft that lends; V2's heads are in test_off_on_v2.py."""
 HEADINGS: Final = (
     "runner",
     "scheduling",
     "drafter",
     "executor",
+    "compiled",
+    "beside",
     "texts equal",
     "K obeyed",
     "forwards at K = 0",
@@ -48,17 +50,17 @@ class Rig:
 
     def verdict(self, combination: Combination) -> Verdict:
         """Of an engine against plain decoding."""
-        return judge(combination, self.outcome(combination), self.outcome(REFERENCE))
+        return judge(combination, self.outcome(combination), self.outcome(combination.reference))
 
     def outcome(self, combination: Combination) -> dict[str, Any]:
         """What an engine did; what it printed is shown where its process failed."""
         program = ("nightjar.deployments.proof.engine_process", combination.name)
         return self._once(combination, self._folder / f"{combination.name}.json", program)
 
-    def off(self, combination: Combination, steps: int) -> dict[str, Any]:
+    def off(self, combination: Combination) -> dict[str, Any]:
         """What an engine on V2 did that was off for a while, by variant (off_process.py)."""
-        program = ("tests.gpu_paths.off_process", combination.name, str(steps))
-        return self._once(combination, self._folder / f"{combination.name}-off.json", program, TIMEOUT_S + 5 * steps)
+        program = ("tests.gpu_paths.off_process", combination.name, str(STRESS_STEPS), str(STRESS_SEED))
+        return self._once(combination, self._folder / f"{combination.name}-off.json", program, TIMEOUT_S + 5 * STRESS_STEPS)
 
     def _once(self, combination: Combination, output: Path, program: Sequence[str], timeout_s: int = TIMEOUT_S) -> dict[str, Any]:
         with FileLock(f"{output}.lock"):
@@ -79,6 +81,8 @@ class Rig:
             environ=base,
         )
         environment.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        if combination.compiled:
+            environment["VLLM_CACHE_ROOT"] = str(self._folder / "vllm-cache")
         command = [sys.executable, "-m", *program, str(self._folder / "models"), str(output)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
         assert done.returncode == 0, f"{combination.name}:\n{done.stdout[-3000:]}{done.stderr[-6000:]}"
@@ -100,6 +104,8 @@ def row(combination: Combination, verdict: Verdict, seconds: float) -> list[str]
         combination.scheduling,
         combination.drafter + (f", {combination.ranks} ranks" if combination.ranks > 1 else ""),
         combination.executor or "vLLM's choice",
+        combination.compiled or "eager",
+        combination.beside or "nothing",
         f"{verdict.compared - len(verdict.texts)} of {verdict.compared}",
         f"{verdict.steps - len(verdict.lengths)} of {verdict.steps}",
         at_zero,

@@ -25,6 +25,16 @@ object whose `detail` is one line: what was wrong, the value, what is allowed.
 | 413, 422 | a body that is too long, or wrong |
 | 503 | the policy actor does not answer; serving goes on |
 
+## Requests to a model
+
+As vLLM answers them, but for the `seed` of a sampled request. While K is steered it repeats a distribution, and not a text: whether
+a token comes from an accepted draft, from a resampled one or from the draw after the drafts depends on K, and K on the load.
+At a fixed K (`nightjar mode pin=3`, `nightjar mode off`) the text repeats as in vLLM. Greedy requests (`"temperature": 0`) have the
+same text at any K.
+
+A request that needs its text again opts out of drafts: `"vllm_xargs": {"num_speculative_tokens": 0}` in the body. Its seed then
+repeats its text, that of vLLM without speculation, whatever K the others have. A larger number is an upper limit of its K.
+
 """
 PREFIX = "/nightjar"
 NEEDS = {"get": "the read token, if one is configured", "post": "the token that writes"}

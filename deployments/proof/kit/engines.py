@@ -17,7 +17,7 @@ from nightjar.deployments.drafter_kinds import kind_of
 from nightjar.deployments.engine.arguments import EngineArguments, resolve_facts, steered_engine_kwargs
 from nightjar.deployments.proof.combinations import LENDING_KV_BYTES, on_the_rig
 from nightjar.deployments.proof.kit.chosen import BUILT_IN, Chosen, Drafter
-from nightjar.deployments.proof.scenarios import ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS, REFERENCE_LOGPROBS
+from nightjar.deployments.proof.scenarios import ADAPTER_OPTIONS, ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS, REFERENCE_LOGPROBS
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.rig.environment import Runner
 from nightjar.policy.wire.operator import DraftOffload
@@ -29,7 +29,6 @@ SHARED_UTILIZATION: Final = 0.4
 """Of the GPU's memory, where two engines share it."""
 LENDING_BLOCKS: Final = 64
 """On a GPU: less than the crowd needs, and several of the driver's chunks in each layer."""
-LORA_OPTIONS: Final = ("enable_lora", "max_loras", "max_lora_rank", "lora_target_modules")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +105,7 @@ def user_arguments(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
 
 def _room(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
     if spec.room in {"scenarios", "lends"}:
-        options = {name: value for name, value in ENGINE_OPTIONS.items() if chosen.adapter or name not in LORA_OPTIONS}
+        options = {**ENGINE_OPTIONS, **(ADAPTER_OPTIONS if chosen.adapter else {})}
         if spec.room == "lends" and not chosen.on_rig:
             del options["num_gpu_blocks_override"]
             options |= {"enable_cumem_allocator": True, "kv_cache_memory_bytes": _lending_bytes(spec, chosen)}
@@ -132,7 +131,7 @@ def _lending_bytes(spec: EngineSpec, chosen: Chosen) -> int:
     from vllm import EngineArgs
 
     options = {**ENGINE_OPTIONS, "model": chosen.target, "dtype": chosen.dtype, "speculative_config": _speculative(spec, chosen)}
-    config = EngineArgs(**{name: value for name, value in options.items() if name not in LORA_OPTIONS}).create_engine_config()
+    config = EngineArgs(**options).create_engine_config()
     assert config.speculative_config is not None
     per_token = 0
     for model in (config.model_config, config.speculative_config.draft_model_config):

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from nightjar.deployments.drafter_kinds import KINDS, STEERABLE
-from nightjar.deployments.proof.combinations import LENDING, REFERENCE, SERVED_PLAINLY, STEERED, Combination
+from nightjar.deployments.proof.combinations import (
+    BESIDE,
+    COMPILED,
+    LENDING,
+    REFERENCE,
+    SERVED_PLAINLY,
+    STEERED,
+    Combination,
+)
 
 
 def test_every_drafter_that_we_steer_is_proved_on_runner_v1_and_where_it_obeys_on_v2() -> None:
@@ -17,8 +25,24 @@ def test_every_drafter_that_we_steer_is_proved_on_runner_v1_and_where_it_obeys_o
     assert {each.scheduling for each in STEERED if KINDS[each.drafter].runs_asynchronously} == {"sync", "async"}
 
 
+def test_every_drafter_that_we_steer_runs_compiled_once_and_as_a_cpu_engine_that_serves_compiles() -> None:
+    assert {each.drafter for each in COMPILED if each.compiled == "piecewise"} == set(STEERABLE)
+    assert [(each.runner, each.scheduling) for each in COMPILED if each.compiled == "whole"] == [(1, "sync")]
+
+
+def test_an_engine_beside_what_keeps_a_draft_in_step_runs_it_once_at_k_0() -> None:
+    at_zero = {(each.drafter, each.beside): each.forwards(0) for each in BESIDE}
+    assert {beside: forwards for (drafter, beside), forwards in at_zero.items() if drafter == "draft_model"} == {
+        "sliding-window": 1,
+        "kv-connector": 1,
+        "shorter-draft": 1,
+    }
+    assert at_zero["eagle", "kv-connector"] == 1
+    assert at_zero["eagle", "sliding-window"] == 0
+
+
 def test_a_combination_is_found_by_its_name_and_an_unknown_name_is_refused() -> None:
-    for combination in (*STEERED, *LENDING, *SERVED_PLAINLY, REFERENCE):
+    for combination in (*STEERED, *LENDING, *SERVED_PLAINLY, REFERENCE, REFERENCE.reference):
         assert Combination.named(combination.name) == combination
     with pytest.raises(ValueError, match="no combination 'v3-sync-eagle'"):
         Combination.named("v3-sync-eagle")

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch")
 from safetensors.torch import load_file
 
-from nightjar.deployments.rig.model_names import ADAPTER, DRAFT, EAGLE, EAGLE3, MIMO, TARGET
+from nightjar.deployments.rig.model_names import ADAPTER, DRAFT, EAGLE, EAGLE3, MIMO, SLIDING, TARGET
 from nightjar.deployments.rig.tiny_models import build_tiny_models
 
 
@@ -19,7 +19,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_all_models_are_there_and_a_second_call_leaves_them(models: Path) -> None:
-    assert {folder.name for folder in models.iterdir()} == {TARGET, DRAFT, EAGLE, EAGLE3, MIMO, ADAPTER}
+    assert {folder.name for folder in models.iterdir()} == {TARGET, SLIDING, DRAFT, EAGLE, EAGLE3, MIMO, ADAPTER}
     before = {file: file.stat().st_mtime_ns for file in models.rglob("*")}
     build_tiny_models(models)
     assert before == {file: file.stat().st_mtime_ns for file in models.rglob("*")}
