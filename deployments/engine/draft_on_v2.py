@@ -2,8 +2,8 @@
 
 vLLM's own (0.32, StandaloneARSpeculator) drafts its maximum in every step, whatever K is. This one does what the step's DraftWork
 says (draft_work.py), as drafter.py does on runner V1: the scheduler owns every decision. `propose` is replaced on the instance;
-what drafts is vLLM's own loop, run for K tokens. Fails open where drafts would merely be bad, and raises where vLLM handed over
-shapes that it does not know.
+what drafts is vLLM's own loop, run for K tokens. Fails open: a catch-up that raises has read nothing, the scheduler hears of it
+(step_reports.py), and the step goes on without it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 from vllm.v1.worker.gpu.spec_decode.standalone_ar import speculator as standalone_ar
 
 from nightjar.deployments.engine.catch_up_input import Row, batches_of, copy_to, row_of, token_inputs
-from nightjar.deployments.engine.draft_work import SLEEP, DraftWork, Recompute
+from nightjar.deployments.engine.draft_work import DRAFTER_FAILURE_ATTRIBUTE, SLEEP, DraftWork, Recompute
 from nightjar.deployments.engine.memory.interface import DraftMemory, OffloadUnsupportedError
+from nightjar.deployments.engine.step_reports import StepReports
 
 
 class SteeredDraftOnV2:
     """Stands before the `propose` of a loaded StandaloneARSpeculator. `work` is set before each step."""
 
-    def __init__(self, speculator: Any, memory: DraftMemory | None = None) -> None:
+    def __init__(self, speculator: Any, reports: StepReports, memory: DraftMemory | None = None) -> None:
+        self.reports = reports
         self._memory = memory
         self.work: DraftWork | None = None
         self.forwards = 0
@@ -46,7 +48,10 @@ class SteeredDraftOnV2:
             return drafts
         work, num_reqs = SLEEP if is_away else self.work, input_batch.num_reqs
         if work is not None and work.recompute:
-            self._recompute(work.recompute, input_batch)
+            try:
+                self._recompute(work.recompute, input_batch)
+            except Exception as error:  # noqa: BLE001 - drafts need it, texts do not
+                self.reports.survive(error, DRAFTER_FAILURE_ATTRIBUTE, what="catch-up", consequence="the draft sleeps")
         if work is not None and not work.runs:
             nothing: torch.Tensor = speculator.draft_tokens[:num_reqs]
             return nothing.fill_(-1)
@@ -65,12 +70,14 @@ class SteeredDraftOnV2:
         place = {request_id: row for row, request_id in enumerate(input_batch.req_ids)}
         query_start = input_batch.query_start_loc_np.tolist()
         rows = [row_of(portion, place[portion.request_id], query_start) for portion in portions]
-        for batch in batches_of(rows, self._speculator.max_num_tokens):
-            self._read(batch, input_batch)
-        # The step's own rows again, for what drafts next.
-        self._speculator.block_tables.gather_block_tables(
-            input_batch.idx_mapping, num_reqs_padded=input_batch.num_reqs_after_padding
-        )
+        try:
+            for batch in batches_of(rows, self._speculator.max_num_tokens):
+                self._read(batch, input_batch)
+        finally:
+            # The step's own rows again, for what drafts next.
+            self._speculator.block_tables.gather_block_tables(
+                input_batch.idx_mapping, num_reqs_padded=input_batch.num_reqs_after_padding
+            )
 
     def _read(self, rows: Sequence[Row], input_batch: Any) -> None:
         """One forward of the draft over the rows' tokens, for its KV alone."""

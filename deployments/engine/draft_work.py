@@ -15,17 +15,27 @@ MEMORY_ATTRIBUTE: Final = "nightjar_draft_memory"
 ROWS_ATTRIBUTE: Final = "nightjar_block_ids"
 """Of requests whose KV blocks moved, on model runner V2: all block ids by request id, a list for each KV cache group."""
 RELOAD_FAILURE_ATTRIBUTE: Final = "nightjar_reload_failure"
-"""On vLLM's ModelRunnerOutput, on the way back: why the step's RELOAD broke off, so that the draft is as offloaded as before."""
+"""On vLLM's ModelRunnerOutput, on the way back: why a RELOAD broke off in the step, so that the draft is as offloaded as before."""
+DRAFTER_FAILURE_ATTRIBUTE: Final = "nightjar_drafter_failure"
+"""There as well: why a pass that only the drafter needs broke off. A draft model read nothing that the step told it to read again;
+a head runs as in vLLM from then on."""
 
 
 class MemoryMove(IntEnum):
-    """What a worker does with the draft model's memory before a step."""
+    """Where the draft model's memory goes."""
 
-    NONE = 0
     OFFLOAD = 1
     """Weights leave the accelerator, and so does the draft layers' KV."""
     RELOAD = 2
     """Weights come back; nothing of the draft's KV is valid."""
+
+
+class MemoryWork(NamedTuple):
+    """One step's part of a move (memory/parts.py)."""
+
+    move: MemoryMove
+    share: float
+    """How much of all its bytes have moved once the worker is done with this part: 0 only begins it, 1 ends it."""
 
 
 class Recompute(NamedTuple):

@@ -2,8 +2,8 @@
 
 vLLM's own runs the draft once in every step, whatever K is, and knows no lag. This one does what the step's DraftWork says
 (draft_work.py); without one it is vLLM's. Written for model runner V1. The scheduler owns every decision, so that all
-tensor-parallel ranks read the same tokens in the same step. Fails open where drafts would merely be bad, and raises where vLLM
-handed over shapes that it does not know.
+tensor-parallel ranks read the same tokens in the same step. Fails open: a catch-up that raises has read nothing, the scheduler
+hears of it (step_reports.py), and the step goes on without it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,20 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
 from nightjar.deployments.engine.catch_up_input import Row, batches_of, copy_to, row_of, token_inputs
-from nightjar.deployments.engine.draft_work import SLEEP, DraftWork, Recompute
+from nightjar.deployments.engine.draft_work import DRAFTER_FAILURE_ATTRIBUTE, SLEEP, DraftWork, Recompute
 from nightjar.deployments.engine.memory.interface import DraftMemory, OffloadUnsupportedError
+from nightjar.deployments.engine.step_reports import StepReports
 
 
 class SteeredDraftModelProposer(DraftModelProposer):
     """For `model_runner.drafter`. `work` is set before each step."""
 
-    def __init__(self, vllm_config: Any, device: torch.device, runner: Any, memory: DraftMemory | None = None) -> None:
+    def __init__(
+        self, vllm_config: Any, device: torch.device, runner: Any, reports: StepReports, memory: DraftMemory | None = None
+    ) -> None:
         super().__init__(vllm_config, device, runner)
         self.runner = runner
+        self.reports = reports
         self.memory = memory
         self.work: DraftWork | None = None
         self.forwards = 0
@@ -49,7 +53,10 @@ class SteeredDraftModelProposer(DraftModelProposer):
         """As vLLM's (0.32, SpecDecodeBaseProposer.propose): token ids of shape [batch, K]; a sleeping drafter gives [batch, 0]."""
         work = SLEEP if self.memory is not None and self.memory.is_offloaded else self.work
         if work is not None and work.recompute:
-            self._recompute(work.recompute, target_token_ids, common_attn_metadata)
+            try:
+                self._recompute(work.recompute, target_token_ids, common_attn_metadata)
+            except Exception as error:  # noqa: BLE001 - drafts need it, texts do not
+                self.reports.survive(error, DRAFTER_FAILURE_ATTRIBUTE, what="catch-up", consequence="the draft sleeps")
         if work is not None and not work.runs:
             self._last_draft_probs = None
             return torch.empty(common_attn_metadata.batch_size(), 0, device=self.device, dtype=torch.int64)

@@ -109,7 +109,7 @@ class Drafting:
                 proposed, missing.tokens, now_s, later_tokens=missing.later_tokens, can_draft=missing.can_draft
             )
         else:
-            order = life.runs_freely(proposed, missing.tokens)
+            order = life.runs_freely(proposed, missing.tokens, now_s)
         runs = order.num_speculative_tokens > 0 or (not is_steered and life.state is DrafterState.ACTIVE)
         if not runs and not order.catch_up_tokens:
             ledger.draft_sleeps(requests.values())
@@ -135,6 +135,14 @@ class Drafting:
         recomputed_tokens = sum(len(portion.token_ids) for portion in recompute)
         self.recomputed_tokens += recomputed_tokens
         return order, recomputed_tokens
+
+    def pass_failed(self, why: str, now_s: float) -> None:
+        """A catch-up broke off on the worker. What it was to read may have been counted for other rows and blocks meanwhile, under
+        asynchronous scheduling for steps that are in flight: nothing is believed any more, and the drafter sleeps for a while.
+        """
+        self.ledger.forget()
+        self._missing, self._missing_age_steps = NOTHING, LAG_AGE_STEPS
+        self.life.pass_failed(why, now_s)
 
     def lag(self, requests: Iterable[Any]) -> tuple[int, int]:
         """Tokens that a restart now would recompute for the requests that decode, and the most of one request.

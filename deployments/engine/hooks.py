@@ -165,6 +165,7 @@ DORMANT_DRAFT: Final = (
     Hook("vllm.forward_context", "set_forward_context", parameters=("num_tokens", "cudagraph_runtime_mode", "slot_mapping")),
     Hook("vllm.v1.worker.gpu_worker", "Worker.execute_model", parameters=("scheduler_output",)),
     Hook("vllm.v1.worker.gpu_worker", "Worker.init_device"),
+    Hook("vllm.v1.outputs", "AsyncModelRunnerOutput.get_output"),
     Hook("vllm.v1.worker.gpu_model_runner", "GPUModelRunner._input_fits_in_drafter", parameters=("common_attn_metadata",)),
 )
 """What a sleeping draft model needs besides."""

@@ -10,7 +10,9 @@ together (head_log.py), and always before anything else touches the head's KV. A
 none to write, and runs nothing.
 
 `propose` of the runner's speculator is replaced on the instance; every other call, captured graph and buffer stays vLLM's. Fails
-open: a head for which this does not hold (`why_not`) runs as in vLLM. Read in vLLM 0.32 and 0.33, v1/worker/gpu/spec_decode.
+open: a head for which this does not hold (`why_not`) runs as in vLLM, and so does one whose pass raised, from that step on
+(step_reports.py). What it owed then is lost: acceptance suffers where requests go on. Read in vLLM 0.32 and 0.33,
+v1/worker/gpu/spec_decode.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from vllm.config import get_layers_from_vllm_config
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator import TargetDependentARSpeculator, prepare_prefill_inputs
 
+from nightjar.deployments.engine.draft_work import DRAFTER_FAILURE_ATTRIBUTE
 from nightjar.deployments.engine.head_log import OwedWrites, Writes
+from nightjar.deployments.engine.step_reports import StepReports
 
 
 class _KVWrittenError(Exception):
@@ -34,8 +38,10 @@ class _KVWrittenError(Exception):
 class KVOnlyHead:
     """Stands before one speculator's `propose`, for which `why_not` is empty. With `owed` it writes every few steps."""
 
-    def __init__(self, speculator: Any, owed: OwedWrites | None = None) -> None:
+    def __init__(self, speculator: Any, reports: StepReports, owed: OwedWrites | None = None) -> None:
         self.owed = owed
+        self.reports = reports
+        self.runs_as_in_vllm = False
         self._speculator = speculator
         self._propose = speculator.propose
         self._layer = next(iter(own_attention_layers(speculator)), "")
@@ -61,37 +67,50 @@ class KVOnlyHead:
     ) -> torch.Tensor:
         """Draft tokens, [num_reqs, max_num_speculative_tokens]: vLLM's at K > 0, and -1 at K = 0 (vLLM's signature and meaning)."""
         is_step = not (options.get("dummy_run") or options.get("is_profile"))
-        if not is_step or num_speculative_tokens != 0 or slot_mappings is None:
-            self.write_owed()
-            drafts: torch.Tensor = self._propose(
-                input_batch,
-                attn_metadata,
-                slot_mappings,
-                last_hidden_states,
-                aux_hidden_states,
-                num_sampled,
-                num_rejected,
-                last_sampled,
-                next_prefill_tokens,
-                *arguments,
-                num_speculative_tokens=num_speculative_tokens,
-                **options,
-            )
-            return drafts
+        if is_step and num_speculative_tokens == 0 and slot_mappings is not None and not self.runs_as_in_vllm:
+            try:
+                if self._layer:
+                    sampled = (num_sampled, num_rejected, last_sampled, next_prefill_tokens)
+                    self._keep_in_step(input_batch, slot_mappings, last_hidden_states, aux_hidden_states, sampled)
+                nothing: torch.Tensor = self._speculator.draft_tokens[: input_batch.num_reqs].fill_(-1)
+            except Exception as error:  # noqa: BLE001 - drafts need it, texts do not
+                self._run_from_now_on(error)
+            else:
+                return nothing
+        self.write_owed()
+        drafts: torch.Tensor = self._propose(
+            input_batch,
+            attn_metadata,
+            slot_mappings,
+            last_hidden_states,
+            aux_hidden_states,
+            num_sampled,
+            num_rejected,
+            last_sampled,
+            next_prefill_tokens,
+            *arguments,
+            num_speculative_tokens=num_speculative_tokens,
+            **options,
+        )
+        return drafts
+
+    def _keep_in_step(
+        self,
+        input_batch: Any,
+        slot_mappings: Any,
+        last_hidden_states: torch.Tensor,
+        aux_hidden_states: list[torch.Tensor] | None,
+        sampled: tuple[torch.Tensor, ...],
+    ) -> None:
+        """Make this step's writes, or owe them. `sampled` are the arguments of `propose` that say what was sampled."""
         speculator, num_tokens = self._speculator, input_batch.num_tokens
-        nothing: torch.Tensor = speculator.draft_tokens[: input_batch.num_reqs].fill_(-1)
-        if not self._layer:
-            return nothing
         owed = self._log_with_room(num_tokens)
         prepare_prefill_inputs(
             speculator.last_token_indices,
             speculator.current_draft_step,
             speculator.input_buffers,
             input_batch,
-            num_sampled,
-            num_rejected,
-            last_sampled,
-            next_prefill_tokens,
+            *sampled,
             speculator.max_num_reqs,
         )
         hidden_states = last_hidden_states[:num_tokens]
@@ -104,15 +123,27 @@ class KVOnlyHead:
         else:
             owed.add(Writes(buffers.input_ids[:num_tokens], buffers.positions[:num_tokens], hidden_states, slots))
             if owed.is_due:
-                self.write_owed()
-        return nothing
+                self._write_owed(owed)
 
     @torch.inference_mode()
     def write_owed(self) -> None:
         """Make the writes that are owed, in one pass. Whoever else reads or moves the head's KV comes afterwards."""
         if self.owed is None or not self.owed.num_tokens:
             return
-        writes, buffers = self.owed.take(), self._speculator.input_buffers
+        try:
+            self._write_owed(self.owed)
+        except Exception as error:  # noqa: BLE001 - drafts need it, texts do not
+            self._run_from_now_on(error)
+
+    def _run_from_now_on(self, error: Exception) -> None:
+        """A pass broke off: the head runs at K = 0 as in vLLM."""
+        self.reports.survive(
+            error, DRAFTER_FAILURE_ATTRIBUTE, what="KV-only pass", consequence="the head runs once a step, as in vLLM"
+        )
+        self.owed, self.runs_as_in_vllm = None, True
+
+    def _write_owed(self, owed: OwedWrites) -> None:
+        writes, buffers = owed.take(), self._speculator.input_buffers
         buffers.input_ids[: writes.num_tokens].copy_(writes.token_ids)
         buffers.positions[: writes.num_tokens].copy_(writes.positions)
         self._write(writes.hidden_states, writes.slots)
@@ -125,7 +156,7 @@ class KVOnlyHead:
         if self.owed is not None and len(self._speculator.kv_cache_config.kv_cache_groups) > 1:
             self.owed = None
         if self.owed is not None and not self.owed.has_room(num_tokens):
-            self.write_owed()
+            self._write_owed(self.owed)
         return self.owed if self.owed is not None and self.owed.has_room(num_tokens) else None
 
     def _write(self, hidden_states: torch.Tensor, slots: torch.Tensor) -> None:

@@ -39,6 +39,12 @@ class OffloadConfig:
             draft_block_bytes=sizes.draft,
         )
 
+    def moved_bytes(self, kv_cache_config: Any) -> int:
+        """Bytes that one move frees and takes on a rank: weights, the draft's KV of the base, the target's of what is lent."""
+        sizes, base = BlockBytes.of(layers_of(kv_cache_config)), self.base_blocks_of(kv_cache_config)
+        lent_blocks: int = kv_cache_config.num_blocks - base
+        return self.draft_weight_bytes + base * sizes.draft + lent_blocks * sizes.target
+
     def planned_bytes(self, available_bytes: int, sizes: BlockBytes) -> int:
         """Bytes of KV cache to plan for, base and borrowable blocks together, where `available_bytes` hold the base."""
         base = available_bytes // sizes.total

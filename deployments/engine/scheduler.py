@@ -22,7 +22,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from nightjar.deployments.drafter_kinds import kind_of
 from nightjar.deployments.engine.control import register_control_method
 from nightjar.deployments.engine.draft_lending import DraftLending
-from nightjar.deployments.engine.draft_work import RELOAD_FAILURE_ATTRIBUTE
+from nightjar.deployments.engine.draft_work import DRAFTER_FAILURE_ATTRIBUTE, RELOAD_FAILURE_ATTRIBUTE
 from nightjar.deployments.engine.drafting import Drafting
 from nightjar.deployments.engine.kv_groups import why_not_followed
 from nightjar.deployments.engine.kv_pool import ElasticKVPool
@@ -137,6 +137,8 @@ class SteeredScheduler(Scheduler):
         verified = self.nightjar.verified(scheduler_output, model_runner_output, self.requests)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         self.nightjar.after_step(scheduler_output, model_runner_output, verified)
+        if pass_failure := getattr(model_runner_output, DRAFTER_FAILURE_ATTRIBUTE, ""):
+            self.nightjar.pass_failed(pass_failure)
         if self._lending is not None:
             reload_failure = getattr(model_runner_output, RELOAD_FAILURE_ATTRIBUTE, "")
             self._lending.step_done(scheduler_output, self.nightjar.clock(), reload_failure)
@@ -196,7 +198,9 @@ class SteeredScheduler(Scheduler):
             on_move=ledger.copied,
             runner_is_v2=is_runner_v2(self.vllm_config),
         )
-        return Drafting(life, ledger, DraftLending(life, ledger, pool, offload.draft_weight_bytes))
+        return Drafting(
+            life, ledger, DraftLending(life, ledger, pool, offload.draft_weight_bytes, offload.moved_bytes(self.kv_cache_config))
+        )
 
 
 class SteeredAsyncScheduler(SteeredScheduler, AsyncScheduler):

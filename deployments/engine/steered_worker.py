@@ -1,26 +1,27 @@
 """What the workers of both of vLLM's model runners share: their life, and a draft model's memory that they move and lend.
 
-Bound to the life of the engine core. The scheduler orders every move, with the step before which it is to happen (draft_work.py):
-weights go and come back, and pages of the KV cache with them. A mixin, before a worker of vLLM's.
+Bound to the life of the engine core. The scheduler orders every move, part by part with the steps before which they are to happen
+(draft_work.py): weights go and come back, and pages of the KV cache with them. A mixin, before a worker of vLLM's.
 """
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import structlog
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
-from nightjar.deployments.engine.draft_work import RELOAD_FAILURE_ATTRIBUTE, MemoryMove
+from nightjar.deployments.engine.draft_work import RELOAD_FAILURE_ATTRIBUTE, MemoryMove, MemoryWork
 from nightjar.deployments.engine.engine_folder import remove_with_engine
 from nightjar.deployments.engine.kv_groups import why_not_followed
 from nightjar.deployments.engine.memory.cuda import CUDADraftMemory
 from nightjar.deployments.engine.memory.interface import DraftMemory, KVCache
+from nightjar.deployments.engine.memory.parts import DraftMove
 from nightjar.deployments.engine.moved_names import moved
 from nightjar.deployments.engine.offload_config import DRAFT_LAYER_PREFIX, BlockBytes, OffloadConfig, layers_of
 from nightjar.deployments.engine.process_guard import guard_vllm_process
+from nightjar.deployments.engine.step_reports import StepReports
 
 log = structlog.get_logger(__name__)
 
@@ -31,16 +32,18 @@ class SteeredWorkerMixin:
     vllm_config: Any
     model_runner: Any
     distributed_init_method: str
+    draft_move: DraftMove | None = None
+    """Under way; None where a reload broke off."""
 
     def init_device(self) -> None:
         """As vLLM's, after this process was bound to the engine's life, and then its file."""
         guard_vllm_process(and_parent=True)
+        self.reports = StepReports(self.vllm_config.parallel_config.world_size)
         super().init_device()  # type: ignore[misc]  # the worker's
         if (store := self.distributed_init_method).startswith("file://"):
             remove_with_engine(Path(store.removeprefix("file://")))
         self.offload = OffloadConfig.of(self.vllm_config)
         self.draft_memory = None if self.offload is None else self.make_draft_memory()
-        self.reload_failure = ""
 
     def make_draft_memory(self) -> DraftMemory:
         """The draft's memory on this worker's device."""
@@ -91,52 +94,52 @@ class SteeredWorkerMixin:
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         """As vLLM's: the step's output comes from here or, where there was nothing to sample, from `execute_model`."""
-        return self.with_reload_failure(super().sample_tokens(grammar_output))  # type: ignore[misc]  # the worker's
+        return self.reports.attached(super().sample_tokens(grammar_output))  # type: ignore[misc]  # the worker's
 
-    def with_reload_failure(self, output: Any) -> Any:
-        """The step's output (None: it is still to come) with word for the scheduler of a reload that broke off in this step."""
-        if not self.reload_failure or output is None:
-            return output
-        output = copy.copy(output)  # vLLM's empty output is one object for all steps
-        setattr(output, RELOAD_FAILURE_ATTRIBUTE, self.reload_failure)
-        self.reload_failure = ""
-        return output
+    def move_draft(self, work: MemoryWork | None) -> None:
+        """Do the step's part of giving the draft's memory to the lent blocks, or of taking it back.
 
-    @property
-    def may_fail_to_reload(self) -> bool:
-        """Whether the scheduler hears of it in time: before it schedules another step, and of all ranks."""
-        config = self.vllm_config
-        return bool(config.parallel_config.world_size == 1 and not config.scheduler_config.async_scheduling)
-
-    def move_draft(self, move: MemoryMove) -> None:
-        """Take the draft's memory and give it to the lent blocks, or the other way round.
-
-        A reload that breaks off (the checkpoint cannot be read) leaves the draft offloaded and its memory lent, if the scheduler
-        can hear of it; else it raises, which ends the engine.
+        A reload that breaks off (the checkpoint cannot be read) leaves the draft offloaded and its memory lent; where the engine
+        cannot go on after it (step_reports.py) it raises. Later parts, ordered before the scheduler knew, are left.
         """
         memory = self.draft_memory
-        if memory is None or move == MemoryMove.NONE:
+        if memory is None or work is None:
             return
-        if move == MemoryMove.OFFLOAD:
-            moved = memory.offload()
-            self.lend_kv(memory)
-            # vLLM copies moved blocks in all of these: the draft's have no memory now.
-            draft_views = {view.data_ptr() for view in self.draft_views}
-            self.model_runner.kv_caches = [view for view in self.all_views if view.data_ptr() not in draft_views]
-        else:
-            memory.release_kv(self.base_blocks, self.num_blocks, "target")
-            memory.restore_kv(0, self.base_blocks, "draft")
-            try:
-                moved = memory.reload()
-            except Exception as error:
-                if not self.may_fail_to_reload:
-                    raise
-                self.lend_kv(memory)
-                self.reload_failure = f"{type(error).__name__}: {error}"[:500]
-                log.error("draft_reload_failed", error=self.reload_failure, consequence="the draft stays offloaded", exc_info=error)
+        try:
+            if not work.share:
+                self.draft_move = self.begun_move(memory, work.move)
+            if (moving := self.draft_move) is None:
                 return
+            moving.go_on(work.share)
+        except Exception as error:
+            if work.move != MemoryMove.RELOAD:
+                raise
+            self.draft_move = None
+            self.reports.survive(error, RELOAD_FAILURE_ATTRIBUTE, what="reload", consequence="the draft stays offloaded")
+            self.lend_kv(memory)
+            return
+        if work.share < 1.0:
+            return
+        self.draft_move = None
+        if work.move == MemoryMove.RELOAD:
             self.model_runner.kv_caches = self.all_views
-        log.info("draft_memory_moved", move=MemoryMove(move).name.lower(), bytes=moved.num_bytes, seconds=round(moved.seconds, 3))
+        log.info(
+            "draft_memory_moved",
+            move=MemoryMove(work.move).name.lower(),
+            bytes=moving.moved_bytes,
+            seconds=round(moving.seconds, 3),
+        )
+
+    def begun_move(self, memory: DraftMemory, move: MemoryMove) -> DraftMove:
+        """Nothing is moved yet, but from now on the draft does not run and its KV is nobody's."""
+        memory.begin_move()
+        base, end = self.base_blocks, self.num_blocks
+        if move == MemoryMove.RELOAD:
+            return DraftMove([memory.releasing_kv(base, end, "target"), memory.restoring_kv(0, base, "draft"), memory.reloading()])
+        # vLLM copies moved blocks in all of these: the draft's will have no memory.
+        draft_views = {view.data_ptr() for view in self.draft_views}
+        self.model_runner.kv_caches = [view for view in self.all_views if view.data_ptr() not in draft_views]
+        return DraftMove([memory.offloading(), memory.releasing_kv(0, base, "draft"), memory.restoring_kv(base, end, "target")])
 
     def lend_kv(self, memory: DraftMemory) -> None:
         """Give the memory of the draft layers' KV to the lent blocks."""

@@ -9,7 +9,7 @@ from then on the engine runs its own K, uncounted, and none while its draft mode
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 import structlog
@@ -35,6 +35,8 @@ from nightjar.policy.wire.report import DrafterCounters, DrafterState, EngineLoa
 from nightjar.policy.wire.settings import IssuedSettings, SettingsVersion
 
 log = structlog.get_logger(__name__)
+
+HEAD_RUNS: Final = "the head runs once a step at K=0, as in vLLM: a pass for its KV alone broke off ({why})"
 
 
 class StepRoom(NamedTuple):
@@ -203,6 +205,21 @@ class StepLoop:
             self._count(scheduler_output, model_runner_output, verified)
         except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
             self._fail("after_step", error)
+
+    def pass_failed(self, why: str) -> None:
+        """A pass that only the drafter needs broke off on the worker (step_reports.py): what it was to read is missing.
+
+        A drafter that cannot be dormant is a head, whose worker runs it as vLLM does from then on.
+        """
+        if self.fault:
+            return
+        try:
+            if self.drafting is None:
+                self._in_sync = self._in_sync.model_copy(update={"reason": HEAD_RUNS.format(why=why)})
+            else:
+                self.drafting.pass_failed(why, self.clock())
+        except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
+            self._fail("pass_failed", error)
 
     def restart_clock(self) -> None:
         """The engine was idle until now: the time until its next output is no step's."""

@@ -20,7 +20,7 @@ from vllm.v1.worker.gpu_worker import Worker
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL
 from nightjar.deployments.engine.additional_config import HEAD_LOG_STEPS, told
 from nightjar.deployments.engine.draft_on_v2 import SteeredDraftOnV2, load_through
-from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, ROWS_ATTRIBUTE, WORK_ATTRIBUTE, MemoryMove
+from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, ROWS_ATTRIBUTE, WORK_ATTRIBUTE
 from nightjar.deployments.engine.head_log import OwedWrites
 from nightjar.deployments.engine.head_notes import note_head
 from nightjar.deployments.engine.kv_only_head import KVOnlyHead, why_not
@@ -47,25 +47,25 @@ class SteeredV2Mixin(SteeredWorkerMixin):
             load_through(self.draft_memory, speculator)
         super().load_model(*arguments, **options)  # type: ignore[misc]  # the worker's
         if is_draft_model:
-            self.nightjar_drafter = SteeredDraftOnV2(speculator, self.draft_memory)
+            self.nightjar_drafter = SteeredDraftOnV2(speculator, self.reports, self.draft_memory)
             return
         self.nightjar_head_runs = "" if speculator is None else why_not(speculator)
         if self.nightjar_head_runs:
             log.warning("head_runs_at_zero", reason=self.nightjar_head_runs, consequence="it runs once a step, as in vLLM")
             note_head(self.nightjar_head_runs)
         elif speculator is not None:
-            self.nightjar_head = KVOnlyHead(speculator, _owed_writes(speculator))
+            self.nightjar_head = KVOnlyHead(speculator, self.reports, _owed_writes(speculator))
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         """As vLLM's, after what a step has for our drafter: orders for its memory and its work, rows whose blocks moved, and
         writes that a head owes to blocks about to be copied."""
         if self.nightjar_drafter is not None:
-            self.move_draft(getattr(scheduler_output, MEMORY_ATTRIBUTE, MemoryMove.NONE))
+            self.move_draft(getattr(scheduler_output, MEMORY_ATTRIBUTE, None))
             self.nightjar_drafter.work = getattr(scheduler_output, WORK_ATTRIBUTE, None)
             self._replace_rows(getattr(scheduler_output, ROWS_ATTRIBUTE, {}))
         if self.nightjar_head is not None and scheduler_output.kv_cache_block_copies:
             self.nightjar_head.write_owed()
-        return self.with_reload_failure(super().execute_model(scheduler_output))  # type: ignore[misc]  # the worker's
+        return self.reports.attached(super().execute_model(scheduler_output))  # type: ignore[misc]  # the worker's
 
     def _replace_rows(self, block_ids: Mapping[str, tuple[list[int], ...]]) -> None:
         """Of requests whose KV blocks the scheduler moved: written with the step's own rows, before its copies are made."""

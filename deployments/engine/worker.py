@@ -15,10 +15,11 @@ from typing import Any
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.worker.gpu_worker import Worker
 
-from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, WORK_ATTRIBUTE, MemoryMove
+from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, WORK_ATTRIBUTE
 from nightjar.deployments.engine.drafter import SteeredDraftModelProposer
 from nightjar.deployments.engine.memory.interface import DraftMemory
 from nightjar.deployments.engine.steered_worker import SteeredWorkerMixin
+from nightjar.deployments.engine.step_reports import StepReports
 
 
 class SteeredGPUWorker(SteeredWorkerMixin, Worker):
@@ -27,22 +28,22 @@ class SteeredGPUWorker(SteeredWorkerMixin, Worker):
     def init_device(self) -> None:
         """As the mixin's, then put our drafter in place of a draft model's."""
         super().init_device()
-        self.nightjar_drafter = install_drafter(self.model_runner, self.draft_memory)
+        self.nightjar_drafter = install_drafter(self.model_runner, self.reports, self.draft_memory)
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         """As vLLM's, after carrying out the step's orders for the drafter's memory and handing it those for its work."""
         if self.nightjar_drafter is not None:
-            self.move_draft(getattr(scheduler_output, MEMORY_ATTRIBUTE, MemoryMove.NONE))
+            self.move_draft(getattr(scheduler_output, MEMORY_ATTRIBUTE, None))
             self.nightjar_drafter.work = getattr(scheduler_output, WORK_ATTRIBUTE, None)
-        return self.with_reload_failure(super().execute_model(scheduler_output))
+        return self.reports.attached(super().execute_model(scheduler_output))
 
 
-def install_drafter(runner: Any, memory: DraftMemory | None) -> SteeredDraftModelProposer | None:
+def install_drafter(runner: Any, reports: StepReports, memory: DraftMemory | None) -> SteeredDraftModelProposer | None:
     """Replace the runner's separate draft model, before it loads; None where there is none that can sleep."""
     speculative = runner.speculative_config
     if speculative is None or not speculative.uses_draft_model() or speculative.parallel_drafting:
         return None
-    drafter = runner.drafter = SteeredDraftModelProposer(runner.vllm_config, runner.device, runner, memory)
+    drafter = runner.drafter = SteeredDraftModelProposer(runner.vllm_config, runner.device, runner, reports, memory)
     if runner.effective_drafter_max_model_len >= runner.max_model_len:
         runner._input_fits_in_drafter = lambda common_attn_metadata: common_attn_metadata is not None
     return drafter

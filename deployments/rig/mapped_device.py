@@ -5,7 +5,10 @@ fresh memory holds anything; unmapping gives the pages back to the kernel and fo
 process with SIGSEGV where CUDA ends it with an illegal access. As on CUDA an unmap takes whole mappings alone, and a map where
 something is mapped already, or beyond the device's memory, is refused with RuntimeError.
 
-What it cannot show: other streams, and the driver's own errors.
+Copies of weights are made as late as may be: when somebody waits for them, or orders work after them. So who unmaps, or uses,
+what a copy has not reached yet, faults or reads garbage.
+
+What it cannot show: kernels that still run when a move begins, and the driver's own errors.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import ctypes
 import math
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,6 +26,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from nightjar.deployments.engine.memory.cuda import CHUNK_BYTES, Handle
+from nightjar.deployments.engine.memory.kv_ranges import ByteRange
 
 GARBAGE: Final = 0xA5
 _PROT_NONE: Final = 0
@@ -65,6 +69,7 @@ class MappedDevice:
         self._tag = ""
         self.free_bytes = total_bytes
         self.synchronized = 0
+        self._copies: list[Callable[[], object]] = []
 
     def allocate(self, num_bytes: int, tag: str = "") -> int:
         """Reserve and map so many bytes, rounded up to whole chunks, as torch does inside a pool. Returns the address."""
@@ -125,13 +130,34 @@ class MappedDevice:
         """As `Device`: any host memory will do."""
         return ctypes.create_string_buffer(num_bytes)
 
-    def read(self, address: int, buffer: Any) -> None:
+    def read(self, address: int, buffer: Any, part: ByteRange) -> None:
         """As `Device`."""
-        ctypes.memmove(buffer, address, len(buffer))
+        place, size = ctypes.addressof(buffer) + part.start, part.end - part.start
+        self._copies.append(lambda: ctypes.memmove(place, address + part.start, size))
 
-    def write(self, address: int, buffer: Any) -> None:
+    def write(self, address: int, buffer: Any, part: ByteRange) -> None:
         """As `Device`."""
-        ctypes.memmove(address, buffer, len(buffer))
+        place, size = ctypes.addressof(buffer) + part.start, part.end - part.start
+        self._copies.append(lambda: ctypes.memmove(address + part.start, place, size))
+
+    def wait_for_copies(self) -> None:
+        """As `Device`."""
+        copies, self._copies = self._copies, []
+        for copy in copies:
+            copy()
+
+    def work_after_copies(self) -> None:
+        """As `Device`."""
+        self.wait_for_copies()
+
+    def mark(self) -> Any:
+        """As `Device`: nothing runs beside."""
+        return len(self._mapped)
+
+    def wait(self, mark: Any) -> None:
+        """As `Device`."""
+        if mark is None:
+            raise RuntimeError("a move that never began: what runs on the device is not known")
 
     def zero(self, address: int, num_bytes: int) -> None:
         """As `Device`."""

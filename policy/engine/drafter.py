@@ -28,7 +28,7 @@ REMEMBERED_WISHES: Final = 256
 """Wishes whose time is kept: two minutes of them at two reports a second. A lease for an older one is not used."""
 FIRST_HOLD_S: Final = 30.0
 MAX_HOLD_S: Final = 480.0
-"""Time without restarts after a failed probe or reload, doubled with each failure in a row."""
+"""Time without restarts after a failed probe, catch-up or reload, doubled with each failure in a row."""
 _MAX_DOUBLINGS: Final = 8
 
 
@@ -59,9 +59,9 @@ OFF: Final = Order(0, 0)
 TRANSITIONS: Final[Mapping[DrafterState, frozenset[DrafterState]]] = {
     # nothing is missing; a lag and an allowance or lease; memory is short for long
     DrafterState.DORMANT: frozenset({DrafterState.ACTIVE, DrafterState.CATCHING_UP, DrafterState.OFFLOADED}),
-    # the plan says 0
+    # the plan says 0, or a catch-up beside it broke off
     DrafterState.ACTIVE: frozenset({DrafterState.DORMANT}),
-    # the lag is gone; the plan says 0, the lease ended or the allowance is spent; nobody steers any more
+    # the lag is gone; the plan says 0, the lease ended, the allowance is spent or the pass broke off; nobody steers any more
     DrafterState.CATCHING_UP: frozenset({DrafterState.PROBING, DrafterState.DORMANT, DrafterState.ACTIVE}),
     # acceptance is as before (or nobody steers any more); it is not, or the plan says 0
     DrafterState.PROBING: frozenset({DrafterState.ACTIVE, DrafterState.DORMANT}),
@@ -202,17 +202,18 @@ class DrafterLife:
             return True
         return bool(lag_tokens) and not self._has_live_lease(now_s) and not self._may_restart_alone(lag_tokens, now_s)
 
-    def runs_freely(self, num_speculative_tokens: int, lag_tokens: int) -> Order:
+    def runs_freely(self, num_speculative_tokens: int, lag_tokens: int, now_s: float) -> Order:
         """What the step does where nobody steers (shadow, no settings): the engine's own K, with catch-up in chunks beside it.
 
-        Weights that have left come back then without a lease, as soon as there is room.
+        Weights that have left come back then without a lease, as soon as there is room. After a catch-up that broke off, rows that
+        lag are left without drafts for as long as it holds.
         """
         if self.state is DrafterState.IN_SYNC:
             return Order(num_speculative_tokens, 0)
         self._proposed, self._is_steered = num_speculative_tokens, False
         if self.state in _CAN_RUN:
             self._become(DrafterState.ACTIVE)
-            return Order(num_speculative_tokens, self._chunk(lag_tokens))
+            return Order(num_speculative_tokens, 0 if now_s < self._hold_until_s else self._chunk(lag_tokens))
         return OFF
 
     def after_step(self, order: Order, reached: Sequence[int], accepted: Sequence[int], now_s: float) -> None:
@@ -275,11 +276,12 @@ class DrafterLife:
         """The KV pool is as small as it was before the drafter left."""
         self._has_contracted = True
 
-    def transfer_done(self, now_s: float) -> None:
-        """The weights have moved: to host memory, or back."""
+    def transfer_done(self, now_s: float, seconds: float | None = None) -> None:
+        """The weights have moved: to host memory, or back. That took `seconds`, or all the time since it was ordered."""
         if self._moving_since_s is None:
             return
-        self._reload_seconds, self._moving_since_s = min(max(now_s - self._moving_since_s, 0.0), 3600.0), None
+        took_s = now_s - self._moving_since_s if seconds is None else seconds
+        self._reload_seconds, self._moving_since_s = min(max(took_s, 0.0), 3600.0), None
         if self.state is DrafterState.RELOADING:
             self._become(DrafterState.DORMANT)
 
@@ -291,6 +293,17 @@ class DrafterLife:
         self._become(DrafterState.OFFLOADED)
         self._finish_lease()
         self._hold(f"its last reload broke off ({why})", now_s)
+
+    def pass_failed(self, why: str, now_s: float) -> None:
+        """A catch-up broke off and read nothing: the lease is used up, and the drafter sleeps until another may be tried.
+
+        Steps that were in flight by then break off as well, and count as the same failure.
+        """
+        if self.state in _RUNS:
+            self._become(DrafterState.DORMANT)
+        self._finish_lease()
+        if now_s >= self._hold_until_s:
+            self._hold(f"its last catch-up broke off ({why})", now_s)
 
     def _hold(self, because: str, now_s: float) -> None:
         self._held_because = because

@@ -5,11 +5,13 @@ After each the pools and the ledger are checked, and nothing may be left in use 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from nightjar.deployments.proof.driven_engine import EngineRequest
+from nightjar.policy.engine.drafter import FIRST_HOLD_S
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.settings import Lease, OffloadRules
@@ -25,6 +27,8 @@ OFF_AFTER_STEPS: Final = 5
 BACK_AFTER_STEPS: Final = 24
 WAKE_AFTER_STEPS: Final = 44
 """By then the crowded batch has preempted requests, and most of them run again."""
+MOVE_PARTS: Final = 3
+"""Of a move: fewer than its bytes ask for, as the batches are short."""
 OPT_OUT: Final = {"num_speculative_tokens": 0}
 
 
@@ -36,10 +40,25 @@ def drafter_forwards(worker: Any) -> int:
 def lose_checkpoint(worker: Any) -> None:
     """From now on nothing can be read from where the draft's weights are."""
 
-    def load_again() -> None:
+    def loading_again() -> None:
         raise OSError("no such file")
 
-    worker.draft_memory._load_again = load_again
+    worker.draft_memory._loading_again = loading_again
+
+
+def break_catch_up(worker: Any) -> None:
+    """From now on the draft can read nothing again: no memory is left for it."""
+    import torch
+
+    def read(*_: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    worker.nightjar_drafter._read = read
+
+
+def mend_catch_up(worker: Any) -> None:
+    """It can read again."""
+    del worker.nightjar_drafter._read
 
 
 class LendingEngine:
@@ -50,6 +69,9 @@ class LendingEngine:
         self.scheduler = self.process.scheduler
         self.drafting = self.scheduler.nightjar.drafting
         self.lending = self.drafting.lending
+        self.lending._num_parts = MOVE_PARTS
+        self.later_s = 0.0
+        self.scheduler.nightjar.clock = lambda: time.monotonic() + self.later_s
 
     def run(
         self,
@@ -114,6 +136,7 @@ def lending(models: Path) -> dict[str, Any]:
     result["mixed dormant"] = engine.run(mixed_batch(), _off_from(engine, OFF_AFTER_STEPS))
     for chunk_tokens in CHUNK_TOKENS:
         result[f"mixed catch-up {chunk_tokens}"] = engine.run(mixed_batch(), off_and_on(engine, chunk_tokens))
+    result["mixed catch-up breaks off"] = engine.run(mixed_batch(), _catch_up_breaks_off(engine))
     result["prefix written while dormant"] = engine.run(shared_prefix_batch(), _off_from(engine, 0))
     result["prefix read after"] = _read_prefixes(engine)
     result["greedy abort in catch-up"] = _abort_in_catch_up(engine)
@@ -150,6 +173,23 @@ def off_and_on(engine: LendingEngine, chunk_tokens: int | None) -> Callable[[int
             engine.process.steer("off")
         elif step in {OFF_AFTER_STEPS + 6, BACK_AFTER_STEPS + 10}:
             engine.process.steer("pin=4", catch_up_chunk_tokens=chunk_tokens)
+
+    return script
+
+
+def _catch_up_breaks_off(engine: LendingEngine) -> Callable[[int], None]:
+    """Off and on again with a draft that cannot read, and once more when it can."""
+
+    def script(step: int) -> None:
+        if step == OFF_AFTER_STEPS:
+            engine.process.steer("off")
+        elif step == OFF_AFTER_STEPS + 6:
+            engine.process.ask_workers(break_catch_up)
+            engine.process.steer("pin=4")
+        elif step == BACK_AFTER_STEPS:
+            engine.process.ask_workers(mend_catch_up)
+            engine.later_s += FIRST_HOLD_S
+            engine.process.steer("pin=4")
 
     return script
 

@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 
-from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, RELOAD_FAILURE_ATTRIBUTE, WORK_ATTRIBUTE, DraftWork, MemoryMove
+from nightjar.deployments.engine.draft_work import (
+    DRAFTER_FAILURE_ATTRIBUTE,
+    MEMORY_ATTRIBUTE,
+    RELOAD_FAILURE_ATTRIBUTE,
+    WORK_ATTRIBUTE,
+    DraftWork,
+    MemoryMove,
+    MemoryWork,
+)
 from tests.engine.scheduler_harness import BLOCK_TOKENS, TOKEN
 
 VOCABULARY = 50
@@ -24,6 +32,7 @@ class Scheduled(NamedTuple):
     tables: dict[str, list[int]]
     samples: frozenset[str]
     without_drafts: frozenset[str]
+    number: int
 
 
 class DraftCache:
@@ -37,7 +46,13 @@ class DraftCache:
         self.prompts: dict[str, Sequence[int]] = {}
         self.computed: dict[str, int] = {}
         self.draft_is_loaded = True
+        self._moved: MemoryWork | None = None
+        """The last part of a move; None between moves, and after a reload that broke off."""
         self.reload_failure = ""
+        self.pass_failure = ""
+        """Why steps that recompute break off from now on."""
+        self._scheduled_steps = 0
+        self._last_step_that_did_not_know = 0
         self._digests: dict[str, list[int]] = {}
         self.drafted_rows = 0
         self.recomputed_tokens = 0
@@ -58,19 +73,19 @@ class DraftCache:
         tables = {name: list(scheduler.kv_cache_manager.get_block_ids(name)[0]) for name in output.num_scheduled_tokens}
         samples = frozenset(name for name in output.num_scheduled_tokens if not scheduler.requests[name].is_prefill_chunk)
         behind = frozenset(scheduler.nightjar.drafting.rows_without_drafts(scheduler.requests))
-        return Scheduled(output, tables, samples, behind)
+        self._scheduled_steps += 1
+        return Scheduled(output, tables, samples, behind, self._scheduled_steps)
 
     def run(self, step: Scheduled, accepted: int, *, synchronous: bool) -> None:
         """Execute the step and give its output to the scheduler; up to `accepted` drafts of each row are accepted."""
         output, scheduler = step.output, self.scheduler
         work: DraftWork = getattr(output, WORK_ATTRIBUTE, DraftWork(runs=bool(output.num_scheduled_tokens)))
-        self._move_memory(output)
+        reload_failure = self._move_memory(output)
         self._update_rows(output)
         for name, table in step.tables.items():
             assert self.rows[name] == table, f"{name}: the worker's row is not the scheduler's"
         assert self.draft_is_loaded or not (work.runs or work.recompute), "the draft is asked to run while its weights are gone"
-        for portion in work.recompute:
-            self._recompute(step, portion)
+        failure = self._catch_up(step, work)
         sampled = []
         for name, num_tokens in output.num_scheduled_tokens.items():
             start, drafts = self.computed[name], len(output.scheduled_spec_decode_tokens.get(name, ()))
@@ -78,7 +93,9 @@ class DraftCache:
             read = num_tokens - drafts + kept
             if work.runs:
                 if name in step.samples and name not in step.without_drafts:
-                    assert self.valid_tokens(name, step.tables[name], start) == start, f"{name} drafts on missing KV"
+                    is_known = step.number > self._last_step_that_did_not_know
+                    holds = self.valid_tokens(name, step.tables[name], start) == start
+                    assert holds or not is_known, f"{name} drafts on missing KV"
                     self.drafted_rows += 1
                 self.skipped_rows += name in step.samples and name in step.without_drafts
                 self._write(name, step.tables[name], start, start + read)
@@ -91,7 +108,7 @@ class DraftCache:
         for name in output.num_scheduled_tokens:
             self._check_target(name, step.tables[name])
         names = list(output.num_scheduled_tokens)
-        scheduler.update_from_output(output, self._answer(output, sampled))
+        scheduler.update_from_output(output, self._answer(output, sampled, failure, reload_failure))
         if synchronous and names:
             drafts_of_step = [[TOKEN] * output.num_spec_tokens_to_schedule for _ in names]
             scheduler.update_draft_token_ids(DraftTokenIds(names, drafts_of_step))
@@ -107,12 +124,23 @@ class DraftCache:
                 return position
         return num_tokens
 
-    def _answer(self, output: Any, sampled: list[list[int]]) -> ModelRunnerOutput:
+    def _catch_up(self, step: Scheduled, work: DraftWork) -> str:
+        """Read again what the step orders, or say why nothing was read: steps that are scheduled by then do not know it."""
+        if self.pass_failure and work.recompute:
+            self._last_step_that_did_not_know = self._scheduled_steps
+            return self.pass_failure
+        for portion in work.recompute:
+            self._recompute(step, portion)
+        return ""
+
+    def _answer(self, output: Any, sampled: list[list[int]], failure: str, reload_failure: str) -> ModelRunnerOutput:
         names = list(output.num_scheduled_tokens)
         rows = {name: row for row, name in enumerate(names)}
         answer = ModelRunnerOutput(req_ids=names, req_id_to_index=rows, sampled_token_ids=sampled)
-        if self.reload_failure and getattr(output, MEMORY_ATTRIBUTE, None) == MemoryMove.RELOAD:
-            setattr(answer, RELOAD_FAILURE_ATTRIBUTE, self.reload_failure)
+        if reload_failure:
+            setattr(answer, RELOAD_FAILURE_ATTRIBUTE, reload_failure)
+        if failure:
+            setattr(answer, DRAFTER_FAILURE_ATTRIBUTE, failure)
         return answer
 
     def _update_rows(self, output: Any) -> None:
@@ -136,17 +164,35 @@ class DraftCache:
             assert block, f"{name} reads block {table[position // BLOCK_TOKENS]}, whose memory is gone"
             assert block[position % BLOCK_TOKENS] == self._digest(name, position), f"{name} reads a stranger's token {position}"
 
-    def _move_memory(self, output: Any) -> None:
-        move = getattr(output, MEMORY_ATTRIBUTE, MemoryMove.NONE)
-        if move != MemoryMove.NONE:
-            self.draft_is_loaded = move == MemoryMove.RELOAD and not self.reload_failure
-            self.slots.clear()
-        if move == MemoryMove.RELOAD:
-            pool = self.scheduler.nightjar.drafting.lending.pool
-            self.target = {block_id: block for block_id, block in self.target.items() if block_id < pool.base_blocks}
+    def _move_memory(self, output: Any) -> str:
+        """Do the step's part of a move; why a reload broke off in it, in its second half if it has several."""
+        work: MemoryWork | None = getattr(output, MEMORY_ATTRIBUTE, None)
+        failure = ""
+        if work is not None:
+            self._begin_move(work)
+            if self._moved is not None:
+                assert work.move is self._moved.move
+                assert work.share > self._moved.share or not work.share
+                self._moved = work
+            if self._moved is not None and work.move == MemoryMove.RELOAD and work.share > 0.5 and self.reload_failure:
+                failure, self._moved = self.reload_failure, None
+            elif self._moved is not None and work.share == 1.0:
+                self.draft_is_loaded, self._moved = work.move == MemoryMove.RELOAD, None
         for copy in output.kv_cache_block_copies or ():
             self.slots[copy.dst_block_id] = list(self._block(copy.src_block_id))
             self.target[copy.dst_block_id] = list(self.target.get(copy.src_block_id, ()))
+        return failure
+
+    def _begin_move(self, work: MemoryWork) -> None:
+        if work.share:
+            return
+        assert self._moved is None, "a move begins before the last one has ended"
+        assert self.draft_is_loaded is (work.move == MemoryMove.OFFLOAD)
+        self._moved, self.draft_is_loaded = work, False
+        self.slots.clear()
+        if work.move == MemoryMove.RELOAD:
+            base_blocks = self.scheduler.nightjar.drafting.lending.pool.base_blocks
+            self.target = {block_id: block for block_id, block in self.target.items() if block_id < base_blocks}
 
     def _recompute(self, step: Scheduled, portion: Any) -> None:
         name, first = portion.request_id, portion.first_token

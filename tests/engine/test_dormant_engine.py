@@ -18,6 +18,7 @@ CATCH_UPS = [f"mixed catch-up {chunk_tokens}" for chunk_tokens in CHUNK_TOKENS]
 SCENARIOS = [
     "mixed dormant",
     *CATCH_UPS,
+    "mixed catch-up breaks off",
     "prefix written while dormant",
     "prefix read after",
     "greedy abort in catch-up",
@@ -72,6 +73,17 @@ def test_after_catching_up_the_drafts_are_accepted_again(scenario: str, lending:
     assert lending[scenario]["recomputed_tokens"] > 0
     assert lending[scenario]["probes"] > 0
     assert "active" in lending[scenario]["states"][OFF_AFTER_STEPS + 6 :]
+
+
+def test_a_catch_up_that_breaks_off_puts_the_draft_to_sleep_and_a_later_one_wakes_it(lending: dict[str, Any]) -> None:
+    outcome = lending["mixed catch-up breaks off"]
+    broken, mended = outcome["states"][OFF_AFTER_STEPS + 8 : BACK_AFTER_STEPS + 1], outcome["states"][BACK_AFTER_STEPS + 1 :]
+    assert set(broken) == {"dormant"}
+    assert {"catching_up", "probing", "active"} <= set(mended)
+    forwards = [ranks[0] for ranks in outcome["ranks"]]
+    assert forwards[BACK_AFTER_STEPS] == forwards[OFF_AFTER_STEPS + 6]
+    verified = [step for step in outcome["steps"][OFF_AFTER_STEPS + 8 :] if step["verified"]]
+    assert verified[0]["num_speculative_tokens"] == 4
 
 
 def test_prompts_found_in_the_cache_lag_where_the_drafter_had_not_read_them(lending: dict[str, Any]) -> None:

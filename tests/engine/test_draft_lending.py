@@ -29,14 +29,16 @@ pytest.importorskip("vllm")
 
 from vllm.v1.request import RequestStatus
 
-from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, WORK_ATTRIBUTE, MemoryMove
-from nightjar.deployments.engine.scheduler import SteeredAsyncScheduler, SteeredScheduler
+from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, WORK_ATTRIBUTE, MemoryMove, MemoryWork
+from nightjar.deployments.engine.scheduler import SteeredAsyncScheduler
 from tests.engine.draft_cache import VOCABULARY, DraftCache
 from tests.engine.scheduler_harness import make_request, make_scheduler
 from tests.engine.test_drafting import BOTH, MAXIMUM, run
 
 PROMPT_TOKENS = 30
 BASE_BLOCKS = 13
+PARTS = 4
+"""Of a move here: a real one has as many as its bytes ask for."""
 RULES = OffloadRules(free_share_below=0.3, pressure_s=0.0, reload_free_share=0.2)
 
 
@@ -88,7 +90,10 @@ def lending_engine(scheduler_class: type[Any], folder: Path) -> DraftCache:
         max_model_len=128,
         prefix_caching=True,
     )
-    assert scheduler.nightjar.drafting.lending.pool.base_blocks == BASE_BLOCKS
+    lending = scheduler.nightjar.drafting.lending
+    assert lending.pool.base_blocks == BASE_BLOCKS
+    assert lending._num_parts == 1, "so little memory moves in one part"
+    lending._num_parts = PARTS
     return DraftCache(scheduler)
 
 
@@ -98,8 +103,12 @@ def add(cache: DraftCache, *names: str, max_tokens: int = 60) -> None:
         cache.add(make_request(name, prompt=prompt, max_tokens=max_tokens))
 
 
+def parts(outputs: list[Any]) -> list[MemoryWork]:
+    return [work for output in outputs if (work := getattr(output, MEMORY_ATTRIBUTE, None)) is not None]
+
+
 def moves(outputs: list[Any]) -> list[MemoryMove]:
-    return [move for output in outputs if (move := getattr(output, MEMORY_ATTRIBUTE, None)) is not None]
+    return [work.move for work in parts(outputs) if not work.share]
 
 
 @BOTH
@@ -109,12 +118,51 @@ def test_under_pressure_the_draft_leaves_and_the_queue_runs_in_its_memory(
     cache = lending_engine(scheduler_class, folder)
     add(cache, *"abcdefgh")
     Fleet(cache.scheduler).tell("off", grants=False)
-    outputs = run(cache, 8, in_flight)
+    outputs = run(cache, 12, in_flight)
     lending = cache.scheduler.nightjar.drafting.lending
-    assert moves(outputs) == [MemoryMove.OFFLOAD]
+    assert parts(outputs) == [MemoryWork(MemoryMove.OFFLOAD, part / PARTS) for part in range(PARTS + 1)]
     assert cache.scheduler.nightjar.drafting.life.state is DrafterState.OFFLOADED
     assert lending.pool.borrowed_blocks_in_use > 0
     assert (lending.offloads, lending.reloads) == (1, 0)
+
+
+@BOTH
+def test_blocks_are_lent_only_when_the_last_part_of_the_move_has_come_back(
+    scheduler_class: type[Any], in_flight: int, folder: Path
+) -> None:
+    cache = lending_engine(scheduler_class, folder)
+    add(cache, *"abcdefgh")
+    Fleet(cache.scheduler).tell("off", grants=False)
+    begun = False
+    while cache.scheduler.nightjar.drafting.lending.offloads == 0:
+        assert withheld_blocks(cache.scheduler) == BASE_BLOCKS
+        outputs = run(cache, 1, in_flight)
+        begun = begun or bool(parts(outputs))
+        assert not begun or not any(output.num_spec_tokens_to_schedule for output in outputs)
+    assert withheld_blocks(cache.scheduler) == 0
+
+
+@BOTH
+def test_an_engine_without_requests_goes_on_with_a_move_when_it_has_some_and_its_idle_time_is_not_the_moves(
+    scheduler_class: type[Any], in_flight: int, folder: Path
+) -> None:
+    cache = lending_engine(scheduler_class, folder)
+    loop, now_s = cache.scheduler.nightjar, 1000.0
+    loop.clock = lambda: now_s
+    add(cache, *"abcdefgh")
+    Fleet(cache.scheduler).tell("off", grants=False)
+    while not parts(run(cache, 1, in_flight)):
+        now_s += 0.1
+    for name in list(cache.scheduler.requests):
+        cache.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+    assert loop.drafting.lending.offloads == 0
+    now_s += 900.0
+    add(cache, "i")
+    for _ in range(PARTS):
+        run(cache, 1)
+        now_s += 0.1
+    assert loop.drafting.lending.offloads == 1
+    assert loop.drafting.life._reload_seconds < 10.0
 
 
 @BOTH
@@ -159,10 +207,11 @@ def test_the_draft_comes_back_when_load_falls_and_drafts_after_catching_up(
     assert withheld_blocks(cache.scheduler) == BASE_BLOCKS
 
 
+@BOTH
 def test_a_draft_that_cannot_be_brought_back_stays_away_its_blocks_lent_until_a_later_try(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    scheduler_class: type[Any], in_flight: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = lending_engine(SteeredScheduler, folder)
+    cache = lending_engine(scheduler_class, folder)
     loop, fleet = cache.scheduler.nightjar, Fleet(cache.scheduler)
     now_s = 1000.0
     monkeypatch.setattr(loop, "clock", lambda: now_s)
@@ -171,16 +220,18 @@ def test_a_draft_that_cannot_be_brought_back_stays_away_its_blocks_lent_until_a_
         outputs: list[Any] = []
         for _ in range(4):
             fleet.tell("pin=3")
-            outputs += run(cache, 6)
+            outputs += run(cache, 8, in_flight)
         return outputs
 
     add(cache, *"abcdefgh", max_tokens=40)
     fleet.tell("off", grants=False)
-    run(cache, 60)
+    run(cache, 60, in_flight)
     add(cache, "long", max_tokens=90)
-    run(cache, 3)
+    run(cache, 3, in_flight)
     cache.reload_failure = "OSError: no such file"
-    assert moves(wanted()) == [MemoryMove.RELOAD]
+    ordered = parts(wanted())
+    assert [work.share for work in ordered] in ([0, 0.25, 0.5, 0.75], [0, 0.25, 0.5, 0.75, 1])
+    assert {work.move for work in ordered} == {MemoryMove.RELOAD}
     assert loop.drafting.life.state is DrafterState.OFFLOADED
     assert "its last reload broke off (OSError: no such file)" in loop.drafting.life.reason(now_s)
     assert withheld_blocks(cache.scheduler) == 0

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nightjar.policy.engine.drafter import DrafterLife
+from nightjar.policy.engine.drafter import FIRST_HOLD_S, DrafterLife
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import DrafterState, EngineLoad
 from nightjar.policy.wire.settings import IssuedSettings, RestartLimits, Settings, SettingsVersion, Table, TableRow
@@ -30,6 +30,7 @@ from tests.engine.scheduler_harness import hand_over_drafts, make_request, make_
 
 MAXIMUM = 4
 UNLIMITED = 1 << 40
+OUT_OF_MEMORY = "OutOfMemoryError: CUDA out of memory"
 BOTH = pytest.mark.parametrize(
     ("scheduler_class", "in_flight"), [(SteeredScheduler, 1), (SteeredAsyncScheduler, 2)], ids=["sync", "async"]
 )
@@ -379,6 +380,52 @@ def test_what_clients_asked_for_is_forgotten_with_their_requests_also_while_off(
     assert cache.scheduler.nightjar.drafting.opted_out == set()
 
 
+@BOTH
+@pytest.mark.parametrize("chunk_tokens", [5, 1000], ids=["in chunks", "at once"])
+def test_a_catch_up_that_breaks_off_has_read_nothing_and_puts_the_drafter_to_sleep_for_a_while(
+    scheduler_class: type[Any], in_flight: int, chunk_tokens: int, folder: Path
+) -> None:
+    cache = start(scheduler_class, folder)
+    loop, now_s = cache.scheduler.nightjar, 1000.0
+    loop.clock = lambda: now_s
+    for name in "abc":
+        cache.add(make_request(name, prompt=[ord(name)] * 20, max_tokens=400))
+    steer(cache.scheduler, "off", 1)
+    run(cache, 12, in_flight)
+    cache.pass_failure = OUT_OF_MEMORY
+    steer(cache.scheduler, "pin=3", 2, chunk_tokens=chunk_tokens)
+    outputs = run(cache, 12, in_flight)
+    assert sum(bool(getattr(output, WORK_ATTRIBUTE).recompute) for output in outputs) in {1, in_flight}
+    assert [loop.drafting.life.state] == [DrafterState.DORMANT]
+    assert f"its last catch-up broke off ({OUT_OF_MEMORY}): no other for 30 s" in loop.drafting.life.reason(now_s)
+    assert all(loop.drafting.ledger.behind[name] == 0 for name in "abc")
+    cache.pass_failure = ""
+    now_s += FIRST_HOLD_S
+    steer(cache.scheduler, "pin=3", 3)
+    outputs = run(cache, 10, in_flight)
+    assert loop.drafting.life.state in {DrafterState.PROBING, DrafterState.ACTIVE}
+    assert [len(drafts) for drafts in outputs[-1].scheduled_spec_decode_tokens.values()] == [3, 3, 3]
+
+
+@BOTH
+def test_where_nobody_steers_rows_whose_catch_up_broke_off_get_no_drafts_and_no_other_try_for_a_while(
+    scheduler_class: type[Any], in_flight: int, folder: Path
+) -> None:
+    cache = start(scheduler_class, folder)
+    loop, now_s = cache.scheduler.nightjar, 1000.0
+    loop.clock = lambda: now_s
+    cache.add(make_request("a", prompt=[1] * 20, max_tokens=400))
+    steer(cache.scheduler, "off", 1)
+    run(cache, 12, in_flight)
+    cache.pass_failure = OUT_OF_MEMORY
+    loop.steering.override_mode(Mode.parse("shadow"))
+    run(cache, in_flight + 1, in_flight)
+    cache.add(make_request("new", prompt=[2] * 20, max_tokens=400))
+    outputs = run(cache, 8, in_flight)
+    assert not any(getattr(output, WORK_ATTRIBUTE).recompute for output in outputs[in_flight:])
+    assert outputs[-1].scheduled_spec_decode_tokens.keys() == {"new"}
+
+
 def test_an_idle_engine_wishes_for_no_restart(folder: Path) -> None:
     cache = start(SteeredScheduler, folder)
     loop = cache.scheduler.nightjar
@@ -446,7 +493,12 @@ def test_no_draft_is_ever_made_on_missing_kv_whatever_comes_and_goes(
     scheduler = cache.scheduler
     prefixes = [[rng.randrange(VOCABULARY) for _ in range(48)] for _ in range(2)]
     queue: list[Any] = []
+    now_s = 0.0
+    scheduler.nightjar.clock = lambda: now_s
+    breaks_off = rng.choice((0.0, 0.3))
     for step in range(1, 60):
+        now_s += rng.choice((0.1, 60.0))
+        cache.pass_failure = OUT_OF_MEMORY if rng.random() < breaks_off else ""
         if rng.random() < 0.3:
             chunk = rng.choice((None, 1, 4, 20))
             steer(scheduler, rng.choice(("off", "off", "pin=1", "pin=4")), step, chunk_tokens=chunk)

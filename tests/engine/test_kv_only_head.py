@@ -13,6 +13,10 @@ pytest.importorskip("vllm")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what vLLM's dependencies deprecate at import is not ours to mend
     kv_only_head: Any = importlib.import_module("nightjar.deployments.engine.kv_only_head")
+    torch: Any = importlib.import_module("torch")
+from nightjar.deployments.engine.draft_work import DRAFTER_FAILURE_ATTRIBUTE
+from nightjar.deployments.engine.head_log import OwedWrites
+from nightjar.deployments.engine.step_reports import StepReports
 
 
 class Layer:
@@ -85,26 +89,115 @@ def test_another_kind_of_drafter_runs_as_in_vllm() -> None:
 def test_every_call_but_a_step_of_k_0_is_vllms(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
     calls: list[tuple[Any, ...]] = []
     made = speculator(monkeypatch, ONE, propose=lambda *given, **named: calls.append((given, named)))
-    kv_only_head.KVOnlyHead(made)
+    kv_only_head.KVOnlyHead(made, StepReports(1))
     given = tuple(range(11))
     made.propose(*given, **options)
     assert calls == [(given, options)]
 
 
 def test_a_head_without_kv_of_its_own_runs_nothing_at_k_0(monkeypatch: pytest.MonkeyPatch) -> None:
-    drafts = importlib.import_module("torch").ones(4, 3)
+    drafts = torch.ones(4, 3)
     head = speculator(monkeypatch, {"shared": Layer(shares="target")}, propose=None, draft_tokens=drafts)
-    kv_only_head.KVOnlyHead(head)
+    kv_only_head.KVOnlyHead(head, StepReports(1))
     given = (SimpleNamespace(num_reqs=2, num_tokens=5), *range(2), *range(8))
     assert head.propose(*given, num_speculative_tokens=0).tolist() == [[-1] * 3] * 2
 
 
 def test_what_stops_a_pass_is_taken_away_again_also_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = Layer()
-    head = kv_only_head.KVOnlyHead(speculator(monkeypatch, {"layer": layer}, propose=None))
+    head = kv_only_head.KVOnlyHead(speculator(monkeypatch, {"layer": layer}, propose=None), StepReports(1))
     with head._stopping_at_attention():
         layer.impl.forward()
     assert not hasattr(layer.impl, "forward")
     with pytest.raises(ValueError, match="other"), head._stopping_at_attention():
         raise ValueError("other")
     assert not hasattr(layer.impl, "forward")
+
+
+class BrokenHead:
+    """A head whose pass for its KV alone raises `error`; `whole` are the K of vLLM's own forwards."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, error: Exception, *, owed: OwedWrites | None = None, num_ranks: int = 1
+    ) -> None:
+        self.whole: list[int] = []
+        self.passes = 0
+        self.reports = StepReports(num_ranks)
+        self.error = error
+        drafts = torch.zeros(4, 3, dtype=torch.int64)
+        buffers = SimpleNamespace(input_ids=torch.zeros(8, dtype=torch.int32), positions=torch.zeros(8, dtype=torch.int64))
+        self._speculator = speculator(
+            monkeypatch,
+            {"layer": Layer()},
+            propose=self._whole,
+            draft_tokens=drafts,
+            input_buffers=buffers,
+            hidden_states=torch.zeros(8, 2),
+            last_token_indices=None,
+            current_draft_step=None,
+            max_num_reqs=4,
+            kv_cache_config=SimpleNamespace(kv_cache_groups=["only"]),
+            _run_model=self._pass,
+        )
+        monkeypatch.setattr(kv_only_head, "prepare_prefill_inputs", lambda *_: None)
+        self.head = kv_only_head.KVOnlyHead(self._speculator, self.reports, owed)
+
+    def propose(self, num_speculative_tokens: int) -> Any:
+        batch = SimpleNamespace(num_reqs=2, num_tokens=2)
+        slots = {"layer": torch.tensor([3, 4])}
+        given = (batch, None, slots, torch.ones(2, 2), None, *range(4))
+        return self._speculator.propose(*given, num_speculative_tokens=num_speculative_tokens)
+
+    def told(self) -> str:
+        return getattr(self.reports.attached(SimpleNamespace()), DRAFTER_FAILURE_ATTRIBUTE, "")
+
+    def _whole(self, *_: Any, num_speculative_tokens: int, **__: Any) -> Any:
+        self.whole.append(num_speculative_tokens)
+        return "vLLM's"
+
+    def _pass(self, *_: Any) -> None:
+        self.passes += 1
+        raise self.error
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def test_a_head_whose_pass_breaks_off_runs_as_in_vllm_from_that_step_on_and_the_scheduler_hears_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = BrokenHead(monkeypatch, OUT_OF_MEMORY)
+    assert broken.propose(0) == "vLLM's"
+    assert broken.told() == f"OutOfMemoryError: {OUT_OF_MEMORY}"
+    assert [broken.propose(length) for length in (0, 2, 0)] == ["vLLM's"] * 3
+    assert broken.whole == [0, 0, 2, 0]
+    assert broken.passes == 1
+    assert broken.told() == ""
+
+
+@pytest.mark.parametrize("from_outside", [True, False], ids=["before blocks are copied", "before drafting"])
+def test_writes_that_a_head_owed_when_its_pass_broke_off_are_given_up(
+    monkeypatch: pytest.MonkeyPatch, *, from_outside: bool
+) -> None:
+    owed = OwedWrites(8, 16, 2, torch.float32, torch.device("cpu"))
+    broken = BrokenHead(monkeypatch, OUT_OF_MEMORY, owed=owed)
+    assert broken.propose(0).tolist() == [[-1] * 3] * 2
+    if from_outside:
+        broken.head.write_owed()
+    else:
+        assert broken.propose(2) == "vLLM's"
+    assert broken.told().startswith("OutOfMemoryError")
+    assert broken.propose(0) == "vLLM's"
+    assert broken.passes == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "num_ranks"),
+    [(RuntimeError("CUDA error: an illegal memory access was encountered"), 1), (OUT_OF_MEMORY, 2)],
+    ids=["the device is lost", "other ranks wait"],
+)
+def test_an_engine_ends_where_it_could_not_go_on_after_a_pass_that_broke_off(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, num_ranks: int
+) -> None:
+    with pytest.raises(type(error), match=str(error)[:12]):
+        BrokenHead(monkeypatch, error, num_ranks=num_ranks).propose(0)

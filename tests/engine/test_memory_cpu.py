@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("vllm")
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 from vllm.v1.kv_cache_layout import KVCacheLayout
@@ -125,6 +125,54 @@ def test_an_offloaded_draft_takes_no_memory_and_a_reloaded_one_no_more_than_at_f
     assert _anonymous_bytes() - loaded < tolerance
 
 
+def test_a_draft_leaves_and_comes_back_in_units_between_which_the_process_is_as_before(
+    draft: Draft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "_UNIT_BYTES", 1 << 20)
+    before, dtype = draft.logits(), torch.get_default_dtype()
+    largest = max(template.num_bytes for template in draft.memory._templates)
+    with torch.inference_mode():
+        for begin in (draft.memory.offloading, draft.memory.reloading):
+            transfer = begin()
+            units = []
+            for unit_bytes in transfer.units:
+                units.append(unit_bytes)
+                assert draft.memory.is_offloaded
+                assert torch.get_default_dtype() is dtype
+                assert torch.is_inference_mode_enabled()
+                assert "load_weights" not in vars(draft.model)
+                assert "named_modules" not in vars(draft.model)
+            assert len(units) > 5
+            assert max(units) < largest + (1 << 20)
+            assert sum(units) == pytest.approx(transfer.num_bytes, rel=0.5)
+    assert not draft.memory.is_offloaded
+    assert torch.equal(draft.logits(), before)
+
+
+def test_a_reload_given_up_between_two_units_leaves_the_draft_away_and_can_be_begun_again(float32_draft: Draft) -> None:
+    before = float32_draft.logits()
+    float32_draft.memory.offload()
+    offloaded = _anonymous_bytes()
+    units: Any = float32_draft.memory.reloading().units
+    next(units)
+    next(units)
+    units.close()
+    assert float32_draft.memory.is_offloaded
+    assert _anonymous_bytes() - offloaded < float32_draft.memory.weight_bytes // 5
+    float32_draft.memory.reload()
+    assert torch.equal(float32_draft.logits(), before)
+
+
+def test_a_checkpoint_that_has_lost_a_tensor_does_not_come_back(float32_draft: Draft, tmp_path: Path) -> None:
+    float32_draft.memory.offload()
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.1.input_layernorm.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"no longer has: model\.layers\.1\.input_layernorm\.weight \(1 in all\)"):
+        float32_draft.memory.reload()
+    assert float32_draft.memory.is_offloaded
+
+
 def test_an_offloaded_draft_that_is_run_fails_loudly(float32_draft: Draft) -> None:
     float32_draft.memory.offload()
     with pytest.raises(RuntimeError):
@@ -192,7 +240,7 @@ def test_a_loader_that_goes_its_own_way_is_obeyed_and_nothing_is_offloaded(tmp_p
 def test_it_is_a_draft_memory() -> None:
     memory: DraftMemory = CPUDraftMemory()
     with pytest.raises(OffloadUnsupportedError, match="no draft is loaded"):
-        memory.offload()
+        memory.offloading()
     with pytest.raises(OffloadUnsupportedError, match="no KV cache is bound"):
         memory.release_kv(0, 0)
 

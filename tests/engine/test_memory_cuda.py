@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,6 @@ import torch
 from vllm import device_allocator
 from vllm.config import ModelConfig, SpeculativeConfig
 from vllm.device_allocator import cumem
-from vllm.distributed.device_communicators.cuda_wrapper import CudaRTLibrary
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from nightjar.deployments.engine.memory import cuda
@@ -52,6 +51,9 @@ class FakeDevice:
     handles: list[Handle] = field(default_factory=list)
     free_bytes: int = 10**12
     events: list[str] = field(default_factory=list)
+    copies: list[tuple[int, ByteRange, Callable[[], object]]] = field(default_factory=list)
+    """That have begun, and are made when somebody waits for them."""
+    copied: list[tuple[int, ByteRange]] = field(default_factory=list)
 
     def allocate(self, address: int, num_bytes: int, tag: str, content: bytes = b"") -> None:
         handle = (0, num_bytes, address, 77)
@@ -81,6 +83,7 @@ class FakeDevice:
 
     def unmap(self, handle: Handle) -> None:
         assert self.mapped.pop(handle[2]) == handle[1], "CUDA unmaps whole mappings only"
+        assert handle[2] not in {address for address, _, _ in self.copies}, "a copy is under way"
         self.free_bytes += handle[1]
         self.content.pop(handle[2])
 
@@ -88,13 +91,29 @@ class FakeDevice:
         self.events.append(f"pin {num_bytes}")
         return SimpleNamespace(num_bytes=num_bytes, content=b"")
 
-    def read(self, address: int, buffer: Any) -> None:
+    def read(self, address: int, buffer: Any, part: ByteRange) -> None:
         assert self.mapped[address] == buffer.num_bytes
-        buffer.content = self.content[address]
+        self.copies.append((address, part, lambda: setattr(buffer, "content", self.content[address])))
 
-    def write(self, address: int, buffer: Any) -> None:
+    def write(self, address: int, buffer: Any, part: ByteRange) -> None:
         assert self.mapped[address] == buffer.num_bytes
-        self.content[address] = buffer.content
+        self.copies.append((address, part, lambda: self.content.__setitem__(address, buffer.content)))
+
+    def wait_for_copies(self) -> None:
+        for _, _, copy in self.copies:
+            copy()
+        self.copied += [(address, part) for address, part, _ in self.copies]
+        self.copies = []
+
+    def work_after_copies(self) -> None:
+        self.wait_for_copies()
+
+    def mark(self) -> Any:
+        self.events.append("mark")
+        return len(self.events)
+
+    def wait(self, mark: Any) -> None:
+        self.events.append(f"wait {mark}")
 
     def zero(self, address: int, num_bytes: int) -> None:
         assert self.mapped[address] == num_bytes
@@ -167,9 +186,48 @@ def test_offload_unmaps_the_draft_and_nothing_else(memory: CUDADraftMemory, devi
     assert {data.tag: data.is_asleep for data in device.known.values()} == {DRAFT_WEIGHTS_TAG: True, "weights": False}
 
 
-def test_offload_waits_for_running_kernels_before_it_copies(memory: CUDADraftMemory, device: FakeDevice) -> None:
-    memory.offload()
-    assert device.events[-1] == "synchronize"
+def test_what_was_given_to_the_device_before_a_move_has_run_before_anything_is_unmapped(
+    memory: CUDADraftMemory, device: FakeDevice, kv_cache: KVCache
+) -> None:
+    memory.bind_kv_cache(kv_cache)
+    memory.begin_move()
+    transfers = [memory.offloading(), memory.releasing_kv(0, NUM_BASE_BLOCKS, "draft")]
+    marked = device.events.index("mark") + 1
+    mapped = dict(device.mapped)
+    for transfer in transfers:
+        assert device.mapped == mapped
+        device.events.clear()
+        transfer.finish()
+        assert device.events[0] == f"wait {marked}"
+        assert device.mapped != mapped
+        mapped = dict(device.mapped)
+
+
+def test_a_move_of_weights_waits_for_nothing_until_its_last_part(memory: CUDADraftMemory, device: FakeDevice) -> None:
+    weights = [(CHUNK_BYTES, ByteRange(0, CHUNK_BYTES)), (4 * CHUNK_BYTES, ByteRange(0, 2 * CHUNK_BYTES))]
+    for transfer in (memory.offloading, memory.reloading):
+        memory.begin_move()
+        begun = transfer()
+        moved = [next(begun.units) for _ in weights]
+        assert moved == [CHUNK_BYTES, 2 * CHUNK_BYTES]
+        assert sum(moved) == begun.num_bytes
+        assert [(address, part) for address, part, _ in device.copies] == weights
+        assert device.copied == []
+        assert memory.is_offloaded
+        begun.finish()
+        assert device.copied == weights
+        device.copied.clear()
+    assert not memory.is_offloaded
+
+
+def test_a_large_allocation_is_copied_and_a_large_range_of_blocks_mapped_in_units(
+    memory: CUDADraftMemory, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "_UNIT_BYTES", CHUNK_BYTES)
+    monkeypatch.setattr(cuda, "PART_BYTES", CHUNK_BYTES)
+    memory.bind_kv_cache(_kv_cache(device, block_bytes=CHUNK_BYTES))
+    assert _in_chunks(device) == {0: 6, 6: 1, 7: 1, **dict.fromkeys(range(8, 16), 1)}
+    assert list(memory.offloading().units) == [CHUNK_BYTES] * 3
 
 
 def test_reload_brings_back_the_same_bytes_at_the_same_addresses(memory: CUDADraftMemory, device: FakeDevice) -> None:
@@ -358,12 +416,7 @@ def test_vllms_allocator_takes_what_we_pass() -> None:
     assert "pointer_to_data" in inspect.getsource(cumem.CuMemAllocator.__init__)
     assert "AllocationData(" in inspect.getsource(cumem.CuMemAllocator._python_malloc_callback)
     assert {"handle", "tag", "is_asleep"} <= set(device_allocator.AllocationData.__dataclass_fields__)
-    assert {"cumem_available", "libcudart"} <= set(vars(cumem))
-
-
-def test_cudas_runtime_takes_what_we_pass() -> None:
-    assert _parameters(CudaRTLibrary.cudaMemcpy) == ["self", "dst", "src", "count"]
-    assert _parameters(CudaRTLibrary.cudaMemset) == ["self", "devPtr", "value", "count"]
+    assert {"cumem_available"} <= set(vars(cumem))
 
 
 def test_vllms_model_configuration_says_whether_the_allocator_is_used() -> None:

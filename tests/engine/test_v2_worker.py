@@ -14,8 +14,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what vLLM's dependencies deprecate at import is not ours to mend
     v2_worker: Any = importlib.import_module("nightjar.deployments.engine.v2_worker")
     draft_on_v2: Any = importlib.import_module("nightjar.deployments.engine.draft_on_v2")
-from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, ROWS_ATTRIBUTE, SLEEP, WORK_ATTRIBUTE, MemoryMove
+from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, ROWS_ATTRIBUTE, SLEEP, WORK_ATTRIBUTE, MemoryMove, MemoryWork
 from nightjar.deployments.engine.memory.interface import OffloadUnsupportedError
+from nightjar.deployments.engine.step_reports import StepReports
 
 
 class Stock:
@@ -31,12 +32,12 @@ class Stock:
 class Worker(v2_worker.SteeredV2Mixin, Stock):
     def __init__(self) -> None:
         self.said = []
-        self.reload_failure = ""
+        self.reports = StepReports(1)
         tables = SimpleNamespace(append_block_ids=lambda *given, **options: self.said.append((*given, options)))
         self.model_runner = SimpleNamespace(block_tables=tables, req_states=SimpleNamespace(req_id_to_index={"moved": 3}))
 
-    def move_draft(self, move: MemoryMove) -> None:
-        self.said.append(move)
+    def move_draft(self, work: MemoryWork | None) -> None:
+        self.said.append(work)
 
 
 def step(**attributes: Any) -> Any:
@@ -46,9 +47,9 @@ def step(**attributes: Any) -> Any:
 def test_memory_moves_and_rows_are_replaced_before_the_step_that_brings_the_orders() -> None:
     worker = Worker()
     worker.nightjar_drafter = SimpleNamespace(work=None)
-    orders = {MEMORY_ATTRIBUTE: MemoryMove.OFFLOAD, WORK_ATTRIBUTE: SLEEP, ROWS_ATTRIBUTE: {"moved": ([5, 6],)}}
+    orders = {MEMORY_ATTRIBUTE: MemoryWork(MemoryMove.OFFLOAD, 0.5), WORK_ATTRIBUTE: SLEEP, ROWS_ATTRIBUTE: {"moved": ([5, 6],)}}
     assert worker.execute_model(step(**orders)) == "output"
-    assert worker.said == [MemoryMove.OFFLOAD, (3, ([5, 6],), {"overwrite": True}), "step"]
+    assert worker.said == [MemoryWork(MemoryMove.OFFLOAD, 0.5), (3, ([5, 6],), {"overwrite": True}), "step"]
     assert worker.nightjar_drafter.work is SLEEP
 
 
@@ -56,7 +57,7 @@ def test_a_step_without_orders_is_vllms() -> None:
     worker = Worker()
     worker.nightjar_drafter = SimpleNamespace(work=SLEEP)
     worker.execute_model(step())
-    assert worker.said == [MemoryMove.NONE, "step"]
+    assert worker.said == [None, "step"]
     assert worker.nightjar_drafter.work is None
 
 
@@ -104,7 +105,7 @@ def test_a_draft_that_is_away_runs_nothing_whatever_it_is_ordered() -> None:
     speculator = SimpleNamespace(
         propose=lambda *_, **__: pytest.fail("it has no weights"), draft_tokens=drafts, device=drafts.device
     )
-    drafter = draft_on_v2.SteeredDraftOnV2(speculator, memory)
+    drafter = draft_on_v2.SteeredDraftOnV2(speculator, StepReports(1), memory)
     memory.is_offloaded = True
     for options in ({"num_speculative_tokens": 3}, {"num_speculative_tokens": None, "dummy_run": True}):
         assert drafter.propose(SimpleNamespace(num_reqs=2), **options).tolist() == [[-1] * 3] * 2

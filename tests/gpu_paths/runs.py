@@ -62,6 +62,11 @@ class Rig:
         program = ("tests.gpu_paths.off_process", combination.name, str(STRESS_STEPS), str(STRESS_SEED))
         return self._once(combination, self._folder / f"{combination.name}-off.json", program, TIMEOUT_S + 5 * STRESS_STEPS)
 
+    def failing(self, combination: Combination) -> dict[str, Any]:
+        """What an engine did whose optional passes raise (failing_passes.py)."""
+        program = ("tests.gpu_paths.failing_passes", combination.name)
+        return self._once(combination, self._folder / f"{combination.name}-failing.json", program)
+
     def _once(self, combination: Combination, output: Path, program: Sequence[str], timeout_s: int = TIMEOUT_S) -> dict[str, Any]:
         with FileLock(f"{output}.lock"):
             if not output.exists():

@@ -4,8 +4,10 @@ vLLM packs each linear weight into a oneDNN handler behind the closure `layer.cp
 of the original is left in the process. Any copy kept aside would be paid for while the draft runs: anonymous memory openly, a
 file on tmpfs (which /tmp often is in a container) just the same, a file on disk by a second set of cached pages beside the
 checkpoint's own, and it is no faster to read. So none is kept. A reload fills parameters as the load filled them, with the same
-loader, and packs them again with vLLM's `process_weights_after_loading`: as exact as a load. Its price: the checkpoint must
-still be there and unchanged, and where memory was short the kernel may have dropped its pages, so that they come from disk.
+loader, and packs them again with vLLM's `process_weights_after_loading`: as exact as a load. Both are cut where the engine's steps
+go on in between: some of the checkpoint's tensors, then one layer to pack after another. A matrix is read or packed in one piece.
+Its price: the checkpoint must still be there and unchanged, and where memory was short the kernel may have dropped its pages, so
+that they come from disk.
 
 Only drafts whose every layer is unquantised are offloaded, since for others vLLM does not promise that packing works twice.
 What is freed is more than `weight_bytes`: oneDNN's packed copy goes, and the embedding beside it. `malloc_trim` hands freed memory
@@ -16,7 +18,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -32,11 +33,13 @@ from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from nightjar.deployments.engine.memory.interface import KVCache, Layers, Moved, OffloadUnsupportedError
-from nightjar.deployments.engine.memory.kv_ranges import ByteRange, block_bytes, num_bytes, whole_pages
+from nightjar.deployments.engine.memory.interface import NO_TRANSFER, KVCache, Layers, OffloadUnsupportedError, Transfer
+from nightjar.deployments.engine.memory.kv_ranges import ByteRange, block_bytes, cut, num_bytes, whole_pages
+from nightjar.deployments.engine.memory.parts import PART_BYTES, WholeMoves
 
 PAGE_BYTES: Final = os.sysconf("SC_PAGESIZE")
 _MADV_DONTNEED: Final = 4
+_UNIT_BYTES: Final = PART_BYTES // 4
 _PACKS_TWICE: Final = (UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
 
 
@@ -64,7 +67,7 @@ class _Template:
             module.register_parameter(name, parameter)
 
 
-class CPUDraftMemory:
+class CPUDraftMemory(WholeMoves):
     """`DraftMemory` on CPU."""
 
     def __init__(self) -> None:
@@ -104,59 +107,120 @@ class CPUDraftMemory:
         """As `DraftMemory`."""
         self._kv_cache = kv_cache
 
-    def offload(self) -> Moved:
+    def begin_move(self) -> None:
+        """As `DraftMemory`. Nothing runs beside the caller."""
+
+    def offloading(self) -> Transfer:
         """As `DraftMemory`."""
         if self.why_not:
             raise OffloadUnsupportedError(self.why_not)
         if self.is_offloaded:
-            return Moved(0, 0.0)
-        started_s = time.perf_counter()
+            return NO_TRANSFER
         self.is_offloaded = True
-        self._drop()
-        return Moved(self.weight_bytes, time.perf_counter() - started_s)
+        return Transfer(self.weight_bytes, self._dropping())
 
-    def reload(self) -> Moved:
-        """As `DraftMemory`."""
-        if not self.is_offloaded:
-            return Moved(0, 0.0)
-        started_s = time.perf_counter()
-        try:
-            self._load_again()
-        except BaseException:
-            self._drop()
-            raise
-        self.is_offloaded = False
-        return Moved(self.weight_bytes, time.perf_counter() - started_s)
+    def reloading(self) -> Transfer:
+        """As `DraftMemory`. Weights count twice: they are read, and then packed."""
+        return Transfer(2 * self.weight_bytes, self._loading_again()) if self.is_offloaded else NO_TRANSFER
 
-    def release_kv(self, first_block: int, last_block_exclusive: int, layers: Layers = "all") -> int:
+    def releasing_kv(self, first_block: int, last_block_exclusive: int, layers: Layers = "all") -> Transfer:
         """As `DraftMemory`; the pages read as zeros, and take memory again as soon as they are written."""
         if self._kv_cache is None:
             raise OffloadUnsupportedError("no KV cache is bound")
         pages = whole_pages(block_bytes(self._kv_cache, first_block, last_block_exclusive, layers), PAGE_BYTES)
-        for page_range in pages:
-            _return_pages(page_range)
-        return num_bytes(pages)
+        return Transfer(num_bytes(pages), (_return_pages(page_range) for page_range in cut(pages, _UNIT_BYTES)))
 
-    def restore_kv(self, first_block: int, last_block_exclusive: int, layers: Layers = "all") -> int:  # noqa: ARG002 - as the protocol
+    def restoring_kv(self, first_block: int, last_block_exclusive: int, layers: Layers = "all") -> Transfer:  # noqa: ARG002 - as the protocol
         """As `DraftMemory`. Nothing to do: the kernel hands out zeroed pages on the first write."""
-        return 0
+        return NO_TRANSFER
 
-    def _drop(self) -> None:
+    def _dropping(self) -> Iterator[int]:
+        untrimmed_bytes = 0
         for module in self._model.modules():
             if hasattr(module, "cpu_linear"):
                 module.cpu_linear = _run_while_offloaded
-        for parameter in self._model.parameters():
-            parameter.data = torch.empty(0, dtype=parameter.dtype)
+            module_bytes = sum(template.num_bytes for template in self._templates if template.places[0][0] is module)
+            for parameter in module.parameters(recurse=False):
+                parameter.data = torch.empty(0, dtype=parameter.dtype)
+            untrimmed_bytes += module_bytes
+            if untrimmed_bytes >= PART_BYTES:
+                _trim_heap()
+                untrimmed_bytes = 0
+            if module_bytes:
+                yield module_bytes
         _trim_heap()
 
-    def _load_again(self) -> None:
-        config = self._vllm_config
-        with _as_at_load(config):
+    def _loading_again(self) -> Iterator[int]:
+        try:
+            yield from self._filling()
+            yield from self._packing()
+            _trim_heap()
+        except BaseException:
+            for _ in self._dropping():
+                pass
+            raise
+        self.is_offloaded = False
+
+    def _filling(self) -> Iterator[int]:
+        """Read the checkpoint into the parameters, a few tensors at a time (vLLM 0.32: every loader calls `model.load_weights`)."""
+        model, config = self._model, self._vllm_config.model_config
+        stock = model.load_weights
+        loaded: set[str] = set()
+        taken: list[Iterator[tuple[str, torch.Tensor]]] = []
+        is_tracked = True
+        with _as_at_load(self._vllm_config):
             for template in self._templates:
                 template.put_in_place()
-            get_model_loader(self._load_config).load_weights(self._model, config.model_config)
-            process_weights_after_loading(self._model, config.model_config, torch.device("cpu"))
-        _trim_heap()
+            model.load_weights = taken.append
+            try:
+                get_model_loader(self._load_config).load_weights(model, config)
+            finally:
+                del model.load_weights
+        for weights in taken:
+            while batch := self._next_of(weights):
+                with _as_at_load(self._vllm_config):
+                    names = stock(batch)
+                is_tracked = is_tracked and names is not None
+                loaded |= names or set()
+                yield sum(tensor.numel() * tensor.element_size() for _, tensor in batch)
+                del batch
+        missing = {name for name, _ in model.named_parameters()} - loaded if is_tracked else set()
+        if missing:
+            raise ValueError(f"weights that the checkpoint no longer has: {', '.join(sorted(missing)[:3])} ({len(missing)} in all)")
+
+    def _next_of(self, weights: Iterator[tuple[str, torch.Tensor]]) -> list[tuple[str, torch.Tensor]]:
+        """Tensors of about _UNIT_BYTES together; none at the end."""
+        batch: list[tuple[str, torch.Tensor]] = []
+        batch_bytes = 0
+        with _as_at_load(self._vllm_config):
+            while batch_bytes < _UNIT_BYTES and (weight := next(weights, None)) is not None:
+                batch.append(weight)
+                batch_bytes += weight[1].numel() * weight[1].element_size()
+        return batch
+
+    def _packing(self) -> Iterator[int]:
+        """vLLM's own packing, called once for each layer that packs something and once for all others."""
+        model, config = self._model, self._vllm_config.model_config
+        modules = list(model.named_modules())
+        packs = [
+            (name, module) for name, module in modules if isinstance(getattr(module, "quant_method", None), QuantizeMethodBase)
+        ]
+        packing = {id(module) for _, module in packs}
+        others = [(name, module) for name, module in modules if id(module) not in packing]
+        looks_at_all = hasattr(model, "process_weights_after_loading") or getattr(
+            config, "word_embeddings_untied_by_checkpoint", False
+        )
+        for group in [modules] if looks_at_all else [*([each] for each in packs), others]:
+            packed_bytes = sum(
+                weight.numel() * weight.element_size() for _, module in group for weight in module.parameters(recurse=False)
+            )
+            model.named_modules = lambda *_, group=group, **__: iter(group)
+            try:
+                with _as_at_load(self._vllm_config):
+                    process_weights_after_loading(model, config, torch.device("cpu"))
+            finally:
+                del model.named_modules
+            yield packed_bytes
 
 
 def _templates(model: Any) -> tuple[_Template, ...]:
@@ -196,11 +260,12 @@ def _run_while_offloaded(*_: object) -> NoReturn:
     raise RuntimeError("the draft was run while it is offloaded")
 
 
-def _return_pages(pages: ByteRange) -> None:
+def _return_pages(pages: ByteRange) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.madvise(ctypes.c_void_p(pages.start), ctypes.c_size_t(pages.end - pages.start), _MADV_DONTNEED):
         error = ctypes.get_errno()
         raise OSError(error, f"madvise: {os.strerror(error)}")
+    return pages.end - pages.start
 
 
 def _trim_heap() -> None:

@@ -8,6 +8,9 @@ block copies (`copy_kv_cache_blocks_inplace`) run over the draft's layers, too, 
 CUDA cannot unmap a part of a mapping, and the allocator maps the KV cache as one. So it is unmapped whole once, before
 use, and mapped again in chunks that can go one by one: their edges are those of the ranges that may ever be released.
 
+Weights are copied on a stream of their own, to and from pinned host memory, while the engine's steps run; nothing here waits for
+the engine's stream but an unmapping, for what was given to it before the move began. Zeros are written on the engine's own stream.
+
 Fails open: without the allocator the draft is loaded as ever, and `why_not` says so. A reload that finds no memory raises and
 leaves no weight mapped; a restore of KV blocks raises and keeps what it had mapped. Either can be called again.
 """
@@ -15,7 +18,6 @@ leaves no weight mapped; a restore of KV blocks raises and keeps what it had map
 from __future__ import annotations
 
 import ctypes
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -25,12 +27,14 @@ from typing import Any, Final, Protocol
 import torch
 from vllm.model_executor.model_loader import get_model
 
-from nightjar.deployments.engine.memory.interface import KVCache, Layers, Moved, OffloadUnsupportedError
-from nightjar.deployments.engine.memory.kv_ranges import ByteRange, block_bytes, num_bytes, overlap, whole_pages
+from nightjar.deployments.engine.memory.interface import NO_TRANSFER, KVCache, Layers, OffloadUnsupportedError, Transfer
+from nightjar.deployments.engine.memory.kv_ranges import ByteRange, block_bytes, cut, num_bytes, overlap, whole_pages
+from nightjar.deployments.engine.memory.parts import PART_BYTES, WholeMoves
 
 DRAFT_WEIGHTS_TAG: Final = "nightjar_draft_weights"
 CHUNK_BYTES: Final = 2 * 1024 * 1024
 """CUDA's mapping granularity on every GPU that vLLM supports."""
+_UNIT_BYTES: Final = PART_BYTES // 4
 
 Handle = tuple[int, int, int, int]
 """As vLLM passes it to its C functions: device, bytes, address, and where the driver's own handle is kept (8 bytes)."""
@@ -72,16 +76,32 @@ class Device(Protocol):
         """Host memory that the GPU can reach."""
         ...
 
-    def read(self, address: int, buffer: Any) -> None:
-        """Copy from the GPU until the buffer is full; returns when it is."""
+    def read(self, address: int, buffer: Any, part: ByteRange) -> None:
+        """Begin to copy a part of what is mapped at `address` to the same place of the buffer, beside the engine's work."""
         ...
 
-    def write(self, address: int, buffer: Any) -> None:
-        """Copy the whole buffer to the GPU; returns when it is there."""
+    def write(self, address: int, buffer: Any, part: ByteRange) -> None:
+        """Begin to copy a part of the buffer to the same place of what is mapped at `address`, beside the engine's work."""
+        ...
+
+    def wait_for_copies(self) -> None:
+        """Return once every copy is made."""
+        ...
+
+    def work_after_copies(self) -> None:
+        """Whatever the engine is given from now on runs after the copies that have begun. Returns at once."""
+        ...
+
+    def mark(self) -> Any:
+        """What the engine was given so far, for `wait`."""
+        ...
+
+    def wait(self, mark: Any) -> None:
+        """Return once that has run."""
         ...
 
     def zero(self, address: int, num_bytes: int) -> None:
-        """Fill GPU memory with zeros."""
+        """Fill GPU memory with zeros, before whatever the engine is given from now on."""
         ...
 
     def synchronize(self) -> None:
@@ -101,6 +121,7 @@ class CuMemDevice:
             raise OffloadUnsupportedError("this vLLM has no cumem allocator")
         self._cumem = cumem
         self._allocator = cumem.CuMemAllocator.get_instance()
+        self._copies: Any = None
 
     def pool(self, tag: str) -> AbstractContextManager[object]:
         """As `Device`."""
@@ -124,21 +145,61 @@ class CuMemDevice:
         """As `Device`."""
         return torch.empty(num_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)
 
-    def read(self, address: int, buffer: Any) -> None:
+    def read(self, address: int, buffer: Any, part: ByteRange) -> None:
         """As `Device`."""
-        self._cumem.libcudart.cudaMemcpy(buffer.data_ptr(), address, buffer.numel())
+        with torch.cuda.stream(self._copy_stream):
+            buffer[part.start : part.end].copy_(on_device(address + part.start, part.end - part.start), non_blocking=True)
 
-    def write(self, address: int, buffer: Any) -> None:
+    def write(self, address: int, buffer: Any, part: ByteRange) -> None:
         """As `Device`."""
-        self._cumem.libcudart.cudaMemcpy(address, buffer.data_ptr(), buffer.numel())
+        with torch.cuda.stream(self._copy_stream):
+            on_device(address + part.start, part.end - part.start).copy_(buffer[part.start : part.end], non_blocking=True)
+
+    def wait_for_copies(self) -> None:
+        """As `Device`."""
+        self._copy_stream.synchronize()
+
+    def work_after_copies(self) -> None:
+        """As `Device`."""
+        torch.cuda.current_stream().wait_stream(self._copy_stream)
+
+    def mark(self) -> Any:
+        """As `Device`."""
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream())
+        return event
+
+    def wait(self, mark: Any) -> None:
+        """As `Device`."""
+        mark.synchronize()
 
     def zero(self, address: int, num_bytes: int) -> None:
         """As `Device`."""
-        self._cumem.libcudart.cudaMemset(address, 0, num_bytes)
+        on_device(address, num_bytes).zero_()
 
     def synchronize(self) -> None:
         """As `Device`."""
         torch.cuda.synchronize()
+
+    @property
+    def _copy_stream(self) -> Any:
+        if self._copies is None:
+            self._copies = torch.cuda.Stream()
+        return self._copies
+
+
+@dataclass(frozen=True, slots=True)
+class _DeviceBytes:
+    """Mapped addresses, in the words by which libraries hand GPU arrays to each other."""
+
+    __cuda_array_interface__: Mapping[str, Any]
+
+
+def on_device(address: int, num_bytes: int) -> torch.Tensor:
+    """Mapped memory as a tensor of bytes, which owns none of it (torch: `as_tensor` of what has `__cuda_array_interface__`)."""
+    return torch.as_tensor(
+        _DeviceBytes({"shape": (num_bytes,), "typestr": "|u1", "data": (address, False), "version": 3}), device="cuda"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +216,7 @@ class _Chunk:
         return ByteRange(address, address + size)
 
 
-class CUDADraftMemory:
+class CUDADraftMemory(WholeMoves):
     """`DraftMemory` on CUDA. Constructing it is the opt-in; tests pass a device.
 
     `target_config` is the target's ModelConfig: vLLM does not hand `enable_cumem_allocator` on to the draft's.
@@ -171,6 +232,7 @@ class CUDADraftMemory:
         self._kv_cache: KVCache | None = None
         self._chunks: tuple[_Chunk, ...] = ()
         self._unmapped: set[int] = set()
+        self._mark: Any = None
 
     def load_model(self, vllm_config: Any, *, prefix: str = "", load_config: Any = None) -> Any:
         """As `DraftMemory`."""
@@ -203,7 +265,7 @@ class CUDADraftMemory:
                 f"the KV cache's layout would give back no memory: of its lent blocks {num_bytes(lent)} bytes, and of the draft's "
                 f"share {num_bytes(of_draft)}, lie in whole pages of {device.chunk_bytes} bytes"
             )
-        self._chunks = cut_into_chunks(whole, [*lent, *of_draft])
+        self._chunks = cut_into_chunks(whole, [*cut(lent, PART_BYTES), *cut(of_draft, PART_BYTES)])
         self._kv_cache = kv_cache
         device.synchronize()
         device.unmap(whole)
@@ -211,68 +273,87 @@ class CUDADraftMemory:
             _map_zeroed(device, chunk)
         device.synchronize()
 
-    def offload(self) -> Moved:
+    def begin_move(self) -> None:
+        """As `DraftMemory`."""
+        if self._device is not None and not self.why_not:
+            self._mark = self._device.mark()
+
+    def offloading(self) -> Transfer:
         """As `DraftMemory`. Host memory is pinned by the first call and kept, since pinning costs more than copying."""
         device = self._usable_device()
         if self.is_offloaded:
-            return Moved(0, 0.0)
-        started_s = time.perf_counter()
+            return NO_TRANSFER
         weights = self._weights()
         for address, allocation in weights.items():
             if address not in self._buffers:
                 self._buffers[address] = device.pinned_buffer(allocation.handle[1])
-        device.synchronize()
-        for address in weights:
-            device.read(address, self._buffers[address])
         self.is_offloaded = True
-        for allocation in weights.values():
-            allocation.is_asleep = True  # the allocator neither trims nor unmaps it then
-            device.unmap(allocation.handle)
-        return Moved(self.weight_bytes, time.perf_counter() - started_s)
+        return Transfer(sum(allocation.handle[1] for allocation in weights.values()), self._reading(device, weights))
 
-    def reload(self) -> Moved:
+    def reloading(self) -> Transfer:
         """As `DraftMemory`."""
         device = self._usable_device()
         if not self.is_offloaded:
-            return Moved(0, 0.0)
-        started_s = time.perf_counter()
-        mapped: list[Allocation] = []
-        try:
-            for address, allocation in self._weights().items():
-                device.map(allocation.handle)
-                mapped.append(allocation)
-                device.write(address, self._buffers[address])
-        except BaseException:
-            for allocation in mapped:
-                device.unmap(allocation.handle)
-            raise
-        device.synchronize()
-        for allocation in mapped:
-            allocation.is_asleep = False
-        self.is_offloaded = False
-        return Moved(self.weight_bytes, time.perf_counter() - started_s)
+            return NO_TRANSFER
+        weights = self._weights()
+        return Transfer(sum(allocation.handle[1] for allocation in weights.values()), self._writing(device, weights))
 
-    def release_kv(self, first_block: int, last_block_exclusive: int, layers: Layers = "all") -> int:
+    def releasing_kv(self, first_block: int, last_block_exclusive: int, layers: Layers = "all") -> Transfer:
         """As `DraftMemory`; touching the blocks before they are restored ends the process."""
         device = self._usable_device()
         ranges = self._ranges(first_block, last_block_exclusive, layers)
         going = [chunk for chunk in self._chunks if chunk.range.start not in self._unmapped and _is_inside(chunk.range, ranges)]
-        device.synchronize()
-        for chunk in going:
-            device.unmap(chunk.handle)
-            self._unmapped.add(chunk.range.start)
-        return num_bytes(chunk.range for chunk in going)
+        return Transfer(num_bytes(chunk.range for chunk in going), self._unmapping(device, going))
 
-    def restore_kv(self, first_block: int, last_block_exclusive: int, layers: Layers = "all") -> int:
+    def restoring_kv(self, first_block: int, last_block_exclusive: int, layers: Layers = "all") -> Transfer:
         """As `DraftMemory`; every chunk that holds any byte of the blocks comes back."""
         device = self._usable_device()
         ranges = self._ranges(first_block, last_block_exclusive, layers)
         coming = [chunk for chunk in self._chunks if chunk.range.start in self._unmapped and overlap([chunk.range], ranges)]
-        for chunk in coming:
+        return Transfer(num_bytes(chunk.range for chunk in coming), self._mapping(device, coming))
+
+    def _reading(self, device: Device, weights: Mapping[int, Allocation]) -> Iterator[int]:
+        for address, allocation in weights.items():
+            for part in cut([ByteRange(0, allocation.handle[1])], _UNIT_BYTES):
+                device.read(address, self._buffers[address], part)
+                yield part.end - part.start
+        device.wait_for_copies()
+        device.wait(self._mark)
+        for allocation in weights.values():
+            allocation.is_asleep = True  # the allocator neither trims nor unmaps it then
+            device.unmap(allocation.handle)
+
+    def _writing(self, device: Device, weights: Mapping[int, Allocation]) -> Iterator[int]:
+        mapped: list[Allocation] = []
+        try:
+            for address, allocation in weights.items():
+                device.map(allocation.handle)
+                mapped.append(allocation)
+                for part in cut([ByteRange(0, allocation.handle[1])], _UNIT_BYTES):
+                    device.write(address, self._buffers[address], part)
+                    yield part.end - part.start
+        except BaseException:
+            device.wait_for_copies()
+            for allocation in mapped:
+                device.unmap(allocation.handle)
+            raise
+        device.work_after_copies()
+        for allocation in mapped:
+            allocation.is_asleep = False
+        self.is_offloaded = False
+
+    def _unmapping(self, device: Device, chunks: Sequence[_Chunk]) -> Iterator[int]:
+        for chunk in chunks:
+            device.wait(self._mark)
+            device.unmap(chunk.handle)
+            self._unmapped.add(chunk.range.start)
+            yield chunk.range.end - chunk.range.start
+
+    def _mapping(self, device: Device, chunks: Sequence[_Chunk]) -> Iterator[int]:
+        for chunk in chunks:
             _map_zeroed(device, chunk)
             self._unmapped.discard(chunk.range.start)
-        device.synchronize()
-        return num_bytes(chunk.range for chunk in coming)
+            yield chunk.range.end - chunk.range.start
 
     def _find_device(self) -> str:
         if not self._target_config.enable_cumem_allocator:

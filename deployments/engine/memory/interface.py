@@ -4,16 +4,18 @@ While the draft is offloaded its weights and its layers' KV are bytes that reque
 out and back, and returns pages of the KV cache to whom they came from (the operating system, or the GPU's free memory). It
 decides nothing: that no step runs the draft in between, and that no request owns a released block, is the caller's promise.
 
+Every move is a `Transfer`, made in parts between the engine's steps (parts.py).
+
 Fails open: a draft that cannot be offloaded is loaded all the same, and `why_not` says why in one line. Fails safely: a reload
 that breaks off leaves the draft offloaded, never half there, and the error reaches the caller.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 Layers = Literal["all", "target", "draft"]
 """Whose KV: "draft" may go from any block, while the target still uses it; the others only from blocks that no request owns.
@@ -49,17 +51,36 @@ class KVCache:
     """Blocks from this one on may be released whole; below it only the draft's share of a block."""
 
 
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Bytes to move, and the moving: each `next` of `units` moves some and says how many."""
+
+    num_bytes: int
+    """Of all units together, about."""
+    units: Iterator[int]
+
+    def finish(self) -> int:
+        """Move all of it at once; the bytes moved."""
+        return sum(self.units)
+
+
+NO_TRANSFER: Final = Transfer(0, iter(()))
+
+
 class DraftMemory(Protocol):
-    """A draft model's memory on one device. Not thread-safe: every call comes between two steps."""
+    """A draft model's memory on one device. Not thread-safe: every call, and each unit of a transfer, comes between two steps.
+
+    Transfers of one move follow each other, and are abandoned only where one raises (parts.py).
+    """
 
     @property
     def why_not(self) -> str:
-        """Why `offload` would raise; empty where it works. Known once the model is loaded."""
+        """Why `offloading` would raise; empty where it works. Known once the model is loaded."""
         ...
 
     @property
     def is_offloaded(self) -> bool:
-        """The model cannot run now."""
+        """The model cannot run now: from the moment that it begins to leave until all of it is back."""
         ...
 
     @property
@@ -79,21 +100,33 @@ class DraftMemory(Protocol):
         """Take note of the KV cache, before any block of it is used. Its content is zeros afterwards, as before."""
         ...
 
-    def offload(self) -> Moved:
-        """Give the weights' memory back. Does nothing where that was done; raises `OffloadUnsupportedError`."""
+    def begin_move(self) -> None:
+        """Whatever the device was given so far may use what the transfers made from now on take away; nothing later does."""
         ...
 
-    def reload(self) -> Moved:
-        """Bring the weights back, bit for bit. Does nothing where they are there."""
+    def offloading(self) -> Transfer:
+        """Give the weights' memory back. Nothing to move where that was done; raises `OffloadUnsupportedError`."""
         ...
 
-    def release_kv(self, first_block: int, last_block_exclusive: int, layers: Layers = "all") -> int:
-        """Give back the memory of a range of blocks, whose content is lost; returns the bytes.
+    def reloading(self) -> Transfer:
+        """Bring the weights back, bit for bit. Nothing to move where they are there. One that raises leaves none of them."""
+        ...
+
+    def releasing_kv(self, first_block: int, last_block_exclusive: int, layers: Layers = "all") -> Transfer:
+        """Give back the memory of a range of blocks, whose content is lost.
 
         Only memory that lies whole inside the range goes, so the bytes may be fewer than the blocks' own.
         """
         ...
 
+    def restoring_kv(self, first_block: int, last_block_exclusive: int, layers: Layers = "all") -> Transfer:
+        """Make a range of blocks usable again, as zeros; the bytes are those that have to be taken at once."""
+        ...
+
+    def release_kv(self, first_block: int, last_block_exclusive: int, layers: Layers = "all") -> int:
+        """As `releasing_kv`, all of it now; the bytes."""
+        ...
+
     def restore_kv(self, first_block: int, last_block_exclusive: int, layers: Layers = "all") -> int:
-        """Make a range of blocks usable again, as zeros; returns the bytes that had to be taken at once."""
+        """As `restoring_kv`, all of it now; the bytes."""
         ...

@@ -7,7 +7,7 @@ runs hold few whole pages), never correctness; where not one page is whole, noth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from nightjar.deployments.engine.memory.interface import KVCache, Layers, OffloadUnsupportedError
@@ -77,6 +77,17 @@ def overlap(ranges: Sequence[ByteRange], others: Sequence[ByteRange]) -> bool:
             return True
         end_of[is_other] = end
     return False
+
+
+def cut(ranges: Iterable[ByteRange], most_bytes: int) -> Iterator[ByteRange]:
+    """The same bytes in ranges of at most so many.
+
+    >>> list(cut([ByteRange(0, 10)], 4))
+    [ByteRange(start=0, end=4), ByteRange(start=4, end=8), ByteRange(start=8, end=10)]
+    """
+    for start, end in ranges:
+        for first in range(start, end, most_bytes):
+            yield ByteRange(first, min(first + most_bytes, end))
 
 
 def num_bytes(ranges: Iterable[ByteRange]) -> int:

@@ -1,8 +1,8 @@
 """`make bench-engine`: Nightjar's bars on real engines and one pinned core.
 
-One run does everything, in this order: off, crossover (with the changing load), restarts, simulator, pressure. What a section needs
-from an earlier one is measured first, also where only the later one was asked for. Ends with exit code 1 if something broke, and
-with --strict if a bar was missed.
+One run does everything, in this order: off, crossover (with the changing load), restarts, simulator, moves, pressure. What a
+section needs from an earlier one is measured first, also where only the later one was asked for. Ends with exit code 1 if something
+broke, and with --strict if a bar was missed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tests.benchmarks.engine.engines import Engine
 from tests.benchmarks.engine.environment import pinned_to, restart_pinned
 from tests.benchmarks.engine.fixture import PRESSED_ROLES, Role, build, says
 from tests.benchmarks.engine.fleet_link import FleetLink
+from tests.benchmarks.engine.moves import measure_moves
 from tests.benchmarks.engine.off import OffTimes, measure_off
 from tests.benchmarks.engine.pressure import measure_pressure
 from tests.benchmarks.engine.restarts import measure_restarts
@@ -28,7 +29,7 @@ from tests.benchmarks.engine.simulator import PREDICTED_ARMS, held_against, meas
 from tests.benchmarks.measuring.run import BenchRun, effort_of, sections_to_run
 
 OUTPUT: Final = Path("runs/engine/latest")
-SECTIONS: Final = ("off", "crossover", "restarts", "simulator", "pressure")
+SECTIONS: Final = ("off", "crossover", "restarts", "simulator", "moves", "pressure")
 NEEDS: Final = {"simulator": ("off", "crossover", "restarts")}
 
 
@@ -47,8 +48,10 @@ class Bench:
         self._run.output.mkdir(parents=True, exist_ok=True)
         if "off" in sections:
             self._off(models)
-        if set(sections) - {"off", "pressure"}:
+        if set(sections) - {"off", "moves", "pressure"}:
             self._one_engine(sections, models)
+        if "moves" in sections:
+            self._moves(models)
         if "pressure" in sections:
             self._pressure(models)
 
@@ -66,6 +69,11 @@ class Bench:
                 outcome, profile = measure_simulator(ours, cells, runs, self._times, cost, self._effort)
                 (self._run.output / "profile.json").write_text(profile.model_dump_json(indent=2) + "\n")
                 self._run.found("simulator", outcome)
+
+    def _moves(self, models: dict[str, str]) -> None:
+        self._run.tell("starting an engine whose draft leaves")
+        with Engine("lends", models, self._log) as lends:
+            self._run.found("moves", measure_moves(lends, self._effort, self._run.tell))
 
     def _off(self, models: dict[str, str]) -> None:
         def start(role: Role) -> Engine:
@@ -100,7 +108,7 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder for summary.json, raw rows, charts and the fitted profile.")] = OUTPUT,
     strict: StrictOption = False,
 ) -> None:
-    """Measure OFF, the crossover, restarts, the simulator and KV pressure on real engines."""
+    """Measure OFF, the crossover, restarts, the simulator, a draft's moves and KV pressure on real engines."""
     sections = sections_to_run(only, SECTIONS, NEEDS)
     effort = effort_of(sections, SECTIONS, is_quick=quick)
     run = BenchRun("engine", seeds=[seed], sections=sections, output=output, effort=effort, subject=says(), machine=pinned_to())

@@ -47,6 +47,8 @@ class Effort:
     """Rounds of restarts, two at least; each has one restart per time off and batch."""
     watched_rounds: int
     """Of those, how many also count acceptance afterwards."""
+    move_rounds: int
+    """Of those batches, how often a draft leaves and comes back in each."""
     extra_batch_rounds: Repeats
     """Rounds at the batches that only the simulator's prediction is held against."""
     pressure_rounds: Repeats
@@ -68,6 +70,7 @@ FULL: Final = Effort(
     restart_batches=(4, 8),
     restart_rounds=6,
     watched_rounds=2,
+    move_rounds=3,
     extra_batch_rounds=Repeats(3, 6, 60.0),
     pressure_rounds=Repeats(1, 2, 200.0),
     pressure_requests=48,
@@ -86,6 +89,7 @@ QUICK: Final = Effort(
     restart_batches=(4,),
     restart_rounds=2,
     watched_rounds=1,
+    move_rounds=1,
     extra_batch_rounds=Repeats(1, 1, 0.0),
     pressure_rounds=Repeats(1, 1, 0.0),
     pressure_requests=36,

@@ -128,6 +128,11 @@ class EngineHost:
         loaded = blocks if lending is None else lending.pool.base_blocks
         return {"loaded": (loaded - 1) * block_size, "offloaded": (blocks - 1) * block_size}
 
+    def press(self) -> None:
+        """To the draft's lending it looks as if the last step had left no block free and requests waiting."""
+        lending = self.scheduler.nightjar.drafting.lending
+        lending._left_free_share, lending._left_waiting = 0.0, 1
+
     def lag_tokens(self) -> int:
         """Draft tokens that a restart now would recompute."""
         return int(self.scheduler.nightjar.drafting.lag(self.scheduler.running)[0])

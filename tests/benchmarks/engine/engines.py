@@ -118,6 +118,15 @@ class Engine(AbstractContextManager["Engine"]):
         tokens: dict[str, int] = self._call("kv_tokens")
         return tokens
 
+    def press(self) -> None:
+        """Memory counts as short before the next step."""
+        self._call("press")
+
+    def moves(self) -> tuple[int, int]:
+        """How often the draft has left and come back."""
+        drafter = self.exchange(EngineCommand()).drafter
+        return drafter.offloads, drafter.reloads
+
     def lag_tokens(self) -> int:
         """Draft tokens that a restart now would recompute."""
         lag: int = self._call("lag_tokens")

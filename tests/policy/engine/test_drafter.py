@@ -316,7 +316,7 @@ def test_a_reload_that_breaks_off_leaves_the_weights_away_and_no_other_is_tried_
     assert life.finished_wish_id == wish.wish_id, "the lease is used up"
     assert life.reason(22.0) == "its last reload broke off (no such file): no other for 29 s"
     assert life.wish(100, 21.0 + FIRST_HOLD_S - 0.1) is None
-    life.runs_freely(3, 100)
+    life.runs_freely(3, 100, 21.0)
     assert life.memory_step(0.5, 0, 21.0 + FIRST_HOLD_S - 0.1) is MemoryOrder.NONE, "nor where nobody steers"
     assert life.memory_step(0.5, 0, 21.0 + FIRST_HOLD_S) is MemoryOrder.CONTRACT
 

@@ -149,7 +149,7 @@ def test_what_it_says_while_the_plan_wants_it_and_it_does_not_run() -> None:
     away = offloaded()
     away.before_step(3, 0, 20.0, can_draft=False)
     assert away.reason(20.0) == "waits for a lease to restart"
-    away.runs_freely(3, 0)
+    away.runs_freely(3, 0, 0.0)
     assert away.reason(20.0) == "nobody steers: waits for room to come back"
     away.stays_asleep(2)
     assert away.reason(20.0) == "waits for a lease to restart"
@@ -271,12 +271,12 @@ def test_a_restart_that_finds_nothing_missing_uses_its_lease_up() -> None:
 
 def test_where_nobody_steers_the_drafter_runs_at_once_and_catches_up_beside() -> None:
     life = dormant(chunk_tokens=100)
-    assert life.runs_freely(3, 250) == Order(3, 100)
+    assert life.runs_freely(3, 250, 0.0) == Order(3, 100)
     assert life.state is DrafterState.ACTIVE
     kept = DrafterLife(can_be_dormant=False)
-    assert kept.runs_freely(3, 250) == Order(3, 0)
+    assert kept.runs_freely(3, 250, 0.0) == Order(3, 0)
     away = offloaded()
-    assert away.runs_freely(3, 250) == Order(0, 0)
+    assert away.runs_freely(3, 250, 0.0) == Order(0, 0)
     assert away.state is DrafterState.OFFLOADED
 
 
@@ -386,7 +386,7 @@ def test_a_contraction_that_was_given_up_begins_anew() -> None:
 @pytest.mark.parametrize(("free_share", "order"), [(0.39, MemoryOrder.NONE), (0.4, MemoryOrder.CONTRACT)])
 def test_where_nobody_steers_weights_come_back_once_there_is_room_and_go_on_coming(free_share: float, order: MemoryOrder) -> None:
     life = offloaded()
-    life.runs_freely(3, 0)
+    life.runs_freely(3, 0, 0.0)
     assert life.memory_step(free_share, 0, 20.0) is order
     if order is MemoryOrder.CONTRACT:
         assert life.memory_step(0.0, 5, 20.1) is MemoryOrder.NONE
@@ -397,7 +397,7 @@ def test_weights_that_still_leave_are_not_asked_back() -> None:
     life = dormant(offload=RULES)
     life.memory_step(0.05, 3, 10.0)
     life.memory_step(0.05, 3, 15.0)
-    life.runs_freely(3, 0)
+    life.runs_freely(3, 0, 0.0)
     assert life.memory_step(0.9, 0, 15.5) is MemoryOrder.NONE
     life.transfer_done(16.0)
     assert life.memory_step(0.9, 0, 16.5) is MemoryOrder.CONTRACT
@@ -409,7 +409,7 @@ def test_rules_that_were_taken_back_while_the_weights_were_away_do_not_keep_them
     life.memory_step(0.0, 5, 20.0)
     life.before_step(3, 100, 20.0)
     assert life.wish(100, 20.0) is not None
-    life.runs_freely(3, 0)
+    life.runs_freely(3, 0, 0.0)
     assert life.memory_step(0.0, 5, 20.0) is MemoryOrder.CONTRACT
 
 

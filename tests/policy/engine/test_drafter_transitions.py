@@ -151,11 +151,15 @@ EVENTS: dict[str, Event] = {
     "the pool has shrunk": _contracted,
     "the weights have moved": lambda life: life.transfer_done(NOW_S),
     "the weights could not be brought back": lambda life: life.reload_failed("no such file", NOW_S),
-    "nobody steers": lambda life: life.runs_freely(3, LAG),
+    "a catch-up broke off": lambda life: life.pass_failed("out of memory", NOW_S),
+    "nobody steers": lambda life: life.runs_freely(3, LAG, NOW_S),
 }
 
 CHANGES: dict[tuple[DrafterState, str], DrafterState] = {
     (ACTIVE, "the plan says 0"): DORMANT,
+    (ACTIVE, "a catch-up broke off"): DORMANT,
+    (CATCHING_UP, "a catch-up broke off"): DORMANT,
+    (PROBING, "a catch-up broke off"): DORMANT,
     (DORMANT, "K, and nothing is missing"): ACTIVE,
     (DORMANT, "drafts are accepted as before"): ACTIVE,
     (DORMANT, "no draft is accepted"): ACTIVE,
