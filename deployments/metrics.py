@@ -355,6 +355,14 @@ REPLICA_METRICS: Final[tuple[Metric[EngineLook], ...]] = (
         values=_plain(lambda engine: bool(engine.snapshot.fault)),
     ),
     Metric(
+        name="nightjar_draft_slot_breaches",
+        kind="counter",
+        unit="steps",
+        help="Steps whose drafts would have been written past the KV blocks of their requests. Such a step drafts nothing, and "
+        "steering stops as for any fault.",
+        values=_of_counters(lambda counters: counters.draft_slot_breaches),
+    ),
+    Metric(
         name="nightjar_steering",
         kind="gauge",
         unit="0 or 1",

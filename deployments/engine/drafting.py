@@ -83,7 +83,7 @@ class Drafting:
         return self.life.is_away or (is_known and self.life.waits(self._missing.priced_tokens, now_s))
 
     def sleep(self, scheduler_output: Any, requests: Mapping[str, Any], proposed: int) -> tuple[Order, int]:
-        """The step of which `stays_asleep` was said."""
+        """The step that was scheduled without slots for drafts."""
         self._missing_age_steps += 1
         self.ledger.draft_sleeps(requests.values())
         setattr(scheduler_output, WORK_ATTRIBUTE, SLEEP)

@@ -2,10 +2,10 @@
 
 vLLM imports this module inside the engine-core process, because `scheduler_cls` names it; that import also adds the
 control method to EngineCore and ties the process to its Serve replica. The classes override a few methods and decide
-nothing themselves (step_loop.py). `schedule()` begins with the highest K that the step may get, so that vLLM reserves no
-look-ahead slots for drafts that nobody makes; it ends in `_update_after_schedule`, where what we write to
-`num_spec_tokens_to_schedule` is what the worker drafts. AsyncScheduler's own override sizes its placeholders from that field,
-so ours writes before it. Fails open: see StepLoop.
+nothing themselves (step_loop.py). `schedule()` reserves the look-ahead slots and draft slots that vLLM reserves, unless the drafter
+sleeps in that very step: then the step is scheduled as by an engine without a drafter. It ends in `_update_after_schedule`, where
+what we write to `num_spec_tokens_to_schedule` is what the worker drafts. AsyncScheduler's own override sizes its placeholders from
+that field, so ours writes before it. Fails open: see StepLoop.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from nightjar.deployments.drafter_kinds import kind_of
 from nightjar.deployments.engine.control import register_control_method
 from nightjar.deployments.engine.draft_lending import DraftLending
+from nightjar.deployments.engine.draft_slots import DraftSlots
 from nightjar.deployments.engine.draft_work import DRAFTER_FAILURE_ATTRIBUTE, RELOAD_FAILURE_ATTRIBUTE
 from nightjar.deployments.engine.drafting import Drafting
 from nightjar.deployments.engine.kv_groups import why_not_followed
@@ -30,7 +31,7 @@ from nightjar.deployments.engine.lag_ledger import LagLedger
 from nightjar.deployments.engine.offload_config import OffloadConfig
 from nightjar.deployments.engine.process_guard import guard_vllm_process
 from nightjar.deployments.engine.sleeping import sleep_facts, why_never_asleep
-from nightjar.deployments.engine.step_loop import StepLoop, StepRoom
+from nightjar.deployments.engine.step_loop import StepLoop
 from nightjar.policy.engine.drafter import DrafterLife
 
 if TYPE_CHECKING:
@@ -69,11 +70,11 @@ class SteeredScheduler(Scheduler):
             engine_id=engine_id,
             drafting=None if why_in_sync else self._drafting(engine_id),
             why_in_sync=why_in_sync,
+            draft_slots=DraftSlots.of(config, self.kv_cache_manager.coordinator.single_type_managers),
         )
-        self._room = StepRoom(None, sleeps=False)
+        self._sleeps = False
         self._lending = None if self.nightjar.drafting is None else self.nightjar.drafting.lending
-        self._most_lookahead_tokens = config.num_lookahead_tokens
-        self._with_drafter = config
+        self._with_drafter, self._lookahead_tokens = config, self.num_lookahead_tokens
         self._without_drafter = copy.copy(config)
         self._without_drafter.speculative_config = None
 
@@ -90,7 +91,7 @@ class SteeredScheduler(Scheduler):
         self.nightjar.restart_clock()
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        """As vLLM's, with look-ahead slots for as many drafts as the step may make; without any, as an engine without a drafter."""
+        """As vLLM's; a step in which the drafter sleeps is scheduled as by an engine without one."""
         lending = self._lending
         if lending is None:
             return self._schedule(*args, **kwargs)
@@ -112,20 +113,15 @@ class SteeredScheduler(Scheduler):
         return waiting
 
     def _schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        self._room = self.nightjar.room(*self.get_request_counts())
-        most = self._room.num_drafts
-        if most is None:
-            self.num_lookahead_tokens = self._most_lookahead_tokens
+        self._sleeps = self.nightjar.sleeps(*self.get_request_counts())
+        if not self._sleeps:
             return super().schedule(*args, **kwargs)
-        fewer = self.num_spec_tokens - most if most else self._most_lookahead_tokens
-        self.num_lookahead_tokens = max(self._most_lookahead_tokens - fewer, 0)
-        if most or self.nightjar.drafting is None:
-            return super().schedule(*args, **kwargs)
-        self.vllm_config = self._without_drafter
+        # Of `vllm_config` vLLM reads in schedule() what drafts take of the step's tokens, and nothing else (0.29, 0.32 and 0.33).
+        self.vllm_config, self.num_lookahead_tokens = self._without_drafter, 0
         try:
             return super().schedule(*args, **kwargs)
         finally:
-            self.vllm_config = self._with_drafter
+            self.vllm_config, self.num_lookahead_tokens = self._with_drafter, self._lookahead_tokens
 
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
         """As vLLM's, but for rows whose drafts stand on missing KV or whose client wants fewer."""
@@ -146,7 +142,7 @@ class SteeredScheduler(Scheduler):
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         is_full = scheduler_output.total_num_scheduled_tokens >= self.max_num_scheduled_tokens
-        self.nightjar.before_step(scheduler_output, self.requests, self._room, has_left_out=is_full and bool(self.waiting))
+        self.nightjar.before_step(scheduler_output, self.requests, self._sleeps, has_left_out=is_full and bool(self.waiting))
         super()._update_after_schedule(scheduler_output)
 
     def _free_request_blocks(self, request: Request) -> None:

@@ -9,12 +9,13 @@ from then on the engine runs its own K, uncounted, and none while its draft mode
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from uuid import uuid4
 
 import structlog
 
 from nightjar.deployments.engine.adapter_counts import AdapterCounts
+from nightjar.deployments.engine.draft_slots import DraftSlots
 from nightjar.deployments.engine.draft_work import SLEEP, WORK_ATTRIBUTE
 from nightjar.deployments.engine.drafting import Drafting
 from nightjar.deployments.engine.step_note import (
@@ -39,20 +40,6 @@ log = structlog.get_logger(__name__)
 HEAD_RUNS: Final = "the head runs once a step at K=0, as in vLLM: a pass for its KV alone broke off ({why})"
 
 
-class StepRoom(NamedTuple):
-    """What the step about to be scheduled has room for, said before anyone knows its rows; `before_step` holds to it."""
-
-    most: int | None
-    """The highest K that it may draft; None where the engine keeps its own."""
-    sleeps: bool
-    """Whether the drafter sleeps through it, whatever the plan proposes."""
-
-    @property
-    def num_drafts(self) -> int | None:
-        """Drafts of each row that it has slots for; None where the engine keeps its own."""
-        return 0 if self.sleeps else self.most
-
-
 class StepLoop:
     """One engine's steering, its clock and its counters. `clock` gives steady seconds.
 
@@ -60,6 +47,7 @@ class StepLoop:
     of the step before it, and under async scheduling its output also waits for that step's drafting.
     `drafts_every_row` is False for drafters that may find nothing to propose (ngram): there a row without drafts is a miss of the
     drafter and not a row cut short. Without `drafting` the drafter is kept in sync as vLLM does it; `why_in_sync` says why.
+    Without `draft_slots` nothing is drafted to a KV cache, and no step is checked.
     """
 
     def __init__(
@@ -74,10 +62,13 @@ class StepLoop:
         engine_id: str = "",
         drafting: Drafting | None = None,
         why_in_sync: str = "",
+        draft_slots: DraftSlots | None = None,
     ) -> None:
         self._engine_id = engine_id or uuid4().hex
         self.drafting = drafting
         self._in_sync = DrafterCounters(reason=why_in_sync)
+        self._draft_slots = draft_slots
+        self.draft_slot_breaches = 0
         self.steering = Steering(
             max_num_speculative_tokens=max_num_speculative_tokens,
             max_num_seqs=max_num_seqs,
@@ -142,21 +133,23 @@ class StepLoop:
             except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
                 self._fail("leave", error)
 
-    def room(self, num_running: int, num_waiting: int) -> StepRoom:
-        """What the step about to be scheduled has room for.
+    def sleeps(self, num_running: int, num_waiting: int) -> bool:
+        """Whether the drafter sleeps through the step about to be scheduled, which then needs no slots for drafts.
 
-        vLLM reserves look-ahead slots before anyone knows the step's rows: those that run now are the best guess. Where nobody
-        waits who could begin with this step, a drafter that sleeps on needs no slots.
+        vLLM reserves them before anyone knows the step's rows: those that run now are the best guess. Where nobody waits who
+        could begin with this step, a drafter that waits for permission sleeps on. `before_step` holds to the answer.
         """
+        drafting = self.drafting
+        if drafting is None:
+            return False
         if not self.fault:
             try:
                 now_s = self.clock()
-                most, drafting = self.steering.most(max(num_running, 1), now_s), self.drafting
-                sleeps = bool(most) and drafting is not None and drafting.stays_asleep(now_s, same_rows=not num_waiting)
-                return StepRoom(most, sleeps)
+                most = self.steering.most(max(num_running, 1), now_s)
+                return most is not None and (most == 0 or drafting.stays_asleep(now_s, same_rows=not num_waiting))
             except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
-                self._fail("room", error)
-        return StepRoom(None, self._is_away)
+                self._fail("sleeps", error)
+        return self._is_away
 
     def draft_limits(self, requests: Mapping[str, Any]) -> dict[str, int]:
         """How many of its drafts a row may verify, for rows that may not verify all."""
@@ -168,21 +161,21 @@ class StepLoop:
                 self._fail("draft_limits", error)
         return limits
 
-    def before_step(self, scheduler_output: Any, requests: dict[str, Any], room: StepRoom, *, has_left_out: bool = False) -> None:
+    def before_step(self, scheduler_output: Any, requests: dict[str, Any], sleeps: bool, *, has_left_out: bool = False) -> None:
         """Write the step's K into `num_spec_tokens_to_schedule` and note what the step is.
 
-        `requests` are vLLM's, with num_computed_tokens as before the step; `room` is what it was scheduled with, and `has_left_out`
-        says whether requests wait only because the step is full.
+        `requests` are vLLM's, with num_computed_tokens as before the step; `sleeps` is the answer that it was scheduled with, and
+        `has_left_out` says whether requests wait only because the step is full.
         """
         if self.fault:
-            # The engine's own K needs its own slots: a step that got fewer, before the fault, drafts none.
-            if room.num_drafts is not None:
+            # The engine's own K needs its own slots: a step that got none, before the fault, drafts none.
+            if sleeps:
                 self._sleep(scheduler_output)
             return
         if not scheduler_output.num_scheduled_tokens:
             return
         try:
-            setattr(scheduler_output, NOTE_ATTRIBUTE, self._choose(scheduler_output, requests, room, has_left_out))
+            setattr(scheduler_output, NOTE_ATTRIBUTE, self._choose(scheduler_output, requests, sleeps, has_left_out))
         except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
             self._fail("before_step", error)
             self._sleep(scheduler_output)
@@ -242,6 +235,7 @@ class StepLoop:
                 0 if life is None else life.restarts,
                 0 if life is None else life.failed_probes,
                 guard_trips=steering.guard_trips,
+                draft_slot_breaches=self.draft_slot_breaches,
             ),
             load=load.model_copy(
                 update={
@@ -264,7 +258,7 @@ class StepLoop:
             fault=self.fault,
         )
 
-    def _choose(self, scheduler_output: Any, requests: dict[str, Any], room: StepRoom, has_left_out: bool) -> StepNote:
+    def _choose(self, scheduler_output: Any, requests: dict[str, Any], sleeps: bool, has_left_out: bool) -> StepNote:
         decode_rows, context_tokens, prefill_tokens = self._classify(scheduler_output, requests)
         now_s = self.clock()
         lag_tokens, longest_lag_tokens = self._lag(requests) if self.steering.plans_locally else (0, 0)
@@ -280,20 +274,23 @@ class StepLoop:
         )
         length, order, recomputed_tokens = scheduler_output.num_spec_tokens_to_schedule, Order(0, 0), 0
         if chosen is not None:
-            length = min(chosen, self._max_num_speculative_tokens if room.most is None else room.most)
+            length = min(chosen, self._max_num_speculative_tokens)
         if self._capped and length:
             length = min(length, self._most_of_any_row(scheduler_output))
-        if getattr(scheduler_output, "skip_drafts", False):
-            length = 0  # vLLM 0.33, runner V2: no row can use drafts, and the step proposes none whatever it was ordered
+        runs = True
         if self.drafting is not None:
             self.drafting.enter(scheduler_output, requests)
-            if room.sleeps:
+            if sleeps:
                 order, recomputed_tokens = self.drafting.sleep(scheduler_output, requests, length)
             else:
                 order, recomputed_tokens = self.drafting.order(
                     scheduler_output, requests, length, now_s, is_steered=chosen is not None
                 )
-            length = order.num_speculative_tokens
+            length, runs = order.num_speculative_tokens, getattr(scheduler_output, WORK_ATTRIBUTE).runs
+        if getattr(scheduler_output, "skip_drafts", False):
+            length = 0  # vLLM 0.33, runner V2: no row can use drafts, so none are proposed. The drafter runs for its KV.
+        if runs and self._draft_slots is not None:
+            self._check_slots(self._draft_slots, scheduler_output, length)
         scheduler_output.num_spec_tokens_to_schedule = length
         self._held_steps = self._held_steps + 1 if length == self._num_speculative_tokens else 1
         self._steps_since_prefill = 0 if prefill_tokens else self._steps_since_prefill + 1
@@ -314,6 +311,11 @@ class StepLoop:
             order,
             recomputed_tokens,
         )
+
+    def _check_slots(self, slots: DraftSlots, scheduler_output: Any, length: int) -> None:
+        if breach := slots.breach(scheduler_output, length):
+            self.draft_slot_breaches += 1
+            raise RuntimeError(breach)
 
     def _verifies_fully(self, scheduler_output: Any, requests: dict[str, Any], length: int) -> bool:
         return verifies_fully(
@@ -418,9 +420,12 @@ class StepLoop:
         return self.drafting is not None and self.drafting.life.is_away
 
     def _sleep(self, scheduler_output: Any) -> None:
-        """No drafts in this step: it was scheduled without room for any, or there is no draft model."""
+        """No drafts in this step: it has no slots for them, or there is no draft model.
+
+        A draft model that is kept in sync runs at K = 0 as well, unless our worker is told that it sleeps: without slots it must.
+        """
         scheduler_output.num_spec_tokens_to_schedule = 0
-        if self.drafting is not None:
+        if self.drafting is not None or self.draft_slot_breaches:
             setattr(scheduler_output, WORK_ATTRIBUTE, SLEEP)
 
     def _fail(self, hook: str, error: Exception) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from nightjar.deployments.engine.draft_work import WORK_ATTRIBUTE
+from nightjar.deployments.proof.drafted_slots import DraftedSlots
 
 GRAPH_MANAGERS: Final = ("prefill_cudagraph_manager", "decode_cudagraph_manager", "cudagraph_manager")
 """Of runner V2's drafters (vLLM 0.32, v1/worker/gpu/spec_decode): each replays a graph with `run_fullgraph`."""
@@ -44,6 +45,8 @@ class ExecutedStep:
     """Requests in the step."""
     graph_mode: str = ""
     """How the target ran, as vLLM says it (`NONE`, `PIECEWISE`, `FULL`); empty without the engine argument `cudagraph_metrics`."""
+    stray_slot: str = ""
+    """A slot that the drafter wrote and that is not its request's; looked for on a CPU."""
 
 
 class ExecutedSteps:
@@ -68,6 +71,8 @@ class ExecutedSteps:
         elif model is not None:
             model.register_forward_pre_hook(self._begin_forward)
             model.register_forward_hook(self._end_forward)
+        on_cpu = model is not None and str(getattr(drafter, "device", "")) == "cpu"
+        self._slots = DraftedSlots(runner, drafter) if on_cpu else None
         for name in GRAPH_MANAGERS:
             manager: Any = getattr(drafter, name, None)
             if hasattr(manager, "run_fullgraph"):
@@ -78,7 +83,11 @@ class ExecutedSteps:
     def _execute_model(self, scheduler_output: Any, *arguments: Any, **options: Any) -> Any:
         self._output = scheduler_output
         self._forwards = self._begun = self._replays = 0
+        if self._slots is not None:
+            self._slots.step(scheduler_output)
         result = self._execute(scheduler_output, *arguments, **options)
+        if self._slots is not None:
+            self._slots.ran()
         statistics = getattr(getattr(self._runner, "execute_model_state", None), "cudagraph_stats", None)
         self._graph_mode = str(getattr(statistics, "runtime_mode", "")).rpartition(".")[2]
         if result is not None and scheduler_output.total_num_scheduled_tokens:
@@ -106,6 +115,7 @@ class ExecutedSteps:
                 replays=self._replays,
                 rows=len(output.num_scheduled_tokens),
                 graph_mode=self._graph_mode,
+                stray_slot="" if self._slots is None else self._slots.taken(),
             )
         )
 

@@ -17,6 +17,7 @@ from nightjar.policy.wire.report import DrafterState
 NEAR_TIE: Final = 1e-4
 SAME_LOGPROB: Final = 1e-3
 ACTIVE: Final = DrafterState.ACTIVE.value
+AWAKE: Final = (ACTIVE, DrafterState.PROBING.value)
 
 Outcome = Mapping[str, Any]
 
@@ -52,7 +53,8 @@ class Verdict:
     missed: list[str] = field(default_factory=list)
     """Scenarios that failed, or did not meet what they are for."""
     forwards: dict[int, list[int]] = field(default_factory=dict)
-    """For each K, the counts of forwards of the drafter's model that were seen in its steps, but for those that also caught up."""
+    """For each K, the counts of forwards of the drafter's model that were seen in its steps, but for those that also caught up or
+    whose drafts vLLM left out."""
     steps: int = 0
     compared: int = 0
     """Answers that were held against plain decoding's."""
@@ -109,8 +111,10 @@ def judge_steps(found: Verdict, name: str, ranks: Sequence[Sequence[Outcome]]) -
     for index, step in enumerate(first_rank):
         if wrong := _disobeyed(found.engine, step, most_before, is_capped=name == CAPPED_SCENARIO):
             found.lengths.append(f"{name}, step {index}: {wrong}")
+        if step["stray_slot"]:
+            found.lengths.append(f"{name}, step {index}: the drafter wrote past its request's blocks: {step['stray_slot']}")
         most_before = step["num_speculative_tokens"]
-        if not step["catches_up"]:
+        if not step["catches_up"] and not step["skips_drafts"]:
             found.forwards[most_before] = sorted({*found.forwards.get(most_before, ()), ran(step)})
     found.steps += len(first_rank)
 
@@ -151,6 +155,9 @@ def _disobeyed(engine: Judged, step: Mapping[str, Any], most_before: int, *, is_
     if (most := max(step["verified"].values(), default=0)) > most_before:
         return f"{most} drafts of a request were verified after a step of K = {most_before}"
     expected = engine.forwards(ordered)
+    if expected == 0 and step["skips_drafts"] and not engine.writes_kv_alone:
+        # A draft model that is awake reads the step's tokens all the same; a rank in a process of its own does not know.
+        expected = min(forwards, 1) if not step["drafter_state"] else int(step["drafter_state"] in AWAKE)
     if expected is not None and not step["catches_up"] and not _may_be(forwards, expected, ordered, replays=step["replays"]):
         return f"K = {ordered} took {forwards} forwards of the drafter, expected {expected}"
     kv_writes = int(engine.writes_kv_alone and not ordered)

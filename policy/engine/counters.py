@@ -136,9 +136,16 @@ class StepCounters:
             self._count_catch_up(step)
 
     def snapshot(
-        self, engine_id: str, guard_holds: int = 0, restarts: int = 0, failed_probes: int = 0, guard_trips: int = 0
+        self,
+        engine_id: str,
+        guard_holds: int = 0,
+        restarts: int = 0,
+        failed_probes: int = 0,
+        guard_trips: int = 0,
+        draft_slot_breaches: int = 0,
     ) -> Counters:
-        """The record of everything counted so far, and of what Steering (guard) and DrafterLife (restarts, probes) counted."""
+        """The record of everything counted so far, and of what Steering (guard), DrafterLife (restarts, probes) and the step loop
+        (breaches) counted."""
         return Counters(
             engine_id=engine_id,
             step_count=self.step_count,
@@ -149,6 +156,7 @@ class StepCounters:
             restarts=restarts,
             failed_probes=failed_probes,
             guard_trips=guard_trips,
+            draft_slot_breaches=draft_slot_breaches,
             totals=_renewed(self._totals, self._reported.totals, StepTotals),
             cells=_renewed(self._cells, self._reported.cells, CellCounters),
             mixed_cells=_renewed(self._mixed_cells, self._reported.mixed_cells, MixedCounters),

@@ -185,8 +185,10 @@ class DrafterLife:
         return OFF
 
     def stays_asleep(self, proposed: int) -> Order:
-        """The step sleeps, whatever the plan proposes: `waits` or `is_away` said so before the step was scheduled."""
+        """The step sleeps, whatever the plan proposes: that was decided before the step was scheduled."""
         self._proposed, self._is_steered = proposed, True
+        if self.state in _RUNS:
+            self._become(DrafterState.DORMANT)
         return OFF
 
     @property

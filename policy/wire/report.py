@@ -127,7 +127,8 @@ class Counters(Record):
     """Everything an engine has counted since it started. Never reset: a lost, doubled or late report does no harm.
 
     `engine_id` is new with every engine process and `step_count` never falls, so a receiver takes the difference to what it
-    saw last, ignores anything older, and starts from zero for a new engine.
+    saw last, ignores anything older, and starts from zero for a new engine. `draft_slot_breaches` are steps whose drafts would have
+    been written past their requests' blocks.
     """
 
     engine_id: Identifier
@@ -139,6 +140,7 @@ class Counters(Record):
     restarts: Count = 0
     failed_probes: Count = 0
     guard_trips: Count = 0
+    draft_slot_breaches: Count = 0
     totals: Annotated[tuple[StepTotals, ...], Field(max_length=MAX_NUM_SPECULATIVE_TOKENS + 1)] = ()
     cells: Annotated[tuple[CellCounters, ...], Field(max_length=MAX_CELLS)] = ()
     mixed_cells: Annotated[tuple[MixedCounters, ...], Field(max_length=MAX_CELLS)] = ()

@@ -37,7 +37,7 @@ MAX_NUM_SPECULATIVE_TOKENS: Final = 5
 AIM_FIXED_US: Final = 20.0
 AIM_PER_REQUEST_US: Final = 0.3
 WARM_UP_STEPS: Final = 50
-LOOP_HOOKS: Final = ("room", "before_step", "verified", "after_step")
+LOOP_HOOKS: Final = ("sleeps", "before_step", "verified", "after_step")
 """Of the step loop, in the order of a step."""
 SCHEDULER_HOOKS: Final = ("_limit_drafts",)
 """Of the scheduler itself: it calls the loop's `draft_limits`, and shortens rows by what that says."""

@@ -57,6 +57,7 @@ def snapshot(engine_id: str = "e1", steps: int = 10) -> EngineSnapshot:
             restarts=107,
             failed_probes=104,
             guard_trips=105,
+            draft_slot_breaches=106,
             totals=(totals(0, steps), totals(3, 100 * steps)),
         ),
         load=EngineLoad(decode_batch_size=201, num_running_reqs=4, num_speculative_tokens=2, planned_num_speculative_tokens=3),
@@ -118,6 +119,7 @@ def test_every_number_of_the_records_arrives(metrics: ReplicaMetrics, backend: M
         "nightjar_guard_dwell_steps": 101,
         "nightjar_settings_age_seconds": 12.5,
         "nightjar_engine_fault": 0,
+        "nightjar_draft_slot_breaches": 106,
         "nightjar_served_plainly": 0,
     }
     assert backend.values["nightjar_restarts"] == {("micro",): 60, ("leased",): 47}

@@ -18,7 +18,7 @@ from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
@@ -42,10 +42,12 @@ def make_scheduler(
     prefix_caching: bool = False,
     can_be_dormant: bool = False,
     draft_weight_bytes: int = 0,
+    window_tokens: int = 0,
 ) -> Any:
     """A scheduler of `scheduler_class` for a model of which only the configuration exists, written into `folder`.
 
-    With `can_be_dormant` its workers are Nightjar's by name; with `draft_weight_bytes` their memory may be lent.
+    With `can_be_dormant` its workers are Nightjar's by name; with `draft_weight_bytes` their memory may be lent. With
+    `window_tokens` the target has a KV cache group more, of layers that attend to so many tokens.
     """
     _write_model_configuration(folder)
     init_none_hash(sha256)
@@ -72,14 +74,13 @@ def make_scheduler(
         target_parallel_config=config.parallel_config,
     )
     config.cache_config.num_gpu_blocks = num_blocks
-    layers = FullAttentionSpec(block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=1, dtype=torch.float32)
+    shape: dict[str, Any] = {"block_size": BLOCK_TOKENS, "num_kv_heads": 1, "head_size": 1, "dtype": torch.float32}
+    groups = [KVCacheGroupSpec(["model.layer", "draft_model.layer"], FullAttentionSpec(**shape))]
+    if window_tokens:
+        groups.append(KVCacheGroupSpec(["model.windowed"], SlidingWindowSpec(**shape, sliding_window=window_tokens)))
     return scheduler_class(
         vllm_config=config,
-        kv_cache_config=KVCacheConfig(
-            num_blocks=num_blocks,
-            kv_cache_tensors=[],
-            kv_cache_groups=[KVCacheGroupSpec(["model.layer", "draft_model.layer"], layers)],
-        ),
+        kv_cache_config=KVCacheConfig(num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=groups),
         structured_output_manager=StructuredOutputManager(config),
         block_size=BLOCK_TOKENS,
         log_stats=True,

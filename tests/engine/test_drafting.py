@@ -21,7 +21,7 @@ pytest.importorskip("vllm")
 
 from vllm.v1.request import RequestStatus
 
-from nightjar.deployments.engine.draft_work import WORK_ATTRIBUTE
+from nightjar.deployments.engine.draft_work import RUN, WORK_ATTRIBUTE
 from nightjar.deployments.engine.drafting import Drafting
 from nightjar.deployments.engine.lag_ledger import LagLedger
 from nightjar.deployments.engine.scheduler import SteeredAsyncScheduler, SteeredScheduler
@@ -236,9 +236,10 @@ def test_a_drafter_that_waits_for_a_lease_keeps_no_room_for_drafts(folder: Path)
     steer(cache.scheduler, "pin=3", 2, allowance=0)
     run(cache, 2)
     cache.add(make_request("new", prompt=[9] * 200))
+    look_ahead = watch_look_ahead(cache.scheduler)
     _, output = run(cache, 2)
     assert cache.scheduler.nightjar.drafting.life.state is DrafterState.DORMANT
-    assert cache.scheduler.num_lookahead_tokens == 0
+    assert look_ahead == [MAXIMUM, 0], "the request that begins may miss nothing"
     assert output.total_num_scheduled_tokens == 64
     steer(cache.scheduler, "pin=3", 3)
     assert run(cache, 80)[-1].num_spec_tokens_to_schedule == 3
@@ -305,9 +306,9 @@ def test_a_request_that_finds_blocks_of_one_that_resumes_beside_it_misses_what_t
 
 
 @BOTH
-@pytest.mark.parametrize("mode", ["off", "pin=1"])
-def test_a_fault_of_ours_while_a_step_is_scheduled_drafts_none_where_it_got_fewer_slots_than_the_engine_wants(
-    scheduler_class: type[Any], in_flight: int, mode: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("mode", "drafted"), [("off", 0), ("pin=1", MAXIMUM)])
+def test_a_fault_of_ours_while_a_step_is_scheduled_drafts_none_where_it_got_no_slots_for_drafts(
+    scheduler_class: type[Any], in_flight: int, mode: str, drafted: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scheduler = start(scheduler_class, folder, num_blocks=12, max_model_len=128).scheduler
     steer(scheduler, mode, 1)
@@ -326,8 +327,8 @@ def test_a_fault_of_ours_while_a_step_is_scheduled_drafts_none_where_it_got_fewe
         output = scheduler.schedule()
     assert scheduler.nightjar.fault == "leave: RuntimeError: a mistake of ours"
     assert output.num_scheduled_tokens
-    assert output.num_spec_tokens_to_schedule == 0
-    assert not getattr(output, WORK_ATTRIBUTE).runs
+    assert output.num_spec_tokens_to_schedule == drafted
+    assert getattr(output, WORK_ATTRIBUTE, RUN).runs is bool(drafted)
 
 
 @BOTH
@@ -459,20 +460,63 @@ def test_off_schedules_what_an_engine_without_a_drafter_would(folder: Path) -> N
     options: dict[str, Any] = {"max_num_batched_tokens": 64, "num_blocks": 25}
     cache = start(SteeredScheduler, folder, **options)
     steer(cache.scheduler, "off", 1)
+    look_ahead = watch_look_ahead(cache.scheduler)
     ours = scheduled(cache.scheduler, cache)
     plain = scheduled(make_scheduler(Scheduler, folder, max_num_speculative_tokens=MAXIMUM, **options), None)
     assert ours == plain
-    assert cache.scheduler.num_lookahead_tokens == 0
+    assert look_ahead == [0] * 12
 
 
 @BOTH
-def test_look_ahead_slots_follow_the_chosen_length(scheduler_class: type[Any], in_flight: int, folder: Path) -> None:
+def test_look_ahead_slots_are_vllms_own_unless_the_drafter_sleeps(scheduler_class: type[Any], in_flight: int, folder: Path) -> None:
     cache = start(scheduler_class, folder)
+    look_ahead = watch_look_ahead(cache.scheduler)
     cache.add(make_request("a", prompt=[7] * 9))
     for sequence, length in enumerate((4, 1, 0, 3), start=1):
         steer(cache.scheduler, f"pin={length}", sequence)
         run(cache, 3, in_flight)
-        assert cache.scheduler.num_lookahead_tokens == length
+    assert look_ahead == [MAXIMUM] * 6 + [0] * 3 + [MAXIMUM] * 3
+
+
+def watch_look_ahead(scheduler: Any) -> list[int]:
+    """The look-ahead that each step from now on is scheduled with."""
+    seen: list[int] = []
+    update = scheduler._update_after_schedule
+
+    def watched(output: Any) -> None:
+        seen.append(scheduler.num_lookahead_tokens)
+        update(output)
+
+    scheduler._update_after_schedule = watched
+    return seen
+
+
+@BOTH
+def test_where_vllm_skips_the_drafts_of_a_chunked_prompt_the_drafter_reads_it_all_the_same_and_drafts_at_once_after_it(
+    scheduler_class: type[Any], in_flight: int, folder: Path
+) -> None:
+    """vLLM 0.33, runner V2, marks steps in which no row could use drafts: all but the last chunk, and a request's last step."""
+    cache = start(scheduler_class, folder, max_num_batched_tokens=400)
+    scheduler = cache.scheduler
+    update = scheduler._update_after_schedule
+
+    def marked(output: Any) -> None:
+        rows = [(scheduler.requests[name], tokens) for name, tokens in output.num_scheduled_tokens.items()]
+        output.skip_drafts = all(request.num_computed_tokens + tokens < request.num_tokens for request, tokens in rows)
+        update(output)
+
+    scheduler._update_after_schedule = marked
+    steer(scheduler, "pin=4", 1, allowance=0)
+    cache.add(make_request("long", prompt=[7] * 1500))
+    outputs = run(cache, 12, in_flight)
+    assert [output.skip_drafts for output in outputs[:5]] == [True] * 3 + [False] * 2
+    assert [output.num_spec_tokens_to_schedule for output in outputs] == [0] * 3 + [4] * 9
+    assert [output.nightjar_note.num_speculative_tokens for output in outputs] == [0] * 3 + [4] * 9
+    assert all(getattr(output, WORK_ATTRIBUTE).runs for output in outputs)
+    assert len(outputs[-1].scheduled_spec_decode_tokens["long"]) == 4
+    assert scheduler.nightjar.drafting.life.state is DrafterState.ACTIVE
+    assert cache.recomputed_tokens == 0
+    assert not scheduler.nightjar.drafting.ledger.behind
 
 
 @BOTH

@@ -173,6 +173,6 @@ def test_a_step_whose_drafts_vllm_skips_counts_as_one_without(skips: bool | None
         **({} if skips is None else {"skip_drafts": skips}),
     )
     row = SimpleNamespace(is_prefill_chunk=False, num_computed_tokens=9, num_tokens=10, use_structured_output=False)
-    loop.before_step(output, {"a": row}, loop.room(1, 0))
+    loop.before_step(output, {"a": row}, loop.sleeps(1, 0))
     assert loop.fault == ""
     assert output.num_spec_tokens_to_schedule == getattr(output, NOTE_ATTRIBUTE).num_speculative_tokens == length

@@ -295,7 +295,8 @@ def _forget_all(engine: SteppedEngine) -> None:
 
 def _taken(engine: SteppedEngine) -> list[list[Any]]:
     (taken,) = engine.steps_of_ranks()
-    return [[step.num_speculative_tokens, step.forwards, step.kv_writes, step.catches_up] for step in taken]
+    assert not (stray := [step.stray_slot for step in taken if step.stray_slot]), stray[0]
+    return [[step.num_speculative_tokens, step.forwards, step.kv_writes, step.catches_up or step.skips_drafts] for step in taken]
 
 
 def main(arguments: Sequence[str]) -> None:

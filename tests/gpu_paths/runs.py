@@ -75,8 +75,9 @@ class Rig:
         return outcome
 
     def _run(self, combination: Combination, output: Path, program: Sequence[str], timeout_s: int) -> None:
-        overlay = os.environ.get(OVERLAY_VARIABLE)
-        base = os.environ | ({"PYTHONPATH": overlay} if overlay else {})
+        base = dict(os.environ)
+        if overlay := base.get(OVERLAY_VARIABLE):
+            base["PYTHONPATH"] = os.pathsep.join(filter(None, (overlay, base.get("PYTHONPATH"))))
         environment = base | rig_environment(
             self._folder / f"rig-{output.stem}",
             runner=combination.runner,

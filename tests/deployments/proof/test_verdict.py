@@ -30,6 +30,7 @@ def step(pinned: int | None, ordered: int, forwards: int, **other: Any) -> dict[
         "drafter_state": "",
         "catches_up": False,
         "skips_drafts": False,
+        "stray_slot": "",
         "replays": 0,
         "kv_writes": 0,
     }
@@ -131,6 +132,27 @@ def test_a_step_whose_drafts_vllm_leaves_out_may_be_one_at_k_0_and_no_other() ->
         skipping = step(3, ordered, max(ordered, 1), skips_drafts=True)
         run = changed(lambda part, skipping=skipping: part["ranks"][0].append(skipping))  # type: ignore[misc]
         assert len(judge(EAGLE, run, REFERENCE).lengths) == wrong
+
+
+@pytest.mark.parametrize(
+    ("state", "allowed"), [("active", {1}), ("probing", {1}), ("dormant", {0}), ("catching_up", {0}), ("", {0, 1})]
+)
+def test_where_vllm_leaves_the_drafts_out_a_draft_model_that_is_awake_reads_the_steps_tokens_once(
+    state: str, allowed: set[int]
+) -> None:
+    for forwards in range(3):
+        skipping = step(3, 0, forwards, drafter_state=state, skips_drafts=True)
+        steps = [step(1, 1, 1), step(2, 2, 2), step(3, 3, 3), step(0, 0, 0), skipping]
+        run = changed(lambda part, steps=steps: part.update(ranks=[steps]))  # type: ignore[misc]
+        verdict = judge(DRAFT_MODEL, run, REFERENCE)
+        assert verdict.is_proved is (forwards in allowed)
+        assert verdict.forwards[0] == [0], "what K = 0 costs is told by steps whose drafts are not left out"
+
+
+def test_a_slot_that_is_not_its_requests_is_told_with_its_step() -> None:
+    stray = "row 0 (a): slots [32] are not all in blocks [[0, 1]] of 16 tokens"
+    run = changed(lambda part: part["ranks"][0][2].update(stray_slot=stray))
+    assert judge(EAGLE, run, REFERENCE).lengths == [f"changing K, step 2: the drafter wrote past its request's blocks: {stray}"]
 
 
 def test_where_clients_cap_their_drafts_k_may_be_lower_than_pinned_and_not_higher() -> None:

@@ -29,6 +29,7 @@ def step(ordered: int, forwards: int, **other: Any) -> dict[str, Any]:
         "drafter_state": "active",
         "catches_up": False,
         "skips_drafts": False,
+        "stray_slot": "",
         "replays": 0,
         "kv_writes": 0,
         "rows": 1,

@@ -1,0 +1,79 @@
+"""Whether every draft of a step is written to a block of its own request: asked before the step runs.
+
+A drafter with KV of its own writes past the last token that the target computes, and vLLM reserves blocks for that (0.32,
+VllmConfig.num_lookahead_tokens). A draft past them would go to the block that an earlier request left in the row of the block
+table: another request's, or one of the prefix cache. So the scheduler, which knows the blocks and the drafts, compares them in
+every step whose drafter runs. It reads counts that the scheduler holds and waits for no device. The step loop fails open on a
+breach: the step drafts nothing, and the engine runs its own K from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+
+class DraftSlots:
+    """The block tables of an engine, and how far its drafter writes.
+
+    `tables` are the blocks of each request and the tokens of a block, for each KV cache group whose blocks stand in the order of
+    positions. `own_slots` are slots that the drafter's first forward takes after the step's tokens: 1 for a separate draft model, 0
+    for a head (0.32, SpeculativeConfig.max_num_new_slots_for_drafting). Each draft after the first takes another. `max_model_len`
+    bounds the positions: vLLM writes a draft past it to the last position, or nowhere.
+    """
+
+    def __init__(self, tables: Iterable[tuple[Mapping[str, Sequence[Any]], int]], *, own_slots: int, max_model_len: int) -> None:
+        self._tables = tuple(tables)
+        self._own_slots = own_slots
+        self._max_model_len = max_model_len
+
+    @classmethod
+    def of(cls, config: Any, managers: Iterable[Any]) -> DraftSlots | None:
+        """Of vLLM's configuration and its managers of the KV cache groups; None for a drafter that has no KV (ngram)."""
+        if not config.num_lookahead_tokens:
+            return None
+        return cls(
+            ((manager.req_to_blocks, manager.block_size) for manager in managers if _is_by_position(manager)),
+            own_slots=config.speculative_config.max_num_new_slots_for_drafting,
+            max_model_len=config.model_config.max_model_len,
+        )
+
+    def breach(self, scheduler_output: Any, num_speculative_tokens: int) -> str:
+        """What is wrong where drafts of the step at this K would be written past their request's blocks; empty where none would.
+
+        Under async scheduling a request's computed tokens count drafts that may be rejected yet: the drafter writes no further.
+        """
+        past_step = self._own_slots + max(num_speculative_tokens, 1) - 1
+        if not past_step:
+            return ""  # every write is at a token that the target computes, too
+        scheduled, cached = scheduler_output.num_scheduled_tokens, scheduler_output.scheduled_cached_reqs
+        new = [(each.req_id, each.num_computed_tokens) for each in scheduler_output.scheduled_new_reqs]
+        most = max(scheduled.values(), default=0) + past_step
+        for blocks, block_tokens in self._tables:
+            # vLLM's lists and not its requests: this runs for every row of every step.
+            for request_id, computed in chain(zip(cached.req_ids, cached.num_computed_tokens, strict=True), new):
+                slots = len(blocks[request_id]) * block_tokens
+                if slots < computed + most and slots < min(computed + scheduled[request_id] + past_step, self._max_model_len):
+                    return (
+                        f"request {request_id}: at K = {num_speculative_tokens} its drafter writes "
+                        f"{computed + scheduled[request_id] + past_step} tokens, and its blocks hold {slots}: vLLM reserved fewer "
+                        "slots than it writes, report this with the version of vLLM"
+                    )
+        return ""
+
+
+def _is_by_position(manager: Any) -> bool:
+    """Whether the manager gives a request one block for each so many positions, look-ahead included, as attention's managers do.
+
+    Those of recurrent states, of a ring of blocks and of cross-attention give other counts (0.32,
+    v1/core/single_type_kv_cache_manager.py): drafts of theirs are not checked.
+    """
+    from vllm.v1.core.single_type_kv_cache_manager import CrossAttentionManager, SingleTypeKVCacheManager
+
+    if isinstance(manager, CrossAttentionManager):
+        return False
+    return all(
+        getattr(type(manager), name) is getattr(SingleTypeKVCacheManager, name)
+        for name in ("allocate_new_blocks", "get_num_blocks_to_allocate")
+    )

@@ -1,0 +1,232 @@
+"""No draft is written past its request's blocks: on vLLM's real scheduling, with a separate draft model that is kept in sync."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nightjar.policy.wire.report import DrafterState, EngineLoad
+
+pytest.importorskip("vllm")
+
+from vllm.v1.core import single_type_kv_cache_manager
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import RequestStatus
+
+from nightjar.deployments.engine.draft_slots import DraftSlots
+from nightjar.deployments.engine.draft_work import SLEEP, WORK_ATTRIBUTE
+from nightjar.deployments.engine.scheduler import SteeredAsyncScheduler, SteeredScheduler
+from tests.engine.scheduler_harness import BLOCK_TOKENS, TOKEN, hand_over_drafts, make_request, make_scheduler
+from tests.engine.test_scheduler import steer
+
+MAXIMUM = 4
+BOTH = pytest.mark.parametrize(
+    ("scheduler_class", "in_flight"), [(SteeredScheduler, 1), (SteeredAsyncScheduler, 2)], ids=["sync", "async"]
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield tmp_path_factory.mktemp("model")
+
+
+class Watched:
+    """An engine of a scheduler, whose every step is held against the blocks that its requests have as it is scheduled."""
+
+    def __init__(self, scheduler: Any, in_flight: int) -> None:
+        self.scheduler = scheduler
+        self.steps = self.steps_past_blocks = self.rows_at_the_limit = 0
+        self.lengths: set[int] = set()
+        self._in_flight = in_flight
+        self._queue: list[Any] = []
+        update = scheduler._update_after_schedule
+        scheduler._update_after_schedule = lambda output: self._look(output, update)
+
+    def step(self, accepted: int = 2) -> Any:
+        self._queue.append(self.scheduler.schedule())
+        if len(self._queue) < self._in_flight:
+            return self._queue[-1]
+        output = self._queue.pop(0)
+        names = list(output.num_scheduled_tokens)
+        drafts = {name: len(output.scheduled_spec_decode_tokens.get(name, ())) for name in names}
+        sampled = [[TOKEN] * (1 + min(accepted, drafts[name])) if name in output.samples else [] for name in names]
+        rows = {name: row for row, name in enumerate(names)}
+        self.scheduler.update_from_output(output, ModelRunnerOutput(names, rows, sampled))
+        if self._in_flight == 1:
+            hand_over_drafts(self.scheduler, output)
+        return output
+
+    def _look(self, output: Any, update: Any) -> None:
+        """vLLM's draft model, in a step at K: the step's tokens and one more in its first forward, then K - 1 more."""
+        before = {name: self.scheduler.requests[name].num_computed_tokens for name in output.num_scheduled_tokens}
+        update(output)
+        output.samples = [name for name in before if not self.scheduler.requests[name].is_prefill_chunk]
+        work = getattr(output, WORK_ATTRIBUTE, None)
+        if not before or (work is not None and not work.runs):
+            return
+        length = output.num_spec_tokens_to_schedule
+        self.steps += 1
+        self.lengths.add(length)
+        is_past = False
+        for name, num_tokens in output.num_scheduled_tokens.items():
+            last = before[name] + num_tokens + max(length, 1) - 1
+            self.rows_at_the_limit += last >= self.scheduler.max_model_len
+            last = min(last, self.scheduler.max_model_len - 1)
+            blocks = self.scheduler.kv_cache_manager.get_block_ids(name)
+            is_past |= any(last >= len(of_group) * BLOCK_TOKENS for of_group in blocks)
+        self.steps_past_blocks += is_past
+
+
+def start(scheduler_class: type[Any], folder: Path, in_flight: int, **options: Any) -> Watched:
+    return Watched(make_scheduler(scheduler_class, folder, max_num_speculative_tokens=MAXIMUM, **options), in_flight)
+
+
+@BOTH
+@pytest.mark.parametrize("mode", ["off", "pin=1", "pin=3", "shadow"])
+def test_a_draft_that_is_kept_in_sync_writes_within_its_requests_blocks(
+    scheduler_class: type[Any], in_flight: int, mode: str, folder: Path
+) -> None:
+    engine = start(scheduler_class, folder, in_flight)
+    engine.scheduler.add_request(make_request("a", prompt_tokens=8))
+    steer(engine.scheduler, mode)
+    for _ in range(64):
+        engine.step()
+    assert engine.scheduler.nightjar.fault == ""
+    assert (engine.steps, engine.steps_past_blocks) == (64, 0)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("options", "sleeps"),
+    [
+        ({"num_blocks": 30}, False),
+        ({"num_blocks": 30, "can_be_dormant": True}, True),
+        ({"num_blocks": 48, "can_be_dormant": True, "window_tokens": 40}, False),
+    ],
+    ids=["in_sync", "sleeps", "two_groups"],
+)
+def test_no_draft_is_written_past_its_requests_blocks_whatever_comes_and_goes(
+    scheduler_class: type[Any], in_flight: int, options: dict[str, Any], sleeps: bool, folder: Path
+) -> None:
+    """Requests come, end, are preempted and run into max_model_len; prompts are chunked and found in the cache; K changes."""
+    rng = random.Random(3)
+    engine = start(scheduler_class, folder, in_flight, prefix_caching=True, max_num_batched_tokens=48, max_model_len=100, **options)
+    scheduler, preempted = engine.scheduler, 0
+    prefix = [rng.randrange(50) for _ in range(48)]
+    for step in range(1, 600):
+        if rng.random() < 0.3:
+            steer(scheduler, rng.choice(("off", "pin=0", "pin=1", "pin=2", "pin=4", "shadow")), step)
+        if len(scheduler.requests) < 8 and rng.random() < 0.3:
+            prompt = prefix[: rng.randrange(1, 48)] + [rng.randrange(50) for _ in range(4)]
+            scheduler.add_request(make_request(f"r{step}", prompt=prompt, max_tokens=rng.choice((5, 40, 200))))
+        if scheduler.requests and rng.random() < 0.03:
+            scheduler.finish_requests(rng.choice(list(scheduler.requests)), RequestStatus.FINISHED_ABORTED)
+        engine.step(rng.randrange(MAXIMUM + 1))
+        preempted += sum(request.num_preemptions for request in scheduler.requests.values())
+    assert scheduler.nightjar.fault == ""
+    assert engine.steps_past_blocks == 0
+    assert engine.steps > 100
+    assert engine.lengths >= {1, 2, MAXIMUM}
+    assert (0 in engine.lengths) is not sleeps
+    assert preempted
+    assert engine.rows_at_the_limit
+
+
+@BOTH
+@pytest.mark.parametrize("can_be_dormant", [False, True], ids=["in_sync", "sleeps"])
+def test_where_vllm_reserves_too_few_slots_steering_ends_before_a_draft_is_written_past_them(
+    scheduler_class: type[Any], in_flight: int, can_be_dormant: bool, folder: Path
+) -> None:
+    engine = start(scheduler_class, folder, in_flight, can_be_dormant=can_be_dormant)
+    scheduler, loop = engine.scheduler, engine.scheduler.nightjar
+    own_slots, scheduler.num_lookahead_tokens = scheduler.num_lookahead_tokens, 0
+    scheduler.add_request(make_request("a", prompt_tokens=8))
+    steer(scheduler, "pin=3")
+    scheduled: list[Any] = []
+    hand_on = scheduler._update_after_schedule
+    scheduler._update_after_schedule = lambda output: (scheduled.append(output), hand_on(output))
+    while not loop.fault and len(scheduled) < 20:
+        engine.step()
+    assert loop.fault.startswith("before_step: RuntimeError: request a: at K = 3 its drafter writes")
+    assert scheduled[-1].num_spec_tokens_to_schedule == 0
+    assert getattr(scheduled[-1], WORK_ATTRIBUTE) == SLEEP
+    assert {output.num_spec_tokens_to_schedule for output in scheduled[:-1]} == {3}
+    assert engine.steps_past_blocks == 0
+    scheduler.num_lookahead_tokens = own_slots
+    for _ in range(40):
+        engine.step()
+    assert {output.num_spec_tokens_to_schedule for output in scheduled[-40:]} == {MAXIMUM}
+    assert engine.steps_past_blocks == 0
+    snapshot = loop.snapshot(EngineLoad(num_running_reqs=1), DrafterState.IN_SYNC, scheduler.running, "")
+    assert snapshot.counters.draft_slot_breaches == 1
+
+
+def step_of(*, is_new: bool = False, **rows: tuple[int, int]) -> Any:
+    """A step of requests, each with its computed tokens and those that the step computes."""
+    found = [(name, computed) for name, (computed, _) in rows.items()]
+    names, computed = zip(*found, strict=True) if not is_new else ((), ())
+    return SimpleNamespace(
+        num_scheduled_tokens={name: scheduled for name, (_, scheduled) in rows.items()},
+        scheduled_cached_reqs=SimpleNamespace(req_ids=list(names), num_computed_tokens=list(computed)),
+        scheduled_new_reqs=[SimpleNamespace(req_id=name, num_computed_tokens=tokens) for name, tokens in found if is_new],
+    )
+
+
+@pytest.mark.parametrize("is_new", [False, True], ids=["cached", "new"])
+@pytest.mark.parametrize(
+    ("own_slots", "length", "fits"),
+    [(1, 0, 15), (1, 1, 15), (1, 4, 12), (0, 0, 16), (0, 1, 16), (0, 2, 15), (0, 4, 13)],
+)
+def test_a_draft_model_writes_max_k_1_slots_past_the_step_and_a_head_one_fewer(
+    own_slots: int, length: int, fits: int, is_new: bool
+) -> None:
+    slots = DraftSlots([({"a": [None], "b": [None] * 9}, 16)], own_slots=own_slots, max_model_len=1000)
+    assert slots.breach(step_of(b=(30, 20), a=(fits - 6, 6), is_new=is_new), length) == ""
+    found = slots.breach(step_of(b=(30, 20), a=(fits - 5, 6), is_new=is_new), length)
+    if fits == 16:
+        assert found == "", "the step's own tokens are vLLM's to place"
+    else:
+        assert found.startswith(f"request a: at K = {length} its drafter writes 17 tokens, and its blocks hold 16")
+
+
+def test_a_row_needs_no_slots_past_the_last_position_of_the_model_and_every_group_is_looked_at() -> None:
+    roomy, full = ({"a": [None] * 2}, 16), ({"a": [None] * 3}, 8)
+    at_limit = DraftSlots([roomy, full], own_slots=1, max_model_len=24)
+    step = step_of(a=(19, 4))
+    assert at_limit.breach(step, 4) == ""
+    assert DraftSlots([roomy], own_slots=1, max_model_len=25).breach(step, 4) == ""
+    assert DraftSlots([roomy, full], own_slots=1, max_model_len=25).breach(step, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_looked_at"),
+    [
+        ("FullAttentionManager", True),
+        ("SlidingWindowManager", True),
+        ("ChunkedLocalAttentionManager", True),
+        ("MambaManager", False),
+        ("CrossAttentionManager", False),
+    ],
+)
+def test_groups_whose_blocks_stand_in_the_order_of_positions_are_looked_at(name: str, is_looked_at: bool) -> None:
+    manager = object.__new__(getattr(single_type_kv_cache_manager, name))
+    manager.req_to_blocks, manager.block_size = {"a": []}, 16
+    config = SimpleNamespace(
+        num_lookahead_tokens=3,
+        speculative_config=SimpleNamespace(max_num_new_slots_for_drafting=1),
+        model_config=SimpleNamespace(max_model_len=100),
+    )
+    slots = DraftSlots.of(config, [manager])
+    assert slots is not None
+    assert bool(slots.breach(step_of(a=(0, 1)), 3)) is is_looked_at
+
+
+def test_a_drafter_without_kv_of_its_own_is_not_looked_at() -> None:
+    assert DraftSlots.of(SimpleNamespace(num_lookahead_tokens=0), []) is None
