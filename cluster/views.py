@@ -17,7 +17,7 @@ from rich.text import Text
 
 from nightjar.cluster.durations import format_duration
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.report import SteeringLevel
+from nightjar.policy.wire.report import Layer, SteeringLevel
 from nightjar.policy.wire.settings import TableRow
 from nightjar.policy.wire.status import NO_NEW, CanaryStatus, FleetStatus, GroupStatus, PolicyStatus, ReplicaStatus, shown_name
 
@@ -59,17 +59,27 @@ def fleet_view(fleet: FleetStatus) -> RenderableType:
 
 
 def steering_line(replicas: Iterable[ReplicaStatus]) -> Text:
-    """How much of the fleet is steered: replicas by level, each reason once, `steering: 2 fully, 1 plainly (no such hook)`."""
+    """How much of the fleet is steered: replicas by level, each reason once, and by layer that works.
+
+    `steering 2 fully, 1 plainly (no such hook); layers: steering 2, sleeping 2`; no layers of replicas that do not report them.
+    """
     reasons: dict[SteeringLevel, Counter[str]] = {}
+    layers: Counter[Layer] = Counter()
     for replica in replicas:
         reasons.setdefault(replica.steering, Counter())[replica.steering_reason] += 1
+        layers.update(replica.layers)
     parts = []
     for level in SteeringLevel:
         if of_level := reasons.get(level):
             words = "; ".join(reason for reason in of_level if reason)
             parts.append(f"{of_level.total()} {level.value.replace('_', ' ')}{f' ({words})' if words else ''}")
     is_less = bool(reasons.keys() & {SteeringLevel.OBSERVING, SteeringLevel.PLAINLY})
-    return Text.assemble(("steering ", "bold"), (", ".join(parts) or "no replica", "yellow" if is_less else ""))
+    working = ", ".join(f"{layer.value} {layers[layer]}" for layer in Layer if layers[layer])
+    return Text.assemble(
+        ("steering ", "bold"),
+        (", ".join(parts) or "no replica", "yellow" if is_less else ""),
+        f"; layers: {working}" if working else "",
+    )
 
 
 def policy_line(policy: PolicyStatus) -> Text:

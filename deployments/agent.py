@@ -220,6 +220,7 @@ class ReplicaAgent:
             serving_plainly=identity.serving_plainly[:MAX_REASON_LENGTH],
             steering=steered.level,
             steering_reason=steered.reason[:MAX_REASON_LENGTH],
+            layers=steered.layers,
             local_mode=self._local_mode,
             notice="; ".join(part for part in notices if part)[:MAX_REASON_LENGTH],
         )

@@ -56,6 +56,7 @@ def deploy(config: LLMConfig, replica_class: type) -> Application:
         require_steering=config.require_steering,
         graph_tiers=config.graph_tiers,
         head_log_steps=config.head_log_steps,
+        without=config.without,
         extra_routes=config.extra_routes,
     )
     application: Application = deployment.bind(model)

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from nightjar.policy.wire.report import Layer
+
 SEPARATE_DRAFT_MODEL: Final = "draft_model"
 
 
@@ -38,6 +40,11 @@ class DrafterKind:
     model: Literal["required", "optional", "none"] = "required"
     runs_on_v2: bool = True
     runs_asynchronously: bool = True
+
+    @property
+    def layer(self) -> Layer | None:
+        """What of Nightjar keeps it from running whole at K = 0; None where it has no model to run."""
+        return Layer.SLEEPING if self.can_sleep else Layer.HEADS if self.is_head else None
 
     @property
     def is_steered_on_v2(self) -> bool:

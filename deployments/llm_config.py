@@ -20,6 +20,7 @@ from nightjar.deployments.routes import route_problem
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import DraftOffload
 from nightjar.policy.wire.record import NumSpeculativeTokens
+from nightjar.policy.wire.report import Layer
 
 DEPLOYMENT_NAME: Final = "LLM"
 ASSUMED_MAX_NUM_SEQS: Final = 1024
@@ -27,6 +28,10 @@ ASSUMED_MAX_NUM_SEQS: Final = 1024
 
 HOSTED_OPTIONS: Final = "nightjar"
 """The key of `experimental_configs` that holds a model's SteeringOptions where ray.serve.llm is the host."""
+
+_OTHER_SOURCES: Final = ("tokenizer", "hf_config_path")
+_MAY_ASK_HUB: Final = ("enable_lora", "lora_modules", "trust_remote_code")
+"""Engine arguments by which hub names come in later: an adapter's of a request, a module's of `auto_map`."""
 
 Location = tuple[str | int, ...]
 
@@ -86,12 +91,31 @@ class SteeringOptions(BaseModel):
     hidden state for each token of 16 steps.
     """
 
+    without: tuple[Layer, ...] = ()
+    """Layers of Nightjar that are switched off in this engine: `steering`, `sleeping`, `heads`.
+
+    Default none. Without `sleeping` a draft model runs at K = 0 as in vLLM, on model runner V1, where vLLM itself makes it obey K;
+    without `heads` an EAGLE or MTP head runs as in vLLM; without both, vLLM's worker, look-ahead and draft slots stay as they are.
+    Without `steering` the engine is plain vLLM. The switch of the fourth layer, lending, is `draft_offload`.
+    """
+
     draft_offload: DraftOffload = "never"
     """Whether this engine plans its KV blocks so that a sleeping draft model's memory can be lent to requests.
 
     `under_memory_pressure`: the policy's setting of the same name then says whether and when. At start the engine shortly needs
     memory for all blocks together. Default never.
     """
+
+    @field_validator("without", mode="before")
+    @classmethod
+    def _without_names_layers(cls, named: object) -> object:
+        allowed = [layer.value for layer in Layer if layer is not Layer.LENDING]
+        for name in named if isinstance(named, list | tuple) else ():
+            if name == Layer.LENDING:
+                raise ValueError(f"lending is switched off by draft_offload: never; allowed here are {', '.join(allowed)}")
+            if name not in allowed:
+                raise ValueError(f"{str(name)[:40]!r} is no layer; allowed are {', '.join(allowed)}")
+        return named
 
 
 class LLMConfig(SteeringOptions):
@@ -168,6 +192,16 @@ def read_options(experimental_configs: Mapping[str, Any]) -> tuple[SteeringOptio
 def num_workers(engine_kwargs: Mapping[str, Any]) -> int:
     """Processes that run an engine of these arguments, one accelerator each."""
     return int(engine_kwargs.get("tensor_parallel_size") or 1) * int(engine_kwargs.get("pipeline_parallel_size") or 1)
+
+
+def needs_no_hub(engine_kwargs: Mapping[str, Any], *models: str) -> bool:
+    """Whether nothing that such an engine may load has a hub name.
+
+    Its `models`, resolved, and its tokenizer are folders, it serves no adapters, which a request may name, and runs no code that a
+    model's `config.json` names.
+    """
+    named = [*models, *(str(engine_kwargs.get(name) or "") for name in _OTHER_SOURCES)]
+    return all(source.startswith("/") for source in named if source) and not any(engine_kwargs.get(name) for name in _MAY_ASK_HUB)
 
 
 def draft_source(engine_kwargs: Mapping[str, Any]) -> str:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 
 from nightjar.deployments.engine_watch import HUNG_AFTER_S
+from nightjar.deployments.llm_config import needs_no_hub
 from nightjar.deployments.models import resolve_model
 from nightjar.deployments.replica_control import ReplicaControl
 from nightjar.policy.wire.operator import DraftOffload
+from nightjar.policy.wire.report import Layer
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -41,6 +43,7 @@ class ModelToServe:
     require_steering: bool = False
     graph_tiers: tuple[int, ...] | None = None
     head_log_steps: int = 0
+    without: tuple[Layer, ...] = ()
     extra_routes: tuple[str, ...] = ()
 
 
@@ -59,13 +62,14 @@ class LLMReplica:
             target_name=model.source,
             draft_name=model.draft_source,
             engine_kwargs=_with_paths(model.engine_kwargs, target, draft),
-            models_are_local=all(path.startswith("/") for path in (target, draft) if path),
+            models_are_local=needs_no_hub(model.engine_kwargs, target, draft),
             local_rank=self._control.local_rank,
             cores_per_engine=model.cores,
             draft_offload=model.draft_offload,
             require_steering=model.require_steering,
             graph_tiers=model.graph_tiers,
             head_log_steps=model.head_log_steps,
+            without=model.without,
             extra_routes=model.extra_routes,
         )
         self._server: OpenAIServer = await start_openai_server(

@@ -2,7 +2,7 @@
 
 An engine that is steered less than its operator thinks is no error to anybody: it serves, as plain vLLM would. So the word is said
 wherever somebody looks. What the arguments promise may turn out less once the engine runs: a hook that failed, or a KV cache that a
-sleeping drafter cannot follow.
+sleeping drafter cannot follow. Beside the word go the layers of Nightjar that work.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from typing import Final, NamedTuple
 
 from nightjar.deployments.drafter_kinds import kind_of
 from nightjar.deployments.engine.arguments import EngineArguments
-from nightjar.policy.wire.report import DrafterState, EngineSnapshot, SteeringLevel
+from nightjar.policy.wire.report import DrafterState, EngineSnapshot, Layer, SteeringLevel
 
 ONLY_OBSERVING: Final = "an engine that starts in shadow with graphs only observes: leaving shadow needs a new start"
 
 
 class Steered(NamedTuple):
-    """A level, and why it is not the highest (empty: it is)."""
+    """A level, why it is not the highest (empty: it is), and the layers that work."""
 
     level: SteeringLevel
     reason: str = ""
+    layers: tuple[Layer, ...] = ()
 
 
 FULLY: Final = Steered(SteeringLevel.FULLY)
@@ -33,8 +34,8 @@ def level_at_start(arguments: EngineArguments) -> Steered:
     if arguments.only_observing:
         return Steered(SteeringLevel.OBSERVING, ONLY_OBSERVING)
     if arguments.why_never_asleep:
-        return Steered(SteeringLevel.WITHOUT_SLEEPING, arguments.why_never_asleep)
-    return FULLY
+        return Steered(SteeringLevel.WITHOUT_SLEEPING, arguments.why_never_asleep, _awake(arguments.layers))
+    return FULLY._replace(layers=arguments.layers)
 
 
 def level_now(at_start: Steered, drafter_kind: str, snapshot: EngineSnapshot) -> Steered:
@@ -45,5 +46,10 @@ def level_now(at_start: Steered, drafter_kind: str, snapshot: EngineSnapshot) ->
         return Steered(SteeringLevel.PLAINLY, snapshot.fault_in_words)
     stays = kind_of(drafter_kind).can_sleep and snapshot.drafter_state is DrafterState.IN_SYNC
     if at_start.level is SteeringLevel.FULLY and stays:
-        return Steered(SteeringLevel.WITHOUT_SLEEPING, snapshot.drafter.reason)
+        return Steered(SteeringLevel.WITHOUT_SLEEPING, snapshot.drafter.reason, _awake(at_start.layers))
     return at_start
+
+
+def _awake(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """Of these, where the drafter runs at K = 0."""
+    return tuple(layer for layer in layers if layer is Layer.STEERING)

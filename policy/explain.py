@@ -94,6 +94,7 @@ def explain(
         num_speculative_tokens=snapshot.load.num_speculative_tokens,
         planned_num_speculative_tokens=_planned(plan, batch),
         drafter_state=snapshot.drafter_state,
+        layers=report.layers,
         generated_tokens_per_s=replica.generated_tokens_per_s,
         acceptance=group.contributions.acceptance_of(replica.report.replica_id).measured(),
         settings_version=in_force.version if in_force is not None else snapshot.settings_version,
@@ -210,6 +211,8 @@ def _mode(facts: _Facts) -> Iterator[Statement]:
     if override is not None:
         ends_s = override.expires_at_s
         words += f", for {ends_s - facts.now_s:.0f} s more" if ends_s is not None else ", until taken back"
+    if slower := mode.why_slow(report.group.graph_tiers):
+        words += f"; {slower}"
     if mode.kind == "shadow":
         planned = _planned(facts.group.plan_of(facts.replica), report.snapshot.load.decode_batch_size)
         words += "; nothing is touched" + (f", the plan would run {speculation(planned)}" if planned is not None else "")

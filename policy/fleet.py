@@ -38,6 +38,7 @@ from nightjar.policy.trying import Trying, with_canary
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import MAX_REASON_LENGTH
+from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.settings import ExplorationSegment, Plan, RestartLimits, Settings, Table
 
 __all__ = [
@@ -214,7 +215,7 @@ def _planned(
     key = group.key
     arms = operator.arms(key.max_num_speculative_tokens, key.graph_tiers)
     if replica.report.serving_plainly or mode.kind in {"off", "pin"}:
-        length, reason = _by_mode(mode, who, replica.report.serving_plainly, key.max_num_speculative_tokens)
+        length, reason = _by_mode(mode, who, replica.report.serving_plainly, key)
         table = Table(rows=one_length(length, key.max_num_seqs))
         return table, tuple(sorted({length}.union(arms))), operator.dwell_steps, reason
     apart = group.apart(replica)
@@ -231,14 +232,15 @@ def _planned(
     return plan, allowed, 0 if group.plan.local else operator.dwell_steps, reason
 
 
-def _by_mode(mode: Mode, who: str, serving_plainly: str, most: int) -> tuple[int, str]:
+def _by_mode(mode: Mode, who: str, serving_plainly: str, key: GroupKey) -> tuple[int, str]:
     """The one K of a replica whose mode leaves nothing to plan, or whose engine cannot be steered; and why.
 
-    A pinned K is a person's word: it need not be among the allowed ones, but an engine cannot exceed its maximum.
+    A pinned K is a person's word: it need not be among the allowed ones, nor have graphs, but an engine cannot exceed its maximum.
     """
     if serving_plainly:
         return 0, f"serves plainly, not steered: {serving_plainly}"
     wanted, reason = mode.num_speculative_tokens or 0, f"mode {mode} set by {who}"
+    most = key.max_num_speculative_tokens
     if wanted > most:
         return most, f"{reason}, lowered to {speculation(most)}: the engine's maximum is {most}"
-    return wanted, reason
+    return wanted, "; ".join(part for part in (reason, mode.why_slow(key.graph_tiers)) if part)

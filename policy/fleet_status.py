@@ -181,6 +181,7 @@ def _replica(replica_id: str, replica: ReplicaState, group: GroupState, decision
         decision_reason=snapshot.decision_reason,
         steering=report.steering,
         steering_reason=report.steering_reason,
+        layers=report.layers,
         engine_id=snapshot.counters.engine_id,
         totals=snapshot.counters.totals,
     )
@@ -205,7 +206,9 @@ def _reason(replica: ReplicaState, group: GroupState, decision: Settings | None)
         if decision.mode.kind == "shadow":
             words = f"shadow, nothing is touched: {words}"
     if report.local_mode is not None:
-        words = f"mode {report.local_mode} set in the replica's own user_config overrides: {words}"
+        slower = report.local_mode.why_slow(report.group.graph_tiers)
+        whose = f"mode {report.local_mode} set in the replica's own user_config overrides"
+        words = f"{whose}{f' ({slower})' if slower else ''}: {words}"
     held = ", ".join(batch_range(*bucket_range(bucket, report.group.max_num_seqs)) for bucket in report.snapshot.held_buckets)
     if held:
         words = f"the guard holds batch {held} off: speculation measured worse than off; {words}"

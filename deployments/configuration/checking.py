@@ -183,6 +183,8 @@ def _across(settings: OperatorSettings | None, place: Place, models: Sequence[tu
             )
             yield Finding("error", (*place, setting), message)
     for number, report in models:
+        if slower := settings.mode.why_slow(report.model.outlook.arguments.graph_tiers):
+            yield Finding("warning", (*place, "mode"), f"{settings.mode}, in application {report.name}: {slower}")
         theirs = report.model.config.draft_offload
         if theirs != settings.draft_offload:
             at: Place = ("applications", number, *ENTRY, "draft_offload")

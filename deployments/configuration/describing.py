@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Final
+
 from nightjar.deployments.configuration.checking import ModelReport
 from nightjar.deployments.configuration.memory_estimate import GIB, MemoryEstimate, ModelSize
-from nightjar.deployments.steering_level import level_at_start
-from nightjar.policy.wire.report import SteeringLevel
+from nightjar.deployments.drafter_kinds import kind_of
+from nightjar.deployments.steering_level import Steered, level_at_start
+from nightjar.policy.wire.report import Layer, SteeringLevel
+
+TOUCHED: Final[Mapping[Layer, str]] = {
+    Layer.STEERING: "scheduler_cls, the table of K by batch size, capture sizes where it has graph tiers, one method of EngineCore",
+    Layer.SLEEPING: "worker_cls, the call that drafts, and in steps in which the draft sleeps the scheduler's look-ahead and slots",
+    Layer.HEADS: "worker_cls, and the call that drafts",
+    Layer.LENDING: "the number of KV blocks, the block pool, the memory of draft and KV cache",
+}
+"""What each changes of vLLM, beside the user's own arguments."""
 
 
 def describe(report: ModelReport) -> list[str]:
@@ -21,6 +33,7 @@ def describe(report: ModelReport) -> list[str]:
         ("model", f"{config.model_source} as {config.model_loading_config.model_id}"),
         ("drafter", f"{facts.drafter_kind}{f' {config.draft_source}' if config.draft_source else ''}"),
         ("steering", steering),
+        *_layers(report, steered),
         ("runner", outlook.runner),
         ("graphs", outlook.graphs),
         *_memory(report.model.memory, _room_is_of(report)),
@@ -28,6 +41,20 @@ def describe(report: ModelReport) -> list[str]:
     if arguments.notice:
         rows.append(("notice", arguments.notice))
     return [f"application {report.name}", *(f"  {name:<9} {text}" for name, text in rows)]
+
+
+def _layers(report: ModelReport, steered: Steered) -> list[tuple[str, str]]:
+    """The layers of this drafter, those that are on with what they touch, the others with the reason."""
+    config, arguments = report.model.config, report.model.outlook.arguments
+    kind = kind_of(report.model.outlook.facts.drafter_kind)
+    lines = [f"{layer.value}: {TOUCHED[layer]}" for layer in steered.layers]
+    if not lines:
+        return [("layers", "none: nothing of vLLM is touched" if arguments.serving_plainly else "none: its steps are observed")]
+    if kind.layer is not None and kind.layer not in steered.layers:
+        lines.append(f"{kind.layer.value} is off: {arguments.why_never_asleep}")
+    if kind.can_sleep and Layer.LENDING not in steered.layers:
+        lines.append(f"lending is off: draft_offload is {config.draft_offload}")
+    return [("layers" if number == 0 else "", line) for number, line in enumerate(lines)]
 
 
 def _room_is_of(report: ModelReport) -> str:

@@ -6,23 +6,28 @@ hand, as far as they do not need the model's files. The decisions themselves are
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 from nightjar.deployments.configuration.engine_schema import EngineKwargs, SpeculativeKwargs
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
 from nightjar.deployments.engine.arguments import (
-    CUDA_OFFLOAD_VARIABLE,
     RUNNER_VARIABLE,
     EngineArguments,
     EngineFacts,
-    OffloadFacts,
     steered_engine_kwargs,
 )
+from nightjar.deployments.engine.graph_tiers import GATED_DELTA_NET, maximum_alone
+from nightjar.deployments.engine.lendable import CUDA_OFFLOAD_VARIABLE, OffloadFacts
 from nightjar.deployments.engine.sleeping import SleepFacts, why_never_asleep
 from nightjar.deployments.llm_config import ASSUMED_MAX_NUM_SEQS, LLMConfig
+from nightjar.deployments.models import ModelError, resolve_model
 
+_RECURRENT_KEYS: Final = ("ssm_state_size", "conv_L_cache", "mamba_d_conv", "mamba_d_state", "mamba_num_heads")
+_ATTENTION_FREE: Final = ("mamba", "mamba2", "falcon_mamba")
 _KIND_BY_MODEL_NAME: Final = (("eagle-", "eagle"), ("eagle3", "eagle3"), ("dflash", "dflash"), ("dspark", "dspark"))
 """vLLM tells these by the drafter's name where `method` says nothing or draft_model; the first that fits wins."""
 
@@ -76,7 +81,12 @@ def outlook(config: LLMConfig, kwargs: EngineKwargs, *, shadow: bool) -> EngineO
     """How the engine of `config` will run; `kwargs` are its engine arguments, checked."""
     facts = engine_facts(config, kwargs)
     arguments = steered_engine_kwargs(
-        config.engine_kwargs, facts, shadow=shadow, wanted_tiers=config.graph_tiers, head_log_steps=config.head_log_steps
+        config.engine_kwargs,
+        facts,
+        shadow=shadow,
+        wanted_tiers=config.graph_tiers,
+        head_log_steps=config.head_log_steps,
+        without=config.without,
     )
     return EngineOutlook(facts, arguments, _runner(facts, arguments), _graphs(facts, arguments))
 
@@ -100,9 +110,49 @@ def engine_facts(config: LLMConfig, kwargs: EngineKwargs) -> EngineFacts:
         runner_is_v1=_runner_is_v1(config, kwargs, on_cpu=on_cpu, kind=kind),
         runner_is_users=bool(environment_of(config).get(RUNNER_VARIABLE)),
         adaptive_verification=bool(speculative and (speculative.model_extra or {}).get("enable_adaptive_verification")),
+        drafts_in_parallel=bool(speculative and speculative.parallel_drafting),
+        several_mtp_modules=speculative is not None and kind == "mtp" and num_mtp_modules(config, speculative) > 1,
+        is_mamba_like=is_mamba_like(model_configuration(config.model_source)),
         why_never_asleep=why_never_asleep(sleep_facts(kwargs)),
         sleep=sleep_facts(kwargs),
     )
+
+
+def model_configuration(source: str) -> dict[str, Any]:
+    """What the model's `config.json` holds; empty where the model is no folder of this machine, or has none that can be read."""
+    try:
+        values = json.loads((Path(resolve_model(source)) / "config.json").read_text(encoding="utf-8"))
+    except (ModelError, OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def text_configuration(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part about text, of a model that sees or hears as well."""
+    text = values.get("text_config")
+    return text if isinstance(text, Mapping) else values
+
+
+def num_mtp_modules(config: LLMConfig, speculative: SpeculativeKwargs) -> int:
+    """Modules that an MTP head drafts with in turn, as SpeculativeConfig.use_multi_module_mtp counts them; 1 where nobody says."""
+    values = model_configuration(config.draft_source or config.model_source)
+    if str(values.get("model_type")).startswith("step3p"):
+        values = dict(text_configuration(values))
+    modules = values.get("num_nextn_predict_layers")
+    return min(modules, speculative.num_speculative_tokens or modules) if isinstance(modules, int) else 1
+
+
+def is_mamba_like(values: Mapping[str, Any]) -> bool:
+    """Whether a target of this `config.json` gets no graph tiers, as far as its fields tell (EngineFacts.is_mamba_like).
+
+    >>> is_mamba_like({"mamba_d_conv": 4}), is_mamba_like({"mamba_d_conv": 4, "layer_types": ["attention"]}), is_mamba_like({})
+    (True, False, False)
+    """
+    text = text_configuration(values)
+    layers = text.get("layer_types") or ()
+    if text.get(GATED_DELTA_NET) or (layers and set(layers) <= {"attention", "full_attention"}):
+        return False
+    return text.get("model_type") in _ATTENTION_FREE or any(key in text for key in _RECURRENT_KEYS)
 
 
 def sleep_facts(kwargs: EngineKwargs) -> SleepFacts:
@@ -111,7 +161,6 @@ def sleep_facts(kwargs: EngineKwargs) -> SleepFacts:
     target_length, draft_length = kwargs.max_model_len, speculative.max_model_len if speculative else None
     return SleepFacts(
         drafter_kind=drafter_kind(speculative),
-        drafts_in_parallel=bool(speculative and speculative.parallel_drafting),
         draft_ends_before_target=bool(target_length and draft_length and draft_length < target_length),
         has_kv_connector=kwargs.kv_transfer_config is not None,
         sleep_mode=kwargs.enable_sleep_mode,
@@ -174,6 +223,8 @@ def _graphs(facts: EngineFacts, arguments: EngineArguments) -> str:
     if steered and arguments.graph_tiers:
         full = f"full and piecewise CUDA graphs for K of {', '.join(map(str, arguments.graph_tiers))} (graph_tiers)"
         return full if arguments.graph_plan is None else f"{full}; {arguments.graph_plan.in_words()}"
+    if steered and facts.is_mamba_like and facts.full_graphs:
+        return maximum_alone(facts.max_num_speculative_tokens)
     if steered:
         return "piecewise CUDA graphs, as cudagraph_mode says"
     return "vLLM's default, full and piecewise CUDA graphs"

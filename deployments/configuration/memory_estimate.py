@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from nightjar.deployments.configuration.engine_facts import drafter_kind, environment_of, is_on_cpu
+from nightjar.deployments.configuration.engine_facts import drafter_kind, environment_of, is_on_cpu, text_configuration
 from nightjar.deployments.configuration.engine_schema import EngineKwargs
 from nightjar.deployments.drafter_kinds import kind_of
 from nightjar.deployments.engine.environment import DEFAULT_CPU_KV_CACHE_GIB
@@ -121,8 +121,7 @@ def _size(source: str, kwargs: EngineKwargs) -> tuple[ModelSize | None, str]:
         folder = Path(resolve_model(source))
         if not (folder / "config.json").is_file():
             return None, f"{source} is no folder here: download it and name the folder to have its size counted"
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config = values.get("text_config") or values
+        config = text_configuration(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         per_value = _BYTES_PER_VALUE.get(kwargs.dtype, _DEFAULT_BYTES_PER_VALUE)
         weights = draft_weight_bytes(folder, bytes_per_value=per_value, tensor_parallel_size=kwargs.tensor_parallel_size)
         kv = kv_bytes_per_token(

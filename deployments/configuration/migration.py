@@ -11,12 +11,13 @@ import yaml
 from nightjar.deployments.configuration.findings import shown
 from nightjar.deployments.configuration.source import ServeSource, SourceError, read_sources
 from nightjar.deployments.configuration.text_edits import TextEdits, newline_of
+from nightjar.deployments.llm_config import SteeringOptions
 
 TAKEN_OUT: Final = "# ray.serve.llm only: "
 """Before what was turned into a comment; taking it away restores the line."""
 ADDED: Final = "  # nightjar migrate: ray.serve.llm counts GPUs by itself"
 """Behind lines that Nightjar's deployment needs beside the user's own."""
-OWN_FIELDS: Final = ("hung_after_s", "draft_offload", "require_steering", "graph_tiers", "head_log_steps", "extra_routes")
+OWN_FIELDS: Final = (*SteeringOptions.model_fields, "extra_routes")
 """Of an `llm_configs` entry, unknown to ray.serve.llm."""
 
 

@@ -25,10 +25,12 @@ from nightjar.deployments.configuration.schema_findings import no_such_name, sch
 from nightjar.deployments.configuration.serve_schema import AutoscalingConfig, DeploymentOptions
 from nightjar.deployments.configuration.vllm_names import ENGINE_ARGUMENTS, SERVER_ARGUMENTS, SPECULATIVE_ARGUMENTS, VLLM_VERSION
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
-from nightjar.deployments.engine.arguments import RUNNER_VARIABLE, why_not_lendable
+from nightjar.deployments.engine.arguments import RUNNER_VARIABLE, SWITCHED_OFF
+from nightjar.deployments.engine.lendable import why_not_lendable
 from nightjar.deployments.llm_config import DEPLOYMENT_NAME, LLMConfig, model_problems, parse_local_mode, read_args
 from nightjar.deployments.routes import BY_NAME, SERVED
 from nightjar.policy.wire.record import MAX_BATCH_SIZE
+from nightjar.policy.wire.report import Layer
 
 KWARGS: Final[Place] = (*ENTRY, "engine_kwargs")
 SPECULATIVE: Final[Place] = (*KWARGS, "speculative_config")
@@ -128,6 +130,9 @@ def _steering(model: CheckedModel) -> Iterator[Finding]:
     if model.config.require_steering:
         message = f"true, and this engine would serve as plain vLLM, so its replicas will not start: {reason}"
         yield Finding("error", (*ENTRY, "require_steering"), message)
+    if Layer.STEERING in model.config.without:
+        yield Finding("advice", (*ENTRY, "without"), f"{reason}: it serves as plain vLLM")
+        return
     if model.kwargs.speculative_config is None:
         message = (
             f"{reason}; it serves as plain vLLM. Add one, for example "
@@ -139,12 +144,25 @@ def _steering(model: CheckedModel) -> Iterator[Finding]:
     yield Finding("error", place, f"{reason}, so it would serve as plain vLLM; {way_out}")
 
 
+def _blamed_of_drafter(model: CheckedModel) -> tuple[Place, str] | None:
+    """The same, where it is the drafter."""
+    facts = model.outlook.facts
+    named = "method" if "method" in model.config.engine_kwargs["speculative_config"] else "model"
+    unsteered = "or serve it without Nightjar (nightjar migrate --remove)"
+    checks = (
+        (not kind_of(facts.drafter_kind).obeys_k, named, f"take one of those, {unsteered}"),
+        (facts.drafts_in_parallel, "parallel_drafting", f"take it out, {unsteered}"),
+        (facts.several_mtp_modules, "num_speculative_tokens", f"write 1, for which one module drafts, {unsteered}"),
+        (facts.adaptive_verification, "enable_adaptive_verification", "take it out"),
+    )
+    return next((((*SPECULATIVE, field), way_out) for applies, field, way_out in checks if applies), None)
+
+
 def _blamed(model: CheckedModel) -> tuple[Place, str]:
     """Where what steering refuses stands, and what to do about it."""
     kwargs, facts = model.config.engine_kwargs, model.outlook.facts
-    if not kind_of(facts.drafter_kind).obeys_k:
-        named = "method" if "method" in kwargs["speculative_config"] else "model"
-        return (*SPECULATIVE, named), "take one of those, or serve it without Nightjar (nightjar migrate --remove)"
+    if drafter := _blamed_of_drafter(model):
+        return drafter
     for name in ("pipeline_parallel_size", "data_parallel_size"):
         if getattr(facts, name) > 1:
             return (*KWARGS, name), f"allowed is 1: take {name} out, and use tensor_parallel_size or more replicas instead"
@@ -171,7 +189,8 @@ def _offload(model: CheckedModel) -> Iterator[Finding]:
     config, kwargs = model.config, model.kwargs
     if config.draft_offload == "never":
         return
-    reason = why_not_lendable(offload_facts(config, kwargs))
+    reason = SWITCHED_OFF.format(Layer.SLEEPING) if Layer.SLEEPING in config.without else ""
+    reason = reason or why_not_lendable(offload_facts(config, kwargs))
     if not reason and _is_hub_name(config.draft_source):
         reason = f"the draft {config.draft_source!r} is a hub name, and its size is read from a local folder"
     if reason:

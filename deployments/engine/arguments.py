@@ -1,8 +1,8 @@
 """Engine arguments: the user's own, plus what steering needs. Fails open.
 
 The user's arguments are resolved by vLLM first, so that the drafter kind, the asynchronous scheduler and every default are
-vLLM's own answers. An engine that Nightjar cannot steer (unknown drafter, pipeline or data parallelism, a scheduler of the
-user's, hooks that moved) gets exactly the user's arguments, and `serving_plainly` says why.
+vLLM's own answers. An engine that Nightjar cannot steer (a drafter that makes its maximum in one go, pipeline or data
+parallelism, a scheduler of the user's, hooks that moved) gets exactly the user's arguments, and `serving_plainly` says why.
 
 A drafter that ignores K on vLLM's model runner V2 (a separate draft model; with vLLM 0.29 every drafter) gets V1 on a GPU by a
 variable, unless the user set it: which drafter it is, and so which runner it needs, is known only from vLLM's answer. Where the
@@ -16,34 +16,35 @@ ready to be steered at once: in shadow its K is the user's all the same.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, STEERABLE, kind_of
+from nightjar.deployments.drafter_kinds import STEERABLE, kind_of
 from nightjar.deployments.engine.additional_config import with_told
 from nightjar.deployments.engine.graph_plan import GraphPlan
 from nightjar.deployments.engine.graph_tiers import (
+    GATED_DELTA_NET,
     LARGEST_CAPTURE_SIZE,
     capture_sizes,
     from_table,
     graph_tiers,
+    maximum_alone,
     name_lengths,
     sizes_in,
     to_table,
     with_capture_sizes,
 )
 from nightjar.deployments.engine.hooks import NOTHING_MISSING, MissingHooks
-from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
+from nightjar.deployments.engine.lendable import offload_of
 from nightjar.deployments.engine.offload_config import OffloadConfig
 from nightjar.deployments.engine.sleeping import NO_DRAFTER, SleepFacts, sleep_facts, why_head_runs, why_never_asleep
 from nightjar.policy.wire.operator import DraftOffload
 from nightjar.policy.wire.record import MAX_BATCH_SIZE, MAX_NUM_SPECULATIVE_TOKENS
+from nightjar.policy.wire.report import Layer
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -53,11 +54,13 @@ ASYNC_SCHEDULER: Final = "nightjar.deployments.engine.scheduler.SteeredAsyncSche
 CPU_WORKER: Final = "nightjar.deployments.engine.cpu_worker.SteeredCPUWorker"
 GPU_WORKER: Final = "nightjar.deployments.engine.worker.SteeredGPUWorker"
 V2_WORKER: Final = "nightjar.deployments.engine.v2_worker.SteeredV2Worker"
-CUDA_OFFLOAD_VARIABLE: Final = "NIGHTJAR_CUDA_OFFLOAD"
-"""Set to 1 to try what has never run on a GPU."""
-
 RUNNER_VARIABLE: Final = "VLLM_USE_V2_MODEL_RUNNER"
 """vLLM's: 0 for model runner V1, 1 for V2; on a GPU V2 where nobody says."""
+
+SWITCHED_OFF: Final = "the layer {} is switched off (without)"
+"""A layer's reason, where LLMConfig.without names it."""
+
+STEERED_DEVICES: Final = ("cpu", "cuda")
 
 V2_OBEYS_K_FROM: Final = (0, 32)
 """vLLM's runner V2 drafts its maximum in 0.29, whatever K says (0.29, v1/worker/gpu/model_runner.py)."""
@@ -84,6 +87,12 @@ class EngineFacts:
     vllm_version: tuple[int, int] = V2_OBEYS_K_FROM
     adaptive_verification: bool = False
     """Whether vLLM itself chooses how many drafts of each row are verified."""
+    drafts_in_parallel: bool = False
+    """PARD, P-EAGLE: one pass makes all drafts (vLLM's `parallel_drafting`)."""
+    several_mtp_modules: bool = False
+    """Whether an MTP head drafts with one module after the other, each with KV of its own."""
+    is_mamba_like: bool = False
+    """Whether the target has layers for which vLLM captures full graphs of the maximum K alone (graph_tiers.py)."""
     why_never_asleep: str = ""
     """Why a draft model runs at K = 0 as well, as far as the configuration says."""
     sleep: SleepFacts = NO_DRAFTER
@@ -111,13 +120,14 @@ class EngineArguments:
     graph_plan: GraphPlan | None = None
     """Those graphs, where the sizes are known before vLLM chooses them."""
     logs_head: bool = False  # a head writes the KV of several steps of K = 0 at once
+    layers: tuple[Layer, ...] = ()  # of Nightjar, that this engine is started with
     environment: dict[str, str] = field(default_factory=dict)  # of this engine alone, beside what every engine of ours is given
 
 
 def resolve_facts(config: VllmConfig, *, on_cpu: bool, draft_offload: DraftOffload = "never") -> EngineFacts:
     """Read vLLM's own answers from the configuration it built of the user's arguments."""
     speculative = config.speculative_config
-    offload, why_no_offload = (None, "") if draft_offload == "never" else _offload(config, on_cpu=on_cpu)
+    offload, why_no_offload = (None, "") if draft_offload == "never" else offload_of(config, on_cpu=on_cpu)
     return EngineFacts(
         on_cpu=on_cpu,
         async_scheduling=bool(config.scheduler_config.async_scheduling),
@@ -133,10 +143,14 @@ def resolve_facts(config: VllmConfig, *, on_cpu: bool, draft_offload: DraftOfflo
         runner_is_users=bool(os.environ.get(RUNNER_VARIABLE)),
         vllm_version=installed_vllm(),
         adaptive_verification=bool(getattr(speculative, "enable_adaptive_verification", False)),
+        drafts_in_parallel=bool(getattr(speculative, "parallel_drafting", False)),
+        several_mtp_modules=_has_several_mtp_modules(config),
+        is_mamba_like=_is_mamba_like(config),
         why_never_asleep=why_never_asleep(sleep_facts(config)),
         sleep=sleep_facts(config),
         offload=offload,
         why_no_offload=why_no_offload,
+        why_not_here=_why_not_on(str(getattr(getattr(config, "device_config", None), "device_type", "cuda"))),
     )
 
 
@@ -148,49 +162,45 @@ def steered_engine_kwargs(
     shadow: bool = False,
     wanted_tiers: Sequence[int] | None = None,
     head_log_steps: int = 0,
+    without: Collection[Layer] = (),
 ) -> EngineArguments:
     """The arguments to start with; the user's own where the engine cannot be steered. Does not modify `user_kwargs`.
 
     What this vLLM lacks costs the features that need it, and no others. `wanted_tiers` are the K to capture graphs for (None: the
-    default), where each K needs graphs of its own. `head_log_steps`: LLMConfig's.
+    default), where each K needs graphs of its own. `head_log_steps` and `without` are LLMConfig's. With every layer but steering
+    off, vLLM's worker, its look-ahead and its draft slots stay as they are.
     """
-    reason = _why_plain(user_kwargs, facts, missing_hooks)
+    reason = _why_plain(user_kwargs, facts, missing_hooks, without)
     only_observing = shadow and facts.captures_graphs and not reason
     steered = not reason and not only_observing
-    chooses_v1 = steered and not facts.on_cpu and not facts.runner_is_users and bool(_why_not_on_v2(facts, missing_hooks))
+    chooses_v1 = steered and not facts.on_cpu and not facts.runner_is_users and bool(_why_not_on_v2(facts, missing_hooks, without))
     runner_is_v1 = facts.runner_is_v1 or chooses_v1
-    may_sleep = not missing_hooks.sleeping
     lending = missing_hooks.lending + (missing_hooks.sleeping if runner_is_v1 else ())
     if facts.offload is not None and lending:
         facts = replace(facts, offload=None, why_no_offload=f"this vLLM lacks what lending hooks into: {', '.join(lending)}")
+    if facts.offload is not None and Layer.SLEEPING in without:
+        facts = replace(facts, offload=None, why_no_offload=SWITCHED_OFF.format(Layer.SLEEPING))
     logs_head = False
     kwargs = dict(user_kwargs)
     tiers: tuple[int, ...] = ()
     graph_plan = None
     if not reason:
         kwargs["scheduler_cls"] = ASYNC_SCHEDULER if facts.async_scheduling else SCHEDULER
-    why_at_zero = _why_at_zero(facts, missing_hooks, runner_is_v1=runner_is_v1) if steered else ""
+    why_at_zero = _why_at_zero(facts, missing_hooks, without, runner_is_v1=runner_is_v1) if steered else ""
     if steered:
         speculative = dict(kwargs["speculative_config"])
         maximum = facts.max_num_speculative_tokens
         lengths = from_table(speculative.get("num_speculative_tokens_per_batch_size"), facts.max_num_seqs, maximum)
-        if facts.captures_graphs and facts.full_graphs and not runner_is_v1:
-            lengths = name_lengths(lengths, sorted({*graph_tiers(wanted_tiers, maximum), *lengths}))
+        if facts.captures_graphs and facts.full_graphs and not runner_is_v1 and not facts.is_mamba_like:
+            lengths, graph_plan = _with_tiers(kwargs, facts, lengths, wanted_tiers)
             tiers = tuple(sorted(set(lengths)))  # fewer than wanted where there are fewer batch sizes than tiers
-            sizes = capture_sizes(facts.max_num_seqs, tiers, facts.largest_capture_size)
-            compilation = with_capture_sizes(kwargs.get("compilation_config"), sizes)
-            if captured := sizes_in(compilation):
-                kwargs["compilation_config"] = compilation
-                graph_plan = GraphPlan(captured, tiers, facts.max_num_seqs)
         speculative["num_speculative_tokens_per_batch_size"] = to_table(lengths)
         kwargs["speculative_config"] = speculative
-        kwargs |= _worker(
-            user_kwargs,
-            facts,
-            may_sleep=may_sleep and runner_is_v1,
-            obeys_on_v2=not runner_is_v1 and kind_of(facts.drafter_kind).is_made_to_obey_on_v2,
-            kv_only_head=not why_at_zero,
-        )
+        worker = _worker_class(facts, missing_hooks, without, runner_is_v1=runner_is_v1, kv_only_head=not why_at_zero)
+        if worker:
+            kwargs["worker_cls"] = worker
+        if worker and facts.offload is not None:
+            kwargs["additional_config"] = facts.offload.to_additional_config(kwargs.get("additional_config"))
         logs_head = bool(head_log_steps) and kind_of(facts.drafter_kind).is_head and kwargs.get("worker_cls") == V2_WORKER
         if logs_head:
             kwargs["additional_config"] = with_told(kwargs.get("additional_config"), head_log_steps=head_log_steps)
@@ -201,74 +211,35 @@ def steered_engine_kwargs(
         serving_plainly=reason,
         only_observing=only_observing,
         why_never_asleep=why_at_zero,
-        notice=_notice(facts, missing_hooks.sleeping if runner_is_v1 else (), graph_plan) if steered else "",
+        notice=_notice(facts, missing_hooks, without, graph_plan, runner_is_v1=runner_is_v1) if steered else "",
         runner_is_v1=runner_is_v1,
         graph_tiers=tiers,
         graph_plan=graph_plan,
         logs_head=logs_head,
+        layers=_layers(facts, kwargs, why_at_zero) if steered else (),
         environment={RUNNER_VARIABLE: "0"} if chooses_v1 else {},
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OffloadFacts(SleepFacts):
-    """What decides whether a draft's memory can be lent."""
+def _with_tiers(
+    kwargs: dict[str, Any], facts: EngineFacts, users: list[int], wanted: Sequence[int] | None
+) -> tuple[list[int], GraphPlan | None]:
+    """Lengths by batch size that name every K to capture graphs for, in place of the `users`, and those graphs.
 
-    on_cpu: bool
-    max_model_len_is_left_to_vllm: bool = False
-    num_blocks_is_fixed: bool = False
-    cuda_opt_in: bool = False
-    cumem_allocator: bool = False
-    draft_quantization: str = ""
-
-
-def why_not_lendable(facts: OffloadFacts) -> str:
-    """Why this engine's draft keeps its memory, whatever its size; empty where it could be lent."""
-    checks = (
-        (facts.drafter_kind != SEPARATE_DRAFT_MODEL, "only a separate draft model has memory of its own"),
-        (facts.max_model_len_is_left_to_vllm, "max_model_len is left to vLLM (-1), which would fit it to lent blocks"),
-        (facts.num_blocks_is_fixed, "num_gpu_blocks_override fixes the number of KV blocks"),
-        (not facts.on_cpu and not facts.cuda_opt_in, f"on a GPU it has never run; {CUDA_OFFLOAD_VARIABLE}=1 tries it"),
-        (not facts.on_cpu and not facts.cumem_allocator, "on a GPU it needs enable_cumem_allocator: true in engine_kwargs"),
-        (
-            facts.on_cpu and bool(facts.draft_quantization),
-            f"the draft is quantised ({facts.draft_quantization}), which packs its weights only once on CPU",
-        ),
+    `kwargs` get sizes to capture, and the user's lengths for the scheduler, which runs those where nobody steers.
+    """
+    lengths = name_lengths(users, sorted({*graph_tiers(wanted, facts.max_num_speculative_tokens), *users}))
+    if lengths != users:
+        kwargs["additional_config"] = with_told(kwargs.get("additional_config"), users_table=to_table(users))
+    tiers = tuple(sorted(set(lengths)))
+    compilation = with_capture_sizes(
+        kwargs.get("compilation_config"), capture_sizes(facts.max_num_seqs, tiers, facts.largest_capture_size)
     )
-    first, *others = [reason if applies else "" for applies, reason in checks]
-    return next((reason for reason in (first, why_never_asleep(facts), *others) if reason), "")
-
-
-def _offload(config: VllmConfig, *, on_cpu: bool) -> tuple[OffloadConfig | None, str]:
-    """How the draft's memory can be lent, or why it cannot."""
-    speculative = config.speculative_config
-    sleep = dataclasses.asdict(sleep_facts(config))
-    if speculative is None or speculative.method != SEPARATE_DRAFT_MODEL:
-        return None, why_not_lendable(OffloadFacts(on_cpu=on_cpu, **sleep))
-    facts = OffloadFacts(
-        on_cpu=on_cpu,
-        max_model_len_is_left_to_vllm=config.model_config.original_max_model_len == -1,
-        num_blocks_is_fixed=config.cache_config.num_gpu_blocks_override is not None,
-        cuda_opt_in=os.environ.get(CUDA_OFFLOAD_VARIABLE) == "1",
-        cumem_allocator=bool(config.model_config.enable_cumem_allocator),
-        draft_quantization=speculative.draft_model_config.quantization or "",
-        **sleep,
-    )
-    draft = Path(speculative.draft_model_config.model)
-    reason = why_not_lendable(facts)
-    if not reason and not draft.is_dir():
-        reason = f"the draft {str(draft)!r} is no local folder, from which its size could be read"
-    if reason:
-        return None, reason
-    try:
-        num_bytes = draft_weight_bytes(
-            draft,
-            bytes_per_value=speculative.draft_model_config.dtype.itemsize,
-            tensor_parallel_size=config.parallel_config.tensor_parallel_size,
-        )
-    except (OSError, ValueError) as error:
-        return None, f"the size of the draft is not known ({error})"
-    return OffloadConfig(num_bytes), ""
+    captured = sizes_in(compilation)
+    if not captured:
+        return lengths, None
+    kwargs["compilation_config"] = compilation
+    return lengths, GraphPlan(captured, tiers, facts.max_num_seqs)
 
 
 def installed_vllm() -> tuple[int, int]:
@@ -280,9 +251,39 @@ def installed_vllm() -> tuple[int, int]:
     return V2_OBEYS_K_FROM
 
 
+def _why_not_on(device_type: str) -> str:
+    """vLLM's word for the platform; AMD's is cuda, too. Other platforms have workers of their own, which ours are not made for."""
+    return "" if device_type in STEERED_DEVICES else f"device {device_type!r}: steered are {' and '.join(STEERED_DEVICES)}"
+
+
 def _has_full_graphs(config: VllmConfig) -> bool:
     mode = getattr(getattr(config, "compilation_config", None), "cudagraph_mode", None)
     return mode is None or bool(mode.has_full_cudagraphs())
+
+
+def _has_several_mtp_modules(config: VllmConfig) -> bool:
+    """Whether the runner drafts with a module for each token (vLLM 0.29 to 0.33).
+
+    Runner V2 does for every head of several modules (SpeculativeConfig.use_multi_module_mtp); V1 for Step-3.5 alone, whose proposer
+    also drafts one token at K = 0, and runs the first module of any other again and again. Before 0.32 we choose V1.
+    """
+    speculative = config.speculative_config
+    if speculative is None or kind_of(str(speculative.method)).method != "mtp":
+        return False
+    on_v1 = not getattr(config, "use_v2_model_runner", False)
+    if (on_v1 or installed_vllm() < V2_OBEYS_K_FROM) and speculative.use_step3p5_mtp():
+        return True
+    return not on_v1 and bool(speculative.use_multi_module_mtp())
+
+
+def _is_mamba_like(config: VllmConfig) -> bool:
+    """Of the model's class and its configuration, so before it loads. Gated delta nets, which have key heads, take any tiers.
+
+    Any other recurrent layer counts, also where vLLM would capture it: such an engine is steered all the same.
+    """
+    model = config.model_config
+    is_recurrent = getattr(model, "is_hybrid", False) or getattr(model, "is_attention_free", False)
+    return bool(is_recurrent) and getattr(model.hf_text_config, GATED_DELTA_NET, None) is None
 
 
 def _largest_capture_size(config: VllmConfig) -> int:
@@ -290,7 +291,7 @@ def _largest_capture_size(config: VllmConfig) -> int:
     return max(chosen or 0, LARGEST_CAPTURE_SIZE)
 
 
-def _why_not_on_v2(facts: EngineFacts, missing: MissingHooks) -> str:
+def _why_not_on_v2(facts: EngineFacts, missing: MissingHooks, without: Collection[Layer]) -> str:
     """Why runner V2 would draft its maximum, whatever K says; empty where the drafter obeys there, by vLLM or by our worker.
 
     Where it does not, drafts are written past the blocks that are reserved for K.
@@ -301,44 +302,61 @@ def _why_not_on_v2(facts: EngineFacts, missing: MissingHooks) -> str:
     makes_obey = facts.vllm_version >= V2_OBEYS_K_FROM and kind.is_made_to_obey_on_v2
     checks = (
         (not makes_obey, f"vLLM {version} drafts its maximum for {kind.method} there, whatever K says"),
+        (
+            Layer.SLEEPING in without,
+            f"what makes a draft model obey there is part of sleeping, and {SWITCHED_OFF.format(Layer.SLEEPING)}",
+        ),
         (bool(missing.draft_on_v2), f"this vLLM lacks what makes a draft model obey there: {', '.join(missing.draft_on_v2)}"),
-        (facts.sleep.drafts_in_parallel, "nothing makes a draft model obey there that drafts in parallel"),
         (facts.sleep.is_multimodal, "nothing makes a draft model obey there beside a multimodal target"),
     )
     return next((reason for applies, reason in checks if applies), "")
 
 
-def _why_not_as_asked(facts: EngineFacts, missing: MissingHooks) -> str:
+def _why_not_as_asked(facts: EngineFacts, missing: MissingHooks, without: Collection[Layer]) -> str:
     """Why a drafter whose user wants runner V2 does not obey K; empty where it does, or nobody asks for V2."""
     if facts.on_cpu or not facts.runner_is_users or facts.runner_is_v1:
         return ""
-    reason = _why_not_on_v2(facts, missing)
+    reason = _why_not_on_v2(facts, missing, without)
     return reason and f"{RUNNER_VARIABLE} asks for runner V2: {reason}"
 
 
-def _worker(
-    user_kwargs: Mapping[str, Any], facts: EngineFacts, *, may_sleep: bool, obeys_on_v2: bool, kv_only_head: bool
-) -> dict[str, Any]:
-    """The worker that puts a draft model to sleep, and what it and the scheduler must know of its memory; or a head's."""
+def _worker_class(
+    facts: EngineFacts, missing: MissingHooks, without: Collection[Layer], *, runner_is_v1: bool, kv_only_head: bool
+) -> str:
+    """The worker that puts a draft model to sleep, or writes a head's KV alone; empty where vLLM's own stays.
+
+    On a CPU ours runs every drafter, since it mends vLLM's sampler, unless the drafter's layer or all but steering is off.
+    """
     kind = kind_of(facts.drafter_kind)
+    if kind.layer in without or {Layer.SLEEPING, Layer.HEADS} <= set(without):
+        return ""
     if facts.on_cpu:
-        kwargs: dict[str, Any] = {"worker_cls": CPU_WORKER}
-    elif kind.can_sleep and may_sleep:
-        kwargs = {"worker_cls": GPU_WORKER}
-    elif obeys_on_v2 or (kind.is_head and kv_only_head):
-        kwargs = {"worker_cls": V2_WORKER}
-    else:
-        return {}
-    if facts.offload is not None:
-        kwargs["additional_config"] = facts.offload.to_additional_config(user_kwargs.get("additional_config"))
-    return kwargs
+        return CPU_WORKER
+    if runner_is_v1:
+        return GPU_WORKER if kind.can_sleep and not missing.sleeping else ""
+    return V2_WORKER if kind.is_made_to_obey_on_v2 or (kind.is_head and kv_only_head) else ""
 
 
-def _why_at_zero(facts: EngineFacts, missing: MissingHooks, *, runner_is_v1: bool) -> str:
+def _layers(facts: EngineFacts, kwargs: Mapping[str, Any], why_at_zero: str) -> tuple[Layer, ...]:
+    """Of a steered engine."""
+    kind = kind_of(facts.drafter_kind)
+    has_worker = "worker_cls" in kwargs and not why_at_zero
+    on = {
+        Layer.STEERING: True,
+        Layer.SLEEPING: has_worker and kind.can_sleep,
+        Layer.HEADS: has_worker and kind.is_head,
+        Layer.LENDING: has_worker and facts.offload is not None,
+    }
+    return tuple(layer for layer, is_on in on.items() if is_on)
+
+
+def _why_at_zero(facts: EngineFacts, missing: MissingHooks, without: Collection[Layer], *, runner_is_v1: bool) -> str:
     """As for SteeringLevel, why the whole drafter runs at K = 0. One without a model has nothing to run: K = 0 costs nothing."""
     kind = kind_of(facts.drafter_kind)
     if kind.model == "none":
         return ""
+    if (off := kind.layer) in without:
+        return SWITCHED_OFF.format(off)
     if kind.is_head:
         reason = why_head_runs(facts.sleep, runner_is_v1=runner_is_v1)
         return reason or (f"this vLLM lacks what a head hooks into: {', '.join(missing.heads)}" if missing.heads else "")
@@ -347,20 +365,28 @@ def _why_at_zero(facts: EngineFacts, missing: MissingHooks, *, runner_is_v1: boo
     return facts.why_never_asleep
 
 
-def _notice(facts: EngineFacts, missing: Sequence[str], graph_plan: GraphPlan | None) -> str:
-    sleeps = not facts.on_cpu and not missing and not facts.why_never_asleep and kind_of(facts.drafter_kind).can_sleep
+def _notice(
+    facts: EngineFacts, missing: MissingHooks, without: Collection[Layer], graph_plan: GraphPlan | None, *, runner_is_v1: bool
+) -> str:
+    lacks = bool(missing.sleeping) and runner_is_v1
+    may_sleep = kind_of(facts.drafter_kind).can_sleep and Layer.SLEEPING not in without
+    sleeps = may_sleep and not facts.on_cpu and not lacks and not facts.why_never_asleep
+    full_graphs = facts.captures_graphs and facts.full_graphs and not runner_is_v1
     parts = (
         sleeps and "the sleeping drafter has never run on a GPU",
+        not facts.runner_is_v1 and runner_is_v1 and f"on model runner V1; of V2: {_why_not_on_v2(facts, missing, without)}",
         facts.why_no_offload and f"draft_offload is not in use: {facts.why_no_offload}",
         graph_plan is not None and graph_plan.in_words(),
+        full_graphs and facts.is_mamba_like and maximum_alone(facts.max_num_speculative_tokens),
     )
     return "; ".join(part for part in parts if part)
 
 
-def _why_plain(user_kwargs: Mapping[str, Any], facts: EngineFacts, missing: MissingHooks) -> str:
+def _why_plain(user_kwargs: Mapping[str, Any], facts: EngineFacts, missing: MissingHooks, without: Collection[Layer]) -> str:
     taken = [name for name in ("scheduler_cls", "worker_cls") if user_kwargs.get(name) not in (None, "auto")]
     kind = kind_of(facts.drafter_kind)
     checks = (
+        (Layer.STEERING in without, SWITCHED_OFF.format(Layer.STEERING)),
         (bool(facts.why_not_here), facts.why_not_here),
         (bool(missing.steering), f"this vLLM lacks what Nightjar hooks into: {', '.join(missing.steering)}"),
         (facts.drafter_kind == "none", "engine_kwargs hold no speculative_config: there is nothing to steer"),
@@ -368,7 +394,15 @@ def _why_plain(user_kwargs: Mapping[str, Any], facts: EngineFacts, missing: Miss
             not kind.obeys_k,
             f"drafter {facts.drafter_kind!r} does not obey a K chosen per step (those that do: {', '.join(STEERABLE)})",
         ),
-        (bool(why := _why_not_as_asked(facts, missing)), why),
+        (
+            facts.drafts_in_parallel,
+            "parallel_drafting makes all drafts in one pass: a step of fewer would end the engine, or mix its rows' drafts",
+        ),
+        (
+            facts.several_mtp_modules,
+            "the MTP head drafts with several modules in turn, always its maximum, and their KV keeps the drafts that K leaves out",
+        ),
+        (bool(why := _why_not_as_asked(facts, missing, without)), why),
         (
             facts.adaptive_verification,
             "enable_adaptive_verification lets vLLM choose how many drafts are verified, and two cannot choose: take it out",

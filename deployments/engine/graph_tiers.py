@@ -7,6 +7,10 @@ and serve any K.
 
 With several K one size hides another: vLLM looks only at the next larger size, which may be captured for another K (0.32,
 v1/worker/gpu/cudagraph_utils.py, `_init_candidates`). Sizes that are common multiples of every K + 1 hide none.
+
+A target with Mamba-like layers (Mamba, Mamba-2, short convolutions) gets no tiers: vLLM asserts at capture that a full graph
+verifies the maximum (0.29 to 0.33, v1/attention/backends/mamba_attn.py, `build_for_cudagraph_capture`), after the whole model has
+loaded. Its table names the maximum alone, and a step at any other K runs with piecewise graphs.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ LARGEST_CAPTURE_SIZE: Final = 512
 COARSEST_STEP: Final = 32
 """Of capture sizes, in tokens: beyond, a step would be padded by too much, and vLLM's own sizes stay."""
 _SMALL_BATCHES: Final = (1, 2, 4)
+GATED_DELTA_NET: Final = "linear_key_head_dim"
+"""In the configuration of models with gated delta nets (Qwen3-Next, Qwen3.5), whose recurrent layers take any tiers."""
 _SIZE_OPTIONS: Final = ("cudagraph_capture_sizes", "max_cudagraph_capture_size")
 
 
@@ -53,6 +59,14 @@ def name_lengths(lengths: Sequence[int], wanted: Sequence[int]) -> list[int]:
             return kept + list(lengths[len(kept) : len(lengths) - len(missing)]) + missing[::-1]
     missing = sorted(every - {lengths[0]})[: len(lengths) - 1]
     return [lengths[0], *missing[::-1]]
+
+
+def maximum_alone(max_num_speculative_tokens: int) -> str:
+    """What an operator should know of a Mamba-like target."""
+    return (
+        f"full graphs for K = {max_num_speculative_tokens} alone, since the target has Mamba-like layers: steps at any other K run "
+        "with piecewise graphs, or with none where cudagraph_mode has no piecewise ones"
+    )
 
 
 def to_table(lengths: Sequence[int]) -> list[list[int]]:

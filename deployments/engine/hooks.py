@@ -65,6 +65,7 @@ EVERYWHERE: Final = (
             "waiting",
             "max_num_scheduled_tokens",
             "num_spec_tokens",
+            "dynamic_sd_lookup",
             "num_lookahead_tokens",
             "max_num_running_reqs",
             "max_model_len",

@@ -20,11 +20,13 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from nightjar.deployments.drafter_kinds import kind_of
+from nightjar.deployments.engine.additional_config import told_table
 from nightjar.deployments.engine.control import register_control_method
 from nightjar.deployments.engine.draft_lending import DraftLending
 from nightjar.deployments.engine.draft_slots import DraftSlots
 from nightjar.deployments.engine.draft_work import DRAFTER_FAILURE_ATTRIBUTE, RELOAD_FAILURE_ATTRIBUTE
 from nightjar.deployments.engine.drafting import Drafting
+from nightjar.deployments.engine.graph_tiers import from_table
 from nightjar.deployments.engine.kv_groups import why_not_followed
 from nightjar.deployments.engine.kv_pool import ElasticKVPool
 from nightjar.deployments.engine.lag_ledger import LagLedger
@@ -77,6 +79,8 @@ class SteeredScheduler(Scheduler):
         self._with_drafter, self._lookahead_tokens = config, self.num_lookahead_tokens
         self._without_drafter = copy.copy(config)
         self._without_drafter.speculative_config = None
+        if (table := told_table(config)) is not None:  # what runs where nobody steers; the workers' graphs are those of the other
+            self.dynamic_sd_lookup = [0, *from_table(table, self.max_num_running_reqs, self.num_spec_tokens)]
 
     def add_request(self, request: Request) -> None:
         """As vLLM's; a request that finds the engine without work starts the step clock anew."""

@@ -25,7 +25,6 @@ class SleepFacts:
     """What decides it."""
 
     drafter_kind: str
-    drafts_in_parallel: bool = False
     draft_ends_before_target: bool = False  # its max_model_len is smaller
     has_kv_connector: bool = False
     sleep_mode: bool = False
@@ -49,7 +48,6 @@ def sleep_facts(config: VllmConfig) -> SleepFacts:
         head_layers=_head_layers(speculative),
         is_multimodal=bool(getattr(config.model_config, "is_multimodal_model", False)),
         spreads_experts=_spreads_experts(config.parallel_config),
-        drafts_in_parallel=bool(speculative.parallel_drafting),
         draft_ends_before_target=speculative.draft_model_config.max_model_len < config.model_config.max_model_len,
         has_kv_connector=config.kv_transfer_config is not None,
         sleep_mode=bool(config.model_config.enable_sleep_mode),
@@ -65,7 +63,6 @@ def why_never_asleep(facts: SleepFacts) -> str:
     """
     checks = (
         (not kind_of(facts.drafter_kind).can_sleep, NO_SEPARATE_DRAFT),
-        (facts.drafts_in_parallel, "the draft model drafts in parallel"),
         (facts.draft_ends_before_target, "the draft's max_model_len is below the target's"),
         (facts.has_kv_connector, "a KV connector is in use"),
         (facts.sleep_mode, "sleep mode is on"),
@@ -86,7 +83,6 @@ def why_head_runs(facts: SleepFacts, *, runner_is_v1: bool) -> str:
             facts.head_layers > 1,
             f"the head has {facts.head_layers} attention layers: the KV of all but the first depends on attention",
         ),
-        (facts.drafts_in_parallel, "the head drafts in parallel"),
         (facts.has_kv_connector, "a KV connector is in use"),
         (facts.context_parallel, CONTEXT_PARALLEL),
         (facts.is_multimodal, "the target is multimodal"),

@@ -26,7 +26,7 @@ from nightjar.deployments.engine.head_notes import noted_head
 from nightjar.deployments.engine.hooks import MissingHooks
 from nightjar.deployments.engine.process_guard import own_token
 from nightjar.policy.wire.operator import DraftOffload
-from nightjar.policy.wire.report import GroupKey
+from nightjar.policy.wire.report import GroupKey, Layer
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -52,6 +52,7 @@ class EngineRequest:
     require_steering: bool = False
     graph_tiers: tuple[int, ...] | None = None
     head_log_steps: int = 0
+    without: tuple[Layer, ...] = ()
     extra_routes: tuple[str, ...] = ()
 
 
@@ -105,6 +106,7 @@ def start_steered(
         shadow=shadow,
         wanted_tiers=request.graph_tiers,
         head_log_steps=request.head_log_steps,
+        without=request.without,
     )
     plain = EngineArguments(
         dict(engine_kwargs), facts.drafter_kind, facts.max_num_speculative_tokens, runner_is_v1=facts.runner_is_v1

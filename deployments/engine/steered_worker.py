@@ -7,7 +7,7 @@ Bound to the life of the engine core. The scheduler orders every move, part by p
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -23,7 +23,13 @@ from nightjar.deployments.engine.offload_config import DRAFT_LAYER_PREFIX, Block
 from nightjar.deployments.engine.process_guard import guard_vllm_process
 from nightjar.deployments.engine.step_reports import StepReports
 
+NEVER_LENDS: Final = "start it with draft_offload: never"
+
 log = structlog.get_logger(__name__)
+
+
+class MemoryLentError(RuntimeError):
+    """vLLM was asked to move memory that a draft can lend."""
 
 
 class SteeredWorkerMixin:
@@ -145,3 +151,25 @@ class SteeredWorkerMixin:
         """Give the memory of the draft layers' KV to the lent blocks."""
         memory.release_kv(0, self.base_blocks, "draft")
         memory.restore_kv(self.base_blocks, self.num_blocks, "target")
+
+    def sleep(self, *arguments: Any, **options: Any) -> None:
+        """As vLLM's. Raises MemoryLentError where the draft lends, as the two below: vLLM would unmap, or map, the KV cache as one,
+        which is mapped in parts.
+        """
+        self.refuse_where_lent("sleep")
+        super().sleep(*arguments, **options)  # type: ignore[misc]  # the worker's
+
+    def wake_up(self, *arguments: Any, **options: Any) -> None:
+        """As vLLM's."""
+        self.refuse_where_lent("wake_up")
+        super().wake_up(*arguments, **options)  # type: ignore[misc]  # the worker's
+
+    def discard(self, *arguments: Any, **options: Any) -> None:
+        """As vLLM's (0.32, for EngineCore.release_kv_cache_memory)."""
+        self.refuse_where_lent("release_kv_cache_memory")
+        super().discard(*arguments, **options)  # type: ignore[misc]  # the worker's
+
+    def refuse_where_lent(self, asked: str) -> None:
+        """Raise MemoryLentError where this worker's draft can lend its memory: the engine hands it to its caller, and serves on."""
+        if self.draft_memory is not None:
+            raise MemoryLentError(f"{asked}: the KV cache is mapped in parts, because the draft can lend its memory; {NEVER_LENDS}")

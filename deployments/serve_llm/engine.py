@@ -24,7 +24,7 @@ from nightjar.deployments.engine.environment import is_on_cpu
 from nightjar.deployments.engine.hooks import missing_hooks
 from nightjar.deployments.engine.running_engine import LoadObserver, RunningEngine
 from nightjar.deployments.engine.starting import EngineRequest, group_of, prepare_process, start_steered
-from nightjar.deployments.llm_config import draft_source, parse_local_mode, steering_options
+from nightjar.deployments.llm_config import draft_source, needs_no_hub, parse_local_mode, steering_options
 from nightjar.deployments.replica_control import ReplicaControl
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class SteeredVLLMEngine(VLLMEngine):
         folder = prepare_process(request, users, on_cpu=on_cpu)
         *_, user_config = super()._prepare_engine_config(callback_ctx)
         facts = resolve_facts(user_config, on_cpu=on_cpu, draft_offload=request.draft_offload)
-        facts = dataclasses.replace(facts, why_not_here=self._why_not_here())
+        facts = dataclasses.replace(facts, why_not_here=self._why_not_here() or facts.why_not_here)
         load = LoadObserver()
         (engine, prepared), arguments = start_steered(
             request,
@@ -135,13 +135,14 @@ class SteeredVLLMEngine(VLLMEngine):
             target_name=target,
             draft_name=draft,
             engine_kwargs=engine_kwargs,
-            models_are_local=all(path.startswith("/") for path in (target, draft) if path),
+            models_are_local=needs_no_hub(engine_kwargs, target, draft),
             local_rank=context.rank.local_rank,
             cores_per_engine=max(int(sum(bundle.get("CPU", 0) for bundle in bundles)), 1),
             draft_offload=options.draft_offload,
             require_steering=options.require_steering,
             graph_tiers=options.graph_tiers,
             head_log_steps=options.head_log_steps,
+            without=options.without,
         )
 
     def _why_not_here(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import Record
-from nightjar.policy.wire.report import DrafterState
+from nightjar.policy.wire.report import DrafterState, Layer
 from nightjar.policy.wire.settings import SettingsVersion
 
 
@@ -40,7 +40,7 @@ class Explanation(Record):
     """One replica as of `at_s`, seconds since the epoch. `summary` is the answer in one sentence, `statements` are all reasons.
 
     `num_speculative_tokens` ran in the last step that was reported, `planned_num_speculative_tokens` is the plan's for the present
-    batch (None: no plan). The arms are those of batches from `first_batch_size` to `last_batch_size`.
+    batch (None: no plan). The arms are those of batches from `first_batch_size` to `last_batch_size`; `layers` are those that work.
     """
 
     replica_id: str
@@ -59,6 +59,7 @@ class Explanation(Record):
     num_speculative_tokens: int
     planned_num_speculative_tokens: int | None = None
     drafter_state: DrafterState
+    layers: tuple[Layer, ...] = ()
     generated_tokens_per_s: float = 0.0
     acceptance: tuple[float, ...] = ()
     settings_version: SettingsVersion | None = None

@@ -6,7 +6,7 @@ Fails closed: text that is no mode raises pydantic's ValueError with what is all
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, Self
 
 from pydantic import model_serializer, model_validator
@@ -53,6 +53,20 @@ class Mode(Record):
     def parse(cls, text: str) -> Mode:
         """Parse `auto`, `shadow`, `off` or `pin=K`. Raises ValueError (pydantic's) naming what is allowed."""
         return cls.model_validate(text)
+
+    def why_slow(self, graph_tiers: Sequence[int]) -> str:
+        """What a pinned K costs where an engine captured full graphs for `graph_tiers` alone (empty: any K runs as well).
+
+        >>> Mode.parse("pin=2").why_slow((0, 1, 3, 5))
+        'K=2 is none of the graph tiers 0, 1, 3, 5: its steps find no full CUDA graph and run slower'
+        >>> Mode.parse("pin=3").why_slow((0, 1, 3, 5)), Mode.parse("pin=2").why_slow(())
+        ('', '')
+        """
+        pinned = self.num_speculative_tokens
+        if pinned is None or not graph_tiers or pinned in graph_tiers:
+            return ""
+        tiers = ", ".join(map(str, graph_tiers))
+        return f"K={pinned} is none of the graph tiers {tiers}: its steps find no full CUDA graph and run slower"
 
     def __str__(self) -> str:
         return f"pin={self.num_speculative_tokens}" if self.kind == "pin" else self.kind

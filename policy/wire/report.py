@@ -191,6 +191,21 @@ class SteeringLevel(StrEnum):
     PLAINLY = "plainly"
 
 
+class Layer(StrEnum):
+    """What of Nightjar works in an engine, each by itself.
+
+    STEERING  K in every step
+    SLEEPING  a separate draft model runs nothing at K = 0, and reads later what it missed
+    HEADS  an EAGLE or MTP head writes its KV alone at K = 0
+    LENDING  a sleeping draft model's memory goes to requests
+    """
+
+    STEERING = "steering"
+    SLEEPING = "sleeping"
+    HEADS = "heads"
+    LENDING = "lending"
+
+
 class RestartWish(Record):
     """A replica asks for a lease to restart speculation, again with every report until it may or need not.
 
@@ -265,6 +280,7 @@ class LoadReport(Record):
     """One replica's report to the policy. `notice` is what its operator should know, such as a refused `user_config`.
 
     `serving_plainly` says why the engine has no scheduler of ours, `steering_reason` why `steering` is not the highest level.
+    `layers` are those that work now; empty also where the replica is older than the field.
     """
 
     protocol_version: Annotated[int, Field(ge=1, le=1_000)] = PROTOCOL_VERSION
@@ -278,5 +294,6 @@ class LoadReport(Record):
     serving_plainly: Reason = ""
     steering: SteeringLevel = SteeringLevel.FULLY
     steering_reason: Reason = ""
+    layers: Annotated[tuple[Layer, ...], Field(max_length=len(Layer))] = ()
     local_mode: Mode | None = None
     notice: Reason = ""

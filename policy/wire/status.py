@@ -7,7 +7,7 @@ from typing import ClassVar, Final, Literal
 
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import Record
-from nightjar.policy.wire.report import AdapterCounters, DrafterCounters, DrafterState, EngineLoad, SteeringLevel, StepTotals
+from nightjar.policy.wire.report import AdapterCounters, DrafterCounters, DrafterState, EngineLoad, Layer, SteeringLevel, StepTotals
 from nightjar.policy.wire.settings import SettingsVersion, TableRow
 
 Scope = Literal["fleet", "application", "replica"]
@@ -63,6 +63,7 @@ class ReplicaStatus(Record):
     decision_reason: str = ""
     steering: SteeringLevel = SteeringLevel.FULLY
     steering_reason: str = ""
+    layers: tuple[Layer, ...] = ()
     engine_id: str = ""
     totals: tuple[StepTotals, ...] = ()
 

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from nightjar.cluster.views import acceptance, drafter_cell, fleet_view, plan_text, settings_cell, speculation
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.report import AdapterCounters, DrafterCounters, DrafterState, EngineLoad, SteeringLevel
+from nightjar.policy.wire.report import AdapterCounters, DrafterCounters, DrafterState, EngineLoad, Layer, SteeringLevel
 from nightjar.policy.wire.settings import TableRow
 from nightjar.policy.wire.status import CanaryStatus, FleetStatus, FreezeStatus
 from tests.cluster.fleets import some_fleet
@@ -151,6 +151,15 @@ def test_the_first_line_says_how_much_of_the_fleet_is_steered_and_why_not_more()
         "steering 1 fully, 1 without sleeping (a KV connector is in use), 2 plainly (hooks moved)"
     )
     assert rendered(fleet.model_copy(update={"replicas": ()})).startswith("steering no replica")
+
+
+def test_the_first_line_counts_replicas_by_the_layers_that_work() -> None:
+    fleet = some_fleet()
+    (first, *_) = fleet.replicas
+    sleeps = first.model_copy(update={"layers": (Layer.STEERING, Layer.SLEEPING)})
+    head = first.model_copy(update={"layers": (Layer.STEERING, Layer.HEADS)})
+    text = rendered(fleet.model_copy(update={"replicas": (sleeps, head, sleeps, first)}))
+    assert text.splitlines()[0].rstrip() == "steering 4 fully; layers: steering 3, sleeping 2, heads 1"
 
 
 def test_a_drafter_tells_where_it_is_what_it_cost_and_why_it_waits() -> None:

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 pytest.importorskip("ray.serve")
 from nightjar.deployments.app import build, deployment_options
-from nightjar.deployments.llm_config import ConfigurationError, parse_args, parse_local_mode
+from nightjar.deployments.llm_config import ConfigurationError, needs_no_hub, parse_args, parse_local_mode
 from nightjar.policy.wire.mode import Mode
 
 
@@ -36,6 +36,24 @@ def args(*, draft: str = "draft", **changes: Any) -> dict[str, Any]:
 
 def options(**deployment_config: Any) -> dict[str, Any]:
     return deployment_options(parse_args(args(deployment_config=deployment_config)))
+
+
+@pytest.mark.parametrize(
+    ("engine_kwargs", "models", "is_local"),
+    [
+        ({"max_num_seqs": 8}, ("/models/target", ""), True),
+        ({"tokenizer": "/models/target", "enable_lora": False}, ("/models/target", "/models/draft"), True),
+        ({}, ("/models/target", "owner/draft"), False),
+        ({"tokenizer": "owner/tokenizer"}, ("/models/target",), False),
+        ({"enable_lora": True}, ("/models/target",), False),
+        ({"lora_modules": ["chat=owner/adapter"]}, ("/models/target",), False),
+        ({"trust_remote_code": True}, ("/models/target",), False),
+    ],
+)
+def test_the_hub_is_switched_off_only_where_nothing_can_be_named_by_its_name_there(
+    engine_kwargs: dict[str, Any], models: tuple[str, ...], is_local: bool
+) -> None:
+    assert needs_no_hub(engine_kwargs, *models) is is_local
 
 
 def test_application_builds_with_the_deployment_named_llm() -> None:

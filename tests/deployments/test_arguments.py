@@ -13,11 +13,11 @@ import pytest
 from nightjar.deployments.engine.arguments import (
     ASYNC_SCHEDULER,
     CPU_WORKER,
-    CUDA_OFFLOAD_VARIABLE,
     GPU_WORKER,
     RUNNER_VARIABLE,
     SCHEDULER,
     V2_WORKER,
+    EngineArguments,
     EngineFacts,
     resolve_facts,
     steered_engine_kwargs,
@@ -25,8 +25,10 @@ from nightjar.deployments.engine.arguments import (
 from nightjar.deployments.engine.graph_plan import GraphPlan
 from nightjar.deployments.engine.graph_tiers import capture_sizes
 from nightjar.deployments.engine.hooks import NOTHING_MISSING, MissingHooks
+from nightjar.deployments.engine.lendable import CUDA_OFFLOAD_VARIABLE
 from nightjar.deployments.engine.offload_config import OffloadConfig
 from nightjar.deployments.engine.sleeping import HEAD_ON_V1, SleepFacts
+from nightjar.policy.wire.report import Layer
 
 CPU = EngineFacts(
     on_cpu=True,
@@ -50,6 +52,12 @@ def user_kwargs(**speculative: Any) -> dict[str, Any]:
 
 def table(kwargs: dict[str, Any]) -> Any:
     return kwargs["speculative_config"]["num_speculative_tokens_per_batch_size"]
+
+
+def told(arguments: EngineArguments) -> dict[str, Any]:
+    """What scheduler and workers are told of the layers, beside the user's own table of lengths."""
+    entry = arguments.kwargs.get("additional_config", {}).get("nightjar", {})
+    return {name: value for name, value in entry.items() if name != "users_table"}
 
 
 def test_cpu_engine_gets_scheduler_worker_and_its_own_constant_length() -> None:
@@ -112,6 +120,17 @@ def test_where_one_graph_serves_every_k_all_of_them_stay(changes: dict[str, Any]
     assert "compilation_config" not in arguments.kwargs
 
 
+def test_a_mamba_like_target_gets_no_tiers_where_they_would_be_captured_and_says_what_runs_instead() -> None:
+    arguments = steered_engine_kwargs(user_kwargs(), replace(EAGLE, is_mamba_like=True), wanted_tiers=[2])
+    assert arguments.serving_plainly == ""
+    assert arguments.graph_tiers == ()
+    assert table(arguments.kwargs) == [[1, 8, 4]]
+    assert "compilation_config" not in arguments.kwargs
+    assert "full graphs for K = 4 alone" in arguments.notice
+    for none_full in (replace(EAGLE, captures_graphs=False), replace(EAGLE, runner_is_v1=True), replace(EAGLE, full_graphs=False)):
+        assert "full graphs" not in steered_engine_kwargs(user_kwargs(), replace(none_full, is_mamba_like=True)).notice
+
+
 def test_a_draft_model_keeps_vllms_runner_v2_and_its_full_graphs_also_where_its_method_is_left_to_vllm() -> None:
     kwargs = user_kwargs()
     del kwargs["speculative_config"]["method"]
@@ -127,7 +146,6 @@ def test_a_draft_model_keeps_vllms_runner_v2_and_its_full_graphs_also_where_its_
     ("sleep", "missing", "version"),
     [
         ({}, MissingHooks(draft_on_v2=("StandaloneARSpeculator.propose",)), (0, 33)),
-        ({"drafts_in_parallel": True}, NOTHING_MISSING, (0, 33)),
         ({"is_multimodal": True}, NOTHING_MISSING, (0, 33)),
         ({}, NOTHING_MISSING, (0, 29)),
     ],
@@ -146,6 +164,15 @@ def test_an_engine_whose_host_is_not_one_to_steer_in_gets_the_users_arguments_an
     arguments = steered_engine_kwargs(user_kwargs(), replace(GPU, why_not_here="accelerator_config.kind 'tpu'"))
     assert arguments.kwargs == user_kwargs()
     assert arguments.serving_plainly == "accelerator_config.kind 'tpu'"
+
+
+@pytest.mark.parametrize(("device", "is_steered"), [("cpu", True), ("cuda", True), ("xpu", False), ("tpu", False)])
+def test_an_engine_on_a_platform_that_no_worker_of_ours_is_made_for_is_served_plainly(
+    draft: Path, device: str, is_steered: bool
+) -> None:
+    config = resolved(draft, device_config=SimpleNamespace(device_type=device))
+    arguments = steered_engine_kwargs(user_kwargs(), resolve_facts(config, on_cpu=device == "cpu"))
+    assert arguments.serving_plainly == ("" if is_steered else f"device {device!r}: steered are cpu and cuda")
 
 
 @pytest.mark.parametrize(
@@ -304,19 +331,15 @@ def test_a_draft_stays_where_its_memory_could_be_touched_behind_our_back(draft: 
     assert reason in facts.why_no_offload
 
 
-def test_a_draft_stays_where_it_is_quantised_or_drafts_in_parallel_or_is_no_local_folder(draft: Path) -> None:
+def test_a_draft_stays_where_it_is_quantised_or_is_no_local_folder(draft: Path) -> None:
     reasons = []
     for change in ({"quantization": "fp8"}, {"model": "somebody/draft"}, {"model": str(draft / "nothing")}):
         config = resolved(draft)
         vars(config.speculative_config.draft_model_config).update(change)
         reasons.append(resolve_facts(config, on_cpu=True, draft_offload="under_memory_pressure").why_no_offload)
-    config = resolved(draft)
-    config.speculative_config.parallel_drafting = True
-    reasons.append(resolve_facts(config, on_cpu=True, draft_offload="under_memory_pressure").why_no_offload)
     assert "quantised (fp8)" in reasons[0]
     assert "'somebody/draft' is no local folder" in reasons[1]
     assert "is no local folder" in reasons[2]
-    assert reasons[3] == "the draft model drafts in parallel"
 
 
 def test_on_a_gpu_a_drafts_memory_is_lent_only_where_the_operator_tries_what_never_ran(
@@ -363,11 +386,9 @@ def test_an_engine_without_graphs_can_leave_shadow_at_any_time() -> None:
             {},
             "asks for runner V2: vLLM 0.29 drafts its maximum for draft_model there, whatever K says",
         ),
-        (
-            replace(GPU, runner_is_users=True, sleep=SleepFacts(drafter_kind="draft_model", drafts_in_parallel=True)),
-            {},
-            "asks for runner V2: nothing makes a draft model obey there that drafts in parallel",
-        ),
+        (replace(GPU, drafts_in_parallel=True), {}, "parallel_drafting makes all drafts in one pass"),
+        (replace(EAGLE, drafts_in_parallel=True, runner_is_v1=True), {}, "parallel_drafting makes all drafts in one pass"),
+        (replace(GPU, drafter_kind="mtp", several_mtp_modules=True), {}, "drafts with several modules in turn"),
         (
             replace(GPU, runner_is_users=True, sleep=SleepFacts(drafter_kind="draft_model", is_multimodal=True)),
             {},
@@ -413,7 +434,7 @@ def test_a_user_who_asks_for_a_runner_gets_it_and_lending_works_on_both() -> Non
         arguments = steered_engine_kwargs(user_kwargs(), facts)
         assert arguments.kwargs["worker_cls"] == worker
         assert (arguments.serving_plainly, arguments.why_never_asleep, arguments.environment) == ("", "", {})
-        assert arguments.kwargs["additional_config"] == {"nightjar": {"draft_weight_bytes": 20}}
+        assert told(arguments) == {"draft_weight_bytes": 20}
     missing = MissingHooks(sleeping=("of runner V1",), draft_on_v2=("StandaloneARSpeculator.propose",))
     lacking = steered_engine_kwargs(user_kwargs(), lends, missing_hooks=missing)
     assert lacking.serving_plainly == (
@@ -428,7 +449,7 @@ def test_a_moved_name_that_only_lending_needs_costs_the_lending_alone(runner_is_
     lends = replace(GPU, offload=OffloadConfig(draft_weight_bytes=20), runner_is_users=True, runner_is_v1=runner_is_v1)
     arguments = steered_engine_kwargs(user_kwargs(), lends, missing_hooks=MissingHooks(lending=("BlockPool.get_new_blocks",)))
     assert arguments.kwargs["worker_cls"] == (GPU_WORKER if runner_is_v1 else V2_WORKER)
-    assert "additional_config" not in arguments.kwargs
+    assert told(arguments) == {}
     assert "draft_offload is not in use: this vLLM lacks what lending hooks into: BlockPool.get_new_blocks" in arguments.notice
 
 
@@ -439,7 +460,75 @@ def test_only_a_head_that_writes_its_kv_alone_may_owe_writes(facts: EngineFacts,
     facts = replace(facts, sleep=SleepFacts(drafter_kind=facts.drafter_kind))
     arguments = steered_engine_kwargs(user_kwargs() | {"additional_config": {"theirs": 1}}, facts, head_log_steps=16)
     assert arguments.logs_head is logs
-    assert arguments.kwargs["additional_config"] == {"theirs": 1} | ({"nightjar": {"head_log_steps": 16}} if logs else {})
+    assert arguments.kwargs["additional_config"]["theirs"] == 1
+    assert told(arguments) == ({"head_log_steps": 16} if logs else {})
+
+
+STEERING, SLEEPING, HEADS, LENDING = Layer
+ALL_BUT_STEERING = (SLEEPING, HEADS)
+ON_V1 = replace(GPU, runner_is_users=True, runner_is_v1=True)
+
+
+@pytest.mark.parametrize(
+    ("facts", "layers"),
+    [
+        (CPU, (STEERING, SLEEPING)),
+        (replace(CPU, offload=OffloadConfig(20)), (STEERING, SLEEPING, LENDING)),
+        (GPU, (STEERING, SLEEPING)),
+        (ON_V1, (STEERING, SLEEPING)),
+        (EAGLE, (STEERING, HEADS)),
+        (replace(EAGLE, runner_is_v1=True), (STEERING,)),
+        (replace(CPU, drafter_kind="eagle"), (STEERING,)),
+        (replace(GPU, drafter_kind="ngram"), (STEERING,)),
+        (replace(GPU, drafter_kind="medusa"), ()),
+    ],
+)
+def test_an_engine_has_the_layers_of_its_drafter_and_each_is_off_where_it_is_switched_off(
+    facts: EngineFacts, layers: tuple[Layer, ...]
+) -> None:
+    facts = replace(facts, sleep=SleepFacts(drafter_kind=facts.drafter_kind))
+    assert steered_engine_kwargs(user_kwargs(), facts).layers == layers
+    for off in ALL_BUT_STEERING:
+        dependent = {off, LENDING} if off is SLEEPING else {off}
+        assert steered_engine_kwargs(user_kwargs(), facts, without=[off]).layers == tuple(
+            layer for layer in layers if layer not in dependent
+        )
+
+
+@pytest.mark.parametrize("shadow", [False, True])
+def test_without_steering_an_engine_gets_exactly_the_users_arguments(shadow: bool) -> None:
+    arguments = steered_engine_kwargs(user_kwargs(), GPU, shadow=shadow, without=[STEERING])
+    assert (arguments.kwargs, arguments.layers) == (user_kwargs(), ())
+    assert arguments.serving_plainly == "the layer steering is switched off (without)"
+
+
+@pytest.mark.parametrize("facts", [CPU, GPU, ON_V1, EAGLE, replace(CPU, drafter_kind="eagle"), replace(CPU, drafter_kind="ngram")])
+def test_with_every_layer_but_steering_off_the_worker_is_vllms_and_nothing_is_lent(facts: EngineFacts) -> None:
+    facts = replace(facts, sleep=SleepFacts(drafter_kind=facts.drafter_kind), offload=OffloadConfig(20))
+    arguments = steered_engine_kwargs(user_kwargs(), facts, without=ALL_BUT_STEERING, head_log_steps=16)
+    assert arguments.layers == (STEERING,)
+    touched = {name for name, value in arguments.kwargs.items() if value != user_kwargs().get(name)}
+    assert touched <= {"scheduler_cls", "speculative_config", "compilation_config", "additional_config"}
+    assert told(arguments) == {}
+    assert table(arguments.kwargs)
+
+
+def test_without_sleeping_a_draft_model_takes_the_runner_on_which_vllm_makes_it_obey_and_says_so() -> None:
+    arguments = steered_engine_kwargs(user_kwargs(), GPU, without=[SLEEPING])
+    assert arguments.environment == {RUNNER_VARIABLE: "0"}
+    assert arguments.why_never_asleep == "the layer sleeping is switched off (without)"
+    reason = "what makes a draft model obey there is part of sleeping, and the layer sleeping is switched off (without)"
+    assert f"on model runner V1; of V2: {reason}" in arguments.notice
+    asked = steered_engine_kwargs(user_kwargs(), replace(GPU, runner_is_users=True), without=[SLEEPING])
+    assert asked.serving_plainly == f"VLLM_USE_V2_MODEL_RUNNER asks for runner V2: {reason}"
+    assert steered_engine_kwargs(user_kwargs(), GPU, without=[HEADS]) == steered_engine_kwargs(user_kwargs(), GPU)
+
+
+def test_lending_goes_with_sleeping_and_says_so() -> None:
+    lends = replace(CPU, offload=OffloadConfig(draft_weight_bytes=20))
+    arguments = steered_engine_kwargs(user_kwargs(), lends, without=[SLEEPING])
+    assert "additional_config" not in arguments.kwargs
+    assert "draft_offload is not in use: the layer sleeping is switched off (without)" in arguments.notice
 
 
 def test_users_arguments_are_not_modified() -> None:

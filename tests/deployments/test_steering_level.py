@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from nightjar.deployments.engine.arguments import EngineArguments
 from nightjar.deployments.steering_level import FULLY, Steered, level_at_start, level_now
-from nightjar.policy.wire.report import Counters, DrafterCounters, DrafterState, EngineSnapshot, SteeringLevel
+from nightjar.policy.wire.report import Counters, DrafterCounters, DrafterState, EngineSnapshot, Layer, SteeringLevel
 
 PLAINLY, OBSERVING, WITHOUT_SLEEPING = SteeringLevel.PLAINLY, SteeringLevel.OBSERVING, SteeringLevel.WITHOUT_SLEEPING
 
@@ -34,6 +35,19 @@ def test_arguments_promise_a_level_and_every_level_but_the_highest_has_a_reason(
     promised = level_at_start(EngineArguments({}, "draft_model", 4, **fields))
     assert promised.level is level
     assert bool(promised.reason) is (level is not SteeringLevel.FULLY)
+
+
+def test_the_layers_that_work_go_with_the_level() -> None:
+    all_on = (Layer.STEERING, Layer.SLEEPING, Layer.LENDING)
+    arguments = EngineArguments({}, "draft_model", 4, layers=all_on)
+    started = level_at_start(arguments)
+    assert started.layers == all_on
+    assert level_at_start(replace(arguments, why_never_asleep="a KV connector is in use")).layers == (Layer.STEERING,)
+    assert level_at_start(replace(arguments, only_observing=True)).layers == ()
+    assert level_at_start(replace(arguments, serving_plainly="no such hook")).layers == ()
+    assert level_now(started, "draft_model", snapshot(DrafterState.DORMANT)).layers == all_on
+    assert level_now(started, "draft_model", snapshot(DrafterState.IN_SYNC)).layers == (Layer.STEERING,)
+    assert level_now(started, "draft_model", snapshot(fault="before_step: KeyError: 'x'")).layers == ()
 
 
 def test_a_drafter_that_could_sleep_and_stays_in_sync_is_steered_without_sleeping_for_the_engines_reason() -> None:

@@ -43,6 +43,8 @@ def make_scheduler(
     can_be_dormant: bool = False,
     draft_weight_bytes: int = 0,
     window_tokens: int = 0,
+    additional_config: dict[str, Any] | None = None,
+    table: Sequence[Sequence[int]] = (),
 ) -> Any:
     """A scheduler of `scheduler_class` for a model of which only the configuration exists, written into `folder`.
 
@@ -65,11 +67,13 @@ def make_scheduler(
     if can_be_dormant:
         config.additional_config = OffloadConfig(draft_weight_bytes).to_additional_config({}) if draft_weight_bytes else {}
         config.parallel_config.worker_cls = "nightjar.deployments.engine.cpu_worker.SteeredCPUWorker"
+    if additional_config is not None:
+        config.additional_config = additional_config
     config.speculative_config = SpeculativeConfig(
         method="draft_model",
         model=str(folder),
         num_speculative_tokens=max_num_speculative_tokens,
-        num_speculative_tokens_per_batch_size=[[1, max_num_seqs, max_num_speculative_tokens]],
+        num_speculative_tokens_per_batch_size=[list(row) for row in table] or [[1, max_num_seqs, max_num_speculative_tokens]],
         target_model_config=config.model_config,
         target_parallel_config=config.parallel_config,
     )

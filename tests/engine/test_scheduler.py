@@ -16,7 +16,9 @@ from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.settings import IssuedSettings, Local, Plan, Settings, SettingsVersion, Table, TableRow
 
 pytest.importorskip("vllm")
+from vllm.v1.core.sched.scheduler import Scheduler
 
+from nightjar.deployments.engine.arguments import EngineFacts, steered_engine_kwargs
 from nightjar.deployments.engine.scheduler import SteeredAsyncScheduler, SteeredScheduler, most_drafts_of
 from tests.engine.scheduler_harness import hand_over_drafts, make_request, make_scheduler, model_output, run_steps
 
@@ -89,6 +91,56 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield tmp_path_factory.mktemp("model")
+
+
+@BOTH
+@pytest.mark.parametrize("users", [None, [[1, 2, 4], [3, 16, 2]]])
+def test_where_nobody_steers_the_users_own_k_runs_and_not_that_of_the_table_for_graphs(
+    tmp_path: Path, scheduler_class: type[Any], in_flight: int, users: list[list[int]] | None
+) -> None:
+    speculative = {"num_speculative_tokens": MAXIMUM, "num_speculative_tokens_per_batch_size": users}
+    facts = EngineFacts(
+        on_cpu=False,
+        async_scheduling=True,
+        captures_graphs=True,
+        max_num_seqs=16,
+        drafter_kind="eagle",
+        max_num_speculative_tokens=MAXIMUM,
+        runner_is_v1=False,
+    )
+    kwargs = steered_engine_kwargs({"speculative_config": speculative}, facts).kwargs
+    table = kwargs["speculative_config"]["num_speculative_tokens_per_batch_size"]
+    assert {length for *_, length in table} >= {0, 1, 3, 4}
+    scheduler = start(scheduler_class, tmp_path, requests=16, table=table, additional_config=kwargs["additional_config"])
+    users_own = 2 if users else MAXIMUM
+    assert run_steps(scheduler, 4, in_flight=in_flight)[-1].num_spec_tokens_to_schedule == users_own
+    for sequence, (mode, length) in enumerate((("off", 0), ("shadow", users_own), ("pin=1", 1)), start=1):
+        steer(scheduler, mode, sequence)
+        assert run_steps(scheduler, 4, in_flight=in_flight)[-1].num_spec_tokens_to_schedule == length
+    scheduler.nightjar.fault = "an error of ours"
+    assert run_steps(scheduler, 4, in_flight=in_flight)[-1].num_spec_tokens_to_schedule == users_own
+
+
+@BOTH
+def test_where_no_drafter_sleeps_nothing_but_k_is_changed_of_vllms_scheduling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduler_class: type[Any], in_flight: int
+) -> None:
+    scheduler = start(scheduler_class, tmp_path)
+    config, lookahead_tokens = scheduler.vllm_config, scheduler.num_lookahead_tokens
+    seen: set[tuple[int, bool]] = set()
+    theirs = Scheduler.schedule
+
+    def schedule(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.add((self.num_lookahead_tokens, self.vllm_config is config))
+        return theirs(self, *args, **kwargs)
+
+    monkeypatch.setattr(Scheduler, "schedule", schedule)
+    lengths = []
+    for sequence, mode in enumerate(("off", "pin=2", "auto", "shadow"), start=1):
+        steer(scheduler, mode, sequence)
+        lengths.append(run_steps(scheduler, 6, in_flight=in_flight)[-1].num_spec_tokens_to_schedule)
+    assert lengths == [0, 2, MAXIMUM, MAXIMUM]
+    assert seen == {(lookahead_tokens, True)}
 
 
 @BOTH

@@ -164,6 +164,24 @@ def test_a_worker_plans_lent_blocks_only_where_the_scheduler_keeps_a_ledger_of_t
     assert (worker.draft_memory is not None) is lends
 
 
+@pytest.mark.parametrize(
+    ("method", "arguments", "asked"),
+    [("sleep", (1,), "sleep"), ("wake_up", (None,), "wake_up"), ("discard", (("kv_cache",),), "release_kv_cache_memory")],
+)
+def test_vllm_cannot_unmap_or_map_memory_that_a_draft_can_lend(
+    method: str, arguments: tuple[Any, ...], asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(Worker, method, lambda self, *arguments: calls.append(method))
+    lends, keeps = worker_of(BrokenMemory()), worker_of(BrokenMemory())
+    keeps.draft_memory = None
+    with pytest.raises(steered_worker.MemoryLentError, match=f"^{asked}: .*; start it with draft_offload: never$"):
+        getattr(lends, method)(*arguments)
+    assert calls == []
+    getattr(keeps, method)(*arguments)
+    assert calls == [method]
+
+
 LOADED_ON_A_GPU = ("scheduler", "control", "hooks", "worker", "v2_worker", "drafter", "memory.cuda", "arguments", "openai_server")
 NOT_PATCHED = """
 import importlib, sys, torch

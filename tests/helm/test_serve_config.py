@@ -67,7 +67,7 @@ def test_names_and_numbers_of_vllm_and_ray_pass_through_untouched() -> None:
     options = {"max_ongoing_requests": 2000000, "autoscaling_config": {"min_replicas": 1, "max_replicas": 8}}
     actor = {"ray_actor_options": {"num_cpus": 4, "resources": {"a": 0.5}}}
     model = {"name": "m", "engineKwargs": kwargs, "deploymentConfig": options | actor, "hungAfterS": 0, "draftOffload": "never"}
-    model |= {"requireSteering": True, "graphTiers": [0, 2], "headLogSteps": 16, "extraRoutes": ["/metrics"]}
+    model |= {"requireSteering": True, "graphTiers": [0, 2], "headLogSteps": 16, "without": ["heads"], "extraRoutes": ["/metrics"]}
     model |= {"modelId": "org/m", "modelSource": "org/M", "routePrefix": "/m", "runtimeEnv": {"env_vars": {"A": "1"}}}
     application = release(values={"models": [model]}).serve_config["applications"][0]
     assert application == {
@@ -85,6 +85,7 @@ def test_names_and_numbers_of_vllm_and_ray_pass_through_untouched() -> None:
                     "require_steering": True,
                     "graph_tiers": [0, 2],
                     "head_log_steps": 16,
+                    "without": ["heads"],
                     "extra_routes": ["/metrics"],
                     "draft_offload": "never",
                 }

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.catch_up import CatchUpEvidence
 from nightjar.policy.estimate.evidence import CellEvidence, Evidence
+from nightjar.policy.explain import explain
 from nightjar.policy.fleet import FleetState, decide, empty_fleet, forgotten, learned, observe, with_learned
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.modes import ModeOverride
@@ -110,6 +111,26 @@ def test_off_and_pin_give_one_length_at_every_batch_and_say_who_set_them() -> No
     assert pinned.reason == "mode pin=9 set by replica a by hand (trial), lowered to K=5: the engine's maximum is 5"
     assert [row.num_speculative_tokens for row in table(off).rows] == [0]
     assert off.reason == "mode off set by fleet by hand"
+
+
+@pytest.mark.parametrize(("mode", "is_slower"), [("pin=2", True), ("pin=3", False), ("off", False)])
+def test_a_pinned_k_that_has_no_graphs_of_its_own_runs_and_says_so(mode: str, is_slower: bool) -> None:
+    tiered = KEY.model_copy(update={"graph_tiers": (0, 1, 3, 5)})
+    said = "K=2 is none of the graph tiers 0, 1, 3, 5: its steps find no full CUDA graph and run slower"
+    fleet = Fleet([], settings=OperatorSettings(mode=Mode.parse(mode)))
+    fleet.observe(Replica("a").report(group=tiered))
+    fleet.decide()
+    decision = fleet.decisions["a"]
+    assert table(decision).rows[0].num_speculative_tokens == (Mode.parse(mode).num_speculative_tokens or 0)
+    assert (said in decision.reason) is is_slower
+    statements = explain(fleet.state, fleet.decisions, fleet.settings, (), "a", 0.0).statements
+    (statement,) = [each for each in statements if each.who == "mode"]
+    assert (said in statement.words) is is_slower
+    fleet = Fleet([])
+    fleet.observe(Replica("a").report(group=tiered, local_mode=Mode.parse(mode)))
+    fleet.decide()
+    _, (status,) = fleet_status(fleet.state, fleet.decisions, 0.0)
+    assert (said in status.reason) is is_slower
 
 
 def test_a_replica_that_serves_plainly_gets_only_off_and_is_told_why() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from nightjar.deployments.engine.arguments import CUDA_OFFLOAD_VARIABLE, RUNNER_VARIABLE
+from nightjar.deployments.engine.arguments import RUNNER_VARIABLE
 from nightjar.deployments.engine.environment import REPLICA_VARIABLE
+from nightjar.deployments.engine.lendable import CUDA_OFFLOAD_VARIABLE
 from nightjar.deployments.engine.process_guard import own_token
 from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.engines import EngineSpec

@@ -44,6 +44,9 @@ applications:
       {{- with .headLogSteps }}
       head_log_steps: {{ . }}
       {{- end }}
+      {{- with .without }}
+      without: {{ toJson . }}
+      {{- end }}
       {{- with .extraRoutes }}
       extra_routes: {{ toJson . }}
       {{- end }}

@@ -455,6 +455,104 @@ def test_an_engine_in_which_vllm_chooses_how_many_drafts_are_verified_will_be_se
     assert "steering  plainly: enable_adaptive_verification lets vLLM choose" in described(text)
 
 
+def without(layers: str, text: str = GOOD) -> str:
+    return text.replace("accelerator_type: H100", f"accelerator_type: H100\n      without: {layers}")
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        (GOOD, ["layers    steering: scheduler_cls, ", "sleeping: worker_cls, ", "lending is off: draft_offload is never"]),
+        (replaced("method: draft_model", "method: eagle3"), ["layers    steering: scheduler_cls, ", "heads: worker_cls, "]),
+        (
+            without("[sleeping]"),
+            ["sleeping is off: the layer sleeping is switched off (without)", "lending is off: "],
+        ),
+        (
+            without("[heads]", replaced("method: draft_model", "method: eagle3")),
+            ["layers    steering: scheduler_cls, ", "heads is off: the layer heads is switched off (without)"],
+        ),
+        (without("[steering]"), ["layers    none: nothing of vLLM is touched"]),
+        (replaced("mode: auto", "mode: shadow"), ["layers    none: its steps are observed"]),
+    ],
+)
+def test_what_each_layer_touches_of_vllm_is_told_and_why_others_are_off(text: str, lines: list[str]) -> None:
+    assert errors(check_text(text)) == []
+    found = described(text)
+    assert [line for line in lines if line not in found] == []
+
+
+def test_without_steering_is_no_mistake_unless_steering_is_required() -> None:
+    assert said(without("[steering]"), "advice")[:1] == ["the layer steering is switched off (without): it serves as plain vLLM"]
+    (error,) = errors(check_text(without("[steering]\n      require_steering: true")))
+    assert "require_steering: true, and this engine would serve as plain vLLM" in error
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ("[sleping]", "without: Value error, 'sleping' is no layer; allowed are steering, sleeping, heads (got \"['sleping']\")"),
+        (
+            "[lending]",
+            "without: Value error, lending is switched off by draft_offload: never; allowed here are steering, sleeping, heads",
+        ),
+        ("sleeping", "without: Input should be a valid tuple (got 'sleeping')"),
+    ],
+)
+def test_a_switch_of_no_layer_is_one_line_with_the_value_and_what_is_allowed(layers: str, message: str) -> None:
+    (error,) = errors(check_text(without(layers)))
+    assert message in error
+
+
+@pytest.mark.parametrize(("pin", "beside", "is_told"), [(2, "", True), (3, "", False), (2, "enforce_eager: true", False)])
+def test_a_pinned_k_without_graphs_of_its_own_is_told(pin: int, beside: str, is_told: bool) -> None:
+    text = replaced("mode: auto", f"mode: pin={pin}").replace("max_num_seqs: 64", f"max_num_seqs: 64\n        {beside}")
+    told = [line.text("f") for line in check_text(text).lines if line.finding.severity == "warning"]
+    slower = "K=2 is none of the graph tiers 0, 1, 3, 5: its steps find no full CUDA graph and run slower"
+    assert any(f"user_config.mode: pin=2, in application chat: {slower}" in line for line in told) is is_told
+
+
+@pytest.mark.parametrize("method", ["draft_model", "eagle3"])
+def test_a_drafter_that_makes_all_its_tokens_in_one_pass_is_named_with_the_way_out(method: str) -> None:
+    (error,) = errors(check_text(replaced("method: draft_model", f"method: {method}\n          parallel_drafting: true")))
+    assert "speculative_config.parallel_drafting: parallel_drafting makes all drafts in one pass" in error
+    assert error.endswith("so it would serve as plain vLLM; take it out, or serve it without Nightjar (nightjar migrate --remove)")
+
+
+def of_target(folder: Path, target: dict[str, object], text: str) -> str:
+    """`text`, with a target that has this `config.json`."""
+    (folder / "config.json").write_text(json.dumps(target))
+    return text.replace("someone/target", str(folder))
+
+
+@pytest.mark.parametrize(("modules", "maximum", "is_told"), [(3, 5, True), (3, 1, False), (1, 5, False)])
+def test_an_mtp_head_of_several_modules_is_known_where_the_model_is_on_this_machine(
+    tmp_path: Path, modules: int, maximum: int, is_told: bool
+) -> None:
+    text = replaced("          model: someone/draft\n", "").replace("method: draft_model", "method: mtp")
+    text = text.replace("num_speculative_tokens: 5", f"num_speculative_tokens: {maximum}")
+    found = errors(check_text(of_target(tmp_path, {"num_nextn_predict_layers": modules}, text)))
+    assert any("num_speculative_tokens: the MTP head drafts with several modules in turn" in line for line in found) is is_told
+
+
+@pytest.mark.parametrize(
+    ("target", "has_tiers"),
+    [
+        ({"model_type": "falcon_h1", "mamba_d_conv": 4}, False),
+        ({"text_config": {"layer_types": ["conv", "full_attention"], "conv_L_cache": 3}}, False),
+        ({"model_type": "mamba2"}, False),
+        ({"layer_types": ["linear_attention", "full_attention"], "linear_key_head_dim": 128}, True),
+        ({"model_type": "llama"}, True),
+    ],
+)
+def test_which_graphs_a_target_of_mamba_like_layers_gets_is_told(
+    tmp_path: Path, target: dict[str, object], has_tiers: bool
+) -> None:
+    lines = described(of_target(tmp_path, target, GOOD))
+    assert ("full graphs for K = 5 alone, since the target has Mamba-like layers" in lines) is not has_tiers
+    assert ("(graph_tiers)" in lines) is has_tiers
+
+
 OWN = "accelerator_type: H100\n      runtime_env: {env_vars: {VLLM_USE_V2_MODEL_RUNNER: '0'}}"
 LISTED = "deployments: [{name: LLM}]\n  "
 
