@@ -9,6 +9,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from nightjar.deployments.engine.arguments import EngineArguments
 from nightjar.deployments.engine.engine_folder import EngineFolder
 from nightjar.deployments.engine.engine_processes import kill_engine
@@ -18,6 +20,8 @@ from nightjar.policy.wire.report import GroupKey
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.metrics.stats import SchedulerStats
+
+log = structlog.get_logger(__name__)
 
 PAUSE_ANSWER_TIMEOUT_S: Final = 1.0
 """Far below the time that Serve gives a health check; an engine that hangs does not answer at all."""
@@ -47,6 +51,28 @@ class LoadObserver:
 
     def log_engine_initialized(self) -> None:
         """Called by vLLM once."""
+
+
+def observe_load(engine: AsyncLLM, load: LoadObserver) -> None:
+    """Have a started engine tell `load` of each step, where its host takes no logger of ours for it.
+
+    The observer is added as vLLM adds one that it is started with, wrapped in its own adapter: a bare one lacks what vLLM calls
+    when an engine is put to sleep or a request is turned away. An entry point `vllm.stat_logger_plugins` would be no way: once
+    installed, whatever it does, it switches statistics on in each vLLM of the environment whose user switched them off (0.29 to
+    0.33, AsyncLLM.__init__).
+    Fails open: an engine without statistics, or whose loggers moved, is not observed, and the log says so.
+    """
+    reason = "vLLM's statistics are off (disable_log_stats)"
+    try:
+        from vllm.v1.metrics.loggers import PerEngineStatLoggerAdapter
+
+        if (manager := engine.logger_manager) is not None:
+            adapter = PerEngineStatLoggerAdapter(engine.vllm_config, manager.engine_indexes, lambda _config, _index: load)
+            manager.stat_loggers.append(adapter)
+            return
+    except (ImportError, AttributeError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    log.warning("load_not_observed", reason=reason, consequence="served plainly, the engine's load and steps are not known")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from nightjar.deployments.engine.arguments import EngineArguments, resolve_facts
 from nightjar.deployments.engine.environment import is_on_cpu
 from nightjar.deployments.engine.hooks import missing_hooks
-from nightjar.deployments.engine.running_engine import LoadObserver, RunningEngine
+from nightjar.deployments.engine.running_engine import LoadObserver, RunningEngine, observe_load
 from nightjar.deployments.engine.starting import EngineRequest, group_of, prepare_process, start_steered
 from nightjar.deployments.llm_config import draft_source, needs_no_hub, parse_local_mode, steering_options
 from nightjar.deployments.replica_control import ReplicaControl
@@ -119,9 +119,7 @@ class SteeredVLLMEngine(VLLMEngine):
 
     def _start_configured(self, prepared: Prepared, callback_ctx: CallbackCtx, load: LoadObserver) -> tuple[AsyncLLM, Prepared]:
         engine: AsyncLLM = super()._start_async_llm_engine(prepared[0], prepared[2], callback_ctx.placement_group)
-        loggers = getattr(engine.logger_manager, "stat_loggers", None)
-        if loggers is not None:  # they are where the user left vLLM's statistics on; theirs takes no logger of ours
-            loggers.append(load)
+        observe_load(engine, load)  # theirs takes no logger of ours
         return engine, prepared
 
     def _request(self, engine_kwargs: Mapping[str, Any]) -> EngineRequest:

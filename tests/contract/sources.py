@@ -8,6 +8,7 @@ on each release. Fails with a SyntaxError for sources that this Python cannot pa
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -129,6 +130,15 @@ class Sources:
         if self.module(f"{module.name}.{name}") is not None or f'"{name}"' in module.text:
             return Found(None, module)
         return None
+
+
+def as_numbers(version: str) -> tuple[int, ...]:
+    """A version's parts, by which versions are in order.
+
+    >>> sorted(["0.33.0", "0.9.1"], key=as_numbers)
+    ['0.9.1', '0.33.0']
+    """
+    return tuple(map(int, re.findall(r"\d+", version)))
 
 
 def _unfolded(body: list[ast.stmt]) -> Iterator[ast.stmt]:

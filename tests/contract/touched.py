@@ -11,7 +11,7 @@ from typing import Final
 from nightjar.deployments.engine.arguments import V2_OBEYS_K_FROM
 from nightjar.deployments.engine.hooks import DORMANT_DRAFT, DRAFT_OFFLOAD, DRAFT_ON_V2, EVERYWHERE, KV_ONLY_HEAD, ON_CPU, Hook
 from nightjar.deployments.engine.moved_names import HOMES
-from tests.contract.sources import Found, Sources
+from tests.contract.sources import Found, Sources, as_numbers
 
 ROOT: Final = Path(__file__).parents[2]
 FEATURES: Final = {
@@ -29,6 +29,8 @@ FILES_OF: Final = {
     "drafts on V2": ("deployments/engine/draft_on_v2.py", "deployments/engine/v2_worker.py"),
 }
 IMPORTS: Final = "imports"
+EVERY_ENGINE: Final = "every engine"
+"""In bodies.toml alone: what an engine leans on that is served plainly, too."""
 SOURCES: Final = ("deployments", "cluster", "loadtests", "policy")
 
 
@@ -46,8 +48,7 @@ def needed(version: str) -> list[str]:
     >>> "heads" in needed("0.29.0"), "heads" in needed("0.32.0")
     (False, True)
     """
-    major, minor, *_ = map(int, version.split("."))
-    return [feature for feature in FEATURES if (major, minor) >= SINCE.get(feature, (0, 0))]
+    return [feature for feature in FEATURES if as_numbers(version)[:2] >= SINCE.get(feature, (0, 0))]
 
 
 def missing(sources: Sources, features: Sequence[str] = tuple(FEATURES)) -> list[Missing]:

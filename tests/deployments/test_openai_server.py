@@ -8,11 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from nightjar.deployments.engine.arguments import EngineArguments
 from nightjar.deployments.engine.engine_folder import make_engine_folder
 from nightjar.deployments.engine.openai_server import EngineArgumentError, OpenAIServer, split_kwargs
-from nightjar.deployments.engine.running_engine import LoadObserver
+from nightjar.deployments.engine.running_engine import LoadObserver, observe_load
 from nightjar.deployments.engine_watch import FrontEnd
 from nightjar.policy.wire.report import GroupKey
 
@@ -52,6 +53,34 @@ def test_front_end_counts_what_was_a_step(scheduler_stats: Any, iteration_stats:
     load = LoadObserver()
     load.record(scheduler_stats, iteration_stats, mm_cache_stats=None, engine_idx=0)
     assert load.num_steps == is_step
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch and vLLM, on import
+def test_an_observer_counts_once_and_bears_all_that_vllm_tells_its_loggers() -> None:
+    loggers = pytest.importorskip("vllm.v1.metrics.loggers")
+    manager = loggers.StatLoggerManager.__new__(loggers.StatLoggerManager)  # its constructor registers Prometheus metrics
+    manager.stat_loggers, manager.engine_indexes = [], [0]
+    engine: Any = SimpleNamespace(logger_manager=manager, vllm_config=None)
+    load = LoadObserver()
+    observe_load(engine, load)
+    manager.record(stats(running=1), object(), engine_idx=0)
+    assert load.num_steps == 1
+    told = [name for name in vars(loggers.StatLoggerManager) if not name.startswith("_") and name != "record"]
+    assert {"log", "log_engine_initialized", "record_sleep_state"} <= {*told}
+    arguments: dict[str, tuple[Any, ...]] = {"record_sleep_state": (1, 2), "record_admission_rejection": ("max_num_queued_reqs",)}
+    for name in told:
+        getattr(manager, name)(*arguments.get(name, ()))
+    assert load.num_steps == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch and vLLM, on import
+@pytest.mark.parametrize("manager", [None, SimpleNamespace(loggers=[])], ids=["statistics are off", "vLLM has moved them"])
+def test_an_engine_that_cannot_be_observed_serves_and_the_log_says_why(manager: Any) -> None:
+    pytest.importorskip("vllm")
+    engine: Any = SimpleNamespace(logger_manager=manager, vllm_config=None)
+    with capture_logs() as logs:
+        observe_load(engine, LoadObserver())
+    assert [entry["event"] for entry in logs] == ["load_not_observed"]
 
 
 @pytest.mark.parametrize(("seen", "num_steps"), [(7, 7), (0, None)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 pytest.importorskip("vllm")
 
 import torch
+from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from nightjar.deployments.engine.catch_up_input import Row, token_inputs
-from nightjar.deployments.engine.drafter import SteeredDraftModelProposer
+from nightjar.deployments.engine.drafter import SteeredDraftModelProposer, with_rows
 
 PROMPT = torch.tensor([[0, 1, 2, 2, 2, 2, 4, 5], [0, 1, 2, 2, 3, 3, 4, 5], [0, 1, 2, 3, 2, 3, 4, 5]])
 """Of two words, an image of four tokens in two rows of two, and two words: the text after it is two positions earlier."""
@@ -72,3 +74,24 @@ def test_what_is_read_goes_to_the_device_in_one_copy_however_many_rows_there_are
     copies = Copies()
     token_inputs([row(place, 3, 5) for place in range(num_rows)], torch.arange(8), copies)
     assert copies.count == 1
+
+
+@dataclass
+class MetadataOfVLLM029(CommonAttentionMetadata):  # type: ignore[misc]  # vLLM's classes are untyped to us
+    """With what 0.29 has besides (v1/attention/backend.py): lengths kept on the host, which FlashInfer reads."""
+
+    _seq_lens_cpu: torch.Tensor | None = None
+
+    @property
+    def seq_lens_cpu(self) -> torch.Tensor:
+        return self.seq_lens if self._seq_lens_cpu is None else self._seq_lens_cpu
+
+
+def test_metadata_of_other_rows_holds_nothing_that_was_worked_out_for_the_whole_batch() -> None:
+    whole = torch.tensor([5, 6, 7], dtype=torch.int32)
+    start = torch.tensor([0, 1, 2, 3], dtype=torch.int32)
+    of_batch = MetadataOfVLLM029(start, start, whole, 3, 3, 1, 7, torch.zeros(3, 1), torch.zeros(3), _seq_lens_cpu=whole)
+    of_batch.compute_num_computed_tokens()
+    rows = with_rows(of_batch, query_start_loc=start[:2], seq_lens=whole[:1], num_reqs=1)
+    assert rows.seq_lens_cpu.tolist() == [5]
+    assert rows.compute_num_computed_tokens().tolist() == [4]
