@@ -120,6 +120,14 @@ EVERYWHERE: Final = (
         ),
     ),
     Hook("vllm.v1.core.kv_cache_manager", "KVCacheManager", fields=("usage", "coordinator", "block_pool")),
+    Hook(
+        "vllm.v1.core.single_type_kv_cache_manager",
+        "SingleTypeKVCacheManager",
+        fields=("req_to_blocks", "block_size", "allocate_new_blocks", "get_num_blocks_to_allocate"),
+    ),
+    Hook("vllm.v1.core.single_type_kv_cache_manager", "CrossAttentionManager"),
+    Hook("vllm.config", "VllmConfig", fields=("num_lookahead_tokens",)),
+    Hook("vllm.config", "SpeculativeConfig", fields=("max_num_new_slots_for_drafting",)),
     Hook("vllm.v1.engine.core", "EngineCore", fields=("scheduler",)),
 )
 _PROPOSER: Final = "vllm.v1.spec_decode.llm_base_proposer"

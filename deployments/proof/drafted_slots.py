@@ -27,10 +27,11 @@ class DraftedSlots:
         self._rows: list[str] | None = None
         self._wrong = ""
         groups = runner.kv_cache_config.kv_cache_groups
-        names = getattr(drafter, "draft_attn_layer_names", None) or drafter._draft_attn_layer_names  # runner V2's name and V1's
+        on_v2 = hasattr(drafter, "_run_model")
+        names = drafter.draft_attn_layer_names if on_v2 else drafter._draft_attn_layer_names
         self._layers = {name: index for index, group in enumerate(groups) for name in group.layer_names if name in names}
         self._block_tokens = [group.kv_cache_spec.block_size for group in groups]
-        if hasattr(drafter, "_run_model"):
+        if on_v2:
             drafter._run_model = self._looking(drafter._run_model)
         else:
             drafter.model.register_forward_pre_hook(self._look_at_context)
@@ -65,7 +66,7 @@ class DraftedSlots:
         return wrong
 
     def _looking(self, run_model: Callable[..., Any]) -> Callable[..., Any]:
-        """Of runner V2."""
+        """On runner V2, where a compiled model calls no hooks."""
         signature = inspect.signature(run_model)
 
         def looking(*arguments: Any, **options: Any) -> Any:

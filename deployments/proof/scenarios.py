@@ -19,6 +19,7 @@ from nightjar.deployments.proof.driven_engine import DrivenEngine, EngineRequest
 from nightjar.deployments.proof.executed_steps import ExecutedStep
 from nightjar.deployments.rig.model_names import ADAPTER_RANK
 from nightjar.policy.wire.exchange import EngineCommand
+from nightjar.policy.wire.report import DrafterState
 
 MAX_NUM_SPECULATIVE_TOKENS: Final = 3
 CHANGING_LENGTHS: Final = (3, 3, 0, 0, 1, 0, 2, 0, 3, 1, 1, 2, 1, 3, 2, 2)
@@ -101,6 +102,12 @@ def scenarios(adapter: Path | None, *, of_all_kinds: bool = True) -> tuple[Scena
         Scenario("fixed K", _greedy("fixed", _PROMPTS, 32), _something_verified, lengths=(MAX_NUM_SPECULATIVE_TOKENS,)),
         Scenario("changing K", _greedy("changing", _PROMPTS, 40)),
         Scenario("long prompts in chunks", _greedy("chunk", (_LONG, "short", _LONG[::-1]), 16)),
+        Scenario(
+            "long prompt alone",
+            _greedy("alone", (_LONG[100:] + _LONG[:100],), 16),
+            _never_asleep,
+            lengths=(MAX_NUM_SPECULATIVE_TOKENS,),
+        ),
         Scenario("first of a prefix", _greedy("first", (_SHARED + "1",), 8)),
         Scenario("cached prefix", _greedy("prefix", (_SHARED + "2", _SHARED + "3, 4", _SHARED), 16), _found_a_prefix),
         Scenario(GRAMMARS_SCENARIO, _structured(), _grammars_obeyed),
@@ -200,6 +207,12 @@ def _most_verified(steps: Sequence[ExecutedStep], request_ids: Sequence[str]) ->
 
 def _something_verified(ran: Ran) -> str:
     return "" if any(ran.most_verified.values()) or not ran.most_verified else "no draft was verified"
+
+
+def _never_asleep(ran: Ran) -> str:
+    """Also where vLLM leaves out the drafts of all chunks but the last (0.33)."""
+    asleep = [index for index, step in enumerate(ran.ranks[0]) if step.drafter_state == DrafterState.DORMANT]
+    return f"the drafter slept in steps {asleep}" if asleep else ""
 
 
 def _found_a_prefix(ran: Ran) -> str:
