@@ -5,8 +5,8 @@ serving objects. Between their configuration and their engine the arguments are 
 the steered ones are refused at either step the user's own are configured and started (starting.py).
 
 Two of their methods are not public; with a Ray that lacks one of them the server takes their engine class (`missing_in_ray`). The
-replica of an engine on GPUs has no GPU itself, and workers on other nodes have no file of ours; what was written for that has never
-run.
+replica of an engine on GPUs has no GPU itself: vLLM's configuration is made in a task of Ray's, and its workers are Ray's actors.
+That was run on the rig, whose devices Ray gives out of nothing.
 """
 
 from __future__ import annotations

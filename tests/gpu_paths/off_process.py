@@ -288,7 +288,8 @@ def _through_all(engine: SteppedEngine, watched: Watched, steps: int, seed: str)
 
 def _forget_all(engine: SteppedEngine) -> None:
     """Nothing of one variant's KV is left for the next, which would find it in the very same blocks."""
-    assert engine.engine.reset_prefix_cache(), "requests still hold blocks"
+    assert engine.is_idle(), "requests still hold blocks"
+    assert engine.engine.reset_prefix_cache()
     for kv_cache in engine.runner.kv_caches:
         kv_cache.zero_()
 

@@ -185,16 +185,16 @@ def running_request(pool: ThreadPoolExecutor, client: httpx.Client) -> Future[ht
     return request
 
 
-def running_engine(*, ranks: int) -> Engine:
-    """The application's only one."""
+def running_engine(*, ranks: int, on_this_node: bool = True) -> Engine:
+    """The application's only one; `on_this_node` says where its workers are. Files of another node are not its."""
     status = only_replica()
     pid = serving.replica_pid(NAME, status.replica_id)
     core = serving.engine_core_of(pid)
     assert serving.engine_processes_of(pid) == [core]
     workers = serving.ray_workers()
     assert len(workers) == ranks
-    files = serving.files_of([core, *workers])
-    assert any(file.name.startswith("psm_") for file in files)
+    files = serving.files_of([core, *(workers if on_this_node else ())])
+    assert any(file.name.startswith("psm_") for file in files) or not on_this_node
     return Engine(status.replica_id, psutil.Process(pid), core, workers, files)
 
 

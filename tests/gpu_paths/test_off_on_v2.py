@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("vllm")
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL
 from nightjar.deployments.engine.arguments import V2_OBEYS_K_FROM
-from nightjar.deployments.proof.combinations import ALONE, COMPILED, Combination
+from nightjar.deployments.proof.combinations import ALONE, BESIDE, COMPILED, Combination
 from nightjar.deployments.proof.scenarios import ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.deployments.proof.verdict import NEAR_TIE, difference
 from tests.gpu_paths.multiply_adds import COUNTED_AFTER, LLAMA_3_1_8B, STEPS, TINY
@@ -33,6 +33,8 @@ OFF = {
 ON_V2 = tuple(each for each in (*ALONE, *COMPILED) if each.name in OFF and version_under_test() >= V2_OBEYS_K_FROM)
 HEADS = tuple(each for each in ON_V2 if each.writes_kv_alone)
 DRAFTS = tuple(each for each in ON_V2 if each.drafter == SEPARATE_DRAFT_MODEL)
+KEPT_IN_STEP = tuple(each for each in BESIDE if each.name == "v2-async-draft_model-kv-connector" and DRAFTS)
+"""A draft model that runs at K = 0 as well, once: what it writes there must lie in its own request's blocks."""
 
 AGAIN = f"make stress-gpu-paths SEED={STRESS_SEED} repeats it"
 
@@ -201,8 +203,10 @@ def test_a_draft_model_runs_nothing_at_k_0_but_to_catch_up_and_the_maximum_at_no
     assert {forwards for _, forwards, _, _ in steps_of(stock)} == {MAX_NUM_SPECULATIVE_TOKENS}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", ["off", "stress", "limit"])
-def test_a_draft_model_that_slept_changes_no_answer_and_drafts_as_one_that_never_did(
+@pytest.mark.parametrize("draft", [*DRAFTS, *KEPT_IN_STEP], ids=lambda each: each.name)
+def test_a_draft_model_that_was_off_changes_no_answer_and_drafts_as_one_that_never_was(
     rig: Rig, draft: Combination, part: str
 ) -> None:
     """INV-1. Each verified draft is held against what stock vLLM drafts there, each answer against plain decoding's tokens."""

@@ -1,7 +1,8 @@
 """Workers of vLLM's Ray executor on another node than their replica's: without its files, and with pids of their own.
 
 The other node is a raylet in namespaces of its own. Where the replica has its engine's folder it has an empty file system, and
-no pid there is one here. Making namespaces takes a root user.
+no pid there is one here. Making namespaces takes a root user. What a killed worker leaves in that node's shared memory is not
+looked at: vLLM's ring buffers stay there, since Ray kills a worker's resource tracker with it, and nothing of ours runs there.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def test_two_ranks_on_another_node_are_steered_write_nothing_of_ours_and_end_wit
     with serving.serve_cluster(variables=environment) as cluster, other_node(folder, environment), cluster.http(NAME) as client:
         assert serving.ask_policy(lambda policy: policy.configure(SETTINGS))["error"] == ""
         cluster.deploy(application(models, ranks=2))
-        engine = running_engine(ranks=2)
+        engine = running_engine(ranks=2, on_this_node=False)
         (noted,) = folder.glob("nightjar-engine-*")
         assert {int(note.name.rpartition("-")[2]) for note in noted.glob("process-*")} == {engine.core.pid}
         assert_steered_with_plain_decodings_texts(client)
@@ -69,12 +70,13 @@ def test_two_ranks_on_another_node_are_steered_write_nothing_of_ours_and_end_wit
 
 @contextmanager
 def other_node(hidden: Path, environment: dict[str, str]) -> Iterator[None]:
-    """A node of this cluster that has the devices, and nothing in the folder `hidden`."""
+    """A node of this cluster that has the devices, shared memory of its own, and nothing in the folder `hidden`."""
     import ray
 
     address = ray.get_runtime_context().gcs_address
     start = f"{sys.executable} -m ray.scripts.scripts start --address={address} --num-cpus=0 --num-gpus={NUM_GPUS} --block"
-    command = [*NAMESPACES, "sh", "-c", f"mount -t tmpfs none {hidden} && exec {start}"]
+    mounts = " && ".join(f"mount -t tmpfs none {place}" for place in (hidden, "/dev/shm"))
+    command = [*NAMESPACES, "sh", "-c", f"{mounts} && exec {start}"]
     with (hidden.parent / f"{hidden.name}.log").open("w") as log:
         process = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log)
         try:
