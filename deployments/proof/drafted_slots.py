@@ -36,6 +36,13 @@ class DraftedSlots:
         else:
             drafter.model.register_forward_pre_hook(self._look_at_context)
 
+    @classmethod
+    def of(cls, runner: Any) -> DraftedSlots | None:
+        """Of a model runner; None where its drafter has no model, or runs on another device than a CPU."""
+        drafter = getattr(runner, "speculator", None) or getattr(runner, "drafter", None)  # runner V2's name and V1's
+        on_cpu = getattr(drafter, "model", None) is not None and str(getattr(drafter, "device", "")) == "cpu"
+        return cls(runner, drafter) if on_cpu else None
+
     def step(self, scheduler_output: Any) -> None:
         """Take up the blocks that come with a step, before it runs."""
         for finished in scheduler_output.finished_req_ids:

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from nightjar.deployments.engine.draft_work import WORK_ATTRIBUTE
-from nightjar.deployments.proof.drafted_slots import DraftedSlots
 
 GRAPH_MANAGERS: Final = ("prefill_cudagraph_manager", "decode_cudagraph_manager", "cudagraph_manager")
 """Of runner V2's drafters (vLLM 0.32, v1/worker/gpu/spec_decode): each replays a graph with `run_fullgraph`."""
@@ -49,13 +48,27 @@ class ExecutedStep:
     """A slot that the drafter wrote and that is not its request's; looked for on a CPU."""
 
 
+class SlotLook(Protocol):
+    """What looks at the slots that a drafter writes (drafted_slots.py)."""
+
+    def step(self, scheduler_output: Any) -> None:
+        """A step is about to run."""
+
+    def ran(self) -> None:
+        """The target has run it."""
+
+    def taken(self) -> str:
+        """What was wrong in the step."""
+
+
 class ExecutedSteps:
     """Records every step of a worker's model runner from now on in `steps`.
 
-    Who changes the engine's settings before each step also sets `pinned`; `drafter_state` says where the drafter is.
+    Who changes the engine's settings before each step also sets `pinned`; `drafter_state` says where the drafter is, and `slots`
+    looks at what it writes.
     """
 
-    def __init__(self, runner: Any, drafter_state: Callable[[], str] = lambda: "") -> None:
+    def __init__(self, runner: Any, drafter_state: Callable[[], str] = lambda: "", slots: SlotLook | None = None) -> None:
         self.steps: list[ExecutedStep] = []
         self.pinned: int | None = None
         self._drafter_state = drafter_state
@@ -63,7 +76,7 @@ class ExecutedSteps:
         self._replays = 0
         self._graph_mode = ""
         self._output: Any = None
-        self._runner = runner
+        self._runner, self._slots = runner, slots
         drafter = getattr(runner, "speculator", None) or getattr(runner, "drafter", None)  # runner V2's name and V1's
         model = getattr(drafter, "model", None)
         if drafter is not None and hasattr(drafter, "_run_model"):
@@ -71,8 +84,6 @@ class ExecutedSteps:
         elif model is not None:
             model.register_forward_pre_hook(self._begin_forward)
             model.register_forward_hook(self._end_forward)
-        on_cpu = model is not None and str(getattr(drafter, "device", "")) == "cpu"
-        self._slots = DraftedSlots(runner, drafter) if on_cpu else None
         for name in GRAPH_MANAGERS:
             manager: Any = getattr(drafter, name, None)
             if hasattr(manager, "run_fullgraph"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from nightjar.deployments.proof.drafted_slots import DraftedSlots
 from nightjar.deployments.proof.executed_steps import ExecutedSteps
 
 
@@ -19,7 +20,7 @@ class RecordingWorker:
 
     def record_steps(self) -> None:
         """From now on."""
-        self.nightjar_steps = ExecutedSteps(self.model_runner)
+        self.nightjar_steps = ExecutedSteps(self.model_runner, slots=DraftedSlots.of(self.model_runner))
 
     def take_steps(self) -> list[dict[str, Any]]:
         """What was recorded since the last call."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nightjar.deployments.proof.drafted_slots import DraftedSlots
 from nightjar.deployments.proof.driven_engine import DrivenEngine
 from nightjar.deployments.proof.executed_steps import ExecutedStep, ExecutedSteps
 from nightjar.policy.wire.exchange import EngineCommand
@@ -36,7 +37,9 @@ class SteppedEngine(DrivenEngine):
     def record_steps(self) -> None:
         """From now on; the engine's scheduler must be ours."""
         drafting = self.scheduler.nightjar.drafting
-        self._recorded = ExecutedSteps(self.runner, lambda: "" if drafting is None else str(drafting.life.state.value))
+        self._recorded = ExecutedSteps(
+            self.runner, lambda: "" if drafting is None else str(drafting.life.state.value), DraftedSlots.of(self.runner)
+        )
 
     def pin(self, num_speculative_tokens: int) -> None:
         """Order this K from the next step on."""

@@ -40,7 +40,7 @@ def test_every_hook_that_the_scheduler_calls_in_a_step_is_timed() -> None:
 
 
 def test_the_bar_holds_the_median_sum_of_all_hooks_against_the_limit_of_the_batch() -> None:
-    one = {"room_us": 2.0, "before_step_us": 5.0, "verified_us": 4.0, "after_step_us": 6.0, "limit_drafts_us": 3.0}
+    one = {"sleeps_us": 2.0, "before_step_us": 5.0, "verified_us": 4.0, "after_step_us": 6.0, "limit_drafts_us": 3.0}
     rows = [{"batch_size": 32.0, **one, "hooks_us": 20.0 + step % 3, "stock_us": 90.0, "steered_us": 115.0} for step in range(99)]
     (bar,) = judge({32: rows}, seed=0).bars
     assert (bar.name, bar.value, bar.passed) == ("hooks_us_batch_32", 21.0, True)

@@ -151,7 +151,12 @@ def test_where_vllm_reserves_too_few_slots_steering_ends_before_a_draft_is_writt
     steer(scheduler, "pin=3")
     scheduled: list[Any] = []
     hand_on = scheduler._update_after_schedule
-    scheduler._update_after_schedule = lambda output: (scheduled.append(output), hand_on(output))
+
+    def noted(output: Any) -> None:
+        scheduled.append(output)
+        hand_on(output)
+
+    scheduler._update_after_schedule = noted
     while not loop.fault and len(scheduled) < 20:
         engine.step()
     assert loop.fault.startswith("before_step: RuntimeError: request a: at K = 3 its drafter writes")
@@ -170,12 +175,12 @@ def test_where_vllm_reserves_too_few_slots_steering_ends_before_a_draft_is_writt
 
 def step_of(*, is_new: bool = False, **rows: tuple[int, int]) -> Any:
     """A step of requests, each with its computed tokens and those that the step computes."""
-    found = [(name, computed) for name, (computed, _) in rows.items()]
-    names, computed = zip(*found, strict=True) if not is_new else ((), ())
+    computed = {name: tokens for name, (tokens, _) in rows.items()}
+    cached = {} if is_new else computed
     return SimpleNamespace(
         num_scheduled_tokens={name: scheduled for name, (_, scheduled) in rows.items()},
-        scheduled_cached_reqs=SimpleNamespace(req_ids=list(names), num_computed_tokens=list(computed)),
-        scheduled_new_reqs=[SimpleNamespace(req_id=name, num_computed_tokens=tokens) for name, tokens in found if is_new],
+        scheduled_cached_reqs=SimpleNamespace(req_ids=list(cached), num_computed_tokens=list(cached.values())),
+        scheduled_new_reqs=[SimpleNamespace(req_id=name, num_computed_tokens=computed[name]) for name in computed if is_new],
     )
 
 
