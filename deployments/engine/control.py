@@ -76,9 +76,7 @@ def num_deferred_reqs(scheduler: Any) -> int:
     vLLM keeps what a pass could not schedule in `Scheduler.deferred_waiting` (0.32, 0.33) or in the queue `skipped_waiting` (0.29),
     until it runs. What it waited for may have come since, so each request's own state decides. 0 with a vLLM that has neither.
     """
-    deferred = getattr(scheduler, "deferred_waiting", None)
-    if deferred is None:
-        deferred = getattr(scheduler, "skipped_waiting", ())
+    deferred = scheduler.deferred_waiting if hasattr(scheduler, "deferred_waiting") else getattr(scheduler, "skipped_waiting", ())
     return sum(_must_wait(scheduler, request) for request in deferred)
 
 

@@ -3,9 +3,9 @@
 A replica starts an engine core, and the core starts workers. They are processes below the replica, but for the workers of vLLM's
 Ray executor: those are children of Ray's raylet, and the core owns them as Ray's driver. Each guarded process notes itself in the
 engine's folder (process_guard.py), so the workers of this node are found, and killed, as certainly as the processes below. On
-another node Ray alone can end a worker, and does so when its driver has ended: Ray 2.60 took below a second, for idle workers, for
-those in a native call, and for stopped ones. Ray hands a worker's GPU out again up to 0.3 s before that process has ended, so on
-this node its end is waited for. Fails open: waits are bounded, and what cannot be looked at is not waited for.
+another node Ray alone can end a worker, and does so when its driver has ended (Ray 2.60, driver and worker on one node: below a
+second for workers that were idle, in a native call, or stopped). Ray hands a worker's GPU out again up to 0.3 s before that process
+has ended, so on this node its end is waited for. Fails open: waits are bounded, and what cannot be looked at is not waited for.
 """
 
 from __future__ import annotations

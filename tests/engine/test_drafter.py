@@ -77,7 +77,7 @@ def test_what_is_read_goes_to_the_device_in_one_copy_however_many_rows_there_are
 
 
 @dataclass
-class MetadataOfVLLM029(CommonAttentionMetadata):  # type: ignore[misc]  # vLLM's classes are untyped to us
+class MetadataOfVLLM029(CommonAttentionMetadata):
     """With what 0.29 has besides (v1/attention/backend.py): lengths kept on the host, which FlashInfer reads."""
 
     _seq_lens_cpu: torch.Tensor | None = None
