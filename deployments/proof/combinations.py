@@ -218,7 +218,8 @@ def user_arguments(combination: Combination, models: Path) -> dict[str, Any]:
         }
         arguments["kv_transfer_config"] = connector
     if combination.drafter != PLAIN:
-        arguments["speculative_config"] = _speculative(combination.drafter, models) | SPECULATIVE_BESIDE.get(combination.beside, {})
+        beside = SPECULATIVE_BESIDE.get(combination.beside, {})
+        arguments["speculative_config"] = {**_speculative(combination.drafter, models), **beside}
     return arguments
 
 

@@ -329,7 +329,13 @@ def test_inv_9_blocks_are_conserved_and_nobody_reads_memory_that_is_not_theirs_w
     prefixes = [[rng.randrange(VOCABULARY) for _ in range(48)] for _ in range(2)]
     queue: list[Any] = []
     busy = rng.random()
+    now_s = 0.0
+    scheduler.nightjar.clock = lambda: now_s
+    breaks_off = rng.choice((0.0, 0.2))
     for step in range(1, 150):
+        now_s += rng.choice((0.1, 60.0)) if breaks_off else 0.1
+        cache.reload_failure = "OSError: no such file" if rng.random() < breaks_off else ""
+        cache.pass_failure = "out of memory" if rng.random() < breaks_off else ""
         if step % 40 == 0:
             busy = rng.random()
         if rng.random() < 0.25:

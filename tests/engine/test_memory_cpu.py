@@ -144,7 +144,7 @@ def test_a_draft_leaves_and_comes_back_in_units_between_which_the_process_is_as_
                 assert "named_modules" not in vars(draft.model)
             assert len(units) > 5
             assert max(units) < largest + (1 << 20)
-            assert sum(units) == pytest.approx(transfer.num_bytes, rel=0.5)
+            assert sum(units) == pytest.approx(transfer.num_bytes, rel=0.02)
     assert not draft.memory.is_offloaded
     assert torch.equal(draft.logits(), before)
 

@@ -419,6 +419,13 @@ def test_vllms_allocator_takes_what_we_pass() -> None:
     assert {"cumem_available"} <= set(vars(cumem))
 
 
+def test_mapped_memory_is_shown_to_torch_as_that_many_bytes_at_that_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(torch, "as_tensor", lambda data, device: shown.append((data.__cuda_array_interface__, device)))
+    cuda.on_device(4096, 100)
+    assert shown == [({"shape": (100,), "typestr": "|u1", "data": (4096, False), "version": 3}, "cuda")]
+
+
 def test_vllms_model_configuration_says_whether_the_allocator_is_used() -> None:
     assert {"enable_cumem_allocator", "enable_sleep_mode"} <= set(ModelConfig.__dataclass_fields__)
 

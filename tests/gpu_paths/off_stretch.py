@@ -10,6 +10,6 @@ STEPS_OFF: Final = 64
 STEPS_BACK: Final = 20
 LOG_STEPS: Final = 16
 """Of K = 0 that a head's log holds."""
-STRESS_STEPS: Final = int(os.environ.get("NIGHTJAR_STRESS_STEPS", "100"))
+STRESS_STEPS: Final = int(os.environ.get("NIGHTJAR_STRESS_STEPS", "150"))
 STRESS_SEED: Final = int(os.environ.get("NIGHTJAR_STRESS_SEED", "24"))
 """`make stress-gpu-paths` draws another each time, and takes one to repeat: SEED=NUMBER."""

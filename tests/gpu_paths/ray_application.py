@@ -143,12 +143,12 @@ def only_replica() -> ReplicaStatus:
     """The one replica, from a report made after this call began."""
     began_s = time.monotonic()
 
-    def fresh() -> ReplicaStatus | None:
-        (pid,) = serving.replica_pids(NAME) or (0,)
+    def fresh() -> list[ReplicaStatus]:
         shown = [r for r in serving.replicas(NAME) if r.report_age_s < time.monotonic() - began_s - REPORT_TAKES_S]
-        return shown[0] if pid and len(shown) == 1 else None
+        return shown if len(shown) == 1 else []
 
-    return serving.until(fresh, within_s=60, what="a new report of one replica")
+    (status,) = serving.until(fresh, within_s=60, what="a new report of one replica")
+    return status
 
 
 def steps() -> dict[int, int]:

@@ -36,9 +36,11 @@ def test_a_draft_whose_catch_up_breaks_off_sleeps_and_says_why(rig: Rig, name: s
     outcome = outcome_of(rig, name)
     assert outcome["state"] == "dormant"
     assert "its last catch-up broke off (OutOfMemoryError: out of memory): no other for" in outcome["reason"]
-    tried = [index for index, (*_, catches_up) in enumerate(outcome["steps"]) if catches_up]
-    assert len(tried) in {1, 2}, "with asynchronous scheduling one more is in flight"
-    assert {forwards for _, forwards, *_ in outcome["steps"][tried[-1] + 1 :]} == {0}
+    in_flight = "async" in name
+    (tried,) = [index for index, (*_, catches_up) in enumerate(outcome["steps"]) if catches_up]
+    later = [forwards for _, forwards, *_ in outcome["steps"][tried + 1 + in_flight :]]
+    assert len(later) > 20
+    assert set(later) == {0}
 
 
 def test_a_head_whose_pass_breaks_off_runs_as_in_vllm_from_then_on_and_says_so(rig: Rig) -> None:

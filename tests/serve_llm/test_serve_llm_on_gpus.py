@@ -119,11 +119,12 @@ def only_replica() -> ReplicaStatus:
     """The one replica, from a report made after this call began."""
     began_s = time.monotonic()
 
-    def fresh() -> ReplicaStatus | None:
+    def fresh() -> list[ReplicaStatus]:
         shown = [r for r in serving.replicas(APPLICATION) if r.report_age_s < time.monotonic() - began_s - REPORT_TAKES_S]
-        return shown[0] if len(shown) == 1 else None
+        return shown if len(shown) == 1 else []
 
-    return serving.until(fresh, within_s=60, what="a new report of one replica")
+    (replica,) = serving.until(fresh, within_s=60, what="a new report of one replica")
+    return replica
 
 
 def steps() -> dict[int, int]:

@@ -120,8 +120,11 @@ class CPUDraftMemory(WholeMoves):
         return Transfer(self.weight_bytes, self._dropping())
 
     def reloading(self) -> Transfer:
-        """As `DraftMemory`. Weights count twice: they are read, and then packed."""
-        return Transfer(2 * self.weight_bytes, self._loading_again()) if self.is_offloaded else NO_TRANSFER
+        """As `DraftMemory`. What is packed counts twice: it is read, and then packed; a tied weight for each of its layers."""
+        if not self.is_offloaded:
+            return NO_TRANSFER
+        packed_bytes = sum(template.num_bytes for template in self._templates for module, _ in template.places if _packs(module))
+        return Transfer(self.weight_bytes + packed_bytes, self._loading_again())
 
     def releasing_kv(self, first_block: int, last_block_exclusive: int, layers: Layers = "all") -> Transfer:
         """As `DraftMemory`; the pages read as zeros, and take memory again as soon as they are written."""
@@ -182,7 +185,7 @@ class CPUDraftMemory(WholeMoves):
                     names = stock(batch)
                 is_tracked = is_tracked and names is not None
                 loaded |= names or set()
-                yield sum(tensor.numel() * tensor.element_size() for _, tensor in batch)
+                yield sum(map(self._loaded_bytes, batch))
                 del batch
         missing = {name for name, _ in model.named_parameters()} - loaded if is_tracked else set()
         if missing:
@@ -195,8 +198,12 @@ class CPUDraftMemory(WholeMoves):
         with _as_at_load(self._vllm_config):
             while batch_bytes < _UNIT_BYTES and (weight := next(weights, None)) is not None:
                 batch.append(weight)
-                batch_bytes += weight[1].numel() * weight[1].element_size()
+                batch_bytes += self._loaded_bytes(weight)
         return batch
+
+    def _loaded_bytes(self, weight: tuple[str, torch.Tensor]) -> int:
+        """Of a tensor of the checkpoint, whose own type may be shorter or longer."""
+        return weight[1].numel() * int(self._vllm_config.model_config.dtype.itemsize)
 
     def _packing(self) -> Iterator[int]:
         """vLLM's own packing, called once for each layer that packs something and once for all others."""
@@ -221,6 +228,10 @@ class CPUDraftMemory(WholeMoves):
             finally:
                 del model.named_modules
             yield packed_bytes
+
+
+def _packs(module: Any) -> bool:
+    return isinstance(getattr(module, "quant_method", None), QuantizeMethodBase)
 
 
 def _templates(model: Any) -> tuple[_Template, ...]:

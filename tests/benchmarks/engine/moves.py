@@ -65,6 +65,8 @@ class Move:
             "batch": self.batch,
             "off_seconds": [round(step.seconds, 5) for step in self.around],
             "seconds": [round(step.seconds, 5) for step in self.beside],
+            "off_cpu_seconds": [round(step.cpu_seconds, 5) for step in self.around],
+            "cpu_seconds": [round(step.cpu_seconds, 5) for step in self.beside],
             "states": [step.drafter_state for step in self.beside],
             "longest_over_off": round(self.longest_over_off, 4),
             "core_share": round(self.core_share, 4),
@@ -121,14 +123,14 @@ def _until(engine: Engine, is_done: Callable[[], bool]) -> list[Step]:
 
 
 def _grant(engine: Engine) -> None:
-    """Want drafts, and have the lease that the engine then wishes for."""
+    """Want drafts, and have the lease that the engine then wishes for. Where it wishes for none, that of an earlier move holds."""
     wanted = held(LENGTH).model_copy(update={"offload": RULES})
     engine.adopt(wanted)
     engine.run()
     wish = engine.exchange(EngineCommand()).restart_wish
-    if wish is None or not wish.reload:
-        raise RuntimeError(f"no wish for a reload: {engine.exchange(EngineCommand()).drafter.reason}")
-    lease = Lease(wish_id=wish.wish_id, time_to_live_s=NO_LIMIT_S, reload=True)
+    if wish is None:
+        return
+    lease = Lease(wish_id=wish.wish_id, time_to_live_s=NO_LIMIT_S, reload=wish.reload)
     engine.adopt(wanted.model_copy(update={"restarts": wanted.restarts.model_copy(update={"leases": (lease,)})}))
 
 
