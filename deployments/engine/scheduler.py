@@ -76,7 +76,7 @@ class SteeredScheduler(Scheduler):
         )
         self._sleeps = False
         self._lending = None if self.nightjar.drafting is None else self.nightjar.drafting.lending
-        self._with_drafter, self._lookahead_tokens = config, self.num_lookahead_tokens
+        self._with_drafter, self._lookahead_tokens = config, config.num_lookahead_tokens
         self._without_drafter = copy.copy(config)
         self._without_drafter.speculative_config = None
         if (table := told_table(config)) is not None:  # what runs where nobody steers; the workers' graphs are those of the other

@@ -171,15 +171,6 @@ def test_no_request_is_deferred_in_a_vllm_that_keeps_them_elsewhere() -> None:
             "the draft's max_model_len is below the target's",
         ),
         ({"speculative_config": None}, [FULL], "only a separate draft model can be dormant"),
-        (
-            {
-                "speculative_config": SimpleNamespace(
-                    method="draft_model", parallel_drafting=True, draft_model_config=SimpleNamespace(max_model_len=2048)
-                )
-            },
-            [FULL],
-            "the draft model drafts in parallel",
-        ),
         ({}, [FULL, FULL], "the engine has 2 KV cache groups, not one"),
         ({}, [SLIDING], "the KV cache is not full attention's (SlidingWindowSpec)"),
         ({}, [together(SLIDING, SLIDING)], "the KV cache is not full attention's (SlidingWindowSpec)"),
