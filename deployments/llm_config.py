@@ -299,7 +299,7 @@ def _problem(detail: Mapping[str, Any], place: Location, fields: list[str]) -> A
     if detail["type"] == "extra_forbidden":
         message = _no_such_field(str(location[-1]), detail["input"], fields)
     else:
-        message = f"{detail['msg']} (got {str(detail['input'])[:80]!r})"
+        message = f"{detail['msg'].removeprefix('Value error, ')} (got {str(detail['input'])[:80]!r})"
     return ArgumentProblem((*place, *location), message)
 
 

@@ -6,6 +6,7 @@ The load of an engine whose scheduler is not ours is known from vLLM's own stati
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +15,7 @@ import structlog
 from nightjar.deployments.engine.arguments import EngineArguments
 from nightjar.deployments.engine.engine_folder import EngineFolder
 from nightjar.deployments.engine.engine_processes import kill_engine
+from nightjar.deployments.engine.process_guard import noted_processes
 from nightjar.deployments.engine_watch import FrontEnd
 from nightjar.policy.wire.report import GroupKey
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+LOOK_PERIOD_S: Final = 0.05
 PAUSE_ANSWER_TIMEOUT_S: Final = 1.0
 """Far below the time that Serve gives a health check; an engine that hangs does not answer at all."""
 
@@ -86,11 +89,18 @@ class RunningEngine:
     folder: EngineFolder | None = None
 
     def shutdown(self, timeout_s: float) -> None:
-        """End the engine's processes within `timeout_s` and leave no file of theirs behind."""
+        """End the engine's processes within `timeout_s` and leave no file of theirs behind.
+
+        Ray ends its workers a moment after the engine core, and what a living process uses is not removed: the end of those on
+        this node is waited for, for `timeout_s` more at most.
+        """
         try:
             self.engine.shutdown(timeout=timeout_s)
         finally:
             if self.folder is not None:
+                deadline_s = time.monotonic() + timeout_s
+                while noted_processes(self.folder.path) and time.monotonic() < deadline_s:
+                    time.sleep(LOOK_PERIOD_S)
                 self.folder.remove()
 
     def kill(self) -> list[int]:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,8 @@ from nightjar.deployments.engine.engine_folder import (
     make_engine_folder,
     remove_with_engine,
 )
+from nightjar.deployments.engine.process_guard import ProcessToken
+from nightjar.deployments.engine.running_engine import RunningEngine
 
 KILLED_REPLICA = """
 import os, signal, sys
@@ -166,3 +170,26 @@ def test_a_process_on_the_replicas_node_keeps_its_folder(tmp_path: Path) -> None
     environ = {"NIGHTJAR_ENGINE_FOLDER": str(tmp_path), "VLLM_RPC_BASE_PATH": str(tmp_path)}
     leave_absent_folder(environ)
     assert environ == {"NIGHTJAR_ENGINE_FOLDER": str(tmp_path), "VLLM_RPC_BASE_PATH": str(tmp_path)}
+
+
+def test_files_of_a_worker_that_ray_ends_after_the_engine_core_go_with_the_engine(
+    engine: tuple[subprocess.Popen[str], list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, files = engine
+    folder = make_engine_folder(tmp_path)
+    assert folder is not None
+    (folder.path / f"process-{worker.pid}").write_text(str(ProcessToken.of(worker.pid)))
+    folder.note([worker.pid])
+
+    def worker_ends(_seconds: float) -> None:
+        worker.kill()
+        worker.wait()
+
+    core: Any = SimpleNamespace(shutdown=lambda timeout: None)
+    unused: Any = None
+    running = RunningEngine(engine=core, arguments=unused, group=unused, load=unused, folder=folder)
+    with monkeypatch.context() as patched:
+        patched.setattr("time.sleep", worker_ends)
+        running.shutdown(60.0)
+    assert exist(files) == [False, False]
+    assert not folder.path.exists()

@@ -13,7 +13,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
-pytest.importorskip("ray.serve")
+pytest.importorskip("ray")
 pytest.importorskip("vllm")
 from ray.serve import Application
 
@@ -49,9 +49,10 @@ class RefusedReplica(LLMReplica):
     """As the product's, on whose node the worker of a steered engine does not start."""
 
     async def __init__(self, model: ModelToServe) -> None:  # type: ignore[misc]  # Serve awaits it
-        from nightjar.deployments.engine import arguments
+        from nightjar.deployments.engine.arguments import V2_WORKER
+        from nightjar.deployments.rig.platform import CPU_WORKERS
 
-        arguments.V2_WORKER = "tests.gpu_paths.refusing_worker.RefusingV2Worker"  # type: ignore[misc]
+        CPU_WORKERS[V2_WORKER] = "tests.gpu_paths.refusing_worker.RefusingV2Worker"
         await super().__init__(model)
 
 

@@ -20,7 +20,7 @@ from typing import Final
 import psutil
 import pytest
 
-pytest.importorskip("ray.serve")
+pytest.importorskip("ray")
 pytest.importorskip("vllm")
 from nightjar.deployments.rig.tiny_models import build_tiny_models
 from tests.deployments import serving

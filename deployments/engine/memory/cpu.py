@@ -203,7 +203,8 @@ class CPUDraftMemory(WholeMoves):
 
     def _loaded_bytes(self, weight: tuple[str, torch.Tensor]) -> int:
         """Of a tensor of the checkpoint, whose own type may be shorter or longer."""
-        return int(weight[1].numel() * self._vllm_config.model_config.dtype.itemsize)
+        itemsize: int = self._vllm_config.model_config.dtype.itemsize
+        return weight[1].numel() * itemsize
 
     def _packing(self) -> Iterator[int]:
         """vLLM's own packing, called once for each layer that packs something and once for all others."""

@@ -491,10 +491,10 @@ def test_without_steering_is_no_mistake_unless_steering_is_required() -> None:
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ("[sleping]", "without: Value error, 'sleping' is no layer; allowed are steering, sleeping, heads (got \"['sleping']\")"),
+        ("[sleping]", "without: 'sleping' is no layer; allowed are steering, sleeping, heads (got \"['sleping']\")"),
         (
             "[lending]",
-            "without: Value error, lending is switched off by draft_offload: never; allowed here are steering, sleeping, heads",
+            "without: lending is switched off by draft_offload: never; allowed here are steering, sleeping, heads",
         ),
         ("sleeping", "without: Input should be a valid tuple (got 'sleeping')"),
     ],
