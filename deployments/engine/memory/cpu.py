@@ -203,8 +203,8 @@ class CPUDraftMemory(WholeMoves):
 
     def _loaded_bytes(self, weight: tuple[str, torch.Tensor]) -> int:
         """Of a tensor of the checkpoint, whose own type may be shorter or longer."""
-        itemsize: int = self._vllm_config.model_config.dtype.itemsize
-        return weight[1].numel() * itemsize
+        num_bytes: int = weight[1].numel() * self._vllm_config.model_config.dtype.itemsize
+        return num_bytes
 
     def _packing(self) -> Iterator[int]:
         """vLLM's own packing, called once for each layer that packs something and once for all others."""
