@@ -40,8 +40,8 @@ class ExecutedStep:
     """Whether the drafter also read again what it had missed."""
     replays: int = 0
     """Of the drafter's full graphs."""
-    rows: int = 0
-    """Requests in the step."""
+    requests: tuple[str, ...] = ()
+    """Those in the step."""
     graph_mode: str = ""
     """How the target ran, as vLLM says it (`NONE`, `PIECEWISE`, `FULL`); empty without the engine argument `cudagraph_metrics`."""
     stray_slot: str = ""
@@ -124,7 +124,7 @@ class ExecutedSteps:
                 drafter_state=self._drafter_state(),
                 catches_up=bool(getattr(getattr(output, WORK_ATTRIBUTE, None), "recompute", ())),
                 replays=self._replays,
-                rows=len(output.num_scheduled_tokens),
+                requests=tuple(output.num_scheduled_tokens),
                 graph_mode=self._graph_mode,
                 stray_slot="" if self._slots is None else self._slots.taken(),
             )

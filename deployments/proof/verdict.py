@@ -107,15 +107,16 @@ def judge_steps(found: Verdict, name: str, ranks: Sequence[Sequence[Outcome]]) -
     first_rank, *others = ranks
     if any(rank != first_rank for rank in others):
         found.lengths.append(f"{name}: the ranks' steps differ")
-    most_before = 0
+    drafted: dict[str, int] = {}
     for index, step in enumerate(first_rank):
-        if wrong := _disobeyed(found.engine, step, most_before, is_capped=name == CAPPED_SCENARIO):
+        if wrong := _disobeyed(found.engine, step, drafted, is_capped=name == CAPPED_SCENARIO):
             found.lengths.append(f"{name}, step {index}: {wrong}")
         if step["stray_slot"]:
             found.lengths.append(f"{name}, step {index}: the drafter wrote past its request's blocks: {step['stray_slot']}")
-        most_before = step["num_speculative_tokens"]
+        length = step["num_speculative_tokens"]
+        drafted |= dict.fromkeys(step["requests"], length)
         if not step["catches_up"] and not step["skips_drafts"]:
-            found.forwards[most_before] = sorted({*found.forwards.get(most_before, ()), ran(step)})
+            found.forwards[length] = sorted({*found.forwards.get(length, ()), ran(step)})
     found.steps += len(first_rank)
 
 
@@ -142,18 +143,20 @@ def ran(step: Mapping[str, Any]) -> int:
     return int(step["forwards"]) + int(step["replays"])
 
 
-def _disobeyed(engine: Judged, step: Mapping[str, Any], most_before: int, *, is_capped: bool) -> str:
+def _disobeyed(engine: Judged, step: Mapping[str, Any], drafted: Mapping[str, int], *, is_capped: bool) -> str:
     """Why a step did not run as it was told, or "". A drafter that is not active may still wait, or read what it missed, and vLLM
     itself leaves drafts out where no row could use them.
 
-    `most_before` is the K of the step before, in which the drafts that this one verifies were made.
+    `drafted` has for each request the K of the last step that it was in, which made the drafts that this one verifies: a request
+    that finds no blocks is left out of a step and keeps its drafts.
     """
     pinned, ordered, forwards = step["pinned"], step["num_speculative_tokens"], ran(step)
     waits = step["drafter_state"] not in ("", ACTIVE) or step["catches_up"] or step["skips_drafts"]
     if pinned is not None and ordered != pinned and not (is_capped and ordered < pinned) and not (waits and ordered == 0):
         return f"settings pinned K = {pinned}, the scheduler ordered {ordered}"
-    if (most := max(step["verified"].values(), default=0)) > most_before:
-        return f"{most} drafts of a request were verified after a step of K = {most_before}"
+    for request_id, most in step["verified"].items():
+        if most > drafted.get(request_id, 0):
+            return f"{most} drafts of a request were verified after a step of K = {drafted.get(request_id, 0)}"
     expected = engine.forwards(ordered)
     if expected == 0 and step["skips_drafts"] and not engine.writes_kv_alone:
         # A draft model that is awake reads the step's tokens all the same; a rank in a process of its own does not know.

@@ -27,6 +27,7 @@ def answer(tokens: list[int], logprobs: list[dict[str, float]] | None = None, **
 def step(pinned: int | None, ordered: int, forwards: int, **other: Any) -> dict[str, Any]:
     plain: dict[str, Any] = {
         "verified": {},
+        "requests": ["a"],
         "drafter_state": "",
         "catches_up": False,
         "skips_drafts": False,
@@ -80,6 +81,11 @@ def test_a_step_that_was_told_one_thing_and_did_another_is_named(wrong: dict[str
     verdict = judge(EAGLE, changed(lambda part: part["ranks"][0].append(wrong)), REFERENCE)
     assert verdict.lengths == [f"changing K, step 4: {words}"]
     assert not verdict.is_proved
+
+
+def test_a_request_that_was_left_out_of_a_step_verifies_the_drafts_of_the_step_before_it() -> None:
+    left_out = [step(3, 3, 3), step(0, 0, 1, requests=["b"], verified={}), step(1, 1, 1, verified={"a": 3})]
+    assert judge(EAGLE, changed(lambda part: part["ranks"][0].extend(left_out)), REFERENCE).is_proved
 
 
 def test_a_k_that_was_never_ordered_is_not_proved() -> None:

@@ -32,7 +32,7 @@ def step(ordered: int, forwards: int, **other: Any) -> dict[str, Any]:
         "stray_slot": "",
         "replays": 0,
         "kv_writes": 0,
-        "rows": 1,
+        "requests": ["a"],
     }
     return {"pinned": ordered, "num_speculative_tokens": ordered, "forwards": forwards, "graph_mode": "NONE"} | plain | other
 
