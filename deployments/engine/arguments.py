@@ -4,9 +4,9 @@ The user's arguments are resolved by vLLM first, so that the drafter kind, the a
 vLLM's own answers. An engine that Nightjar cannot steer (a drafter that makes its maximum in one go, pipeline or data
 parallelism, a scheduler of the user's, hooks that moved) gets exactly the user's arguments, and `serving_plainly` says why.
 
-A drafter that ignores K on vLLM's model runner V2 (a separate draft model; with vLLM 0.29 every drafter) gets V1 on a GPU by a
-variable, unless the user set it: which drafter it is, and so which runner it needs, is known only from vLLM's answer. Where the
-user asked for V2 it is served plainly.
+A separate draft model runs on vLLM's model runner V2, where our worker makes it obey K. What nothing makes obey there (with vLLM
+0.29 every drafter, a draft model without the layer `sleeping`) gets V1 on a GPU by a variable, unless the user set it: which
+drafter it is, and so which runner it needs, is known only from vLLM's answer. Where the user asked for V2 it is served plainly.
 
 An engine that captures graphs and starts in mode shadow gets the user's arguments plus the observing scheduler alone, since a
 table of lengths changes which graphs it captures; it cannot be steered later without a new start. Any other engine is
