@@ -62,7 +62,7 @@ models: $(SERVING) ## the small models of demo and tests, built from a package
 demo: $(SERVING) ## two real replicas, steered live: off, pin=5, auto (less than 8 minutes; ARGS=--long: a quarter of an hour)
 	$(QUIET) $(BIN)/nightjar demo $(ARGS)
 
-test: $(INSTALLED) test-fast ## fast tests, Ray clusters, real engines, two of them side by side: about 35 minutes on two cores
+test: $(INSTALLED) test-fast ## fast tests, Ray clusters, real engines, two of them side by side: about 45 minutes on two cores
 	$(BIN)/nightjar models build
 	$(QUIET) $(EVEN) $(BIN)/pytest $(SLOW) -m '(engine or ray or command or package) and not long' --ignore=tests/chaos
 
@@ -104,7 +104,7 @@ test-vllm: $(INSTALLED) ## the same with another vLLM's Python on this one's CPU
 
 SERVE_LLM := .venv-serve-llm
 
-test-serve-llm: $(SERVE_LLM)/.installed ## ray.serve.llm as the host, with the vLLM that it pins, in an environment of its own (less than 8 minutes)
+test-serve-llm: $(SERVE_LLM)/.installed ## ray.serve.llm as the host, with the vLLM that it pins, in an environment of its own (about 8 minutes)
 	$(BIN)/nightjar models build
 	$(QUIET) $(EVEN) $(SERVE_LLM)/bin/python $(BIN)/pytest -p no:randomly tests/serve_llm $(ARGS)
 
