@@ -5,7 +5,7 @@ of it as each of these, one after the other, with empty caches, the same request
 
 ours     the head writes its KV alone at K = 0; a draft model sleeps and catches up
 log      the same head, which makes the writes of LOG_STEPS steps at once
-stock    the drafter's `propose` is vLLM's own
+stock    the drafter's `propose` is vLLM's own, and no step is scheduled as one in which it sleeps
 every    of a draft model: the same, never asleep and with no draft verified, so that each token of each answer has a draft after it
 forgets  the control: nothing is written or read again, and the drafter's KV has holes; through the off stretch alone
 
@@ -258,7 +258,9 @@ def run(combination: Combination, steps: int, seed: str, models: Path) -> dict[s
         outcome["log"] = _through_all(engine, watched, steps, seed)
         drafter.owed = None
     ours, watched.propose = watched.propose, drafter._propose
+    engine.scheduler.nightjar.sleeps = lambda *_: False  # it drafts in steps of K = 0, too, and needs their slots
     outcome["stock"] = _through_all(engine, watched, steps, seed)
+    del engine.scheduler.nightjar.sleeps
     if isinstance(drafter, SteeredDraftOnV2):
         answered = outcome["ours"]["stress"]["answers"]
         finished = [int(name.rpartition("-")[2]) for name, answer in answered.items() if answer != "aborted"]
