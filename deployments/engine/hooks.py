@@ -130,6 +130,17 @@ EVERYWHERE: Final = (
     Hook("vllm.config", "SpeculativeConfig", fields=("max_num_new_slots_for_drafting",)),
     Hook("vllm.v1.engine.core", "EngineCore", fields=("scheduler",)),
 )
+LOAD: Final = (
+    Hook(_SCHEDULER, "Scheduler._is_blocked_waiting_status", parameters=("status",)),
+    Hook(_SCHEDULER, "Scheduler._enqueue_waiting_request", parameters=("request",)),
+    Hook(
+        "vllm.v1.metrics.stats",
+        "SchedulerStats",
+        fields=("num_running_reqs", "num_waiting_reqs", "num_skipped_waiting_reqs", "kv_cache_usage"),
+    ),
+)
+"""What an engine's load is read from, one that is served plainly included. There is no feature to leave out without them, so the
+start-up check does not look: `make contract` does."""
 _PROPOSER: Final = "vllm.v1.spec_decode.llm_base_proposer"
 
 DORMANT_DRAFT: Final = (

@@ -20,7 +20,7 @@ from rich.table import Table
 from tests.contract import bodies as read_bodies
 from tests.contract.bodies import Body, Unread, unread
 from tests.contract.sources import Sources
-from tests.contract.touched import EVERY_ENGINE, FEATURES, IMPORTS, Missing, missing, needed
+from tests.contract.touched import FEATURES, IMPORTS, Missing, missing, needed
 from tests.contract.wheels import NoSourcesError, sources_of
 
 VERSIONS: Final = ("0.29.0", "0.32.0", "0.33.0")
@@ -57,7 +57,7 @@ def main(
     accepted = _accepted(accept, known, versions) if accept else set()
     try:
         for version in versions or ():
-            concerned = [body.function for body in known if body.feature in _features(version) and body.function in accepted]
+            concerned = [body.function for body in known if body.feature in needed(version) and body.function in accepted]
             known = read_bodies.accept(known, concerned, version, sources(version))
         if accepted:
             read_bodies.save(known, bodies)
@@ -89,12 +89,8 @@ def _accepted(named: list[str], known: list[Body], versions: list[str] | None) -
 
 
 def _judged(version: str, known: list[Body], sources: Callable[[str], Sources]) -> Judged:
-    changed = unread(known, version, _features(version), sources(version), sources)
+    changed = unread(known, version, needed(version), sources(version), sources)
     return Judged(version, missing(sources(version), needed(version)), changed)
-
-
-def _features(version: str) -> list[str]:
-    return [*needed(version), EVERY_ENGINE]
 
 
 def _lines(judged: Judged, known: list[Body], *, with_diff: bool) -> Iterator[str]:

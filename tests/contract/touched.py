@@ -9,12 +9,24 @@ from pathlib import Path
 from typing import Final
 
 from nightjar.deployments.engine.arguments import V2_OBEYS_K_FROM
-from nightjar.deployments.engine.hooks import DORMANT_DRAFT, DRAFT_OFFLOAD, DRAFT_ON_V2, EVERYWHERE, KV_ONLY_HEAD, ON_CPU, Hook
+from nightjar.deployments.engine.hooks import (
+    DORMANT_DRAFT,
+    DRAFT_OFFLOAD,
+    DRAFT_ON_V2,
+    EVERYWHERE,
+    KV_ONLY_HEAD,
+    LOAD,
+    ON_CPU,
+    Hook,
+)
 from nightjar.deployments.engine.moved_names import HOMES
 from tests.contract.sources import Found, Sources, as_numbers
 
 ROOT: Final = Path(__file__).parents[2]
+EVERY_ENGINE: Final = "every engine"
+"""What an engine leans on that is served plainly, too."""
 FEATURES: Final = {
+    EVERY_ENGINE: LOAD,
     "steering": EVERYWHERE,
     "sleeping": DORMANT_DRAFT,
     "lending": DRAFT_OFFLOAD,
@@ -29,8 +41,6 @@ FILES_OF: Final = {
     "drafts on V2": ("deployments/engine/draft_on_v2.py", "deployments/engine/v2_worker.py"),
 }
 IMPORTS: Final = "imports"
-EVERY_ENGINE: Final = "every engine"
-"""In bodies.toml alone: what an engine leans on that is served plainly, too."""
 SOURCES: Final = ("deployments", "cluster", "loadtests", "policy")
 
 
