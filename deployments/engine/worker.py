@@ -41,7 +41,7 @@ class SteeredGPUWorker(SteeredWorkerMixin, Worker):
 def install_drafter(runner: Any, reports: StepReports, memory: DraftMemory | None) -> SteeredDraftModelProposer | None:
     """Replace the runner's separate draft model, before it loads; None where there is none that can sleep."""
     speculative = runner.speculative_config
-    if speculative is None or not speculative.uses_draft_model() or speculative.parallel_drafting:
+    if speculative is None or not speculative.uses_draft_model():
         return None
     drafter = runner.drafter = SteeredDraftModelProposer(runner.vllm_config, runner.device, runner, reports, memory)
     if runner.effective_drafter_max_model_len >= runner.max_model_len:

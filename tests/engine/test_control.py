@@ -157,11 +157,7 @@ def test_no_request_is_deferred_in_a_vllm_that_keeps_them_elsewhere() -> None:
         ({}, [LATENT], ""),
         ({}, [together(FULL, FULL)], ""),
         (
-            {
-                "speculative_config": SimpleNamespace(
-                    method="eagle", parallel_drafting=False, draft_model_config=SimpleNamespace(max_model_len=2048)
-                )
-            },
+            {"speculative_config": SimpleNamespace(method="eagle", draft_model_config=SimpleNamespace(max_model_len=2048))},
             [FULL],
             "only a separate draft model can be dormant",
         ),
@@ -184,9 +180,7 @@ def test_a_drafter_is_kept_in_sync_where_its_cache_could_be_touched_behind_our_b
     changes: dict[str, Any], groups: list[Any], reason: str
 ) -> None:
     config: dict[str, Any] = {
-        "speculative_config": SimpleNamespace(
-            method="draft_model", parallel_drafting=False, draft_model_config=SimpleNamespace(max_model_len=2048)
-        ),
+        "speculative_config": SimpleNamespace(method="draft_model", draft_model_config=SimpleNamespace(max_model_len=2048)),
         "parallel_config": parallel_config(),
         "kv_transfer_config": None,
         "model_config": SimpleNamespace(enable_sleep_mode=False, max_model_len=2048),
