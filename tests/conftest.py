@@ -26,11 +26,10 @@ LONGEST_FIRST: Final = (
     "tests/gpu_paths/test_ray_executor.py",
     "tests/cluster/test_run_ray.py",
     "tests/deployments/test_serving_hung.py",
-    "tests/fleet/test_learning.py",
-    "tests/fleet/test_restarts.py",
+    "tests/fleet/test_operator.py",
     "tests/engine/test_tensor_parallel_engine.py",
 )
-"""Workers take whole modules (`make test`), and end together if the last ones are short."""
+"""Workers take whole modules (`make test-slow`), and end together if the last ones are short."""
 
 SEVERAL_ENGINES: Final = (
     "tests/test_readme.py::test_a_command_of_the_pages_does_what_it_says[make demo]",

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import ray
 
 from nightjar.cluster.client import PolicyClient
-from nightjar.deployments.agent import Metrics, ReplicaAgent, ReplicaIdentity
+from nightjar.deployments.agent import ReplicaAgent, ReplicaIdentity
 from nightjar.deployments.engine_watch import EngineWatch
-from nightjar.policy.wire.report import EngineSnapshot
 from tests.fleet.courses import ReplicaCourse
-from tests.fleet.hosted_engine import HostedEngine, Part, ScenarioClock
+from tests.fleet.hosted_engine import HostedEngine, Part, ScenarioClock, UnseenMetrics
 
 APPLICATION = "fleet"
 
@@ -86,13 +85,3 @@ class EngineHost:
         await asyncio.gather(*agents, return_exceptions=True)
         self._replicas = {}
         return courses
-
-
-class UnseenMetrics(Metrics):
-    """Exports nothing: what a replica exports is looked at elsewhere, and Ray knows one replica in a process."""
-
-    def begin(self) -> None:
-        """See Metrics."""
-
-    def observe(self, snapshot: EngineSnapshot, settings_age_s: float) -> None:
-        """See Metrics."""

@@ -1,9 +1,9 @@
-"""A simulated engine with its users, run at the pace of the clock, behind the control channel of a real one.
+"""A simulated engine with its users, run at the pace of a clock, behind the control channel of a real one.
 
 The engine, its luck and what its users ask are the simulator's for the same scenario and number. So a replica here differs from the
 same replica there in who carries reports and settings, and in when they arrive: here a real agent does, over a real wire. The
-simulator's virtual seconds are seconds of the machine's clock. An engine is run up to the present moment whenever somebody asks, so
-that no late agent holds it up (INV-4), and it takes commands between two of its steps.
+simulator's virtual seconds are seconds of that clock: the machine's, or an event loop's that jumps. An engine is run up to the
+present moment whenever somebody asks, so that no late agent holds it up (INV-4), and it takes commands between two of its steps.
 
 Refuses what a simulated engine does not have, the kill switch, as a real engine refuses a command it cannot take.
 """
@@ -13,10 +13,11 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from nightjar.deployments.agent import EngineControl
+from nightjar.deployments.agent import EngineControl, Metrics
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.service.engine_room import EngineRoom
 from nightjar.loadtests.simulation.service.fleet import totals_of
@@ -35,16 +36,17 @@ from tests.fleet.courses import ReplicaCourse
 class ScenarioClock:
     """Seconds of a scenario: none pass before `begin`, and none after `end`.
 
-    In between they are seconds of CLOCK_MONOTONIC, which is the same in all processes of a machine: engines that were told to begin
-    at one moment share their virtual time.
+    In between they are seconds of `clock`. The default is CLOCK_MONOTONIC, which is the same in all processes of a machine: engines
+    that were told to begin at one moment share their virtual time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._began_s = self._ends_s = math.inf
 
-    def begin(self, at_monotonic_s: float) -> None:
-        """The scenario's second 0 is at this moment of `time.monotonic`."""
-        self._began_s = at_monotonic_s
+    def begin(self, at_s: float) -> None:
+        """The scenario's second 0 is at this moment of the clock."""
+        self._began_s = at_s
 
     def end(self, at_s: float) -> None:
         """No second after this one comes."""
@@ -53,7 +55,7 @@ class ScenarioClock:
     @property
     def now_s(self) -> float:
         """The scenario's time."""
-        return min(max(time.monotonic() - self._began_s, 0.0), self._ends_s)
+        return min(max(self._clock() - self._began_s, 0.0), self._ends_s)
 
     async def wait_for(self, at_s: float) -> None:
         """Return when it is `at_s`, at once if it was already or never will be."""
@@ -180,3 +182,13 @@ class HostedEngine(EngineControl):
     def _note_second(self) -> None:
         self._totals.append(totals_of(self._engine))
         self._timeline.at(self._timeline.now_s + 1.0, self._note_second)
+
+
+class UnseenMetrics(Metrics):
+    """Exports nothing: what a replica exports is looked at elsewhere, and Ray knows one replica in a process."""
+
+    def begin(self) -> None:
+        """See Metrics."""
+
+    def observe(self, snapshot: EngineSnapshot, settings_age_s: float) -> None:
+        """See Metrics."""

@@ -1,9 +1,8 @@
-"""A fleet that learns together on a real Ray cluster: 16 replicas of one group, beside eight that are alone in groups of their own.
+"""A fleet that learns together: 16 replicas of one group, beside eight that are alone in groups of their own.
 
-Real agents, clients and records, the real policy actor and its journal; only the engines are simulated, and they are the
-simulator's own. So the same scenario, simulated, differs in nothing but when reports and settings arrive, and in the policy's
-random numbers. Compared are virtual seconds, steps and tokens of engines, and plans, never the machine's time. One run serves all
-tests.
+Real agents, records and the real policy service; only the engines are simulated, and they are the simulator's own. So the same
+scenario, simulated, differs in nothing but when reports and settings arrive, and in the policy's random numbers. All of it runs in
+virtual time, so it ends the same way on any machine. One run serves all tests.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-pytest.importorskip("ray")
 from nightjar.loadtests.regimes import Phase, Regime
 from nightjar.loadtests.simulation.experiments.measuring import WITHIN
 from nightjar.loadtests.simulation.experiments.scenes import nominal_of, workload
@@ -26,12 +24,9 @@ from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.settings import Table
 from nightjar.policy.wire.status import FleetStatus
-from tests.deployments import serving
 from tests.fleet.courses import ReplicaCourse, between, share_of_best
-from tests.fleet.fleet_cluster import PATIENCE_S, FleetCluster, fleet_cluster
 from tests.fleet.hosted_engine import Part
-
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+from tests.fleet.virtual_fleet import PATIENCE_S, VirtualFleet, virtual_fleet
 
 PROFILE = read_profile("qwen-7b-0.5b-rtx4090")
 NOMINAL = nominal_of(PROFILE)
@@ -47,8 +42,6 @@ SETTINGS: dict[str, object] = {
     "max_lease_ttl_s": QUIET_S,
 }
 IDLE_S = QUIET_S
-MOST_STRIDE_S = 1.0
-"""Twice the time between two reports: no loss of tokens depends on how late a busy machine's agents are."""
 LEAST_S, WINDOW_S = 30, 10
 """Virtual seconds that the fleet gets at least, and over which its share of the oracle's goodput is looked at."""
 NEWCOMER, NEWCOMER_STEPS = "newcomer", 300
@@ -57,18 +50,15 @@ MOST_GOODPUT_APART = 1 - WITHIN
 MOST_TOKENS_APART = 0.02
 """As a share. The engines' luck is the same on both sides, so that only different K make a difference."""
 MOST_LOSS_APART = 0.01
-"""In shares of what the oracle gives, beyond what the simulator's draws are apart: a busy machine's late settings."""
-SEEDS, TICK_PHASES_S = 3, (0.0, 0.25, 0.5, 0.75, 0.96)
-"""Of the simulator's draws: when load begins between two ticks decides how much is known at the first of them."""
+"""In shares of what the oracle gives, beyond what the simulator's runs are apart: agents report at moments of their own."""
+TICK_PHASES_S = (0.0, 0.25, 0.5, 0.75, 0.96)
+"""Of the simulator's runs: when load begins between two ticks decides how much is known at the first of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """What is looked at. `known` are the pooled group's cells, batch bucket and K, before the newcomer came."""
 
-    status: FleetStatus
-    head_node_id: str
-    worker_node_ids: tuple[str, ...]
     pooled: tuple[ReplicaCourse, ...]
     alone: tuple[ReplicaCourse, ...]
     newcomer: ReplicaCourse
@@ -82,18 +72,16 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run() -> Run:
-    """The cluster is gone before the first test looks at what happened on it."""
-    with fleet_cluster() as cluster:
-        return _run(cluster)
+    with virtual_fleet() as fleet:
+        return _run(fleet)
 
 
-def _run(cluster: FleetCluster) -> Run:
-    pooled = [Part(f"pooled-{number}", scenario("pooled", POOLED, seed=0), number, MOST_STRIDE_S) for number in range(POOLED)]
-    alone = [Part(f"alone-{seed}", scenario(f"alone-{seed}", 1, seed), 0, MOST_STRIDE_S) for seed in range(1, ALONE + 1)]
+def _run(fleet: VirtualFleet) -> Run:
+    pooled = [Part(f"pooled-{number}", scenario("pooled", POOLED, seed=0), number) for number in range(POOLED)]
+    alone = [Part(f"alone-{seed}", scenario(f"alone-{seed}", 1, seed), 0) for seed in range(1, ALONE + 1)]
     names = [part.replica_id for part in pooled]
-    cluster.start([*pooled, *alone], SETTINGS)
-    status = serving.fleet_status()
-    cluster.begin()
+    fleet.start([*pooled, *alone], SETTINGS)
+    fleet.begin()
 
     def have_learned(courses: Mapping[str, ReplicaCourse]) -> bool:
         now_s = min(len(course.totals) for course in courses.values())
@@ -104,28 +92,18 @@ def _run(cluster: FleetCluster) -> Run:
     def newcomer_has_worked(courses: Mapping[str, ReplicaCourse]) -> bool:
         return sum(courses[NEWCOMER].steps_by_length.values()) >= NEWCOMER_STEPS
 
-    cluster.until(have_learned, f"{WITHIN:.0%} of the oracle's goodput")
-    known = known_cells(serving.fleet_status(), pooled[0].scenario.profile.group)
-    cluster.join(Part(NEWCOMER, idle(pooled[0].scenario), 0, MOST_STRIDE_S))
-    cluster.set_users(NEWCOMER, ROWS)
-    cluster.until(newcomer_has_worked, f"{NEWCOMER_STEPS} steps of the newcomer")
-    courses = cluster.end()
+    fleet.until(have_learned, f"{WITHIN:.0%} of the oracle's goodput")
+    known = known_cells(fleet.status(), pooled[0].scenario.profile.group)
+    fleet.join(Part(NEWCOMER, idle(pooled[0].scenario), 0))
+    fleet.set_users(NEWCOMER, ROWS)
+    fleet.until(newcomer_has_worked, f"{NEWCOMER_STEPS} steps of the newcomer")
+    courses = fleet.end()
     return Run(
-        status=status,
-        head_node_id=cluster.head_node_id,
-        worker_node_ids=cluster.worker_node_ids,
         pooled=tuple(courses[name] for name in names),
         alone=tuple(courses[part.replica_id] for part in alone),
         newcomer=courses[NEWCOMER],
         known=known,
     )
-
-
-def test_one_policy_actor_on_the_head_serves_agents_of_every_node_that_all_wanted_to_create_it(run: Run) -> None:
-    assert run.status.policy.node_id == run.head_node_id
-    assert run.status.policy.incarnation == 1
-    assert len(run.status.replicas) == POOLED + ALONE
-    assert {replica.node_id for replica in run.status.replicas} == set(run.worker_node_ids)
 
 
 def test_sixteen_replicas_together_find_the_best_k_and_measure_less_each_than_one_alone(run: Run) -> None:
@@ -148,18 +126,17 @@ def test_newcomer_has_the_groups_plan_before_its_first_request_and_measures_noth
 
 def test_simulator_learns_a_plan_as_good_and_loses_as_much_on_the_way(run: Run) -> None:
     """A cold group loses 0.1 to 3 % in so short a time, by when the load begins and what it happens to measure first."""
-    draws = [
-        simulate(replace(scenario("pooled", POOLED, seed, IDLE_S + phase_s), duration_s=float(run.seconds)))
+    runs = [
+        simulate(replace(scenario("pooled", POOLED, 0, IDLE_S + phase_s), duration_s=float(run.seconds)))
         for phase_s in TICK_PHASES_S
-        for seed in range(SEEDS)
     ]
-    plan = draws[0].replicas[0].plan
+    plan = runs[0].replicas[0].plan
     assert plan is not None
     assert true_share(run.pooled[0].plan) == pytest.approx(true_share_of(plan[batch_bucket(ROWS)]), abs=MOST_GOODPUT_APART)
     real = between(run.pooled, 0, run.seconds)
-    tokens = [draw.totals.tokens for draw in draws]
+    tokens = [each.totals.tokens for each in runs]
     assert min(tokens) * (1.0 - MOST_TOKENS_APART) <= real.tokens <= max(tokens) * (1.0 + MOST_TOKENS_APART)
-    shares = [share_of_best(draw.totals) for draw in draws]
+    shares = [share_of_best(each.totals) for each in runs]
     assert min(shares) - MOST_LOSS_APART <= share_of_best(real) <= max(shares) + MOST_LOSS_APART
 
 

@@ -21,7 +21,7 @@ from nightjar.loadtests.simulation.profiles import read_profile
 from nightjar.loadtests.simulation.service.scenario import PlannerChoice, Scenario
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.settings import IssuedSettings, Table
-from nightjar.policy.wire.status import CanaryStatus
+from nightjar.policy.wire.status import CanaryStatus, FleetStatus
 from tests.deployments import serving
 from tests.fleet.courses import ReplicaCourse
 from tests.fleet.fleet_cluster import PATIENCE_S, FleetCluster, fleet_cluster
@@ -76,8 +76,11 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """All that happened on the cluster, one after the other."""
+    """All that happened on the cluster, one after the other. `began` is the fleet when the first scenario had all its replicas."""
 
+    began: FleetStatus
+    head_node_id: str
+    worker_node_ids: tuple[str, ...]
     worse: Tried
     better: Tried
     frozen: Frozen
@@ -87,8 +90,9 @@ class Runs:
 def runs() -> Runs:
     """The cluster is gone before the first test looks at what happened on it."""
     with fleet_cluster() as cluster:
-        better, worse = _canaries_under_load(cluster)
-        return Runs(worse, better, _freeze_under_load(cluster))
+        began, better, worse = _canaries_under_load(cluster)
+        frozen = _freeze_under_load(cluster)
+        return Runs(began, cluster.head_node_id, cluster.worker_node_ids, worse, better, frozen)
 
 
 @pytest.fixture
@@ -96,11 +100,15 @@ def frozen(runs: Runs) -> Frozen:
     return runs.frozen
 
 
-def _canaries_under_load(cluster: FleetCluster) -> tuple[Tried, Tried]:
-    """Two canaries of one in four, where drafts cost more than they give: off against the longest K, and that against off."""
+def _canaries_under_load(cluster: FleetCluster) -> tuple[FleetStatus, Tried, Tried]:
+    """The fleet at first, and two canaries of one in four, where drafts cost more than they give.
+
+    Off against the longest K, and that against off.
+    """
     parts = [Part(f"tried-{number}", scenario("tried", FULL_ROWS), number, MOST_STRIDE_S) for number in range(REPLICAS)]
     names = [part.replica_id for part in parts]
     cluster.start(parts, SETTINGS | SHORT_PERIODS | {"mode": LONGEST}, mode=LONGEST)
+    began = serving.fleet_status()
     cluster.begin()
     cluster.until(lambda courses: all(course.steps_by_length for course in courses.values()), "steps")
     better = _try(cluster, names, tried="off", over=LONGEST, phase="better")
@@ -108,7 +116,7 @@ def _canaries_under_load(cluster: FleetCluster) -> tuple[Tried, Tried]:
     cluster.wait_for_settings(names, "off")
     worse = _try(cluster, names, tried=LONGEST, over="off", phase="rolled back")
     cluster.end()
-    return better, worse
+    return began, better, worse
 
 
 def _try(cluster: FleetCluster, names: Sequence[str], tried: str, over: str, phase: str) -> Tried:
@@ -180,6 +188,13 @@ def _freeze_under_load(cluster: FleetCluster) -> Frozen:
 def _runs_no_segment() -> bool:
     status = serving.fleet_status()
     return not any("measuring" in replica.reason for replica in status.replicas)
+
+
+def test_one_policy_actor_on_the_head_serves_agents_of_every_node_that_all_wanted_to_create_it(runs: Runs) -> None:
+    assert runs.began.policy.node_id == runs.head_node_id
+    assert runs.began.policy.incarnation == 1
+    assert len(runs.began.replicas) == REPLICAS
+    assert {replica.node_id for replica in runs.began.replicas} == set(runs.worker_node_ids)
 
 
 def test_a_canary_that_is_worse_goes_back_by_itself_under_load(runs: Runs) -> None:

@@ -1,9 +1,9 @@
-"""A restart storm on a real Ray cluster: 16 replicas whose drafters sleep, the load falls everywhere at once, all want them back.
+"""A restart storm: 16 replicas whose drafters sleep, the load falls everywhere at once, all want them back.
 
 It runs twice, with the operator's budget and with one that allows everything. The plan is a static table: nothing has to be
 learned first, and restarts need not pay, they only wait for the budget. The engines are CPUs, where recomputing a token is dear,
-eight times as fast as the measured one. Compared are counts and virtual seconds of the engines and what the journal says, never the
-machine's time. One run of both serves all tests.
+eight times as fast as the measured one. Agents and policy service are the real ones, and all of it runs in virtual time, so it ends
+the same way on any machine. One run of both serves all tests.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Final
 
 import pytest
 
-pytest.importorskip("ray")
 from nightjar.cluster.journal import JournalEntry
 from nightjar.loadtests.regimes import Phase, Regime
 from nightjar.loadtests.simulation.engine.leases import most_at_once
@@ -27,10 +26,8 @@ from nightjar.policy.restarts.budget import max_leases
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.report import DrafterState
 from tests.fleet.courses import ReplicaCourse, between, most_leases_at_once
-from tests.fleet.fleet_cluster import PATIENCE_S, FleetCluster, fleet_cluster
 from tests.fleet.hosted_engine import Part
-
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+from tests.fleet.virtual_fleet import PATIENCE_S, virtual_fleet
 
 PROFILE = read_profile("cpu-smollm2")
 SPEED = 8.0
@@ -62,7 +59,7 @@ MOST_LEASES = max_leases(parse_operator_settings(SETTINGS | BUDGETS["coordinated
 
 @dataclass(frozen=True, slots=True)
 class Storm:
-    """One storm on the real cluster."""
+    """One storm, of agents and a policy that are real."""
 
     courses: tuple[ReplicaCourse, ...]
     entries: tuple[JournalEntry, ...]
@@ -85,22 +82,22 @@ class Storm:
 
 @pytest.fixture(scope="module")
 def storms() -> Mapping[str, Storm]:
-    """By budget. The cluster is gone before the first test looks at what happened on it."""
-    with fleet_cluster() as cluster:
-        return {name: _storm(cluster, name) for name in BUDGETS}
+    """By budget."""
+    return {name: _storm(name) for name in BUDGETS}
 
 
-def _storm(cluster: FleetCluster, budget: str) -> Storm:
+def _storm(budget: str) -> Storm:
     fallen = scenario(budget)
-    cluster.start([Part(f"{budget}-{number}", fallen, number) for number in range(REPLICAS)], SETTINGS | BUDGETS[budget])
-    cluster.begin()
 
     def all_are_on_again(courses: Mapping[str, ReplicaCourse]) -> bool:
         return all(course.leased_restarts and course.state is DrafterState.ACTIVE for course in courses.values())
 
-    cluster.until(all_are_on_again, "a leased restart of every drafter")
-    courses = cluster.end()
-    return Storm(tuple(courses.values()), tuple(cluster.journal()))
+    with virtual_fleet() as fleet:
+        fleet.start([Part(f"{budget}-{number}", fallen, number) for number in range(REPLICAS)], SETTINGS | BUDGETS[budget])
+        fleet.begin()
+        fleet.until(all_are_on_again, "a leased restart of every drafter")
+        courses = fleet.end()
+        return Storm(tuple(courses.values()), tuple(fleet.journal()))
 
 
 def test_restarts_by_lease_never_exceed_the_budget_and_all_drafters_are_on_at_last(storms: Mapping[str, Storm]) -> None:

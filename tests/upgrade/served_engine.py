@@ -29,7 +29,7 @@ from nightjar.policy.planners import LOCAL_PLANNERS
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import EngineSnapshot
 from nightjar.policy.wire.settings import IssuedSettings
-from tests.fleet.engine_host import UnseenMetrics
+from tests.fleet.hosted_engine import UnseenMetrics
 
 PROFILE: Final = read_profile("llama-8b-eagle")
 CLUSTER_VARIABLE: Final = "UPGRADE_TEST_CLUSTER"
