@@ -27,6 +27,7 @@ from nightjar.deployments.engine.environment import ENGINE_FOLDER_VARIABLE
 from nightjar.deployments.engine_watch import HUNG_AFTER_S
 from nightjar.deployments.models import ModelError, resolve_model
 from nightjar.policy.wire.operator import DraftOffload
+from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.status import FleetStatus, ReplicaStatus, Scope
 from tests.ports import free_port
 
@@ -37,6 +38,8 @@ MAX_NUM_SPECULATIVE_TOKENS = 4
 NEAR_TIE = 1e-4
 PATIENCE: Final = 4
 """A machine that others use as well may need as many times longer than one of our own, and is not wrong."""
+REPORT_TAKES_S: Final = 1.0
+"""From the engine's answer to the policy, at most, where agents report every 0.1 s."""
 
 
 def application(
@@ -197,6 +200,57 @@ def fleet_status() -> FleetStatus:
 def replicas(application: str) -> tuple[ReplicaStatus, ...]:
     """An application's replicas that reported within the last seconds."""
     return tuple(r for r in fleet_status().replicas if r.application == application and r.report_age_s < 5.0)
+
+
+def reported(shown: Callable[[], Sequence[ReplicaStatus]], *, within_s: float = 60) -> Sequence[ReplicaStatus]:
+    """The replicas that `shown` gives, at least one, all of them from reports whose counters were read after this call began."""
+    began_s = time.monotonic()
+
+    def fresh() -> Sequence[ReplicaStatus]:
+        waited_s = time.monotonic() - began_s
+        now = shown()
+        return now if all(replica.report_age_s < waited_s - REPORT_TAKES_S for replica in now) else ()
+
+    return until(fresh, within_s=within_s, what="new reports")
+
+
+def only_replica(application: str) -> ReplicaStatus:
+    """The application's one replica, from a report made after this call began."""
+
+    def alone() -> Sequence[ReplicaStatus]:
+        present = replicas(application)
+        return present if len(present) == 1 else ()
+
+    (replica,) = reported(alone)
+    return replica
+
+
+def steps(of: Iterable[ReplicaStatus]) -> dict[int, int]:
+    """Steps that these replicas ran at each K so far."""
+    counted: dict[int, int] = {}
+    for replica in of:
+        for total in replica.totals:
+            counted[total.num_speculative_tokens] = counted.get(total.num_speculative_tokens, 0) + total.steps
+    return counted
+
+
+def in_mode(
+    mode: str, state: DrafterState | None, *, ask: Callable[[], object], shown: Callable[[], Sequence[ReplicaStatus]]
+) -> None:
+    """Set the fleet's mode and return once every replica shown runs in it, its drafter in `state`.
+
+    A drafter comes back by requests alone, so `ask` sends one before each look.
+    """
+    set_fleet_mode(mode)
+
+    def is_so() -> bool:
+        ask()
+        now = shown()
+        return {str(replica.mode) for replica in now} == {mode} and (
+            state is None or {replica.drafter_state for replica in now} == {state}
+        )
+
+    until(is_so, within_s=60, what=f"mode {mode}, the drafter {state or 'in any state'}")
 
 
 def set_fleet_mode(mode: str) -> None:

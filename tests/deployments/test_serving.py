@@ -10,8 +10,7 @@ import json
 import os
 import signal
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -22,6 +21,7 @@ import pytest
 pytest.importorskip("ray.serve")
 pytest.importorskip("vllm")
 from nightjar.policy.wire.report import DrafterState, SteeringLevel
+from nightjar.policy.wire.status import ReplicaStatus
 from tests.deployments import serving
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
@@ -103,12 +103,18 @@ def client(steered: serving.ServeCluster) -> Iterator[httpx.Client]:
         yield http
 
 
-def until_both_are_steered() -> None:
-    def both() -> bool:
-        present = serving.replicas("chat")
-        return len(present) == 2 and all(replica.settings_version is not None for replica in present)
+def both() -> Sequence[ReplicaStatus]:
+    """The two replicas, if both have reported of late."""
+    present = serving.replicas("chat")
+    return present if len(present) == 2 else ()
 
-    serving.until(both, within_s=120, what="two steered replicas")
+
+def until_both_are_steered() -> None:
+    def are_steered() -> bool:
+        present = both()
+        return bool(present) and all(replica.settings_version is not None for replica in present)
+
+    serving.until(are_steered, within_s=120, what="two steered replicas")
     assert all(replica.steering is SteeringLevel.FULLY for replica in serving.replicas("chat"))
 
 
@@ -127,12 +133,8 @@ def assert_lossless(client: httpx.Client, reference: tuple[dict[str, Any], ...])
 
 
 def steps_by_length() -> dict[int, int]:
-    """Steps that both replicas ran at each K so far."""
-    steps: dict[int, int] = {}
-    for replica in serving.replicas("chat"):
-        for total in replica.totals:
-            steps[total.num_speculative_tokens] = steps.get(total.num_speculative_tokens, 0) + total.steps
-    return steps
+    """Steps that both replicas ran at each K until now, by reports that began after this call."""
+    return serving.steps(serving.reported(both))
 
 
 def lengths_that_ran(since: dict[int, int]) -> set[int]:
@@ -140,7 +142,7 @@ def lengths_that_ran(since: dict[int, int]) -> set[int]:
 
 
 def until_modes_are(modes: set[str]) -> None:
-    serving.until(lambda: {str(replica.mode) for replica in serving.replicas("chat")} == modes, within_s=20, what=f"modes {modes}")
+    serving.until(lambda: {str(replica.mode) for replica in both()} == modes, within_s=20, what=f"modes {modes}")
 
 
 @pytest.mark.parametrize(("mode", "length"), [("off", 0), ("pin=4", 4)])
@@ -151,10 +153,8 @@ def test_output_is_plain_decodings_at_a_fixed_length(
     serving.set_fleet_mode(mode)
     until_modes_are({mode})
     serving.post(client, GREEDY_BODIES[5])
-    time.sleep(0.5)
     before = steps_by_length()
     assert_lossless(client, reference)
-    serving.until(lambda: steps_by_length() != before, within_s=10, what="counters of the batch")
     assert lengths_that_ran(before) == {length}
 
 
@@ -268,7 +268,6 @@ def test_changed_user_config_replaces_no_replica_and_switches_at_once(steered: s
     until_modes_are({"off"})
     before = steps_by_length()
     serving.post(client, GREEDY_BODIES[0])
-    serving.until(lambda: steps_by_length() != before, within_s=10, what="counters of the request")
     assert lengths_that_ran(before) == {0}
     steered.deploy(serving.application("chat", num_replicas=2))
     until_modes_are({"pin=4"})
@@ -285,7 +284,7 @@ def test_killed_replica_leaves_no_engine_behind_and_serve_replaces_it(client: ht
     files = serving.files_of(engine)
     assert files, "or nothing would be left to tidy up"
     os.kill(min(pids), signal.SIGKILL)
-    _, alive = psutil.wait_procs(engine, timeout=15)
+    _, alive = psutil.wait_procs(engine, timeout=120)
     assert alive == []
 
     def replaced() -> bool:
@@ -313,7 +312,7 @@ def test_policy_killed_under_load_fails_no_request_and_comes_back_above(client: 
     with ThreadPoolExecutor(4) as pool:
         users = [pool.submit(load) for _ in range(4)]
         try:
-            time.sleep(2.0)
+            serving.until(lambda: _running() > 1, within_s=60, what="the load")
             os.kill(before.pid, signal.SIGKILL)
             serving.until(lambda: _incarnation_after(before.pid) > before.incarnation, within_s=60, what="a new incarnation")
             serving.until(lambda: len(_confirmed_by_new_policy(before.incarnation)) == 2, within_s=30, what="both replicas back")

@@ -9,8 +9,7 @@ import importlib.util
 import itertools
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,6 @@ PROMPTS = (
 )
 SETTINGS = {"mode": "auto", "planner": "fixed", "exchange_period_s": 0.1, "decision_period_s": 0.1, "dwell_steps": 0}
 MAX = serving.MAX_NUM_SPECULATIVE_TOKENS
-REPORT_TAKES_S = 1.0
-"""From the engine's answer to the policy, at most."""
 
 
 def ask(model: str, prompt: str, **fields: Any) -> dict[str, Any]:
@@ -75,25 +72,14 @@ def replicas(model: str) -> list[ReplicaStatus]:
     return [replica for replica in serving.replicas(APPLICATION) if replica.replica_id in ids]
 
 
-def reported(model: str) -> list[ReplicaStatus]:
+def reported(model: str) -> Sequence[ReplicaStatus]:
     """The same, all of them from reports whose counters were read after this call began."""
-    began_s = time.monotonic()
-
-    def fresh() -> list[ReplicaStatus]:
-        waited_s = time.monotonic() - began_s
-        shown = replicas(model)
-        return shown if all(replica.report_age_s < waited_s - REPORT_TAKES_S for replica in shown) else []
-
-    return serving.until(fresh, within_s=10, what=f"new reports of {model}")
+    return serving.reported(lambda: replicas(model))
 
 
 def steps(model: str) -> dict[int, int]:
     """Steps that the model's replicas ran at each K so far."""
-    counted: dict[int, int] = {}
-    for replica in reported(model):
-        for total in replica.totals:
-            counted[total.num_speculative_tokens] = counted.get(total.num_speculative_tokens, 0) + total.steps
-    return counted
+    return serving.steps(reported(model))
 
 
 def steps_by_replica(model: str) -> dict[str, int]:
@@ -105,16 +91,14 @@ def lengths_that_ran(model: str, before: dict[int, int]) -> set[int]:
 
 
 def in_mode(mode: str, client: httpx.Client, model: str, state: DrafterState | None = None) -> None:
-    """Return once every replica of the model runs in `mode`, its drafter in `state`. A drafter comes back by requests alone."""
-    serving.set_fleet_mode(mode)
+    """Return once every replica of the model runs in `mode`, its drafter in `state`."""
     prompts = (f"{number} is how many?" for number in itertools.count(1))
-
-    def is_so() -> bool:
-        serving.post(client, ask(model, next(prompts), max_tokens=8))
-        shown = replicas(model)
-        return {str(r.mode) for r in shown} == {mode} and (state is None or {r.drafter_state for r in shown} == {state})
-
-    serving.until(is_so, within_s=60, what=f"{model} in mode {mode}, its drafter {state}")
+    serving.in_mode(
+        mode,
+        state,
+        ask=lambda: serving.post(client, ask(model, next(prompts), max_tokens=8)),
+        shown=lambda: replicas(model),
+    )
 
 
 def assert_plain_decodings(client: httpx.Client, model: str) -> set[int]:

@@ -7,7 +7,6 @@ model runner V1, scheduled asynchronously.
 from __future__ import annotations
 
 import importlib.util
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import pytest
 
 from nightjar.deployments.rig.environment import rig_environment
 from nightjar.policy.wire.report import DrafterState, SteeringLevel
-from nightjar.policy.wire.status import ReplicaStatus
 from tests.deployments import serving
 from tests.serve_llm.application import APPLICATION, gpu_application
 
@@ -35,8 +33,6 @@ SETTINGS = {
     "replica_timeout_s": 10.0,
 }
 MAX = serving.MAX_NUM_SPECULATIVE_TOKENS
-REPORT_TAKES_S = 1.0
-"""From the engine's answer to the policy, at most."""
 
 
 @pytest.fixture(scope="module")
@@ -67,20 +63,21 @@ def client(cluster: serving.ServeCluster) -> Iterator[httpx.Client]:
 
 def test_an_engine_on_rays_devices_is_steered_and_its_output_is_plain_decodings(client: httpx.Client) -> None:
     """INV-1 and INV-2, with no worker below the replica."""
-    assert only_replica().steering is SteeringLevel.FULLY
+    assert serving.only_replica(APPLICATION).steering is SteeringLevel.FULLY
     expected: list[dict[str, Any]] = []
     for mode, length in (("off", 0), ("pin=2", 2), ("off", 0), ("auto", MAX)):
         in_mode(client, mode, DrafterState.ACTIVE if length else DrafterState.DORMANT)
-        before = steps()
+        before = serving.steps([serving.only_replica(APPLICATION)])
         answers = serving.post_at_once(client, [ask(prompt) for prompt in PROMPTS])
-        assert {each for each, count in steps().items() if count > before.get(each, 0)} == {length}
+        ran = serving.steps([serving.only_replica(APPLICATION)])
+        assert {each for each, count in ran.items() if count > before.get(each, 0)} == {length}
         expected = expected or answers
         for prompt, answer, plain in zip(PROMPTS, answers, expected, strict=True):
             serving.assert_same_text(ask(prompt), answer, plain)
 
 
 def test_a_killed_worker_of_rays_takes_its_replica_along_and_the_next_one_is_steered(client: httpx.Client) -> None:
-    known = only_replica()
+    known = serving.only_replica(APPLICATION)
     pid = serving.replica_pid(APPLICATION, known.replica_id, DEPLOYMENT)
     core = serving.engine_core_of(pid)
     workers = serving.ray_workers()
@@ -104,29 +101,6 @@ def ask(prompt: str) -> dict[str, Any]:
 
 
 def in_mode(client: httpx.Client, mode: str, state: DrafterState) -> None:
-    """Return once the replica runs in `mode`, its drafter in `state`. A drafter comes back by requests alone."""
-    serving.set_fleet_mode(mode)
-
-    def is_so() -> bool:
-        serving.post(client, ask(PROMPTS[0]) | {"max_tokens": 4})
-        replica = only_replica()
-        return str(replica.mode) == mode and replica.drafter_state is state
-
-    serving.until(is_so, within_s=60, what=f"mode {mode}, the drafter {state}")
-
-
-def only_replica() -> ReplicaStatus:
-    """The one replica, from a report made after this call began."""
-    began_s = time.monotonic()
-
-    def fresh() -> list[ReplicaStatus]:
-        shown = [r for r in serving.replicas(APPLICATION) if r.report_age_s < time.monotonic() - began_s - REPORT_TAKES_S]
-        return shown if len(shown) == 1 else []
-
-    (replica,) = serving.until(fresh, within_s=60, what="a new report of one replica")
-    return replica
-
-
-def steps() -> dict[int, int]:
-    """Steps at each K so far."""
-    return {total.num_speculative_tokens: total.steps for total in only_replica().totals}
+    """Return once the replica runs in `mode`, its drafter in `state`."""
+    body = ask(PROMPTS[0]) | {"max_tokens": 4}
+    serving.in_mode(mode, state, ask=lambda: serving.post(client, body), shown=lambda: [serving.only_replica(APPLICATION)])
