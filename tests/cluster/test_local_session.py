@@ -62,7 +62,7 @@ def test_a_signal_closes_the_lifeline_and_what_outlives_the_child_is_killed(
     supervisor, session = supervise(STOPS_WHEN_ITS_LIFELINE_CLOSES.format(code=child_code))
     assert len(session_members(session)) == 2
     supervisor.send_signal(number)
-    supervisor.communicate(timeout=30)
+    supervisor.communicate(timeout=300)
     assert supervisor.returncode == (128 + number if signalled else 0)
     assert session_members(session) == []
 
@@ -76,7 +76,7 @@ def test_a_second_signal_waits_for_nothing() -> None:
             supervisor.wait(0.3)
         except subprocess.TimeoutExpired:
             continue
-    supervisor.communicate(timeout=30)
+    supervisor.communicate(timeout=300)
     ended_by_the_last_one = -signal.SIGINT  # it may come when the interpreter has given its handlers back
     assert supervisor.returncode in {128 + signal.SIGINT, 128 + signal.SIGTERM, ended_by_the_last_one}
     assert session_members(session) == []
@@ -85,10 +85,10 @@ def test_a_second_signal_waits_for_nothing() -> None:
 def test_a_killed_supervisor_takes_its_child_with_it_through_the_lifeline() -> None:
     supervisor, session = supervise(STOPS_WHEN_ITS_LIFELINE_CLOSES.format(code=0))
     supervisor.kill()
-    supervisor.wait(timeout=30)
+    supervisor.wait(timeout=300)
     assert wait_for_end(session)
     end_session(session, 0.0)
-    supervisor.communicate(timeout=30)
+    supervisor.communicate(timeout=300)
 
 
 def wait_for_end(pid: int) -> bool:

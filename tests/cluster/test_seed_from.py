@@ -224,8 +224,10 @@ def test_a_read_token_that_cannot_be_used_is_one_line(address: str, monkeypatch:
 
 
 @pytest.fixture
-def address() -> Iterator[str]:
-    """A web server on a free port."""
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A web server on a free port, which is waited for as long as a busy machine takes."""
+    monkeypatch.setattr(seed_from, "SILENCE_S", 300.0)
+    monkeypatch.setattr(seed_from, "READ_TIMEOUT_S", 300.0)
     with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
         serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         serving.start()

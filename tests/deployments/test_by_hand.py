@@ -102,14 +102,14 @@ class HandStartedRay:
         return done.stdout
 
     def shown_in_a_terminal(self, command: str, until_it_says: str) -> str:
-        """What a command line that goes on for ever draws in a terminal, until it said something or a minute is over."""
+        """What a command line that goes on for ever draws in a terminal, until it said something or five minutes are over."""
         ours, theirs = os.openpty()
         process = subprocess.Popen(
             shlex.split(command), cwd=self.folder, env=self.environment, stdin=theirs, stdout=theirs, stderr=theirs
         )
         os.close(theirs)
         shown = b""
-        deadline_s = time.monotonic() + 60
+        deadline_s = time.monotonic() + 300
         while until_it_says.encode() not in shown and time.monotonic() < deadline_s:
             if select.select([ours], [], [], 1.0)[0]:
                 shown += os.read(ours, 65_536)

@@ -101,7 +101,7 @@ def test_a_stopped_worker_that_is_no_child_of_its_replica_is_killed_with_the_eng
         worker.send_signal(signal.SIGSTOP)
         replica.hears()
         assert replica.says() == f"[{worker.pid}]"
-        assert worker.wait(timeout=20) == -signal.SIGKILL
+        assert worker.wait(timeout=120) == -signal.SIGKILL
 
 
 def test_processes_that_outlive_their_engine_are_killed_after_a_while_and_no_others() -> None:

@@ -60,5 +60,5 @@ def test_engine_whose_hooks_do_not_match_serves_plainly_and_says_so(cluster: ser
     (pid,) = serving.replica_pids("chat")
     engine = serving.until(lambda: serving.engine_processes_of(pid), within_s=10, what="the engine's processes")
     os.kill(pid, signal.SIGKILL)
-    _, alive = psutil.wait_procs(engine, timeout=15)
+    _, alive = psutil.wait_procs(engine, timeout=120)
     assert alive == [], "nothing of an engine stays that runs none of our classes"

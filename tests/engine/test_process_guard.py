@@ -69,7 +69,7 @@ def stranger() -> Iterator[ProcessToken]:
 def run_engine(replica: ProcessToken, body: str = ENGINE.replace("time.sleep(60)", "")) -> subprocess.CompletedProcess[str]:
     """An engine process beside this one, until it ends."""
     environment = os.environ | {REPLICA_VARIABLE: str(replica)}
-    return subprocess.run([sys.executable, "-c", body], env=environment, timeout=30, check=False, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", body], env=environment, timeout=300, check=False, capture_output=True, text=True)
 
 
 def test_an_engine_process_whose_replica_died_before_the_watch_ends_at_once() -> None:
@@ -104,7 +104,7 @@ def test_a_worker_that_is_no_child_of_its_replica_ends_with_it(stranger: Process
         assert worker.stdout is not None
         assert worker.stdout.readline() == "True\n"
         os.kill(stranger.pid, signal.SIGKILL)
-        assert worker.wait(timeout=20) == -signal.SIGKILL
+        assert worker.wait(timeout=120) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("elsewhere", [{"pid_namespace": 1}, {"boot_id": "another-machine"}])
@@ -190,7 +190,7 @@ assert found == [process.pid], found
 
 
 def test_a_process_whose_name_is_no_text_is_found_as_any_other() -> None:
-    subprocess.run([sys.executable, "-c", WITH_STRANGE_NAMES], timeout=40, check=True)
+    subprocess.run([sys.executable, "-c", WITH_STRANGE_NAMES], timeout=300, check=True)
 
 
 def test_vllm_begins_the_watch_in_each_of_its_processes() -> None:
@@ -219,14 +219,14 @@ for pid in (core.pid, worker_pid):
     os.kill(pid, signal.SIGSTOP)
 pids = kill_descendants()
 assert set(pids) == {core.pid, worker_pid}, pids
-assert core.wait(timeout=20) == -signal.SIGKILL
+assert core.wait(timeout=120) == -signal.SIGKILL
 print(worker_pid, flush=True)
 """
 
 
 def test_processes_below_this_one_are_killed_though_they_are_stopped() -> None:
     with subprocess.Popen(["sleep", "60"]) as sibling:
-        finished = subprocess.run([sys.executable, "-c", PARENT_OF_STOPPED], timeout=40, check=True, stdout=subprocess.PIPE)
+        finished = subprocess.run([sys.executable, "-c", PARENT_OF_STOPPED], timeout=300, check=True, stdout=subprocess.PIPE)
         wait_until_gone(int(finished.stdout))
         assert sibling.poll() is None
         sibling.kill()
