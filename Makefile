@@ -14,7 +14,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-fast test-pure test-all test-long test-upgrade test-chaos soak test-gpu-paths stress-gpu-paths test-vllm test-serve-llm test-ids mutants contract lint structure format docs site figures bench-step bench-policy bench-scale bench-model bench-engine bench-live bench-load load-trace chart monitoring page clean
+.PHONY: help install models demo test test-slow test-fast test-pure test-all test-long test-upgrade test-chaos soak test-gpu-paths stress-gpu-paths test-vllm test-serve-llm test-ids mutants contract lint structure format docs site figures bench-step bench-policy bench-scale bench-model bench-engine bench-live bench-load load-trace chart monitoring page clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -62,11 +62,15 @@ models: $(SERVING) ## the small models of demo and tests, built from a package
 demo: $(SERVING) ## two real replicas, steered live: off, pin=5, auto (less than 8 minutes; ARGS=--long: a quarter of an hour)
 	$(QUIET) $(BIN)/nightjar demo $(ARGS)
 
-test: $(INSTALLED) test-fast ## fast tests, Ray clusters, real engines, two of them side by side: about 45 minutes on two cores
+test: $(INSTALLED) $(HELM) test-fast ## fast tests, and those few slow ones that show that this checkout works on this machine: at most 12 minutes on two cores
 	$(BIN)/nightjar models build
-	$(QUIET) $(EVEN) $(BIN)/pytest $(SLOW) -m '(engine or ray or command or package) and not long' --ignore=tests/chaos
+	$(QUIET) $(EVEN) HELM=$(HELM) $(BIN)/pytest $(SLOW) -m checkout tests/engine tests/deployments tests/helm
 
-test-all: $(INSTALLED) test test-chaos test-gpu-paths test-long ## before a release, with nothing beside it: make test, test-chaos, test-gpu-paths, test-long, and test-pure on other Pythons; hours
+test-slow: $(INSTALLED) ## all other Ray clusters and real engines, two of them side by side, and the commands of README and docs: about 40 minutes on two cores
+	$(BIN)/nightjar models build
+	$(QUIET) $(EVEN) $(BIN)/pytest $(SLOW) -m '(engine or ray or command or package) and not long and not checkout' --ignore=tests/chaos
+
+test-all: $(INSTALLED) test test-slow test-chaos test-gpu-paths test-long ## before a release, with nothing beside it: make test, test-slow, test-chaos, test-gpu-paths, test-long, and test-pure on other Pythons; hours
 	$(MAKE) --no-print-directory test-pure PYTHON=python3.12
 	$(MAKE) --no-print-directory test-pure PYTHON=python3.13
 
@@ -82,7 +86,7 @@ DRAWN = $(shell od -An -N3 -tu4 /dev/urandom | tr -d ' ')
 stress-gpu-paths: $(INSTALLED) ## drafters that were off draft as if they never had been: 1,000 random steps each of a drawn seed, by hand; SEED=NUMBER repeats one
 	$(QUIET) NIGHTJAR_STRESS_STEPS=1000 NIGHTJAR_STRESS_SEED=$(or $(SEED),$(DRAWN)) $(BIN)/pytest -n 2 --dist load --maxschedchunk 1 tests/gpu_paths/test_off_on_v2.py $(ARGS)
 
-test-upgrade: $(INSTALLED) ## two Ray clusters, one takes over from the other under load; two minutes, a part of make test
+test-upgrade: $(INSTALLED) ## two Ray clusters, one takes over from the other under load; two minutes, a part of make test-slow
 	$(QUIET) $(EVEN) $(BIN)/pytest -n 0 tests/upgrade $(ARGS)
 
 SEEDS ?= 1 2 3

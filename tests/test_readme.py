@@ -43,6 +43,7 @@ BY_HAND: Final = "tests/deployments/test_by_hand.py"
 CHECK: Final = ".ci/run"
 RUN_ELSEWHERE: Final = {
     "make test": CHECK,
+    "make test-slow": CHECK,
     "make test-fast": CHECK,
     "make test-chaos": CHECK,
     "make test-serve-llm": CHECK,
@@ -96,7 +97,7 @@ NOT_HERE: Final = {
     ".ci/run": "runs this test, too",
     "make install": "was run before any test",
     "make test-all": "takes hours, and runs this test, too",
-    "make test-upgrade": "its tests are a part of `make test`",
+    "make test-upgrade": "its tests are a part of `make test-slow`",
     'make test-chaos SEEDS="4 5"': "`.ci/run` has it with one seed",
     "make soak MINUTES=30": "takes half an hour; its parts are tested in tests/chaos",
     "make test-pure PYTHON=python3.13": "needs another Python; `make test-all` runs it",
@@ -186,7 +187,7 @@ SMALL_CASES: Final[dict[str, tuple[Callable[[Path], None], tuple[str, ...], tupl
     "nightjar check serve.yaml": (a_migrated_file, (), ("draft_model",)),
     "nightjar simulate --quick": (nothing, (), ("fleet_over_off_min",)),
     "nightjar simulate --profile my-engine.json --only open-loop": (an_engine_profile, ("--quick",), ("fleet_over_static_min",)),
-    "nightjar simulate --profile my-engine.json": (an_engine_profile, ("--quick",), ("fleet_over_static_min",)),
+    "nightjar simulate --profile my-engine.json": (an_engine_profile, ("--quick", "--only", "steady"), ("fleet_over_off_min",)),
     "nightjar simulate --only storm --only pooling": (nothing, ("--quick",), ("storm_floor",)),
     "nightjar simulate --regime surge --regime 'mine:300@2,peak:60@20,after:300@2' --planner fleet --planner oracle": (
         nothing,
@@ -271,7 +272,7 @@ def test_a_page_shows_commands_in_console_blocks_alone(page: Path) -> None:
 
 @pytest.mark.parametrize(("command", "place"), RUN_ELSEWHERE.items(), ids=str)
 def test_what_is_run_elsewhere_stands_there_word_for_word(command: str, place: str) -> None:
-    assert command in (ROOT / place).read_text() or (command == "make test-fast" and "test: $(INSTALLED) test-fast" in _makefile())
+    assert command in (ROOT / place).read_text() or (command == "make test-fast" and "test: $(INSTALLED) $(HELM) test-fast" in _makefile())
 
 
 @pytest.mark.parametrize(("command", "target"), SAME_PROGRAM.items(), ids=str)

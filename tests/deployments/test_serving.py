@@ -145,6 +145,7 @@ def until_modes_are(modes: set[str]) -> None:
     serving.until(lambda: {str(replica.mode) for replica in both()} == modes, within_s=20, what=f"modes {modes}")
 
 
+@pytest.mark.checkout
 @pytest.mark.parametrize(("mode", "length"), [("off", 0), ("pin=4", 4)])
 def test_output_is_plain_decodings_at_a_fixed_length(
     client: httpx.Client, reference: tuple[dict[str, Any], ...], mode: str, length: int
@@ -296,6 +297,7 @@ def test_killed_replica_leaves_no_engine_behind_and_serve_replaces_it(client: ht
     assert serving.post(client, GREEDY_BODIES[5])["finish_reason"] == "length"
 
 
+@pytest.mark.checkout
 def test_policy_killed_under_load_fails_no_request_and_comes_back_above(client: httpx.Client) -> None:
     """INV-4, INV-5."""
     serving.set_fleet_mode("pin=2")

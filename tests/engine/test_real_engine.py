@@ -13,7 +13,7 @@ from tests.engine.comparing import difference
 from tests.engine.engine_process import MAX_NUM_SPECULATIVE_TOKENS, SEGMENT_CLEAN_STEPS, TABLE
 from tests.engine.requests import greedy_batch, mixed_batch, shared_prefix_batch
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.checkout]
 
 BATCHES = {"mixed": mixed_batch(), "greedy": greedy_batch(), "prefix": shared_prefix_batch()}
 SCENARIOS = [

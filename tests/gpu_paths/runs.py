@@ -25,7 +25,7 @@ PAIRWISE: Final = (
     "v2-async-draft_model",
     "v2-async-draft_model-lends",
 )
-"""What `make test` runs: each runner, scheduling and drafter, and a draft that lends; V2's heads are in test_off_on_v2.py."""
+"""What `make test-slow` runs: each runner, scheduling and drafter, and a draft that lends; V2's heads are in test_off_on_v2.py."""
 HEADINGS: Final = (
     "runner",
     "scheduling",
@@ -95,7 +95,7 @@ class Rig:
 
 
 def is_pairwise(combination: Combination) -> bool:
-    """Whether `make test` runs it."""
+    """Whether `make test-slow` runs it."""
     assert set(PAIRWISE) <= {each.name for each in (*STEERED, *LENDING)}
     return combination.name in PAIRWISE
 

@@ -18,7 +18,7 @@ from tests.gpu_paths.off_stretch import LOG_STEPS, STEPS_BACK, STEPS_BEFORE, STE
 from tests.gpu_paths.overlay import version_under_test
 from tests.gpu_paths.runs import Rig
 
-IN_MAKE_TEST = ("v2-async-eagle", "v2-async-eagle3", "v2-sync-mtp")
+IN_TEST_SLOW = ("v2-async-eagle", "v2-async-eagle3", "v2-sync-mtp")
 COMPILED_HEAD = Combination(2, "async", "eagle", compiled="piecewise")
 """One is enough: the KV part of the other heads stops in the same layer of vLLM's."""
 OFF = {
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(
-    params=[pytest.param(each, id=each.name, marks=() if each.name in IN_MAKE_TEST else pytest.mark.long) for each in HEADS],
+    params=[pytest.param(each, id=each.name, marks=() if each.name in IN_TEST_SLOW else pytest.mark.long) for each in HEADS],
 )
 def head(request: pytest.FixtureRequest) -> Combination:
     combination: Combination = request.param
@@ -150,7 +150,7 @@ def test_a_head_that_owes_its_writes_drafts_through_random_steps_as_one_that_was
 
 @pytest.mark.parametrize(
     "combination",
-    [pytest.param(each, id=each.name, marks=() if each.name in IN_MAKE_TEST else pytest.mark.long) for each in (*HEADS, *DRAFTS)],
+    [pytest.param(each, id=each.name, marks=() if each.name in IN_TEST_SLOW else pytest.mark.long) for each in (*HEADS, *DRAFTS)],
 )
 def test_a_row_runs_to_the_last_position_that_the_model_has(rig: Rig, combination: Combination) -> None:
     answer = variant(rig, combination, "ours")["limit"]["answers"]["limit-0"]

@@ -1,6 +1,6 @@
 """Our own deployment with vLLM's Ray executor, whose workers Ray starts: what ray.serve.llm takes for every engine on GPUs.
 
-Ray gives out devices of nothing. `make test` runs one engine, `make test-gpu-paths` all.
+Ray gives out devices of nothing. `make test-slow` runs one engine, `make test-gpu-paths` all.
 """
 
 from __future__ import annotations

@@ -89,6 +89,7 @@ def test_the_same_values_render_the_same_bytes() -> None:
     assert release(*ALL_ON) == release(*ALL_ON)
 
 
+@pytest.mark.checkout
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_every_pod_is_restricted_and_writes_to_emptydirs_only(example: Path) -> None:
     for spec in release(example).pod_specs():
