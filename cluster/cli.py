@@ -1,8 +1,8 @@
 """The `nightjar` command.
 
-Each room brings its own commands. They are imported by dotted name only when one of them is run, so `--help` needs no package
-but typer, and `status` and `mode` work where only the core is installed. Fails with one line naming what is missing where a
-room's own packages are not installed.
+Each room brings its own commands, and the module of a command is imported only when it is run: `--help` needs no package but typer,
+and `status` starts fast beside engines that keep every core busy, for it imports no numpy and nothing of the other commands.
+Fails with one line naming what is missing where a room's own packages are not installed.
 """
 
 from __future__ import annotations
@@ -27,25 +27,33 @@ class RoomCommand:
     is_group: bool = False
 
 
-CLUSTER: Final = "nightjar.cluster.commands.room"
+CLUSTER: Final = "nightjar.cluster.commands"
 CONFIGURATION: Final = "nightjar.deployments.configuration.commands"
 COMMANDS: Final = {
-    "run": RoomCommand(CLUSTER, "Serve a YAML file's applications on a local Ray cluster of its own, until Ctrl-C.", extra="serve"),
-    "status": RoomCommand(CLUSTER, "Show every replica: batch, queue, KV use, K, acceptance, and the last decision in words."),
-    "explain": RoomCommand(
-        "nightjar.cluster.commands.explain", "Why is a replica's K what it is: who decided, what was predicted, what was measured."
+    "run": RoomCommand(
+        f"{CLUSTER}.run", "Serve a YAML file's applications on a local Ray cluster of its own, until Ctrl-C.", extra="serve"
     ),
-    "watch": RoomCommand(CLUSTER, "Follow the fleet in a live table."),
-    "mode": RoomCommand(CLUSTER, "Override the mode of the fleet, an application or a replica: auto, shadow, off, pin=K."),
-    "canary": RoomCommand(CLUSTER, "Let some replicas try a mode or setting; they go back by themselves where they lose."),
-    "freeze": RoomCommand(CLUSTER, "Keep the fleet as it is: no new plan, measurement or lease, until it is ended."),
-    "export": RoomCommand(CLUSTER, "Write what the fleet has learned to a file."),
-    "import": RoomCommand(CLUSTER, "Give a running policy what another fleet learned."),
+    "status": RoomCommand(
+        f"{CLUSTER}.status", "Show every replica: batch, queue, KV use, K, acceptance, and the last decision in words."
+    ),
+    "explain": RoomCommand(
+        f"{CLUSTER}.explain", "Why is a replica's K what it is: who decided, what was predicted, what was measured."
+    ),
+    "watch": RoomCommand(f"{CLUSTER}.status", "Follow the fleet in a live table."),
+    "mode": RoomCommand(
+        f"{CLUSTER}.mode", "Override the mode of the fleet, an application or a replica: auto, shadow, off, pin=K."
+    ),
+    "canary": RoomCommand(
+        f"{CLUSTER}.canary", "Let some replicas try a mode or setting; they go back by themselves where they lose."
+    ),
+    "freeze": RoomCommand(f"{CLUSTER}.freeze", "Keep the fleet as it is: no new plan, measurement or lease, until it is ended."),
+    "export": RoomCommand(f"{CLUSTER}.learned", "Write what the fleet has learned to a file."),
+    "import": RoomCommand(f"{CLUSTER}.learned", "Give a running policy what another fleet learned."),
     "replay": RoomCommand(
-        "nightjar.cluster.commands.replay", "Decide a journal's ticks again, off-line, and say whether the decisions are the same."
+        f"{CLUSTER}.replay", "Decide a journal's ticks again, off-line, and say whether the decisions are the same."
     ),
     "dashboards": RoomCommand(
-        "nightjar.cluster.commands.dashboards", "Bring the dashboards to a running Grafana.", extra="grafana", is_group=True
+        f"{CLUSTER}.dashboards", "Bring the dashboards to a running Grafana.", extra="grafana", is_group=True
     ),
     "assess": RoomCommand(
         "nightjar.loadtests.assessment.command", "What would it gain here? Reads the Prometheus of a plain vLLM; changes nothing."

@@ -20,6 +20,8 @@ from nightjar.cluster.commands.options import (
 )
 from nightjar.cluster.http_client import DEFAULT_URL
 
+app = typer.Typer()
+
 
 def setting(text: str) -> tuple[str, float | int | str]:
     """Parser of `--set`, in typer's terms: `dwell_steps=8`."""
@@ -33,6 +35,7 @@ def setting(text: str) -> tuple[str, float | int | str]:
     return name, int(number) if number.is_integer() else number
 
 
+@app.command()
 def canary(
     mode: Annotated[str, typer.Option("--mode", help="Mode to try: auto, shadow, off, pin=K.", show_default=False)] = "",
     share: Annotated[

@@ -21,7 +21,10 @@ from nightjar.cluster.durations import format_duration
 from nightjar.cluster.http_client import DEFAULT_URL
 from nightjar.policy.wire.status import NO_NEW
 
+app = typer.Typer()
 
+
+@app.command()
 def freeze(
     end: Annotated[bool, typer.Option("--end", help="End the freeze in force.")] = False,
     for_s: Annotated[

@@ -23,9 +23,12 @@ from nightjar.cluster.commands.options import (
 from nightjar.cluster.http_client import DEFAULT_URL
 from nightjar.cluster.learned_file import MAX_FILE_BYTES, LearnedFileError, chosen_groups, parse_learned_file
 
+app = typer.Typer()
+
 T = TypeVar("T")
 
 
+@app.command("export")
 def export_file(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write; an older file gives way.", show_default=False)],
     url: UrlOption = DEFAULT_URL,
@@ -52,6 +55,7 @@ def export_file(
         console.print(f"  {escaped(headline)}", highlight=False)
 
 
+@app.command("import")
 def import_file(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What `nightjar export` wrote.", show_default=False)],
     group: Annotated[

@@ -20,6 +20,8 @@ from nightjar.cluster.commands.options import (
 from nightjar.cluster.durations import format_duration, parse_duration
 from nightjar.cluster.http_client import DEFAULT_URL
 
+app = typer.Typer()
+
 
 def duration(text: str) -> float:
     """Parser of `--for`, in typer's terms."""
@@ -29,6 +31,7 @@ def duration(text: str) -> float:
         raise typer.BadParameter(str(error)) from error
 
 
+@app.command()
 def mode(
     value: Annotated[str, typer.Argument(help="auto, shadow, off, pin=K, or default to take an override back.", metavar="MODE")],
     application: Annotated[str, typer.Option("--application", help="Only this application.", show_default=False)] = "",

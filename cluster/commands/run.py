@@ -10,7 +10,10 @@ import typer
 from nightjar.cluster.commands.options import Output, OutputOption
 from nightjar.cluster.local_session import LocalSession, module_command
 
+app = typer.Typer()
 
+
+@app.command()
 def run(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Serve YAML with one or more applications.", show_default=False)],
     port: Annotated[int | None, typer.Option("--port", help="Port to listen on.", show_default="FILE's, or a free one")] = None,

@@ -14,7 +14,10 @@ from nightjar.cluster.commands.options import Output, OutputOption, UrlOption, o
 from nightjar.cluster.http_client import DEFAULT_URL, HttpError
 from nightjar.cluster.views import fleet_view
 
+app = typer.Typer()
 
+
+@app.command()
 def status(url: UrlOption = DEFAULT_URL, output: OutputOption = Output.TABLE) -> None:
     """Show every replica: batch, queue, KV use, K, acceptance, drafter, and the last decision in words."""
     with one_line_errors(), open_client(url) as client:
@@ -25,6 +28,7 @@ def status(url: UrlOption = DEFAULT_URL, output: OutputOption = Output.TABLE) ->
         Console().print(fleet_view(fleet))
 
 
+@app.command()
 def watch(
     url: UrlOption = DEFAULT_URL,
     output: OutputOption = Output.TABLE,

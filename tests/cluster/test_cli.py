@@ -276,6 +276,26 @@ assert not heavy, heavy
         assert f" {command} " in shown.stdout
 
 
+def test_status_imports_neither_numpy_nor_another_command() -> None:
+    program = """
+import sys
+from nightjar.cluster.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert end.code == 1, end.code
+prefix = "nightjar.cluster.commands."
+commands = {name.removeprefix(prefix) for name in sys.modules if name.startswith(prefix)}
+assert commands == {"options", "status"}, commands
+heavy = {"numpy", "ray", "fastapi"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+    arguments = [sys.executable, "-c", program, "status", "--url", "http://127.0.0.1:1"]
+    asked = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=60)
+    assert asked.returncode == 0, asked.stderr
+    assert "nothing answers" in asked.stderr
+
+
 def test_a_room_whose_packages_are_missing_is_one_line_naming_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "room_without_its_packages.py").write_text("import a_package_that_nobody_has\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
