@@ -1,23 +1,25 @@
-"""The fleet in 80 columns: the same views for `status`, `watch` and whoever embeds them. Pure: a status in, a renderable out.
+"""The fleet in 80 columns and 24 rows: one view for `status`, `watch` and the demo. Pure: a status in, a renderable out.
 
-Numbers stand in a table, words below it: in a narrow terminal a column of words breaks every word.
+Numbers stand in a table, words below it: in a narrow terminal a column of words breaks every word. A group has its plan and at most
+two sentences, a replica only what somebody may have to act on; why a K is what it is, is `nightjar explain`'s to say.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from rich import box
 from rich.console import Group, RenderableType
+from rich.constrain import Constrain
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from nightjar.cluster.durations import format_duration
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.report import Layer, SteeringLevel
+from nightjar.policy.wire.report import DrafterState, Layer, SteeringLevel
 from nightjar.policy.wire.settings import TableRow
 from nightjar.policy.wire.status import NO_NEW, CanaryStatus, FleetStatus, GroupStatus, PolicyStatus, ReplicaStatus, shown_name
 
@@ -29,33 +31,44 @@ STUCK_AFTER_S: Final = 60.0
 """Since the last decision; the longest decision period is half of it. The alert NightjarPolicyStuck says the same."""
 
 
-def fleet_view(fleet: FleetStatus) -> RenderableType:
-    """Everything that `status` shows: the policy, overrides, replicas and groups."""
-    parts: list[RenderableType] = [steering_line(fleet.replicas), policy_line(fleet.policy)]
-    if fleet.policy.freeze is not None:
-        parts.append(Text(f"{fleet.policy.freeze.in_words()}: {NO_NEW}", style="yellow"))
-    if fleet.policy.canary is not None:
-        parts.append(canary_line(fleet.policy.canary))
-    if fleet.policy.settings_error:
-        parts.append(Text(f"settings refused, the previous ones hold: {fleet.policy.settings_error}", style="red"))
-    if fleet.policy.seed_problem:
-        parts.append(Text(fleet.policy.seed_problem, style="red"))
-    if fleet.policy.seed_notice:
-        parts.append(Text(fleet.policy.seed_notice, style="cyan"))
-    if fleet.policy.waiting_groups:
-        parts.append(Text(f"imported, waiting for a replica: {', '.join(fleet.policy.waiting_groups)}", style="cyan"))
-    if fleet.policy.unknown_applications:
-        names = ", ".join(fleet.policy.unknown_applications)
-        parts.append(Text(f"max_step_ms_per_application: no replica of {names} reports", style="yellow"))
+def fleet_view(fleet: FleetStatus, width: int | None = None, rows: int | None = None) -> RenderableType:
+    """Everything that `status` shows: policy, overrides, replicas, groups, and what the signs in it mean.
+
+    At most `width` columns, where one is given, and the first `rows` replicas.
+    """
+    parts: list[RenderableType] = [steering_line(fleet.replicas), policy_line(fleet.policy), *policy_notes(fleet.policy)]
     parts.extend(override_lines(fleet))
     if fleet.replicas:
-        parts += [replica_table(fleet.replicas, fleet.policy.mode), *notes(fleet.replicas)]
+        shown = fleet.replicas[:rows]
+        parts += [replica_table(shown, fleet.policy.mode), *notes(fleet.replicas)]
+        if hidden := len(fleet.replicas) - len(shown):
+            parts.append(Text(f"and {hidden} more replicas: nightjar status"))
     else:
         parts.append(Text("no replica has reported yet", style="yellow"))
     for group in fleet.groups:
-        parts += [Text(), *group_lines(group)]
+        parts.extend(group_lines(group))
     parts.extend(adapter_lines(fleet.replicas))
-    return Group(*parts)
+    parts.extend(legend(fleet))
+    return Constrain(Group(*parts), width)
+
+
+def policy_notes(policy: PolicyStatus) -> Iterator[Text]:
+    """What an operator did or has to look at, a line each: a freeze, a canary, settings, imports."""
+    if policy.freeze is not None:
+        yield Text(f"{policy.freeze.in_words()}: {NO_NEW}", style="yellow")
+    if policy.canary is not None:
+        yield canary_line(policy.canary)
+    if policy.settings_error:
+        yield Text(f"settings refused, the previous ones hold: {policy.settings_error}", style="red")
+    if policy.seed_problem:
+        yield Text(policy.seed_problem, style="red")
+    if policy.seed_notice:
+        yield Text(policy.seed_notice, style="cyan")
+    if policy.waiting_groups:
+        yield Text(f"imported, waiting for a replica: {', '.join(policy.waiting_groups)}", style="cyan")
+    if policy.unknown_applications:
+        names = ", ".join(policy.unknown_applications)
+        yield Text(f"max_step_ms_per_application: no replica of {names} reports", style="yellow")
 
 
 def steering_line(replicas: Iterable[ReplicaStatus]) -> Text:
@@ -86,11 +99,10 @@ def policy_line(policy: PolicyStatus) -> Text:
     """The policy actor on one line."""
     line = Text.assemble(
         ("policy ", "bold"),
-        f"mode {policy.mode}, planner {policy.planner}, incarnation {policy.incarnation}, pid {policy.pid}, "
-        f"up {format_duration(policy.uptime_s)}, {policy.reports} reports",
+        f"mode {policy.mode}, planner {policy.planner}, up {format_duration(policy.uptime_s)}, incarnation {policy.incarnation}",
     )
     if policy.refused_reports:
-        line.append(f", {policy.refused_reports} refused (last: {policy.last_refusal})", style="yellow")
+        line.append(f", {policy.refused_reports} reports refused (last: {policy.last_refusal})", style="yellow")
     if policy.decision_age_s > STUCK_AFTER_S:
         line.append(f", last decided {format_duration(policy.decision_age_s)} ago", style="red")
     return line
@@ -136,7 +148,7 @@ def replica_table(replicas: Sequence[ReplicaStatus], mode: Mode) -> Table:
             speculation(replica),
             acceptance(replica.acceptance),
             f"{replica.generated_tokens_per_s:.1f}",
-            replica.drafter_state.value,
+            in_words(replica.drafter_state),
         ]
         is_doubtful = replica.report_age_s > STALE_REPORT_S or replica.steering is SteeringLevel.PLAINLY
         table.add_row(*cells, style="yellow" if is_doubtful else None)
@@ -148,17 +160,17 @@ def short_name(replica: ReplicaStatus) -> str:
     return shown_name(replica.application, replica.replica_id)
 
 
-def notes(replicas: Iterable[ReplicaStatus]) -> Iterable[RenderableType]:
-    """What is to be said of replicas in words, the same words once for all of whom they are true.
+def notes(replicas: Iterable[ReplicaStatus]) -> Iterator[RenderableType]:
+    """What somebody may have to act on, the same words once for all replicas of whom they are true.
 
-    Why K is what it is, what a drafter waits for or has cost, and settings that are not the newest.
+    Warnings, a drafter that is not where the plan wants it, and settings that are not the newest.
     """
     said: dict[str, list[str]] = {}
     for replica in replicas:
         is_plain = replica.steering is SteeringLevel.PLAINLY
-        words = [f"served plainly: {replica.steering_reason}" if is_plain else replica.reason]
-        if (drafter := drafter_cell(replica)) != replica.drafter_state.value:
-            words.append(f"drafter {drafter}")
+        words = [f"served plainly: {replica.steering_reason}" if is_plain else replica.warning]
+        if replica.drafter.reason:
+            words.append(f"drafter {drafter_cell(replica)}")
         if not replica.settings_confirmed or replica.report_age_s > STALE_REPORT_S:
             words.append(f"settings {settings_cell(replica)}")
         for text in filter(None, words):
@@ -167,6 +179,11 @@ def notes(replicas: Iterable[ReplicaStatus]) -> Iterable[RenderableType]:
         shown = ", ".join(names[:SHOWN_NAMES])
         more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
         yield Text.assemble((f"{shown}{more}", "bold"), f": {text}")
+
+
+def in_words(state: DrafterState) -> str:
+    """`catching up`."""
+    return state.value.replace("_", " ")
 
 
 def speculation(replica: ReplicaStatus) -> str:
@@ -189,7 +206,7 @@ def acceptance(survival: tuple[float, ...]) -> str:
 def drafter_cell(replica: ReplicaStatus) -> str:
     """Where the drafter is in its life, what a restart would recompute, what it lent, and why it waits."""
     drafter = replica.drafter
-    parts = [replica.drafter_state.value]
+    parts = [in_words(replica.drafter_state)]
     if drafter.lag_tokens:
         parts.append(f"lag {drafter.lag_tokens}")
     if drafter.borrowed_blocks:
@@ -232,19 +249,52 @@ def adapter_lines(replicas: Iterable[ReplicaStatus]) -> Iterable[Text]:
         yield Text(f"LoRA adapters of {application}, accepted draft tokens: {shown}{rest}")
 
 
-def group_lines(group: GroupStatus) -> Iterable[RenderableType]:
-    """A group: its plan as K by decode batch, what the plan is predicted to give over off and over what runs, and why."""
-    planned, off, present = group.predicted_tokens_per_s, group.predicted_off_tokens_per_s, group.predicted_present_tokens_per_s
-    gain = f", predicted {planned:.0f} tok/s, {planned / off:.2f} of off" if planned is not None and off else ""
-    if gain and planned is not None and present:
-        gain += f", {planned / present:.2f} of what runs"
-    yield Text.assemble(("group ", "bold"), f"{group.group_id}: {counted(group.replicas)}, planner {group.planner}{gain}")
+def group_lines(group: GroupStatus) -> Iterator[RenderableType]:
+    """A group: its plan as K by decode batch, and at most two sentences: what the plan is predicted to give, what it waits for."""
+    yield Text.assemble(("group ", "bold"), f"{group.group_id}: {counted(group.replicas)}, planner {group.planner}")
     told = [f"K by decode batch  {plan_text(group.rows)}"]
     if group.mixed_rows:
         told.append(f"beside prefill     {plan_text(group.mixed_rows)}")
-    told.append(f"accepted           {acceptance(group.acceptance)}")
-    for line in (*told, *filter(None, group.reason.split("; "))):
+    for line in (*told, *filter(None, (_worth(group), _pending(group)))):
         yield Padding(Text(line), (0, 0, 0, 2))
+
+
+def _worth(group: GroupStatus) -> str:
+    """What the plan is predicted to give now, over off and over what runs; empty while nothing is predicted."""
+    planned, off, present = group.predicted_tokens_per_s, group.predicted_off_tokens_per_s, group.predicted_present_tokens_per_s
+    if planned is None or not off:
+        return ""
+    over_present = f", {planned / present:.2f} of what runs" if present else ""
+    return f"The plan is predicted to give {planned:.0f} tok/s now: {planned / off:.2f} of off{over_present}."
+
+
+def _pending(group: GroupStatus) -> str:
+    """What the group waits for: leases, a freeze after failed probes, measurements of its own; empty where for nothing."""
+    granted, waiting = len(group.restarts.open_leases), len(group.restarts.waiting)
+    parts = []
+    if granted or waiting:
+        parts.append(f"{granted} of {granted + waiting} restarts of speculation may run")
+    if group.restarts.frozen_seconds_left:
+        parts.append(f"failed probes stop restarts for {format_duration(group.restarts.frozen_seconds_left)} more")
+    if group.imported_cells:
+        parts.append(f"{group.imported_cells} of {len(group.cells)} cells are imported, not measured here")
+    words = "; ".join(parts)
+    return f"{words[:1].upper()}{words[1:]}." if words else ""
+
+
+def legend(fleet: FleetStatus) -> Iterator[Text]:
+    """What the signs mean that stand in the view, and where the reasons are."""
+    if not fleet.replicas:
+        return
+    meanings = ["accepted: how often the first .. last draft token was"]
+    if any(replica.mode.kind == "shadow" and replica.load.decode_batch_size for replica in fleet.replicas):
+        meanings.append("K: what runs -> what the plan would run")
+    if any(not replica.load.decode_batch_size for replica in fleet.replicas):
+        meanings.append("(K): of the last step, idle now")
+    if any(not replica.acceptance for replica in fleet.replicas):
+        meanings.append("-: not measured yet")
+    yield Text("; ".join(meanings), style="dim")
+    yield Text(f"Why this K: nightjar explain {short_name(fleet.replicas[0])}", style="dim")
 
 
 def counted(replicas: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import numpy as np
@@ -17,6 +17,7 @@ from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.trials import in_words
 from nightjar.policy.wire.batch_buckets import bucket_range
 from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.record import MAX_REASON_LENGTH
 from nightjar.policy.wire.settings import Settings, Table
 from nightjar.policy.wire.status import (
     CellStatus,
@@ -85,6 +86,7 @@ def _group(group_id: str, group: GroupState, members: Mapping[str, ReplicaState]
         predicted_tokens_per_s=predicted.planned if predicted is not None else None,
         predicted_off_tokens_per_s=predicted.off if predicted is not None else None,
         predicted_present_tokens_per_s=predicted.present if predicted is not None else None,
+        imported_cells=len(group.imported.cells),
         restarts=_restarts(group.restarts, members, now_s),
         reason="; ".join(
             part
@@ -176,6 +178,7 @@ def _replica(replica_id: str, replica: ReplicaState, group: GroupState, decision
         report_age_s=max(now_s - replica.heard_at_s, 0.0),
         settings_version=snapshot.settings_version,
         reason=_reason(replica, group, decision),
+        warning=_joined(_warnings(replica, group)),
         max_step_ms=replica.limit.max_step_ms if replica.limit is not None else None,
         limit_decides=group.limit_decides(replica),
         decision_reason=snapshot.decision_reason,
@@ -197,20 +200,33 @@ def _reason(replica: ReplicaState, group: GroupState, decision: Settings | None)
     plan = group.plan_of(replica)
     if batch and decision.mode.kind in {"auto", "shadow"} and plan is not None and not report.serving_plainly:
         words = plan.reason(batch)
-        if group.limit_decides(replica):
-            words += f" ({replica.limit})"
         if isinstance(decision.plan, Table) and decision.plan.segments:
             words += f"; {in_words(decision.plan.segments)}"
         if decision.restarts.reason:
             words += f"; {decision.restarts.reason}"
         if decision.mode.kind == "shadow":
             words = f"shadow, nothing is touched: {words}"
+    return _joined((*_warnings(replica, group), words))
+
+
+def _warnings(replica: ReplicaState, group: GroupState) -> tuple[str, ...]:
+    """What an operator may have to act on, each in words, empty where it is not so."""
+    report = replica.report
+    held = ", ".join(batch_range(*bucket_range(bucket, report.group.max_num_seqs)) for bucket in report.snapshot.held_buckets)
+    kill_switch = ""
     if report.local_mode is not None:
         slower = report.local_mode.why_slow(report.group.graph_tiers)
-        whose = f"mode {report.local_mode} set in the replica's own user_config overrides"
-        words = f"{whose}{f' ({slower})' if slower else ''}: {words}"
-    held = ", ".join(batch_range(*bucket_range(bucket, report.group.max_num_seqs)) for bucket in report.snapshot.held_buckets)
-    if held:
-        words = f"the guard holds batch {held} off: speculation measured worse than off; {words}"
-    doubt = DISTRUSTED if report.replica_id in group.contributions.distrusted else ""
-    return "; ".join(part for part in (report.notice, report.snapshot.fault_in_words, doubt, words) if part)[:1024]
+        kill_switch = f"mode {report.local_mode} set in the replica's own user_config overrides"
+        kill_switch += f" ({slower})" if slower else ""
+    return (
+        report.notice,
+        report.snapshot.fault_in_words,
+        DISTRUSTED if report.replica_id in group.contributions.distrusted else "",
+        f"the guard holds batch {held} off: speculation measured worse than off" if held else "",
+        kill_switch,
+        f"K limited by {replica.limit}" if group.limit_decides(replica) else "",
+    )
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return "; ".join(filter(None, parts))[:MAX_REASON_LENGTH]

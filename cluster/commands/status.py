@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console, RenderableType
@@ -13,8 +13,12 @@ from rich.text import Text
 from nightjar.cluster.commands.options import Output, OutputOption, UrlOption, one_line_errors, open_client
 from nightjar.cluster.http_client import DEFAULT_URL, HttpError
 from nightjar.cluster.views import fleet_view
+from nightjar.policy.wire.status import FleetStatus
 
 app = typer.Typer()
+
+ROWS_BESIDE_REPLICAS: Final = 16
+"""Of a terminal: what `watch` shows above and below its replicas, with two groups."""
 
 
 @app.command()
@@ -42,12 +46,17 @@ def watch(
                 typer.echo(fleet.model_dump_json(exclude_none=True))
                 time.sleep(every_s)
                 fleet = client.status()
-        view: RenderableType = fleet_view(fleet)
-        with Live(view, refresh_per_second=4, screen=Console().is_terminal) as live:
+        console = Console()
+
+        def seen(fleet: FleetStatus) -> RenderableType:
+            return fleet_view(fleet, rows=max(console.height - ROWS_BESIDE_REPLICAS, 1) if console.is_terminal else None)
+
+        view = seen(fleet)
+        with Live(view, console=console, refresh_per_second=4, screen=console.is_terminal) as live:
             while True:
                 time.sleep(every_s)
                 try:
-                    view = fleet_view(client.status())
+                    view = seen(client.status())
                 except HttpError as error:
                     view = Text(f"waiting: {error}", style="yellow")
                 live.update(view)

@@ -37,7 +37,8 @@ class ReplicaStatus(Record):
 
     `decision_reason` is the engine's own word for the K that plan, dwell and guard gave its last step (steering.Cause). What the
     drafter made of that is in `drafter_state` and `drafter.reason`. `max_step_ms` is the limit of a step that is its own or its
-    application's; `limit_decides` says whether its K differs for that at its present batch.
+    application's; `limit_decides` says whether its K differs for that at its present batch. `warning` is the part of `reason` that
+    an operator may have to act on: what its agent notes, a fault, distrust, what its guard holds off, a kill switch, a limit.
     """
 
     replica_id: str
@@ -58,6 +59,7 @@ class ReplicaStatus(Record):
     settings_version: SettingsVersion | None = None
     settings_confirmed: bool = False
     reason: str = ""
+    warning: str = ""
     max_step_ms: float | None = None
     limit_decides: bool = False
     decision_reason: str = ""
@@ -127,7 +129,7 @@ class GroupStatus(Record):
     `goodput_model` is None where the planner does not learn, the group has no replica, or many groups have more (fleet_status.py).
     `predicted_tokens_per_s` is what the busy replicas are predicted to generate at their present batches with the plan's K,
     `predicted_off_tokens_per_s` the same with K = 0, `predicted_present_tokens_per_s` with the K that each runs now; None where
-    nothing is predicted. All three are of steps that only decode.
+    nothing is predicted. All three are of steps that only decode. `imported_cells` are those that nobody measured here yet.
     """
 
     group_id: str
@@ -141,6 +143,7 @@ class GroupStatus(Record):
     predicted_tokens_per_s: float | None = None
     predicted_off_tokens_per_s: float | None = None
     predicted_present_tokens_per_s: float | None = None
+    imported_cells: int = 0
     restarts: RestartsStatus = RestartsStatus()
     reason: str = ""
 

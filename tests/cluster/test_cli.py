@@ -51,7 +51,7 @@ def test_status_shows_replicas_plan_overrides_and_the_policys_incarnation(serve:
         "3.17",
         "1-5: 5  6-16: 0",
         "too [hot]",
-        "K=5 up to batch 4",
+        "nightjar explain smollm2/abc",
     ]
     assert [part for part in parts if part not in shown.stdout] == []
 

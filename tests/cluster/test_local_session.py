@@ -1,5 +1,6 @@
 """The process that holds a cluster: told to stop by its lifeline, swept away with all of its session."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nightjar.cluster import local_session
+from nightjar.cluster import local_cluster, local_session
 from nightjar.cluster.local_cluster import NODE_TIMED_OUT, ClusterError, LocalCluster, NodeTooSlowError
 from nightjar.cluster.local_session import START_AGAIN, LocalSession, end_session, session_members
 from nightjar.cluster.ports import PortError, choose_port, free_port
@@ -31,7 +32,7 @@ time.sleep(600)
 """
 SUPERVISOR = """
 import sys
-from nightjar.cluster import local_session
+from nightjar.cluster import local_cluster, local_session
 local_session.LEFTOVER_TIMEOUT_S = 0.2
 sys.exit(local_session.LocalSession([sys.executable, "-c", sys.argv[1]]).run())
 """
@@ -52,6 +53,49 @@ def supervise(program: str) -> tuple[subprocess.Popen[str], int]:
     assert supervisor.stdout.readline() == "up\n"
     children = subprocess.run(["ps", "--ppid", str(supervisor.pid), "-o", "pid="], capture_output=True, text=True, check=True)
     return supervisor, int(children.stdout.split()[0])
+
+
+IN_A_SESSION_OF_ITS_OWN = """
+import os
+from pathlib import Path
+from nightjar.cluster.local_cluster import AUTOGROUP, make_session_nicer
+print(make_session_nicer(), AUTOGROUP.read_text())
+"""
+
+
+def own_autogroup() -> str:
+    """`nice 0`; empty where the kernel has no autogroups."""
+    return local_cluster.AUTOGROUP.read_text().partition(" ")[2].strip() if local_cluster.AUTOGROUP.exists() else ""
+
+
+@pytest.mark.skipif(not local_cluster.AUTOGROUP.exists(), reason="this kernel has no autogroups")
+@pytest.mark.parametrize(
+    ("is_own_session", "niceness", "told"),
+    [(True, None, ("True", "nice 5")), (True, "0", ("False", "nice 0")), (False, None, ("False", own_autogroup()))],
+    ids=["its own session", "the user set the workers' niceness", "a terminal's session"],
+)
+def test_other_sessions_go_before_that_of_a_cluster_unless_the_user_says_otherwise(
+    is_own_session: bool, niceness: str | None, told: tuple[str, str]
+) -> None:
+    before = own_autogroup()
+    environment = {name: value for name, value in os.environ.items() if name != local_cluster.NICENESS_VARIABLE}
+    if niceness is not None:
+        environment[local_cluster.NICENESS_VARIABLE] = niceness
+    ran = subprocess.run(
+        [sys.executable, "-c", IN_A_SESSION_OF_ITS_OWN],
+        env=environment, start_new_session=is_own_session, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    done, _, autogroup = ran.stdout.strip().partition(" ")
+    assert (done, autogroup.partition(" ")[2]) == told
+    assert own_autogroup() == before
+
+
+def test_a_kernel_without_autogroups_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(local_cluster.NICENESS_VARIABLE, raising=False)
+    monkeypatch.setattr(os, "getsid", lambda _: os.getpid())
+    assert not local_cluster.make_session_nicer(tmp_path / "absent" / "autogroup")
+    assert local_cluster.make_session_nicer(tmp_path / "autogroup")
+    assert (tmp_path / "autogroup").read_text() == str(local_cluster.SESSION_NICENESS)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

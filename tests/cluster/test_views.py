@@ -2,20 +2,28 @@
 
 import pytest
 from rich.console import Console, Group
+from rich.constrain import Constrain
 from rich.text import Text
 
 from nightjar.cluster.views import acceptance, drafter_cell, fleet_view, plan_text, settings_cell, speculation
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import AdapterCounters, DrafterCounters, DrafterState, EngineLoad, Layer, SteeringLevel
 from nightjar.policy.wire.settings import TableRow
-from nightjar.policy.wire.status import CanaryStatus, FleetStatus, FreezeStatus
+from nightjar.policy.wire.status import (
+    CanaryStatus,
+    FleetStatus,
+    FreezeStatus,
+    OpenLeaseStatus,
+    RestartsStatus,
+    WaitingWishStatus,
+)
 from tests.cluster.fleets import some_fleet
 
 
-def rendered(fleet: FleetStatus, width: int = 220) -> str:
+def rendered(fleet: FleetStatus, width: int = 220, view_width: int | None = None, rows: int | None = None) -> str:
     console = Console(width=width, color_system=None)
     with console.capture() as capture:
-        console.print(fleet_view(fleet))
+        console.print(fleet_view(fleet, view_width, rows))
     return capture.get()
 
 
@@ -72,14 +80,14 @@ def test_in_80_columns_each_replica_is_a_row_and_no_word_is_broken() -> None:
         "load": busy,
         "generated_tokens_per_s": 12345.6,
         "drafter_state": DrafterState.CATCHING_UP,
-        "reason": "batch 129-192: off gives 4012.7 tok/s predicted against 3511.9 with K=1 (2013 clean steps)",
+        "warning": "the guard holds batch 129-192 off: speculation measured worse than off; its agent relocates blocks",
     }
     text = rendered(fleet.model_copy(update={"replicas": (first.model_copy(update=much), second)}), width=80)
     assert max(map(len, text.splitlines())) <= 80
-    (row,) = [line for line in text.splitlines() if "catching_up" in line]
-    assert row.split() == ["qwen-32b/abcd1234", "256", "1024", "100%", "10", "0.80..0.40", "12345.6", "catching_up"]
+    (row,) = [line for line in text.splitlines() if "qwen-32b/abcd1234 " in line]
+    assert row.split() == ["qwen-32b/abcd1234", "256", "1024", "100%", "10", "0.80..0.40", "12345.6", "catching", "up"]
     words = set(text.split())
-    assert {"replica", "waiting", "accepted", "drafter", "predicted", "(2013", "steps)"} <= words
+    assert {"replica", "waiting", "accepted", "drafter", "relocates", "blocks"} <= words
 
 
 def test_a_mode_that_is_not_the_fleets_has_a_column_and_fits_as_well() -> None:
@@ -93,10 +101,11 @@ def test_a_mode_that_is_not_the_fleets_has_a_column_and_fits_as_well() -> None:
 
 def test_what_is_true_of_many_replicas_is_said_once() -> None:
     fleet = some_fleet()
-    many = tuple(fleet.replicas[0].model_copy(update={"replica_id": f"smollm2#LLM#{number}"}) for number in range(6))
+    held = {"warning": "the guard holds batch 3 off"}
+    many = tuple(fleet.replicas[0].model_copy(update={"replica_id": f"smollm2#LLM#{number}", **held}) for number in range(6))
     text = " ".join(rendered(fleet.model_copy(update={"replicas": many})).split())
-    assert text.count("K=5 up to batch 4") == 1
-    assert "smollm2/0, smollm2/1, smollm2/2, smollm2/3 and 2 more: K=5 up to batch 4" in text
+    assert text.count("the guard holds batch 3 off") == 1
+    assert "smollm2/0, smollm2/1, smollm2/2, smollm2/3 and 2 more: the guard holds batch 3 off" in text
 
 
 def test_a_group_tells_what_its_plan_gives_over_off() -> None:
@@ -105,12 +114,69 @@ def test_a_group_tells_what_its_plan_gives_over_off() -> None:
         update={"predicted_tokens_per_s": 412.0, "predicted_off_tokens_per_s": 320.0, "reason": "a; b"}
     )
     text = rendered(fleet.model_copy(update={"groups": (group,)}))
-    assert "group smollm2-1234: 2 replicas, planner fleet, predicted 412 tok/s, 1.29 of off" in text
+    assert "group smollm2-1234: 2 replicas, planner fleet" in text
     assert "K by decode batch  1-5: 5  6-16: 0" in text
-    assert [line.strip() for line in text.splitlines()[-2:]] == ["a", "b"]
+    assert "The plan is predicted to give 412 tok/s now: 1.29 of off." in text
     assert "of off" not in rendered(fleet), "nothing is predicted"
     present = group.model_copy(update={"predicted_present_tokens_per_s": 400.0})
-    assert "predicted 412 tok/s, 1.29 of off, 1.03 of what runs" in rendered(fleet.model_copy(update={"groups": (present,)}))
+    shown = rendered(fleet.model_copy(update={"groups": (present,)}))
+    assert "The plan is predicted to give 412 tok/s now: 1.29 of off, 1.03 of what runs." in shown
+
+
+def test_a_group_says_in_one_sentence_what_it_waits_for_and_leaves_reasons_to_explain() -> None:
+    fleet = some_fleet()
+    lease, wish = OpenLeaseStatus(replica_id="a", seconds_left=9.0), WaitingWishStatus(replica_id="b", waiting_s=2.0)
+    restarts = RestartsStatus(open_leases=(lease,), waiting=(wish, wish))
+    update = {"restarts": restarts, "imported_cells": 3, "reason": "batch 1: K=5 gives 9 tok/s; batch 2: K=5 gives 12 tok/s"}
+    text = rendered(fleet.model_copy(update={"groups": (fleet.groups[0].model_copy(update=update),)}))
+    assert "  1 of 3 restarts of speculation may run; 3 of 0 cells are imported, not measured here." in text
+    assert "gives 9 tok/s" not in text
+    assert "Why this K: nightjar explain smollm2/abc" in text
+
+
+def test_every_sign_in_the_table_is_explained_where_it_stands() -> None:
+    fleet = some_fleet()
+    assert "accepted: how often the first .. last draft token was" in rendered(fleet)
+    assert "not measured" not in rendered(fleet)
+    assert "idle now" not in rendered(fleet)
+    unmeasured = fleet.replicas[0].model_copy(update={"acceptance": (), "load": EngineLoad(num_speculative_tokens=2)})
+    text = rendered(fleet.model_copy(update={"replicas": (unmeasured,)}))
+    assert "(K): of the last step, idle now; -: not measured yet" in text
+    assert "K: what runs -> what the plan would run" in rendered(some_fleet(mode="shadow"))
+
+
+def test_two_replicas_with_a_freeze_a_canary_and_a_warning_fit_24_rows_of_80_columns() -> None:
+    fleet = some_fleet()
+    group = fleet.groups[0].model_copy(
+        update={
+            "mixed_rows": fleet.groups[0].rows,
+            "predicted_tokens_per_s": 412.0,
+            "predicted_off_tokens_per_s": 320.0,
+            "predicted_present_tokens_per_s": 400.0,
+            "imported_cells": 3,
+            "reason": "; ".join(f"batch {batch}: off gives 27.7 tok/s predicted" for batch in range(12)),
+        }
+    )
+    canary = CanaryStatus(
+        phase="trial", what="mode off", whom="the replicas", words="canary mode off: trial", since_s=0.0, phase_since_s=0.0
+    )
+    policy = fleet.policy.model_copy(update={"freeze": FreezeStatus(since_s=0.0, seconds_left=90.0), "canary": canary})
+    held = fleet.replicas[0].model_copy(update={"warning": "the guard holds batch 3 off: speculation measured worse than off"})
+    text = rendered(
+        fleet.model_copy(update={"groups": (group,), "policy": policy, "replicas": (held, fleet.replicas[1])}), width=80
+    )
+    lines = text.splitlines()
+    assert len(lines) <= 23, "and a row for the prompt"
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_width_and_a_number_of_rows_hold_the_view_within_them() -> None:
+    fleet = some_fleet()
+    many = tuple(fleet.replicas[0].model_copy(update={"replica_id": f"smollm2#LLM#{number}"}) for number in range(40))
+    text = rendered(fleet.model_copy(update={"replicas": many}), width=220, view_width=80, rows=5)
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    assert text.count("smollm2/") == 6, "five rows and the name to explain"
+    assert "and 35 more replicas: nightjar status" in text
 
 
 def test_refused_settings_show_with_their_error() -> None:
@@ -119,7 +185,7 @@ def test_refused_settings_show_with_their_error() -> None:
     policy = fleet.policy.model_copy(update=update)
     text = rendered(fleet.model_copy(update={"policy": policy}))
     assert "settings refused, the previous ones hold: modee: no such setting" in text
-    assert "2 refused (last: too long)" in text
+    assert "2 reports refused (last: too long)" in text
 
 
 def test_a_policy_that_decides_no_more_says_since_when() -> None:
@@ -254,6 +320,7 @@ def test_a_place_to_seed_from_where_nobody_is_yet_is_shown_and_is_no_alarm() -> 
     fleet = some_fleet()
     notice = "seed_from: http://llm-serve-svc:8000/nightjar/learned: answered 503, allowed is 200"
     shown = fleet_view(fleet.model_copy(update={"policy": fleet.policy.model_copy(update={"seed_notice": notice})}))
-    assert isinstance(shown, Group)
-    (line,) = (part for part in shown.renderables if isinstance(part, Text) and "seed_from" in part.plain)
+    assert isinstance(shown, Constrain)
+    assert isinstance(shown.renderable, Group)
+    (line,) = (part for part in shown.renderable.renderables if isinstance(part, Text) and "seed_from" in part.plain)
     assert (line.plain, line.style) == (notice, "cyan")

@@ -183,7 +183,7 @@ def test_a_replicas_own_kill_switch_shows_in_status_and_keeps_it_from_measuring(
     fleet.decide()
     _, (replica,) = fleet_status(fleet.state, fleet.decisions, fleet.now_s)
     assert str(replica.mode) == "off"
-    assert replica.reason.startswith("mode off set in the replica's own user_config overrides: ")
+    assert replica.reason.startswith("mode off set in the replica's own user_config overrides; ")
     assert not table(fleet.decisions["a"]).segments
 
 
