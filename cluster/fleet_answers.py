@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from nightjar.cluster.memory_kills import MemoryKills
 from nightjar.cluster.operator_answers import ExplainAnswer
 from nightjar.cluster.refusals import Refusals
 from nightjar.policy.explain import InForce, UnknownReplicaError, applications_of, explain, find_replica
@@ -33,6 +34,7 @@ class AboutService(NamedTuple):
     journal_path: str
     reports: int
     refusals: Refusals
+    memory_kills: MemoryKills
     seed_problem: str
     seed_notice: str
 
@@ -75,6 +77,7 @@ def status_of(
 ) -> FleetStatus:
     """The fleet, its groups and every replica as of `now_s`."""
     groups, replicas = fleet_status(fleet, decisions, now_s)
+    memory_kills, last_memory_kill = about.memory_kills.of_late(now_s)
     reporting = {slot.application for slot in slots.values()}
     return FleetStatus(
         policy=PolicyStatus(
@@ -89,6 +92,8 @@ def status_of(
             reports=about.reports,
             refused_reports=about.refusals.count,
             last_refusal=about.refusals.last,
+            memory_kills=memory_kills,
+            last_memory_kill=last_memory_kill,
             settings_error=will.settings_error,
             seed_problem=about.seed_problem,
             seed_notice=about.seed_notice,

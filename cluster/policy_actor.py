@@ -21,6 +21,7 @@ import structlog
 from nightjar.cluster.garbage import collect_seldom
 from nightjar.cluster.journal import JournalFile
 from nightjar.cluster.learned_file import LearnedFileError, parse_learned_file, to_text
+from nightjar.cluster.memory_kills import DeadActor, MemoryKills
 from nightjar.cluster.metrics import Exporter
 from nightjar.cluster.operator_answers import (
     CanaryAnswer,
@@ -79,6 +80,7 @@ class PolicyActor:
             read_seed=SeedReader(),
             recorder=Recorder(RecordingFile(folder), recorded_replicas()),
             other_versions=OtherVersions(_names_of_actors),
+            memory_kills=MemoryKills(_killed_for_memory),
         )
         await self._service.start()
 
@@ -150,6 +152,16 @@ async def _names_of_actors() -> list[str]:
     """Of all that live, or are about to, in our namespace. Asked in a thread: the call blocks. May raise anything of Ray's."""
     named = await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True)
     return [actor["name"] for actor in named if actor["namespace"] == NAMESPACE]
+
+
+async def _killed_for_memory() -> list[DeadActor]:
+    """Actors of any namespace that Ray's memory monitor killed and that its GCS remembers. Asked in a thread: the call blocks."""
+    dead = await asyncio.to_thread(ray._private.state.actors, actor_state_name="DEAD")
+    return [
+        DeadActor(actor["Name"], actor["EndTime"] / 1000.0, actor["DeathCause"].oom_context.error_message)
+        for actor in dead.values()
+        if actor["DeathCause"].HasField("oom_context")
+    ]
 
 
 def _leave_for_good() -> None:

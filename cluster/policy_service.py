@@ -25,6 +25,7 @@ from nightjar.cluster.fleet_answers import AboutService, explanation_of, status_
 from nightjar.cluster.journal import Journal, JournalEntry, replica_inputs
 from nightjar.cluster.learned_file import LearnedFile, LearnedFileError, chosen_groups, learned_file
 from nightjar.cluster.mailbox import Mailbox
+from nightjar.cluster.memory_kills import MemoryKills
 from nightjar.cluster.metrics import PUBLISH_PERIOD_S
 from nightjar.cluster.operator_answers import (
     CanaryAnswer,
@@ -76,7 +77,7 @@ class PolicyService:
     `clock` gives seconds since the epoch and never steps back, so an expiry in it means the same to the next actor; `retire` is
     called once when no report came for IDLE_EXIT_S. `publish` is shown the policy every PUBLISH_PERIOD_S, also while deciding is
     stuck; it must not wait. `recorder` notes what a replay needs (INV-7); without one nothing is noted. `other_versions` knows of
-    actors of other protocol versions beside this one; without it there are none.
+    actors of other protocol versions beside this one; without it there are none. `memory_kills` knows of replicas that Ray killed.
     """
 
     def __init__(
@@ -91,11 +92,13 @@ class PolicyService:
         read_seed: ReadSeed,
         recorder: Recorder | None = None,
         other_versions: OtherVersions | None = None,
+        memory_kills: MemoryKills | None = None,
     ) -> None:
         self._checkpoint = Checkpoint(store)
         self._journal = journal
         self._recorder = recorder or Recorder()
         self._others = other_versions or OtherVersions(nobody_else)
+        self._memory_kills = memory_kills or MemoryKills()
         self._clock = clock
         self._identity = identity
         self._retire = retire
@@ -130,7 +133,13 @@ class PolicyService:
         await self._checkpoint.save()
         self._causes = [f"policy started as incarnation {self.incarnation}", *remembered.problems]
         log.info("policy_started", incarnation=self.incarnation, journal=self._journal.path, mode=str(self._will.settings.mode))
-        loops = (self._keep_deciding(), self._keep_publishing(), self._checkpoint.keep_saving(), self._others.keep_looking())
+        loops = (
+            self._keep_deciding(),
+            self._keep_publishing(),
+            self._checkpoint.keep_saving(),
+            self._others.keep_looking(),
+            self._memory_kills.keep_looking(),
+        )
         self._tasks = tuple(asyncio.create_task(loop) for loop in loops)
         self._seed_from.follow(self._will.settings.seed_from)
 
@@ -282,6 +291,7 @@ class PolicyService:
             journal_path=self._journal.path,
             reports=self._reports,
             refusals=self._refusals,
+            memory_kills=self._memory_kills,
             seed_problem=self._seed_from.problem,
             seed_notice=self._seed_from.notice,
         )

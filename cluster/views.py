@@ -53,7 +53,12 @@ def fleet_view(fleet: FleetStatus, width: int | None = None, rows: int | None = 
 
 
 def policy_notes(policy: PolicyStatus) -> Iterator[Text]:
-    """What an operator did or has to look at, a line each: a freeze, a canary, settings, imports."""
+    """What an operator did or has to look at, a line each: replicas that Ray killed, a freeze, a canary, settings, imports."""
+    if policy.memory_kills:
+        told = (
+            f"Ray's memory monitor killed {counted(policy.memory_kills)} within the last hour, the last {policy.last_memory_kill}"
+        )
+        yield Text(told, style="red")
     if policy.freeze is not None:
         yield Text(f"{policy.freeze.in_words()}: {NO_NEW}", style="yellow")
     if policy.canary is not None:

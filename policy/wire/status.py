@@ -194,6 +194,7 @@ class CanaryStatus(Record):
 class PolicyStatus(Record):
     """The policy actor itself. `decision_age_s` is the time since it last decided without an error, or since it started.
 
+    `memory_kills` are the Serve replicas that Ray's memory monitor killed within the last hour, `last_memory_kill` says which.
     `seed_problem` says why `seed_from` brought nothing, `seed_notice` that nobody is there yet; `waiting_groups` were imported and
     have no replica yet. `unknown_applications` are those of `max_step_ms_per_application` of which no replica reports: not started
     yet, or misspelt.
@@ -210,6 +211,8 @@ class PolicyStatus(Record):
     reports: int = 0
     refused_reports: int = 0
     last_refusal: str = ""
+    memory_kills: int = 0
+    last_memory_kill: str = ""
     settings_error: str = ""
     seed_problem: str = ""
     seed_notice: str = ""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from nightjar.cluster.journal import JournalEntry
 from nightjar.cluster.learned_file import LearnedFile, LearnedFileError
+from nightjar.cluster.memory_kills import MemoryKills
 from nightjar.cluster.other_versions import OtherVersions
 from nightjar.cluster.policy_metrics import PolicyLook
 from nightjar.cluster.policy_service import ActorIdentity, PolicyService
@@ -89,6 +90,7 @@ async def running_service(
     publish: Callable[[PolicyLook], None] = lambda seen: None,
     read_seed: ReadSeed = no_seed,
     other_versions: OtherVersions | None = None,
+    memory_kills: MemoryKills | None = None,
 ) -> AsyncIterator[PolicyService]:
     """A started policy service; its tasks end with the block."""
     service = PolicyService(
@@ -100,6 +102,7 @@ async def running_service(
         publish=publish,
         read_seed=read_seed,
         other_versions=other_versions,
+        memory_kills=memory_kills,
     )
     await service.start()
     try:
