@@ -21,7 +21,16 @@ from nightjar.cluster.durations import format_duration
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import DrafterState, Layer, SteeringLevel
 from nightjar.policy.wire.settings import TableRow
-from nightjar.policy.wire.status import NO_NEW, CanaryStatus, FleetStatus, GroupStatus, PolicyStatus, ReplicaStatus, shown_name
+from nightjar.policy.wire.status import (
+    NO_NEW,
+    CanaryStatus,
+    FleetStatus,
+    GainedStatus,
+    GroupStatus,
+    PolicyStatus,
+    ReplicaStatus,
+    shown_name,
+)
 
 STALE_REPORT_S: Final = 5.0
 SHOWN_ADAPTERS: Final = 8
@@ -260,8 +269,22 @@ def group_lines(group: GroupStatus) -> Iterator[RenderableType]:
     told = [f"K by decode batch  {plan_text(group.rows)}"]
     if group.mixed_rows:
         told.append(f"beside prefill     {plan_text(group.mixed_rows)}")
+    if group.gained:
+        told.append(f"{f'gained in {format_duration(group.gained[0].over_s)}':<18} {gained_text(group.gained)}")
     for line in (*told, *filter(None, (_worth(group), _pending(group)))):
         yield Padding(Text(line), (0, 0, 0, 2))
+
+
+def gained_text(gained: Iterable[GainedStatus]) -> str:
+    """`+12% (+11 to +17%) of K=5's engine time; of off's not known`."""
+    parts = []
+    for one in gained:
+        whose = f"K={one.num_speculative_tokens}'s" if one.num_speculative_tokens else "off's"
+        if one.share is None or one.low is None or one.high is None:
+            parts.append(f"of {whose} not known")
+        else:
+            parts.append(f"{one.share:+.0%} ({100 * one.low:+.0f} to {one.high:+.0%}) of {whose}{'' if parts else ' engine time'}")
+    return "; ".join(parts)
 
 
 def _worth(group: GroupStatus) -> str:

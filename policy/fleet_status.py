@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from nightjar.policy.estimate.gained import gained, measured
 from nightjar.policy.estimate.goodput import Floats
 from nightjar.policy.planners.base import batch_range
 from nightjar.policy.planners.replanning import Estimate
@@ -21,6 +22,7 @@ from nightjar.policy.wire.record import MAX_REASON_LENGTH
 from nightjar.policy.wire.settings import Settings, Table
 from nightjar.policy.wire.status import (
     CellStatus,
+    GainedStatus,
     GoodputModelStatus,
     GroupStatus,
     OpenLeaseStatus,
@@ -86,6 +88,7 @@ def _group(group_id: str, group: GroupState, members: Mapping[str, ReplicaState]
         predicted_tokens_per_s=predicted.planned if predicted is not None else None,
         predicted_off_tokens_per_s=predicted.off if predicted is not None else None,
         predicted_present_tokens_per_s=predicted.present if predicted is not None else None,
+        gained=_gained(group, now_s),
         imported_cells=len(group.imported.cells),
         restarts=_restarts(group.restarts, members, now_s),
         reason="; ".join(
@@ -118,6 +121,20 @@ def _goodput_model(estimate: Estimate, max_num_seqs: int, now_s: float) -> Goodp
 
 def _rounded(numbers: Floats, decimals: int) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(row) for row in np.round(numbers, decimals).tolist())
+
+
+def _gained(group: GroupState, now_s: float) -> tuple[GainedStatus, ...]:
+    """Against what would have run without Nightjar: the K of the engines' own file, and off."""
+    spent, told = group.spent, []
+    if spent is None:
+        return ()
+    ran = measured(group.evidence, group.imported.cells)
+    for former in dict.fromkeys((group.key.max_num_speculative_tokens, 0)):
+        found = gained(spent, group.estimate.goodput_model, former, ran) if group.estimate is not None else None
+        known = {} if found is None else found._asdict()
+        over_s = max(now_s - spent.since_s, 0.0)
+        told.append(GainedStatus(num_speculative_tokens=former, over_s=over_s, busy_s=spent.busy_s, **known))
+    return tuple(told)
 
 
 def _restarts(restarts: GroupRestarts, members: Mapping[str, ReplicaState], now_s: float) -> RestartsStatus:

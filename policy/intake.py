@@ -13,6 +13,7 @@ from nightjar.policy.canary.compare import Work
 from nightjar.policy.estimate.catch_up import NewRestarts
 from nightjar.policy.estimate.contributions import NewEvidence
 from nightjar.policy.estimate.counting import CountedEngine, NewSteps, count
+from nightjar.policy.estimate.gained import Spent
 from nightjar.policy.estimate.implausible import ImplausibleCountersError
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.wire.batch_buckets import batch_bucket
@@ -64,8 +65,10 @@ def observe(state: FleetState, report: LoadReport, now_s: float, settings: Opera
             if is_first:
                 new = replace(new, restarts=NewRestarts(new.restarts.catch_up))
             present = _counted(present, new, counted, elapsed_s, now_s, settings.evidence_half_life_steps)
-            if state.canary is not None and state.canary.is_running and elapsed_s < float("inf"):
-                present = _worked(present, new)
+            if elapsed_s < float("inf"):
+                groups = {**groups, group_id: _with_spent(groups[group_id], new, now_s - elapsed_s)}
+                if state.canary is not None and state.canary.is_running:
+                    present = _worked(present, new)
     except ImplausibleCountersError as problem:
         ignored = f"replica {report.replica_id}: {problem}; its counts are left out"
     finished = min(report.snapshot.finished_segment_id + 1, state.next_segment_id + MAX_SEGMENT_ID_STEP)
@@ -144,6 +147,12 @@ def _worked(replica: ReplicaState, new: NewSteps) -> ReplicaState:
     bucket = min(batch_bucket(round(new.decode_rows / new.all_steps)), batch_bucket(replica.report.group.max_num_seqs))
     work = Work(float(new.generated_tokens), new.busy_seconds)
     return replace(replica, new_work={**replica.new_work, bucket: replica.new_work.get(bucket, Work()).plus(work)})
+
+
+def _with_spent(group: GroupState, new: NewSteps, since_s: float) -> GroupState:
+    """The group with what one of its engines did between two reports. An engine's first report begins at no known time."""
+    spent = group.spent or Spent(since_s)
+    return replace(group, spent=spent.plus(new.busy_seconds, new.restarts.catch_up.seconds, new.cell_seconds))
 
 
 def _counted(

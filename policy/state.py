@@ -16,6 +16,7 @@ from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.estimate.contributions import Contributions, NewEvidence
 from nightjar.policy.estimate.counting import CountedEngine
 from nightjar.policy.estimate.evidence import Cell, Evidence
+from nightjar.policy.estimate.gained import Spent
 from nightjar.policy.estimate.mixed_steps import MixedShare
 from nightjar.policy.freeze import Freeze
 from nightjar.policy.modes import ReplicaLimit
@@ -77,7 +78,7 @@ class GroupState:
 
     `estimate` is what the plan of the planner `fleet` stands on, `within` the same within limits of a step that some replicas have,
     by their milliseconds. `imported` says what of the evidence nobody measured here. `is_remembered`: its evidence comes from the
-    policy before, to which engines had told their history.
+    policy before, to which engines had told their history. `spent` is what its engines did since this policy counts.
     """
 
     key: GroupKey
@@ -92,6 +93,7 @@ class GroupState:
     restarts: GroupRestarts = field(default_factory=GroupRestarts)
     off_steps: tuple[OffStep, ...] = ()
     imported: Imported = field(default_factory=Imported)
+    spent: Spent | None = field(default=None, compare=False)
     is_remembered: bool = False
 
     @property

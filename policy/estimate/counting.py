@@ -70,7 +70,10 @@ class CountedEngine:
 
 @dataclass(frozen=True, slots=True)
 class NewSteps:
-    """What one report adds. `all_steps`, `busy_seconds` and `decode_rows` are of every step, clean or not."""
+    """What one report adds. `all_steps`, `busy_seconds` and `decode_rows` are of every step, clean or not.
+
+    `cell_seconds` are those of clean steps.
+    """
 
     cells: Mapping[Cell, CellEvidence]
     mixed_cells: Mapping[Cell, MixedEvidence]
@@ -81,6 +84,7 @@ class NewSteps:
     all_steps: int
     busy_seconds: float
     decode_rows: int
+    cell_seconds: Mapping[Cell, float]
 
 
 def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: GroupKey) -> tuple[NewSteps, CountedEngine]:
@@ -91,6 +95,7 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
     before = baseline.cells or {}
     now: dict[Cell, CountedCell] = {}
     new_cells: dict[Cell, CellEvidence] = {}
+    cell_seconds: dict[Cell, float] = {}
     acceptance = AcceptanceEvidence()
     seconds, steps = 0.0, 0
     for cell in counters.cells:
@@ -103,6 +108,7 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
         added = _difference(now[key], last)
         _check_cell(key, added, group)
         new_cells[key] = _evidence(added)
+        cell_seconds[key] = added.step_seconds
         acceptance = acceptance.sum(AcceptanceEvidence(added.reached, added.accepted))
         seconds += added.step_seconds
         steps += added.steps
@@ -128,6 +134,7 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
         max(counters.step_count - baseline.step_count, 0),
         min(max(counters.busy_seconds - baseline.busy_seconds, 0.0), _allowed_s(elapsed_s)),
         max(decode_rows - baseline.decode_rows, 0),
+        cell_seconds,
     )
     return new, CountedEngine(
         counters.engine_id,

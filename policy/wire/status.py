@@ -97,6 +97,22 @@ class GoodputModelStatus(Record):
     gain_deviation: tuple[tuple[float, ...], ...]
 
 
+class GainedStatus(Record):
+    """Engine time that a group saved over the last `over_s` seconds, against `num_speculative_tokens` in every step.
+
+    `share` of that time, from `low` to `high` (two deviations; below 0: lost); None where it is not known. `compared_s` of the
+    `busy_s` of its engines are behind it (estimate/gained.py).
+    """
+
+    num_speculative_tokens: int
+    over_s: float
+    busy_s: float
+    compared_s: float = 0.0
+    share: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
 class OpenLeaseStatus(Record):
     """A restart that was permitted, and how long the permission still holds at most."""
 
@@ -129,7 +145,8 @@ class GroupStatus(Record):
     `goodput_model` is None where the planner does not learn, the group has no replica, or many groups have more (fleet_status.py).
     `predicted_tokens_per_s` is what the busy replicas are predicted to generate at their present batches with the plan's K,
     `predicted_off_tokens_per_s` the same with K = 0, `predicted_present_tokens_per_s` with the K that each runs now; None where
-    nothing is predicted. All three are of steps that only decode. `imported_cells` are those that nobody measured here yet.
+    nothing is predicted. All three are of steps that only decode. `gained` is against the engines' own K, and against off; empty
+    before anything was counted. `imported_cells` are those that nobody measured here yet.
     """
 
     group_id: str
@@ -143,6 +160,7 @@ class GroupStatus(Record):
     predicted_tokens_per_s: float | None = None
     predicted_off_tokens_per_s: float | None = None
     predicted_present_tokens_per_s: float | None = None
+    gained: tuple[GainedStatus, ...] = ()
     imported_cells: int = 0
     restarts: RestartsStatus = RestartsStatus()
     reason: str = ""

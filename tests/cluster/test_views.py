@@ -5,7 +5,7 @@ from rich.console import Console, Group
 from rich.constrain import Constrain
 from rich.text import Text
 
-from nightjar.cluster.views import acceptance, drafter_cell, fleet_view, plan_text, settings_cell, speculation
+from nightjar.cluster.views import acceptance, drafter_cell, fleet_view, gained_text, plan_text, settings_cell, speculation
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import AdapterCounters, DrafterCounters, DrafterState, EngineLoad, Layer, SteeringLevel
 from nightjar.policy.wire.settings import TableRow
@@ -13,6 +13,7 @@ from nightjar.policy.wire.status import (
     CanaryStatus,
     FleetStatus,
     FreezeStatus,
+    GainedStatus,
     OpenLeaseStatus,
     RestartsStatus,
     WaitingWishStatus,
@@ -132,6 +133,19 @@ def test_a_group_says_in_one_sentence_what_it_waits_for_and_leaves_reasons_to_ex
     assert "  1 of 3 restarts of speculation may run; 3 of 0 cells are imported, not measured here." in text
     assert "gives 9 tok/s" not in text
     assert "Why this K: nightjar explain smollm2/abc" in text
+
+
+def test_what_a_group_gained_is_told_with_its_doubt_and_what_is_not_known_as_such() -> None:
+    known = GainedStatus(num_speculative_tokens=5, over_s=3900.0, busy_s=9.0, compared_s=8.0, share=0.12, low=0.07, high=0.174)
+    unknown = GainedStatus(num_speculative_tokens=0, over_s=3900.0, busy_s=9.0)
+    assert gained_text((known, unknown)) == "+12% (+7 to +17%) of K=5's engine time; of off's not known"
+    assert gained_text((unknown,)) == "of off's not known"
+    lost = known.model_copy(update={"share": -0.02, "low": -0.05, "high": 0.01, "num_speculative_tokens": 0})
+    assert gained_text((known, lost)).endswith("; -2% (-5 to +1%) of off's")
+    fleet = some_fleet()
+    group = fleet.groups[0].model_copy(update={"gained": (known, unknown)})
+    text = rendered(fleet.model_copy(update={"groups": (group,)}), width=80)
+    assert "gained in 1h5m" in text
 
 
 def test_every_sign_in_the_table_is_explained_where_it_stands() -> None:

@@ -15,7 +15,7 @@ from nightjar.policy.prediction import predict
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.status import GroupStatus, ReplicaStatus
-from tests.policy.engines import KEY, MAX_NUM_SEQS, Fleet, Replica
+from tests.policy.engines import ACCEPTANCE, KEY, MAX_NUM_SEQS, Fleet, Replica, best_length, step_seconds
 from tests.policy.restarting import LAG_TOKENS, Policy, RestartingReplica
 
 
@@ -53,6 +53,38 @@ def test_a_goodput_model_is_what_the_plan_stands_on(learned: Fleet) -> None:
     expected = [known.estimate.goodput_model.goodput_tokens_per_s(bucket, length) for length in (0, 1, 3, 5)]
     assert model.goodput_tokens_per_s[bucket] == pytest.approx(expected, abs=0.01)
     assert model.age_s == pytest.approx(learned.now_s - known.estimate.at_s)
+
+
+def test_a_group_says_what_it_gained_over_off_and_over_the_engines_own_k_since_it_counts() -> None:
+    fleet = Fleet([Replica("a", 16), Replica("b", 16)])
+    fleet.run(40.0)
+    (group,) = groups_of(fleet.state, fleet.now_s)
+    own, off = group.gained
+    assert (own.num_speculative_tokens, off.num_speculative_tokens) == (KEY.max_num_speculative_tokens, 0)
+    for one in group.gained:
+        ran = best_length(16)
+        true = 1.0 - true_goodput(16, one.num_speculative_tokens) / true_goodput(16, ran)
+        assert one.low is not None
+        assert one.share is not None
+        assert one.high is not None
+        assert one.low <= one.share <= one.high
+        assert one.share == pytest.approx(true, abs=0.05), "what was spent on measuring is within it"
+        assert one.compared_s == pytest.approx(one.busy_s, rel=0.1)
+        assert one.over_s == pytest.approx(40.0, abs=1.0)
+
+
+def test_before_anything_was_counted_no_gain_is_told_and_over_a_k_that_may_not_run_it_is_not_known() -> None:
+    off = Fleet([Replica("a", 16)], settings=parse_operator_settings({"mode": "off", "allowed_num_speculative_tokens": (0, 3)}))
+    off.run(0.5)
+    assert groups_of(off.state, off.now_s)[0].gained == ()
+    off.run(10.0)
+    own, over_off = groups_of(off.state, off.now_s)[0].gained
+    assert own.share is None
+    assert over_off.share == 0.0, "off itself ran"
+
+
+def true_goodput(batch: int, length: int) -> float:
+    return (1.0 + sum(ACCEPTANCE[:length])) / step_seconds(batch, length)
 
 
 def test_what_was_measured_is_less_doubtful_than_what_was_not(learned: Fleet) -> None:

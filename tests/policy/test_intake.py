@@ -78,6 +78,33 @@ def test_a_new_engine_starts_from_zero_and_late_reports_of_the_old_one_count_not
     assert ignored == "replica a: engine engine-1 was replaced by engine-2"
 
 
+def test_busy_time_since_the_policy_counts_is_what_lies_between_reports_of_one_engine_and_counts_once() -> None:
+    reports = history(7)
+    first, last = (report.snapshot.counters.busy_seconds for report in (reports[0], reports[-1]))
+    again = [report.model_copy(update={"report_number": report.report_number + 100}) for report in reports]
+    other = [
+        report.model_copy(
+            update={
+                "report_number": 1_000 + report.report_number,
+                "snapshot": report.snapshot.model_copy(
+                    update={"counters": report.snapshot.counters.model_copy(update={"engine_id": "engine-2"})}
+                ),
+            }
+        )
+        for report in reports
+    ]
+    (once,) = take(reports).groups.values()
+    (twice,) = take([*reports, *again]).groups.values()
+    (replaced,) = take([*reports, *other]).groups.values()
+    assert once.spent is not None
+    assert once.spent.since_s == 0.0, "the first report begins at no known time"
+    assert once.spent.busy_s == pytest.approx(last - first)
+    assert twice.spent == once.spent
+    assert replaced.spent is not None
+    assert replaced.spent.busy_s == pytest.approx(2.0 * (last - first))
+    assert replaced.spent.since_s == 0.0
+
+
 def test_a_report_heard_before_says_so_and_changes_nothing() -> None:
     (report,) = history(1, reports=1)
     state = take([report])
