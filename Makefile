@@ -14,7 +14,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-slow test-fast test-pure test-all test-long test-upgrade test-chaos soak test-gpu-paths stress-gpu-paths test-vllm test-serve-llm test-ids mutants contract lint structure format docs site figures bench-step bench-policy bench-scale bench-model bench-engine bench-live bench-load load-trace chart monitoring page clean
+.PHONY: help install models demo test test-slow test-fast test-pure test-all test-long test-upgrade test-chaos soak test-gpu-paths stress-gpu-paths test-vllm test-serve-llm test-ids mutants contract lint structure format docs site figures bench-step bench-policy bench-scale bench-model bench-engine bench-live bench-load status-times load-trace chart monitoring page clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -235,6 +235,9 @@ bench-live: $(INSTALLED) ## the planner on a live system: Ray Serve, two real re
 
 bench-load: $(BENCH_INSTALLED) ## our load generator against vllm bench serve, on a plain vllm serve (about ten minutes)
 	$(QUIET) $(BIN)/python -m tests.benchmarks.load $(ARGS)
+
+status-times: $(INSTALLED) ## how soon nightjar status and the page answer beside two engines under full load (five minutes)
+	$(BIN)/python -m tests.benchmarks.status_times $(ARGS)
 
 HOST ?= http://127.0.0.1:8000
 TRACE_FILES = $(if $(TRACE),,$(error TRACE is needed: make load-trace TRACE=requests.csv PROMPTS=texts.jsonl))--trace $(TRACE) $(if $(PROMPTS),--prompts $(PROMPTS))

@@ -34,7 +34,8 @@ COMMANDS: Final = {
         f"{CLUSTER}.run", "Serve a YAML file's applications on a local Ray cluster of its own, until Ctrl-C.", extra="serve"
     ),
     "status": RoomCommand(
-        f"{CLUSTER}.status", "Show every replica: batch, queue, KV use, K, acceptance, and the last decision in words."
+        f"{CLUSTER}.status",
+        "Show every replica (batch, queue, KV use, K, acceptance), and of each group its plan and what it gained.",
     ),
     "explain": RoomCommand(
         f"{CLUSTER}.explain", "Why is a replica's K what it is: who decided, what was predicted, what was measured."

@@ -23,7 +23,7 @@ ROWS_BESIDE_REPLICAS: Final = 16
 
 @app.command()
 def status(url: UrlOption = DEFAULT_URL, output: OutputOption = Output.TABLE) -> None:
-    """Show every replica: batch, queue, KV use, K, acceptance, drafter, and the last decision in words."""
+    """Show every replica (batch, queue, KV use, K, acceptance, drafter) and every group: its plan and what it gained."""
     with one_line_errors(), open_client(url) as client:
         fleet = client.status()
     if output is Output.JSON:

@@ -19,6 +19,7 @@ from nightjar.policy.wire.status import (
     CellStatus,
     FleetStatus,
     FreezeStatus,
+    GainedStatus,
     GoodputModelStatus,
     OpenLeaseStatus,
     ReplicaStatus,
@@ -106,6 +107,8 @@ def learned_fleet() -> FleetStatus:
     fleet = some_fleet()
     (group,) = fleet.groups
     first, second = fleet.replicas
+    node_id = "4c39ac0f72ae1c4461d3e80274ac2384ad2c6599f5636b3db5188582"
+    first = first.model_copy(update={"node_id": node_id, "warning": "the guard holds batch 9 off"})
     starts, ends, lengths = (1, 2, 3, 4, 6, 8, 12, 16), (1, 2, 3, 5, 7, 11, 15, 16), (0, 1, 2, 3, 4, 5)
     goodput = tuple(
         tuple(round(40.0 * batch**0.8 * (1 + (0.28 - 0.032 * batch) * length**0.7), 2) for length in lengths) for batch in starts
@@ -150,6 +153,12 @@ def learned_fleet() -> FleetStatus:
         "goodput_model": goodput_model,
         "cells": cells,
         "restarts": restarts,
+        "gained": (
+            GainedStatus(
+                num_speculative_tokens=5, over_s=3900.0, busy_s=900.0, compared_s=700.0, share=0.124, low=0.07, high=0.171
+            ),
+            GainedStatus(num_speculative_tokens=0, over_s=3900.0, busy_s=900.0),
+        ),
         "predicted_tokens_per_s": 131.0,
         "predicted_off_tokens_per_s": 104.0,
         "reason": "batch 1: K=5 gives 55.2 tok/s predicted against 40.0 off (52 clean steps); restarts: 1 of 2 granted",
@@ -160,6 +169,8 @@ def learned_fleet() -> FleetStatus:
                 update={
                     "settings_error": "modee: no such setting",
                     "decision_age_s": 0.3,
+                    "memory_kills": 2,
+                    "last_memory_kill": "smollm2/abd at 12:00:00 UTC on node 10.0.0.5, with 22.9GB used / 23.5GB limit",
                     "canary": CanaryStatus(
                         phase="better",
                         what="mode pin=3",

@@ -19,7 +19,7 @@ if not BROWSER:
 
 MARKUP = "<img src=x onerror=document.title='owned'><b>bold</b>"
 ROWS = "document.querySelectorAll('.replicas tbody tr')"
-SPANS = "(document.querySelector('.replicas path.batch').getAttribute('d') ?? '').split('M').length - 1"
+SPANS = "(document.querySelector('.replicas .seen path.batch').getAttribute('d') ?? '').split('M').length - 1"
 """Stretches of time in the first replica's chart."""
 
 
@@ -59,7 +59,7 @@ def look(page: Page, url: str) -> None:
 def named(fleet: FleetStatus, name: str) -> FleetStatus:
     """The fleet with a stranger's words wherever a stranger may write some."""
     (group,) = fleet.groups
-    names = {"replica_id": name, "application": name, "node_id": name, "group_id": name, "reason": name}
+    names = {"replica_id": name, "application": name, "node_id": name, "group_id": name, "warning": name}
     replicas = (fleet.replicas[0].model_copy(update=names), *fleet.replicas[1:])
     return fleet.model_copy(
         update={
@@ -75,8 +75,10 @@ def test_every_replica_has_a_row_with_what_it_runs_and_why(page: Page, url: str)
     look(page, url)
     assert page.evaluate(f"{ROWS}.length") == 5
     first = page.text(".replicas tbody tr")
-    for part in ("smollm2/LLM#abc", "auto", "4/1", "25 %", "0.80", "41.5", "active", "3.17", "K=5 up to batch 4"):
+    for part in ("smollm2/abc", "auto", "4/1", "25 %", "0.80", "41.5", "active", "3.17", "the guard holds batch 9 off"):
         assert part in first
+    assert "node 4c39ac0f\n" in f"{first}\n".replace("\t", "\n"), "and not all of its 56 characters"
+    assert "K=5 up to batch 4" not in first, "explain says why"
     asleep = page.text(".replicas tbody tr:nth-child(3)")
     assert "lag 840 tokens" in asleep
     assert "dormant" in asleep
@@ -88,7 +90,23 @@ def test_k_and_batch_per_step_grow_into_a_history(page: Page, url: str) -> None:
     page.wait_for(f"{SPANS} >= {before + 3}")
     assert "K=5 in 75 %, off in 25 % of steps" in page.text(".replicas tbody tr [data-field=history]")
     assert page.text(".replicas tbody tr [data-field=most-rows]") == "batch 9"
-    assert page.text(".replicas tbody tr:nth-child(2) [data-field=history]") == "no history yet", "a silent one leaves a gap"
+    assert page.text(".replicas tbody tr:nth-child(2) [data-field=history]") == "no step yet", "a silent one leaves a gap"
+
+
+def test_a_chart_shows_the_mean_since_the_engine_started_before_there_is_a_history(page: Page, url: str) -> None:
+    page.open(f"{url}?every=60")
+    page.wait_for("!document.querySelector('#fleet').hidden")
+    assert page.text(".replicas tbody tr [data-field=history]") == "since it started: K=5 in 75 %, off in 25 % of steps"
+    before = "document.querySelector('.replicas tbody .before path.batch').getAttribute('d')"
+    assert page.evaluate(before).startswith("M0.0 "), "over the whole width"
+    assert not page.evaluate(before.replace(".before", ".seen"))
+
+
+def test_what_was_gained_is_told_with_its_doubt(page: Page, url: str) -> None:
+    look(page, url)
+    assert page.text("#gained") == "+12 %"
+    assert page.text("#gained-doubt") == "+7 to +17 % of K=5's engine time"
+    assert "Gained in 1 h 5 min: +12 % (+7 to +17 %) of K=5's engine time; of off's not known." in page.text(".group")
 
 
 def test_a_group_shows_goodput_gain_doubt_plan_and_its_restarts(page: Page, url: str) -> None:
@@ -105,7 +123,7 @@ def test_a_group_shows_goodput_gain_doubt_plan_and_its_restarts(page: Page, url:
         "3 now",
     ):
         assert part in group
-    assert "smollm2/LLM#jkl" in page.text(".group [data-field=queue]")
+    assert "smollm2/jkl" in page.text(".group [data-field=queue]")
 
 
 def test_what_needs_attention_is_said_in_words(page: Page, url: str) -> None:
@@ -113,10 +131,11 @@ def test_what_needs_attention_is_said_in_words(page: Page, url: str) -> None:
     attention = page.text("#attention")
     assert "settings were refused, the previous ones hold: modee: no such setting" in attention
     assert "by hand (release), until it is ended: no new plan, measurement or lease." in attention
+    assert "Ray's memory monitor killed 2 replicas within the last hour, the last smollm2/abd at 12:00:00 UTC" in attention
     assert page.text("#mode").endswith(", frozen")
     assert "canary mode pin=3 on 25 % of the replicas: better" in attention.lower()
-    assert "smollm2/LLM#def is silent" in attention
-    assert "smollm2/LLM#mno: served plainly: suffix decoding asserts K" in attention
+    assert "smollm2/def is silent" in attention
+    assert "smollm2/mno: served plainly: suffix decoding asserts K" in attention
     assert "application smollm2\toff\t1 min 30 s more\ttoo [hot]" in page.text("#overrides tbody")
 
 
@@ -163,7 +182,7 @@ def test_without_a_replica_the_page_waits_for_the_first(page: Page, url: str, po
 def test_names_and_reasons_with_markup_in_them_are_shown_as_text(page: Page, url: str, policy: ChangingPolicy) -> None:
     policy.fleet = named(policy.fleet, MARKUP)
     look(page, url)
-    for selector in (".replicas tbody th", ".replicas [data-field=reason]", ".group h3", "#overrides tbody", "#attention"):
+    for selector in (".replicas tbody th", ".replicas [data-field=warning]", ".group h3", "#overrides tbody", "#attention"):
         assert MARKUP in page.text(selector)
     assert page.evaluate("document.querySelectorAll('main img, main b').length") == 0
     assert page.evaluate("document.title") == "Nightjar: the fleet"
