@@ -94,7 +94,7 @@ def answered(
         override = promotion(fleet, settings, overrides, now_s)
         return Asked(ended(fleet, "promoted", now_s), override)
     if freeze is not None and freeze.is_live(now_s):
-        raise CanaryRequestError(f"do: begin, but the fleet is {freeze.status(now_s).in_words()}: no trial begins")
+        raise CanaryRequestError(f"no canary begins while the fleet is {freeze.status(now_s).in_words()}")
     return Asked(begun(request, fleet, settings, slots, now_s))
 
 
@@ -103,7 +103,7 @@ def begun(
 ) -> FleetState:
     """The fleet in which the canary begins. Raises CanaryRequestError."""
     if fleet.canary is not None and fleet.canary.is_running:
-        raise CanaryRequestError(f"do: begin, but one runs ({fleet.canary.in_words()}); end it first")
+        raise CanaryRequestError(f"a canary runs already ({fleet.canary.in_words()}); end it first")
     try:
         if request.mode is not None:
             check_limit(request.mode, request.max_step_ms)
@@ -146,12 +146,12 @@ def promotion(fleet: FleetState, settings: OperatorSettings, overrides: Sequence
     """
     trial = fleet.canary
     if trial is None or not trial.is_applied:
-        raise CanaryRequestError("do: promote, and no canary is past its baseline; `nightjar status` shows how it stands")
+        raise CanaryRequestError("there is no canary to promote: none is past its baseline; `nightjar status` shows how it stands")
     order = trial.order
     if order.settings:
         names = ", ".join(order.settings)
         raise CanaryRequestError(
-            f"do: promote, and {names} is a setting: put it into the policy's user_config, then end the canary"
+            f"{names} is a setting, and is promoted by hand: put it into the policy's user_config, then end the canary"
         )
     is_share_of_one = order.share is not None and bool(order.application)
     application = order.application if is_share_of_one else ""

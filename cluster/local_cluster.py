@@ -9,7 +9,8 @@ RAY_enable_metrics_collection=1 brings Ray's and vLLM's Prometheus metrics back.
 
 Where the kernel shares the processor among login sessions first (sched_autogroup_enabled), niceness holds only within a session,
 and engines that are busy on every core leave a command in another terminal a tenth of one core: `nightjar status` took 2 to 5 s for
-0.4 s of work. So the session as a whole is made nicer (SESSION_NICENESS), and such a command takes 0.9 s.
+0.4 s of work. So the session as a whole is made nicer once it serves (Ray gives its node 15 s to start), and such a command
+takes 0.9 s.
 
 It runs until its stdin closes. Ray's daemons are started with the parent-death signal and end even if this process is killed.
 Fails with the file's, Ray's or Serve's words on stderr and exit code 1; the temp folder with the logs is then kept and named.
@@ -270,12 +271,14 @@ def main(file: str, port: str, output: str) -> int:
         progress.say(f"the HTTP API is read-only: set {TOKEN_VARIABLE} or {TOKEN_FILE_VARIABLE} to allow `nightjar mode`")
     folder = short_temp_folder()
     prepare_environment(folder)
-    make_session_nicer()
     url = reachable_url(serve_file.host, chosen_port)
+
+    def on_ready() -> None:
+        make_session_nicer()
+        announce(serve_file, url, folder, output == "json", instead_of)
+
     try:
-        served = LocalCluster(serve_file, chosen_port, folder, progress, stop).serve(
-            lambda: announce(serve_file, url, folder, output == "json", instead_of)
-        )
+        served = LocalCluster(serve_file, chosen_port, folder, progress, stop).serve(on_ready)
     except ClusterError as error:
         code = complain(f"{error}\nlogs are kept in {folder}")
         return START_AGAIN if isinstance(error, NodeTooSlowError) else code

@@ -82,7 +82,7 @@ async def work_until(service: PolicyService, phase: str, *replicas: Working) -> 
         ({"mode": "pin=3", "application": "chat"}, "application: 'chat', and no group has both"),
         ({"mode": "pin=3", "share": 0.5, "block_s": 0.1}, "block_s"),
         ({"do": "end", "mode": "off"}, "mode: beside do end"),
-        ({"do": "promote"}, "do: promote, and no canary is past its baseline"),
+        ({"do": "promote"}, "there is no canary to promote: none is past its baseline"),
         ({"do": "pause"}, "do"),
         ("pin=3", "record"),
     ],
@@ -105,7 +105,7 @@ async def test_a_canary_that_is_worse_goes_back_by_itself_and_status_journal_and
         begun = await service.canary({**CANARY, "reason": "is it"})
         assert begun["error"] == ""
         second = await service.canary(CANARY)
-        assert second["error"].startswith("do: begin, but one runs (canary mode pin=3 on 50 % of the replicas: baseline")
+        assert second["error"].startswith("a canary runs already (canary mode pin=3 on 50 % of the replicas: baseline")
         trying = await work_until(service, "trial", *replicas)
         assert (trying.phase, len(trying.members), trying.controls, trying.reason) == ("trial", 1, 1, "is it")
         assert sorted(str(replica.mode) for replica in replicas) == ["auto", "pin=3"]
@@ -174,7 +174,7 @@ async def test_no_canary_begins_in_a_frozen_fleet() -> None:
     async with running_service() as service:
         await settled(service, Replica("r1"), Replica("r2"))
         await service.freeze({"frozen": True})
-        assert "do: begin, but the fleet is frozen since" in (await service.canary(CANARY))["error"]
+        assert "no canary begins while the fleet is frozen since" in (await service.canary(CANARY))["error"]
 
 
 async def test_a_restarted_policy_goes_on_with_the_canary_and_remembers_those_before() -> None:

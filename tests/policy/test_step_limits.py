@@ -87,7 +87,7 @@ def test_status_says_whose_limit_decides_and_a_metric_counts_it(seen: Fleet) -> 
     told = {replica.replica_id: replica for replica in replicas}
     assert (told["chat-1"].max_step_ms, told["chat-1"].limit_decides) == (CHAT_MS, True)
     assert "K=3 would give more, but max_step_ms 9 forbids its steps" in told["chat-1"].reason
-    assert told["chat-1"].reason.endswith("(max_step_ms 9 of application chat)")
+    assert told["chat-1"].warning == "K limited by max_step_ms 9 of application chat"
     assert (told["code-1"].max_step_ms, told["code-1"].limit_decides) == (None, False)
     assert "max_step_ms" not in told["code-1"].reason
     (group,) = look(seen.state, 5.0, seen.now_s).values()
