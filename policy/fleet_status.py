@@ -32,7 +32,8 @@ from nightjar.policy.wire.status import (
 )
 
 MAX_GOODPUT_MODELS: Final = 32
-"""Groups whose goodput model is told, the largest first: up to 24 batch buckets by 33 K each, so a status stays below a few MB."""
+"""Groups whose goodput model and gain are told, the largest first: up to 24 batch buckets by 33 K each, so that a status stays
+below a few MB and takes a few milliseconds."""
 DISTRUSTED: Final = "its step times are twice or half the other replicas', so its measurements do not count: look at its card"
 """Said of a replica that the others of its group contradict (policy.estimate.pooling)."""
 
@@ -88,7 +89,7 @@ def _group(group_id: str, group: GroupState, members: Mapping[str, ReplicaState]
         predicted_tokens_per_s=predicted.planned if predicted is not None else None,
         predicted_off_tokens_per_s=predicted.off if predicted is not None else None,
         predicted_present_tokens_per_s=predicted.present if predicted is not None else None,
-        gained=_gained(group, now_s),
+        gained=_gained(group, now_s) if with_model else (),
         imported_cells=len(group.imported.cells),
         restarts=_restarts(group.restarts, members, now_s),
         reason="; ".join(

@@ -146,7 +146,7 @@ class GroupStatus(Record):
     `predicted_tokens_per_s` is what the busy replicas are predicted to generate at their present batches with the plan's K,
     `predicted_off_tokens_per_s` the same with K = 0, `predicted_present_tokens_per_s` with the K that each runs now; None where
     nothing is predicted. All three are of steps that only decode. `gained` is against the engines' own K, and against off; empty
-    before anything was counted. `imported_cells` are those that nobody measured here yet.
+    before anything was counted, and where many groups are larger. `imported_cells` are those that nobody measured here yet.
     """
 
     group_id: str
