@@ -67,7 +67,7 @@ def _arms_line(explained: Explanation) -> str:
 def _arms(explained: Explanation) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("K")
-    for name in ("predicted", "against off", "measured", "clean steps", "age"):
+    for name in ("predicted", "against off", "measured", "steps (own)", "age"):
         table.add_column(name, justify="right")
     table.add_column("")
     for arm in explained.arms:
@@ -76,7 +76,7 @@ def _arms(explained: Explanation) -> Table:
             _number(arm.predicted_tokens_per_s),
             _against_off(arm),
             _number(arm.measured_tokens_per_s),
-            f"{arm.clean_steps:.0f}" if arm.clean_steps else "-",
+            _steps(arm),
             format_duration(arm.measured_age_s) if arm.measured_age_s is not None else "-",
             ", ".join(_marks(explained, arm)),
         )
@@ -94,14 +94,18 @@ def _against_off(arm: ArmExplanation) -> str:
     return f"{arm.gain_over_off:+.1%} ±{2.0 * arm.gain_deviation:.1%}"
 
 
+def _steps(arm: ArmExplanation) -> str:
+    """Clean steps of the group, and in brackets those that this replica measured: `29 (27)`."""
+    own = f" ({arm.own_steps:.0f})" if arm.own_steps >= 1.0 else ""
+    return f"{arm.clean_steps:.0f}{own}" if arm.clean_steps else f"-{own}"
+
+
 def _marks(explained: Explanation, arm: ArmExplanation) -> Iterator[str]:
     if arm.num_speculative_tokens == explained.num_speculative_tokens:
         yield "runs"
     if arm.num_speculative_tokens == explained.planned_num_speculative_tokens:
         yield "planned"
     if arm.is_imported:
-        yield "measured elsewhere, imported"
+        yield "imported"
     if arm.exceeds_limit:
-        yield "longer than max_step_ms"
-    if arm.own_steps >= 1.0:
-        yield f"{arm.own_steps:.0f} its own"
+        yield "over max_step_ms"

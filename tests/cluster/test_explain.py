@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,11 +79,14 @@ def test_explain_shows_the_answer_every_voice_and_every_k(serve: Callable[[httpx
         "mode auto set by the settings",
         "against off",
         "±",
-        " its own",
+        "steps (own)",
     ]
     assert [part for part in parts if part not in shown.stdout] == []
     rows = [line.split()[0] for line in shown.stdout.splitlines() if line.startswith((" off ", " K="))]
     assert rows == ["off", "K=1", "K=3", "K=5"]
+    planned = next(line for line in shown.stdout.splitlines() if "planned" in line)
+    assert re.search(r" \d+ \(\d+\) +\d+s +runs, planned$", planned.rstrip()), planned
+    assert max(len(line.rstrip()) for line in shown.stdout.splitlines() if line.startswith((" off ", " K="))) <= 80
 
 
 def test_explain_as_json_is_the_record(serve: Callable[[httpx.Response], list[httpx.Request]]) -> None:
