@@ -275,8 +275,8 @@ def group_lines(group: GroupStatus) -> Iterator[RenderableType]:
         yield Padding(Text(line), (0, 0, 0, 2))
 
 
-def gained_text(gained: Iterable[GainedStatus]) -> str:
-    """`+12% (+11 to +17%) of K=5's engine time; of off's not known`."""
+def gained_text(gained: Sequence[GainedStatus]) -> str:
+    """`+12% (+7 to +17%) of K=5's engine time; of off's not known`, or `not known`."""
     parts = []
     for one in gained:
         whose = f"K={one.num_speculative_tokens}'s" if one.num_speculative_tokens else "off's"
@@ -284,13 +284,13 @@ def gained_text(gained: Iterable[GainedStatus]) -> str:
             parts.append(f"of {whose} not known")
         else:
             parts.append(f"{one.share:+.0%} ({100 * one.low:+.0f} to {one.high:+.0%}) of {whose}{'' if parts else ' engine time'}")
-    return "; ".join(parts)
+    return "; ".join(parts) if any(one.share is not None for one in gained) else "not known"
 
 
 def _worth(group: GroupStatus) -> str:
-    """What the plan is predicted to give now, over off and over what runs; empty while nothing is predicted."""
+    """What the plan is predicted to give now, over off and over what runs; empty where that is nothing or stands on no step."""
     planned, off, present = group.predicted_tokens_per_s, group.predicted_off_tokens_per_s, group.predicted_present_tokens_per_s
-    if planned is None or not off:
+    if planned is None or not off or not group.cells:
         return ""
     over_present = f", {planned / present:.2f} of what runs" if present else ""
     return f"The plan is predicted to give {planned:.0f} tok/s now: {planned / off:.2f} of off{over_present}."

@@ -3,7 +3,7 @@
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import DrafterState, EngineLoad
 from nightjar.policy.wire.settings import SettingsVersion, TableRow
-from nightjar.policy.wire.status import FleetStatus, GroupStatus, OverrideStatus, PolicyStatus, ReplicaStatus
+from nightjar.policy.wire.status import CellStatus, FleetStatus, GroupStatus, OverrideStatus, PolicyStatus, ReplicaStatus
 
 
 def some_fleet(*, mode: str = "auto") -> FleetStatus:
@@ -40,5 +40,6 @@ def some_fleet(*, mode: str = "auto") -> FleetStatus:
     )
     override = OverrideStatus(scope="application", name="smollm2", mode=Mode.parse("off"), reason="too [hot]", seconds_left=90.0)
     policy = PolicyStatus(incarnation=3, pid=42, uptime_s=75.0, mode=parsed, planner="fleet", reports=9)
-    group = GroupStatus(group_id="smollm2-1234", replicas=2, planner="fleet", rows=rows, acceptance=(0.8, 0.6))
+    cell = CellStatus(first_batch_size=3, last_batch_size=3, num_speculative_tokens=5, goodput_tokens_per_s=40.0, clean_steps=12.0)
+    group = GroupStatus(group_id="smollm2-1234", replicas=2, planner="fleet", rows=rows, acceptance=(0.8, 0.6), cells=(cell,))
     return FleetStatus(policy=policy, overrides=(override,), groups=(group,), replicas=(first, second))

@@ -119,6 +119,8 @@ def test_a_group_tells_what_its_plan_gives_over_off() -> None:
     assert "K by decode batch  1-5: 5  6-16: 0" in text
     assert "The plan is predicted to give 412 tok/s now: 1.29 of off." in text
     assert "of off" not in rendered(fleet), "nothing is predicted"
+    unmeasured = group.model_copy(update={"cells": ()})
+    assert "of off" not in rendered(fleet.model_copy(update={"groups": (unmeasured,)})), "nobody ran a step of it yet"
     present = group.model_copy(update={"predicted_present_tokens_per_s": 400.0})
     shown = rendered(fleet.model_copy(update={"groups": (present,)}))
     assert "The plan is predicted to give 412 tok/s now: 1.29 of off, 1.03 of what runs." in shown
@@ -128,9 +130,9 @@ def test_a_group_says_in_one_sentence_what_it_waits_for_and_leaves_reasons_to_ex
     fleet = some_fleet()
     lease, wish = OpenLeaseStatus(replica_id="a", seconds_left=9.0), WaitingWishStatus(replica_id="b", waiting_s=2.0)
     restarts = RestartsStatus(open_leases=(lease,), waiting=(wish, wish))
-    update = {"restarts": restarts, "imported_cells": 3, "reason": "batch 1: K=5 gives 9 tok/s; batch 2: K=5 gives 12 tok/s"}
+    update = {"restarts": restarts, "imported_cells": 1, "reason": "batch 1: K=5 gives 9 tok/s; batch 2: K=5 gives 12 tok/s"}
     text = rendered(fleet.model_copy(update={"groups": (fleet.groups[0].model_copy(update=update),)}))
-    assert "  1 of 3 restarts of speculation may run; 3 of 0 cells are imported, not measured here." in text
+    assert "  1 of 3 restarts of speculation may run; 1 of 1 cells are imported, not measured here." in text
     assert "gives 9 tok/s" not in text
     assert "Why this K: nightjar explain smollm2/abc" in text
 
@@ -139,7 +141,7 @@ def test_what_a_group_gained_is_told_with_its_doubt_and_what_is_not_known_as_suc
     known = GainedStatus(num_speculative_tokens=5, over_s=3900.0, busy_s=9.0, compared_s=8.0, share=0.12, low=0.07, high=0.174)
     unknown = GainedStatus(num_speculative_tokens=0, over_s=3900.0, busy_s=9.0)
     assert gained_text((known, unknown)) == "+12% (+7 to +17%) of K=5's engine time; of off's not known"
-    assert gained_text((unknown,)) == "of off's not known"
+    assert gained_text((unknown, unknown)) == "not known"
     lost = known.model_copy(update={"share": -0.02, "low": -0.05, "high": 0.01, "num_speculative_tokens": 0})
     assert gained_text((known, lost)).endswith("; -2% (-5 to +1%) of off's")
     fleet = some_fleet()
