@@ -177,13 +177,13 @@ def short_name(replica: ReplicaStatus) -> str:
 def notes(replicas: Iterable[ReplicaStatus]) -> Iterator[RenderableType]:
     """What somebody may have to act on, the same words once for all replicas of whom they are true.
 
-    Warnings, a drafter that is not where the plan wants it, and settings that are not the newest.
+    Warnings, a drafter that is not where the plan wants it or whose probes failed, and settings that are not the newest.
     """
     said: dict[str, list[str]] = {}
     for replica in replicas:
         is_plain = replica.steering is SteeringLevel.PLAINLY
         words = [f"served plainly: {replica.steering_reason}" if is_plain else replica.warning]
-        if replica.drafter.reason:
+        if replica.drafter.reason or replica.failed_probes:
             words.append(f"drafter {drafter_cell(replica)}")
         if not replica.settings_confirmed or replica.report_age_s > STALE_REPORT_S:
             words.append(f"settings {settings_cell(replica)}")

@@ -263,6 +263,13 @@ def test_a_drafter_tells_where_it_is_what_it_cost_and_why_it_waits() -> None:
     )
 
 
+def test_failed_probes_are_told_of_a_replica_that_waits_for_nothing() -> None:
+    fleet = some_fleet()
+    failed = fleet.replicas[0].model_copy(update={"failed_probes": 2, "drafter": DrafterCounters(probes=5)})
+    assert "smollm2/abc: drafter active, 2 of 5 probes failed" in rendered(fleet.model_copy(update={"replicas": (failed,)}))
+    assert "drafter active" not in rendered(fleet)
+
+
 def test_a_drafter_that_did_nothing_yet_says_only_where_it_is() -> None:
     replica = some_fleet().replicas[0].model_copy(update={"drafter": DrafterCounters(), "restarts": 0, "failed_probes": 0})
     assert drafter_cell(replica) == replica.drafter_state.value
