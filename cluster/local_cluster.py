@@ -8,9 +8,9 @@ and an empty application, 18 % with two idle replicas and the policy. A variable
 RAY_enable_metrics_collection=1 brings Ray's and vLLM's Prometheus metrics back.
 
 Where the kernel shares the processor among login sessions first (sched_autogroup_enabled), niceness holds only within a session,
-and engines that are busy on every core leave a command in another terminal a tenth of one core: `nightjar status` took 2 to 5 s for
-0.4 s of work. So the session as a whole is made nicer once it serves (Ray gives its node 15 s to start), and such a command
-takes 0.9 s.
+and engines that are busy on every core leave a command in another terminal a tenth of one core. So the session as a whole is made
+nicer once it serves (SESSION_NICENESS; not before, for Ray gives its node 15 s to start). `make status-times`, two replicas under
+full load on two cores: `nightjar status` takes 0.8 s (1.0 at worst of 6), and 2.5 s (8.7) where the session is not nice.
 
 It runs until its stdin closes. Ray's daemons are started with the parent-death signal and end even if this process is killed.
 Fails with the file's, Ray's or Serve's words on stderr and exit code 1; the temp folder with the logs is then kept and named.
