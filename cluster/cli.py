@@ -31,7 +31,9 @@ CLUSTER: Final = "nightjar.cluster.commands"
 CONFIGURATION: Final = "nightjar.deployments.configuration.commands"
 COMMANDS: Final = {
     "run": RoomCommand(
-        f"{CLUSTER}.run", "Serve a YAML file's applications on a local Ray cluster of its own, until Ctrl-C.", extra="serve"
+        "nightjar.deployments.run_command",
+        "Serve a YAML file's applications on a local Ray cluster of its own, until Ctrl-C.",
+        extra="serve",
     ),
     "status": RoomCommand(
         f"{CLUSTER}.status",

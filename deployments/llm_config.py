@@ -215,7 +215,7 @@ def parse_args(args: Mapping[str, Any]) -> LLMConfig:
     """The one model of `args`, its folders checked. Raises ConfigurationError."""
     config, problems = read_args(args)
     if config is not None and not problems:
-        problems = tuple(model_problems(config))
+        problems = tuple(problem for problem, _ in model_problems(config))
     if config is None or problems:
         raise ConfigurationError("; ".join(str(problem) for problem in problems))
     return config
@@ -242,8 +242,8 @@ def read_args(args: Mapping[str, Any]) -> tuple[LLMConfig | None, tuple[Argument
     return config, (*problems, *_engine_kwargs_problems(config.engine_kwargs), *_user_config_problems(config))
 
 
-def model_problems(config: LLMConfig) -> Iterator[ArgumentProblem]:
-    """Models that are no folder of this machine and no hub name."""
+def model_problems(config: LLMConfig) -> Iterator[tuple[ArgumentProblem, str]]:
+    """Models that are no folder of this machine and no hub name, each with its name as written."""
     named = (
         (("model_loading_config", "model_source"), config.model_source),
         (("engine_kwargs", "speculative_config", "model"), config.draft_source),
@@ -253,7 +253,7 @@ def model_problems(config: LLMConfig) -> Iterator[ArgumentProblem]:
             if source:
                 resolve_model(source)
         except ModelError as error:
-            yield ArgumentProblem(("llm_configs", 0, *location), str(error))
+            yield ArgumentProblem(("llm_configs", 0, *location), str(error)), source
 
 
 def parse_local_mode(user_config: object) -> Mode | None:

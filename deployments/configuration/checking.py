@@ -13,8 +13,8 @@ from typing import Any, Final
 from nightjar.cluster.serve_config import POLICY_DEPLOYMENT, POLICY_IMPORT_PATH
 from nightjar.deployments.configuration.cluster_gpus import ClusterGpus, cluster_gpus, gpu_findings
 from nightjar.deployments.configuration.deployed import ENTRY
-from nightjar.deployments.configuration.findings import Finding, FoundLine, Place, shown
-from nightjar.deployments.configuration.hosted import hosted_findings
+from nightjar.deployments.configuration.findings import Finding, FoundLine, Place, ServedOn, shown
+from nightjar.deployments.configuration.hosted import HostedModel, hosted_findings
 from nightjar.deployments.configuration.rules import CheckedModel, check_model
 from nightjar.deployments.configuration.schema_findings import place_named_in, schema_findings
 from nightjar.deployments.configuration.serve_schema import ServeConfig
@@ -41,6 +41,7 @@ class Report:
 
     lines: tuple[FoundLine, ...]
     models: tuple[ModelReport, ...] = ()
+    hosted: tuple[HostedModel, ...] = ()
 
     @property
     def num_errors(self) -> int:
@@ -48,28 +49,33 @@ class Report:
         return sum(line.finding.severity == "error" for line in self.lines)
 
 
-def check_text(text: str) -> Report:
-    """Check a file's text."""
+def check_text(text: str, *, is_served_here: bool = False) -> Report:
+    """Check a file's text. `is_served_here`: on this machine, so that a model folder must be here."""
     try:
         sources = read_sources(text)
     except SourceError as error:
         return Report((FoundLine(error.line, Finding("error", (), str(error))),))
     lines: list[FoundLine] = []
     models: list[ModelReport] = []
+    hosted: list[HostedModel] = []
     for source in sources:
-        found, checked = check_config(source.values, cluster_gpus(source.manifest))
+        served_on: ServedOn = "this machine" if is_served_here else "unknown" if source.manifest is None else "pods"
+        found, checked, theirs = check_config(source.values, cluster_gpus(source.manifest), served_on)
         lines += [FoundLine(source.line_of(finding.place), finding) for finding in found]
         models += checked
-    return Report(tuple(sorted(lines, key=lambda line: line.line)), tuple(models))
+        hosted += theirs
+    return Report(tuple(sorted(lines, key=lambda line: line.line)), tuple(models), tuple(hosted))
 
 
-def check_config(values: Any, gpus: ClusterGpus | None = None) -> tuple[list[Finding], list[ModelReport]]:
-    """Findings of one Serve config, as plain values, on a cluster whose pods have so many GPUs (None: not known)."""
+def check_config(
+    values: Any, gpus: ClusterGpus | None = None, served_on: ServedOn = "unknown"
+) -> tuple[list[Finding], list[ModelReport], list[HostedModel]]:
+    """Findings and models of one Serve config, as plain values, on a cluster whose pods have so many GPUs (None: not known)."""
     if not isinstance(values, Mapping):
-        return [Finding("error", (), f"holds {shown(values)}; a mapping with the field applications is needed")], []
+        return [Finding("error", (), f"holds {shown(values)}; a mapping with the field applications is needed")], [], []
     if "applications" not in values and "import_path" in values:
         message = f"{shown(values['import_path'])} stands at the top; write applications: and this one as its first entry"
-        return [Finding("error", ("import_path",), message)], []
+        return [Finding("error", ("import_path",), message)], [], []
     found = list(schema_findings(ServeConfig, values, ()))
     applications = [application for application in _list(values.get("applications")) if isinstance(application, Mapping)]
     if len(applications) == len(_list(values.get("applications"))):
@@ -77,26 +83,27 @@ def check_config(values: Any, gpus: ClusterGpus | None = None) -> tuple[list[Fin
     settings_found, settings = _policy(applications)
     found += settings_found
     is_shadow = settings is not None and settings.mode.kind == "shadow"
-    models = []
+    models, hosted = [], []
     for number, application in enumerate(applications):
         place: Place = ("applications", number)
         if _import_path(application) == RAY_IMPORT_PATH:
             message = f"{shown(application['import_path'])} serves without Nightjar; nightjar migrate shows what to change"
             found.append(Finding("warning", (*place, "import_path"), message))
-        if _import_path(application) == HOSTED_IMPORT_PATH:
-            found += [
-                Finding(finding.severity, (*place, *finding.place), finding.message) for finding in hosted_findings(application)
-            ]
+        if _import_path(application) in (RAY_IMPORT_PATH, HOSTED_IMPORT_PATH) and not _spoiled(found, place):
+            is_steered = _import_path(application) == HOSTED_IMPORT_PATH
+            hosted_found, theirs = hosted_findings(application, served_on, is_steered=is_steered)
+            found += _below(place, hosted_found)
+            hosted += theirs
         if _import_path(application) != MODEL_IMPORT_PATH or _spoiled(found, place):
             continue
-        model, model_found = check_model(application, shadow=is_shadow)
+        model, model_found = check_model(application, shadow=is_shadow, served_on=served_on)
         found += _below(place, model_found)
         if model is not None:
             models.append((number, ModelReport(str(application.get("name", "default")), model)))
     found += _across(settings, _place_of_settings(applications), models)
     if gpus is not None:
         found += gpu_findings(gpus, [(("applications", number), report.model.deployed) for number, report in models])
-    return found, [model for _, model in models]
+    return found, [model for _, model in models], hosted
 
 
 def _below(place: Place, found: Iterable[Finding]) -> Iterator[Finding]:

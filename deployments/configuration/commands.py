@@ -12,6 +12,7 @@ from nightjar.deployments.configuration.adoption import KEEP_HOST_OPTION
 from nightjar.deployments.configuration.change import Change, plan_change, read_text
 from nightjar.deployments.configuration.checking import Report, check_text
 from nightjar.deployments.configuration.describing import describe
+from nightjar.deployments.configuration.hosted import describe_hosted
 from nightjar.deployments.configuration.migration import MigrationError
 
 app = typer.Typer()
@@ -98,6 +99,8 @@ def _print(file: str, report: Report, *, quiet: bool) -> None:
         return
     for model in report.models:
         typer.echo("\n".join(["", *describe(model)]))
+    for hosted in report.hosted:
+        typer.echo("\n".join(["", *describe_hosted(hosted)]))
     counts = {
         severity: sum(line.finding.severity == severity for line in report.lines) for severity in ("error", "warning", "advice")
     }

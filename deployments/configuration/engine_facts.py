@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nightjar.deployments.configuration.engine_schema import EngineKwargs, SpeculativeKwargs
+from nightjar.deployments.configuration.findings import ServedOn, Severity
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
 from nightjar.deployments.engine.arguments import (
     RUNNER_VARIABLE,
@@ -125,6 +126,18 @@ def model_configuration(source: str) -> dict[str, Any]:
     except (ModelError, OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def severity_of_absence(source: str, served_on: ServedOn) -> Severity:
+    """Of a model that is no folder here: an error where its engine would look for it on this machine.
+
+    Where that is not known, an absolute path whose parent folder is here is taken for one of this machine, unless the parent is one
+    that every machine has, as `/mnt`.
+    """
+    if served_on != "unknown":
+        return "error" if served_on == "this machine" else "warning"
+    parent = Path(source).expanduser().parent
+    return "error" if parent.is_absolute() and len(parent.parts) > 2 and parent.is_dir() else "warning"
 
 
 def text_configuration(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Severity = Literal["error", "warning", "advice"]
+ServedOn = Literal["this machine", "pods", "unknown"]
+"""Whose folders an engine will find: this machine's under `nightjar run`, its pods' own in a RayService."""
 Place = tuple[str | int, ...]
 """Keys and list positions from the top of a configuration down to a value."""
 

@@ -1,34 +1,86 @@
-"""What `nightjar check` says of an application whose host stays ray.serve.llm: what Nightjar reads of it, and no more.
+"""What `nightjar check` says of an application that ray.serve.llm serves: with Nightjar's server class, or not migrated yet.
 
-Models, engine arguments and deployments are ray.serve.llm's to judge, by the vLLM that it pins.
+ray.serve.llm and the vLLM that it pins judge models, engine arguments and deployments; they do so minutes after the start, in a
+replica's log. Found here are the mistakes that no version of them takes: a name close to a real one, a wrong type, a method that
+does not exist, an absent folder. A name that is near none may be another version's and is left alone. Pure: values in, findings and
+models out; a model of the wrong form has findings and no block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from nightjar.deployments.configuration.findings import Finding, Place, shown
-from nightjar.deployments.llm_config import parse_local_mode, read_options
+from pydantic import ValidationError
+
+from nightjar.deployments.configuration.engine_facts import drafter_kind, engine_facts, severity_of_absence
+from nightjar.deployments.configuration.engine_schema import EngineKwargs
+from nightjar.deployments.configuration.findings import Finding, Place, ServedOn, shown
+from nightjar.deployments.configuration.schema_findings import near_name, no_such_name, schema_findings
+from nightjar.deployments.configuration.serve_schema import DeploymentOptions
+from nightjar.deployments.configuration.vllm_names import ENGINE_ARGUMENTS, SERVER_ARGUMENTS, SPECULATIVE_ARGUMENTS
+from nightjar.deployments.engine.arguments import steered_engine_kwargs
+from nightjar.deployments.llm_config import LLMConfig, draft_source, num_workers, parse_local_mode, read_options
+from nightjar.deployments.models import ModelError, resolve_model
+from nightjar.deployments.steering_level import level_at_start
 
 SERVER: Final = "nightjar.deployments.serve_llm:LLMServer"
 DEPLOYMENT_PREFIX: Final = "LLMServer:"
 """ray.serve.llm names the deployment of a model by its server class."""
+LIKENESS: Final = 0.88
+"""Of a misspelt argument to the real one. Lower would take arguments that vLLM dropped for misspelt ones."""
 
 
-def hosted_findings(application: Mapping[str, Any]) -> Iterator[Finding]:
-    """Findings of the application, placed below it."""
+@dataclass(frozen=True, slots=True)
+class HostedModel:
+    """A model of ray.serve.llm, as far as its file tells how it will run."""
+
+    application: str
+    model: str
+    drafter: str
+    steering: str
+    replicas: str
+
+
+def hosted_findings(
+    application: Mapping[str, Any], served_on: ServedOn, *, is_steered: bool
+) -> tuple[list[Finding], list[HostedModel]]:
+    """Findings of the application, placed below it, and its models. `is_steered`: its builder is Nightjar's."""
+    found: list[Finding] = []
+    models: list[HostedModel] = []
     for number, model in enumerate(_mappings((application.get("args") or {}).get("llm_configs"))):
         place: Place = ("args", "llm_configs", number)
-        for problem in read_options(_mapping(model.get("experimental_configs")))[1]:
-            yield Finding("error", (*place, *problem.location), f"{problem.message}; correct it, or take it out")
-        yield from _kill_switch(_mapping(model.get("deployment_config")), (*place, "deployment_config"))
-        if (server := model.get("server_cls")) not in (None, SERVER):
-            message = f"{shown(server)} is not Nightjar's: this model is served as without Nightjar; derive it from {SERVER}"
-            yield Finding("warning", (*place, "server_cls"), message)
+        mistakes = [*_form(model, place), *_absent(model, place, served_on)]
+        is_ours = model.get("server_cls") == SERVER or (is_steered and model.get("server_cls") is None)
+        if is_ours or is_steered:
+            mistakes += _own_words(model, place)
+        found += mistakes
+        if any(mistake.severity == "error" for mistake in mistakes) or not _mapping(model.get("model_loading_config")):
+            continue
+        hosted, more = _looked_into(str(application.get("name", "default")), model, place, is_ours=is_ours)
+        found += more
+        models.append(hosted)
     for number, deployment in enumerate(_mappings(application.get("deployments"))):
-        if str(deployment.get("name")).startswith(DEPLOYMENT_PREFIX):
-            yield from _kill_switch(deployment, ("deployments", number))
+        if is_steered and str(deployment.get("name")).startswith(DEPLOYMENT_PREFIX):
+            found += _kill_switch(deployment, ("deployments", number))
+    return found, models
+
+
+def describe_hosted(model: HostedModel) -> list[str]:
+    """Lines for people."""
+    rows = (("model", model.model), ("drafter", model.drafter), ("steering", model.steering), ("replicas", model.replicas))
+    return [f"application {model.application}, served by ray.serve.llm", *(f"  {name:<9} {text}" for name, text in rows)]
+
+
+def _own_words(model: Mapping[str, Any], place: Place) -> Iterator[Finding]:
+    """What Nightjar reads of a model."""
+    for problem in read_options(_mapping(model.get("experimental_configs")))[1]:
+        yield Finding("error", (*place, *problem.location), f"{problem.message}; correct it, or take it out")
+    yield from _kill_switch(_mapping(model.get("deployment_config")), (*place, "deployment_config"))
+    if (server := model.get("server_cls")) not in (None, SERVER):
+        message = f"{shown(server)} is not Nightjar's: this model is served as without Nightjar; derive it from {SERVER}"
+        yield Finding("warning", (*place, "server_cls"), message)
 
 
 def _kill_switch(options: Mapping[str, Any], place: Place) -> Iterator[Finding]:
@@ -36,6 +88,128 @@ def _kill_switch(options: Mapping[str, Any], place: Place) -> Iterator[Finding]:
         parse_local_mode(options.get("user_config"))
     except ValueError as error:
         yield Finding("error", (*place, "user_config"), f"{error}; correct it, or take it out")
+
+
+def _form(model: Mapping[str, Any], place: Place) -> Iterator[Finding]:
+    """Names that are nearly right, and what is no value of theirs in any version."""
+    kwargs = _mapping(model.get("engine_kwargs"))
+    speculative = _mapping(kwargs.get("speculative_config"))
+    at: Place = (*place, "engine_kwargs")
+    for where, values, known in (
+        (at, kwargs, ENGINE_ARGUMENTS | SERVER_ARGUMENTS),
+        ((*at, "speculative_config"), speculative, SPECULATIVE_ARGUMENTS),
+    ):
+        for name, value in values.items():
+            if name not in known and near_name(name, known, LIKENESS):
+                yield Finding("error", (*where, name), no_such_name(name, value, known, "argument of vLLM"))
+    yield from schema_findings(EngineKwargs, kwargs, at)
+    yield from schema_findings(DeploymentOptions, _mapping(model.get("deployment_config")), (*place, "deployment_config"))
+
+
+def _absent(model: Mapping[str, Any], place: Place, served_on: ServedOn) -> Iterator[Finding]:
+    """Folders that are not there. A name without a slash is the hub's under ray.serve.llm."""
+    loading, kwargs = _mapping(model.get("model_loading_config")), _mapping(model.get("engine_kwargs"))
+    named = (
+        (("model_loading_config", "model_source"), loading.get("model_source")),
+        (
+            ("engine_kwargs", "speculative_config", "model"),
+            draft_source(kwargs) if _mapping(kwargs.get("speculative_config")) else "",
+        ),
+    )
+    for where, source in named:
+        if not isinstance(source, str) or "/" not in source:
+            continue
+        try:
+            resolve_model(source)
+        except ModelError as error:
+            yield Finding(severity_of_absence(source, served_on), (*place, *where), str(error))
+
+
+def _looked_into(application: str, model: Mapping[str, Any], place: Place, *, is_ours: bool) -> tuple[HostedModel, list[Finding]]:
+    """How a model of the right form will run."""
+    kwargs_given, options = _mapping(model.get("engine_kwargs")), _mapping(model.get("deployment_config"))
+    kwargs, loading = EngineKwargs.model_validate(kwargs_given), _mapping(model.get("model_loading_config"))
+    source, name = loading.get("model_source") or loading.get("model_id"), loading.get("model_id")
+    speculative = kwargs.speculative_config
+    drafter = drafter_kind(speculative)
+    if speculative is not None:
+        drafted = f"{drafter} {draft_source(kwargs_given)}".strip()
+        drafter = f"{drafted}, num_speculative_tokens {speculative.num_speculative_tokens or 'as the drafter says'}"
+    steering = _steering(model, kwargs) if is_ours else "none: served without Nightjar; nightjar migrate shows what to change"
+    gpus, found = _gpus(model, place)
+    replicas = _replicas(options, "no GPU" if not gpus else f"GPU {gpus:g}", model.get("accelerator_type"))
+    hosted = HostedModel(
+        application, f"{source if isinstance(source, str) else 'of a bucket'} as {name}", drafter, steering, replicas
+    )
+    return hosted, found
+
+
+def _steering(model: Mapping[str, Any], kwargs: EngineKwargs) -> str:
+    """How much, in words. On vLLM 0.29 every steered drafter runs on model runner V1."""
+    options, _ = read_options(_mapping(model.get("experimental_configs")))
+    assert options is not None
+    try:
+        config = LLMConfig.model_validate(
+            {
+                "model_loading_config": {"model_id": "hosted"},
+                "engine_kwargs": dict(_mapping(model.get("engine_kwargs"))),
+                "accelerator_type": "GPU" if _kind(model) == "gpu" else None,
+                **options.model_dump(),
+            }
+        )
+    except ValidationError:
+        return "not known: its model has the wrong form"
+    facts = replace(engine_facts(config, kwargs), runner_is_v1=True)
+    steered = level_at_start(steered_engine_kwargs(config.engine_kwargs, facts, without=config.without))
+    return steered.level.value.replace("_", " ") + (f": {steered.reason}" if steered.reason else "")
+
+
+def _gpus(model: Mapping[str, Any], place: Place) -> tuple[float, list[Finding]]:
+    """What ray.serve.llm 2.60 asks Ray for on behalf of one replica, and what `num_gpus` does to that.
+
+    An engine is placed by bundles, one for each worker, and `ray_actor_options` is added to the first of them.
+    """
+    placement = _mapping(model.get("placement_group_config"))
+    workers = num_workers(_mapping(model.get("engine_kwargs")))
+    bundles = _mappings(placement.get("bundles")) or [_mapping(placement.get("bundle_per_worker"))] * workers
+    if not placement:
+        bundles = [{"GPU": 1 if _kind(model) == "gpu" else 0}] * workers
+    of_engine = sum(float(bundle.get("GPU") or 0) for bundle in bundles if isinstance(bundle.get("GPU") or 0, int | float))
+    actor = _mapping(_mapping(model.get("deployment_config")).get("ray_actor_options"))
+    given = actor.get("num_gpus")
+    at: Place = (*place, "deployment_config", "ray_actor_options", "num_gpus")
+    if given == 0 and of_engine:
+        message = (
+            f"0, and each replica needs GPU {of_engine:g} all the same: ray.serve.llm places engines by bundles of its own. For "
+            "vLLM's CPU build write accelerator_config: {kind: cpu}; on GPUs take it out"
+        )
+        return of_engine, [Finding("warning", at, message)]
+    if isinstance(given, int | float) and given and of_engine:
+        message = (
+            f"{given:g} is added to what ray.serve.llm takes for the engine, so that each replica needs GPU {of_engine + given:g}; "
+            "take it out"
+        )
+        return of_engine + given, [Finding("warning", at, message)]
+    return of_engine + float(given or 0), []
+
+
+def _kind(model: Mapping[str, Any]) -> str:
+    """As ray.serve.llm finds it: said, or told from the bundles, else gpu."""
+    if kind := _mapping(model.get("accelerator_config")).get("kind"):
+        return str(kind)
+    placement = _mapping(model.get("placement_group_config"))
+    bundles = [_mapping(placement.get("bundle_per_worker")), *_mappings(placement.get("bundles"))]
+    if not placement:
+        return "gpu"
+    return next((name.lower() for name in ("TPU", "GPU") if any(bundle.get(name) for bundle in bundles)), "cpu")
+
+
+def _replicas(options: Mapping[str, Any], needs: str, accelerator: object) -> str:
+    scaling = _mapping(options.get("autoscaling_config"))
+    number = (
+        f"{scaling.get('min_replicas', 1)} to {scaling.get('max_replicas', 1)}" if scaling else options.get("num_replicas") or 1
+    )
+    return f"{number}; each needs {needs}{f' of type {accelerator}' if accelerator else ''}"
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

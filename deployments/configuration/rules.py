@@ -17,9 +17,10 @@ from nightjar.deployments.configuration.engine_facts import (
     is_on_cpu,
     offload_facts,
     outlook,
+    severity_of_absence,
 )
 from nightjar.deployments.configuration.engine_schema import EngineKwargs, table_problem
-from nightjar.deployments.configuration.findings import Finding, Place, shown
+from nightjar.deployments.configuration.findings import Finding, Place, ServedOn, shown
 from nightjar.deployments.configuration.memory_estimate import MemoryEstimate, estimate_memory
 from nightjar.deployments.configuration.schema_findings import no_such_name, schema_findings
 from nightjar.deployments.configuration.serve_schema import AutoscalingConfig, DeploymentOptions
@@ -52,7 +53,9 @@ class CheckedModel:
         return self.deployed.config
 
 
-def check_model(application: Mapping[str, Any], *, shadow: bool) -> tuple[CheckedModel | None, list[Finding]]:
+def check_model(
+    application: Mapping[str, Any], *, shadow: bool, served_on: ServedOn = "unknown"
+) -> tuple[CheckedModel | None, list[Finding]]:
     """Findings of an application of `nightjar.deployments.app:build`, placed below the application."""
     config, problems = read_args(application.get("args") or {})
     found = [Finding("error", ("args", *problem.location), problem.message) for problem in problems]
@@ -68,7 +71,8 @@ def check_model(application: Mapping[str, Any], *, shadow: bool) -> tuple[Checke
     found += _laid_over(config, deployed)
     if _has_error(found):
         return None, found
-    found += [Finding("warning", ("args", *problem.location), problem.message) for problem in model_problems(config)]
+    for problem, source in model_problems(config):
+        found.append(Finding(severity_of_absence(source, served_on), ("args", *problem.location), problem.message))
     config, kwargs = deployed.config, EngineKwargs.model_validate(config.engine_kwargs)
     model = CheckedModel(deployed, kwargs, outlook(config, kwargs, shadow=shadow), estimate_memory(config, kwargs))
     for rule in RULES:

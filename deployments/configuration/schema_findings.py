@@ -27,14 +27,18 @@ def schema_findings(model: type[BaseModel], values: object, place: Place) -> Ite
 def no_such_name(name: str, value: object, allowed: Iterable[str], what: str = "field") -> str:
     """The message for a misspelt name, with the nearest real one."""
     allowed = sorted(allowed)
-    near = get_close_matches(name, allowed, n=1, cutoff=0.7)
-    if near:
-        hint = f"did you mean {near[0]}?"
+    if near := near_name(name, allowed):
+        hint = f"did you mean {near}?"
     elif len(allowed) <= _MANY:
         hint = f"allowed are {', '.join(allowed)}; take it out"
     else:
         hint = "take it out, or look its name up"
     return f"no such {what} (value {shown(value)}); {hint}"
+
+
+def near_name(name: str, allowed: Iterable[str], likeness: float = 0.7) -> str:
+    """The name that was probably meant; empty where none is as like as that."""
+    return next(iter(get_close_matches(name, sorted(allowed), n=1, cutoff=likeness)), "")
 
 
 def place_named_in(message: str, values: object) -> Place:

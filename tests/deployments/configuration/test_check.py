@@ -313,51 +313,6 @@ def test_what_disappoints_is_a_warning_and_no_error(text: str, message: str) -> 
     assert any(message in line for line in said(text, "warning")), said(text, "warning")
 
 
-HOSTED = """\
-applications:
-- import_path: nightjar.deployments.serve_llm:build_openai_app
-  args:
-    llm_configs:
-    - model_loading_config: {model_id: chat}
-      experimental_configs: {nightjar: {require_steering: true}}
-    - model_loading_config: {model_id: code}
-      engine_kwargs: {what_only_vllm_0_29_knows: 1}
-  deployments: [{name: "LLMServer:chat", user_config: {mode: "off"}}, {name: OpenAiIngress, num_replicas: 2}]
-"""
-
-
-def test_of_a_file_that_ray_serve_llm_serves_nightjars_own_words_are_checked_and_no_others() -> None:
-    assert check_text(HOSTED).lines == ()
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "message"),
-    [
-        (
-            "require_steering: true",
-            "require_steer: true",
-            "f:6: error: applications.0.args.llm_configs.0.experimental_configs.nightjar.require_steer: no such field",
-        ),
-        ("require_steering: true", "hung_after_s: -1", "hung_after_s: Input should be greater than or equal to 0 (got '-1')"),
-        (
-            'mode: "off"',
-            "mode: never",
-            "f:9: error: applications.0.deployments.0.user_config: user_config: mode 'never'",
-        ),
-        ("engine_kwargs: {what_only_vllm_0_29_knows: 1}", "deployment_config: {user_config: {a: 1}}", "allowed is mode alone"),
-        (
-            "engine_kwargs: {what_only_vllm_0_29_knows: 1}",
-            "server_cls: shop:Server",
-            "f:8: warning: applications.0.args.llm_configs.1.server_cls: 'shop:Server' is not Nightjar's",
-        ),
-    ],
-)
-def test_a_mistake_in_them_is_told_with_its_line(before: str, after: str, message: str) -> None:
-    found = [line.text("f") for line in check_text(HOSTED.replace(before, after)).lines]
-    assert len(found) == 1
-    assert message in found[0]
-
-
 def test_what_stands_beside_args_is_told_where_it_stands() -> None:
     found = check_text(beside_args("deployments: [{name: LLM, max_ongoing_requests: 5}]")).lines
     assert [line.text("f").split(": 5 is")[0] for line in found if line.finding.severity == "warning"] == [

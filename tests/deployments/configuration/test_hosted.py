@@ -1,0 +1,184 @@
+"""`nightjar check` of what ray.serve.llm serves: with Nightjar's server class, and before `nightjar migrate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nightjar.deployments.configuration.checking import HOSTED_IMPORT_PATH, RAY_IMPORT_PATH, check_text
+from nightjar.deployments.configuration.hosted import describe_hosted
+from tests.deployments.configuration.samples import SERVE_FILES
+from tests.deployments.configuration.test_check import WRONG_VALUES, places
+
+HOSTED = """\
+applications:
+- import_path: nightjar.deployments.serve_llm:build_openai_app
+  args:
+    llm_configs:
+    - model_loading_config: {model_id: chat}
+      experimental_configs: {nightjar: {require_steering: true}}
+    - model_loading_config: {model_id: code}
+      engine_kwargs: {what_only_vllm_0_29_knows: 1}
+  deployments: [{name: "LLMServer:chat", user_config: {mode: "off"}}, {name: OpenAiIngress, num_replicas: 2}]
+"""
+
+
+def test_of_a_file_that_ray_serve_llm_serves_what_another_vllm_may_know_is_left_alone() -> None:
+    assert check_text(HOSTED).lines == ()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (
+            "require_steering: true",
+            "require_steer: true",
+            "f:6: error: applications.0.args.llm_configs.0.experimental_configs.nightjar.require_steer: no such field",
+        ),
+        ("require_steering: true", "hung_after_s: -1", "hung_after_s: Input should be greater than or equal to 0 (got '-1')"),
+        (
+            'mode: "off"',
+            "mode: never",
+            "f:9: error: applications.0.deployments.0.user_config: user_config: mode 'never'",
+        ),
+        ("engine_kwargs: {what_only_vllm_0_29_knows: 1}", "deployment_config: {user_config: {a: 1}}", "allowed is mode alone"),
+        (
+            "engine_kwargs: {what_only_vllm_0_29_knows: 1}",
+            "server_cls: shop:Server",
+            "f:8: warning: applications.0.args.llm_configs.1.server_cls: 'shop:Server' is not Nightjar's",
+        ),
+    ],
+)
+def test_a_mistake_in_them_is_told_with_its_line(before: str, after: str, message: str) -> None:
+    found = [line.text("f") for line in check_text(HOSTED.replace(before, after)).lines]
+    assert len(found) == 1
+    assert message in found[0]
+
+
+MODEL = """\
+applications:
+- name: llm
+  import_path: {path}
+  args:
+    llm_configs:
+    - model_loading_config: {{model_id: chat, model_source: someone/chat}}
+      accelerator_type: L4
+      engine_kwargs:
+        tensor_parallel_size: 2
+        speculative_config: {{method: draft_model, model: someone/draft, num_speculative_tokens: 5}}
+      deployment_config: {{num_replicas: 3}}
+"""
+PATHS = pytest.mark.parametrize("path", [RAY_IMPORT_PATH, HOSTED_IMPORT_PATH])
+
+
+def errors_of(text: str) -> list[str]:
+    return [line.text("f") for line in check_text(text).lines if line.finding.severity == "error"]
+
+
+@PATHS
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("tensor_parallel_size: 2", "max_num_seq: 2", "f:9: error: {at}.engine_kwargs.max_num_seq: no such argument of vLLM"),
+        ("tensor_parallel_size: 2", "max_num_seq: 2", "did you mean max_num_seqs?"),
+        (
+            "tensor_parallel_size: 2",
+            'tensor_parallel_size: "2"',
+            "f:9: error: {at}.engine_kwargs.tensor_parallel_size: '2' must be",
+        ),
+        ("method: draft_model", "method: ngrm", "f:10: error: {at}.engine_kwargs.speculative_config.method: 'ngrm' must be one of"),
+        ("num_replicas: 3", "num_replica: 3", "f:11: error: {at}.deployment_config.num_replica: no such field"),
+    ],
+)
+def test_a_mistake_that_no_version_takes_is_an_error_before_and_after_migrating(
+    path: str, before: str, after: str, message: str
+) -> None:
+    (said,) = errors_of(MODEL.format(path=path).replace(before, after))
+    assert message.format(at="applications.0.args.llm_configs.0") in said
+
+
+@PATHS
+def test_an_absent_folder_is_an_error_where_the_engine_would_look_for_it_on_this_machine(path: str, tmp_path: Path) -> None:
+    absent, elsewhere = tmp_path / "absent", "/models-of-the-cluster/chat"
+    for source, is_here, severity in ((absent, False, "error"), (elsewhere, False, "warning"), (elsewhere, True, "error")):
+        text = MODEL.format(path=path).replace("someone/chat", str(source))
+        found = [
+            line.finding for line in check_text(text, is_served_here=is_here).lines if "no such folder" in line.finding.message
+        ]
+        assert [(finding.severity, finding.place[-1]) for finding in found] == [(severity, "model_source")]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "needs", "message"),
+    [
+        ("{num_replicas: 3}", "{num_replicas: 3}", "3; each needs GPU 2 of type L4", ""),
+        (
+            "{num_replicas: 3}",
+            "{ray_actor_options: {num_gpus: 0}}",
+            "1; each needs GPU 2 of type L4",
+            "0, and each replica needs GPU 2 all the same",
+        ),
+        (
+            "{num_replicas: 3}",
+            "{ray_actor_options: {num_gpus: 1}}",
+            "1; each needs GPU 3 of type L4",
+            "1 is added to what ray.serve.llm takes for the engine, so that each replica needs GPU 3",
+        ),
+        ("accelerator_type: L4", "accelerator_config: {kind: cpu}", "3; each needs no GPU", ""),
+        ("accelerator_type: L4", "placement_group_config: {bundles: [{CPU: 2}]}", "3; each needs no GPU", ""),
+        ("accelerator_type: L4", "placement_group_config: {bundle_per_worker: {GPU: 0.5}}", "3; each needs GPU 1", ""),
+        (
+            "{num_replicas: 3}",
+            "{autoscaling_config: {min_replicas: 2, max_replicas: 8}}",
+            "2 to 8; each needs GPU 2 of type L4",
+            "",
+        ),
+    ],
+)
+def test_what_a_replica_needs_is_told_as_ray_serve_llm_asks_for_it(before: str, after: str, needs: str, message: str) -> None:
+    report = check_text(MODEL.format(path=HOSTED_IMPORT_PATH).replace(before, after))
+    assert [model.replicas for model in report.hosted] == [needs]
+    assert [message in line.finding.message for line in report.lines] == ([True] if message else [])
+
+
+def test_every_model_has_its_block_and_one_without_a_drafter_is_said_to_be_served_plainly() -> None:
+    two = MODEL.format(path=HOSTED_IMPORT_PATH) + "    - model_loading_config: {model_id: code}\n"
+    first, second = map(describe_hosted, check_text(two).hosted)
+    assert first == [
+        "application llm, served by ray.serve.llm",
+        "  model     someone/chat as chat",
+        "  drafter   draft_model someone/draft, num_speculative_tokens 5",
+        "  steering  fully",
+        "  replicas  3; each needs GPU 2 of type L4",
+    ]
+    assert second[1:4] == [
+        "  model     code as code",
+        "  drafter   none",
+        "  steering  plainly: engine_kwargs hold no speculative_config: there is nothing to steer",
+    ]
+    (not_yet, _) = check_text(two.replace(HOSTED_IMPORT_PATH, RAY_IMPORT_PATH)).hosted
+    assert not_yet.steering == "none: served without Nightjar; nightjar migrate shows what to change"
+
+
+@pytest.mark.parametrize("name", SERVE_FILES)
+def test_a_file_that_people_have_has_no_error_before_it_is_migrated(name: str) -> None:
+    assert errors_of(SERVE_FILES[name]) == []
+
+
+@given(
+    st.sampled_from(sorted(places(yaml.safe_load(MODEL.format(path=RAY_IMPORT_PATH))), key=str)),
+    WRONG_VALUES,
+    st.sampled_from([RAY_IMPORT_PATH, HOSTED_IMPORT_PATH]),
+)
+def test_whatever_stands_in_one_place_of_it_the_answer_is_findings(place: tuple[str | int, ...], value: object, path: str) -> None:
+    values = yaml.safe_load(MODEL.format(path=path))
+    inner = values
+    for part in place[:-1]:
+        inner = inner[part]
+    inner[place[-1]] = value
+    for line in check_text(yaml.safe_dump(values)).lines:
+        assert "\n" not in line.text("f")
