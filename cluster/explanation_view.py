@@ -1,4 +1,4 @@
-"""An explanation as a person reads it: the answer, who had a say, and a table of what every K was predicted and measured to give.
+"""An explanation in 80 columns: the answer, who had a say, and a table of what every K was predicted and measured to give.
 
 Pure: an explanation in, a renderable out.
 """
@@ -15,18 +15,20 @@ from rich.text import Text
 from nightjar.cluster.durations import format_duration
 from nightjar.cluster.moments import format_moment
 from nightjar.cluster.views import acceptance
-from nightjar.policy.planners.base import batch_range, speculation
+from nightjar.policy.planners.base import NOT_MEASURED, batch_range, predicted, speculation
 from nightjar.policy.wire.explanation import ArmExplanation, Explanation
 
 
 def explanation_view(explained: Explanation) -> RenderableType:
     """Everything that `explain` shows."""
+    marked = any("~" in words for words in (*(one.words for one in explained.statements), *map(_predicted, explained.arms)))
     return Group(
         Text.assemble((explained.replica_id, "bold"), f"  {explained.summary}"),
         Text(_state_line(explained), style="dim"),
         _statements(explained),
         Text(_arms_line(explained)),
         _arms(explained),
+        *([Text(NOT_MEASURED, style="dim")] if marked else []),
     )
 
 
@@ -65,15 +67,15 @@ def _arms_line(explained: Explanation) -> str:
 
 
 def _arms(explained: Explanation) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("K")
     for name in ("predicted", "against off", "measured", "steps (own)", "age"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
     for arm in explained.arms:
         table.add_row(
             speculation(arm.num_speculative_tokens),
-            _number(arm.predicted_tokens_per_s),
+            _predicted(arm),
             _against_off(arm),
             _number(arm.measured_tokens_per_s),
             _steps(arm),
@@ -81,6 +83,13 @@ def _arms(explained: Explanation) -> Table:
             ", ".join(_marks(explained, arm)),
         )
     return table
+
+
+def _predicted(arm: ArmExplanation) -> str:
+    """With a mark where it was not measured here."""
+    if arm.predicted_tokens_per_s is None:
+        return "-"
+    return predicted(arm.predicted_tokens_per_s, is_measured=arm.measured_tokens_per_s is not None)
 
 
 def _number(tokens_per_s: float | None) -> str:
@@ -91,7 +100,8 @@ def _against_off(arm: ArmExplanation) -> str:
     """Predicted gain with its doubt: two standard deviations, as a change of K must exceed them."""
     if arm.gain_over_off is None or arm.gain_deviation is None:
         return "-"
-    return f"{arm.gain_over_off:+.1%} ±{2.0 * arm.gain_deviation:.1%}"
+    doubt = 2.0 * arm.gain_deviation
+    return f"{arm.gain_over_off:+.1%} ±{doubt:.1%}" if doubt < 0.1 else f"{arm.gain_over_off:+.0%} ±{doubt:.0%}"
 
 
 def _steps(arm: ArmExplanation) -> str:
@@ -108,4 +118,4 @@ def _marks(explained: Explanation, arm: ArmExplanation) -> Iterator[str]:
     if arm.is_imported:
         yield "imported"
     if arm.exceeds_limit:
-        yield "over max_step_ms"
+        yield "over limit"

@@ -288,10 +288,10 @@ def gained_text(gained: Sequence[GainedStatus]) -> str:
 
 
 def _worth(group: GroupStatus) -> str:
-    """What the plan is predicted to give now, over off and over what runs; empty where that is nothing or stands on no step."""
+    """What the plan is predicted to give now, over off and over what runs, or why that is not known; empty before the first step."""
     planned, off, present = group.predicted_tokens_per_s, group.predicted_off_tokens_per_s, group.predicted_present_tokens_per_s
     if planned is None or not off or not group.cells:
-        return ""
+        return group.not_known
     over_present = f", {planned / present:.2f} of what runs" if present else ""
     return f"The plan is predicted to give {planned:.0f} tok/s now: {planned / off:.2f} of off{over_present}."
 

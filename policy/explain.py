@@ -19,6 +19,7 @@ from nightjar.policy.engine.steering import Cause
 from nightjar.policy.freeze import Freeze
 from nightjar.policy.modes import ModeOverride, effective_mode, override_of
 from nightjar.policy.planners.base import GroupPlan, batch_range, speculation
+from nightjar.policy.prediction import not_known
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.trials import in_words as segments_in_words
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
@@ -215,7 +216,9 @@ def _mode(facts: _Facts) -> Iterator[Statement]:
         words += f"; {slower}"
     if mode.kind == "shadow":
         planned = _planned(facts.group.plan_of(facts.replica), report.snapshot.load.decode_batch_size)
-        words += "; nothing is touched" + (f", the plan would run {speculation(planned)}" if planned is not None else "")
+        would_run = f"the plan would run {speculation(planned)}" if planned is not None else ""
+        told = ", ".join(filter(None, (would_run, not_known(facts.group, facts.replica, facts.decision))))
+        words += "; nothing is touched" + (f", {told}" if told else "")
     yield Statement(who="mode", words=words, decides=mode.kind != "auto" and report.local_mode is None)
 
 
@@ -330,7 +333,11 @@ def _arms(
         for index, length in enumerate(model.arms):
             goodput = _finite(np.exp(min(float(model.log_goodput[bucket, index]), 100.0)))
             above = _finite(np.expm1(min(float(gain[bucket, index]), 100.0))) if index else None
-            predicted[length] = goodput, above, _finite(deviation[bucket, index]) if index else None
+            doubt = _finite(deviation[bucket, index]) if index else None
+            if evidence.only_length is None:
+                predicted[length] = goodput, above, doubt
+            elif length == evidence.only_length:  # of the others nothing is known, nor of a gain over any
+                predicted[length] = goodput, None, None
     arms = []
     for length in sorted(lengths | predicted.keys()):
         goodput, above, doubt = predicted.get(length, (None, None, None))

@@ -10,9 +10,9 @@ import numpy as np
 
 from nightjar.policy.estimate.gained import gained, measured
 from nightjar.policy.estimate.goodput import Floats
-from nightjar.policy.planners.base import batch_range
+from nightjar.policy.planners.base import NOT_MEASURED, batch_range, why_not_known
 from nightjar.policy.planners.replanning import Estimate
-from nightjar.policy.prediction import predict
+from nightjar.policy.prediction import not_known, predict
 from nightjar.policy.restarts.leases import GroupRestarts
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.trials import in_words
@@ -52,7 +52,7 @@ def fleet_status(
     largest = sorted(members, key=lambda group_id: (-len(members[group_id]), group_id))[:MAX_GOODPUT_MODELS]
     with_model = {group_id for group_id in largest if members[group_id]}
     groups = tuple(
-        _group(group_id, group, members[group_id], group_id in with_model, now_s)
+        _group(group_id, group, members[group_id], decisions, group_id in with_model, now_s)
         for group_id, group in sorted(state.groups.items())
     )
     replicas = tuple(
@@ -62,7 +62,14 @@ def fleet_status(
     return groups, replicas
 
 
-def _group(group_id: str, group: GroupState, members: Mapping[str, ReplicaState], with_model: bool, now_s: float) -> GroupStatus:
+def _group(
+    group_id: str,
+    group: GroupState,
+    members: Mapping[str, ReplicaState],
+    decisions: Mapping[str, Settings],
+    with_model: bool,
+    now_s: float,
+) -> GroupStatus:
     plan, max_num_seqs = group.plan, group.key.max_num_seqs
     cells = []
     for (bucket, length), cell in sorted(group.evidence.cells.items()):
@@ -91,12 +98,9 @@ def _group(group_id: str, group: GroupState, members: Mapping[str, ReplicaState]
         predicted_present_tokens_per_s=predicted.present if predicted is not None else None,
         gained=_gained(group, now_s) if with_model else (),
         imported_cells=len(group.imported.cells),
+        not_known=next((words for name, member in members.items() if (words := not_known(group, member, decisions.get(name)))), ""),
         restarts=_restarts(group.restarts, members, now_s),
-        reason="; ".join(
-            part
-            for part in (*(() if plan is None else plan.reasons or (plan.summary,)), _restarts_in_words(group), _imported(group))
-            if part
-        ),
+        reason="; ".join(part for part in (*_plan_in_words(group), _restarts_in_words(group), _imported(group)) if part),
     )
 
 
@@ -163,6 +167,16 @@ def _wish(replica_id: str, replica: ReplicaState | None, waiting_s: float) -> Wa
     )
 
 
+def _plan_in_words(group: GroupState) -> tuple[str, ...]:
+    """The plan's reasons, and what their marks mean."""
+    if group.plan is None:
+        return ()
+    reasons = group.plan.reasons or (group.plan.summary,)
+    if group.plan.reasons and (why := why_not_known(group.evidence, range(group.key.max_num_speculative_tokens + 1))):
+        return (f"{group.plan.summary}, by the odds: {why}",)
+    return (*reasons, NOT_MEASURED) if any("~" in reason for reason in reasons) else reasons
+
+
 def _imported(group: GroupState) -> str:
     """`12 of 14 cells imported, not measured here`; empty where none is."""
     cells = len(group.imported.cells)
@@ -223,6 +237,7 @@ def _reason(replica: ReplicaState, group: GroupState, decision: Settings | None)
         if decision.restarts.reason:
             words += f"; {decision.restarts.reason}"
         if decision.mode.kind == "shadow":
+            words = not_known(group, replica, decision) or words
             words = f"shadow, nothing is touched: {words}"
     return _joined((*_warnings(replica, group), words))
 

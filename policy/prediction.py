@@ -12,9 +12,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from nightjar.policy.granting import goodput_of, plan_goodput_of
+from nightjar.policy.planners.base import why_not_known
 from nightjar.policy.planners.replanning import Estimate
 from nightjar.policy.state import GroupState, ReplicaState
 from nightjar.policy.wire.batch_buckets import batch_bucket
+from nightjar.policy.wire.report import SteeringLevel
+from nightjar.policy.wire.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +35,9 @@ class Predicted:
 def predict(group: GroupState, replicas: Iterable[ReplicaState]) -> Predicted | None:
     """What the plan stands on (policy.estimate.goodput; `status` gives it as reasons), summed over the replicas that are busy.
 
-    None where no busy replica's batch is known well enough, or where engines plan for themselves.
+    None where no busy replica's batch is known well enough, where a single K ever ran, or where engines plan for themselves.
     """
-    if group.plan is None or group.plan.local is not None:
+    if group.plan is None or group.plan.local is not None or group.evidence.only_length is not None:
         return None
     known = [(planned, off, present) for planned, off, present in _goodputs(group, replicas) if planned is not None and off]
     if not known:
@@ -45,6 +48,16 @@ def predict(group: GroupState, replicas: Iterable[ReplicaState]) -> Predicted | 
         off=sum(off for _, off, _ in known),
         present=sum(presents) if len(presents) == len(known) else None,
     )
+
+
+def not_known(group: GroupState, replica: ReplicaState, decision: Settings | None) -> str:
+    """Of a replica in shadow whose group ran a single K: that nothing is known of others, and what finds out. Empty otherwise."""
+    if decision is None or decision.mode.kind != "shadow":
+        return ""
+    why = why_not_known(group.evidence, range(group.key.max_num_speculative_tokens + 1))
+    only_observes = replica.report.steering is SteeringLevel.OBSERVING
+    how = "deploy it with mode: auto to find out" if only_observes else "`nightjar mode auto --for 5m` finds out"
+    return f"not known what other K give: {why} ({how})" if why else ""
 
 
 def _goodputs(group: GroupState, replicas: Iterable[ReplicaState]) -> Iterator[tuple[float | None, float | None, float | None]]:

@@ -121,6 +121,12 @@ class Evidence:
     mixed_steps_per_token: float = 0.0
     prefill_tokens_per_token: float = 0.0
 
+    @property
+    def only_length(self) -> int | None:
+        """The one K that all of it is of; None where there are several, or none. Then nothing is known of any other K."""
+        lengths = {length for _, length in self.cells}
+        return lengths.pop() if len(lengths) == 1 else None
+
     def is_measured(self, bucket: int, num_speculative_tokens: int, calibration_clean_steps: int) -> bool:
         """Whether the cell's step time was measured in earnest."""
         cell = self.cells.get((bucket, num_speculative_tokens))

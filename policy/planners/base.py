@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -112,6 +113,28 @@ def _arms_of(view: GroupView, rows: Sequence[TableRow]) -> npt.NDArray[np.int64]
     index = {arm: position for position, arm in enumerate(view.arms)}
     lengths = [length_at(rows, FIRST_BATCH_SIZES[bucket]) for bucket in view.buckets]
     return np.array([index.get(length, 0) for length in lengths], dtype=np.int64)
+
+
+NOT_MEASURED: Final = "~ not measured itself, told by its neighbours"
+"""What the mark of a predicted number means; `predicted` sets it."""
+
+
+def predicted(tokens_per_s: float, *, is_measured: bool) -> str:
+    """Predicted tokens a second as every view shows them.
+
+    >>> predicted(34.52, is_measured=False), predicted(34.52, is_measured=True)
+    ('~34.5', '34.5')
+    """
+    return f"{'' if is_measured else '~'}{tokens_per_s:.1f}"
+
+
+def why_not_known(evidence: Evidence, arms: Sequence[int]) -> str:
+    """Why nothing can be said of another K than the one that runs; empty where something can.
+
+    A model of step times that saw a single K knows neither what drafting costs nor what it saves: its doubt exceeds most gains.
+    """
+    only = evidence.only_length
+    return f"only {speculation(only)} ever ran here" if only is not None and len(arms) > 1 else ""
 
 
 Planner = Callable[[GroupView], GroupPlan]

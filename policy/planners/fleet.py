@@ -22,9 +22,11 @@ from nightjar.policy.planners.base import (
     GroupView,
     batch_range,
     plan_of,
+    predicted,
     present_arms,
     present_mixed_arms,
     speculation,
+    why_not_known,
 )
 from nightjar.policy.wire.batch_buckets import bucket_range
 
@@ -133,18 +135,32 @@ def _reason(view: GroupView, model: GoodputModel, bucket: int, chosen: int, best
     """Why that arm, with the numbers that decided."""
     if not view.evidence.cells:
         return f"{speculation(model.arms[chosen])} by the odds, nothing measured yet"
-    off = f"{model.goodput_tokens_per_s(bucket, 0):.1f}"
+    if unknown := why_not_known(view.evidence, view.arms):
+        is_the_one = model.arms[chosen] == view.evidence.only_length
+        return f"{speculation(model.arms[chosen])}{'' if is_the_one else ' by the odds'}, what other K give is not known: {unknown}"
+    off = _goodput(view, model, bucket, 0)
     if chosen:
         length = model.arms[chosen]
-        goodput = model.goodput_tokens_per_s(bucket, length)
-        return f"K={length} gives {goodput:.1f} tok/s predicted against {off} off ({_basis(view, bucket, length)})"
+        goodput = _goodput(view, model, bucket, length)
+        return f"K={length} gives {goodput} tok/s predicted against {off} off{_basis(view, bucket, length)}"
     if best:
         rival = model.arms[best]
-        promise = f"{model.goodput_tokens_per_s(bucket, rival):.1f}, {_basis(view, bucket, rival)}"
-        return f"off gives {off} tok/s predicted, K={rival} no more than the margin and its doubt above it ({promise})"
+        may_give = f"off gives {off} tok/s predicted; K={rival} may give {_goodput(view, model, bucket, rival)}"
+        return f"{may_give}, a gain smaller than {_too_small(view, model, bucket, best)}"
     rival = max(model.arms[1:], key=lambda arm: model.goodput_tokens_per_s(bucket, arm), default=0)
-    against = f" against {model.goodput_tokens_per_s(bucket, rival):.1f} with K={rival}" if rival else ""
-    return f"off gives {off} tok/s predicted{against} ({_basis(view, bucket, 0)})"
+    against = f" against {_goodput(view, model, bucket, rival)} with K={rival}" if rival else ""
+    return f"off gives {off} tok/s predicted{against}{_basis(view, bucket, 0)}"
+
+
+def _goodput(view: GroupView, model: GoodputModel, bucket: int, length: int) -> str:
+    return predicted(model.goodput_tokens_per_s(bucket, length), is_measured=(bucket, length) in view.evidence.cells)
+
+
+def _too_small(view: GroupView, model: GoodputModel, bucket: int, best: int) -> str:
+    """What the gain of the best arm over off does not exceed: its doubt, or where that is smaller the margin."""
+    _, deviation = model.gain(np.zeros(len(model.rows), dtype=np.int64))
+    doubt, margin = DOUBT_DEVIATIONS * float(deviation[bucket, best]), view.settings.switch_margin
+    return f"its doubt (±{doubt:.0%})" if doubt > np.log1p(margin) else f"switch_margin ({margin:.1%})"
 
 
 def _limit(model: GoodputModel, bucket: int) -> str:
@@ -163,5 +179,6 @@ def _mixed(model: GoodputModel, chosen: int, mixed: int) -> str:
 
 
 def _basis(view: GroupView, bucket: int, length: int) -> str:
+    """How many steps the number stands on; nothing where none was measured, which its mark says."""
     cell = view.evidence.cells.get((bucket, length))
-    return f"{cell.steps:.0f} clean steps" if cell is not None else "as its neighbours tell, not measured itself"
+    return f" ({cell.steps:.0f} clean steps)" if cell is not None else ""

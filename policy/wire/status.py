@@ -20,6 +20,15 @@ def shown_name(application: str, replica_id: str) -> str:
     return f"{application}/{replica_id.rpartition('#')[2]}"
 
 
+def in_utc(time_s: float) -> str:
+    """A time on the policy's clock as people read it.
+
+    >>> in_utc(0.0)
+    '1970-01-01 00:00:00 UTC'
+    """
+    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
 class OverrideStatus(Record):
     """A mode somebody set by hand, with its limit of a step, its planner, and how long it still holds (None: until taken back)."""
 
@@ -145,8 +154,9 @@ class GroupStatus(Record):
     `goodput_model` is None where the planner does not learn, the group has no replica, or many groups have more (fleet_status.py).
     `predicted_tokens_per_s` is what the busy replicas are predicted to generate at their present batches with the plan's K,
     `predicted_off_tokens_per_s` the same with K = 0, `predicted_present_tokens_per_s` with the K that each runs now; None where
-    nothing is predicted. All three are of steps that only decode. `gained` is against the engines' own K, and against off; empty
-    before anything was counted, and where many groups are larger. `imported_cells` are those that nobody measured here yet.
+    nothing is predicted. All three are of steps that only decode. `not_known` says why, and how to find out, where a single K ran.
+    `gained` is against the engines' own K, and against off; empty before anything was counted, and where many groups are larger.
+    `imported_cells` are those that nobody measured here yet.
     """
 
     group_id: str
@@ -160,6 +170,7 @@ class GroupStatus(Record):
     predicted_tokens_per_s: float | None = None
     predicted_off_tokens_per_s: float | None = None
     predicted_present_tokens_per_s: float | None = None
+    not_known: str = ""
     gained: tuple[GainedStatus, ...] = ()
     imported_cells: int = 0
     restarts: RestartsStatus = RestartsStatus()
@@ -180,7 +191,7 @@ class FreezeStatus(Record):
 
     def in_words(self) -> str:
         """Since when, by whom and for how long."""
-        since = datetime.fromtimestamp(self.since_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        since = in_utc(self.since_s)
         why = f" ({self.reason})" if self.reason else ""
         left = "until it is ended" if self.seconds_left is None else f"for {self.seconds_left:.0f} s more"
         return f"frozen since {since} by hand{why}, {left}"

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from nightjar.cluster import cli
 from nightjar.cluster.recording import FILE_NAME, RecordingFile, RecordingReader
-from nightjar.policy.wire.explanation import Explanation
+from nightjar.policy.wire.explanation import ArmExplanation, Explanation
 from tests.cluster.recorded_fleet import MemoryRecording, WrittenAtOnce, recorded_fleet
 from tests.policy.engines import Replica
 
@@ -87,6 +87,30 @@ def test_explain_shows_the_answer_every_voice_and_every_k(serve: Callable[[httpx
     planned = next(line for line in shown.stdout.splitlines() if "planned" in line)
     assert re.search(r" \d+ \(\d+\) +\d+s +runs, planned$", planned.rstrip()), planned
     assert max(len(line.rstrip()) for line in shown.stdout.splitlines() if line.startswith((" off ", " K="))) <= 80
+
+
+def test_explain_fits_80_columns_without_a_broken_row(serve: Callable[[httpx.Response], list[httpx.Request]]) -> None:
+    answer = Explanation.model_validate(explained("r1")["explanation"])
+    wide = ArmExplanation(
+        num_speculative_tokens=12,
+        predicted_tokens_per_s=12345.6,
+        gain_over_off=-0.341,
+        gain_deviation=0.5355,
+        measured_tokens_per_s=12345.6,
+        clean_steps=60000.0,
+        own_steps=1234.0,
+        measured_age_s=599.0,
+        exceeds_limit=True,
+    )
+    others = [arm.model_copy(update={"measured_tokens_per_s": None}) for arm in answer.arms]
+    serve(httpx.Response(200, json=answer.model_copy(update={"arms": (*others, wide)}).model_dump(mode="json")))
+    lines = CliRunner().invoke(cli.app, ["explain", "r1"], env={"COLUMNS": "80", "NIGHTJAR_URL": ""}).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    table = lines[next(number for number, line in enumerate(lines) if line.startswith(" K ")) :]
+    assert [line.split()[0] for line in table[2:-2]] == ["off", "K=1", "K=3", "K=5", "K=12"], "one line each"
+    assert table[-3].split() == ["K=12", "12345.6", "-34%", "±107%", "12345.6", "60000", "(1234)", "9m59s", "over", "limit"]
+    assert all(row.split()[1].startswith("~") for row in table[2:6])
+    assert lines[-1] == "~ not measured itself, told by its neighbours"
 
 
 def test_explain_as_json_is_the_record(serve: Callable[[httpx.Response], list[httpx.Request]]) -> None:

@@ -9,11 +9,13 @@ import pytest
 
 from nightjar.policy import fleet_status as module
 from nightjar.policy.engine.steering import Cause
+from nightjar.policy.explain import explain
 from nightjar.policy.fleet import FleetState
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.prediction import predict
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.operator import parse_operator_settings
+from nightjar.policy.wire.report import SteeringLevel
 from nightjar.policy.wire.status import GroupStatus, ReplicaStatus
 from tests.policy.engines import ACCEPTANCE, KEY, MAX_NUM_SEQS, Fleet, Replica, best_length, step_seconds
 from tests.policy.restarting import LAG_TOKENS, Policy, RestartingReplica
@@ -144,9 +146,51 @@ def test_the_gain_over_off_in_status_is_the_one_of_the_metrics(learned: Fleet) -
     assert predicted.planned > predicted.off
 
 
-def test_in_shadow_a_group_tells_what_the_k_that_runs_is_predicted_to_give_at_the_same_batch() -> None:
+def learned_then_shadow() -> Fleet:
+    """A replica at batch 16 whose group measured several K before its operator took to shadow."""
+    learned = Fleet([Replica("a", 16)])
+    learned.run(30.0)
+    fleet = Fleet(
+        [Replica("a", 16)], settings=parse_operator_settings({"mode": "shadow"}), state=learned.state, now_s=learned.now_s
+    )
+    fleet.run(8.0)
+    return fleet
+
+
+@pytest.mark.parametrize(
+    ("level", "how"),
+    [
+        (SteeringLevel.FULLY, "`nightjar mode auto --for 5m` finds out"),
+        (SteeringLevel.OBSERVING, "deploy it with mode: auto to find out"),
+    ],
+)
+def test_in_shadow_nothing_is_predicted_while_a_single_k_ever_ran_and_the_way_to_know_is_told(
+    level: SteeringLevel, how: str
+) -> None:
     fleet = Fleet([Replica("a", 16)], settings=parse_operator_settings({"mode": "shadow"}))
     fleet.run(8.0)
+    fleet.observe(fleet.replicas[0].report().model_copy(update={"steering": level}))
+    groups, (replica,) = fleet_status(fleet.state, fleet.decisions, fleet.now_s)
+    words = f"not known what other K give: only K=5 ever ran here ({how})"
+    assert groups[0].not_known == words
+    assert replica.reason == f"shadow, nothing is touched: {words}"
+    assert (groups[0].predicted_tokens_per_s, groups[0].predicted_off_tokens_per_s) == (None, None)
+    assert "tok/s" not in groups[0].reason
+    arms = explain(fleet.state, fleet.decisions, fleet.settings, (), "a", fleet.now_s).arms
+    assert [arm.num_speculative_tokens for arm in arms if arm.predicted_tokens_per_s is not None] == [5]
+    assert all(arm.gain_over_off is None for arm in arms)
+
+
+def test_once_several_k_ran_shadow_predicts_again() -> None:
+    fleet = learned_then_shadow()
+    (group,), (replica,) = fleet_status(fleet.state, fleet.decisions, fleet.now_s)
+    assert group.not_known == ""
+    assert group.predicted_tokens_per_s is not None
+    assert "tok/s predicted" in replica.reason
+
+
+def test_in_shadow_a_group_tells_what_the_k_that_runs_is_predicted_to_give_at_the_same_batch() -> None:
+    fleet = learned_then_shadow()
     (known,) = fleet.state.groups.values()
     (replica,) = fleet.state.replicas.values()
     (group,) = groups_of(fleet.state, fleet.now_s)

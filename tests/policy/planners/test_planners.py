@@ -76,7 +76,9 @@ def test_fleet_takes_the_length_with_the_highest_predicted_goodput_and_says_so()
 def test_fleet_stays_off_where_speculation_gains_less_than_the_margin_and_its_doubt() -> None:
     plan = plan_for(known({(1, 0): 0.100, (1, 1): 0.178, (1, 3): 0.4, (1, 5): 0.6}))
     assert plan.num_speculative_tokens(1) == 0
-    assert "no more than the margin and its doubt above it" in plan.reason(1)
+    assert plan.reason(1).startswith("batch 1: off gives 10.0 tok/s predicted; K=1 may give 10.1, a gain smaller than its doubt (±")
+    sure = plan_for(known({(1, 0): 0.100, (1, 1): 0.178, (1, 3): 0.4, (1, 5): 0.6}, steps=1e6))
+    assert sure.reason(1).endswith("K=1 may give 10.1, a gain smaller than switch_margin (2.0%)"), sure.reason(1)
 
 
 def test_fleet_keeps_a_running_length_inside_the_margin_but_never_below_off() -> None:
@@ -137,7 +139,18 @@ def test_where_only_off_was_measured_speculation_runs_as_measured_batches_nearby
     around = {(batch, length): (0.1 + 0.0005 * batch) * (1.0 + 0.05 * length) for batch in (4, 12) for length in (0, 1, 3, 5)}
     plan = plan_for(known({**around, (8, 0): 0.104}))
     assert plan.num_speculative_tokens(8) == plan.num_speculative_tokens(4) == 5
-    assert "as its neighbours tell, not measured itself" in plan.reason(8)
+    assert plan.reason(8).startswith("batch 8-11: K=5 gives ~")
+
+
+@pytest.mark.parametrize(
+    ("accepted", "words"),
+    [((0.95, 0.9, 0.86, 0.82, 0.78), "batch 1: K=5, what"), ((0.05, 0.0, 0.0, 0.0, 0.0), "batch 1: off by the odds, what")],
+)
+def test_where_a_single_k_ever_ran_no_number_is_told_of_another(accepted: tuple[float, ...], words: str) -> None:
+    plan = plan_for(known({(batch, 5): 0.05 for batch in (1, 8, 32)}, acceptance=accepted))
+    reasons = [plan.reason(batch) for batch in (1, 8, 32)]
+    assert reasons[0].startswith(words)
+    assert all(reason.endswith(" what other K give is not known: only K=5 ever ran here") for reason in reasons)
 
 
 def test_far_from_all_that_was_measured_the_plan_is_off() -> None:
