@@ -146,7 +146,7 @@ def _check_planner_can_run(request: ModeRequest, settings: OperatorSettings) -> 
     if request.learned == "reset" and (request.scope != "fleet" or request.mode is None):
         whom = f"{request.scope} {request.name}".rstrip()
         raise ValueError(
-            f"learned: reset with {whom} {request.mode or 'default'}; replicas learn together, allowed is a mode of scope fleet"
+            f"learned: reset with {whom} {request.mode or 'default'}; replicas learn together, allowed is a mode of the whole fleet"
         )
 
 

@@ -201,7 +201,8 @@ def require_token(request: Request, token: Callable[[], SecretStr | None]) -> No
         raise ApiError(403, f"read-only: {error}") from error
     if expected is None:
         variables = f"{TOKEN_VARIABLE} or {TOKEN_FILE_VARIABLE}"
-        raise ApiError(403, f"read-only: no API token is configured; start the policy app with {variables} set")
+        at_home = f"under `nightjar run`: end it, export {TOKEN_VARIABLE}, start it again"
+        raise ApiError(403, f"read-only: no API token is configured; start the policy app with {variables} set ({at_home})")
     scheme, _, presented = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not is_token(presented.strip(), expected):
         how = f"`nightjar` sends its {TOKEN_VARIABLE}, others send Authorization: Bearer TOKEN"

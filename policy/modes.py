@@ -123,7 +123,9 @@ def check_planner(scope: Scope, mode: Mode | None, planner: PlannerName | None) 
     if planner is None:
         return
     if scope != "fleet":
-        raise ValueError(f"planner: {planner} with scope {scope}; replicas of a group share a plan, allowed is scope fleet")
+        raise ValueError(
+            f"planner: {planner} for one {scope}; replicas of a group share a plan, so it is set for the whole fleet alone"
+        )
     if mode is None or mode.kind in {"off", "pin"}:
         raise ValueError(f"planner: {planner} with mode {mode or 'default'}, which plans nothing; allowed are auto and shadow")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
@@ -21,6 +21,18 @@ from nightjar.cluster.commands.options import (
 from nightjar.cluster.http_client import DEFAULT_URL
 
 app = typer.Typer()
+
+OPTIONS: Final = {
+    "mode": "--mode",
+    "share": "--share",
+    "application": "--application",
+    "max_step_ms": "--max-step-ms",
+    "settings": "--set",
+    "for_s": "--for",
+    "block_s": "--block",
+    "reason": "--reason",
+}
+"""By field of POST /canary."""
 
 
 def setting(text: str) -> tuple[str, float | int | str]:
@@ -84,7 +96,7 @@ def canary(
     request["do"] = "promote" if promote else "end" if end else "begin"
     if reason:
         request["reason"] = reason
-    with one_line_errors(), open_client(url, token) as client:
+    with one_line_errors(OPTIONS), open_client(url, token) as client:
         answer = client.canary(request)
     if output is Output.JSON:
         typer.echo(json.dumps(answer))

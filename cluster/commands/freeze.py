@@ -46,7 +46,7 @@ def freeze(
     request: dict[str, object] = {"frozen": not end, "reason": reason}
     if for_s is not None:
         request["for_s"] = for_s
-    with one_line_errors(), open_client(url, token) as client:
+    with one_line_errors({"for_s": "--for", "reason": "--reason"}), open_client(url, token) as client:
         answer = client.freeze(request)
     if output is Output.JSON:
         typer.echo(json.dumps(answer))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
@@ -21,6 +21,15 @@ from nightjar.cluster.durations import format_duration, parse_duration
 from nightjar.cluster.http_client import DEFAULT_URL
 
 app = typer.Typer()
+
+OPTIONS: Final = {
+    "max_step_ms": "--max-step-ms",
+    "planner": "--planner",
+    "learned": "--learned",
+    "for_s": "--for",
+    "reason": "--reason",
+}
+"""By field of POST /mode."""
 
 
 def duration(text: str) -> float:
@@ -76,7 +85,8 @@ def mode(
         request["planner"] = planner
     if learned != "keep":
         request["learned"] = learned
-    with one_line_errors(), open_client(url, token) as client:
+    options = OPTIONS | {"name": "--replica" if replica else "--application"}
+    with one_line_errors(options), open_client(url, token) as client:
         answer = client.set_mode(request)
     if output is Output.JSON:
         typer.echo(json.dumps(answer))

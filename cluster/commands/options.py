@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Annotated, NoReturn
@@ -53,12 +54,29 @@ def open_client(url: str, token: str = "") -> HttpClient:
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn an expected failure into one line on stderr and exit code 1."""
+def one_line_errors(options: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Turn an expected failure into one line on stderr and exit code 1.
+
+    The API names fields of a request; `options` has those that the command's user wrote, by field.
+    """
     try:
         yield
     except (HttpError, TokenError) as error:
-        fail(str(error))
+        fail(in_options(str(error), options or {}))
+
+
+def in_options(message: str, options: Mapping[str, str]) -> str:
+    """A message whose fields, at its beginning and behind each semicolon, are named as the command's options.
+
+    >>> in_options("share: 2 is too much; settings.dwell_steps: 'x' is no number", {"share": "--share", "settings": "--set"})
+    "--share: 2 is too much; --set dwell_steps: 'x' is no number"
+    """
+
+    def named(found: re.Match[str]) -> str:
+        before, field, below = found.groups()
+        return f"{before}{options[field]} {below[1:]}".rstrip() + ": " if field in options else found[0]
+
+    return re.sub(r"(^|; )(\w+)((?:\.\w+)*): ", named, message)
 
 
 def fail(message: str) -> NoReturn:

@@ -20,7 +20,7 @@ from nightjar.policy.canary.verdict import BASELINE_BLOCKS, Interval, Sample, bl
 from nightjar.policy.modes import ModeOverride, override_of
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
-from nightjar.policy.wire.status import CanaryStatus
+from nightjar.policy.wire.status import CanaryStatus, in_utc
 
 MAX_PAST: Final = 10
 """Canaries that are remembered after their end."""
@@ -36,7 +36,8 @@ class Trial:
     """One canary and what is known of it. `since` and `at_best` are blocks since it began (verdict.judge), `before` its baseline.
 
     `members` try it, `controls` are how many are held against them; `against` is a digest of what these run. The block that is
-    being counted began at `block_began_s`; what comes while it is `settling` counts nowhere. `last` is the last look's interval.
+    being counted began at `block_began_s`; what comes while it is `settling` counts nowhere. `last` is the last look's interval,
+    of what has been counted since the control changed, if it did.
     """
 
     order: CanaryOrder
@@ -84,7 +85,8 @@ class Trial:
             without = "" if self.controls else ": no group has both a canary and a control"
             return f"{tried}: baseline, {self.before.count} of {BASELINE_BLOCKS} blocks of {self.order.block_s:g} s{without}"
         goodput = f"goodput {self.last} of the control's" if self.last is not None else "no difference known yet"
-        stands = f"{tried}: {self.phase}, {goodput} after {self.at_best.count} blocks"
+        how = ("runs" if self.phase == "trial" else self.phase) if self.is_running else f"{self.phase} {in_utc(self.phase_since_s)}"
+        stands = f"{tried}: {how}, {goodput} after {self.at_best.count} blocks"
         return f"{stands}; `nightjar canary --promote` or `--end`" if self.phase == "better" else stands
 
     def status(self, now_s: float) -> CanaryStatus:
@@ -171,7 +173,7 @@ def after_tick(
     changed = trial.against not in {"", against}
     trial = replace(trial, members=tuple(sorted(arms.canary)), controls=len(arms.control), against=against)
     if changed:
-        return _settling(replace(trial, since=Sample(), at_best=Sample()), now_s)
+        return _settling(replace(trial, since=Sample(), at_best=Sample(), last=None), now_s)
     lasted_s = now_s - trial.block_began_s
     if trial.settling:
         settle_s = max(trial.order.block_s, SETTLE_PERIODS * settings.exchange_period_s + settings.decision_period_s)

@@ -16,7 +16,7 @@ from nightjar.policy.fleet import empty_fleet
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
-from nightjar.policy.wire.status import CanaryStatus
+from nightjar.policy.wire.status import CanaryStatus, in_utc
 from tests.cluster.protocol import MemoryJournal, MemoryStore, Replica, running_service, settled
 
 pytestmark = pytest.mark.looptime
@@ -117,7 +117,7 @@ async def test_a_canary_that_is_worse_goes_back_by_itself_and_status_journal_and
         assert {str(replica.mode) for replica in replicas} == {"auto"}
         assert service.status().policy.past_canaries == (ended.words,)
         phases = [cause.partition(": ")[2].partition(",")[0] for cause in journal.causes if cause.startswith("canary")]
-        assert phases == ["baseline", "trial", "rolled back"]
+        assert phases == ["baseline", "runs", f"rolled back {in_utc(ended.phase_since_s)}"]
         assert [entry["news"] for entry in logs if entry["event"] == "canary"] == [ended.words]
 
 

@@ -172,6 +172,27 @@ def test_a_refusal_is_shown_as_the_api_worded_it_with_exit_code_1(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "detail", "said"),
+    [
+        (("canary", "--mode", "off"), "share: missing; allowed are above 0 to 0.5", "--share: missing; allowed are above 0 to 0.5"),
+        (("canary", "--set", "dwel_steps=3"), "settings: dwel_steps is no setting", "--set: dwel_steps is no setting"),
+        (("canary", "--block", "1s"), "block_s: too short; for_s: too long", "--block: too short; --for: too long"),
+        (("mode", "off", "--replica", "x"), "name: no replica 'x' reports now", "--replica: no replica 'x' reports now"),
+        (("mode", "off", "--application", "x"), "name: no application 'x' reports", "--application: no application 'x' reports"),
+        (("mode", "pin=9"), "mode: pin=9 is above the maximum", "mode: pin=9 is above the maximum"),
+        (("freeze", "--for", "2d"), "for_s: Input should be less", "--for: Input should be less"),
+        (("mode", "off"), "no canary begins: a share: of it", "no canary begins: a share: of it"),
+    ],
+)
+def test_a_refusal_names_the_commands_options_where_the_api_names_fields(
+    serve: Callable[[Handler], list[httpx.Request]], arguments: tuple[str, ...], detail: str, said: str
+) -> None:
+    serve(lambda _: httpx.Response(422, json={"detail": detail}))
+    shown = call(*arguments)
+    assert (shown.exit_code, shown.stderr) == (1, f"error: {said} (HTTP 422)\n")
+
+
+@pytest.mark.parametrize(
     ("arguments", "doubt"),
     [(("status",), False), (("mode", "off", "--token", "a-token-of-some-length"), True)],
     ids=["read", "write"],

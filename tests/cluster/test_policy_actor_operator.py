@@ -72,7 +72,7 @@ async def test_wrong_settings_keep_the_old_ones_and_name_the_field(values: objec
             {"mode": "off", "planner": "nightjar"},
             "planner: nightjar with mode off, which plans nothing; allowed are auto and shadow",
         ),
-        ({"mode": "auto", "planner": "nightjar", "scope": "replica", "name": "r1"}, "planner: nightjar with scope replica"),
+        ({"mode": "auto", "planner": "nightjar", "scope": "replica", "name": "r1"}, "planner: nightjar for one replica"),
         ({"mode": "auto", "planner": "paper"}, "planner"),
         ({"mode": "auto", "planner": "schedule"}, "planner: schedule needs num_speculative_tokens_per_batch_size"),
         ({"mode": "auto", "learned": "burn"}, "learned"),

@@ -156,6 +156,7 @@ async def test_without_a_configured_token_the_api_is_read_only() -> None:
         answer = await api.post("/mode", json={"mode": "off"}, headers={"Authorization": "Bearer anything"})
     assert answer.status_code == 403
     assert "read-only" in answer.json()["detail"]
+    assert "under `nightjar run`: end it, export NIGHTJAR_API_TOKEN, start it again" in answer.json()["detail"]
     assert "NIGHTJAR_API_TOKEN" in answer.json()["detail"]
     assert not policy.requests
 

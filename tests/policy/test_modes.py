@@ -60,7 +60,7 @@ def test_a_scope_and_a_name_that_do_not_fit_are_refused(scope: str, name: str, s
     [
         (
             {"scope": "application", "name": "chat", "mode": "auto"},
-            "planner: nightjar with scope application; replicas",
+            "planner: nightjar for one application; replicas",
         ),
         (
             {"scope": "fleet", "mode": "pin=3"},

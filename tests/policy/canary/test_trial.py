@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from nightjar.policy.canary.order import CanaryOrder, arms_of
 from nightjar.policy.canary.trial import MAX_PAST, begin, resumed
+from nightjar.policy.canary.verdict import Interval
 from nightjar.policy.explain import explain
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.settings import OffloadRules
+from nightjar.policy.wire.status import in_utc
 from tests.policy.engines import AUTO, Fleet, Replica
 from tests.policy.test_freeze import frozen
 
@@ -65,7 +67,7 @@ def test_a_canary_runs_as_its_control_for_a_baseline_then_tries_and_goes_back_wh
     assert canary_of(fleet) == ("rolled back", ())
     assert set(modes(fleet).values()) == {"auto"}
     (told,) = fleet.state.past_canaries
-    assert told.startswith("canary mode off on 25 % of the replicas: rolled back, goodput 0.")
+    assert told.startswith("canary mode off on 25 % of the replicas: rolled back 1970-01-01 00:00:33 UTC, goodput 0.")
 
 
 def test_a_canary_that_is_better_stays_and_waits_for_the_operator() -> None:
@@ -160,10 +162,14 @@ def test_what_was_counted_before_the_controls_settings_changed_counts_no_more_an
     before = fleet.state.canary
     assert before is not None
     assert before.at_best.count
+    fleet.state = replace(fleet.state, canary=replace(before, last=Interval(0.948, 0.399, 2.255)))
     fleet.settings = AUTO.model_copy(update={"dwell_steps": 0})
     fleet.run(0.5)
     after = fleet.state.canary
     assert after is not None
+    assert after.in_words().endswith("runs, no difference known yet after 0 blocks"), (
+        "an old result is not shown as the present one"
+    )
     assert (after.at_best.count, after.settling, after.before, after.looks) == (0, True, before.before, before.looks)
 
 
@@ -173,6 +179,8 @@ def test_a_canary_ends_at_its_time() -> None:
     assert canary_of(fleet)[0] == "trial"
     fleet.run(4.0)
     assert canary_of(fleet) == ("expired", ())
+    assert fleet.state.canary is not None
+    assert f": expired {in_utc(34.0)}, " in fleet.state.canary.in_words()
     assert set(modes(fleet).values()) == {"auto"}
     assert len(fleet.state.past_canaries) == 1
 
@@ -206,7 +214,7 @@ def test_explain_says_what_the_canary_has_a_replica_run() -> None:
     assert (str(told.mode), told.decided_by) == ("off", "mode")
     assert told.summary.endswith("mode off set by the canary")
     assert [one.words for one in told.statements if one.who == "canary"] == [
-        "canary mode off on 25 % of the replicas: trial, no difference known yet after 0 blocks"
+        "canary mode off on 25 % of the replicas: runs, no difference known yet after 0 blocks"
     ]
 
 
