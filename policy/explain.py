@@ -19,7 +19,6 @@ from nightjar.policy.engine.steering import Cause
 from nightjar.policy.freeze import Freeze
 from nightjar.policy.modes import ModeOverride, effective_mode, override_of
 from nightjar.policy.planners.base import GroupPlan, batch_range, speculation
-from nightjar.policy.prediction import not_known
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.trials import in_words as segments_in_words
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
@@ -217,7 +216,7 @@ def _mode(facts: _Facts) -> Iterator[Statement]:
     if mode.kind == "shadow":
         planned = _planned(facts.group.plan_of(facts.replica), report.snapshot.load.decode_batch_size)
         would_run = f"the plan would run {speculation(planned)}" if planned is not None else ""
-        told = ", ".join(filter(None, (would_run, not_known(facts.group, facts.replica, facts.decision))))
+        told = ", ".join(filter(None, (would_run, facts.group.not_known(facts.replica, mode))))
         words += "; nothing is touched" + (f", {told}" if told else "")
     yield Statement(who="mode", words=words, decides=mode.kind != "auto" and report.local_mode is None)
 

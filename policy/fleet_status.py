@@ -12,7 +12,7 @@ from nightjar.policy.estimate.gained import gained, measured
 from nightjar.policy.estimate.goodput import Floats
 from nightjar.policy.planners.base import NOT_MEASURED, batch_range, why_not_known
 from nightjar.policy.planners.replanning import Estimate
-from nightjar.policy.prediction import not_known, predict
+from nightjar.policy.prediction import predict
 from nightjar.policy.restarts.leases import GroupRestarts
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.trials import in_words
@@ -84,6 +84,7 @@ def _group(
             )
         )
     predicted = predict(group, members.values())
+    decided = [(member, decisions[name].mode) for name, member in members.items() if name in decisions]
     return GroupStatus(
         group_id=group_id,
         replicas=len(members),
@@ -98,7 +99,7 @@ def _group(
         predicted_present_tokens_per_s=predicted.present if predicted is not None else None,
         gained=_gained(group, now_s) if with_model else (),
         imported_cells=len(group.imported.cells),
-        not_known=next((words for name, member in members.items() if (words := not_known(group, member, decisions.get(name)))), ""),
+        not_known=next(filter(None, (group.not_known(member, mode) for member, mode in decided)), ""),
         restarts=_restarts(group.restarts, members, now_s),
         reason="; ".join(part for part in (*_plan_in_words(group), _restarts_in_words(group), _imported(group)) if part),
     )
@@ -237,7 +238,7 @@ def _reason(replica: ReplicaState, group: GroupState, decision: Settings | None)
         if decision.restarts.reason:
             words += f"; {decision.restarts.reason}"
         if decision.mode.kind == "shadow":
-            words = not_known(group, replica, decision) or words
+            words = group.not_known(replica, decision.mode) or words
             words = f"shadow, nothing is touched: {words}"
     return _joined((*_warnings(replica, group), words))
 

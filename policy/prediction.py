@@ -12,12 +12,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from nightjar.policy.granting import goodput_of, plan_goodput_of
-from nightjar.policy.planners.base import why_not_known
 from nightjar.policy.planners.replanning import Estimate
 from nightjar.policy.state import GroupState, ReplicaState
 from nightjar.policy.wire.batch_buckets import batch_bucket
-from nightjar.policy.wire.report import SteeringLevel
-from nightjar.policy.wire.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +45,6 @@ def predict(group: GroupState, replicas: Iterable[ReplicaState]) -> Predicted | 
         off=sum(off for _, off, _ in known),
         present=sum(presents) if len(presents) == len(known) else None,
     )
-
-
-def not_known(group: GroupState, replica: ReplicaState, decision: Settings | None) -> str:
-    """Of a replica in shadow whose group ran a single K: that nothing is known of others, and what finds out. Empty otherwise."""
-    if decision is None or decision.mode.kind != "shadow":
-        return ""
-    why = why_not_known(group.evidence, range(group.key.max_num_speculative_tokens + 1))
-    only_observes = replica.report.steering is SteeringLevel.OBSERVING
-    how = "deploy it with mode: auto to find out" if only_observes else "`nightjar mode auto --for 5m` finds out"
-    return f"not known what other K give: {why} ({how})" if why else ""
 
 
 def _goodputs(group: GroupState, replicas: Iterable[ReplicaState]) -> Iterator[tuple[float | None, float | None, float | None]]:

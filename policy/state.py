@@ -21,13 +21,14 @@ from nightjar.policy.estimate.mixed_steps import MixedShare
 from nightjar.policy.freeze import Freeze
 from nightjar.policy.modes import ReplicaLimit
 from nightjar.policy.persistent_map import PersistentMap
-from nightjar.policy.planners.base import GroupPlan
+from nightjar.policy.planners.base import GroupPlan, why_not_known
 from nightjar.policy.planners.replanning import Estimate
 from nightjar.policy.prior.learned import MAX_LEARNED_CELLS, MAX_LEARNED_GROUPS, LearnedGroup, LearnedTables
 from nightjar.policy.prior.seed import Imported, SeedGroup
 from nightjar.policy.restarts.leases import GroupRestarts
 from nightjar.policy.trials import Exploration
-from nightjar.policy.wire.report import GroupKey, LoadReport
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.report import GroupKey, LoadReport, SteeringLevel
 from nightjar.policy.wire.settings import OffStep
 
 MAX_REPLICAS: Final = 10_000
@@ -119,6 +120,13 @@ class GroupState:
         if not batch or within is None or replica.limit is None or without is None:
             return False
         return within.plan.num_speculative_tokens(batch) != without.num_speculative_tokens(batch)
+
+    def not_known(self, replica: ReplicaState, mode: Mode) -> str:
+        """Of a replica in shadow: that nothing is known of other K while a single one ran, and what finds out. Empty otherwise."""
+        why = why_not_known(self.evidence, range(self.key.max_num_speculative_tokens + 1)) if mode.kind == "shadow" else ""
+        only_observes = replica.report.steering is SteeringLevel.OBSERVING
+        how = "deploy it with mode: auto to find out" if only_observes else "`nightjar mode auto --for 5m` finds out"
+        return f"not known what other K give: {why} ({how})" if why else ""
 
     def may_measure(self, replica: ReplicaState, cell: Cell) -> bool:
         """Whether a replica may be asked to run a cell's K: one that is expected to keep its limit, if it has one."""
