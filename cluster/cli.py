@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from inspect import cleandoc
 from typing import Annotated, Any, Final
 
 import typer
@@ -120,7 +121,20 @@ def load_command(name: str, command: RoomCommand) -> Any:
         extra = f"[{command.extra}]" if command.extra else ""
         typer.echo(f"error: `nightjar {name}` needs the package {error.name}; install nightjar-serve{extra}", err=True)
         raise typer.Exit(1) from error
-    return group if command.is_group else group.commands[name]
+    return flowing(group if command.is_group else group.commands[name])
+
+
+def flowing(command: Any) -> Any:
+    """The command with paragraphs that the terminal breaks where it ends: typer keeps the line ends of all but the first."""
+    paragraphs = cleandoc(command.help or "").split("\n\n")
+    command.help = "\n\n".join(text if _is_list(text) else " ".join(text.split()) for text in paragraphs)
+    for inner in getattr(command, "commands", {}).values():
+        flowing(inner)
+    return command
+
+
+def _is_list(paragraph: str) -> bool:
+    return any(line.startswith((" ", "-", "*", "\b")) for line in paragraph.splitlines())
 
 
 app = typer.Typer(

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -344,6 +345,17 @@ def test_the_commands_that_are_listed_are_those_that_the_rooms_have() -> None:
         loaded = cli.load_command(name, command)
         assert callable(loaded)
         assert command.is_group == hasattr(loaded, "commands")
+
+
+@pytest.mark.parametrize("command", ["assess", "compare", "simulate", "check", "canary"])
+def test_help_has_no_line_ends_of_its_own(command: str) -> None:
+    """A narrow line is followed by a word that would not have fitted on it, or by the end of its paragraph."""
+    shown = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "100"}).stdout
+    prose = shown.partition("╭")[0].splitlines()
+    width = max(len(line.rstrip()) for line in prose)
+    for line, following in pairwise(line.strip() for line in prose):
+        if line and following and not line.startswith("Usage:"):
+            assert len(line) + 1 + len(following.split()[0]) > width - 2, line
 
 
 def test_a_command_that_nobody_has_is_a_usage_error() -> None:
