@@ -16,25 +16,30 @@ from rich.progress import Progress
 from nightjar.loadtests.assessment.findings import Findings, find
 from nightjar.loadtests.assessment.history import scraped
 from nightjar.loadtests.assessment.page import render_page
-from nightjar.loadtests.assessment.prometheus import Found, PrometheusError, open_prometheus, read_scrapes
+from nightjar.loadtests.assessment.prometheus import Found, PrometheusError, open_prometheus, read_recording, read_scrapes
 from nightjar.loadtests.assessment.scrapes import MODEL, PREFIXES, Metric
 from nightjar.loadtests.assessment.table import to_markdown
 from nightjar.loadtests.output import Output, OutputOption
-from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, Profile, ProfileError, read_profile
+from nightjar.loadtests.simulation.profiles import SHIPPED_NAMES, Profile, ProfileError, read_profile
 
 MOST_HOURS: Final = 24.0 * 90
 HOUR_S: Final = 3600.0
+SAMPLE: Final = Path(__file__).parent / "sample.json"
+SAMPLE_IN_WORDS: Final = "a recording of a simulated service (tests/loadtests/assessment/sample.py), not a measured one"
 
 
 def assess(
-    prometheus: Annotated[str, typer.Option(help="Address of the Prometheus that scrapes vLLM, with its path prefix.")],
+    prometheus: Annotated[
+        str, typer.Option(help="Address of the Prometheus that scrapes vLLM, with its path prefix.", show_default=False)
+    ] = "",
+    sample: Annotated[bool, typer.Option("--sample", help="Read the recording that ships instead: a simulated service.")] = False,
     hours: Annotated[float, typer.Option(help="How far back.", min=0.1, max=MOST_HOURS)] = 24.0,
     until: Annotated[str, typer.Option(help="End of that time: an ISO time, UTC without an offset.", show_default="now")] = "",
     selector: Annotated[
         str, typer.Option(help='Only series with these labels, as in PromQL: \'model_name="chat",namespace=~"prod.*"\'.')
     ] = "",
     profile: Annotated[
-        str, typer.Option(help=f"Step times of an engine like these: {', '.join(PROFILE_NAMES)}, or a file.", show_default="none")
+        str, typer.Option(help=f"Step times of an engine like these: {', '.join(SHIPPED_NAMES)}, or a file.", show_default="none")
     ] = "",
     token_file: Annotated[Path | None, typer.Option(help="File with a bearer token for Prometheus.")] = None,
     page: Annotated[Path | None, typer.Option(help="Also write the findings as one HTML file.")] = None,
@@ -47,13 +52,21 @@ def assess(
     Reads only; nothing but the queries leaves this machine. The table is Markdown.
     """
     console = Console(stderr=True)
+    if sample == bool(prometheus):
+        _fail("give --prometheus ADDRESS, or --sample for the recording that ships, one of them", 2)
+    if sample and (selector or until or token_file):
+        _fail("--sample is read as a whole: it takes no --selector, --until or --token-file", 2)
     try:
         chosen = read_profile(profile) if profile else None
-        to_s = _moment(until) if until else time.time()
-        from_s = to_s - hours * HOUR_S
-        with open_prometheus(prometheus, _token(token_file)) as client:
-            found = _read(client, selector, from_s, to_s, console)
-        findings = _findings(found, prometheus, selector, from_s, to_s, chosen)
+        if sample:
+            found, from_s, to_s = read_recording(SAMPLE)
+            console.print(f"read from {SAMPLE_IN_WORDS}", highlight=False, soft_wrap=True)
+        else:
+            to_s = _moment(until) if until else time.time()
+            from_s = to_s - hours * HOUR_S
+            with open_prometheus(prometheus, _token(token_file)) as client:
+                found = _read(client, selector, from_s, to_s, console)
+        findings = _findings(found, prometheus or SAMPLE_IN_WORDS, selector, from_s, to_s, chosen)
         if page is not None:
             page.write_text(render_page(findings), encoding="utf-8")
     except (PrometheusError, ProfileError, ValueError) as error:
@@ -113,9 +126,9 @@ def _token(file: Path | None) -> SecretStr | None:
     return SecretStr(text)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 1) -> NoReturn:
     typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(1)
+    raise typer.Exit(code)
 
 
 app = typer.Typer(help="What Nightjar would gain here.")

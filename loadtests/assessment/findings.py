@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nightjar.loadtests.assessment.forecast import Fit, Forecast, Priced, break_even, fit, forecast, priced
 from nightjar.loadtests.assessment.history import History, Scraped
-from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, Profile, read_profile
+from nightjar.loadtests.simulation.profiles import SHIPPED_NAMES, Profile, read_profile
 from nightjar.policy.wire.batch_buckets import bucket_range
 from nightjar.policy.wire.record import MAX_BATCH_SIZE
 
@@ -169,7 +169,7 @@ def _rows(history: History, price: Priced | None, ahead: Forecast | None) -> Ite
 
 
 def _shipped(history: History) -> Iterator[ProfileFit]:
-    for name in PROFILE_NAMES:
+    for name in SHIPPED_NAMES:
         profile = read_profile(name)
         try:
             yield _fit_of(profile, fit(priced(profile, history)))

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -68,6 +69,21 @@ def read_scrapes(
         warnings |= dict.fromkeys(answer.warnings)
         chunk_read((chunk_to_s - chunk_from_s) / (to_s - from_s))
     return Found(collector.engines(), tuple(warnings))
+
+
+def read_recording(file: Path) -> tuple[Found, float, float]:
+    """What a recorded answer of Prometheus holds, with the times of its first and last sample. Raises PrometheusError, OSError."""
+    try:
+        answer = _Answer.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise PrometheusError(f"{file}: no answer of Prometheus' /api/v1/query") from error
+    collector = Collector()
+    for series in answer.data.result:
+        collector.add(series.metric, series.values)
+    times_s = [at_s for series in answer.data.result for at_s, _ in series.values]
+    if not times_s:
+        raise PrometheusError(f"{file}: holds no sample")
+    return Found(collector.engines(), tuple(answer.warnings)), min(times_s), max(times_s)
 
 
 def open_prometheus(url: str, token: SecretStr | None = None, transport: httpx.BaseTransport | None = None) -> httpx.Client:

@@ -20,7 +20,10 @@ from nightjar.policy.wire.report import GroupKey
 
 PROFILES_FOLDER: Final = Path(__file__).parent / "profiles"
 PROFILE_NAMES: Final = tuple(sorted(path.stem for path in PROFILES_FOLDER.glob("*.json")))
-"""Profiles that ship with Nightjar."""
+"""Profiles that every bench runs."""
+PUBLISHED_NAMES: Final = tuple(sorted(path.stem for path in (PROFILES_FOLDER / "published").glob("*.json")))
+"""Profiles put together from numbers that others published, which nobody here could hold against an engine: they run by name."""
+SHIPPED_NAMES: Final = (*PROFILE_NAMES, *PUBLISHED_NAMES)
 
 Positive = Annotated[float, Field(gt=0.0, le=1e18)]
 NotNegative = Annotated[float, Field(ge=0.0, le=1e18)]
@@ -260,12 +263,14 @@ def read_profile(name_or_path: str | Path) -> Profile:
 
     Raises ProfileError for an unknown name, a file that cannot be read and values out of bounds.
     """
-    path = PROFILES_FOLDER / f"{name_or_path}.json" if str(name_or_path) in PROFILE_NAMES else Path(name_or_path)
+    name = str(name_or_path)
+    folder = PROFILES_FOLDER / "published" if name in PUBLISHED_NAMES else PROFILES_FOLDER
+    path = folder / f"{name}.json" if name in SHIPPED_NAMES else Path(name_or_path)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ProfileError(
-            f"profile {str(name_or_path)!r}: {error.strerror}; name one of {', '.join(PROFILE_NAMES)} or a file"
+            f"profile {str(name_or_path)!r}: {error.strerror}; name one of {', '.join(SHIPPED_NAMES)} or a file"
         ) from error
     try:
         return Profile.model_validate_json(text)

@@ -20,12 +20,13 @@ from nightjar.loadtests.assessment.findings import Findings, find
 from nightjar.loadtests.assessment.forecast import UNCOMPARED, Fit, break_even, fit, forecast, priced
 from nightjar.loadtests.assessment.history import History, scraped
 from nightjar.loadtests.assessment.page import render_page
-from nightjar.loadtests.assessment.prometheus import PrometheusError, open_prometheus, read_scrapes
+from nightjar.loadtests.assessment.prometheus import PrometheusError, open_prometheus, read_recording, read_scrapes
 from nightjar.loadtests.assessment.scrapes import Collector, EngineScrapes, Metric, Series
 from nightjar.loadtests.assessment.table import to_markdown
 from nightjar.loadtests.simulation.profiles import read_profile
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from tests.loadtests.assessment.recorded_run import Recorded, labelled, run
+from tests.loadtests.assessment.sample import engine_series
 from tests.loadtests.assessment.test_history import drafting, engine
 
 PROFILE = "cpu-smollm2"
@@ -64,6 +65,46 @@ def answering(series: Selected, begin_s: float = UNTIL_S - 3600.0) -> httpx.Mock
         return httpx.Response(200, json={"status": "success", "data": {"resultType": "matrix", "result": result}})
 
     return httpx.MockTransport(answer)
+
+
+def test_the_sample_that_ships_needs_no_prometheus_and_says_that_it_is_simulated(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    done = CliRunner().invoke(app, ["assess", "--sample", "--profile", "qwen-32b-0.5b-2xl20", "--page", str(page)])
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.startswith("simulated-32b: 2 engines, 2026-01-01 00:00 to 2026-01-01 01:30 UTC, 3.0 busy engine hours")
+    assert "The planner would have given +12.0 % tokens a second (+6.4 % to +14.9 %)" in done.stdout
+    assert "a simulated service" in done.stderr
+    assert "not a measured one" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ((), "give --prometheus ADDRESS, or --sample"),
+        (("--sample", "--prometheus", "http://127.0.0.1:1"), "one of them"),
+        (("--sample", "--selector", 'model_name="chat"'), "it takes no --selector"),
+    ],
+)
+def test_a_sample_beside_a_prometheus_or_neither_is_one_line(words: tuple[str, ...], part: str) -> None:
+    done = CliRunner().invoke(app, ["assess", *words])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert part in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_recording_without_a_sample_is_refused_with_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "recording.json"
+    for text, part in (('{"data": {"result": []}}', "holds no sample"), ("{}", "no answer of Prometheus")):
+        file.write_text(text)
+        with pytest.raises(PrometheusError, match=part):
+            read_recording(file)
+
+
+def test_the_sample_is_what_its_command_makes() -> None:
+    whole = json.loads(command.SAMPLE.read_text())
+    made = engine_series("off")
+    kept = [series for series in whole["data"]["result"] if series["metric"]["engine"] == "off"]
+    assert json.loads(json.dumps(made)) == kept
 
 
 def assess(monkeypatch: pytest.MonkeyPatch, transport: httpx.MockTransport, *words: str) -> Any:

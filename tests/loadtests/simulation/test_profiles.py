@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, PROFILES_FOLDER, Mechanics, ProfileError, read_profile
+from nightjar.loadtests.simulation.profiles import (
+    PROFILE_NAMES,
+    PROFILES_FOLDER,
+    PUBLISHED_NAMES,
+    Mechanics,
+    ProfileError,
+    read_profile,
+)
+from nightjar.loadtests.simulation.step_cost import step_cost
 
 
 def plain(name: str = "cpu-smollm2") -> dict[str, object]:
@@ -19,7 +27,7 @@ def written(folder: Path, profile: dict[str, object]) -> Path:
     return path
 
 
-def test_five_profiles_ship_and_each_is_named_as_its_file() -> None:
+def test_five_profiles_are_benched_and_each_is_named_as_its_file() -> None:
     assert set(PROFILE_NAMES) == {
         "cpu-smollm2",
         "llama-8b-eagle",
@@ -28,6 +36,37 @@ def test_five_profiles_ship_and_each_is_named_as_its_file() -> None:
         "vicuna-13b-68m-a100",
     }
     assert [read_profile(name).name for name in PROFILE_NAMES] == list(PROFILE_NAMES)
+
+
+def test_profiles_of_published_numbers_run_by_name_and_say_what_they_are() -> None:
+    assert set(PUBLISHED_NAMES) == {"llama-8b-eagle3-h100", "llama-70b-eagle3-8xh100"}
+    for name in PUBLISHED_NAMES:
+        profile = read_profile(name)
+        assert (profile.name, name in PROFILE_NAMES) == (name, False)
+        assert "Published, not measured by us" in profile.description
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "published_ms"),
+    [
+        ("llama-8b-eagle3-h100", 0, 7.07),
+        ("llama-8b-eagle3-h100", 2, 4.32 * 2.36),
+        ("llama-8b-eagle3-h100", 3, 4.09 * 2.79),
+        ("llama-8b-eagle3-h100", 4, 4.05 * 3.08),
+        ("llama-8b-eagle3-h100", 5, 4.13 * 3.32),
+        ("llama-70b-eagle3-8xh100", 0, 1000.0 / 88.61),
+    ],
+)
+def test_a_step_at_batch_1_takes_as_long_as_was_published(name: str, length: int, published_ms: float) -> None:
+    """vLLM issue 20780 (time per token times acceptance length), SGLang pull request 4716."""
+    seconds = step_cost(read_profile(name)).seconds(1, 500.0, length, draft="active" if length else "kv")
+    assert seconds * 1e3 == pytest.approx(published_ms, rel=0.03)
+
+
+def test_acceptance_of_the_published_eagle3_head_adds_up_to_the_published_lengths() -> None:
+    survival = read_profile("llama-8b-eagle3-h100").mean_survival()
+    lengths = [1.0 + sum(survival[:length]) for length in (2, 3, 4, 5)]
+    assert lengths == pytest.approx([2.36, 2.79, 3.08, 3.32], abs=0.011)
 
 
 def test_a_profile_of_ones_own_is_read_by_its_path(tmp_path: Path) -> None:
