@@ -28,15 +28,15 @@ from nightjar.loadtests.regimes import Regime, RegimeError, parse_regime
 from nightjar.loadtests.run_folder import new_run_folder
 from nightjar.loadtests.simulation.evidence.result_table import print_results
 from nightjar.loadtests.simulation.evidence.rows import RunRow
-from nightjar.loadtests.simulation.evidence.summary import SimulationSummary
+from nightjar.loadtests.simulation.evidence.summary import NOT_JUDGED, SimulationSummary
 from nightjar.loadtests.simulation.experiments.campaign import Campaign
 from nightjar.loadtests.simulation.experiments.catalogue import EXPERIMENTS
 from nightjar.loadtests.simulation.experiments.contestants import ContestantError, check_name
-from nightjar.loadtests.simulation.experiments.efforts import BENCH, FULL, QUICK, QUICK_LOADS, QUICK_PROFILES
+from nightjar.loadtests.simulation.experiments.efforts import BENCH, FULL, QUICK, QUICK_EXPERIMENTS, QUICK_LOADS, QUICK_PROFILES
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Effort, Experiment
 from nightjar.loadtests.simulation.experiments.goodput import UNDER_TARGET
 from nightjar.loadtests.simulation.experiments.loads import LOADS
-from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, Profile, ProfileError, read_profile
+from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, PUBLISHED_NAMES, Profile, ProfileError, read_profile
 from nightjar.loadtests.traces import read_trace
 
 MAX_SEEDS: Final = 1000
@@ -61,11 +61,14 @@ class Asked:
 
 
 def simulate(
-    quick: Annotated[bool, typer.Option("--quick", help="A look in a minute: one profile, few seeds. No evidence.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A look in a minute: one profile, few seeds, no verdict.")] = False,
     full: Annotated[bool, typer.Option("--full", help="More seeds and longer runs than `make bench-policy`: hours.")] = False,
     profile: Annotated[
         list[str] | None,
-        typer.Option(help="Engine profile: a name, or the path of a file. Repeatable.", show_default="all"),
+        typer.Option(
+            help=f"Engine profile: a name, one from published numbers ({', '.join(PUBLISHED_NAMES)}), or a file. Repeatable.",
+            show_default="all but those",
+        ),
     ] = None,
     regime: Annotated[
         list[str] | None,
@@ -108,7 +111,7 @@ def simulate(
         summary, rows = campaign.run(folder, console, facts)
     except KeyboardInterrupt:
         _fail(f"stopped; what was finished is in {folder}", 130)
-    _show(summary, rows, folder, console, output)
+    _show(summary, rows, folder, console, output, judged=effort is not QUICK or strict)
     raise typer.Exit(1 if summary.failed or (strict and summary.missed) else 0)
 
 
@@ -126,11 +129,12 @@ def effort_of(asked: Asked) -> RunEffort:
 
 
 def choose_experiments(asked: Asked) -> tuple[Experiment, ...]:
-    """The experiments to run: those that a bar looks at, unless others are named, or only a target is.
+    """The experiments to run: those that a bar looks at, or fewer for a look, unless others are named, or only a target is.
 
     Raises RefusedError for an unknown one.
     """
-    only = asked.only or ([UNDER_TARGET.name] if asked.goodput else [])
+    usual = QUICK_EXPERIMENTS if asked.effort is QUICK else ()
+    only = asked.only or ([UNDER_TARGET.name] if asked.goodput else usual)
     for name in only:
         if name not in EXPERIMENTS:
             raise RefusedError(f"experiment {_unknown(name, EXPERIMENTS)}")
@@ -185,14 +189,19 @@ def _unknown(name: str, known: Collection[str]) -> str:
     return f"{name[:60]!r} is unknown{f', did you mean {near[0]}' if near else ''}; there are {', '.join(known)}"
 
 
-def _show(summary: SimulationSummary, rows: Sequence[RunRow], folder: Path, console: Console, output: Output) -> None:
+def _show(
+    summary: SimulationSummary, rows: Sequence[RunRow], folder: Path, console: Console, output: Output, *, judged: bool
+) -> None:
+    """`judged`: whether the run is held against the bars."""
     if output is Output.JSON:
         typer.echo(summary.model_dump_json())
+    else:
+        print_results(summary, rows, console, judged=judged)
+        console.print(f"rows, summary and report: {folder}", markup=False, highlight=False, soft_wrap=True)
+    if judged:
         print_missed(console, summary.bars.values())
-        return
-    print_results(summary, rows, console)
-    console.print(f"rows, summary and report: {folder}", markup=False, highlight=False, soft_wrap=True)
-    print_missed(console, summary.bars.values())
+    else:
+        console.print(NOT_JUDGED, style="bold", highlight=False, soft_wrap=True)
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:

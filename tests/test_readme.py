@@ -185,7 +185,7 @@ SMALL_CASES: Final[dict[str, tuple[Callable[[Path], None], tuple[str, ...], tupl
     ),
     "nightjar migrate serve.yaml --remove": (a_migrated_file, (), ("import_path: 'ray.serve.llm:build_openai_app'",)),
     "nightjar check serve.yaml": (a_migrated_file, (), ("draft_model",)),
-    "nightjar simulate --quick": (nothing, (), ("fleet_over_off_min",)),
+    "nightjar simulate --quick": (nothing, (), ("nothing is judged",)),
     "nightjar simulate --profile my-engine.json --only open-loop": (an_engine_profile, ("--quick",), ("fleet_over_static_min",)),
     "nightjar simulate --profile my-engine.json": (an_engine_profile, ("--quick", "--only", "steady"), ("fleet_over_off_min",)),
     "nightjar simulate --only storm --only pooling": (nothing, ("--quick",), ("storm_floor",)),

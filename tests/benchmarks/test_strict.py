@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from nightjar.cluster.cli import app
 from nightjar.loadtests.bench_summary import by_name, missed_lines
 from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.summary import NOT_JUDGED
 from nightjar.loadtests.simulation.experiments.campaign import Campaign
 from tests.benchmarks.measuring.outcome import Outcome
 from tests.benchmarks.measuring.run import BenchRun
@@ -74,9 +75,20 @@ def test_a_simulation_prints_missed_bars_last_and_fails_by_them_where_it_is_stri
         return summary_of(rows), rows
 
     monkeypatch.setattr(Campaign, "run", run)
-    done = CliRunner().invoke(app, ["simulate", "--quick", "--only", "steady", "--runs", str(tmp_path), *options])
+    done = CliRunner().invoke(app, ["simulate", "--only", "steady", "--runs", str(tmp_path), *options])
     assert done.exit_code == code
     assert done.stdout.splitlines()[-1] == "missed: fleet_over_off_min = 0.9, wanted >= 0.99, at p/steady, fleet over off"
+
+
+def test_a_look_is_not_judged_unless_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row("steady", who, tokens_per_s=tokens) for who, tokens in (("fleet", 90.0), ("off", 100.0))]
+    monkeypatch.setattr(Campaign, "run", lambda *_: (summary_of(rows), rows))
+    look = ["simulate", "--quick", "--only", "steady", "--runs", str(tmp_path)]
+    done, strict = CliRunner().invoke(app, look), CliRunner().invoke(app, [*look, "--strict"])
+    assert (done.exit_code, strict.exit_code) == (0, 1)
+    assert done.stdout.splitlines()[-1] == NOT_JUDGED
+    assert not any(word in done.stdout for word in ("fleet_over_off_min", "missed", "reached"))
+    assert strict.stdout.splitlines()[-1].startswith("missed: fleet_over_off_min = 0.9")
 
 
 def test_every_bench_has_a_make_target_that_hands_on_its_arguments() -> None:

@@ -18,7 +18,7 @@ from nightjar.loadtests.simulation.evidence.bars import GOODPUT
 from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.policy_page import PAGE
 from nightjar.loadtests.simulation.evidence.rows import RunRow
-from nightjar.loadtests.simulation.evidence.summary import SimulationSummary
+from nightjar.loadtests.simulation.evidence.summary import NOT_JUDGED, SimulationSummary
 from nightjar.loadtests.simulation.evidence.tables import all_grids, bar_grid, failure_grid
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF, ORACLE
 
@@ -35,16 +35,17 @@ Named = Mapping[str, Sequence[tuple[float, float | None]]]
 """Curves of one chart by name."""
 
 
-def render_policy_report(summary: SimulationSummary, rows: Sequence[RunRow]) -> str:
-    """The page."""
+def render_policy_report(summary: SimulationSummary, rows: Sequence[RunRow], *, judged: bool = True) -> str:
+    """The page. Without bars where the run is not `judged`."""
     good = [row for row in rows if not row.error]
-    parts = [_table(bar_grid(tuple(summary.bars.values())))]
+    parts = [_table(bar_grid(tuple(summary.bars.values())))] if judged else []
+    headline = summary.headline if judged else f"{NOT_JUDGED}."
     if any(row.error for row in rows):
         parts.append(_table(failure_grid(rows)))
     parts += [part for draw in _CHARTS if (part := draw(good))]
     parts += [_table(grid) for grid in all_grids(rows) if grid.rows]
     return Template(PAGE).substitute(
-        headline=escape(summary.headline), facts=escape(summary.facts), caption=escape(CAPTION), body="\n".join(parts)
+        headline=escape(headline), facts=escape(summary.facts), caption=escape(CAPTION), body="\n".join(parts)
     )
 
 

@@ -36,8 +36,11 @@ def rich_table(grid: Grid, skip: Iterable[str] = ()) -> Table:
     return table
 
 
-def print_results(summary: SimulationSummary, rows: Sequence[RunRow], console: Console) -> None:
-    """Failures first, then where we lose, the rivals, the other tables that have rows, the bars, and one line at the end."""
+def print_results(summary: SimulationSummary, rows: Sequence[RunRow], console: Console, *, judged: bool = True) -> None:
+    """Failures first, then where we lose, the rivals, the other tables that have rows, the bars, and one line at the end.
+
+    Without bars and that line where the run is not `judged`, unless runs failed.
+    """
     wide = console if console.width >= TABLE_WIDTH else Console(width=TABLE_WIDTH, stderr=console.stderr)
     failed = failure_grid(rows)
     grids = [grid for grid in (failed, *all_grids(rows)) if grid.rows]
@@ -45,9 +48,11 @@ def print_results(summary: SimulationSummary, rows: Sequence[RunRow], console: C
         wide.print(rich_table(grid))
         if grid.note:
             console.print(grid.note, style="dim", markup=False, highlight=False)
-    wide.print(rich_table(bar_grid(tuple(summary.bars.values())), skip=("meaning",)))
-    style = "bold red" if summary.missed or summary.failed else "bold"
-    console.print(summary.headline, style=style, markup=False, highlight=False, soft_wrap=True)
+    if judged:
+        wide.print(rich_table(bar_grid(tuple(summary.bars.values())), skip=("meaning",)))
+    if judged or summary.failed:
+        style = "bold red" if summary.missed or summary.failed else "bold"
+        console.print(summary.headline, style=style, markup=False, highlight=False, soft_wrap=True)
     console.print(summary.facts, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -12,6 +12,7 @@ from nightjar.loadtests.simulation.evidence.bars import Found
 from nightjar.loadtests.simulation.evidence.rows import RunRow, failures
 
 US: Final = 1e6
+NOT_JUDGED: Final = "A look at few seeds: no evidence, and nothing is judged; make bench-policy does that"
 
 
 class SimulationSummary(BenchSummary):

@@ -22,6 +22,7 @@ from nightjar.loadtests.simulation.evidence.result_table import RunProgress, ric
 from nightjar.loadtests.simulation.evidence.rows import RunRow, failures, write_rows
 from nightjar.loadtests.simulation.evidence.runner import Cell, run_cells, without_repeats
 from nightjar.loadtests.simulation.evidence.summary import SimulationSummary, span_of, summarise
+from nightjar.loadtests.simulation.experiments.efforts import QUICK
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.experiments.measuring import counting
 
@@ -110,5 +111,5 @@ class Campaign:
         effort = self.choice.effort
         summary = summarise(rows, facts, effort.name, effort.seeds, self.due_bars())
         (folder / SUMMARY).write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        (folder / REPORT).write_text(render_policy_report(summary, rows), encoding="utf-8")
+        (folder / REPORT).write_text(render_policy_report(summary, rows, judged=effort.name != QUICK.name), encoding="utf-8")
         return summary

@@ -2,7 +2,7 @@
 
 `bench` is what `make bench-policy` runs, planned for less than 30 minutes on two cores, even slow ones; seeds are ten where a bar
 looks (four for storms and most rivals) and three elsewhere. `quick` shows that everything works and which way the numbers point;
-its bars are no evidence.
+its bars are no evidence, and are shown only where somebody asks for them.
 """
 
 from __future__ import annotations
@@ -71,5 +71,7 @@ QUICK: Final = Effort(
     paper_rates=(5, 15, 35),
 )
 
+QUICK_EXPERIMENTS: Final = ("steady", "open-loop", "rivals", "prefill", "cold", "pooling")
+"""The planner against others under the usual loads, from warm and cold; faults and storms take longer than a look."""
 QUICK_PROFILES: Final = ("qwen-7b-0.5b-rtx4090",)
 QUICK_LOADS: Final = ("poisson-60%", "surge", "oscillation")
