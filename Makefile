@@ -197,6 +197,8 @@ chart: $(INSTALLED) $(HELM) ## the Helm chart without a cluster: lint, every val
 	  $(HELM) template nightjar helm/nightjar --values $$values >/dev/null || exit 1; \
 	done
 	HELM=$(HELM) $(BIN)/pytest -n auto tests/helm
+	@test -f "$${NIGHTJAR_TEST_DATA:-../shared/data}/kuberay_rayservice_crd.yaml" || \
+	  echo "skipped: no kuberay_rayservice_crd.yaml in $${NIGHTJAR_TEST_DATA:-../shared/data} (NIGHTJAR_TEST_DATA), so no RayService was held against KubeRay's schema"
 
 # Debian's packages, unpacked and not installed; PROMETHEUS and PROMTOOL take yours instead.
 $(BIN)/prometheus $(BIN)/promtool: $(BIN)/%: | $(INSTALLED)

@@ -186,9 +186,17 @@ SMALL_CASES: Final[dict[str, tuple[Callable[[Path], None], tuple[str, ...], tupl
     "nightjar migrate serve.yaml --remove": (a_migrated_file, (), ("import_path: 'ray.serve.llm:build_openai_app'",)),
     "nightjar check serve.yaml": (a_migrated_file, (), ("draft_model",)),
     "nightjar simulate --quick": (nothing, (), ("nothing is judged",)),
-    "nightjar simulate --profile my-engine.json --only open-loop": (an_engine_profile, ("--quick",), ("fleet_over_static_min",)),
-    "nightjar simulate --profile my-engine.json": (an_engine_profile, ("--quick", "--only", "steady"), ("fleet_over_off_min",)),
-    "nightjar simulate --only storm --only pooling": (nothing, ("--quick",), ("storm_floor",)),
+    "nightjar simulate --profile my-engine.json --only open-loop": (
+        an_engine_profile,
+        ("--quick",),
+        ("Open loop: tokens per busy engine-second",),
+    ),
+    "nightjar simulate --profile my-engine.json": (
+        an_engine_profile,
+        ("--quick", "--only", "steady"),
+        ("Closed loop, once converged",),
+    ),
+    "nightjar simulate --only storm --only pooling": (nothing, ("--quick",), ("Restart storm",)),
     "nightjar simulate --regime surge --regime 'mine:300@2,peak:60@20,after:300@2' --planner fleet --planner oracle": (
         nothing,
         ("--quick", "--only", "open-loop"),
@@ -204,7 +212,7 @@ SMALL_CASES: Final[dict[str, tuple[Callable[[Path], None], tuple[str, ...], tupl
     "make bench-model": (nothing, (), ("nearest measured cell",)),
     "make bench-step": (nothing, (), ("Microseconds per scheduler step",)),
     "make demo": (nothing, ("ARGS=--quick --runs FOLDER",), ("no failed request",)),
-    "make bench-policy": (nothing, ("ARGS=--quick --only storm --runs FOLDER",), ("storm_floor",)),
+    "make bench-policy": (nothing, ("ARGS=--quick --only storm --runs FOLDER",), ("Restart storm",)),
     "make bench-engine": (
         nothing,
         ("ARGS=--quick --only off --only pressure --output FOLDER",),

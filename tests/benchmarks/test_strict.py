@@ -83,8 +83,10 @@ def test_a_simulation_prints_missed_bars_last_and_fails_by_them_where_it_is_stri
 def test_a_look_is_not_judged_unless_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [row("steady", who, tokens_per_s=tokens) for who, tokens in (("fleet", 90.0), ("off", 100.0))]
     monkeypatch.setattr(Campaign, "run", lambda *_: (summary_of(rows), rows))
-    look = ["simulate", "--quick", "--only", "steady", "--runs", str(tmp_path)]
-    done, strict = CliRunner().invoke(app, look), CliRunner().invoke(app, [*look, "--strict"])
+    done, strict = (
+        CliRunner().invoke(app, ["simulate", "--quick", "--only", "steady", "--runs", str(tmp_path / name), *options])
+        for name, options in (("look", []), ("strict", ["--strict"]))
+    )
     assert (done.exit_code, strict.exit_code) == (0, 1)
     assert done.stdout.splitlines()[-1] == NOT_JUDGED
     assert not any(word in done.stdout for word in ("fleet_over_off_min", "missed", "reached"))
