@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final, Self
 
+from nightjar.loadtests.interrupts import held_back
+
 STOP_TIMEOUT_S: Final = 110.0
 """Longer than `nightjar run` itself waits for Ray."""
 HURRY_TIMEOUT_S: Final = 15.0
@@ -45,19 +47,24 @@ class ManagedProcess:
         self.name = name
         self._on_line = on_line
         self._kept: deque[str] = deque(maxlen=MAX_KEPT_LINES)
-        self._child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env={**os.environ, **(environment or {})},
-            start_new_session=True,
-        )
-        assert self._child.stdout is not None
-        self._reader = threading.Thread(target=self._read, args=(self._child.stdout,), name=f"{name} output", daemon=True)
-        self._reader.start()
+        try:
+            with held_back():
+                self._child = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    errors="replace",
+                    env={**os.environ, **(environment or {})},
+                    start_new_session=True,
+                )
+                assert self._child.stdout is not None
+                self._reader = threading.Thread(target=self._read, args=(self._child.stdout,), name=f"{name} output", daemon=True)
+                self._reader.start()
+        except KeyboardInterrupt:
+            self.stop()
+            raise
 
     def __enter__(self) -> Self:
         return self
