@@ -67,7 +67,7 @@ COMMANDS: Final = {
         CONFIGURATION, "Show how Nightjar goes into (or out of) a Serve config, RayService or `vllm serve` line."
     ),
     "demo": RoomCommand(
-        "nightjar.loadtests.commands", "Two real replicas under a changing load: off, pin=5 and auto compared.", extra="load"
+        "nightjar.loadtests.commands", "Two real replicas under a changing load: off, a fixed K and auto compared.", extra="load"
     ),
     "compare": RoomCommand(
         "nightjar.loadtests.compare.command",

@@ -1,26 +1,32 @@
-"""What the report of a recorded run says above its charts: what was measured, and what mode off meant for the run's drafters.
+"""What a recorded run says in words: one sentence of what it shows, and what its charts are of.
 
-A draft model sleeps under mode off, other drafters are kept in sync as vLLM does it, and the two make off cost differently. So the
-sentence is taken from the samples. Fails closed: without a decoding replica among the samples of mode off it says so.
+The sentence is computed from the rows of the table. Where drafting pays nowhere it says so, with the step times that make it so. A
+draft model sleeps under mode off, other drafters are kept in sync as vLLM does it, and the two make off cost differently, so the
+words on off are taken from the samples. Fails closed: what was not measured is said to be missing.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from nightjar.loadtests.samples import StatusSample, decoding_replicas
+from nightjar.loadtests.summary import ALL_PHASES, PhaseSummary
+from nightjar.policy.engine.steering import Cause
+from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import DrafterState
 
+STAYED_OFF: Final = 0.9
+"""Share of its steps from which on auto is said to have stayed off."""
 _SYSTEM: Final = (
     "Nothing here is simulated: real replicas of vLLM on Ray Serve answered real requests over HTTP on this machine's CPU. "
-    "The target model's cost is inflated by layers that add exactly zero; its function is unchanged. So drafting pays on a CPU "
-    "as it does on a GPU, and absolute times say nothing about a GPU."
+    "The target model's cost is inflated by layers that add exactly zero; its function is unchanged. So a small model can draft "
+    "for it, as on a GPU. Absolute times say nothing about a GPU."
 )
-_LEARNING: Final = (
-    "The fleet learns in every mode, so auto started with what the runs before it had shown; what was missing it measured while it "
-    "served this load."
+_ALONE: Final = (
+    "Intervals are of this run alone: the modes ran one after the other, each once. nightjar compare plays them in turns, and "
+    "judges."
 )
 _OFF: Final = {
     frozenset({DrafterState.DORMANT}): "With mode off the draft model slept: no step ran it.",
@@ -31,9 +37,48 @@ _OFF: Final = {
 }
 
 
+def arm_name(mode: str) -> str:
+    """A mode as people say it: `pin=3` fixes K at 3.
+
+    >>> arm_name("pin=3"), arm_name("auto")
+    ('K=3', 'auto')
+    """
+    parsed = Mode.parse(mode)
+    return f"K={parsed.num_speculative_tokens}" if parsed.kind == "pin" else mode
+
+
+def arrivals(phases: Sequence[PhaseSummary], mode: str) -> list[PhaseSummary]:
+    """A mode's phases with requests. What ran in the others was asked for before them."""
+    return [row for row in phases if row.mode == mode and row.phase != ALL_PHASES and row.requests]
+
+
+def sentence(phases: Sequence[PhaseSummary], modes: Sequence[str]) -> str:
+    """One line: tokens per second of engine time of the last mode, and of those between, over the first one's; or that drafting
+    does not pay, and why. It is of the first phase and of the busiest one.
+    """
+    real = arrivals(phases, modes[0]) if modes else []
+    if not real:
+        return "Nothing was measured."
+    busiest = max(real, key=lambda row: row.requests / row.duration_s)
+    shown = list(dict.fromkeys((real[0].phase, busiest.phase)))
+    found = _Found({(row.mode, row.phase): row for row in phases}, modes[0], shown)
+    *fixed, last = modes[1:] or ("",)
+    numbers = [f"{last}: {words}"] if (words := found.with_intervals(last)) else []
+    numbers += [f"{arm_name(mode)}: {words}" for mode in fixed if (words := found.alone(mode))]
+    if not numbers:
+        return "Nothing was measured to compare."
+    said = f"{'; '.join(numbers)} (tokens per second of engine time)"
+    if any(found.surely_gains(mode) for mode in modes[1:]):
+        return said
+    if any(found.gains(mode) for mode in fixed):
+        return f"This run is too short to tell whether drafting pays on this processor. {said}"
+    why = "".join(f": {words}" for mode in fixed[:1] if (words := found.step_times(mode)))
+    return f"On this processor drafting does not pay{why}. {found.what_it_did(last)}{said}"
+
+
 def demo_caption(samples: Sequence[StatusSample]) -> str:
     """The whole caption of a run with these samples."""
-    return f"{_SYSTEM} {off_in_words(samples)} {_LEARNING}"
+    return f"{_SYSTEM} {off_in_words(samples)} {_ALONE}"
 
 
 def off_in_words(samples: Sequence[StatusSample]) -> str:
@@ -43,3 +88,79 @@ def off_in_words(samples: Sequence[StatusSample]) -> str:
         return "No replica was sampled decoding with mode off, so nothing is known of its drafter there."
     counted = ", ".join(f"{count} {state}" for state, count in states.most_common())
     return _OFF.get(frozenset(states), f"With mode off the drafters were sampled in these states: {counted}.")
+
+
+def learning_in_words(samples: Sequence[StatusSample], mode: str) -> str:
+    """How much of a mode's run went into measuring, as its replicas said while they decoded."""
+    causes = [replica.decision_reason for replica in decoding_replicas(samples, mode)]
+    if not causes:
+        return f"No replica was sampled decoding with mode {mode}."
+    measuring = causes.count(Cause.SEGMENT)
+    return (
+        f"{mode} began without knowledge. While it learned it measured a K in {measuring} of {len(causes)} samples of a decoding "
+        f"replica ({measuring / len(causes):.0%}); that time counts in its numbers."
+    )
+
+
+class _Found(NamedTuple):
+    """The table's rows by mode and phase, what they are compared with, and the phases that are told."""
+
+    rows: dict[tuple[str, str], PhaseSummary]
+    reference: str
+    phases: list[str]
+
+    def _speeds(self, mode: str) -> list[tuple[PhaseSummary, float]]:
+        found = [self.rows[mode, phase] for phase in self.phases if (mode, phase) in self.rows]
+        return [(row, row.speed) for row in found if row.speed is not None]
+
+    def with_intervals(self, mode: str) -> str:
+        """`1.24 of off in quiet (1.17 to 1.31), 0.98 in surge (0.95 to 1.01)`."""
+        words: list[str] = []
+        for row, speed in self._speeds(mode):
+            over = f" ({row.speed_interval.low:.2f} to {row.speed_interval.high:.2f})" if row.speed_interval else ""
+            words.append(f"{speed:.2f}{'' if words else f' of {self.reference}'} in {row.phase}{over}")
+        return ", ".join(words)
+
+    def alone(self, mode: str) -> str:
+        """`1.25 and 0.71`, in the same phases."""
+        return " and ".join(f"{speed:.2f}" for _, speed in self._speeds(mode))
+
+    def gains(self, mode: str) -> bool:
+        return any(speed > 1 for _, speed in self._speeds(mode))
+
+    def surely_gains(self, mode: str) -> bool:
+        return any(row.speed_interval is not None and row.speed_interval.low > 1 for row, _ in self._speeds(mode))
+
+    def step_times(self, mode: str) -> str:
+        """Why a K does not pay in the first phase; empty where a step was not timed."""
+        mine, theirs = (_step(self.rows.get((arm, self.phases[0]))) for arm in (mode, self.reference))
+        if mine is None or theirs is None:
+            return ""
+        return (
+            f"in {self.phases[0]} a step at {arm_name(mode)} takes {mine.seconds * 1e3:.0f} ms for {self.reference}'s "
+            f"{theirs.seconds * 1e3:.0f}, {mine.seconds / theirs.seconds:.1f} times as long, and generates "
+            f"{mine.tokens / theirs.tokens:.1f} times the tokens"
+        )
+
+    def what_it_did(self, mode: str) -> str:
+        """Whether a mode stayed off, and what it cost over the whole run; empty where that is not known."""
+        row = self.rows.get((mode, ALL_PHASES))
+        if row is None or row.speed is None or row.share_of_steps_off is None:
+            return ""
+        cost = round(100 * (1 - row.speed))
+        off = row.share_of_steps_off
+        did = f"stayed off ({off:.0%} of its steps)" if off >= STAYED_OFF else f"drafted in {1 - off:.0%} of its steps"
+        return f"{mode} {did} and cost {f'{cost} %' if cost > 0 else 'nothing'}. "
+
+
+class _Step(NamedTuple):
+    seconds: float
+    tokens: float
+
+
+def _step(row: PhaseSummary | None) -> _Step | None:
+    """The mean step of a phase, over all engines."""
+    if row is None or not row.steps or row.engine_seconds_per_token is None:
+        return None
+    tokens = row.tokens_per_s * row.duration_s / row.steps
+    return _Step(row.engine_seconds_per_token * tokens, tokens)

@@ -7,7 +7,7 @@ style sheet by class name, which also makes the charts follow its light and dark
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Final, Literal
@@ -18,6 +18,11 @@ LEFT: Final = 44
 RIGHT: Final = 8
 TOP: Final = 10
 BOTTOM: Final = 22
+
+FOREST_LEFT: Final = 48
+FOREST_RIGHT: Final = 128
+FOREST_ROW: Final = 15
+LEAST_SPAN: Final = 0.2
 
 Kind = Literal["line", "steps", "dots", "bars"]
 
@@ -40,6 +45,22 @@ class Band:
     first: float
     last: float
     shaded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A ratio with its interval, and what is written beside it."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    words: str
+
+    @property
+    def style(self) -> str:
+        """The CSS class: whether the interval lies above or below 1 whole."""
+        return "faster" if self.low > 1 else "slower" if self.high < 1 else "equal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +127,44 @@ def drawing(series: Sequence[Series], scale: Scale, bands: Sequence[Band] = (), 
     return "".join(parts)
 
 
+def forest(groups: Sequence[tuple[str, Sequence[Estimate]]], reference: str, label: str) -> str:
+    """Ratios with their intervals beside the line of no difference, group by group, as an `<svg>` element.
+
+    `reference` names the line at 1, `label` what the ratios are of. The axis holds every interval, and a fifth on each side.
+    """
+    rows = [one for _, estimates in groups for one in estimates]
+    low = min([1.0 - LEAST_SPAN, *(one.low for one in rows)])
+    high = max([1.0 + LEAST_SPAN, *(one.high for one in rows)])
+
+    def x(value: float) -> float:
+        return FOREST_LEFT + (WIDTH - FOREST_LEFT - FOREST_RIGHT) * (value - low) / (high - low)
+
+    parts, y = [], float(TOP)
+    for name, estimates in groups:
+        if name:
+            parts.append(f'<text class="group" x="0" y="{y + 9:.1f}">{escape(name)}</text>')
+            y += FOREST_ROW
+        for one in estimates:
+            parts.append(_estimate(one, x, y + FOREST_ROW / 2))
+            y += FOREST_ROW
+    axis = f'<line class="axis" x1="{x(1):.1f}" x2="{x(1):.1f}" y1="{TOP}" y2="{y:.1f}"/>'
+    foot = f'<text class="value middle" x="{x(1):.1f}" y="{y + 11:.1f}">{escape(reference)} = 1</text>'
+    box = f'viewBox="0 0 {WIDTH} {y + FOREST_ROW:.0f}" role="img" aria-label="{escape(label)}"'
+    return f'<svg class="forest" {box}>{axis}{"".join(parts)}{foot}</svg>'
+
+
 def legend(series: Sequence[Series]) -> str:
     """The names of the series, each in its colour."""
     return " ".join(f'<span class="key {escape(one.style)}">{escape(one.name)}</span>' for one in series)
+
+
+def _estimate(one: Estimate, x: Callable[[float], float], y: float) -> str:
+    return (
+        f'<g class="{one.style}"><text class="name" x="8" y="{y + 3:.1f}">{escape(one.name)}</text>'
+        f'<line class="whisker" x1="{x(one.low):.1f}" x2="{x(one.high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<circle class="point" cx="{x(one.value):.1f}" cy="{y:.1f}" r="3.5"/>'
+        f'<text class="value" x="{WIDTH - FOREST_RIGHT + 8}" y="{y + 3:.1f}">{escape(one.words)}</text></g>'
+    )
 
 
 def _band(band: Band, scale: Scale) -> str:

@@ -9,17 +9,21 @@ from typing import Annotated, Final, NamedTuple, NoReturn
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.measure import Measurement
 
+from nightjar.loadtests.bench_summary import Effort
+from nightjar.loadtests.caption import sentence
 from nightjar.loadtests.compare.command import show
 from nightjar.loadtests.compare.measures import ResultError, load_summary, read_result
 from nightjar.loadtests.compare.run_files import PLAN_FILE, RunFiles, RunFilesError
 from nightjar.loadtests.demo import Demo, DemoPlan
+from nightjar.loadtests.demo_needs import NeedsError, machine_facts, read_served, warnings_for
 from nightjar.loadtests.demo_processes import ProcessError
 from nightjar.loadtests.demo_screen import result_table
 from nightjar.loadtests.demo_steps import DemoError
 from nightjar.loadtests.goodput import GoodputError, GoodputTarget, parse_goodput
 from nightjar.loadtests.goodput_option import GoodputCommand, GoodputOption
-from nightjar.loadtests.interrupts import as_keyboard_interrupt
+from nightjar.loadtests.interrupts import ENDING, as_keyboard_interrupt
 from nightjar.loadtests.load_figures import LOAD_FILE, LoadSummary, lines_of
 from nightjar.loadtests.output import Output, OutputOption
 from nightjar.loadtests.prompts import COMPARISON_PROMPTS
@@ -29,17 +33,14 @@ from nightjar.loadtests.rows import RowsError, read_rows
 from nightjar.loadtests.run_folder import new_run_folder
 from nightjar.loadtests.samples import SamplesError, read_samples
 from nightjar.loadtests.service_api import ServiceError
-from nightjar.loadtests.summary import RunSummary, headline, summarise
+from nightjar.loadtests.summary import RunSummary, summarise
 from nightjar.policy.wire.record import describe_validation_error
 
 DEMO_REGIME: Final = "quiet:32@=0.7,surge:25@3,drain:12@0,calm:32@=0.7"
 LONG_REGIME: Final = "quiet:40@0.2,surge:60@2,drain:30@0,calm:40@0.2"
 QUICK_REGIME: Final = "quiet:10@0.3,surge:15@2,calm:10@0.3"
 
-TABLE_WIDTH: Final = 100
-"""Columns that the table needs; in a narrower window the terminal breaks its lines, but nothing is cut."""
-GOODPUT_WIDTH: Final = 24
-"""Of its two columns for a target, with two more bounds in the heading."""
+MOST_COLUMNS: Final = 200
 
 app = typer.Typer(no_args_is_help=True, help="Load and evidence.")
 
@@ -52,6 +53,8 @@ class _Size(NamedTuple):
     comparison_tokens: int
     comparison_prompts: int
 
+    effort: Effort = "whole"
+
     def plan(self, regime: str, seed: int, max_tokens: int | None) -> DemoPlan:
         """The plan of this size, with what the user asked for in place of it. Raises RegimeError."""
         return DemoPlan(
@@ -60,12 +63,13 @@ class _Size(NamedTuple):
             max_tokens=max_tokens or self.max_tokens,
             comparison_tokens=self.comparison_tokens,
             comparison_prompts=COMPARISON_PROMPTS[: self.comparison_prompts],
+            effort=self.effort,
         )
 
 
 USUAL: Final = _Size(DEMO_REGIME, max_tokens=16, comparison_tokens=24, comparison_prompts=4)
 LONG: Final = _Size(LONG_REGIME, max_tokens=32, comparison_tokens=32, comparison_prompts=len(COMPARISON_PROMPTS))
-QUICK: Final = _Size(QUICK_REGIME, max_tokens=32, comparison_tokens=16, comparison_prompts=2)
+QUICK: Final = _Size(QUICK_REGIME, max_tokens=32, comparison_tokens=16, comparison_prompts=2, effort="quick")
 
 
 @app.command()
@@ -80,11 +84,12 @@ def demo(
     long: Annotated[bool, typer.Option("--long", help="A longer load, longer answers, more texts: a quarter of an hour.")] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Two real replicas under a changing load: off, pin=5 and auto compared.
+    """Two real replicas under a changing load: off, a fixed K and auto compared.
 
-    Builds the models if they are missing, starts the replicas, sends the same load under each mode, kills the policy actor once,
-    compares texts, stops everything and writes report.html, requests.jsonl, decisions.jsonl, samples.jsonl and summary.json.
-    Exit code 0 if no request failed, every K was as planned and the texts are equal; less than eight minutes on two cores.
+    Builds the models if they are missing, starts the replicas, sends the same load under each mode (auto begins without knowledge),
+    kills the policy actor once, compares texts, stops everything and writes report.html, requests.jsonl, decisions.jsonl,
+    samples.jsonl and summary.json. Exit code 0 if no request failed, the texts are equal, every replica was steered, each K has its
+    reason and the policy came back; a time never decides. Less than eight minutes on two cores.
     """
     console = Console(stderr=output is Output.JSON)
     if quick and long:
@@ -94,10 +99,17 @@ def demo(
         plan = size.plan(regime, seed, max_tokens)
     except RegimeError as error:
         raise typer.BadParameter(str(error), param_hint="--regime") from error
-    signal.signal(signal.SIGTERM, as_keyboard_interrupt)
-    folder = new_run_folder(runs)
+    for number in ENDING:  # SIGINT, too: a shell's background jobs ignore it, and so would all that they start
+        signal.signal(number, as_keyboard_interrupt)
     try:
-        summary = Demo(plan, folder, console).run()
+        served = read_served(plan.config)
+        for warning in warnings_for(served, machine_facts()):
+            console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+        folder = new_run_folder(runs)
+    except (NeedsError, OSError) as error:
+        _fail(str(error))
+    try:
+        summary = Demo(plan, served, folder, console).run()
     except KeyboardInterrupt:
         _fail(f"stopped; nothing was left running, what was recorded is in {folder}", 130)
     except (DemoError, ProcessError, ServiceError, RowsError, OSError) as error:
@@ -145,8 +157,7 @@ def report(
     except (RowsError, SamplesError, RegimeError) as error:
         _fail(str(error))
     phases = summarise(regime, recorded.modes, rows, samples, target)
-    line = headline(phases, recorded.modes[0], recorded.modes) if recorded.modes else recorded.headline
-    summary = recorded.model_copy(update={"phases": phases, "headline": line})
+    summary = recorded.model_copy(update={"phases": phases, "headline": sentence(phases, recorded.modes)})
     (folder / "report.html").write_text(render_report(summary, regime, rows, samples), encoding="utf-8")
     _show(summary, folder, Console(stderr=output is Output.JSON), output)
 
@@ -187,15 +198,19 @@ def _show(summary: RunSummary, folder: Path, console: Console, output: Output) -
     if output is Output.JSON:
         typer.echo(summary.model_dump_json())
         return
-    width = TABLE_WIDTH + GOODPUT_WIDTH * any(phase.goodput for phase in summary.phases)
-    wide = console if console.width >= width else Console(width=width)
-    wide.print(result_table(summary))
+    table = result_table(summary)
+    needed = Measurement.get(console, console.options.update(max_width=MOST_COLUMNS), table).maximum
+    wide = console if console.width >= needed else Console(width=needed)  # the terminal breaks its lines, but nothing is cut
+    wide.print(table, "")
     for check in summary.checks:
         console.print(
             f"{'ok  ' if check.passed else 'FAIL'} {check.name}: {check.detail}", markup=False, highlight=False, soft_wrap=True
         )
-    line = f"{summary.headline} All of it: {folder / 'report.html'}"
-    console.print(line, style="bold", markup=False, highlight=False, soft_wrap=True)
+    if summary.run and summary.memory:
+        told = f"{summary.run.wall_seconds / 60:.1f} minutes on {summary.run.machine.get('processor', 'an unknown processor')}"
+        console.print(f"took {told}", f"memory at most {summary.memory}", sep="\n", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"all of it: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    console.print(summary.headline, style="bold", markup=False, highlight=False, soft_wrap=True)
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:

@@ -1,23 +1,29 @@
-"""The demo's bars: counts, never times. Each looks at recorded rows, samples and decisions alone.
+"""The demo's bars: counts, never times. Each looks at recorded rows, answers, samples and decisions alone.
 
 The K of a step is judged where it must be certain: in the fixed modes no engine may run a step at another K once it
 confirmed the mode; in `auto` every sampled K must follow from the settings that the replica says it runs. A K below the plan counts
-as explained only where the replica itself says why, and even then only so often.
+as explained where the replica itself says why; how often that is depends on the machine, so it is told and not judged.
+
+Text must be equal whatever speculation does: greedy, token by token. A first difference is none of the policy's where the two best
+candidates of the reference at that place are a near tie: sums in another order may then pick the other. What follows such a place
+is another text and not compared.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 from pydantic import ValidationError
 
+from nightjar.loadtests.openai_stream import Token
 from nightjar.loadtests.regimes import Regime, arrival_times
 from nightjar.loadtests.rows import RequestRow
-from nightjar.loadtests.samples import EngineHistory, StatusSample, decoding_replicas, steered_replicas
+from nightjar.loadtests.samples import EngineHistory, StatusSample, steered_replicas
 from nightjar.loadtests.summary import Check
 from nightjar.policy.engine.steering import Cause
 from nightjar.policy.wire.mode import Mode
@@ -28,8 +34,10 @@ from nightjar.policy.wire.status import ReplicaStatus
 ReplicaSettings = Mapping[str, Sequence[IssuedSettings]]
 """Every settings that a replica was ever sent, in the order of their versions."""
 
-MOST_HELD_SHARE: Final = 0.5
-"""Of the samples in which K > 0 ran or was planned, so many may be held lower: the plan is followed more often than not."""
+NEAR_TIE: Final = 1e-4
+"""Difference of the two best logprobs below which rounding may decide, in float32."""
+ROUNDED_NEAR_TIE: Final = 0.3
+"""The same in bfloat16, whose logits are an eighth apart, as docs/gpu.md counts it."""
 STEPS_UNDER_NEW_SETTINGS: Final = 2
 """So many steps after settings were seen in force, the last step was planned by them: one more than can be in flight."""
 HOLDING_CAUSES: Final = frozenset({Cause.DWELL, Cause.MIXED, Cause.WORSE_THAN_OFF, Cause.AGED})
@@ -43,6 +51,15 @@ STATES_WITHOUT_DRAFTS: Final = frozenset(
         DrafterState.CATCHING_UP,
     }
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The tokens generated for one prompt, or why there are none."""
+
+    prompt: str
+    tokens: tuple[Token, ...]
+    error: str = ""
 
 
 class Explanation(StrEnum):
@@ -69,6 +86,36 @@ def check_requests(regime: Regime, seed: int, modes: Sequence[str], rows: Sequen
     return Check(name="no failed request", passed=not problems, detail="; ".join(problems) or f"0 of {len(rows)} failed")
 
 
+def compare_texts(answers: Mapping[str, Sequence[Answer]], near_tie: float = NEAR_TIE) -> Check:
+    """Whether every mode answered as the first one did."""
+    (reference_mode, reference), *others = answers.items()
+    problems = [f"{mode}: {answer.error}" for mode, given in answers.items() for answer in given if answer.error]
+    ties = 0
+    for mode, given in others:
+        for expected, got in zip(reference, given, strict=True):
+            place = first_difference(expected, got)
+            if place is None:
+                continue
+            if _is_near_tie(expected, place, near_tie):
+                ties += 1
+            else:
+                problems.append(f"{mode}: {expected.prompt[:40]!r} differs from {reference_mode} at token {place}")
+    counted = sum(len(answer.tokens) for answer in reference)
+    told = f"{len(reference)} prompts, {counted} tokens, the same under {', '.join(answers)}"
+    if ties:
+        told += f" ({ties} from a near tie of the two best tokens on)"
+    return Check(name="equal text", passed=not problems, detail="; ".join(problems[:4]) or told)
+
+
+def first_difference(reference: Answer, other: Answer) -> int | None:
+    """Place of the first token that differs (or is missing in one of them), or None."""
+    for place, (expected, got) in enumerate(zip(reference.tokens, other.tokens, strict=False)):
+        if expected.text != got.text:
+            return place
+    shorter = min(len(reference.tokens), len(other.tokens))
+    return None if len(reference.tokens) == len(other.tokens) else shorter
+
+
 def check_steering(samples: Sequence[StatusSample]) -> Check:
     """Every replica of every sample was steered fully."""
     replicas = [replica for sample in samples if sample.status for replica in sample.status.replicas]
@@ -91,41 +138,28 @@ def check_fixed_length(mode: Mode, samples: Sequence[StatusSample]) -> Check:
 
 
 def check_planned_length(mode: str, samples: Sequence[StatusSample], sent: ReplicaSettings) -> Check:
-    """Every sampled K of a decoding replica follows from the settings that it confirmed, and most of the time it is the plan's."""
+    """Every sampled K of a decoding replica follows from the settings that it confirmed."""
     counts = dict.fromkeys(Explanation, 0)
     examples: list[str] = []
-    drafting = followed = 0
+    drafting = 0
     in_force = _InForce()
     for replica in steered_replicas(samples, mode):
         since = in_force.note(replica)
         if not replica.load.decode_batch_size:
             continue
         explanation = explain(replica, sent.get(replica.replica_id, ()), since)
-        load, drafts = replica.load, replica.load.num_speculative_tokens > 0
+        load = replica.load
         counts[explanation] += 1
-        drafting += drafts
-        followed += drafts and explanation in {Explanation.TABLE, Explanation.MEASURING}
+        drafting += load.num_speculative_tokens > 0
         if explanation in {Explanation.UNEXPLAINED, Explanation.CONTRADICTION}:
             examples.append(f"K={load.num_speculative_tokens} at batch {load.decode_batch_size} under {replica.settings_version}")
     total = sum(counts.values())
-    held = counts[Explanation.HELD] + counts[Explanation.ASLEEP]
     problems = examples[:3]
-    if held > MOST_HELD_SHARE * (held + followed):
-        wanted = f"{held + followed} samples in which K > 0 ran or was planned"
-        problems.append(f"held lower in {held} of {wanted}, allowed are {MOST_HELD_SHARE:.0%}")
     if counts[Explanation.UNKNOWN] * 2 >= total:
         problems.append("too few samples are known")
     seen = f"{total} samples, {drafting} at K > 0 and {total - drafting} at K = 0"
     detail = ", ".join(f"{count} {explanation}" for explanation, count in counts.items() if count)
     return Check(name=f"K under {mode}", passed=not problems, detail="; ".join([f"{seen}: {detail or 'none'}", *problems]))
-
-
-def check_on_and_off(mode: str, samples: Sequence[StatusSample]) -> Check:
-    """Says whether the run shows `mode` with speculation and without; fails where it shows neither."""
-    seen = {replica.load.num_speculative_tokens > 0 for replica in decoding_replicas(samples, mode)}
-    with_drafts, without = ("sampled" if on in seen else "not sampled" for on in (True, False))
-    detail = f"{mode} was {with_drafts} at K > 0, and {without} at K = 0"
-    return Check(name=f"{mode} on and off", passed=bool(seen), detail=detail)
 
 
 def explain(replica: ReplicaStatus, sent: Sequence[IssuedSettings], since: SettingsVersion | None = None) -> Explanation:
@@ -172,6 +206,11 @@ def read_decisions(path: Path) -> dict[str, list[IssuedSettings]]:
     for issued in sent.values():
         issued.sort(key=lambda one: (one.version.incarnation, one.version.sequence))
     return sent
+
+
+def _is_near_tie(reference: Answer, place: int, near_tie: float) -> bool:
+    best = reference.tokens[place].top_logprobs if place < len(reference.tokens) else ()
+    return len(best) > 1 and best[0] - best[1] < near_tie
 
 
 class _InForce:

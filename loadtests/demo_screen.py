@@ -15,9 +15,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from nightjar.loadtests.report import columns, table_cells
+from nightjar.cluster.views import fleet_view
+from nightjar.loadtests.report import columns, shown_rows, table_cells
 from nightjar.loadtests.summary import ALL_PHASES, RunSummary
-from nightjar.policy.wire.status import FleetStatus, ReplicaStatus
+from nightjar.policy.wire.status import FleetStatus
 
 REFRESH_PERIOD_S: Final = 0.5
 MAX_SILENCE_S: Final = 9.0
@@ -62,6 +63,11 @@ class Screen:
         self._said_s = self._clock()
         self._console.print(f"[{self._said_s - self._began_s:4.0f} s] {line}", markup=False, highlight=False, soft_wrap=True)
 
+    def pass_on(self, line: str) -> None:
+        """Print a line of another program, as it is: its tables keep their width."""
+        self._said_s = self._clock()
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def refresh(self) -> None:
         """Show the view as it is now."""
         view = self._view()
@@ -80,12 +86,7 @@ class Screen:
             title.append(f"   {view.requests} answered, {view.failed} failed", style="red" if view.failed else "green")
         if view.status is None:
             return title
-        table = Table(title_justify="left", expand=False)
-        for column in ("replica", "mode", "batch", "running", "waiting", "K", "tokens/s", "reason"):
-            table.add_column(column, justify="left" if column in {"replica", "mode", "reason"} else "right", no_wrap=True)
-        for replica in view.status.replicas:
-            table.add_row(*_replica_cells(replica))
-        return Group(title, table, Text(f"policy incarnation {view.status.policy.incarnation}", style="dim"))
+        return Group(title, fleet_view(view.status))
 
 
 def plain_line(view: View) -> str:
@@ -101,25 +102,11 @@ def plain_line(view: View) -> str:
 
 
 def result_table(summary: RunSummary) -> Table:
-    """The table per mode and phase."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    """The table per mode and phase, within 80 columns unless goodput was asked for."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for column in columns(summary.phases):
-        header = "\n".join(textwrap.wrap(column, 8))
+        header = "\n".join(textwrap.wrap(column, 6, break_long_words=False))
         table.add_column(header, justify="left" if column in {"mode", "phase"} else "right", no_wrap=True)
-    for row in summary.phases:
+    for row in shown_rows(summary.phases):
         table.add_row(*table_cells(row), style="bold" if row.phase == ALL_PHASES else None, end_section=row.phase == ALL_PHASES)
     return table
-
-
-def _replica_cells(replica: ReplicaStatus) -> tuple[str, ...]:
-    load = replica.load
-    return (
-        replica.replica_id[-12:],
-        str(replica.mode),
-        str(load.decode_batch_size),
-        str(load.num_running_reqs),
-        str(load.num_waiting_reqs),
-        str(load.num_speculative_tokens),
-        f"{replica.generated_tokens_per_s:.1f}",
-        replica.reason[:60],
-    )

@@ -1,4 +1,5 @@
-"""The demo's single steps on a running system: set a mode and see it confirmed, send the load, kill the policy, keep its journal.
+"""The demo's single steps on a running system: set a mode and see it confirmed, send the load, ask for texts, kill the policy, keep
+its journal.
 
 Every wait has an end; what did not happen in time raises DemoError with what was seen last.
 """
@@ -12,10 +13,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
+from nightjar.loadtests.demo_checks import Answer
 from nightjar.loadtests.demo_processes import POLL_PERIOD_S, ManagedProcess
 from nightjar.loadtests.demo_sampler import Sampler, all_confirmed
+from nightjar.loadtests.openai_stream import ChatRequest, Server, stream_chat
 from nightjar.loadtests.service_api import ServiceApi
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.status import FleetStatus
@@ -26,6 +29,9 @@ DRAIN_S: Final = 300.0
 STEADY_S: Final = 4.0
 LOCUSTFILE: Final = Path(__file__).with_name("locustfile.py")
 LOCUST_FAILED_REQUESTS: Final = 1
+KILL_NOTICE: Final = (
+    'now the policy actor is killed on purpose; lines of Ray that follow, such as "A worker died or was killed", are expected'
+)
 
 
 class DemoError(Exception):
@@ -46,10 +52,10 @@ def wait_for_replicas(sampler: Sampler, timeout_s: float = CONFIRM_TIMEOUT_S) ->
     raise DemoError(f"no steady fleet within {timeout_s:.0f} s; {known} replicas known, last answer: {_last(sampler)}")
 
 
-def set_mode(api: ServiceApi, sampler: Sampler, mode: Mode, replicas: int) -> None:
-    """Set the fleet's mode and return when every replica confirmed it; from then on samples are marked with it."""
+def set_mode(api: ServiceApi, sampler: Sampler, mode: Mode, replicas: int, learned: Literal["keep", "reset"] = "keep") -> None:
+    """Set the fleet's mode and return when every replica confirmed it. Samples are marked with no mode meanwhile."""
     sampler.mode = ""
-    api.set_mode(mode, "the demo compares modes")
+    api.set_mode(mode, "the demo compares modes", learned)
     deadline_s = time.monotonic() + CONFIRM_TIMEOUT_S
     while not all_confirmed(sampler.sample().status, mode, replicas):
         if time.monotonic() > deadline_s:
@@ -57,8 +63,12 @@ def set_mode(api: ServiceApi, sampler: Sampler, mode: Mode, replicas: int) -> No
                 f"mode {mode} was not confirmed by {replicas} replicas within {CONFIRM_TIMEOUT_S:.0f} s: {_last(sampler)}"
             )
         time.sleep(POLL_PERIOD_S)
-    sampler.mode = str(mode)
-    sampler.sample()
+
+
+def ask(server: Server, model: str, prompt: str, max_tokens: int) -> Answer:
+    """The greedy answer to one prompt, with the two best logprobs at every place."""
+    result = stream_chat(server, ChatRequest(model, prompt, max_tokens, top_logprobs=2))
+    return Answer(prompt, result.tokens, result.error or ("" if result.tokens else "the server sent no logprobs"))
 
 
 def locust_command(url: str, regime: str, seed: int, max_tokens: int, rows: Path) -> list[str]:
@@ -101,6 +111,7 @@ class PolicyKill:
             return
         policy = status.policy
         if self.killed_at_s is None:
+            say(KILL_NOTICE)
             self.killed_at_s = time.time()
             kill_policy(policy.pid)
             self._killed_incarnation = policy.incarnation

@@ -16,6 +16,14 @@ CHARTS: Final = """.grid { stroke: var(--rule); } .band { fill: var(--band); }
 .tick, .phase { fill: var(--dim); font-size: 9px; } .tick.y { text-anchor: end; } .tick.x, .phase { text-anchor: middle; }
 .line { fill: none; stroke-width: 1.6; } .line.main { stroke: var(--main); } .line.second { stroke: var(--second); }
 .dot { fill-opacity: .65; } .dot.main, .bar.main { fill: var(--main); } .dot.soft, .bar.soft { fill: var(--soft); }
+.dot.second { fill: var(--second); }
+.forest text { fill: var(--ink); font-size: 9.5px; }
+.forest .group { font-weight: 600; paint-order: stroke; stroke: var(--paper); stroke-width: 3px; }
+.forest .value { fill: var(--dim); }
+.forest .middle { text-anchor: middle; } .forest .axis { stroke: var(--dim); stroke-dasharray: 2 2; }
+.forest .whisker { stroke: var(--dim); stroke-width: 1.6; } .forest .point { fill: var(--dim); }
+.forest .faster .whisker { stroke: var(--good); } .forest .faster .point { fill: var(--good); }
+.forest .slower .whisker { stroke: var(--bad); } .forest .slower .point { fill: var(--bad); }
 .marker { stroke: var(--bad); stroke-dasharray: 4 3; stroke-width: 1.4; }
 """
 """What charts.py draws."""
@@ -57,22 +65,31 @@ PAGE: Final = (
 <style>
 """
     + STYLE
-    + """.charts, .modes { display: grid; grid-template-columns: repeat($columns, minmax(0, 1fr)); gap: .8rem; }
+    + """.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(280px, 100%), 1fr)); gap: .8rem; }
+.story { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 0 2rem; align-items: start; }
+.story h4 { margin-top: .4rem; } .of { color: var(--dim); font-size: .85rem; text-align: center; }
+li { overflow-wrap: anywhere; }
 </style>
 </head>
 <body>
-<h1>Speculation under load</h1>
-<p class="headline">$headline</p>
+<h1>Nightjar: speculation under load</h1>
 <p class="dim">$facts</p>
+<p class="headline">$headline</p>
+<div class="story">$story</div>
+<p class="caption">$learning</p>
+<h2>What was checked</h2>
 <ul>$checks</ul>
+<h2>What was measured</h2>
 <div class="wide"><table><thead><tr>$head</tr></thead><tbody>$body</tbody></table></div>
 <p class="caption">$caption</p>
 <p class="caption">Requests count in the phase in which they arrived, engine steps in the phase during which they ran;
-the last phase ends with the last answer. Engine ms per token is the step time of all engines over their generated tokens.
+the last phase ends with the last answer. A phase without arrivals has no row: what ran in it was asked for before, and counts in
+all. A mode that is behind after the surge answers the rest of it in the phases that follow, and its numbers there tell of both.
+Engine ms per token is the step time of all engines over their generated tokens; its inverse over that of off is the column of off.
 TTFT includes connecting. TPOT is the time from a request's first text to its last over the tokens after the first.
-Medians are shown with n and the maximum, because n is small.
+Medians are shown with the maximum, because requests are few.
 A dashed red line marks the moment at which the policy actor was killed.</p>
-<div class="modes">$modes</div>
+<p class="caption">$run</p>
 $charts
 </body>
 </html>

@@ -58,15 +58,16 @@ def matched(one: Mapping[int, Speed], other: Mapping[int, Speed]) -> list[Pair]:
     return [(one[number], other[number]) for number in sorted(one.keys() & other.keys())]
 
 
-def paired_ratio(pairs: Sequence[Pair], seed: int, tail_percent: float = TAIL_PERCENT) -> Ratio:
+def paired_ratio(pairs: Sequence[Pair], seed: int, tail_percent: float = TAIL_PERCENT, what: str = RESAMPLED) -> Ratio:
     """Tokens per second of the first over those of the second. The interval leaves `tail_percent` of the resamples out at each end.
+    `what` names what a pair is of.
 
     >>> str(paired_ratio([(Speed(30, 10), Speed(20, 10)), (Speed(60, 10), Speed(40, 10))], seed=0))
     '1.500 (1.500 to 1.500)'
     """
     counts = np.array([[*one, *other] for one, other in pairs], dtype=float)
     drawn = np.random.default_rng(seed).integers(len(pairs), size=(RESAMPLES, len(pairs)))
-    interval = interval_of_resamples(_ratio(counts[drawn].sum(axis=1)), f"{len(pairs)} {RESAMPLED}", tail_percent)
+    interval = interval_of_resamples(_ratio(counts[drawn].sum(axis=1)), f"{len(pairs)} {what}", tail_percent)
     return Ratio(float(_ratio(counts.sum(axis=0))), interval, len(pairs))
 
 

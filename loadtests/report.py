@@ -1,7 +1,8 @@
 """One page of evidence: what load came, what was decided, what it cost. Self-contained HTML, no script, no other file.
 
-Everything on it is computed from the run's recorded rows and samples; scales are shared between the modes of a row of
-charts, so that the eye compares what the numbers say.
+The story stands first: one sentence, what each mode gave in each phase, and what the last one did meanwhile. Everything is computed
+from the run's recorded rows and samples; scales are shared between the modes of a row of charts, so that the eye compares what the
+numbers say.
 """
 
 from __future__ import annotations
@@ -12,21 +13,22 @@ from html import escape
 from string import Template
 from typing import Final
 
-from nightjar.loadtests.caption import demo_caption
-from nightjar.loadtests.charts import Band, Series, chart, legend, scale_for
+from nightjar.loadtests.caption import arm_name, arrivals, demo_caption, learning_in_words
+from nightjar.loadtests.charts import Band, Estimate, Series, chart, forest, legend, scale_for
 from nightjar.loadtests.page import PAGE
 from nightjar.loadtests.regimes import Regime
 from nightjar.loadtests.rows import RequestRow, regime_start_s
 from nightjar.loadtests.samples import EngineHistory, StatusSample, acceptance_rate, all_work, mean_length
 from nightjar.loadtests.summary import ALL_PHASES, PhaseSummary, RunSummary, Stretch, Times, stretches
+from nightjar.policy.engine.steering import Cause
 from nightjar.policy.wire.status import FleetStatus
 
 BIN_S: Final = 5.0
 """Width of the bins in which rates are shown, in seconds."""
 
 COLUMNS: Final = (
-    "mode", "phase", "requests", "errors", "tokens/s", "engine ms per token", "TTFT s p50 / max", "TPOT ms p50 / max", "n",
-    "mean K", "steps off",
+    "mode", "phase", "requests", "tokens/s", "engine ms per token", "of off", "TTFT s p50 / max", "TPOT ms p50 / max", "mean K",
+    "steps off",
 )  # fmt: skip
 
 
@@ -55,18 +57,18 @@ class _Panel:
 def render_report(summary: RunSummary, regime: Regime, rows: Sequence[RequestRow], samples: Sequence[StatusSample]) -> str:
     """The page. Modes without a single row have no charts."""
     runs = [run for mode in summary.modes if (run := _mode_run(mode, regime, rows, samples)) is not None]
+    killed_at_s = summary.policy_killed_at_s
     return Template(PAGE).substitute(
         headline=escape(summary.headline),
-        facts=escape(
-            f"model {summary.model}; regime {summary.regime}; seed {summary.seed}; {summary.duration_s / 60:.1f} minutes in all"
-        ),
+        facts=escape("; ".join(_facts(summary))),
+        run=escape("; ".join(_run_facts(summary))),
+        story=_speeds(summary) + (f"<div>{_panel(_LENGTH, runs[-1:], killed_at_s)}</div>" if runs else ""),
+        learning=escape(learning_in_words(samples, summary.modes[-1])) if summary.modes else "",
         checks="".join(_check(check.name, check.passed, check.detail) for check in summary.checks),
         head="".join(f"<th>{escape(column)}</th>" for column in columns(summary.phases)),
-        body="".join(_table_row(row) for row in summary.phases),
+        body="".join(_table_row(row) for row in shown_rows(summary.phases)),
         caption=escape(demo_caption(samples)),
-        modes="".join(f"<h3>{escape(run.mode)}</h3>" for run in runs),
-        columns=str(max(len(runs), 1)),
-        charts="".join(_panel(panel, runs, summary.policy_killed_at_s) for panel in _PANELS) if runs else "",
+        charts="".join(_panel(panel, runs, killed_at_s) for panel in _PANELS) if runs else "",
     )
 
 
@@ -76,23 +78,47 @@ def columns(rows: Sequence[PhaseSummary]) -> tuple[str, ...]:
     return COLUMNS if target is None else (*COLUMNS, f"within {target}", "their tokens/s")
 
 
+def shown_rows(rows: Sequence[PhaseSummary]) -> list[PhaseSummary]:
+    """Those with requests: what ran in a phase without arrivals was asked for before it, and would read as that phase's."""
+    return [row for row in rows if row.requests]
+
+
 def table_cells(row: PhaseSummary) -> tuple[str, ...]:
     """A row of the table as text, in the order of `columns`; a dash where there is nothing to show."""
     cost, share, length = row.engine_seconds_per_token, row.share_of_steps_off, row.mean_num_speculative_tokens
     return (
         row.mode,
         row.phase,
-        str(row.requests),
-        str(row.errors),
+        f"{row.requests}{f', {row.errors} failed' if row.errors else ''}",
         f"{row.tokens_per_s:.1f}",
         "-" if cost is None else f"{cost * 1e3:.1f}",
+        "-" if row.speed is None else f"{row.speed:.2f}",
         _times(row.ttft, _seconds),
         _times(row.tpot, _milliseconds),
-        str(row.ttft.n) if row.ttft.n == row.tpot.n else f"{row.ttft.n} / {row.tpot.n}",
         "-" if length is None else f"{length:.2f}",
         "-" if share is None else f"{share:.0%}",
         *_goodput_cells(row),
     )
+
+
+def _facts(summary: RunSummary) -> list[str]:
+    """When, on what, of what and how long."""
+    found = [f"model {summary.model}", f"load {summary.regime}"]
+    if (run := summary.run) is None:
+        return found
+    when = f"{run.began.replace('T', ' ').partition('+')[0]} UTC"
+    processor = f"{run.machine.get('processor', 'unknown processor')}, {run.machine.get('cores', '?')} cores"
+    effort = [] if run.effort == "whole" else ["a quick look, no evidence"]
+    return [when, processor, *found, f"{run.wall_seconds / 60:.1f} minutes", *effort]
+
+
+def _run_facts(summary: RunSummary) -> list[str]:
+    """What else a reader needs to run it again."""
+    found = [f"Seed {summary.seed}"]
+    if (run := summary.run) is not None:
+        versions = [f"{name} {value}" for name, value in run.machine.items() if name not in {"processor", "cores"}]
+        found = [f"Command: {run.command}", *found, ", ".join(versions), *([f"commit {run.commit}"] if run.commit else [])]
+    return [*found, *([f"memory of all processes at most {summary.memory}"] if summary.memory else [])]
 
 
 def _goodput_cells(row: PhaseSummary) -> tuple[str, ...]:
@@ -100,6 +126,32 @@ def _goodput_cells(row: PhaseSummary) -> tuple[str, ...]:
     if goodput is None:
         return ()
     return ("-" if goodput.share is None else f"{goodput.share:.1%}", f"{goodput.tokens_per_s:.1f}")
+
+
+def _speeds(summary: RunSummary) -> str:
+    """The first figure: what every mode gave beside the first one, phase by phase."""
+    if len(summary.modes) < 2:
+        return ""
+    first, *others = summary.modes
+    by_key = {(row.mode, row.phase): row for row in summary.phases}
+    groups = []
+    for reference in arrivals(summary.phases, first):
+        found = [row for mode in others if (row := by_key.get((mode, reference.phase))) is not None and row.speed is not None]
+        costs = [f"{arm_name(row.mode)} {_cost(row)}" for row in (reference, *found)]
+        groups.append((f"{reference.phase}, engine ms per token: {', '.join(costs)}", [_estimate(row) for row in found]))
+    drawn = forest(groups, first, f"Tokens per second of engine time over those of {first}")
+    return f"<div><h4>Tokens per second of engine time, as a multiple of {escape(first)}'s</h4>{drawn}</div>"
+
+
+def _estimate(row: PhaseSummary) -> Estimate:
+    value = row.speed or 0.0
+    interval = row.speed_interval
+    low, high = (interval.low, interval.high) if interval else (value, value)
+    return Estimate(arm_name(row.mode), value, low, high, f"{value:.2f}" + (f" ({low:.2f} to {high:.2f})" if interval else ""))
+
+
+def _cost(row: PhaseSummary) -> str:
+    return "-" if row.engine_seconds_per_token is None else f"{row.engine_seconds_per_token * 1e3:.0f}"
 
 
 def _times(times: Times, form: Callable[[float], str]) -> str:
@@ -147,7 +199,8 @@ def _panel(panel: _Panel, runs: Sequence[_ModeRun], killed_at_s: float | None) -
         marker = None
         if killed_at_s is not None and 0 <= killed_at_s - run.start_s <= run.duration_s:
             marker = (killed_at_s - run.start_s, "the policy actor was killed here")
-        cells.append(f"<div>{chart(series, scale, bands, marker)}</div>")
+        of = f'<div class="of">{escape(run.mode)}</div>' if len(drawn) > 1 else ""
+        cells.append(f"<div>{of}{chart(series, scale, bands, marker)}</div>")
     keys = legend(drawn[0][1])
     return f'<h4>{escape(panel.title)} <small>{keys}</small></h4><div class="charts">{"".join(cells)}</div>'
 
@@ -187,13 +240,17 @@ def _over_time(run: _ModeRun, value: Callable[[FleetStatus], float]) -> list[tup
 def _length(run: _ModeRun) -> list[Series]:
     mean = [(middle_s, mean_length(run.history.work(from_s, to_s))) for middle_s, from_s, to_s in _bins(run)]
     now = [
-        (sample.time_s - run.start_s, float(replica.load.num_speculative_tokens))
+        (replica.decision_reason == Cause.SEGMENT, (sample.time_s - run.start_s, float(replica.load.num_speculative_tokens)))
         for sample in run.samples
         if sample.status and 0 <= sample.time_s - run.start_s <= run.duration_s
         for replica in sample.status.replicas
         if replica.load.decode_batch_size
     ]
-    return [Series("each replica, sampled", "dots", "soft", now), Series(f"mean over {BIN_S:g} s of steps", "line", "main", mean)]
+    return [
+        Series("a replica, sampled", "dots", "soft", [point for measures, point in now if not measures]),
+        Series("while it measured, to learn", "dots", "second", [point for measures, point in now if measures]),
+        Series(f"mean over {BIN_S:g} s of steps", "line", "main", mean),
+    ]
 
 
 def _acceptance(run: _ModeRun) -> list[Series]:
@@ -218,9 +275,9 @@ def _request_times(run: _ModeRun, name: str, pick: Callable[[RequestRow], float 
     return Series(name, "dots", "main", sorted((row.start_s - run.start_s, pick(row)) for row in run.rows if pick(row) is not None))
 
 
+_LENGTH: Final = _Panel("K of auto over time, speculative tokens per step", _length)
 _PANELS: Final = (
     _Panel("Load", _load),
-    _Panel("K, speculative tokens per step", _length),
     _Panel("Acceptance", _acceptance),
     _Panel("Tokens per second", _throughput),
     _Panel("TTFT, seconds", _ttft),

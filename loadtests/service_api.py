@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import httpx
 from pydantic import ValidationError
@@ -50,9 +50,9 @@ class ServiceApi:
         except ValidationError as error:
             raise ServiceError(f"GET /nightjar/status did not answer with a status: {describe_validation_error(error)}") from error
 
-    def set_mode(self, mode: Mode, reason: str) -> None:
-        """Set the whole fleet's mode until further notice. Raises ServiceError."""
-        self.send_mode({"mode": str(mode), "scope": "fleet", "reason": reason})
+    def set_mode(self, mode: Mode, reason: str, learned: Literal["keep", "reset"] = "keep") -> None:
+        """Set the whole fleet's mode until further notice; `reset`: planners begin it without knowledge. Raises ServiceError."""
+        self.send_mode({"mode": str(mode), "scope": "fleet", "reason": reason, "learned": learned})
 
     def send_mode(self, request: Mapping[str, Any]) -> None:
         """The body of POST /nightjar/mode as it is. Raises ServiceError."""

@@ -1,16 +1,21 @@
 """From rows and samples to the table that a person reads: per mode and phase, in numbers that can be recomputed.
 
 Requests belong to the phase in which they arrived, engine steps to the phase during which they ran; the last phase ends
-when the last answer came. Pure functions of the recorded files, so `nightjar report` gives the same table as the run did.
+when the last answer came. Modes face the same arrivals, so a phase of one is compared with that of another in pieces of a few
+seconds, paired by their time in the phase. Pure functions of the recorded files, so `nightjar report` gives the same table as the
+run did.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from nightjar.loadtests.bench_summary import RunFacts
 from nightjar.loadtests.goodput import Goodput, GoodputTarget, goodput_of
+from nightjar.loadtests.memory import MemoryPeak
+from nightjar.loadtests.paired import Pair, Ratio, Speed, paired_ratio, tail_percent_of_few
 from nightjar.loadtests.regimes import Regime
 from nightjar.loadtests.rows import RequestRow, regime_start_s, timed
 from nightjar.loadtests.samples import (
@@ -22,9 +27,13 @@ from nightjar.loadtests.samples import (
     seconds_per_token,
     share_off,
 )
+from nightjar.loadtests.simulation.evidence.bars import Interval
 from nightjar.policy.wire.record import Record
 
-ALL_PHASES = "all"
+PIECES: Final = "pieces of the phase, each of both modes"
+ALL_PHASES: Final = "all"
+PIECE_S: Final = 5.0
+"""About so long are the pieces that an interval is resampled from: longer than an answer takes in quiet."""
 
 
 class Times(Record):
@@ -40,6 +49,8 @@ class PhaseSummary(Record):
 
     tokens_per_s  generated tokens of all engines over wall-clock seconds
     engine_seconds_per_token  step time of all engines over their generated tokens: what a token costs
+    speed  tokens per second of engine time over those of the first mode in the same phase; None for the first mode itself
+    speed_interval  of this run alone: modes ran one after the other, so it does not hold what the machine did meanwhile
     mean_num_speculative_tokens, share_of_steps_off  over engine steps
     goodput  requests within a target, where one was asked for; their tokens per second are the clients' count
     """
@@ -56,6 +67,8 @@ class PhaseSummary(Record):
     mean_num_speculative_tokens: float | None
     share_of_steps_off: float | None
     steps: int
+    speed: float | None = None
+    speed_interval: Interval | None = None
     goodput: Goodput | None = None
 
 
@@ -68,7 +81,7 @@ class Check(Record):
 
 
 class RunSummary(Record):
-    """`summary.json`: everything that a run claims."""
+    """`summary.json`: everything that a run claims. `run` is how, where and when, `memory` what its processes held at most."""
 
     regime: str
     seed: int
@@ -77,7 +90,8 @@ class RunSummary(Record):
     phases: tuple[PhaseSummary, ...]
     checks: tuple[Check, ...] = ()
     policy_killed_at_s: float | None = None
-    duration_s: float = 0.0
+    run: RunFacts | None = None
+    memory: MemoryPeak | None = None
     headline: str = ""
 
     @property
@@ -116,43 +130,63 @@ def summarise(
 ) -> tuple[PhaseSummary, ...]:
     """The table: for every mode one row per phase and one for all of them; with the goodput under a target where there is one."""
     table: list[PhaseSummary] = []
+    reference: dict[str, _Ran] = {}
     for mode in modes:
         mine = [row for row in rows if row.mode == mode]
         history = EngineHistory([sample for sample in samples if sample.mode == mode])
-        found = stretches(regime, mine)
-        table += [_row(mode, stretch, [row for row in mine if row.phase == stretch.phase], history, target) for stretch in found]
-        if found:
-            table.append(_row(mode, Stretch(ALL_PHASES, found[0].start_s, found[-1].end_s), mine, history, target))
+        ran = [_Ran(stretch, history) for stretch in stretches(regime, mine)]
+        if ran:
+            ran.append(_Ran(Stretch(ALL_PHASES, ran[0].stretch.start_s, ran[-1].stretch.end_s), history))
+        for one in ran:
+            arrived = [row for row in mine if one.stretch.phase in {row.phase, ALL_PHASES}]
+            found = _speed(one, reference[one.stretch.phase]) if one.stretch.phase in reference else None
+            table.append(_row(mode, one, arrived, found, target))
+        reference = reference or {one.stretch.phase: one for one in ran}
     return tuple(table)
 
 
-def headline(phases: Sequence[PhaseSummary], baseline: str, modes: Sequence[str]) -> str:
-    """One line: what a token cost in every other mode, as a multiple of `baseline`'s, in the first phase and in the busiest."""
-    by_key = {(row.mode, row.phase): row for row in phases}
-    real = [row for row in phases if row.mode == baseline and row.phase != ALL_PHASES]
-    if not real:
-        return "Nothing was measured."
-    busiest = max(real, key=lambda row: row.requests / row.duration_s)
-    words = []
-    for mode in modes:
-        costs = [
-            f"{cost / reference:.2f} in {row.phase}"
-            for row in dict.fromkeys((real[0], busiest))
-            if (cost := _cost(by_key.get((mode, row.phase)))) and (reference := row.engine_seconds_per_token)
-        ]
-        if mode != baseline and costs:
-            words.append(f"{mode} {', '.join(costs)}")
-    return f"Engine time per token, as a multiple of {baseline}'s: {'; '.join(words) or 'nothing to compare'}."
+class _Ran(NamedTuple):
+    """A phase of one mode's run, and the engines that ran it."""
+
+    stretch: Stretch
+    history: EngineHistory
+
+    def pieces(self, count: int) -> Iterator[Speed]:
+        """Tokens and engine seconds of as many pieces of equal length."""
+        start_s, length_s = self.stretch.start_s, (self.stretch.end_s - self.stretch.start_s) / count
+        for number in range(count):
+            work = all_work(self.history.work(start_s + number * length_s, start_s + (number + 1) * length_s))
+            yield Speed(work.generated_tokens, work.step_seconds)
 
 
-def _cost(row: PhaseSummary | None) -> float | None:
-    return row.engine_seconds_per_token if row else None
+def _speed(mine: _Ran, reference: _Ran) -> Ratio | None:
+    """Tokens per second of engine time over those of the reference; None where one of them generated none.
+
+    Pieces in which either did nothing are joined with the next, so that all pieces together are the whole phase.
+    """
+    shorter_s = min(one.stretch.end_s - one.stretch.start_s for one in (mine, reference))
+    count = max(int(shorter_s / PIECE_S), 1)
+    pairs: list[Pair] = []
+    left = (Speed(0, 0), Speed(0, 0))
+    for piece in zip(mine.pieces(count), reference.pieces(count), strict=True):
+        left = _together(left, piece)
+        if all(value > 0 for speed in left for value in speed):
+            pairs.append(left)
+            left = (Speed(0, 0), Speed(0, 0))
+    if not pairs:
+        return None
+    pairs[-1] = _together(pairs[-1], left)
+    return paired_ratio(pairs, seed=0, tail_percent=tail_percent_of_few(len(pairs)), what=PIECES)
 
 
-def _row(
-    mode: str, stretch: Stretch, rows: Sequence[RequestRow], history: EngineHistory, target: GoodputTarget | None
-) -> PhaseSummary:
-    work: WorkByLength = history.work(stretch.start_s, stretch.end_s)
+def _together(one: Pair, other: Pair) -> Pair:
+    first, second = (Speed(a.tokens + b.tokens, a.seconds + b.seconds) for a, b in zip(one, other, strict=True))
+    return first, second
+
+
+def _row(mode: str, ran: _Ran, rows: Sequence[RequestRow], speed: Ratio | None, target: GoodputTarget | None) -> PhaseSummary:
+    stretch = ran.stretch
+    work: WorkByLength = ran.history.work(stretch.start_s, stretch.end_s)
     duration_s = stretch.end_s - stretch.start_s
     whole = [row for row in rows if not row.error]
     return PhaseSummary(
@@ -168,6 +202,8 @@ def _row(
         mean_num_speculative_tokens=mean_length(work),
         share_of_steps_off=share_off(work),
         steps=all_work(work).steps,
+        speed=speed.value if speed else None,
+        speed_interval=speed.interval if speed and speed.rounds > 1 else None,
         goodput=goodput_of(target, map(timed, whole), len(rows), duration_s) if target else None,
     )
 

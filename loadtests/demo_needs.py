@@ -1,0 +1,146 @@
+"""What the demo's Serve file asks of a machine, and whether this one can give it: looked at before anything starts.
+
+What cannot work is an error, in one line that says what is needed. What is only slow is a warning. What cannot be found out on a
+machine is not judged: the system itself then says what it lacks.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from nightjar.loadtests.memory import GIB, PROC
+
+NEEDED_BYTES: Final = 8 * GIB
+"""Of the demo's peak, which it prints at its end (docs/evidence.md)."""
+CGROUP: Final = Path("/sys/fs/cgroup")
+EXACT_DTYPE: Final = "float32"
+
+
+class NeedsError(Exception):
+    """The demo cannot run here. The message is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What the Serve file says of its model.
+
+    num_speculative_tokens  the fixed K that is compared: the greatest that the policy may choose, else the engine's own
+    cores                   that its replicas claim, all together
+    is_exact                whether it computes in float32, in which a batch of another shape changes no text
+    """
+
+    num_speculative_tokens: int
+    replicas: int
+    cores: float
+    is_exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MachineFacts:
+    """What a machine has. None and an empty set stand for what could not be found out.
+
+    cores     that Ray would count: the machine's, or the container's quota
+    usable    of these, the cores that this process may run on
+    """
+
+    cores: int
+    usable: int
+    free_bytes: int | None
+    architecture: str
+    flags: frozenset[str]
+
+
+def read_served(path: Path) -> ServedModel:
+    """The first model of a Serve file. Raises NeedsError where the file has none that speculates."""
+    try:
+        applications = yaml.safe_load(path.read_text(encoding="utf-8"))["applications"]
+        model = next(one for app in applications for one in (app.get("args") or {}).get("llm_configs") or ())
+        engine, deployment = model["engine_kwargs"], model.get("deployment_config") or {}
+        own = engine["speculative_config"]["num_speculative_tokens"]
+        replicas = int(deployment.get("num_replicas", 1))
+        cores = replicas * float((deployment.get("ray_actor_options") or {}).get("num_cpus", 1))
+        return ServedModel(max(_allowed(applications), default=int(own)), replicas, cores, engine.get("dtype") == EXACT_DTYPE)
+    except (OSError, yaml.YAMLError) as error:
+        raise NeedsError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        raise NeedsError(
+            f"{path} names no model with engine_kwargs.speculative_config.num_speculative_tokens; the demo compares K with off"
+        ) from error
+
+
+def warnings_for(served: ServedModel, machine: MachineFacts) -> tuple[str, ...]:
+    """What will be slow on this machine. Raises NeedsError for what cannot work."""
+    if machine.cores < served.cores:
+        raise NeedsError(f"{served.replicas} replicas need {served.cores:g} processor cores; this machine has {machine.cores}")
+    if machine.free_bytes is not None and machine.free_bytes < NEEDED_BYTES:
+        free = f"{machine.free_bytes / GIB:.1f} GiB are free"
+        raise NeedsError(f"the demo needs {NEEDED_BYTES / GIB:.0f} GiB of free memory; {free}. End other programs first")
+    slow = []
+    if machine.architecture == "x86_64" and machine.flags:
+        if "avx2" not in machine.flags:
+            raise NeedsError("vLLM for CPU needs a processor with AVX2; this one has none")
+        if "avx512f" not in machine.flags:
+            slow.append("this processor has no AVX-512: steps take several times as long, and the demo may need half an hour")
+    if machine.usable < served.cores:
+        slow.append(f"this process may use {machine.usable} of {machine.cores} cores, which {served.replicas} replicas will share")
+    return tuple(slow)
+
+
+def machine_facts(proc: Path = PROC, cgroup: Path = CGROUP) -> MachineFacts:
+    """What this machine has now, or leaves to this container."""
+    cores = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    quota = _cpu_quota(cgroup)
+    cores = min(cores, quota) if quota else cores
+    free = [one for one in (_available_bytes(proc), _left_in_cgroup(cgroup)) if one is not None]
+    return MachineFacts(cores, min(usable, cores), min(free, default=None), platform.machine(), _flags(proc))
+
+
+def _allowed(applications: Any) -> Iterator[int]:
+    """The K that the policy may choose; none where it may choose any."""
+    for application in applications:
+        for deployment in application.get("deployments") or ():
+            user_config: Mapping[str, Any] = deployment.get("user_config") or {}
+            yield from map(int, user_config.get("allowed_num_speculative_tokens") or ())
+
+
+def _flags(proc: Path) -> frozenset[str]:
+    for line in _read(proc / "cpuinfo").splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def _available_bytes(proc: Path) -> int | None:
+    """Linux's own estimate: free pages, and those that it can take back."""
+    found = [line.split()[1] for line in _read(proc / "meminfo").splitlines() if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None
+
+
+def _left_in_cgroup(cgroup: Path) -> int | None:
+    """What a container's limit leaves; cached files can be taken back. None without a limit (cgroup v2)."""
+    most, used = _read(cgroup / "memory.max").strip(), _read(cgroup / "memory.current").strip()
+    if not most.isdigit() or not used.isdigit():
+        return None
+    cached = [line.split()[1] for line in _read(cgroup / "memory.stat").splitlines() if line.startswith("inactive_file ")]
+    return max(int(most) - int(used) + int(cached[0] if cached else 0), 0)
+
+
+def _cpu_quota(cgroup: Path) -> int | None:
+    """Whole cores of a container's quota, as Ray counts them; None without one (cgroup v2)."""
+    quota, _, period = _read(cgroup / "cpu.max").strip().partition(" ")
+    return max(int(quota) // int(period), 1) if quota.isdigit() and period.isdigit() else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
