@@ -19,7 +19,8 @@ RIGHT: Final = 8
 TOP: Final = 10
 BOTTOM: Final = 22
 
-FOREST_LEFT: Final = 48
+LETTER: Final = 5
+"""Width of a letter beside a forest, about."""
 FOREST_RIGHT: Final = 128
 FOREST_ROW: Final = 15
 LEAST_SPAN: Final = 0.2
@@ -49,18 +50,14 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A ratio with its interval, and what is written beside it."""
+    """A ratio with its interval, and what is written beside it. `style` is the CSS class: faster, slower, or another."""
 
     name: str
     value: float
     low: float
     high: float
     words: str
-
-    @property
-    def style(self) -> str:
-        """The CSS class: whether the interval lies above or below 1 whole."""
-        return "faster" if self.low > 1 else "slower" if self.high < 1 else "equal"
+    style: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +130,12 @@ def forest(groups: Sequence[tuple[str, Sequence[Estimate]]], reference: str, lab
     `reference` names the line at 1, `label` what the ratios are of. The axis holds every interval, and a fifth on each side.
     """
     rows = [one for _, estimates in groups for one in estimates]
+    left = min(8 + LETTER * max((len(one.name) for one in rows), default=0) + 8, WIDTH // 3)
     low = min([1.0 - LEAST_SPAN, *(one.low for one in rows)])
     high = max([1.0 + LEAST_SPAN, *(one.high for one in rows)])
 
     def x(value: float) -> float:
-        return FOREST_LEFT + (WIDTH - FOREST_LEFT - FOREST_RIGHT) * (value - low) / (high - low)
+        return left + (WIDTH - left - FOREST_RIGHT) * (value - low) / (high - low)
 
     parts, y = [], float(TOP)
     for name, estimates in groups:

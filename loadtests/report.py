@@ -147,7 +147,9 @@ def _estimate(row: PhaseSummary) -> Estimate:
     value = row.speed or 0.0
     interval = row.speed_interval
     low, high = (interval.low, interval.high) if interval else (value, value)
-    return Estimate(arm_name(row.mode), value, low, high, f"{value:.2f}" + (f" ({low:.2f} to {high:.2f})" if interval else ""))
+    words = f"{value:.2f}" + (f" ({low:.2f} to {high:.2f})" if interval else "")
+    style = "equal" if interval is None else "faster" if low > 1 else "slower" if high < 1 else "equal"
+    return Estimate(arm_name(row.mode), value, low, high, words, style)
 
 
 def _cost(row: PhaseSummary) -> str:

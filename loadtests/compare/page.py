@@ -11,6 +11,7 @@ from html import escape
 from string import Template
 from typing import Final
 
+from nightjar.loadtests.charts import Estimate, forest
 from nightjar.loadtests.compare.findings import Findings
 from nightjar.loadtests.compare.measures import MEASURES, WHOLE
 from nightjar.loadtests.compare.verdicts import LEAST_ROUNDS, MOST_FAILED, Comparison
@@ -21,12 +22,6 @@ HEADS: Final = ("phase", "arm", "verdict", "rounds", *(f"{measure.title}, 95 %" 
 FIGURE_HEADS: Final = (
     "phase", "arm", "requests", "failed", "answer tokens/s", "TPOT ms", "TTFT ms", "tokens/s", "turn's mean K", "its steps off",
 )  # fmt: skip
-WIDTH: Final = 640
-ROW_HEIGHT: Final = 26
-LEFT: Final = 190
-RIGHT: Final = 110
-LEAST_SPAN: Final = 0.05
-"""Of the axis on each side of 1."""
 
 PAGE: Final = (
     """<!doctype html>
@@ -38,11 +33,7 @@ PAGE: Final = (
 <style>
 """
     + STYLE
-    + """ul.verdicts { font-size: 1.05rem; padding-left: 1.1rem; } figure { margin: 1rem 0; max-width: 760px; }
-.forest text { fill: var(--ink); font-size: 12px; } .forest .value { fill: var(--dim); } .forest .axis { stroke: var(--dim); }
-.forest .whisker { stroke: var(--dim); stroke-width: 2; } .forest .point { fill: var(--dim); }
-.forest .faster .whisker { stroke: var(--good); } .forest .faster .point { fill: var(--good); }
-.forest .slower .whisker { stroke: var(--bad); } .forest .slower .point { fill: var(--bad); }
+    + """ul.verdicts { font-size: 1.05rem; padding-left: 1.1rem; } figure { margin: 1rem 0; max-width: 640px; }
 </style>
 </head>
 <body>
@@ -202,30 +193,13 @@ def _row(cells: Sequence[str], tag: str = "td") -> str:
 
 def _forest(phase: str, comparisons: Sequence[Comparison]) -> str:
     """The ratios of one phase with their intervals, and the line of no difference."""
-    drawn = [(one, one.main) for one in comparisons if one.main is not None]
+    drawn = [
+        Estimate(one.arm, ratio.value, ratio.interval.low, ratio.interval.high, f"{ratio.value:.2f} times", one.verdict)
+        for one in comparisons
+        if (ratio := one.main) is not None
+    ]
     if not drawn:
         return ""
-    low = min(1.0 - LEAST_SPAN, *(ratio.interval.low for _, ratio in drawn))
-    high = max(1.0 + LEAST_SPAN, *(ratio.interval.high for _, ratio in drawn))
-
-    def x(value: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (value - low) / (high - low)
-
-    height = ROW_HEIGHT * (len(drawn) + 1)
-    parts = [f'<line class="axis" x1="{x(1):.1f}" x2="{x(1):.1f}" y1="4" y2="{height - ROW_HEIGHT + 4}"/>']
-    for number, (one, ratio) in enumerate(drawn):
-        y = ROW_HEIGHT * (number + 0.5) + 4
-        name = "none" if one.verdict not in {"faster", "slower"} else one.verdict
-        parts.append(
-            f'<g class="{name}"><text x="0" y="{y + 4:.1f}">{escape(one.arm)}</text>'
-            f'<line class="whisker" x1="{x(ratio.interval.low):.1f}" x2="{x(ratio.interval.high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<circle class="point" cx="{x(ratio.value):.1f}" cy="{y:.1f}" r="5"/>'
-            f'<text class="value" x="{WIDTH - RIGHT + 12}" y="{y + 4:.1f}">{ratio.value:.2f} times</text></g>'
-        )
-    parts.append(
-        f'<text class="value" x="{x(1):.1f}" y="{height - 6}" text-anchor="middle">as {escape(comparisons[0].baseline)}</text>'
-    )
+    reference = comparisons[0].baseline
     heading = "" if phase == WHOLE else f"<h3>{escape(phase)}</h3>"
-    label = f"Answer speed over that of {comparisons[0].baseline}"
-    svg = f'<svg class="forest" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
-    return f"<figure>{heading}{svg}</figure>"
+    return f"<figure>{heading}{forest([('', drawn)], reference, f'Answer speed over that of {reference}')}</figure>"
