@@ -66,7 +66,9 @@ def sentence(phases: Sequence[PhaseSummary], modes: Sequence[str]) -> str:
     numbers = [f"{last}: {words}"] if (words := found.with_intervals(last)) else []
     numbers += [f"{arm_name(mode)}: {words}" for mode in fixed if (words := found.alone(mode))]
     if not numbers:
-        return "Nothing was measured to compare."
+        return (
+            f"Nothing can be compared: in {' and '.join(shown)} not every mode generated tokens, on a machine too slow or too busy."
+        )
     said = f"{'; '.join(numbers)} (tokens per second of engine time)"
     if any(found.surely_gains(mode) for mode in modes[1:]):
         return said

@@ -121,14 +121,14 @@ def memory_of(pids: frozenset[int], proc: Path = PROC) -> tuple[ProcessMemory, .
 def process_name(words: list[str]) -> str:
     """What people call a process by its command line.
 
-    >>> process_name(["ray::ServeReplica:smollm2:LLM"]), process_name(["/opt/raylet/raylet", "--port=1"])
+    >>> process_name(["ray::ServeReplica:smollm2:LLM.handle_request"]), process_name(["/opt/raylet/raylet", "--port=1"])
     ('ray::ServeReplica:smollm2:LLM', 'raylet')
     >>> process_name(["/usr/bin/python3.11", "-u", "/opt/dashboard/agent.py"]), process_name(["python", "-m", "locust", "-f", "x"])
     ('agent.py', 'locust')
     """
     first, *rest = [word for word in words if word] or ["?"]
     if "::" in first:
-        return first.split()[0][:40]
+        return first.split()[0].partition(".")[0][:40]
     name = Path(first).name
     if not name.startswith("python"):
         return name[:40]

@@ -162,7 +162,7 @@ def _times(times: Times, form: Callable[[float], str]) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    return f"{seconds:.2f}" if seconds < 10 else f"{seconds:.1f}"
+    return f"{seconds:.2f}" if seconds < 10 else f"{seconds:.1f}" if seconds < 100 else f"{seconds:.0f}"
 
 
 def _milliseconds(seconds: float) -> str:

@@ -115,9 +115,9 @@ def share_off(by_length: WorkByLength) -> float | None:
 
 
 def seconds_per_token(by_length: WorkByLength) -> float | None:
-    """Engine seconds per generated token, over all engines; None without tokens."""
+    """Engine seconds per generated token, over all engines; None where no token was generated in a timed step."""
     work = all_work(by_length)
-    return work.step_seconds / work.generated_tokens if work.generated_tokens else None
+    return work.step_seconds / work.generated_tokens if work.generated_tokens and work.step_seconds else None
 
 
 def acceptance_rate(by_length: WorkByLength) -> float | None:

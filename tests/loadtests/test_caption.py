@@ -116,7 +116,7 @@ def test_a_gain_that_the_interval_does_not_confirm_is_said_to_be_open() -> None:
 
 def test_a_run_without_numbers_says_that() -> None:
     assert sentence((), ()) == sentence((), MODES) == "Nothing was measured."
-    assert sentence((phase("off", "quiet"),), MODES) == "Nothing was measured to compare."
+    assert sentence((phase("off", "quiet"),), MODES).startswith("Nothing can be compared: in quiet not every mode generated tokens")
 
 
 def test_what_went_into_measuring_is_counted_among_the_samples_that_decode() -> None:
