@@ -81,12 +81,14 @@ class Screen:
             self.refresh()
 
     def _render(self, view: View) -> RenderableType:
-        title = Text(f"[{self._clock() - self._began_s:4.0f} s] {view.stage}", style="bold")
+        stage = f"[{self._clock() - self._began_s:4.0f} s] {view.stage}"
+        parts: list[RenderableType] = [Text(stage, style="bold", no_wrap=True, overflow="ellipsis")]
         if view.requests:
-            title.append(f"   {view.requests} answered, {view.failed} failed", style="red" if view.failed else "green")
-        if view.status is None:
-            return title
-        return Group(title, fleet_view(view.status))
+            counts = f"{view.requests} answered, {view.failed} failed"
+            parts.append(Text(counts, style="red" if view.failed else "green"))
+        if view.status is not None:
+            parts.append(fleet_view(view.status))
+        return Group(*parts)
 
 
 def plain_line(view: View) -> str:

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from nightjar.loadtests.samples import read_samples
 from nightjar.loadtests.service_api import ServiceApi, ServiceError
 from nightjar.loadtests.summary import RunSummary
 from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.report import EngineLoad
 from tests.loadtests.fake_demo import use_the_fake_system
 from tests.loadtests.fake_server import FakeServer, running_fake_server
 from tests.loadtests.recorded import replica, sample
@@ -267,11 +269,16 @@ def test_off_a_terminal_a_line_comes_whenever_nothing_was_said_for_a_while() -> 
     assert plain_line(view) == "mode off: load; 3 answered, 1 failed; lica-1 batch 0 waiting 0 K=0"
 
 
-def test_on_a_terminal_the_table_shows_every_replica() -> None:
+def test_on_a_terminal_of_80_columns_the_fleet_is_shown_as_status_shows_it_and_nothing_is_cut() -> None:
     file = io.StringIO()
-    view = View("mode auto: load", sample(1.0, "auto", replica("replica-1"), replica("replica-2")).status, requests=3)
-    with Screen(Console(file=file, force_terminal=True, width=120), lambda: view) as screen:
+    decoding = (
+        replica(name, load=EngineLoad(decode_batch_size=3, num_speculative_tokens=5)) for name in ("replica-1", "replica-2")
+    )
+    view = View("mode auto: load quiet:32@0.4,surge:16@5", sample(1.0, "auto", *decoding).status, requests=3)
+    with Screen(Console(file=file, force_terminal=True, width=80), lambda: view) as screen:
         screen.refresh()
+    assert "…" not in file.getvalue()
+    assert re.search(r"replica-1 +3 +0 +0% +5 ", file.getvalue()), "batch, waiting, KV and K"
     assert all(word in file.getvalue() for word in ("replica-1", "replica-2", "3 answered, 0 failed", "incarnation 1"))
 
 
