@@ -140,8 +140,8 @@ def forest(groups: Sequence[tuple[str, Sequence[Estimate]]], reference: str, lab
     parts, y = [], float(TOP)
     for name, estimates in groups:
         if name:
-            parts.append(f'<text class="group" x="0" y="{y + 9:.1f}">{escape(name)}</text>')
-            y += FOREST_ROW
+            parts.append(f'<text class="group" x="0" y="{y + FOREST_ROW - 3:.1f}">{escape(name)}</text>')
+            y += FOREST_ROW + 2
         for one in estimates:
             parts.append(_estimate(one, x, y + FOREST_ROW / 2))
             y += FOREST_ROW

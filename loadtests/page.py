@@ -68,7 +68,7 @@ PAGE: Final = (
     + """.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(280px, 100%), 1fr)); gap: .8rem; }
 .story { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 0 2rem; align-items: start; }
 .story h4 { margin-top: .4rem; } .of { color: var(--dim); font-size: .85rem; text-align: center; }
-li { overflow-wrap: anywhere; }
+p, li { overflow-wrap: anywhere; }
 </style>
 </head>
 <body>
