@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -381,6 +382,27 @@ def test_a_difference_counts_as_equal_only_where_the_reference_was_a_near_tie() 
     assert compare_texts({"off": [answer("a", "b", gap=9e-5)], "auto": [answer("a", "c")]}).passed
     assert not compare_texts({"off": [answer("a", "b", gap=2e-4)], "auto": [answer("a", "c", gap=9e-5)]}).passed
     assert not compare_texts({"off": [answer("a", gap=9e-5)], "auto": [answer("a", "c")]}).passed
+
+
+def test_every_prompt_is_compared_and_at_most_four_that_differ_are_named() -> None:
+    reference, other = answer("a", "b"), answer("a", "c")
+    second = compare_texts({"off": [reference] * 2, "auto": [reference, other]})
+    assert (second.passed, second.detail) == (False, "auto: 'a prompt' differs from off at token 1")
+    assert compare_texts({"off": [reference] * 5, "auto": [other] * 5}).detail.count("differs") == 4
+    with pytest.raises(ValueError, match="zip"):
+        compare_texts({"off": [reference] * 2, "auto": [reference]})
+
+
+def test_a_long_prompt_is_named_by_its_beginning_and_near_ties_are_counted() -> None:
+    long = [replace(one, prompt="p" * 60) for one in (answer("a"), answer("b"))]
+    assert compare_texts({"off": long[:1], "auto": long[1:]}).detail == f"auto: '{'p' * 40}' differs from off at token 0"
+    tied = compare_texts({"off": [answer("a", gap=0.0)] * 2, "auto": [answer("b")] * 2})
+    assert tied.detail == "2 prompts, 2 tokens, the same under off, auto (2 from a near tie of the two best tokens on)"
+
+
+def test_without_a_second_candidate_there_is_no_near_tie() -> None:
+    alone = Answer("a prompt", (Token("a", (-0.5,)),))
+    assert not compare_texts({"off": [alone], "auto": [answer("b")]}).passed
 
 
 def test_a_model_that_rounds_may_differ_from_wider_ties_on() -> None:
