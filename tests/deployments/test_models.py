@@ -60,7 +60,7 @@ def test_weight_noise_is_seeded_scaled_and_spares_what_belongs_to_no_layer() -> 
 
 
 def test_build_makes_three_described_folders_and_a_second_build_leaves_them(tmp_path: Path, source_package: None) -> None:
-    notes = build_models(tmp_path, cost=4, noise=0.1)
+    notes = build_models(tmp_path, cost=4, noises=(0.1,))
     assert [note.name for note in notes] == ["smollm2-135m", "smollm2-135m-x4", "smollm2-135m-noise10"]
     assert json.loads((tmp_path / "smollm2-135m-x4" / "config.json").read_text())["num_hidden_layers"] == 4 * NUM_LAYERS
     assert "the real model's function, unchanged" in notes[1].description
@@ -68,10 +68,10 @@ def test_build_makes_three_described_folders_and_a_second_build_leaves_them(tmp_
     assert {path.name for path in tmp_path.iterdir()} == {note.name for note in notes}, "no scratch folder stays behind"
     built = (tmp_path / "smollm2-135m").stat().st_ino
     stages: list[str] = []
-    assert build_models(tmp_path, cost=4, noise=0.1, report=stages.append) == notes
+    assert build_models(tmp_path, cost=4, noises=(0.1,), report=stages.append) == notes
     assert (tmp_path / "smollm2-135m").stat().st_ino == built
     assert all("there already" in stage for stage in stages)
-    build_models(tmp_path, cost=4, noise=0.1, force=True)
+    build_models(tmp_path, cost=4, noises=(0.1,), force=True)
     assert (tmp_path / "smollm2-135m").stat().st_ino != built
 
 
@@ -97,8 +97,8 @@ def test_interrupted_build_leaves_nothing(tmp_path: Path, source_package: None, 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("knob", "message"), [({"cost": 1}, "cost 1: allowed"), ({"noise": 0.055}, "noise 0.055: allowed")])
-def test_knob_out_of_range_is_named(tmp_path: Path, knob: dict[str, int], message: str) -> None:
+@pytest.mark.parametrize(("knob", "message"), [({"cost": 1}, "cost 1: allowed"), ({"noises": (0.055,)}, "noise 0.055: allowed")])
+def test_knob_out_of_range_is_named(tmp_path: Path, knob: dict[str, object], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         build_models(tmp_path, **knob)  # type: ignore[arg-type]
 
@@ -133,4 +133,6 @@ def test_list_writes_json_for_programs(tmp_path: Path, source_package: None, mon
     assert list_models(tmp_path) == ()
     build_models(tmp_path)
     rows = json.loads(CliRunner().invoke(app, ["list", "-o", "json"]).stdout)
-    assert {row["name"]: row["cost"] for row in rows} == {"smollm2-135m": 1, "smollm2-135m-noise08": 1, "smollm2-135m-x3": 3}
+    assert {row["name"]: row["cost"] for row in rows} == {
+        "smollm2-135m": 1, "smollm2-135m-noise05": 1, "smollm2-135m-noise08": 1, "smollm2-135m-x3": 3,
+    }  # fmt: skip

@@ -111,7 +111,7 @@ class Terminal:
 
 
 def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
-    need_models("smollm2-135m", "smollm2-135m-x3", "smollm2-135m-noise08")
+    need_models("smollm2-135m", "smollm2-135m-x3", "smollm2-135m-noise05", "smollm2-135m-noise08")
     terminal = Terminal(tmp_path)
     before = (tmp_path / "serve.yaml").read_text()
     told: dict[str, list[str]] = {}

@@ -88,7 +88,7 @@ def says(noise: float = NOISE) -> str:
 
 def build(noise: float = NOISE) -> dict[str, str]:
     """Paths of target and draft, built if they are missing."""
-    _, target, draft = build_models(models_folder(), cost=COST, noise=noise)
+    _, target, draft = build_models(models_folder(), cost=COST, noises=(noise,))
     return {"target": str(models_folder() / target.name), "draft": str(models_folder() / draft.name)}
 
 
