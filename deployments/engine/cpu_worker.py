@@ -14,7 +14,7 @@ import torch
 from vllm.v1.sample import rejection_sampler
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from nightjar.deployments.engine.memory.cpu import CPUDraftMemory
+from nightjar.deployments.engine.memory.cpu import CPUDraftMemory, trim_heap
 from nightjar.deployments.engine.memory.interface import DraftMemory
 from nightjar.deployments.engine.worker import SteeredGPUWorker
 
@@ -26,6 +26,11 @@ class SteeredCPUWorker(SteeredGPUWorker, CPUWorker):
         """As the GPU's, and mend the sampler."""
         super().init_device()
         rejection_sampler.expand_batch_to_tokens = expand_batch_to_tokens
+
+    def load_model(self, *, load_dummy_weights: bool = False) -> None:
+        """As vLLM's, then without the holes that packing the weights left in the heap."""
+        super().load_model(load_dummy_weights=load_dummy_weights)
+        trim_heap()
 
     def make_draft_memory(self) -> DraftMemory:
         """The draft's memory is the host's."""

@@ -87,6 +87,17 @@ def float32_draft(tmp_path: Path, _vllm: None) -> Draft:
     return _load(_save_random_llama(tmp_path, tied=True), torch.float32)
 
 
+def test_what_was_freed_between_what_is_used_goes_back_to_the_kernel() -> None:
+    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("not glibc's allocator")
+    blocks = [bytearray(1 << 16) for _ in range(1600)]
+    del blocks[::2]
+    before = _anonymous_bytes()
+    cpu.trim_heap()
+    assert before - _anonymous_bytes() > 600 << 16
+    assert len(blocks) == 800
+
+
 def test_a_reloaded_draft_computes_the_same_bits(draft: Draft) -> None:
     before = draft.logits()
     assert before.isfinite().all()

@@ -96,7 +96,7 @@ class CPUDraftMemory(WholeMoves):
         self._model = loader.load_model(vllm_config=vllm_config, model_config=vllm_config.model_config, prefix=prefix)
         self.weight_bytes = sum(template.num_bytes for template in self._templates)
         self.why_not = _why_not(self._model, self._templates, type(loader).__name__)
-        _trim_heap()
+        trim_heap()
         return self._model
 
     def making_room(self) -> AbstractContextManager[None]:
@@ -147,17 +147,17 @@ class CPUDraftMemory(WholeMoves):
                 parameter.data = torch.empty(0, dtype=parameter.dtype)
             untrimmed_bytes += module_bytes
             if untrimmed_bytes >= PART_BYTES:
-                _trim_heap()
+                trim_heap()
                 untrimmed_bytes = 0
             if module_bytes:
                 yield module_bytes
-        _trim_heap()
+        trim_heap()
 
     def _loading_again(self) -> Iterator[int]:
         try:
             yield from self._filling()
             yield from self._packing()
-            _trim_heap()
+            trim_heap()
         except BaseException:
             for _ in self._dropping():
                 pass
@@ -280,7 +280,8 @@ def _return_pages(pages: ByteRange) -> int:
     return pages.end - pages.start
 
 
-def _trim_heap() -> None:
+def trim_heap() -> None:
+    """Give what is freed back to the kernel; nothing under another allocator than glibc's."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
