@@ -28,6 +28,8 @@ from tests.fleet.courses import ReplicaCourse, between, share_of_best
 from tests.fleet.hosted_engine import Part
 from tests.fleet.virtual_fleet import PATIENCE_S, VirtualFleet, virtual_fleet
 
+pytestmark = pytest.mark.simulated
+
 PROFILE = read_profile("qwen-7b-0.5b-rtx4090")
 NOMINAL = nominal_of(PROFILE)
 ROWS = NOMINAL.crossover_rows // 3

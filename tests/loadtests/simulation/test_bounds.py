@@ -1,4 +1,4 @@
-"""A small fixed campaign in virtual time holds bounds on each run of the tests: what a change of the planner must not break unseen.
+"""A small fixed campaign in virtual time holds bounds: what a change of the planner must not break unseen (`make test-slow`).
 
 One engine profile with few steps a second, the seeds named here, the lengths of `make bench-policy`. The same code gives the same
 numbers, so a bound that breaks tells of a change in what is decided. Bounds of ratios lie a little below the bars where one seed
@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
+
 from nightjar.loadtests.simulation.evidence.bar_list import compute_bars
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.loadtests.simulation.evidence.rows import RunRow
@@ -19,6 +21,8 @@ from nightjar.loadtests.simulation.experiments.catalogue import EXPERIMENTS
 from nightjar.loadtests.simulation.experiments.efforts import BENCH
 from nightjar.loadtests.simulation.experiments.experiment import PICK_SEED, Choice
 from nightjar.loadtests.simulation.profiles import read_profile
+
+pytestmark = pytest.mark.simulated
 
 PROFILE = "cpu-smollm2"
 SEEDS = 4
