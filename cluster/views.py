@@ -288,7 +288,7 @@ def gained_text(gained: Sequence[GainedStatus]) -> str:
 
 
 def _worth(group: GroupStatus) -> str:
-    """What the plan is predicted to give now, over off and over what runs, or why that is not known; empty before the first step."""
+    """What the plan is predicted to give now, over off and what runs, or why that is not known; empty before the first step."""
     planned, off, present = group.predicted_tokens_per_s, group.predicted_off_tokens_per_s, group.predicted_present_tokens_per_s
     if planned is None or not off or not group.cells:
         return group.not_known
