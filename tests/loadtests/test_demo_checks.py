@@ -410,6 +410,7 @@ def test_a_model_that_rounds_may_differ_from_wider_ties_on() -> None:
     assert compare_texts(given, ROUNDED_NEAR_TIE).passed
     assert not compare_texts(given).passed
     assert not compare_texts(given | {"off": [answer("a", "b", gap=0.31)]}, ROUNDED_NEAR_TIE).passed
+    assert not compare_texts(given, near_tie=0.25).passed, "a gap as wide as the limit is none"
 
 
 def test_an_answer_that_failed_is_no_equal_text() -> None:
