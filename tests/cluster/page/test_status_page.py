@@ -10,7 +10,6 @@ import pytest
 pytest.importorskip("uvicorn")
 pytest.importorskip("websockets")
 from nightjar.policy.wire.status import FleetStatus
-from tests.cluster.fleets import some_fleet
 from tests.cluster.page.devtools import BROWSER, Page, new_page, running_browser
 from tests.cluster.page.fake_policy import ChangingPolicy, learned_fleet, served
 
@@ -271,5 +270,6 @@ def test_a_planner_that_does_not_learn_shows_what_was_measured_alone(page: Page,
     )
     look(page, url)
     assert "planner fixed does not say how sure it is" in page.text("[data-field=legend]")
-    policy.fleet = some_fleet()
+    unmeasured = group.model_copy(update={"goodput_model": None, "cells": ()})
+    policy.fleet = policy.fleet.model_copy(update={"groups": (unmeasured,)})
     page.wait_for("document.querySelector('[data-field=nothing]').checkVisibility()")
