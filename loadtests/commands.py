@@ -36,9 +36,9 @@ from nightjar.loadtests.service_api import ServiceError
 from nightjar.loadtests.summary import RunSummary, summarise
 from nightjar.policy.wire.record import describe_validation_error
 
-DEMO_REGIME: Final = "quiet:36@=0.4,surge:16@5,drain:18@0,calm:26@=0.4"
-LONG_REGIME: Final = "quiet:80@=0.4,surge:40@5,drain:40@0,calm:60@=0.4"
-QUICK_REGIME: Final = "quiet:12@=0.4,surge:8@5,drain:8@0,calm:10@=0.4"
+DEMO_REGIME: Final = "quiet:36@=0.6,surge:16@5,drain:18@0,calm:34@=0.6"
+LONG_REGIME: Final = "quiet:80@=0.6,surge:40@5,drain:40@0,calm:60@=0.6"
+QUICK_REGIME: Final = "quiet:12@=0.6,surge:8@5,drain:8@0,calm:12@=0.6"
 
 MOST_COLUMNS: Final = 200
 

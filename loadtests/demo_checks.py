@@ -12,7 +12,7 @@ is another text and not compared.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from nightjar.loadtests.openai_stream import Token
 from nightjar.loadtests.regimes import Regime, arrival_times
 from nightjar.loadtests.rows import RequestRow
-from nightjar.loadtests.samples import EngineHistory, StatusSample, steered_replicas
+from nightjar.loadtests.samples import EngineHistory, StatusSample, WorkByLength, all_work, steered_replicas
 from nightjar.loadtests.summary import Check
 from nightjar.policy.engine.steering import Cause
 from nightjar.policy.wire.mode import Mode
@@ -129,12 +129,21 @@ def check_steering(samples: Sequence[StatusSample]) -> Check:
 
 
 def check_fixed_length(mode: Mode, samples: Sequence[StatusSample]) -> Check:
-    """Every engine step between the first and the last sample of a fixed mode ran at its K."""
+    """Every engine step between the first and the last sample of a fixed mode ran at its K.
+
+    A drafter that slept comes back with a lease and a catch-up: where K > 0 steps are judged since its engine's was back.
+    """
     wanted = mode.num_speculative_tokens or 0
     mine = [sample for sample in samples if sample.mode == str(mode)]
-    work = EngineHistory(mine).work(mine[0].time_s, mine[-1].time_s) if mine else {}
-    counted = ", ".join(f"{one.steps} steps at K={length}" for length, one in work.items()) or "no step was counted"
-    return Check(name=f"K under {mode}", passed=set(work) == {wanted}, detail=counted)
+    back, absent = _since_back(mine) if wanted else (mine, mine[:0])
+    judged = _work(back)
+    counted = ", ".join(f"{one.steps} steps at K={length}" for length, one in judged.items()) or "no step was counted"
+    never = all_work(_work(absent)).steps
+    if before := all_work(_work(mine)).steps - all_work(judged).steps - never:
+        counted += f"; {before} before the drafters were back"
+    if never:
+        counted += f"; {never} on engines whose drafter was never back"
+    return Check(name=f"K under {mode}", passed=set(judged) == {wanted} and not never, detail=counted)
 
 
 def check_planned_length(mode: str, samples: Sequence[StatusSample], sent: ReplicaSettings) -> Check:
@@ -225,6 +234,31 @@ class _InForce:
         if replica.settings_version is not None:
             seen.append((steps, replica.settings_version))
         return next((version for at, version in reversed(seen) if steps - at >= STEPS_UNDER_NEW_SETTINGS), None)
+
+
+def _work(samples: Sequence[StatusSample]) -> WorkByLength:
+    return EngineHistory(samples).work(samples[0].time_s, samples[-1].time_s) if samples else {}
+
+
+def _since_back(samples: Sequence[StatusSample]) -> tuple[list[StatusSample], list[StatusSample]]:
+    """The samples with each engine from the first one on in which its drafter was awake, and those with engines that never were."""
+    awake: set[str] = set()
+    seen: set[str] = set()
+    back = []
+    for sample in samples:
+        for replica in sample.status.replicas if sample.status else ():
+            seen.add(replica.engine_id)
+            if replica.drafter_state not in STATES_WITHOUT_DRAFTS:
+                awake.add(replica.engine_id)
+        back.append(_only(sample, awake))
+    return back, [_only(sample, seen - awake) for sample in samples]
+
+
+def _only(sample: StatusSample, engine_ids: Collection[str]) -> StatusSample:
+    if sample.status is None:
+        return sample
+    replicas = tuple(replica for replica in sample.status.replicas if replica.engine_id in engine_ids)
+    return sample.model_copy(update={"status": sample.status.model_copy(update={"replicas": replicas})})
 
 
 def _explain(replica: ReplicaStatus, settings: Settings) -> Explanation:

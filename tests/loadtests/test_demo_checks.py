@@ -296,6 +296,21 @@ def test_a_fixed_mode_runs_every_step_at_its_length() -> None:
     assert not check_fixed_length(Mode.parse("off"), []).passed
 
 
+def test_steps_before_a_drafter_is_back_are_told_and_those_of_one_that_never_is_fail() -> None:
+    mode, at_five = Mode.parse("pin=5"), totals(5, 2)
+    asleep = {"drafter_state": DrafterState.CATCHING_UP}
+    begin = sample(1.0, "pin=5", replica("r1", totals(0, 40), at_five).model_copy(update=asleep))
+    comes = sample(2.0, "pin=5", replica("r1", totals(0, 42), at_five).model_copy(update=asleep))
+    is_back = sample(3.0, "pin=5", replica("r1", totals(0, 43), totals(5, 3)))
+    end = sample(9.0, "pin=5", replica("r1", totals(0, 43), totals(5, 9)))
+    found = check_fixed_length(mode, [begin, comes, is_back, end])
+    assert (found.passed, found.detail) == (True, "6 steps at K=5; 4 before the drafters were back")
+    slipped = sample(9.0, "pin=5", replica("r1", totals(0, 44), totals(5, 9)))
+    assert not check_fixed_length(mode, [begin, comes, is_back, slipped]).passed
+    never = check_fixed_length(mode, [begin, comes])
+    assert (never.passed, never.detail) == (False, "no step was counted; 2 on engines whose drafter was never back")
+
+
 def test_off_runs_every_step_without_drafts_up_to_its_last_sample() -> None:
     times = (1.0, 5.0, 9.0)
     calm = [sample(time_s, "off", replica("r1", totals(0, 40 + int(time_s)))) for time_s in times]

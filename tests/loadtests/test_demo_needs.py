@@ -39,7 +39,7 @@ def test_a_machine_with_enough_of_everything_has_no_warning() -> None:
     ("machine", "told"),
     [
         (replace(ENOUGH, cores=1, usable=1), "2 replicas need 2 processor cores; this machine has 1"),
-        (replace(ENOUGH, free_bytes=6 * GIB), "the demo needs 8 GiB of free memory; 6.0 GiB are free. End other programs first"),
+        (replace(ENOUGH, free_bytes=6 * GIB), "the demo needs 10 GiB of free memory; 6.0 GiB are free. End other programs first"),
         (replace(ENOUGH, flags=frozenset({"sse2"})), "vLLM for CPU needs a processor with AVX2; this one has none"),
     ],
     ids=["one core", "six GiB", "no AVX2"],
