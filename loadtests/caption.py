@@ -54,7 +54,8 @@ def arrivals(phases: Sequence[PhaseSummary], mode: str) -> list[PhaseSummary]:
 
 def sentence(phases: Sequence[PhaseSummary], modes: Sequence[str]) -> str:
     """One line: tokens per second of engine time of the last mode, and of those between, over the first one's; or that drafting
-    does not pay, and why. It is of the first phase and of the busiest one.
+    does not pay, and why. It is of the first phase and of the busiest one, and of the last mode's last phase: it has learned by
+    then, while a fixed K may still answer what the busiest phase left.
     """
     real = arrivals(phases, modes[0]) if modes else []
     if not real:
@@ -62,15 +63,16 @@ def sentence(phases: Sequence[PhaseSummary], modes: Sequence[str]) -> str:
     busiest = max(real, key=lambda row: row.requests / row.duration_s)
     shown = list(dict.fromkeys((real[0].phase, busiest.phase)))
     found = _Found({(row.mode, row.phase): row for row in phases}, modes[0], shown)
+    to_the_end = found._replace(phases=list(dict.fromkeys((*shown, real[-1].phase))))
     *fixed, last = modes[1:] or ("",)
-    numbers = [f"{last}: {words}"] if (words := found.with_intervals(last)) else []
+    numbers = [f"{last}: {words}"] if (words := to_the_end.with_intervals(last)) else []
     numbers += [f"{arm_name(mode)}: {words}" for mode in fixed if (words := found.alone(mode))]
     if not numbers:
         return (
             f"Nothing can be compared: in {' and '.join(shown)} not every mode generated tokens, on a machine too slow or too busy."
         )
     said = f"{'; '.join(numbers)} (tokens per second of engine time)"
-    if any(found.surely_gains(mode) for mode in modes[1:]):
+    if to_the_end.surely_gains(last) or any(found.surely_gains(mode) for mode in fixed):
         return said
     if any(found.gains(mode) for mode in fixed):
         return f"This run is too short to tell whether drafting pays on this processor. {said}"

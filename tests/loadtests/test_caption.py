@@ -108,6 +108,18 @@ def test_where_drafting_pays_nowhere_the_sentence_says_so_with_the_step_times_th
     assert "auto drafted in 60% of its steps and cost nothing." in drafted
 
 
+def test_what_the_last_mode_gains_once_it_has_learned_is_told_and_a_fixed_k_that_is_behind_there_is_not() -> None:
+    rows = (
+        *table((1.1, 0.7), (1.05, 0.9, 1.2), (1.0, 0.9, 1.1)),
+        phase("pin=3", "calm", 1.9, (1.8, 2.0)),
+        phase("auto", "calm", 1.28, (1.23, 1.33)),
+    )
+    assert sentence(rows, MODES) == (
+        "auto: 1.05 of off in quiet (0.90 to 1.20), 1.00 in surge (0.90 to 1.10), 1.28 in calm (1.23 to 1.33); K=3: 1.10 and 0.70 "
+        "(tokens per second of engine time)"
+    )
+
+
 def test_a_gain_that_the_interval_does_not_confirm_is_said_to_be_open() -> None:
     rows = table((1.1, 0.7), (1.05, 0.9, 1.2), (1.0, 0.9, 1.1))
     rows = tuple(one.model_copy(update={"speed_interval": None}) if one.mode == "pin=3" else one for one in rows)
