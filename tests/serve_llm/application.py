@@ -18,6 +18,7 @@ from typing import Any, Final
 import pytest
 
 from nightjar.deployments.models import resolve_model
+from nightjar.deployments.rig import model_names
 from tests.deployments.serving import DRAFT, MAX_NUM_SPECULATIVE_TOKENS, TARGET
 from tests.ports import free_port
 
@@ -53,13 +54,20 @@ def serve_application(*, user_config: Mapping[str, Any] | None = None) -> dict[s
     }
 
 
-def gpu_application() -> dict[str, Any]:
-    """The model `chat` alone, on one replica, as a file for GPUs holds it: ray.serve.llm's own placement group and executor."""
+def gpu_application(tiny_models: Path | None = None) -> dict[str, Any]:
+    """The model `chat` alone, on one replica, as a file for GPUs holds it: ray.serve.llm's own placement group and executor.
+
+    With the rig's `tiny_models` on two ranks: the attention heads of the small real model do not divide by two.
+    """
     whole = serve_application()
     (chat, *_) = whole["args"]["llm_configs"]
     del chat["placement_group_config"]
     chat["accelerator_config"] = {"kind": "gpu"}
     chat["deployment_config"] = {"num_replicas": 1, "health_check_period_s": 2}
+    if tiny_models is not None:
+        chat["model_loading_config"]["model_source"] = str(tiny_models / model_names.TARGET)
+        chat["engine_kwargs"]["speculative_config"]["model"] = str(tiny_models / model_names.DRAFT)
+        chat["engine_kwargs"] |= {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 32 << 20}
     whole["args"]["llm_configs"] = [chat]
     return whole
 
