@@ -36,8 +36,9 @@ from nightjar.loadtests.service_api import ServiceError
 from nightjar.loadtests.summary import RunSummary, summarise
 from nightjar.policy.wire.record import describe_validation_error
 
-DEMO_REGIME: Final = "quiet:36@=0.6,surge:16@5,drain:18@0,calm:34@=0.6"
-LONG_REGIME: Final = "quiet:80@=0.6,surge:40@5,drain:40@0,calm:60@=0.6"
+DEMO_REGIME: Final = "quiet:38@=0.35,surge:16@4,drain:18@0,calm:32@=0.35"
+"""Quiet is one request at a time on each of two replicas: at more, off answers in larger batches than drafts do, and gains by it."""
+LONG_REGIME: Final = "quiet:80@=0.27,surge:32@4,drain:36@0,calm:60@=0.27"
 QUICK_REGIME: Final = "quiet:12@=0.6,surge:8@5,drain:8@0,calm:12@=0.6"
 
 MOST_COLUMNS: Final = 200
