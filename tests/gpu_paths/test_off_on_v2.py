@@ -14,7 +14,7 @@ from nightjar.deployments.proof.combinations import ALONE, BESIDE, COMPILED, Com
 from nightjar.deployments.proof.scenarios import ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.deployments.proof.verdict import NEAR_TIE, difference
 from tests.gpu_paths.multiply_adds import COUNTED_AFTER, LLAMA_3_1_8B, STEPS, TINY
-from tests.gpu_paths.off_stretch import LOG_STEPS, STEPS_BACK, STEPS_BEFORE, STEPS_OFF, STRESS_SEED
+from tests.gpu_paths.off_stretch import IS_BY_HAND, LOG_STEPS, STEPS_BACK, STEPS_BEFORE, STEPS_OFF, STRESS_SEED
 from tests.gpu_paths.overlay import version_under_test
 from tests.gpu_paths.runs import Rig
 
@@ -30,7 +30,13 @@ OFF = {
     "v2-async-draft_model",
     COMPILED_HEAD.name,
 }
-ON_V2 = tuple(each for each in (*ALONE, *COMPILED) if each.name in OFF and version_under_test() >= V2_OBEYS_K_FROM)
+BY_HAND = {"v2-sync-eagle", "v2-sync-eagle3"}
+"""`make stress-gpu-paths` alone has them: their asynchronous twins run the same head's code, and each takes four minutes of a core."""
+ON_V2 = tuple(
+    each
+    for each in (*ALONE, *COMPILED)
+    if each.name in OFF and (each.name not in BY_HAND or IS_BY_HAND) and version_under_test() >= V2_OBEYS_K_FROM
+)
 HEADS = tuple(each for each in ON_V2 if each.writes_kv_alone)
 DRAFTS = tuple(each for each in ON_V2 if each.drafter == SEPARATE_DRAFT_MODEL)
 KEPT_IN_STEP = tuple(each for each in BESIDE if each.name == "v2-async-draft_model-kv-connector" and DRAFTS)
