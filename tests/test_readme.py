@@ -210,7 +210,7 @@ SMALL_CASES: Final[dict[str, tuple[Callable[[Path], None], tuple[str, ...], tupl
     "make figures": (nothing, ("FIGURES=FOLDER",), ("changing-load.svg",)),
     "make bench-scale": (nothing, ("ARGS=--replicas 60 --large 100 --ticks 5 --output FOLDER",), ("Milliseconds per tick",)),
     "make bench-model": (nothing, (), ("nearest measured cell",)),
-    "make bench-step": (nothing, (), ("Microseconds per scheduler step",)),
+    "make bench-step": (nothing, ("ARGS=--steps 40 --output FOLDER",), ("Microseconds per scheduler step",)),
     "make demo": (nothing, ("ARGS=--quick --runs FOLDER",), ("no failed request",)),
     "make bench-policy": (nothing, ("ARGS=--quick --only storm --runs FOLDER",), ("Restart storm",)),
     "make bench-engine": (
