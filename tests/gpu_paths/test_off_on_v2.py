@@ -31,7 +31,7 @@ OFF = {
     COMPILED_HEAD.name,
 }
 BY_HAND = {"v2-sync-eagle", "v2-sync-eagle3"}
-"""`make stress-gpu-paths` alone has them: their asynchronous twins run the same head's code, and each takes four minutes of a core."""
+"""`make stress-gpu-paths` alone has them: their asynchronous twins run the same code, and each takes four minutes of a core."""
 ON_V2 = tuple(
     each
     for each in (*ALONE, *COMPILED)
