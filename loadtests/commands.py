@@ -30,7 +30,7 @@ from nightjar.loadtests.prompts import COMPARISON_PROMPTS
 from nightjar.loadtests.regimes import RegimeError, parse_regime
 from nightjar.loadtests.report import render_report
 from nightjar.loadtests.rows import RowsError, read_rows
-from nightjar.loadtests.run_folder import new_run_folder
+from nightjar.loadtests.run_folder import as_latest, unnamed_run_folder
 from nightjar.loadtests.samples import SamplesError, read_samples
 from nightjar.loadtests.service_api import ServiceError
 from nightjar.loadtests.summary import RunSummary, summarise
@@ -80,7 +80,9 @@ def demo(
     max_tokens: Annotated[
         int | None, typer.Option(help="Most tokens per answer under load.", min=2, show_default="24; 32 with --long")
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Folder for the runs; `latest` in it points to the newest.")] = Path("runs/demo"),
+    runs: Annotated[Path, typer.Option(help="Folder for the runs; `latest` in it points to the newest that has a report.")] = Path(
+        "runs/demo"
+    ),
     quick: Annotated[bool, typer.Option("--quick", help="A short load and few compared texts: a trial, not evidence.")] = False,
     long: Annotated[bool, typer.Option("--long", help="A longer load, longer answers, more texts: a quarter of an hour.")] = False,
     output: OutputOption = Output.TABLE,
@@ -90,7 +92,7 @@ def demo(
     Builds the models if they are missing, starts the replicas, sends the same load under each mode (auto begins without knowledge),
     kills the policy actor once, compares texts, stops everything and writes report.html, requests.jsonl, decisions.jsonl,
     samples.jsonl and summary.json. Exit code 0 if no request failed, the texts are equal, every replica was steered, each K has its
-    reason and the policy came back; a time never decides. Less than eight minutes on two cores.
+    reason and the policy came back; a time never decides. About eight minutes on two cores, and one more where models are built.
     """
     console = Console(stderr=output is Output.JSON)
     if quick and long:
@@ -106,11 +108,12 @@ def demo(
         served = read_served(plan.config)
         for warning in warnings_for(served, machine_facts()):
             console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
-        folder = new_run_folder(runs)
+        folder = unnamed_run_folder(runs)
     except (NeedsError, OSError) as error:
         _fail(str(error))
     try:
         summary = Demo(plan, served, folder, console).run()
+        folder = as_latest(folder)
     except KeyboardInterrupt:
         _fail(f"stopped; nothing was left running, what was recorded is in {folder}", 130)
     except (DemoError, ProcessError, ServiceError, RowsError, OSError) as error:
@@ -158,7 +161,7 @@ def report(
     except (RowsError, SamplesError, RegimeError) as error:
         _fail(str(error))
     phases = summarise(regime, recorded.modes, rows, samples, target)
-    summary = recorded.model_copy(update={"phases": phases, "headline": sentence(phases, recorded.modes)})
+    summary = recorded.model_copy(update={"phases": phases, "headline": sentence(phases, recorded.modes, recorded.others)})
     (folder / "report.html").write_text(render_report(summary, regime, rows, samples), encoding="utf-8")
     _show(summary, folder, Console(stderr=output is Output.JSON), output)
 

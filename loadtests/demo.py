@@ -9,6 +9,7 @@ Fails with DemoError or ProcessError; whatever happened, the processes that it s
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 import time
@@ -28,6 +29,7 @@ from nightjar.loadtests.demo_sampler import Sampler
 from nightjar.loadtests.demo_screen import Screen, View
 from nightjar.loadtests.memory import MemoryWatch
 from nightjar.loadtests.openai_stream import Server, first_model
+from nightjar.loadtests.others import look, share_of_others
 from nightjar.loadtests.prompts import COMPARISON_PROMPTS
 from nightjar.loadtests.regimes import Regime
 from nightjar.loadtests.report import render_report
@@ -83,6 +85,7 @@ class Demo:
         self._rows_path: Path | None = None
         self._kill = demo_steps.PolicyKill(plan.kill_after_s)
         self._memory = MemoryWatch()
+        self._others: dict[str, float] = {}
         self._facts = RunFacts.begun("demo", plan.command, plan.effort, tuple(map(str, self._modes)))
         self._began_s = time.monotonic()
 
@@ -143,13 +146,15 @@ class Demo:
         self._enter(f"mode {mode}: load {self._plan.regime}")
         rows_path = self._rows_path = self._folder / f"requests-{mode}.jsonl"
         command = demo_steps.locust_command(server.url, str(self._plan.regime), self._plan.seed, self._plan.max_tokens, rows_path)
-        began_s = time.monotonic()
+        began_s, before = time.monotonic(), look()
 
         def on_poll() -> None:
             if mode == self._killed_mode:
                 self._kill.poll(sampler.latest, time.monotonic() - began_s, self._screen.say)
 
         demo_steps.send_load(command, self._folder / f"locust-{mode}.log", on_poll)
+        if (share := share_of_others(before, look(), os.cpu_count() or 1)) is not None:
+            self._others[str(mode)] = round(share, 3)
         sampler.sample()
         rows = [row.model_copy(update={"mode": str(mode)}) for row in read_rows(rows_path)]
         writer = RowWriter(self._folder / "requests.jsonl")
@@ -175,7 +180,8 @@ class Demo:
             policy_killed_at_s=self._kill.killed_at_s,
             run=self._facts.after(time.monotonic() - self._began_s, has_ended=True),
             memory=self._memory.peak,
-            headline=sentence(phases, names),
+            others=self._others,
+            headline=sentence(phases, names, self._others),
         )
         (self._folder / "summary.json").write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
         page = render_report(summary, self._plan.regime, rows, samples)

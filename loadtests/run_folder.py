@@ -8,10 +8,20 @@ from pathlib import Path
 
 def new_run_folder(runs: Path) -> Path:
     """A new folder under `runs`, as `runs/latest` where that link can be made. Raises OSError."""
-    name = time.strftime("%Y%m%d-%H%M%S")
-    folder, latest = runs / name, runs / "latest"
+    return as_latest(unnamed_run_folder(runs))
+
+
+def unnamed_run_folder(runs: Path) -> Path:
+    """A new folder under `runs`, while `runs/latest` goes on to point to the one before it. Raises OSError."""
+    folder = runs / time.strftime("%Y%m%d-%H%M%S")
     folder.mkdir(parents=True)
+    return folder
+
+
+def as_latest(folder: Path) -> Path:
+    """The folder as `latest` beside it, or as itself where that link cannot be made. Raises OSError."""
+    latest = folder.parent / "latest"
     if latest.is_symlink() or not latest.exists():
         latest.unlink(missing_ok=True)
-        latest.symlink_to(name)
+        latest.symlink_to(folder.name)
     return latest if latest.is_symlink() else folder

@@ -8,7 +8,7 @@ run did.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Final, NamedTuple
 
@@ -81,7 +81,10 @@ class Check(Record):
 
 
 class RunSummary(Record):
-    """`summary.json`: everything that a run claims. `run` is how, where and when, `memory` what its processes held at most."""
+    """`summary.json`: everything that a run claims. `run` is how, where and when, `memory` what its processes held at most.
+
+    `others` is what other programs took of the machine's processor time while a mode's load ran; absent where that is not known.
+    """
 
     regime: str
     seed: int
@@ -92,6 +95,7 @@ class RunSummary(Record):
     policy_killed_at_s: float | None = None
     run: RunFacts | None = None
     memory: MemoryPeak | None = None
+    others: Mapping[str, float] = {}
     headline: str = ""
 
     @property

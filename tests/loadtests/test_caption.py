@@ -141,3 +141,12 @@ def test_what_went_into_measuring_is_counted_among_the_samples_that_decode() -> 
     ]
     assert "it measured a K in 1 of 4 samples of a decoding replica (25%)" in learning_in_words(samples, "auto")
     assert learning_in_words([], "auto") == "No replica was sampled decoding with mode auto."
+
+
+def test_what_other_programs_took_stands_before_what_they_spoiled() -> None:
+    rows = table((1.25, 0.71), (1.24, 1.17, 1.31), (0.98, 0.95, 1.01))
+    alone = sentence(rows, MODES)
+    assert sentence(rows, MODES, {"off": 0.02, "pin=3": 0.09, "auto": 0.01}) == alone
+    assert sentence(rows, MODES, {"off": 0.446, "pin=3": 0.02, "auto": 0.31}) == (
+        f"Of little worth, for other programs took up to 45% of the processors meanwhile (off 45%, K=3 2%, auto 31%): {alone}"
+    )
