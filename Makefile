@@ -189,14 +189,14 @@ figures: $(INSTALLED) ## the figures of README and docs: runs what is shown in v
 $(BIN)/helm: helm/helm-cli.txt helm/fetch_helm.py | $(INSTALLED)
 	$(BIN)/python -m helm.fetch_helm $@
 
-chart: $(INSTALLED) $(HELM) ## the Helm chart without a cluster: lint, every values file rendered, schemas, refusals
+chart: $(INSTALLED) $(HELM) $(PROMTOOL) ## the Helm chart without a cluster: lint, every values file rendered, schemas, refusals
 	$(BIN)/python -m helm.values_reference --check
 	$(BIN)/python -m helm.monitoring_files --check
 	for values in helm/nightjar/values.yaml helm/nightjar/examples/*.yaml; do \
 	  $(HELM) lint --strict --quiet helm/nightjar --values $$values && \
 	  $(HELM) template nightjar helm/nightjar --values $$values >/dev/null || exit 1; \
 	done
-	HELM=$(HELM) $(BIN)/pytest -n auto tests/helm
+	HELM=$(HELM) PROMTOOL=$(abspath $(PROMTOOL)) $(BIN)/pytest -n auto tests/helm
 	@test -f "$${NIGHTJAR_TEST_DATA:-../shared/data}/kuberay_rayservice_crd.yaml" || \
 	  echo "skipped: no kuberay_rayservice_crd.yaml in $${NIGHTJAR_TEST_DATA:-../shared/data} (NIGHTJAR_TEST_DATA), so no RayService was held against KubeRay's schema"
 

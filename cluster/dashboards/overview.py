@@ -11,6 +11,7 @@ from nightjar.cluster.dashboards.serve_panels import end_to_end, failed_requests
 from nightjar.cluster.dashboards.shared_panels import (
     CHOICES,
     CHOSEN,
+    OF_CLUSTER,
     STEP_SECONDS,
     STEPS,
     engine_time_by_k,
@@ -21,11 +22,9 @@ from nightjar.cluster.dashboards.shared_panels import (
 
 FLEET: Final = Scope(f"ray_nightjar_replica_info{{{CHOSEN}}}")
 STEPS_OFF: Final = f'{STEPS}{{num_speculative_tokens="0"}}'
-POLICY_OF_CLUSTER: Final = f'{CLUSTER}=~"$cluster"'
-"""The policy's own series know neither application nor group."""
-OF_SERVE: Final = f'{POLICY_OF_CLUSTER}, application=~"$application"'
+OF_SERVE: Final = f'{OF_CLUSTER}, application=~"$application"'
 """Serve's own series know no group, and are there where every replica is gone."""
-OUR_ALERTS: Final = f'ALERTS{{alertname=~"Nightjar.+", alertstate="firing", {POLICY_OF_CLUSTER}}}'
+OUR_ALERTS: Final = f'ALERTS{{alertname=~"Nightjar.+", alertstate="firing", {OF_CLUSTER}}}'
 """Prometheus' own series, of rules that it evaluates itself."""
 RULES_ARE_HERE: Final = RECORDINGS[0].name
 """Recorded by the same file as the alerts: no alert fires, and none could, look different."""
@@ -77,14 +76,14 @@ STATE: Final = Row(
         _number(
             "Last decision",
             "How long ago the policy last decided without an error.",
-            f"max(ray_nightjar_policy_decision_age_seconds{{{POLICY_OF_CLUSTER}}})",
+            f"max(ray_nightjar_policy_decision_age_seconds{{{OF_CLUSTER}}})",
             unit="s",
             alarm_above=60,
         ),
         _number(
             "Firing alerts",
             "Alerts of Nightjar that fire now; the runbook speaks of each. Nothing where this Prometheus lacks the rules.",
-            f"count({OUR_ALERTS}) or 0 * count({RULES_ARE_HERE}{{{POLICY_OF_CLUSTER}}})",
+            f"count({OUR_ALERTS}) or 0 * count({RULES_ARE_HERE}{{{OF_CLUSTER}}})",
             alarm_above=1,
         ),
         Panel(
@@ -93,7 +92,7 @@ STATE: Final = Row(
             queries=(
                 Query(
                     f"max by (alertname) ({OUR_ALERTS}) or "
-                    f'label_replace(0 * count({RULES_ARE_HERE}{{{POLICY_OF_CLUSTER}}}), "alertname", "none", "", "")',
+                    f'label_replace(0 * count({RULES_ARE_HERE}{{{OF_CLUSTER}}}), "alertname", "none", "", "")',
                     "{{alertname}}",
                 ),
             ),
@@ -256,8 +255,8 @@ POLICY: Final = Row(
             title="Reports a second",
             description="Reports of replicas that were taken, and those that were refused or counted in part.",
             queries=(
-                Query(f"sum(rate(ray_nightjar_policy_reports_total{{{POLICY_OF_CLUSTER}}}[{WINDOW}]))", "taken"),
-                Query(f"sum(rate(ray_nightjar_policy_refused_reports_total{{{POLICY_OF_CLUSTER}}}[{WINDOW}]))", "refused"),
+                Query(f"sum(rate(ray_nightjar_policy_reports_total{{{OF_CLUSTER}}}[{WINDOW}]))", "taken"),
+                Query(f"sum(rate(ray_nightjar_policy_refused_reports_total{{{OF_CLUSTER}}}[{WINDOW}]))", "refused"),
             ),
         ),
         Panel(
@@ -272,7 +271,7 @@ POLICY: Final = Row(
             title="Incarnation and measurements",
             description="The incarnation rises with every restart of the policy; measurements: dealt out and not finished.",
             queries=(
-                Query(f"max by ({CLUSTER}) (ray_nightjar_policy_incarnation{{{POLICY_OF_CLUSTER}}})", "incarnation"),
+                Query(f"max by ({CLUSTER}) (ray_nightjar_policy_incarnation{{{OF_CLUSTER}}})", "incarnation"),
                 Query(FLEET.of_groups("max", "ray_nightjar_open_segments"), "{{group_id}} measurements"),
             ),
         ),

@@ -1,23 +1,43 @@
 """PromQL as rules and dashboards share it: by which labels things are told apart, and how a series finds its application.
 
-Rules keep the cluster's label everywhere, so that two clusters in one Prometheus are never added up; where nobody sets it (the
-chart's PodMonitor does), it is empty in every series and changes nothing. Dashboards filter by it instead.
+Rules keep namespace, job and cluster everywhere, so that two releases in one Prometheus are never added up, and an Alertmanager
+that routes by namespace finds it. Where nobody sets one (the chart's PodMonitor does), it is empty in every series and changes
+nothing. Dashboards filter by the cluster instead.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
+RELEASE: Final = "namespace, job"
+"""A release of the chart: its PodMonitor sets both. It outlives its Ray clusters, whose names KubeRay makes anew at each upgrade."""
 CLUSTER: Final = "ray_io_cluster"
-BY_APPLICATION: Final = f"{CLUSTER}, application"
-BY_MODEL: Final = f"{CLUSTER}, model_name"
-BY_GROUP: Final = f"{CLUSTER}, group_id"
-BY_ENGINE: Final = f"{CLUSTER}, model_name, engine, ReplicaId"
+BY_CLUSTER: Final = f"{RELEASE}, {CLUSTER}"
+BY_APPLICATION: Final = f"{BY_CLUSTER}, application"
+BY_MODEL: Final = f"{BY_CLUSTER}, model_name"
+BY_GROUP: Final = f"{BY_CLUSTER}, group_id"
+BY_ENGINE: Final = f"{BY_CLUSTER}, model_name, engine, ReplicaId"
 """What our series of a replica share with vLLM's."""
+
+ANY_RELEASE: Final = 'job=~".*"'
+"""In every selector of a rule and of a dashboard's choices. It matches everything; the chart puts its own release in its place."""
+
+_SELECTED: Final = re.compile(r"\b((?:ray_(?:nightjar|vllm|serve)_|\w+:\w+:)\w+)(\{)?")
+"""A series that is exported or recorded, and whether matchers follow."""
 
 WINDOW: Final = "$__rate_interval"
 """Grafana's own: long enough for `rate` to see two scrapes, whatever the zoom."""
+
+
+def of_any_release(expression: str) -> str:
+    """The expression with ANY_RELEASE in every selector.
+
+    >>> of_any_release('sum by (ray_io_cluster) (ray_serve_x) / level:y:z{a="b"}')
+    'sum by (ray_io_cluster) (ray_serve_x{job=~".*"}) / level:y:z{job=~".*", a="b"}'
+    """
+    return _SELECTED.sub(lambda found: f"{found[1]}{{{ANY_RELEASE}" + (", " if found[2] else "}"), expression)
 
 
 def aggregate(operation: str, by: str, expression: str) -> str:

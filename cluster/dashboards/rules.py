@@ -2,6 +2,9 @@
 
 No alert is critical, because requests are answered in every one of these cases: Nightjar fails towards plain vLLM. `warning` is
 for today, `info` for the next look at the dashboards. docs/runbook.md has a paragraph under each alert's name.
+
+The file that is written is an ordinary rule file, and what the chart makes a release's own rules of: it puts its release in the
+place of ANY_RELEASE, and an operator's number in the place of the one before THRESHOLD.
 """
 
 from __future__ import annotations
@@ -11,11 +14,15 @@ from typing import Final, Literal
 
 import yaml
 
-from nightjar.cluster.dashboards.promql import BY_APPLICATION, BY_ENGINE, BY_GROUP, BY_MODEL, CLUSTER
+from nightjar.cluster.dashboards.promql import BY_APPLICATION, BY_CLUSTER, BY_ENGINE, BY_GROUP, BY_MODEL, RELEASE, of_any_release
+from nightjar.cluster.serve_config import POLICY_DEPLOYMENT
 from nightjar.policy.wire.report import DrafterState
 
 RUNBOOK: Final = "docs/runbook.md"
 """The chart puts `monitoring.prometheusRule.runbookUrl` in its place."""
+
+THRESHOLD: Final = "# threshold"
+"""A comment behind the number of an alert that an operator may choose."""
 
 HEADER: Final = "# Written by `python -m helm.monitoring_files` from cluster/dashboards/rules.py; edit that.\n"
 
@@ -94,6 +101,21 @@ sum by ({BY_APPLICATION}) (rate(ray_nightjar_catch_up_seconds_total[5m]))
     Recording("group:nightjar_gain_over_off:max", f"max by ({BY_GROUP}) (ray_nightjar_gain_over_off_ratio)"),
 )
 
+MODELS: Final = "LLM|LLMServer:.+"
+"""Deployments that serve a model: our own, and ray.serve.llm's with our server class."""
+OF_OURS: Final = f"""\
+and on ({RELEASE}) max by ({RELEASE}) (max_over_time(ray_nightjar_policy_decision_age_seconds[1d]))
+unless on ({BY_APPLICATION}) (
+  max by ({BY_APPLICATION}) (ray_serve_deployment_status)
+  unless on ({BY_APPLICATION}) ray_serve_deployment_status{{deployment=~"{MODELS}|{POLICY_DEPLOYMENT}"}}
+  unless on ({BY_APPLICATION}) max_over_time(ray_nightjar_replica_info[1d])
+)"""
+"""Only where a policy ran within a day, without applications that have deployments of which none is ours. One that could not be
+built has no deployment, and is kept."""
+BY_DEPLOYMENT: Final = f"{BY_APPLICATION}, deployment"
+RUNNING: Final = f"max by ({BY_DEPLOYMENT}, replica) (ray_serve_deployment_replica_healthy)"
+"""Replicas that pass Serve's health checks. A controller that was replaced still has its series for a while."""
+
 RESIDENT: Final = f"{DrafterState.ACTIVE}|{DrafterState.DORMANT}|{DrafterState.CATCHING_UP}|{DrafterState.PROBING}"
 """States in which a draft model that can sleep holds memory which requests could use."""
 
@@ -101,7 +123,7 @@ ALERTS: Final = (
     Alert(
         name="NightjarAcceptanceCollapse",
         expression=f"""\
-last_over_time({ACCEPTANCE}[1h]) < 0.5 * avg_over_time({ACCEPTANCE}[1d] offset 1h)
+last_over_time({ACCEPTANCE}[1h]) < avg_over_time({ACCEPTANCE}[1d] offset 1h) * 0.5 {THRESHOLD}
 or last_over_time({ACCEPTANCE}[1h]) < 0.02""",
         lasting="10m",
         severity="warning",
@@ -109,14 +131,14 @@ or last_over_time({ACCEPTANCE}[1h]) < 0.02""",
     ),
     Alert(
         name="NightjarPolicySilent",
-        expression=f"max by ({BY_APPLICATION}) (ray_nightjar_settings_age_seconds) > 60",
+        expression=f"max by ({BY_APPLICATION}) (ray_nightjar_settings_age_seconds) > 60 {THRESHOLD}",
         lasting="1m",
         severity="warning",
         summary="A replica of {{ $labels.application }} has not heard from the policy for {{ $value | humanizeDuration }}.",
     ),
     Alert(
         name="NightjarPolicyStuck",
-        expression=f"max by ({CLUSTER}) (ray_nightjar_policy_decision_age_seconds) > 60",
+        expression=f"max by ({BY_CLUSTER}) (ray_nightjar_policy_decision_age_seconds) > 60 {THRESHOLD}",
         lasting="1m",
         severity="warning",
         summary="The policy has not decided anything for {{ $value | humanizeDuration }}.",
@@ -124,30 +146,48 @@ or last_over_time({ACCEPTANCE}[1h]) < 0.02""",
     Alert(
         name="NightjarMetricsAbsent",
         expression=f"""\
-(
-  max by ({CLUSTER}) (max_over_time(ray_nightjar_policy_decision_age_seconds[1d]))
-  unless max by ({CLUSTER}) (ray_nightjar_policy_decision_age_seconds)
-)
-or absent(max_over_time(ray_nightjar_policy_decision_age_seconds[1d]))""",
+max by ({RELEASE}) (ray_nightjar_replica_info) unless max by ({RELEASE}) (ray_nightjar_policy_decision_age_seconds)
+or max by ({RELEASE}) (max_over_time(ray_nightjar_policy_decision_age_seconds[1d]))
+  unless max by ({RELEASE}) (ray_nightjar_policy_decision_age_seconds)
+  unless max by ({RELEASE}) (ray_serve_application_status)
+or absent_over_time(ray_nightjar_policy_decision_age_seconds[1d]) unless on () ray_serve_application_status""",
         lasting="10m",
         severity="warning",
-        summary="No metric of a policy{{ with $labels.ray_io_cluster }} of {{ . }}{{ end }}: no other alert of Nightjar can fire.",
+        summary="No metric of a policy{{ with $labels.job }} of {{ . }}{{ end }}: no other alert of Nightjar can fire.",
     ),
     Alert(
         name="NightjarNoReplica",
         expression=f"""\
-max by ({CLUSTER}) (ray_nightjar_policy_decision_age_seconds)
-unless max by ({CLUSTER}) (ray_nightjar_replica_info)""",
+max by ({BY_CLUSTER}) (ray_nightjar_policy_decision_age_seconds)
+unless max by ({BY_CLUSTER}) (ray_nightjar_replica_info)
+and on ({BY_CLUSTER}) max by ({BY_CLUSTER}) (ray_serve_deployment_replica_healthy{{deployment=~"{MODELS}"}}) > 0""",
         lasting="10m",
         severity="warning",
-        summary="The policy of {{ $labels.ray_io_cluster }} runs, and no replica exports anything.",
+        summary="The policy of {{ $labels.ray_io_cluster }} and its replicas run, and no replica exports anything.",
     ),
     Alert(
         name="NightjarApplicationUnhealthy",
-        expression=f"max by ({BY_APPLICATION}) (ray_serve_application_status) < 3",
+        expression=f"""\
+max by ({BY_APPLICATION}) (ray_serve_application_status) < 3
+{OF_OURS}""",
         lasting="5m",
         severity="warning",
         summary="Serve could not deploy {{ $labels.application }}, or it is unhealthy.",
+    ),
+    Alert(
+        name="NightjarReplicasPending",
+        expression=f"""\
+max by ({BY_DEPLOYMENT}) (ray_serve_autoscaling_target_replicas)
+- (sum by ({BY_DEPLOYMENT}) ({RUNNING}) or 0 * max by ({BY_DEPLOYMENT}) (ray_serve_autoscaling_target_replicas))
+> 0 {THRESHOLD}
+unless on ({BY_DEPLOYMENT}) (
+  {RUNNING}
+  unless max by ({BY_DEPLOYMENT}, replica) (ray_serve_deployment_replica_healthy offset 15m)
+)
+{OF_OURS}""",
+        lasting="45m",
+        severity="warning",
+        summary="{{ $value }} replicas of {{ $labels.application }} are wanted and do not start.",
     ),
     Alert(
         name="NightjarReplicaSilent",
@@ -163,14 +203,14 @@ and on ({BY_ENGINE}) ray_vllm_num_requests_running""",
     ),
     Alert(
         name="NightjarServedPlainly",
-        expression=f"sum by ({BY_APPLICATION}) (ray_nightjar_served_plainly) > 0",
+        expression=f"sum by ({BY_APPLICATION}) (ray_nightjar_served_plainly) > 0 {THRESHOLD}",
         lasting="5m",
         severity="warning",
         summary="{{ $value }} replicas of {{ $labels.application }} have a drafter and are served as plain vLLM.",
     ),
     Alert(
         name="NightjarOnlyObserving",
-        expression=f'sum by ({BY_APPLICATION}) (ray_nightjar_steering{{level="observing"}}) > 0',
+        expression=f'sum by ({BY_APPLICATION}) (ray_nightjar_steering{{level="observing"}}) > 0 {THRESHOLD}',
         lasting="24h",
         severity="info",
         summary="{{ $value }} replicas of {{ $labels.application }} started in shadow and only observe.",
@@ -180,7 +220,7 @@ and on ({BY_ENGINE}) ray_vllm_num_requests_running""",
         expression=f"""\
 (
   max by ({BY_GROUP}) (ray_nightjar_waiting_wishes) > 0
-  and max by ({BY_GROUP}) (avg_over_time(ray_nightjar_open_leases[10m])) > 0.5
+  and max by ({BY_GROUP}) (avg_over_time(ray_nightjar_open_leases[10m])) > 0.5 {THRESHOLD}
 )
 unless max by ({BY_GROUP}) (ray_nightjar_restarts_frozen) > 0""",
         lasting="10m",
@@ -196,7 +236,7 @@ unless max by ({BY_GROUP}) (ray_nightjar_restarts_frozen) > 0""",
     ),
     Alert(
         name="NightjarGuardTripped",
-        expression=f"sum by ({BY_APPLICATION}) (increase(ray_nightjar_guard_trips_total[15m])) > 0",
+        expression=f"sum by ({BY_APPLICATION}) (increase(ray_nightjar_guard_trips_total[15m])) > 0 {THRESHOLD}",
         lasting="0m",
         severity="info",
         summary="Speculation measured worse than off in {{ $labels.application }}; the guard holds it off for a while.",
@@ -205,7 +245,7 @@ unless max by ({BY_GROUP}) (ray_nightjar_restarts_frozen) > 0""",
         name="NightjarKvPressureWithDraftResident",
         expression=f"""\
 max by ({BY_ENGINE}, application) (ray_nightjar_drafter_state{{state=~"{RESIDENT}"}}) == 1
-and on ({BY_ENGINE}) ray_vllm_kv_cache_usage_perc > 0.9
+and on ({BY_ENGINE}) ray_vllm_kv_cache_usage_perc > 0.9 {THRESHOLD}
 and on ({BY_ENGINE}) ray_vllm_num_requests_waiting > 0""",
         lasting="5m",
         severity="info",
@@ -224,7 +264,10 @@ and on ({BY_ENGINE}) ray_vllm_num_requests_waiting > 0""",
 def rule_file() -> str:
     """The rule file, as Prometheus and the operator's PrometheusRule take it."""
     groups = [
-        {"name": "nightjar.recording", "rules": [{"record": rule.name, "expr": rule.expression} for rule in RECORDINGS]},
+        {
+            "name": "nightjar.recording",
+            "rules": [{"record": rule.name, "expr": of_any_release(rule.expression)} for rule in RECORDINGS],
+        },
         {"name": "nightjar.alerts", "rules": [_alert(alert) for alert in ALERTS]},
     ]
     return HEADER + yaml.dump({"groups": groups}, Dumper=_BlockDumper, sort_keys=False, width=1000)
@@ -233,7 +276,7 @@ def rule_file() -> str:
 def _alert(alert: Alert) -> dict[str, object]:
     return {
         "alert": alert.name,
-        "expr": alert.expression,
+        "expr": of_any_release(alert.expression),
         "for": alert.lasting,
         "labels": {"severity": alert.severity},
         "annotations": {"summary": alert.summary, "runbook_url": alert.runbook_url},

@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import Final
 
 from nightjar.cluster.dashboards.panels import Panel, Query, Variable
-from nightjar.cluster.dashboards.promql import CLUSTER, Scope, ratio
+from nightjar.cluster.dashboards.promql import ANY_RELEASE, CLUSTER, Scope, ratio
 
-CHOSEN: Final = f'{CLUSTER}=~"$cluster", application=~"$application", group_id=~"$group"'
+OF_CLUSTER: Final = f'{ANY_RELEASE}, {CLUSTER}=~"$cluster"'
+"""The policy's own series know neither application nor group."""
+CHOSEN: Final = f'{OF_CLUSTER}, application=~"$application", group_id=~"$group"'
 
 STEPS: Final = "ray_nightjar_steps_total"
 STEP_SECONDS: Final = "ray_nightjar_step_seconds_total"
@@ -21,15 +23,15 @@ BY_K: Final = "num_speculative_tokens"
 K: Final = "K = {{num_speculative_tokens}}"
 
 
-def choice(name: str, title: str, label: str, narrowed_by: str = "") -> Variable:
+def choice(name: str, title: str, label: str, narrowed_by: str) -> Variable:
     """A variable over the values of a label of replicas."""
     return Variable(name, title, f"label_values(ray_nightjar_replica_info{{{narrowed_by}}}, {label})")
 
 
 CHOICES: Final = (
-    choice("cluster", "Cluster", CLUSTER),
-    choice("application", "Application", "application", f'{CLUSTER}=~"$cluster"'),
-    choice("group", "Group", "group_id", f'{CLUSTER}=~"$cluster", application=~"$application"'),
+    choice("cluster", "Cluster", CLUSTER, ANY_RELEASE),
+    choice("application", "Application", "application", OF_CLUSTER),
+    choice("group", "Group", "group_id", f'{OF_CLUSTER}, application=~"$application"'),
 )
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from tests.helm.rendering import CHART, needs_helm, refusal, release
+from nightjar.cluster.dashboards.promql import ANY_RELEASE
+from tests.cluster.dashboards.promtool import Cluster, firing, needs_promtool
+from tests.helm.rendering import CHART, Release, needs_helm, refusal, release
 
 pytestmark = needs_helm
 RULES = {
@@ -68,3 +71,96 @@ def test_the_charts_own_dashboards_are_valid_config_maps() -> None:
     for config in maps:
         ((_, text),) = config["data"].items()
         assert json.loads(text)["uid"].startswith("nightjar-")
+
+
+def monitored(alerts: dict[str, Any] | None = None, job: str = "") -> dict[str, Any]:
+    """Values with rules and dashboards."""
+    rule = {"enabled": True, "alerts": alerts or {}}
+    return {"monitoring": {"job": job, "prometheusRule": rule, "dashboards": {"enabled": True}}}
+
+
+def rules_of(rendered: Release) -> list[dict[str, Any]]:
+    return [rule for group in rendered.one("PrometheusRule")["spec"]["groups"] for rule in group["rules"]]
+
+
+def alerts_of(rendered: Release) -> dict[str, dict[str, Any]]:
+    return {rule["alert"]: rule for rule in rules_of(rendered) if "alert" in rule}
+
+
+def uids_of(rendered: Release) -> set[str]:
+    return {json.loads(text)["uid"] for config in rendered.all("ConfigMap") for text in config["data"].values()}
+
+
+def test_two_releases_in_one_prometheus_and_one_grafana_have_no_rule_and_no_uid_in_common() -> None:
+    one, two = release(values=monitored(), name="one"), release(values=monitored(), name="two")
+    expressions = [{rule["expr"] for rule in rules_of(rendered)} for rendered in (one, two)]
+    assert expressions[0] & expressions[1] == set()
+    assert uids_of(one) & uids_of(two) == set()
+    assert all(len(uid) <= 40 for uid in uids_of(one))
+
+
+def test_rules_and_dashboards_of_a_release_select_its_own_series_alone() -> None:
+    rendered = release(values=monitored(), name="one")
+    texts = [rule["expr"] for rule in rules_of(rendered)]
+    texts += [text for config in rendered.all("ConfigMap") for text in config["data"].values()]
+    assert all('namespace="default", job="one"' in text.replace('\\"', '"') for text in texts)
+    assert not any(ANY_RELEASE in text.replace('\\"', '"') for text in texts)
+
+
+def test_a_job_of_another_name_than_the_releases_is_looked_for() -> None:
+    rendered = release(values=monitored(job="my-podmonitor"), name="one")
+    assert all('job="my-podmonitor"' in rule["expr"] for rule in rules_of(rendered))
+
+
+def test_a_single_alert_can_be_dropped_and_another_have_its_own_number_duration_and_severity() -> None:
+    changed = {
+        "NightjarOnlyObserving": {"enabled": False},
+        "NightjarPolicySilent": {"threshold": 120, "for": "5m", "severity": "page"},
+        "NightjarKvPressureWithDraftResident": {"threshold": 0.95},
+    }
+    before, after = alerts_of(release(values=monitored())), alerts_of(release(values=monitored(changed)))
+    assert before.keys() - after.keys() == {"NightjarOnlyObserving"}
+    silent = after["NightjarPolicySilent"]
+    assert silent["expr"] == before["NightjarPolicySilent"]["expr"].replace("> 60 #", "> 120 #")
+    assert (silent["for"], silent["labels"]) == ("5m", {"severity": "page"})
+    pressure = "NightjarKvPressureWithDraftResident"
+    assert after[pressure]["expr"] == before[pressure]["expr"].replace("> 0.9 #", "> 0.95 #")
+    others = before.keys() - changed.keys()
+    assert {name: after[name] for name in others} == {name: before[name] for name in others}
+
+
+@pytest.mark.parametrize(
+    ("alerts", "message"),
+    [
+        ({"NightjarSilent": {"enabled": False}}, "there is no alert NightjarSilent; there are NightjarAcceptanceCollapse,"),
+        ({"NightjarNoReplica": {"threshold": 2}}, "NightjarNoReplica.threshold: 2; this alert has no number"),
+        ({"NightjarNoReplica": {"for": "2 hours"}}, "'2 hours' does not match pattern"),
+        ({"NightjarNoReplica": {"after": "2h"}}, "additional properties 'after' not allowed"),
+    ],
+    ids=["an unknown alert", "a number where there is none", "no duration", "an unknown field"],
+)
+def test_what_cannot_be_changed_of_an_alert_is_refused_in_words(alerts: dict[str, Any], message: str) -> None:
+    assert message in refusal(values=monitored(alerts))
+
+
+@needs_promtool
+def test_with_the_rules_of_two_releases_an_alert_of_one_fires_once_and_a_release_that_is_not_scraped_is_named(
+    tmp_path: Path,
+) -> None:
+    groups = [
+        {**group, "name": f"{name}.{group['name']}"}
+        for name in ("one", "two", "three")
+        for group in release(values=monitored(), name=name).one("PrometheusRule")["spec"]["groups"]
+    ]
+    rules = yaml.safe_dump({"groups": groups})
+    well, cut_off = (Cluster("c", namespace="default", job=job) for job in ("one", "two"))
+    for cluster in (well, cut_off):
+        cluster.policy((0, 300, 1)).wanted((0, 300, 1)).status((0, 300, 6))
+    well.replica((0, 300, 1))
+    cut_off.replica((0, 300, 1), settings_age_s=90)
+    for which, expected in {
+        ', alertname="NightjarPolicySilent", namespace="default", job="two"': 1,
+        ', alertname="NightjarMetricsAbsent", namespace="default", job="three"': 1,
+        "": 2,
+    }.items():
+        assert firing((60, 200), [well, cut_off], expected, which, tmp_path, rules) == ""

@@ -35,9 +35,14 @@ VLLM_SERIES: Final = {
 """As Ray's agent exports what vLLM counts."""
 
 SERVE_COUNTERS: Final = {"serve_num_http_requests", "serve_num_http_error_requests"}
-SERVE_GAUGES: Final = {"serve_application_status", "serve_autoscaling_target_replicas", "serve_deployment_replica_healthy"}
+SERVE_GAUGES: Final = {
+    "serve_application_status",
+    "serve_autoscaling_target_replicas",
+    "serve_deployment_replica_healthy",
+    "serve_deployment_status",
+}
 SERVE_HISTOGRAMS: Final = {"serve_http_request_latency_ms"}
-SERVE_LABELS: Final = {"application", "deployment", "error_code", "status_code"}
+SERVE_LABELS: Final = {"application", "deployment", "replica", "error_code", "status_code"}
 
 SERVE_SERIES: Final = {
     *(f"ray_{name}_total" for name in SERVE_COUNTERS),
@@ -61,5 +66,5 @@ LABELS: Final = {
     *("alertname", "alertstate"),  # of ALERTS
     "position",  # of vLLM's accepted tokens
     "le",  # of histograms
-    "ray_io_cluster",  # of KubeRay's PodMonitor
+    *("namespace", "job", "ray_io_cluster"),  # of the chart's PodMonitor
 }

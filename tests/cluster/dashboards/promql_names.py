@@ -6,6 +6,7 @@ import re
 from typing import Final
 
 _STRING: Final = re.compile(r'"[^"]*"')
+_COMMENT: Final = re.compile(r"#.*")
 _SELECTOR: Final = re.compile(r"\{([^}]*)\}")
 _WINDOW: Final = re.compile(r"\[[^\]]*\]")
 _LABEL_LIST: Final = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)")
@@ -17,11 +18,11 @@ _KEYWORDS: Final = {"and", "or", "unless", "offset", "bool"}
 def series_of(expression: str) -> set[str]:
     """Names of series, recorded ones included.
 
-    >>> sorted(series_of('sum by (a) (rate(x_total{b="c"}[5m])) > 1 and on (a) level:y:z offset 1h'))
+    >>> sorted(series_of('sum by (a) (rate(x_total{b="c"}[5m])) > 1 # of c\\n and on (a) level:y:z offset 1h'))
     ['level:y:z', 'x_total']
     """
     text = expression
-    for pattern in (_STRING, _SELECTOR, _WINDOW, _LABEL_LIST):
+    for pattern in (_STRING, _COMMENT, _SELECTOR, _WINDOW, _LABEL_LIST):
         text = pattern.sub(" ", text)
     return set(_NAME.findall(text)) - _KEYWORDS
 

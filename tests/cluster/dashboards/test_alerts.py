@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 import yaml
@@ -22,9 +19,7 @@ from nightjar.cluster.metrics import Family
 from nightjar.cluster.policy_metrics import POLICY_METRICS
 from nightjar.deployments.metrics import REPLICA_METRICS
 from tests.cluster.dashboards.exported_names import SERVE_COUNTERS, SERVE_GAUGES, SERVE_HISTOGRAMS, VLLM_GAUGES, VLLM_HISTOGRAMS
-
-PROMTOOL: Final = os.environ.get("PROMTOOL") or shutil.which("promtool")
-needs_promtool: Final = pytest.mark.skipif(not PROMTOOL, reason="promtool, a Debian package of its own, is absent")
+from tests.cluster.dashboards.promtool import complaints, expecting, needs_promtool
 
 VLLM: Final = 'model_name="m", engine="0", ReplicaId="r", WorkerId="w", ray_io_cluster="c"'
 REPLICA: Final = f'{VLLM}, application="chat", deployment="LLM"'
@@ -43,8 +38,10 @@ OBSERVING: Final = f'ray_nightjar_steering{{{REPLICA}, level="observing"}}'
 KV_USE: Final = f"ray_vllm_kv_cache_usage_perc{{{VLLM}}}"
 WAITING: Final = f"ray_vllm_num_requests_waiting{{{VLLM}}}"
 AGE: Final = f"ray_nightjar_policy_decision_age_seconds{{{POLICY}}}"
-AGE_ELSEWHERE: Final = 'ray_nightjar_policy_decision_age_seconds{WorkerId="q", ray_io_cluster="other"}'
+AGE_ELSEWHERE: Final = 'ray_nightjar_policy_decision_age_seconds{WorkerId="q", ray_io_cluster="other", job="other"}'
 OF_CHAT: Final = 'application="chat", deployment="LLM", ray_io_cluster="c"'
+HEALTHY: Final = f'ray_serve_deployment_replica_healthy{{{OF_CHAT}, replica="r"}}'
+WANTED: Final = f"ray_serve_autoscaling_target_replicas{{{OF_CHAT}}}"
 APPLICATION: Final = 'ray_serve_application_status{application="chat", ray_io_cluster="c"}'
 
 
@@ -76,15 +73,17 @@ SCENARIOS: Final = (
     Scenario("unheard of for ten minutes", "NightjarPolicySilent", _age("ray_nightjar_settings_age_seconds", REPLICA), 10),
     Scenario("undecided for ten minutes", "NightjarPolicyStuck", _age("ray_nightjar_policy_decision_age_seconds", POLICY), 10),
     Scenario("scraped no more", "NightjarMetricsAbsent", {AGE: "1x10 stale"}, 30),
-    Scenario("one cluster of two", "NightjarMetricsAbsent", {AGE: "1x10 stale", AGE_ELSEWHERE: "1x60"}, 30),
+    Scenario("one release of two", "NightjarMetricsAbsent", {AGE: "1x10 stale", AGE_ELSEWHERE: "1x60"}, 30),
     Scenario("never scraped", "NightjarMetricsAbsent", {RUNNING: "1x60"}, 30),
     Scenario("scraped", "NightjarMetricsAbsent", {AGE: "1x60"}, 30, fires=False),
-    Scenario("the last replica is gone", "NightjarNoReplica", {AGE: "1x60", INFO: "1x10 stale"}, 30),
-    Scenario("replicas elsewhere", "NightjarNoReplica", {AGE_ELSEWHERE: "1x60", INFO: "1x60"}, 30),
-    Scenario("one replica", "NightjarNoReplica", {AGE: "1x60", INFO: "1x60"}, 30, fires=False),
-    Scenario("unhealthy", "NightjarApplicationUnhealthy", {APPLICATION: "6x5 2x60"}, 20),
-    Scenario("never deployed", "NightjarApplicationUnhealthy", {APPLICATION: "1x60"}, 20),
-    Scenario("deploying, then running", "NightjarApplicationUnhealthy", {APPLICATION: "5x30 6x60"}, 40, fires=False),
+    Scenario("replicas run unseen", "NightjarNoReplica", {AGE: "1x60", INFO: "1x10 stale", HEALTHY: "1x60"}, 30),
+    Scenario("the last replica is gone", "NightjarNoReplica", {AGE: "1x60", INFO: "1x10 stale", HEALTHY: "0x60"}, 30, fires=False),
+    Scenario("one replica", "NightjarNoReplica", {AGE: "1x60", INFO: "1x60", HEALTHY: "1x60"}, 30, fires=False),
+    Scenario("unhealthy", "NightjarApplicationUnhealthy", {AGE: "1x60", APPLICATION: "6x5 2x60"}, 20),
+    Scenario("never deployed", "NightjarApplicationUnhealthy", {AGE: "1x60", APPLICATION: "1x60"}, 20),
+    Scenario("deploying, then running", "NightjarApplicationUnhealthy", {AGE: "1x60", APPLICATION: "5x30 6x60"}, 40, fires=False),
+    Scenario("one of two waits for a node", "NightjarReplicasPending", {AGE: "1x90", WANTED: "2x90", HEALTHY: "1x90"}, 80),
+    Scenario("both run", "NightjarReplicasPending", {AGE: "1x90", WANTED: "1x90", HEALTHY: "1x90"}, 80, fires=False),
     Scenario("vLLM goes on alone", "NightjarReplicaSilent", {INFO: "1x10 stale", RUNNING: "1x60"}, 30),
     Scenario("both go on", "NightjarReplicaSilent", {INFO: "1x60", RUNNING: "1x60"}, 30, fires=False),
     Scenario("both are gone", "NightjarReplicaSilent", {INFO: "1x10 stale", RUNNING: "1x10 stale"}, 30, fires=False),
@@ -112,25 +111,6 @@ SCENARIOS: Final = (
     ),
     Scenario("a fault", "NightjarEngineFault", {f"ray_nightjar_engine_fault{{{REPLICA}}}": "1x20"}, 2),
 )
-
-
-def complaints(folder: Path, rules: str, tests: list[dict[str, Any]]) -> str:
-    """What promtool says against it; empty where everything is as expected."""
-    (folder / "rules.yaml").write_text(rules)
-    (folder / "test.yaml").write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": tests}))
-    assert PROMTOOL
-    command = [PROMTOOL, "test", "rules", "test.yaml"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
-    return "" if done.returncode == 0 else done.stdout + done.stderr
-
-
-def expecting(expression: str, minute: int, value: float, series: dict[str, str], interval: str = "1m") -> dict[str, Any]:
-    """One case of promtool's: series in, the value of an expression without labels out."""
-    return {
-        "interval": interval,
-        "input_series": [{"series": name, "values": values} for name, values in series.items()],
-        "promql_expr_test": [{"expr": expression, "eval_time": f"{minute}m", "exp_samples": [{"labels": "{}", "value": value}]}],
-    }
 
 
 @needs_promtool

@@ -10,12 +10,15 @@ import pytest
 import yaml
 
 from nightjar.cluster.cli import COMMANDS
-from nightjar.cluster.dashboards.rules import ALERTS, RECORDINGS, RUNBOOK, Alert, Recording, rule_file
+from nightjar.cluster.dashboards.promql import ANY_RELEASE, of_any_release
+from nightjar.cluster.dashboards.rules import ALERTS, MODELS, RECORDINGS, RUNBOOK, THRESHOLD, Alert, Recording, rule_file
+from nightjar.deployments.llm_config import DEPLOYMENT_NAME
 from tests.cluster.dashboards.exported_names import LABELS, SERIES
 from tests.cluster.dashboards.promql_names import labels_of, series_of
 
 RUNBOOK_TEXT: Final = (Path(__file__).parents[3] / RUNBOOK).read_text(encoding="utf-8")
 MONITORING_TEXT: Final = (Path(__file__).parents[3] / "docs/monitoring.md").read_text(encoding="utf-8")
+HOSTED: Final = Path(__file__).parents[3] / "deployments/serve_llm/server.py"
 HEADINGS: Final = re.findall(r"^## (.+)$", RUNBOOK_TEXT, re.MULTILINE)
 RULES: Final = (*RECORDINGS, *ALERTS)
 
@@ -77,9 +80,32 @@ def test_the_rule_file_is_what_prometheus_reads() -> None:
         assert re.fullmatch(r"\d+[mh]", rule["for"])
 
 
-def test_clusters_are_told_apart_in_every_rule() -> None:
-    unaware = [rule.name for rule in RULES if not any("ray_io_cluster" in expression for expression in _resolved(rule.expression))]
-    assert unaware == []
+@each_rule
+def test_every_rule_keeps_namespace_and_job(rule: Alert | Recording) -> None:
+    kept = [labels_of(expression) for expression in _resolved(rule.expression)]
+    assert any({"namespace", "job"} <= labels for labels in kept)
+
+
+@each_rule
+def test_every_selector_can_be_held_to_one_release(rule: Alert | Recording) -> None:
+    written = of_any_release(rule.expression)
+    selected = re.findall(r"\b((?:ray_(?!io_)|\w+:\w+:)\w+)(.{11})?", written)
+    assert {name for name, _ in selected} == series_of(rule.expression)
+    assert {after for _, after in selected} == {f"{{{ANY_RELEASE}"}
+
+
+def test_what_can_be_chosen_of_an_alert_is_one_number_behind_a_comparison() -> None:
+    marked = [alert for alert in ALERTS if THRESHOLD in alert.expression]
+    assert {"NightjarPolicySilent", "NightjarKvPressureWithDraftResident"} <= {alert.name for alert in marked}
+    for alert in marked:
+        assert re.findall(rf"[<>*] [0-9.]+ {THRESHOLD}$", alert.expression, re.MULTILINE), alert.name
+        assert alert.expression.count(THRESHOLD) == 1
+
+
+def test_deployments_of_ours_go_by_the_names_that_the_rules_look_for() -> None:
+    assert re.fullmatch(MODELS, DEPLOYMENT_NAME)
+    assert "class LLMServer(" in HOSTED.read_text(encoding="utf-8"), "ray.serve.llm names deployments by it: LLMServer:<model>"
+    assert re.fullmatch(MODELS, "LLMServer:chat")
 
 
 def test_monitoring_page_lists_what_is_recorded() -> None:
