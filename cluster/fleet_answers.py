@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from nightjar.cluster.journal import Journal
 from nightjar.cluster.memory_kills import MemoryKills
 from nightjar.cluster.operator_answers import ExplainAnswer
+from nightjar.cluster.recorder import Recorder
 from nightjar.cluster.refusals import Refusals
 from nightjar.policy.explain import InForce, UnknownReplicaError, applications_of, explain, find_replica
 from nightjar.policy.fleet_status import fleet_status
@@ -24,14 +26,15 @@ from nightjar.policy.wire.status import FleetStatus, OverrideStatus, PolicyStatu
 
 
 class AboutService(NamedTuple):
-    """The service that answers: its process, since when it runs, when it decided last, and what it took and refused."""
+    """The service that answers: its process, since when it runs, when it decided last, what it keeps, and what it took and refused."""
 
     incarnation: int
     pid: int
     node_id: str
     started_at_s: float
     decided_at_s: float
-    journal_path: str
+    journal: Journal
+    recorder: Recorder
     reports: int
     refusals: Refusals
     memory_kills: MemoryKills
@@ -85,7 +88,10 @@ def status_of(
             pid=about.pid,
             node_id=about.node_id,
             uptime_s=now_s - about.started_at_s,
-            journal_path=about.journal_path,
+            journal_path=about.journal.path,
+            journal_holds_s=about.journal.holds_s(now_s),
+            replay_holds_s=about.recorder.holds_s(now_s),
+            replay_problem=about.recorder.problem,
             mode=will.settings.mode,
             planner=with_planner(will.settings, will.overrides, now_s).planner,
             decision_age_s=now_s - about.decided_at_s,

@@ -91,6 +91,10 @@ class Journal(Protocol):
         """Keep `entry`, soon, or lose it and say so in the log."""
         ...
 
+    def holds_s(self, now_s: float) -> float | None:
+        """Seconds of entries that are kept at the present pace; None while that is not known."""
+        ...
+
 
 class JournalFile:
     """A journal in one folder: `policy-journal.jsonl` is written, `.1` is the file before it, and so on."""
@@ -116,9 +120,13 @@ class JournalFile:
             log.warning("journal_falls_behind", path=self.path, waiting_entries=MAX_WAITING_ENTRIES, consequence="entries are lost")
         self._lost += 1
 
+    def holds_s(self, now_s: float) -> float | None:
+        """See Journal."""
+        return self._lines.holds_s(now_s)
+
     def write(self, entry: JournalEntry) -> None:
         """Append `entry`, rotating before a file would grow past its limit. Never raises OSError."""
-        self._lines.append(entry.model_dump_json(exclude_none=True).encode())
+        self._lines.append(entry.model_dump_json(exclude_none=True).encode(), entry.time_s)
 
     def close(self) -> None:
         """Wait until everything taken is written."""

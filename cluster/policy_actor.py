@@ -37,6 +37,7 @@ from nightjar.cluster.policy_service import ActorIdentity, PolicyService
 from nightjar.cluster.ray_metrics import RayBackend
 from nightjar.cluster.recorder import Recorder, recorded_replicas
 from nightjar.cluster.recording import RecordingFile
+from nightjar.cluster.rotated_lines import chosen_file_bytes
 from nightjar.cluster.seed_from import SeedReader
 from nightjar.cluster.store import GcsStore
 from nightjar.policy.wire.record import PROTOCOL_VERSION
@@ -69,16 +70,16 @@ class PolicyActor:
     async def __init__(self) -> None:  # type: ignore[misc]  # Ray awaits the constructor of an async actor
         collect_seldom()
         exporter = Exporter(POLICY_METRICS, RayBackend({}))
-        folder = journal_folder()
+        folder, file_bytes = journal_folder(), chosen_file_bytes()
         self._service = PolicyService(
             store=GcsStore(),
-            journal=JournalFile(folder),
+            journal=JournalFile(folder, max_file_bytes=file_bytes),
             clock=epoch_clock(),
             identity=ActorIdentity(pid=os.getpid(), node_id=ray.get_runtime_context().get_node_id()),
             retire=_leave_for_good,
             publish=lambda seen: exporter.publish(seen, source="this process"),
             read_seed=SeedReader(),
-            recorder=Recorder(RecordingFile(folder), recorded_replicas()),
+            recorder=Recorder(RecordingFile(folder, max_file_bytes=file_bytes), recorded_replicas()),
             other_versions=OtherVersions(_names_of_actors),
             memory_kills=MemoryKills(_killed_for_memory),
         )

@@ -73,6 +73,15 @@ class TickSink(Protocol):
         """Keep a tick; False where it is left out. Neither blocks nor raises."""
         ...
 
+    def holds_s(self, now_s: float) -> float | None:
+        """Seconds of ticks that are kept at the present pace; None while that is not known."""
+        ...
+
+    @property
+    def problem(self) -> str:
+        """Why it takes no tick any more; empty while it does."""
+        ...
+
 
 class Recorder:
     """Notes inputs and hands ticks on. All on the policy's event loop; without a sink, or for 0 replicas, none is."""
@@ -85,6 +94,17 @@ class Recorder:
         self._inputs: list[Heard | OperatorSettings] = []
         self._waiting_bytes = 0
         self._is_too_large = False
+
+    def holds_s(self, now_s: float) -> float | None:
+        """Seconds that can be replayed at the present pace; None while that is not known, and where nothing is recorded."""
+        return self._sink.holds_s(now_s) if self._sink is not None and not self.problem else None
+
+    @property
+    def problem(self) -> str:
+        """Why nothing is recorded, as far as this is meant to be told; empty where something is."""
+        if self._is_too_large:
+            return f"the fleet is larger than {self._max_replicas} replicas ({RECORDED_REPLICAS_VARIABLE})"
+        return self._sink.problem if self._sink is not None else f"recording is off ({RECORDED_REPLICAS_VARIABLE}=0)"
 
     def observed(self, before: FleetState, after: FleetState, payload: bytes, now_s: float, settings: OperatorSettings) -> None:
         """A report was observed at `now_s` under `settings`; it led from one state to the other."""

@@ -157,6 +157,15 @@ class RecordingFile:
         """The file that is being written."""
         return self._lines.path
 
+    def holds_s(self, now_s: float) -> float | None:
+        """See TickSink."""
+        return None if self._has_given_up else self._lines.holds_s(now_s)
+
+    @property
+    def problem(self) -> str:
+        """See TickSink."""
+        return "the fleet's whole state does not fit eight times into one of its files" if self._has_given_up else ""
+
     def take(self, tick: RecordedTick) -> bool:
         """See TickSink."""
         return not self._has_given_up and self._writer.take(partial(self.write, tick))
@@ -169,7 +178,7 @@ class RecordingFile:
             frame = self._encoder.encode(tick)
             if not frame.is_key and self._lines.begins_a_file(_line(frame)):
                 frame = self._encoder.encode_key(tick)
-            written = self._fits(frame) and self._lines.append(_line(frame))
+            written = self._fits(frame) and self._lines.append(_line(frame), frame.time_s)
         except Exception:
             log.exception("tick_not_recorded", tick=tick.moment.tick)
             written = False

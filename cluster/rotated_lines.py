@@ -1,19 +1,27 @@
 """Lines in a file that never fills a disk by itself: rotated by size, their number bounded.
 
+How long that lasts depends on the fleet, so the pace of writing is measured, and `holds_s` says what the files hold at that pace.
 Fails open: where a line cannot be written it is lost, the first loss of a row is logged, and its writer goes on. A line that
 was torn, as a crash or a full disk leaves it, costs no other line: the next one begins on its own.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Final
 
 import structlog
 
-MAX_FILE_BYTES: Final = 8 << 20
 MAX_FILES: Final = 8
+DEFAULT_MIB: Final = 64
+MAX_FILE_BYTES: Final = (DEFAULT_MIB << 20) // MAX_FILES
+SIZE_VARIABLE: Final = "NIGHTJAR_JOURNAL_MIB"
+ALLOWED_MIB: Final = range(16, (1 << 20) + 1)
+"""Below it the whole state of a few hundred replicas would not fit into a file any more (recording.LEAST_KEYS_PER_FILE)."""
+MEASURED_S: Final = 60.0
+"""Seconds of writing after which its pace is known well enough to be told."""
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +34,9 @@ class RotatedLines:
         self._max_file_bytes = max_file_bytes
         self._max_files = max_files
         self._lock = threading.Lock()
+        self._began: tuple[float, int] | None = None
+        self._rotated: tuple[float, int] | None = None
+        self._bytes = 0
         self._losing = False
         self._may_be_torn = True  # a predecessor may have died, or the disk filled, in the middle of a line
 
@@ -41,14 +52,28 @@ class RotatedLines:
         except OSError:
             return True
 
-    def append(self, line: bytes) -> bool:
-        """Append `line`, which holds no newline, rotating before a file would grow past its limit. False where it was lost."""
+    def holds_s(self, now_s: float) -> float | None:
+        """Seconds that all files together hold at the pace of this file and the one before it; None in the first minute.
+
+        Called from any thread: a line more or less does not matter.
+        """
+        if self._began is None or now_s - self._began[0] < MEASURED_S:
+            return None
+        began_s, before = self._began
+        return self._max_file_bytes * self._max_files * (now_s - began_s) / max(self._bytes - before, 1)
+
+    def append(self, line: bytes, at_s: float) -> bool:
+        """Append `line`, which holds no newline, rotating before a file would grow past its limit. False where it was lost.
+
+        `at_s` is the time of what the line tells, in seconds of the clock of `holds_s`.
+        """
         whole = line + b"\n"
         try:
             with self._lock:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 if self._path.exists() and self._is_full(line):
                     self._rotate()
+                    self._began, self._rotated = self._rotated or self._began, (at_s, self._bytes)
                 with self._path.open("ab") as file:
                     file.write(b"\n" + whole if self._may_be_torn and file.tell() else whole)
         except OSError as error:
@@ -57,6 +82,8 @@ class RotatedLines:
             self._losing = self._may_be_torn = True
             return False
         self._may_be_torn = False
+        self._bytes += len(whole)
+        self._began = self._began or (at_s, self._bytes)
         if self._losing:
             log.info("journal_written_again", path=str(self._path))
         self._losing = False
@@ -73,6 +100,17 @@ class RotatedLines:
                 file.unlink()
             else:
                 file.rename(_numbered(self._path, number + 1))
+
+
+def chosen_file_bytes() -> int:
+    """Bytes of one of MAX_FILES files, which together take $NIGHTJAR_JOURNAL_MIB; the default where it is no number that may be."""
+    chosen = os.environ.get(SIZE_VARIABLE, "")
+    if chosen.isdecimal() and int(chosen) in ALLOWED_MIB:
+        return (int(chosen) << 20) // MAX_FILES
+    if chosen:
+        allowed = f"{ALLOWED_MIB[0]} to {ALLOWED_MIB[-1]}"
+        log.warning("journal_size_unreadable", variable=SIZE_VARIABLE, value=chosen, allowed=allowed, used=DEFAULT_MIB)
+    return MAX_FILE_BYTES
 
 
 def rotated_files(path: Path) -> list[Path]:

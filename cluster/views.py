@@ -57,6 +57,7 @@ def fleet_view(fleet: FleetStatus, width: int | None = None, rows: int | None = 
     for group in fleet.groups:
         parts.extend(group_lines(group))
     parts.extend(adapter_lines(fleet.replicas))
+    parts.extend(journal_lines(fleet.policy))
     parts.extend(legend(fleet))
     return Constrain(Group(*parts), width)
 
@@ -308,6 +309,19 @@ def _pending(group: GroupStatus) -> str:
         parts.append(f"{group.imported_cells} of {len(group.cells)} cells are imported, not measured here")
     words = "; ".join(parts)
     return f"{words[:1].upper()}{words[1:]}." if words else ""
+
+
+def journal_lines(policy: PolicyStatus) -> Iterator[Text]:
+    """How far back the journal goes at the present pace, and how far a replay: at most one line."""
+    kept = []
+    if policy.journal_holds_s is not None:
+        kept.append(f"keeps about {format_duration(policy.journal_holds_s)}")
+    if policy.replay_problem:
+        kept.append(f"nothing for a replay: {policy.replay_problem}")
+    elif policy.replay_holds_s is not None:
+        kept.append(f"{format_duration(policy.replay_holds_s)} of inputs for a replay")
+    if kept:
+        yield Text(f"journal {', '.join(kept)}", style="dim")
 
 
 def legend(fleet: FleetStatus) -> Iterator[Text]:

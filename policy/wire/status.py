@@ -223,6 +223,9 @@ class CanaryStatus(Record):
 class PolicyStatus(Record):
     """The policy actor itself. `decision_age_s` is the time since it last decided without an error, or since it started.
 
+    `journal_holds_s` and `replay_holds_s` are the seconds that journal and recording keep at the pace at which they are written now;
+    absent while that is not known. `replay_problem` says why nothing can be replayed.
+
     `memory_kills` are the Serve replicas that Ray's memory monitor killed within the last hour, `last_memory_kill` says which.
     `seed_problem` says why `seed_from` brought nothing, `seed_notice` that nobody is there yet; `waiting_groups` were imported and
     have no replica yet. `unknown_applications` are those of `max_step_ms_per_application` of which no replica reports: not started
@@ -234,6 +237,9 @@ class PolicyStatus(Record):
     node_id: str = ""
     uptime_s: float
     journal_path: str = ""
+    journal_holds_s: float | None = None
+    replay_holds_s: float | None = None
+    replay_problem: str = ""
     mode: Mode
     planner: str
     decision_age_s: float = 0.0

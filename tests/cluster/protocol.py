@@ -67,6 +67,9 @@ class MemoryJournal:
     def append(self, entry: JournalEntry) -> None:
         self.entries.append(entry)
 
+    def holds_s(self, now_s: float) -> float | None:
+        return None
+
     @property
     def causes(self) -> list[str]:
         return [cause for entry in self.entries for cause in entry.causes]

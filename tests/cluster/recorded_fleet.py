@@ -25,6 +25,10 @@ class MemoryRecording:
     frames: list[Frame] = field(default_factory=list)
     ticks: list[RecordedTick] = field(default_factory=list)
     is_full: bool = False
+    problem: str = ""
+
+    def holds_s(self, now_s: float) -> float | None:
+        return 77.0
 
     def take(self, tick: RecordedTick) -> bool:
         if self.is_full:
@@ -48,6 +52,13 @@ class WrittenAtOnce:
     def take(self, tick: RecordedTick) -> bool:
         self.file.write(tick)
         return True
+
+    def holds_s(self, now_s: float) -> float | None:
+        return self.file.holds_s(now_s)
+
+    @property
+    def problem(self) -> str:
+        return self.file.problem
 
 
 class RecordedFleet:

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from nightjar.cluster.journal import FILE_NAME, MAX_WAITING_ENTRIES, JournalEntry, JournalFile, ReplicaInput, read_journal
-from nightjar.cluster.rotated_lines import rotated_files
+from nightjar.cluster.rotated_lines import ALLOWED_MIB, DEFAULT_MIB, MAX_FILES, SIZE_VARIABLE, chosen_file_bytes, rotated_files
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.prior.learned import LearnedTables
 from nightjar.policy.wire.mode import Mode
@@ -18,7 +18,7 @@ from nightjar.policy.wire.report import EngineLoad
 from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table, TableRow
 
 
-def entry(tick: int = 1) -> JournalEntry:
+def entry(tick: int = 1, time_s: float = 1_700_000_000.25) -> JournalEntry:
     settings = Settings(
         mode=Mode(kind="auto"),
         plan=Table(rows=(TableRow(first_batch_size=1, last_batch_size=8, num_speculative_tokens=3),)),
@@ -28,7 +28,7 @@ def entry(tick: int = 1) -> JournalEntry:
     return JournalEntry(
         incarnation=3,
         tick=tick,
-        time_s=1_700_000_000.25,
+        time_s=time_s,
         seed=(3 << 32) + tick,
         causes=("override: fleet off",),
         operator_settings=OperatorSettings(mode=Mode(kind="auto")),
@@ -108,3 +108,44 @@ def test_a_disk_that_takes_nothing_is_logged_once_until_it_works_again(tmp_path:
 def test_reading_where_no_journal_is_says_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no journal at"):
         list(read_journal(tmp_path / FILE_NAME))
+
+
+@pytest.mark.parametrize("entries", [100, 5_000], ids=["before a rotation", "after many"])
+def test_a_journal_says_how_long_it_keeps_entries_at_the_present_pace(entries: int, tmp_path: Path) -> None:
+    line_bytes = len(entry(1_000).model_dump_json(exclude_none=True)) + 1
+    journal = JournalFile(tmp_path, max_file_bytes=200 * line_bytes, max_files=4)
+    for second in range(entries):
+        journal.write(entry(1_000, time_s=float(second)))
+    assert journal.holds_s(float(entries)) == pytest.approx(800.0, rel=0.05)
+
+
+def test_a_journal_follows_a_fleet_that_grew_within_two_files(tmp_path: Path) -> None:
+    line_bytes = len(entry(1_000).model_dump_json(exclude_none=True)) + 1
+    journal = JournalFile(tmp_path, max_file_bytes=200 * line_bytes, max_files=4)
+    for second in range(1_000):
+        journal.write(entry(1_000, time_s=float(second)))
+    for tenth in range(4_000):
+        journal.write(entry(1_000, time_s=1_000.0 + tenth / 10.0))
+    assert journal.holds_s(1_400.0) == pytest.approx(80.0, rel=0.05)
+
+
+def test_a_journal_of_less_than_a_minute_says_nothing_of_what_it_keeps(tmp_path: Path) -> None:
+    journal = JournalFile(tmp_path)
+    assert journal.holds_s(0.0) is None
+    for second in range(30):
+        journal.write(entry(time_s=float(second)))
+    assert journal.holds_s(30.0) is None
+
+
+def test_the_size_of_a_journal_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SIZE_VARIABLE, "2048")
+    assert chosen_file_bytes() * MAX_FILES == 2048 << 20
+
+
+@pytest.mark.parametrize("value", ["", "8", "64MiB", "-1", "2000000"])
+def test_a_size_that_may_not_be_is_logged_and_the_default_holds(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SIZE_VARIABLE, value)
+    with capture_logs() as logs:
+        assert chosen_file_bytes() * MAX_FILES == DEFAULT_MIB << 20
+    told = [(event["event"], event["value"], event["allowed"]) for event in logs]
+    assert told == ([("journal_size_unreadable", value, f"{ALLOWED_MIB[0]} to {ALLOWED_MIB[-1]}")] if value else [])

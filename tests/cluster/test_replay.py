@@ -244,6 +244,21 @@ def test_a_fleet_above_the_limit_is_not_recorded(most: int, ticks: list[int]) ->
     )
 
 
+@pytest.mark.parametrize(
+    ("most", "problem"),
+    [
+        (0, "recording is off (NIGHTJAR_RECORDED_REPLICAS=0)"),
+        (3, "the fleet is larger than 3 replicas (NIGHTJAR_RECORDED_REPLICAS)"),
+        (4, ""),
+    ],
+)
+async def test_status_says_how_long_a_replay_reaches_back_and_why_there_is_none(most: int, problem: str) -> None:
+    async with recorded_fleet(*some_replicas(), sink=MemoryRecording(), max_replicas=most) as fleet:
+        await fleet.run(3)
+        policy = fleet.service.status().policy
+    assert (policy.replay_holds_s, policy.replay_problem) == (None if problem else 77.0, problem)
+
+
 @pytest.mark.parametrize(("chosen", "most"), [(None, 256), ("0", 0), ("12", 12), ("many", 256)])
 def test_the_operator_says_up_to_how_many_replicas_are_recorded(
     chosen: str | None, most: int, monkeypatch: pytest.MonkeyPatch
@@ -446,6 +461,7 @@ def test_a_fleet_whose_state_would_fill_the_files_is_given_up_with_one_line_in_t
             file.write(tick)
             file.take(tick)
     assert [event["event"] for event in logs] == ["recording_given_up"]
+    assert (file.holds_s(1e9), file.problem) == (None, "the fleet's whole state does not fit eight times into one of its files")
     assert not file.path.exists() or file.path.stat().st_size < 4_000
     file.close()
 

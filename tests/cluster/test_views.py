@@ -211,6 +211,21 @@ def test_a_policy_that_decides_no_more_says_since_when() -> None:
     assert "last decided" not in rendered(fleet)
 
 
+@pytest.mark.parametrize(
+    ("known", "line"),
+    [
+        ({"journal_holds_s": 205.0, "replay_problem": "too large"}, "journal keeps about 3m25s, nothing for a replay: too large"),
+        ({"journal_holds_s": 1_700.0, "replay_holds_s": 1_080.0}, "journal keeps about 28m20s, 18m of inputs for a replay"),
+        ({"replay_problem": "off"}, "journal nothing for a replay: off"),
+    ],
+)
+def test_what_the_journal_keeps_at_this_fleets_size_is_told(known: dict[str, object], line: str) -> None:
+    fleet = some_fleet()
+    shown = rendered(fleet.model_copy(update={"policy": fleet.policy.model_copy(update=known)}))
+    assert line in [row.strip() for row in shown.splitlines()]
+    assert "journal" not in rendered(fleet)
+
+
 def test_a_fleet_without_replicas_says_so() -> None:
     assert "no replica has reported yet" in rendered(some_fleet().model_copy(update={"replicas": (), "groups": ()}))
 

@@ -172,6 +172,23 @@ def test_a_claim_that_may_be_written_also_keeps_the_hubs_downloads() -> None:
     assert {"name": "HF_HOME", "value": "/models/huggingface"} in container["env"]
 
 
+def test_the_journal_lies_on_a_claim_in_a_folder_for_each_ray_cluster_and_takes_what_is_chosen() -> None:
+    values = {"policy": {"journal": {"existingClaim": "records", "sizeMiB": 2048}}}
+    pods = release(values=values).ray_pods()
+    (container,) = pods["head"]["spec"]["containers"]
+    assert {"name": "NIGHTJAR_JOURNAL_DIR", "value": "/nightjar-journal/$(NIGHTJAR_RAY_CLUSTER)"} in container["env"]
+    assert {"name": "NIGHTJAR_JOURNAL_MIB", "value": "2048"} in container["env"]
+    assert {"name": "journal", "mountPath": "/nightjar-journal"} in container["volumeMounts"]
+    assert {"name": "journal", "persistentVolumeClaim": {"claimName": "records"}} in pods["head"]["spec"]["volumes"]
+    names = [variable["name"] for variable in container["env"]]
+    assert names.index("NIGHTJAR_RAY_CLUSTER") < names.index("NIGHTJAR_JOURNAL_DIR"), "Kubernetes replaces only what stands before"
+    assert "journal" not in json.dumps(pods["cpu"]).lower()
+
+
+def test_the_journals_defaults_leave_a_running_cluster_as_it_is() -> None:
+    assert "JOURNAL" not in json.dumps(release().cluster)
+
+
 def test_a_digest_replaces_the_tag() -> None:
     digest = f"sha256:{'a' * 64}"
     values = {"image": {"repository": "registry.example.com/nightjar", "tag": "1.0", "digest": digest}}

@@ -38,6 +38,10 @@ spec:
     {{- with include "nightjar.drainEnvironment" .root }}
     {{- . | nindent 4 }}
     {{- end }}
+    {{- else }}
+    {{- with include "nightjar.journalEnvironment" .root | trim }}
+    {{- . | nindent 4 }}
+    {{- end }}
     {{- end }}
     {{- with $values.envFrom }}
     envFrom:
@@ -73,6 +77,9 @@ spec:
       {{- end }}
     {{- end }}
     {{- end }}
+    {{- if and (eq .component "head") $values.policy.journal.existingClaim }}
+    - {name: journal, mountPath: /nightjar-journal}
+    {{- end }}
     {{- with $values.extraVolumeMounts }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
@@ -98,6 +105,12 @@ spec:
     persistentVolumeClaim:
       claimName: {{ . }}
       readOnly: {{ $values.modelStore.readOnly }}
+  {{- end }}
+  {{- if eq .component "head" }}
+  {{- with $values.policy.journal.existingClaim }}
+  - name: journal
+    persistentVolumeClaim: {claimName: {{ . }}}
+  {{- end }}
   {{- end }}
   {{- with $values.extraVolumes }}
   {{- toYaml . | nindent 2 }}
@@ -197,6 +210,22 @@ tolerations of podSpecOverrides stand beside the chart's own; every other list t
 {{- with .Values.env }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{/* Where the policy keeps its journal and how much of it; nothing for the defaults, which begin no new cluster. Two clusters of one
+release live beside each other in an upgrade, so each has a folder: KubeRay labels its pods with ray.io/cluster. */}}
+{{- define "nightjar.journalEnvironment" -}}
+{{- with .Values.policy.journal -}}
+{{- if ne (int .sizeMiB) 64 }}
+- {name: NIGHTJAR_JOURNAL_MIB, value: {{ int64 .sizeMiB | quote }}}
+{{- end }}
+{{- if .existingClaim }}
+- name: NIGHTJAR_RAY_CLUSTER
+  valueFrom:
+    fieldRef: {fieldPath: "metadata.labels['ray.io/cluster']"}
+- {name: NIGHTJAR_JOURNAL_DIR, value: /nightjar-journal/$(NIGHTJAR_RAY_CLUSTER)}
+{{- end }}
+{{- end -}}
 {{- end -}}
 
 {{/* Seconds of a worker's end that are for its replicas: the last ten of its grace are for Ray's own processes. */}}
