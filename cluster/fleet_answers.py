@@ -26,7 +26,7 @@ from nightjar.policy.wire.status import FleetStatus, OverrideStatus, PolicyStatu
 
 
 class AboutService(NamedTuple):
-    """The service that answers: its process, since when it runs, when it decided last, what it keeps, and what it took and refused."""
+    """The service that answers: its process, since when it runs, when it decided, what it keeps, and what it took and refused."""
 
     incarnation: int
     pid: int

@@ -53,7 +53,8 @@ class RotatedLines:
             return True
 
     def holds_s(self, now_s: float) -> float | None:
-        """Seconds that all files together hold at the pace of this file and the one before it; None in the first minute.
+        """Seconds that all files together hold at the pace of the last two files, or of the last minute where those were faster;
+        None in the first minute.
 
         Called from any thread: a line more or less does not matter.
         """
@@ -73,7 +74,8 @@ class RotatedLines:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 if self._path.exists() and self._is_full(line):
                     self._rotate()
-                    self._began, self._rotated = self._rotated or self._began, (at_s, self._bytes)
+                    if self._rotated is None or at_s - self._rotated[0] >= MEASURED_S:
+                        self._began, self._rotated = self._rotated or self._began, (at_s, self._bytes)
                 with self._path.open("ab") as file:
                     file.write(b"\n" + whole if self._may_be_torn and file.tell() else whole)
         except OSError as error:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 RELEASE: Final = "namespace, job"
-"""A release of the chart: its PodMonitor sets both. It outlives its Ray clusters, whose names KubeRay makes anew at each upgrade."""
+"""A release of the chart, whose PodMonitor sets both. It outlives its Ray clusters: KubeRay names each anew, at every upgrade."""
 CLUSTER: Final = "ray_io_cluster"
 BY_CLUSTER: Final = f"{RELEASE}, {CLUSTER}"
 BY_APPLICATION: Final = f"{BY_CLUSTER}, application"

@@ -116,6 +116,9 @@ BY_DEPLOYMENT: Final = f"{BY_APPLICATION}, deployment"
 RUNNING: Final = f"max by ({BY_DEPLOYMENT}, replica) (ray_serve_deployment_replica_healthy)"
 """Replicas that pass Serve's health checks. A controller that was replaced still has its series for a while."""
 
+CAME_UP: Final = f"{RUNNING} unless max by ({BY_DEPLOYMENT}, replica) (ray_serve_deployment_replica_healthy offset 15m)"
+"""Replicas that came up within a quarter of an hour: an update or a growing fleet that lacks some all the time, and goes on."""
+
 RESIDENT: Final = f"{DrafterState.ACTIVE}|{DrafterState.DORMANT}|{DrafterState.CATCHING_UP}|{DrafterState.PROBING}"
 """States in which a draft model that can sleep holds memory which requests could use."""
 
@@ -180,10 +183,7 @@ max by ({BY_APPLICATION}) (ray_serve_application_status) < 3
 max by ({BY_DEPLOYMENT}) (ray_serve_autoscaling_target_replicas)
 - (sum by ({BY_DEPLOYMENT}) ({RUNNING}) or 0 * max by ({BY_DEPLOYMENT}) (ray_serve_autoscaling_target_replicas))
 > 0 {THRESHOLD}
-unless on ({BY_DEPLOYMENT}) (
-  {RUNNING}
-  unless max by ({BY_DEPLOYMENT}, replica) (ray_serve_deployment_replica_healthy offset 15m)
-)
+unless on ({BY_DEPLOYMENT}) ({CAME_UP})
 {OF_OURS}""",
         lasting="45m",
         severity="warning",

@@ -223,8 +223,8 @@ class CanaryStatus(Record):
 class PolicyStatus(Record):
     """The policy actor itself. `decision_age_s` is the time since it last decided without an error, or since it started.
 
-    `journal_holds_s` and `replay_holds_s` are the seconds that journal and recording keep at the pace at which they are written now;
-    absent while that is not known. `replay_problem` says why nothing can be replayed.
+    `journal_holds_s` and `replay_holds_s` are the seconds that journal and recording keep at the present pace; absent while that is
+    not known. `replay_problem` says why nothing can be replayed.
 
     `memory_kills` are the Serve replicas that Ray's memory monitor killed within the last hour, `last_memory_kill` says which.
     `seed_problem` says why `seed_from` brought nothing, `seed_notice` that nobody is there yet; `waiting_groups` were imported and

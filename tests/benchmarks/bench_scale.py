@@ -30,7 +30,7 @@ from nightjar.loadtests.simulation.profiles import Mechanics, read_profile
 from nightjar.loadtests.simulation.service.lengths import SHAREGPT
 from nightjar.policy.fleet import FleetState, decide, empty_fleet, observe
 from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
-from tests.benchmarks.coarse_engine import CoarseEngine
+from tests.benchmarks.coarse_engine import CoarseEngine, Engine
 from tests.benchmarks.measuring.outcome import Outcome
 from tests.benchmarks.measuring.run import BenchRun
 from tests.benchmarks.measuring.statistics import range_of
@@ -51,7 +51,7 @@ AUTO: Final = parse_operator_settings({"mode": "auto"})
 class Fleet:
     """Coarse engines under one policy; a tick is one second: every engine works and reports, then all are decided for."""
 
-    engines: Sequence[CoarseEngine]
+    engines: Sequence[Engine]
     settings: OperatorSettings
     rng: random.Random
     state: FleetState

@@ -10,15 +10,42 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.policy.engine.steering import lengths_by_batch
 from nightjar.policy.wire.batch_buckets import batch_bucket
-from nightjar.policy.wire.report import CellCounters, Counters, EngineLoad, EngineSnapshot, GroupKey, LoadReport, StepTotals
+from nightjar.policy.wire.report import (
+    CellCounters,
+    Counters,
+    DrafterState,
+    EngineLoad,
+    EngineSnapshot,
+    GroupKey,
+    LoadReport,
+    RestartWish,
+    StepTotals,
+)
 from nightjar.policy.wire.settings import Settings, Table
 
 NOISE = 0.03
 """Standard deviation of a step's log time."""
+
+
+class Engine(Protocol):
+    """What a fleet drives."""
+
+    batch: int
+    length: int
+
+    def run(self, seconds: float) -> None:
+        """Work for a while."""
+
+    def report(self) -> LoadReport:
+        """What the agent would send now."""
+
+    def adopt(self, settings: Settings) -> None:
+        """Follow settings from now on."""
 
 
 @dataclass(slots=True)
@@ -150,3 +177,66 @@ class CoarseEngine:
             sums.generated_tokens += accepted
         self._steps += steps
         return took_s
+
+
+KEY_OF_SLEEPERS = GroupKey(target="model", draft="draft", drafter_kind="draft_model", max_num_speculative_tokens=3, max_num_seqs=64)
+BATCH_OF_SLEEPERS = 4
+LAG_TOKENS = 4000
+RELOAD_S = 3.0
+CATCH_UP_S = 1.0
+
+
+class Sleeper:
+    """A replica whose draft lies in host memory: it wishes for it from its first report, and has it back a while after its lease.
+
+    It counts no step: what a storm shows is who may restart when, and that needs no evidence.
+    """
+
+    batch = BATCH_OF_SLEEPERS
+    length = 0
+
+    def __init__(self, number: int, group_number: int, node: int) -> None:
+        self.group_number = group_number
+        self.node = node
+        self.is_awake = False
+        self._replica_id = f"replica-{number}"
+        self._group = KEY_OF_SLEEPERS.model_copy(update={"target": f"model-{group_number}"})
+        self._reports = 0
+        self._now_s = 0.0
+        self._back_at_s: float | None = None
+
+    @property
+    def is_coming_back(self) -> bool:
+        """Whether its weights are being moved back, or it catches up."""
+        return self._back_at_s is not None and not self.is_awake
+
+    def adopt(self, settings: Settings) -> None:
+        """Begin its restart where there is a lease for it."""
+        if settings.restarts.leases and self._back_at_s is None:
+            self._back_at_s = self._now_s + RELOAD_S + CATCH_UP_S
+
+    def run(self, seconds: float) -> None:
+        """Let the time pass."""
+        self._now_s += seconds
+        self.is_awake = self._back_at_s is not None and self._now_s >= self._back_at_s
+
+    def report(self) -> LoadReport:
+        """What the agent would send now."""
+        self._reports += 1
+        state = DrafterState.ACTIVE if self.is_awake else DrafterState.RELOADING if self.is_coming_back else DrafterState.OFFLOADED
+        wish = RestartWish(wish_id=1, lag_tokens=LAG_TOKENS, reload=True, reload_seconds=RELOAD_S)
+        snapshot = EngineSnapshot(
+            counters=Counters(engine_id="engine-1"),
+            load=EngineLoad(decode_batch_size=self.batch, num_running_reqs=self.batch),
+            drafter_state=state,
+            finished_wish_id=int(self.is_awake),
+            restart_wish=wish if state is DrafterState.OFFLOADED else None,
+        )
+        return LoadReport(
+            replica_id=self._replica_id,
+            application="chat",
+            node_id=f"node-{self.node}",
+            group=self._group,
+            report_number=self._reports,
+            snapshot=snapshot,
+        )

@@ -119,7 +119,7 @@ def test_a_journal_says_how_long_it_keeps_entries_at_the_present_pace(entries: i
     assert journal.holds_s(float(entries)) == pytest.approx(800.0, rel=0.05)
 
 
-def test_a_journal_follows_a_fleet_that_grew_within_two_files(tmp_path: Path) -> None:
+def test_a_journal_follows_a_fleet_that_grew_and_fills_a_file_in_seconds(tmp_path: Path) -> None:
     line_bytes = len(entry(1_000).model_dump_json(exclude_none=True)) + 1
     journal = JournalFile(tmp_path, max_file_bytes=200 * line_bytes, max_files=4)
     for second in range(1_000):

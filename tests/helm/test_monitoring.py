@@ -103,7 +103,7 @@ def test_rules_and_dashboards_of_a_release_select_its_own_series_alone() -> None
     rendered = release(values=monitored(), name="one")
     texts = [rule["expr"] for rule in rules_of(rendered)]
     texts += [text for config in rendered.all("ConfigMap") for text in config["data"].values()]
-    assert all('namespace="default", job="one"' in text.replace('\\"', '"') for text in texts)
+    assert all('namespace="serving", job="one"' in text.replace('\\"', '"') for text in texts)
     assert not any(ANY_RELEASE in text.replace('\\"', '"') for text in texts)
 
 
@@ -153,14 +153,14 @@ def test_with_the_rules_of_two_releases_an_alert_of_one_fires_once_and_a_release
         for group in release(values=monitored(), name=name).one("PrometheusRule")["spec"]["groups"]
     ]
     rules = yaml.safe_dump({"groups": groups})
-    well, cut_off = (Cluster("c", namespace="default", job=job) for job in ("one", "two"))
+    well, cut_off = (Cluster("c", namespace="serving", job=job) for job in ("one", "two"))
     for cluster in (well, cut_off):
         cluster.policy((0, 300, 1)).wanted((0, 300, 1)).status((0, 300, 6))
     well.replica((0, 300, 1))
     cut_off.replica((0, 300, 1), settings_age_s=90)
     for which, expected in {
-        ', alertname="NightjarPolicySilent", namespace="default", job="two"': 1,
-        ', alertname="NightjarMetricsAbsent", namespace="default", job="three"': 1,
+        ', alertname="NightjarPolicySilent", namespace="serving", job="two"': 1,
+        ', alertname="NightjarMetricsAbsent", namespace="serving", job="three"': 1,
         "": 2,
     }.items():
         assert firing((60, 200), [well, cut_off], expected, which, tmp_path, rules) == ""
