@@ -14,7 +14,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-slow test-fast test-pure test-all test-long test-upgrade test-chaos soak test-gpu-paths stress-gpu-paths test-vllm test-serve-llm test-ids mutants contract lint structure format docs site figures bench-step bench-policy bench-scale bench-shards bench-model bench-engine bench-live bench-load status-times load-trace chart monitoring page clean
+.PHONY: help install models demo test test-slow test-fast test-pure test-all test-long test-upgrade test-chaos soak test-gpu-paths stress-gpu-paths test-vllm test-serve-llm test-ids mutants contract lint structure format docs site figures bench-step bench-policy bench-scale bench-shards bench-model bench-engine bench-live bench-load status-times load-trace chart monitoring page clean bench-health
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -228,6 +228,9 @@ bench-scale: $(INSTALLED) ## decision time and memory of the policy for thousand
 
 bench-shards: $(INSTALLED) ## what one policy carries, and 10,000 replicas under one, four and sixteen
 	$(BIN)/python -m tests.benchmarks.bench_shards $(ARGS)
+
+bench-health: $(INSTALLED) ## how long an operator's write takes beside many who ask for health and status, with 1,000 replicas (under two minutes)
+	$(QUIET) $(BIN)/python -m tests.benchmarks.bench_health $(ARGS)
 
 bench-model: $(INSTALLED) ## the planner's model of step times against simpler ones
 	$(BIN)/python -m tests.benchmarks.bench_model $(ARGS)

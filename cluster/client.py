@@ -75,6 +75,10 @@ class PolicyClient:
         """The fleet as of now."""
         return _parsed(FleetStatus, await self._call("status", timeout_s=timeout_s))
 
+    async def ping(self, timeout_s: float = OPERATOR_TIMEOUT_S) -> None:
+        """Return where the actor answers. Asks for what costs it nothing, and what actors of older releases answer as well."""
+        await self.starting_mode("", "", timeout_s)
+
     async def starting_mode(self, replica_id: str, application: str, timeout_s: float = OPERATOR_TIMEOUT_S) -> str:
         """The mode that a replica gets that starts now."""
         mode: str = await self._call("starting_mode", replica_id, application, timeout_s=timeout_s)

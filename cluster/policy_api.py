@@ -3,32 +3,42 @@
 It knows the policy actor only through `PolicyPort`, so that it is tested without Ray, and it decides nothing: whether a
 mode can be set is the actor's word. Reading is open to whoever reaches the service, unless readers need a token: as a bearer, or as
 the password that a browser asks for. `GET /health` is always open and says nothing but whether the actor answers. Writing needs the
-bearer token; without one configured the API is read-only. A token is looked at before anything else. Fails with one line of
-`detail`: 401 wrong token, 403 read-only or closed, 404 no such replica, 413 and 422 a bad body (field, value, what is allowed), 503
-where the actor does not answer (serving goes on).
+bearer token; without one configured the API is read-only. A token is looked at before anything else.
+
+Whoever asks how often, the actor is asked for its health and its status once a second at most: its one thread decides, and a write
+waits behind what it is asked. Fails with one line of `detail`: 401 wrong token, 403 read-only or closed, 404 no such replica, 413
+and 422 a bad body (field, value, what is allowed), 503 where the actor does not answer (serving goes on); never with another 5xx,
+whatever is sent.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import binascii
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Final, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Final, Generic, Protocol, TypeVar
 
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import SecretStr
+from starlette.requests import ClientDisconnect
 
 from nightjar.cluster.api_token import READ_TOKEN_VARIABLE, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, TokenError, is_token
 from nightjar.cluster.learned_file import MAX_FILE_BYTES
 from nightjar.cluster.status_page import status_page
-from nightjar.policy.wire.record import to_plain
 from nightjar.policy.wire.status import FleetStatus
 
 MAX_BODY_BYTES: Final = 16_384
+MAX_BODY_DEPTH: Final = 8
+"""Of objects and lists within each other. What is deeper cannot be handed to the actor's process."""
+KEPT_S: Final = 1.0
+"""How long an answer of health or status is given again."""
 REPLICA_WORDS: Final = "A replica's id as in status, or a part of it that no other has."
 EXAMPLE_BODY: Final = '{"mode": "auto"}'
+
+
+T = TypeVar("T")
 
 
 class PolicyUnreachableError(Exception):
@@ -38,8 +48,12 @@ class PolicyUnreachableError(Exception):
 class PolicyPort(Protocol):
     """What the API needs of the policy. Every method raises PolicyUnreachableError where the actor does not answer."""
 
+    async def ping(self) -> None:
+        """Returns where the actor answers. Costs it nothing."""
+        ...
+
     async def status(self) -> FleetStatus:
-        """The fleet as the policy sees it."""
+        """The fleet as the policy sees it. Costs it a tenth of a second for 1,000 replicas."""
         ...
 
     async def explain(self, replica: str) -> Mapping[str, object]:
@@ -91,16 +105,57 @@ def create_policy_api(
     """
     api = FastAPI(title="Nightjar policy", openapi_url=None)
 
+    health, status = Kept(policy.ping), Kept(lambda: _encoded_status(policy))
     _answer_errors(api)
-    _add_reads(api, policy, readers)
-    _add_writes(api, policy, token)
+    _add_reads(api, policy, readers, health, status)
+    _add_writes(api, policy, token, status)
     return api
+
+
+class Kept(Generic[T]):
+    """What `ask` answers or raises, asked once for all who want it at the same time, and given again for `for_s` seconds.
+
+    On the event loop's clock. A caller that hangs up ends nothing for the others.
+    """
+
+    def __init__(self, ask: Callable[[], Awaitable[T]], for_s: float = KEPT_S) -> None:
+        self._ask = ask
+        self._for_s = for_s
+        self._asking: asyncio.Future[T] | None = None
+        self._until_s = 0.0
+
+    async def __call__(self) -> T:
+        """The answer, at most `for_s` old."""
+        loop = asyncio.get_running_loop()
+        asking = self._asking
+        if asking is None or (asking.done() and loop.time() >= self._until_s):
+            asking = self._asking = asyncio.ensure_future(self._ask())
+            asking.add_done_callback(self._note_end)
+        return await asyncio.shield(asking)
+
+    def forget(self) -> None:
+        """The next one who wants it asks anew: what is known may be from before a change."""
+        self._asking = None
+
+    def _note_end(self, asked: asyncio.Future[T]) -> None:
+        self._until_s = asked.get_loop().time() + self._for_s
+        if not asked.cancelled():
+            asked.exception()  # nobody may be left to look at it
+
+
+async def _encoded_status(policy: PolicyPort) -> bytes:
+    return (await policy.status()).model_dump_json(exclude_none=True).encode()
 
 
 def _answer_errors(api: FastAPI) -> None:
     @api.exception_handler(ApiError)
     async def answer_error(_: Request, error: ApiError) -> JSONResponse:
-        return JSONResponse({"detail": error.detail}, status_code=error.status_code, headers=error.headers)
+        detail = error.detail.encode(errors="backslashreplace").decode()  # half a surrogate pair cannot be sent
+        return JSONResponse({"detail": detail}, status_code=error.status_code, headers=error.headers)
+
+    @api.exception_handler(ClientDisconnect)
+    async def answer_nobody(_: Request, __: ClientDisconnect) -> JSONResponse:
+        return JSONResponse({"detail": "body: the client hung up before its end"}, status_code=400)
 
     @api.exception_handler(PolicyUnreachableError)
     async def answer_unreachable(_: Request, error: PolicyUnreachableError) -> JSONResponse:
@@ -108,7 +163,13 @@ def _answer_errors(api: FastAPI) -> None:
         return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "2"})
 
 
-def _add_reads(api: FastAPI, policy: PolicyPort, readers: Callable[[], tuple[SecretStr, ...] | None]) -> None:
+def _add_reads(
+    api: FastAPI,
+    policy: PolicyPort,
+    readers: Callable[[], tuple[SecretStr, ...] | None],
+    kept_health: Kept[None],
+    kept_status: Kept[bytes],
+) -> None:
     def may_read(request: Request) -> None:
         require_reader(request, readers)
 
@@ -118,14 +179,17 @@ def _add_reads(api: FastAPI, policy: PolicyPort, readers: Callable[[], tuple[Sec
 
     @api.get("/health")
     async def health() -> JSONResponse:
-        """Whether the policy actor answers, and no more: `{"policy": "answers"}`."""
-        await policy.status()
+        """Whether the policy actor answers, and no more: `{"policy": "answers"}`. The answer may be a second old."""
+        await kept_health()
         return JSONResponse({"policy": "answers"})
 
     @api.get("/status", dependencies=reading)
-    async def status() -> JSONResponse:
-        """The fleet as the policy sees it: what `nightjar status -o json` prints (`policy/wire/status.py`)."""
-        return JSONResponse(to_plain(await policy.status()))
+    async def status() -> Response:
+        """The fleet as the policy sees it: what `nightjar status -o json` prints (`policy/wire/status.py`).
+
+        It may be a second old, but not older than what was last written.
+        """
+        return Response(await kept_status(), media_type="application/json")
 
     @api.get("/explain", dependencies=reading)
     async def explain(replica: Annotated[str, Query(description=REPLICA_WORDS)] = "") -> JSONResponse:
@@ -138,7 +202,14 @@ def _add_reads(api: FastAPI, policy: PolicyPort, readers: Callable[[], tuple[Sec
         return Response(await policy.learned(), media_type="application/json")
 
 
-def _add_writes(api: FastAPI, policy: PolicyPort, token: Callable[[], SecretStr | None]) -> None:
+def _add_writes(api: FastAPI, policy: PolicyPort, token: Callable[[], SecretStr | None], kept_status: Kept[bytes]) -> None:
+    async def written(answer: Awaitable[Mapping[str, object]]) -> Mapping[str, object]:
+        """The policy's answer to a write, after which no status from before it is given again."""
+        try:
+            return accepted(await answer, 422)
+        finally:
+            kept_status.forget()
+
     @api.post("/mode")
     async def mode(request: Request) -> JSONResponse:
         """Override the mode of the fleet, an application or a replica; what `nightjar mode` sends.
@@ -146,22 +217,24 @@ def _add_writes(api: FastAPI, policy: PolicyPort, token: Callable[[], SecretStr 
         The body is a JSON object: `mode` (`auto`, `shadow`, `off`, `pin=K`, or `default` to take an override back), and if wanted
         `scope` (`fleet`, `application`, `replica`), `name`, `for_s`, `max_step_ms` and `reason`; for the fleet with `auto` or
         `shadow` also `planner` (who decides in place of the settings' one), and with any mode `learned`: `reset` has every planner
-        begin anew, `keep` is the default. The answer holds the `override`.
+        begin anew, `keep` is the default. The answer holds the `override`, and what it `outlives`: the loss of the `head` node, an
+        `upgrade` that runs both clusters.
         """
         require_token(request, token)
-        answer = accepted(await policy.set_mode(await read_object(request)), 422)
-        return JSONResponse({"override": answer.get("override")})
+        answer = await written(policy.set_mode(await read_object(request)))
+        return JSONResponse({name: answer[name] for name in ("override", "outlives") if name in answer})
 
     @api.post("/freeze")
     async def freeze(request: Request) -> JSONResponse:
         """Freeze the fleet, or end that; what `nightjar freeze` sends.
 
         The body is a JSON object: `frozen` (true begins or prolongs, false ends), and if wanted `for_s` and `reason`. While it
-        lasts there is no new plan, measurement or lease; modes, limits, guard and kill switch act. The answer holds the `freeze`.
+        lasts there is no new plan, measurement or lease; modes, limits, guard and kill switch act. The answer holds the `freeze`,
+        and what it `outlives`, as with a mode.
         """
         require_token(request, token)
-        answer = accepted(await policy.freeze(await read_object(request)), 422)
-        return JSONResponse({"freeze": answer.get("freeze")})
+        answer = await written(policy.freeze(await read_object(request)))
+        return JSONResponse({name: answer[name] for name in ("freeze", "outlives") if name in answer})
 
     @api.post("/canary")
     async def canary(request: Request) -> JSONResponse:
@@ -171,7 +244,7 @@ def _add_writes(api: FastAPI, policy: PolicyPort, token: Callable[[], SecretStr 
         `settings`), by whom (`share`, `application`), and if wanted `for_s`, `block_s` and `reason`. The answer holds the `canary`.
         """
         require_token(request, token)
-        answer = accepted(await policy.canary(await read_object(request)), 422)
+        answer = await written(policy.canary(await read_object(request)))
         return JSONResponse({"canary": answer.get("canary")})
 
     @api.post("/learned")
@@ -182,7 +255,7 @@ def _add_writes(api: FastAPI, policy: PolicyPort, token: Callable[[], SecretStr 
         """
         require_token(request, token)
         content = await read_body(request, MAX_FILE_BYTES)
-        answer = accepted(await policy.import_learned(content, request.query_params.getlist("group")), 422)
+        answer = await written(policy.import_learned(content, request.query_params.getlist("group")))
         return JSONResponse({"groups": answer.get("groups")})
 
 
@@ -237,7 +310,7 @@ def _presented(authorization: str) -> str:
         return ""
     try:
         return base64.b64decode(credentials.strip(), validate=True).decode().partition(":")[2]
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # what is no base64, what is no ASCII, and a password that is no UTF-8
         return ""
 
 
@@ -252,12 +325,32 @@ async def read_body(request: Request, most_bytes: int) -> bytes:
 
 
 async def read_object(request: Request) -> dict[str, Any]:
-    """The request's body as a JSON object. Raises ApiError: 413 as soon as it is longer than MAX_BODY_BYTES, 422 if it is none."""
+    """The request's body as a JSON object. Raises ApiError: 413 as soon as it is longer than MAX_BODY_BYTES, 422 if it is none, or
+    deeper than MAX_BODY_DEPTH.
+    """
     body = await read_body(request, MAX_BODY_BYTES)
     try:
         values = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise ApiError(422, f"body: not JSON ({error}); expected an object such as {EXAMPLE_BODY}") from error
     if not isinstance(values, dict):
-        raise ApiError(422, f"body: {type(values).__name__} (value {str(values)[:80]!r}), expected an object")
+        raise ApiError(422, f"body: {type(values).__name__} (value {body[:80].decode(errors='replace')!r}), expected an object")
+    if _is_deeper(values, MAX_BODY_DEPTH):
+        raise ApiError(422, f"body: objects within more than {MAX_BODY_DEPTH} others, allowed are at most {MAX_BODY_DEPTH}")
     return values
+
+
+def _is_deeper(value: object, most: int) -> bool:
+    """Whether there are more than `most` objects and lists within each other. Without recursion: `value` may be a stranger's.
+
+    >>> _is_deeper({"a": [1]}, 2), _is_deeper({"a": [{}]}, 2)
+    (False, True)
+    """
+    level: list[object] = [value]
+    for _ in range(most):
+        level = [inner for one in level for inner in _inside(one)]
+    return any(isinstance(one, dict | list) for one in level)
+
+
+def _inside(value: object) -> Iterable[object]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

@@ -38,6 +38,10 @@ class ActorPort:
     def __init__(self, client: PolicyClient) -> None:
         self._client = client
 
+    async def ping(self) -> None:
+        """Returns where the actor answers. Raises PolicyUnreachableError."""
+        await self._call(self._client.ping())
+
     async def status(self) -> FleetStatus:
         """The fleet as the policy sees it. Raises PolicyUnreachableError."""
         return await self._call(self._client.status())

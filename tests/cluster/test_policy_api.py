@@ -32,8 +32,15 @@ class FakePolicy:
         self.reachable = reachable
         self.requests: list[Mapping[str, object]] = []
         self.imported: list[tuple[bytes, list[str]]] = []
+        self.statuses = 0
+        self.health = 0
+
+    async def ping(self) -> None:
+        self.health += 1
+        self._answer()
 
     async def status(self) -> FleetStatus:
+        self.statuses += 1
         self._answer()
         return some_fleet()
 

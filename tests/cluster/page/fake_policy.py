@@ -57,6 +57,9 @@ class ChangingPolicy:
         first, *others = self.fleet.replicas
         return self.fleet.model_copy(update={"replicas": (first.model_copy(update={"totals": totals}), *others)})
 
+    async def ping(self) -> None:
+        raise NotImplementedError
+
     async def set_mode(self, override: Mapping[str, object]) -> Mapping[str, object]:
         raise NotImplementedError
 
