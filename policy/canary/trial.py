@@ -85,6 +85,8 @@ class Trial:
             without = "" if self.controls else ": no group has both a canary and a control"
             return f"{tried}: baseline, {self.before.count} of {BASELINE_BLOCKS} blocks of {self.order.block_s:g} s{without}"
         goodput = f"goodput {self.last} of the control's" if self.last is not None else "no difference known yet"
+        if self.is_running and not self.controls:
+            goodput = f"nothing is compared now, no group has both a canary and a control; before, {goodput}"
         how = ("runs" if self.phase == "trial" else self.phase) if self.is_running else f"{self.phase} {in_utc(self.phase_since_s)}"
         stands = f"{tried}: {how}, {goodput} after {self.at_best.count} blocks"
         return f"{stands}; `nightjar canary --promote` or `--end`" if self.phase == "better" else stands
@@ -116,7 +118,11 @@ def begin(order: CanaryOrder, now_s: float) -> Trial:
 
 
 def resumed(trial: Trial, now_s: float) -> Trial:
-    """The canary under a policy that begins anew: what was counted in the block under way is lost."""
+    """The canary under a policy that begins anew: what was counted in the block under way is lost.
+
+    A result without a block behind it is none; releases before stored one of what ran before the control changed.
+    """
+    trial = trial if trial.at_best.count else replace(trial, last=None)
     return _settling(trial, now_s) if trial.is_running else trial
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nightjar.policy.canary.order import CanaryOrder, arms_of
 from nightjar.policy.canary.trial import MAX_PAST, begin, resumed
-from nightjar.policy.canary.verdict import Interval
+from nightjar.policy.canary.verdict import Interval, Sample
 from nightjar.policy.explain import explain
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.wire.mode import Mode
@@ -171,6 +171,21 @@ def test_what_was_counted_before_the_controls_settings_changed_counts_no_more_an
         "an old result is not shown as the present one"
     )
     assert (after.at_best.count, after.settling, after.before, after.looks) == (0, True, before.before, before.looks)
+
+
+def test_a_result_that_a_release_before_stored_without_a_block_behind_it_is_none_to_the_next_policy() -> None:
+    stored = replace(begin(order("pin=3"), 0.0), phase="trial", controls=3, last=Interval(0.948, 0.399, 2.255))
+    assert resumed(stored, 9.0).status(9.0).ratio is None
+    assert "no difference known yet after 0 blocks" in resumed(stored, 9.0).in_words()
+    counted = replace(stored, at_best=Sample().plus(-0.05))
+    assert resumed(counted, 9.0).last == stored.last
+
+
+def test_a_canary_that_has_lost_its_controls_says_that_nothing_is_compared_now() -> None:
+    alone = replace(begin(order("pin=3"), 0.0), phase="trial", at_best=Sample().plus(-0.05), last=Interval(0.948, 0.399, 2.255))
+    assert "runs, nothing is compared now, no group has both a canary and a control; before, goodput 0.948" in alone.in_words()
+    assert "nothing is compared" not in replace(alone, controls=2).in_words()
+    assert "nothing is compared" not in alone.ended("ended", 9.0).in_words()
 
 
 def test_a_canary_ends_at_its_time() -> None:
