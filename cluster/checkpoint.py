@@ -1,11 +1,11 @@
 """What the policy actor remembers over a restart, and how it is sealed in the store.
 
-Eight values: the incarnation (INV-5), the id of the fleet, the settings and overrides of the operator, a freeze, a canary, what was
-learned, and imported groups that wait for their replicas. Each is msgpack of plain types behind a format version and a checksum.
-Keys name the protocol, so that actors of two releases never write over each other; what this protocol has not stored yet is read
-from the one before, and the incarnation is above both. Fails open and apart: a value that cannot be used, because it was cut or
-comes from another format, is logged and counts as absent. A store that does not answer is asked for a while, then the actor
-starts cold; nothing stored is written over before it was read and handed on.
+Nine values: the incarnation (INV-5), the id of the fleet and how it began, the settings and overrides of the operator, a freeze,
+a canary, what was learned, and imported groups that wait for their replicas. Each is msgpack of plain types behind a format
+version and a checksum. Keys name the protocol, so that actors of two releases never write over each other; what this protocol has
+not stored yet is read from the one before, and the incarnation is above both. Fails open and apart: a value that cannot be used,
+because it was cut or comes from another format, is logged and counts as absent. A store that does not answer is asked for a
+while, then the actor starts cold; nothing stored is written over before it was read and handed on.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import msgpack
 import structlog
 from pydantic import Field, TypeAdapter
 
+from nightjar.cluster.handover import Beginning
 from nightjar.cluster.plain_values import plain, restored
 from nightjar.cluster.store import KeyValueStore, StoreError
 from nightjar.policy.canary.trial import Trial
@@ -31,10 +32,10 @@ from nightjar.policy.modes import ModeOverride
 from nightjar.policy.prior.learned import LearnedTables
 from nightjar.policy.prior.seed import SeedGroup
 from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
-from nightjar.policy.wire.record import PROTOCOL_VERSION
+from nightjar.policy.wire.record import PROTOCOL_VERSION, to_plain
 
 FORMAT_VERSION: Final = 1
-NAMES: Final = ("incarnation", "fleet_id", "operator_settings", "overrides", "freeze", "canary", "learned", "waiting")
+NAMES: Final = ("incarnation", "fleet_id", "beginning", "operator_settings", "overrides", "freeze", "canary", "learned", "waiting")
 READ_PROTOCOLS: Final = (PROTOCOL_VERSION, PROTOCOL_VERSION - 1)
 """Newest first. The values of both have one format."""
 SAVE_PERIOD_S: Final = 10.0
@@ -62,10 +63,14 @@ class Canaries:
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """What the store gave at start; `problems` says in words what it could not give."""
+    """What the store gave at start; `problems` says in words what it could not give.
+
+    `beginning` is None of a fleet that an older release began.
+    """
 
     incarnation: int = 0
     fleet_id: str = ""
+    beginning: Beginning | None = None
     operator_settings: OperatorSettings = field(default_factory=OperatorSettings)
     overrides: tuple[ModeOverride, ...] = ()
     freeze: Freeze | None = None
@@ -76,7 +81,7 @@ class Remembered:
 
 
 class Checkpoint:
-    """Loads the eight values, and saves what was marked since. Neither raises, neither blocks the event loop."""
+    """Loads the nine values, and saves what was marked since. Neither raises, neither blocks the event loop."""
 
     def __init__(self, store: KeyValueStore) -> None:
         self._store = store
@@ -131,6 +136,7 @@ class Checkpoint:
         return Remembered(
             incarnation=opened("incarnation", int, 0, max),
             fleet_id=opened("fleet_id", _fleet_id.validate_python, ""),
+            beginning=opened("beginning", Beginning.model_validate, None),
             operator_settings=opened("operator_settings", parse_operator_settings, OperatorSettings()),
             overrides=opened("overrides", _overrides.validate_python, ()),
             freeze=opened("freeze", _freeze.validate_python, None),
@@ -148,6 +154,10 @@ class Checkpoint:
     def keep_fleet_id(self, fleet_id: str) -> None:
         """Mark the fleet's id for saving."""
         self._unsaved["fleet_id"] = fleet_id
+
+    def keep_beginning(self, beginning: Beginning) -> None:
+        """Mark how the fleet began for saving."""
+        self._unsaved["beginning"] = to_plain(beginning)
 
     def keep_operator_settings(self, settings: OperatorSettings) -> None:
         """Mark the operator's last accepted settings for saving."""

@@ -40,6 +40,7 @@ class AboutService(NamedTuple):
     memory_kills: MemoryKills
     seed_problem: str
     seed_notice: str
+    not_known_before: str
 
 
 class Will(Protocol):
@@ -108,6 +109,7 @@ def status_of(
             freeze=freeze.status(now_s) if (freeze := will.freeze) is not None else None,
             canary=canary.status(now_s) if (canary := fleet.canary) is not None else None,
             past_canaries=fleet.past_canaries,
+            not_known_before=about.not_known_before,
         ),
         overrides=will.override_statuses(now_s),
         groups=groups,

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field, ValidationError
 
+from nightjar.cluster.handover import ByHand
 from nightjar.policy.planners.base import batch_range
 from nightjar.policy.prior.seed import SeedCell, SeedGroup
 from nightjar.policy.seeding import MAX_SEED_GROUPS
@@ -37,13 +38,15 @@ class LearnedFileError(ValueError):
 
 class About(Record):
     """What a file is about, for the reader. `fleet_id` is the writing fleet's, the same over restarts of its policy: a fleet that
-    is answered by itself knows it by this, and by nothing else is anything decided. Older releases write none.
+    is answered by itself knows it by this. `by_hand` is what operators had set there, for the cluster that takes its place; an
+    import does not look at it. Older releases write neither.
     """
 
     written_at: Annotated[str, Field(max_length=64)] = ""
     fleet_id: Annotated[str, Field(max_length=64)] = ""
     incarnation: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
     groups: Annotated[tuple[Reason, ...], Field(max_length=MAX_SEED_GROUPS)] = ()
+    by_hand: ByHand | None = None
 
 
 class LearnedFile(Record):
@@ -60,13 +63,16 @@ class LearnedFile(Record):
         return f"{groups} with {cells} cells, written {written} by incarnation {self.about.incarnation}"
 
 
-def learned_file(groups: tuple[SeedGroup, ...], incarnation: int, now_s: float, fleet_id: str = "") -> LearnedFile:
+def learned_file(
+    groups: tuple[SeedGroup, ...], incarnation: int, now_s: float, fleet_id: str = "", by_hand: ByHand | None = None
+) -> LearnedFile:
     """The file of what `incarnation` of a fleet knows at `now_s`, seconds since the epoch."""
     about = About(
         written_at=datetime.fromtimestamp(now_s, UTC).isoformat(timespec="seconds"),
         fleet_id=fleet_id,
         incarnation=incarnation,
         groups=tuple(_headline(group.key) for group in groups),
+        by_hand=by_hand,
     )
     return LearnedFile(about=about, groups=groups)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from nightjar.policy.wire.operator import OperatorSettings
 
@@ -14,18 +14,27 @@ class ConfigureAnswer(TypedDict):
     error: str
 
 
+class Outlives(TypedDict):
+    """Whether what is set by hand outlives the loss of the head node, and an upgrade that runs both clusters."""
+
+    head: bool
+    upgrade: bool
+
+
 class SetModeAnswer(TypedDict):
-    """The override in force (None: taken back), and why it is not, if so."""
+    """The override in force (None: taken back), and why it is not, if so. Older releases do not say what it outlives."""
 
     override: dict[str, object] | None
     error: str
+    outlives: NotRequired[Outlives]
 
 
 class FreezeAnswer(TypedDict):
-    """The freeze in force (None: ended), and why it is not as asked for, if so."""
+    """The freeze in force (None: ended), and why it is not as asked for, if so. Older releases do not say what it outlives."""
 
     freeze: dict[str, object] | None
     error: str
+    outlives: NotRequired[Outlives]
 
 
 class CanaryAnswer(TypedDict):

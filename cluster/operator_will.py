@@ -1,26 +1,29 @@
-"""What the operator wants of the fleet, as last said: settings, overrides, a freeze; and whose word counts when a store is late.
+"""What the operator wants of the fleet, as last said: settings, overrides, a freeze; and whose word counts when a store is late, or
+a predecessor is heard.
 
 Every change is kept for the next policy by the checkpoint. Fails closed: a wrong set of settings or a wrong mode changes nothing
-and is answered with its error; of what the store gives late, only what nobody has said anew since is taken up.
+and is answered with its error; of what the store gives late, and of what a predecessor hands over, only what nobody has said anew
+here is taken up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import structlog
 
 from nightjar.cluster.checkpoint import Checkpoint, Remembered
 from nightjar.cluster.freezing import FreezeRequestError, begun, parse_freeze_request
 from nightjar.cluster.freezing import in_words as freeze_in_words
+from nightjar.cluster.handover import FREEZE, MAX_HELD_PLANS, Beginning, ByHand
 from nightjar.cluster.operator_answers import ConfigureAnswer, FreezeAnswer, SetModeAnswer, changed_fields
-from nightjar.cluster.overrides import ModeRequestError, apply_request, in_words, override_status, parse_mode_request
+from nightjar.cluster.overrides import MAX_OVERRIDES, ModeRequestError, apply_request, in_words, override_status, parse_mode_request
 from nightjar.policy.freeze import Freeze
 from nightjar.policy.issuing import Slot
 from nightjar.policy.modes import ModeOverride, live_overrides
 from nightjar.policy.state import FleetState
 from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse_operator_settings
-from nightjar.policy.wire.record import to_plain
+from nightjar.policy.wire.record import MAX_REASON_LENGTH, to_plain
 from nightjar.policy.wire.status import OverrideStatus
 
 log = structlog.get_logger(__name__)
@@ -36,8 +39,8 @@ class OperatorWill:
         self._overrides: tuple[ModeOverride, ...] = ()
         self._freeze: Freeze | None = None
         self._has_said_settings = False
-        self._has_said_freeze = False
-        self._said_modes: set[tuple[str, str]] = set()  # by scope and name, while stored overrides may still be found
+        self._beginning: Beginning | None = None
+        self._said: set[tuple[str, str]] = set()  # by hand, while what was said before may still be found or heard
 
     @property
     def settings(self) -> OperatorSettings:
@@ -59,14 +62,70 @@ class OperatorWill:
         """In force when `drop_expired` last looked."""
         return self._freeze
 
-    def take_up(self, remembered: Remembered) -> None:
+    @property
+    def beginning(self) -> Beginning | None:
+        """How the fleet began, where it began with nothing stored."""
+        return self._beginning
+
+    def by_hand(self, service: str, canary: str, group_ids: Collection[str], now_s: float) -> ByHand:
+        """What is set by hand, for the cluster that takes this one's place; of a freeze the plans of these groups."""
+        freeze = self._freeze
+        if freeze is not None:
+            held = [(group_id, plan) for group_id, plan in freeze.plans.items() if group_id in group_ids]
+            freeze = freeze.model_copy(update={"plans": dict(held[:MAX_HELD_PLANS])})
+        overrides = live_overrides(self._overrides, now_s)
+        return ByHand(service=service, overrides=overrides, freeze=freeze, canary=canary[:MAX_REASON_LENGTH])
+
+    def take_up(self, remembered: Remembered, now_s: float) -> None:
         """Go on from what the store gave, except where the operator has said something since."""
         if not self._has_said_settings:
             self._settings = remembered.operator_settings
-        if not self._has_said_freeze:
+        if FREEZE not in self._said:
             self._freeze = remembered.freeze
-        stored = [override for override in remembered.overrides if (override.scope, override.name) not in self._said_modes]
+        stored = [override for override in remembered.overrides if (override.scope, override.name) not in self._said]
         self._overrides = (*stored, *self._overrides)
+        if remembered.beginning is not None:
+            self._said.update(remembered.beginning.said)
+            self._beginning = remembered.beginning
+        elif not remembered.fleet_id and self._checkpoint.has_read:
+            self._keep_beginning(Beginning(at_s=now_s, said=tuple(sorted(self._said)[:MAX_OVERRIDES])))
+
+    def hear(self, found: ByHand | None, place: str, service: str, now_s: float) -> list[str]:
+        """Hold what is set by hand at the predecessor, in place of what it said before; None of one that does not hand over.
+
+        Answers what is new of it, in words. What the operator has said here stays.
+        """
+        if self._beginning is None or not self._beginning.heeds(now_s):
+            return []
+        before = self._beginning
+        self._keep_beginning(before.having_heard(found, service))
+        if found is None or self._beginning.heard != "predecessor":
+            return []
+        handed = found.for_successor(place, now_s)
+        carried = tuple(held for held in handed.overrides if (held.scope, held.name) not in self._said)
+        overrides = (*(held for held in self._overrides if not held.carried_from), *carried)
+        freeze = self._freeze if FREEZE in self._said else handed.freeze
+        is_first = before.heard != "predecessor"
+        news = [f"{found.canary}: ended with the cluster before"] if is_first and found.canary else []
+        if overrides != self._overrides or freeze != self._freeze:
+            self._overrides, self._freeze = overrides, freeze
+            self._checkpoint.keep_overrides(overrides)
+            self._checkpoint.keep_freeze(freeze)
+            news.append(f"set by hand in the cluster before ({place}): {handed.in_words()}")
+        return news
+
+    def _keep_beginning(self, beginning: Beginning) -> None:
+        if beginning != self._beginning:
+            self._beginning = beginning
+            self._checkpoint.keep_beginning(beginning)
+
+    def _note_said(self, what: tuple[str, str]) -> None:
+        """What was said by hand wins over what a store gives late and over what a predecessor says."""
+        if not self._checkpoint.has_read:
+            self._said.add(what)
+        elif self._beginning is not None:
+            self._keep_beginning(self._beginning.with_said(what))
+            self._said.update(self._beginning.said)
 
     def configure(self, values: Mapping[str, object]) -> tuple[ConfigureAnswer, str]:
         """Replace the settings as a whole."""
@@ -94,8 +153,7 @@ class OperatorWill:
             self._overrides, override = apply_request(self._overrides, request, now_s)
         except ModeRequestError as error:
             return {"override": None, "error": str(error)}, ""
-        if not self._checkpoint.has_read:
-            self._said_modes.add((request.scope, request.name))
+        self._note_said((request.scope, request.name))
         self._checkpoint.keep_overrides(self._overrides)
         shown = to_plain(override_status(override, now_s)) if override else None
         return {"override": shown, "error": ""}, f"override: {request}"
@@ -106,7 +164,8 @@ class OperatorWill:
             request = parse_freeze_request(values)
         except FreezeRequestError as error:
             return {"freeze": None, "error": str(error)}, ""
-        before, self._has_said_freeze = self._freeze, True
+        before = self._freeze
+        self._note_said(FREEZE)
         self._freeze = begun(request, before, fleet, now_s) if request.frozen else None
         if self._freeze != before or not self._checkpoint.has_read:
             self._checkpoint.keep_freeze(self._freeze)

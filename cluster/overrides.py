@@ -127,6 +127,7 @@ def override_status(override: ModeOverride, now_s: float) -> OverrideStatus:
         max_step_ms=override.max_step_ms,
         planner=override.planner,
         reason=override.reason,
+        carried_from=override.carried_from,
         seconds_left=None if override.expires_at_s is None else max(override.expires_at_s - now_s, 0.0),
     )
 

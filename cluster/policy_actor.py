@@ -19,6 +19,7 @@ import ray
 import structlog
 
 from nightjar.cluster.garbage import collect_seldom
+from nightjar.cluster.handover import has_fault_tolerance, service_of
 from nightjar.cluster.journal import JournalFile
 from nightjar.cluster.learned_file import LearnedFileError, parse_learned_file, to_text
 from nightjar.cluster.memory_kills import DeadActor, MemoryKills
@@ -75,7 +76,12 @@ class PolicyActor:
             store=GcsStore(),
             journal=JournalFile(folder, max_file_bytes=file_bytes),
             clock=epoch_clock(),
-            identity=ActorIdentity(pid=os.getpid(), node_id=ray.get_runtime_context().get_node_id()),
+            identity=ActorIdentity(
+                pid=os.getpid(),
+                node_id=ray.get_runtime_context().get_node_id(),
+                service=service_of(),
+                has_fault_tolerance=has_fault_tolerance(),
+            ),
             retire=_leave_for_good,
             publish=lambda seen: exporter.publish(seen, source="this process"),
             read_seed=SeedReader(),

@@ -22,6 +22,7 @@ import structlog
 from nightjar.cluster.canarying import CanaryRequestError, answered, kept, taken_up
 from nightjar.cluster.checkpoint import Checkpoint, Remembered
 from nightjar.cluster.fleet_answers import AboutService, explanation_of, status_of
+from nightjar.cluster.handover import not_known
 from nightjar.cluster.journal import Journal, JournalEntry, replica_inputs
 from nightjar.cluster.learned_file import LearnedFile, LearnedFileError, chosen_groups, learned_file
 from nightjar.cluster.mailbox import Mailbox
@@ -33,6 +34,7 @@ from nightjar.cluster.operator_answers import (
     ExplainAnswer,
     FreezeAnswer,
     ImportAnswer,
+    Outlives,
     SetModeAnswer,
 )
 from nightjar.cluster.operator_will import OperatorWill
@@ -40,7 +42,7 @@ from nightjar.cluster.other_versions import OtherVersions, foreign_protocol, nob
 from nightjar.cluster.policy_metrics import PolicyLook, look
 from nightjar.cluster.recorder import Moment, Recorder
 from nightjar.cluster.refusals import Refusals
-from nightjar.cluster.seed_from import ReadSeed, SeedFrom
+from nightjar.cluster.seed_from import ReadSeed, SeedFrom, is_policy
 from nightjar.cluster.store import KeyValueStore
 from nightjar.policy.fleet import decide, empty_fleet, exported, forgotten, learned, observe, seeded, with_learned, without_grants
 from nightjar.policy.fleet_status import fleet_status
@@ -65,10 +67,12 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ActorIdentity:
-    """The process that the service runs in, for `status`."""
+    """The process that the service runs in, and what is known of its cluster (handover.service_of, has_fault_tolerance)."""
 
     pid: int
     node_id: str = ""
+    service: str = ""
+    has_fault_tolerance: bool = False
 
 
 class PolicyService:
@@ -115,7 +119,9 @@ class PolicyService:
         self._reports = 0
         self._refusals = Refusals()
         self._fleet_id = uuid.uuid4().hex
-        self._seed_from = SeedFrom(read_seed, self._take_seed, lambda file: file.about.fleet_id == self._fleet_id)
+        self._seed_from = SeedFrom(
+            read_seed, self._take_seed, lambda file: file.about.fleet_id == self._fleet_id, self._heed_predecessor
+        )
         self._kept_waiting: Mapping[str, SeedGroup] = self._fleet.waiting
         self._decide_now = asyncio.Event()
         self._tasks: tuple[asyncio.Task[None], ...] = ()
@@ -145,7 +151,7 @@ class PolicyService:
 
     def _take_up(self, remembered: Remembered) -> None:
         """Go on from what the store gave, except where an operator or the fleet itself has said something since."""
-        self._will.take_up(remembered)
+        self._will.take_up(remembered, self._clock())
         self._fleet_id = remembered.fleet_id or self._fleet_id
         if remembered.learned is not None:
             self._fleet = with_learned(self._fleet, remembered.learned)
@@ -219,14 +225,18 @@ class PolicyService:
             self._fleet = forgotten(self._fleet)
         if change:
             await self._changed_by_operator(change)
-        return answer
+        return {**answer, "outlives": self._outlives}
 
     async def freeze(self, values: Mapping[str, object]) -> FreezeAnswer:
         """Begin, prolong or end a freeze; a wrong request changes nothing."""
         answer, change = self._will.set_freeze(values, self._fleet, self._clock())
         if change:
             await self._changed_by_operator(change)
-        return answer
+        return {**answer, "outlives": self._outlives}
+
+    @property
+    def _outlives(self) -> Outlives:
+        return {"head": self._identity.has_fault_tolerance, "upgrade": is_policy(self._will.settings.seed_from)}
 
     async def canary(self, values: Mapping[str, object]) -> CanaryAnswer:
         """Begin, end or promote a canary; a wrong request changes nothing."""
@@ -252,8 +262,11 @@ class PolicyService:
 
     def learned_file(self) -> LearnedFile:
         """What the fleet has learned, for a file. Reads values that nobody changes, so that it may be called from any thread."""
-        now_s = self._clock()
-        return learned_file(exported(self._fleet, now_s), self.incarnation, now_s, self._fleet_id)
+        now_s, canary = self._clock(), self._fleet.canary
+        running = canary.in_words() if canary is not None and canary.is_running else ""
+        group_ids = {replica.group_id for replica in self._fleet.replicas.values()}
+        by_hand = self._will.by_hand(self._identity.service, running, group_ids, now_s)
+        return learned_file(exported(self._fleet, now_s), self.incarnation, now_s, self._fleet_id, by_hand)
 
     async def import_learned(self, file: LearnedFile, group_ids: Sequence[str] = ()) -> ImportAnswer:
         """Take the groups of a file, or those named, as a prior of groups of the same key, now or when they appear."""
@@ -273,6 +286,17 @@ class PolicyService:
         self._causes.append(cause)
         log.info("seeded", cause=cause)
         self._decide_now.set()
+
+    def _heed_predecessor(self, place: str, file: LearnedFile | None) -> bool:
+        """Take what is set by hand at the policy of the cluster before, if it answered. Whether its word still counts."""
+        now_s = self._clock()
+        news = self._will.hear(file.about.by_hand, place, self._identity.service, now_s) if file is not None else []
+        self._causes += news
+        for told in news:
+            log.warning("handed_over", news=told)
+        if news:
+            self._decide_now.set()
+        return self._will.beginning is not None and self._will.beginning.heeds(now_s)
 
     async def _changed_by_operator(self, cause: str) -> None:
         self._causes.append(cause)
@@ -295,8 +319,19 @@ class PolicyService:
             memory_kills=self._memory_kills,
             seed_problem=self._seed_from.problem,
             seed_notice=self._seed_from.notice,
+            not_known_before=self._not_known_before,
         )
         return status_of(about, self._fleet, self._decisions, self._mailbox.slots, self._will, self._clock())
+
+    @property
+    def _not_known_before(self) -> str:
+        """Nothing while the first answer may still come."""
+        if not self._checkpoint.has_read:
+            return "the store cannot be read"
+        if self._seed_from.is_first_reading:
+            return ""
+        asks_policy = is_policy(self._will.settings.seed_from)
+        return not_known(self._will.beginning, self._identity.service, self._clock(), asks_policy=asks_policy)
 
     def starting_mode(self, replica_id: str, application: str) -> Mode:
         """The mode that a replica gets that starts now."""

@@ -30,6 +30,8 @@ FIRST_READING_S: Final = 10.0
 READ_TIMEOUT_S: Final = 20.0
 SILENCE_S: Final = 5.0
 """Longest wait for a connection, and between two pieces of an answer."""
+HEED_PERIOD_S: Final = 10.0
+"""A predecessor whose word still counts is read so often, until the address leads to this very fleet."""
 MAX_REDIRECTS: Final = 3
 CHUNK_BYTES: Final = 1 << 16
 
@@ -50,14 +52,21 @@ class SeedFrom:
     """Follows the setting: each new place is read once, and handed to `take` with what it holds. Runs on one event loop.
 
     `is_own` says of a file whether this very fleet wrote it. As the answer of a policy it is not taken: the address is one's own.
+    `heed` is shown every answer of another policy, None where it did not answer again, and says whether it is to be read again.
     """
 
     def __init__(
-        self, read: ReadSeed, take: Callable[[str, LearnedFile], None], is_own: Callable[[LearnedFile], bool] = lambda _: False
+        self,
+        read: ReadSeed,
+        take: Callable[[str, LearnedFile], None],
+        is_own: Callable[[LearnedFile], bool] = lambda _: False,
+        heed: Callable[[str, LearnedFile | None], bool] = lambda *_: False,
     ) -> None:
         self._read = read
         self._take = take
         self._is_own = is_own
+        self._heed = heed
+        self._heeds = False
         self._place = ""
         self._problem = ""
         self._notice = ""
@@ -105,16 +114,31 @@ class SeedFrom:
                 is_said = True
             await asyncio.sleep(RETRY_S)
         self._first_until_s = float("-inf")
+        while self._heeds:
+            await asyncio.sleep(HEED_PERIOD_S)
+            await self._read_again(place)
+
+    async def _read_again(self, place: str) -> None:
+        """Hear a predecessor once more. One that does not answer just then is no problem: what it said last holds."""
+        file = None
+        try:
+            file = await self._read(place)
+        except Exception as error:  # noqa: BLE001 - the address is about to lead elsewhere, or the old cluster goes
+            log.info("predecessor_not_heard", place=place, found=f"{type(error).__name__}: {error}")
+        is_own = file is not None and self._is_own(file)
+        self._heeds = not is_own and self._heed(place, file)
 
     async def _is_settled(self, place: str) -> bool:
         """Read the place once, and note what is wrong. Whether there is nothing left to come from it."""
         problem = notice = ""
+        self._heeds = False
         try:
             file = await self._read(place)
             if is_policy(place) and self._is_own(file):
                 log.info("seed_is_own", place=place, incarnation=file.about.incarnation)
             else:
                 self._take(place, file)
+                self._heeds = is_policy(place) and self._heed(place, file)
         except NobodyThereError as nobody:
             notice = str(nobody)
         except LearnedFileError as error:

@@ -45,7 +45,8 @@ def fleet_view(fleet: FleetStatus, width: int | None = None, rows: int | None = 
 
     At most `width` columns, where one is given, and the first `rows` replicas.
     """
-    parts: list[RenderableType] = [steering_line(fleet.replicas), policy_line(fleet.policy), *policy_notes(fleet.policy)]
+    parts: list[RenderableType] = [*not_known_line(fleet.policy), steering_line(fleet.replicas), policy_line(fleet.policy)]
+    parts.extend(policy_notes(fleet.policy))
     parts.extend(override_lines(fleet))
     if fleet.replicas:
         shown = fleet.replicas[:rows]
@@ -60,6 +61,13 @@ def fleet_view(fleet: FleetStatus, width: int | None = None, rows: int | None = 
     parts.extend(journal_lines(fleet.policy))
     parts.extend(legend(fleet))
     return Constrain(Group(*parts), width)
+
+
+def not_known_line(policy: PolicyStatus) -> Iterator[Text]:
+    """Above everything else, because an emergency `off` may be missing."""
+    if policy.not_known_before:
+        told = f"what was set by hand before is not known, mode {policy.mode} of the settings holds: {policy.not_known_before}"
+        yield Text(told, style="yellow")
 
 
 def policy_notes(policy: PolicyStatus) -> Iterator[Text]:
@@ -139,7 +147,9 @@ def override_lines(fleet: FleetStatus) -> Iterable[Text]:
         reason = f" ({override.reason})" if override.reason else ""
         planner = f", planner {override.planner}" if override.planner is not None else ""
         limit = f", steps of up to {override.max_step_ms:g} ms" if override.max_step_ms is not None else ""
-        yield Text(f"override: {whom} -> {override.mode}{planner}{limit}, {left}{reason}", style="cyan")
+        carried = f", carried over from {override.carried_from}" if override.carried_from else ""
+        wins = f"; wins over mode {fleet.policy.mode} of the settings" if carried and override.mode != fleet.policy.mode else ""
+        yield Text(f"override: {whom} -> {override.mode}{planner}{limit}, {left}{reason}{carried}{wins}", style="cyan")
 
 
 def replica_table(replicas: Sequence[ReplicaStatus], mode: Mode) -> Table:

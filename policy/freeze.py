@@ -45,12 +45,14 @@ class HeldPlan(Record):
 class Freeze(Record):
     """A freeze in force: since when and until when, on the clock of the policy (None: until somebody ends it), and the plans held.
 
-    `plans` are those of the groups that had one, by their id.
+    `plans` are those of the groups that had one, by their id. `carried_from` is the address of the policy of the cluster before,
+    where it was set there.
     """
 
     since_s: float
     expires_at_s: float | None = None
     reason: Reason = ""
+    carried_from: Reason = ""
     plans: dict[str, HeldPlan] = Field(default_factory=dict, max_length=10_000)
 
     def is_live(self, now_s: float) -> bool:
@@ -60,7 +62,13 @@ class Freeze(Record):
     def status(self, now_s: float) -> FreezeStatus:
         """How status and explain show it."""
         left_s = None if self.expires_at_s is None else max(self.expires_at_s - now_s, 0.0)
-        return FreezeStatus(since_s=self.since_s, reason=self.reason, expires_at_s=self.expires_at_s, seconds_left=left_s)
+        return FreezeStatus(
+            since_s=self.since_s,
+            reason=self.reason,
+            carried_from=self.carried_from,
+            expires_at_s=self.expires_at_s,
+            seconds_left=left_s,
+        )
 
     def plan_of(self, group_id: str, key: GroupKey, present: GroupPlan | None) -> GroupPlan:
         """The plan that a group runs while it lasts: `present`, with all its reasons, where that is the held one."""

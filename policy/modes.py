@@ -26,7 +26,8 @@ class ModeOverride(Record):
 
     `max_step_ms` limits the steps of the same replicas, where their mode lets a planner decide. `planner` decides in place of the
     settings' one, for the whole fleet only: replicas of a group share a plan. Planners that engines run themselves began anew at
-    `anew_at_s`, a second of the epoch (None: they never had to).
+    `anew_at_s`, a second of the epoch (None: they never had to). `carried_from` is the address of the policy of the cluster before,
+    where it was set there.
     """
 
     scope: Scope
@@ -37,6 +38,7 @@ class ModeOverride(Record):
     anew_at_s: float | None = None
     expires_at_s: float | None = None
     reason: Reason = ""
+    carried_from: Reason = ""
 
     @model_validator(mode="after")
     def _name_fits_scope(self) -> Self:

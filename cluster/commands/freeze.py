@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from nightjar.cluster.commands.mode import duration
+from nightjar.cluster.commands.mode import duration, what_ends_it
 from nightjar.cluster.commands.options import (
     Output,
     OutputOption,
@@ -52,4 +52,7 @@ def freeze(
         typer.echo(json.dumps(answer))
         return
     until = f" for {format_duration(for_s)}" if for_s is not None else ""
-    Console().print("fleet: not frozen" if end else f"fleet: frozen{until}: {NO_NEW}", highlight=False)
+    console = Console(highlight=False)
+    console.print("fleet: not frozen" if end else f"fleet: frozen{until}: {NO_NEW}")
+    for line in () if end else what_ends_it(answer, for_s, "nightjar freeze --end"):
+        console.print(f"  {line}")

@@ -1,8 +1,9 @@
-"""`nightjar mode`: set by hand what the fleet, one application or one replica does."""
+"""`nightjar mode`: set by hand what the fleet, one application or one replica does, and say what ends that."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Final
 
 import typer
@@ -30,6 +31,35 @@ OPTIONS: Final = {
     "reason": "--reason",
 }
 """By field of POST /mode."""
+
+
+def what_ends_it(answer: Mapping[str, object], for_s: float | None, take_back: str, scope: str = "fleet") -> Iterator[str]:
+    """How long a word by hand holds and what ends it, a line each. `take_back` is the command that does; `answer` the policy's.
+
+    >>> for line in what_ends_it({"outlives": {"head": False, "upgrade": True}}, 1800.0, "nightjar mode default"):
+    ...     print(line)
+    holds for 30m, or until `nightjar mode default`; new settings and a restart of the policy do not end it
+    losing the head node ends it: no GCS fault tolerance. Then the settings' mode holds
+    an upgrade that runs both clusters takes it along (seed_from)
+    """
+    until = f"for {format_duration(for_s)}, or until" if for_s is not None else "until"
+    yield f"holds {until} `{take_back}`; new settings and a restart of the policy do not end it"
+    outlives = answer.get("outlives")
+    if scope == "replica":
+        yield "ends with its replica"
+    elif not isinstance(outlives, Mapping):
+        yield "this policy does not say whether losing the head node or an upgrade ends it"
+    else:
+        yield (
+            "losing the head node does not end it (GCS fault tolerance)"
+            if outlives.get("head")
+            else "losing the head node ends it: no GCS fault tolerance. Then the settings' mode holds"
+        )
+        yield (
+            "an upgrade that runs both clusters takes it along (seed_from)"
+            if outlives.get("upgrade")
+            else "an upgrade to a new cluster ends it: seed_from names no policy. Then the settings' mode holds"
+        )
 
 
 def duration(text: str) -> float:
@@ -73,7 +103,10 @@ def mode(
     token: TokenOption = "",
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Override the mode of the fleet, an application or a replica. The most specific override wins; requests go on."""
+    """Override the mode of the fleet, an application or a replica. The most specific override wins; requests go on.
+
+    Prints how long that holds and what would end it.
+    """
     if application and replica:
         raise typer.BadParameter("give --application or --replica, not both")
     scope = "replica" if replica else "application" if application else "fleet"
@@ -94,4 +127,9 @@ def mode(
     until = f" for {format_duration(for_s)}" if for_s is not None else ""
     limit = f", steps of up to {max_step_ms:g} ms" if max_step_ms is not None else ""
     who = f", planner {planner}" if planner else ""
-    Console().print(f"{escaped(f'{scope} {name}'.strip())}: mode {escaped(value)}{escaped(who)}{limit}{until}", highlight=False)
+    console = Console(highlight=False)
+    console.print(f"{escaped(f'{scope} {name}'.strip())}: mode {escaped(value)}{escaped(who)}{limit}{until}")
+    if value != "default":
+        take_back = " ".join(["nightjar mode default", *([f"--{scope} {name}"] if name else [])])
+        for line in what_ends_it(answer, for_s, take_back, scope):
+            console.print(f"  {escaped(line)}")

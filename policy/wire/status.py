@@ -30,7 +30,10 @@ def in_utc(time_s: float) -> str:
 
 
 class OverrideStatus(Record):
-    """A mode somebody set by hand, with its limit of a step, its planner, and how long it still holds (None: until taken back)."""
+    """A mode somebody set by hand, with its limit of a step, its planner, and how long it still holds (None: until taken back).
+
+    `carried_from` is the address of the policy of the cluster before, where it was set there.
+    """
 
     scope: Scope
     name: str = ""
@@ -38,6 +41,7 @@ class OverrideStatus(Record):
     max_step_ms: float | None = None
     planner: str | None = None
     reason: str = ""
+    carried_from: str = ""
     seconds_left: float | None = None
 
 
@@ -180,12 +184,15 @@ class GroupStatus(Record):
 class FreezeStatus(Record):
     """A freeze in force: since when and until when (seconds since the epoch; None: until it is ended), and why.
 
+    `carried_from` is the address of the policy of the cluster before, where it was set there.
+
     >>> FreezeStatus(since_s=0.0, seconds_left=90.0, reason="release").in_words()
     'frozen since 1970-01-01 00:00:00 UTC by hand (release), for 90 s more'
     """
 
     since_s: float
     reason: str = ""
+    carried_from: str = ""
     expires_at_s: float | None = None
     seconds_left: float | None = None
 
@@ -194,7 +201,8 @@ class FreezeStatus(Record):
         since = in_utc(self.since_s)
         why = f" ({self.reason})" if self.reason else ""
         left = "until it is ended" if self.seconds_left is None else f"for {self.seconds_left:.0f} s more"
-        return f"frozen since {since} by hand{why}, {left}"
+        carried = f", carried over from {self.carried_from}" if self.carried_from else ""
+        return f"frozen since {since} by hand{why}{carried}, {left}"
 
 
 class CanaryStatus(Record):
@@ -229,7 +237,7 @@ class PolicyStatus(Record):
     `memory_kills` are the Serve replicas that Ray's memory monitor killed within the last hour, `last_memory_kill` says which.
     `seed_problem` says why `seed_from` brought nothing, `seed_notice` that nobody is there yet; `waiting_groups` were imported and
     have no replica yet. `unknown_applications` are those of `max_step_ms_per_application` of which no replica reports: not started
-    yet, or misspelt.
+    yet, or misspelt. `not_known_before` says why nothing is known of what was set by hand before this cluster, if so.
     """
 
     incarnation: int
@@ -256,6 +264,7 @@ class PolicyStatus(Record):
     freeze: FreezeStatus | None = None
     canary: CanaryStatus | None = None
     past_canaries: tuple[str, ...] = ()
+    not_known_before: str = ""
 
 
 class FleetStatus(Record):

@@ -30,6 +30,7 @@ from nightjar.policy.wire.report import (
 from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion
 
 EPOCH_S = 1_700_000_000.0
+HEAD = ActorIdentity(pid=1, node_id="head")
 GROUP = GroupKey(target="smollm2", drafter_kind="draft_model", max_num_speculative_tokens=5, max_num_seqs=8)
 
 
@@ -94,13 +95,14 @@ async def running_service(
     read_seed: ReadSeed = no_seed,
     other_versions: OtherVersions | None = None,
     memory_kills: MemoryKills | None = None,
+    identity: ActorIdentity = HEAD,
 ) -> AsyncIterator[PolicyService]:
     """A started policy service; its tasks end with the block."""
     service = PolicyService(
         store=store or MemoryStore(),
         journal=journal or MemoryJournal(),
         clock=loop_clock(),
-        identity=ActorIdentity(pid=1, node_id="head"),
+        identity=identity,
         retire=retire,
         publish=publish,
         read_seed=read_seed,

@@ -100,6 +100,40 @@ def test_mode_sends_scope_duration_reason_and_token(
     assert requests[0].headers["Authorization"] == "Bearer s3cret"
 
 
+def in_one_line(shown: Result) -> str:
+    return " ".join(shown.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("head", "upgrade", "told"),
+    [
+        (True, True, ("losing the head node does not end it", "an upgrade that runs both clusters takes it along (seed_from)")),
+        (
+            False,
+            False,
+            ("losing the head node ends it: no GCS fault tolerance", "an upgrade to a new cluster ends it: seed_from names no"),
+        ),
+    ],
+)
+def test_mode_says_how_long_its_word_holds_and_what_would_end_it(
+    serve: Callable[[Handler], list[httpx.Request]], head: bool, upgrade: bool, told: tuple[str, str]
+) -> None:
+    serve(lambda _: httpx.Response(200, json={"override": {}, "outlives": {"head": head, "upgrade": upgrade}}))
+    text = in_one_line(call("mode", "off", "--application", "chat"))
+    assert "holds until `nightjar mode default --application chat`; new settings and a restart of the policy do not end it" in text
+    assert [part for part in told if part not in text] == []
+    assert ("Then the settings' mode holds" in text) == (not head)
+
+
+def test_of_a_policy_of_the_release_before_mode_says_that_it_does_not_know_and_default_needs_no_such_words(
+    serve: Callable[[Handler], list[httpx.Request]],
+) -> None:
+    serve(override_answer)
+    assert "this policy does not say whether losing the head node or an upgrade ends it" in in_one_line(call("mode", "off"))
+    assert "ends with its replica" in in_one_line(call("mode", "off", "--replica", "chat/r1"))
+    assert call("mode", "default").stdout == "fleet: mode default\n"
+
+
 def test_mode_sends_a_limit_of_a_step_where_one_is_given(serve: Callable[[Handler], list[httpx.Request]]) -> None:
     requests = serve(override_answer)
     done = call("mode", "auto", "--application", "chat", "--max-step-ms", "40", "--for", "30m")
@@ -124,7 +158,8 @@ def test_mode_without_a_name_concerns_the_fleet_until_taken_back(serve: Callable
 def test_freeze_sends_duration_and_reason_and_end_ends_it(serve: Callable[[Handler], list[httpx.Request]]) -> None:
     requests = serve(lambda request: httpx.Response(200, json={"freeze": json.loads(request.content)}))
     begun, ended = call("freeze", "--for", "30m", "--reason", "release"), call("freeze", "--end")
-    assert begun.stdout == "fleet: frozen for 30m: no new plan, measurement or lease\n"
+    assert begun.stdout.splitlines()[0] == "fleet: frozen for 30m: no new plan, measurement or lease"
+    assert "holds for 30m, or until `nightjar freeze --end`" in in_one_line(begun)
     assert ended.stdout == "fleet: not frozen\n"
     assert [str(request.url) for request in requests] == ["http://127.0.0.1:8000/nightjar/freeze"] * 2
     assert json.loads(requests[0].content) == {"frozen": True, "reason": "release", "for_s": 1800.0}

@@ -348,6 +348,22 @@ def test_an_override_is_told_with_its_limit_of_a_step() -> None:
     assert "override: application smollm2 -> auto, steps of up to 40 ms, for 1m30s more (too [hot])" in text
 
 
+def test_what_was_carried_over_says_from_where_and_what_it_wins_over() -> None:
+    fleet = some_fleet()
+    carried = fleet.overrides[0].model_copy(update={"carried_from": "http://llm-serve-svc:8000/nightjar/learned"})
+    text = rendered(fleet.model_copy(update={"overrides": (carried,)}))
+    words = "carried over from http://llm-serve-svc:8000/nightjar/learned; wins over mode auto of the settings"
+    assert words in " ".join(text.split())
+    assert "carried over" not in rendered(fleet)
+
+
+def test_that_nothing_is_known_of_what_was_set_by_hand_before_stands_on_the_first_line() -> None:
+    fleet = some_fleet()
+    policy = fleet.policy.model_copy(update={"not_known_before": "the store cannot be read"})
+    text = rendered(fleet.model_copy(update={"policy": policy}))
+    assert text.startswith("what was set by hand before is not known, mode auto of the settings holds: the store cannot be read")
+
+
 def test_applications_that_have_a_limit_and_no_replica_are_told() -> None:
     fleet = some_fleet()
     policy = fleet.policy.model_copy(update={"unknown_applications": ("chta",)})

@@ -1,4 +1,5 @@
-"""An upgrade as KubeRay makes it: a second cluster beside the first, which takes over what the first has learned, and its traffic.
+"""An upgrade as KubeRay makes it: a second cluster beside the first, which takes over what the first has learned, what an operator
+sets by hand meanwhile, and its traffic.
 
 Two Ray clusters of one machine, each with Serve, the policy's application, the policy actor and two replicas; only the engines are
 simulated, and a forwarder stands where Kubernetes has a service. Requests go on all the time. What is looked at afterwards is what
@@ -42,6 +43,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 NOMINAL = nominal_of(PROFILE)
 READ_TOKEN: Final = "to-read"
+TOKEN: Final = "to-write"
+RANDOM_PARTS: Final = {"old": "x7k2p", "new": "b4n5d"}
+"""Of the clusters' names, as KubeRay draws them."""
 USERS: Final = 12
 ROWS: Final = USERS // 2
 """About as many requests in each of two engines."""
@@ -67,6 +71,7 @@ class Upgrade:
     asked: tuple[tuple[int, bytes], ...]
     ports: dict[str, int]
     first_status: FleetStatus
+    moved_status: FleetStatus
     last_status: FleetStatus
     last_learned: LearnedFile
     journals: dict[str, tuple[JournalEntry, ...]]
@@ -130,6 +135,9 @@ class Cluster:
         environment = {
             "NIGHTJAR_API_READ_TOKEN": READ_TOKEN,
             "NIGHTJAR_API_READ_ACCESS": "token",
+            "NIGHTJAR_API_TOKEN": TOKEN,
+            "RAY_CLUSTER_NAMESPACE": "llm",
+            "RAY_CLUSTER_NAME": f"chat-{RANDOM_PARTS[name]}",
             "NIGHTJAR_JOURNAL_DIR": str(self.journal),
             "RAY_worker_niceness": "0",  # Ray's 15 starves what another process keeps busy
             CLUSTER_VARIABLE: name,
@@ -149,6 +157,16 @@ class Cluster:
         )
         answer.raise_for_status()
         return answer
+
+    def set_mode(self, mode: str, reason: str = "") -> None:
+        answer = httpx.post(
+            f"http://127.0.0.1:{self.port}/nightjar/mode",
+            headers={"Authorization": f"Bearer {TOKEN}"},
+            json={"mode": mode, "reason": reason},
+            timeout=60.0,
+            trust_env=False,
+        )
+        answer.raise_for_status()
 
     def status(self) -> FleetStatus:
         return FleetStatus.model_validate(self.get("status").json())
@@ -178,8 +196,12 @@ def run_upgrade(folder: Path) -> Upgrade:
         new = Cluster("new", folder, service.url)
         stack.callback(new.stop)
         new.wait_until_it_serves()
+        old.set_mode("off", "incident")
+        until(lambda: is_off(new.status()), "the second cluster heard that the first was switched off")
         service.point_at(new.port)
         moved_s = time.time()
+        moved_status = new.status()
+        new.set_mode("default")
         until(lambda: service.open_to(old.port) == 0, "nothing is under way in the first cluster")
         old.stop()
         over_s = time.time()
@@ -195,6 +217,7 @@ def run_upgrade(folder: Path) -> Upgrade:
             asked=tuple(service.learned),
             ports={"old": old.port, "new": new.port},
             first_status=first_status,
+            moved_status=moved_status,
             last_status=last_status,
             last_learned=last_learned,
             journals={"old": old.entries(), "new": new.entries()},
@@ -206,6 +229,11 @@ def has_learned(cluster: Cluster) -> bool:
     """Whether the plan that it would hand on gives what the best K does, at the batch in use."""
     groups = cluster.learned().groups
     return bool(groups) and true_share(Table(rows=groups[0].plan)) >= WITHIN
+
+
+def is_off(status: FleetStatus) -> bool:
+    """Whether all of its replicas run what says so."""
+    return {(str(replica.mode), replica.settings_confirmed) for replica in status.replicas} == {("off", True)}
 
 
 def until(holds: Any, what: str) -> None:
@@ -250,6 +278,17 @@ def test_the_new_cluster_seeds_itself_from_the_old_through_the_service_with_the_
     assert upgrade.seed.about.fleet_id not in {"", upgrade.last_learned.about.fleet_id}
     assert upgrade.last_status.policy.seed_problem == ""
     assert upgrade.last_status.policy.seed_notice == ""
+
+
+def test_an_off_that_is_set_in_the_first_cluster_beside_the_second_holds_in_the_second_until_it_is_taken_back(
+    upgrade: Upgrade,
+) -> None:
+    assert upgrade.moved_status.policy.not_known_before == ""
+    (override,) = upgrade.moved_status.overrides
+    assert (str(override.mode), override.reason) == ("off", "incident")
+    assert override.carried_from.endswith("/nightjar/learned")
+    assert {str(replica.mode) for replica in upgrade.moved_status.replicas} == {"off"}
+    assert upgrade.last_status.overrides == ()
 
 
 def test_the_first_settings_that_steer_carry_the_seeded_plan(upgrade: Upgrade) -> None:
