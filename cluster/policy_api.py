@@ -103,7 +103,7 @@ def create_policy_api(
 
     Either may raise TokenError, which leaves the API read-only, or closed.
     """
-    api = FastAPI(title="Nightjar policy", openapi_url=None)
+    api = FastAPI(title="Nightjar policy", openapi_url=None, redirect_slashes=False)  # whose query may be no text
 
     health, status = Kept(policy.ping), Kept(lambda: _encoded_status(policy))
     _answer_errors(api)

@@ -144,3 +144,17 @@ def test_without_ray_no_cluster_is_started(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(PolicyUnavailable, match="not connected to a Ray cluster"):
         get_or_create_policy_actor()
+
+
+async def test_a_ping_asks_for_what_costs_the_actor_nothing_and_an_actor_of_the_release_before_answers_as_well() -> None:
+    asked: list[tuple[str, str]] = []
+
+    async def starting_mode(replica_id: str, application: str) -> str:
+        asked.append((replica_id, application))
+        return "auto"
+
+    client = PolicyClient(resolve=lambda: SimpleNamespace(starting_mode=SimpleNamespace(remote=starting_mode)))
+    await client.ping()
+    assert asked == [("", "")]
+    with pytest.raises(PolicyUnavailable):
+        await PolicyClient(resolve=SimpleNamespace).ping()
