@@ -225,14 +225,14 @@ class PolicyService:
             self._fleet = forgotten(self._fleet)
         if change:
             await self._changed_by_operator(change)
-        return {**answer, "outlives": self._outlives}
+        return {**answer, "outlives": self._outlives} if answer["override"] is not None else answer
 
     async def freeze(self, values: Mapping[str, object]) -> FreezeAnswer:
         """Begin, prolong or end a freeze; a wrong request changes nothing."""
         answer, change = self._will.set_freeze(values, self._fleet, self._clock())
         if change:
             await self._changed_by_operator(change)
-        return {**answer, "outlives": self._outlives}
+        return {**answer, "outlives": self._outlives} if answer["freeze"] is not None else answer
 
     @property
     def _outlives(self) -> Outlives:
