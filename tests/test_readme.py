@@ -209,7 +209,7 @@ SMALL_CASES: Final[dict[str, tuple[Callable[[Path], None], tuple[str, ...], tupl
     "make docs": (nothing, (), ()),
     "make figures": (nothing, ("FIGURES=FOLDER",), ("changing-load.svg",)),
     "make bench-scale": (nothing, ("ARGS=--replicas 60 --large 100 --ticks 5 --output FOLDER",), ("Milliseconds per tick",)),
-    "make bench-health": (nothing, ("ARGS=--replicas 40 --seconds 3 --output FOLDER",), ("Seconds until the answer",)),
+    "make bench-health": (nothing, ("ARGS=--replicas 40 --seconds 4 --output FOLDER",), ("Seconds until the answer",)),
     "make bench-model": (nothing, (), ("nearest measured cell",)),
     "make bench-step": (nothing, ("ARGS=--steps 40 --output FOLDER",), ("Microseconds per scheduler step",)),
     "make demo": (nothing, ("ARGS=--quick --runs FOLDER",), ("no failed request",)),
