@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
@@ -36,6 +36,8 @@ from nightjar.policy.wire.record import PROTOCOL_VERSION, to_plain
 
 FORMAT_VERSION: Final = 1
 NAMES: Final = ("incarnation", "fleet_id", "beginning", "operator_settings", "overrides", "freeze", "canary", "learned", "waiting")
+LARGE: Final = frozenset({"learned", "waiting"})
+"""Up to a mebibyte: what an operator waits for is saved without them."""
 READ_PROTOCOLS: Final = (PROTOCOL_VERSION, PROTOCOL_VERSION - 1)
 """Newest first. The values of both have one format."""
 SAVE_PERIOD_S: Final = 10.0
@@ -185,12 +187,15 @@ class Checkpoint:
         """Mark the imported groups that wait for saving."""
         self._unsaved["waiting"] = _waiting.dump_python(waiting, mode="json", exclude_none=True)
 
-    async def save(self) -> None:
-        """Write what is marked, the incarnation first. Never raises: what the store does not take stays marked, and is logged."""
+    async def save(self, *, but: Collection[str] = ()) -> None:
+        """Write what is marked, the incarnation first, without the names in `but`.
+
+        Never raises: what the store does not take stays marked, and is logged.
+        """
         async with self._saving:
             if not await self._may_overwrite():
                 return
-            for name in [name for name in NAMES if name in self._unsaved]:
+            for name in [name for name in NAMES if name in self._unsaved and name not in but]:
                 value = self._unsaved.pop(name)
                 try:
                     await self._store.put(_key(name), seal(value))

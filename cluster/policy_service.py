@@ -20,7 +20,7 @@ from typing import Final
 import structlog
 
 from nightjar.cluster.canarying import CanaryRequestError, answered, kept, taken_up
-from nightjar.cluster.checkpoint import Checkpoint, Remembered
+from nightjar.cluster.checkpoint import LARGE, Checkpoint, Remembered
 from nightjar.cluster.fleet_answers import AboutService, explanation_of, status_of
 from nightjar.cluster.handover import not_known
 from nightjar.cluster.journal import Journal, JournalEntry, replica_inputs
@@ -302,7 +302,7 @@ class PolicyService:
         self._causes.append(cause)
         log.info("changed_by_operator", cause=cause)
         self._decide_now.set()
-        await self._checkpoint.save()
+        await self._checkpoint.save(but=LARGE)
 
     def status(self) -> FleetStatus:
         """The fleet, its groups and every replica as of now."""

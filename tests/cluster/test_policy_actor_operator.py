@@ -347,6 +347,21 @@ async def test_a_start_waits_for_a_store_for_less_than_fifteen_seconds_and_logs_
     assert "the store cannot be read" in cold[0]
 
 
+async def test_an_operators_word_is_saved_before_it_is_answered_and_does_not_wait_for_what_was_learned() -> None:
+    store = MemoryStore()
+    async with running_service(store) as service:
+        replica = Replica()
+        replica.run(20)
+        await settled(service, replica)
+        store.puts.clear()
+        await service.set_mode({"mode": "off"})
+        saved = {key.partition(":")[2] for key, _ in store.puts}
+        assert "overrides" in saved
+        assert not saved & {"learned", "waiting"}
+        await asyncio.sleep(12.0)
+        assert "learned" in {key.partition(":")[2] for key, _ in store.puts}
+
+
 async def test_what_a_store_does_not_take_is_saved_once_it_does() -> None:
     store = MemoryStore()
     async with running_service(store) as service:
