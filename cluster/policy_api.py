@@ -33,7 +33,9 @@ MAX_BODY_BYTES: Final = 16_384
 MAX_BODY_DEPTH: Final = 8
 """Of objects and lists within each other. What is deeper cannot be handed to the actor's process."""
 KEPT_S: Final = 1.0
-"""How long an answer of health or status is given again."""
+"""How long an answer of health or status is given again before the actor is asked anew."""
+STALE_S: Final = 10.0
+"""How old an answer may be that is given while a new one is under way: readers who wait would be in a write's way."""
 REPLICA_WORDS: Final = "A replica's id as in status, or a part of it that no other has."
 EXAMPLE_BODY: Final = '{"mode": "auto"}'
 
@@ -105,7 +107,7 @@ def create_policy_api(
     """
     api = FastAPI(title="Nightjar policy", openapi_url=None, redirect_slashes=False)  # whose query may be no text
 
-    health, status = Kept(policy.ping), Kept(lambda: _encoded_status(policy))
+    health, status = Kept(lambda: _ping(policy)), Kept(lambda: _encoded_status(policy))
     _answer_errors(api)
     _add_reads(api, policy, readers, health, status)
     _add_writes(api, policy, token, status)
@@ -113,34 +115,44 @@ def create_policy_api(
 
 
 class Kept(Generic[T]):
-    """What `ask` answers or raises, asked once for all who want it at the same time, and given again for `for_s` seconds.
+    """What `ask` answers or raises, asked once for all who want it, at most every KEPT_S.
 
-    On the event loop's clock. A caller that hangs up ends nothing for the others.
+    Who asks while a new answer is under way gets the one before, up to STALE_S old, and waits only where there is none. On the
+    event loop's clock. A caller that hangs up ends nothing for the others.
     """
 
-    def __init__(self, ask: Callable[[], Awaitable[T]], for_s: float = KEPT_S) -> None:
+    def __init__(self, ask: Callable[[], Awaitable[T]]) -> None:
         self._ask = ask
-        self._for_s = for_s
         self._asking: asyncio.Future[T] | None = None
-        self._until_s = 0.0
+        self._answered: asyncio.Future[T] | None = None
+        self._answered_at_s = 0.0
 
     async def __call__(self) -> T:
-        """The answer, at most `for_s` old."""
-        loop = asyncio.get_running_loop()
-        asking = self._asking
-        if asking is None or (asking.done() and loop.time() >= self._until_s):
-            asking = self._asking = asyncio.ensure_future(self._ask())
-            asking.add_done_callback(self._note_end)
-        return await asyncio.shield(asking)
+        """The answer, or what was raised."""
+        age_s = asyncio.get_running_loop().time() - self._answered_at_s
+        answered = self._answered
+        if self._asking is None and (answered is None or age_s >= KEPT_S):
+            self._asking = asyncio.ensure_future(self._ask())
+            self._asking.add_done_callback(self._note_end)
+        if self._asking is not None and (answered is None or age_s >= STALE_S):
+            return await asyncio.shield(self._asking)
+        assert answered is not None
+        return answered.result()
 
     def forget(self) -> None:
-        """The next one who wants it asks anew: what is known may be from before a change."""
-        self._asking = None
+        """The next one who wants it asks anew: what is known, or under way, may be from before a change."""
+        self._asking = self._answered = None
 
     def _note_end(self, asked: asyncio.Future[T]) -> None:
-        self._until_s = asked.get_loop().time() + self._for_s
         if not asked.cancelled():
             asked.exception()  # nobody may be left to look at it
+        if asked is self._asking:
+            self._asking, self._answered = None, None if asked.cancelled() else asked
+            self._answered_at_s = asked.get_loop().time()
+
+
+async def _ping(policy: PolicyPort) -> None:
+    await policy.ping()
 
 
 async def _encoded_status(policy: PolicyPort) -> bytes:
@@ -170,7 +182,7 @@ def _add_reads(
     kept_health: Kept[None],
     kept_status: Kept[bytes],
 ) -> None:
-    def may_read(request: Request) -> None:
+    async def may_read(request: Request) -> None:
         require_reader(request, readers)
 
     reading = [Depends(may_read)]
@@ -179,7 +191,10 @@ def _add_reads(
 
     @api.get("/health")
     async def health() -> JSONResponse:
-        """Whether the policy actor answers, and no more: `{"policy": "answers"}`. The answer may be a second old."""
+        """Whether the policy actor answers, and no more: `{"policy": "answers"}`.
+
+        The answer may be a second old, or ten while the actor is busy.
+        """
         await kept_health()
         return JSONResponse({"policy": "answers"})
 
@@ -187,7 +202,7 @@ def _add_reads(
     async def status() -> Response:
         """The fleet as the policy sees it: what `nightjar status -o json` prints (`policy/wire/status.py`).
 
-        It may be a second old, but not older than what was last written.
+        It may be a second old, or ten while the actor is busy, but not older than what was last written.
         """
         return Response(await kept_status(), media_type="application/json")
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 RETRY_PERIOD_S: Final = 2.0
 FIRST_ATTEMPT_S: Final = 5.0
-MAX_ONGOING_REQUESTS: Final = 100
+MAX_ONGOING_REQUESTS: Final = 1000
+"""Readers wait for the actor at no cost, and beyond this number a write waits behind them, in Serve's router."""
 
 T = TypeVar("T")
 

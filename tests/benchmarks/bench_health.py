@@ -186,7 +186,7 @@ def judge(alone: Mapping[str, Asked], beside: Mapping[str, Asked], replicas: int
         cells=len(writes),
     )
     rows = [("writes alone", alone["write"]), *((f"{kind} beside the others", asked) for kind, asked in beside.items())]
-    lines = [[name, *told(asked)] for name, asked in rows]
+    lines: list[Sequence[str]] = [[name, *told(asked)] for name, asked in rows]
     facts: dict[str, Any] = {name.replace(" ", "_"): {"median_s": statistics.median(asked.seconds)} for name, asked in rows}
     heading = ("asked", "times", "median, s", "99th of 100, s", "worst, s", "not 200")
     return Outcome(bars=[bar], facts=facts, tables=[("Seconds until the answer", heading, lines)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Annotated
 
@@ -48,7 +48,7 @@ class Service:
 
 
 @asynccontextmanager
-async def old_cluster(*said: dict[str, object], identity: ActorIdentity = KUBERAY) -> AsyncIterator[PolicyService]:
+async def old_cluster(*said: Mapping[str, object], identity: ActorIdentity = KUBERAY) -> AsyncIterator[PolicyService]:
     """A cluster that serves, in which operators have set these modes."""
     async with running_service(identity=identity) as policy:
         await policy.configure({"mode": "auto"})

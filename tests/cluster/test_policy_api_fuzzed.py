@@ -151,14 +151,14 @@ class ServicePort:
         return self._service.status()
 
     async def explain(self, replica: str) -> Mapping[str, object]:
-        return self._service.explain(replica)
+        return dict(self._service.explain(replica))
 
     async def learned(self) -> bytes:
         return to_text(self._service.learned_file())
 
     async def import_learned(self, content: bytes, group_ids: Sequence[str]) -> Mapping[str, object]:
         try:
-            return await self._service.import_learned(parse_learned_file(content), group_ids)
+            return dict(await self._service.import_learned(parse_learned_file(content), group_ids))
         except ValueError as error:
             return {"groups": [], "error": str(error)}
 

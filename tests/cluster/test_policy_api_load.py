@@ -7,7 +7,7 @@ import asyncio
 import httpx
 import pytest
 
-from nightjar.cluster.policy_api import KEPT_S, Kept, create_policy_api
+from nightjar.cluster.policy_api import KEPT_S, STALE_S, Kept, create_policy_api
 from tests.cluster.test_policy_api import TOKEN, FakePolicy, client
 
 pytestmark = pytest.mark.looptime
@@ -20,6 +20,7 @@ async def test_health_asks_the_actor_once_a_second_whoever_asks_and_never_for_a_
         assert policy.health == 1
         await asyncio.sleep(KEPT_S)
         answers += await asyncio.gather(*(api.get("/health") for _ in range(50)))
+        await asyncio.sleep(0.1)
     assert {answer.status_code for answer in answers} == {200}
     assert (policy.health, policy.statuses) == (2, 0)
 
@@ -33,6 +34,8 @@ async def test_an_actor_that_does_not_answer_is_not_asked_by_everybody_and_is_he
         policy.reachable = True
         assert (await api.get("/health")).status_code == 503
         await asyncio.sleep(KEPT_S)
+        assert (await api.get("/health")).status_code == 503, "the answer before, while it is asked again"
+        await asyncio.sleep(0.1)
         assert (await api.get("/health")).status_code == 200
 
 
@@ -49,6 +52,7 @@ async def test_a_status_is_built_once_a_second_and_after_every_write() -> None:
             assert policy.statuses == before + 1, "no status from before a write is given after it"
         await asyncio.sleep(KEPT_S)
         await api.get("/status")
+        await asyncio.sleep(0.1)
         assert policy.statuses == 5
 
 
@@ -68,6 +72,29 @@ async def test_a_write_does_not_wait_for_those_who_wait_for_a_status() -> None:
         answers = await asyncio.gather(*asking)
     assert {answer.status_code for answer in answers} == {200}
     assert policy.statuses == 1
+
+
+async def test_while_the_actor_is_busy_nobody_waits_for_its_health_and_one_that_stays_silent_is_told() -> None:
+    class Busy(FakePolicy):
+        busy_s = 0.0
+
+        async def ping(self) -> None:
+            await asyncio.sleep(self.busy_s)
+            if self.busy_s > STALE_S:
+                self.reachable = False
+            await super().ping()
+
+    policy, loop = Busy(), asyncio.get_running_loop()
+    async with client(policy) as api:
+        assert (await api.get("/health")).status_code == 200
+        policy.busy_s = STALE_S + 0.5
+        seen = []
+        for _ in range(15):
+            await asyncio.sleep(1.0)
+            began_s = loop.time()
+            seen.append(((await api.get("/health")).status_code, loop.time() - began_s < 1.0))
+    assert seen[:9] == [(200, True)] * 9
+    assert seen[-1] == (503, True)
 
 
 async def test_a_caller_who_hangs_up_ends_the_answer_for_nobody_else() -> None:
