@@ -283,7 +283,7 @@ async def test_a_damaged_store_is_a_cold_start_that_the_journal_names(garbage: b
         replica.run(20)
         await settled(service, replica)
         await asyncio.sleep(20)
-    assert len(store.values) == 4
+    assert len(store.values) == 5
     for key in store.values:
         store.values[key] = garbage
     async with running_service(store, journal) as service:
