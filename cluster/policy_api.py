@@ -117,27 +117,30 @@ def create_policy_api(
 class Kept(Generic[T]):
     """What `ask` answers or raises, asked once for all who want it, at most every KEPT_S.
 
-    Who asks while a new answer is under way gets the one before, up to STALE_S old, and waits only where there is none. On the
-    event loop's clock. A caller that hangs up ends nothing for the others.
+    Who asks while a new answer has been under way for KEPT_S gets the one before, up to STALE_S old, and waits on only where there
+    is none. On the event loop's clock. A caller that hangs up ends nothing for the others.
     """
 
     def __init__(self, ask: Callable[[], Awaitable[T]]) -> None:
         self._ask = ask
         self._asking: asyncio.Future[T] | None = None
+        self._asked_at_s = 0.0
         self._answered: asyncio.Future[T] | None = None
         self._answered_at_s = 0.0
 
     async def __call__(self) -> T:
         """The answer, or what was raised."""
-        age_s = asyncio.get_running_loop().time() - self._answered_at_s
-        answered = self._answered
-        if self._asking is None and (answered is None or age_s >= KEPT_S):
-            self._asking = asyncio.ensure_future(self._ask())
+        loop = asyncio.get_running_loop()
+        if self._asking is None and self._answered is not None and loop.time() < self._answered_at_s + KEPT_S:
+            return self._answered.result()
+        if self._asking is None:
+            self._asking, self._asked_at_s = asyncio.ensure_future(self._ask()), loop.time()
             self._asking.add_done_callback(self._note_end)
-        if self._asking is not None and (answered is None or age_s >= STALE_S):
-            return await asyncio.shield(self._asking)
-        assert answered is not None
-        return answered.result()
+        asking = self._asking
+        await asyncio.wait({asking}, timeout=max(self._asked_at_s + KEPT_S - loop.time(), 0.0))
+        if not asking.done() and self._answered is not None and loop.time() < self._answered_at_s + STALE_S:
+            return self._answered.result()
+        return await asyncio.shield(asking)
 
     def forget(self) -> None:
         """The next one who wants it asks anew: what is known, or under way, may be from before a change."""

@@ -7,10 +7,12 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
+from unittest.mock import patch
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from nightjar.cluster import policy_api
 from nightjar.cluster.http_client import ROUTE_PREFIX
 from nightjar.cluster.policy_api import PolicyUnreachableError, create_policy_api
 from nightjar.policy.wire.report import DrafterCounters, DrafterState, SteeringLevel, StepTotals
@@ -83,7 +85,7 @@ class ChangingPolicy:
 def served(policy: ChangingPolicy) -> Iterator[str]:
     """The address of the real API below Serve's route prefix, on a free port."""
     api = create_policy_api(policy, lambda: None)
-    with socket.socket() as listening:
+    with patch.multiple(policy_api, KEPT_S=0.0, STALE_S=0.0), socket.socket() as listening:  # a page that asks often is told anew
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         server = uvicorn.Server(uvicorn.Config(behind_prefix(api), log_level="warning", lifespan="off"))
