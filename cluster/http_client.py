@@ -14,7 +14,7 @@ import httpx
 from pydantic import SecretStr, ValidationError
 
 from nightjar.policy.wire.explanation import Explanation
-from nightjar.policy.wire.record import describe_validation_error
+from nightjar.policy.wire.record import describe_validation_error, without_credentials
 from nightjar.policy.wire.status import FleetStatus
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
@@ -46,11 +46,11 @@ class HttpClient:
         except ValueError:  # a port that is no number, a bracket that is not closed
             is_address = False
         if not is_address:
-            raise HttpError(f"url: {url!r} is not an address such as http://127.0.0.1:8000")
-        self._url = url.rstrip("/")
+            raise HttpError(f"url: {without_credentials(repr(url))} is not an address such as http://127.0.0.1:8000")
+        self._url = without_credentials(url.rstrip("/"))  # as messages show it
         headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
         self._client = httpx.Client(
-            base_url=self._url + ROUTE_PREFIX,
+            base_url=url.rstrip("/") + ROUTE_PREFIX,
             headers=headers,
             timeout=timeout_s,
             transport=transport,
@@ -134,7 +134,7 @@ class HttpClient:
             detail = response.json()["detail"]
         except (ValueError, KeyError, TypeError):
             return (
-                f"{response.request.url} answered {response.status_code}: no Nightjar policy app there "
+                f"{without_credentials(str(response.request.url))} answered {response.status_code}: no Nightjar policy app there "
                 f"(it is expected under {ROUTE_PREFIX})"
             )
         return f"{detail} (HTTP {response.status_code})"

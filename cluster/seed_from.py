@@ -218,14 +218,17 @@ def _credentials(address: str) -> dict[str, str]:
 def _fetched(address: str) -> bytes:
     ends_s = time.monotonic() + READ_TIMEOUT_S
     content = bytearray()
+    credentials = _credentials(address)
     is_remote = urlsplit(address).hostname not in LOOPBACK_HOSTS
+    # With a transport of its own httpx takes no proxy from the environment: one would read the token.
     with (
         httpx.Client(
+            transport=httpx.HTTPTransport() if credentials else None,
             timeout=SILENCE_S,
             follow_redirects=True,
             max_redirects=MAX_REDIRECTS,
             trust_env=is_remote,
-            headers={"Accept-Encoding": "identity"} | _credentials(address),  # what is packed small may be large
+            headers={"Accept-Encoding": "identity"} | credentials,  # what is packed small may be large
         ) as client,
         client.stream("GET", address) as response,
     ):

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from nightjar.policy.wire.record import without_credentials
+
 Severity = Literal["error", "warning", "advice"]
 ServedOn = Literal["this machine", "pods", "unknown"]
 """Whose folders an engine will find: this machine's under `nightjar run`, its pods' own in a RayService."""
@@ -35,10 +37,10 @@ class FoundLine:
         """As compilers write it, so that editors jump to it."""
         place = ".".join(str(part) for part in self.finding.place)
         where = f" {place}:" if place else ""
-        return f"{file}:{self.line}: {self.finding.severity}:{where} {self.finding.message}"
+        return f"{file}:{self.line}: {self.finding.severity}:{where} {without_credentials(self.finding.message)}"
 
 
 def shown(value: object) -> str:
-    """A value as messages show it: short, on one line."""
-    text = " ".join(repr(value).split())
+    """A value as messages show it: short, on one line, without the passwords of addresses."""
+    text = without_credentials(" ".join(repr(value).split()))
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -16,7 +16,12 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.record import MAX_NUM_SPECULATIVE_TOKENS, NumSpeculativeTokens, describe_validation_error
+from nightjar.policy.wire.record import (
+    MAX_NUM_SPECULATIVE_TOKENS,
+    NumSpeculativeTokens,
+    describe_validation_error,
+    without_credentials,
+)
 from nightjar.policy.wire.settings import OffloadRules, Table, TableRow
 from nightjar.policy.wire.switch_cost import MAX_SWITCH_COST_ROWS, PAPER_SWITCH_COST, SwitchCostRow, check_rows
 
@@ -319,7 +324,7 @@ def setting_problems(values: Mapping[str, object]) -> tuple[SettingProblem, ...]
 
 def _problems(error: ValidationError) -> Iterator[SettingProblem]:
     for detail in error.errors(include_url=False):
-        location, value = detail["loc"], repr(detail["input"])[:80]
+        location, value = detail["loc"], without_credentials(repr(detail["input"]))[:80]
         if detail["type"] == "extra_forbidden":
             near = get_close_matches(str(location[-1]), OperatorSettings.model_fields, n=1)
             hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(sorted(OperatorSettings.model_fields))}"

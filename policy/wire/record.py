@@ -8,6 +8,7 @@ Fails closed: bytes that are too long, not msgpack or out of bounds raise `WireE
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Self
 
@@ -25,6 +26,7 @@ NumSpeculativeTokens = Annotated[int, Field(ge=0, le=MAX_NUM_SPECULATIVE_TOKENS)
 BatchSize = Annotated[int, Field(ge=0, le=MAX_BATCH_SIZE)]
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 Seconds = Annotated[float, Field(ge=0.0, le=1e9)]
+_CREDENTIALS: Final = re.compile(r"""[^\s'"]*:[^\s'"]*@(?!sha\d+:)""")
 MOST_SUM: Final = 1e30
 """Of what many reports add up to. Thousands of replicas may add counts of 2^53 each, and what was counted must always be storable:
 the bound only keeps out what would overflow when it is squared."""
@@ -37,12 +39,23 @@ class WireError(ValueError):
     """Bytes that are not the record they should be. The message names the field, the value seen and what is allowed."""
 
 
+def without_credentials(text: str) -> str:
+    """A text for messages and logs, without users and passwords of addresses. An image's digest stays.
+
+    >>> without_credentials("'http://me:secret@host/learned' is no place")
+    "'***@host/learned' is no place"
+    >>> without_credentials("http://host:8000/learned and serve:1@sha256:0")
+    'http://host:8000/learned and serve:1@sha256:0'
+    """
+    return _CREDENTIALS.sub("***@", text)
+
+
 def describe_validation_error(error: ValidationError, limit: int = 3) -> str:
     """The first `limit` problems of a pydantic error on one line: `field: what was wrong (got value)`."""
     problems = []
     for detail in error.errors(include_url=False, include_context=False)[:limit]:
         path = ".".join(str(part) for part in detail["loc"]) or "record"
-        problems.append(f"{path}: {detail['msg']} (got {str(detail['input'])[:80]!r})")
+        problems.append(f"{path}: {detail['msg']} (got {without_credentials(str(detail['input']))[:80]!r})")
     remaining = error.error_count() - len(problems)
     return "; ".join(problems) + (f"; and {remaining} more" if remaining > 0 else "")
 

@@ -275,6 +275,19 @@ def test_something_else_that_answers_is_one_line(
     assert failed.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("url", ["http://me:swordfish@box:8000", "ftp://me:swordfish@box"])
+@pytest.mark.parametrize("answer", [httpx.Response(404, text="Not Found"), httpx.Response(200, text="<html>"), httpx.Response(401)])
+def test_a_password_in_the_url_is_not_repeated(
+    serve: Callable[[Handler], list[httpx.Request]], answer: httpx.Response, url: str
+) -> None:
+    requests = serve(lambda _: answer)
+    failed = call("status", "--url", url)
+    assert failed.exit_code == 1
+    assert "box" in failed.stderr
+    assert "swordfish" not in failed.output
+    assert ["authorization" in request.headers for request in requests] == ([True] if url.startswith("http:") else [])
+
+
 @pytest.mark.parametrize("url", ["gpu-box:8000", "http://127.0.0.1:abc", "http://[::1", "ftp://h", "http://h:8000/\\[/x]:"])
 def test_a_url_that_is_none_is_one_line(url: str) -> None:
     failed = call("status", "--url", url)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -186,6 +187,7 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.presented[self.path] = self.headers.get("Authorization")
+        self.path = urlsplit(self.path).path  # a proxy is asked for a whole address
         if self.path == "/moved":
             self.send_response(302)
             self.send_header("Location", "/learned.json")
@@ -215,6 +217,18 @@ def test_another_policy_is_shown_the_read_token_and_whoever_keeps_files_is_not(
         assert load_seed(f"{address}{path}") == some_file()
     assert Answers.presented["/nightjar/learned"] == "Bearer to read"
     assert Answers.presented["/learned.json"] is None
+
+
+def test_no_proxy_of_the_environment_sees_the_read_token(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server stands for the proxy; nobody listens at the other address, which is not known as this machine."""
+    monkeypatch.setenv("NIGHTJAR_API_READ_TOKEN", "to read")
+    monkeypatch.setenv("http_proxy", address)
+    Answers.presented.clear()
+    with pytest.raises(NobodyThereError):
+        load_seed("http://[::ffff:127.0.0.1]:9/nightjar/learned")
+    assert Answers.presented == {}
+    load_seed("http://[::ffff:127.0.0.1]:9/learned.json")
+    assert list(Answers.presented.values()) == [None], "a file, for which no token is presented, may come through it"
 
 
 def test_a_read_token_that_cannot_be_used_is_one_line(address: str, monkeypatch: pytest.MonkeyPatch) -> None:

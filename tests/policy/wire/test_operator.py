@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse_operator_settings
+from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse_operator_settings, setting_problems
 
 
 def test_nothing_set_is_shadow_so_that_installing_changes_nothing() -> None:
@@ -46,6 +46,16 @@ def test_what_cannot_be_used_is_refused_with_field_value_and_what_is_allowed(val
         parse_operator_settings(values)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "place", ["http://me:swordfish@host/nightjar/learned", "me:swordfish@host/learned", "https://swordfish@host"]
+)
+def test_a_password_in_a_place_to_seed_from_is_refused_and_not_repeated(place: str) -> None:
+    with pytest.raises(SettingsError, match=r"seed_from: no place of a file; .* without user or password") as caught:
+        parse_operator_settings({"seed_from": place})
+    assert "swordfish" not in str(caught.value)
+    assert [problem for problem in setting_problems({"seed_form": place}) if "swordfish" in str(problem)] == []
 
 
 def test_every_problem_is_named_at_once() -> None:
