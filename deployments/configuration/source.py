@@ -2,11 +2,12 @@
 
 PyYAML's nodes know where they stand. A RayService's config is a text inside the manifest; written as a literal block (`|`), its
 lines are the manifest's, moved and indented. Fails with `SourceError`, which names the line and the way out; a key that is
-there twice is such an error, since YAML would drop the first in silence.
+there twice is such an error, since YAML would drop the first in silence. So are aliases that make a short file a huge one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -21,6 +22,8 @@ OF_CHART_VALUES: Final = frozenset(
     {"models", "serveConfigV2", "policy", "workerGroups", "head", "image", "rayVersion", "modelStore", "autoscaler", "loadTest"}
 )
 """Fields of our chart's values; a Serve config has none of them."""
+MAX_NODES: Final = 100_000
+"""Values in one YAML document, each alias counted as what it stands for. A RayService with its status has some hundreds."""
 
 
 class SourceError(ValueError):
@@ -42,6 +45,7 @@ class ServeSource:
     indent: int = 0  # columns that the file puts before each of its lines
     lines_are_known: bool = True  # False: a RayService's text in quotes or folded, whose lines are all where it begins
     manifest: Any = None  # the RayService that holds it, as plain values
+    manifest_node: yaml.Node | None = None
 
     @property
     def lines(self) -> list[str]:
@@ -49,21 +53,19 @@ class ServeSource:
         return [line.removesuffix("\r") for line in self.text.split("\n")]
 
     def line_of(self, place: Place) -> int:
-        """Line in the file, from 1, of the deepest part of `place` that is there: a key's, or an item's."""
-        line = self.node.start_mark.line if self.node is not None else 0
-        node = self.node
-        for part in place:
-            found = _child(node, part)
-            if found is None:
-                break
-            mark, node = found
-            line = mark.line
-        return self.first_line + (line if self.lines_are_known else 0) + 1
+        """Line in the file, from 1, of the deepest part of `place` that is there: a key's, or an item's.
+
+        A place below `spec` is the manifest's, for a Serve config has no such field.
+        """
+        if self.manifest_node is not None and place[:1] == ("spec",):
+            return _deepest(self.manifest_node, place) + 1
+        line = _deepest(self.node, place) if self.lines_are_known else 0
+        return self.first_line + line + 1
 
 
 def read_sources(text: str) -> tuple[ServeSource, ...]:
     """The Serve configs of a file, one for each RayService or for the file itself. Raises SourceError."""
-    documents = [(node, _values(node)) for node in _compose(text)]
+    documents = [each for node in _compose(text) for each in _listed(node, _values(node))]
     manifests = [(node, values) for node, values in documents if isinstance(values, dict) and "kind" in values]
     if not manifests:
         if len(documents) != 1:
@@ -77,7 +79,15 @@ def read_sources(text: str) -> tuple[ServeSource, ...]:
     if not services:
         kinds = ", ".join(sorted({str(values["kind"]) for _, values in manifests}))
         raise SourceError(1, f"kind: {kinds}; a {RAY_SERVICE} is needed, or a Serve config with the field applications")
-    return tuple(replace(_embedded(text, node), manifest=values) for node, values in services)
+    return tuple(replace(_embedded(text, node), manifest=values, manifest_node=node) for node, values in services)
+
+
+def _listed(node: yaml.Node, values: Any) -> list[tuple[yaml.Node, Any]]:
+    """A document, or those of a `kind: List`, as `kubectl get rayservice -o yaml` prints several, and one asked for by no name."""
+    items = _find(node, ("items",))
+    if isinstance(values, dict) and str(values.get("kind")).endswith("List") and isinstance(items, yaml.SequenceNode):
+        return list(zip(items.value, values["items"], strict=True))
+    return [(node, values)]
 
 
 def _refuse_chart_values(values: Any) -> None:
@@ -104,6 +114,7 @@ def _compose(text: str) -> list[yaml.Node]:
 
 
 def _values(node: yaml.Node) -> Any:
+    _refuse_bombs(node)
     _refuse_doubled_keys(node)
     loader = yaml.SafeLoader("")
     try:
@@ -115,6 +126,29 @@ def _values(node: yaml.Node) -> Any:
         raise SourceError(node.start_mark.line + 1, f"not plain values ({error}); put it in quotes") from error
     finally:
         loader.dispose()
+
+
+def _refuse_bombs(node: yaml.Node) -> None:
+    """Raises SourceError for more than MAX_NODES values. Counted without expanding them, each node once."""
+    number = _expanded(node, {})
+    if number > MAX_NODES:
+        many = f"{number:,.0f}" if number < math.inf else "endlessly many"
+        message = f"{many} values with its aliases written out; at most {MAX_NODES:,} are read: take aliases out, or split the file"
+        raise SourceError(node.start_mark.line + 1, message)
+
+
+def _expanded(node: yaml.Node, known: dict[int, float]) -> float:
+    """Values that a node stands for; without end where it holds itself."""
+    if (number := known.get(id(node))) is not None:
+        return number
+    known[id(node)] = math.inf  # until it is known: an alias of itself finds this
+    parts: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        parts = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        parts = node.value
+    known[id(node)] = 1.0 + sum(_expanded(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _refuse_doubled_keys(node: yaml.Node) -> None:
@@ -173,6 +207,18 @@ def _find(node: yaml.Node | None, place: Place) -> yaml.Node | None:
             return None
         node = found[1]
     return node
+
+
+def _deepest(node: yaml.Node | None, place: Place) -> int:
+    """The line, from 0, of the deepest part of `place` that is there."""
+    line = node.start_mark.line if node is not None else 0
+    for part in place:
+        found = _child(node, part)
+        if found is None:
+            break
+        mark, node = found
+        line = mark.line
+    return line
 
 
 def _child(node: yaml.Node | None, part: str | int) -> tuple[yaml.Mark, yaml.Node] | None:
