@@ -19,7 +19,7 @@ from nightjar.deployments.models import ModelError, resolve_model
 from nightjar.deployments.routes import route_problem
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import DraftOffload
-from nightjar.policy.wire.record import NumSpeculativeTokens
+from nightjar.policy.wire.record import NumSpeculativeTokens, without_credentials
 from nightjar.policy.wire.report import Layer
 
 DEPLOYMENT_NAME: Final = "LLM"
@@ -28,6 +28,9 @@ ASSUMED_MAX_NUM_SEQS: Final = 1024
 
 HOSTED_OPTIONS: Final = "nightjar"
 """The key of `experimental_configs` that holds a model's SteeringOptions where ray.serve.llm is the host."""
+
+DIRECT_STREAMING: Final = "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING"
+"""ray.serve.llm's variable, read by its builder and its replicas: with 1 requests go past its ingress into vLLM's own server."""
 
 _OTHER_SOURCES: Final = ("tokenizer", "hf_config_path")
 _MAY_ASK_HUB: Final = ("enable_lora", "lora_modules", "trust_remote_code")
@@ -106,6 +109,13 @@ class SteeringOptions(BaseModel):
     memory for all blocks together. Default never.
     """
 
+    extra_routes: Annotated[tuple[str, ...], Field(max_length=64)] = ()
+    """Routes of vLLM's server to answer beside the OpenAI ones and `/health`, by path: `[/metrics, /tokenize]`.
+
+    Default none: Serve's port is often the public one. Routes that manage an engine are refused (routes.py). Under ray.serve.llm it
+    holds where its direct streaming is on; its own ingress has routes of its own.
+    """
+
     @field_validator("without", mode="before")
     @classmethod
     def _without_names_layers(cls, named: object) -> object:
@@ -117,6 +127,14 @@ class SteeringOptions(BaseModel):
                 raise ValueError(f"{str(name)[:40]!r} is no layer; allowed are {', '.join(allowed)}")
         return named
 
+    @field_validator("extra_routes")
+    @classmethod
+    def _extra_routes_may_be_answered(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        problems = [problem for path in paths if (problem := route_problem(path))]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return paths
+
 
 class LLMConfig(SteeringOptions):
     """One entry of `llm_configs`, in the shape of ray.serve.llm."""
@@ -126,20 +144,6 @@ class LLMConfig(SteeringOptions):
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
     deployment_config: dict[str, Any] = Field(default_factory=dict)
     runtime_env: dict[str, Any] | None = None
-    extra_routes: Annotated[tuple[str, ...], Field(max_length=64)] = ()
-    """Routes of vLLM's server to answer beside the OpenAI ones and `/health`, by path: `[/metrics, /tokenize]`.
-
-    Default none: Serve's port is often the public one. Routes that manage an engine are refused (routes.py). Nightjar's own;
-    ray.serve.llm has no such field.
-    """
-
-    @field_validator("extra_routes")
-    @classmethod
-    def _extra_routes_may_be_answered(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
-        problems = [problem for path in paths if (problem := route_problem(path))]
-        if problems:
-            raise ValueError("; ".join(problems))
-        return paths
 
     @property
     def model_source(self) -> str:
@@ -299,11 +303,11 @@ def _problem(detail: Mapping[str, Any], place: Location, fields: list[str]) -> A
     if detail["type"] == "extra_forbidden":
         message = _no_such_field(str(location[-1]), detail["input"], fields)
     else:
-        message = f"{detail['msg'].removeprefix('Value error, ')} (got {str(detail['input'])[:80]!r})"
+        message = f"{detail['msg'].removeprefix('Value error, ')} (got {without_credentials(str(detail['input']))[:80]!r})"
     return ArgumentProblem((*place, *location), message)
 
 
 def _no_such_field(field: str, value: object, allowed: list[str]) -> str:
     near = get_close_matches(field, allowed, n=1, cutoff=0.75)
     hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(allowed)}"
-    return f"no such field (value {str(value)[:80]!r}); {hint}"
+    return f"no such field (value {without_credentials(str(value))[:80]!r}); {hint}"

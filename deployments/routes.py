@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+API_KEY: Final = "VLLM_API_KEY"
+"""vLLM's variable for the key that it asks for, below `/v1`, `/v2`, `/inference` and `/cohere` alone."""
+
 SERVED: Final = frozenset(
     {
         "/health",

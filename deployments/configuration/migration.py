@@ -17,7 +17,7 @@ TAKEN_OUT: Final = "# ray.serve.llm only: "
 """Before what was turned into a comment; taking it away restores the line."""
 ADDED: Final = "  # nightjar migrate: ray.serve.llm counts GPUs by itself"
 """Behind lines that Nightjar's deployment needs beside the user's own."""
-OWN_FIELDS: Final = (*SteeringOptions.model_fields, "extra_routes")
+OWN_FIELDS: Final = tuple(SteeringOptions.model_fields)
 """Of an `llm_configs` entry, unknown to ray.serve.llm."""
 
 

@@ -1,4 +1,4 @@
-"""The server class and the builder for files of ray.serve.llm. All but the engine class and the kill switch is theirs.
+"""The server class and the builder for files of ray.serve.llm. All but the engine class, the kill switch and the doors is theirs.
 
 The class has the name of theirs, since ray.serve.llm names deployments by it: `deployments:` of a file, dashboards and alerts find
 `LLMServer:<model>` as before. A model with a `server_cls` of its own keeps it and is not steered, which the log says.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from ray.serve import Application
@@ -18,7 +18,11 @@ from ray.serve.llm import build_openai_app as build_their_openai_app
 from ray.serve.schema import ReplicaRank
 
 from nightjar.deployments.engine.failing_open import SteeringRequiredError
-from nightjar.deployments.llm_config import ConfigurationError, parse_local_mode, steering_options
+from nightjar.deployments.llm_config import DIRECT_STREAMING, ConfigurationError, parse_local_mode, steering_options
+from nightjar.deployments.serve_llm.doors import OpenAiIngress, answer_named_routes
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 ENGINE_VARIABLE: Final = "RAYLLM_VLLM_ENGINE_CLS"
 """ray.serve.llm's: another engine class for every server of the environment."""
@@ -50,6 +54,13 @@ class LLMServer(TheirLLMServer):
         if (control := getattr(self.engine, "control", None)) is not None:
             control.reconfigure(user_config)
 
+    async def __serve_build_asgi_app__(self) -> FastAPI:
+        """With direct streaming: vLLM's application, which answers what a replica of our own answers and no more (doors.py)."""
+        app: FastAPI = await super().__serve_build_asgi_app__()
+        config = await self.llm_config()
+        answer_named_routes(app, steering_options(config.experimental_configs).extra_routes)
+        return app
+
     @classmethod
     def get_deployment_options(cls, llm_config: LLMConfig) -> dict[str, Any]:
         """Theirs; Nightjar's options are checked here, when the application is built. Raises ConfigurationError."""
@@ -71,6 +82,13 @@ def build_openai_app(args: Mapping[str, Any]) -> Application:
             config.server_cls = LLMServer
         elif not (isinstance(config.server_cls, type) and issubclass(config.server_cls, LLMServer)):
             log.warning("serving_plainly", model=config.model_id, reason=f"server_cls is {config.server_cls}, not Nightjar's")
+    ingress = serving.ingress_cls_config
+    if os.environ.get(DIRECT_STREAMING) == "1":
+        log.info("direct_streaming", consequence="requests go past the ingress; servers of Nightjar's answer named routes alone")
+    elif "ingress_cls" in ingress.model_fields_set:
+        log.warning("nobody_is_asked_for_a_key", reason=f"ingress_cls is {ingress.ingress_cls}, not Nightjar's")
+    else:
+        ingress.ingress_cls = OpenAiIngress
     application: Application = build_their_openai_app(serving)
     return application
 
