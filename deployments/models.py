@@ -73,8 +73,11 @@ def resolve_model(source: str, folder: Path | None = None) -> str:
     """The path or hub name that vLLM should load for a `model_source` or a draft's `model`.
 
     A name without a slash is a folder of `folder` (default `models_folder()`); `./x`, `~/x` and `/x` are paths; `owner/name`
-    that is no folder here is a hub name and returned as it is. Raises ModelError for a name or a path that does not exist.
+    that is no folder here is a hub name and returned as it is, as is a bucket (`s3://...`). Raises ModelError for a name or a path
+    that does not exist.
     """
+    if "://" in source:
+        return source
     if "/" in source:
         path = Path(source).expanduser()
         if path.is_dir() or not source.startswith((".", "/", "~")):

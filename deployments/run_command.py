@@ -15,6 +15,7 @@ from nightjar.cluster.commands.options import Output, OutputOption
 from nightjar.cluster.local_session import LocalSession, module_command
 from nightjar.deployments.configuration.checking import check_text
 from nightjar.deployments.configuration.findings import FoundLine
+from nightjar.deployments.engine.environment import no_gpu_here
 
 MOST_LINES: Final = 20
 """What is shown of a file's mistakes, so that the sentence behind them stands on the same screen."""
@@ -35,7 +36,7 @@ def run(
     Exit code 0 after a signal while serving, 128 + signal after one before, 1 for a bad file, port or application.
     """
     try:
-        report = check_text(file.read_text(encoding="utf-8"), is_served_here=True)
+        report = check_text(file.read_text(encoding="utf-8"), is_served_here=True, no_gpu_here=no_gpu_here())
     except (OSError, UnicodeDecodeError) as error:
         typer.echo(f"error: {file}: cannot be read ({error})", err=True)
         raise typer.Exit(1) from error

@@ -10,14 +10,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import yaml
 
 from nightjar.cluster.serve_config import POLICY_IMPORT_PATH
-from nightjar.deployments.configuration.checking import HOSTED_IMPORT_PATH, MODEL_IMPORT_PATH, RAY_IMPORT_PATH
-from nightjar.deployments.configuration.findings import shown
-from nightjar.deployments.configuration.hosted import SERVER
+from nightjar.deployments.configuration.carried import ARGUMENTS, DEPLOYMENT, LOADING, MODEL, Row, misfits
+from nightjar.deployments.configuration.checking import MODEL_IMPORT_PATH
+from nightjar.deployments.configuration.deployed import ENTRY, OPTIONS
+from nightjar.deployments.configuration.findings import Place, shown
+from nightjar.deployments.configuration.hosted import (
+    HOSTED_IMPORT_PATH,
+    RAY_IMPORT_PATH,
+    SERVER,
+    accelerator_kind,
+    engine_gpus,
+    never_steered,
+)
 from nightjar.deployments.configuration.migration import (
     ADDED,
     OWN_FIELDS,
@@ -47,7 +56,6 @@ _POLICY_FLOW: Final = json.dumps(
     }
 )
 """As JSON, for a config in braces may be JSON, which is YAML as well."""
-_SHARED: Final = frozenset({"model_loading_config", "accelerator_type", "engine_kwargs", "deployment_config", "runtime_env"})
 _MAPPINGS: Final = (
     "model_loading_config",
     "engine_kwargs",
@@ -55,20 +63,13 @@ _MAPPINGS: Final = (
     "runtime_env",
     "accelerator_config",
     "placement_group_config",
-)
-_NOT_NEEDED: Final = frozenset(
-    {"llm_engine", "accelerator_config", "placement_group_config", "log_engine_metrics", "experimental_configs"}
+    "experimental_configs",
 )
 _GONE_FROM_VLLM: Final[Mapping[str, frozenset[object]]] = {
     "device": frozenset({"auto", "cuda"}),
     "use_v2_block_manager": frozenset({True}),
 }
 """Arguments that vLLM dropped and that samples still hold, with the values that are what vLLM does anyway."""
-_WITHOUT_COUNTERPART: Final = {
-    "lora_config": "Nightjar's deployment loads adapters by vLLM's own lora_modules in engine_kwargs",
-    "server_cls": "Nightjar brings its own deployment",
-    "callback_config": "Nightjar's deployment calls no callbacks",
-}
 
 
 def add_nightjar(text: str, *, keep_host: bool = False) -> str:
@@ -96,14 +97,22 @@ def _add(text: str, change: Callable[[Application, TextEdits], None]) -> str:
         theirs = [application for application in applications if application.import_path() == RAY_IMPORT_PATH]
         ours = (MODEL_IMPORT_PATH, HOSTED_IMPORT_PATH)
         if not theirs and not any(application.import_path() in ours for application in applications):
-            paths = ", ".join(application.import_path() for application in applications)
-            message = f"import_path: {paths}; Nightjar takes the place of {RAY_IMPORT_PATH}, and none is here"
-            raise MigrationError(source.line_of(("applications", 0, "import_path")), message)
+            _refuse_what_is_here(applications)
         for application in theirs:
             change(application, edits)
         _add_policy(source, applications, edits)
         text = edits.applied(text, first_line=source.first_line, indent=source.indent)
     return text
+
+
+def _refuse_what_is_here(applications: list[Application]) -> NoReturn:
+    for application in applications:
+        if never := never_steered(application.import_path()):
+            message = f"import_path: {never}; Nightjar takes the place of {RAY_IMPORT_PATH} alone: leave it as it is"
+            raise application.refuse(("import_path",), message)
+    paths = ", ".join(application.import_path() for application in applications)
+    message = f"import_path: {paths}; Nightjar takes the place of {RAY_IMPORT_PATH}, and none is here"
+    raise applications[0].refuse(("import_path",), message)
 
 
 def _host(application: Application, edits: TextEdits) -> None:
@@ -122,41 +131,54 @@ def _host(application: Application, edits: TextEdits) -> None:
 
 
 def _adopt(application: Application, edits: TextEdits) -> None:
-    """Everything that one application of ray.serve.llm needs to be Nightjar's."""
+    """Everything that one application of ray.serve.llm needs to be Nightjar's: what the rows of carried.py say, field by field."""
     if application.values.get("deployments"):
         message = "they are ray.serve.llm's own; move their options to llm_configs: deployment_config first, and take them out"
         raise application.refuse(("deployments",), f"deployments: {message}")
     rename(application, RAY_IMPORT_PATH, MODEL_IMPORT_PATH, edits)
-    entry, values = application.entry, application.entry_values
-    for key in application.values["args"]:
-        if key == "ingress_deployment_config":
-            _comment_out(application, child(application.node, "args"), key, ("args", key), edits)
-        elif key != "llm_configs":
-            raise application.refuse(("args", key), f"{key}: Nightjar has no ingress of its own; take it out first")
+    entry, values, arguments = application.entry, application.entry_values, application.values["args"]
+    for key in _checked(application, ARGUMENTS, arguments, ("args",)):
+        _comment_out(application, child(application.node, "args"), key, ("args", key), edits)
     _check_kinds(application)
+    for key in _checked(application, MODEL, values, ENTRY):
+        _comment_out(application, entry, key, (*ENTRY, key), edits)
+    _checked(application, LOADING, values.get("model_loading_config") or {}, (*ENTRY, "model_loading_config"))
+    options = values.get("deployment_config") or {}
+    gone = _checked(application, DEPLOYMENT, {key: options[key] for key in options if key in DEPLOYMENT}, OPTIONS)
+    for misfit in misfits(options):
+        raise application.refuse((*OPTIONS, *misfit.place), f"{misfit.place[-1]}: {misfit.message}; take it out first")
+    is_emptied = _comment_out_of(application, "deployment_config", gone, edits)
+    _comment_out_of(application, "engine_kwargs", _gone_from_vllm(values.get("engine_kwargs") or {}), edits)
+    _add_gpus(application, None if is_emptied else child(entry, "deployment_config"), edits)
+
+
+def _checked(application: Application, rows: Mapping[str, Row], values: Mapping[str, Any], place: Place) -> list[str]:
+    """The keys of `values` that turn into comments. Raises MigrationError for what cannot be carried over."""
     for key, value in values.items():
-        place = ("args", "llm_configs", 0, key)
-        if key in _NOT_NEEDED:
-            _check_not_needed(application, key, value)
-            _comment_out(application, entry, key, place, edits)
-        elif key not in _SHARED and key not in OWN_FIELDS:
-            reason = _WITHOUT_COUNTERPART.get(key, "Nightjar's deployment has no such field")
-            raise application.refuse(place, f"{key}: {shown(value)} cannot be carried over: {reason}; take it out first")
-    _take_out_gone(application, edits)
-    _check_loading(application)
-    _add_gpus(application, edits)
+        if rows is MODEL and key in OWN_FIELDS:
+            continue
+        row = rows.get(key, Row("refused", "Nightjar's deployment has no such field"))
+        if row.fate == "refused":
+            message = f"{key}: {shown(value)} cannot be carried over: {row.why}; take it out first"
+            raise application.refuse((*place, key), message)
+        if problem := row.problem(value):
+            raise application.refuse((*place, key), f"{key}: {shown(value)}; {problem}")
+    return [key for key in values if key in rows and rows[key].fate == "commented"]
 
 
-def _take_out_gone(application: Application, edits: TextEdits) -> None:
+def _gone_from_vllm(kwargs: Mapping[str, Any]) -> list[str]:
     """Arguments that vLLM dropped, where they say nothing else than what it does: `nightjar check` names all others."""
-    kwargs = application.entry_values.get("engine_kwargs") or {}
-    gone = [key for key, value in kwargs.items() if isinstance(value, str | bool) and value in _GONE_FROM_VLLM.get(key, ())]
-    place = ("args", "llm_configs", 0, "engine_kwargs")
-    if gone and len(gone) == len(kwargs):
-        _comment_out(application, application.entry, "engine_kwargs", place, edits)
-        return
+    return [key for key, value in kwargs.items() if isinstance(value, str | bool) and value in _GONE_FROM_VLLM.get(key, ())]
+
+
+def _comment_out_of(application: Application, mapping: str, gone: list[str], edits: TextEdits) -> bool:
+    """Turn keys of one of the model's mappings into comments, and the mapping itself, if it holds nothing else: whether it did."""
+    if gone and len(gone) == len(application.entry_values[mapping]):
+        _comment_out(application, application.entry, mapping, (*ENTRY, mapping), edits)
+        return True
     for key in gone:
-        _comment_out(application, child(application.entry, "engine_kwargs"), key, (*place, key), edits)
+        _comment_out(application, child(application.entry, mapping), key, (*ENTRY, mapping, key), edits)
+    return False
 
 
 def _check_kinds(application: Application) -> None:
@@ -164,7 +186,7 @@ def _check_kinds(application: Application) -> None:
     values = application.entry_values
 
     def refuse(what: str, *place: str) -> MigrationError:
-        return application.refuse(("args", "llm_configs", 0, *place), f"{place[-1]}: {what}; mend it first")
+        return application.refuse((*ENTRY, *place), f"{place[-1]}: {what}; mend it first")
 
     for key in _MAPPINGS:
         if values.get(key) is not None and not isinstance(values[key], dict):
@@ -184,52 +206,34 @@ def _check_kinds(application: Application) -> None:
         raise refuse(f"tensor_parallel_size and pipeline_parallel_size are whole numbers ({error})", "engine_kwargs") from error
 
 
-def _check_not_needed(application: Application, key: str, value: Any) -> None:
-    """What means nothing in Nightjar's deployment, unless it says something that it should mean."""
-    place = ("args", "llm_configs", 0, key)
-    if key == "llm_engine" and value != "vLLM":
-        raise application.refuse(place, f"llm_engine: {shown(value)}; Nightjar serves with vLLM alone")
-    if key == "accelerator_config" and (value or {}).get("kind") not in ("gpu", "cpu"):
-        raise application.refuse(place, f"accelerator_config: {shown(value)}; Nightjar knows the kinds gpu and cpu")
-    if key == "placement_group_config" and "SPREAD" in str((value or {}).get("strategy")):
-        message = "an engine of Nightjar's stays on one node; spread replicas, not engines, and take it out first"
-        raise application.refuse(place, f"placement_group_config: {shown(value)}; {message}")
+def _add_gpus(application: Application, options: yaml.Node | None, edits: TextEdits) -> None:
+    """ray.serve.llm takes a GPU for each worker beside what it is told; Nightjar's deployment takes what it is told.
 
-
-def _check_loading(application: Application) -> None:
-    loading = application.entry_values.get("model_loading_config") or {}
-    for key, value in loading.items():
-        place = ("args", "llm_configs", 0, "model_loading_config", key)
-        if key == "tokenizer_source":
-            raise application.refuse(place, f"tokenizer_source: {shown(value)}; write it as tokenizer in engine_kwargs first")
-        if value is not None and not isinstance(value, str):
-            raise application.refuse(place, f"{key}: {shown(value)}; Nightjar loads a hub name or a folder: write one first")
-
-
-def _add_gpus(application: Application, edits: TextEdits) -> None:
-    """ray.serve.llm takes a GPU for each worker unless told otherwise; Nightjar's deployment takes what it is told."""
+    `options`: the model's `deployment_config` in the text, None where there is none.
+    """
     values = application.entry_values
-    options = values.get("deployment_config") or {}
-    given = options.get("ray_actor_options") or {}
-    is_cpu = (values.get("accelerator_config") or {}).get("kind") == "cpu" or _bundles_have_no_gpu(values)
-    if values.get("accelerator_type") or "num_gpus" in given or is_cpu:
+    if accelerator_kind(values) == "cpu":
         return
-    gpus = f"num_gpus: {num_workers(values.get('engine_kwargs') or {})}"
-    inner = child(application.entry, "deployment_config")
-    innermost = child(inner, "ray_actor_options")
-    if innermost is not None:
-        _insert_last(application, innermost, [f"{gpus}{ADDED}"], gpus, edits)
-    elif inner is not None:
-        _insert_last(application, inner, [f"ray_actor_options: {{{gpus}}}{ADDED}"], gpus, edits)
+    workers, taken = num_workers(values.get("engine_kwargs") or {}), engine_gpus(values)
+    given = ((values.get("deployment_config") or {}).get("ray_actor_options") or {}).get("num_gpus")
+    if taken != workers:
+        message = f"its bundles take GPU {taken:g}, and Nightjar's deployment one for each of the engine's {workers} workers"
+        raise application.refuse((*ENTRY, "placement_group_config"), f"placement_group_config: {message}; take it out first")
+    if given not in (None, workers):
+        message = f"ray.serve.llm adds it to the engine's GPU {workers}, and in Nightjar's deployment it is all that a replica gets"
+        place = (*OPTIONS, "ray_actor_options", "num_gpus")
+        raise application.refuse(place, f"num_gpus: {shown(given)}; {message}: take it out first")
+    if values.get("accelerator_type") or given is not None:
+        return
+    gpus = f"num_gpus: {workers}"
+    actor = child(options, "ray_actor_options")
+    if actor is not None:
+        _insert_last(application, actor, [f"{gpus}{ADDED}"], gpus, edits)
+    elif options is not None:
+        _insert_last(application, options, [f"ray_actor_options: {{{gpus}}}{ADDED}"], gpus, edits)
     else:
         lines = [f"deployment_config:{ADDED}", f"  ray_actor_options: {{{gpus}}}{ADDED}"]
         _insert_last(application, application.entry, lines, gpus, edits)
-
-
-def _bundles_have_no_gpu(values: dict[str, Any]) -> bool:
-    placement = values.get("placement_group_config") or {}
-    bundles = [*(placement.get("bundles") or ()), *([placement["bundle_per_worker"]] if placement.get("bundle_per_worker") else ())]
-    return bool(bundles) and not any(bundle.get("GPU") for bundle in bundles)
 
 
 def _insert_last(application: Application, mapping: yaml.Node, lines: list[str], what: str, edits: TextEdits) -> None:

@@ -1,7 +1,8 @@
 """`nightjar check`: everything that can be known of a configuration file before it is deployed. Needs neither Ray nor vLLM.
 
 Errors of form come first and end the check of what they spoil; rules that span applications (the policy's settings against the
-models' limits) are the last. An application that is not Nightjar's is Serve's own business beyond its form.
+models' limits) are the last. An application that is not Nightjar's is Serve's own business beyond its form, and the report says
+that it was not read: "errors 0" holds of what was.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from nightjar.cluster.serve_config import POLICY_DEPLOYMENT, POLICY_IMPORT_PATH
 from nightjar.deployments.configuration.cluster_gpus import ClusterGpus, cluster_gpus, gpu_findings
 from nightjar.deployments.configuration.deployed import ENTRY
 from nightjar.deployments.configuration.findings import Finding, FoundLine, Place, ServedOn, shown
-from nightjar.deployments.configuration.hosted import HostedModel, hosted_findings
+from nightjar.deployments.configuration.hosted import (
+    HOSTED_IMPORT_PATH,
+    RAY_IMPORT_PATH,
+    HostedModel,
+    doors,
+    hosted_findings,
+    never_steered,
+)
+from nightjar.deployments.configuration.rayservice import SUPPORTED_RAY, cluster_findings, pod_variables, unknown_images
 from nightjar.deployments.configuration.rules import CheckedModel, check_model
 from nightjar.deployments.configuration.schema_findings import place_named_in, schema_findings
 from nightjar.deployments.configuration.serve_schema import ServeConfig
@@ -22,9 +31,6 @@ from nightjar.deployments.configuration.source import SourceError, read_sources
 from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings, setting_problems
 
 MODEL_IMPORT_PATH: Final = "nightjar.deployments.app:build"
-RAY_IMPORT_PATH: Final = "ray.serve.llm:build_openai_app"
-HOSTED_IMPORT_PATH: Final = "nightjar.deployments.serve_llm:build_openai_app"
-"""Of an application whose host stays ray.serve.llm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,8 @@ class Report:
     lines: tuple[FoundLine, ...]
     models: tuple[ModelReport, ...] = ()
     hosted: tuple[HostedModel, ...] = ()
+    doors: tuple[str, ...] = ()  # of applications that ray.serve.llm serves, a line each
+    not_read: tuple[str, ...] = ()  # what no finding can be of, a line each
 
     @property
     def num_errors(self) -> int:
@@ -49,8 +57,8 @@ class Report:
         return sum(line.finding.severity == "error" for line in self.lines)
 
 
-def check_text(text: str, *, is_served_here: bool = False) -> Report:
-    """Check a file's text. `is_served_here`: on this machine, so that a model folder must be here."""
+def check_text(text: str, *, is_served_here: bool = False, no_gpu_here: bool = False) -> Report:
+    """Check a file's text. `is_served_here`: on this machine, so that a model folder must be here, and the GPUs, too."""
     try:
         sources = read_sources(text)
     except SourceError as error:
@@ -58,52 +66,134 @@ def check_text(text: str, *, is_served_here: bool = False) -> Report:
     lines: list[FoundLine] = []
     models: list[ModelReport] = []
     hosted: list[HostedModel] = []
+    open_doors: list[str] = []
+    unread: list[str] = []
     for source in sources:
         served_on: ServedOn = "this machine" if is_served_here else "unknown" if source.manifest is None else "pods"
-        found, checked, theirs = check_config(source.values, cluster_gpus(source.manifest), served_on)
+        gpus = cluster_gpus(source.manifest)
+        found, checked, theirs = check_config(source.values, gpus, served_on, no_gpu_here=no_gpu_here)
+        applications = _applications(source.values)
+        found += cluster_findings(source.manifest, applications)
         lines += [FoundLine(source.line_of(finding.place), finding) for finding in found]
         models += checked
         hosted += theirs
-    return Report(tuple(sorted(lines, key=lambda line: line.line)), tuple(models), tuple(hosted))
+        open_doors += _doors(source.manifest, applications)
+        unread += _not_read(source.manifest, applications)
+    lines.sort(key=lambda line: line.line)
+    return Report(tuple(lines), tuple(models), tuple(hosted), tuple(open_doors), tuple(unread))
 
 
 def check_config(
-    values: Any, gpus: ClusterGpus | None = None, served_on: ServedOn = "unknown"
+    values: Any, gpus: ClusterGpus | None = None, served_on: ServedOn = "unknown", *, no_gpu_here: bool = False
 ) -> tuple[list[Finding], list[ModelReport], list[HostedModel]]:
     """Findings and models of one Serve config, as plain values, on a cluster whose pods have so many GPUs (None: not known)."""
-    if not isinstance(values, Mapping):
-        return [Finding("error", (), f"holds {shown(values)}; a mapping with the field applications is needed")], [], []
-    if "applications" not in values and "import_path" in values:
-        message = f"{shown(values['import_path'])} stands at the top; write applications: and this one as its first entry"
-        return [Finding("error", ("import_path",), message)], [], []
+    if wrong := _no_config(values):
+        return [wrong], [], []
     found = list(schema_findings(ServeConfig, values, ()))
-    applications = [application for application in _list(values.get("applications")) if isinstance(application, Mapping)]
+    applications = _applications(values)
     if len(applications) == len(_list(values.get("applications"))):
         found += _unique(applications)
     settings_found, settings = _policy(applications)
     found += settings_found
     is_shadow = settings is not None and settings.mode.kind == "shadow"
-    models, hosted = [], []
+    models: list[tuple[int, ModelReport]] = []
+    hosted: list[HostedModel] = []
+    asked: list[tuple[Place, float]] = []  # GPUs of one replica
     for number, application in enumerate(applications):
         place: Place = ("applications", number)
-        if _import_path(application) == RAY_IMPORT_PATH:
-            message = f"{shown(application['import_path'])} serves without Nightjar; nightjar migrate shows what to change"
-            found.append(Finding("warning", (*place, "import_path"), message))
-        if _import_path(application) in (RAY_IMPORT_PATH, HOSTED_IMPORT_PATH) and not _spoiled(found, place):
-            is_steered = _import_path(application) == HOSTED_IMPORT_PATH
-            hosted_found, theirs = hosted_findings(application, served_on, is_steered=is_steered)
+        path = _import_path(application)
+        found += _below(place, _unsteered(path))
+        if _spoiled(found, place):
+            continue
+        if path in (RAY_IMPORT_PATH, HOSTED_IMPORT_PATH):
+            hosted_found, theirs = hosted_findings(application, served_on, is_steered=path == HOSTED_IMPORT_PATH)
             found += _below(place, hosted_found)
             hosted += theirs
-        if _import_path(application) != MODEL_IMPORT_PATH or _spoiled(found, place):
-            continue
-        model, model_found = check_model(application, shadow=is_shadow, served_on=served_on)
-        found += _below(place, model_found)
-        if model is not None:
-            models.append((number, ModelReport(str(application.get("name", "default")), model)))
-    found += _across(settings, _place_of_settings(applications), models)
+            asked += [((*place, *model.place), model.gpus_per_replica) for model in theirs]
+        elif path == MODEL_IMPORT_PATH:
+            model, model_found = check_model(application, shadow=is_shadow, served_on=served_on)
+            found += _below(place, model_found)
+            if model is not None:
+                models.append((number, ModelReport(str(application.get("name", "default")), model)))
+                asked.append(((*place, *ENTRY), float(model.config.actor_options().get("num_gpus") or 0)))
+    place_of_settings = _place_of_settings(applications)
+    found += _without_policy(applications)
+    found += _across(settings, place_of_settings, models)
+    if no_gpu_here and served_on != "pods":
+        found += _without_gpus(asked, served_on)
     if gpus is not None:
         found += gpu_findings(gpus, [(("applications", number), report.model.deployed) for number, report in models])
     return found, [model for _, model in models], hosted
+
+
+def _no_config(values: Any) -> Finding | None:
+    """Why values are no Serve config, where looking further makes no sense."""
+    if not isinstance(values, Mapping):
+        return Finding("error", (), f"holds {shown(values)}; a mapping with the field applications is needed")
+    if "applications" not in values and "import_path" in values:
+        message = f"{shown(values['import_path'])} stands at the top; write applications: and this one as its first entry"
+        return Finding("error", ("import_path",), message)
+    return None
+
+
+def _applications(values: Any) -> list[Mapping[str, Any]]:
+    """Those of the right form."""
+    entries = _list(values.get("applications")) if isinstance(values, Mapping) else ()
+    return [application for application in entries if isinstance(application, Mapping)]
+
+
+def _unsteered(import_path: str) -> Iterator[Finding]:
+    """Applications of ray.serve.llm that are served without Nightjar."""
+    if import_path == RAY_IMPORT_PATH:
+        message = f"{shown(import_path)} serves without Nightjar; nightjar migrate shows what to change"
+        yield Finding("warning", ("import_path",), message)
+    if never := never_steered(import_path):
+        message = f"{never}; Nightjar takes the place of {RAY_IMPORT_PATH} alone"
+        yield Finding("warning", ("import_path",), message)
+
+
+def _without_policy(applications: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    paths = {_import_path(application) for application in applications}
+    if POLICY_IMPORT_PATH not in paths and paths & {MODEL_IMPORT_PATH, HOSTED_IMPORT_PATH}:
+        message = f"no application {POLICY_IMPORT_PATH}: the policy runs its built-in settings, mode shadow, and steers nothing"
+        yield Finding("advice", (), message)
+
+
+def _without_gpus(asked: Iterable[tuple[Place, float]], served_on: ServedOn) -> Iterator[Finding]:
+    """Replicas that no machine like this one can hold."""
+    for place, gpus in asked:
+        if gpus and served_on == "this machine":
+            message = (
+                f"each replica asks for GPU {gpus:g}, and this machine has none, so it would wait for ever; serve it where GPUs "
+                "are, or with vLLM's CPU build and without accelerator_type and num_gpus"
+            )
+            yield Finding("error", place, message)
+        elif gpus:
+            yield Finding(
+                "advice", place, f"each replica asks for GPU {gpus:g}, and this machine has none: nightjar run refuses it"
+            )
+
+
+def _doors(manifest: Any, applications: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for application in applications:
+        path = _import_path(application)
+        if path in (RAY_IMPORT_PATH, HOSTED_IMPORT_PATH):
+            name = application.get("name", "default")
+            yield f"application {name}: {doors(application, pod_variables(manifest), is_steered=path == HOSTED_IMPORT_PATH)}"
+
+
+def _not_read(manifest: Any, applications: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    known = (MODEL_IMPORT_PATH, HOSTED_IMPORT_PATH, RAY_IMPORT_PATH, POLICY_IMPORT_PATH)
+    paths = [_import_path(application) for application in applications]
+    for path, application in zip(paths, applications, strict=True):
+        name = f"application {application.get('name', 'default')}"
+        if path in (RAY_IMPORT_PATH, HOSTED_IMPORT_PATH):
+            yield f"{name}: arguments near no name of vLLM's, adapters, callbacks, ingress options: ray.serve.llm judges them"
+        elif path not in known:
+            yield f"{name}: {path}, beyond the form of its entry"
+    if any(path in (MODEL_IMPORT_PATH, HOSTED_IMPORT_PATH, POLICY_IMPORT_PATH) for path in paths):
+        for image in unknown_images(manifest):
+            yield f"image {image}: whether it holds nightjar-serve, Ray {SUPPORTED_RAY} and vLLM"
 
 
 def _below(place: Place, found: Iterable[Finding]) -> Iterator[Finding]:
@@ -178,9 +268,6 @@ def _across(settings: OperatorSettings | None, place: Place, models: Sequence[tu
     """Rules between the policy's settings and the models that they steer."""
     if settings is None or not models:
         return
-    if not place:
-        message = f"no application {POLICY_IMPORT_PATH}: the policy runs its built-in settings, mode shadow, and steers nothing"
-        yield Finding("advice", (), message)
     most = max(report.model.outlook.facts.max_num_speculative_tokens for _, report in models)
     for setting, lengths in _lengths(settings):
         if most and max(lengths, default=0) > most:

@@ -14,6 +14,7 @@ from nightjar.deployments.configuration.checking import Report, check_text
 from nightjar.deployments.configuration.describing import describe
 from nightjar.deployments.configuration.hosted import describe_hosted
 from nightjar.deployments.configuration.migration import MigrationError
+from nightjar.deployments.engine.environment import no_gpu_here
 
 app = typer.Typer()
 
@@ -32,7 +33,7 @@ def check(
     num_errors = 0
     for file in files:
         try:
-            report = check_text(read_text(str(file)))
+            report = check_text(read_text(str(file)), no_gpu_here=no_gpu_here())
         except (OSError, UnicodeDecodeError) as error:
             typer.echo(f"{file}: error: cannot be read ({error})")
             num_errors += 1
@@ -87,6 +88,7 @@ def _notes(change: Change, *, remove: bool, keep_host: bool, written: bool) -> I
     yield f"{'written: ' if written else 'with --write this goes to '}{change.path}"
     if keep_host and not remove:
         yield "the cluster's image needs nightjar-serve beside ray[llm]; docs/serve-llm.md says what is steered there"
+        yield from (f"who may call {line} (docs/security.md)" for line in check_text(change.after).doors)
     elif not remove:
         yield "the cluster's image needs nightjar-serve[gpu] (or [cpu]); `nightjar check` says what the file means"
 
@@ -104,4 +106,9 @@ def _print(file: str, report: Report, *, quiet: bool) -> None:
     counts = {
         severity: sum(line.finding.severity == severity for line in report.lines) for severity in ("error", "warning", "advice")
     }
-    typer.echo(f"\n{file}: errors {counts['error']}, warnings {counts['warning']}, advice {counts['advice']}")
+    for door in report.doors:
+        typer.echo(f"\nwho may call {door} (docs/security.md)")
+    of_what = ", of what was read" if report.not_read else ""
+    typer.echo(f"\n{file}: errors {counts['error']}, warnings {counts['warning']}, advice {counts['advice']}{of_what}")
+    for unread in report.not_read:
+        typer.echo(f"  not read: {unread}")

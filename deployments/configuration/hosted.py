@@ -14,17 +14,21 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from nightjar.deployments.configuration.engine_facts import drafter_kind, engine_facts, severity_of_absence
+from nightjar.deployments.configuration.engine_facts import drafter_kind, engine_facts, severity_of_absence, variables_in
 from nightjar.deployments.configuration.engine_schema import EngineKwargs
 from nightjar.deployments.configuration.findings import Finding, Place, ServedOn, shown
 from nightjar.deployments.configuration.schema_findings import near_name, no_such_name, schema_findings
 from nightjar.deployments.configuration.serve_schema import DeploymentOptions
 from nightjar.deployments.configuration.vllm_names import ENGINE_ARGUMENTS, SERVER_ARGUMENTS, SPECULATIVE_ARGUMENTS
 from nightjar.deployments.engine.arguments import steered_engine_kwargs
-from nightjar.deployments.llm_config import LLMConfig, draft_source, num_workers, parse_local_mode, read_options
+from nightjar.deployments.llm_config import DIRECT_STREAMING, LLMConfig, draft_source, num_workers, parse_local_mode, read_options
 from nightjar.deployments.models import ModelError, resolve_model
+from nightjar.deployments.routes import API_KEY
 from nightjar.deployments.steering_level import level_at_start
 
+RAY_IMPORT_PATH: Final = "ray.serve.llm:build_openai_app"
+HOSTED_IMPORT_PATH: Final = "nightjar.deployments.serve_llm:build_openai_app"
+"""Of an application whose host stays ray.serve.llm."""
 SERVER: Final = "nightjar.deployments.serve_llm:LLMServer"
 DEPLOYMENT_PREFIX: Final = "LLMServer:"
 """ray.serve.llm names the deployment of a model by its server class."""
@@ -37,10 +41,12 @@ class HostedModel:
     """A model of ray.serve.llm, as far as its file tells how it will run."""
 
     application: str
+    place: Place  # below the application
     model: str
     drafter: str
     steering: str
     replicas: str
+    gpus_per_replica: float
 
 
 def hosted_findings(
@@ -52,7 +58,7 @@ def hosted_findings(
     for number, model in enumerate(_mappings((application.get("args") or {}).get("llm_configs"))):
         place: Place = ("args", "llm_configs", number)
         mistakes = [*_form(model, place), *_absent(model, place, served_on)]
-        is_ours = model.get("server_cls") == SERVER or (is_steered and model.get("server_cls") is None)
+        is_ours = _is_ours(model, is_steered=is_steered)
         if is_ours or is_steered:
             mistakes += _own_words(model, place)
         found += mistakes
@@ -65,6 +71,37 @@ def hosted_findings(
         if is_steered and str(deployment.get("name")).startswith(DEPLOYMENT_PREFIX):
             found += _kill_switch(deployment, ("deployments", number))
     return found, models
+
+
+def never_steered(import_path: str) -> str:
+    """Why an application of ray.serve.llm is no matter of Nightjar's; empty for those that are, and for all others."""
+    if import_path == RAY_IMPORT_PATH or not import_path.startswith("ray.serve.llm:"):
+        return ""
+    return f"{import_path} builds servers of its own: it is served, never steered"
+
+
+def doors(application: Mapping[str, Any], pod_variables: Mapping[str, str], *, is_steered: bool) -> str:
+    """What answers whom under ray.serve.llm, in one line for the application at hand (docs/security.md has the whole).
+
+    `is_steered`: its builder is Nightjar's.
+    """
+    arguments = _mapping(application.get("args"))
+    variables = {**pod_variables, **variables_in(application.get("runtime_env"))}
+    asks = f"{API_KEY} is set here" if API_KEY in variables else f"{API_KEY} is not set here, so that nobody is asked for a key"
+    if variables.get(DIRECT_STREAMING) == "1":
+        if all(_is_ours(model, is_steered=is_steered) for model in _mappings(arguments.get("llm_configs"))):
+            return f"direct streaming, which never ran here: replicas answer the OpenAI routes and /health alone; {asks}"
+        return f"direct streaming: replicas answer every route of vLLM's server, /invocations without a key as well; {asks}"
+    if ingress := _mapping(arguments.get("ingress_cls_config")).get("ingress_cls"):
+        return f"an ingress of its own, {shown(ingress)}, which Nightjar leaves as it is"
+    asked = f"{asks}; scripts of any site may call it" if is_steered else f"it asks nobody for a key, whatever {API_KEY} says"
+    return f"ray.serve.llm's ingress answers /tokenize, /detokenize, /v1/score and /docs beside the OpenAI routes; {asked}"
+
+
+def _is_ours(model: Mapping[str, Any], *, is_steered: bool) -> bool:
+    """Whether a model gets Nightjar's server class; `is_steered`: from a builder of Nightjar's, if it names none."""
+    server = model.get("server_cls")
+    return server == SERVER or (is_steered and server is None)
 
 
 def describe_hosted(model: HostedModel) -> list[str]:
@@ -138,10 +175,8 @@ def _looked_into(application: str, model: Mapping[str, Any], place: Place, *, is
     steering = _steering(model, kwargs) if is_ours else "none: served without Nightjar; nightjar migrate shows what to change"
     gpus, found = _gpus(model, place)
     replicas = _replicas(options, "no GPU" if not gpus else f"GPU {gpus:g}", model.get("accelerator_type"))
-    hosted = HostedModel(
-        application, f"{source if isinstance(source, str) else 'of a bucket'} as {name}", drafter, steering, replicas
-    )
-    return hosted, found
+    named = f"{source if isinstance(source, str) else 'of a bucket'} as {name}"
+    return HostedModel(application, place, named, drafter, steering, replicas, gpus), found
 
 
 def _steering(model: Mapping[str, Any], kwargs: EngineKwargs) -> str:
@@ -153,7 +188,7 @@ def _steering(model: Mapping[str, Any], kwargs: EngineKwargs) -> str:
             {
                 "model_loading_config": {"model_id": "hosted"},
                 "engine_kwargs": dict(_mapping(model.get("engine_kwargs"))),
-                "accelerator_type": "GPU" if _kind(model) == "gpu" else None,
+                "accelerator_type": "GPU" if accelerator_kind(model) == "gpu" else None,
                 **options.model_dump(),
             }
         )
@@ -169,12 +204,7 @@ def _gpus(model: Mapping[str, Any], place: Place) -> tuple[float, list[Finding]]
 
     An engine is placed by bundles, one for each worker, and `ray_actor_options` is added to the first of them.
     """
-    placement = _mapping(model.get("placement_group_config"))
-    workers = num_workers(_mapping(model.get("engine_kwargs")))
-    bundles = _mappings(placement.get("bundles")) or [_mapping(placement.get("bundle_per_worker"))] * workers
-    if not placement:
-        bundles = [{"GPU": 1 if _kind(model) == "gpu" else 0}] * workers
-    of_engine = sum(float(bundle.get("GPU") or 0) for bundle in bundles if isinstance(bundle.get("GPU") or 0, int | float))
+    of_engine = engine_gpus(model)
     actor = _mapping(_mapping(model.get("deployment_config")).get("ray_actor_options"))
     given = actor.get("num_gpus")
     at: Place = (*place, "deployment_config", "ray_actor_options", "num_gpus")
@@ -193,8 +223,18 @@ def _gpus(model: Mapping[str, Any], place: Place) -> tuple[float, list[Finding]]
     return of_engine + float(given or 0), []
 
 
-def _kind(model: Mapping[str, Any]) -> str:
-    """As ray.serve.llm finds it: said, or told from the bundles, else gpu."""
+def engine_gpus(model: Mapping[str, Any]) -> float:
+    """GPUs that ray.serve.llm 2.60 takes for an engine: as its bundles say, else one for each worker."""
+    placement = _mapping(model.get("placement_group_config"))
+    workers = num_workers(_mapping(model.get("engine_kwargs")))
+    bundles = _mappings(placement.get("bundles")) or [_mapping(placement.get("bundle_per_worker"))] * workers
+    if not placement:
+        bundles = [{"GPU": 1 if accelerator_kind(model) == "gpu" else 0}] * workers
+    return sum(float(bundle.get("GPU") or 0) for bundle in bundles if isinstance(bundle.get("GPU") or 0, int | float))
+
+
+def accelerator_kind(model: Mapping[str, Any]) -> str:
+    """`gpu`, `cpu` or `tpu` as ray.serve.llm finds it: said, or told from the bundles, else gpu."""
     if kind := _mapping(model.get("accelerator_config")).get("kind"):
         return str(kind)
     placement = _mapping(model.get("placement_group_config"))

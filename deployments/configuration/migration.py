@@ -50,7 +50,8 @@ class Application:
     @property
     def models(self) -> list[Any]:
         """Its models, as plain values. Raises MigrationError."""
-        entries = (self.values.get("args") or {}).get("llm_configs")
+        arguments = self.values.get("args")
+        entries = arguments.get("llm_configs") if isinstance(arguments, dict) else None
         if not isinstance(entries, list) or not entries:
             raise self.refuse(("args", "llm_configs"), "args.llm_configs: a list of models is needed")
         return entries

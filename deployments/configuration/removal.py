@@ -9,9 +9,9 @@ from __future__ import annotations
 import yaml
 
 from nightjar.cluster.serve_config import POLICY_IMPORT_PATH
-from nightjar.deployments.configuration.checking import HOSTED_IMPORT_PATH, MODEL_IMPORT_PATH, RAY_IMPORT_PATH
+from nightjar.deployments.configuration.checking import MODEL_IMPORT_PATH
 from nightjar.deployments.configuration.findings import shown
-from nightjar.deployments.configuration.hosted import DEPLOYMENT_PREFIX, SERVER
+from nightjar.deployments.configuration.hosted import DEPLOYMENT_PREFIX, HOSTED_IMPORT_PATH, RAY_IMPORT_PATH, SERVER
 from nightjar.deployments.configuration.migration import (
     ADDED,
     OWN_FIELDS,
@@ -133,8 +133,9 @@ def _take_out_hosted(application: Application, edits: TextEdits) -> None:
 
 
 def _servers(application: Application) -> list[object]:
-    models = (application.values.get("args") or {}).get("llm_configs") or []
-    return [model.get("server_cls") for model in models if isinstance(model, dict)]
+    arguments = application.values.get("args")
+    models = arguments.get("llm_configs") if isinstance(arguments, dict) else None
+    return [model.get("server_cls") for model in models if isinstance(model, dict)] if isinstance(models, list) else []
 
 
 def _delete_alone_or_within(application: Application, entry: yaml.Node, outer: str, key: str, edits: TextEdits) -> None:

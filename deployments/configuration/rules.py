@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from nightjar.deployments.configuration.carried import misfits
 from nightjar.deployments.configuration.deployed import ENTRY, OPTIONS, DeployedModel, as_deployed
 from nightjar.deployments.configuration.engine_facts import (
     EngineOutlook,
@@ -262,6 +263,14 @@ def _serving_room(model: CheckedModel) -> Iterator[Finding]:
         yield Finding("error", (*model.deployed.place_of("ray_actor_options"), "num_gpus"), message)
 
 
+def _classes_of_the_host(model: CheckedModel) -> Iterator[Finding]:
+    """Classes that would be called with what they do not expect."""
+    for misfit in misfits(model.config.deployment_config):
+        option, *below = misfit.place
+        message = f"{misfit.message}; take it out, or keep ray.serve.llm as the host (docs/serve-llm.md)"
+        yield Finding("error" if misfit.is_certain else "warning", (*model.deployed.place_of(str(option)), *below), message)
+
+
 def _autoscaling(model: CheckedModel) -> Iterator[Finding]:
     values = model.config.deployment_config.get("autoscaling_config")
     if values is None:
@@ -302,4 +311,15 @@ def _costs(model: CheckedModel) -> Iterator[Finding]:
         yield Finding("advice", SPECULATIVE, message)
 
 
-RULES: Final = (_steering, _length_table, _offload, _draft_parallelism, _length, _extra_routes, _serving_room, _autoscaling, _costs)
+RULES: Final = (
+    _steering,
+    _length_table,
+    _offload,
+    _draft_parallelism,
+    _length,
+    _extra_routes,
+    _serving_room,
+    _classes_of_the_host,
+    _autoscaling,
+    _costs,
+)

@@ -94,6 +94,12 @@ def gather_host_facts(*, local_rank: int, cores_per_engine: int, **rest: bool | 
     )
 
 
+def no_gpu_here(root: Path = Path("/")) -> bool:
+    """Whether this machine surely has no GPU that Ray would count: neither NVIDIA's nor AMD's driver, nor Windows' below WSL."""
+    marks = ("proc/driver/nvidia/gpus", "dev/nvidiactl", "dev/kfd", "dev/dxg")
+    return not any((root / mark).exists() for mark in marks)
+
+
 def is_on_cpu() -> bool:
     """Whether Nightjar's code takes an engine here for one on a CPU: vLLM's platform is a CPU's, for which Ray has no devices.
 

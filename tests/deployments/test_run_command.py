@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from nightjar.cluster.cli import app
 from nightjar.deployments import run_command
+from nightjar.deployments.engine.environment import no_gpu_here
 
 MODEL = """\
 applications:
@@ -80,3 +81,22 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, started: list[li
     assert (shown.exit_code, started) == (1, [])
     assert shown.stderr.startswith("error: ")
     assert len(shown.stderr.splitlines()) == 1
+
+
+def test_a_file_for_gpus_starts_nothing_on_a_machine_without(
+    tmp_path: Path, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path)
+    Path(file).write_text(Path(file).read_text().replace("num_gpus: 0", "num_gpus: 2"))
+    for has_none, commands in ((True, 0), (False, 1)):
+        monkeypatch.setattr(run_command, "no_gpu_here", lambda has_none=has_none: has_none)
+        shown = CliRunner().invoke(app, ["run", file])
+        assert (shown.exit_code, len(started)) == (int(has_none), commands)
+        assert ("each replica asks for GPU 2, and this machine has none, so it would wait for ever" in shown.stderr) == has_none
+
+
+@pytest.mark.parametrize("mark", ["proc/driver/nvidia/gpus", "dev/kfd", "dev/dxg"])
+def test_a_machine_with_a_driver_of_a_gpu_is_none_without(tmp_path: Path, mark: str) -> None:
+    assert no_gpu_here(tmp_path)
+    (tmp_path / mark).mkdir(parents=True)
+    assert not no_gpu_here(tmp_path)

@@ -8,9 +8,11 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from nightjar.deployments.configuration.checking import HOSTED_IMPORT_PATH, RAY_IMPORT_PATH, check_text
-from nightjar.deployments.configuration.hosted import describe_hosted
+from nightjar.deployments.configuration.checking import check_text
+from nightjar.deployments.configuration.commands import app
+from nightjar.deployments.configuration.hosted import HOSTED_IMPORT_PATH, RAY_IMPORT_PATH, SERVER, describe_hosted
 from tests.deployments.configuration.samples import SERVE_FILES
 from tests.deployments.configuration.test_check import WRONG_VALUES, places
 
@@ -24,6 +26,7 @@ applications:
     - model_loading_config: {model_id: code}
       engine_kwargs: {what_only_vllm_0_29_knows: 1}
   deployments: [{name: "LLMServer:chat", user_config: {mode: "off"}}, {name: OpenAiIngress, num_replicas: 2}]
+- {name: nightjar, route_prefix: /nightjar, import_path: "nightjar.cluster.policy_app:build"}
 """
 
 
@@ -142,7 +145,8 @@ def test_an_absent_folder_is_an_error_where_the_engine_would_look_for_it_on_this
 def test_what_a_replica_needs_is_told_as_ray_serve_llm_asks_for_it(before: str, after: str, needs: str, message: str) -> None:
     report = check_text(MODEL.format(path=HOSTED_IMPORT_PATH).replace(before, after))
     assert [model.replicas for model in report.hosted] == [needs]
-    assert [message in line.finding.message for line in report.lines] == ([True] if message else [])
+    said = [line.finding.message for line in report.lines if line.finding.severity != "advice"]
+    assert [message in each for each in said] == ([True] if message else [])
 
 
 def test_every_model_has_its_block_and_one_without_a_drafter_is_said_to_be_served_plainly() -> None:
@@ -182,3 +186,64 @@ def test_whatever_stands_in_one_place_of_it_the_answer_is_findings(place: tuple[
     inner[place[-1]] = value
     for line in check_text(yaml.safe_dump(values)).lines:
         assert "\n" not in line.text("f")
+
+
+def doors_of(text: str) -> str:
+    (line,) = check_text(text).doors
+    return line
+
+
+DIRECT = '{RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING: "1"}'
+
+
+@pytest.mark.parametrize(
+    ("path", "variables", "said"),
+    [
+        (HOSTED_IMPORT_PATH, "{}", "the OpenAI routes; VLLM_API_KEY is not set here, so that nobody is asked for a key"),
+        (HOSTED_IMPORT_PATH, "{VLLM_API_KEY: k}", "the OpenAI routes; VLLM_API_KEY is set here"),
+        (HOSTED_IMPORT_PATH, DIRECT, "replicas answer the OpenAI routes and /health alone; VLLM_API_KEY is not set here"),
+        (RAY_IMPORT_PATH, "{VLLM_API_KEY: k}", "the OpenAI routes; it asks nobody for a key, whatever VLLM_API_KEY says"),
+        (RAY_IMPORT_PATH, DIRECT, "replicas answer every route of vLLM's server, /invocations without a key as well"),
+    ],
+)
+def test_who_may_call_it_is_one_line_for_the_file_at_hand(path: str, variables: str, said: str) -> None:
+    text = MODEL.format(path=path).replace("  args:\n", f"  runtime_env: {{env_vars: {variables}}}\n  args:\n")
+    assert doors_of(text).startswith("application llm: ")
+    assert said in doors_of(text)
+
+
+def test_a_server_or_an_ingress_of_the_users_own_is_not_said_to_be_closed() -> None:
+    text = MODEL.format(path=HOSTED_IMPORT_PATH).replace("  args:\n", f"  runtime_env: {{env_vars: {DIRECT}}}\n  args:\n")
+    own = text.replace("accelerator_type: L4", "server_cls: shop:Server")
+    assert "replicas answer every route of vLLM's server" in doors_of(own)
+    ours = own.replace("shop:Server", SERVER).replace(HOSTED_IMPORT_PATH, RAY_IMPORT_PATH)
+    assert "replicas answer the OpenAI routes and /health alone" in doors_of(ours)
+    ingress = MODEL.format(path=HOSTED_IMPORT_PATH).replace(
+        "  args:\n", "  args:\n    ingress_cls_config: {ingress_cls: shop:Door}\n"
+    )
+    assert "an ingress of its own, 'shop:Door', which Nightjar leaves as it is" in doors_of(ingress)
+
+
+def test_variables_of_a_rayservices_pods_count_as_well() -> None:
+    config = "".join(f"    {line}\n" for line in MODEL.format(path=RAY_IMPORT_PATH).splitlines())
+    pod = '{template: {spec: {containers: [{env: [{name: RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING, value: "1"}]}]}}}'
+    manifest = f"kind: RayService\nspec:\n  serveConfigV2: |\n{config}  rayClusterConfig: {{headGroupSpec: {pod}}}\n"
+    assert "direct streaming: replicas answer every route" in doors_of(manifest)
+
+
+def test_migrating_to_it_says_who_may_call_it(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(MODEL.format(path=RAY_IMPORT_PATH))
+    said = CliRunner().invoke(app, ["migrate", str(file), "--keep-ray-serve-llm"]).output
+    assert "who may call application llm: ray.serve.llm's ingress answers /tokenize" in said
+
+
+@PATHS
+def test_a_file_for_gpus_is_an_error_where_it_is_served_without_any_and_advice_where_it_is_only_read(path: str) -> None:
+    text = MODEL.format(path=path)
+    for is_here, severity in ((True, "error"), (False, "advice")):
+        found = [line.text("f") for line in check_text(text, is_served_here=is_here, no_gpu_here=True).lines]
+        assert [
+            f"f:6: {severity}: " in line for line in found if "each replica asks for GPU 2, and this machine has none" in line
+        ] == [True]
+    assert not any("this machine has none" in line.finding.message for line in check_text(text).lines)
