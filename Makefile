@@ -14,7 +14,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-slow test-fast test-pure test-all test-long test-upgrade test-chaos soak test-gpu-paths stress-gpu-paths test-vllm test-serve-llm test-ids mutants contract lint structure format docs site figures bench-step bench-policy bench-scale bench-shards bench-model bench-engine bench-live bench-load status-times load-trace chart monitoring page clean bench-health
+.PHONY: help install models demo test test-slow test-fast test-pure test-all test-long test-upgrade test-chaos soak test-gpu-paths stress-gpu-paths test-vllm test-serve-llm test-ids mutants contract lint structure format docs site figures bench-step bench-policy bench-scale bench-shards bench-model bench-engine bench-live bench-load status-times load-trace chart monitoring page clean bench-health locks
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -179,6 +179,9 @@ site: $(SITE_INSTALLED) ## docs as a site in docs/_build/html; fails on a link t
 	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs $(SITE)
 	$(BIN)/pytest tests/site
 	@echo "open $(SITE)/index.html"
+
+locks: $(INSTALLED) ## helm/locks: what pip may install into images, with hashes; asks the package index (some minutes)
+	$(BIN)/python -m tests.image_locks
 
 FIGURES ?= docs/figures
 

@@ -1,10 +1,10 @@
 #!/bin/sh
 # Adds Ray, Nightjar and what KubeRay calls to an image that has vLLM, as the Dockerfile's targets on other projects' images do.
 #
-#   add_nightjar.sh PINS WHEEL
+#   add_nightjar.sh LOCK WHEEL
 #
 # No package that is in the image changes: its versions are pip's constraints, so the build fails where ours contradict them. What is
-# new is pinned by PINS.
+# new is one of LOCK's lines, with the hash of its file; WHEEL asks pip for Nightjar's wheel, with a hash as well.
 set -eu
 
 apt-get update
@@ -17,7 +17,7 @@ awk -F== '{ name = tolower($1); gsub(/[-_.]+/, "-", name) }
           NR == FNR { has[name] = 1; next }
           /==/ && !has[name]' "$constraints" "$1" > "$constraints.new"
 cat "$constraints.new" >> "$constraints"
-PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir --constraint "$constraints" "$2[serve]"
+PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir --require-hashes --constraint "$constraints" --requirement "$2"
 rm "$constraints" "$constraints.new"
 
 # A user with a name: PyTorch asks for it where it keeps compiled kernels. Ray's image has one of that number already.

