@@ -8,11 +8,10 @@ that it was not read: "errors 0" holds of what was.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from nightjar.cluster.serve_config import POLICY_DEPLOYMENT, POLICY_IMPORT_PATH
-from nightjar.deployments.configuration.cluster_gpus import ClusterGpus, cluster_gpus, gpu_findings
 from nightjar.deployments.configuration.deployed import ENTRY
 from nightjar.deployments.configuration.findings import Finding, FoundLine, Place, ServedOn, shown
 from nightjar.deployments.configuration.hosted import (
@@ -23,11 +22,13 @@ from nightjar.deployments.configuration.hosted import (
     hosted_findings,
     never_steered,
 )
+from nightjar.deployments.configuration.placement import Demand, placement_findings
 from nightjar.deployments.configuration.rayservice import SUPPORTED_RAY, cluster_findings, pod_variables, unknown_images
 from nightjar.deployments.configuration.rules import CheckedModel, check_model
 from nightjar.deployments.configuration.schema_findings import place_named_in, schema_findings
 from nightjar.deployments.configuration.serve_schema import ServeConfig
 from nightjar.deployments.configuration.source import SourceError, read_sources
+from nightjar.deployments.configuration.worker_pods import ServicePods, service_pods
 from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings, setting_problems
 
 MODEL_IMPORT_PATH: Final = "nightjar.deployments.app:build"
@@ -70,8 +71,8 @@ def check_text(text: str, *, is_served_here: bool = False, no_gpu_here: bool = F
     unread: list[str] = []
     for source in sources:
         served_on: ServedOn = "this machine" if is_served_here else "unknown" if source.manifest is None else "pods"
-        gpus = cluster_gpus(source.manifest)
-        found, checked, theirs = check_config(source.values, gpus, served_on, no_gpu_here=no_gpu_here)
+        pods = service_pods(source.manifest)
+        found, checked, theirs = check_config(source.values, pods, served_on, no_gpu_here=no_gpu_here)
         applications = _applications(source.values)
         found += cluster_findings(source.manifest, applications)
         lines += [FoundLine(source.line_of(finding.place), finding) for finding in found]
@@ -84,9 +85,9 @@ def check_text(text: str, *, is_served_here: bool = False, no_gpu_here: bool = F
 
 
 def check_config(
-    values: Any, gpus: ClusterGpus | None = None, served_on: ServedOn = "unknown", *, no_gpu_here: bool = False
+    values: Any, pods: ServicePods | None = None, served_on: ServedOn = "unknown", *, no_gpu_here: bool = False
 ) -> tuple[list[Finding], list[ModelReport], list[HostedModel]]:
-    """Findings and models of one Serve config, as plain values, on a cluster whose pods have so many GPUs (None: not known)."""
+    """Findings and models of one Serve config, as plain values, on a cluster of these pods (None: not known)."""
     if wrong := _no_config(values):
         return [wrong], [], []
     found = list(schema_findings(ServeConfig, values, ()))
@@ -98,7 +99,7 @@ def check_config(
     is_shadow = settings is not None and settings.mode.kind == "shadow"
     models: list[tuple[int, ModelReport]] = []
     hosted: list[HostedModel] = []
-    asked: list[tuple[Place, float]] = []  # GPUs of one replica
+    demands: list[Demand] = []
     for number, application in enumerate(applications):
         place: Place = ("applications", number)
         path = _import_path(application)
@@ -109,20 +110,20 @@ def check_config(
             hosted_found, theirs = hosted_findings(application, served_on, is_steered=path == HOSTED_IMPORT_PATH)
             found += _below(place, hosted_found)
             hosted += theirs
-            asked += [((*place, *model.place), model.gpus_per_replica) for model in theirs]
+            demands += [replace(model.demand, where=(*place, *model.demand.where)) for model in theirs if model.demand]
         elif path == MODEL_IMPORT_PATH:
             model, model_found = check_model(application, shadow=is_shadow, served_on=served_on)
             found += _below(place, model_found)
             if model is not None:
                 models.append((number, ModelReport(str(application.get("name", "default")), model)))
-                asked.append(((*place, *ENTRY), float(model.config.actor_options().get("num_gpus") or 0)))
+                demands += [replace(demand, where=(*place, *demand.where)) for demand in (model.deployed.demand,) if demand]
     place_of_settings = _place_of_settings(applications)
     found += _without_policy(applications)
     found += _across(settings, place_of_settings, models)
     if no_gpu_here and served_on != "pods":
-        found += _without_gpus(asked, served_on)
-    if gpus is not None:
-        found += gpu_findings(gpus, [(("applications", number), report.model.deployed) for number, report in models])
+        found += _without_gpus(demands, served_on)
+    if pods is not None:
+        found += placement_findings(pods, demands)
     return found, [model for _, model in models], hosted
 
 
@@ -159,18 +160,19 @@ def _without_policy(applications: Sequence[Mapping[str, Any]]) -> Iterator[Findi
         yield Finding("advice", (), message)
 
 
-def _without_gpus(asked: Iterable[tuple[Place, float]], served_on: ServedOn) -> Iterator[Finding]:
+def _without_gpus(demands: Iterable[Demand], served_on: ServedOn) -> Iterator[Finding]:
     """Replicas that no machine like this one can hold."""
-    for place, gpus in asked:
-        if gpus and served_on == "this machine":
+    for demand in demands:
+        gpus = float(sum(demand.bundles))
+        if served_on == "this machine":
             message = (
                 f"each replica asks for GPU {gpus:g}, and this machine has none, so it would wait for ever; serve it where GPUs "
                 "are, or with vLLM's CPU build and without accelerator_type and num_gpus"
             )
-            yield Finding("error", place, message)
-        elif gpus:
+            yield Finding("error", demand.where, message)
+        else:
             yield Finding(
-                "advice", place, f"each replica asks for GPU {gpus:g}, and this machine has none: nightjar run refuses it"
+                "advice", demand.where, f"each replica asks for GPU {gpus:g}, and this machine has none: nightjar run refuses it"
             )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from nightjar.deployments.configuration.engine_facts import variables_in
 from nightjar.deployments.configuration.findings import Place
+from nightjar.deployments.configuration.placement import Demand, demand_of
 from nightjar.deployments.llm_config import DEPLOYMENT_NAME, LLMConfig
 
 ENTRY: Final[Place] = ("args", "llm_configs", 0)
@@ -29,6 +30,15 @@ class DeployedModel:
     def place_of(self, option: str) -> Place:
         """Where an option of Serve's stands, or would."""
         return self.places.get(option, (*OPTIONS, option))
+
+    @property
+    def demand(self) -> Demand | None:
+        """The GPUs of its replicas; None: they need none. Its engine is one actor, in one pod, unless it is placed by bundles."""
+        options = self.config.deployment_config
+        actor, bundles = options["ray_actor_options"], options.get("placement_group_bundles")
+        gpus = [actor.get("num_gpus") or 0.0] if bundles is None else [bundle.get("GPU") or 0.0 for bundle in bundles]
+        strategy = None if bundles is None else options.get("placement_group_strategy") or "PACK"
+        return demand_of(self.place_of("ray_actor_options"), options, gpus, strategy, actor.get("accelerator_type"))
 
 
 def as_deployed(config: LLMConfig, application: Mapping[str, Any]) -> DeployedModel:

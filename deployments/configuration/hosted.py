@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from nightjar.deployments.configuration.engine_facts import drafter_kind, engine_facts, severity_of_absence, variables_in
 from nightjar.deployments.configuration.engine_schema import EngineKwargs
 from nightjar.deployments.configuration.findings import Finding, Place, ServedOn, shown
+from nightjar.deployments.configuration.placement import Demand, demand_of
 from nightjar.deployments.configuration.schema_findings import near_name, no_such_name, schema_findings
 from nightjar.deployments.configuration.serve_schema import DeploymentOptions
 from nightjar.deployments.configuration.vllm_names import ENGINE_ARGUMENTS, SERVER_ARGUMENTS, SPECULATIVE_ARGUMENTS
@@ -32,6 +33,8 @@ HOSTED_IMPORT_PATH: Final = "nightjar.deployments.serve_llm:build_openai_app"
 SERVER: Final = "nightjar.deployments.serve_llm:LLMServer"
 DEPLOYMENT_PREFIX: Final = "LLMServer:"
 """ray.serve.llm names the deployment of a model by its server class."""
+MOST_WORKERS: Final = 1 << 16
+"""Of one engine that are counted one by one. No cluster has more GPUs, and a mistyped size shall not fill the memory."""
 LIKENESS: Final = 0.88
 """Of a misspelt argument to the real one. Lower would take arguments that vLLM dropped for misspelt ones."""
 
@@ -41,12 +44,11 @@ class HostedModel:
     """A model of ray.serve.llm, as far as its file tells how it will run."""
 
     application: str
-    place: Place  # below the application
     model: str
     drafter: str
     steering: str
     replicas: str
-    gpus_per_replica: float
+    demand: Demand | None = None
 
 
 def hosted_findings(
@@ -66,7 +68,7 @@ def hosted_findings(
             continue
         hosted, more = _looked_into(str(application.get("name", "default")), model, place, is_ours=is_ours)
         found += more
-        models.append(hosted)
+        models.append(replace(hosted, demand=_demand(application, model, place)))
     for number, deployment in enumerate(_mappings(application.get("deployments"))):
         if is_steered and str(deployment.get("name")).startswith(DEPLOYMENT_PREFIX):
             found += _kill_switch(deployment, ("deployments", number))
@@ -176,7 +178,7 @@ def _looked_into(application: str, model: Mapping[str, Any], place: Place, *, is
     gpus, found = _gpus(model, place)
     replicas = _replicas(options, "no GPU" if not gpus else f"GPU {gpus:g}", model.get("accelerator_type"))
     named = f"{source if isinstance(source, str) else 'of a bucket'} as {name}"
-    return HostedModel(application, place, named, drafter, steering, replicas, gpus), found
+    return HostedModel(application, named, drafter, steering, replicas), found
 
 
 def _steering(model: Mapping[str, Any], kwargs: EngineKwargs) -> str:
@@ -204,7 +206,7 @@ def _gpus(model: Mapping[str, Any], place: Place) -> tuple[float, list[Finding]]
 
     An engine is placed by bundles, one for each worker, and `ray_actor_options` is added to the first of them.
     """
-    of_engine = engine_gpus(model)
+    of_engine = sum(engine_bundles(model))
     actor = _mapping(_mapping(model.get("deployment_config")).get("ray_actor_options"))
     given = actor.get("num_gpus")
     at: Place = (*place, "deployment_config", "ray_actor_options", "num_gpus")
@@ -223,14 +225,30 @@ def _gpus(model: Mapping[str, Any], place: Place) -> tuple[float, list[Finding]]
     return of_engine + float(given or 0), []
 
 
-def engine_gpus(model: Mapping[str, Any]) -> float:
-    """GPUs that ray.serve.llm 2.60 takes for an engine: as its bundles say, else one for each worker."""
+def engine_bundles(model: Mapping[str, Any]) -> list[float]:
+    """GPUs of each bundle that ray.serve.llm 2.60 places an engine by: as the model says, else one for each worker."""
     placement = _mapping(model.get("placement_group_config"))
-    workers = num_workers(_mapping(model.get("engine_kwargs")))
+    workers = min(num_workers(_mapping(model.get("engine_kwargs"))), MOST_WORKERS)
     bundles = _mappings(placement.get("bundles")) or [_mapping(placement.get("bundle_per_worker"))] * workers
     if not placement:
         bundles = [{"GPU": 1 if accelerator_kind(model) == "gpu" else 0}] * workers
-    return sum(float(bundle.get("GPU") or 0) for bundle in bundles if isinstance(bundle.get("GPU") or 0, int | float))
+    return [float(gpus) if isinstance(gpus := bundle.get("GPU"), int | float) else 0.0 for bundle in bundles]
+
+
+def _demand(application: Mapping[str, Any], model: Mapping[str, Any], place: Place) -> Demand | None:
+    """The GPUs of its replicas. None too where an engine has ranks of data parallelism, whose number of replicas is another."""
+    if (_mapping(model.get("engine_kwargs")).get("data_parallel_size") or 1) != 1:
+        return None
+    options = _mapping(model.get("deployment_config"))
+    actor, bundles = _mapping(options.get("ray_actor_options")), engine_bundles(model) or [0.0]
+    bundles[0] += float(actor.get("num_gpus") or 0)
+    served = str(_mapping(model.get("model_loading_config")).get("model_id"))
+    name = options.get("name") or served.replace("/", "--").replace(".", "_")
+    for override in _mappings(application.get("deployments")):
+        if override.get("name") == f"{DEPLOYMENT_PREFIX}{name}":
+            options = {**options, **override}
+    strategy = _mapping(model.get("placement_group_config")).get("strategy") or "PACK"
+    return demand_of((*place, "deployment_config"), options, bundles, strategy, model.get("accelerator_type"))
 
 
 def accelerator_kind(model: Mapping[str, Any]) -> str:
