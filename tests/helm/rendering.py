@@ -73,9 +73,9 @@ def release(
     return Release(tuple(manifest for manifest in yaml.safe_load_all(done.stdout) if manifest))
 
 
-def refusal(*files: Path, values: Mapping[str, Any] | None = None, chart: Path = CHART) -> str:
+def refusal(*files: Path, values: Mapping[str, Any] | None = None, name: str = "llm", chart: Path = CHART) -> str:
     """What helm says of values that the chart must refuse."""
-    done = _template(files, values, "llm", chart, ())
+    done = _template(files, values, name, chart, ())
     assert done.returncode != 0, "these values were accepted"
     return done.stderr
 

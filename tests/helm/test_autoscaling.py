@@ -19,6 +19,7 @@ from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 
+from nightjar.deployments.configuration.checking import check_text
 from nightjar.deployments.llm_config import LLMConfig
 from tests.helm.rendering import EXAMPLES, needs_helm, release
 
@@ -76,6 +77,20 @@ def test_without_the_accelerators_name_it_would_add_none(example: Path) -> None:
     pods, infeasible = launched(rendered.cluster, demands(rendered.serve_config))
     assert infeasible
     assert pods == {group["groupName"]: group["minReplicas"]}
+    lines = check_text(yaml.safe_dump(rendered.one("RayService"))).lines
+    (error,) = [line.finding.message for line in lines if line.finding.severity == "error"]
+    assert f"Ray's autoscaler adds no pod of workerGroupSpecs[0] ({group['groupName']})" in error
+
+
+def test_parts_of_a_gpu_bring_pods_because_the_chart_says_their_number() -> None:
+    limits = {"cpu": 8, "nvidia.com/mig-3g.40gb": 2}
+    group = {"groupName": "g", "minReplicas": 0, "maxReplicas": 2, "acceleratorType": "H100", "resources": {"limits": limits}}
+    model = {"name": "m", "modelSource": "org/m", "acceleratorType": "H100", "deploymentConfig": {"num_replicas": 4}}
+    cluster = release(values={"models": [model], "workerGroups": [group], "autoscaler": {"enabled": True}}).cluster
+    asked = [{"CPU": 1.0, "GPU": 1.0, "accelerator_type:H100": LEAST_ACCELERATOR}] * 4
+    assert launched(cluster, asked) == ({"g": 2}, 0)
+    del cluster["workerGroupSpecs"][0]["rayStartParams"]["num-gpus"]
+    assert launched(cluster, asked) == ({}, 1)
 
 
 def test_the_version_of_the_autoscaler_is_said() -> None:

@@ -8,6 +8,7 @@ import kubernetes_validate
 import pytest
 
 from tests.helm.rendering import needs_helm, refusal, release
+from tests.helm.test_rayservice import problems
 
 pytestmark = needs_helm
 GROUP: dict[str, Any] = {"groupName": "w", "minReplicas": 1, "maxReplicas": 1, "resources": {"limits": {"cpu": "2"}}}
@@ -65,10 +66,51 @@ def test_fields_of_the_cluster_go_over_the_charts() -> None:
     assert cluster["workerGroupSpecs"] == plain["workerGroupSpecs"]
 
 
+def test_fields_of_a_worker_group_go_over_the_charts() -> None:
+    own = {
+        "numOfHosts": 2,
+        "idleTimeoutSeconds": 7,
+        "priority": 3,
+        "labels": {"zone": "a"},
+        "scaleStrategy": {"workersToDelete": []},
+    }
+    values = {"workerGroups": [GROUP, GROUP | {"groupName": "other"}], "autoscaler": {"enabled": True}}
+    (plain, other) = release(values=values).cluster["workerGroupSpecs"]
+    values["workerGroups"] = [GROUP | {"groupOverrides": own}, GROUP | {"groupName": "other"}]
+    rendered = release(values=values)
+    assert rendered.cluster["workerGroupSpecs"] == [plain | own, other]
+    assert problems(rendered.one("RayService")) == []
+
+
+def test_fields_of_the_rayservice_go_over_the_charts_and_its_serve_config_stays_a_text() -> None:
+    own = {"serveService": {"metadata": {"annotations": {"a": "b"}}}, "managedBy": "kueue.x-k8s.io/multikueue", "suspend": True}
+    plain, rendered = release().one("RayService"), release(values={"rayServiceOverrides": own}).one("RayService")
+    config = plain["spec"]["serveConfigV2"]
+    assert rendered["spec"]["serveConfigV2"].strip() == config.strip()
+    assert rendered["spec"] | {"serveConfigV2": config} == plain["spec"] | own
+    assert problems(rendered) == []
+
+
+def test_a_topology_constraint_is_of_the_pods_of_its_group_unless_it_says_otherwise() -> None:
+    zone = {"maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "ScheduleAnyway"}
+    mine = zone | {"labelSelector": {"matchLabels": {"a": "b"}}}
+    values = {"workerGroups": [GROUP | {"topologySpreadConstraints": [zone, mine]}], "head": {"topologySpreadConstraints": [zone]}}
+    pods = release(values=values).ray_pods()
+    (ours, theirs) = spec_of(values)["topologySpreadConstraints"]
+    assert theirs == mine
+    selected = ours["labelSelector"]["matchLabels"]
+    assert selected.items() <= pods["w"]["metadata"]["labels"].items() | {("ray.io/group", "w")}
+    assert selected["ray.io/group"] == "w"
+    (of_head,) = spec_of(values, "head")["topologySpreadConstraints"]
+    assert of_head["labelSelector"]["matchLabels"].items() <= pods["head"]["metadata"]["labels"].items()
+
+
 @pytest.mark.parametrize(
     ("values", "place"),
     [
         ({"rayClusterOverrides": {"workerGroupSpecs": []}}, "/rayClusterOverrides"),
+        ({"rayServiceOverrides": {"rayClusterConfig": {}}}, "/rayServiceOverrides/rayClusterConfig"),
+        ({"workerGroups": [GROUP | {"groupOverrides": {"maxReplicas": 2}}]}, "/workerGroups/0/groupOverrides/maxReplicas"),
         ({"head": {"containerOverrides": {"env": []}}}, "/head/containerOverrides/env"),
         ({"workerGroups": [GROUP | {"containerOverrides": {"name": "x"}}]}, "/workerGroups/0/containerOverrides/name"),
     ],

@@ -13,6 +13,16 @@ pytestmark = needs_helm
 MODEL = {"name": "m", "modelSource": "org/m"}
 LOOPBACK = "{{http_options: {{host: {host}}}, applications: []}}"
 GROUP = {"groupName": "g", "minReplicas": 1, "maxReplicas": 1, "resources": {"limits": {"nvidia.com/gpu": 2}}}
+FOUR = GROUP | {"resources": {"limits": {"nvidia.com/gpu": 4}}}
+ON_H100 = MODEL | {
+    "acceleratorType": "H100",
+    "engineKwargs": {"tensor_parallel_size": 4},
+    "deploymentConfig": {"num_replicas": 3},
+}
+ASKS = """\
+applications:
+- {name: mine, import_path: 'ray.serve.llm:build_openai_app', args: {llm_configs: [other.yaml, {accelerator_type: L40S}]}}
+"""
 
 
 @pytest.mark.parametrize(
@@ -73,7 +83,7 @@ GROUP = {"groupName": "g", "minReplicas": 1, "maxReplicas": 1, "resources": {"li
                 "models": [MODEL | {"acceleratorType": "H100", "deploymentConfig": {"num_replicas": 3}}],
                 "workerGroups": [GROUP],
             },
-            "models: all their replicas together need 3 GPUs, and workerGroups have 2 at most: some would wait for ever",
+            "models: m: 3 replicas of 1 GPUs of type H100 each, and the pods of workerGroups have room for 2: the others",
         ),
         ({"models": [MODEL, MODEL]}, 'models: the name "m" is taken'),
         ({"models": [MODEL | {"name": "nightjar"}]}, 'the name "nightjar" is taken'),
@@ -88,6 +98,46 @@ GROUP = {"groupName": "g", "minReplicas": 1, "maxReplicas": 1, "resources": {"li
         (
             {"models": [MODEL | {"acceleratorType": "H100", "engineKwargs": {"tensor_parallel_size": 4}}], "workerGroups": [GROUP]},
             "models: m: one replica needs 4 GPUs in one pod",
+        ),
+        (
+            {
+                "models": [ON_H100],
+                "workerGroups": [GROUP | {"minReplicas": 2, "maxReplicas": 2, "resources": {"limits": {"amd.com/gpu": 6}}}],
+            },
+            "models: m: 3 replicas of 4 GPUs of type H100 each, and the pods of workerGroups have room for 2: the others",
+        ),
+        (
+            {
+                "models": [ON_H100],
+                "workerGroups": [
+                    FOUR | {"groupName": "h", "acceleratorType": "H100"},
+                    FOUR | {"minReplicas": 40, "maxReplicas": 40, "acceleratorType": "L4"},
+                ],
+            },
+            "models: m: 3 replicas of 4 GPUs of type H100 each, and the pods of workerGroups have room for 1",
+        ),
+        (
+            {
+                "models": [
+                    ON_H100 | {"deploymentConfig": {"num_replicas": 1}},
+                    ON_H100 | {"name": "n", "routePrefix": "/n", "deploymentConfig": {"num_replicas": 1}},
+                ],
+                "workerGroups": [FOUR],
+            },
+            "models: all their replicas together need 8 GPUs, and workerGroups have 4 at most",
+        ),
+        (
+            {"models": [], "serveConfigV2": ASKS, "workerGroups": [FOUR | {"minReplicas": 0}], "autoscaler": {"enabled": True}},
+            'serveConfigV2: mine: no worker group has the accelerator_type "L40S": Ray\'s autoscaler knows of a group',
+        ),
+        ({"fullnameOverride": "", "nameOverride": "My_App"}, 'called "llm-My_App", which KubeRay refuses: it takes small letters'),
+        (
+            {"workerGroups": [GROUP | {"acceleratorType": "H100", "groupOverrides": {"resources": {"GPU": "2"}}}]},
+            "workerGroups: g: groupOverrides.resources and rayStartParams.resources are both there",
+        ),
+        (
+            {"workerGroups": [GROUP | {"groupOverrides": {"priority": 2}}]},
+            "workerGroups: g: groupOverrides.priority is for Ray's autoscaler, and KubeRay refuses it without",
         ),
         ({"workerGroups": [GROUP | {"minReplicas": 3}]}, "workerGroups: g: minReplicas 3 is above maxReplicas 1"),
         ({"workerGroups": [GROUP | {"maxReplicas": 4}]}, "workerGroups: g: from 1 to 4 pods needs autoscaler.enabled"),
@@ -128,6 +178,19 @@ GROUP = {"groupName": "g", "minReplicas": 1, "maxReplicas": 1, "resources": {"li
 )
 def test_a_broken_value_is_named_and_explained(values: dict[str, Any], message: str) -> None:
     assert message in refusal(values=values)
+
+
+@pytest.mark.parametrize("name", ["1llm", "my.llm"])
+def test_a_release_name_that_kuberay_refuses_is_refused_in_words(name: str) -> None:
+    assert f'the RayService would be called "{name}-nightjar", which KubeRay refuses' in refusal(name=name)
+    assert release(name=name, values={"fullnameOverride": "llm"}).one("RayService")["metadata"]["name"] == "llm"
+
+
+@pytest.mark.parametrize("least", [0, 1])
+def test_a_type_that_a_started_pod_may_have_or_a_group_names_is_no_reason_to_refuse(least: int) -> None:
+    named = {} if least else {"rayStartParams": {"resources": "'{\"accelerator_type:L40S\": 1}'"}}
+    values = {"models": [], "serveConfigV2": ASKS, "autoscaler": {"enabled": True}}
+    release(values=values | {"workerGroups": [FOUR | {"minReplicas": least, "maxReplicas": 4} | named]})
 
 
 @pytest.mark.parametrize("num_gpus", [0, 1])

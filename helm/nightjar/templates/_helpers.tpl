@@ -76,7 +76,18 @@ annotations:
 {{- end }}
 {{- end -}}
 
-{{/* Pod fields that Ray's pods and the tools share. Takes (dict "root" $ "group" values). */}}
+{{/* A label selector of the pods of the head, or of a worker group (by KubeRay's own label). A topologySpreadConstraint without one
+matches no pod and spreads nothing. Takes (dict "root" $ "group" values "component" "head" or "worker"). */}}
+{{- define "nightjar.likePods" -}}
+matchLabels:
+  {{- include "nightjar.selectorLabels" .root | nindent 2 }}
+  app.kubernetes.io/component: {{ .component }}
+  {{- with .group.groupName }}
+  ray.io/group: {{ . | quote }}
+  {{- end }}
+{{- end -}}
+
+{{/* Pod fields that Ray's pods and the tools share. Takes (dict "root" $ "group" values "component" name). */}}
 {{- define "nightjar.scheduling" -}}
 {{- with .group.nodeSelector }}
 nodeSelector:
@@ -92,7 +103,9 @@ affinity:
 {{- end }}
 {{- with .group.topologySpreadConstraints }}
 topologySpreadConstraints:
-  {{- toYaml . | nindent 2 }}
+  {{- range . }}
+  - {{ merge (dict) . (dict "labelSelector" (include "nightjar.likePods" $ | fromYaml)) | toYaml | nindent 4 | trim }}
+  {{- end }}
 {{- end }}
 {{- with .group.priorityClassName }}
 priorityClassName: {{ . }}

@@ -53,14 +53,7 @@ headGroupSpec:
     {{- include "nightjar.rayPodWithOverrides" (dict "root" . "group" .Values.head "component" "head") | nindent 4 }}
 workerGroupSpecs:
 {{- range .Values.workerGroups }}
-- groupName: {{ .groupName | quote }}
-  replicas: {{ int64 .minReplicas }}
-  minReplicas: {{ int64 .minReplicas }}
-  maxReplicas: {{ int64 .maxReplicas }}
-  rayStartParams:
-    {{- include "nightjar.workerStartParams" . | nindent 4 }}
-  template:
-    {{- include "nightjar.rayPodWithOverrides" (dict "root" $ "group" . "component" "worker") | nindent 4 }}
+- {{ include "nightjar.workerGroupWithOverrides" (dict "root" $ "group" .) | nindent 2 | trim }}
 {{- end }}
 {{- end -}}
 
@@ -71,4 +64,31 @@ workerGroupSpecs:
 {{- $cluster = mergeOverwrite (fromYaml $cluster) (deepCopy .) | toYaml -}}
 {{- end -}}
 {{- $cluster -}}
+{{- end -}}
+
+{{/* The spec of the RayService. */}}
+{{- define "nightjar.rayServiceSpec" -}}
+# A change in here alone is deployed in place; it replaces the replicas of a model whose args or runtime_env changed, a share at a time.
+serveConfigV2: |
+  {{- include "nightjar.serveConfig" . | nindent 2 }}
+upgradeStrategy:
+  type: {{ .Values.upgradeStrategy.type }}
+  {{- with .Values.upgradeStrategy.clusterUpgradeOptions }}
+  clusterUpgradeOptions:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+rayClusterDeletionDelaySeconds: {{ int64 .Values.rayClusterDeletionDelaySeconds }}
+# The head serves no model: requests go to the workers' proxies.
+excludeHeadPodFromServeSvc: true
+rayClusterConfig:
+  {{- include "nightjar.rayClusterWithOverrides" . | nindent 2 }}
+{{- end -}}
+
+{{/* The same with the fields of rayServiceOverrides on top; as written where there are none. */}}
+{{- define "nightjar.rayServiceWithOverrides" -}}
+{{- $spec := include "nightjar.rayServiceSpec" . -}}
+{{- with .Values.rayServiceOverrides -}}
+{{- $spec = mergeOverwrite (fromYaml $spec) (deepCopy .) | toYaml -}}
+{{- end -}}
+{{- $spec -}}
 {{- end -}}

@@ -199,11 +199,7 @@ tolerations of podSpecOverrides stand beside the chart's own; every other list t
 {{- end }}
 {{- end }}
 {{- end }}
-{{- $gpus := 0 }}
-{{- range .Values.workerGroups }}
-{{- $gpus = add $gpus (include "nightjar.gpus" . | int) }}
-{{- end }}
-{{- if and $gpus (not (include "nightjar.namesVariable" (list . "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY"))) }}
+{{- if and (include "nightjar.hasGpus" .) (not (include "nightjar.namesVariable" (list . "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY"))) }}
 # Serve's own spreading leaves one GPU free in many pods and no room for a replica that needs two.
 - {name: RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY, value: "1"}
 {{- end }}

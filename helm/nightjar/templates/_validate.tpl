@@ -1,5 +1,8 @@
 {{/* What a schema cannot say: values that contradict each other. Each message names the value and the way out. */}}
 {{- define "nightjar.validate" -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" (include "nightjar.fullname" .)) -}}
+  {{- fail (printf "the RayService would be called %q, which KubeRay refuses: it takes small letters, digits and dashes, a letter first; choose another release name, or set fullnameOverride" (include "nightjar.fullname" .)) -}}
+{{- end -}}
 {{- if and .Values.models .Values.serveConfigV2 -}}
   {{- fail "models and serveConfigV2 are both set: with your own Serve config set models to []" -}}
 {{- end -}}
@@ -15,6 +18,7 @@
   {{- if regexMatch "^(127[.].*|localhost|::1)$" $host -}}
     {{- fail (printf "serveConfigV2: http_options.host %q listens for the pod itself alone, and the service would lead nowhere; write 0.0.0.0, or take it out" $host) -}}
   {{- end -}}
+  {{- include "nightjar.validateAccelerators" (dict "root" . "applications" $config.applications) -}}
 {{- end -}}
 {{- include "nightjar.validateWorkers" . -}}
 {{- include "nightjar.validateModels" . -}}
@@ -28,14 +32,17 @@
   {{- $names = list "nightjar" -}}
   {{- $prefixes = list "/nightjar" -}}
 {{- end -}}
-{{- $mostGpus := 0 -}}
+{{- $hasGpus := include "nightjar.hasGpus" . -}}
 {{- $allGpus := 0 -}}
+{{- $uncounted := "" -}}
 {{- $askedGpus := 0 -}}
 {{- $accelerators := list -}}
 {{- range .Values.workerGroups -}}
-  {{- $allGpus = add $allGpus (mul (include "nightjar.gpus" . | int) (int .maxReplicas)) -}}
-  {{- $accelerators = append $accelerators (.acceleratorType | default "") -}}
-  {{- $mostGpus = max $mostGpus (include "nightjar.gpus" . | int) -}}
+  {{- $accelerators = concat $accelerators (include "nightjar.acceleratorTypes" . | fromJsonArray) -}}
+  {{- if eq "unknown" (include "nightjar.gpus" .) -}}
+    {{- $uncounted = .groupName -}}
+  {{- end -}}
+  {{- $allGpus = add $allGpus (mul (include "nightjar.gpus" . | int) (include "nightjar.podsOfType" (dict "root" $ "group" . "type" "") | int)) -}}
 {{- end -}}
 {{- range .Values.models -}}
   {{- $prefix := .routePrefix | default "/" -}}
@@ -60,23 +67,72 @@
   {{- if ge (float64 $graceful) (float64 $drain) -}}
     {{- fail (printf "models: %s: a replica that goes has %v s for its requests (deploymentConfig.graceful_shutdown_timeout_s, 120 unless set), but a worker pod ends them after %d, which is terminationGracePeriodSeconds less ten for Ray itself: raise terminationGracePeriodSeconds above %v, or lower the timeout" .name $graceful $drain (addf 10 $graceful)) -}}
   {{- end -}}
-  {{- if and (gt $mostGpus 0) (not .acceleratorType) (not (hasKey ($options.ray_actor_options | default dict) "num_gpus")) -}}
+  {{- if and $hasGpus (not .acceleratorType) (not (hasKey ($options.ray_actor_options | default dict) "num_gpus")) -}}
     {{- fail (printf "models: %s: workerGroups have GPUs, but its replicas reserve none of them: Ray would put several on one GPU; name acceleratorType (Ray's name of the GPU), or deploymentConfig.ray_actor_options.num_gpus (how many a replica takes, 0 for a model on CPU)" .name) -}}
   {{- end -}}
   {{- if and .acceleratorType $.Values.autoscaler.enabled (not (has .acceleratorType $accelerators)) -}}
     {{- fail (printf "models: %s: no worker group has the acceleratorType %q: Ray's autoscaler knows of a group what the chart says of it, and would never add a pod for this model; write `acceleratorType: %s` into its group of workerGroups" .name .acceleratorType .acceleratorType) -}}
   {{- end -}}
   {{- $gpus := mul ($kwargs.tensor_parallel_size | default 1) ($kwargs.pipeline_parallel_size | default 1) | int -}}
-  {{- if and .acceleratorType (gt $gpus $mostGpus) -}}
-    {{- fail (printf "models: %s: one replica needs %d GPUs in one pod (tensor_parallel_size x pipeline_parallel_size), but the largest of workerGroups has %d" .name $gpus $mostGpus) -}}
-  {{- end -}}
   {{- if .acceleratorType -}}
-    {{- $replicas := ($options.autoscaling_config | default dict).max_replicas | default $options.num_replicas | default 1 -}}
-    {{- $askedGpus = add $askedGpus (mul $gpus (int (ternary 1 $replicas (eq (toString $replicas) "auto")))) -}}
+    {{- $wanted := ($options.autoscaling_config | default dict).max_replicas | default $options.num_replicas | default 1 -}}
+    {{- $replicas := int (ternary 1 $wanted (eq (toString $wanted) "auto")) -}}
+    {{- $askedGpus = add $askedGpus (mul $gpus $replicas) -}}
+    {{- include "nightjar.validateRoom" (dict "root" $ "name" .name "type" .acceleratorType "gpus" $gpus "replicas" $replicas) -}}
   {{- end -}}
 {{- end -}}
-{{- if gt $askedGpus $allGpus -}}
+{{- if and (not $uncounted) (gt $askedGpus $allGpus) -}}
   {{- fail (printf "models: all their replicas together need %d GPUs, and workerGroups have %d at most: some would wait for ever; raise maxReplicas, or ask for fewer" $askedGpus $allGpus) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Refuses a model by itself whose replicas the pods cannot hold. What several models leave each other is bin packing, which
+`nightjar check` does. Takes (dict "root" $ "name" "type" "gpus" of a replica "replicas"). */}}
+{{- define "nightjar.validateRoom" -}}
+{{- $most := 0 -}}
+{{- $room := 0 -}}
+{{- $uncounted := false -}}
+{{- range .root.Values.workerGroups -}}
+  {{- $pods := include "nightjar.podsOfType" (dict "root" $.root "group" . "type" $.type) | int -}}
+  {{- if $pods -}}
+    {{- $gpus := include "nightjar.gpus" . -}}
+    {{- $uncounted = or $uncounted (eq $gpus "unknown") -}}
+    {{- $most = max $most (int $gpus) -}}
+    {{- $room = add $room (mul $pods (div (int $gpus) (int $.gpus))) -}}
+  {{- end -}}
+{{- end -}}
+{{- if and (gt (int .gpus) $most) (not $uncounted) -}}
+  {{- fail (printf "models: %s: one replica needs %d GPUs in one pod (tensor_parallel_size x pipeline_parallel_size), but the largest of workerGroups that may be of type %s has %d" .name (int .gpus) .type $most) -}}
+{{- end -}}
+{{- if and (gt (int .replicas) $room) (not $uncounted) -}}
+  {{- fail (printf "models: %s: %d replicas of %d GPUs of type %s each, and the pods of workerGroups have room for %d: the others would wait for ever; raise maxReplicas, or ask for fewer" .name (int .replicas) (int .gpus) .type $room) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Ray's autoscaler adds a pod only for what its group names. Refuses a Serve config whose model asks for a GPU type that no group
+names and no pod that is there anyway may have. Takes (dict "root" $ "applications" list). */}}
+{{- define "nightjar.validateAccelerators" -}}
+{{- $asked := dict -}}
+{{- range .applications -}}
+  {{- $name := .name | default "default" -}}
+  {{- $entries := list -}}
+  {{- if kindIs "map" .args -}}
+    {{- $entries = .args.llm_configs | default list -}}
+  {{- end -}}
+  {{- range kindIs "slice" $entries | ternary $entries list -}}
+    {{- if and (kindIs "map" .) .accelerator_type -}}
+      {{- $_ := set $asked (toString .accelerator_type) $name -}}
+    {{- end -}}
+  {{- end -}}
+{{- end -}}
+{{- range $type, $name := $asked -}}
+  {{- $pods := 0 -}}
+  {{- range $.root.Values.workerGroups -}}
+    {{- $pods = add $pods (include "nightjar.podsOfType" (dict "root" $.root "group" . "type" $type) | int) -}}
+  {{- end -}}
+  {{- if and $.root.Values.autoscaler.enabled (not $pods) -}}
+    {{- fail (printf "serveConfigV2: %s: no worker group has the accelerator_type %q: Ray's autoscaler knows of a group what the chart says of it, and would never add a pod for this model; write `acceleratorType: %s` into its group of workerGroups" $name $type $type) -}}
+  {{- end -}}
 {{- end -}}
 {{- end -}}
 
@@ -89,6 +145,19 @@
   {{- $groups = append $groups .groupName -}}
   {{- if and .acceleratorType (hasKey (.rayStartParams | default dict) "resources") -}}
     {{- fail (printf "workerGroups: %s: acceleratorType and rayStartParams.resources are both set: write the accelerator into the resources, or take them out" .groupName) -}}
+  {{- end -}}
+  {{- $group := .groupName -}}
+  {{- $overrides := .groupOverrides | default dict -}}
+  {{- $start := include "nightjar.workerStartParams" . | fromYaml -}}
+  {{- range $parameter := list "num-cpus" "num-gpus" "memory" "resources" -}}
+    {{- if and $overrides.resources (hasKey $start $parameter) -}}
+      {{- fail (printf "workerGroups: %s: groupOverrides.resources and rayStartParams.%s are both there (acceleratorType sets rayStartParams.resources), and KubeRay takes one of them: write all into groupOverrides.resources, a GPU type as `\"accelerator_type:NAME\": \"1\"`" $group $parameter) -}}
+    {{- end -}}
+  {{- end -}}
+  {{- range $field := list "idleTimeoutSeconds" "priority" -}}
+    {{- if and (hasKey $overrides $field) (not $.Values.autoscaler.enabled) -}}
+      {{- fail (printf "workerGroups: %s: groupOverrides.%s is for Ray's autoscaler, and KubeRay refuses it without: set autoscaler.enabled, or take it out" $group $field) -}}
+    {{- end -}}
   {{- end -}}
   {{- if gt (int .minReplicas) (int .maxReplicas) -}}
     {{- fail (printf "workerGroups: %s: minReplicas %d is above maxReplicas %d" .groupName (int .minReplicas) (int .maxReplicas)) -}}
@@ -162,25 +231,4 @@
 {{- if and $upgrade.clusterUpgradeOptions (not $incremental) -}}
   {{- fail (printf "upgradeStrategy: clusterUpgradeOptions belong to NewClusterWithIncrementalUpgrade (type is %q)" $upgrade.type) -}}
 {{- end -}}
-{{- end -}}
-
-{{/* `ray start` parameters of a worker group. Ray's autoscaler reads what a pod has from these and from its limits, before the pod is
-there: without the accelerator's name in them it would never add one for a replica that asks for that accelerator. */}}
-{{- define "nightjar.workerStartParams" -}}
-{{- $own := dict -}}
-{{- with .acceleratorType -}}
-  {{- $own = dict "resources" (printf "%q" (toJson (dict (printf "accelerator_type:%s" .) 1))) -}}
-{{- end -}}
-{{- merge (dict) (.rayStartParams | default dict) $own | toYaml -}}
-{{- end -}}
-
-{{/* GPUs of a worker group's pod, counted as KubeRay does: limits whose name ends in gpu. */}}
-{{- define "nightjar.gpus" -}}
-{{- $gpus := 0 -}}
-{{- range $name, $number := (.resources | default dict).limits -}}
-  {{- if hasSuffix "gpu" $name -}}
-    {{- $gpus = add $gpus (int $number) -}}
-  {{- end -}}
-{{- end -}}
-{{- $gpus -}}
 {{- end -}}
