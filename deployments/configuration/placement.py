@@ -145,7 +145,7 @@ def _more_than_fit(service: ServicePods, demands: Sequence[Demand]) -> Iterator[
         easier = [replace(demand, accelerator=accelerator, most_in_a_pod=None) for demand in together]
         if waiting := _num_waiting(pods, _made_easier(easier)):
             largest = max(together, key=lambda demand: demand.replicas * sum(demand.bundles))
-            total = sum((demand.replicas * sum(demand.bundles) for demand in together), Fraction(0))
+            total = Fraction(sum(demand.replicas * sum(demand.bundles) for demand in together))
             message = (
                 f"all replicas{f' on {accelerator}' if accelerator else ''} together need {_gpus(total)}, and the pods do not hold "
                 f"{waiting} of them, which would wait for ever; {_way_out(service, largest)}"

@@ -54,20 +54,20 @@ def is_gpu(resource: str) -> bool:
 
 
 def service_pods(manifest: Any) -> ServicePods | None:
-    """Of a RayService's plain values; None where it has no cluster of the right form."""
+    """Of a RayService's plain values; None where it has no cluster of the right form, or names neither workers nor GPUs."""
     cluster = _get(manifest, "spec", "rayClusterConfig")
     workers = _get(cluster, "workerGroupSpecs", default=[])
     if not isinstance(workers, list) or not all(isinstance(group, Mapping) for group in workers):
         return None
     head = _get(cluster, "headGroupSpec", default={})
-    if not isinstance(head, Mapping) or not (head or workers):
+    gpus, source, _ = _gpus(head) if isinstance(head, Mapping) else (0, "", True)
+    if not isinstance(head, Mapping) or (gpus == 0 and not workers):
         return None
     is_autoscaled = _get(cluster, "enableInTreeAutoscaling") is True
     learns = _get(cluster, "autoscalerOptions", "version") != "v2"
     groups = [_group(group, number, is_autoscaled=is_autoscaled, learns=learns) for number, group in enumerate(workers)]
     if any(group is None for group in groups):
         return None
-    gpus, source, _ = _gpus(head)
     at_head = [] if gpus == 0 else [PodGroup("the head", gpus, 1, 1, _accelerators(head), _likely(head), source)]
     packs = any(_get(one, "name") == PACK_VARIABLE and _get(one, "value") == "1" for one in _list(_ray_container(head), "env"))
     return ServicePods((*at_head, *(group for group in groups if group is not None)), is_autoscaled, packs)

@@ -90,7 +90,9 @@ def test_parts_of_a_gpu_bring_pods_because_the_chart_says_their_number() -> None
     asked = [{"CPU": 1.0, "GPU": 1.0, "accelerator_type:H100": LEAST_ACCELERATOR}] * 4
     assert launched(cluster, asked) == ({"g": 2}, 0)
     del cluster["workerGroupSpecs"][0]["rayStartParams"]["num-gpus"]
-    assert launched(cluster, asked) == ({}, 1)
+    pods, infeasible = launched(cluster, asked)
+    assert pods == {}
+    assert infeasible
 
 
 def test_the_version_of_the_autoscaler_is_said() -> None:

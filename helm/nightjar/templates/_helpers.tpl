@@ -104,7 +104,8 @@ affinity:
 {{- with .group.topologySpreadConstraints }}
 topologySpreadConstraints:
   {{- range . }}
-  - {{ merge (dict) . (dict "labelSelector" (include "nightjar.likePods" $ | fromYaml)) | toYaml | nindent 4 | trim }}
+  {{- $selector := hasKey . "labelSelector" | ternary (dict) (dict "labelSelector" (include "nightjar.likePods" $ | fromYaml)) }}
+  - {{ merge (dict) . $selector | toYaml | nindent 4 | trim }}
   {{- end }}
 {{- end }}
 {{- with .group.priorityClassName }}

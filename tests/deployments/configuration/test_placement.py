@@ -133,8 +133,8 @@ def test_a_host_that_places_workers_by_bundles_may_use_several_pods_for_one_repl
     groups = group(1), group(3)
     assert findings([model(4, {"num_replicas": 1}, host=HOSTED)], *groups) == []
     for strategy, needs in (("STRICT_PACK", "4 GPUs of type H100 in one pod"), ("STRICT_SPREAD", "4 x 1 GPUs of type H100")):
-        placed = {"placement_group_config": {"bundles": [{"GPU": 1}] * 4, "strategy": strategy}}
-        (line,) = findings([model(4, {"num_replicas": 1}, host=HOSTED, **placed)], *groups)
+        placed = {"bundles": [{"GPU": 1}] * 4, "strategy": strategy}
+        (line,) = findings([model(4, {"num_replicas": 1}, host=HOSTED, placement_group_config=placed)], *groups)
         assert line.startswith(f"error: one replica needs {needs}")
 
 
@@ -194,7 +194,7 @@ def test_the_heads_gpus_are_gpus() -> None:
     limits = {"resources": {"limits": {"nvidia.com/gpu": 3}}}
     head = {"rayStartParams": {}, "template": {"spec": {"containers": [{"name": "head", **limits}]}}}
     assert findings([model(1, FIXED)], headGroupSpec=head) == []
-    (line,) = findings([model(1, FIXED)], headGroupSpec=head | {"rayStartParams": {"num-gpus": "0"}})
+    (line,) = findings([model(1, FIXED)], group(0), headGroupSpec=head | {"rayStartParams": {"num-gpus": "0"}})
     assert line.startswith("error: one replica needs 1 GPU of type H100 in one pod")
 
 

@@ -106,8 +106,18 @@ def test_a_product_label_is_read_as_ray_reads_the_cards_name(product: str, likel
 
 
 @pytest.mark.parametrize(
-    "cluster", [None, 7, {}, {"workerGroupSpecs": {}}, {"workerGroupSpecs": [7]}, {"workerGroupSpecs": [{"replicas": "2"}]}]
+    "cluster",
+    [
+        None,
+        7,
+        {},
+        {"headGroupSpec": {"template": {}}},
+        {"headGroupSpec": 7, "workerGroupSpecs": [{}]},
+        {"workerGroupSpecs": {}},
+        {"workerGroupSpecs": [7]},
+        {"workerGroupSpecs": [{"replicas": "2"}]},
+    ],
 )
-def test_a_cluster_of_another_form_says_nothing(cluster: object) -> None:
+def test_a_cluster_of_another_form_or_without_workers_says_nothing(cluster: object) -> None:
     assert service_pods({"spec": {"rayClusterConfig": cluster}}) is None
     assert service_pods(cluster) is None
