@@ -110,13 +110,13 @@ def check_config(
             hosted_found, theirs = hosted_findings(application, served_on, is_steered=path == HOSTED_IMPORT_PATH)
             found += _below(place, hosted_found)
             hosted += theirs
-            demands += [replace(model.demand, where=(*place, *model.demand.where)) for model in theirs if model.demand]
+            demands += _placed(place, [hosted_model.demand for hosted_model in theirs])
         elif path == MODEL_IMPORT_PATH:
             model, model_found = check_model(application, shadow=is_shadow, served_on=served_on)
             found += _below(place, model_found)
             if model is not None:
                 models.append((number, ModelReport(str(application.get("name", "default")), model)))
-                demands += [replace(demand, where=(*place, *demand.where)) for demand in (model.deployed.demand,) if demand]
+                demands += _placed(place, [model.deployed.demand])
     place_of_settings = _place_of_settings(applications)
     found += _without_policy(applications)
     found += _across(settings, place_of_settings, models)
@@ -200,6 +200,10 @@ def _not_read(manifest: Any, applications: Sequence[Mapping[str, Any]]) -> Itera
 
 def _below(place: Place, found: Iterable[Finding]) -> Iterator[Finding]:
     return (Finding(finding.severity, (*place, *finding.place), finding.message) for finding in found)
+
+
+def _placed(place: Place, demands: Iterable[Demand | None]) -> Iterator[Demand]:
+    return (replace(demand, where=(*place, *demand.where)) for demand in demands if demand is not None)
 
 
 def _list(value: object) -> Sequence[Any]:

@@ -36,7 +36,7 @@ class DeployedModel:
         """The GPUs of its replicas; None: they need none. Its engine is one actor, in one pod, unless it is placed by bundles."""
         options = self.config.deployment_config
         actor, bundles = options["ray_actor_options"], options.get("placement_group_bundles")
-        gpus = [actor.get("num_gpus") or 0.0] if bundles is None else [bundle.get("GPU") or 0.0 for bundle in bundles]
+        gpus = [float(one or 0) for one in ([actor.get("num_gpus")] if bundles is None else (each.get("GPU") for each in bundles))]
         strategy = None if bundles is None else options.get("placement_group_strategy") or "PACK"
         return demand_of(self.place_of("ray_actor_options"), options, gpus, strategy, actor.get("accelerator_type"))
 

@@ -115,7 +115,8 @@ def _gpus(group: Mapping[str, Any]) -> tuple[int | None, str, bool]:
 
 
 def _whole(quantity: object) -> int | None:
-    return int(str(quantity)) if str(quantity).isdecimal() else None
+    """None for what is no whole number below 1,000: no pod has as many GPUs."""
+    return int(str(quantity)) if re.fullmatch(r"[0-9]{1,3}", str(quantity)) else None
 
 
 def _accelerators(group: Mapping[str, Any]) -> frozenset[str]:
@@ -125,7 +126,7 @@ def _accelerators(group: Mapping[str, Any]) -> frozenset[str]:
         text = str(_get(group, "rayStartParams", "resources", default="")).strip("'\"` ").replace("\\", "")
         try:
             named = json.loads(text or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             named = {}
     names = map(str, named) if isinstance(named, Mapping) else iter(())
     return frozenset(name.removeprefix(ACCELERATOR_PREFIX) for name in names if name.startswith(ACCELERATOR_PREFIX))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from nightjar.deployments.configuration.placement import Demand, placement_findings
 from nightjar.deployments.configuration.worker_pods import UNBOUNDED, PodGroup, is_gpu, service_pods
 
 
@@ -65,6 +69,7 @@ def test_a_suspended_group_has_no_pod() -> None:
         ({"cpu": "8"}, {}, 0),
         ({}, {}, 0),
         ({"nvidia.com/gpu": "many"}, {}, None),
+        ({"nvidia.com/gpu": 1000}, {}, None),
         ({"nvidia.com/gpu": 4}, {"rayStartParams": {"num-gpus": "many"}}, None),
         ({"nvidia.com/gpu.shared": 4}, {}, None),
     ],
@@ -103,6 +108,24 @@ def test_types_are_those_that_the_groups_resources_name(fields: dict[str, Any], 
 def test_a_product_label_is_read_as_ray_reads_the_cards_name(product: str, likely: str) -> None:
     template = {"spec": {"nodeSelector": {"nvidia.com/gpu.product": product}, "containers": [{}]}}
     assert pod_group(template=template).likely == likely
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.just("[" * 9999),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(("spec", "containers", "num-gpus", "resources")), inner)
+    ),
+    max_leaves=4,
+)
+FIELDS = ("replicas", "minReplicas", "maxReplicas", "numOfHosts", "suspend", "resources", "rayStartParams", "template", "groupName")
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), JUNK), st.booleans())
+def test_whatever_stands_in_a_group_the_answer_is_findings_or_nothing(group: dict[str, Any], autoscaled: bool) -> None:
+    cluster = {"enableInTreeAutoscaling": autoscaled, "workerGroupSpecs": [group], "headGroupSpec": group}
+    pods = service_pods({"spec": {"rayClusterConfig": cluster}})
+    if pods is not None:
+        placement_findings(pods, [Demand((), 3, (Fraction(1, 2), Fraction(2)), "H100", at_most=9)])
 
 
 @pytest.mark.parametrize(
