@@ -54,13 +54,22 @@ def fleet_view(fleet: FleetStatus, width: int | None = None, rows: int | None = 
         if hidden := len(fleet.replicas) - len(shown):
             parts.append(Text(f"and {hidden} more replicas: nightjar status"))
     else:
-        parts.append(Text("no replica has reported yet", style="yellow"))
+        parts.append(Text(_no_replica(fleet.policy), style="yellow"))
     for group in fleet.groups:
         parts.extend(group_lines(group))
     parts.extend(adapter_lines(fleet.replicas))
     parts.extend(journal_lines(fleet.policy))
     parts.extend(legend(fleet))
     return Constrain(Group(*parts), width)
+
+
+def _no_replica(policy: PolicyStatus) -> str:
+    if not policy.reports:
+        return "no replica has reported yet"
+    return (
+        f"no replica reports any more, {policy.reports} reports came before: they ended, cannot reach the policy, or get no "
+        "processor time; ray list actors says which are alive"
+    )
 
 
 def not_known_line(policy: PolicyStatus) -> Iterator[Text]:

@@ -107,7 +107,7 @@ def check_config(
         if _spoiled(found, place):
             continue
         if path in (RAY_IMPORT_PATH, HOSTED_IMPORT_PATH):
-            hosted_found, theirs = hosted_findings(application, served_on, is_steered=path == HOSTED_IMPORT_PATH)
+            hosted_found, theirs = hosted_findings(application, served_on, is_steered=path == HOSTED_IMPORT_PATH, shadow=is_shadow)
             found += _below(place, hosted_found)
             hosted += theirs
             demands += _placed(place, [hosted_model.demand for hosted_model in theirs])

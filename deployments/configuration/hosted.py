@@ -52,9 +52,12 @@ class HostedModel:
 
 
 def hosted_findings(
-    application: Mapping[str, Any], served_on: ServedOn, *, is_steered: bool
+    application: Mapping[str, Any], served_on: ServedOn, *, is_steered: bool, shadow: bool = False
 ) -> tuple[list[Finding], list[HostedModel]]:
-    """Findings of the application, placed below it, and its models. `is_steered`: its builder is Nightjar's."""
+    """Findings of the application, placed below it, and its models.
+
+    `is_steered`: its builder is Nightjar's. `shadow`: the policy's settings have that mode.
+    """
     found: list[Finding] = []
     models: list[HostedModel] = []
     for number, model in enumerate(_mappings((application.get("args") or {}).get("llm_configs"))):
@@ -66,7 +69,7 @@ def hosted_findings(
         found += mistakes
         if any(mistake.severity == "error" for mistake in mistakes) or not _mapping(model.get("model_loading_config")):
             continue
-        hosted, more = _looked_into(str(application.get("name", "default")), model, place, is_ours=is_ours)
+        hosted, more = _looked_into(str(application.get("name", "default")), model, place, is_ours=is_ours, shadow=shadow)
         found += more
         models.append(replace(hosted, demand=_demand(application, model, place)))
     for number, deployment in enumerate(_mappings(application.get("deployments"))):
@@ -164,7 +167,9 @@ def _absent(model: Mapping[str, Any], place: Place, served_on: ServedOn) -> Iter
             yield Finding(severity_of_absence(source, served_on), (*place, *where), str(error))
 
 
-def _looked_into(application: str, model: Mapping[str, Any], place: Place, *, is_ours: bool) -> tuple[HostedModel, list[Finding]]:
+def _looked_into(
+    application: str, model: Mapping[str, Any], place: Place, *, is_ours: bool, shadow: bool
+) -> tuple[HostedModel, list[Finding]]:
     """How a model of the right form will run."""
     kwargs_given, options = _mapping(model.get("engine_kwargs")), _mapping(model.get("deployment_config"))
     kwargs, loading = EngineKwargs.model_validate(kwargs_given), _mapping(model.get("model_loading_config"))
@@ -174,14 +179,18 @@ def _looked_into(application: str, model: Mapping[str, Any], place: Place, *, is
     if speculative is not None:
         drafted = f"{drafter} {draft_source(kwargs_given)}".strip()
         drafter = f"{drafted}, num_speculative_tokens {speculative.num_speculative_tokens or 'as the drafter says'}"
-    steering = _steering(model, kwargs) if is_ours else "none: served without Nightjar; nightjar migrate shows what to change"
+    steering = (
+        _steering(model, kwargs, shadow=shadow)
+        if is_ours
+        else "none: served without Nightjar; nightjar migrate shows what to change"
+    )
     gpus, found = _gpus(model, place)
     replicas = _replicas(options, "no GPU" if not gpus else f"GPU {gpus:g}", model.get("accelerator_type"))
     named = f"{source if isinstance(source, str) else 'of a bucket'} as {name}"
     return HostedModel(application, named, drafter, steering, replicas), found
 
 
-def _steering(model: Mapping[str, Any], kwargs: EngineKwargs) -> str:
+def _steering(model: Mapping[str, Any], kwargs: EngineKwargs, *, shadow: bool) -> str:
     """How much, in words. On vLLM 0.29 every steered drafter runs on model runner V1."""
     options, _ = read_options(_mapping(model.get("experimental_configs")))
     assert options is not None
@@ -197,7 +206,7 @@ def _steering(model: Mapping[str, Any], kwargs: EngineKwargs) -> str:
     except ValidationError:
         return "not known: its model has the wrong form"
     facts = replace(engine_facts(config, kwargs), runner_is_v1=True)
-    steered = level_at_start(steered_engine_kwargs(config.engine_kwargs, facts, without=config.without))
+    steered = level_at_start(steered_engine_kwargs(config.engine_kwargs, facts, shadow=shadow, without=config.without))
     return steered.level.value.replace("_", " ") + (f": {steered.reason}" if steered.reason else "")
 
 

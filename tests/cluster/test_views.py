@@ -204,6 +204,12 @@ def test_refused_settings_show_with_their_error() -> None:
     assert "2 reports refused (last: too long)" in text
 
 
+def test_replicas_that_fell_silent_are_not_said_never_to_have_reported() -> None:
+    fleet = some_fleet()
+    silent = fleet.model_copy(update={"replicas": (), "policy": fleet.policy.model_copy(update={"reports": 412})})
+    assert "no replica reports any more, 412 reports came before" in rendered(silent)
+
+
 def test_a_policy_that_decides_no_more_says_since_when() -> None:
     fleet = some_fleet()
     stuck = fleet.policy.model_copy(update={"decision_age_s": 90.0})
@@ -227,7 +233,9 @@ def test_what_the_journal_keeps_at_this_fleets_size_is_told(known: dict[str, obj
 
 
 def test_a_fleet_without_replicas_says_so() -> None:
-    assert "no replica has reported yet" in rendered(some_fleet().model_copy(update={"replicas": (), "groups": ()}))
+    fleet = some_fleet()
+    empty = {"replicas": (), "groups": (), "policy": fleet.policy.model_copy(update={"reports": 0})}
+    assert "no replica has reported yet" in rendered(fleet.model_copy(update=empty))
 
 
 def test_a_replica_that_is_served_plainly_says_why_instead_of_a_decision() -> None:

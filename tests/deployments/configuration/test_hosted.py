@@ -30,6 +30,14 @@ applications:
 """
 
 
+AUTO = """\
+- name: nightjar
+  route_prefix: /nightjar
+  import_path: nightjar.cluster.policy_app:build
+  deployments: [{name: Policy, user_config: {mode: auto}}]
+"""
+
+
 def test_of_a_file_that_ray_serve_llm_serves_what_another_vllm_may_know_is_left_alone() -> None:
     assert check_text(HOSTED).lines == ()
 
@@ -156,9 +164,11 @@ def test_every_model_has_its_block_and_one_without_a_drafter_is_said_to_be_serve
         "application llm, served by ray.serve.llm",
         "  model     someone/chat as chat",
         "  drafter   draft_model someone/draft, num_speculative_tokens 5",
-        "  steering  fully",
+        "  steering  observing: an engine that starts in shadow with graphs only observes: leaving shadow needs a new start",
         "  replicas  3; each needs GPU 2 of type L4",
     ]
+    (steered, _) = check_text(two + AUTO).hosted
+    assert steered.steering == "fully"
     assert second[1:4] == [
         "  model     code as code",
         "  drafter   none",
@@ -244,6 +254,6 @@ def test_a_file_for_gpus_is_an_error_where_it_is_served_without_any_and_advice_w
     for is_here, severity in ((True, "error"), (False, "advice")):
         found = [line.text("f") for line in check_text(text, is_served_here=is_here, no_gpu_here=True).lines]
         assert [
-            f"f:6: {severity}: " in line for line in found if "each replica asks for GPU 2, and this machine has none" in line
+            f"f:11: {severity}: " in line for line in found if "each replica asks for GPU 2, and this machine has none" in line
         ] == [True]
     assert not any("this machine has none" in line.finding.message for line in check_text(text).lines)
