@@ -24,7 +24,7 @@ from nightjar.deployments.configuration.hosted import (
     RAY_IMPORT_PATH,
     SERVER,
     accelerator_kind,
-    engine_gpus,
+    engine_bundles,
     never_steered,
 )
 from nightjar.deployments.configuration.migration import (
@@ -214,7 +214,7 @@ def _add_gpus(application: Application, options: yaml.Node | None, edits: TextEd
     values = application.entry_values
     if accelerator_kind(values) == "cpu":
         return
-    workers, taken = num_workers(values.get("engine_kwargs") or {}), engine_gpus(values)
+    workers, taken = num_workers(values.get("engine_kwargs") or {}), sum(engine_bundles(values))
     given = ((values.get("deployment_config") or {}).get("ray_actor_options") or {}).get("num_gpus")
     if taken != workers:
         message = f"its bundles take GPU {taken:g}, and Nightjar's deployment one for each of the engine's {workers} workers"

@@ -169,7 +169,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 async def ask(api: Any, label: str, query: bytes = b"", headers: Headers = (), body: bytes = b"", *, is_cut: bool = False) -> int:
     """The status of the answer to a request of these bytes; with `is_cut` the client hangs up before the body's end."""
     method, _, path = label.partition(" ")
-    pieces = [{"type": "http.request", "body": body, "more_body": is_cut}, {"type": "http.disconnect"}]
+    pieces: list[Mapping[str, object]] = [{"type": "http.request", "body": body, "more_body": is_cut}, {"type": "http.disconnect"}]
     statuses: list[int] = []
 
     async def receive() -> Mapping[str, object]:
