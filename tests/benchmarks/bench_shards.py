@@ -179,7 +179,7 @@ def learn(replicas: int, policies: int, seed: int, seconds: int = LEARNING_S) ->
 
 def storm(replicas: int, policies: int, placement: Placement, seconds: int = STORM_S) -> Storm:
     """Every draft lies in host memory and is wanted back at once; a restart is seen at its replica, not in the policy's books."""
-    sleepers = [Sleeper(number, _group(number, replicas, placement), number // REPLICAS_PER_NODE) for number in range(replicas)]
+    sleepers = [Sleeper(number, number % GROUPS, _node(number, placement)) for number in range(replicas)]
     by_policy = [[sleeper for sleeper in sleepers if sleeper.group_number % policies == n] for n in range(policies)]
     fleets = [Fleet(part, STORM, random.Random(n), empty_fleet()) for n, part in enumerate(by_policy) if part]
     in_group = Counter(sleeper.group_number for sleeper in sleepers)
@@ -198,9 +198,11 @@ def storm(replicas: int, policies: int, placement: Placement, seconds: int = STO
     return Storm(policies, placement, most_on_a_node, most_in_a_group, back_s, share_back)
 
 
-def _group(number: int, replicas: int, placement: Placement) -> int:
-    """Nodes filled group after group, or each node with a replica of eight groups."""
-    return number * GROUPS // replicas if placement == "nodes of one group" else number % GROUPS
+def _node(number: int, placement: Placement) -> str:
+    """Eight replicas a node: of the replica's own group, or of as many groups, one after the other."""
+    if placement == "nodes of many groups":
+        return f"node-{number // REPLICAS_PER_NODE}"
+    return f"node-{number // GROUPS // REPLICAS_PER_NODE}-of-group-{number % GROUPS}"
 
 
 def judge_carries(measured: Sequence[dict[str, float]]) -> Outcome:

@@ -195,7 +195,7 @@ class Sleeper:
     batch = BATCH_OF_SLEEPERS
     length = 0
 
-    def __init__(self, number: int, group_number: int, node: int) -> None:
+    def __init__(self, number: int, group_number: int, node: str) -> None:
         self.group_number = group_number
         self.node = node
         self.is_awake = False
@@ -235,7 +235,7 @@ class Sleeper:
         return LoadReport(
             replica_id=self._replica_id,
             application="chat",
-            node_id=f"node-{self.node}",
+            node_id=self.node,
             group=self._group,
             report_number=self._reports,
             snapshot=snapshot,

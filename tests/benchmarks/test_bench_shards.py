@@ -24,7 +24,7 @@ def test_a_node_whose_replicas_are_of_several_policies_reloads_more_than_the_ope
 
 
 def test_a_node_whose_replicas_are_of_one_policy_never_does_and_all_come_back() -> None:
-    ended = storm(REPLICAS, 4, "nodes of one group")
+    ended = storm(REPLICAS + GROUPS, 4, "nodes of one group")  # nine a group: one node is not full
     assert (ended.most_on_a_node, ended.share_back) == (1, 1.0)
     assert ended.back_s is not None
 
