@@ -18,9 +18,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from nightjar.cluster.overrides import MAX_OVERRIDES, in_words
 from nightjar.policy.freeze import Freeze
-from nightjar.policy.modes import ModeOverride, live_overrides
+from nightjar.policy.modes import MAX_OVERRIDES, ModeOverride, live_overrides
 from nightjar.policy.wire.record import Reason, Record
 
 HEED_FOR_S: Final = 7200.0
@@ -56,11 +55,6 @@ class ByHand(Record):
                 "freeze": freeze.model_copy(update={"carried_from": place}) if freeze is not None else None,
             }
         )
-
-    def in_words(self) -> str:
-        """`fleet off (incident), a freeze`, or `nothing`."""
-        said = [f"{in_words(held)} ({held.reason})" if held.reason else in_words(held) for held in self.overrides]
-        return ", ".join([*said, *(["a freeze"] if self.freeze is not None else [])]) or "nothing"
 
 
 class Beginning(Record):

@@ -17,10 +17,10 @@ from nightjar.cluster.freezing import FreezeRequestError, begun, parse_freeze_re
 from nightjar.cluster.freezing import in_words as freeze_in_words
 from nightjar.cluster.handover import FREEZE, MAX_HELD_PLANS, Beginning, ByHand
 from nightjar.cluster.operator_answers import ConfigureAnswer, FreezeAnswer, SetModeAnswer, changed_fields
-from nightjar.cluster.overrides import MAX_OVERRIDES, ModeRequestError, apply_request, in_words, override_status, parse_mode_request
+from nightjar.cluster.overrides import ModeRequestError, apply_request, in_words, override_status, parse_mode_request
 from nightjar.policy.freeze import Freeze
 from nightjar.policy.issuing import Slot
-from nightjar.policy.modes import ModeOverride, live_overrides
+from nightjar.policy.modes import MAX_OVERRIDES, ModeOverride, live_overrides
 from nightjar.policy.state import FleetState
 from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse_operator_settings
 from nightjar.policy.wire.record import MAX_REASON_LENGTH, to_plain
@@ -111,7 +111,9 @@ class OperatorWill:
             self._overrides, self._freeze = overrides, freeze
             self._checkpoint.keep_overrides(overrides)
             self._checkpoint.keep_freeze(freeze)
-            news.append(f"set by hand in the cluster before ({place}): {handed.in_words()}")
+            said = [f"{in_words(held)} ({held.reason})" if held.reason else in_words(held) for held in carried]
+            words = ", ".join([*said, *(["a freeze"] if freeze is not None else [])]) or "nothing"
+            news.append(f"set by hand in the cluster before ({place}): {words}")
         return news
 
     def _keep_beginning(self, beginning: Beginning) -> None:

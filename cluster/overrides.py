@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nightjar.policy.issuing import Slot
-from nightjar.policy.modes import ModeOverride, check_limit, check_planner, fleet_override, set_override
+from nightjar.policy.modes import MAX_OVERRIDES, ModeOverride, check_limit, check_planner, fleet_override, set_override
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import MaxStepMs, OperatorSettings, PlannerName
 from nightjar.policy.wire.record import Reason, describe_validation_error
 from nightjar.policy.wire.status import OverrideStatus, Scope, shown_name
-
-MAX_OVERRIDES: Final = 1000
 
 
 class ModeRequestError(ValueError):

@@ -18,6 +18,8 @@ from nightjar.policy.wire.operator import MaxStepMs, OperatorSettings, PlannerNa
 from nightjar.policy.wire.record import Reason, Record
 from nightjar.policy.wire.status import Scope
 
+MAX_OVERRIDES: Final = 1000
+"""That hold at once."""
 _MOST_SPECIFIC_FIRST: Final[tuple[Scope, ...]] = ("replica", "application", "fleet")
 
 
