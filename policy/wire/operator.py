@@ -133,8 +133,9 @@ class OperatorSettings(BaseModel):
     seed_from: Annotated[str, Field(max_length=1024)] = Field(
         default="",
         description="File that `nightjar export` wrote, or the address of one or of another policy "
-        "(http://host:8000/nightjar/learned), so that a new cluster starts warm. An absolute path is read where the policy actor "
-        "runs. Read at start and when it changes; what was measured here wins over it. The first settings wait up to 10 s for it. "
+        "(http://host:8000/nightjar/learned), so that a new cluster starts warm; from a policy that this one takes the place of, "
+        "also with the modes and the freeze that were set by hand there. An absolute path is read where the policy actor runs. "
+        "Read at start and when it changes; what was measured here wins over it. The first settings wait up to 10 s for it. "
         "One that cannot be read or used shows in status, is tried again every minute, and the fleet serves on without it. The "
         "address of a policy that nobody serves yet is no error, and one's own gives nothing.",
     )
