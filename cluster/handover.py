@@ -60,11 +60,13 @@ class ByHand(Record):
 class Beginning(Record):
     """A fleet that began with nothing stored, at `at_s` on the policy's clock.
 
-    `heard` is what came of asking for what was set by hand before; `said` is what operators have set here since, which wins.
+    `heard` is what came of asking for what was set by hand before, and `fleet_id` the predecessor's: one that itself begins anew in
+    between, with nothing stored, knows nothing and is not heard. `said` is what operators have set here since, which wins.
     """
 
     at_s: float
     heard: Heard = "nothing"
+    fleet_id: Annotated[str, Field(max_length=64)] = ""
     said: Annotated[tuple[tuple[str, str], ...], Field(max_length=MAX_OVERRIDES + 1)] = ()
 
     def heeds(self, now_s: float) -> bool:
@@ -77,13 +79,17 @@ class Beginning(Record):
             return self
         return self.model_copy(update={"said": (*self.said, what)})
 
-    def having_heard(self, found: ByHand | None, service: str) -> Beginning:
+    def is_another(self, fleet_id: str) -> bool:
+        """Whether the fleet that answers is not the one that was heard first."""
+        return self.heard == "predecessor" and fleet_id != self.fleet_id
+
+    def having_heard(self, found: ByHand | None, service: str, fleet_id: str) -> Beginning:
         """After a policy answered at `seed_from`; `found` is None of a release that does not hand over, `service` is one's own."""
         if found is None:
             heard: Heard = "older release"
         else:
             heard = "predecessor" if found.service == service else "another service"
-        return self.model_copy(update={"heard": heard})
+        return self.model_copy(update={"heard": heard, "fleet_id": fleet_id if heard == "predecessor" else ""})
 
 
 def not_known(beginning: Beginning | None, service: str, now_s: float, *, asks_policy: bool) -> str:

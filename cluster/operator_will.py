@@ -85,21 +85,25 @@ class OperatorWill:
         stored = [override for override in remembered.overrides if (override.scope, override.name) not in self._said]
         self._overrides = (*stored, *self._overrides)
         if remembered.beginning is not None:
-            self._said.update(remembered.beginning.said)
-            self._beginning = remembered.beginning
+            beginning = self._beginning = remembered.beginning
+            for what in sorted(self._said):
+                beginning = beginning.with_said(what)
+            self._said.update(beginning.said)
+            self._keep_beginning(beginning)
         elif not remembered.fleet_id and self._checkpoint.has_read:
             self._keep_beginning(Beginning(at_s=now_s, said=tuple(sorted(self._said)[:MAX_OVERRIDES])))
 
-    def hear(self, found: ByHand | None, place: str, service: str, now_s: float) -> list[str]:
+    def hear(self, found: ByHand | None, place: str, service: str, fleet_id: str, now_s: float) -> list[str]:
         """Hold what is set by hand at the predecessor, in place of what it said before; None of one that does not hand over.
 
-        Answers what is new of it, in words. What the operator has said here stays.
+        Answers what is new of it, in words. What the operator has said here stays, and so does what was heard where another fleet
+        answers than did at first.
         """
-        if self._beginning is None or not self._beginning.heeds(now_s):
-            return []
         before = self._beginning
-        self._keep_beginning(before.having_heard(found, service))
-        if found is None or self._beginning.heard != "predecessor":
+        if before is None or not before.heeds(now_s) or before.is_another(fleet_id):
+            return []
+        self._keep_beginning(before.having_heard(found, service, fleet_id))
+        if found is None or self._beginning is None or self._beginning.heard != "predecessor":
             return []
         handed = found.for_successor(place, now_s)
         carried = tuple(held for held in handed.overrides if (held.scope, held.name) not in self._said)

@@ -290,12 +290,17 @@ class PolicyService:
     def _heed_predecessor(self, place: str, file: LearnedFile | None) -> bool:
         """Take what is set by hand at the policy of the cluster before, if it answered. Whether its word still counts."""
         now_s = self._clock()
-        news = self._will.hear(file.about.by_hand, place, self._identity.service, now_s) if file is not None else []
+        news = []
+        if file is not None:
+            about = file.about
+            news = self._will.hear(about.by_hand, place, self._identity.service, about.fleet_id, now_s)
         self._causes += news
         for told in news:
             log.warning("handed_over", news=told)
         if news:
             self._decide_now.set()
+        if not self._checkpoint.has_read:  # what was stored, or that nothing was, is known later
+            return True
         return self._will.beginning is not None and self._will.beginning.heeds(now_s)
 
     async def _changed_by_operator(self, cause: str) -> None:

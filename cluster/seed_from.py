@@ -201,10 +201,10 @@ def _file_content(path: Path) -> bytes:
 def is_policy(place: str) -> bool:
     """Whether a place is the address of a policy's API, and no file's.
 
-    >>> is_policy("http://llm-serve-svc:8000/nightjar/learned"), is_policy("https://store.example.com/learned.json")
+    >>> is_policy("http://llm-serve-svc:8000/nightjar/learned/"), is_policy("https://store.example.com/learned.json")
     (True, False)
     """
-    return "://" in place and urlsplit(place).path.endswith(f"{ROUTE_PREFIX}/learned")
+    return "://" in place and urlsplit(place).path.rstrip("/").endswith(f"{ROUTE_PREFIX}/learned")
 
 
 def _credentials(address: str) -> dict[str, str]:
@@ -230,7 +230,7 @@ def _fetched(address: str) -> bytes:
             trust_env=is_remote,
             headers={"Accept-Encoding": "identity"} | credentials,  # what is packed small may be large
         ) as client,
-        client.stream("GET", address) as response,
+        client.stream("GET", address.rstrip("/") if is_policy(address) else address) as response,
     ):
         if response.status_code != httpx.codes.OK:
             is_nobody = is_policy(address) and response.status_code in NOBODY_THERE

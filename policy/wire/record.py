@@ -26,7 +26,8 @@ NumSpeculativeTokens = Annotated[int, Field(ge=0, le=MAX_NUM_SPECULATIVE_TOKENS)
 BatchSize = Annotated[int, Field(ge=0, le=MAX_BATCH_SIZE)]
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 Seconds = Annotated[float, Field(ge=0.0, le=1e9)]
-_CREDENTIALS: Final = re.compile(r"""[^\s'"]*:[^\s'"]*@(?!sha\d+:)""")
+_CREDENTIALS: Final = re.compile(r"""(?<![^\s'"])[^\s'":]*:[^\s'"]*@(?!sha\d+:)""")
+"""Begins where a word does, so that a long text is looked at once."""
 MOST_SUM: Final = 1e30
 """Of what many reports add up to. Thousands of replicas may add counts of 2^53 each, and what was counted must always be storable:
 the bound only keeps out what would overflow when it is squared."""

@@ -29,6 +29,8 @@ from tests.cluster.seeds import some_group
 
 SERVICE = "http://llm-serve-svc:8000/nightjar/learned"
 VALUES = {"mode": "auto", "seed_from": SERVICE}
+STORE_RETRY_S = 60.0
+"""More than a store that did not answer is waited for."""
 KUBERAY = ActorIdentity(pid=1, node_id="head", service="llm/nightjar", has_fault_tolerance=True)
 
 
@@ -199,6 +201,52 @@ async def test_a_policy_that_is_restarted_in_between_keeps_what_it_took_and_stil
             await asyncio.sleep(70.0)
             assert modes(new) == {"fleet": "pin=3"}, "and what was taken back here stays taken back"
             assert shown(new)[0].startswith("steering")
+
+
+@pytest.mark.looptime
+async def test_a_predecessor_that_loses_its_head_and_its_store_takes_no_off_back() -> None:
+    async with old_cluster({"mode": "off"}) as old:
+        service = Service(old)
+        async with new_cluster(service) as new:
+            assert modes(new) == {"fleet": "off"}
+            async with old_cluster() as begun_anew:
+                service.policy = begun_anew
+                await asyncio.sleep(3 * HEED_PERIOD_S)
+                assert modes(new) == {"fleet": "off"}
+                await begun_anew.set_mode({"mode": "auto"})
+                await asyncio.sleep(3 * HEED_PERIOD_S)
+                assert modes(new) == {"fleet": "off"}, "what is said there is of another fleet"
+
+
+@pytest.mark.looptime
+async def test_an_off_is_carried_over_too_where_the_new_clusters_store_is_read_late() -> None:
+    store = MemoryStore()
+    store.is_reachable = False
+    async with old_cluster({"mode": "off"}) as old, new_cluster(Service(old), store) as new:
+        await asyncio.sleep(3 * HEED_PERIOD_S)
+        assert modes(new) == {}
+        store.is_reachable = True
+        await asyncio.sleep(3 * HEED_PERIOD_S + STORE_RETRY_S)
+        assert modes(new) == {"fleet": "off"}
+
+
+@pytest.mark.looptime
+async def test_what_is_said_before_the_store_is_read_wins_over_the_predecessor_after_one_more_restart() -> None:
+    store = MemoryStore()
+    async with old_cluster({"mode": "off"}) as old:
+        service = Service(old)
+        async with new_cluster(service, store) as new:
+            assert modes(new) == {"fleet": "off"}
+        store.is_reachable = False
+        service.policy = None
+        async with new_cluster(service, store) as new:
+            await new.set_mode({"mode": "pin=1"})
+            store.is_reachable = True
+            await asyncio.sleep(STORE_RETRY_S + 30.0)
+        service.policy = old
+        async with new_cluster(service, store) as new:
+            await asyncio.sleep(3 * HEED_PERIOD_S)
+            assert modes(new) == {"fleet": "pin=1"}
 
 
 @pytest.mark.looptime

@@ -23,6 +23,7 @@ BENCHES: Final[Mapping[str, str]] = {
     "engine": "off, the crossover, restarts, KV pressure and the simulator's error, on real engines",
     "live": "the planner on a live system: Ray Serve, two real replicas, requests over HTTP",
     "scale": "decision time and memory of the policy for thousands of replicas",
+    "health": "an operator's write beside many who ask for health and status",
     "shards": "what one policy carries, and 10,000 replicas under one, four and sixteen policies",
     "model": "the planner's model of step times against simpler ones",
     "load": "our load generator against vLLM's, on the same requests and a plain vLLM",

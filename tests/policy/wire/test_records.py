@@ -14,7 +14,7 @@ from nightjar.policy.engine.steering import lengths_by_batch
 from nightjar.policy.planners.base import GroupPlan
 from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.record import MAX_RECORD_BYTES, WireError, to_plain
+from nightjar.policy.wire.record import MAX_RECORD_BYTES, WireError, to_plain, without_credentials
 from nightjar.policy.wire.report import (
     CellCounters,
     Counters,
@@ -250,3 +250,14 @@ def test_a_batch_in_a_gap_takes_the_row_before_it_one_below_all_rows_the_first_a
 @given(groups, groups)
 def test_a_group_id_tells_groups_apart(one: GroupKey, other: GroupKey) -> None:
     assert (one.group_id == other.group_id) == (one == other)
+
+
+@pytest.mark.parametrize("text", [":" * 200_000, "a" * 200_000, "'a:" * 100_000, "a@" * 100_000])
+def test_a_text_of_any_length_is_looked_through_once_for_passwords(text: str) -> None:
+    """At its square, let alone its cube, this would hold the policy's only thread for hours."""
+    assert without_credentials(text) == text
+
+
+def test_every_password_of_a_text_is_taken_out_of_it() -> None:
+    text = """'http://me:secret@host/a' "b:c@d" http://e:8000/f https://g:h@i@j k:l@sha256:00"""
+    assert without_credentials(text) == """'***@host/a' "***@d" http://e:8000/f ***@j k:l@sha256:00"""
