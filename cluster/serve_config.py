@@ -24,6 +24,8 @@ from nightjar.policy.wire.record import describe_validation_error
 
 POLICY_IMPORT_PATH: Final = "nightjar.cluster.policy_app:build"
 POLICY_DEPLOYMENT: Final = "Policy"
+POLICY_NAME: Final = "nightjar"
+"""Of the policy's application, in the chart and in every file that we write. Another one works, and alerts do not know it."""
 OWN_MODULES: Final = "nightjar."
 HOSTED_MODULE: Final = "nightjar.deployments.serve_llm"
 """Its builder is ray.serve.llm's, which asks Ray about itself, and Ray would start here for that."""

@@ -15,7 +15,7 @@ from typing import Final, Literal
 import yaml
 
 from nightjar.cluster.dashboards.promql import BY_APPLICATION, BY_CLUSTER, BY_ENGINE, BY_GROUP, BY_MODEL, RELEASE, of_any_release
-from nightjar.cluster.serve_config import POLICY_DEPLOYMENT
+from nightjar.cluster.serve_config import POLICY_DEPLOYMENT, POLICY_NAME
 from nightjar.policy.wire.report import DrafterState
 
 RUNBOOK: Final = "docs/runbook.md"
@@ -103,15 +103,17 @@ sum by ({BY_APPLICATION}) (rate(ray_nightjar_catch_up_seconds_total[5m]))
 
 MODELS: Final = "LLM|LLMServer:.+"
 """Deployments that serve a model: our own, and ray.serve.llm's with our server class."""
+POLICY_STATUS: Final = f'ray_serve_application_status{{application="{POLICY_NAME}"}}'
+"""Serve's, of the policy's application: there before anything runs, after ten idle minutes, and where it could not be built."""
 OF_OURS: Final = f"""\
-and on ({RELEASE}) max by ({RELEASE}) (max_over_time(ray_nightjar_policy_decision_age_seconds[1d]))
+and on ({RELEASE}) (max_over_time(ray_nightjar_policy_decision_age_seconds[1d]) or {POLICY_STATUS})
 unless on ({BY_APPLICATION}) (
   max by ({BY_APPLICATION}) (ray_serve_deployment_status)
   unless on ({BY_APPLICATION}) ray_serve_deployment_status{{deployment=~"{MODELS}|{POLICY_DEPLOYMENT}"}}
   unless on ({BY_APPLICATION}) max_over_time(ray_nightjar_replica_info[1d])
 )"""
-"""Only where a policy ran within a day, without applications that have deployments of which none is ours. One that could not be
-built has no deployment, and is kept."""
+"""Only where Serve has the policy's application or a policy ran within a day, without applications that have deployments of which
+none is ours. One that could not be built has no deployment, and is kept."""
 BY_DEPLOYMENT: Final = f"{BY_APPLICATION}, deployment"
 RUNNING: Final = f"max by ({BY_DEPLOYMENT}, replica) (ray_serve_deployment_replica_healthy)"
 """Replicas that pass Serve's health checks. A controller that was replaced still has its series for a while."""
@@ -153,7 +155,8 @@ max by ({RELEASE}) (ray_nightjar_replica_info) unless max by ({RELEASE}) (ray_ni
 or max by ({RELEASE}) (max_over_time(ray_nightjar_policy_decision_age_seconds[1d]))
   unless max by ({RELEASE}) (ray_nightjar_policy_decision_age_seconds)
   unless max by ({RELEASE}) (ray_serve_application_status)
-or absent_over_time(ray_nightjar_policy_decision_age_seconds[1d]) unless on () ray_serve_application_status""",
+or absent_over_time(ray_nightjar_policy_decision_age_seconds[1d])
+  unless on () (ray_serve_application_status > 2 or {POLICY_STATUS})""",
         lasting="10m",
         severity="warning",
         summary="No metric of a policy{{ with $labels.job }} of {{ . }}{{ end }}: no other alert of Nightjar can fire.",

@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 
 import yaml
 
-from nightjar.cluster.serve_config import POLICY_IMPORT_PATH
+from nightjar.cluster.serve_config import POLICY_IMPORT_PATH, POLICY_NAME
 from nightjar.deployments.configuration.carried import ARGUMENTS, DEPLOYMENT, LOADING, MODEL, Row, misfits
 from nightjar.deployments.configuration.checking import MODEL_IMPORT_PATH
 from nightjar.deployments.configuration.deployed import ENTRY, OPTIONS
@@ -45,7 +45,6 @@ from nightjar.deployments.configuration.text_edits import TextEdits, last_line
 from nightjar.deployments.llm_config import num_workers
 
 KEEP_HOST_OPTION: Final = "--keep-ray-serve-llm"
-POLICY_NAME: Final = "nightjar"
 POLICY_ROUTE: Final = "/nightjar"
 _POLICY_FLOW: Final = json.dumps(
     {

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 import yaml
 
-from nightjar.deployments.configuration.adoption import POLICY_NAME, policy_lines
+from nightjar.cluster.serve_config import POLICY_NAME
+from nightjar.deployments.configuration.adoption import policy_lines
 from nightjar.deployments.configuration.checking import MODEL_IMPORT_PATH
 from nightjar.deployments.configuration.findings import shown
 from nightjar.deployments.configuration.migration import MigrationError

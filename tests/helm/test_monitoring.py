@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from nightjar.cluster.dashboards.promql import ANY_RELEASE
+from nightjar.cluster.serve_config import POLICY_IMPORT_PATH, POLICY_NAME
 from tests.cluster.dashboards.promtool import Cluster, firing, needs_promtool
 from tests.helm.rendering import CHART, Release, needs_helm, refusal, release
 
@@ -127,6 +128,11 @@ def test_a_single_alert_can_be_dropped_and_another_have_its_own_number_duration_
     assert after[pressure]["expr"] == before[pressure]["expr"].replace("> 0.9 #", "> 0.95 #")
     others = before.keys() - changed.keys()
     assert {name: after[name] for name in others} == {name: before[name] for name in others}
+
+
+def test_the_policys_application_is_called_what_the_alerts_know_a_release_by() -> None:
+    (policy,) = [each for each in release().serve_config["applications"] if each["import_path"] == POLICY_IMPORT_PATH]
+    assert policy["name"] == POLICY_NAME
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from nightjar.cluster.dashboards.rules import rule_file
+from nightjar.cluster.serve_config import POLICY_NAME
 
 PROMTOOL: Final = os.environ.get("PROMTOOL") or shutil.which("promtool")
 needs_promtool: Final = pytest.mark.skipif(not PROMTOOL, reason="promtool, a Debian package of its own, is absent")
@@ -53,6 +54,10 @@ class Cluster:
     def status(self, *spans: Span, application: str = "chat") -> Cluster:
         """Serve's status of an application: 1 could not be deployed, 2 unhealthy, 5 deploying, 6 running."""
         return self._add("ray_serve_application_status", f'application="{application}"', spans)
+
+    def policy_application(self, status: float, last: int) -> Cluster:
+        """Serve's status of the policy's application, which stays while no policy runs."""
+        return self.status((0, last, status), application=POLICY_NAME)
 
     def _add(self, name: str, labels: str, spans: Iterable[Span]) -> Cluster:
         self.series[f"{name}{{{self.labels}, {labels}}}"] = _samples(spans)

@@ -14,6 +14,7 @@ from tests.cluster.dashboards.promtool import Cluster, firing, needs_promtool
 pytestmark = needs_promtool
 
 DAY: Final = 24 * 60
+MONDAY: Final = 2 * DAY
 
 
 def test_no_alert_fires_over_an_upgrade_to_a_new_cluster_whose_model_loads_for_half_an_hour(tmp_path: Path) -> None:
@@ -46,10 +47,44 @@ def test_a_replica_that_no_node_takes_is_told_of_after_three_quarters_of_an_hour
 
 
 def test_a_first_deployment_that_no_node_takes_is_told_of_by_the_alert_on_pending_replicas_alone(tmp_path: Path) -> None:
-    fleet = Cluster("c").policy((0, 10, 1)).status((0, DAY, 5)).wanted((0, DAY, 1))
+    fleet = Cluster("c").policy((0, 10, 1)).status((0, 2 * DAY, 5)).wanted((0, 2 * DAY, 1)).policy_application(6, 2 * DAY)
     assert firing((15, 40), [fleet], 0, "", tmp_path) == ""
-    assert firing((60, 600), [fleet], 1, ', alertname="NightjarReplicasPending"', tmp_path) == ""
+    assert firing((60, 600, DAY + 90), [fleet], 1, ', alertname="NightjarReplicasPending"', tmp_path) == ""
     assert firing((60, 600), [fleet], 1, "", tmp_path) == ""
+
+
+def test_a_first_install_of_which_serve_could_build_nothing_is_told_of_for_each_application_for_as_long_as_it_lasts(
+    tmp_path: Path,
+) -> None:
+    unbuilt = Cluster("c").status((0, 2 * DAY, 1)).policy_application(1, 2 * DAY)
+    assert firing((10, DAY + 90), [unbuilt], 2, ', alertname="NightjarApplicationUnhealthy"', tmp_path) == ""
+    assert firing((10, 60), [unbuilt], 2, "", tmp_path) == ""
+
+
+def test_where_nothing_could_be_built_and_the_policys_application_has_another_name_its_metrics_are_said_to_be_absent(
+    tmp_path: Path,
+) -> None:
+    unbuilt = Cluster("c").status((0, DAY, 1)).status((0, DAY, 1), application="steering")
+    assert firing((15, 600), [unbuilt], 1, ', alertname="NightjarMetricsAbsent"', tmp_path) == ""
+    assert firing((15,), [unbuilt], 1, "", tmp_path) == ""
+
+
+def test_replicas_that_no_node_takes_after_a_weekend_at_zero_are_told_of_and_nothing_before(tmp_path: Path) -> None:
+    fleet = _after_a_weekend_at_zero(5)
+    assert firing((90, DAY + 120, MONDAY + 40), [fleet], 0, "", tmp_path) == ""
+    assert firing((MONDAY + 60,), [fleet], 1, ', alertname="NightjarReplicasPending"', tmp_path) == ""
+
+
+def test_an_application_that_fails_after_a_weekend_at_zero_is_told_of(tmp_path: Path) -> None:
+    unhealthy = ', alertname="NightjarApplicationUnhealthy", application="chat"'
+    assert firing((MONDAY + 15,), [_after_a_weekend_at_zero(1)], 1, unhealthy, tmp_path) == ""
+
+
+def _after_a_weekend_at_zero(status: float) -> Cluster:
+    """Two replicas are wanted on Monday, none comes up, and Serve's status of the application is this one."""
+    fleet = Cluster("c").policy((0, 70, 1)).replica((0, 60, 1)).policy_application(6, 3 * DAY)
+    fleet.status((0, MONDAY, 6), (MONDAY + 2, 3 * DAY, status))
+    return fleet.wanted((0, 60, 1), (62, MONDAY, 0), (MONDAY + 2, 3 * DAY, 2))
 
 
 def test_of_two_releases_the_one_whose_replica_is_cut_off_fires_with_its_namespace_and_job(tmp_path: Path) -> None:
@@ -81,8 +116,9 @@ def test_an_unhealthy_application_is_told_of_where_it_is_ours_alone(tmp_path: Pa
         Cluster("d", job="shop").wanted((0, DAY, 1), application="shop", deployment="Shop").status((0, DAY, 2), application="shop")
     )
     beside = Cluster("c").wanted((0, DAY, 1), application="search", deployment="Index").status((0, DAY, 2), application="search")
+    plain = Cluster("e", job="plain").wanted((0, DAY, 1), deployment="LLMServer:chat").status((0, DAY, 1))
     unbuilt = Cluster("c").status((0, DAY, 1), application="typo")
-    clusters = [ours, theirs, beside, unbuilt]
+    clusters = [ours, theirs, beside, plain, unbuilt]
     unhealthy = ', alertname="NightjarApplicationUnhealthy"'
     assert firing((60,), clusters, 1, f'{unhealthy}, namespace="llm", job="nightjar", application="chat"', tmp_path) == ""
     assert firing((60,), clusters, 1, f'{unhealthy}, application="typo"', tmp_path) == ""
