@@ -279,6 +279,14 @@ def test_a_page_shows_commands_in_console_blocks_alone(page: Path) -> None:
     assert [first for first in re.findall(r"^ *```console\n *(.*)$", text, re.MULTILINE) if not first.startswith("$ ")] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_variable_of_a_command_is_set_above_it_on_the_page(page: Path) -> None:
+    given: set[str] = set()
+    for line in re.findall(r"^ *\$ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+        assert set(re.findall(r"\$([A-Z_]+)", line)) <= given, line
+        given |= set(re.findall(rf"^{A_VARIABLE}(\w+)=", line))
+
+
 @pytest.mark.parametrize(("command", "place"), RUN_ELSEWHERE.items(), ids=str)
 def test_what_is_run_elsewhere_stands_there_word_for_word(command: str, place: str) -> None:
     within_test = command == "make test-fast" and "test: $(INSTALLED) $(HELM) test-fast" in _makefile()
