@@ -8,7 +8,7 @@ models out; a model of the wrong form has findings and no block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -85,15 +85,16 @@ def never_steered(import_path: str) -> str:
     return f"{import_path} builds servers of its own: it is served, never steered"
 
 
-def doors(application: Mapping[str, Any], pod_variables: Mapping[str, str], *, is_steered: bool) -> str:
+def doors(application: Mapping[str, Any], pod_variables: Sequence[Mapping[str, str]], *, is_steered: bool) -> str:
     """What answers whom under ray.serve.llm, in one line for the application at hand (docs/security.md has the whole).
 
-    `is_steered`: its builder is Nightjar's.
+    `pod_variables`: those of each pod, any of which may get the ingress. `is_steered`: its builder is Nightjar's.
     """
     arguments = _mapping(application.get("args"))
-    variables = {**pod_variables, **variables_in(application.get("runtime_env"))}
-    asks = f"{API_KEY} is set here" if API_KEY in variables else f"{API_KEY} is not set here, so that nobody is asked for a key"
-    if variables.get(DIRECT_STREAMING) == "1":
+    own = variables_in(application.get("runtime_env"))
+    variables = [{**of_pod, **own} for of_pod in pod_variables or ({},)]
+    asks = _asks([bool(each.get(API_KEY)) for each in variables])
+    if any(each.get(DIRECT_STREAMING) == "1" for each in variables):
         if all(_is_ours(model, is_steered=is_steered) for model in _mappings(arguments.get("llm_configs"))):
             return f"direct streaming, which never ran here: replicas answer the OpenAI routes and /health alone; {asks}"
         return f"direct streaming: replicas answer every route of vLLM's server, /invocations without a key as well; {asks}"
@@ -101,6 +102,15 @@ def doors(application: Mapping[str, Any], pod_variables: Mapping[str, str], *, i
         return f"an ingress of its own, {shown(ingress)}, which Nightjar leaves as it is"
     asked = f"{asks}; scripts of any site may call it" if is_steered else f"it asks nobody for a key, whatever {API_KEY} says"
     return f"ray.serve.llm's ingress answers /tokenize, /detokenize, /v1/score and /docs beside the OpenAI routes; {asked}"
+
+
+def _asks(has_key: Sequence[bool]) -> str:
+    """Who is asked for a key, by whether each pod has one; an empty key is none, as in vLLM."""
+    if all(has_key):
+        return f"{API_KEY} is set here"
+    if any(has_key):
+        return f"{API_KEY} is set in some pods alone, and an ingress in another asks nobody for a key"
+    return f"{API_KEY} is not set here, so that nobody is asked for a key"
 
 
 def _is_ours(model: Mapping[str, Any], *, is_steered: bool) -> bool:

@@ -15,7 +15,11 @@ SUPPORTED_RAY: Final = "2.60"
 """The one minor version that Nightjar is tested with (docs/support.md); a test holds it against pyproject.toml."""
 _OURS: Final = "nightjar."
 _OF_OTHERS: Final = ("rayproject/ray", "rayproject/ray-ml", "rayproject/ray-llm", "vllm/vllm-openai")
-"""Images of other projects: none of them holds nightjar-serve."""
+"""Images of other projects on Docker Hub: none of them holds nightjar-serve. In another registry the same name may be a copy, or
+the user's own image on one of these; which cannot be told, so that it is one of the `unknown_images`."""
+_DOCKER_HUB: Final = frozenset({"docker.io", "index.docker.io"})
+ELSEWHERE: Final = "of valueFrom"
+"""Stands for a variable's value that the manifest names and does not hold."""
 _BRING_PACKAGES: Final = frozenset({"pip", "uv", "conda", "py_modules", "working_dir", "image_uri", "container"})
 """Fields of a runtime_env by which Ray may put packages into an image that lacks them."""
 
@@ -49,14 +53,15 @@ def unknown_images(manifest: Any) -> list[str]:
     return list(dict.fromkeys(image for _, image in _images(manifest) if _repository(image) not in _OF_OTHERS))
 
 
-def pod_variables(manifest: Any) -> dict[str, str]:
-    """The variables of all pods' Ray containers; empty text for a value that a secret or a field has."""
-    found: dict[str, str] = {}
+def pod_variables(manifest: Any) -> list[dict[str, str]]:
+    """The variables of each pod's Ray container; `ELSEWHERE` for a value that a secret or a field has."""
+    found: list[dict[str, str]] = []
     for place in _ray_containers(manifest):
         variables = _get(manifest, (*place, "env"))
-        for variable in variables if isinstance(variables, list) else ():
-            if isinstance(variable, Mapping):
-                found[str(variable.get("name"))] = str(variable.get("value") or "")
+        named = [each for each in variables if isinstance(each, Mapping)] if isinstance(variables, list) else []
+        found.append(
+            {str(each.get("name")): ELSEWHERE if each.get("valueFrom") else str(each.get("value") or "") for each in named}
+        )
     return found
 
 
@@ -77,13 +82,15 @@ def _ray_containers(manifest: Any) -> list[Place]:
 
 
 def _repository(image: str) -> str:
-    """The last two parts of an image's name, without registry, tag and digest.
+    """An image's name without tag and digest, and without the registry where that is Docker Hub.
 
-    >>> _repository("mirror.example.com:5000/rayproject/ray-llm:2.60.0-py312-cu130"), _repository("serve@sha256:0")
-    ('rayproject/ray-llm', 'serve')
+    >>> _repository("docker.io/rayproject/ray-llm:2.60.0-py312-cu130"), _repository("registry.corp:5000/rayproject/ray@sha256:0")
+    ('rayproject/ray-llm', 'registry.corp:5000/rayproject/ray')
     """
-    parts = image.partition("@")[0].split("/")
-    return "/".join([*parts[-2:-1], parts[-1].partition(":")[0]])
+    *parents, last = image.partition("@")[0].split("/")
+    if parents and parents[0] in _DOCKER_HUB:
+        del parents[0]
+    return "/".join([*parents, last.partition(":")[0]])
 
 
 def _is_supported(version: str) -> bool:

@@ -211,6 +211,7 @@ DIRECT = '{RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING: "1"}'
     [
         (HOSTED_IMPORT_PATH, "{}", "the OpenAI routes; VLLM_API_KEY is not set here, so that nobody is asked for a key"),
         (HOSTED_IMPORT_PATH, "{VLLM_API_KEY: k}", "the OpenAI routes; VLLM_API_KEY is set here"),
+        (HOSTED_IMPORT_PATH, "{VLLM_API_KEY: ''}", "the OpenAI routes; VLLM_API_KEY is not set here"),
         (HOSTED_IMPORT_PATH, DIRECT, "replicas answer the OpenAI routes and /health alone; VLLM_API_KEY is not set here"),
         (RAY_IMPORT_PATH, "{VLLM_API_KEY: k}", "the OpenAI routes; it asks nobody for a key, whatever VLLM_API_KEY says"),
         (RAY_IMPORT_PATH, DIRECT, "replicas answer every route of vLLM's server, /invocations without a key as well"),
@@ -234,11 +235,45 @@ def test_a_server_or_an_ingress_of_the_users_own_is_not_said_to_be_closed() -> N
     assert "an ingress of its own, 'shop:Door', which Nightjar leaves as it is" in doors_of(ingress)
 
 
+def manifest_of(path: str, head: str, *workers: str) -> str:
+    """A RayService whose Ray containers have these lists of variables."""
+    config = "".join(f"    {line}\n" for line in MODEL.format(path=path).splitlines())
+    pods = [f"{{template: {{spec: {{containers: [{{env: {variables}}}]}}}}}}" for variables in (head, *workers)]
+    cluster = f"{{headGroupSpec: {pods[0]}, workerGroupSpecs: [{', '.join(pods[1:])}]}}"
+    return f"kind: RayService\nspec:\n  serveConfigV2: |\n{config}  rayClusterConfig: {cluster}\n"
+
+
 def test_variables_of_a_rayservices_pods_count_as_well() -> None:
-    config = "".join(f"    {line}\n" for line in MODEL.format(path=RAY_IMPORT_PATH).splitlines())
-    pod = '{template: {spec: {containers: [{env: [{name: RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING, value: "1"}]}]}}}'
-    manifest = f"kind: RayService\nspec:\n  serveConfigV2: |\n{config}  rayClusterConfig: {{headGroupSpec: {pod}}}\n"
-    assert "direct streaming: replicas answer every route" in doors_of(manifest)
+    direct = '[{name: RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING, value: "1"}]'
+    assert "direct streaming: replicas answer every route" in doors_of(manifest_of(RAY_IMPORT_PATH, direct))
+    assert "direct streaming: replicas answer every route" in doors_of(manifest_of(RAY_IMPORT_PATH, "[]", direct))
+
+
+LITERAL = "[{name: VLLM_API_KEY, value: k}]"
+OF_A_SECRET = "[{name: VLLM_API_KEY, valueFrom: {secretKeyRef: {name: vllm, key: key}}}]"
+EMPTY = '[{name: VLLM_API_KEY, value: ""}]'
+
+
+@pytest.mark.parametrize(
+    ("pods", "said"),
+    [
+        ((LITERAL, OF_A_SECRET), "VLLM_API_KEY is set here"),
+        ((EMPTY, "[{name: VLLM_API_KEY}]"), "VLLM_API_KEY is not set here, so that nobody is asked for a key"),
+        (("[]", OF_A_SECRET), "VLLM_API_KEY is set in some pods alone, and an ingress in another asks nobody for a key"),
+        ((LITERAL, LITERAL, EMPTY), "VLLM_API_KEY is set in some pods alone, and an ingress in another asks nobody for a key"),
+    ],
+    ids=["in every pod", "empty", "in the workers", "in one group of workers"],
+)
+def test_a_key_is_said_to_be_asked_for_where_every_pod_has_one(pods: tuple[str, ...], said: str) -> None:
+    """The ingress may run in any pod."""
+    assert f"the OpenAI routes; {said}; scripts" in doors_of(manifest_of(HOSTED_IMPORT_PATH, *pods))
+
+
+def test_the_applications_own_variables_count_in_every_pod() -> None:
+    text = manifest_of(HOSTED_IMPORT_PATH, "[]", LITERAL)
+    for key, said in (("k", "VLLM_API_KEY is set here"), ("''", "VLLM_API_KEY is not set here")):
+        own = text.replace("  args:\n", f"  runtime_env: {{env_vars: {{VLLM_API_KEY: {key}}}}}\n      args:\n")
+        assert said in doors_of(own)
 
 
 def test_migrating_to_it_says_who_may_call_it(tmp_path: Path) -> None:

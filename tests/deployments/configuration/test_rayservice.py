@@ -70,11 +70,19 @@ def test_images_of_a_name_that_says_nothing_are_listed_as_not_read_and_no_mistak
     )
 
 
-@pytest.mark.parametrize("image", [IMAGE, "mirror.example.com:5000/vllm/vllm-openai:v0.32.0", "rayproject/ray@sha256:0"])
+@pytest.mark.parametrize("image", [IMAGE, "docker.io/vllm/vllm-openai:v0.32.0", "rayproject/ray@sha256:0"])
 def test_an_image_of_another_project_has_no_nightjar_and_is_an_error_at_its_line(image: str) -> None:
     (error,) = of_cluster(MANIFEST.replace("image: registry.example.com/serve:1\n", f"image: {image}\n"))
     assert error.startswith("f:30: error: spec.rayClusterConfig.workerGroupSpecs.0.template.spec.containers.0.image: ")
     assert f"{image!r} has no nightjar-serve, so nightjar.deployments.app:build cannot be imported in it" in error
+
+
+def test_a_name_of_another_project_in_a_registry_of_the_users_own_says_nothing() -> None:
+    """Own images on Ray's keep its name there, and so do copies of it."""
+    image = "registry.corp:5000/rayproject/ray-llm:2.60-nightjar"
+    text = MANIFEST.replace("registry.example.com/serve:1", image)
+    assert of_cluster(text) == []
+    assert [line.partition(": ")[0] for line in check_text(text).not_read] == [f"image {image}"]
 
 
 def test_where_a_runtime_env_may_bring_packages_nothing_is_said_of_images() -> None:
