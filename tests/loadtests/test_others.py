@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -25,7 +26,14 @@ def machine(proc: Path, busy_s: int, own_s: int) -> None:
         (proc / str(pid) / "stat").write_text(f"{pid} (a (b) c) S {parent} {pid} {pid} 0 -1 0 0 0 0 0 {times} 20 0")
 
 
-def test_time_of_the_tree_is_not_time_of_others(tmp_path: Path) -> None:
+def cores(monkeypatch: pytest.MonkeyPatch, machine_has: int, left: int) -> None:
+    """A machine of so many processors, of which a quota leaves `left`."""
+    monkeypatch.setattr(os, "cpu_count", lambda: machine_has)
+    monkeypatch.setattr(others, "machine_facts", lambda proc: SimpleNamespace(cores=left))
+
+
+def test_time_of_the_tree_is_not_time_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cores(monkeypatch, machine_has=2, left=2)
     machine(tmp_path, busy_s=100, own_s=50)
     before = look(10, tmp_path, clock=lambda: 5.0)
     machine(tmp_path, busy_s=118, own_s=58)
@@ -37,9 +45,9 @@ def test_time_of_the_tree_is_not_time_of_others(tmp_path: Path) -> None:
 def test_nothing_is_said_behind_a_quota_of_processors_or_where_there_is_no_proc(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert look(10, tmp_path / "absent") is None
     machine(tmp_path, busy_s=1, own_s=1)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4096)
-    monkeypatch.setattr(others, "machine_facts", lambda proc: type("Facts", (), {"cores": 2})())
+    cores(monkeypatch, machine_has=64, left=2)
     assert look(10, tmp_path) is None
+    cores(monkeypatch, machine_has=2, left=2)
+    assert look(10, tmp_path / "absent") is None
     assert share_of_others(None, Look(1.0, 1.0, 1.0), cores=2) is None
