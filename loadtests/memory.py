@@ -142,9 +142,14 @@ def process_name(words: list[str]) -> str:
     return name
 
 
-def _stat(entry: Path) -> _Stat | None:
+def stat_fields(entry: Path) -> list[int]:
+    """The numbers of `/proc/PID/stat` behind the name and the state, from the parent on; none where it cannot be read."""
     try:
-        fields = (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return _Stat(int(entry.name), int(fields[1]), int(fields[3]))
-    except (OSError, ValueError, IndexError):
-        return None
+        return [int(word) for word in (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1:]]
+    except (OSError, ValueError):
+        return []
+
+
+def _stat(entry: Path) -> _Stat | None:
+    fields = stat_fields(entry)
+    return _Stat(int(entry.name), fields[0], fields[2]) if len(fields) > 2 else None

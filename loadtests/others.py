@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from nightjar.loadtests.demo_needs import machine_facts
-from nightjar.loadtests.memory import PROC, tree
+from nightjar.loadtests.memory import PROC, stat_fields, tree
 
 MUCH: Final = 0.1
 """Of the machine's processor time: what others took from there on is told."""
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _BUSY: Final = (0, 1, 2, 5, 6, 7)
 """Of /proc/stat's first line: user, nice, system, interrupts of both kinds, stolen. Idle and waiting for a disk are not."""
-_OWN: Final = slice(11, 15)
-"""Of /proc/PID/stat, behind the name: user and system time of the process, and of its children that ended."""
+_OWN: Final = slice(10, 14)
+"""Of stat_fields: user and system time of the process, and of its children that ended."""
 
 
 class Look(NamedTuple):
@@ -44,7 +44,8 @@ def look(root: int | None = None, proc: Path = PROC, clock: Callable[[], float] 
     except (OSError, ValueError):
         return None
     busy = sum(ticks for place, ticks in enumerate(machine) if place in _BUSY)
-    return Look(clock(), busy / _TICKS_PER_S, sum(_ticks(proc / str(pid)) for pid in pids) / _TICKS_PER_S)
+    own = sum(sum(stat_fields(proc / str(pid))[_OWN]) for pid in pids)
+    return Look(clock(), busy / _TICKS_PER_S, own / _TICKS_PER_S)
 
 
 def share_of_others(before: Look | None, after: Look | None, cores: int) -> float | None:
@@ -57,11 +58,3 @@ def share_of_others(before: Look | None, after: Look | None, cores: int) -> floa
         return None
     others_s = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
     return max(others_s / (cores * (after.at_s - before.at_s)), 0.0)
-
-
-def _ticks(entry: Path) -> int:
-    try:
-        fields = (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return sum(map(int, fields[_OWN]))
-    except (OSError, ValueError):
-        return 0
