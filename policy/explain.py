@@ -18,7 +18,7 @@ from nightjar.policy.canary.trial import Trial
 from nightjar.policy.engine.steering import Cause
 from nightjar.policy.freeze import Freeze
 from nightjar.policy.modes import ModeOverride, effective_mode, override_of
-from nightjar.policy.planners.base import GroupPlan, batch_range, speculation
+from nightjar.policy.planners.base import GroupPlan, batch_range, speculation, told_arms
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.trials import in_words as segments_in_words
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
@@ -327,16 +327,17 @@ def _arms(
     too_long: set[int] = set()
     if estimate is not None and bucket < len(estimate.goodput_model.rows):
         model = estimate.goodput_model
+        told = told_arms(evidence, model.arms)
         gain, deviation = model.gain(np.zeros(len(model.rows), dtype=np.int64))
         too_long = {length for index, length in enumerate(model.arms) if not model.allowed[bucket, index]}
         for index, length in enumerate(model.arms):
+            if length not in told:
+                continue
             goodput = _finite(np.exp(min(float(model.log_goodput[bucket, index]), 100.0)))
-            above = _finite(np.expm1(min(float(gain[bucket, index]), 100.0))) if index else None
-            doubt = _finite(deviation[bucket, index]) if index else None
-            if evidence.only_length is None:
-                predicted[length] = goodput, above, doubt
-            elif length == evidence.only_length:  # of the others nothing is known, nor of a gain over any
-                predicted[length] = goodput, None, None
+            is_gain_told = bool(index) and model.arms[0] in told
+            above = _finite(np.expm1(min(float(gain[bucket, index]), 100.0))) if is_gain_told else None
+            doubt = _finite(deviation[bucket, index]) if is_gain_told else None
+            predicted[length] = goodput, above, doubt
     arms = []
     for length in sorted(lengths | predicted.keys()):
         goodput, above, doubt = predicted.get(length, (None, None, None))

@@ -10,8 +10,7 @@ import numpy as np
 
 from nightjar.policy.estimate.gained import gained, measured
 from nightjar.policy.estimate.goodput import Floats
-from nightjar.policy.planners.base import NOT_MEASURED, batch_range, why_not_known
-from nightjar.policy.planners.replanning import Estimate
+from nightjar.policy.planners.base import NOT_MEASURED, batch_range, told_arms, why_not_known
 from nightjar.policy.prediction import predict
 from nightjar.policy.restarts.leases import GroupRestarts
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
@@ -93,7 +92,7 @@ def _group(
         mixed_rows=plan.mixed_rows if plan is not None else (),
         acceptance=group.evidence.acceptance.measured(),
         cells=tuple(cells),
-        goodput_model=_goodput_model(group.estimate, max_num_seqs, now_s) if with_model and group.estimate is not None else None,
+        goodput_model=_goodput_model(group, now_s) if with_model else None,
         predicted_tokens_per_s=predicted.planned if predicted is not None else None,
         predicted_off_tokens_per_s=predicted.off if predicted is not None else None,
         predicted_present_tokens_per_s=predicted.present if predicted is not None else None,
@@ -105,23 +104,31 @@ def _group(
     )
 
 
-def _goodput_model(estimate: Estimate, max_num_seqs: int, now_s: float) -> GoodputModelStatus | None:
-    """What the estimate expects, in round numbers; None where a number is none, for a status must not fail on its group."""
+def _goodput_model(group: GroupState, now_s: float) -> GoodputModelStatus | None:
+    """What the estimate expects of the K that `explain` tells of, in round numbers.
+
+    None without an estimate, without such a K, and where a number is none: a status must not fail on its group.
+    """
+    estimate = group.estimate
+    told = told_arms(group.evidence, estimate.goodput_model.arms) if estimate is not None else ()
+    if estimate is None or not told:
+        return None
     model = estimate.goodput_model
+    columns = [model.arms.index(arm) for arm in told]
     goodput = np.exp(np.minimum(model.log_goodput, 100.0))
     deviation = np.sqrt(np.maximum(np.diagonal(model.covariance, axis1=1, axis2=2), 0.0))
     _, gain_deviation = model.gain(np.zeros(len(model.rows), dtype=np.int64))
     if not all(np.all(np.isfinite(numbers)) for numbers in (goodput, deviation, gain_deviation)):
         return None
-    ranges = [bucket_range(bucket, max_num_seqs) for bucket in range(len(model.rows))]
+    ranges = [bucket_range(bucket, group.key.max_num_seqs) for bucket in range(len(model.rows))]
     return GoodputModelStatus(
         age_s=max(now_s - estimate.at_s, 0.0) if math.isfinite(estimate.at_s) else None,
         first_batch_sizes=tuple(first for first, _ in ranges),
         last_batch_sizes=tuple(last for _, last in ranges),
-        num_speculative_tokens=model.arms,
-        goodput_tokens_per_s=_rounded(goodput, 2),
-        goodput_deviation=_rounded(deviation, 4),
-        gain_deviation=_rounded(gain_deviation, 4),
+        num_speculative_tokens=told,
+        goodput_tokens_per_s=_rounded(goodput[:, columns], 2),
+        goodput_deviation=_rounded(deviation[:, columns], 4),
+        gain_deviation=_rounded(gain_deviation[:, columns], 4) if model.arms[0] in told else (),
     )
 
 

@@ -137,6 +137,16 @@ def why_not_known(evidence: Evidence, arms: Sequence[int]) -> str:
     return f"only {speculation(only)} ever ran here" if only is not None and len(arms) > 1 else ""
 
 
+def told_arms(evidence: Evidence, arms: Sequence[int]) -> tuple[int, ...]:
+    """The K of which a view may say what they give: all, or the only one that ever ran (`why_not_known`).
+
+    >>> told_arms(Evidence(), (0, 3, 5))
+    (0, 3, 5)
+    """
+    only = evidence.only_length
+    return tuple(arms) if only is None else tuple(arm for arm in arms if arm == only)
+
+
 Planner = Callable[[GroupView], GroupPlan]
 
 

@@ -96,9 +96,10 @@ class CellStatus(Record):
 class GoodputModelStatus(Record):
     """What the planner `fleet` expected of every K in its last estimate, `age_s` ago (None: there is no evidence yet).
 
-    A row per batch bucket, a column per K. `goodput_tokens_per_s` is generated tokens a second of one replica that runs in the
-    bucket. `goodput_deviation` is the standard deviation of its logarithm, `gain_deviation` that of the logarithm of its ratio to
-    K = 0 in the same bucket: the doubt that a change of K must exceed (0.03 reads as 3 %).
+    A row per batch bucket, a column per K, or a single one while no other K ever ran. `goodput_tokens_per_s` is generated tokens a
+    second of one replica that runs in the bucket. `goodput_deviation` is the standard deviation of its logarithm, `gain_deviation`
+    that of the logarithm of its ratio to K = 0 in the same bucket: the doubt that a change of K must exceed (0.03 reads as 3 %). It
+    is empty where K = 0 has no column.
     """
 
     age_s: float | None = None

@@ -176,9 +176,27 @@ def test_in_shadow_nothing_is_predicted_while_a_single_k_ever_ran_and_the_way_to
     assert replica.reason == f"shadow, nothing is touched: {words}"
     assert (groups[0].predicted_tokens_per_s, groups[0].predicted_off_tokens_per_s) == (None, None)
     assert "tok/s" not in groups[0].reason
+    model = groups_of(fleet.state, fleet.now_s)[0].goodput_model
+    assert model is not None
+    assert (model.num_speculative_tokens, model.gain_deviation) == ((5,), ())
     arms = explain(fleet.state, fleet.decisions, fleet.settings, (), "a", fleet.now_s).arms
     assert [arm.num_speculative_tokens for arm in arms if arm.predicted_tokens_per_s is not None] == [5]
     assert all(arm.gain_over_off is None for arm in arms)
+
+
+@pytest.mark.parametrize("mode", ["shadow", "off", "auto"])
+def test_a_group_tells_of_the_same_k_as_explain_and_the_same_numbers(mode: str) -> None:
+    fleet = Fleet([Replica("a", 16)], settings=parse_operator_settings({"mode": mode}))
+    fleet.run(8.0)
+    model = groups_of(fleet.state, fleet.now_s)[0].goodput_model
+    assert model is not None
+    arms = explain(fleet.state, fleet.decisions, fleet.settings, (), "a", fleet.now_s).arms
+    bucket = model.first_batch_sizes.index(16)
+    told = dict(zip(model.num_speculative_tokens, model.goodput_tokens_per_s[bucket], strict=True))
+    explained = {arm.num_speculative_tokens: arm.predicted_tokens_per_s for arm in arms if arm.predicted_tokens_per_s is not None}
+    assert told == pytest.approx(explained, abs=0.01)
+    gains = {arm.num_speculative_tokens for arm in arms if arm.gain_over_off is not None}
+    assert gains == (set(told) - {0} if model.gain_deviation else set())
 
 
 def test_once_several_k_ran_shadow_predicts_again() -> None:

@@ -273,3 +273,22 @@ def test_a_planner_that_does_not_learn_shows_what_was_measured_alone(page: Page,
     unmeasured = group.model_copy(update={"goodput_model": None, "cells": ()})
     policy.fleet = policy.fleet.model_copy(update={"groups": (unmeasured,)})
     page.wait_for("document.querySelector('[data-field=nothing]').checkVisibility()")
+
+
+def test_of_a_k_that_never_ran_nothing_is_shown_and_the_page_says_what_finds_out(
+    page: Page, url: str, policy: ChangingPolicy
+) -> None:
+    (group,) = policy.fleet.groups
+    assert group.goodput_model is not None
+    of_one = {
+        name: tuple(row[-1:] for row in getattr(group.goodput_model, name))
+        for name in ("goodput_tokens_per_s", "goodput_deviation")
+    }
+    model = group.goodput_model.model_copy(update={"num_speculative_tokens": (5,), "gain_deviation": (), **of_one})
+    words = "not known what other K give: only K=5 ever ran here (`nightjar mode auto --for 5m` finds out)"
+    update = {"goodput_model": model, "not_known": words, "predicted_tokens_per_s": None, "predicted_off_tokens_per_s": None}
+    policy.fleet = policy.fleet.model_copy(update={"groups": (group.model_copy(update=update),)})
+    look(page, url)
+    assert page.evaluate("[...document.querySelectorAll('.heat thead th')].map((head) => head.textContent).join()") == "batch,K=5"
+    assert words in page.text("[data-field=facts]")
+    assert "%" not in page.text(".heat tbody")
