@@ -15,7 +15,7 @@ from typing import Final
 
 from nightjar.policy.estimate.off_steps import expected_off_steps
 from nightjar.policy.granting import MayGrant, group_restarts
-from nightjar.policy.intake import MAX_RETIRED_ENGINES, observe
+from nightjar.policy.intake import MAX_RETIRED_ENGINES, counted_under, observe
 from nightjar.policy.learning import hold, learn
 from nightjar.policy.limiting import with_limits
 from nightjar.policy.modes import ModeOverride, effective_mode, fleet_override, live_overrides, with_planner
@@ -119,7 +119,7 @@ def decide(
         live.update(limited | changed)
         if groups[group_id].estimate is not group.estimate:  # what guards compare with follows the estimate that the plan stands on
             groups[group_id] = _with_off_steps(groups[group_id], its)
-        groups[group_id] = with_own_price(groups[group_id], steered)
+        groups[group_id] = with_own_price(counted_under(groups[group_id], steered, modes, now_s), steered)
         groups[group_id], limits, may_grant, counted = group_restarts(groups[group_id], steered, modes, its, may_grant, now_s)
         for replica_id, new_restarts in counted.items():
             live[replica_id] = replace(live[replica_id], new_restarts=new_restarts)

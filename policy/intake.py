@@ -6,6 +6,8 @@ was heard before counts nothing and says why. How many replicas may report is bo
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -13,10 +15,11 @@ from nightjar.policy.canary.compare import Work
 from nightjar.policy.estimate.catch_up import NewRestarts
 from nightjar.policy.estimate.contributions import NewEvidence
 from nightjar.policy.estimate.counting import CountedEngine, NewSteps, count
-from nightjar.policy.estimate.gained import Spent
+from nightjar.policy.estimate.gained import Spent, Under
 from nightjar.policy.estimate.implausible import ImplausibleCountersError
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.wire.batch_buckets import batch_bucket
+from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import NO_ENGINE_ID, GroupKey, LoadReport
 
@@ -55,7 +58,8 @@ def observe(state: FleetState, report: LoadReport, now_s: float, settings: Opera
     is_first = _is_first(known, counters.engine_id)
     present = _heard(known, report, group_id, now_s)
     came_back = present.counted_at_s is None and counters.engine_id in state.departed.get(report.replica_id, ())
-    elapsed_s = float("inf") if present.counted_at_s is None else now_s - present.counted_at_s
+    counted_at_s = present.counted_at_s
+    elapsed_s = float("inf") if counted_at_s is None else now_s - counted_at_s
     ignored = ""
     try:
         new, counted = count(counters, present.counted, elapsed_s, report.group)
@@ -65,8 +69,8 @@ def observe(state: FleetState, report: LoadReport, now_s: float, settings: Opera
             if is_first:
                 new = replace(new, restarts=NewRestarts(new.restarts.catch_up))
             present = _counted(present, new, counted, elapsed_s, now_s, settings.evidence_half_life_steps)
-            if elapsed_s < float("inf"):
-                groups = {**groups, group_id: _with_spent(groups[group_id], new, now_s - elapsed_s)}
+            if counted_at_s is not None:
+                groups = {**groups, group_id: _with_spent(groups[group_id], new, counted_at_s)}
                 if state.canary is not None and state.canary.is_running:
                     present = _worked(present, new)
     except ImplausibleCountersError as problem:
@@ -149,9 +153,31 @@ def _worked(replica: ReplicaState, new: NewSteps) -> ReplicaState:
     return replace(replica, new_work={**replica.new_work, bucket: replica.new_work.get(bucket, Work()).plus(work)})
 
 
+def counted_under(
+    group: GroupState, members: Mapping[str, ReplicaState], modes: Mapping[str, tuple[Mode, str]], now_s: float
+) -> GroupState:
+    """The group with the mode under which its engines' time is counted; where that changed, the count begins anew.
+
+    It is the mode of most of its `members`, so that a canary or an override of few ends no count; a tie changes nothing.
+    """
+    spent = group.spent
+    if spent is None or not members:
+        return group
+    counts: Counter[Under] = Counter()
+    for name, replica in members.items():
+        mode = replica.report.local_mode or modes[name][0]
+        counts[Under(mode.kind, mode.num_speculative_tokens, group.planner if mode.kind == "auto" else "")] += 1
+    most = max(counts, key=lambda under: (counts[under], under == spent.under))
+    if most == spent.under:
+        return group
+    return replace(group, spent=replace(spent, under=most) if spent.under is None else Spent(now_s, under=most))
+
+
 def _with_spent(group: GroupState, new: NewSteps, since_s: float) -> GroupState:
-    """The group with what one of its engines did between two reports. An engine's first report begins at no known time."""
+    """The group with what one of its engines did from `since_s` on, unless its mode changed meanwhile."""
     spent = group.spent or Spent(since_s)
+    if since_s < spent.since_s:
+        return group
     return replace(group, spent=spent.plus(new.busy_seconds, new.restarts.catch_up.seconds, new.cell_seconds))
 
 

@@ -79,7 +79,7 @@ class GroupState:
 
     `estimate` is what the plan of the planner `fleet` stands on, `within` the same within limits of a step that some replicas have,
     by their milliseconds. `imported` says what of the evidence nobody measured here. `is_remembered`: its evidence comes from the
-    policy before, to which engines had told their history. `spent` is what its engines did since this policy counts.
+    policy before, to which engines had told their history. `spent` is what its engines did under their present mode.
     """
 
     key: GroupKey

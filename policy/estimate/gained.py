@@ -1,5 +1,6 @@
-"""Engine time that a group saved, or lost, since its policy counts, against engines that had run one K in every step.
+"""Engine time that a group saved, or lost, under its present mode, against engines that had run one K in every step.
 
+It counts since the policy began to, or since the mode of most of the group's replicas, or the planner that decides, last changed.
 Counted are seconds of clean steps (pure decode, at one K for two steps) by batch bucket and K, and what catching up added to some.
 A step that took s seconds at K would have taken s * goodput(K) / goodput(former K) for as many tokens at the former K; both are the
 group's present estimate for the step's own batch bucket. Steps that also compute prompt tokens, or come right after a change of K,
@@ -30,17 +31,27 @@ LEAST_COMPARED: Final = 0.5
 DEVIATIONS: Final = 2.0
 
 
+class Under(NamedTuple):
+    """A mode by its kind, the K of a pin, and in auto the planner."""
+
+    kind: str
+    num_speculative_tokens: int | None = None
+    planner: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Spent:
     """What a group's engines did since `since_s`, as far as reports told one after the other: sums, never decayed.
 
-    `cells` are seconds of clean steps, `catch_up_s` is how much longer other steps took for catching up, `busy_s` is everything.
+    `under` is what most of its replicas ran under meanwhile (None: nothing was decided yet). `cells` are seconds of clean steps,
+    `catch_up_s` is how much longer other steps took for catching up, `busy_s` is everything.
     """
 
     since_s: float
     busy_s: float = 0.0
     catch_up_s: float = 0.0
     cells: Mapping[Cell, float] = field(default_factory=dict)
+    under: Under | None = None
 
     def plus(self, busy_s: float, catch_up_s: float, cells: Mapping[Cell, float]) -> Spent:
         """With what one more report told."""

@@ -114,6 +114,8 @@ class GoodputModelStatus(Record):
 class GainedStatus(Record):
     """Engine time that a group saved over the last `over_s` seconds, against `num_speculative_tokens` in every step.
 
+    It counts since the mode of most of its replicas, or the planner that decides, last changed.
+
     `share` of that time, from `low` to `high` (two deviations; below 0: lost); None where it is not known. `compared_s` of the
     `busy_s` of its engines are behind it (estimate/gained.py).
     """

@@ -9,12 +9,15 @@ import pytest
 
 from nightjar.policy import fleet_status as module
 from nightjar.policy.engine.steering import Cause
+from nightjar.policy.estimate.gained import Spent
 from nightjar.policy.explain import explain
 from nightjar.policy.fleet import FleetState
 from nightjar.policy.fleet_status import fleet_status
+from nightjar.policy.modes import ModeOverride
 from nightjar.policy.prediction import predict
 from nightjar.policy.wire.batch_buckets import batch_bucket
-from nightjar.policy.wire.operator import parse_operator_settings
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
 from nightjar.policy.wire.report import SteeringLevel
 from nightjar.policy.wire.status import GroupStatus, ReplicaStatus
 from tests.policy.engines import ACCEPTANCE, KEY, MAX_NUM_SEQS, Fleet, Replica, best_length, step_seconds
@@ -73,6 +76,52 @@ def test_a_group_says_what_it_gained_over_off_and_over_the_engines_own_k_since_i
         assert one.share == pytest.approx(true, abs=0.05), "what was spent on measuring is within it"
         assert one.compared_s == pytest.approx(one.busy_s, rel=0.1)
         assert one.over_s == pytest.approx(40.0, abs=1.0)
+
+
+def under(mode: str, **more: str) -> OperatorSettings:
+    return parse_operator_settings({"mode": mode, "allowed_num_speculative_tokens": (0, 1, 3, 5), **more})
+
+
+@pytest.mark.parametrize("settings", [under("auto"), under("pin=5"), under("shadow", planner="off")])
+def test_another_mode_of_most_replicas_begins_the_count_anew(settings: OperatorSettings) -> None:
+    fleet = Fleet([Replica("a", 16), Replica("b", 16)], settings=under("pin=3"))
+    fleet.run(20.0)
+    fleet.settings = settings
+    fleet.run(0.5)
+    changed_s = fleet.now_s
+    (spent,) = (group.spent for group in fleet.state.groups.values())
+    assert spent == Spent(changed_s, under=spent.under if spent else None), "nothing of what ran before"
+    fleet.run(20.0)
+    (known,) = fleet.state.groups.values()
+    (group,) = groups_of(fleet.state, fleet.now_s)
+    assert known.spent is not None
+    assert {one.over_s for one in group.gained} == {fleet.now_s - changed_s}
+    if settings.mode.kind != "auto":
+        assert {length for _, length in known.spent.cells} == {5}, "and not K=3, which ran before"
+
+
+def test_another_planner_begins_the_count_anew_in_auto_alone() -> None:
+    fleet = Fleet([Replica("a", 16)], settings=under("auto"))
+    fleet.run(5.0)
+    for mode, anew in (("auto", True), ("shadow", True), ("shadow", False)):
+        fleet.settings = under(mode, planner="off" if fleet.settings.planner == "fleet" else "fleet")
+        fleet.run(0.5)
+        (known,) = fleet.state.groups.values()
+        assert known.spent is not None
+        assert (known.spent.since_s == fleet.now_s) == anew
+
+
+def test_an_override_of_few_replicas_ends_no_count_and_begins_none() -> None:
+    fleet = Fleet([Replica(name, 16) for name in "abc"], settings=under("auto"))
+    fleet.run(5.0)
+    fleet.overrides = (ModeOverride(scope="replica", name="a", mode=Mode.parse("off")),)
+    fleet.run(5.0)
+    (group,) = groups_of(fleet.state, fleet.now_s)
+    assert group.gained[0].over_s > 9.0
+    fleet.overrides = ()
+    fleet.run(5.0)
+    (group,) = groups_of(fleet.state, fleet.now_s)
+    assert group.gained[0].over_s > 14.0
 
 
 def test_before_anything_was_counted_no_gain_is_told_and_over_a_k_that_may_not_run_it_is_not_known() -> None:
