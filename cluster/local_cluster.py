@@ -28,7 +28,6 @@ import secrets
 import select
 import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +42,6 @@ from nightjar.cluster.serve_config import POLICY_IMPORT_PATH, ServeFile, ServeFi
 from nightjar.cluster.serve_states import describe_failure, describe_pending
 
 OBJECT_STORE_BYTES: Final = 128 * 1024 * 1024
-MAX_TEMP_FOLDER_LENGTH: Final = 32
 DEPLOY_POLL_PERIOD_S: Final = 0.5
 WATCH_PERIOD_S: Final = 5.0
 HEARTBEAT_PERIOD_S: Final = 1.0
@@ -180,14 +178,6 @@ class LocalCluster:
         self._progress.wait_for("")
 
 
-def short_temp_folder() -> Path:
-    """A new folder whose path leaves room for Ray's socket names: the system's temp folder, or /tmp where that is too deep."""
-    root = Path(tempfile.gettempdir())
-    if len(str(root)) + len("/nightjar-abcdefgh") > MAX_TEMP_FOLDER_LENGTH:
-        root = Path("/tmp")  # noqa: S108 - mkdtemp makes a private folder with a random name in it
-    return Path(tempfile.mkdtemp(prefix="nightjar-", dir=root))
-
-
 def prepare_environment(folder: Path) -> None:
     """Set what Ray's processes inherit. What the user set stays; Ray turns its token authentication on by itself."""
     os.environ.pop("RAY_ADDRESS", None)
@@ -251,8 +241,9 @@ def hold_lifeline(stop: threading.Event, progress: Progress) -> None:
         threading.Event().wait(HEARTBEAT_PERIOD_S)
 
 
-def main(file: str, port: str, output: str) -> int:
-    """Check, serve until stdin closes, clean up. Returns the exit code."""
+def main(file: str, port: str, output: str, temp_folder: str) -> int:
+    """Check, serve until stdin closes, clean up. `temp_folder` exists and is empty. Returns the exit code."""
+    folder = Path(temp_folder)
     sys.stdout = sys.stderr  # what Ray and the applications' modules print is not the command's output
     stop = threading.Event()
     progress = Progress(lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201 - a command's own output
@@ -269,7 +260,6 @@ def main(file: str, port: str, output: str) -> int:
         progress.say(f"port {instead_of} is in use, taking {chosen_port}")
     if token is None and any(application.import_path == POLICY_IMPORT_PATH for application in serve_file.applications):
         progress.say(f"the HTTP API is read-only: set {TOKEN_VARIABLE} or {TOKEN_FILE_VARIABLE} to allow `nightjar mode`")
-    folder = short_temp_folder()
     prepare_environment(folder)
     url = reachable_url(serve_file.host, chosen_port)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,35 @@ def wait_for_end(pid: int) -> bool:
 
 def test_a_child_that_fails_on_its_own_gives_its_code() -> None:
     assert LocalSession([sys.executable, "-c", "raise SystemExit(3)"]).run() == 3
+
+
+ASKS_ITS_PARENT_TO_STOP_TWICE = """
+import os, pathlib, signal, sys, time
+pathlib.Path(sys.argv[1], "log").touch()
+os.kill(os.getppid(), signal.SIGTERM)
+os.kill(os.getppid(), signal.SIGINT)
+time.sleep(600)
+"""
+
+
+def temp_folder(tmp_path: Path) -> Path:
+    (folder := tmp_path / "of-the-session").mkdir()
+    return folder
+
+
+def test_a_child_that_a_second_signal_kills_leaves_no_folder(tmp_path: Path) -> None:
+    session = LocalSession([sys.executable, "-c", ASKS_ITS_PARENT_TO_STOP_TWICE], partial(temp_folder, tmp_path))
+    assert session.run() in {128 + signal.SIGINT, 128 + signal.SIGTERM}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_child_that_ends_by_itself_keeps_its_logs_and_an_unused_folder_goes(tmp_path: Path) -> None:
+    writes = "import pathlib, sys; pathlib.Path(sys.argv[1], 'log').touch(); sys.exit(3)"
+    assert LocalSession([sys.executable, "-c", writes], partial(temp_folder, tmp_path)).run() == 3
+    assert (tmp_path / "of-the-session" / "log").exists()
+    (unused := tmp_path / "unused").mkdir()
+    assert LocalSession([sys.executable, "-c", "raise SystemExit(3)"], partial(temp_folder, unused)).run() == 3
+    assert list(unused.iterdir()) == []
 
 
 SUCCEEDS_AT_ITS_LAST_START = """
