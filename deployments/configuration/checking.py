@@ -20,18 +20,22 @@ from nightjar.deployments.configuration.hosted import (
     HostedModel,
     doors,
     hosted_findings,
+    model_files,
     never_steered,
 )
 from nightjar.deployments.configuration.placement import Demand, placement_findings
 from nightjar.deployments.configuration.rayservice import SUPPORTED_RAY, cluster_findings, pod_variables, unknown_images
 from nightjar.deployments.configuration.rules import CheckedModel, check_model
-from nightjar.deployments.configuration.schema_findings import place_named_in, schema_findings
+from nightjar.deployments.configuration.schema_findings import near_name, place_named_in, schema_findings
 from nightjar.deployments.configuration.serve_schema import ServeConfig
 from nightjar.deployments.configuration.source import SourceError, read_sources
 from nightjar.deployments.configuration.worker_pods import ServicePods, service_pods
 from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings, setting_problems
 
 MODEL_IMPORT_PATH: Final = "nightjar.deployments.app:build"
+
+
+OWN_IMPORT_PATHS: Final = (MODEL_IMPORT_PATH, HOSTED_IMPORT_PATH, POLICY_IMPORT_PATH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,7 @@ def check_config(
     for number, application in enumerate(applications):
         place: Place = ("applications", number)
         path = _import_path(application)
-        found += _below(place, _unsteered(path))
+        found += _below(place, [*_unsteered(path), *_no_path_of_ours(path)])
         if _spoiled(found, place):
             continue
         if path in (RAY_IMPORT_PATH, HOSTED_IMPORT_PATH):
@@ -153,6 +157,13 @@ def _unsteered(import_path: str) -> Iterator[Finding]:
         yield Finding("warning", ("import_path",), message)
 
 
+def _no_path_of_ours(import_path: str) -> Iterator[Finding]:
+    """A path below Nightjar's package that leads to no application: Serve would say so a minute after the start."""
+    if import_path.startswith("nightjar.") and import_path not in OWN_IMPORT_PATHS:
+        near = near_name(import_path, OWN_IMPORT_PATHS, 0.0)
+        yield Finding("error", ("import_path",), f"{shown(import_path)}: no application of Nightjar's; did you mean {near}?")
+
+
 def _without_policy(applications: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
     paths = {_import_path(application) for application in applications}
     if POLICY_IMPORT_PATH not in paths and paths & {MODEL_IMPORT_PATH, HOSTED_IMPORT_PATH}:
@@ -185,13 +196,14 @@ def _doors(manifest: Any, applications: Sequence[Mapping[str, Any]]) -> Iterator
 
 
 def _not_read(manifest: Any, applications: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    known = (MODEL_IMPORT_PATH, HOSTED_IMPORT_PATH, RAY_IMPORT_PATH, POLICY_IMPORT_PATH)
+    known = (*OWN_IMPORT_PATHS, RAY_IMPORT_PATH)
     paths = [_import_path(application) for application in applications]
     for path, application in zip(paths, applications, strict=True):
         name = f"application {application.get('name', 'default')}"
         if path in (RAY_IMPORT_PATH, HOSTED_IMPORT_PATH):
             yield f"{name}: arguments near no name of vLLM's, adapters, callbacks, ingress options: ray.serve.llm judges them"
-        elif path not in known:
+            yield from (f"{name}: the model that {shown(file)} holds" for file in model_files(application))
+        elif path not in known and application.get("import_path") is not None:
             yield f"{name}: {path}, beyond the form of its entry"
     if any(path in (MODEL_IMPORT_PATH, HOSTED_IMPORT_PATH, POLICY_IMPORT_PATH) for path in paths):
         for image in unknown_images(manifest):

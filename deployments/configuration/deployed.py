@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from nightjar.deployments.configuration.engine_facts import variables_in
 from nightjar.deployments.configuration.findings import Place
-from nightjar.deployments.configuration.placement import Demand, demand_of
+from nightjar.deployments.configuration.placement import Demand, demand_of, replicas_in_words
 from nightjar.deployments.llm_config import DEPLOYMENT_NAME, LLMConfig
 
 ENTRY: Final[Place] = ("args", "llm_configs", 0)
@@ -35,10 +35,25 @@ class DeployedModel:
     def demand(self) -> Demand | None:
         """The GPUs of its replicas; None: they need none. Its engine is one actor, in one pod, unless it is placed by bundles."""
         options = self.config.deployment_config
-        actor, bundles = options["ray_actor_options"], options.get("placement_group_bundles")
-        gpus = [float(one or 0) for one in ([actor.get("num_gpus")] if bundles is None else (each.get("GPU") for each in bundles))]
-        strategy = None if bundles is None else options.get("placement_group_strategy") or "PACK"
-        return demand_of(self.place_of("ray_actor_options"), options, gpus, strategy, actor.get("accelerator_type"))
+        is_placed_by_bundles = options.get("placement_group_bundles") is not None
+        strategy = (options.get("placement_group_strategy") or "PACK") if is_placed_by_bundles else None
+        accelerator = options["ray_actor_options"].get("accelerator_type")
+        return demand_of(self.place_of("ray_actor_options"), options, self._bundles, strategy, accelerator)
+
+    @property
+    def replicas(self) -> str:
+        """How many, and what one needs, in words."""
+        options = self.config.deployment_config
+        return replicas_in_words(options, sum(self._bundles), options["ray_actor_options"].get("accelerator_type"))
+
+    @property
+    def _bundles(self) -> list[float]:
+        """GPUs of each bundle of a replica, or of its actor."""
+        options = self.config.deployment_config
+        bundles = options.get("placement_group_bundles")
+        if bundles is None:
+            return [float(options["ray_actor_options"].get("num_gpus") or 0)]
+        return [float(bundle.get("GPU") or 0) for bundle in bundles]
 
 
 def as_deployed(config: LLMConfig, application: Mapping[str, Any]) -> DeployedModel:

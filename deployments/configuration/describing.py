@@ -33,6 +33,7 @@ def describe(report: ModelReport) -> list[str]:
         ("model", f"{config.model_source} as {config.model_loading_config.model_id}"),
         ("drafter", f"{facts.drafter_kind}{f' {config.draft_source}' if config.draft_source else ''}"),
         ("steering", steering),
+        ("replicas", report.model.deployed.replicas),
         *_layers(report, steered),
         ("runner", outlook.runner),
         ("graphs", outlook.graphs),

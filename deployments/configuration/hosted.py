@@ -8,16 +8,17 @@ models out; a model of the wrong form has findings and no block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pydantic import ValidationError
 
+from nightjar.deployments.configuration.carried import ARGUMENTS, LOADING, MODEL
 from nightjar.deployments.configuration.engine_facts import drafter_kind, engine_facts, severity_of_absence, variables_in
 from nightjar.deployments.configuration.engine_schema import EngineKwargs
 from nightjar.deployments.configuration.findings import Finding, Place, ServedOn, shown
-from nightjar.deployments.configuration.placement import Demand, demand_of
+from nightjar.deployments.configuration.placement import Demand, demand_of, replicas_in_words
 from nightjar.deployments.configuration.schema_findings import near_name, no_such_name, schema_findings
 from nightjar.deployments.configuration.serve_schema import DeploymentOptions
 from nightjar.deployments.configuration.vllm_names import ENGINE_ARGUMENTS, SERVER_ARGUMENTS, SPECULATIVE_ARGUMENTS
@@ -58,9 +59,10 @@ def hosted_findings(
 
     `is_steered`: its builder is Nightjar's. `shadow`: the policy's settings have that mode.
     """
-    found: list[Finding] = []
+    arguments = _mapping(application.get("args"))
+    found: list[Finding] = list(_misspelt(arguments, ("args",), ARGUMENTS, "field of ray.serve.llm"))
     models: list[HostedModel] = []
-    for number, model in enumerate(_mappings((application.get("args") or {}).get("llm_configs"))):
+    for number, model in enumerate(_mappings(arguments.get("llm_configs"))):
         place: Place = ("args", "llm_configs", number)
         mistakes = [*_form(model, place), *_absent(model, place, served_on)]
         is_ours = _is_ours(model, is_steered=is_steered)
@@ -76,6 +78,12 @@ def hosted_findings(
         if is_steered and str(deployment.get("name")).startswith(DEPLOYMENT_PREFIX):
             found += _kill_switch(deployment, ("deployments", number))
     return found, models
+
+
+def model_files(application: Mapping[str, Any]) -> list[str]:
+    """Files that hold a model, in the place of the model itself: ray.serve.llm reads them where it runs."""
+    entries = _mapping(application.get("args")).get("llm_configs")
+    return [entry for entry in entries if isinstance(entry, str)] if isinstance(entries, list) else []
 
 
 def never_steered(import_path: str) -> str:
@@ -147,15 +155,23 @@ def _form(model: Mapping[str, Any], place: Place) -> Iterator[Finding]:
     kwargs = _mapping(model.get("engine_kwargs"))
     speculative = _mapping(kwargs.get("speculative_config"))
     at: Place = (*place, "engine_kwargs")
-    for where, values, known in (
-        (at, kwargs, ENGINE_ARGUMENTS | SERVER_ARGUMENTS),
-        ((*at, "speculative_config"), speculative, SPECULATIVE_ARGUMENTS),
+    for where, values, known, what in (
+        (place, model, MODEL, "field of ray.serve.llm"),
+        ((*place, "model_loading_config"), _mapping(model.get("model_loading_config")), LOADING, "field of ray.serve.llm"),
+        (at, kwargs, ENGINE_ARGUMENTS | SERVER_ARGUMENTS, "argument of vLLM"),
+        ((*at, "speculative_config"), speculative, SPECULATIVE_ARGUMENTS, "argument of vLLM"),
     ):
-        for name, value in values.items():
-            if name not in known and near_name(name, known, LIKENESS):
-                yield Finding("error", (*where, name), no_such_name(name, value, known, "argument of vLLM"))
+        yield from _misspelt(values, where, known, what)
     yield from schema_findings(EngineKwargs, kwargs, at)
     yield from schema_findings(DeploymentOptions, _mapping(model.get("deployment_config")), (*place, "deployment_config"))
+
+
+def _misspelt(values: Mapping[str, Any], place: Place, known: Iterable[str], what: str) -> Iterator[Finding]:
+    """Names close to a known one. One that is close to none may be another version's."""
+    names = frozenset(known)
+    for name, value in values.items():
+        if name not in names and near_name(str(name), names, LIKENESS):
+            yield Finding("error", (*place, name), no_such_name(str(name), value, names, what))
 
 
 def _absent(model: Mapping[str, Any], place: Place, served_on: ServedOn) -> Iterator[Finding]:
@@ -195,7 +211,7 @@ def _looked_into(
         else "none: served without Nightjar; nightjar migrate shows what to change"
     )
     gpus, found = _gpus(model, place)
-    replicas = _replicas(options, "no GPU" if not gpus else f"GPU {gpus:g}", model.get("accelerator_type"))
+    replicas = replicas_in_words(options, gpus, model.get("accelerator_type"))
     named = f"{source if isinstance(source, str) else 'of a bucket'} as {name}"
     return HostedModel(application, named, drafter, steering, replicas), found
 
@@ -279,14 +295,6 @@ def accelerator_kind(model: Mapping[str, Any]) -> str:
     if not placement:
         return "gpu"
     return next((name.lower() for name in ("TPU", "GPU") if any(bundle.get(name) for bundle in bundles)), "cpu")
-
-
-def _replicas(options: Mapping[str, Any], needs: str, accelerator: object) -> str:
-    scaling = _mapping(options.get("autoscaling_config"))
-    number = (
-        f"{scaling.get('min_replicas', 1)} to {scaling.get('max_replicas', 1)}" if scaling else options.get("num_replicas") or 1
-    )
-    return f"{number}; each needs {needs}{f' of type {accelerator}' if accelerator else ''}"
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

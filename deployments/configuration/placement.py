@@ -83,6 +83,21 @@ def demand_of(
     )
 
 
+def replicas_in_words(options: Mapping[str, Any], gpus: float, accelerator: object) -> str:
+    """How many replicas Serve runs of a deployment with these options, and what one needs; `gpus` are those of one replica.
+
+    >>> replicas_in_words({"autoscaling_config": {"max_replicas": 8}}, 2.0, "L4"), replicas_in_words({}, 0.0, None)
+    ('1 to 8; each needs GPU 2 of type L4', '1; each needs no GPU')
+    """
+    scaling, number = options.get("autoscaling_config"), options.get("num_replicas")
+    if isinstance(scaling, Mapping) or number == "auto":
+        bounds = scaling if isinstance(scaling, Mapping) else {}
+        most = bounds.get("max_replicas", AUTO_REPLICAS if number == "auto" else 1)
+        number = f"{bounds.get('min_replicas', 1)} to {most}"
+    needs = f"GPU {gpus:g}" if gpus else "no GPU"
+    return f"{number or 1}; each needs {needs}{f' of type {accelerator}' if accelerator else ''}"
+
+
 def placement_findings(service: ServicePods, demands: Sequence[Demand]) -> list[Finding]:
     """Replicas that no arrangement holds, or else those that may wait; and groups whose GPUs could not be counted."""
     found = [*_not_even_one(service, demands)] or [*_more_than_fit(service, demands)] or [*_may_wait(service, demands)]

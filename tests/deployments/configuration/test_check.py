@@ -325,9 +325,34 @@ def test_nobody_is_told_to_take_out_a_variable_that_is_not_set(text: str) -> Non
     assert said(text, "warning") == []
 
 
+@pytest.mark.parametrize(
+    "path", ["nightjar.deployments.app:bild", "nightjar.deployments.app.bild", "nightjar.deployment.app:build"]
+)
+def test_a_path_of_nightjars_that_leads_to_no_application_is_an_error(path: str) -> None:
+    (said,) = errors(check_text(replaced("nightjar.deployments.app:build", path)))
+    assert "no application of Nightjar's; did you mean nightjar.deployments.app:build?" in said
+
+
 def described(text: str) -> str:
     (model,) = check_text(text).models
     return "\n".join(describe(model))
+
+
+@pytest.mark.parametrize(
+    ("text", "needs"),
+    [
+        (GOOD, "3; each needs GPU 2 of type H100"),
+        (replaced("accelerator_type: H100", "hung_after_s: 60"), "3; each needs no GPU"),
+        (replaced("        tensor_parallel_size: 2\n", ""), "3; each needs GPU 1 of type H100"),
+        (replaced("num_replicas: 3", "num_replicas: auto"), "1 to 100; each needs GPU 2 of type H100"),
+        (
+            replaced("num_replicas: 3", "autoscaling_config: {min_replicas: 2, max_replicas: 8}"),
+            "2 to 8; each needs GPU 2 of type H100",
+        ),
+    ],
+)
+def test_a_model_says_how_many_replicas_it_has_and_what_each_needs(text: str, needs: str) -> None:
+    assert f"  replicas  {needs}" in described(text).splitlines()
 
 
 @pytest.mark.parametrize(

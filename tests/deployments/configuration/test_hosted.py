@@ -103,6 +103,16 @@ def errors_of(text: str) -> list[str]:
         ),
         ("method: draft_model", "method: ngrm", "f:10: error: {at}.engine_kwargs.speculative_config.method: 'ngrm' must be one of"),
         ("num_replicas: 3", "num_replica: 3", "f:11: error: {at}.deployment_config.num_replica: no such field"),
+        (
+            "accelerator_type: L4",
+            "accelerator_typ: L4",
+            "f:7: error: {at}.accelerator_typ: no such field of ray.serve.llm (value 'L4')",
+        ),
+        ("      engine_kwargs:", "      engine_kwarg:", "did you mean engine_kwargs?"),
+        ("      deployment_config:", "      deployment_confg:", "did you mean deployment_config?"),
+        ("- model_loading_config:", "- model_loading_confg:", "did you mean model_loading_config?"),
+        ("model_source:", "model_sourc:", "f:6: error: {at}.model_loading_config.model_sourc: no such field of ray.serve.llm"),
+        ("    llm_configs:", "    llm_config:", "f:5: error: applications.0.args.llm_config: no such field of ray.serve.llm"),
     ],
 )
 def test_a_mistake_that_no_version_takes_is_an_error_before_and_after_migrating(
@@ -110,6 +120,16 @@ def test_a_mistake_that_no_version_takes_is_an_error_before_and_after_migrating(
 ) -> None:
     (said,) = errors_of(MODEL.format(path=path).replace(before, after))
     assert message.format(at="applications.0.args.llm_configs.0") in said
+
+
+def test_a_name_that_is_near_none_may_be_another_versions() -> None:
+    assert errors_of(MODEL.format(path=RAY_IMPORT_PATH).replace("accelerator_type: L4", "what_only_ray_2_70_knows: 1")) == []
+
+
+@PATHS
+def test_a_model_in_a_file_of_its_own_is_said_not_to_be_read(path: str) -> None:
+    text = f"applications: [{{name: llm, import_path: {path}, args: {{llm_configs: [./models/chat.yaml]}}}}]"
+    assert check_text(text).not_read[-1] == "application llm: the model that './models/chat.yaml' holds"
 
 
 @PATHS
