@@ -4,7 +4,8 @@ No alert is critical, because requests are answered in every one of these cases:
 for today, `info` for the next look at the dashboards. docs/runbook.md has a paragraph under each alert's name.
 
 The file that is written is an ordinary rule file, and what the chart makes a release's own rules of: it puts its release in the
-place of ANY_RELEASE, and an operator's number in the place of the one before THRESHOLD.
+place of ANY_RELEASE, an operator's number in the place of the one before THRESHOLD, and takes out lines that end with BY_POLICY
+where no name of the policy's application is known.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ RUNBOOK: Final = "docs/runbook.md"
 
 THRESHOLD: Final = "# threshold"
 """A comment behind the number of an alert that an operator may choose."""
+
+BY_POLICY: Final = "# known by its policy"
+"""A comment behind a line that knows a release of ours by its policy: its application's name, or metrics within a day. The chart
+takes such lines out of the rules of a release without a policy's application, or with a Serve config of the user's own."""
 
 HEADER: Final = "# Written by `python -m helm.monitoring_files` from cluster/dashboards/rules.py; edit that.\n"
 
@@ -105,15 +110,21 @@ MODELS: Final = "LLM|LLMServer:.+"
 """Deployments that serve a model: our own, and ray.serve.llm's with our server class."""
 POLICY_STATUS: Final = f'ray_serve_application_status{{application="{POLICY_NAME}"}}'
 """Serve's, of the policy's application: there before anything runs, after ten idle minutes, and where it could not be built."""
+POLICY_BESIDE_MODELS: Final = (
+    f'ray_serve_deployment_status{{deployment="{POLICY_DEPLOYMENT}"}} '
+    f'and on ({RELEASE}) ray_serve_deployment_status{{deployment=~"{MODELS}"}}'
+)
+"""The policy's deployment, whatever its application is called."""
+SIGNS: Final = f"max_over_time(ray_nightjar_policy_decision_age_seconds[1d]) or {POLICY_STATUS} or {POLICY_BESIDE_MODELS}"
 OF_OURS: Final = f"""\
-and on ({RELEASE}) (max_over_time(ray_nightjar_policy_decision_age_seconds[1d]) or {POLICY_STATUS})
+and on ({RELEASE}) ({SIGNS}) {BY_POLICY}
 unless on ({BY_APPLICATION}) (
   max by ({BY_APPLICATION}) (ray_serve_deployment_status)
   unless on ({BY_APPLICATION}) ray_serve_deployment_status{{deployment=~"{MODELS}|{POLICY_DEPLOYMENT}"}}
   unless on ({BY_APPLICATION}) max_over_time(ray_nightjar_replica_info[1d])
 )"""
-"""Only where Serve has the policy's application or a policy ran within a day, without applications that have deployments of which
-none is ours. One that could not be built has no deployment, and is kept."""
+"""Only where Serve has the policy's application or deployment, or a policy ran within a day, without applications that have
+deployments of which none is ours. One that could not be built has no deployment, and is kept."""
 BY_DEPLOYMENT: Final = f"{BY_APPLICATION}, deployment"
 RUNNING: Final = f"max by ({BY_DEPLOYMENT}, replica) (ray_serve_deployment_replica_healthy)"
 """Replicas that pass Serve's health checks. A controller that was replaced still has its series for a while."""
@@ -156,7 +167,11 @@ or max by ({RELEASE}) (max_over_time(ray_nightjar_policy_decision_age_seconds[1d
   unless max by ({RELEASE}) (ray_nightjar_policy_decision_age_seconds)
   unless max by ({RELEASE}) (ray_serve_application_status)
 or absent_over_time(ray_nightjar_policy_decision_age_seconds[1d])
-  unless on () (ray_serve_application_status > 2 or {POLICY_STATUS})""",
+  unless on () (
+    ray_serve_application_status
+    > 2 {BY_POLICY}
+    or {POLICY_STATUS}
+  )""",
         lasting="10m",
         severity="warning",
         summary="No metric of a policy{{ with $labels.job }} of {{ . }}{{ end }}: no other alert of Nightjar can fire.",

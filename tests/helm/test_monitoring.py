@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import yaml
@@ -170,3 +170,39 @@ def test_with_the_rules_of_two_releases_an_alert_of_one_fires_once_and_a_release
         "": 2,
     }.items():
         assert firing((60, 200), [well, cut_off], expected, which, tmp_path, rules) == ""
+
+
+WITHOUT_A_NAMED_POLICY: Final = {
+    "policy.enabled is false": {"policy": {"enabled": False}},
+    "a Serve config of one's own": {"models": [], "serveConfigV2": "applications: []"},
+}
+
+
+@needs_promtool
+@pytest.mark.parametrize("values", WITHOUT_A_NAMED_POLICY.values(), ids=WITHOUT_A_NAMED_POLICY)
+def test_a_release_without_a_policys_application_of_the_charts_name_wants_no_policy_within_a_day(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    groups = release(values={**monitored(), **values}, name="one").one("PrometheusRule")["spec"]["groups"]
+    rules, day = yaml.safe_dump({"groups": groups}), 24 * 60
+    unbuilt = Cluster("c", namespace="serving", job="one").status((0, 60, 1))
+    assert firing((15,), [unbuilt], 1, ', alertname="NightjarApplicationUnhealthy"', tmp_path, rules) == ""
+    assert firing((15,), [unbuilt], 1, "", tmp_path, rules) == ""
+    idle = Cluster("c", namespace="serving", job="one").policy((0, 70, 1)).replica((0, 60, 1)).status((0, day + 200, 5))
+    idle.wanted((0, 60, 1), (62, day + 100, 0), (day + 102, day + 200, 2))
+    assert firing((day + 95,), [idle], 0, "", tmp_path, rules) == ""
+    assert firing((day + 160,), [idle], 1, ', alertname="NightjarReplicasPending"', tmp_path, rules) == ""
+
+
+@needs_promtool
+def test_what_another_release_runs_is_no_matter_of_a_release_without_a_policys_application(tmp_path: Path) -> None:
+    groups = release(values={**monitored(), "policy": {"enabled": False}}, name="one").one("PrometheusRule")["spec"]["groups"]
+    other = Cluster("d", namespace="serving", job="two").status((0, 300, 1))
+    mine = (
+        Cluster("c", namespace="serving", job="one")
+        .policy((0, 300, 1))
+        .replica((0, 300, 1))
+        .wanted((0, 300, 1))
+        .status((0, 300, 6))
+    )
+    assert firing((60,), [mine, other], 0, "", tmp_path, yaml.safe_dump({"groups": groups})) == ""

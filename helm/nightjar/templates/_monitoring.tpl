@@ -7,7 +7,10 @@ and one Grafana have nothing twice.
 {{- printf "namespace=%q, job=%q" .Release.Namespace (.Values.monitoring.job | default .Release.Name) -}}
 {{- end -}}
 
-{{/* The rule groups of the chart's files, as YAML with the one key `groups`. */}}
+{{/*
+The rule groups of the chart's files, as YAML with the one key `groups`. Lines that know a release by its policy's application go where
+this chart does not name it: all that has its namespace and job is this release's.
+*/}}
 {{- define "nightjar.ruleGroups" -}}
 {{- $rule := .Values.monitoring.prometheusRule -}}
 {{- $runbook := printf "%s#" (default "docs/runbook.md" $rule.runbookUrl) -}}
@@ -15,6 +18,9 @@ and one Grafana have nothing twice.
 {{- $names := list -}}
 {{- range $path, $_ := .Files.Glob "files/rules/*.yaml" -}}
   {{- $text := $.Files.Get $path | replace "docs/runbook.md#" $runbook | replace `job=~".*"` (include "nightjar.releaseMatcher" $) -}}
+  {{- if not (and $.Values.models $.Values.policy.enabled) -}}
+    {{- $text = regexReplaceAll "(?m)^.* # known by its policy\n" $text "" -}}
+  {{- end -}}
   {{- range $group := (fromYaml $text).groups -}}
     {{- $rules := list -}}
     {{- range $group.rules -}}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from nightjar.cluster.serve_config import POLICY_NAME
 from tests.cluster.dashboards.promtool import Cluster, firing, needs_promtool
 
 pytestmark = needs_promtool
@@ -80,9 +81,25 @@ def test_an_application_that_fails_after_a_weekend_at_zero_is_told_of(tmp_path: 
     assert firing((MONDAY + 15,), [_after_a_weekend_at_zero(1)], 1, unhealthy, tmp_path) == ""
 
 
-def _after_a_weekend_at_zero(status: float) -> Cluster:
+def test_what_does_not_start_after_a_weekend_is_told_of_though_the_policys_application_has_another_name(tmp_path: Path) -> None:
+    fleet = _after_a_weekend_at_zero(5, policy="steering").wanted((0, 3 * DAY, 1), application="steering", deployment="Policy")
+    fleet.running((0, 3 * DAY, 1), application="steering", deployment="Policy", replica="p")
+    assert firing((MONDAY + 60,), [fleet], 1, ', alertname="NightjarReplicasPending"', tmp_path) == ""
+
+
+def test_a_deployment_called_policy_makes_no_release_ours_without_a_model_beside_it(tmp_path: Path) -> None:
+    theirs = (
+        Cluster("d", job="robots")
+        .status((0, DAY, 2), application="walk")
+        .wanted((0, DAY, 1), application="walk", deployment="Policy")
+    )
+    ours = Cluster("c").policy((0, DAY, 1)).replica((0, DAY, 1)).wanted((0, DAY, 1)).status((0, DAY, 6))
+    assert firing((60,), [ours, theirs], 0, "", tmp_path) == ""
+
+
+def _after_a_weekend_at_zero(status: float, policy: str = POLICY_NAME) -> Cluster:
     """Two replicas are wanted on Monday, none comes up, and Serve's status of the application is this one."""
-    fleet = Cluster("c").policy((0, 70, 1)).replica((0, 60, 1)).policy_application(6, 3 * DAY)
+    fleet = Cluster("c").policy((0, 70, 1)).replica((0, 60, 1)).status((0, 3 * DAY, 6), application=policy)
     fleet.status((0, MONDAY, 6), (MONDAY + 2, 3 * DAY, status))
     return fleet.wanted((0, 60, 1), (62, MONDAY, 0), (MONDAY + 2, 3 * DAY, 2))
 
