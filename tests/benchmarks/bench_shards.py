@@ -48,14 +48,18 @@ STORM_S: Final = 90
 REPLICAS_PER_NODE: Final = 8
 NEAR_BEST: Final = 0.95
 """Share of the engines that must run a good K for the fleet to count as having learned."""
-SECTIONS: Final = ("carries", "learning", "storms")
 STORM: Final = parse_operator_settings(
     {"mode": "auto", "planner": "schedule", "num_speculative_tokens_per_batch_size": [[1, KEY_OF_SLEEPERS.max_num_seqs, 3]]}
 )
 """A plan that needs no learning and says that speculation is wanted: what is left to decide is who may come back when."""
 
 Placement = Literal["nodes of one group", "nodes of many groups"]
-PLACEMENTS: Final[tuple[Placement, ...]] = ("nodes of one group", "nodes of many groups")
+PLACEMENTS: Final[dict[str, Placement]] = {
+    "storms-one-group": "nodes of one group",
+    "storms-many-groups": "nodes of many groups",
+}
+"""The sections that play a storm."""
+SECTIONS: Final = ("carries", "learning", *PLACEMENTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +94,9 @@ def main(
         run.found("carries", judge_carries([carry(size, seed) for size in (*(size for size in SIZES if size < largest), largest)]))
     if "learning" in sections:
         run.found("learning", judge_learning([learn(replicas, policies, seed) for policies in POLICIES]))
-    if "storms" in sections:
-        run.found("storms", judge_storms([storm(replicas, policies, where) for where in PLACEMENTS for policies in POLICIES]))
+    for section, where in PLACEMENTS.items():
+        if section in sections:
+            run.found(section, judge_storms([storm(replicas, policies, where) for policies in POLICIES]))
     raise typer.Exit(run.end(strict=strict))
 
 
