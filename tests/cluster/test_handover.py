@@ -15,12 +15,16 @@ from pydantic import Field
 from rich.console import Console
 
 from nightjar.cluster import handover
+from nightjar.cluster.checkpoint import Checkpoint, Remembered
 from nightjar.cluster.handover import ByHand
 from nightjar.cluster.learned_file import LearnedFile, learned_file, parse_learned_file, to_text
+from nightjar.cluster.operator_will import OperatorWill
 from nightjar.cluster.policy_service import ActorIdentity, PolicyService
-from nightjar.cluster.seed_from import HEED_PERIOD_S, NobodyThereError
+from nightjar.cluster.seed_from import HEED_PERIOD_S, RETRY_S, NobodyThereError
 from nightjar.cluster.views import fleet_view
+from nightjar.policy.freeze import Freeze, HeldPlan
 from nightjar.policy.modes import ModeOverride
+from nightjar.policy.planners.base import GroupPlan, one_length
 from nightjar.policy.prior.seed import SeedGroup
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import Record
@@ -250,6 +254,91 @@ async def test_what_is_said_before_the_store_is_read_wins_over_the_predecessor_a
 
 
 @pytest.mark.looptime
+async def test_what_is_said_while_an_empty_store_cannot_be_read_wins_after_a_restart_too() -> None:
+    store = MemoryStore()
+    store.is_reachable = False
+    async with old_cluster({"mode": "off"}) as old:
+        service = Service()
+        async with new_cluster(service, store) as new:
+            await new.set_mode({"mode": "pin=1"})
+            store.is_reachable = True
+            await asyncio.sleep(STORE_RETRY_S + 30.0)
+        service.policy = old
+        async with new_cluster(service, store) as new:
+            await asyncio.sleep(3 * HEED_PERIOD_S)
+            assert modes(new) == {"fleet": "pin=1"}
+
+
+@pytest.mark.looptime
+async def test_a_freeze_that_was_carried_over_outlives_a_restart_of_the_policy() -> None:
+    store = MemoryStore()
+    async with old_cluster() as old:
+        await old.freeze({"frozen": True, "reason": "look"})
+        async with new_cluster(Service(old), store):
+            await asyncio.sleep(20.0)
+    async with new_cluster(Service(), store) as new:
+        freeze = new.status().policy.freeze
+        assert freeze is not None
+        assert (freeze.reason, freeze.carried_from) == ("look", SERVICE)
+
+
+@pytest.mark.looptime
+async def test_a_fleet_that_an_older_release_began_hears_nobody() -> None:
+    store = MemoryStore()
+    async with new_cluster(Service(), store):
+        await asyncio.sleep(20.0)
+    (beginning,) = [key for key in store.values if "beginning" in key]
+    del store.values[beginning]
+    async with old_cluster({"mode": "off"}) as old, new_cluster(Service(old), store) as new:
+        await asyncio.sleep(3 * HEED_PERIOD_S)
+        assert modes(new) == {}
+
+
+@pytest.mark.looptime
+async def test_a_policy_that_answers_only_after_a_predecessors_time_hands_nothing_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "HEED_FOR_S", 30.0)
+    async with old_cluster({"mode": "off"}) as old:
+        service = Service()
+        async with new_cluster(service) as new:
+            await asyncio.sleep(31.0)
+            service.policy = old
+            await asyncio.sleep(RETRY_S + 1.0)
+            assert (service.reads, modes(new)) == (2, {})
+
+
+@pytest.mark.looptime
+async def test_what_a_predecessor_says_is_decided_at_once() -> None:
+    async with old_cluster() as old, new_cluster(Service(old)) as new:
+        replica = Replica("n1")
+        await settled(new, replica)
+        slowly = {**VALUES, "decision_period_s": 30.0, "replica_timeout_s": 60.0}
+        assert (await new.configure(slowly))["error"] == ""
+        await old.set_mode({"mode": "off"})
+        await asyncio.sleep(HEED_PERIOD_S + 1.0)
+        await settled(new, replica)
+        assert str(replica.mode) == "off"
+
+
+def test_a_freeze_that_is_over_is_not_handed_over() -> None:
+    by_hand = ByHand(freeze=Freeze(since_s=0.0, expires_at_s=10.0))
+    still = by_hand.for_successor(SERVICE, 9.0).freeze
+    assert still is not None
+    assert still.carried_from == SERVICE
+    assert by_hand.for_successor(SERVICE, 10.0).freeze is None
+
+
+def test_of_a_freeze_the_plans_of_groups_with_replicas_go_along_as_many_as_a_file_holds() -> None:
+    most = handover.MAX_HELD_PLANS
+    held = HeldPlan.of(GroupPlan(one_length(0, 8), "off"), "off")
+    plans = {f"g{number}": held for number in range(most + 2)}
+    will = OperatorWill(Checkpoint(MemoryStore()))
+    will.take_up(Remembered(freeze=Freeze(since_s=0.0, plans=plans)), 0.0)
+    handed = will.by_hand("", "", plans.keys() - {"g0"}, 0.0).freeze
+    assert handed is not None
+    assert list(handed.plans) == [f"g{number}" for number in range(1, most + 1)]
+
+
+@pytest.mark.looptime
 async def test_a_canary_ends_with_its_cluster_and_the_next_ones_journal_says_so() -> None:
     journal = MemoryJournal()
     async with old_cluster() as old:
@@ -258,6 +347,7 @@ async def test_a_canary_ends_with_its_cluster_and_the_next_ones_journal_says_so(
         async with new_cluster(Service(old), journal=journal) as new:
             await settled(new, Replica("n1"))
             assert new.status().policy.canary is None
+            await asyncio.sleep(3 * HEED_PERIOD_S)
     (told,) = (cause for cause in journal.causes if "canary" in cause)
     assert told.startswith("canary mode pin=3 on 50 % of the replicas")
     assert told.endswith("ended with the cluster before")

@@ -255,6 +255,10 @@ def test_an_address_is_fetched_and_followed_where_it_moved(address: str) -> None
     assert load_seed(f"{address}/moved") == some_file()
 
 
+def test_a_slash_at_the_end_of_a_policys_address_is_not_sent(address: str) -> None:
+    assert load_seed(f"{address}/nightjar/learned/") == some_file()
+
+
 @pytest.mark.parametrize(("path", "said"), [("/none", "answered 404, allowed is 200"), ("/endless", "allowed are at most")])
 def test_an_address_without_such_a_file_is_one_line(address: str, path: str, said: str) -> None:
     with pytest.raises(LearnedFileError, match=said):
