@@ -104,7 +104,7 @@ def _missed(counts: Iterable[Count]) -> Iterable[str]:
 
 
 def markdown(verdict: Verdict) -> str:
-    """The table of docs/testing.md."""
+    """The table of docs/results/mutants.md."""
     lines = [
         "| module | mutants | killed | hung | explained | survived | killed share |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
