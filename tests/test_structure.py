@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.structure import ROOT, CircleError, floors, imports_within, lines_of_code
+from tests.structure import ROOT, CircleError, floors, imports_within, lines_of_code, pages_by_command, words_by_hand
 
 
 @pytest.mark.parametrize(("room", "most"), [("policy", 15), ("cluster", 7), ("deployments", 12), ("loadtests", 14)])
@@ -27,6 +27,15 @@ def test_a_circle_is_named_and_has_no_floors() -> None:
     assert floors({"a": {"b"}, "b": set()}) == {"b": 1, "a": 2}
     with pytest.raises(CircleError, match="b <- c <- b"):
         floors({"a": {"b"}, "b": {"c"}, "c": {"b"}})
+
+
+def test_docs_written_by_hand_are_at_most_30000_words() -> None:
+    assert words_by_hand() <= 30_000
+
+
+def test_the_pages_that_make_docs_writes_are_not_counted() -> None:
+    written = pages_by_command((ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert written == {"settings", "cli", "api", "metrics", "licences", "results/README"}
 
 
 def test_what_explains_is_no_code() -> None:
