@@ -68,7 +68,7 @@ test: $(INSTALLED) $(HELM) test-fast ## fast tests, and those few slow ones that
 
 test-slow: $(INSTALLED) ## all other Ray clusters and real engines, two of them side by side, and the commands of README and docs: about 40 minutes on two cores
 	$(BIN)/nightjar models build
-	$(QUIET) $(EVEN) $(BIN)/pytest $(SLOW) -m '(engine or ray or command or package or simulated) and not long and not checkout' --ignore=tests/chaos
+	$(QUIET) $(EVEN) $(BIN)/pytest $(SLOW) -m '(engine or ray or command or package or heavy) and not long and not checkout' --ignore=tests/chaos
 
 test-all: $(INSTALLED) test test-slow test-chaos test-gpu-paths test-long ## before a release, with nothing beside it: make test, test-slow, test-chaos, test-gpu-paths, test-long, and test-pure on other Pythons; hours
 	$(MAKE) --no-print-directory test-pure PYTHON=python3.12
@@ -128,7 +128,7 @@ test-ids: $(INSTALLED) ## what .ci/run and make test-all run of all tests; ARGS=
 EVEN := RAY_worker_niceness=0
 # A module's tests share a cluster or an engine, so they stay in one worker.
 SLOW := -n 2 --dist loadfile --no-loadscope-reorder --durations=15
-FAST := -m 'not engine and not ray and not command and not long and not package and not simulated' --ignore=tests/helm --ignore=tests/monitoring --ignore=tests/serve_llm --ignore=tests/site
+FAST := -m 'not engine and not ray and not command and not long and not package and not heavy' --ignore=tests/helm --ignore=tests/monitoring --ignore=tests/serve_llm --ignore=tests/site
 
 test-fast: $(INSTALLED) ## policy, protocol, load: no engine, no Ray, no helm; about four minutes on two cores
 	$(BIN)/pytest -n auto $(FAST)
@@ -211,7 +211,7 @@ $(BIN)/prometheus $(BIN)/promtool: $(BIN)/%: | $(INSTALLED)
 
 monitoring: $(INSTALLED) $(PROMETHEUS) $(PROMTOOL) ## a real Prometheus over a running system: every rule, alert and panel; and nightjar assess
 	$(BIN)/nightjar models build
-	$(QUIET) PROMETHEUS=$(abspath $(PROMETHEUS)) PROMTOOL=$(abspath $(PROMTOOL)) $(BIN)/pytest tests/monitoring tests/cluster/dashboards
+	$(QUIET) PROMETHEUS=$(abspath $(PROMETHEUS)) PROMTOOL=$(abspath $(PROMTOOL)) $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/monitoring tests/cluster/dashboards
 
 # The same way: a browser, with the libraries that this machine lacks.
 $(BIN)/chromium-headless-shell: tests/cluster/page/fetch_browser.py | $(INSTALLED)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -98,9 +99,11 @@ def main(
 ) -> None:
     """Say which tests `.ci/run` and `make test-all` run. Exit code 1 if a test is in neither."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    all_ids = collect(())
-    in_check = set[str]().union(*map(collect, calls_of(targets_of_check(CHECK.read_text(encoding="utf-8")))))
-    by_hand = set[str]().union(*map(collect, calls_of(ITS_TESTS))) - in_check
+    of_check, of_hand = calls_of(targets_of_check(CHECK.read_text(encoding="utf-8"))), calls_of(ITS_TESTS)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        all_ids, *found = pool.map(collect, [[], *of_check, *of_hand])
+    in_check = set[str]().union(*found[: len(of_check)])
+    by_hand = set[str]().union(*found[len(of_check) :]) - in_check
     orphans = nowhere(all_ids, {".ci/run": in_check, f"make {BY_HAND}": by_hand})
     table = Table("tests", "number")
     table.add_row("collected", str(len(all_ids)))

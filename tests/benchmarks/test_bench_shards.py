@@ -29,6 +29,7 @@ def test_a_node_whose_replicas_are_of_one_policy_never_does_and_all_come_back() 
     assert ended.back_s is not None
 
 
+@pytest.mark.heavy
 def test_several_policies_learn_as_one_does() -> None:
     one, several = (learn(REPLICAS, policies, seed=0, seconds=8) for policies in (1, 4))
     assert min(one["at_best"], several["at_best"]) >= 0.9

@@ -158,6 +158,7 @@ def test_every_body_of_the_installed_vllm_that_we_lean_on_was_read() -> None:
     assert [each.what for each in found] == []
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # vLLM, on import
 def test_a_body_that_changed_under_its_name_is_named_until_it_was_read(tmp_path: Path) -> None:
     version = pytest.importorskip("vllm.version")

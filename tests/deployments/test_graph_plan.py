@@ -132,6 +132,7 @@ print(json.dumps(answers))
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vllm")
 def test_graphs_and_hits_are_those_of_vllms_own_code(tmp_path: Path) -> None:
     questions: list[list[Any]] = []

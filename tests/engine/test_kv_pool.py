@@ -256,6 +256,7 @@ def test_a_preempted_borrower_does_not_come_back_to_the_blocks_it_shared(folder:
     assert engine.borrowers() == ["first"]
 
 
+@pytest.mark.heavy
 def test_blocks_that_free_themselves_in_time_preempt_nobody(folder: Path) -> None:
     engine = grown_engine(folder, requests=5, limits=ContractionLimits(patience_steps=100))
     engine.pool.begin_contraction()

@@ -107,6 +107,7 @@ def test_a_reloaded_draft_computes_the_same_bits(draft: Draft) -> None:
         assert torch.equal(draft.logits(), before)
 
 
+@pytest.mark.heavy
 def test_a_loaded_draft_computes_what_vllms_own_load_computes(draft: Draft) -> None:
     from vllm.config import set_current_vllm_config
     from vllm.model_executor.model_loader import get_model

@@ -28,7 +28,7 @@ from tests.fleet.courses import ReplicaCourse, between, share_of_best
 from tests.fleet.hosted_engine import Part
 from tests.fleet.virtual_fleet import PATIENCE_S, VirtualFleet, virtual_fleet
 
-pytestmark = pytest.mark.simulated
+pytestmark = pytest.mark.heavy
 
 PROFILE = read_profile("qwen-7b-0.5b-rtx4090")
 NOMINAL = nominal_of(PROFILE)

@@ -68,6 +68,7 @@ def processes_with(words: str) -> list[str]:
     return found
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("fake_nightjar")
 def test_the_demo_compares_the_modes_kills_the_policy_once_and_leaves_a_whole_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -147,6 +148,7 @@ STAGES = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("stage", STAGES)
 def test_ctrl_c_at_any_stage_ends_with_one_line_and_leaves_nothing_running(stage: str, tmp_path: Path) -> None:
     code, told = interrupted_demo(stage, STAGES[stage], tmp_path)
@@ -155,6 +157,7 @@ def test_ctrl_c_at_any_stage_ends_with_one_line_and_leaves_nothing_running(stage
     assert not marked_processes(str(tmp_path))
 
 
+@pytest.mark.heavy
 def test_ctrl_c_while_everything_is_stopped_hurries_it_and_the_report_is_written(tmp_path: Path) -> None:
     code, told = interrupted_demo("stop", "stopping everything", tmp_path)
     assert code == 0, told

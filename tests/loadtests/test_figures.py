@@ -71,6 +71,7 @@ def test_the_planner_drafts_at_small_batches_and_is_off_at_large_ones_without_a_
     assert at(FLEET, many, "tokens_per_s") > 0.97 * at(OFF, many, "tokens_per_s")
 
 
+@pytest.mark.heavy
 def test_a_run_gives_a_point_for_every_planner_and_stretch() -> None:
     rows = changing_load.run(seed=1)
     stretches = int(ROWS.phase_s * len(ROWS.users_per_replica)) // changing_load.SPAN_S

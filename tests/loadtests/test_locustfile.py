@@ -23,6 +23,8 @@ from tests.loadtests.fake_server import FakeServer, chunk, running_fake_server, 
 from tests.loadtests.trace_files import write_trace_files
 from tests.ports import free_port
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -174,6 +174,7 @@ def work(folder: Path, test: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.heavy
 def test_a_worker_tells_which_mutants_its_tests_notice_and_leaves_the_module_as_it_was(tmp_path: Path) -> None:
     done = work(tmp_path, "from thing import least\n\ndef test_least():\n    assert least(9) and not least(3)\n")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
@@ -200,6 +201,7 @@ def test_a_worker_does_not_begin_where_its_tests_can_judge_nothing(tmp_path: Pat
     assert said in done.stderr
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("body", "processor_s", "clock_s", "outcome"),
     [

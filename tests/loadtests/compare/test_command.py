@@ -194,6 +194,7 @@ def test_another_server_is_an_arm_that_nobody_switches(server: FakeServer, tmp_p
     assert "put back" not in done.stderr
 
 
+@pytest.mark.heavy
 def test_our_own_load_is_played_with_a_warm_up_that_does_not_count(server: FakeServer, fleet: FakeFleet, tmp_path: Path) -> None:
     options = ["--url", server.url, "--folder", str(tmp_path), "--arm", "off", "--arm", "pin=5", "--rounds", "1", "--lessons", "0"]
     done = CliRunner().invoke(app, [*options, "--regime", "quiet:0.5@=10,surge:0.5@=20", "--warm-up-s", "0.5"])

@@ -37,6 +37,7 @@ def test_a_slowdown_of_ten_percent_is_found_in_six_rounds() -> None:
     assert all(one.main and 0.86 < one.main.value < 0.96 for one in found)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("count", [6, 7, 10])
 def test_equals_get_a_verdict_no_more_often_than_one_in_twenty(count: int) -> None:
     verdicts = [judged(seed, count).verdict for seed in range(400)]

@@ -22,7 +22,7 @@ from nightjar.loadtests.simulation.experiments.efforts import BENCH
 from nightjar.loadtests.simulation.experiments.experiment import PICK_SEED, Choice
 from nightjar.loadtests.simulation.profiles import read_profile
 
-pytestmark = pytest.mark.simulated
+pytestmark = pytest.mark.heavy
 
 PROFILE = "cpu-smollm2"
 SEEDS = 4

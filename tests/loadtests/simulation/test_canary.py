@@ -64,7 +64,7 @@ def canary(
     return found
 
 
-@pytest.mark.simulated
+@pytest.mark.heavy
 def test_off_against_off_is_rolled_back_in_at_most_one_of_twenty_seeds_though_cards_differ() -> None:
     """Seen: in none of 20, with cards that differ by 20 % and with cards that are alike. Each is looked at four times."""
     ends = [canary("off", "off", 8, seed, duration_s=147.0, spread=0.2) for seed in range(SEEDS)]

@@ -48,6 +48,7 @@ def over_off(choice: Choice, scene: Scene, planner: str) -> float:
     return made / off
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("profile", PROFILE_NAMES)
 def test_inv_3_the_converged_fleet_is_not_below_off(profile: str) -> None:
     choice, found = fullest(profile)

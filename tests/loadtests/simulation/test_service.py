@@ -123,6 +123,7 @@ def test_a_policy_with_a_liar_decides_as_one_that_never_heard_it(lie: Lie) -> No
         assert replica.plan == replica.plan_without_liar
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("lie", ["nan", "times_ten", "tenth", "stale"])
 def test_no_lie_costs_the_honest_ones_more_than_luck_does(lie: Lie, seed: int) -> None:
