@@ -61,7 +61,7 @@ def test_status_shows_replicas_plan_overrides_and_the_policys_incarnation(serve:
 def test_a_misspelt_command_is_answered_with_the_nearest_one(typed: str, meant: str) -> None:
     shown = call(typed)
     assert shown.exit_code == 2
-    assert f"No such command '{typed}'. Did you mean '{meant}'?" in shown.stderr
+    assert f"No such command '{typed}'. Did you mean '{meant}'" in shown.stderr
 
 
 def test_version_names_nightjar_and_what_is_installed_of_what_it_runs_on() -> None:

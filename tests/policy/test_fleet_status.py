@@ -235,7 +235,7 @@ def test_in_shadow_nothing_is_predicted_while_a_single_k_ever_ran_and_the_way_to
 
 @pytest.mark.parametrize("mode", ["shadow", "off", "auto"])
 def test_a_group_tells_of_the_same_k_as_explain_and_the_same_numbers(mode: str) -> None:
-    fleet = Fleet([Replica("a", 16)], settings=parse_operator_settings({"mode": mode}))
+    fleet = Fleet([Replica("a", 16)], settings=under(mode))
     fleet.run(8.0)
     model = groups_of(fleet.state, fleet.now_s)[0].goodput_model
     assert model is not None
