@@ -60,7 +60,7 @@ def hosted_findings(
     `is_steered`: its builder is Nightjar's. `shadow`: the policy's settings have that mode.
     """
     arguments = _mapping(application.get("args"))
-    found: list[Finding] = list(_misspelt(arguments, ("args",), ARGUMENTS, "field of ray.serve.llm"))
+    found = list(_misspelt(arguments, ("args",), ARGUMENTS, "field of ray.serve.llm")) or list(_models(arguments))
     models: list[HostedModel] = []
     for number, model in enumerate(_mappings(arguments.get("llm_configs"))):
         place: Place = ("args", "llm_configs", number)
@@ -164,6 +164,23 @@ def _form(model: Mapping[str, Any], place: Place) -> Iterator[Finding]:
         yield from _misspelt(values, where, known, what)
     yield from schema_findings(EngineKwargs, kwargs, at)
     yield from schema_findings(DeploymentOptions, _mapping(model.get("deployment_config")), (*place, "deployment_config"))
+
+
+def _models(arguments: Mapping[str, Any]) -> Iterator[Finding]:
+    """No model at all, or two of one name: ray.serve.llm 2.60 starts neither (core/ingress/builder.py, LLMServingArgs)."""
+    place: Place = ("args", "llm_configs")
+    entries = arguments.get("llm_configs")
+    if not isinstance(entries, list) or not entries:
+        yield Finding("error", place, f"{shown(entries)}; a list with at least one model is needed")
+        return
+    seen: dict[str, int] = {}
+    for number, model in enumerate(_mappings(entries)):
+        name = _mapping(model.get("model_loading_config")).get("model_id")
+        if isinstance(name, str) and name in seen:
+            message = f"{shown(name)} is the model_id of llm_configs.{seen[name]}, too; requests name a model by it: change one"
+            yield Finding("error", (*place, number, "model_loading_config", "model_id"), message)
+        elif isinstance(name, str):
+            seen[name] = number
 
 
 def _misspelt(values: Mapping[str, Any], place: Place, known: Iterable[str], what: str) -> Iterator[Finding]:

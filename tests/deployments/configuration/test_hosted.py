@@ -122,6 +122,23 @@ def test_a_mistake_that_no_version_takes_is_an_error_before_and_after_migrating(
     assert message.format(at="applications.0.args.llm_configs.0") in said
 
 
+@PATHS
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ("", "f:1: error: applications.0.args.llm_configs: None; a list with at least one model is needed"),
+        ("llm_configs: []", "f:1: error: applications.0.args.llm_configs: []; a list with at least one model is needed"),
+        (
+            "llm_configs: [{model_loading_config: {model_id: a}}, {model_loading_config: {model_id: a}}]",
+            "'a' is the model_id of llm_configs.0, too; requests name a model by it: change one",
+        ),
+    ],
+)
+def test_no_model_at_all_or_two_of_one_name_is_an_error(path: str, models: str, message: str) -> None:
+    (said,) = errors_of(f"applications: [{{name: llm, import_path: {path}, args: {{{models}}}}}]")
+    assert message in said
+
+
 def test_a_name_that_is_near_none_may_be_another_versions() -> None:
     assert errors_of(MODEL.format(path=RAY_IMPORT_PATH).replace("accelerator_type: L4", "what_only_ray_2_70_knows: 1")) == []
 
