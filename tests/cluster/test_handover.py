@@ -270,9 +270,9 @@ async def test_what_is_said_while_an_empty_store_cannot_be_read_wins_after_a_res
 
 
 @pytest.mark.looptime
-async def test_a_freeze_that_was_carried_over_outlives_a_restart_of_the_policy() -> None:
+async def test_what_was_carried_over_outlives_a_restart_of_the_policy_though_nobody_answers_any_more() -> None:
     store = MemoryStore()
-    async with old_cluster() as old:
+    async with old_cluster({"mode": "off"}) as old:
         await old.freeze({"frozen": True, "reason": "look"})
         async with new_cluster(Service(old), store):
             await asyncio.sleep(20.0)
@@ -280,6 +280,34 @@ async def test_a_freeze_that_was_carried_over_outlives_a_restart_of_the_policy()
         freeze = new.status().policy.freeze
         assert freeze is not None
         assert (freeze.reason, freeze.carried_from) == ("look", SERVICE)
+        assert modes(new) == {"fleet": "off"}
+
+
+@pytest.mark.looptime
+async def test_a_predecessor_that_does_not_answer_for_a_while_is_heard_again() -> None:
+    async with old_cluster({"mode": "off"}) as old:
+        service = Service(old)
+        async with new_cluster(service) as new:
+            service.policy = None
+            await asyncio.sleep(2 * HEED_PERIOD_S)
+            assert modes(new) == {"fleet": "off"}
+            service.policy = old
+            await old.set_mode({"mode": "pin=3"})
+            await asyncio.sleep(HEED_PERIOD_S + 1.0)
+            assert modes(new) == {"fleet": "pin=3"}
+
+
+@pytest.mark.looptime
+async def test_a_file_of_a_fleet_that_was_off_takes_no_mode_along() -> None:
+    async with old_cluster({"mode": "off"}) as old:
+
+        async def read(place: str) -> LearnedFile:
+            return old.learned_file()
+
+        async with running_service(read_seed=read, identity=KUBERAY) as new:
+            assert (await new.configure({**VALUES, "seed_from": "/backups/learned.json"}))["error"] == ""
+            await asyncio.sleep(3 * HEED_PERIOD_S)
+            assert modes(new) == {}
 
 
 @pytest.mark.looptime
