@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nightjar.cluster.checkpoint import Canaries, Checkpoint
 from nightjar.cluster.overrides import check_pin
 from nightjar.policy.canary.order import CANARY_SETTINGS, MAX_SHARE, CanaryOrder, arms_of
-from nightjar.policy.canary.trial import Trial, begin, resumed, told
-from nightjar.policy.freeze import Freeze
+from nightjar.policy.canary.trial import Trial, begin, told
+from nightjar.policy.controller import Controller
 from nightjar.policy.issuing import Slot
 from nightjar.policy.modes import ModeOverride, check_limit, effective_mode, fleet_override
 from nightjar.policy.state import FleetState
@@ -77,25 +77,17 @@ class Asked:
     override: dict[str, object] | None = None
 
 
-def answered(
-    values: Mapping[str, object],
-    fleet: FleetState,
-    freeze: Freeze | None,
-    settings: OperatorSettings,
-    overrides: Sequence[ModeOverride],
-    slots: Mapping[str, Slot],
-    now_s: float,
-) -> Asked:
+def answered(values: Mapping[str, object], controller: Controller, now_s: float) -> Asked:
     """What the request that `values` spell leads to. Raises CanaryRequestError."""
-    request = parse_canary_request(values)
+    request, fleet, settings = parse_canary_request(values), controller.state, controller.settings
     if request.do == "end":
         return Asked(ended(fleet, "ended", now_s))
     if request.do == "promote":
-        override = promotion(fleet, settings, overrides, now_s)
+        override = promotion(fleet, settings, controller.overrides, now_s)
         return Asked(ended(fleet, "promoted", now_s), override)
-    if freeze is not None and freeze.is_live(now_s):
-        raise CanaryRequestError(f"no canary begins while the fleet is {freeze.status(now_s).in_words()}")
-    return Asked(begun(request, fleet, settings, slots, now_s))
+    if fleet.freeze is not None and fleet.freeze.is_live(now_s):
+        raise CanaryRequestError(f"no canary begins while the fleet is {fleet.freeze.status(now_s).in_words()}")
+    return Asked(begun(request, fleet, settings, controller.issuer.slots, now_s))
 
 
 def begun(
@@ -167,21 +159,13 @@ def promotion(fleet: FleetState, settings: OperatorSettings, overrides: Sequence
     return request
 
 
-def taken_up(fleet: FleetState, stored: Canaries, now_s: float) -> FleetState:
-    """The fleet with the stored canary, unless one has begun or ended since."""
-    if fleet.canary is not None or stored.trial is None:
-        return fleet
-    return replace(fleet, canary=resumed(stored.trial, now_s), past_canaries=stored.past)
-
-
 def kept(checkpoint: Checkpoint, before: Trial | None, fleet: FleetState) -> list[str]:
     """Keep the fleet's canary for the next policy where it is not as it was `before`; what is to be told of it, in words."""
     trial = fleet.canary
-    if trial is None or trial is before:
+    if trial is None or not trial.is_worth_storing(before):
         return []
     news = told(before, trial)
-    if news or before is None or trial.has_counted_more_than(before):
-        checkpoint.keep_canaries(Canaries(trial, fleet.past_canaries), soon=bool(news))
+    checkpoint.keep_canaries(Canaries(trial, fleet.past_canaries), soon=bool(news))
     return news
 
 

@@ -9,7 +9,7 @@ reader.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
@@ -19,14 +19,14 @@ from pydantic import Field, ValidationError
 
 from nightjar.cluster.background_writer import BackgroundWriter
 from nightjar.cluster.rotated_lines import MAX_FILE_BYTES, MAX_FILES, RotatedLines, rotated_files
+from nightjar.policy.controller import Controller
+from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.prior.learned import LearnedTables
-from nightjar.policy.state import FleetState
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import Record
 from nightjar.policy.wire.report import DrafterState, EngineLoad, RestartWish
 from nightjar.policy.wire.settings import IssuedSettings
-from nightjar.policy.wire.status import ReplicaStatus
 
 FILE_NAME: Final = "policy-journal.jsonl"
 MAX_WAITING_ENTRIES: Final = 32
@@ -43,20 +43,6 @@ class ReplicaInput(Record):
     load: EngineLoad
     drafter_state: DrafterState = DrafterState.ABSENT
     restart_wish: RestartWish | None = None
-
-
-def replica_inputs(fleet: FleetState, replicas: Iterable[ReplicaStatus]) -> tuple[ReplicaInput, ...]:
-    """Those of replicas of the fleet, in order."""
-    return tuple(
-        ReplicaInput(
-            replica_id=replica.replica_id,
-            group_id=replica.group_id,
-            load=replica.load,
-            drafter_state=replica.drafter_state,
-            restart_wish=fleet.replicas[replica.replica_id].report.snapshot.restart_wish,
-        )
-        for replica in replicas
-    )
 
 
 class JournalEntry(Record):
@@ -77,6 +63,41 @@ class JournalEntry(Record):
     replicas: tuple[ReplicaInput, ...] = ()
     decided: dict[str, IssuedSettings] = Field(default_factory=dict)
     error: str = ""
+
+
+def entry_of(
+    policy: Controller,
+    tick: int,
+    now_s: float,
+    seed: int,
+    causes: tuple[str, ...],
+    decided: Mapping[str, IssuedSettings],
+    error: str,
+) -> JournalEntry:
+    """What there is to keep of the tick that the policy has just decided."""
+    _, replicas = fleet_status(policy.state, policy.decisions, now_s)
+    return JournalEntry(
+        incarnation=policy.issuer.incarnation,
+        tick=tick,
+        time_s=now_s,
+        seed=seed,
+        causes=causes,
+        operator_settings=policy.settings,
+        overrides=policy.overrides,
+        learned=policy.learned,
+        replicas=tuple(
+            ReplicaInput(
+                replica_id=replica.replica_id,
+                group_id=replica.group_id,
+                load=replica.load,
+                drafter_state=replica.drafter_state,
+                restart_wish=policy.state.replicas[replica.replica_id].report.snapshot.restart_wish,
+            )
+            for replica in replicas
+        ),
+        decided=dict(decided),
+        error=error,
+    )
 
 
 class Journal(Protocol):

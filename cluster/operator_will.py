@@ -1,9 +1,9 @@
-"""What the operator wants of the fleet, as last said: settings, overrides, a freeze; and whose word counts when a store is late, or
-a predecessor is heard.
+"""What the operator asks of the fleet: settings, overrides, a freeze, a canary; and whose word counts when a store is late, or a
+predecessor is heard.
 
-Every change is kept for the next policy by the checkpoint. Fails closed: a wrong set of settings or a wrong mode changes nothing
-and is answered with its error; of what the store gives late, and of what a predecessor hands over, only what nobody has said anew
-here is taken up.
+Every change is made in the controller, which holds what is in force, and kept for the next policy by the checkpoint. Fails closed:
+a wrong set of settings or a wrong mode changes nothing and is answered with its error; of what the store gives late, and of what a
+predecessor hands over, only what no operator has set anew here is taken up.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ from collections.abc import Collection, Mapping
 
 import structlog
 
+from nightjar.cluster.canarying import CanaryRequestError, answered, kept
 from nightjar.cluster.checkpoint import Checkpoint, Remembered
 from nightjar.cluster.freezing import FreezeRequestError, begun, parse_freeze_request
 from nightjar.cluster.freezing import in_words as freeze_in_words
 from nightjar.cluster.handover import FREEZE, MAX_HELD_PLANS, Beginning, ByHand
-from nightjar.cluster.operator_answers import ConfigureAnswer, FreezeAnswer, SetModeAnswer, changed_fields
+from nightjar.cluster.operator_answers import CanaryAnswer, ConfigureAnswer, FreezeAnswer, SetModeAnswer, changed_fields
 from nightjar.cluster.overrides import ModeRequestError, apply_request, in_words, override_status, parse_mode_request
-from nightjar.policy.freeze import Freeze
-from nightjar.policy.issuing import Slot
-from nightjar.policy.modes import MAX_OVERRIDES, ModeOverride, live_overrides
-from nightjar.policy.state import FleetState
-from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse_operator_settings
+from nightjar.policy.controller import Controller
+from nightjar.policy.modes import MAX_OVERRIDES, live_overrides
+from nightjar.policy.wire.operator import SettingsError, parse_operator_settings
 from nightjar.policy.wire.record import MAX_REASON_LENGTH, to_plain
 from nightjar.policy.wire.status import OverrideStatus
 
@@ -32,35 +31,18 @@ log = structlog.get_logger(__name__)
 class OperatorWill:
     """One fleet's. Methods that change it return the answer to the operator, and the change in words, empty without one."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, controller: Controller) -> None:
         self._checkpoint = checkpoint
-        self._settings = OperatorSettings()
+        self._controller = controller
         self._settings_error = ""
-        self._overrides: tuple[ModeOverride, ...] = ()
-        self._freeze: Freeze | None = None
         self._has_said_settings = False
         self._beginning: Beginning | None = None
         self._said: set[tuple[str, str]] = set()  # by hand, while what was said before may still be found or heard
 
     @property
-    def settings(self) -> OperatorSettings:
-        """In force now."""
-        return self._settings
-
-    @property
     def settings_error(self) -> str:
         """Why the set that was asked for last is not in force; empty where it is."""
         return self._settings_error
-
-    @property
-    def overrides(self) -> tuple[ModeOverride, ...]:
-        """In force when `drop_expired` last looked."""
-        return self._overrides
-
-    @property
-    def freeze(self) -> Freeze | None:
-        """In force when `drop_expired` last looked."""
-        return self._freeze
 
     @property
     def beginning(self) -> Beginning | None:
@@ -69,21 +51,21 @@ class OperatorWill:
 
     def by_hand(self, service: str, canary: str, group_ids: Collection[str], now_s: float) -> ByHand:
         """What is set by hand, for the cluster that takes this one's place; of a freeze the plans of these groups."""
-        freeze = self._freeze
+        freeze = self._controller.freeze
         if freeze is not None:
             held = [(group_id, plan) for group_id, plan in freeze.plans.items() if group_id in group_ids]
             freeze = freeze.model_copy(update={"plans": dict(held[:MAX_HELD_PLANS])})
-        overrides = live_overrides(self._overrides, now_s)
+        overrides = live_overrides(self._controller.overrides, now_s)
         return ByHand(service=service, overrides=overrides, freeze=freeze, canary=canary[:MAX_REASON_LENGTH])
 
     def take_up(self, remembered: Remembered, now_s: float) -> None:
         """Go on from what the store gave, except where the operator has said something since."""
         if not self._has_said_settings:
-            self._settings = remembered.operator_settings
+            self._controller.settings = remembered.operator_settings
         if FREEZE not in self._said:
-            self._freeze = remembered.freeze
+            self._controller.freeze = remembered.freeze
         stored = [override for override in remembered.overrides if (override.scope, override.name) not in self._said]
-        self._overrides = (*stored, *self._overrides)
+        self._controller.overrides = (*stored, *self._controller.overrides)
         if remembered.beginning is not None:
             beginning = self._beginning = remembered.beginning
             for what in sorted(self._said):
@@ -107,12 +89,12 @@ class OperatorWill:
             return []
         handed = found.for_successor(place, now_s)
         carried = tuple(held for held in handed.overrides if (held.scope, held.name) not in self._said)
-        overrides = (*(held for held in self._overrides if not held.carried_from), *carried)
-        freeze = self._freeze if FREEZE in self._said else handed.freeze
+        overrides = (*(held for held in self._controller.overrides if not held.carried_from), *carried)
+        freeze = self._controller.freeze if FREEZE in self._said else handed.freeze
         is_first = before.heard != "predecessor"
         news = [f"{found.canary}: ended with the cluster before"] if is_first and found.canary else []
-        if overrides != self._overrides or freeze != self._freeze:
-            self._overrides, self._freeze = overrides, freeze
+        if overrides != self._controller.overrides or freeze != self._controller.freeze:
+            self._controller.overrides, self._controller.freeze = overrides, freeze
             self._checkpoint.keep_overrides(overrides)
             self._checkpoint.keep_freeze(freeze)
             said = [f"{in_words(held)} ({held.reason})" if held.reason else in_words(held) for held in carried]
@@ -142,57 +124,79 @@ class OperatorWill:
         except SettingsError as error:
             self._settings_error = str(error)
             log.error("operator_settings_refused", error=str(error))
-            return {"settings": self._settings.model_dump(mode="json"), "error": str(error)}, ""
+            return {"settings": self._controller.settings.model_dump(mode="json"), "error": str(error)}, ""
         self._settings_error, self._has_said_settings = "", True
         change = ""
-        if wanted != self._settings:
-            change = f"operator's settings: {changed_fields(self._settings, wanted)}"
-            self._settings = wanted
+        if wanted != self._controller.settings:
+            change = f"operator's settings: {changed_fields(self._controller.settings, wanted)}"
+            self._controller.settings = wanted
         if change or not self._checkpoint.has_read:  # what a store holds that nobody could read yet may be something else
             self._checkpoint.keep_operator_settings(wanted)
         return {"settings": wanted.model_dump(mode="json"), "error": ""}, change
 
-    def set_mode(self, values: Mapping[str, object], slots: Mapping[str, Slot], now_s: float) -> tuple[SetModeAnswer, str]:
-        """Set or take back one override, checked against the replicas of `slots`."""
+    def set_mode(self, values: Mapping[str, object], now_s: float) -> tuple[SetModeAnswer, str]:
+        """Set or take back one override, checked against the replicas that report; forget what was learned, where that is asked."""
+        policy = self._controller
         try:
-            request = parse_mode_request(values, slots, self._settings)
-            self._overrides, override = apply_request(self._overrides, request, now_s)
+            request = parse_mode_request(values, policy.issuer.slots, policy.settings)
+            policy.overrides, override = apply_request(policy.overrides, request, now_s)
         except ModeRequestError as error:
             return {"override": None, "error": str(error)}, ""
+        if values.get("learned") == "reset":
+            policy.forget()
         self._note_said((request.scope, request.name))
-        self._checkpoint.keep_overrides(self._overrides)
+        self._checkpoint.keep_overrides(policy.overrides)
         shown = to_plain(override_status(override, now_s)) if override else None
         return {"override": shown, "error": ""}, f"override: {request}"
 
-    def set_freeze(self, values: Mapping[str, object], fleet: FleetState, now_s: float) -> tuple[FreezeAnswer, str]:
-        """Begin, prolong or end a freeze. It holds the plans that `fleet` runs."""
+    def set_freeze(self, values: Mapping[str, object], now_s: float) -> tuple[FreezeAnswer, str]:
+        """Begin, prolong or end a freeze. It holds the plans that the fleet runs."""
         try:
             request = parse_freeze_request(values)
         except FreezeRequestError as error:
             return {"freeze": None, "error": str(error)}, ""
-        before = self._freeze
+        before = self._controller.freeze
+        freeze = begun(request, before, self._controller.state, now_s) if request.frozen else None
         self._note_said(FREEZE)
-        self._freeze = begun(request, before, fleet, now_s) if request.frozen else None
-        if self._freeze != before or not self._checkpoint.has_read:
-            self._checkpoint.keep_freeze(self._freeze)
-        if self._freeze is None:
+        self._controller.freeze = freeze
+        if freeze != before or not self._checkpoint.has_read:
+            self._checkpoint.keep_freeze(freeze)
+        if freeze is None:
             why = f" ({request.reason})" if request.reason else ""
             return {"freeze": None, "error": ""}, f"freeze ended by hand{why}" if before is not None else ""
-        return {"freeze": to_plain(self._freeze.status(now_s)), "error": ""}, freeze_in_words(self._freeze, now_s)
+        return {"freeze": to_plain(freeze.status(now_s)), "error": ""}, freeze_in_words(freeze, now_s)
+
+    def canary(self, values: Mapping[str, object], now_s: float) -> tuple[CanaryAnswer, str]:
+        """Begin, end or promote a canary. What is promoted is set as an override."""
+        before, changes = self._controller.state.canary, []
+        try:
+            asked = answered(values, self._controller, now_s)
+        except CanaryRequestError as error:
+            return {"canary": None, "error": str(error)}, ""
+        if asked.override is not None:
+            answer, change = self.set_mode(asked.override, now_s)
+            if answer["error"]:
+                return {"canary": None, "error": answer["error"]}, ""
+            changes.append(change)
+        self._controller.state = asked.fleet
+        changes += kept(self._checkpoint, before, asked.fleet)
+        trial = asked.fleet.canary
+        return {"canary": None if trial is None else to_plain(trial.status(now_s)), "error": ""}, "; ".join(changes)
 
     def drop_expired(self, now_s: float) -> list[str]:
         """Take expired overrides and an expired freeze out; each in words."""
-        live = live_overrides(self._overrides, now_s)
-        expired = [f"override expired: {in_words(override)}" for override in self._overrides if override not in live]
+        policy = self._controller
+        live = live_overrides(policy.overrides, now_s)
+        expired = [f"override expired: {in_words(override)}" for override in policy.overrides if override not in live]
         if expired:
-            self._overrides = live
+            policy.overrides = live
             self._checkpoint.keep_overrides(live)
-        if self._freeze is not None and not self._freeze.is_live(now_s):
-            self._freeze = None
+        if policy.freeze is not None and not policy.freeze.is_live(now_s):
+            policy.freeze = None
             self._checkpoint.keep_freeze(None)
             expired.append("freeze expired")
         return expired
 
     def override_statuses(self, now_s: float) -> tuple[OverrideStatus, ...]:
         """The overrides that hold, as `status` shows them."""
-        return tuple(override_status(override, now_s) for override in live_overrides(self._overrides, now_s))
+        return tuple(override_status(override, now_s) for override in live_overrides(self._controller.overrides, now_s))

@@ -17,7 +17,7 @@ from typing import Final
 
 import structlog
 
-from nightjar.policy.fleet import FleetState, without_grants
+from nightjar.policy.controller import Controller
 from nightjar.policy.wire.record import PROTOCOL_VERSION
 from nightjar.policy.wire.report import LoadReport
 
@@ -68,8 +68,8 @@ class OtherVersions:
             await self._look()
             await asyncio.sleep(LOOK_PERIOD_S)
 
-    def held_back(self, state: FleetState, now_s: float, longest_lease_s: float) -> tuple[FleetState, list[str]]:
-        """The state, which grants nothing while a newer actor is there and for one longest lease afterwards; and news in words."""
+    def hold_back(self, controller: Controller, now_s: float) -> list[str]:
+        """Have nothing granted while a newer actor is there, nor for one longest lease afterwards. Answers news, in words."""
         newest, before = self._newest or 0, self._held_back_by
         self._held_back_by = newer = newest if newest > self._version else 0
         turned = []
@@ -79,10 +79,11 @@ class OtherVersions:
                 f"{what}: this one, of protocol {self._version}, grants no restarts" + ("" if newer else " for one lease more")
             ]
             log.warning("other_protocol_version", newer=newer, before=before, mine=self._version)
-        is_wearing_off = state.quiet_since_s is None or now_s - state.quiet_since_s >= longest_lease_s / 2
+        since_s = controller.state.quiet_since_s
+        is_wearing_off = since_s is None or now_s - since_s >= controller.settings.max_lease_ttl_s / 2
         if newer != before or (newer and is_wearing_off):
-            state = without_grants(state, max(now_s, state.quiet_since_s or now_s))
-        return state, turned
+            controller.await_leases(max(now_s, since_s or now_s))
+        return turned
 
     async def _look(self) -> list[int] | None:
         """Versions of the actors that are there, None where Ray does not tell."""

@@ -10,10 +10,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from nightjar.cluster.fleet_answers import AboutService
 from nightjar.cluster.metrics import Labels, Metric
 from nightjar.policy.canary.trial import Trial
+from nightjar.policy.controller import Controller
 from nightjar.policy.prediction import Predicted, predict
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
+
+FRESH_REPORT_S: Final = 5.0
+FRESH_REPORT_PERIODS: Final = 3
+"""A replica is fresh whose last report is at most so old, whichever is longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,21 @@ class PolicyLook:
     """By an operator."""
     canary: Trial | None = None
     """That runs, or has ended."""
+
+
+def policy_look(controller: Controller, about: AboutService, now_s: float) -> PolicyLook:
+    """The policy as of `now_s`."""
+    fleet = controller.state
+    fresh_within_s = max(FRESH_REPORT_S, FRESH_REPORT_PERIODS * controller.settings.exchange_period_s)
+    return PolicyLook(
+        incarnation=controller.issuer.incarnation,
+        decision_age_s=now_s - about.decided_at_s,
+        reports=about.reports,
+        refused_reports=about.refusals.count,
+        groups=look(fleet, fresh_within_s, now_s),
+        is_frozen=fleet.freeze is not None,
+        canary=fleet.canary,
+    )
 
 
 def look(fleet: FleetState, fresh_within_s: float, now_s: float) -> dict[str, GroupLook]:

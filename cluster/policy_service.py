@@ -14,16 +14,16 @@ import random
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
-from nightjar.cluster.canarying import CanaryRequestError, answered, kept, taken_up
+from nightjar.cluster.canarying import kept
 from nightjar.cluster.checkpoint import LARGE, Checkpoint, Remembered
 from nightjar.cluster.fleet_answers import AboutService, explanation_of, status_of
 from nightjar.cluster.handover import not_known
-from nightjar.cluster.journal import Journal, JournalEntry, replica_inputs
+from nightjar.cluster.journal import Journal, entry_of
 from nightjar.cluster.learned_file import LearnedFile, LearnedFileError, chosen_groups, learned_file
 from nightjar.cluster.mailbox import Mailbox
 from nightjar.cluster.memory_kills import MemoryKills
@@ -39,28 +39,23 @@ from nightjar.cluster.operator_answers import (
 )
 from nightjar.cluster.operator_will import OperatorWill
 from nightjar.cluster.other_versions import OtherVersions, foreign_protocol, nobody_else
-from nightjar.cluster.policy_metrics import PolicyLook, look
+from nightjar.cluster.policy_metrics import PolicyLook, policy_look
 from nightjar.cluster.recorder import Moment, Recorder
-from nightjar.cluster.refusals import Refusals
 from nightjar.cluster.seed_from import ReadSeed, SeedFrom, is_policy
 from nightjar.cluster.store import KeyValueStore
-from nightjar.policy.fleet import decide, empty_fleet, exported, forgotten, learned, observe, seeded, with_learned, without_grants
-from nightjar.policy.fleet_status import fleet_status
+from nightjar.policy.controller import Controller
 from nightjar.policy.modes import effective_mode
-from nightjar.policy.prior.learned import LearnedTables
-from nightjar.policy.prior.seed import SeedGroup
+from nightjar.policy.seeding import exported
 from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.record import WireError, to_plain
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.record import WireError
 from nightjar.policy.wire.report import DrafterState, LoadReport
-from nightjar.policy.wire.settings import IssuedSettings, Settings
+from nightjar.policy.wire.settings import IssuedSettings
 from nightjar.policy.wire.status import FleetStatus
 
 IDLE_EXIT_S: Final = 600.0
 """Without a report for so long, the actor serves nobody and leaves; the next replica creates another."""
-FRESH_REPORT_S: Final = 5.0
-FRESH_REPORT_PERIODS: Final = 3
-"""A replica is fresh whose last report is at most so old, whichever is longer."""
 
 log = structlog.get_logger(__name__)
 
@@ -102,27 +97,25 @@ class PolicyService:
         self._journal = journal
         self._recorder = recorder or Recorder()
         self._others = other_versions or OtherVersions(nobody_else)
-        self._memory_kills = memory_kills or MemoryKills()
         self._clock = clock
         self._identity = identity
         self._retire = retire
         self._publish = publish
-        self._started_at_s = self._last_report_at_s = self._decided_at_s = clock()
-        self._fleet = empty_fleet()
-        self._will = OperatorWill(self._checkpoint)
-        self._learned: LearnedTables | None = None
-        self._drafter_states: dict[str, DrafterState] = {}
-        self._decisions: dict[str, Settings] = {}
+        self._last_report_at_s = now_s = clock()
+        self._about = AboutService(
+            identity.pid, identity.node_id, now_s, now_s, journal, self._recorder, memory_kills or MemoryKills()
+        )
         self._mailbox = Mailbox(incarnation=0)
+        self._controller = Controller(OperatorSettings(), self._mailbox)
+        self._will = OperatorWill(self._checkpoint, self._controller)
+        self._drafter_states: dict[str, DrafterState] = {}
         self._causes: list[str] = []
         self._ticks = 0
-        self._reports = 0
-        self._refusals = Refusals()
         self._fleet_id = uuid.uuid4().hex
         self._seed_from = SeedFrom(
             read_seed, self._take_seed, lambda file: file.about.fleet_id == self._fleet_id, self._heed_predecessor
         )
-        self._kept_waiting: Mapping[str, SeedGroup] = self._fleet.waiting
+        self._kept_waiting = self._controller.state.waiting
         self._decide_now = asyncio.Event()
         self._tasks: tuple[asyncio.Task[None], ...] = ()
 
@@ -130,42 +123,42 @@ class PolicyService:
         """Take up where the predecessor stopped, as far as the store tells, and begin to decide."""
         remembered = await self._checkpoint.load()
         self._take_up(remembered)
-        self._kept_waiting = self._fleet.waiting
-        self._fleet = without_grants(self._fleet, self._clock() + await self._others.notice_s())
-        self._learned = learned(self._fleet)
-        self._mailbox = Mailbox(incarnation=remembered.incarnation + 1)
+        self._kept_waiting = self._controller.state.waiting
+        self._controller.await_leases(self._clock() + await self._others.notice_s())
+        self._controller.note_learned()
+        self._mailbox.incarnation = remembered.incarnation + 1
         self._checkpoint.keep_incarnation(self.incarnation)
         self._checkpoint.keep_fleet_id(self._fleet_id)
         await self._checkpoint.save()
         self._causes = [f"policy started as incarnation {self.incarnation}", *remembered.problems]
-        log.info("policy_started", incarnation=self.incarnation, journal=self._journal.path, mode=str(self._will.settings.mode))
+        log.info("policy_started", incarnation=self.incarnation, journal=self._journal.path, mode=str(self._settings.mode))
         loops = (
             self._keep_deciding(),
             self._keep_publishing(),
             self._checkpoint.keep_saving(),
             self._others.keep_looking(),
-            self._memory_kills.keep_looking(),
+            self._about.memory_kills.keep_looking(),
         )
         self._tasks = tuple(asyncio.create_task(loop) for loop in loops)
-        self._seed_from.follow(self._will.settings.seed_from)
+        self._seed_from.follow(self._settings.seed_from)
 
     def _take_up(self, remembered: Remembered) -> None:
         """Go on from what the store gave, except where an operator or the fleet itself has said something since."""
         self._will.take_up(remembered, self._clock())
         self._fleet_id = remembered.fleet_id or self._fleet_id
-        if remembered.learned is not None:
-            self._fleet = with_learned(self._fleet, remembered.learned)
-        self._fleet = seeded(self._fleet, remembered.waiting)
-        self._fleet = taken_up(self._fleet, remembered.canaries, self._clock())
+        canaries = remembered.canaries
+        self._controller.take_up(
+            remembered.learned, self._clock(), waiting=remembered.waiting, canary=canaries.trial, past_canaries=canaries.past
+        )
 
     def _take_up_late(self, found: Remembered) -> None:
         self._take_up(found)
-        self._checkpoint.keep_overrides(self._will.overrides)
-        self._checkpoint.keep_freeze(self._will.freeze)
+        self._checkpoint.keep_overrides(self._controller.overrides)
+        self._checkpoint.keep_freeze(self._controller.freeze)
         self._checkpoint.keep_fleet_id(self._fleet_id)
-        self._seed_from.follow(self._will.settings.seed_from)
-        self._causes += [f"the store can be read again: mode {self._will.settings.mode}", *found.problems]
-        log.info("stored_state_taken_up", mode=str(self._will.settings.mode), overrides=len(found.overrides))
+        self._seed_from.follow(self._settings.seed_from)
+        self._causes += [f"the store can be read again: mode {self._settings.mode}", *found.problems]
+        log.info("stored_state_taken_up", mode=str(self._settings.mode), overrides=len(found.overrides))
 
     async def stop(self) -> None:
         """Stop deciding. Parked calls end with their period."""
@@ -173,6 +166,10 @@ class PolicyService:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._seed_from.stop()
+
+    @property
+    def _settings(self) -> OperatorSettings:
+        return self._controller.settings
 
     @property
     def incarnation(self) -> int:
@@ -195,78 +192,60 @@ class PolicyService:
             report = LoadReport.from_wire(payload)
         except WireError as error:
             return self._refuse(str(error))
-        refused = foreign_protocol(report) or self._mailbox.admit(report)
-        if refused:
+        if refused := foreign_protocol(report):
             return self._refuse(refused)
-        now_s, before = self._clock(), self._fleet
-        self._fleet, ignored = observe(before, report, now_s, self._will.settings)
-        self._recorder.observed(before, self._fleet, payload, now_s, self._will.settings)
+        now_s, before = self._clock(), self._controller.state
+        taken = self._controller.take(report, now_s)
+        if not taken.is_admitted:
+            return self._refuse(taken.refused)
+        self._recorder.observed(before, self._controller.state, payload, now_s, self._settings)
         self._last_report_at_s = now_s
-        if ignored:
-            ignored = self._refusals.note(ignored, now_s)
-        else:
-            self._reports += 1
-        issued = await self._mailbox.collect(report.replica_id, self._will.settings.exchange_period_s)
-        return ExchangeReply(incarnation=self.incarnation, issued=issued, refused=ignored)
+        refused = self._about.refusals.note(taken.refused, now_s) if taken.refused else ""
+        self._about.reports += not taken.refused
+        issued = await self._mailbox.collect(report.replica_id, self._settings.exchange_period_s)
+        return ExchangeReply(incarnation=self.incarnation, issued=issued, refused=refused)
 
     async def configure(self, values: Mapping[str, object]) -> ConfigureAnswer:
         """Replace the operator's settings as a whole; a wrong set changes nothing and its error shows in `status`."""
         answer, change = self._will.configure(values)
         if not answer["error"]:
-            self._seed_from.follow(self._will.settings.seed_from)
+            self._seed_from.follow(self._settings.seed_from)
         if change:
             await self._changed_by_operator(change)
         return answer
 
     async def set_mode(self, values: Mapping[str, object]) -> SetModeAnswer:
         """Set or take back one override; a wrong request changes nothing."""
-        answer, change = self._will.set_mode(values, self._mailbox.slots, self._clock())
-        if change and values.get("learned") == "reset":
-            self._fleet = forgotten(self._fleet)
+        answer, change = self._will.set_mode(values, self._clock())
         if change:
             await self._changed_by_operator(change)
         return {**answer, "outlives": self._outlives} if answer["override"] is not None else answer
 
     async def freeze(self, values: Mapping[str, object]) -> FreezeAnswer:
         """Begin, prolong or end a freeze; a wrong request changes nothing."""
-        answer, change = self._will.set_freeze(values, self._fleet, self._clock())
+        answer, change = self._will.set_freeze(values, self._clock())
         if change:
             await self._changed_by_operator(change)
         return {**answer, "outlives": self._outlives} if answer["freeze"] is not None else answer
 
     @property
     def _outlives(self) -> Outlives:
-        return {"head": self._identity.has_fault_tolerance, "upgrade": is_policy(self._will.settings.seed_from)}
+        return {"head": self._identity.has_fault_tolerance, "upgrade": is_policy(self._settings.seed_from)}
 
     async def canary(self, values: Mapping[str, object]) -> CanaryAnswer:
         """Begin, end or promote a canary; a wrong request changes nothing."""
-        now_s, before = self._clock(), self._fleet.canary
-        try:
-            asked = answered(
-                values, self._fleet, self._will.freeze, self._will.settings, self._will.overrides, self._mailbox.slots, now_s
-            )
-        except CanaryRequestError as error:
-            return {"canary": None, "error": str(error)}
-        changes = []
-        if asked.override is not None:
-            answer, change = self._will.set_mode(asked.override, self._mailbox.slots, now_s)
-            if answer["error"]:
-                return {"canary": None, "error": answer["error"]}
-            changes.append(change)
-        self._fleet = asked.fleet
-        changes += kept(self._checkpoint, before, self._fleet)
-        if changes:
-            await self._changed_by_operator("; ".join(changes))
-        trial = self._fleet.canary
-        return {"canary": None if trial is None else to_plain(trial.status(now_s)), "error": ""}
+        answer, change = self._will.canary(values, self._clock())
+        if change:
+            await self._changed_by_operator(change)
+        return answer
 
     def learned_file(self) -> LearnedFile:
         """What the fleet has learned, for a file. Reads values that nobody changes, so that it may be called from any thread."""
-        now_s, canary = self._clock(), self._fleet.canary
-        running = canary.in_words() if canary is not None and canary.is_running else ""
-        group_ids = {replica.group_id for replica in self._fleet.replicas.values()}
+        now_s, fleet = self._clock(), self._controller.state
+        running = fleet.canary.in_words() if fleet.canary is not None and fleet.canary.is_running else ""
+        group_ids = {replica.group_id for replica in fleet.replicas.values()}
         by_hand = self._will.by_hand(self._identity.service, running, group_ids, now_s)
-        return learned_file(exported(self._fleet, now_s), self.incarnation, now_s, self._fleet_id, by_hand)
+        return learned_file(exported(fleet, now_s), self.incarnation, now_s, self._fleet_id, by_hand)
 
     async def import_learned(self, file: LearnedFile, group_ids: Sequence[str] = ()) -> ImportAnswer:
         """Take the groups of a file, or those named, as a prior of groups of the same key, now or when they appear."""
@@ -274,14 +253,14 @@ class PolicyService:
             chosen = chosen_groups(file, group_ids)
         except LearnedFileError as error:
             return {"groups": [], "error": str(error)}
-        self._fleet = seeded(self._fleet, chosen.groups)
-        replicas = Counter(replica.group_id for replica in self._fleet.replicas.values())
+        self._controller.seed(chosen.groups)
+        replicas = Counter(replica.group_id for replica in self._controller.state.replicas.values())
         await self._changed_by_operator(f"imported: {chosen.in_words()}")
         taken = [(group.key.group_id, len(group.cells)) for group in chosen.groups]
         return {"groups": [{"group_id": name, "cells": cells, "replicas": replicas[name]} for name, cells in taken], "error": ""}
 
     def _take_seed(self, place: str, file: LearnedFile) -> None:
-        self._fleet = seeded(self._fleet, file.groups)
+        self._controller.seed(file.groups)
         cause = f"seeded from {place}: {file.in_words()}"
         self._causes.append(cause)
         log.info("seeded", cause=cause)
@@ -311,22 +290,7 @@ class PolicyService:
 
     def status(self) -> FleetStatus:
         """The fleet, its groups and every replica as of now."""
-        about = AboutService(
-            incarnation=self.incarnation,
-            pid=self._identity.pid,
-            node_id=self._identity.node_id,
-            started_at_s=self._started_at_s,
-            decided_at_s=self._decided_at_s,
-            journal=self._journal,
-            recorder=self._recorder,
-            reports=self._reports,
-            refusals=self._refusals,
-            memory_kills=self._memory_kills,
-            seed_problem=self._seed_from.problem,
-            seed_notice=self._seed_from.notice,
-            not_known_before=self._not_known_before,
-        )
-        return status_of(about, self._fleet, self._decisions, self._mailbox.slots, self._will, self._clock())
+        return status_of(self._about, self._controller, self._will, self._seed_from, self._not_known_before, self._clock())
 
     @property
     def _not_known_before(self) -> str:
@@ -335,16 +299,16 @@ class PolicyService:
             return "the store cannot be read"
         if self._seed_from.is_first_reading:
             return ""
-        asks_policy = is_policy(self._will.settings.seed_from)
+        asks_policy = is_policy(self._settings.seed_from)
         return not_known(self._will.beginning, self._identity.service, self._clock(), asks_policy=asks_policy)
 
     def starting_mode(self, replica_id: str, application: str) -> Mode:
         """The mode that a replica gets that starts now."""
-        return effective_mode(replica_id, application, self._will.settings.mode, self._will.overrides, self._clock())[0]
+        return effective_mode(replica_id, application, self._settings.mode, self._controller.overrides, self._clock())[0]
 
     def explain(self, asked: str) -> ExplainAnswer:
         """Why the K of one replica is what it is, asked for by its id or a part of it that no other has."""
-        return explanation_of(asked, self._fleet, self._decisions, self._mailbox.slots, self._will, self._clock())
+        return explanation_of(asked, self._controller, self._clock())
 
     def tick(self) -> None:
         """Decide once and journal it, unless the first settings wait for a seed. Never raises: where deciding fails, the settings
@@ -360,10 +324,10 @@ class PolicyService:
     @property
     def _waits_for_seed(self) -> bool:
         """Only a fleet that has learned nothing waits, for a few seconds, and no person's word waits with it."""
-        is_cold = self._learned is None or not self._learned.groups
-        is_planned = self._will.settings.mode.kind in {"auto", "shadow"} and not self._will.overrides
-        is_open = self._will.freeze is None  # a frozen fleet runs the plans that it has
-        return is_cold and is_planned and is_open and self._seed_from.is_first_reading
+        policy = self._controller
+        is_planned = policy.settings.mode.kind in {"auto", "shadow"} and not policy.overrides
+        is_open = policy.freeze is None  # a frozen fleet runs the plans that it has
+        return not policy.learned.groups and is_planned and is_open and self._seed_from.is_first_reading
 
     def _tick(self) -> None:
         self._ticks += 1
@@ -376,54 +340,44 @@ class PolicyService:
             log.exception("decisions_failed", tick=self._ticks)
             error = f"{type(failure).__name__}: {failure}"
         causes, self._causes = tuple(self._causes), []
-        learned_now = learned(self._fleet)
-        has_learned = learned_now != self._learned
-        if has_learned:
-            self._learned = learned_now
-            self._checkpoint.keep_learned(learned_now)
-        if self._fleet.waiting is not self._kept_waiting:
-            self._kept_waiting = self._fleet.waiting
-            self._checkpoint.keep_waiting(tuple(self._kept_waiting.values()))
-        drafter_states = {name: replica.report.snapshot.drafter_state for name, replica in self._fleet.replicas.items()}
+        if has_learned := self._controller.note_learned():
+            self._checkpoint.keep_learned(self._controller.learned)
+        fleet = self._controller.state
+        if fleet.waiting is not self._kept_waiting:
+            self._kept_waiting = fleet.waiting
+            self._checkpoint.keep_waiting(tuple(fleet.waiting.values()))
+        drafter_states = {name: replica.report.snapshot.drafter_state for name, replica in fleet.replicas.items()}
         has_turned, self._drafter_states = drafter_states != self._drafter_states, drafter_states
         if decided or causes or has_learned or has_turned or error:
-            self._journal.append(self._entry(now_s, seed, causes, decided, error))
+            self._journal.append(entry_of(self._controller, self._ticks, now_s, seed, causes, decided, error))
 
-    def _decide(self, now_s: float, seed: int) -> dict[str, IssuedSettings]:
-        found = self._checkpoint.take_found()
+    def _decide(self, now_s: float, seed: int) -> Mapping[str, IssuedSettings]:
+        policy, found = self._controller, self._checkpoint.take_found()
         if found is not None:
             self._take_up_late(found)
-        if self._mailbox.raise_incarnation(found.incarnation if found is not None else 0):
+        if policy.rise_above(found.incarnation if found is not None else 0, now_s):
             self._causes.append(f"incarnation rose to {self.incarnation}: a report or the store named another policy's")
             log.warning("incarnation_rose", incarnation=self.incarnation)
             self._checkpoint.keep_incarnation(self.incarnation)
-            self._fleet = without_grants(self._fleet, now_s)
-        self._fleet, turned = self._others.held_back(self._fleet, now_s, self._will.settings.max_lease_ttl_s)
-        self._causes += turned
+        self._causes += self._others.hold_back(policy, now_s)
         self._causes += self._will.drop_expired(now_s)
-        if self._fleet.freeze is not self._will.freeze:
-            self._fleet = replace(self._fleet, freeze=self._will.freeze)
-        moment = Moment(self.incarnation, self._ticks, now_s, seed, self._fleet, self._will.settings, self._will.overrides)
+        moment = Moment(self.incarnation, self._ticks, now_s, seed, policy.state, policy.settings, policy.overrides)
         try:
-            rng = random.Random(seed)  # noqa: S311 - exploration, no secret; a replay draws the same
-            canary = self._fleet.canary
-            self._decisions, self._fleet = decide(self._fleet, self._will.settings, self._will.overrides, now_s, rng)
+            issued = policy.tick(now_s, random.Random(seed))  # noqa: S311 - exploration, no secret; a replay draws the same
         except Exception as failure:
             self._recorder.failed(moment, f"{type(failure).__name__}: {failure}")
             raise
-        self._recorder.decided(moment, self._decisions, self._fleet)
-        for news in kept(self._checkpoint, canary, self._fleet):
+        self._about.decided_at_s = now_s
+        self._recorder.decided(moment, policy.decisions, policy.state)
+        for news in kept(self._checkpoint, moment.state.canary, policy.state):
             self._causes.append(news)
             log.warning("canary", news=news)
-        self._decided_at_s = now_s
-        self._mailbox.keep_only(self._decisions)
-        posted = {name: self._mailbox.post(name, settings) for name, settings in self._decisions.items()}
-        return {name: issued for name, issued in posted.items() if issued is not None}
+        return issued
 
     async def _keep_deciding(self) -> None:
         while self._clock() - self._last_report_at_s < IDLE_EXIT_S:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._will.settings.decision_period_s):
+                async with asyncio.timeout(self._settings.decision_period_s):
                     await self._decide_now.wait()
             self._decide_now.clear()
             self.tick()
@@ -434,41 +388,10 @@ class PolicyService:
     async def _keep_publishing(self) -> None:
         while True:
             try:
-                self._publish(self._look())
+                self._publish(policy_look(self._controller, self._about, self._clock()))
             except Exception:
                 log.exception("publishing_failed")
             await asyncio.sleep(PUBLISH_PERIOD_S)
 
-    def _look(self) -> PolicyLook:
-        now_s = self._clock()
-        fresh_within_s = max(FRESH_REPORT_S, FRESH_REPORT_PERIODS * self._will.settings.exchange_period_s)
-        return PolicyLook(
-            incarnation=self.incarnation,
-            decision_age_s=now_s - self._decided_at_s,
-            reports=self._reports,
-            refused_reports=self._refusals.count,
-            groups=look(self._fleet, fresh_within_s, now_s),
-            is_frozen=self._will.freeze is not None,
-            canary=self._fleet.canary,
-        )
-
-    def _entry(
-        self, now_s: float, seed: int, causes: tuple[str, ...], decided: dict[str, IssuedSettings], error: str
-    ) -> JournalEntry:
-        _, replicas = fleet_status(self._fleet, self._decisions, now_s)
-        return JournalEntry(
-            incarnation=self.incarnation,
-            tick=self._ticks,
-            time_s=now_s,
-            seed=seed,
-            causes=causes,
-            operator_settings=self._will.settings,
-            overrides=self._will.overrides,
-            learned=self._learned,
-            replicas=replica_inputs(self._fleet, replicas),
-            decided=decided,
-            error=error,
-        )
-
     def _refuse(self, problem: str) -> ExchangeReply:
-        return ExchangeReply(incarnation=self.incarnation, refused=self._refusals.note(problem, self._clock()))
+        return ExchangeReply(incarnation=self.incarnation, refused=self._about.refusals.note(problem, self._clock()))

@@ -18,7 +18,7 @@ import msgpack
 from nightjar.cluster.deltas import applied
 from nightjar.cluster.plain_values import PlainError, restored
 from nightjar.cluster.recording import Frame, RecordingError, next_window, unpacked
-from nightjar.policy.fleet import decide, observe
+from nightjar.policy.controller import Controller
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.planners.base import in_words as rows_in_words
 from nightjar.policy.state import FleetState
@@ -110,11 +110,8 @@ class _Run:
     def __init__(self, key: Frame) -> None:
         self._last = key
         self._window = b""
-        self._fleet = FleetState()
-        self._settings = OperatorSettings()
-        self._overrides: tuple[ModeOverride, ...] = ()
+        self._policy = Controller(OperatorSettings())
         self._recorded: dict[str, Settings] = {}
-        self._decisions: Mapping[str, Settings] = {}
         self._reports: dict[str, Any] = {}
 
     def is_followed_by(self, frame: Frame) -> bool:
@@ -133,24 +130,25 @@ class _Run:
             raise RecordingError(f"{which} cannot be read, another version may have recorded it: {problem}") from problem
         self._last, self._window = frame, next_window(self._window, whole)
         found = self._decide(frame, error)
-        return ReplayedTick(frame, self._fleet, self._settings, self._overrides, self._decisions, reports, found)
+        policy = self._policy
+        return ReplayedTick(frame, policy.state, policy.settings, policy.overrides, policy.decisions, reports, found)
 
     def _take_in(self, body: Mapping[str, Any]) -> int:
         """The state as the tick found it; returns how many reports led to it."""
         if "overrides" in body:
-            self._overrides = restored(tuple[ModeOverride, ...], body["overrides"])
+            self._policy.overrides = restored(tuple[ModeOverride, ...], body["overrides"])
         if "state" in body:
-            self._fleet = restored(FleetState, body["state"])
-            self._settings = restored(OperatorSettings, body["settings"])
+            self._policy.state = restored(FleetState, body["state"])
+            self._policy.settings = restored(OperatorSettings, body["settings"])
             return 0
         reports = 0
         for one in body["inputs"]:
             if len(one) == 1:
-                self._settings = restored(OperatorSettings, one[0])
+                self._policy.settings = restored(OperatorSettings, one[0])
                 continue
             time_s, replica_id, changed = one
             values = self._reports[replica_id] = applied(self._reports.get(replica_id), changed)
-            self._fleet, _ = observe(self._fleet, LoadReport.model_validate(values), time_s, self._settings)
+            self._policy.observe(LoadReport.model_validate(values), time_s)
             reports += 1
         return reports
 
@@ -165,14 +163,13 @@ class _Run:
         """Decide, and compare with what was recorded; a failure leaves state and decisions as they were, as it did then."""
         rng = random.Random(frame.seed)  # noqa: S311 - as then
         try:
-            decisions, fleet = decide(self._fleet, self._settings, self._overrides, frame.time_s, rng)
+            self._policy.tick(frame.time_s, rng)
         except Exception as failure:  # noqa: BLE001 - whatever the policy's own loop survived, the replay does
             now = f"deciding fails ({type(failure).__name__}: {failure})"
             return () if error else (Difference("", "decisions", now),)
-        self._fleet, self._decisions = fleet, decisions
         if error:
             return (Difference("", f"deciding failed ({error})", "decisions"),)
-        return tuple(differences(self._recorded, decisions))
+        return tuple(differences(self._recorded, self._policy.decisions))
 
 
 def differences(then: Mapping[str, Settings], now: Mapping[str, Settings]) -> Iterator[Difference]:

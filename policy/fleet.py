@@ -1,9 +1,8 @@
-"""The fleet's decisions as functions of values: reports go in one by one, and once a period a decision for every replica comes out.
+"""The fleet's decisions as a function of values: a state goes in, a decision for every replica and the state after it come out.
 
-`observe` keeps what is new in a report as pending evidence; `decide` drops silent replicas, merges each group's pending
-evidence, plans, deals out measurements and answers per replica; `fleet_status.py` tells it in words. Clock and randomness
-are the caller's, so the actor, the simulator and the journal's replay come to the same decisions (INV-7). Fails towards
-off: what a group does not know, it does not speculate on.
+`decide` drops silent replicas, merges each group's pending evidence (`intake.observe` keeps it), plans, deals out measurements and
+answers per replica; `fleet_status.py` tells it in words. The controller alone calls it, with the caller's clock and random numbers.
+Fails towards off: what a group does not know, it does not speculate on.
 """
 
 from __future__ import annotations
@@ -15,24 +14,14 @@ from typing import Final
 
 from nightjar.policy.estimate.off_steps import expected_off_steps
 from nightjar.policy.granting import MayGrant, group_restarts
-from nightjar.policy.intake import MAX_RETIRED_ENGINES, counted_under, observe
+from nightjar.policy.intake import MAX_RETIRED_ENGINES, counted_under
 from nightjar.policy.learning import hold, learn
 from nightjar.policy.limiting import with_limits
 from nightjar.policy.modes import ModeOverride, effective_mode, fleet_override, live_overrides, with_planner
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.base import one_length, speculation
-from nightjar.policy.seeding import exported, seeded, with_own_price, with_waiting_priors
-from nightjar.policy.state import (
-    MAX_REPLICAS,
-    FleetState,
-    GroupState,
-    ReplicaState,
-    empty_fleet,
-    forgotten,
-    learned,
-    with_learned,
-    without_grants,
-)
+from nightjar.policy.seeding import with_own_price, with_waiting_priors
+from nightjar.policy.state import MAX_REPLICAS, FleetState, GroupState, ReplicaState
 from nightjar.policy.trials import in_words
 from nightjar.policy.trying import Trying, with_canary
 from nightjar.policy.wire.mode import Mode
@@ -40,19 +29,6 @@ from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import MAX_REASON_LENGTH
 from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.settings import ExplorationSegment, Plan, RestartLimits, Settings, Table
-
-__all__ = [
-    "FleetState",
-    "decide",
-    "empty_fleet",
-    "exported",
-    "forgotten",
-    "learned",
-    "observe",
-    "seeded",
-    "with_learned",
-    "without_grants",
-]
 
 MOST_REPLANS: Final = 40
 """Re-plans in one decision, of groups and of replicas, the longest waiting first: 60 ms, however many there are."""

@@ -1,7 +1,7 @@
 """The product's policy beside one engine, in the caller's process: snapshots go in, settings come out, nobody else is there.
 
-Runs `policy.fleet` as the actor does. Deciding takes its time from whoever calls it, which in a cluster it does not. Fails loudly:
-a snapshot that the policy refuses raises RuntimeError.
+Runs the controller that the actor runs. Deciding takes its time from whoever calls it, which in a cluster it does not. Fails
+loudly: a snapshot that the policy refuses raises RuntimeError.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from typing import Final
 
-from nightjar.policy.fleet import decide, empty_fleet, observe
+from nightjar.policy.controller import Controller
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.report import EngineSnapshot, GroupKey, LoadReport
 from nightjar.policy.wire.settings import Settings
@@ -22,11 +22,10 @@ class LonePolicy:
 
     def __init__(self, group: GroupKey, seed: int) -> None:
         self._group = group
-        self._operator = parse_operator_settings({"mode": "auto"})
-        self._state = empty_fleet()
+        self._controller = Controller(parse_operator_settings({"mode": "auto"}))
         self._rng = random.Random(seed)  # noqa: S311 - exploration, no secret
         self._reports = 0
-        self.exchange_period_s = self._operator.exchange_period_s
+        self.exchange_period_s = self._controller.settings.exchange_period_s
 
     def decide(self, snapshot: EngineSnapshot, now_s: float) -> Settings:
         """What the engine shall run, after what it says of itself; `now_s` is of any steady clock."""
@@ -34,8 +33,8 @@ class LonePolicy:
         report = LoadReport(
             replica_id=REPLICA, application="proof", group=self._group, report_number=self._reports, snapshot=snapshot
         )
-        self._state, refused = observe(self._state, report, now_s, self._operator)
+        refused = self._controller.observe(report, now_s)
         if refused:
             raise RuntimeError(f"the policy refused a report: {refused}")
-        decisions, self._state = decide(self._state, self._operator, (), now_s, self._rng)
-        return decisions[REPLICA]
+        self._controller.tick(now_s, self._rng)
+        return self._controller.decisions[REPLICA]

@@ -66,9 +66,11 @@ class Trial:
         """Whether its replicas run what is tried."""
         return self.phase in {"trial", "better"}
 
-    def has_counted_more_than(self, earlier: Trial) -> bool:
-        """Whether a block was finished since, of the baseline or after it, or what was counted began anew."""
-        return (self.before.count, self.at_best.count) != (earlier.before.count, earlier.at_best.count)
+    def is_worth_storing(self, stored: Trial | None) -> bool:
+        """Whether it has begun, come to another phase or finished a block since `stored`, or what was counted began anew."""
+        if self is stored or stored is None:
+            return self is not stored
+        return bool(told(stored, self)) or (self.before.count, self.at_best.count) != (stored.before.count, stored.at_best.count)
 
     def override_of(self, replica_id: str, mode: Mode) -> ModeOverride | None:
         """What it has a replica run whose mode is `mode` without it; None for others than its members."""

@@ -1,6 +1,6 @@
 """`make bench-scale`: how long the policy decides, how much it remembers, and whether 2,000 replicas learn together.
 
-Three measurements around policy.fleet with coarse engines, in one process that collects garbage as the policy actor's does, and
+Three measurements of policy.controller with coarse engines, in one process that collects garbage as the policy actor's does, and
 without a network: the time of a tick for 1,000 replicas in 1, 20 and 1,000 groups (taking in one report of each, and one decision
 for all); memory per replica, early and late, at two fleet sizes (INV-8: it neither grows with time nor faster than the fleet); and
 a run of 2,000 replicas in 20 groups until they run the K of the best true goodput. A missed bar fails the bench with --strict only.
@@ -28,8 +28,9 @@ from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.loadtests.simulation.profiles import Mechanics, read_profile
 from nightjar.loadtests.simulation.service.lengths import SHAREGPT
-from nightjar.policy.fleet import FleetState, decide, empty_fleet, observe
-from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
+from nightjar.policy.controller import Controller
+from nightjar.policy.state import FleetState
+from nightjar.policy.wire.operator import parse_operator_settings
 from tests.benchmarks.coarse_engine import CoarseEngine, Engine
 from tests.benchmarks.measuring.outcome import Outcome
 from tests.benchmarks.measuring.run import BenchRun
@@ -52,9 +53,8 @@ class Fleet:
     """Coarse engines under one policy; a tick is one second: every engine works and reports, then all are decided for."""
 
     engines: Sequence[Engine]
-    settings: OperatorSettings
     rng: random.Random
-    state: FleetState
+    policy: Controller
     now_s: float = 0.0
 
     def tick(self) -> tuple[float, float]:
@@ -65,13 +65,13 @@ class Fleet:
         reports = [engine.report() for engine in self.engines]
         began = perf_counter()
         for report in reports:
-            self.state, refused = observe(self.state, report, self.now_s, self.settings)
+            refused = self.policy.observe(report, self.now_s)
             assert not refused, refused
         observed = perf_counter()
-        decisions, self.state = decide(self.state, self.settings, (), self.now_s, self.rng)
+        self.policy.tick(self.now_s, self.rng)
         decided = perf_counter()
         for report, engine in zip(reports, self.engines, strict=True):
-            engine.adopt(decisions[report.replica_id])
+            engine.adopt(self.policy.decisions[report.replica_id])
         return observed - began, decided - observed
 
     def at_best(self) -> float:
@@ -92,7 +92,7 @@ def main(
     """Decision time and memory of the policy at the size of a fleet. With fewer replicas or ticks it is no whole run."""
     is_whole = replicas >= REPLICAS and large >= LARGE and ticks >= TICKS and not often
     effort: Effort = "whole" if is_whole else "partial"
-    subject = f"policy.fleet alone, {replicas} replicas of {PROFILE}, {large} that learn"
+    subject = f"policy.controller alone, {replicas} replicas of {PROFILE}, {large} that learn"
     run = BenchRun("scale", seeds=[seed], sections=SECTIONS, output=output, effort=effort, subject=subject)
     if not often:
         collect_seldom()
@@ -111,7 +111,7 @@ def make_fleet(replicas: int, groups: int, seed: int) -> Fleet:
         key = nominal.profile.group.model_copy(update={"target": f"model-{number % groups}"})
         batch = BATCHES[number // groups % len(BATCHES)]
         engines.append(CoarseEngine(f"replica-{number}", key, nominal, batch, random.Random(f"{seed}:{number}")))
-    return Fleet(engines, AUTO, random.Random(seed), empty_fleet())
+    return Fleet(engines, random.Random(seed), Controller(AUTO))
 
 
 def time_ticks(replicas: int, groups: int, ticks: int, seed: int) -> list[dict[str, float]]:
@@ -144,7 +144,7 @@ def _state_kib(replicas: int, seed: int, ticks: int) -> float:
         fleet.tick()
     gc.collect()
     held = tracemalloc.get_traced_memory()[0]
-    fleet.state = empty_fleet()
+    fleet.policy.state = FleetState()
     gc.collect()
     freed = held - tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()

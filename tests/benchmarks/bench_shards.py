@@ -1,6 +1,6 @@
 """`make bench-shards`: what one policy carries, and what 10,000 replicas in 20 groups need: one policy, four, or sixteen.
 
-Nothing in the service shards today. Here policy.fleet runs as so many separate states, each with whole groups, which share nothing
+Nothing in the service shards today. Here so many controllers run, each with whole groups, which share nothing
 but the budget of reloads on a node. Engines are coarse, time is virtual, and one process does it all, so a decision takes what the
 slowest policy takes, as if each had a processor. Three measurements: decisions and reports at three sizes; learning from nothing;
 and a storm, in which every draft of the fleet lies in host memory and is wanted back in one second, with a node under one
@@ -27,7 +27,7 @@ from structlog.testing import capture_logs
 from nightjar.cluster.garbage import collect_seldom
 from nightjar.loadtests.bench_summary import Effort, StrictOption
 from nightjar.loadtests.simulation.evidence.bars import Bar
-from nightjar.policy.fleet import empty_fleet
+from nightjar.policy.controller import Controller
 from nightjar.policy.wire.operator import parse_operator_settings
 from tests.benchmarks.bench_scale import AUTO, Fleet, make_fleet, time_ticks
 from tests.benchmarks.coarse_engine import KEY_OF_SLEEPERS, Sleeper
@@ -87,7 +87,7 @@ def main(
     """What one policy carries, and 10,000 replicas under several. With fewer replicas it is no whole run."""
     sections = sections_to_run(only, SECTIONS, {})
     effort: Effort = "whole" if replicas >= REPLICAS and largest >= SIZES[-1] and sections == SECTIONS else "partial"
-    subject = f"policy.fleet alone, {replicas} replicas in {GROUPS} groups under {', '.join(map(str, POLICIES))} policies"
+    subject = f"policy.controller alone, {replicas} replicas in {GROUPS} groups under {', '.join(map(str, POLICIES))} policies"
     run = BenchRun("shards", seeds=[seed], sections=sections, output=output, effort=effort, subject=subject)
     collect_seldom()
     if "carries" in sections:
@@ -157,7 +157,7 @@ def shards(replicas: int, policies: int, seed: int) -> list[Fleet]:
     """The fleet of bench-scale, cut by group: policy n has every group whose number leaves n."""
     whole = make_fleet(replicas, GROUPS, seed)
     parts = [[engine for number, engine in enumerate(whole.engines) if number % GROUPS % policies == n] for n in range(policies)]
-    return [Fleet(part, AUTO, random.Random(f"{seed}:{n}"), empty_fleet()) for n, part in enumerate(parts) if part]
+    return [Fleet(part, random.Random(f"{seed}:{n}"), Controller(AUTO)) for n, part in enumerate(parts) if part]
 
 
 def learn(replicas: int, policies: int, seed: int, seconds: int = LEARNING_S) -> dict[str, float]:
@@ -186,7 +186,7 @@ def storm(replicas: int, policies: int, placement: Placement, seconds: int = STO
     """Every draft lies in host memory and is wanted back at once; a restart is seen at its replica, not in the policy's books."""
     sleepers = [Sleeper(number, number % GROUPS, _node(number, placement)) for number in range(replicas)]
     by_policy = [[sleeper for sleeper in sleepers if sleeper.group_number % policies == n] for n in range(policies)]
-    fleets = [Fleet(part, STORM, random.Random(n), empty_fleet()) for n, part in enumerate(by_policy) if part]
+    fleets = [Fleet(part, random.Random(n), Controller(STORM)) for n, part in enumerate(by_policy) if part]
     in_group = Counter(sleeper.group_number for sleeper in sleepers)
     most_on_a_node, most_in_a_group, back_s = 0, 0.0, None
     for second in track(range(1, seconds + 1), description=f"a storm, {policies} policies", transient=True):

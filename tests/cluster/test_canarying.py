@@ -12,8 +12,8 @@ from nightjar.cluster.canarying import promotion
 from nightjar.cluster.policy_service import PolicyService
 from nightjar.policy.canary.order import CanaryOrder
 from nightjar.policy.canary.trial import Trial
-from nightjar.policy.fleet import empty_fleet
 from nightjar.policy.modes import ModeOverride
+from nightjar.policy.state import empty_fleet
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.status import CanaryStatus, in_utc

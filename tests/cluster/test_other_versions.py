@@ -55,7 +55,7 @@ class Cluster:
 
     def lease_ends(self, version: int, now_s: float) -> list[float]:
         service = self.services.get(version)
-        groups = service._fleet.groups.values() if service is not None else ()
+        groups = service._controller.state.groups.values() if service is not None else ()
         return [lease.ends_at_s for group in groups for lease in group.restarts.open_leases if now_s < lease.ends_at_s]
 
     async def watch(self) -> None:

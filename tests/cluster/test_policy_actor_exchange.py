@@ -236,7 +236,7 @@ async def test_an_exchange_never_raises_even_where_the_fleet_code_does(monkeypat
     async with running_service() as service:
         replica = Replica()
         await settled(service, replica)
-        monkeypatch.setattr("nightjar.cluster.policy_service.observe", broken)
+        monkeypatch.setattr("nightjar.policy.controller.observe", broken)
         reply = await replica.exchange(service)
         assert "ZeroDivisionError" in reply.refused
 
@@ -250,7 +250,7 @@ async def test_a_tick_that_fails_is_journaled_and_leaves_the_settings_in_force(m
         replica = Replica()
         await settled(service, replica)
         with monkeypatch.context() as patch:
-            patch.setattr("nightjar.cluster.policy_service.decide", broken)
+            patch.setattr("nightjar.policy.controller.decide", broken)
             assert (await replica.exchange(service)).refused == ""
             await asyncio.sleep(3.0)
         assert "ZeroDivisionError: by zero" in {entry.error for entry in journal.entries}
@@ -259,7 +259,9 @@ async def test_a_tick_that_fails_is_journaled_and_leaves_the_settings_in_force(m
         assert replica.mode == Mode(kind="off")
 
 
-@pytest.mark.parametrize("broken", ["learned", "fleet_status", "random.Random"])
+@pytest.mark.parametrize(
+    "broken", ["policy.controller.learned", "cluster.journal.fleet_status", "cluster.policy_service.random.Random"]
+)
 async def test_no_defect_in_a_tick_ends_the_deciding(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError("by zero")
@@ -268,7 +270,7 @@ async def test_no_defect_in_a_tick_ends_the_deciding(monkeypatch: pytest.MonkeyP
         replica = Replica()
         await settled(service, replica)
         with monkeypatch.context() as patch:
-            patch.setattr(f"nightjar.cluster.policy_service.{broken}", fail)
+            patch.setattr(f"nightjar.{broken}", fail)
             await service.set_mode({"mode": "pin=1"})
             await asyncio.sleep(3.0)
         await service.set_mode({"mode": "off"})

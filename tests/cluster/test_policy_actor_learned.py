@@ -255,5 +255,6 @@ async def test_the_state_with_what_waits_and_what_was_imported_can_be_recorded()
     async with running_service() as service:
         await service.import_learned(some_file(some_group(), some_group(OTHER)))
         await settled(service, Replica())
-        assert service._fleet.waiting
-        assert restored(FleetState, plain(service._fleet)) == service._fleet
+        fleet = service._controller.state
+        assert fleet.waiting
+        assert restored(FleetState, plain(fleet)) == fleet

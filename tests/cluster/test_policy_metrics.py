@@ -7,14 +7,14 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from nightjar.cluster import policy_service
 from nightjar.cluster.metrics import PUBLISH_PERIOD_S, Exporter
 from nightjar.cluster.policy_metrics import POLICY_METRICS, GroupLook, PolicyLook, look
+from nightjar.policy import controller
 from nightjar.policy.canary.order import CanaryOrder
 from nightjar.policy.canary.trial import Trial
 from nightjar.policy.canary.verdict import Interval
-from nightjar.policy.fleet import empty_fleet
 from nightjar.policy.prediction import Predicted
+from nightjar.policy.state import empty_fleet
 from nightjar.policy.wire.mode import Mode
 from tests.cluster.exported import MemoryBackend
 from tests.cluster.protocol import Replica, running_service, settled
@@ -165,7 +165,7 @@ async def test_decision_age_rises_while_deciding_fails(monkeypatch: pytest.Monke
         raise RuntimeError("no decision")
 
     seen: list[PolicyLook] = []
-    monkeypatch.setattr(policy_service, "decide", decide)
+    monkeypatch.setattr(controller, "decide", decide)
     async with running_service(publish=seen.append):
         await asyncio.sleep(30.0)
     assert seen[-1].decision_age_s >= 25.0

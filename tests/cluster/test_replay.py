@@ -144,7 +144,7 @@ def test_inv_7_whatever_happens_to_a_fleet_its_recording_replays_to_the_same_dec
             for (what, how), number in events:
                 await happen(fleet, what, how, number)
                 await fleet.run(1)
-            return fleet.service._fleet
+            return fleet.service._controller.state
 
     after = asyncio.run(run())
     assert_equal_replay(kept)
@@ -196,7 +196,8 @@ def test_inv_7_a_state_that_something_else_changed_is_recorded_whole() -> None:
     async def run() -> None:
         async with recorded_fleet(*some_replicas(), sink=kept) as fleet:
             await fleet.run(3)
-            fleet.service._fleet = FleetState(fleet.service._fleet.replicas, fleet.service._fleet.groups, next_segment_id=500)
+            before = fleet.service._controller.state
+            fleet.service._controller.state = FleetState(before.replicas, before.groups, next_segment_id=500)
             await fleet.run(3)
 
     asyncio.run(run())

@@ -42,6 +42,11 @@ TARGETS: Final = (
     # fencing
     Target("policy/wire/settings.py", ("tests/policy/wire/test_settings_version.py",), only=("SettingsVersion",)),
     Target("policy/issuing.py", ("tests/policy/test_issuing.py",)),
+    Target(
+        "policy/controller.py",
+        ("tests/policy/test_controller.py",),
+        only=("Controller.take", "Controller.tick", "Controller.rise_above"),
+    ),
     Target("policy/reporting.py", ("tests/policy/test_reporting.py",)),
     Target(
         "deployments/agent.py",

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from nightjar.policy.engine.drafter import DrafterLife
 from nightjar.policy.engine.steering import Steering
-from nightjar.policy.fleet import FleetState, decide, empty_fleet, observe, without_grants
+from nightjar.policy.fleet import decide
+from nightjar.policy.intake import observe
 from nightjar.policy.issuing import Issuer
+from nightjar.policy.state import FleetState, empty_fleet, without_grants
 from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
 from nightjar.policy.wire.report import Counters, DrafterState, EngineLoad, EngineSnapshot, GroupKey, LoadReport
 from nightjar.policy.wire.settings import IssuedSettings

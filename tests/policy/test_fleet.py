@@ -12,10 +12,12 @@ from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.catch_up import CatchUpEvidence
 from nightjar.policy.estimate.evidence import CellEvidence, Evidence
 from nightjar.policy.explain import explain
-from nightjar.policy.fleet import FleetState, decide, empty_fleet, forgotten, learned, observe, with_learned
+from nightjar.policy.fleet import decide
 from nightjar.policy.fleet_status import fleet_status
+from nightjar.policy.intake import observe
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.prior.learned import LearnedGroup, LearnedTables
+from nightjar.policy.state import FleetState, empty_fleet, forgotten, learned, with_learned
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
 from nightjar.policy.wire.record import MAX_RECORD_BYTES, WireError

@@ -11,10 +11,10 @@ from nightjar.policy import fleet_status as module
 from nightjar.policy.engine.steering import Cause
 from nightjar.policy.estimate.gained import Spent
 from nightjar.policy.explain import explain
-from nightjar.policy.fleet import FleetState
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.prediction import predict
+from nightjar.policy.state import FleetState
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings

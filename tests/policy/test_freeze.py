@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nightjar.policy.explain import explain
-from nightjar.policy.fleet import FleetState, decide, empty_fleet, learned, with_learned, without_grants
+from nightjar.policy.fleet import decide
 from nightjar.policy.freeze import Freeze, HeldPlan
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.planners.base import GroupPlan, one_length
-from nightjar.policy.state import GroupState
+from nightjar.policy.state import FleetState, GroupState, empty_fleet, learned, with_learned, without_grants
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.settings import Local, Table

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from nightjar.policy import fleet as fleet_module
 from nightjar.policy import intake
 from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts
-from nightjar.policy.fleet import FleetState, decide, empty_fleet, observe
+from nightjar.policy.fleet import decide
+from nightjar.policy.intake import observe
+from nightjar.policy.state import FleetState, empty_fleet
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import (

@@ -17,13 +17,14 @@ from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence
 from nightjar.policy.estimate.goodput import GoodputModel
-from nightjar.policy.fleet import FleetState, decide, empty_fleet, exported, learned, observe, seeded
+from nightjar.policy.fleet import decide
 from nightjar.policy.fleet_status import fleet_status
+from nightjar.policy.intake import observe
 from nightjar.policy.planners.fleet import DOUBT_DEVIATIONS
 from nightjar.policy.prior.seed import SeedCell, SeedGroup
 from nightjar.policy.restarts.leases import GroupRestarts
-from nightjar.policy.seeding import MAX_SEED_GROUPS, MOST_SEED_ROWS, MOST_SEED_STEPS, REST_S
-from nightjar.policy.state import GroupState
+from nightjar.policy.seeding import MAX_SEED_GROUPS, MOST_SEED_ROWS, MOST_SEED_STEPS, REST_S, exported, seeded
+from nightjar.policy.state import FleetState, GroupState, empty_fleet, learned
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, bucket_range
 from tests.policy.engines import ACCEPTANCE, AUTO, KEY, MAX_NUM_SEQS, Fleet, Replica, best_length, step_seconds, table
 

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nightjar.policy.estimate.evidence import Cell
-from nightjar.policy.fleet import decide, empty_fleet, exported, learned, observe, seeded, with_learned
-from nightjar.policy.seeding import MOST_SEED_ROWS, MOST_SEED_STEPS
-from nightjar.policy.state import FleetState, GroupState
+from nightjar.policy.fleet import decide
+from nightjar.policy.intake import observe
+from nightjar.policy.seeding import MOST_SEED_ROWS, MOST_SEED_STEPS, exported, seeded
+from nightjar.policy.state import FleetState, GroupState, empty_fleet, learned, with_learned
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from tests.policy.engines import AUTO, KEY, Replica
 

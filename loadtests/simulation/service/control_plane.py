@@ -14,11 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
-from nightjar.loadtests.simulation.service.deaf_twin import DeafTwin
-from nightjar.loadtests.simulation.service.policy_actor import PolicyActor, Store
+from nightjar.loadtests.simulation.service.incarnation import Incarnation, Store
 from nightjar.loadtests.simulation.service.timeline import Action, Timeline
 from nightjar.policy.canary.order import CanaryOrder
-from nightjar.policy.canary.trial import begin
+from nightjar.policy.canary.trial import Trial, begin
 from nightjar.policy.prior.learned import LearnedTables
 from nightjar.policy.reporting import Reporting
 from nightjar.policy.wire.exchange import ExchangeReply
@@ -94,7 +93,9 @@ class Parked:
 class ControlPlane:
     """The policy actor, all agents and the network between them. `rng` is the network's and the agents' alone.
 
-    `deaf_twin`, where one is given, decides beside the actor from what honest replicas report.
+    Where a replica lies, `reference` decides beside the actor, at the same moments and with the same random numbers, on the reports
+    of the others alone. Its decisions reach no replica: they show what the lie changed (INV-10). Two runs, one without the liar,
+    would differ in which requests and measurements fall where, too.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class ControlPlane:
         prior: LearnedTables | None,
         timeline: Timeline,
         seed: int,
-        deaf_twin: DeafTwin | None = None,
+        has_liar: bool = False,
     ) -> None:
         self.store = Store(learned=prior or LearnedTables())
         self.refusals = 0
@@ -114,10 +115,12 @@ class ControlPlane:
         self._timeline = timeline
         self._rng = random.Random(f"control plane:{seed}")  # noqa: S311
         self._seed = seed
-        self.deaf_twin = deaf_twin
+        self.reference: Incarnation | None = None
+        if has_liar:
+            self.reference = Incarnation(operator, Store(learned=self.store.learned), seed, timeline.now_s)
         self._agents: dict[str, Agent] = {}
         self._parked: dict[str, Parked] = {}
-        self.actor: PolicyActor | None = None
+        self.actor: Incarnation | None = None
         self._start()
         for death_s in network.deaths_s:
             timeline.at(death_s, self._die)
@@ -129,6 +132,11 @@ class ControlPlane:
         """By replica id, those that left included."""
         return self._agents
 
+    @property
+    def canary(self) -> Trial | None:
+        """The one that runs, or ran last; of a dead actor as it was stored."""
+        return self.store.canary if self.actor is None else self.actor.controller.state.canary
+
     def join(self, replica_id: str, engine: ReportingEngine) -> None:
         """A replica starts: its first report comes some time within one period, so that replicas do not report in step."""
         agent = self._agents[replica_id] = Agent(engine)
@@ -139,7 +147,7 @@ class ControlPlane:
         """An operator lets some replicas try something; a dead actor hears of it from what is stored."""
         self.store.canary = begin(order, self._timeline.now_s)
         if self.actor is not None:
-            self.actor.state = replace(self.actor.state, canary=self.store.canary)
+            self.actor.controller.state = replace(self.actor.controller.state, canary=self.store.canary)
 
     def leave(self, replica_id: str) -> None:
         """A replica is gone: it reports no more, and nothing reaches it."""
@@ -147,7 +155,7 @@ class ControlPlane:
 
     def _start(self) -> None:
         if self.actor is None:
-            self.actor = PolicyActor(self._operator, self.store, self._seed, self._timeline.now_s)
+            self.actor = Incarnation(self._operator, self.store, self._seed, self._timeline.now_s)
 
     def _die(self) -> None:
         """Calls that are parked break, and their agents notice."""
@@ -162,8 +170,8 @@ class ControlPlane:
         self._timeline.at(self._timeline.now_s + self._operator.decision_period_s, self._tick)
         if self.actor is None:
             return
-        if self.deaf_twin is not None:
-            self.deaf_twin.tick(self._timeline.now_s)
+        if self.reference is not None:
+            self.reference.tick(self._timeline.now_s)
         for replica_id in self.actor.tick(self._timeline.now_s):
             if replica_id in self._parked:
                 self._release(replica_id, self._parked[replica_id])
@@ -195,8 +203,8 @@ class ControlPlane:
             self._send(lambda: self._failed(replica_id, exchange))
             return
         report, refused = actor.take(message, now_s)
-        if self.deaf_twin is not None and report is not None and self._agents[replica_id].lie is None:
-            self.deaf_twin.hear(report, now_s)
+        if self.reference is not None and report is not None and self._agents[replica_id].lie is None:
+            self.reference.controller.observe(report, now_s)
         if report is None:
             self._reply(replica_id, exchange, ExchangeReply(incarnation=actor.incarnation, refused=refused[:1024]))
             return

@@ -14,8 +14,8 @@ from nightjar.loadtests.simulation.service.results import Quantiles, ReplicaResu
 from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.workload import Demand
 from nightjar.policy.engine.steering import lengths_by_batch
-from nightjar.policy.fleet import learned
 from nightjar.policy.restarts.budget import max_leases
+from nightjar.policy.state import learned
 from nightjar.policy.wire.batch_buckets import bucket_range, buckets_up_to
 from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.settings import Plan, Table
@@ -134,8 +134,8 @@ class Measures:
             steps_with_warm_up=sum(replica.engine.totals.steps for replica in self._fleet),
             under_target=self._under_target(),
             seconds=tuple(self._seconds),
-            learned=learned(control.actor.state) if control is not None and control.actor is not None else None,
-            canary=control.store.canary if control is not None else None,
+            learned=learned(control.actor.controller.state) if control is not None and control.actor is not None else None,
+            canary=control.canary if control is not None else None,
         )
 
     def _under_target(self) -> Goodput | None:
@@ -176,9 +176,12 @@ class Measures:
         """What a replica runs, and what it would run had the policy not heard its liar."""
         if control is None:
             return None, None
-        issued, twin = control.agents[replica_id].reporting.issued, control.deaf_twin
+        issued, reference = control.agents[replica_id].reporting.issued, control.reference
         runs = self._lengths(issued.settings.plan) if issued is not None else None
-        return runs, self._lengths(twin.plan(replica_id)) if twin is not None else None
+        if reference is None:
+            return runs, None
+        decided = reference.controller.decisions.get(replica_id)
+        return runs, self._lengths(decided.plan if decided is not None else None)
 
     def _lengths(self, plan: Plan | None) -> tuple[int, ...] | None:
         """K by batch bucket of a table, measurements left out."""

@@ -20,7 +20,6 @@ from itertools import dropwhile
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.service.autoscaler import Wanting, look
 from nightjar.loadtests.simulation.service.control_plane import ControlPlane
-from nightjar.loadtests.simulation.service.deaf_twin import DeafTwin
 from nightjar.loadtests.simulation.service.engine_room import EngineRoom, node_name, replica_name
 from nightjar.loadtests.simulation.service.fleet import Engine, Fleet
 from nightjar.loadtests.simulation.service.lies import liar
@@ -43,7 +42,6 @@ from nightjar.loadtests.simulation.service.timeline import Timeline
 from nightjar.loadtests.simulation.service.users import Users, user_of
 from nightjar.loadtests.simulation.service.workload import Demand
 from nightjar.policy.engine.drafter import UNLIMITED
-from nightjar.policy.prior.learned import LearnedTables
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.settings import IssuedSettings, Local, RestartLimits, Settings, SettingsVersion
 
@@ -92,15 +90,13 @@ class _Run:
         scenario, timeline = self._scenario, self._timeline
         timeline.at(scenario.duration_s, self._end)
         if scenario.planner.operator is not None:
-            operator, prior = scenario.planner.operator, scenario.planner.prior or LearnedTables()
-            has_liar = any(isinstance(event, ReplicaLies) for event in scenario.events)
             self._control = ControlPlane(
-                operator=operator,
+                operator=scenario.planner.operator,
                 network=scenario.network,
-                prior=prior,
+                prior=scenario.planner.prior,
                 timeline=timeline,
                 seed=scenario.seed,
-                deaf_twin=DeafTwin(operator, prior, scenario.seed) if has_liar else None,
+                has_liar=any(isinstance(event, ReplicaLies) for event in scenario.events),
             )
         for number in range(scenario.replicas):
             self._join(scenario.speeds[number] if number < len(scenario.speeds) else 1.0)

@@ -1,6 +1,6 @@
 """The product's policy in lockstep with one engine: real snapshots go up, real settings come down, nobody else is there.
 
-Runs `policy.fleet` as the actor does, on the real clock, between two steps of the engine, so that deciding takes no step time. The
+Runs the controller as the actor does, on the real clock, between two steps of the engine, so that deciding takes no step time. The
 engine's time between two exchanges is the agent's period. Settings are handed over when their content changes and confirmed
 otherwise, as in production.
 """

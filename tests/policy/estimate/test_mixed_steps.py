@@ -14,9 +14,10 @@ from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence, MixedEvidence
 from nightjar.policy.estimate.mixed_steps import MixedShare, charge, mixed_costs, per_token
 from nightjar.policy.estimate.step_time import predict_step_times
-from nightjar.policy.fleet import empty_fleet, observe
+from nightjar.policy.intake import observe
 from nightjar.policy.planners.base import GroupView
 from nightjar.policy.planners.fleet import fleet_plan
+from nightjar.policy.state import empty_fleet
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, buckets_up_to
 from nightjar.policy.wire.report import Counters, LoadReport, MixedCounters
 from nightjar.policy.wire.settings import length_at

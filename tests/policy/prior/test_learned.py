@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 
 from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.counting import MOST_CHUNK_TOKENS, MOST_CONTEXT_TOKENS
-from nightjar.policy.fleet import decide, empty_fleet, exported, learned, observe
+from nightjar.policy.fleet import decide
 from nightjar.policy.fleet_status import fleet_status
+from nightjar.policy.intake import observe
 from nightjar.policy.prior.learned import LearnedTables
 from nightjar.policy.prior.seed import SeedGroup
+from nightjar.policy.seeding import exported
+from nightjar.policy.state import empty_fleet, learned
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.wire.report import CatchUpCounters, CellCounters, Counters, EngineLoad, EngineSnapshot, GroupKey, LoadReport
 from tests.policy.engines import AUTO
