@@ -210,22 +210,19 @@ class PolicyService:
         answer, change = self._will.configure(values)
         if not answer["error"]:
             self._seed_from.follow(self._settings.seed_from)
-        if change:
-            await self._changed_by_operator(change)
+        await self._changed_by_operator(change)
         return answer
 
     async def set_mode(self, values: Mapping[str, object]) -> SetModeAnswer:
         """Set or take back one override; a wrong request changes nothing."""
         answer, change = self._will.set_mode(values, self._clock())
-        if change:
-            await self._changed_by_operator(change)
+        await self._changed_by_operator(change)
         return {**answer, "outlives": self._outlives} if answer["override"] is not None else answer
 
     async def freeze(self, values: Mapping[str, object]) -> FreezeAnswer:
         """Begin, prolong or end a freeze; a wrong request changes nothing."""
         answer, change = self._will.set_freeze(values, self._clock())
-        if change:
-            await self._changed_by_operator(change)
+        await self._changed_by_operator(change)
         return {**answer, "outlives": self._outlives} if answer["freeze"] is not None else answer
 
     @property
@@ -235,8 +232,7 @@ class PolicyService:
     async def canary(self, values: Mapping[str, object]) -> CanaryAnswer:
         """Begin, end or promote a canary; a wrong request changes nothing."""
         answer, change = self._will.canary(values, self._clock())
-        if change:
-            await self._changed_by_operator(change)
+        await self._changed_by_operator(change)
         return answer
 
     def learned_file(self) -> LearnedFile:
@@ -283,6 +279,8 @@ class PolicyService:
         return self._will.beginning is not None and self._will.beginning.heeds(now_s)
 
     async def _changed_by_operator(self, cause: str) -> None:
+        if not cause:
+            return
         self._causes.append(cause)
         log.info("changed_by_operator", cause=cause)
         self._decide_now.set()
