@@ -9,7 +9,7 @@ reader.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
@@ -71,7 +71,7 @@ def entry_of(
     now_s: float,
     seed: int,
     causes: tuple[str, ...],
-    decided: Mapping[str, IssuedSettings],
+    decided: dict[str, IssuedSettings],
     error: str,
 ) -> JournalEntry:
     """What there is to keep of the tick that the policy has just decided."""
@@ -95,7 +95,7 @@ def entry_of(
             )
             for replica in replicas
         ),
-        decided=dict(decided),
+        decided=decided,
         error=error,
     )
 

@@ -168,7 +168,7 @@ class OperatorWill:
 
     def canary(self, values: Mapping[str, object], now_s: float) -> tuple[CanaryAnswer, str]:
         """Begin, end or promote a canary. What is promoted is set as an override."""
-        before, changes = self._controller.state.canary, []
+        before, changes = self._controller.state.canary, list[str]()
         try:
             asked = answered(values, self._controller, now_s)
         except CanaryRequestError as error:

@@ -331,7 +331,7 @@ class PolicyService:
         self._ticks += 1
         now_s = self._clock()
         seed = (self.incarnation << 32) + self._ticks
-        error, decided = "", {}
+        error, decided = "", dict[str, IssuedSettings]()
         try:
             decided = self._decide(now_s, seed)
         except Exception as failure:
@@ -349,7 +349,7 @@ class PolicyService:
         if decided or causes or has_learned or has_turned or error:
             self._journal.append(entry_of(self._controller, self._ticks, now_s, seed, causes, decided, error))
 
-    def _decide(self, now_s: float, seed: int) -> Mapping[str, IssuedSettings]:
+    def _decide(self, now_s: float, seed: int) -> dict[str, IssuedSettings]:
         policy, found = self._controller, self._checkpoint.take_found()
         if found is not None:
             self._take_up_late(found)

@@ -61,7 +61,7 @@ class Controller:
         self.state, ignored = observe(self.state, report, now_s, self.settings)
         return ignored
 
-    def tick(self, now_s: float, rng: random.Random) -> Mapping[str, IssuedSettings]:
+    def tick(self, now_s: float, rng: random.Random) -> dict[str, IssuedSettings]:
         """Decide for every replica that still reports. Returns the settings, by replica, that have a new version because their
         content changed. Replicas that fell silent are forgotten.
         """

@@ -27,7 +27,7 @@ AUTO = parse_operator_settings({"mode": "auto", "allowed_num_speculative_tokens"
 
 def uses(source: str) -> list[str]:
     """Where a module takes the two functions from: imported by name, or as an attribute of their modules, under whatever name."""
-    found, modules = [], {}
+    found, modules = list[str](), dict[str, str]()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             modules |= {alias.asname or alias.name: alias.name for alias in node.names}
