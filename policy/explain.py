@@ -75,7 +75,7 @@ def explain(
     facts = _Facts(replica_id, replica, group, decision, settings, overrides, now_s, in_force, frozen, canary)
     statements = tuple(_statements(facts))
     answer = next(statement for statement in statements if statement.decides)
-    estimate = group.apart(replica) or group.estimate
+    estimate = group.variant(replica).estimate
     first, last = bucket_range(bucket, report.group.max_num_seqs)
     return Explanation(
         replica_id=replica_id,
@@ -320,7 +320,7 @@ def _arms(
     group: GroupState, replica: ReplicaState, bucket: int, settings: OperatorSettings, now_s: float
 ) -> tuple[ArmExplanation, ...]:
     """Every K that may run or was measured in the bucket, by what the plan in force stands on."""
-    evidence, estimate = group.evidence, group.apart(replica) or group.estimate
+    evidence, estimate = group.evidence, group.variant(replica).estimate
     lengths = set(settings.arms(group.key.max_num_speculative_tokens, group.key.graph_tiers))
     lengths |= {length for cell_bucket, length in evidence.cells if cell_bucket == bucket}
     predicted: dict[int, tuple[float | None, float | None, float | None]] = {}

@@ -1,6 +1,6 @@
 """Restarts of the whole fleet in one decision: what each group's replicas reported, and what all groups share of a node.
 
-Between `policy.fleet`, which knows reports and modes, and `policy.restarts`, which knows one group's prices and leases.
+Between `policy.group`, which knows reports and modes, and `policy.restarts`, which knows one group's prices and leases.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from nightjar.policy.planners import LEARNING_PLANNERS
 from nightjar.policy.planners.replanning import Estimate
 from nightjar.policy.restarts.budget import TTL_EXTRA_S, reloads_by_node
 from nightjar.policy.restarts.leases import PlanGoodput, Restarter, decide_restarts
-from nightjar.policy.state import FleetState, GroupState, ReplicaState
+from nightjar.policy.state import FleetState, GroupState, PlanVariant, ReplicaState
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, buckets_up_to
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
@@ -67,7 +67,7 @@ def group_restarts(
     restarters = {
         name: _restarter(group, replica, modes[name][0], settings, name in measuring, now_s) for name, replica in members.items()
     }
-    plan_goodput = plan_goodput_of(group, None)
+    plan_goodput = plan_goodput_of(group, PlanVariant(group.plan, group.estimate))
     restarts, limits, used = decide_restarts(
         group.restarts, restarters, plan_goodput, settings, may_grant.reloads_on_node, may_grant.why_none, now_s
     )
@@ -85,7 +85,7 @@ def _restarter(
 ) -> Restarter:
     """A measurement that the group dealt is an order: exploration has paid for its restart (policy.trials)."""
     report, snapshot, wish = replica.report, replica.report.snapshot, replica.report.snapshot.restart_wish
-    apart = group.apart(replica)
+    variant = group.variant(replica)
     return Restarter(
         engine_id=snapshot.counters.engine_id,
         node_id=report.node_id,
@@ -95,7 +95,7 @@ def _restarter(
         is_steered=mode.kind in {"auto", "pin"},
         is_ordered=mode.kind == "pin" or settings.planner not in LEARNING_PLANNERS or is_measuring,
         new=replica.new_restarts,
-        own=plan_goodput_of(group, apart) if wish is not None and apart is not None else None,
+        own=plan_goodput_of(group, variant) if wish is not None and variant.why_apart else None,
         is_silent=now_s - replica.heard_at_s >= _silent_after_s(settings),
     )
 
@@ -107,22 +107,20 @@ def _silent_after_s(settings: OperatorSettings) -> float:
     return max(TTL_EXTRA_S, settings.exchange_period_s + settings.decision_period_s)
 
 
-def goodput_of(group: GroupState, apart: Estimate | None, bucket: int, num_speculative_tokens: int) -> float | None:
-    """Tokens a second that this K is predicted to give, by the group's estimate or that of a replica apart; else as measured."""
-    estimate = group.estimate if apart is None else apart
+def goodput_of(group: GroupState, estimate: Estimate | None, bucket: int, num_speculative_tokens: int) -> float | None:
+    """Tokens a second that this K is predicted to give, by the estimate that a replica's plan stands on; else as measured."""
     if estimate is not None and num_speculative_tokens in estimate.goodput_model.arms:
         return estimate.goodput_model.goodput_tokens_per_s(bucket, num_speculative_tokens)
     return group.evidence.goodput_tokens_per_s(bucket, num_speculative_tokens)
 
 
-def plan_goodput_of(group: GroupState, apart: Estimate | None) -> PlanGoodput:
-    """What the group's plan says, or that of a replica which runs another; what the evidence says where there is no estimate."""
-    buckets = buckets_up_to(group.key.max_num_seqs)
-    plan = group.plan if apart is None else apart.plan
+def plan_goodput_of(group: GroupState, variant: PlanVariant) -> PlanGoodput:
+    """What the plan of one of the group's replicas promises; what the evidence says where there is no estimate."""
+    buckets, plan = buckets_up_to(group.key.max_num_seqs), variant.plan
     assert plan is not None
 
     def goodput(bucket: int, num_speculative_tokens: int) -> float | None:
-        return goodput_of(group, apart, bucket, num_speculative_tokens)
+        return goodput_of(group, variant.estimate, bucket, num_speculative_tokens)
 
     planned = tuple(plan.num_speculative_tokens(FIRST_BATCH_SIZES[bucket]) for bucket in buckets)
     off = tuple(goodput(bucket, 0) for bucket in buckets)

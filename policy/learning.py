@@ -23,7 +23,7 @@ from nightjar.policy.estimate.robust import LEAST_REPLICAS
 from nightjar.policy.planners import LEARNING_PLANNERS, PLANNERS
 from nightjar.policy.planners.base import GroupPlan, GroupView
 from nightjar.policy.planners.limited import refreshed
-from nightjar.policy.planners.replanning import cold_start, needs_replan, own_evidence, replan, replan_alone
+from nightjar.policy.planners.replanning import Estimate, cold_start, needs_replan, own_evidence, replan, replan_alone
 from nightjar.policy.state import GroupState, ReplicaState
 from nightjar.policy.trials import Exploration, Explorer, deal
 from nightjar.policy.wire.batch_buckets import batch_bucket
@@ -37,6 +37,7 @@ def learn(
     group: GroupState,
     members: Mapping[str, ReplicaState],
     asked: Container[str],
+    held: GroupPlan | None,
     settings: OperatorSettings,
     next_segment_id: int,
     most_replans: int,
@@ -48,73 +49,59 @@ def learn(
 
     It and its replicas re-plan at most `most_replans` times, the longest waiting first. Groups over the limit keep their last
     plan, or the cold-start plan.
+
+    While the fleet is frozen the group runs `held`. What its members report counts on, for the first plan after the freeze, and
+    measurements under way are taken back. A group whose policy began anew estimates once, for what guards compare with and leases
+    in flight are worth. A member's limit that came meanwhile is kept as ever.
     """
     group, view, changed = _looked(group, members, settings, now_s)
     group_with = partial(replace, group, evidence=view.evidence, planner=settings.planner, decided_at_s=now_s)
-    if settings.planner in PLANNERS:
+    learns = settings.planner in LEARNING_PLANNERS
+    if held is None and not learns:
         changed.update(_without_own({**members, **changed}))
         return group_with(plan=PLANNERS[settings.planner](view), exploration=Exploration(), estimate=None, within={}), changed, 0
     estimate, replans = group.estimate, 0
-    if most_replans > 0 and needs_replan(estimate, view):
+    is_due = needs_replan(estimate, view) if held is None else estimate is None or estimate.at_s == -math.inf
+    if learns and is_due and most_replans > 0:
         estimate, replans = replan(view), 1
-    elif estimate is None:
+    elif learns and estimate is None:
         estimate = cold_start(view)
-    elapsed_s = now_s - group.decided_at_s if group.decided_at_s is not None else 0.0
+    present, own, own_replans = {**members, **changed}, dict[str, ReplicaState](), 0
+    if held is None:
+        assert estimate is not None
+        plan, exploration = estimate.plan, _explored(group, members, asked, view, estimate, next_segment_id, rng)
+        view = view.with_plan(plan)
+        own, views, own_replans = _own_estimates(view, group.contributions, present, most_replans - replans)
+    else:
+        if estimate is not None and (estimate.plan != held or estimate.wanted):
+            estimate = replace(estimate, plan=held, wanted={})
+        plan, exploration = held, replace(group.exploration, segments=())
+        views = {name: view for name, replica in present.items() if replica.own is not None}
+    own |= _own_within(views, {**present, **own})
+    within = {}
+    if estimate is not None:
+        limits = {replica.limit.max_step_ms for replica in members.values() if replica.limit is not None}
+        within = {limit_ms: refreshed(view, estimate, limit_ms, group.within.get(limit_ms)) for limit_ms in sorted(limits)}
+    after = group_with(plan=plan, exploration=exploration, estimate=estimate, within=within)
+    return after, {**changed, **own}, replans + own_replans
+
+
+def _explored(
+    group: GroupState,
+    members: Mapping[str, ReplicaState],
+    asked: Container[str],
+    view: GroupView,
+    estimate: Estimate,
+    next_segment_id: int,
+    rng: random.Random,
+) -> Exploration:
+    """The measurements under way after this tick. A replica whose evidence is left out is asked for none."""
+    elapsed_s = view.now_s - group.decided_at_s if group.decided_at_s is not None else 0.0
     trusted = {name: replica for name, replica in members.items() if name in asked and name not in group.contributions.distrusted}
     found = explorers(group, trusted)
     earned = _earned(group.exploration.allowance, members, found, elapsed_s)
     exploration = replace(group.exploration, allowance=earned)
-    exploration = deal(view, estimate.wanted, found, group.contributions, exploration, next_segment_id, rng)
-    own, own_replans = _own_estimates(
-        view.with_plan(estimate.plan), group.contributions, {**members, **changed}, most_replans - replans
-    )
-    limits = {replica.limit.max_step_ms for replica in members.values() if replica.limit is not None}
-    within = {max_step_ms: refreshed(view, estimate, max_step_ms, group.within.get(max_step_ms)) for max_step_ms in sorted(limits)}
-    after = group_with(plan=estimate.plan, exploration=exploration, estimate=estimate, within=within)
-    return after, {**changed, **own}, replans + own_replans
-
-
-def hold(
-    group: GroupState,
-    members: Mapping[str, ReplicaState],
-    plan: GroupPlan,
-    settings: OperatorSettings,
-    most_replans: int,
-    now_s: float,
-) -> tuple[GroupState, dict[str, ReplicaState], int]:
-    """The group after a tick in which it is frozen (policy.freeze) and runs `plan`; its members that changed, how often it
-    re-planned.
-
-    What its members report counts on, so that the first plan after the freeze knows of it. Measurements under way are taken
-    back. A group whose policy began anew estimates once, for what guards compare with and leases in flight are worth; a member's
-    limit that came meanwhile is kept as ever.
-    """
-    group, view, changed = _looked(group, members, settings, now_s)
-    estimate, replans = group.estimate, 0
-    if settings.planner in LEARNING_PLANNERS and (estimate is None or estimate.at_s == -math.inf):
-        estimate, replans = (replan(view), 1) if most_replans > 0 else (cold_start(view), 0)
-    if estimate is not None and (estimate.plan != plan or estimate.wanted):
-        estimate = replace(estimate, plan=plan, wanted={})
-    within = {}
-    if estimate is not None:
-        view = view.with_plan(plan)
-        limits = {replica.limit.max_step_ms for replica in members.values() if replica.limit is not None}
-        within = {limit_ms: refreshed(view, estimate, limit_ms, group.within.get(limit_ms)) for limit_ms in sorted(limits)}
-        for name, replica in {**members, **changed}.items():
-            if replica.own is not None and replica.limit is not None:
-                own_within = refreshed(view, replica.own, replica.limit.max_step_ms, replica.own_within)
-                changed[name] = replace(replica, own_within=own_within)
-    held = replace(
-        group,
-        evidence=view.evidence,
-        planner=settings.planner,
-        decided_at_s=now_s,
-        plan=plan,
-        exploration=replace(group.exploration, segments=()),
-        estimate=estimate,
-        within=within,
-    )
-    return held, changed, replans
+    return deal(view, estimate.wanted, found, group.contributions, exploration, next_segment_id, rng)
 
 
 def _looked(
@@ -221,8 +208,11 @@ def _earned(
 
 def _own_estimates(
     view: GroupView, contributions: Contributions, members: Mapping[str, ReplicaState], most_replans: int
-) -> tuple[dict[str, ReplicaState], int]:
-    """Replicas whose own estimate is new or gone, and how many are new. `view` runs the group's new plan."""
+) -> tuple[dict[str, ReplicaState], dict[str, GroupView], int]:
+    """Replicas whose own estimate is new or gone, what each that has traffic of its own stands on, and how many estimates are new.
+
+    `view` runs the group's new plan.
+    """
     waiting: list[tuple[float, str, GroupView]] = []
     views: dict[str, GroupView] = {}
     changed: dict[str, ReplicaState] = {}
@@ -241,14 +231,19 @@ def _own_estimates(
     due = sorted(waiting, key=lambda entry: entry[:2])[:most_replans]
     for _, replica_id, mine in due:
         changed[replica_id] = replace(members[replica_id], own=replan_alone(mine))
+    return changed, views, len(due)
+
+
+def _own_within(views: Mapping[str, GroupView], members: Mapping[str, ReplicaState]) -> dict[str, ReplicaState]:
+    """Replicas whose own plan within their limit is new or gone."""
+    changed = {}
     for replica_id, mine in views.items():
-        replica = changed.get(replica_id, members[replica_id])
-        own_within = None
+        replica, own_within = members[replica_id], None
         if replica.own is not None and replica.limit is not None:
             own_within = refreshed(mine, replica.own, replica.limit.max_step_ms, replica.own_within)
         if own_within is not replica.own_within:
             changed[replica_id] = replace(replica, own_within=own_within)
-    return changed, len(due)
+    return changed
 
 
 def _without_own(members: Mapping[str, ReplicaState]) -> dict[str, ReplicaState]:

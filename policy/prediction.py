@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from nightjar.policy.granting import goodput_of, plan_goodput_of
-from nightjar.policy.planners.replanning import Estimate
-from nightjar.policy.state import GroupState, ReplicaState
+from nightjar.policy.state import GroupState, PlanVariant, ReplicaState
 from nightjar.policy.wire.batch_buckets import batch_bucket
 
 
@@ -50,17 +49,17 @@ def predict(group: GroupState, replicas: Iterable[ReplicaState]) -> Predicted | 
 def _goodputs(group: GroupState, replicas: Iterable[ReplicaState]) -> Iterator[tuple[float | None, float | None, float | None]]:
     """Tokens a second of each busy replica that can be steered: with its plan, off, as it runs. Asked once for each estimate."""
     alike: Counter[tuple[int, int, int]] = Counter()
-    estimates: dict[int, Estimate | None] = {}
+    variants: dict[int, PlanVariant] = {}
     for replica in replicas:
         load = replica.report.snapshot.load
         batch = load.decode_batch_size
         if not batch or not replica.can_be_steered:
             continue
-        apart = group.apart(replica)
-        estimates[id(apart)] = apart
-        alike[id(apart), batch_bucket(batch), load.num_speculative_tokens] += 1
-    plan_goodputs = {key: plan_goodput_of(group, apart) for key, apart in estimates.items()}
+        variant = group.variant(replica)
+        variants[id(variant.estimate)] = variant
+        alike[id(variant.estimate), batch_bucket(batch), load.num_speculative_tokens] += 1
+    plan_goodputs = {key: plan_goodput_of(group, variant) for key, variant in variants.items()}
     for (key, bucket, length), count in alike.items():
         planned, off = plan_goodputs[key].planned_goodput[bucket], plan_goodputs[key].off_goodput[bucket]
-        present = goodput_of(group, estimates[key], bucket, length)
+        present = goodput_of(group, variants[key].estimate, bucket, length)
         yield from ((planned, off, present) for _ in range(count))

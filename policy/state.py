@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from nightjar.policy.canary.compare import Work
 from nightjar.policy.canary.trial import Trial
@@ -62,15 +62,17 @@ class ReplicaState:
     new_work: Mapping[int, Work] = field(default_factory=dict)
 
     @property
-    def why_apart(self) -> str:
-        """Why it does not run its group's plan where it does not (`GroupState.apart`), in words."""
-        own = "its own evidence" if self.own is not None else ""
-        return ", ".join(part for part in (own, f"within {self.limit}" if self.limit is not None else "") if part)
-
-    @property
     def can_be_steered(self) -> bool:
         """Whether its engine obeys and counts its steps: not served plainly, and none of our hooks in it has failed."""
         return not self.report.serving_plainly and not self.report.snapshot.fault
+
+
+class PlanVariant(NamedTuple):
+    """The plan that a replica runs, the estimate that it stands on, and why it is not its group's, in words: empty where it is."""
+
+    plan: GroupPlan | None
+    estimate: Estimate | None
+    why_apart: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,24 +104,29 @@ class GroupState:
         """When it was last planned; before all others if it never was."""
         return self.estimate.at_s if self.estimate is not None else float("-inf")
 
-    def apart(self, replica: ReplicaState) -> Estimate | None:
-        """What a replica runs that is not the group's plan (None: it is): its own estimate, or either within its limit."""
-        if replica.own is not None:
-            return replica.own_within if replica.limit is not None and replica.own_within is not None else replica.own
-        return self.within.get(replica.limit.max_step_ms) if replica.limit is not None else None
+    def variant(self, replica: ReplicaState) -> PlanVariant:
+        """What one of its replicas runs: the plan of its own evidence, the group's, or either within the replica's limit."""
+        limit, own = replica.limit, replica.own
+        if own is not None:
+            chosen: Estimate | None = replica.own_within if limit is not None and replica.own_within is not None else own
+        else:
+            chosen = self.within.get(limit.max_step_ms) if limit is not None else None
+        if chosen is None:
+            return PlanVariant(self.plan, self.estimate)
+        why = ("its own evidence" if own is not None else "", f"within {limit}" if limit is not None else "")
+        return PlanVariant(chosen.plan, chosen, ", ".join(part for part in why if part))
 
     def plan_of(self, replica: ReplicaState) -> GroupPlan | None:
         """The plan that one of its replicas runs."""
-        apart = self.apart(replica)
-        return self.plan if apart is None else apart.plan
+        return self.variant(replica).plan
 
     def limit_decides(self, replica: ReplicaState) -> bool:
         """Whether a replica is busy, and runs another K at its batch than it would without its limit."""
-        batch, within = replica.report.snapshot.load.decode_batch_size, self.apart(replica)
+        batch, plan = replica.report.snapshot.load.decode_batch_size, self.plan_of(replica)
         without = replica.own.plan if replica.own is not None else self.plan
-        if not batch or within is None or replica.limit is None or without is None:
+        if not batch or plan is None or replica.limit is None or without is None:
             return False
-        return within.plan.num_speculative_tokens(batch) != without.num_speculative_tokens(batch)
+        return plan.num_speculative_tokens(batch) != without.num_speculative_tokens(batch)
 
     def not_known(self, replica: ReplicaState, mode: Mode) -> str:
         """Of a replica in shadow: that nothing is known of other K while a single one ran, and what finds out. Empty otherwise."""
@@ -130,10 +137,11 @@ class GroupState:
 
     def may_measure(self, replica: ReplicaState, cell: Cell) -> bool:
         """Whether a replica may be asked to run a cell's K: one that is expected to keep its limit, if it has one."""
-        within = self.apart(replica) if replica.limit is not None else None
-        if within is None or cell[1] not in within.goodput_model.arms:
+        variant = self.variant(replica)
+        if replica.limit is None or not variant.why_apart or variant.estimate is None:
             return True
-        return bool(within.goodput_model.may_be_tried[cell[0], within.goodput_model.arms.index(cell[1])])
+        model = variant.estimate.goodput_model
+        return cell[1] not in model.arms or bool(model.may_be_tried[cell[0], model.arms.index(cell[1])])
 
 
 @dataclass(frozen=True, slots=True)

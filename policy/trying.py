@@ -1,15 +1,15 @@
 """The canary in one decision: who tries in each group, what these run, and what they and their control did since the last one.
 
-Between `policy.fleet`, which goes through the groups, and `policy.canary`, which judges.
+Between `policy.group`, which decides for one, and `policy.canary`, which judges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from nightjar.policy.canary.compare import Place, Work
-from nightjar.policy.canary.order import Arms
+from nightjar.policy.canary.order import Arms, CanaryOrder
 from nightjar.policy.canary.trial import Trial, after_tick, candidates, digest, remembered
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.state import FleetState, ReplicaState
@@ -17,61 +17,74 @@ from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
 
 
-class Trying:
-    """Made anew for every decision. Without a canary that runs it has nobody try anything."""
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What a canary does in one group: what its replicas run instead, who tries, who is the control and in which modes, and what
+    both generated since the last tick.
+    """
 
-    def __init__(self, trial: Trial | None, settings: OperatorSettings, overrides: Sequence[ModeOverride], now_s: float) -> None:
-        is_due = trial is not None and trial.is_running and trial.order.is_live(now_s)
-        self._trial = trial if is_due else None
-        self._ended = trial
-        self._settings = settings
-        self._overrides = overrides
-        self._now_s = now_s
-        self._canary: set[str] = set()
-        self._control: set[str] = set()
-        self._modes: list[Mode] = []
-        self._works: dict[bool, list[tuple[Place, Work]]] = {True: [], False: []}
+    overrides: Mapping[str, ModeOverride] = field(default_factory=dict)
+    arms: Arms = field(default_factory=Arms)
+    control_modes: tuple[Mode, ...] = ()
+    canary_work: tuple[tuple[Place, Work], ...] = ()
+    control_work: tuple[tuple[Place, Work], ...] = ()
+    order: CanaryOrder | None = None
 
-    def group(
-        self, group_id: str, members: Mapping[str, ReplicaState], modes: Mapping[str, tuple[Mode, str]]
-    ) -> dict[str, ModeOverride]:
-        """What the canary has members of a group run, by replica; `modes` are theirs without it. Call it once for each group."""
-        if self._trial is None:
+    def settings_over(self, settings: OperatorSettings) -> dict[str, OperatorSettings]:
+        """The settings of those that try others than their group's, by replica."""
+        if self.order is None or not self.order.settings:
             return {}
-        free = {
-            name: replica.report.application
-            for name, replica in members.items()
-            if replica.can_be_steered and replica.report.local_mode is None
-        }
-        own = {name: mode for name, (mode, _) in modes.items()}
-        arms = candidates(self._trial, free, own, self._overrides, self._now_s)
-        self._canary |= arms.canary
-        self._control |= arms.control
-        self._modes += [own[name] for name in arms.control]
-        for name, replica in members.items():
-            if replica.new_work and (name in arms.canary or name in arms.control):
-                works = self._works[name in arms.canary]
-                works += [((group_id, bucket), work) for bucket, work in sorted(replica.new_work.items())]
-        if not self._trial.is_applied:
-            return {}
-        return {name: self._trial.order.override(name, own[name]) for name in sorted(arms.canary)}
+        return dict.fromkeys(self.overrides, self.order.settings_over(settings))
 
-    def settings_of(self, tried: Mapping[str, ModeOverride], its: OperatorSettings) -> dict[str, OperatorSettings]:
-        """The settings of those in a group that try others than its own, by replica."""
-        if self._trial is None or not self._trial.order.settings:
-            return {}
-        other = self._trial.order.settings_over(its)
-        return dict.fromkeys(tried, other)
 
-    def after(self, *, frozen: bool) -> Trial | None:
-        """The canary after all groups have had their turn."""
-        if self._ended is None:
-            return None
-        arms = Arms(frozenset(self._canary), frozenset(self._control))
-        against = digest(self._settings, self._modes) if self._modes else self._ended.against
-        return after_tick(
-            self._ended, arms, self._works[True], self._works[False], against, self._settings, self._now_s, frozen=frozen
-        )
+def tried_in(
+    trial: Trial | None,
+    group_id: str,
+    members: Mapping[str, ReplicaState],
+    modes: Mapping[str, tuple[Mode, str]],
+    overrides: Sequence[ModeOverride],
+    now_s: float,
+) -> Tried:
+    """What a canary does among the members of a group, whose modes without it are `modes`; nothing where none runs."""
+    if trial is None or not trial.is_running or not trial.order.is_live(now_s):
+        return Tried()
+    free = {
+        name: replica.report.application
+        for name, replica in members.items()
+        if replica.can_be_steered and replica.report.local_mode is None
+    }
+    own = {name: mode for name, (mode, _) in modes.items()}
+    arms = candidates(trial, free, own, overrides, now_s)
+    return Tried(
+        {name: trial.order.override(name, own[name]) for name in sorted(arms.canary)} if trial.is_applied else {},
+        arms,
+        tuple(own[name] for name in arms.control),
+        tuple(_work(group_id, members, arms.canary)),
+        tuple(_work(group_id, members, arms.control)),
+        trial.order,
+    )
+
+
+def _work(group_id: str, members: Mapping[str, ReplicaState], arm: Container[str]) -> Iterator[tuple[Place, Work]]:
+    for name, replica in members.items():
+        if name in arm:
+            yield from (((group_id, bucket), work) for bucket, work in sorted(replica.new_work.items()))
+
+
+def after_decision(
+    trial: Trial | None, tried: Sequence[Tried], settings: OperatorSettings, now_s: float, *, frozen: bool
+) -> Trial | None:
+    """The canary after all groups have decided."""
+    if trial is None:
+        return None
+    arms = Arms(
+        frozenset(name for one in tried for name in one.arms.canary), frozenset(name for one in tried for name in one.arms.control)
+    )
+    modes = [mode for one in tried for mode in one.control_modes]
+    against = digest(settings, modes) if modes else trial.against
+    canary = [work for one in tried for work in one.canary_work]
+    control = [work for one in tried for work in one.control_work]
+    return after_tick(trial, arms, canary, control, against, settings, now_s, frozen=frozen)
 
 
 def with_canary(state: FleetState, trial: Trial | None) -> FleetState:
