@@ -138,7 +138,7 @@ def test_leases_and_wishes_of_a_group_whose_replicas_restart() -> None:
     for replica in [RestartingReplica(f"r{number}") for number in range(3)]:
         replica.run_until(0.5)
         policy.take(replica.report(), 0.5)
-    policy.tick(0.5)
+    policy.decide(0.5)
     seen = look(policy.state, 5.0, 0.5)[KEY.group_id]
     assert (seen.open_leases, seen.waiting_wishes) == (1, 2)
     assert look(policy.state, 5.0, 1000.0)[KEY.group_id].open_leases == 0, "expired, whether or not anybody decided since"

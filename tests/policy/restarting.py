@@ -5,12 +5,11 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+from nightjar.policy.controller import Controller
 from nightjar.policy.engine.drafter import DrafterLife
 from nightjar.policy.engine.steering import Steering
-from nightjar.policy.fleet import decide
-from nightjar.policy.intake import observe
 from nightjar.policy.issuing import Issuer
-from nightjar.policy.state import FleetState, empty_fleet, without_grants
+from nightjar.policy.state import FleetState
 from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
 from nightjar.policy.wire.report import Counters, DrafterState, EngineLoad, EngineSnapshot, GroupKey, LoadReport
 from nightjar.policy.wire.settings import IssuedSettings
@@ -87,26 +86,19 @@ class RestartingReplica:
             self.life.adopt(issued.settings.model_copy(update={"restarts": leased_only}), self.now_s)
 
 
-class Policy:
+class Policy(Controller):
     """One policy incarnation after the other, over the same fleet."""
 
     def __init__(self, settings: OperatorSettings = ORDERED) -> None:
-        self.settings = settings
-        self.state: FleetState = empty_fleet()
-        self.issuer = Issuer(incarnation=1)
+        super().__init__(settings)
         self.rng = random.Random(0)
 
     def die_and_come_back(self, now_s: float) -> None:
         self.issuer = Issuer(self.issuer.incarnation + 1)
-        self.state = without_grants(empty_fleet(), now_s)
+        self.state = FleetState()
+        self.await_leases(now_s)
 
-    def take(self, report: LoadReport, now_s: float) -> None:
-        if not self.issuer.admit(report):
-            self.state, _ = observe(self.state, report, now_s, self.settings)
-
-    def tick(self, now_s: float) -> dict[str, IssuedSettings]:
-        decisions, self.state = decide(self.state, self.settings, (), now_s, self.rng)
-        self.issuer.keep_only(decisions)
-        for replica_id, settings in decisions.items():
-            self.issuer.post(replica_id, settings)
+    def decide(self, now_s: float) -> dict[str, IssuedSettings]:
+        """Tick once; the settings in force for each replica."""
+        self.tick(now_s, self.rng)
         return {replica_id: slot.issued for replica_id, slot in self.issuer.slots.items() if slot.issued is not None}

@@ -294,7 +294,7 @@ def test_status_lists_the_open_lease_and_the_wishes_that_wait_longest_first() ->
         replica = RestartingReplica(f"r{number}")
         replica.run_until(heard_at_s)
         policy.take(replica.report(), heard_at_s)
-        policy.tick(heard_at_s)
+        policy.decide(heard_at_s)
     (group,) = groups_of(policy.state, 2.0)
     (lease,) = group.restarts.open_leases
     assert lease.replica_id == "r0"
@@ -308,7 +308,7 @@ def test_a_lease_that_expired_is_not_open_whether_or_not_anybody_decided_since()
     policy, replica = Policy(), RestartingReplica("a")
     replica.run_until(0.5)
     policy.take(replica.report(), 0.5)
-    policy.tick(0.5)
+    policy.decide(0.5)
     (group,) = groups_of(policy.state, 1000.0)
     assert group.restarts.open_leases == ()
 

@@ -158,7 +158,7 @@ def test_no_lease_is_granted_while_frozen_and_replicas_are_told_why() -> None:
         for replica in replicas:
             replica.run_until(float(second))
             policy.take(replica.report(), float(second))
-        told = policy.tick(float(second))
+        told = policy.decide(float(second))
         for replica in replicas:
             replica.adopt(told[replica.replica_id])
         if second == 1:

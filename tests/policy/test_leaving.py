@@ -34,15 +34,15 @@ def test_a_leaver_gives_back_its_lease_at_the_leases_end_and_its_place_in_the_qu
     for replica in (holder, waiter):
         replica.run_until(1.0)
         policy.take(replica.report(), 1.0)
-    policy.tick(1.0)
-    policy.tick(2.0)
+    policy.decide(1.0)
+    policy.decide(2.0)
     assert (in_flight(policy), waiting(policy)) == ({"a"}, {"b"})
-    policy.tick(1.0 + ORDERED.max_lease_ttl_s)
+    policy.decide(1.0 + ORDERED.max_lease_ttl_s)
     assert "a" not in in_flight(policy)
-    policy.tick(2.0 + ORDERED.replica_timeout_s)
+    policy.decide(2.0 + ORDERED.replica_timeout_s)
     assert not waiting(policy)
     assert not policy.state.replicas
-    policy.tick(60.0 + ORDERED.replica_timeout_s)
+    policy.decide(60.0 + ORDERED.replica_timeout_s)
     assert not in_flight(policy)
 
 
@@ -51,11 +51,11 @@ def test_a_node_may_reload_again_after_the_lease_of_a_replica_that_left_it() -> 
     gone.run_until(1.0)
     other.run_until(1.0)
     policy.take(gone.report(), 1.0)
-    policy.tick(1.0)
+    policy.decide(1.0)
     assert in_flight(policy) == {"a"}
     granted_s = 0.0
     for second in range(2, 40):
         policy.take(other.report(), float(second))
-        policy.tick(float(second))
+        policy.decide(float(second))
         granted_s = granted_s or ("b" in in_flight(policy)) * float(second)
     assert 2.0 < granted_s <= 1.0 + ORDERED.max_lease_ttl_s + 1.0

@@ -21,7 +21,7 @@ def exchange(policy: Policy, replicas: list[RestartingReplica], now_s: float) ->
     for replica in replicas:
         replica.run_until(now_s)
         policy.take(replica.report(), now_s)
-    told = policy.tick(now_s)
+    told = policy.decide(now_s)
     for replica in replicas:
         replica.adopt(told[replica.replica_id])
 
@@ -62,7 +62,7 @@ def test_status_says_who_holds_a_lease_and_who_waits_for_one() -> None:
     exchange(policy, replicas, 1.0)
     for replica in replicas:
         policy.take(replica.report(), 1.1)
-    policy.tick(1.1)
+    policy.decide(1.1)
     (group,), _ = fleet_status(policy.state, {}, 1.1)
     assert group.reason.endswith("; restarts: 1 of 3 granted")
 
@@ -121,7 +121,7 @@ def test_two_failed_probes_freeze_the_groups_restarts() -> None:
     exchange(policy, replicas[2:], 1.0)
     exchange(policy, replicas[2:], 2.0)
     assert not any(replica.catches_up for replica in replicas)
-    issued = policy.tick(2.0)
+    issued = policy.decide(2.0)
     assert issued["r5"].settings.restarts.micro_restart_tokens == 0
     for second in range(3, 305):
         exchange(policy, replicas[2:], float(second))
@@ -161,7 +161,7 @@ class LossyFleet(RuleBasedStateMachine):
 
     @rule()
     def the_policy_decides(self) -> None:
-        told = self.policy.tick(self.now_s)
+        told = self.policy.decide(self.now_s)
         self.settings += list(told.items())
         del self.settings[:-60]
 
@@ -218,4 +218,4 @@ TestLossyFleet = LossyFleet.TestCase
 def test_what_is_offloaded_and_when_reaches_the_replica_only_where_allowed(offload: str) -> None:
     policy = Policy(ORDERED.model_copy(update={"draft_offload": offload}))
     policy.take(RestartingReplica("a").report(), 0.0)
-    assert (policy.tick(0.0)["a"].settings.offload is not None) is (offload == "under_memory_pressure")
+    assert (policy.decide(0.0)["a"].settings.offload is not None) is (offload == "under_memory_pressure")
