@@ -224,6 +224,7 @@ def _planned(
         return table, tuple(sorted({length}.union(arms))), operator.dwell_steps, reason
     variant = group.variant(replica)
     assert variant.plan is not None
+    assert group.plan is not None
     rows, mixed_rows = variant.plan.rows, variant.plan.mixed_rows
     summary = f"{variant.plan.summary} ({variant.why_apart})" if variant.why_apart else variant.plan.summary
     reason = f"{operator.planner}: {summary}" + (f"; {in_words(mine)}" if mine else "")

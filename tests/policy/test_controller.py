@@ -97,10 +97,8 @@ def test_inv_6_a_controller_that_rises_above_another_policy_grants_nothing_yet_a
     policy, replica = Controller(AUTO), Replica("r1")
     policy.take(replica.report(), 0.0)
     (first,) = policy.tick(0.5, random.Random(0)).values()
-    assert policy.rise_above(0, 1.0) is False
-    assert policy.state.quiet_since_s is None
-    assert policy.rise_above(6, 1.0) is True
-    assert policy.state.quiet_since_s == 1.0
+    assert (policy.rise_above(0, 1.0), policy.state.quiet_since_s) == (False, None)
+    assert (policy.rise_above(6, 1.0), policy.state.quiet_since_s) == (True, 1.0)
     (slot,) = policy.issuer.slots.values()
     assert slot.issued is not None
     assert (slot.issued.version.incarnation, slot.issued.settings) == (7, first.settings)
