@@ -144,7 +144,7 @@ class _Found(NamedTuple):
         return any(speed > 1 for _, speed in self._speeds(mode))
 
     def surely_gains(self, mode: str) -> bool:
-        return any(row.speed_interval is not None and row.speed_interval.low > 1 for row, _ in self._speeds(mode))
+        return any(row.speed_interval is not None and row.speed_interval.side == "above" for row, _ in self._speeds(mode))
 
     def step_times(self, mode: str) -> str:
         """Why a K does not pay in the first phase; empty where a step was not timed."""

@@ -149,7 +149,7 @@ def _estimate(row: PhaseSummary) -> Estimate:
     interval = row.speed_interval
     low, high = (interval.low, interval.high) if interval else (value, value)
     words = f"{value:.2f}" + (f" ({low:.2f} to {high:.2f})" if interval else "")
-    style = "equal" if interval is None else "faster" if low > 1 else "slower" if high < 1 else "equal"
+    style = {"above": "faster", "below": "slower"}.get(interval.side if interval else "holds", "equal")
     return Estimate(arm_name(row.mode), value, low, high, words, style)
 
 

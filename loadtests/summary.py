@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Final, NamedTuple
 
+from nightjar.loadtests.arms.statistics import Interval, Pair, Ratio, Speed, paired_ratio
 from nightjar.loadtests.bench_summary import RunFacts
 from nightjar.loadtests.goodput import Goodput, GoodputTarget, goodput_of
 from nightjar.loadtests.memory import MemoryPeak
-from nightjar.loadtests.paired import Pair, Ratio, Speed, paired_ratio, tail_percent_of_few
 from nightjar.loadtests.regimes import Regime
 from nightjar.loadtests.rows import RequestRow, regime_start_s, timed
 from nightjar.loadtests.samples import (
@@ -27,7 +27,6 @@ from nightjar.loadtests.samples import (
     seconds_per_token,
     share_off,
 )
-from nightjar.loadtests.simulation.evidence.bars import Interval
 from nightjar.policy.wire.record import Record
 
 PIECES: Final = "pieces of the phase, each of both modes"
@@ -180,7 +179,7 @@ def _speed(mine: _Ran, reference: _Ran) -> Ratio | None:
     if not pairs:
         return None
     pairs[-1] = _together(pairs[-1], left)
-    return paired_ratio(pairs, seed=0, tail_percent=tail_percent_of_few(len(pairs)), what=PIECES)
+    return paired_ratio(pairs, seed=0, what=PIECES)
 
 
 def _together(one: Pair, other: Pair) -> Pair:

@@ -12,8 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
+from nightjar.loadtests.arms.statistics import Ratio, matched, paired_ratio
 from nightjar.loadtests.compare.measures import MEASURES, Figures
-from nightjar.loadtests.paired import Ratio, matched, paired_ratio, tail_percent_of_few
 
 LEAST_ROUNDS: Final = 6
 MOST_SIGN_PROBABILITY: Final = 0.07
@@ -63,7 +63,7 @@ class Comparison(NamedTuple):
                 return f"{of}: no verdict from {self.rounds} of at least {LEAST_ROUNDS} rounds; {measured}."
             case "requests failed":
                 return f"{of}: no verdict, {self.failed} of {self.requests} requests failed; {measured}."
-        disagree = "" if ratio.interval.low <= 1.0 <= ratio.interval.high else ", for the rounds do not agree"
+        disagree = "" if ratio.interval.side == "holds" else ", for the rounds do not agree"
         return f"{of}: no difference shown{disagree}; {measured}, {self.rounds} rounds."
 
 
@@ -76,7 +76,7 @@ def compared(phase: str, baseline: str, arm: str, reference: ByRound, other: ByR
         ours, theirs = ({number: measure.speed(rounds[number]) for number in shared} for rounds in (other, reference))
         pairs = [pair for pair in matched(ours, theirs) if all(one.tokens > 0 and one.seconds > 0 for one in pair)]
         if pairs:
-            ratios[name] = paired_ratio(pairs, seed, tail_percent_of_few(len(pairs)))
+            ratios[name] = paired_ratio(pairs, seed)
             agree = agree or (
                 name == _MAIN and rounds_agree([one.tokens / one.seconds > two.tokens / two.seconds for one, two in pairs])
             )
@@ -108,7 +108,7 @@ def _verdict(ratio: Ratio | None, is_spoilt: bool, agree: bool) -> Verdict:
         return "requests failed"
     if ratio.rounds < LEAST_ROUNDS:
         return "too few rounds"
-    if ratio.interval.low <= 1.0 <= ratio.interval.high or not agree:
+    if ratio.interval.side == "holds" or not agree:
         return "no difference shown"
     return "faster" if ratio.value > 1.0 else "slower"
 

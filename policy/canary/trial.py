@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 from nightjar.policy.canary.compare import Place, Work, compare, together
 from nightjar.policy.canary.order import Arms, CanaryOrder, arms_of
-from nightjar.policy.canary.verdict import BASELINE_BLOCKS, Interval, Sample, blocks_of, judge
+from nightjar.policy.canary.verdict import BASELINE_BLOCKS, GoodputRatio, Sample, blocks_of, judge
 from nightjar.policy.modes import ModeOverride, override_of
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
@@ -47,7 +47,7 @@ class Trial:
     since: Sample = field(default_factory=Sample)
     at_best: Sample = field(default_factory=Sample)
     looks: int = 0
-    last: Interval | None = None
+    last: GoodputRatio | None = None
     members: tuple[str, ...] = ()
     controls: int = 0
     against: str = ""

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from nightjar.policy.estimate.student import deviations
+from nightjar.policy.estimate.student import deviations, side_of
 
 LEVEL: Final = 0.01
 """Probability that a canary which is no worse is ever rolled back, and that one which is no better is ever announced, where blocks
@@ -86,7 +86,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
+class GoodputRatio:
     """The canary's goodput over the control's: 1 is no difference. The truth is below `low`, or above `high`, once in 1 / level."""
 
     ratio: float
@@ -97,7 +97,7 @@ class Interval:
         return f"{self.ratio:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
-def interval(before: Sample, since: Sample, level: float) -> Interval | None:
+def interval(before: Sample, since: Sample, level: float) -> GoodputRatio | None:
     """What `since` says over the baseline `before`, each side of the interval at `level`; None from fewer than two numbers.
 
     Blocks before and since scatter for the same reasons, so that the many tell how few would scatter; where either scatters more
@@ -110,7 +110,7 @@ def interval(before: Sample, since: Sample, level: float) -> Interval | None:
     error = before.error(pooled) + since.error(pooled)
     mean, half = since.mean - before.mean, deviations(level, degrees) * math.sqrt(error)
     low, middle, high = (min(max(log, -MOST_LOG), MOST_LOG) for log in (mean - half, mean, mean + half))
-    return Interval(math.exp(middle), math.exp(low), math.exp(high))
+    return GoodputRatio(math.exp(middle), math.exp(low), math.exp(high))
 
 
 def blocks_of(look: int) -> int:
@@ -127,7 +127,7 @@ def level_of(look: int) -> float:
     return LEVEL / ((look + 1) * (look + 2))
 
 
-def judge(before: Sample, since: Sample, at_best: Sample, look: int) -> tuple[Verdict, Interval | None]:
+def judge(before: Sample, since: Sample, at_best: Sample, look: int) -> tuple[Verdict, GoodputRatio | None]:
     """The verdict of look number `look`, and the interval to tell.
 
     `since` are blocks with batches that both saw; `at_best` are all blocks, where the control's goodput at batches that it did not
@@ -135,8 +135,8 @@ def judge(before: Sample, since: Sample, at_best: Sample, look: int) -> tuple[Ve
     """
     level = level_of(look)
     seen, best = interval(before, since, level), interval(before, at_best, level)
-    if best is not None and best.high < 1.0:
+    if best is not None and side_of(best.low, best.high) == "below":
         return "worse", best
-    if seen is not None and seen.low > 1.0:
+    if seen is not None and side_of(seen.low, seen.high) == "above":
         return "better", seen
     return "open", seen or best

@@ -1,17 +1,30 @@
-"""Student's t distribution for whole degrees of freedom, as the finite series of Abramowitz and Stegun, 26.7.3 and 26.7.4.
+"""Intervals from a handful of numbers: Student's t distribution, and what an interval of a ratio says.
 
-For intervals from a handful of numbers, where the normal distribution claims too much.
+For whole degrees of freedom, as the finite series of Abramowitz and Stegun, 26.7.3 and 26.7.4. The normal distribution claims too
+much from few numbers.
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Final
+from typing import Final, Literal
 
 MOST_DEGREES: Final = 200
 """More are counted as so many: the distribution hardly differs any more, and an interval is a little too wide."""
 _FARTHEST: Final = 1e9
+
+Side = Literal["below", "holds", "above"]
+"""Where the interval of a ratio lies, seen from 1: both are the same there."""
+
+
+def side_of(low: float, high: float) -> Side:
+    """What the interval of a ratio says: an end at 1 holds it, so that equals show no difference.
+
+    >>> side_of(0.9, 0.99), side_of(0.9, 1.0), side_of(1.01, 1.2)
+    ('below', 'holds', 'above')
+    """
+    return "below" if high < 1.0 else "above" if low > 1.0 else "holds"
 
 
 def upper_tail(t: float, degrees: int) -> float:

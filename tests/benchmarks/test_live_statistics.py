@@ -10,10 +10,10 @@ import pytest
 
 pytest.importorskip("ray")
 
-from nightjar.loadtests.paired import Speed, paired_ratio
+from nightjar.loadtests.arms.statistics import Interval, Speed, paired_ratio
 from nightjar.loadtests.prompts import PromptsError
 from nightjar.loadtests.samples import StatusSample, Work
-from nightjar.loadtests.simulation.evidence.bars import Bar, Interval
+from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import DrafterState, EngineLoad, StepTotals
 from nightjar.policy.wire.status import FleetStatus, PolicyStatus, ReplicaStatus
@@ -91,7 +91,7 @@ def test_a_ratio_weighs_rounds_by_their_work_and_is_the_same_for_the_same_seed()
     assert ratio == paired_ratio(pairs, seed=3)
     assert ratio.interval.low == pytest.approx(1.0)
     assert ratio.interval.high == pytest.approx(2.0)
-    assert ratio.interval.kind == "95 % by resampling 2 rounds, each with both arms"
+    assert ratio.interval.kind == "95 % by resampling 2 rounds, each with both arms, widened for so few"
 
 
 def test_a_bar_of_an_upper_end_is_missed_only_where_the_whole_interval_is_below() -> None:

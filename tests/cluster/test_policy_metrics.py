@@ -12,7 +12,7 @@ from nightjar.cluster.policy_metrics import POLICY_METRICS, GroupLook, PolicyLoo
 from nightjar.policy import controller
 from nightjar.policy.canary.order import CanaryOrder
 from nightjar.policy.canary.trial import Trial
-from nightjar.policy.canary.verdict import Interval
+from nightjar.policy.canary.verdict import GoodputRatio
 from nightjar.policy.prediction import Predicted
 from nightjar.policy.state import empty_fleet
 from nightjar.policy.wire.mode import Mode
@@ -37,7 +37,7 @@ IDLE = GroupLook(0, 0, 0, 0, 0, 0, 0, is_frozen=False, predicted=None)
 CANARY = Trial(
     CanaryOrder(mode=Mode(kind="off"), share=0.5, since_s=0.0, over=Mode(kind="auto")),
     phase="trial",
-    last=Interval(0.9, 0.8, 1.1),
+    last=GoodputRatio(0.9, 0.8, 1.1),
     members=("a", "b"),
 )
 LOOK = PolicyLook(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from nightjar.loadtests.arms.statistics import Interval
 from nightjar.loadtests.caption import demo_caption, learning_in_words, off_in_words, sentence
 from nightjar.loadtests.samples import StatusSample
-from nightjar.loadtests.simulation.evidence.bars import Interval
 from nightjar.loadtests.summary import ALL_PHASES, PhaseSummary, Times
 from nightjar.policy.engine.steering import Cause
 from nightjar.policy.wire.report import DrafterState, EngineLoad

@@ -15,6 +15,7 @@ from typing import Final, Literal
 
 from pydantic import computed_field
 
+from nightjar.loadtests.arms.statistics import Interval
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.policy.wire.record import Record
 
@@ -27,22 +28,6 @@ ByKind = Mapping[str, Sequence[RunRow]]
 Direction = Literal["at least", "at most", "above", "stated"]
 Verdict = Literal["reached", "MISSED", "stated", "no place", "no value", "not run"]
 Judged = Literal["value", "upper end"]
-
-
-class Interval(Record):
-    """How far a value may be off. `kind` says where the two ends come from: a resampling of what, or the range of what."""
-
-    low: float
-    high: float
-    kind: str
-
-    @property
-    def width(self) -> float:
-        """From end to end."""
-        return self.high - self.low
-
-    def __str__(self) -> str:
-        return f"{self.low:.3f} to {self.high:.3f}"
 
 
 class Bar(Record):

@@ -19,7 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from nightjar.loadtests.simulation.evidence.bars import Bar, Direction, Interval
+from nightjar.loadtests.arms.statistics import Interval
+from nightjar.loadtests.simulation.evidence.bars import Bar, Direction
 from tests.benchmarks.engine.effort import Effort
 from tests.benchmarks.engine.engines import SETTLE_STEPS, Engine
 from tests.benchmarks.engine.fixture import ARMS, MAX_NUM_SPECULATIVE_TOKENS, questions

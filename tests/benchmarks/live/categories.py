@@ -14,10 +14,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from nightjar.loadtests.paired import RESAMPLES, interval_of_resamples
+from nightjar.loadtests.arms.statistics import RESAMPLES, Interval, interval_of_resamples
 from nightjar.loadtests.prompts import PromptsError, read_prompts_by_category
 from nightjar.loadtests.samples import StatusSample, all_work
-from nightjar.loadtests.simulation.evidence.bars import Bar, Interval
+from nightjar.loadtests.simulation.evidence.bars import Bar
 from tests.benchmarks.live.answers import Answer, acceptance_seen
 from tests.benchmarks.live.applications import OURS
 from tests.benchmarks.live.crowd import Crowd, Deck

@@ -19,7 +19,7 @@ from itertools import accumulate, pairwise
 from statistics import fmean
 from typing import Any, Final
 
-from nightjar.loadtests.paired import Pair, Speed, matched, paired_ratio
+from nightjar.loadtests.arms.statistics import Pair, Speed, matched, paired_ratio
 from nightjar.loadtests.samples import StatusSample
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from tests.benchmarks.engine.fixture import MAX_NUM_SEQS

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from nightjar.loadtests.arms.statistics import RESAMPLED, Pair, Ratio, Speed, matched, paired_ratio
 from nightjar.loadtests.goodput import GoodputTarget
-from nightjar.loadtests.paired import RESAMPLED, Pair, Ratio, Speed, matched, paired_ratio
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from tests.benchmarks.live.applications import OURS
 from tests.benchmarks.live.arms import AUTO, OFF, PAPER, STATIC, length_of

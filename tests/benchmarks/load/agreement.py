@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Final, Literal
 
-from nightjar.loadtests.simulation.evidence.bars import Bar, Interval
+from nightjar.loadtests.arms.statistics import Interval
+from nightjar.loadtests.simulation.evidence.bars import Bar
 from tests.benchmarks.load.commands import Times
 from tests.benchmarks.measuring.statistics import geometric_mean, interval_of_groups
 

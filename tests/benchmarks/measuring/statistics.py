@@ -13,8 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from nightjar.loadtests.paired import RESAMPLES, interval_of_resamples
-from nightjar.loadtests.simulation.evidence.bars import Interval
+from nightjar.loadtests.arms.statistics import RESAMPLES, Interval, interval_of_resamples
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nightjar.policy.canary.order import CanaryOrder, arms_of
 from nightjar.policy.canary.trial import MAX_PAST, begin, resumed
-from nightjar.policy.canary.verdict import Interval, Sample
+from nightjar.policy.canary.verdict import GoodputRatio, Sample
 from nightjar.policy.explain import explain
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.wire.mode import Mode
@@ -162,7 +162,7 @@ def test_what_was_counted_before_the_controls_settings_changed_counts_no_more_an
     before = fleet.state.canary
     assert before is not None
     assert before.at_best.count
-    fleet.state = replace(fleet.state, canary=replace(before, last=Interval(0.948, 0.399, 2.255)))
+    fleet.state = replace(fleet.state, canary=replace(before, last=GoodputRatio(0.948, 0.399, 2.255)))
     fleet.settings = AUTO.model_copy(update={"dwell_steps": 0})
     fleet.run(0.5)
     after = fleet.state.canary
@@ -174,7 +174,7 @@ def test_what_was_counted_before_the_controls_settings_changed_counts_no_more_an
 
 
 def test_a_result_that_a_release_before_stored_without_a_block_behind_it_is_none_to_the_next_policy() -> None:
-    stored = replace(begin(order("pin=3"), 0.0), phase="trial", controls=3, last=Interval(0.948, 0.399, 2.255))
+    stored = replace(begin(order("pin=3"), 0.0), phase="trial", controls=3, last=GoodputRatio(0.948, 0.399, 2.255))
     assert resumed(stored, 9.0).status(9.0).ratio is None
     assert "no difference known yet after 0 blocks" in resumed(stored, 9.0).in_words()
     counted = replace(stored, at_best=Sample().plus(-0.05))
@@ -182,7 +182,7 @@ def test_a_result_that_a_release_before_stored_without_a_block_behind_it_is_none
 
 
 def test_a_canary_that_has_lost_its_controls_says_that_nothing_is_compared_now() -> None:
-    alone = replace(begin(order("pin=3"), 0.0), phase="trial", at_best=Sample().plus(-0.05), last=Interval(0.948, 0.399, 2.255))
+    alone = replace(begin(order("pin=3"), 0.0), phase="trial", at_best=Sample().plus(-0.05), last=GoodputRatio(0.948, 0.399, 2.255))
     assert "runs, nothing is compared now, no group has both a canary and a control; before, goodput 0.948" in alone.in_words()
     assert "nothing is compared" not in replace(alone, controls=2).in_words()
     assert "nothing is compared" not in alone.ended("ended", 9.0).in_words()

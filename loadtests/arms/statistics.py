@@ -1,4 +1,4 @@
-"""Ratios of speeds whose rounds were measured in pairs, and how far such a ratio may be off.
+"""Intervals, and ratios of speeds that were measured in pairs: what every comparison of arms is computed with.
 
 A round has both arms within a minute or few, on the same prompts: what the machine and the texts did to one they did to the
 other. So rounds are drawn anew whole, never one arm without the other.
@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nightjar.loadtests.simulation.evidence.bars import Interval
-from nightjar.policy.estimate.student import deviations
+from nightjar.policy.estimate.student import Side, deviations, side_of
+from nightjar.policy.wire.record import Record
 
 RESAMPLES: Final = 2_000
 TAIL_PERCENT: Final = 2.5
@@ -22,6 +22,27 @@ RESAMPLED: Final = "rounds, each with both arms"
 """What such a ratio's interval is made from."""
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+
+class Interval(Record):
+    """How far a value may be off. `kind` says where the two ends come from: a resampling of what, or the range of what."""
+
+    low: float
+    high: float
+    kind: str
+
+    @property
+    def width(self) -> float:
+        """From end to end."""
+        return self.high - self.low
+
+    @property
+    def side(self) -> Side:
+        """Of 1, where both arms are the same: whether the whole interval lies below or above it, or holds it."""
+        return side_of(self.low, self.high)
+
+    def __str__(self) -> str:
+        return f"{self.low:.3f} to {self.high:.3f}"
 
 
 class Speed(NamedTuple):
@@ -58,8 +79,9 @@ def matched(one: Mapping[int, Speed], other: Mapping[int, Speed]) -> list[Pair]:
     return [(one[number], other[number]) for number in sorted(one.keys() & other.keys())]
 
 
-def paired_ratio(pairs: Sequence[Pair], seed: int, tail_percent: float = TAIL_PERCENT, what: str = RESAMPLED) -> Ratio:
-    """Tokens per second of the first over those of the second. The interval leaves `tail_percent` of the resamples out at each end.
+def paired_ratio(pairs: Sequence[Pair], seed: int, what: str = RESAMPLED) -> Ratio:
+    """Tokens per second of the first over those of the second, with an interval that is widened for few pairs.
+
     `what` names what a pair is of.
 
     >>> str(paired_ratio([(Speed(30, 10), Speed(20, 10)), (Speed(60, 10), Speed(40, 10))], seed=0))
@@ -67,7 +89,8 @@ def paired_ratio(pairs: Sequence[Pair], seed: int, tail_percent: float = TAIL_PE
     """
     counts = np.array([[*one, *other] for one, other in pairs], dtype=float)
     drawn = np.random.default_rng(seed).integers(len(pairs), size=(RESAMPLES, len(pairs)))
-    interval = interval_of_resamples(_ratio(counts[drawn].sum(axis=1)), f"{len(pairs)} {what}", tail_percent)
+    found, of = _ratio(counts[drawn].sum(axis=1)), f"{len(pairs)} {what}"
+    interval = interval_of_resamples(found, of, tail_percent_of_few(len(pairs)))
     return Ratio(float(_ratio(counts.sum(axis=0))), interval, len(pairs))
 
 
