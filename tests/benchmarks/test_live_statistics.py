@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("ray")
 
 from nightjar.loadtests.arms.statistics import Interval, Speed, paired_ratio
+from nightjar.loadtests.arms.stock_table import tuned_table
 from nightjar.loadtests.prompts import PromptsError
 from nightjar.loadtests.samples import StatusSample, Work
 from nightjar.loadtests.simulation.evidence.bars import Bar
@@ -21,13 +22,12 @@ from tests.benchmarks.live import categories
 from tests.benchmarks.live.answers import Answer, Arrival, acceptance_seen
 from tests.benchmarks.live.arms import AUTO, OFF, PAPER, STATIC, TABLE
 from tests.benchmarks.live.categories import acceptance_length, short_prompts
-from tests.benchmarks.live.changing import Run, Runs, mirrored
+from tests.benchmarks.live.changing import DRAFTER_TAX, Run, Runs, mirrored
 from tests.benchmarks.live.cold import ALONE, TOGETHER, ColdRun, judge_cold
 from tests.benchmarks.live.effort import QUICK, SteadyLoad
 from tests.benchmarks.live.learning_loss import Moment, lost_tokens, steady_from_s
 from tests.benchmarks.live.playing import Window, window
 from tests.benchmarks.live.steady import Half, Segment, Segments, papers_findings
-from tests.benchmarks.live.stock_table import tuned_table
 
 LOAD = SteadyLoad("low", 1, 1.0, 10.0)
 SPEEDS = {0: 30.0, 1: 40.0, 3: 36.0, 5: 20.0}
@@ -152,9 +152,9 @@ def test_a_machine_that_slows_down_over_a_round_favours_no_arm() -> None:
 
 def test_the_stock_table_covers_every_batch_and_says_0_only_where_off_pays_its_tax() -> None:
     dear, cheap = {0: 119.0, 1: 100.0}, {0: 121.0, 1: 100.0}
-    assert tuned_table({8: dear}, 32) == [(1, 32, 1)]
-    assert tuned_table({8: cheap}, 32) == [(1, 32, 0)]
-    rows = tuned_table({1: {5: 2.0, 0: 1.0}, 4: dear, 16: dear, 32: cheap}, 32)
+    assert tuned_table({8: dear}, 32, DRAFTER_TAX) == ((1, 32, 1),)
+    assert tuned_table({8: cheap}, 32, DRAFTER_TAX) == ((1, 32, 0),)
+    rows = tuned_table({1: {5: 2.0, 0: 1.0}, 4: dear, 16: dear, 32: cheap}, 32, DRAFTER_TAX)
     assert [first for first, _, _ in rows] == [1, *(last + 1 for _, last, _ in rows[:-1])]
     assert rows[-1] == (23, 32, 0)
 

@@ -8,12 +8,13 @@ knows the truth, explores nothing and pays its restarts. Unknown names raise Con
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Final
 
+from nightjar.loadtests.arms.stock_table import TableRows
 from nightjar.loadtests.simulation.engine.acceptance_classes import scaled
 from nightjar.loadtests.simulation.evidence.prefill_bars import pair_of
 from nightjar.loadtests.simulation.experiments.nominal import Nominal
@@ -112,7 +113,7 @@ def _local(name: str, nominal: Nominal, seed: int) -> Local:
     return rival_plan(entry, _known(nominal, seed))
 
 
-def _table(rows: Sequence[tuple[int, int, int]]) -> Local:
+def _table(rows: TableRows) -> Local:
     return Local(planner="vllm-table", options={"num_speculative_tokens_per_batch_size": vllm_text(rows)})
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
+from nightjar.loadtests.arms.stock_table import TableRows, tuned_table
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.rivals import adaptive_verification, bandit_spec, pairs, sglang, tables, tuning, turbo_spec
 from nightjar.loadtests.simulation.rivals.prior import MOST_ERROR, StepTimes, measure
@@ -49,8 +50,8 @@ class Inputs(NamedTuple):
     """The same with the drafter at K_max in every step, wrong by the same factors."""
     survival: tuple[float, ...]
     """Nominal probability that more than i draft tokens of a row are accepted."""
-    table: tuple[tuple[int, int, int], ...]
-    """Rows [first batch, last batch, K], tuned at nominal acceptance on step times as they are."""
+    table: TableRows
+    """Tuned at nominal acceptance on step times as they are."""
 
 
 def inputs(
@@ -71,7 +72,7 @@ def inputs(
     def drafting_max(decode_rows: int, context_tokens: int, verified: int) -> float:
         return cost.decode_seconds(decode_rows, context_tokens, longest, verified)
 
-    lengths = tuning.best_lengths(
+    speeds = tuning.nominal_speeds(
         cost.steady_seconds,
         survival,
         profile.drafter.arms,
@@ -82,7 +83,7 @@ def inputs(
         measure(seconds, max_num_seqs=limits.max_num_seqs, max_num_speculative_tokens=longest).with_errors(seed, most_error)
         for seconds in (cost.steady_seconds, drafting_max)
     ]
-    return Inputs(priors[0], priors[1], survival, tuning.table_rows(lengths))
+    return Inputs(priors[0], priors[1], survival, tuned_table(speeds, limits.max_num_seqs))
 
 
 def switch_cost_table(profile: Profile) -> tuple[SwitchCostRow, ...]:

@@ -5,8 +5,8 @@ length; above the last key speculation is off. vLLM's `num_speculative_tokens_pe
 `vllm/v1/spec_decode/dynamic/utils.py`): rows [first, last, K]; a gap takes the K of the row before it, and batches above the
 last row keep the last K.
 
-Assumed: both are tuned once for a profile at nominal acceptance (tuning.py), which is what their documents tell an operator
-to do.
+Assumed: both are tuned once for a profile at nominal acceptance (loadtests/arms/stock_table.py), which is what their documents
+tell an operator to do.
 Not modelled: vLLM counts every request of a step, also those in prefill. In a pure decode step that is the decode batch;
 steps with prefill keep K here, for every planner. TensorRT-LLM's rolling acceptance threshold, which switches off for good,
 is not used.
@@ -18,6 +18,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 
+from nightjar.loadtests.arms.stock_table import TableRows
 from nightjar.policy.planners.local import (
     LocalContext,
     LocalOptions,
@@ -27,9 +28,6 @@ from nightjar.policy.planners.local import (
     refuse_unknown,
     text_option,
 )
-
-TableRows = Sequence[tuple[int, int, int]]
-"""First batch size, last batch size, K; ascending and without overlap."""
 
 
 class Table:

@@ -8,9 +8,10 @@ are and not by applications: the policy sees two replicas of one group.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
+from nightjar.loadtests.arms.stock_table import TableRows
 from tests.benchmarks.engine.environment import has_matrix_units
 from tests.benchmarks.engine.fixture import (
     BYTES_PER_VALUE,
@@ -32,9 +33,6 @@ BLOCK_SIZE: Final = 32
 """Small, for short answers."""
 STOCK_SCHEDULER: Final = "vllm.v1.core.sched.scheduler.Scheduler"
 """vLLM's own. An engine whose arguments name a scheduler themselves is served plainly, by these arguments alone."""
-
-TableRows = Sequence[tuple[int, int, int]]
-"""vLLM's `num_speculative_tokens_per_batch_size`: first batch, last batch, K."""
 
 
 def cores() -> tuple[int, ...]:

@@ -20,6 +20,7 @@ import psutil
 from nightjar.cluster.api_token import TOKEN_VARIABLE
 from nightjar.cluster.client import PolicyUnavailable, get_or_create_policy_actor
 from nightjar.cluster.store import NAMESPACE
+from nightjar.loadtests.arms.stock_table import TableRows
 from nightjar.loadtests.interrupts import as_keyboard_interrupt
 from nightjar.loadtests.service_api import ServiceApi, ServiceError
 from nightjar.policy.wire.report import DrafterState
@@ -28,7 +29,6 @@ from tests.benchmarks.live.applications import (
     OURS,
     POLICY_SETTINGS,
     STOCK,
-    TableRows,
     cores,
     our_replica,
     policy_application,

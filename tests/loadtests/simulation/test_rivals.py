@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nightjar.loadtests.arms.stock_table import tuned_table
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, Mechanics, read_profile
 from nightjar.loadtests.simulation.rivals import (
     DRAFTS_MAX,
@@ -20,7 +21,6 @@ from nightjar.loadtests.simulation.rivals import (
     rival_plan,
     switch_cost_table,
     tables,
-    tuning,
 )
 from nightjar.loadtests.simulation.rivals.prior import CONTEXTS, StepSeconds, StepTimes, StepTimesLookup, measure
 from nightjar.loadtests.simulation.rivals.turbo_spec import TurboSpec
@@ -211,7 +211,8 @@ class TestTables:
 
     @given(st.lists(st.integers(0, 7), min_size=1, max_size=64))
     def test_a_tuned_table_reads_the_same_in_both_engines(self, lengths: list[int]) -> None:
-        rows = tuning.table_rows(lengths)
+        speeds = {batch: {k: float(k == fastest) for k in range(8)} for batch, fastest in enumerate(lengths, start=1)}
+        rows = tuned_table(speeds, len(lengths))
         trt = make("tensorrt-llm", draft_len_schedule=tables.tensorrt_llm_text(rows))
         vllm = make("vllm-table", num_speculative_tokens_per_batch_size=tables.vllm_text(rows))
         for planner in (trt, vllm):

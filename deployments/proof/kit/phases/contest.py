@@ -17,6 +17,7 @@ from nightjar.deployments.proof.kit.engines import EngineSpec
 from nightjar.deployments.proof.kit.metered import MeteredEngine
 from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Table, Task, Verdict, errors, of_phase
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
+from nightjar.loadtests.arms.stock_table import tuned_table
 
 NAME: Final = "contest"
 PLAIN: Final = "no speculation"
@@ -60,14 +61,14 @@ def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
 _TABLE: Final = "vLLM's table, tuned"
 
 
-def _contenders(drafter: Drafter, chosen: Chosen, tuned: dict[int, int]) -> dict[str, EngineSpec]:
+def _contenders(drafter: Drafter, chosen: Chosen, tuned: dict[int, dict[int, float]]) -> dict[str, EngineSpec]:
     ours = EngineSpec(drafter, room="roomy")
     found = {PLAIN: EngineSpec(room="roomy", stock=True), OURS: ours}
     if chosen.on_rig:
         return found
     fixed = EngineSpec(drafter, room="roomy", stock=True)
     found[f"K = {MAX_NUM_SPECULATIVE_TOKENS}"] = fixed
-    found[_TABLE] = EngineSpec(drafter, room="roomy", stock=True, table=as_table(tuned, chosen.sizes.max_num_seqs))
+    found[_TABLE] = EngineSpec(drafter, room="roomy", stock=True, table=tuned_table(tuned, chosen.sizes.max_num_seqs))
     if _has_adaptive_verification():
         found["adaptive verification"] = EngineSpec(drafter, room="roomy", stock=True, extra={ADAPTIVE: True})
     return found
@@ -79,9 +80,9 @@ def _has_adaptive_verification() -> bool:
     return hasattr(SpeculativeConfig, ADAPTIVE)
 
 
-def _tune(drafter: Drafter, chosen: Chosen, log: Path) -> dict[int, int]:
-    """The best K for each number of rows, on an engine held at each."""
-    best: dict[int, int] = {}
+def _tune(drafter: Drafter, chosen: Chosen, log: Path) -> dict[int, dict[int, float]]:
+    """Tokens per second by number of rows and K, of an engine held at each."""
+    found: dict[int, dict[int, float]] = {}
     with MeteredEngine(EngineSpec(drafter, room="roomy"), chosen, Path(chosen.work), log) as engine:
         for rows in chosen.sizes.contest_rows:
             speeds = {}
@@ -90,20 +91,9 @@ def _tune(drafter: Drafter, chosen: Chosen, log: Path) -> dict[int, int]:
                 engine.flow(rows, chosen.sizes.contest_s / 4, planned=False)
                 flow = engine.flow(rows, chosen.sizes.contest_s / 2, planned=False)
                 speeds[length] = flow["tokens"] / flow["seconds"]
-            best[rows] = max(speeds, key=speeds.__getitem__)
+            found[rows] = speeds
             engine.empty()
-    return best
-
-
-def as_table(best: dict[int, int], most: int) -> tuple[tuple[int, int, int], ...]:
-    """vLLM's table from the best K at some numbers of rows: each holds from itself to the next.
-
-    >>> as_table({1: 3, 8: 1}, 64)
-    ((1, 7, 3), (8, 64, 1))
-    """
-    rows = sorted(best)
-    ends = [*(row - 1 for row in rows[1:]), most]
-    return tuple((1 if index == 0 else row, end, best[row]) for index, (row, end) in enumerate(zip(rows, ends, strict=True)))
+    return found
 
 
 def _loads(engine: MeteredEngine, chosen: Chosen) -> list[dict[str, Any]]:
