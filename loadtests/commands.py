@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.measure import Measurement
 
+from nightjar.loadtests.arms.measures import ResultError, load_summary, read_result
+from nightjar.loadtests.arms.rounds import TurnError
 from nightjar.loadtests.bench_summary import Effort
 from nightjar.loadtests.caption import sentence
 from nightjar.loadtests.compare.command import show
-from nightjar.loadtests.compare.measures import ResultError, load_summary, read_result
 from nightjar.loadtests.compare.run_files import PLAN_FILE, RunFiles, RunFilesError
 from nightjar.loadtests.demo import Demo, DemoPlan
 from nightjar.loadtests.demo_needs import NeedsError, machine_facts, read_served, warnings_for
@@ -116,7 +117,7 @@ def demo(
         folder = as_latest(folder)
     except KeyboardInterrupt:
         _fail(f"stopped; nothing was left running, what was recorded is in {folder}", 130)
-    except (DemoError, ProcessError, ServiceError, RowsError, OSError) as error:
+    except (DemoError, TurnError, ProcessError, ServiceError, RowsError, OSError) as error:
         _fail(f"{error}\nwhat was recorded is in {folder}")
     _show(summary, folder, console, output)
     raise typer.Exit(0 if summary.passed else 1)

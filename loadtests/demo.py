@@ -1,10 +1,11 @@
 """The demo: one small real system, the same load under three modes, everything measured, nothing left behind.
 
-Off, a fixed K and auto face the same arrivals, one after the other, switched through the HTTP API while the replicas run. Auto
-begins without knowledge: what was learned is reset, and texts are compared after the load of each mode. Once the policy actor is
-killed in the middle of a surge. What passes or fails are counts: no failed request, K as the settings say, equal text, a policy
-that comes back. Times are shown and never judged: they depend on the machine.
-Fails with DemoError or ProcessError; whatever happened, the processes that it started are stopped and what was recorded is kept.
+A preset of `loadtests.arms`: off, a fixed K and auto face the same arrivals, one round in this order, switched through the HTTP API
+while the replicas run. Auto begins without knowledge: what was learned is reset, and texts are compared after the load of each
+mode. Once the policy actor is killed in the middle of a surge. What passes or fails are counts: no failed request, K as the
+settings say, equal text, a policy that comes back. Times are shown and never judged: they depend on the machine.
+Fails with DemoError, TurnError or ProcessError; whatever happened, the processes that it started are stopped and what was recorded
+is kept.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from rich.console import Console
 
 import nightjar
 from nightjar.loadtests import demo_checks, demo_steps
+from nightjar.loadtests.arms.arm import Arm, parse_arms
+from nightjar.loadtests.arms.load import Load, send
+from nightjar.loadtests.arms.session import Session
+from nightjar.loadtests.arms.texts import NEAR_TIE, ROUNDED_NEAR_TIE
 from nightjar.loadtests.bench_summary import Effort, RunFacts
 from nightjar.loadtests.caption import sentence
 from nightjar.loadtests.demo_needs import ServedModel
@@ -36,10 +41,11 @@ from nightjar.loadtests.report import render_report
 from nightjar.loadtests.rows import RequestRow, RowWriter, read_rows
 from nightjar.loadtests.service_api import ServiceApi
 from nightjar.loadtests.summary import Check, RunSummary, summarise
-from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.status import FleetStatus
 
 READY_TIMEOUT_S: Final = 420.0
+CONFIRM_TIMEOUT_S: Final = 120.0
+"""Ends the demo only where something is broken: processes of a machine that is busy with other work stall for half a minute."""
 WARM_UP_TOKENS: Final = 8
 """Per prompt, before the first mode: what is slow once, drafts included, is slow for none of them."""
 LOCAL_CONFIG: Final = Path(nightjar.__path__[-1]) / "cluster" / "configs" / "local-cpu.yaml"
@@ -76,8 +82,7 @@ class Demo:
     def __init__(self, plan: DemoPlan, served: ServedModel, folder: Path, console: Console) -> None:
         self._plan = plan
         self._served = served
-        fixed = Mode.parse(f"pin={served.num_speculative_tokens}")
-        self._modes = (Mode.parse("off"), fixed, Mode.parse("auto"))
+        self._arms = parse_arms(("off", f"pin={served.num_speculative_tokens}", "auto"))
         self._folder = folder
         self._screen = Screen(console, self._view)
         self._stage = "starting"
@@ -86,17 +91,21 @@ class Demo:
         self._kill = demo_steps.PolicyKill(plan.kill_after_s)
         self._memory = MemoryWatch()
         self._others: dict[str, float] = {}
-        self._facts = RunFacts.begun("demo", plan.command, plan.effort, tuple(map(str, self._modes)))
+        self._facts = RunFacts.begun("demo", plan.command, plan.effort, self._names)
         self._began_s = time.monotonic()
 
     @property
-    def _killed_mode(self) -> Mode:
-        return self._modes[-1]
+    def _names(self) -> tuple[str, ...]:
+        return tuple(arm.name for arm in self._arms)
+
+    @property
+    def _killed_arm(self) -> Arm:
+        return self._arms[-1]
 
     def run(self) -> RunSummary:
         """Everything, from building models to the written report.
 
-        Raises DemoError, ProcessError, ServiceError or ConnectionError.
+        Raises DemoError, TurnError, ProcessError, ServiceError or ConnectionError.
         """
         with self._screen, self._memory:
             self._enter("building the models, if they are missing")
@@ -115,48 +124,49 @@ class Demo:
     def _measure(self, server: Server, api: ServiceApi, sampler: Sampler) -> tuple[str, dict[str, list[demo_checks.Answer]]]:
         """Every mode in turn. Returns the model's id and the answers of the text comparison."""
         model = first_model(server)
-        replicas = len(demo_steps.wait_for_replicas(sampler).replicas)
+        session = Session(api, "the demo compares modes", look=lambda: sampler.sample().status, patience_s=CONFIRM_TIMEOUT_S)
+        replicas = len(session.prepare().replicas)
         self._screen.say(f"{replicas} replicas of {model} serve at {server.url}")
         self._screen.say(f"the fleet, live, in a browser: {server.url}/nightjar")
         answers: dict[str, list[demo_checks.Answer]] = {}
         try:
             self._enter("warming up")
-            demo_steps.set_mode(api, sampler, self._modes[1], replicas)
+            session.run(self._arms[1])
             for prompt in self._plan.comparison_prompts:
                 demo_steps.ask(server, model, prompt, WARM_UP_TOKENS)
-            for mode in self._modes:
-                self._enter(f"mode {mode}: waiting for every replica to confirm it")
-                demo_steps.set_mode(api, sampler, mode, replicas, learned="reset" if mode.kind == "auto" else "keep")
-                sampler.mode = str(mode)
+            for arm in self._arms:
+                self._enter(f"mode {arm.name}: waiting for every replica to confirm it")
+                sampler.mode = ""
+                session.run(arm, resets=arm.learns)
+                sampler.mode = arm.name
                 sampler.sample()
-                self._send_load(server, mode, sampler)
-                answers[str(mode)] = [
-                    self._ask(server, model, mode, number) for number in range(len(self._plan.comparison_prompts))
-                ]
+                self._send_load(server, arm, sampler)
+                answers[arm.name] = [self._ask(server, model, arm, number) for number in range(len(self._plan.comparison_prompts))]
         finally:
             demo_steps.keep_journal(sampler.latest, self._folder / "decisions.jsonl")
         return model, answers
 
-    def _ask(self, server: Server, model: str, mode: Mode, number: int) -> demo_checks.Answer:
+    def _ask(self, server: Server, model: str, arm: Arm, number: int) -> demo_checks.Answer:
         prompts = self._plan.comparison_prompts
-        self._enter(f"mode {mode}: text comparison, prompt {number + 1} of {len(prompts)}", quiet=number > 0)
+        self._enter(f"mode {arm.name}: text comparison, prompt {number + 1} of {len(prompts)}", quiet=number > 0)
         return demo_steps.ask(server, model, prompts[number], self._plan.comparison_tokens)
 
-    def _send_load(self, server: Server, mode: Mode, sampler: Sampler) -> None:
-        self._enter(f"mode {mode}: load {self._plan.regime}")
-        rows_path = self._rows_path = self._folder / f"requests-{mode}.jsonl"
-        command = demo_steps.locust_command(server.url, str(self._plan.regime), self._plan.seed, self._plan.max_tokens, rows_path)
+    def _send_load(self, server: Server, arm: Arm, sampler: Sampler) -> None:
+        self._enter(f"mode {arm.name}: load {self._plan.regime}")
+        rows_path = self._rows_path = self._folder / f"requests-{arm.name}.jsonl"
+        load = Load(regime=str(self._plan.regime), max_tokens=self._plan.max_tokens)
+        log = self._folder / f"locust-{arm.name}.log"
         began_s, before = time.monotonic(), look()
 
         def on_poll() -> None:
-            if mode == self._killed_mode:
+            if arm == self._killed_arm:
                 self._kill.poll(sampler.latest, time.monotonic() - began_s, self._screen.say)
 
-        demo_steps.send_load(command, self._folder / f"locust-{mode}.log", on_poll)
+        send(load, server.url, self._plan.seed, rows_path, f"mode {arm.name}", log=log, on_poll=on_poll)
         if (share := share_of_others(before, look(), os.cpu_count() or 1)) is not None:
-            self._others[str(mode)] = round(share, 3)
+            self._others[arm.name] = round(share, 3)
         sampler.sample()
-        rows = [row.model_copy(update={"mode": str(mode)}) for row in read_rows(rows_path)]
+        rows = [row.model_copy(update={"mode": arm.name}) for row in read_rows(rows_path)]
         writer = RowWriter(self._folder / "requests.jsonl")
         for row in rows:
             writer.write(row)
@@ -168,7 +178,7 @@ class Demo:
         """Checks, table and report from what was recorded."""
         assert self._sampler is not None
         rows, samples = read_rows(self._folder / "requests.jsonl"), self._sampler.samples
-        names = tuple(map(str, self._modes))
+        names = self._names
         phases = summarise(self._plan.regime, names, rows, samples)
         summary = RunSummary(
             regime=str(self._plan.regime),
@@ -192,13 +202,13 @@ class Demo:
         assert self._sampler is not None
         samples = self._sampler.samples
         sent = demo_checks.read_decisions(self._folder / "decisions.jsonl")
-        near_tie = demo_checks.NEAR_TIE if self._served.is_exact else demo_checks.ROUNDED_NEAR_TIE
+        near_tie = NEAR_TIE if self._served.is_exact else ROUNDED_NEAR_TIE
         return (
-            demo_checks.check_requests(self._plan.regime, self._plan.seed, [str(mode) for mode in self._modes], rows),
+            demo_checks.check_requests(self._plan.regime, self._plan.seed, self._names, rows),
             demo_checks.compare_texts(answers, near_tie),
             demo_checks.check_steering(samples),
-            *(demo_checks.check_fixed_length(mode, samples) for mode in self._modes if mode != self._killed_mode),
-            demo_checks.check_planned_length(str(self._killed_mode), samples, sent),
+            *(demo_checks.check_fixed_length(arm.mode, samples) for arm in self._arms if arm.mode and arm != self._killed_arm),
+            demo_checks.check_planned_length(self._killed_arm.name, samples, sent),
             demo_checks.check_policy_restart(self._kill.killed_at_s, samples),
         )
 

@@ -4,9 +4,7 @@ The K of a step is judged where it must be certain: in the fixed modes no engine
 confirmed the mode; in `auto` every sampled K must follow from the settings that the replica says it runs. A K below the plan counts
 as explained where the replica itself says why; how often that is depends on the machine, so it is told and not judged.
 
-Text must be equal whatever speculation does: greedy, token by token. A first difference is none of the policy's where the two best
-candidates of the reference at that place are a near tie: sums in another order may then pick the other. What follows such a place
-is another text and not compared.
+Text must be equal whatever speculation does: greedy, token by token, up to a near tie of the reference (arms/texts.py).
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from nightjar.loadtests.arms.texts import NEAR_TIE, first_difference
 from nightjar.loadtests.openai_stream import Token
 from nightjar.loadtests.regimes import Regime, arrival_times
 from nightjar.loadtests.rows import RequestRow
@@ -34,10 +33,6 @@ from nightjar.policy.wire.status import ReplicaStatus
 ReplicaSettings = Mapping[str, Sequence[IssuedSettings]]
 """Every settings that a replica was ever sent, in the order of their versions."""
 
-NEAR_TIE: Final = 1e-4
-"""Difference of the two best logprobs below which rounding may decide, in float32."""
-ROUNDED_NEAR_TIE: Final = 0.3
-"""The same in bfloat16, whose logits are an eighth apart, as docs/gpu.md counts it."""
 STEPS_UNDER_NEW_SETTINGS: Final = 2
 """So many steps after settings were seen in force, the last step was planned by them: one more than can be in flight."""
 HOLDING_CAUSES: Final = frozenset({Cause.DWELL, Cause.MIXED, Cause.WORSE_THAN_OFF, Cause.AGED})
@@ -93,7 +88,7 @@ def compare_texts(answers: Mapping[str, Sequence[Answer]], near_tie: float = NEA
     ties = 0
     for mode, given in others:
         for expected, got in zip(reference, given, strict=True):
-            place = first_difference(expected, got)
+            place = first_difference([token.text for token in expected.tokens], [token.text for token in got.tokens])
             if place is None:
                 continue
             if _is_near_tie(expected, place, near_tie):
@@ -105,15 +100,6 @@ def compare_texts(answers: Mapping[str, Sequence[Answer]], near_tie: float = NEA
     if ties:
         told += f" ({ties} from a near tie of the two best tokens on)"
     return Check(name="equal text", passed=not problems, detail="; ".join(problems[:4]) or told)
-
-
-def first_difference(reference: Answer, other: Answer) -> int | None:
-    """Place of the first token that differs (or is missing in one of them), or None."""
-    for place, (expected, got) in enumerate(zip(reference.tokens, other.tokens, strict=False)):
-        if expected.text != got.text:
-            return place
-    shorter = min(len(reference.tokens), len(other.tokens))
-    return None if len(reference.tokens) == len(other.tokens) else shorter
 
 
 def check_steering(samples: Sequence[StatusSample]) -> Check:

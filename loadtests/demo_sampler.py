@@ -13,7 +13,6 @@ from typing import Final, Self
 
 from nightjar.loadtests.samples import StatusSample
 from nightjar.loadtests.service_api import ServiceApi, ServiceError
-from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.status import FleetStatus
 
 PERIOD_S: Final = 1.0
@@ -58,10 +57,3 @@ class Sampler:
     def _run(self) -> None:
         while not self._stop.wait(PERIOD_S):
             self.sample()
-
-
-def all_confirmed(status: FleetStatus | None, mode: Mode, replicas: int) -> bool:
-    """Whether at least `replicas` replicas are known and every one confirmed settings with this mode."""
-    if status is None or len(status.replicas) < replicas:
-        return False
-    return all(replica.settings_confirmed and replica.mode == mode for replica in status.replicas)

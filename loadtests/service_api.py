@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 import httpx
 from pydantic import ValidationError
 
-from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import describe_validation_error
 from nightjar.policy.wire.status import FleetStatus
 
@@ -49,10 +48,6 @@ class ServiceApi:
             return FleetStatus.model_validate_json(response.content)
         except ValidationError as error:
             raise ServiceError(f"GET /nightjar/status did not answer with a status: {describe_validation_error(error)}") from error
-
-    def set_mode(self, mode: Mode, reason: str, learned: Literal["keep", "reset"] = "keep") -> None:
-        """Set the whole fleet's mode until further notice; `reset`: planners begin it without knowledge. Raises ServiceError."""
-        self.send_mode({"mode": str(mode), "scope": "fleet", "reason": reason, "learned": learned})
 
     def send_mode(self, request: Mapping[str, Any]) -> None:
         """The body of POST /nightjar/mode as it is. Raises ServiceError."""

@@ -6,15 +6,14 @@ Pure functions of what engine_process.py wrote. An answer may differ from plain 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from nightjar.deployments.proof.scenarios import CAPPED_SCENARIO, MAX_NUM_SPECULATIVE_TOKENS
+from nightjar.loadtests.arms.texts import NEAR_TIE, first_difference
 from nightjar.policy.wire.report import DrafterState
 
-NEAR_TIE: Final = 1e-4
 SAME_LOGPROB: Final = 1e-3
 ACTIVE: Final = DrafterState.ACTIVE.value
 AWAKE: Final = (ACTIVE, DrafterState.PROBING.value)
@@ -98,8 +97,8 @@ def judge_texts(found: Verdict, name: str, part: Outcome, expected: Outcome, nea
             found.texts.append(f"{name}, {request_id}: {wrong}")
         elif theirs["token_ids"] != ours["token_ids"]:
             found.near_ties += 1
-        pairs = zip(theirs["token_ids"], ours["token_ids"], strict=False)
-        found.tokens += sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        place = first_difference(theirs["token_ids"], ours["token_ids"])
+        found.tokens += len(ours["token_ids"]) if place is None else place
 
 
 def judge_steps(found: Verdict, name: str, ranks: Sequence[Sequence[Outcome]]) -> None:

@@ -71,12 +71,13 @@ class Ratio(NamedTuple):
 
 
 def matched(one: Mapping[int, Speed], other: Mapping[int, Speed]) -> list[Pair]:
-    """The rounds, by number, that have both.
+    """The rounds, by number, that have both, without those in which one of them gave nothing.
 
-    >>> matched({0: Speed(1, 1), 1: Speed(2, 1)}, {1: Speed(3, 1), 2: Speed(4, 1)})
+    >>> matched({0: Speed(1, 1), 1: Speed(2, 1), 2: Speed(0, 1)}, {1: Speed(3, 1), 2: Speed(4, 1)})
     [(Speed(tokens=2, seconds=1), Speed(tokens=3, seconds=1))]
     """
-    return [(one[number], other[number]) for number in sorted(one.keys() & other.keys())]
+    pairs = [(one[number], other[number]) for number in sorted(one.keys() & other.keys())]
+    return [pair for pair in pairs if all(speed.tokens > 0 and speed.seconds > 0 for speed in pair)]
 
 
 def paired_ratio(pairs: Sequence[Pair], seed: int, what: str = RESAMPLED) -> Ratio:

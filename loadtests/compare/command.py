@@ -16,15 +16,15 @@ from typing import Annotated, Final, NoReturn, cast, get_args
 import typer
 from pydantic import ValidationError
 
-from nightjar.loadtests.compare.arms import FORM, ArmError, parse_arms
+from nightjar.loadtests.arms.arm import FORM, ArmError, parse_arms
+from nightjar.loadtests.arms.load import PLACES, Load, filled
+from nightjar.loadtests.arms.measures import ResultError
+from nightjar.loadtests.arms.rounds import TurnError
+from nightjar.loadtests.arms.session import Session
 from nightjar.loadtests.compare.conduct import Conductor
 from nightjar.loadtests.compare.findings import Findings, findings
-from nightjar.loadtests.compare.harness import PLACES, HarnessError, filled
-from nightjar.loadtests.compare.measures import ResultError
 from nightjar.loadtests.compare.page import page, sentences, table
-from nightjar.loadtests.compare.plan import ComparePlan, Learned, Load, turns
-from nightjar.loadtests.compare.run_files import PAGE_FILE, TABLE_FILE, Facts, RunFiles, RunFilesError
-from nightjar.loadtests.compare.switching import ArmSwitch, SwitchError
+from nightjar.loadtests.compare.run_files import PAGE_FILE, TABLE_FILE, ComparePlan, Facts, Learned, RunFiles, RunFilesError
 from nightjar.loadtests.interrupts import as_keyboard_interrupt
 from nightjar.loadtests.machine import commit, load_average, machine
 from nightjar.loadtests.openai_stream import AddressError, Server, first_model
@@ -122,28 +122,28 @@ def _run(plan: ComparePlan, files: RunFiles, token: str, *, resumes: bool) -> No
     switched = any(not arm.url for arm in plan.arms)
     with contextlib.ExitStack() as stack:
         api = stack.enter_context(ServiceApi.at(plan.url, token)) if switched else None
-        switch = ArmSwitch(api, files.folder / LEARNED_FILE) if api is not None else None
+        session = None if api is None else Session(api, "nightjar compare", learned_file=files.folder / LEARNED_FILE)
         facts = Facts(
             plan=plan, began=datetime.now(UTC).isoformat(timespec="seconds"), command=_command_line(), commit=commit(),
             machine=machine(), load_at_begin=load_average(), model=_model(plan),
         )  # fmt: skip
         if resumes:
             files.resumed(plan)
-        if switch is not None:
-            stack.callback(_put_back, switch)
-            status = switch.prepare()
-            facts = facts.model_copy(update={"replicas": len(status.replicas), "mode_before": switch.mode_before})
+        if session is not None:
+            stack.callback(_put_back, session)
+            status = session.prepare()
+            facts = facts.model_copy(update={"replicas": len(status.replicas), "mode_before": session.mode_before})
         if not resumes:
             files.begin(facts)
         _tell(_expected(plan, files))
-        Conductor(plan, files, api, switch, _tell).run()
+        Conductor(plan, files, api, session, _tell).run()
 
 
-def _put_back(switch: ArmSwitch) -> None:
+def _put_back(session: Session) -> None:
     """Also on a failure, whose own line is told after this one."""
     try:
-        words = switch.put_back()
-    except SwitchError as error:
+        words = session.put_back()
+    except TurnError as error:
         _tell(f"error: {error}")
     else:
         if words:
@@ -161,16 +161,14 @@ def _load(
     command: str,
     warm_up_s: float,
 ) -> Load:
-    """The load that the options name, one of the three. Raises RegimeError or HarnessError."""
+    """The load that the options name, one of the three. Raises RegimeError or TurnError."""
     named = [name for name, value in (("--regime", regime), ("--trace", trace), ("--command", command)) if value]
     if len(named) > 1:
-        raise HarnessError(f"{' and '.join(named)}: a turn has one load, give one of them")
+        raise TurnError(f"{' and '.join(named)}: a turn has one load, give one of them")
     if command:
         filled(command, {})
         if not any(f"{{{place}}}" in command for place in ("result_file", "result_name")):
-            raise HarnessError(
-                "command: it names neither {result_file} nor {result_name}, so nothing of its results would be found"
-            )
+            raise TurnError("command: it names neither {result_file} nor {result_name}, so nothing of its results would be found")
         return Load(command=command)
     if trace:
         return Load(trace=trace, prompts=prompts, tokenizer=tokenizer, time_scale=time_scale, trace_s=trace_s, warm_up_s=warm_up_s)
@@ -188,7 +186,7 @@ def _model(plan: ComparePlan) -> str:
 
 
 def _expected(plan: ComparePlan, files: RunFiles) -> str:
-    left = len(turns(plan, {(turn.round, turn.arm) for turn in files.played()}))
+    left = len(plan.turns({(turn.round, turn.arm) for turn in files.played()}))
     words = f"{left} turns of {', '.join(arm.name for arm in plan.arms)} into {files.folder}"
     if plan.load.regime:
         seconds = left * (plan.load.warm_up_s + parse_regime(plan.load.regime).duration_s + TURN_EXTRA_S)
@@ -234,10 +232,10 @@ def _one_line_errors(files: RunFiles | None) -> Iterator[None]:
         _fail(describe_validation_error(error), 2)
     except (ArmError, AddressError, RegimeError) as error:
         _fail(str(error), 2)
-    except (HarnessError, RunFilesError) as error:
-        _fail(f"{error}{kept if isinstance(error, HarnessError) else ''}", 1 if files is not None else 2)
-    except (SwitchError, ServiceError) as error:
-        _fail(f"{error}{kept}")
+    except (TurnError, ServiceError) as error:
+        _fail(f"{error}{kept}", 1 if files is not None else 2)
+    except RunFilesError as error:
+        _fail(str(error), 1 if files is not None else 2)
     except (RowsError, ResultError, ConnectionError, OSError) as error:
         _fail(str(error))
 

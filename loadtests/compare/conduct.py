@@ -1,7 +1,7 @@
 """Plays the turns of a comparison one by one: switch, send the load, keep what came of it.
 
-What ran before is put back whatever happens. Fails as what it calls does: SwitchError, ServiceError, HarnessError, each one line;
-the turns that came to their end are kept, and the run goes on from there when it is asked to.
+What ran before is put back whatever happens. Fails as what it calls does: TurnError or ServiceError, each one line; the
+turns that came to their end are kept, and the run goes on from there when it is asked to.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from nightjar.loadtests.compare.harness import MOST_TURN_S, play
-from nightjar.loadtests.compare.plan import ComparePlan, Turn, turns
-from nightjar.loadtests.compare.run_files import PlayedTurn, RunFiles
-from nightjar.loadtests.compare.switching import ArmSwitch
+from nightjar.loadtests.arms.load import MOST_TURN_S, check_file, send
+from nightjar.loadtests.arms.rounds import Turn
+from nightjar.loadtests.arms.session import Session
+from nightjar.loadtests.compare.run_files import ComparePlan, PlayedTurn, RunFiles
 from nightjar.loadtests.samples import EngineHistory, StatusSample, WorkByLength, all_work, mean_length, share_off
 from nightjar.loadtests.service_api import ServiceApi, ServiceError
 
@@ -24,19 +25,19 @@ EXPIRES_AFTER_S: Final = MOST_TURN_S + 300.0
 
 @dataclass(slots=True)
 class Conductor:
-    """One comparison. Without `api` and `switch` every arm is another server."""
+    """One comparison. Without `api` and `session` every arm is another server."""
 
     plan: ComparePlan
     files: RunFiles
     api: ServiceApi | None
-    switch: ArmSwitch | None
+    session: Session | None
     say: Callable[[str], None]
     clock: Callable[[], float] = time.time
 
     def run(self) -> None:
         """Every turn that is left."""
         done = {(turn.round, turn.arm) for turn in self.files.played()}
-        left = turns(self.plan, done)
+        left = self.plan.turns(done)
         if done:
             self.say(f"{len(done)} turns were played before, {len(left)} are left")
         for number, turn in enumerate(left, start=1):
@@ -54,12 +55,12 @@ class Conductor:
         path = self.files.file_of(turn, "json" if self.plan.load.command else "jsonl")
         planner = ""
         if not arm.url:
-            assert self.switch is not None
+            assert self.session is not None
             resets = self.plan.learned == "reset" and arm.learns
-            status = self.switch.run(arm, resets=resets, for_s=EXPIRES_AFTER_S)
+            status = self.session.run(arm, resets=resets, for_s=EXPIRES_AFTER_S)
             planner = ", ".join(sorted({group.planner for group in status.groups if group.replicas}))
         first, began_s = self._look(arm.url), self.clock()
-        play(self.plan, turn, arm.url or self.plan.url, path)
+        self._send(turn, arm.url or self.plan.url, path)
         last, ended_s = self._look(arm.url), self.clock()
         played = PlayedTurn(**turn._asdict(), began_s=began_s, ended_s=ended_s, file=path.name, planner=planner)
         if first is None or last is None:
@@ -72,6 +73,12 @@ class Conductor:
                 "share_of_steps_off": share_off(work),
             }
         )
+
+    def _send(self, turn: Turn, url: str, path: Path) -> None:
+        """Rounds differ in their seed, the arms of a round do not."""
+        where, places = f"round {turn.round}, arm {turn.arm}", {"round": str(turn.round), "arm": turn.arm}
+        send(self.plan.load, url, self.plan.seed + turn.round, path, where, places=places)
+        check_file(self.plan.load, path, where)
 
     def _look(self, url: str) -> StatusSample | None:
         """What the engines have done so far; None of another server, or of a policy that does not answer just now."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from nightjar.loadtests.compare.measures import WHOLE, Figures, figures_by_phase, read_result
+from nightjar.loadtests.arms.measures import WHOLE, Figures, figures_by_phase, read_result
+from nightjar.loadtests.arms.verdict import Comparison, compared, summed
 from nightjar.loadtests.compare.run_files import Facts, PlayedTurn, RunFiles
-from nightjar.loadtests.compare.verdicts import Comparison, compared, summed
 from nightjar.loadtests.rows import read_rows
 
 

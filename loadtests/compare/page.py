@@ -11,11 +11,11 @@ from html import escape
 from string import Template
 from typing import Final
 
+from nightjar.loadtests.arms.measures import MEASURES, WHOLE
 from nightjar.loadtests.arms.statistics import Ratio
+from nightjar.loadtests.arms.verdict import LEAST_ROUNDS, MOST_FAILED, Comparison
 from nightjar.loadtests.charts import Estimate, forest
 from nightjar.loadtests.compare.findings import Findings
-from nightjar.loadtests.compare.measures import MEASURES, WHOLE
-from nightjar.loadtests.compare.verdicts import LEAST_ROUNDS, MOST_FAILED, Comparison
 from nightjar.loadtests.page import STYLE
 
 HEADS: Final = ("phase", "arm", "verdict", "rounds", *(f"{measure.title}, 95 %" for measure in MEASURES.values()))

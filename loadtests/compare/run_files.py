@@ -6,13 +6,16 @@ Fails closed: a folder of another plan, or a line that is none, raises RunFilesE
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, ValidationError
 
-from nightjar.loadtests.compare.plan import ComparePlan, Turn
+from nightjar.loadtests.arms.arm import Arm
+from nightjar.loadtests.arms.load import Load
+from nightjar.loadtests.arms.rounds import Turn, turns
 from nightjar.policy.wire.record import Record, describe_validation_error
 
 PLAN_FILE: Final = "compare.json"
@@ -20,9 +23,31 @@ TURNS_FILE: Final = "turns.jsonl"
 PAGE_FILE: Final = "report.html"
 TABLE_FILE: Final = "table.md"
 
+Learned = Literal["keep", "reset"]
+
 
 class RunFilesError(ValueError):
     """A folder that is no run of this comparison."""
+
+
+class ComparePlan(Record):
+    """A whole comparison. `learned`: whether planners that learn go on from the turn before, or begin each turn anew."""
+
+    arms: tuple[Arm, ...]
+    url: str
+    load: Load
+    rounds: Annotated[int, Field(ge=1, le=1000)]
+    lessons: Annotated[int, Field(ge=0, le=100)]
+    seed: int = 0
+    learned: Learned = "keep"
+
+    def arm(self, name: str) -> Arm:
+        """By its name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def turns(self, done: Collection[tuple[int, str]] = ()) -> list[Turn]:
+        """Those that are left, in order."""
+        return turns([arm.name for arm in self.arms], self.rounds, self.lessons, seed=self.seed, done=done)
 
 
 class Facts(Record):

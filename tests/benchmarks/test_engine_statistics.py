@@ -119,20 +119,6 @@ def test_the_ends_of_a_few_rounds_are_told_as_their_range_and_not_as_an_interval
     assert statistics.range_of([1.02, 0.99, 1.1], "rounds") == Interval(low=0.99, high=1.1, kind="range of 3 rounds")
 
 
-@pytest.mark.parametrize("rounds", [2, 5, 6])
-def test_no_arm_stands_twice_at_one_place_and_each_is_in_every_round(rounds: int) -> None:
-    arms = ["a", "b", "c", "d", "e", "f"]
-    orders = statistics.latin_rectangle(arms, rounds, random.Random(3))
-    assert len(orders) == rounds
-    assert all(sorted(order) == arms for order in orders)
-    assert all(len(set(column)) == rounds for column in zip(*orders, strict=True))
-
-
-def test_more_rounds_than_arms_begin_a_second_square() -> None:
-    orders = statistics.latin_rectangle("abc", 6, random.Random(0))
-    assert all(column.count(arm) == 2 for column in zip(*orders, strict=True) for arm in "abc")
-
-
 def test_survival_never_rises_and_goes_on_where_nothing_was_seen() -> None:
     assert statistics.survival([4, 2, 1, 0], [3, 1, 1, 0]) == (0.75, 0.5, 0.5, 0.5)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 pytest.importorskip("ray")
 
+from nightjar.loadtests.arms.rounds import there_and_back
 from nightjar.loadtests.arms.statistics import Interval, Speed, paired_ratio
 from nightjar.loadtests.arms.stock_table import tuned_table
 from nightjar.loadtests.prompts import PromptsError
@@ -22,7 +24,7 @@ from tests.benchmarks.live import categories
 from tests.benchmarks.live.answers import Answer, Arrival, acceptance_seen
 from tests.benchmarks.live.arms import AUTO, OFF, PAPER, STATIC, TABLE
 from tests.benchmarks.live.categories import acceptance_length, short_prompts
-from tests.benchmarks.live.changing import DRAFTER_TAX, Run, Runs, mirrored
+from tests.benchmarks.live.changing import DRAFTER_TAX, Run, Runs
 from tests.benchmarks.live.cold import ALONE, TOGETHER, ColdRun, judge_cold
 from tests.benchmarks.live.effort import QUICK, SteadyLoad
 from tests.benchmarks.live.learning_loss import Moment, lost_tokens, steady_from_s
@@ -143,7 +145,7 @@ def test_the_first_round_of_the_changing_load_picks_and_later_ones_score() -> No
 
 def test_a_machine_that_slows_down_over_a_round_favours_no_arm() -> None:
     runs = Runs()
-    for place, arm in enumerate(mirrored((AUTO, TABLE, OFF))):
+    for place, arm in enumerate(there_and_back((AUTO, TABLE, OFF), 1, random.Random(0))[0]):
         seconds = 60.0 + place
         runs.played.append(Run(1, arm, Window(seconds, 600, {}, 600.0), (), 0.0))
     assert [len(runs.pairs(AUTO, other)) for other in (TABLE, OFF)] == [2, 2]

@@ -26,6 +26,7 @@ from nightjar.cluster.local_cluster import NODE_TIMED_OUT, QUIET_ENVIRONMENT
 from nightjar.deployments.engine.environment import ENGINE_FOLDER_VARIABLE
 from nightjar.deployments.engine_watch import HUNG_AFTER_S
 from nightjar.deployments.models import ModelError, resolve_model
+from nightjar.loadtests.arms.texts import NEAR_TIE
 from nightjar.policy.wire.operator import DraftOffload
 from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.status import FleetStatus, ReplicaStatus, Scope
@@ -35,7 +36,6 @@ T = TypeVar("T")
 
 TARGET, DRAFT = "smollm2-135m", "smollm2-135m-noise08"
 MAX_NUM_SPECULATIVE_TOKENS = 4
-NEAR_TIE = 1e-4
 PATIENCE: Final = 4
 """A machine that others use as well may need as many times longer than one of our own, and is not wrong."""
 REPORT_TAKES_S: Final = 1.0

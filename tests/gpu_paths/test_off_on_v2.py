@@ -12,7 +12,8 @@ from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL
 from nightjar.deployments.engine.arguments import V2_OBEYS_K_FROM
 from nightjar.deployments.proof.combinations import ALONE, BESIDE, COMPILED, Combination
 from nightjar.deployments.proof.scenarios import ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS
-from nightjar.deployments.proof.verdict import NEAR_TIE, difference
+from nightjar.deployments.proof.verdict import difference
+from nightjar.loadtests.arms.texts import NEAR_TIE
 from tests.gpu_paths.multiply_adds import COUNTED_AFTER, LLAMA_3_1_8B, STEPS, TINY
 from tests.gpu_paths.off_stretch import IS_BY_HAND, LOG_STEPS, STEPS_BACK, STEPS_BEFORE, STEPS_OFF, STRESS_SEED
 from tests.gpu_paths.overlay import version_under_test

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from nightjar.loadtests import commands, demo, demo_processes, demo_sampler, demo_steps
+from nightjar.loadtests import commands, demo, demo_processes, demo_sampler
+from nightjar.loadtests.arms import session
 from nightjar.loadtests.demo_needs import MachineFacts
 from nightjar.loadtests.memory import GIB
 
@@ -18,7 +19,7 @@ def use_the_fake_system(put: Callable[[object, str, object], None]) -> None:
     for module in (demo, demo_processes):
         put(module, "nightjar_command", lambda *arguments: [*FAKE_SYSTEM, *arguments])
     put(commands, "machine_facts", lambda: ENOUGH)
-    put(demo_steps, "STEADY_S", 0.0)
+    put(session, "STEADY_S", 0.0)
     put(demo_sampler, "PERIOD_S", 0.02)
 
 

@@ -76,7 +76,7 @@ class FakeSystem:
         return whole_answer(body)
 
     def set_mode(self, body: dict[str, Any]) -> tuple[int, bytes]:
-        tell(f"{body['mode']} {body['learned']}")
+        tell(f"{body['mode']} {body.get('learned', 'keep')}")
         if STUCK == "mode":
             return 200, b"{}"
         with self.lock:

@@ -21,19 +21,23 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from nightjar.loadtests import commands, demo, demo_screen, demo_steps
+from nightjar.cluster.progress import MAX_SILENCE_S
+from nightjar.loadtests import commands, demo
+from nightjar.loadtests.arms import session
+from nightjar.loadtests.arms.arm import parse_arm
+from nightjar.loadtests.arms.rounds import TurnError
+from nightjar.loadtests.arms.session import Session
 from nightjar.loadtests.demo_needs import read_served
 from nightjar.loadtests.demo_processes import ManagedProcess, ProcessError, run_to_end
-from nightjar.loadtests.demo_sampler import Sampler, all_confirmed
+from nightjar.loadtests.demo_sampler import Sampler
 from nightjar.loadtests.demo_screen import Screen, View, plain_line
-from nightjar.loadtests.demo_steps import DemoError, kill_policy, set_mode, wait_for_replicas
+from nightjar.loadtests.demo_steps import DemoError, kill_policy
 from nightjar.loadtests.figures import demo_run
 from nightjar.loadtests.regimes import arrival_times
 from nightjar.loadtests.rows import read_rows
 from nightjar.loadtests.samples import read_samples
 from nightjar.loadtests.service_api import ServiceApi, ServiceError
 from nightjar.loadtests.summary import RunSummary
-from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import EngineLoad
 from tests.loadtests.fake_demo import use_the_fake_system
 from tests.loadtests.fake_server import FakeServer, running_fake_server
@@ -121,16 +125,20 @@ def test_the_demo_compares_the_modes_kills_the_policy_once_and_leaves_a_whole_re
 @pytest.mark.usefixtures("fake_nightjar")
 @pytest.mark.parametrize(
     ("raised", "exit_code", "told"),
-    [(DemoError("half way"), 1, "error: half way"), (KeyboardInterrupt(), 130, "nothing was left running")],
-    ids=["failure", "ctrl-c"],
+    [
+        (DemoError("half way"), 1, "error: half way"),
+        (TurnError("no load"), 1, "error: no load"),
+        (KeyboardInterrupt(), 130, "nothing was left running"),
+    ],
+    ids=["failure", "turn", "ctrl-c"],
 )
 def test_a_run_that_ends_half_way_stops_what_was_started_and_keeps_what_was_recorded(
     raised: BaseException, exit_code: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def end(*_: object) -> None:
+    def end(*_: object, **__: object) -> None:
         raise raised
 
-    monkeypatch.setattr(demo_steps, "send_load", end)
+    monkeypatch.setattr(demo, "send", end)
     result = CliRunner().invoke(commands.app, ["demo", "--quick", "--runs", str(tmp_path)])
     assert (result.exit_code, told in result.output) == (exit_code, True), result.output
     (folder,) = tmp_path.iterdir()  # what has no report takes the place of no earlier one
@@ -215,30 +223,24 @@ def test_a_command_that_fails_shows_its_last_lines() -> None:
         )
 
 
-def test_a_mode_counts_as_set_only_when_every_replica_confirmed_it() -> None:
-    off = Mode.parse("off")
-    status = sample(1.0, "off", replica("r1", mode="off"), replica("r2", mode="off")).status
-    assert all_confirmed(status, off, 2)
-    assert not all_confirmed(status, off, 3)
-    assert not all_confirmed(status, Mode.parse("auto"), 2)
-    assert not all_confirmed(None, off, 0)
-    unconfirmed = replica("r2", mode="off").model_copy(update={"settings_confirmed": False})
-    assert not all_confirmed(sample(1.0, "off", replica("r1", mode="off"), unconfirmed).status, off, 2)
-
-
-def test_a_mode_that_nobody_confirms_ends_with_what_was_seen(
+def test_what_the_sampler_of_a_demo_sees_is_what_an_arm_waits_for(
     server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo_steps, "CONFIRM_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(session, "STEADY_S", 0.0)
     status = sample(1.0, "", replica("r1", mode="auto")).status
     assert status is not None
-    server.fleet_status = lambda: status.model_dump_json().encode()
+    answers = iter([b"", status.model_dump_json().encode(), b""])
+    server.fleet_status = lambda: next(answers, b"")
     with ServiceApi.at(server.url, "sesame") as api:
         sampler = Sampler(api, tmp_path / "samples.jsonl")
-        with pytest.raises(DemoError, match=r"mode off was not confirmed by 1 replicas .* r1 mode auto"):
-            set_mode(api, sampler, Mode.parse("off"), 1)
-        with pytest.raises(DemoError, match="no steady fleet"):
-            wait_for_replicas(sampler, timeout_s=0.01)
+        seconds = itertools.count(0.0, 0.1)
+        running = Session(
+            api, "a test", look=lambda: sampler.sample().status, patience_s=3.0, clock=lambda: next(seconds), sleep=lambda _: None
+        )
+        assert len(running.prepare().replicas) == 1
+        with pytest.raises(TurnError, match=r"arm off was not applied by every replica within 3 s: the policy does not answer"):
+            running.run(parse_arm("off"))
+    assert [one.status is None for one in sampler.samples[:3]] == [True, False, True], "a policy that is away is a sample, too"
     assert server.authorizations == ["Bearer sesame"]
 
 
@@ -254,7 +256,7 @@ def test_a_sample_without_an_answer_says_why(server: FakeServer, tmp_path: Path)
 def test_the_api_says_what_was_asked_and_what_came_back(server: FakeServer) -> None:
     server.set_mode = lambda body: (403, b'{"detail": "read-only"}')
     with ServiceApi.at(server.url, "t") as api, pytest.raises(ServiceError, match=r"POST /nightjar/mode: HTTP 403 .*read-only"):
-        api.set_mode(Mode.parse("off"), "a test")
+        api.send_mode({"mode": "off"})
     with ServiceApi.at("http://127.0.0.1:9", "t") as api, pytest.raises(ServiceError, match="GET /nightjar/status: ConnectError"):
         api.status()
 
@@ -274,7 +276,7 @@ def test_off_a_terminal_a_line_comes_whenever_nothing_was_said_for_a_while() -> 
         now_s = float(second)
         screen.refresh()
     lines = file.getvalue().splitlines()
-    assert len(lines) == int(30 / demo_screen.MAX_SILENCE_S)
+    assert len(lines) == int(30 / MAX_SILENCE_S)
     assert lines[0] == f"[   9 s] {plain_line(view)}"
     assert plain_line(view) == "mode off: load; 3 answered, 1 failed; lica-1 batch 0 waiting 0 K=0"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from nightjar.loadtests.arms.texts import ROUNDED_NEAR_TIE, first_difference
 from nightjar.loadtests.demo_checks import (
-    ROUNDED_NEAR_TIE,
     Answer,
     Explanation,
     check_fixed_length,
@@ -19,7 +19,6 @@ from nightjar.loadtests.demo_checks import (
     check_steering,
     compare_texts,
     explain,
-    first_difference,
     read_decisions,
 )
 from nightjar.loadtests.openai_stream import Token
@@ -384,9 +383,9 @@ def answer(*texts: str, gap: float = 1.0, error: str = "") -> Answer:
 
 
 def test_equal_text_holds_and_the_first_difference_is_named() -> None:
-    assert first_difference(answer("a", "b"), answer("a", "b")) is None
-    assert first_difference(answer("a", "b"), answer("a", "c")) == 1
-    assert first_difference(answer("a", "b"), answer("a")) == 1
+    assert first_difference("ab", "ab") is None
+    assert first_difference("ab", "ac") == 1
+    assert first_difference("ab", "a") == 1
     same = compare_texts({"off": [answer("a", "b")], "pin=5": [answer("a", "b")], "auto": [answer("a", "b")]})
     assert (same.passed, same.detail) == (True, "1 prompts, 2 tokens, the same under off, pin=5, auto")
     different = compare_texts({"off": [answer("a", "b")], "auto": [answer("a", "c")]})

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from nightjar.loadtests.arms.rounds import latin_rectangle
 from nightjar.loadtests.arms.statistics import Interval
 from nightjar.loadtests.simulation.evidence.bars import Bar, Direction
 from tests.benchmarks.engine.effort import Effort
@@ -39,7 +40,7 @@ from tests.benchmarks.engine.measured import (
 from tests.benchmarks.engine.step_record import Step, core_share
 from tests.benchmarks.measuring.outcome import Lines, Outcome
 from tests.benchmarks.measuring.repeats import Repeats, in_turns
-from tests.benchmarks.measuring.statistics import latin_rectangle, resampled, survival
+from tests.benchmarks.measuring.statistics import resampled, survival
 
 LEAST_MEASURED_STEPS: Final = 2
 ROOM_TOKENS: Final = 96

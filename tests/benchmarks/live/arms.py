@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from nightjar.loadtests.arms.arm import Arm
 from nightjar.policy.wire.mode import Mode
 
 OFF: Final = "off"
@@ -12,9 +13,6 @@ PAPER: Final = "nightjar"
 TABLE: Final = "stock table"
 STATIC: Final = (OFF, "K=1", "K=2", "K=3", "K=5")
 """What an operator could have set once and for all: every K that the engines know."""
-
-
-PLANNER_OF: Final = {AUTO: "fleet", PAPER: "nightjar"}
 
 
 def length_of(arm: str) -> int:
@@ -26,12 +24,10 @@ def length_of(arm: str) -> int:
     return 0 if arm == OFF else int(arm.removeprefix("K="))
 
 
-def mode_of(arm: str) -> Mode:
-    """The mode that makes our replicas run an arm; while the stock table runs they have nothing to do.
-
-    >>> str(mode_of("off")), str(mode_of("K=3")), str(mode_of("auto"))
-    ('off', 'pin=3', 'auto')
-    """
-    if arm in PLANNER_OF:
-        return Mode(kind="auto")
-    return Mode(kind="off") if arm in {OFF, TABLE} else Mode(kind="pin", num_speculative_tokens=length_of(arm))
+ARMS: Final = {
+    AUTO: Arm(name=AUTO, mode=Mode(kind="auto"), planner="fleet"),
+    PAPER: Arm(name=PAPER, mode=Mode(kind="auto"), planner="nightjar"),
+    TABLE: Arm(name=TABLE, mode=Mode(kind="off")),
+    **{arm: Arm(name=arm, mode=Mode.parse("off" if arm == OFF else f"pin={length_of(arm)}")) for arm in STATIC},
+}
+"""What our replicas run for each; while the stock table runs they have nothing to do."""

@@ -19,6 +19,7 @@ from itertools import accumulate, pairwise
 from statistics import fmean
 from typing import Any, Final
 
+from nightjar.loadtests.arms.rounds import shuffled, there_and_back
 from nightjar.loadtests.arms.statistics import Pair, Speed, matched, paired_ratio
 from nightjar.loadtests.arms.stock_table import TableRows, tuned_table
 from nightjar.loadtests.samples import StatusSample
@@ -107,33 +108,21 @@ def measure_changing(
         for arm in arms:
             runs.played.append(_told(_run(player, effort, arm, number), tell))
 
-    def shuffled(*arms: str) -> list[str]:
-        return rng.sample(arms, len(arms))
-
     for number in range(effort.changing_lessons):
         _told(_run(player, effort, AUTO, number), tell, "not scored, ")
-    play(shuffled(AUTO, *STATIC), FIRST_ROUND)
+    play(shuffled((AUTO, *STATIC), 1, rng)[0], FIRST_ROUND)
     under_surge = {length_of(arm): runs.phase_speed(arm, SURGE) for arm in STATIC}
     table = tuned_table({**speeds, effort.changing.many: under_surge}, MAX_NUM_SEQS, DRAFTER_TAX)
     tell(f"starting stock vLLM twice, with the table {table}")
     player.system.add_stock(table)
     for number in effort.changing_rounds.numbers():
-        play(mirrored(shuffled(AUTO, TABLE, runs.best_static())), FIRST_ROUND + 1 + number)
+        play(there_and_back((AUTO, TABLE, runs.best_static()), 1, rng)[0], FIRST_ROUND + 1 + number)
     outcome = _outcome(runs, table, seed)
     if player.target:
         arms = [arm for arm in (AUTO, *STATIC, TABLE) if runs.of(arm)]
         lines: list[Sequence[str]] = [[arm, goodput_cell([run.whole for run in runs.of(arm)])] for arm in arms]
         outcome.tables.append((goodput_title("Changing load", player.target), ("arm", "within, tokens/s"), lines))
     return outcome
-
-
-def mirrored(arms: Sequence[str]) -> tuple[str, ...]:
-    """There and back: every arm stands, on average, in the same place.
-
-    >>> mirrored(["auto", "off"])
-    ('auto', 'off', 'off', 'auto')
-    """
-    return (*arms, *reversed(arms))
 
 
 def _run(player: Player, effort: Effort, arm: str, number: int) -> Run:

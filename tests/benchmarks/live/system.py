@@ -20,6 +20,7 @@ import psutil
 from nightjar.cluster.api_token import TOKEN_VARIABLE
 from nightjar.cluster.client import PolicyUnavailable, get_or_create_policy_actor
 from nightjar.cluster.store import NAMESPACE
+from nightjar.loadtests.arms.session import Session
 from nightjar.loadtests.arms.stock_table import TableRows
 from nightjar.loadtests.interrupts import as_keyboard_interrupt
 from nightjar.loadtests.service_api import ServiceApi, ServiceError
@@ -34,7 +35,7 @@ from tests.benchmarks.live.applications import (
     policy_application,
     stock_replica,
 )
-from tests.benchmarks.live.arms import AUTO, PAPER, PLANNER_OF, length_of, mode_of
+from tests.benchmarks.live.arms import ARMS, AUTO, PAPER, length_of
 from tests.deployments.serving import ServeCluster, ask_policy, replica_pid, serve_cluster
 
 STARTS_WITHIN_S: Final = 480.0
@@ -63,6 +64,7 @@ class LiveSystem:
         self._api = api
         self._starts = dict.fromkeys(OURS, 0)
         self._latest: FleetStatus | None = None
+        self._session = Session(api, "the benchmark compares modes", look=self._ours_alone, replicas=len(OURS))
         self._stock_table: TableRows | None = None
 
     def deploy(self) -> None:
@@ -110,11 +112,7 @@ class LiveSystem:
     def run_arm(self, arm: str) -> None:
         """Have every replica of ours run an arm; returns when each says so. All are idle then, and no drafter has to catch up."""
         self.until_idle()
-        request = {"mode": str(mode_of(arm)), "scope": "fleet", "reason": "the benchmark compares modes"}
-        if arm in PLANNER_OF:
-            request["planner"] = PLANNER_OF[arm]
-        self._api.send_mode(request)
-        self._wait(lambda: self._has_confirmed(arm), OBEYS_WITHIN_S, f"our replicas confirm {arm}")
+        self._session.run(ARMS[arm])
 
     def until_idle(self) -> None:
         """Until no replica of ours has a request."""
@@ -133,7 +131,7 @@ class LiveSystem:
 
     def ours(self) -> tuple[ReplicaStatus, ...]:
         """Our replicas as the policy sees them now, those alone that are there."""
-        return tuple(replica for replica in self.status().replicas if replica.application in OURS and _is_there(replica))
+        return self._ours_alone().replicas
 
     def status(self) -> FleetStatus:
         """What the policy's API says. Raises ServiceError."""
@@ -157,12 +155,11 @@ class LiveSystem:
         loads = [replica.load for replica in self.ours()]
         return len(loads) == len(OURS) and not any(load.num_running_reqs or load.num_waiting_reqs for load in loads)
 
-    def _has_confirmed(self, arm: str) -> bool:
-        ours = self.ours()
-        planners = {group.planner for group in self._latest.groups if group.replicas} if self._latest is not None else set()
-        if arm in PLANNER_OF and planners != {PLANNER_OF[arm]}:
-            return False
-        return len(ours) == len(OURS) and all(one.settings_confirmed and one.mode == mode_of(arm) for one in ours)
+    def _ours_alone(self) -> FleetStatus:
+        """The fleet without the stock replicas, which run no arm of ours, and without those that went."""
+        status = self.status()
+        ours = tuple(replica for replica in status.replicas if replica.application in OURS and _is_there(replica))
+        return status.model_copy(update={"replicas": ours})
 
     def _all_report(self) -> bool:
         wanted = {*OURS, *(STOCK if self._stock_table is not None else ())}

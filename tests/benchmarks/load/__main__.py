@@ -22,6 +22,7 @@ from typing import Annotated, Final
 import typer
 
 from nightjar.deployments.models import BASE_NAME, models_folder
+from nightjar.loadtests.arms.rounds import latin_rectangle
 from nightjar.loadtests.bench_summary import Effort, StrictOption
 from nightjar.loadtests.openai_stream import Server, served_model
 from nightjar.loadtests.prompts import PromptsError, read_texts
@@ -30,7 +31,6 @@ from tests.benchmarks.load.agreement import Round, bars, table
 from tests.benchmarks.load.commands import VLLM, HarnessError, Served, ours, read_ours, read_theirs, theirs, write_even_trace
 from tests.benchmarks.measuring.outcome import Outcome
 from tests.benchmarks.measuring.run import BenchRun
-from tests.benchmarks.measuring.statistics import latin_rectangle
 from tests.ports import free_port
 
 OUTPUT: Final = Path("runs/load/latest")

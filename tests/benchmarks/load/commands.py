@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from nightjar.loadtests.arms.load import locust_command
 from nightjar.loadtests.rows import read_rows
 from nightjar.loadtests.traces import TraceRow
 
-LOCUSTFILE: Final = Path(__file__).parents[3] / "loadtests" / "locustfile.py"
 VLLM: Final = (sys.executable, "-m", "tests.benchmarks.load.vllm_command")
 
 
@@ -47,11 +47,11 @@ class Times:
 
 def ours(served: Served, trace: Path, prompts: Path, folder: Path, max_model_len: int) -> list[str]:
     """The command that plays a trace. It leaves requests.jsonl and join.jsonl in `folder`/latest."""
-    return [
-        sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--only-summary", "--host", served.url,
-        "--model", served.model, "--trace", str(trace), "--prompts", str(prompts), "--tokenizer", str(served.tokenizer),
-        "--max-model-len", str(max_model_len), "--ignore-eos", "--runs", str(folder),
-    ]  # fmt: skip
+    options = {
+        "--model": served.model, "--trace": str(trace), "--prompts": str(prompts), "--tokenizer": str(served.tokenizer),
+        "--max-model-len": str(max_model_len), "--runs": str(folder),
+    }  # fmt: skip
+    return locust_command(served.url, options, "--ignore-eos")
 
 
 def theirs(served: Served, join: Path, requests: int, requests_per_s: float, folder: Path) -> list[str]:

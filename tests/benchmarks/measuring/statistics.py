@@ -1,4 +1,4 @@
-"""The arithmetic of the bars: means and intervals of ratios, orders of measurement, weighted fits. Pure, and tested as such.
+"""The arithmetic of the bars: means and intervals of ratios, weighted fits. Pure, and tested as such.
 
 Speeds are compared as ratios, so means are geometric. An interval says what it is: 95 % from resampling what was repeated (pairs,
 segments), with a seed, or the range of what was seen where that is too little to resample.
@@ -60,19 +60,6 @@ def resampled(
     rng = random.Random(seed)
     found = [statistic(rng.choices(one, k=len(one)), rng.choices(other, k=len(other))) for _ in range(RESAMPLES // 4)]
     return interval_of_resamples(found, what)
-
-
-def latin_rectangle(arms: Sequence[T], rounds: int, rng: random.Random) -> list[list[T]]:
-    """Orders of the arms, one per round, in which no arm stands twice at the same place while rounds are no more than arms.
-
-    So no arm has only easy texts or only long contexts. Shuffled by rows, columns and names.
-    """
-    size = len(arms)
-    names, columns = rng.sample(list(arms), size), rng.sample(range(size), size)
-    rows: list[int] = []
-    while len(rows) < rounds:
-        rows += rng.sample(range(size), size)
-    return [[names[(row + column) % size] for column in columns] for row in rows[:rounds]]
 
 
 def halves(values: Sequence[T]) -> tuple[list[T], list[T]]:

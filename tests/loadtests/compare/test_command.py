@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from nightjar.loadtests import commands
+from nightjar.loadtests.arms import session
 from nightjar.loadtests.compare import command as command_module
-from nightjar.loadtests.compare import conduct, switching
+from nightjar.loadtests.compare import conduct
 from nightjar.loadtests.compare.command import app
 from nightjar.loadtests.compare.run_files import TURNS_FILE, PlayedTurn
-from tests.loadtests.compare.fleet import FakeFleet
+from tests.loadtests.arms.fleet import FakeFleet
 from tests.loadtests.compare.harness import result
 from tests.loadtests.fake_server import FakeServer, running_fake_server
 
@@ -24,8 +25,8 @@ HARNESS = f"{sys.executable} -m tests.loadtests.compare.harness {{url}} {{result
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    monkeypatch.setattr(switching, "STEADY_S", 0.0)
-    monkeypatch.setattr(switching, "POLL_PERIOD_S", 0.01)
+    monkeypatch.setattr(session, "STEADY_S", 0.0)
+    monkeypatch.setattr(session, "POLL_PERIOD_S", 0.01)
     monkeypatch.chdir(Path(__file__).parents[3])
     with running_fake_server() as fake:
         yield fake
@@ -41,13 +42,15 @@ def call(server: FakeServer, folder: Path, *arguments: str, command: str = f"{HA
     return CliRunner().invoke(app, [*options, *arguments])
 
 
+def answer_at_once(load: object, url: str, seed: int, path: Path, where: str, *, places: Mapping[str, str]) -> None:
+    """A turn without a process."""
+    path.write_text(json.dumps(result(0.02)))
+
+
 def planned(server: FakeServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rounds of off against itself, without processes: each turn writes its result at once."""
 
-    def play(plan: object, turn: object, url: str, path: Path) -> None:
-        path.write_text(json.dumps(result(0.02)))
-
-    monkeypatch.setattr(conduct, "play", play)
+    monkeypatch.setattr(conduct, "send", answer_at_once)
     assert call(server, folder, "--arm", "off", "--arm", "again=off", "--rounds", "2", "--lessons", "0").exit_code == 0
 
 
@@ -111,14 +114,14 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
 ) -> None:
     played: list[tuple[int, str]] = []
 
-    def play(plan: object, turn: PlayedTurn, url: str, path: Path) -> None:
+    def send(load: object, url: str, seed: int, path: Path, where: str, *, places: Mapping[str, str]) -> None:
         if len(played) == 3:
             played.append((0, "stopped"))
             raise KeyboardInterrupt
-        played.append((turn.round, turn.arm))
-        path.write_text(json.dumps(result(0.02)))
+        played.append((int(places["round"]), places["arm"]))
+        answer_at_once(load, url, seed, path, where, places=places)
 
-    monkeypatch.setattr(conduct, "play", play)
+    monkeypatch.setattr(conduct, "send", send)
     arguments = ("--arm", "off", "--arm", "fleet", "--rounds", "5")
     stopped = call(server, tmp_path, *arguments)
     assert stopped.exit_code == 130
@@ -142,7 +145,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
 def test_the_report_says_whether_what_was_learned_was_kept_and_what_ran(
     server: FakeServer, fleet: FakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conduct, "play", lambda plan, turn, url, path: path.write_text(json.dumps(result(0.02))))
+    monkeypatch.setattr(conduct, "send", answer_at_once)
     assert call(server, tmp_path, "--arm", "off", "--arm", "nightjar", "--rounds", "1", "--lessons", "0").exit_code == 0
     page = (tmp_path / "report.html").read_text()
     assert "nightjar: what was learned was kept from turn to turn" in page
@@ -182,11 +185,11 @@ def test_sums_are_of_rounds_that_every_arm_played(
 def test_another_server_is_an_arm_that_nobody_switches(server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def play(plan: object, turn: object, url: str, path: Path) -> None:
+    def send(load: object, url: str, seed: int, path: Path, where: str, *, places: Mapping[str, str]) -> None:
         asked.append(url)
-        path.write_text(json.dumps(result(0.02)))
+        answer_at_once(load, url, seed, path, where, places=places)
 
-    monkeypatch.setattr(conduct, "play", play)
+    monkeypatch.setattr(conduct, "send", send)
     arms = ("--arm", "one=http://one:1", "--arm", "two=http://two:2")
     done = call(server, tmp_path, *arms, "--rounds", "1", "--lessons", "0")
     assert done.exit_code == 0, done.output

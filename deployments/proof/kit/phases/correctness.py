@@ -18,16 +18,14 @@ from nightjar.deployments.proof.kit.phases import asked
 from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Table, Task, Verdict, errors, of_phase
 from nightjar.deployments.proof.scenarios import REFERENCE_LOGPROBS, abort, run_scenario, scenarios
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
-from nightjar.deployments.proof.verdict import NEAR_TIE
 from nightjar.deployments.proof.verdict import judge as judge_engine
+from nightjar.loadtests.arms.texts import NEAR_TIE, ROUNDED_NEAR_TIE
 from nightjar.policy.wire.exchange import EngineCommand
 
 NAME: Final = "correctness"
 REFERENCE: Final = "plain"
 ROOMY_REFERENCE: Final = "plain-roomy"
 """Its plain answers are to what other phases ask, whose requests are longer than the scenarios' engine allows."""
-NEAR_TIE_OF_16_BITS: Final = 0.3
-"""In logprobs: two tokens of logits about 20, of which bfloat16 keeps 8 bits, each rounded once more on the way."""
 
 
 def roomy_reference() -> Task:
@@ -43,7 +41,7 @@ def plain_answers(outcomes: Outcomes) -> Mapping[str, Any] | None:
 
 def near_tie(chosen: Chosen) -> float:
     """How far apart in logprobs two tokens may be that change places."""
-    return NEAR_TIE if chosen.on_rig else NEAR_TIE_OF_16_BITS
+    return NEAR_TIE if chosen.on_rig else ROUNDED_NEAR_TIE
 
 
 def tasks(chosen: Chosen) -> list[Task]:

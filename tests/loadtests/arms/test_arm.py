@@ -1,15 +1,10 @@
-"""Which texts name an arm, and in which order arms take their turns."""
+"""Which texts name an arm."""
 
 from __future__ import annotations
 
 import pytest
 
-from nightjar.loadtests.compare.arms import ArmError, parse_arm, parse_arms
-from nightjar.loadtests.compare.plan import ComparePlan, Load, turns
-
-
-def some_plan(*arms: str, rounds: int = 5, lessons: int = 1, seed: int = 0) -> ComparePlan:
-    return ComparePlan(arms=parse_arms(arms), url="http://h", load=Load(regime="a:1@1"), rounds=rounds, lessons=lessons, seed=seed)
+from nightjar.loadtests.arms.arm import ArmError, parse_arm, parse_arms
 
 
 @pytest.mark.parametrize(
@@ -49,24 +44,3 @@ def test_what_is_no_arm_is_refused_in_one_line(texts: list[str], said: str) -> N
         parse_arms(texts)
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
-
-
-def test_every_round_has_each_arm_once_in_orders_that_differ_and_come_from_the_seed() -> None:
-    plan = some_plan("off", "pin=5", "nightjar", "fleet", rounds=6, lessons=2)
-    found = turns(plan)
-    orders = [tuple(turn.arm for turn in found if turn.round == number) for number in range(1, 9)]
-    assert all(sorted(order) == sorted(arm.name for arm in plan.arms) for order in orders)
-    assert len(set(orders)) > 4
-    assert [turn.is_lesson for turn in found] == [True] * 8 + [False] * 24
-    assert found == turns(plan)
-    assert found != turns(some_plan("off", "pin=5", "nightjar", "fleet", rounds=6, lessons=2, seed=1))
-
-
-def test_more_rounds_leave_the_order_of_those_before_as_it_was() -> None:
-    assert turns(some_plan("off", "fleet", rounds=9))[:12] == turns(some_plan("off", "fleet", rounds=5))
-
-
-def test_what_was_played_is_not_played_again() -> None:
-    plan = some_plan("off", "fleet")
-    first, *rest = turns(plan)
-    assert turns(plan, {(first.round, first.arm)}) == rest

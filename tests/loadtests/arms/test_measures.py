@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from nightjar.loadtests.arms.measures import MEASURES, ResultError, figures_by_phase, load_summary, read_result
 from nightjar.loadtests.arms.statistics import Speed
-from nightjar.loadtests.compare.measures import MEASURES, ResultError, figures_by_phase, load_summary, read_result
 from tests.loadtests.compare.harness import result
 from tests.loadtests.recorded import row
 

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from nightjar.loadtests.compare.measures import Figures
-from nightjar.loadtests.compare.verdicts import LEAST_ROUNDS, Comparison, compared
+from nightjar.loadtests.arms.measures import Figures
+from nightjar.loadtests.arms.verdict import LEAST_ROUNDS, Comparison, compared
 
 NOISE = 0.03
 

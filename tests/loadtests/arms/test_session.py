@@ -9,13 +9,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from nightjar.loadtests.compare import switching
-from nightjar.loadtests.compare.arms import parse_arm
-from nightjar.loadtests.compare.switching import ArmSwitch, SwitchError, not_applied, put_back_request
+from nightjar.loadtests.arms import session
+from nightjar.loadtests.arms.arm import parse_arm
+from nightjar.loadtests.arms.rounds import TurnError
+from nightjar.loadtests.arms.session import Session, not_applied, put_back_request
 from nightjar.loadtests.service_api import ServiceApi
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.status import FleetStatus, GroupStatus, OverrideStatus, PolicyStatus
-from tests.loadtests.compare.fleet import FakeFleet
+from tests.loadtests.arms.fleet import FakeFleet
 from tests.loadtests.fake_server import running_fake_server
 from tests.loadtests.recorded import replica
 
@@ -71,7 +72,7 @@ def test_what_was_set_by_hand_is_set_again_for_the_rest_of_its_time(
 
 @pytest.fixture
 def fleet(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeFleet]:
-    monkeypatch.setattr(switching, "STEADY_S", 0.0)
+    monkeypatch.setattr(session, "STEADY_S", 0.0)
     with running_fake_server() as server:
         yield FakeFleet(server)
 
@@ -89,18 +90,18 @@ class Seconds:
         self.now_s += seconds
 
 
-def switch_of(fleet: FakeFleet, folder: Path) -> tuple[ServiceApi, ArmSwitch]:
+def session_of(fleet: FakeFleet, folder: Path) -> tuple[ServiceApi, Session]:
     api, clock = ServiceApi.at(fleet.server.url, "token"), Seconds()
-    return api, ArmSwitch(api, folder / "learned.json", clock=clock, sleep=clock.sleep)
+    return api, Session(api, "nightjar compare", learned_file=folder / "learned.json", clock=clock, sleep=clock.sleep)
 
 
 def test_a_planner_is_asked_for_by_name_with_an_end_and_given_back(fleet: FakeFleet, tmp_path: Path) -> None:
-    api, switch = switch_of(fleet, tmp_path)
+    api, running = session_of(fleet, tmp_path)
     with api:
-        assert len(switch.prepare().replicas) == 2
-        switch.run(parse_arm("nightjar"), resets=False, for_s=99.0)
+        assert len(running.prepare().replicas) == 2
+        running.run(parse_arm("nightjar"), resets=False, for_s=99.0)
         assert fleet.planner == "nightjar"
-        assert switch.put_back() == "the settings"
+        assert running.put_back() == "the settings"
     assert fleet.told == [
         {"mode": "auto", "scope": "fleet", "for_s": 99.0, "reason": "nightjar compare", "planner": "nightjar"},
         {"mode": "default", "scope": "fleet"},
@@ -108,26 +109,26 @@ def test_a_planner_is_asked_for_by_name_with_an_end_and_given_back(fleet: FakeFl
 
 
 def test_nothing_is_put_back_where_nothing_was_set(fleet: FakeFleet, tmp_path: Path) -> None:
-    api, switch = switch_of(fleet, tmp_path)
+    api, running = session_of(fleet, tmp_path)
     with api:
-        switch.prepare()
-        assert switch.put_back() == ""
+        running.prepare()
+        assert running.put_back() == ""
     assert fleet.told == []
 
 
 def test_an_arm_that_no_replica_confirms_ends_with_one_line_after_its_time(fleet: FakeFleet, tmp_path: Path) -> None:
-    api, switch = switch_of(fleet, tmp_path)
+    api, running = session_of(fleet, tmp_path)
     fleet.confirms = False
-    switch.prepare()
-    with api, pytest.raises(SwitchError, match="arm off was not applied by every replica within 60 s: replica r1 runs auto"):
-        switch.run(parse_arm("off"), resets=False, for_s=99.0)
+    running.prepare()
+    with api, pytest.raises(TurnError, match="arm off was not applied by every replica within 60 s: replica r1 runs auto"):
+        running.run(parse_arm("off"), resets=False, for_s=99.0)
 
 
 def test_a_mode_set_by_hand_for_less_than_the_fleet_has_to_be_taken_back_first(fleet: FakeFleet, tmp_path: Path) -> None:
     fleet.overrides.append(OverrideStatus(scope="application", name="chat", mode=Mode.parse("off")))
-    api, switch = switch_of(fleet, tmp_path)
-    with api, pytest.raises(SwitchError, match="take it back: nightjar mode default --application chat"):
-        switch.prepare()
+    api, running = session_of(fleet, tmp_path)
+    with api, pytest.raises(TurnError, match="take it back: nightjar mode default --application chat"):
+        running.prepare()
 
 
 def test_what_the_fleet_knew_before_the_first_reset_is_kept_in_a_file_and_given_back(tmp_path: Path) -> None:
@@ -142,12 +143,12 @@ def test_what_the_fleet_knew_before_the_first_reset_is_kept_in_a_file_and_given_
 
     clock = Seconds()
     api = ServiceApi(httpx.Client(base_url="http://h/nightjar", transport=httpx.MockTransport(answer)))
-    switch = ArmSwitch(api, tmp_path / "learned.json", clock=clock, sleep=clock.sleep)
+    running = Session(api, "a test", learned_file=tmp_path / "learned.json", clock=clock, sleep=clock.sleep)
     with api:
-        switch.prepare()
+        running.prepare()
         for _ in range(2):
-            switch.run(parse_arm("nightjar"), resets=True, for_s=9.0)
-        switch.put_back()
+            running.run(parse_arm("nightjar"), resets=True, for_s=9.0)
+        running.put_back()
     assert (tmp_path / "learned.json").read_bytes() == b"known"
     assert [path for method, path, _ in asked if method == "GET"].count("/nightjar/learned") == 1
     assert [json.loads(body).get("learned") for _, path, body in asked if path == "/nightjar/mode"] == ["reset", "reset", None]
@@ -155,9 +156,9 @@ def test_what_the_fleet_knew_before_the_first_reset_is_kept_in_a_file_and_given_
 
 
 def test_what_cannot_be_put_back_is_tried_again_and_then_said_in_one_line(fleet: FakeFleet, tmp_path: Path) -> None:
-    api, switch = switch_of(fleet, tmp_path)
-    switch.prepare()
-    switch.run(parse_arm("off"), resets=False, for_s=9.0)
+    api, running = session_of(fleet, tmp_path)
+    running.prepare()
+    running.run(parse_arm("off"), resets=False, for_s=9.0)
     refused: list[str] = []
 
     def refuse(body: dict[str, object]) -> tuple[int, bytes]:
@@ -165,9 +166,9 @@ def test_what_cannot_be_put_back_is_tried_again_and_then_said_in_one_line(fleet:
         return 503, b'{"detail": "the policy actor does not answer"}'
 
     fleet.server.set_mode = refuse
-    with api, pytest.raises(SwitchError) as told:
-        switch.put_back()
-    assert refused == ["default"] * switching.PUT_BACK_TRIES
+    with api, pytest.raises(TurnError) as told:
+        running.put_back()
+    assert refused == ["default"] * session.PUT_BACK_TRIES
     assert "the settings" in str(told.value)
     assert "`nightjar mode default` takes back what is set" in str(told.value)
     assert "\n" not in str(told.value)

@@ -12,8 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
+from nightjar.loadtests.arms.measures import MEASURES, Figures
 from nightjar.loadtests.arms.statistics import Ratio, matched, paired_ratio
-from nightjar.loadtests.compare.measures import MEASURES, Figures
 
 LEAST_ROUNDS: Final = 6
 MOST_SIGN_PROBABILITY: Final = 0.07
@@ -74,7 +74,7 @@ def compared(phase: str, baseline: str, arm: str, reference: ByRound, other: ByR
     agree = False
     for name, measure in MEASURES.items():
         ours, theirs = ({number: measure.speed(rounds[number]) for number in shared} for rounds in (other, reference))
-        pairs = [pair for pair in matched(ours, theirs) if all(one.tokens > 0 and one.seconds > 0 for one in pair)]
+        pairs = matched(ours, theirs)
         if pairs:
             ratios[name] = paired_ratio(pairs, seed)
             agree = agree or (

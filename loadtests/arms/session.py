@@ -1,7 +1,7 @@
-"""Makes a running system run an arm, sees every replica confirm it, and puts back at the end what ran before.
+"""How a running system is put into an arm and seen to be in it, and how what ran before is put back at the end.
 
-All of it goes over the policy's API, as an operator would do it, so it stands in the journal, and each mode expires by itself
-should this program be killed. Every wait has an end. Fails with SwitchError in one line: what did not happen in time and what was
+All of it goes over the policy's API, as an operator would do it, so it stands in the journal, and each mode can expire by itself
+should this program be killed. Every wait has an end. Fails with TurnError in one line: what did not happen in time and what was
 seen, or what has to be taken back first; with ServiceError where the API does not answer.
 """
 
@@ -12,61 +12,71 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from nightjar.loadtests.compare.arms import Arm
+from nightjar.loadtests.arms.arm import Arm
+from nightjar.loadtests.arms.rounds import TurnError
 from nightjar.loadtests.service_api import ServiceApi, ServiceError
 from nightjar.policy.wire.status import FleetStatus, OverrideStatus
 
-APPLIED_WITHIN_S: Final = 60.0
-REPLICAS_WITHIN_S: Final = 30.0
-STEADY_S: Final = 3.0
+PATIENCE_S: Final = 60.0
+"""For a steady fleet, and again for every arm."""
+STEADY_S: Final = 4.0
+"""So long does the number of replicas stand still before it is taken for all of them."""
 POLL_PERIOD_S: Final = 0.2
 PUT_BACK_TRIES: Final = 5
 PUT_BACK_PAUSE_S: Final = 3.0
-REASON: Final = "nightjar compare"
 
 
-class SwitchError(Exception):
-    """The system does not run what it was asked to. The message is one line."""
-
-
-class ArmSwitch:
-    """Switches one system. `prepare` first, `put_back` last and always."""
+class Session:
+    """One system that runs arms. `prepare` first; `put_back` last and always, where the system is not this program's own."""
 
     def __init__(
         self,
         api: ServiceApi,
-        learned_file: Path,
+        reason: str,
         *,
+        learned_file: Path | None = None,
+        look: Callable[[], FleetStatus | None] | None = None,
+        patience_s: float = PATIENCE_S,
+        replicas: int = 0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`learned_file` keeps what the fleet knew before an arm made it forget."""
+        """`reason` stands in the journal.
+
+        learned_file  keeps what the fleet knew before an arm made it forget; without one that is not given back
+        look          sees the fleet in place of the API: None where it does not answer just now
+        replicas      how many there are, where they are known without `prepare`
+        """
         self._api = api
+        self._reason = reason
         self._learned_file = learned_file
+        self._look = look or api.status
+        self._patience_s = patience_s
         self._has_reset = False
         self._has_set = False
         self._clock = clock
         self._sleep = sleep
-        self._replicas = 0
+        self._replicas = replicas
         self._before: OverrideStatus | None = None
         self._prepared_at_s: float | None = None
 
     def prepare(self) -> FleetStatus:
-        """The fleet, once the number of its replicas stands still. What is set by hand is remembered. Raises SwitchError."""
-        deadline_s, known, since_s, seen = self._clock() + REPLICAS_WITHIN_S, 0, self._clock(), "the policy knows no replica"
+        """The fleet, once the number of its replicas stands still. What is set by hand is remembered. Raises TurnError."""
+        deadline_s, known, since_s, seen = self._clock() + self._patience_s, 0, self._clock(), "the policy knows no replica"
         while self._clock() <= deadline_s:
-            status = self._api.status()
-            if len(status.replicas) != known:
-                known, since_s, seen = len(status.replicas), self._clock(), f"{len(status.replicas)} replicas a moment ago"
-            if known and self._clock() - since_s >= STEADY_S:
+            status = self._look()
+            count = len(status.replicas) if status else 0
+            if count != known:
+                known, since_s, seen = count, self._clock(), f"{count} replicas a moment ago"
+            if status and known and self._clock() - since_s >= STEADY_S:
                 return self._prepared(status)
             self._sleep(POLL_PERIOD_S)
-        raise SwitchError(f"no steady fleet within {REPLICAS_WITHIN_S:g} s: {seen}")
+        raise TurnError(f"no steady fleet within {self._patience_s:g} s: {seen}")
 
     def _prepared(self, status: FleetStatus) -> FleetStatus:
         for override in status.overrides:
             if override.scope != "fleet":
-                raise SwitchError(
+                raise TurnError(
                     f"{override.scope} {override.name} runs {override.mode} by hand, which no arm changes; take it back: "
                     f"nightjar mode default --{override.scope} {override.name}"
                 )
@@ -83,35 +93,38 @@ class ArmSwitch:
             return "the settings"
         return f"{before.mode} by hand" + (f", planner {before.planner}" if before.planner else "")
 
-    def run(self, arm: Arm, *, resets: bool, for_s: float) -> FleetStatus:
-        """Run an arm, for so many seconds at most; the status in which every replica confirmed it. Raises SwitchError."""
-        if resets and not self._learned_file.exists():
+    def run(self, arm: Arm, *, resets: bool = False, for_s: float | None = None) -> FleetStatus:
+        """Run an arm, for so many seconds at most; the status in which every replica confirmed it. Raises TurnError.
+
+        `resets`: planners begin it without what they have learned.
+        """
+        if resets and self._learned_file is not None and not self._learned_file.exists():
             self._learned_file.write_bytes(self._api.learned())
         self._has_reset |= resets
-        request: dict[str, Any] = {"mode": str(arm.mode), "scope": "fleet", "for_s": for_s, "reason": REASON}
-        if arm.planner is not None:
-            request["planner"] = arm.planner
-        if resets:
-            request["learned"] = "reset"
+        more = {"for_s": for_s, "planner": arm.planner, "learned": "reset" if resets else None}
+        request: dict[str, Any] = {"mode": str(arm.mode), "scope": "fleet", "reason": self._reason}
         self._has_set = True
-        self._api.send_mode(request)
+        self._api.send_mode(request | {name: value for name, value in more.items() if value is not None})
         set_at_s = self._clock()
         problem = ""
-        while self._clock() - set_at_s <= APPLIED_WITHIN_S:
+        while self._clock() - set_at_s <= self._patience_s:
             asked_at_s = self._clock()
             try:
-                status = self._api.status()
+                status = self._look()
             except ServiceError as error:  # a policy that starts anew
-                problem = str(error)
-            else:
+                status, problem = None, str(error)
+            if status is not None:
                 problem = not_applied(status, arm, self._replicas, asked_at_s - set_at_s)
                 if not problem:
                     return status
             self._sleep(POLL_PERIOD_S)
-        raise SwitchError(f"arm {arm.name} was not applied by every replica within {APPLIED_WITHIN_S:g} s: {problem}")
+        raise TurnError(
+            f"arm {arm.name} was not applied by every replica within {self._patience_s:g} s: "
+            f"{problem or 'the policy does not answer'}"
+        )
 
     def put_back(self) -> str:
-        """Have the system run what it ran before; returns that in words, empty where nothing was touched. Raises SwitchError."""
+        """Have the system run what it ran before; returns that in words, empty where nothing was touched. Raises TurnError."""
         if not self._has_set or self._prepared_at_s is None:
             return ""
         problem = ""
@@ -120,12 +133,12 @@ class ArmSwitch:
                 self._sleep(PUT_BACK_PAUSE_S)
             try:
                 self._api.send_mode(put_back_request(self._before, self._clock() - self._prepared_at_s))
-                if self._has_reset:
+                if self._has_reset and self._learned_file is not None:
                     self._api.import_learned(self._learned_file.read_bytes())
                 return self.mode_before
             except ServiceError as error:
                 problem = str(error)
-        raise SwitchError(
+        raise TurnError(
             f"what ran before ({self.mode_before}) is not put back ({problem}); `nightjar mode default` takes back what is set"
         )
 
