@@ -15,13 +15,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from nightjar.cluster.progress import Progress
 from nightjar.cluster.views import fleet_view
 from nightjar.loadtests.report import columns, shown_rows, table_cells
 from nightjar.loadtests.summary import ALL_PHASES, RunSummary
 from nightjar.policy.wire.status import FleetStatus
 
 REFRESH_PERIOD_S: Final = 0.5
-MAX_SILENCE_S: Final = 9.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,7 @@ class Screen:
     def __init__(self, console: Console, view: Callable[[], View], clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._view = view
-        self._clock = clock
-        self._began_s = self._said_s = clock()
+        self._progress = Progress(self._print, clock)
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="screen", daemon=True)
@@ -60,28 +59,29 @@ class Screen:
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
-        self._said_s = self._clock()
-        self._console.print(f"[{self._said_s - self._began_s:4.0f} s] {line}", markup=False, highlight=False, soft_wrap=True)
+        self._progress.say(line)
 
     def pass_on(self, line: str) -> None:
         """Print a line of another program, as it is: its tables keep their width."""
-        self._said_s = self._clock()
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._progress.pass_on(line)
 
     def refresh(self) -> None:
         """Show the view as it is now."""
         view = self._view()
         if self._live is not None:
             self._live.update(self._render(view), refresh=True)
-        elif self._clock() - self._said_s >= MAX_SILENCE_S:
-            self.say(plain_line(view))
+        else:
+            self._progress.after_silence(plain_line(view))
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _run(self) -> None:
         while not self._stop.wait(REFRESH_PERIOD_S):
             self.refresh()
 
     def _render(self, view: View) -> RenderableType:
-        stage = f"[{self._clock() - self._began_s:4.0f} s] {view.stage}"
+        stage = f"[{self._progress.elapsed_s:4.0f} s] {view.stage}"
         parts: list[RenderableType] = [Text(stage, style="bold", no_wrap=True, overflow="ellipsis")]
         if view.requests:
             counts = f"{view.requests} answered, {view.failed} failed"

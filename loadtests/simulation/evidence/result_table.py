@@ -8,9 +8,11 @@ from typing import Final, Self
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
+from nightjar.cluster.progress import Progress
 from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
@@ -19,8 +21,6 @@ from nightjar.loadtests.simulation.evidence.tables import all_grids, bar_grid, f
 
 TABLE_WIDTH: Final = 140
 """Columns that the tables need; in a narrower window the terminal breaks their lines, but nothing is cut."""
-
-MAX_SILENCE_S: Final = 9.0
 STYLES: Final = {"MISSED": "bold red", "reached": "green"}
 
 
@@ -64,12 +64,11 @@ class RunProgress:
 
     def __init__(self, console: Console, cells: Iterable[Cell], clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
-        self._clock = clock
-        self._began_s = self._said_s = clock()
+        self._progress = Progress(lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True), clock)
         self._total = sum(cell.expected_s for cell in cells)
         self._done = 0.0
         self._failed = 0
-        self._bar = Progress(
+        self._bar = ProgressBar(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.percentage:3.0f}%"),
@@ -95,13 +94,10 @@ class RunProgress:
         words = f"{cell.kind}: {cell.place}, {row.who}" + (f"; {self._failed} failed" if self._failed else "")
         left = f"about {self.remaining_s():.0f} s left"
         self._bar.update(self._task, completed=self._done, description=words, left=left)
-        now_s = self._clock()
-        if not self._console.is_terminal and now_s - self._said_s >= MAX_SILENCE_S:
-            self._said_s = now_s
-            line = f"[{now_s - self._began_s:4.0f} s] {self._done / max(self._total, 1.0):4.0%} {words}; {left}"
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if not self._console.is_terminal:
+            self._progress.after_silence(f"{self._done / max(self._total, 1.0):4.0%} {words}; {left}")
 
     def remaining_s(self) -> float:
         """Wall-clock seconds until the last cell, at the pace so far; 0 before the first."""
-        elapsed_s = self._clock() - self._began_s
+        elapsed_s = self._progress.elapsed_s
         return elapsed_s * (self._total - self._done) / self._done if self._done else 0.0
