@@ -2,13 +2,12 @@
 
 With --bench alone. Each contender has a process of its own and the machine to itself, in an order that is drawn anew in each round;
 a round gives each the same time at each number of rows, after a time to warm up (ours learns in it), and once over a ramp. Requests
-are closed loops of prompts of ours, greedy, 64 to 256 tokens. No verdict: the ratios to plain vLLM of the same round.
+are closed loops of prompts of ours, greedy, 64 to 256 tokens. No verdict: the ratios to plain vLLM over the rounds.
 """
 
 from __future__ import annotations
 
 import random
-import statistics
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +16,8 @@ from nightjar.deployments.proof.kit.engines import EngineSpec
 from nightjar.deployments.proof.kit.metered import MeteredEngine
 from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Table, Task, Verdict, errors, of_phase
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
+from nightjar.loadtests.arms.rounds import shuffled
+from nightjar.loadtests.arms.statistics import Speed, matched, paired_ratio
 from nightjar.loadtests.arms.stock_table import tuned_table
 
 NAME: Final = "contest"
@@ -41,8 +42,7 @@ def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
     contenders = _contenders(drafter, chosen, tuned)
     rows: list[dict[str, Any]] = []
     unable: dict[str, str] = {}
-    for number in range(chosen.sizes.contest_rounds):
-        order = rng.sample(list(contenders), len(contenders))
+    for number, order in enumerate(shuffled(list(contenders), chosen.sizes.contest_rounds, rng)):
         for name in order:
             if name in unable:
                 continue
@@ -116,24 +116,18 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
     for drafter, outcome in of_phase(NAME, outcomes).items():
         for name, reason in outcome["unable"].items():
             (wrong if name in {PLAIN, OURS} else unable).append(f"{drafter}: {name} did not take part: {reason}")
-        speeds = {(row["contender"], row["load"], row["round"]): row["tokens"] / row["seconds"] for row in outcome["rows"]}
-        loads = list(dict.fromkeys(row["load"] for row in outcome["rows"]))
-        table = Table((drafter, "rows", "tokens/s, median", "over plain vLLM, median", "lowest to highest", "rounds"), [])
-        for name in sorted({name for name, _, _ in speeds}):
-            for load in loads:
-                own = {number: speed for (contender, at, number), speed in speeds.items() if contender == name and at == load}
-                ratios = sorted(
-                    speed / speeds[PLAIN, load, number] for number, speed in own.items() if speeds.get((PLAIN, load, number))
-                )
-                row = [
-                    name,
-                    load,
-                    f"{statistics.median(own.values()):.1f}",
-                    f"{statistics.median(ratios):.3f}" if ratios else "unknown",
-                ]
-                table.rows.append([*row, f"{ratios[0]:.3f} to {ratios[-1]:.3f}" if ratios else "unknown", str(len(own))])
+        speeds: dict[tuple[str, str], dict[int, Speed]] = {}
+        for row in outcome["rows"]:
+            speeds.setdefault((row["contender"], row["load"]), {})[row["round"]] = Speed(row["tokens"], row["seconds"])
+        table = Table((drafter, "rows", "tokens/s", "over plain vLLM", "95 %", "rounds"), [])
+        for (name, load), own in sorted(speeds.items(), key=lambda one: one[0][0]):
+            pairs = matched(own, speeds.get((PLAIN, load), {}))
+            over = paired_ratio(pairs, chosen.seed) if pairs else None
+            per_s = sum(one.tokens for one in own.values()) / sum(one.seconds for one in own.values())
+            found = [f"{over.value:.3f}", str(over.interval)] if over else ["unknown", "unknown"]
+            table.rows.append([name, load, f"{per_s:.1f}", *found, str(len(own))])
         tables.append(table)
-    words = f"Tokens per second of each contender over plain vLLM's of the same round; order drawn with seed {chosen.seed}."
+    words = f"Tokens per second of each contender over plain vLLM's of the same rounds; order drawn with seed {chosen.seed}."
     rig = ["On the rig plain vLLM runs its kernels in an interpreter: the ratios say nothing about a GPU."] * chosen.on_rig
     return Found(Verdict.FAILED if wrong else Verdict.MEASURED, [*wrong, words, *rig, *unable], tables)
 

@@ -1,13 +1,12 @@
 """What "off" costs beside plain vLLM: our engine at K = 0 and vLLM without speculation on its default runner, side by side.
 
 Both are in memory at once, and are timed in turns, each first in every other round. A ratio, so that it survives a slow machine;
-the spread is the middle half of the rounds.
+its interval is drawn from the rounds.
 """
 
 from __future__ import annotations
 
 import random
-import statistics
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +15,7 @@ from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.engines import EngineSpec
 from nightjar.deployments.proof.kit.metered import MeteredEngine
 from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Table, Task, Verdict, errors, of_phase
+from nightjar.loadtests.arms.statistics import Speed, paired_ratio
 
 NAME: Final = "off"
 PLAIN: Final = EngineSpec(room="shared", stock=True)
@@ -57,7 +57,7 @@ def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
 def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
     """Ratios; no verdict, since time is no proof."""
     wrong = errors(NAME, outcomes)
-    table = Table(("drafter", "rows", "off / plain, seconds", "middle half of the rounds", "rounds"), [])
+    table = Table(("drafter", "rows", "off / plain, seconds", "95 %", "rounds"), [])
     unable = []
     for name, outcome in of_phase(NAME, outcomes).items():
         if outcome["unable"]:
@@ -65,9 +65,8 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
                 f"{name}: not measured, since two engines of this target do not fit beside each other: {outcome['unable']}"
             )
         for rows, rounds in outcome["seconds"].items():
-            ratios = sorted(each["off"] / each["plain"] for each in rounds)
-            low, _, high = statistics.quantiles(ratios, n=4)
-            table.rows.append([name, rows, f"{statistics.median(ratios):.3f}", f"{low:.3f} to {high:.3f}", str(len(ratios))])
+            ratio = paired_ratio([(Speed(1, each["plain"]), Speed(1, each["off"])) for each in rounds], chosen.seed)
+            table.rows.append([name, rows, f"{ratio.value:.3f}", str(ratio.interval), str(ratio.rounds)])
     words = (
         f"{chosen.sizes.measured_tokens} tokens per row, the rounds' prompts drawn with seed {chosen.seed}. Above 1, off is slower."
     )
