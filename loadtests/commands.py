@@ -21,7 +21,6 @@ from nightjar.loadtests.demo import Demo, DemoPlan
 from nightjar.loadtests.demo_needs import NeedsError, machine_facts, read_served, warnings_for
 from nightjar.loadtests.demo_processes import ProcessError
 from nightjar.loadtests.demo_screen import result_table
-from nightjar.loadtests.demo_steps import DemoError
 from nightjar.loadtests.goodput import GoodputError, GoodputTarget, parse_goodput
 from nightjar.loadtests.goodput_option import GoodputCommand, GoodputOption
 from nightjar.loadtests.interrupts import ENDING, as_keyboard_interrupt
@@ -117,7 +116,7 @@ def demo(
         folder = as_latest(folder)
     except KeyboardInterrupt:
         _fail(f"stopped; nothing was left running, what was recorded is in {folder}", 130)
-    except (DemoError, TurnError, ProcessError, ServiceError, RowsError, OSError) as error:
+    except (TurnError, ProcessError, ServiceError, RowsError, OSError) as error:
         _fail(f"{error}\nwhat was recorded is in {folder}")
     _show(summary, folder, console, output)
     raise typer.Exit(0 if summary.passed else 1)

@@ -4,8 +4,7 @@ A preset of `loadtests.arms`: off, a fixed K and auto face the same arrivals, on
 while the replicas run. Auto begins without knowledge: what was learned is reset, and texts are compared after the load of each
 mode. Once the policy actor is killed in the middle of a surge. What passes or fails are counts: no failed request, K as the
 settings say, equal text, a policy that comes back. Times are shown and never judged: they depend on the machine.
-Fails with DemoError, TurnError or ProcessError; whatever happened, the processes that it started are stopped and what was recorded
-is kept.
+Fails with TurnError or ProcessError; whatever happened, the processes that it started are stopped and what was recorded is kept.
 """
 
 from __future__ import annotations
@@ -105,7 +104,7 @@ class Demo:
     def run(self) -> RunSummary:
         """Everything, from building models to the written report.
 
-        Raises DemoError, TurnError, ProcessError, ServiceError or ConnectionError.
+        Raises TurnError, ProcessError, ServiceError or ConnectionError.
         """
         with self._screen, self._memory:
             self._enter("building the models, if they are missing")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from nightjar.loadtests.arms.rounds import TurnError
 from nightjar.loadtests.demo_checks import Answer
 from nightjar.loadtests.openai_stream import ChatRequest, Server, stream_chat
 from nightjar.policy.wire.status import FleetStatus
@@ -17,10 +18,6 @@ from nightjar.policy.wire.status import FleetStatus
 KILL_NOTICE: Final = (
     'now the policy actor is killed on purpose; lines of Ray that follow, such as "A worker died or was killed", are expected'
 )
-
-
-class DemoError(Exception):
-    """The demo cannot go on. The message says why, for a person."""
 
 
 def ask(server: Server, model: str, prompt: str, max_tokens: int) -> Answer:
@@ -39,7 +36,7 @@ class PolicyKill:
         self._is_back = False
 
     def poll(self, status: FleetStatus | None, elapsed_s: float, say: Callable[[str], None]) -> None:
-        """Call often. Raises DemoError where the actor cannot be killed."""
+        """Call often. Raises TurnError where the actor cannot be killed."""
         if status is None or elapsed_s < self._after_s:
             return
         policy = status.policy
@@ -55,13 +52,13 @@ class PolicyKill:
 
 
 def kill_policy(pid: int) -> None:
-    """SIGKILL the policy actor, as a crash would. Raises DemoError where `pid` is not surely the actor on this machine."""
+    """SIGKILL the policy actor, as a crash would. Raises TurnError where `pid` is not surely the actor on this machine."""
     try:
         title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError as error:
-        raise DemoError(f"the policy actor's process {pid} is not on this machine ({error})") from error
+        raise TurnError(f"the policy actor's process {pid} is not on this machine ({error})") from error
     if "PolicyActor" not in title:
-        raise DemoError(f"process {pid} is {title[:60]!r}, not the policy actor; nothing was killed")
+        raise TurnError(f"process {pid} is {title[:60]!r}, not the policy actor; nothing was killed")
     os.kill(pid, signal.SIGKILL)
 
 

@@ -80,6 +80,15 @@ def matched(one: Mapping[int, Speed], other: Mapping[int, Speed]) -> list[Pair]:
     return [pair for pair in pairs if all(speed.tokens > 0 and speed.seconds > 0 for speed in pair)]
 
 
+def of_times(one: Sequence[float], other: Sequence[float]) -> list[Pair]:
+    """Pairs whose ratio is that of the times which both took for the same: above 1 the first is slower.
+
+    >>> paired_ratio(of_times([3.0, 6.0], [2.0, 4.0]), seed=0).value
+    1.5
+    """
+    return [(Speed(1.0, theirs), Speed(1.0, ours)) for ours, theirs in zip(one, other, strict=True)]
+
+
 def paired_ratio(pairs: Sequence[Pair], seed: int, what: str = RESAMPLED) -> Ratio:
     """Tokens per second of the first over those of the second, with an interval that is widened for few pairs.
 

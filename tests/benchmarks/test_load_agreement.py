@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from nightjar.loadtests.arms.rounds import TurnError
 from nightjar.loadtests.rows import RequestRow, RowWriter
 from nightjar.loadtests.traces import TraceRow, read_trace
 from tests.benchmarks.load.agreement import Round, bars, table
-from tests.benchmarks.load.commands import HarnessError, Served, Times, ours, read_ours, read_theirs, theirs, write_even_trace
+from tests.benchmarks.load.commands import Served, Times, ours, read_ours, read_theirs, theirs, write_even_trace
 
 SERVED = Served("http://host", "tiny", Path("tokenizer"))
 
@@ -60,14 +61,14 @@ def test_our_times_are_the_rows(tmp_path: Path) -> None:
     assert read_ours(tmp_path, 1) == Times((0.1,), (0.02,))
     writer.write(row.model_copy(update={"error": "refused"}))
     writer.close()
-    with pytest.raises(HarnessError, match=r"2 of 2 requests, 1 failed; the first: .'refused'"):
+    with pytest.raises(TurnError, match=r"2 of 2 requests, 1 failed; the first: .'refused'"):
         read_ours(tmp_path, 2)
 
 
 def test_a_tool_that_lost_a_request_ends_the_bench(tmp_path: Path) -> None:
-    with pytest.raises(HarnessError, match="2 of 3 requests"):
+    with pytest.raises(TurnError, match="2 of 3 requests"):
         read_theirs(result_file(tmp_path), 3)
-    with pytest.raises(HarnessError, match=r"the first error: .'refused'"):
+    with pytest.raises(TurnError, match=r"the first error: .'refused'"):
         read_theirs(result_file(tmp_path, errors=["", "refused"]), 2)
 
 

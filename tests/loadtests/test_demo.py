@@ -31,7 +31,7 @@ from nightjar.loadtests.demo_needs import read_served
 from nightjar.loadtests.demo_processes import ManagedProcess, ProcessError, run_to_end
 from nightjar.loadtests.demo_sampler import Sampler
 from nightjar.loadtests.demo_screen import Screen, View, plain_line
-from nightjar.loadtests.demo_steps import DemoError, kill_policy
+from nightjar.loadtests.demo_steps import kill_policy
 from nightjar.loadtests.figures import demo_run
 from nightjar.loadtests.regimes import arrival_times
 from nightjar.loadtests.rows import read_rows
@@ -126,11 +126,10 @@ def test_the_demo_compares_the_modes_kills_the_policy_once_and_leaves_a_whole_re
 @pytest.mark.parametrize(
     ("raised", "exit_code", "told"),
     [
-        (DemoError("half way"), 1, "error: half way"),
-        (TurnError("no load"), 1, "error: no load"),
+        (TurnError("half way"), 1, "error: half way"),
         (KeyboardInterrupt(), 130, "nothing was left running"),
     ],
-    ids=["failure", "turn", "ctrl-c"],
+    ids=["failure", "ctrl-c"],
 )
 def test_a_run_that_ends_half_way_stops_what_was_started_and_keeps_what_was_recorded(
     raised: BaseException, exit_code: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -262,9 +261,9 @@ def test_the_api_says_what_was_asked_and_what_came_back(server: FakeServer) -> N
 
 
 def test_only_a_process_that_is_the_policy_actor_is_killed() -> None:
-    with pytest.raises(DemoError, match="not the policy actor; nothing was killed"):
+    with pytest.raises(TurnError, match="not the policy actor; nothing was killed"):
         kill_policy(os.getpid())
-    with pytest.raises(DemoError, match="not on this machine"):
+    with pytest.raises(TurnError, match="not on this machine"):
         kill_policy(2**22 + 1)
 
 

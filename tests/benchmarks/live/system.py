@@ -2,7 +2,7 @@
 
 Everything goes the way that it goes in production: modes over the policy's HTTP API, applications through Serve. Only forgetting
 has no such way, for nobody wants it but a benchmark: the policy actor is killed and what it stored is removed. Every wait has an
-end and raises RuntimeError with what was seen last.
+end and raises RuntimeError, or of an arm TurnError, with what was seen last.
 """
 
 from __future__ import annotations

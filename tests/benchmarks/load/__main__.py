@@ -22,13 +22,13 @@ from typing import Annotated, Final
 import typer
 
 from nightjar.deployments.models import BASE_NAME, models_folder
-from nightjar.loadtests.arms.rounds import latin_rectangle
+from nightjar.loadtests.arms.rounds import TurnError, latin_rectangle
 from nightjar.loadtests.bench_summary import Effort, StrictOption
 from nightjar.loadtests.openai_stream import Server, served_model
 from nightjar.loadtests.prompts import PromptsError, read_texts
 from nightjar.loadtests.traces import TraceError, TraceFit, fit_trace, read_trace
 from tests.benchmarks.load.agreement import Round, bars, table
-from tests.benchmarks.load.commands import VLLM, HarnessError, Served, ours, read_ours, read_theirs, theirs, write_even_trace
+from tests.benchmarks.load.commands import VLLM, Served, ours, read_ours, read_theirs, theirs, write_even_trace
 from tests.benchmarks.measuring.outcome import Outcome
 from tests.benchmarks.measuring.run import BenchRun
 from tests.ports import free_port
@@ -51,7 +51,7 @@ RUN_WITHIN_S: Final = 180.0
 
 @contextmanager
 def vllm_serve(tokenizer: Path, log: Path) -> Iterator[Served]:
-    """A plain server of vLLM, without prefix caching: what the first round sent is not to help the second. Raises HarnessError."""
+    """A plain server of vLLM, without prefix caching: what the first round sent is not to help the second. Raises TurnError."""
     port = free_port()
     library = Path(sys.prefix) / "lib" / "libiomp5.so"
     environment = {
@@ -83,7 +83,7 @@ def _wait_until_it_answers(served: Served, process: subprocess.Popen[bytes], log
             time.sleep(0.5)
         else:
             return
-    raise HarnessError(f"vllm serve did not come to answer within {STARTS_WITHIN_S:g} s; its words are in {log}")
+    raise TurnError(f"vllm serve did not come to answer within {STARTS_WITHIN_S:g} s; its words are in {log}")
 
 
 def play_round(number: int, order: Sequence[str], served: Served, prompts: Path, folder: Path) -> Round:
@@ -105,7 +105,7 @@ def _run(tool: str, command: Sequence[str], folder: Path) -> None:
     with log.open("w") as output:
         done = subprocess.run(command, stdout=output, stderr=output, timeout=RUN_WITHIN_S, check=False)
     if done.returncode:
-        raise HarnessError(f"{tool} ended with exit code {done.returncode}; its words are in {log}")
+        raise TurnError(f"{tool} ended with exit code {done.returncode}; its words are in {log}")
 
 
 def _file(named: Path | None, usual: str, option: str) -> Path:
@@ -119,9 +119,9 @@ def measure(run: BenchRun, rounds: int, trace: Path, prompts: Path, folder: Path
     """All rounds, after one that warms both tools and the server up and writes the join."""
     tokenizer = models_folder() / BASE_NAME
     if not (tokenizer / "tokenizer.json").is_file():
-        raise HarnessError(f"no model at {tokenizer}: make models")
+        raise TurnError(f"no model at {tokenizer}: make models")
     if importlib.util.find_spec("pandas") is None:
-        raise HarnessError("vllm bench serve needs pandas: .venv/bin/pip install pandas")
+        raise TurnError("vllm bench serve needs pandas: .venv/bin/pip install pandas")
     write_even_trace(folder / "trace.csv", fit_trace(read_trace(trace)[:REQUESTS], FIT).rows, REQUESTS_PER_S)
     run.tell("starting vllm serve")
     with vllm_serve(tokenizer, folder / "vllm-serve.log") as served:
@@ -161,7 +161,7 @@ def main(
     run = BenchRun("load", seeds=[seed], sections=["agreement"], output=output, effort=effort, subject=subject)
     try:
         run.found("agreement", measure(run, QUICK_ROUNDS if quick else rounds, trace, prompts, output.resolve()))
-    except (HarnessError, subprocess.TimeoutExpired) as error:
+    except (TurnError, subprocess.TimeoutExpired) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
     raise typer.Exit(run.end(strict=strict))

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Final, Literal
 
-from nightjar.loadtests.arms.statistics import Interval
+from nightjar.loadtests.arms.statistics import Ratio, of_times, paired_ratio
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from tests.benchmarks.load.commands import Times
-from tests.benchmarks.measuring.statistics import geometric_mean, interval_of_groups
 
 Measure = Literal["ttft", "tpot"]
 MEASURES: Final[tuple[Measure, ...]] = ("ttft", "tpot")
@@ -29,10 +28,6 @@ class Round:
     first: str
     ours: Times
     theirs: Times
-
-    def ratio(self, measure: Measure, middle: Callable[[Sequence[float]], float]) -> float:
-        """Ours over theirs."""
-        return middle(self.ours.of(measure)) / middle(self.theirs.of(measure))
 
     def plain(self) -> dict[str, object]:
         """For the raw rows: milliseconds."""
@@ -49,9 +44,8 @@ def bars(rounds: Sequence[Round], seed: int) -> list[Bar]:
     """Of each measure: whether the interval of the ratio holds 1, and how far its farther end is from the ratio."""
     found = []
     for measure in MEASURES:
-        value = geometric_mean([one.ratio(measure, median) for one in rounds])
-        interval = ratio_interval(rounds, measure, median, seed)
-        at = f"ratio {value:.3f} ({interval}), {len(rounds)} rounds"
+        ratio = ratio_of(rounds, measure, median, seed)
+        value, interval, at = ratio.value, ratio.interval, f"ratio {ratio}, {ratio.rounds} rounds"
         outside = max(interval.low - 1.0, 1.0 - interval.high, 0.0)
         side = max(interval.high - value, value - interval.low)
         name = measure.upper()
@@ -71,9 +65,10 @@ def bars(rounds: Sequence[Round], seed: int) -> list[Bar]:
     return found
 
 
-def ratio_interval(rounds: Sequence[Round], measure: Measure, middle: Callable[[Sequence[float]], float], seed: int) -> Interval:
-    """95 % of the geometric mean of the rounds' ratios, by drawing rounds anew."""
-    return interval_of_groups({0: [one.ratio(measure, middle) for one in rounds]}, seed, "rounds, each with both tools")
+def ratio_of(rounds: Sequence[Round], measure: Measure, middle: Callable[[Sequence[float]], float], seed: int) -> Ratio:
+    """Ours over theirs."""
+    ours, theirs = [middle(one.ours.of(measure)) for one in rounds], [middle(one.theirs.of(measure)) for one in rounds]
+    return paired_ratio(of_times(ours, theirs), seed, "rounds, each with both tools")
 
 
 def table(rounds: Sequence[Round], seed: int) -> tuple[str, Sequence[str], list[Sequence[str]]]:
@@ -85,7 +80,6 @@ def table(rounds: Sequence[Round], seed: int) -> tuple[str, Sequence[str], list[
                 1e3 * fmean(middle(times.of(measure)) for times in both)
                 for both in ([one.ours for one in rounds], [one.theirs for one in rounds])
             )
-            ratio = geometric_mean([one.ratio(measure, middle) for one in rounds])
-            interval = ratio_interval(rounds, measure, middle, seed)
-            lines.append([f"{measure.upper()}, {name}", f"{ours:.1f}", f"{theirs:.1f}", f"{ratio:.3f}", str(interval)])
+            ratio = ratio_of(rounds, measure, middle, seed)
+            lines.append([f"{measure.upper()}, {name}", f"{ours:.1f}", f"{theirs:.1f}", f"{ratio.value:.3f}", str(ratio.interval)])
     return "The same requests by both, mean of the rounds", ("", "ours ms", "vllm bench serve ms", "ratio", "95 %"), lines

@@ -14,14 +14,11 @@ from pathlib import Path
 from typing import Final
 
 from nightjar.loadtests.arms.load import locust_command
+from nightjar.loadtests.arms.rounds import TurnError
 from nightjar.loadtests.rows import read_rows
 from nightjar.loadtests.traces import TraceRow
 
 VLLM: Final = (sys.executable, "-m", "tests.benchmarks.load.vllm_command")
-
-
-class HarnessError(Exception):
-    """A load generator that did not measure what it was to. The message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +64,23 @@ def theirs(served: Served, join: Path, requests: int, requests_per_s: float, fol
 
 
 def read_ours(folder: Path, requests: int) -> Times:
-    """What our run left. Raises HarnessError unless every request was answered whole."""
+    """What our run left. Raises TurnError unless every request was answered whole."""
     rows = read_rows(folder / "latest" / "requests.jsonl")
     failed = [row.error for row in rows if row.error]
     if failed or len(rows) != requests:
-        raise HarnessError(f"locust: {len(rows)} of {requests} requests, {len(failed)} failed; the first: {failed[:1]}")
+        raise TurnError(f"locust: {len(rows)} of {requests} requests, {len(failed)} failed; the first: {failed[:1]}")
     return Times(_known(row.ttft_s for row in rows), _known(row.tpot_s for row in rows))
 
 
 def read_theirs(folder: Path, requests: int) -> Times:
-    """What `vllm bench serve` left; TPOT as it computes it. Raises HarnessError unless every request was answered whole.
+    """What `vllm bench serve` left; TPOT as it computes it. Raises TurnError unless every request was answered whole.
 
     Its list of gaps has one per event and not per token, so the length of an answer is the one that it counted.
     """
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     errors = [error for error in result["errors"] if error]
     if errors or result["completed"] != requests:
-        raise HarnessError(f"vllm bench serve: {result['completed']} of {requests} requests; the first error: {errors[:1]}")
+        raise TurnError(f"vllm bench serve: {result['completed']} of {requests} requests; the first error: {errors[:1]}")
     tpots = (
         sum(gaps_s) / (tokens - 1) if tokens > 1 else None
         for gaps_s, tokens in zip(result["itls"], result["output_lens"], strict=True)

@@ -15,7 +15,7 @@ from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.engines import EngineSpec
 from nightjar.deployments.proof.kit.metered import MeteredEngine
 from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Table, Task, Verdict, errors, of_phase
-from nightjar.loadtests.arms.statistics import Speed, paired_ratio
+from nightjar.loadtests.arms.statistics import of_times, paired_ratio
 
 NAME: Final = "off"
 PLAIN: Final = EngineSpec(room="shared", stock=True)
@@ -65,7 +65,7 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
                 f"{name}: not measured, since two engines of this target do not fit beside each other: {outcome['unable']}"
             )
         for rows, rounds in outcome["seconds"].items():
-            ratio = paired_ratio([(Speed(1, each["plain"]), Speed(1, each["off"])) for each in rounds], chosen.seed)
+            ratio = paired_ratio(of_times([each["off"] for each in rounds], [each["plain"] for each in rounds]), chosen.seed)
             table.rows.append([name, rows, f"{ratio.value:.3f}", str(ratio.interval), str(ratio.rounds)])
     words = (
         f"{chosen.sizes.measured_tokens} tokens per row, the rounds' prompts drawn with seed {chosen.seed}. Above 1, off is slower."
