@@ -103,7 +103,6 @@ def send(
     log: Path | None = None,
     places: Mapping[str, str] | None = None,
     on_poll: Callable[[], None] = lambda: None,
-    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Send a load to its end; failed requests are in the file. Raises TurnError, which `where` begins.
 
@@ -114,7 +113,7 @@ def send(
     command = load.sender(url, seed, path, places or {})
     said: deque[str] = deque(maxlen=1)
     name = shlex.join(command)[:MOST_SAID_CHARACTERS] if load.command else "the load generator"
-    deadline_s = clock() + MOST_TURN_S
+    deadline_s = time.monotonic() + MOST_TURN_S
     with (log or path.with_suffix(".log")).open("w", encoding="utf-8") as file:
 
         def take(line: str) -> None:
@@ -127,7 +126,7 @@ def send(
             raise TurnError(f"{where}: {name} cannot be started: {error.strerror}") from error
         with process:
             while (code := process.poll()) is None:
-                if clock() > deadline_s:
+                if time.monotonic() > deadline_s:
                     raise TurnError(f"{where}: {name} took more than {MOST_TURN_S:g} s and was stopped")
                 on_poll()
                 time.sleep(POLL_PERIOD_S)

@@ -7,13 +7,10 @@ the load, caches fill, and nothing is counted. Data and arithmetic only.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
-
-Order = Callable[[Sequence[str], int, random.Random], list[list[str]]]
-"""From arms and a number of rounds to the arms of each round, in order."""
 
 
 class TurnError(Exception):
@@ -56,19 +53,13 @@ def there_and_back(arms: Sequence[T], rounds: int, rng: random.Random) -> list[l
 
 
 def turns(
-    arms: Sequence[str],
-    rounds: int,
-    lessons: int = 0,
-    *,
-    order: Order = shuffled,
-    seed: int = 0,
-    done: Collection[tuple[int, str]] = (),
+    arms: Sequence[str], rounds: int, lessons: int = 0, *, seed: int = 0, done: Collection[tuple[int, str]] = ()
 ) -> list[Turn]:
-    """The turns that are left, in order; the same for the same seed. `done` are rounds and arms that were played.
+    """The turns that are left, shuffled in each round; the same for the same seed. `done` are rounds and arms that were played.
 
     >>> [turn.round for turn in turns(["off", "fleet"], 2, 1)], len(turns(["off", "fleet"], 2, 1, done={(1, "off"), (1, "fleet")}))
     ([1, 1, 2, 2, 3, 3], 4)
     """
     rng = random.Random(f"{seed} order")  # noqa: S311 - an order, no secret
-    orders = enumerate(order(arms, lessons + rounds, rng), start=1)
+    orders = enumerate(shuffled(arms, lessons + rounds, rng), start=1)
     return [Turn(number, arm, number <= lessons) for number, names in orders for arm in names if (number, arm) not in done]
