@@ -60,8 +60,9 @@ class ByHand(Record):
 class Beginning(Record):
     """A fleet that began with nothing stored, at `at_s` on the policy's clock.
 
-    `heard` is what came of asking for what was set by hand before, and `fleet_id` the predecessor's: one that itself begins anew in
-    between, with nothing stored, knows nothing and is not heard. `said` is what operators have set here since, which wins.
+    `heard` is what came of asking for what was set by hand before, and `fleet_id` is of the fleet that answered: a predecessor that
+    itself begins anew in between, with nothing stored, knows nothing and is not heard. `said` is what operators have set here
+    since, which wins.
     """
 
     at_s: float
@@ -89,7 +90,7 @@ class Beginning(Record):
             heard: Heard = "older release"
         else:
             heard = "predecessor" if found.service == service else "another service"
-        return self.model_copy(update={"heard": heard, "fleet_id": fleet_id if heard == "predecessor" else ""})
+        return self.model_copy(update={"heard": heard, "fleet_id": fleet_id})
 
 
 def not_known(beginning: Beginning | None, service: str, now_s: float, *, asks_policy: bool) -> str:
