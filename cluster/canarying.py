@@ -12,10 +12,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nightjar.cluster.checkpoint import Canaries, Checkpoint
 from nightjar.cluster.overrides import check_pin
 from nightjar.policy.canary.order import CANARY_SETTINGS, MAX_SHARE, CanaryOrder, arms_of
-from nightjar.policy.canary.trial import Trial, begin, told
+from nightjar.policy.canary.trial import begin
 from nightjar.policy.controller import Controller
 from nightjar.policy.issuing import Slot
 from nightjar.policy.modes import ModeOverride, check_limit, effective_mode, fleet_override
@@ -157,16 +156,6 @@ def promotion(fleet: FleetState, settings: OperatorSettings, overrides: Sequence
     if order.max_step_ms is not None:
         request["max_step_ms"] = order.max_step_ms
     return request
-
-
-def kept(checkpoint: Checkpoint, before: Trial | None, fleet: FleetState) -> list[str]:
-    """Keep the fleet's canary for the next policy where it is not as it was `before`; what is to be told of it, in words."""
-    trial = fleet.canary
-    if trial is None or not trial.is_worth_storing(before):
-        return []
-    news = told(before, trial)
-    checkpoint.keep_canaries(Canaries(trial, fleet.past_canaries), soon=bool(news))
-    return news
 
 
 def _has_arms(order: CanaryOrder, fleet: FleetState) -> bool:

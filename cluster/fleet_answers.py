@@ -10,24 +10,32 @@ from dataclasses import dataclass, field
 from nightjar.cluster.journal import Journal
 from nightjar.cluster.memory_kills import MemoryKills
 from nightjar.cluster.operator_answers import ExplainAnswer
-from nightjar.cluster.operator_will import OperatorWill
+from nightjar.cluster.overrides import override_status
 from nightjar.cluster.recorder import Recorder
 from nightjar.cluster.refusals import Refusals
-from nightjar.cluster.seed_from import SeedFrom
 from nightjar.policy.controller import Controller
 from nightjar.policy.explain import InForce, UnknownReplicaError, applications_of, explain, find_replica
 from nightjar.policy.fleet_status import fleet_status
-from nightjar.policy.modes import with_planner
+from nightjar.policy.modes import live_overrides, with_planner
 from nightjar.policy.wire.record import to_plain
 from nightjar.policy.wire.status import FleetStatus, PolicyStatus
+
+
+@dataclass(frozen=True, slots=True)
+class ActorIdentity:
+    """The process that the service runs in, and what is known of its cluster (handover.service_of, has_fault_tolerance)."""
+
+    pid: int
+    node_id: str = ""
+    service: str = ""
+    has_fault_tolerance: bool = False
 
 
 @dataclass(slots=True)
 class AboutService:
     """The service that answers: its process, since when it runs, when it last decided, what it keeps, took and refused."""
 
-    pid: int
-    node_id: str
+    identity: ActorIdentity
     started_at_s: float
     decided_at_s: float
     journal: Journal
@@ -38,7 +46,14 @@ class AboutService:
 
 
 def status_of(
-    about: AboutService, controller: Controller, will: OperatorWill, seed_from: SeedFrom, not_known_before: str, now_s: float
+    about: AboutService,
+    controller: Controller,
+    now_s: float,
+    *,
+    settings_error: str,
+    seed_problem: str,
+    seed_notice: str,
+    not_known_before: str,
 ) -> FleetStatus:
     """The fleet, its groups and every replica as of `now_s`."""
     fleet, settings, slots = controller.state, controller.settings, controller.issuer.slots
@@ -48,8 +63,8 @@ def status_of(
     return FleetStatus(
         policy=PolicyStatus(
             incarnation=controller.issuer.incarnation,
-            pid=about.pid,
-            node_id=about.node_id,
+            pid=about.identity.pid,
+            node_id=about.identity.node_id,
             uptime_s=now_s - about.started_at_s,
             journal_path=about.journal.path,
             journal_holds_s=about.journal.holds_s(now_s),
@@ -63,9 +78,9 @@ def status_of(
             last_refusal=about.refusals.last,
             memory_kills=memory_kills,
             last_memory_kill=last_memory_kill,
-            settings_error=will.settings_error,
-            seed_problem=seed_from.problem,
-            seed_notice=seed_from.notice,
+            settings_error=settings_error,
+            seed_problem=seed_problem,
+            seed_notice=seed_notice,
             waiting_groups=tuple(fleet.waiting),
             unknown_applications=tuple(name for name in settings.max_step_ms_per_application if name not in reporting),
             freeze=freeze.status(now_s) if (freeze := fleet.freeze) is not None else None,
@@ -73,7 +88,7 @@ def status_of(
             past_canaries=fleet.past_canaries,
             not_known_before=not_known_before,
         ),
-        overrides=will.override_statuses(now_s),
+        overrides=tuple(override_status(override, now_s) for override in live_overrides(controller.overrides, now_s)),
         groups=groups,
         replicas=tuple(
             replica.model_copy(update={"settings_version": slot.version, "settings_confirmed": slot.is_confirmed})

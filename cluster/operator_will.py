@@ -8,22 +8,22 @@ predecessor hands over, only what no operator has set anew here is taken up.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import structlog
 
-from nightjar.cluster.canarying import CanaryRequestError, answered, kept
-from nightjar.cluster.checkpoint import Checkpoint, Remembered
+from nightjar.cluster.canarying import CanaryRequestError, answered
+from nightjar.cluster.checkpoint import Canaries, Checkpoint, Remembered
 from nightjar.cluster.freezing import FreezeRequestError, begun, parse_freeze_request
 from nightjar.cluster.freezing import in_words as freeze_in_words
 from nightjar.cluster.handover import FREEZE, MAX_HELD_PLANS, Beginning, ByHand
 from nightjar.cluster.operator_answers import CanaryAnswer, ConfigureAnswer, FreezeAnswer, SetModeAnswer, changed_fields
 from nightjar.cluster.overrides import ModeRequestError, apply_request, in_words, override_status, parse_mode_request
+from nightjar.policy.canary.trial import Trial, told
 from nightjar.policy.controller import Controller
 from nightjar.policy.modes import MAX_OVERRIDES, live_overrides
 from nightjar.policy.wire.operator import SettingsError, parse_operator_settings
 from nightjar.policy.wire.record import MAX_REASON_LENGTH, to_plain
-from nightjar.policy.wire.status import OverrideStatus
 
 log = structlog.get_logger(__name__)
 
@@ -49,14 +49,17 @@ class OperatorWill:
         """How the fleet began, where it began with nothing stored."""
         return self._beginning
 
-    def by_hand(self, service: str, canary: str, group_ids: Collection[str], now_s: float) -> ByHand:
-        """What is set by hand, for the cluster that takes this one's place; of a freeze the plans of these groups."""
-        freeze = self._controller.freeze
+    def by_hand(self, service: str, now_s: float) -> ByHand:
+        """What is set by hand, for the cluster that takes this one's place; of a freeze the plans of groups that have replicas."""
+        fleet = self._controller.state
+        freeze, canary = fleet.freeze, fleet.canary
         if freeze is not None:
+            group_ids = {replica.group_id for replica in fleet.replicas.values()}
             held = [(group_id, plan) for group_id, plan in freeze.plans.items() if group_id in group_ids]
             freeze = freeze.model_copy(update={"plans": dict(held[:MAX_HELD_PLANS])})
+        running = canary.in_words() if canary is not None and canary.is_running else ""
         overrides = live_overrides(self._controller.overrides, now_s)
-        return ByHand(service=service, overrides=overrides, freeze=freeze, canary=canary[:MAX_REASON_LENGTH])
+        return ByHand(service=service, overrides=overrides, freeze=freeze, canary=running[:MAX_REASON_LENGTH])
 
     def take_up(self, remembered: Remembered, now_s: float) -> None:
         """Go on from what the store gave, except where the operator has said something since."""
@@ -179,9 +182,18 @@ class OperatorWill:
                 return {"canary": None, "error": answer["error"]}, ""
             changes.append(change)
         self._controller.state = asked.fleet
-        changes += kept(self._checkpoint, before, asked.fleet)
+        changes += self.keep_canary(before)
         trial = asked.fleet.canary
         return {"canary": None if trial is None else to_plain(trial.status(now_s)), "error": ""}, "; ".join(changes)
+
+    def keep_canary(self, before: Trial | None) -> list[str]:
+        """Keep the canary for the next policy where it is not as it was `before`. Answers what is to be told of it, in words."""
+        trial = self._controller.state.canary
+        if trial is None or not trial.is_worth_storing(before):
+            return []
+        news = told(before, trial)
+        self._checkpoint.keep_canaries(Canaries(trial, self._controller.state.past_canaries), soon=bool(news))
+        return news
 
     def drop_expired(self, now_s: float) -> list[str]:
         """Take expired overrides and an expired freeze out; each in words."""
@@ -196,7 +208,3 @@ class OperatorWill:
             self._checkpoint.keep_freeze(None)
             expired.append("freeze expired")
         return expired
-
-    def override_statuses(self, now_s: float) -> tuple[OverrideStatus, ...]:
-        """The overrides that hold, as `status` shows them."""
-        return tuple(override_status(override, now_s) for override in live_overrides(self._controller.overrides, now_s))

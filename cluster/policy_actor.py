@@ -18,6 +18,7 @@ from typing import Any, Final
 import ray
 import structlog
 
+from nightjar.cluster.fleet_answers import ActorIdentity
 from nightjar.cluster.garbage import collect_seldom
 from nightjar.cluster.handover import has_fault_tolerance, service_of
 from nightjar.cluster.journal import JournalFile
@@ -34,7 +35,7 @@ from nightjar.cluster.operator_answers import (
 )
 from nightjar.cluster.other_versions import ACTOR_NAME_PREFIX, OtherVersions
 from nightjar.cluster.policy_metrics import POLICY_METRICS
-from nightjar.cluster.policy_service import ActorIdentity, PolicyService
+from nightjar.cluster.policy_service import PolicyService
 from nightjar.cluster.ray_metrics import RayBackend
 from nightjar.cluster.recorder import Recorder, recorded_replicas
 from nightjar.cluster.recording import RecordingFile

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from nightjar.cluster.fleet_answers import AboutService
 from nightjar.cluster.metrics import Labels, Metric
 from nightjar.policy.canary.trial import Trial
 from nightjar.policy.controller import Controller
@@ -55,15 +54,15 @@ class PolicyLook:
     """That runs, or has ended."""
 
 
-def policy_look(controller: Controller, about: AboutService, now_s: float) -> PolicyLook:
-    """The policy as of `now_s`."""
+def policy_look(controller: Controller, decided_at_s: float, reports: int, refused_reports: int, now_s: float) -> PolicyLook:
+    """The policy as of `now_s`, which last decided at `decided_at_s`."""
     fleet = controller.state
     fresh_within_s = max(FRESH_REPORT_S, FRESH_REPORT_PERIODS * controller.settings.exchange_period_s)
     return PolicyLook(
         incarnation=controller.issuer.incarnation,
-        decision_age_s=now_s - about.decided_at_s,
-        reports=about.reports,
-        refused_reports=about.refusals.count,
+        decision_age_s=now_s - decided_at_s,
+        reports=reports,
+        refused_reports=refused_reports,
         groups=look(fleet, fresh_within_s, now_s),
         is_frozen=fleet.freeze is not None,
         canary=fleet.canary,

@@ -14,14 +14,12 @@ import random
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
-from nightjar.cluster.canarying import kept
 from nightjar.cluster.checkpoint import LARGE, Checkpoint, Remembered
-from nightjar.cluster.fleet_answers import AboutService, explanation_of, status_of
+from nightjar.cluster.fleet_answers import AboutService, ActorIdentity, explanation_of, status_of
 from nightjar.cluster.handover import not_known
 from nightjar.cluster.journal import Journal, entry_of
 from nightjar.cluster.learned_file import LearnedFile, LearnedFileError, chosen_groups, learned_file
@@ -60,16 +58,6 @@ IDLE_EXIT_S: Final = 600.0
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class ActorIdentity:
-    """The process that the service runs in, and what is known of its cluster (handover.service_of, has_fault_tolerance)."""
-
-    pid: int
-    node_id: str = ""
-    service: str = ""
-    has_fault_tolerance: bool = False
-
-
 class PolicyService:
     """One fleet's policy. `start` before use, `stop` at the end; everything runs on one event loop.
 
@@ -102,9 +90,7 @@ class PolicyService:
         self._retire = retire
         self._publish = publish
         self._last_report_at_s = now_s = clock()
-        self._about = AboutService(
-            identity.pid, identity.node_id, now_s, now_s, journal, self._recorder, memory_kills or MemoryKills()
-        )
+        self._about = AboutService(identity, now_s, now_s, journal, self._recorder, memory_kills or MemoryKills())
         self._mailbox = Mailbox(incarnation=0)
         self._controller = Controller(OperatorSettings(), self._mailbox)
         self._will = OperatorWill(self._checkpoint, self._controller)
@@ -237,11 +223,8 @@ class PolicyService:
 
     def learned_file(self) -> LearnedFile:
         """What the fleet has learned, for a file. Reads values that nobody changes, so that it may be called from any thread."""
-        now_s, fleet = self._clock(), self._controller.state
-        running = fleet.canary.in_words() if fleet.canary is not None and fleet.canary.is_running else ""
-        group_ids = {replica.group_id for replica in fleet.replicas.values()}
-        by_hand = self._will.by_hand(self._identity.service, running, group_ids, now_s)
-        return learned_file(exported(fleet, now_s), self.incarnation, now_s, self._fleet_id, by_hand)
+        now_s, by_hand = self._clock(), self._will.by_hand(self._identity.service, self._clock())
+        return learned_file(exported(self._controller.state, now_s), self.incarnation, now_s, self._fleet_id, by_hand)
 
     async def import_learned(self, file: LearnedFile, group_ids: Sequence[str] = ()) -> ImportAnswer:
         """Take the groups of a file, or those named, as a prior of groups of the same key, now or when they appear."""
@@ -257,18 +240,15 @@ class PolicyService:
 
     def _take_seed(self, place: str, file: LearnedFile) -> None:
         self._controller.seed(file.groups)
-        cause = f"seeded from {place}: {file.in_words()}"
-        self._causes.append(cause)
-        log.info("seeded", cause=cause)
+        self._causes.append(f"seeded from {place}: {file.in_words()}")
+        log.info("seeded", cause=self._causes[-1])
         self._decide_now.set()
 
     def _heed_predecessor(self, place: str, file: LearnedFile | None) -> bool:
         """Take what is set by hand at the policy of the cluster before, if it answered. Whether its word still counts."""
-        now_s = self._clock()
-        news = []
+        now_s, news = self._clock(), list[str]()
         if file is not None:
-            about = file.about
-            news = self._will.hear(about.by_hand, place, self._identity.service, about.fleet_id, now_s)
+            news = self._will.hear(file.about.by_hand, place, self._identity.service, file.about.fleet_id, now_s)
         self._causes += news
         for told in news:
             log.warning("handed_over", news=told)
@@ -288,7 +268,15 @@ class PolicyService:
 
     def status(self) -> FleetStatus:
         """The fleet, its groups and every replica as of now."""
-        return status_of(self._about, self._controller, self._will, self._seed_from, self._not_known_before, self._clock())
+        return status_of(
+            self._about,
+            self._controller,
+            self._clock(),
+            settings_error=self._will.settings_error,
+            seed_problem=self._seed_from.problem,
+            seed_notice=self._seed_from.notice,
+            not_known_before=self._not_known_before,
+        )
 
     @property
     def _not_known_before(self) -> str:
@@ -367,7 +355,7 @@ class PolicyService:
             raise
         self._about.decided_at_s = now_s
         self._recorder.decided(moment, policy.decisions, policy.state)
-        for news in kept(self._checkpoint, moment.state.canary, policy.state):
+        for news in self._will.keep_canary(moment.state.canary):
             self._causes.append(news)
             log.warning("canary", news=news)
         return issued
@@ -386,7 +374,8 @@ class PolicyService:
     async def _keep_publishing(self) -> None:
         while True:
             try:
-                self._publish(policy_look(self._controller, self._about, self._clock()))
+                about, now_s = self._about, self._clock()
+                self._publish(policy_look(self._controller, about.decided_at_s, about.reports, about.refusals.count, now_s))
             except Exception:
                 log.exception("publishing_failed")
             await asyncio.sleep(PUBLISH_PERIOD_S)

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from nightjar.cluster.fleet_answers import ActorIdentity
 from nightjar.cluster.journal import JournalEntry
 from nightjar.cluster.learned_file import LearnedFile, LearnedFileError
 from nightjar.cluster.memory_kills import MemoryKills
 from nightjar.cluster.other_versions import OtherVersions
 from nightjar.cluster.policy_metrics import PolicyLook
-from nightjar.cluster.policy_service import ActorIdentity, PolicyService
+from nightjar.cluster.policy_service import PolicyService
 from nightjar.cluster.seed_from import ReadSeed
 from nightjar.cluster.store import StoreError
 from nightjar.policy.wire.exchange import ExchangeReply

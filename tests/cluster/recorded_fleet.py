@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
 
-from nightjar.cluster.policy_service import ActorIdentity, PolicyService
+from nightjar.cluster.fleet_answers import ActorIdentity
+from nightjar.cluster.policy_service import PolicyService
 from nightjar.cluster.recorder import MAX_RECORDED_REPLICAS, RecordedTick, Recorder, TickSink
 from nightjar.cluster.recording import Frame, FrameEncoder, RecordingFile
 from nightjar.policy.wire.exchange import ExchangeReply

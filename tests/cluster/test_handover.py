@@ -16,10 +16,11 @@ from rich.console import Console
 
 from nightjar.cluster import handover
 from nightjar.cluster.checkpoint import Checkpoint, Remembered
+from nightjar.cluster.fleet_answers import ActorIdentity
 from nightjar.cluster.handover import ByHand
 from nightjar.cluster.learned_file import LearnedFile, learned_file, parse_learned_file, to_text
 from nightjar.cluster.operator_will import OperatorWill
-from nightjar.cluster.policy_service import ActorIdentity, PolicyService
+from nightjar.cluster.policy_service import PolicyService
 from nightjar.cluster.seed_from import HEED_PERIOD_S, RETRY_S, NobodyThereError
 from nightjar.cluster.views import fleet_view
 from nightjar.policy.freeze import Freeze, HeldPlan
