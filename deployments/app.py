@@ -55,7 +55,6 @@ def deploy(config: LLMConfig, replica_class: type) -> Application:
         draft_offload=config.draft_offload,
         require_steering=config.require_steering,
         graph_tiers=config.graph_tiers,
-        head_log_steps=config.head_log_steps,
         without=config.without,
         extra_routes=config.extra_routes,
     )

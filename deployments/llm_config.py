@@ -87,12 +87,8 @@ class SteeringOptions(BaseModel):
     Default: 0, 1, 3 and the maximum. The planner plans among these alone. More of them take memory that the KV cache would have.
     """
 
-    head_log_steps: Annotated[StrictInt, Field(ge=0, le=256)] = 0
-    """Steps at K = 0 after which an EAGLE or MTP head on model runner V2 writes the KV of all of them at once.
-
-    Default 0: in each step, which needs no memory. 16 saves launches of kernels where small batches run, and takes the bytes of one
-    hidden state for each token of 16 steps.
-    """
+    head_log_steps: Annotated[StrictInt, Field(ge=0, le=256)] | None = None
+    """Accepted for one release, and does nothing: an EAGLE or MTP head that is off writes its KV in each step."""
 
     without: tuple[Layer, ...] = ()
     """Layers of Nightjar that are switched off in this engine: `steering`, `sleeping`, `heads`.

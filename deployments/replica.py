@@ -42,7 +42,6 @@ class ModelToServe:
     hung_after_s: float = HUNG_AFTER_S
     require_steering: bool = False
     graph_tiers: tuple[int, ...] | None = None
-    head_log_steps: int = 0
     without: tuple[Layer, ...] = ()
     extra_routes: tuple[str, ...] = ()
 
@@ -68,7 +67,6 @@ class LLMReplica:
             draft_offload=model.draft_offload,
             require_steering=model.require_steering,
             graph_tiers=model.graph_tiers,
-            head_log_steps=model.head_log_steps,
             without=model.without,
             extra_routes=model.extra_routes,
         )

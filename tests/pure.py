@@ -76,7 +76,6 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/engine/test_drafter.py": "vllm",
     "tests/engine/test_drafting.py": "vllm",
     "tests/engine/test_drafting_by_hand.py": "vllm",
-    "tests/engine/test_head_log.py": "torch",
     "tests/engine/test_hooks.py": "vllm",
     "tests/engine/test_kv_only_head.py": "vllm",
     "tests/engine/test_kv_pool.py": "vllm",

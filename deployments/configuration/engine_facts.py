@@ -86,7 +86,6 @@ def outlook(config: LLMConfig, kwargs: EngineKwargs, *, shadow: bool) -> EngineO
         facts,
         shadow=shadow,
         wanted_tiers=config.graph_tiers,
-        head_log_steps=config.head_log_steps,
         without=config.without,
     )
     return EngineOutlook(facts, arguments, _runner(facts, arguments), _graphs(facts, arguments))

@@ -294,8 +294,8 @@ def _costs(model: CheckedModel) -> Iterator[Finding]:
     if model.config.graph_tiers is not None and not arguments.graph_tiers:
         message = "has no effect on this engine: only a steered one on model runner V2 captures graphs for each K"
         yield Finding("advice", (*ENTRY, "graph_tiers"), message)
-    if model.config.head_log_steps and not arguments.logs_head and not arguments.only_observing:
-        message = "has no effect on this engine: only a head that writes its KV alone, on model runner V2, can owe writes"
+    if model.config.head_log_steps is not None:
+        message = "has no effect any more, and the next release refuses it: a head writes its KV in each step; take it out"
         yield Finding("advice", (*ENTRY, "head_log_steps"), message)
     if arguments.serving_plainly or facts.on_cpu:
         return

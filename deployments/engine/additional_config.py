@@ -10,7 +10,6 @@ from typing import Any, Final
 
 ENTRY: Final = "nightjar"
 DRAFT_WEIGHT_BYTES: Final = "draft_weight_bytes"
-HEAD_LOG_STEPS: Final = "head_log_steps"
 USERS_TABLE: Final = "users_table"
 """vLLM's rows of K by batch size as the user has them, where the table that vLLM is given names graph tiers beside."""
 
@@ -18,8 +17,8 @@ USERS_TABLE: Final = "users_table"
 def with_told(users: Mapping[str, Any] | None, **told: object) -> dict[str, Any]:
     """The user's `additional_config` with ours in it, beside what was told already.
 
-    >>> with_told({"theirs": 1, "nightjar": {"head_log_steps": 16}}, draft_weight_bytes=8)
-    {'theirs': 1, 'nightjar': {'head_log_steps': 16, 'draft_weight_bytes': 8}}
+    >>> with_told({"theirs": 1, "nightjar": {"users_table": [[1, 8, 3]]}}, draft_weight_bytes=8)
+    {'theirs': 1, 'nightjar': {'users_table': [[1, 8, 3]], 'draft_weight_bytes': 8}}
     """
     users = users or {}
     return {**users, ENTRY: {**users.get(ENTRY, {}), **told}}

@@ -119,7 +119,6 @@ class EngineArguments:
     """The K that full graphs are captured for; empty where any K runs as well as any other."""
     graph_plan: GraphPlan | None = None
     """Those graphs, where the sizes are known before vLLM chooses them."""
-    logs_head: bool = False  # a head writes the KV of several steps of K = 0 at once
     layers: tuple[Layer, ...] = ()  # of Nightjar, that this engine is started with
     environment: dict[str, str] = field(default_factory=dict)  # of this engine alone, beside what every engine of ours is given
 
@@ -161,14 +160,13 @@ def steered_engine_kwargs(
     missing_hooks: MissingHooks = NOTHING_MISSING,
     shadow: bool = False,
     wanted_tiers: Sequence[int] | None = None,
-    head_log_steps: int = 0,
     without: Collection[Layer] = (),
 ) -> EngineArguments:
     """The arguments to start with; the user's own where the engine cannot be steered. Does not modify `user_kwargs`.
 
     What this vLLM lacks costs the features that need it, and no others. `wanted_tiers` are the K to capture graphs for (None: the
-    default), where each K needs graphs of its own. `head_log_steps` and `without` are LLMConfig's. With every layer but steering
-    off, vLLM's worker, its look-ahead and its draft slots stay as they are.
+    default), where each K needs graphs of its own. `without` is LLMConfig's. With every layer but steering off, vLLM's worker, its
+    look-ahead and its draft slots stay as they are.
     """
     reason = _why_plain(user_kwargs, facts, missing_hooks, without)
     only_observing = shadow and facts.captures_graphs and not reason
@@ -180,7 +178,6 @@ def steered_engine_kwargs(
         facts = replace(facts, offload=None, why_no_offload=f"this vLLM lacks what lending hooks into: {', '.join(lending)}")
     if facts.offload is not None and Layer.SLEEPING in without:
         facts = replace(facts, offload=None, why_no_offload=SWITCHED_OFF.format(Layer.SLEEPING))
-    logs_head = False
     kwargs = dict(user_kwargs)
     tiers: tuple[int, ...] = ()
     graph_plan = None
@@ -201,9 +198,6 @@ def steered_engine_kwargs(
             kwargs["worker_cls"] = worker
         if worker and facts.offload is not None:
             kwargs["additional_config"] = facts.offload.to_additional_config(kwargs.get("additional_config"))
-        logs_head = bool(head_log_steps) and kind_of(facts.drafter_kind).is_head and kwargs.get("worker_cls") == V2_WORKER
-        if logs_head:
-            kwargs["additional_config"] = with_told(kwargs.get("additional_config"), head_log_steps=head_log_steps)
     return EngineArguments(
         kwargs,
         facts.drafter_kind,
@@ -215,7 +209,6 @@ def steered_engine_kwargs(
         runner_is_v1=runner_is_v1,
         graph_tiers=tiers,
         graph_plan=graph_plan,
-        logs_head=logs_head,
         layers=_layers(facts, kwargs, why_at_zero) if steered else (),
         environment={RUNNER_VARIABLE: "0"} if chooses_v1 else {},
     )

@@ -5,14 +5,12 @@ that nobody reads. In a head of ONE attention layer the KV of a position depends
 the target's hidden state and the position. And vLLM writes KV by an op of its own, before it calls the attention backend. So at
 K = 0 the stock model runs with the step's slots and no attention metadata, and stops where attention would begin. Drafts made
 afterwards are those that vLLM would have made, whatever was rejected, preempted, aborted or found in the prefix cache meanwhile:
-the writes are vLLM's own, in the same step and to the same slots. Where the operator wants it they are made every few steps
-together (head_log.py), and always before anything else touches the head's KV. A head whose layers all read the target's KV has
-none to write, and runs nothing.
+the writes are vLLM's own, in the same step and to the same slots. A head whose layers all read the target's KV has none to write,
+and runs nothing.
 
 `propose` of the runner's speculator is replaced on the instance; every other call, captured graph and buffer stays vLLM's. Fails
 open: a head for which this does not hold (`why_not`) runs as in vLLM, and so does one whose pass raised, from that step on
-(step_reports.py). What it owed then is lost: acceptance suffers where requests go on. Read in vLLM 0.32 and 0.33,
-v1/worker/gpu/spec_decode.
+(step_reports.py). Read in vLLM 0.32 and 0.33, v1/worker/gpu/spec_decode.
 """
 
 from __future__ import annotations
@@ -27,7 +25,6 @@ from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator import TargetDependentARSpeculator, prepare_prefill_inputs
 
 from nightjar.deployments.engine.draft_work import DRAFTER_FAILURE_ATTRIBUTE
-from nightjar.deployments.engine.head_log import OwedWrites, Writes
 from nightjar.deployments.engine.step_reports import StepReports
 
 
@@ -36,10 +33,9 @@ class _KVWrittenError(Exception):
 
 
 class KVOnlyHead:
-    """Stands before one speculator's `propose`, for which `why_not` is empty. With `owed` it writes every few steps."""
+    """Stands before one speculator's `propose`, for which `why_not` is empty."""
 
-    def __init__(self, speculator: Any, reports: StepReports, owed: OwedWrites | None = None) -> None:
-        self.owed = owed
+    def __init__(self, speculator: Any, reports: StepReports) -> None:
         self.reports = reports
         self.runs_as_in_vllm = False
         self._speculator = speculator
@@ -71,13 +67,12 @@ class KVOnlyHead:
             try:
                 if self._layer:
                     sampled = (num_sampled, num_rejected, last_sampled, next_prefill_tokens)
-                    self._keep_in_step(input_batch, slot_mappings, last_hidden_states, aux_hidden_states, sampled)
+                    self._write_step(input_batch, slot_mappings, last_hidden_states, aux_hidden_states, sampled)
                 nothing: torch.Tensor = self._speculator.draft_tokens[: input_batch.num_reqs].fill_(-1)
             except Exception as error:  # noqa: BLE001 - drafts need it, texts do not
                 self._run_from_now_on(error)
             else:
                 return nothing
-        self.write_owed()
         drafts: torch.Tensor = self._propose(
             input_batch,
             attn_metadata,
@@ -94,7 +89,7 @@ class KVOnlyHead:
         )
         return drafts
 
-    def _keep_in_step(
+    def _write_step(
         self,
         input_batch: Any,
         slot_mappings: Any,
@@ -102,9 +97,8 @@ class KVOnlyHead:
         aux_hidden_states: list[torch.Tensor] | None,
         sampled: tuple[torch.Tensor, ...],
     ) -> None:
-        """Make this step's writes, or owe them. `sampled` are the arguments of `propose` that say what was sampled."""
+        """Make this step's writes. `sampled` are the arguments of `propose` that say what was sampled."""
         speculator, num_tokens = self._speculator, input_batch.num_tokens
-        owed = self._log_with_room(num_tokens)
         prepare_prefill_inputs(
             speculator.last_token_indices,
             speculator.current_draft_step,
@@ -117,47 +111,14 @@ class KVOnlyHead:
         if aux_hidden_states:
             hidden_states = torch.cat([states[:num_tokens] for states in aux_hidden_states], dim=-1)
             hidden_states = speculator.model.combine_hidden_states(hidden_states)
-        slots, buffers = slot_mappings[self._layer][:num_tokens], speculator.input_buffers
-        if owed is None:
-            self._write(hidden_states, slots)
-        else:
-            owed.add(Writes(buffers.input_ids[:num_tokens], buffers.positions[:num_tokens], hidden_states, slots))
-            if owed.is_due:
-                self._write_owed(owed)
-
-    @torch.inference_mode()
-    def write_owed(self) -> None:
-        """Make the writes that are owed, in one pass. Whoever else reads or moves the head's KV comes afterwards."""
-        if self.owed is None or not self.owed.num_tokens:
-            return
-        try:
-            self._write_owed(self.owed)
-        except Exception as error:  # noqa: BLE001 - drafts need it, texts do not
-            self._run_from_now_on(error)
+        self._write(hidden_states, slot_mappings[self._layer][:num_tokens])
 
     def _run_from_now_on(self, error: Exception) -> None:
         """A pass broke off: the head runs at K = 0 as in vLLM."""
         self.reports.survive(
             error, DRAFTER_FAILURE_ATTRIBUTE, what="KV-only pass", consequence="the head runs once a step, as in vLLM"
         )
-        self.owed, self.runs_as_in_vllm = None, True
-
-    def _write_owed(self, owed: OwedWrites) -> None:
-        writes, buffers = owed.take(), self._speculator.input_buffers
-        buffers.input_ids[: writes.num_tokens].copy_(writes.token_ids)
-        buffers.positions[: writes.num_tokens].copy_(writes.positions)
-        self._write(writes.hidden_states, writes.slots)
-
-    def _log_with_room(self, num_tokens: int) -> OwedWrites | None:
-        """Where this step's writes are kept; None where it makes them itself, with nothing owed before them.
-
-        Groups of KV caches may lie in the same memory: a write that comes late could hit a block that is the target's by then.
-        """
-        if self.owed is not None and len(self._speculator.kv_cache_config.kv_cache_groups) > 1:
-            self.owed = None
-        if self.owed is not None and not self.owed.has_room(num_tokens):
-            self._write_owed(self.owed)
-        return self.owed if self.owed is not None and self.owed.has_room(num_tokens) else None
+        self.runs_as_in_vllm = True
 
     def _write(self, hidden_states: torch.Tensor, slots: torch.Tensor) -> None:
         """The head as far as its KV, over the first entries of its input buffers."""

@@ -51,7 +51,6 @@ class EngineRequest:
     draft_offload: DraftOffload = "never"
     require_steering: bool = False
     graph_tiers: tuple[int, ...] | None = None
-    head_log_steps: int = 0
     without: tuple[Layer, ...] = ()
     extra_routes: tuple[str, ...] = ()
 
@@ -105,7 +104,6 @@ def start_steered(
         missing_hooks=missing_hooks,
         shadow=shadow,
         wanted_tiers=request.graph_tiers,
-        head_log_steps=request.head_log_steps,
         without=request.without,
     )
     plain = EngineArguments(

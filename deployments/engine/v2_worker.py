@@ -2,9 +2,8 @@
 
 A separate draft model obeys the scheduler (draft_on_v2.py); an EAGLE or MTP head writes its KV alone at K = 0 (kv_only_head.py).
 What the configuration cannot say of a head, such as how many attention layers it has of its own, is known only then: a head that
-must run as in vLLM is left alone, and the worker notes why in the engine's folder, where the replica finds it. Memory for writes
-that a head owes is allocated here, before vLLM measures what is left for the KV cache. The CPU's worker is on the rig
-(rig/v2_worker.py), since no CPU engine that serves has this runner.
+must run as in vLLM is left alone, and the worker notes why in the engine's folder, where the replica finds it. The CPU's worker is
+on the rig (rig/v2_worker.py), since no CPU engine that serves has this runner.
 """
 
 from __future__ import annotations
@@ -18,10 +17,8 @@ from vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator import StandaloneAR
 from vllm.v1.worker.gpu_worker import Worker
 
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL
-from nightjar.deployments.engine.additional_config import HEAD_LOG_STEPS, told
 from nightjar.deployments.engine.draft_on_v2 import SteeredDraftOnV2, load_through
 from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, ROWS_ATTRIBUTE, WORK_ATTRIBUTE
-from nightjar.deployments.engine.head_log import OwedWrites
 from nightjar.deployments.engine.head_notes import note_head
 from nightjar.deployments.engine.kv_only_head import KVOnlyHead, why_not
 from nightjar.deployments.engine.steered_worker import SteeredWorkerMixin
@@ -54,17 +51,14 @@ class SteeredV2Mixin(SteeredWorkerMixin):
             log.warning("head_runs_at_zero", reason=self.nightjar_head_runs, consequence="it runs once a step, as in vLLM")
             note_head(self.nightjar_head_runs)
         elif speculator is not None:
-            self.nightjar_head = KVOnlyHead(speculator, self.reports, _owed_writes(speculator))
+            self.nightjar_head = KVOnlyHead(speculator, self.reports)
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
-        """As vLLM's, after what a step has for our drafter: orders for its memory and its work, rows whose blocks moved, and
-        writes that a head owes to blocks about to be copied."""
+        """As vLLM's, after what a step has for our drafter: orders for its memory and its work, and rows whose blocks moved."""
         if self.nightjar_drafter is not None:
             self.move_draft(getattr(scheduler_output, MEMORY_ATTRIBUTE, None))
             self.nightjar_drafter.work = getattr(scheduler_output, WORK_ATTRIBUTE, None)
             self._replace_rows(getattr(scheduler_output, ROWS_ATTRIBUTE, {}))
-        if self.nightjar_head is not None and scheduler_output.kv_cache_block_copies:
-            self.nightjar_head.write_owed()
         return self.reports.attached(super().execute_model(scheduler_output))  # type: ignore[misc]  # the worker's
 
     def _replace_rows(self, block_ids: Mapping[str, tuple[list[int], ...]]) -> None:
@@ -72,20 +66,6 @@ class SteeredV2Mixin(SteeredWorkerMixin):
         runner = self.model_runner
         for request_id, of_groups in block_ids.items():
             runner.block_tables.append_block_ids(runner.req_states.req_id_to_index[request_id], of_groups, overwrite=True)
-
-
-def _owed_writes(speculator: Any) -> OwedWrites | None:
-    """Room for what a full engine owes after so many steps, of which the first still verifies; at most what one pass can write."""
-    config, hidden_states = speculator.vllm_config, speculator.hidden_states
-    steps = told(config, HEAD_LOG_STEPS)
-    if not steps:
-        return None
-    most = config.scheduler_config.max_num_seqs * (steps + config.num_speculative_tokens)
-    owed = OwedWrites(
-        min(most, speculator.max_num_tokens), steps, hidden_states.shape[-1], hidden_states.dtype, hidden_states.device
-    )
-    log.info("head_log", steps=steps, tokens=owed.max_tokens, bytes=owed.num_bytes)
-    return owed
 
 
 class SteeredV2Worker(SteeredV2Mixin, Worker):

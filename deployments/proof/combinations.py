@@ -160,14 +160,14 @@ SERVED_PLAINLY: Final = (
 """Of drafters that obey K elsewhere; vLLM 0.32 itself starts no engine on V2 that drafts in parallel."""
 
 
-def engine_arguments(combination: Combination, models: Path, *, head_log_steps: int = 0) -> EngineArguments:
+def engine_arguments(combination: Combination, models: Path) -> EngineArguments:
     """What production would start this engine with. Needs the rig's environment, and builds vLLM's configuration."""
     from vllm import EngineArgs
 
     user = user_arguments(combination, models)
     config = EngineArgs(**user).create_engine_config()
     facts = replace(resolve_facts(config, on_cpu=False), captures_graphs=False)
-    arguments = steered_engine_kwargs(user, facts, head_log_steps=head_log_steps)
+    arguments = steered_engine_kwargs(user, facts)
     return on_the_rig(arguments, runner=combination.runner, lending_draft=models / DRAFT if combination.lends else None)
 
 

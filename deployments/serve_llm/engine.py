@@ -139,7 +139,6 @@ class SteeredVLLMEngine(VLLMEngine):
             draft_offload=options.draft_offload,
             require_steering=options.require_steering,
             graph_tiers=options.graph_tiers,
-            head_log_steps=options.head_log_steps,
             without=options.without,
         )
 

@@ -8,6 +8,7 @@ Fails closed: a file that is missing, not JSON or out of bounds raises `ProfileE
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
@@ -41,13 +42,11 @@ class Mechanics(StrEnum):
     dormant  nothing; a restart pays a catch-up
     stock  its first forward in every step, as vLLM does
     kv  of a head the part that writes its KV, in every step; a restart costs nothing
-    log  the same for several steps at once; a restart pays one such pass
     """
 
     DORMANT = "dormant"
     STOCK = "stock"
     KV = "kv"
-    LOG = "log"
 
 
 class Part(BaseModel):
@@ -86,13 +85,20 @@ class Drafter(Part):
     kv_pass_seconds: NotNegative = 0.0
     """Fixed time of one pass that writes a head's KV, and below what each of its tokens adds."""
     kv_pass_seconds_per_token: NotNegative = 0.0
-    log_steps: Annotated[int, Field(ge=1, le=256)] = 16
-    """Steps of K=0 that one pass writes, where `off` is log."""
     transfer_bytes: NotNegative = 0.0
     """What an offload or a reload moves over the host link."""
     host_link_bytes_per_s: Positive = 1e10
     relocation_seconds: NotNegative = 0.0
     """Step time that moving the blocks out of the borrowed tail costs once, when the pool shrinks."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _log_is_kv(cls, values: object) -> object:
+        """A profile of before, in which a head wrote the KV of `log_steps` steps at once: read as `kv` for one release."""
+        if not isinstance(values, Mapping):
+            return values
+        kept = {name: value for name, value in values.items() if name != "log_steps"}
+        return kept | {"off": "kv"} if kept.get("off") == "log" else kept
 
     @model_validator(mode="after")
     def _arms_ascend_from_off(self) -> Self:

@@ -17,15 +17,13 @@ from typing import Final, Literal, Protocol
 
 from nightjar.loadtests.simulation.profiles import Drafter, Limits, MeasuredTable, Mechanics, Model, Profile, Roofline
 
-DraftRun = Literal["active", "stock", "dormant", "offloaded", "kv", "log"]
-"""What the drafter does in a step. At K=0 `active` and `stock` run its first forward, `kv` writes its KV, `log` does so now and
-then (its share of a pass), and the others run nothing."""
+DraftRun = Literal["active", "stock", "dormant", "offloaded", "kv"]
+"""What the drafter does in a step. At K=0 `active` and `stock` run its first forward, `kv` writes its KV, others run nothing."""
 
 AT_ZERO: Final[Mapping[Mechanics, DraftRun]] = {
     Mechanics.DORMANT: "dormant",
     Mechanics.STOCK: "stock",
     Mechanics.KV: "kv",
-    Mechanics.LOG: "log",
 }
 PREFILL_SHARPNESS: Final = 2.0
 """Exponent with which a table's prefill and decode times join: a small chunk hides in a step that is bound by memory (assumed)."""
@@ -240,10 +238,7 @@ def _cost(numbers: MeasuredTable | Roofline, drafter: Drafter) -> StepCost:
 
 def _kv_pass(drafter: Drafter, draft: DraftRun, tokens: int) -> float:
     """Seconds of a step of K=0 that write a head's KV of `tokens`."""
-    if draft not in {"kv", "log"}:
-        return 0.0
-    passes = 1.0 if draft == "kv" else 1.0 / drafter.log_steps
-    return passes * drafter.kv_pass_seconds + drafter.kv_pass_seconds_per_token * tokens
+    return drafter.kv_pass_seconds + drafter.kv_pass_seconds_per_token * tokens if draft == "kv" else 0.0
 
 
 def _draft_prefill(drafter: Drafter, prefill_tokens: int, catch_up_tokens: int) -> float:

@@ -453,17 +453,6 @@ def test_a_moved_name_that_only_lending_needs_costs_the_lending_alone(runner_is_
     assert "draft_offload is not in use: this vLLM lacks what lending hooks into: BlockPool.get_new_blocks" in arguments.notice
 
 
-@pytest.mark.parametrize(
-    ("facts", "logs"), [(EAGLE, True), (replace(EAGLE, runner_is_users=True, runner_is_v1=True), False), (GPU, False)]
-)
-def test_only_a_head_that_writes_its_kv_alone_may_owe_writes(facts: EngineFacts, logs: bool) -> None:
-    facts = replace(facts, sleep=SleepFacts(drafter_kind=facts.drafter_kind))
-    arguments = steered_engine_kwargs(user_kwargs() | {"additional_config": {"theirs": 1}}, facts, head_log_steps=16)
-    assert arguments.logs_head is logs
-    assert arguments.kwargs["additional_config"]["theirs"] == 1
-    assert told(arguments) == ({"head_log_steps": 16} if logs else {})
-
-
 STEERING, SLEEPING, HEADS, LENDING = Layer
 ALL_BUT_STEERING = (SLEEPING, HEADS)
 ON_V1 = replace(GPU, runner_is_users=True, runner_is_v1=True)
@@ -505,7 +494,7 @@ def test_without_steering_an_engine_gets_exactly_the_users_arguments(shadow: boo
 @pytest.mark.parametrize("facts", [CPU, GPU, ON_V1, EAGLE, replace(CPU, drafter_kind="eagle"), replace(CPU, drafter_kind="ngram")])
 def test_with_every_layer_but_steering_off_the_worker_is_vllms_and_nothing_is_lent(facts: EngineFacts) -> None:
     facts = replace(facts, sleep=SleepFacts(drafter_kind=facts.drafter_kind), offload=OffloadConfig(20))
-    arguments = steered_engine_kwargs(user_kwargs(), facts, without=ALL_BUT_STEERING, head_log_steps=16)
+    arguments = steered_engine_kwargs(user_kwargs(), facts, without=ALL_BUT_STEERING)
     assert arguments.layers == (STEERING,)
     touched = {name for name, value in arguments.kwargs.items() if value != user_kwargs().get(name)}
     assert touched <= {"scheduler_cls", "speculative_config", "compilation_config", "additional_config"}

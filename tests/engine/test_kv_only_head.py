@@ -15,7 +15,6 @@ with warnings.catch_warnings():
     kv_only_head: Any = importlib.import_module("nightjar.deployments.engine.kv_only_head")
     torch: Any = importlib.import_module("torch")
 from nightjar.deployments.engine.draft_work import DRAFTER_FAILURE_ATTRIBUTE
-from nightjar.deployments.engine.head_log import OwedWrites
 from nightjar.deployments.engine.step_reports import StepReports
 
 
@@ -117,9 +116,7 @@ def test_what_stops_a_pass_is_taken_away_again_also_after_an_error(monkeypatch: 
 class BrokenHead:
     """A head whose pass for its KV alone raises `error`; `whole` are the K of vLLM's own forwards."""
 
-    def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, error: Exception, *, owed: OwedWrites | None = None, num_ranks: int = 1
-    ) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception, *, num_ranks: int = 1) -> None:
         self.whole: list[int] = []
         self.passes = 0
         self.reports = StepReports(num_ranks)
@@ -140,7 +137,7 @@ class BrokenHead:
             _run_model=self._pass,
         )
         monkeypatch.setattr(kv_only_head, "prepare_prefill_inputs", lambda *_: None)
-        self.head = kv_only_head.KVOnlyHead(self._speculator, self.reports, owed)
+        self.head = kv_only_head.KVOnlyHead(self._speculator, self.reports)
 
     def propose(self, num_speculative_tokens: int) -> Any:
         batch = SimpleNamespace(num_reqs=2, num_tokens=2)
@@ -173,22 +170,6 @@ def test_a_head_whose_pass_breaks_off_runs_as_in_vllm_from_that_step_on_and_the_
     assert broken.whole == [0, 0, 2, 0]
     assert broken.passes == 1
     assert broken.told() == ""
-
-
-@pytest.mark.parametrize("from_outside", [True, False], ids=["before blocks are copied", "before drafting"])
-def test_writes_that_a_head_owed_when_its_pass_broke_off_are_given_up(
-    monkeypatch: pytest.MonkeyPatch, *, from_outside: bool
-) -> None:
-    owed = OwedWrites(8, 16, 2, torch.float32, torch.device("cpu"))
-    broken = BrokenHead(monkeypatch, OUT_OF_MEMORY, owed=owed)
-    assert broken.propose(0).tolist() == [[-1] * 3] * 2
-    if from_outside:
-        broken.head.write_owed()
-    else:
-        assert broken.propose(2) == "vLLM's"
-    assert broken.told().startswith("OutOfMemoryError")
-    assert broken.propose(0) == "vLLM's"
-    assert broken.passes == 1
 
 
 @pytest.mark.parametrize(

@@ -61,14 +61,6 @@ def test_a_step_without_orders_is_vllms() -> None:
     assert worker.nightjar_drafter.work is None
 
 
-@pytest.mark.parametrize(("copies", "said"), [(None, ["step"]), (["copy"], ["written", "step"])])
-def test_a_head_writes_what_it_owes_before_blocks_are_copied(copies: Any, said: list[str]) -> None:
-    worker = Worker()
-    worker.nightjar_head = SimpleNamespace(write_owed=lambda: worker.said.append("written"))
-    worker.execute_model(SimpleNamespace(kv_cache_block_copies=copies))
-    assert worker.said == said
-
-
 class Memory:
     """A draft's memory, which loads what it is told to."""
 

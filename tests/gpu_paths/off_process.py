@@ -4,14 +4,12 @@
 of it as each of these, one after the other, with empty caches, the same requests and the same K in every step:
 
 ours     the head writes its KV alone at K = 0; a draft model sleeps and catches up
-log      the same head, which makes the writes of LOG_STEPS steps at once
 stock    the drafter's `propose` is vLLM's own, and no step is scheduled as one in which it sleeps
 every    of a draft model: the same, never asleep and with no draft verified, so that each token of each answer has a draft after it
 forgets  the control: nothing is written or read again, and the drafter's KV has holes; through the off stretch alone
 
-A head of `ours` computes in batches of the same shapes as in `stock`, so both agree to the last bit. A pass over several steps, or
-a draft model that waited and came back, has other shapes and rounds otherwise: with each drafted token goes its margin, by which it
-was the likeliest.
+A head of `ours` computes in batches of the same shapes as in `stock`, so both agree to the last bit. A draft model that waited and
+came back has other shapes and rounds otherwise: with each drafted token goes its margin, by which it was the likeliest.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.rig.tiny_models import ATTENTIVE, ATTENTIVE_EAGLE3, build_tiny_models
 from nightjar.policy.wire.exchange import EngineCommand
 from tests.gpu_paths.multiply_adds import count_multiply_adds, multiply_by_torch
-from tests.gpu_paths.off_stretch import LOG_STEPS, STEPS_BACK, STEPS_BEFORE, STEPS_OFF
+from tests.gpu_paths.off_stretch import STEPS_BACK, STEPS_BEFORE, STEPS_OFF
 
 ROWS: Final = 4
 MAX_TOKENS: Final = 3 * STEPS_BEFORE + STEPS_OFF + 3 * STEPS_BACK
@@ -241,22 +239,15 @@ def run(combination: Combination, steps: int, seed: str, models: Path) -> dict[s
     family = ATTENTIVE_EAGLE3 if combination.drafter == "eagle3" else ATTENTIVE
     models = build_tiny_models(models.with_name("models-eagle3" if family is ATTENTIVE_EAGLE3 else "models-attentive"), family)
     multiply_by_torch()
-    engine = SteppedEngine(engine_arguments(combination, models, head_log_steps=LOG_STEPS).kwargs)
+    engine = SteppedEngine(engine_arguments(combination, models).kwargs)
     drafter: KVOnlyHead | SteeredDraftOnV2 = engine.runner.speculator.propose.__self__
-    owed = getattr(drafter, "owed", None)
     outcome: dict[str, Any] = {}
     if isinstance(drafter, KVOnlyHead):
-        assert owed is not None, "the setting that keeps what a head owes did not reach its worker"
-        drafter.owed = None
         outcome["multiply_adds"] = count_multiply_adds(engine) if combination.scheduling == "sync" else []
         _forget_all(engine)
     engine.record_steps()
     watched = watch(engine)
     outcome["ours"] = _through_all(engine, watched, steps, seed)
-    if isinstance(drafter, KVOnlyHead):
-        drafter.owed = owed
-        outcome["log"] = _through_all(engine, watched, steps, seed)
-        drafter.owed = None
     ours, watched.propose = watched.propose, drafter._propose
     engine.scheduler.nightjar.sleeps = lambda *_: False  # it drafts in steps of K = 0, too, and needs their slots
     outcome["stock"] = _through_all(engine, watched, steps, seed)

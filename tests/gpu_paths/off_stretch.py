@@ -8,8 +8,6 @@ from typing import Final
 STEPS_BEFORE: Final = 12
 STEPS_OFF: Final = 64
 STEPS_BACK: Final = 20
-LOG_STEPS: Final = 16
-"""Of K = 0 that a head's log holds."""
 IS_BY_HAND: Final = "NIGHTJAR_STRESS_STEPS" in os.environ
 STRESS_STEPS: Final = int(os.environ.get("NIGHTJAR_STRESS_STEPS", "100"))
 STRESS_SEED: Final = int(os.environ.get("NIGHTJAR_STRESS_SEED", "24"))

@@ -82,7 +82,6 @@ class SimulatedEngine:
         self._longest = profile.max_num_speculative_tokens
         off = profile.mechanics(mechanics)
         self._can_be_dormant = off is Mechanics.DORMANT
-        self._return_seconds = profile.drafter.kv_pass_seconds if off is Mechanics.LOG else 0.0
         self._prepared = prepared_cost(profile, off)
         self._noise = NoiseStream(profile.step_noise, seed)
         self._classes = AcceptanceClasses(profile)
@@ -186,8 +185,6 @@ class SimulatedEngine:
         order = self._order(count, prefill_tokens, context_tokens, rows.lag_tokens)
         drafted, catch_up_tokens = order
         draft_runs = drafted > 0 or catch_up_tokens > 0 or not self._can_be_dormant
-        if drafted and not verified:
-            extra_s += self._return_seconds
         if catch_up_tokens:  # one pass of the draft over the chunk, the rows' newest tokens and the step's prompts
             passed = catch_up_tokens + count + prefill_tokens
             seconds = self._prepared.cost.seconds(count, context_tokens, drafted, prefill_tokens, "dormant", passed, verified)

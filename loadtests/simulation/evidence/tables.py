@@ -238,17 +238,16 @@ def head_grid(rows: Sequence[RunRow]) -> Grid:
         (FLEET, "table" + stock),
         ("table", "table" + stock),
         ("off", "off" + stock),
-        (f"{FLEET} (log)", FLEET),
     )
     return Grid(
         "Heads that write their KV alone at K = 0",
-        ("place", "fleet over fleet, stock head", "over table, stock head", "table", "off", "fleet, log", "steps off"),
+        ("place", "fleet over fleet, stock head", "over table, stock head", "table", "off", "steps off"),
         tuple(
             (place, *(ratio(cells.ratio(place, *pair)) for pair in pairs), share(off.mean(place, FLEET)))
             for place in cells.places()
         ),
         "Tokens per busy engine-second. Stock head: vLLM runs all of it once a step at K = 0. The columns table and off have the "
-        "same planner on both sides; log writes the KV of several steps at once, over one that writes in each.",
+        "same planner on both sides.",
     )
 
 

@@ -1,13 +1,12 @@
 """EAGLE and MTP heads while they are off: what it is worth that a head only writes its KV at K = 0, where vLLM runs all of it.
 
 The same fleet on both mechanics, beside stock vLLM with its own table, while the load moves: under a surge and over a day off is
-what a full engine wants. `log`, which writes the KV of several steps at once, runs as well.
+what a full engine wants.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
 from nightjar.loadtests.simulation.evidence.rows import RunRow
@@ -15,12 +14,11 @@ from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.experiments.contestants import TABLE, Contestant, learns
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.experiments.measuring import basic
-from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, open_scenes, span, static_span
+from nightjar.loadtests.simulation.experiments.scenes import cell, open_scenes, span, static_span
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF
 from nightjar.loadtests.simulation.profiles import Mechanics
 
 LOADS: Final = ("surge", "diurnal")
-LOG: Final = "log"
 
 
 def runs(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
@@ -29,31 +27,19 @@ def runs(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
     return [
         cell(
             "heads",
-            played,
+            scene,
             contestant,
             seed,
             basic,
-            variant=variant,
             **(span if learns(contestant.name) else static_span)(choice.effort, scene),
         )
         for scene in scenes
-        if scene.nominal.profile.drafter.off in {Mechanics.KV, Mechanics.LOG}
+        if scene.nominal.profile.drafter.off is Mechanics.KV
         for planner in (FLEET, TABLE, OFF)
         if choice.wants(planner)
-        for played, contestant, variant in (
-            (_with_off(scene, Mechanics.KV), Contestant(planner), ""),
-            (_with_off(scene, Mechanics.LOG), Contestant(planner), LOG),
-            (scene, Contestant(planner, as_published=True), ""),
-        )
+        for contestant in (Contestant(planner), Contestant(planner, as_published=True))
         for seed in choice.effort.rivals
     ]
-
-
-def _with_off(scene: Scene, off: Mechanics) -> Scene:
-    """The same place with a head of which K = 0 runs something else."""
-    profile = scene.nominal.profile
-    drafter = profile.drafter.model_copy(update={"off": off})
-    return replace(scene, nominal=replace(scene.nominal, profile=profile.model_copy(update={"drafter": drafter}), mechanics=off))
 
 
 HEADS = Experiment("heads", "moving load: a head that only writes its KV at K = 0, over one that vLLM runs", (runs,))

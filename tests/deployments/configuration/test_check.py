@@ -412,8 +412,8 @@ ON_V1 = "runtime_env: {env_vars: {VLLM_USE_V2_MODEL_RUNNER: '0'}}"
         ("graph_tiers: [2]", "eagle3", "", False),
         ("graph_tiers: [2]", "draft_model", "", False),
         ("graph_tiers: [2]", "draft_model", ON_V1, True),
-        ("head_log_steps: 16", "eagle3", "", False),
-        ("head_log_steps: 16", "eagle3", ON_V1, True),
+        ("head_log_steps: 0", "eagle3", "", True),
+        ("head_log_steps: 16", "eagle3", "", True),
         ("head_log_steps: 16", "draft_model", "", True),
     ],
 )

@@ -107,22 +107,6 @@ def test_stock_pays_its_tax_at_off_and_dormant_does_not() -> None:
     assert 1.1 < busy_s[Mechanics.STOCK] / busy_s[Mechanics.DORMANT] < 1.3
 
 
-def test_a_head_that_owes_its_kv_pays_one_pass_when_it_comes_back() -> None:
-    drafter = EAGLE.drafter.model_copy(update={"off": Mechanics.LOG, "kv_pass_seconds": 0.05})
-    engines = [
-        engine(EAGLE.model_copy(update={"drafter": drafter.model_copy(update=changes)}), held(0))
-        for changes in ({}, {"off": Mechanics.STOCK})
-    ]
-    busy_s = []
-    for head in engines:
-        keep_busy(head, users=4, steps=100, profile=EAGLE)
-        before_s = head.totals.busy_s
-        head.adopt(settings(held(3), sequence=2))
-        keep_busy(head, users=4, steps=40, profile=EAGLE)
-        busy_s.append(head.totals.busy_s - before_s)
-    assert 0.04 < busy_s[0] - busy_s[1] < 0.06
-
-
 def test_a_head_has_no_lag_and_never_restarts() -> None:
     eagle = engine(EAGLE, held(0))
     keep_busy(eagle, users=16, steps=200, profile=EAGLE)

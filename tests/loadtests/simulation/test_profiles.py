@@ -77,6 +77,12 @@ def test_the_eagle_profile_accepts_on_average_what_the_pull_request_measured() -
     assert read_profile("llama-8b-eagle").mean_survival() == pytest.approx((0.68, 0.39, 0.20, 0.10, 0.05))
 
 
+def test_a_profile_of_before_in_which_a_head_wrote_several_steps_at_once_is_read_as_one_that_writes_each(tmp_path: Path) -> None:
+    eagle = json.loads((PROFILES_FOLDER / "llama-8b-eagle.json").read_text())
+    of_before = {**eagle, "drafter": {**eagle["drafter"], "off": "log", "log_steps": 16}}
+    assert read_profile(written(tmp_path, of_before)).drafter == read_profile("llama-8b-eagle").drafter
+
+
 def test_k_0_runs_the_least_that_the_drafter_can_do_with_unless_stock_is_wished() -> None:
     for name, least in (("llama-8b-eagle", Mechanics.KV), ("cpu-smollm2", Mechanics.DORMANT)):
         assert read_profile(name).mechanics(Mechanics.DORMANT) is least
