@@ -45,18 +45,9 @@ def deploy(config: LLMConfig, replica_class: type) -> Application:
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"llm_configs.0.deployment_config: {error}") from error
     model = ModelToServe(
-        model_id=config.model_loading_config.model_id,
-        source=config.model_source,
-        draft_source=config.draft_source,
-        engine_kwargs=config.engine_kwargs,
+        config,
         cores=max(int(options["ray_actor_options"]["num_cpus"] or 1), 1),
         starts_in_mode=str(mode) if (mode := parse_local_mode(options.get("user_config"))) else "",
-        hung_after_s=config.hung_after_s,
-        draft_offload=config.draft_offload,
-        require_steering=config.require_steering,
-        graph_tiers=config.graph_tiers,
-        without=config.without,
-        extra_routes=config.extra_routes,
     )
     application: Application = deployment.bind(model)
     return application

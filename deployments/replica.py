@@ -13,12 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
-from nightjar.deployments.engine_watch import HUNG_AFTER_S
-from nightjar.deployments.llm_config import needs_no_hub
+from nightjar.deployments.llm_config import LLMConfig, needs_no_hub
 from nightjar.deployments.models import resolve_model
 from nightjar.deployments.replica_control import ReplicaControl
-from nightjar.policy.wire.operator import DraftOffload
-from nightjar.policy.wire.report import Layer
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -32,18 +29,9 @@ if TYPE_CHECKING:
 class ModelToServe:
     """What `build` hands to every replica. Sources are as the user wrote them: each node resolves its own folders."""
 
-    model_id: str
-    source: str
-    draft_source: str
-    engine_kwargs: Mapping[str, Any]
+    config: LLMConfig
     cores: int
-    draft_offload: DraftOffload = "never"
     starts_in_mode: str = ""  # the kill switch as `args` set it
-    hung_after_s: float = HUNG_AFTER_S
-    require_steering: bool = False
-    graph_tiers: tuple[int, ...] | None = None
-    without: tuple[Layer, ...] = ()
-    extra_routes: tuple[str, ...] = ()
 
 
 @serve.ingress()
@@ -55,27 +43,24 @@ class LLMReplica:
         from nightjar.deployments.engine.starting import EngineRequest
 
         self._control = ReplicaControl()
-        target, draft = resolve_model(model.source), resolve_model(model.draft_source) if model.draft_source else ""
+        config, model_id = model.config, model.config.model_loading_config.model_id
+        target, draft = resolve_model(config.model_source), resolve_model(config.draft_source) if config.draft_source else ""
         request = EngineRequest(
-            served_model_name=model.model_id,
-            target_name=model.source,
-            draft_name=model.draft_source,
-            engine_kwargs=_with_paths(model.engine_kwargs, target, draft),
-            models_are_local=needs_no_hub(model.engine_kwargs, target, draft),
+            served_model_name=model_id,
+            target_name=config.model_source,
+            draft_name=config.draft_source,
+            engine_kwargs=_with_paths(config.engine_kwargs, target, draft),
+            models_are_local=needs_no_hub(config.engine_kwargs, target, draft),
             local_rank=self._control.local_rank,
             cores_per_engine=model.cores,
-            draft_offload=model.draft_offload,
-            require_steering=model.require_steering,
-            graph_tiers=model.graph_tiers,
-            without=model.without,
-            extra_routes=model.extra_routes,
+            options=config,
         )
         self._server: OpenAIServer = await start_openai_server(
             request,
             wants_shadow=lambda: self._control.wants_shadow(model.starts_in_mode),
             missing_hooks=self.missing_hooks(),
         )
-        self._control.begin(self._server, model_id=model.model_id, hung_after_s=model.hung_after_s)
+        self._control.begin(self._server, model_id=model_id, hung_after_s=config.hung_after_s)
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """vLLM's application, which Serve calls for every request."""

@@ -58,7 +58,7 @@ async def start_openai_server(
     on_cpu = is_on_cpu()
     folder = prepare_process(request, engine_kwargs, on_cpu=on_cpu)
     _, user_config = _configure(engine_kwargs)
-    facts = resolve_facts(user_config, on_cpu=on_cpu, draft_offload=request.draft_offload)
+    facts = resolve_facts(user_config, on_cpu=on_cpu, draft_offload=request.options.draft_offload)
     load = LoadObserver()
     (engine, engine_args), arguments = start_steered(
         request,
@@ -70,7 +70,7 @@ async def start_openai_server(
         missing_hooks=missing_hooks,
         folder=folder,
     )
-    app = await _build_app(engine, engine_args, frontend_kwargs, request.extra_routes)
+    app = await _build_app(engine, engine_args, frontend_kwargs, request.options.extra_routes)
     group = group_of(engine.vllm_config, facts, request, arguments.graph_tiers, accelerator=current_platform.get_device_name())
     return OpenAIServer(engine=engine, app=app, arguments=arguments, group=group, load=load, folder=folder)
 

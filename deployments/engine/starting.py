@@ -25,8 +25,8 @@ from nightjar.deployments.engine.failing_open import refusals_of_node, start_fai
 from nightjar.deployments.engine.head_notes import noted_head
 from nightjar.deployments.engine.hooks import MissingHooks
 from nightjar.deployments.engine.process_guard import own_token
-from nightjar.policy.wire.operator import DraftOffload
-from nightjar.policy.wire.report import GroupKey, Layer
+from nightjar.deployments.llm_config import SteeringOptions, num_workers
+from nightjar.policy.wire.report import GroupKey
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -48,26 +48,22 @@ class EngineRequest:
     models_are_local: bool
     local_rank: int
     cores_per_engine: int
-    draft_offload: DraftOffload = "never"
-    require_steering: bool = False
-    graph_tiers: tuple[int, ...] | None = None
-    without: tuple[Layer, ...] = ()
-    extra_routes: tuple[str, ...] = ()
+    options: SteeringOptions
 
 
 def prepare_process(request: EngineRequest, engine_kwargs: Mapping[str, Any], *, on_cpu: bool) -> EngineFolder | None:
     """Make the engine's folder and set, where the user has not, what its processes need in their environment."""
     folder = make_engine_folder()
-    num_workers = int(engine_kwargs.get("tensor_parallel_size") or 1) * int(engine_kwargs.get("pipeline_parallel_size") or 1)
+    workers = num_workers(engine_kwargs)
     claimed: tuple[int, ...] = ()
-    if on_cpu and num_workers == 1 and folder is not None and not os.environ.get(CORES_VARIABLE):
+    if on_cpu and workers == 1 and folder is not None and not os.environ.get(CORES_VARIABLE):
         claimed = claim_cores(folder.path, sorted(os.sched_getaffinity(0)), request.cores_per_engine)
     host = gather_host_facts(
         replica=own_token(),
         local_rank=request.local_rank,
         cores_per_engine=request.cores_per_engine,
         on_cpu=on_cpu,
-        num_workers=num_workers,
+        num_workers=workers,
         models_are_local=request.models_are_local,
         kv_cache_is_sized=any(engine_kwargs.get(name) for name in ("kv_cache_memory_bytes", "num_gpu_blocks_override")),
         engine_folder="" if folder is None else str(folder.path),
@@ -103,8 +99,8 @@ def start_steered(
         facts,
         missing_hooks=missing_hooks,
         shadow=shadow,
-        wanted_tiers=request.graph_tiers,
-        without=request.without,
+        wanted_tiers=request.options.graph_tiers,
+        without=request.options.without,
     )
     plain = EngineArguments(
         dict(engine_kwargs), facts.drafter_kind, facts.max_num_speculative_tokens, runner_is_v1=facts.runner_is_v1
@@ -117,7 +113,7 @@ def start_steered(
         os.environ,
         refusals=refusals_of_node(),
         processes=Processes(pids=lambda: engine_pids(None if folder is None else folder.path)),
-        require_steering=request.require_steering,
+        require_steering=request.options.require_steering,
     )
     if folder is not None:
         folder.note(engine_pids(folder.path))

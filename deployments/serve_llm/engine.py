@@ -86,7 +86,7 @@ class SteeredVLLMEngine(VLLMEngine):
         request = self._request(users)
         folder = prepare_process(request, users, on_cpu=on_cpu)
         *_, user_config = super()._prepare_engine_config(callback_ctx)
-        facts = resolve_facts(user_config, on_cpu=on_cpu, draft_offload=request.draft_offload)
+        facts = resolve_facts(user_config, on_cpu=on_cpu, draft_offload=self._options.draft_offload)
         facts = dataclasses.replace(facts, why_not_here=self._why_not_here() or facts.why_not_here)
         load = LoadObserver()
         (engine, prepared), arguments = start_steered(
@@ -123,7 +123,7 @@ class SteeredVLLMEngine(VLLMEngine):
         return engine, prepared
 
     def _request(self, engine_kwargs: Mapping[str, Any]) -> EngineRequest:
-        config, options = self.llm_config, self._options
+        config = self.llm_config
         engine_config = config.get_engine_config()
         target, draft = str(engine_config.actual_hf_model_id), draft_source(engine_kwargs)
         bundles = engine_config.placement_bundles
@@ -136,10 +136,7 @@ class SteeredVLLMEngine(VLLMEngine):
             models_are_local=needs_no_hub(engine_kwargs, target, draft),
             local_rank=context.rank.local_rank,
             cores_per_engine=max(int(sum(bundle.get("CPU", 0) for bundle in bundles)), 1),
-            draft_offload=options.draft_offload,
-            require_steering=options.require_steering,
-            graph_tiers=options.graph_tiers,
-            without=options.without,
+            options=self._options,
         )
 
     def _why_not_here(self) -> str:

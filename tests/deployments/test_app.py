@@ -101,13 +101,13 @@ def test_each_mistake_is_one_message_that_names_it(wrong: dict[str, Any], messag
 @pytest.mark.parametrize(("changes", "seconds"), [({}, 120.0), ({"hung_after_s": 0}, 0.0), ({"hung_after_s": 600}, 600.0)])
 def test_replicas_are_told_when_an_engine_counts_as_hung(changes: dict[str, Any], seconds: float) -> None:
     (model,) = build(args(**changes))._bound_deployment.init_args
-    assert model.hung_after_s == seconds
+    assert model.config.hung_after_s == seconds
 
 
 @pytest.mark.parametrize(("changes", "required"), [({}, False), ({"require_steering": True}, True)])
 def test_replicas_are_told_whether_they_may_serve_as_plain_vllm(changes: dict[str, Any], required: bool) -> None:
     (model,) = build(args(**changes))._bound_deployment.init_args
-    assert model.require_steering is required
+    assert model.config.require_steering is required
 
 
 def test_drafter_without_a_model_needs_no_folder() -> None:
