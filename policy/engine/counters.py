@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log
 from operator import add
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.report import CatchUpCounters, CellCounters, Counters, MixedCounters, StepTotals
@@ -47,8 +47,21 @@ class StepCount(NamedTuple):
     """What `reached` counts for rows that had no drafts: a drafter may skip rows, and the step is still one at this K."""
 
 
+class _Timed:
+    """Sums that are reported by the names of their attributes, their time in seconds."""
+
+    __slots__ = ()
+    steps: int
+    step_microseconds: int
+
+    @property
+    def step_seconds(self) -> float:
+        return self.step_microseconds / 1e6
+
+
 @dataclass(slots=True)
-class _Totals:
+class _Totals(_Timed):
+    num_speculative_tokens: int
     steps: int = 0
     step_microseconds: int = 0
     decode_rows: int = 0
@@ -59,7 +72,9 @@ class _Totals:
 
 
 @dataclass(slots=True)
-class _Cell:
+class _Cell(_Timed):
+    batch_bucket: int
+    num_speculative_tokens: int
     reached: list[int]
     accepted: list[int]
     steps: int = 0
@@ -79,9 +94,19 @@ class _CatchUp:
     microseconds: float = 0.0
     token_microseconds: float = 0.0
 
+    @property
+    def seconds(self) -> float:
+        return self.microseconds / 1e6
+
+    @property
+    def token_seconds(self) -> float:
+        return self.token_microseconds / 1e6
+
 
 @dataclass(slots=True)
-class _MixedCell:
+class _MixedCell(_Timed):
+    batch_bucket: int
+    num_speculative_tokens: int
     steps: int = 0
     step_microseconds: int = 0
     decode_rows: int = 0
@@ -120,7 +145,7 @@ class StepCounters:
         self.transition_steps += step.in_transition
         totals = self._totals.get(step.num_speculative_tokens)
         if totals is None:
-            totals = self._totals[step.num_speculative_tokens] = _Totals()
+            totals = self._totals[step.num_speculative_tokens] = _Totals(step.num_speculative_tokens)
         totals.steps += 1
         totals.step_microseconds += step_microseconds
         totals.decode_rows += step.decode_rows
@@ -152,7 +177,7 @@ class StepCounters:
             busy_seconds=self.busy_microseconds / 1e6,
             transition_steps=self.transition_steps,
             guard_holds=guard_holds,
-            catch_up=_record(CatchUpCounters, self._catch_up),
+            catch_up=CatchUpCounters.model_validate(self._catch_up, from_attributes=True),
             restarts=restarts,
             failed_probes=failed_probes,
             guard_trips=guard_trips,
@@ -167,7 +192,7 @@ class StepCounters:
         key = (batch_bucket(step.decode_rows), length)
         cell = self._cells.get(key)
         if cell is None:
-            cell = self._cells[key] = _Cell(reached=[0] * length, accepted=[0] * length)
+            cell = self._cells[key] = _Cell(*key, reached=[0] * length, accepted=[0] * length)
         log_seconds = log(max(step.step_microseconds, 1) / 1e6)
         cell.steps += 1
         cell.step_microseconds += step.step_microseconds
@@ -186,7 +211,7 @@ class StepCounters:
         key = (batch_bucket(step.decode_rows), step.num_speculative_tokens)
         cell = self._mixed_cells.get(key)
         if cell is None:
-            cell = self._mixed_cells[key] = _MixedCell()
+            cell = self._mixed_cells[key] = _MixedCell(*key)
         cell.steps += 1
         cell.step_microseconds += step.step_microseconds
         cell.decode_rows += step.decode_rows
@@ -207,42 +232,13 @@ class StepCounters:
         sums.token_microseconds += tokens * longer
 
 
-class _Sums(Protocol):
-    """One of the slotted dataclasses above: its fields are the record's, but for the unit of time and the record's key."""
-
-    __slots__: tuple[str, ...]
-    steps: int
-
-
-class _Counted(Protocol):
-    @property
-    def steps(self) -> int: ...
-
-
 Key = TypeVar("Key", int, tuple[int, int])
-Record = TypeVar("Record", bound=_Counted)
+Record = TypeVar("Record", StepTotals, CellCounters, MixedCounters)
 
 
-def _renewed(sums: Mapping[Key, _Sums], records: dict[Key, Record], kind: type[Record]) -> tuple[Record, ...]:
+def _renewed(sums: Mapping[Key, _Timed], records: dict[Key, Record], kind: type[Record]) -> tuple[Record, ...]:
     """The records of these sums, in the order of their keys: between two reports most stay as they are, and so do their records."""
-    if len(records) != len(sums):
-        news = {key: _record(kind, sums[key], key) for key in sums.keys() - records.keys()}
-        ordered = sorted({**records, **news}.items())
-        records.clear()
-        records.update(ordered)
-    for key, record in records.items():
-        if record.steps != sums[key].steps:
-            records[key] = _record(kind, sums[key], key)
-    return tuple(records.values())
-
-
-def _record(kind: type[Record], sums: _Sums, key: int | tuple[int, int] | None = None) -> Record:
-    """The sums as they are reported, in seconds; `key` is K, or batch bucket and K."""
-    values = {name: getattr(sums, name) for name in sums.__slots__}
-    seconds = {name: values.pop(name) / 1e6 for name in sums.__slots__ if name.endswith("microseconds")}
-    named = {name.replace("microseconds", "seconds"): value for name, value in seconds.items()}
-    if isinstance(key, tuple):
-        named["batch_bucket"], key = key
-    if key is not None:
-        named["num_speculative_tokens"] = key
-    return kind(**values, **named)
+    for key, counted in sums.items():
+        if key not in records or records[key].steps != counted.steps:
+            records[key] = kind.model_validate(counted, from_attributes=True)
+    return tuple(records[key] for key in sorted(records))
