@@ -13,29 +13,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from operator import itemgetter
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
-import msgpack
 import structlog
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from nightjar.cluster.handover import Beginning
-from nightjar.cluster.plain_values import plain, restored
+from nightjar.cluster.plain_values import packed, restored, unpacked
 from nightjar.cluster.store import KeyValueStore, StoreError
 from nightjar.policy.canary.trial import Trial
 from nightjar.policy.freeze import Freeze
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.prior.learned import LearnedTables
 from nightjar.policy.prior.seed import SeedGroup
-from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
-from nightjar.policy.wire.record import PROTOCOL_VERSION, to_plain
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.record import PROTOCOL_VERSION
 
 FORMAT_VERSION: Final = 1
-NAMES: Final = ("incarnation", "fleet_id", "beginning", "operator_settings", "overrides", "freeze", "canary", "learned", "waiting")
 LARGE: Final = frozenset({"learned", "waiting"})
 """Up to a mebibyte: what an operator waits for is saved without them."""
 READ_PROTOCOLS: Final = (PROTOCOL_VERSION, PROTOCOL_VERSION - 1)
@@ -46,13 +42,7 @@ LOAD_PATIENCE_S: Final = 15.0
 minutes, while a start without the operator's word runs the defaults."""
 LOAD_PAUSE_S: Final = 1.0
 
-T = TypeVar("T")
-
 log = structlog.get_logger(__name__)
-_fleet_id = TypeAdapter(Annotated[str, Field(min_length=1, max_length=64)])
-_overrides = TypeAdapter(tuple[ModeOverride, ...])
-_freeze = TypeAdapter(Freeze | None)
-_waiting = TypeAdapter(tuple[SeedGroup, ...])
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +51,21 @@ class Canaries:
 
     trial: Trial | None = None
     past: tuple[str, ...] = ()
+
+
+KINDS: Final[Mapping[str, Any]] = {
+    "incarnation": int,
+    "fleet_id": Annotated[str, Field(min_length=1, max_length=64)],
+    "beginning": Beginning,
+    "operator_settings": OperatorSettings,
+    "overrides": tuple[ModeOverride, ...],
+    "freeze": Freeze | None,
+    "canary": Canaries,
+    "learned": LearnedTables,
+    "waiting": tuple[SeedGroup, ...],
+}
+"""What is stored, by name, in the order in which it is saved. A `ModeOverride` expires at a second of the epoch, which means the
+same to the next actor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,31 +127,20 @@ class Checkpoint:
 
     async def _read(self) -> Remembered:
         """Raises StoreError."""
-        stored = {name: [await self._store.get(_key(name, protocol)) for protocol in READ_PROTOCOLS] for name in NAMES}
-        self._has_read = True
+        found: dict[str, Any] = {}
         problems: list[str] = []
-
-        def opened(name: str, parse: Callable[[Any], T], default: T, choose: Callable[[list[T]], T] = itemgetter(0)) -> T:
-            found = []
-            for sealed in stored[name]:
+        for name, kind in KINDS.items():
+            values: list[Any] = []
+            for protocol in READ_PROTOCOLS:
+                sealed = await self._store.get(_key(name, protocol))
                 try:
-                    found += [parse(unseal(sealed))] if sealed is not None else []
-                except (ValueError, TypeError) as error:  # pydantic's errors and SettingsError are ValueErrors, too
+                    values += [restored(kind, _as_stored_now(name, unseal(sealed)))] if sealed is not None else []
+                except (ValueError, TypeError, KeyError) as error:
                     problems.append(f"stored {name} cannot be used ({error})")
-            return choose(found) if found else default
-
-        return Remembered(
-            incarnation=opened("incarnation", int, 0, max),
-            fleet_id=opened("fleet_id", _fleet_id.validate_python, ""),
-            beginning=opened("beginning", Beginning.model_validate, None),
-            operator_settings=opened("operator_settings", parse_operator_settings, OperatorSettings()),
-            overrides=opened("overrides", _overrides.validate_python, ()),
-            freeze=opened("freeze", _freeze.validate_python, None),
-            canaries=opened("canary", partial(restored, Canaries), Canaries()),
-            learned=opened("learned", LearnedTables.model_validate, None),
-            waiting=opened("waiting", _waiting.validate_python, ()),
-            problems=tuple(problems),
-        )
+            if values:
+                found[name] = max(values) if name == "incarnation" else values[0]
+        self._has_read = True
+        return Remembered(canaries=found.pop("canary", Canaries()), problems=tuple(problems), **found)
 
     def keep_incarnation(self, incarnation: int) -> None:
         """Mark the incarnation in force for saving, soon."""
@@ -159,33 +153,33 @@ class Checkpoint:
 
     def keep_beginning(self, beginning: Beginning) -> None:
         """Mark how the fleet began for saving."""
-        self._unsaved["beginning"] = to_plain(beginning)
+        self._unsaved["beginning"] = beginning
 
     def keep_operator_settings(self, settings: OperatorSettings) -> None:
         """Mark the operator's last accepted settings for saving."""
-        self._unsaved["operator_settings"] = settings.model_dump(mode="json", exclude_none=True)
+        self._unsaved["operator_settings"] = settings
 
     def keep_overrides(self, overrides: tuple[ModeOverride, ...]) -> None:
-        """Mark the overrides for saving. They expire at a second of the epoch, which means the same to the next actor."""
-        self._unsaved["overrides"] = _overrides.dump_python(overrides, mode="json", exclude_none=True)
+        """Mark the overrides for saving."""
+        self._unsaved["overrides"] = overrides
 
     def keep_freeze(self, freeze: Freeze | None) -> None:
         """Mark the freeze in force for saving, or that there is none."""
-        self._unsaved["freeze"] = _freeze.dump_python(freeze, mode="json", exclude_none=True)
+        self._unsaved["freeze"] = freeze
 
     def keep_canaries(self, canaries: Canaries, *, soon: bool) -> None:
         """Mark the canary that runs, or ran last, and those before it for saving; `soon` where it came to another phase."""
-        self._unsaved["canary"] = plain(canaries)
+        self._unsaved["canary"] = canaries
         if soon:
             self._is_urgent.set()
 
     def keep_learned(self, learned: LearnedTables) -> None:
         """Mark what the fleet has learned for saving."""
-        self._unsaved["learned"] = learned.model_dump(mode="json", exclude_none=True)
+        self._unsaved["learned"] = learned
 
     def keep_waiting(self, waiting: tuple[SeedGroup, ...]) -> None:
         """Mark the imported groups that wait for saving."""
-        self._unsaved["waiting"] = _waiting.dump_python(waiting, mode="json", exclude_none=True)
+        self._unsaved["waiting"] = waiting
 
     async def save(self, *, but: Collection[str] = ()) -> None:
         """Write what is marked, the incarnation first, without the names in `but`.
@@ -195,7 +189,7 @@ class Checkpoint:
         async with self._saving:
             if not await self._may_overwrite():
                 return
-            for name in [name for name in NAMES if name in self._unsaved and name not in but]:
+            for name in [name for name in KINDS if name in self._unsaved and name not in but]:
                 value = self._unsaved.pop(name)
                 try:
                     await self._store.put(_key(name), seal(value))
@@ -224,24 +218,31 @@ class Checkpoint:
 
 
 def seal(value: object) -> bytes:
-    """msgpack of [format version, SHA-256 of the body, body], the body being msgpack of `value`."""
-    body = msgpack.packb(value)
-    packed: bytes = msgpack.packb([FORMAT_VERSION, hashlib.sha256(body).digest(), body])
-    return packed
+    """msgpack of [format version, SHA-256 of the body, body], the body being what `packed` makes of `value`."""
+    body = packed(value)
+    return packed([FORMAT_VERSION, hashlib.sha256(body).digest(), body])
 
 
 def unseal(sealed: bytes) -> Any:
-    """What `seal` was given. Raises ValueError naming what is wrong: not sealed, another format, or a checksum that differs."""
+    """What `seal` was given, as plain types. Raises ValueError naming what is wrong: not sealed, another format or checksum."""
     try:
-        version, digest, body = msgpack.unpackb(sealed)
+        version, digest, body = unpacked(sealed)
         seen = hashlib.sha256(body).digest()
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{len(sealed)} bytes that are no sealed value") from error
     if version != FORMAT_VERSION:
         raise ValueError(f"format version {version!r}, this release reads {FORMAT_VERSION}")
     if seen != digest:
         raise ValueError(f"checksum of {len(body)} bytes does not match")
-    return msgpack.unpackb(body)
+    return unpacked(body)
+
+
+def _as_stored_now(name: str, value: Any) -> Any:
+    """For one release: what was stored before has lists of pairs in the place of mappings whose keys are no text."""
+    trial: Any = value["trial"] if name == "canary" else None
+    for work in ("canary_work", "control_work") if trial else ():
+        trial[work] = dict(trial[work])
+    return value
 
 
 def _key(name: str, protocol: int = PROTOCOL_VERSION) -> str:

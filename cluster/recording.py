@@ -26,7 +26,7 @@ import structlog
 
 from nightjar.cluster.background_writer import BackgroundWriter
 from nightjar.cluster.deltas import difference
-from nightjar.cluster.plain_values import plain
+from nightjar.cluster.plain_values import PlainError, packed, unpacked
 from nightjar.cluster.recorder import Heard, RecordedTick
 from nightjar.cluster.rotated_lines import MAX_FILE_BYTES, MAX_FILES, RotatedLines, rotated_files
 from nightjar.policy.modes import ModeOverride
@@ -35,7 +35,7 @@ from nightjar.policy.wire.record import PROTOCOL_VERSION, Record
 from nightjar.policy.wire.settings import Settings
 
 FILE_NAME: Final = "policy-inputs.jsonl"
-FORMAT_VERSION: Final[Literal[2]] = 2
+FORMAT_VERSION: Final[Literal[3]] = 3
 KEY_PERIOD_TICKS: Final = 300
 MAX_BACKLOG: Final = 4
 LEAST_KEYS_PER_FILE: Final = 8
@@ -57,7 +57,7 @@ class Frame(Record):
     `number` counts from its key frame, which is 0.
     """
 
-    format: Literal[2] = FORMAT_VERSION
+    format: Literal[3] = FORMAT_VERSION
     incarnation: int
     tick: int
     time_s: float
@@ -87,15 +87,11 @@ class FrameEncoder:
         if self._number < 0 or not tick.is_chained or self._number + 1 >= self._key_period_ticks:
             return self.encode_key(tick)
         inputs = [self._input(one) for one in tick.inputs]
-        changed = {
-            replica_id: plain(decision)
-            for replica_id, decision in tick.decisions.items()
-            if self._decisions.get(replica_id) != decision
-        }
+        changed = {name: decision for name, decision in tick.decisions.items() if self._decisions.get(name) != decision}
         body: dict[str, Any] = {"inputs": inputs, "decisions": changed, "error": tick.error}
         body["gone"] = [] if tick.error else [name for name in self._decisions if name not in tick.decisions]
         if tick.moment.overrides != self._overrides:
-            body["overrides"] = plain(tick.moment.overrides)
+            body["overrides"] = tick.moment.overrides
         self._number += 1
         return self._frame(tick, body)
 
@@ -103,10 +99,10 @@ class FrameEncoder:
         """The tick as a key frame; its inputs are in its state already."""
         moment = tick.moment
         body = {
-            "state": plain(moment.state),
-            "settings": plain(moment.settings),
-            "overrides": plain(moment.overrides),
-            "decisions": {replica_id: plain(decision) for replica_id, decision in tick.decisions.items()},
+            "state": moment.state,
+            "settings": moment.settings,
+            "overrides": moment.overrides,
+            "decisions": tick.decisions,
             "error": tick.error,
             "written_by": this_version(),
         }
@@ -118,8 +114,8 @@ class FrameEncoder:
         self._number = -1
 
     def _frame(self, tick: RecordedTick, body: Mapping[str, Any]) -> Frame:
-        moment, whole = tick.moment, msgpack.packb(body)
-        text, self._window = packed(whole, self._window), next_window(self._window, whole)
+        moment, whole = tick.moment, packed(body)
+        text, self._window = compressed(whole, self._window), next_window(self._window, whole)
         self._overrides = moment.overrides
         self._decisions = self._decisions if tick.error else tick.decisions
         return Frame(
@@ -134,7 +130,7 @@ class FrameEncoder:
     def _input(self, one: Heard | OperatorSettings) -> list[Any]:
         """`[time, replica, what changed in its report]`, or `[settings]`."""
         if isinstance(one, OperatorSettings):
-            return [plain(one)]
+            return [one]
         report = msgpack.unpackb(one.payload)
         replica_id = report["replica_id"]
         changed = difference(self._reports.get(replica_id), report)
@@ -241,14 +237,14 @@ class RecordingReader:
                         yield frame
 
 
-def packed(whole: bytes, window: bytes) -> str:
+def compressed(whole: bytes, window: bytes) -> str:
     """A body as text, in terms of the `window` of bodies before it."""
     compressor = zlib.compressobj(COMPRESSION_LEVEL, zdict=window) if window else zlib.compressobj(COMPRESSION_LEVEL)
     return base64.b64encode(compressor.compress(whole) + compressor.flush()).decode()
 
 
-def unpacked(text: str, window: bytes) -> bytes:
-    """The body that `packed` was given. Raises RecordingError for anything else."""
+def decompressed(text: str, window: bytes) -> bytes:
+    """The body that `compressed` was given. Raises RecordingError for anything else."""
     try:
         opened = zlib.decompressobj(zdict=window) if window else zlib.decompressobj()
         return opened.decompress(base64.b64decode(text)) + opened.flush()
@@ -291,6 +287,6 @@ def _frame(line: bytes, file: Path) -> Frame | None:
 def _written_by(values: Mapping[str, Any]) -> str:
     """The release that wrote a frame of another format, as far as one can tell: every file begins with a frame that names it."""
     try:
-        return str(msgpack.unpackb(unpacked(values["body"], b""), strict_map_key=False)["written_by"])
-    except (RecordingError, KeyError, TypeError, ValueError, msgpack.exceptions.UnpackException):
+        return str(unpacked(decompressed(values["body"], b""))["written_by"])
+    except (RecordingError, PlainError, KeyError, TypeError):
         return "another release"

@@ -13,11 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import msgpack
-
 from nightjar.cluster.deltas import applied
-from nightjar.cluster.plain_values import PlainError, restored
-from nightjar.cluster.recording import Frame, RecordingError, next_window, unpacked
+from nightjar.cluster.plain_values import restored, unpacked
+from nightjar.cluster.recording import Frame, RecordingError, decompressed, next_window
 from nightjar.policy.controller import Controller
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.planners.base import in_words as rows_in_words
@@ -121,11 +119,11 @@ class _Run:
     def tick(self, frame: Frame) -> ReplayedTick:
         """Decide the tick of `frame`, which is the key frame or follows the last one."""
         try:
-            whole = unpacked(frame.body, self._window)
-            body = msgpack.unpackb(whole, strict_map_key=False)
+            whole = decompressed(frame.body, self._window)
+            body = unpacked(whole)
             reports = self._take_in(body)
             error = self._read_decisions(body)
-        except (PlainError, RecordingError, KeyError, TypeError, ValueError, msgpack.exceptions.UnpackException) as problem:
+        except (KeyError, TypeError, ValueError) as problem:
             which = f"tick {frame.tick} of incarnation {frame.incarnation}"
             raise RecordingError(f"{which} cannot be read, another version may have recorded it: {problem}") from problem
         self._last, self._window = frame, next_window(self._window, whole)
@@ -156,7 +154,7 @@ class _Run:
         """Bring the recorded decisions up to this tick; returns why there were none, if so."""
         for replica_id in body.get("gone", ()):
             self._recorded.pop(replica_id, None)
-        self._recorded |= {replica_id: restored(Settings, value) for replica_id, value in body["decisions"].items()}
+        self._recorded |= restored(dict[str, Settings], body["decisions"])
         return str(body["error"])
 
     def _decide(self, frame: Frame, error: str) -> tuple[Difference, ...]:

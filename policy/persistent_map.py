@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Final, Generic, TypeVar
+from types import GenericAlias
+from typing import Any, Final, Generic, TypeVar, get_args
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 _SHARDS: Final = 128
 
@@ -46,6 +50,12 @@ class PersistentMap(Mapping[str, Value], Generic[Value]):
 
     def __len__(self) -> int:
         return self._length
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Read from a dictionary, where pydantic reads a value that holds one."""
+        (value,) = get_args(source)
+        return core_schema.no_info_after_validator_function(cls, handler.generate_schema(GenericAlias(dict, (str, value))))
 
     def __repr__(self) -> str:
         return f"PersistentMap({dict(self)!r})"

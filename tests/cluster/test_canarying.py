@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import zlib
 from dataclasses import replace
 
 import pytest
 from structlog.testing import capture_logs
 
 from nightjar.cluster.canarying import promotion
+from nightjar.cluster.checkpoint import Canaries, Checkpoint
 from nightjar.cluster.policy_service import PolicyService
+from nightjar.policy.canary.compare import Work
 from nightjar.policy.canary.order import CanaryOrder
 from nightjar.policy.canary.trial import Trial
 from nightjar.policy.modes import ModeOverride
@@ -195,3 +199,23 @@ async def test_a_restarted_policy_goes_on_with_the_canary_and_remembers_those_be
         await work(service, *replicas, rounds=4)
         assert sorted(str(replica.mode) for replica in replicas) == ["auto", "pin=3"]
         await work_until(service, "rolled back", *replicas)
+
+
+STORED_BEFORE = zlib.decompress(
+    base64.b85decode(
+        b"c-pm5yH3L}6fMxtU?>tB6DkW5Rrv$p3nIt4P2D)Y!FCFrKphYR5^DK@g6bw}DH~!%0;VwV348_;3nA%Ch_!d}y~p>QW1pLq*V0*ZXtn+1u~FHw"
+        b"-C`r&qvhelM(cg|;JbeG)Vz9IJ#8B;8R6Fkr33P^@1p}IV4_lv6==<btImz86A4N6qmb2z1OaE1XojK}DJCdbD%s!6(SZb_egT^!^%j6WHbM4D"
+        b"sL=#<q97L@XJ>25Qkc}hh8jw^Fcd?f3r3?Re1=BqI7}VQug8HzC!~5lF*PQYp0#~W7CMv3Er~oL+Ok3EWqId_p2~;Mkq^ENQg!a+c1%%diCnEk"
+        b"#3f89-5ci_*x(Ye@VQyCJdO5cM2R4>Wu2h(I^FKATWk+BdLYu+)~9|UC3aL&{mcjV6P<sTcK$AXP2Lcsb~{59P|B120eE2Kt^"
+    )
+)
+"""A running canary as commit 373c197 stored it, its mappings as lists of pairs."""
+
+
+async def test_a_canary_that_the_release_before_stored_goes_on() -> None:
+    remembered = await Checkpoint(MemoryStore({"policy-v2:canary": STORED_BEFORE})).load()
+    order = CanaryOrder(mode=Mode.parse("pin=3"), share=0.25, since_s=10.0, over=Mode.parse("auto"))
+    tried, control = {("g", 4): Work(7.0, 0.5)}, {("g", 4): Work(20.0, 1.5)}
+    trial = Trial(order, phase="trial", members=("r1",), controls=3, canary_work=tried, control_work=control)
+    assert remembered.problems == ()
+    assert remembered.canaries == Canaries(trial, ("one before",))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from nightjar.cluster.learned_file import LearnedFile, LearnedFileError, parse_learned_file, to_text
-from nightjar.cluster.plain_values import plain, restored
+from nightjar.cluster.plain_values import packed, restored, unpacked
 from nightjar.cluster.policy_service import PolicyService
 from nightjar.cluster.seed_from import FIRST_READING_S
 from nightjar.policy.seeding import MOST_SEED_STEPS
@@ -257,4 +257,4 @@ async def test_the_state_with_what_waits_and_what_was_imported_can_be_recorded()
         await settled(service, Replica())
         fleet = service._controller.state
         assert fleet.waiting
-        assert restored(FleetState, plain(fleet)) == fleet
+        assert restored(FleetState, unpacked(packed(fleet))) == fleet

@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 from nightjar.cluster import cli, recording
 from nightjar.cluster.deltas import applied, difference
 from nightjar.cluster.journal import FILE_NAME as JOURNAL_NAME
-from nightjar.cluster.plain_values import PlainError, plain, restored
+from nightjar.cluster.plain_values import PlainError, packed, restored, unpacked
 from nightjar.cluster.recorder import RECORDED_REPLICAS_VARIABLE, RecordedTick, recorded_replicas
 from nightjar.cluster.recording import FILE_NAME, FrameEncoder, RecordingError, RecordingFile, RecordingReader, this_version
 from nightjar.cluster.replay import Skipped, between, leading_to, replay
@@ -399,11 +399,11 @@ def test_a_journal_of_an_older_release_is_one_clear_line(tmp_path: Path) -> None
 
 def test_a_recording_of_another_format_is_one_clear_line(tmp_path: Path) -> None:
     write(tmp_path, 2)
-    lines_after(tmp_path, lambda lines: [line.replace(b'"format":2', b'"format":9') for line in lines])
+    lines_after(tmp_path, lambda lines: [line.replace(b'"format":3', b'"format":9') for line in lines])
     replayed = call("replay", tmp_path)
     assert (replayed.exit_code, replayed.stderr.count("\n")) == (1, 1)
     assert (
-        f"written in format 9 by {this_version()}; this release reads 2, so replay it with the one that wrote it" in replayed.stderr
+        f"written in format 9 by {this_version()}; this release reads 3, so replay it with the one that wrote it" in replayed.stderr
     )
 
 
@@ -411,7 +411,7 @@ def test_a_recording_of_the_last_protocol_says_in_one_line_which_release_replays
     shutil.copy(RELEASES / "protocol_1" / FILE_NAME, tmp_path)
     replayed = call("replay", tmp_path)
     assert (replayed.exit_code, replayed.stderr.count("\n")) == (1, 1)
-    assert "written in format 1 by nightjar 0.1.0, numpy 2.3.5, x86_64; this release reads 2" in replayed.stderr
+    assert "written in format 1 by nightjar 0.1.0, numpy 2.3.5, x86_64; this release reads 3" in replayed.stderr
 
 
 def test_no_journal_is_one_clear_line(tmp_path: Path) -> None:
@@ -469,7 +469,7 @@ def test_a_fleet_whose_state_would_fill_the_files_is_given_up_with_one_line_in_t
 
 def test_a_fleets_state_comes_back_equal_and_in_the_same_order() -> None:
     state = recorded(60).ticks[-1].moment.state
-    again = restored(FleetState, plain(state))
+    again = restored(FleetState, unpacked(packed(state)))
     assert again == state
     (group,), (group_again,) = state.groups.values(), again.groups.values()
     assert list(group_again.evidence.cells) == list(group.evidence.cells)
@@ -478,20 +478,30 @@ def test_a_fleets_state_comes_back_equal_and_in_the_same_order() -> None:
     assert model_again.covariance.strides == model.covariance.strides
 
 
-def test_arrays_keep_the_order_of_their_axes_in_memory() -> None:
-    one = np.arange(24, dtype=np.float64).reshape(2, 3, 4).transpose(2, 0, 1)
-    again = restored(np.ndarray[Any, np.dtype[np.float64]], plain(one))
+ARRAY = np.arange(24, dtype=np.float64).reshape(2, 3, 4)
+
+
+@pytest.mark.parametrize("one", [ARRAY.transpose(2, 0, 1), np.array(3), ARRAY[:, ::2].transpose(1, 2, 0).copy("K")])
+def test_arrays_keep_the_order_of_their_axes_in_memory(one: np.ndarray[Any, Any]) -> None:
+    again = unpacked(packed(one))
     assert np.array_equal(again, one)
-    assert again.strides == one.strides
+    assert (again.dtype, again.strides) == (one.dtype, one.strides)
+
+
+@pytest.mark.parametrize("one", [ARRAY[:, ::2, ::-1], ARRAY[0, 0, :0]])
+def test_a_part_of_an_array_comes_back_equal(one: np.ndarray[Any, Any]) -> None:
+    assert np.array_equal(unpacked(packed(one)), one)
 
 
 def test_values_of_another_version_are_refused_by_name() -> None:
     (tick,) = recorded(1).ticks
-    assert restored(Settings, plain(tick.decisions["r0"])).dwell_steps == 4
-    with pytest.raises(PlainError, match="FleetState"):
-        restored(FleetState, {**plain(tick.moment.state), "colour": "blue"})
+    assert restored(Settings, unpacked(packed(tick.decisions["r0"]))).dwell_steps == 4
+    with pytest.raises(PlainError, match=r"FleetState: 0\.colour: Unexpected keyword argument"):
+        restored(FleetState, {**unpacked(packed(tick.moment.state)), "colour": "blue"})
+    with pytest.raises(PlainError, match="3 bytes that are not msgpack"):
+        unpacked(b"\xc1??")
     with pytest.raises(TypeError, match="complex has no plain form"):
-        plain(1j)
+        packed(1j)
 
 
 def test_a_frame_that_another_version_recorded_is_one_clear_line() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from pydantic import ValidationError
 
-from nightjar.cluster.plain_values import plain, restored
+from nightjar.cluster.plain_values import packed, restored, unpacked
 from nightjar.cluster.policy_metrics import look
 from nightjar.policy.explain import explain
 from nightjar.policy.fleet_status import fleet_status
@@ -146,7 +146,7 @@ def test_a_limit_beside_a_mode_that_plans_nothing_is_refused(mode: str) -> None:
 
 
 def test_a_state_that_was_recorded_decides_the_same_under_its_limits(seen: Fleet) -> None:
-    again = replace(seen, state=restored(FleetState, plain(seen.state)), rng=deepcopy(seen.rng))
+    again = replace(seen, state=restored(FleetState, unpacked(packed(seen.state))), rng=deepcopy(seen.rng))
     before = replace(seen, rng=deepcopy(seen.rng))
     for fleet_ in (again, before):
         fleet_.now_s += 1.0
