@@ -1,11 +1,11 @@
 """The recording: ticks of the policy as lines of a file beside the journal, from which `nightjar replay` decides them again.
 
-A key frame holds the whole state as it was before its tick decided; every other frame what came in since: reports as differences
-to the replica's report before, settings and overrides where they changed, and the decisions that changed. A key frame begins
-every incarnation, every file (so that rotation leaves all others of use) and every KEY_PERIOD_TICKS. A line is JSON with what a
-reader needs to choose; its body is msgpack, compressed with the bodies since the key frame as dictionary, because small frames
-resemble each other. Fails open: encoding and writing run in a thread of their own, at most MAX_BACKLOG ticks wait for it, and
-what does not fit or cannot be written is left out until the next key frame.
+A key frame holds the whole state as it was before its tick decided; every other frame what came in since: reports, settings and
+overrides where they changed, and the decisions that changed. A key frame begins every incarnation, every file (so that rotation
+leaves all others of use) and every KEY_PERIOD_TICKS. A line is JSON with what a reader needs to choose; its body is msgpack and
+compressed, each report with the same replica's report before it as dictionary, because most of it is the same. Fails open: encoding
+and writing run in a thread of their own, at most MAX_BACKLOG ticks wait for it, and what does not fit or cannot be written is left
+out until the next key frame.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ import numpy as np
 import structlog
 
 from nightjar.cluster.background_writer import BackgroundWriter
-from nightjar.cluster.deltas import difference
-from nightjar.cluster.plain_values import PlainError, packed, unpacked
+from nightjar.cluster.plain_values import packed, unpacked
 from nightjar.cluster.recorder import Heard, RecordedTick
 from nightjar.cluster.rotated_lines import MAX_FILE_BYTES, MAX_FILES, RotatedLines, rotated_files
 from nightjar.policy.modes import ModeOverride
@@ -40,8 +39,6 @@ KEY_PERIOD_TICKS: Final = 300
 MAX_BACKLOG: Final = 4
 LEAST_KEYS_PER_FILE: Final = 8
 """Key frames so large that fewer fit into a file would fill the disk with nothing else."""
-WINDOW_BYTES: Final = 32_768
-"""Of the bodies before, what zlib can look back on."""
 COMPRESSION_LEVEL: Final = 6
 
 log = structlog.get_logger(__name__)
@@ -77,8 +74,7 @@ class FrameEncoder:
     def __init__(self, key_period_ticks: int = KEY_PERIOD_TICKS) -> None:
         self._key_period_ticks = key_period_ticks
         self._number = -1
-        self._window = b""
-        self._reports: dict[str, Any] = {}
+        self._reports: dict[str, bytes] = {}
         self._overrides: tuple[ModeOverride, ...] = ()
         self._decisions: Mapping[str, Settings] = {}
 
@@ -106,7 +102,7 @@ class FrameEncoder:
             "error": tick.error,
             "written_by": this_version(),
         }
-        self._number, self._window, self._reports, self._decisions = 0, b"", {}, {}
+        self._number, self._reports, self._decisions = 0, {}, {}
         return self._frame(tick, body)
 
     def begin_anew(self) -> None:
@@ -114,8 +110,7 @@ class FrameEncoder:
         self._number = -1
 
     def _frame(self, tick: RecordedTick, body: Mapping[str, Any]) -> Frame:
-        moment, whole = tick.moment, packed(body)
-        text, self._window = compressed(whole, self._window), next_window(self._window, whole)
+        moment = tick.moment
         self._overrides = moment.overrides
         self._decisions = self._decisions if tick.error else tick.decisions
         return Frame(
@@ -124,18 +119,17 @@ class FrameEncoder:
             time_s=moment.time_s,
             seed=moment.seed,
             number=self._number,
-            body=text,
+            body=base64.b64encode(zlib.compress(packed(body), COMPRESSION_LEVEL)).decode(),
         )
 
     def _input(self, one: Heard | OperatorSettings) -> list[Any]:
-        """`[time, replica, what changed in its report]`, or `[settings]`."""
+        """`[time, replica, its report after the one before]`, or `[settings]`."""
         if isinstance(one, OperatorSettings):
             return [one]
-        report = msgpack.unpackb(one.payload)
-        replica_id = report["replica_id"]
-        changed = difference(self._reports.get(replica_id), report)
-        self._reports[replica_id] = report
-        return [one.time_s, replica_id, changed]
+        replica_id = msgpack.unpackb(one.payload)["replica_id"]
+        parts = compressed_after(self._reports.get(replica_id, b""), one.payload)
+        self._reports[replica_id] = one.payload
+        return [one.time_s, replica_id, parts]
 
 
 class RecordingFile:
@@ -237,24 +231,27 @@ class RecordingReader:
                         yield frame
 
 
-def compressed(whole: bytes, window: bytes) -> str:
-    """A body as text, in terms of the `window` of bodies before it."""
-    compressor = zlib.compressobj(COMPRESSION_LEVEL, zdict=window) if window else zlib.compressobj(COMPRESSION_LEVEL)
-    return base64.b64encode(compressor.compress(whole) + compressor.flush()).decode()
+def compressed_after(before: bytes, report: bytes) -> bytes:
+    """A report in terms of the one before it; of none where that is empty."""
+    compressor = zlib.compressobj(COMPRESSION_LEVEL, wbits=-zlib.MAX_WBITS, zdict=before)
+    return compressor.compress(report) + compressor.flush()
 
 
-def decompressed(text: str, window: bytes) -> bytes:
-    """The body that `compressed` was given. Raises RecordingError for anything else."""
+def report_after(before: bytes, parts: bytes) -> bytes:
+    """The report that `compressed_after` was given. Raises RecordingError for anything else."""
     try:
-        opened = zlib.decompressobj(zdict=window) if window else zlib.decompressobj()
-        return opened.decompress(base64.b64decode(text)) + opened.flush()
+        return zlib.decompressobj(-zlib.MAX_WBITS, zdict=before).decompress(parts)
+    except zlib.error as error:
+        raise RecordingError(f"a report cannot be read ({error})") from error
+
+
+def body_of(text: str) -> dict[str, Any]:
+    """What the body of a frame holds, as plain types. Raises RecordingError for anything else."""
+    try:
+        body: dict[str, Any] = unpacked(zlib.decompress(base64.b64decode(text)))
     except (ValueError, zlib.error) as error:
         raise RecordingError(f"a frame's body cannot be read ({error})") from error
-
-
-def next_window(window: bytes, whole: bytes) -> bytes:
-    """The window of the frame after `whole`."""
-    return (window + whole)[-WINDOW_BYTES:]
+    return body
 
 
 def this_version() -> str:
@@ -287,6 +284,6 @@ def _frame(line: bytes, file: Path) -> Frame | None:
 def _written_by(values: Mapping[str, Any]) -> str:
     """The release that wrote a frame of another format, as far as one can tell: every file begins with a frame that names it."""
     try:
-        return str(unpacked(decompressed(values["body"], b""))["written_by"])
-    except (RecordingError, PlainError, KeyError, TypeError):
+        return str(body_of(values["body"])["written_by"])
+    except (RecordingError, KeyError, TypeError):
         return "another release"

@@ -13,9 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nightjar.cluster.deltas import applied
-from nightjar.cluster.plain_values import restored, unpacked
-from nightjar.cluster.recording import Frame, RecordingError, decompressed, next_window
+from nightjar.cluster.plain_values import restored
+from nightjar.cluster.recording import Frame, RecordingError, body_of, report_after
 from nightjar.policy.controller import Controller
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.planners.base import in_words as rows_in_words
@@ -107,10 +106,9 @@ class _Run:
 
     def __init__(self, key: Frame) -> None:
         self._last = key
-        self._window = b""
         self._policy = Controller(OperatorSettings())
         self._recorded: dict[str, Settings] = {}
-        self._reports: dict[str, Any] = {}
+        self._reports: dict[str, bytes] = {}
 
     def is_followed_by(self, frame: Frame) -> bool:
         """Whether nothing is missing between the last frame and this one."""
@@ -119,14 +117,13 @@ class _Run:
     def tick(self, frame: Frame) -> ReplayedTick:
         """Decide the tick of `frame`, which is the key frame or follows the last one."""
         try:
-            whole = decompressed(frame.body, self._window)
-            body = unpacked(whole)
+            body = body_of(frame.body)
             reports = self._take_in(body)
             error = self._read_decisions(body)
         except (KeyError, TypeError, ValueError) as problem:
             which = f"tick {frame.tick} of incarnation {frame.incarnation}"
             raise RecordingError(f"{which} cannot be read, another version may have recorded it: {problem}") from problem
-        self._last, self._window = frame, next_window(self._window, whole)
+        self._last = frame
         found = self._decide(frame, error)
         policy = self._policy
         return ReplayedTick(frame, policy.state, policy.settings, policy.overrides, policy.decisions, reports, found)
@@ -144,9 +141,9 @@ class _Run:
             if len(one) == 1:
                 self._policy.settings = restored(OperatorSettings, one[0])
                 continue
-            time_s, replica_id, changed = one
-            values = self._reports[replica_id] = applied(self._reports.get(replica_id), changed)
-            self._policy.observe(LoadReport.model_validate(values), time_s)
+            time_s, replica_id, parts = one
+            report = self._reports[replica_id] = report_after(self._reports.get(replica_id, b""), parts)
+            self._policy.observe(LoadReport.from_wire(report), time_s)
             reports += 1
         return reports
 

@@ -21,11 +21,19 @@ from structlog.testing import capture_logs
 from typer.testing import CliRunner, Result
 
 from nightjar.cluster import cli, recording
-from nightjar.cluster.deltas import applied, difference
 from nightjar.cluster.journal import FILE_NAME as JOURNAL_NAME
 from nightjar.cluster.plain_values import PlainError, packed, restored, unpacked
 from nightjar.cluster.recorder import RECORDED_REPLICAS_VARIABLE, RecordedTick, recorded_replicas
-from nightjar.cluster.recording import FILE_NAME, FrameEncoder, RecordingError, RecordingFile, RecordingReader, this_version
+from nightjar.cluster.recording import (
+    FILE_NAME,
+    FrameEncoder,
+    RecordingError,
+    RecordingFile,
+    RecordingReader,
+    compressed_after,
+    report_after,
+    this_version,
+)
 from nightjar.cluster.replay import Skipped, between, leading_to, replay
 from nightjar.cluster.rotated_lines import rotated_files
 from nightjar.policy.estimate.goodput import GoodputModel
@@ -511,12 +519,13 @@ def test_a_frame_that_another_version_recorded_is_one_clear_line() -> None:
         list(replay([frame.model_copy(update={"body": "AAAA"})], Skipped()))
 
 
-plain_values = st.recursive(
-    st.none() | st.integers(-5, 5) | st.text(max_size=2),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3),
-)
+@given(st.binary(max_size=200), st.binary(max_size=200))
+@example(before=bytes(range(256)) * 400, report=bytes(range(256)) * 400 + b"new")
+def test_a_report_comes_back_after_the_one_before_it(before: bytes, report: bytes) -> None:
+    assert report_after(before, compressed_after(before, report)) == report
 
 
-@given(plain_values, plain_values)
-def test_a_difference_applied_gives_what_came_after(before: Any, now: Any) -> None:
-    assert applied(before, difference(before, now)) == now
+def test_a_report_without_the_one_before_it_cannot_be_read() -> None:
+    parts = compressed_after(b"one report, and what is in it", b"another report, and what is in it")
+    with pytest.raises(RecordingError, match="a report cannot be read"):
+        report_after(b"", parts)
