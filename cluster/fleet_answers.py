@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from nightjar.cluster.journal import Journal
 from nightjar.cluster.memory_kills import MemoryKills
-from nightjar.cluster.operator_answers import ExplainAnswer
+from nightjar.cluster.operations import EXPLAIN, OperationError
 from nightjar.cluster.overrides import override_status
 from nightjar.cluster.recorder import Recorder
 from nightjar.cluster.refusals import Refusals
@@ -17,7 +17,7 @@ from nightjar.policy.controller import Controller
 from nightjar.policy.explain import InForce, UnknownReplicaError, applications_of, explain, find_replica
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.modes import live_overrides, with_planner
-from nightjar.policy.wire.record import to_plain
+from nightjar.policy.wire.explanation import Explanation
 from nightjar.policy.wire.status import FleetStatus, PolicyStatus
 
 
@@ -98,14 +98,11 @@ def status_of(
     )
 
 
-def explanation_of(asked: str, controller: Controller, now_s: float) -> ExplainAnswer:
-    """Why the K of one replica is what it is; `asked` is its id or a part of it that no other has."""
+def explanation_of(asked: str, controller: Controller, now_s: float) -> Explanation:
+    """Why the K of one replica is what it is; `asked` is its id or a part of it that no other has. Raises OperationError."""
     try:
         slot = controller.issuer.slots.get(find_replica(applications_of(controller.state), asked))
         in_force = InForce(slot.version, slot.is_confirmed) if slot is not None else None
-        explanation = explain(
-            controller.state, controller.decisions, controller.settings, controller.overrides, asked, now_s, in_force
-        )
+        return explain(controller.state, controller.decisions, controller.settings, controller.overrides, asked, now_s, in_force)
     except UnknownReplicaError as error:
-        return {"explanation": None, "error": str(error)}
-    return {"explanation": to_plain(explanation), "error": ""}
+        raise OperationError(EXPLAIN.refused_as, str(error)) from error

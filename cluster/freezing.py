@@ -1,6 +1,6 @@
 """What an operator asks for through `freeze`, checked before it touches anything.
 
-Fails closed: a wrong field raises `FreezeRequestError` with the field, the value and what is allowed; a freeze in force stays.
+Fails closed: a wrong field raises `OperationError` with the field, the value and what is allowed; a freeze in force stays.
 """
 
 from __future__ import annotations
@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from nightjar.cluster.operations import checked, refused
 from nightjar.policy.freeze import Freeze, HeldPlan
 from nightjar.policy.state import FleetState
-from nightjar.policy.wire.record import Reason, describe_validation_error
+from nightjar.policy.wire.record import Reason
 from nightjar.policy.wire.status import NO_NEW
-
-
-class FreezeRequestError(ValueError):
-    """A freeze that cannot be set. The message names the field, the value and what is allowed."""
 
 
 class FreezeRequest(BaseModel):
@@ -31,13 +28,10 @@ class FreezeRequest(BaseModel):
 
 
 def parse_freeze_request(values: Mapping[str, object]) -> FreezeRequest:
-    """The request that `values` spell. Raises FreezeRequestError."""
-    try:
-        request = FreezeRequest.model_validate(values)
-    except ValidationError as error:
-        raise FreezeRequestError(describe_validation_error(error)) from error
+    """The request that `values` spell. Raises OperationError."""
+    request = checked(FreezeRequest, values)
     if not request.frozen and request.for_s is not None:
-        raise FreezeRequestError(f"for_s: {request.for_s:g} with frozen false, which ends a freeze at once; leave it out")
+        raise refused(f"for_s: {request.for_s:g} with frozen false, which ends a freeze at once; leave it out")
     return request
 
 

@@ -2,7 +2,7 @@
 predecessor is heard.
 
 Every change is made in the controller, which holds what is in force, and kept for the next policy by the checkpoint. Fails closed:
-a wrong set of settings or a wrong mode changes nothing and is answered with its error; of what the store gives late, and of what a
+a wrong set of settings or a wrong mode changes nothing; of what the store gives late, and of what a
 predecessor hands over, only what no operator has set anew here is taken up.
 """
 
@@ -12,24 +12,27 @@ from collections.abc import Mapping
 
 import structlog
 
-from nightjar.cluster.canarying import CanaryRequestError, answered
+from nightjar.cluster.canarying import answered
 from nightjar.cluster.checkpoint import Canaries, Checkpoint, Remembered
-from nightjar.cluster.freezing import FreezeRequestError, begun, parse_freeze_request
+from nightjar.cluster.freezing import begun, parse_freeze_request
 from nightjar.cluster.freezing import in_words as freeze_in_words
 from nightjar.cluster.handover import FREEZE, MAX_HELD_PLANS, Beginning, ByHand
-from nightjar.cluster.operator_answers import CanaryAnswer, ConfigureAnswer, FreezeAnswer, SetModeAnswer, changed_fields
-from nightjar.cluster.overrides import ModeRequestError, apply_request, in_words, override_status, parse_mode_request
+from nightjar.cluster.operations import CanaryAnswer, ConfigureAnswer, FreezeAnswer, ModeAnswer, refused
+from nightjar.cluster.overrides import apply_request, in_words, override_status, parse_mode_request
 from nightjar.policy.canary.trial import Trial, told
 from nightjar.policy.controller import Controller
 from nightjar.policy.modes import MAX_OVERRIDES, live_overrides
-from nightjar.policy.wire.operator import SettingsError, parse_operator_settings
+from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse_operator_settings
 from nightjar.policy.wire.record import MAX_REASON_LENGTH, to_plain
 
 log = structlog.get_logger(__name__)
 
 
 class OperatorWill:
-    """One fleet's. Methods that change it return the answer to the operator, and the change in words, empty without one."""
+    """One fleet's. Methods that change it return the answer to the operator, and the change in words, empty without one.
+
+    They raise OperationError for what is not allowed, which changes nothing.
+    """
 
     def __init__(self, checkpoint: Checkpoint, controller: Controller) -> None:
         self._checkpoint = checkpoint
@@ -127,7 +130,7 @@ class OperatorWill:
         except SettingsError as error:
             self._settings_error = str(error)
             log.error("operator_settings_refused", error=str(error))
-            return {"settings": self._controller.settings.model_dump(mode="json"), "error": str(error)}, ""
+            raise refused(str(error)) from error
         self._settings_error, self._has_said_settings = "", True
         change = ""
         if wanted != self._controller.settings:
@@ -135,29 +138,22 @@ class OperatorWill:
             self._controller.settings = wanted
         if change or not self._checkpoint.has_read:  # what a store holds that nobody could read yet may be something else
             self._checkpoint.keep_operator_settings(wanted)
-        return {"settings": wanted.model_dump(mode="json"), "error": ""}, change
+        return {"settings": wanted.model_dump(mode="json")}, change
 
-    def set_mode(self, values: Mapping[str, object], now_s: float) -> tuple[SetModeAnswer, str]:
+    def set_mode(self, values: Mapping[str, object], now_s: float) -> tuple[ModeAnswer, str]:
         """Set or take back one override, checked against the replicas that report; forget what was learned, where that is asked."""
         policy = self._controller
-        try:
-            request = parse_mode_request(values, policy.issuer.slots, policy.settings)
-            policy.overrides, override = apply_request(policy.overrides, request, now_s)
-        except ModeRequestError as error:
-            return {"override": None, "error": str(error)}, ""
+        request = parse_mode_request(values, policy.issuer.slots, policy.settings)
+        policy.overrides, override = apply_request(policy.overrides, request, now_s)
         if values.get("learned") == "reset":
             policy.forget()
         self._note_said((request.scope, request.name))
         self._checkpoint.keep_overrides(policy.overrides)
-        shown = to_plain(override_status(override, now_s)) if override else None
-        return {"override": shown, "error": ""}, f"override: {request}"
+        return {"override": to_plain(override_status(override, now_s)) if override else None}, f"override: {request}"
 
     def set_freeze(self, values: Mapping[str, object], now_s: float) -> tuple[FreezeAnswer, str]:
         """Begin, prolong or end a freeze. It holds the plans that the fleet runs."""
-        try:
-            request = parse_freeze_request(values)
-        except FreezeRequestError as error:
-            return {"freeze": None, "error": str(error)}, ""
+        request = parse_freeze_request(values)
         before = self._controller.freeze
         freeze = begun(request, before, self._controller.state, now_s) if request.frozen else None
         self._note_said(FREEZE)
@@ -166,25 +162,17 @@ class OperatorWill:
             self._checkpoint.keep_freeze(freeze)
         if freeze is None:
             why = f" ({request.reason})" if request.reason else ""
-            return {"freeze": None, "error": ""}, f"freeze ended by hand{why}" if before is not None else ""
-        return {"freeze": to_plain(freeze.status(now_s)), "error": ""}, freeze_in_words(freeze, now_s)
+            return {"freeze": None}, f"freeze ended by hand{why}" if before is not None else ""
+        return {"freeze": to_plain(freeze.status(now_s))}, freeze_in_words(freeze, now_s)
 
     def canary(self, values: Mapping[str, object], now_s: float) -> tuple[CanaryAnswer, str]:
         """Begin, end or promote a canary. What is promoted is set as an override."""
-        before, changes = self._controller.state.canary, list[str]()
-        try:
-            asked = answered(values, self._controller, now_s)
-        except CanaryRequestError as error:
-            return {"canary": None, "error": str(error)}, ""
-        if asked.override is not None:
-            answer, change = self.set_mode(asked.override, now_s)
-            if answer["error"]:
-                return {"canary": None, "error": answer["error"]}, ""
-            changes.append(change)
+        before, asked = self._controller.state.canary, answered(values, self._controller, now_s)
+        changes = [] if asked.override is None else [self.set_mode(asked.override, now_s)[1]]
         self._controller.state = asked.fleet
         changes += self.keep_canary(before)
         trial = asked.fleet.canary
-        return {"canary": None if trial is None else to_plain(trial.status(now_s)), "error": ""}, "; ".join(changes)
+        return {"canary": None if trial is None else to_plain(trial.status(now_s))}, "; ".join(changes)
 
     def keep_canary(self, before: Trial | None) -> list[str]:
         """Keep the canary for the next policy where it is not as it was `before`. Answers what is to be told of it, in words."""
@@ -208,3 +196,13 @@ class OperatorWill:
             self._checkpoint.keep_freeze(None)
             expired.append("freeze expired")
         return expired
+
+
+def changed_fields(before: OperatorSettings, after: OperatorSettings) -> str:
+    """`name old -> new` of every field that differs."""
+    changes = [
+        f"{name} {getattr(before, name)} -> {getattr(after, name)}"
+        for name in OperatorSettings.model_fields
+        if getattr(before, name) != getattr(after, name)
+    ]
+    return ", ".join(changes)

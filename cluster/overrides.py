@@ -1,7 +1,7 @@
 """What an operator asks for through `set_mode`, checked before it touches anything.
 
 Fails closed: a wrong field, a replica or application that nobody knows, or a pinned K that no engine concerned can run
-raises `ModeRequestError` with the field, the value and what is allowed; the overrides in force stay as they are.
+raises `OperationError` with the field, the value and what is allowed; the overrides in force stay as they are.
 """
 
 from __future__ import annotations
@@ -12,16 +12,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from nightjar.cluster.operations import checked, refused
 from nightjar.policy.issuing import Slot
 from nightjar.policy.modes import MAX_OVERRIDES, ModeOverride, check_limit, check_planner, fleet_override, set_override
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import MaxStepMs, OperatorSettings, PlannerName
-from nightjar.policy.wire.record import Reason, describe_validation_error
+from nightjar.policy.wire.record import Reason
 from nightjar.policy.wire.status import OverrideStatus, Scope, shown_name
-
-
-class ModeRequestError(ValueError):
-    """A mode that cannot be set. The message names the field, the value and what is allowed."""
 
 
 class ModeRequest(BaseModel):
@@ -50,26 +47,23 @@ class ModeRequest(BaseModel):
 
 
 def parse_mode_request(values: Mapping[str, object], slots: Mapping[str, Slot], settings: OperatorSettings) -> ModeRequest:
-    """The request that `values` spell, checked against the replicas that report now and the settings. Raises ModeRequestError."""
+    """The request that `values` spell, checked against the replicas that report now and the settings. Raises OperationError."""
     if not isinstance(values, Mapping) or "mode" not in values:
-        raise ModeRequestError(f"mode: missing in {str(values)[:80]!r}; allowed are auto, shadow, off, pin=K and default")
+        raise refused(f"mode: missing in {str(values)[:80]!r}; allowed are auto, shadow, off, pin=K and default")
     try:
         mode = None if values["mode"] == "default" else Mode.parse(str(values["mode"]))
     except ValidationError as error:
         message = str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")
-        raise ModeRequestError(f"{message}; default takes an override back") from error
-    try:
-        request = ModeRequest.model_validate({**values, "mode": mode})
-    except ValidationError as error:
-        raise ModeRequestError(describe_validation_error(error)) from error
+        raise refused(f"{message}; default takes an override back") from error
+    request = checked(ModeRequest, {**values, "mode": mode})
     try:
         check_limit(request.mode, request.max_step_ms)
         check_planner(request.scope, request.mode, request.planner)
         _check_planner_can_run(request, settings)
     except ValueError as error:
-        raise ModeRequestError(str(error)) from error
+        raise refused(str(error)) from error
     if (request.scope == "fleet") != (request.name == ""):
-        raise ModeRequestError(f"name: {request.name!r} with scope {request.scope}; scope fleet takes no name, the others need one")
+        raise refused(f"name: {request.name!r} with scope {request.scope}; scope fleet takes no name, the others need one")
     if request.scope == "replica":
         request = request.model_copy(update={"name": _replica_id(request.name, slots)})
     if request.mode is not None:
@@ -80,7 +74,7 @@ def parse_mode_request(values: Mapping[str, object], slots: Mapping[str, Slot], 
 def apply_request(
     overrides: tuple[ModeOverride, ...], request: ModeRequest, now_s: float
 ) -> tuple[tuple[ModeOverride, ...], ModeOverride | None]:
-    """The overrides after the request, and the one it set. Raises ModeRequestError where there would be more than MAX_OVERRIDES."""
+    """The overrides after the request, and the one it set. Raises OperationError where there would be more than MAX_OVERRIDES."""
     if request.mode is None:
         return tuple(held for held in overrides if (held.scope, held.name) != (request.scope, request.name)), None
     before = fleet_override(overrides, now_s) if request.scope == "fleet" else None
@@ -96,18 +90,16 @@ def apply_request(
     )
     changed = set_override(overrides, override)
     if len(changed) > MAX_OVERRIDES:
-        raise ModeRequestError(f"name: {request.name!r} would be override {len(changed)}, at most {MAX_OVERRIDES} hold at once")
+        raise refused(f"name: {request.name!r} would be override {len(changed)}, at most {MAX_OVERRIDES} hold at once")
     return changed, override
 
 
 def check_pin(mode: Mode, concerned: Mapping[str, Slot]) -> None:
-    """Raise ModeRequestError for a pinned K that none of these replicas' engines can run."""
+    """Raise OperationError for a pinned K that none of these replicas' engines can run."""
     maximum = max((slot.max_num_speculative_tokens for slot in concerned.values()), default=None)
     pinned = mode.num_speculative_tokens
     if pinned is not None and maximum is not None and pinned > maximum:
-        raise ModeRequestError(
-            f"mode: pin={pinned} is above the maximum of every engine concerned; allowed is at most pin={maximum}"
-        )
+        raise refused(f"mode: pin={pinned} is above the maximum of every engine concerned; allowed is at most pin={maximum}")
 
 
 def in_words(override: ModeOverride) -> str:
@@ -164,5 +156,5 @@ def _check_against_replicas(request: ModeRequest, mode: Mode, slots: Mapping[str
     if request.scope != "fleet" and not concerned:
         known = sorted(slots if request.scope == "replica" else {slot.application for slot in slots.values()})
         near = get_close_matches(request.name, known, n=3, cutoff=0.3) or known[:3]
-        raise ModeRequestError(f"name: no {request.scope} {request.name!r} reports now; known are {', '.join(near) or 'none'}")
+        raise refused(f"name: no {request.scope} {request.name!r} reports now; known are {', '.join(near) or 'none'}")
     check_pin(mode, concerned)

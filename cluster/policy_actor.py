@@ -11,7 +11,7 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,17 +22,9 @@ from nightjar.cluster.fleet_answers import ActorIdentity
 from nightjar.cluster.garbage import collect_seldom
 from nightjar.cluster.handover import has_fault_tolerance, service_of
 from nightjar.cluster.journal import JournalFile
-from nightjar.cluster.learned_file import LearnedFileError, parse_learned_file, to_text
 from nightjar.cluster.memory_kills import DeadActor, MemoryKills
 from nightjar.cluster.metrics import Exporter
-from nightjar.cluster.operator_answers import (
-    CanaryAnswer,
-    ConfigureAnswer,
-    ExplainAnswer,
-    FreezeAnswer,
-    ImportAnswer,
-    SetModeAnswer,
-)
+from nightjar.cluster.operations import OPERATIONS, Operation, OperationError
 from nightjar.cluster.other_versions import ACTOR_NAME_PREFIX, OtherVersions
 from nightjar.cluster.policy_metrics import POLICY_METRICS
 from nightjar.cluster.policy_service import PolicyService
@@ -67,7 +59,10 @@ log = structlog.get_logger(__name__)
 
 
 class PolicyActor:
-    """What Ray runs. Every method answers in plain types or bytes, so that neighbouring versions understand each other."""
+    """What Ray runs: `exchange`, and a method for each of OPERATIONS.
+
+    Every method answers in plain types or bytes, so that neighbouring versions understand each other.
+    """
 
     async def __init__(self) -> None:  # type: ignore[misc]  # Ray awaits the constructor of an async actor
         collect_seldom()
@@ -96,45 +91,22 @@ class PolicyActor:
         """LoadReport in, ExchangeReply out; parked for up to the exchange period."""
         return (await self._service.exchange(payload)).to_wire()
 
-    async def configure(self, values: dict[str, object]) -> ConfigureAnswer:
-        """Replace the operator's settings."""
-        return await self._service.configure(values)
 
-    async def set_mode(self, override: dict[str, object]) -> SetModeAnswer:
-        """Set or take back a mode by hand."""
-        return await self._service.set_mode(override)
+def _method(operation: Operation[..., Any]) -> Callable[..., Awaitable[object]]:
+    """What was refused is answered under `error`, never an exception over the wire."""
 
-    async def freeze(self, values: dict[str, object]) -> FreezeAnswer:
-        """Begin, prolong or end a freeze."""
-        return await self._service.freeze(values)
-
-    async def canary(self, values: dict[str, object]) -> CanaryAnswer:
-        """Begin, end or promote a canary."""
-        return await self._service.canary(values)
-
-    async def status(self) -> bytes:
-        """FleetStatus as of now."""
-        return self._service.status().to_wire()
-
-    async def starting_mode(self, replica_id: str, application: str) -> str:
-        """The mode that a replica gets that starts now; asked before its engine starts, when a whole status would be too much."""
-        return str(self._service.starting_mode(replica_id, application))
-
-    async def learned(self) -> bytes:
-        """What the fleet has learned, as a file. Written in a thread: the largest takes a while."""
-        return await asyncio.to_thread(lambda: to_text(self._service.learned_file()))
-
-    async def import_learned(self, content: bytes, group_ids: list[str]) -> ImportAnswer:
-        """Take the groups of such a file, or those named. Read in a thread, for the same reason."""
+    async def method(self: PolicyActor, *arguments: object) -> object:
         try:
-            file = await asyncio.to_thread(parse_learned_file, content)
-        except LearnedFileError as error:
-            return {"groups": [], "error": str(error)}
-        return await self._service.import_learned(file, group_ids)
+            return operation.to_wire(await self._service.call(operation, *arguments))
+        except OperationError as error:
+            return {"error": str(error)}
 
-    async def explain(self, replica: str) -> ExplainAnswer:
-        """Why one replica's K is what it is."""
-        return self._service.explain(replica)
+    method.__name__ = operation.name
+    return method
+
+
+for _operation in OPERATIONS:
+    setattr(PolicyActor, _operation.name, _method(_operation))
 
 
 def epoch_clock() -> Callable[[], float]:

@@ -1,9 +1,10 @@
 """The operator's HTTP API as a plain ASGI app: what the fleet does, and the mode that an operator wants.
 
-It knows the policy actor only through `PolicyPort`, so that it is tested without Ray, and it decides nothing: whether a
-mode can be set is the actor's word. Reading is open to whoever reaches the service, unless readers need a token: as a bearer, or as
-the password that a browser asks for. `GET /health` is always open and says nothing but whether the actor answers. Writing needs the
-bearer token; without one configured the API is read-only. A token is looked at before anything else.
+Its routes are those of operations.py. It knows the policy actor only as a `Policy`, so that it is tested without Ray, and it
+decides nothing: whether a mode can be set is the actor's word. Reading is open to whoever reaches the service, unless readers
+need a token: as a bearer, or as the password that a browser asks for. `GET /health` is always open and says nothing but whether the
+actor answers. Writing needs the bearer token; without one configured the API is read-only. A token is looked at before anything
+else.
 
 Whoever asks how often, the actor is asked for its health and its status once a second at most: its one thread decides, and a write
 waits behind what it is asked. Fails with one line of `detail`: 401 wrong token, 403 read-only or closed, 404 no such replica, 413
@@ -16,18 +17,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Final, Generic, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Iterable
+from http import HTTPStatus
+from inspect import cleandoc
+from typing import Any, Final, Generic, Protocol, TypeVar
 
-from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import SecretStr
 from starlette.requests import ClientDisconnect
 
 from nightjar.cluster.api_token import READ_TOKEN_VARIABLE, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, TokenError, is_token
 from nightjar.cluster.learned_file import MAX_FILE_BYTES
+from nightjar.cluster.operations import OPERATIONS, STARTING_MODE, STATUS, Answer, Operation, OperationError, P, Route, refused
 from nightjar.cluster.status_page import status_page
-from nightjar.policy.wire.status import FleetStatus
 
 MAX_BODY_BYTES: Final = 16_384
 MAX_BODY_DEPTH: Final = 8
@@ -36,61 +39,18 @@ KEPT_S: Final = 1.0
 """How long an answer of health or status is given again before the actor is asked anew."""
 STALE_S: Final = 10.0
 """How old an answer may be that is given while a new one is under way: readers who wait would be in a write's way."""
-REPLICA_WORDS: Final = "A replica's id as in status, or a part of it that no other has."
 EXAMPLE_BODY: Final = '{"mode": "auto"}'
 
 
 T = TypeVar("T")
 
 
-class PolicyUnreachableError(Exception):
-    """The policy actor did not answer; the message says how the attempt ended."""
+class Policy(Protocol):
+    """What does operations: the actor's client (client.py), or the service itself (policy_service.py)."""
 
-
-class PolicyPort(Protocol):
-    """What the API needs of the policy. Every method raises PolicyUnreachableError where the actor does not answer."""
-
-    async def ping(self) -> None:
-        """Returns where the actor answers. Costs it nothing."""
+    async def call(self, operation: Operation[P, Answer], *arguments: P.args, **_: P.kwargs) -> Answer:
+        """Raises OperationError, with code 503 where the actor does not answer."""
         ...
-
-    async def status(self) -> FleetStatus:
-        """The fleet as the policy sees it. Costs it a tenth of a second for 1,000 replicas."""
-        ...
-
-    async def explain(self, replica: str) -> Mapping[str, object]:
-        """Why one replica's K is what it is, under `explanation`; no replica of that name is answered under `error`."""
-        ...
-
-    async def set_mode(self, override: Mapping[str, object]) -> Mapping[str, object]:
-        """Set or take back an override: {mode, scope, name, for_s, reason}. A refusal is answered under `error`."""
-        ...
-
-    async def freeze(self, values: Mapping[str, object]) -> Mapping[str, object]:
-        """Begin, prolong or end a freeze: {frozen, for_s, reason}. A refusal is answered under `error`."""
-        ...
-
-    async def canary(self, values: Mapping[str, object]) -> Mapping[str, object]:
-        """Begin, end or promote a canary (canarying.CanaryRequest). A refusal is answered under `error`."""
-        ...
-
-    async def learned(self) -> bytes:
-        """What the fleet has learned, as a file (learned_file.py)."""
-        ...
-
-    async def import_learned(self, content: bytes, group_ids: Sequence[str]) -> Mapping[str, object]:
-        """Give the fleet the groups of such a file, or those named. A refusal is answered under `error`."""
-        ...
-
-
-class ApiError(Exception):
-    """An answer other than success: HTTP status and one line for the operator."""
-
-    def __init__(self, status_code: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(detail)
-        self.status_code = status_code
-        self.detail = detail
-        self.headers = headers
 
 
 def anybody() -> None:
@@ -99,19 +59,79 @@ def anybody() -> None:
 
 
 def create_policy_api(
-    policy: PolicyPort, token: Callable[[], SecretStr | None], readers: Callable[[], tuple[SecretStr, ...] | None] = anybody
+    policy: Policy, token: Callable[[], SecretStr | None], readers: Callable[[], tuple[SecretStr, ...] | None] = anybody
 ) -> FastAPI:
     """The API. `token` is called on every write, `readers` on every read (None: anybody may).
 
     Either may raise TokenError, which leaves the API read-only, or closed.
     """
     api = FastAPI(title="Nightjar policy", openapi_url=None, redirect_slashes=False)  # whose query may be no text
+    health, status = Kept(lambda: policy.call(STARTING_MODE, "", "")), Kept(lambda: _body(policy, STATUS))
 
-    health, status = Kept(lambda: _ping(policy)), Kept(lambda: _encoded_status(policy))
+    async def may_read(request: Request) -> None:
+        require_reader(request, readers)
+
+    async def may_write(request: Request) -> None:
+        require_token(request, token)
+
+    for path in ("/", ""):  # behind a route prefix also without the slash
+        api.add_api_route(path, status_page, methods=["GET"], response_class=Response, dependencies=[Depends(may_read)])
+
+    @api.get("/health")
+    async def is_healthy() -> JSONResponse:
+        """Whether the policy actor answers, and no more: `{"policy": "answers"}`.
+
+        The answer may be a second old, or ten while the actor is busy.
+        """
+        await health()
+        return JSONResponse({"policy": "answers"})
+
+    for operation in OPERATIONS:
+        if (route := operation.route) is not None:
+            api.add_api_route(
+                route.path,
+                _endpoint(policy, operation, route, status),
+                methods=[route.method],
+                name=operation.name,
+                description=cleandoc(route.description or ""),
+                dependencies=[Depends(may_read if route.method == "GET" else may_write)],
+                openapi_extra={"parameters": [route.query.described()] if route.query and route.query.description else []},
+            )
     _answer_errors(api)
-    _add_reads(api, policy, readers, health, status)
-    _add_writes(api, policy, token, status)
     return api
+
+
+def _endpoint(
+    policy: Policy, operation: Operation[..., Any], route: Route, kept_status: Kept[bytes]
+) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        if operation is STATUS:
+            return Response(await kept_status(), media_type="application/json")
+        arguments = await _arguments(request, route)
+        try:
+            return Response(await _body(policy, operation, *arguments), media_type="application/json")
+        finally:
+            if route.method == "POST":  # no status from before it is given again
+                kept_status.forget()
+
+    return endpoint
+
+
+async def _arguments(request: Request, route: Route) -> list[object]:
+    """What was sent, in the order of the operation's arguments. Raises OperationError."""
+    arguments: list[object] = []
+    if route.body == "object":
+        arguments.append(await read_object(request))
+    elif route.body == "file":
+        arguments.append(await read_body(request, MAX_FILE_BYTES))
+    if route.query is not None:
+        query, name = request.query_params, route.query.name
+        arguments.append(query.getlist(name) if route.query.is_list else query.get(name, ""))
+    return arguments
+
+
+async def _body(policy: Policy, operation: Operation[..., Any], *arguments: object) -> bytes:
+    return operation.to_body(await policy.call(operation, *arguments))
 
 
 class Kept(Generic[T]):
@@ -154,169 +174,58 @@ class Kept(Generic[T]):
             self._answered_at_s = asked.get_loop().time()
 
 
-async def _ping(policy: PolicyPort) -> None:
-    await policy.ping()
-
-
-async def _encoded_status(policy: PolicyPort) -> bytes:
-    return (await policy.status()).model_dump_json(exclude_none=True).encode()
-
-
 def _answer_errors(api: FastAPI) -> None:
-    @api.exception_handler(ApiError)
-    async def answer_error(_: Request, error: ApiError) -> JSONResponse:
-        detail = error.detail.encode(errors="backslashreplace").decode()  # half a surrogate pair cannot be sent
-        return JSONResponse({"detail": detail}, status_code=error.status_code, headers=error.headers)
+    @api.exception_handler(OperationError)
+    async def answer_error(request: Request, error: OperationError) -> JSONResponse:
+        words, headers = str(error), dict[str, str]()
+        if error.code == HTTPStatus.SERVICE_UNAVAILABLE:
+            words = f"the policy actor does not answer ({error}); replicas keep serving with their last settings, try again"
+            headers["Retry-After"] = "2"
+        elif error.code == HTTPStatus.UNAUTHORIZED:
+            headers["WWW-Authenticate"] = 'Basic realm="nightjar", charset="UTF-8", Bearer' if request.method == "GET" else "Bearer"
+        detail = words.encode(errors="backslashreplace").decode()  # half a surrogate pair cannot be sent
+        return JSONResponse({"detail": detail}, status_code=error.code, headers=headers)
 
     @api.exception_handler(ClientDisconnect)
     async def answer_nobody(_: Request, __: ClientDisconnect) -> JSONResponse:
         return JSONResponse({"detail": "body: the client hung up before its end"}, status_code=400)
 
-    @api.exception_handler(PolicyUnreachableError)
-    async def answer_unreachable(_: Request, error: PolicyUnreachableError) -> JSONResponse:
-        detail = f"the policy actor does not answer ({error}); replicas keep serving with their last settings, try again"
-        return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "2"})
-
-
-def _add_reads(
-    api: FastAPI,
-    policy: PolicyPort,
-    readers: Callable[[], tuple[SecretStr, ...] | None],
-    kept_health: Kept[None],
-    kept_status: Kept[bytes],
-) -> None:
-    async def may_read(request: Request) -> None:
-        require_reader(request, readers)
-
-    reading = [Depends(may_read)]
-    for path in ("/", ""):  # behind a route prefix also without the slash
-        api.add_api_route(path, status_page, methods=["GET"], response_class=Response, dependencies=reading)
-
-    @api.get("/health")
-    async def health() -> JSONResponse:
-        """Whether the policy actor answers, and no more: `{"policy": "answers"}`.
-
-        The answer may be a second old, or ten while the actor is busy.
-        """
-        await kept_health()
-        return JSONResponse({"policy": "answers"})
-
-    @api.get("/status", dependencies=reading)
-    async def status() -> Response:
-        """The fleet as the policy sees it: what `nightjar status -o json` prints (`policy/wire/status.py`).
-
-        It may be a second old, or ten while the actor is busy, but not older than what was last written.
-        """
-        return Response(await kept_status(), media_type="application/json")
-
-    @api.get("/explain", dependencies=reading)
-    async def explain(replica: Annotated[str, Query(description=REPLICA_WORDS)] = "") -> JSONResponse:
-        """Why one replica's K is what it is: what `nightjar explain -o json` prints (`policy/wire/explanation.py`)."""
-        return JSONResponse(accepted(await policy.explain(replica), 404).get("explanation"))
-
-    @api.get("/learned", dependencies=reading)
-    async def learned() -> Response:
-        """What the fleet has learned, as a file that `nightjar import` and `seed_from` take."""
-        return Response(await policy.learned(), media_type="application/json")
-
-
-def _add_writes(api: FastAPI, policy: PolicyPort, token: Callable[[], SecretStr | None], kept_status: Kept[bytes]) -> None:
-    async def written(answer: Awaitable[Mapping[str, object]]) -> Mapping[str, object]:
-        """The policy's answer to a write, after which no status from before it is given again."""
-        try:
-            return accepted(await answer, 422)
-        finally:
-            kept_status.forget()
-
-    @api.post("/mode")
-    async def mode(request: Request) -> JSONResponse:
-        """Override the mode of the fleet, an application or a replica; what `nightjar mode` sends.
-
-        The body is a JSON object: `mode` (`auto`, `shadow`, `off`, `pin=K`, or `default` to take an override back), and if wanted
-        `scope` (`fleet`, `application`, `replica`), `name`, `for_s`, `max_step_ms` and `reason`; for the fleet with `auto` or
-        `shadow` also `planner` (who decides in place of the settings' one), and with any mode `learned`: `reset` has every planner
-        begin anew, `keep` is the default. The answer holds the `override`, and what it `outlives`: the loss of the `head` node, an
-        `upgrade` that runs both clusters.
-        """
-        require_token(request, token)
-        answer = await written(policy.set_mode(await read_object(request)))
-        return JSONResponse({name: answer[name] for name in ("override", "outlives") if name in answer})
-
-    @api.post("/freeze")
-    async def freeze(request: Request) -> JSONResponse:
-        """Freeze the fleet, or end that; what `nightjar freeze` sends.
-
-        The body is a JSON object: `frozen` (true begins or prolongs, false ends), and if wanted `for_s` and `reason`. While it
-        lasts there is no new plan, measurement or lease; modes, limits, guard and kill switch act. The answer holds the `freeze`,
-        and what it `outlives`, as with a mode.
-        """
-        require_token(request, token)
-        answer = await written(policy.freeze(await read_object(request)))
-        return JSONResponse({name: answer[name] for name in ("freeze", "outlives") if name in answer})
-
-    @api.post("/canary")
-    async def canary(request: Request) -> JSONResponse:
-        """Let some replicas try a mode or settings, end that, or promote it; what `nightjar canary` sends.
-
-        The body is a JSON object: `do` (`begin`, `end`, `promote`), and with `begin` what is tried (`mode`, `max_step_ms`,
-        `settings`), by whom (`share`, `application`), and if wanted `for_s`, `block_s` and `reason`. The answer holds the `canary`.
-        """
-        require_token(request, token)
-        answer = await written(policy.canary(await read_object(request)))
-        return JSONResponse({"canary": answer.get("canary")})
-
-    @api.post("/learned")
-    async def import_learned(request: Request) -> JSONResponse:
-        """Give the fleet what another has learned; what `nightjar import` sends.
-
-        The body is the file. `group` in the query, repeatable, names groups of it; all without. The answer holds the `groups`.
-        """
-        require_token(request, token)
-        content = await read_body(request, MAX_FILE_BYTES)
-        answer = await written(policy.import_learned(content, request.query_params.getlist("group")))
-        return JSONResponse({"groups": answer.get("groups")})
-
-
-def accepted(answer: Mapping[str, object], refused_as: int) -> Mapping[str, object]:
-    """The policy's answer. Raises ApiError with the HTTP status `refused_as` where it names an error."""
-    if answer.get("error"):
-        raise ApiError(refused_as, str(answer["error"]))
-    return answer
-
 
 def require_token(request: Request, token: Callable[[], SecretStr | None]) -> None:
-    """Raises ApiError 403 where no usable token is configured, 401 where the request does not present it."""
+    """Raises OperationError 403 where no usable token is configured, 401 where the request does not present it."""
     try:
         expected = token()
     except TokenError as error:
-        raise ApiError(403, f"read-only: {error}") from error
+        raise OperationError(HTTPStatus.FORBIDDEN, f"read-only: {error}") from error
     if expected is None:
         variables = f"{TOKEN_VARIABLE} or {TOKEN_FILE_VARIABLE}"
         at_home = f"under `nightjar run`: end it, export {TOKEN_VARIABLE}, start it again"
-        raise ApiError(403, f"read-only: no API token is configured; start the policy app with {variables} set ({at_home})")
+        how = f"start the policy app with {variables} set ({at_home})"
+        raise OperationError(HTTPStatus.FORBIDDEN, f"read-only: no API token is configured; {how}")
     scheme, _, presented = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not is_token(presented.strip(), expected):
         how = f"`nightjar` sends its {TOKEN_VARIABLE}, others send Authorization: Bearer TOKEN"
         problem = "wrong token" if presented else f"a token is needed: {how}"
-        raise ApiError(401, problem, {"WWW-Authenticate": "Bearer"})
+        raise OperationError(HTTPStatus.UNAUTHORIZED, problem)
 
 
 def require_reader(request: Request, readers: Callable[[], tuple[SecretStr, ...] | None]) -> None:
-    """Raises ApiError 403 where readers need a token and there is no usable one, 401 where the request does not present one."""
+    """Raises OperationError: 403 where readers need a token and there is no usable one, 401 where none is presented."""
     try:
         allowed = readers()
     except TokenError as error:
-        raise ApiError(403, f"closed: {error}") from error
+        raise OperationError(HTTPStatus.FORBIDDEN, f"closed: {error}") from error
     if allowed is None:
         return
     if not allowed:
-        raise ApiError(
-            403, f"closed: readers need a token and none is configured; start the policy app with {READ_TOKEN_VARIABLE} set"
+        raise OperationError(
+            HTTPStatus.FORBIDDEN,
+            f"closed: readers need a token and none is configured; start the policy app with {READ_TOKEN_VARIABLE} set",
         )
     presented = _presented(request.headers.get("Authorization", ""))
     if not any([is_token(presented, token) for token in allowed]):  # noqa: C419 - all are compared, in the same time
         problem = "wrong token" if presented else "a token is needed (Authorization: Bearer TOKEN, or as the password of any user)"
-        raise ApiError(401, problem, {"WWW-Authenticate": 'Basic realm="nightjar", charset="UTF-8", Bearer'})
+        raise OperationError(HTTPStatus.UNAUTHORIZED, problem)
 
 
 def _presented(authorization: str) -> str:
@@ -333,28 +242,29 @@ def _presented(authorization: str) -> str:
 
 
 async def read_body(request: Request, most_bytes: int) -> bytes:
-    """The body. Raises ApiError 413 as soon as it is longer than `most_bytes`."""
+    """The body. Raises OperationError 413 as soon as it is longer than `most_bytes`."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > most_bytes:
-            raise ApiError(413, f"body: more than the {most_bytes} bytes allowed")
+            raise OperationError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"body: more than the {most_bytes} bytes allowed")
     return bytes(body)
 
 
 async def read_object(request: Request) -> dict[str, Any]:
-    """The request's body as a JSON object. Raises ApiError: 413 as soon as it is longer than MAX_BODY_BYTES, 422 if it is none, or
-    deeper than MAX_BODY_DEPTH.
+    """The request's body as a JSON object.
+
+    Raises OperationError: 413 as soon as it is longer than MAX_BODY_BYTES, 422 if it is none, or deeper than MAX_BODY_DEPTH.
     """
     body = await read_body(request, MAX_BODY_BYTES)
     try:
         values = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise ApiError(422, f"body: not JSON ({error}); expected an object such as {EXAMPLE_BODY}") from error
+        raise refused(f"body: not JSON ({error}); expected an object such as {EXAMPLE_BODY}") from error
     if not isinstance(values, dict):
-        raise ApiError(422, f"body: {type(values).__name__} (value {body[:80].decode(errors='replace')!r}), expected an object")
+        raise refused(f"body: {type(values).__name__} (value {body[:80].decode(errors='replace')!r}), expected an object")
     if _is_deeper(values, MAX_BODY_DEPTH):
-        raise ApiError(422, f"body: objects within more than {MAX_BODY_DEPTH} others, allowed are at most {MAX_BODY_DEPTH}")
+        raise refused(f"body: objects within more than {MAX_BODY_DEPTH} others, allowed are at most {MAX_BODY_DEPTH}")
     return values
 
 

@@ -14,27 +14,21 @@ import random
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from inspect import isawaitable
+from typing import Final, TypeVar
 
 import structlog
 
+from nightjar.cluster import operations
 from nightjar.cluster.checkpoint import LARGE, Checkpoint, Remembered
 from nightjar.cluster.fleet_answers import AboutService, ActorIdentity, explanation_of, status_of
 from nightjar.cluster.handover import not_known
 from nightjar.cluster.journal import Journal, entry_of
-from nightjar.cluster.learned_file import LearnedFile, LearnedFileError, chosen_groups, learned_file
+from nightjar.cluster.learned_file import LearnedFile, LearnedFileError, chosen_groups, learned_file, parse_learned_file, to_text
 from nightjar.cluster.mailbox import Mailbox
 from nightjar.cluster.memory_kills import MemoryKills
 from nightjar.cluster.metrics import PUBLISH_PERIOD_S
-from nightjar.cluster.operator_answers import (
-    CanaryAnswer,
-    ConfigureAnswer,
-    ExplainAnswer,
-    FreezeAnswer,
-    ImportAnswer,
-    Outlives,
-    SetModeAnswer,
-)
+from nightjar.cluster.operations import Answer, Operation, P
 from nightjar.cluster.operator_will import OperatorWill
 from nightjar.cluster.other_versions import OtherVersions, foreign_protocol, nobody_else
 from nightjar.cluster.policy_metrics import PolicyLook, policy_look
@@ -45,6 +39,7 @@ from nightjar.policy.controller import Controller
 from nightjar.policy.modes import effective_mode
 from nightjar.policy.seeding import exported
 from nightjar.policy.wire.exchange import ExchangeReply
+from nightjar.policy.wire.explanation import Explanation
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import WireError
@@ -54,6 +49,8 @@ from nightjar.policy.wire.status import FleetStatus
 
 IDLE_EXIT_S: Final = 600.0
 """Without a report for so long, the actor serves nobody and leaves; the next replica creates another."""
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -102,6 +99,19 @@ class PolicyService:
             read_seed, self._take_seed, lambda file: file.about.fleet_id == self._fleet_id, self._heed_predecessor
         )
         self._kept_waiting = self._controller.state.waiting
+        self._handlers = dict(
+            (
+                operations.STARTING_MODE.done_by(lambda replica_id, application: str(self.starting_mode(replica_id, application))),
+                operations.CONFIGURE.done_by(self.configure),
+                operations.STATUS.done_by(self.status),
+                operations.EXPLAIN.done_by(self.explain),
+                operations.LEARNED.done_by(self.learned),
+                operations.MODE.done_by(self.set_mode),
+                operations.FREEZE.done_by(self.freeze),
+                operations.CANARY.done_by(self.canary),
+                operations.IMPORT.done_by(self.import_file),
+            )
+        )
         self._decide_now = asyncio.Event()
         self._tasks: tuple[asyncio.Task[None], ...] = ()
 
@@ -191,52 +201,63 @@ class PolicyService:
         issued = await self._mailbox.collect(report.replica_id, self._settings.exchange_period_s)
         return ExchangeReply(incarnation=self.incarnation, issued=issued, refused=refused)
 
-    async def configure(self, values: Mapping[str, object]) -> ConfigureAnswer:
+    async def call(self, operation: Operation[P, Answer], *arguments: P.args, **_: P.kwargs) -> Answer:
+        """Do what an operator asks for. Raises OperationError."""
+        answer = self._handlers[operation.name](*arguments)
+        done: Answer = await answer if isawaitable(answer) else answer
+        return done
+
+    async def configure(self, values: Mapping[str, object]) -> operations.ConfigureAnswer:
         """Replace the operator's settings as a whole; a wrong set changes nothing and its error shows in `status`."""
         answer, change = self._will.configure(values)
-        if not answer["error"]:
-            self._seed_from.follow(self._settings.seed_from)
-        await self._changed_by_operator(change)
-        return answer
+        self._seed_from.follow(self._settings.seed_from)
+        return await self._changed_by_operator(answer, change)
 
-    async def set_mode(self, values: Mapping[str, object]) -> SetModeAnswer:
+    async def set_mode(self, values: Mapping[str, object]) -> operations.ModeAnswer:
         """Set or take back one override; a wrong request changes nothing."""
-        answer, change = self._will.set_mode(values, self._clock())
-        await self._changed_by_operator(change)
+        answer = await self._changed_by_operator(*self._will.set_mode(values, self._clock()))
         return {**answer, "outlives": self._outlives} if answer["override"] is not None else answer
 
-    async def freeze(self, values: Mapping[str, object]) -> FreezeAnswer:
+    async def freeze(self, values: Mapping[str, object]) -> operations.FreezeAnswer:
         """Begin, prolong or end a freeze; a wrong request changes nothing."""
-        answer, change = self._will.set_freeze(values, self._clock())
-        await self._changed_by_operator(change)
+        answer = await self._changed_by_operator(*self._will.set_freeze(values, self._clock()))
         return {**answer, "outlives": self._outlives} if answer["freeze"] is not None else answer
 
     @property
-    def _outlives(self) -> Outlives:
+    def _outlives(self) -> operations.Outlives:
         return {"head": self._identity.has_fault_tolerance, "upgrade": is_policy(self._settings.seed_from)}
 
-    async def canary(self, values: Mapping[str, object]) -> CanaryAnswer:
+    async def canary(self, values: Mapping[str, object]) -> operations.CanaryAnswer:
         """Begin, end or promote a canary; a wrong request changes nothing."""
-        answer, change = self._will.canary(values, self._clock())
-        await self._changed_by_operator(change)
-        return answer
+        return await self._changed_by_operator(*self._will.canary(values, self._clock()))
 
     def learned_file(self) -> LearnedFile:
         """What the fleet has learned, for a file. Reads values that nobody changes, so that it may be called from any thread."""
         now_s, by_hand = self._clock(), self._will.by_hand(self._identity.service, self._clock())
         return learned_file(exported(self._controller.state, now_s), self.incarnation, now_s, self._fleet_id, by_hand)
 
-    async def import_learned(self, file: LearnedFile, group_ids: Sequence[str] = ()) -> ImportAnswer:
-        """Take the groups of a file, or those named, as a prior of groups of the same key, now or when they appear."""
+    async def learned(self) -> bytes:
+        """The same as the file's bytes. Written in a thread: the largest takes a while."""
+        return await asyncio.to_thread(lambda: to_text(self.learned_file()))
+
+    async def import_file(self, content: bytes, group_ids: Sequence[str]) -> operations.ImportAnswer:
+        """Take the groups of a file's bytes, or those named. Read in a thread, for the same reason."""
         try:
-            chosen = chosen_groups(file, group_ids)
+            return await self.import_learned(await asyncio.to_thread(parse_learned_file, content), group_ids)
         except LearnedFileError as error:
-            return {"groups": [], "error": str(error)}
+            raise operations.refused(str(error)) from error
+
+    async def import_learned(self, file: LearnedFile, group_ids: Sequence[str] = ()) -> operations.ImportAnswer:
+        """Take the groups of a file, or those named, as a prior of groups of the same key, now or when they appear.
+
+        Raises LearnedFileError for one that it does not hold.
+        """
+        chosen = chosen_groups(file, group_ids)
         self._controller.seed(chosen.groups)
         replicas = Counter(replica.group_id for replica in self._controller.state.replicas.values())
-        await self._changed_by_operator(f"imported: {chosen.in_words()}")
         taken = [(group.key.group_id, len(group.cells)) for group in chosen.groups]
-        return {"groups": [{"group_id": name, "cells": cells, "replicas": replicas[name]} for name, cells in taken], "error": ""}
+        groups = [operations.ImportedGroup(group_id=name, cells=cells, replicas=replicas[name]) for name, cells in taken]
+        return await self._changed_by_operator(operations.ImportAnswer(groups=groups), f"imported: {chosen.in_words()}")
 
     def _take_seed(self, place: str, file: LearnedFile) -> None:
         self._controller.seed(file.groups)
@@ -258,13 +279,14 @@ class PolicyService:
             return True
         return self._will.beginning is not None and self._will.beginning.heeds(now_s)
 
-    async def _changed_by_operator(self, cause: str) -> None:
-        if not cause:
-            return
-        self._causes.append(cause)
-        log.info("changed_by_operator", cause=cause)
-        self._decide_now.set()
-        await self._checkpoint.save(but=LARGE)
+    async def _changed_by_operator(self, answer: T, cause: str) -> T:
+        """The answer, after what it changed is stored and about to be decided on; without a cause nothing has changed."""
+        if cause:
+            self._causes.append(cause)
+            log.info("changed_by_operator", cause=cause)
+            self._decide_now.set()
+            await self._checkpoint.save(but=LARGE)
+        return answer
 
     def status(self) -> FleetStatus:
         """The fleet, its groups and every replica as of now."""
@@ -292,7 +314,7 @@ class PolicyService:
         """The mode that a replica gets that starts now."""
         return effective_mode(replica_id, application, self._settings.mode, self._controller.overrides, self._clock())[0]
 
-    def explain(self, asked: str) -> ExplainAnswer:
+    def explain(self, asked: str) -> Explanation:
         """Why the K of one replica is what it is, asked for by its id or a part of it that no other has."""
         return explanation_of(asked, self._controller, self._clock())
 

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Final
+from typing import Annotated, Final, cast
 
 import typer
 from rich.console import Console
 
 from nightjar.cluster.commands.mode import duration
-from nightjar.cluster.commands.options import (
-    Output,
-    OutputOption,
-    TokenOption,
-    UrlOption,
-    escaped,
-    one_line_errors,
-    open_client,
-)
+from nightjar.cluster.commands.options import Output, OutputOption, TokenOption, UrlOption, call, escaped
 from nightjar.cluster.http_client import DEFAULT_URL
+from nightjar.cluster.operations import CANARY, CanaryBody
 
 app = typer.Typer()
 
@@ -90,16 +83,15 @@ def canary(
         "for_s": for_s,
         "block_s": block_s,
     }
-    request: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    request = cast("CanaryBody", {name: value for name, value in given.items() if value is not None})
     if (promote or end) and (request or (promote and end)):
         raise typer.BadParameter("give --promote, --end, or what is to be tried, one of them")
     request["do"] = "promote" if promote else "end" if end else "begin"
     if reason:
         request["reason"] = reason
-    with one_line_errors(OPTIONS), open_client(url, token) as client:
-        answer = client.canary(request)
+    answer = call(url, token, OPTIONS, CANARY, request)
     if output is Output.JSON:
         typer.echo(json.dumps(answer))
         return
-    found = answer.get("canary") or {}
+    found = answer["canary"] or {}
     Console().print(escaped(str(found.get("words", "no canary runs"))), highlight=False)

@@ -10,11 +10,12 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from nightjar.cluster.commands.options import Output, OutputOption, UrlOption, one_line_errors, open_client
+from nightjar.cluster.commands.options import Output, OutputOption, UrlOption, call
 from nightjar.cluster.commands.replay import moment, replay_errors
 from nightjar.cluster.explanation_view import explanation_view
 from nightjar.cluster.http_client import DEFAULT_URL
 from nightjar.cluster.moments import format_moment
+from nightjar.cluster.operations import EXPLAIN
 from nightjar.cluster.recording import RecordingError, RecordingReader, recording_of
 from nightjar.cluster.replay import ReplayedTick, Skipped, leading_to, replay
 from nightjar.policy.explain import UnknownReplicaError
@@ -53,8 +54,7 @@ def explain(
     elif at_s is not None:
         raise typer.BadParameter("--at needs --journal FILE: the running policy knows the present only")
     else:
-        with one_line_errors(), open_client(url) as client:
-            explanation = client.explain(replica)
+        explanation = call(url, "", {}, EXPLAIN, replica)
     if output is Output.JSON:
         typer.echo(explanation.model_dump_json(exclude_none=True))
     else:

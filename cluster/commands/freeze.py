@@ -9,16 +9,10 @@ import typer
 from rich.console import Console
 
 from nightjar.cluster.commands.mode import duration, what_ends_it
-from nightjar.cluster.commands.options import (
-    Output,
-    OutputOption,
-    TokenOption,
-    UrlOption,
-    one_line_errors,
-    open_client,
-)
+from nightjar.cluster.commands.options import Output, OutputOption, TokenOption, UrlOption, call
 from nightjar.cluster.durations import format_duration
 from nightjar.cluster.http_client import DEFAULT_URL
+from nightjar.cluster.operations import FREEZE, FreezeBody
 from nightjar.policy.wire.status import NO_NEW
 
 app = typer.Typer()
@@ -43,11 +37,10 @@ def freeze(
     """
     if end and for_s is not None:
         raise typer.BadParameter("give --end or --for, not both")
-    request: dict[str, object] = {"frozen": not end, "reason": reason}
+    request: FreezeBody = {"frozen": not end, "reason": reason}
     if for_s is not None:
         request["for_s"] = for_s
-    with one_line_errors({"for_s": "--for", "reason": "--reason"}), open_client(url, token) as client:
-        answer = client.freeze(request)
+    answer = call(url, token, {"for_s": "--for", "reason": "--reason"}, FREEZE, request)
     if output is Output.JSON:
         typer.echo(json.dumps(answer))
         return

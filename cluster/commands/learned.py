@@ -5,23 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
 
-from nightjar.cluster.commands.options import (
-    Output,
-    OutputOption,
-    TokenOption,
-    UrlOption,
-    escaped,
-    fail,
-    one_line_errors,
-    open_client,
-)
+from nightjar.cluster.commands.options import Output, OutputOption, TokenOption, UrlOption, call, escaped, fail
 from nightjar.cluster.http_client import DEFAULT_URL
 from nightjar.cluster.learned_file import MAX_FILE_BYTES, LearnedFileError, chosen_groups, parse_learned_file
+from nightjar.cluster.operations import IMPORT, LEARNED, ImportedGroup
 
 app = typer.Typer()
 
@@ -38,8 +30,7 @@ def export_file(
 
     Another policy takes it by `nightjar import FILE`, or starts with it by the setting seed_from. Reads only; needs no token.
     """
-    with one_line_errors(), open_client(url) as client:
-        content = client.learned()
+    content = call(url, "", {}, LEARNED)
     learned = _or_fail(url, lambda: parse_learned_file(content))
     try:
         _write(file, content)
@@ -74,8 +65,7 @@ def import_file(
     group_ids = group or []
     content = _or_fail(str(file), lambda: _read(file))
     _or_fail(str(file), lambda: chosen_groups(parse_learned_file(content), group_ids))
-    with one_line_errors(), open_client(url, token) as client:
-        answer = client.import_learned(content, group_ids)
+    answer = call(url, token, {}, IMPORT, content, group_ids)
     if output is Output.JSON:
         typer.echo(json.dumps(answer))
         return
@@ -83,7 +73,7 @@ def import_file(
         Console().print(escaped(_taken(taken)), highlight=False)
 
 
-def _taken(group: Any) -> str:
+def _taken(group: ImportedGroup) -> str:
     replicas = group["replicas"]
     fate = f"for its {replicas} replica{'s' if replicas > 1 else ''}" if replicas else "waits for a replica of its key"
     return f"{group['group_id']}: {group['cells']} cells, {fate}"

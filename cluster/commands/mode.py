@@ -9,17 +9,10 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from nightjar.cluster.commands.options import (
-    Output,
-    OutputOption,
-    TokenOption,
-    UrlOption,
-    escaped,
-    one_line_errors,
-    open_client,
-)
+from nightjar.cluster.commands.options import Output, OutputOption, TokenOption, UrlOption, call, escaped
 from nightjar.cluster.durations import format_duration, parse_duration
 from nightjar.cluster.http_client import DEFAULT_URL
+from nightjar.cluster.operations import MODE, ModeBody
 
 app = typer.Typer()
 
@@ -111,7 +104,7 @@ def mode(
         raise typer.BadParameter("give --application or --replica, not both")
     scope = "replica" if replica else "application" if application else "fleet"
     name = replica or application
-    request: dict[str, object] = {"mode": value, "scope": scope, "name": name, "for_s": for_s, "reason": reason}
+    request: ModeBody = {"mode": value, "scope": scope, "name": name, "for_s": for_s, "reason": reason}
     if max_step_ms is not None:
         request["max_step_ms"] = max_step_ms
     if planner:
@@ -119,8 +112,7 @@ def mode(
     if learned != "keep":
         request["learned"] = learned
     options = OPTIONS | {"name": "--replica" if replica else "--application"}
-    with one_line_errors(options), open_client(url, token) as client:
-        answer = client.set_mode(request)
+    answer = call(url, token, options, MODE, request)
     if output is Output.JSON:
         typer.echo(json.dumps(answer))
         return

@@ -20,7 +20,8 @@ from nightjar.cluster.api_token import (
     checked_token,
     configured_token,
 )
-from nightjar.cluster.http_client import HttpClient, HttpError
+from nightjar.cluster.http_client import HttpClient
+from nightjar.cluster.operations import Answer, Operation, OperationError, P
 
 
 class Output(StrEnum):
@@ -46,23 +47,31 @@ OutputOption = Annotated[Output, typer.Option("-o", "--output", help="table for 
 
 
 def open_client(url: str, token: str = "") -> HttpClient:
-    """The client of `url`, with the token given or the one of the environment. Raises HttpError, TokenError."""
+    """The client of `url`, with the token given or the one of the environment. Raises OperationError, TokenError."""
     return HttpClient(
         url,
         token=checked_token("--token", token) if token else configured_token() or configured_token(variable=READ_TOKEN_VARIABLE),
     )
 
 
+def call(
+    url: str, token: str, options: Mapping[str, str], operation: Operation[P, Answer], *arguments: P.args, **named: P.kwargs
+) -> Answer:
+    """Have the policy at `url` do an operation. Fails as `one_line_errors` does."""
+    with one_line_errors(options), open_client(url, token) as client:
+        return client.call(operation, *arguments, **named)
+
+
 @contextmanager
-def one_line_errors(options: Mapping[str, str] | None = None) -> Iterator[None]:
+def one_line_errors(options: Mapping[str, str]) -> Iterator[None]:
     """Turn an expected failure into one line on stderr and exit code 1.
 
     The API names fields of a request; `options` has those that the command's user wrote, by field.
     """
     try:
         yield
-    except (HttpError, TokenError) as error:
-        fail(in_options(str(error), options or {}))
+    except (OperationError, TokenError) as error:
+        fail(in_options(str(error), options))
 
 
 def in_options(message: str, options: Mapping[str, str]) -> str:

@@ -10,8 +10,9 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from nightjar.cluster.commands.options import Output, OutputOption, UrlOption, one_line_errors, open_client
-from nightjar.cluster.http_client import DEFAULT_URL, HttpError
+from nightjar.cluster.commands.options import Output, OutputOption, UrlOption, call, one_line_errors, open_client
+from nightjar.cluster.http_client import DEFAULT_URL
+from nightjar.cluster.operations import STATUS, OperationError
 from nightjar.cluster.views import fleet_view
 from nightjar.policy.wire.status import FleetStatus
 
@@ -24,8 +25,7 @@ ROWS_BESIDE_REPLICAS: Final = 16
 @app.command()
 def status(url: UrlOption = DEFAULT_URL, output: OutputOption = Output.TABLE) -> None:
     """Show every replica (batch, queue, KV use, K, acceptance, drafter) and every group: its plan and what it gained."""
-    with one_line_errors(), open_client(url) as client:
-        fleet = client.status()
+    fleet = call(url, "", {}, STATUS)
     if output is Output.JSON:
         typer.echo(fleet.model_dump_json(exclude_none=True))
     else:
@@ -39,13 +39,13 @@ def watch(
     every_s: Annotated[float, typer.Option("--every", min=0.2, max=3600.0, help="Seconds between two looks.")] = 1.0,
 ) -> None:
     """Follow the fleet in a live table until Ctrl-C (-o json: one line per look). A service that restarts is waited for."""
-    with one_line_errors(), open_client(url) as client:
-        fleet = client.status()
+    with one_line_errors({}), open_client(url) as client:
+        fleet = client.call(STATUS)
         if output is Output.JSON:
             while True:
                 typer.echo(fleet.model_dump_json(exclude_none=True))
                 time.sleep(every_s)
-                fleet = client.status()
+                fleet = client.call(STATUS)
         console = Console()
 
         def seen(fleet: FleetStatus) -> RenderableType:
@@ -56,7 +56,7 @@ def watch(
             while True:
                 time.sleep(every_s)
                 try:
-                    view = seen(client.status())
-                except HttpError as error:
+                    view = seen(client.call(STATUS))
+                except OperationError as error:
                     view = Text(f"waiting: {error}", style="yellow")
                 live.update(view)

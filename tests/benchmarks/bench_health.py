@@ -26,8 +26,9 @@ import ray
 import typer
 from ray import serve
 
-from nightjar.cluster.client import PolicyClient, PolicyUnavailable
+from nightjar.cluster.client import PolicyClient
 from nightjar.cluster.http_client import ROUTE_PREFIX
+from nightjar.cluster.operations import CONFIGURE, OperationError
 from nightjar.cluster.policy_app import build
 from nightjar.loadtests.bench_summary import Effort, StrictOption
 from nightjar.loadtests.simulation.evidence.bars import Bar
@@ -80,7 +81,7 @@ class Crowd:
             snapshot = report.snapshot.model_copy(update={"settings_version": version})
             try:
                 reply = await self._client.exchange(report.model_copy(update={"snapshot": snapshot}), PATIENCE_S)
-            except PolicyUnavailable:
+            except OperationError:
                 continue
             if reply.issued is not None:
                 version = reply.issued.version
@@ -138,7 +139,7 @@ def policy_application() -> Iterator[str]:
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(build({}), name="nightjar", route_prefix=ROUTE_PREFIX)
-        asyncio.run(PolicyClient().configure({"mode": "auto", "exchange_period_s": PERIOD_S}))
+        asyncio.run(PolicyClient().call(CONFIGURE, {"mode": "auto", "exchange_period_s": PERIOD_S}))
         yield f"http://127.0.0.1:{port}{ROUTE_PREFIX}"
     finally:
         serve.shutdown()

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import pytest
 
 from nightjar.cluster.fleet_answers import ActorIdentity
 from nightjar.cluster.journal import JournalEntry
 from nightjar.cluster.learned_file import LearnedFile, LearnedFileError
 from nightjar.cluster.memory_kills import MemoryKills
+from nightjar.cluster.operations import OperationError
 from nightjar.cluster.other_versions import OtherVersions
 from nightjar.cluster.policy_metrics import PolicyLook
 from nightjar.cluster.policy_service import PolicyService
@@ -194,6 +199,23 @@ class Replica:
     @property
     def mode(self) -> Mode | None:
         return self.settings.mode if self.settings else None
+
+
+def without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls in threads are made at once: virtual time does not wait for them."""
+
+    async def call(function: Callable[..., Any], *arguments: object) -> Any:
+        return function(*arguments)
+
+    monkeypatch.setattr(asyncio, "to_thread", call)
+
+
+async def refusal(operation: Awaitable[Any]) -> str:
+    """What a wrong request is answered with."""
+    with pytest.raises(OperationError) as refused:
+        await operation
+    assert refused.value.code == HTTPStatus.UNPROCESSABLE_ENTITY
+    return str(refused.value)
 
 
 async def settled(service: PolicyService, *replicas: Replica, rounds: int = 4) -> None:

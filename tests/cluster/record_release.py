@@ -39,8 +39,7 @@ async def record(folder: Path) -> None:
     async with recorded_fleet(*engines, sink=MemoryRecording(), store=store, dwell_steps=7) as fleet:
         await fleet.run(LEARNING_TICKS)
         override = {"mode": "pin=1", "scope": "replica", "name": "r2", "reason": "a slow card"}
-        answer = await fleet.service.set_mode(override)
-        assert answer["error"] == ""
+        await fleet.service.set_mode(override)
         (folder / "learned.json").write_bytes(to_text(fleet.service.learned_file()))
     (folder / "checkpoint.json").write_text(in_text(store.values))
 

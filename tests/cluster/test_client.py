@@ -12,9 +12,10 @@ import pytest
 pytest.importorskip("ray")
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-from nightjar.cluster.client import PolicyClient, PolicyUnavailable, get_or_create_policy_actor
+from nightjar.cluster.client import PolicyClient, get_or_create_policy_actor
+from nightjar.cluster.operations import STARTING_MODE, OperationError
 from nightjar.policy.wire.exchange import ExchangeReply
-from tests.cluster.protocol import Replica
+from tests.cluster.protocol import Replica, without_threads
 
 pytestmark = pytest.mark.looptime
 
@@ -23,12 +24,7 @@ REPLY = ExchangeReply(incarnation=1).to_wire()
 
 @pytest.fixture(autouse=True)
 def _threads_are_immediate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Virtual time does not wait for threads."""
-
-    async def call(function: Callable[..., Any], *arguments: object) -> Any:
-        return function(*arguments)
-
-    monkeypatch.setattr(asyncio, "to_thread", call)
+    without_threads(monkeypatch)
 
 
 class FakeRay:
@@ -74,7 +70,7 @@ async def test_every_failure_is_one_error_and_the_next_call_looks_the_actor_up_a
 ) -> None:
     cluster = FakeRay(failure)
     client = PolicyClient(resolve=cluster.resolve)
-    with pytest.raises(PolicyUnavailable, match=named):
+    with pytest.raises(OperationError, match=named):
         await client.exchange(Replica().report(), 5.0)
     assert (await client.exchange(Replica().report(), 5.0)).incarnation == 1
     assert len(cluster.look_ups) == 2
@@ -82,7 +78,7 @@ async def test_every_failure_is_one_error_and_the_next_call_looks_the_actor_up_a
 
 async def test_an_answer_of_another_protocol_is_the_same_error() -> None:
     client = PolicyClient(resolve=FakeRay(b"\xff\xff").resolve)
-    with pytest.raises(PolicyUnavailable, match="ExchangeReply"):
+    with pytest.raises(OperationError, match="ExchangeReply"):
         await client.exchange(Replica().report(), 5.0)
 
 
@@ -91,7 +87,7 @@ async def test_look_ups_of_an_absent_actor_back_off() -> None:
     cluster = FakeRay(*[ActorDiedError() for _ in range(attempts)])
     client = PolicyClient(resolve=cluster.resolve)
     for _ in range(attempts):
-        with pytest.raises(PolicyUnavailable):
+        with pytest.raises(OperationError):
             await client.exchange(Replica().report(), 30.0)
     gaps = [later - earlier for earlier, later in zip(cluster.look_ups, cluster.look_ups[1:], strict=False)]
     assert gaps[0] <= 0.1
@@ -102,10 +98,10 @@ async def test_a_success_ends_the_back_off() -> None:
     cluster = FakeRay(*[ActorDiedError() for _ in range(10)], REPLY, ActorDiedError())
     client = PolicyClient(resolve=cluster.resolve)
     for _ in range(10):
-        with pytest.raises(PolicyUnavailable):
+        with pytest.raises(OperationError):
             await client.exchange(Replica().report(), 30.0)
     await client.exchange(Replica().report(), 30.0)
-    with pytest.raises(PolicyUnavailable):
+    with pytest.raises(OperationError):
         await client.exchange(Replica().report(), 30.0)
     before_s = asyncio.get_running_loop().time()
     await client.exchange(Replica().report(), 30.0)
@@ -126,7 +122,7 @@ async def test_a_look_up_that_hangs_holds_callers_only_for_their_timeout_and_is_
     client = PolicyClient()
     while asyncio.get_running_loop().time() < 80:
         before_s = asyncio.get_running_loop().time()
-        with pytest.raises(PolicyUnavailable, match="did not answer within 3 s"):
+        with pytest.raises(OperationError, match="did not answer within 3 s"):
             await client.exchange(Replica().report(), 3.0)
         assert asyncio.get_running_loop().time() - before_s == pytest.approx(3.0)
     assert len(look_ups) == 1
@@ -142,7 +138,7 @@ async def test_calls_of_one_client_share_a_look_up() -> None:
 
 def test_without_ray_no_cluster_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    with pytest.raises(PolicyUnavailable, match="not connected to a Ray cluster"):
+    with pytest.raises(OperationError, match="not connected to a Ray cluster"):
         get_or_create_policy_actor()
 
 
@@ -154,7 +150,7 @@ async def test_a_ping_asks_for_what_costs_the_actor_nothing_and_an_actor_of_the_
         return "auto"
 
     client = PolicyClient(resolve=lambda: SimpleNamespace(starting_mode=SimpleNamespace(remote=starting_mode)))
-    await client.ping()
+    await client.call(STARTING_MODE, "", "")
     assert asked == [("", "")]
-    with pytest.raises(PolicyUnavailable):
-        await PolicyClient(resolve=SimpleNamespace).ping()
+    with pytest.raises(OperationError):
+        await PolicyClient(resolve=SimpleNamespace).call(STARTING_MODE, "", "")

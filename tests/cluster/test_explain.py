@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 
 import httpx
@@ -13,8 +14,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from nightjar.cluster import cli
+from nightjar.cluster.operations import EXPLAIN, OperationError
 from nightjar.cluster.recording import FILE_NAME, RecordingFile, RecordingReader
 from nightjar.policy.wire.explanation import ArmExplanation, Explanation
+from nightjar.policy.wire.record import to_plain
 from tests.cluster.recorded_fleet import MemoryRecording, WrittenAtOnce, recorded_fleet
 from tests.policy.engines import Replica
 
@@ -23,13 +26,13 @@ def call(*arguments: str | Path) -> Result:
     return CliRunner().invoke(cli.app, ["explain", *map(str, arguments)], env={"COLUMNS": "200", "NIGHTJAR_URL": ""})
 
 
-def explained(asked: str, ticks: int = 60) -> dict[str, object]:
+def explained(asked: str, ticks: int = 60) -> Explanation:
     """What the running service answers after so many ticks of two busy replicas."""
 
-    async def run() -> dict[str, object]:
+    async def run() -> Explanation:
         async with recorded_fleet(Replica("chat#r1", batch=4), Replica("chat#r2", batch=1), sink=MemoryRecording()) as fleet:
             await fleet.run(ticks)
-            return dict(fleet.service.explain(asked))
+            return await fleet.service.call(EXPLAIN, asked)
 
     return asyncio.run(run())
 
@@ -54,20 +57,20 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[httpx.Response], list[ht
 
 
 def test_the_service_explains_a_replica_by_a_part_of_its_id_with_its_settings() -> None:
-    answer = explained("r1")
-    assert answer["error"] == ""
-    found = Explanation.model_validate(answer["explanation"])
+    found = explained("r1")
     assert (found.replica_id, found.decided_by, found.decode_batch_size) == ("chat#r1", "planner fleet", 4)
     assert (found.settings_version, found.settings_confirmed) != (None, None)
     assert all(arm.predicted_tokens_per_s is not None for arm in found.arms)
 
 
 def test_the_service_names_the_replicas_that_exist() -> None:
-    assert explained("r7", ticks=1) == {"explanation": None, "error": "no replica 'r7'; there are chat#r1, chat#r2"}
+    with pytest.raises(OperationError, match="no replica 'r7'; there are chat#r1, chat#r2") as refused:
+        explained("r7", ticks=1)
+    assert refused.value.code == HTTPStatus.NOT_FOUND
 
 
 def test_explain_shows_the_answer_every_voice_and_every_k(serve: Callable[[httpx.Response], list[httpx.Request]]) -> None:
-    requests = serve(httpx.Response(200, json=explained("r1")["explanation"]))
+    requests = serve(httpx.Response(200, json=to_plain(explained("r1"))))
     shown = call("chat#r1", "--url", "http://gpu-box:9000")
     assert shown.exit_code == 0, shown.output
     assert str(requests[0].url) == "http://gpu-box:9000/nightjar/explain?replica=chat%23r1"
@@ -90,7 +93,7 @@ def test_explain_shows_the_answer_every_voice_and_every_k(serve: Callable[[httpx
 
 
 def test_explain_fits_80_columns_without_a_broken_row(serve: Callable[[httpx.Response], list[httpx.Request]]) -> None:
-    answer = Explanation.model_validate(explained("r1")["explanation"])
+    answer = explained("r1")
     wide = ArmExplanation(
         num_speculative_tokens=12,
         predicted_tokens_per_s=12345.6,
@@ -114,7 +117,7 @@ def test_explain_fits_80_columns_without_a_broken_row(serve: Callable[[httpx.Res
 
 
 def test_explain_as_json_is_the_record(serve: Callable[[httpx.Response], list[httpx.Request]]) -> None:
-    explanation = explained("r1")["explanation"]
+    explanation = to_plain(explained("r1"))
     serve(httpx.Response(200, json=explanation))
     assert json.loads(call("r1", "-o", "json").stdout) == explanation
 

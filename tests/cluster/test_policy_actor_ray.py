@@ -11,21 +11,22 @@ import signal
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 
 from nightjar.cluster.garbage import YOUNG_OBJECTS
 from nightjar.cluster.journal import read_journal
 from nightjar.cluster.learned_file import parse_learned_file, to_text
+from nightjar.cluster.operations import CONFIGURE, IMPORT, LEARNED, MODE, STATUS, OperationError
 from nightjar.cluster.other_versions import ACTOR_NAME_PREFIX
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import PROTOCOL_VERSION
-from tests.cluster.protocol import Replica
+from tests.cluster.protocol import Replica, refusal
 from tests.cluster.seeds import some_file, some_group
 
 ray = pytest.importorskip("ray")
-from nightjar.cluster.client import PolicyClient, PolicyUnavailable, get_or_create_policy_actor  # noqa: E402 - needs Ray
+from nightjar.cluster.client import PolicyClient, get_or_create_policy_actor  # noqa: E402 - needs Ray
 from nightjar.cluster.policy_actor import NAMESPACE  # noqa: E402 - needs Ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
@@ -80,7 +81,7 @@ async def until_answered(call: Callable[[], Awaitable[T]]) -> T:
         while True:
             try:
                 return await call()
-            except PolicyUnavailable:
+            except OperationError:
                 continue
 
 
@@ -95,23 +96,23 @@ async def until_running(client: PolicyClient, replica: Replica, mode: str) -> No
 
 
 async def test_two_clients_that_create_the_actor_at_once_get_the_same_one() -> None:
-    clients = [PolicyClient(), PolicyClient()]
-    await asyncio.gather(*(client.status(timeout_s=60) for client in clients))
-    pids = {(await client.status()).policy.pid for client in clients}
+    clients = [PolicyClient(timeout_s=60), PolicyClient(timeout_s=60)]
+    await asyncio.gather(*(client.call(STATUS) for client in clients))
+    pids = {(await client.call(STATUS)).policy.pid for client in clients}
     assert len(pids) == 1
 
 
 async def test_a_killed_actor_comes_back_with_settings_overrides_and_a_higher_incarnation(journal_folder: Path) -> None:
-    client, replica = PolicyClient(), Replica()
-    assert (await client.configure({"mode": "auto", "dwell_steps": 9}, timeout_s=60))["error"] == ""
+    client, replica = PolicyClient(timeout_s=60), Replica()
+    await client.call(CONFIGURE, {"mode": "auto", "dwell_steps": 9})
     await until_running(client, replica, "auto")
-    assert (await client.set_mode({"mode": "pin=2", "for_s": 3600}))["error"] == ""
+    await client.call(MODE, {"mode": "pin=2", "for_s": 3600})
     await until_running(client, replica, "pin=2")
-    before, version = await client.status(), replica.version
+    before, version = await client.call(STATUS), replica.version
 
     os.kill(before.policy.pid, signal.SIGKILL)
     await until_answered(lambda: exchange(client, replica))
-    after = await until_answered(client.status)
+    after = await until_answered(lambda: client.call(STATUS))
     assert after.policy.pid != before.policy.pid
     assert after.policy.incarnation > before.policy.incarnation
     assert str(after.policy.mode) == "auto"
@@ -129,37 +130,36 @@ async def test_a_killed_actor_comes_back_with_settings_overrides_and_a_higher_in
 
 
 async def test_a_client_finds_the_actor_that_replaced_a_removed_one() -> None:
-    client = PolicyClient()
-    first = (await client.status(timeout_s=60)).policy.incarnation
+    client = PolicyClient(timeout_s=60)
+    first = (await client.call(STATUS)).policy.incarnation
     await asyncio.to_thread(remove_the_actor)
-    assert (await until_answered(client.status)).policy.incarnation > first
+    assert (await until_answered(lambda: client.call(STATUS))).policy.incarnation > first
 
 
 async def test_wrong_values_are_answered_in_words_and_change_nothing() -> None:
-    client = PolicyClient()
-    before = (await client.status(timeout_s=60)).policy.mode
-    answer: Any = await client.configure({"dwel_steps": 3})
-    assert "did you mean dwell_steps" in answer["error"]
-    assert "pin=K" in (await client.set_mode({"mode": "fast"}))["error"]
-    after = (await client.status()).policy
+    client = PolicyClient(timeout_s=60)
+    before = (await client.call(STATUS)).policy.mode
+    assert "did you mean dwell_steps" in await refusal(client.call(CONFIGURE, {"dwel_steps": 3}))
+    assert "pin=K" in await refusal(client.call(MODE, {"mode": "fast"}))
+    after = (await client.call(STATUS)).policy
     assert after.mode == before
     assert "dwel_steps" in after.settings_error
 
 
 async def test_a_file_goes_out_of_the_actor_and_back_in_and_seed_from_is_read_where_the_actor_runs(tmp_path: Path) -> None:
-    client = PolicyClient()
+    client = PolicyClient(timeout_s=60)
     content = to_text(some_file())
-    answer = await client.import_learned(content, timeout_s=60)
+    answer = await client.call(IMPORT, content, [])
     assert [group["cells"] for group in answer["groups"]] == [30]
-    assert "not JSON" in (await client.import_learned(content[:-30]))["error"]
-    assert parse_learned_file(await client.learned()).groups == ()
+    assert "not JSON" in await refusal(client.call(IMPORT, content[:-30], []))
+    assert parse_learned_file(await client.call(LEARNED)).groups == ()
     (tmp_path / "learned.json").write_bytes(content[:-30])
-    await client.configure({"seed_from": str(tmp_path / "learned.json")})
+    await client.call(CONFIGURE, {"seed_from": str(tmp_path / "learned.json")})
     async with asyncio.timeout(30):
-        while "not JSON" not in (await client.status()).policy.seed_problem:
+        while "not JSON" not in (await client.call(STATUS)).policy.seed_problem:
             pass
-    await client.configure({})
-    assert (await client.status()).policy.waiting_groups == (some_group().key.group_id,)
+    await client.call(CONFIGURE, {})
+    assert (await client.call(STATUS)).policy.waiting_groups == (some_group().key.group_id,)
 
 
 class OfTomorrow:
@@ -169,7 +169,7 @@ class OfTomorrow:
 async def test_an_actor_finds_one_of_a_newer_protocol_by_its_name_and_stops_granting_while_it_lives() -> None:
     client, replica = PolicyClient(), Replica()
     await until_answered(lambda: exchange(client, replica))
-    journal = Path((await client.status()).policy.journal_path)
+    journal = Path((await client.call(STATUS)).policy.journal_path)
 
     def has_said(words: str) -> bool:
         """The journal is written beside the actor's work, so at first there may be none."""

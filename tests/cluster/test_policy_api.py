@@ -3,25 +3,65 @@
 import base64
 import re
 from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 
 import httpx
 import pytest
 from pydantic import SecretStr
 
 from nightjar.cluster.api_token import TokenError
-from nightjar.cluster.canarying import CanaryRequestError, parse_canary_request
-from nightjar.cluster.freezing import FreezeRequestError, parse_freeze_request
+from nightjar.cluster.canarying import parse_canary_request
+from nightjar.cluster.freezing import parse_freeze_request
 from nightjar.cluster.learned_file import MAX_FILE_BYTES, LearnedFileError, chosen_groups, parse_learned_file, to_text
-from nightjar.cluster.overrides import ModeRequestError, parse_mode_request
-from nightjar.cluster.policy_api import MAX_BODY_BYTES, PolicyUnreachableError, create_policy_api
+from nightjar.cluster.operations import (
+    CANARY,
+    EXPLAIN,
+    FREEZE,
+    IMPORT,
+    LEARNED,
+    MODE,
+    STARTING_MODE,
+    STATUS,
+    Answer,
+    CanaryAnswer,
+    FreezeAnswer,
+    ImportAnswer,
+    ModeAnswer,
+    Operation,
+    OperationError,
+    P,
+    refused,
+)
+from nightjar.cluster.overrides import parse_mode_request
+from nightjar.cluster.policy_api import MAX_BODY_BYTES, create_policy_api
 from nightjar.cluster.status_page import PAGE, security_policy
+from nightjar.policy.wire.explanation import Explanation
+from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.record import to_plain
+from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.status import FleetStatus
 from tests.cluster.fleets import some_fleet
 from tests.cluster.protocol import GROUP
 from tests.cluster.seeds import some_file
 
 TOKEN = "correct horse"
+EXPLAINED = Explanation(
+    replica_id="r1",
+    application="chat",
+    group_id=GROUP.group_id,
+    at_s=1.0,
+    report_age_s=0.5,
+    summary="planner fleet: off",
+    decided_by="planner fleet",
+    mode=Mode.parse("auto"),
+    planner="fleet",
+    decode_batch_size=1,
+    first_batch_size=1,
+    last_batch_size=1,
+    num_speculative_tokens=0,
+    drafter_state=DrafterState.ACTIVE,
+)
 TOKEN_NEEDED = "a token is needed: `nightjar` sends its NIGHTJAR_API_TOKEN, others send Authorization: Bearer TOKEN"
 
 
@@ -34,65 +74,60 @@ class FakePolicy:
         self.imported: list[tuple[bytes, list[str]]] = []
         self.statuses = 0
         self.health = 0
+        self._handlers = dict(
+            (
+                STARTING_MODE.done_by(self._starting_mode),
+                STATUS.done_by(self._status),
+                EXPLAIN.done_by(self._explain),
+                LEARNED.done_by(lambda: to_text(some_file())),
+                MODE.done_by(self._set_mode),
+                FREEZE.done_by(self._freeze),
+                CANARY.done_by(self._canary),
+                IMPORT.done_by(self._import),
+            )
+        )
 
-    async def ping(self) -> None:
-        self.health += 1
-        self._answer()
+    async def call(self, operation: Operation[P, Answer], *arguments: P.args, **_: P.kwargs) -> Answer:
+        self.health += operation.name == STARTING_MODE.name
+        self.statuses += operation.name == STATUS.name
+        if not self.reachable:
+            raise OperationError(HTTPStatus.SERVICE_UNAVAILABLE, "status: no answer within 10 s")
+        answer: Answer = self._handlers[operation.name](*arguments)
+        return answer
 
-    async def status(self) -> FleetStatus:
-        self.statuses += 1
-        self._answer()
+    def _starting_mode(self, replica_id: str, application: str) -> str:
+        return "auto"
+
+    def _status(self) -> FleetStatus:
         return some_fleet()
 
-    async def explain(self, replica: str) -> Mapping[str, object]:
-        self._answer()
-        if replica != "r1":
-            return {"explanation": None, "error": f"no replica {replica!r}; there are r1"}
-        return {"explanation": {"replica_id": "r1"}, "error": ""}
+    def _explain(self, replica: str) -> Explanation:
+        if replica != EXPLAINED.replica_id:
+            raise OperationError(HTTPStatus.NOT_FOUND, f"no replica {replica!r}; there are r1")
+        return EXPLAINED
 
-    async def set_mode(self, override: Mapping[str, object]) -> Mapping[str, object]:
-        self._answer()
-        try:
-            parse_mode_request(override, {}, OperatorSettings())
-        except ModeRequestError as error:
-            return {"override": None, "error": str(error)}
-        self.requests.append(override)
-        return {"override": dict(override), "error": ""}
-
-    async def freeze(self, values: Mapping[str, object]) -> Mapping[str, object]:
-        self._answer()
-        try:
-            parse_freeze_request(values)
-        except FreezeRequestError as error:
-            return {"freeze": None, "error": str(error)}
+    def _set_mode(self, values: Mapping[str, object]) -> ModeAnswer:
+        parse_mode_request(values, {}, OperatorSettings())
         self.requests.append(values)
-        return {"freeze": dict(values), "error": ""}
+        return {"override": dict(values)}
 
-    async def canary(self, values: Mapping[str, object]) -> Mapping[str, object]:
-        self._answer()
-        try:
-            parse_canary_request(values)
-        except CanaryRequestError as error:
-            return {"canary": None, "error": str(error)}
+    def _freeze(self, values: Mapping[str, object]) -> FreezeAnswer:
+        parse_freeze_request(values)
         self.requests.append(values)
-        return {"canary": dict(values), "error": ""}
+        return {"freeze": dict(values)}
 
-    async def learned(self) -> bytes:
-        self._answer()
-        return to_text(some_file())
+    def _canary(self, values: Mapping[str, object]) -> CanaryAnswer:
+        parse_canary_request(values)
+        self.requests.append(values)
+        return {"canary": dict(values)}
 
-    async def import_learned(self, content: bytes, group_ids: Sequence[str]) -> Mapping[str, object]:
-        self._answer()
+    def _import(self, content: bytes, group_ids: Sequence[str]) -> ImportAnswer:
         try:
             file = chosen_groups(parse_learned_file(content), group_ids)
         except LearnedFileError as error:
-            return {"groups": [], "error": str(error)}
+            raise refused(str(error)) from error
         self.imported.append((content, list(group_ids)))
         return {"groups": [{"group_id": group.key.group_id, "cells": len(group.cells), "replicas": 0} for group in file.groups]}
-
-    def _answer(self) -> None:
-        if not self.reachable:
-            raise PolicyUnreachableError("status: no answer within 10 s")
 
 
 def configured() -> SecretStr | None:
@@ -118,7 +153,7 @@ async def test_status_is_open_and_is_the_record_of_the_policy() -> None:
 async def test_an_explanation_is_open_and_an_unknown_replica_is_404_naming_those_that_exist() -> None:
     async with client(FakePolicy(), lambda: None) as api:
         known, unknown = [await api.get("/explain", params={"replica": name}) for name in ("r1", "r9")]
-    assert (known.status_code, known.json()) == (200, {"replica_id": "r1"})
+    assert (known.status_code, known.json()) == (200, to_plain(EXPLAINED))
     assert (unknown.status_code, unknown.json()) == (404, {"detail": "no replica 'r9'; there are r1"})
 
 

@@ -18,11 +18,9 @@ import schemathesis
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from nightjar.cluster.learned_file import parse_learned_file, to_text
+from nightjar.cluster.learned_file import to_text
 from nightjar.cluster.policy_api import create_policy_api
-from nightjar.cluster.policy_service import PolicyService
-from nightjar.policy.wire.status import FleetStatus
-from tests.cluster.protocol import Replica, running_service, settled
+from tests.cluster.protocol import Replica, running_service, settled, without_threads
 from tests.cluster.seeds import some_file
 from tests.cluster.test_policy_api import READER, TOKEN, FakePolicy, both_tokens, configured
 
@@ -135,34 +133,6 @@ def test_without_a_token_nothing_is_written_and_nothing_but_health_is_read(label
     assert not policy.imported
 
 
-class ServicePort:
-    """The policy itself behind the API, as the actor is."""
-
-    def __init__(self, service: PolicyService) -> None:
-        self._service = service
-        self.set_mode = service.set_mode
-        self.freeze = service.freeze
-        self.canary = service.canary
-
-    async def ping(self) -> None:
-        self._service.starting_mode("", "")
-
-    async def status(self) -> FleetStatus:
-        return self._service.status()
-
-    async def explain(self, replica: str) -> Mapping[str, object]:
-        return dict(self._service.explain(replica))
-
-    async def learned(self) -> bytes:
-        return to_text(self._service.learned_file())
-
-    async def import_learned(self, content: bytes, group_ids: Sequence[str]) -> Mapping[str, object]:
-        try:
-            return dict(await self._service.import_learned(parse_learned_file(content), group_ids))
-        except ValueError as error:
-            return {"groups": [], "error": str(error)}
-
-
 Headers = Sequence[tuple[bytes, bytes]]
 
 
@@ -250,10 +220,13 @@ MEGABYTE: Final = 1 << 20
 
 @pytest.mark.looptime
 @pytest.mark.parametrize("label", [*OPERATIONS, "GET /status/", "POST /health", "GET /none", "PATCH /mode"])
-async def test_any_bytes_in_query_headers_and_body_are_answered_by_a_real_policy_without_a_server_error(label: str) -> None:
+async def test_any_bytes_in_query_headers_and_body_are_answered_by_a_real_policy_without_a_server_error(
+    label: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_threads(monkeypatch)
     async with running_service() as service:
         await settled(service, Replica("r1"), Replica("r2"))
-        api = create_policy_api(ServicePort(service), configured, both_tokens)
+        api = create_policy_api(service, configured, both_tokens)
         token = [(b"authorization", f"Bearer {TOKEN}".encode())]
         drawn: list[tuple[bytes, Headers, bytes, bool]] = []
 

@@ -7,6 +7,7 @@ import asyncio
 import httpx
 import pytest
 
+from nightjar.cluster.operations import STATUS
 from nightjar.cluster.policy_api import KEPT_S, STALE_S, Kept, create_policy_api
 from tests.cluster.test_policy_api import TOKEN, FakePolicy, client
 
@@ -54,9 +55,9 @@ async def test_a_status_is_built_once_a_second_and_after_every_write() -> None:
 
 async def test_a_write_does_not_wait_for_those_who_wait_for_a_status() -> None:
     class Slow(FakePolicy):
-        async def status(self):  # type: ignore[no-untyped-def]
-            await asyncio.sleep(5.0)
-            return await super().status()
+        async def call(self, operation, *arguments, **_):  # type: ignore[no-untyped-def]
+            await asyncio.sleep(5.0 if operation is STATUS else 0.0)
+            return await super().call(operation, *arguments)
 
     policy = Slow()
     async with client(policy) as api:
@@ -74,11 +75,11 @@ async def test_while_the_actor_is_busy_nobody_waits_long_for_its_health_and_one_
     class Busy(FakePolicy):
         busy_s = 0.0
 
-        async def ping(self) -> None:
+        async def call(self, operation, *arguments, **_):  # type: ignore[no-untyped-def]
             await asyncio.sleep(self.busy_s)
             if self.busy_s > STALE_S:
                 self.reachable = False
-            await super().ping()
+            return await super().call(operation, *arguments)
 
     policy, loop = Busy(), asyncio.get_running_loop()
     async with client(policy) as api:
@@ -115,4 +116,4 @@ async def test_a_status_is_the_same_document_as_before() -> None:
     async with httpx.AsyncClient(transport=transport, base_url="http://nightjar") as api:
         answer = await api.get("/status")
     assert answer.headers["Content-Type"] == "application/json"
-    assert answer.json() == (await policy.status()).model_dump(mode="json", exclude_none=True)
+    assert answer.json() == (await policy.call(STATUS)).model_dump(mode="json", exclude_none=True)

@@ -9,9 +9,10 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -21,8 +22,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from nightjar.cluster.client import PolicyClient, PolicyUnavailable, get_or_create_policy_actor
+from nightjar.cluster.client import OPERATOR_TIMEOUT_S, PolicyClient, get_or_create_policy_actor
 from nightjar.cluster.local_cluster import NODE_TIMED_OUT, QUIET_ENVIRONMENT
+from nightjar.cluster.operations import CONFIGURE, MODE, STATUS, Answer, Operation, OperationError, P
 from nightjar.deployments.engine.environment import ENGINE_FOLDER_VARIABLE
 from nightjar.deployments.engine_watch import HUNG_AFTER_S
 from nightjar.deployments.models import ModelError, resolve_model
@@ -183,18 +185,19 @@ def serve_status() -> Any:
     return serve.status()
 
 
-def ask_policy(call: Callable[[PolicyClient], Awaitable[T]]) -> T:
-    """One call to the policy actor from synchronous code."""
+def ask_policy(operation: Operation[P, Answer], *arguments: P.args, **named: P.kwargs) -> Answer:
+    """One operation by the policy actor from synchronous code. Raises OperationError."""
+    return asyncio.run(PolicyClient().call(operation, *arguments, **named))
 
-    async def once() -> T:
-        return await call(PolicyClient())
 
-    return asyncio.run(once())
+def configure(settings: Mapping[str, object], *, timeout_s: float = OPERATOR_TIMEOUT_S) -> None:
+    """Replace the operator's settings. Raises OperationError."""
+    asyncio.run(PolicyClient(timeout_s=timeout_s).call(CONFIGURE, settings))
 
 
 def fleet_status() -> FleetStatus:
     """The fleet as the policy sees it now."""
-    return ask_policy(lambda client: client.status())
+    return ask_policy(STATUS)
 
 
 def replicas(application: str) -> tuple[ReplicaStatus, ...]:
@@ -260,9 +263,7 @@ def set_fleet_mode(mode: str) -> None:
 
 def set_mode(mode: str, *, scope: Scope = "fleet", name: str = "") -> None:
     """Set a mode by hand, `default` takes it back; return once the policy took it."""
-    override = {"scope": scope, "name": name, "mode": mode, "for_s": None, "reason": "test"}
-    answer = ask_policy(lambda client: client.set_mode(override))
-    assert answer["error"] == ""
+    ask_policy(MODE, {"scope": scope, "name": name, "mode": mode, "for_s": None, "reason": "test"})
 
 
 def exported(name: str, **labels: str) -> list[Sample]:
@@ -287,9 +288,12 @@ def until(condition: Callable[[], T], *, within_s: float, what: str) -> T:
     """
     deadline_s = time.monotonic() + PATIENCE * within_s
     while True:
-        with contextlib.suppress(PolicyUnavailable):
+        try:
             if value := condition():
                 return value
+        except OperationError as error:
+            if error.code != HTTPStatus.SERVICE_UNAVAILABLE:
+                raise
         assert time.monotonic() < deadline_s, f"{what}: not within {PATIENCE * within_s:.0f} s"
         time.sleep(0.2)
 

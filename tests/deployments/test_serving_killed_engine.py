@@ -60,7 +60,7 @@ LONG = tuple(long(number, 400) for number in range(2)) + tuple(long(number, 60) 
 def cluster() -> Iterator[serving.ServeCluster]:
     serving.need_models(serving.TARGET, serving.DRAFT)
     with serving.serve_cluster() as running:
-        assert serving.ask_policy(lambda policy: policy.configure(SETTINGS))["error"] == ""
+        serving.configure(SETTINGS)
         application = serving.application(NAME, draft_offload="under_memory_pressure", kv_cache_memory_bytes=KV_CACHE_BYTES)
         running.deploy(application)
         yield running

@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("ray")
 from nightjar.cluster.journal import JournalEntry
+from nightjar.cluster.operations import CANARY, FREEZE, CanaryBody
 from nightjar.loadtests.regimes import Phase, Regime
 from nightjar.loadtests.simulation.experiments.scenes import nominal_of, workload
 from nightjar.loadtests.simulation.profiles import read_profile
@@ -112,7 +113,7 @@ def _canaries_under_load(cluster: FleetCluster) -> tuple[FleetStatus, Tried, Tri
     cluster.begin()
     cluster.until(lambda courses: all(course.steps_by_length for course in courses.values()), "steps")
     better = _try(cluster, names, tried="off", over=LONGEST, phase="better")
-    serving.ask_policy(lambda policy: policy.configure(SETTINGS | SHORT_PERIODS | {"mode": "off"}))
+    serving.configure(SETTINGS | SHORT_PERIODS | {"mode": "off"})
     cluster.wait_for_settings(names, "off")
     worse = _try(cluster, names, tried=LONGEST, over="off", phase="rolled back")
     cluster.end()
@@ -121,16 +122,15 @@ def _canaries_under_load(cluster: FleetCluster) -> tuple[FleetStatus, Tried, Tri
 
 def _try(cluster: FleetCluster, names: Sequence[str], tried: str, over: str, phase: str) -> Tried:
     """A canary until it has come to that phase, and everybody runs what follows from it."""
-    asked = {"mode": tried, "share": 1 / REPLICAS, "block_s": BLOCK_S}
-    answer = serving.ask_policy(lambda policy: policy.canary(asked))
-    assert answer["error"] == ""
+    asked: CanaryBody = {"mode": tried, "share": 1 / REPLICAS, "block_s": BLOCK_S}
+    serving.ask_policy(CANARY, asked)
     members = serving.until(_members_that_try, within_s=PATIENCE_S, what="a canary past its baseline")
     serving.until(lambda: _canary().phase == phase, within_s=PATIENCE_S, what=f"a canary that is {phase}")
     end = _canary()
     wanted = {name: tried if name in end.members else over for name in names}
     serving.until(lambda: _modes(names) == wanted, within_s=PATIENCE_S, what=f"{wanted}")
     causes = tuple(cause for entry in cluster.journal() for cause in entry.causes)
-    serving.ask_policy(lambda policy: policy.canary({"do": "end"}))
+    serving.ask_policy(CANARY, {"do": "end"})
     return Tried(members, end, wanted, causes)
 
 
@@ -164,8 +164,7 @@ def _freeze_under_load(cluster: FleetCluster) -> Frozen:
         return sum(courses[name].steps_by_length.values())
 
     cluster.until(lambda courses: all(steps(courses, name) >= LEARNED_STEPS for name in names), "steps before the freeze")
-    answer = serving.ask_policy(lambda policy: policy.freeze({"frozen": True, "reason": "test"}))
-    assert answer["error"] == ""
+    serving.ask_policy(FREEZE, {"frozen": True, "reason": "test"})
     serving.until(_runs_no_segment, within_s=PATIENCE_S, what="measurements taken back")
     cluster.wait_for_settings(names)
     before = cluster.courses()
@@ -179,7 +178,7 @@ def _freeze_under_load(cluster: FleetCluster) -> Frozen:
 
     cluster.until(have_worked_on, "steps while frozen")
     courses, entries = cluster.courses(), tuple(cluster.journal())
-    serving.ask_policy(lambda policy: policy.freeze({"frozen": False}))
+    serving.ask_policy(FREEZE, {"frozen": False})
     serving.until(lambda: not _runs_no_segment(), within_s=PATIENCE_S, what="a measurement after the freeze")
     cluster.end()
     return Frozen({name: len(before[name].adopted) for name in names}, courses, entries, measured_after=True)

@@ -49,7 +49,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serving.ServeC
     serving.need_models(serving.TARGET, serving.DRAFT)
     with object_store(tmp_path_factory.mktemp("adapter")), serving.serve_cluster(num_cpus=12) as running:
         running.deploy(serve_application(), within_s=300)
-        assert serving.ask_policy(lambda policy: policy.configure(SETTINGS))["error"] == ""
+        serving.configure(SETTINGS)
         serving.until(lambda: len(serving.replicas(APPLICATION)) == sum(NUM_REPLICAS.values()), within_s=60, what="their reports")
         yield running
 

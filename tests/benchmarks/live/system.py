@@ -18,7 +18,8 @@ from typing import Final, TypeVar
 import psutil
 
 from nightjar.cluster.api_token import TOKEN_VARIABLE
-from nightjar.cluster.client import PolicyUnavailable, get_or_create_policy_actor
+from nightjar.cluster.client import get_or_create_policy_actor
+from nightjar.cluster.operations import CONFIGURE, OperationError
 from nightjar.cluster.store import NAMESPACE
 from nightjar.loadtests.arms.session import Session
 from nightjar.loadtests.arms.stock_table import TableRows
@@ -105,9 +106,7 @@ class LiveSystem:
 
     def set_policy(self, settings: Mapping[str, object]) -> None:
         """The operator's settings as a whole, as a change of `user_config` would bring them."""
-        answer = self._wait(lambda: ask_policy(lambda client: client.configure(settings)), OBEYS_WITHIN_S, "the policy answers")
-        if answer["error"]:
-            raise RuntimeError(f"settings refused: {answer['error']}")
+        self._wait(lambda: ask_policy(CONFIGURE, settings), OBEYS_WITHIN_S, "the policy answers")
 
     def run_arm(self, arm: str) -> None:
         """Have every replica of ours run an arm; returns when each says so. All are idle then, and no drafter has to catch up."""
@@ -172,7 +171,7 @@ class LiveSystem:
             try:
                 if value := condition():
                     return value
-            except (ServiceError, PolicyUnavailable) as error:
+            except (ServiceError, OperationError) as error:
                 problem = str(error)
             if time.monotonic() > deadline_s:
                 raise RuntimeError(f"{what}: not within {within_s:g} s; last seen: {self.seen()}; {problem}")

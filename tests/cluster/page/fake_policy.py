@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Final, cast
 from unittest.mock import patch
 
 import uvicorn
@@ -14,7 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nightjar.cluster import policy_api
 from nightjar.cluster.http_client import ROUTE_PREFIX
-from nightjar.cluster.policy_api import PolicyUnreachableError, create_policy_api
+from nightjar.cluster.operations import STATUS, Answer, Operation, OperationError, P
+from nightjar.cluster.policy_api import create_policy_api
 from nightjar.policy.wire.report import DrafterCounters, DrafterState, SteeringLevel, StepTotals
 from nightjar.policy.wire.status import (
     CanaryStatus,
@@ -46,10 +48,14 @@ class ChangingPolicy:
         self.reachable = True
         self.answers = 0
 
-    async def status(self) -> FleetStatus:
+    async def call(self, operation: Operation[P, Answer], *arguments: P.args, **_: P.kwargs) -> Answer:
+        assert operation.name == STATUS.name
         if not self.reachable:
-            raise PolicyUnreachableError("status: no answer within 10 s")
+            raise OperationError(HTTPStatus.SERVICE_UNAVAILABLE, "status: no answer within 10 s")
         self.answers += 1
+        return cast("Answer", self._status())
+
+    def _status(self) -> FleetStatus:
         if not self.fleet.replicas:
             return self.fleet
         totals = tuple(
@@ -58,27 +64,6 @@ class ChangingPolicy:
         )
         first, *others = self.fleet.replicas
         return self.fleet.model_copy(update={"replicas": (first.model_copy(update={"totals": totals}), *others)})
-
-    async def ping(self) -> None:
-        raise NotImplementedError
-
-    async def set_mode(self, override: Mapping[str, object]) -> Mapping[str, object]:
-        raise NotImplementedError
-
-    async def explain(self, replica: str) -> Mapping[str, object]:
-        raise NotImplementedError
-
-    async def freeze(self, values: Mapping[str, object]) -> Mapping[str, object]:
-        raise NotImplementedError
-
-    async def canary(self, values: Mapping[str, object]) -> Mapping[str, object]:
-        raise NotImplementedError
-
-    async def learned(self) -> bytes:
-        raise NotImplementedError
-
-    async def import_learned(self, content: bytes, group_ids: Sequence[str]) -> Mapping[str, object]:
-        raise NotImplementedError
 
 
 @contextlib.contextmanager
