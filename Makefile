@@ -78,6 +78,7 @@ test-long: $(INSTALLED) ## the long commands of README and docs, whole
 	$(QUIET) $(EVEN) $(BIN)/pytest -n 0 -m long --ignore=tests/gpu_paths
 
 test-gpu-paths: $(INSTALLED) ## every steered drafter on vLLM's GPU code paths, run on a CPU: runner x scheduling x drafter, as a table
+	$(BIN)/nightjar models build
 	$(QUIET) $(BIN)/pytest -n 2 --dist load --maxschedchunk 1 tests/gpu_paths $(ARGS)
 
 # Another seed each time; SEED=NUMBER repeats one.
@@ -104,6 +105,7 @@ OVERLAY = $(abspath $(VENV)/opt/vllm-overlays/$(VERSION))
 test-vllm: $(INSTALLED) ## the same with another vLLM's Python on this one's CPU libraries: make test-vllm VERSION=0.33.0
 	$(if $(VERSION),,$(error VERSION is needed: make test-vllm VERSION=0.33.0))
 	$(BIN)/python -m tests.gpu_paths.overlay $(VERSION) $(OVERLAY)
+	$(BIN)/nightjar models build
 	$(QUIET) NIGHTJAR_VLLM_OVERLAY=$(OVERLAY) $(BIN)/pytest -n 2 --dist load --maxschedchunk 1 tests/gpu_paths $(ARGS)
 
 SERVE_LLM := .venv-serve-llm

@@ -1,7 +1,8 @@
-"""One application of our own whose workers Ray starts, on the rig: model runner V2, asynchronous, tiny models."""
+"""One application of our own whose workers Ray starts, on the rig, asynchronous."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ from typing import Any, Final
 import httpx
 import psutil
 
-from nightjar.deployments.rig.environment import rig_environment
+from nightjar.deployments.rig.environment import Runner, rig_environment
 from nightjar.deployments.rig.model_names import DRAFT, TARGET
 from nightjar.policy.wire.report import DrafterState, SteeringLevel
 from nightjar.policy.wire.status import ReplicaStatus
 from tests.deployments import serving
+from tests.gpu_paths.overlay import OVERLAY_VARIABLE
 
 NAME: Final = "chat"
 MAX: Final = 3
@@ -50,33 +52,40 @@ class Engine:
         serving.until(lambda: not serving.existing(self.files), within_s=30, what=f"the end of {self.files}")
 
 
-def variables(folder: Path) -> dict[str, str]:
+def variables(folder: Path, runner: Runner = 2) -> dict[str, str]:
     """Of every process of the cluster: vLLM hands Ray's workers the replica's variables only after they imported vLLM."""
+    checkout = str(Path(__file__).parents[2])
     return rig_environment(
         folder,
-        runner=2,
+        runner=runner,
         asynchronous=True,
         in_one_process=False,
         kv_cache_is_sized=True,
-        environ={"PYTHONPATH": str(Path(__file__).parents[2])},
+        environ={"PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get(OVERLAY_VARIABLE), checkout)))},
     )
 
 
-def application(models: Path, *, ranks: int = 1, max_num_seqs: int = 8, **fields: Any) -> dict[str, Any]:
-    """One application as a user writes it for this executor: the replica's placement group has a GPU for each worker."""
-    speculative = {"method": "draft_model", "model": str(models / DRAFT), "num_speculative_tokens": MAX}
+def application(tiny_models: Path | None = None, *, ranks: int = 1, max_num_seqs: int = 8, **fields: Any) -> dict[str, Any]:
+    """One application as a user writes it for this executor: the replica's placement group has a GPU for each worker.
+
+    The small real model on runner V1, or one of the rig's `tiny_models`: those have attention heads that divide by two ranks, and
+    a vocabulary that is small enough for V2's interpreted kernels.
+    """
+    target, draft = serving.TARGET, serving.DRAFT
+    if tiny_models is not None:
+        target, draft = str(tiny_models / TARGET), str(tiny_models / DRAFT)
     model = {
-        "model_loading_config": {"model_id": NAME, "model_source": str(models / TARGET)},
+        "model_loading_config": {"model_id": NAME, "model_source": target},
         "engine_kwargs": {
             "dtype": "float32",
             "enforce_eager": True,
             "max_model_len": 4096,
             "max_num_seqs": max_num_seqs,
             "max_num_batched_tokens": 256,
-            "kv_cache_memory_bytes": 32 << 20,
+            "kv_cache_memory_bytes": 500_000_000 if tiny_models is None else 32 << 20,
             "tensor_parallel_size": ranks,
             "distributed_executor_backend": "ray",
-            "speculative_config": speculative,
+            "speculative_config": {"method": "draft_model", "model": draft, "num_speculative_tokens": MAX},
         },
         "deployment_config": {
             "health_check_period_s": 2,
