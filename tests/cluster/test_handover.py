@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Annotated
 
 import pytest
@@ -23,11 +24,14 @@ from nightjar.cluster.operator_will import OperatorWill
 from nightjar.cluster.policy_service import PolicyService
 from nightjar.cluster.seed_from import HEED_PERIOD_S, RETRY_S, NobodyThereError
 from nightjar.cluster.views import fleet_view
+from nightjar.policy.controller import Controller
 from nightjar.policy.freeze import Freeze, HeldPlan
 from nightjar.policy.modes import ModeOverride
+from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.base import GroupPlan, one_length
 from nightjar.policy.prior.seed import SeedGroup
 from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import Record
 from tests.cluster.protocol import MemoryJournal, MemoryStore, Replica, running_service, settled
 from tests.cluster.seeds import some_group
@@ -306,7 +310,7 @@ async def test_a_file_of_a_fleet_that_was_off_takes_no_mode_along() -> None:
             return old.learned_file()
 
         async with running_service(read_seed=read, identity=KUBERAY) as new:
-            assert (await new.configure({**VALUES, "seed_from": "/backups/learned.json"}))["error"] == ""
+            await new.configure({**VALUES, "seed_from": "/backups/learned.json"})
             await asyncio.sleep(3 * HEED_PERIOD_S)
             assert modes(new) == {}
 
@@ -341,7 +345,7 @@ async def test_what_a_predecessor_says_is_decided_at_once() -> None:
         replica = Replica("n1")
         await settled(new, replica)
         slowly = {**VALUES, "decision_period_s": 30.0, "replica_timeout_s": 60.0}
-        assert (await new.configure(slowly))["error"] == ""
+        await new.configure(slowly)
         await old.set_mode({"mode": "off"})
         await asyncio.sleep(HEED_PERIOD_S + 1.0)
         await settled(new, replica)
@@ -360,9 +364,14 @@ def test_of_a_freeze_the_plans_of_groups_with_replicas_go_along_as_many_as_a_fil
     most = handover.MAX_HELD_PLANS
     held = HeldPlan.of(GroupPlan(one_length(0, 8), "off"), "off")
     plans = {f"g{number}": held for number in range(most + 2)}
-    will = OperatorWill(Checkpoint(MemoryStore()))
+    controller = Controller(OperatorSettings())
+    controller.observe(Replica("r").report(), 0.0)
+    one = controller.state.replicas["r"]
+    members = {group_id: replace(one, group_id=group_id) for group_id in plans if group_id != "g0"}
+    controller.state = replace(controller.state, replicas=PersistentMap(members))
+    will = OperatorWill(Checkpoint(MemoryStore()), controller)
     will.take_up(Remembered(freeze=Freeze(since_s=0.0, plans=plans)), 0.0)
-    handed = will.by_hand("", "", plans.keys() - {"g0"}, 0.0).freeze
+    handed = will.by_hand("", 0.0).freeze
     assert handed is not None
     assert list(handed.plans) == [f"g{number}" for number in range(1, most + 1)]
 

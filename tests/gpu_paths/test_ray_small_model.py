@@ -31,7 +31,7 @@ def test_the_small_real_model_is_steered_sleeps_catches_up_and_ends_with_its_rep
     serving.need_models(serving.TARGET, serving.DRAFT)
     environment = variables(tmp_path / "environment", runner=1)
     with serving.serve_cluster(num_gpus=1, variables=environment) as cluster, cluster.http(NAME) as client:
-        assert serving.ask_policy(lambda policy: policy.configure(SETTINGS))["error"] == ""
+        serving.configure(SETTINGS)
         cluster.deploy(application())
         assert_steered_with_plain_decodings_texts(client)
         assert_catches_up(client)
