@@ -13,12 +13,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from nightjar.cluster.operations import ModeBody, checked, refused
-from nightjar.cluster.overrides import check_pin
 from nightjar.policy.canary.order import CANARY_SETTINGS, MAX_SHARE, CanaryOrder, arms_of
 from nightjar.policy.canary.trial import begin
 from nightjar.policy.controller import Controller
 from nightjar.policy.issuing import Slot
-from nightjar.policy.modes import ModeOverride, check_limit, effective_mode, fleet_override
+from nightjar.policy.modes import ModeOverride, check_limit, check_pin, effective_mode, fleet_override
 from nightjar.policy.state import FleetState
 from nightjar.policy.trying import with_canary
 from nightjar.policy.wire.mode import Mode
@@ -92,8 +91,8 @@ def begun(
     try:
         if request.mode is not None:
             check_limit(request.mode, request.max_step_ms)
-            concerned = {name: slot for name, slot in slots.items() if request.application in {"", slot.application}}
-            check_pin(request.mode, concerned)
+            concerned = [slot for slot in slots.values() if request.application in {"", slot.application}]
+            check_pin(request.mode, (slot.max_num_speculative_tokens for slot in concerned))
         parse_operator_settings({**settings.model_dump(mode="json", exclude_none=True), **request.settings})
     except (SettingsError, ValueError) as error:
         raise refused(str(error)) from error

@@ -2,8 +2,8 @@
 predecessor is heard.
 
 Every change is made in the controller, which holds what is in force, and kept for the next policy by the checkpoint. Fails closed:
-a wrong set of settings or a wrong mode changes nothing; of what the store gives late, and of what a
-predecessor hands over, only what no operator has set anew here is taken up.
+a wrong set of settings or a wrong mode changes nothing; of what the store gives late, and of what a predecessor hands over, only
+what no operator has set anew here is taken up.
 """
 
 from __future__ import annotations

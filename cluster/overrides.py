@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nightjar.cluster.operations import checked, refused
 from nightjar.policy.issuing import Slot
-from nightjar.policy.modes import MAX_OVERRIDES, ModeOverride, check_limit, check_planner, fleet_override, set_override
+from nightjar.policy.modes import MAX_OVERRIDES, ModeOverride, check_limit, check_pin, check_planner, fleet_override, set_override
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import MaxStepMs, OperatorSettings, PlannerName
 from nightjar.policy.wire.record import Reason
@@ -94,14 +94,6 @@ def apply_request(
     return changed, override
 
 
-def check_pin(mode: Mode, concerned: Mapping[str, Slot]) -> None:
-    """Raise OperationError for a pinned K that none of these replicas' engines can run."""
-    maximum = max((slot.max_num_speculative_tokens for slot in concerned.values()), default=None)
-    pinned = mode.num_speculative_tokens
-    if pinned is not None and maximum is not None and pinned > maximum:
-        raise refused(f"mode: pin={pinned} is above the maximum of every engine concerned; allowed is at most pin={maximum}")
-
-
 def in_words(override: ModeOverride) -> str:
     """`fleet auto, planner nightjar`, `replica r1 pin=3`, `application chat auto, max_step_ms 40`."""
     whom = f"{override.scope} {override.name}".rstrip()
@@ -157,4 +149,7 @@ def _check_against_replicas(request: ModeRequest, mode: Mode, slots: Mapping[str
         known = sorted(slots if request.scope == "replica" else {slot.application for slot in slots.values()})
         near = get_close_matches(request.name, known, n=3, cutoff=0.3) or known[:3]
         raise refused(f"name: no {request.scope} {request.name!r} reports now; known are {', '.join(near) or 'none'}")
-    check_pin(mode, concerned)
+    try:
+        check_pin(mode, (slot.max_num_speculative_tokens for slot in concerned.values()))
+    except ValueError as error:
+        raise refused(str(error)) from error

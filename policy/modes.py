@@ -7,7 +7,7 @@ and name do not fit is refused when it is made, so the functions below never mee
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, Self
 
@@ -120,6 +120,13 @@ def check_limit(mode: Mode | None, max_step_ms: float | None) -> None:
         raise ValueError(
             f"max_step_ms: {max_step_ms:g} with mode {mode or 'default'}, which plans nothing; allowed are auto and shadow"
         )
+
+
+def check_pin(mode: Mode, maxima: Iterable[int]) -> None:
+    """Raise ValueError for a pinned K above each of `maxima`, those of the engines concerned. Without any it may be right."""
+    most, pinned = max(maxima, default=None), mode.num_speculative_tokens
+    if pinned is not None and most is not None and pinned > most:
+        raise ValueError(f"mode: pin={pinned} is above the maximum of every engine concerned; allowed is at most pin={most}")
 
 
 def check_planner(scope: Scope, mode: Mode | None, planner: PlannerName | None) -> None:

@@ -26,6 +26,7 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/cluster/test_client.py": "ray",
     "tests/cluster/test_metrics.py::test_ray_gets_each_metric_once_with_the_hosts_labels": "ray",
     "tests/cluster/test_metrics.py::test_rays_own_classes_take_what_the_backend_gives_them": "ray",
+    "tests/cluster/test_operations.py": "ray",
     "tests/cluster/test_policy_actor_ray.py": "ray",
     "tests/cluster/test_serve_config.py": "ray",
     "tests/cluster/test_store.py::test_a_process_without_ray_has_no_store": "ray",
