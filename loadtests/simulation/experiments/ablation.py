@@ -56,8 +56,8 @@ def _all_alike(contributions: Contributions, *_: object) -> Contributions:
     return contributions
 
 
-def _nobody_replans_alone(*_: object) -> tuple[dict[str, object], int]:
-    return {}, 0
+def _nobody_replans_alone(*_: object) -> tuple[dict[str, object], dict[str, object], int]:
+    return {}, {}, 0
 
 
 PARTS: Final = (
