@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.measure import Measurement
 
+from nightjar.cluster.operations import OperationError
 from nightjar.loadtests.arms.measures import ResultError, load_summary, read_result
 from nightjar.loadtests.arms.rounds import TurnError
 from nightjar.loadtests.bench_summary import Effort
@@ -32,7 +33,6 @@ from nightjar.loadtests.report import render_report
 from nightjar.loadtests.rows import RowsError, read_rows
 from nightjar.loadtests.run_folder import as_latest, unnamed_run_folder
 from nightjar.loadtests.samples import SamplesError, read_samples
-from nightjar.loadtests.service_api import ServiceError
 from nightjar.loadtests.summary import RunSummary, summarise
 from nightjar.policy.wire.record import describe_validation_error
 
@@ -116,7 +116,7 @@ def demo(
         folder = as_latest(folder)
     except KeyboardInterrupt:
         _fail(f"stopped; nothing was left running, what was recorded is in {folder}", 130)
-    except (TurnError, ProcessError, ServiceError, RowsError, OSError) as error:
+    except (TurnError, ProcessError, OperationError, RowsError, OSError) as error:
         _fail(f"{error}\nwhat was recorded is in {folder}")
     _show(summary, folder, console, output)
     raise typer.Exit(0 if summary.passed else 1)

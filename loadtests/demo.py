@@ -20,6 +20,7 @@ from typing import Final
 from rich.console import Console
 
 import nightjar
+from nightjar.cluster.http_client import HttpClient
 from nightjar.loadtests import demo_checks, demo_steps
 from nightjar.loadtests.arms.arm import Arm, parse_arms
 from nightjar.loadtests.arms.load import Load, send
@@ -38,7 +39,7 @@ from nightjar.loadtests.prompts import COMPARISON_PROMPTS
 from nightjar.loadtests.regimes import Regime
 from nightjar.loadtests.report import render_report
 from nightjar.loadtests.rows import RequestRow, RowWriter, read_rows
-from nightjar.loadtests.service_api import ServiceApi
+from nightjar.loadtests.service_api import service_api
 from nightjar.loadtests.summary import Check, RunSummary, summarise
 from nightjar.policy.wire.status import FleetStatus
 
@@ -104,7 +105,7 @@ class Demo:
     def run(self) -> RunSummary:
         """Everything, from building models to the written report.
 
-        Raises TurnError, ProcessError, ServiceError or ConnectionError.
+        Raises TurnError, ProcessError, OperationError or ConnectionError.
         """
         with self._screen, self._memory:
             self._enter("building the models, if they are missing")
@@ -113,14 +114,14 @@ class Demo:
             token = secrets.token_urlsafe(24)
             with ServedSystem(self._plan.config, _free_port(), token, self._screen.pass_on) as system:
                 url = system.wait_until_ready(READY_TIMEOUT_S)
-                with ServiceApi.at(url, token) as api, Sampler(api, self._folder / "samples.jsonl") as sampler:
+                with service_api(url, token) as api, Sampler(api, self._folder / "samples.jsonl") as sampler:
                     self._sampler = sampler
                     model, answers = self._measure(Server(url), api, sampler)
                 self._memory.look()
                 self._enter("stopping everything")
             return self._write(model, answers)
 
-    def _measure(self, server: Server, api: ServiceApi, sampler: Sampler) -> tuple[str, dict[str, list[demo_checks.Answer]]]:
+    def _measure(self, server: Server, api: HttpClient, sampler: Sampler) -> tuple[str, dict[str, list[demo_checks.Answer]]]:
         """Every mode in turn. Returns the model's id and the answers of the text comparison."""
         model = first_model(server)
         session = Session(api, "the demo compares modes", look=lambda: sampler.sample().status, patience_s=CONFIRM_TIMEOUT_S)

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self
 
+from nightjar.cluster.http_client import HttpClient
+from nightjar.cluster.operations import STATUS, OperationError
 from nightjar.loadtests.samples import StatusSample
-from nightjar.loadtests.service_api import ServiceApi, ServiceError
 from nightjar.policy.wire.status import FleetStatus
 
 PERIOD_S: Final = 1.0
@@ -21,7 +22,7 @@ PERIOD_S: Final = 1.0
 class Sampler:
     """Samples while it is entered. `mode` is written into each sample: set it while the system is known to run that mode."""
 
-    def __init__(self, api: ServiceApi, path: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, api: HttpClient, path: Path, clock: Callable[[], float] = time.time) -> None:
         self.mode = ""
         self.samples: list[StatusSample] = []
         self.latest: FleetStatus | None = None
@@ -45,9 +46,9 @@ class Sampler:
         with self._lock:
             mode, asked_s = self.mode, self._clock()
             try:
-                taken = StatusSample(time_s=asked_s, mode=mode, status=self._api.status())
+                taken = StatusSample(time_s=asked_s, mode=mode, status=self._api.call(STATUS))
                 self.latest = taken.status
-            except ServiceError as error:
+            except OperationError as error:
                 taken = StatusSample(time_s=asked_s, mode=mode, error=str(error))
             self.samples.append(taken)
             with self._path.open("a", encoding="utf-8") as file:

@@ -2,19 +2,20 @@
 
 All of it goes over the policy's API, as an operator would do it, so it stands in the journal, and each mode can expire by itself
 should this program be killed. Every wait has an end. Fails with TurnError in one line: what did not happen in time and what was
-seen, or what has to be taken back first; with ServiceError where the API does not answer.
+seen, or what has to be taken back first; with OperationError where the API does not answer.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from nightjar.cluster.http_client import HttpClient
+from nightjar.cluster.operations import IMPORT, LEARNED, MODE, STATUS, ModeBody, OperationError
 from nightjar.loadtests.arms.arm import Arm
 from nightjar.loadtests.arms.rounds import TurnError
-from nightjar.loadtests.service_api import ServiceApi, ServiceError
 from nightjar.policy.wire.status import FleetStatus, OverrideStatus
 
 PATIENCE_S: Final = 60.0
@@ -31,7 +32,7 @@ class Session:
 
     def __init__(
         self,
-        api: ServiceApi,
+        api: HttpClient,
         reason: str,
         *,
         learned_file: Path | None = None,
@@ -50,7 +51,7 @@ class Session:
         self._api = api
         self._reason = reason
         self._learned_file = learned_file
-        self._look = look or api.status
+        self._look = look or (lambda: api.call(STATUS))
         self._patience_s = patience_s
         self._has_reset = False
         self._has_set = False
@@ -99,19 +100,24 @@ class Session:
         `resets`: planners begin it without what they have learned.
         """
         if resets and self._learned_file is not None and not self._learned_file.exists():
-            self._learned_file.write_bytes(self._api.learned())
+            self._learned_file.write_bytes(self._api.call(LEARNED))
         self._has_reset |= resets
-        more = {"for_s": for_s, "planner": arm.planner, "learned": "reset" if resets else None}
-        request: dict[str, Any] = {"mode": str(arm.mode), "scope": "fleet", "reason": self._reason}
+        request: ModeBody = {"mode": str(arm.mode), "scope": "fleet", "reason": self._reason}
+        if for_s is not None:
+            request["for_s"] = for_s
+        if arm.planner is not None:
+            request["planner"] = arm.planner
+        if resets:
+            request["learned"] = "reset"
         self._has_set = True
-        self._api.send_mode(request | {name: value for name, value in more.items() if value is not None})
+        self._api.call(MODE, request)
         set_at_s = self._clock()
         problem = ""
         while self._clock() - set_at_s <= self._patience_s:
             asked_at_s = self._clock()
             try:
                 status = self._look()
-            except ServiceError as error:  # a policy that starts anew
+            except OperationError as error:  # a policy that starts anew
                 status, problem = None, str(error)
             if status is not None:
                 problem = not_applied(status, arm, self._replicas, asked_at_s - set_at_s)
@@ -132,11 +138,11 @@ class Session:
             if attempt:
                 self._sleep(PUT_BACK_PAUSE_S)
             try:
-                self._api.send_mode(put_back_request(self._before, self._clock() - self._prepared_at_s))
+                self._api.call(MODE, put_back_request(self._before, self._clock() - self._prepared_at_s))
                 if self._has_reset and self._learned_file is not None:
-                    self._api.import_learned(self._learned_file.read_bytes())
+                    self._api.call(IMPORT, self._learned_file.read_bytes(), ())
                 return self.mode_before
-            except ServiceError as error:
+            except OperationError as error:
                 problem = str(error)
         raise TurnError(
             f"what ran before ({self.mode_before}) is not put back ({problem}); `nightjar mode default` takes back what is set"
@@ -160,11 +166,16 @@ def not_applied(status: FleetStatus, arm: Arm, replicas: int, set_for_s: float) 
     return ""
 
 
-def put_back_request(before: OverrideStatus | None, since_s: float) -> Mapping[str, Any]:
+def put_back_request(before: OverrideStatus | None, since_s: float) -> ModeBody:
     """The body that sets again what was set by hand `since_s` ago; what would have ended meanwhile is taken back."""
     left_s = before.seconds_left - since_s if before is not None and before.seconds_left is not None else None
     if before is None or (left_s is not None and left_s <= 0):
         return {"mode": "default", "scope": "fleet"}
-    more = {"for_s": left_s, "planner": before.planner, "max_step_ms": before.max_step_ms}
-    request = {"mode": str(before.mode), "scope": "fleet", "reason": before.reason}
-    return request | {name: value for name, value in more.items() if value is not None}
+    request: ModeBody = {"mode": str(before.mode), "scope": "fleet", "reason": before.reason}
+    if left_s is not None:
+        request["for_s"] = left_s
+    if before.planner is not None:
+        request["planner"] = before.planner
+    if before.max_step_ms is not None:
+        request["max_step_ms"] = before.max_step_ms
+    return request

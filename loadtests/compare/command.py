@@ -16,6 +16,7 @@ from typing import Annotated, Final, NoReturn, cast, get_args
 import typer
 from pydantic import ValidationError
 
+from nightjar.cluster.operations import OperationError
 from nightjar.loadtests.arms.arm import FORM, ArmError, parse_arms
 from nightjar.loadtests.arms.load import PLACES, Load, filled
 from nightjar.loadtests.arms.measures import ResultError
@@ -31,7 +32,7 @@ from nightjar.loadtests.openai_stream import AddressError, Server, first_model
 from nightjar.loadtests.output import Output, OutputOption
 from nightjar.loadtests.regimes import RegimeError, parse_regime
 from nightjar.loadtests.rows import RowsError
-from nightjar.loadtests.service_api import ServiceApi, ServiceError
+from nightjar.loadtests.service_api import service_api
 from nightjar.policy.wire.record import describe_validation_error
 
 DEFAULT_ARMS: Final = ("off", "auto")
@@ -121,7 +122,7 @@ def show(files: RunFiles, output: Output) -> None:
 def _run(plan: ComparePlan, files: RunFiles, token: str, *, resumes: bool) -> None:
     switched = any(not arm.url for arm in plan.arms)
     with contextlib.ExitStack() as stack:
-        api = stack.enter_context(ServiceApi.at(plan.url, token)) if switched else None
+        api = stack.enter_context(service_api(plan.url, token)) if switched else None
         session = None if api is None else Session(api, "nightjar compare", learned_file=files.folder / LEARNED_FILE)
         facts = Facts(
             plan=plan, began=datetime.now(UTC).isoformat(timespec="seconds"), command=_command_line(), commit=commit(),
@@ -232,7 +233,7 @@ def _one_line_errors(files: RunFiles | None) -> Iterator[None]:
         _fail(describe_validation_error(error), 2)
     except (ArmError, AddressError, RegimeError) as error:
         _fail(str(error), 2)
-    except (TurnError, ServiceError) as error:
+    except (TurnError, OperationError) as error:
         _fail(f"{error}{kept}", 1 if files is not None else 2)
     except RunFilesError as error:
         _fail(str(error), 1 if files is not None else 2)

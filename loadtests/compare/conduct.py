@@ -1,6 +1,6 @@
 """Plays the turns of a comparison one by one: switch, send the load, keep what came of it.
 
-What ran before is put back whatever happens. Fails as what it calls does: TurnError or ServiceError, each one line; the
+What ran before is put back whatever happens. Fails as what it calls does: TurnError or OperationError, each one line; the
 turns that came to their end are kept, and the run goes on from there when it is asked to.
 """
 
@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from nightjar.cluster.http_client import HttpClient
+from nightjar.cluster.operations import STATUS, OperationError
 from nightjar.loadtests.arms.load import MOST_TURN_S, check_file, send
 from nightjar.loadtests.arms.rounds import Turn
 from nightjar.loadtests.arms.session import Session
 from nightjar.loadtests.compare.run_files import ComparePlan, PlayedTurn, RunFiles
 from nightjar.loadtests.samples import EngineHistory, StatusSample, WorkByLength, all_work, mean_length, share_off
-from nightjar.loadtests.service_api import ServiceApi, ServiceError
 
 EXPIRES_AFTER_S: Final = MOST_TURN_S + 300.0
 """A mode that this program set and did not take back, because it was killed, ends by itself."""
@@ -29,7 +30,7 @@ class Conductor:
 
     plan: ComparePlan
     files: RunFiles
-    api: ServiceApi | None
+    api: HttpClient | None
     session: Session | None
     say: Callable[[str], None]
     clock: Callable[[], float] = time.time
@@ -85,6 +86,6 @@ class Conductor:
         if url or self.api is None:
             return None
         try:
-            return StatusSample(time_s=self.clock(), status=self.api.status())
-        except ServiceError:
+            return StatusSample(time_s=self.clock(), status=self.api.call(STATUS))
+        except OperationError:
             return None

@@ -57,7 +57,7 @@ class FakeServer:
     """Set at the start; while it is clear, who asks for the models waits."""
     answer: Callable[[dict[str, Any]], Iterable[dict[str, Any] | str]] = whole_answer
     fleet_status: Callable[[], bytes] = lambda: b"{}"
-    set_mode: Callable[[dict[str, Any]], tuple[int, bytes]] = lambda body: (200, b"{}")
+    set_mode: Callable[[dict[str, Any]], tuple[int, bytes]] = lambda body: (200, b'{"override": null}')
     requests: list[dict[str, Any]] = field(default_factory=list)
     served: list[Served] = field(default_factory=list)
     authorizations: list[str | None] = field(default_factory=list)

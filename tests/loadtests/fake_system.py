@@ -78,11 +78,11 @@ class FakeSystem:
     def set_mode(self, body: dict[str, Any]) -> tuple[int, bytes]:
         tell(f"{body['mode']} {body.get('learned', 'keep')}")
         if STUCK == "mode":
-            return 200, b"{}"
+            return 200, b'{"override": null}'
         with self.lock:
             self.mode = Mode.parse(body["mode"])
             self.decide()
-        return 200, b"{}"
+        return 200, b'{"override": null}'
 
     def fleet_status(self) -> bytes:
         with self.lock:

@@ -21,6 +21,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from nightjar.cluster.operations import MODE, STATUS, OperationError
 from nightjar.cluster.progress import MAX_SILENCE_S
 from nightjar.loadtests import commands, demo
 from nightjar.loadtests.arms import session
@@ -36,7 +37,7 @@ from nightjar.loadtests.figures import demo_run
 from nightjar.loadtests.regimes import arrival_times
 from nightjar.loadtests.rows import read_rows
 from nightjar.loadtests.samples import read_samples
-from nightjar.loadtests.service_api import ServiceApi, ServiceError
+from nightjar.loadtests.service_api import service_api
 from nightjar.loadtests.summary import RunSummary
 from nightjar.policy.wire.report import EngineLoad
 from tests.loadtests.fake_demo import use_the_fake_system
@@ -230,7 +231,7 @@ def test_what_the_sampler_of_a_demo_sees_is_what_an_arm_waits_for(
     assert status is not None
     answers = iter([b"", status.model_dump_json().encode(), b""])
     server.fleet_status = lambda: next(answers, b"")
-    with ServiceApi.at(server.url, "sesame") as api:
+    with service_api(server.url, "sesame") as api:
         sampler = Sampler(api, tmp_path / "samples.jsonl")
         seconds = itertools.count(0.0, 0.1)
         running = Session(
@@ -245,19 +246,19 @@ def test_what_the_sampler_of_a_demo_sees_is_what_an_arm_waits_for(
 
 def test_a_sample_without_an_answer_says_why(server: FakeServer, tmp_path: Path) -> None:
     server.fleet_status = lambda: b'{"policy": 3}'
-    with ServiceApi.at(server.url, "t") as api:
+    with service_api(server.url, "t") as api:
         taken = Sampler(api, tmp_path / "samples.jsonl").sample()
     assert taken.status is None
-    assert "did not answer with a status: policy" in taken.error
+    assert "the answer is no status of this version of Nightjar: policy" in taken.error
     assert read_samples(tmp_path / "samples.jsonl") == (taken,)
 
 
 def test_the_api_says_what_was_asked_and_what_came_back(server: FakeServer) -> None:
     server.set_mode = lambda body: (403, b'{"detail": "read-only"}')
-    with ServiceApi.at(server.url, "t") as api, pytest.raises(ServiceError, match=r"POST /nightjar/mode: HTTP 403 .*read-only"):
-        api.send_mode({"mode": "off"})
-    with ServiceApi.at("http://127.0.0.1:9", "t") as api, pytest.raises(ServiceError, match="GET /nightjar/status: ConnectError"):
-        api.status()
+    with service_api(server.url, "t") as api, pytest.raises(OperationError, match=r"^read-only \(HTTP 403\)"):
+        api.call(MODE, {"mode": "off"})
+    with service_api("http://127.0.0.1:9", "t") as api, pytest.raises(OperationError, match="nothing answers at"):
+        api.call(STATUS)
 
 
 def test_only_a_process_that_is_the_policy_actor_is_killed() -> None:

@@ -19,12 +19,13 @@ import psutil
 
 from nightjar.cluster.api_token import TOKEN_VARIABLE
 from nightjar.cluster.client import get_or_create_policy_actor
-from nightjar.cluster.operations import CONFIGURE, OperationError
+from nightjar.cluster.http_client import HttpClient
+from nightjar.cluster.operations import CONFIGURE, STATUS, OperationError
 from nightjar.cluster.store import NAMESPACE
 from nightjar.loadtests.arms.session import Session
 from nightjar.loadtests.arms.stock_table import TableRows
 from nightjar.loadtests.interrupts import as_keyboard_interrupt
-from nightjar.loadtests.service_api import ServiceApi, ServiceError
+from nightjar.loadtests.service_api import service_api
 from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.status import FleetStatus, ReplicaStatus
 from tests.benchmarks.live.applications import (
@@ -59,7 +60,7 @@ T = TypeVar("T")
 class LiveSystem:
     """Ray Serve with the policy's API and two replicas of ours; later two stock ones beside them, which take turns with ours."""
 
-    def __init__(self, cluster: ServeCluster, models: Mapping[str, str], api: ServiceApi) -> None:
+    def __init__(self, cluster: ServeCluster, models: Mapping[str, str], api: HttpClient) -> None:
         self._cluster = cluster
         self._models = models
         self._api = api
@@ -133,8 +134,8 @@ class LiveSystem:
         return self._ours_alone().replicas
 
     def status(self) -> FleetStatus:
-        """What the policy's API says. Raises ServiceError."""
-        self._latest = self._api.status()
+        """What the policy's API says. Raises OperationError."""
+        self._latest = self._api.call(STATUS)
         return self._latest
 
     def urls(self, names: Iterable[str]) -> dict[str, str]:
@@ -171,7 +172,7 @@ class LiveSystem:
             try:
                 if value := condition():
                     return value
-            except (ServiceError, OperationError) as error:
+            except OperationError as error:
                 problem = str(error)
             if time.monotonic() > deadline_s:
                 raise RuntimeError(f"{what}: not within {within_s:g} s; last seen: {self.seen()}; {problem}")
@@ -192,7 +193,7 @@ def live_system(models: Mapping[str, str]) -> Iterator[LiveSystem]:
     """The system, started with two replicas of ours; at the end nothing of it is left."""
     token = secrets.token_urlsafe(24)
     os.environ[TOKEN_VARIABLE] = token
-    with serve_cluster() as cluster, ServiceApi.at(cluster.url, token) as api:
+    with serve_cluster() as cluster, service_api(cluster.url, token) as api:
         signal.signal(signal.SIGTERM, as_keyboard_interrupt)  # not before: Ray, as it starts, sets one that stops nothing
         system = LiveSystem(cluster, models, api)
         system.deploy()

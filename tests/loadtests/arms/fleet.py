@@ -45,7 +45,7 @@ class FakeFleet:
             self.overrides.append(
                 OverrideStatus(scope="fleet", mode=mode, planner=planner, reason=body.get("reason", ""), seconds_left=left_s)
             )
-        return 200, b"{}"
+        return 200, b'{"override": null}'
 
     def status(self) -> bytes:
         self.steps += 10

@@ -9,11 +9,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from nightjar.cluster.http_client import HttpClient
 from nightjar.loadtests.arms import session
 from nightjar.loadtests.arms.arm import parse_arm
 from nightjar.loadtests.arms.rounds import TurnError
 from nightjar.loadtests.arms.session import Session, not_applied, put_back_request
-from nightjar.loadtests.service_api import ServiceApi
+from nightjar.loadtests.service_api import service_api
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.status import FleetStatus, GroupStatus, OverrideStatus, PolicyStatus
 from tests.loadtests.arms.fleet import FakeFleet
@@ -90,8 +91,8 @@ class Seconds:
         self.now_s += seconds
 
 
-def session_of(fleet: FakeFleet, folder: Path) -> tuple[ServiceApi, Session]:
-    api, clock = ServiceApi.at(fleet.server.url, "token"), Seconds()
+def session_of(fleet: FakeFleet, folder: Path) -> tuple[HttpClient, Session]:
+    api, clock = service_api(fleet.server.url, "token"), Seconds()
     return api, Session(api, "nightjar compare", learned_file=folder / "learned.json", clock=clock, sleep=clock.sleep)
 
 
@@ -139,10 +140,10 @@ def test_what_the_fleet_knew_before_the_first_reset_is_kept_in_a_file_and_given_
         if request.url.path == "/nightjar/status":
             planner = "nightjar" if any(path == "/nightjar/mode" for _, path, _ in asked) else "fleet"
             return httpx.Response(200, content=status("auto", "auto", planner=planner, decision_age_s=-1.0).model_dump_json())
-        return httpx.Response(200, content=b"known" if request.method == "GET" else b"{}")
+        return httpx.Response(200, content=b"known" if request.method == "GET" else b'{"override": null, "groups": []}')
 
     clock = Seconds()
-    api = ServiceApi(httpx.Client(base_url="http://h/nightjar", transport=httpx.MockTransport(answer)))
+    api = HttpClient("http://h", transport=httpx.MockTransport(answer))
     running = Session(api, "a test", learned_file=tmp_path / "learned.json", clock=clock, sleep=clock.sleep)
     with api:
         running.prepare()
