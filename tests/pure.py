@@ -97,6 +97,7 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/gpu_paths/test_off_on_v2.py": "vllm",
     "tests/gpu_paths/test_ray_executor.py": "ray",
     "tests/gpu_paths/test_ray_other_node.py": "ray",
+    "tests/gpu_paths/test_ray_small_model.py": "ray",
     "tests/loadtests/assessment/test_scrapes.py::test_every_series_that_is_read_is_one_that_the_installed_vllm_exports": "vllm",
     "tests/test_examples.py::test_the_examples_of_a_module_are_true": "vllm",
     "tests/upgrade/test_upgrade.py": "ray",
