@@ -132,7 +132,7 @@ EVEN := RAY_worker_niceness=0
 SLOW := -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 FAST := -m 'not engine and not ray and not command and not long and not package and not heavy' --ignore=tests/helm --ignore=tests/monitoring --ignore=tests/serve_llm --ignore=tests/site
 
-test-fast: $(INSTALLED) ## policy, protocol, load: no engine, no Ray, no helm; about four minutes on two cores
+test-fast: $(INSTALLED) ## policy, protocol, load: no engine, no Ray, no helm; about three minutes on two cores
 	$(BIN)/pytest -n auto $(FAST)
 
 # Named after the Python that PYTHON is. The pins are for 3.11, and install on the others.
