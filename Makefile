@@ -154,7 +154,7 @@ mutants: $(INSTALLED) ## mutation testing of what decides: which mutants do the 
 contract: $(INSTALLED) ## every name of vLLM that we touch and body that we lean on, in the sources of 0.29.0, 0.32.0 and 0.33.0; ARGS=VERSION for another
 	$(BIN)/python -m tests.contract $(ARGS)
 
-structure: $(INSTALLED) ## lines of code and floors of imports, room by room, and words of docs
+structure: $(INSTALLED) ## modules, lines of code, floors of imports, constants and errors, room by room, and words of docs
 	$(BIN)/python -m tests.structure
 
 lint: $(INSTALLED) ## ruff, mypy strict, import-linter

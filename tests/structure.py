@@ -1,15 +1,17 @@
-"""`make structure`: how large each room is, how many floors of imports it has, and how many words of docs were written by hand.
+"""`make structure`: how large each room is, how many ideas it has, and how many words of docs were written by hand.
 
 A line of code is a physical line that is neither blank nor part of a docstring (a string that stands as a statement). A module's
 floor is one above the highest of those that it imports from its own room, so a reader who climbs them never meets a name that he
-has not seen (tests import as they like). A word is what stands between spaces, as `wc -w` counts. Fails closed: a circle of imports
-has no floors and raises CircleError with its modules.
+has not seen (tests import as they like). A numeric constant is a name in capitals, of a module, whose value has a number in it;
+an error is a class whose name ends so. Modules, and the files of a folder, are counted without `__init__.py`. A word is what
+stands between spaces, as `wc -w` counts. Fails closed: a circle of imports has no floors and raises CircleError with its modules.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -38,6 +40,33 @@ def lines_of_code(source: str) -> int:
     ]
     told = {line for node in strings for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
     return sum(1 for number, line in enumerate(source.splitlines(), start=1) if line.strip() and number not in told)
+
+
+def numeric_constants(source: str) -> list[str]:
+    """Names of a module's numeric constants.
+
+    >>> numeric_constants("A_S: Final = 3.0\\nNAMES = ('a',)\\nBY_KIND = {'x': 2}\\nrate = 3\\n")
+    ['A_S', 'BY_KIND']
+    """
+    found = []
+    for node in ast.parse(source).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target if isinstance(node, ast.AnnAssign) else None
+        if not isinstance(target, ast.Name) or not target.id.strip("_").isupper():
+            continue
+        held = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+        if any(isinstance(value, int | float) and not isinstance(value, bool) for value in held):
+            found.append(target.id)
+    return found
+
+
+def error_classes(source: str) -> list[str]:
+    """Names of classes that end in Error.
+
+    >>> error_classes("class CircleError(ValueError):\\n    ...\\nclass Room: ...\\n")
+    ['CircleError']
+    """
+    classes = [node.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
+    return [name for name in classes if name.endswith("Error")]
 
 
 def imports_within(room: Path) -> dict[str, set[str]]:
@@ -99,20 +128,30 @@ def _name(path: Path, room: Path) -> str:
 
 
 def main() -> None:
-    """Print a line for each room, and one for docs."""
-    table = Table("room", "modules", "lines of code", "floors", "on top")
-    total = 0
+    """Print a line for each room, one for the product, and one for docs."""
+    table = Table("room", "modules", "lines of code", "floors", "constants", "errors", "largest folder")
+    sums = Counter[str]()
     for room in ROOMS:
-        paths = sorted((ROOT / room).rglob("*.py"))
-        lines = sum(lines_of_code(path.read_text(encoding="utf-8")) for path in paths)
-        total += lines
-        by_module = {} if room == "tests" else floors(imports_within(ROOT / room))
-        highest = max(by_module.values(), default=0)
-        top = ", ".join(module for module, floor in by_module.items() if floor == highest)
-        table.add_row(room, str(len(paths)), f"{lines:,}", str(highest or "-"), top)
-    table.add_row("all", "", f"{total:,}", "", "")
+        paths = [path for path in sorted((ROOT / room).rglob("*.py")) if path.name != "__init__.py"]
+        sources = [path.read_text(encoding="utf-8") for path in sorted((ROOT / room).rglob("*.py"))]
+        count = Counter(
+            modules=len(paths),
+            lines=sum(map(lines_of_code, sources)),
+            constants=sum(len(numeric_constants(source)) for source in sources),
+            errors=sum(len(error_classes(source)) for source in sources),
+        )
+        highest = "-" if room == "tests" else str(max(floors(imports_within(ROOT / room)).values()))
+        folder, files = Counter(path.parent for path in paths).most_common(1)[0]
+        table.add_row(room, *_numbers(count, highest), f"{folder.relative_to(ROOT)} ({files})")
+        if room != "tests":
+            sums += count
+    table.add_row("product", *_numbers(sums, ""), "")
     Console().print(table)
     Console().print(f"words of docs written by hand: {words_by_hand():,}")
+
+
+def _numbers(count: Mapping[str, int], highest: str) -> tuple[str, ...]:
+    return str(count["modules"]), f"{count['lines']:,}", highest, str(count["constants"]), str(count["errors"])
 
 
 if __name__ == "__main__":
