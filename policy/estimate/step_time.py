@@ -41,7 +41,8 @@ STARTING_STEP_SECONDS: Final = 0.02
 ROWS_DEVIATION: Final = 0.10
 """Standard deviation of what the shape leaves, common to all K of a bucket."""
 LENGTH_DEVIATION: Final = 0.12
-"""The same between two K that differ by a factor of two in 1 + K. Fitted on six engines, as the others (docs/planner.md)."""
+"""The same between two K that differ by a factor of two in 1 + K. Fitted on six engines, as the others
+(`make bench-model` judges the model)."""
 CELL_DEVIATION: Final = 0.02
 """What no neighbour can tell of a cell: graph sizes, padding, tiles."""
 ROWS_OCTAVES: Final = 2.0

@@ -35,7 +35,7 @@ NO_ENGINE_ID: Final = "none"
 
 
 class GroupKey(Record):
-    """What must agree before replicas share what they learn (docs/planner.md)."""
+    """What must agree before replicas share what they learn (docs/how-it-works.md)."""
 
     target: Identifier
     draft: Annotated[str, Field(max_length=256)] = ""
