@@ -61,8 +61,8 @@ def learn(
         changed.update(_without_own({**members, **changed}))
         return group_with(plan=PLANNERS[settings.planner](view), exploration=Exploration(), estimate=None, within={}), changed, 0
     estimate, replans = group.estimate, 0
-    is_due = needs_replan(estimate, view) if held is None else estimate is None or estimate.at_s == -math.inf
-    if learns and is_due and most_replans > 0:
+    is_cold = estimate is None or estimate.at_s == -math.inf
+    if learns and most_replans > 0 and (is_cold if held is not None else needs_replan(estimate, view)):
         estimate, replans = replan(view), 1
     elif learns and estimate is None:
         estimate = cold_start(view)

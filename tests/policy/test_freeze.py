@@ -210,3 +210,16 @@ def test_whatever_happens_to_a_frozen_fleet_its_tables_stay(length: int, events:
         for decision in fleet.decisions.values():
             assert isinstance(decision.plan, Table)
             assert (decision.plan.rows, decision.plan.segments) == (plan.rows, ())
+
+
+@pytest.mark.parametrize("has_plan", [False, True], ids=["a group without a plan", "a plan that a policy before made"])
+def test_a_frozen_fleet_keeps_a_limit_of_a_step_also_over_a_plan_of_which_no_reasons_are_known(has_plan: bool) -> None:
+    limited = parse_operator_settings({"mode": "auto", "max_step_ms_per_application": {"chat": 8.0}})
+    fleet = Fleet([Replica("a")], settings=limited)
+    if has_plan:
+        fleet.run(1.5)
+    freeze(fleet)
+    held = fleet.state.freeze
+    fleet.state = replace(with_learned(empty_fleet(), learned(fleet.state)), freeze=held)
+    fleet.run(1.0)
+    assert isinstance(fleet.decisions["a"].plan, Table)
