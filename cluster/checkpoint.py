@@ -184,7 +184,7 @@ class Checkpoint:
     async def save(self, *, but: Collection[str] = ()) -> None:
         """Write what is marked, the incarnation first, without the names in `but`.
 
-        Never raises: what the store does not take stays marked, and is logged.
+        Never raises: what the store does not take stays marked, and is logged; what cannot be packed is logged and left out.
         """
         async with self._saving:
             if not await self._may_overwrite():
@@ -192,7 +192,12 @@ class Checkpoint:
             for name in [name for name in KINDS if name in self._unsaved and name not in but]:
                 value = self._unsaved.pop(name)
                 try:
-                    await self._store.put(_key(name), seal(value))
+                    sealed = seal(value)
+                except Exception:
+                    log.exception("policy_state_has_no_plain_form", value=name)
+                    continue
+                try:
+                    await self._store.put(_key(name), sealed)
                 except StoreError as error:
                     self._unsaved.setdefault(name, value)  # unless a newer value was marked meanwhile
                     log.warning("policy_state_not_saved", value=name, problem=str(error))

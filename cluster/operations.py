@@ -38,6 +38,10 @@ class OperationError(Exception):
         super().__init__(message)
         self.code = code
 
+    def __reduce__(self) -> tuple[type[OperationError], tuple[int, str]]:
+        """As itself in another process: else an exception is made anew from what its base was given, which is the line alone."""
+        return type(self), (self.code, str(self))
+
 
 def refused(message: str) -> OperationError:
     """Of wrong values: the message names the field, the value and what is allowed."""

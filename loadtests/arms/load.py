@@ -114,7 +114,11 @@ def send(
     said: deque[str] = deque(maxlen=1)
     name = shlex.join(command)[:MOST_SAID_CHARACTERS] if load.command else "the load generator"
     deadline_s = time.monotonic() + MOST_TURN_S
-    with (log or path.with_suffix(".log")).open("w", encoding="utf-8") as file:
+    try:
+        opened = (log or path.with_suffix(".log")).open("w", encoding="utf-8")
+    except OSError as error:
+        raise TurnError(f"{where}: its log cannot be written: {error.filename}: {error.strerror}") from error
+    with opened as file:
 
         def take(line: str) -> None:
             print(line, file=file)

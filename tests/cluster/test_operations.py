@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -121,3 +122,8 @@ async def test_a_file_goes_in_and_out_through_the_service(monkeypatch: pytest.Mo
         answer = await service.call(IMPORT, to_text(some_file()), ())
         assert [group["cells"] for group in answer["groups"]] == [30]
         assert "not in the file" in await refusal(service.call(IMPORT, to_text(some_file()), ["other"]))
+
+
+def test_the_error_of_an_operation_is_itself_in_another_process() -> None:
+    error = pickle.loads(pickle.dumps(OperationError(503, "no policy answers")))
+    assert (type(error), error.code, str(error)) == (OperationError, 503, "no policy answers")

@@ -1,4 +1,4 @@
-"""The GCS store: one error, in time, whatever Ray's client does."""
+"""The GCS store: one error, in time, whatever Ray's client does; and a checkpoint that saves what can be saved."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from nightjar.cluster import store
+from nightjar.cluster.checkpoint import Checkpoint
 from nightjar.cluster.store import GcsStore, StoreError
+from tests.cluster.protocol import MemoryStore
 
 
 class Gcs:
@@ -55,3 +57,16 @@ async def test_a_process_without_ray_has_no_store() -> None:
     pytest.importorskip("ray")
     with pytest.raises(StoreError, match="not connected"):
         await GcsStore().get("incarnation")
+
+
+async def test_what_has_no_stored_form_is_left_out_and_the_rest_is_saved() -> None:
+    kept = MemoryStore()
+    checkpoint = Checkpoint(kept)
+    await checkpoint.load()
+    checkpoint.keep_incarnation(1 << 80)  # msgpack has 64 bits
+    checkpoint.keep_fleet_id("f")
+    await checkpoint.save()
+    assert [key.rpartition(":")[2] for key, _ in kept.puts] == ["fleet_id"]
+    checkpoint.keep_incarnation(2)
+    await checkpoint.save()
+    assert (await Checkpoint(kept).load()).incarnation == 2
