@@ -125,7 +125,9 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
             over = paired_ratio(pairs, chosen.seed) if pairs else None
             per_s = sum(one.tokens for one in own.values()) / sum(one.seconds for one in own.values())
             found = [f"{over.value:.3f}", str(over.interval)] if over else ["unknown", "unknown"]
-            table.rows.append([name, load, f"{per_s:.1f}", *found, str(len(own))])
+            compared = over.rounds if over else 0
+            rounds = str(compared) if compared == len(own) else f"{compared} of {len(own)}"
+            table.rows.append([name, load, f"{per_s:.1f}", *found, rounds])
         tables.append(table)
     words = f"Tokens per second of each contender over plain vLLM's of the same rounds; order drawn with seed {chosen.seed}."
     rig = ["On the rig plain vLLM runs its kernels in an interpreter: the ratios say nothing about a GPU."] * chosen.on_rig

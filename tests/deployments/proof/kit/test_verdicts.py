@@ -135,6 +135,15 @@ def test_what_needs_a_model_that_is_not_there_is_left_out() -> None:
     assert phase_named("lending").judge({}, made_on_gpu).verdict is Verdict.LEFT_OUT
 
 
+def test_a_contests_round_that_gave_nothing_shows_in_its_number_of_rounds() -> None:
+    run = good_run()
+    ours = [row for row in run["contest.draft"]["rows"] if row["contender"] == "Nightjar"]
+    ours[0]["tokens"] = 0
+    (table,) = phase_named("contest").judge(run, ON_RIG).tables
+    rounds = sum(row["load"] == ours[0]["load"] for row in ours)
+    assert f"{rounds - 1} of {rounds}" in [row[-1] for row in table.rows]
+
+
 def test_a_contender_or_a_pair_that_cannot_run_is_told_and_fails_nothing() -> None:
     run = good_run()
     run["contest.draft"].update(unable={"adaptive verification": "not for this drafter"})
