@@ -39,12 +39,21 @@ class ProcessError(Exception):
 
 
 class ManagedProcess:
-    """A child process. `on_line` is called on a thread with every line that it writes to stdout or stderr."""
+    """A child process. `on_line` is called on a thread with every line that it writes to stdout or stderr.
+
+    `ending` is the signal that asks it to stop: SIGINT, as Ctrl-C would, but for Locust.
+    """
 
     def __init__(
-        self, name: str, command: Sequence[str], on_line: Callable[[str], None], environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        on_line: Callable[[str], None],
+        environment: Mapping[str, str] | None = None,
+        ending: signal.Signals = signal.SIGINT,
     ) -> None:
         self.name = name
+        self._ending = ending
         self._on_line = on_line
         self._kept: deque[str] = deque(maxlen=MAX_KEPT_LINES)
         try:
@@ -77,9 +86,9 @@ class ManagedProcess:
         return self._child.poll()
 
     def interrupt(self) -> None:
-        """Send SIGINT, as Ctrl-C would; a second one makes `nightjar run` hurry."""
+        """Ask it to stop; asked a second time, `nightjar run` hurries."""
         if self._child.poll() is None:
-            self._child.send_signal(signal.SIGINT)
+            self._child.send_signal(self._ending)
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Ask it to stop, wait for at most `timeout_s`, then kill what is left of its process group. May be called again."""

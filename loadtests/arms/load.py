@@ -7,6 +7,7 @@ line with the command, how it ended and what it said last. Whatever ends this pr
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 import time
 from collections import deque
@@ -59,6 +60,11 @@ class Load(Record):
             return locust_command(url, self._options(seed, path))
         files = {"result_file": str(path), "result_dir": str(path.parent), "result_name": path.name}
         return filled(self.command, {"url": url, "seed": str(seed), **files, **places})
+
+    @property
+    def ending(self) -> signal.Signals:
+        """What asks the sender to stop. SIGINT is lost where it meets one of Locust's own greenlets (stats.stats_printer, 2.47)."""
+        return signal.SIGINT if self.command else signal.SIGTERM
 
     def _options(self, seed: int, rows: Path) -> dict[str, str]:
         options = {"--seed": str(seed), "--rows": str(rows), "--drain-s": f"{DRAIN_S:g}", "--loglevel": "WARNING"}
@@ -115,7 +121,7 @@ def send(
     name = shlex.join(command)[:MOST_SAID_CHARACTERS] if load.command else "the load generator"
     deadline_s = time.monotonic() + MOST_TURN_S
     try:
-        opened = (log or path.with_suffix(".log")).open("w", encoding="utf-8")
+        opened = (log or path.with_suffix(".log")).open("w", encoding="utf-8", buffering=1)
     except OSError as error:
         raise TurnError(f"{where}: its log cannot be written: {error.filename}: {error.strerror}") from error
     with opened as file:
@@ -125,7 +131,7 @@ def send(
             said.extend([line] if line.strip() else [])
 
         try:
-            process = ManagedProcess("harness", command, take)
+            process = ManagedProcess("harness", command, take, ending=load.ending)
         except OSError as error:
             raise TurnError(f"{where}: {name} cannot be started: {error.strerror}") from error
         with process:
