@@ -15,6 +15,7 @@ from nightjar.deployments.drafter_kinds import KINDS, SEPARATE_DRAFT_MODEL, kind
 from nightjar.deployments.engine.arguments import EngineArguments, resolve_facts, steered_engine_kwargs
 from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
 from nightjar.deployments.engine.offload_config import OffloadConfig
+from nightjar.deployments.proof.lending import LENDING_KV_BYTES
 from nightjar.deployments.proof.scenarios import ADAPTER_OPTIONS, ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.deployments.rig.environment import Runner
 from nightjar.deployments.rig.model_names import DRAFT, MIMO, SLIDING, TARGET
@@ -24,8 +25,6 @@ MAPPED_MEMORY_WORKERS: Final = {
     1: "nightjar.deployments.rig.worker.MappedMemoryWorker",
     2: "nightjar.deployments.rig.v2_worker.MappedMemoryV2Worker",
 }
-LENDING_KV_BYTES: Final = 2 << 20
-"""About twenty blocks of the tiny target and its draft: fewer than the crowd needs."""
 Scheduling = Literal["sync", "async"]
 Executor = Literal["", "ray"]
 Compiled = Literal["", "piecewise", "whole"]

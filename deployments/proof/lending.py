@@ -20,6 +20,8 @@ RULES: Final = OffloadRules(free_share_below=0.6, pressure_s=0.0, reload_free_sh
 OFF_AFTER_STEPS: Final = 5
 BACK_AFTER_STEPS: Final = 30
 LEASE_S: Final = 600.0
+LENDING_KV_BYTES: Final = 2 << 20
+"""About twenty blocks of the tiny target and its draft: fewer than the crowd needs."""
 LENDING_SCENARIO: Final = "a draft that lends its memory"
 
 

@@ -91,7 +91,8 @@ ON_THE_RIG: Final = Sizes(
 class Chosen:
     """Everything that a task needs to know; plain data, handed to its process as JSON."""
 
-    on_rig: bool
+    rehearsal: str
+    """Module that stands in for a GPU (engines.Rehearsal); empty on a GPU."""
     seed: int
     target: str
     draft: str
@@ -113,6 +114,11 @@ class Chosen:
     def from_plain(cls, plain: Mapping[str, Any]) -> Chosen:
         """The inverse of `to_plain`."""
         return cls(**plain)
+
+    @property
+    def on_rig(self) -> bool:
+        """Whether there is no GPU, and the run is a rehearsal."""
+        return bool(self.rehearsal)
 
     @property
     def sizes(self) -> Sizes:
@@ -147,7 +153,15 @@ Download = Callable[[str], str]
 
 
 def choose(
-    *, on_rig: bool, seed: int, target: str, draft: str, head: str, made: Path, download: Download, build: Callable[[Path], object]
+    *,
+    rehearsal: str,
+    seed: int,
+    target: str,
+    draft: str,
+    head: str,
+    made: Path,
+    download: Download,
+    build: Callable[[Path], object],
 ) -> Chosen:
     """Find or make the models. `made` is the folder for those made by code. Raises ChosenModelError."""
     if not target:
@@ -156,9 +170,7 @@ def choose(
         build(made)
         names = {"target": MADE_BY_CODE, "draft": MADE_BY_CODE, "head": f"{MADE_BY_CODE} (eagle)"}
         folders = {name: str(made / name) for name in (TARGET, DRAFT, EAGLE, ADAPTER)}
-        return Chosen(on_rig, seed, folders[TARGET], folders[DRAFT], folders[EAGLE], "eagle", names, folders[ADAPTER])
-    if on_rig:
-        raise ChosenModelError("--rig runs the models made by code: take out --target, or take out --rig")
+        return Chosen(rehearsal, seed, folders[TARGET], folders[DRAFT], folders[EAGLE], "eagle", names, folders[ADAPTER])
     if not draft and not head:
         raise ChosenModelError("--target needs --draft, --head or both: without a drafter there is nothing to steer")
     names = {role: _shown(name) for role, name in (("target", target), ("draft", draft), ("head", head)) if name}
@@ -166,7 +178,7 @@ def choose(
     draft_folder = _folder("draft", draft, download) if draft else ""
     head_folder = head if head in {"", BUILT_IN} else _folder("head", head, download)
     method = _head_method(head, head_folder) if head else ""
-    return Chosen(on_rig, seed, target_folder, draft_folder, head_folder, method, names)
+    return Chosen(rehearsal, seed, target_folder, draft_folder, head_folder, method, names)
 
 
 def _shown(name: str) -> str:

@@ -1,27 +1,29 @@
 """An engine of the proof kit, and the arguments that production would start it with.
 
 The arguments come from engine/arguments.py, as a replica's do, with vLLM's own answers about the machine; a variable that they need
-is set in this process before the engine is made. On the rig two things differ: the worker is the CPU's, and no graphs are captured.
-Fails with vLLM's own errors.
+is set in this process before the engine is made. In a rehearsal two things differ: the worker is a CPU's, and no graphs are
+captured. Fails with vLLM's own errors.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol, cast
 
 from nightjar.deployments.drafter_kinds import kind_of
 from nightjar.deployments.engine.arguments import EngineArguments, resolve_facts, steered_engine_kwargs
-from nightjar.deployments.proof.combinations import LENDING_KV_BYTES, on_the_rig
 from nightjar.deployments.proof.kit.chosen import BUILT_IN, Chosen, Drafter
+from nightjar.deployments.proof.lending import LENDING_KV_BYTES
 from nightjar.deployments.proof.scenarios import ADAPTER_OPTIONS, ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS, REFERENCE_LOGPROBS
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
-from nightjar.deployments.rig.environment import Runner
 from nightjar.policy.wire.operator import DraftOffload
 
+Runner = Literal[1, 2]
+"""vLLM's model runner, V1 or V2."""
 Room = Literal["scenarios", "roomy", "shared", "lends"]
 """How large the engine is: the few KV blocks that the scenarios need; what vLLM would take; the same beside another engine; few
 blocks and a draft that lends its memory."""
@@ -66,6 +68,21 @@ class EngineSpec:
         return 1 if self.stock and self.drafter == "draft" else 2
 
 
+class Rehearsal(Protocol):
+    """What stands in for a GPU where there is none: the repository's tests/rig/rehearsal.py. The package has no such module."""
+
+    def environment(self, spec: EngineSpec, folder: Path, *, in_one_process: bool) -> dict[str, str]:
+        """Variables of an engine's process; `folder` takes files that they name."""
+
+    def arguments(self, arguments: EngineArguments, spec: EngineSpec, chosen: Chosen) -> EngineArguments:
+        """A GPU's arguments for a steered engine there."""
+
+
+def rehearsal_of(chosen: Chosen) -> Rehearsal:
+    """Of a run on the rig. Raises ImportError outside the repository."""
+    return cast("Rehearsal", importlib.import_module(chosen.rehearsal))
+
+
 def engine_arguments(spec: EngineSpec, chosen: Chosen) -> EngineArguments:
     """What production would start this engine with; of a stock engine the user's own. Sets the variables that it needs."""
     from vllm import EngineArgs
@@ -82,9 +99,7 @@ def engine_arguments(spec: EngineSpec, chosen: Chosen) -> EngineArguments:
         return EngineArguments(user, facts.drafter_kind, facts.max_num_speculative_tokens, runner_is_v1=facts.runner_is_v1)
     arguments = steered_engine_kwargs(user, facts, missing_hooks=missing_hooks())
     os.environ.update(arguments.environment)
-    if not chosen.on_rig:
-        return arguments
-    return on_the_rig(arguments, runner=spec.runner(), lending_draft=Path(chosen.draft) if spec.room == "lends" else None)
+    return rehearsal_of(chosen).arguments(arguments, spec, chosen) if chosen.on_rig else arguments
 
 
 def user_arguments(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
         if missing:
             wrong.append(f"this vLLM lacks what {need} hooks into: {', '.join(missing)}")
     if not seen["gpus"] and not chosen.on_rig:
-        wrong.append("torch finds no GPU: run this where one is, or with --rig on a CPU")
+        wrong.append("torch finds no GPU: run this where one is")
     rows = [["GPU", gpu] for gpu in seen["gpus"]] or [["GPU", "none"]]
     rows += [["NVIDIA driver, CUDA of torch", f"{seen['driver'] or 'none'}, {seen['cuda'] or 'none'}"]]
     rows += [[name, version] for name, version in seen["packages"].items()]

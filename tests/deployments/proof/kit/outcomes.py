@@ -7,7 +7,7 @@ from typing import Any
 from nightjar.deployments.proof.kit.chosen import MADE_BY_CODE, Chosen
 
 ON_RIG = Chosen(
-    True,
+    "tests.rig.rehearsal",
     0,
     "/w/target",
     "/w/draft",

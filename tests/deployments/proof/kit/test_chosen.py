@@ -17,10 +17,10 @@ def download(name: str) -> str:
 
 
 def chosen(
-    tmp_path: Path, *, on_rig: bool = False, target: str = "", draft: str = "", head: str = "", built: list[Path] | None = None
+    tmp_path: Path, *, rehearsal: str = "", target: str = "", draft: str = "", head: str = "", built: list[Path] | None = None
 ) -> Chosen:
     return choose(
-        on_rig=on_rig,
+        rehearsal=rehearsal,
         seed=3,
         target=target,
         draft=draft,
@@ -37,20 +37,20 @@ def model(folder: Path, **config: object) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("on_rig", [True, False])
-def test_without_a_target_models_are_made_by_code_with_a_draft_model_and_a_head(tmp_path: Path, on_rig: bool) -> None:
+@pytest.mark.parametrize("rehearsal", ["tests.rig.rehearsal", ""])
+def test_without_a_target_models_are_made_by_code_with_a_draft_model_and_a_head(tmp_path: Path, rehearsal: str) -> None:
     built: list[Path] = []
-    found = chosen(tmp_path, on_rig=on_rig, built=built)
+    found = chosen(tmp_path, rehearsal=rehearsal, built=built)
     assert built == [tmp_path / "made"]
     assert found.drafters == ("draft", "head")
     assert (found.method("draft"), found.method("head")) == ("draft_model", "eagle")
     assert found.names["target"] == MADE_BY_CODE
-    assert found.dtype == ("float32" if on_rig else "bfloat16")
-    assert found.sizes.max_num_seqs == (4 if on_rig else 128)
+    assert found.dtype == ("float32" if rehearsal else "bfloat16")
+    assert found.sizes.max_num_seqs == (4 if rehearsal else 128)
 
 
 def test_a_choice_survives_its_json(tmp_path: Path) -> None:
-    found = chosen(tmp_path, on_rig=True)
+    found = chosen(tmp_path, rehearsal="tests.rig.rehearsal")
     assert Chosen.from_plain(json.loads(json.dumps(found.to_plain()))) == found
 
 
@@ -81,7 +81,6 @@ def test_a_heads_method_is_found_in_its_configuration(tmp_path: Path, config: di
         ({"draft": "owner/small"}, "--draft needs --target"),
         ({"head": "owner/head"}, "--head needs --target"),
         ({"target": "owner/big"}, "--target needs --draft, --head or both"),
-        ({"target": "owner/big", "draft": "owner/small", "on_rig": True}, "--rig runs the models made by code"),
         ({"target": "/nowhere/big", "draft": "owner/small"}, "--target /nowhere/big: no such folder"),
         ({"target": "nowhere", "draft": "owner/small"}, "--target nowhere: no such folder"),
         ({"target": "gated/model", "draft": "owner/small"}, r"--target gated/model: cannot be downloaded \(401 Client Error\)"),

@@ -6,18 +6,20 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from nightjar.deployments.proof.kit.plan import PHASES
 
+ROOT: Final = Path(__file__).parents[4]
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.engine, pytest.mark.long]
 
 
 def proof(out: Path) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).parent / "nightjar"), "gpu-proof", "--rig", "--bench", "--out", str(out)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
+    command = [sys.executable, "-m", "tests.rig.rehearsal", "--bench", "--out", str(out)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
 
 
 def test_the_rehearsal_proves_every_phase_and_a_second_run_finds_all_of_it_there(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_one_thing_that_does_not_hold_fails_its_phase_and_is_named(phase: str, c
 
 
 def test_on_a_gpu_a_machine_without_one_fails_and_near_ties_of_half_precision_are_counted() -> None:
-    on_gpu = dataclasses.replace(ON_RIG, on_rig=False)
+    on_gpu = dataclasses.replace(ON_RIG, rehearsal="")
     run = good_run()
     assert "torch finds no GPU" in phase_named("facts").judge(run, on_gpu).sentences[0]
     run["correctness.plain"]["scenarios"]["changing K"]["answers"]["a"]["logprobs"][1]["99"] = -0.2
@@ -131,7 +131,7 @@ def test_what_needs_a_model_that_is_not_there_is_left_out() -> None:
     for name in ("catch-up", "lending"):
         assert not phase_named(name).tasks(head_alone)
         assert phase_named(name).judge({}, head_alone).verdict is Verdict.LEFT_OUT
-    made_on_gpu = dataclasses.replace(ON_RIG, on_rig=False)
+    made_on_gpu = dataclasses.replace(ON_RIG, rehearsal="")
     assert phase_named("lending").judge({}, made_on_gpu).verdict is Verdict.LEFT_OUT
 
 

@@ -1,0 +1,1 @@
+"""Engines on vLLM's GPU code paths without a GPU."""
