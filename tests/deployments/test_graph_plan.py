@@ -25,7 +25,7 @@ from nightjar.deployments.engine.graph_tiers import (
     to_table,
     with_capture_sizes,
 )
-from nightjar.deployments.rig.environment import rig_environment
+from tests.rig.environment import rig_environment
 
 CASES = [(8, (0, 1, 2)), (64, (0, 1, 3)), (64, (0, 1, 3, 5)), (100, (0, 1, 3, 4)), (256, (0, 1, 3, 7)), (256, (0, 5))]
 

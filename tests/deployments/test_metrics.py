@@ -11,7 +11,6 @@ from nightjar.cluster.metrics import MAX_SOURCES, Family
 from nightjar.cluster.policy_metrics import POLICY_METRICS
 from nightjar.deployments.agent import ReplicaIdentity
 from nightjar.deployments.metrics import REPLICA_METRICS, EngineLook, ReplicaMetrics, common_labels
-from nightjar.deployments.metrics_page import page, replica_series
 from nightjar.deployments.steering_level import Steered
 from nightjar.policy.wire.record import MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.policy.wire.report import (
@@ -27,6 +26,7 @@ from nightjar.policy.wire.report import (
     StepTotals,
 )
 from tests.cluster.exported import MemoryBackend
+from tests.reference.metrics_page import page, replica_series
 
 GROUP = GroupKey(target="llama-8b", drafter_kind="draft_model", max_num_speculative_tokens=3)
 IDENTITY = ReplicaIdentity(replica_id="abc", application="chat", deployment="LLM", node_id="n", group=GROUP)

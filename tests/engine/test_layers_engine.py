@@ -21,8 +21,8 @@ from vllm import EngineArgs
 from nightjar.deployments.engine.arguments import resolve_facts, steered_engine_kwargs
 from nightjar.deployments.proof.driven_engine import EngineRequest
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
-from nightjar.deployments.rig.model_names import DRAFT, TARGET
-from nightjar.deployments.rig.tiny_models import build_tiny_models
+from nightjar.deployments.proof.model_names import DRAFT, TARGET
+from nightjar.deployments.proof.tiny_models import build_tiny_models
 from nightjar.policy.wire.report import Layer
 
 models, output = build_tiny_models(Path(sys.argv[1]) / "models"), Path(sys.argv[2])

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from nightjar.deployments.proof.combinations import Combination
-from tests.gpu_paths.off_stretch import STRESS_SEED, STRESS_STEPS
+from tests.gpu_paths.engines.combinations import Combination
+from tests.gpu_paths.engines.off_stretch import STRESS_SEED, STRESS_STEPS
 from tests.gpu_paths.runs import HEADINGS, Rig
 
 

@@ -12,12 +12,12 @@ from typing import Any, Final
 import httpx
 import psutil
 
-from nightjar.deployments.rig.environment import Runner, rig_environment
-from nightjar.deployments.rig.model_names import DRAFT, TARGET
+from nightjar.deployments.proof.model_names import DRAFT, TARGET
 from nightjar.policy.wire.report import DrafterState, SteeringLevel
 from nightjar.policy.wire.status import ReplicaStatus
 from tests.deployments import serving
 from tests.gpu_paths.overlay import OVERLAY_VARIABLE
+from tests.rig.environment import Runner, rig_environment
 
 NAME: Final = "chat"
 MAX: Final = 3

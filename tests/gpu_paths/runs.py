@@ -12,11 +12,11 @@ from typing import Any, Final
 
 from filelock import FileLock
 
-from nightjar.deployments.proof.combinations import LENDING, STEERED, Combination
 from nightjar.deployments.proof.verdict import Verdict, judge
-from nightjar.deployments.rig.environment import rig_environment
-from tests.gpu_paths.off_stretch import STRESS_SEED, STRESS_STEPS
+from tests.gpu_paths.engines.combinations import LENDING, STEERED, Combination
+from tests.gpu_paths.engines.off_stretch import STRESS_SEED, STRESS_STEPS
 from tests.gpu_paths.overlay import OVERLAY_VARIABLE
+from tests.rig.environment import rig_environment
 
 TIMEOUT_S: Final = 900
 PAIRWISE: Final = (
@@ -54,17 +54,17 @@ class Rig:
 
     def outcome(self, combination: Combination) -> dict[str, Any]:
         """What an engine did; what it printed is shown where its process failed."""
-        program = ("nightjar.deployments.proof.engine_process", combination.name)
+        program = ("tests.gpu_paths.engines.engine_process", combination.name)
         return self._once(combination, self._folder / f"{combination.name}.json", program)
 
     def off(self, combination: Combination) -> dict[str, Any]:
         """What an engine on V2 did that was off for a while, by variant (off_process.py)."""
-        program = ("tests.gpu_paths.off_process", combination.name, str(STRESS_STEPS), str(STRESS_SEED))
+        program = ("tests.gpu_paths.engines.off_process", combination.name, str(STRESS_STEPS), str(STRESS_SEED))
         return self._once(combination, self._folder / f"{combination.name}-off.json", program, TIMEOUT_S + 5 * STRESS_STEPS)
 
     def failing(self, combination: Combination) -> dict[str, Any]:
         """What an engine did whose optional passes raise (failing_passes.py)."""
-        program = ("tests.gpu_paths.failing_passes", combination.name)
+        program = ("tests.gpu_paths.engines.failing_passes", combination.name)
         return self._once(combination, self._folder / f"{combination.name}-failing.json", program)
 
     def _once(self, combination: Combination, output: Path, program: Sequence[str], timeout_s: int = TIMEOUT_S) -> dict[str, Any]:

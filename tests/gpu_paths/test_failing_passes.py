@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("vllm")
 from nightjar.deployments.engine.arguments import V2_OBEYS_K_FROM
-from nightjar.deployments.proof.combinations import Combination
+from tests.gpu_paths.engines.combinations import Combination
 from tests.gpu_paths.overlay import version_under_test
 from tests.gpu_paths.runs import Rig
 

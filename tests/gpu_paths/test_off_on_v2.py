@@ -10,12 +10,12 @@ import pytest
 pytest.importorskip("vllm")
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL
 from nightjar.deployments.engine.arguments import V2_OBEYS_K_FROM
-from nightjar.deployments.proof.combinations import ALONE, BESIDE, COMPILED, Combination
 from nightjar.deployments.proof.scenarios import ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.deployments.proof.verdict import difference
 from nightjar.loadtests.arms.texts import NEAR_TIE
-from tests.gpu_paths.multiply_adds import COUNTED_AFTER, LLAMA_3_1_8B, STEPS, TINY
-from tests.gpu_paths.off_stretch import IS_BY_HAND, STEPS_BACK, STEPS_BEFORE, STEPS_OFF, STRESS_SEED
+from tests.gpu_paths.engines.combinations import ALONE, BESIDE, COMPILED, Combination
+from tests.gpu_paths.engines.multiply_adds import COUNTED_AFTER, LLAMA_3_1_8B, STEPS, TINY
+from tests.gpu_paths.engines.off_stretch import IS_BY_HAND, STEPS_BACK, STEPS_BEFORE, STEPS_OFF, STRESS_SEED
 from tests.gpu_paths.overlay import version_under_test
 from tests.gpu_paths.runs import Rig
 

@@ -19,8 +19,8 @@ from ray.serve import Application
 
 from nightjar.deployments.app import deploy
 from nightjar.deployments.llm_config import parse_args
+from nightjar.deployments.proof.tiny_models import build_tiny_models
 from nightjar.deployments.replica import LLMReplica, ModelToServe
-from nightjar.deployments.rig.tiny_models import build_tiny_models
 from nightjar.policy.wire.report import SteeringLevel
 from tests.deployments import serving
 from tests.gpu_paths.ray_application import (
@@ -50,9 +50,9 @@ class RefusedReplica(LLMReplica):
 
     async def __init__(self, model: ModelToServe) -> None:  # type: ignore[misc]  # Serve awaits it
         from nightjar.deployments.engine.arguments import V2_WORKER
-        from nightjar.deployments.rig.platform import CPU_WORKERS
+        from tests.rig.platform import CPU_WORKERS
 
-        CPU_WORKERS[V2_WORKER] = "tests.gpu_paths.refusing_worker.RefusingV2Worker"
+        CPU_WORKERS[V2_WORKER] = "tests.gpu_paths.engines.refusing_worker.RefusingV2Worker"
         await super().__init__(model)
 
 

@@ -22,7 +22,7 @@ import pytest
 
 pytest.importorskip("ray")
 pytest.importorskip("vllm")
-from nightjar.deployments.rig.tiny_models import build_tiny_models
+from nightjar.deployments.proof.tiny_models import build_tiny_models
 from tests.deployments import serving
 from tests.gpu_paths.ray_application import (
     NAME,

@@ -33,7 +33,6 @@ from nightjar.loadtests.demo_processes import ManagedProcess, ProcessError, run_
 from nightjar.loadtests.demo_sampler import Sampler
 from nightjar.loadtests.demo_screen import Screen, View, plain_line
 from nightjar.loadtests.demo_steps import kill_policy
-from nightjar.loadtests.figures import demo_run
 from nightjar.loadtests.regimes import arrival_times
 from nightjar.loadtests.rows import read_rows
 from nightjar.loadtests.samples import read_samples
@@ -43,6 +42,7 @@ from nightjar.policy.wire.report import EngineLoad
 from tests.loadtests.fake_demo import use_the_fake_system
 from tests.loadtests.fake_server import FakeServer, running_fake_server
 from tests.loadtests.recorded import replica, sample
+from tests.reference.figures import demo_run
 
 ROOT = Path(__file__).parents[2]
 FIXED = f"pin={read_served(demo.LOCAL_CONFIG).num_speculative_tokens}"

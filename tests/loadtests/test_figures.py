@@ -10,8 +10,8 @@ from typing import Final
 import pytest
 
 from nightjar.loadtests.commands import DEMO_REGIME
-from nightjar.loadtests.figures import changing_load, demo_run
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF
+from tests.reference.figures import changing_load, demo_run
 
 FIGURES: Final = Path(__file__).parents[2] / "docs/figures"
 ROWS: Final = changing_load.read(FIGURES / changing_load.ROWS_FILE)

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from nightjar.loadtests.figures.flowchart import draw, parse
+from tests.reference.figures.flowchart import draw, parse
 
 TEXT = """flowchart LR
   a["one<br/>and more"] --> b[two] --> c["three"]

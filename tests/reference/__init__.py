@@ -5,5 +5,5 @@ command_line  docs/cli.md, from the command's own parser
 http_api      docs/api.md, from the API's OpenAPI document
 markdown      tables
 
-docs/metrics.md comes from nightjar.deployments.metrics_page. A test compares each page with what its generator writes today.
+docs/metrics.md comes from tests.reference.metrics_page. A test compares each page with what its generator writes today.
 """

@@ -13,11 +13,11 @@ from typing import Final
 import typer
 
 from nightjar.deployments.engine.arguments import EngineArguments
-from nightjar.deployments.proof.combinations import on_the_rig
 from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.command import AgainOption, Asked, BenchOption, OnlyOption, OutOption, SeedOption, prove
 from nightjar.deployments.proof.kit.engines import EngineSpec
-from nightjar.deployments.rig.environment import rig_environment
+from tests.gpu_paths.engines.combinations import on_the_rig
+from tests.rig.environment import rig_environment
 
 ROOT: Final = Path(__file__).parents[2]
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 import pytest
 
 from nightjar.deployments.models import resolve_model
-from nightjar.deployments.rig import model_names
+from nightjar.deployments.proof import model_names
 from tests.deployments.serving import DRAFT, MAX_NUM_SPECULATIVE_TOKENS, TARGET
 from tests.ports import free_port
 

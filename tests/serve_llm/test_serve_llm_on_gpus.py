@@ -15,10 +15,10 @@ import httpx
 import psutil
 import pytest
 
-from nightjar.deployments.rig.environment import rig_environment
-from nightjar.deployments.rig.tiny_models import build_tiny_models
+from nightjar.deployments.proof.tiny_models import build_tiny_models
 from nightjar.policy.wire.report import DrafterState, SteeringLevel
 from tests.deployments import serving
+from tests.rig.environment import rig_environment
 from tests.serve_llm.application import APPLICATION, gpu_application
 
 pytestmark = [pytest.mark.serve_llm, pytest.mark.filterwarnings("ignore")]

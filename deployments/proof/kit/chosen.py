@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
-from nightjar.deployments.rig.model_names import ADAPTER, DRAFT, EAGLE, TARGET
+from nightjar.deployments.proof.model_names import ADAPTER, DRAFT, EAGLE, TARGET
 
 Drafter = Literal["none", "draft", "head"]
 BUILT_IN: Final = "mtp"

@@ -137,5 +137,5 @@ def _download(name: str) -> str:
 
 
 def _build(folder: Path) -> object:
-    tiny_models: Any = importlib.import_module("nightjar.deployments.rig.tiny_models")
+    tiny_models: Any = importlib.import_module("nightjar.deployments.proof.tiny_models")
     return tiny_models.build_tiny_models(folder, tiny_models.ATTENTIVE)  # whose drafters are worth nothing without their KV

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from nightjar.deployments.proof.combinations import Combination
 from nightjar.deployments.proof.scenarios import CAPPED_SCENARIO
 from nightjar.deployments.proof.verdict import difference, judge
+from tests.gpu_paths.engines.combinations import Combination
 
 EAGLE = Combination(1, "async", "eagle")
 EAGLE_ON_V2 = Combination(2, "async", "eagle")

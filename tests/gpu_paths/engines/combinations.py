@@ -16,20 +16,20 @@ from nightjar.deployments.engine.arguments import EngineArguments, resolve_facts
 from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
 from nightjar.deployments.engine.offload_config import OffloadConfig
 from nightjar.deployments.proof.lending import LENDING_KV_BYTES
+from nightjar.deployments.proof.model_names import DRAFT, MIMO, SLIDING, TARGET
 from nightjar.deployments.proof.scenarios import ADAPTER_OPTIONS, ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS
-from nightjar.deployments.rig.environment import Runner
-from nightjar.deployments.rig.model_names import DRAFT, MIMO, SLIDING, TARGET
+from tests.rig.environment import Runner
 
 PLAIN: Final = "none"
 MAPPED_MEMORY_WORKERS: Final = {
-    1: "nightjar.deployments.rig.worker.MappedMemoryWorker",
-    2: "nightjar.deployments.rig.v2_worker.MappedMemoryV2Worker",
+    1: "tests.rig.worker.MappedMemoryWorker",
+    2: "tests.rig.v2_worker.MappedMemoryV2Worker",
 }
 Scheduling = Literal["sync", "async"]
 Executor = Literal["", "ray"]
 Compiled = Literal["", "piecewise", "whole"]
 Beside = Literal["", "sliding-window", "kv-connector", "shorter-draft", "parallel-drafting"]
-STORING_CONNECTOR: Final = ("nightjar.deployments.rig.storing_connector", "StoringConnector")
+STORING_CONNECTOR: Final = ("tests.rig.storing_connector", "StoringConnector")
 SLIDING_BLOCKS: Final = 44
 """For several groups of KV caches: enough for the longest request, too few for the crowd's."""
 DRAFT_ENDS_AT: Final = 192

@@ -1,4 +1,4 @@
-"""docs/metrics.md, written from the tables that the hosts export: `python -m nightjar.deployments.metrics_page` prints it.
+"""docs/metrics.md, written from the tables that the hosts export: `python -m tests.reference.metrics_page` prints it.
 
 `make docs` writes the file, and a test compares it with the tables, so that it cannot say what is not exported.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from nightjar.deployments.engine.v2_worker import SteeredV2Mixin
-from nightjar.deployments.rig.worker import OnMappedDevice
+from tests.rig.worker import OnMappedDevice
 
 
 class SteeredV2CPUWorker(SteeredV2Mixin, CPUWorker):

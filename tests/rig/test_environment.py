@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from nightjar.deployments.rig import plugins
-from nightjar.deployments.rig.environment import ASYNC_VARIABLE, rig_environment
+from tests.rig import plugins
+from tests.rig.environment import ASYNC_VARIABLE, rig_environment
 
 ENTRY_POINTS = """
 from importlib.metadata import entry_points
@@ -29,9 +29,9 @@ def found(environment: dict[str, str]) -> list[str]:
 def test_a_process_finds_the_plugins_and_a_triton_backend_only_where_triton_is_wanted(tmp_path: Path) -> None:
     on_v2 = found(rig_environment(tmp_path, runner=2, asynchronous=True))
     assert on_v2 == [
-        "vllm.platform_plugins nightjar.deployments.rig.plugins:platform",
-        "vllm.general_plugins nightjar.deployments.rig.plugins:mend_interpreter",
-        "triton.backends nightjar.deployments.rig.triton_cpu",
+        "vllm.platform_plugins tests.rig.plugins:platform",
+        "vllm.general_plugins tests.rig.plugins:mend_interpreter",
+        "triton.backends tests.rig.triton_cpu",
     ]
     on_v1 = found(rig_environment(tmp_path, runner=1, asynchronous=True))
     assert on_v1 == [*on_v2[:2], "triton.backends"]
@@ -54,4 +54,4 @@ def test_without_its_variables_the_platform_is_vllms_own(monkeypatch: pytest.Mon
     for asynchronous in "01":
         monkeypatch.setenv(ASYNC_VARIABLE, asynchronous)
         module, _, name = (plugins.platform() or "").rpartition(".")
-        assert (module, name) == ("nightjar.deployments.rig.platform", "RigPlatform")
+        assert (module, name) == ("tests.rig.platform", "RigPlatform")

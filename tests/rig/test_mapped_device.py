@@ -16,7 +16,7 @@ import torch
 from nightjar.deployments.engine.memory import cuda
 from nightjar.deployments.engine.memory.cuda import CHUNK_BYTES, DRAFT_WEIGHTS_TAG, CUDADraftMemory
 from nightjar.deployments.engine.memory.interface import KVCache, OffloadUnsupportedError
-from nightjar.deployments.rig.mapped_device import GARBAGE, MappedDevice
+from tests.rig.mapped_device import GARBAGE, MappedDevice
 
 NUM_BLOCKS, NUM_BASE_BLOCKS = 8, 6
 TOTAL_CHUNKS = 64

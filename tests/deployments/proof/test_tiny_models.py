@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("torch")
 from safetensors.torch import load_file
 
-from nightjar.deployments.rig.model_names import ADAPTER, DRAFT, EAGLE, EAGLE3, MIMO, SLIDING, TARGET
-from nightjar.deployments.rig.tiny_models import build_tiny_models
+from nightjar.deployments.proof.model_names import ADAPTER, DRAFT, EAGLE, EAGLE3, MIMO, SLIDING, TARGET
+from nightjar.deployments.proof.tiny_models import build_tiny_models
 
 
 @pytest.fixture(scope="module")

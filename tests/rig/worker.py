@@ -17,7 +17,7 @@ from vllm.model_executor.layers import utils
 from nightjar.deployments.engine.cpu_worker import SteeredCPUWorker
 from nightjar.deployments.engine.memory.cuda import CUDADraftMemory
 from nightjar.deployments.engine.memory.interface import DraftMemory
-from nightjar.deployments.rig.mapped_device import MappedDevice
+from tests.rig.mapped_device import MappedDevice
 
 PAGE_BYTES: Final = 4096
 """Tiny models' KV blocks hold no chunk of CUDA's size."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nightjar.deployments.drafter_kinds import KINDS, STEERABLE
-from nightjar.deployments.proof.combinations import (
+from tests.gpu_paths.engines.combinations import (
     BESIDE,
     COMPILED,
     LENDING,

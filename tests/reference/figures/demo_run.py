@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict
 
 from nightjar.loadtests.bench_summary import RunFacts
 from nightjar.loadtests.charts import Band, Scale, Series, round_marks
-from nightjar.loadtests.figures.picture import Panel, picture
 from nightjar.loadtests.regimes import parse_regime
 from nightjar.loadtests.report import BIN_S, ModeRun, mean_k, mode_run
 from nightjar.loadtests.rows import read_rows
 from nightjar.loadtests.samples import read_samples
 from nightjar.loadtests.summary import RunSummary
 from nightjar.policy.wire.mode import Mode
+from tests.reference.figures.picture import Panel, picture
 
 ROWS_FILE: Final = "demo.json"
 PICTURE_FILE: Final = "demo.svg"

@@ -13,7 +13,6 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict
 
 from nightjar.loadtests.charts import Band, Scale, Series
-from nightjar.loadtests.figures.picture import Panel, picture
 from nightjar.loadtests.regimes import Phase, Regime
 from nightjar.loadtests.simulation.experiments.contestants import Contestant, choose
 from nightjar.loadtests.simulation.experiments.scenes import nominal_of, open_scene
@@ -22,6 +21,7 @@ from nightjar.loadtests.simulation.profiles import read_profile
 from nightjar.loadtests.simulation.service.results import Second, Totals
 from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate
+from tests.reference.figures.picture import Panel, picture
 
 ROWS_FILE: Final = "changing-load.json"
 PICTURE_FILE: Final = "changing-load.svg"

@@ -1,6 +1,6 @@
 """Runs one engine through all scenarios and writes what happened as JSON.
 
-`python -m nightjar.deployments.proof.engine_process COMBINATION MODELS OUTPUT`, in the rig's environment. A process of its own,
+`python -m tests.gpu_paths.engines.engine_process COMBINATION MODELS OUTPUT`, in the rig's environment. A process of its own,
 because an engine leaves global state behind and the rig must be in place before vLLM is imported. A scenario that raises is noted,
 and the next ones run; an engine that does not start ends the process with vLLM's error.
 """
@@ -17,15 +17,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nightjar.deployments.proof.combinations import PLAIN, REFERENCE, Combination, engine_arguments
 from nightjar.deployments.proof.driven_engine import DrivenEngine
 from nightjar.deployments.proof.lending import LENDING_SCENARIO, crowd, lend_and_take_back
+from nightjar.deployments.proof.model_names import ADAPTER
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS, REFERENCE_LOGPROBS, abort, run_scenario, scenarios
-from nightjar.deployments.proof.spread_engine import RayEngine, SpreadEngine
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
-from nightjar.deployments.rig.model_names import ADAPTER
-from nightjar.deployments.rig.tiny_models import build_tiny_models
+from nightjar.deployments.proof.tiny_models import build_tiny_models
 from nightjar.policy.wire.exchange import EngineCommand
+from tests.gpu_paths.engines.combinations import PLAIN, REFERENCE, Combination, engine_arguments
+from tests.gpu_paths.engines.spread_engine import RayEngine, SpreadEngine
 
 
 def run(combination: Combination, models: Path) -> dict[str, Any]:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import os
 
-from nightjar.deployments.rig.environment import ASYNC_VARIABLE, INTERPRET_VARIABLE
+from tests.rig.environment import ASYNC_VARIABLE, INTERPRET_VARIABLE
 
 
 def platform() -> str | None:
     """vLLM's platform plug-in: the name of the rig's platform."""
-    return "nightjar.deployments.rig.platform.RigPlatform" if ASYNC_VARIABLE in os.environ else None
+    return "tests.rig.platform.RigPlatform" if ASYNC_VARIABLE in os.environ else None
 
 
 def mend_interpreter() -> None:
     """vLLM's general plug-in: mend Triton's interpreter where it is in use."""
     if os.environ.get(INTERPRET_VARIABLE) == "1":
-        from nightjar.deployments.rig.interpreter import mend_comparisons, mend_loop_indices
+        from tests.rig.interpreter import mend_comparisons, mend_loop_indices
 
         mend_comparisons()
         mend_loop_indices()

@@ -22,7 +22,7 @@ from nightjar.deployments.proof.executed_steps import ExecutedStep
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import EngineSnapshot
 
-RECORDING_WORKER: Final = "nightjar.deployments.proof.recording_worker.RecordingWorker"
+RECORDING_WORKER: Final = "tests.gpu_paths.engines.recording_worker.RecordingWorker"
 
 
 class SpreadEngine(DrivenEngine):

@@ -13,11 +13,11 @@ from typing import Any, Final
 from vllm.platforms.cpu import CpuPlatform
 
 from nightjar.deployments.engine.arguments import ASYNC_SCHEDULER, CPU_WORKER, GPU_WORKER, SCHEDULER, V2_WORKER
-from nightjar.deployments.rig.environment import ASYNC_VARIABLE
+from tests.rig.environment import ASYNC_VARIABLE
 
 CPU_WORKERS: Final = {
     GPU_WORKER: CPU_WORKER,
-    V2_WORKER: "nightjar.deployments.rig.v2_worker.SteeredV2CPUWorker",
+    V2_WORKER: "tests.rig.v2_worker.SteeredV2CPUWorker",
 }
 """What stands on a CPU for a worker of ours."""
 

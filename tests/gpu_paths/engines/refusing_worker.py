@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nightjar.deployments.rig.v2_worker import SteeredV2CPUWorker
+from tests.rig.v2_worker import SteeredV2CPUWorker
 
 
 class RefusingV2Worker(SteeredV2CPUWorker):

@@ -1,6 +1,6 @@
 """One engine on runner V2, whose K goes through an off stretch and then changes at random: every drafted token is kept.
 
-`python -m tests.gpu_paths.off_process COMBINATION STEPS SEED MODELS OUTPUT`, in the rig's environment. The engine goes through all
+`python -m tests.gpu_paths.engines.off_process COMBINATION STEPS SEED MODELS OUTPUT`, in the rig's environment. The engine goes through all
 of it as each of these, one after the other, with empty caches, the same requests and the same K in every step:
 
 ours     the head writes its KV alone at K = 0; a draft model sleeps and catches up
@@ -26,14 +26,14 @@ from typing import Any, Final
 
 from nightjar.deployments.engine.draft_on_v2 import SteeredDraftOnV2
 from nightjar.deployments.engine.kv_only_head import KVOnlyHead
-from nightjar.deployments.proof.combinations import Combination, engine_arguments
 from nightjar.deployments.proof.driven_engine import EngineRequest, plain_answer
 from nightjar.deployments.proof.scenarios import CHANGING_LENGTHS, ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS, OPT_OUT
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
-from nightjar.deployments.rig.tiny_models import ATTENTIVE, ATTENTIVE_EAGLE3, build_tiny_models
+from nightjar.deployments.proof.tiny_models import ATTENTIVE, ATTENTIVE_EAGLE3, build_tiny_models
 from nightjar.policy.wire.exchange import EngineCommand
-from tests.gpu_paths.multiply_adds import count_multiply_adds, multiply_by_torch
-from tests.gpu_paths.off_stretch import STEPS_BACK, STEPS_BEFORE, STEPS_OFF
+from tests.gpu_paths.engines.combinations import Combination, engine_arguments
+from tests.gpu_paths.engines.multiply_adds import count_multiply_adds, multiply_by_torch
+from tests.gpu_paths.engines.off_stretch import STEPS_BACK, STEPS_BEFORE, STEPS_OFF
 
 ROWS: Final = 4
 MAX_TOKENS: Final = 3 * STEPS_BEFORE + STEPS_OFF + 3 * STEPS_BACK

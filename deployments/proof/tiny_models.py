@@ -29,7 +29,7 @@ from typing import Any, Final
 import torch
 from safetensors.torch import save_file
 
-from nightjar.deployments.rig.model_names import ADAPTER, ADAPTER_RANK, DRAFT, EAGLE, EAGLE3, MIMO, SLIDING, TARGET
+from nightjar.deployments.proof.model_names import ADAPTER, ADAPTER_RANK, DRAFT, EAGLE, EAGLE3, MIMO, SLIDING, TARGET
 
 HIDDEN: Final = 64
 HEADS: Final = 2

@@ -25,13 +25,13 @@ Runner = Literal[1, 2]
 ASYNC_VARIABLE: Final = "NIGHTJAR_RIG_ASYNC"
 INTERPRET_VARIABLE: Final = "TRITON_INTERPRET"
 _PLUGINS: Final = """[vllm.platform_plugins]
-nightjar-rig = nightjar.deployments.rig.plugins:platform
+nightjar-rig = tests.rig.plugins:platform
 
 [vllm.general_plugins]
-nightjar-rig = nightjar.deployments.rig.plugins:mend_interpreter
+nightjar-rig = tests.rig.plugins:mend_interpreter
 """
 _TRITON: Final = """[triton.backends]
-cpu = nightjar.deployments.rig.triton_cpu
+cpu = tests.rig.triton_cpu
 """
 
 

@@ -1,6 +1,6 @@
 """One engine of the rig whose optional passes raise from some step on: it must answer as before, and say what broke off.
 
-`python -m tests.gpu_paths.failing_passes COMBINATION MODELS OUTPUT`, in the rig's environment. Requests run through K at its
+`python -m tests.gpu_paths.engines.failing_passes COMBINATION MODELS OUTPUT`, in the rig's environment. Requests run through K at its
 maximum, 0 and the maximum again, once as the engine is and once more with a pass that finds no memory.
 """
 
@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from nightjar.deployments.proof.combinations import Combination, engine_arguments
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
-from nightjar.deployments.rig.tiny_models import ATTENTIVE, build_tiny_models
+from nightjar.deployments.proof.tiny_models import ATTENTIVE, build_tiny_models
 from nightjar.policy.wire.exchange import EngineCommand
-from tests.gpu_paths.off_process import off_stretch
+from tests.gpu_paths.engines.combinations import Combination, engine_arguments
+from tests.gpu_paths.engines.off_process import off_stretch
 
 
 def break_passes(worker: Any) -> None:

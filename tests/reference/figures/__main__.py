@@ -1,4 +1,4 @@
-"""Run what the figures show, keep the rows, and draw them: `python -m nightjar.loadtests.figures docs/figures`."""
+"""Run what the figures show, keep the rows, and draw them: `python -m tests.reference.figures docs/figures`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nightjar.loadtests.figures import changing_load, demo_run
+from tests.reference.figures import changing_load, demo_run
 
 
 def main(

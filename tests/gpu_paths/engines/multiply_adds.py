@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from nightjar.deployments.proof.driven_engine import EngineRequest
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
-from nightjar.deployments.rig.tiny_models import HEADS, HIDDEN, INTERMEDIATE, LAYER_SHARES, VOCABULARY
+from nightjar.deployments.proof.tiny_models import HEADS, HIDDEN, INTERMEDIATE, LAYER_SHARES, VOCABULARY
 
 STEPS: Final = 12
 COUNTED_AFTER: Final = 6
