@@ -3,7 +3,8 @@
 settings      docs/settings.md, from the operator's settings
 command_line  docs/cli.md, from the command's own parser
 http_api      docs/api.md, from the API's OpenAPI document
+metrics_page  docs/metrics.md, from the tables that the hosts export
 markdown      tables
 
-docs/metrics.md comes from tests.reference.metrics_page. A test compares each page with what its generator writes today.
+`figures` draws those of README and docs. A test compares each page with what its generator writes today.
 """

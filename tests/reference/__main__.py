@@ -6,9 +6,14 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from tests.reference import command_line, http_api, settings
+from tests.reference import command_line, http_api, metrics_page, settings
 
-PAGES: Final[dict[str, Callable[[], str]]] = {"settings": settings.page, "cli": command_line.page, "api": http_api.page}
+PAGES: Final[dict[str, Callable[[], str]]] = {
+    "settings": settings.page,
+    "cli": command_line.page,
+    "api": http_api.page,
+    "metrics": metrics_page.page,
+}
 
 
 def main(arguments: list[str]) -> int:

@@ -1,11 +1,7 @@
-"""docs/metrics.md, written from the tables that the hosts export: `python -m tests.reference.metrics_page` prints it.
-
-`make docs` writes the file, and a test compares it with the tables, so that it cannot say what is not exported.
-"""
+"""docs/metrics.md, written from the tables that the hosts export."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -120,7 +116,3 @@ def _table(families: Iterable[Family]) -> str:
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-if __name__ == "__main__":
-    sys.stdout.write(page())

@@ -22,6 +22,8 @@ from typing import Final, Literal
 Runner = Literal[1, 2]
 """vLLM's model runner, V1 or V2."""
 
+ROOT: Final = str(Path(__file__).parents[2])
+"""Of the repository."""
 ASYNC_VARIABLE: Final = "NIGHTJAR_RIG_ASYNC"
 INTERPRET_VARIABLE: Final = "TRITON_INTERPRET"
 _PLUGINS: Final = """[vllm.platform_plugins]
@@ -46,16 +48,17 @@ def rig_environment(
 ) -> dict[str, str]:
     """Variables for a process that is to run an engine on the rig; it and what it starts must have no others of these.
 
-    `folder` takes two small folders that look like installed distributions. With `asynchronous` vLLM's own answer holds, which is
+    `folder` takes two small folders that look like installed distributions; they name modules of these tests, so the repository's
+    folder comes after them on PYTHONPATH. With `asynchronous` vLLM's own answer holds, which is
     True wherever the drafter allows it; without, the scheduler is synchronous. `in_one_process` keeps scheduler and worker in the
     process that makes the engine. Where its arguments do not size the KV cache (`kv_cache_is_sized`), it gets 1 GiB.
     """
     folders = [_write_distribution(folder / "plugins", "nightjar-rig", _PLUGINS)]
     if runner == 2:
         folders.append(_write_distribution(folder / "triton", "nightjar-rig-triton", _TRITON))
-    inherited = [part for part in environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    inherited = [part for part in environ.get("PYTHONPATH", "").split(os.pathsep) if part and part != ROOT]
     values = {
-        "PYTHONPATH": os.pathsep.join([*map(str, folders), *inherited]),
+        "PYTHONPATH": os.pathsep.join([*map(str, folders), ROOT, *inherited]),
         ASYNC_VARIABLE: "1" if asynchronous else "0",
         "VLLM_USE_V2_MODEL_RUNNER": "1" if runner == 2 else "0",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if in_one_process else "1",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final
 
 import typer
 
@@ -16,10 +15,8 @@ from nightjar.deployments.engine.arguments import EngineArguments
 from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.command import AgainOption, Asked, BenchOption, OnlyOption, OutOption, SeedOption, prove
 from nightjar.deployments.proof.kit.engines import EngineSpec
-from tests.gpu_paths.engines.combinations import on_the_rig
-from tests.rig.environment import rig_environment
-
-ROOT: Final = Path(__file__).parents[2]
+from tests.rig.arguments import on_the_rig
+from tests.rig.environment import ROOT, rig_environment
 
 
 def environment(spec: EngineSpec, folder: Path, *, in_one_process: bool) -> dict[str, str]:
@@ -47,7 +44,7 @@ def rehearse(
     seed: SeedOption = 0,
 ) -> None:
     """Rehearse `nightjar gpu-proof` on a CPU, with tiny models. Times mean nothing."""
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))
     prove(Asked(out, bench=bench, again=again, only=tuple(only or ()), seed=seed, rehearsal="tests.rig.rehearsal"))
 
 

@@ -13,18 +13,12 @@ from typing import Any, Final, Literal
 
 from nightjar.deployments.drafter_kinds import KINDS, SEPARATE_DRAFT_MODEL, kind_of
 from nightjar.deployments.engine.arguments import EngineArguments, resolve_facts, steered_engine_kwargs
-from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
-from nightjar.deployments.engine.offload_config import OffloadConfig
-from nightjar.deployments.proof.lending import LENDING_KV_BYTES
 from nightjar.deployments.proof.model_names import DRAFT, MIMO, SLIDING, TARGET
 from nightjar.deployments.proof.scenarios import ADAPTER_OPTIONS, ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS
+from tests.rig.arguments import on_the_rig
 from tests.rig.environment import Runner
 
 PLAIN: Final = "none"
-MAPPED_MEMORY_WORKERS: Final = {
-    1: "tests.rig.worker.MappedMemoryWorker",
-    2: "tests.rig.v2_worker.MappedMemoryV2Worker",
-}
 Scheduling = Literal["sync", "async"]
 Executor = Literal["", "ray"]
 Compiled = Literal["", "piecewise", "whole"]
@@ -168,23 +162,6 @@ def engine_arguments(combination: Combination, models: Path) -> EngineArguments:
     facts = replace(resolve_facts(config, on_cpu=False), captures_graphs=False)
     arguments = steered_engine_kwargs(user, facts)
     return on_the_rig(arguments, runner=combination.runner, lending_draft=models / DRAFT if combination.lends else None)
-
-
-def on_the_rig(arguments: EngineArguments, *, runner: Runner, lending_draft: Path | None = None) -> EngineArguments:
-    """A GPU's arguments for an engine on the rig, whose platform changes the worker (rig/platform.py).
-
-    With the folder of a draft that lends its memory, few KV blocks on pages of the process.
-    """
-    kwargs = dict(arguments.kwargs)
-    if lending_draft is not None:
-        draft_bytes = draft_weight_bytes(lending_draft, bytes_per_value=4, tensor_parallel_size=1)
-        del kwargs["num_gpu_blocks_override"]
-        kwargs |= {
-            "worker_cls": MAPPED_MEMORY_WORKERS[runner],
-            "additional_config": OffloadConfig(draft_bytes).to_additional_config(None),
-            "kv_cache_memory_bytes": LENDING_KV_BYTES,
-        }
-    return replace(arguments, kwargs=kwargs)
 
 
 def user_arguments(combination: Combination, models: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One engine of the rig whose optional passes raise from some step on: it must answer as before, and say what broke off.
 
-`python -m tests.gpu_paths.engines.failing_passes COMBINATION MODELS OUTPUT`, in the rig's environment. Requests run through K at its
-maximum, 0 and the maximum again, once as the engine is and once more with a pass that finds no memory.
+`python -m tests.gpu_paths.engines.failing_passes COMBINATION MODELS OUTPUT`, in the rig's environment. Requests run through K at
+its maximum, 0 and the maximum again, once as the engine is and once more with a pass that finds no memory.
 """
 
 from __future__ import annotations

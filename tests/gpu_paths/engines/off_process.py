@@ -1,7 +1,7 @@
 """One engine on runner V2, whose K goes through an off stretch and then changes at random: every drafted token is kept.
 
-`python -m tests.gpu_paths.engines.off_process COMBINATION STEPS SEED MODELS OUTPUT`, in the rig's environment. The engine goes through all
-of it as each of these, one after the other, with empty caches, the same requests and the same K in every step:
+`python -m tests.gpu_paths.engines.off_process COMBINATION STEPS SEED MODELS OUTPUT`, in the rig's environment. The engine goes
+through all of it as each of these, one after the other, with empty caches, the same requests and the same K in every step:
 
 ours     the head writes its KV alone at K = 0; a draft model sleeps and catches up
 stock    the drafter's `propose` is vLLM's own, and no step is scheduled as one in which it sleeps
