@@ -69,18 +69,21 @@ def error_classes(source: str) -> list[str]:
     return [name for name in classes if name.endswith("Error")]
 
 
+def imported_packages(source: str) -> set[str]:
+    """Packages that a module imports, anywhere in it, by the first part of their names.
+
+    >>> sorted(imported_packages("import os.path\\ndef f():\\n    from unittest.mock import patch\\n"))
+    ['os', 'unittest']
+    """
+    return {name.partition(".")[0] for name in _imported(ast.parse(source))}
+
+
 def imports_within(room: Path) -> dict[str, set[str]]:
     """Every module of a room with those of the room that it imports, by dotted names from the room on."""
     sources = {_name(path, room): path.read_text(encoding="utf-8") for path in sorted(room.rglob("*.py"))}
     found: dict[str, set[str]] = {}
     for module, source in sources.items():
-        names = set[str]()
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-            elif isinstance(node, ast.Import):
-                names |= {alias.name for alias in node.names}
-        inside = {name.removeprefix("nightjar.") for name in names}
+        inside = {name.removeprefix("nightjar.") for name in _imported(ast.parse(source))}
         most = {
             name for name in inside & sources.keys() if not any(other.startswith(f"{name}.") for other in inside & sources.keys())
         }
@@ -120,6 +123,17 @@ def words_by_hand() -> int:
     left_out = pages_by_command((ROOT / "Makefile").read_text(encoding="utf-8"))
     pages = [page for page in sorted((ROOT / "docs").glob("*.md")) if page.stem not in left_out]
     return sum(len(page.read_text(encoding="utf-8").split()) for page in pages)
+
+
+def _imported(tree: ast.AST) -> set[str]:
+    """Dotted names of all that a module imports; of `from a import b` both `a` and `a.b`."""
+    names = set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
 
 
 def _name(path: Path, room: Path) -> str:

@@ -6,12 +6,31 @@ from pathlib import Path
 
 import pytest
 
-from tests.structure import ROOT, CircleError, floors, imports_within, lines_of_code, pages_by_command, words_by_hand
+from tests.structure import (
+    ROOT,
+    CircleError,
+    floors,
+    imported_packages,
+    imports_within,
+    lines_of_code,
+    pages_by_command,
+    words_by_hand,
+)
 
 
 @pytest.mark.parametrize(("room", "most"), [("policy", 15), ("cluster", 7), ("deployments", 12), ("loadtests", 14)])
 def test_a_room_has_no_circle_of_imports_and_no_more_floors_than_it_had(room: str, most: int) -> None:
     assert max(floors(imports_within(ROOT / room)).values()) <= most
+
+
+def test_no_module_of_the_product_imports_what_only_tests_have() -> None:
+    found = {
+        path.relative_to(ROOT).as_posix(): only_in_tests
+        for room in ("policy", "cluster", "deployments", "loadtests")
+        for path in (ROOT / room).rglob("*.py")
+        if (only_in_tests := imported_packages(path.read_text(encoding="utf-8")) & {"unittest", "pytest", "hypothesis", "tests"})
+    }
+    assert found == {}
 
 
 def test_a_package_counts_as_imported_only_where_no_module_of_it_is(tmp_path: Path) -> None:

@@ -1,17 +1,17 @@
 """What each part of the planner is worth: the same runs with one part switched off at a time.
 
-A part is switched off by its setting, or by putting the simplest thing in its place while the run lasts; production code has
-no switches for this.
+A part is switched off by its setting, or by putting the simplest thing in the place of a public name of the policy while the run
+lasts; production code has no switches for this. A run has its process to itself meanwhile, and the name is put back however the run
+ends. Fails closed: a name that the policy does not have ends the import of this module.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final
-from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -24,23 +24,50 @@ from nightjar.loadtests.simulation.experiments.experiment import Choice, Experim
 from nightjar.loadtests.simulation.experiments.measuring import basic
 from nightjar.loadtests.simulation.experiments.scenes import cell, open_scenes, pattern_s
 from nightjar.loadtests.simulation.planner_names import FLEET
+from nightjar.policy import allowance, learning, trials
+from nightjar.policy.engine import guard
+from nightjar.policy.estimate import step_time
 from nightjar.policy.estimate.contributions import Contributions
 from nightjar.policy.estimate.goodput import Floats, GoodputModel
+from nightjar.policy.planners import base, fleet
+from nightjar.policy.restarts.price import Price
 
 LOADS: Final = ("surge", "oscillation")
 REPLICAS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
+class StandIn:
+    """What stands in for a public name of a module or class of policy/. Raises AttributeError for one that is not there."""
+
+    home: object
+    name: str
+    value: object
+
+    def __post_init__(self) -> None:
+        getattr(self.home, self.name)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """While this lasts, whoever reads the name finds the value."""
+        whole = vars(self.home)[self.name]
+        setattr(self.home, self.name, self.value)
+        try:
+            yield
+        finally:
+            setattr(self.home, self.name, whole)
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
-    """A part of the planner and how it is switched off: by settings, or by names of policy/ and what stands in for them."""
+    """A part of the planner and how it is switched off: by settings, or by what stands in for it."""
 
     name: str
     settings: Mapping[str, object] = field(default_factory=dict)
-    stand_ins: Mapping[str, object] = field(default_factory=dict)
+    stand_ins: tuple[StandIn, ...] = ()
 
 
-def _nothing_costs(*_: object, **__: object) -> None:
+def _none(*_: object, **__: object) -> None:
     return None
 
 
@@ -56,24 +83,25 @@ def _all_alike(contributions: Contributions, *_: object) -> Contributions:
     return contributions
 
 
-def _nobody_replans_alone(*_: object) -> tuple[dict[str, object], dict[str, object], int]:
-    return {}, {}, 0
-
-
 PARTS: Final = (
     Part("dwell", {"dwell_steps": 0}),
     Part("switch margin", {"switch_margin": 0.0}),
-    Part("doubt", stand_ins={"planners.fleet.DOUBT_DEVIATIONS": 0.0}),
-    Part("odds before off is known", stand_ins={"planners.fleet.favourites": _off_until_measured}),
-    Part("what neighbours tell", stand_ins={"estimate.step_time.ROWS_DEVIATION": 1.0, "estimate.step_time.LENGTH_DEVIATION": 1.0}),
-    Part("bound on what can win", stand_ins={"estimate.goodput.GoodputModel.upper_bound": _everything_can_win}),
-    Part("allowance of exploration", stand_ins={"allowance.OUTPUT_SHARE": 1.0, "allowance.COLD_START_TOKENS_PER_ROW": 1e9}),
-    Part("patience", stand_ins={"trials.PAYS_BACK_S": 1e9}),
-    Part("replica effects", stand_ins={"learning.with_effects": _all_alike}),
-    Part("steps with prefill", stand_ins={"planners.base.mixed_costs": _nothing_costs}),
-    Part("single replicas' own plans", stand_ins={"learning._own_estimates": _nobody_replans_alone}),
-    Part("price of a restart", stand_ins={"restarts.price.Price.pays": True}),
-    Part("guard", stand_ins={"engine.guard.SUSPICION": math.inf}),
+    Part("doubt", stand_ins=(StandIn(fleet, "DOUBT_DEVIATIONS", 0.0),)),
+    Part("odds before off is known", stand_ins=(StandIn(fleet, "favourites", _off_until_measured),)),
+    Part(
+        "what neighbours tell", stand_ins=(StandIn(step_time, "ROWS_DEVIATION", 1.0), StandIn(step_time, "LENGTH_DEVIATION", 1.0))
+    ),
+    Part("bound on what can win", stand_ins=(StandIn(GoodputModel, "upper_bound", _everything_can_win),)),
+    Part(
+        "allowance of exploration",
+        stand_ins=(StandIn(allowance, "OUTPUT_SHARE", 1.0), StandIn(allowance, "COLD_START_TOKENS_PER_ROW", 1e9)),
+    ),
+    Part("patience", stand_ins=(StandIn(trials, "PAYS_BACK_S", 1e9),)),
+    Part("replica effects", stand_ins=(StandIn(learning, "with_effects", _all_alike),)),
+    Part("steps with prefill", stand_ins=(StandIn(base, "mixed_costs", _none),)),
+    Part("single replicas' own plans", stand_ins=(StandIn(learning, "own_evidence", _none),)),
+    Part("price of a restart", stand_ins=(StandIn(Price, "pays", True),)),
+    Part("guard", stand_ins=(StandIn(guard, "SUSPICION", math.inf),)),
 )
 
 
@@ -88,8 +116,8 @@ class Without:
         """Simulate and measure without the part."""
         part = next(part for part in PARTS if part.name == self.part)
         with ExitStack() as stack:
-            for target, stand_in in part.stand_ins.items():
-                stack.enter_context(patch(f"nightjar.policy.{target}", stand_in))
+            for stand_in in part.stand_ins:
+                stack.enter_context(stand_in.in_place())
             return self.job()
 
 
