@@ -22,9 +22,9 @@ from nightjar.loadtests.simulation.evidence.bars import GOODPUT, Bar, Cells, Fou
 from nightjar.loadtests.simulation.evidence.goodput_table import goodput_grid
 from nightjar.loadtests.simulation.evidence.grid import DASH, Grid, geometric_mean, number, ratio, share
 from nightjar.loadtests.simulation.evidence.limit_bars import limit_grid
-from nightjar.loadtests.simulation.evidence.paper_table import paper_grids
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.planner_names import FLEET, ORACLE
+from tests.benchmarks.policy.paper_table import paper_grids
 
 NEARLY_THE_SAME: Final = 0.95
 """Between K that differ by no more a little evidence decides: a margin of 2 %, and two standard deviations of what is known."""

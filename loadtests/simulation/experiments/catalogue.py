@@ -10,18 +10,18 @@ from nightjar.loadtests.simulation.experiments.changing_texts import CHANGING
 from nightjar.loadtests.simulation.experiments.cold import COLD_START
 from nightjar.loadtests.simulation.experiments.experiment import Experiment
 from nightjar.loadtests.simulation.experiments.goodput import UNDER_TARGET
-from nightjar.loadtests.simulation.experiments.heads import HEADS
 from nightjar.loadtests.simulation.experiments.limit import STEP_LIMIT
 from nightjar.loadtests.simulation.experiments.open_loop import OPEN_LOOP, RIVAL
-from nightjar.loadtests.simulation.experiments.paper import PAPER
-from nightjar.loadtests.simulation.experiments.paper_assumptions import PAPER_ASSUMPTIONS
 from nightjar.loadtests.simulation.experiments.pooling import NEWCOMER, POOLING
 from nightjar.loadtests.simulation.experiments.prefill import PREFILL_STEPS
-from nightjar.loadtests.simulation.experiments.regret import REGRET
-from nightjar.loadtests.simulation.experiments.robustness import DRIFT, FAULTY, LIAR, LOSSY
 from nightjar.loadtests.simulation.experiments.steady import STEADY
-from nightjar.loadtests.simulation.experiments.storm import STORM
-from nightjar.loadtests.simulation.experiments.uneven import UNEVEN
+from tests.benchmarks.policy.experiments.heads import HEADS
+from tests.benchmarks.policy.experiments.paper import PAPER
+from tests.benchmarks.policy.experiments.paper_assumptions import PAPER_ASSUMPTIONS
+from tests.benchmarks.policy.experiments.regret import REGRET
+from tests.benchmarks.policy.experiments.robustness import DRIFT, FAULTY, LIAR, LOSSY
+from tests.benchmarks.policy.experiments.storm import STORM
+from tests.benchmarks.policy.experiments.uneven import UNEVEN
 
 EXPERIMENTS: Final[Mapping[str, Experiment]] = {
     experiment.name: experiment

@@ -14,9 +14,9 @@ from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.experiments.contestants import Contestant
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
-from nightjar.loadtests.simulation.experiments.paper import DATASETS, comparison
 from nightjar.loadtests.simulation.experiments.scenes import nominal_of
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF
+from tests.benchmarks.policy.experiments.paper import DATASETS, comparison
 
 PLANNERS: Final = (Contestant(OFF), Contestant(FLEET))
 
