@@ -225,7 +225,7 @@ bench-step: $(INSTALLED) ## added time of the scheduler hook per step
 	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_step $(ARGS)
 
 bench-policy: $(INSTALLED) ## the planner against every rival in virtual time (less than 30 minutes on two cores)
-	$(BIN)/nightjar simulate $(ARGS)
+	$(BIN)/python -m tests.benchmarks.policy $(ARGS)
 
 bench-scale: $(INSTALLED) ## decision time and memory of the policy for thousands of replicas
 	$(BIN)/python -m tests.benchmarks.bench_scale $(ARGS)

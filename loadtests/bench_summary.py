@@ -107,8 +107,13 @@ def make_command(bench: str, arguments: Sequence[str]) -> str:
     >>> make_command("scale", ["--seed", "1", "--output", "here"]), make_command("step", [])
     ('make bench-scale ARGS="--seed 1"', 'make bench-step')
     """
-    kept = [word for before, word in zip(["", *arguments], arguments, strict=False) if not {before, word} & WRITES_TO]
+    kept = without_folders(arguments)
     return f"make bench-{bench}" + (f' ARGS="{shlex.join(kept)}"' if kept else "")
+
+
+def without_folders(arguments: Sequence[str]) -> list[str]:
+    """A command line without the options that name where it writes."""
+    return [word for before, word in zip(["", *arguments], arguments, strict=False) if not {before, word} & WRITES_TO]
 
 
 def missed_lines(bars: Iterable[Bar]) -> list[str]:

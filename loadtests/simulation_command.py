@@ -7,6 +7,7 @@ breaks off fails the command; a bar that is missed is printed last and fails it 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Collection, Sequence
@@ -19,23 +20,25 @@ import typer
 from rich.console import Console
 
 from nightjar.loadtests.bench_summary import Effort as RunEffort
-from nightjar.loadtests.bench_summary import RunFacts, StrictOption, make_command, print_missed
+from nightjar.loadtests.bench_summary import RunFacts, StrictOption, make_command, print_missed, without_folders
 from nightjar.loadtests.goodput import GoodputTarget, parse_goodput
 from nightjar.loadtests.goodput_option import GoodputCommand, GoodputOption
 from nightjar.loadtests.interrupts import as_keyboard_interrupt
 from nightjar.loadtests.output import Output, OutputOption
 from nightjar.loadtests.regimes import Regime, RegimeError, parse_regime
 from nightjar.loadtests.run_folder import new_run_folder
+from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.result_table import print_results
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.summary import NOT_JUDGED, SimulationSummary
 from nightjar.loadtests.simulation.experiments.campaign import Campaign
-from nightjar.loadtests.simulation.experiments.catalogue import EXPERIMENTS
+from nightjar.loadtests.simulation.experiments.catalogue import EXPERIMENTS, SUITE
 from nightjar.loadtests.simulation.experiments.contestants import ContestantError, check_name
 from nightjar.loadtests.simulation.experiments.efforts import BENCH, FULL, QUICK, QUICK_EXPERIMENTS, QUICK_LOADS, QUICK_PROFILES
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Effort, Experiment
 from nightjar.loadtests.simulation.experiments.goodput import UNDER_TARGET
 from nightjar.loadtests.simulation.experiments.loads import LOADS
+from nightjar.loadtests.simulation.experiments.suite import Suite
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, PUBLISHED_NAMES, Profile, ProfileError, read_profile
 from nightjar.loadtests.traces import read_trace
 
@@ -61,6 +64,7 @@ class Asked:
 
 
 def simulate(
+    context: typer.Context,
     quick: Annotated[bool, typer.Option("--quick", help="A look in a minute: one profile, few seeds, no verdict.")] = False,
     full: Annotated[bool, typer.Option("--full", help="More seeds and longer runs than `make bench-policy`: hours.")] = False,
     profile: Annotated[
@@ -94,25 +98,34 @@ def simulate(
     report.html. Deterministic: same seeds, same rows. Cells where we lose are printed, not dropped. Exit code 0 if every run
     came to its end, also where a bar was missed (see --strict); 1 if one broke off; 2 for a bad command line.
     """
-    console = Console(stderr=output is Output.JSON)
+    console, suite = Console(stderr=output is Output.JSON), context.find_object(Suite) or SUITE
     if quick and full:
         _fail("--quick and --full: choose one of them")
     effort = QUICK if quick else FULL if full else BENCH
     try:
         asked = Asked(profile or (), regime or (), planner or (), only or (), trace, seeds, effort, parse_goodput(goodput or ()))
-        campaign = Campaign(choose_experiments(asked), choose(asked), jobs or cores())
+        campaign = Campaign(choose_experiments(asked, suite), choose(asked), jobs or cores(), suite)
     except (RefusedError, ProfileError, RegimeError, ContestantError, ValueError) as error:
         _fail(str(error))
     signal.signal(signal.SIGTERM, as_keyboard_interrupt)
     folder = new_run_folder(runs)
-    command = make_command("policy", sys.argv[2:])
-    facts = RunFacts.begun("policy", command, effort_of(asked), [experiment.name for experiment in campaign.experiments])
+    command = make_command("policy", sys.argv[1:]) if suite.is_bench else simulate_command(sys.argv[2:])
+    facts = RunFacts.begun("policy", command, effort_of(asked, suite), [experiment.name for experiment in campaign.experiments])
     try:
         summary, rows = campaign.run(folder, console, facts)
     except KeyboardInterrupt:
         _fail(f"stopped; what was finished is in {folder}", 130)
-    _show(summary, rows, folder, console, output, judged=effort is not QUICK or strict)
+    _show(summary, rows, suite.grids(rows), folder, console, output, judged=effort is not QUICK or strict)
     raise typer.Exit(1 if summary.failed or (strict and summary.missed) else 0)
+
+
+def simulate_command(arguments: Sequence[str]) -> str:
+    """What a person types to run it again, without where it writes.
+
+    >>> simulate_command(["--quick", "--runs", "here"])
+    'nightjar simulate --quick'
+    """
+    return shlex.join(("nightjar", "simulate", *without_folders(arguments)))
 
 
 def cores() -> int:
@@ -120,15 +133,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def effort_of(asked: Asked) -> RunEffort:
-    """Whether a run with this command line is evidence for the bars: everything, with at least as many seeds as they ask for."""
+def effort_of(asked: Asked, suite: Suite) -> RunEffort:
+    """Whether a run with this command line is evidence for the bars: a whole bench, with at least as many seeds as they ask for."""
     if asked.effort is QUICK:
         return "quick"
     parts = (asked.profiles, asked.regimes, asked.planners, asked.only, asked.trace, asked.goodput)
-    return "partial" if any(parts) or asked.seeds is not None else "whole"
+    return "partial" if any(parts) or asked.seeds is not None or not suite.is_bench else "whole"
 
 
-def choose_experiments(asked: Asked) -> tuple[Experiment, ...]:
+def choose_experiments(asked: Asked, suite: Suite) -> tuple[Experiment, ...]:
     """The experiments to run: those that a bar looks at, or fewer for a look, unless others are named, or only a target is.
 
     Raises RefusedError for an unknown one.
@@ -136,11 +149,13 @@ def choose_experiments(asked: Asked) -> tuple[Experiment, ...]:
     usual = QUICK_EXPERIMENTS if asked.effort is QUICK else ()
     only = asked.only or ([UNDER_TARGET.name] if asked.goodput else usual)
     for name in only:
-        if name not in EXPERIMENTS:
-            raise RefusedError(f"experiment {_unknown(name, EXPERIMENTS)}")
+        if command := suite.elsewhere.get(name):
+            raise RefusedError(f"experiment {name} left this command: in a checkout of the repository, {command}")
+        if name not in suite.experiments:
+            raise RefusedError(f"experiment {_unknown(name, suite.experiments)}")
     if UNDER_TARGET.name in only and not asked.goodput:
         raise RefusedError(f"experiment {UNDER_TARGET.name} needs a target: --goodput ttft:500 tpot:50")
-    return tuple(one for name, one in EXPERIMENTS.items() if (name in only if only else one.bars))
+    return tuple(one for name, one in suite.experiments.items() if (name in only if only else one.bars))
 
 
 def choose(asked: Asked) -> Choice:
@@ -190,13 +205,20 @@ def _unknown(name: str, known: Collection[str]) -> str:
 
 
 def _show(
-    summary: SimulationSummary, rows: Sequence[RunRow], folder: Path, console: Console, output: Output, *, judged: bool
+    summary: SimulationSummary,
+    rows: Sequence[RunRow],
+    grids: Sequence[Grid],
+    folder: Path,
+    console: Console,
+    output: Output,
+    *,
+    judged: bool,
 ) -> None:
     """`judged`: whether the run is held against the bars."""
     if output is Output.JSON:
         typer.echo(summary.model_dump_json())
     else:
-        print_results(summary, rows, console, judged=judged)
+        print_results(summary, rows, grids, console, judged=judged)
         console.print(f"rows, summary and report: {folder}", markup=False, highlight=False, soft_wrap=True)
     if judged:
         print_missed(console, summary.bars.values())

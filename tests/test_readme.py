@@ -196,7 +196,7 @@ SMALL_CASES: Final[dict[str, tuple[Callable[[Path], None], tuple[str, ...], tupl
         ("--quick", "--only", "steady"),
         ("Closed loop, once converged",),
     ),
-    "nightjar simulate --only storm --only pooling": (nothing, ("--quick",), ("Restart storm",)),
+    "nightjar simulate --only cold --only pooling": (nothing, ("--quick",), ("Learning by fleet size",)),
     "nightjar simulate --regime surge --regime 'mine:300@2,peak:60@20,after:300@2' --planner fleet --planner oracle": (
         nothing,
         ("--quick", "--only", "open-loop"),
@@ -204,8 +204,16 @@ SMALL_CASES: Final[dict[str, tuple[Callable[[Path], None], tuple[str, ...], tupl
     ),
     "nightjar simulate --trace azure_llm_2023_conv.csv": (a_trace, ("--quick", "--only", "open-loop"), ("trace",)),
     "nightjar simulate --goodput ttft:1000 tpot:50": (nothing, ("--quick", "--planner", "off"), ("are within ttft:1000 tpot:50",)),
-    "nightjar simulate --only paper": (nothing, ("--quick", "--planner", "off"), ("until the last answer",)),
-    "nightjar simulate --only paper-assumptions": (nothing, ("--quick", "--planner", "off"), ("Other engines",)),
+    "make bench-policy ARGS='--only paper'": (
+        nothing,
+        ("ARGS=--only paper --quick --planner off --runs FOLDER",),
+        ("until the last answer",),
+    ),
+    "make bench-policy ARGS='--only paper-assumptions'": (
+        nothing,
+        ("ARGS=--only paper-assumptions --quick --planner off --runs FOLDER",),
+        ("Other engines",),
+    ),
     "make docs": (nothing, (), ()),
     "make figures": (nothing, ("FIGURES=FOLDER",), ("changing-load.svg",)),
     "make bench-scale": (nothing, ("ARGS=--replicas 60 --large 100 --ticks 5 --output FOLDER",), ("Milliseconds per tick",)),

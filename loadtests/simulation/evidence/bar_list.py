@@ -7,11 +7,22 @@ experiments name them; measures that a bar needs and a row lacks leave that row 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Final
 
-from nightjar.loadtests.simulation.evidence.bars import GOODPUT, Bar, ByKind, Cells, Found, mean_of, ratios, worst
+from nightjar.loadtests.simulation.evidence.bars import (
+    GOODPUT,
+    Bar,
+    BarsOf,
+    ByKind,
+    Cells,
+    Found,
+    cell_means,
+    mean_of,
+    ratios,
+    worst,
+)
 from nightjar.loadtests.simulation.evidence.cold_bars import cold_bars
 from nightjar.loadtests.simulation.evidence.limit_bars import limit_bars
 from nightjar.loadtests.simulation.evidence.prefill_bars import prefill_bars
@@ -35,16 +46,10 @@ THROUGHPUT: Final = "tokens_per_s"
 POOLED_4: Final = "fleet (4 replicas)"
 POOLED_16: Final = "fleet (16 replicas)"
 ALONE: Final = "fleet (1 replica)"
-LOSSLESS: Final = "lossless"
-HONEST: Final = "none"
-"""Name of the run in which no replica is faulty."""
-SLY_LIE: Final = "a tenth"
-"""The lie that passes for the truth longest. The others are wild: times ten, no numbers, always the same."""
-STORM_KINDS: Final = ("one-shot", "chunked", "reload")
-NEVER_RESTARTING: Final = "off"
-NEVER_OFF: Final = "never-off"
 WARM: Final = "warm"
+"""Variant of the paper's runs that had a first pass."""
 ALL_PARTS: Final = "all parts"
+"""Variant of the ablation's runs in which nothing is switched off."""
 DAY_S: Final = 86_400.0
 LEAST_ALARM_DAYS: Final = 3.0
 """Group-days without an alarm that show, at 95 %, that there is no more than one a day: exp(-3) is 0.05."""
@@ -53,13 +58,13 @@ PAPER_PROFILES: Final = ("qwen-7b-0.5b-rtx4090", "vicuna-13b-68m-a100", "qwen-32
 """The paper's three pairs of models."""
 
 
-def compute_bars(rows: Sequence[RunRow]) -> tuple[Bar, ...]:
-    """Every bar, in the order in which the project states them."""
+def compute_bars(rows: Sequence[RunRow], bars: Sequence[BarsOf]) -> tuple[Bar, ...]:
+    """Every bar, in the order of what computes them."""
     by_kind: dict[str, list[RunRow]] = {}
     for row in rows:
         if not row.error:
             by_kind.setdefault(row.kind, []).append(row)
-    return tuple(bar for compute in _BARS for bar in compute(by_kind))
+    return tuple(bar for compute in bars for bar in compute(by_kind))
 
 
 def best_static(rows: Iterable[RunRow]) -> dict[str, str]:
@@ -206,7 +211,7 @@ def _pooling(rows: ByKind) -> list[Bar]:
         mean_of(Bar(name="pooled16_loss_ratio", meaning=sixteen, direction="at most", limit=0.5), lost16),
         worst(
             Bar(name="pooled16_done_s", meaning="virtual seconds until there, 16 pooled", direction="at most", limit=30.0),
-            _cell_means([row for row in mine if row.who == POOLED_16], "done_s"),
+            cell_means([row for row in mine if row.who == POOLED_16], "done_s"),
         ),
     ]
 
@@ -214,65 +219,10 @@ def _pooling(rows: ByKind) -> list[Bar]:
 def _newcomer(rows: ByKind) -> list[Bar]:
     meaning = "share of output lost by a replica that joins a warm group"
     bar = Bar(name="newcomer_loss", meaning=meaning, direction="at most", limit=0.01)
-    return [worst(bar, _cell_means(rows.get("newcomer", ()), "lost_share"))]
+    return [worst(bar, cell_means(rows.get("newcomer", ()), "lost_share"))]
 
 
-def _storm(rows: ByKind) -> list[Bar]:
-    floors, totals = [], []
-    cells = _series(rows.get("storm", ()), "tokens")
-    for place in dict.fromkeys(place for place, _ in cells):
-        never, always = cells.get((place, NEVER_RESTARTING), {}), cells.get((place, NEVER_OFF), {})
-        for kind in STORM_KINDS:
-            ours = cells.get((place, f"fleet ({kind}, coordinated)"), {})
-            theirs = cells.get((place, f"fleet ({kind}, uncoordinated)"), {})
-            at = f"{place}, {kind}"
-            seeds = sorted(ours.keys() & never.keys())
-            if seeds:
-                floor = lowest_ratio(*(by_second([runs[seed] for seed in seeds]) for runs in (ours, never)))
-                floors.append(Found(value=floor, at=at, seeds=len(seeds)))
-            seeds = sorted(ours.keys() & theirs.keys() & always.keys())
-            if seeds:
-                mine, uncoordinated, never_off = (
-                    math.fsum(math.fsum(run[seed]) for seed in seeds) for run in (ours, theirs, always)
-                )
-                totals.append(Found(value=mine / max(uncoordinated, never_off), at=at, seeds=len(seeds)))
-    return [
-        worst(
-            Bar(
-                name="storm_floor",
-                meaning="64 replicas, load falls at once: lowest second (mean over seeds) over a never-restarting fleet's",
-                direction="at least",
-                limit=0.95,
-            ),
-            floors,
-        ),
-        worst(
-            Bar(name="storm_total", meaning="the same: total tokens over the best of uncoordinated and never off",
-                direction="at least", limit=0.98),
-            totals,
-        ),
-    ]  # fmt: skip
-
-
-def by_second(series: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """Means over runs, second by second, as long as all of them go.
-
-    >>> by_second([(1.0, 5.0), (3.0, 7.0, 9.0)])
-    (2.0, 6.0)
-    """
-    return tuple(fmean(values) for values in zip(*series, strict=False))
-
-
-def lowest_ratio(values: Sequence[float], reference: Sequence[float]) -> float:
-    """The least of `values` over `reference` in the same second, over the seconds in which the reference made anything.
-
-    >>> lowest_ratio((9.0, 5.0, 1.0), (10.0, 10.0, 0.0))
-    0.5
-    """
-    return min((value / other for value, other in zip(values, reference, strict=False) if other > 0), default=1.0)
-
-
-def _drift(rows: ByKind) -> list[Bar]:
+def _alarms(rows: ByKind) -> list[Bar]:
     watched = [row for kept in rows.values() for row in kept if row.planner == FLEET and "false_alarms" in row.measures]
     days = math.fsum(row.measures["watched_s"] for row in watched) / DAY_S
     alarms = Bar(
@@ -281,12 +231,7 @@ def _drift(rows: ByKind) -> list[Bar]:
     seen = math.fsum(row.measures["false_alarms"] for row in watched)
     if watched:
         alarms = alarms.model_copy(update=_judged_alarms(seen, days) | {"cells": len(watched)})
-    recovery = Bar(
-        name="drift_recovery_s",
-        meaning="acceptance halves in mid-run: virtual seconds until back to 0.95 of the oracle, slowest cell",
-        direction="stated",
-    )
-    return [worst(recovery, _cell_means([row for row in rows.get("drift", ()) if row.planner == FLEET], "recovery_s")), alarms]
+    return [alarms]
 
 
 def _judged_alarms(seen: float, days: float) -> dict[str, object]:
@@ -297,63 +242,7 @@ def _judged_alarms(seen: float, days: float) -> dict[str, object]:
     return {"value": seen / days, "at": looked_at}
 
 
-def _liar(rows: ByKind) -> list[Bar]:
-    mine = rows.get("liar", ())
-    meaning = "batch sizes whose K differs from what the policy decides without its word (INV-10)"
-    wild = Bar(name="liar_changed", meaning=f"1 of 16 replicas lies wildly: {meaning}", direction="at most")
-    sly = Bar(
-        name="sly_liar_changed",
-        meaning="the same where its steps with drafts take a tenth of their time and all is accepted, and the rest is the truth",
-        direction="at most",
-    )
-    return [
-        worst(wild, _changed_plans([row for row in mine if row.variant != SLY_LIE])),
-        worst(sly, _changed_plans([row for row in mine if row.variant == SLY_LIE])),
-    ]
-
-
-def _faulty(rows: ByKind) -> list[Bar]:
-    meaning = "1 of 4 replicas is faulty from the start: expected goodput of the other three over theirs without it"
-    return [
-        worst(
-            Bar(name="faulty_goodput_ratio", meaning=f"{meaning}, first two minutes (INV-10)", direction="at least", limit=0.99),
-            _over_honest(rows.get("faulty", ())),
-        ),
-        worst(
-            Bar(name="faulty_late_ratio", meaning=f"{meaning}, the second minute", direction="at least", limit=0.99),
-            _over_honest(rows.get("faulty-late", ())),
-        ),
-    ]
-
-
-def _over_honest(rows: Sequence[RunRow]) -> list[Found]:
-    cells = Cells.of(rows, "others_share")
-    control = f"{FLEET} ({HONEST})"
-    variants = dict.fromkeys(who for place in cells.places() for who in cells.planners(place))
-    return [one for who in variants if who != control for one in ratios(cells, who, control)]
-
-
-def _changed_plans(rows: Sequence[RunRow]) -> list[Found]:
-    plans, without = (_series(rows, name) for name in ("plan", "plan_without_liar"))
-    found = []
-    for (place, who), runs in plans.items():
-        unheard = without[place, who]
-        moved = sum(sum(a != b for a, b in zip(runs[seed], unheard[seed], strict=True)) for seed in runs)
-        found.append(Found(value=float(moved), at=f"{place}, {who}", seeds=len(runs)))
-    return found
-
-
-def _lossy(rows: ByKind) -> list[Bar]:
-    cells = Cells.of(rows.get("lossy", ()), GOODPUT)
-    variants = dict.fromkeys(who for place in cells.places() for who in cells.planners(place))
-    lossless = f"fleet ({LOSSLESS})"
-    found = [one for who in variants if who != lossless for one in ratios(cells, who, lossless)]
-    goodput = Bar(
-        name="lossy_goodput_ratio",
-        meaning="the control plane loses, delays, reorders, its actor dies: goodput over a lossless one's (INV-4)",
-        direction="at least",
-        limit=0.99,
-    )
+def _budget(rows: ByKind) -> list[Bar]:
     violations = Bar(
         name="budget_violations", meaning="decisions with more leased restarts in flight than allowed (INV-6)", direction="at most"
     )
@@ -361,26 +250,9 @@ def _lossy(rows: ByKind) -> list[Bar]:
     if counted:
         total = math.fsum(row.measures["budget_violations"] for row in counted)
         violations = violations.model_copy(update={"value": total, "at": "all runs together", "cells": len(counted)})
-    return [worst(goodput, found), violations]
+    return [violations]
 
 
-def _cell_means(rows: Iterable[RunRow], measure: str) -> list[Found]:
-    cells = Cells.of(rows, measure)
-    return [
-        Found(value=fmean(by_seed.values()), at=f"{place}, {who}", seeds=len(by_seed))
-        for (place, who), by_seed in cells.values.items()
-    ]
-
-
-def _series(rows: Iterable[RunRow], name: str) -> dict[tuple[str, str], dict[int, tuple[float, ...]]]:
-    """A series of each run, by place and planner, then seed."""
-    found: dict[tuple[str, str], dict[int, tuple[float, ...]]] = {}
-    for row in rows:
-        if name in row.series:
-            found.setdefault((row.place, row.who), {})[row.seed] = row.series[name]
-    return found
-
-
-_BARS: Final[tuple[Callable[[ByKind], list[Bar]], ...]] = (
-    _steady, _open_loop, _rivals, prefill_bars, limit_bars, cold_bars, _pooling, _newcomer, _storm, _drift, _liar, _faulty, _lossy,
+BARS: Final[tuple[BarsOf, ...]] = (
+    _steady, _open_loop, _rivals, prefill_bars, limit_bars, cold_bars, _pooling, _newcomer, _alarms, _budget,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a bar is, and the arithmetic of cells that every bar of the simulator shares; those bars stand in bar_list.py.
+"""What a bar is, and the arithmetic of cells that every bar of the simulator shares; its bars stand in bar_list.py.
 
 A cell is one planner at one place; its value is the mean over seeds, and a bar takes the worst cell where it says `min`, never
 the average. A bar whose runs were not made has no value and did not pass, nor has one that none of its places is for. The benches
@@ -85,6 +85,10 @@ class Bar(Record):
         return self.verdict in {"MISSED", "no value"}
 
 
+BarsOf = Callable[[ByKind], list[Bar]]
+"""What computes bars from rows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cells:
     """Means over seeds of one measure, by place and planner (`RunRow.who`), from the rows that have it."""
@@ -165,3 +169,21 @@ def ratios(cells: Cells, who: str, other: str) -> list[Found]:
         if value is not None:
             found.append(Found(value=value, at=f"{place}, {who} over {other}", seeds=len(cells.seeds(place, who, other))))
     return found
+
+
+def cell_means(rows: Iterable[RunRow], measure: str) -> list[Found]:
+    """The mean of each cell of a measure."""
+    cells = Cells.of(rows, measure)
+    return [
+        Found(value=fmean(by_seed.values()), at=f"{place}, {who}", seeds=len(by_seed))
+        for (place, who), by_seed in cells.values.items()
+    ]
+
+
+def by_second(series: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Means over runs, second by second, as long as all of them go.
+
+    >>> by_second([(1.0, 5.0), (3.0, 7.0, 9.0)])
+    (2.0, 6.0)
+    """
+    return tuple(fmean(values) for values in zip(*series, strict=False))

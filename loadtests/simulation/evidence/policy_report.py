@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
-from itertools import accumulate
 from statistics import fmean
 from string import Template
 from typing import Final
 
 from nightjar.loadtests.charts import Series, chart, legend, scale_for
-from nightjar.loadtests.simulation.evidence.bar_list import NEVER_OFF, by_second
-from nightjar.loadtests.simulation.evidence.bars import GOODPUT
+from nightjar.loadtests.simulation.evidence.bars import GOODPUT, by_second
 from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.policy_page import PAGE
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.summary import NOT_JUDGED, SimulationSummary
-from nightjar.loadtests.simulation.evidence.tables import all_grids, bar_grid, failure_grid
+from nightjar.loadtests.simulation.evidence.tables import bar_grid, failure_grid
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF, ORACLE
 
 CAPTION: Final = (
@@ -31,19 +29,29 @@ CAPTION: Final = (
 CURVES: Final = (FLEET, ORACLE, "nightjar", "fixed-3", "turbospec", OFF, "banditspec", "sglang")
 """Whom the charts show, each in its colour (c0, c1, ...); everybody is in the tables."""
 
+ChartsOf = Callable[[Sequence[RunRow]], str]
+"""Draws a row of charts; empty where their runs were not made."""
+
 Named = Mapping[str, Sequence[tuple[float, float | None]]]
 """Curves of one chart by name."""
 
 
-def render_policy_report(summary: SimulationSummary, rows: Sequence[RunRow], *, judged: bool = True) -> str:
-    """The page. Without bars where the run is not `judged`."""
+def render_policy_report(
+    summary: SimulationSummary,
+    rows: Sequence[RunRow],
+    grids: Sequence[Grid],
+    charts: Sequence[ChartsOf],
+    *,
+    judged: bool = True,
+) -> str:
+    """The page, with these tables and charts. Without bars where the run is not `judged`."""
     good = [row for row in rows if not row.error]
     parts = [_table(bar_grid(tuple(summary.bars.values())))] if judged else []
     headline = summary.headline if judged else f"{NOT_JUDGED}."
     if any(row.error for row in rows):
         parts.append(_table(failure_grid(rows)))
-    parts += [part for draw in _CHARTS if (part := draw(good))]
-    parts += [_table(grid) for grid in all_grids(rows) if grid.rows]
+    parts += [part for draw in charts if (part := draw(good))]
+    parts += [_table(grid) for grid in grids if grid.rows]
     return Template(PAGE).substitute(
         headline=escape(headline), facts=escape(summary.facts), caption=escape(CAPTION), body="\n".join(parts)
     )
@@ -64,7 +72,7 @@ def _against_load(rows: Sequence[RunRow], measure: str, title: str, factor: floa
     for profile in dict.fromkeys(row.profile for row in kept):
         mine = [row for row in kept if row.profile == profile]
         charts[profile] = {who: _by_load([row for row in mine if row.who == who], measure, factor) for who in CURVES}
-    return _panel(title, charts, "req/s", shared=False)
+    return panel(title, charts, "req/s", shared=False)
 
 
 def _length_over_time(rows: Sequence[RunRow]) -> str:
@@ -73,19 +81,7 @@ def _length_over_time(rows: Sequence[RunRow]) -> str:
         place: {row.who: _by_second(row.series["mean_k"]) for row in kept if row.place == place}
         for place in dict.fromkeys(row.place for row in kept)
     }
-    return _panel("K over time, mean over engine steps of a second, one seed", charts, "s", shared=False)
-
-
-def _regret(rows: Sequence[RunRow]) -> str:
-    kept = [row for row in rows if row.kind == "regret" and "lost" in row.series]
-    charts = {
-        place: {
-            who: _mean_series([_accumulated(row.series["lost"]) for row in kept if (row.place, row.who) == (place, who)])
-            for who in dict.fromkeys(row.who for row in kept if row.place == place)
-        }
-        for place in dict.fromkeys(row.place for row in kept)
-    }
-    return _panel("Regret: tokens lost per replica against the oracle's K, cumulative, mean over seeds", charts, "s", shared=False)
+    return panel("K over time, mean over engine steps of a second, one seed", charts, "s", shared=False)
 
 
 def _learning(rows: Sequence[RunRow]) -> str:
@@ -100,32 +96,12 @@ def _learning(rows: Sequence[RunRow]) -> str:
         }
         for place in dict.fromkeys(row.place for row in kept)
     }
-    return _panel(
+    return panel(
         "Learning against fleet size: tokens lost per replica until within 2 % of the oracle", charts, "replicas", shared=False
     )
 
 
-def _storm(rows: Sequence[RunRow]) -> str:
-    kept = [row for row in rows if row.kind == "storm" and "tokens" in row.series]
-    charts: dict[str, Named] = {}
-    for place in dict.fromkeys(row.place for row in kept):
-        for kind in dict.fromkeys(row.variant.split(",")[0] for row in kept if row.variant):
-            whos = {
-                "coordinated": f"{FLEET} ({kind}, coordinated)",
-                "uncoordinated": f"{FLEET} ({kind}, uncoordinated)",
-                "never restarting": OFF,
-                "never off": NEVER_OFF,
-            }
-            curves = {
-                name: _mean_series([row.series["tokens"] for row in kept if (row.place, row.who) == (place, who)])
-                for name, who in whos.items()
-            }
-            if curves["coordinated"]:
-                charts[f"{place}, {kind}"] = curves
-    return _panel("Restart storm: the service's tokens per second after the load fell", charts, "s", shared=True)
-
-
-def _panel(title: str, charts: Mapping[str, Named], x_unit: str, *, shared: bool) -> str:
+def panel(title: str, charts: Mapping[str, Named], x_unit: str, *, shared: bool) -> str:
     """A row of charts with one legend; empty without a curve. `shared`: one vertical scale for all of them."""
     drawn = {name: {who: points for who, points in curves.items() if points} for name, curves in charts.items()}
     drawn = {name: curves for name, curves in drawn.items() if curves}
@@ -171,17 +147,13 @@ def _means(points: Iterable[tuple[float, float]]) -> list[tuple[float, float | N
     return [(x, fmean(ys)) for x, ys in sorted(by_x.items())]
 
 
-def _mean_series(series: Sequence[Sequence[float]]) -> list[tuple[float, float | None]]:
+def mean_series(series: Sequence[Sequence[float]]) -> list[tuple[float, float | None]]:
     """Mean over runs, second by second, as long as all of them go."""
     return _by_second(by_second(series))
 
 
 def _by_second(values: Sequence[float]) -> list[tuple[float, float | None]]:
     return [(float(second), value) for second, value in enumerate(values)]
-
-
-def _accumulated(values: Sequence[float]) -> list[float]:
-    return list(accumulate(values))
 
 
 def _table(grid: Grid) -> str:
@@ -205,6 +177,5 @@ def _cell(text: str, *, is_text: bool) -> str:
     return f'<td class="{style}">{escape(text)}</td>' if style else f"<td>{escape(text)}</td>"
 
 
-_CHARTS: Final[tuple[Callable[[Sequence[RunRow]], str], ...]] = (
-    _throughput_against_load, _latency_against_load, _length_over_time, _regret, _learning, _storm,
-)  # fmt: skip
+CHARTS: Final[tuple[ChartsOf, ...]] = (_throughput_against_load, _latency_against_load, _length_over_time, _learning)
+"""A row of charts each."""

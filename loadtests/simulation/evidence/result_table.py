@@ -17,7 +17,7 @@ from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.evidence.summary import SimulationSummary
-from nightjar.loadtests.simulation.evidence.tables import all_grids, bar_grid, failure_grid
+from nightjar.loadtests.simulation.evidence.tables import bar_grid, failure_grid
 
 TABLE_WIDTH: Final = 140
 """Columns that the tables need; in a narrower window the terminal breaks their lines, but nothing is cut."""
@@ -36,15 +36,16 @@ def rich_table(grid: Grid, skip: Iterable[str] = ()) -> Table:
     return table
 
 
-def print_results(summary: SimulationSummary, rows: Sequence[RunRow], console: Console, *, judged: bool = True) -> None:
-    """Failures first, then where we lose, the rivals, the other tables that have rows, the bars, and one line at the end.
+def print_results(
+    summary: SimulationSummary, rows: Sequence[RunRow], grids: Sequence[Grid], console: Console, *, judged: bool = True
+) -> None:
+    """Failures first, then those of the tables that have rows, the bars, and one line at the end.
 
     Without bars and that line where the run is not `judged`, unless runs failed.
     """
     wide = console if console.width >= TABLE_WIDTH else Console(width=TABLE_WIDTH, stderr=console.stderr)
     failed = failure_grid(rows)
-    grids = [grid for grid in (failed, *all_grids(rows)) if grid.rows]
-    for grid in grids:
+    for grid in (grid for grid in (failed, *grids) if grid.rows):
         wide.print(rich_table(grid))
         if grid.note:
             console.print(grid.note, style="dim", markup=False, highlight=False)

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from nightjar.loadtests.bench_summary import BenchSummary, RunFacts, by_name
-from nightjar.loadtests.simulation.evidence.bar_list import compute_bars, losses
-from nightjar.loadtests.simulation.evidence.bars import Found
+from nightjar.loadtests.simulation.evidence.bar_list import BARS, compute_bars, losses
+from nightjar.loadtests.simulation.evidence.bars import BarsOf, Found
 from nightjar.loadtests.simulation.evidence.rows import RunRow, failures
 
 US: Final = 1e6
@@ -53,13 +53,18 @@ class SimulationSummary(BenchSummary):
 
 
 def summarise(
-    rows: Sequence[RunRow], run: RunFacts, size: str, seeds: Mapping[str, tuple[int, ...]], due: Collection[str]
+    rows: Sequence[RunRow],
+    run: RunFacts,
+    size: str,
+    seeds: Mapping[str, tuple[int, ...]],
+    due: Collection[str],
+    bars: Sequence[BarsOf] = BARS,
 ) -> SimulationSummary:
     """The summary of these rows. `due` names the bars that the run was to give a value."""
     return SimulationSummary(
         run=run,
         seeds=seeds,
-        bars=by_name(bar.model_copy(update={"is_due": bar.name in due}) for bar in compute_bars(rows)),
+        bars=by_name(bar.model_copy(update={"is_due": bar.name in due}) for bar in compute_bars(rows, bars)),
         size=size,
         profiles=tuple(dict.fromkeys(row.profile for row in rows)),
         losses=tuple(losses(rows)),

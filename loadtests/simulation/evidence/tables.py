@@ -5,18 +5,13 @@ Pure functions. A cell that was not run shows a dash; nothing is left out becaus
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from statistics import fmean
-from typing import Final
 
 from nightjar.loadtests.simulation.evidence.bar_list import (
     ALL_PARTS,
     THROUGHPUT,
     best_static,
-    by_second,
     losses,
-    lowest_ratio,
 )
 from nightjar.loadtests.simulation.evidence.bars import GOODPUT, Bar, Cells, Found, ratios
 from nightjar.loadtests.simulation.evidence.goodput_table import goodput_grid
@@ -24,10 +19,6 @@ from nightjar.loadtests.simulation.evidence.grid import DASH, Grid, geometric_me
 from nightjar.loadtests.simulation.evidence.limit_bars import limit_grid
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.planner_names import FLEET, ORACLE
-from tests.benchmarks.policy.paper_table import paper_grids
-
-NEARLY_THE_SAME: Final = 0.95
-"""Between K that differ by no more a little evidence decides: a margin of 2 %, and two standard deviations of what is known."""
 
 
 def bar_grid(bars: Sequence[Bar]) -> Grid:
@@ -160,97 +151,6 @@ def ablation_grid(rows: Sequence[RunRow]) -> Grid:
     return Grid("Ablation", ("without", "cells", "geometric mean", *cells.places()), tuple(lines), note)
 
 
-def storm_grid(rows: Sequence[RunRow]) -> Grid:
-    """The restart storm: lowest second against the never-restarting fleet, total tokens, most replicas catching up at once."""
-    kept = [row for row in rows if row.kind == "storm" and not row.error]
-    tokens = {
-        (place, who): by_second([row.series["tokens"] for row in kept if (row.place, row.who) == (place, who)])
-        for place, who in dict.fromkeys((row.place, row.who) for row in kept)
-    }
-    lines = []
-    for (place, who), values in tokens.items():
-        mine = [row for row in kept if (row.place, row.who) == (place, who)]
-        never = tokens.get((place, "off"))
-        peak = [max(row.series["catching_up"]) for row in mine if row.series.get("catching_up")]
-        lines.append(
-            (
-                place,
-                who,
-                ratio(lowest_ratio(values, never) if never else None),
-                number(fmean(math.fsum(row.series["tokens"]) for row in mine)),
-                number(fmean(peak) if peak else None),
-            )
-        )
-    return Grid(
-        "Restart storm",
-        ("place", "who", "lowest second over off", "tokens after the fall", "most catching up at once"),
-        tuple(lines),
-    )
-
-
-def liar_grid(rows: Sequence[RunRow]) -> Grid:
-    """One liar of sixteen, by lie: batch sizes whose K differs from what the policy decides without its word, and those where it
-    truly gives less than NEARLY_THE_SAME of it."""
-    kept = [row for row in rows if row.kind == "liar" and not row.error and "plan" in row.series]
-    refused = Cells.of(kept, "refused_reports")
-    lines = []
-    for place, variant in dict.fromkeys((row.place, row.variant) for row in kept):
-        runs = [row.series for row in kept if (row.place, row.variant) == (place, variant)]
-        moved = sum(a != b for run in runs for a, b in zip(run["plan"], run["plan_without_liar"], strict=True))
-        worse = sum(
-            lied < NEARLY_THE_SAME * unheard
-            for run in runs
-            for lied, unheard in zip(run["true_tokens_per_s"], run["true_tokens_per_s_without_liar"], strict=True)
-        )
-        looked_at = sum(len(run["plan"]) for run in runs)
-        refusals = number(refused.mean(place, f"{FLEET} ({variant})"))
-        lines.append((place, variant, str(moved), str(worse), str(looked_at), refusals))
-    note = "Without its word: the same policy, in the same run, that hears all reports but the liar's."
-    header = ("place", "lie", "K that differ", "and give 5 % less", "of", "refused reports")
-    return Grid("One of sixteen lies", header, tuple(lines), note)
-
-
-def uneven_grid(rows: Sequence[RunRow]) -> Grid:
-    """A group whose replicas differ: the fleet over an oracle that knows each of them, and over off."""
-    kept = [row for row in rows if row.kind == "uneven" and not row.error]
-    cells = {name: Cells.of(kept, name) for name in (THROUGHPUT, "guard_trips", "mean_k")}
-    lines = []
-    for place, variant in dict.fromkeys((row.place, row.variant) for row in kept):
-        fleet, oracle, off = (f"{who} ({variant})" for who in (FLEET, ORACLE, "off"))
-        goodput = cells[THROUGHPUT]
-        over = (ratio(goodput.ratio(place, fleet, other)) for other in (oracle, off))
-        means = (number(cells["mean_k"].mean(place, who)) for who in (fleet, oracle))
-        lines.append((place, variant, *over, *means, number(cells["guard_trips"].mean(place, fleet))))
-    return Grid(
-        "Replicas that differ",
-        ("place", "what differs", "over oracle", "over off", "mean K", "oracle's", "guard trips"),
-        tuple(lines),
-    )
-
-
-def head_grid(rows: Sequence[RunRow]) -> Grid:
-    """A head that writes its KV alone while off: the fleet over the same fleet, and over vLLM's table, whose head runs."""
-    kept = [row for row in rows if row.kind == "heads" and not row.error]
-    cells, off = Cells.of(kept, GOODPUT), Cells.of(kept, "share_off")
-    stock = " as published"
-    pairs = (
-        (FLEET, FLEET + stock),
-        (FLEET, "table" + stock),
-        ("table", "table" + stock),
-        ("off", "off" + stock),
-    )
-    return Grid(
-        "Heads that write their KV alone at K = 0",
-        ("place", "fleet over fleet, stock head", "over table, stock head", "table", "off", "steps off"),
-        tuple(
-            (place, *(ratio(cells.ratio(place, *pair)) for pair in pairs), share(off.mean(place, FLEET)))
-            for place in cells.places()
-        ),
-        "Tokens per busy engine-second. Stock head: vLLM runs all of it once a step at K = 0. The columns table and off have the "
-        "same planner on both sides.",
-    )
-
-
 def failure_grid(rows: Iterable[RunRow]) -> Grid:
     """Runs that broke off, with what it takes to run them again."""
     return Grid(
@@ -266,26 +166,13 @@ def all_grids(rows: Sequence[RunRow]) -> list[Grid]:
         loss_grid(rows),
         rival_grid(rows),
         open_loop_grid(rows),
-        head_grid(rows),
         steady_grid(rows),
-        storm_grid(rows),
         limit_grid(rows),
         goodput_grid(rows),
         variant_grid(
             rows, "pooling", "Learning by fleet size", ("lost_tokens_per_replica", "done_s", "lost_tokens_per_replica_in_all")
         ),
         variant_grid(rows, "newcomer", "A newcomer in a warm group", ("lost_share", "mean_k")),
-        variant_grid(rows, "drift", "Acceptance halves", ("recovery_s", "lost_share", "tokens_per_busy_s", "mean_k")),
-        liar_grid(rows),
-        variant_grid(
-            rows,
-            "lossy",
-            "The control plane fails",
-            ("tokens_per_busy_s", "restarts", "max_leases_in_flight", "budget_violations"),
-        ),
-        uneven_grid(rows),
-        variant_grid(rows, "regret", "Learners from a cold start", ("lost_share", "done_s", "tokens_per_s")),
-        *paper_grids(rows),
         ablation_grid(rows),
     ]
 

@@ -25,6 +25,7 @@ from nightjar.loadtests.simulation.evidence.summary import SimulationSummary, sp
 from nightjar.loadtests.simulation.experiments.efforts import QUICK
 from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.experiments.measuring import counting
+from nightjar.loadtests.simulation.experiments.suite import Suite
 
 ROWS: Final = "rows.jsonl"
 SUMMARY: Final = "summary.json"
@@ -33,11 +34,12 @@ REPORT: Final = "report.html"
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    """Which experiments run, about what, on how many processes."""
+    """Which experiments of a suite run, about what, on how many processes."""
 
     experiments: tuple[Experiment, ...]
     choice: Choice
     jobs: int
+    suite: Suite
 
     def plan(self) -> Grid:
         """Runs, engine steps and core-seconds by experiment, before anything runs."""
@@ -109,7 +111,9 @@ class Campaign:
     def _write(self, folder: Path, rows: Sequence[RunRow], facts: RunFacts) -> SimulationSummary:
         """Write summary.json and report.html of these rows."""
         effort = self.choice.effort
-        summary = summarise(rows, facts, effort.name, effort.seeds, self.due_bars())
+        summary = summarise(rows, facts, effort.name, effort.seeds, self.due_bars(), self.suite.bars)
         (folder / SUMMARY).write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        (folder / REPORT).write_text(render_policy_report(summary, rows, judged=effort.name != QUICK.name), encoding="utf-8")
+        grids, judged = self.suite.grids(rows), effort.name != QUICK.name
+        page = render_policy_report(summary, rows, grids, self.suite.charts, judged=judged)
+        (folder / REPORT).write_text(page, encoding="utf-8")
         return summary

@@ -1,10 +1,13 @@
-"""All experiments by name, in the order in which they run."""
+"""The experiments of `nightjar simulate` by name, in the order in which they run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final
 
+from nightjar.loadtests.simulation.evidence.bar_list import BARS
+from nightjar.loadtests.simulation.evidence.policy_report import CHARTS
+from nightjar.loadtests.simulation.evidence.tables import all_grids
 from nightjar.loadtests.simulation.experiments.ablation import ABLATION
 from nightjar.loadtests.simulation.experiments.changing_texts import CHANGING
 from nightjar.loadtests.simulation.experiments.cold import COLD_START
@@ -15,13 +18,7 @@ from nightjar.loadtests.simulation.experiments.open_loop import OPEN_LOOP, RIVAL
 from nightjar.loadtests.simulation.experiments.pooling import NEWCOMER, POOLING
 from nightjar.loadtests.simulation.experiments.prefill import PREFILL_STEPS
 from nightjar.loadtests.simulation.experiments.steady import STEADY
-from tests.benchmarks.policy.experiments.heads import HEADS
-from tests.benchmarks.policy.experiments.paper import PAPER
-from tests.benchmarks.policy.experiments.paper_assumptions import PAPER_ASSUMPTIONS
-from tests.benchmarks.policy.experiments.regret import REGRET
-from tests.benchmarks.policy.experiments.robustness import DRIFT, FAULTY, LIAR, LOSSY
-from tests.benchmarks.policy.experiments.storm import STORM
-from tests.benchmarks.policy.experiments.uneven import UNEVEN
+from nightjar.loadtests.simulation.experiments.suite import Suite
 
 EXPERIMENTS: Final[Mapping[str, Experiment]] = {
     experiment.name: experiment
@@ -33,19 +30,14 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = {
         STEP_LIMIT,
         COLD_START,
         UNDER_TARGET,
-        HEADS,
         CHANGING,
         POOLING,
         NEWCOMER,
-        STORM,
-        DRIFT,
-        LIAR,
-        FAULTY,
-        LOSSY,
-        UNEVEN,
-        REGRET,
-        PAPER,
-        PAPER_ASSUMPTIONS,
         ABLATION,
     )
 }
+OF_THE_BENCH: Final = ("heads", "storm", "drift", "liar", "faulty", "lossy", "uneven", "regret", "paper", "paper-assumptions")
+"""They are this project's evidence, and left the package."""
+SUITE: Final = Suite(
+    EXPERIMENTS, BARS, all_grids, CHARTS, {name: f'make bench-policy ARGS="--only {name}"' for name in OF_THE_BENCH}
+)

@@ -11,20 +11,15 @@ from nightjar.loadtests.goodput import GoodputTarget
 from nightjar.loadtests.regimes import Regime
 from nightjar.loadtests.simulation.evidence.goodput_table import KEPT_SHARE, KEPT_TOKENS, OFFERED
 from nightjar.loadtests.simulation.evidence.runner import Cell, Outcome
-from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.loadtests.simulation.service.results import RunResult, Second
 from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate
-from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
 
 Measure = Callable[[Scenario, RunResult], Outcome]
 """What is kept of a run; a function of a module, so that it travels to other processes."""
 
 WITHIN: Final = 0.98
 """Share of the oracle's goodput from which learning counts as done."""
-
-BACK: Final = 0.95
-"""Share of the oracle's goodput from which a fleet counts as recovered from drift."""
 
 WINDOW_S: Final = 10
 """Virtual seconds that a share is looked at over."""
@@ -104,14 +99,14 @@ def under_target(scenario: Scenario, result: RunResult) -> Outcome:
 def with_length(scenario: Scenario, result: RunResult) -> Outcome:
     """The basic measures, and K second by second."""
     lengths = tuple(round(second.totals.mean_num_speculative_tokens, 3) for second in result.seconds)
-    return _with_series(basic(scenario, result), mean_k=lengths)
+    return with_series(basic(scenario, result), mean_k=lengths)
 
 
 def learning(scenario: Scenario, result: RunResult) -> Outcome:
     """How much a fleet loses until it is within 2 % of the oracle for good, and after how many seconds."""
     done = settled(result.seconds, WITHIN)
     lost = _lost(result.seconds)
-    outcome = _with_series(basic(scenario, result), lost=tuple(round(value / scenario.replicas, 2) for value in lost))
+    outcome = with_series(basic(scenario, result), lost=tuple(round(value / scenario.replicas, 2) for value in lost))
     extra = {
         "done_s": float(done),
         "lost_tokens_per_replica": math.fsum(lost[:done]) / scenario.replicas,
@@ -120,56 +115,11 @@ def learning(scenario: Scenario, result: RunResult) -> Outcome:
     return Outcome({**outcome.measures, **extra}, outcome.series, outcome.steps)
 
 
-def honest(scenario: Scenario, result: RunResult) -> Outcome:
-    """What the replicas but the last are expected to have given, as a share of what the best K gives."""
-    expected = math.fsum(replica.totals.expected_tokens for replica in result.replicas[:-1])
-    best = math.fsum(replica.totals.best_tokens for replica in result.replicas[:-1])
-    outcome = basic(scenario, result)
-    return Outcome({**outcome.measures, "others_share": expected / best}, outcome.series, outcome.steps)
-
-
 def newcomer(scenario: Scenario, result: RunResult) -> Outcome:
     """What the replica that joined last lost against the oracle's K, of what it could have given."""
     joined = result.replicas[-1].totals
     outcome = basic(scenario, result)
     return Outcome({**outcome.measures, "lost_share": joined.regret_tokens / joined.best_tokens}, outcome.series, outcome.steps)
-
-
-def storm(scenario: Scenario, result: RunResult) -> Outcome:
-    """The service's tokens and restarting replicas, second by second from the fall of the load (the end of the warm-up) on."""
-    return _with_series(
-        basic(scenario, result),
-        tokens=tuple(round(second.totals.tokens, 1) for second in result.seconds),
-        catching_up=tuple(float(second.restarting) for second in result.seconds),
-    )
-
-
-def drift(scenario: Scenario, result: RunResult) -> Outcome:
-    """Seconds from the drift (the end of the warm-up) until the fleet is back at 0.95 of the oracle for good."""
-    outcome = _with_series(basic(scenario, result), mean_k=tuple(s.totals.mean_num_speculative_tokens for s in result.seconds))
-    recovery_s = float(settled(result.seconds, BACK))
-    return Outcome({**outcome.measures, "recovery_s": recovery_s}, outcome.series, outcome.steps)
-
-
-def plan(scenario: Scenario, result: RunResult) -> Outcome:
-    """The plan that the first replica runs at the end, K by batch bucket, and the one that it would run had nobody heard the liar;
-    and what both truly give there at nominal acceptance."""
-    first = result.replicas[0]
-    nominal = Nominal(scenario.profile, scenario.workload.dataset, scenario.mechanics)
-    ranges = (bucket_range(bucket, nominal.max_rows) for bucket in range(batch_bucket(nominal.max_rows) + 1))
-    middles = [(least + most) // 2 for least, most in ranges]
-
-    def gives(lengths: Sequence[int]) -> tuple[float, ...]:
-        return tuple(nominal.goodput(rows, length) for rows, length in zip(middles, lengths, strict=False))
-
-    runs, without = first.plan or (), first.plan_without_liar or ()
-    return _with_series(
-        basic(scenario, result),
-        plan=tuple(map(float, runs)),
-        plan_without_liar=tuple(map(float, without)),
-        true_tokens_per_s=gives(runs),
-        true_tokens_per_s_without_liar=gives(without),
-    )
 
 
 def settled(seconds: Sequence[Second], share: float) -> int:
@@ -197,5 +147,6 @@ def _alarms(scenario: Scenario, result: RunResult) -> dict[str, float]:
     return {"false_alarms": float(result.guard_trips), "watched_s": scenario.duration_s}
 
 
-def _with_series(outcome: Outcome, **series: tuple[float, ...]) -> Outcome:
+def with_series(outcome: Outcome, **series: tuple[float, ...]) -> Outcome:
+    """The outcome with more series."""
     return Outcome(outcome.measures, {**outcome.series, **series}, outcome.steps)

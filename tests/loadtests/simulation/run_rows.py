@@ -8,6 +8,7 @@ from nightjar.loadtests.bench_summary import RunFacts
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.summary import SimulationSummary, summarise
 from nightjar.loadtests.simulation.profiles import Mechanics
+from tests.benchmarks.policy.suite import SUITE
 
 FACTS = RunFacts(
     bench="policy", command="make bench-policy ARGS=--quick", commit="abc", began="2026-01-01T00:00:00+00:00", effort="quick",
@@ -17,7 +18,7 @@ FACTS = RunFacts(
 
 def summary_of(rows: Sequence[RunRow], due: Collection[str] = ()) -> SimulationSummary:
     """As of a quick run that made these rows."""
-    return summarise(rows, FACTS, "quick", {"bars": (0, 1)}, due)
+    return summarise(rows, FACTS, "quick", {"bars": (0, 1)}, due, SUITE.bars)
 
 
 def row(

@@ -17,6 +17,7 @@ from nightjar.loadtests.simulation.experiments.experiment import Choice
 from nightjar.loadtests.simulation.experiments.limit import STEP_LIMIT
 from nightjar.loadtests.simulation.experiments.measuring import Simulate
 from nightjar.loadtests.simulation.profiles import read_profile
+from tests.benchmarks.policy.suite import SUITE
 from tests.loadtests.simulation.run_rows import row, summary_of
 
 LIMIT_CHOICE = Choice((read_profile("cpu-smollm2"),), (), QUICK)
@@ -24,7 +25,7 @@ COLD_CHOICE = Choice((read_profile("cpu-smollm2"), read_profile("qwen-7b-0.5b-rt
 
 
 def bar(name: str, rows: list[RunRow]) -> Bar:
-    return next(found for found in compute_bars(rows) if found.name == name)
+    return next(found for found in compute_bars(rows, SUITE.bars) if found.name == name)
 
 
 def value(name: str, rows: list[RunRow]) -> float:
@@ -34,19 +35,19 @@ def value(name: str, rows: list[RunRow]) -> float:
 
 
 def test_without_rows_no_bar_has_a_value_and_none_has_passed() -> None:
-    assert {(one.value, one.passed) for one in compute_bars([])} == {(None, None)}
+    assert {(one.value, one.passed) for one in compute_bars([], SUITE.bars)} == {(None, None)}
 
 
 def test_every_bar_that_the_project_states_is_there() -> None:
-    assert [one.name for one in compute_bars([])] == [
+    assert [one.name for one in compute_bars([], SUITE.bars)] == [
         "fleet_over_oracle_mean", "fleet_over_oracle_min", "fleet_over_off_min", "fleet_headroom_min", "fleet_over_static_min",
         "fleet_over_rival_min", "fleet_over_rival_geomean_min", "other_texts_over_rival_geomean_min",
         "changing_texts_over_rival_geomean_min",
         "prefill_over_static_min", "prefill_over_off_min", "prefill_over_oracle_min",
         "limit_kept", "limit_cost_min", "limit_over_off_min", "cold_over_off_min", "cold_over_off_mean",
         "pooled4_loss_ratio", "pooled16_loss_ratio", "pooled16_done_s",
-        "newcomer_loss", "storm_floor", "storm_total", "drift_recovery_s", "false_alarms_per_day",
-        "liar_changed", "sly_liar_changed", "faulty_goodput_ratio", "faulty_late_ratio", "lossy_goodput_ratio", "budget_violations",
+        "newcomer_loss", "false_alarms_per_day", "budget_violations", "storm_floor", "storm_total", "drift_recovery_s",
+        "liar_changed", "sly_liar_changed", "faulty_goodput_ratio", "faulty_late_ratio", "lossy_goodput_ratio",
     ]  # fmt: skip
 
 

@@ -17,10 +17,10 @@ from nightjar.loadtests.simulation.evidence.bar_list import compute_bars
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell, run_cells, without_repeats
-from nightjar.loadtests.simulation.experiments.catalogue import EXPERIMENTS
 from nightjar.loadtests.simulation.experiments.efforts import BENCH
 from nightjar.loadtests.simulation.experiments.experiment import PICK_SEED, Choice
 from nightjar.loadtests.simulation.profiles import read_profile
+from tests.benchmarks.policy.suite import SUITE
 
 pytestmark = pytest.mark.heavy
 
@@ -34,7 +34,7 @@ def ran(experiment: str, *loads: str, seeds: int = 1, only: Callable[[Cell], boo
     """Rows of an experiment's runs that are wanted, wave by wave."""
     choice = Choice((read_profile(PROFILE),), loads, replace(EFFORT, bar_seeds=seeds, storm_seeds=seeds))
     rows: list[RunRow] = []
-    for wave in EXPERIMENTS[experiment].waves:
+    for wave in SUITE.experiments[experiment].waves:
         rows += run_cells([cell for cell in without_repeats(wave(choice, rows)) if only(cell)], jobs=1)
     assert [row.error for row in rows if row.error] == []
     assert {row.seed for row in rows} <= {*range(seeds), PICK_SEED}
@@ -42,7 +42,7 @@ def ran(experiment: str, *loads: str, seeds: int = 1, only: Callable[[Cell], boo
 
 
 def value(name: str, rows: list[RunRow]) -> float:
-    found: Bar = next(bar for bar in compute_bars(rows) if bar.name == name)
+    found: Bar = next(bar for bar in compute_bars(rows, SUITE.bars) if bar.name == name)
     assert found.value is not None, found
     return found.value
 

@@ -14,7 +14,6 @@ from nightjar.loadtests.simulation.evidence.prefill_bars import PREFILL_PICK
 from nightjar.loadtests.simulation.evidence.runner import Cell, run_cell
 from nightjar.loadtests.simulation.experiments.ablation import PARTS, Part, Without
 from nightjar.loadtests.simulation.experiments.campaign import Campaign
-from nightjar.loadtests.simulation.experiments.catalogue import EXPERIMENTS
 from nightjar.loadtests.simulation.experiments.contestants import Contestant, choose
 from nightjar.loadtests.simulation.experiments.efforts import BENCH, QUICK
 from nightjar.loadtests.simulation.experiments.experiment import Choice
@@ -27,7 +26,9 @@ from nightjar.loadtests.simulation.service.scenario import AcceptanceScaled
 from nightjar.loadtests.simulation.service.simulate import simulate
 from nightjar.loadtests.simulation.step_cost import step_cost
 from nightjar.policy.wire.operator import OperatorSettings
+from tests.benchmarks.policy.suite import SUITE
 
+EXPERIMENTS = SUITE.experiments
 CHOICE = Choice(tuple(map(read_profile, ("qwen-7b-0.5b-rtx4090", "llama-8b-eagle"))), tuple(LOADS), replace(QUICK, bar_seeds=1))
 
 
@@ -164,14 +165,14 @@ def test_whoever_restarts_at_will_recomputes_no_more_in_a_step_than_the_operator
 
 
 def test_the_plan_names_every_experiment_with_its_runs() -> None:
-    plan = Campaign(tuple(EXPERIMENTS.values()), replace(CHOICE, profiles=CHOICE.profiles[:1], loads=("surge",)), 2).plan()
+    plan = Campaign(tuple(EXPERIMENTS.values()), replace(CHOICE, profiles=CHOICE.profiles[:1], loads=("surge",)), 2, SUITE).plan()
     assert [row[0] for row in plan.rows] == [*EXPERIMENTS, "all"]
 
 
 def test_each_bar_is_due_to_one_experiment_and_a_whole_campaign_owes_all_of_them() -> None:
     named = [bar for experiment in EXPERIMENTS.values() for bar in experiment.bars]
-    assert sorted(named) == sorted(bar.name for bar in compute_bars([]))
-    assert Campaign(tuple(EXPERIMENTS.values()), CHOICE, 1).due_bars() == set(named)
+    assert sorted(named) == sorted(bar.name for bar in compute_bars([], SUITE.bars))
+    assert Campaign(tuple(EXPERIMENTS.values()), CHOICE, 1, SUITE).due_bars() == set(named)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +189,7 @@ def test_each_bar_is_due_to_one_experiment_and_a_whole_campaign_owes_all_of_them
 def test_only_what_a_part_of_the_campaign_can_measure_is_due(
     experiments: list[str], changes: dict[str, Any], due: set[str]
 ) -> None:
-    campaign = Campaign(tuple(EXPERIMENTS[name] for name in experiments), replace(CHOICE, **changes), 1)
+    campaign = Campaign(tuple(EXPERIMENTS[name] for name in experiments), replace(CHOICE, **changes), 1, SUITE)
     assert campaign.due_bars() == due
 
 

@@ -23,6 +23,7 @@ from nightjar.loadtests.simulation.service.scenario import PlannerChoice, Scenar
 from nightjar.loadtests.simulation.service.simulate import simulate
 from nightjar.loadtests.simulation.service.workload import Workload
 from nightjar.policy.wire.operator import parse_operator_settings
+from tests.benchmarks.policy.suite import SUITE
 
 PROFILE = read_profile("qwen-7b-0.5b-rtx4090")
 OFF = PlannerChoice("fleet", operator=parse_operator_settings({"mode": "off"}))
@@ -109,7 +110,7 @@ def test_the_second_wave_looks_between_the_last_load_that_was_kept_and_the_first
 
 
 def test_a_campaign_with_a_target_counts_it_in_every_run_and_says_what_was_offered() -> None:
-    cells = Campaign((UNDER_TARGET,), choice(), 1)._cells(UNDER_TARGET, 0, ())
+    cells = Campaign((UNDER_TARGET,), choice(), 1, SUITE)._cells(UNDER_TARGET, 0, ())
     jobs = [cell.job for cell in cells if isinstance(cell.job, Simulate)]
     assert {job.scenario.goodput for job in jobs} == {TARGET}
     first = jobs[0].scenario

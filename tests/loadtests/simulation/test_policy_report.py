@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nightjar.loadtests.simulation.evidence.policy_report import render_policy_report
 from nightjar.loadtests.simulation.evidence.rows import RunRow
-from nightjar.loadtests.simulation.evidence.tables import all_grids
+from tests.benchmarks.policy.suite import SUITE
 from tests.loadtests.simulation.run_rows import row, summary_of
 
 ROWS: list[RunRow] = [
@@ -32,16 +32,20 @@ def test_a_liars_moves_are_counted_beside_those_that_cost_something() -> None:
             refused_reports=0.0,
         ),
     ]
-    found = next(grid for grid in all_grids(rows) if grid.title == "One of sixteen lies")
+    found = next(grid for grid in SUITE.grids(rows) if grid.title == "One of sixteen lies")
     assert found.rows[0][2:5] == ("2", "1", "3")
 
 
+def page_of(rows: list[RunRow]) -> str:
+    return render_policy_report(summary_of(rows), rows, SUITE.grids(rows), SUITE.charts)
+
+
 def page() -> str:
-    return render_policy_report(summary_of(ROWS), ROWS)
+    return page_of(ROWS)
 
 
 def test_a_cell_where_we_lose_is_on_the_page() -> None:
-    losses = next(grid for grid in all_grids(ROWS) if grid.title == "Where we lose")
+    losses = next(grid for grid in SUITE.grids(ROWS) if grid.title == "Where we lose")
     assert losses.rows == (("0.9500", "p/poisson-60%, fleet over nightjar", "1"),)
     assert "0.9500" in page()
 
@@ -68,12 +72,12 @@ def test_the_page_draws_load_curves_and_the_storm() -> None:
 
 
 def test_every_table_of_an_empty_run_is_empty_and_its_page_still_renders() -> None:
-    assert all(not grid.rows for grid in all_grids([]))
-    assert "not run" in render_policy_report(summary_of([]), [])
+    assert all(not grid.rows for grid in SUITE.grids([]))
+    assert "not run" in page_of([])
 
 
 def test_the_paper_stands_beside_ours_with_its_version() -> None:
-    averages = next(grid for grid in all_grids(ROWS) if grid.title.startswith("The paper's comparison"))
+    averages = next(grid for grid in SUITE.grids(ROWS) if grid.title.startswith("The paper's comparison"))
     assert averages.rows[0][:4] == ("AR", "1.273 (v3)", "1.200", "-")
-    per_busy_s = next(grid for grid in all_grids(ROWS) if grid.title == "The same, tokens per busy engine-second")
+    per_busy_s = next(grid for grid in SUITE.grids(ROWS) if grid.title == "The same, tokens per busy engine-second")
     assert per_busy_s.rows[0][:2] == ("AR", "1.100")

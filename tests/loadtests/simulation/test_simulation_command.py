@@ -9,7 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from nightjar.cluster.cli import app
+from nightjar.loadtests.simulation.experiments.catalogue import SUITE
+from nightjar.loadtests.simulation.experiments.efforts import FULL
 from nightjar.loadtests.simulation.profiles import PROFILES_FOLDER
+from nightjar.loadtests.simulation_command import Asked, effort_of
+from tests.benchmarks.policy.suite import SUITE as BENCH
 
 PROFILE = PROFILES_FOLDER / "vicuna-13b-68m-a100.json"
 
@@ -55,7 +59,8 @@ def test_two_profiles_of_the_same_name_are_refused() -> None:
         ("--planner", "fixed-x", "fixed-K"),
         ("--regime", "surges", "did you mean surge"),
         ("--regime", "mine:60@many", "is not a number"),
-        ("--only", "storms", "did you mean storm"),
+        ("--only", "steaddy", "did you mean steady"),
+        ("--only", "storm", 'left this command: in a checkout of the repository, make bench-policy ARGS="--only storm"'),
     ],
 )
 def test_an_unknown_name_is_refused_with_what_there_is(option: str, value: str, hint: str) -> None:
@@ -68,6 +73,17 @@ def test_a_trace_without_the_columns_is_refused_with_their_names(tmp_path: Path)
     line = refused("--quick", "--trace", str(path))
     assert "TIMESTAMP" in line
     assert "GeneratedTokens" in line
+
+
+def test_every_experiment_that_left_the_command_is_one_of_the_bench() -> None:
+    assert SUITE.elsewhere.keys() | SUITE.experiments.keys() == BENCH.experiments.keys()
+    assert not SUITE.elsewhere.keys() & SUITE.experiments.keys()
+
+
+def test_a_run_of_a_users_command_is_no_evidence_and_one_of_the_bench_is_where_it_is_whole() -> None:
+    whole = Asked((), (), (), (), None, None, effort=FULL)
+    assert effort_of(whole, BENCH) == "whole"
+    assert effort_of(whole, SUITE) == "partial"
 
 
 def test_quick_and_full_exclude_each_other() -> None:

@@ -1,1 +1,1 @@
-"""experiments."""
+"""Experiments of `make bench-policy` alone."""
