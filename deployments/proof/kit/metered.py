@@ -1,8 +1,7 @@
-"""An engine whose speed is measured, in a process of its own that another one asks: one call at a time, answered across a pipe.
+"""An engine whose speed is measured, in a process of its own that another one calls (remote.py).
 
-`python -m nightjar.deployments.proof.kit.metered DESCRIPTOR CHOSEN.json SPEC.json`. While it is not called it waits in a read. All
-engines are timed alike, from outside the engine's step. A call that raises is answered with its error and the process goes on; when
-the pipe is closed, it ends.
+`python -m nightjar.deployments.proof.kit.metered DESCRIPTOR CHOSEN.json SPEC.json`. All engines are timed alike, from outside the
+engine's step.
 """
 
 from __future__ import annotations
@@ -11,18 +10,12 @@ import itertools
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from nightjar.deployments.engine.process_guard import end_with_replica
 from nightjar.deployments.proof.driven_engine import EngineRequest
@@ -31,79 +24,46 @@ from nightjar.deployments.proof.kit.engines import EngineSpec, engine_arguments
 from nightjar.deployments.proof.kit.environment import engine_environment
 from nightjar.deployments.proof.kit.phases.asked import prompt
 from nightjar.deployments.proof.kit.planned import PlannedByPolicy
+from nightjar.deployments.proof.remote import Remote, serve
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 
-ENDS_WITHIN_S: Final = 30.0
+MODULE: Final = "nightjar.deployments.proof.kit.metered"
 
 
-class MeteredEngine(AbstractContextManager["MeteredEngine"]):
+class MeteredEngine(Remote):
     """One engine in its own process; its output goes to `log`. Raises RuntimeError with the other side's error."""
 
     def __init__(self, spec: EngineSpec, chosen: Chosen, work: Path, log: Path) -> None:
-        self.spec = spec
-        self._ours, theirs = Pipe()
         self._folder = tempfile.TemporaryDirectory(dir=work)
         folder = Path(self._folder.name)
         files = {"chosen": chosen.to_plain(), "spec": spec.to_plain()}
         for name, plain in files.items():
             (folder / f"{name}.json").write_text(json.dumps(plain), encoding="utf-8")
-        command = [sys.executable, "-m", "nightjar.deployments.proof.kit.metered", str(theirs.fileno())]
-        command += [str(folder / f"{name}.json") for name in files]
         environment = os.environ | engine_environment(spec, chosen, folder)
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                command,
-                env=environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-            )
-        theirs.close()
-        self._call("start")
+        super().__init__(f"engine {spec.name}", MODULE, [str(folder / f"{name}.json") for name in files], log, environment)
+        self.call("start")
 
     def batch(self, rows: int, tokens: int, seed: int) -> float:
         """Seconds for `rows` requests of exactly `tokens` tokens each."""
-        return float(self._call("batch", rows, tokens, seed))
+        return float(self.call("batch", rows, tokens, seed))
 
     def hold(self, num_speculative_tokens: int) -> None:
         """Pin K of a steered engine; 0 is off."""
-        self._call("hold", num_speculative_tokens)
+        self.call("hold", num_speculative_tokens)
 
     def flow(self, rows: int, seconds_s: float, *, planned: bool) -> dict[str, float]:
         """`tokens` and `seconds` while `rows` requests are kept in flight; `planned` by the policy."""
-        answer: dict[str, float] = self._call("flow", rows, seconds_s, planned)
+        answer: dict[str, float] = self.call("flow", rows, seconds_s, planned)
         return answer
 
     def empty(self) -> None:
         """Drop every request."""
-        self._call("empty")
+        self.call("empty")
 
     def close(self) -> None:
         """End the process."""
-        self._ours.close()
-        try:
-            self._process.wait(ENDS_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        super().close()
         self._folder.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def _call(self, method: str, *arguments: Any) -> Any:
-        try:
-            self._ours.send((method, arguments))
-            failed, answer = self._ours.recv()
-        except (EOFError, OSError) as error:
-            raise RuntimeError(f"engine {self.spec.name} ended during {method!r}; its log says why") from error
-        if failed:
-            raise RuntimeError(f"engine {self.spec.name}, {method}: {answer}")
-        return answer
 
 
 class Metered:
@@ -184,21 +144,8 @@ def main(arguments: Sequence[str]) -> None:
     """See the module."""
     end_with_replica()
     descriptor, chosen_file, spec_file = arguments
-    connection: Connection[Any, Any] = Connection(int(descriptor))
-    chosen = Chosen.from_plain(_read(chosen_file))
-    spec = EngineSpec.from_plain(_read(spec_file))
-    metered: Metered | None = None
-    while True:
-        try:
-            method, given = connection.recv()
-        except EOFError:
-            os._exit(0)  # an engine's threads may outlive it
-        try:
-            metered = metered or Metered(spec, chosen)
-            connection.send((False, getattr(metered, method)(*given)))
-        except Exception as error:  # noqa: BLE001 - the other side raises it again
-            traceback.print_exc()
-            connection.send((True, f"{type(error).__name__}: {error}"))
+    chosen, spec = Chosen.from_plain(_read(chosen_file)), EngineSpec.from_plain(_read(spec_file))
+    serve(descriptor, lambda: Metered(spec, chosen))
 
 
 def _read(file: str) -> Mapping[str, Any]:

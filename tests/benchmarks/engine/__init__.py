@@ -5,7 +5,7 @@ runs `engine_host`), hands them to the sections, and writes what they found (`te
 
     environment     what an engine needs around it
     fixture         models, prompts, engine arguments: what is measured
-    engine_host     one engine stepped by hand, in a process of its own; `step_record` is what it tells of a step
+    engine_host     one engine stepped by hand, served to another process; `step_record` is what it tells of a step
     engines         the engines as the sections see them: calls across a pipe
     fleet_link      the product's policy in lockstep with an engine
     effort          how much is measured

@@ -1,64 +1,38 @@
 """One vLLM engine in a process of its own, stepped by hand: what `engines.Engine` calls across a pipe.
 
+`python -m tests.benchmarks.engine.engine_host DESCRIPTOR ROLE MODELS`, MODELS being JSON.
+
 Roles: `plain` is vLLM without any speculation, `stock` is vLLM's own K=0 (its draft model runs once in every step), and `nightjar`
 has our classes; `plain_with_all`, `stays` and `lends` are plain, ours and ours lending its draft's memory, with few KV blocks. All
 get the same target, limits and requests, and are timed in the same way, from outside `LLMEngine.step`. What a step scheduled is
-read where the scheduler takes its output in. A host that fails answers with the error.
+read where the scheduler takes its output in.
 """
 
 from __future__ import annotations
 
 import gc
 import itertools
-import os
+import json
 import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
-from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, cast
 
+from nightjar.deployments.proof.remote import serve
+from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import EngineSnapshot
-from tests.benchmarks.engine.fixture import KV_CACHE_GIB, SYSTEM, Role, engine_arguments
+from tests.benchmarks.engine.fixture import SYSTEM, Role, engine_arguments
 from tests.benchmarks.engine.step_record import RowStep, Step
-
-FAILED: Final = "failed"
-DONE: Final = "done"
-
-
-def serve(connection: Connection, role: Role, models: Mapping[str, str], log: Path) -> None:
-    """Answer calls until the other end is closed. What vLLM has to say goes to the log."""
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), sys.stdout.fileno())
-        os.dup2(file.fileno(), sys.stderr.fileno())
-    if role in KV_CACHE_GIB:
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(KV_CACHE_GIB[role])
-    host: EngineHost | None = None
-    while True:
-        try:
-            method, arguments = connection.recv()
-        except EOFError:
-            return
-        try:
-            host = host or EngineHost(role, models)
-            connection.send((DONE, getattr(host, method)(*arguments)))
-        except Exception:  # noqa: BLE001 - the other end raises it again
-            connection.send((FAILED, traceback.format_exc()))
 
 
 class EngineHost:
     """The engine of this process. Every public method is called from the other process."""
 
     def __init__(self, role: Role, models: Mapping[str, str]) -> None:
-        from vllm import LLM
-
-        self.llm = LLM(**engine_arguments(role, models))
-        self.engine = self.llm.llm_engine
-        self.core = self.engine.engine_core.engine_core
-        self.scheduler = self.core.scheduler
-        self.drafter = getattr(self.core.model_executor.driver_worker.worker, "nightjar_drafter", None)
+        self._stepped = SteppedEngine(engine_arguments(role, models))
+        self.engine, self.scheduler = self._stepped.engine, self._stepped.scheduler
+        self.drafter = getattr(self._stepped.worker, "nightjar_drafter", None)
         self._rows: tuple[RowStep, ...] = ()
         self._note: Any = None
         self._preempted = 0
@@ -72,7 +46,7 @@ class EngineHost:
 
     def encode(self, questions: Sequence[str]) -> list[list[int]]:
         """Token ids of chat prompts."""
-        tokenizer = self.llm.get_tokenizer()
+        tokenizer = self.engine.get_tokenizer()
         return [
             tokenizer.apply_chat_template(
                 [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}],
@@ -115,7 +89,7 @@ class EngineHost:
 
     def exchange(self, command: EngineCommand) -> EngineSnapshot:
         """What a replica's agent does between two steps."""
-        return EngineSnapshot.from_wire(self.core.nightjar_exchange(command.to_wire()))
+        return self._stepped.exchange(command)
 
     def probe_forwards(self) -> int:
         """Forwards of the draft model so far."""
@@ -194,3 +168,8 @@ class EngineHost:
             len(self.scheduler.waiting),
             "" if self.drafter is None else str(self.scheduler.nightjar.drafting.life.state.value),
         )
+
+
+if __name__ == "__main__":
+    pipe, role, models = sys.argv[1:]
+    serve(pipe, lambda: EngineHost(cast("Role", role), json.loads(models)))

@@ -1,64 +1,56 @@
-"""The engines as the sections see them: each a process of its own, called across a pipe, one at a time.
-
-An engine that is not being called waits in a read and takes no processor time. Errors of the other process are raised here with its
-traceback. `close` ends the process.
-"""
+"""The engines as the sections see them: each a process of its own, called across a pipe, one at a time (proof/remote.py)."""
 
 from __future__ import annotations
 
 import itertools
-import multiprocessing
+import json
+import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final
 
+from nightjar.deployments.proof.remote import Remote
 from nightjar.policy.engine.drafter import UNLIMITED
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import EngineSnapshot
 from nightjar.policy.wire.settings import IssuedSettings, RestartLimits, Settings, SettingsVersion, Table, TableRow
-from tests.benchmarks.engine.engine_host import FAILED, serve
-from tests.benchmarks.engine.fixture import MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS, Role
+from tests.benchmarks.engine.fixture import KV_CACHE_GIB, MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS, Role
 from tests.benchmarks.engine.step_record import Step
 
-END_TIMEOUT_S: Final = 20.0
+HOST: Final = "tests.benchmarks.engine.engine_host"
 NO_LIMIT_S: Final = 86_400.0
 SETTLE_STEPS: Final = 2
 """Steps after a change of K that are not measured: the first verifies drafts of the K before, and so does no part of the second."""
 MOST_CATCH_UP_STEPS: Final = 400
 
 
-class Engine(AbstractContextManager["Engine"]):
+class Engine(Remote):
     """One engine, whose own output goes to `log`. Rows are named by numbers that are never used twice."""
 
     def __init__(self, role: Role, models: Mapping[str, str], log: Path) -> None:
-        context = multiprocessing.get_context("spawn")
         self.role = role
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, role, models, log), daemon=True)
-        self._process.start()
-        theirs.close()
+        kv_cache = {"VLLM_CPU_KVCACHE_SPACE": str(KV_CACHE_GIB[role])} if role in KV_CACHE_GIB else {}
+        super().__init__(f"engine {role}", HOST, [role, json.dumps(dict(models))], log, os.environ | kv_cache)
         self._numbers = itertools.count()
         self._sequence = itertools.count(1)
         self._version: SettingsVersion | None = None
-        self._call("start")
+        self.call("start")
 
     def encode(self, questions: Sequence[str]) -> list[list[int]]:
         """Token ids of chat prompts."""
-        encoded: list[list[int]] = self._call("encode", list(questions))
+        encoded: list[list[int]] = self.call("encode", list(questions))
         return encoded
 
     def add(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[int]:
         """Add greedy requests of exactly `max_tokens` tokens; their row numbers."""
         rows = [next(self._numbers) for _ in prompts]
-        self._call("add", dict(zip(rows, prompts, strict=True)), max_tokens)
+        self.call("add", dict(zip(rows, prompts, strict=True)), max_tokens)
         return rows
 
     def run(self, steps: int = 1, tokens: int = 0) -> list[Step]:
         """At least `steps` steps, and on until `tokens` tokens are generated; fewer once nobody is left."""
-        taken: list[Step] = self._call("run", steps, tokens)
+        taken: list[Step] = self.call("run", steps, tokens)
         return taken
 
     def run_prefill(self) -> list[Step]:
@@ -70,11 +62,11 @@ class Engine(AbstractContextManager["Engine"]):
 
     def abort(self) -> None:
         """Drop every request."""
-        self._call("abort")
+        self.call("abort")
 
     def exchange(self, command: EngineCommand) -> EngineSnapshot:
         """Apply a command; raises RuntimeError where it was refused, and where our step loop has failed."""
-        snapshot: EngineSnapshot = self._call("exchange", command)
+        snapshot: EngineSnapshot = self.call("exchange", command)
         if snapshot.refused or snapshot.fault:
             raise RuntimeError(f"engine {self.role}: {snapshot.refused or snapshot.fault}")
         return snapshot
@@ -106,7 +98,7 @@ class Engine(AbstractContextManager["Engine"]):
 
     def probe_forwards(self) -> int:
         """Forwards of the draft model so far, as its worker counts them."""
-        forwards: int = self._call("probe_forwards")
+        forwards: int = self.call("probe_forwards")
         return forwards
 
     def restarts(self) -> int:
@@ -115,12 +107,12 @@ class Engine(AbstractContextManager["Engine"]):
 
     def kv_tokens(self) -> dict[str, int]:
         """Tokens of KV that fit: `loaded` beside the draft, `offloaded` without it."""
-        tokens: dict[str, int] = self._call("kv_tokens")
+        tokens: dict[str, int] = self.call("kv_tokens")
         return tokens
 
     def press(self) -> None:
         """Memory counts as short before the next step."""
-        self._call("press")
+        self.call("press")
 
     def moves(self) -> tuple[int, int]:
         """How often the draft has left and come back."""
@@ -129,33 +121,12 @@ class Engine(AbstractContextManager["Engine"]):
 
     def lag_tokens(self) -> int:
         """Draft tokens that a restart now would recompute."""
-        lag: int = self._call("lag_tokens")
+        lag: int = self.call("lag_tokens")
         return lag
 
     def catch_up(self, how: str) -> None:
         """How lag is caught up from now on; see EngineHost."""
-        self._call("catch_up", how)
-
-    def close(self) -> None:
-        """End the process."""
-        self._connection.close()
-        self._process.join(END_TIMEOUT_S)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def _call(self, method: str, *arguments: Any) -> Any:
-        self._connection.send((method, arguments))
-        outcome, answer = self._connection.recv()
-        if outcome == FAILED:
-            raise RuntimeError(f"engine {self.role}, {method}:\n{answer}")
-        return answer
+        self.call("catch_up", how)
 
 
 def held(num_speculative_tokens: int, *, chunk_tokens: int | None = None) -> Settings:
