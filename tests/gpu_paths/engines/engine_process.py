@@ -8,8 +8,6 @@ and the next ones run; an engine that does not start ends the process with vLLM'
 from __future__ import annotations
 
 import importlib
-import json
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ from typing import Any
 from nightjar.deployments.proof.driven_engine import DrivenEngine
 from nightjar.deployments.proof.lending import LENDING_SCENARIO, crowd, lend_and_take_back
 from nightjar.deployments.proof.model_names import ADAPTER
+from nightjar.deployments.proof.outcome import end_with
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS, REFERENCE_LOGPROBS, abort, run_scenario, scenarios
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.proof.tiny_models import build_tiny_models
@@ -81,10 +80,7 @@ def _start(combination: Combination, arguments: dict[str, Any], *, steered: bool
 def main(arguments: Sequence[str]) -> None:
     """See the module."""
     name, models, output = arguments
-    result = run(Combination.named(name), Path(models))
-    Path(output).write_text(json.dumps(result))
-    sys.stdout.flush()
-    os._exit(0)  # an engine's threads may outlive it
+    end_with(run(Combination.named(name), Path(models)), Path(output))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ its maximum, 0 and the maximum again, once as the engine is and once more with a
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import torch
 
+from nightjar.deployments.proof.outcome import end_with
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.proof.tiny_models import ATTENTIVE, build_tiny_models
 from nightjar.policy.wire.exchange import EngineCommand
@@ -57,10 +56,7 @@ def run(combination: Combination, models: Path) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> None:
     """See the module."""
     name, models, output = arguments
-    result = run(Combination.named(name), Path(models))
-    Path(output).write_text(json.dumps(result))
-    sys.stdout.flush()
-    os._exit(0)  # an engine's threads may outlive it
+    end_with(run(Combination.named(name), Path(models)), Path(output))
 
 
 if __name__ == "__main__":

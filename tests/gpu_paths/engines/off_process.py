@@ -15,8 +15,6 @@ came back has other shapes and rounds otherwise: with each drafted token goes it
 from __future__ import annotations
 
 import itertools
-import json
-import os
 import random
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +25,7 @@ from typing import Any, Final
 from nightjar.deployments.engine.draft_on_v2 import SteeredDraftOnV2
 from nightjar.deployments.engine.kv_only_head import KVOnlyHead
 from nightjar.deployments.proof.driven_engine import EngineRequest, plain_answer
+from nightjar.deployments.proof.outcome import end_with
 from nightjar.deployments.proof.scenarios import CHANGING_LENGTHS, ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS, OPT_OUT
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.proof.tiny_models import ATTENTIVE, ATTENTIVE_EAGLE3, build_tiny_models
@@ -296,10 +295,7 @@ def _taken(engine: SteppedEngine) -> list[list[Any]]:
 def main(arguments: Sequence[str]) -> None:
     """See the module."""
     name, steps, seed, models, output = arguments
-    result = run(Combination.named(name), int(steps), f"{seed}-{name}", Path(models))
-    Path(output).write_text(json.dumps(result))
-    sys.stdout.flush()
-    os._exit(0)  # an engine's threads may outlive it
+    end_with(run(Combination.named(name), int(steps), f"{seed}-{name}", Path(models)), Path(output))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from nightjar.deployments.proof.driven_engine import DrivenEngine
+from nightjar.deployments.proof.executed_steps import ExecutedStep
 from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.engines import AtZero, EngineSpec, engine_arguments, user_arguments
 from nightjar.deployments.proof.kit.phases import asked
@@ -21,6 +23,8 @@ from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Table, 
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.deployments.proof.verdict import Verdict as EngineVerdict
 from nightjar.deployments.proof.verdict import judge_texts
+from nightjar.policy.wire.exchange import EngineCommand
+from nightjar.policy.wire.report import EngineSnapshot
 
 NAME: Final = "failing-open"
 REFUSED: Final = "refused"
@@ -31,6 +35,22 @@ MARKER_VARIABLE: Final = "NIGHTJAR_PROOF_REFUSED"
 """Names a file that is there once the worker has refused: the engine's own error does not say why it did not start."""
 FAULT_AFTER_STEPS: Final = 4
 OUR_MISTAKE: Final = "a mistake of ours, planted"
+
+
+class UnsteeredEngine(DrivenEngine):
+    """vLLM's own, whose core has a process of its own, as in a replica. Needs VLLM_ENABLE_V1_MULTIPROCESSING=1."""
+
+    def exchange(self, command: EngineCommand) -> EngineSnapshot:
+        """It has no control channel."""
+        raise NotImplementedError("this engine has no control channel")
+
+    def steps_of_ranks(self) -> list[list[ExecutedStep]]:
+        """Nothing is recorded."""
+        return []
+
+    def shutdown(self) -> None:
+        """End the core and its workers."""
+        self.engine.engine_core.shutdown()
 
 
 def tasks(chosen: Chosen) -> list[Task]:
@@ -55,15 +75,13 @@ def _refused(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
     from nightjar.deployments.engine.arguments import EngineArguments
     from nightjar.deployments.engine.engine_processes import Processes
     from nightjar.deployments.engine.failing_open import Refusals, start_failing_open
-    from nightjar.deployments.proof.driven_engine import DrivenEngine
-    from nightjar.deployments.proof.plain_engine import PlainEngine
 
     steered = engine_arguments(spec, chosen)
     refused = replace(steered, kwargs={**steered.kwargs, "worker_cls": REFUSING_WORKER})
     plain = EngineArguments(user_arguments(spec, chosen), steered.drafter_kind, steered.max_num_speculative_tokens)
 
     def start(arguments: EngineArguments) -> DrivenEngine:
-        return PlainEngine(arguments.kwargs)
+        return UnsteeredEngine(arguments.kwargs)
 
     for name in steered.environment:
         del os.environ[name]  # the plain engine is to find the environment as its user left it
@@ -140,7 +158,6 @@ def _required(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
 
 def _fault(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
     from nightjar.deployments.proof.stepped_engine import SteppedEngine
-    from nightjar.policy.wire.exchange import EngineCommand
 
     engine = SteppedEngine(engine_arguments(spec, chosen).kwargs)
 
