@@ -4,17 +4,16 @@ Each role runs once a session, also where pytest has several workers: the first 
 """
 
 import importlib.util
-import json
 import os
-import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
-from filelock import FileLock
+
+from tests.engine_run import ran_once
 
 if importlib.util.find_spec("vllm"):
     with warnings.catch_warnings():
@@ -23,6 +22,17 @@ if importlib.util.find_spec("vllm"):
         importlib.import_module("nightjar.deployments.engine.cpu_worker")
 
 
+TIMEOUT_S: Final = 1800
+ON_A_CPU: Final = {
+    "LD_PRELOAD": str(Path(sys.prefix) / "lib" / "libiomp5.so"),
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+"""What an engine on a CPU needs in its process's environment."""
 Outcome = dict[str, Any]
 RunRole = Callable[..., Outcome]
 
@@ -34,12 +44,10 @@ def run_role(tmp_path_factory: pytest.TempPathFactory) -> RunRole:
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
     def run(role: str, **variables: str) -> Outcome:
-        output = shared / f"{role}.json"
-        with FileLock(f"{output}.lock"):
-            if not output.exists():
-                run_engine_process(role, output, **variables)
-        outcome: Outcome = json.loads(output.read_text())
-        return outcome
+        def environment() -> Mapping[str, str]:
+            return os.environ | ON_A_CPU | variables
+
+        return ran_once(["tests.engine.engine_process", role], shared / f"{role}.json", environment, TIMEOUT_S)
 
     return run
 
@@ -84,20 +92,3 @@ def length_limit(run_role: RunRole) -> Outcome:
 def probe(run_role: RunRole) -> Outcome:
     """What happened to a drafter whose restarts fail in silence."""
     return run_role("probe")
-
-
-def run_engine_process(role: str, output: Path, **variables: str) -> None:
-    """Run engine_process.py with what an engine on CPU needs in its environment; what it printed is shown where it fails."""
-    environment = os.environ | {
-        "LD_PRELOAD": str(Path(sys.prefix) / "lib" / "libiomp5.so"),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_NO_USAGE_STATS": "1",
-        **variables,
-    }
-    command = [sys.executable, "-m", "tests.engine.engine_process", role, str(output)]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
-    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-6000:]

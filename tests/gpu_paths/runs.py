@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from filelock import FileLock
-
 from nightjar.deployments.proof.verdict import Verdict, judge
+from tests.engine_run import ran_once
 from tests.gpu_paths.engines.combinations import LENDING, STEERED, Combination
 from tests.gpu_paths.engines.off_stretch import STRESS_SEED, STRESS_STEPS
 from tests.gpu_paths.overlay import OVERLAY_VARIABLE
@@ -68,13 +64,12 @@ class Rig:
         return self._once(combination, self._folder / f"{combination.name}-failing.json", program)
 
     def _once(self, combination: Combination, output: Path, program: Sequence[str], timeout_s: int = TIMEOUT_S) -> dict[str, Any]:
-        with FileLock(f"{output}.lock"):
-            if not output.exists():
-                self._run(combination, output, program, timeout_s)
-        outcome: dict[str, Any] = json.loads(output.read_text())
-        return outcome
+        def environment() -> Mapping[str, str]:
+            return self._environment(combination, output)
 
-    def _run(self, combination: Combination, output: Path, program: Sequence[str], timeout_s: int) -> None:
+        return ran_once([*program, str(self._folder / "models")], output, environment, timeout_s)
+
+    def _environment(self, combination: Combination, output: Path) -> dict[str, str]:
         base = dict(os.environ)
         if overlay := base.get(OVERLAY_VARIABLE):
             base["PYTHONPATH"] = os.pathsep.join(filter(None, (overlay, base.get("PYTHONPATH"))))
@@ -89,9 +84,7 @@ class Rig:
         environment.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         if combination.compiled:
             environment["VLLM_CACHE_ROOT"] = str(self._folder / "vllm-cache")
-        command = [sys.executable, "-m", *program, str(self._folder / "models"), str(output)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
-        assert done.returncode == 0, f"{combination.name}:\n{done.stdout[-3000:]}{done.stderr[-6000:]}"
+        return environment
 
 
 def is_pairwise(combination: Combination) -> bool:
