@@ -25,7 +25,7 @@ IDLE_WITHIN_EXCHANGES: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
-class EngineRequest:
+class GenerationRequest:
     """One request of a batch: `options` are keyword arguments of vLLM's SamplingParams."""
 
     request_id: str
@@ -68,7 +68,7 @@ class DrivenEngine(ABC):
         """End the engine's processes."""
 
     def run(
-        self, requests: Sequence[EngineRequest], before_step: Callable[[int], None] = lambda _: None, **overrides: Any
+        self, requests: Sequence[GenerationRequest], before_step: Callable[[int], None] = lambda _: None, **overrides: Any
     ) -> dict[str, Any]:
         """Generate all `requests` together; `before_step` gets the number of the step about to run, from 0.
 
@@ -86,7 +86,7 @@ class DrivenEngine(ABC):
                     answers[output.request_id] = plain_answer(output)
         raise AssertionError("unreachable")
 
-    def add(self, request: EngineRequest, **overrides: Any) -> None:
+    def add(self, request: GenerationRequest, **overrides: Any) -> None:
         """Queue a request; greedy ones get `overrides` of their options."""
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest

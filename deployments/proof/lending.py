@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from nightjar.deployments.proof.driven_engine import DrivenEngine, EngineRequest
+from nightjar.deployments.proof.driven_engine import DrivenEngine, GenerationRequest
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import DrafterState
@@ -25,13 +25,15 @@ LENDING_KV_BYTES: Final = 2 << 20
 LENDING_SCENARIO: Final = "a draft that lends its memory"
 
 
-def crowd(max_tokens: int = 72, cycle: int = 0) -> list[EngineRequest]:
+def crowd(max_tokens: int = 72, cycle: int = 0) -> list[GenerationRequest]:
     """More requests than the blocks beside the draft can hold, and longer than it takes to lend and to return.
 
     Some end earlier: into the blocks that they free others move.
     """
     options = [{"temperature": 0.0, "max_tokens": max_tokens - 6 * (index % 4), "ignore_eos": True} for index in range(8)]
-    return [EngineRequest(f"lend-{cycle}-{index}", f"request {index} " + "ab" * (20 + index), options[index]) for index in range(8)]
+    return [
+        GenerationRequest(f"lend-{cycle}-{index}", f"request {index} " + "ab" * (20 + index), options[index]) for index in range(8)
+    ]
 
 
 def grant(engine: DrivenEngine, mode: str, rules: OffloadRules = RULES) -> None:
@@ -41,7 +43,7 @@ def grant(engine: DrivenEngine, mode: str, rules: OffloadRules = RULES) -> None:
     engine.steer(mode, leases=leases, offload=rules)
 
 
-def lend_and_take_back(engine: SteppedEngine, most: int, requests: Sequence[EngineRequest] | None = None) -> dict[str, Any]:
+def lend_and_take_back(engine: SteppedEngine, most: int, requests: Sequence[GenerationRequest] | None = None) -> dict[str, Any]:
     """Answers, and what is missing of a whole round: off, offloaded, blocks lent, reloaded, drafts verified again."""
     requests = crowd() if requests is None else requests
     before = engine.exchange(EngineCommand()).drafter

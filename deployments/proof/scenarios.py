@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from nightjar.deployments.proof.driven_engine import DrivenEngine, EngineRequest
+from nightjar.deployments.proof.driven_engine import DrivenEngine, GenerationRequest
 from nightjar.deployments.proof.executed_steps import ExecutedStep
 from nightjar.deployments.proof.model_names import ADAPTER_RANK
 from nightjar.policy.wire.exchange import EngineCommand
@@ -87,7 +87,7 @@ class Scenario:
     """A batch, and what else must hold. `lengths` is K step by step, over and over."""
 
     name: str
-    requests: Sequence[EngineRequest]
+    requests: Sequence[GenerationRequest]
     missed: Callable[[Ran], str] = lambda _: ""
     """What the batch was for and did not meet, or an answer that is wrong by itself; empty where all is well."""
     lengths: Sequence[int] = CHANGING_LENGTHS
@@ -139,58 +139,58 @@ def run_scenario(engine: DrivenEngine, scenario: Scenario, *, steered: bool) -> 
 
 def abort(engine: DrivenEngine) -> str:
     """Take a request back in mid-generation: what is wrong afterwards, or nothing. The engine is a steered one."""
-    engine.add(EngineRequest("aborted", _PROMPTS[2], {"temperature": 0.0, "max_tokens": 400, "ignore_eos": True}))
+    engine.add(GenerationRequest("aborted", _PROMPTS[2], {"temperature": 0.0, "max_tokens": 400, "ignore_eos": True}))
     for step in range(6):
         engine.pin(CHANGING_LENGTHS[step])
         engine.engine.step()
     held = engine.exchange(EngineCommand()).load.kv_cache_usage
     engine.engine.abort_request(["aborted"])
-    engine.run([EngineRequest("after", _PROMPTS[3], {"temperature": 0.0, "max_tokens": 4, "ignore_eos": True})])
+    engine.run([GenerationRequest("after", _PROMPTS[3], {"temperature": 0.0, "max_tokens": 4, "ignore_eos": True})])
     if not held:
         return "the request held no KV blocks before it was aborted"
     return "" if engine.is_idle() else "KV blocks are still in use"
 
 
-def _greedy(name: str, prompts: Sequence[str], max_tokens: int) -> list[EngineRequest]:
+def _greedy(name: str, prompts: Sequence[str], max_tokens: int) -> list[GenerationRequest]:
     options = {"temperature": 0.0, "max_tokens": max_tokens, "ignore_eos": True}
-    return [EngineRequest(f"{name}-{index}", prompt, options) for index, prompt in enumerate(prompts)]
+    return [GenerationRequest(f"{name}-{index}", prompt, options) for index, prompt in enumerate(prompts)]
 
 
-def _structured() -> list[EngineRequest]:
+def _structured() -> list[GenerationRequest]:
     bound = {"temperature": 0.0, "max_tokens": 60}
     return [
-        EngineRequest("json-0", "Answer: ", bound, json_schema=_SCHEMA),
-        EngineRequest("regex-0", "Answer: ", bound, regex=_REGEX),
-        EngineRequest("free-0", "Free text", {"temperature": 0.0, "max_tokens": 24, "ignore_eos": True}),
-        EngineRequest("json-1", "x", bound, json_schema=_SCHEMA),
-        EngineRequest("regex-1", "x", bound, regex=_REGEX),
+        GenerationRequest("json-0", "Answer: ", bound, json_schema=_SCHEMA),
+        GenerationRequest("regex-0", "Answer: ", bound, regex=_REGEX),
+        GenerationRequest("free-0", "Free text", {"temperature": 0.0, "max_tokens": 24, "ignore_eos": True}),
+        GenerationRequest("json-1", "x", bound, json_schema=_SCHEMA),
+        GenerationRequest("regex-1", "x", bound, regex=_REGEX),
     ]
 
 
-def _mixed() -> list[EngineRequest]:
+def _mixed() -> list[GenerationRequest]:
     greedy = {"temperature": 0.0, "max_tokens": 24, "ignore_eos": True}
     sampled = {"temperature": 1.0, "top_p": 0.9, "seed": 3, "max_tokens": 24, "ignore_eos": True}
     options = (greedy, sampled, greedy | {"logprobs": 3}, sampled | {"top_k": 20}, greedy | {"presence_penalty": 1.5})
-    return [EngineRequest(f"mixed-{index}", _PROMPTS[index], each) for index, each in enumerate(options)]
+    return [GenerationRequest(f"mixed-{index}", _PROMPTS[index], each) for index, each in enumerate(options)]
 
 
-def _crowd() -> list[EngineRequest]:
+def _crowd() -> list[GenerationRequest]:
     options = {"temperature": 0.0, "max_tokens": 80, "ignore_eos": True}  # by any tokenizer more than the blocks hold
-    return [EngineRequest(f"crowd-{index}", f"request {index} " + "ab" * (20 + index), options) for index in range(8)]
+    return [GenerationRequest(f"crowd-{index}", f"request {index} " + "ab" * (20 + index), options) for index in range(8)]
 
 
-def _capped() -> list[EngineRequest]:
+def _capped() -> list[GenerationRequest]:
     options = {"temperature": 0.0, "max_tokens": 24, "ignore_eos": True}
     caps: tuple[dict[str, Any], ...] = ({"extra_args": {OPT_OUT: 0}}, {}, {"extra_args": {OPT_OUT: 1}})
-    return [EngineRequest(f"capped-{index}", _PROMPTS[index], options | cap) for index, cap in enumerate(caps)]
+    return [GenerationRequest(f"capped-{index}", _PROMPTS[index], options | cap) for index, cap in enumerate(caps)]
 
 
-def _with_adapter(adapter: Path) -> list[EngineRequest]:
+def _with_adapter(adapter: Path) -> list[GenerationRequest]:
     options = {"temperature": 0.0, "max_tokens": 24, "ignore_eos": True}
     return [
-        EngineRequest("adapter-0", _PROMPTS[0], options, adapter=str(adapter)),
-        EngineRequest("adapter-1", _PROMPTS[0], options),
-        EngineRequest("adapter-2", _PROMPTS[2], options, adapter=str(adapter)),
+        GenerationRequest("adapter-0", _PROMPTS[0], options, adapter=str(adapter)),
+        GenerationRequest("adapter-1", _PROMPTS[0], options),
+        GenerationRequest("adapter-2", _PROMPTS[2], options, adapter=str(adapter)),
     ]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nightjar.deployments.proof.driven_engine import EngineRequest
+from nightjar.deployments.proof.driven_engine import GenerationRequest
 from nightjar.policy.engine.drafter import FIRST_HOLD_S
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import DrafterState
@@ -75,7 +75,7 @@ class LendingEngine:
 
     def run(
         self,
-        requests: list[EngineRequest],
+        requests: list[GenerationRequest],
         script: Callable[[int], None],
         watch: Callable[[Any], Any] = drafter_forwards,
         **options: Any,

@@ -17,7 +17,7 @@ from typing import Any, Final
 from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
 from nightjar.deployments.engine.offload_config import OffloadConfig
 from nightjar.deployments.models import build_models, models_folder
-from nightjar.deployments.proof.driven_engine import EngineRequest
+from nightjar.deployments.proof.driven_engine import GenerationRequest
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.mode import Mode
@@ -185,7 +185,7 @@ def _table_with_a_segment(engine: EngineProcess, result: dict[str, Any]) -> dict
 
 def _abort(engine: EngineProcess) -> dict[str, int]:
     before = engine.blocks_in_use()
-    request = EngineRequest("aborted", greedy_batch()[0].prompt, {"temperature": 0.0, "max_tokens": 500, "ignore_eos": True})
+    request = GenerationRequest("aborted", greedy_batch()[0].prompt, {"temperature": 0.0, "max_tokens": 500, "ignore_eos": True})
     engine.steer("pin=4")
     engine.add(request)
     for _ in range(4):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from nightjar.deployments.proof.driven_engine import EngineRequest
+from nightjar.deployments.proof.driven_engine import GenerationRequest
 
 MAX_MODEL_LEN: Final = 160
 OPTIONS: Final[dict[str, Any]] = {"max_model_len": MAX_MODEL_LEN, "kv_cache_memory_bytes": 192 << 20}
@@ -20,11 +20,11 @@ PHASES: Final = (("off", 2), ("pin=4", 3))
 _FILLER: Final = "it was a long way home and the road was dark but we went on and on until we saw the light of the house "
 
 
-def long_batch() -> list[EngineRequest]:
+def long_batch() -> list[GenerationRequest]:
     """Greedy requests of different lengths that only the limit ends."""
     options = {"temperature": 0.0, "max_tokens": 10 * MAX_MODEL_LEN, "ignore_eos": True}
     words = (_FILLER * 8).split()
-    return [EngineRequest(f"long-{length}", f"Story {length}: {' '.join(words[:length])}", options) for length in PROMPT_WORDS]
+    return [GenerationRequest(f"long-{length}", f"Story {length}: {' '.join(words[:length])}", options) for length in PROMPT_WORDS]
 
 
 def length_limit_reference(models: Path) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def _restarts(engine: Any) -> Callable[[int], None]:
     return script
 
 
-def _run(engine: Any, requests: list[EngineRequest], script: Callable[[int], None]) -> dict[str, Any]:
+def _run(engine: Any, requests: list[GenerationRequest], script: Callable[[int], None]) -> dict[str, Any]:
     """Outputs, every step's rows that verified drafts, and what the counters made of them."""
     loop = engine.scheduler.nightjar
     steps: list[dict[str, Any]] = []

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from nightjar.deployments.proof.driven_engine import EngineRequest
+from nightjar.deployments.proof.driven_engine import GenerationRequest
 from nightjar.policy.engine.drafter import FIRST_HOLD_S
 from tests.engine.requests import greedy_batch
 
@@ -49,7 +49,7 @@ class ProbedEngine:
         self.now_s = 0.0
         self.process.scheduler.nightjar.clock = lambda: self.now_s
 
-    def run(self, first_mode: str, requests: Sequence[EngineRequest] = BATCH) -> dict[str, Any]:
+    def run(self, first_mode: str, requests: Sequence[GenerationRequest] = BATCH) -> dict[str, Any]:
         """A batch that begins under `first_mode` and goes on with drafts wanted; what was seen before each step and at the end."""
         engine = self.process
         loop = engine.scheduler.nightjar

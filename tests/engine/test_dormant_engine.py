@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nightjar.deployments.proof.driven_engine import EngineRequest
+from nightjar.deployments.proof.driven_engine import GenerationRequest
 from tests.engine.comparing import difference
 from tests.engine.dormant_scenarios import BACK_AFTER_STEPS, CHUNK_TOKENS, OFF_AFTER_STEPS, WAKE_AFTER_STEPS
 from tests.engine.requests import crowded_batch, greedy_batch, mixed_batch, shared_prefix_batch
@@ -42,7 +42,7 @@ def test_inv_1_greedy_output_is_plain_vllms(scenario: str, reference: dict[str, 
 
 @pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name.startswith("mixed")])
 def test_sampled_rows_in_the_same_batch_finish_with_text(scenario: str, lending: dict[str, Any]) -> None:
-    sampled: list[EngineRequest] = [request for request in BATCHES["mixed"] if not request.is_greedy]
+    sampled: list[GenerationRequest] = [request for request in BATCHES["mixed"] if not request.is_greedy]
     assert len(sampled) == 8
     for request in sampled:
         assert len(set(lending[scenario]["outputs"][request.request_id]["token_ids"])) > 1

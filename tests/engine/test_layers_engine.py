@@ -19,7 +19,7 @@ import json, sys
 from pathlib import Path
 from vllm import EngineArgs
 from nightjar.deployments.engine.arguments import resolve_facts, steered_engine_kwargs
-from nightjar.deployments.proof.driven_engine import EngineRequest
+from nightjar.deployments.proof.driven_engine import GenerationRequest
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.proof.model_names import DRAFT, TARGET
 from nightjar.deployments.proof.tiny_models import build_tiny_models
@@ -46,7 +46,7 @@ def forward(*arguments, **options):
 model.forward = forward
 for number, length in enumerate((3, 0, 2, 0, 1)):
     engine.pin(length)
-    engine.add(EngineRequest(f"request-{number}", "hello there", {"temperature": 0.0, "max_tokens": 24, "ignore_eos": True}))
+    engine.add(GenerationRequest(f"request-{number}", "hello there", {"temperature": 0.0, "max_tokens": 24, "ignore_eos": True}))
     for _ in range(3):
         engine.engine.step()
     forwards = 0

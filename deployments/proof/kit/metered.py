@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nightjar.deployments.engine.process_guard import end_with_replica
-from nightjar.deployments.proof.driven_engine import EngineRequest
+from nightjar.deployments.proof.driven_engine import GenerationRequest
 from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.engines import EngineSpec, engine_arguments
 from nightjar.deployments.proof.kit.environment import engine_environment
@@ -94,7 +94,7 @@ class Metered:
         rng = random.Random(seed)
         for _ in range(rows):
             options = {"temperature": 0.0, "max_tokens": tokens, "ignore_eos": True}
-            self._engine.add(EngineRequest(f"batch-{next(self._numbers)}", prompt(rng.randrange(1 << 20)), options))
+            self._engine.add(GenerationRequest(f"batch-{next(self._numbers)}", prompt(rng.randrange(1 << 20)), options))
         began_s = time.perf_counter()
         while self._engine.engine.has_unfinished_requests():
             self._engine.engine.step()
@@ -125,7 +125,7 @@ class Metered:
         name = f"flow-{next(self._numbers)}"
         options = {"temperature": 0.0, "max_tokens": self._rng.randint(64, 256)}
         self._generated[name] = 0
-        self._engine.add(EngineRequest(name, prompt(self._rng.randrange(1 << 20)), options))
+        self._engine.add(GenerationRequest(name, prompt(self._rng.randrange(1 << 20)), options))
 
     def _step(self) -> int:
         """Tokens that one step gave."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nightjar.deployments.proof.driven_engine import EngineRequest
+from nightjar.deployments.proof.driven_engine import GenerationRequest
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.proof.tiny_models import HEADS, HIDDEN, INTERMEDIATE, LAYER_SHARES, VOCABULARY
 
@@ -116,6 +116,6 @@ def count_multiply_adds(engine: SteppedEngine) -> list[list[int]]:
     runner.execute_model, speculator.propose, runner.model.compute_logits = executing, proposing, of_logits
     engine.pin(0)
     options = {"temperature": 0.0, "ignore_eos": True, "max_tokens": STEPS}
-    engine.run([EngineRequest(f"row-{row}", "one two", options) for row in range(3)])
+    engine.run([GenerationRequest(f"row-{row}", "one two", options) for row in range(3)])
     runner.execute_model, speculator.propose, runner.model.compute_logits = execute, propose, compute_logits
     return counted[COUNTED_AFTER:-2]

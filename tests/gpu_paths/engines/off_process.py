@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from nightjar.deployments.engine.draft_on_v2 import SteeredDraftOnV2
 from nightjar.deployments.engine.kv_only_head import KVOnlyHead
-from nightjar.deployments.proof.driven_engine import EngineRequest, plain_answer
+from nightjar.deployments.proof.driven_engine import GenerationRequest, plain_answer
 from nightjar.deployments.proof.outcome import end_with
 from nightjar.deployments.proof.scenarios import CHANGING_LENGTHS, ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS, OPT_OUT
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
@@ -122,9 +122,11 @@ def watch(engine: SteppedEngine) -> Watched:
     return watched
 
 
-def rows() -> list[EngineRequest]:
+def rows() -> list[GenerationRequest]:
     """Of the off stretch."""
-    return [EngineRequest(f"row-{row}", f"Count {row}: one, two, ", {**OPTIONS, "max_tokens": MAX_TOKENS}) for row in range(ROWS)]
+    return [
+        GenerationRequest(f"row-{row}", f"Count {row}: one, two, ", {**OPTIONS, "max_tokens": MAX_TOKENS}) for row in range(ROWS)
+    ]
 
 
 def off_stretch(engine: SteppedEngine) -> dict[str, Any]:
@@ -136,13 +138,13 @@ def off_stretch(engine: SteppedEngine) -> dict[str, Any]:
     return engine.run(rows(), pin)
 
 
-def limit_rows() -> list[EngineRequest]:
+def limit_rows() -> list[GenerationRequest]:
     """One that runs to the last position that the model has, and a short one."""
     longest = int(ENGINE_OPTIONS["max_model_len"])
     prompt = ("It was a long way home, and the road was dark. " * 12)[: longest - 24]
     return [
-        EngineRequest("limit-0", prompt, {**OPTIONS, "max_tokens": longest}),
-        EngineRequest("limit-1", "x", {**OPTIONS, "max_tokens": 20}),
+        GenerationRequest("limit-0", prompt, {**OPTIONS, "max_tokens": longest}),
+        GenerationRequest("limit-1", "x", {**OPTIONS, "max_tokens": 20}),
     ]
 
 
@@ -181,15 +183,15 @@ def stress(engine: SteppedEngine, steps: int, seed: str) -> dict[str, Any]:
     return answers
 
 
-def numbered(number: int, seed: str) -> EngineRequest:
+def numbered(number: int, seed: str) -> GenerationRequest:
     """A request that is the same in every run of a seed, however many steps the ones before it took."""
     rng = random.Random(f"{seed}-{number}")
     shared = "In a hole in the ground there lived a model. " * rng.randrange(4)
     cap = {"extra_args": {"num_speculative_tokens": 0}} if rng.random() < 0.15 else {}
-    return EngineRequest(f"stress-{number}", f"{shared}{number}", {**OPTIONS, **cap, "max_tokens": rng.randrange(8, 60)})
+    return GenerationRequest(f"stress-{number}", f"{shared}{number}", {**OPTIONS, **cap, "max_tokens": rng.randrange(8, 60)})
 
 
-def draft_after_every_token(engine: SteppedEngine, watched: Watched, requests: Sequence[EngineRequest]) -> dict[str, Any]:
+def draft_after_every_token(engine: SteppedEngine, watched: Watched, requests: Sequence[GenerationRequest]) -> dict[str, Any]:
     """What stock vLLM drafts after each token of each answer; its answers have the logprobs that tell near ties.
 
     The requests opted out of drafts, so each step generates one token of each. One more has not, so the drafter never sleeps.
@@ -202,7 +204,7 @@ def draft_after_every_token(engine: SteppedEngine, watched: Watched, requests: S
     for number in itertools.count():
         if not companion:
             companion = f"companion-{number}"
-            engine.add(EngineRequest(companion, f"{number}", {**OPTIONS, "max_tokens": 200}))
+            engine.add(GenerationRequest(companion, f"{number}", {**OPTIONS, "max_tokens": 200}))
         while waiting and len(alive) < ROWS_OF_EVERY:
             request = waiting.pop(0)
             engine.add(replace(request, options={**request.options, **OPT_OUT_OPTIONS}), logprobs=LOGPROBS)

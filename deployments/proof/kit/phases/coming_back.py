@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from nightjar.deployments.proof.driven_engine import EngineRequest
+from nightjar.deployments.proof.driven_engine import GenerationRequest
 from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.engines import AtZero, EngineSpec, engine_arguments
 from nightjar.deployments.proof.kit.phases.asked import BACK_REQUESTS, STEPS_BACK, STEPS_BEFORE, STEPS_OFF, back_requests
@@ -70,7 +70,7 @@ def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
             requests = engine.scheduler.requests.values()
             tokens_back.update({_row(request.request_id): request.num_output_tokens for request in requests})
 
-    requests: list[EngineRequest] = back_requests()
+    requests: list[GenerationRequest] = back_requests()
     answers = engine.run(requests, script)
     # A drafter that catches up, or drafts its first ones as a probe, is back a few steps later.
     first_tokens = {row: tokens + STEPS_BACK // 4 for row, tokens in tokens_back.items()}

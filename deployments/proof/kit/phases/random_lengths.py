@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any, Final
 
-from nightjar.deployments.proof.driven_engine import EngineRequest
+from nightjar.deployments.proof.driven_engine import GenerationRequest
 from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.engines import AtZero, EngineSpec, engine_arguments, why_head_runs
 from nightjar.deployments.proof.kit.phases.asked import prompt
@@ -45,7 +45,7 @@ def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
     batches = []
     for rows in chosen.sizes.batch_sizes:
         options = {"temperature": 0.0, "max_tokens": chosen.sizes.random_tokens, "ignore_eos": True}
-        requests = [EngineRequest(f"random-{number}", prompt(number), options) for number in itertools.islice(numbers, rows)]
+        requests = [GenerationRequest(f"random-{number}", prompt(number), options) for number in itertools.islice(numbers, rows)]
         engine.run(requests, lambda _: engine.pin(rng.choice(lengths)))
         (steps,) = engine.steps_of_ranks()
         batches.append({"rows": rows, "steps": [asdict(step) for step in steps]})

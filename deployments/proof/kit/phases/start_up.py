@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from nightjar.deployments.engine import graph_memory
 from nightjar.deployments.engine.environment import ENGINE_FOLDER_VARIABLE
-from nightjar.deployments.proof.driven_engine import EngineRequest
+from nightjar.deployments.proof.driven_engine import GenerationRequest
 from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.engines import EngineSpec, engine_arguments
 from nightjar.deployments.proof.kit.phases.asked import prompt
@@ -43,7 +43,7 @@ def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
         seconds = time.monotonic() - began_s
         captured = graph_memory.in_words(graph_memory.captures(Path(folder)))
     options = {"temperature": 0.0, "max_tokens": 16, "ignore_eos": True}
-    answers = engine.run([EngineRequest("first", prompt(0), options)])
+    answers = engine.run([GenerationRequest("first", prompt(0), options)])
     steered = level_at_start(arguments)
     if not task.engine.stock and steered.level is not SteeringLevel.PLAINLY:
         steered = level_now(steered, arguments.drafter_kind, engine.exchange(EngineCommand()))
