@@ -27,18 +27,18 @@ from nightjar.loadtests.interrupts import as_keyboard_interrupt
 from nightjar.loadtests.output import Output, OutputOption
 from nightjar.loadtests.regimes import Regime, RegimeError, parse_regime
 from nightjar.loadtests.run_folder import new_run_folder
+from nightjar.loadtests.simulation.campaign.campaign import Campaign
+from nightjar.loadtests.simulation.campaign.contestants import ContestantError, check_name
+from nightjar.loadtests.simulation.campaign.efforts import BENCH, FULL, QUICK, QUICK_EXPERIMENTS, QUICK_LOADS, QUICK_PROFILES
+from nightjar.loadtests.simulation.campaign.experiment import Choice, Effort, Experiment
+from nightjar.loadtests.simulation.campaign.loads import LOADS
+from nightjar.loadtests.simulation.campaign.suite import Suite
 from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.result_table import print_results
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.summary import NOT_JUDGED, SimulationSummary
-from nightjar.loadtests.simulation.experiments.campaign import Campaign
 from nightjar.loadtests.simulation.experiments.catalogue import EXPERIMENTS, SUITE
-from nightjar.loadtests.simulation.experiments.contestants import ContestantError, check_name
-from nightjar.loadtests.simulation.experiments.efforts import BENCH, FULL, QUICK, QUICK_EXPERIMENTS, QUICK_LOADS, QUICK_PROFILES
-from nightjar.loadtests.simulation.experiments.experiment import Choice, Effort, Experiment
 from nightjar.loadtests.simulation.experiments.goodput import UNDER_TARGET
-from nightjar.loadtests.simulation.experiments.loads import LOADS
-from nightjar.loadtests.simulation.experiments.suite import Suite
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, PUBLISHED_NAMES, Profile, ProfileError, read_profile
 from nightjar.loadtests.traces import read_trace
 

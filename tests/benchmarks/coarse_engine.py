@@ -12,7 +12,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from nightjar.loadtests.simulation.experiments.nominal import Nominal
+from nightjar.loadtests.simulation.campaign.nominal import Nominal
 from nightjar.policy.engine.steering import lengths_by_batch
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.report import (

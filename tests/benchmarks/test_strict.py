@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from nightjar.cluster.cli import app
 from nightjar.loadtests.bench_summary import by_name, missed_lines
+from nightjar.loadtests.simulation.campaign.campaign import Campaign
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.loadtests.simulation.evidence.summary import NOT_JUDGED
-from nightjar.loadtests.simulation.experiments.campaign import Campaign
 from tests.benchmarks.measuring.outcome import Outcome
 from tests.benchmarks.measuring.run import BenchRun
 from tests.benchmarks.results.kept import BENCHES

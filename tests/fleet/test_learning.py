@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 from nightjar.loadtests.regimes import Phase, Regime
-from nightjar.loadtests.simulation.experiments.measuring import WITHIN
-from nightjar.loadtests.simulation.experiments.scenes import nominal_of, workload
+from nightjar.loadtests.simulation.campaign.measures import WITHIN
+from nightjar.loadtests.simulation.campaign.scenes import nominal_of, workload
 from nightjar.loadtests.simulation.profiles import read_profile
 from nightjar.loadtests.simulation.service.scenario import PlannerChoice, Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate

@@ -17,7 +17,7 @@ pytest.importorskip("ray")
 from nightjar.cluster.journal import JournalEntry
 from nightjar.cluster.operations import CANARY, FREEZE, CanaryBody
 from nightjar.loadtests.regimes import Phase, Regime
-from nightjar.loadtests.simulation.experiments.scenes import nominal_of, workload
+from nightjar.loadtests.simulation.campaign.scenes import nominal_of, workload
 from nightjar.loadtests.simulation.profiles import read_profile
 from nightjar.loadtests.simulation.service.scenario import PlannerChoice, Scenario
 from nightjar.policy.wire.operator import parse_operator_settings

@@ -25,8 +25,8 @@ pytest.importorskip("ray")
 from nightjar.cluster.journal import FILE_NAME, JournalEntry, read_journal
 from nightjar.cluster.learned_file import LearnedFile, parse_learned_file
 from nightjar.cluster.local_session import session_members
-from nightjar.loadtests.simulation.experiments.measuring import WITHIN
-from nightjar.loadtests.simulation.experiments.scenes import nominal_of
+from nightjar.loadtests.simulation.campaign.measures import WITHIN
+from nightjar.loadtests.simulation.campaign.scenes import nominal_of
 from nightjar.policy.engine.steering import lengths_by_batch
 from nightjar.policy.estimate.evidence import MEASURED_SHARE
 from nightjar.policy.wire.batch_buckets import batch_bucket

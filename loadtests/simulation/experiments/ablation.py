@@ -16,13 +16,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from nightjar.loadtests.simulation.campaign.contestants import Contestant
+from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
+from nightjar.loadtests.simulation.campaign.measures import basic
+from nightjar.loadtests.simulation.campaign.scenes import cell, open_scenes, pattern_s
 from nightjar.loadtests.simulation.evidence.bar_list import ALL_PARTS
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell, Job, Outcome
-from nightjar.loadtests.simulation.experiments.contestants import Contestant
-from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
-from nightjar.loadtests.simulation.experiments.measuring import basic
-from nightjar.loadtests.simulation.experiments.scenes import cell, open_scenes, pattern_s
 from nightjar.loadtests.simulation.planner_names import FLEET
 from nightjar.policy import allowance, learning, trials
 from nightjar.policy.engine import guard

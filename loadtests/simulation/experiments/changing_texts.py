@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from nightjar.loadtests.simulation.campaign.experiment import Choice, Effort, Experiment
+from nightjar.loadtests.simulation.campaign.nominal import Nominal
+from nightjar.loadtests.simulation.campaign.scenes import Scene, named_scene, nominal_of
 from nightjar.loadtests.simulation.evidence.bar_list import CHANGING_TEXTS
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
-from nightjar.loadtests.simulation.experiments.experiment import Choice, Effort, Experiment
-from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.loadtests.simulation.experiments.open_loop import fleet_and_oracle, picked, picking, rivals
-from nightjar.loadtests.simulation.experiments.scenes import Scene, named_scene, nominal_of
 
 ACCEPTANCE: Final = 0.5
 """Of the profile's, each draft given that the one before it was kept: as where acceptance halves in mid-run."""

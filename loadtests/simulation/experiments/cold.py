@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from typing import Final
 
 from nightjar.loadtests.regimes import Phase, Regime, repeated
+from nightjar.loadtests.simulation.campaign.contestants import Contestant
+from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
+from nightjar.loadtests.simulation.campaign.measures import until_the_last_answer
+from nightjar.loadtests.simulation.campaign.nominal import Nominal
+from nightjar.loadtests.simulation.campaign.scenes import cell, nominal_of, open_scene
 from nightjar.loadtests.simulation.evidence.bar_list import PAPER_PROFILES, WARM
 from nightjar.loadtests.simulation.evidence.cold_bars import COLD
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
-from nightjar.loadtests.simulation.experiments.contestants import Contestant
-from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
-from nightjar.loadtests.simulation.experiments.measuring import until_the_last_answer
-from nightjar.loadtests.simulation.experiments.nominal import Nominal
-from nightjar.loadtests.simulation.experiments.scenes import cell, nominal_of, open_scene
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF
 from nightjar.loadtests.simulation.service.lengths import ALPACA, SHAREGPT, SPEC_BENCH
 

@@ -11,14 +11,14 @@ from dataclasses import replace
 from typing import Final
 
 from nightjar.loadtests.regimes import Phase, Regime
+from nightjar.loadtests.simulation.campaign.contestants import TABLE, Contestant, learns
+from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
+from nightjar.loadtests.simulation.campaign.measures import under_target
+from nightjar.loadtests.simulation.campaign.nominal import Nominal
+from nightjar.loadtests.simulation.campaign.scenes import Scene, cell, nominal_of, open_scene, pattern_s, span, static_span
 from nightjar.loadtests.simulation.evidence.goodput_table import KIND, highest_kept, points
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
-from nightjar.loadtests.simulation.experiments.contestants import TABLE, Contestant, learns
-from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
-from nightjar.loadtests.simulation.experiments.measuring import under_target
-from nightjar.loadtests.simulation.experiments.nominal import Nominal
-from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, nominal_of, open_scene, pattern_s, span, static_span
 from nightjar.loadtests.simulation.planner_names import FLEET, NIGHTJAR, OFF
 
 COARSE_PERCENT: Final = (20, 40, 60, 80, 100, 120)

@@ -11,14 +11,11 @@ from dataclasses import replace
 from typing import Any, Final
 
 from nightjar.loadtests.regimes import Phase, Regime
-from nightjar.loadtests.simulation.evidence.limit_bars import LIMIT, WITHIN, limits_s
-from nightjar.loadtests.simulation.evidence.rows import RunRow
-from nightjar.loadtests.simulation.evidence.runner import Cell
-from nightjar.loadtests.simulation.experiments.contestants import Contestant, learns
-from nightjar.loadtests.simulation.experiments.experiment import Choice, Effort, Experiment
-from nightjar.loadtests.simulation.experiments.measuring import basic
-from nightjar.loadtests.simulation.experiments.nominal import Nominal
-from nightjar.loadtests.simulation.experiments.scenes import (
+from nightjar.loadtests.simulation.campaign.contestants import Contestant, learns
+from nightjar.loadtests.simulation.campaign.experiment import Choice, Effort, Experiment
+from nightjar.loadtests.simulation.campaign.measures import basic
+from nightjar.loadtests.simulation.campaign.nominal import Nominal
+from nightjar.loadtests.simulation.campaign.scenes import (
     LEAST_REQUESTS,
     MANY_STEPS,
     Scene,
@@ -31,6 +28,9 @@ from nightjar.loadtests.simulation.experiments.scenes import (
     span,
     static_span,
 )
+from nightjar.loadtests.simulation.evidence.limit_bars import LIMIT, WITHIN, limits_s
+from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF
 
 OPEN_SHARES: Final = (0.2, 0.4, 0.6)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nightjar.loadtests.simulation.campaign.contestants import RETUNED_TABLE, RIVALS, Contestant, learns, static_names
+from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
+from nightjar.loadtests.simulation.campaign.measures import basic, with_length
+from nightjar.loadtests.simulation.campaign.scenes import Scene, cell, open_scenes, rival_seeds, span, static_span
 from nightjar.loadtests.simulation.evidence.bar_list import CHANGING_TEXTS, PICK, best_static
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
-from nightjar.loadtests.simulation.experiments.contestants import RETUNED_TABLE, RIVALS, Contestant, learns, static_names
-from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
-from nightjar.loadtests.simulation.experiments.measuring import basic, with_length
-from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, open_scenes, rival_seeds, span, static_span
 from nightjar.loadtests.simulation.planner_names import FLEET, NIGHTJAR, OFF, ORACLE
 from nightjar.loadtests.simulation.profiles import Mechanics
 

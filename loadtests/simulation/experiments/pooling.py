@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nightjar.loadtests.simulation.campaign.contestants import Contestant
+from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
+from nightjar.loadtests.simulation.campaign.measures import learning, newcomer
+from nightjar.loadtests.simulation.campaign.scenes import Scene, cell, closed_scene, learn_s, named_scene, nominal_of
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
-from nightjar.loadtests.simulation.experiments.contestants import Contestant
-from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
-from nightjar.loadtests.simulation.experiments.measuring import learning, newcomer
-from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, closed_scene, learn_s, named_scene, nominal_of
 from nightjar.loadtests.simulation.planner_names import FLEET
 from nightjar.loadtests.simulation.service.scenario import ReplicaJoins
 

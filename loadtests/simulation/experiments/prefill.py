@@ -16,22 +16,11 @@ from dataclasses import replace
 from typing import Any, Final
 
 from nightjar.loadtests.regimes import Phase, Regime
-from nightjar.loadtests.simulation.evidence.prefill_bars import (
-    PREFILL,
-    PREFILL_PICK,
-    best_pair,
-    joined_pair,
-    oracle_name,
-    pair_name,
-    picked_oracle,
-)
-from nightjar.loadtests.simulation.evidence.rows import RunRow
-from nightjar.loadtests.simulation.evidence.runner import Cell
-from nightjar.loadtests.simulation.experiments.contestants import Contestant, learns
-from nightjar.loadtests.simulation.experiments.experiment import Choice, Effort, Experiment, dataset_of
-from nightjar.loadtests.simulation.experiments.measuring import basic
-from nightjar.loadtests.simulation.experiments.nominal import Nominal
-from nightjar.loadtests.simulation.experiments.scenes import (
+from nightjar.loadtests.simulation.campaign.contestants import Contestant, learns
+from nightjar.loadtests.simulation.campaign.experiment import Choice, Effort, Experiment, dataset_of
+from nightjar.loadtests.simulation.campaign.measures import basic
+from nightjar.loadtests.simulation.campaign.nominal import Nominal
+from nightjar.loadtests.simulation.campaign.scenes import (
     MANY_STEPS,
     Scene,
     cell,
@@ -43,6 +32,17 @@ from nightjar.loadtests.simulation.experiments.scenes import (
     span,
     static_span,
 )
+from nightjar.loadtests.simulation.evidence.prefill_bars import (
+    PREFILL,
+    PREFILL_PICK,
+    best_pair,
+    joined_pair,
+    oracle_name,
+    pair_name,
+    picked_oracle,
+)
+from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF, ORACLE
 from nightjar.loadtests.simulation.profiles import Profile
 from nightjar.loadtests.simulation.service.lengths import Traffic, agents, half_retrieval, retrieval

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+from nightjar.loadtests.simulation.campaign.measures import basic, settled, with_series
+from nightjar.loadtests.simulation.campaign.nominal import Nominal
 from nightjar.loadtests.simulation.evidence.runner import Outcome
-from nightjar.loadtests.simulation.experiments.measuring import basic, settled, with_series
-from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.loadtests.simulation.service.results import RunResult
 from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from nightjar.loadtests.simulation.campaign.suite import Suite
 from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.experiments.catalogue import SUITE as OF_THE_PRODUCT
-from nightjar.loadtests.simulation.experiments.suite import Suite
 from tests.benchmarks.policy import tables
 from tests.benchmarks.policy.bars import drift_bars, faulty_bars, liar_bars, lossy_bars, storm_bars
 from tests.benchmarks.policy.experiments.heads import HEADS

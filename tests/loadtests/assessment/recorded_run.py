@@ -11,11 +11,11 @@ import numpy as np
 
 from nightjar.loadtests.assessment.scrapes import MODEL, POSITION, Metric
 from nightjar.loadtests.regimes import Phase, Regime
+from nightjar.loadtests.simulation.campaign.contestants import Contestant, choose
+from nightjar.loadtests.simulation.campaign.scenes import nominal_of, open_scene
 from nightjar.loadtests.simulation.engine.luck import luck_of
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.engine.simulated_engine import SimulatedEngine
-from nightjar.loadtests.simulation.experiments.contestants import Contestant, choose
-from nightjar.loadtests.simulation.experiments.scenes import nominal_of, open_scene
 from nightjar.loadtests.simulation.profiles import read_profile
 from nightjar.loadtests.simulation.service.engine_room import ALL_LOCAL_PLANNERS, replica_name
 from nightjar.loadtests.simulation.service.results import Totals

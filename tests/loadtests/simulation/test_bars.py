@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import pytest
 
+from nightjar.loadtests.simulation.campaign.efforts import QUICK
+from nightjar.loadtests.simulation.campaign.experiment import Choice
+from nightjar.loadtests.simulation.campaign.measures import Simulate
 from nightjar.loadtests.simulation.evidence.bar_list import best_static, compute_bars, losses
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.loadtests.simulation.evidence.prefill_bars import best_pair, joined_pair, picked_oracle
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.experiments.cold import COLD_START
-from nightjar.loadtests.simulation.experiments.efforts import QUICK
-from nightjar.loadtests.simulation.experiments.experiment import Choice
 from nightjar.loadtests.simulation.experiments.limit import STEP_LIMIT
-from nightjar.loadtests.simulation.experiments.measuring import Simulate
 from nightjar.loadtests.simulation.profiles import read_profile
 from tests.benchmarks.policy.suite import SUITE
 from tests.loadtests.simulation.run_rows import row, summary_of

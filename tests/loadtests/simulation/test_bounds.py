@@ -13,12 +13,12 @@ from dataclasses import replace
 
 import pytest
 
+from nightjar.loadtests.simulation.campaign.efforts import BENCH
+from nightjar.loadtests.simulation.campaign.experiment import PICK_SEED, Choice
 from nightjar.loadtests.simulation.evidence.bar_list import compute_bars
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell, run_cells, without_repeats
-from nightjar.loadtests.simulation.experiments.efforts import BENCH
-from nightjar.loadtests.simulation.experiments.experiment import PICK_SEED, Choice
 from nightjar.loadtests.simulation.profiles import read_profile
 from tests.benchmarks.policy.suite import SUITE
 

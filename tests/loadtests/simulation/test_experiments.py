@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 
 from nightjar.loadtests.regimes import Regime, arrival_times
+from nightjar.loadtests.simulation.campaign.campaign import Campaign
+from nightjar.loadtests.simulation.campaign.contestants import Contestant, choose
+from nightjar.loadtests.simulation.campaign.efforts import BENCH, QUICK
+from nightjar.loadtests.simulation.campaign.experiment import Choice
+from nightjar.loadtests.simulation.campaign.loads import LOADS
+from nightjar.loadtests.simulation.campaign.measures import Simulate, settled
+from nightjar.loadtests.simulation.campaign.scenes import nominal_of, open_scenes, pattern_s, span
 from nightjar.loadtests.simulation.evidence.bar_list import PICK, compute_bars
 from nightjar.loadtests.simulation.evidence.prefill_bars import PREFILL_PICK
 from nightjar.loadtests.simulation.evidence.runner import Cell, run_cell
 from nightjar.loadtests.simulation.experiments.ablation import PARTS, Part, Without
-from nightjar.loadtests.simulation.experiments.campaign import Campaign
-from nightjar.loadtests.simulation.experiments.contestants import Contestant, choose
-from nightjar.loadtests.simulation.experiments.efforts import BENCH, QUICK
-from nightjar.loadtests.simulation.experiments.experiment import Choice
-from nightjar.loadtests.simulation.experiments.loads import LOADS
-from nightjar.loadtests.simulation.experiments.measuring import Simulate, settled
-from nightjar.loadtests.simulation.experiments.scenes import nominal_of, open_scenes, pattern_s, span
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, read_profile
 from nightjar.loadtests.simulation.service.results import Second, Totals
 from nightjar.loadtests.simulation.service.scenario import AcceptanceScaled

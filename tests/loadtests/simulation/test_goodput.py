@@ -8,15 +8,15 @@ import pytest
 
 from nightjar.loadtests.goodput import Goodput, GoodputTarget
 from nightjar.loadtests.regimes import parse_regime
+from nightjar.loadtests.simulation.campaign.campaign import Campaign
+from nightjar.loadtests.simulation.campaign.efforts import QUICK
+from nightjar.loadtests.simulation.campaign.experiment import Choice
+from nightjar.loadtests.simulation.campaign.measures import Simulate, under_target
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.evidence.goodput_table import KIND, goodput_grid, highest_kept, points
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
-from nightjar.loadtests.simulation.experiments.campaign import Campaign
-from nightjar.loadtests.simulation.experiments.efforts import QUICK
-from nightjar.loadtests.simulation.experiments.experiment import Choice
 from nightjar.loadtests.simulation.experiments.goodput import COARSE_PERCENT, UNDER_TARGET
-from nightjar.loadtests.simulation.experiments.measuring import Simulate, under_target
 from nightjar.loadtests.simulation.profiles import Mechanics, read_profile
 from nightjar.loadtests.simulation.service.measures import timed
 from nightjar.loadtests.simulation.service.scenario import PlannerChoice, Scenario

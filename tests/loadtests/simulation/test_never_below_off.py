@@ -11,12 +11,12 @@ from typing import Final
 
 import pytest
 
+from nightjar.loadtests.simulation.campaign.contestants import Contestant
+from nightjar.loadtests.simulation.campaign.efforts import BENCH
+from nightjar.loadtests.simulation.campaign.experiment import Choice
+from nightjar.loadtests.simulation.campaign.measures import basic
+from nightjar.loadtests.simulation.campaign.scenes import Scene, cell, learn_s
 from nightjar.loadtests.simulation.evidence.runner import run_cells
-from nightjar.loadtests.simulation.experiments.contestants import Contestant
-from nightjar.loadtests.simulation.experiments.efforts import BENCH
-from nightjar.loadtests.simulation.experiments.experiment import Choice
-from nightjar.loadtests.simulation.experiments.measuring import basic
-from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, learn_s
 from nightjar.loadtests.simulation.experiments.steady import duration_s, scenes
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, read_profile

@@ -8,11 +8,11 @@ from typing import Final
 
 import pytest
 
+from nightjar.loadtests.simulation.campaign.efforts import QUICK
+from nightjar.loadtests.simulation.campaign.experiment import Choice
+from nightjar.loadtests.simulation.campaign.measures import Simulate
 from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.experiments.cold import REQUESTS
-from nightjar.loadtests.simulation.experiments.efforts import QUICK
-from nightjar.loadtests.simulation.experiments.experiment import Choice
-from nightjar.loadtests.simulation.experiments.measuring import Simulate
 from nightjar.loadtests.simulation.profiles import Profile, read_profile
 from nightjar.loadtests.simulation.service.simulate import simulate
 from tests.benchmarks.policy.experiments.paper import runs

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from nightjar.cluster.cli import app
+from nightjar.loadtests.simulation.campaign.efforts import FULL
 from nightjar.loadtests.simulation.experiments.catalogue import SUITE
-from nightjar.loadtests.simulation.experiments.efforts import FULL
 from nightjar.loadtests.simulation.profiles import PROFILES_FOLDER
 from nightjar.loadtests.simulation_command import Asked, effort_of
 from tests.benchmarks.policy.suite import SUITE as BENCH

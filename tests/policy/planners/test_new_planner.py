@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nightjar.loadtests.regimes import Phase, Regime
-from nightjar.loadtests.simulation.experiments.scenes import nominal_of, workload
+from nightjar.loadtests.simulation.campaign.scenes import nominal_of, workload
 from nightjar.loadtests.simulation.profiles import read_profile
 from nightjar.loadtests.simulation.service.scenario import PlannerChoice, Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict
 
 from nightjar.loadtests.charts import Band, Scale, Series
 from nightjar.loadtests.regimes import Phase, Regime
-from nightjar.loadtests.simulation.experiments.contestants import Contestant, choose
-from nightjar.loadtests.simulation.experiments.scenes import nominal_of, open_scene
+from nightjar.loadtests.simulation.campaign.contestants import Contestant, choose
+from nightjar.loadtests.simulation.campaign.scenes import nominal_of, open_scene
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF
 from nightjar.loadtests.simulation.profiles import read_profile
 from nightjar.loadtests.simulation.service.results import Second, Totals

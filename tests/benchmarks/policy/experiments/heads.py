@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from nightjar.loadtests.simulation.campaign.contestants import TABLE, Contestant, learns
+from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
+from nightjar.loadtests.simulation.campaign.measures import basic
+from nightjar.loadtests.simulation.campaign.scenes import cell, open_scenes, span, static_span
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
-from nightjar.loadtests.simulation.experiments.contestants import TABLE, Contestant, learns
-from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
-from nightjar.loadtests.simulation.experiments.measuring import basic
-from nightjar.loadtests.simulation.experiments.scenes import cell, open_scenes, span, static_span
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF
 from nightjar.loadtests.simulation.profiles import Mechanics
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from nightjar.loadtests.simulation.campaign.contestants import Contestant
+from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
+from nightjar.loadtests.simulation.campaign.scenes import nominal_of
 from nightjar.loadtests.simulation.evidence.bar_list import PAPER_PROFILES
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.experiments.cold import DATASETS, comparison
-from nightjar.loadtests.simulation.experiments.contestants import Contestant
-from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
-from nightjar.loadtests.simulation.experiments.scenes import nominal_of
 from nightjar.loadtests.simulation.planner_names import FLEET, NIGHTJAR, OFF, ORACLE
 
 PLANNERS: Final = (

@@ -13,13 +13,13 @@ from itertools import accumulate, pairwise
 from operator import mul
 from typing import Final
 
+from nightjar.loadtests.simulation.campaign.contestants import Contestant
+from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
+from nightjar.loadtests.simulation.campaign.scenes import nominal_of
 from nightjar.loadtests.simulation.evidence.bar_list import PAPER_PROFILES
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.experiments.cold import DATASETS, comparison
-from nightjar.loadtests.simulation.experiments.contestants import Contestant
-from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
-from nightjar.loadtests.simulation.experiments.scenes import nominal_of
 from nightjar.loadtests.simulation.planner_names import NIGHTJAR, OFF, ORACLE
 from nightjar.loadtests.simulation.profiles import AcceptanceClass, Profile, Roofline
 from tests.benchmarks.policy.paper_table import ASSUMPTIONS

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from nightjar.loadtests.simulation.campaign.contestants import Contestant
+from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
+from nightjar.loadtests.simulation.campaign.measures import learning
+from nightjar.loadtests.simulation.campaign.scenes import cell, closed_scene, nominal_of
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
-from nightjar.loadtests.simulation.experiments.contestants import Contestant
-from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
-from nightjar.loadtests.simulation.experiments.measuring import learning
-from nightjar.loadtests.simulation.experiments.scenes import cell, closed_scene, nominal_of
 from nightjar.loadtests.simulation.planner_names import FLEET, NIGHTJAR
 
 LEARNERS: Final = (FLEET, NIGHTJAR, "banditspec", "banditspec-batch", "turbospec", "sglang")

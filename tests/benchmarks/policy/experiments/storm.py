@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from nightjar.loadtests.regimes import Phase, Regime
+from nightjar.loadtests.simulation.campaign.contestants import Contestant
+from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
+from nightjar.loadtests.simulation.campaign.measures import Simulate
+from nightjar.loadtests.simulation.campaign.nominal import Nominal
+from nightjar.loadtests.simulation.campaign.scenes import Scene, cell, nominal_of, workload
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell, Outcome
-from nightjar.loadtests.simulation.experiments.contestants import Contestant
-from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
-from nightjar.loadtests.simulation.experiments.measuring import Simulate
-from nightjar.loadtests.simulation.experiments.nominal import Nominal
-from nightjar.loadtests.simulation.experiments.scenes import Scene, cell, nominal_of, workload
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF
 from nightjar.loadtests.simulation.profiles import Mechanics
 from nightjar.loadtests.simulation.service.scenario import Scenario

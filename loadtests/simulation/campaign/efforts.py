@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from nightjar.loadtests.simulation.experiments.experiment import Effort
+from nightjar.loadtests.simulation.campaign.experiment import Effort
 
 BENCH: Final = Effort(
     name="bench",

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from nightjar.loadtests.regimes import Phase, Regime
+from nightjar.loadtests.simulation.campaign.contestants import Contestant, choose
+from nightjar.loadtests.simulation.campaign.experiment import Choice, Effort, dataset_of
+from nightjar.loadtests.simulation.campaign.loads import ACCEPTANCE, open_load
+from nightjar.loadtests.simulation.campaign.measures import Measure, Simulate
+from nightjar.loadtests.simulation.campaign.nominal import Nominal
 from nightjar.loadtests.simulation.evidence.runner import Cell
-from nightjar.loadtests.simulation.experiments.contestants import Contestant, choose
-from nightjar.loadtests.simulation.experiments.experiment import Choice, Effort, dataset_of
-from nightjar.loadtests.simulation.experiments.loads import ACCEPTANCE, open_load
-from nightjar.loadtests.simulation.experiments.measuring import Measure, Simulate
-from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.service.lengths import Dataset, Lognormal, Traffic
 from nightjar.loadtests.simulation.service.scenario import AcceptanceScaled, Scenario

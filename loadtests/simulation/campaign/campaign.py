@@ -15,6 +15,10 @@ from typing import Final
 from rich.console import Console
 
 from nightjar.loadtests.bench_summary import RunFacts
+from nightjar.loadtests.simulation.campaign.efforts import QUICK
+from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
+from nightjar.loadtests.simulation.campaign.measures import counting
+from nightjar.loadtests.simulation.campaign.suite import Suite
 from nightjar.loadtests.simulation.evidence.bar_list import OTHER_TEXTS, over_rivals_bar
 from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.policy_report import render_policy_report
@@ -22,10 +26,6 @@ from nightjar.loadtests.simulation.evidence.result_table import RunProgress, ric
 from nightjar.loadtests.simulation.evidence.rows import RunRow, failures, write_rows
 from nightjar.loadtests.simulation.evidence.runner import Cell, run_cells, without_repeats
 from nightjar.loadtests.simulation.evidence.summary import SimulationSummary, span_of, summarise
-from nightjar.loadtests.simulation.experiments.efforts import QUICK
-from nightjar.loadtests.simulation.experiments.experiment import Choice, Experiment
-from nightjar.loadtests.simulation.experiments.measuring import counting
-from nightjar.loadtests.simulation.experiments.suite import Suite
 
 ROWS: Final = "rows.jsonl"
 SUMMARY: Final = "summary.json"

@@ -15,9 +15,9 @@ from functools import lru_cache
 from typing import Final
 
 from nightjar.loadtests.arms.stock_table import TableRows
+from nightjar.loadtests.simulation.campaign.nominal import Nominal
 from nightjar.loadtests.simulation.engine.acceptance_classes import scaled
 from nightjar.loadtests.simulation.evidence.prefill_bars import pair_of
-from nightjar.loadtests.simulation.experiments.nominal import Nominal
 from nightjar.loadtests.simulation.planner_names import FLEET, NIGHTJAR, OFF, ORACLE
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.rivals.registry import ENTRIES, Inputs, inputs, rival_plan, switch_cost_table

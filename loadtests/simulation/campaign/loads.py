@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from nightjar.loadtests.regimes import Phase, Regime, repeated
+from nightjar.loadtests.simulation.campaign.nominal import Nominal
 from nightjar.loadtests.simulation.evidence.bar_list import OTHER_TEXTS
-from nightjar.loadtests.simulation.experiments.nominal import Nominal
 
 QUIET: Final = 0.4
 """Of the requests that an engine answers one after the other: what arrives in a quiet stretch."""
