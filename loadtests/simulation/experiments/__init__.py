@@ -1,1 +1,1 @@
-"""The experiments: one file per question, each says which runs answer it."""
+"""The experiments of `nightjar simulate`: one file per question, each says which runs answer it; `catalogue` has all of them."""
