@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
-from string import Template
-from typing import Final
+from typing import Final, NamedTuple
 
 from nightjar.loadtests.caption import arm_name, arrivals, demo_caption, learning_in_words
 from nightjar.loadtests.charts import Band, Estimate, Series, chart, forest, legend, scale_for
-from nightjar.loadtests.page import PAGE
+from nightjar.loadtests.page import render
 from nightjar.loadtests.regimes import Regime
 from nightjar.loadtests.rows import RequestRow, regime_start_s
 from nightjar.loadtests.samples import EngineHistory, StatusSample, acceptance_rate, all_work, mean_length
@@ -55,21 +53,30 @@ class _Panel:
     draw: Callable[[ModeRun], list[Series]]
 
 
+class _Drawn(NamedTuple):
+    """A row of charts by mode, with its legend."""
+
+    title: str
+    keys: str
+    charts: Sequence[tuple[str, str]]
+
+
 def render_report(summary: RunSummary, regime: Regime, rows: Sequence[RequestRow], samples: Sequence[StatusSample]) -> str:
     """The page. Modes without a single row have no charts."""
     runs = [run for mode in summary.modes if (run := mode_run(mode, regime, rows, samples)) is not None]
     killed_at_s = summary.policy_killed_at_s
-    return Template(PAGE).substitute(
-        headline=escape(summary.headline),
-        facts=escape("; ".join(_facts(summary))),
-        run=escape("; ".join(_run_facts(summary))),
-        story=_speeds(summary) + (f"<div>{_panel(_LENGTH, runs[-1:], killed_at_s)}</div>" if runs else ""),
-        learning=escape(learning_in_words(samples, summary.modes[-1])) if summary.modes else "",
-        checks="".join(_check(check.name, check.passed, check.detail) for check in summary.checks),
-        head="".join(f"<th>{escape(column)}</th>" for column in columns(summary.phases)),
-        body="".join(_table_row(row) for row in shown_rows(summary.phases)),
-        caption=escape(demo_caption(samples)),
-        charts="".join(_panel(panel, runs, killed_at_s) for panel in _PANELS) if runs else "",
+    return render(
+        "demo.html",
+        summary=summary,
+        facts="; ".join(_facts(summary)),
+        run="; ".join(_run_facts(summary)),
+        speeds=_speeds(summary),
+        lengths=_drawn(_LENGTH, runs[-1:], killed_at_s) if runs else None,
+        learning=learning_in_words(samples, summary.modes[-1]) if summary.modes else "",
+        heads=columns(summary.phases),
+        rows=[(table_cells(row), row.phase == ALL_PHASES) for row in shown_rows(summary.phases)],
+        caption=demo_caption(samples),
+        panels=[_drawn(panel, runs, killed_at_s) for panel in _PANELS] if runs else [],
     )
 
 
@@ -130,7 +137,7 @@ def _goodput_cells(row: PhaseSummary) -> tuple[str, ...]:
 
 
 def _speeds(summary: RunSummary) -> str:
-    """The first figure: what every mode gave beside the first one, phase by phase."""
+    """The first figure: what every mode gave beside the first one, phase by phase; empty where there is no other."""
     if len(summary.modes) < 2:
         return ""
     first, *others = summary.modes
@@ -140,8 +147,7 @@ def _speeds(summary: RunSummary) -> str:
         found = [row for mode in others if (row := by_key.get((mode, reference.phase))) is not None and row.speed is not None]
         costs = [f"{arm_name(row.mode)} {_cost(row)}" for row in (reference, *found)]
         groups.append((f"{reference.phase}, engine ms per token: {', '.join(costs)}", [_estimate(row) for row in found]))
-    drawn = forest(groups, first, f"Tokens per second of engine time over those of {first}")
-    return f"<div><h4>Tokens per second of engine time, as a multiple of {escape(first)}'s</h4>{drawn}</div>"
+    return forest(groups, first, f"Tokens per second of engine time over those of {first}")
 
 
 def _estimate(row: PhaseSummary) -> Estimate:
@@ -170,16 +176,6 @@ def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.0f}"
 
 
-def _table_row(row: PhaseSummary) -> str:
-    style = ' class="total"' if row.phase == ALL_PHASES else ""
-    return f"<tr{style}>" + "".join(f"<td>{escape(cell)}</td>" for cell in table_cells(row)) + "</tr>"
-
-
-def _check(name: str, passed: bool, detail: str) -> str:
-    mark = "held" if passed else "FAILED"
-    return f'<li class="{mark.lower()}"><b>{escape(name)}</b> <i>{mark}</i>: {escape(detail)}</li>'
-
-
 def mode_run(mode: str, regime: Regime, rows: Sequence[RequestRow], samples: Sequence[StatusSample]) -> ModeRun | None:
     """A mode's part of a run; None where no request of it was recorded."""
     mine = [row for row in rows if row.mode == mode]
@@ -190,11 +186,11 @@ def mode_run(mode: str, regime: Regime, rows: Sequence[RequestRow], samples: Seq
     return ModeRun(mode, start_s, stretches(regime, mine), mine, seen, EngineHistory(seen))
 
 
-def _panel(panel: _Panel, runs: Sequence[ModeRun], killed_at_s: float | None) -> str:
+def _drawn(panel: _Panel, runs: Sequence[ModeRun], killed_at_s: float | None) -> _Drawn:
     drawn = [(run, panel.draw(run)) for run in runs]
     values = [y for _, series in drawn for one in series for _, y in one.points if y is not None]
     scale = scale_for(max(run.duration_s for run in runs), values)
-    cells = []
+    charts = []
     for run, series in drawn:
         bands = [
             Band(stretch.phase, stretch.start_s - run.start_s, stretch.end_s - run.start_s, shaded=number % 2 == 1)
@@ -203,10 +199,8 @@ def _panel(panel: _Panel, runs: Sequence[ModeRun], killed_at_s: float | None) ->
         marker = None
         if killed_at_s is not None and 0 <= killed_at_s - run.start_s <= run.duration_s:
             marker = (killed_at_s - run.start_s, "the policy actor was killed here")
-        of = f'<div class="of">{escape(run.mode)}</div>' if len(drawn) > 1 else ""
-        cells.append(f"<div>{of}{chart(series, scale, bands, marker)}</div>")
-    keys = legend(drawn[0][1])
-    return f'<h4>{escape(panel.title)} <small>{keys}</small></h4><div class="charts">{"".join(cells)}</div>'
+        charts.append((run.mode, chart(series, scale, bands, marker)))
+    return _Drawn(panel.title, legend(drawn[0][1]), charts)
 
 
 def _bins(run: ModeRun) -> Iterable[tuple[float, float, float]]:

@@ -96,6 +96,11 @@ def test_the_installed_simulator_reads_its_profiles_and_finishes(installed: Path
     assert summary["runs"] > 0
 
 
+def test_the_installed_assess_finds_its_template_and_writes_a_page(installed: Path, folder: Path) -> None:
+    run(installed / "nightjar", "assess", "--sample", "--page", folder / "page.html", cwd=folder)
+    assert (folder / "page.html").read_text(encoding="utf-8").endswith("</html>\n")
+
+
 def test_the_installed_migrate_knows_vllms_names(installed: Path, folder: Path) -> None:
     told = run(installed / "nightjar", "migrate", "vllm serve some/model --max-model-len 100", cwd=folder)
     assert "max_model_len" in told

@@ -6,9 +6,7 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
-from string import Template
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from nightjar.loadtests.arms.measures import MEASURES, WHOLE
@@ -16,43 +14,12 @@ from nightjar.loadtests.arms.statistics import Ratio
 from nightjar.loadtests.arms.verdict import LEAST_ROUNDS, MOST_FAILED, Comparison
 from nightjar.loadtests.charts import Estimate, forest
 from nightjar.loadtests.compare.findings import Findings
-from nightjar.loadtests.page import STYLE
+from nightjar.loadtests.page import render
 
 HEADS: Final = ("phase", "arm", "verdict", "rounds", *(f"{measure.title}, 95 %" for measure in MEASURES.values()))
 FIGURE_HEADS: Final = (
     "phase", "arm", "requests", "failed", "answer tokens/s", "TPOT ms", "TTFT ms", "tokens/s", "turn's mean K", "its steps off",
 )  # fmt: skip
-
-PAGE: Final = (
-    """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>Nightjar: $title</title>
-<style>
-"""
-    + STYLE
-    + """ul.verdicts { font-size: 1.05rem; padding-left: 1.1rem; } figure { margin: 1rem 0; max-width: 640px; }
-</style>
-</head>
-<body>
-<h1>$title</h1>
-<p class="dim">$subtitle</p>
-<ul class="verdicts">$sentences</ul>
-$forests
-<h2>How sure</h2>
-<div class="wide"><table><thead><tr>$heads</tr></thead><tbody>$ratios</tbody></table></div>
-<p class="caption">$how</p>
-<h2>What was measured</h2>
-<div class="wide"><table><thead><tr>$figure_heads</tr></thead><tbody>$figures</tbody></table></div>
-<p class="caption">$meanings</p>
-<h2>How it was run</h2>
-<ul>$facts</ul>
-</body>
-</html>
-"""
-)
 
 
 def title(found: Findings) -> str:
@@ -75,18 +42,19 @@ def table(found: Findings) -> str:
 def page(found: Findings) -> str:
     """The page."""
     plan = found.facts.plan
-    return Template(PAGE).substitute(
-        title=escape(title(found)),
-        subtitle=escape(f"{_system(found)}, under {plan.load}. {_learned(found)}"),
-        sentences="".join(f"<li>{escape(line)}</li>" for line in sentences(found)),
-        forests="".join(_forest(phase, [one for one in found.comparisons if one.phase == phase]) for phase in found.phases),
-        heads=_row(HEADS, "th"),
-        ratios="".join(_row(_ratio_cells(one)) for one in found.comparisons),
-        how=escape(how_sure()),
-        figure_heads=_row(FIGURE_HEADS, "th"),
-        figures="".join(_row(cells) for cells in _figure_rows(found)),
-        meanings=escape(meanings()),
-        facts="".join(f"<li>{escape(line)}</li>" for line in facts(found)),
+    return render(
+        "compare.html",
+        heading=title(found),
+        subtitle=f"{_system(found)}, under {plan.load}. {_learned(found)}",
+        sentences=sentences(found),
+        forests=list(_forests(found)),
+        heads=HEADS,
+        ratios=[_ratio_cells(one) for one in found.comparisons],
+        how=how_sure(),
+        figure_heads=FIGURE_HEADS,
+        figures=_figure_rows(found),
+        meanings=meanings(),
+        facts=facts(found),
     )
 
 
@@ -187,19 +155,15 @@ def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
 
 
-def _row(cells: Sequence[str], tag: str = "td") -> str:
-    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-
-def _forest(phase: str, comparisons: Sequence[Comparison]) -> str:
-    """The ratios of one phase with their intervals, and the line of no difference."""
-    drawn = [
-        Estimate(one.arm, ratio.value, ratio.interval.low, ratio.interval.high, f"{ratio.value:.2f} times", one.verdict)
-        for one in comparisons
-        if (ratio := one.main) is not None
-    ]
-    if not drawn:
-        return ""
-    reference = comparisons[0].baseline
-    heading = "" if phase == WHOLE else f"<h3>{escape(phase)}</h3>"
-    return f"<figure>{heading}{forest([('', drawn)], reference, f'Answer speed over that of {reference}')}</figure>"
+def _forests(found: Findings) -> Iterator[tuple[str, str]]:
+    """Of each phase that has ratios: its name, empty for the whole run, and its ratios with intervals, drawn."""
+    for phase in found.phases:
+        comparisons = [one for one in found.comparisons if one.phase == phase]
+        drawn = [
+            Estimate(one.arm, ratio.value, ratio.interval.low, ratio.interval.high, f"{ratio.value:.2f} times", one.verdict)
+            for one in comparisons
+            if (ratio := one.main) is not None
+        ]
+        if drawn:
+            reference = comparisons[0].baseline
+            yield "" if phase == WHOLE else phase, forest([("", drawn)], reference, f"Answer speed over that of {reference}")

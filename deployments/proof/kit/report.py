@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,26 +11,12 @@ from typing import Any, Final
 from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Verdict
 from nightjar.deployments.proof.kit.telling import Cleaner
+from nightjar.loadtests.page import render
 
 FILE_NAME: Final = "proof"
 TITLE: Final = "Nightjar: GPU proof"
 TITLE_ON_RIG: Final = "Nightjar: the GPU proof's rehearsal, on a CPU"
-_STYLE: Final = """
-:root { --ink: #1d2430; --dim: #667085; --paper: #fbfbf9; --rule: #e2e5ea; --good: #2e7d4f; --bad: #b3261e; --measured: #1f6f8b; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e9ee; --dim: #98a2b3; --paper: #14181f; --rule: #2c333f;
-          --good: #6fcf97; --bad: #ff8a80; --measured: #6cc4e0; } }
-body { margin: 2rem auto; max-width: 66rem; padding: 0 1.2rem; background: var(--paper); color: var(--ink);
-       font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .3rem; }
-p.dim, .seconds { color: var(--dim); }
-.wide { overflow-x: auto; margin: .6rem 0; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .8rem .25rem 0; text-align: left; border-bottom: 1px solid var(--rule); vertical-align: top; }
-th { color: var(--dim); font-weight: 600; }
-.verdict { font-weight: 700; } .proved { color: var(--good); } .failed { color: var(--bad); } .measured { color: var(--measured); }
-.left { color: var(--dim); }
-"""
+HEADS: Final = ("phase", "verdict", "seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +84,7 @@ def as_json(judged: Sequence[Judged], outcomes: Outcomes, chosen: Chosen, cleane
 def as_markdown(judged: Sequence[Judged], chosen: Chosen) -> str:
     """For an issue or a mail."""
     lines = [f"# {_title(chosen)}", "", _headline(judged, chosen), ""]
-    lines += _markdown_table(("phase", "verdict", "seconds"), [_row(each) for each in judged])
+    lines += _markdown_table(HEADS, [_row(each) for each in judged])
     for each in judged:
         lines += [f"## {each.phase.title}: {each.found.verdict.value}", ""]
         for sentence in each.found.sentences:
@@ -111,18 +96,15 @@ def as_markdown(judged: Sequence[Judged], chosen: Chosen) -> str:
 
 def as_html(judged: Sequence[Judged], chosen: Chosen) -> str:
     """One file that loads nothing."""
-    parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
-        f"<title>{html.escape(_title(chosen))}</title><style>{_STYLE}</style></head><body>",
-        f'<h1>{html.escape(_title(chosen))}</h1><p class="dim">{html.escape(_headline(judged, chosen))}</p>',
-        _html_table(("phase", "verdict", "seconds"), [_row(each) for each in judged]),
-    ]
-    for each in judged:
-        parts.append(f"<h2>{html.escape(each.phase.title)}: {_marked(each.found.verdict.value)}</h2>")
-        parts += [f"<p>{html.escape(sentence)}</p>" for sentence in each.found.sentences]
-        parts += [_html_table(table.headings, table.rows) for table in each.found.tables if table.rows]
-    return "\n".join([*parts, "</body></html>"]) + "\n"
+    return render(
+        "proof.html",
+        title=_title(chosen),
+        headline=_headline(judged, chosen),
+        heads=HEADS,
+        overview=[_row(each) for each in judged],
+        judged=judged,
+        verdicts=set(Verdict),
+    )
 
 
 def _title(chosen: Chosen) -> str:
@@ -152,16 +134,3 @@ def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> l
 
 def _escaped(text: str) -> str:
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
-
-
-def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
-    body = "".join("<tr>" + "".join(f"<td>{_marked(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _marked(text: str) -> str:
-    """A verdict in its colour; any other text as it is."""
-    if text in {verdict.value for verdict in Verdict}:
-        return f'<span class="verdict {text.partition(" ")[0]}">{text}</span>'
-    return html.escape(text)

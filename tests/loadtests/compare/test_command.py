@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -149,7 +150,7 @@ def test_the_report_says_whether_what_was_learned_was_kept_and_what_ran(
     assert call(server, tmp_path, "--arm", "off", "--arm", "nightjar", "--rounds", "1", "--lessons", "0").exit_code == 0
     page = (tmp_path / "report.html").read_text()
     assert "nightjar: what was learned was kept from turn to turn" in page
-    assert "nightjar is the planner nightjar, the paper&#x27;s, in every engine" in page
+    assert "nightjar is the planner nightjar, the paper's, in every engine" in unescape(page)
     turns = [PlayedTurn.model_validate_json(line) for line in (tmp_path / TURNS_FILE).read_text().splitlines()]
     assert {(turn.arm, turn.planner) for turn in turns} == {("off", "fleet"), ("nightjar", "nightjar")}
 

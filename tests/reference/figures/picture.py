@@ -11,14 +11,13 @@ from html import escape
 from typing import Final
 
 from nightjar.loadtests.charts import LEFT, Band, Scale, Series, drawing
-from nightjar.loadtests.page import CHARTS, COLOURS
+from nightjar.loadtests.page import style
 
 TITLE_HEIGHT: Final = 22
 LEGEND_HEIGHT: Final = 20
 MARGIN: Final = 6
 STYLE: Final = (
-    COLOURS
-    + CHARTS
+    style("colours", "charts")
     + """text { font-family: system-ui, sans-serif; fill: var(--ink); }
 .title { font-size: 11px; font-weight: 600; } .key { font-size: 10px; } .back { fill: var(--paper); }
 .line.soft { stroke: var(--dim); } .key.soft { fill: var(--dim); }

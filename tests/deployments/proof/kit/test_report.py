@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import escape
 
 from nightjar.deployments.proof.kit import report
 from nightjar.deployments.proof.kit.plan import PHASES
@@ -34,7 +34,7 @@ def test_all_three_files_hold_every_phase_with_its_verdict(tmp_path: Path) -> No
     ]
     for each in found:
         assert f"## {each.phase.title}: {each.found.verdict.value}\n" in files[1].read_text()
-        assert f"<h2>{html.escape(each.phase.title)}: <span" in files[2].read_text()
+        assert f"<h2>{escape(each.phase.title)}: <span" in files[2].read_text()
     assert "8 proved, 2 measured. Seed 0;" in files[1].read_text()
 
 
