@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from nightjar.loadtests.others import MUCH
+from nightjar.loadtests.demo_needs import MUCH
 from nightjar.loadtests.samples import StatusSample, decoding_replicas
 from nightjar.loadtests.summary import ALL_PHASES, PhaseSummary
 from nightjar.policy.engine.steering import Cause

@@ -12,26 +12,23 @@ from rich.console import Console
 from rich.measure import Measurement
 
 from nightjar.cluster.operations import OperationError
+from nightjar.loadtests.arms.arm import TurnError
 from nightjar.loadtests.arms.measures import ResultError, load_summary, read_result
-from nightjar.loadtests.arms.rounds import TurnError
 from nightjar.loadtests.bench_summary import Effort
 from nightjar.loadtests.caption import sentence
 from nightjar.loadtests.compare.command import show
 from nightjar.loadtests.compare.run_files import PLAN_FILE, RunFiles, RunFilesError
 from nightjar.loadtests.demo import Demo, DemoPlan
 from nightjar.loadtests.demo_needs import NeedsError, machine_facts, read_served, warnings_for
-from nightjar.loadtests.demo_processes import ProcessError
+from nightjar.loadtests.demo_processes import ENDING, ProcessError, as_keyboard_interrupt
 from nightjar.loadtests.demo_screen import result_table
 from nightjar.loadtests.goodput import GoodputError, GoodputTarget, parse_goodput
-from nightjar.loadtests.goodput_option import GoodputCommand, GoodputOption
-from nightjar.loadtests.interrupts import ENDING, as_keyboard_interrupt
 from nightjar.loadtests.load_figures import LOAD_FILE, LoadSummary, lines_of
-from nightjar.loadtests.output import Output, OutputOption
+from nightjar.loadtests.output import GoodputCommand, GoodputOption, Output, OutputOption
 from nightjar.loadtests.prompts import COMPARISON_PROMPTS
 from nightjar.loadtests.regimes import RegimeError, parse_regime
 from nightjar.loadtests.report import render_report
-from nightjar.loadtests.rows import RowsError, read_rows
-from nightjar.loadtests.run_folder import as_latest, unnamed_run_folder
+from nightjar.loadtests.rows import RowsError, as_latest, read_rows, unnamed_run_folder
 from nightjar.loadtests.samples import SamplesError, read_samples
 from nightjar.loadtests.summary import RunSummary, summarise
 from nightjar.policy.wire.record import describe_validation_error

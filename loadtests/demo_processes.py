@@ -16,11 +16,39 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import IO, Final, Self
 
-from nightjar.loadtests.interrupts import held_back
+ENDING: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+def as_keyboard_interrupt(_number: int, _frame: FrameType | None) -> None:
+    """A signal handler that raises KeyboardInterrupt."""
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Both signals come after the block: a process that is started in it is known before anything can be raised.
+
+    They are raised as the handlers of before would. Another thread than the main one gets no signals, and nothing is done there.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    before = {number: signal.signal(number, lambda number, _frame: arrived.append(number)) for number in ENDING}
+    try:
+        yield
+    finally:
+        for ending, handler in before.items():
+            signal.signal(ending, handler)
+    for number in arrived:
+        signal.raise_signal(number)
+
 
 STOP_TIMEOUT_S: Final = 110.0
 """Longer than `nightjar run` itself waits for Ray."""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Self
 
 from rich import box
@@ -15,11 +16,58 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from nightjar.cluster.http_client import HttpClient
+from nightjar.cluster.operations import STATUS, OperationError
 from nightjar.cluster.progress import Progress
 from nightjar.cluster.views import fleet_view
 from nightjar.loadtests.report import columns, shown_rows, table_cells
+from nightjar.loadtests.samples import StatusSample
 from nightjar.loadtests.summary import ALL_PHASES, RunSummary
 from nightjar.policy.wire.status import FleetStatus
+
+PERIOD_S: Final = 1.0
+
+
+class Sampler:
+    """Samples while it is entered. `mode` is written into each sample: set it while the system is known to run that mode."""
+
+    def __init__(self, api: HttpClient, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self.mode = ""
+        self.samples: list[StatusSample] = []
+        self.latest: FleetStatus | None = None
+        self._api = api
+        self._path = path
+        self._clock = clock
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def sample(self) -> StatusSample:
+        """Take one sample now and keep it."""
+        with self._lock:
+            mode, asked_s = self.mode, self._clock()
+            try:
+                taken = StatusSample(time_s=asked_s, mode=mode, status=self._api.call(STATUS))
+                self.latest = taken.status
+            except OperationError as error:
+                taken = StatusSample(time_s=asked_s, mode=mode, error=str(error))
+            self.samples.append(taken)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(taken.model_dump_json(exclude_none=True) + "\n")
+        return taken
+
+    def _run(self) -> None:
+        while not self._stop.wait(PERIOD_S):
+            self.sample()
+
 
 REFRESH_PERIOD_S: Final = 0.5
 

@@ -180,3 +180,28 @@ def _row(due: _Due, result: ChatResult, lag_s: float, start_s: float) -> Request
         status=result.status,
         error=result.error,
     )
+
+
+TICK_S: Final = 0.05
+
+
+class LoopWatch:
+    """Seconds by which each tick came too late, while it is entered."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = gevent.sleep) -> None:
+        self.delays_s: list[float] = []
+        self._clock = clock
+        self._sleep = sleep
+
+    def __enter__(self) -> LoopWatch:
+        self._ticking = gevent.spawn(self._tick)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ticking.kill(block=False)
+
+    def _tick(self) -> None:
+        while True:
+            due_s = self._clock() + TICK_S
+            self._sleep(TICK_S)
+            self.delays_s.append(max(self._clock() - due_s, 0.0))

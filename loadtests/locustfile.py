@@ -32,10 +32,9 @@ from rich.table import Table
 
 from nightjar.loadtests.connections import Connections
 from nightjar.loadtests.goodput import parse_goodput
-from nightjar.loadtests.load_driver import WHOLE, LoadDriver, Shard
+from nightjar.loadtests.load_driver import WHOLE, LoadDriver, LoopWatch, Shard
 from nightjar.loadtests.load_figures import LOAD_FILE, LoadSummary, ProcessReport, Seen, figures_of, lines_of, too_slow
-from nightjar.loadtests.load_options import add_load_options
-from nightjar.loadtests.loop_watch import LoopWatch
+from nightjar.loadtests.load_options import RequestedLoad, add_load_options, check_files, requested_load
 from nightjar.loadtests.openai_stream import (
     READ_TIMEOUT_S,
     AddressError,
@@ -45,9 +44,7 @@ from nightjar.loadtests.openai_stream import (
     served_model,
     stream_chat,
 )
-from nightjar.loadtests.requested_load import RequestedLoad, check_files, requested_load
-from nightjar.loadtests.rows import RequestRow, RowWriter, regime_start_s
-from nightjar.loadtests.run_folder import new_run_folder
+from nightjar.loadtests.rows import RequestRow, RowWriter, new_run_folder, regime_start_s
 from nightjar.loadtests.trace_join import digest, write_join
 
 EXIT_CODE_UNUSABLE: Final = 2

@@ -8,6 +8,7 @@ Fails closed on reading: a line that is no row raises `RowsError` with its file 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -89,3 +90,24 @@ def timed(row: RequestRow) -> Timed:
 def regime_start_s(rows: Sequence[RequestRow]) -> float | None:
     """Wall-clock time at which the regime of these rows began, in seconds since the epoch; None without rows."""
     return median(row.start_s - row.schedule_lag_s - row.scheduled_s for row in rows) if rows else None
+
+
+def new_run_folder(runs: Path) -> Path:
+    """A new folder under `runs`, as `runs/latest` where that link can be made. Raises OSError."""
+    return as_latest(unnamed_run_folder(runs))
+
+
+def unnamed_run_folder(runs: Path) -> Path:
+    """A new folder under `runs`, while `runs/latest` goes on to point to the one before it. Raises OSError."""
+    folder = runs / time.strftime("%Y%m%d-%H%M%S")
+    folder.mkdir(parents=True)
+    return folder
+
+
+def as_latest(folder: Path) -> Path:
+    """The folder as `latest` beside it, or as itself where that link cannot be made. Raises OSError."""
+    latest = folder.parent / "latest"
+    if latest.is_symlink() or not latest.exists():
+        latest.unlink(missing_ok=True)
+        latest.symlink_to(folder.name)
+    return latest if latest.is_symlink() else folder

@@ -21,12 +21,11 @@ from rich.console import Console
 
 from nightjar.loadtests.bench_summary import Effort as RunEffort
 from nightjar.loadtests.bench_summary import RunFacts, StrictOption, make_command, print_missed, without_folders
+from nightjar.loadtests.demo_processes import as_keyboard_interrupt
 from nightjar.loadtests.goodput import GoodputTarget, parse_goodput
-from nightjar.loadtests.goodput_option import GoodputCommand, GoodputOption
-from nightjar.loadtests.interrupts import as_keyboard_interrupt
-from nightjar.loadtests.output import Output, OutputOption
+from nightjar.loadtests.output import GoodputCommand, GoodputOption, Output, OutputOption
 from nightjar.loadtests.regimes import Regime, RegimeError, parse_regime
-from nightjar.loadtests.run_folder import new_run_folder
+from nightjar.loadtests.rows import new_run_folder
 from nightjar.loadtests.simulation.campaign.campaign import Campaign
 from nightjar.loadtests.simulation.campaign.contestants import ContestantError, check_name
 from nightjar.loadtests.simulation.campaign.efforts import BENCH, FULL, QUICK, QUICK_EXPERIMENTS, QUICK_LOADS, QUICK_PROFILES

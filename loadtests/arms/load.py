@@ -17,8 +17,8 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from nightjar.loadtests.arms.arm import TurnError
 from nightjar.loadtests.arms.measures import WARM_UP, ResultError, read_result
-from nightjar.loadtests.arms.rounds import TurnError
 from nightjar.loadtests.demo_processes import POLL_PERIOD_S, ManagedProcess
 from nightjar.loadtests.regimes import parse_regime
 from nightjar.loadtests.rows import RowsError, read_rows

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import httpx
+from pydantic import SecretStr
+
 from nightjar.cluster.http_client import HttpClient
 from nightjar.cluster.operations import IMPORT, LEARNED, MODE, STATUS, ModeBody, OperationError
-from nightjar.loadtests.arms.arm import Arm
-from nightjar.loadtests.arms.rounds import TurnError
+from nightjar.loadtests.arms.arm import Arm, TurnError
 from nightjar.policy.wire.status import FleetStatus, OverrideStatus
 
 PATIENCE_S: Final = 60.0
@@ -179,3 +181,12 @@ def put_back_request(before: OverrideStatus | None, since_s: float) -> ModeBody:
     if before.max_step_ms is not None:
         request["max_step_ms"] = before.max_step_ms
     return request
+
+
+TIMEOUT_S: Final = 5.0
+
+
+def service_api(url: str, token: str) -> HttpClient:
+    """The API of a running system, writing with `token`. Close it, or use it as a context. Raises OperationError."""
+    transport = httpx.HTTPTransport()  # of its own: httpx then takes no proxy from the environment
+    return HttpClient(url, token=SecretStr(token) if token else None, timeout_s=TIMEOUT_S, transport=transport)

@@ -17,22 +17,27 @@ import typer
 from pydantic import ValidationError
 
 from nightjar.cluster.operations import OperationError
-from nightjar.loadtests.arms.arm import FORM, ArmError, parse_arms
+from nightjar.loadtests.arms.arm import FORM, ArmError, TurnError, parse_arms
 from nightjar.loadtests.arms.load import PLACES, Load, filled
 from nightjar.loadtests.arms.measures import ResultError
-from nightjar.loadtests.arms.rounds import TurnError
-from nightjar.loadtests.arms.session import Session
-from nightjar.loadtests.compare.conduct import Conductor
-from nightjar.loadtests.compare.findings import Findings, findings
-from nightjar.loadtests.compare.page import page, sentences, table
-from nightjar.loadtests.compare.run_files import PAGE_FILE, TABLE_FILE, ComparePlan, Facts, Learned, RunFiles, RunFilesError
-from nightjar.loadtests.interrupts import as_keyboard_interrupt
+from nightjar.loadtests.arms.session import Session, service_api
+from nightjar.loadtests.compare.page import Findings, findings, page, sentences, table
+from nightjar.loadtests.compare.run_files import (
+    PAGE_FILE,
+    TABLE_FILE,
+    ComparePlan,
+    Conductor,
+    Facts,
+    Learned,
+    RunFiles,
+    RunFilesError,
+)
+from nightjar.loadtests.demo_processes import as_keyboard_interrupt
 from nightjar.loadtests.machine import commit, load_average, machine
 from nightjar.loadtests.openai_stream import AddressError, Server, first_model
 from nightjar.loadtests.output import Output, OutputOption
 from nightjar.loadtests.regimes import RegimeError, parse_regime
 from nightjar.loadtests.rows import RowsError
-from nightjar.loadtests.service_api import service_api
 from nightjar.policy.wire.record import describe_validation_error
 
 DEFAULT_ARMS: Final = ("off", "auto")

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("ray")
 
-from nightjar.loadtests.arms.rounds import there_and_back
+from nightjar.loadtests.arms.arm import there_and_back
 from nightjar.loadtests.arms.statistics import Interval, Speed, paired_ratio
 from nightjar.loadtests.arms.stock_table import tuned_table
 from nightjar.loadtests.prompts import PromptsError

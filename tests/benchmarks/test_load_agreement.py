@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nightjar.loadtests.arms.rounds import TurnError
+from nightjar.loadtests.arms.arm import TurnError
 from nightjar.loadtests.rows import RequestRow, RowWriter
 from nightjar.loadtests.traces import TraceRow, read_trace
 from tests.benchmarks.load.agreement import Round, bars, table

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from nightjar.loadtests import commands, demo, demo_processes, demo_sampler
+from nightjar.loadtests import commands, demo, demo_processes
+from nightjar.loadtests import demo_screen as demo_sampler
 from nightjar.loadtests.arms import session
 from nightjar.loadtests.demo_needs import MachineFacts
 from nightjar.loadtests.memory import GIB

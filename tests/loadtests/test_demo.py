@@ -25,18 +25,15 @@ from nightjar.cluster.operations import MODE, STATUS, OperationError
 from nightjar.cluster.progress import MAX_SILENCE_S
 from nightjar.loadtests import commands, demo
 from nightjar.loadtests.arms import session
-from nightjar.loadtests.arms.arm import parse_arm
-from nightjar.loadtests.arms.rounds import TurnError
-from nightjar.loadtests.arms.session import Session
+from nightjar.loadtests.arms.arm import TurnError, parse_arm
+from nightjar.loadtests.arms.session import Session, service_api
+from nightjar.loadtests.demo import kill_policy
 from nightjar.loadtests.demo_needs import read_served
 from nightjar.loadtests.demo_processes import ManagedProcess, ProcessError, run_to_end
-from nightjar.loadtests.demo_sampler import Sampler
-from nightjar.loadtests.demo_screen import Screen, View, plain_line
-from nightjar.loadtests.demo_steps import kill_policy
+from nightjar.loadtests.demo_screen import Sampler, Screen, View, plain_line
 from nightjar.loadtests.regimes import arrival_times
 from nightjar.loadtests.rows import read_rows
 from nightjar.loadtests.samples import read_samples
-from nightjar.loadtests.service_api import service_api
 from nightjar.loadtests.summary import RunSummary
 from nightjar.policy.wire.report import EngineLoad
 from tests.loadtests.fake_demo import use_the_fake_system

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from nightjar.loadtests import others
-from nightjar.loadtests.others import Look, look, share_of_others
+from nightjar.loadtests import demo_needs as others
+from nightjar.loadtests.demo_needs import Look, look, share_of_others
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 

@@ -11,8 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.loadtests.prompts import Text
-from nightjar.loadtests.token_counting import EstimatedTokens, TokenCounter, TokenizerError, TokenizerTokens, token_counter
-from nightjar.loadtests.trace_join import TraceJoin, context_limits, digest, join_trace, write_join
+from nightjar.loadtests.trace_join import (
+    EstimatedTokens,
+    TokenCounter,
+    TokenizerError,
+    TokenizerTokens,
+    TraceJoin,
+    context_limits,
+    digest,
+    join_trace,
+    token_counter,
+    write_join,
+)
 from nightjar.loadtests.traces import FittedTrace, TraceRow
 from tests.loadtests.word_tokenizer import word_tokenizer
 

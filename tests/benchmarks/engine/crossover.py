@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from nightjar.loadtests.arms.rounds import latin_rectangle
+from nightjar.loadtests.arms.arm import latin_rectangle
 from nightjar.loadtests.arms.statistics import Interval
 from nightjar.loadtests.simulation.evidence.bars import Bar, Direction
 from tests.benchmarks.engine.effort import Effort

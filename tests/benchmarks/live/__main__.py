@@ -15,7 +15,7 @@ import typer
 
 from nightjar.loadtests.bench_summary import StrictOption
 from nightjar.loadtests.goodput import GoodputError, GoodputTarget, parse_goodput
-from nightjar.loadtests.goodput_option import GoodputCommand, GoodputOption
+from nightjar.loadtests.output import GoodputCommand, GoodputOption
 from nightjar.loadtests.prompts import PromptsError
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from tests.benchmarks.engine.fixture import build, says

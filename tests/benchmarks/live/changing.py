@@ -19,7 +19,7 @@ from itertools import accumulate, pairwise
 from statistics import fmean
 from typing import Any, Final
 
-from nightjar.loadtests.arms.rounds import shuffled, there_and_back
+from nightjar.loadtests.arms.arm import shuffled, there_and_back
 from nightjar.loadtests.arms.statistics import Pair, Speed, matched, paired_ratio
 from nightjar.loadtests.arms.stock_table import TableRows, tuned_table
 from nightjar.loadtests.samples import StatusSample

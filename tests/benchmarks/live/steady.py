@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from nightjar.loadtests.arms.rounds import latin_rectangle
+from nightjar.loadtests.arms.arm import latin_rectangle
 from nightjar.loadtests.arms.statistics import RESAMPLED, Pair, Ratio, Speed, matched, paired_ratio
 from nightjar.loadtests.goodput import GoodputTarget
 from nightjar.loadtests.simulation.evidence.bars import Bar

@@ -22,10 +22,9 @@ from nightjar.cluster.client import get_or_create_policy_actor
 from nightjar.cluster.http_client import HttpClient
 from nightjar.cluster.operations import CONFIGURE, STATUS, OperationError
 from nightjar.cluster.store import NAMESPACE
-from nightjar.loadtests.arms.session import Session
+from nightjar.loadtests.arms.session import Session, service_api
 from nightjar.loadtests.arms.stock_table import TableRows
-from nightjar.loadtests.interrupts import as_keyboard_interrupt
-from nightjar.loadtests.service_api import service_api
+from nightjar.loadtests.demo_processes import as_keyboard_interrupt
 from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.status import FleetStatus, ReplicaStatus
 from tests.benchmarks.live.applications import (

@@ -22,7 +22,7 @@ from typing import Annotated, Final
 import typer
 
 from nightjar.deployments.models import BASE_NAME, models_folder
-from nightjar.loadtests.arms.rounds import TurnError, latin_rectangle
+from nightjar.loadtests.arms.arm import TurnError, latin_rectangle
 from nightjar.loadtests.bench_summary import Effort, StrictOption
 from nightjar.loadtests.openai_stream import Server, served_model
 from nightjar.loadtests.prompts import PromptsError, read_texts

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from nightjar.loadtests.arms.arm import TurnError
 from nightjar.loadtests.arms.load import locust_command
-from nightjar.loadtests.arms.rounds import TurnError
 from nightjar.loadtests.rows import read_rows
 from nightjar.loadtests.traces import TraceRow
 

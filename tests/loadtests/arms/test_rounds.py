@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from nightjar.loadtests.arms.rounds import latin_rectangle, there_and_back, turns
+from nightjar.loadtests.arms.arm import latin_rectangle, there_and_back, turns
 
 ARMS = ("off", "pin=5", "nightjar", "fleet")
 

@@ -11,10 +11,8 @@ import pytest
 
 from nightjar.cluster.http_client import HttpClient
 from nightjar.loadtests.arms import session
-from nightjar.loadtests.arms.arm import parse_arm
-from nightjar.loadtests.arms.rounds import TurnError
-from nightjar.loadtests.arms.session import Session, not_applied, put_back_request
-from nightjar.loadtests.service_api import service_api
+from nightjar.loadtests.arms.arm import TurnError, parse_arm
+from nightjar.loadtests.arms.session import Session, not_applied, put_back_request, service_api
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.status import FleetStatus, GroupStatus, OverrideStatus, PolicyStatus
 from tests.loadtests.arms.fleet import FakeFleet

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from nightjar.loadtests import commands
 from nightjar.loadtests.arms import session
 from nightjar.loadtests.compare import command as command_module
-from nightjar.loadtests.compare import conduct
+from nightjar.loadtests.compare import run_files as conduct
 from nightjar.loadtests.compare.command import app
 from nightjar.loadtests.compare.run_files import TURNS_FILE, PlayedTurn
 from tests.loadtests.arms.fleet import FakeFleet

@@ -16,7 +16,7 @@ from nightjar.deployments.proof.kit.engines import EngineSpec
 from nightjar.deployments.proof.kit.metered import MeteredEngine
 from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Table, Task, Verdict, errors, of_phase
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
-from nightjar.loadtests.arms.rounds import shuffled
+from nightjar.loadtests.arms.arm import shuffled
 from nightjar.loadtests.arms.statistics import Speed, matched, paired_ratio
 from nightjar.loadtests.arms.stock_table import tuned_table
 
