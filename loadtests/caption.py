@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from nightjar.loadtests.demo_needs import MUCH
 from nightjar.loadtests.samples import StatusSample, decoding_replicas
 from nightjar.loadtests.summary import ALL_PHASES, PhaseSummary
 from nightjar.policy.engine.steering import Cause
@@ -20,6 +19,8 @@ from nightjar.policy.wire.report import DrafterState
 
 STAYED_OFF: Final = 0.9
 """Share of its steps from which on auto is said to have stayed off."""
+MUCH: Final = 0.1
+"""Share of the machine's processor time: what other programs took from there on is said."""
 _SYSTEM: Final = (
     "Nothing here is simulated: real replicas of vLLM on Ray Serve answered real requests over HTTP on this machine's CPU. "
     "The target model's cost is inflated by layers that add exactly zero; its function is unchanged. So a small model can draft "

@@ -24,7 +24,6 @@ from rich.console import Console
 
 import nightjar
 from nightjar.cluster.http_client import HttpClient
-from nightjar.loadtests import demo as demo_steps
 from nightjar.loadtests import demo_checks
 from nightjar.loadtests.arms.arm import Arm, TurnError, parse_arms
 from nightjar.loadtests.arms.load import Load, send
@@ -51,6 +50,9 @@ CONFIRM_TIMEOUT_S: Final = 120.0
 WARM_UP_TOKENS: Final = 8
 """Per prompt, before the first mode: what is slow once, drafts included, is slow for none of them."""
 LOCAL_CONFIG: Final = Path(nightjar.__path__[-1]) / "cluster" / "configs" / "local-cpu.yaml"
+KILL_NOTICE: Final = (
+    'now the policy actor is killed on purpose; lines of Ray that follow, such as "A worker died or was killed", are expected'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class Demo:
         self._stage = "starting"
         self._sampler: Sampler | None = None
         self._rows_path: Path | None = None
-        self._kill = demo_steps.PolicyKill(plan.kill_after_s)
+        self._kill = PolicyKill(plan.kill_after_s)
         self._memory = MemoryWatch()
         self._others: dict[str, float] = {}
         self._facts = RunFacts.begun("demo", plan.command, plan.effort, self._names)
@@ -123,19 +125,19 @@ class Demo:
                 self._enter("stopping everything")
             return self._write(model, answers)
 
-    def _measure(self, server: Server, api: HttpClient, sampler: Sampler) -> tuple[str, dict[str, list[demo_checks.Answer]]]:
+    def _measure(self, server: Server, api: HttpClient, sampler: Sampler) -> tuple[str, dict[str, list[Answer]]]:
         """Every mode in turn. Returns the model's id and the answers of the text comparison."""
         model = first_model(server)
         session = Session(api, "the demo compares modes", look=lambda: sampler.sample().status, patience_s=CONFIRM_TIMEOUT_S)
         replicas = len(session.prepare().replicas)
         self._screen.say(f"{replicas} replicas of {model} serve at {server.url}")
         self._screen.say(f"the fleet, live, in a browser: {server.url}/nightjar")
-        answers: dict[str, list[demo_checks.Answer]] = {}
+        answers: dict[str, list[Answer]] = {}
         try:
             self._enter("warming up")
             session.run(self._arms[1])
             for prompt in self._plan.comparison_prompts:
-                demo_steps.ask(server, model, prompt, WARM_UP_TOKENS)
+                ask(server, model, prompt, WARM_UP_TOKENS)
             for arm in self._arms:
                 self._enter(f"mode {arm.name}: waiting for every replica to confirm it")
                 sampler.mode = ""
@@ -145,13 +147,13 @@ class Demo:
                 self._send_load(server, arm, sampler)
                 answers[arm.name] = [self._ask(server, model, arm, number) for number in range(len(self._plan.comparison_prompts))]
         finally:
-            demo_steps.keep_journal(sampler.latest, self._folder / "decisions.jsonl")
+            keep_journal(sampler.latest, self._folder / "decisions.jsonl")
         return model, answers
 
-    def _ask(self, server: Server, model: str, arm: Arm, number: int) -> demo_checks.Answer:
+    def _ask(self, server: Server, model: str, arm: Arm, number: int) -> Answer:
         prompts = self._plan.comparison_prompts
         self._enter(f"mode {arm.name}: text comparison, prompt {number + 1} of {len(prompts)}", quiet=number > 0)
-        return demo_steps.ask(server, model, prompts[number], self._plan.comparison_tokens)
+        return ask(server, model, prompts[number], self._plan.comparison_tokens)
 
     def _send_load(self, server: Server, arm: Arm, sampler: Sampler) -> None:
         self._enter(f"mode {arm.name}: load {self._plan.regime}")
@@ -176,7 +178,7 @@ class Demo:
         rows_path.unlink()
         self._rows_path = None
 
-    def _write(self, model: str, answers: dict[str, list[demo_checks.Answer]]) -> RunSummary:
+    def _write(self, model: str, answers: dict[str, list[Answer]]) -> RunSummary:
         """Checks, table and report from what was recorded."""
         assert self._sampler is not None
         rows, samples = read_rows(self._folder / "requests.jsonl"), self._sampler.samples
@@ -200,7 +202,7 @@ class Demo:
         (self._folder / "report.html").write_text(page, encoding="utf-8")
         return summary
 
-    def _checks(self, rows: tuple[RequestRow, ...], answers: dict[str, list[demo_checks.Answer]]) -> tuple[Check, ...]:
+    def _checks(self, rows: tuple[RequestRow, ...], answers: dict[str, list[Answer]]) -> tuple[Check, ...]:
         assert self._sampler is not None
         samples = self._sampler.samples
         sent = demo_checks.read_decisions(self._folder / "decisions.jsonl")
@@ -239,11 +241,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-KILL_NOTICE: Final = (
-    'now the policy actor is killed on purpose; lines of Ray that follow, such as "A worker died or was killed", are expected'
-)
 
 
 def ask(server: Server, model: str, prompt: str, max_tokens: int) -> Answer:

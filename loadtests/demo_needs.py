@@ -1,7 +1,11 @@
-"""What the demo's Serve file asks of a machine, and whether this one can give it: looked at before anything starts.
+"""The machine under the demo: whether it can give what the Serve file asks for, and how much other programs took of it meanwhile.
 
-What cannot work is an error, in one line that says what is needed. What is only slow is a warning. What cannot be found out on a
-machine is not judged: the system itself then says what it lacks.
+The first is looked at before anything starts. What cannot work is an error, in one line that says what is needed. What is only slow
+is a warning. What cannot be found out on a machine is not judged: the system itself then says what it lacks.
+
+Modes run one after the other, so a program that ran beside one of them alone looks like that mode's own doing. What the machine did
+is compared with what a tree of processes did (memory.tree), both in processor time. Linux only, and not behind a quota of
+processors, where the machine's time says nothing of the container's share: then nothing is said.
 """
 
 from __future__ import annotations
@@ -22,6 +26,11 @@ NEEDED_BYTES: Final = 10 * GIB
 """Of the demo's peak, which it prints at its end (docs/evidence.md)."""
 CGROUP: Final = Path("/sys/fs/cgroup")
 EXACT_DTYPE: Final = "float32"
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+_BUSY: Final = (0, 1, 2, 5, 6, 7)
+"""Of /proc/stat's first line: user, nice, system, interrupts of both kinds, stolen. Idle and waiting for a disk are not."""
+_OWN: Final = slice(10, 14)
+"""Of stat_fields: user and system time of the process, and of its children that ended."""
 
 
 class NeedsError(Exception):
@@ -145,15 +154,6 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-
-
-MUCH: Final = 0.1
-"""Of the machine's processor time: what others took from there on is told."""
-_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
-_BUSY: Final = (0, 1, 2, 5, 6, 7)
-"""Of /proc/stat's first line: user, nice, system, interrupts of both kinds, stolen. Idle and waiting for a disk are not."""
-_OWN: Final = slice(10, 14)
-"""Of stat_fields: user and system time of the process, and of its children that ended."""
 
 
 class Look(NamedTuple):

@@ -1,7 +1,8 @@
 """Processes that the demo starts: their output shown or kept, their ends certain.
 
 Each runs in a session of its own, so a Ctrl-C in the terminal reaches only the demo, which then stops them in order. Whatever
-of a process's session outlives it is killed after a patience. Fails with ProcessError, which holds the last lines it wrote.
+of a process's session outlives it is killed after a patience. SIGTERM ends a command the same way, so that what it recorded is
+kept. Fails with ProcessError, which holds the last lines it wrote.
 """
 
 from __future__ import annotations
@@ -23,6 +24,16 @@ from types import FrameType
 from typing import IO, Final, Self
 
 ENDING: Final = (signal.SIGINT, signal.SIGTERM)
+STOP_TIMEOUT_S: Final = 110.0
+"""Longer than `nightjar run` itself waits for Ray."""
+HURRY_TIMEOUT_S: Final = 15.0
+"""After a second Ctrl-C."""
+KILL_TIMEOUT_S: Final = 5.0
+POLL_PERIOD_S: Final = 0.1
+MAX_KEPT_LINES: Final = 15
+MAX_LINE_CHARACTERS: Final = 160
+"""Ray explains a killed worker in one line of a thousand characters."""
+ANSI_SEQUENCE: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def as_keyboard_interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -48,18 +59,6 @@ def held_back() -> Iterator[None]:
             signal.signal(ending, handler)
     for number in arrived:
         signal.raise_signal(number)
-
-
-STOP_TIMEOUT_S: Final = 110.0
-"""Longer than `nightjar run` itself waits for Ray."""
-HURRY_TIMEOUT_S: Final = 15.0
-"""After a second Ctrl-C."""
-KILL_TIMEOUT_S: Final = 5.0
-POLL_PERIOD_S: Final = 0.1
-MAX_KEPT_LINES: Final = 15
-MAX_LINE_CHARACTERS: Final = 160
-"""Ray explains a killed worker in one line of a thousand characters."""
-ANSI_SEQUENCE: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class ProcessError(Exception):

@@ -1,4 +1,8 @@
-"""What a person sees of the demo while it runs: a live table on a terminal, plain lines elsewhere, never silent for long."""
+"""What watches the demo while it runs, two threads: samples of the system's status once a second, and what a person sees of it.
+
+Samples are kept in memory for the screen and in a file as evidence. A policy that does not answer is a sample, too: it says why, so
+the file shows how long the policy was away. The screen is a live table on a terminal, plain lines elsewhere, never silent for long.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,7 @@ from nightjar.loadtests.summary import ALL_PHASES, RunSummary
 from nightjar.policy.wire.status import FleetStatus
 
 PERIOD_S: Final = 1.0
+REFRESH_PERIOD_S: Final = 0.5
 
 
 class Sampler:
@@ -67,9 +72,6 @@ class Sampler:
     def _run(self) -> None:
         while not self._stop.wait(PERIOD_S):
             self.sample()
-
-
-REFRESH_PERIOD_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,9 @@ arrival on its own greenlet; in a closed-loop phase each user is a greenlet that
 processes share a load by taking every n-th arrival and user; together they send exactly what one would.
 A request that fails at once is followed by a pause (closed loop), so that a dead server is not asked thousands of times a
 second. What has not ended `drain_s` after the regime is cut off and counts as failed: a row is never lost.
+
+All requests of a process share one thread. Where it is busy, requests are sent late and tokens are seen late, and times look
+worse than the server made them; `LoopWatch` shows that.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from nightjar.loadtests.trace_join import JoinedRequest
 
 FAILURE_PAUSE_S: Final = 1.0
 """A closed-loop user waits so long after an attempt that failed."""
+TICK_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +184,6 @@ def _row(due: _Due, result: ChatResult, lag_s: float, start_s: float) -> Request
         status=result.status,
         error=result.error,
     )
-
-
-TICK_S: Final = 0.05
 
 
 class LoopWatch:

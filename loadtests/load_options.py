@@ -1,7 +1,10 @@
-"""The options of the Locust load test, beside Locust's own.
+"""The options of the Locust load test, beside Locust's own, and what they ask for: a regime, or a trace joined with texts.
 
 Locust ships options to its workers as plain values, so each stays what was typed. Text that makes no regime and a prompts file that
 is none are refused when they are read; what needs more (a trace, a tokenizer) is looked at before any load.
+
+Every load process comes to the same from the same options, so that together they send each request exactly once.
+Fails closed: whatever is unusable raises a ValueError of one line that names file, line or option.
 """
 
 from __future__ import annotations
@@ -22,6 +25,10 @@ from nightjar.loadtests.prompts import BUILT_IN_PROMPTS, Text, read_prompts, rea
 from nightjar.loadtests.regimes import NAMED_REGIMES, TEXT_FORM, Phase, Regime, parse_regime
 from nightjar.loadtests.trace_join import JoinShares, TraceJoin, context_limits, join_trace, token_counter
 from nightjar.loadtests.traces import TraceFit, fit_trace, read_trace
+
+TRACE_PHASE: Final = "trace"
+LEAST_TRACE_S: Final = 1.0
+"""How long a trace of a single moment lasts."""
 
 
 def add_load_options(parser: LocustArgumentParser) -> None:
@@ -134,11 +141,6 @@ def _not_below_zero(parse: Callable[[str], Any], text: str) -> Any:
     if not value >= 0:
         raise ArgumentTypeError(f"{text} is below 0")
     return value
-
-
-TRACE_PHASE: Final = "trace"
-LEAST_TRACE_S: Final = 1.0
-"""How long a trace of a single moment lasts."""
 
 
 class RequestedLoad(NamedTuple):

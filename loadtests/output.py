@@ -1,4 +1,8 @@
-"""How a command writes its results: the option that every one of them has."""
+"""Options that several commands have: how results are written, and `--goodput ttft:500 tpot:50`.
+
+typer's options take one word each. Words after `--goodput` that look like parts of a target are given to it, as `vllm bench serve`
+and Locust take them.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 Locust's own statistics round to milliseconds and forget single requests, which is too coarse for times per token. A row
 is written with one `write` on a file opened for appending, so several load processes on one machine share a file.
 Fails closed on reading: a line that is no row raises `RowsError` with its file and line number.
+
+A run keeps them in a folder named after the time, with `latest` beside it pointing to the newest.
 """
 
 from __future__ import annotations

@@ -4,6 +4,10 @@ Every request of the trace gets texts of one category, put one after the other u
 last one is cut. Each prompt begins with its request's number: few texts make many prompts, and a prefix cache that answers half of
 one would show a load that never was. The same files, limits and seed give the same prompts, in every load process; the join
 is written out, so that another tool can send the very same requests.
+
+Only the server's tokenizer knows what a token is. Where that is not at hand tokens are estimated, and the counter's `name` says so
+in every output; after a run the server's own count stands beside it. A tokenizer that cannot be read raises `TokenizerError` with
+what is allowed.
 """
 
 from __future__ import annotations
@@ -24,6 +28,11 @@ from nightjar.policy.wire.record import Count, Record
 
 CHARACTERS_PER_TOKEN: Final = 4.0
 """Of English in tokenizers of 32,000 entries and more; code and other languages have fewer characters a token."""
+SEPARATOR: Final = "\n\n"
+TEMPLATE_ROOM_TOKENS: Final = 64
+"""Left free in the context for what a chat template adds."""
+ESTIMATE_ROOM: Final = 1.5
+"""A server may count so many times what was estimated before a prompt no longer fits its context."""
 
 
 class TokenizerError(ValueError):
@@ -107,13 +116,6 @@ class TokenizerTokens:
 def token_counter(tokenizer: str) -> TokenCounter:
     """The tokenizer at a path, or the estimate where none is named. Raises TokenizerError."""
     return TokenizerTokens(Path(tokenizer)) if tokenizer else EstimatedTokens()
-
-
-SEPARATOR: Final = "\n\n"
-TEMPLATE_ROOM_TOKENS: Final = 64
-"""Left free in the context for what a chat template adds."""
-ESTIMATE_ROOM: Final = 1.5
-"""A server may count so many times what was estimated before a prompt no longer fits its context."""
 
 
 class JoinedRequest(Record):

@@ -1,6 +1,8 @@
-"""What is compared: a mode or a planner of one running system, or another server by its address.
+"""What is compared, and whose turn is when: arms, and rounds of them in an order that favours none.
 
-Fails closed: text that is no arm raises ArmError with what is allowed.
+An arm is a mode or a planner of one running system, or another server by its address. Every round has each arm once, so that what
+drifts over minutes touches all of them. The first rounds may be lessons: planners learn the load, caches fill, and nothing is
+counted. Data and arithmetic only. Fails closed: text that is no arm raises ArmError with what is allowed.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ STEADY_S: Final = 4.0
 POLL_PERIOD_S: Final = 0.2
 PUT_BACK_TRIES: Final = 5
 PUT_BACK_PAUSE_S: Final = 3.0
+TIMEOUT_S: Final = 5.0
 
 
 class Session:
@@ -181,9 +182,6 @@ def put_back_request(before: OverrideStatus | None, since_s: float) -> ModeBody:
     if before.max_step_ms is not None:
         request["max_step_ms"] = before.max_step_ms
     return request
-
-
-TIMEOUT_S: Final = 5.0
 
 
 def service_api(url: str, token: str) -> HttpClient:

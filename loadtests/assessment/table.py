@@ -1,4 +1,4 @@
-"""Findings as Markdown: a table of batches, the gain or why there is none, and what cannot be known."""
+"""Findings as Markdown and as one page of HTML: a table of batches, the gain or why there is none, and what cannot be known."""
 
 from __future__ import annotations
 
@@ -16,9 +16,34 @@ LEAST_SHARE: Final = 0.005
 """Of a bucket's time, below which a K is not named."""
 
 
+class _Bar(NamedTuple):
+    """A batch's hours, and the parts of its bar as percent of the widest."""
+
+    batch: str
+    hours: float
+    drafted: float
+    off: float
+
+
 def to_markdown(found: Findings) -> str:
     """The findings for a terminal, an issue or a page."""
     return "\n".join([*_lines(found), ""])
+
+
+def render_page(found: Findings) -> str:
+    """The page."""
+    heads = columns(found)
+    return render(
+        "assess.html",
+        found=found,
+        headline=headline(found),
+        facts=facts(found),
+        acceptance=acceptance(found),
+        bars=[_bar(row, max(row.hours for row in found.batches)) for row in found.batches],
+        heads=heads,
+        rows=[cells(row, len(heads)) for row in found.batches],
+        profiles=[shipped_profile(profile) for profile in found.shipped],
+    )
 
 
 def facts(found: Findings) -> str:
@@ -126,31 +151,6 @@ def _lines(found: Findings) -> Iterator[str]:
 
 def _moment(time_s: float) -> str:
     return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M")
-
-
-class _Bar(NamedTuple):
-    """A batch's hours, and the parts of its bar as percent of the widest."""
-
-    batch: str
-    hours: float
-    drafted: float
-    off: float
-
-
-def render_page(found: Findings) -> str:
-    """The page."""
-    heads = columns(found)
-    return render(
-        "assess.html",
-        found=found,
-        headline=headline(found),
-        facts=facts(found),
-        acceptance=acceptance(found),
-        bars=[_bar(row, max(row.hours for row in found.batches)) for row in found.batches],
-        heads=heads,
-        rows=[cells(row, len(heads)) for row in found.batches],
-        profiles=[shipped_profile(profile) for profile in found.shipped],
-    )
 
 
 def _bar(row: BatchRow, most_hours: float) -> _Bar:

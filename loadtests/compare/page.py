@@ -1,7 +1,7 @@
-"""What people read of a comparison: a table in markdown, and one page of HTML without a script or another file.
+"""What a comparison found, computed from its folder, and what people read of it: a table in markdown and one page of HTML.
 
 The page says first what may be said, then shows each ratio with its interval, then every number. It is computed from the findings
-alone.
+alone: figures by phase, arm and round, and the verdicts of them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ from nightjar.loadtests.charts import Estimate, forest
 from nightjar.loadtests.compare.run_files import Facts, PlayedTurn, RunFiles
 from nightjar.loadtests.page import render
 from nightjar.loadtests.rows import read_rows
+
+HEADS: Final = ("phase", "arm", "verdict", "rounds", *(f"{measure.title}, 95 %" for measure in MEASURES.values()))
+FIGURE_HEADS: Final = (
+    "phase", "arm", "requests", "failed", "answer tokens/s", "TPOT ms", "TTFT ms", "tokens/s", "turn's mean K", "its steps off",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +97,6 @@ def _weighted(values: Sequence[tuple[float | None, int | None]]) -> float | None
     known = [(value, steps) for value, steps in values if value is not None and steps]
     total = sum(steps for _, steps in known)
     return sum(value * steps for value, steps in known) / total if total else None
-
-
-HEADS: Final = ("phase", "arm", "verdict", "rounds", *(f"{measure.title}, 95 %" for measure in MEASURES.values()))
-FIGURE_HEADS: Final = (
-    "phase", "arm", "requests", "failed", "answer tokens/s", "TPOT ms", "TTFT ms", "tokens/s", "turn's mean K", "its steps off",
-)  # fmt: skip
 
 
 def title(found: Findings) -> str:

@@ -1,7 +1,12 @@
-"""The folder of one comparison: its plan, a file of raw rows or results a turn, and a line for each turn that came to its end.
+"""One comparison's run: its plan, the folder that keeps it, and the conductor who plays its turns one by one.
+
+The folder holds the plan, a file of raw rows or results a turn, and a line for each turn that came to its end.
 
 A turn's line is written last, so a turn that was broken off is played again, into the same file, when the run goes on.
 Fails closed: a folder of another plan, or a line that is none, raises RunFilesError in one line. The last line alone may be torn.
+
+A turn is: switch, send the load, keep what came of it. What ran before is put back whatever happens. It fails as what it calls
+does, with TurnError or OperationError, each one line.
 """
 
 from __future__ import annotations
@@ -26,6 +31,8 @@ PLAN_FILE: Final = "compare.json"
 TURNS_FILE: Final = "turns.jsonl"
 PAGE_FILE: Final = "report.html"
 TABLE_FILE: Final = "table.md"
+EXPIRES_AFTER_S: Final = MOST_TURN_S + 300.0
+"""A mode that this program set and did not take back, because it was killed, ends by itself."""
 
 Learned = Literal["keep", "reset"]
 
@@ -146,10 +153,6 @@ class RunFiles:
         if last:  # written in part when the run was killed
             path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         return tuple(found)
-
-
-EXPIRES_AFTER_S: Final = MOST_TURN_S + 300.0
-"""A mode that this program set and did not take back, because it was killed, ends by itself."""
 
 
 @dataclass(slots=True)

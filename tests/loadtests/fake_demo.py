@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from nightjar.loadtests import commands, demo, demo_processes
-from nightjar.loadtests import demo_screen as demo_sampler
+from nightjar.loadtests import commands, demo, demo_processes, demo_screen
 from nightjar.loadtests.arms import session
 from nightjar.loadtests.demo_needs import MachineFacts
 from nightjar.loadtests.memory import GIB
@@ -21,7 +20,7 @@ def use_the_fake_system(put: Callable[[object, str, object], None]) -> None:
         put(module, "nightjar_command", lambda *arguments: [*FAKE_SYSTEM, *arguments])
     put(commands, "machine_facts", lambda: ENOUGH)
     put(session, "STEADY_S", 0.0)
-    put(demo_sampler, "PERIOD_S", 0.02)
+    put(demo_screen, "PERIOD_S", 0.02)
 
 
 if __name__ == "__main__":
