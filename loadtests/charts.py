@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 WIDTH: Final = 380
 HEIGHT: Final = 150
@@ -81,6 +81,14 @@ class Scale:
     def y(self, value: float) -> float:
         """Vertical place in pixels."""
         return TOP + (self.height - TOP - BOTTOM) * (1 - value / self.y_max)
+
+
+class ChartRow(NamedTuple):
+    """Charts side by side, each as SVG with its name, and one legend for all."""
+
+    title: str
+    keys: str
+    charts: Sequence[tuple[str, str]]
 
 
 def scale_for(x_max: float, values: Sequence[float], x_unit: str = "s") -> Scale:

@@ -35,7 +35,3 @@ def _environment() -> Environment:
     return Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-
-
-STYLE: Final = style("colours", "report", "charts")
-"""Of all reports, for one that has no template."""

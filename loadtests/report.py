@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 from nightjar.loadtests.caption import arm_name, arrivals, demo_caption, learning_in_words
-from nightjar.loadtests.charts import Band, Estimate, Series, chart, forest, legend, scale_for
+from nightjar.loadtests.charts import Band, ChartRow, Estimate, Series, chart, forest, legend, scale_for
 from nightjar.loadtests.page import render
 from nightjar.loadtests.regimes import Regime
 from nightjar.loadtests.rows import RequestRow, regime_start_s
@@ -51,14 +51,6 @@ class ModeRun:
 class _Panel:
     title: str
     draw: Callable[[ModeRun], list[Series]]
-
-
-class _Drawn(NamedTuple):
-    """A row of charts by mode, with its legend."""
-
-    title: str
-    keys: str
-    charts: Sequence[tuple[str, str]]
 
 
 def render_report(summary: RunSummary, regime: Regime, rows: Sequence[RequestRow], samples: Sequence[StatusSample]) -> str:
@@ -186,7 +178,7 @@ def mode_run(mode: str, regime: Regime, rows: Sequence[RequestRow], samples: Seq
     return ModeRun(mode, start_s, stretches(regime, mine), mine, seen, EngineHistory(seen))
 
 
-def _drawn(panel: _Panel, runs: Sequence[ModeRun], killed_at_s: float | None) -> _Drawn:
+def _drawn(panel: _Panel, runs: Sequence[ModeRun], killed_at_s: float | None) -> ChartRow:
     drawn = [(run, panel.draw(run)) for run in runs]
     values = [y for _, series in drawn for one in series for _, y in one.points if y is not None]
     scale = scale_for(max(run.duration_s for run in runs), values)
@@ -200,7 +192,7 @@ def _drawn(panel: _Panel, runs: Sequence[ModeRun], killed_at_s: float | None) ->
         if killed_at_s is not None and 0 <= killed_at_s - run.start_s <= run.duration_s:
             marker = (killed_at_s - run.start_s, "the policy actor was killed here")
         charts.append((run.mode, chart(series, scale, bands, marker)))
-    return _Drawn(panel.title, legend(drawn[0][1]), charts)
+    return ChartRow(panel.title, legend(drawn[0][1]), charts)
 
 
 def _bins(run: ModeRun) -> Iterable[tuple[float, float, float]]:

@@ -23,6 +23,11 @@ class Grid:
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
 
+    @property
+    def has_text(self) -> tuple[bool, ...]:
+        """Of each column: whether its cells are words, in one row at least, and no numbers."""
+        return tuple(any(row[place][:1].isalpha() for row in self.rows) for place in range(len(self.columns)))
+
 
 def geometric_mean(found: Sequence[Found]) -> float:
     """Of the values of cells, which are above 0."""

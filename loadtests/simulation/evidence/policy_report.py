@@ -6,15 +6,13 @@ Everything on it is computed from the run's raw rows. Charts of one row share th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
 from statistics import fmean
-from string import Template
 from typing import Final
 
-from nightjar.loadtests.charts import Series, chart, legend, scale_for
+from nightjar.loadtests.charts import ChartRow, Series, chart, legend, scale_for
+from nightjar.loadtests.page import render
 from nightjar.loadtests.simulation.evidence.bars import GOODPUT, by_second
 from nightjar.loadtests.simulation.evidence.grid import Grid
-from nightjar.loadtests.simulation.evidence.policy_page import PAGE
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.summary import NOT_JUDGED, SimulationSummary
 from nightjar.loadtests.simulation.evidence.tables import bar_grid, failure_grid
@@ -29,8 +27,8 @@ CAPTION: Final = (
 CURVES: Final = (FLEET, ORACLE, "nightjar", "fixed-3", "turbospec", OFF, "banditspec", "sglang")
 """Whom the charts show, each in its colour (c0, c1, ...); everybody is in the tables."""
 
-ChartsOf = Callable[[Sequence[RunRow]], str]
-"""Draws a row of charts; empty where their runs were not made."""
+ChartsOf = Callable[[Sequence[RunRow]], ChartRow | None]
+"""Draws a row of charts; None where their runs were not made."""
 
 Named = Mapping[str, Sequence[tuple[float, float | None]]]
 """Curves of one chart by name."""
@@ -46,26 +44,29 @@ def render_policy_report(
 ) -> str:
     """The page, with these tables and charts. Without bars where the run is not `judged`."""
     good = [row for row in rows if not row.error]
-    parts = [_table(bar_grid(tuple(summary.bars.values())))] if judged else []
-    headline = summary.headline if judged else f"{NOT_JUDGED}."
+    first = [bar_grid(tuple(summary.bars.values()))] if judged else []
     if any(row.error for row in rows):
-        parts.append(_table(failure_grid(rows)))
-    parts += [part for draw in charts if (part := draw(good))]
-    parts += [_table(grid) for grid in grids if grid.rows]
-    return Template(PAGE).substitute(
-        headline=escape(headline), facts=escape(summary.facts), caption=escape(CAPTION), body="\n".join(parts)
+        first.append(failure_grid(rows))
+    return render(
+        "simulate.html",
+        headline=summary.headline if judged else f"{NOT_JUDGED}.",
+        facts=summary.facts,
+        caption=CAPTION,
+        first=first,
+        rows_of_charts=[drawn for draw in charts if (drawn := draw(good))],
+        grids=[grid for grid in grids if grid.rows],
     )
 
 
-def _throughput_against_load(rows: Sequence[RunRow]) -> str:
+def _throughput_against_load(rows: Sequence[RunRow]) -> ChartRow | None:
     return _against_load(rows, GOODPUT, "Tokens per busy engine-second against load (Poisson)", 1.0)
 
 
-def _latency_against_load(rows: Sequence[RunRow]) -> str:
+def _latency_against_load(rows: Sequence[RunRow]) -> ChartRow | None:
     return _against_load(rows, "tpot_p50_s", "Median time per token against load (Poisson), milliseconds", 1e3)
 
 
-def _against_load(rows: Sequence[RunRow], measure: str, title: str, factor: float) -> str:
+def _against_load(rows: Sequence[RunRow], measure: str, title: str, factor: float) -> ChartRow | None:
     poisson = [row for row in rows if row.kind == "open_loop" and row.load.startswith("poisson") and not row.as_published]
     kept = [row for row in poisson if {measure, "requests_per_s"} <= row.measures.keys()]
     charts: dict[str, Named] = {}
@@ -75,7 +76,7 @@ def _against_load(rows: Sequence[RunRow], measure: str, title: str, factor: floa
     return panel(title, charts, "req/s", shared=False)
 
 
-def _length_over_time(rows: Sequence[RunRow]) -> str:
+def _length_over_time(rows: Sequence[RunRow]) -> ChartRow | None:
     kept = [row for row in rows if row.kind == "open_loop" and "mean_k" in row.series and not row.as_published]
     charts = {
         place: {row.who: _by_second(row.series["mean_k"]) for row in kept if row.place == place}
@@ -84,7 +85,7 @@ def _length_over_time(rows: Sequence[RunRow]) -> str:
     return panel("K over time, mean over engine steps of a second, one seed", charts, "s", shared=False)
 
 
-def _learning(rows: Sequence[RunRow]) -> str:
+def _learning(rows: Sequence[RunRow]) -> ChartRow | None:
     kept = [row for row in rows if row.kind == "pooling" and "lost_tokens_per_replica" in row.measures]
     charts = {
         place: {
@@ -101,24 +102,23 @@ def _learning(rows: Sequence[RunRow]) -> str:
     )
 
 
-def panel(title: str, charts: Mapping[str, Named], x_unit: str, *, shared: bool) -> str:
-    """A row of charts with one legend; empty without a curve. `shared`: one vertical scale for all of them."""
+def panel(title: str, charts: Mapping[str, Named], x_unit: str, *, shared: bool) -> ChartRow | None:
+    """A row of charts with one legend; None without a curve. `shared`: one vertical scale for all of them."""
     drawn = {name: {who: points for who, points in curves.items() if points} for name, curves in charts.items()}
     drawn = {name: curves for name, curves in drawn.items() if curves}
     if not drawn:
-        return ""
+        return None
     styles = _styles(dict.fromkeys(who for curves in drawn.values() for who in curves))
     every = [y for curves in drawn.values() for points in curves.values() for _, y in points if y is not None]
-    cells = []
+    charted = []
     for name, curves in drawn.items():
         series = [Series(who, "line", styles[who], points) for who, points in curves.items()]
         if x_unit != "s":
             series += [Series(who, "dots", styles[who], points) for who, points in curves.items()]
         values = every if shared else [y for points in curves.values() for _, y in points if y is not None]
         scale = scale_for(max(x for points in curves.values() for x, _ in points), values, x_unit)
-        cells.append(f"<div>{chart(series, scale)}<p>{escape(name)}</p></div>")
-    keys = legend([Series(who, "line", style, ()) for who, style in styles.items()])
-    return f'<h4>{escape(title)} <small>{keys}</small></h4><div class="charts">{"".join(cells)}</div>'
+        charted.append((name, chart(series, scale)))
+    return ChartRow(title, legend([Series(who, "line", style, ()) for who, style in styles.items()]), charted)
 
 
 def _styles(whos: Iterable[str]) -> dict[str, str]:
@@ -154,27 +154,6 @@ def mean_series(series: Sequence[Sequence[float]]) -> list[tuple[float, float | 
 
 def _by_second(values: Sequence[float]) -> list[tuple[float, float | None]]:
     return [(float(second), value) for second, value in enumerate(values)]
-
-
-def _table(grid: Grid) -> str:
-    text = [any(row[place][:1].isalpha() for row in grid.rows) for place in range(len(grid.columns))]
-    head = "".join(
-        f'<th class="left">{escape(column)}</th>' if is_text else f"<th>{escape(column)}</th>"
-        for column, is_text in zip(grid.columns, text, strict=True)
-    )
-    body = "".join(
-        "<tr>" + "".join(_cell(cell, is_text=is_text) for cell, is_text in zip(row, text, strict=True)) + "</tr>"
-        for row in grid.rows
-    )
-    note = f'<p class="caption">{escape(grid.note)}</p>' if grid.note else ""
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<h4>{escape(grid.title)}</h4>{note}<div class="wide">{table}</div>'
-
-
-def _cell(text: str, *, is_text: bool) -> str:
-    styles = {"MISSED": "missed", "reached": "reached"}
-    style = styles.get(text) or ("left" if is_text else "")
-    return f'<td class="{style}">{escape(text)}</td>' if style else f"<td>{escape(text)}</td>"
 
 
 CHARTS: Final[tuple[ChartsOf, ...]] = (_throughput_against_load, _latency_against_load, _length_over_time, _learning)

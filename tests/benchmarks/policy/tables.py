@@ -8,6 +8,7 @@ from itertools import accumulate
 from statistics import fmean
 from typing import Final
 
+from nightjar.loadtests.charts import ChartRow
 from nightjar.loadtests.simulation.evidence.bar_list import THROUGHPUT
 from nightjar.loadtests.simulation.evidence.bars import GOODPUT, Cells, by_second
 from nightjar.loadtests.simulation.evidence.grid import Grid, number, ratio, share
@@ -128,7 +129,7 @@ def head_grid(rows: Sequence[RunRow]) -> Grid:
     )
 
 
-def regret_charts(rows: Sequence[RunRow]) -> str:
+def regret_charts(rows: Sequence[RunRow]) -> ChartRow | None:
     """Of the experiment regret."""
     kept = [row for row in rows if row.kind == "regret" and "lost" in row.series]
     charts = {
@@ -141,7 +142,7 @@ def regret_charts(rows: Sequence[RunRow]) -> str:
     return panel("Regret: tokens lost per replica against the oracle's K, cumulative, mean over seeds", charts, "s", shared=False)
 
 
-def storm_charts(rows: Sequence[RunRow]) -> str:
+def storm_charts(rows: Sequence[RunRow]) -> ChartRow | None:
     """Of the experiment storm."""
     kept = [row for row in rows if row.kind == "storm" and "tokens" in row.series]
     charts: dict[str, Named] = {}
