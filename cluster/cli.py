@@ -67,7 +67,9 @@ COMMANDS: Final = {
         CONFIGURATION, "Show how Nightjar goes into (or out of) a Serve config, RayService or `vllm serve` line."
     ),
     "demo": RoomCommand(
-        "nightjar.loadtests.commands", "Two real replicas under a changing load: off, a fixed K and auto compared.", extra="load"
+        "nightjar.loadtests.demo.command",
+        "Two real replicas under a changing load: off, a fixed K and auto compared.",
+        extra="load",
     ),
     "compare": RoomCommand(
         "nightjar.loadtests.compare.command",
@@ -75,12 +77,12 @@ COMMANDS: Final = {
         extra="load",
     ),
     "report": RoomCommand(
-        "nightjar.loadtests.commands",
+        "nightjar.loadtests.demo.command",
         "Write the HTML report of a recorded run or comparison, or show a load test's figures.",
         extra="load",
     ),
     "simulate": RoomCommand(
-        "nightjar.loadtests.simulation_command", "The planner against every rival in virtual time, on this machine's cores."
+        "nightjar.loadtests.simulation.command", "The planner against every rival in virtual time, on this machine's cores."
     ),
     "gpu-proof": RoomCommand(
         "nightjar.deployments.proof.kit.command",

@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal
 import typer
 from rich.console import Console
 
-from nightjar.loadtests.machine import commit, load_average, machine
+from nightjar.loadtests.report.machine import commit, load_average, machine
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.policy.wire.record import Record
 

@@ -30,12 +30,11 @@ from locust.runners import MasterRunner, WorkerRunner
 from rich.console import Console
 from rich.table import Table
 
-from nightjar.loadtests.connections import Connections
-from nightjar.loadtests.goodput import parse_goodput
-from nightjar.loadtests.load_driver import WHOLE, LoadDriver, LoopWatch, Shard
-from nightjar.loadtests.load_figures import LOAD_FILE, LoadSummary, ProcessReport, Seen, figures_of, lines_of, too_slow
-from nightjar.loadtests.load_options import RequestedLoad, add_load_options, check_files, requested_load
-from nightjar.loadtests.openai_stream import (
+from nightjar.loadtests.load.connections import Connections
+from nightjar.loadtests.load.driver import WHOLE, LoadDriver, LoopWatch, Shard
+from nightjar.loadtests.load.figures import LOAD_FILE, LoadSummary, ProcessReport, Seen, figures_of, lines_of, too_slow
+from nightjar.loadtests.load.goodput import parse_goodput
+from nightjar.loadtests.load.openai_stream import (
     READ_TIMEOUT_S,
     AddressError,
     ChatRequest,
@@ -44,8 +43,9 @@ from nightjar.loadtests.openai_stream import (
     served_model,
     stream_chat,
 )
-from nightjar.loadtests.rows import RequestRow, RowWriter, new_run_folder, regime_start_s
-from nightjar.loadtests.trace_join import digest, write_join
+from nightjar.loadtests.load.options import RequestedLoad, add_load_options, check_files, requested_load
+from nightjar.loadtests.load.rows import RequestRow, RowWriter, new_run_folder, regime_start_s
+from nightjar.loadtests.load.trace_join import digest, write_join
 
 EXIT_CODE_UNUSABLE: Final = 2
 API_KEY_VARIABLE: Final = "OPENAI_API_KEY"

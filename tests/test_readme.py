@@ -73,7 +73,7 @@ RUN_ELSEWHERE: Final = {
     "nightjar migrate serve.yaml --write": BY_HAND,
     "nightjar migrate serve.yaml --remove --write": BY_HAND,
     "nightjar run cluster/configs/local-cpu.yaml": TUTORIAL,
-    "make load-trace TRACE=requests.csv PROMPTS=texts.jsonl": "tests/loadtests/test_load_trace_target.py",
+    "make load-trace TRACE=requests.csv PROMPTS=texts.jsonl": "tests/loadtests/load/test_load_trace_target.py",
 }
 """Where the very words of a command are run."""
 

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, TypeVar, get_args
 
 from pydantic import ValidationError
 
-from nightjar.loadtests.openai_stream import AddressError, Server
+from nightjar.loadtests.load.openai_stream import AddressError, Server
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import PlannerName
 from nightjar.policy.wire.record import Record

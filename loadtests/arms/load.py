@@ -19,9 +19,9 @@ from pydantic import Field
 
 from nightjar.loadtests.arms.arm import TurnError
 from nightjar.loadtests.arms.measures import WARM_UP, ResultError, read_result
-from nightjar.loadtests.demo_processes import POLL_PERIOD_S, ManagedProcess
-from nightjar.loadtests.regimes import parse_regime
-from nightjar.loadtests.rows import RowsError, read_rows
+from nightjar.loadtests.arms.processes import POLL_PERIOD_S, ManagedProcess
+from nightjar.loadtests.load.regimes import parse_regime
+from nightjar.loadtests.load.rows import RowsError, read_rows
 from nightjar.policy.wire.record import Record
 
 PLACES: Final = ("url", "result_file", "result_dir", "result_name", "seed", "round", "arm")

@@ -14,8 +14,8 @@ from typing import Any, Final, NamedTuple
 from pydantic import ValidationError
 
 from nightjar.loadtests.arms.statistics import Speed
-from nightjar.loadtests.load_figures import LoadFigures, LoadSummary, Spread
-from nightjar.loadtests.rows import RequestRow
+from nightjar.loadtests.load.figures import LoadFigures, LoadSummary, Spread
+from nightjar.loadtests.load.rows import RequestRow
 from nightjar.policy.wire.record import Record, describe_validation_error
 
 WARM_UP: Final = "warm-up"

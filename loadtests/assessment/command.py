@@ -16,9 +16,9 @@ from rich.progress import Progress
 from nightjar.loadtests.assessment.findings import Findings, find
 from nightjar.loadtests.assessment.history import scraped
 from nightjar.loadtests.assessment.prometheus import Found, PrometheusError, open_prometheus, read_recording, read_scrapes
+from nightjar.loadtests.assessment.report import render_page, to_markdown
 from nightjar.loadtests.assessment.scrapes import MODEL, PREFIXES, Metric
-from nightjar.loadtests.assessment.table import render_page, to_markdown
-from nightjar.loadtests.output import Output, OutputOption
+from nightjar.loadtests.report.output import Output, OutputOption
 from nightjar.loadtests.simulation.profiles import SHIPPED_NAMES, Profile, ProfileError, read_profile
 
 MOST_HOURS: Final = 24.0 * 90

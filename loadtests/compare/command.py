@@ -20,9 +20,10 @@ from nightjar.cluster.operations import OperationError
 from nightjar.loadtests.arms.arm import FORM, ArmError, TurnError, parse_arms
 from nightjar.loadtests.arms.load import PLACES, Load, filled
 from nightjar.loadtests.arms.measures import ResultError
+from nightjar.loadtests.arms.processes import as_keyboard_interrupt
 from nightjar.loadtests.arms.session import Session, service_api
 from nightjar.loadtests.compare.page import Findings, findings, page, sentences, table
-from nightjar.loadtests.compare.run_files import (
+from nightjar.loadtests.compare.run import (
     PAGE_FILE,
     TABLE_FILE,
     ComparePlan,
@@ -32,12 +33,11 @@ from nightjar.loadtests.compare.run_files import (
     RunFiles,
     RunFilesError,
 )
-from nightjar.loadtests.demo_processes import as_keyboard_interrupt
-from nightjar.loadtests.machine import commit, load_average, machine
-from nightjar.loadtests.openai_stream import AddressError, Server, first_model
-from nightjar.loadtests.output import Output, OutputOption
-from nightjar.loadtests.regimes import RegimeError, parse_regime
-from nightjar.loadtests.rows import RowsError
+from nightjar.loadtests.load.openai_stream import AddressError, Server, first_model
+from nightjar.loadtests.load.regimes import RegimeError, parse_regime
+from nightjar.loadtests.load.rows import RowsError
+from nightjar.loadtests.report.machine import commit, load_average, machine
+from nightjar.loadtests.report.output import Output, OutputOption
 from nightjar.policy.wire.record import describe_validation_error
 
 DEFAULT_ARMS: Final = ("off", "auto")

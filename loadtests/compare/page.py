@@ -14,10 +14,10 @@ from typing import Final
 from nightjar.loadtests.arms.measures import MEASURES, WHOLE, Figures, figures_by_phase, read_result
 from nightjar.loadtests.arms.statistics import Ratio
 from nightjar.loadtests.arms.verdict import LEAST_ROUNDS, MOST_FAILED, Comparison, compared, summed
-from nightjar.loadtests.charts import Estimate, forest
-from nightjar.loadtests.compare.run_files import Facts, PlayedTurn, RunFiles
-from nightjar.loadtests.page import render
-from nightjar.loadtests.rows import read_rows
+from nightjar.loadtests.compare.run import Facts, PlayedTurn, RunFiles
+from nightjar.loadtests.load.rows import read_rows
+from nightjar.loadtests.report.charts import Estimate, forest
+from nightjar.loadtests.report.page import render
 
 HEADS: Final = ("phase", "arm", "verdict", "rounds", *(f"{measure.title}, 95 %" for measure in MEASURES.values()))
 FIGURE_HEADS: Final = (

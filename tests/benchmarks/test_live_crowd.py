@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 
 import httpx
 
-from nightjar.loadtests.goodput import GoodputTarget, Timed, goodput_of
+from nightjar.loadtests.load.goodput import GoodputTarget, Timed, goodput_of
 from tests.benchmarks.live.answers import Answer, goodput_between, tokens_between
 from tests.benchmarks.live.chat_client import Question, ask
 from tests.benchmarks.live.crowd import Crowd, Deck

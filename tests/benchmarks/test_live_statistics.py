@@ -12,10 +12,10 @@ import pytest
 pytest.importorskip("ray")
 
 from nightjar.loadtests.arms.arm import there_and_back
+from nightjar.loadtests.arms.samples import StatusSample, Work
 from nightjar.loadtests.arms.statistics import Interval, Speed, paired_ratio
 from nightjar.loadtests.arms.stock_table import tuned_table
-from nightjar.loadtests.prompts import PromptsError
-from nightjar.loadtests.samples import StatusSample, Work
+from nightjar.loadtests.load.prompts import PromptsError
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import DrafterState, EngineLoad, StepTotals

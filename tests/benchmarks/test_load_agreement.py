@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from nightjar.loadtests.arms.arm import TurnError
-from nightjar.loadtests.rows import RequestRow, RowWriter
-from nightjar.loadtests.traces import TraceRow, read_trace
+from nightjar.loadtests.load.rows import RequestRow, RowWriter
+from nightjar.loadtests.load.traces import TraceRow, read_trace
 from tests.benchmarks.load.agreement import Round, bars, table
 from tests.benchmarks.load.commands import Served, Times, ours, read_ours, read_theirs, theirs, write_even_trace
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nightjar.loadtests.regimes import Phase, Regime
+from nightjar.loadtests.load.regimes import Phase, Regime
 from nightjar.loadtests.simulation.profiles import read_profile
 from nightjar.loadtests.simulation.service.lengths import SHAREGPT
 from nightjar.loadtests.simulation.service.scenario import PlannerChoice, Scenario

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from nightjar.loadtests.regimes import Phase, Regime
+from nightjar.loadtests.load.regimes import Phase, Regime
 from nightjar.loadtests.simulation.campaign.measures import WITHIN
 from nightjar.loadtests.simulation.campaign.scenes import nominal_of, workload
 from nightjar.loadtests.simulation.profiles import read_profile

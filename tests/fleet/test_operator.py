@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("ray")
 from nightjar.cluster.journal import JournalEntry
 from nightjar.cluster.operations import CANARY, FREEZE, CanaryBody
-from nightjar.loadtests.regimes import Phase, Regime
+from nightjar.loadtests.load.regimes import Phase, Regime
 from nightjar.loadtests.simulation.campaign.scenes import nominal_of, workload
 from nightjar.loadtests.simulation.profiles import read_profile
 from nightjar.loadtests.simulation.service.scenario import PlannerChoice, Scenario

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from nightjar.loadtests.regimes import NAMED_REGIMES, parse_regime
-from nightjar.loadtests.rows import read_rows
+from nightjar.loadtests.load.regimes import NAMED_REGIMES, parse_regime
+from nightjar.loadtests.load.rows import read_rows
 from tests.helm.rendering import ROOT, needs_helm, release
 from tests.loadtests.fake_server import FakeServer, running_fake_server
 from tests.ports import free_port

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nightjar.loadtests.rows import RequestRow
-from nightjar.loadtests.samples import StatusSample
+from nightjar.loadtests.arms.samples import StatusSample
+from nightjar.loadtests.load.rows import RequestRow
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import DrafterState, EngineLoad, StepTotals
 from nightjar.policy.wire.settings import SettingsVersion, TableRow

@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from nightjar.loadtests.commands import DEMO_REGIME
+from nightjar.loadtests.demo.command import DEMO_REGIME
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF
 from tests.reference.figures import changing_load, demo_run
 

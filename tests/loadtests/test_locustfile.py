@@ -15,12 +15,12 @@ from typing import IO, Any
 import psutil
 import pytest
 
-from nightjar.loadtests.load_figures import LoadSummary
-from nightjar.loadtests.regimes import arrival_times, parse_regime
-from nightjar.loadtests.rows import read_rows
-from nightjar.loadtests.trace_join import JoinedRequest
+from nightjar.loadtests.load.figures import LoadSummary
+from nightjar.loadtests.load.regimes import arrival_times, parse_regime
+from nightjar.loadtests.load.rows import read_rows
+from nightjar.loadtests.load.trace_join import JoinedRequest
 from tests.loadtests.fake_server import FakeServer, chunk, running_fake_server, usage, whole_answer
-from tests.loadtests.trace_files import write_trace_files
+from tests.loadtests.load.trace_files import write_trace_files
 from tests.ports import free_port
 
 pytestmark = pytest.mark.heavy

@@ -113,5 +113,5 @@ TARGETS: Final = (
         libraries=VLLM,
     ),
     # what the demo says of itself
-    Target("loadtests/demo_checks.py", ("tests/loadtests/test_demo_checks.py",)),
+    Target("loadtests/demo/checks.py", ("tests/loadtests/demo/test_checks.py",)),
 )

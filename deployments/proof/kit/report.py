@@ -11,7 +11,7 @@ from typing import Any, Final
 from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Verdict
 from nightjar.deployments.proof.kit.telling import Cleaner
-from nightjar.loadtests.page import render
+from nightjar.loadtests.report.page import render
 
 FILE_NAME: Final = "proof"
 TITLE: Final = "Nightjar: GPU proof"

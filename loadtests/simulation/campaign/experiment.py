@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from nightjar.loadtests.goodput import GoodputTarget
-from nightjar.loadtests.regimes import Regime
+from nightjar.loadtests.load.goodput import GoodputTarget
+from nightjar.loadtests.load.regimes import Regime
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.profiles import Profile

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from nightjar.loadtests.regimes import Phase, Regime, repeated
+from nightjar.loadtests.load.regimes import Phase, Regime, repeated
 from nightjar.loadtests.simulation.campaign.nominal import Nominal
 from nightjar.loadtests.simulation.evidence.bar_list import OTHER_TEXTS
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from nightjar.loadtests.goodput import GoodputTarget
-from nightjar.loadtests.regimes import Regime
+from nightjar.loadtests.load.goodput import GoodputTarget
+from nightjar.loadtests.load.regimes import Regime
 from nightjar.loadtests.simulation.evidence.goodput_table import KEPT_SHARE, KEPT_TOKENS, OFFERED
 from nightjar.loadtests.simulation.evidence.runner import Cell, Outcome
 from nightjar.loadtests.simulation.service.results import RunResult, Second

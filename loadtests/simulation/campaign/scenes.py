@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from nightjar.loadtests.regimes import Phase, Regime
+from nightjar.loadtests.load.regimes import Phase, Regime
+from nightjar.loadtests.load.traces import read_trace
 from nightjar.loadtests.simulation.campaign.contestants import Contestant, choose
 from nightjar.loadtests.simulation.campaign.experiment import Choice, Effort, dataset_of
 from nightjar.loadtests.simulation.campaign.loads import ACCEPTANCE, open_load
@@ -18,7 +19,6 @@ from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.service.lengths import Dataset, Lognormal, Traffic
 from nightjar.loadtests.simulation.service.scenario import AcceptanceScaled, Scenario
 from nightjar.loadtests.simulation.service.workload import Trace, Workload
-from nightjar.loadtests.traces import read_trace
 
 SHORT_STEP_S: Final = 0.02
 LONG_STEP_S: Final = 0.2

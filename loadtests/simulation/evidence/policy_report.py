@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Final
 
-from nightjar.loadtests.charts import ChartRow, Series, chart, legend, scale_for
-from nightjar.loadtests.page import render
+from nightjar.loadtests.report.charts import ChartRow, Series, chart, legend, scale_for
+from nightjar.loadtests.report.page import render
 from nightjar.loadtests.simulation.evidence.bars import GOODPUT, by_second
 from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.rows import RunRow

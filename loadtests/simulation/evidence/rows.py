@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from nightjar.loadtests.rows import RowsError
+from nightjar.loadtests.load.rows import RowsError
 from nightjar.loadtests.simulation.profiles import Mechanics
 from nightjar.policy.wire.record import Identifier, Record, describe_validation_error
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from nightjar.loadtests.regimes import Phase, Regime, repeated
+from nightjar.loadtests.load.regimes import Phase, Regime, repeated
 from nightjar.loadtests.simulation.campaign.contestants import Contestant
 from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.campaign.measures import until_the_last_answer

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from nightjar.loadtests.regimes import Phase, Regime
+from nightjar.loadtests.load.regimes import Phase, Regime
 from nightjar.loadtests.simulation.campaign.contestants import Contestant, learns
 from nightjar.loadtests.simulation.campaign.experiment import Choice, Effort, Experiment
 from nightjar.loadtests.simulation.campaign.measures import basic

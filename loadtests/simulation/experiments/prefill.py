@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from nightjar.loadtests.regimes import Phase, Regime
+from nightjar.loadtests.load.regimes import Phase, Regime
 from nightjar.loadtests.simulation.campaign.contestants import Contestant, learns
 from nightjar.loadtests.simulation.campaign.experiment import Choice, Effort, Experiment, dataset_of
 from nightjar.loadtests.simulation.campaign.measures import basic

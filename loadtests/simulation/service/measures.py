@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 
-from nightjar.loadtests.goodput import Goodput, Timed
+from nightjar.loadtests.load.goodput import Goodput, Timed
 from nightjar.loadtests.simulation.engine.leases import LeasedRestart, begun_above, most_at_once
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.service.control_plane import ControlPlane

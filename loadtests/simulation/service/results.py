@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nightjar.loadtests.goodput import Goodput
+from nightjar.loadtests.load.goodput import Goodput
 from nightjar.policy.canary.trial import Trial
 from nightjar.policy.prior.learned import LearnedTables
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nightjar.loadtests.goodput import GoodputTarget
+from nightjar.loadtests.load.goodput import GoodputTarget
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.service.autoscaler import Autoscale
 from nightjar.loadtests.simulation.service.control_plane import PERFECT, Network

@@ -17,9 +17,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nightjar.loadtests.regimes import Regime, arrival_times
+from nightjar.loadtests.load.regimes import Regime, arrival_times
+from nightjar.loadtests.load.traces import read_trace
 from nightjar.loadtests.simulation.service.lengths import SHAREGPT, Traffic
-from nightjar.loadtests.traces import read_trace
 
 USER_BLOCK: Final = 64
 OPEN_BLOCK: Final = 4096

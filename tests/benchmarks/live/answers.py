@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
-from nightjar.loadtests.goodput import Goodput, GoodputTarget, Timed, goodput_of
+from nightjar.loadtests.load.goodput import Goodput, GoodputTarget, Timed, goodput_of
 
 
 class Arrival(NamedTuple):

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from nightjar.loadtests.arms.samples import StatusSample, all_work
 from nightjar.loadtests.arms.statistics import RESAMPLES, Interval, interval_of_resamples
-from nightjar.loadtests.prompts import PromptsError, read_prompts_by_category
-from nightjar.loadtests.samples import StatusSample, all_work
+from nightjar.loadtests.load.prompts import PromptsError, read_prompts_by_category
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from tests.benchmarks.live.answers import Answer, acceptance_seen
 from tests.benchmarks.live.applications import OURS

@@ -20,9 +20,9 @@ from statistics import fmean
 from typing import Any, Final
 
 from nightjar.loadtests.arms.arm import shuffled, there_and_back
+from nightjar.loadtests.arms.samples import StatusSample
 from nightjar.loadtests.arms.statistics import Pair, Speed, matched, paired_ratio
 from nightjar.loadtests.arms.stock_table import TableRows, tuned_table
-from nightjar.loadtests.samples import StatusSample
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from tests.benchmarks.engine.fixture import MAX_NUM_SEQS
 from tests.benchmarks.live.applications import OURS, STOCK

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import httpx
 
-from nightjar.loadtests.goodput import Timed
-from nightjar.loadtests.openai_stream import ChatRequest, StreamParser
+from nightjar.loadtests.load.goodput import Timed
+from nightjar.loadtests.load.openai_stream import ChatRequest, StreamParser
 from tests.benchmarks.engine.fixture import SYSTEM
 from tests.benchmarks.live.answers import Answer, Arrival
 

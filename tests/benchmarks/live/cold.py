@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Final
 
-from nightjar.loadtests.samples import StatusSample
+from nightjar.loadtests.arms.samples import StatusSample
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.policy.wire.status import ReplicaStatus
 from tests.benchmarks.live.applications import OURS, POLICY_SETTINGS

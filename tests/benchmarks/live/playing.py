@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from nightjar.loadtests.goodput import Goodput, GoodputTarget, pooled
-from nightjar.loadtests.samples import EngineHistory, StatusSample, WorkByLength, all_work
+from nightjar.loadtests.arms.samples import EngineHistory, StatusSample, WorkByLength, all_work
+from nightjar.loadtests.load.goodput import Goodput, GoodputTarget, pooled
 from tests.benchmarks.engine.fixture import questions
 from tests.benchmarks.live.answers import Answer, goodput_between, tokens_between, tokens_of_whole_steps
 from tests.benchmarks.live.applications import OURS

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from nightjar.loadtests.arms.arm import latin_rectangle
 from nightjar.loadtests.arms.statistics import RESAMPLED, Pair, Ratio, Speed, matched, paired_ratio
-from nightjar.loadtests.goodput import GoodputTarget
+from nightjar.loadtests.load.goodput import GoodputTarget
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from tests.benchmarks.live.applications import OURS
 from tests.benchmarks.live.arms import AUTO, OFF, PAPER, STATIC, length_of

@@ -22,9 +22,9 @@ from nightjar.cluster.client import get_or_create_policy_actor
 from nightjar.cluster.http_client import HttpClient
 from nightjar.cluster.operations import CONFIGURE, STATUS, OperationError
 from nightjar.cluster.store import NAMESPACE
+from nightjar.loadtests.arms.processes import as_keyboard_interrupt
 from nightjar.loadtests.arms.session import Session, service_api
 from nightjar.loadtests.arms.stock_table import TableRows
-from nightjar.loadtests.demo_processes import as_keyboard_interrupt
 from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.status import FleetStatus, ReplicaStatus
 from tests.benchmarks.live.applications import (

@@ -15,8 +15,8 @@ from typing import Final
 
 from nightjar.loadtests.arms.arm import TurnError
 from nightjar.loadtests.arms.load import locust_command
-from nightjar.loadtests.rows import read_rows
-from nightjar.loadtests.traces import TraceRow
+from nightjar.loadtests.load.rows import read_rows
+from nightjar.loadtests.load.traces import TraceRow
 
 VLLM: Final = (sys.executable, "-m", "tests.benchmarks.load.vllm_command")
 

@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from nightjar.loadtests.bench_summary import BenchSummary, RunFacts, by_name
-from nightjar.loadtests.charts import Series, chart, scale_for
+from nightjar.loadtests.report.charts import Series, chart, scale_for
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from tests.benchmarks.measuring.outcome import Lines, Outcome
 

@@ -8,7 +8,7 @@ from itertools import accumulate
 from statistics import fmean
 from typing import Final
 
-from nightjar.loadtests.charts import ChartRow
+from nightjar.loadtests.report.charts import ChartRow
 from nightjar.loadtests.simulation.evidence.bar_list import THROUGHPUT
 from nightjar.loadtests.simulation.evidence.bars import GOODPUT, Cells, by_second
 from nightjar.loadtests.simulation.evidence.grid import Grid, number, ratio, share

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from nightjar.loadtests.assessment.scrapes import MODEL, POSITION, Metric
-from nightjar.loadtests.regimes import Phase, Regime
+from nightjar.loadtests.load.regimes import Phase, Regime
 from nightjar.loadtests.simulation.campaign.contestants import Contestant, choose
 from nightjar.loadtests.simulation.campaign.scenes import nominal_of, open_scene
 from nightjar.loadtests.simulation.engine.luck import luck_of

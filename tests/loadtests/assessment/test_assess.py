@@ -20,8 +20,8 @@ from nightjar.loadtests.assessment.findings import Findings, find
 from nightjar.loadtests.assessment.forecast import UNCOMPARED, Fit, break_even, fit, forecast, priced
 from nightjar.loadtests.assessment.history import History, scraped
 from nightjar.loadtests.assessment.prometheus import PrometheusError, open_prometheus, read_recording, read_scrapes
+from nightjar.loadtests.assessment.report import render_page, to_markdown
 from nightjar.loadtests.assessment.scrapes import Collector, EngineScrapes, Metric, Series
-from nightjar.loadtests.assessment.table import render_page, to_markdown
 from nightjar.loadtests.simulation.profiles import read_profile
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from tests.loadtests.assessment.recorded_run import Recorded, labelled, run

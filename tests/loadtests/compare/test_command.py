@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from nightjar.loadtests import commands
 from nightjar.loadtests.arms import session
 from nightjar.loadtests.compare import command as command_module
-from nightjar.loadtests.compare import run_files
+from nightjar.loadtests.compare import run
 from nightjar.loadtests.compare.command import app
-from nightjar.loadtests.compare.run_files import TURNS_FILE, PlayedTurn
+from nightjar.loadtests.compare.run import TURNS_FILE, PlayedTurn
+from nightjar.loadtests.demo import command as commands
 from tests.loadtests.arms.fleet import FakeFleet
 from tests.loadtests.compare.harness import result
 from tests.loadtests.fake_server import FakeServer, running_fake_server
@@ -51,7 +51,7 @@ def answer_at_once(load: object, url: str, seed: int, path: Path, where: str, *,
 def planned(server: FakeServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rounds of off against itself, without processes: each turn writes its result at once."""
 
-    monkeypatch.setattr(run_files, "send", answer_at_once)
+    monkeypatch.setattr(run, "send", answer_at_once)
     assert call(server, folder, "--arm", "off", "--arm", "again=off", "--rounds", "2", "--lessons", "0").exit_code == 0
 
 
@@ -122,7 +122,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
         played.append((int(places["round"]), places["arm"]))
         answer_at_once(load, url, seed, path, where, places=places)
 
-    monkeypatch.setattr(run_files, "send", send)
+    monkeypatch.setattr(run, "send", send)
     arguments = ("--arm", "off", "--arm", "fleet", "--rounds", "5")
     stopped = call(server, tmp_path, *arguments)
     assert stopped.exit_code == 130
@@ -146,7 +146,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
 def test_the_report_says_whether_what_was_learned_was_kept_and_what_ran(
     server: FakeServer, fleet: FakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_files, "send", answer_at_once)
+    monkeypatch.setattr(run, "send", answer_at_once)
     assert call(server, tmp_path, "--arm", "off", "--arm", "nightjar", "--rounds", "1", "--lessons", "0").exit_code == 0
     page = (tmp_path / "report.html").read_text()
     assert "nightjar: what was learned was kept from turn to turn" in page
@@ -190,7 +190,7 @@ def test_another_server_is_an_arm_that_nobody_switches(server: FakeServer, tmp_p
         asked.append(url)
         answer_at_once(load, url, seed, path, where, places=places)
 
-    monkeypatch.setattr(run_files, "send", send)
+    monkeypatch.setattr(run, "send", send)
     arms = ("--arm", "one=http://one:1", "--arm", "two=http://two:2")
     done = call(server, tmp_path, *arms, "--rounds", "1", "--lessons", "0")
     assert done.exit_code == 0, done.output

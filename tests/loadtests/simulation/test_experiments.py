@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nightjar.loadtests.regimes import Regime, arrival_times
+from nightjar.loadtests.load.regimes import Regime, arrival_times
 from nightjar.loadtests.simulation.campaign.campaign import Campaign
 from nightjar.loadtests.simulation.campaign.contestants import Contestant, choose
 from nightjar.loadtests.simulation.campaign.efforts import BENCH, QUICK

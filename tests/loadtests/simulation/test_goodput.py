@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from nightjar.loadtests.goodput import Goodput, GoodputTarget
-from nightjar.loadtests.regimes import parse_regime
+from nightjar.loadtests.load.goodput import Goodput, GoodputTarget
+from nightjar.loadtests.load.regimes import parse_regime
 from nightjar.loadtests.simulation.campaign.campaign import Campaign
 from nightjar.loadtests.simulation.campaign.efforts import QUICK
 from nightjar.loadtests.simulation.campaign.experiment import Choice

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nightjar.loadtests.regimes import parse_regime
+from nightjar.loadtests.load.regimes import parse_regime
 from nightjar.loadtests.simulation.profiles import Mechanics, read_profile
 from nightjar.loadtests.simulation.service.control_plane import Network
 from nightjar.loadtests.simulation.service.lengths import Dataset, Lognormal

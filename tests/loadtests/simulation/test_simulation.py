@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nightjar.loadtests.regimes import Regime, parse_regime
+from nightjar.loadtests.load.regimes import Regime, parse_regime
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.service.autoscaler import Autoscale
 from nightjar.loadtests.simulation.service.control_plane import Network

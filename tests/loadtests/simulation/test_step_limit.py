@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from nightjar.loadtests.regimes import Phase, Regime
+from nightjar.loadtests.load.regimes import Phase, Regime
 from nightjar.loadtests.simulation.campaign.scenes import nominal_of, workload
 from nightjar.loadtests.simulation.profiles import read_profile
 from nightjar.loadtests.simulation.service.results import RunResult

@@ -12,8 +12,8 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
-from nightjar.loadtests.charts import Band, Scale, Series
-from nightjar.loadtests.regimes import Phase, Regime
+from nightjar.loadtests.load.regimes import Phase, Regime
+from nightjar.loadtests.report.charts import Band, Scale, Series
 from nightjar.loadtests.simulation.campaign.contestants import Contestant, choose
 from nightjar.loadtests.simulation.campaign.scenes import nominal_of, open_scene
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF

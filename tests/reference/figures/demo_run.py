@@ -12,13 +12,13 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
+from nightjar.loadtests.arms.samples import read_samples
 from nightjar.loadtests.bench_summary import RunFacts
-from nightjar.loadtests.charts import Band, Scale, Series, round_marks
-from nightjar.loadtests.regimes import parse_regime
-from nightjar.loadtests.report import BIN_S, ModeRun, mean_k, mode_run
-from nightjar.loadtests.rows import read_rows
-from nightjar.loadtests.samples import read_samples
-from nightjar.loadtests.summary import RunSummary
+from nightjar.loadtests.demo.report import BIN_S, ModeRun, mean_k, mode_run
+from nightjar.loadtests.demo.summary import RunSummary
+from nightjar.loadtests.load.regimes import parse_regime
+from nightjar.loadtests.load.rows import read_rows
+from nightjar.loadtests.report.charts import Band, Scale, Series, round_marks
 from nightjar.policy.wire.mode import Mode
 from tests.reference.figures.picture import Panel, picture
 

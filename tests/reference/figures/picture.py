@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-from nightjar.loadtests.charts import LEFT, Band, Scale, Series, drawing
-from nightjar.loadtests.page import style
+from nightjar.loadtests.report.charts import LEFT, Band, Scale, Series, drawing
+from nightjar.loadtests.report.page import style
 
 TITLE_HEIGHT: Final = 22
 LEGEND_HEIGHT: Final = 20
