@@ -30,7 +30,7 @@ from nightjar.loadtests.arms.processes import ServedSystem, nightjar_command, ru
 from nightjar.loadtests.arms.session import Session, service_api
 from nightjar.loadtests.arms.texts import NEAR_TIE, ROUNDED_NEAR_TIE
 from nightjar.loadtests.bench_summary import Effort, RunFacts
-from nightjar.loadtests.demo import checks as demo_checks
+from nightjar.loadtests.demo import checks
 from nightjar.loadtests.demo.caption import sentence
 from nightjar.loadtests.demo.checks import Answer
 from nightjar.loadtests.demo.machine import ServedModel, look, share_of_others
@@ -205,15 +205,15 @@ class Demo:
     def _checks(self, rows: tuple[RequestRow, ...], answers: dict[str, list[Answer]]) -> tuple[Check, ...]:
         assert self._sampler is not None
         samples = self._sampler.samples
-        sent = demo_checks.read_decisions(self._folder / "decisions.jsonl")
+        sent = checks.read_decisions(self._folder / "decisions.jsonl")
         near_tie = NEAR_TIE if self._served.is_exact else ROUNDED_NEAR_TIE
         return (
-            demo_checks.check_requests(self._plan.regime, self._plan.seed, self._names, rows),
-            demo_checks.compare_texts(answers, near_tie),
-            demo_checks.check_steering(samples),
-            *(demo_checks.check_fixed_length(arm.mode, samples) for arm in self._arms if arm.mode and arm != self._killed_arm),
-            demo_checks.check_planned_length(self._killed_arm.name, samples, sent),
-            demo_checks.check_policy_restart(self._kill.killed_at_s, samples),
+            checks.check_requests(self._plan.regime, self._plan.seed, self._names, rows),
+            checks.compare_texts(answers, near_tie),
+            checks.check_steering(samples),
+            *(checks.check_fixed_length(arm.mode, samples) for arm in self._arms if arm.mode and arm != self._killed_arm),
+            checks.check_planned_length(self._killed_arm.name, samples, sent),
+            checks.check_policy_restart(self._kill.killed_at_s, samples),
         )
 
     def _enter(self, stage: str, quiet: bool = False) -> None:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from nightjar.loadtests.arms import processes as demo_processes
-from nightjar.loadtests.arms import session
-from nightjar.loadtests.demo import command as commands
-from nightjar.loadtests.demo import run as demo
-from nightjar.loadtests.demo import watch as demo_screen
+from nightjar.loadtests.arms import processes, session
+from nightjar.loadtests.demo import command, run, watch
 from nightjar.loadtests.demo.machine import MachineFacts
 from nightjar.loadtests.demo.memory import GIB
 
@@ -19,13 +16,13 @@ ENOUGH = MachineFacts(cores=2, usable=2, free_bytes=16 * GIB, architecture="x86_
 
 def use_the_fake_system(put: Callable[[object, str, object], None]) -> None:
     """Have the demo start the fake system, on a machine that has enough of everything, and wait for nothing."""
-    for module in (demo, demo_processes):
+    for module in (run, processes):
         put(module, "nightjar_command", lambda *arguments: [*FAKE_SYSTEM, *arguments])
-    put(commands, "machine_facts", lambda: ENOUGH)
+    put(command, "machine_facts", lambda: ENOUGH)
     put(session, "STEADY_S", 0.0)
-    put(demo_screen, "PERIOD_S", 0.02)
+    put(watch, "PERIOD_S", 0.02)
 
 
 if __name__ == "__main__":
     use_the_fake_system(setattr)
-    commands.app(["demo", "--quick", *sys.argv[1:]])
+    command.app(["demo", "--quick", *sys.argv[1:]])

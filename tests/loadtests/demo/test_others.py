@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from nightjar.loadtests.demo import machine as demo_needs
+from nightjar.loadtests.demo import machine as demo_machine
 from nightjar.loadtests.demo.machine import Look, look, share_of_others
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -29,7 +29,7 @@ def machine(proc: Path, busy_s: int, own_s: int) -> None:
 def cores(monkeypatch: pytest.MonkeyPatch, machine_has: int, left: int) -> None:
     """A machine of so many processors, of which a quota leaves `left`."""
     monkeypatch.setattr(os, "cpu_count", lambda: machine_has)
-    monkeypatch.setattr(demo_needs, "machine_facts", lambda proc: SimpleNamespace(cores=left))
+    monkeypatch.setattr(demo_machine, "machine_facts", lambda proc: SimpleNamespace(cores=left))
 
 
 def test_time_of_the_tree_is_not_time_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
