@@ -6,8 +6,9 @@ other. So rounds are drawn anew whole, never one arm without the other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist
+from statistics import NormalDist, fmean
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from nightjar.policy.wire.record import Record
 
 RESAMPLES: Final = 2_000
 TAIL_PERCENT: Final = 2.5
+LEAST_RATIO: Final = 1e-9
 RESAMPLED: Final = "rounds, each with both arms"
 """What such a ratio's interval is made from."""
 
@@ -102,6 +104,15 @@ def paired_ratio(pairs: Sequence[Pair], seed: int, what: str = RESAMPLED) -> Rat
     found, of = _ratio(counts[drawn].sum(axis=1)), f"{len(pairs)} {what}"
     interval = interval_of_resamples(found, of, tail_percent_of_few(len(pairs)))
     return Ratio(float(_ratio(counts.sum(axis=0))), interval, len(pairs))
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """The mean that suits ratios. A value of 0 counts as LEAST_RATIO.
+
+    >>> geometric_mean([0.5, 2.0])
+    1.0
+    """
+    return math.exp(fmean(math.log(max(value, LEAST_RATIO)) for value in values))
 
 
 def interval_of_resamples(

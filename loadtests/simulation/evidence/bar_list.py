@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Final
 
+from nightjar.loadtests.arms.statistics import geometric_mean
 from nightjar.loadtests.simulation.evidence.bars import (
     GOODPUT,
     Bar,
@@ -190,7 +191,7 @@ def _geometric_means(rows: Sequence[RunRow]) -> list[Found]:
     everywhere = max(map(len, by_rival.values()), default=0)
     return [
         Found(
-            value=math.exp(fmean(math.log(max(one.value, 1e-9)) for one in found)),
+            value=geometric_mean([one.value for one in found]),
             at=f"{rival}, {len(found)} cells",
             seeds=min(one.seeds for one in found),
         )

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Final
-
-from nightjar.loadtests.simulation.evidence.bars import Found
 
 DASH: Final = "-"
 """What was not run."""
@@ -27,11 +22,6 @@ class Grid:
     def has_text(self) -> tuple[bool, ...]:
         """Of each column: whether its cells are words, in one row at least, and no numbers."""
         return tuple(any(row[place][:1].isalpha() for row in self.rows) for place in range(len(self.columns)))
-
-
-def geometric_mean(found: Sequence[Found]) -> float:
-    """Of the values of cells, which are above 0."""
-    return math.exp(fmean(math.log(max(one.value, 1e-9)) for one in found))
 
 
 def ratio(value: float | None) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from nightjar.loadtests.arms.statistics import geometric_mean
 from nightjar.loadtests.simulation.evidence.bar_list import (
     ALL_PARTS,
     THROUGHPUT,
@@ -15,7 +16,7 @@ from nightjar.loadtests.simulation.evidence.bar_list import (
 )
 from nightjar.loadtests.simulation.evidence.bars import GOODPUT, Bar, Cells, Found, ratios
 from nightjar.loadtests.simulation.evidence.goodput_table import goodput_grid
-from nightjar.loadtests.simulation.evidence.grid import DASH, Grid, geometric_mean, number, ratio, share
+from nightjar.loadtests.simulation.evidence.grid import DASH, Grid, number, ratio, share
 from nightjar.loadtests.simulation.evidence.limit_bars import limit_grid
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.planner_names import FLEET, ORACLE
@@ -115,9 +116,8 @@ def rival_grid(rows: Sequence[RunRow]) -> Grid:
         if who in {FLEET, ORACLE} or not found:
             continue
         low, high = min(found, key=_value), max(found, key=_value)
-        lines.append(
-            (who, str(len(found)), ratio(geometric_mean(found)), ratio(low.value), low.at.split(",")[0], ratio(high.value))
-        )
+        mean = geometric_mean([one.value for one in found])
+        lines.append((who, str(len(found)), ratio(mean), ratio(low.value), low.at.split(",")[0], ratio(high.value)))
     return Grid("The fleet over each rival, open loop", ("rival", "cells", "geometric mean", "worst", "at", "best"), tuple(lines))
 
 
@@ -143,10 +143,9 @@ def ablation_grid(rows: Sequence[RunRow]) -> Grid:
     for part in parts:
         found = ratios(cells, part, full)
         if found:
-            lines.append(
-                (part.removeprefix("fleet (").removesuffix(")"), str(len(found)), ratio(geometric_mean(found)),
-                 *(ratio(cells.ratio(place, part, full)) for place in cells.places()))
-            )  # fmt: skip
+            mean = geometric_mean([one.value for one in found])
+            name = part.removeprefix("fleet (").removesuffix(")")
+            lines.append((name, str(len(found)), ratio(mean), *(ratio(cells.ratio(place, part, full)) for place in cells.places())))
     note = "Tokens per busy engine-second without the part, over the whole planner's. Below 1: the part earns its place there."
     return Grid("Ablation", ("without", "cells", "geometric mean", *cells.places()), tuple(lines), note)
 

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Final
 
+from nightjar.loadtests.arms.statistics import geometric_mean
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from tests.benchmarks.engine.effort import Effort
 from tests.benchmarks.engine.engines import Engine
@@ -21,7 +22,7 @@ from tests.benchmarks.engine.fixture import Role, long_question, questions
 from tests.benchmarks.engine.measured import LEAST_CORE_SHARE
 from tests.benchmarks.engine.step_record import Step, core_share, tokens_per_second
 from tests.benchmarks.measuring.outcome import Outcome
-from tests.benchmarks.measuring.statistics import geometric_mean, geometric_mean_of_groups, interval_of_groups
+from tests.benchmarks.measuring.statistics import geometric_mean_of_groups, interval_of_groups
 
 BATCHES: Final = (1, 4, 16)
 ROOM: Final = 3

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from nightjar.loadtests.arms.statistics import geometric_mean
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.operator import OperatorSettings
@@ -25,7 +26,7 @@ from tests.benchmarks.engine.engines import NO_LIMIT_S, Engine, by_plan
 from tests.benchmarks.engine.fixture import PRESSED_NUM_SEQS, PRESSED_ROLES, Role, questions
 from tests.benchmarks.engine.step_record import Step, core_share
 from tests.benchmarks.measuring.outcome import Outcome
-from tests.benchmarks.measuring.statistics import geometric_mean, range_of
+from tests.benchmarks.measuring.statistics import range_of
 
 LENGTHS: Final = (80, 120, 160, 120)
 """Tokens that the first, second, ... request generates, over and over; the last rows run for LAST_TOKENS."""

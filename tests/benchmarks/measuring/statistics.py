@@ -6,14 +6,13 @@ segments), with a seed, or the range of what was seen where that is too little t
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 
-from nightjar.loadtests.arms.statistics import RESAMPLES, Interval, interval_of_resamples
+from nightjar.loadtests.arms.statistics import RESAMPLES, Interval, geometric_mean, interval_of_resamples
 
 T = TypeVar("T")
 
@@ -26,15 +25,6 @@ def range_of(values: Sequence[float], what: str) -> Interval:
     """
     kind = f"range of {len(values)} {what}" if len(values) > 1 else f"one of the {what}: no range"
     return Interval(low=min(values), high=max(values), kind=kind)
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """The mean that suits ratios.
-
-    >>> geometric_mean([0.5, 2.0])
-    1.0
-    """
-    return math.exp(math.fsum(map(math.log, values)) / len(values))
 
 
 def geometric_mean_of_groups(groups: Mapping[int, Sequence[float]]) -> float:
