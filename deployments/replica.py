@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from ray.serve.schema import ReplicaRank
 
-    from nightjar.deployments.engine.hooks import MissingHooks
-    from nightjar.deployments.engine.openai_server import OpenAIServer
+    from nightjar.deployments.engine.start.hooks import MissingHooks
+    from nightjar.deployments.engine.start.openai_server import OpenAIServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,8 @@ class LLMReplica:
     """One replica. Serve calls the methods; `build` in deployments/app.py binds it."""
 
     async def __init__(self, model: ModelToServe) -> None:  # type: ignore[misc]  # Serve awaits it
-        from nightjar.deployments.engine.openai_server import start_openai_server
-        from nightjar.deployments.engine.starting import EngineRequest
+        from nightjar.deployments.engine.start.launch import EngineRequest
+        from nightjar.deployments.engine.start.openai_server import start_openai_server
 
         self._control = ReplicaControl()
         config, model_id = model.config, model.config.model_loading_config.model_id
@@ -87,7 +87,7 @@ class LLMReplica:
     @staticmethod
     def missing_hooks() -> MissingHooks:
         """What this vLLM lacks of what Nightjar hooks into."""
-        from nightjar.deployments.engine.hooks import missing_hooks
+        from nightjar.deployments.engine.start.hooks import missing_hooks
 
         return missing_hooks()
 

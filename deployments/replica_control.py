@@ -26,7 +26,7 @@ from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import Counters, EngineLoad, EngineSnapshot
 
 if TYPE_CHECKING:
-    from nightjar.deployments.engine.running_engine import RunningEngine
+    from nightjar.deployments.engine.start.running_engine import RunningEngine
 
 STARTING_MODE_TIMEOUT_S: Final = 2.0
 ENGINE_SHUTDOWN_TIMEOUT_S: Final = 5.0

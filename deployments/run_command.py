@@ -13,8 +13,8 @@ import typer
 
 from nightjar.cluster.commands.options import Output, OutputOption
 from nightjar.cluster.local_session import LocalSession, module_command
-from nightjar.deployments.configuration.checking import check_text
-from nightjar.deployments.configuration.findings import FoundLine
+from nightjar.deployments.configuration.check.findings import FoundLine
+from nightjar.deployments.configuration.check.report import check_text
 from nightjar.deployments.engine.environment import no_gpu_here
 
 MOST_LINES: Final = 20

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from nightjar.deployments.drafter_kinds import kind_of
-from nightjar.deployments.engine.arguments import EngineArguments
+from nightjar.deployments.engine.start.arguments import EngineArguments
 from nightjar.policy.wire.report import DrafterState, EngineSnapshot, Layer, SteeringLevel
 
 ONLY_OBSERVING: Final = "an engine that starts in shadow with graphs only observes: leaving shadow needs a new start"

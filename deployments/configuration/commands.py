@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from nightjar.deployments.configuration.adoption import KEEP_HOST_OPTION
-from nightjar.deployments.configuration.change import Change, plan_change, read_text
-from nightjar.deployments.configuration.checking import Report, check_text
-from nightjar.deployments.configuration.describing import describe
-from nightjar.deployments.configuration.hosted import describe_hosted
-from nightjar.deployments.configuration.migration import MigrationError
+from nightjar.deployments.configuration.check.description import describe
+from nightjar.deployments.configuration.check.hosted import describe_hosted
+from nightjar.deployments.configuration.check.report import Report, check_text
+from nightjar.deployments.configuration.migrate.adoption import KEEP_HOST_OPTION
+from nightjar.deployments.configuration.migrate.application import MigrationError
+from nightjar.deployments.configuration.migrate.change import Change, plan_change, read_text
 from nightjar.deployments.engine.environment import no_gpu_here
 
 app = typer.Typer()

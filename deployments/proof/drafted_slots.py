@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nightjar.deployments.engine.draft_work import ROWS_ATTRIBUTE, WORK_ATTRIBUTE
+from nightjar.deployments.engine.worker.draft_work import ROWS_ATTRIBUTE, WORK_ATTRIBUTE
 
 BlockIds = list[list[int]]
 """Of one request, a list for each KV cache group."""

@@ -17,7 +17,7 @@ from ray.serve.llm import LLMServer as TheirLLMServer
 from ray.serve.llm import build_openai_app as build_their_openai_app
 from ray.serve.schema import ReplicaRank
 
-from nightjar.deployments.engine.failing_open import SteeringRequiredError
+from nightjar.deployments.engine.start.fallback import SteeringRequiredError
 from nightjar.deployments.llm_config import DIRECT_STREAMING, ConfigurationError, parse_local_mode, steering_options
 from nightjar.deployments.serve_llm.doors import OpenAiIngress, answer_named_routes
 

@@ -89,7 +89,7 @@ def measure(batch_size: int, steps: int, rng: random.Random) -> list[dict[str, f
     """One row a step: microseconds of the stock step, of the steered step, in each of our hooks and in all of them."""
     from vllm.v1.core.sched.scheduler import Scheduler
 
-    from nightjar.deployments.engine.scheduler import SteeredScheduler
+    from nightjar.deployments.engine.scheduler.steered import SteeredScheduler
 
     with tempfile.TemporaryDirectory() as folder:
         stock, steered = (_start(cls, batch_size, Path(folder)) for cls in (Scheduler, SteeredScheduler))

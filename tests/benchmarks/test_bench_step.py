@@ -9,7 +9,7 @@ import pytest
 
 from tests.benchmarks.bench_step import LOOP_HOOKS, SCHEDULER_HOOKS, judge
 
-SCHEDULER = Path(__file__).parents[2] / "deployments/engine/scheduler.py"
+SCHEDULER = Path(__file__).parents[2] / "deployments/engine/scheduler/steered.py"
 NOT_IN_EACH_STEP = {"add_request", "leave", "restart_clock", "pass_failed"}
 ONLY_WITH_LENDING = {"clock"}
 

@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from nightjar.deployments.engine.moved_names import HOMES
+from nightjar.deployments.engine.start.moved_names import HOMES
 from tests.contract.sources import Found, Sources, as_numbers
 
 FILE: Final = Path(__file__).with_name("bodies.toml")

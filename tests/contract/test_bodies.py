@@ -26,7 +26,7 @@ lines"""
         slots = tokens + self.lookahead  # past the step
         return slots, note
 '''
-READ = Body(SCHEDULE, "steering", "deployments/engine/scheduler.py", "Look-ahead is added to the tokens.", {})
+READ = Body(SCHEDULE, "steering", "deployments/engine/scheduler/steered.py", "Look-ahead is added to the tokens.", {})
 Written = Callable[[str, str], Sources]
 
 
@@ -123,7 +123,9 @@ def test_each_sentence_names_a_feature_and_a_file_that_are_there() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # vLLM, on import
 def test_every_method_of_vllm_that_we_override_has_a_sentence() -> None:
     pytest.importorskip("vllm")
-    from nightjar.deployments.engine import drafter, scheduler, v2_worker, worker
+    from nightjar.deployments.engine import scheduler, worker
+    from nightjar.deployments.engine.worker import drafter
+    from nightjar.deployments.engine.worker import v2 as v2_worker
 
     known = {body.function for body in bodies.load()}
     ours = (

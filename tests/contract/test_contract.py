@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nightjar.deployments.engine import moved_names
-from nightjar.deployments.engine.hooks import Hook
+from nightjar.deployments.engine.start import moved_names
+from nightjar.deployments.engine.start.hooks import Hook
 from tests.contract import touched
 from tests.contract.sources import Sources
 
@@ -90,5 +90,7 @@ def test_of_a_name_that_moved_one_home_is_enough_and_an_import_is_told_with_its_
         found = {one.what for one in touched.missing(sources) if one.feature == touched.IMPORTS}
     assert "get_kv_cache_groups in none of vllm.elsewhere" in found
     assert not any(line.startswith("FrontendArgs") for line in found)
-    assert any(line.startswith("vllm.v1.core.sched.scheduler.Scheduler, at deployments/engine/scheduler.py:") for line in found)
+    assert any(
+        line.startswith("vllm.v1.core.sched.scheduler.Scheduler, at deployments/engine/scheduler/steered.py:") for line in found
+    )
     assert set(moved) == set(moved_names.HOMES)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nightjar.deployments.engine.arguments import V2_OBEYS_K_FROM
-from nightjar.deployments.engine.hooks import (
+from nightjar.deployments.engine.start.arguments import V2_OBEYS_K_FROM
+from nightjar.deployments.engine.start.hooks import (
     DORMANT_DRAFT,
     DRAFT_OFFLOAD,
     DRAFT_ON_V2,
@@ -19,7 +19,7 @@ from nightjar.deployments.engine.hooks import (
     ON_CPU,
     Hook,
 )
-from nightjar.deployments.engine.moved_names import HOMES
+from nightjar.deployments.engine.start.moved_names import HOMES
 from tests.contract.sources import Found, Sources, as_numbers
 
 ROOT: Final = Path(__file__).parents[2]
@@ -37,8 +37,8 @@ FEATURES: Final = {
 SINCE: Final = {"heads": V2_OBEYS_K_FROM, "drafts on V2": V2_OBEYS_K_FROM}
 """Features that older versions do not need: every drafter of 0.29 is steered on model runner V1."""
 FILES_OF: Final = {
-    "heads": ("deployments/engine/kv_only_head.py",),
-    "drafts on V2": ("deployments/engine/draft_on_v2.py", "deployments/engine/v2_worker.py"),
+    "heads": ("deployments/engine/worker/kv_only_head.py",),
+    "drafts on V2": ("deployments/engine/worker/draft_on_v2.py", "deployments/engine/worker/v2.py"),
 }
 IMPORTS: Final = "imports"
 SOURCES: Final = ("deployments", "cluster", "loadtests", "policy")

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from nightjar.deployments.engine.arguments import (
+from nightjar.deployments.engine.memory.offload_config import OffloadConfig
+from nightjar.deployments.engine.start.arguments import (
     ASYNC_SCHEDULER,
     CPU_WORKER,
     GPU_WORKER,
@@ -22,12 +23,11 @@ from nightjar.deployments.engine.arguments import (
     resolve_facts,
     steered_engine_kwargs,
 )
-from nightjar.deployments.engine.graph_plan import GraphPlan
-from nightjar.deployments.engine.graph_tiers import capture_sizes
-from nightjar.deployments.engine.hooks import NOTHING_MISSING, MissingHooks
-from nightjar.deployments.engine.lendable import CUDA_OFFLOAD_VARIABLE
-from nightjar.deployments.engine.offload_config import OffloadConfig
-from nightjar.deployments.engine.sleeping import HEAD_ON_V1, SleepFacts
+from nightjar.deployments.engine.start.dormancy import HEAD_ON_V1, SleepFacts
+from nightjar.deployments.engine.start.graph_plan import GraphPlan
+from nightjar.deployments.engine.start.graph_tiers import capture_sizes
+from nightjar.deployments.engine.start.hooks import NOTHING_MISSING, MissingHooks
+from nightjar.deployments.engine.start.lendable import CUDA_OFFLOAD_VARIABLE
 from nightjar.policy.wire.report import Layer
 
 CPU = EngineFacts(

@@ -22,7 +22,7 @@ from nightjar.deployments.engine.engine_folder import (
     remove_with_engine,
 )
 from nightjar.deployments.engine.process_guard import ProcessToken
-from nightjar.deployments.engine.running_engine import RunningEngine
+from nightjar.deployments.engine.start.running_engine import RunningEngine
 
 KILLED_REPLICA = """
 import os, signal, sys

@@ -9,8 +9,8 @@ from pathlib import Path
 import pydantic
 import pytest
 
-from nightjar.deployments.engine.arguments import EngineArguments
-from nightjar.deployments.engine.failing_open import REMEMBERED_S, Refusals, SteeringRequiredError, start_failing_open
+from nightjar.deployments.engine.start.arguments import EngineArguments
+from nightjar.deployments.engine.start.fallback import REMEMBERED_S, Refusals, SteeringRequiredError, start_failing_open
 from nightjar.policy.wire.record import MAX_REASON_LENGTH
 from tests.deployments.nodes import Node
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.deployments.engine.graph_plan import GraphPlan
-from nightjar.deployments.engine.graph_tiers import (
+from nightjar.deployments.engine.start.graph_plan import GraphPlan
+from nightjar.deployments.engine.start.graph_tiers import (
     COARSEST_STEP,
     capture_sizes,
     from_table,

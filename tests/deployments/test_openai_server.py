@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from nightjar.deployments.engine.arguments import EngineArguments
 from nightjar.deployments.engine.engine_folder import make_engine_folder
-from nightjar.deployments.engine.openai_server import EngineArgumentError, OpenAIServer, split_kwargs
-from nightjar.deployments.engine.running_engine import LoadObserver, observe_load
+from nightjar.deployments.engine.start.arguments import EngineArguments
+from nightjar.deployments.engine.start.openai_server import EngineArgumentError, OpenAIServer, split_kwargs
+from nightjar.deployments.engine.start.running_engine import LoadObserver, observe_load
 from nightjar.deployments.engine_watch import FrontEnd
 from nightjar.policy.wire.report import GroupKey
 

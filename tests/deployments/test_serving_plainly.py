@@ -15,7 +15,7 @@ pytest.importorskip("vllm")
 from ray.serve import Application
 
 from nightjar.deployments.app import deploy
-from nightjar.deployments.engine.hooks import MissingHooks
+from nightjar.deployments.engine.start.hooks import MissingHooks
 from nightjar.deployments.llm_config import parse_args
 from nightjar.deployments.replica import LLMReplica, ModelToServe
 from nightjar.policy.wire.report import DrafterState

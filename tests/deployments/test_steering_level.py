@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nightjar.deployments.engine.arguments import EngineArguments
+from nightjar.deployments.engine.start.arguments import EngineArguments
 from nightjar.deployments.steering_level import FULLY, Steered, level_at_start, level_now
 from nightjar.policy.wire.report import Counters, DrafterCounters, DrafterState, EngineSnapshot, Layer, SteeringLevel
 

@@ -18,8 +18,8 @@ from tests.engine_run import ran_once
 if importlib.util.find_spec("vllm"):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what its dependencies deprecate at import is not ours to mend
-        importlib.import_module("nightjar.deployments.engine.scheduler")
-        importlib.import_module("nightjar.deployments.engine.cpu_worker")
+        importlib.import_module("nightjar.deployments.engine.scheduler.steered")
+        importlib.import_module("nightjar.deployments.engine.worker.cpu")
 
 
 TIMEOUT_S: Final = 1800

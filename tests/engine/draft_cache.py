@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 
-from nightjar.deployments.engine.draft_work import (
+from nightjar.deployments.engine.worker.draft_work import (
     DRAFTER_FAILURE_ATTRIBUTE,
     MEMORY_ATTRIBUTE,
     RELOAD_FAILURE_ATTRIBUTE,

@@ -23,8 +23,8 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from nightjar.deployments.engine.draft_work import ROWS_ATTRIBUTE
-from nightjar.deployments.engine.kv_pool import ContractionLimits, ElasticKVPool
+from nightjar.deployments.engine.scheduler.kv_pool import ContractionLimits, ElasticKVPool
+from nightjar.deployments.engine.worker.draft_work import ROWS_ATTRIBUTE
 from tests.engine.scheduler_harness import BLOCK_TOKENS, TOKEN, hand_over_drafts, make_scheduler
 
 BASE: Final = 16

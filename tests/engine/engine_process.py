@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from nightjar.deployments.engine.memory.offload_config import OffloadConfig
 from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
-from nightjar.deployments.engine.offload_config import OffloadConfig
 from nightjar.deployments.models import build_models, models_folder
 from nightjar.deployments.proof.driven_engine import GenerationRequest
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
@@ -57,8 +57,8 @@ class EngineProcess(SteppedEngine):
                     "num_speculative_tokens": MAX_NUM_SPECULATIVE_TOKENS,
                     "num_speculative_tokens_per_batch_size": [[1, MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS]],
                 },
-                "scheduler_cls": "nightjar.deployments.engine.scheduler.SteeredScheduler",
-                "worker_cls": "nightjar.deployments.engine.cpu_worker.SteeredCPUWorker",
+                "scheduler_cls": "nightjar.deployments.engine.scheduler.steered.SteeredScheduler",
+                "worker_cls": "nightjar.deployments.engine.worker.cpu.SteeredCPUWorker",
             }
         super().__init__(
             {
@@ -214,7 +214,7 @@ def _local_mode(engine: EngineProcess) -> list[str]:
 
 
 def _exchange_with_a_foreign_scheduler(engine: EngineProcess) -> str:
-    import nightjar.deployments.engine.scheduler  # noqa: F401 - its import adds the method
+    import nightjar.deployments.engine.scheduler.steered  # noqa: F401 - its import adds the method
 
     return engine.exchange(EngineCommand()).refused
 

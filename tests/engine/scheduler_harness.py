@@ -23,7 +23,7 @@ from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
-from nightjar.deployments.engine.offload_config import OffloadConfig
+from nightjar.deployments.engine.memory.offload_config import OffloadConfig
 
 BLOCK_TOKENS: Final = 16
 TOKEN: Final = 7
@@ -66,7 +66,7 @@ def make_scheduler(
     )
     if can_be_dormant:
         config.additional_config = OffloadConfig(draft_weight_bytes).to_additional_config({}) if draft_weight_bytes else {}
-        config.parallel_config.worker_cls = "nightjar.deployments.engine.cpu_worker.SteeredCPUWorker"
+        config.parallel_config.worker_cls = "nightjar.deployments.engine.worker.cpu.SteeredCPUWorker"
     if additional_config is not None:
         config.additional_config = additional_config
     config.speculative_config = SpeculativeConfig(

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from nightjar.deployments.engine.draft_work import RUN, WORK_ATTRIBUTE
+from nightjar.deployments.engine.worker.draft_work import RUN, WORK_ATTRIBUTE
 
 if TYPE_CHECKING:
     from tests.engine.engine_process import EngineProcess

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from nightjar.deployments.engine.kv_pool import ContractionLimits
+from nightjar.deployments.engine.scheduler.kv_pool import ContractionLimits
 from tests.engine.dormant_scenarios import LendingEngine, off_and_on, offload_and_back
 from tests.engine.requests import mixed_batch
 from tests.engine.tiny_models import DRAFT, TARGET, build_tiny_models

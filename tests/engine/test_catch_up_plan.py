@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.deployments.engine.catch_up_plan import (
+from nightjar.deployments.engine.scheduler.catch_up_plan import (
     WORTHWHILE_LAG_PER_TOKEN,
     Candidate,
     expected_tokens,

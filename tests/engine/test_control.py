@@ -27,10 +27,10 @@ from vllm.v1.kv_cache_interface import (
 )
 from vllm.v1.request import RequestStatus
 
-from nightjar.deployments.engine import control
-from nightjar.deployments.engine.control import CONTROL_METHOD, nightjar_exchange
-from nightjar.deployments.engine.scheduler import SteeredScheduler, drafts_every_row, why_kept_in_sync
-from nightjar.deployments.engine.sleeping import CONTEXT_PARALLEL
+from nightjar.deployments.engine.scheduler import control
+from nightjar.deployments.engine.scheduler.control import CONTROL_METHOD, nightjar_exchange
+from nightjar.deployments.engine.scheduler.steered import SteeredScheduler, drafts_every_row, why_kept_in_sync
+from nightjar.deployments.engine.start.dormancy import CONTEXT_PARALLEL
 from tests.engine.scheduler_harness import make_request, make_scheduler, run_steps
 
 SHAPE: dict[str, Any] = {"block_size": 16, "num_kv_heads": 1, "head_size": 8, "dtype": torch.float32}
@@ -44,7 +44,7 @@ def together(*specs: Any) -> Any:
 
 def parallel_config(**changes: int) -> Any:
     sizes = {"decode_context_parallel_size": 1, "prefill_context_parallel_size": 1} | changes
-    return SimpleNamespace(worker_cls="nightjar.deployments.engine.cpu_worker.SteeredCPUWorker", **sizes)
+    return SimpleNamespace(worker_cls="nightjar.deployments.engine.worker.cpu.SteeredCPUWorker", **sizes)
 
 
 @pytest.fixture

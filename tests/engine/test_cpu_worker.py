@@ -10,7 +10,7 @@ pytest.importorskip("vllm")
 
 import torch
 
-from nightjar.deployments.engine.cpu_worker import expand_batch_to_tokens
+from nightjar.deployments.engine.worker.cpu import expand_batch_to_tokens
 
 ROWS = st.lists(st.tuples(st.sampled_from([0.0, 0.5, 0.8, 1.0]), st.integers(0, 5)), min_size=1, max_size=8)
 

@@ -29,8 +29,8 @@ pytest.importorskip("vllm")
 
 from vllm.v1.request import RequestStatus
 
-from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, WORK_ATTRIBUTE, MemoryMove, MemoryWork
-from nightjar.deployments.engine.scheduler import SteeredAsyncScheduler
+from nightjar.deployments.engine.scheduler.steered import SteeredAsyncScheduler
+from nightjar.deployments.engine.worker.draft_work import MEMORY_ATTRIBUTE, WORK_ATTRIBUTE, MemoryMove, MemoryWork
 from tests.engine.draft_cache import VOCABULARY, DraftCache
 from tests.engine.scheduler_harness import make_request, make_scheduler
 from tests.engine.test_drafting import BOTH, MAXIMUM, run

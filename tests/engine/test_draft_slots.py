@@ -18,9 +18,9 @@ from vllm.v1.core import single_type_kv_cache_manager
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import RequestStatus
 
-from nightjar.deployments.engine.draft_slots import DraftSlots
-from nightjar.deployments.engine.draft_work import SLEEP, WORK_ATTRIBUTE
-from nightjar.deployments.engine.scheduler import SteeredAsyncScheduler, SteeredScheduler
+from nightjar.deployments.engine.scheduler.draft_slots import DraftSlots
+from nightjar.deployments.engine.scheduler.steered import SteeredAsyncScheduler, SteeredScheduler
+from nightjar.deployments.engine.worker.draft_work import SLEEP, WORK_ATTRIBUTE
 from tests.engine.scheduler_harness import BLOCK_TOKENS, TOKEN, hand_over_drafts, make_request, make_scheduler
 from tests.engine.test_scheduler import steer
 

@@ -21,10 +21,10 @@ pytest.importorskip("vllm")
 
 from vllm.v1.request import RequestStatus
 
-from nightjar.deployments.engine.draft_work import RUN, WORK_ATTRIBUTE
-from nightjar.deployments.engine.drafting import Drafting
-from nightjar.deployments.engine.lag_ledger import LagLedger
-from nightjar.deployments.engine.scheduler import SteeredAsyncScheduler, SteeredScheduler
+from nightjar.deployments.engine.scheduler.drafting import Drafting
+from nightjar.deployments.engine.scheduler.lag_ledger import LagLedger
+from nightjar.deployments.engine.scheduler.steered import SteeredAsyncScheduler, SteeredScheduler
+from nightjar.deployments.engine.worker.draft_work import RUN, WORK_ATTRIBUTE
 from tests.engine.draft_cache import VOCABULARY, DraftCache
 from tests.engine.scheduler_harness import hand_over_drafts, make_request, make_scheduler, model_output, run_steps
 

@@ -14,9 +14,9 @@ from nightjar.policy.wire.settings import RestartLimits, Settings
 
 pytest.importorskip("vllm")
 
-from nightjar.deployments.engine.draft_work import RUN, SLEEP, WORK_ATTRIBUTE, DraftWork, Recompute
-from nightjar.deployments.engine.drafting import Drafting, Missing
-from nightjar.deployments.engine.lag_ledger import LagLedger
+from nightjar.deployments.engine.scheduler.drafting import Drafting, Missing
+from nightjar.deployments.engine.scheduler.lag_ledger import LagLedger
+from nightjar.deployments.engine.worker.draft_work import RUN, SLEEP, WORK_ATTRIBUTE, DraftWork, Recompute
 from tests.policy.engine.steering_settings import settings
 
 SIZE = 4

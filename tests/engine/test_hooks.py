@@ -18,9 +18,9 @@ from vllm.v1.engine.core import EngineCore
 from vllm.v1.sample import rejection_sampler
 from vllm.v1.spec_decode import llm_base_proposer
 
-from nightjar.deployments.engine import hooks
-from nightjar.deployments.engine.hooks import NOTHING_MISSING, Hook, missing_hooks
-from nightjar.deployments.engine.moved_names import HOMES, moved
+from nightjar.deployments.engine.start import hooks
+from nightjar.deployments.engine.start.hooks import NOTHING_MISSING, Hook, missing_hooks
+from nightjar.deployments.engine.start.moved_names import HOMES, moved
 
 
 def test_the_installed_vllm_has_every_hook() -> None:

@@ -12,10 +12,10 @@ import pytest
 pytest.importorskip("vllm")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what vLLM's dependencies deprecate at import is not ours to mend
-    kv_only_head: Any = importlib.import_module("nightjar.deployments.engine.kv_only_head")
+    kv_only_head: Any = importlib.import_module("nightjar.deployments.engine.worker.kv_only_head")
     torch: Any = importlib.import_module("torch")
-from nightjar.deployments.engine.draft_work import DRAFTER_FAILURE_ATTRIBUTE
-from nightjar.deployments.engine.step_reports import StepReports
+from nightjar.deployments.engine.worker.draft_work import DRAFTER_FAILURE_ATTRIBUTE
+from nightjar.deployments.engine.worker.step_reports import StepReports
 
 
 class Layer:

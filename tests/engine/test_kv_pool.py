@@ -10,7 +10,7 @@ pytest.importorskip("vllm")
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import init_none_hash
 
-from nightjar.deployments.engine.kv_pool import ContractionLimits, ElasticKVPool, IntegrityError
+from nightjar.deployments.engine.scheduler.kv_pool import ContractionLimits, ElasticKVPool, IntegrityError
 from tests.engine.elastic_engine import (
     BASE,
     BORROWABLE,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nightjar.deployments.engine.lag_ledger import Lag, LagLedger, known_tokens
+from nightjar.deployments.engine.scheduler.lag_ledger import Lag, LagLedger, known_tokens
 
 SIZE = 4
 

@@ -18,8 +18,8 @@ from nightjar.policy.wire.settings import IssuedSettings, Local, Plan, Settings,
 pytest.importorskip("vllm")
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from nightjar.deployments.engine.arguments import EngineFacts, steered_engine_kwargs
-from nightjar.deployments.engine.scheduler import SteeredAsyncScheduler, SteeredScheduler, most_drafts_of
+from nightjar.deployments.engine.scheduler.steered import SteeredAsyncScheduler, SteeredScheduler, most_drafts_of
+from nightjar.deployments.engine.start.arguments import EngineFacts, steered_engine_kwargs
 from tests.engine.scheduler_harness import hand_over_drafts, make_request, make_scheduler, model_output, run_steps
 
 MAXIMUM = 4

@@ -13,8 +13,8 @@ from tests.policy.engine.steering_settings import settings
 
 pytest.importorskip("vllm")
 
-from nightjar.deployments.engine.step_loop import StepLoop
-from nightjar.deployments.engine.step_note import NOTE_ATTRIBUTE
+from nightjar.deployments.engine.scheduler.step_loop import StepLoop
+from nightjar.deployments.engine.scheduler.step_note import NOTE_ATTRIBUTE
 
 
 class Life:

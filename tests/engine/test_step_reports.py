@@ -13,8 +13,8 @@ pytest.importorskip("vllm")
 import torch
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
-from nightjar.deployments.engine.draft_work import DRAFTER_FAILURE_ATTRIBUTE
-from nightjar.deployments.engine.step_reports import StepReports, is_fatal_to_device
+from nightjar.deployments.engine.worker.draft_work import DRAFTER_FAILURE_ATTRIBUTE
+from nightjar.deployments.engine.worker.step_reports import StepReports, is_fatal_to_device
 
 OUTPUT = ModelRunnerOutput(req_ids=["a"], req_id_to_index={"a": 0}, sampled_token_ids=[[1]])
 

@@ -12,11 +12,18 @@ import pytest
 pytest.importorskip("vllm")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what vLLM's dependencies deprecate at import is not ours to mend
-    v2_worker: Any = importlib.import_module("nightjar.deployments.engine.v2_worker")
-    draft_on_v2: Any = importlib.import_module("nightjar.deployments.engine.draft_on_v2")
-from nightjar.deployments.engine.draft_work import MEMORY_ATTRIBUTE, ROWS_ATTRIBUTE, SLEEP, WORK_ATTRIBUTE, MemoryMove, MemoryWork
+    v2_worker: Any = importlib.import_module("nightjar.deployments.engine.worker.v2")
+    draft_on_v2: Any = importlib.import_module("nightjar.deployments.engine.worker.draft_on_v2")
 from nightjar.deployments.engine.memory.interface import OffloadUnsupportedError
-from nightjar.deployments.engine.step_reports import StepReports
+from nightjar.deployments.engine.worker.draft_work import (
+    MEMORY_ATTRIBUTE,
+    ROWS_ATTRIBUTE,
+    SLEEP,
+    WORK_ATTRIBUTE,
+    MemoryMove,
+    MemoryWork,
+)
+from nightjar.deployments.engine.worker.step_reports import StepReports
 
 
 class Stock:

@@ -17,13 +17,13 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec, Slid
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 from vllm.v1.worker.gpu_worker import Worker
 
-from nightjar.deployments.engine import steered_worker
-from nightjar.deployments.engine.draft_work import RELOAD_FAILURE_ATTRIBUTE, MemoryMove, MemoryWork
 from nightjar.deployments.engine.memory.interface import Transfer
+from nightjar.deployments.engine.memory.offload_config import OffloadConfig
 from nightjar.deployments.engine.memory.parts import WholeMoves
-from nightjar.deployments.engine.offload_config import OffloadConfig
-from nightjar.deployments.engine.step_reports import StepReports
-from nightjar.deployments.engine.worker import SteeredGPUWorker
+from nightjar.deployments.engine.worker import base as steered_worker
+from nightjar.deployments.engine.worker.draft_work import RELOAD_FAILURE_ATTRIBUTE, MemoryMove, MemoryWork
+from nightjar.deployments.engine.worker.step_reports import StepReports
+from nightjar.deployments.engine.worker.v1 import SteeredGPUWorker
 
 
 class Memory(WholeMoves):
@@ -188,7 +188,7 @@ import importlib, sys, torch
 from vllm.v1.core import kv_cache_utils
 from vllm.v1.core.sched import async_scheduler
 copies = kv_cache_utils.__dict__.pop("KVCacheBlockCopy")
-importlib.import_module("nightjar.deployments.engine.scheduler")  # needs no name that only lending needs
+importlib.import_module("nightjar.deployments.engine.scheduler.steered")  # needs no name that only lending needs
 kv_cache_utils.KVCacheBlockCopy = copies
 before = torch.cuda.Event, torch.cuda.Stream, torch.cuda.current_stream, torch.Tensor.pin_memory
 for name in {modules}:

@@ -49,7 +49,7 @@ class RefusedReplica(LLMReplica):
     """As the product's, on whose node the worker of a steered engine does not start."""
 
     async def __init__(self, model: ModelToServe) -> None:  # type: ignore[misc]  # Serve awaits it
-        from nightjar.deployments.engine.arguments import V2_WORKER
+        from nightjar.deployments.engine.start.arguments import V2_WORKER
         from tests.rig.platform import CPU_WORKERS
 
         CPU_WORKERS[V2_WORKER] = "tests.gpu_paths.engines.refusing_worker.RefusingV2Worker"

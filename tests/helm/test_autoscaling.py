@@ -19,7 +19,7 @@ from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 
-from nightjar.deployments.configuration.checking import check_text
+from nightjar.deployments.configuration.check.report import check_text
 from nightjar.deployments.llm_config import LLMConfig
 from tests.helm.rendering import EXAMPLES, needs_helm, release
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nightjar.deployments.configuration.checking import check_text
+from nightjar.deployments.configuration.check.report import check_text
 from tests.helm.rendering import CHART, EXAMPLES, Release, needs_helm, notes_of, release
 
 pytestmark = needs_helm

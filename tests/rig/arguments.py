@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from nightjar.deployments.engine.arguments import EngineArguments
+from nightjar.deployments.engine.memory.offload_config import OffloadConfig
 from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
-from nightjar.deployments.engine.offload_config import OffloadConfig
+from nightjar.deployments.engine.start.arguments import EngineArguments
 from nightjar.deployments.proof.lending import LENDING_KV_BYTES
 from tests.rig.environment import Runner
 

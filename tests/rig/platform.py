@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from vllm.platforms.cpu import CpuPlatform
 
-from nightjar.deployments.engine.arguments import ASYNC_SCHEDULER, CPU_WORKER, GPU_WORKER, SCHEDULER, V2_WORKER
+from nightjar.deployments.engine.start.arguments import ASYNC_SCHEDULER, CPU_WORKER, GPU_WORKER, SCHEDULER, V2_WORKER
 from tests.rig.environment import ASYNC_VARIABLE
 
 CPU_WORKERS: Final = {

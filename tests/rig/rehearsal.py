@@ -11,7 +11,7 @@ from pathlib import Path
 
 import typer
 
-from nightjar.deployments.engine.arguments import EngineArguments
+from nightjar.deployments.engine.start.arguments import EngineArguments
 from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.command import AgainOption, Asked, BenchOption, OnlyOption, OutOption, SeedOption, prove
 from nightjar.deployments.proof.kit.engines import EngineSpec

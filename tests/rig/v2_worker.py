@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from nightjar.deployments.engine.v2_worker import SteeredV2Mixin
+from nightjar.deployments.engine.worker.v2 import SteeredV2Mixin
 from tests.rig.worker import OnMappedDevice
 
 

@@ -14,9 +14,9 @@ from typing import Final
 from vllm import _custom_ops
 from vllm.model_executor.layers import utils
 
-from nightjar.deployments.engine.cpu_worker import SteeredCPUWorker
 from nightjar.deployments.engine.memory.cuda import CUDADraftMemory
 from nightjar.deployments.engine.memory.interface import DraftMemory
+from nightjar.deployments.engine.worker.cpu import SteeredCPUWorker
 from tests.rig.mapped_device import MappedDevice
 
 PAGE_BYTES: Final = 4096

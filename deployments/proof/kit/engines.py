@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol, cast
 
 from nightjar.deployments.drafter_kinds import kind_of
-from nightjar.deployments.engine.arguments import EngineArguments, resolve_facts, steered_engine_kwargs
+from nightjar.deployments.engine.start.arguments import EngineArguments, resolve_facts, steered_engine_kwargs
 from nightjar.deployments.proof.kit.chosen import BUILT_IN, Chosen, Drafter
 from nightjar.deployments.proof.lending import LENDING_KV_BYTES
 from nightjar.deployments.proof.scenarios import ADAPTER_OPTIONS, ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS, REFERENCE_LOGPROBS
@@ -87,7 +87,7 @@ def engine_arguments(spec: EngineSpec, chosen: Chosen) -> EngineArguments:
     """What production would start this engine with; of a stock engine the user's own. Sets the variables that it needs."""
     from vllm import EngineArgs
 
-    from nightjar.deployments.engine.hooks import missing_hooks
+    from nightjar.deployments.engine.start.hooks import missing_hooks
 
     user = user_arguments(spec, chosen)
     config = EngineArgs(**user).create_engine_config()

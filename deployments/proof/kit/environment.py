@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nightjar.deployments.engine.arguments import RUNNER_VARIABLE
 from nightjar.deployments.engine.environment import REPLICA_VARIABLE
-from nightjar.deployments.engine.lendable import CUDA_OFFLOAD_VARIABLE
 from nightjar.deployments.engine.process_guard import own_token
+from nightjar.deployments.engine.start.arguments import RUNNER_VARIABLE
+from nightjar.deployments.engine.start.lendable import CUDA_OFFLOAD_VARIABLE
 from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.engines import EngineSpec, rehearsal_of
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from nightjar.deployments.engine.arguments import EngineArguments
+from nightjar.deployments.engine.start.arguments import EngineArguments
 from nightjar.deployments.proof.driven_engine import DrivenEngine
 from nightjar.deployments.proof.lone_policy import LonePolicy
 from nightjar.policy.wire.exchange import EngineCommand

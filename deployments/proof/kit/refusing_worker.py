@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from vllm.platforms import current_platform
 
-from nightjar.deployments.engine.steered_worker import SteeredWorkerMixin
+from nightjar.deployments.engine.worker.base import SteeredWorkerMixin
 from nightjar.deployments.proof.kit.phases.failing_open import MARKER_VARIABLE
 
 if current_platform.is_cpu():

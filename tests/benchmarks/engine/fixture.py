@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from nightjar.deployments.engine.memory.offload_config import BlockBytes, OffloadConfig
 from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
-from nightjar.deployments.engine.offload_config import BlockBytes, OffloadConfig
 from nightjar.deployments.models import build_models, models_folder
 from tests.benchmarks.engine.environment import has_bfloat16, has_matrix_units
 
@@ -124,8 +124,8 @@ def engine_arguments(role: Role, models: Mapping[str, str]) -> dict[str, Any]:
         "num_speculative_tokens_per_batch_size": [[1, max_num_seqs, most]],
     }
     if role != "stock":
-        common["scheduler_cls"] = "nightjar.deployments.engine.scheduler.SteeredScheduler"
-        common["worker_cls"] = "nightjar.deployments.engine.cpu_worker.SteeredCPUWorker"
+        common["scheduler_cls"] = "nightjar.deployments.engine.scheduler.steered.SteeredScheduler"
+        common["worker_cls"] = "nightjar.deployments.engine.worker.cpu.SteeredCPUWorker"
     return common
 
 

@@ -10,12 +10,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.deployments.configuration.adoption import add_nightjar
-from nightjar.deployments.configuration.carried import ARGUMENTS, DEPLOYMENT, LOADING, MODEL, Row
-from nightjar.deployments.configuration.checking import check_text
-from nightjar.deployments.configuration.migration import MigrationError
-from nightjar.deployments.configuration.removal import remove_nightjar
-from nightjar.deployments.configuration.serve_schema import DeploymentOptions
+from nightjar.deployments.configuration.check.carried import ARGUMENTS, DEPLOYMENT, LOADING, MODEL, Row
+from nightjar.deployments.configuration.check.report import check_text
+from nightjar.deployments.configuration.check.serve_schema import DeploymentOptions
+from nightjar.deployments.configuration.migrate.adoption import add_nightjar
+from nightjar.deployments.configuration.migrate.application import MigrationError
+from nightjar.deployments.configuration.migrate.removal import remove_nightjar
 from tests.deployments.configuration.samples import SERVE_FILES
 from tests.deployments.configuration.test_check import WRONG_VALUES, places
 

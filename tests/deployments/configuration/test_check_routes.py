@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nightjar.deployments.configuration.checking import check_text
+from nightjar.deployments.configuration.check.report import check_text
 
 FILE = """\
 applications:

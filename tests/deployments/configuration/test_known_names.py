@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from nightjar.deployments.configuration import serve_schema, vllm_names
-from nightjar.deployments.configuration.deployed import as_deployed
-from nightjar.deployments.configuration.engine_facts import environment_of
-from nightjar.deployments.configuration.engine_schema import SPECULATIVE_METHODS
+from nightjar.deployments.configuration.check import serve_schema, vllm_names
+from nightjar.deployments.configuration.check.deployed import as_deployed
+from nightjar.deployments.configuration.check.engine_facts import environment_of
+from nightjar.deployments.configuration.check.engine_schema import SPECULATIVE_METHODS
 from nightjar.deployments.llm_config import read_args
 
 SET_BY_THE_ENGINE = {"target_model_config", "target_parallel_config", "draft_model_config", "draft_parallel_config"}

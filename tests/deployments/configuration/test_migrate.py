@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from nightjar.deployments.configuration import change as change_module
-from nightjar.deployments.configuration.adoption import add_nightjar
-from nightjar.deployments.configuration.change import plan_change
-from nightjar.deployments.configuration.checking import check_text
+from nightjar.deployments.configuration.check.report import check_text
 from nightjar.deployments.configuration.commands import app
-from nightjar.deployments.configuration.migration import MigrationError
-from nightjar.deployments.configuration.removal import remove_nightjar
-from nightjar.deployments.configuration.vllm_command import command_to_config, config_to_command, parse_command
+from nightjar.deployments.configuration.migrate import change as change_module
+from nightjar.deployments.configuration.migrate.adoption import add_nightjar
+from nightjar.deployments.configuration.migrate.application import MigrationError
+from nightjar.deployments.configuration.migrate.change import plan_change
+from nightjar.deployments.configuration.migrate.removal import remove_nightjar
+from nightjar.deployments.configuration.migrate.vllm_command import command_to_config, config_to_command, parse_command
 from tests.deployments.configuration.samples import COMMANDS, RAY_SERVICES, SERVE_FILES
 
 YAML_FILES = SERVE_FILES | {f"RayService, {name}": text for name, text in RAY_SERVICES.items()}

@@ -9,9 +9,9 @@ from textwrap import indent
 import pytest
 from typer.testing import CliRunner
 
-from nightjar.deployments.configuration.checking import check_text
+from nightjar.deployments.configuration.check.rayservice import SUPPORTED_RAY
+from nightjar.deployments.configuration.check.report import check_text
 from nightjar.deployments.configuration.commands import app
-from nightjar.deployments.configuration.rayservice import SUPPORTED_RAY
 from tests.deployments.configuration.samples import RAY_SERVICES
 
 ROOT = Path(__file__).parents[3]

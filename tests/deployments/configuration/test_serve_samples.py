@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from nightjar.deployments.configuration.adoption import add_nightjar
-from nightjar.deployments.configuration.checking import check_text
-from nightjar.deployments.configuration.migration import MigrationError
-from nightjar.deployments.configuration.removal import remove_nightjar
+from nightjar.deployments.configuration.check.report import check_text
+from nightjar.deployments.configuration.migrate.adoption import add_nightjar
+from nightjar.deployments.configuration.migrate.application import MigrationError
+from nightjar.deployments.configuration.migrate.removal import remove_nightjar
 
 ROOT = Path(__file__).parents[3]
 SAMPLES = Path(os.environ.get("NIGHTJAR_TEST_DATA") or ROOT.parent / "shared/data") / "serve_samples"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nightjar.deployments.configuration.checking import check_text
+from nightjar.deployments.configuration.check.report import check_text
 from nightjar.deployments.drafter_kinds import STEERABLE
 
 CONFIGS = sorted((Path(__file__).parents[3] / "cluster/configs").glob("*.yaml"))

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.deployments.configuration.adoption import add_nightjar
-from nightjar.deployments.configuration.checking import check_text
-from nightjar.deployments.configuration.migration import MigrationError
-from nightjar.deployments.configuration.source import MAX_NODES, SourceError, read_sources
+from nightjar.deployments.configuration.check.report import check_text
+from nightjar.deployments.configuration.check.source import MAX_NODES, SourceError, read_sources
+from nightjar.deployments.configuration.migrate.adoption import add_nightjar
+from nightjar.deployments.configuration.migrate.application import MigrationError
 
 
 def bomb(levels: int, width: int = 10) -> str:

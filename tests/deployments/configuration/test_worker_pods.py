@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.deployments.configuration.placement import Demand, placement_findings
-from nightjar.deployments.configuration.worker_pods import UNBOUNDED, PodGroup, is_gpu, service_pods
+from nightjar.deployments.configuration.check.placement import Demand, placement_findings
+from nightjar.deployments.configuration.check.worker_pods import UNBOUNDED, PodGroup, is_gpu, service_pods
 
 
 def pod_group(autoscaled: bool = False, limits: Any = None, **group: Any) -> PodGroup:

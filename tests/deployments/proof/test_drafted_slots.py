@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from nightjar.deployments.engine.draft_work import RUN, WORK_ATTRIBUTE, DraftWork, Recompute
+from nightjar.deployments.engine.worker.draft_work import RUN, WORK_ATTRIBUTE, DraftWork, Recompute
 from nightjar.deployments.proof.drafted_slots import DraftedSlots
 
 BLOCK_TOKENS = 16

@@ -35,7 +35,7 @@ def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
     for name in LOADED_ON_A_GPU:
         importlib.import_module(f"nightjar.deployments.engine.{name}")
     replaced = [name for name, value in _watched(torch).items() if value is not before[name]]
-    hooks = importlib.import_module("nightjar.deployments.engine.hooks").missing_hooks()
+    hooks = importlib.import_module("nightjar.deployments.engine.start.hooks").missing_hooks()
     return {
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "python": platform.python_version(),

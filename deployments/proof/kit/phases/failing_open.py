@@ -72,9 +72,9 @@ def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
 
 
 def _refused(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
-    from nightjar.deployments.engine.arguments import EngineArguments
     from nightjar.deployments.engine.engine_processes import Processes
-    from nightjar.deployments.engine.failing_open import Refusals, start_failing_open
+    from nightjar.deployments.engine.start.arguments import EngineArguments
+    from nightjar.deployments.engine.start.fallback import Refusals, start_failing_open
 
     steered = engine_arguments(spec, chosen)
     refused = replace(steered, kwargs={**steered.kwargs, "worker_cls": REFUSING_WORKER})
@@ -109,10 +109,10 @@ def _refused(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
 
 
 def _required(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
-    from nightjar.deployments.engine.arguments import EngineArguments, EngineFacts, steered_engine_kwargs
     from nightjar.deployments.engine.engine_processes import Processes
-    from nightjar.deployments.engine.failing_open import Refusals, SteeringRequiredError, start_failing_open
-    from nightjar.deployments.engine.hooks import MissingHooks
+    from nightjar.deployments.engine.start.arguments import EngineArguments, EngineFacts, steered_engine_kwargs
+    from nightjar.deployments.engine.start.fallback import Refusals, SteeringRequiredError, start_failing_open
+    from nightjar.deployments.engine.start.hooks import MissingHooks
 
     user = user_arguments(spec, chosen)
     facts = EngineFacts(

@@ -1,0 +1,140 @@
+"""What going into and coming out of Nightjar share: a config's applications as text, and the marks that make the way back exact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import yaml
+
+from nightjar.deployments.configuration.check.findings import shown
+from nightjar.deployments.configuration.check.source import ServeSource, SourceError, read_sources
+from nightjar.deployments.configuration.migrate.text_edits import TextEdits, newline_of
+from nightjar.deployments.llm_config import SteeringOptions
+
+TAKEN_OUT: Final = "# ray.serve.llm only: "
+"""Before what was turned into a comment; taking it away restores the line."""
+ADDED: Final = "  # nightjar migrate: ray.serve.llm counts GPUs by itself"
+"""Behind lines that Nightjar's deployment needs beside the user's own."""
+OWN_FIELDS: Final = tuple(SteeringOptions.model_fields)
+"""Of an `llm_configs` entry, unknown to ray.serve.llm."""
+
+
+class MigrationError(ValueError):
+    """A file that is not changed. `line` counts from 1."""
+
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """An entry of `applications`, with the text's nodes."""
+
+    source: ServeSource
+    number: int
+    node: yaml.MappingNode
+    values: dict[str, Any]
+
+    def import_path(self) -> str:
+        """With a colon, whichever form was written."""
+        path = str(self.values.get("import_path"))
+        return path if ":" in path else ":".join(path.rsplit(".", 1))
+
+    def refuse(self, place: Sequence[str | int], message: str) -> MigrationError:
+        """An error at a place below the application."""
+        return MigrationError(self.source.line_of(("applications", self.number, *place)), message)
+
+    @property
+    def models(self) -> list[Any]:
+        """Its models, as plain values. Raises MigrationError."""
+        arguments = self.values.get("args")
+        entries = arguments.get("llm_configs") if isinstance(arguments, dict) else None
+        if not isinstance(entries, list) or not entries:
+            raise self.refuse(("args", "llm_configs"), "args.llm_configs: a list of models is needed")
+        return entries
+
+    @property
+    def entry(self) -> yaml.MappingNode:
+        """Its one model. Raises MigrationError."""
+        entries = child(child(self.node, "args"), "llm_configs")
+        if not isinstance(entries, yaml.SequenceNode) or not entries.value:
+            raise self.refuse(("args", "llm_configs"), "args.llm_configs: a list with one model is needed")
+        if len(entries.value) > 1:
+            message = f"{len(entries.value)} models, and Nightjar serves one per application; give each its own application first"
+            raise self.refuse(("args", "llm_configs", 1), message)
+        (entry,) = entries.value
+        if not isinstance(entry, yaml.MappingNode):
+            raise self.refuse(("args", "llm_configs", 0), f"{shown(entry.value)} is no mapping; write the model itself there")
+        return entry
+
+    @property
+    def entry_values(self) -> dict[str, Any]:
+        """The one model, as plain values."""
+        values: dict[str, Any] = self.values["args"]["llm_configs"][0]
+        return values
+
+
+def item_nodes(source: ServeSource) -> yaml.SequenceNode:
+    """The list of applications. Raises MigrationError."""
+    nodes = child(source.node, "applications")
+    if not isinstance(nodes, yaml.SequenceNode) or not nodes.value:
+        raise MigrationError(source.line_of(("applications",)), "applications: a list of Serve applications is needed")
+    return nodes
+
+
+def child(node: yaml.Node | None, key: str) -> yaml.Node | None:
+    """What a mapping holds under a key; None where there is nothing."""
+    pair = pair_of(node, key)
+    return pair[1] if pair else None
+
+
+def pair_of(node: yaml.Node | None, key: str) -> tuple[yaml.Node, yaml.Node] | None:
+    """A mapping's key and value."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+    return next((pair for pair in pairs if pair[0].value == key), None)
+
+
+def read_for_edit(text: str) -> tuple[ServeSource, ...]:
+    """The Serve configs of a text whose lines are the file's. Raises MigrationError."""
+    try:
+        newline_of(text)
+        sources = read_sources(text)
+    except SourceError as error:
+        raise MigrationError(error.line, str(error)) from error
+    except ValueError as error:
+        raise MigrationError(1, str(error)) from error
+    for source in sources:
+        if not source.lines_are_known:
+            raise MigrationError(source.first_line + 1, "serveConfigV2 is no literal block; write it behind `serveConfigV2: |`")
+        for token in yaml.scan(source.text):
+            if isinstance(token, yaml.AnchorToken | yaml.AliasToken):
+                sign = "&" if isinstance(token, yaml.AnchorToken) else "*"
+                message = f"{sign}{token.value}: what is shared cannot be edited in one place alone; write it out in each first"
+                raise MigrationError(source.first_line + token.start_mark.line + 1, message)
+    return sources
+
+
+def applications_of(source: ServeSource) -> list[Application]:
+    """In the file's order. Raises MigrationError."""
+    found = []
+    for number, (node, values) in enumerate(zip(item_nodes(source).value, source.values["applications"], strict=True)):
+        if not isinstance(node, yaml.MappingNode):
+            raise MigrationError(source.line_of(("applications", number)), f"{shown(values)}: an application is a mapping")
+        found.append(Application(source, number, node, values))
+    return found
+
+
+def rename(application: Application, old: str, new: str, edits: TextEdits) -> None:
+    """Put the import path `new` in place of `old`, in the form and the quotes that it is written in."""
+    node = child(application.node, "import_path")
+    assert node is not None
+    written = str(application.values["import_path"])
+    wanted = new if ":" in written else new.replace(":", ".")
+    line, column = node.start_mark.line, node.start_mark.column
+    start = application.source.lines[line].find(written, column)
+    if start < 0:
+        raise application.refuse(("import_path",), f"import_path: {shown(written)} is spread over lines; write {old} on one")
+    edits.replace(line, start, start + len(written), wanted)

@@ -1,0 +1,151 @@
+"""How an engine starts under either host: its process's environment, the steered arguments, and the group that it joins.
+
+Starting fails open (failing_open.py). The user's arguments are resolved first, so a mistake in them is the user's own message from
+vLLM; if the steered arguments are then refused, by the configuration or by the engine, the engine starts with the user's alone, in
+the environment that the user gave it, and `serving_plainly` says why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import structlog
+
+from nightjar.deployments.engine import graph_memory
+from nightjar.deployments.engine.cores import claim_cores
+from nightjar.deployments.engine.engine_folder import EngineFolder, make_engine_folder
+from nightjar.deployments.engine.engine_processes import Processes, engine_pids
+from nightjar.deployments.engine.environment import CORES_VARIABLE, apply_environment, engine_environment, gather_host_facts
+from nightjar.deployments.engine.head_notes import noted_head
+from nightjar.deployments.engine.process_guard import own_token
+from nightjar.deployments.engine.start.arguments import EngineArguments, EngineFacts, steered_engine_kwargs
+from nightjar.deployments.engine.start.fallback import refusals_of_node, start_failing_open
+from nightjar.deployments.engine.start.hooks import MissingHooks
+from nightjar.deployments.llm_config import SteeringOptions, num_workers
+from nightjar.policy.wire.report import GroupKey
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+log = structlog.get_logger(__name__)
+
+C = TypeVar("C")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """What to serve: resolved paths in `engine_kwargs`, and the names that the user gave."""
+
+    served_model_name: str
+    target_name: str
+    draft_name: str
+    engine_kwargs: Mapping[str, Any]
+    models_are_local: bool
+    local_rank: int
+    cores_per_engine: int
+    options: SteeringOptions
+
+
+def prepare_process(request: EngineRequest, engine_kwargs: Mapping[str, Any], *, on_cpu: bool) -> EngineFolder | None:
+    """Make the engine's folder and set, where the user has not, what its processes need in their environment."""
+    folder = make_engine_folder()
+    workers = num_workers(engine_kwargs)
+    claimed: tuple[int, ...] = ()
+    if on_cpu and workers == 1 and folder is not None and not os.environ.get(CORES_VARIABLE):
+        claimed = claim_cores(folder.path, sorted(os.sched_getaffinity(0)), request.cores_per_engine)
+    host = gather_host_facts(
+        replica=own_token(),
+        local_rank=request.local_rank,
+        cores_per_engine=request.cores_per_engine,
+        on_cpu=on_cpu,
+        num_workers=workers,
+        models_are_local=request.models_are_local,
+        kv_cache_is_sized=any(engine_kwargs.get(name) for name in ("kv_cache_memory_bytes", "num_gpu_blocks_override")),
+        engine_folder="" if folder is None else str(folder.path),
+        claimed_cores=claimed,
+    )
+    if on_cpu and not host.openmp_library:
+        log.warning(
+            "openmp_library_missing", consequence="drafting on CPU is several times slower", remedy="pip install intel-openmp"
+        )
+    log.info("engine_environment", **apply_environment(engine_environment(host), os.environ))
+    return folder
+
+
+def start_steered(
+    request: EngineRequest,
+    engine_kwargs: Mapping[str, Any],
+    facts: EngineFacts,
+    configure: Callable[[EngineArguments], C],
+    start: Callable[[C], T],
+    *,
+    shadow: bool,
+    missing_hooks: MissingHooks,
+    folder: EngineFolder | None,
+) -> tuple[T, EngineArguments]:
+    """Start the engine of `engine_kwargs`, the user's, with the steered arguments, or with the user's where those are refused.
+
+    Blocks for as long as the engine loads: seconds to minutes, and three times as long where the steered arguments are refused.
+    Raises what `configure` and `start` raise for the user's arguments, and SteeringRequiredError where the request requires an
+    engine that is steered, and this one would not be.
+    """
+    arguments = steered_engine_kwargs(
+        engine_kwargs,
+        facts,
+        missing_hooks=missing_hooks,
+        shadow=shadow,
+        wanted_tiers=request.options.graph_tiers,
+        without=request.options.without,
+    )
+    plain = EngineArguments(
+        dict(engine_kwargs), facts.drafter_kind, facts.max_num_speculative_tokens, runner_is_v1=facts.runner_is_v1
+    )
+    started, arguments = start_failing_open(
+        arguments,
+        plain,
+        configure,
+        start,
+        os.environ,
+        refusals=refusals_of_node(),
+        processes=Processes(pids=lambda: engine_pids(None if folder is None else folder.path)),
+        require_steering=request.options.require_steering,
+    )
+    if folder is not None:
+        folder.note(engine_pids(folder.path))
+        notices = (arguments.notice, graph_memory.in_words(graph_memory.captures(folder.path)))
+        arguments = dataclasses.replace(
+            arguments,
+            notice="; ".join(part for part in notices if part),
+            why_never_asleep=arguments.why_never_asleep or noted_head(folder.path),
+        )
+    return started, arguments
+
+
+def group_of(
+    config: VllmConfig, facts: EngineFacts, request: EngineRequest, graph_tiers: tuple[int, ...], *, accelerator: str
+) -> GroupKey:
+    """The group of this engine, from the configuration it runs with, on devices of this name."""
+    import vllm
+
+    parallel = config.parallel_config
+    eager = config.model_config.enforce_eager
+    return GroupKey(
+        target=request.target_name[-256:],
+        draft=request.draft_name[-256:],
+        drafter_kind=facts.drafter_kind,
+        accelerator=accelerator[:64],
+        tensor_parallel_size=parallel.tensor_parallel_size,
+        pipeline_parallel_size=parallel.pipeline_parallel_size,
+        data_parallel_size=parallel.data_parallel_size,
+        dtype=str(config.model_config.dtype).removeprefix("torch."),
+        max_num_speculative_tokens=min(facts.max_num_speculative_tokens, 32),
+        max_num_seqs=min(facts.max_num_seqs, 4096),
+        graph_mode="eager" if eager else config.compilation_config.cudagraph_mode.name.lower(),
+        engine_version=vllm.__version__,
+        graph_tiers=graph_tiers,
+    )
