@@ -123,17 +123,16 @@ def test_each_sentence_names_a_feature_and_a_file_that_are_there() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # vLLM, on import
 def test_every_method_of_vllm_that_we_override_has_a_sentence() -> None:
     pytest.importorskip("vllm")
-    from nightjar.deployments.engine import scheduler, worker
-    from nightjar.deployments.engine.worker import drafter
-    from nightjar.deployments.engine.worker import v2 as v2_worker
+    from nightjar.deployments.engine.scheduler import steered
+    from nightjar.deployments.engine.worker import drafter, v1, v2
 
     known = {body.function for body in bodies.load()}
     ours = (
-        scheduler.SteeredScheduler,
-        scheduler.SteeredAsyncScheduler,
+        steered.SteeredScheduler,
+        steered.SteeredAsyncScheduler,
         drafter.SteeredDraftModelProposer,
-        worker.SteeredGPUWorker,
-        v2_worker.SteeredV2Worker,
+        v1.SteeredGPUWorker,
+        v2.SteeredV2Worker,
     )
     overridden = {method for cls in ours for method in _overridden(cls)}
     assert "vllm.v1.core.sched.scheduler:Scheduler._update_after_schedule" in overridden

@@ -182,7 +182,15 @@ def test_vllm_cannot_unmap_or_map_memory_that_a_draft_can_lend(
     assert calls == [method]
 
 
-LOADED_ON_A_GPU = ("scheduler", "control", "hooks", "worker", "v2_worker", "drafter", "memory.cuda", "arguments", "openai_server")
+LOADED_ON_A_GPU = (
+    "scheduler.steered",
+    "start.hooks",
+    "worker.v1",
+    "worker.v2",
+    "memory.cuda",
+    "start.arguments",
+    "start.openai_server",
+)
 NOT_PATCHED = """
 import importlib, sys, torch
 from vllm.v1.core import kv_cache_utils

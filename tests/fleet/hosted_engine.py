@@ -104,7 +104,7 @@ class HostedEngine(EngineControl):
         return EngineSnapshot.from_wire(self.control(command.to_wire()))
 
     def control(self, payload: bytes) -> bytes:
-        """What deployments.engine.control does with a command, now."""
+        """What deployments.engine.scheduler.control does with a command, now."""
         try:
             refused = self._apply(EngineCommand.from_wire(payload))
         except WireError as error:

@@ -1,1 +1,1 @@
-"""start."""
+"""Before an engine runs: launch.py is the way, arguments.py the decision, hooks.py the check of this vLLM, fallback.py the way out."""

