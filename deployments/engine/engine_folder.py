@@ -5,6 +5,7 @@ with an orderly end. Python's resource tracker removes the shared memory of proc
 hung engine, and then two files of 400 MB stay in /dev/shm (memory in use: what was written to them). Each replica therefore has
 its engine's sockets in a folder of its own, where it also notes the rest, and removes everything when it ends. One that was itself
 killed cannot; the next replica on its node does, which tells a dead owner by the lock that it no longer holds.
+A worker leaves word there of a head that runs at K = 0 after all (`note_head`).
 Fails open: what cannot be noted or removed stays, and a replica without a folder has its sockets where vLLM puts them.
 """
 
@@ -28,6 +29,7 @@ SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX 
 _PREFIX: Final = "nightjar-engine-"
 _PREFIX_UNLOCKED: Final = "nightjar-new-"
 _NOTES: Final = "files.json"
+_HEAD_PREFIX: Final = "head-"
 
 log = structlog.get_logger(__name__)
 
@@ -158,3 +160,18 @@ def _failing_open(path: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("engine_folder_failed", path=str(path), error=str(error))
+
+
+def note_head(reason: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Leave word why a loaded head runs at K = 0, if the process belongs to a replica's engine. Raises nothing."""
+    if folder := environ.get(ENGINE_FOLDER_VARIABLE):
+        with contextlib.suppress(OSError):
+            (Path(folder) / f"{_HEAD_PREFIX}{os.getpid()}.txt").write_text(reason, encoding="utf-8")
+
+
+def noted_head(folder: Path) -> str:
+    """The reason, which is the same on every rank; empty where the head writes its KV alone, or nobody told."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        for file in sorted(folder.glob(f"{_HEAD_PREFIX}*.txt")):
+            return file.read_text(encoding="utf-8")
+    return ""

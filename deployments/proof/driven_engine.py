@@ -1,6 +1,6 @@
 """A real vLLM engine that is given requests and, between them, settings.
 
-Settings go through the control channel (engine/control.py), as a replica's do. There are two kinds: one that is stepped by hand in
+Settings go through the control channel (control.py), as a replica's do. There are two kinds: one that is stepped by hand in
 this process (stepped_engine.py), and one whose core and ranks have processes of their own (spread_engine.py). Fails with vLLM's own
 errors.
 """

@@ -31,7 +31,7 @@ class ExecutedStep:
     forwards: int
     """Of the drafter's model, from end to end; 0 where the drafter has none."""
     kv_writes: int
-    """Forwards that stopped once they had written their KV (engine/kv_only_head.py)."""
+    """Forwards that stopped once they had written their KV (engine/worker/kv_only_head.py)."""
     verified: dict[str, int]
     """Draft tokens of each request that the target verified; requests without any are left out."""
     drafter_state: str

@@ -2,7 +2,7 @@
 
 Theirs stay: how arguments are made of an LLMConfig, where (a task with the GPU), the placement group, metrics, adapters and the
 serving objects. Between their configuration and their engine the arguments are changed, by the code of our own replica, and where
-the steered ones are refused at either step the user's own are configured and started (starting.py).
+the steered ones are refused at either step the user's own are configured and started (launch.py).
 
 Two of their methods are not public; with a Ray that lacks one of them the server takes their engine class (`missing_in_ray`). The
 replica of an engine on GPUs has no GPU itself: vLLM's configuration is made in a task of Ray's, and its workers are Ray's actors.

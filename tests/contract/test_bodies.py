@@ -124,7 +124,8 @@ def test_each_sentence_names_a_feature_and_a_file_that_are_there() -> None:
 def test_every_method_of_vllm_that_we_override_has_a_sentence() -> None:
     pytest.importorskip("vllm")
     from nightjar.deployments.engine.scheduler import steered
-    from nightjar.deployments.engine.worker import drafter, v1, v2
+    from nightjar.deployments.engine.worker import v1, v2
+    from nightjar.deployments.engine.worker import v1 as drafter
 
     known = {body.function for body in bodies.load()}
     ours = (

@@ -23,11 +23,9 @@ from nightjar.deployments.engine.start.arguments import (
     resolve_facts,
     steered_engine_kwargs,
 )
-from nightjar.deployments.engine.start.dormancy import HEAD_ON_V1, SleepFacts
-from nightjar.deployments.engine.start.graph_plan import GraphPlan
-from nightjar.deployments.engine.start.graph_tiers import capture_sizes
+from nightjar.deployments.engine.start.dormancy import CUDA_OFFLOAD_VARIABLE, HEAD_ON_V1, SleepFacts
+from nightjar.deployments.engine.start.graph_tiers import GraphPlan, capture_sizes
 from nightjar.deployments.engine.start.hooks import NOTHING_MISSING, MissingHooks
-from nightjar.deployments.engine.start.lendable import CUDA_OFFLOAD_VARIABLE
 from nightjar.policy.wire.report import Layer
 
 CPU = EngineFacts(

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.deployments.engine.start.graph_plan import GraphPlan
 from nightjar.deployments.engine.start.graph_tiers import (
     COARSEST_STEP,
+    GraphPlan,
     capture_sizes,
     from_table,
     graph_tiers,

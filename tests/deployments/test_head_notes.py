@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nightjar.deployments.engine.engine_folder import note_head, noted_head
 from nightjar.deployments.engine.environment import ENGINE_FOLDER_VARIABLE
-from nightjar.deployments.engine.head_notes import note_head, noted_head
 
 
 def test_what_a_worker_notes_the_replica_reads(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from nightjar.deployments.engine.scheduler.adapter_counts import AdapterCounts
+from nightjar.deployments.engine.scheduler.step_note import AdapterCounts
 from nightjar.policy.wire.report import MAX_ADAPTERS, AdapterCounters
 
 

@@ -14,7 +14,7 @@ import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from nightjar.deployments.engine.worker.catch_up_input import Row, token_inputs
-from nightjar.deployments.engine.worker.drafter import SteeredDraftModelProposer, with_rows
+from nightjar.deployments.engine.worker.v1 import SteeredDraftModelProposer, with_rows
 
 PROMPT = torch.tensor([[0, 1, 2, 2, 2, 2, 4, 5], [0, 1, 2, 2, 3, 3, 4, 5], [0, 1, 2, 3, 2, 3, 4, 5]])
 """Of two words, an image of four tokens in two rows of two, and two words: the text after it is two positions earlier."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.deployments.engine.memory.kv_sizing import base_blocks, borrowable_blocks
+from nightjar.deployments.engine.memory.offload_config import base_blocks, borrowable_blocks
 
 BYTES = st.integers(1, 1 << 40)
 DRAFT_KV_BYTES = st.integers(0, 1 << 40)

@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what vLLM's dependencies deprecate at import is not ours to mend
     v2_worker: Any = importlib.import_module("nightjar.deployments.engine.worker.v2")
-    draft_on_v2: Any = importlib.import_module("nightjar.deployments.engine.worker.draft_on_v2")
+    draft_on_v2: Any = importlib.import_module("nightjar.deployments.engine.worker.v2")
 from nightjar.deployments.engine.memory.interface import OffloadUnsupportedError
 from nightjar.deployments.engine.worker.draft_work import (
     MEMORY_ATTRIBUTE,

@@ -17,16 +17,15 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec, Slid
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 from vllm.v1.worker.gpu_worker import Worker
 
-from nightjar.deployments.engine.memory.interface import Transfer
+from nightjar.deployments.engine.memory.interface import DraftMemory, Transfer
 from nightjar.deployments.engine.memory.offload_config import OffloadConfig
-from nightjar.deployments.engine.memory.parts import WholeMoves
 from nightjar.deployments.engine.worker import base as steered_worker
 from nightjar.deployments.engine.worker.draft_work import RELOAD_FAILURE_ATTRIBUTE, MemoryMove, MemoryWork
 from nightjar.deployments.engine.worker.step_reports import StepReports
 from nightjar.deployments.engine.worker.v1 import SteeredGPUWorker
 
 
-class Memory(WholeMoves):
+class Memory(DraftMemory):
     """A draft's memory, whose every transfer has two units; notes what it is asked and does."""
 
     why_not = ""

@@ -62,7 +62,7 @@ def test_the_weights_leave_and_come_back_bit_for_bit_at_the_addresses_where_they
     before = [weight.clone() for weight in engine.weights]
     free_bytes = engine.device.free_bytes
     for _ in range(2):
-        assert engine.memory.offload().num_bytes == engine.memory.weight_bytes
+        assert engine.memory.offload() == engine.memory.weight_bytes
         assert engine.device.free_bytes == free_bytes + 3 * CHUNK_BYTES
         engine.memory.reload()
         assert all(torch.equal(weight, old) for weight, old in zip(engine.weights, before, strict=True))

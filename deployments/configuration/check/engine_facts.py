@@ -1,7 +1,7 @@
 """What vLLM will make of engine arguments, told without vLLM: drafter, scheduler, model runner, graph mode.
 
-At run time engine/arguments.py reads the same facts from the configuration that vLLM built; here vLLM 0.32's rules are followed by
-hand, as far as they do not need the model's files. The decisions themselves are the same functions.
+At run time engine/start/arguments.py reads the same facts from the configuration that vLLM built; here vLLM 0.32's rules are
+followed by hand, as far as they do not need the model's files. The decisions themselves are the same functions.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from nightjar.deployments.engine.start.arguments import (
     EngineFacts,
     steered_engine_kwargs,
 )
-from nightjar.deployments.engine.start.dormancy import SleepFacts, why_never_asleep
+from nightjar.deployments.engine.start.dormancy import CUDA_OFFLOAD_VARIABLE, OffloadFacts, SleepFacts, why_never_asleep
 from nightjar.deployments.engine.start.graph_tiers import GATED_DELTA_NET, maximum_alone
-from nightjar.deployments.engine.start.lendable import CUDA_OFFLOAD_VARIABLE, OffloadFacts
 from nightjar.deployments.llm_config import ASSUMED_MAX_NUM_SEQS, LLMConfig
 from nightjar.deployments.models import ModelError, resolve_model
 

@@ -17,7 +17,7 @@ from nightjar.deployments.configuration.check.engine_facts import drafter_kind, 
 from nightjar.deployments.configuration.check.engine_schema import EngineKwargs
 from nightjar.deployments.drafter_kinds import kind_of
 from nightjar.deployments.engine.environment import DEFAULT_CPU_KV_CACHE_GIB
-from nightjar.deployments.engine.memory.kv_sizing import borrowable_blocks
+from nightjar.deployments.engine.memory.offload_config import borrowable_blocks
 from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
 from nightjar.deployments.llm_config import LLMConfig
 from nightjar.deployments.models import ModelError, resolve_model

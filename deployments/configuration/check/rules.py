@@ -33,7 +33,7 @@ from nightjar.deployments.configuration.check.vllm_names import (
 )
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
 from nightjar.deployments.engine.start.arguments import RUNNER_VARIABLE, SWITCHED_OFF
-from nightjar.deployments.engine.start.lendable import why_not_lendable
+from nightjar.deployments.engine.start.dormancy import why_not_lendable
 from nightjar.deployments.llm_config import DEPLOYMENT_NAME, LLMConfig, model_problems, parse_local_mode, read_args
 from nightjar.deployments.routes import BY_NAME, SERVED
 from nightjar.policy.wire.record import MAX_BATCH_SIZE

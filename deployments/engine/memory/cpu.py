@@ -33,9 +33,16 @@ from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from nightjar.deployments.engine.memory.interface import NO_TRANSFER, KVCache, Layers, OffloadUnsupportedError, Transfer
+from nightjar.deployments.engine.memory.interface import (
+    NO_TRANSFER,
+    PART_BYTES,
+    DraftMemory,
+    KVCache,
+    Layers,
+    OffloadUnsupportedError,
+    Transfer,
+)
 from nightjar.deployments.engine.memory.kv_ranges import ByteRange, block_bytes, cut, num_bytes, whole_pages
-from nightjar.deployments.engine.memory.parts import PART_BYTES, WholeMoves
 
 PAGE_BYTES: Final = os.sysconf("SC_PAGESIZE")
 _MADV_DONTNEED: Final = 4
@@ -67,7 +74,7 @@ class _Template:
             module.register_parameter(name, parameter)
 
 
-class CPUDraftMemory(WholeMoves):
+class CPUDraftMemory(DraftMemory):
     """`DraftMemory` on CPU."""
 
     def __init__(self) -> None:

@@ -27,9 +27,16 @@ from typing import Any, Final, Protocol
 import torch
 from vllm.model_executor.model_loader import get_model
 
-from nightjar.deployments.engine.memory.interface import NO_TRANSFER, KVCache, Layers, OffloadUnsupportedError, Transfer
+from nightjar.deployments.engine.memory.interface import (
+    NO_TRANSFER,
+    PART_BYTES,
+    DraftMemory,
+    KVCache,
+    Layers,
+    OffloadUnsupportedError,
+    Transfer,
+)
 from nightjar.deployments.engine.memory.kv_ranges import ByteRange, block_bytes, cut, num_bytes, overlap, whole_pages
-from nightjar.deployments.engine.memory.parts import PART_BYTES, WholeMoves
 
 DRAFT_WEIGHTS_TAG: Final = "nightjar_draft_weights"
 CHUNK_BYTES: Final = 2 * 1024 * 1024
@@ -216,7 +223,7 @@ class _Chunk:
         return ByteRange(address, address + size)
 
 
-class CUDADraftMemory(WholeMoves):
+class CUDADraftMemory(DraftMemory):
     """`DraftMemory` on CUDA. Constructing it is the opt-in; tests pass a device.
 
     `target_config` is the target's ModelConfig: vLLM does not hand `enable_cumem_allocator` on to the draft's.

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nightjar.deployments.engine.memory.parts import parts_of
+from nightjar.deployments.engine.memory.interface import parts_of
 from nightjar.deployments.engine.scheduler.kv_pool import ElasticKVPool
 from nightjar.deployments.engine.scheduler.lag_ledger import LagLedger
 from nightjar.deployments.engine.worker.draft_work import MEMORY_ATTRIBUTE, MemoryMove, MemoryWork

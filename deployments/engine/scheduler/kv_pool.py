@@ -1,6 +1,6 @@
 """vLLM's pool of KV blocks with a tail that can be withheld: the room that an offloaded draft model lends to the target.
 
-The engine starts with base + borrowable blocks, allocated virtually (kv_sizing.py says how many). The last ids have memory
+The engine starts with base + borrowable blocks, allocated virtually (offload_config.py says how many). The last ids have memory
 only while the draft has none. Until then they are withheld: out of the free queue, unhashed, in no request's table and not
 counted, so that vLLM allocates, reports and resets only what has memory. Growing hands them out at once. Contracting takes
 steps: what is free is withheld, what is in use moves to base blocks by vLLM's own channel for block copies, and where nothing
@@ -177,7 +177,7 @@ class ElasticKVPool:
         """Put copies and the rows of moved requests into a step's output; returns whose rows were rewritten.
 
         A resumed request that is still in the batch is what vLLM's runner V1 knows from forced preemption: it replaces the row. To
-        runner V2 a resumed request is a new one, so there our worker replaces the row (ROWS_ATTRIBUTE, v2_worker.py). A
+        runner V2 a resumed request is a new one, so there our worker replaces the row (ROWS_ATTRIBUTE, worker/v2.py). A
         moved request that this step leaves out keeps its place until a step takes it up, or it ends or is preempted: then vLLM
         sends its blocks itself, if ever. Its copies are sent all the same, into blocks that nobody reads before writing them.
         """

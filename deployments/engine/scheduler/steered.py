@@ -20,9 +20,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from nightjar.deployments.drafter_kinds import kind_of
-from nightjar.deployments.engine.memory.additional_config import told_table
-from nightjar.deployments.engine.memory.kv_groups import why_not_followed
-from nightjar.deployments.engine.memory.offload_config import OffloadConfig
+from nightjar.deployments.engine.memory.offload_config import OffloadConfig, told_table, why_not_followed
 from nightjar.deployments.engine.process_guard import guard_vllm_process
 from nightjar.deployments.engine.scheduler.control import register_control_method
 from nightjar.deployments.engine.scheduler.draft_lending import DraftLending

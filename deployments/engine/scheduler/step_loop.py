@@ -14,19 +14,20 @@ from uuid import uuid4
 
 import structlog
 
-from nightjar.deployments.engine.scheduler.adapter_counts import AdapterCounts
 from nightjar.deployments.engine.scheduler.draft_slots import DraftSlots
 from nightjar.deployments.engine.scheduler.drafting import Drafting
 from nightjar.deployments.engine.scheduler.step_note import (
     NOTE_ATTRIBUTE,
+    AdapterCounts,
     StepNote,
+    Verified,
     classify,
+    count_verified,
     has_unfinished_prompts,
     requests_mark,
     verifies_exactly,
     verifies_fully,
 )
-from nightjar.deployments.engine.scheduler.step_output import Verified, count_verified
 from nightjar.deployments.engine.worker.draft_work import SLEEP, WORK_ATTRIBUTE
 from nightjar.policy.engine.counters import StepCount, StepCounters
 from nightjar.policy.engine.drafter import Order

@@ -1,16 +1,20 @@
-"""What one engine step is, read from vLLM's records when it was scheduled. Pure; knows their shapes and imports none of vLLM.
+"""What one engine step is, read from vLLM's records: what was known when it was scheduled, and what its output says of its drafts.
 
-What was seen travels as a note on the step's SchedulerOutput, because with async scheduling several steps are in flight. Raises
-whatever a record of another shape makes it raise (AttributeError, KeyError); the step loop turns that into failing open.
+Pure; knows their shapes and imports none of vLLM. What was seen of a scheduled step travels as a note on its SchedulerOutput,
+because with async scheduling several steps are in flight; an output is read before vLLM takes it in, because a stop trims sampled
+tokens in place. Raises whatever a record of another shape makes it raise (AttributeError, KeyError); the step loop turns that into
+failing open.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from nightjar.policy.engine.drafter import Order
+from nightjar.policy.wire.report import MAX_ADAPTERS, AdapterCounters
 
 NOTE_ATTRIBUTE: Final = "nightjar_note"
 _IS_PREFILL_CHUNK: Final = attrgetter("is_prefill_chunk")
@@ -95,3 +99,98 @@ def verifies_fully(
 def requests_mark(requests: dict[str, Any]) -> tuple[int, str]:
     """Equal marks mean that no request left in between: their number, and the newest one (dicts keep their order)."""
     return len(requests), next(reversed(requests), "")
+
+
+class Verified(NamedTuple):
+    """A step's output: reached[i] and accepted[i] as in StepCount, and when it arrived."""
+
+    reached: Sequence[int]
+    accepted: Sequence[int]
+    output_s: float
+
+
+def count_verified(
+    note: StepNote | None,
+    scheduler_output: Any,
+    model_runner_output: Any,
+    requests: dict[str, Any],
+    *,
+    max_num_speculative_tokens: int,
+    output_s: float,
+) -> Verified:
+    """The step's drafts by position: how many rows verified so many, and how many were accepted."""
+    drafts = scheduler_output.scheduled_spec_decode_tokens
+    sampled = model_runner_output.sampled_token_ids
+    invalid = scheduler_output.num_invalid_spec_tokens
+    if note is not None and note.uniform and not invalid and note.requests_mark == requests_mark(requests):
+        # Every row verified K drafts, as in nearly every step: which row is whose does not matter for the sums.
+        lengths = bytes(map(len, sampled))
+        if 0 not in lengths:
+            length, remaining, accepted = note.num_speculative_tokens, note.decode_rows, [0] * max_num_speculative_tokens
+            for position in range(length):
+                remaining -= lengths.count(position + 1)
+                accepted[position] = remaining
+            return Verified([note.decode_rows] * length + [0] * (max_num_speculative_tokens - length), accepted, output_s)
+    widths, hits = [0] * (max_num_speculative_tokens + 1), [0] * (max_num_speculative_tokens + 1)
+    row_of = model_runner_output.req_id_to_index
+    for request_id, draft_token_ids in drafts.items():
+        num_sampled = len(sampled[row_of[request_id]]) if request_id in requests else 0
+        if num_sampled:
+            widths[len(draft_token_ids) - (invalid.get(request_id, 0) if invalid else 0)] += 1
+            hits[num_sampled - 1] += 1
+    return Verified(_more_than(widths), _more_than(hits), output_s)
+
+
+def _more_than(rows_by_length: Sequence[int]) -> list[int]:
+    """Rows of more than i tokens, for each position i, from the rows of exactly i.
+
+    >>> _more_than([4, 1, 2])
+    [3, 2]
+    """
+    return list(accumulate(reversed(rows_by_length[1:])))[::-1]
+
+
+class AdapterCounts:
+    """Acceptance by LoRA adapter: sums over the verified rows of each.
+
+    A draft model knows no adapters, so an adapter that changes the target's text loses its drafts: an operator sees here which one
+    does. Kept for the adapters that were seen first, as many as a report holds; engines without adapters pay nothing for it.
+    """
+
+    def __init__(self) -> None:
+        self._adapter_of: dict[str, str] = {}
+        self._sums: dict[str, list[int]] = {}
+
+    def add_request(self, request: Any) -> None:
+        """Note a request's adapter (vLLM's `lora_request`), if it has one."""
+        lora = getattr(request, "lora_request", None)
+        if lora is not None:
+            self._adapter_of[request.request_id] = str(lora.lora_name)[:256]
+
+    def leave(self, request: Any) -> None:
+        """Forget a request that has finished; one that is preempted comes again."""
+        if self._adapter_of and request.is_finished():
+            self._adapter_of.pop(request.request_id, None)
+
+    def count(
+        self, drafts: Mapping[str, Sequence[int]], sampled: Sequence[Sequence[int]], row_of: Mapping[str, int], requests: Any
+    ) -> None:
+        """Count the rows of a step's output that verified `drafts` and belong to an adapter."""
+        if not self._adapter_of:
+            return
+        for request_id, adapter in self._adapter_of.items():
+            num_drafts = len(drafts.get(request_id, ())) if request_id in requests else 0
+            num_sampled = len(sampled[row_of[request_id]]) if num_drafts else 0
+            if not num_sampled or (adapter not in self._sums and len(self._sums) == MAX_ADAPTERS):
+                continue
+            sums = self._sums.setdefault(adapter, [0, 0, 0])
+            sums[0] += 1
+            sums[1] += num_drafts
+            sums[2] += num_sampled - 1
+
+    def snapshot(self) -> tuple[AdapterCounters, ...]:
+        """What was counted so far, by adapter."""
+        return tuple(
+            AdapterCounters(adapter=adapter, rows=rows, draft_tokens=drafts, accepted_tokens=accepted)
+            for adapter, (rows, drafts, accepted) in sorted(self._sums.items())
+        )

@@ -24,13 +24,19 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from nightjar.deployments.drafter_kinds import STEERABLE, kind_of
-from nightjar.deployments.engine.memory.additional_config import with_told
-from nightjar.deployments.engine.memory.offload_config import OffloadConfig
-from nightjar.deployments.engine.start.dormancy import NO_DRAFTER, SleepFacts, sleep_facts, why_head_runs, why_never_asleep
-from nightjar.deployments.engine.start.graph_plan import GraphPlan
+from nightjar.deployments.engine.memory.offload_config import OffloadConfig, with_told
+from nightjar.deployments.engine.start.dormancy import (
+    NO_DRAFTER,
+    SleepFacts,
+    offload_of,
+    sleep_facts,
+    why_head_runs,
+    why_never_asleep,
+)
 from nightjar.deployments.engine.start.graph_tiers import (
     GATED_DELTA_NET,
     LARGEST_CAPTURE_SIZE,
+    GraphPlan,
     capture_sizes,
     from_table,
     graph_tiers,
@@ -41,7 +47,6 @@ from nightjar.deployments.engine.start.graph_tiers import (
     with_capture_sizes,
 )
 from nightjar.deployments.engine.start.hooks import NOTHING_MISSING, MissingHooks
-from nightjar.deployments.engine.start.lendable import offload_of
 from nightjar.policy.wire.operator import DraftOffload
 from nightjar.policy.wire.record import MAX_BATCH_SIZE, MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.policy.wire.report import Layer

@@ -1,6 +1,6 @@
 """How an engine starts under either host: its process's environment, the steered arguments, and the group that it joins.
 
-Starting fails open (failing_open.py). The user's arguments are resolved first, so a mistake in them is the user's own message from
+Starting fails open (fallback.py). The user's arguments are resolved first, so a mistake in them is the user's own message from
 vLLM; if the steered arguments are then refused, by the configuration or by the engine, the engine starts with the user's alone, in
 the environment that the user gave it, and `serving_plainly` says why.
 """
@@ -17,10 +17,9 @@ import structlog
 
 from nightjar.deployments.engine import graph_memory
 from nightjar.deployments.engine.cores import claim_cores
-from nightjar.deployments.engine.engine_folder import EngineFolder, make_engine_folder
+from nightjar.deployments.engine.engine_folder import EngineFolder, make_engine_folder, noted_head
 from nightjar.deployments.engine.engine_processes import Processes, engine_pids
 from nightjar.deployments.engine.environment import CORES_VARIABLE, apply_environment, engine_environment, gather_host_facts
-from nightjar.deployments.engine.head_notes import noted_head
 from nightjar.deployments.engine.process_guard import own_token
 from nightjar.deployments.engine.start.arguments import EngineArguments, EngineFacts, steered_engine_kwargs
 from nightjar.deployments.engine.start.fallback import refusals_of_node, start_failing_open

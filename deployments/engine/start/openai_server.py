@@ -1,6 +1,6 @@
 """vLLM's own OpenAI server around one engine, inside this process: routes, streams and error bodies are vLLM's.
 
-Starting fails open (starting.py). Arguments that vLLM does not know are refused before that.
+Starting fails open (launch.py). Arguments that vLLM does not know are refused before that.
 """
 
 from __future__ import annotations

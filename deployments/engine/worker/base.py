@@ -14,10 +14,14 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from nightjar.deployments.engine.engine_folder import remove_with_engine
 from nightjar.deployments.engine.memory.cuda import CUDADraftMemory
-from nightjar.deployments.engine.memory.interface import DraftMemory, KVCache
-from nightjar.deployments.engine.memory.kv_groups import why_not_followed
-from nightjar.deployments.engine.memory.offload_config import DRAFT_LAYER_PREFIX, BlockBytes, OffloadConfig, layers_of
-from nightjar.deployments.engine.memory.parts import DraftMove
+from nightjar.deployments.engine.memory.interface import DraftMemory, DraftMove, KVCache
+from nightjar.deployments.engine.memory.offload_config import (
+    DRAFT_LAYER_PREFIX,
+    BlockBytes,
+    OffloadConfig,
+    layers_of,
+    why_not_followed,
+)
 from nightjar.deployments.engine.process_guard import guard_vllm_process
 from nightjar.deployments.engine.start.moved_names import moved
 from nightjar.deployments.engine.worker.draft_work import RELOAD_FAILURE_ATTRIBUTE, MemoryMove, MemoryWork

@@ -1,6 +1,6 @@
 """What a catch-up reads, as tensors: the tokens that the scheduler sent, then those of the step's own input, row by row.
 
-Shared by the draft models of both of vLLM's model runners (drafter.py, draft_on_v2.py). One copy to the device carries all of it.
+Shared by the draft models of both of vLLM's model runners (v1.py, v2.py). One copy to the device carries all of it.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class MemoryMove(IntEnum):
 
 
 class MemoryWork(NamedTuple):
-    """One step's part of a move (memory/parts.py)."""
+    """One step's part of a move (memory/interface.py)."""
 
     move: MemoryMove
     share: float

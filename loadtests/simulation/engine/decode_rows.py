@@ -127,7 +127,7 @@ class DecodeRows:
         """Let the draft compute up to `tokens` of the lag in the step about to advance, row after row.
 
         Beside them it reads the newest token of each row that misses nothing else, and as many missing ones where a row does: so
-        does deployments.engine.scheduler.catch_up_plan.
+        does engine.scheduler.catch_up_plan.
         """
         if tokens >= self.lag_tokens:
             self._behind = False

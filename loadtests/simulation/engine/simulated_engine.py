@@ -1,7 +1,7 @@
 """One engine in virtual time: continuous batching around the very Steering, StepCounters and DrafterLife of production.
 
 A step verifies the drafts of the step before and drafts for the step after, as in vLLM's V1 engine, and what counts as a clean step
-is what deployments.engine.scheduler.step_loop says. Fails closed: a request that can never fit, or one from a busy engine's future, raises
+is what engine.scheduler.step_loop says. Fails closed: a request that can never fit, or one from a busy engine's future, raises
 ValueError. Numbered invariants, each with a test that names it:
 
 SIM-1 every request that was submitted is answered once, with all its tokens, or was aborted, or is still in the engine.

@@ -1,4 +1,4 @@
-"""What a simulated engine counts of its steps: the marks and counters of deployments.engine.scheduler.step_loop, and sums for results.
+"""What a simulated engine counts of its steps: the marks and counters of the step loop, and sums for results.
 
 The fleet learns from these counters, so a step is called clean here exactly where the real step loop calls it so; what planners
 must never see (regret, the truth behind it) is summed up beside them.
@@ -16,7 +16,7 @@ from nightjar.policy.engine.steering import Steering
 from nightjar.policy.planners.local import StepOutcome
 
 SETTLE_STEPS: Final = 2
-"""Steps for which K must be held before a step's time belongs to it (deployments.engine.scheduler.step_loop, without async scheduling)."""
+"""Steps for which K must be held before a step's time belongs to it (the step loop, without async scheduling)."""
 
 
 class StepAccount:

@@ -1,6 +1,6 @@
 """Which engines there are to prove: model runner x scheduling x drafter, eager or compiled, as a GPU would start each of them.
 
-An engine gets its arguments from the same code as in production (engine/arguments.py), with facts as a GPU has them. Two things are
+An engine gets its arguments from the same code as in production (arguments.py), with facts as a GPU has them. Two things are
 the rig's: the worker is the CPU's, and no graphs are captured.
 """
 

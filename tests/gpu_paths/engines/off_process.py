@@ -22,8 +22,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from nightjar.deployments.engine.worker.draft_on_v2 import SteeredDraftOnV2
 from nightjar.deployments.engine.worker.kv_only_head import KVOnlyHead
+from nightjar.deployments.engine.worker.v2 import SteeredDraftOnV2
 from nightjar.deployments.proof.driven_engine import GenerationRequest, plain_answer
 from nightjar.deployments.proof.outcome import end_with
 from nightjar.deployments.proof.scenarios import CHANGING_LENGTHS, ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS, OPT_OUT
