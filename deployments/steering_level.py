@@ -23,6 +23,10 @@ class Steered(NamedTuple):
     reason: str = ""
     layers: tuple[Layer, ...] = ()
 
+    def in_words(self) -> str:
+        """The level, with its reason where there is one."""
+        return self.level.value.replace("_", " ") + (f": {self.reason}" if self.reason else "")
+
 
 FULLY: Final = Steered(SteeringLevel.FULLY)
 

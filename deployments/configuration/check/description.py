@@ -25,7 +25,7 @@ def describe(report: ModelReport) -> list[str]:
     config, outlook = report.model.config, report.model.outlook
     facts, arguments = outlook.facts, outlook.arguments
     steered = level_at_start(arguments)
-    steering = steered.level.value.replace("_", " ") + (f": {steered.reason}" if steered.reason else "")
+    steering = steered.in_words()
     if steered.level in {SteeringLevel.FULLY, SteeringLevel.WITHOUT_SLEEPING}:
         scheduling = "asynchronous" if facts.async_scheduling else "synchronous"
         steering += f"; K from 0 to {facts.max_num_speculative_tokens}, {scheduling} scheduling"

@@ -1,16 +1,37 @@
 """What vLLM's engine arguments may hold, as far as it is known without vLLM: names, types, ranges, tables.
 
-Only arguments that steering, memory or the most common mistakes hang on are looked into; the others are vLLM's to check, by name
-alone here. Types are strict, for vLLM's arguments are a plain dataclass that takes a number in quotes and fails on it later.
+The names stand in `vllm_names.json`, read from vLLM's own dataclasses; a test compares it with the vLLM that is installed. A name
+that it does not hold ends a replica at its start, minutes after the deployment. Of the values only those are looked into that
+steering, memory or the most common mistakes hang on; the others are vLLM's to check. Types are strict, for vLLM's arguments are a
+plain dataclass that takes a number in quotes and fails on it later.
 """
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from nightjar.deployments.drafter_kinds import KINDS, SEPARATE_DRAFT_MODEL, kind_of
+
+_NAMES: Final = json.loads(Path(__file__).with_name("vllm_names.json").read_text(encoding="utf-8"))
+
+VLLM_VERSION: Final[str] = _NAMES["vllm_version"]
+ENGINE_ARGUMENTS: Final = frozenset[str](_NAMES["engine_arguments"])
+"""Fields of `AsyncEngineArgs`."""
+SERVER_ARGUMENTS: Final = frozenset[str](_NAMES["server_arguments"])
+"""Fields of `FrontendArgs`: what vLLM's OpenAI server takes beside the engine."""
+SPECULATIVE_ARGUMENTS: Final = frozenset[str](_NAMES["speculative_arguments"])
+"""Fields of `SpeculativeConfig` that a user may set."""
+FLAGS: Final = frozenset[str](_NAMES["flags"])
+"""Of the first two: yes or no, `--name` and `--no-name` on the command line."""
+LISTS: Final = frozenset[str](_NAMES["lists"])
+"""Of the first two: take several words on the command line."""
+TEXTS: Final = frozenset[str](_NAMES["texts"])
+"""Of the first two: text, also where it looks like a number."""
+
 
 SPECULATIVE_METHODS: Final = tuple(sorted(KINDS))
 """vLLM's names, but for the aliases of mtp."""

@@ -16,14 +16,27 @@ from pydantic import ValidationError
 
 from nightjar.deployments.configuration.check.carried import ARGUMENTS, LOADING, MODEL
 from nightjar.deployments.configuration.check.engine_facts import drafter_kind, engine_facts, severity_of_absence, variables_in
-from nightjar.deployments.configuration.check.engine_schema import EngineKwargs
-from nightjar.deployments.configuration.check.findings import Finding, Place, ServedOn, shown
+from nightjar.deployments.configuration.check.engine_schema import (
+    ENGINE_ARGUMENTS,
+    SERVER_ARGUMENTS,
+    SPECULATIVE_ARGUMENTS,
+    EngineKwargs,
+)
+from nightjar.deployments.configuration.check.findings import (
+    Finding,
+    Place,
+    ServedOn,
+    kill_switch_findings,
+    near_name,
+    no_such_name,
+    schema_findings,
+    shown,
+)
 from nightjar.deployments.configuration.check.placement import Demand, demand_of, replicas_in_words
-from nightjar.deployments.configuration.check.schema_findings import near_name, no_such_name, schema_findings
 from nightjar.deployments.configuration.check.serve_schema import DeploymentOptions
-from nightjar.deployments.configuration.check.vllm_names import ENGINE_ARGUMENTS, SERVER_ARGUMENTS, SPECULATIVE_ARGUMENTS
+from nightjar.deployments.configuration.check.source import mapping_in, mappings_in
 from nightjar.deployments.engine.start.arguments import steered_engine_kwargs
-from nightjar.deployments.llm_config import DIRECT_STREAMING, LLMConfig, draft_source, num_workers, parse_local_mode, read_options
+from nightjar.deployments.llm_config import DIRECT_STREAMING, LLMConfig, draft_source, num_workers, read_options
 from nightjar.deployments.models import ModelError, resolve_model
 from nightjar.deployments.routes import API_KEY
 from nightjar.deployments.steering_level import level_at_start
@@ -59,30 +72,30 @@ def hosted_findings(
 
     `is_steered`: its builder is Nightjar's. `shadow`: the policy's settings have that mode.
     """
-    arguments = _mapping(application.get("args"))
+    arguments = mapping_in(application.get("args"))
     found = list(_misspelt(arguments, ("args",), ARGUMENTS, "field of ray.serve.llm")) or list(_models(arguments))
     models: list[HostedModel] = []
-    for number, model in enumerate(_mappings(arguments.get("llm_configs"))):
+    for number, model in enumerate(mappings_in(arguments.get("llm_configs"))):
         place: Place = ("args", "llm_configs", number)
         mistakes = [*_form(model, place), *_absent(model, place, served_on)]
         is_ours = _is_ours(model, is_steered=is_steered)
         if is_ours or is_steered:
             mistakes += _own_words(model, place)
         found += mistakes
-        if any(mistake.severity == "error" for mistake in mistakes) or not _mapping(model.get("model_loading_config")):
+        if any(mistake.severity == "error" for mistake in mistakes) or not mapping_in(model.get("model_loading_config")):
             continue
         hosted, more = _looked_into(str(application.get("name", "default")), model, place, is_ours=is_ours, shadow=shadow)
         found += more
         models.append(replace(hosted, demand=_demand(application, model, place)))
-    for number, deployment in enumerate(_mappings(application.get("deployments"))):
+    for number, deployment in enumerate(mappings_in(application.get("deployments"))):
         if is_steered and str(deployment.get("name")).startswith(DEPLOYMENT_PREFIX):
-            found += _kill_switch(deployment, ("deployments", number))
+            found += kill_switch_findings(deployment, ("deployments", number))
     return found, models
 
 
 def model_files(application: Mapping[str, Any]) -> list[str]:
     """Files that hold a model, in the place of the model itself: ray.serve.llm reads them where it runs."""
-    entries = _mapping(application.get("args")).get("llm_configs")
+    entries = mapping_in(application.get("args")).get("llm_configs")
     return [entry for entry in entries if isinstance(entry, str)] if isinstance(entries, list) else []
 
 
@@ -98,15 +111,15 @@ def doors(application: Mapping[str, Any], pod_variables: Sequence[Mapping[str, s
 
     `pod_variables`: those of each pod, any of which may get the ingress. `is_steered`: its builder is Nightjar's.
     """
-    arguments = _mapping(application.get("args"))
+    arguments = mapping_in(application.get("args"))
     own = variables_in(application.get("runtime_env"))
     variables = [{**of_pod, **own} for of_pod in pod_variables or ({},)]
     asks = _asks([bool(each.get(API_KEY)) for each in variables])
     if any(each.get(DIRECT_STREAMING) == "1" for each in variables):
-        if all(_is_ours(model, is_steered=is_steered) for model in _mappings(arguments.get("llm_configs"))):
+        if all(_is_ours(model, is_steered=is_steered) for model in mappings_in(arguments.get("llm_configs"))):
             return f"direct streaming, which never ran here: replicas answer the OpenAI routes and /health alone; {asks}"
         return f"direct streaming: replicas answer every route of vLLM's server, /invocations without a key as well; {asks}"
-    if ingress := _mapping(arguments.get("ingress_cls_config")).get("ingress_cls"):
+    if ingress := mapping_in(arguments.get("ingress_cls_config")).get("ingress_cls"):
         return f"an ingress of its own, {shown(ingress)}, which Nightjar leaves as it is"
     asked = f"{asks}; scripts of any site may call it" if is_steered else f"it asks nobody for a key, whatever {API_KEY} says"
     return f"ray.serve.llm's ingress answers /tokenize, /detokenize, /v1/score and /docs beside the OpenAI routes; {asked}"
@@ -135,35 +148,28 @@ def describe_hosted(model: HostedModel) -> list[str]:
 
 def _own_words(model: Mapping[str, Any], place: Place) -> Iterator[Finding]:
     """What Nightjar reads of a model."""
-    for problem in read_options(_mapping(model.get("experimental_configs")))[1]:
+    for problem in read_options(mapping_in(model.get("experimental_configs")))[1]:
         yield Finding("error", (*place, *problem.location), f"{problem.message}; correct it, or take it out")
-    yield from _kill_switch(_mapping(model.get("deployment_config")), (*place, "deployment_config"))
+    yield from kill_switch_findings(mapping_in(model.get("deployment_config")), (*place, "deployment_config"))
     if (server := model.get("server_cls")) not in (None, SERVER):
         message = f"{shown(server)} is not Nightjar's: this model is served as without Nightjar; derive it from {SERVER}"
         yield Finding("warning", (*place, "server_cls"), message)
 
 
-def _kill_switch(options: Mapping[str, Any], place: Place) -> Iterator[Finding]:
-    try:
-        parse_local_mode(options.get("user_config"))
-    except ValueError as error:
-        yield Finding("error", (*place, "user_config"), f"{error}; correct it, or take it out")
-
-
 def _form(model: Mapping[str, Any], place: Place) -> Iterator[Finding]:
     """Names that are nearly right, and what is no value of theirs in any version."""
-    kwargs = _mapping(model.get("engine_kwargs"))
-    speculative = _mapping(kwargs.get("speculative_config"))
+    kwargs = mapping_in(model.get("engine_kwargs"))
+    speculative = mapping_in(kwargs.get("speculative_config"))
     at: Place = (*place, "engine_kwargs")
     for where, values, known, what in (
         (place, model, MODEL, "field of ray.serve.llm"),
-        ((*place, "model_loading_config"), _mapping(model.get("model_loading_config")), LOADING, "field of ray.serve.llm"),
+        ((*place, "model_loading_config"), mapping_in(model.get("model_loading_config")), LOADING, "field of ray.serve.llm"),
         (at, kwargs, ENGINE_ARGUMENTS | SERVER_ARGUMENTS, "argument of vLLM"),
         ((*at, "speculative_config"), speculative, SPECULATIVE_ARGUMENTS, "argument of vLLM"),
     ):
         yield from _misspelt(values, where, known, what)
     yield from schema_findings(EngineKwargs, kwargs, at)
-    yield from schema_findings(DeploymentOptions, _mapping(model.get("deployment_config")), (*place, "deployment_config"))
+    yield from schema_findings(DeploymentOptions, mapping_in(model.get("deployment_config")), (*place, "deployment_config"))
 
 
 def _models(arguments: Mapping[str, Any]) -> Iterator[Finding]:
@@ -174,8 +180,8 @@ def _models(arguments: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("error", place, f"{shown(entries)}; a list with at least one model is needed")
         return
     seen: dict[str, int] = {}
-    for number, model in enumerate(_mappings(entries)):
-        name = _mapping(model.get("model_loading_config")).get("model_id")
+    for number, model in enumerate(mappings_in(entries)):
+        name = mapping_in(model.get("model_loading_config")).get("model_id")
         if isinstance(name, str) and name in seen:
             message = f"{shown(name)} is the model_id of llm_configs.{seen[name]}, too; requests name a model by it: change one"
             yield Finding("error", (*place, number, "model_loading_config", "model_id"), message)
@@ -193,12 +199,12 @@ def _misspelt(values: Mapping[str, Any], place: Place, known: Iterable[str], wha
 
 def _absent(model: Mapping[str, Any], place: Place, served_on: ServedOn) -> Iterator[Finding]:
     """Folders that are not there. A name without a slash is the hub's under ray.serve.llm."""
-    loading, kwargs = _mapping(model.get("model_loading_config")), _mapping(model.get("engine_kwargs"))
+    loading, kwargs = mapping_in(model.get("model_loading_config")), mapping_in(model.get("engine_kwargs"))
     named = (
         (("model_loading_config", "model_source"), loading.get("model_source")),
         (
             ("engine_kwargs", "speculative_config", "model"),
-            draft_source(kwargs) if _mapping(kwargs.get("speculative_config")) else "",
+            draft_source(kwargs) if mapping_in(kwargs.get("speculative_config")) else "",
         ),
     )
     for where, source in named:
@@ -214,8 +220,8 @@ def _looked_into(
     application: str, model: Mapping[str, Any], place: Place, *, is_ours: bool, shadow: bool
 ) -> tuple[HostedModel, list[Finding]]:
     """How a model of the right form will run."""
-    kwargs_given, options = _mapping(model.get("engine_kwargs")), _mapping(model.get("deployment_config"))
-    kwargs, loading = EngineKwargs.model_validate(kwargs_given), _mapping(model.get("model_loading_config"))
+    kwargs_given, options = mapping_in(model.get("engine_kwargs")), mapping_in(model.get("deployment_config"))
+    kwargs, loading = EngineKwargs.model_validate(kwargs_given), mapping_in(model.get("model_loading_config"))
     source, name = loading.get("model_source") or loading.get("model_id"), loading.get("model_id")
     speculative = kwargs.speculative_config
     drafter = drafter_kind(speculative)
@@ -235,13 +241,13 @@ def _looked_into(
 
 def _steering(model: Mapping[str, Any], kwargs: EngineKwargs, *, shadow: bool) -> str:
     """How much, in words. On vLLM 0.29 every steered drafter runs on model runner V1."""
-    options, _ = read_options(_mapping(model.get("experimental_configs")))
+    options, _ = read_options(mapping_in(model.get("experimental_configs")))
     assert options is not None
     try:
         config = LLMConfig.model_validate(
             {
                 "model_loading_config": {"model_id": "hosted"},
-                "engine_kwargs": dict(_mapping(model.get("engine_kwargs"))),
+                "engine_kwargs": dict(mapping_in(model.get("engine_kwargs"))),
                 "accelerator_type": "GPU" if accelerator_kind(model) == "gpu" else None,
                 **options.model_dump(),
             }
@@ -249,8 +255,7 @@ def _steering(model: Mapping[str, Any], kwargs: EngineKwargs, *, shadow: bool) -
     except ValidationError:
         return "not known: its model has the wrong form"
     facts = replace(engine_facts(config, kwargs), runner_is_v1=True)
-    steered = level_at_start(steered_engine_kwargs(config.engine_kwargs, facts, shadow=shadow, without=config.without))
-    return steered.level.value.replace("_", " ") + (f": {steered.reason}" if steered.reason else "")
+    return level_at_start(steered_engine_kwargs(config.engine_kwargs, facts, shadow=shadow, without=config.without)).in_words()
 
 
 def _gpus(model: Mapping[str, Any], place: Place) -> tuple[float, list[Finding]]:
@@ -259,7 +264,7 @@ def _gpus(model: Mapping[str, Any], place: Place) -> tuple[float, list[Finding]]
     An engine is placed by bundles, one for each worker, and `ray_actor_options` is added to the first of them.
     """
     of_engine = sum(engine_bundles(model))
-    actor = _mapping(_mapping(model.get("deployment_config")).get("ray_actor_options"))
+    actor = mapping_in(mapping_in(model.get("deployment_config")).get("ray_actor_options"))
     given = actor.get("num_gpus")
     at: Place = (*place, "deployment_config", "ray_actor_options", "num_gpus")
     if given == 0 and of_engine:
@@ -279,9 +284,9 @@ def _gpus(model: Mapping[str, Any], place: Place) -> tuple[float, list[Finding]]
 
 def engine_bundles(model: Mapping[str, Any]) -> list[float]:
     """GPUs of each bundle that ray.serve.llm 2.60 places an engine by: as the model says, else one for each worker."""
-    placement = _mapping(model.get("placement_group_config"))
-    workers = min(num_workers(_mapping(model.get("engine_kwargs"))), MOST_WORKERS)
-    bundles = _mappings(placement.get("bundles")) or [_mapping(placement.get("bundle_per_worker"))] * workers
+    placement = mapping_in(model.get("placement_group_config"))
+    workers = min(num_workers(mapping_in(model.get("engine_kwargs"))), MOST_WORKERS)
+    bundles = mappings_in(placement.get("bundles")) or [mapping_in(placement.get("bundle_per_worker"))] * workers
     if not placement:
         bundles = [{"GPU": 1 if accelerator_kind(model) == "gpu" else 0}] * workers
     return [float(gpus) if isinstance(gpus := bundle.get("GPU"), int | float) else 0.0 for bundle in bundles]
@@ -289,34 +294,26 @@ def engine_bundles(model: Mapping[str, Any]) -> list[float]:
 
 def _demand(application: Mapping[str, Any], model: Mapping[str, Any], place: Place) -> Demand | None:
     """The GPUs of its replicas. None too where an engine has ranks of data parallelism, whose number of replicas is another."""
-    if (_mapping(model.get("engine_kwargs")).get("data_parallel_size") or 1) != 1:
+    if (mapping_in(model.get("engine_kwargs")).get("data_parallel_size") or 1) != 1:
         return None
-    options = _mapping(model.get("deployment_config"))
-    actor, bundles = _mapping(options.get("ray_actor_options")), engine_bundles(model) or [0.0]
+    options = mapping_in(model.get("deployment_config"))
+    actor, bundles = mapping_in(options.get("ray_actor_options")), engine_bundles(model) or [0.0]
     bundles[0] += float(actor.get("num_gpus") or 0)
-    served = str(_mapping(model.get("model_loading_config")).get("model_id"))
+    served = str(mapping_in(model.get("model_loading_config")).get("model_id"))
     name = options.get("name") or served.replace("/", "--").replace(".", "_")
-    for override in _mappings(application.get("deployments")):
+    for override in mappings_in(application.get("deployments")):
         if override.get("name") == f"{DEPLOYMENT_PREFIX}{name}":
             options = {**options, **override}
-    strategy = _mapping(model.get("placement_group_config")).get("strategy") or "PACK"
+    strategy = mapping_in(model.get("placement_group_config")).get("strategy") or "PACK"
     return demand_of((*place, "deployment_config"), options, bundles, strategy, model.get("accelerator_type"))
 
 
 def accelerator_kind(model: Mapping[str, Any]) -> str:
     """`gpu`, `cpu` or `tpu` as ray.serve.llm finds it: said, or told from the bundles, else gpu."""
-    if kind := _mapping(model.get("accelerator_config")).get("kind"):
+    if kind := mapping_in(model.get("accelerator_config")).get("kind"):
         return str(kind)
-    placement = _mapping(model.get("placement_group_config"))
-    bundles = [_mapping(placement.get("bundle_per_worker")), *_mappings(placement.get("bundles"))]
+    placement = mapping_in(model.get("placement_group_config"))
+    bundles = [mapping_in(placement.get("bundle_per_worker")), *mappings_in(placement.get("bundles"))]
     if not placement:
         return "gpu"
     return next((name.lower() for name in ("TPU", "GPU") if any(bundle.get(name) for bundle in bundles)), "cpu")
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _mappings(value: object) -> list[Mapping[str, Any]]:
-    return [one if isinstance(one, Mapping) else {} for one in value] if isinstance(value, list) else []

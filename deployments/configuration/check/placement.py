@@ -17,7 +17,7 @@ from math import isfinite
 from typing import Any, Final
 
 from nightjar.deployments.configuration.check.findings import Finding, Place
-from nightjar.deployments.configuration.check.worker_pods import ACCELERATOR_PREFIX, PACK_VARIABLE, PodGroup, ServicePods
+from nightjar.deployments.configuration.check.rayservice import ACCELERATOR_PREFIX, PACK_VARIABLE, PodGroup, ServicePods
 
 AUTO_REPLICAS: Final = 100
 """The most replicas that Serve asks for by itself where `num_replicas` is `auto` (Ray 2.60, AutoscalingConfig.default)."""

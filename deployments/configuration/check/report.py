@@ -13,7 +13,16 @@ from typing import Any, Final
 
 from nightjar.cluster.serve_config import POLICY_DEPLOYMENT, POLICY_IMPORT_PATH
 from nightjar.deployments.configuration.check.deployed import ENTRY
-from nightjar.deployments.configuration.check.findings import Finding, FoundLine, Place, ServedOn, shown
+from nightjar.deployments.configuration.check.findings import (
+    Finding,
+    FoundLine,
+    Place,
+    ServedOn,
+    near_name,
+    place_named_in,
+    schema_findings,
+    shown,
+)
 from nightjar.deployments.configuration.check.hosted import (
     HOSTED_IMPORT_PATH,
     RAY_IMPORT_PATH,
@@ -24,12 +33,17 @@ from nightjar.deployments.configuration.check.hosted import (
     never_steered,
 )
 from nightjar.deployments.configuration.check.placement import Demand, placement_findings
-from nightjar.deployments.configuration.check.rayservice import SUPPORTED_RAY, cluster_findings, pod_variables, unknown_images
+from nightjar.deployments.configuration.check.rayservice import (
+    SUPPORTED_RAY,
+    ServicePods,
+    cluster_findings,
+    pod_variables,
+    service_pods,
+    unknown_images,
+)
 from nightjar.deployments.configuration.check.rules import CheckedModel, check_model
-from nightjar.deployments.configuration.check.schema_findings import near_name, place_named_in, schema_findings
 from nightjar.deployments.configuration.check.serve_schema import ServeConfig
-from nightjar.deployments.configuration.check.source import SourceError, read_sources
-from nightjar.deployments.configuration.check.worker_pods import ServicePods, service_pods
+from nightjar.deployments.configuration.check.source import SourceError, import_path_of, read_sources
 from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings, setting_problems
 
 MODEL_IMPORT_PATH: Final = "nightjar.deployments.app:build"
@@ -106,7 +120,7 @@ def check_config(
     demands: list[Demand] = []
     for number, application in enumerate(applications):
         place: Place = ("applications", number)
-        path = _import_path(application)
+        path = import_path_of(application)
         found += _below(place, [*_unsteered(path), *_no_path_of_ours(path)])
         if _spoiled(found, place):
             continue
@@ -165,7 +179,7 @@ def _no_path_of_ours(import_path: str) -> Iterator[Finding]:
 
 
 def _without_policy(applications: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    paths = {_import_path(application) for application in applications}
+    paths = {import_path_of(application) for application in applications}
     if POLICY_IMPORT_PATH not in paths and paths & {MODEL_IMPORT_PATH, HOSTED_IMPORT_PATH}:
         message = f"no application {POLICY_IMPORT_PATH}: the policy runs its built-in settings, mode shadow, and steers nothing"
         yield Finding("advice", (), message)
@@ -189,7 +203,7 @@ def _without_gpus(demands: Iterable[Demand], served_on: ServedOn) -> Iterator[Fi
 
 def _doors(manifest: Any, applications: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for application in applications:
-        path = _import_path(application)
+        path = import_path_of(application)
         if path in (RAY_IMPORT_PATH, HOSTED_IMPORT_PATH):
             name = application.get("name", "default")
             yield f"application {name}: {doors(application, pod_variables(manifest), is_steered=path == HOSTED_IMPORT_PATH)}"
@@ -197,7 +211,7 @@ def _doors(manifest: Any, applications: Sequence[Mapping[str, Any]]) -> Iterator
 
 def _not_read(manifest: Any, applications: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     known = (*OWN_IMPORT_PATHS, RAY_IMPORT_PATH)
-    paths = [_import_path(application) for application in applications]
+    paths = [import_path_of(application) for application in applications]
     for path, application in zip(paths, applications, strict=True):
         name = f"application {application.get('name', 'default')}"
         if path in (RAY_IMPORT_PATH, HOSTED_IMPORT_PATH):
@@ -222,12 +236,6 @@ def _list(value: object) -> Sequence[Any]:
     return value if isinstance(value, list) else []
 
 
-def _import_path(application: Mapping[str, Any]) -> str:
-    """With a colon, whichever of Serve's two forms was written."""
-    path = str(application.get("import_path"))
-    return path if ":" in path else ":".join(path.rsplit(".", 1))
-
-
 def _spoiled(found: Sequence[Finding], place: Place) -> bool:
     """Whether an application's `args` or `deployments` are not even of the right form."""
     below = ((*place, "args"), (*place, "deployments"))
@@ -247,7 +255,7 @@ def _unique(applications: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
 
 def _place_of_settings(applications: Sequence[Mapping[str, Any]]) -> Place:
     for number, application in enumerate(applications):
-        if _import_path(application) == POLICY_IMPORT_PATH:
+        if import_path_of(application) == POLICY_IMPORT_PATH:
             return ("applications", number, "deployments", 0, "user_config")
     return ()
 
@@ -257,7 +265,7 @@ def _policy(applications: Sequence[Mapping[str, Any]]) -> tuple[list[Finding], O
     found: list[Finding] = []
     settings: OperatorSettings | None = OperatorSettings()
     for number, application in enumerate(applications):
-        if _import_path(application) != POLICY_IMPORT_PATH:
+        if import_path_of(application) != POLICY_IMPORT_PATH:
             continue
         place: Place = ("applications", number)
         if application.get("args"):

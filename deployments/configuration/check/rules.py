@@ -20,21 +20,29 @@ from nightjar.deployments.configuration.check.engine_facts import (
     outlook,
     severity_of_absence,
 )
-from nightjar.deployments.configuration.check.engine_schema import EngineKwargs, table_problem
-from nightjar.deployments.configuration.check.findings import Finding, Place, ServedOn, shown
-from nightjar.deployments.configuration.check.memory_estimate import MemoryEstimate, estimate_memory
-from nightjar.deployments.configuration.check.schema_findings import no_such_name, schema_findings
-from nightjar.deployments.configuration.check.serve_schema import AutoscalingConfig, DeploymentOptions
-from nightjar.deployments.configuration.check.vllm_names import (
+from nightjar.deployments.configuration.check.engine_schema import (
     ENGINE_ARGUMENTS,
     SERVER_ARGUMENTS,
     SPECULATIVE_ARGUMENTS,
     VLLM_VERSION,
+    EngineKwargs,
+    table_problem,
 )
+from nightjar.deployments.configuration.check.findings import (
+    Finding,
+    Place,
+    ServedOn,
+    kill_switch_findings,
+    no_such_name,
+    schema_findings,
+    shown,
+)
+from nightjar.deployments.configuration.check.memory_estimate import MemoryEstimate, estimate_memory
+from nightjar.deployments.configuration.check.serve_schema import AutoscalingConfig, DeploymentOptions
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
 from nightjar.deployments.engine.start.arguments import RUNNER_VARIABLE, SWITCHED_OFF
 from nightjar.deployments.engine.start.dormancy import why_not_lendable
-from nightjar.deployments.llm_config import DEPLOYMENT_NAME, LLMConfig, model_problems, parse_local_mode, read_args
+from nightjar.deployments.llm_config import DEPLOYMENT_NAME, LLMConfig, model_problems, read_args
 from nightjar.deployments.routes import BY_NAME, SERVED
 from nightjar.policy.wire.record import MAX_BATCH_SIZE
 from nightjar.policy.wire.report import Layer
@@ -108,10 +116,7 @@ def _overrides(deployments: list[Mapping[str, Any]]) -> Iterator[Finding]:
         if deployment.get("name") != DEPLOYMENT_NAME:
             message = f"{shown(deployment.get('name'))}; the application has one deployment, {DEPLOYMENT_NAME}: write that name"
             yield Finding("error", (*place, "name"), message)
-        try:
-            parse_local_mode(deployment.get("user_config"))
-        except ValueError as error:
-            yield Finding("error", (*place, "user_config"), f"{error}; correct it, or take it out")
+        yield from kill_switch_findings(deployment, place)
 
 
 def _laid_over(written: LLMConfig, deployed: DeployedModel) -> Iterator[Finding]:

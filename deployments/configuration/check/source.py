@@ -8,7 +8,7 @@ there twice is such an error, since YAML would drop the first in silence. So are
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -229,3 +229,31 @@ def _child(node: yaml.Node | None, part: str | int) -> tuple[yaml.Mark, yaml.Nod
         item = node.value[part]
         return item.start_mark, item
     return None
+
+
+def value_at(values: Any, *place: str | int, default: Any = None) -> Any:
+    """What stands at a place of plain values of any form; `default` where nothing does."""
+    for part in place:
+        if isinstance(values, Mapping):
+            values = values.get(part)
+        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+            values = values[part]
+        else:
+            return default
+    return default if values is None else values
+
+
+def mapping_in(value: object) -> Mapping[str, Any]:
+    """The value where it is a mapping, an empty one for all else."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def mappings_in(value: object) -> list[Mapping[str, Any]]:
+    """A list's items, an empty mapping for each that is none; none where it is no list."""
+    return [mapping_in(one) for one in value] if isinstance(value, list) else []
+
+
+def import_path_of(application: Mapping[str, Any]) -> str:
+    """With a colon, whichever of Serve's two forms was written."""
+    path = str(application.get("import_path"))
+    return path if ":" in path else ":".join(path.rsplit(".", 1))

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from nightjar.deployments.configuration.migrate.adoption import add_nightjar
-from nightjar.deployments.configuration.migrate.application import MigrationError
+from nightjar.deployments.configuration.migrate.application import MigrationError, diff
 from nightjar.deployments.configuration.migrate.removal import remove_nightjar
-from nightjar.deployments.configuration.migrate.text_edits import diff
 from nightjar.deployments.configuration.migrate.vllm_command import command_to_config, config_to_command, is_command
 
 NEW_CONFIG: Final = Path("serve.yaml")

@@ -19,14 +19,15 @@ from nightjar.deployments.configuration.migrate.application import (
     TAKEN_OUT,
     Application,
     MigrationError,
+    TextEdits,
     applications_of,
     child,
     item_nodes,
+    last_line,
     pair_of,
     read_for_edit,
     rename,
 )
-from nightjar.deployments.configuration.migrate.text_edits import TextEdits, last_line
 from nightjar.deployments.llm_config import DEPLOYMENT_NAME, HOSTED_OPTIONS
 
 

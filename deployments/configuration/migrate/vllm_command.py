@@ -17,9 +17,7 @@ from typing import Any, Final
 import yaml
 
 from nightjar.cluster.serve_config import POLICY_NAME
-from nightjar.deployments.configuration.check.findings import shown
-from nightjar.deployments.configuration.check.report import MODEL_IMPORT_PATH
-from nightjar.deployments.configuration.check.vllm_names import (
+from nightjar.deployments.configuration.check.engine_schema import (
     ENGINE_ARGUMENTS,
     FLAGS,
     LISTS,
@@ -27,9 +25,10 @@ from nightjar.deployments.configuration.check.vllm_names import (
     TEXTS,
     VLLM_VERSION,
 )
+from nightjar.deployments.configuration.check.findings import shown
+from nightjar.deployments.configuration.check.report import MODEL_IMPORT_PATH
 from nightjar.deployments.configuration.migrate.adoption import policy_lines
-from nightjar.deployments.configuration.migrate.application import MigrationError
-from nightjar.deployments.configuration.migrate.text_edits import OTHER_LINE_BREAKS
+from nightjar.deployments.configuration.migrate.application import OTHER_LINE_BREAKS, MigrationError
 from nightjar.deployments.llm_config import ASSUMED_MAX_NUM_SEQS, num_workers
 
 HEADER: Final = "# Made by `nightjar migrate` from this command, which `nightjar migrate --remove` gives back:"

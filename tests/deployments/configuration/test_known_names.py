@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from nightjar.deployments.configuration.check import serve_schema, vllm_names
+from nightjar.deployments.configuration.check import engine_schema as vllm_names
+from nightjar.deployments.configuration.check import serve_schema
 from nightjar.deployments.configuration.check.deployed import as_deployed
 from nightjar.deployments.configuration.check.engine_facts import environment_of
 from nightjar.deployments.configuration.check.engine_schema import SPECULATIVE_METHODS

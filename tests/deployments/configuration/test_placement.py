@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.deployments.configuration.check.placement import Demand, placement_findings
+from nightjar.deployments.configuration.check.rayservice import PodGroup, ServicePods
 from nightjar.deployments.configuration.check.report import check_text
-from nightjar.deployments.configuration.check.worker_pods import PodGroup, ServicePods
 
 OURS, HOSTED = "nightjar.deployments.app:build", "ray.serve.llm:build_openai_app"
 FIXED, SCALED = {"num_replicas": 3}, {"autoscaling_config": {"min_replicas": 1, "max_replicas": 3}}

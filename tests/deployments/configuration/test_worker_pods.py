@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.deployments.configuration.check.placement import Demand, placement_findings
-from nightjar.deployments.configuration.check.worker_pods import UNBOUNDED, PodGroup, is_gpu, service_pods
+from nightjar.deployments.configuration.check.rayservice import UNBOUNDED, PodGroup, is_gpu, service_pods
 
 
 def pod_group(autoscaled: bool = False, limits: Any = None, **group: Any) -> PodGroup:
