@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final
 
 from nightjar.cluster.metrics import Backend, Exporter, Labels, Metric
@@ -18,12 +19,9 @@ from nightjar.deployments.steering_level import level_now
 from nightjar.policy.wire.report import (
     NO_ENGINE_ID,
     Counters,
-    DrafterCounters,
     DrafterState,
-    EngineLoad,
     EngineSnapshot,
     SteeringLevel,
-    StepTotals,
 )
 
 VLLM_ENGINE: Final = "0"
@@ -77,27 +75,20 @@ def _plain(read: Callable[[EngineLook], float]) -> Values:
     return lambda engine: {(): float(read(engine))}
 
 
-def _of_counters(read: Callable[[Counters], float]) -> Values:
-    return _plain(lambda engine: read(engine.snapshot.counters))
+def _value(path: str) -> Values:
+    """The one series of a number below EngineLook, by its dotted name; a test reads each of them."""
+    return _plain(attrgetter(path))
 
 
-def _of_drafter(read: Callable[[DrafterCounters], float]) -> Values:
-    return _plain(lambda engine: read(engine.snapshot.drafter))
-
-
-def _of_load(read: Callable[[EngineLoad], float]) -> Values:
-    return _plain(lambda engine: read(engine.snapshot.load))
-
-
-def _by_length(read: Callable[[StepTotals], float]) -> Values:
-    """One series for each K that the engine can run, and for each that it ran."""
+def _by_length(field: str) -> Values:
+    """One series of a field of StepTotals for each K that the engine can run, and for each that it ran."""
 
     def values(engine: EngineLook) -> Mapping[Labels, float]:
         unused: dict[Labels, float] = {
             (str(length),): 0.0 for length in range(engine.identity.group.max_num_speculative_tokens + 1)
         }
         totals = engine.snapshot.counters.totals
-        return unused | {(str(sums.num_speculative_tokens),): float(read(sums)) for sums in totals}
+        return unused | {(str(sums.num_speculative_tokens),): float(getattr(sums, field)) for sums in totals}
 
     return values
 
@@ -122,261 +113,187 @@ def _is_served_plainly(engine: EngineLook) -> bool:
     return bool(engine.identity.serving_plainly) and engine.identity.group.drafter_kind != "none"
 
 
-LENGTH: Final = ("num_speculative_tokens",)
+def _counter(name: str, unit: str, help_text: str, values: Values, labels: tuple[str, ...] = ()) -> Metric[EngineLook]:
+    return Metric(name=name, kind="counter", unit=unit, help=help_text, values=values, labels=labels)
 
+
+def _gauge(name: str, unit: str, help_text: str, values: Values, labels: tuple[str, ...] = ()) -> Metric[EngineLook]:
+    return Metric(name=name, kind="gauge", unit=unit, help=help_text, values=values, labels=labels)
+
+
+LENGTH: Final = ("num_speculative_tokens",)
 REPLICA_METRICS: Final[tuple[Metric[EngineLook], ...]] = (
-    Metric(
-        name="nightjar_replica_info",
-        kind="gauge",
-        unit="1",
-        help="1 for every replica; joins it with its group, whose members share what they learn.",
-        labels=("group_id", "drafter_kind"),
-        values=lambda engine: {(engine.identity.group.group_id, engine.identity.group.drafter_kind): 1.0},
+    _gauge(
+        "nightjar_replica_info",
+        "1",
+        "1 for every replica; joins it with its group, whose members share what they learn.",
+        lambda engine: {(engine.identity.group.group_id, engine.identity.group.drafter_kind): 1.0},
+        ("group_id", "drafter_kind"),
     ),
-    Metric(
-        name="nightjar_steps",
-        kind="counter",
-        unit="steps",
-        help="Engine steps that drafted with this K.",
-        labels=LENGTH,
-        values=_by_length(lambda sums: sums.steps),
+    _counter("nightjar_steps", "steps", "Engine steps that drafted with this K.", _by_length("steps"), LENGTH),
+    _counter(
+        "nightjar_step_seconds",
+        "seconds",
+        "Time between two successive outputs of the busy engine.",
+        _by_length("step_seconds"),
+        LENGTH,
     ),
-    Metric(
-        name="nightjar_step_seconds",
-        kind="counter",
-        unit="seconds",
-        help="Time between two successive outputs of the busy engine.",
-        labels=LENGTH,
-        values=_by_length(lambda sums: sums.step_seconds),
+    _counter("nightjar_generated_tokens", "tokens", "Tokens that the steps delivered.", _by_length("generated_tokens"), LENGTH),
+    _counter(
+        "nightjar_decode_rows",
+        "rows",
+        "Requests in their decode phase, summed over the steps; divided by steps: the mean decode batch size.",
+        _by_length("decode_rows"),
+        LENGTH,
     ),
-    Metric(
-        name="nightjar_generated_tokens",
-        kind="counter",
-        unit="tokens",
-        help="Tokens that the steps delivered.",
-        labels=LENGTH,
-        values=_by_length(lambda sums: sums.generated_tokens),
+    _counter("nightjar_prefill_tokens", "tokens", "Prompt tokens that the steps computed.", _by_length("prefill_tokens"), LENGTH),
+    _counter("nightjar_draft_tokens", "tokens", "Draft tokens that the steps verified.", _by_length("draft_tokens"), LENGTH),
+    _counter("nightjar_accepted_tokens", "tokens", "Draft tokens that were accepted.", _by_length("accepted_tokens"), LENGTH),
+    _gauge("nightjar_num_speculative_tokens", "tokens", "K of the last step.", _value("snapshot.load.num_speculative_tokens")),
+    _gauge(
+        "nightjar_planned_num_speculative_tokens",
+        "tokens",
+        "K that the plan gives the last step; in shadow it does not run.",
+        _value("snapshot.load.planned_num_speculative_tokens"),
     ),
-    Metric(
-        name="nightjar_decode_rows",
-        kind="counter",
-        unit="rows",
-        help="Requests in their decode phase, summed over the steps; divided by steps: the mean decode batch size.",
-        labels=LENGTH,
-        values=_by_length(lambda sums: sums.decode_rows),
+    _gauge(
+        "nightjar_decode_batch_size",
+        "rows",
+        "Requests in their decode phase in the last step; 0 while the engine is idle.",
+        _value("snapshot.load.decode_batch_size"),
     ),
-    Metric(
-        name="nightjar_prefill_tokens",
-        kind="counter",
-        unit="tokens",
-        help="Prompt tokens that the steps computed.",
-        labels=LENGTH,
-        values=_by_length(lambda sums: sums.prefill_tokens),
+    _gauge("nightjar_drafter_state", "0 or 1", "1 for the state that the drafter is in, 0 for all others.", _states, ("state",)),
+    _gauge(
+        "nightjar_lag_tokens",
+        "tokens",
+        "Tokens of running requests whose draft KV is missing: what a restart would recompute.",
+        _value("snapshot.drafter.lag_tokens"),
     ),
-    Metric(
-        name="nightjar_draft_tokens",
-        kind="counter",
-        unit="tokens",
-        help="Draft tokens that the steps verified.",
-        labels=LENGTH,
-        values=_by_length(lambda sums: sums.draft_tokens),
+    _counter(
+        "nightjar_restarts",
+        "restarts",
+        "Restarts of speculation that began, by cause: micro (within the local allowance) or leased.",
+        _restarts,
+        ("cause",),
     ),
-    Metric(
-        name="nightjar_accepted_tokens",
-        kind="counter",
-        unit="tokens",
-        help="Draft tokens that were accepted.",
-        labels=LENGTH,
-        values=_by_length(lambda sums: sums.accepted_tokens),
+    _counter(
+        "nightjar_probes",
+        "probes",
+        "Restarts that caught up and whose acceptance was put to the test. Restarts that gave up before have no probe.",
+        _value("snapshot.drafter.probes"),
     ),
-    Metric(
-        name="nightjar_num_speculative_tokens",
-        kind="gauge",
-        unit="tokens",
-        help="K of the last step.",
-        values=_of_load(lambda load: load.num_speculative_tokens),
+    _counter(
+        "nightjar_failed_probes",
+        "probes",
+        "Probes that found drafts not accepted as before: the drafter went back to dormant.",
+        _value("snapshot.counters.failed_probes"),
     ),
-    Metric(
-        name="nightjar_planned_num_speculative_tokens",
-        kind="gauge",
-        unit="tokens",
-        help="K that the plan gives the last step; in shadow it does not run.",
-        values=_of_load(lambda load: load.planned_num_speculative_tokens),
+    _counter(
+        "nightjar_catch_up_tokens", "tokens", "Draft tokens that were recomputed.", _value("snapshot.drafter.recomputed_tokens")
     ),
-    Metric(
-        name="nightjar_decode_batch_size",
-        kind="gauge",
-        unit="rows",
-        help="Requests in their decode phase in the last step; 0 while the engine is idle.",
-        values=_of_load(lambda load: load.decode_batch_size),
+    _counter(
+        "nightjar_catch_up_measured_tokens",
+        "tokens",
+        "Draft tokens that were recomputed in pure decode steps, whose extra time nightjar_catch_up_seconds holds.",
+        _value("snapshot.counters.catch_up.tokens"),
     ),
-    Metric(
-        name="nightjar_drafter_state",
-        kind="gauge",
-        unit="0 or 1",
-        help="1 for the state that the drafter is in, 0 for all others.",
-        labels=("state",),
-        values=_states,
-    ),
-    Metric(
-        name="nightjar_lag_tokens",
-        kind="gauge",
-        unit="tokens",
-        help="Tokens of running requests whose draft KV is missing: what a restart would recompute.",
-        values=_of_drafter(lambda drafter: drafter.lag_tokens),
-    ),
-    Metric(
-        name="nightjar_restarts",
-        kind="counter",
-        unit="restarts",
-        help="Restarts of speculation that began, by cause: micro (within the local allowance) or leased.",
-        labels=("cause",),
-        values=_restarts,
-    ),
-    Metric(
-        name="nightjar_probes",
-        kind="counter",
-        unit="probes",
-        help="Restarts that caught up and whose acceptance was put to the test. Restarts that gave up before have no probe.",
-        values=_of_drafter(lambda drafter: drafter.probes),
-    ),
-    Metric(
-        name="nightjar_failed_probes",
-        kind="counter",
-        unit="probes",
-        help="Probes that found drafts not accepted as before: the drafter went back to dormant.",
-        values=_of_counters(lambda counters: counters.failed_probes),
-    ),
-    Metric(
-        name="nightjar_catch_up_tokens",
-        kind="counter",
-        unit="tokens",
-        help="Draft tokens that were recomputed.",
-        values=_of_drafter(lambda drafter: drafter.recomputed_tokens),
-    ),
-    Metric(
-        name="nightjar_catch_up_measured_tokens",
-        kind="counter",
-        unit="tokens",
-        help="Draft tokens that were recomputed in pure decode steps, whose extra time nightjar_catch_up_seconds holds.",
-        values=_of_counters(lambda counters: counters.catch_up.tokens),
-    ),
-    Metric(
-        name="nightjar_catch_up_seconds",
-        kind="counter",
-        unit="seconds",
-        help="How much longer pure decode steps took for recomputing draft tokens than K = 0 steps of their batch. A sum of noisy "
+    _counter(
+        "nightjar_catch_up_seconds",
+        "seconds",
+        "How much longer pure decode steps took for recomputing draft tokens than K = 0 steps of their batch. A sum of noisy "
         "differences: what lies above its highest value so far is added.",
-        values=_of_counters(lambda counters: counters.catch_up.seconds),
+        _value("snapshot.counters.catch_up.seconds"),
     ),
-    Metric(
-        name="nightjar_draft_offloads",
-        kind="counter",
-        unit="moves",
-        help="Times that the draft's weights left the accelerator.",
-        values=_of_drafter(lambda drafter: drafter.offloads),
+    _counter(
+        "nightjar_draft_offloads",
+        "moves",
+        "Times that the draft's weights left the accelerator.",
+        _value("snapshot.drafter.offloads"),
     ),
-    Metric(
-        name="nightjar_draft_reloads",
-        kind="counter",
-        unit="moves",
-        help="Times that the draft's weights came back to the accelerator.",
-        values=_of_drafter(lambda drafter: drafter.reloads),
+    _counter(
+        "nightjar_draft_reloads",
+        "moves",
+        "Times that the draft's weights came back to the accelerator.",
+        _value("snapshot.drafter.reloads"),
     ),
-    Metric(
-        name="nightjar_draft_moved_bytes",
-        kind="counter",
-        unit="bytes",
-        help="Bytes of draft weights moved, both ways.",
-        values=_of_drafter(lambda drafter: drafter.moved_bytes),
+    _counter(
+        "nightjar_draft_moved_bytes", "bytes", "Bytes of draft weights moved, both ways.", _value("snapshot.drafter.moved_bytes")
     ),
-    Metric(
-        name="nightjar_draft_moving_seconds",
-        kind="counter",
-        unit="seconds",
-        help="Time that moving the draft's weights took.",
-        values=_of_drafter(lambda drafter: drafter.moving_seconds),
+    _counter(
+        "nightjar_draft_moving_seconds",
+        "seconds",
+        "Time that moving the draft's weights took.",
+        _value("snapshot.drafter.moving_seconds"),
     ),
-    Metric(
-        name="nightjar_borrowed_kv_blocks",
-        kind="gauge",
-        unit="blocks",
-        help="KV blocks in the memory of an offloaded draft that hold KV of requests now.",
-        values=_of_drafter(lambda drafter: drafter.borrowed_blocks),
+    _gauge(
+        "nightjar_borrowed_kv_blocks",
+        "blocks",
+        "KV blocks in the memory of an offloaded draft that hold KV of requests now.",
+        _value("snapshot.drafter.borrowed_blocks"),
     ),
-    Metric(
-        name="nightjar_relocated_kv_blocks",
-        kind="counter",
-        unit="blocks",
-        help="KV blocks that were moved so that the draft could come back.",
-        values=_of_drafter(lambda drafter: drafter.relocated_blocks),
+    _counter(
+        "nightjar_relocated_kv_blocks",
+        "blocks",
+        "KV blocks that were moved so that the draft could come back.",
+        _value("snapshot.drafter.relocated_blocks"),
     ),
-    Metric(
-        name="nightjar_contraction_preempted_requests",
-        kind="counter",
-        unit="requests",
-        help="Requests that were preempted so that the draft could come back.",
-        values=_of_drafter(lambda drafter: drafter.preempted_requests),
+    _counter(
+        "nightjar_contraction_preempted_requests",
+        "requests",
+        "Requests that were preempted so that the draft could come back.",
+        _value("snapshot.drafter.preempted_requests"),
     ),
-    Metric(
-        name="nightjar_guard_trips",
-        kind="counter",
-        unit="trips",
-        help="Times that the guard found speculation worse than off in a batch bucket, and held it off there.",
-        values=_of_counters(lambda counters: counters.guard_trips),
+    _counter(
+        "nightjar_guard_trips",
+        "trips",
+        "Times that the guard found speculation worse than off in a batch bucket, and held it off there.",
+        _value("snapshot.counters.guard_trips"),
     ),
-    Metric(
-        name="nightjar_guard_held_batch_buckets",
-        kind="gauge",
-        unit="buckets",
-        help="Batch buckets that the guard holds off now.",
-        values=_plain(lambda engine: len(engine.snapshot.held_buckets)),
+    _gauge(
+        "nightjar_guard_held_batch_buckets",
+        "buckets",
+        "Batch buckets that the guard holds off now.",
+        _plain(lambda engine: len(engine.snapshot.held_buckets)),
     ),
-    Metric(
-        name="nightjar_guard_dwell_steps",
-        kind="counter",
-        unit="steps",
-        help="Steps in which the guard kept K below the plan's because it had not been held for long enough.",
-        values=_of_counters(lambda counters: counters.guard_holds),
+    _counter(
+        "nightjar_guard_dwell_steps",
+        "steps",
+        "Steps in which the guard kept K below the plan's because it had not been held for long enough.",
+        _value("snapshot.counters.guard_holds"),
     ),
-    Metric(
-        name="nightjar_settings_age_seconds",
-        kind="gauge",
-        unit="seconds",
-        help="Time since the policy last said that the replica's settings hold, or since the agent started if it never did. "
-        "Above settings_max_age_s the engine runs K = 0 only.",
-        values=_plain(lambda engine: engine.settings_age_s),
+    _gauge(
+        "nightjar_settings_age_seconds",
+        "seconds",
+        "Time since the policy last said that the replica's settings hold, or since the agent started if it never did. Above "
+        "settings_max_age_s the engine runs K = 0 only.",
+        _value("settings_age_s"),
     ),
-    Metric(
-        name="nightjar_engine_fault",
-        kind="gauge",
-        unit="0 or 1",
-        help="1 after an error of Nightjar's own code in the step loop: the engine runs its own K and its steps are not counted.",
-        values=_plain(lambda engine: bool(engine.snapshot.fault)),
+    _gauge(
+        "nightjar_engine_fault",
+        "0 or 1",
+        "1 after an error of Nightjar's own code in the step loop: the engine runs its own K and its steps are not counted.",
+        _plain(lambda engine: bool(engine.snapshot.fault)),
     ),
-    Metric(
-        name="nightjar_draft_slot_breaches",
-        kind="counter",
-        unit="steps",
-        help="Steps whose drafts would have been written past the KV blocks of their requests. Such a step drafts nothing, and "
+    _counter(
+        "nightjar_draft_slot_breaches",
+        "steps",
+        "Steps whose drafts would have been written past the KV blocks of their requests. Such a step drafts nothing, and "
         "steering stops as for any fault.",
-        values=_of_counters(lambda counters: counters.draft_slot_breaches),
+        _value("snapshot.counters.draft_slot_breaches"),
     ),
-    Metric(
-        name="nightjar_steering",
-        kind="gauge",
-        unit="0 or 1",
-        help="How much of the engine is steered: 1 for its level, 0 for the others; `nightjar status` says why.",
-        labels=("level",),
-        values=_levels,
+    _gauge(
+        "nightjar_steering",
+        "0 or 1",
+        "How much of the engine is steered: 1 for its level, 0 for the others; `nightjar status` says why.",
+        _levels,
+        ("level",),
     ),
-    Metric(
-        name="nightjar_served_plainly",
-        kind="gauge",
-        unit="0 or 1",
-        help="1 where a drafter is configured and the engine is served as plain vLLM all the same (fail open); `nightjar status` "
+    _gauge(
+        "nightjar_served_plainly",
+        "0 or 1",
+        "1 where a drafter is configured and the engine is served as plain vLLM all the same (fail open); `nightjar status` "
         "says why.",
-        values=_plain(_is_served_plainly),
+        _plain(_is_served_plainly),
     ),
 )
 """Labels beyond `common_labels` and Ray's own."""

@@ -24,7 +24,7 @@ from nightjar.policy.wire.report import (
     StepTotals,
 )
 from tests.cluster.exported import MemoryBackend
-from tests.reference.metrics_page import replica_series
+from tests.reference.metrics import replica_series
 
 GROUP = GroupKey(target="llama-8b", drafter_kind="draft_model", max_num_speculative_tokens=3)
 IDENTITY = ReplicaIdentity(replica_id="abc", application="chat", deployment="LLM", node_id="n", group=GROUP)

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from tests.reference import command_line, http_api, metrics_page, settings
+from tests.reference import command_line, http_api, metrics, settings
 
 PAGES: Final[dict[str, Callable[[], str]]] = {
     "settings": settings.page,
     "cli": command_line.page,
     "api": http_api.page,
-    "metrics": metrics_page.page,
+    "metrics": metrics.page,
 }
 
 

@@ -3,9 +3,6 @@
 The arguments come from arguments.py, as a replica's do, with vLLM's own answers about the machine; a variable that they need
 is set in this process before the engine is made. In a rehearsal two things differ: the worker is a CPU's, and no graphs are
 captured. Fails with vLLM's own errors.
-is set in this process before the engine is made. On the rig two things differ: the worker is the CPU's, and no graphs are captured.
-Fails with vLLM's own errors.
->>>>>>> 5733fd8 (deployments/engine: what is one idea is one file (sizes of an offload, its moves, a step's records, each runner's worker with its draft))
 """
 
 from __future__ import annotations

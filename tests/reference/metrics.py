@@ -1,8 +1,8 @@
-"""docs/metrics.md, written from the tables that the hosts export."""
+"""docs/metrics.md, from the tables that the hosts export: a page cannot say what is not exported."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from nightjar.cluster.metrics import Family
@@ -12,6 +12,7 @@ from nightjar.deployments.metrics import REPLICA_METRICS, common_labels
 from nightjar.policy.intake import MAX_GROUPS
 from nightjar.policy.wire.record import MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.policy.wire.report import DrafterState, GroupKey, SteeringLevel
+from tests.reference.markdown import table
 
 PAGE: Final = """\
 # Metrics
@@ -106,13 +107,8 @@ def replica_series(max_num_speculative_tokens: int) -> int:
 
 
 def _table(families: Iterable[Family]) -> str:
-    rows = [("metric", "type", "labels", "unit", "what it says"), ("---",) * 5]
-    rows += [
+    rows = [
         (f"`{family.exported_name}`", family.kind, ", ".join(f"`{label}`" for label in family.labels), family.unit, family.help)
         for family in families
     ]
-    return "\n".join(map(_row, rows))
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return table(("metric", "type", "labels", "unit", "what it says"), rows)
