@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from nightjar.deployments.engine.start.moved_names import HOMES
+from nightjar.deployments.engine.start.hooks import HOMES
 from tests.contract.sources import Found, Sources, as_numbers
 
 FILE: Final = Path(__file__).with_name("bodies.toml")
@@ -38,7 +38,7 @@ class Body:
     """A function or class of vLLM on whose inside we lean."""
 
     function: str
-    """`module:Class.method`; a name of moved_names.py alone."""
+    """`module:Class.method`; a name of hooks.HOMES alone."""
     feature: str
     """Of touched.FEATURES: what goes wrong where the assumption does not hold, and in which versions it is needed."""
     ours: str

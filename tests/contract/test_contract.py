@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nightjar.deployments.engine.start import moved_names
+from nightjar.deployments.engine.start import hooks
 from nightjar.deployments.engine.start.hooks import Hook
 from tests.contract import touched
 from tests.contract.sources import Sources
@@ -93,4 +93,4 @@ def test_of_a_name_that_moved_one_home_is_enough_and_an_import_is_told_with_its_
     assert any(
         line.startswith("vllm.v1.core.sched.scheduler.Scheduler, at deployments/engine/scheduler/steered.py:") for line in found
     )
-    assert set(moved) == set(moved_names.HOMES)
+    assert set(moved) == set(hooks.HOMES)

@@ -14,12 +14,12 @@ from nightjar.deployments.engine.start.hooks import (
     DRAFT_OFFLOAD,
     DRAFT_ON_V2,
     EVERYWHERE,
+    HOMES,
     KV_ONLY_HEAD,
     LOAD,
     ON_CPU,
     Hook,
 )
-from nightjar.deployments.engine.start.moved_names import HOMES
 from tests.contract.sources import Found, Sources, as_numbers
 
 ROOT: Final = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 
 from fastapi import FastAPI
 
-from nightjar.deployments.engine.start.moved_names import moved
+from nightjar.deployments.engine.start.hooks import moved
 from nightjar.deployments.routes import BY_NAME, MANAGEMENT, SERVED, absent_routes, close_other_routes
 
 DEVELOPERS = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_TORCH_PROFILER_DIR": "/nowhere"}

@@ -14,10 +14,9 @@ pytest.importorskip("ray.serve")
 pytest.importorskip("vllm")
 from ray.serve import Application
 
-from nightjar.deployments.app import deploy
+from nightjar.deployments.app import LLMReplica, ModelToServe, deploy
 from nightjar.deployments.engine.start.hooks import MissingHooks
 from nightjar.deployments.llm_config import parse_args
-from nightjar.deployments.replica import LLMReplica, ModelToServe
 from nightjar.policy.wire.report import DrafterState
 from tests.deployments import serving
 

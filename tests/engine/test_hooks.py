@@ -19,8 +19,7 @@ from vllm.v1.sample import rejection_sampler
 from vllm.v1.spec_decode import llm_base_proposer
 
 from nightjar.deployments.engine.start import hooks
-from nightjar.deployments.engine.start.hooks import NOTHING_MISSING, Hook, missing_hooks
-from nightjar.deployments.engine.start.moved_names import HOMES, moved
+from nightjar.deployments.engine.start.hooks import HOMES, NOTHING_MISSING, Hook, missing_hooks, moved
 
 
 def test_the_installed_vllm_has_every_hook() -> None:

@@ -17,10 +17,9 @@ pytest.importorskip("ray")
 pytest.importorskip("vllm")
 from ray.serve import Application
 
-from nightjar.deployments.app import deploy
+from nightjar.deployments.app import LLMReplica, ModelToServe, deploy
 from nightjar.deployments.llm_config import parse_args
 from nightjar.deployments.proof.tiny_models import build_tiny_models
-from nightjar.deployments.replica import LLMReplica, ModelToServe
 from nightjar.policy.wire.report import SteeringLevel
 from tests.deployments import serving
 from tests.gpu_paths.ray_application import (

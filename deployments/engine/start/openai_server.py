@@ -17,9 +17,8 @@ import structlog
 
 from nightjar.deployments.engine.environment import is_on_cpu
 from nightjar.deployments.engine.start.arguments import resolve_facts
-from nightjar.deployments.engine.start.hooks import MissingHooks
+from nightjar.deployments.engine.start.hooks import MissingHooks, moved
 from nightjar.deployments.engine.start.launch import EngineRequest, group_of, prepare_process, start_steered
-from nightjar.deployments.engine.start.moved_names import moved
 from nightjar.deployments.engine.start.running_engine import LoadObserver, RunningEngine
 from nightjar.deployments.routes import absent_routes, close_other_routes
 

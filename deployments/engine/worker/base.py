@@ -23,7 +23,7 @@ from nightjar.deployments.engine.memory.offload_config import (
     why_not_followed,
 )
 from nightjar.deployments.engine.process_guard import guard_vllm_process
-from nightjar.deployments.engine.start.moved_names import moved
+from nightjar.deployments.engine.start.hooks import moved
 from nightjar.deployments.engine.worker.draft_work import RELOAD_FAILURE_ATTRIBUTE, MemoryMove, MemoryWork
 from nightjar.deployments.engine.worker.step_reports import StepReports
 
