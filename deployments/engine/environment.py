@@ -48,7 +48,7 @@ class HostFacts:
     models_are_local: bool = False  # target and draft are folders, no hub is needed
     kv_cache_is_sized: bool = False  # the engine arguments size the KV cache themselves
     engine_folder: str = ""  # of what must not outlive the engine (engine_folder.py), empty where there is none
-    claimed_cores: tuple[int, ...] = ()  # that no other engine of the node needs (cores.py); empty: counted by local rank
+    claimed_cores: tuple[int, ...] = ()  # that no other engine of the node needs (launch.py); empty: counted by local rank
     ray_address: str = ""  # of the cluster that this process works for, empty where it works for none
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from nightjar.deployments.engine.cores import claim_cores
 from nightjar.deployments.engine.engine_folder import EngineFolder, make_engine_folder
 from nightjar.deployments.engine.environment import engine_environment
+from nightjar.deployments.engine.start.launch import claim_cores
 from tests.deployments.test_environment import CPU
 
 ALLOWED = (0, 2, 4, 6)

@@ -140,12 +140,6 @@ def _is_ours(model: Mapping[str, Any], *, is_steered: bool) -> bool:
     return server == SERVER or (is_steered and server is None)
 
 
-def describe_hosted(model: HostedModel) -> list[str]:
-    """Lines for people."""
-    rows = (("model", model.model), ("drafter", model.drafter), ("steering", model.steering), ("replicas", model.replicas))
-    return [f"application {model.application}, served by ray.serve.llm", *(f"  {name:<9} {text}" for name, text in rows)]
-
-
 def _own_words(model: Mapping[str, Any], place: Place) -> Iterator[Finding]:
     """What Nightjar reads of a model."""
     for problem in read_options(mapping_in(model.get("experimental_configs")))[1]:

@@ -1,4 +1,4 @@
-"""How an engine starts under either host: its process's environment, the steered arguments, and the group that it joins.
+"""How an engine starts under either host: its process's environment and cores, the steered arguments, the group that it joins.
 
 Starting fails open (fallback.py). The user's arguments are resolved first, so a mistake in them is the user's own message from
 vLLM; if the steered arguments are then refused, by the configuration or by the engine, the engine starts with the user's alone, in
@@ -7,17 +7,21 @@ the environment that the user gave it, and `serving_plainly` says why.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
 
 from nightjar.deployments.engine import graph_memory
-from nightjar.deployments.engine.cores import claim_cores
-from nightjar.deployments.engine.engine_folder import EngineFolder, make_engine_folder, noted_head
+from nightjar.deployments.engine.engine_folder import EngineFolder, folders_beside, make_engine_folder, noted_head
 from nightjar.deployments.engine.engine_processes import Processes, engine_pids
 from nightjar.deployments.engine.environment import CORES_VARIABLE, apply_environment, engine_environment, gather_host_facts
 from nightjar.deployments.engine.process_guard import own_token
@@ -30,10 +34,13 @@ from nightjar.policy.wire.report import GroupKey
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+
 log = structlog.get_logger(__name__)
 
 C = TypeVar("C")
 T = TypeVar("T")
+_LOCK: Final = "nightjar-cores-{user}.lock"
+_CORES: Final = "cores.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,3 +155,49 @@ def group_of(
         engine_version=vllm.__version__,
         graph_tiers=graph_tiers,
     )
+
+
+def least_used(allowed: Sequence[int], used: Counter[int], count: int) -> tuple[int, ...]:
+    """`count` of the `allowed` cores, or all where there are fewer: those that the fewest hold, the first of equals.
+
+    >>> least_used((0, 2, 4), Counter({0: 1}), 1), least_used((0, 2, 4), Counter({0: 1, 2: 1, 4: 1}), 2)
+    ((2,), (0, 2))
+    """
+    return tuple(sorted(sorted(allowed, key=lambda core: (used[core], core))[:count]))
+
+
+def claim_cores(folder: Path, allowed: Sequence[int], count: int) -> tuple[int, ...]:
+    """Take `count` cores for the engine of `folder`, for as long as the folder lives. Empty where they cannot be noted.
+
+    Serve counts replicas by deployment: the first replica of each application would take the first core. So each engine notes its
+    cores in its folder (engine_folder.py), and the next one takes those that the fewest live engines hold, whichever application
+    they are of. Fails open: where nothing can be noted or read, the caller counts by deployment.
+    """
+    try:
+        with _one_at_a_time(folder.parent):
+            used = Counter(core for other in folders_beside(folder) for core in _noted(other))
+            cores = least_used(allowed, used, count)
+            (folder / _CORES).write_text(json.dumps(cores))
+    except OSError as error:
+        log.warning("cores_not_claimed", folder=str(folder), error=str(error), consequence="cores are counted by deployment")
+        return ()
+    return cores
+
+
+def _noted(folder: Path) -> list[int]:
+    """The cores of one engine; none where it noted none, or what is no list of cores."""
+    try:
+        cores = json.loads((folder / _CORES).read_text())
+    except (OSError, ValueError):
+        return []
+    return [core for core in cores if isinstance(core, int)] if isinstance(cores, list) else []
+
+
+@contextlib.contextmanager
+def _one_at_a_time(parent: Path) -> Iterator[None]:
+    lock = os.open(parent / _LOCK.format(user=os.getuid()), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)

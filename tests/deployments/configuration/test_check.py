@@ -15,9 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from nightjar.deployments.configuration.check.description import describe
 from nightjar.deployments.configuration.check.report import Report, check_text
-from nightjar.deployments.configuration.commands import app
+from nightjar.deployments.configuration.commands import app, describe
 
 GOOD = """\
 http_options: {host: 0.0.0.0, port: 8000}
