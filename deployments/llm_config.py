@@ -1,13 +1,12 @@
 """One model as `llm_configs` describes it, and what is wrong with it. Pure: needs neither Ray nor vLLM.
 
 `build` in app.py turns it into a Serve application and refuses it in one message; `nightjar check` says the same with the file's
-lines. So each rule stands here once, as an `ArgumentProblem` that names place, value and what is allowed.
+lines. So each rule stands here once, as an `SettingProblem` that names place, value and what is allowed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Final
 
@@ -18,7 +17,7 @@ from nightjar.deployments.engine_watch import HUNG_AFTER_S
 from nightjar.deployments.models import ModelError, resolve_model
 from nightjar.deployments.routes import route_problem
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.operator import DraftOffload
+from nightjar.policy.wire.operator import DraftOffload, SettingProblem
 from nightjar.policy.wire.record import NumSpeculativeTokens, without_credentials
 from nightjar.policy.wire.report import Layer
 
@@ -41,17 +40,6 @@ Location = tuple[str | int, ...]
 
 class ConfigurationError(ValueError):
     """Application arguments that cannot be used. One message: field, value, what is allowed."""
-
-
-@dataclass(frozen=True, slots=True)
-class ArgumentProblem:
-    """What is wrong at one place of `args`."""
-
-    location: Location
-    message: str
-
-    def __str__(self) -> str:
-        return f"{'.'.join(str(part) for part in self.location)}: {self.message}"
 
 
 class ModelLoadingConfig(BaseModel):
@@ -179,7 +167,7 @@ def steering_options(experimental_configs: Mapping[str, Any]) -> SteeringOptions
     return options
 
 
-def read_options(experimental_configs: Mapping[str, Any]) -> tuple[SteeringOptions | None, tuple[ArgumentProblem, ...]]:
+def read_options(experimental_configs: Mapping[str, Any]) -> tuple[SteeringOptions | None, tuple[SettingProblem, ...]]:
     """The same, and everything that is wrong with them, placed below the model."""
     place: Location = ("experimental_configs", HOSTED_OPTIONS)
     try:
@@ -221,20 +209,20 @@ def parse_args(args: Mapping[str, Any]) -> LLMConfig:
     return config
 
 
-def read_args(args: Mapping[str, Any]) -> tuple[LLMConfig | None, tuple[ArgumentProblem, ...]]:
+def read_args(args: Mapping[str, Any]) -> tuple[LLMConfig | None, tuple[SettingProblem, ...]]:
     """The one model of `args` and everything that is wrong with it, whether or not its models are on this machine.
 
     None where it is too wrong to be one.
     """
     unknown = (field for field in args if field != "llm_configs")
-    problems = [ArgumentProblem((field,), _no_such_field(field, args[field], ["llm_configs"])) for field in unknown]
+    problems = [SettingProblem((field,), _no_such_field(field, args[field], ["llm_configs"])) for field in unknown]
     entries = args.get("llm_configs")
     if not isinstance(entries, list) or not entries:
-        problems.append(ArgumentProblem(("llm_configs",), f"a list with one model is needed (got {str(entries)[:80]})"))
+        problems.append(SettingProblem(("llm_configs",), f"a list with one model is needed (got {str(entries)[:80]})"))
         return None, tuple(problems)
     if len(entries) > 1:
         message = f"{len(entries)} models, but an application serves one; give each its own application"
-        return None, (*problems, ArgumentProblem(("llm_configs",), message))
+        return None, (*problems, SettingProblem(("llm_configs",), message))
     try:
         config = LLMConfig.model_validate(entries[0])
     except ValidationError as error:
@@ -242,7 +230,7 @@ def read_args(args: Mapping[str, Any]) -> tuple[LLMConfig | None, tuple[Argument
     return config, (*problems, *_engine_kwargs_problems(config.engine_kwargs), *_user_config_problems(config))
 
 
-def model_problems(config: LLMConfig) -> Iterator[tuple[ArgumentProblem, str]]:
+def model_problems(config: LLMConfig) -> Iterator[tuple[SettingProblem, str]]:
     """Models that are no folder of this machine and no hub name, each with its name as written."""
     named = (
         (("model_loading_config", "model_source"), config.model_source),
@@ -253,7 +241,7 @@ def model_problems(config: LLMConfig) -> Iterator[tuple[ArgumentProblem, str]]:
             if source:
                 resolve_model(source)
         except ModelError as error:
-            yield ArgumentProblem(("llm_configs", 0, *location), str(error)), source
+            yield SettingProblem(("llm_configs", 0, *location), str(error)), source
 
 
 def parse_local_mode(user_config: object) -> Mode | None:
@@ -271,36 +259,36 @@ def parse_local_mode(user_config: object) -> Mode | None:
         raise ValueError(f"user_config: mode {str(mode)[:40]!r} is none of auto, shadow, off, pin=K, default") from error
 
 
-def _engine_kwargs_problems(engine_kwargs: Mapping[str, Any]) -> Iterator[ArgumentProblem]:
+def _engine_kwargs_problems(engine_kwargs: Mapping[str, Any]) -> Iterator[SettingProblem]:
     place: Location = ("llm_configs", 0, "engine_kwargs")
     for taken, instead in (("model", "model_loading_config.model_source"), ("served_model_name", "model_loading_config.model_id")):
         if taken in engine_kwargs:
-            yield ArgumentProblem((*place, taken), f"{engine_kwargs[taken]!r}; use {instead} instead")
+            yield SettingProblem((*place, taken), f"{engine_kwargs[taken]!r}; use {instead} instead")
     speculative = engine_kwargs.get("speculative_config")
     if speculative is not None and not isinstance(speculative, dict):
-        yield ArgumentProblem((*place, "speculative_config"), f"a mapping is needed (got {str(speculative)[:80]!r})")
+        yield SettingProblem((*place, "speculative_config"), f"a mapping is needed (got {str(speculative)[:80]!r})")
 
 
-def _user_config_problems(config: LLMConfig) -> Iterator[ArgumentProblem]:
+def _user_config_problems(config: LLMConfig) -> Iterator[SettingProblem]:
     try:
         parse_local_mode(config.deployment_config.get("user_config"))
     except ValueError as error:
-        yield ArgumentProblem(("llm_configs", 0, "deployment_config", "user_config"), str(error))
+        yield SettingProblem(("llm_configs", 0, "deployment_config", "user_config"), str(error))
 
 
-def _model_problem(detail: Mapping[str, Any]) -> ArgumentProblem:
+def _model_problem(detail: Mapping[str, Any]) -> SettingProblem:
     """Of an entry of `llm_configs`; ray.serve.llm's fields are named before Nightjar's own."""
     model = ModelLoadingConfig if detail["loc"][:1] == ("model_loading_config",) else LLMConfig
     return _problem(detail, ("llm_configs", 0), sorted(model.model_fields, key=SteeringOptions.model_fields.__contains__))
 
 
-def _problem(detail: Mapping[str, Any], place: Location, fields: list[str]) -> ArgumentProblem:
+def _problem(detail: Mapping[str, Any], place: Location, fields: list[str]) -> SettingProblem:
     location = tuple(detail["loc"])
     if detail["type"] == "extra_forbidden":
         message = _no_such_field(str(location[-1]), detail["input"], fields)
     else:
         message = f"{detail['msg'].removeprefix('Value error, ')} (got {without_credentials(str(detail['input']))[:80]!r})"
-    return ArgumentProblem((*place, *location), message)
+    return SettingProblem((*place, *location), message)
 
 
 def _no_such_field(field: str, value: object, allowed: list[str]) -> str:

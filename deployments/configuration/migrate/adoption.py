@@ -35,12 +35,11 @@ from nightjar.deployments.configuration.migrate.application import (
     Application,
     MigrationError,
     TextEdits,
-    applications_of,
     child,
+    edited,
     item_nodes,
     last_line,
     pair_of,
-    read_for_edit,
     rename,
 )
 from nightjar.deployments.llm_config import num_workers
@@ -91,9 +90,7 @@ def add_nightjar(text: str, *, keep_host: bool = False) -> str:
 
 
 def _add(text: str, change: Callable[[Application, TextEdits], None]) -> str:
-    for source in reversed(read_for_edit(text)):  # from the end, so that lines before stay where they are
-        edits = TextEdits()
-        applications = applications_of(source)
+    def edit(source: ServeSource, applications: list[Application], edits: TextEdits) -> None:
         theirs = [application for application in applications if application.import_path() == RAY_IMPORT_PATH]
         ours = (MODEL_IMPORT_PATH, HOSTED_IMPORT_PATH)
         if not theirs and not any(application.import_path() in ours for application in applications):
@@ -101,8 +98,8 @@ def _add(text: str, change: Callable[[Application, TextEdits], None]) -> str:
         for application in theirs:
             change(application, edits)
         _add_policy(source, applications, edits)
-        text = edits.applied(text, first_line=source.first_line, indent=source.indent)
-    return text
+
+    return edited(text, edit)
 
 
 def _refuse_what_is_here(applications: list[Application]) -> NoReturn:

@@ -8,7 +8,7 @@ original, so their order does not matter; two edits of one place are a mistake o
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from difflib import unified_diff
 from typing import Any, Final
@@ -120,6 +120,15 @@ def read_for_edit(text: str) -> tuple[ServeSource, ...]:
                 message = f"{sign}{token.value}: what is shared cannot be edited in one place alone; write it out in each first"
                 raise MigrationError(source.first_line + token.start_mark.line + 1, message)
     return sources
+
+
+def edited(text: str, change: Callable[[ServeSource, list[Application], TextEdits], None]) -> str:
+    """The text after what `change` edits of each of its Serve configs. Raises MigrationError."""
+    for source in reversed(read_for_edit(text)):  # from the end, so that lines before stay where they are
+        edits = TextEdits()
+        change(source, applications_of(source), edits)
+        text = edits.applied(text, first_line=source.first_line, indent=source.indent)
+    return text
 
 
 def applications_of(source: ServeSource) -> list[Application]:

@@ -12,7 +12,7 @@ from nightjar.cluster.serve_config import POLICY_IMPORT_PATH
 from nightjar.deployments.configuration.check.findings import shown
 from nightjar.deployments.configuration.check.hosted import DEPLOYMENT_PREFIX, HOSTED_IMPORT_PATH, RAY_IMPORT_PATH, SERVER
 from nightjar.deployments.configuration.check.report import MODEL_IMPORT_PATH
-from nightjar.deployments.configuration.check.source import ServeSource
+from nightjar.deployments.configuration.check.source import ServeSource, mappings_in, value_at
 from nightjar.deployments.configuration.migrate.application import (
     ADDED,
     OWN_FIELDS,
@@ -20,12 +20,11 @@ from nightjar.deployments.configuration.migrate.application import (
     Application,
     MigrationError,
     TextEdits,
-    applications_of,
     child,
+    edited,
     item_nodes,
     last_line,
     pair_of,
-    read_for_edit,
     rename,
 )
 from nightjar.deployments.llm_config import DEPLOYMENT_NAME, HOSTED_OPTIONS
@@ -33,27 +32,26 @@ from nightjar.deployments.llm_config import DEPLOYMENT_NAME, HOSTED_OPTIONS
 
 def remove_nightjar(text: str) -> str:
     """The text as ray.serve.llm takes it; unchanged where Nightjar is not in it. Raises MigrationError."""
-    for source in reversed(read_for_edit(text)):
-        edits = TextEdits()
-        applications = applications_of(source)
-        for application in applications:
-            if application.import_path() == MODEL_IMPORT_PATH:
-                rename(application, MODEL_IMPORT_PATH, RAY_IMPORT_PATH, edits)
-                _check_added(application)
-                _take_out_ours(application, edits)
-            elif application.import_path() == HOSTED_IMPORT_PATH:
-                rename(application, HOSTED_IMPORT_PATH, RAY_IMPORT_PATH, edits)
-                _take_out_hosted(application, edits)
-            elif application.import_path() == RAY_IMPORT_PATH and SERVER in _servers(application):
-                _take_out_hosted(application, edits)
-        _remove_policy(source, applications, edits)
-        for number, line in enumerate(source.lines):
-            if line.endswith(ADDED):
-                edits.delete(number, number)
-            elif (start := line.find(TAKEN_OUT)) >= 0:
-                edits.replace(number, start, start + len(TAKEN_OUT), "")
-        text = edits.applied(text, first_line=source.first_line, indent=source.indent)
-    return text
+    return edited(text, _remove)
+
+
+def _remove(source: ServeSource, applications: list[Application], edits: TextEdits) -> None:
+    for application in applications:
+        if application.import_path() == MODEL_IMPORT_PATH:
+            rename(application, MODEL_IMPORT_PATH, RAY_IMPORT_PATH, edits)
+            _check_added(application)
+            _take_out_ours(application, edits)
+        elif application.import_path() == HOSTED_IMPORT_PATH:
+            rename(application, HOSTED_IMPORT_PATH, RAY_IMPORT_PATH, edits)
+            _take_out_hosted(application, edits)
+        elif application.import_path() == RAY_IMPORT_PATH and SERVER in _servers(application):
+            _take_out_hosted(application, edits)
+    _remove_policy(source, applications, edits)
+    for number, line in enumerate(source.lines):
+        if line.endswith(ADDED):
+            edits.delete(number, number)
+        elif (start := line.find(TAKEN_OUT)) >= 0:
+            edits.replace(number, start, start + len(TAKEN_OUT), "")
 
 
 def _remove_policy(source: ServeSource, applications: list[Application], edits: TextEdits) -> None:
@@ -134,9 +132,7 @@ def _take_out_hosted(application: Application, edits: TextEdits) -> None:
 
 
 def _servers(application: Application) -> list[object]:
-    arguments = application.values.get("args")
-    models = arguments.get("llm_configs") if isinstance(arguments, dict) else None
-    return [model.get("server_cls") for model in models if isinstance(model, dict)] if isinstance(models, list) else []
+    return [model.get("server_cls") for model in mappings_in(value_at(application.values, "args", "llm_configs"))]
 
 
 def _delete_alone_or_within(application: Application, entry: yaml.Node, outer: str, key: str, edits: TextEdits) -> None:
