@@ -154,7 +154,7 @@ def _median_interval(values: Sequence[float], seed: int) -> Interval:
 
 
 def _start(scheduler_class: type[Any], batch_size: int, folder: Path) -> Any:
-    from tests.engine.scheduler_harness import make_request, make_scheduler
+    from tests.engine.scheduler.scheduler_harness import make_request, make_scheduler
 
     scheduler = make_scheduler(
         scheduler_class,
@@ -184,7 +184,7 @@ def _steer(scheduler: Any, batch_size: int) -> None:
 def _step_us(scheduler: Any, acceptance: float) -> float:
     from vllm.v1.outputs import DraftTokenIds
 
-    from tests.engine.scheduler_harness import TOKEN, model_output
+    from tests.engine.scheduler.scheduler_harness import TOKEN, model_output
 
     began = perf_counter_ns()
     output = scheduler.schedule()

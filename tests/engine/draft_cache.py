@@ -20,7 +20,7 @@ from nightjar.deployments.engine.worker.draft_work import (
     MemoryMove,
     MemoryWork,
 )
-from tests.engine.scheduler_harness import BLOCK_TOKENS, TOKEN
+from tests.engine.scheduler.scheduler_harness import BLOCK_TOKENS, TOKEN
 
 VOCABULARY = 50
 

@@ -25,7 +25,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from nightjar.deployments.engine.scheduler.kv_pool import ContractionLimits, ElasticKVPool
 from nightjar.deployments.engine.worker.draft_work import ROWS_ATTRIBUTE
-from tests.engine.scheduler_harness import BLOCK_TOKENS, TOKEN, hand_over_drafts, make_scheduler
+from tests.engine.scheduler.scheduler_harness import BLOCK_TOKENS, TOKEN, hand_over_drafts, make_scheduler
 
 BASE: Final = 16
 BORROWABLE: Final = 10

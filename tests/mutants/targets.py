@@ -87,27 +87,27 @@ TARGETS: Final = (
     ),
     Target("policy/engine/probe.py", ("tests/policy/engine/test_probe.py", "tests/policy/engine/test_drafter.py")),
     Target("policy/estimate/catch_up.py", ("tests/policy/estimate/test_catch_up.py",)),
-    Target("deployments/engine/scheduler/catch_up_plan.py", ("tests/engine/test_catch_up_plan.py",), libraries=VLLM),
+    Target("deployments/engine/scheduler/catch_up_plan.py", ("tests/engine/scheduler/test_catch_up_plan.py",), libraries=VLLM),
     Target(
         "deployments/engine/scheduler/lag_ledger.py",
-        ("tests/engine/test_lag_ledger.py", "tests/engine/test_drafting.py"),
+        ("tests/engine/scheduler/test_lag_ledger.py", "tests/engine/scheduler/test_drafting.py"),
         libraries=VLLM,
     ),
     Target(
         "deployments/engine/scheduler/drafting.py",
-        ("tests/engine/test_drafting_by_hand.py", "tests/engine/test_drafting.py"),
+        ("tests/engine/scheduler/test_drafting_by_hand.py", "tests/engine/scheduler/test_drafting.py"),
         libraries=VLLM,
     ),
     # opt-out, and the fence in the engine
     Target(
         "deployments/engine/scheduler/step_loop.py",
-        ("tests/engine/test_step_loop.py", "tests/engine/test_drafting.py"),
+        ("tests/engine/scheduler/test_step_loop.py", "tests/engine/scheduler/test_drafting.py"),
         only=("StepLoop.adopt", "StepLoop.confirm", "StepLoop.add_request", "StepLoop.leave", "StepLoop.draft_limits"),
         libraries=VLLM,
     ),
     Target(
         "deployments/engine/scheduler/steered.py",
-        ("tests/engine/test_scheduler.py", "tests/engine/test_drafting.py"),
+        ("tests/engine/scheduler/test_scheduler.py", "tests/engine/scheduler/test_drafting.py"),
         only=(
             "SteeredScheduler.add_request",
             "SteeredScheduler.update_draft_token_ids",

@@ -26,7 +26,7 @@ from nightjar.deployments.engine.scheduler.lag_ledger import LagLedger
 from nightjar.deployments.engine.scheduler.steered import SteeredAsyncScheduler, SteeredScheduler
 from nightjar.deployments.engine.worker.draft_work import RUN, WORK_ATTRIBUTE
 from tests.engine.draft_cache import VOCABULARY, DraftCache
-from tests.engine.scheduler_harness import hand_over_drafts, make_request, make_scheduler, model_output, run_steps
+from tests.engine.scheduler.scheduler_harness import hand_over_drafts, make_request, make_scheduler, model_output, run_steps
 
 MAXIMUM = 4
 UNLIMITED = 1 << 40
@@ -450,7 +450,7 @@ def test_off_schedules_what_an_engine_without_a_drafter_would(folder: Path) -> N
             (scheduler if cache is None else cache).add_request(request) if cache is None else cache.add(request)
         if cache is not None:
             return [dict(output.num_scheduled_tokens) for output in run(cache, 12)]
-        from tests.engine.scheduler_harness import run_steps
+        from tests.engine.scheduler.scheduler_harness import run_steps
 
         scheduler.vllm_config.speculative_config = None
         scheduler.num_spec_tokens = scheduler.num_lookahead_tokens = 0

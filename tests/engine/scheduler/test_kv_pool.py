@@ -24,7 +24,7 @@ from tests.engine.elastic_engine import (
     make_room,
     prompt_of,
 )
-from tests.engine.scheduler_harness import BLOCK_TOKENS
+from tests.engine.scheduler.scheduler_harness import BLOCK_TOKENS
 
 
 @pytest.fixture(scope="module")

@@ -32,8 +32,8 @@ from vllm.v1.request import RequestStatus
 from nightjar.deployments.engine.scheduler.steered import SteeredAsyncScheduler
 from nightjar.deployments.engine.worker.draft_work import MEMORY_ATTRIBUTE, WORK_ATTRIBUTE, MemoryMove, MemoryWork
 from tests.engine.draft_cache import VOCABULARY, DraftCache
-from tests.engine.scheduler_harness import make_request, make_scheduler
-from tests.engine.test_drafting import BOTH, MAXIMUM, run
+from tests.engine.scheduler.scheduler_harness import make_request, make_scheduler
+from tests.engine.scheduler.test_drafting import BOTH, MAXIMUM, run
 
 PROMPT_TOKENS = 30
 BASE_BLOCKS = 13

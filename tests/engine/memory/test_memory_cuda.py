@@ -34,7 +34,7 @@ from nightjar.deployments.engine.memory.cuda import (
 from nightjar.deployments.engine.memory.interface import DraftMemory, KVCache, OffloadUnsupportedError
 from nightjar.deployments.engine.memory.kv_ranges import ByteRange
 from nightjar.deployments.engine.worker.v1 import SteeredGPUWorker
-from tests.engine.scheduler_harness import make_scheduler
+from tests.engine.scheduler.scheduler_harness import make_scheduler
 
 KV_ADDRESS = 1000 * CHUNK_BYTES
 NUM_BLOCKS, NUM_BASE_BLOCKS = 8, 6

@@ -21,8 +21,8 @@ from vllm.v1.request import RequestStatus
 from nightjar.deployments.engine.scheduler.draft_slots import DraftSlots
 from nightjar.deployments.engine.scheduler.steered import SteeredAsyncScheduler, SteeredScheduler
 from nightjar.deployments.engine.worker.draft_work import SLEEP, WORK_ATTRIBUTE
-from tests.engine.scheduler_harness import BLOCK_TOKENS, TOKEN, hand_over_drafts, make_request, make_scheduler
-from tests.engine.test_scheduler import steer
+from tests.engine.scheduler.scheduler_harness import BLOCK_TOKENS, TOKEN, hand_over_drafts, make_request, make_scheduler
+from tests.engine.scheduler.test_scheduler import steer
 
 MAXIMUM = 4
 BOTH = pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from nightjar.deployments.engine.scheduler import control
 from nightjar.deployments.engine.scheduler.control import CONTROL_METHOD, nightjar_exchange
 from nightjar.deployments.engine.scheduler.steered import SteeredScheduler, drafts_every_row, why_kept_in_sync
 from nightjar.deployments.engine.start.dormancy import CONTEXT_PARALLEL
-from tests.engine.scheduler_harness import make_request, make_scheduler, run_steps
+from tests.engine.scheduler.scheduler_harness import make_request, make_scheduler, run_steps
 
 SHAPE: dict[str, Any] = {"block_size": 16, "num_kv_heads": 1, "head_size": 8, "dtype": torch.float32}
 FULL, LATENT = FullAttentionSpec(**SHAPE), MLAAttentionSpec(**SHAPE)

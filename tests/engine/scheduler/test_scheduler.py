@@ -20,7 +20,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from nightjar.deployments.engine.scheduler.steered import SteeredAsyncScheduler, SteeredScheduler, most_drafts_of
 from nightjar.deployments.engine.start.arguments import EngineFacts, steered_engine_kwargs
-from tests.engine.scheduler_harness import hand_over_drafts, make_request, make_scheduler, model_output, run_steps
+from tests.engine.scheduler.scheduler_harness import hand_over_drafts, make_request, make_scheduler, model_output, run_steps
 
 MAXIMUM = 4
 BOTH = pytest.mark.parametrize(
