@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from nightjar.deployments.configuration.check.findings import Place, shown
+from nightjar.deployments.configuration.check.serve_schema import DeploymentOptions
 from nightjar.deployments.llm_config import HOSTED_OPTIONS, parse_local_mode
 
 Fate = Literal["carried", "commented", "refused"]
@@ -158,27 +159,11 @@ LOADING: Final[Mapping[str, Row]] = {
 """Of `model_loading_config` (ModelLoadingConfig)."""
 
 DEPLOYMENT: Final[Mapping[str, Row]] = {
+    **dict.fromkeys(DeploymentOptions.model_fields, _CARRIED),  # of request_router_config Serve's own routers alone: misfits
     "name": Row("commented", "Nightjar's deployment is named LLM, by which its kill switch and dashboards find it"),
-    "num_replicas": _CARRIED,
-    "max_ongoing_requests": _CARRIED,
-    "max_queued_requests": _CARRIED,
-    "backpressure_config": _CARRIED,
     "user_config": Row("carried", problem=_kill_switch),
-    "autoscaling_config": _CARRIED,
-    "graceful_shutdown_wait_loop_s": _CARRIED,
-    "graceful_shutdown_timeout_s": _CARRIED,
-    "health_check_period_s": _CARRIED,
-    "health_check_timeout_s": _CARRIED,
-    "ray_actor_options": _CARRIED,  # with num_gpus, which ray.serve.llm counts by itself
     "placement_group_bundles": Row("refused", _ONE_ACTOR),
     "placement_group_strategy": Row("refused", _ONE_ACTOR),
     "placement_group_bundle_label_selector": Row("refused", f"{_ONE_ACTOR}: write it as label_selector there"),
-    "max_replicas_per_node": _CARRIED,
-    "logging_config": _CARRIED,
-    "request_router_config": _CARRIED,  # Serve's own routers: misfits
-    "gang_scheduling_config": _CARRIED,
-    "deployment_actors": _CARRIED,
-    "rolling_update_percentage": _CARRIED,
-    "max_surge_percent": _CARRIED,
 }
 """Of `deployment_config`, which Serve takes as a deployment's options (DeploymentSchema)."""

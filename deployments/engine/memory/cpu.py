@@ -217,9 +217,7 @@ class CPUDraftMemory(DraftMemory):
         """vLLM's own packing, called once for each layer that packs something and once for all others."""
         model, config = self._model, self._vllm_config.model_config
         modules = list(model.named_modules())
-        packs = [
-            (name, module) for name, module in modules if isinstance(getattr(module, "quant_method", None), QuantizeMethodBase)
-        ]
+        packs = [(name, module) for name, module in modules if _packs(module)]
         packing = {id(module) for _, module in packs}
         others = [(name, module) for name, module in modules if id(module) not in packing]
         looks_at_all = hasattr(model, "process_weights_after_loading") or getattr(
