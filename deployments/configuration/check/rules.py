@@ -44,7 +44,6 @@ from nightjar.deployments.engine.start.arguments import RUNNER_VARIABLE, SWITCHE
 from nightjar.deployments.engine.start.dormancy import why_not_lendable
 from nightjar.deployments.llm_config import DEPLOYMENT_NAME, LLMConfig, model_problems, read_args
 from nightjar.deployments.routes import BY_NAME, SERVED
-from nightjar.policy.wire.record import MAX_BATCH_SIZE
 from nightjar.policy.wire.report import Layer
 
 KWARGS: Final[Place] = (*ENTRY, "engine_kwargs")
@@ -159,36 +158,23 @@ def _steering(model: CheckedModel) -> Iterator[Finding]:
     yield Finding("error", place, f"{reason}, so it would serve as plain vLLM; {way_out}")
 
 
-def _blamed_of_drafter(model: CheckedModel) -> tuple[Place, str] | None:
-    """The same, where it is the drafter."""
-    facts = model.outlook.facts
-    named = "method" if "method" in model.config.engine_kwargs["speculative_config"] else "model"
-    unsteered = "or serve it without Nightjar (nightjar migrate --remove)"
-    checks = (
-        (not kind_of(facts.drafter_kind).obeys_k, named, f"take one of those, {unsteered}"),
-        (facts.drafts_in_parallel, "parallel_drafting", f"take it out, {unsteered}"),
-        (facts.several_mtp_modules, "num_speculative_tokens", f"write 1, for which one module drafts, {unsteered}"),
-        (facts.adaptive_verification, "enable_adaptive_verification", "take it out"),
-    )
-    return next((((*SPECULATIVE, field), way_out) for applies, field, way_out in checks if applies), None)
-
-
 def _blamed(model: CheckedModel) -> tuple[Place, str]:
     """Where what steering refuses stands, and what to do about it."""
-    kwargs, facts = model.config.engine_kwargs, model.outlook.facts
-    if drafter := _blamed_of_drafter(model):
-        return drafter
-    for name in ("pipeline_parallel_size", "data_parallel_size"):
-        if getattr(facts, name) > 1:
-            return (*KWARGS, name), f"allowed is 1: take {name} out, and use tensor_parallel_size or more replicas instead"
-    for name in ("scheduler_cls", "worker_cls"):
-        if kwargs.get(name) not in (None, "auto"):
-            return (*KWARGS, name), f"take {name} out"
-    if facts.max_num_seqs > MAX_BATCH_SIZE:
-        return (*KWARGS, "max_num_seqs"), "lower it"
-    if facts.runner_is_users and not facts.runner_is_v1:
-        return SPECULATIVE, f"take {RUNNER_VARIABLE} out of env_vars"
-    return (*SPECULATIVE, "num_speculative_tokens"), "lower it"
+    blamed, facts = model.outlook.arguments.blamed, model.outlook.facts
+    unsteered = "or serve it without Nightjar (nightjar migrate --remove)"
+    *outer, name = blamed.split(".")
+    ways_out = {
+        "speculative_config": f"take {RUNNER_VARIABLE} out of env_vars",
+        "method": f"take one of those, {unsteered}",
+        "parallel_drafting": f"take it out, {unsteered}",
+        "num_speculative_tokens": f"write 1, for which one module drafts, {unsteered}" if facts.several_mtp_modules else "lower it",
+        "enable_adaptive_verification": "take it out",
+        "max_num_seqs": "lower it",
+        "pipeline_parallel_size": f"allowed is 1: take {name} out, and use tensor_parallel_size or more replicas instead",
+        "data_parallel_size": f"allowed is 1: take {name} out, and use tensor_parallel_size or more replicas instead",
+    }
+    written = "model" if name == "method" and "method" not in model.config.engine_kwargs["speculative_config"] else name
+    return (*KWARGS, *outer, written), ways_out.get(name, f"take {name} out")
 
 
 def _length_table(model: CheckedModel) -> Iterator[Finding]:

@@ -116,6 +116,7 @@ class EngineArguments:
     drafter_kind: str
     max_num_speculative_tokens: int
     serving_plainly: str = ""
+    blamed: str = ""  # the engine argument that this is about, dotted; empty where it is none
     only_observing: bool = False  # started in shadow with graphs: the scheduler is ours, everything else the user's
     why_never_asleep: str = ""  # why the drafter of a steered engine runs at K = 0 as well
     notice: str = ""  # what an operator should know of an engine that is steered
@@ -173,7 +174,7 @@ def steered_engine_kwargs(
     default), where each K needs graphs of its own. `without` is LLMConfig's. With every layer but steering off, vLLM's worker, its
     look-ahead and its draft slots stay as they are.
     """
-    reason = _why_plain(user_kwargs, facts, missing_hooks, without)
+    blamed, reason = _why_plain(user_kwargs, facts, missing_hooks, without)
     only_observing = shadow and facts.captures_graphs and not reason
     steered = not reason and not only_observing
     chooses_v1 = steered and not facts.on_cpu and not facts.runner_is_users and bool(_why_not_on_v2(facts, missing_hooks, without))
@@ -208,6 +209,7 @@ def steered_engine_kwargs(
         facts.drafter_kind,
         facts.max_num_speculative_tokens,
         serving_plainly=reason,
+        blamed=blamed,
         only_observing=only_observing,
         why_never_asleep=why_at_zero,
         notice=_notice(facts, missing_hooks, without, graph_plan, runner_is_v1=runner_is_v1) if steered else "",
@@ -380,38 +382,54 @@ def _notice(
     return "; ".join(part for part in parts if part)
 
 
-def _why_plain(user_kwargs: Mapping[str, Any], facts: EngineFacts, missing: MissingHooks, without: Collection[Layer]) -> str:
+def _why_plain(
+    user_kwargs: Mapping[str, Any], facts: EngineFacts, missing: MissingHooks, without: Collection[Layer]
+) -> tuple[str, str]:
+    """The argument that keeps an engine from being steered, dotted, and why; both empty where it is steered."""
     taken = [name for name in ("scheduler_cls", "worker_cls") if user_kwargs.get(name) not in (None, "auto")]
-    kind = kind_of(facts.drafter_kind)
+    kind, tokens = kind_of(facts.drafter_kind), facts.max_num_speculative_tokens
     checks = (
-        (Layer.STEERING in without, SWITCHED_OFF.format(Layer.STEERING)),
-        (bool(facts.why_not_here), facts.why_not_here),
-        (bool(missing.steering), f"this vLLM lacks what Nightjar hooks into: {', '.join(missing.steering)}"),
-        (facts.drafter_kind == "none", "engine_kwargs hold no speculative_config: there is nothing to steer"),
+        (Layer.STEERING in without, "", SWITCHED_OFF.format(Layer.STEERING)),
+        (bool(facts.why_not_here), "", facts.why_not_here),
+        (bool(missing.steering), "", f"this vLLM lacks what Nightjar hooks into: {', '.join(missing.steering)}"),
+        (facts.drafter_kind == "none", "", "engine_kwargs hold no speculative_config: there is nothing to steer"),
         (
             not kind.obeys_k,
+            "speculative_config.method",
             f"drafter {facts.drafter_kind!r} does not obey a K chosen per step (those that do: {', '.join(STEERABLE)})",
         ),
         (
             facts.drafts_in_parallel,
+            "speculative_config.parallel_drafting",
             "parallel_drafting makes all drafts in one pass: a step of fewer would end the engine, or mix its rows' drafts",
         ),
         (
             facts.several_mtp_modules,
+            "speculative_config.num_speculative_tokens",
             "the MTP head drafts with several modules in turn, always its maximum, and their KV keeps the drafts that K leaves out",
         ),
-        (bool(why := _why_not_as_asked(facts, missing, without)), why),
+        (bool(why := _why_not_as_asked(facts, missing, without)), "speculative_config", why),
         (
             facts.adaptive_verification,
+            "speculative_config.enable_adaptive_verification",
             "enable_adaptive_verification lets vLLM choose how many drafts are verified, and two cannot choose: take it out",
         ),
         (
-            facts.max_num_speculative_tokens > MAX_NUM_SPECULATIVE_TOKENS,
-            f"num_speculative_tokens {facts.max_num_speculative_tokens} is above {MAX_NUM_SPECULATIVE_TOKENS}",
+            tokens > MAX_NUM_SPECULATIVE_TOKENS,
+            "speculative_config.num_speculative_tokens",
+            f"num_speculative_tokens {tokens} is above {MAX_NUM_SPECULATIVE_TOKENS}",
         ),
-        (facts.max_num_seqs > MAX_BATCH_SIZE, f"max_num_seqs {facts.max_num_seqs} is above {MAX_BATCH_SIZE}"),
-        (facts.pipeline_parallel_size > 1, f"pipeline_parallel_size {facts.pipeline_parallel_size} is not supported"),
-        (facts.data_parallel_size > 1, f"data_parallel_size {facts.data_parallel_size}: vLLM has no K per step there"),
-        (bool(taken), f"engine_kwargs set {' and '.join(taken)} themselves"),
+        (facts.max_num_seqs > MAX_BATCH_SIZE, "max_num_seqs", f"max_num_seqs {facts.max_num_seqs} is above {MAX_BATCH_SIZE}"),
+        (
+            facts.pipeline_parallel_size > 1,
+            "pipeline_parallel_size",
+            f"pipeline_parallel_size {facts.pipeline_parallel_size} is not supported",
+        ),
+        (
+            facts.data_parallel_size > 1,
+            "data_parallel_size",
+            f"data_parallel_size {facts.data_parallel_size}: vLLM has no K per step there",
+        ),
+        (bool(taken), "".join(taken[:1]), f"engine_kwargs set {' and '.join(taken)} themselves"),
     )
-    return next((reason for applies, reason in checks if applies), "")
+    return next(((blamed, reason) for applies, blamed, reason in checks if applies), ("", ""))

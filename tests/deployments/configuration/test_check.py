@@ -491,6 +491,12 @@ def test_a_pinned_k_without_graphs_of_its_own_is_told(pin: int, beside: str, is_
     assert any(f"user_config.mode: pin=2, in application chat: {slower}" in line for line in told) is is_told
 
 
+def test_of_two_arguments_that_steering_refuses_the_line_and_the_way_out_are_those_of_the_one_that_is_named() -> None:
+    errors_found = errors(check_text(replaced("max_num_seqs: 64", "max_num_seqs: 8192\n        worker_cls: theirs.Worker")))
+    (error,) = [error for error in errors_found if "plain vLLM" in error]
+    assert "engine_kwargs.max_num_seqs: max_num_seqs 8192 is above 4096, so it would serve as plain vLLM; lower it" in error
+
+
 @pytest.mark.parametrize("method", ["draft_model", "eagle3"])
 def test_a_drafter_that_makes_all_its_tokens_in_one_pass_is_named_with_the_way_out(method: str) -> None:
     (error,) = errors(check_text(replaced("method: draft_model", f"method: {method}\n          parallel_drafting: true")))
