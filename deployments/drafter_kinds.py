@@ -2,7 +2,7 @@
 
 vLLM names a drafter by `speculative_config.method`. Whether it obeys a K chosen per step, can stop at K = 0, may leave a row
 without drafts, and on which runner it works are facts of vLLM (read in 0.29, 0.32 and 0.33), not decisions of ours. A method that
-is not here is served plainly: nobody has looked whether it obeys.
+is not here is served plainly: whether it obeys is not known.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ KINDS: Final[Mapping[str, DrafterKind]] = {kind.method: kind for kind in _ALL}
 
 
 def kind_of(method: str) -> DrafterKind:
-    """The drafter of this method; `NAME_mtp`, an alias that each model family has, is mtp. One that nobody looked at obeys nothing.
+    """The drafter of this method; `NAME_mtp`, an alias that each model family has, is mtp. One that is not here obeys nothing.
 
     >>> kind_of("deepseek_mtp").method, kind_of("newest").obeys_k
     ('mtp', False)

@@ -106,7 +106,7 @@ def folders_beside(folder: Path) -> list[Path]:
 
 
 def remove_dead(parent: Path) -> None:
-    """Remove the folders that nobody holds, and what was noted in them."""
+    """Remove the folders that no process holds, and what was noted in them."""
     for path in sorted(parent.glob(f"{_PREFIX}*")):
         with contextlib.suppress(OSError):  # another user's, held, or just gone
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -170,7 +170,7 @@ def note_head(reason: str, environ: Mapping[str, str] = os.environ) -> None:
 
 
 def noted_head(folder: Path) -> str:
-    """The reason, which is the same on every rank; empty where the head writes its KV alone, or nobody told."""
+    """The reason, which is the same on every rank; empty where the head writes its KV alone, or no note was left."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         for file in sorted(folder.glob(f"{_HEAD_PREFIX}*.txt")):
             return file.read_text(encoding="utf-8")

@@ -65,7 +65,7 @@ def captures(folder: Path) -> list[Capture]:
 
 
 def in_words(found: list[Capture]) -> str:
-    """For an operator; empty where nobody told.
+    """For an operator; empty where no worker reported.
 
     >>> in_words([Capture(21.0, 1.5), Capture(20.0, 1.4)])
     'its graphs took 1.50 GiB on a GPU and 21 s to capture'

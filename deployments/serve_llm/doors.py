@@ -1,9 +1,9 @@
 """Which requests reach a model that ray.serve.llm serves: the key is asked for, and vLLM's other routes stay closed.
 
-ray.serve.llm's ingress asks nobody for a key. With direct streaming requests go past it into vLLM's own server, which asks for one
+ray.serve.llm's ingress asks for no key. With direct streaming requests go past it into vLLM's own server, which asks for one
 below some prefixes alone and answers routes that manage an engine (Ray 2.60, ingress.py and vllm_engine.py, build_asgi_app). So
 the ingress gets the key that vLLM has, `VLLM_API_KEY`, and a server answers what a replica of ours answers (routes.py). Fails
-closed: a route that nobody named is a 404. An ingress or a server class of the user's own is left as it is.
+closed: a route that was not named is a 404. An ingress or a server class of the user's own is left as it is.
 """
 
 from __future__ import annotations

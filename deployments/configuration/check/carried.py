@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Misfit:
-    """A class named in Serve's options that cannot serve here, or may not: nobody can tell of a class of the user's own."""
+    """A class named in Serve's options that cannot serve here, or may not: of a class of the user's own it is not known."""
 
     place: Place
     message: str

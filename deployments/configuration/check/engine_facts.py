@@ -145,7 +145,7 @@ def text_configuration(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def num_mtp_modules(config: LLMConfig, speculative: SpeculativeKwargs) -> int:
-    """Modules that an MTP head drafts with in turn, as SpeculativeConfig.use_multi_module_mtp counts them; 1 where nobody says."""
+    """Modules that an MTP head drafts with in turn, as SpeculativeConfig.use_multi_module_mtp counts them; else 1."""
     values = model_configuration(config.draft_source or config.model_source)
     if str(values.get("model_type")).startswith("step3p"):
         values = dict(text_configuration(values))

@@ -76,7 +76,7 @@ def _remove_policy(source: ServeSource, applications: list[Application], edits: 
 
 
 def _check_added(application: Application) -> None:
-    """Lines that `migrate` added go as a whole, so nobody may have written anything of theirs into what they begin."""
+    """Lines that `migrate` added go as a whole, so nothing of the user's own may stand in what they begin."""
     lines = application.source.lines
     options = pair_of(application.entry, "deployment_config")
     actor = pair_of(options[1], "ray_actor_options") if options else None

@@ -28,29 +28,18 @@ DRAFT_LAYER_PREFIX: Final = "draft_model."
 """vLLM 0.32, DraftModelProposer._get_model: the prefix of the draft's layers, and so of their KV."""
 
 
-def with_told(users: Mapping[str, Any] | None, **told: object) -> dict[str, Any]:
-    """The user's `additional_config` with ours in it, beside what was told already.
+def with_entry(users: Mapping[str, Any] | None, **ours: object) -> dict[str, Any]:
+    """The user's `additional_config` with ours in it, beside what stands there of ours.
 
-    >>> with_told({"theirs": 1, "nightjar": {"users_table": [[1, 8, 3]]}}, draft_weight_bytes=8)
+    >>> with_entry({"theirs": 1, "nightjar": {"users_table": [[1, 8, 3]]}}, draft_weight_bytes=8)
     {'theirs': 1, 'nightjar': {'users_table': [[1, 8, 3]], 'draft_weight_bytes': 8}}
     """
     users = users or {}
-    return {**users, ENTRY: {**users.get(ENTRY, {}), **told}}
+    return {**users, ENTRY: {**users.get(ENTRY, {}), **ours}}
 
 
-def told(vllm_config: Any, name: str) -> int | None:
-    """What the engine was started with; None where nothing was told."""
-    entry = _entry(vllm_config)
-    return int(entry[name]) if name in entry else None
-
-
-def told_table(vllm_config: Any) -> Sequence[Sequence[int]] | None:
-    """USERS_TABLE; None where nothing was told."""
-    table: Sequence[Sequence[int]] | None = _entry(vllm_config).get(USERS_TABLE)
-    return table
-
-
-def _entry(vllm_config: Any) -> Mapping[str, Any]:
+def entry_of(vllm_config: Any) -> Mapping[str, Any]:
+    """Ours of the configuration that an engine was started with; empty where there is none."""
     return (getattr(vllm_config, "additional_config", None) or {}).get(ENTRY) or {}
 
 
@@ -91,7 +80,7 @@ class OffloadConfig:
 
     def to_additional_config(self, users: Mapping[str, Any] | None) -> dict[str, Any]:
         """The user's `additional_config` with ours in it."""
-        return with_told(users, draft_weight_bytes=self.draft_weight_bytes)
+        return with_entry(users, draft_weight_bytes=self.draft_weight_bytes)
 
     def base_blocks_of(self, kv_cache_config: Any) -> int:
         """Blocks that fit beside the loaded draft, of those that the workers planned for."""
@@ -120,8 +109,8 @@ class OffloadConfig:
     @classmethod
     def of(cls, vllm_config: Any) -> OffloadConfig | None:
         """What the engine was started with; None where its draft stays."""
-        weight_bytes = told(vllm_config, DRAFT_WEIGHT_BYTES)
-        return None if weight_bytes is None else cls(weight_bytes)
+        weight_bytes = entry_of(vllm_config).get(DRAFT_WEIGHT_BYTES)
+        return None if weight_bytes is None else cls(int(weight_bytes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ class Drafting:
     ) -> tuple[Order, int]:
         """What the step does where the plan proposes K = `proposed`, and how many tokens of lag it recomputes.
 
-        Where nobody steers (shadow, no settings) the drafter runs as vLLM would run it, lagging rows catching up beside.
+        While the engine is not steered (shadow, no settings) it runs as vLLM would run it, lagging rows catching up beside.
         """
         life, ledger = self.life, self.ledger
         lagging: list[Candidate] = []

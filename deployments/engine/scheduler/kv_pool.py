@@ -179,7 +179,7 @@ class ElasticKVPool:
         A resumed request that is still in the batch is what vLLM's runner V1 knows from forced preemption: it replaces the row. To
         runner V2 a resumed request is a new one, so there our worker replaces the row (ROWS_ATTRIBUTE, worker/v2.py). A
         moved request that this step leaves out keeps its place until a step takes it up, or it ends or is preempted: then vLLM
-        sends its blocks itself, if ever. Its copies are sent all the same, into blocks that nobody reads before writing them.
+        sends its blocks itself, if ever. Its copies are sent all the same, into blocks that are written before they are read.
         """
         if self._copies:
             output.kv_cache_block_copies = [*(output.kv_cache_block_copies or ()), *self._copies.values()]

@@ -20,7 +20,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from nightjar.deployments.drafter_kinds import kind_of
-from nightjar.deployments.engine.memory.offload_config import OffloadConfig, told_table, why_not_followed
+from nightjar.deployments.engine.memory.offload_config import USERS_TABLE, OffloadConfig, entry_of, why_not_followed
 from nightjar.deployments.engine.process_guard import guard_vllm_process
 from nightjar.deployments.engine.scheduler.control import register_control_method
 from nightjar.deployments.engine.scheduler.draft_lending import DraftLending
@@ -77,7 +77,7 @@ class SteeredScheduler(Scheduler):
         self._with_drafter, self._lookahead_tokens = config, config.num_lookahead_tokens
         self._without_drafter = copy.copy(config)
         self._without_drafter.speculative_config = None
-        if (table := told_table(config)) is not None:  # what runs where nobody steers; the workers' graphs are those of the other
+        if table := entry_of(config).get(USERS_TABLE):  # what runs while it is not steered; the workers' graphs are the other's
             self.dynamic_sd_lookup = [0, *from_table(table, self.max_num_running_reqs, self.num_spec_tokens)]
 
     def add_request(self, request: Request) -> None:

@@ -137,8 +137,8 @@ class StepLoop:
     def sleeps(self, num_running: int, num_waiting: int) -> bool:
         """Whether the drafter sleeps through the step about to be scheduled, which then needs no slots for drafts.
 
-        vLLM reserves them before anyone knows the step's rows: those that run now are the best guess. Where nobody waits who
-        could begin with this step, a drafter that waits for permission sleeps on. `before_step` holds to the answer.
+        vLLM reserves them before anyone knows the step's rows: those that run now are the best guess. Where no request waits
+        that could begin with this step, a drafter that waits for permission sleeps on. `before_step` holds to the answer.
         """
         drafting = self.drafting
         if drafting is None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from nightjar.deployments.drafter_kinds import STEERABLE, kind_of
-from nightjar.deployments.engine.memory.offload_config import OffloadConfig, with_told
+from nightjar.deployments.engine.memory.offload_config import OffloadConfig, with_entry
 from nightjar.deployments.engine.start.dormancy import (
     NO_DRAFTER,
     SleepFacts,
@@ -60,7 +60,7 @@ CPU_WORKER: Final = "nightjar.deployments.engine.worker.cpu.SteeredCPUWorker"
 GPU_WORKER: Final = "nightjar.deployments.engine.worker.v1.SteeredGPUWorker"
 V2_WORKER: Final = "nightjar.deployments.engine.worker.v2.SteeredV2Worker"
 RUNNER_VARIABLE: Final = "VLLM_USE_V2_MODEL_RUNNER"
-"""vLLM's: 0 for model runner V1, 1 for V2; on a GPU V2 where nobody says."""
+"""vLLM's: 0 for model runner V1, 1 for V2; on a GPU V2 where it is not set."""
 
 SWITCHED_OFF: Final = "the layer {} is switched off (without)"
 """A layer's reason, where LLMConfig.without names it."""
@@ -226,11 +226,11 @@ def _with_tiers(
 ) -> tuple[list[int], GraphPlan | None]:
     """Lengths by batch size that name every K to capture graphs for, in place of the `users`, and those graphs.
 
-    `kwargs` get sizes to capture, and the user's lengths for the scheduler, which runs those where nobody steers.
+    `kwargs` get sizes to capture, and the user's lengths for the scheduler, which runs those while it is not steered.
     """
     lengths = name_lengths(users, sorted({*graph_tiers(wanted, facts.max_num_speculative_tokens), *users}))
     if lengths != users:
-        kwargs["additional_config"] = with_told(kwargs.get("additional_config"), users_table=to_table(users))
+        kwargs["additional_config"] = with_entry(kwargs.get("additional_config"), users_table=to_table(users))
     tiers = tuple(sorted(set(lengths)))
     compilation = with_capture_sizes(
         kwargs.get("compilation_config"), capture_sizes(facts.max_num_seqs, tiers, facts.largest_capture_size)
@@ -313,7 +313,7 @@ def _why_not_on_v2(facts: EngineFacts, missing: MissingHooks, without: Collectio
 
 
 def _why_not_as_asked(facts: EngineFacts, missing: MissingHooks, without: Collection[Layer]) -> str:
-    """Why a drafter whose user wants runner V2 does not obey K; empty where it does, or nobody asks for V2."""
+    """Why a drafter whose user wants runner V2 does not obey K; empty where it does, or V2 is not asked for."""
     if facts.on_cpu or not facts.runner_is_users or facts.runner_is_v1:
         return ""
     reason = _why_not_on_v2(facts, missing, without)

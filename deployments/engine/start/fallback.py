@@ -56,7 +56,7 @@ class Refusals:
     clock: Callable[[], float] = time.time
 
     def reason(self, arguments: EngineArguments) -> str:
-        """Why they were refused, since when and until when; empty where they were not, or nobody remembers."""
+        """Why they were refused, since when and until when; empty where they were not, or no note is left."""
         try:
             note = json.loads(self._file(arguments).read_text(encoding="utf-8"))
             time_s = float(note["time_s"])

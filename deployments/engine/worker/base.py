@@ -141,7 +141,7 @@ class SteeredWorkerMixin:
         )
 
     def begun_move(self, memory: DraftMemory, move: MemoryMove) -> DraftMove:
-        """Nothing is moved yet, but from now on the draft does not run and its KV is nobody's."""
+        """Nothing is moved yet, but from now on the draft does not run and its KV belongs to no request."""
         memory.begin_move()
         base, end = self.base_blocks, self.num_blocks
         if move == MemoryMove.RELOAD:

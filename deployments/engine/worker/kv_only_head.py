@@ -1,7 +1,7 @@
 """An EAGLE or MTP head that at K = 0 writes its KV and does nothing else, on vLLM's model runner V2.
 
 vLLM runs the whole head once a step at K = 0, so that its KV stays complete: attention, MLP, the vocabulary's logits and a sample
-that nobody reads. In a head of ONE attention layer the KV of a position depends on that position's own inputs alone: its token,
+that is not read. In a head of ONE attention layer the KV of a position depends on that position's own inputs alone: its token,
 the target's hidden state and the position. And vLLM writes KV by an op of its own, before it calls the attention backend. So at
 K = 0 the stock model runs with the step's slots and no attention metadata, and stops where attention would begin. Drafts made
 afterwards are those that vLLM would have made, whatever was rejected, preempted, aborted or found in the prefix cache meanwhile:
