@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from nightjar.deployments.configuration.check.hosted import HOSTED_IMPORT_PATH, RAY_IMPORT_PATH, SERVER, describe_hosted
+from nightjar.deployments.configuration.check.hosted import HOSTED_IMPORT_PATH, RAY_IMPORT_PATH, SERVER
 from nightjar.deployments.configuration.check.report import check_text
-from nightjar.deployments.configuration.commands import app
+from nightjar.deployments.configuration.commands import app, describe_hosted
 from tests.deployments.configuration.samples import SERVE_FILES
 from tests.deployments.configuration.test_check import WRONG_VALUES, places
 
