@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 import ray
 
-from nightjar.cluster.operations import STARTING_MODE, Answer, Operation, OperationError, P
+from nightjar.cluster.api.operations import STARTING_MODE, Answer, Operation, OperationError, P
 from nightjar.cluster.policy_actor import ACTOR_NAME, ACTOR_OPTIONS, PolicyActor
 from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.report import LoadReport

@@ -18,22 +18,22 @@ from typing import Any, Final
 import ray
 import structlog
 
-from nightjar.cluster.fleet_answers import ActorIdentity
-from nightjar.cluster.garbage import collect_seldom
-from nightjar.cluster.handover import has_fault_tolerance, service_of
-from nightjar.cluster.journal import JournalFile
-from nightjar.cluster.memory_kills import DeadActor, MemoryKills
-from nightjar.cluster.metrics import Exporter
-from nightjar.cluster.operations import OPERATIONS, Operation, OperationError
-from nightjar.cluster.other_versions import ACTOR_NAME_PREFIX, OtherVersions
-from nightjar.cluster.policy_metrics import POLICY_METRICS
-from nightjar.cluster.policy_service import PolicyService
-from nightjar.cluster.ray_metrics import RayBackend
-from nightjar.cluster.recorder import Recorder, recorded_replicas
-from nightjar.cluster.recording import RecordingFile
-from nightjar.cluster.rotated_lines import chosen_file_bytes
-from nightjar.cluster.seed_from import SeedReader
-from nightjar.cluster.store import GcsStore
+from nightjar.cluster.api.operations import OPERATIONS, Operation, OperationError
+from nightjar.cluster.service.fleet_answers import ActorIdentity
+from nightjar.cluster.service.garbage import collect_seldom
+from nightjar.cluster.service.memory_kills import DeadActor, MemoryKills
+from nightjar.cluster.service.other_versions import ACTOR_NAME_PREFIX, OtherVersions
+from nightjar.cluster.service.policy_service import PolicyService
+from nightjar.cluster.service.seed_from import SeedReader
+from nightjar.cluster.storage.handover import has_fault_tolerance, service_of
+from nightjar.cluster.storage.journal import JournalFile
+from nightjar.cluster.storage.recorder import Recorder, recorded_replicas
+from nightjar.cluster.storage.recording import RecordingFile
+from nightjar.cluster.storage.rotated_lines import chosen_file_bytes
+from nightjar.cluster.storage.store import GcsStore
+from nightjar.cluster.telemetry.metrics import Exporter
+from nightjar.cluster.telemetry.policy_metrics import POLICY_METRICS
+from nightjar.cluster.telemetry.ray_metrics import RayBackend
 from nightjar.policy.wire.record import PROTOCOL_VERSION
 
 ACTOR_NAME: Final = f"{ACTOR_NAME_PREFIX}{PROTOCOL_VERSION}"

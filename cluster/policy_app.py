@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from nightjar.cluster.api_token import configured_token, reader_tokens
-from nightjar.cluster.operations import CONFIGURE, OperationError
-from nightjar.cluster.policy_api import create_policy_api
+from nightjar.cluster.api.access import configured_token, reader_tokens
+from nightjar.cluster.api.operations import CONFIGURE, OperationError
+from nightjar.cluster.api.policy_api import create_policy_api
 from nightjar.cluster.serve_config import POLICY_DEPLOYMENT
 
 if TYPE_CHECKING:

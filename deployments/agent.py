@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from nightjar.cluster.metrics import PUBLISH_PERIOD_S
+from nightjar.cluster.telemetry.metrics import PUBLISH_PERIOD_S
 from nightjar.deployments.engine_watch import EngineWatch
 from nightjar.deployments.steering_level import FULLY, ONLY_OBSERVING, Steered, level_now
 from nightjar.policy.reporting import Reporting, backoff_s

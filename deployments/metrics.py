@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final
 
-from nightjar.cluster.metrics import Backend, Exporter, Labels, Metric
+from nightjar.cluster.telemetry.metrics import Backend, Exporter, Labels, Metric
 from nightjar.deployments.agent import Metrics, ReplicaIdentity
 from nightjar.deployments.steering_level import level_now
 from nightjar.policy.wire.report import (

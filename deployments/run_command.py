@@ -12,7 +12,7 @@ from typing import Annotated, Final
 import typer
 
 from nightjar.cluster.commands.options import Output, OutputOption
-from nightjar.cluster.local_session import LocalSession, module_command
+from nightjar.cluster.local.session import LocalSession, module_command
 from nightjar.deployments.configuration.check.findings import FoundLine
 from nightjar.deployments.configuration.check.report import check_text
 from nightjar.deployments.engine.environment import no_gpu_here
@@ -47,7 +47,7 @@ def run(
         raise typer.Exit(1)
     _say(file, [line for line in report.lines if line.finding.severity == "warning"])
     arguments = [str(file), "" if port is None else str(port), output.value]
-    raise typer.Exit(LocalSession(module_command("nightjar.cluster.local_cluster", *arguments)).run())
+    raise typer.Exit(LocalSession(module_command("nightjar.cluster.local.cluster", *arguments)).run())
 
 
 def _say(file: Path, lines: list[FoundLine]) -> None:

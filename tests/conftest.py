@@ -24,7 +24,7 @@ LONGEST_FIRST: Final = (
     "tests/deployments/test_by_hand.py",
     "tests/deployments/test_serving_restarts.py",
     "tests/gpu_paths/test_ray_executor.py",
-    "tests/cluster/test_run_ray.py",
+    "tests/cluster/local/test_run_ray.py",
     "tests/deployments/test_serving_hung.py",
     "tests/fleet/test_operator.py",
     "tests/engine/test_tensor_parallel_engine.py",

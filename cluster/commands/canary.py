@@ -8,10 +8,10 @@ from typing import Annotated, Final, cast
 import typer
 from rich.console import Console
 
+from nightjar.cluster.api.http_client import DEFAULT_URL
+from nightjar.cluster.api.operations import CANARY, CanaryBody
 from nightjar.cluster.commands.mode import duration
 from nightjar.cluster.commands.options import Output, OutputOption, TokenOption, UrlOption, call, escaped
-from nightjar.cluster.http_client import DEFAULT_URL
-from nightjar.cluster.operations import CANARY, CanaryBody
 
 app = typer.Typer()
 

@@ -10,14 +10,14 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
+from nightjar.cluster.api.http_client import DEFAULT_URL
+from nightjar.cluster.api.operations import EXPLAIN
 from nightjar.cluster.commands.options import Output, OutputOption, UrlOption, call
 from nightjar.cluster.commands.replay import moment, replay_errors
-from nightjar.cluster.explanation_view import explanation_view
-from nightjar.cluster.http_client import DEFAULT_URL
-from nightjar.cluster.moments import format_moment
-from nightjar.cluster.operations import EXPLAIN
-from nightjar.cluster.recording import RecordingError, RecordingReader, recording_of
-from nightjar.cluster.replay import ReplayedTick, Skipped, leading_to, replay
+from nightjar.cluster.display.explanation import explanation_view
+from nightjar.cluster.display.moments import format_moment
+from nightjar.cluster.storage.recording import RecordingError, RecordingReader, recording_of
+from nightjar.cluster.storage.replay import ReplayedTick, Skipped, leading_to, replay
 from nightjar.policy.explain import UnknownReplicaError
 from nightjar.policy.explain import explain as explained_by
 from nightjar.policy.wire.explanation import Explanation

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from nightjar.cluster.api.http_client import DEFAULT_URL
+from nightjar.cluster.api.operations import FREEZE, FreezeBody
 from nightjar.cluster.commands.mode import duration, what_ends_it
 from nightjar.cluster.commands.options import Output, OutputOption, TokenOption, UrlOption, call
-from nightjar.cluster.durations import format_duration
-from nightjar.cluster.http_client import DEFAULT_URL
-from nightjar.cluster.operations import FREEZE, FreezeBody
+from nightjar.cluster.display.times import format_duration
 from nightjar.policy.wire.status import NO_NEW
 
 app = typer.Typer()

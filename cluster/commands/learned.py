@@ -10,10 +10,10 @@ from typing import Annotated, TypeVar
 import typer
 from rich.console import Console
 
+from nightjar.cluster.api.http_client import DEFAULT_URL
+from nightjar.cluster.api.operations import IMPORT, LEARNED, ImportedGroup
 from nightjar.cluster.commands.options import Output, OutputOption, TokenOption, UrlOption, call, escaped, fail
-from nightjar.cluster.http_client import DEFAULT_URL
-from nightjar.cluster.learned_file import MAX_FILE_BYTES, LearnedFileError, chosen_groups, parse_learned_file
-from nightjar.cluster.operations import IMPORT, LEARNED, ImportedGroup
+from nightjar.cluster.storage.learned_file import MAX_FILE_BYTES, LearnedFileError, chosen_groups, parse_learned_file
 
 app = typer.Typer()
 

@@ -9,10 +9,10 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
+from nightjar.cluster.api.http_client import DEFAULT_URL
+from nightjar.cluster.api.operations import MODE, ModeBody
 from nightjar.cluster.commands.options import Output, OutputOption, TokenOption, UrlOption, call, escaped
-from nightjar.cluster.durations import format_duration, parse_duration
-from nightjar.cluster.http_client import DEFAULT_URL
-from nightjar.cluster.operations import MODE, ModeBody
+from nightjar.cluster.display.times import format_duration, parse_duration
 
 app = typer.Typer()
 

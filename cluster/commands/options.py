@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from nightjar.cluster.api_token import (
+from nightjar.cluster.api.access import (
     READ_TOKEN_VARIABLE,
     TOKEN_FILE_VARIABLE,
     TOKEN_VARIABLE,
@@ -20,8 +20,8 @@ from nightjar.cluster.api_token import (
     checked_token,
     configured_token,
 )
-from nightjar.cluster.http_client import HttpClient
-from nightjar.cluster.operations import Answer, Operation, OperationError, P
+from nightjar.cluster.api.http_client import HttpClient
+from nightjar.cluster.api.operations import Answer, Operation, OperationError, P
 
 
 class Output(StrEnum):

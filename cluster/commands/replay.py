@@ -14,9 +14,9 @@ import typer
 from rich.console import Console
 
 from nightjar.cluster.commands.options import Output, OutputOption, escaped, fail
-from nightjar.cluster.moments import format_moment, parse_moment
-from nightjar.cluster.recording import RecordingError, RecordingReader, recording_of, this_version
-from nightjar.cluster.replay import Difference, ReplayedTick, Skipped, between, replay
+from nightjar.cluster.display.moments import format_moment, parse_moment
+from nightjar.cluster.storage.recording import RecordingError, RecordingReader, recording_of, this_version
+from nightjar.cluster.storage.replay import Difference, ReplayedTick, Skipped, between, replay
 
 app = typer.Typer()
 

@@ -10,10 +10,10 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from nightjar.cluster.api.http_client import DEFAULT_URL
+from nightjar.cluster.api.operations import STATUS, OperationError
 from nightjar.cluster.commands.options import Output, OutputOption, UrlOption, call, one_line_errors, open_client
-from nightjar.cluster.http_client import DEFAULT_URL
-from nightjar.cluster.operations import STATUS, OperationError
-from nightjar.cluster.views import fleet_view
+from nightjar.cluster.display.fleet import fleet_view
 from nightjar.policy.wire.status import FleetStatus
 
 app = typer.Typer()

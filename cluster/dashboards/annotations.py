@@ -16,7 +16,7 @@ from typing import Annotated, Final
 from pydantic import BaseModel, Field, ValidationError
 
 from nightjar.cluster.dashboards.panels import TAG
-from nightjar.cluster.journal import JournalEntry
+from nightjar.cluster.storage.journal import JournalEntry
 from nightjar.policy.wire.record import describe_validation_error
 from nightjar.policy.wire.report import RestartWish
 from nightjar.policy.wire.settings import Lease

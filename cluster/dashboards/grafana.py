@@ -14,8 +14,8 @@ from grafana_api.grafana_api import GrafanaException
 from grafana_api.grafana_face import GrafanaFace
 from pydantic import SecretStr
 
+from nightjar.cluster.api.http_client import LOOPBACK_HOSTS
 from nightjar.cluster.dashboards.panels import Json
-from nightjar.cluster.http_client import LOOPBACK_HOSTS
 
 TIMEOUT_S: Final = 10.0
 MOST_ANNOTATIONS: Final = 50_000

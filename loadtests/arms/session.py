@@ -15,8 +15,8 @@ from typing import Final
 import httpx
 from pydantic import SecretStr
 
-from nightjar.cluster.http_client import HttpClient
-from nightjar.cluster.operations import IMPORT, LEARNED, MODE, STATUS, ModeBody, OperationError
+from nightjar.cluster.api.http_client import HttpClient
+from nightjar.cluster.api.operations import IMPORT, LEARNED, MODE, STATUS, ModeBody, OperationError
 from nightjar.loadtests.arms.arm import Arm, TurnError
 from nightjar.policy.wire.status import FleetStatus, OverrideStatus
 

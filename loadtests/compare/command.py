@@ -16,7 +16,7 @@ from typing import Annotated, Final, NoReturn, cast, get_args
 import typer
 from pydantic import ValidationError
 
-from nightjar.cluster.operations import OperationError
+from nightjar.cluster.api.operations import OperationError
 from nightjar.loadtests.arms.arm import FORM, ArmError, TurnError, parse_arms
 from nightjar.loadtests.arms.load import PLACES, Load, filled
 from nightjar.loadtests.arms.measures import ResultError

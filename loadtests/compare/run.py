@@ -19,8 +19,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, ValidationError
 
-from nightjar.cluster.http_client import HttpClient
-from nightjar.cluster.operations import STATUS, OperationError
+from nightjar.cluster.api.http_client import HttpClient
+from nightjar.cluster.api.operations import STATUS, OperationError
 from nightjar.loadtests.arms.arm import Arm, Turn, turns
 from nightjar.loadtests.arms.load import MOST_TURN_S, Load, check_file, send
 from nightjar.loadtests.arms.samples import EngineHistory, StatusSample, WorkByLength, all_work, mean_length, share_off

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.measure import Measurement
 
-from nightjar.cluster.operations import OperationError
+from nightjar.cluster.api.operations import OperationError
 from nightjar.loadtests.arms.arm import TurnError
 from nightjar.loadtests.arms.measures import ResultError, load_summary, read_result
 from nightjar.loadtests.arms.processes import ENDING, ProcessError, as_keyboard_interrupt

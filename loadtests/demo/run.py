@@ -23,7 +23,7 @@ from typing import Final
 from rich.console import Console
 
 import nightjar
-from nightjar.cluster.http_client import HttpClient
+from nightjar.cluster.api.http_client import HttpClient
 from nightjar.loadtests.arms.arm import Arm, TurnError, parse_arms
 from nightjar.loadtests.arms.load import Load, send
 from nightjar.loadtests.arms.processes import ServedSystem, nightjar_command, run_to_end

@@ -20,10 +20,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from nightjar.cluster.http_client import HttpClient
-from nightjar.cluster.operations import STATUS, OperationError
-from nightjar.cluster.progress import Progress
-from nightjar.cluster.views import fleet_view
+from nightjar.cluster.api.http_client import HttpClient
+from nightjar.cluster.api.operations import STATUS, OperationError
+from nightjar.cluster.display.fleet import fleet_view
+from nightjar.cluster.local.progress import Progress
 from nightjar.loadtests.arms.samples import StatusSample
 from nightjar.loadtests.demo.report import columns, shown_rows, table_cells
 from nightjar.loadtests.demo.summary import ALL_PHASES, RunSummary

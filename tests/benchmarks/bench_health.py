@@ -26,9 +26,9 @@ import ray
 import typer
 from ray import serve
 
+from nightjar.cluster.api.http_client import ROUTE_PREFIX
+from nightjar.cluster.api.operations import CONFIGURE, OperationError
 from nightjar.cluster.client import PolicyClient
-from nightjar.cluster.http_client import ROUTE_PREFIX
-from nightjar.cluster.operations import CONFIGURE, OperationError
 from nightjar.cluster.policy_app import build
 from nightjar.loadtests.bench_summary import Effort, StrictOption
 from nightjar.loadtests.simulation.evidence.bars import Bar

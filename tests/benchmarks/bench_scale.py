@@ -22,7 +22,7 @@ from typing import Annotated, Final
 import typer
 from rich.progress import track
 
-from nightjar.cluster.garbage import collect_seldom
+from nightjar.cluster.service.garbage import collect_seldom
 from nightjar.loadtests.bench_summary import Effort, StrictOption
 from nightjar.loadtests.simulation.campaign.nominal import Nominal
 from nightjar.loadtests.simulation.evidence.bars import Bar

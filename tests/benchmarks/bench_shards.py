@@ -24,7 +24,7 @@ import typer
 from rich.progress import track
 from structlog.testing import capture_logs
 
-from nightjar.cluster.garbage import collect_seldom
+from nightjar.cluster.service.garbage import collect_seldom
 from nightjar.loadtests.bench_summary import Effort, StrictOption
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.policy.controller import Controller

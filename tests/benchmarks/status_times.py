@@ -28,7 +28,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from nightjar.cluster.local_cluster import SESSION_NICENESS
+from nightjar.cluster.local.cluster import SESSION_NICENESS
 from tests.cluster.nightjar_run import ROOT, Run
 
 READY_S: Final = 400.0

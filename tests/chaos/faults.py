@@ -16,9 +16,9 @@ from typing import Final
 
 import ray
 
-from nightjar.cluster import journal, recording
 from nightjar.cluster.client import get_or_create_policy_actor
-from nightjar.cluster.journal import read_journal
+from nightjar.cluster.storage import journal, recording
+from nightjar.cluster.storage.journal import read_journal
 from nightjar.policy.wire.exchange import ExchangeReply
 from tests.chaos.events import EventKind
 from tests.chaos.network import Conditions

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nightjar.cluster.recording import RecordingReader, recording_of
-from nightjar.cluster.replay import Skipped, replay
+from nightjar.cluster.storage.recording import RecordingReader, recording_of
+from nightjar.cluster.storage.replay import Skipped, replay
 from tests.chaos.faults import bring_about
 from tests.chaos.schedule import Fault, FaultKind, schedule
 from tests.chaos.system import MOST_LEASES, ChaosSystem, chaos_system, until

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from nightjar.cluster.fleet_answers import ActorIdentity
-from nightjar.cluster.journal import JournalEntry
-from nightjar.cluster.learned_file import LearnedFile, LearnedFileError
-from nightjar.cluster.memory_kills import MemoryKills
-from nightjar.cluster.operations import OperationError
-from nightjar.cluster.other_versions import OtherVersions
-from nightjar.cluster.policy_metrics import PolicyLook
-from nightjar.cluster.policy_service import PolicyService
-from nightjar.cluster.seed_from import ReadSeed
-from nightjar.cluster.store import StoreError
+from nightjar.cluster.api.operations import OperationError
+from nightjar.cluster.service.fleet_answers import ActorIdentity
+from nightjar.cluster.service.memory_kills import MemoryKills
+from nightjar.cluster.service.other_versions import OtherVersions
+from nightjar.cluster.service.policy_service import PolicyService
+from nightjar.cluster.service.seed_from import ReadSeed
+from nightjar.cluster.storage.journal import JournalEntry
+from nightjar.cluster.storage.learned_file import LearnedFile, LearnedFileError
+from nightjar.cluster.storage.store import StoreError
+from nightjar.cluster.telemetry.policy_metrics import PolicyLook
 from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import (

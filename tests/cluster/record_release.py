@@ -13,8 +13,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from nightjar.cluster.learned_file import to_text
-from nightjar.cluster.recording import RecordingFile
+from nightjar.cluster.storage.learned_file import to_text
+from nightjar.cluster.storage.recording import RecordingFile
 from tests.cluster.protocol import MemoryStore
 from tests.cluster.recorded_fleet import MemoryRecording, WrittenAtOnce, recorded_fleet
 from tests.policy.engines import Replica

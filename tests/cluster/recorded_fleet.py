@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
 
-from nightjar.cluster.fleet_answers import ActorIdentity
-from nightjar.cluster.policy_service import PolicyService
-from nightjar.cluster.recorder import MAX_RECORDED_REPLICAS, RecordedTick, Recorder, TickSink
-from nightjar.cluster.recording import Frame, FrameEncoder, RecordingFile
+from nightjar.cluster.service.fleet_answers import ActorIdentity
+from nightjar.cluster.service.policy_service import PolicyService
+from nightjar.cluster.storage.recorder import MAX_RECORDED_REPLICAS, RecordedTick, Recorder, TickSink
+from nightjar.cluster.storage.recording import Frame, FrameEncoder, RecordingFile
 from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.report import LoadReport
 from tests.cluster.protocol import EPOCH_S, MemoryJournal, MemoryStore, no_seed

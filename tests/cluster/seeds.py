@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from nightjar.cluster.learned_file import About, LearnedFile
+from nightjar.cluster.storage.learned_file import About, LearnedFile
 from nightjar.policy.prior.seed import SeedCell, SeedGroup, SeedPosition
 from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.settings import TableRow

@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("ray")
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
+from nightjar.cluster.api.operations import STARTING_MODE, OperationError
 from nightjar.cluster.client import PolicyClient, get_or_create_policy_actor
-from nightjar.cluster.operations import STARTING_MODE, OperationError
 from nightjar.policy.wire.exchange import ExchangeReply
 from tests.cluster.protocol import Replica, without_threads
 

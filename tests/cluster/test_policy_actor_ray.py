@@ -15,11 +15,11 @@ from typing import TypeVar
 
 import pytest
 
-from nightjar.cluster.garbage import YOUNG_OBJECTS
-from nightjar.cluster.journal import read_journal
-from nightjar.cluster.learned_file import parse_learned_file, to_text
-from nightjar.cluster.operations import CONFIGURE, IMPORT, LEARNED, MODE, STATUS, OperationError
-from nightjar.cluster.other_versions import ACTOR_NAME_PREFIX
+from nightjar.cluster.api.operations import CONFIGURE, IMPORT, LEARNED, MODE, STATUS, OperationError
+from nightjar.cluster.service.garbage import YOUNG_OBJECTS
+from nightjar.cluster.service.other_versions import ACTOR_NAME_PREFIX
+from nightjar.cluster.storage.journal import read_journal
+from nightjar.cluster.storage.learned_file import parse_learned_file, to_text
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import PROTOCOL_VERSION
 from tests.cluster.protocol import Replica, refusal

@@ -22,9 +22,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from nightjar.cluster.api.operations import CONFIGURE, MODE, STATUS, Answer, Operation, OperationError, P
 from nightjar.cluster.client import OPERATOR_TIMEOUT_S, PolicyClient, get_or_create_policy_actor
-from nightjar.cluster.local_cluster import NODE_TIMED_OUT, QUIET_ENVIRONMENT
-from nightjar.cluster.operations import CONFIGURE, MODE, STATUS, Answer, Operation, OperationError, P
+from nightjar.cluster.local.cluster import NODE_TIMED_OUT, QUIET_ENVIRONMENT
 from nightjar.deployments.engine.environment import ENGINE_FOLDER_VARIABLE
 from nightjar.deployments.engine_watch import HUNG_AFTER_S
 from nightjar.deployments.models import ModelError, resolve_model

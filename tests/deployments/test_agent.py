@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from structlog.testing import capture_logs
 
-from nightjar.cluster.metrics import PUBLISH_PERIOD_S
+from nightjar.cluster.telemetry.metrics import PUBLISH_PERIOD_S
 from nightjar.deployments.agent import ENGINE_TIMEOUT_S, EXCHANGE_TIMEOUT_S, ReplicaAgent, ReplicaIdentity
 from nightjar.deployments.engine_watch import EngineWatch, FrontEnd
 from nightjar.deployments.steering_level import ONLY_OBSERVING, Steered

@@ -28,8 +28,8 @@ import yaml
 
 pytest.importorskip("ray.serve")
 pytest.importorskip("vllm")
-from nightjar.cluster.local_cluster import QUIET_ENVIRONMENT
-from nightjar.cluster.local_session import end_session
+from nightjar.cluster.local.cluster import QUIET_ENVIRONMENT
+from nightjar.cluster.local.session import end_session
 from nightjar.deployments.models import models_folder
 from tests.deployments.serving import need_models, until
 from tests.ports import free_port

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
-from nightjar.cluster.metrics import MAX_SOURCES, Family
-from nightjar.cluster.policy_metrics import POLICY_METRICS
+from nightjar.cluster.telemetry.metrics import MAX_SOURCES, Family
+from nightjar.cluster.telemetry.policy_metrics import POLICY_METRICS
 from nightjar.deployments.agent import ReplicaIdentity
 from nightjar.deployments.metrics import REPLICA_METRICS, EngineLook, ReplicaMetrics, common_labels
 from nightjar.deployments.steering_level import Steered
@@ -23,7 +23,7 @@ from nightjar.policy.wire.report import (
     SteeringLevel,
     StepTotals,
 )
-from tests.cluster.exported import MemoryBackend
+from tests.cluster.telemetry.exported import MemoryBackend
 from tests.reference.metrics import replica_series
 
 GROUP = GroupKey(target="llama-8b", drafter_kind="draft_model", max_num_speculative_tokens=3)

@@ -27,7 +27,7 @@ import pytest
 
 pytest.importorskip("ray.serve")
 pytest.importorskip("vllm")
-from nightjar.cluster.journal import JournalEntry, read_journal
+from nightjar.cluster.storage.journal import JournalEntry, read_journal
 from nightjar.loadtests.load.openai_stream import ChatResult, StreamParser
 from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.status import ReplicaStatus

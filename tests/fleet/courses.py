@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from nightjar.cluster.journal import JournalEntry
+from nightjar.cluster.storage.journal import JournalEntry
 from nightjar.loadtests.simulation.engine.leases import LeasedRestart
 from nightjar.loadtests.simulation.service.results import Totals
 from nightjar.policy.wire.report import DrafterState

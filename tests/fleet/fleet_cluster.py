@@ -17,8 +17,8 @@ from typing import Any, Final
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from nightjar.cluster.journal import JournalEntry, read_journal
 from nightjar.cluster.policy_actor import ACTOR_NAME, HEAD_NODE_RESOURCE, NAMESPACE
+from nightjar.cluster.storage.journal import JournalEntry, read_journal
 from tests.deployments import serving
 from tests.fleet.courses import ReplicaCourse
 from tests.fleet.engine_host import EngineHost

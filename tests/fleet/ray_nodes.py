@@ -18,7 +18,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from nightjar.cluster.local_cluster import QUIET_ENVIRONMENT
+from nightjar.cluster.local.cluster import QUIET_ENVIRONMENT
 from nightjar.cluster.policy_actor import JOURNAL_DIR_VARIABLE
 
 OBJECT_STORE_BYTES: Final = 80 << 20

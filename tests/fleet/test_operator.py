@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 pytest.importorskip("ray")
-from nightjar.cluster.journal import JournalEntry
-from nightjar.cluster.operations import CANARY, FREEZE, CanaryBody
+from nightjar.cluster.api.operations import CANARY, FREEZE, CanaryBody
+from nightjar.cluster.storage.journal import JournalEntry
 from nightjar.loadtests.load.regimes import Phase, Regime
 from nightjar.loadtests.simulation.campaign.scenes import nominal_of, workload
 from nightjar.loadtests.simulation.profiles import read_profile

@@ -14,7 +14,7 @@ from typing import Final
 
 import pytest
 
-from nightjar.cluster.journal import JournalEntry
+from nightjar.cluster.storage.journal import JournalEntry
 from nightjar.loadtests.load.regimes import Phase, Regime
 from nightjar.loadtests.simulation.engine.leases import most_at_once
 from nightjar.loadtests.simulation.profiles import read_profile

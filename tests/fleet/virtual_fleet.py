@@ -14,8 +14,8 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from nightjar.cluster.journal import JournalEntry
-from nightjar.cluster.policy_service import PolicyService
+from nightjar.cluster.service.policy_service import PolicyService
+from nightjar.cluster.storage.journal import JournalEntry
 from nightjar.deployments.agent import ReplicaAgent, ReplicaIdentity
 from nightjar.deployments.engine_watch import EngineWatch
 from nightjar.policy.wire.exchange import ExchangeReply

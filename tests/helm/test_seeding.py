@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nightjar.cluster.seed_from import is_policy
+from nightjar.cluster.service.seed_from import is_policy
 from tests.helm.rendering import CHART, Release, needs_helm, notes_of, release
 
 pytestmark = needs_helm

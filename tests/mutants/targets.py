@@ -53,19 +53,19 @@ TARGETS: Final = (
         ("tests/deployments/test_agent.py",),
         only=("ReplicaAgent._settings_to_send", "ReplicaAgent._take"),
     ),
-    Target("cluster/mailbox.py", ("tests/cluster/test_policy_actor_exchange.py",)),
+    Target("cluster/service/mailbox.py", ("tests/cluster/service/test_exchange.py",)),
     Target(
-        "cluster/policy_service.py",
+        "cluster/service/policy_service.py",
         (
-            "tests/cluster/test_policy_actor_operator.py",
-            "tests/cluster/test_policy_actor_exchange.py",
-            "tests/cluster/test_policy_actor_fencing.py",
+            "tests/cluster/operator/test_operator.py",
+            "tests/cluster/service/test_exchange.py",
+            "tests/cluster/service/test_fencing.py",
         ),
         only=("PolicyService.start", "PolicyService._take_up", "PolicyService._take_up_late", "PolicyService._decide"),
     ),
     Target(
-        "cluster/checkpoint.py",
-        ("tests/cluster/test_policy_actor_operator.py",),
+        "cluster/storage/checkpoint.py",
+        ("tests/cluster/operator/test_operator.py",),
         only=(
             "Checkpoint.load",
             "Checkpoint.take_found",

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from pydantic import ValidationError
 
-from nightjar.cluster.plain_values import packed, restored, unpacked
-from nightjar.cluster.policy_metrics import look
+from nightjar.cluster.storage.plain_values import packed, restored, unpacked
+from nightjar.cluster.telemetry.policy_metrics import look
 from nightjar.policy.explain import explain
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.modes import ModeOverride, limit_of

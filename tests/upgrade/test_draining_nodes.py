@@ -17,8 +17,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from nightjar.cluster.local_cluster import QUIET_ENVIRONMENT
-from nightjar.cluster.local_session import end_session
+from nightjar.cluster.local.cluster import QUIET_ENVIRONMENT
+from nightjar.cluster.local.session import end_session
 from tests.cluster.nightjar_run import wait_until
 from tests.ports import free_port
 

@@ -22,9 +22,9 @@ import httpx
 import pytest
 
 pytest.importorskip("ray")
-from nightjar.cluster.journal import FILE_NAME, JournalEntry, read_journal
-from nightjar.cluster.learned_file import LearnedFile, parse_learned_file
-from nightjar.cluster.local_session import session_members
+from nightjar.cluster.local.session import session_members
+from nightjar.cluster.storage.journal import FILE_NAME, JournalEntry, read_journal
+from nightjar.cluster.storage.learned_file import LearnedFile, parse_learned_file
 from nightjar.loadtests.simulation.campaign.measures import WITHIN
 from nightjar.loadtests.simulation.campaign.scenes import nominal_of
 from nightjar.policy.engine.steering import lengths_by_batch

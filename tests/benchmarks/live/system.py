@@ -17,11 +17,11 @@ from typing import Final, TypeVar
 
 import psutil
 
-from nightjar.cluster.api_token import TOKEN_VARIABLE
+from nightjar.cluster.api.access import TOKEN_VARIABLE
+from nightjar.cluster.api.http_client import HttpClient
+from nightjar.cluster.api.operations import CONFIGURE, STATUS, OperationError
 from nightjar.cluster.client import get_or_create_policy_actor
-from nightjar.cluster.http_client import HttpClient
-from nightjar.cluster.operations import CONFIGURE, STATUS, OperationError
-from nightjar.cluster.store import NAMESPACE
+from nightjar.cluster.storage.store import NAMESPACE
 from nightjar.loadtests.arms.processes import as_keyboard_interrupt
 from nightjar.loadtests.arms.session import Session, service_api
 from nightjar.loadtests.arms.stock_table import TableRows

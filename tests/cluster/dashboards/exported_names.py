@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from nightjar.cluster.dashboards.rules import RECORDINGS
-from nightjar.cluster.metrics import Family
-from nightjar.cluster.policy_metrics import POLICY_METRICS
+from nightjar.cluster.telemetry.metrics import Family
+from nightjar.cluster.telemetry.policy_metrics import POLICY_METRICS
 from nightjar.deployments.agent import ReplicaIdentity
 from nightjar.deployments.metrics import REPLICA_METRICS, common_labels
 from nightjar.policy.wire.report import GroupKey

@@ -15,8 +15,8 @@ from nightjar.cluster.dashboards.overview import OF_SERVE
 from nightjar.cluster.dashboards.promql import WINDOW
 from nightjar.cluster.dashboards.rules import ALERTS, rule_file
 from nightjar.cluster.dashboards.serve_panels import ERRORS, REQUESTS, failed_requests
-from nightjar.cluster.metrics import Family
-from nightjar.cluster.policy_metrics import POLICY_METRICS
+from nightjar.cluster.telemetry.metrics import Family
+from nightjar.cluster.telemetry.policy_metrics import POLICY_METRICS
 from nightjar.deployments.metrics import REPLICA_METRICS
 from tests.cluster.dashboards.exported_names import SERVE_COUNTERS, SERVE_GAUGES, SERVE_HISTOGRAMS, VLLM_GAUGES, VLLM_HISTOGRAMS
 from tests.cluster.dashboards.promtool import complaints, expecting, needs_promtool

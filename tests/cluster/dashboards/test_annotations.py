@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from nightjar.cluster.cli import app
 from nightjar.cluster.dashboards.annotations import RowsError, happened, phases, read_load_rows
-from nightjar.cluster.journal import FILE_NAME, JournalEntry, JournalFile, ReplicaInput
+from nightjar.cluster.storage.journal import FILE_NAME, JournalEntry, JournalFile, ReplicaInput
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import EngineLoad, RestartWish

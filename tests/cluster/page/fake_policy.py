@@ -13,10 +13,10 @@ from unittest.mock import patch
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from nightjar.cluster import policy_api
-from nightjar.cluster.http_client import ROUTE_PREFIX
-from nightjar.cluster.operations import STATUS, Answer, Operation, OperationError, P
-from nightjar.cluster.policy_api import create_policy_api
+from nightjar.cluster.api import policy_api
+from nightjar.cluster.api.http_client import ROUTE_PREFIX
+from nightjar.cluster.api.operations import STATUS, Answer, Operation, OperationError, P
+from nightjar.cluster.api.policy_api import create_policy_api
 from nightjar.policy.wire.report import DrafterCounters, DrafterState, SteeringLevel, StepTotals
 from nightjar.policy.wire.status import (
     CanaryStatus,

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any, Final
 
-from nightjar.cluster.local_cluster import OBJECT_STORE_BYTES, QUIET_ENVIRONMENT
+from nightjar.cluster.local.cluster import OBJECT_STORE_BYTES, QUIET_ENVIRONMENT
 from nightjar.deployments.engine.engine_folder import make_engine_folder
 from nightjar.deployments.engine.environment import ENGINE_FOLDER_VARIABLE, RAY_ADDRESS_VARIABLE, REPLICA_VARIABLE
 from nightjar.deployments.engine.process_guard import descendants, noted_processes, own_token

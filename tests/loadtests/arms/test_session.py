@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from nightjar.cluster.http_client import HttpClient
+from nightjar.cluster.api.http_client import HttpClient
 from nightjar.loadtests.arms import session
 from nightjar.loadtests.arms.arm import TurnError, parse_arm
 from nightjar.loadtests.arms.session import Session, not_applied, put_back_request, service_api

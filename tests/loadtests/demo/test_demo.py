@@ -21,8 +21,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from nightjar.cluster.operations import MODE, STATUS, OperationError
-from nightjar.cluster.progress import MAX_SILENCE_S
+from nightjar.cluster.api.operations import MODE, STATUS, OperationError
+from nightjar.cluster.local.progress import MAX_SILENCE_S
 from nightjar.loadtests.arms import session
 from nightjar.loadtests.arms.arm import TurnError, parse_arm
 from nightjar.loadtests.arms.processes import ManagedProcess, ProcessError, run_to_end

@@ -1,0 +1,121 @@
+"""An explanation in 80 columns: the answer, who had a say, and a table of what every K was predicted and measured to give.
+
+Pure: an explanation in, a renderable out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from nightjar.cluster.display.fleet import acceptance
+from nightjar.cluster.display.moments import format_moment
+from nightjar.cluster.display.times import format_duration
+from nightjar.policy.planners.base import NOT_MEASURED, batch_range, predicted, speculation
+from nightjar.policy.wire.explanation import ArmExplanation, Explanation
+
+
+def explanation_view(explained: Explanation) -> RenderableType:
+    """Everything that `explain` shows."""
+    marked = any("~" in words for words in (*(one.words for one in explained.statements), *map(_predicted, explained.arms)))
+    return Group(
+        Text.assemble((explained.replica_id, "bold"), f"  {explained.summary}"),
+        Text(_state_line(explained), style="dim"),
+        _statements(explained),
+        Text(_arms_line(explained)),
+        _arms(explained),
+        *([Text(NOT_MEASURED, style="dim")] if marked else []),
+    )
+
+
+def _state_line(explained: Explanation) -> str:
+    """Who and when, on one line."""
+    version = explained.settings_version
+    confirmed = {True: ", confirmed", False: ", not confirmed", None: ""}[explained.settings_confirmed]
+    layers = f", layers {', '.join(explained.layers)}" if explained.layers else ""
+    return (
+        f"application {explained.application}, group {explained.group_id}, mode {explained.mode}, planner {explained.planner}, "
+        f"drafter {explained.drafter_state.value}{layers}, settings {version or 'none'}{confirmed}, "
+        f"{explained.generated_tokens_per_s:.1f} tok/s, acceptance {acceptance(explained.acceptance)}; "
+        f"{format_moment(explained.at_s)}, report {format_duration(explained.report_age_s)} old"
+    )
+
+
+def _statements(explained: Explanation) -> Table:
+    """Who says what; the one that decides is marked."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column()
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    has_decided = False
+    for statement in explained.statements:
+        decides = statement.decides and not has_decided
+        has_decided |= statement.decides
+        table.add_row("=>" if decides else "", statement.who, Text(statement.words), style="bold" if decides else None)
+    return table
+
+
+def _arms_line(explained: Explanation) -> str:
+    """What the table is of, and how old what it stands on is."""
+    batches = batch_range(explained.first_batch_size, explained.last_batch_size)
+    age = f", estimated {format_duration(explained.estimate_age_s)} ago" if explained.estimate_age_s is not None else ""
+    return f"at batch {batches}, generated tokens/s of this replica{age}:"
+
+
+def _arms(explained: Explanation) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("K")
+    for name in ("predicted", "against off", "measured", "steps (own)", "age"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    for arm in explained.arms:
+        table.add_row(
+            speculation(arm.num_speculative_tokens),
+            _predicted(arm),
+            _against_off(arm),
+            _number(arm.measured_tokens_per_s),
+            _steps(arm),
+            format_duration(arm.measured_age_s) if arm.measured_age_s is not None else "-",
+            ", ".join(_marks(explained, arm)),
+        )
+    return table
+
+
+def _predicted(arm: ArmExplanation) -> str:
+    """With a mark where it was not measured here."""
+    if arm.predicted_tokens_per_s is None:
+        return "-"
+    return predicted(arm.predicted_tokens_per_s, is_measured=arm.measured_tokens_per_s is not None)
+
+
+def _number(tokens_per_s: float | None) -> str:
+    return f"{tokens_per_s:.1f}" if tokens_per_s is not None else "-"
+
+
+def _against_off(arm: ArmExplanation) -> str:
+    """Predicted gain with its doubt: two standard deviations, as a change of K must exceed them."""
+    if arm.gain_over_off is None or arm.gain_deviation is None:
+        return "-"
+    doubt = 2.0 * arm.gain_deviation
+    return f"{arm.gain_over_off:+.1%} ±{doubt:.1%}" if doubt < 0.1 else f"{arm.gain_over_off:+.0%} ±{doubt:.0%}"
+
+
+def _steps(arm: ArmExplanation) -> str:
+    """Clean steps of the group, and in brackets those that this replica measured: `29 (27)`."""
+    own = f" ({arm.own_steps:.0f})" if arm.own_steps >= 1.0 else ""
+    return f"{arm.clean_steps:.0f}{own}" if arm.clean_steps else f"-{own}"
+
+
+def _marks(explained: Explanation, arm: ArmExplanation) -> Iterator[str]:
+    if arm.num_speculative_tokens == explained.num_speculative_tokens:
+        yield "runs"
+    if arm.num_speculative_tokens == explained.planned_num_speculative_tokens:
+        yield "planned"
+    if arm.is_imported:
+        yield "imported"
+    if arm.exceeds_limit:
+        yield "over limit"

@@ -1,0 +1,156 @@
+"""What an operator asks for through `canary`, checked before it touches anything: begin one, end it, or promote what it tried.
+
+Fails closed: a wrong field, a setting that two replicas of a group cannot have differently, a canary beside another, or one without
+a control raises `OperationError` with the field, the value and what is allowed; what runs goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nightjar.cluster.api.operations import ModeBody, checked, refused
+from nightjar.policy.canary.order import CANARY_SETTINGS, MAX_SHARE, CanaryOrder, arms_of
+from nightjar.policy.canary.trial import begin
+from nightjar.policy.controller import Controller
+from nightjar.policy.issuing import Slot
+from nightjar.policy.modes import ModeOverride, check_limit, check_pin, effective_mode, fleet_override
+from nightjar.policy.state import FleetState
+from nightjar.policy.trying import with_canary
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.operator import MaxStepMs, OperatorSettings, SettingsError, parse_operator_settings
+from nightjar.policy.wire.record import Reason
+
+
+class CanaryRequest(BaseModel):
+    """One call of `canary`. All but `do` and `reason` say what is tried and by whom; `for_s` None runs until somebody ends it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    do: Literal["begin", "end", "promote"] = "begin"
+    mode: Mode | None = None
+    max_step_ms: MaxStepMs | None = None
+    settings: dict[str, float | int | str] = Field(default_factory=dict)
+    share: Annotated[float, Field(gt=0.0, le=MAX_SHARE)] | None = None
+    application: Annotated[str, Field(max_length=256)] = ""
+    for_s: Annotated[float, Field(gt=0, le=31_536_000)] | None = None
+    block_s: Annotated[float, Field(ge=1.0, le=600.0)] = 10.0
+    reason: Reason = ""
+
+
+def parse_canary_request(values: Mapping[str, object]) -> CanaryRequest:
+    """The request that `values` spell. Raises OperationError."""
+    request = checked(CanaryRequest, values)
+    tried = {"mode", "max_step_ms", "settings"} & request.model_fields_set
+    if request.do != "begin":
+        beside = request.model_fields_set - {"do", "reason"}
+        if beside:
+            raise refused(f"{min(beside)}: beside do {request.do}, which takes a reason alone")
+        return request
+    if not tried:
+        raise refused("mode: missing; a canary tries a mode, max_step_ms or settings")
+    if request.share is None and not request.application:
+        raise refused(f"share: missing; allowed are above 0 to {MAX_SHARE}, or a whole application against the others")
+    for name in request.settings:
+        if name not in CANARY_SETTINGS:
+            known = "is the same for all replicas of a group" if name in OperatorSettings.model_fields else "is no setting"
+            raise refused(f"settings: {name} {known}; replicas can differ in {', '.join(CANARY_SETTINGS)}")
+    return request
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request leads to: the fleet after it, and the override that promotes what was tried, as `set_mode` takes it."""
+
+    fleet: FleetState
+    override: ModeBody | None = None
+
+
+def answered(values: Mapping[str, object], controller: Controller, now_s: float) -> Asked:
+    """What the request that `values` spell leads to. Raises OperationError."""
+    request, fleet, settings = parse_canary_request(values), controller.state, controller.settings
+    if request.do == "end":
+        return Asked(ended(fleet, "ended", now_s))
+    if request.do == "promote":
+        override = promotion(fleet, settings, controller.overrides, now_s)
+        return Asked(ended(fleet, "promoted", now_s), override)
+    if fleet.freeze is not None and fleet.freeze.is_live(now_s):
+        raise refused(f"no canary begins while the fleet is {fleet.freeze.status(now_s).in_words()}")
+    return Asked(begun(request, fleet, settings, controller.issuer.slots, now_s))
+
+
+def begun(
+    request: CanaryRequest, fleet: FleetState, settings: OperatorSettings, slots: Mapping[str, Slot], now_s: float
+) -> FleetState:
+    """The fleet in which the canary begins. Raises OperationError."""
+    if fleet.canary is not None and fleet.canary.is_running:
+        raise refused(f"a canary runs already ({fleet.canary.in_words()}); end it first")
+    try:
+        if request.mode is not None:
+            check_limit(request.mode, request.max_step_ms)
+            concerned = [slot for slot in slots.values() if request.application in {"", slot.application}]
+            check_pin(request.mode, (slot.max_num_speculative_tokens for slot in concerned))
+        parse_operator_settings({**settings.model_dump(mode="json", exclude_none=True), **request.settings})
+    except (SettingsError, ValueError) as error:
+        raise refused(str(error)) from error
+    order = CanaryOrder(
+        mode=request.mode,
+        max_step_ms=request.max_step_ms,
+        settings=request.settings,
+        share=request.share,
+        application=request.application,
+        since_s=now_s,
+        expires_at_s=None if request.for_s is None else now_s + request.for_s,
+        reason=request.reason,
+        block_s=request.block_s,
+        over=settings.mode,
+    )
+    if not _has_arms(order, fleet):
+        field, value = ("share", order.share) if order.share is not None else ("application", order.application)
+        raise refused(
+            f"{field}: {value!r}, and no group has both a canary and a control: {order.whom()} must be one at least and leave one"
+        )
+    return replace(fleet, canary=begin(order, now_s))
+
+
+def ended(fleet: FleetState, how: Literal["ended", "promoted"], now_s: float) -> FleetState:
+    """The fleet in which the canary that runs has ended; the same one without any."""
+    if fleet.canary is None or not fleet.canary.is_running:
+        return fleet
+    return with_canary(fleet, fleet.canary.ended(how, now_s))
+
+
+def promotion(fleet: FleetState, settings: OperatorSettings, overrides: Sequence[ModeOverride], now_s: float) -> ModeBody:
+    """The override that gives what is tried to all it is meant for: the application, where a share of it tries, else the fleet.
+
+    What was not tried stays as it is by hand: the mode, and the fleet's planner. Raises OperationError.
+    """
+    trial = fleet.canary
+    if trial is None or not trial.is_applied:
+        raise refused("there is no canary to promote: none is past its baseline; `nightjar status` shows how it stands")
+    order = trial.order
+    if order.settings:
+        names = ", ".join(order.settings)
+        raise refused(f"{names} is a setting, and is promoted by hand: put it into the policy's user_config, then end the canary")
+    is_share_of_one = order.share is not None and bool(order.application)
+    application = order.application if is_share_of_one else ""
+    mode = order.mode or effective_mode("", application, settings.mode, overrides, now_s)[0]
+    request: ModeBody = {"mode": str(mode), "reason": "canary promoted"}
+    by_hand = fleet_override(overrides, now_s)
+    if is_share_of_one:
+        request["scope"], request["name"] = "application", application
+    elif by_hand is not None and by_hand.planner is not None and mode.kind in {"auto", "shadow"}:
+        request["planner"] = by_hand.planner
+    if order.max_step_ms is not None:
+        request["max_step_ms"] = order.max_step_ms
+    return request
+
+
+def _has_arms(order: CanaryOrder, fleet: FleetState) -> bool:
+    groups: dict[str, dict[str, str]] = {}
+    for replica_id, replica in fleet.replicas.items():
+        groups.setdefault(replica.group_id, {})[replica_id] = replica.report.application
+    return any(arms_of(order, applications).canary for applications in groups.values())

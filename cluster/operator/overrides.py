@@ -1,0 +1,155 @@
+"""What an operator asks for through `set_mode`, checked before it touches anything.
+
+Fails closed: a wrong field, a replica or application that nobody knows, or a pinned K that no engine concerned can run
+raises `OperationError` with the field, the value and what is allowed; the overrides in force stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nightjar.cluster.api.operations import checked, refused
+from nightjar.policy.issuing import Slot
+from nightjar.policy.modes import MAX_OVERRIDES, ModeOverride, check_limit, check_pin, check_planner, fleet_override, set_override
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.operator import MaxStepMs, OperatorSettings, PlannerName
+from nightjar.policy.wire.record import Reason
+from nightjar.policy.wire.status import OverrideStatus, Scope, shown_name
+
+
+class ModeRequest(BaseModel):
+    """One call of `set_mode`. `mode` None takes an override back; `for_s` None holds until somebody does.
+
+    `learned`: whether planners go on from what they know, or all of them begin anew.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    mode: Mode | None
+    scope: Scope = "fleet"
+    name: Annotated[str, Field(max_length=256)] = ""
+    max_step_ms: MaxStepMs | None = None
+    planner: PlannerName | None = None
+    learned: Literal["keep", "reset"] = "keep"
+    for_s: Annotated[float, Field(gt=0, le=31_536_000)] | None = None
+    reason: Reason = ""
+
+    def __str__(self) -> str:
+        lasting = f" for {self.for_s:g} s" if self.for_s else ""
+        words = f" ({self.reason})" if self.reason else ""
+        learned = ", what was learned is reset" if self.learned == "reset" else ""
+        whom = f"{self.scope} {self.name}".rstrip()
+        return f"{whom} {self.mode or 'default'}{_planner(self.planner)}{_limit(self.max_step_ms)}{lasting}{learned}{words}"
+
+
+def parse_mode_request(values: Mapping[str, object], slots: Mapping[str, Slot], settings: OperatorSettings) -> ModeRequest:
+    """The request that `values` spell, checked against the replicas that report now and the settings. Raises OperationError."""
+    if not isinstance(values, Mapping) or "mode" not in values:
+        raise refused(f"mode: missing in {str(values)[:80]!r}; allowed are auto, shadow, off, pin=K and default")
+    try:
+        mode = None if values["mode"] == "default" else Mode.parse(str(values["mode"]))
+    except ValidationError as error:
+        message = str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")
+        raise refused(f"{message}; default takes an override back") from error
+    request = checked(ModeRequest, {**values, "mode": mode})
+    try:
+        check_limit(request.mode, request.max_step_ms)
+        check_planner(request.scope, request.mode, request.planner)
+        _check_planner_can_run(request, settings)
+    except ValueError as error:
+        raise refused(str(error)) from error
+    if (request.scope == "fleet") != (request.name == ""):
+        raise refused(f"name: {request.name!r} with scope {request.scope}; scope fleet takes no name, the others need one")
+    if request.scope == "replica":
+        request = request.model_copy(update={"name": _replica_id(request.name, slots)})
+    if request.mode is not None:
+        _check_against_replicas(request, request.mode, slots)
+    return request
+
+
+def apply_request(
+    overrides: tuple[ModeOverride, ...], request: ModeRequest, now_s: float
+) -> tuple[tuple[ModeOverride, ...], ModeOverride | None]:
+    """The overrides after the request, and the one it set. Raises OperationError where there would be more than MAX_OVERRIDES."""
+    if request.mode is None:
+        return tuple(held for held in overrides if (held.scope, held.name) != (request.scope, request.name)), None
+    before = fleet_override(overrides, now_s) if request.scope == "fleet" else None
+    override = ModeOverride(
+        scope=request.scope,
+        name=request.name,
+        mode=request.mode,
+        max_step_ms=request.max_step_ms,
+        planner=request.planner,
+        anew_at_s=now_s if request.learned == "reset" else before.anew_at_s if before is not None else None,
+        expires_at_s=None if request.for_s is None else now_s + request.for_s,
+        reason=request.reason,
+    )
+    changed = set_override(overrides, override)
+    if len(changed) > MAX_OVERRIDES:
+        raise refused(f"name: {request.name!r} would be override {len(changed)}, at most {MAX_OVERRIDES} hold at once")
+    return changed, override
+
+
+def in_words(override: ModeOverride) -> str:
+    """`fleet auto, planner nightjar`, `replica r1 pin=3`, `application chat auto, max_step_ms 40`."""
+    whom = f"{override.scope} {override.name}".rstrip()
+    return f"{whom} {override.mode}{_planner(override.planner)}{_limit(override.max_step_ms)}"
+
+
+def override_status(override: ModeOverride, now_s: float) -> OverrideStatus:
+    """How `status` shows an override."""
+    return OverrideStatus(
+        scope=override.scope,
+        name=override.name,
+        mode=override.mode,
+        max_step_ms=override.max_step_ms,
+        planner=override.planner,
+        reason=override.reason,
+        carried_from=override.carried_from,
+        seconds_left=None if override.expires_at_s is None else max(override.expires_at_s - now_s, 0.0),
+    )
+
+
+def _limit(max_step_ms: float | None) -> str:
+    return "" if max_step_ms is None else f", max_step_ms {max_step_ms:g}"
+
+
+def _planner(planner: PlannerName | None) -> str:
+    return "" if planner is None else f", planner {planner}"
+
+
+def _check_planner_can_run(request: ModeRequest, settings: OperatorSettings) -> None:
+    """Raises ValueError, in words."""
+    if request.planner == "schedule" and not settings.num_speculative_tokens_per_batch_size:
+        raise ValueError("planner: schedule needs num_speculative_tokens_per_batch_size in the settings, which hold none")
+    if request.learned == "reset" and (request.scope != "fleet" or request.mode is None):
+        whom = f"{request.scope} {request.name}".rstrip()
+        raise ValueError(
+            f"learned: reset with {whom} {request.mode or 'default'}; replicas learn together, allowed is a mode of the whole fleet"
+        )
+
+
+def _replica_id(name: str, slots: Mapping[str, Slot]) -> str:
+    """The id of the one replica that `status` shows by this name, else the name."""
+    shown = [replica_id for replica_id, slot in slots.items() if shown_name(slot.application, replica_id) == name]
+    return shown[0] if len(shown) == 1 and name not in slots else name
+
+
+def _check_against_replicas(request: ModeRequest, mode: Mode, slots: Mapping[str, Slot]) -> None:
+    concerned = {
+        replica_id: slot
+        for replica_id, slot in slots.items()
+        if request.scope == "fleet" or request.name == (replica_id if request.scope == "replica" else slot.application)
+    }
+    if request.scope != "fleet" and not concerned:
+        known = sorted(slots if request.scope == "replica" else {slot.application for slot in slots.values()})
+        near = get_close_matches(request.name, known, n=3, cutoff=0.3) or known[:3]
+        raise refused(f"name: no {request.scope} {request.name!r} reports now; known are {', '.join(near) or 'none'}")
+    try:
+        check_pin(mode, (slot.max_num_speculative_tokens for slot in concerned.values()))
+    except ValueError as error:
+        raise refused(str(error)) from error

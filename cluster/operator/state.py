@@ -1,0 +1,208 @@
+"""What the operator asks of the fleet: settings, overrides, a freeze, a canary; and whose word counts when a store is late, or a
+predecessor is heard.
+
+Every change is made in the controller, which holds what is in force, and kept for the next policy by the checkpoint. Fails closed:
+a wrong set of settings or a wrong mode changes nothing; of what the store gives late, and of what a predecessor hands over, only
+what no operator has set anew here is taken up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import structlog
+
+from nightjar.cluster.api.operations import CanaryAnswer, ConfigureAnswer, FreezeAnswer, ModeAnswer, refused
+from nightjar.cluster.operator.canary import answered
+from nightjar.cluster.operator.freeze import begun, parse_freeze_request
+from nightjar.cluster.operator.freeze import in_words as freeze_in_words
+from nightjar.cluster.operator.overrides import apply_request, in_words, override_status, parse_mode_request
+from nightjar.cluster.storage.checkpoint import Canaries, Checkpoint, Remembered
+from nightjar.cluster.storage.handover import FREEZE, MAX_HELD_PLANS, Beginning, ByHand
+from nightjar.policy.canary.trial import Trial, told
+from nightjar.policy.controller import Controller
+from nightjar.policy.modes import MAX_OVERRIDES, live_overrides
+from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse_operator_settings
+from nightjar.policy.wire.record import MAX_REASON_LENGTH, to_plain
+
+log = structlog.get_logger(__name__)
+
+
+class OperatorWill:
+    """One fleet's. Methods that change it return the answer to the operator, and the change in words, empty without one.
+
+    They raise OperationError for what is not allowed, which changes nothing.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, controller: Controller) -> None:
+        self._checkpoint = checkpoint
+        self._controller = controller
+        self._settings_error = ""
+        self._has_said_settings = False
+        self._beginning: Beginning | None = None
+        self._said: set[tuple[str, str]] = set()  # by hand, while what was said before may still be found or heard
+
+    @property
+    def settings_error(self) -> str:
+        """Why the set that was asked for last is not in force; empty where it is."""
+        return self._settings_error
+
+    @property
+    def beginning(self) -> Beginning | None:
+        """How the fleet began, where it began with nothing stored."""
+        return self._beginning
+
+    def by_hand(self, service: str, now_s: float) -> ByHand:
+        """What is set by hand, for the cluster that takes this one's place; of a freeze the plans of groups that have replicas."""
+        fleet = self._controller.state
+        freeze, canary = fleet.freeze, fleet.canary
+        if freeze is not None:
+            group_ids = {replica.group_id for replica in fleet.replicas.values()}
+            held = [(group_id, plan) for group_id, plan in freeze.plans.items() if group_id in group_ids]
+            freeze = freeze.model_copy(update={"plans": dict(held[:MAX_HELD_PLANS])})
+        running = canary.in_words() if canary is not None and canary.is_running else ""
+        overrides = live_overrides(self._controller.overrides, now_s)
+        return ByHand(service=service, overrides=overrides, freeze=freeze, canary=running[:MAX_REASON_LENGTH])
+
+    def take_up(self, remembered: Remembered, now_s: float) -> None:
+        """Go on from what the store gave, except where the operator has said something since."""
+        if not self._has_said_settings:
+            self._controller.settings = remembered.operator_settings
+        if FREEZE not in self._said:
+            self._controller.freeze = remembered.freeze
+        stored = [override for override in remembered.overrides if (override.scope, override.name) not in self._said]
+        self._controller.overrides = (*stored, *self._controller.overrides)
+        if remembered.beginning is not None:
+            beginning = self._beginning = remembered.beginning
+            for what in sorted(self._said):
+                beginning = beginning.with_said(what)
+            self._said.update(beginning.said)
+            self._keep_beginning(beginning)
+        elif not remembered.fleet_id and self._checkpoint.has_read:
+            self._keep_beginning(Beginning(at_s=now_s, said=tuple(sorted(self._said)[:MAX_OVERRIDES])))
+
+    def hear(self, found: ByHand | None, place: str, service: str, fleet_id: str, now_s: float) -> list[str]:
+        """Hold what is set by hand at the predecessor, in place of what it said before; None of one that does not hand over.
+
+        Answers what is new of it, in words. What the operator has said here stays, and so does what was heard where another fleet
+        answers than did at first.
+        """
+        before = self._beginning
+        if before is None or not before.heeds(now_s) or before.is_another(fleet_id):
+            return []
+        self._keep_beginning(before.having_heard(found, service, fleet_id))
+        if found is None or self._beginning is None or self._beginning.heard != "predecessor":
+            return []
+        handed = found.for_successor(place, now_s)
+        carried = tuple(held for held in handed.overrides if (held.scope, held.name) not in self._said)
+        overrides = (*(held for held in self._controller.overrides if not held.carried_from), *carried)
+        freeze = self._controller.freeze if FREEZE in self._said else handed.freeze
+        is_first = before.heard != "predecessor"
+        news = [f"{found.canary}: ended with the cluster before"] if is_first and found.canary else []
+        if overrides != self._controller.overrides or freeze != self._controller.freeze:
+            self._controller.overrides, self._controller.freeze = overrides, freeze
+            self._checkpoint.keep_overrides(overrides)
+            self._checkpoint.keep_freeze(freeze)
+            said = [f"{in_words(held)} ({held.reason})" if held.reason else in_words(held) for held in carried]
+            words = ", ".join([*said, *(["a freeze"] if freeze is not None else [])]) or "nothing"
+            news.append(f"set by hand in the cluster before ({place}): {words}")
+        return news
+
+    def _keep_beginning(self, beginning: Beginning) -> None:
+        if beginning != self._beginning:
+            self._beginning = beginning
+            self._checkpoint.keep_beginning(beginning)
+
+    def _note_said(self, what: tuple[str, str]) -> None:
+        """What was said by hand wins over what a store gives late and over what a predecessor says."""
+        if not self._checkpoint.has_read:
+            self._said.add(what)
+        elif self._beginning is not None:
+            self._keep_beginning(self._beginning.with_said(what))
+            self._said.update(self._beginning.said)
+
+    def configure(self, values: Mapping[str, object]) -> tuple[ConfigureAnswer, str]:
+        """Replace the settings as a whole."""
+        try:
+            if not isinstance(values, Mapping):
+                raise SettingsError(f"settings: {str(values)[:80]!r} is no mapping of names to values")
+            wanted = parse_operator_settings(values)
+        except SettingsError as error:
+            self._settings_error = str(error)
+            log.error("operator_settings_refused", error=str(error))
+            raise refused(str(error)) from error
+        self._settings_error, self._has_said_settings = "", True
+        change = ""
+        if wanted != self._controller.settings:
+            change = f"operator's settings: {changed_fields(self._controller.settings, wanted)}"
+            self._controller.settings = wanted
+        if change or not self._checkpoint.has_read:  # what a store holds that nobody could read yet may be something else
+            self._checkpoint.keep_operator_settings(wanted)
+        return {"settings": wanted.model_dump(mode="json")}, change
+
+    def set_mode(self, values: Mapping[str, object], now_s: float) -> tuple[ModeAnswer, str]:
+        """Set or take back one override, checked against the replicas that report; forget what was learned, where that is asked."""
+        policy = self._controller
+        request = parse_mode_request(values, policy.issuer.slots, policy.settings)
+        policy.overrides, override = apply_request(policy.overrides, request, now_s)
+        if values.get("learned") == "reset":
+            policy.forget()
+        self._note_said((request.scope, request.name))
+        self._checkpoint.keep_overrides(policy.overrides)
+        return {"override": to_plain(override_status(override, now_s)) if override else None}, f"override: {request}"
+
+    def set_freeze(self, values: Mapping[str, object], now_s: float) -> tuple[FreezeAnswer, str]:
+        """Begin, prolong or end a freeze. It holds the plans that the fleet runs."""
+        request = parse_freeze_request(values)
+        before = self._controller.freeze
+        freeze = begun(request, before, self._controller.state, now_s) if request.frozen else None
+        self._note_said(FREEZE)
+        self._controller.freeze = freeze
+        if freeze != before or not self._checkpoint.has_read:
+            self._checkpoint.keep_freeze(freeze)
+        if freeze is None:
+            why = f" ({request.reason})" if request.reason else ""
+            return {"freeze": None}, f"freeze ended by hand{why}" if before is not None else ""
+        return {"freeze": to_plain(freeze.status(now_s))}, freeze_in_words(freeze, now_s)
+
+    def canary(self, values: Mapping[str, object], now_s: float) -> tuple[CanaryAnswer, str]:
+        """Begin, end or promote a canary. What is promoted is set as an override."""
+        before, asked = self._controller.state.canary, answered(values, self._controller, now_s)
+        changes = [] if asked.override is None else [self.set_mode(asked.override, now_s)[1]]
+        self._controller.state = asked.fleet
+        changes += self.keep_canary(before)
+        trial = asked.fleet.canary
+        return {"canary": None if trial is None else to_plain(trial.status(now_s))}, "; ".join(changes)
+
+    def keep_canary(self, before: Trial | None) -> list[str]:
+        """Keep the canary for the next policy where it is not as it was `before`. Answers what is to be told of it, in words."""
+        trial = self._controller.state.canary
+        if trial is None or not trial.is_worth_storing(before):
+            return []
+        news = told(before, trial)
+        self._checkpoint.keep_canaries(Canaries(trial, self._controller.state.past_canaries), soon=bool(news))
+        return news
+
+    def drop_expired(self, now_s: float) -> list[str]:
+        """Take expired overrides and an expired freeze out; each in words."""
+        policy = self._controller
+        live = live_overrides(policy.overrides, now_s)
+        expired = [f"override expired: {in_words(override)}" for override in policy.overrides if override not in live]
+        if expired:
+            policy.overrides = live
+            self._checkpoint.keep_overrides(live)
+        if policy.freeze is not None and not policy.freeze.is_live(now_s):
+            policy.freeze = None
+            self._checkpoint.keep_freeze(None)
+            expired.append("freeze expired")
+        return expired
+
+
+def changed_fields(before: OperatorSettings, after: OperatorSettings) -> str:
+    """`name old -> new` of every field that differs."""
+    changes = [
+        f"{name} {getattr(before, name)} -> {getattr(after, name)}"
+        for name in OperatorSettings.model_fields
+        if getattr(before, name) != getattr(after, name)
+    ]
+    return ", ".join(changes)

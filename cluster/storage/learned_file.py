@@ -1,0 +1,219 @@
+"""What a fleet has learned as one JSON file that a person can read, and everything that is refused of such a file.
+
+First what it is about: when, from which incarnation, which groups and engines. Then a line for each cell, its sums beside the step
+time and the batch that they mean. A file is data from a stranger (INV-10): it is bounded before it is parsed, its version and its
+checksum are looked at before its values, and every value is held to what an engine can do (policy.seed). Fails closed: the first
+thing that is wrong raises `LearnedFileError` with one line, and nothing of the file is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from typing import Annotated, Any, Final
+
+from pydantic import Field, ValidationError
+
+from nightjar.cluster.storage.handover import ByHand
+from nightjar.policy.planners.base import batch_range
+from nightjar.policy.prior.seed import SeedCell, SeedGroup
+from nightjar.policy.seeding import MAX_SEED_GROUPS
+from nightjar.policy.wire.batch_buckets import bucket_range
+from nightjar.policy.wire.record import Reason, Record, to_plain
+from nightjar.policy.wire.report import GroupKey
+
+FORMAT: Final = "nightjar-learned"
+VERSION: Final = 1
+MAX_FILE_BYTES: Final = 4 << 20
+CHECKSUM: Final = "sha256:"
+
+
+class LearnedFileError(ValueError):
+    """A file that cannot be used. The message is one line: what is wrong, the value, and what is allowed."""
+
+
+class About(Record):
+    """What a file is about, for the reader. `fleet_id` is the writing fleet's, the same over restarts of its policy: a fleet that
+    is answered by itself knows it by this. `by_hand` is what operators had set there, for the cluster that takes its place; an
+    import does not look at it. Older releases write neither.
+    """
+
+    written_at: Annotated[str, Field(max_length=64)] = ""
+    fleet_id: Annotated[str, Field(max_length=64)] = ""
+    incarnation: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
+    groups: Annotated[tuple[Reason, ...], Field(max_length=MAX_SEED_GROUPS)] = ()
+    by_hand: ByHand | None = None
+
+
+class LearnedFile(Record):
+    """A file's contents."""
+
+    about: About
+    groups: Annotated[tuple[SeedGroup, ...], Field(max_length=MAX_SEED_GROUPS)] = ()
+
+    def in_words(self) -> str:
+        """`2 groups with 61 cells, written 2026-05-01T12:00:00+00:00 by incarnation 3`."""
+        cells = sum(len(group.cells) for group in self.groups)
+        written = self.about.written_at or "at an unknown time"
+        groups = f"{len(self.groups)} group" + ("s" if len(self.groups) != 1 else "")
+        return f"{groups} with {cells} cells, written {written} by incarnation {self.about.incarnation}"
+
+
+def learned_file(
+    groups: tuple[SeedGroup, ...], incarnation: int, now_s: float, fleet_id: str = "", by_hand: ByHand | None = None
+) -> LearnedFile:
+    """The file of what `incarnation` of a fleet knows at `now_s`, seconds since the epoch."""
+    about = About(
+        written_at=datetime.fromtimestamp(now_s, UTC).isoformat(timespec="seconds"),
+        fleet_id=fleet_id,
+        incarnation=incarnation,
+        groups=tuple(_headline(group.key) for group in groups),
+        by_hand=by_hand,
+    )
+    return LearnedFile(about=about, groups=groups)
+
+
+def chosen_groups(file: LearnedFile, group_ids: Sequence[str]) -> LearnedFile:
+    """The file with the groups that are named alone, all where none is. Raises LearnedFileError for one that it does not hold."""
+    held = [group.key.group_id for group in file.groups]
+    for group_id in group_ids:
+        if group_id not in held:
+            near = get_close_matches(group_id, held, n=3, cutoff=0.3) or held[:3]
+            raise LearnedFileError(f"group: {_short(group_id)} is not in the file, which holds {', '.join(near) or 'none'}")
+    groups = tuple(group for group in file.groups if not group_ids or group.key.group_id in group_ids)
+    return file.model_copy(update={"groups": groups})
+
+
+def to_text(file: LearnedFile) -> bytes:
+    """The file as UTF-8, a line for each cell."""
+    about = to_plain(file.about)
+    groups = [_plain_group(group) for group in file.groups]
+    checksum = _checksum(about, groups)
+    head = {"format": FORMAT, "version": VERSION, "checksum": checksum, "about": about}
+    lines = [*json.dumps(head, indent=1).removesuffix("\n}").splitlines()]
+    lines[-1] += ","
+    lines.append(' "groups": [' + ("" if groups else "]"))
+    for number, group in enumerate(groups, start=1):
+        lines += _group_lines(group)
+        lines.append("  }," if number < len(groups) else "  }")
+    if groups:
+        lines.append(" ]")
+    return "\n".join([*lines, "}", ""]).encode()
+
+
+def parse_learned_file(content: bytes) -> LearnedFile:
+    """The file whose bytes are `content`. Takes up to half a second for the largest. Raises LearnedFileError."""
+    if len(content) > MAX_FILE_BYTES:
+        raise LearnedFileError(f"{len(content)} bytes or more, allowed are at most {MAX_FILE_BYTES}")
+    try:
+        document = json.loads(content, parse_constant=_refuse_constant)
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            seen = document.get("format") if isinstance(document, dict) else document
+            raise LearnedFileError(f"format: {_short(seen)}, allowed is {FORMAT!r}: no file that nightjar export wrote")
+        if document.get("version") != VERSION:
+            raise LearnedFileError(f"version: {_short(document.get('version'))}, this release reads {VERSION}")
+        about, groups = document.get("about"), document.get("groups")
+        seen, computed = document.get("checksum"), _checksum(about, groups)
+    except RecursionError as error:
+        raise LearnedFileError("nested too deeply, allowed is what nightjar export writes") from error
+    except LearnedFileError:
+        raise
+    except ValueError as error:
+        raise LearnedFileError(f"not JSON ({error})") from error
+    if seen != computed:
+        raise LearnedFileError(f"checksum: {_short(seen)}, the contents give {computed[:15]}...; the file was cut or edited")
+    try:
+        file = LearnedFile.model_validate({"about": about, "groups": groups})
+    except ValidationError as error:
+        raise LearnedFileError(_first_problem(error)) from error
+    _check_group_ids(file, groups)
+    return file
+
+
+def _headline(key: GroupKey) -> str:
+    """A group as a person tells it from others."""
+    draft = f"{key.drafter_kind} {key.draft}".rstrip()
+    return f"{key.group_id}: {key.target} with {draft} on {key.accelerator}, engine {key.engine_version or 'unknown'}"[:1024]
+
+
+def _plain_group(group: SeedGroup) -> dict[str, Any]:
+    return {
+        "group_id": group.key.group_id,
+        "key": to_plain(group.key),
+        "plan": [to_plain(row) for row in group.plan],
+        "acceptance": [
+            {"share": round(one.accepted / one.reached, 4) if one.reached else 0.0, **to_plain(one)} for one in group.acceptance
+        ],
+        "catch_up": to_plain(group.catch_up),
+        "cells": [_plain_cell(one, group.key) for one in group.cells],
+    }
+
+
+def _plain_cell(one: SeedCell, key: GroupKey) -> dict[str, Any]:
+    """The sums, after what they mean."""
+    age = {} if one.age_s is None else {"age_s": round(one.age_s, 1)}
+    meaning = {
+        "batch": batch_range(*bucket_range(one.batch_bucket, key.max_num_seqs)),
+        "num_speculative_tokens": one.num_speculative_tokens,
+        "step_ms": float(f"{one.step_seconds * 1e3:.4g}"),
+    }
+    return {**meaning, **to_plain(one), **age}
+
+
+def _group_lines(group: Mapping[str, Any]) -> Iterator[str]:
+    """One line for each value of the key and for each item of a list."""
+    yield "  {"
+    for name, value in group.items():
+        last = "" if name == "cells" else ","
+        if isinstance(value, list) and value:
+            yield f'   "{name}": ['
+            for number, item in enumerate(value, start=1):
+                yield f"    {json.dumps(item)}" + ("," if number < len(value) else "")
+            yield f"   ]{last}"
+        else:
+            yield f'   "{name}": {json.dumps(value)}{last}'
+
+
+def _checksum(about: object, groups: object) -> str:
+    body = json.dumps({"about": about, "groups": groups}, sort_keys=True, separators=(",", ":"))
+    return CHECKSUM + hashlib.sha256(body.encode()).hexdigest()
+
+
+def _refuse_constant(name: str) -> float:
+    raise LearnedFileError(f"value {name}: allowed are finite numbers")
+
+
+def _first_problem(error: ValidationError) -> str:
+    """`groups.0.cells.3.steps: ...` of the first value that is wrong, and how many more there are."""
+    detail = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(str(part) for part in detail["loc"]) or "file"
+    value = detail["input"]
+    seen = f" (value {_short(value)})" if isinstance(value, str | int | float) or value is None else ""
+    more = error.error_count() - 1
+    return f"{place}: {detail['msg'].removeprefix('Value error, ')}{seen}" + (f"; and {more} more" if more else "")
+
+
+def _check_group_ids(file: LearnedFile, groups: Any) -> None:
+    """A key of another version may have fields that this one does not know: then its digest differs, and it is another group."""
+    known: set[str] = set()
+    for number, (group, plain) in enumerate(zip(file.groups, groups, strict=True)):
+        group_id = group.key.group_id
+        if plain.get("group_id") != group_id:
+            raise LearnedFileError(
+                f"groups.{number}.group_id: {_short(plain.get('group_id'))}, its key gives {group_id!r}; "
+                "another version of Nightjar tells groups apart otherwise"
+            )
+        if group_id in known:
+            raise LearnedFileError(f"groups.{number}.group_id: {group_id!r} is given twice, allowed is once")
+        known.add(group_id)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

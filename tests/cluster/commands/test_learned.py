@@ -1,0 +1,148 @@
+"""`nightjar export` and `nightjar import`: a file out of one policy and into another, and one line where that fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner, Result
+
+from nightjar.cluster import cli
+from nightjar.cluster.storage.learned_file import MAX_FILE_BYTES, parse_learned_file, to_text
+from tests.cluster.protocol import GROUP
+from tests.cluster.seeds import some_file
+
+Handler = Callable[[httpx.Request], httpx.Response]
+TEXT = to_text(some_file())
+pytestmark = pytest.mark.usefixtures("plain_environment")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A good file."""
+    path = tmp_path / "learned.json"
+    path.write_bytes(TEXT)
+    return path
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+def learned(_: httpx.Request) -> httpx.Response:
+    return httpx.Response(200, content=TEXT)
+
+
+def taken(_: httpx.Request) -> httpx.Response:
+    groups = [{"group_id": "a-1", "cells": 30, "replicas": 0}, {"group_id": "b-2", "cells": 5, "replicas": 2}]
+    return httpx.Response(200, json={"groups": groups})
+
+
+def refused(_: httpx.Request) -> httpx.Response:
+    return httpx.Response(403, json={"detail": "read-only: no API token is configured"})
+
+
+def test_export_writes_the_file_and_says_what_is_in_it(serve: Callable[[Handler], list[httpx.Request]], tmp_path: Path) -> None:
+    requests = serve(learned)
+    target = tmp_path / "out.json"
+    target.write_text("older")
+    done = call("export", str(target), "--url", "http://gpu-box:9000")
+    assert done.exit_code == 0, done.stderr
+    assert str(requests[0].url) == "http://gpu-box:9000/nightjar/learned"
+    assert parse_learned_file(target.read_bytes()) == some_file()
+    assert "out.json: 1 group with 30 cells, written 2026-05-01T12:00:00+00:00 by incarnation 3" in done.stdout
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_export_as_json_names_groups_and_cells(serve: Callable[[Handler], list[httpx.Request]], tmp_path: Path) -> None:
+    serve(learned)
+    done = call("export", str(tmp_path / "out.json"), "-o", "json")
+    assert json.loads(done.stdout) == {
+        "file": str(tmp_path / "out.json"),
+        "incarnation": 3,
+        "groups": [{"group_id": GROUP.group_id, "cells": 30}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("answer", "part"),
+    [
+        (httpx.Response(200, text="<html>"), "not JSON"),
+        (httpx.Response(404, text="Not Found"), "no Nightjar policy app there"),
+        (httpx.Response(503, json={"detail": "the policy actor does not answer"}), "the policy actor does not answer (HTTP 503)"),
+    ],
+)
+def test_an_export_that_brought_nothing_leaves_the_older_file(
+    serve: Callable[[Handler], list[httpx.Request]], file: Path, answer: httpx.Response, part: str
+) -> None:
+    serve(lambda _: answer)
+    done = call("export", str(file))
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert part in done.stderr
+    assert file.read_bytes() == TEXT
+
+
+@pytest.mark.parametrize("target", ["nowhere/out.json", "."])
+def test_a_file_that_cannot_be_written_is_one_line(
+    serve: Callable[[Handler], list[httpx.Request]], tmp_path: Path, target: str
+) -> None:
+    serve(learned)
+    done = call("export", str(tmp_path / target))
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: ")
+
+
+def test_import_sends_the_file_with_the_token_and_says_who_waits(
+    serve: Callable[[Handler], list[httpx.Request]], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = serve(taken)
+    monkeypatch.setenv("NIGHTJAR_API_TOKEN", "s3cret")
+    done = call("import", str(file), "--group", GROUP.group_id)
+    assert done.exit_code == 0, done.stderr
+    (request,) = requests
+    assert (request.method, str(request.url)) == ("POST", f"http://127.0.0.1:8000/nightjar/learned?group={GROUP.group_id}")
+    assert (request.content, request.headers["Authorization"]) == (TEXT, "Bearer s3cret")
+    assert "a-1: 30 cells, waits for a replica of its key" in done.stdout
+    assert "b-2: 5 cells, for its 2 replicas" in done.stdout
+
+
+def test_import_as_json_is_the_answer(serve: Callable[[Handler], list[httpx.Request]], file: Path) -> None:
+    serve(taken)
+    assert len(json.loads(call("import", str(file), "-o", "json").stdout)["groups"]) == 2
+
+
+def test_a_refusal_is_shown_as_the_api_worded_it(serve: Callable[[Handler], list[httpx.Request]], file: Path) -> None:
+    serve(refused)
+    done = call("import", str(file))
+    assert done.exit_code == 1
+    assert done.stderr == "error: read-only: no API token is configured (HTTP 403)\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"{}", "format: None"),
+        (TEXT.replace(b"500.0", b"501.0", 1), "the file was cut or edited"),
+        (b" " * (MAX_FILE_BYTES + 9), f"allowed are at most {MAX_FILE_BYTES}"),
+    ],
+)
+def test_a_wrong_file_is_refused_before_anybody_is_called(
+    serve: Callable[[Handler], list[httpx.Request]], file: Path, content: bytes, part: str
+) -> None:
+    requests = serve(taken)
+    file.write_bytes(content)
+    done = call("import", str(file))
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert str(file) in done.stderr
+    assert part in done.stderr
+    assert not requests
+
+
+def test_a_missing_file_and_an_unknown_group_are_one_line(serve: Callable[[Handler], list[httpx.Request]], file: Path) -> None:
+    requests = serve(taken)
+    assert "No such file or directory" in call("import", str(file.with_name("gone.json"))).stderr
+    assert f"is not in the file, which holds {GROUP.group_id}" in call("import", str(file), "--group", "smolm").stderr
+    assert not requests
