@@ -120,7 +120,7 @@ NOT_HERE: Final = {
     "nightjar assess --prometheus http://prometheus:9090 --hours 168 --selector 'model_name=\"chat\"' "
     "--profile qwen-32b-0.5b-2xl20 --page assessment.html": "the same",
     "nightjar canary --promote": "no canary wins in so short a time; tests/cluster/operator/test_canary.py",
-    "nightjar explain REPLICA --journal JOURNAL --at 2026-11-25T22:05:00Z": "tests/cluster/commands/test_explain.py has times of its own",
+    "nightjar explain REPLICA --journal JOURNAL --at 2026-11-25T22:05:00Z": "see tests/cluster/commands/test_explain.py",
     "nightjar import learned.json --group qwen3-32b-1a2b3c4d": "no such group here; tests/cluster/commands/test_learned.py",
     "nightjar export before.json": "the same as with another name, above",
     "nightjar replay policy-journal.jsonl": "the same",

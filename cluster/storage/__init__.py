@@ -1,1 +1,1 @@
-"""storage."""
+"""What outlives the actor's process: the checkpoint in a store, the journal, the recording and its replay, files of what was learned."""

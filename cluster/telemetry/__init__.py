@@ -1,1 +1,1 @@
-"""telemetry."""
+"""Metrics as tables, and the policy's own."""

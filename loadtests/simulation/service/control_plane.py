@@ -1,9 +1,9 @@
 """Reports up, settings down, in virtual time: agents that exchange with the policy actor over a network that may fail.
 
 The agent's side runs the code that deployments/agent.py runs (policy/reporting.py), the actor's side follows
-cluster/service/policy_service.py (a call is parked until there is news or its period ends). Messages may be delayed, lost and doubled, each
-by itself, so they also overtake one another; the actor may die and come back as the next incarnation. A perfect network delivers in
-the same moment. Engines never wait for any of it (INV-4): they run on with the settings they have.
+cluster/service/policy_service.py (a call is parked until there is news or its period ends). Messages may be delayed, lost and
+doubled, each by itself, so they also overtake one another; the actor may die and come back as the next incarnation. A perfect
+network delivers in the same moment. Engines never wait for any of it (INV-4): they run on with the settings they have.
 """
 
 from __future__ import annotations
