@@ -1,1 +1,1 @@
-"""The operator's API: a row for each operation, the HTTP application with its page, who may call it, and the client of the commands."""
+"""The operator's API: a row for each operation, the HTTP application and its page, who may call it, and the commands' client."""

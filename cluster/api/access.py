@@ -1,4 +1,4 @@
-"""Tokens: where one comes from, who may read with which, and how one that is presented is compared.
+"""Tokens: where one comes from, who may read and write with which, and how one that is presented is compared.
 
 A token comes from the environment or from a file (a mounted secret), never from `user_config`, which Ray prints and stores.
 Fails closed: without a token, or with a file that cannot be read, nobody may write; where readers need a token and none is there,
@@ -7,13 +7,17 @@ nobody may read.
 
 from __future__ import annotations
 
+import base64
 import hmac
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
 from pydantic import SecretStr
+
+from nightjar.cluster.api.operations import OperationError
 
 TOKEN_VARIABLE: Final = "NIGHTJAR_API_TOKEN"  # noqa: S105 - a variable's name
 TOKEN_FILE_VARIABLE: Final = f"{TOKEN_VARIABLE}_FILE"
@@ -71,3 +75,53 @@ def checked_token(source: str, token: str) -> SecretStr:
 def is_token(presented: str, token: SecretStr) -> bool:
     """Whether `presented` is the token, in a time that does not tell how much of it is right."""
     return hmac.compare_digest(presented.encode(), token.get_secret_value().encode())
+
+
+def require_writer(authorization: str, token: Callable[[], SecretStr | None]) -> None:
+    """Raises OperationError: 403 where no usable token is configured, 401 where the header `Authorization` does not present it."""
+    try:
+        expected = token()
+    except TokenError as error:
+        raise OperationError(HTTPStatus.FORBIDDEN, f"read-only: {error}") from error
+    if expected is None:
+        variables = f"{TOKEN_VARIABLE} or {TOKEN_FILE_VARIABLE}"
+        at_home = f"under `nightjar run`: end it, export {TOKEN_VARIABLE}, start it again"
+        how = f"start the policy app with {variables} set ({at_home})"
+        raise OperationError(HTTPStatus.FORBIDDEN, f"read-only: no API token is configured; {how}")
+    scheme, _, presented = authorization.partition(" ")
+    if scheme.lower() != "bearer" or not is_token(presented.strip(), expected):
+        how = f"`nightjar` sends its {TOKEN_VARIABLE}, others send Authorization: Bearer TOKEN"
+        problem = "wrong token" if presented else f"a token is needed: {how}"
+        raise OperationError(HTTPStatus.UNAUTHORIZED, problem)
+
+
+def require_reader(authorization: str, readers: Callable[[], tuple[SecretStr, ...] | None]) -> None:
+    """Raises OperationError: 403 where readers need a token and there is no usable one, 401 where none is presented."""
+    try:
+        allowed = readers()
+    except TokenError as error:
+        raise OperationError(HTTPStatus.FORBIDDEN, f"closed: {error}") from error
+    if allowed is None:
+        return
+    if not allowed:
+        raise OperationError(
+            HTTPStatus.FORBIDDEN,
+            f"closed: readers need a token and none is configured; start the policy app with {READ_TOKEN_VARIABLE} set",
+        )
+    presented = _presented(authorization)
+    if not any([is_token(presented, token) for token in allowed]):  # noqa: C419 - all are compared, in the same time
+        problem = "wrong token" if presented else "a token is needed (Authorization: Bearer TOKEN, or as the password of any user)"
+        raise OperationError(HTTPStatus.UNAUTHORIZED, problem)
+
+
+def _presented(authorization: str) -> str:
+    """The token of a bearer, or the password that a browser sends; empty where there is none."""
+    scheme, _, credentials = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return credentials.strip()
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).decode().partition(":")[2]
+    except ValueError:  # what is no base64, what is no ASCII, and a password that is no UTF-8
+        return ""

@@ -10,16 +10,23 @@ Whoever asks how often, the actor is asked for its health and its status once a 
 waits behind what it is asked. Fails with one line of `detail`: 401 wrong token, 403 read-only or closed, 404 no such replica, 413
 and 422 a bad body (field, value, what is allowed), 503 where the actor does not answer (serving goes on); never with another 5xx,
 whatever is sent.
+
+Its page shows what `GET status` gives, and can do nothing else. Replica ids and reasons come from strangers; the page shows them as
+text, and should it ever fail to, the Content-Security-Policy still lets no script or style run but the file's own, named by their
+hashes, and nothing speak to another origin. A page that is missing, or holds not exactly one style and one script, fails at import.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
-from collections.abc import Awaitable, Callable, Iterable
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from http import HTTPStatus
 from inspect import cleandoc
+from pathlib import Path
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -27,9 +34,8 @@ from fastapi.responses import JSONResponse
 from pydantic import SecretStr
 from starlette.requests import ClientDisconnect
 
-from nightjar.cluster.api.access import READ_TOKEN_VARIABLE, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, TokenError, is_token
+from nightjar.cluster.api.access import require_reader, require_writer
 from nightjar.cluster.api.operations import OPERATIONS, STARTING_MODE, STATUS, Answer, Operation, OperationError, P, Route, refused
-from nightjar.cluster.api.status_page import status_page
 from nightjar.cluster.storage.learned_file import MAX_FILE_BYTES
 
 MAX_BODY_BYTES: Final = 16_384
@@ -39,6 +45,7 @@ KEPT_S: Final = 1.0
 """How long an answer of health or status is given again before the actor is asked anew."""
 STALE_S: Final = 10.0
 """How old an answer may be that is given while a new one is under way: readers who wait would be in a write's way."""
+PAGE: Final = (Path(__file__).parent / "page" / "index.html").read_text(encoding="utf-8")
 EXAMPLE_BODY: Final = '{"mode": "auto"}'
 
 
@@ -69,10 +76,10 @@ def create_policy_api(
     health, status = Kept(lambda: policy.call(STARTING_MODE, "", "")), Kept(lambda: _body(policy, STATUS))
 
     async def may_read(request: Request) -> None:
-        require_reader(request, readers)
+        require_reader(request.headers.get("Authorization", ""), readers)
 
     async def may_write(request: Request) -> None:
-        require_token(request, token)
+        require_writer(request.headers.get("Authorization", ""), token)
 
     for path in ("/", ""):  # behind a route prefix also without the slash
         api.add_api_route(path, status_page, methods=["GET"], response_class=Response, dependencies=[Depends(may_read)])
@@ -191,56 +198,6 @@ def _answer_errors(api: FastAPI) -> None:
         return JSONResponse({"detail": "body: the client hung up before its end"}, status_code=400)
 
 
-def require_token(request: Request, token: Callable[[], SecretStr | None]) -> None:
-    """Raises OperationError 403 where no usable token is configured, 401 where the request does not present it."""
-    try:
-        expected = token()
-    except TokenError as error:
-        raise OperationError(HTTPStatus.FORBIDDEN, f"read-only: {error}") from error
-    if expected is None:
-        variables = f"{TOKEN_VARIABLE} or {TOKEN_FILE_VARIABLE}"
-        at_home = f"under `nightjar run`: end it, export {TOKEN_VARIABLE}, start it again"
-        how = f"start the policy app with {variables} set ({at_home})"
-        raise OperationError(HTTPStatus.FORBIDDEN, f"read-only: no API token is configured; {how}")
-    scheme, _, presented = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not is_token(presented.strip(), expected):
-        how = f"`nightjar` sends its {TOKEN_VARIABLE}, others send Authorization: Bearer TOKEN"
-        problem = "wrong token" if presented else f"a token is needed: {how}"
-        raise OperationError(HTTPStatus.UNAUTHORIZED, problem)
-
-
-def require_reader(request: Request, readers: Callable[[], tuple[SecretStr, ...] | None]) -> None:
-    """Raises OperationError: 403 where readers need a token and there is no usable one, 401 where none is presented."""
-    try:
-        allowed = readers()
-    except TokenError as error:
-        raise OperationError(HTTPStatus.FORBIDDEN, f"closed: {error}") from error
-    if allowed is None:
-        return
-    if not allowed:
-        raise OperationError(
-            HTTPStatus.FORBIDDEN,
-            f"closed: readers need a token and none is configured; start the policy app with {READ_TOKEN_VARIABLE} set",
-        )
-    presented = _presented(request.headers.get("Authorization", ""))
-    if not any([is_token(presented, token) for token in allowed]):  # noqa: C419 - all are compared, in the same time
-        problem = "wrong token" if presented else "a token is needed (Authorization: Bearer TOKEN, or as the password of any user)"
-        raise OperationError(HTTPStatus.UNAUTHORIZED, problem)
-
-
-def _presented(authorization: str) -> str:
-    """The token of a bearer, or the password that a browser sends; empty where there is none."""
-    scheme, _, credentials = authorization.partition(" ")
-    if scheme.lower() == "bearer":
-        return credentials.strip()
-    if scheme.lower() != "basic":
-        return ""
-    try:
-        return base64.b64decode(credentials.strip(), validate=True).decode().partition(":")[2]
-    except ValueError:  # what is no base64, what is no ASCII, and a password that is no UTF-8
-        return ""
-
-
 async def read_body(request: Request, most_bytes: int) -> bytes:
     """The body. Raises OperationError 413 as soon as it is longer than `most_bytes`."""
     body = bytearray()
@@ -282,3 +239,49 @@ def _is_deeper(value: object, most: int) -> bool:
 
 def _inside(value: object) -> Iterable[object]:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+async def status_page() -> Response:
+    """The operator's page: what status shows, live in a browser."""
+    return Response(PAGE, media_type="text/html", headers=HEADERS)
+
+
+def security_policy(page: str) -> str:
+    """The Content-Security-Policy under which `page` runs its own style and script and nothing else.
+
+    Raises ValueError where it does not hold exactly one of each.
+
+    >>> security_policy("<style></style><script>").partition(";")
+    Traceback (most recent call last):
+        ...
+    ValueError: the page holds 0 <script> elements, exactly one is allowed
+    """
+    return "; ".join(
+        (
+            "default-src 'none'",
+            f"script-src {_source(page, 'script')}",
+            f"style-src {_source(page, 'style')}",
+            "connect-src 'self'",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+            "require-trusted-types-for 'script'",
+        )
+    )
+
+
+def _source(page: str, element: str) -> str:
+    contents = re.findall(f"<{element}>(.*?)</{element}>", page, flags=re.DOTALL)
+    if len(contents) != 1:
+        raise ValueError(f"the page holds {len(contents)} <{element}> elements, exactly one is allowed")
+    digest = hashlib.sha256(contents[0].encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+HEADERS: Final[Mapping[str, str]] = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": security_policy(PAGE),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}

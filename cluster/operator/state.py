@@ -9,26 +9,39 @@ what no operator has set anew here is taken up.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import structlog
+from pydantic import BaseModel, ConfigDict, Field
 
-from nightjar.cluster.api.operations import CanaryAnswer, ConfigureAnswer, FreezeAnswer, ModeAnswer, refused
+from nightjar.cluster.api.operations import CanaryAnswer, ConfigureAnswer, FreezeAnswer, ModeAnswer, checked, refused
 from nightjar.cluster.operator.canary import answered
-from nightjar.cluster.operator.freeze import begun, parse_freeze_request
-from nightjar.cluster.operator.freeze import in_words as freeze_in_words
 from nightjar.cluster.operator.overrides import apply_request, in_words, override_status, parse_mode_request
 from nightjar.cluster.storage.checkpoint import Canaries, Checkpoint, Remembered
 from nightjar.cluster.storage.handover import FREEZE, MAX_HELD_PLANS, Beginning, ByHand
 from nightjar.policy.canary.trial import Trial, told
 from nightjar.policy.controller import Controller
+from nightjar.policy.freeze import Freeze, HeldPlan
 from nightjar.policy.modes import MAX_OVERRIDES, live_overrides
+from nightjar.policy.state import FleetState
 from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse_operator_settings
-from nightjar.policy.wire.record import MAX_REASON_LENGTH, to_plain
+from nightjar.policy.wire.record import MAX_REASON_LENGTH, Reason, to_plain
+from nightjar.policy.wire.status import NO_NEW
 
 log = structlog.get_logger(__name__)
 
 
-class OperatorWill:
+class FreezeRequest(BaseModel):
+    """One call of `freeze`: begin (or prolong) a freeze, or end the one in force. `for_s` None holds until somebody ends it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    frozen: bool
+    for_s: Annotated[float, Field(gt=0, le=31_536_000)] | None = None
+    reason: Reason = ""
+
+
+class OperatorState:
     """One fleet's. Methods that change it return the answer to the operator, and the change in words, empty without one.
 
     They raise OperationError for what is not allowed, which changes nothing.
@@ -155,7 +168,7 @@ class OperatorWill:
         """Begin, prolong or end a freeze. It holds the plans that the fleet runs."""
         request = parse_freeze_request(values)
         before = self._controller.freeze
-        freeze = begun(request, before, self._controller.state, now_s) if request.frozen else None
+        freeze = _begun(request, before, self._controller.state, now_s) if request.frozen else None
         self._note_said(FREEZE)
         self._controller.freeze = freeze
         if freeze != before or not self._checkpoint.has_read:
@@ -163,7 +176,7 @@ class OperatorWill:
         if freeze is None:
             why = f" ({request.reason})" if request.reason else ""
             return {"freeze": None}, f"freeze ended by hand{why}" if before is not None else ""
-        return {"freeze": to_plain(freeze.status(now_s))}, freeze_in_words(freeze, now_s)
+        return {"freeze": to_plain(freeze.status(now_s))}, _freeze_in_words(freeze, now_s)
 
     def canary(self, values: Mapping[str, object], now_s: float) -> tuple[CanaryAnswer, str]:
         """Begin, end or promote a canary. What is promoted is set as an override."""
@@ -206,3 +219,30 @@ def changed_fields(before: OperatorSettings, after: OperatorSettings) -> str:
         if getattr(before, name) != getattr(after, name)
     ]
     return ", ".join(changes)
+
+
+def parse_freeze_request(values: Mapping[str, object]) -> FreezeRequest:
+    """The request that `values` spell. Raises OperationError."""
+    request = checked(FreezeRequest, values)
+    if not request.frozen and request.for_s is not None:
+        raise refused(f"for_s: {request.for_s:g} with frozen false, which ends a freeze at once; leave it out")
+    return request
+
+
+def _begun(request: FreezeRequest, before: Freeze | None, fleet: FleetState, now_s: float) -> Freeze:
+    """The freeze that a request begins; one in force goes on with its plans, until the new end and for the new reason."""
+    ends_s = None if request.for_s is None else now_s + request.for_s
+    if before is not None and before.is_live(now_s):
+        return before.model_copy(update={"expires_at_s": ends_s, "reason": request.reason})
+    plans = {
+        group_id: HeldPlan.of(group.plan, group.planner)
+        for group_id, group in fleet.groups.items()
+        if group.plan is not None and group.planner
+    }
+    return Freeze(since_s=now_s, expires_at_s=ends_s, reason=request.reason, plans=plans)
+
+
+def _freeze_in_words(freeze: Freeze, now_s: float) -> str:
+    """`frozen for 1800 s (release): no new plan, measurement or lease`, for the journal."""
+    lasting = "" if freeze.expires_at_s is None else f" for {freeze.expires_at_s - now_s:g} s"
+    return f"frozen by hand{lasting}{f' ({freeze.reason})' if freeze.reason else ''}: {NO_NEW}"

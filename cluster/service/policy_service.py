@@ -21,7 +21,7 @@ import structlog
 
 from nightjar.cluster.api import operations
 from nightjar.cluster.api.operations import Answer, Operation, P
-from nightjar.cluster.operator.state import OperatorWill
+from nightjar.cluster.operator.state import OperatorState
 from nightjar.cluster.service.fleet_answers import AboutService, ActorIdentity, explanation_of, status_of
 from nightjar.cluster.service.mailbox import Mailbox
 from nightjar.cluster.service.memory_kills import MemoryKills
@@ -97,7 +97,7 @@ class PolicyService:
         self._about = AboutService(identity, now_s, now_s, journal, self._recorder, memory_kills or MemoryKills())
         self._mailbox = Mailbox(incarnation=0)
         self._controller = Controller(OperatorSettings(), self._mailbox)
-        self._will = OperatorWill(self._checkpoint, self._controller)
+        self._operator = OperatorState(self._checkpoint, self._controller)
         self._drafter_states: dict[str, DrafterState] = {}
         self._causes: list[str] = []
         self._ticks = 0
@@ -147,7 +147,7 @@ class PolicyService:
 
     def _take_up(self, remembered: Remembered) -> None:
         """Go on from what the store gave, except where an operator or the fleet itself has said something since."""
-        self._will.take_up(remembered, self._clock())
+        self._operator.take_up(remembered, self._clock())
         self._fleet_id = remembered.fleet_id or self._fleet_id
         canaries = remembered.canaries
         self._controller.take_up(
@@ -216,18 +216,18 @@ class PolicyService:
 
     async def configure(self, values: Mapping[str, object]) -> operations.ConfigureAnswer:
         """Replace the operator's settings as a whole; a wrong set changes nothing and its error shows in `status`."""
-        answer, change = self._will.configure(values)
+        answer, change = self._operator.configure(values)
         self._seed_from.follow(self._settings.seed_from)
         return await self._changed_by_operator(answer, change)
 
     async def set_mode(self, values: Mapping[str, object]) -> operations.ModeAnswer:
         """Set or take back one override; a wrong request changes nothing."""
-        answer = await self._changed_by_operator(*self._will.set_mode(values, self._clock()))
+        answer = await self._changed_by_operator(*self._operator.set_mode(values, self._clock()))
         return {**answer, "outlives": self._outlives} if answer["override"] is not None else answer
 
     async def freeze(self, values: Mapping[str, object]) -> operations.FreezeAnswer:
         """Begin, prolong or end a freeze; a wrong request changes nothing."""
-        answer = await self._changed_by_operator(*self._will.set_freeze(values, self._clock()))
+        answer = await self._changed_by_operator(*self._operator.set_freeze(values, self._clock()))
         return {**answer, "outlives": self._outlives} if answer["freeze"] is not None else answer
 
     @property
@@ -236,11 +236,11 @@ class PolicyService:
 
     async def canary(self, values: Mapping[str, object]) -> operations.CanaryAnswer:
         """Begin, end or promote a canary; a wrong request changes nothing."""
-        return await self._changed_by_operator(*self._will.canary(values, self._clock()))
+        return await self._changed_by_operator(*self._operator.canary(values, self._clock()))
 
     def learned_file(self) -> LearnedFile:
         """What the fleet has learned, for a file. Reads values that nobody changes, so that it may be called from any thread."""
-        now_s, by_hand = self._clock(), self._will.by_hand(self._identity.service, self._clock())
+        now_s, by_hand = self._clock(), self._operator.by_hand(self._identity.service, self._clock())
         return learned_file(exported(self._controller.state, now_s), self.incarnation, now_s, self._fleet_id, by_hand)
 
     async def learned(self) -> bytes:
@@ -276,7 +276,7 @@ class PolicyService:
         """Take what is set by hand at the policy of the cluster before, if it answered. Whether its word still counts."""
         now_s, news = self._clock(), list[str]()
         if file is not None:
-            news = self._will.hear(file.about.by_hand, place, self._identity.service, file.about.fleet_id, now_s)
+            news = self._operator.hear(file.about.by_hand, place, self._identity.service, file.about.fleet_id, now_s)
         self._causes += news
         for told in news:
             log.warning("handed_over", news=told)
@@ -284,7 +284,7 @@ class PolicyService:
             self._decide_now.set()
         if not self._checkpoint.has_read:  # what was stored, or that nothing was, is known later
             return True
-        return self._will.beginning is not None and self._will.beginning.heeds(now_s)
+        return self._operator.beginning is not None and self._operator.beginning.heeds(now_s)
 
     async def _changed_by_operator(self, answer: T, cause: str) -> T:
         """The answer, after what it changed is stored and about to be decided on; without a cause nothing has changed."""
@@ -301,7 +301,7 @@ class PolicyService:
             self._about,
             self._controller,
             self._clock(),
-            settings_error=self._will.settings_error,
+            settings_error=self._operator.settings_error,
             seed_problem=self._seed_from.problem,
             seed_notice=self._seed_from.notice,
             not_known_before=self._not_known_before,
@@ -315,7 +315,7 @@ class PolicyService:
         if self._seed_from.is_first_reading:
             return ""
         asks_policy = is_policy(self._settings.seed_from)
-        return not_known(self._will.beginning, self._identity.service, self._clock(), asks_policy=asks_policy)
+        return not_known(self._operator.beginning, self._identity.service, self._clock(), asks_policy=asks_policy)
 
     def starting_mode(self, replica_id: str, application: str) -> Mode:
         """The mode that a replica gets that starts now."""
@@ -375,7 +375,7 @@ class PolicyService:
             log.warning("incarnation_rose", incarnation=self.incarnation)
             self._checkpoint.keep_incarnation(self.incarnation)
         self._causes += self._others.hold_back(policy, now_s)
-        self._causes += self._will.drop_expired(now_s)
+        self._causes += self._operator.drop_expired(now_s)
         moment = Moment(self.incarnation, self._ticks, now_s, seed, policy.state, policy.settings, policy.overrides)
         try:
             issued = policy.tick(now_s, random.Random(seed))  # noqa: S311 - exploration, no secret; a replay draws the same
@@ -384,7 +384,7 @@ class PolicyService:
             raise
         self._about.decided_at_s = now_s
         self._recorder.decided(moment, policy.decisions, policy.state)
-        for news in self._will.keep_canary(moment.state.canary):
+        for news in self._operator.keep_canary(moment.state.canary):
             self._causes.append(news)
             log.warning("canary", news=news)
         return issued

@@ -22,8 +22,8 @@ from nightjar.cluster.api.operations import (
     OperationError,
 )
 from nightjar.cluster.operator.canary import CanaryRequest
-from nightjar.cluster.operator.freeze import FreezeRequest
 from nightjar.cluster.operator.overrides import ModeRequest
+from nightjar.cluster.operator.state import FreezeRequest
 from nightjar.cluster.storage.learned_file import to_text
 from nightjar.policy.wire.explanation import Explanation
 from nightjar.policy.wire.status import FleetStatus

@@ -29,11 +29,10 @@ from nightjar.cluster.api.operations import (
     P,
     refused,
 )
-from nightjar.cluster.api.policy_api import MAX_BODY_BYTES, create_policy_api
-from nightjar.cluster.api.status_page import PAGE, security_policy
+from nightjar.cluster.api.policy_api import MAX_BODY_BYTES, PAGE, create_policy_api, security_policy
 from nightjar.cluster.operator.canary import parse_canary_request
-from nightjar.cluster.operator.freeze import parse_freeze_request
 from nightjar.cluster.operator.overrides import parse_mode_request
+from nightjar.cluster.operator.state import parse_freeze_request
 from nightjar.cluster.storage.learned_file import MAX_FILE_BYTES, LearnedFileError, chosen_groups, parse_learned_file, to_text
 from nightjar.policy.wire.explanation import Explanation
 from nightjar.policy.wire.mode import Mode

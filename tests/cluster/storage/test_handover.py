@@ -16,7 +16,7 @@ from pydantic import Field
 from rich.console import Console
 
 from nightjar.cluster.display.fleet import fleet_view
-from nightjar.cluster.operator.state import OperatorWill
+from nightjar.cluster.operator.state import OperatorState
 from nightjar.cluster.service.fleet_answers import ActorIdentity
 from nightjar.cluster.service.policy_service import PolicyService
 from nightjar.cluster.service.seed_from import HEED_PERIOD_S, RETRY_S, NobodyThereError
@@ -369,7 +369,7 @@ def test_of_a_freeze_the_plans_of_groups_with_replicas_go_along_as_many_as_a_fil
     one = controller.state.replicas["r"]
     members = {group_id: replace(one, group_id=group_id) for group_id in plans if group_id != "g0"}
     controller.state = replace(controller.state, replicas=PersistentMap(members))
-    will = OperatorWill(Checkpoint(MemoryStore()), controller)
+    will = OperatorState(Checkpoint(MemoryStore()), controller)
     will.take_up(Remembered(freeze=Freeze(since_s=0.0, plans=plans)), 0.0)
     handed = will.by_hand("", 0.0).freeze
     assert handed is not None
