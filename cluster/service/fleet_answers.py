@@ -6,11 +6,13 @@ Reads what the service holds and changes nothing. Fails towards saying less: a r
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
 
 from nightjar.cluster.api.operations import EXPLAIN, OperationError
 from nightjar.cluster.operator.overrides import override_status
 from nightjar.cluster.service.memory_kills import MemoryKills
-from nightjar.cluster.service.refusals import Refusals
 from nightjar.cluster.storage.journal import Journal
 from nightjar.cluster.storage.recorder import Recorder
 from nightjar.policy.controller import Controller
@@ -19,6 +21,12 @@ from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.modes import live_overrides, with_planner
 from nightjar.policy.wire.explanation import Explanation
 from nightjar.policy.wire.status import FleetStatus, PolicyStatus
+
+LOG_PERIOD_S: Final = 10.0
+"""Between two refused reports that are logged."""
+MAX_PROBLEM_CHARACTERS: Final = 1024
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,24 @@ class ActorIdentity:
     node_id: str = ""
     service: str = ""
     has_fault_tolerance: bool = False
+
+
+class Refusals:
+    """Reports that were refused: counted, the last one remembered, and logged without flooding the log. Constant memory (INV-8)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.last = ""
+        self._logged_at_s = float("-inf")
+
+    def note(self, problem: str, now_s: float) -> str:
+        """Count one refusal, and log it unless another was logged less than LOG_PERIOD_S ago. Returns the words for the reply."""
+        self.count += 1
+        self.last = problem[:MAX_PROBLEM_CHARACTERS]
+        if now_s - self._logged_at_s >= LOG_PERIOD_S:
+            self._logged_at_s = now_s
+            log.warning("report_refused", problem=self.last, refused_reports=self.count)
+        return self.last
 
 
 @dataclass(slots=True)
