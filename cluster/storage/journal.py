@@ -17,8 +17,7 @@ from typing import Final, Protocol
 import structlog
 from pydantic import Field, ValidationError
 
-from nightjar.cluster.storage.background_writer import BackgroundWriter
-from nightjar.cluster.storage.rotated_lines import MAX_FILE_BYTES, MAX_FILES, RotatedLines, rotated_files
+from nightjar.cluster.storage.rotated_lines import MAX_FILE_BYTES, MAX_FILES, BackgroundWriter, RotatedLines, rotated_files
 from nightjar.policy.controller import Controller
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.modes import ModeOverride

@@ -1,4 +1,4 @@
-"""Lines in a file that never fills a disk by itself: rotated by size, their number bounded.
+"""Lines in a file that never fills a disk by itself, rotated by size, their number bounded; and the thread that writes them.
 
 How long that lasts depends on the fleet, so the pace of writing is measured, and `holds_s` says what the files hold at that pace.
 Fails open: where a line cannot be written it is lost, the first loss of a row is logged, and its writer goes on. A line that
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -102,6 +104,34 @@ class RotatedLines:
                 file.unlink()
             else:
                 file.rename(_numbered(self._path, number + 1))
+
+
+class BackgroundWriter:
+    """One thread beside an event loop that does what it is given, in order. A slow disk delays nobody.
+
+    While one hangs, at most `most_waiting` pieces of work wait for it, and the rest is left out. All methods belong to one thread,
+    that of the event loop.
+    """
+
+    def __init__(self, name: str, most_waiting: int) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._most_waiting = most_waiting
+        self._waiting: list[Future[None]] = []
+
+    def take(self, work: Callable[[], None]) -> bool:
+        """Do `work`, which handles its own errors, soon; False where it is left out. Neither blocks nor raises."""
+        self._waiting = [waiting for waiting in self._waiting if not waiting.done()]
+        if len(self._waiting) >= self._most_waiting:
+            return False
+        try:
+            self._waiting.append(self._executor.submit(work))
+        except RuntimeError:  # the interpreter is on its way out
+            return False
+        return True
+
+    def close(self) -> None:
+        """Wait until everything taken is done."""
+        self._executor.shutdown()
 
 
 def chosen_file_bytes() -> int:
