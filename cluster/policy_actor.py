@@ -31,9 +31,8 @@ from nightjar.cluster.storage.recorder import Recorder, recorded_replicas
 from nightjar.cluster.storage.recording import RecordingFile
 from nightjar.cluster.storage.rotated_lines import chosen_file_bytes
 from nightjar.cluster.storage.store import GcsStore
-from nightjar.cluster.telemetry.metrics import Exporter
+from nightjar.cluster.telemetry.metrics import Exporter, RayBackend
 from nightjar.cluster.telemetry.policy_metrics import POLICY_METRICS
-from nightjar.cluster.telemetry.ray_metrics import RayBackend
 from nightjar.policy.wire.record import PROTOCOL_VERSION
 
 ACTOR_NAME: Final = f"{ACTOR_NAME_PREFIX}{PROTOCOL_VERSION}"

@@ -73,7 +73,7 @@ class ReplicaControl:
 
     def begin(self, engine: RunningEngine, *, model_id: str, hung_after_s: float) -> None:
         """Report and steer from now on, and end with the engine."""
-        from nightjar.cluster.telemetry.ray_metrics import RayBackend
+        from nightjar.cluster.telemetry.metrics import RayBackend
 
         self._engine = engine
         arguments = engine.arguments

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from nightjar.cluster.telemetry.metrics import MAX_SOURCES, Exporter, Family, Labels, Marks, Metric, increments
+from nightjar.cluster.telemetry.metrics import MAX_SOURCES, Exporter, Family, Labels, Marks, Metric, RayBackend, increments
 from tests.cluster.telemetry.exported import MemoryBackend
 
 Record = Mapping[Labels, float]
@@ -146,11 +146,11 @@ class FakeRayMetric:
 
 
 def test_ray_gets_each_metric_once_with_the_hosts_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    ray_metrics = pytest.importorskip("nightjar.cluster.telemetry.ray_metrics")
+    metrics = pytest.importorskip("ray.util.metrics")
     FakeRayMetric.made = []
-    monkeypatch.setattr(ray_metrics.metrics, "Counter", FakeRayMetric)
-    monkeypatch.setattr(ray_metrics.metrics, "Gauge", FakeRayMetric)
-    backend = ray_metrics.RayBackend({"ReplicaId": "r1"})
+    monkeypatch.setattr(metrics, "Counter", FakeRayMetric)
+    monkeypatch.setattr(metrics, "Gauge", FakeRayMetric)
+    backend = RayBackend({"ReplicaId": "r1"})
     for amount in (0.0, 2.0):
         backend.add(STEPS, ("3",), amount)
     backend.set(PRESENT, ("0",), 1.0)
@@ -162,7 +162,8 @@ def test_ray_gets_each_metric_once_with_the_hosts_labels(monkeypatch: pytest.Mon
 
 def test_rays_own_classes_take_what_the_backend_gives_them() -> None:
     """Without a cluster: Ray records into this process."""
-    backend = pytest.importorskip("nightjar.cluster.telemetry.ray_metrics").RayBackend({"ReplicaId": "r1"})
+    pytest.importorskip("ray")
+    backend = RayBackend({"ReplicaId": "r1"})
     backend.add(STEPS, ("3",), 0.0)
     backend.add(STEPS, ("3",), 2.5)
     backend.set(PRESENT, ("0",), 1.0)
