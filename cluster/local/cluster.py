@@ -1,4 +1,4 @@
-"""A Ray cluster of our own on this machine for the applications of one Serve file: the process that `local_session` starts.
+"""A Ray cluster of our own on this machine for the applications of one Serve file: the process that `session` starts.
 
 It touches no other cluster: RAY_ADDRESS is ignored, ports are free ones, files lie in a temp folder of its own (a short
 path, for Ray's sockets may have 107 bytes) and so does its authentication token, unless the user brought one.
@@ -24,6 +24,7 @@ import io
 import json
 import logging
 import os
+import re
 import secrets
 import select
 import shutil
@@ -35,9 +36,8 @@ from typing import Any, Final
 
 from nightjar.cluster.api.access import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, TokenError, configured_token
 from nightjar.cluster.api.http_client import DEFAULT_URL
-from nightjar.cluster.local.ports import PortError, choose_port
+from nightjar.cluster.local.ports import PortError, choose_port, reachable_url
 from nightjar.cluster.local.progress import Progress
-from nightjar.cluster.local.serve_states import describe_failure, describe_pending
 from nightjar.cluster.local.session import START_AGAIN, STOPPED_BEFORE_SERVING
 from nightjar.cluster.serve_config import POLICY_IMPORT_PATH, ServeFile, ServeFileError, load_serve_file
 
@@ -53,6 +53,15 @@ SESSION_NICENESS: Final = 5
 beside another user's busy processes; with the 15 of Ray's workers they would have a thirtieth."""
 NICENESS_VARIABLE: Final = "RAY_worker_niceness"
 AUTOGROUP: Final = Path("/proc/self/autogroup")
+
+COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
+MAX_LINE_LENGTH: Final = 200
+WAITS_FOR_ROOM: Final = re.compile(
+    r"has (\d+) replicas that have taken more than (\S+) to be scheduled.*each replica: (.*), total resources available: (.*)\. Use"
+)
+LOADS: Final = re.compile(r"has (\d+) replicas that have taken more than (\S+) to initialize\.")
+SAYS_NOTHING: Final = ("For further information visit", "During handling of the above exception")
+"""Begin lines that a message may end with and that have no point of their own."""
 
 QUIET_ENVIRONMENT: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -178,6 +187,45 @@ class LocalCluster:
         self._progress.wait_for("")
 
 
+def describe_pending(status: Any) -> str:
+    """One line of Serve's `StatusOverview`: `smollm2 DEPLOYING (LLM UPDATING: ...)`. Names the deployments that are not healthy."""
+    deployments = [
+        f"{deployment.name} {deployment.status.value}" + (f": {summary}" if (summary := summarize(deployment.message)) else "")
+        for deployment in status.deployment_statuses
+        if deployment.status.value != "HEALTHY"
+    ]
+    return f"{status.name} {status.app_status.status.value}" + (f" ({'; '.join(deployments)})" if deployments else "")
+
+
+def describe_failure(status: Any) -> str:
+    """Everything that Serve knows of an application that failed, as one block."""
+    lines = [f"application {status.name} failed to deploy", *_text_lines(status.app_status.message)]
+    for deployment in status.deployment_statuses:
+        if deployment.message and deployment.status.value != "HEALTHY":
+            lines.append(f"deployment {deployment.name} ({deployment.status.value}):")
+            lines.extend(_text_lines(deployment.message))
+    return "\n  ".join(lines)
+
+
+def summarize(message: str) -> str:
+    """The first line of a message, and the last, where a traceback has its point. What Serve says of a slow start, in short."""
+    if waits := WAITS_FOR_ROOM.search(message):
+        count, waited, needed, free = waits.groups()
+        return f"{count} not placed after {waited}: each replica needs {needed}, available are {free}"[:MAX_LINE_LENGTH]
+    if loads := LOADS.search(message):
+        return f"{loads[1]} still loading after {loads[2]}"
+    lines = [line for line in _text_lines(message) if not line.strip().startswith(SAYS_NOTHING)]
+    if not lines:
+        return ""
+    ends = [lines[0]] if len(lines) == 1 else [lines[0], lines[-1].strip()]
+    return " ... ".join(line[:MAX_LINE_LENGTH] for line in ends)
+
+
+def _text_lines(message: str) -> list[str]:
+    """The lines of a message without colours and without empty ones."""
+    return [line.rstrip() for line in COLOURS.sub("", message).splitlines() if line.strip()]
+
+
 def prepare_environment(folder: Path) -> None:
     """Set what Ray's processes inherit. What the user set stays; Ray turns its token authentication on by itself."""
     os.environ.pop("RAY_ADDRESS", None)
@@ -203,15 +251,6 @@ def make_session_nicer(autogroup: Path = AUTOGROUP) -> bool:
     except OSError:
         return False
     return True
-
-
-def reachable_url(host: str, port: int) -> str:
-    """Where a client on this machine reaches a proxy that listens on `host`."""
-    if host in {"", "0.0.0.0"}:  # noqa: S104 - compared, not bound
-        host = "127.0.0.1"
-    elif ":" in host:
-        host = "[::1]" if host == "::" else f"[{host}]"
-    return f"http://{host}:{port}"
 
 
 def announce(serve_file: ServeFile, url: str, folder: Path, as_json: bool, instead_of: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Which TCP port Serve listens on, decided before anything starts.
+"""Which TCP port Serve listens on, decided before anything starts, and where a client reaches it.
 
 Serve's proxy binds with SO_REUSEPORT, so two clusters on one port would share its requests without an error: a port
 counts as free only if nobody else is bound to it. Fails as `PortError` for a port that was asked for and is taken.
@@ -50,6 +50,15 @@ def free_port(host: str) -> int:
     with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+def reachable_url(host: str, port: int) -> str:
+    """Where a client on this machine reaches a proxy that listens on `host`."""
+    if host in {"", "0.0.0.0"}:  # noqa: S104 - compared, not bound
+        host = "127.0.0.1"
+    elif ":" in host:
+        host = "[::1]" if host == "::" else f"[{host}]"
+    return f"http://{host}:{port}"
 
 
 def _family(host: str) -> socket.AddressFamily:

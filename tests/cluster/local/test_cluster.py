@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nightjar.cluster.local.cluster import announce
-from nightjar.cluster.local.serve_states import summarize
+from nightjar.cluster.local.cluster import announce, summarize
 from nightjar.cluster.serve_config import Application, ServeFile
 
 NOT_PLACED = (
