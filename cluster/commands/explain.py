@@ -15,7 +15,7 @@ from nightjar.cluster.api.operations import EXPLAIN
 from nightjar.cluster.commands.options import Output, OutputOption, UrlOption, call
 from nightjar.cluster.commands.replay import moment, replay_errors
 from nightjar.cluster.display.explanation import explanation_view
-from nightjar.cluster.display.moments import format_moment
+from nightjar.cluster.display.times import format_moment
 from nightjar.cluster.storage.recording import RecordingError, RecordingReader, recording_of
 from nightjar.cluster.storage.replay import ReplayedTick, Skipped, leading_to, replay
 from nightjar.policy.explain import UnknownReplicaError

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from nightjar.cluster.commands.options import Output, OutputOption, escaped, fail
-from nightjar.cluster.display.moments import format_moment, parse_moment
+from nightjar.cluster.display.times import format_moment, parse_moment
 from nightjar.cluster.storage.recording import RecordingError, RecordingReader, recording_of, this_version
 from nightjar.cluster.storage.replay import Difference, ReplayedTick, Skipped, between, replay
 

@@ -13,8 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nightjar.cluster.display.fleet import acceptance
-from nightjar.cluster.display.moments import format_moment
-from nightjar.cluster.display.times import format_duration
+from nightjar.cluster.display.times import format_duration, format_moment
 from nightjar.policy.planners.base import NOT_MEASURED, batch_range, predicted, speculation
 from nightjar.policy.wire.explanation import ArmExplanation, Explanation
 
