@@ -1,4 +1,8 @@
-"""The fleet at a glance: what is wrong now, what speculation earns, the load, restarts and the policy."""
+"""The fleet at a glance: what is wrong now, what speculation earns, the load, restarts and the policy.
+
+What Ray Serve counts is among it: proxies and controller count failed requests, the time until an answer has ended, and replicas
+wanted and running, so these are there when every replica is gone. They know application and deployment, no group.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,6 @@ from typing import Final
 from nightjar.cluster.dashboards.panels import Dashboard, Panel, Query, Row
 from nightjar.cluster.dashboards.promql import CLUSTER, WINDOW, Scope, ratio
 from nightjar.cluster.dashboards.rules import RECORDINGS
-from nightjar.cluster.dashboards.serve_panels import end_to_end, failed_requests, replicas_of_serve
 from nightjar.cluster.dashboards.shared_panels import (
     CHOICES,
     CHOSEN,
@@ -28,6 +31,13 @@ OUR_ALERTS: Final = f'ALERTS{{alertname=~"Nightjar.+", alertstate="firing", {OF_
 """Prometheus' own series, of rules that it evaluates itself."""
 RULES_ARE_HERE: Final = RECORDINGS[0].name
 """Recorded by the same file as the alerts: no alert fires, and none could, look different."""
+REQUESTS: Final = "ray_serve_num_http_requests_total"
+ERRORS: Final = "ray_serve_num_http_error_requests_total"
+LATENCY_MS: Final = "ray_serve_http_request_latency_ms"
+WANTED: Final = "ray_serve_autoscaling_target_replicas"
+"""Of every deployment, autoscaled or not."""
+HEALTHY: Final = "ray_serve_deployment_replica_healthy"
+BY_DEPLOYMENT: Final = "application, deployment"
 
 
 def _number(title: str, description: str, expression: str, *, unit: str = "short", alarm_above: float | None = None) -> Panel:
@@ -41,6 +51,55 @@ def _number(title: str, description: str, expression: str, *, unit: str = "short
         width=4,
         height=4,
         alarm_above=alarm_above,
+    )
+
+
+def failed_requests(selector: str) -> Panel:
+    """The error rate, and of which kind errors are. `selector` is what a dashboard's variables pick of Serve's series."""
+    requests = f"sum by (application) (rate({REQUESTS}{{{selector}}}[{WINDOW}]))"
+    errors = f"sum by (application) (rate({ERRORS}{{{selector}}}[{WINDOW}])) or 0 * {requests}"
+    by_code = f"sum by (application, error_code) (rate({ERRORS}{{{selector}}}[{WINDOW}]))"
+    return Panel(
+        title="Failed requests",
+        description="Share of HTTP requests that Serve's proxies answered with an error: 4xx is the client's, 5xx ours. Requests "
+        "that no application takes have an empty name; the policy's own application is counted, too.",
+        queries=(
+            Query(ratio(errors, requests), "{{application}}"),
+            Query(f"{by_code} / on (application) group_left () {requests}", "{{application}} HTTP {{error_code}}"),
+        ),
+        unit="percentunit",
+    )
+
+
+def end_to_end(scope: Scope, selector: str) -> Panel:
+    """From a request's arrival to the end of its answer."""
+    answered = f'{selector}, status_code=~"2.."'
+    buckets = f"sum by (application, le) (rate({LATENCY_MS}_bucket{{{answered}}}[{WINDOW}]))"
+    in_engine = "ray_vllm_e2e_request_latency_seconds"
+    return Panel(
+        title="End-to-end latency",
+        description="From arrival to the last token: as Serve's proxies see it, and within vLLM. What lies between them waited in "
+        "front of the engines. Each histogram's last bucket is as far as it sees.",
+        queries=(
+            Query(f"histogram_quantile(0.5, {buckets}) / 1000", "{{application}} median"),
+            Query(f"histogram_quantile(0.99, {buckets}) / 1000", "{{application}} 99 %"),
+            Query(scope.quantile(0.5, in_engine, by="application"), "{{application}} median in vLLM"),
+            Query(scope.quantile(0.99, in_engine, by="application"), "{{application}} 99 % in vLLM"),
+        ),
+        unit="s",
+    )
+
+
+def replicas_of_serve(selector: str) -> Panel:
+    """What Serve wants and what it has."""
+    wanted = f"max by ({BY_DEPLOYMENT}) ({WANTED}{{{selector}}})"
+    return Panel(
+        title="Replicas wanted and running",
+        description="Replicas that Serve, or its autoscaler, wants of each deployment, and those that pass their health checks.",
+        queries=(
+            Query(wanted, "{{application}} {{deployment}} wanted"),
+            Query(f"sum by ({BY_DEPLOYMENT}) ({HEALTHY}{{{selector}}}) or 0 * {wanted}", "{{application}} {{deployment}} running"),
+        ),
     )
 
 

@@ -11,10 +11,9 @@ import pytest
 import yaml
 
 from nightjar.cluster.dashboards.boards import DASHBOARDS
-from nightjar.cluster.dashboards.overview import OF_SERVE
+from nightjar.cluster.dashboards.overview import ERRORS, OF_SERVE, REQUESTS, failed_requests
 from nightjar.cluster.dashboards.promql import WINDOW
 from nightjar.cluster.dashboards.rules import ALERTS, rule_file
-from nightjar.cluster.dashboards.serve_panels import ERRORS, REQUESTS, failed_requests
 from nightjar.cluster.telemetry.metrics import Family
 from nightjar.cluster.telemetry.policy_metrics import POLICY_METRICS
 from nightjar.deployments.metrics import REPLICA_METRICS
