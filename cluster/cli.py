@@ -45,12 +45,12 @@ COMMANDS: Final = {
     ),
     "watch": RoomCommand(f"{CLUSTER}.status", "Follow the fleet in a live table."),
     "mode": RoomCommand(
-        f"{CLUSTER}.mode", "Override the mode of the fleet, an application or a replica: auto, shadow, off, pin=K."
+        f"{CLUSTER}.by_hand", "Override the mode of the fleet, an application or a replica: auto, shadow, off, pin=K."
     ),
     "canary": RoomCommand(
-        f"{CLUSTER}.canary", "Let some replicas try a mode or setting; they go back by themselves where they lose."
+        f"{CLUSTER}.by_hand", "Let some replicas try a mode or setting; they go back by themselves where they lose."
     ),
-    "freeze": RoomCommand(f"{CLUSTER}.freeze", "Keep the fleet as it is: no new plan, measurement or lease, until it is ended."),
+    "freeze": RoomCommand(f"{CLUSTER}.by_hand", "Keep the fleet as it is: no new plan, measurement or lease, until it is ended."),
     "export": RoomCommand(f"{CLUSTER}.learned", "Write what the fleet has learned to a file."),
     "import": RoomCommand(f"{CLUSTER}.learned", "Give a running policy what another fleet learned."),
     "replay": RoomCommand(
