@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from nightjar.cluster.dashboards.boards import DASHBOARDS
+from nightjar.cluster.dashboards import DASHBOARDS
 from nightjar.cluster.dashboards.panels import Dashboard, dashboard_text
 from nightjar.cluster.dashboards.rules import rule_file
 

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from nightjar.cluster.api.access import TokenError, configured_token
 from nightjar.cluster.commands.options import Output, OutputOption, escaped, fail
+from nightjar.cluster.dashboards import DASHBOARDS
 from nightjar.cluster.dashboards.annotations import Annotation, RowsError, happened, phases, read_load_rows
-from nightjar.cluster.dashboards.boards import DASHBOARDS
 from nightjar.cluster.dashboards.grafana import Change, GrafanaError, GrafanaServer, annotate, checked_address, push
 from nightjar.cluster.storage.journal import read_journal
 

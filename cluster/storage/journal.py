@@ -17,7 +17,7 @@ from typing import Final, Protocol
 import structlog
 from pydantic import Field, ValidationError
 
-from nightjar.cluster.storage.rotated_lines import MAX_FILE_BYTES, MAX_FILES, BackgroundWriter, RotatedLines, rotated_files
+from nightjar.cluster.storage.rotated_lines import MAX_FILE_BYTES, MAX_FILES, RotatedLines, rotated_files
 from nightjar.policy.controller import Controller
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.modes import ModeOverride
@@ -120,8 +120,8 @@ class JournalFile:
     """A journal in one folder: `policy-journal.jsonl` is written, `.1` is the file before it, and so on."""
 
     def __init__(self, folder: Path, *, max_file_bytes: int = MAX_FILE_BYTES, max_files: int = MAX_FILES) -> None:
-        self._lines = RotatedLines(folder / FILE_NAME, max_file_bytes=max_file_bytes, max_files=max_files)
-        self._writer = BackgroundWriter("nightjar-journal", MAX_WAITING_ENTRIES)
+        path = folder / FILE_NAME
+        self._lines = RotatedLines(path, most_waiting=MAX_WAITING_ENTRIES, max_file_bytes=max_file_bytes, max_files=max_files)
         self._lost = 0
 
     @property
@@ -131,7 +131,7 @@ class JournalFile:
 
     def append(self, entry: JournalEntry) -> None:
         """See Journal."""
-        if self._writer.take(partial(self.write, entry)):
+        if self._lines.take(partial(self.write, entry)):
             if self._lost:
                 log.info("journal_keeps_up_again", path=self.path, lost_entries=self._lost)
             self._lost = 0
@@ -150,7 +150,7 @@ class JournalFile:
 
     def close(self) -> None:
         """Wait until everything taken is written."""
-        self._writer.close()
+        self._lines.close()
 
 
 def read_journal(path: Path) -> Iterator[JournalEntry]:

@@ -26,7 +26,7 @@ import structlog
 
 from nightjar.cluster.storage.plain_values import packed, unpacked
 from nightjar.cluster.storage.recorder import Heard, RecordedTick
-from nightjar.cluster.storage.rotated_lines import MAX_FILE_BYTES, MAX_FILES, BackgroundWriter, RotatedLines, rotated_files
+from nightjar.cluster.storage.rotated_lines import MAX_FILE_BYTES, MAX_FILES, RotatedLines, rotated_files
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import PROTOCOL_VERSION, Record
@@ -135,9 +135,9 @@ class RecordingFile:
     """A recording in one folder, rotated like the journal. Takes ticks on the event loop and writes them in a thread."""
 
     def __init__(self, folder: Path, *, max_file_bytes: int = MAX_FILE_BYTES, max_files: int = MAX_FILES) -> None:
-        self._lines = RotatedLines(folder / FILE_NAME, max_file_bytes=max_file_bytes, max_files=max_files)
+        path = folder / FILE_NAME
+        self._lines = RotatedLines(path, most_waiting=MAX_BACKLOG, max_file_bytes=max_file_bytes, max_files=max_files)
         self._encoder = FrameEncoder()
-        self._writer = BackgroundWriter("nightjar-recording", MAX_BACKLOG)
         self._most_key_bytes = max_file_bytes // LEAST_KEYS_PER_FILE
         self._has_given_up = False
 
@@ -157,7 +157,7 @@ class RecordingFile:
 
     def take(self, tick: RecordedTick) -> bool:
         """See TickSink."""
-        return not self._has_given_up and self._writer.take(partial(self.write, tick))
+        return not self._has_given_up and self._lines.take(partial(self.write, tick))
 
     def write(self, tick: RecordedTick) -> None:
         """Append a tick. Never raises: what cannot be encoded or written is left out, and the next frame is a key frame."""
@@ -184,7 +184,7 @@ class RecordingFile:
 
     def close(self) -> None:
         """Wait until everything taken is written."""
-        self._writer.close()
+        self._lines.close()
 
 
 def recording_of(path: Path) -> Path:

@@ -29,12 +29,19 @@ log = structlog.get_logger(__name__)
 
 
 class RotatedLines:
-    """`path` is written, `path.1` is the file before it, and so on. One writer; its threads may take turns."""
+    """`path` is written, `path.1` is the file before it, and so on. One writer; its threads may take turns.
 
-    def __init__(self, path: Path, *, max_file_bytes: int = MAX_FILE_BYTES, max_files: int = MAX_FILES) -> None:
+    What writes belongs into `take`, on the event loop: a thread of its own does it in order, and a slow disk delays nobody. While
+    one hangs, at most `most_waiting` pieces of work wait for it, and the rest is left out.
+    """
+
+    def __init__(self, path: Path, *, most_waiting: int, max_file_bytes: int = MAX_FILE_BYTES, max_files: int = MAX_FILES) -> None:
         self._path = path
         self._max_file_bytes = max_file_bytes
         self._max_files = max_files
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=path.stem)
+        self._most_waiting = most_waiting
+        self._waiting: list[Future[None]] = []
         self._lock = threading.Lock()
         self._began: tuple[float, int] | None = None
         self._rotated: tuple[float, int] | None = None
@@ -46,6 +53,21 @@ class RotatedLines:
     def path(self) -> Path:
         """The file that is being written."""
         return self._path
+
+    def take(self, work: Callable[[], None]) -> bool:
+        """Do `work`, which handles its own errors, soon; False where it is left out. Neither blocks nor raises."""
+        self._waiting = [waiting for waiting in self._waiting if not waiting.done()]
+        if len(self._waiting) >= self._most_waiting:
+            return False
+        try:
+            self._waiting.append(self._thread.submit(work))
+        except RuntimeError:  # the interpreter is on its way out
+            return False
+        return True
+
+    def close(self) -> None:
+        """Wait until everything taken is done."""
+        self._thread.shutdown()
 
     def begins_a_file(self, line: bytes) -> bool:
         """Whether `line` would be the first of a file, because there is none yet or the present one is full."""
@@ -104,34 +126,6 @@ class RotatedLines:
                 file.unlink()
             else:
                 file.rename(_numbered(self._path, number + 1))
-
-
-class BackgroundWriter:
-    """One thread beside an event loop that does what it is given, in order. A slow disk delays nobody.
-
-    While one hangs, at most `most_waiting` pieces of work wait for it, and the rest is left out. All methods belong to one thread,
-    that of the event loop.
-    """
-
-    def __init__(self, name: str, most_waiting: int) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-        self._most_waiting = most_waiting
-        self._waiting: list[Future[None]] = []
-
-    def take(self, work: Callable[[], None]) -> bool:
-        """Do `work`, which handles its own errors, soon; False where it is left out. Neither blocks nor raises."""
-        self._waiting = [waiting for waiting in self._waiting if not waiting.done()]
-        if len(self._waiting) >= self._most_waiting:
-            return False
-        try:
-            self._waiting.append(self._executor.submit(work))
-        except RuntimeError:  # the interpreter is on its way out
-            return False
-        return True
-
-    def close(self) -> None:
-        """Wait until everything taken is done."""
-        self._executor.shutdown()
 
 
 def chosen_file_bytes() -> int:

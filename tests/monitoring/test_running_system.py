@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 pytest.importorskip("ray.serve")
 pytest.importorskip("vllm")
 from nightjar.cluster.cli import app
-from nightjar.cluster.dashboards.boards import DASHBOARDS
+from nightjar.cluster.dashboards import DASHBOARDS
 from nightjar.cluster.dashboards.panels import Dashboard, Panel, Query
 from nightjar.cluster.dashboards.promql import WINDOW
 from nightjar.cluster.dashboards.rules import ALERTS, RECORDINGS, Alert, Recording

@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 import yaml
 
-from nightjar.cluster.dashboards.boards import DASHBOARDS
+from nightjar.cluster.dashboards import DASHBOARDS
 from nightjar.cluster.dashboards.overview import ERRORS, OF_SERVE, REQUESTS, failed_requests
 from nightjar.cluster.dashboards.promql import WINDOW
 from nightjar.cluster.dashboards.rules import ALERTS, rule_file

@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 
 from helm.monitoring_files import FILES, generated, main, stale_files
-from nightjar.cluster.dashboards.boards import DASHBOARDS
+from nightjar.cluster.dashboards import DASHBOARDS
 from nightjar.cluster.dashboards.overview import OVERVIEW
 from nightjar.cluster.dashboards.panels import Dashboard, Query, dashboard_json
 from nightjar.cluster.dashboards.promql import WINDOW

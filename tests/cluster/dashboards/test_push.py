@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from nightjar.cluster.cli import app
-from nightjar.cluster.dashboards.boards import DASHBOARDS
+from nightjar.cluster.dashboards import DASHBOARDS
 from nightjar.cluster.dashboards.overview import OVERVIEW
 from nightjar.cluster.dashboards.panels import dashboard_json
 from tests.cluster.dashboards.fake_grafana import TOKEN, FakeGrafana, running_grafana, serving
