@@ -6,7 +6,7 @@ add one: a row here, a method there. A row's `name` and arguments are what appli
 they stay as they are.
 
 What is sent is checked by the policy alone, which knows the replicas and the settings. So the bodies here say what a client may
-write, and overrides.py, freezing.py and canarying.py what is allowed. A body's docstring is what docs/api.md says of its route.
+write, and the modules of operator/ what is allowed. A body's docstring is what docs/api.md says of its route.
 """
 
 from __future__ import annotations

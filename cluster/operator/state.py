@@ -18,7 +18,8 @@ from nightjar.cluster.api.operations import CanaryAnswer, ConfigureAnswer, Freez
 from nightjar.cluster.operator.canary import answered
 from nightjar.cluster.operator.overrides import apply_request, in_words, override_status, parse_mode_request
 from nightjar.cluster.storage.checkpoint import Canaries, Checkpoint, Remembered
-from nightjar.cluster.storage.handover import FREEZE, MAX_HELD_PLANS, Beginning, ByHand
+from nightjar.cluster.storage.handover import FREEZE, MAX_HELD_PLANS, Beginning, ByHand, not_known
+from nightjar.cluster.storage.learned_file import About
 from nightjar.policy.canary.trial import Trial, told
 from nightjar.policy.controller import Controller
 from nightjar.policy.freeze import Freeze, HeldPlan
@@ -44,12 +45,13 @@ class FreezeRequest(BaseModel):
 class OperatorState:
     """One fleet's. Methods that change it return the answer to the operator, and the change in words, empty without one.
 
-    They raise OperationError for what is not allowed, which changes nothing.
+    They raise OperationError for what is not allowed, which changes nothing. `service` is its cluster's (handover.service_of).
     """
 
-    def __init__(self, checkpoint: Checkpoint, controller: Controller) -> None:
+    def __init__(self, checkpoint: Checkpoint, controller: Controller, service: str = "") -> None:
         self._checkpoint = checkpoint
         self._controller = controller
+        self._service = service
         self._settings_error = ""
         self._has_said_settings = False
         self._beginning: Beginning | None = None
@@ -60,12 +62,19 @@ class OperatorState:
         """Why the set that was asked for last is not in force; empty where it is."""
         return self._settings_error
 
-    @property
-    def beginning(self) -> Beginning | None:
-        """How the fleet began, where it began with nothing stored."""
-        return self._beginning
+    def heeds(self, now_s: float) -> bool:
+        """Whether a predecessor's word still counts. While the store cannot be read it may: how the fleet began is known later."""
+        return not self._checkpoint.has_read or (self._beginning is not None and self._beginning.heeds(now_s))
 
-    def by_hand(self, service: str, now_s: float) -> ByHand:
+    def not_known_before(self, now_s: float, *, asks_policy: bool, is_first_reading: bool) -> str:
+        """Why nothing is known of what was set by hand before; empty where something is, where there was nothing before, and while
+        the first answer may still come.
+        """
+        if not self._checkpoint.has_read:
+            return "the store cannot be read"
+        return "" if is_first_reading else not_known(self._beginning, self._service, now_s, asks_policy=asks_policy)
+
+    def by_hand(self, now_s: float) -> ByHand:
         """What is set by hand, for the cluster that takes this one's place; of a freeze the plans of groups that have replicas."""
         fleet = self._controller.state
         freeze, canary = fleet.freeze, fleet.canary
@@ -75,7 +84,7 @@ class OperatorState:
             freeze = freeze.model_copy(update={"plans": dict(held[:MAX_HELD_PLANS])})
         running = canary.in_words() if canary is not None and canary.is_running else ""
         overrides = live_overrides(self._controller.overrides, now_s)
-        return ByHand(service=service, overrides=overrides, freeze=freeze, canary=running[:MAX_REASON_LENGTH])
+        return ByHand(service=self._service, overrides=overrides, freeze=freeze, canary=running[:MAX_REASON_LENGTH])
 
     def take_up(self, remembered: Remembered, now_s: float) -> None:
         """Go on from what the store gave, except where the operator has said something since."""
@@ -94,16 +103,16 @@ class OperatorState:
         elif not remembered.fleet_id and self._checkpoint.has_read:
             self._keep_beginning(Beginning(at_s=now_s, said=tuple(sorted(self._said)[:MAX_OVERRIDES])))
 
-    def hear(self, found: ByHand | None, place: str, service: str, fleet_id: str, now_s: float) -> list[str]:
-        """Hold what is set by hand at the predecessor, in place of what it said before; None of one that does not hand over.
+    def hear(self, place: str, about: About, now_s: float) -> list[str]:
+        """Hold what is set by hand at the predecessor, which wrote `about`, in place of what it said before.
 
         Answers what is new of it, in words. What the operator has said here stays, and so does what was heard where another fleet
         answers than did at first.
         """
-        before = self._beginning
-        if before is None or not before.heeds(now_s) or before.is_another(fleet_id):
+        before, found = self._beginning, about.by_hand
+        if before is None or not before.heeds(now_s) or before.is_another(about.fleet_id):
             return []
-        self._keep_beginning(before.having_heard(found, service, fleet_id))
+        self._keep_beginning(before.having_heard(found, self._service, about.fleet_id))
         if found is None or self._beginning is None or self._beginning.heard != "predecessor":
             return []
         handed = found.for_successor(place, now_s)
@@ -114,8 +123,7 @@ class OperatorState:
         news = [f"{found.canary}: ended with the cluster before"] if is_first and found.canary else []
         if overrides != self._controller.overrides or freeze != self._controller.freeze:
             self._controller.overrides, self._controller.freeze = overrides, freeze
-            self._checkpoint.keep_overrides(overrides)
-            self._checkpoint.keep_freeze(freeze)
+            self._checkpoint.keep(overrides=overrides, freeze=freeze)
             said = [f"{in_words(held)} ({held.reason})" if held.reason else in_words(held) for held in carried]
             words = ", ".join([*said, *(["a freeze"] if freeze is not None else [])]) or "nothing"
             news.append(f"set by hand in the cluster before ({place}): {words}")
@@ -124,7 +132,7 @@ class OperatorState:
     def _keep_beginning(self, beginning: Beginning) -> None:
         if beginning != self._beginning:
             self._beginning = beginning
-            self._checkpoint.keep_beginning(beginning)
+            self._checkpoint.keep(beginning=beginning)
 
     def _note_said(self, what: tuple[str, str]) -> None:
         """What was said by hand wins over what a store gives late and over what a predecessor says."""
@@ -150,7 +158,7 @@ class OperatorState:
             change = f"operator's settings: {changed_fields(self._controller.settings, wanted)}"
             self._controller.settings = wanted
         if change or not self._checkpoint.has_read:  # what a store holds that nobody could read yet may be something else
-            self._checkpoint.keep_operator_settings(wanted)
+            self._checkpoint.keep(operator_settings=wanted)
         return {"settings": wanted.model_dump(mode="json")}, change
 
     def set_mode(self, values: Mapping[str, object], now_s: float) -> tuple[ModeAnswer, str]:
@@ -161,7 +169,7 @@ class OperatorState:
         if values.get("learned") == "reset":
             policy.forget()
         self._note_said((request.scope, request.name))
-        self._checkpoint.keep_overrides(policy.overrides)
+        self._checkpoint.keep(overrides=policy.overrides)
         return {"override": to_plain(override_status(override, now_s)) if override else None}, f"override: {request}"
 
     def set_freeze(self, values: Mapping[str, object], now_s: float) -> tuple[FreezeAnswer, str]:
@@ -172,7 +180,7 @@ class OperatorState:
         self._note_said(FREEZE)
         self._controller.freeze = freeze
         if freeze != before or not self._checkpoint.has_read:
-            self._checkpoint.keep_freeze(freeze)
+            self._checkpoint.keep(freeze=freeze)
         if freeze is None:
             why = f" ({request.reason})" if request.reason else ""
             return {"freeze": None}, f"freeze ended by hand{why}" if before is not None else ""
@@ -193,7 +201,7 @@ class OperatorState:
         if trial is None or not trial.is_worth_storing(before):
             return []
         news = told(before, trial)
-        self._checkpoint.keep_canaries(Canaries(trial, self._controller.state.past_canaries), soon=bool(news))
+        self._checkpoint.keep(canary=Canaries(trial, self._controller.state.past_canaries), soon=bool(news))
         return news
 
     def drop_expired(self, now_s: float) -> list[str]:
@@ -203,10 +211,10 @@ class OperatorState:
         expired = [f"override expired: {in_words(override)}" for override in policy.overrides if override not in live]
         if expired:
             policy.overrides = live
-            self._checkpoint.keep_overrides(live)
+            self._checkpoint.keep(overrides=live)
         if policy.freeze is not None and not policy.freeze.is_live(now_s):
             policy.freeze = None
-            self._checkpoint.keep_freeze(None)
+            self._checkpoint.keep(freeze=None)
             expired.append("freeze expired")
         return expired
 

@@ -28,7 +28,6 @@ from nightjar.cluster.service.memory_kills import MemoryKills
 from nightjar.cluster.service.other_versions import OtherVersions, foreign_protocol, nobody_else
 from nightjar.cluster.service.seed_from import ReadSeed, SeedFrom, is_policy
 from nightjar.cluster.storage.checkpoint import LARGE, Checkpoint, Remembered
-from nightjar.cluster.storage.handover import not_known
 from nightjar.cluster.storage.journal import Journal, entry_of
 from nightjar.cluster.storage.learned_file import (
     LearnedFile,
@@ -86,24 +85,23 @@ class PolicyService:
         memory_kills: MemoryKills | None = None,
     ) -> None:
         self._checkpoint = Checkpoint(store)
-        self._journal = journal
-        self._recorder = recorder or Recorder()
         self._others = other_versions or OtherVersions(nobody_else)
         self._clock = clock
-        self._identity = identity
         self._retire = retire
         self._publish = publish
         self._last_report_at_s = now_s = clock()
-        self._about = AboutService(identity, now_s, now_s, journal, self._recorder, memory_kills or MemoryKills())
         self._mailbox = Mailbox(incarnation=0)
         self._controller = Controller(OperatorSettings(), self._mailbox)
-        self._operator = OperatorState(self._checkpoint, self._controller)
+        self._operator = OperatorState(self._checkpoint, self._controller, identity.service)
         self._drafter_states: dict[str, DrafterState] = {}
         self._causes: list[str] = []
         self._ticks = 0
         self._fleet_id = uuid.uuid4().hex
         self._seed_from = SeedFrom(
             read_seed, self._take_seed, lambda file: file.about.fleet_id == self._fleet_id, self._heed_predecessor
+        )
+        self._about = AboutService(
+            identity, now_s, now_s, journal, recorder or Recorder(), memory_kills or MemoryKills(), self._operator, self._seed_from
         )
         self._kept_waiting = self._controller.state.waiting
         self._handlers = dict(
@@ -130,11 +128,10 @@ class PolicyService:
         self._controller.await_leases(self._clock() + await self._others.notice_s())
         self._controller.note_learned()
         self._mailbox.incarnation = remembered.incarnation + 1
-        self._checkpoint.keep_incarnation(self.incarnation)
-        self._checkpoint.keep_fleet_id(self._fleet_id)
+        self._checkpoint.keep(incarnation=self.incarnation, fleet_id=self._fleet_id)
         await self._checkpoint.save()
         self._causes = [f"policy started as incarnation {self.incarnation}", *remembered.problems]
-        log.info("policy_started", incarnation=self.incarnation, journal=self._journal.path, mode=str(self._settings.mode))
+        log.info("policy_started", incarnation=self.incarnation, journal=self._about.journal.path, mode=str(self._settings.mode))
         loops = (
             self._keep_deciding(),
             self._keep_publishing(),
@@ -149,16 +146,15 @@ class PolicyService:
         """Go on from what the store gave, except where an operator or the fleet itself has said something since."""
         self._operator.take_up(remembered, self._clock())
         self._fleet_id = remembered.fleet_id or self._fleet_id
-        canaries = remembered.canaries
+        canaries = remembered.canary
         self._controller.take_up(
             remembered.learned, self._clock(), waiting=remembered.waiting, canary=canaries.trial, past_canaries=canaries.past
         )
 
     def _take_up_late(self, found: Remembered) -> None:
         self._take_up(found)
-        self._checkpoint.keep_overrides(self._controller.overrides)
-        self._checkpoint.keep_freeze(self._controller.freeze)
-        self._checkpoint.keep_fleet_id(self._fleet_id)
+        policy = self._controller
+        self._checkpoint.keep(overrides=policy.overrides, freeze=policy.freeze, fleet_id=self._fleet_id)
         self._seed_from.follow(self._settings.seed_from)
         self._causes += [f"the store can be read again: mode {self._settings.mode}", *found.problems]
         log.info("stored_state_taken_up", mode=str(self._settings.mode), overrides=len(found.overrides))
@@ -201,7 +197,7 @@ class PolicyService:
         taken = self._controller.take(report, now_s)
         if not taken.is_admitted:
             return self._refuse(taken.refused)
-        self._recorder.observed(before, self._controller.state, payload, now_s, self._settings)
+        self._about.recorder.observed(before, self._controller.state, payload, now_s, self._settings)
         self._last_report_at_s = now_s
         refused = self._about.refusals.note(taken.refused, now_s) if taken.refused else ""
         self._about.reports += not taken.refused
@@ -232,7 +228,7 @@ class PolicyService:
 
     @property
     def _outlives(self) -> operations.Outlives:
-        return {"head": self._identity.has_fault_tolerance, "upgrade": is_policy(self._settings.seed_from)}
+        return {"head": self._about.identity.has_fault_tolerance, "upgrade": is_policy(self._settings.seed_from)}
 
     async def canary(self, values: Mapping[str, object]) -> operations.CanaryAnswer:
         """Begin, end or promote a canary; a wrong request changes nothing."""
@@ -240,7 +236,7 @@ class PolicyService:
 
     def learned_file(self) -> LearnedFile:
         """What the fleet has learned, for a file. Reads values that nobody changes, so that it may be called from any thread."""
-        now_s, by_hand = self._clock(), self._operator.by_hand(self._identity.service, self._clock())
+        now_s, by_hand = self._clock(), self._operator.by_hand(self._clock())
         return learned_file(exported(self._controller.state, now_s), self.incarnation, now_s, self._fleet_id, by_hand)
 
     async def learned(self) -> bytes:
@@ -274,17 +270,14 @@ class PolicyService:
 
     def _heed_predecessor(self, place: str, file: LearnedFile | None) -> bool:
         """Take what is set by hand at the policy of the cluster before, if it answered. Whether its word still counts."""
-        now_s, news = self._clock(), list[str]()
-        if file is not None:
-            news = self._operator.hear(file.about.by_hand, place, self._identity.service, file.about.fleet_id, now_s)
+        now_s = self._clock()
+        news = self._operator.hear(place, file.about, now_s) if file is not None else []
         self._causes += news
         for told in news:
             log.warning("handed_over", news=told)
         if news:
             self._decide_now.set()
-        if not self._checkpoint.has_read:  # what was stored, or that nothing was, is known later
-            return True
-        return self._operator.beginning is not None and self._operator.beginning.heeds(now_s)
+        return self._operator.heeds(now_s)
 
     async def _changed_by_operator(self, answer: T, cause: str) -> T:
         """The answer, after what it changed is stored and about to be decided on; without a cause nothing has changed."""
@@ -297,25 +290,7 @@ class PolicyService:
 
     def status(self) -> FleetStatus:
         """The fleet, its groups and every replica as of now."""
-        return status_of(
-            self._about,
-            self._controller,
-            self._clock(),
-            settings_error=self._operator.settings_error,
-            seed_problem=self._seed_from.problem,
-            seed_notice=self._seed_from.notice,
-            not_known_before=self._not_known_before,
-        )
-
-    @property
-    def _not_known_before(self) -> str:
-        """Nothing while the first answer may still come."""
-        if not self._checkpoint.has_read:
-            return "the store cannot be read"
-        if self._seed_from.is_first_reading:
-            return ""
-        asks_policy = is_policy(self._settings.seed_from)
-        return not_known(self._operator.beginning, self._identity.service, self._clock(), asks_policy=asks_policy)
+        return status_of(self._about, self._controller, self._clock())
 
     def starting_mode(self, replica_id: str, application: str) -> Mode:
         """The mode that a replica gets that starts now."""
@@ -356,15 +331,15 @@ class PolicyService:
             error = f"{type(failure).__name__}: {failure}"
         causes, self._causes = tuple(self._causes), []
         if has_learned := self._controller.note_learned():
-            self._checkpoint.keep_learned(self._controller.learned)
+            self._checkpoint.keep(learned=self._controller.learned)
         fleet = self._controller.state
         if fleet.waiting is not self._kept_waiting:
             self._kept_waiting = fleet.waiting
-            self._checkpoint.keep_waiting(tuple(fleet.waiting.values()))
+            self._checkpoint.keep(waiting=tuple(fleet.waiting.values()))
         drafter_states = {name: replica.report.snapshot.drafter_state for name, replica in fleet.replicas.items()}
         has_turned, self._drafter_states = drafter_states != self._drafter_states, drafter_states
         if decided or causes or has_learned or has_turned or error:
-            self._journal.append(entry_of(self._controller, self._ticks, now_s, seed, causes, decided, error))
+            self._about.journal.append(entry_of(self._controller, self._ticks, now_s, seed, causes, decided, error))
 
     def _decide(self, now_s: float, seed: int) -> dict[str, IssuedSettings]:
         policy, found = self._controller, self._checkpoint.take_found()
@@ -373,17 +348,17 @@ class PolicyService:
         if policy.rise_above(found.incarnation if found is not None else 0, now_s):
             self._causes.append(f"incarnation rose to {self.incarnation}: a report or the store named another policy's")
             log.warning("incarnation_rose", incarnation=self.incarnation)
-            self._checkpoint.keep_incarnation(self.incarnation)
+            self._checkpoint.keep(incarnation=self.incarnation)
         self._causes += self._others.hold_back(policy, now_s)
         self._causes += self._operator.drop_expired(now_s)
         moment = Moment(self.incarnation, self._ticks, now_s, seed, policy.state, policy.settings, policy.overrides)
         try:
             issued = policy.tick(now_s, random.Random(seed))  # noqa: S311 - exploration, no secret; a replay draws the same
         except Exception as failure:
-            self._recorder.failed(moment, f"{type(failure).__name__}: {failure}")
+            self._about.recorder.failed(moment, f"{type(failure).__name__}: {failure}")
             raise
         self._about.decided_at_s = now_s
-        self._recorder.decided(moment, policy.decisions, policy.state)
+        self._about.recorder.decided(moment, policy.decisions, policy.state)
         for news in self._operator.keep_canary(moment.state.canary):
             self._causes.append(news)
             log.warning("canary", news=news)

@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypedDict, Unpack, get_type_hints
 
 import structlog
 from pydantic import Field
@@ -53,19 +53,24 @@ class Canaries:
     past: tuple[str, ...] = ()
 
 
-KINDS: Final[Mapping[str, Any]] = {
-    "incarnation": int,
-    "fleet_id": Annotated[str, Field(min_length=1, max_length=64)],
-    "beginning": Beginning,
-    "operator_settings": OperatorSettings,
-    "overrides": tuple[ModeOverride, ...],
-    "freeze": Freeze | None,
-    "canary": Canaries,
-    "learned": LearnedTables,
-    "waiting": tuple[SeedGroup, ...],
-}
-"""What is stored, by name, in the order in which it is saved. A `ModeOverride` expires at a second of the epoch, which means the
-same to the next actor."""
+class Stored(TypedDict, total=False):
+    """What is stored, by name, in the order in which it is saved.
+
+    A `ModeOverride` expires at a second of the epoch, which means the same to the next actor.
+    """
+
+    incarnation: int
+    fleet_id: Annotated[str, Field(min_length=1, max_length=64)]
+    beginning: Beginning
+    operator_settings: OperatorSettings
+    overrides: tuple[ModeOverride, ...]
+    freeze: Freeze | None
+    canary: Canaries
+    learned: LearnedTables
+    waiting: tuple[SeedGroup, ...]
+
+
+KINDS: Final[Mapping[str, Any]] = get_type_hints(Stored, include_extras=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,7 @@ class Remembered:
     operator_settings: OperatorSettings = field(default_factory=OperatorSettings)
     overrides: tuple[ModeOverride, ...] = ()
     freeze: Freeze | None = None
-    canaries: Canaries = field(default_factory=Canaries)
+    canary: Canaries = field(default_factory=Canaries)
     learned: LearnedTables | None = None
     waiting: tuple[SeedGroup, ...] = ()
     problems: tuple[str, ...] = ()
@@ -140,46 +145,13 @@ class Checkpoint:
             if values:
                 found[name] = max(values) if name == "incarnation" else values[0]
         self._has_read = True
-        return Remembered(canaries=found.pop("canary", Canaries()), problems=tuple(problems), **found)
+        return Remembered(problems=tuple(problems), **found)
 
-    def keep_incarnation(self, incarnation: int) -> None:
-        """Mark the incarnation in force for saving, soon."""
-        self._unsaved["incarnation"] = incarnation
-        self._is_urgent.set()
-
-    def keep_fleet_id(self, fleet_id: str) -> None:
-        """Mark the fleet's id for saving."""
-        self._unsaved["fleet_id"] = fleet_id
-
-    def keep_beginning(self, beginning: Beginning) -> None:
-        """Mark how the fleet began for saving."""
-        self._unsaved["beginning"] = beginning
-
-    def keep_operator_settings(self, settings: OperatorSettings) -> None:
-        """Mark the operator's last accepted settings for saving."""
-        self._unsaved["operator_settings"] = settings
-
-    def keep_overrides(self, overrides: tuple[ModeOverride, ...]) -> None:
-        """Mark the overrides for saving."""
-        self._unsaved["overrides"] = overrides
-
-    def keep_freeze(self, freeze: Freeze | None) -> None:
-        """Mark the freeze in force for saving, or that there is none."""
-        self._unsaved["freeze"] = freeze
-
-    def keep_canaries(self, canaries: Canaries, *, soon: bool) -> None:
-        """Mark the canary that runs, or ran last, and those before it for saving; `soon` where it came to another phase."""
-        self._unsaved["canary"] = canaries
-        if soon:
+    def keep(self, *, soon: bool = False, **values: Unpack[Stored]) -> None:
+        """Mark values for saving, in place of those marked before; `soon` and an incarnation are saved at once."""
+        self._unsaved.update(values)
+        if soon or "incarnation" in values:
             self._is_urgent.set()
-
-    def keep_learned(self, learned: LearnedTables) -> None:
-        """Mark what the fleet has learned for saving."""
-        self._unsaved["learned"] = learned
-
-    def keep_waiting(self, waiting: tuple[SeedGroup, ...]) -> None:
-        """Mark the imported groups that wait for saving."""
-        self._unsaved["waiting"] = waiting
 
     async def save(self, *, but: Collection[str] = ()) -> None:
         """Write what is marked, the incarnation first, without the names in `but`.

@@ -70,7 +70,7 @@ TARGETS: Final = (
             "Checkpoint.load",
             "Checkpoint.take_found",
             "Checkpoint.has_read",
-            "Checkpoint.keep_incarnation",
+            "Checkpoint.keep",
             "Checkpoint.save",
             "Checkpoint._may_overwrite",
             "unseal",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import pickletools
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,9 @@ from tests.cluster.protocol import Replica, refusal, running_service, settled, w
 from tests.cluster.seeds import some_file
 
 pytest.importorskip("ray")
+from ray import cloudpickle
+from ray.actor import _modify_class
+
 from nightjar.cluster.client import PolicyClient
 from nightjar.cluster.policy_actor import PolicyActor
 from nightjar.cluster.service.policy_service import PolicyService
@@ -75,6 +79,13 @@ def actor_of(service: PolicyService) -> Any:
     actor = object.__new__(PolicyActor)
     actor._service = service
     return actor
+
+
+def test_of_the_actors_class_ray_stores_the_name_of_one_module() -> None:
+    """Ray hands an actor's class to whoever looks the actor up: a release that moved the module could not read it."""
+    stored = cloudpickle.dumps(_modify_class(PolicyActor))
+    texts = {argument for _, argument, _ in pickletools.genops(stored) if isinstance(argument, str)}
+    assert {text for text in texts if text.startswith("nightjar.")} == {"nightjar.cluster.policy_actor"}
 
 
 @pytest.mark.looptime

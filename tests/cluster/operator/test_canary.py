@@ -214,4 +214,4 @@ async def test_a_canary_that_the_release_before_stored_goes_on() -> None:
     tried, control = {("g", 4): Work(7.0, 0.5)}, {("g", 4): Work(20.0, 1.5)}
     trial = Trial(order, phase="trial", members=("r1",), controls=3, canary_work=tried, control_work=control)
     assert remembered.problems == ()
-    assert remembered.canaries == Canaries(trial, ("one before",))
+    assert remembered.canary == Canaries(trial, ("one before",))

@@ -371,7 +371,7 @@ def test_of_a_freeze_the_plans_of_groups_with_replicas_go_along_as_many_as_a_fil
     controller.state = replace(controller.state, replicas=PersistentMap(members))
     will = OperatorState(Checkpoint(MemoryStore()), controller)
     will.take_up(Remembered(freeze=Freeze(since_s=0.0, plans=plans)), 0.0)
-    handed = will.by_hand("", 0.0).freeze
+    handed = will.by_hand(0.0).freeze
     assert handed is not None
     assert list(handed.plans) == [f"g{number}" for number in range(1, most + 1)]
 

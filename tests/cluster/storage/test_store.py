@@ -63,10 +63,10 @@ async def test_what_has_no_stored_form_is_left_out_and_the_rest_is_saved() -> No
     kept = MemoryStore()
     checkpoint = Checkpoint(kept)
     await checkpoint.load()
-    checkpoint.keep_incarnation(1 << 80)  # msgpack has 64 bits
-    checkpoint.keep_fleet_id("f")
+    checkpoint.keep(incarnation=1 << 80)  # msgpack has 64 bits
+    checkpoint.keep(fleet_id="f")
     await checkpoint.save()
     assert [key.rpartition(":")[2] for key, _ in kept.puts] == ["fleet_id"]
-    checkpoint.keep_incarnation(2)
+    checkpoint.keep(incarnation=2)
     await checkpoint.save()
     assert (await Checkpoint(kept).load()).incarnation == 2
