@@ -44,7 +44,7 @@ DeadActors = Callable[[], Awaitable[Sequence[DeadActor]]]
 """Those that Ray still knows of. May raise anything of Ray's."""
 
 
-async def nobody_died() -> Sequence[DeadActor]:
+async def none_killed() -> Sequence[DeadActor]:
     """A world without Ray."""
     return ()
 
@@ -52,7 +52,7 @@ async def nobody_died() -> Sequence[DeadActor]:
 class MemoryKills:
     """The Serve replicas that were killed, the last one last."""
 
-    def __init__(self, dead_actors: DeadActors = nobody_died) -> None:
+    def __init__(self, dead_actors: DeadActors = none_killed) -> None:
         self._dead_actors = dead_actors
         self._killed: tuple[DeadActor, ...] = ()
         self._has_failed = False

@@ -31,7 +31,7 @@ NamesOfActors = Callable[[], Awaitable[Sequence[str]]]
 log = structlog.get_logger(__name__)
 
 
-async def nobody_else() -> Sequence[str]:
+async def no_other_actors() -> Sequence[str]:
     """A cluster of one policy."""
     return ()
 

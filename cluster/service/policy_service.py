@@ -25,7 +25,7 @@ from nightjar.cluster.operator.state import OperatorState
 from nightjar.cluster.service.fleet_answers import AboutService, ActorIdentity, explanation_of, status_of
 from nightjar.cluster.service.mailbox import Mailbox
 from nightjar.cluster.service.memory_kills import MemoryKills
-from nightjar.cluster.service.other_versions import OtherVersions, foreign_protocol, nobody_else
+from nightjar.cluster.service.other_versions import OtherVersions, foreign_protocol, no_other_actors
 from nightjar.cluster.service.seed_from import ReadSeed, SeedFrom, is_policy
 from nightjar.cluster.storage.checkpoint import LARGE, Checkpoint, Remembered
 from nightjar.cluster.storage.journal import Journal, entry_of
@@ -85,7 +85,7 @@ class PolicyService:
         memory_kills: MemoryKills | None = None,
     ) -> None:
         self._checkpoint = Checkpoint(store)
-        self._others = other_versions or OtherVersions(nobody_else)
+        self._others = other_versions or OtherVersions(no_other_actors)
         self._clock = clock
         self._retire = retire
         self._publish = publish

@@ -35,7 +35,7 @@ HEED_PERIOD_S: Final = 10.0
 MAX_REDIRECTS: Final = 3
 CHUNK_BYTES: Final = 1 << 16
 
-NOBODY_THERE: Final = frozenset({httpx.codes.NOT_FOUND, httpx.codes.SERVICE_UNAVAILABLE})
+NO_POLICY_THERE: Final = frozenset({httpx.codes.NOT_FOUND, httpx.codes.SERVICE_UNAVAILABLE})
 """What a service answers whose policy application is not deployed, or whose policy is away."""
 
 ReadSeed = Callable[[str], Awaitable[LearnedFile]]
@@ -44,7 +44,7 @@ ReadSeed = Callable[[str], Awaitable[LearnedFile]]
 log = structlog.get_logger(__name__)
 
 
-class NobodyThereError(LearnedFileError):
+class NoPolicyThereError(LearnedFileError):
     """Nobody serves a policy at this address now. No fault of whoever named it: a first install names its own service, too."""
 
 
@@ -139,8 +139,8 @@ class SeedFrom:
             else:
                 self._take(place, file)
                 self._heeds = is_policy(place) and self._heed(place, file)
-        except NobodyThereError as nobody:
-            notice = str(nobody)
+        except NoPolicyThereError as absent:
+            notice = str(absent)
         except LearnedFileError as error:
             problem = str(error)
         except Exception as error:
@@ -179,13 +179,13 @@ class SeedReader:
 
 def load_seed(place: str) -> LearnedFile:
     """Read and check a path or an address. Blocks. Raises LearnedFileError, of another policy's address that nobody serves
-    NobodyThereError.
+    NoPolicyThereError.
     """
     try:
         content = _fetched(place) if "://" in place else _file_content(Path(place))
     except httpx.ConnectError as error:  # no such name, or nobody listens
         unreachable = f"cannot be read ({type(error).__name__}: {error})"
-        raise (NobodyThereError if is_policy(place) else LearnedFileError)(unreachable) from error
+        raise (NoPolicyThereError if is_policy(place) else LearnedFileError)(unreachable) from error
     except (OSError, httpx.HTTPError, httpx.InvalidURL, TokenError) as error:
         raise LearnedFileError(f"cannot be read ({type(error).__name__}: {error})") from error
     return parse_learned_file(content)
@@ -233,8 +233,8 @@ def _fetched(address: str) -> bytes:
         client.stream("GET", address.rstrip("/") if is_policy(address) else address) as response,
     ):
         if response.status_code != httpx.codes.OK:
-            is_nobody = is_policy(address) and response.status_code in NOBODY_THERE
-            raise (NobodyThereError if is_nobody else LearnedFileError)(f"answered {response.status_code}, allowed is 200")
+            is_no_policy = is_policy(address) and response.status_code in NO_POLICY_THERE
+            raise (NoPolicyThereError if is_no_policy else LearnedFileError)(f"answered {response.status_code}, allowed is 200")
         for chunk in response.iter_raw(CHUNK_BYTES):
             content += chunk
             if len(content) > MAX_FILE_BYTES:

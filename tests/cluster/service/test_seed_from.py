@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from nightjar.cluster.service import seed_from
-from nightjar.cluster.service.seed_from import FIRST_READING_S, RETRY_S, NobodyThereError, SeedFrom, SeedReader, load_seed
+from nightjar.cluster.service.seed_from import FIRST_READING_S, RETRY_S, NoPolicyThereError, SeedFrom, SeedReader, load_seed
 from nightjar.cluster.storage.learned_file import MAX_FILE_BYTES, LearnedFile, LearnedFileError, to_text
 from tests.cluster.seeds import some_file
 
@@ -85,7 +85,7 @@ SERVICE = "http://llm-serve-svc:8000/nightjar/learned"
 
 @pytest.mark.looptime
 async def test_a_service_that_nobody_serves_yet_is_no_problem_said_once_and_tried_again(capsys: pytest.CaptureFixture[str]) -> None:
-    places = Places(**{SERVICE: NobodyThereError("cannot be read (ConnectError: no such name)")})
+    places = Places(**{SERVICE: NoPolicyThereError("cannot be read (ConnectError: no such name)")})
     follower = SeedFrom(places.read, places.take)
     follower.follow(SERVICE)
     await asyncio.sleep(10 * RETRY_S)
@@ -224,7 +224,7 @@ def test_no_proxy_of_the_environment_sees_the_read_token(address: str, monkeypat
     monkeypatch.setenv("NIGHTJAR_API_READ_TOKEN", "to read")
     monkeypatch.setenv("http_proxy", address)
     Answers.presented.clear()
-    with pytest.raises(NobodyThereError):
+    with pytest.raises(NoPolicyThereError):
         load_seed("http://[::ffff:127.0.0.1]:9/nightjar/learned")
     assert Answers.presented == {}
     load_seed("http://[::ffff:127.0.0.1]:9/learned.json")
@@ -275,18 +275,18 @@ def test_an_address_where_nobody_answers_is_one_line(place: str) -> None:
 def test_a_service_without_a_policy_behind_it_is_nobody_and_one_that_wants_another_token_is_a_problem(
     address: str, status: int
 ) -> None:
-    with pytest.raises(NobodyThereError, match=f"answered {status}, allowed is 200"):
+    with pytest.raises(NoPolicyThereError, match=f"answered {status}, allowed is 200"):
         load_seed(f"{address}/{status}/nightjar/learned")
     for refusal in (401, 403, 500):
         with pytest.raises(LearnedFileError, match=f"answered {refusal}") as caught:
             load_seed(f"{address}/{refusal}/nightjar/learned")
-        assert not isinstance(caught.value, NobodyThereError)
+        assert not isinstance(caught.value, NoPolicyThereError)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:9", "no-such-service.invalid:8000"])
 def test_a_service_that_does_not_listen_or_has_no_name_yet_is_nobody_and_such_a_file_is_a_problem(host: str) -> None:
-    with pytest.raises(NobodyThereError, match="cannot be read"):
+    with pytest.raises(NoPolicyThereError, match="cannot be read"):
         load_seed(f"http://{host}/nightjar/learned")
     with pytest.raises(LearnedFileError) as caught:
         load_seed(f"http://{host}/learned.json")
-    assert not isinstance(caught.value, NobodyThereError)
+    assert not isinstance(caught.value, NoPolicyThereError)

@@ -19,7 +19,7 @@ from nightjar.cluster.display.fleet import fleet_view
 from nightjar.cluster.operator.state import OperatorState
 from nightjar.cluster.service.fleet_answers import ActorIdentity
 from nightjar.cluster.service.policy_service import PolicyService
-from nightjar.cluster.service.seed_from import HEED_PERIOD_S, RETRY_S, NobodyThereError
+from nightjar.cluster.service.seed_from import HEED_PERIOD_S, RETRY_S, NoPolicyThereError
 from nightjar.cluster.storage import handover
 from nightjar.cluster.storage.checkpoint import Checkpoint, Remembered
 from nightjar.cluster.storage.handover import ByHand
@@ -54,7 +54,7 @@ class Service:
         assert place == SERVICE
         self.reads += 1
         if self.policy is None:
-            raise NobodyThereError("answered 503, allowed is 200")
+            raise NoPolicyThereError("answered 503, allowed is 200")
         return parse_learned_file(to_text(self.policy.learned_file()))
 
 
