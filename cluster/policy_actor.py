@@ -25,12 +25,12 @@ from nightjar.cluster.service.memory_kills import DeadActor, MemoryKills
 from nightjar.cluster.service.other_versions import ACTOR_NAME_PREFIX, OtherVersions
 from nightjar.cluster.service.policy_service import PolicyService
 from nightjar.cluster.service.seed_from import SeedReader
+from nightjar.cluster.storage.checkpoint import GcsStore
 from nightjar.cluster.storage.handover import has_fault_tolerance, service_of
 from nightjar.cluster.storage.journal import JournalFile
 from nightjar.cluster.storage.recorder import Recorder, recorded_replicas
 from nightjar.cluster.storage.recording import RecordingFile
 from nightjar.cluster.storage.rotated_lines import chosen_file_bytes
-from nightjar.cluster.storage.store import GcsStore
 from nightjar.cluster.telemetry.metrics import Exporter, RayBackend
 from nightjar.cluster.telemetry.policy_metrics import POLICY_METRICS
 from nightjar.policy.wire.record import PROTOCOL_VERSION

@@ -29,7 +29,7 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/cluster/api/test_operations.py": "ray",
     "tests/cluster/test_policy_actor_ray.py": "ray",
     "tests/cluster/test_serve_config.py": "ray",
-    "tests/cluster/storage/test_store.py::test_a_process_without_ray_has_no_store": "ray",
+    "tests/cluster/storage/test_checkpoint.py::test_a_process_without_ray_has_no_store": "ray",
     "tests/contract/test_bodies.py::test_a_body_that_changed_under_its_name_is_named_until_it_was_read": "vllm",
     "tests/contract/test_bodies.py::test_every_body_of_the_installed_vllm_that_we_lean_on_was_read": "vllm",
     "tests/contract/test_bodies.py::test_every_method_of_vllm_that_we_override_has_a_sentence": "vllm",

@@ -27,7 +27,7 @@ from nightjar.cluster.service.mailbox import Mailbox
 from nightjar.cluster.service.memory_kills import MemoryKills
 from nightjar.cluster.service.other_versions import OtherVersions, foreign_protocol, no_other_actors
 from nightjar.cluster.service.seed_from import ReadSeed, SeedFrom, is_policy
-from nightjar.cluster.storage.checkpoint import LARGE, Checkpoint, Remembered
+from nightjar.cluster.storage.checkpoint import LARGE, Checkpoint, KeyValueStore, Remembered
 from nightjar.cluster.storage.journal import Journal, entry_of
 from nightjar.cluster.storage.learned_file import (
     LearnedFile,
@@ -38,7 +38,6 @@ from nightjar.cluster.storage.learned_file import (
     to_text,
 )
 from nightjar.cluster.storage.recorder import Moment, Recorder
-from nightjar.cluster.storage.store import KeyValueStore
 from nightjar.cluster.telemetry.metrics import PUBLISH_PERIOD_S
 from nightjar.cluster.telemetry.policy_metrics import PolicyLook, policy_look
 from nightjar.policy.controller import Controller

@@ -1,4 +1,4 @@
-"""What the policy actor remembers over a restart, and how it is sealed in the store.
+"""What the policy actor remembers over a restart, how it is sealed, and the store that keeps it.
 
 Nine values: the incarnation (INV-5), the id of the fleet and how it began, the settings and overrides of the operator, a freeze,
 a canary, what was learned, and imported groups that wait for their replicas. Each is msgpack of plain types behind a format
@@ -13,16 +13,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, TypedDict, Unpack, get_type_hints
+from typing import Annotated, Any, Final, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, get_type_hints
 
 import structlog
 from pydantic import Field
 
 from nightjar.cluster.storage.handover import Beginning
 from nightjar.cluster.storage.plain_values import packed, restored, unpacked
-from nightjar.cluster.storage.store import KeyValueStore, StoreError
 from nightjar.policy.canary.trial import Trial
 from nightjar.policy.freeze import Freeze
 from nightjar.policy.modes import ModeOverride
@@ -41,8 +40,31 @@ LOAD_PATIENCE_S: Final = 15.0
 """How long a start waits for a store that does not answer, as after a restart of the head node. Replicas keep their settings for
 minutes, while a start without the operator's word runs the defaults."""
 LOAD_PAUSE_S: Final = 1.0
+STORE_TIMEOUT_S: Final = 2.0
+"""Longest that one read or write may take: an actor that starts must not keep replicas waiting for a sick store."""
+
+NAMESPACE: Final = b"nightjar"
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
+
+
+class StoreError(RuntimeError):
+    """The store did not take or give a value. The message names the key and what went wrong."""
+
+
+class KeyValueStore(Protocol):
+    """Small values by key. Both methods raise StoreError, and neither blocks the event loop."""
+
+    async def get(self, key: str) -> bytes | None:
+        """The value last put under `key`, None where nothing was."""
+        ...
+
+    async def put(self, key: str, value: bytes) -> None:
+        """Replace the value under `key`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,3 +246,47 @@ def _as_stored_now(name: str, value: Any) -> Any:
 
 def _key(name: str, protocol: int = PROTOCOL_VERSION) -> str:
     return f"policy-v{protocol}:{name}"
+
+
+class GcsStore:
+    """Ray's own key-value store, in a namespace of ours. Works in any process that is connected to a cluster.
+
+    It is private to Ray and blocking, so every call runs in a thread and carries a timeout. Values survive the actor, and the head
+    node only where GCS fault tolerance is on.
+    """
+
+    async def get(self, key: str) -> bytes | None:
+        """See KeyValueStore."""
+        return await _in_thread(key, _read, key.encode())
+
+    async def put(self, key: str, value: bytes) -> None:
+        """See KeyValueStore."""
+        await _in_thread(key, _write, key.encode(), value)
+
+
+async def _in_thread(key: str, call: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
+    try:
+        async with asyncio.timeout(STORE_TIMEOUT_S + 0.5):  # above the client's own timeout, which frees the thread
+            return await asyncio.to_thread(call, *arguments, **keywords)
+    except TimeoutError as error:
+        raise StoreError(f"key {key}: no answer within {STORE_TIMEOUT_S} s") from error
+    except Exception as error:  # Ray's KV client raises RpcError, RuntimeError and plain Exception alike
+        raise StoreError(f"key {key}: {type(error).__name__}: {error}") from error
+
+
+def _read(key: bytes) -> bytes | None:
+    value: bytes | None = _gcs_client().internal_kv_get(key, NAMESPACE, timeout=STORE_TIMEOUT_S)
+    return value
+
+
+def _write(key: bytes, value: bytes) -> None:
+    _gcs_client().internal_kv_put(key, value, True, NAMESPACE, timeout=STORE_TIMEOUT_S)
+
+
+def _gcs_client() -> Any:
+    from ray.experimental.internal_kv import internal_kv_get_gcs_client  # private to Ray: imported where it is used
+
+    client = internal_kv_get_gcs_client()
+    if client is None:
+        raise RuntimeError("this process is not connected to a Ray cluster")
+    return client

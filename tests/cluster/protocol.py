@@ -17,9 +17,9 @@ from nightjar.cluster.service.memory_kills import MemoryKills
 from nightjar.cluster.service.other_versions import OtherVersions
 from nightjar.cluster.service.policy_service import PolicyService
 from nightjar.cluster.service.seed_from import ReadSeed
+from nightjar.cluster.storage.checkpoint import StoreError
 from nightjar.cluster.storage.journal import JournalEntry
 from nightjar.cluster.storage.learned_file import LearnedFile, LearnedFileError
-from nightjar.cluster.storage.store import StoreError
 from nightjar.cluster.telemetry.policy_metrics import PolicyLook
 from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.mode import Mode

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from nightjar.cluster.storage import store
-from nightjar.cluster.storage.checkpoint import Checkpoint
-from nightjar.cluster.storage.store import GcsStore, StoreError
+from nightjar.cluster.storage import checkpoint as stored
+from nightjar.cluster.storage.checkpoint import Checkpoint, GcsStore, StoreError
 from tests.cluster.protocol import MemoryStore
 
 
@@ -32,7 +31,7 @@ class Gcs:
 
 async def test_values_are_kept_in_a_namespace_of_ours_and_every_call_has_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     gcs = Gcs()
-    monkeypatch.setattr(store, "_gcs_client", lambda: gcs)
+    monkeypatch.setattr(stored, "_gcs_client", lambda: gcs)
     assert await GcsStore().get("incarnation") is None
     await GcsStore().put("incarnation", b"1")
     await GcsStore().put("incarnation", b"2")
@@ -46,7 +45,7 @@ async def test_whatever_ray_raises_is_a_store_error_that_names_the_key(monkeypat
     def fail() -> Any:
         raise error
 
-    monkeypatch.setattr(store, "_gcs_client", fail)
+    monkeypatch.setattr(stored, "_gcs_client", fail)
     with pytest.raises(StoreError, match="key incarnation"):
         await GcsStore().get("incarnation")
     with pytest.raises(StoreError, match="key incarnation"):
