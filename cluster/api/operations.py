@@ -5,8 +5,8 @@ and http_client.py over HTTP, are made from these rows; a command names its row.
 add one: a row here, a method there. A row's `name` and arguments are what applications and actors of neighbouring releases call:
 they stay as they are.
 
-What is sent is checked by the policy alone, which knows the replicas and the settings. So the bodies here say what a client may
-write, and the modules of operator/ what is allowed. A body's docstring is what docs/api.md says of its route.
+What is sent is checked by the policy alone, which knows the replicas and the settings: by the request here, and by the modules of
+operator/ against the fleet. A request's docstring is what docs/api.md says of its route.
 """
 
 from __future__ import annotations
@@ -15,17 +15,23 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final, Generic, Literal, NotRequired, ParamSpec, Required, TypedDict, TypeVar, cast
+from typing import Annotated, Any, Final, Generic, Literal, NotRequired, ParamSpec, TypedDict, TypeVar, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from nightjar.policy.canary.order import MAX_SHARE
 from nightjar.policy.wire.explanation import Explanation
-from nightjar.policy.wire.record import Record, describe_validation_error, to_plain
-from nightjar.policy.wire.status import FleetStatus
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.operator import MaxStepMs, PlannerName
+from nightjar.policy.wire.record import Reason, Record, describe_validation_error, to_plain
+from nightjar.policy.wire.status import FleetStatus, Scope
 
 P = ParamSpec("P")
 Answer = TypeVar("Answer")
 M = TypeVar("M", bound=BaseModel)
+
+HoldsForS = Annotated[float, Field(gt=0, le=31_536_000)]
+"""Up to a year; without one it holds until somebody ends it."""
 
 
 class OperationError(Exception):
@@ -56,7 +62,11 @@ def checked(kind: type[M], values: object) -> M:
         raise refused(describe_validation_error(error)) from error
 
 
-class ModeBody(TypedDict, total=False):
+Body = dict[str, object]
+"""A request as a client writes it: the fields of one of the following."""
+
+
+class ModeRequest(BaseModel):
     """Override the mode of the fleet, an application or a replica; what `nightjar mode` sends.
 
     The body is a JSON object: `mode` (`auto`, `shadow`, `off`, `pin=K`, or `default` to take an override back), and if wanted
@@ -66,17 +76,19 @@ class ModeBody(TypedDict, total=False):
     `upgrade` that runs both clusters.
     """
 
-    mode: Required[str]
-    scope: str
-    name: str
-    max_step_ms: float | None
-    planner: str | None
-    learned: str
-    for_s: float | None
-    reason: str
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    mode: Mode | None  # None is `default`
+    scope: Scope = "fleet"
+    name: Annotated[str, Field(max_length=256)] = ""
+    max_step_ms: MaxStepMs | None = None
+    planner: PlannerName | None = None
+    learned: Literal["keep", "reset"] = "keep"
+    for_s: HoldsForS | None = None
+    reason: Reason = ""
 
 
-class FreezeBody(TypedDict, total=False):
+class FreezeRequest(BaseModel):
     """Freeze the fleet, or end that; what `nightjar freeze` sends.
 
     The body is a JSON object: `frozen` (true begins or prolongs, false ends), and if wanted `for_s` and `reason`. While it
@@ -84,27 +96,31 @@ class FreezeBody(TypedDict, total=False):
     and what it `outlives`, as with a mode.
     """
 
-    frozen: Required[bool]
-    for_s: float | None
-    reason: str
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    frozen: bool
+    for_s: HoldsForS | None = None
+    reason: Reason = ""
 
 
-class CanaryBody(TypedDict, total=False):
+class CanaryRequest(BaseModel):
     """Let some replicas try a mode or settings, end that, or promote it; what `nightjar canary` sends.
 
     The body is a JSON object: `do` (`begin`, `end`, `promote`), and with `begin` what is tried (`mode`, `max_step_ms`,
     `settings`), by whom (`share`, `application`), and if wanted `for_s`, `block_s` and `reason`. The answer holds the `canary`.
     """
 
-    do: str
-    mode: str | None
-    max_step_ms: float | None
-    settings: Mapping[str, float | int | str]
-    share: float | None
-    application: str
-    for_s: float | None
-    block_s: float
-    reason: str
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    do: Literal["begin", "end", "promote"] = "begin"
+    mode: Mode | None = None
+    max_step_ms: MaxStepMs | None = None
+    settings: dict[str, float | int | str] = Field(default_factory=dict)
+    share: Annotated[float, Field(gt=0.0, le=MAX_SHARE)] | None = None
+    application: Annotated[str, Field(max_length=256)] = ""
+    for_s: HoldsForS | None = None
+    block_s: Annotated[float, Field(ge=1.0, le=600.0)] = 10.0
+    reason: Reason = ""
 
 
 class ConfigureAnswer(TypedDict):
@@ -272,12 +288,14 @@ EXPLAIN: Final = Operation[[str], Explanation](
 LEARNED: Final = Operation[[], bytes](
     "learned", bytes, Route("GET", "/learned", "What the fleet has learned, as a file that `nightjar import` and `seed_from` take.")
 )
-MODE: Final = Operation[[ModeBody], ModeAnswer]("set_mode", ModeAnswer, Route("POST", "/mode", ModeBody.__doc__, "object"))
-FREEZE: Final = Operation[[FreezeBody], FreezeAnswer](
-    "freeze", FreezeAnswer, Route("POST", "/freeze", FreezeBody.__doc__, "object")
+MODE: Final = Operation[[Mapping[str, object]], ModeAnswer](
+    "set_mode", ModeAnswer, Route("POST", "/mode", ModeRequest.__doc__, "object")
 )
-CANARY: Final = Operation[[CanaryBody], CanaryAnswer](
-    "canary", CanaryAnswer, Route("POST", "/canary", CanaryBody.__doc__, "object")
+FREEZE: Final = Operation[[Mapping[str, object]], FreezeAnswer](
+    "freeze", FreezeAnswer, Route("POST", "/freeze", FreezeRequest.__doc__, "object")
+)
+CANARY: Final = Operation[[Mapping[str, object]], CanaryAnswer](
+    "canary", CanaryAnswer, Route("POST", "/canary", CanaryRequest.__doc__, "object")
 )
 IMPORT: Final = Operation[[bytes, Sequence[str]], ImportAnswer](
     "import_learned",

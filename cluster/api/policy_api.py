@@ -60,13 +60,8 @@ class Policy(Protocol):
         ...
 
 
-def anybody() -> None:
-    """Readers who need no token."""
-    return
-
-
 def create_policy_api(
-    policy: Policy, token: Callable[[], SecretStr | None], readers: Callable[[], tuple[SecretStr, ...] | None] = anybody
+    policy: Policy, token: Callable[[], SecretStr | None], readers: Callable[[], tuple[SecretStr, ...] | None] = lambda: None
 ) -> FastAPI:
     """The API. `token` is called on every write, `readers` on every read (None: anybody may).
 

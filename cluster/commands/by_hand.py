@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Final, cast
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
 
 from nightjar.cluster.api.http_client import DEFAULT_URL
-from nightjar.cluster.api.operations import CANARY, FREEZE, MODE, CanaryBody, FreezeBody, ModeBody
+from nightjar.cluster.api.operations import CANARY, FREEZE, MODE, Body
 from nightjar.cluster.commands.options import Output, OutputOption, TokenOption, UrlOption, call, escaped
 from nightjar.cluster.display.times import format_duration, parse_duration
 from nightjar.policy.wire.status import NO_NEW
@@ -116,7 +116,7 @@ def mode(
         raise typer.BadParameter("give --application or --replica, not both")
     scope = "replica" if replica else "application" if application else "fleet"
     name = replica or application
-    request: ModeBody = {"mode": value, "scope": scope, "name": name, "for_s": for_s, "reason": reason}
+    request: Body = {"mode": value, "scope": scope, "name": name, "for_s": for_s, "reason": reason}
     if max_step_ms is not None:
         request["max_step_ms"] = max_step_ms
     if planner:
@@ -158,7 +158,7 @@ def freeze(
     """
     if end and for_s is not None:
         raise typer.BadParameter("give --end or --for, not both")
-    request: FreezeBody = {"frozen": not end, "reason": reason}
+    request: Body = {"frozen": not end, "reason": reason}
     if for_s is not None:
         request["for_s"] = for_s
     answer = call(url, token, {"for_s": "--for", "reason": "--reason"}, FREEZE, request)
@@ -227,7 +227,7 @@ def canary(
         "for_s": for_s,
         "block_s": block_s,
     }
-    request = cast("CanaryBody", {name: value for name, value in given.items() if value is not None})
+    request: Body = {name: value for name, value in given.items() if value is not None}
     if (promote or end) and (request or (promote and end)):
         raise typer.BadParameter("give --promote, --end, or what is to be tried, one of them")
     request["do"] = "promote" if promote else "end" if end else "begin"

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from nightjar.cluster.api.operations import ModeBody, checked, refused
+from nightjar.cluster.api.operations import Body, CanaryRequest, checked, refused
 from nightjar.policy.canary.order import CANARY_SETTINGS, MAX_SHARE, CanaryOrder, arms_of
 from nightjar.policy.canary.trial import begin
 from nightjar.policy.controller import Controller
@@ -20,25 +18,7 @@ from nightjar.policy.issuing import Slot
 from nightjar.policy.modes import ModeOverride, check_limit, check_pin, effective_mode, fleet_override
 from nightjar.policy.state import FleetState
 from nightjar.policy.trying import with_canary
-from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.operator import MaxStepMs, OperatorSettings, SettingsError, parse_operator_settings
-from nightjar.policy.wire.record import Reason
-
-
-class CanaryRequest(BaseModel):
-    """One call of `canary`. All but `do` and `reason` say what is tried and by whom; `for_s` None runs until somebody ends it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    do: Literal["begin", "end", "promote"] = "begin"
-    mode: Mode | None = None
-    max_step_ms: MaxStepMs | None = None
-    settings: dict[str, float | int | str] = Field(default_factory=dict)
-    share: Annotated[float, Field(gt=0.0, le=MAX_SHARE)] | None = None
-    application: Annotated[str, Field(max_length=256)] = ""
-    for_s: Annotated[float, Field(gt=0, le=31_536_000)] | None = None
-    block_s: Annotated[float, Field(ge=1.0, le=600.0)] = 10.0
-    reason: Reason = ""
+from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse_operator_settings
 
 
 def parse_canary_request(values: Mapping[str, object]) -> CanaryRequest:
@@ -66,7 +46,7 @@ class Asked:
     """What a request leads to: the fleet after it, and the override that promotes what was tried, as `set_mode` takes it."""
 
     fleet: FleetState
-    override: ModeBody | None = None
+    override: Body | None = None
 
 
 def answered(values: Mapping[str, object], controller: Controller, now_s: float) -> Asked:
@@ -123,7 +103,7 @@ def ended(fleet: FleetState, how: Literal["ended", "promoted"], now_s: float) ->
     return with_canary(fleet, fleet.canary.ended(how, now_s))
 
 
-def promotion(fleet: FleetState, settings: OperatorSettings, overrides: Sequence[ModeOverride], now_s: float) -> ModeBody:
+def promotion(fleet: FleetState, settings: OperatorSettings, overrides: Sequence[ModeOverride], now_s: float) -> Body:
     """The override that gives what is tried to all it is meant for: the application, where a share of it tries, else the fleet.
 
     What was not tried stays as it is by hand: the mode, and the fleet's planner. Raises OperationError.
@@ -138,7 +118,7 @@ def promotion(fleet: FleetState, settings: OperatorSettings, overrides: Sequence
     is_share_of_one = order.share is not None and bool(order.application)
     application = order.application if is_share_of_one else ""
     mode = order.mode or effective_mode("", application, settings.mode, overrides, now_s)[0]
-    request: ModeBody = {"mode": str(mode), "reason": "canary promoted"}
+    request: Body = {"mode": str(mode), "reason": "canary promoted"}
     by_hand = fleet_override(overrides, now_s)
     if is_share_of_one:
         request["scope"], request["name"] = "application", application

@@ -8,42 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from nightjar.cluster.api.operations import checked, refused
+from nightjar.cluster.api.operations import ModeRequest, checked, refused
 from nightjar.policy.issuing import Slot
 from nightjar.policy.modes import MAX_OVERRIDES, ModeOverride, check_limit, check_pin, check_planner, fleet_override, set_override
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.operator import MaxStepMs, OperatorSettings, PlannerName
-from nightjar.policy.wire.record import Reason
-from nightjar.policy.wire.status import OverrideStatus, Scope, shown_name
-
-
-class ModeRequest(BaseModel):
-    """One call of `set_mode`. `mode` None takes an override back; `for_s` None holds until somebody does.
-
-    `learned`: whether planners go on from what they know, or all of them begin anew.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    mode: Mode | None
-    scope: Scope = "fleet"
-    name: Annotated[str, Field(max_length=256)] = ""
-    max_step_ms: MaxStepMs | None = None
-    planner: PlannerName | None = None
-    learned: Literal["keep", "reset"] = "keep"
-    for_s: Annotated[float, Field(gt=0, le=31_536_000)] | None = None
-    reason: Reason = ""
-
-    def __str__(self) -> str:
-        lasting = f" for {self.for_s:g} s" if self.for_s else ""
-        words = f" ({self.reason})" if self.reason else ""
-        learned = ", what was learned is reset" if self.learned == "reset" else ""
-        whom = f"{self.scope} {self.name}".rstrip()
-        return f"{whom} {self.mode or 'default'}{_planner(self.planner)}{_limit(self.max_step_ms)}{lasting}{learned}{words}"
+from nightjar.policy.wire.operator import OperatorSettings, PlannerName
+from nightjar.policy.wire.status import OverrideStatus, shown_name
 
 
 def parse_mode_request(values: Mapping[str, object], slots: Mapping[str, Slot], settings: OperatorSettings) -> ModeRequest:
@@ -92,6 +65,15 @@ def apply_request(
     if len(changed) > MAX_OVERRIDES:
         raise refused(f"name: {request.name!r} would be override {len(changed)}, at most {MAX_OVERRIDES} hold at once")
     return changed, override
+
+
+def request_in_words(request: ModeRequest) -> str:
+    """`fleet auto, planner nightjar for 1800 s (trial)`, for the journal."""
+    lasting = f" for {request.for_s:g} s" if request.for_s else ""
+    words = f" ({request.reason})" if request.reason else ""
+    learned = ", what was learned is reset" if request.learned == "reset" else ""
+    whom = f"{request.scope} {request.name}".rstrip()
+    return f"{whom} {request.mode or 'default'}{_planner(request.planner)}{_limit(request.max_step_ms)}{lasting}{learned}{words}"
 
 
 def in_words(override: ModeOverride) -> str:

@@ -9,14 +9,12 @@ what no operator has set anew here is taken up.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field
 
-from nightjar.cluster.api.operations import CanaryAnswer, ConfigureAnswer, FreezeAnswer, ModeAnswer, checked, refused
+from nightjar.cluster.api.operations import CanaryAnswer, ConfigureAnswer, FreezeAnswer, FreezeRequest, ModeAnswer, checked, refused
 from nightjar.cluster.operator.canary import answered
-from nightjar.cluster.operator.overrides import apply_request, in_words, override_status, parse_mode_request
+from nightjar.cluster.operator.overrides import apply_request, in_words, override_status, parse_mode_request, request_in_words
 from nightjar.cluster.storage.checkpoint import Canaries, Checkpoint, Remembered
 from nightjar.cluster.storage.handover import FREEZE, MAX_HELD_PLANS, Beginning, ByHand, not_known
 from nightjar.cluster.storage.learned_file import About
@@ -26,20 +24,10 @@ from nightjar.policy.freeze import Freeze, HeldPlan
 from nightjar.policy.modes import MAX_OVERRIDES, live_overrides
 from nightjar.policy.state import FleetState
 from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse_operator_settings
-from nightjar.policy.wire.record import MAX_REASON_LENGTH, Reason, to_plain
+from nightjar.policy.wire.record import MAX_REASON_LENGTH, to_plain
 from nightjar.policy.wire.status import NO_NEW
 
 log = structlog.get_logger(__name__)
-
-
-class FreezeRequest(BaseModel):
-    """One call of `freeze`: begin (or prolong) a freeze, or end the one in force. `for_s` None holds until somebody ends it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
-
-    frozen: bool
-    for_s: Annotated[float, Field(gt=0, le=31_536_000)] | None = None
-    reason: Reason = ""
 
 
 class OperatorState:
@@ -170,7 +158,9 @@ class OperatorState:
             policy.forget()
         self._note_said((request.scope, request.name))
         self._checkpoint.keep(overrides=policy.overrides)
-        return {"override": to_plain(override_status(override, now_s)) if override else None}, f"override: {request}"
+        return {
+            "override": to_plain(override_status(override, now_s)) if override else None
+        }, f"override: {request_in_words(request)}"
 
     def set_freeze(self, values: Mapping[str, object], now_s: float) -> tuple[FreezeAnswer, str]:
         """Begin, prolong or end a freeze. It holds the plans that the fleet runs."""

@@ -16,8 +16,8 @@ import httpx
 from pydantic import SecretStr
 
 from nightjar.cluster.api.http_client import HttpClient
-from nightjar.cluster.api.operations import IMPORT, LEARNED, MODE, STATUS, ModeBody, OperationError
 from nightjar.loadtests.arms.arm import Arm, TurnError
+from nightjar.cluster.api.operations import IMPORT, LEARNED, MODE, STATUS, Body, OperationError
 from nightjar.policy.wire.status import FleetStatus, OverrideStatus
 
 PATIENCE_S: Final = 60.0
@@ -105,7 +105,7 @@ class Session:
         if resets and self._learned_file is not None and not self._learned_file.exists():
             self._learned_file.write_bytes(self._api.call(LEARNED))
         self._has_reset |= resets
-        request: ModeBody = {"mode": str(arm.mode), "scope": "fleet", "reason": self._reason}
+        request: Body = {"mode": str(arm.mode), "scope": "fleet", "reason": self._reason}
         if for_s is not None:
             request["for_s"] = for_s
         if arm.planner is not None:
@@ -169,12 +169,12 @@ def not_applied(status: FleetStatus, arm: Arm, replicas: int, set_for_s: float) 
     return ""
 
 
-def put_back_request(before: OverrideStatus | None, since_s: float) -> ModeBody:
+def put_back_request(before: OverrideStatus | None, since_s: float) -> Body:
     """The body that sets again what was set by hand `since_s` ago; what would have ended meanwhile is taken back."""
     left_s = before.seconds_left - since_s if before is not None and before.seconds_left is not None else None
     if before is None or (left_s is not None and left_s <= 0):
         return {"mode": "default", "scope": "fleet"}
-    request: ModeBody = {"mode": str(before.mode), "scope": "fleet", "reason": before.reason}
+    request: Body = {"mode": str(before.mode), "scope": "fleet", "reason": before.reason}
     if left_s is not None:
         request["for_s"] = left_s
     if before.planner is not None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 pytest.importorskip("ray")
-from nightjar.cluster.api.operations import CANARY, FREEZE, CanaryBody
+from nightjar.cluster.api.operations import CANARY, FREEZE, Body
 from nightjar.cluster.storage.journal import JournalEntry
 from nightjar.loadtests.load.regimes import Phase, Regime
 from nightjar.loadtests.simulation.campaign.scenes import nominal_of, workload
@@ -122,7 +122,7 @@ def _canaries_under_load(cluster: FleetCluster) -> tuple[FleetStatus, Tried, Tri
 
 def _try(cluster: FleetCluster, names: Sequence[str], tried: str, over: str, phase: str) -> Tried:
     """A canary until it has come to that phase, and everybody runs what follows from it."""
-    asked: CanaryBody = {"mode": tried, "share": 1 / REPLICAS, "block_s": BLOCK_S}
+    asked: Body = {"mode": tried, "share": 1 / REPLICAS, "block_s": BLOCK_S}
     serving.ask_policy(CANARY, asked)
     members = serving.until(_members_that_try, within_s=PATIENCE_S, what="a canary past its baseline")
     serving.until(lambda: _canary().phase == phase, within_s=PATIENCE_S, what=f"a canary that is {phase}")
