@@ -16,8 +16,8 @@ import httpx
 from pydantic import SecretStr
 
 from nightjar.cluster.api.http_client import HttpClient
-from nightjar.loadtests.arms.arm import Arm, TurnError
 from nightjar.cluster.api.operations import IMPORT, LEARNED, MODE, STATUS, Body, OperationError
+from nightjar.loadtests.arms.arm import Arm, TurnError
 from nightjar.policy.wire.status import FleetStatus, OverrideStatus
 
 PATIENCE_S: Final = 60.0
