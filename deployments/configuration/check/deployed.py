@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from nightjar.deployments.configuration.check.engine_facts import variables_in
-from nightjar.deployments.configuration.check.findings import Place
+from nightjar.deployments.configuration.check.findings import Finding, Place
 from nightjar.deployments.configuration.check.placement import Demand, demand_of, replicas_in_words
-from nightjar.deployments.llm_config import DEPLOYMENT_NAME, LLMConfig
+from nightjar.deployments.llm_config import DEPLOYMENT_NAME, LLMConfig, parse_local_mode
 
 ENTRY: Final[Place] = ("args", "llm_configs", 0)
 OPTIONS: Final[Place] = (*ENTRY, "deployment_config")
@@ -83,3 +83,11 @@ def _overrides(application: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, 
     for number, override in enumerate(application.get("deployments") or ()):
         if override.get("name") == DEPLOYMENT_NAME:
             yield number, {option: value for option, value in override.items() if option != "name"}
+
+
+def kill_switch_findings(options: Mapping[str, Any], place: Place) -> Iterator[Finding]:
+    """What keeps the `user_config` of a deployment's options from being a kill switch."""
+    try:
+        parse_local_mode(options.get("user_config"))
+    except ValueError as error:
+        yield Finding("error", (*place, "user_config"), f"{error}; correct it, or take it out")

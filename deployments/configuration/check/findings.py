@@ -15,7 +15,6 @@ from typing import Any, Final, Literal, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
-from nightjar.deployments.llm_config import parse_local_mode
 from nightjar.policy.wire.record import without_credentials
 
 _MANY: Final = 24
@@ -63,14 +62,6 @@ def schema_findings(model: type[BaseModel], values: object, place: Place) -> Ite
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             yield Finding("error", (*place, *_place_of(detail)), _message(model, detail))
-
-
-def kill_switch_findings(options: Mapping[str, Any], place: Place) -> Iterator[Finding]:
-    """What keeps the `user_config` of a deployment's options from being a kill switch."""
-    try:
-        parse_local_mode(options.get("user_config"))
-    except ValueError as error:
-        yield Finding("error", (*place, "user_config"), f"{error}; correct it, or take it out")
 
 
 def no_such_name(name: str, value: object, allowed: Iterable[str], what: str = "field") -> str:

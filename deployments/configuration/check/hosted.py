@@ -15,6 +15,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from nightjar.deployments.configuration.check.carried import ARGUMENTS, LOADING, MODEL
+from nightjar.deployments.configuration.check.deployed import kill_switch_findings
 from nightjar.deployments.configuration.check.engine_facts import drafter_kind, engine_facts, severity_of_absence, variables_in
 from nightjar.deployments.configuration.check.engine_schema import (
     ENGINE_ARGUMENTS,
@@ -26,7 +27,6 @@ from nightjar.deployments.configuration.check.findings import (
     Finding,
     Place,
     ServedOn,
-    kill_switch_findings,
     near_name,
     no_such_name,
     schema_findings,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from nightjar.deployments.configuration.check.carried import misfits
-from nightjar.deployments.configuration.check.deployed import ENTRY, OPTIONS, DeployedModel, as_deployed
+from nightjar.deployments.configuration.check.deployed import ENTRY, OPTIONS, DeployedModel, as_deployed, kill_switch_findings
 from nightjar.deployments.configuration.check.engine_facts import (
     EngineOutlook,
     drafter_kind,
@@ -32,7 +32,6 @@ from nightjar.deployments.configuration.check.findings import (
     Finding,
     Place,
     ServedOn,
-    kill_switch_findings,
     no_such_name,
     schema_findings,
     shown,
