@@ -12,9 +12,7 @@ import structlog
 
 from nightjar.cluster.api.operations import EXPLAIN, OperationError
 from nightjar.cluster.operator.overrides import override_status
-from nightjar.cluster.operator.state import OperatorState
 from nightjar.cluster.service.memory_kills import MemoryKills
-from nightjar.cluster.service.seed_from import SeedFrom, is_policy
 from nightjar.cluster.storage.journal import Journal
 from nightjar.cluster.storage.recorder import Recorder
 from nightjar.policy.controller import Controller
@@ -69,18 +67,24 @@ class AboutService:
     journal: Journal
     recorder: Recorder
     memory_kills: MemoryKills
-    operator: OperatorState
-    seed_from: SeedFrom
     refusals: Refusals = field(default_factory=Refusals)
     reports: int = 0
 
 
-def status_of(about: AboutService, controller: Controller, now_s: float) -> FleetStatus:
+def status_of(
+    about: AboutService,
+    controller: Controller,
+    now_s: float,
+    *,
+    settings_error: str,
+    seed_problem: str,
+    seed_notice: str,
+    not_known_before: str,
+) -> FleetStatus:
     """The fleet, its groups and every replica as of `now_s`."""
     fleet, settings, slots = controller.state, controller.settings, controller.issuer.slots
     groups, replicas = fleet_status(fleet, controller.decisions, now_s)
     memory_kills, last_memory_kill = about.memory_kills.of_late(now_s)
-    asks_policy, is_first_reading = is_policy(settings.seed_from), about.seed_from.is_first_reading
     reporting = {slot.application for slot in slots.values()}
     return FleetStatus(
         policy=PolicyStatus(
@@ -100,15 +104,15 @@ def status_of(about: AboutService, controller: Controller, now_s: float) -> Flee
             last_refusal=about.refusals.last,
             memory_kills=memory_kills,
             last_memory_kill=last_memory_kill,
-            settings_error=about.operator.settings_error,
-            seed_problem=about.seed_from.problem,
-            seed_notice=about.seed_from.notice,
+            settings_error=settings_error,
+            seed_problem=seed_problem,
+            seed_notice=seed_notice,
             waiting_groups=tuple(fleet.waiting),
             unknown_applications=tuple(name for name in settings.max_step_ms_per_application if name not in reporting),
             freeze=freeze.status(now_s) if (freeze := fleet.freeze) is not None else None,
             canary=canary.status(now_s) if (canary := fleet.canary) is not None else None,
             past_canaries=fleet.past_canaries,
-            not_known_before=about.operator.not_known_before(now_s, asks_policy=asks_policy, is_first_reading=is_first_reading),
+            not_known_before=not_known_before,
         ),
         overrides=tuple(override_status(override, now_s) for override in live_overrides(controller.overrides, now_s)),
         groups=groups,

@@ -99,9 +99,7 @@ class PolicyService:
         self._seed_from = SeedFrom(
             read_seed, self._take_seed, lambda file: file.about.fleet_id == self._fleet_id, self._heed_predecessor
         )
-        self._about = AboutService(
-            identity, now_s, now_s, journal, recorder or Recorder(), memory_kills or MemoryKills(), self._operator, self._seed_from
-        )
+        self._about = AboutService(identity, now_s, now_s, journal, recorder or Recorder(), memory_kills or MemoryKills())
         self._kept_waiting = self._controller.state.waiting
         self._handlers = dict(
             (
@@ -289,7 +287,18 @@ class PolicyService:
 
     def status(self) -> FleetStatus:
         """The fleet, its groups and every replica as of now."""
-        return status_of(self._about, self._controller, self._clock())
+        now_s, asks_policy = self._clock(), is_policy(self._settings.seed_from)
+        return status_of(
+            self._about,
+            self._controller,
+            now_s,
+            settings_error=self._operator.settings_error,
+            seed_problem=self._seed_from.problem,
+            seed_notice=self._seed_from.notice,
+            not_known_before=self._operator.not_known_before(
+                now_s, asks_policy=asks_policy, is_first_reading=self._seed_from.is_first_reading
+            ),
+        )
 
     def starting_mode(self, replica_id: str, application: str) -> Mode:
         """The mode that a replica gets that starts now."""
