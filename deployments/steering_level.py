@@ -11,7 +11,9 @@ from typing import Final, NamedTuple
 
 from nightjar.deployments.drafter_kinds import kind_of
 from nightjar.deployments.engine.start.arguments import EngineArguments
+from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.report import DrafterState, EngineSnapshot, Layer, SteeringLevel
+from nightjar.policy.words import in_words
 
 ONLY_OBSERVING: Final = "an engine that starts in shadow with graphs only observes: leaving shadow needs a new start"
 
@@ -47,7 +49,7 @@ def level_now(at_start: Steered, drafter_kind: str, snapshot: EngineSnapshot) ->
     if at_start.level is SteeringLevel.PLAINLY:
         return at_start
     if snapshot.fault:
-        return Steered(SteeringLevel.PLAINLY, snapshot.fault_in_words)
+        return Steered(SteeringLevel.PLAINLY, in_words((because(Code.FAULT, snapshot.fault),)))
     stays = kind_of(drafter_kind).can_sleep and snapshot.drafter_state is DrafterState.IN_SYNC
     if at_start.level is SteeringLevel.FULLY and stays:
         return Steered(SteeringLevel.WITHOUT_SLEEPING, snapshot.drafter.reason, _awake(at_start.layers))

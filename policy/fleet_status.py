@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
 
+from nightjar.policy.causes import beside_plan, of_plan, of_replica, warnings
 from nightjar.policy.estimate.gained import gained, measured
 from nightjar.policy.estimate.goodput import Floats
-from nightjar.policy.planners.base import NOT_MEASURED, batch_range, told_arms, why_not_known
+from nightjar.policy.planners.base import told_arms
 from nightjar.policy.prediction import predict
 from nightjar.policy.restarts.leases import GroupRestarts
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
-from nightjar.policy.trials import in_words
 from nightjar.policy.wire.batch_buckets import bucket_range
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import MAX_REASON_LENGTH
-from nightjar.policy.wire.settings import Settings, Table
+from nightjar.policy.wire.settings import Settings
 from nightjar.policy.wire.status import (
     CellStatus,
     GainedStatus,
@@ -29,12 +29,11 @@ from nightjar.policy.wire.status import (
     RestartsStatus,
     WaitingWishStatus,
 )
+from nightjar.policy.words import NOT_MEASURED, has_guesses, in_words
 
 MAX_GOODPUT_MODELS: Final = 32
 """Groups whose goodput model and gain are told, the largest first: up to 24 batch buckets by 33 K each, so that a status stays
 below a few MB and takes a few milliseconds."""
-DISTRUSTED: Final = "its step times are twice or half the other replicas', so its measurements do not count: look at its card"
-"""Said of a replica that the others of its group contradict (policy.estimate.pooling)."""
 
 
 def fleet_status(
@@ -82,7 +81,7 @@ def _group(
                 clean_steps=cell.steps,
             )
         )
-    predicted = predict(group, members.values())
+    why, beside, predicted = of_plan(group), beside_plan(group), predict(group, members.values())
     decided = [(member, decisions[name].mode) for name, member in members.items() if name in decisions]
     return GroupStatus(
         group_id=group_id,
@@ -98,9 +97,10 @@ def _group(
         predicted_present_tokens_per_s=predicted.present if predicted is not None else None,
         gained=_gained(group, now_s) if with_model else (),
         imported_cells=len(group.imported.cells),
-        not_known=next(filter(None, (group.not_known(member, mode) for member, mode in decided)), ""),
+        not_known=in_words(next(filter(None, (group.not_known(member, mode) for member, mode in decided)), ())),
         restarts=_restarts(group.restarts, members, now_s),
-        reason="; ".join(part for part in (*_plan_in_words(group), _restarts_in_words(group), _imported(group)) if part),
+        causes=(*why, *beside),
+        reason="; ".join(filter(None, (in_words(why), NOT_MEASURED if has_guesses(why) else "", in_words(beside)))),
     )
 
 
@@ -175,30 +175,8 @@ def _wish(replica_id: str, replica: ReplicaState | None, waiting_s: float) -> Wa
     )
 
 
-def _plan_in_words(group: GroupState) -> tuple[str, ...]:
-    """The plan's reasons, and what their marks mean."""
-    if group.plan is None:
-        return ()
-    reasons = group.plan.reasons or (group.plan.summary,)
-    if group.plan.reasons and (why := why_not_known(group.evidence, range(group.key.max_num_speculative_tokens + 1))):
-        return (f"{group.plan.summary}, by the odds: {why}",)
-    return (*reasons, NOT_MEASURED) if any("~" in reason for reason in reasons) else reasons
-
-
-def _imported(group: GroupState) -> str:
-    """`12 of 14 cells imported, not measured here`; empty where none is."""
-    cells = len(group.imported.cells)
-    return f"{cells} of {len(group.evidence.cells)} cells imported, not measured here" if cells else ""
-
-
-def _restarts_in_words(group: GroupState) -> str:
-    """`restarts: 2 of 3 granted`; empty where none is wished or in flight."""
-    granted, waiting = len(group.restarts.open_leases), len(group.restarts.waiting_since_s)
-    return f"restarts: {granted} of {granted + waiting} granted" if granted or waiting else ""
-
-
 def _replica(replica_id: str, replica: ReplicaState, group: GroupState, decision: Settings | None, now_s: float) -> ReplicaStatus:
-    report, snapshot = replica.report, replica.report.snapshot
+    report, snapshot, causes = replica.report, replica.report.snapshot, of_replica(replica, group, decision)
     mode = report.local_mode or (decision.mode if decision is not None else None)
     return ReplicaStatus(
         replica_id=replica_id,
@@ -217,57 +195,16 @@ def _replica(replica_id: str, replica: ReplicaState, group: GroupState, decision
         generated_tokens_per_s=replica.generated_tokens_per_s,
         report_age_s=max(now_s - replica.heard_at_s, 0.0),
         settings_version=snapshot.settings_version,
-        reason=_reason(replica, group, decision),
-        warning=_joined(_warnings(replica, group)),
+        causes=causes,
+        reason=in_words(causes)[:MAX_REASON_LENGTH],
+        warning=in_words(warnings(replica, group))[:MAX_REASON_LENGTH],
         max_step_ms=replica.limit.max_step_ms if replica.limit is not None else None,
         limit_decides=group.limit_decides(replica),
-        decision_reason=snapshot.decision_reason,
+        step_causes=snapshot.causes,
+        decision_reason=in_words(snapshot.causes),
         steering=report.steering,
         steering_reason=report.steering_reason,
         layers=report.layers,
         engine_id=snapshot.counters.engine_id,
         totals=snapshot.counters.totals,
     )
-
-
-def _reason(replica: ReplicaState, group: GroupState, decision: Settings | None) -> str:
-    """The last decision in words, for the batch the replica runs now."""
-    report = replica.report
-    if decision is None:
-        return "heard of since the last decision"
-    words = decision.reason
-    batch = report.snapshot.load.decode_batch_size
-    plan = group.plan_of(replica)
-    if batch and decision.mode.kind in {"auto", "shadow"} and plan is not None and not report.serving_plainly:
-        words = plan.reason(batch)
-        if isinstance(decision.plan, Table) and decision.plan.segments:
-            words += f"; {in_words(decision.plan.segments)}"
-        if decision.restarts.reason:
-            words += f"; {decision.restarts.reason}"
-        if decision.mode.kind == "shadow":
-            words = group.not_known(replica, decision.mode) or words
-            words = f"shadow, nothing is touched: {words}"
-    return _joined((*_warnings(replica, group), words))
-
-
-def _warnings(replica: ReplicaState, group: GroupState) -> tuple[str, ...]:
-    """What an operator may have to act on, each in words, empty where it is not so."""
-    report = replica.report
-    held = ", ".join(batch_range(*bucket_range(bucket, report.group.max_num_seqs)) for bucket in report.snapshot.held_buckets)
-    kill_switch = ""
-    if report.local_mode is not None:
-        slower = report.local_mode.why_slow(report.group.graph_tiers)
-        kill_switch = f"mode {report.local_mode} set in the replica's own user_config overrides"
-        kill_switch += f" ({slower})" if slower else ""
-    return (
-        report.notice,
-        report.snapshot.fault_in_words,
-        DISTRUSTED if report.replica_id in group.contributions.distrusted else "",
-        f"the guard holds batch {held} off: speculation measured worse than off" if held else "",
-        kill_switch,
-        f"K limited by {replica.limit}" if group.limit_decides(replica) else "",
-    )
-
-
-def _joined(parts: Iterable[str]) -> str:
-    return "; ".join(filter(None, parts))[:MAX_REASON_LENGTH]

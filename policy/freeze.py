@@ -8,38 +8,49 @@ drafter in every engine; leases in flight run out. Fails towards off: a group th
 
 from __future__ import annotations
 
-from typing import Final, Self
+from typing import Self
 
 from pydantic import Field
 
 from nightjar.policy.planners.base import GroupPlan, one_length
+from nightjar.policy.wire.cause import MAX_CAUSES, Code, SomeCauses, because
 from nightjar.policy.wire.operator import OperatorSettings, PlannerName
 from nightjar.policy.wire.record import MAX_REASON_LENGTH, Reason, Record
 from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.settings import Local, Plan, Table
 from nightjar.policy.wire.status import FreezeStatus
-
-UNPLANNED: Final = "off: the fleet was frozen before this group had a plan"
+from nightjar.policy.words import in_words
 
 
 class HeldPlan(Record):
-    """The plan of one group as it was when the freeze began, and the planner that it is of."""
+    """The plan of one group as it was when the freeze began, and the planner that it is of.
+
+    `summary` says `why` in words, to releases before this one; what they stored has no more.
+    """
 
     planner: PlannerName
     plan: Plan
     summary: Reason
+    why: SomeCauses = ()
 
     @classmethod
     def of(cls, plan: GroupPlan, planner: str) -> Self:
         """The storable form of a plan. Its reasons by batch are left out: they tell of numbers that age."""
         table = plan.local or Table(rows=plan.rows, mixed_rows=plan.mixed_rows)
-        return cls.model_validate({"planner": planner, "plan": table, "summary": plan.summary[:MAX_REASON_LENGTH]})
+        values = {
+            "planner": planner,
+            "plan": table,
+            "summary": in_words(plan.summary)[:MAX_REASON_LENGTH],
+            "why": plan.summary[:MAX_CAUSES],
+        }
+        return cls.model_validate(values)
 
     def group_plan(self) -> GroupPlan:
         """The plan as the group runs it."""
+        why = self.why or (because(Code.OTHER, self.summary),)
         if isinstance(self.plan, Local):
-            return GroupPlan((), self.summary, local=self.plan)
-        return GroupPlan(self.plan.rows, self.summary, mixed_rows=self.plan.mixed_rows)
+            return GroupPlan((), why, local=self.plan)
+        return GroupPlan(self.plan.rows, why, mixed_rows=self.plan.mixed_rows)
 
 
 class Freeze(Record):
@@ -73,7 +84,7 @@ class Freeze(Record):
     def plan_of(self, group_id: str, key: GroupKey, present: GroupPlan | None) -> GroupPlan:
         """The plan that a group runs while it lasts: `present`, with all its reasons, where that is the held one."""
         held = self.plans.get(group_id)
-        wanted = held.group_plan() if held is not None else GroupPlan(one_length(0, key.max_num_seqs), UNPLANNED)
+        wanted = held.group_plan() if held is not None else GroupPlan(one_length(0, key.max_num_seqs), (because(Code.UNPLANNED),))
         if present is not None and (present.rows, present.mixed_rows, present.local) == (
             wanted.rows,
             wanted.mixed_rows,

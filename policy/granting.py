@@ -16,6 +16,7 @@ from nightjar.policy.restarts.budget import TTL_EXTRA_S, reloads_by_node
 from nightjar.policy.restarts.leases import PlanGoodput, Restarter, decide_restarts
 from nightjar.policy.state import FleetState, GroupState, PlanVariant, ReplicaState
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, buckets_up_to
+from nightjar.policy.wire.cause import Code
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.settings import RestartLimits
@@ -25,19 +26,19 @@ from nightjar.policy.wire.settings import RestartLimits
 class MayGrant:
     """What groups that decide one after the other share: the nodes' reloads in flight, and whether anything may be granted."""
 
-    why_none: str
-    """Why nothing may be granted; empty where it may."""
+    why_none: Code | None
+    """Why nothing may be granted; None where it may."""
     reloads_on_node: Mapping[str, int]
 
     @classmethod
     def of(cls, state: FleetState, settings: OperatorSettings, now_s: float) -> Self:
         """At the beginning of a decision."""
         leases = (held for group in state.groups.values() for held in group.restarts.open_leases if now_s < held.ends_at_s)
-        why_none = ""
+        why_none = None
         if state.quiet_since_s is not None and now_s - state.quiet_since_s < settings.max_lease_ttl_s:
-            why_none = "a new policy grants none yet"
+            why_none = Code.NEW_POLICY
         elif state.freeze is not None and state.freeze.is_live(now_s):
-            why_none = "none is granted while the fleet is frozen"
+            why_none = Code.FROZEN
         return cls(why_none, reloads_by_node(leases))
 
     def after(self, before: GroupState, now: GroupState, now_s: float) -> Self:

@@ -17,16 +17,16 @@ from nightjar.policy.freeze import Freeze
 from nightjar.policy.granting import MayGrant, group_restarts
 from nightjar.policy.intake import counted_under
 from nightjar.policy.learning import learn
-from nightjar.policy.modes import ModeOverride, effective_mode, fleet_override, limit_of, live_overrides, with_planner
+from nightjar.policy.modes import ModeOverride, effective_mode, fleet_override, limit_of, live_overrides, slower, with_planner
 from nightjar.policy.planners import LEARNING_PLANNERS
-from nightjar.policy.planners.base import one_length, speculation
+from nightjar.policy.planners.base import one_length
 from nightjar.policy.seeding import with_own_price
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
-from nightjar.policy.trials import in_words
+from nightjar.policy.trials import measuring
 from nightjar.policy.trying import Tried, tried_in
+from nightjar.policy.wire.cause import MAX_CAUSES, Causes, Code, because
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
-from nightjar.policy.wire.record import MAX_REASON_LENGTH
 from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.settings import ExplorationSegment, Plan, RestartLimits, Settings, Table
 
@@ -190,7 +190,7 @@ def _decisions(
         its = own_settings.get(replica_id, operator)
         same = modes[replica_id], replica.report.serving_plainly, id(variant.plan), variant.why_apart, mine, restarts, id(its)
         if same not in shared:
-            plan, allowed, dwell_steps, reason = _planned(group, group_plan, replica, *modes[replica_id], mine, its)
+            plan, allowed, dwell_steps, causes = _planned(group, group_plan, replica, *modes[replica_id], mine, its)
             shared[same] = Settings(
                 mode=modes[replica_id][0],
                 plan=plan,
@@ -200,7 +200,7 @@ def _decisions(
                 exchange_period_s=its.exchange_period_s,
                 restarts=restarts,
                 offload=its.offload_rules(),
-                reason=reason[:MAX_REASON_LENGTH],
+                causes=causes[:MAX_CAUSES],
             )
         decisions[replica_id] = shared[same]
     return decisions
@@ -214,38 +214,40 @@ def _planned(
     who: str,
     mine: tuple[ExplorationSegment, ...],
     operator: OperatorSettings,
-) -> tuple[Plan, tuple[int, ...], int, str]:
+) -> tuple[Plan, tuple[int, ...], int, Causes]:
     """The plan of a replica, the K that it allows, how many steps a K is held before it rises, and why."""
     key = group.key
     arms = operator.arms(key.max_num_speculative_tokens, key.graph_tiers)
     if replica.report.serving_plainly or mode.kind in {"off", "pin"}:
-        length, reason = _by_mode(mode, who, replica.report.serving_plainly, key)
+        length, causes = _by_mode(mode, who, replica.report.serving_plainly, key)
         table = Table(rows=one_length(length, key.max_num_seqs))
-        return table, tuple(sorted({length}.union(arms))), operator.dwell_steps, reason
+        return table, tuple(sorted({length}.union(arms))), operator.dwell_steps, causes
     variant = group.variant(replica)
     assert variant.plan is not None
     assert group.plan is not None
     rows, mixed_rows = variant.plan.rows, variant.plan.mixed_rows
-    summary = f"{variant.plan.summary} ({variant.why_apart})" if variant.why_apart else variant.plan.summary
-    reason = f"{operator.planner}: {summary}" + (f"; {in_words(mine)}" if mine else "")
-    if mode.kind == "shadow":
-        reason = f"mode shadow set by {who}, nothing is touched; {reason}"
+    shadow = (*_set_by(mode, who), because(Code.UNTOUCHED)) if mode.kind == "shadow" else ()
+    planner = because(Code.PLANNER, operator.planner)
+    causes = (*shadow, planner, *variant.plan.summary, *variant.why_apart, *measuring(mine))
     plan = group_plan
     if variant.why_apart or mine:
         plan = Table(rows=rows, mixed_rows=mixed_rows, segments=mine, off_steps=group.off_steps)
     allowed = tuple(sorted({row.num_speculative_tokens for row in (*rows, *mixed_rows)}.union(arms)))
-    return plan, allowed, 0 if group.plan.local else operator.dwell_steps, reason
+    return plan, allowed, 0 if group.plan.local else operator.dwell_steps, causes
 
 
-def _by_mode(mode: Mode, who: str, serving_plainly: str, key: GroupKey) -> tuple[int, str]:
+def _by_mode(mode: Mode, who: str, serving_plainly: str, key: GroupKey) -> tuple[int, Causes]:
     """The one K of a replica whose mode leaves nothing to plan, or whose engine cannot be steered; and why.
 
     A pinned K is a person's word: it need not be among the allowed ones, nor have graphs, but an engine cannot exceed its maximum.
     """
     if serving_plainly:
-        return 0, f"serves plainly, not steered: {serving_plainly}"
-    wanted, reason = mode.num_speculative_tokens or 0, f"mode {mode} set by {who}"
-    most = key.max_num_speculative_tokens
+        return 0, (because(Code.SERVED_PLAINLY, serving_plainly),)
+    wanted, most, causes = mode.num_speculative_tokens or 0, key.max_num_speculative_tokens, _set_by(mode, who)
     if wanted > most:
-        return most, f"{reason}, lowered to {speculation(most)}: the engine's maximum is {most}"
-    return wanted, "; ".join(part for part in (reason, mode.why_slow(key.graph_tiers)) if part)
+        return most, (*causes, because(Code.LOWERED, num_speculative_tokens=most))
+    return wanted, (*causes, *slower(mode, key))
+
+
+def _set_by(mode: Mode, who: str) -> Causes:
+    return because(Code.MODE, str(mode)), because(Code.SET_BY, who)

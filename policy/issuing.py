@@ -89,14 +89,14 @@ class Issuer:
     def post(self, replica_id: str, settings: Settings) -> IssuedSettings | None:
         """Put settings in force for a replica, under a version of their own.
 
-        Returns those, or None where they are what the replica has already; words do not count.
+        Returns those, or None where they are what the replica has already; causes do not count.
         """
         slot = self.slots.get(replica_id)
         if slot is None:
             return None
         if slot.issued is not None:
             before = slot.issued.settings
-            if settings == before or settings.without_words() == before.without_words():
+            if settings == before or settings.without_causes() == before.without_causes():
                 return None
         return self._issue(replica_id, slot, settings)
 

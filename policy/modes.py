@@ -13,9 +13,11 @@ from typing import Annotated, Final, Self
 
 from pydantic import Field, model_validator
 
+from nightjar.policy.wire.cause import Cause, Causes, Code, because
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import MaxStepMs, OperatorSettings, PlannerName
 from nightjar.policy.wire.record import Reason, Record
+from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.status import Scope
 
 MAX_OVERRIDES: Final = 1000
@@ -72,8 +74,9 @@ class ReplicaLimit:
     max_step_ms: float
     set_by: str
 
-    def __str__(self) -> str:
-        return f"max_step_ms {self.max_step_ms:g} of {self.set_by}"
+    def cause(self, code: Code, **numbers: float) -> Cause:
+        """What follows from it."""
+        return because(code, self.set_by, max_step_ms=self.max_step_ms, **numbers)
 
 
 def live_overrides(overrides: Sequence[ModeOverride], now_s: float) -> tuple[ModeOverride, ...]:
@@ -165,8 +168,8 @@ def limit_of(
     """The limit of a replica that is not the fleet's: by hand, or else its application's; None where the fleet's is as strict.
 
     >>> settings = OperatorSettings(max_step_ms_per_application={"chat": 40.0}, max_step_ms=60.0)
-    >>> str(limit_of("r1", "chat", settings, (), 0.0)), limit_of("r2", "mail", settings, (), 0.0)
-    ('max_step_ms 40 of application chat', None)
+    >>> limit_of("r1", "chat", settings, (), 0.0), limit_of("r2", "mail", settings, (), 0.0)
+    (ReplicaLimit(max_step_ms=40.0, set_by='application chat'), None)
     """
     override = _limiting(replica_id, application, overrides, now_s)
     if override is not None and override.max_step_ms is not None:
@@ -184,6 +187,11 @@ def _concerning(replica_id: str, application: str, overrides: Sequence[ModeOverr
         for override in overrides:
             if override.scope == scope and override.name == names[scope] and override.is_live(now_s):
                 yield override
+
+
+def slower(mode: Mode, key: GroupKey) -> Causes:
+    """What a pinned K costs where an engine has no graphs for it; empty where nothing."""
+    return (because(Code.SLOWER, why),) if (why := mode.why_slow(key.graph_tiers)) else ()
 
 
 def set_by(override: ModeOverride) -> str:

@@ -17,7 +17,7 @@ from nightjar.policy.estimate.acceptance import GROUP_ROWS, AcceptanceEvidence
 from nightjar.policy.estimate.catch_up import CatchUpEvidence
 from nightjar.policy.estimate.evidence import MEASURED_SHARE
 from nightjar.policy.planners import LEARNING_PLANNERS
-from nightjar.policy.planners.base import GroupPlan, in_words
+from nightjar.policy.planners.base import GroupPlan
 from nightjar.policy.prior.seed import Imported, SeedCatchUp, SeedCell, SeedGroup, SeedPosition, could_be_measured, could_be_priced
 from nightjar.policy.state import FleetState, GroupState, ReplicaState, learned
 
@@ -96,7 +96,7 @@ def with_prior(group: GroupState, seed: SeedGroup, now_s: float, calibration_cle
     resting = tuple(one.cell for one in seed.cells if one.steps >= MEASURED_SHARE * calibration_clean_steps)
     plan = group.plan
     if seed.plan and not measured:
-        plan = GroupPlan(seed.plan, in_words(seed.plan))
+        plan = GroupPlan(seed.plan)
     return replace(
         group,
         evidence=replace(known, cells={**known.cells, **taken}, acceptance=acceptance),

@@ -21,12 +21,13 @@ from nightjar.policy.estimate.mixed_steps import MixedShare
 from nightjar.policy.freeze import Freeze
 from nightjar.policy.modes import ReplicaLimit
 from nightjar.policy.persistent_map import PersistentMap
-from nightjar.policy.planners.base import GroupPlan, why_not_known
+from nightjar.policy.planners.base import GroupPlan, only_length
 from nightjar.policy.planners.replanning import Estimate
 from nightjar.policy.prior.learned import MAX_LEARNED_CELLS, MAX_LEARNED_GROUPS, LearnedGroup, LearnedTables
 from nightjar.policy.prior.seed import Imported, SeedGroup
 from nightjar.policy.restarts.leases import GroupRestarts
 from nightjar.policy.trials import Exploration
+from nightjar.policy.wire.cause import Causes, Code, because
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import GroupKey, LoadReport, SteeringLevel
 from nightjar.policy.wire.settings import OffStep
@@ -68,11 +69,11 @@ class ReplicaState:
 
 
 class PlanVariant(NamedTuple):
-    """The plan that a replica runs, the estimate that it stands on, and why it is not its group's, in words: empty where it is."""
+    """The plan that a replica runs, the estimate that it stands on, and why it is not its group's: empty where it is."""
 
     plan: GroupPlan | None
     estimate: Estimate | None
-    why_apart: str = ""
+    why_apart: Causes = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +114,9 @@ class GroupState:
             chosen = self.within.get(limit.max_step_ms) if limit is not None else None
         if chosen is None:
             return PlanVariant(self.plan, self.estimate)
-        why = ("its own evidence" if own is not None else "", f"within {limit}" if limit is not None else "")
-        return PlanVariant(chosen.plan, chosen, ", ".join(part for part in why if part))
+        its_own = (because(Code.OWN_EVIDENCE),) if own is not None else ()
+        within = (limit.cause(Code.WITHIN),) if limit is not None else ()
+        return PlanVariant(chosen.plan, chosen, (*its_own, *within))
 
     def plan_of(self, replica: ReplicaState) -> GroupPlan | None:
         """The plan that one of its replicas runs."""
@@ -128,12 +130,14 @@ class GroupState:
             return False
         return plan.num_speculative_tokens(batch) != without.num_speculative_tokens(batch)
 
-    def not_known(self, replica: ReplicaState, mode: Mode) -> str:
-        """Of a replica in shadow: that nothing is known of other K while a single one ran, and what finds out. Empty otherwise."""
-        why = why_not_known(self.evidence, range(self.key.max_num_speculative_tokens + 1)) if mode.kind == "shadow" else ""
+    def not_known(self, replica: ReplicaState, mode: Mode) -> Causes:
+        """Of a replica in shadow: that nothing is known of other K while a single one ran. Empty otherwise."""
+        arms = range(self.key.max_num_speculative_tokens + 1)
+        only = only_length(self.evidence, arms) if mode.kind == "shadow" else None
+        if only is None:
+            return ()
         only_observes = replica.report.steering is SteeringLevel.OBSERVING
-        how = "deploy it with mode: auto to find out" if only_observes else "`nightjar mode auto --for 5m` finds out"
-        return f"not known what other K give: {why} ({how})" if why else ""
+        return (because(Code.NOT_KNOWN, num_speculative_tokens=only, only_observes=int(only_observes)),)
 
     def may_measure(self, replica: ReplicaState, cell: Cell) -> bool:
         """Whether a replica may be asked to run a cell's K: one that is expected to keep its limit, if it has one."""

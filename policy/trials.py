@@ -19,9 +19,10 @@ from typing import Final
 from nightjar.policy.allowance import Allowance
 from nightjar.policy.estimate.contributions import Contributions
 from nightjar.policy.estimate.evidence import Cell
-from nightjar.policy.planners.base import GroupView, batch_range
+from nightjar.policy.planners.base import GroupView
 from nightjar.policy.planners.calibration import Measurement
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
+from nightjar.policy.wire.cause import Causes, Code, because
 from nightjar.policy.wire.settings import ExplorationSegment
 
 MAX_SEGMENTS_PER_REPLICA: Final = 2
@@ -184,10 +185,15 @@ def deal(
     return Exploration(tuple(open_segments), allowance, rounds)
 
 
-def in_words(segments: Sequence[ExplorationSegment]) -> str:
-    """What a replica measures, as an operator reads it: `measuring K=5 at batch 1`."""
-    return ", ".join(
-        f"measuring K={segment.num_speculative_tokens} at batch {batch_range(segment.first_batch_size, segment.last_batch_size)}"
+def measuring(segments: Sequence[ExplorationSegment]) -> Causes:
+    """What a replica measures."""
+    return tuple(
+        because(
+            Code.MEASURING,
+            num_speculative_tokens=segment.num_speculative_tokens,
+            first_batch_size=segment.first_batch_size,
+            last_batch_size=segment.last_batch_size,
+        )
         for segment in segments
     )
 

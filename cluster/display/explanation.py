@@ -14,13 +14,14 @@ from rich.text import Text
 
 from nightjar.cluster.display.fleet import acceptance
 from nightjar.cluster.display.times import format_duration, format_moment
-from nightjar.policy.planners.base import NOT_MEASURED, batch_range, predicted, speculation
 from nightjar.policy.wire.explanation import ArmExplanation, Explanation
+from nightjar.policy.words import NOT_MEASURED, batch_range, has_guesses, predicted, speculation
 
 
 def explanation_view(explained: Explanation) -> RenderableType:
     """Everything that `explain` shows."""
-    marked = any("~" in words for words in (*(one.words for one in explained.statements), *map(_predicted, explained.arms)))
+    guessed = any(arm.predicted_tokens_per_s is not None and arm.measured_tokens_per_s is None for arm in explained.arms)
+    marked = guessed or any(has_guesses(one.causes) for one in explained.statements)
     return Group(
         Text.assemble((explained.replica_id, "bold"), f"  {explained.summary}"),
         Text(_state_line(explained), style="dim"),

@@ -15,8 +15,9 @@ from nightjar.cluster.operator.overrides import override_status
 from nightjar.cluster.service.memory_kills import MemoryKills
 from nightjar.cluster.storage.journal import Journal
 from nightjar.cluster.storage.recorder import Recorder
+from nightjar.policy.causes import InForce
 from nightjar.policy.controller import Controller
-from nightjar.policy.explain import InForce, UnknownReplicaError, applications_of, explain, find_replica
+from nightjar.policy.explain import UnknownReplicaError, applications_of, explain, find_replica
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.modes import live_overrides, with_planner
 from nightjar.policy.wire.explanation import Explanation

@@ -19,12 +19,12 @@ from typing import Annotated, Any, Final
 from pydantic import Field, ValidationError
 
 from nightjar.cluster.storage.handover import ByHand
-from nightjar.policy.planners.base import batch_range
 from nightjar.policy.prior.seed import SeedCell, SeedGroup
 from nightjar.policy.seeding import MAX_SEED_GROUPS
 from nightjar.policy.wire.batch_buckets import bucket_range
 from nightjar.policy.wire.record import Reason, Record, to_plain
 from nightjar.policy.wire.report import GroupKey
+from nightjar.policy.words import batch_range
 
 FORMAT: Final = "nightjar-learned"
 VERSION: Final = 1

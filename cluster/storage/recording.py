@@ -33,7 +33,7 @@ from nightjar.policy.wire.record import PROTOCOL_VERSION, Record
 from nightjar.policy.wire.settings import Settings
 
 FILE_NAME: Final = "policy-inputs.jsonl"
-FORMAT_VERSION: Final[Literal[3]] = 3
+FORMAT_VERSION: Final[Literal[4]] = 4
 KEY_PERIOD_TICKS: Final = 300
 MAX_BACKLOG: Final = 4
 LEAST_KEYS_PER_FILE: Final = 8
@@ -53,7 +53,7 @@ class Frame(Record):
     `number` counts from its key frame, which is 0.
     """
 
-    format: Literal[3] = FORMAT_VERSION
+    format: Literal[4] = FORMAT_VERSION
     incarnation: int
     tick: int
     time_s: float

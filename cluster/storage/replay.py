@@ -17,13 +17,14 @@ from nightjar.cluster.storage.plain_values import restored
 from nightjar.cluster.storage.recording import Frame, RecordingError, body_of, report_after
 from nightjar.policy.controller import Controller
 from nightjar.policy.modes import ModeOverride
-from nightjar.policy.planners.base import in_words as rows_in_words
+from nightjar.policy.planners.base import GroupPlan
 from nightjar.policy.state import FleetState
-from nightjar.policy.trials import in_words as segments_in_words
+from nightjar.policy.trials import measuring
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import to_plain
 from nightjar.policy.wire.report import LoadReport
 from nightjar.policy.wire.settings import Local, Settings, Table
+from nightjar.policy.words import in_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +175,11 @@ def differences(then: Mapping[str, Settings], now: Mapping[str, Settings]) -> It
         if before == after:
             continue
         if before is None or after is None:
-            words = ["no decision" if one is None else _in_words(_facts(one)) for one in (before, after)]
+            words = ["no decision" if one is None else _said(_facts(one)) for one in (before, after)]
         else:
             facts, facts_now = _facts(before), _facts(after)
             changed = [name for name in facts if facts[name] != facts_now[name]]
-            words = [_in_words({name: one[name] for name in changed}) for one in (facts, facts_now)]
+            words = [_said({name: one[name] for name in changed}) for one in (facts, facts_now)]
         yield Difference(replica_id, *words)
 
 
@@ -193,10 +194,10 @@ def _facts(settings: Settings) -> dict[str, str]:
         "micro_restarts": f"restarts of {restarts.micro_restart_tokens} tokens without a lease",
         "chunk": f"catch-up chunks of {restarts.catch_up_chunk_tokens} tokens",
         "leases": f"leases {[(lease.wish_id, lease.time_to_live_s, lease.reload) for lease in restarts.leases]}",
-        "restarts": restarts.reason or "nothing said of restarts",
+        "restarts": in_words(restarts.causes) or "nothing said of restarts",
         "times": f"reports every {settings.exchange_period_s} s, off after {settings.settings_max_age_s} s without a word",
         "offload": f"offload {to_plain(offload)}" if offload is not None else "no offload",
-        "reason": f"because: {settings.reason}",
+        "reason": f"because: {in_words(settings.causes)}",
     }
 
 
@@ -205,11 +206,11 @@ def _plan_facts(plan: Table | Local) -> dict[str, str]:
         return {"plan": f"the engine's own planner {plan.planner} {plan.options}", "segments": "", "off_steps": ""}
     ids = "".join(f" #{segment.segment_id} ({segment.clean_steps} steps)" for segment in plan.segments)
     return {
-        "plan": rows_in_words(plan.rows) + (f"; beside prefill {rows_in_words(plan.mixed_rows)}" if plan.mixed_rows else ""),
-        "segments": (segments_in_words(plan.segments) or "measuring nothing") + ids,
+        "plan": in_words(GroupPlan(plan.rows, mixed_rows=plan.mixed_rows).summary),
+        "segments": (in_words(measuring(plan.segments)) or "measuring nothing") + ids,
         "off_steps": f"OFF steps {[(step.decode_rows, step.step_seconds) for step in plan.off_steps]}",
     }
 
 
-def _in_words(facts: Mapping[str, str]) -> str:
+def _said(facts: Mapping[str, str]) -> str:
     return "; ".join(words for words in facts.values() if words)

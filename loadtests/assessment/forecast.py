@@ -26,6 +26,7 @@ from nightjar.policy.planners.replanning import replan_alone
 from nightjar.policy.seeding import MOST_SEED_STEPS
 from nightjar.policy.wire.batch_buckets import bucket_range, buckets_up_to
 from nightjar.policy.wire.operator import parse_operator_settings
+from nightjar.policy.words import in_words
 
 DEVIATIONS: Final = 2.0
 """Standard deviations on either side that the interval of a gain holds."""
@@ -159,7 +160,7 @@ def forecast(price: Priced, replicas: int) -> Forecast | None:
     return Forecast(
         {bucket: _bucket_forecast(costs, history.seconds, bucket) for bucket in history.bucket_seconds if bucket in price.buckets},
         gain,
-        costs.plan.summary,
+        in_words(costs.plan.summary),
         inside / sum(history.seconds.values()),
         sampling,
     )

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from nightjar.loadtests.assessment.findings import BatchRow, Findings, ProfileFit
 from nightjar.loadtests.report.page import render
-from nightjar.policy.planners.base import batch_range, speculation
+from nightjar.policy.words import batch_range, speculation
 
 COLUMNS: Final = ("batch", "hours", "of busy", "ran", "accepted", "step ms", "the planner", "tokens/s")
 BREAK_EVEN_COLUMNS: Final = (*COLUMNS[:6], "K pays from acceptance")

@@ -13,9 +13,10 @@ from typing import Final, NamedTuple
 
 from nightjar.loadtests.arms.samples import StatusSample, decoding_replicas
 from nightjar.loadtests.demo.summary import ALL_PHASES, PhaseSummary
-from nightjar.policy.engine.steering import Cause
+from nightjar.policy.wire.cause import Code
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import DrafterState
+from nightjar.policy.words import step_codes
 
 STAYED_OFF: Final = 0.9
 """Share of its steps from which on auto is said to have stayed off."""
@@ -108,10 +109,10 @@ def off_in_words(samples: Sequence[StatusSample]) -> str:
 
 def learning_in_words(samples: Sequence[StatusSample], mode: str) -> str:
     """How much of a mode's run went into measuring, as its replicas said while they decoded."""
-    causes = [replica.decision_reason for replica in decoding_replicas(samples, mode)]
+    causes = [step_codes(replica) for replica in decoding_replicas(samples, mode)]
     if not causes:
         return f"No replica was sampled decoding with mode {mode}."
-    measuring = causes.count(Cause.SEGMENT)
+    measuring = sum(Code.SEGMENT in codes for codes in causes)
     return (
         f"{mode} began without knowledge. While it learned it measured a K in {measuring} of {len(causes)} samples of a decoding "
         f"replica ({measuring / len(causes):.0%}); that time counts in its numbers."

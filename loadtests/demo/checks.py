@@ -24,18 +24,19 @@ from nightjar.loadtests.demo.summary import Check
 from nightjar.loadtests.load.openai_stream import Token
 from nightjar.loadtests.load.regimes import Regime, arrival_times
 from nightjar.loadtests.load.rows import RequestRow
-from nightjar.policy.engine.steering import Cause
+from nightjar.policy.wire.cause import Code
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import DrafterState, SteeringLevel
 from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table, TableRow
 from nightjar.policy.wire.status import ReplicaStatus
+from nightjar.policy.words import step_codes
 
 ReplicaSettings = Mapping[str, Sequence[IssuedSettings]]
 """Every settings that a replica was ever sent, in the order of their versions."""
 
 STEPS_UNDER_NEW_SETTINGS: Final = 2
 """So many steps after settings were seen in force, the last step was planned by them: one more than can be in flight."""
-HOLDING_CAUSES: Final = frozenset({Cause.DWELL, Cause.MIXED, Cause.WORSE_THAN_OFF, Cause.AGED})
+HOLDING_CAUSES: Final = frozenset({Code.DWELL, Code.MIXED, Code.WORSE_THAN_OFF, Code.AGED})
 """What an engine says when it gives a step a lower K than the plan."""
 STATES_WITHOUT_DRAFTS: Final = frozenset(
     {
@@ -255,14 +256,14 @@ def _explain(replica: ReplicaStatus, settings: Settings) -> Explanation:
     planned = _table_length(plan.rows, batch)
     beside_prefill = _table_length(plan.mixed_rows, batch) if plan.mixed_rows else planned
     measured = {one.num_speculative_tokens for one in plan.segments if one.first_batch_size <= batch <= one.last_batch_size}
-    if length == planned or (length == beside_prefill and replica.decision_reason == Cause.BESIDE_PREFILL):
+    if length == planned or (length == beside_prefill and Code.BESIDE_PREFILL in step_codes(replica)):
         return Explanation.TABLE
     if length in measured:
         return Explanation.MEASURING
     if length > max({planned, *measured}):
         return Explanation.CONTRADICTION
     is_held = load.planned_num_speculative_tokens not in {planned, *measured}
-    if is_held and replica.decision_reason not in HOLDING_CAUSES:
+    if is_held and not step_codes(replica) & HOLDING_CAUSES:
         return Explanation.UNEXPLAINED
     if length == load.planned_num_speculative_tokens:
         return Explanation.HELD

@@ -18,8 +18,9 @@ from nightjar.loadtests.load.regimes import Regime
 from nightjar.loadtests.load.rows import RequestRow, regime_start_s
 from nightjar.loadtests.report.charts import Band, ChartRow, Estimate, Series, chart, forest, legend, scale_for
 from nightjar.loadtests.report.page import render
-from nightjar.policy.engine.steering import Cause
+from nightjar.policy.wire.cause import Code
 from nightjar.policy.wire.status import FleetStatus
+from nightjar.policy.words import step_codes
 
 BIN_S: Final = 5.0
 """Width of the bins in which rates are shown, in seconds."""
@@ -234,7 +235,7 @@ def mean_k(run: ModeRun) -> list[tuple[float, float | None]]:
 
 def _length(run: ModeRun) -> list[Series]:
     now = [
-        (replica.decision_reason == Cause.SEGMENT, (sample.time_s - run.start_s, float(replica.load.num_speculative_tokens)))
+        (Code.SEGMENT in step_codes(replica), (sample.time_s - run.start_s, float(replica.load.num_speculative_tokens)))
         for sample in run.samples
         if sample.status and 0 <= sample.time_s - run.start_s <= run.duration_s
         for replica in sample.status.replicas

@@ -9,7 +9,6 @@ in force are refused (INV-5), and without any settings the engine keeps its own 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from typing import NamedTuple
 
 from nightjar.policy.engine.bounds import allowed_lengths, bound, hold
@@ -24,24 +23,9 @@ from nightjar.policy.planners.local import (
     StepOutcome,
     StepView,
 )
+from nightjar.policy.wire.cause import Causes, Code, because
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.settings import IssuedSettings, Local, Settings, SettingsVersion, Table, TableRow, length_at
-
-
-class Cause(StrEnum):
-    """Why the last step's K is what it is, in words for an operator."""
-
-    NO_SETTINGS = "no settings yet: the engine's own K"
-    OFF = "mode off"
-    PIN = "mode pin"
-    AGED = "settings too old, only off is allowed"
-    PLAN = "the plan's K for this decode batch"
-    LOCAL = "the engine's own planner chose it"
-    SEGMENT = "an exploration segment measures this K"
-    WORSE_THAN_OFF = "the guard holds this batch off: speculation measured worse than off"
-    DWELL = "a rise waits until the present K was held long enough"
-    BESIDE_PREFILL = "the plan's K where the next step also computes prompt tokens"
-    MIXED = "a step with prefill keeps the last K and never raises it"
 
 
 class _BuiltPlanner(NamedTuple):
@@ -84,7 +68,7 @@ class Steering:
         self._planner: LocalPlanner | None = None
         self._current: int | None = None
         self._held_steps = 0
-        self._cause = Cause.NO_SETTINGS
+        self._cause = Code.NO_SETTINGS
         self.planned_num_speculative_tokens = 0
         self.guard_holds = 0
 
@@ -104,14 +88,14 @@ class Steering:
         return self._planner is not None
 
     @property
-    def reason(self) -> str:
-        """Why the last step's K is what it is, in words."""
+    def causes(self) -> Causes:
+        """Why the last step's K is what it is."""
         mode = self._mode
         if mode is None:
-            return Cause.NO_SETTINGS
-        shadow = "shadow, nothing is touched; with auto: " if mode.kind == "shadow" else ""
-        whose = " (this replica's own)" if self._local_mode is not None else ""
-        return f"{shadow}{self._cause}{whose}"
+            return (because(Code.NO_SETTINGS),)
+        shadow = (Code.SHADOW,) if mode.kind == "shadow" else ()
+        whose = (Code.OWN_MODE,) if self._local_mode is not None else ()
+        return tuple(because(code) for code in (*shadow, self._cause, *whose))
 
     def adopt(self, issued: IssuedSettings, now_s: float) -> str:
         """Take issued settings into force; the very version in force again only confirms it.
@@ -260,17 +244,17 @@ class Steering:
         has_prefill: bool,
         prefill_follows: bool,
         now_s: float,
-    ) -> tuple[int, Cause]:
+    ) -> tuple[int, Code]:
         kind, settings = mode.kind, self._settings
         if kind == "off":
-            return 0, Cause.OFF
+            return 0, Code.OFF
         if kind == "pin" and mode is self._local_mode:
-            return self._pinned(mode), Cause.PIN
+            return self._pinned(mode), Code.PIN
         assert settings is not None
         if now_s - self._heard_s > settings.settings_max_age_s:
-            return 0, Cause.AGED
+            return 0, Code.AGED
         if kind == "pin":
-            return self._pinned(mode), Cause.PIN
+            return self._pinned(mode), Code.PIN
         if view is not None:
             return self._planned_locally(view, has_prefill)
         return self._planned(settings.dwell_steps, decode_batch_size, has_prefill, prefill_follows, now_s)
@@ -279,34 +263,34 @@ class Steering:
         assert mode.num_speculative_tokens is not None
         return min(mode.num_speculative_tokens, self._max_num_speculative_tokens)
 
-    def _planned_locally(self, view: StepView, has_prefill: bool) -> tuple[int, Cause]:
+    def _planned_locally(self, view: StepView, has_prefill: bool) -> tuple[int, Code]:
         assert self._planner is not None
         if not has_prefill or self._planner.plans_mixed_steps:
-            return bound(max(self._planner.choose(view), 0), self._allowed), Cause.LOCAL
+            return bound(max(self._planner.choose(view), 0), self._allowed), Code.LOCAL
         current = bound(self._current or 0, self._allowed)
         lowest = bound(max(self._planner.in_mixed_step(view), 0), self._allowed) if view.decode_batch_size else current
-        return (lowest, Cause.LOCAL) if lowest < current else (current, Cause.MIXED)
+        return (lowest, Code.LOCAL) if lowest < current else (current, Code.MIXED)
 
     def _planned(
         self, dwell_steps: int, decode_batch_size: int, has_prefill: bool, prefill_follows: bool, now_s: float
-    ) -> tuple[int, Cause]:
+    ) -> tuple[int, Code]:
         current = self._current or 0
         segment = self._segments.at(decode_batch_size, now_s)
         if segment is not None and has_prefill and segment.num_speculative_tokens != current:
             segment = None  # a step with prefill measures nothing, so it does not begin a measurement
         if segment is not None:
-            return segment.num_speculative_tokens, Cause.SEGMENT
+            return segment.num_speculative_tokens, Code.SEGMENT
         size = min(decode_batch_size, self._max_num_seqs)
         pure, mixed = self._length_by_batch[size], self._mixed_length_by_batch[size]
-        proposed, cause = (mixed, Cause.BESIDE_PREFILL) if prefill_follows and mixed != pure else (pure, Cause.PLAN)
+        proposed, cause = (mixed, Code.BESIDE_PREFILL) if prefill_follows and mixed != pure else (pure, Code.PLAN)
         if proposed and self._off_guard.holding and self._off_guard.holds(decode_batch_size, now_s):
-            proposed, cause = 0, Cause.WORSE_THAN_OFF
+            proposed, cause = 0, Code.WORSE_THAN_OFF
         if self._current is None or proposed <= current or current == min(pure, mixed) < proposed:
             return proposed, cause
         held = bound(hold(proposed, current, self._held_steps, dwell_steps), self._allowed)
         if held < proposed:
             self.guard_holds += 1
-            cause = Cause.DWELL
+            cause = Code.DWELL
         return held, cause
 
     def _lengths(self, rows: Sequence[TableRow]) -> list[int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,7 @@ from nightjar.policy.estimate.goodput import GoodputModel, goodput_model, step_l
 from nightjar.policy.estimate.mixed_steps import long_prefill, mixed_costs
 from nightjar.policy.estimate.step_time import predict_step_times, step_noise
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, bucket_range, buckets_up_to
+from nightjar.policy.wire.cause import Causes, Code, because
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.settings import Local, TableRow, length_at
@@ -25,15 +25,16 @@ from nightjar.policy.wire.settings import Local, TableRow, length_at
 
 @dataclass(frozen=True, slots=True)
 class GroupPlan:
-    """K by decode batch size. `reasons` explains each batch bucket; a planner that does not learn gives none.
+    """K by decode batch size. `reasons` says why, bucket by bucket; a planner that does not learn gives none. `why` says it of the
+    whole, in the place of its rows.
 
     `mixed_rows` is K where drafts are expected to be verified beside prefill; empty where that is no other K. With `local` every
     engine plans for itself instead, and there are no rows.
     """
 
     rows: tuple[TableRow, ...]
-    summary: str
-    reasons: tuple[str, ...] = ()
+    why: Causes = ()
+    reasons: tuple[Causes, ...] = ()
     local: Local | None = None
     mixed_rows: tuple[TableRow, ...] = ()
 
@@ -41,8 +42,16 @@ class GroupPlan:
         """K at a decode batch size, as in a `Table` of these rows."""
         return length_at(self.rows, decode_batch_size)
 
-    def reason(self, decode_batch_size: int) -> str:
-        """Why that K, in words."""
+    @property
+    def summary(self) -> Causes:
+        """Why the whole, or what it runs."""
+        return self.why or (
+            *(because(Code.ROW, **row.model_dump()) for row in self.rows),
+            *(because(Code.MIXED_ROW, **row.model_dump()) for row in self.mixed_rows),
+        )
+
+    def causes(self, decode_batch_size: int) -> Causes:
+        """Why the K at a decode batch size."""
         bucket = batch_bucket(decode_batch_size)
         return self.reasons[bucket] if bucket < len(self.reasons) else self.summary
 
@@ -115,30 +124,16 @@ def _arms_of(view: GroupView, rows: Sequence[TableRow]) -> npt.NDArray[np.int64]
     return np.array([index.get(length, 0) for length in lengths], dtype=np.int64)
 
 
-NOT_MEASURED: Final = "~ not measured itself, told by its neighbours"
-"""What the mark of a predicted number means; `predicted` sets it."""
-
-
-def predicted(tokens_per_s: float, *, is_measured: bool) -> str:
-    """Predicted tokens a second as every view shows them.
-
-    >>> predicted(34.52, is_measured=False), predicted(34.52, is_measured=True)
-    ('~34.5', '34.5')
-    """
-    return f"{'' if is_measured else '~'}{tokens_per_s:.1f}"
-
-
-def why_not_known(evidence: Evidence, arms: Sequence[int]) -> str:
-    """Why nothing can be said of another K than the one that runs; empty where something can.
+def only_length(evidence: Evidence, arms: Sequence[int]) -> int | None:
+    """The single K that ever ran, where others may: nothing can be said of those. None where something can.
 
     A model of step times that saw a single K knows neither what drafting costs nor what it saves: its doubt exceeds most gains.
     """
-    only = evidence.only_length
-    return f"only {speculation(only)} ever ran here" if only is not None and len(arms) > 1 else ""
+    return evidence.only_length if len(arms) > 1 else None
 
 
 def told_arms(evidence: Evidence, arms: Sequence[int]) -> tuple[int, ...]:
-    """The K of which a view may say what they give: all, or the only one that ever ran (`why_not_known`).
+    """The K of which a view may say what they give: all, or the only one that ever ran (`only_length`).
 
     >>> told_arms(Evidence(), (0, 3, 5))
     (0, 3, 5)
@@ -174,8 +169,8 @@ def one_length(num_speculative_tokens: int, max_num_seqs: int) -> tuple[TableRow
 def rows_of(lengths: Sequence[int], max_num_seqs: int) -> tuple[TableRow, ...]:
     """The rows of a plan that runs these K, one for each batch bucket: one row per run of buckets with the same K.
 
-    >>> in_words(rows_of((3, 3, 1), 3))
-    'K=3 at batch 1-2, K=1 at batch 3'
+    >>> [(row.first_batch_size, row.last_batch_size, row.num_speculative_tokens) for row in rows_of((3, 3, 1), 3)]
+    [(1, 2, 3), (3, 3, 1)]
     """
     rows: list[TableRow] = []
     first = 1
@@ -187,31 +182,9 @@ def rows_of(lengths: Sequence[int], max_num_seqs: int) -> tuple[TableRow, ...]:
     return tuple(rows)
 
 
-def plan_of(view: GroupView, arms: npt.NDArray[np.int64], mixed_arms: npt.NDArray[np.int64], reasons: tuple[str, ...]) -> GroupPlan:
+def plan_of(
+    view: GroupView, arms: npt.NDArray[np.int64], mixed_arms: npt.NDArray[np.int64], reasons: tuple[Causes, ...]
+) -> GroupPlan:
     """The plan that runs these arms (indices, by bucket): in pure decode steps, and where drafts are verified beside prefill."""
     rows, mixed_rows = (rows_of([view.arms[arm] for arm in indices], view.key.max_num_seqs) for indices in (arms, mixed_arms))
-    if mixed_rows == rows:
-        return GroupPlan(rows, in_words(rows), reasons)
-    return GroupPlan(rows, f"{in_words(rows)}; beside prefill {in_words(mixed_rows)}", reasons, mixed_rows=mixed_rows)
-
-
-def in_words(rows: Sequence[TableRow]) -> str:
-    """Rows as an operator reads them.
-
-    >>> in_words(one_length(5, 8)), in_words(one_length(0, 8))
-    ('K=5 at batch 1-8', 'off at batch 1-8')
-    """
-    return ", ".join(
-        f"{speculation(row.num_speculative_tokens)} at batch {batch_range(row.first_batch_size, row.last_batch_size)}"
-        for row in rows
-    )
-
-
-def speculation(num_speculative_tokens: int) -> str:
-    """K in words: `off` for 0."""
-    return f"K={num_speculative_tokens}" if num_speculative_tokens else "off"
-
-
-def batch_range(first_batch_size: int, last_batch_size: int) -> str:
-    """`4-5`, or `3` for a range of one."""
-    return f"{first_batch_size}-{last_batch_size}" if first_batch_size < last_batch_size else str(first_batch_size)
+    return GroupPlan(rows, reasons=reasons, mixed_rows=mixed_rows if mixed_rows != rows else ())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nightjar.policy.planners.base import GroupPlan, GroupView, nearest_runnable, one_length, speculation
+from nightjar.policy.planners.base import GroupPlan, GroupView, nearest_runnable, one_length
+from nightjar.policy.wire.cause import Code, because
 
 
 def plan(view: GroupView) -> GroupPlan:
@@ -10,7 +11,8 @@ def plan(view: GroupView) -> GroupPlan:
     maximum = view.key.max_num_speculative_tokens
     wanted = view.settings.num_speculative_tokens
     length = nearest_runnable(maximum if wanted is None else wanted, view.settings, view.key)
-    summary = f"{speculation(length)} at every batch"
+    why = because(Code.EVERYWHERE, num_speculative_tokens=length)
     if wanted is not None and length != wanted:
-        summary += f": the settings' K={wanted} may not run here (maximum {maximum}, allowed {', '.join(map(str, view.arms))})"
-    return GroupPlan(one_length(length, view.key.max_num_seqs), summary)
+        allowed = ", ".join(map(str, view.arms))
+        why = because(Code.EVERYWHERE, allowed, num_speculative_tokens=length, asked=wanted, maximum=maximum)
+    return GroupPlan(one_length(length, view.key.max_num_seqs), (why,))

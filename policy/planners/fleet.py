@@ -17,18 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nightjar.policy.estimate.goodput import GoodputModel
-from nightjar.policy.planners.base import (
-    GroupPlan,
-    GroupView,
-    batch_range,
-    plan_of,
-    predicted,
-    present_arms,
-    present_mixed_arms,
-    speculation,
-    why_not_known,
-)
+from nightjar.policy.planners.base import GroupPlan, GroupView, only_length, plan_of, present_arms, present_mixed_arms
 from nightjar.policy.wire.batch_buckets import bucket_range
+from nightjar.policy.wire.cause import Cause, Causes, Code, because
 
 DOUBT_DEVIATIONS: Final = 2.0
 """Standard deviations of the gain that a change must exceed: 1 in 40 changes is for nothing."""
@@ -53,11 +44,14 @@ def fleet_plan(view: GroupView, model: GoodputModel) -> GroupPlan:
     best = np.argmax(np.where(model.allowed, model.log_goodput, -np.inf), axis=1)
     mixed = choose_mixed(model, chosen, present_arms(view), present_mixed_arms(view))
     reasons = tuple(
-        f"batch {batch_range(*bucket_range(bucket, view.key.max_num_seqs))}: "
-        + _reason(view, model, bucket, int(chosen[bucket]), int(best[bucket]))
-        + _limit(model, bucket)
-        + _mixed(model, int(chosen[bucket]), int(mixed[bucket]))
+        (
+            because(Code.AT_BATCH, first_batch_size=first, last_batch_size=last),
+            _reason(view, model, bucket, int(chosen[bucket]), int(best[bucket])),
+            *_limit(model, bucket),
+            *_mixed(model, int(chosen[bucket]), int(mixed[bucket])),
+        )
         for bucket in view.buckets
+        for first, last in [bucket_range(bucket, view.key.max_num_seqs)]
     )
     return plan_of(view, chosen, mixed, reasons)
 
@@ -131,54 +125,53 @@ def favourites(model: GoodputModel) -> npt.NDArray[np.int64]:
     return best
 
 
-def _reason(view: GroupView, model: GoodputModel, bucket: int, chosen: int, best: int) -> str:
+def _reason(view: GroupView, model: GoodputModel, bucket: int, chosen: int, best: int) -> Cause:
     """Why that arm, with the numbers that decided."""
+    length = model.arms[chosen]
     if not view.evidence.cells:
-        return f"{speculation(model.arms[chosen])} by the odds, nothing measured yet"
-    if unknown := why_not_known(view.evidence, view.arms):
-        is_the_one = model.arms[chosen] == view.evidence.only_length
-        return f"{speculation(model.arms[chosen])}{'' if is_the_one else ' by the odds'}, what other K give is not known: {unknown}"
-    off = _goodput(view, model, bucket, 0)
+        return because(Code.UNMEASURED, num_speculative_tokens=length)
+    if (only := only_length(view.evidence, view.arms)) is not None:
+        return because(Code.ONE_RAN, num_speculative_tokens=length, only=only)
+    off = {"off_tokens_per_s": model.goodput_tokens_per_s(bucket, 0), "off_clean_steps": _clean_steps(view, bucket, 0)}
     if chosen:
-        length = model.arms[chosen]
-        goodput = _goodput(view, model, bucket, length)
-        return f"K={length} gives {goodput} tok/s predicted against {off} off{_basis(view, bucket, length)}"
+        return because(Code.BETTER, **off, **_goodput(view, model, bucket, length))
     if best:
-        rival = model.arms[best]
-        may_give = f"off gives {off} tok/s predicted; K={rival} may give {_goodput(view, model, bucket, rival)}"
-        return f"{may_give}, a gain smaller than {_too_small(view, model, bucket, best)}"
+        enough = _enough(view, model, bucket, best)
+        return because(Code.TOO_SMALL, **off, **enough, **_goodput(view, model, bucket, model.arms[best]))
     rival = max(model.arms[1:], key=lambda arm: model.goodput_tokens_per_s(bucket, arm), default=0)
-    against = f" against {_goodput(view, model, bucket, rival)} with K={rival}" if rival else ""
-    return f"off gives {off} tok/s predicted{against}{_basis(view, bucket, 0)}"
+    return because(Code.OFF_BEST, **off, **(_goodput(view, model, bucket, rival) if rival else {}))
 
 
-def _goodput(view: GroupView, model: GoodputModel, bucket: int, length: int) -> str:
-    return predicted(model.goodput_tokens_per_s(bucket, length), is_measured=(bucket, length) in view.evidence.cells)
+def _goodput(view: GroupView, model: GoodputModel, bucket: int, length: int) -> dict[str, float | None]:
+    return {
+        "num_speculative_tokens": length,
+        "tokens_per_s": model.goodput_tokens_per_s(bucket, length),
+        "clean_steps": _clean_steps(view, bucket, length),
+    }
 
 
-def _too_small(view: GroupView, model: GoodputModel, bucket: int, best: int) -> str:
+def _clean_steps(view: GroupView, bucket: int, length: int) -> float | None:
+    """How many a number stands on; None where none was measured."""
+    cell = view.evidence.cells.get((bucket, length))
+    return cell.steps if cell is not None else None
+
+
+def _enough(view: GroupView, model: GoodputModel, bucket: int, best: int) -> dict[str, float]:
     """What the gain of the best arm over off does not exceed: its doubt, or where that is smaller the margin."""
     _, deviation = model.gain(np.zeros(len(model.rows), dtype=np.int64))
     doubt, margin = DOUBT_DEVIATIONS * float(deviation[bucket, best]), view.settings.switch_margin
-    return f"its doubt (±{doubt:.0%})" if doubt > np.log1p(margin) else f"switch_margin ({margin:.1%})"
+    return {"doubt": doubt} if doubt > np.log1p(margin) else {"margin": margin}
 
 
-def _limit(model: GoodputModel, bucket: int) -> str:
+def _limit(model: GoodputModel, bucket: int) -> Causes:
     """Where the operator's limit of a step decided: what it forbids."""
     if model.limit is None or not model.limited[bucket]:
-        return ""
+        return ()
     best = int(np.argmax(model.log_goodput[bucket]))
-    most_ms = model.limit.most_step_s[bucket, best] * 1e3
-    limit = f"max_step_ms {model.limit.max_step_s * 1e3:g} forbids its steps of up to {most_ms:.1f} ms"
-    return f"; K={model.arms[best]} would give more, but {limit}"
+    most_ms, max_step_ms = float(model.limit.most_step_s[bucket, best]) * 1e3, model.limit.max_step_s * 1e3
+    return (because(Code.FORBIDDEN, num_speculative_tokens=model.arms[best], max_step_ms=max_step_ms, most_ms=most_ms),)
 
 
-def _mixed(model: GoodputModel, chosen: int, mixed: int) -> str:
+def _mixed(model: GoodputModel, chosen: int, mixed: int) -> Causes:
     """What runs beside prefill, where that is another K."""
-    return f"; beside prefill {speculation(model.arms[mixed])} costs less" if mixed != chosen else ""
-
-
-def _basis(view: GroupView, bucket: int, length: int) -> str:
-    """How many steps the number stands on; nothing where none was measured, which its mark says."""
-    cell = view.evidence.cells.get((bucket, length))
-    return f" ({cell.steps:.0f} clean steps)" if cell is not None else ""
+    return (because(Code.COSTS_LESS, num_speculative_tokens=model.arms[mixed]),) if mixed != chosen else ()

@@ -48,6 +48,7 @@ from nightjar.policy.planners.local import (
     text_option,
 )
 from nightjar.policy.wire.batch_buckets import batch_bucket
+from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.settings import Local
 from nightjar.policy.wire.switch_cost import PAPER_SWITCH_COST, SwitchCost, format_rows, parse_rows
 
@@ -55,8 +56,7 @@ from nightjar.policy.wire.switch_cost import PAPER_SWITCH_COST, SwitchCost, form
 def plan(view: GroupView) -> GroupPlan:
     """Hand K to every engine's own bandit, with the settings' table of C_switch."""
     options: dict[str, float | int | str | bool] = {"switch_cost": format_rows(view.settings.switch_cost_table)}
-    summary = "every engine plans for itself with the paper's bandit (arXiv 2512.22420)"
-    return GroupPlan((), summary, local=Local(planner="nightjar", options=options))
+    return GroupPlan((), (because(Code.PAPER),), local=Local(planner="nightjar", options=options))
 
 
 def build(options: LocalOptions, context: LocalContext) -> AdaBinGreedy:

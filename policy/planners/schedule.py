@@ -6,7 +6,7 @@ Unlike vLLM, which counts all requests of a step, prefill does not count: it say
 
 from __future__ import annotations
 
-from nightjar.policy.planners.base import GroupPlan, GroupView, in_words, nearest_runnable
+from nightjar.policy.planners.base import GroupPlan, GroupView, nearest_runnable
 from nightjar.policy.wire.settings import TableRow
 
 
@@ -20,4 +20,4 @@ def plan(view: GroupView) -> GroupPlan:
         )
         for row in view.settings.schedule_table().rows
     )
-    return GroupPlan(rows, in_words(rows))
+    return GroupPlan(rows)

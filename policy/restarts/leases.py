@@ -19,6 +19,7 @@ from nightjar.policy.restarts.load_transitions import LoadState, LoadTracker
 from nightjar.policy.restarts.on_time import TransitionCounts, Values
 from nightjar.policy.restarts.price import Engine, chunk_tokens, micro_restart_tokens, price
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range, buckets_up_to
+from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import RestartWish
 from nightjar.policy.wire.settings import Lease, RestartLimits
@@ -85,13 +86,13 @@ def decide_restarts(
     plan_goodput: PlanGoodput,
     settings: OperatorSettings,
     reloads_on_node: Mapping[str, int],
-    why_none: str,
+    why_none: Code | None,
     now_s: float,
 ) -> tuple[GroupRestarts, dict[str, RestartLimits], frozenset[str]]:
     """The group's restarts afterwards, every member's limits, and the members whose `new.catch_up` is used up.
 
-    `reloads_on_node` counts the reloads in flight of all groups; `why_none` says why nothing may be granted
-    now, empty where it may.
+    `reloads_on_node` counts the reloads in flight of all groups; `why_none` says why nothing may be granted now, None where it
+    may.
     """
     catch_up, used = _priced(known.catch_up, members, plan_goodput)
     tracker, moved = known.tracker.look({name: member.decode_batch_size for name, member in members.items()}, now_s)
@@ -113,7 +114,7 @@ def decide_restarts(
     wishes = {
         name: prices.of(members[name]).wish(name, members[name], states[name], since_s) for name, since_s in waiting_since_s.items()
     }
-    if not why_none and not frozen:
+    if why_none is None and not frozen:
         paying = [wished for name, wished in wishes.items() if wished is not None and not members[name].is_silent]
         open_leases += grant(settings, len(members), open_leases, reloads_on_node, paying, now_s)
     after = GroupRestarts(catch_up, transitions, tracker, probes, open_leases, waiting_since_s)
@@ -122,30 +123,35 @@ def decide_restarts(
     for name, member in members.items():
         held = leases.get(name)
         mine = (held.lease,) if held is not None and held.engine_id == member.engine_id else ()
-        words = ""
+        causes: tuple[Code, ...] = ()
         if mine:
-            words = "holds a lease to restart"
+            causes = (Code.LEASE_HELD,)
         elif name in wishes:
-            words = _why_waiting(wishes[name] is not None, why_none, frozen)
+            causes = _why_waiting(wishes[name] is not None, why_none, frozen)
         micro, chunk = prices.bounds(member, states[name])
-        limits[name] = _limits(0 if frozen else micro, chunk, mine, words)
+        limits[name] = _limits(0 if frozen else micro, chunk, mine, causes)
     return after, limits, used
 
 
 @lru_cache(maxsize=512)
-def _limits(micro_restart_tokens: int, catch_up_chunk_tokens: int, leases: tuple[Lease, ...], reason: str) -> RestartLimits:
+def _limits(
+    micro_restart_tokens: int, catch_up_chunk_tokens: int, leases: tuple[Lease, ...], causes: tuple[Code, ...]
+) -> RestartLimits:
     """Shared by replicas and decisions: most say the same as last time."""
     return RestartLimits(
-        micro_restart_tokens=micro_restart_tokens, catch_up_chunk_tokens=catch_up_chunk_tokens, leases=leases, reason=reason
+        micro_restart_tokens=micro_restart_tokens,
+        catch_up_chunk_tokens=catch_up_chunk_tokens,
+        leases=leases,
+        causes=tuple(map(because, causes)),
     )
 
 
-def _why_waiting(pays: bool, why_none: str, frozen: bool) -> str:
+def _why_waiting(pays: bool, why_none: Code | None, frozen: bool) -> tuple[Code, ...]:
     if frozen:
-        return "restarts are frozen after failed probes"
+        return (Code.PROBES_FAILED,)
     if not pays:
-        return "stays off: a restart would not pay"
-    return f"waits for a lease: {why_none}" if why_none else "waits for a lease"
+        return (Code.DOES_NOT_PAY,)
+    return (Code.WAITS_FOR_LEASE,) if why_none is None else (Code.WAITS_FOR_LEASE, why_none)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nightjar.policy.wire.cause import Causes
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import Record
 from nightjar.policy.wire.report import DrafterState, Layer
@@ -9,9 +10,13 @@ from nightjar.policy.wire.settings import SettingsVersion
 
 
 class Statement(Record):
-    """What one instance says about a replica's K; of all statements the first with `decides` is why it is what it is."""
+    """What one instance says about a replica's K; of all statements the first with `decides` is why it is what it is.
+
+    `words` say `causes` to people; programs read those. Older releases have words alone.
+    """
 
     who: str
+    causes: Causes = ()
     words: str
     decides: bool = False
 

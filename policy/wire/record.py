@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Final, Self
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 MAX_RECORD_BYTES: Final = 1 << 20
 MAX_NUM_SPECULATIVE_TOKENS: Final = 32
 MAX_BATCH_SIZE: Final = 4096

@@ -13,6 +13,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from nightjar.policy.wire.cause import SomeCauses
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import (
     MAX_BATCH_SIZE,
@@ -252,8 +253,9 @@ class EngineSnapshot(Record):
     """What the engine answers on its control channel: counters, load and what it did with the settings.
 
     `finished_wish_id` is the highest wish whose lease is used up; `held_buckets` are the batch buckets that its guard holds off
-    because speculation there measured worse than off. `refused` says why this command's settings were not adopted; `fault` is the
-    last error of our own code in the step loop, after which the engine runs its own K (fail open).
+    because speculation there measured worse than off. `causes` say why its last step ran its K. `refused` says why this command's
+    settings were not adopted; `fault` is the last error of our own code in the step loop, after which the engine runs its own K
+    (fail open).
     """
 
     counters: Counters
@@ -266,14 +268,9 @@ class EngineSnapshot(Record):
     restart_wish: RestartWish | None = None
     drafter: DrafterCounters = DrafterCounters()
     adapters: Annotated[tuple[AdapterCounters, ...], Field(max_length=MAX_ADAPTERS)] = ()
-    decision_reason: Reason = ""
+    causes: SomeCauses = ()
     refused: Reason = ""
     fault: Reason = ""
-
-    @property
-    def fault_in_words(self) -> str:
-        """The fault and what follows from it; empty where there is none."""
-        return f"the engine runs its own K since an error in the hooks: {self.fault}" if self.fault else ""
 
 
 class LoadReport(Record):

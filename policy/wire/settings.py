@@ -14,8 +14,9 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from nightjar.policy.wire.cause import SomeCauses
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.record import MAX_BATCH_SIZE, BatchSize, Count, Identifier, NumSpeculativeTokens, Reason, Record, Seconds
+from nightjar.policy.wire.record import MAX_BATCH_SIZE, BatchSize, Count, Identifier, NumSpeculativeTokens, Record, Seconds
 
 
 class SettingsVersion(Record):
@@ -162,7 +163,7 @@ class OffloadRules(Record):
 
 
 class RestartLimits(Record):
-    """What one replica's drafter may do to come back, and in words why it waits (empty where it does not).
+    """What one replica's drafter may do to come back, and why it waits (empty where it does not).
 
     `micro_restart_tokens` is the allowance of lag that restarts may recompute without a lease (policy.engine.drafter says how it
     is spent), `catch_up_chunk_tokens` bounds what one step may recompute (None: as the engine does itself).
@@ -171,11 +172,11 @@ class RestartLimits(Record):
     micro_restart_tokens: Count = 0
     catch_up_chunk_tokens: Annotated[int, Field(ge=1, lt=1 << 53)] | None = None
     leases: Annotated[tuple[Lease, ...], Field(max_length=16)] = ()
-    reason: Reason = ""
+    causes: SomeCauses = ()
 
 
 class Settings(Record):
-    """What the policy decides for one replica. Complete each time, never a difference; `reason` holds no live numbers, so that
+    """What the policy decides for one replica. Complete each time, never a difference; `causes` hold no live numbers, so that
     settings are equal for as long as nothing changed. Without `offload` weights never leave the accelerator.
     """
 
@@ -187,11 +188,11 @@ class Settings(Record):
     exchange_period_s: Annotated[float, Field(ge=0.05, le=60.0)] = 0.5
     restarts: RestartLimits = RestartLimits()
     offload: OffloadRules | None = None
-    reason: Reason = ""
+    causes: SomeCauses = ()
 
-    def without_words(self) -> Settings:
-        """What of them an engine obeys: equal for two settings that differ in their reasons alone."""
-        return self.model_copy(update={"reason": "", "restarts": self.restarts.model_copy(update={"reason": ""})})
+    def without_causes(self) -> Settings:
+        """What of them an engine obeys: equal for two settings that differ in their causes alone."""
+        return self.model_copy(update={"causes": (), "restarts": self.restarts.model_copy(update={"causes": ()})})
 
 
 class IssuedSettings(Record):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import ClassVar, Final, Literal
 
+from nightjar.policy.wire.cause import Causes
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import Record
 from nightjar.policy.wire.report import AdapterCounters, DrafterCounters, DrafterState, EngineLoad, Layer, SteeringLevel, StepTotals
@@ -46,10 +47,11 @@ class OverrideStatus(Record):
 
 
 class ReplicaStatus(Record):
-    """One replica as last reported. `reason` is the last decision in words; `generated_tokens_per_s` is over the last period.
+    """One replica as last reported; `generated_tokens_per_s` is over the last period.
 
-    `decision_reason` is the engine's own word for the K that plan, dwell and guard gave its last step (steering.Cause). What the
-    drafter made of that is in `drafter_state` and `drafter.reason`. `max_step_ms` is the limit of a step that is its own or its
+    `causes` are the last decision's, and `reason` their words. `step_causes` are the engine's own, for the K that plan, dwell and
+    guard gave its last step, and `decision_reason` their words (older releases have no codes). What the drafter made of that is
+    in `drafter_state` and `drafter.reason`. `max_step_ms` is the limit of a step that is its own or its
     application's; `limit_decides` says whether its K differs for that at its present batch. `warning` is the part of `reason` that
     an operator may have to act on: what its agent notes, a fault, distrust, what its guard holds off, a kill switch, a limit.
     """
@@ -71,10 +73,12 @@ class ReplicaStatus(Record):
     report_age_s: float
     settings_version: SettingsVersion | None = None
     settings_confirmed: bool = False
+    causes: Causes = ()
     reason: str = ""
     warning: str = ""
     max_step_ms: float | None = None
     limit_decides: bool = False
+    step_causes: Causes = ()
     decision_reason: str = ""
     steering: SteeringLevel = SteeringLevel.FULLY
     steering_reason: str = ""
@@ -163,7 +167,7 @@ class GroupStatus(Record):
     `predicted_off_tokens_per_s` the same with K = 0, `predicted_present_tokens_per_s` with the K that each runs now; None where
     nothing is predicted. All three are of steps that only decode. `not_known` says why, and how to find out, where a single K ran.
     `gained` is against the engines' own K, and against off; empty before anything was counted, and where many groups are larger.
-    `imported_cells` are those that nobody measured here yet.
+    `imported_cells` are those that nobody measured here yet. `causes` are the plan's, `reason` says them in words.
     """
 
     group_id: str
@@ -181,6 +185,7 @@ class GroupStatus(Record):
     gained: tuple[GainedStatus, ...] = ()
     imported_cells: int = 0
     restarts: RestartsStatus = RestartsStatus()
+    causes: Causes = ()
     reason: str = ""
 
 

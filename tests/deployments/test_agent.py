@@ -14,6 +14,7 @@ from nightjar.cluster.telemetry.metrics import PUBLISH_PERIOD_S
 from nightjar.deployments.agent import ENGINE_TIMEOUT_S, EXCHANGE_TIMEOUT_S, ReplicaAgent, ReplicaIdentity
 from nightjar.deployments.engine_watch import EngineWatch, FrontEnd
 from nightjar.deployments.steering_level import ONLY_OBSERVING, Steered
+from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.exchange import EngineCommand, ExchangeReply
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import PROTOCOL_VERSION
@@ -63,7 +64,7 @@ class FakeEngine:
             load=self.load,
             settings_version=self.running,
             refused=self.refused,
-            decision_reason="plan",
+            causes=(because(Code.PLAN),),
         )
 
     def restart(self) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 pytest.importorskip("ray.serve")
 pytest.importorskip("vllm")
+from nightjar.policy.wire.cause import Code
 from nightjar.policy.wire.report import DrafterCounters, DrafterState
 from nightjar.policy.wire.status import ReplicaStatus
 from tests.deployments import serving
@@ -143,8 +144,8 @@ def _outcomes(requests: list[Future[httpx.Response]]) -> set[int]:
 
 def _granted() -> int:
     """Leases that the policy counts."""
-    words = [group.reason.partition("restarts: ")[2] for group in serving.fleet_status().groups]
-    return sum(int(word.split()[0]) for word in words if word)
+    causes = [cause for group in serving.fleet_status().groups for cause in group.causes]
+    return sum(int(cause.numbers["granted"]) for cause in causes if cause.code == Code.RESTARTS)
 
 
 def _drafted(replica_id: str) -> bool:

@@ -29,6 +29,7 @@ pytest.importorskip("ray.serve")
 pytest.importorskip("vllm")
 from nightjar.cluster.storage.journal import JournalEntry, read_journal
 from nightjar.loadtests.load.openai_stream import ChatResult, StreamParser
+from nightjar.policy.wire.cause import Code, codes
 from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.status import ReplicaStatus
 from tests.deployments import serving
@@ -189,7 +190,9 @@ def granted_to_a_stopped_engine(holder: str, other: str) -> Iterator[None]:
         serving.until(lambda: status_of(holder).report_age_s > 0.5, within_s=10, what="silence of the stopped engine")
         serving.set_mode("default", scope="replica", name=other)  # decided on before the other can wish
         configure()
-        serving.until(lambda: "holds a lease" in status_of(holder).reason, within_s=10, what="a lease for the stopped engine")
+        serving.until(
+            lambda: Code.LEASE_HELD in codes(status_of(holder).causes), within_s=10, what="a lease for the stopped engine"
+        )
         serving.until(lambda: other in wishing(), within_s=60, what="the other replica wishes")
         yield
     finally:

@@ -23,6 +23,7 @@ from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import EngineSnapshot
 from nightjar.policy.wire.settings import ExplorationSegment, IssuedSettings, Settings, SettingsVersion
+from nightjar.policy.words import in_words
 from tests.engine.requests import crowded_batch, greedy_batch, mixed_batch, seeded_batch, shared_prefix_batch
 
 MAX_NUM_SPECULATIVE_TOKENS: Final = 4
@@ -209,7 +210,7 @@ def _local_mode(engine: EngineProcess) -> list[str]:
         engine.exchange(EngineCommand(local_mode=Mode.parse(local_mode) if local_mode else None))
         engine.run(greedy_batch()[:1])
         snapshot = engine.exchange(EngineCommand(local_mode=Mode.parse(local_mode) if local_mode else None))
-        reasons.append(f"K={snapshot.load.num_speculative_tokens}: {snapshot.decision_reason}")
+        reasons.append(f"K={snapshot.load.num_speculative_tokens}: {in_words(snapshot.causes)}")
     return reasons
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nightjar.policy.wire.cause import Code
 from tests.engine.comparing import difference
 from tests.engine.engine_process import MAX_NUM_SPECULATIVE_TOKENS, SEGMENT_CLEAN_STEPS, TABLE
 from tests.engine.requests import greedy_batch, mixed_batch, shared_prefix_batch
@@ -94,7 +95,7 @@ def test_settings_adopted_through_the_engine_core_decide_the_length(mode: str, s
 
 def test_before_any_settings_the_engine_says_so(steered: dict[str, Any]) -> None:
     assert steered["before_settings"]["settings_version"] is None
-    assert "no settings yet" in steered["before_settings"]["decision_reason"]
+    assert [one["code"] for one in steered["before_settings"]["causes"]] == [Code.NO_SETTINGS]
 
 
 def test_off_verifies_no_drafts(steered: dict[str, Any]) -> None:
@@ -107,10 +108,11 @@ def test_the_table_is_followed_by_decode_batch_and_a_segment_measures_once(steer
     measured, followed = 0, set()
     for step in steered["table steps"]:
         load, is_asleep = step["load"], step["drafter_state"] in {"dormant", "catching_up"}
-        if "segment measures" in step["decision_reason"]:
+        codes = {one["code"] for one in step["causes"]}
+        if Code.SEGMENT in codes:
             assert load["num_speculative_tokens"] == (0 if is_asleep else 3)
             measured += not is_asleep
-        elif "the plan" in step["decision_reason"]:
+        elif codes & {Code.PLAN, Code.BESIDE_PREFILL}:
             batch = max(load["decode_batch_size"], TABLE[0][0])  # a step of prompts alone takes the first row's K
             wanted = [length for first, last, length in TABLE if first <= batch <= last]
             assert [load["planned_num_speculative_tokens"]] == wanted

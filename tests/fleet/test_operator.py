@@ -20,6 +20,7 @@ from nightjar.loadtests.load.regimes import Phase, Regime
 from nightjar.loadtests.simulation.campaign.scenes import nominal_of, workload
 from nightjar.loadtests.simulation.profiles import read_profile
 from nightjar.loadtests.simulation.service.scenario import PlannerChoice, Scenario
+from nightjar.policy.wire.cause import Code, codes
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.settings import IssuedSettings, Table
 from nightjar.policy.wire.status import CanaryStatus, FleetStatus
@@ -186,7 +187,7 @@ def _freeze_under_load(cluster: FleetCluster) -> Frozen:
 
 def _runs_no_segment() -> bool:
     status = serving.fleet_status()
-    return not any("measuring" in replica.reason for replica in status.replicas)
+    return not any(Code.MEASURING in codes(replica.causes) for replica in status.replicas)
 
 
 def test_one_policy_actor_on_the_head_serves_agents_of_every_node_that_all_wanted_to_create_it(runs: Runs) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from nightjar.policy.engine.steering import Cause
-from nightjar.policy.explain import InForce, UnknownReplicaError, explain, find_replica
+from nightjar.policy.causes import InForce
+from nightjar.policy.explain import UnknownReplicaError, explain, find_replica
 from nightjar.policy.modes import ModeOverride
+from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.explanation import Explanation
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import parse_operator_settings
@@ -43,7 +44,7 @@ def words(explained: Explanation, who: str) -> str:
 
 
 def test_the_plan_decides_where_nobody_else_does_and_says_what_it_predicts() -> None:
-    explained = of(load=load(runs=3, planned=3), decision_reason=Cause.PLAN)
+    explained = of(load=load(runs=3, planned=3), causes=(because(Code.PLAN),))
     assert explained.decided_by == "planner fleet"
     assert explained.summary.startswith("K=3 at decode batch 4: batch 4-5: K=3 gives ")
     assert explained.planned_num_speculative_tokens == best_length(4) == 3
@@ -70,7 +71,7 @@ def test_an_override_beats_the_plan_and_is_told_with_reason_and_expiry() -> None
     override = ModeOverride(
         scope="application", name="chat", mode=Mode.parse("off"), reason="incident", expires_at_s=LEARNED.now_s + 90.0
     )
-    explained = of(overrides=(override,), load=load(), decision_reason=Cause.OFF)
+    explained = of(overrides=(override,), load=load(), causes=(because(Code.OFF),))
     assert explained.decided_by == "mode"
     assert explained.summary == "off at decode batch 4: mode off set by application chat by hand (incident), for 90 s more"
 
@@ -99,12 +100,12 @@ def test_a_local_mode_of_auto_leaves_the_answer_to_the_plan_also_under_an_overri
     [
         ({"serving_plainly": "suffix is not known"}, "engine", "served plainly, not steered: suffix is not known"),
         ({"fault": "KeyError: 'r7'"}, "engine", "since an error in the hooks: KeyError: 'r7'"),
-        ({"load": load(), "decision_reason": Cause.AGED}, "settings", "its settings are older than 300 s"),
+        ({"load": load(), "causes": (because(Code.AGED),)}, "settings", "its settings are older than 300 s"),
         ({"refused": "plan.planner 'x' is unknown"}, "settings", "refused the newest settings: plan.planner 'x'"),
         ({"load": load(planned=0), "held_buckets": (3,)}, "guard", "the guard holds batch 4-5 off"),
-        ({"load": load(), "decision_reason": Cause.DWELL}, "dwell", "until the present K was held for 4 steps"),
-        ({"load": load(), "decision_reason": Cause.MIXED}, "prefill", "such steps never raise an engine's own K"),
-        ({"load": load(runs=1, planned=1), "decision_reason": Cause.BESIDE_PREFILL}, "prefill", "for which the plan has K=1"),
+        ({"load": load(), "causes": (because(Code.DWELL),)}, "dwell", "until the present K was held for 4 steps"),
+        ({"load": load(), "causes": (because(Code.MIXED),)}, "prefill", "such steps never raise an engine's own K"),
+        ({"load": load(runs=1, planned=1), "causes": (because(Code.BESIDE_PREFILL),)}, "prefill", "for which the plan has K=1"),
     ],
 )
 def test_whoever_disposes_is_the_answer(said: dict[str, Any], decided_by: str, part: str) -> None:
@@ -151,7 +152,7 @@ def test_a_measurement_under_way_is_the_answer_while_it_runs() -> None:
     while not fleet.state.groups or not next(iter(fleet.state.groups.values())).exploration.segments:
         fleet.run(0.5)
     report = fleet.replicas[0].report()
-    snapshot = report.snapshot.model_copy(update={"decision_reason": Cause.SEGMENT})
+    snapshot = report.snapshot.model_copy(update={"causes": (because(Code.SEGMENT),)})
     fleet.observe(report.model_copy(update={"snapshot": snapshot}))
     explained = explain(fleet.state, fleet.decisions, fleet.settings, (), "chat#r1", fleet.now_s)
     assert explained.decided_by == "measurement"

@@ -22,6 +22,7 @@ from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
 from nightjar.policy.wire.record import MAX_RECORD_BYTES, WireError
 from nightjar.policy.wire.report import EngineLoad, EngineSnapshot
+from nightjar.policy.words import in_words
 from tests.policy.engines import AUTO, KEY, Fleet, Replica, best_length, table
 
 
@@ -110,9 +111,9 @@ def test_off_and_pin_give_one_length_at_every_batch_and_say_who_set_them() -> No
     fleet.run(1.0)
     pinned, off = fleet.decisions["a"], fleet.decisions["b"]
     assert [row.num_speculative_tokens for row in table(pinned).rows] == [5]
-    assert pinned.reason == "mode pin=9 set by replica a by hand (trial), lowered to K=5: the engine's maximum is 5"
+    assert in_words(pinned.causes) == "mode pin=9 set by replica a by hand (trial), lowered to K=5: the engine's maximum is 5"
     assert [row.num_speculative_tokens for row in table(off).rows] == [0]
-    assert off.reason == "mode off set by fleet by hand"
+    assert in_words(off.causes) == "mode off set by fleet by hand"
 
 
 @pytest.mark.parametrize(("mode", "is_slower"), [("pin=2", True), ("pin=3", False), ("off", False)])
@@ -124,7 +125,7 @@ def test_a_pinned_k_that_has_no_graphs_of_its_own_runs_and_says_so(mode: str, is
     fleet.decide()
     decision = fleet.decisions["a"]
     assert table(decision).rows[0].num_speculative_tokens == (Mode.parse(mode).num_speculative_tokens or 0)
-    assert (said in decision.reason) is is_slower
+    assert (said in in_words(decision.causes)) is is_slower
     statements = explain(fleet.state, fleet.decisions, fleet.settings, (), "a", 0.0).statements
     (statement,) = [each for each in statements if each.who == "mode"]
     assert (said in statement.words) is is_slower
@@ -140,7 +141,7 @@ def test_a_replica_that_serves_plainly_gets_only_off_and_is_told_why() -> None:
     fleet.observe(Replica("a").report(serving_plainly="suffix drafters assert K"))
     fleet.decide()
     assert table(fleet.decisions["a"]).rows[0].num_speculative_tokens == 0
-    assert fleet.decisions["a"].reason == "serves plainly, not steered: suffix drafters assert K"
+    assert in_words(fleet.decisions["a"].causes) == "serves plainly, not steered: suffix drafters assert K"
 
 
 def test_replicas_that_serve_plainly_have_no_counters_and_so_no_part_in_the_quorum_of_their_group() -> None:

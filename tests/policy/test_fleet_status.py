@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from nightjar.policy import fleet_status as module
-from nightjar.policy.engine.steering import Cause
 from nightjar.policy.estimate.gained import Spent
 from nightjar.policy.explain import explain
 from nightjar.policy.fleet_status import fleet_status
@@ -16,6 +15,7 @@ from nightjar.policy.modes import ModeOverride
 from nightjar.policy.prediction import predict
 from nightjar.policy.state import FleetState
 from nightjar.policy.wire.batch_buckets import batch_bucket
+from nightjar.policy.wire.cause import Code, because, codes
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
 from nightjar.policy.wire.report import SteeringLevel
@@ -281,11 +281,13 @@ def test_a_replica_tells_in_its_engines_words_why_its_last_step_ran_at_its_k() -
     fleet = Fleet([Replica("a", 16)])
     fleet.run(1.0)
     known = fleet.state.replicas["a"]
-    snapshot = known.report.snapshot.model_copy(update={"decision_reason": Cause.DWELL})
+    snapshot = known.report.snapshot.model_copy(update={"causes": (because(Code.DWELL),)})
     told = replace(known, report=known.report.model_copy(update={"snapshot": snapshot}))
     state = replace(fleet.state, replicas=fleet.state.replicas.with_item("a", told))
     _, (status,) = fleet_status(state, {}, fleet.now_s)
-    assert ReplicaStatus.from_wire(status.to_wire()).decision_reason == Cause.DWELL
+    heard = ReplicaStatus.from_wire(status.to_wire())
+    assert codes(heard.step_causes) == {Code.DWELL}
+    assert heard.decision_reason == "a rise waits until the present K was held long enough"
 
 
 def test_status_lists_the_open_lease_and_the_wishes_that_wait_longest_first() -> None:
@@ -317,4 +319,4 @@ def test_inv_10_a_replica_that_the_others_contradict_is_named_as_one_whose_measu
     fleet = Fleet([Replica("slow", speed=0.1), *(Replica(f"r{number}") for number in range(3))])
     fleet.run(10.0)
     _, replicas = fleet_status(fleet.state, fleet.decisions, fleet.now_s)
-    assert [replica.replica_id for replica in replicas if module.DISTRUSTED in replica.reason] == ["slow"]
+    assert [replica.replica_id for replica in replicas if Code.DISTRUSTED in codes(replica.causes)] == ["slow"]

@@ -14,9 +14,11 @@ from nightjar.policy.freeze import Freeze, HeldPlan
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.planners.base import GroupPlan, one_length
 from nightjar.policy.state import FleetState, GroupState, empty_fleet, learned, with_learned, without_grants
+from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.settings import Local, Table
+from nightjar.policy.words import in_words
 from tests.policy.engines import AUTO, KEY, Fleet, Replica, best_length, table
 from tests.policy.restarting import Policy, RestartingReplica
 
@@ -93,7 +95,7 @@ def test_a_newcomer_runs_the_frozen_plan_and_a_group_without_one_runs_off() -> N
     assert fleet.replicas[2].length == 3
     stranger = fleet.decisions["stranger"]
     assert [row.num_speculative_tokens for row in table(stranger).rows] == [0]
-    assert "frozen before this group had a plan" in stranger.reason
+    assert "frozen before this group had a plan" in in_words(stranger.causes)
 
 
 def test_a_policy_that_begins_anew_goes_on_with_the_frozen_plan_and_what_guards_compare_with() -> None:
@@ -170,7 +172,7 @@ def test_no_lease_is_granted_while_frozen_and_replicas_are_told_why() -> None:
     assert sum(replica.life.restarts for replica in replicas) == 1
     decisions, _ = decide(policy.state, policy.settings, (), 30.0, policy.rng)
     waits = "waits for a lease: none is granted while the fleet is frozen"
-    assert sorted(settings.restarts.reason for settings in decisions.values()) == ["", waits, waits]
+    assert sorted(in_words(settings.restarts.causes) for settings in decisions.values()) == ["", waits, waits]
 
 
 def test_explain_says_since_when_by_whom_and_for_how_long() -> None:
@@ -193,7 +195,7 @@ def test_explain_says_since_when_by_whom_and_for_how_long() -> None:
 def test_whatever_happens_to_a_frozen_fleet_its_tables_stay(length: int, events: list[str]) -> None:
     fleet = Fleet([Replica("a", 4), Replica("b", 4)])
     fleet.run(1.0)
-    plan = GroupPlan(one_length(length, KEY.max_num_seqs), "held")
+    plan = GroupPlan(one_length(length, KEY.max_num_seqs), (because(Code.OTHER, "held"),))
     fleet.state = replace(
         fleet.state, freeze=Freeze(since_s=fleet.now_s, plans={name: HeldPlan.of(plan, "fleet") for name in fleet.state.groups})
     )

@@ -12,9 +12,11 @@ from nightjar.policy.restarts.leases import GroupRestarts, PlanGoodput, Restarte
 from nightjar.policy.restarts.load_transitions import LoadState, TransitionWeight
 from nightjar.policy.restarts.on_time import TransitionCounts
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, buckets_up_to
+from nightjar.policy.wire.cause import Code
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import RestartWish
 from nightjar.policy.wire.settings import RestartLimits
+from nightjar.policy.words import in_words
 
 OFF_STEP_S = 0.02
 CROSSOVER = 32
@@ -79,7 +81,7 @@ def limits_of(
     known: GroupRestarts = STAYS,
     plan_goodput: PlanGoodput = PROSPECT,
     *,
-    why_none: str = "",
+    why_none: Code | None = None,
     now_s: float = 1.0,
 ) -> RestartLimits:
     return decide_restarts(known, {"a": present}, plan_goodput, SETTINGS, {}, why_none, now_s)[1]["a"]
@@ -88,7 +90,7 @@ def limits_of(
 def test_a_restart_that_pays_is_granted() -> None:
     limits = limits_of(member())
     assert [lease.wish_id for lease in limits.leases] == [1]
-    assert limits.reason == "holds a lease to restart"
+    assert in_words(limits.causes) == "holds a lease to restart"
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_a_restart_that_pays_is_granted() -> None:
 def test_a_restart_that_does_not_pay_is_not_granted_and_says_so(present: Restarter, known: GroupRestarts) -> None:
     limits = limits_of(present, known)
     assert limits.leases == ()
-    assert limits.reason == "stays off: a restart would not pay"
+    assert in_words(limits.causes) == "stays off: a restart would not pay"
 
 
 def test_what_a_person_or_a_measurement_orders_need_not_pay() -> None:
@@ -111,28 +113,32 @@ def test_what_a_person_or_a_measurement_orders_need_not_pay() -> None:
 
 
 def test_a_replica_that_is_not_steered_gets_no_lease() -> None:
-    assert limits_of(member(is_steered=False)) == limits_of(member(lag=0)).model_copy(update={"leases": (), "reason": ""})
+    assert limits_of(member(is_steered=False)) == limits_of(member(lag=0)).model_copy(update={"leases": (), "causes": ()})
 
 
 def test_a_new_policy_says_that_it_must_wait() -> None:
-    limits = limits_of(member(), why_none="a new policy grants none yet")
+    limits = limits_of(member(), why_none=Code.NEW_POLICY)
     assert limits.leases == ()
-    assert limits.reason == "waits for a lease: a new policy grants none yet"
+    assert in_words(limits.causes) == "waits for a lease: a new policy grants none yet"
 
 
 def test_those_beyond_the_budget_wait_and_are_told() -> None:
     members = {f"r{number}": member() for number in range(3)}
-    after, limits, _ = decide_restarts(STAYS, members, PROSPECT, SETTINGS, {}, "", 1.0)
-    assert sorted(mine.reason for mine in limits.values()) == ["holds a lease to restart", "waits for a lease", "waits for a lease"]
-    again, _, _ = decide_restarts(after, members, PROSPECT, SETTINGS, {}, "", 5.0)
+    after, limits, _ = decide_restarts(STAYS, members, PROSPECT, SETTINGS, {}, None, 1.0)
+    assert sorted(in_words(mine.causes) for mine in limits.values()) == [
+        "holds a lease to restart",
+        "waits for a lease",
+        "waits for a lease",
+    ]
+    again, _, _ = decide_restarts(after, members, PROSPECT, SETTINGS, {}, None, 5.0)
     assert set(again.waiting_since_s.values()) == {1.0}
 
 
 def test_a_lease_is_sent_again_until_its_wish_is_finished() -> None:
-    after, first, _ = decide_restarts(STAYS, {"a": member()}, PROSPECT, SETTINGS, {}, "", 1.0)
-    after, second, _ = decide_restarts(after, {"a": member(lag=0)}, PROSPECT, SETTINGS, {}, "", 2.0)
+    after, first, _ = decide_restarts(STAYS, {"a": member()}, PROSPECT, SETTINGS, {}, None, 1.0)
+    after, second, _ = decide_restarts(after, {"a": member(lag=0)}, PROSPECT, SETTINGS, {}, None, 2.0)
     assert second["a"].leases == first["a"].leases
-    _, third, _ = decide_restarts(after, {"a": member(lag=0, finished_wish_id=1)}, PROSPECT, SETTINGS, {}, "", 3.0)
+    _, third, _ = decide_restarts(after, {"a": member(lag=0, finished_wish_id=1)}, PROSPECT, SETTINGS, {}, None, 3.0)
     assert third["a"].leases == ()
 
 

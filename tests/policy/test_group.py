@@ -15,6 +15,7 @@ from nightjar.policy.granting import MayGrant
 from nightjar.policy.group import Context, GroupOutcome, Shared, decide_group
 from nightjar.policy.modes import ModeOverride, ReplicaLimit
 from nightjar.policy.state import FleetState, PlanVariant, ReplicaState
+from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.mode import Mode
 from tests.policy.engines import AUTO, KEY, Fleet, Replica
 
@@ -112,7 +113,7 @@ def test_what_a_replica_runs_comes_from_one_place() -> None:
     assert group.variant(replica) == PlanVariant(group.plan, group.estimate)
     assert group.variant(replace(replica, limit=limit)) == PlanVariant(group.plan, group.estimate)
     within = replace(group, within={9.0: tight})
-    assert within.variant(replace(replica, limit=limit)) == PlanVariant(tight.plan, tight, "within max_step_ms 9 of a test")
-    assert within.variant(replace(replica, own=own)) == PlanVariant(own.plan, own, "its own evidence")
+    assert within.variant(replace(replica, limit=limit)) == PlanVariant(tight.plan, tight, (limit.cause(Code.WITHIN),))
+    assert within.variant(replace(replica, own=own)) == PlanVariant(own.plan, own, (because(Code.OWN_EVIDENCE),))
     both = replace(replica, own=own, own_within=tight, limit=limit)
-    assert within.variant(both) == PlanVariant(tight.plan, tight, "its own evidence, within max_step_ms 9 of a test")
+    assert within.variant(both) == PlanVariant(tight.plan, tight, (because(Code.OWN_EVIDENCE), limit.cause(Code.WITHIN)))

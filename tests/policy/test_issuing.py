@@ -6,6 +6,7 @@ import pytest
 
 from nightjar.policy.issuing import MAX_PLAUSIBLE, Issuer
 from nightjar.policy.planners.base import one_length
+from nightjar.policy.wire.cause import Causes, Code, because
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import Counters, EngineSnapshot, GroupKey, LoadReport
 from nightjar.policy.wire.settings import RestartLimits, Settings, SettingsVersion, Table
@@ -13,13 +14,13 @@ from nightjar.policy.wire.settings import RestartLimits, Settings, SettingsVersi
 GROUP = GroupKey(target="llama", max_num_speculative_tokens=3, max_num_seqs=8)
 
 
-def decided(length: int = 3, reason: str = "", **changes: object) -> Settings:
+def decided(length: int = 3, causes: Causes = (), **changes: object) -> Settings:
     told = Settings(
         mode=Mode(kind="auto"),
         plan=Table(rows=one_length(length, 8)),
         allowed_num_speculative_tokens=(0, length),
-        restarts=RestartLimits(reason=reason),
-        reason=reason,
+        restarts=RestartLimits(causes=causes),
+        causes=causes,
     )
     return told.model_copy(update=changes)
 
@@ -35,12 +36,12 @@ def issuer() -> Issuer:
     return made
 
 
-def test_the_sequence_rises_with_new_content_only_and_words_are_none() -> None:
+def test_the_sequence_rises_with_new_content_only_and_causes_are_none() -> None:
     made = issuer()
     first = made.post("r1", decided())
     assert first is not None
     assert first.version == SettingsVersion(incarnation=5, sequence=1)
-    assert made.post("r1", decided(reason="in other words")) is None
+    assert made.post("r1", decided(causes=(because(Code.PLANNER, "fleet"),))) is None
     second = made.post("r2", decided())
     third = made.post("r1", decided(length=1))
     assert [given.version.sequence for given in (second, third) if given is not None] == [2, 3]

@@ -12,11 +12,12 @@ from nightjar.cluster.storage.plain_values import packed, restored, unpacked
 from nightjar.cluster.telemetry.policy_metrics import look
 from nightjar.policy.explain import explain
 from nightjar.policy.fleet_status import fleet_status
-from nightjar.policy.modes import ModeOverride, limit_of
+from nightjar.policy.modes import ModeOverride, ReplicaLimit, limit_of
 from nightjar.policy.state import FleetState
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.settings import ExplorationSegment, Table
+from nightjar.policy.words import in_words
 from tests.policy.engines import AUTO, STEP_MILLISECONDS, Fleet, Replica, table
 
 BATCH = 16
@@ -92,7 +93,7 @@ def test_status_says_whose_limit_decides_and_a_metric_counts_it(seen: Fleet) -> 
     assert "max_step_ms" not in told["code-1"].reason
     (group,) = look(seen.state, 5.0, seen.now_s).values()
     assert (group.limited_replicas, group.limited_buckets) == (3, 0)
-    assert "within max_step_ms 9 of application chat" in seen.decisions["chat-1"].reason
+    assert "within max_step_ms 9 of application chat" in in_words(seen.decisions["chat-1"].causes)
 
 
 def test_explain_names_the_limit_as_what_decides_and_marks_the_k_that_it_forbids(seen: Fleet) -> None:
@@ -120,7 +121,7 @@ def test_where_nobody_plans_by_what_is_known_no_limit_is_applied_or_told(planner
 
 def test_a_limit_by_hand_wins_over_the_applications_and_ends_with_its_override() -> None:
     by_hand = limit_of("r1", "chat", LIMITED, (BY_HAND,), 49.0)
-    assert str(by_hand) == "max_step_ms 30 of replica r1 by hand (trial)"
+    assert by_hand == ReplicaLimit(30.0, "replica r1 by hand (trial)")
     assert str(limit_of("r1", "chat", LIMITED, (BY_HAND,), 50.0)) == "max_step_ms 9 of application chat"
     assert str(limit_of("r2", "chat", LIMITED, (BY_HAND,), 49.0)) == "max_step_ms 9 of application chat"
     assert limit_of("r3", "code", LIMITED, (BY_HAND,), 49.0) is None

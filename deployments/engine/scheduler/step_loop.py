@@ -254,7 +254,7 @@ class StepLoop:
             restart_wish=life.wish(lag_tokens, now_s) if life is not None and load.num_running_reqs else None,
             drafter=self._in_sync if self.drafting is None else self.drafting.counters(lag_tokens, now_s),
             adapters=self._adapters.snapshot(),
-            decision_reason=steering.reason,
+            causes=steering.causes,
             refused=refused,
             fault=self.fault,
         )

@@ -32,7 +32,7 @@ class PlannedByPolicy:
             return
         self._next_s = now_s + self._policy.exchange_period_s
         snapshot = self._engine.exchange(EngineCommand(confirmed=self._engine.version))
-        wanted = self._policy.decide(snapshot, now_s).without_words()
+        wanted = self._policy.decide(snapshot, now_s).without_causes()
         if (wanted, self._engine.version) != self._in_force:  # also where somebody steered by hand meanwhile
             adopted = self._engine.adopt(wanted)
             if adopted.fault:

@@ -256,7 +256,7 @@ class SimulatedEngine:
                 finished_segment_id=steering.finished_segment_id,
                 finished_wish_id=life.finished_wish_id,
                 held_buckets=steering.held_buckets(self.now_s),
-                decision_reason=steering.reason,
+                causes=steering.causes,
                 restart_wish=life.wish(self._rows.lag_tokens, self.now_s) if self._can_be_dormant else None,
             ),
         )

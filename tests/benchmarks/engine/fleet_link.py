@@ -82,7 +82,7 @@ class FleetLink:
 
     def _hand_over(self) -> None:
         assert self._decided is not None
-        wanted = self._decided.without_words()
+        wanted = self._decided.without_causes()
         if self.free_restarts:
             free = wanted.restarts.model_copy(update={"micro_restart_tokens": UNLIMITED})
             wanted = wanted.model_copy(update={"restarts": free})

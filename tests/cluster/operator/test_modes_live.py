@@ -9,6 +9,7 @@ import pytest
 
 from nightjar.policy.wire.report import EngineLoad, LoadReport
 from nightjar.policy.wire.settings import Table
+from nightjar.policy.words import in_words
 from tests.cluster.protocol import GROUP, MemoryJournal, MemoryStore, Replica, running_service, settled
 from tests.cluster.seeds import some_file
 
@@ -41,7 +42,7 @@ async def test_shadow_plans_and_journals_beside_what_really_runs_and_deals_out_n
         assert isinstance(decided.plan, Table)
         assert [row.num_speculative_tokens for row in decided.plan.rows] == [5]
         assert decided.plan.segments == ()
-        assert decided.reason.startswith("mode shadow set by the settings, nothing is touched; fleet: K=5 at batch 1-8")
+        assert in_words(decided.causes).startswith("mode shadow set by the settings, nothing is touched; fleet: K=5 at batch 1-8")
         await service.configure({"mode": "off"})
         await settled(service, replica, rounds=2)
         loads = [known.load for entry in journal.entries for known in entry.replicas]
@@ -72,7 +73,7 @@ async def test_a_mode_set_for_a_scope_holds_there_alone_shows_with_its_reason_an
         assert override.seconds_left == pytest.approx(90.0, abs=2.0)
         off = next(replica for replica, mode in zip(fleet, modes, strict=True) if mode == "off")
         assert off.settings is not None
-        assert "by hand (incident 7)" in off.settings.reason
+        assert "by hand (incident 7)" in in_words(off.settings.causes)
         for _ in range(180):
             await asyncio.gather(*(replica.exchange(service) for replica in fleet))
         assert {str(replica.mode) for replica in fleet} == {"auto"}

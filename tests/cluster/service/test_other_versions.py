@@ -134,8 +134,11 @@ async def test_an_old_policy_grants_nothing_beside_a_newer_one_so_that_the_node_
         await asyncio.sleep(40.0)
         assert min(at_s for at_s in cluster.granted[OLD] if at_s > came_s + LOOK_S) >= gone_s + LEASE_S - LOOK_PERIOD_S
         assert cluster.most_at_once == 1
-    assert "the policy of protocol 2 is here: this one, of protocol 1, grants no restarts" in journal.causes
-    assert "the policy of protocol 2 is gone: this one, of protocol 1, grants no restarts for one lease more" in journal.causes
+    assert f"the policy of protocol {NEW} is here: this one, of protocol {OLD}, grants no restarts" in journal.causes
+    assert (
+        f"the policy of protocol {NEW} is gone: this one, of protocol {OLD}, grants no restarts for one lease more"
+        in journal.causes
+    )
 
 
 async def test_an_old_policy_that_starts_beside_a_newer_one_grants_nothing_and_the_newer_one_goes_on() -> None:

@@ -1,4 +1,4 @@
-"""From protocol 1 to 2: what the last release of the old protocol left behind (tests/cluster/releases), read by this one."""
+"""From protocol 2 to 3: what the last release of the old protocol left behind (tests/cluster/releases), read by this one."""
 
 from __future__ import annotations
 

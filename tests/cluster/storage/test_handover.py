@@ -362,7 +362,7 @@ def test_a_freeze_that_is_over_is_not_handed_over() -> None:
 
 def test_of_a_freeze_the_plans_of_groups_with_replicas_go_along_as_many_as_a_file_holds() -> None:
     most = handover.MAX_HELD_PLANS
-    held = HeldPlan.of(GroupPlan(one_length(0, 8), "off"), "off")
+    held = HeldPlan.of(GroupPlan(one_length(0, 8)), "off")
     plans = {f"g{number}": held for number in range(most + 2)}
     controller = Controller(OperatorSettings())
     controller.observe(Replica("r").report(), 0.0)

@@ -19,6 +19,7 @@ from nightjar.cluster.storage.rotated_lines import (
 )
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.prior.learned import LearnedTables
+from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import EngineLoad
@@ -30,7 +31,7 @@ def entry(tick: int = 1, time_s: float = 1_700_000_000.25) -> JournalEntry:
         mode=Mode(kind="auto"),
         plan=Table(rows=(TableRow(first_batch_size=1, last_batch_size=8, num_speculative_tokens=3),)),
         allowed_num_speculative_tokens=(0, 3),
-        reason="best at batch 1-8",
+        causes=(because(Code.ROW, num_speculative_tokens=3, first_batch_size=1, last_batch_size=8),),
     )
     return JournalEntry(
         incarnation=3,

@@ -43,6 +43,7 @@ from nightjar.policy.estimate.goodput import GoodputModel
 from nightjar.policy.planners import PLANNERS
 from nightjar.policy.planners.base import GroupPlan, GroupView, one_length
 from nightjar.policy.state import FleetState
+from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.report import DrafterState, EngineSnapshot, RestartWish
 from nightjar.policy.wire.settings import Settings, SettingsVersion, Table
 from tests.cluster.record_release import RELEASES
@@ -319,7 +320,9 @@ def test_replay_names_replica_tick_and_both_decisions_where_the_code_decides_oth
     file = RecordingFile(tmp_path)
     recorded(3, sink=WrittenAtOnce(file), planner="fixed", num_speculative_tokens=3)
     file.close()
-    monkeypatch.setitem(PLANNERS, "fixed", lambda view: GroupPlan(one_length(1, view.key.max_num_seqs), "K=1 since today"))
+    monkeypatch.setitem(
+        PLANNERS, "fixed", lambda view: GroupPlan(one_length(1, view.key.max_num_seqs), (because(Code.OTHER, "K=1 since today"),))
+    )
     replayed = call("replay", tmp_path)
     assert replayed.exit_code == 1
     shown = " ".join(replayed.stdout.split())
@@ -414,19 +417,19 @@ def test_a_journal_of_an_older_release_is_one_clear_line(tmp_path: Path) -> None
 
 def test_a_recording_of_another_format_is_one_clear_line(tmp_path: Path) -> None:
     write(tmp_path, 2)
-    lines_after(tmp_path, lambda lines: [line.replace(b'"format":3', b'"format":9') for line in lines])
+    lines_after(tmp_path, lambda lines: [line.replace(b'"format":4', b'"format":9') for line in lines])
     replayed = call("replay", tmp_path)
     assert (replayed.exit_code, replayed.stderr.count("\n")) == (1, 1)
     assert (
-        f"written in format 9 by {this_version()}; this release reads 3, so replay it with the one that wrote it" in replayed.stderr
+        f"written in format 9 by {this_version()}; this release reads 4, so replay it with the one that wrote it" in replayed.stderr
     )
 
 
 def test_a_recording_of_the_last_protocol_says_in_one_line_which_release_replays_it(tmp_path: Path) -> None:
-    shutil.copy(RELEASES / "protocol_1" / FILE_NAME, tmp_path)
+    shutil.copy(RELEASES / "protocol_2" / FILE_NAME, tmp_path)
     replayed = call("replay", tmp_path)
     assert (replayed.exit_code, replayed.stderr.count("\n")) == (1, 1)
-    assert "written in format 1 by nightjar 0.1.0, numpy 2.3.5, x86_64; this release reads 3" in replayed.stderr
+    assert "written in format 3 by nightjar 0.1.0 (protocol 2), numpy 2.3.5, x86_64; this release reads 4" in replayed.stderr
 
 
 def test_no_journal_is_one_clear_line(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from nightjar.loadtests.arms.samples import StatusSample
 from nightjar.loadtests.arms.statistics import Interval
 from nightjar.loadtests.demo.caption import demo_caption, learning_in_words, off_in_words, sentence
 from nightjar.loadtests.demo.summary import ALL_PHASES, PhaseSummary, Times
-from nightjar.policy.engine.steering import Cause
+from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.report import DrafterState, EngineLoad
 from tests.loadtests.recorded import replica, sample
 
@@ -133,7 +133,7 @@ def test_a_run_without_numbers_says_that() -> None:
 
 def test_what_went_into_measuring_is_counted_among_the_samples_that_decode() -> None:
     load = EngineLoad(decode_batch_size=1)
-    measuring = replica("r1", load=load).model_copy(update={"decision_reason": Cause.SEGMENT})
+    measuring = replica("r1", load=load).model_copy(update={"step_causes": (because(Code.SEGMENT),)})
     samples = [
         sample(1.0, "auto", measuring),
         *[sample(2.0, "auto", replica("r1", load=load))] * 3,

@@ -24,7 +24,7 @@ from nightjar.loadtests.demo.checks import (
 )
 from nightjar.loadtests.load.openai_stream import Token
 from nightjar.loadtests.load.regimes import arrival_times, parse_regime
-from nightjar.policy.engine.steering import Cause
+from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import to_plain
 from nightjar.policy.wire.report import DrafterState, EngineLoad, SteeringLevel
@@ -71,7 +71,7 @@ def status(
     length: int,
     planned: int | None = None,
     *,
-    cause: str = Cause.PLAN,
+    cause: Code = Code.PLAN,
     state: DrafterState = DrafterState.ACTIVE,
     sequence: int = 1,
     steps: int = 0,
@@ -84,7 +84,7 @@ def status(
         planned_num_speculative_tokens=length if planned is None else planned,
     )
     one = replica("r1", totals(length, steps), load=load, sequence=sequence)
-    return one.model_copy(update={"decision_reason": cause, "drafter_state": state})
+    return one.model_copy(update={"step_causes": (because(cause),), "drafter_state": state})
 
 
 @pytest.mark.parametrize(
@@ -122,11 +122,9 @@ def test_a_batch_takes_the_row_that_covers_it_the_first_below_all_and_off_above_
     assert explain(status(batch, 4), [given]) is (Explanation.UNEXPLAINED if length == 5 else Explanation.CONTRADICTION)
 
 
-@pytest.mark.parametrize("cause", list(Cause))
-def test_a_length_that_dwell_prefill_or_guard_lowered_is_held(cause: Cause) -> None:
-    expected = (
-        Explanation.HELD if cause in {Cause.DWELL, Cause.MIXED, Cause.WORSE_THAN_OFF, Cause.AGED} else Explanation.UNEXPLAINED
-    )
+@pytest.mark.parametrize("cause", list(Code))
+def test_a_length_that_dwell_prefill_or_guard_lowered_is_held(cause: Code) -> None:
+    expected = Explanation.HELD if cause in {Code.DWELL, Code.MIXED, Code.WORSE_THAN_OFF, Code.AGED} else Explanation.UNEXPLAINED
     for length in (0, 1):
         assert explain(status(2, length, cause=cause), [settings(1)]) is expected
 
@@ -134,9 +132,9 @@ def test_a_length_that_dwell_prefill_or_guard_lowered_is_held(cause: Cause) -> N
 def test_a_length_of_the_plan_beside_prefill_is_the_plans_where_the_engine_says_that_it_was() -> None:
     rows, mixed_rows = ((TableRow(first_batch_size=1, last_batch_size=16, num_speculative_tokens=length),) for length in (5, 1))
     given = settings(1, plan=Table(rows=rows, mixed_rows=mixed_rows))
-    assert explain(status(2, 1, cause=Cause.BESIDE_PREFILL), [given]) is Explanation.TABLE
-    assert explain(status(2, 1, cause=Cause.PLAN), [given]) is Explanation.UNEXPLAINED
-    assert explain(status(2, 3, cause=Cause.BESIDE_PREFILL), [given]) is Explanation.UNEXPLAINED
+    assert explain(status(2, 1, cause=Code.BESIDE_PREFILL), [given]) is Explanation.TABLE
+    assert explain(status(2, 1, cause=Code.PLAN), [given]) is Explanation.UNEXPLAINED
+    assert explain(status(2, 3, cause=Code.BESIDE_PREFILL), [given]) is Explanation.UNEXPLAINED
 
 
 @pytest.mark.parametrize("state", list(DrafterState))
@@ -151,7 +149,7 @@ def test_a_drafter_that_says_it_sleeps_explains_off_and_nothing_else(state: Draf
 def test_a_drafter_that_sleeps_does_not_explain_that_its_engine_planned_less_than_the_plan() -> None:
     asleep = status(2, 0, planned=1, state=DrafterState.DORMANT)
     assert explain(asleep, [settings(1)]) is Explanation.UNEXPLAINED
-    held = asleep.model_copy(update={"decision_reason": Cause.DWELL})
+    held = asleep.model_copy(update={"step_causes": (because(Code.DWELL),)})
     assert explain(held, [settings(1)]) is Explanation.ASLEEP
 
 
@@ -224,7 +222,7 @@ def test_how_often_a_length_was_held_lower_for_a_reason_is_told_and_not_judged()
     asleep_throughout = check_planned_length("auto", sampled(*asleep(100)), SENT)
     assert asleep_throughout.passed
     assert asleep_throughout.detail.endswith("0 at K > 0 and 100 at K = 0: 100 off while the drafter sleeps or catches up")
-    held = check_planned_length("auto", sampled(status(2, 5), *[status(2, 1, cause=Cause.DWELL)] * 3), SENT)
+    held = check_planned_length("auto", sampled(status(2, 5), *[status(2, 1, cause=Code.DWELL)] * 3), SENT)
     assert held.passed
     assert held.detail.endswith("1 as the table says, 3 held lower by dwell, prefill or guard")
 

@@ -29,7 +29,7 @@ from nightjar.loadtests.demo.summary import RunSummary, Times, stretches, summar
 from nightjar.loadtests.demo.watch import result_table
 from nightjar.loadtests.load.goodput import GoodputTarget
 from nightjar.loadtests.load.regimes import parse_regime
-from nightjar.policy.engine.steering import Cause
+from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.report import EngineLoad
 from tests.loadtests.recorded import replica, row, sample, totals
 
@@ -250,7 +250,7 @@ def test_the_page_shows_every_mode_beside_the_first_and_which_samples_measured()
     rows = [*ROWS, *(one.model_copy(update={"mode": "auto"}) for one in ROWS)]
     samples = [*SAMPLES, *(one.model_copy(update={"mode": "auto"}) for one in SAMPLES)]
     measuring = replica("r1", totals(0, 60), load=EngineLoad(decode_batch_size=1, num_speculative_tokens=3))
-    samples.append(sample(121.0, "auto", measuring.model_copy(update={"decision_reason": Cause.SEGMENT})))
+    samples.append(sample(121.0, "auto", measuring.model_copy(update={"step_causes": (because(Code.SEGMENT),)})))
     phases = summarise(REGIME, ["off", "auto"], rows, samples)
     summary = run_summary().model_copy(update={"modes": ("off", "auto"), "phases": phases})
     page = render_report(summary, REGIME, rows, samples)

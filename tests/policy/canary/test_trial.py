@@ -17,6 +17,7 @@ from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.settings import OffloadRules
 from nightjar.policy.wire.status import in_utc
+from nightjar.policy.words import in_words
 from tests.policy.engines import AUTO, Fleet, Replica
 from tests.policy.test_freeze import frozen
 
@@ -62,7 +63,7 @@ def test_a_canary_runs_as_its_control_for_a_baseline_then_tries_and_goes_back_wh
     fleet.run(6.0)
     assert canary_of(fleet) == ("trial", members)
     assert [name for name, mode in modes(fleet).items() if mode == "off"] == list(members)
-    assert fleet.decisions[members[0]].reason == "mode off set by the canary"
+    assert in_words(fleet.decisions[members[0]].causes) == "mode off set by the canary"
     fleet.run(12.0)
     assert canary_of(fleet) == ("rolled back", ())
     assert set(modes(fleet).values()) == {"auto"}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nightjar.policy.engine.guard import CHECK_STEPS, FIRST_HOLD_S, LONGEST_HOLD_S, OffGuard
 from nightjar.policy.engine.steering import Steering
 from nightjar.policy.wire.settings import OffStep, Table, TableRow
+from nightjar.policy.words import in_words
 from tests.policy.engine.steering_settings import MAX_NUM_SEQS, segment
 from tests.policy.engine.steering_settings import settings as given_settings
 
@@ -141,7 +142,7 @@ def test_steering_holds_a_tripped_batch_off_says_why_and_still_lets_the_policy_m
         now_s += seconds
         steering.count_clean_step(4, chosen, 4 if chosen == 0 else 8, seconds, now_s)
     assert steering.choose(4, False, now_s) == 0
-    assert steering.reason == "the guard holds this batch off: speculation measured worse than off"
+    assert in_words(steering.causes) == "the guard holds this batch off: speculation measured worse than off"
     assert steering.held_buckets(now_s) == (3,)
     assert steering.choose(12, False, now_s) == 3
     measured = Table(rows=(row,), segments=(segment(1, 5),), off_steps=off_steps)

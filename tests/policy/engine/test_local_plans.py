@@ -13,6 +13,7 @@ from nightjar.policy.modes import ModeOverride
 from nightjar.policy.planners.local import LocalContext, LocalOptions, LocalOptionsError, StepOutcome, StepView
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.settings import Local, OffStep
+from nightjar.policy.words import in_words
 from tests.policy.engine.steering_settings import MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS, settings, table
 from tests.policy.engines import Fleet, Replica
 
@@ -120,7 +121,7 @@ def test_a_planners_answer_is_bound_from_both_sides_and_a_step_says_who_chose(
     engine.adopt()
     engine.built[0].in_mixed = in_mixed
     assert [engine.steering.choose(4, False, 0.0), engine.steering.choose(4, True, 0.0)] == lengths
-    assert engine.steering.reason == reason
+    assert in_words(engine.steering.causes) == reason
 
 
 def test_a_planner_that_plans_mixed_steps_is_asked_in_them_and_may_raise_the_length() -> None:
@@ -280,5 +281,5 @@ def test_the_fleet_sends_the_papers_planner_to_every_replica_without_dwell() -> 
         assert decision.plan == Local(planner="nightjar", options={"switch_cost": "10x4=0.5"})
         assert decision.dwell_steps == 0
         assert decision.allowed_num_speculative_tokens == (0, 1, 3, 5)
-        assert decision.reason.startswith("nightjar: every engine plans for itself")
+        assert in_words(decision.causes).startswith("nightjar: every engine plans for itself")
     assert all(replica.steering.plans_locally for replica in fleet.replicas)

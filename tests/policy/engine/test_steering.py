@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nightjar.policy.engine.steering import Steering
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.settings import ExplorationSegment, OffStep, SettingsVersion, Table, length_at
+from nightjar.policy.words import in_words
 from tests.policy.engine.steering_settings import MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS, local_plan, segment, settings, table
 
 STEPS = st.lists(st.tuples(st.integers(0, MAX_NUM_SEQS), st.booleans()), min_size=1, max_size=60)
@@ -166,7 +167,7 @@ def test_inv_4_settings_that_nobody_confirms_allow_only_off_after_their_age(mode
     steering.adopt(settings(mode=mode, max_age_s=10.0), 100.0)
     lengths = [run(steering, [(1, False)], now_s)[0] > 0 for now_s in (100.0, 110.0, 110.1)]
     assert lengths == [True, True, False]
-    assert "too old" in steering.reason
+    assert "too old" in in_words(steering.causes)
 
 
 def test_confirmation_restarts_the_age_and_names_the_version_in_force() -> None:
@@ -194,7 +195,7 @@ def test_shadow_touches_nothing_and_shows_what_it_would_run() -> None:
     steering.adopt(settings(mode="shadow"), 0.0)
     assert steering.choose(6, False, 0.0) is None
     assert steering.planned_num_speculative_tokens == 1
-    assert steering.reason.startswith("shadow")
+    assert in_words(steering.causes).startswith("shadow")
 
 
 @pytest.mark.parametrize(("local", "expected"), [("off", 0), ("pin=3", 3), ("auto", None), ("shadow", None)])
@@ -210,7 +211,7 @@ def test_the_replicas_kill_switch_overrides_the_mode_until_it_is_taken_back() ->
     steering.override_mode(Mode.parse("off"))
     steering.adopt(settings(mode="pin=3", sequence=2), 0.0)
     assert run(steering, [(1, False)]) == [0]
-    assert "this replica's own" in steering.reason
+    assert "this replica's own" in in_words(steering.causes)
     steering.override_mode(None)
     assert run(steering, [(1, False)]) == [3]
 
@@ -330,7 +331,7 @@ def test_before_any_settings_nothing_is_planned_held_or_finished() -> None:
     steering = make_steering()
     assert (steering.planned_num_speculative_tokens, steering.guard_holds, steering.finished_segment_id) == (0, 0, 0)
     assert (steering.guard_trips, steering.held_buckets(0.0), steering.settings_version) == (0, (), None)
-    assert steering.reason == "no settings yet: the engine's own K"
+    assert in_words(steering.causes) == "no settings yet: the engine's own K"
 
 
 @pytest.mark.parametrize(
@@ -372,7 +373,10 @@ def test_the_replicas_own_auto_runs_the_plan_and_its_own_shadow_only_shows_it() 
     steering.override_mode(Mode.parse("shadow"))
     assert steering.choose(2, False, 0.0) is None
     assert steering.planned_num_speculative_tokens == 5
-    assert steering.reason == "shadow, nothing is touched; with auto: the plan's K for this decode batch (this replica's own)"
+    assert (
+        in_words(steering.causes)
+        == "shadow, nothing is touched; with auto: the plan's K for this decode batch (this replica's own)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -392,14 +396,14 @@ def test_a_step_says_where_its_length_comes_from(steps: list[tuple[int, bool]], 
     segments = [segment(1, 0, first=2, last=2)] if (10, False) in steps else []
     steering.adopt(settings(table((1, 4, 5), (5, 8, 1), (9, 12, 3), segments=segments)), 0.0)
     assert run(steering, steps) == lengths
-    assert steering.reason == reason
+    assert in_words(steering.causes) == reason
 
 
 def test_a_step_before_prefill_says_that_its_length_is_the_one_for_that() -> None:
     steering = make_steering()
     steering.adopt(settings(table((1, 16, 3)).model_copy(update={"mixed_rows": table((1, 16, 1)).rows})), 0.0)
     assert steering.choose(2, has_prefill=True, now_s=0.0, prefill_follows=True) == 1
-    assert steering.reason == "the plan's K where the next step also computes prompt tokens"
+    assert in_words(steering.causes) == "the plan's K where the next step also computes prompt tokens"
 
 
 def test_an_engines_first_step_may_measure_off_also_with_prefill() -> None:
@@ -432,7 +436,7 @@ def test_the_guard_sees_only_steps_whose_time_was_taken() -> None:
     fresh = make_steering()
     fresh.adopt(settings(table((1, 16, 3)).model_copy(update={"off_steps": off_steps_at(4)})), 0.0)
     assert lose_until_held(steering) == lose_until_held(fresh)
-    assert steering.reason == "the guard holds this batch off: speculation measured worse than off"
+    assert in_words(steering.causes) == "the guard holds this batch off: speculation measured worse than off"
 
 
 def test_a_batch_bucket_is_named_while_the_guard_holds_it_and_no_longer() -> None:
@@ -460,4 +464,4 @@ def test_a_plan_that_says_0_is_not_said_to_be_held_by_the_guard() -> None:
     now_s = lose_until_held(steering)
     steering.adopt(settings(table((1, 16, 0)).model_copy(update={"off_steps": off_steps_at(4)}), sequence=2), now_s)
     assert run(steering, [(4, False)], now_s) == [0]
-    assert steering.reason == "the plan's K for this decode batch"
+    assert in_words(steering.causes) == "the plan's K for this decode batch"

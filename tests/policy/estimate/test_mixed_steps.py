@@ -21,6 +21,7 @@ from nightjar.policy.state import empty_fleet
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, buckets_up_to
 from nightjar.policy.wire.report import Counters, LoadReport, MixedCounters
 from nightjar.policy.wire.settings import length_at
+from nightjar.policy.words import in_words
 from tests.policy.engines import AUTO, KEY, Replica
 
 ARMS = (0, 1, 3, 5)
@@ -102,7 +103,7 @@ def test_off_runs_beside_prefill_where_verifying_there_costs_more_than_it_saves_
     plan = fleet_plan(view, model)
     assert plan.num_speculative_tokens(32) > 0
     assert length_at(plan.mixed_rows, 32) == 0
-    assert "beside prefill off costs less" in plan.reason(32)
+    assert "beside prefill off costs less" in in_words(plan.causes(32))
     asleep = replace(view, drafter_sleeps=True)
     its_plan = fleet_plan(asleep, asleep.goodput_model())
     for batch in range(1, KEY.max_num_seqs + 1):

@@ -13,6 +13,7 @@ from nightjar.policy.planners.limited import refreshed, within
 from nightjar.policy.planners.replanning import Estimate, replan
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket
 from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.words import in_words
 from tests.policy.planners.test_planners import KEY, known
 from tests.policy.planners.test_step_limit import ARMS, STEPS_S, SURE, steady
 
@@ -35,7 +36,7 @@ def test_where_the_groups_k_exceeds_the_limit_the_best_that_keeps_it_runs_and_th
     known_well = steady(STEPS_S, SURE)
     plan = limited(known_well, 26.5)
     assert (estimate_of(known_well).plan.num_speculative_tokens(4), plan.num_speculative_tokens(4)) == (5, 3)
-    assert "K=5 would give more, but max_step_ms 26.5 forbids its steps of up to" in plan.reason(4)
+    assert "K=5 would give more, but max_step_ms 26.5 forbids its steps of up to" in in_words(plan.causes(4))
 
 
 def test_where_the_groups_k_keeps_the_limit_it_runs_with_the_groups_own_reason() -> None:

@@ -12,9 +12,11 @@ from nightjar.loadtests.simulation.service.scenario import PlannerChoice, Scenar
 from nightjar.loadtests.simulation.service.simulate import simulate
 from nightjar.policy.estimate.goodput import GoodputModel
 from nightjar.policy.planners import LEARNING_PLANNERS, LearningPlanner
-from nightjar.policy.planners.base import GroupPlan, GroupView, in_words, rows_of
+from nightjar.policy.planners.base import GroupPlan, GroupView, rows_of
 from nightjar.policy.planners.calibration import measurements
+from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.operator import parse_operator_settings
+from nightjar.policy.words import in_words
 from tests.policy.engines import Fleet, Replica, best_length
 
 SETTINGS = parse_operator_settings({"mode": "auto", "allowed_num_speculative_tokens": (0, 1, 3, 5), "dwell_steps": 3})
@@ -24,7 +26,7 @@ SETTINGS = parse_operator_settings({"mode": "auto", "allowed_num_speculative_tok
 def boldest(view: GroupView, model: GoodputModel) -> GroupPlan:
     """The K that is expected to give most, whatever the doubt."""
     rows = rows_of([model.arms[arm] for arm in np.argmax(model.log_goodput, axis=1)], view.key.max_num_seqs)
-    return GroupPlan(rows, in_words(rows), tuple("boldly" for _ in view.buckets))
+    return GroupPlan(rows, reasons=tuple((because(Code.OTHER, "boldly"),) for _ in view.buckets))
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +42,7 @@ def test_it_steers_engines_and_is_given_what_it_wants_measured() -> None:
     assert fleet.dealt, "what it asked to measure was dealt out"
     (group,) = fleet.state.groups.values()
     assert group.plan is not None
-    assert group.plan.reason(16) == "boldly"
+    assert in_words(group.plan.causes(16)) == "boldly"
 
 
 def test_it_runs_in_the_simulator() -> None:

@@ -22,6 +22,7 @@ from nightjar.policy.wire.batch_buckets import batch_bucket, buckets_up_to
 from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
 from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.settings import Table
+from nightjar.policy.words import in_words
 
 KEY = GroupKey(target="t", max_num_speculative_tokens=5, max_num_seqs=32)
 SETTINGS = OperatorSettings(allowed_num_speculative_tokens=(0, 1, 3, 5))
@@ -56,29 +57,33 @@ def test_fixed_runs_the_wanted_length_or_the_next_lower_one_that_may_run(
     settings = OperatorSettings(num_speculative_tokens=wanted, allowed_num_speculative_tokens=allowed)
     plan = PLANNERS["fixed"](GroupView(KEY, settings, Evidence()))
     assert plan.num_speculative_tokens(7) == runs
-    assert ("may not run here" in plan.summary) == (wanted is not None and wanted != runs)
+    assert ("may not run here" in in_words(plan.summary)) == (wanted is not None and wanted != runs)
 
 
 def test_schedule_runs_the_operators_table_within_the_engines_maximum() -> None:
     settings = parse_operator_settings({"planner": "schedule", "num_speculative_tokens_per_batch_size": [[1, 4, 9], [5, 16, 2]]})
     plan = PLANNERS["schedule"](GroupView(KEY, settings, Evidence()))
     assert [plan.num_speculative_tokens(batch) for batch in (1, 4, 5, 16, 17)] == [5, 5, 2, 2, 0]
-    assert plan.summary == "K=5 at batch 1-4, K=2 at batch 5-16"
+    assert in_words(plan.summary) == "K=5 at batch 1-4, K=2 at batch 5-16"
 
 
 def test_fleet_takes_the_length_with_the_highest_predicted_goodput_and_says_so() -> None:
     plan = plan_for(known({(1, 0): 0.1, (1, 1): 0.11, (1, 3): 0.12, (1, 5): 0.2}))
     assert plan.num_speculative_tokens(1) == 3
-    assert plan.reason(1).startswith("batch 1: K=3 gives 24.")
-    assert plan.reason(1).endswith(" off (20 clean steps)")
+    assert in_words(plan.causes(1)).startswith("batch 1: K=3 gives 24.")
+    assert in_words(plan.causes(1)).endswith(" off (20 clean steps)")
 
 
 def test_fleet_stays_off_where_speculation_gains_less_than_the_margin_and_its_doubt() -> None:
     plan = plan_for(known({(1, 0): 0.100, (1, 1): 0.178, (1, 3): 0.4, (1, 5): 0.6}))
     assert plan.num_speculative_tokens(1) == 0
-    assert plan.reason(1).startswith("batch 1: off gives 10.0 tok/s predicted; K=1 may give 10.1, a gain smaller than its doubt (±")
+    assert in_words(plan.causes(1)).startswith(
+        "batch 1: off gives 10.0 tok/s predicted; K=1 may give 10.1, a gain smaller than its doubt (±"
+    )
     sure = plan_for(known({(1, 0): 0.100, (1, 1): 0.178, (1, 3): 0.4, (1, 5): 0.6}, steps=1e6))
-    assert sure.reason(1).endswith("K=1 may give 10.1, a gain smaller than switch_margin (2.0%)"), sure.reason(1)
+    assert in_words(sure.causes(1)).endswith("K=1 may give 10.1, a gain smaller than switch_margin (2.0%)"), in_words(
+        sure.causes(1)
+    )
 
 
 def test_fleet_keeps_a_running_length_inside_the_margin_but_never_below_off() -> None:
@@ -103,7 +108,7 @@ def test_until_off_was_measured_the_odds_decide_and_the_fuller_the_batch_the_wor
     assert lengths[0] > 0
     assert lengths == sorted(lengths, reverse=True)
     hopeless = known({(1, 5): 0.05}, acceptance=(0.05, 0.0, 0.0, 0.0, 0.0))
-    assert plan_for(hopeless).summary == "off at batch 1-32"
+    assert in_words(plan_for(hopeless).summary) == "off at batch 1-32"
 
 
 @pytest.mark.parametrize(("accepted", "runs"), [(0.44, 5), (0.2, 0)])
@@ -139,7 +144,7 @@ def test_where_only_off_was_measured_speculation_runs_as_measured_batches_nearby
     around = {(batch, length): (0.1 + 0.0005 * batch) * (1.0 + 0.05 * length) for batch in (4, 12) for length in (0, 1, 3, 5)}
     plan = plan_for(known({**around, (8, 0): 0.104}))
     assert plan.num_speculative_tokens(8) == plan.num_speculative_tokens(4) == 5
-    assert plan.reason(8).startswith("batch 8-11: K=5 gives ~")
+    assert in_words(plan.causes(8)).startswith("batch 8-11: K=5 gives ~")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +153,7 @@ def test_where_only_off_was_measured_speculation_runs_as_measured_batches_nearby
 )
 def test_where_a_single_k_ever_ran_no_number_is_told_of_another(accepted: tuple[float, ...], words: str) -> None:
     plan = plan_for(known({(batch, 5): 0.05 for batch in (1, 8, 32)}, acceptance=accepted))
-    reasons = [plan.reason(batch) for batch in (1, 8, 32)]
+    reasons = [in_words(plan.causes(batch)) for batch in (1, 8, 32)]
     assert reasons[0].startswith(words)
     assert all(reason.endswith(" what other K give is not known: only K=5 ever ran here") for reason in reasons)
 
@@ -164,7 +169,7 @@ def test_with_nothing_measured_a_full_batch_is_off_and_the_reason_says_that_noth
     plan = fleet_plan(view, view.goodput_model())
     assert plan.num_speculative_tokens(256) == 0
     assert plan.num_speculative_tokens(1) > 0
-    assert plan.reason(256) == "batch 256: off by the odds, nothing measured yet"
+    assert in_words(plan.causes(256)) == "batch 256: off by the odds, nothing measured yet"
 
 
 seconds_by_cell = st.dictionaries(

@@ -11,6 +11,7 @@ from nightjar.policy.estimate.acceptance import LEAST_DIFFERENCE, AcceptanceEvid
 from nightjar.policy.estimate.evidence import Evidence
 from nightjar.policy.planners.base import GroupView
 from nightjar.policy.planners.replanning import OTHER_DEVIATIONS, own_evidence
+from nightjar.policy.words import in_words
 from tests.policy.engines import ACCEPTANCE, AUTO, KEY, Fleet, Replica, best_length
 
 HARD = tuple(0.2 * share for share in ACCEPTANCE)
@@ -23,7 +24,7 @@ def test_a_replica_whose_prompts_are_hard_to_draft_for_stops_and_its_group_goes_
     assert own is not None
     assert own.plan.num_speculative_tokens(16) == 0
     assert fleet.planned(16) == best_length(16)
-    assert fleet.decisions["hard"].reason.endswith("(its own evidence)")
+    assert in_words(fleet.decisions["hard"].causes).endswith("(its own evidence)")
 
 
 def test_replicas_with_the_same_prompts_do_not_plan_for_themselves() -> None:

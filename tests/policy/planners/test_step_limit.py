@@ -15,6 +15,7 @@ from nightjar.policy.planners.calibration import measurements
 from nightjar.policy.planners.fleet import fleet_plan
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse_operator_settings
+from nightjar.policy.words import in_words
 from tests.policy.planners.test_planners import KEY, known
 
 ARMS = (0, 1, 3, 5)
@@ -45,10 +46,10 @@ def test_the_best_length_whose_step_keeps_the_limit_runs_and_off_always_may(max_
 
 
 def test_where_the_limit_decided_the_reason_says_what_it_forbids() -> None:
-    reason = planned(steady(STEPS_S, SURE), 26.5).reason(4)
+    reason = in_words(planned(steady(STEPS_S, SURE), 26.5).causes(4))
     assert "K=3 gives" in reason
     assert "; K=5 would give more, but max_step_ms 26.5 forbids its steps of up to 29." in reason
-    assert "max_step_ms" not in planned(steady(STEPS_S, SURE), 40.0).reason(4)
+    assert "max_step_ms" not in in_words(planned(steady(STEPS_S, SURE), 40.0).causes(4))
 
 
 def test_a_plan_in_force_that_exceeds_a_new_limit_gives_way() -> None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from nightjar.policy.engine.steering import lengths_by_batch
 from nightjar.policy.planners.base import GroupPlan
+from nightjar.policy.wire.cause import Cause, Code
 from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import MAX_RECORD_BYTES, WireError, to_plain, without_credentials
@@ -114,13 +115,15 @@ local_plans = st.builds(
     Local, planner=names, options=st.dictionaries(names, st.integers(-5, 5) | st.booleans() | reasons, max_size=3)
 )
 leases = st.builds(Lease, wish_id=st.integers(1, 1 << 52), time_to_live_s=seconds, reload=st.booleans())
+causes = st.builds(Cause, code=st.sampled_from(Code), numbers=st.dictionaries(names, counts | seconds, max_size=4), text=reasons)
+some_causes = st.lists(causes, max_size=3).map(tuple)
 all_settings = st.builds(
     Settings,
     mode=modes.map(Mode.parse),
     plan=tables() | local_plans,
     allowed_num_speculative_tokens=st.lists(lengths, min_size=1, max_size=5).map(tuple),
-    restarts=st.builds(RestartLimits, leases=st.lists(leases, max_size=2).map(tuple), reason=reasons),
-    reason=reasons,
+    restarts=st.builds(RestartLimits, leases=st.lists(leases, max_size=2).map(tuple), causes=some_causes),
+    causes=some_causes,
 )
 
 
@@ -244,7 +247,7 @@ def test_a_batch_in_a_gap_takes_the_row_before_it_one_below_all_rows_the_first_a
     begun = [row for row in rows if row.first_batch_size <= batch]
     expected = 0 if batch > rows[-1].last_batch_size else (begun[-1] if begun else rows[0]).num_speculative_tokens
     assert length_at(rows, batch) == expected
-    assert GroupPlan(rows, "").num_speculative_tokens(batch) == lengths_by_batch(Table(rows=rows), 4096)[batch] == expected
+    assert GroupPlan(rows).num_speculative_tokens(batch) == lengths_by_batch(Table(rows=rows), 4096)[batch] == expected
 
 
 @given(groups, groups)
