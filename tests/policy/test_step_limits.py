@@ -122,8 +122,8 @@ def test_where_nobody_plans_by_what_is_known_no_limit_is_applied_or_told(planner
 def test_a_limit_by_hand_wins_over_the_applications_and_ends_with_its_override() -> None:
     by_hand = limit_of("r1", "chat", LIMITED, (BY_HAND,), 49.0)
     assert by_hand == ReplicaLimit(30.0, "replica r1 by hand (trial)")
-    assert str(limit_of("r1", "chat", LIMITED, (BY_HAND,), 50.0)) == "max_step_ms 9 of application chat"
-    assert str(limit_of("r2", "chat", LIMITED, (BY_HAND,), 49.0)) == "max_step_ms 9 of application chat"
+    assert limit_of("r1", "chat", LIMITED, (BY_HAND,), 50.0) == ReplicaLimit(9.0, "application chat")
+    assert limit_of("r2", "chat", LIMITED, (BY_HAND,), 49.0) == ReplicaLimit(9.0, "application chat")
     assert limit_of("r3", "code", LIMITED, (BY_HAND,), 49.0) is None
 
 

@@ -155,7 +155,7 @@ async def test_an_old_policy_that_starts_beside_a_newer_one_grants_nothing_and_t
 
 async def test_a_control_store_that_cannot_be_asked_leaves_what_was_seen_and_who_starts_then_waits_as_beside_an_older() -> None:
     async with watched() as cluster:
-        cluster.names |= {"nightjar-policy-vX", "somebody-v2", "nightjar-policy-v1"}
+        cluster.names |= {"nightjar-policy-vX", f"somebody-v{NEW}", f"nightjar-policy-v{OLD}"}
         async with cluster.policy(OLD):
             await asyncio.sleep(LEASE_S + 3.0)
             assert cluster.granted[OLD]
