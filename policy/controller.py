@@ -17,9 +17,8 @@ from nightjar.policy.fleet import decide
 from nightjar.policy.freeze import Freeze
 from nightjar.policy.intake import observe
 from nightjar.policy.issuing import Issuer
+from nightjar.policy.learned import LearnedGroup, LearnedTables
 from nightjar.policy.modes import ModeOverride
-from nightjar.policy.prior.learned import LearnedTables
-from nightjar.policy.prior.seed import SeedGroup
 from nightjar.policy.seeding import seeded
 from nightjar.policy.state import FleetState, forgotten, learned, with_learned, without_grants
 from nightjar.policy.wire.operator import OperatorSettings
@@ -89,7 +88,7 @@ class Controller:
         tables: LearnedTables | None,
         now_s: float,
         *,
-        waiting: Sequence[SeedGroup] = (),
+        waiting: Sequence[LearnedGroup] = (),
         canary: Trial | None = None,
         past_canaries: Sequence[str] = (),
     ) -> None:
@@ -100,7 +99,7 @@ class Controller:
         if self.state.canary is None and canary is not None:
             self.state = replace(self.state, canary=resumed(canary, now_s), past_canaries=tuple(past_canaries))
 
-    def seed(self, groups: Sequence[SeedGroup]) -> None:
+    def seed(self, groups: Sequence[LearnedGroup]) -> None:
         """Take groups that another fleet learned as a prior, as soon as they have replicas here."""
         self.state = seeded(self.state, groups)
 

@@ -10,16 +10,16 @@ group's key exactly, or waited behind too many others, is not used.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Final
 
 from nightjar.policy.estimate.acceptance import GROUP_ROWS, AcceptanceEvidence
 from nightjar.policy.estimate.catch_up import CatchUpEvidence
-from nightjar.policy.estimate.evidence import MEASURED_SHARE
+from nightjar.policy.estimate.evidence import MEASURED_SHARE, CellEvidence
+from nightjar.policy.learned import LearnedCell, LearnedGroup, could_be_measured, could_be_priced
 from nightjar.policy.planners import LEARNING_PLANNERS
 from nightjar.policy.planners.base import GroupPlan
-from nightjar.policy.prior.seed import Imported, SeedCatchUp, SeedCell, SeedGroup, SeedPosition, could_be_measured, could_be_priced
-from nightjar.policy.state import FleetState, GroupState, ReplicaState, learned
+from nightjar.policy.state import FleetState, GroupState, Imported, ReplicaState, learned
 
 MOST_SEED_STEPS: Final = 24.0
 """Clean steps that an imported cell, or the imported price of catching up, weighs at most: three measurements of eight, 1 % of a
@@ -35,9 +35,9 @@ MAX_SEED_CELLS: Final = 10_000
 """Of one export: about 300 bytes each in a file for people."""
 
 
-def exported(state: FleetState, now_s: float) -> tuple[SeedGroup, ...]:
+def exported(state: FleetState, now_s: float) -> tuple[LearnedGroup, ...]:
     """What the fleet knows, for another: the groups with the most evidence where not all fit. Waiting seeds are not passed on."""
-    groups: list[SeedGroup] = []
+    groups: list[LearnedGroup] = []
     cells = 0
     for stored in learned(state).groups[:MAX_SEED_GROUPS]:
         group = state.groups[stored.key.group_id]
@@ -48,7 +48,7 @@ def exported(state: FleetState, now_s: float) -> tuple[SeedGroup, ...]:
     return tuple(groups)
 
 
-def seeded(state: FleetState, groups: Sequence[SeedGroup]) -> FleetState:
+def seeded(state: FleetState, groups: Sequence[LearnedGroup]) -> FleetState:
     """The state in which `groups` wait, in place of what waited under the same keys; beyond MAX_SEED_GROUPS the oldest give way."""
     coming = {group.key.group_id: group for group in groups}
     waiting = {group_id: group for group_id, group in state.waiting.items() if group_id not in coming} | coming
@@ -74,25 +74,21 @@ def with_waiting_priors(state: FleetState, now_s: float, calibration_clean_steps
     return replace(state, groups=groups, waiting=left)
 
 
-def with_prior(group: GroupState, seed: SeedGroup, now_s: float, calibration_clean_steps: int) -> GroupState:
+def with_prior(group: GroupState, seed: LearnedGroup, now_s: float, calibration_clean_steps: int) -> GroupState:
     """The group with a prior where it measured nothing itself. What came of an earlier seed, and nobody measured, gives way.
 
     The plan that came along is the present one of a group without any measurement: its margin and doubt are for a change, not
     for the first second.
     """
     known, before = group.evidence, group.imported
-    taken = {
-        cell: evidence
-        for cell, evidence in seed.cell_evidence(MOST_SEED_STEPS, now_s).items()
-        if cell not in known.cells or cell in before.cells
-    }
+    taken = {one.cell: _planted(one, now_s) for one in seed.cells if one.cell not in known.cells or one.cell in before.cells}
     measured = [cell for cell in known.cells if cell not in before.cells]
     acceptance, catch_up = known.acceptance, group.restarts.catch_up
     prior_acceptance, prior_catch_up = before.acceptance, before.catch_up
-    if _is_untouched(acceptance, before.acceptance) and seed.acceptance:
-        acceptance = prior_acceptance = seed.acceptance_evidence(MOST_SEED_ROWS, now_s)
+    if _is_untouched(acceptance, before.acceptance) and seed.acceptance.reached:
+        acceptance = prior_acceptance = _planted_acceptance(seed.acceptance, now_s)
     if catch_up == before.catch_up and seed.catch_up.steps:
-        catch_up = prior_catch_up = seed.catch_up.evidence(MOST_SEED_STEPS)
+        catch_up = prior_catch_up = _planted_price(seed.catch_up)
     resting = tuple(one.cell for one in seed.cells if one.steps >= MEASURED_SHARE * calibration_clean_steps)
     plan = group.plan
     if seed.plan and not measured:
@@ -120,29 +116,44 @@ def with_own_price(group: GroupState, members: Mapping[str, ReplicaState]) -> Gr
     return replace(group, restarts=replace(group.restarts, catch_up=CatchUpEvidence()), imported=imported)
 
 
-def _exported(group: GroupState, now_s: float) -> SeedGroup:
-    """The group as it can be taken in elsewhere: what a replica that nobody could outvote claimed against reason is left out."""
-    cells = [
-        SeedCell(
-            batch_bucket=bucket,
-            num_speculative_tokens=length,
-            steps=cell.steps,
-            log_step_seconds=cell.log_seconds,
-            decode_rows=cell.rows,
-            context_tokens=cell.context_tokens,
-            age_s=max(now_s - cell.measured_at_s, 0.0) if group.decided_at_s is not None else None,
-        )
-        for (bucket, length), cell in sorted(group.evidence.cells.items())
-    ]
-    acceptance, priced = group.evidence.acceptance, SeedCatchUp(**asdict(group.restarts.catch_up))
-    positions = zip(acceptance.reached, acceptance.accepted, strict=True)
-    return SeedGroup(
-        key=group.key,
-        cells=tuple(one for one in cells if could_be_measured(one, group.key)),
-        acceptance=tuple(SeedPosition(reached=reached, accepted=accepted) for reached, accepted in positions),
-        catch_up=priced if could_be_priced(priced) else SeedCatchUp(),
-        plan=group.plan.rows if group.plan is not None and group.planner in LEARNING_PLANNERS else (),
+def _exported(group: GroupState, now_s: float) -> LearnedGroup:
+    """The group as it can be taken in elsewhere: what a replica that nobody could outvote claimed against reason is left out, and
+    how much single steps scattered, which is measured within seconds."""
+    plan = group.plan.rows if group.plan is not None and group.planner in LEARNING_PLANNERS else ()
+    catch_up = group.restarts.catch_up if could_be_priced(group.restarts.catch_up) else CatchUpEvidence()
+    whole = LearnedGroup.of(group.key, group.evidence, catch_up, plan, now_s if group.decided_at_s is not None else None)
+    cells = (one._replace(log_step_seconds_squared=0.0) for one in whole.cells if could_be_measured(one, group.key))
+    return whole.model_copy(update={"cells": tuple(cells)})
+
+
+def _planted(one: LearnedCell, now_s: float) -> CellEvidence:
+    """A seed's cell as evidence heard at `now_s`, whose weight is at most MOST_SEED_STEPS.
+
+    >>> _planted(LearnedCell(0, 3, steps=96.0, log_step_seconds=-384.0, decode_rows=96.0), 5.0)
+    CellEvidence(steps=24.0, log_seconds=-96.0, rows=24.0, context_tokens=0.0, log_seconds_squared=0.0, measured_at_s=5.0)
+    """
+    share = min(1.0, MOST_SEED_STEPS / one.steps)
+    return CellEvidence(
+        min(one.steps, MOST_SEED_STEPS),
+        one.log_step_seconds * share,
+        one.decode_rows * share,
+        one.context_tokens * share,
+        measured_at_s=now_s,
     )
+
+
+def _planted_acceptance(seed: AcceptanceEvidence, now_s: float) -> AcceptanceEvidence:
+    """A seed's acceptance as evidence seen at `now_s`, of at most MOST_SEED_ROWS rows a position."""
+    shares = [min(1.0, MOST_SEED_ROWS / rows) if rows else 0.0 for rows in seed.reached]
+    return AcceptanceEvidence(
+        tuple(min(rows, MOST_SEED_ROWS) for rows in seed.reached),
+        tuple(kept * share for kept, share in zip(seed.accepted, shares, strict=True)),
+    ).at(now_s)
+
+
+def _planted_price(seed: CatchUpEvidence) -> CatchUpEvidence:
+    """A seed's price of catching up, whose weight is at most MOST_SEED_STEPS."""
+    return seed.times(MOST_SEED_STEPS / seed.steps) if seed.steps > MOST_SEED_STEPS else seed
 
 
 def _is_untouched(now: AcceptanceEvidence, prior: AcceptanceEvidence) -> bool:

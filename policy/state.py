@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from nightjar.policy.canary.compare import Work
 from nightjar.policy.canary.trial import Trial
+from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.estimate.contributions import Contributions, NewEvidence
 from nightjar.policy.estimate.counting import CountedEngine
@@ -19,12 +20,11 @@ from nightjar.policy.estimate.evidence import Cell, Evidence
 from nightjar.policy.estimate.gained import Spent
 from nightjar.policy.estimate.mixed_steps import MixedShare
 from nightjar.policy.freeze import Freeze
+from nightjar.policy.learned import MAX_LEARNED_CELLS, MAX_LEARNED_GROUPS, LearnedGroup, LearnedTables
 from nightjar.policy.modes import ReplicaLimit
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.base import GroupPlan, only_length
 from nightjar.policy.planners.replanning import Estimate
-from nightjar.policy.prior.learned import MAX_LEARNED_CELLS, MAX_LEARNED_GROUPS, LearnedGroup, LearnedTables
-from nightjar.policy.prior.seed import Imported, SeedGroup
 from nightjar.policy.restarts.leases import GroupRestarts
 from nightjar.policy.trials import Exploration
 from nightjar.policy.wire.cause import Causes, Code, because
@@ -74,6 +74,20 @@ class PlanVariant(NamedTuple):
     plan: GroupPlan | None
     estimate: Estimate | None
     why_apart: Causes = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What a group holds that nobody measured here: cells; acceptance and price as the seed gave them, until something is added.
+
+    `resting` are the cells that the seed gave as measured, which are not measured again before `rests_until_s`.
+    """
+
+    cells: tuple[Cell, ...] = ()
+    acceptance: AcceptanceEvidence = field(default_factory=AcceptanceEvidence)
+    catch_up: CatchUpEvidence = field(default_factory=CatchUpEvidence)
+    resting: tuple[Cell, ...] = ()
+    rests_until_s: float = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +176,7 @@ class FleetState:
     groups: Mapping[str, GroupState] = field(default_factory=dict)
     next_segment_id: int = 1
     quiet_since_s: float | None = None
-    waiting: Mapping[str, SeedGroup] = field(default_factory=dict)
+    waiting: Mapping[str, LearnedGroup] = field(default_factory=dict)
     departed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     freeze: Freeze | None = None
     canary: Trial | None = None
@@ -220,6 +234,6 @@ def with_learned(state: FleetState, tables: LearnedTables) -> FleetState:
         group_id = stored.key.group_id
         group = groups.get(group_id, GroupState(stored.key))
         if not group.evidence.cells:
-            restarts = replace(group.restarts, catch_up=stored.catch_up_evidence())
+            restarts = replace(group.restarts, catch_up=stored.catch_up)
             groups[group_id] = replace(group, evidence=stored.evidence(), restarts=restarts, is_remembered=True)
     return replace(state, groups=groups, next_segment_id=max(state.next_segment_id, tables.next_segment_id))

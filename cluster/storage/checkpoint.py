@@ -24,9 +24,8 @@ from nightjar.cluster.storage.handover import Beginning
 from nightjar.cluster.storage.plain_values import packed, restored, unpacked
 from nightjar.policy.canary.trial import Trial
 from nightjar.policy.freeze import Freeze
+from nightjar.policy.learned import LearnedGroup, LearnedTables, Measurable
 from nightjar.policy.modes import ModeOverride
-from nightjar.policy.prior.learned import LearnedTables
-from nightjar.policy.prior.seed import SeedGroup
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import PROTOCOL_VERSION
 
@@ -89,7 +88,7 @@ class Stored(TypedDict, total=False):
     freeze: Freeze | None
     canary: Canaries
     learned: LearnedTables
-    waiting: tuple[SeedGroup, ...]
+    waiting: tuple[Measurable, ...]
 
 
 KINDS: Final[Mapping[str, Any]] = get_type_hints(Stored, include_extras=True)
@@ -110,7 +109,7 @@ class Remembered:
     freeze: Freeze | None = None
     canary: Canaries = field(default_factory=Canaries)
     learned: LearnedTables | None = None
-    waiting: tuple[SeedGroup, ...] = ()
+    waiting: tuple[LearnedGroup, ...] = ()
     problems: tuple[str, ...] = ()
 
 

@@ -1,9 +1,9 @@
 """What a fleet has learned as one JSON file that a person can read, and everything that is refused of such a file.
 
-First what it is about: when, from which incarnation, which groups and engines. Then a line for each cell, its sums beside the step
-time and the batch that they mean. A file is data from a stranger (INV-10): it is bounded before it is parsed, its version and its
-checksum are looked at before its values, and every value is held to what an engine can do (policy.seed). Fails closed: the first
-thing that is wrong raises `LearnedFileError` with one line, and nothing of the file is used.
+First what it is about: when, from which incarnation, which groups and engines. Then each group as `policy.learned` stores it, with
+a line for each cell: the batch and the step time that it means, and its sums. A file is data from a stranger (INV-10): its size is
+bounded, its version and its checksum are looked at before its values, and every value is held to what an engine can do. Fails
+closed: the first thing that is wrong raises `LearnedFileError` with one line, and nothing of the file is used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field, ValidationError
 
 from nightjar.cluster.storage.handover import ByHand
-from nightjar.policy.prior.seed import SeedCell, SeedGroup
+from nightjar.policy.learned import LearnedCell, LearnedGroup, Measurable
 from nightjar.policy.seeding import MAX_SEED_GROUPS
 from nightjar.policy.wire.batch_buckets import bucket_range
 from nightjar.policy.wire.record import Reason, Record, to_plain
@@ -27,7 +27,9 @@ from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.words import batch_range
 
 FORMAT: Final = "nightjar-learned"
-VERSION: Final = 1
+VERSION: Final = 2
+READ_VERSIONS: Final = (1, 2)
+"""For one release also the one before, in which a cell was a mapping."""
 MAX_FILE_BYTES: Final = 4 << 20
 CHECKSUM: Final = "sha256:"
 
@@ -53,7 +55,7 @@ class LearnedFile(Record):
     """A file's contents."""
 
     about: About
-    groups: Annotated[tuple[SeedGroup, ...], Field(max_length=MAX_SEED_GROUPS)] = ()
+    groups: Annotated[tuple[Measurable, ...], Field(max_length=MAX_SEED_GROUPS)] = ()
 
     def in_words(self) -> str:
         """`2 groups with 61 cells, written 2026-05-01T12:00:00+00:00 by incarnation 3`."""
@@ -64,7 +66,7 @@ class LearnedFile(Record):
 
 
 def learned_file(
-    groups: tuple[SeedGroup, ...], incarnation: int, now_s: float, fleet_id: str = "", by_hand: ByHand | None = None
+    groups: tuple[LearnedGroup, ...], incarnation: int, now_s: float, fleet_id: str = "", by_hand: ByHand | None = None
 ) -> LearnedFile:
     """The file of what `incarnation` of a fleet knows at `now_s`, seconds since the epoch."""
     about = About(
@@ -114,8 +116,9 @@ def parse_learned_file(content: bytes) -> LearnedFile:
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             seen = document.get("format") if isinstance(document, dict) else document
             raise LearnedFileError(f"format: {_short(seen)}, allowed is {FORMAT!r}: no file that nightjar export wrote")
-        if document.get("version") != VERSION:
-            raise LearnedFileError(f"version: {_short(document.get('version'))}, this release reads {VERSION}")
+        if document.get("version") not in READ_VERSIONS:
+            read = " and ".join(map(str, READ_VERSIONS))
+            raise LearnedFileError(f"version: {_short(document.get('version'))}, this release reads {read}")
         about, groups = document.get("about"), document.get("groups")
         seen, computed = document.get("checksum"), _checksum(about, groups)
     except RecursionError as error:
@@ -140,42 +143,48 @@ def _headline(key: GroupKey) -> str:
     return f"{key.group_id}: {key.target} with {draft} on {key.accelerator}, engine {key.engine_version or 'unknown'}"[:1024]
 
 
-def _plain_group(group: SeedGroup) -> dict[str, Any]:
+def _plain_group(group: LearnedGroup) -> dict[str, Any]:
+    """The stored form with columns for people: what share was accepted, what batch and step time the sums of a cell mean."""
+    plain = to_plain(group)
+    cells, acceptance = plain["cells"], plain["acceptance"]
+    pairs = zip(acceptance["reached"], acceptance["accepted"], strict=True)
     return {
         "group_id": group.key.group_id,
-        "key": to_plain(group.key),
-        "plan": [to_plain(row) for row in group.plan],
-        "acceptance": [
-            {"share": round(one.accepted / one.reached, 4) if one.reached else 0.0, **to_plain(one)} for one in group.acceptance
-        ],
-        "catch_up": to_plain(group.catch_up),
-        "cells": [_plain_cell(one, group.key) for one in group.cells],
+        "key": plain["key"],
+        "plan": plain["plan"],
+        "acceptance": {"share": [round(kept / rows, 4) if rows else 0.0 for rows, kept in pairs], **acceptance},
+        "catch_up": plain["catch_up"],
+        "cells": {
+            "fields": ["batch", "step_ms", *cells["fields"]],
+            "rows": [[*_meaning(one, group.key), *row] for one, row in zip(group.cells, cells["rows"], strict=True)],
+        },
     }
 
 
-def _plain_cell(one: SeedCell, key: GroupKey) -> dict[str, Any]:
-    """The sums, after what they mean."""
-    age = {} if one.age_s is None else {"age_s": round(one.age_s, 1)}
-    meaning = {
-        "batch": batch_range(*bucket_range(one.batch_bucket, key.max_num_seqs)),
-        "num_speculative_tokens": one.num_speculative_tokens,
-        "step_ms": float(f"{one.step_seconds * 1e3:.4g}"),
-    }
-    return {**meaning, **to_plain(one), **age}
+def _meaning(one: LearnedCell, key: GroupKey) -> tuple[str, float]:
+    return batch_range(*bucket_range(one.batch_bucket, key.max_num_seqs)), float(f"{one.step_seconds * 1e3:.4g}")
 
 
 def _group_lines(group: Mapping[str, Any]) -> Iterator[str]:
-    """One line for each value of the key and for each item of a list."""
+    """One line for each value of the key, each row of the plan and of the cells, and each value of anything else."""
     yield "  {"
     for name, value in group.items():
         last = "" if name == "cells" else ","
-        if isinstance(value, list) and value:
+        if name == "cells":
+            yield f'   "cells": {{"fields": {json.dumps(value["fields"])}, "rows": ['
+            yield from _lines(value["rows"])
+            yield "   ]}"
+        elif isinstance(value, list) and value:
             yield f'   "{name}": ['
-            for number, item in enumerate(value, start=1):
-                yield f"    {json.dumps(item)}" + ("," if number < len(value) else "")
+            yield from _lines(value)
             yield f"   ]{last}"
         else:
             yield f'   "{name}": {json.dumps(value)}{last}'
+
+
+def _lines(items: Sequence[Any]) -> Iterator[str]:
+    for number, item in enumerate(items, start=1):
+        yield f"    {json.dumps(item)}" + ("," if number < len(items) else "")
 
 
 def _checksum(about: object, groups: object) -> str:

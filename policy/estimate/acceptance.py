@@ -10,10 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
+
+from nightjar.policy.wire.record import MAX_NUM_SPECULATIVE_TOKENS, DecayedSum
 
 Floats = npt.NDArray[np.float64]
 
@@ -37,6 +40,9 @@ LEAST_SHARE: Final = 1e-9
 """A share that has decayed to less tells longer drafts nothing; soon after it no float can be divided by it."""
 
 
+PositionSums = Annotated[tuple[DecayedSum, ...], Field(max_length=MAX_NUM_SPECULATIVE_TOKENS)]
+
+
 @dataclass(frozen=True, slots=True)
 class AcceptanceEvidence:
     """Decayed rows: `reached[i]` verified more than i draft tokens, `accepted[i]` of them accepted more than i.
@@ -44,8 +50,8 @@ class AcceptanceEvidence:
     `seen_at_s[i]` is when a row last reached position i, on the caller's clock (empty: now).
     """
 
-    reached: tuple[float, ...] = ()
-    accepted: tuple[float, ...] = ()
+    reached: PositionSums = ()
+    accepted: PositionSums = ()
     seen_at_s: tuple[float, ...] = ()
 
     def plus(self, newer: AcceptanceEvidence, half_life_rows: float = HALF_LIFE_ROWS) -> AcceptanceEvidence:

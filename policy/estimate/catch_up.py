@@ -15,6 +15,7 @@ from typing import Final, Self
 import numpy as np
 
 from nightjar.policy.estimate.robust import LEAST_REPLICAS, OUTLIER_DEVIATIONS, capped_weights
+from nightjar.policy.wire.record import SignedSum
 
 PRIOR_ON_CPU: Final = (0.1, 0.005)
 PRIOR_ELSEWHERE: Final = (0.2, 0.0005)
@@ -60,11 +61,11 @@ class CatchUpCost:
 class CatchUpEvidence:
     """Decayed sums over steps with catch-up: steps, tokens n, n squared, seconds longer t, and n times t."""
 
-    steps: float = 0.0
-    tokens: float = 0.0
-    tokens_squared: float = 0.0
-    seconds: float = 0.0
-    token_seconds: float = 0.0
+    steps: SignedSum = 0.0
+    tokens: SignedSum = 0.0
+    tokens_squared: SignedSum = 0.0
+    seconds: SignedSum = 0.0
+    token_seconds: SignedSum = 0.0
 
     def plus(self, newer: CatchUpEvidence) -> CatchUpEvidence:
         """This evidence aged by the newer steps, and the newer."""

@@ -1,4 +1,4 @@
-"""What a release leaves behind for the next one: its checkpoint, what it learned, the recording beside its journal; and its wire.
+"""What a release leaves behind for the next one: its checkpoint, what it learned, its journal's last entry and recording; its wire.
 
 `python -m tests.cluster.record_release FOLDER` runs a small fleet under the policy of the code that is there and writes them. Each
 folder of tests/cluster/releases was written so by the last commit that spoke the protocol it is named after.
@@ -15,8 +15,10 @@ from pathlib import Path
 
 from nightjar.cluster.storage.learned_file import to_text
 from nightjar.cluster.storage.recording import RecordingFile
+from nightjar.cluster.checkpoint import LARGE
 from tests.cluster.protocol import MemoryStore
 from tests.cluster.recorded_fleet import MemoryRecording, WrittenAtOnce, recorded_fleet
+from tests.cluster.seeds import some_file
 from tests.policy.engines import Replica
 
 RELEASES = Path(__file__).parent / "releases"
@@ -41,7 +43,17 @@ async def record(folder: Path) -> None:
         override = {"mode": "pin=1", "scope": "replica", "name": "r2", "reason": "a slow card"}
         await fleet.service.set_mode(override)
         (folder / "learned.json").write_bytes(to_text(fleet.service.learned_file()))
-    (folder / "checkpoint.json").write_text(in_text(store.values))
+        (folder / "checkpoint.json").write_text(in_text(store.values))
+        await fleet.service.import_learned(some_file())
+        await fleet.tick()
+        await fleet.service._checkpoint.save()
+        (folder / "journal.jsonl").write_text(fleet.journal.entries[-1].model_dump_json(exclude_none=True) + "\n")
+    (folder / "checkpoint_learned.json").write_text(in_text({name: store.values[name] for name in store.values if is_large(name)}))
+
+
+def is_large(key: str) -> bool:
+    """Whether a stored value is one that no operator's call waits for."""
+    return key.rpartition(":")[2] in LARGE
 
 
 def in_text(values: Mapping[str, bytes]) -> str:

@@ -74,9 +74,10 @@ class RecordedFleet:
     ) -> None:
         self.replicas = list(replicas)
         self.now_s = EPOCH_S
+        self.journal = MemoryJournal()
         self.service = PolicyService(
             store=store or MemoryStore(),
-            journal=MemoryJournal(),
+            journal=self.journal,
             clock=lambda: self.now_s,
             identity=ActorIdentity(pid=1),
             retire=lambda: None,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from nightjar.cluster.storage.learned_file import About, LearnedFile
-from nightjar.policy.prior.seed import SeedCell, SeedGroup, SeedPosition
+from nightjar.policy.estimate.acceptance import AcceptanceEvidence
+from nightjar.policy.learned import LearnedCell, LearnedGroup
 from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.settings import TableRow
 from tests.cluster.protocol import GROUP
@@ -15,10 +16,10 @@ BATCHES = (1.0, 2.0, 3.0, 4.5, 6.5, 8.0)
 LENGTHS = (0, 1, 2, 3, 5)
 
 
-def some_group(key: GroupKey = GROUP, steps: float = 500.0) -> SeedGroup:
+def some_group(key: GroupKey = GROUP, steps: float = 500.0) -> LearnedGroup:
     """Steps of 10 ms and 4 % more for each draft token, of which four in five are accepted."""
     cells = tuple(
-        SeedCell(
+        LearnedCell(
             batch_bucket=bucket,
             num_speculative_tokens=length,
             steps=steps,
@@ -30,15 +31,15 @@ def some_group(key: GroupKey = GROUP, steps: float = 500.0) -> SeedGroup:
         for bucket, rows in enumerate(BATCHES)
         for length in LENGTHS
     )
-    return SeedGroup(
+    return LearnedGroup(
         key=key,
         cells=cells,
-        acceptance=tuple(SeedPosition(reached=3000.0, accepted=3000.0 * 0.8**position) for position in range(1, 6)),
+        acceptance=AcceptanceEvidence((3000.0,) * 5, tuple(3000.0 * 0.8**position for position in range(1, 6))),
         plan=(TableRow(first_batch_size=1, last_batch_size=8, num_speculative_tokens=5),),
     )
 
 
-def some_file(*groups: SeedGroup) -> LearnedFile:
+def some_file(*groups: LearnedGroup) -> LearnedFile:
     """A file of another cluster's third incarnation."""
     about = About(written_at="2026-05-01T12:00:00+00:00", incarnation=3, groups=("smollm2",))
     return LearnedFile(about=about, groups=groups or (some_group(),))

@@ -10,8 +10,8 @@ import pytest
 
 from nightjar.policy.controller import Controller
 from nightjar.policy.issuing import MAX_PLAUSIBLE
+from nightjar.policy.learned import LearnedTables
 from nightjar.policy.modes import ModeOverride
-from nightjar.policy.prior.learned import LearnedTables
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.settings import SettingsVersion

@@ -18,7 +18,7 @@ from nightjar.loadtests.simulation.service.incarnation import Incarnation, Store
 from nightjar.loadtests.simulation.service.timeline import Action, Timeline
 from nightjar.policy.canary.order import CanaryOrder
 from nightjar.policy.canary.trial import Trial, begin
-from nightjar.policy.prior.learned import LearnedTables
+from nightjar.policy.learned import LearnedTables
 from nightjar.policy.reporting import Reporting
 from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.operator import OperatorSettings

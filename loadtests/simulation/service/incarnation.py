@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from nightjar.policy.canary.trial import Trial
 from nightjar.policy.controller import Controller
 from nightjar.policy.issuing import Issuer
-from nightjar.policy.prior.learned import LearnedTables
+from nightjar.policy.learned import LearnedTables
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import WireError
 from nightjar.policy.wire.report import LoadReport

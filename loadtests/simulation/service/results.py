@@ -16,7 +16,7 @@ import numpy as np
 
 from nightjar.loadtests.load.goodput import Goodput
 from nightjar.policy.canary.trial import Trial
-from nightjar.policy.prior.learned import LearnedTables
+from nightjar.policy.learned import LearnedTables
 
 
 @dataclass(frozen=True, slots=True)

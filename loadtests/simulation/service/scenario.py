@@ -15,7 +15,7 @@ from nightjar.loadtests.simulation.service.lies import Lie
 from nightjar.loadtests.simulation.service.router import RouterKind
 from nightjar.loadtests.simulation.service.workload import Workload
 from nightjar.policy.canary.order import CanaryOrder
-from nightjar.policy.prior.learned import LearnedTables
+from nightjar.policy.learned import LearnedTables
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.settings import Local
 

@@ -7,12 +7,10 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Annotated
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field
 from rich.console import Console
 
 from nightjar.cluster.display.fleet import fleet_view
@@ -29,10 +27,8 @@ from nightjar.policy.freeze import Freeze, HeldPlan
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.base import GroupPlan, one_length
-from nightjar.policy.prior.seed import SeedGroup
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
-from nightjar.policy.wire.record import Record
 from tests.cluster.protocol import MemoryJournal, MemoryStore, Replica, running_service, settled
 from tests.cluster.seeds import some_group
 
@@ -446,15 +442,6 @@ async def test_the_policy_of_another_service_gives_what_it_has_learned_and_nothi
             assert service.reads == 1
 
 
-class AboutBefore(Record):
-    """What the release before this one reads of the top of a file."""
-
-    written_at: Annotated[str, Field(max_length=64)] = ""
-    fleet_id: Annotated[str, Field(max_length=64)] = ""
-    incarnation: int = 0
-    groups: tuple[str, ...] = ()
-
-
 @pytest.mark.looptime
 async def test_a_predecessor_of_the_release_before_gives_what_it_has_learned_and_status_says_that_more_is_not_known() -> None:
     file = learned_file((some_group(),), 3, 1.7e9, "older")
@@ -469,16 +456,6 @@ async def test_a_predecessor_of_the_release_before_gives_what_it_has_learned_and
         await settled(new, Replica("n1"))
         assert len(new.status().groups[0].cells) == 30
         assert shown(new)[0].endswith("the policy before is of a release that does not hand it over")
-
-
-def test_a_successor_of_the_release_before_reads_the_file_and_does_not_look_at_what_is_set_by_hand() -> None:
-    by_hand = ByHand(service="llm/nightjar", overrides=(ModeOverride(scope="fleet", mode=Mode.parse("off")),))
-    text = to_text(learned_file((some_group(),), 3, 1.7e9, "newer", by_hand))
-    document = json.loads(text)
-    about = AboutBefore.model_validate(document["about"])
-    assert (about.fleet_id, about.incarnation) == ("newer", 3)
-    assert [SeedGroup.model_validate(group) for group in document["groups"]] == [some_group()]
-    assert parse_learned_file(text).about.by_hand == by_hand, "the checksum is over all that stands there, as before"
 
 
 @pytest.mark.looptime

@@ -17,8 +17,8 @@ from nightjar.cluster.storage.rotated_lines import (
     chosen_file_bytes,
     rotated_files,
 )
+from nightjar.policy.learned import LearnedTables
 from nightjar.policy.modes import ModeOverride
-from nightjar.policy.prior.learned import LearnedTables
 from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings

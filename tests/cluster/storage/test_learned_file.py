@@ -22,7 +22,7 @@ from nightjar.cluster.storage.learned_file import (
     parse_learned_file,
     to_text,
 )
-from nightjar.policy.prior.seed import SeedCell, SeedGroup
+from nightjar.policy.learned import LearnedCell, LearnedGroup
 from nightjar.policy.seeding import MAX_SEED_CELLS, MAX_SEED_GROUPS
 from tests.cluster.protocol import EPOCH_S, GROUP
 from tests.cluster.seeds import some_file, some_group
@@ -56,14 +56,16 @@ def test_a_person_reads_first_what_it_is_about_and_then_a_line_for_each_cell() -
     assert '"written_at": "2023-11-14T22:13:20+00:00"' in head
     assert '"incarnation": 7' in head
     assert f"{key.group_id}: smollm2 with draft_model smollm2-small on H100, engine 0.32.0" in head
-    cells = [json.loads(line.strip().rstrip(",")) for line in lines if '"step_ms"' in line]
+    (fields,) = [json.loads("{" + line.strip() + "]}}")["cells"]["fields"] for line in lines if '"step_ms"' in line]
+    rows = [json.loads(line.strip().rstrip(",")) for line in lines if line.startswith("    [")]
+    cells = [dict(zip(fields, row, strict=True)) for row in rows]
     assert len(cells) == len(some_group().cells)
     assert [(cell["batch"], cell["num_speculative_tokens"], cell["step_ms"], cell["age_s"]) for cell in cells[15:18]] == [
         ("4-5", 0, 10.0, 12.5),
         ("4-5", 1, 10.4, 12.5),
         ("4-5", 2, 10.8, 12.5),
     ]
-    assert '"share": 0.8' in "\n".join(lines)
+    assert '"share": [0.8, 0.64, ' in "\n".join(lines)
 
 
 @given(
@@ -73,7 +75,7 @@ def test_a_person_reads_first_what_it_is_about_and_then_a_line_for_each_cell() -
     context=st.floats(0.0, 1e4),
 )
 def test_sums_come_back_to_the_last_bit(steps: float, mean_log: float, rows: float, context: float) -> None:
-    cell = SeedCell(
+    cell = LearnedCell(
         batch_bucket=3,
         num_speculative_tokens=1,
         steps=steps,
@@ -81,13 +83,13 @@ def test_sums_come_back_to_the_last_bit(steps: float, mean_log: float, rows: flo
         decode_rows=steps * rows,
         context_tokens=steps * context,
     )
-    file = some_file(SeedGroup(key=GROUP, cells=(cell,)))
+    file = some_file(LearnedGroup(key=GROUP, cells=(cell,)))
     assert parse_learned_file(to_text(file)) == file
 
 
 def test_the_largest_export_fits_the_largest_import() -> None:
     steps = 1234.567890123456789
-    cell = SeedCell(
+    cell = LearnedCell(
         batch_bucket=3,
         num_speculative_tokens=3,
         steps=steps,
@@ -97,8 +99,8 @@ def test_the_largest_export_fits_the_largest_import() -> None:
         age_s=123_456.789,
     )
     key = GROUP.model_copy(update={"target": "t" * 256, "draft": "d" * 256, "engine_version": "v" * 64})
-    group = SeedGroup.model_construct(key=key, cells=(cell,) * (MAX_SEED_CELLS // MAX_SEED_GROUPS))
-    about = learned_file((SeedGroup(key=key),), 1, EPOCH_S).about
+    group = LearnedGroup.model_construct(key=key, cells=(cell,) * (MAX_SEED_CELLS // MAX_SEED_GROUPS))
+    about = learned_file((LearnedGroup(key=key),), 1, EPOCH_S).about
     whole = About.model_construct(**{**dict(about), "groups": about.groups * MAX_SEED_GROUPS})
     text = to_text(LearnedFile.model_construct(about=whole, groups=(group,) * MAX_SEED_GROUPS))
     assert len(text) < MAX_FILE_BYTES
@@ -111,15 +113,15 @@ def test_the_largest_export_fits_the_largest_import() -> None:
         (b"\xff\xfe", "not JSON"),
         (b"[1, 2]", "format: [1, 2], allowed is 'nightjar-learned'"),
         (b'{"format": "grafana"}', "format: 'grafana', allowed is 'nightjar-learned'"),
-        (b'{"format": "nightjar-learned", "version": 2}', "version: 2, this release reads 1"),
+        (b'{"format": "nightjar-learned", "version": 3}', "version: 3, this release reads 1 and 2"),
         (b'{"format": "nightjar-learned", "version": NaN}', "value NaN: allowed are finite numbers"),
-        (b'{"format": "nightjar-learned", "version": 1}', "checksum: None, the contents give sha256:"),
+        (b'{"format": "nightjar-learned", "version": 2}', "checksum: None, the contents give sha256:"),
         (b"[" * 100_000, "nested too deeply"),
-        (b'{"format": "nightjar-learned", "version": 1, "groups": ' + b"[" * 900 + b"]" * 900 + b"}", ""),
+        (b'{"format": "nightjar-learned", "version": 2, "groups": ' + b"[" * 900 + b"]" * 900 + b"}", ""),
         (b" " * (MAX_FILE_BYTES + 1), f"{MAX_FILE_BYTES + 1} bytes or more, allowed are at most {MAX_FILE_BYTES}"),
         (to_text(some_file())[:-40], "not JSON"),
-        (to_text(some_file()).replace(b'"steps": 500.0', b'"steps": 501.0', 1), "checksum: 'sha256:"),
-        (to_text(some_file()).replace(b'"step_ms": 10.0', b'"step_ms": 11.0', 1), "the file was cut or edited"),
+        (to_text(some_file()).replace(b", 500.0,", b", 501.0,", 1), "checksum: 'sha256:"),
+        (to_text(some_file()).replace(b'["1", 10.0,', b'["1", 11.0,', 1), "the file was cut or edited"),
     ],
 )
 def test_what_is_no_such_file_is_refused_in_one_line(content: bytes, said: str) -> None:
@@ -144,7 +146,9 @@ def _twice(document: dict[str, Any]) -> None:
 
 def _cell(**changes: object) -> Change:
     def change(document: dict[str, Any]) -> None:
-        document["groups"][0]["cells"][0].update(changes)
+        table = document["groups"][0]["cells"]
+        for name, value in changes.items():
+            table["rows"][0][table["fields"].index(name)] = value
 
     return change
 

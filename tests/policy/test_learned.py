@@ -13,8 +13,7 @@ from nightjar.policy.estimate.counting import MOST_CHUNK_TOKENS, MOST_CONTEXT_TO
 from nightjar.policy.fleet import decide
 from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.intake import observe
-from nightjar.policy.prior.learned import LearnedTables
-from nightjar.policy.prior.seed import SeedGroup
+from nightjar.policy.learned import LearnedGroup, LearnedTables, measurable
 from nightjar.policy.seeding import exported
 from nightjar.policy.state import empty_fleet, learned
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
@@ -95,7 +94,7 @@ def test_inv_10_whatever_counting_admits_can_be_decided_on_shown_stored_and_expo
         tables = learned(state)
         assert LearnedTables.from_wire(tables.to_wire()) == tables
         for seed in exported(state, now_s):
-            assert SeedGroup.from_wire(seed.to_wire()) == seed
+            assert measurable(LearnedGroup.from_wire(seed.to_wire())) == seed
 
 
 @given(st.lists(st.tuples(st.sampled_from([1, 20, 2000, 10**6, 3 * 10**6]), st.booleans()), max_size=12))

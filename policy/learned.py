@@ -1,0 +1,287 @@
+"""What a fleet has learned, as it is stored and handed on: one record for checkpoint, journal, export and seed.
+
+A group's cells are stored as a table, the names of its fields once and a row for each cell: what a store takes is bounded, and a
+person reads rows. What a fleet stores for itself is whatever it counted, since one absurd report must not end that. A seed is data
+from a stranger (INV-10), a file that somebody edited, another cluster, last year: `Measurable` holds it to the limits that reports
+are held to. Fails closed: a cell, a position or a price that no engine can have refuses the group, in words that name the value and
+what is allowed. Losing what was stored costs one calibration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeGuard
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
+
+from nightjar.policy.estimate.acceptance import AcceptanceEvidence
+from nightjar.policy.estimate.catch_up import CatchUpEvidence
+from nightjar.policy.estimate.counting import MOST_CHUNK_TOKENS, MOST_CONTEXT_TOKENS
+from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence
+from nightjar.policy.estimate.implausible import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, require
+from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
+from nightjar.policy.wire.record import Count, DecayedSum, NumSpeculativeTokens, PositiveSum, Record, SignedSum
+from nightjar.policy.wire.report import MAX_CELLS, GroupKey
+from nightjar.policy.wire.settings import Table, TableRow
+
+MAX_LEARNED_CELLS: Final = 16_384
+"""Of all groups together: about 60 bytes each keep what is stored well below MAX_RECORD_BYTES."""
+MAX_LEARNED_GROUPS: Final = 512
+ROUNDING: Final = 1e-6
+"""Share by which sums that decayed together may contradict each other."""
+
+
+class LearnedCell(NamedTuple):
+    """Decayed sums over the clean steps of one batch bucket at one K, as `evidence.CellEvidence` holds them.
+
+    `age_s`, seconds since the last of them, is for the reader of an export.
+    """
+
+    batch_bucket: Annotated[int, Field(ge=0, lt=64)]
+    num_speculative_tokens: NumSpeculativeTokens
+    steps: PositiveSum
+    log_step_seconds: SignedSum
+    decode_rows: DecayedSum
+    context_tokens: DecayedSum = 0.0
+    log_step_seconds_squared: DecayedSum = 0.0
+    age_s: Annotated[float, Field(ge=0.0, le=1e12)] | None = None
+
+    @property
+    def cell(self) -> Cell:
+        """Batch bucket and K."""
+        return self.batch_bucket, self.num_speculative_tokens
+
+    @property
+    def step_seconds(self) -> float:
+        """Geometric mean of the step time."""
+        return math.exp(self.log_step_seconds / self.steps)
+
+    def evidence(self) -> CellEvidence:
+        """As evidence that is as new as it was when it was stored."""
+        return CellEvidence(self.steps, self.log_step_seconds, self.decode_rows, self.context_tokens, self.log_step_seconds_squared)
+
+
+def _as_table(cells: tuple[LearnedCell, ...]) -> dict[str, Any]:
+    """Cells as a table, without a column that says nothing."""
+    defaults = LearnedCell._field_defaults
+    columns = zip(LearnedCell._fields, zip(*cells, strict=True), strict=False)
+    told = {name: values for name, values in columns if name not in defaults or any(one != defaults[name] for one in values)}
+    return {"fields": list(told), "rows": [list(row) for row in zip(*told.values(), strict=True)]}
+
+
+def _by_name(cells: Any) -> Any:
+    """The rows of a table as mappings of the names that this release knows; anything else as it is."""
+    if isinstance(cells, Mapping):
+        names, rows = cells.get("fields"), cells.get("rows")
+        if not _is_list(names) or not _is_list(rows) or not all(isinstance(name, str) for name in names):
+            raise ValueError("a table of `fields`, their names, and `rows` is needed")
+        for number, row in enumerate(rows):
+            if not _is_list(row) or len(row) != len(names):
+                raise ValueError(f"row {number} has not the {len(names)} values of `fields`")
+        cells = [dict(zip(names, row, strict=True)) for row in rows]
+    if not _is_list(cells):
+        return cells
+    return [{name: one[name] for name in LearnedCell._fields if name in one} if isinstance(one, Mapping) else one for one in cells]
+
+
+def _is_list(value: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
+    return isinstance(value, list | tuple)
+
+
+class LearnedGroup(Record):
+    """One group: who it is about, its cells, acceptance by position, the price of catching up, and the plan that it ran.
+
+    Its cells are of pure decode steps: what steps with prefill cost is not kept.
+    """
+
+    key: GroupKey
+    cells: Annotated[
+        tuple[LearnedCell, ...], Field(max_length=MAX_CELLS), BeforeValidator(_by_name), PlainSerializer(_as_table)
+    ] = ()
+    acceptance: Annotated[
+        AcceptanceEvidence, PlainSerializer(lambda known: {"reached": known.reached, "accepted": known.accepted})
+    ] = AcceptanceEvidence()
+    catch_up: CatchUpEvidence = CatchUpEvidence()
+    plan: Annotated[tuple[TableRow, ...], Field(max_length=256)] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_what_was_stored_before(cls, plain: Any) -> Any:
+        return _as_stored_now(plain) if isinstance(plain, Mapping) else plain
+
+    @model_validator(mode="after")
+    def _positions_are_pairs(self) -> Self:
+        reached, accepted = self.acceptance.reached, self.acceptance.accepted
+        if len(reached) != len(accepted):
+            raise ValueError(f"acceptance of {len(reached)} positions reached and {len(accepted)} accepted; equally many needed")
+        return self
+
+    @classmethod
+    def of(
+        cls,
+        key: GroupKey,
+        evidence: Evidence,
+        catch_up: CatchUpEvidence,
+        plan: tuple[TableRow, ...] = (),
+        now_s: float | None = None,
+    ) -> LearnedGroup:
+        """The stored form of a group's evidence, which is the fleet's own and not checked. With `now_s` its cells have ages."""
+        cells = tuple(
+            LearnedCell(
+                *cell,
+                known.steps,
+                known.log_seconds,
+                known.rows,
+                known.context_tokens,
+                known.log_seconds_squared,
+                round(max(now_s - known.measured_at_s, 0.0), 1) if now_s is not None else None,
+            )
+            for cell, known in sorted(evidence.cells.items())
+        )
+        acceptance = AcceptanceEvidence(evidence.acceptance.reached, evidence.acceptance.accepted)
+        return cls.model_construct(key=key, cells=cells, acceptance=acceptance, catch_up=catch_up, plan=plan)
+
+    def evidence(self) -> Evidence:
+        """The evidence that was stored."""
+        return Evidence({one.cell: one.evidence() for one in self.cells}, self.acceptance)
+
+
+class LearnedTables(Record):
+    """Everything worth keeping across a restart of the policy. An unknown version is refused, and the fleet starts cold."""
+
+    version: Literal[2] = 2
+    next_segment_id: Annotated[Count, Field(ge=1)] = 1
+    groups: Annotated[tuple[LearnedGroup, ...], Field(max_length=MAX_LEARNED_GROUPS)] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_version_1(cls, plain: Any) -> Any:
+        """For one release: its groups were stored otherwise, which each of them reads."""
+        return {**plain, "version": 2} if isinstance(plain, Mapping) and plain.get("version", 1) == 1 else plain
+
+
+def could_be_measured(one: LearnedCell, key: GroupKey) -> bool:
+    """Whether an engine of that group could have measured the cell."""
+    return _holds(lambda: _check_cell(one, key))
+
+
+def could_be_priced(sums: CatchUpEvidence) -> bool:
+    """Whether an engine could have caught up like that."""
+    return _holds(lambda: _check_catch_up(sums))
+
+
+def measurable(group: LearnedGroup) -> LearnedGroup:
+    """The group, of which engines could have measured everything. Raises ValueError for any other."""
+    seen: set[Cell] = set()
+    for one in group.cells:
+        require(one.cell not in seen, one.cell, "given twice, allowed is once")
+        seen.add(one.cell)
+        _check_cell(one, group.key)
+    _check_acceptance(group.acceptance, group.key)
+    _check_catch_up(group.catch_up)
+    _check_plan(group.plan, group.key)
+    return group
+
+
+Measurable = Annotated[LearnedGroup, AfterValidator(measurable)]
+"""A group that comes from elsewhere."""
+
+
+def _holds(check: Callable[[], None]) -> bool:
+    try:
+        check()
+    except ValueError:
+        return False
+    return True
+
+
+def _check_cell(one: LearnedCell, key: GroupKey) -> None:
+    bucket, length = one.cell
+    highest = batch_bucket(key.max_num_seqs)
+    require(length <= key.max_num_speculative_tokens, one.cell, f"K above the group's {key.max_num_speculative_tokens}")
+    require(bucket <= highest, one.cell, f"a bucket above {highest}, the last of max_num_seqs {key.max_num_seqs}")
+    mean_log = one.log_step_seconds / one.steps
+    require(
+        math.log(SHORTEST_STEP_SECONDS) <= mean_log <= math.log(LONGEST_STEP_SECONDS),
+        one.cell,
+        f"e^{mean_log:.4g} s a step, allowed are {SHORTEST_STEP_SECONDS:g} to {LONGEST_STEP_SECONDS:g} s",
+    )
+    rows = one.decode_rows / one.steps
+    first, last = bucket_range(bucket, key.max_num_seqs)
+    require(
+        first * (1.0 - ROUNDING) <= rows <= last * (1.0 + ROUNDING),
+        one.cell,
+        f"{rows:.6g} rows a step, allowed are {first} to {last}",
+    )
+    most_context = one.decode_rows * MOST_CONTEXT_TOKENS
+    require(
+        one.context_tokens <= most_context,
+        one.cell,
+        f"{one.context_tokens:.4g} context tokens, allowed are 0 to {most_context:.4g}",
+    )
+
+
+def _check_acceptance(acceptance: AcceptanceEvidence, key: GroupKey) -> None:
+    if len(acceptance.reached) > key.max_num_speculative_tokens:
+        allowed = f"allowed are at most {key.max_num_speculative_tokens}"
+        raise ValueError(f"acceptance of {len(acceptance.reached)} positions, {allowed}")
+    for number, (reached, accepted) in enumerate(zip(acceptance.reached, acceptance.accepted, strict=True), start=1):
+        if accepted > reached * (1.0 + ROUNDING):
+            raise ValueError(f"acceptance of position {number}: {accepted:g} rows accepted, allowed are 0 to {reached:g}")
+
+
+def _check_catch_up(sums: CatchUpEvidence) -> None:
+    tokens, squared, more = sums.tokens, sums.tokens_squared, 1.0 + ROUNDING
+    if not (
+        min(sums.steps, tokens, squared) >= 0.0
+        and sums.steps <= tokens * more
+        and tokens <= squared * more
+        and tokens * tokens <= sums.steps * squared * more
+        and squared <= MOST_CHUNK_TOKENS * tokens * more
+    ):
+        raise ValueError(
+            f"catch_up: {tokens:g} tokens and {squared:g} squared ones in {sums.steps:g} steps, "
+            f"allowed are 1 to {MOST_CHUNK_TOKENS} tokens a step"
+        )
+    most_s = LONGEST_STEP_SECONDS * sums.steps
+    if abs(sums.seconds) > most_s or abs(sums.token_seconds) > most_s * MOST_CHUNK_TOKENS:
+        raise ValueError(
+            f"catch_up: {sums.seconds:g} s in {sums.steps:g} steps, allowed are at most {LONGEST_STEP_SECONDS:g} s a step"
+        )
+
+
+def _check_plan(rows: tuple[TableRow, ...], key: GroupKey) -> None:
+    if not rows:
+        return
+    Table(rows=rows)
+    highest = max(row.num_speculative_tokens for row in rows)
+    if highest > key.max_num_speculative_tokens:
+        raise ValueError(f"plan: K={highest}, allowed are 0 to {key.max_num_speculative_tokens}")
+
+
+_COLUMNS_BEFORE: Final[Mapping[str, str]] = {
+    name: "batch_buckets" if name == "batch_bucket" else name for name in LearnedCell._fields if name != "age_s"
+}
+
+
+def _as_stored_now(plain: Mapping[str, Any]) -> Mapping[str, Any]:
+    """For one release: the two forms of before. Checkpoint and journal had a column for each field of the cells beside the key, and
+    the price of catching up as a list; an export, and a seed that waited, had each position by its names (and each cell, which is
+    read as ever)."""
+    now = dict(plain)
+    if "batch_buckets" in now:
+        columns = {name: now.pop(stored, ()) for name, stored in _COLUMNS_BEFORE.items()}
+        lengths = [len(values) for values in columns.values()]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"columns of {lengths} cells; equal ones needed")
+        now["cells"] = {"fields": list(columns), "rows": list(zip(*columns.values(), strict=True))}
+        now["acceptance"] = {"reached": now.pop("reached", ()), "accepted": now.pop("accepted", ())}
+        if _is_list(now.get("catch_up")):
+            names = [field.name for field in fields(CatchUpEvidence)]
+            now["catch_up"] = dict(zip(names, now["catch_up"], strict=True))
+    positions = now.get("acceptance")
+    if _is_list(positions) and all(isinstance(one, Mapping) for one in positions):
+        now["acceptance"] = {name: [one.get(name) for one in positions] for name in ("reached", "accepted")}
+    return now

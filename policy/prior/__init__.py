@@ -1,1 +1,0 @@
-"""What was learned before, as it is stored and as it is offered to a new fleet."""
