@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from nightjar.policy.causes import Facts, InForce, planned, statements
+from nightjar.policy.estimate.evidence import Cell
 from nightjar.policy.modes import ModeOverride, effective_mode
 from nightjar.policy.planners.base import told_arms
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
@@ -128,7 +129,7 @@ def _arms(
     """Every K that may run or was measured in the bucket, by what the plan in force stands on."""
     evidence, estimate = group.evidence, group.variant(replica).estimate
     lengths = set(settings.arms(group.key.max_num_speculative_tokens, group.key.graph_tiers))
-    lengths |= {length for cell_bucket, length in evidence.cells if cell_bucket == bucket}
+    lengths |= {cell.num_speculative_tokens for cell in evidence.cells if cell.batch_bucket == bucket}
     predicted: dict[int, tuple[float | None, float | None, float | None]] = {}
     too_long: set[int] = set()
     if estimate is not None and bucket < len(estimate.goodput_model.rows):
@@ -147,7 +148,7 @@ def _arms(
     arms = []
     for length in sorted(lengths | predicted.keys()):
         goodput, above, doubt = predicted.get(length, (None, None, None))
-        cell = evidence.cells.get((bucket, length))
+        cell = evidence.cells.get(Cell(bucket, length))
         arms.append(
             ArmExplanation(
                 num_speculative_tokens=length,
@@ -157,9 +158,9 @@ def _arms(
                 measured_tokens_per_s=evidence.goodput_tokens_per_s(bucket, length),
                 clean_steps=cell.steps if cell is not None else 0.0,
                 measured_age_s=_age(now_s, cell.measured_at_s) if cell is not None and group.decided_at_s is not None else None,
-                is_imported=(bucket, length) in group.imported.cells,
+                is_imported=Cell(bucket, length) in group.imported.cells,
                 exceeds_limit=length in too_long,
-                own_steps=group.contributions.steps_of(replica.report.replica_id, (bucket, length), now_s),
+                own_steps=group.contributions.steps_of(replica.report.replica_id, Cell(bucket, length), now_s),
             )
         )
     return tuple(arms)

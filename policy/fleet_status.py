@@ -70,7 +70,7 @@ def _group(
 ) -> GroupStatus:
     plan, max_num_seqs = group.plan, group.key.max_num_seqs
     cells = []
-    for (bucket, length), cell in sorted(group.evidence.cells.items()):
+    for (bucket, length, _), cell in sorted(group.evidence.cells.items()):
         first, last = bucket_range(bucket, max_num_seqs)
         cells.append(
             CellStatus(

@@ -64,7 +64,7 @@ def group_restarts(
 
     `group` holds the plan and the evidence of this decision; `members` are those that do not serve plainly.
     """
-    measuring = {held.replica_id for held in group.exploration.segments if held.cell[1]}
+    measuring = {held.replica_id for held in group.exploration.segments if held.cell.num_speculative_tokens}
     restarters = {
         name: _restarter(group, replica, modes[name][0], settings, name in measuring, now_s) for name, replica in members.items()
     }

@@ -178,7 +178,8 @@ def _with_spent(group: GroupState, new: NewSteps, since_s: float) -> GroupState:
     spent = group.spent or Spent(since_s)
     if since_s < spent.since_s:
         return group
-    return replace(group, spent=spent.plus(new.busy_seconds, new.restarts.catch_up.seconds, new.cell_seconds))
+    clean = {cell: one.seconds for cell, one in new.cells.items() if not cell.prefill}
+    return replace(group, spent=spent.plus(new.busy_seconds, new.restarts.catch_up.seconds, clean))
 
 
 def _counted(
@@ -191,12 +192,15 @@ def _counted(
         replica,
         counted=counted,
         counted_at_s=now_s,
-        new_evidence=replica.new_evidence.plus(new.cells, new.acceptance, half_life_steps, now_s, new.mixed_cells)
-        if new.cells or new.mixed_cells
+        new_evidence=replica.new_evidence.plus(new.cells, new.acceptance, half_life_steps, now_s)
+        if new.cells
         else replica.new_evidence,
         generated_tokens_per_s=rate,
         mixed_share=replica.mixed_share.after(
-            sum(cell.steps for cell in new.mixed_cells.values()), new.prefill_tokens, new.generated_tokens, elapsed_s
+            sum(one.steps for cell, one in new.cells.items() if cell.prefill),
+            new.prefill_tokens,
+            new.generated_tokens,
+            elapsed_s,
         ),
         new_restarts=replica.new_restarts.plus(new.restarts),
     )

@@ -51,7 +51,7 @@ class LearnedCell(NamedTuple):
     @property
     def cell(self) -> Cell:
         """Batch bucket and K."""
-        return self.batch_bucket, self.num_speculative_tokens
+        return Cell(self.batch_bucket, self.num_speculative_tokens)
 
     @property
     def step_seconds(self) -> float:
@@ -130,7 +130,8 @@ class LearnedGroup(Record):
         """The stored form of a group's evidence, which is the fleet's own and not checked. With `now_s` its cells have ages."""
         cells = tuple(
             LearnedCell(
-                *cell,
+                cell.batch_bucket,
+                cell.num_speculative_tokens,
                 known.steps,
                 known.log_seconds,
                 known.rows,
@@ -198,7 +199,7 @@ def _holds(check: Callable[[], None]) -> bool:
 
 
 def _check_cell(one: LearnedCell, key: GroupKey) -> None:
-    bucket, length = one.cell
+    bucket, length, _ = one.cell
     highest = batch_bucket(key.max_num_seqs)
     require(length <= key.max_num_speculative_tokens, one.cell, f"K above the group's {key.max_num_speculative_tokens}")
     require(bucket <= highest, one.cell, f"a bucket above {highest}, the last of max_num_seqs {key.max_num_seqs}")

@@ -115,7 +115,7 @@ def _looked(
     changed = {
         replica_id: replace(replica, new_evidence=NewEvidence())
         for replica_id, replica in members.items()
-        if replica.new_evidence.cells or replica.new_evidence.mixed_cells
+        if replica.new_evidence.cells
     }
     resting = group.imported.resting if now_s < group.imported.rests_until_s else ()
     sleeps = any(replica.report.snapshot.drafter_state is not DrafterState.IN_SYNC for replica in members.values())
@@ -167,16 +167,12 @@ def _learned(
     group: GroupState, before: Evidence, members: Mapping[str, ReplicaState], half_life_steps: float, now_s: float
 ) -> tuple[GroupState, Evidence]:
     """The group with what its members reported since it last learned, and its evidence, which was `before`."""
-    new = {
-        replica_id: replica.new_evidence
-        for replica_id, replica in members.items()
-        if replica.new_evidence.cells or replica.new_evidence.mixed_cells
-    }
+    new = {replica_id: replica.new_evidence for replica_id, replica in members.items() if replica.new_evidence.cells}
     contributions = without(group.contributions, members.keys(), len(members), now_s)
     if not new:
         return replace(group, contributions=contributions), before
-    contributions, cells, mixed_cells = contributions.plus(new, before, group.imported.cells, half_life_steps, now_s)
-    contributions, evidence = pooled(contributions, before, cells, mixed_cells, len(members), now_s)
+    contributions, cells = contributions.plus(new, before, group.imported.cells, half_life_steps, now_s)
+    contributions, evidence = pooled(contributions, before, cells, len(members), now_s)
     slopes = Slopes.of(group.estimate.goodput_model if group.estimate and len(members) > 1 else None)
     imported = replace(group.imported, cells=tuple(cell for cell in group.imported.cells if cell not in cells))
     return replace(group, contributions=with_effects(contributions, evidence, slopes, now_s), imported=imported), evidence

@@ -159,7 +159,8 @@ class GroupState:
         if replica.limit is None or not variant.why_apart or variant.estimate is None:
             return True
         model = variant.estimate.goodput_model
-        return cell[1] not in model.arms or bool(model.may_be_tried[cell[0], model.arms.index(cell[1])])
+        bucket, length, _ = cell
+        return length not in model.arms or bool(model.may_be_tried[bucket, model.arms.index(length)])
 
 
 @dataclass(frozen=True, slots=True)

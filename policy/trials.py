@@ -155,7 +155,7 @@ def deal(
             by_bucket.setdefault(bucket, []).append(replica_id)
     ranked = sorted(
         (measurement for bucket in by_bucket for measurement in wanted[bucket]),
-        key=lambda one: (-one.improvement * len(by_bucket[one.cell[0]]) / (one.cost_tokens + 1.0), one.cell),
+        key=lambda one: (-one.improvement * len(by_bucket[one.cell.batch_bucket]) / (one.cost_tokens + 1.0), one.cell),
     )
     busy = _busy_replicas(view, by_bucket)
     saved_for: set[bool] = set()
@@ -163,14 +163,14 @@ def deal(
         known = view.evidence.cells.get(cell)
         measured_at_s = known.measured_at_s if known is not None else -math.inf
         round_ = rounds.get(cell, Round(0, -math.inf))
-        if not round_.may_ask(view.now_s, measured_at_s, busy[cell[0]]):
+        if not round_.may_ask(view.now_s, measured_at_s, busy[cell.batch_bucket]):
             continue
-        earns_tokens = PAYS_BACK_S * gain_tokens_per_s * busy[cell[0]]
-        drafting = {held.replica_id for held in open_segments if held.cell[1]}
-        asked = _askable(cell, by_bucket[cell[0]], explorers, contributions, open_segments, rng, view.now_s)
+        earns_tokens = PAYS_BACK_S * gain_tokens_per_s * busy[cell.batch_bucket]
+        drafting = {held.replica_id for held in open_segments if held.cell.num_speculative_tokens}
+        asked = _askable(cell, by_bucket[cell.batch_bucket], explorers, contributions, open_segments, rng, view.now_s)
         if asked is None:
             continue
-        restart = explorers[asked].restart_tokens if cell[1] and asked not in drafting else 0.0
+        restart = explorers[asked].restart_tokens if cell.num_speculative_tokens and asked not in drafting else 0.0
         cost_tokens = cost_of_steps_tokens + restart
         can_wait = cost_tokens > earns_tokens
         if cost_tokens > allowance.most_tokens or can_wait in saved_for:
@@ -202,7 +202,7 @@ def _busy_replicas(view: GroupView, by_bucket: Mapping[int, Sequence[str]]) -> d
     """By bucket with replicas in it now, how many are there on average: the present ones shared out as the group's past was."""
     seconds: dict[int, float] = dict.fromkeys(by_bucket, 0.0)
     whole = 0.0
-    for (bucket, _), known in view.evidence.cells.items():
+    for (bucket, _, _), known in view.evidence.cells.items():
         spent = known.steps * known.step_seconds
         whole += spent
         if bucket in seconds:
@@ -246,7 +246,7 @@ def _askable(
         if replica_id not in asked and load[replica_id] < MAX_SEGMENTS_PER_REPLICA and explorers[replica_id].may_measure(cell)
     ]
     shuffled = rng.sample(free, len(free))
-    sign = 1.0 if cell[1] else -1.0
+    sign = 1.0 if cell.num_speculative_tokens else -1.0
 
     def first(replica_id: str) -> tuple[int, float, float]:
         restart_tokens = sign * explorers[replica_id].restart_tokens
@@ -258,9 +258,9 @@ def _askable(
 def _segment(segment_id: int, cell: Cell, view: GroupView) -> ExplorationSegment:
     """The measurement as the engine gets it. A group that has seen but one K fills up in its first seconds, and its drafters fall
     behind as soon as its first plan says off: there a segment runs at whatever batch comes, four times fuller at most."""
-    bucket, length = cell
+    bucket, length, _ = cell
     first, last = bucket_range(bucket, view.key.max_num_seqs)
-    if len({seen for _, seen in view.evidence.cells}) < 2:
+    if len({seen.num_speculative_tokens for seen in view.evidence.cells}) < 2:
         first, last = 1, min(4 * last, view.key.max_num_seqs)
     return ExplorationSegment(
         segment_id=segment_id,

@@ -70,7 +70,8 @@ def _plain(value: object) -> Any:
         return value.item()
     if isinstance(value, np.ndarray):
         dense = value.copy(order="K")
-        parts = [dense.dtype.str, dense.shape, dense.strides, dense.ravel(order="K").tobytes()]
+        kind = dense.dtype.str if dense.dtype.names is None else dense.dtype.descr
+        parts = [kind, dense.shape, dense.strides, dense.ravel(order="K").tobytes()]
         return msgpack.ExtType(_ARRAY, msgpack.packb(parts))
     raise TypeError(f"{type(value).__name__} has no plain form")
 
@@ -78,4 +79,5 @@ def _plain(value: object) -> Any:
 def _array(_code: int, parts: bytes) -> np.ndarray[Any, Any]:
     """The array that `_plain` packed: its type, shape and strides, and its numbers as they lie in memory."""
     kind, shape, strides, numbers = msgpack.unpackb(parts)
-    return np.ndarray(shape, np.dtype(kind), bytearray(numbers), strides=strides)
+    dtype = np.dtype(kind if isinstance(kind, str) else [tuple(field) for field in kind])
+    return np.ndarray(shape, dtype, bytearray(numbers), strides=strides)

@@ -18,7 +18,7 @@ from nightjar.loadtests.assessment.history import History, Ran
 from nightjar.loadtests.assessment.scrapes import Floats
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.step_cost import AT_ZERO, step_cost
-from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence, MixedEvidence
+from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence
 from nightjar.policy.estimate.mixed_steps import mixed_costs
 from nightjar.policy.estimate.step_time import predict_step_times
 from nightjar.policy.planners.base import GroupPlan, GroupView, present_arms, present_mixed_arms
@@ -115,7 +115,7 @@ class Priced:
     def evidence(self) -> Evidence:
         """What a group would know: the profile's step times, weighed as an import's, and what Prometheus counted."""
         cells: dict[Cell, CellEvidence] = {}
-        mixed: dict[Cell, MixedEvidence] = {}
+        mixed: dict[Cell, CellEvidence] = {}
         steps, context = MOST_SEED_STEPS, self.history.context_tokens or USUAL_CONTEXT_TOKENS
         prompt, per_token = self.history.prefill_tokens, self.history.prefill_tokens_per_token
         chunk = min(max(round(prompt or 0.0), 1), self.profile.limits.max_num_batched_tokens)
@@ -123,9 +123,15 @@ class Priced:
             rows = self.rows(bucket)
             for length in self.arms:
                 seconds = self.step_seconds(rows, length)
-                cells[bucket, length] = CellEvidence(steps, steps * math.log(seconds), steps * rows, steps * rows * context)
+                cells[Cell(bucket, length)] = CellEvidence(steps, steps * math.log(seconds), steps * rows, steps * rows * context)
                 mixed_s = self.step_seconds(rows, length, chunk)
-                mixed[bucket, length] = MixedEvidence(steps, steps * mixed_s, steps * rows, steps * chunk, steps * rows * length)
+                mixed[Cell(bucket, length, prefill=True)] = CellEvidence(
+                    steps,
+                    rows=steps * rows,
+                    seconds=steps * mixed_s,
+                    prefill_tokens=steps * chunk,
+                    draft_tokens=steps * rows * length,
+                )
         if not per_token or prompt is None:
             return Evidence(cells, self.history.acceptance)
         return Evidence(cells, self.history.acceptance, mixed, per_token / chunk, per_token)

@@ -1,8 +1,8 @@
 """What an engine counts of its steps, cumulative since it started: the only evidence that leaves it.
 
 Sums are plain integers (microseconds for time), because this runs after every engine step and a float sum of weeks would lose
-small steps. Nothing is ever reset, so a report that is lost, doubled or late does no harm. A step that is not clean only
-moves the totals: the cells, from which the fleet learns, hold what is comparable.
+small steps. Nothing is ever reset, so a report that is lost, doubled or late does no harm. A step that is neither clean nor
+computes prompt tokens only moves the totals: the cells, from which the fleet learns, hold what is comparable.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from operator import add
 from typing import Final, NamedTuple, TypeVar
 
 from nightjar.policy.wire.batch_buckets import batch_bucket
-from nightjar.policy.wire.report import CatchUpCounters, CellCounters, Counters, MixedCounters, StepTotals
+from nightjar.policy.wire.report import CatchUpCounters, CellCounters, Counters, StepTotals
 
 OFF_MEMORY: Final = 1.0 / 16.0
 """Weight of the newest K=0 step in its bucket's mean: contexts grow, so only the last few dozen tell what a step takes now."""
@@ -38,7 +38,7 @@ class StepCount(NamedTuple):
     step_microseconds: int
     """Time since the previous output of the busy engine; 0 where the engine had been idle."""
     clean: bool
-    """Whether it belongs in a cell (report.CellCounters says what clean means)."""
+    """Whether it belongs in a cell without prefill (report.CellCounters says what clean means)."""
     in_transition: bool
     """A pure decode step that is not clean only because K had just changed."""
     catch_up_tokens: int = 0
@@ -73,8 +73,11 @@ class _Totals(_Timed):
 
 @dataclass(slots=True)
 class _Cell(_Timed):
+    """What report.CellCounters says, which says too what is counted of which kind of steps."""
+
     batch_bucket: int
     num_speculative_tokens: int
+    prefill: bool
     reached: list[int]
     accepted: list[int]
     steps: int = 0
@@ -83,6 +86,8 @@ class _Cell(_Timed):
     log_step_seconds_squared: float = 0.0
     decode_rows: int = 0
     context_tokens: int = 0
+    prefill_tokens: int = 0
+    draft_tokens: int = 0
     generated_tokens: int = 0
 
 
@@ -103,24 +108,8 @@ class _CatchUp:
         return self.token_microseconds / 1e6
 
 
-@dataclass(slots=True)
-class _MixedCell(_Timed):
-    batch_bucket: int
-    num_speculative_tokens: int
-    steps: int = 0
-    step_microseconds: int = 0
-    decode_rows: int = 0
-    prefill_tokens: int = 0
-    draft_tokens: int = 0
-
-
-@dataclass(slots=True)
-class _Records:
-    """The records of the last report."""
-
-    totals: dict[int, StepTotals] = field(default_factory=dict)
-    cells: dict[tuple[int, int], CellCounters] = field(default_factory=dict)
-    mixed_cells: dict[tuple[int, int], MixedCounters] = field(default_factory=dict)
+_Key = tuple[int, int, bool]
+"""Batch bucket, K, whether with prefill."""
 
 
 @dataclass(slots=True)
@@ -133,9 +122,9 @@ class StepCounters:
     _catch_up: _CatchUp = field(default_factory=_CatchUp)
     _off_microseconds: dict[int, float] = field(default_factory=dict)
     _totals: dict[int, _Totals] = field(default_factory=dict)
-    _cells: dict[tuple[int, int], _Cell] = field(default_factory=dict)
-    _mixed_cells: dict[tuple[int, int], _MixedCell] = field(default_factory=dict)
-    _reported: _Records = field(default_factory=_Records)
+    _cells: dict[_Key, _Cell] = field(default_factory=dict)
+    _reported_totals: dict[int, StepTotals] = field(default_factory=dict)
+    _reported_cells: dict[_Key, CellCounters] = field(default_factory=dict)
 
     def count(self, step: StepCount) -> None:
         """Add one step to the totals of its K and, if it is clean, to its cell."""
@@ -156,7 +145,7 @@ class StepCounters:
         if step.clean:
             self._count_cell(step)
         elif step.prefill_tokens and step.decode_rows and step_microseconds and not step.catch_up_tokens:
-            self._count_mixed_cell(step)
+            self._count_prefill_cell(step)
         elif step.catch_up_tokens and step_microseconds and not step.prefill_tokens and not step.in_transition:
             self._count_catch_up(step)
 
@@ -182,14 +171,13 @@ class StepCounters:
             failed_probes=failed_probes,
             guard_trips=guard_trips,
             draft_slot_breaches=draft_slot_breaches,
-            totals=_renewed(self._totals, self._reported.totals, StepTotals),
-            cells=_renewed(self._cells, self._reported.cells, CellCounters),
-            mixed_cells=_renewed(self._mixed_cells, self._reported.mixed_cells, MixedCounters),
+            totals=_renewed(self._totals, self._reported_totals, StepTotals),
+            cells=_renewed(self._cells, self._reported_cells, CellCounters),
         )
 
     def _count_cell(self, step: StepCount) -> None:
         length = step.num_speculative_tokens
-        key = (batch_bucket(step.decode_rows), length)
+        key = (batch_bucket(step.decode_rows), length, False)
         cell = self._cells.get(key)
         if cell is None:
             cell = self._cells[key] = _Cell(*key, reached=[0] * length, accepted=[0] * length)
@@ -207,11 +195,11 @@ class StepCounters:
             before = self._off_microseconds.get(key[0], step.step_microseconds)
             self._off_microseconds[key[0]] = before + OFF_MEMORY * (step.step_microseconds - before)
 
-    def _count_mixed_cell(self, step: StepCount) -> None:
-        key = (batch_bucket(step.decode_rows), step.num_speculative_tokens)
-        cell = self._mixed_cells.get(key)
+    def _count_prefill_cell(self, step: StepCount) -> None:
+        key = (batch_bucket(step.decode_rows), step.num_speculative_tokens, True)
+        cell = self._cells.get(key)
         if cell is None:
-            cell = self._mixed_cells[key] = _MixedCell(*key)
+            cell = self._cells[key] = _Cell(*key, reached=[], accepted=[])
         cell.steps += 1
         cell.step_microseconds += step.step_microseconds
         cell.decode_rows += step.decode_rows
@@ -232,8 +220,8 @@ class StepCounters:
         sums.token_microseconds += tokens * longer
 
 
-Key = TypeVar("Key", int, tuple[int, int])
-Record = TypeVar("Record", StepTotals, CellCounters, MixedCounters)
+Key = TypeVar("Key", int, _Key)
+Record = TypeVar("Record", StepTotals, CellCounters)
 
 
 def _renewed(sums: Mapping[Key, _Timed], records: dict[Key, Record], kind: type[Record]) -> tuple[Record, ...]:

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from nightjar.policy.estimate.acceptance import HALF_LIFE_ROWS, AcceptanceEvidence
 from nightjar.policy.estimate.evidence import (
@@ -24,24 +22,15 @@ from nightjar.policy.estimate.evidence import (
     Cell,
     CellEvidence,
     Evidence,
-    MixedEvidence,
+    Floats,
+    Table,
+    grown,
+    sums_of,
+    table_of,
 )
 
-STEPS: Final = 0
-LOG_SECONDS: Final = 1
-ROWS: Final = 2
-CONTEXT_TOKENS: Final = 3
-LOG_SECONDS_SQUARED: Final = 4
-MEASURED_AT_S: Final = 5
-"""Columns of a cell's table. All but the last are sums."""
-MIXED_SECONDS: Final = 1
-MIXED_PREFILL_TOKENS: Final = 3
-MIXED_DRAFT_TOKENS: Final = 4
-"""Columns of a mixed cell's table, whose others are as above."""
-
-Floats = npt.NDArray[np.float64]
-_NONE_MIXED: Final[Mapping[Cell, MixedEvidence]] = MappingProxyType({})
 _NO_ACCEPTANCE: Final = AcceptanceEvidence()
+_NOTHING: Final = CellEvidence(0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +39,16 @@ class NewEvidence:
 
     cells: Mapping[Cell, CellEvidence] = field(default_factory=dict)
     acceptance: AcceptanceEvidence = field(default_factory=AcceptanceEvidence)
-    mixed_cells: Mapping[Cell, MixedEvidence] = field(default_factory=dict)
 
     def plus(
-        self,
-        cells: Mapping[Cell, CellEvidence],
-        acceptance: AcceptanceEvidence,
-        half_life_steps: float,
-        now_s: float,
-        mixed_cells: Mapping[Cell, MixedEvidence] = _NONE_MIXED,
+        self, cells: Mapping[Cell, CellEvidence], acceptance: AcceptanceEvidence, half_life_steps: float, now_s: float
     ) -> NewEvidence:
         """This and what is heard at `now_s`."""
-        merged, mixed = dict(self.cells), dict(self.mixed_cells)
+        merged = dict(self.cells)
         for cell, heard in cells.items():
-            newer = heard.at(now_s)
+            newer = heard.at(cell.heard_at(now_s))
             merged[cell] = merged[cell].plus(newer, half_life_steps) if cell in merged else newer
-        for cell, heard_mixed in mixed_cells.items():
-            mixed[cell] = mixed[cell].plus(heard_mixed, half_life_steps) if cell in mixed else heard_mixed
-        return NewEvidence(merged, self.acceptance.plus(acceptance.at(now_s)), mixed)
+        return NewEvidence(merged, self.acceptance.plus(acceptance.at(now_s)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +57,8 @@ class Contributions:
 
     rows: Mapping[str, int] = field(default_factory=dict)
     """Each replica's row, from 1."""
-    cells: Mapping[Cell, Floats] = field(default_factory=dict)
-    """(rows, 6) by cell. A table may be shorter than the number of rows: who is missing measured nothing in the cell."""
-    mixed_cells: Mapping[Cell, Floats] = field(default_factory=dict)
-    """(rows, 4) by cell."""
+    cells: Mapping[Cell, Table] = field(default_factory=dict)
+    """A table may be shorter than the number of rows: who is missing measured nothing in the cell."""
     acceptance: Mapping[str, AcceptanceEvidence] = field(default_factory=dict)
     """By replica, faded by its own rows."""
     remembered_acceptance: AcceptanceEvidence | None = None
@@ -90,9 +69,9 @@ class Contributions:
     """By row, log seconds by which a replica's steps are longer than its group's (pooling.py)."""
 
     def steps_of(self, replica_id: str, cell: Cell, now_s: float) -> float:
-        """Clean steps that one replica's measurements of a cell weigh at `now_s`."""
+        """Steps that one replica's measurements of a cell weigh at `now_s`."""
         row, table = self.rows.get(replica_id, 0), self.cells.get(cell)
-        return float(steps_at(table, now_s)[row]) if row and table is not None and row < len(table) else 0.0
+        return float(steps_at(table, cell.heard_at(now_s))[row]) if row and table is not None and row < len(table) else 0.0
 
     def acceptance_of(self, replica_id: str) -> AcceptanceEvidence:
         """How its own traffic accepts drafts."""
@@ -110,27 +89,24 @@ class Contributions:
         forgotten: Collection[Cell],
         half_life_steps: float,
         now_s: float,
-    ) -> tuple[Contributions, frozenset[Cell], frozenset[Cell]]:
-        """The tables with what is `new` by replica, and the cells and mixed cells that it changed.
+    ) -> tuple[Contributions, frozenset[Cell]]:
+        """The tables with what is `new` by replica, and the cells that it changed.
 
         A cell that is measured for the first time here begins with what was
         `known` of it, except of those in `forgotten` (imported cells, which give way to a first measurement).
         """
         rows = _rows_for(self.rows, new)
-        cells, mixed_cells = dict(self.cells), dict(self.mixed_cells)
+        cells = dict(self.cells)
         by_cell: dict[Cell, list[tuple[int, CellEvidence]]] = {}
-        by_mixed_cell: dict[Cell, list[tuple[int, MixedEvidence]]] = {}
         for replica_id in sorted(new):
             for cell, added in new[replica_id].cells.items():
                 by_cell.setdefault(cell, []).append((rows[replica_id], added))
-            for cell, added_mixed in new[replica_id].mixed_cells.items():
-                by_mixed_cell.setdefault(cell, []).append((rows[replica_id], added_mixed))
         for cell, found in by_cell.items():
-            before = known.cells.get(cell) if cell not in forgotten else None
-            cells[cell] = _with_steps(cells.get(cell, _cell_table(before)), found, half_life_steps, now_s)
-        for cell, found_mixed in by_mixed_cell.items():
-            table = mixed_cells.get(cell, _mixed_table(known.mixed_cells.get(cell)))
-            mixed_cells[cell] = _with_mixed_steps(table, found_mixed, half_life_steps)
+            table = cells.get(cell)
+            if table is None:
+                before = known.of(cell) if cell not in forgotten else None
+                table = table_of([before or _NOTHING])
+            cells[cell] = _with_steps(table, found, half_life_steps, cell.heard_at(now_s))
         remembered = known.acceptance if self.remembered_acceptance is None else self.remembered_acceptance
         acceptance = dict(self.acceptance)
         for replica_id, added_by_it in new.items():
@@ -142,23 +118,22 @@ class Contributions:
             self,
             rows=rows,
             cells=cells,
-            mixed_cells=mixed_cells,
             acceptance=acceptance,
             remembered_acceptance=faded(remembered, share),
         )
-        return after, frozenset(by_cell), frozenset(by_mixed_cell)
+        return after, frozenset(by_cell)
 
 
-def steps_at(table: Floats, now_s: float) -> Floats:
+def steps_at(table: Table, now_s: float) -> Floats:
     """(rows,): clean steps that each row of a cell weighs at `now_s`: the older they are, the less many of them tell, because a
     true step time wanders.
 
-    >>> table = np.array([[steps, -steps, steps, 0.0, 0.0, 0.0] for steps in (1.0, 10.0, 1e9)])
+    >>> table = table_of([CellEvidence(steps, -steps, steps) for steps in (1.0, 10.0, 1e9)])
     >>> [round(float(steps), 2) for steps in steps_at(table, 600.0)]
     [0.74, 2.17, 2.78]
     """
-    steps = table[:, STEPS]
-    age_s = np.maximum(now_s - table[:, MEASURED_AT_S], 0.0)
+    steps: Floats = table["steps"]
+    age_s = np.maximum(now_s - table["measured_at_s"], 0.0)
     drifted = np.minimum(age_s * DRIFT_VARIANCE_PER_SECOND, MOST_DRIFT_VARIANCE)
     weighed: Floats = steps / (1.0 + steps * drifted / STEP_VARIANCE)
     return weighed
@@ -173,13 +148,6 @@ def faded(acceptance: AcceptanceEvidence, share: float) -> AcceptanceEvidence:
     )
 
 
-def grown(table: Floats, rows: int) -> Floats:
-    """A copy of a table with at least so many rows."""
-    after = np.zeros((max(len(table), rows), table.shape[1]))
-    after[: len(table)] = table
-    return after
-
-
 def _rows_for(rows: Mapping[str, int], new: Mapping[str, NewEvidence]) -> Mapping[str, int]:
     """Rows of all that have one, and of those who brought something: the lowest that is free."""
     missing = [replica_id for replica_id in sorted(new) if replica_id not in rows]
@@ -190,44 +158,15 @@ def _rows_for(rows: Mapping[str, int], new: Mapping[str, NewEvidence]) -> Mappin
     return {**rows, **dict(zip(missing, free, strict=False))}
 
 
-def _with_steps(table: Floats, found: Sequence[tuple[int, CellEvidence]], half_life_steps: float, now_s: float) -> Floats:
+def _with_steps(table: Table, found: Sequence[tuple[int, CellEvidence]], half_life_steps: float, now_s: float) -> Table:
     index = np.array([row for row, _ in found])
-    added = np.array([(new.steps, new.log_seconds, new.rows, new.context_tokens, new.log_seconds_squared) for _, new in found])
+    added = table_of([new for _, new in found])
     after = grown(table, int(index.max()) + 1)
-    after[:, :MEASURED_AT_S] *= 0.5 ** (float(added[:, STEPS].sum()) / half_life_steps)
+    sums = sums_of(after)
+    sums *= 0.5 ** (float(added["steps"].sum()) / half_life_steps)
     mine = after[index]
-    steps = mine[:, STEPS]
+    steps = mine["steps"]
     share = np.divide(steps_at(mine, now_s), steps, out=np.ones(len(steps)), where=steps > 0.0)
-    after[index, :MEASURED_AT_S] = mine[:, :MEASURED_AT_S] * share[:, None] + added
-    after[index, MEASURED_AT_S] = now_s
+    sums[index] = sums_of(mine) * share[:, None] + sums_of(added)
+    after["measured_at_s"][index] = now_s
     return after
-
-
-def _with_mixed_steps(table: Floats, found: Sequence[tuple[int, MixedEvidence]], half_life_steps: float) -> Floats:
-    index = np.array([row for row, _ in found])
-    added = np.array([(new.steps, new.seconds, new.rows, new.prefill_tokens, new.draft_tokens) for _, new in found])
-    after = grown(table, int(index.max()) + 1)
-    after *= 0.5 ** (float(added[:, STEPS].sum()) / half_life_steps)
-    after[index] += added
-    return after
-
-
-def _cell_table(known: CellEvidence | None) -> Floats:
-    table = np.zeros((1, 6))
-    if known is not None:
-        table[0] = (
-            known.steps,
-            known.log_seconds,
-            known.rows,
-            known.context_tokens,
-            known.log_seconds_squared,
-            known.measured_at_s,
-        )
-    return table
-
-
-def _mixed_table(known: MixedEvidence | None) -> Floats:
-    table = np.zeros((1, 5))
-    if known is not None:
-        table[0] = known.steps, known.seconds, known.rows, known.prefill_tokens, known.draft_tokens
-    return table

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts
-from nightjar.policy.estimate.evidence import Cell, CellEvidence, MixedEvidence
+from nightjar.policy.estimate.evidence import Cell, CellEvidence
 from nightjar.policy.estimate.implausible import (
     LONGEST_STEP_SECONDS,
     SHORTEST_STEP_SECONDS,
@@ -22,7 +22,6 @@ from nightjar.policy.estimate.implausible import (
     check_steps,
     require,
 )
-from nightjar.policy.estimate.mixed_counting import CountedMixed, count_mixed
 from nightjar.policy.wire.report import CatchUpCounters, CellCounters, Counters, GroupKey
 
 MOST_CONTEXT_TOKENS: Final = 1 << 24
@@ -32,20 +31,22 @@ CLOCK_SLACK_SECONDS: Final = 1.0
 """Clocks of two machines and the way of a report: an engine may seem to work this much longer than the time that passed."""
 
 MOST_CHUNK_TOKENS: Final = 1 << 20
-"""No engine recomputes more in one step."""
+"""No engine recomputes more in one step, nor computes more of prompts: vLLM's max_num_batched_tokens is a hundred times less."""
 MOST_LOG_SQUARED: Final = max(math.log(SHORTEST_STEP_SECONDS) ** 2, math.log(LONGEST_STEP_SECONDS) ** 2)
 """Of the logarithm of a step's seconds, squared."""
 
 
 class CountedCell(NamedTuple):
-    """Cumulative sums of one cell as last counted; a twentieth of the record's memory (INV-8)."""
+    """Cumulative sums of one cell as last counted, or what a report adds to them; a twentieth of the record's memory (INV-8)."""
 
     steps: int
     step_seconds: float
     log_step_seconds: float
+    log_step_seconds_squared: float
     decode_rows: int
     context_tokens: int
-    log_step_seconds_squared: float
+    prefill_tokens: int
+    draft_tokens: int
     generated_tokens: int
     reached: tuple[int, ...]
     accepted: tuple[int, ...]
@@ -63,20 +64,15 @@ class CountedEngine:
     catch_up: CatchUpCounters = field(default_factory=CatchUpCounters)
     restarts: int = 0
     failed_probes: int = 0
-    mixed_cells: Mapping[Cell, CountedMixed] = field(default_factory=dict)
     busy_seconds: float = 0.0
     decode_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class NewSteps:
-    """What one report adds. `all_steps`, `busy_seconds` and `decode_rows` are of every step, clean or not.
-
-    `cell_seconds` are those of clean steps.
-    """
+    """What one report adds. `all_steps`, `busy_seconds` and `decode_rows` are of every step, clean or not."""
 
     cells: Mapping[Cell, CellEvidence]
-    mixed_cells: Mapping[Cell, MixedEvidence]
     acceptance: AcceptanceEvidence
     generated_tokens: int
     prefill_tokens: int
@@ -84,7 +80,6 @@ class NewSteps:
     all_steps: int
     busy_seconds: float
     decode_rows: int
-    cell_seconds: Mapping[Cell, float]
 
 
 def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: GroupKey) -> tuple[NewSteps, CountedEngine]:
@@ -95,30 +90,26 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
     before = baseline.cells or {}
     now: dict[Cell, CountedCell] = {}
     new_cells: dict[Cell, CellEvidence] = {}
-    cell_seconds: dict[Cell, float] = {}
     acceptance = AcceptanceEvidence()
     seconds, steps = 0.0, 0
-    for cell in counters.cells:
-        key = (cell.batch_bucket, cell.num_speculative_tokens)
-        last = before.get(key)
-        if last is not None and last.steps == cell.steps:
-            now[key] = last
+    for counted in counters.cells:
+        cell = Cell(counted.batch_bucket, counted.num_speculative_tokens, counted.prefill)
+        last = before.get(cell)
+        if last is not None and last.steps == counted.steps:
+            now[cell] = last
             continue
-        now[key] = _counted(cell)
-        added = _difference(now[key], last)
-        _check_cell(key, added, group)
-        new_cells[key] = _evidence(added)
-        cell_seconds[key] = added.step_seconds
-        acceptance = acceptance.sum(AcceptanceEvidence(added.reached, added.accepted))
+        now[cell] = _counted(counted)
+        added = _difference(now[cell], last)
+        _check_cell(cell, added, group)
+        new_cells[cell] = _evidence(cell, added)
+        if not cell.prefill:
+            acceptance = acceptance.sum(AcceptanceEvidence(added.reached, added.accepted))
         seconds += added.step_seconds
         steps += added.steps
     if len(now) != len(counters.cells):
         raise ImplausibleCountersError(f"{len(counters.cells)} cells, of which only {len(now)} differ")
     missing = before.keys() - now.keys()
-    require(not missing, min(missing, default=(0, 0)), "counted before and missing now")
-    new_mixed, mixed = count_mixed(counters, baseline.mixed_cells, group)
-    seconds += sum(cell.seconds for cell in new_mixed.values())
-    steps += sum(int(cell.steps) for cell in new_mixed.values())
+    require(not missing, min(missing, default=Cell(0, 0)), "counted before and missing now")
     _check_time(seconds, steps, counters.step_count - baseline.step_count, elapsed_s)
     restarts = _restarts(counters, baseline, elapsed_s)
     generated_tokens = sum(total.generated_tokens for total in counters.totals)
@@ -126,7 +117,6 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
     decode_rows = sum(total.decode_rows for total in counters.totals)
     new = NewSteps(
         new_cells,
-        new_mixed,
         acceptance,
         max(generated_tokens - baseline.generated_tokens, 0),
         max(prefill_tokens - baseline.prefill_tokens, 0),
@@ -134,7 +124,6 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
         max(counters.step_count - baseline.step_count, 0),
         min(max(counters.busy_seconds - baseline.busy_seconds, 0.0), _allowed_s(elapsed_s)),
         max(decode_rows - baseline.decode_rows, 0),
-        cell_seconds,
     )
     return new, CountedEngine(
         counters.engine_id,
@@ -145,7 +134,6 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
         counters.catch_up,
         counters.restarts,
         counters.failed_probes,
-        mixed,
         counters.busy_seconds,
         decode_rows,
     )
@@ -156,9 +144,11 @@ def _counted(cell: CellCounters) -> CountedCell:
         cell.steps,
         cell.step_seconds,
         cell.log_step_seconds,
+        cell.log_step_seconds_squared,
         cell.decode_rows,
         cell.context_tokens,
-        cell.log_step_seconds_squared,
+        cell.prefill_tokens,
+        cell.draft_tokens,
         cell.generated_tokens,
         cell.reached[: cell.num_speculative_tokens],
         cell.accepted[: cell.num_speculative_tokens],
@@ -172,26 +162,38 @@ def _difference(now: CountedCell, before: CountedCell | None) -> CountedCell:
         now.steps - before.steps,
         now.step_seconds - before.step_seconds,
         now.log_step_seconds - before.log_step_seconds,
+        now.log_step_seconds_squared - before.log_step_seconds_squared,
         now.decode_rows - before.decode_rows,
         now.context_tokens - before.context_tokens,
-        now.log_step_seconds_squared - before.log_step_seconds_squared,
+        now.prefill_tokens - before.prefill_tokens,
+        now.draft_tokens - before.draft_tokens,
         now.generated_tokens - before.generated_tokens,
         _subtract(now.reached, before.reached),
         _subtract(now.accepted, before.accepted),
     )
 
 
-def _evidence(added: CountedCell) -> CellEvidence:
+def _evidence(cell: Cell, added: CountedCell) -> CellEvidence:
     """The sums that the fleet learns from. Squares smaller than their mean allows are none.
 
     An older engine counts none, and those of a single step are a difference of large sums, which rounding takes below it every
     other time. So groups with slow engines know less of their scatter than there is, and believe their cells more; counting all of
     it made their plans worse (docs/notebook.md).
     """
+    if cell.prefill:
+        return CellEvidence(
+            added.steps,
+            rows=added.decode_rows,
+            seconds=added.step_seconds,
+            prefill_tokens=added.prefill_tokens,
+            draft_tokens=added.draft_tokens,
+        )
     least = added.log_step_seconds**2 / added.steps
     squares = added.log_step_seconds_squared if added.log_step_seconds_squared >= least else 0.0
     squares = min(squares, MOST_LOG_SQUARED * added.steps)
-    return CellEvidence(added.steps, added.log_step_seconds, added.decode_rows, added.context_tokens, squares)
+    return CellEvidence(
+        added.steps, added.log_step_seconds, added.decode_rows, added.context_tokens, squares, seconds=added.step_seconds
+    )
 
 
 def _subtract(now: tuple[int, ...], before: tuple[int, ...]) -> tuple[int, ...]:
@@ -200,8 +202,28 @@ def _subtract(now: tuple[int, ...], before: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _check_cell(key: Cell, added: CountedCell, group: GroupKey) -> None:
-    _, length = key
     check_steps(key, group, added.steps, added.step_seconds, added.decode_rows)
+    if key.prefill:
+        _check_prefill(key, added, group)
+    else:
+        _check_clean(key, added)
+
+
+def _check_prefill(key: Cell, added: CountedCell, group: GroupKey) -> None:
+    require(
+        added.steps <= added.prefill_tokens <= MOST_CHUNK_TOKENS * added.steps,
+        key,
+        f"{added.prefill_tokens} prompt tokens in {added.steps} steps, allowed are 1 to {MOST_CHUNK_TOKENS} a step",
+    )
+    most_drafts = added.decode_rows * group.max_num_speculative_tokens
+    require(
+        0 <= added.draft_tokens <= most_drafts,
+        key,
+        f"{added.draft_tokens} drafts verified, allowed are 0 to {most_drafts}",
+    )
+
+
+def _check_clean(key: Cell, added: CountedCell) -> None:
     mean_s = added.step_seconds / added.steps
     mean_log = added.log_step_seconds / added.steps
     require(
@@ -215,7 +237,7 @@ def _check_cell(key: Cell, added: CountedCell, group: GroupKey) -> None:
         key,
         f"{added.context_tokens} context tokens, allowed are 0 to {most_context}",
     )
-    most_tokens = added.decode_rows * (length + 1)
+    most_tokens = added.decode_rows * (key.num_speculative_tokens + 1)
     require(
         0 <= added.generated_tokens <= most_tokens,
         key,

@@ -8,14 +8,27 @@ cells: a cell needs only its step time measured, a dozen steps, not a thousand.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from nightjar.policy.estimate.acceptance import AcceptanceEvidence, tokens_per_row
 
-Cell = tuple[int, int]
-"""Batch bucket and num_speculative_tokens."""
+
+class Cell(NamedTuple):
+    """What steps are told apart by: batch bucket, K, and whether they computed prompt tokens besides their decode rows."""
+
+    batch_bucket: int
+    num_speculative_tokens: int
+    prefill: bool = False
+
+    def heard_at(self, now_s: float) -> float:
+        """When steps that are reported at `now_s` count as measured: at the same time always with prefill, which do not age."""
+        return 0.0 if self.prefill else now_s
+
 
 MEASURED_SHARE: Final = 0.75
 """Share of `calibration_clean_steps` at which a cell counts as measured: decay and steps cut short must not reopen it."""
@@ -36,25 +49,28 @@ def drift_variance(age_s: float) -> float:
     return min(max(age_s, 0.0) * DRIFT_VARIANCE_PER_SECOND, MOST_DRIFT_VARIANCE)
 
 
-@dataclass(frozen=True, slots=True)
-class CellEvidence:
-    """Decayed sums over clean steps: how many, the logarithms of their seconds, decode rows, context tokens, squared logarithms.
+class CellEvidence(NamedTuple):
+    """Decayed sums over the steps of a cell: how many, and what `report.CellCounters` counts of them.
 
     `measured_at_s` is when the last of them was heard of, on the caller's clock; what is stored and read back is new again.
     """
 
     steps: float
-    log_seconds: float
-    rows: float
+    log_seconds: float = 0.0
+    rows: float = 0.0
     context_tokens: float = 0.0
     log_seconds_squared: float = 0.0
+    seconds: float = 0.0
+    prefill_tokens: float = 0.0
+    draft_tokens: float = 0.0
     measured_at_s: float = 0.0
 
     def plus(self, newer: CellEvidence, half_life_steps: float) -> CellEvidence:
         """This evidence aged by the newer steps and by the time between, and the newer steps.
 
-        >>> CellEvidence(8.0, -8.0, 32.0).plus(CellEvidence(4.0, -2.0, 20.0), half_life_steps=4.0)
-        CellEvidence(steps=8.0, log_seconds=-6.0, rows=36.0, context_tokens=0.0, log_seconds_squared=0.0, measured_at_s=0.0)
+        >>> summed = CellEvidence(8.0, -8.0, 32.0).plus(CellEvidence(4.0, -2.0, 20.0), half_life_steps=4.0)
+        >>> summed.steps, summed.log_seconds, summed.rows
+        (8.0, -6.0, 36.0)
         """
         share_left = 0.5 ** (newer.steps / half_life_steps) * self._weight_at(newer.measured_at_s)
         return CellEvidence(
@@ -63,6 +79,9 @@ class CellEvidence:
             self.rows * share_left + newer.rows,
             self.context_tokens * share_left + newer.context_tokens,
             self.log_seconds_squared * share_left + newer.log_seconds_squared,
+            self.seconds * share_left + newer.seconds,
+            self.prefill_tokens * share_left + newer.prefill_tokens,
+            self.draft_tokens * share_left + newer.draft_tokens,
             max(self.measured_at_s, newer.measured_at_s),
         )
 
@@ -72,7 +91,7 @@ class CellEvidence:
 
     def at(self, now_s: float) -> CellEvidence:
         """The same sums, heard of at `now_s`."""
-        return CellEvidence(self.steps, self.log_seconds, self.rows, self.context_tokens, self.log_seconds_squared, now_s)
+        return self._replace(measured_at_s=now_s)
 
     @property
     def step_seconds(self) -> float:
@@ -80,36 +99,40 @@ class CellEvidence:
         return math.exp(self.log_seconds / self.steps)
 
 
-@dataclass(frozen=True, slots=True)
-class MixedEvidence:
-    """Decayed sums over steps that computed prompt tokens besides decode rows: how many, seconds, decode rows, prompt tokens, and
-    drafts that they verified."""
+SUMS: Final = np.dtype([(name, np.float64) for name in CellEvidence._fields])
+"""A row of a table: evidence of one cell, or of one replica in it. All but the last are sums."""
 
-    steps: float
-    seconds: float
-    rows: float
-    prefill_tokens: float
-    draft_tokens: float
+Floats = npt.NDArray[np.float64]
+Table = npt.NDArray[np.void]
+"""(rows,) of SUMS."""
 
-    def plus(self, newer: MixedEvidence, half_life_steps: float) -> MixedEvidence:
-        """This evidence aged by the newer steps, and the newer steps.
 
-        >>> MixedEvidence(8.0, 2.0, 32.0, 800.0, 64.0).plus(MixedEvidence(4.0, 1.0, 20.0, 100.0, 40.0), half_life_steps=4.0)
-        MixedEvidence(steps=8.0, seconds=2.0, rows=36.0, prefill_tokens=500.0, draft_tokens=72.0)
-        """
-        share_left = 0.5 ** (newer.steps / half_life_steps)
-        return MixedEvidence(
-            self.steps * share_left + newer.steps,
-            self.seconds * share_left + newer.seconds,
-            self.rows * share_left + newer.rows,
-            self.prefill_tokens * share_left + newer.prefill_tokens,
-            self.draft_tokens * share_left + newer.draft_tokens,
-        )
+def table_of(rows: Sequence[CellEvidence]) -> Table:
+    """The rows as a table."""
+    table: Table = np.array(rows, dtype=np.float64).reshape(-1, len(CellEvidence._fields)).view(SUMS)[:, 0]
+    return table
+
+
+def grown(table: Table, rows: int) -> Table:
+    """A copy of a table with at least so many rows."""
+    numbers = np.zeros((max(len(table), rows), len(CellEvidence._fields)))
+    numbers[: len(table)] = _numbers(table)
+    after: Table = numbers.view(SUMS)[:, 0]
+    return after
+
+
+def sums_of(table: Table) -> Floats:
+    """(rows, sums): the sums of a table as plain numbers in the same memory, for what is done to all of them alike."""
+    return _numbers(table)[:, :-1]
+
+
+def _numbers(table: Table) -> Floats:
+    return table.view(np.float64).reshape(len(table), len(CellEvidence._fields))
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Everything a group knows. `cells` and `mixed_cells` are never changed in place.
+    """Everything a group knows: of cells without prefill, `cells`, and of those with, `mixed_cells`. Neither is changed in place.
 
     `mixed_steps_per_token` and `prefill_tokens_per_token`: steps with prefill beside decode rows, and prompt tokens, that come with
     each generated token, as replicas report of late.
@@ -117,19 +140,23 @@ class Evidence:
 
     cells: Mapping[Cell, CellEvidence] = field(default_factory=dict)
     acceptance: AcceptanceEvidence = field(default_factory=AcceptanceEvidence)
-    mixed_cells: Mapping[Cell, MixedEvidence] = field(default_factory=dict)
+    mixed_cells: Mapping[Cell, CellEvidence] = field(default_factory=dict)
     mixed_steps_per_token: float = 0.0
     prefill_tokens_per_token: float = 0.0
+
+    def of(self, cell: Cell) -> CellEvidence | None:
+        """What is known of a cell of either kind."""
+        return (self.mixed_cells if cell.prefill else self.cells).get(cell)
 
     @property
     def only_length(self) -> int | None:
         """The one K that all of it is of; None where there are several, or none. Then nothing is known of any other K."""
-        lengths = {length for _, length in self.cells}
+        lengths = {cell.num_speculative_tokens for cell in self.cells}
         return lengths.pop() if len(lengths) == 1 else None
 
     def is_measured(self, bucket: int, num_speculative_tokens: int, calibration_clean_steps: int) -> bool:
         """Whether the cell's step time was measured in earnest."""
-        cell = self.cells.get((bucket, num_speculative_tokens))
+        cell = self.cells.get(Cell(bucket, num_speculative_tokens))
         return cell is not None and cell.steps >= MEASURED_SHARE * calibration_clean_steps
 
     def decode_rows(self, bucket: int) -> float | None:
@@ -137,12 +164,12 @@ class Evidence:
 
         None where the bucket has no evidence.
         """
-        cells = [cell for (cell_bucket, _), cell in self.cells.items() if cell_bucket == bucket]
-        return sum(cell.rows for cell in cells) / sum(cell.steps for cell in cells) if cells else None
+        cells = [known for cell, known in self.cells.items() if cell.batch_bucket == bucket]
+        return sum(known.rows for known in cells) / sum(known.steps for known in cells) if cells else None
 
     def goodput_tokens_per_s(self, bucket: int, num_speculative_tokens: int) -> float | None:
         """rows * E(k) / step time as measured in the cell, generated tokens per second; None for a cell without evidence."""
-        cell, rows = self.cells.get((bucket, num_speculative_tokens)), self.decode_rows(bucket)
+        cell, rows = self.cells.get(Cell(bucket, num_speculative_tokens)), self.decode_rows(bucket)
         if cell is None or rows is None:
             return None
         return rows * self.tokens_per_row(num_speculative_tokens) / cell.step_seconds

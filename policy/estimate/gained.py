@@ -70,7 +70,9 @@ class Gained(NamedTuple):
 
 def measured(evidence: Evidence, imported: Container[Cell]) -> frozenset[int]:
     """The K that engines of the group itself have run for long enough to tell what they give."""
-    return frozenset(cell[1] for cell, known in evidence.cells.items() if known.steps >= LEAST_STEPS and cell not in imported)
+    return frozenset(
+        cell.num_speculative_tokens for cell, known in evidence.cells.items() if known.steps >= LEAST_STEPS and cell not in imported
+    )
 
 
 def gained(spent: Spent, model: GoodputModel, former: int, measured: Container[int]) -> Gained | None:
@@ -83,7 +85,7 @@ def gained(spent: Spent, model: GoodputModel, former: int, measured: Container[i
     arm = model.arms.index(former)
     log_ratio, deviation = model.gain(np.full(len(model.rows), arm, dtype=np.int64))
     compared_s = former_s = doubt_s = 0.0
-    for (bucket, length), seconds in spent.cells.items():
+    for (bucket, length, _), seconds in spent.cells.items():
         if length not in model.arms or bucket >= len(model.rows):
             continue
         place = bucket, model.arms.index(length)

@@ -17,21 +17,20 @@ class ImplausibleCountersError(ValueError):
 
 
 def require(holds: bool, key: Cell, problem: str) -> None:
-    """Raise ImplausibleCountersError with the problem of a cell (batch bucket and K) unless it `holds`."""
+    """Raise ImplausibleCountersError with the problem of a cell unless it `holds`."""
     if not holds:
-        raise ImplausibleCountersError(f"cell (bucket {key[0]}, K={key[1]}): {problem}")
+        kind = ", with prefill" if key.prefill else ""
+        raise ImplausibleCountersError(f"cell (bucket {key.batch_bucket}, K={key.num_speculative_tokens}{kind}): {problem}")
 
 
-def check_steps(key: Cell, group: GroupKey, steps: int, step_seconds: float, decode_rows: int, kind: str = "") -> None:
-    """Raise ImplausibleCountersError unless a cell of the group can have so many steps more. `kind` says of which steps."""
-    bucket, length = key
+def check_steps(key: Cell, group: GroupKey, steps: int, step_seconds: float, decode_rows: int) -> None:
+    """Raise ImplausibleCountersError unless a cell of the group can have so many steps more."""
+    bucket, length, _ = key
     require(length <= group.max_num_speculative_tokens, key, f"K above the group's {group.max_num_speculative_tokens}")
     require(bucket <= batch_bucket(group.max_num_seqs), key, f"a bucket above max_num_seqs {group.max_num_seqs}")
-    require(steps > 0, key, f"{steps} steps{kind} more than before")
+    require(steps > 0, key, f"{steps} steps more than before")
     mean_s = step_seconds / steps
     allowed = f"{SHORTEST_STEP_SECONDS:g} to {LONGEST_STEP_SECONDS:g}"
-    require(SHORTEST_STEP_SECONDS <= mean_s <= LONGEST_STEP_SECONDS, key, f"{mean_s:.3g} s a step{kind}, allowed are {allowed}")
+    require(SHORTEST_STEP_SECONDS <= mean_s <= LONGEST_STEP_SECONDS, key, f"{mean_s:.3g} s a step, allowed are {allowed}")
     first, last = bucket_range(bucket, group.max_num_seqs)
-    require(
-        first * steps <= decode_rows <= last * steps, key, f"{decode_rows} rows in {steps} steps{kind} of {first} to {last} rows"
-    )
+    require(first * steps <= decode_rows <= last * steps, key, f"{decode_rows} rows in {steps} steps of {first} to {last} rows")

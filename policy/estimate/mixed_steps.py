@@ -14,12 +14,9 @@ from statistics import NormalDist, median
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from nightjar.policy.estimate.evidence import Evidence
+from nightjar.policy.estimate.evidence import Evidence, Floats, table_of
 from nightjar.policy.estimate.step_time import StepTimes, non_negative_least_squares
-
-Floats = npt.NDArray[np.float64]
 
 SHARE_HALF_LIFE_S: Final = 60.0
 """How long the mix of prompts and answers is remembered: longer than a burst, shorter than a change of regime."""
@@ -114,12 +111,11 @@ def mixed_seconds(evidence: Evidence, times: StepTimes, arms: Sequence[int], pre
     shape, cells = times.log_seconds.shape, evidence.mixed_cells
     if not cells:
         return None
-    keys = np.array(list(cells), dtype=float)
-    sums = np.array([(cell.steps, cell.seconds, cell.rows + cell.draft_tokens, cell.prefill_tokens) for cell in cells.values()])
-    means = sums[:, 1:] / sums[:, :1]
-    seconds, prefill = means[:, 0], _usual_prefill(evidence)
-    trust = sums[:, 0] / (sums[:, 0] + TRUST_STEPS)
-    parts = _parts(means[:, 1], keys[:, 1], means[:, 2])
+    lengths_drafted = np.array([cell.num_speculative_tokens for cell in cells], dtype=float)
+    sums, prefill = table_of(list(cells.values())), _usual_prefill(evidence)
+    steps, seconds = sums["steps"], sums["seconds"] / sums["steps"]
+    trust = steps / (steps + TRUST_STEPS)
+    parts = _parts((sums["rows"] + sums["draft_tokens"]) / steps, lengths_drafted, sums["prefill_tokens"] / steps)
     size = np.abs(parts).mean(axis=0)
     scale = np.where(size > 0.0, size, 1.0)
     relative = parts / scale / seconds[:, None]

@@ -21,22 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nightjar.policy.estimate.acceptance import ROWS_PER_INDEPENDENT_ROW, AcceptanceEvidence
-from nightjar.policy.estimate.contributions import (
-    CONTEXT_TOKENS,
-    LOG_SECONDS,
-    LOG_SECONDS_SQUARED,
-    MEASURED_AT_S,
-    MIXED_DRAFT_TOKENS,
-    MIXED_PREFILL_TOKENS,
-    MIXED_SECONDS,
-    ROWS,
-    STEPS,
-    Contributions,
-    Floats,
-    grown,
-    steps_at,
-)
-from nightjar.policy.estimate.evidence import STEP_VARIANCE, Cell, CellEvidence, Evidence, MixedEvidence
+from nightjar.policy.estimate.contributions import Contributions, steps_at
+from nightjar.policy.estimate.evidence import STEP_VARIANCE, Cell, CellEvidence, Evidence, Floats, Table, grown, sums_of
 from nightjar.policy.estimate.goodput import GoodputModel
 from nightjar.policy.estimate.robust import LEAST_DEVIATION, LEAST_REPLICAS, Mask, agreeing, capped_weights, weighted_median
 
@@ -53,12 +39,7 @@ SUSPECT_STEPS: Final = 2.0
 
 
 def pooled(
-    contributions: Contributions,
-    known: Evidence,
-    changed: Collection[Cell],
-    changed_mixed: Collection[Cell],
-    replicas: int,
-    now_s: float,
+    contributions: Contributions, known: Evidence, changed: Collection[Cell], replicas: int, now_s: float
 ) -> tuple[Contributions, Evidence]:
     """Who is distrusted at `now_s`, and the group's evidence: what was `known`, with the `changed` cells and acceptance pooled
     anew; all cells, where somebody is distrusted who was not before, or the other way round.
@@ -68,22 +49,17 @@ def pooled(
     before = contributions.distrusted
     contributions = _judged(contributions, replicas, now_s)
     if contributions.distrusted != before:
-        changed, changed_mixed = contributions.cells.keys(), contributions.mixed_cells.keys()
+        changed = contributions.cells.keys()
     effects = np.array(contributions.effects)
     out = [contributions.rows[name] for name in contributions.distrusted]
     cells, mixed_cells = dict(known.cells), dict(known.mixed_cells)
-    for cell in changed:
-        one = _pooled_cell(_cleared(contributions.cells[cell], out), effects, replicas, now_s)
+    for cell in sorted(changed):
+        table, kept = _cleared(contributions.cells[cell], out), mixed_cells if cell.prefill else cells
+        one = _pooled_prefill(table) if cell.prefill else _pooled_clean(table, effects, replicas, now_s)
         if one is not None:
-            cells[cell] = one
+            kept[cell] = one
         else:
-            cells.pop(cell, None)
-    for cell in changed_mixed:
-        mixed = _pooled_mixed_cell(_cleared(contributions.mixed_cells[cell], out))
-        if mixed is not None:
-            mixed_cells[cell] = mixed
-        else:
-            mixed_cells.pop(cell, None)
+            kept.pop(cell, None)
     acceptance = known.acceptance
     if contributions.acceptance:
         acceptance = _pooled_acceptance(contributions)
@@ -105,9 +81,9 @@ def with_effects(contributions: Contributions, evidence: Evidence, slopes: Slope
         weights[0] = 0.0
         seen = weights > 0.0
         sums = table[seen]
-        rows = sums[:, ROWS] / sums[:, STEPS]
+        rows = sums["rows"] / sums["steps"]
         expected = group.log_seconds / group.steps + slopes.at(cell) * np.log(rows / (group.rows / group.steps))
-        residual = np.clip(sums[:, LOG_SECONDS] / sums[:, STEPS] - expected, -MOST_EFFECT, MOST_EFFECT)
+        residual = np.clip(sums["log_seconds"] / sums["steps"] - expected, -MOST_EFFECT, MOST_EFFECT)
         at = np.flatnonzero(seen)
         steps[at] += weights[seen]
         above[at] += weights[seen] * residual
@@ -130,11 +106,13 @@ def without(contributions: Contributions, live: Collection[str], replicas: int, 
     gone = sorted(contributions.rows[replica_id] for replica_id in left)
     effects = np.array(contributions.effects)
     out = [contributions.rows[name] for name in contributions.distrusted]
-    cells = {
-        cell: _without_rows(table, gone, _believed(_cleared(table, out), effects, replicas, now_s))
-        for cell, table in contributions.cells.items()
-    }
-    mixed_cells = {cell: _without_mixed_rows(_cleared(table, out), gone) for cell, table in contributions.mixed_cells.items()}
+    cells = {}
+    for cell, table in contributions.cells.items():
+        cleared = _cleared(table, out)
+        if cell.prefill:
+            cells[cell] = _without_rows(cleared, gone, np.ones(len(cleared), dtype=bool))
+        else:
+            cells[cell] = _without_rows(table, gone, _believed(cleared, effects, replicas, now_s))
     acceptance, remembered = dict(contributions.acceptance), contributions.remembered_acceptance or AcceptanceEvidence()
     names = sorted(acceptance)
     agrees = dict(zip(names, _agreeing_acceptance([acceptance[name] for name in names]), strict=True))
@@ -145,7 +123,7 @@ def without(contributions: Contributions, live: Collection[str], replicas: int, 
     kept = {replica_id: row for replica_id, row in contributions.rows.items() if replica_id in live}
     kept_effects = tuple(0.0 if row in gone else effect for row, effect in enumerate(contributions.effects))
     distrusted = tuple(name for name in contributions.distrusted if name in kept)
-    return Contributions(kept, cells, mixed_cells, acceptance, remembered, distrusted, kept_effects)
+    return Contributions(kept, cells, acceptance, remembered, distrusted, kept_effects)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +144,7 @@ class Slopes:
 
     def at(self, cell: Cell) -> float:
         """The slope in a cell; 0 in one that is no arm's."""
-        bucket, length = cell
+        bucket, length, _ = cell
         if self.slopes is None or length not in self.arms or bucket >= len(self.slopes):
             return 0.0
         return float(self.slopes[bucket, self.arms.index(length)])
@@ -177,7 +155,9 @@ def _judged(contributions: Contributions, replicas: int, now_s: float) -> Contri
     their median than a card of this group can be. None in a group of fewer."""
     steps_against = np.zeros(1 + max(contributions.rows.values(), default=0))
     if replicas >= LEAST_REPLICAS:
-        for table in contributions.cells.values():
+        for cell, table in contributions.cells.items():
+            if cell.prefill:
+                continue
             weights = steps_at(table, now_s)
             weights[0] = 0.0
             reported = np.flatnonzero(weights >= LEAST_STEPS)
@@ -190,7 +170,7 @@ def _judged(contributions: Contributions, replicas: int, now_s: float) -> Contri
     return contributions if distrusted == contributions.distrusted else replace(contributions, distrusted=distrusted)
 
 
-def _cleared(table: Floats, rows: Sequence[int]) -> Floats:
+def _cleared(table: Table, rows: Sequence[int]) -> Table:
     """The table without what these rows hold."""
     there = [row for row in rows if row < len(table)]
     if not there:
@@ -200,16 +180,16 @@ def _cleared(table: Floats, rows: Sequence[int]) -> Floats:
     return after
 
 
-def _log_seconds(table: Floats, effects: Floats) -> Floats:
+def _log_seconds(table: Table, effects: Floats) -> Floats:
     """(rows,): mean log seconds of a step by row, the replica's effect taken off."""
-    steps = table[:, STEPS]
-    means = np.divide(table[:, LOG_SECONDS], steps, out=np.zeros(len(steps)), where=steps > 0.0)
+    steps = table["steps"]
+    means: Floats = np.divide(table["log_seconds"], steps, out=np.zeros(len(steps)), where=steps > 0.0)
     known = min(len(effects), len(means))
     means[:known] -= effects[:known]
     return means
 
 
-def _believed(table: Floats, effects: Floats, replicas: int, now_s: float) -> Mask:
+def _believed(table: Table, effects: Floats, replicas: int, now_s: float) -> Mask:
     """(rows,): whether a row's measurements count. Row 0 always does."""
     weights = steps_at(table, now_s)
     believed = weights > 0.0
@@ -228,7 +208,7 @@ def _believed(table: Floats, effects: Floats, replicas: int, now_s: float) -> Ma
     return believed
 
 
-def _pooled_cell(table: Floats, effects: Floats, replicas: int, now_s: float) -> CellEvidence | None:
+def _pooled_clean(table: Table, effects: Floats, replicas: int, now_s: float) -> CellEvidence | None:
     """All rows as one, or None where nobody can be believed: the time is a mean, and what a plan only corrects by (context, noise)
     a median once three are believed; rows are bounded by the bucket."""
     believed = np.flatnonzero(_believed(table, effects, replicas, now_s))
@@ -237,16 +217,16 @@ def _pooled_cell(table: Floats, effects: Floats, replicas: int, now_s: float) ->
     weights = steps_at(table, now_s)[believed]
     weights = _capped(weights, believed)
     sums = table[believed]
-    steps = sums[:, STEPS]
+    steps = sums["steps"]
     total = float(weights.sum())
     log_seconds = float(weights @ _log_seconds(table, effects)[believed]) / total
-    told = sums[:, LOG_SECONDS_SQUARED] > 0.0
-    means = sums[:, LOG_SECONDS] / steps
-    scatters = np.maximum(sums[:, LOG_SECONDS_SQUARED] / steps - means**2, 0.0)
+    told = sums["log_seconds_squared"] > 0.0
+    means = sums["log_seconds"] / steps
+    scatters = np.maximum(sums["log_seconds_squared"] / steps - means**2, 0.0)
     scatter = _middle(scatters[told], weights[told]) + log_seconds**2 if told.any() else 0.0
-    context = _middle(sums[:, CONTEXT_TOKENS] / steps, weights)
-    rows = float(weights @ (sums[:, ROWS] / steps))
-    return CellEvidence(total, total * log_seconds, rows, total * context, total * scatter, now_s)
+    context = _middle(sums["context_tokens"] / steps, weights)
+    rows = float(weights @ (sums["rows"] / steps))
+    return CellEvidence(total, total * log_seconds, rows, total * context, total * scatter, measured_at_s=now_s)
 
 
 def _capped(weights: Floats, believed: npt.NDArray[np.intp]) -> Floats:
@@ -264,25 +244,26 @@ def _middle(values: Floats, weights: Floats) -> float:
     return float(weights @ values / weights.sum())
 
 
-def _pooled_mixed_cell(table: Floats) -> MixedEvidence | None:
-    """As `_pooled_cell`, of steps with prefill: they differ by their prompts, so the gate is the spread alone."""
-    present = np.flatnonzero(table[:, STEPS] > 0.0)
+def _pooled_prefill(table: Table) -> CellEvidence | None:
+    """As `_pooled_clean`, of steps with prefill: they differ by their prompts, so the gate is the spread alone."""
+    present = np.flatnonzero(table["steps"] > 0.0)
     if not len(present):
         return None
-    sums = table[present]
-    weights = sums[:, STEPS]
-    means = sums / weights[:, None]
+    means = table[present]
+    weights = means["steps"].copy()
+    sums = sums_of(means)
+    sums /= weights[:, None]
     if len(present) >= LEAST_REPLICAS:
         capped = _capped(weights, present)
-        agree = agreeing(np.log(means[:, MIXED_SECONDS]), capped)
+        agree = agreeing(np.log(means["seconds"]), capped)
         means, weights = means[agree], capped[agree]
     total = float(weights.sum())
-    return MixedEvidence(
+    return CellEvidence(
         total,
-        total * float(weights @ means[:, MIXED_SECONDS]) / total,
-        total * _middle(means[:, ROWS], weights),
-        total * _middle(means[:, MIXED_PREFILL_TOKENS], weights),
-        total * _middle(means[:, MIXED_DRAFT_TOKENS], weights),
+        rows=total * _middle(means["rows"], weights),
+        seconds=total * float(weights @ means["seconds"]) / total,
+        prefill_tokens=total * _middle(means["prefill_tokens"], weights),
+        draft_tokens=total * _middle(means["draft_tokens"], weights),
     )
 
 
@@ -334,22 +315,15 @@ def _rows_at(own: Sequence[AcceptanceEvidence], position: int) -> tuple[Floats, 
     return np.array(rows), np.array(kept)
 
 
-def _without_rows(table: Floats, gone: Sequence[int], believed: Mask) -> Floats:
+def _without_rows(table: Table, gone: Sequence[int], believed: Mask) -> Table:
+    """The table with what `gone` rows hold in row 0, as far as it is believed."""
     after = grown(table, 1)
+    sums, measured_at_s = sums_of(after), after["measured_at_s"]
     for row in gone:
         if row >= len(table):
             continue
         if believed[row]:
-            after[0, :MEASURED_AT_S] += table[row, :MEASURED_AT_S]
-            after[0, MEASURED_AT_S] = max(after[0, MEASURED_AT_S], table[row, MEASURED_AT_S])
+            sums[0] += sums[row]
+            measured_at_s[0] = max(measured_at_s[0], measured_at_s[row])
         after[row] = 0.0
-    return after
-
-
-def _without_mixed_rows(table: Floats, gone: Sequence[int]) -> Floats:
-    after = grown(table, 1)
-    for row in gone:
-        if row < len(table):
-            after[0] += table[row]
-            after[row] = 0.0
     return after

@@ -17,10 +17,8 @@ from typing import Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from nightjar.policy.estimate.evidence import STEP_VARIANCE, Cell, CellEvidence, drift_variance
+from nightjar.policy.estimate.evidence import STEP_VARIANCE, Cell, CellEvidence, Floats, Table, drift_variance, table_of
 from nightjar.policy.wire.batch_buckets import bucket_range
-
-Floats = npt.NDArray[np.float64]
 
 HINGES_VERIFIED_TOKENS: Final = np.array([0.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0])
 """Verified tokens at which a step may start to grow faster."""
@@ -70,8 +68,10 @@ def predict_step_times(
 
     Cells with a K that is not among the arms help the shape as well.
     """
-    keys, sums = _columns(cells)
-    bucket_rows, context_per_row = _usual(keys[:, 0], sums, buckets, max_num_seqs)
+    of_buckets = np.array([cell.batch_bucket for cell in cells], dtype=np.int64)
+    lengths = np.array([cell.num_speculative_tokens for cell in cells], dtype=np.int64)
+    sums = table_of(list(cells.values()))
+    bucket_rows, context_per_row = _usual(of_buckets, sums, buckets, max_num_seqs)
     shape = (len(buckets), len(arms))
     asked = _Points(
         buckets=np.repeat(np.array(buckets), len(arms)),
@@ -84,7 +84,7 @@ def predict_step_times(
         shape_seconds, doubt = _shape_seconds(asked.parts(), _PRIOR)
         log_seconds = np.log(STARTING_STEP_SECONDS * shape_seconds)
         return StepTimes(log_seconds.reshape(shape), alike + _within_buckets(doubt, shape), bucket_rows)
-    measured, seen, noise = _measured(keys, sums, now_s)
+    measured, seen, noise = _measured(of_buckets, lengths, sums, now_s)
     shortest = seen.min()
     theta = _shape(measured.parts(), np.exp(shortest - seen), noise)
     seen_shape, seen_doubt = _shape_seconds(measured.parts(), theta)
@@ -135,20 +135,11 @@ class _Points:
         return columns
 
 
-def _columns(cells: Mapping[Cell, CellEvidence]) -> tuple[npt.NDArray[np.int64], Floats]:
-    """(cells, 2): bucket and K. (cells, 6): steps, log seconds, rows, context tokens, log seconds squared, when measured."""
-    sums = [
-        (cell.steps, cell.log_seconds, cell.rows, cell.context_tokens, cell.log_seconds_squared, cell.measured_at_s)
-        for cell in cells.values()
-    ]
-    return np.array(list(cells), dtype=np.int64).reshape(-1, 2), np.array(sums, dtype=float).reshape(-1, 6)
-
-
-def _usual(cell_buckets: npt.NDArray[np.int64], sums: Floats, buckets: range, max_num_seqs: int) -> tuple[Floats, Floats]:
+def _usual(cell_buckets: npt.NDArray[np.int64], sums: Table, buckets: range, max_num_seqs: int) -> tuple[Floats, Floats]:
     """Rows and context tokens a row of each bucket: its own where it has evidence, else its middle and the group's context."""
     reachable = cell_buckets < len(buckets)
     cell_buckets, sums = cell_buckets[reachable], sums[reachable]
-    steps, rows, context = (np.bincount(cell_buckets, sums[:, column], len(buckets)) for column in (0, 2, 3))
+    steps, rows, context = (np.bincount(cell_buckets, sums[name], len(buckets)) for name in ("steps", "rows", "context_tokens"))
     ranges = np.array([bucket_range(bucket, max_num_seqs) for bucket in buckets], dtype=float)
     known = steps > 0
     usual_rows = np.where(known, rows / np.where(known, steps, 1.0), np.sqrt(ranges[:, 0] * ranges[:, 1]))
@@ -156,15 +147,17 @@ def _usual(cell_buckets: npt.NDArray[np.int64], sums: Floats, buckets: range, ma
     return usual_rows, np.where(known, context / np.where(known, rows, 1.0), overall)
 
 
-def _measured(keys: npt.NDArray[np.int64], sums: Floats, now_s: float) -> tuple[_Points, Floats, Floats]:
+def _measured(
+    buckets: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], sums: Table, now_s: float
+) -> tuple[_Points, Floats, Floats]:
     """The measured cells, the mean log seconds of each and its variance."""
-    steps, mean = sums[:, 0], sums[:, 1] / sums[:, 0]
-    told = sums[:, 4] > 0
-    scatter = np.where(told, np.maximum(sums[:, 4] - steps * mean * mean, 0.0), 0.0).sum()
+    steps, mean, squares = sums["steps"], sums["log_seconds"] / sums["steps"], sums["log_seconds_squared"]
+    told = squares > 0
+    scatter = np.where(told, np.maximum(squares - steps * mean * mean, 0.0), 0.0).sum()
     degrees = np.where(told, np.maximum(steps - 1.0, 0.0), 0.0).sum()
     noise = (scatter + PRIOR_NOISE_STEPS * STEP_VARIANCE) / (degrees + PRIOR_NOISE_STEPS)
-    points = _Points(keys[:, 0], sums[:, 2] / steps, keys[:, 1].astype(float), sums[:, 3] / steps)
-    drifted = np.array([drift_variance(now_s - measured_at_s) for measured_at_s in sums[:, 5].tolist()])
+    points = _Points(buckets, sums["rows"] / steps, lengths.astype(float), sums["context_tokens"] / steps)
+    drifted = np.array([drift_variance(now_s - measured_at_s) for measured_at_s in sums["measured_at_s"].tolist()])
     return points, mean, noise / steps + drifted
 
 

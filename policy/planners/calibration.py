@@ -76,7 +76,7 @@ def measurements(view: GroupView, model: GoodputModel, planned: npt.NDArray[np.i
         for unseen in _unseen(view, model, bucket, int(arm), gain[bucket]):
             improvement[bucket, unseen] = max(improvement[bucket, unseen], min(STALE_IMPROVEMENT, max(most[bucket, unseen], 0.0)))
     improvement = np.where(model.may_be_tried, improvement, 0.0)
-    for bucket, length in view.resting:
+    for bucket, length, _ in view.resting:
         if length in model.arms:
             improvement[bucket, model.arms.index(length)] = 0.0
     lost = np.expm1(np.minimum(expected_improvement(-gain, deviation), 2.0))
@@ -87,7 +87,7 @@ def measurements(view: GroupView, model: GoodputModel, planned: npt.NDArray[np.i
     for bucket in view.buckets:
         found = [
             Measurement(
-                (bucket, arm),
+                Cell(bucket, arm),
                 float(improvement[bucket, index]),
                 float(gain_tokens_per_s[bucket, index]),
                 float(cost[bucket, index]),
@@ -126,7 +126,7 @@ def _model_doubt(view: GroupView, model: GoodputModel, planned: npt.NDArray[np.i
     doubt = np.zeros(model.log_goodput.shape)
     used = view.settings.calibration_clean_steps
     for bucket, arm in enumerate(planned):
-        runs = view.evidence.cells.get((bucket, model.arms[arm]))
+        runs = view.evidence.cells.get(Cell(bucket, model.arms[arm]))
         if runs is not None and runs.steps >= used:
             doubt[bucket] = [0.0 if view.is_measured(bucket, length) else MODEL_DOUBT for length in model.arms]
     return doubt
@@ -138,10 +138,12 @@ def _unseen(view: GroupView, model: GoodputModel, bucket: int, planned: int, gai
     `gain` is what each arm adds to the log goodput of the `planned` one.
     """
     cells = view.evidence.cells
-    runs = cells.get((bucket, model.arms[planned]))
+    runs = cells.get(Cell(bucket, model.arms[planned]))
     if planned == 0 or runs is None or runs.steps < HOME_STEPS * (LEAST_REPLICAS if view.replicas >= LEAST_REPLICAS else 1):
         return []
-    tried = {length for (tried_in, length), known in cells.items() if tried_in == bucket and known.steps >= SEEN_STEPS}
+    tried = {
+        cell.num_speculative_tokens for cell, known in cells.items() if cell.batch_bucket == bucket and known.steps >= SEEN_STEPS
+    }
     return [
         arm
         for arm, length in enumerate(model.arms)
@@ -155,10 +157,10 @@ def _is_stale(view: GroupView, bucket: int, planned: int, rival: int) -> bool:
     A group that never saw off anywhere needs it at once; a rival known from elsewhere alone is seen here in every bucket in use.
     """
     cells = view.evidence.cells
-    if planned and all(length for _, length in cells):
+    if planned and all(cell.num_speculative_tokens for cell in cells):
         return True
-    runs, other = cells.get((bucket, planned)), cells.get((bucket, rival))
-    least_steps = view.settings.calibration_clean_steps if (bucket, rival) in view.imported else OFTEN_STEPS
+    runs, other = cells.get(Cell(bucket, planned)), cells.get(Cell(bucket, rival))
+    least_steps = view.settings.calibration_clean_steps if Cell(bucket, rival) in view.imported else OFTEN_STEPS
     if rival == planned or runs is None or runs.steps < least_steps:
         return False
     return other is None or view.now_s - other.measured_at_s > REFRESH_S

@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from nightjar.policy.estimate.evidence import Cell
 from nightjar.policy.estimate.goodput import GoodputModel
 from nightjar.policy.planners.base import GroupPlan, GroupView, only_length, plan_of, present_arms, present_mixed_arms
 from nightjar.policy.wire.batch_buckets import bucket_range
@@ -37,7 +38,7 @@ COLD_DEVIATIONS: Final = 0.5
 
 def fleet_plan(view: GroupView, model: GoodputModel) -> GroupPlan:
     """K by batch bucket, and a reason for each. `model` is `view.goodput_model()`, which the caller keeps."""
-    if all(length for _, length in view.evidence.cells):
+    if all(cell.num_speculative_tokens for cell in view.evidence.cells):
         chosen = choose_cold(model, present_arms(view), view)
     else:
         chosen = choose(model, present_arms(view), view.settings.switch_margin)
@@ -106,7 +107,7 @@ def choose_cold(model: GoodputModel, present: npt.NDArray[np.int64], view: Group
     """
     buckets = np.arange(len(present))
     allowed = model.allowed[buckets, present]
-    was_measured = np.array([(bucket, model.arms[arm]) in view.evidence.cells for bucket, arm in enumerate(present)])
+    was_measured = np.array([Cell(bucket, model.arms[arm]) in view.evidence.cells for bucket, arm in enumerate(present)])
     no_worse = model.log_goodput[buckets, present] >= model.log_goodput[:, 0]
     odds = favourites(model)
     clean_steps = sum(cell.steps for cell in view.evidence.cells.values())
@@ -152,7 +153,7 @@ def _goodput(view: GroupView, model: GoodputModel, bucket: int, length: int) -> 
 
 def _clean_steps(view: GroupView, bucket: int, length: int) -> float | None:
     """How many a number stands on; None where none was measured."""
-    cell = view.evidence.cells.get((bucket, length))
+    cell = view.evidence.cells.get(Cell(bucket, length))
     return cell.steps if cell is not None else None
 
 

@@ -29,7 +29,8 @@ from nightjar.policy.wire.record import (
 )
 from nightjar.policy.wire.settings import SettingsVersion
 
-MAX_CELLS: Final = 1024
+MAX_CELLS: Final = 2048
+"""Of one engine: 24 batch buckets at 33 K, with prefill and without."""
 MAX_ADAPTERS: Final = 64
 NO_ENGINE_ID: Final = "none"
 """`engine_id` of a snapshot that stands for a control call that failed: it tells nothing of the engine but `refused`."""
@@ -63,40 +64,33 @@ class GroupKey(Record):
 
 
 class CellCounters(Record):
-    """Cumulative sums over the clean steps of one cell: pure decode steps of one batch bucket at one K.
+    """Cumulative sums over the steps of one cell: decode steps of one batch bucket at one K, with prefill or without.
 
-    A step is clean when it scheduled no prefill and no catch-up, every row verified K drafts or the fewer its end or its grammar
-    allows, and K had been held for at least two steps. `reached[i]` counts decode rows that verified more than i draft tokens,
-    `accepted[i]` those of which more than i were accepted (so accepted[i] / reached[i] estimates acceptance[i+1] where no row
-    was cut short). Where a drafter may find nothing to propose (ngram), a row without drafts counts as reached and not accepted.
+    Without prefill only clean steps count: such as scheduled no prefill and no catch-up, in which every row verified K drafts or
+    the fewer its end or its grammar allows, with K held for at least two steps. `reached[i]` counts decode rows that verified more
+    than i draft tokens, `accepted[i]` those of which more than i were accepted (so accepted[i] / reached[i] estimates
+    acceptance[i+1] where no row was cut short). Where a drafter may find nothing to propose (ngram), a row without drafts counts as
+    reached and not accepted. Prompt tokens and verified drafts are not counted.
+
+    With prefill all steps count that computed prompt tokens besides their decode rows. K is what the step drafted, `draft_tokens`
+    are the drafts that it verified, which the step before had drafted. Logarithms, context, generated tokens and positions are not
+    counted.
     """
 
     batch_bucket: Annotated[int, Field(ge=0, lt=64)]
     num_speculative_tokens: NumSpeculativeTokens
+    prefill: bool = False
     steps: Count = 0
     step_seconds: Seconds = 0.0
     log_step_seconds: Annotated[float, Field(ge=-1e12, le=1e12)] = 0.0
     log_step_seconds_squared: Annotated[float, Field(ge=0.0, le=1e13)] = 0.0
     decode_rows: Count = 0
     context_tokens: Count = 0
+    prefill_tokens: Count = 0
+    draft_tokens: Count = 0
     generated_tokens: Count = 0
     reached: Annotated[tuple[Count, ...], Field(max_length=MAX_NUM_SPECULATIVE_TOKENS)] = ()
     accepted: Annotated[tuple[Count, ...], Field(max_length=MAX_NUM_SPECULATIVE_TOKENS)] = ()
-
-
-class MixedCounters(Record):
-    """Cumulative sums over the steps of one batch bucket and K that computed prompt tokens besides their decode rows.
-
-    K is what the step drafted. `draft_tokens` counts the drafts that it verified, which the step before had drafted.
-    """
-
-    batch_bucket: Annotated[int, Field(ge=0, lt=64)]
-    num_speculative_tokens: NumSpeculativeTokens
-    steps: Count = 0
-    step_seconds: Seconds = 0.0
-    decode_rows: Count = 0
-    prefill_tokens: Count = 0
-    draft_tokens: Count = 0
 
 
 class StepTotals(Record):
@@ -144,7 +138,6 @@ class Counters(Record):
     draft_slot_breaches: Count = 0
     totals: Annotated[tuple[StepTotals, ...], Field(max_length=MAX_NUM_SPECULATIVE_TOKENS + 1)] = ()
     cells: Annotated[tuple[CellCounters, ...], Field(max_length=MAX_CELLS)] = ()
-    mixed_cells: Annotated[tuple[MixedCounters, ...], Field(max_length=MAX_CELLS)] = ()
 
 
 class EngineLoad(Record):

@@ -79,7 +79,7 @@ def process_alone(nominal: Nominal, cells: Mapping[Cell, CellEvidence]) -> Float
 
 def linear(nominal: Nominal, cells: Mapping[Cell, CellEvidence]) -> Floats:
     """SmartSpec's: seconds = a + b * verified tokens + c * context tokens, least squares (arXiv 2406.14066)."""
-    measured = np.array([(1.0, rows(cell) * (1 + length), context(cell)) for (_, length), cell in cells.items()])
+    measured = np.array([(1.0, rows(cell) * (1 + length), context(cell)) for (_, length, _), cell in cells.items()])
     seconds = np.array([cell.step_seconds for cell in cells.values()])
     weights, *_ = np.linalg.lstsq(measured / seconds[:, None], np.ones(len(seconds)), rcond=None)
     asked = np.array(
@@ -144,7 +144,7 @@ def measure(nominal: Nominal, count: int, rng: random.Random) -> dict[Cell, Cell
         log_seconds = math.log(nominal.step_seconds(sizes[bucket], arm)) + rng.gauss(0.0, NOISE / math.sqrt(STEPS))
         tokens = sizes[bucket] * nominal.context_per_row
         squared = STEPS * (log_seconds**2 + NOISE**2)
-        cells[bucket, arm] = CellEvidence(STEPS, STEPS * log_seconds, STEPS * sizes[bucket], STEPS * tokens, squared)
+        cells[Cell(bucket, arm)] = CellEvidence(STEPS, STEPS * log_seconds, STEPS * sizes[bucket], STEPS * tokens, squared)
     return cells
 
 
@@ -156,7 +156,7 @@ def score(name: str, model: Model, nominal: Nominal, count: int) -> Score:
     for seed in SEEDS:
         cells = measure(nominal, count, random.Random(f"{nominal.profile.name}:{count}:{seed}"))
         told = model(nominal, cells)
-        seen = {bucket for bucket, _ in cells}
+        seen = {bucket for bucket, _, _ in cells}
         for bucket in range(len(truth)):
             if not any(abs(bucket - other) <= 1 for other in seen):
                 continue

@@ -33,7 +33,7 @@ async def test_what_its_checkpoint_holds_by_column_comes_back_to_the_last_bit() 
     assert remembered.learned is not None
     (group,), columns = remembered.learned.groups, stored_columns()
     keys = zip(columns["batch_buckets"], columns["num_speculative_tokens"], strict=True)
-    assert [cell.cell for cell in group.cells] == list(keys)
+    assert [(cell.batch_bucket, cell.num_speculative_tokens) for cell in group.cells] == list(keys)
     for name in SUMS:
         assert [getattr(cell, name) for cell in group.cells] == list(columns[name])
     assert (group.acceptance.reached, group.acceptance.accepted) == (columns["reached"], columns["accepted"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.catch_up import CatchUpEvidence
-from nightjar.policy.estimate.evidence import CellEvidence, Evidence
+from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence
 from nightjar.policy.explain import explain
 from nightjar.policy.fleet import decide
 from nightjar.policy.fleet_status import fleet_status
@@ -59,7 +59,7 @@ def test_a_cold_group_measures_off_within_its_first_decisions() -> None:
     fleet = Fleet([Replica("a", 16)])
     fleet.run(2.0)
     (group,) = fleet.state.groups.values()
-    assert any(length == 0 for _, length in group.evidence.cells)
+    assert any(cell.num_speculative_tokens == 0 for cell in group.evidence.cells)
 
 
 def test_a_newcomer_in_a_warm_group_runs_the_plan_at_once_and_measures_nothing() -> None:
@@ -286,7 +286,7 @@ def stored_steps(fleet: Fleet) -> float:
 
 
 evidence_cells = st.dictionaries(
-    st.tuples(st.integers(0, 23), st.integers(0, 32)),
+    st.builds(Cell, st.integers(0, 23), st.integers(0, 32), st.just(value=False)),
     st.builds(
         CellEvidence,
         steps=st.floats(0.1, 1e6),
@@ -294,6 +294,7 @@ evidence_cells = st.dictionaries(
         rows=st.floats(0.0, 1e9),
         context_tokens=st.floats(0.0, 1e12),
         log_seconds_squared=st.floats(0.0, 1e9),
+        **dict.fromkeys(("seconds", "prefill_tokens", "draft_tokens", "measured_at_s"), st.just(0.0)),
     ),
     max_size=20,
 )
@@ -301,7 +302,7 @@ evidence_cells = st.dictionaries(
 
 @given(evidence_cells, st.lists(st.tuples(st.floats(0.0, 1e6), st.floats(0.0, 1.0)), max_size=5))
 def test_whatever_a_group_knows_survives_being_stored(
-    cells: dict[tuple[int, int], CellEvidence], positions: list[tuple[float, float]]
+    cells: dict[Cell, CellEvidence], positions: list[tuple[float, float]]
 ) -> None:
     acceptance = AcceptanceEvidence(tuple(rows for rows, _ in positions), tuple(rows * share for rows, share in positions))
     stored = LearnedGroup.of(KEY, Evidence(cells, acceptance), CatchUpEvidence(1.0, 2.0, 3.0, 4.0, 5.0))
@@ -330,7 +331,7 @@ def test_the_stored_tables_of_a_full_fleet_fit_one_record() -> None:
     fleet = Fleet([Replica("a")])
     fleet.run(4.0)
     (group,) = fleet.state.groups.values()
-    cells = {(bucket, length): next(iter(group.evidence.cells.values())) for bucket in range(24) for length in range(33)}
+    cells = {Cell(bucket, length): next(iter(group.evidence.cells.values())) for bucket in range(24) for length in range(33)}
     crowd = {}
     for number in range(1000):
         key = group.key.model_copy(update={"target": f"model-{number}"})

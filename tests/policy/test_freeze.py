@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nightjar.policy.estimate.evidence import Cell
 from nightjar.policy.explain import explain
 from nightjar.policy.fleet import decide
 from nightjar.policy.freeze import Freeze, HeldPlan
@@ -78,7 +79,7 @@ def test_a_frozen_group_goes_on_counting_what_its_replicas_report() -> None:
     (before,) = fleet.state.groups.values()
     fleet.run(5.0)
     (after,) = fleet.state.groups.values()
-    assert after.evidence.cells[0, 3].steps > before.evidence.cells[0, 3].steps
+    assert after.evidence.cells[Cell(0, 3)].steps > before.evidence.cells[Cell(0, 3)].steps
     assert after.plan is before.plan
     assert after.estimate is not None
     assert before.estimate is not None

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from nightjar.policy import fleet as fleet_module
 from nightjar.policy import intake
 from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts
+from nightjar.policy.estimate.evidence import Cell
 from nightjar.policy.fleet import decide
 from nightjar.policy.intake import observe
 from nightjar.policy.state import FleetState, empty_fleet
@@ -43,12 +44,12 @@ def history(seed: int, reports: int = 6) -> list[LoadReport]:
     return result
 
 
-def new_steps(state: FleetState, replica_id: str = "a") -> dict[tuple[int, int], float]:
+def new_steps(state: FleetState, replica_id: str = "a") -> dict[Cell, float]:
     return {cell: evidence.steps for cell, evidence in state.replicas[replica_id].new_evidence.cells.items()}
 
 
-def cumulative_steps(report: LoadReport) -> dict[tuple[int, int], int]:
-    return {(cell.batch_bucket, cell.num_speculative_tokens): cell.steps for cell in report.snapshot.counters.cells}
+def cumulative_steps(report: LoadReport) -> dict[Cell, int]:
+    return {Cell(cell.batch_bucket, cell.num_speculative_tokens): cell.steps for cell in report.snapshot.counters.cells}
 
 
 def take(reports: list[LoadReport], state: FleetState | None = None) -> FleetState:
@@ -74,7 +75,7 @@ def test_a_new_engine_starts_from_zero_and_late_reports_of_the_old_one_count_not
     new = replica.report()
     state = take([*old, new, *old])
     expected = cumulative_steps(old[-1])
-    expected[1, 0] = expected.get((1, 0), 0) + 1
+    expected[Cell(1, 0)] = expected.get(Cell(1, 0), 0) + 1
     assert new_steps(state) == pytest.approx({**expected}, rel=1e-2)
     _, ignored = observe(state, old[-1], 500.0, PATIENT)
     assert ignored == "replica a: engine engine-1 was replaced by engine-2"
@@ -131,7 +132,7 @@ def test_a_report_held_up_on_its_way_counts_with_the_next_one() -> None:
     assert state.replicas["a"].heard_at_s == 0.1
     state, ignored = observe(state, replica.report(), 7.0, PATIENT)
     assert ignored == ""
-    assert new_steps(state)[0, 0] == pytest.approx(1000)
+    assert new_steps(state)[Cell(0, 0)] == pytest.approx(1000)
 
 
 CAUGHT_UP = CatchUpCounters(steps=10, tokens=100, tokens_squared=1000, seconds=0.5, token_seconds=5.0)
@@ -230,7 +231,7 @@ def test_a_replica_that_comes_back_with_a_new_engine_loses_none_of_its_first_ste
     new = Replica("a", 16, engine_id="engine-2", now_s=fleet.now_s)
     new.step(0, clean=True, rng=fleet.rng)
     fleet.observe(new.report())
-    assert new_steps(fleet.state) == {(batch_bucket(16), 0): 1.0}
+    assert new_steps(fleet.state) == {Cell(batch_bucket(16), 0): 1.0}
 
 
 def test_inv_8_of_those_that_fell_silent_no_more_are_remembered_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def seed_of(cells: dict[Cell, CellEvidence], rows: float = 2000.0) -> LearnedGro
 def everything(*, log_error: float = 0.0) -> dict[Cell, CellEvidence]:
     """Every cell of the measured engine."""
     return {
-        (bucket, length): cell_of(bucket, length, log_error=log_error)
+        Cell(bucket, length): cell_of(bucket, length, log_error=log_error)
         for bucket in range(batch_bucket(MAX_NUM_SEQS) + 1)
         for length in LENGTHS
     }
@@ -86,17 +86,19 @@ def best_goodput_over(batch: int, length: int) -> float:
 
 def test_what_was_imported_as_measured_rests_for_two_minutes_however_nearly_two_lengths_tie() -> None:
     tie = math.log(best_goodput_over(64, 3))
-    seed = seed_of({cell: cell_of(*cell, steps=8.0, log_error=-tie if cell[1] == 3 else 0.0) for cell in everything()})
+    seed = seed_of(
+        {cell: cell_of(*cell[:2], steps=8.0, log_error=-tie if cell.num_speculative_tokens == 3 else 0.0) for cell in everything()}
+    )
     fleet = warm_fleet(Replica("a", 64), seed=seed)
     fleet.run(REST_S - 1.0)
     assert not fleet.dealt
     fleet.run(REST_S)
-    assert {(batch_bucket(batch), length) for _, batch, length in fleet.dealt.values()} <= everything().keys()
+    assert {Cell(batch_bucket(batch), length) for _, batch, length in fleet.dealt.values()} <= everything().keys()
     assert fleet.dealt, "then it is measured like any other"
 
 
 def test_a_cell_that_was_hardly_seen_elsewhere_is_measured_here_at_once() -> None:
-    hardly = {cell: cell_of(*cell, steps=2.0 if cell[1] == 3 else 200.0) for cell in everything()}
+    hardly = {cell: cell_of(*cell[:2], steps=2.0 if cell.num_speculative_tokens == 3 else 200.0) for cell in everything()}
     fleet = warm_fleet(Replica("a", 64), seed=seed_of(hardly))
     fleet.run(20.0)
     assert {length for _, _, length in fleet.dealt.values()} == {3}
@@ -106,7 +108,7 @@ def test_what_was_measured_here_wins_over_what_is_imported() -> None:
     fleet = Fleet([Replica("a"), Replica("b")])
     fleet.run(8.0)
     before = known(fleet)
-    lie = {cell: cell_of(*cell, log_error=1.0 + cell[1]) for cell in everything()}
+    lie = {cell: cell_of(*cell[:2], log_error=1.0 + cell.num_speculative_tokens) for cell in everything()}
     fleet.state = seeded(fleet.state, [seed_of(lie)])
     for replica in fleet.replicas:
         replica.batch = 0
@@ -129,16 +131,16 @@ def test_an_imported_cell_weighs_three_measurements_at_most_and_next_to_nothing_
     group = known(fleet)
     measured = {cell for cell in group.evidence.cells if cell not in group.imported.cells}
     assert measured
-    for bucket, length in measured:
-        true = step_seconds(16, length)
-        assert group.evidence.cells[bucket, length].step_seconds == pytest.approx(true, rel=0.15)
+    for cell in measured:
+        true = step_seconds(16, cell.num_speculative_tokens)
+        assert group.evidence.cells[cell].step_seconds == pytest.approx(true, rel=0.15)
 
 
 @pytest.mark.parametrize("batch", [16, 256])
 def test_a_lie_that_makes_a_bad_length_shine_is_outvoted_within_seconds(batch: int) -> None:
     worst = min(LENGTHS, key=lambda length: (1 + sum(ACCEPTANCE[:length])) / step_seconds(batch, length))
     bucket = batch_bucket(batch)
-    lie = {**everything(), (bucket, worst): cell_of(bucket, worst, log_error=-1.5)}
+    lie = {**everything(), Cell(bucket, worst): cell_of(bucket, worst, log_error=-1.5)}
     fleet = warm_fleet(Replica("a", batch), Replica("b", batch), seed=seed_of(lie))
     fleet.run(8.0)
     assert fleet.planned(batch) == best_length(batch)
@@ -146,7 +148,7 @@ def test_a_lie_that_makes_a_bad_length_shine_is_outvoted_within_seconds(batch: i
 
 def test_a_lie_that_makes_off_look_slow_is_found_out_when_off_is_measured_again() -> None:
     slow = math.log(10.0)
-    lie = {cell: cell_of(*cell, log_error=slow if cell[1] else slow + 0.4) for cell in everything()}
+    lie = {cell: cell_of(*cell[:2], log_error=slow if cell.num_speculative_tokens else slow + 0.4) for cell in everything()}
     fleet = warm_fleet(Replica("a", 256, speed=0.1), seed=seed_of(lie))
     fleet.run(60.0, period_s=2.0)
     assert fleet.planned(256) > 0
@@ -156,7 +158,7 @@ def test_a_lie_that_makes_off_look_slow_is_found_out_when_off_is_measured_again(
 
 def test_a_lie_that_makes_every_length_look_bad_is_found_out_when_the_best_is_measured_again() -> None:
     slow = math.log(10.0)
-    lie = {cell: cell_of(*cell, log_error=slow + 0.6 if cell[1] else slow) for cell in everything()}
+    lie = {cell: cell_of(*cell[:2], log_error=slow + 0.6 if cell.num_speculative_tokens else slow) for cell in everything()}
     fleet = warm_fleet(Replica("a", 0, speed=0.1), seed=seed_of(lie))
     fleet.run(2.0)
     fleet.replicas[0].batch = 16
@@ -190,7 +192,7 @@ def test_a_seed_does_not_age_while_it_waits() -> None:
 
 def test_the_number_of_waiting_groups_is_bounded_and_the_latest_are_kept() -> None:
     state = empty_fleet()
-    one = seed_of({(0, 0): cell_of(0, 0)})
+    one = seed_of({Cell(0, 0): cell_of(0, 0)})
     keys = [KEY.model_copy(update={"target": f"model-{number}"}) for number in range(MAX_SEED_GROUPS + 5)]
     for key in keys:
         state = seeded(state, [one.model_copy(update={"key": key})])
@@ -208,7 +210,7 @@ def test_a_newer_seed_replaces_what_an_older_one_planted_and_the_same_one_twice_
     fleet.state = seeded(fleet.state, [right])
     fleet.run(0.5)
     assert without_ages(exported(fleet.state, fleet.now_s)) == without_ages(once)
-    cell = known(fleet).evidence.cells[0, 0]
+    cell = known(fleet).evidence.cells[Cell(0, 0)]
     assert cell.steps == MOST_SEED_STEPS
     assert cell.step_seconds == pytest.approx(step_seconds(1, 0))
     assert known(fleet).evidence.acceptance.reached[0] == MOST_SEED_ROWS
@@ -243,7 +245,7 @@ def test_a_full_fleet_exports_its_best_known_groups_within_the_bounds() -> None:
     crowd = {}
     for number in range(MAX_SEED_GROUPS + 10):
         key = KEY.model_copy(update={"target": f"model-{number}"})
-        crowd[key.group_id] = GroupState(key, Evidence({(0, 0): cell_of(0, 0, steps=100.0 + number)}))
+        crowd[key.group_id] = GroupState(key, Evidence({Cell(0, 0): cell_of(0, 0, steps=100.0 + number)}))
     seeds = exported(FleetState(groups=crowd), NOW_S)
     assert len(seeds) == MAX_SEED_GROUPS
     assert {seed.key.target for seed in seeds}.isdisjoint({f"model-{number}" for number in range(10)})
@@ -265,7 +267,7 @@ def test_an_exported_group_planted_elsewhere_plans_as_its_exporter_does_and_expo
     measured: dict[int, tuple[tuple[float, float], ...]], rows: float
 ) -> None:
     evidence = {
-        (bucket, length): cell_of(bucket, length, log_error=error, steps=steps)
+        Cell(bucket, length): cell_of(bucket, length, log_error=error, steps=steps)
         for bucket, cells in measured.items()
         for length, (error, steps) in zip(LENGTHS, cells, strict=True)
     }
@@ -394,8 +396,8 @@ def test_imported_evidence_outlives_a_restart_as_the_groups_own() -> None:
 
 def test_what_a_lying_replica_of_a_small_group_claimed_is_left_out_of_the_export() -> None:
     absurd = CatchUpEvidence(1.0, 64.0, 4096.0, 1e8, 6.4e9)
-    cells = {(0, 0): cell_of(0, 0), (0, 3): cell_of(0, 3, log_error=-9.0), (1, 9): cell_of(1, 0)}
+    cells = {Cell(0, 0): cell_of(0, 0), Cell(0, 3): cell_of(0, 3, log_error=-9.0), Cell(1, 9): cell_of(1, 0)}
     group = GroupState(KEY, Evidence(cells), restarts=GroupRestarts(catch_up=absurd))
     (seed,) = exported(FleetState(groups={KEY.group_id: group}), NOW_S)
-    assert [cell.cell for cell in seed.cells] == [(0, 0)]
+    assert [cell.cell for cell in seed.cells] == [Cell(0, 0)]
     assert seed.catch_up.steps == 0.0

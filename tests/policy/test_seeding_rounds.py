@@ -86,7 +86,7 @@ def test_whoever_reads_whom_in_whatever_order_nobody_counts_more_than_was_measur
         match event, *details:
             case "measure", int(batch), int(length), int(steps):
                 cluster.measure(batch, length, steps)
-                measured[batch_bucket(batch), length] += steps
+                measured[Cell(batch_bucket(batch), length)] += steps
                 verified += batch * steps if length else 0
             case "read", str(other):
                 cluster.read(clusters[other])

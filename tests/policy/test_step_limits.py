@@ -57,7 +57,7 @@ def test_an_applications_replicas_stay_within_its_limit_and_the_others_of_their_
 
 def test_what_the_limited_measure_serves_the_others_and_theirs_serves_them(seen: Fleet) -> None:
     (group,) = seen.state.groups.values()
-    measured = {length for (_, length), cell in group.evidence.cells.items() if cell.steps > 4}
+    measured = {length for (_, length, _), cell in group.evidence.cells.items() if cell.steps > 4}
     assert {0, 1, 3} <= measured
 
 

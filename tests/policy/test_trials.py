@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nightjar.policy.allowance import COLD_START_TOKENS_PER_ROW, OUTPUT_SHARE, PATIENT_SHARE, Allowance
 from nightjar.policy.estimate.contributions import Contributions, NewEvidence
-from nightjar.policy.estimate.evidence import CellEvidence, Evidence
+from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence
 from nightjar.policy.planners.base import GroupView
 from nightjar.policy.planners.calibration import Measurement
 from nightjar.policy.trials import (
@@ -29,9 +29,9 @@ from tests.policy.engines import AUTO, KEY
 
 BUCKET = 3
 """Batches 4 and 5."""
-CELL = (BUCKET, 3)
+CELL = Cell(BUCKET, 3)
 RICH = Allowance(tokens=1e6, most_rows=1e4, patient_tokens=1e6)
-KNOWN = Evidence({(BUCKET, 0): CellEvidence(100.0, -450.0, 400.0), (BUCKET, 1): CellEvidence(100.0, -440.0, 400.0)})
+KNOWN = Evidence({Cell(BUCKET, 0): CellEvidence(100.0, -450.0, 400.0), Cell(BUCKET, 1): CellEvidence(100.0, -440.0, 400.0)})
 
 
 class Desk:
@@ -51,7 +51,7 @@ class Desk:
         view = GroupView(KEY, AUTO, Evidence(cells), now_s=now_s)
         by_bucket: dict[int, list[Measurement]] = {}
         for one in wanted or (measurement(),):
-            by_bucket.setdefault(one.cell[0], []).append(one)
+            by_bucket.setdefault(one.cell.batch_bucket, []).append(one)
         rng = random.Random(7)
         self.exploration = deal(view, by_bucket, self.explorers, self.contributions, self.exploration, self.next_id, rng)
         self.next_id = max([self.next_id, *(held.segment.segment_id + 1 for held in self.exploration.segments)])
@@ -106,7 +106,7 @@ def test_a_cell_is_asked_of_one_that_has_not_measured_it() -> None:
     """A second opinion is worth more than more of the first: who is wrong shows from three on (INV-10)."""
     desk = Desk(replicas=5)
     told = {name: NewEvidence({CELL: CellEvidence(6.0, -25.0, 24.0)}) for name in ("r0", "r1", "r2", "r3")}
-    desk.contributions, _, _ = desk.contributions.plus(told, KNOWN, (), 1e12, 0.0)
+    desk.contributions, _ = desk.contributions.plus(told, KNOWN, (), 1e12, 0.0)
     desk.tick(0.0)
     assert desk.asked == {"r4"}
 
@@ -152,8 +152,8 @@ def test_a_measurement_that_does_not_pay_back_soon_is_not_paid_from_the_cold_sta
 
 def test_what_the_allowance_does_not_reach_for_is_saved_for_and_nothing_lesser_is_bought_instead() -> None:
     desk = Desk(1, Allowance(tokens=50.0, most_rows=10.0, patient_tokens=50.0))
-    dear = Measurement((BUCKET, 3), 0.5, 1e6, 60.0)
-    cheap = Measurement((BUCKET, 5), 0.01, 1e6, 20.0)
+    dear = Measurement(Cell(BUCKET, 3), 0.5, 1e6, 60.0)
+    cheap = Measurement(Cell(BUCKET, 5), 0.01, 1e6, 20.0)
     assert not desk.tick(0.0, dear, cheap).segments
 
 
@@ -182,7 +182,7 @@ def test_no_replica_is_asked_twice_for_a_cell_and_none_has_its_hands_too_full(re
         for name in desk.explorers:
             batch = batches[rng.randrange(len(batches))]
             desk.moves(name, batch, before=rng.choice((batch, desk.explorers[name].decode_batch_size)))
-        wanted = [Measurement((bucket, arm), 0.1, 1e3, 1.0) for bucket in (0, 1, 2, 3, 4) for arm in (0, 1, 3, 5)]
+        wanted = [Measurement(Cell(bucket, arm), 0.1, 1e3, 1.0) for bucket in (0, 1, 2, 3, 4) for arm in (0, 1, 3, 5)]
         dealt = desk.tick(float(tick), *wanted).segments
         pairs = [(held.replica_id, held.cell) for held in dealt]
         assert len(pairs) == len(set(pairs))

@@ -40,7 +40,7 @@ class _Stale:
 def _slowed(report: dict[str, Any], factor: float, accepted: Callable[[dict[str, Any]], list[int]]) -> dict[str, Any]:
     shift = math.log(factor)
     for cell in report["snapshot"]["counters"]["cells"]:
-        if cell["num_speculative_tokens"]:
+        if cell["num_speculative_tokens"] and not cell["prefill"]:
             cell["step_seconds"] *= factor
             cell["log_step_seconds_squared"] += 2 * shift * cell["log_step_seconds"] + shift * shift * cell["steps"]
             cell["log_step_seconds"] += shift * cell["steps"]

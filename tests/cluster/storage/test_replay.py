@@ -499,7 +499,10 @@ def test_a_fleets_state_comes_back_equal_and_in_the_same_order() -> None:
 ARRAY = np.arange(24, dtype=np.float64).reshape(2, 3, 4)
 
 
-@pytest.mark.parametrize("one", [ARRAY.transpose(2, 0, 1), np.array(3), ARRAY[:, ::2].transpose(1, 2, 0).copy("K")])
+NAMED = np.array([(1, 0.5), (2, 0.25)], dtype=[("steps", np.int64), ("seconds", np.float64)])
+
+
+@pytest.mark.parametrize("one", [ARRAY.transpose(2, 0, 1), np.array(3), ARRAY[:, ::2].transpose(1, 2, 0).copy("K"), NAMED])
 def test_arrays_keep_the_order_of_their_axes_in_memory(one: np.ndarray[Any, Any]) -> None:
     again = unpacked(packed(one))
     assert np.array_equal(again, one)

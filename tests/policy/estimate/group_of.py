@@ -11,7 +11,7 @@ from nightjar.policy.estimate.contributions import Contributions, NewEvidence
 from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence
 from nightjar.policy.estimate.pooling import Slopes, pooled, with_effects, without
 
-CELL = (0, 3)
+CELL = Cell(0, 3)
 FOREVER = 1e12
 """A half-life that lets nothing fade."""
 
@@ -36,8 +36,8 @@ class Group:
 
     def hears(self, new: Mapping[str, NewEvidence], now_s: float = 0.0, forgotten: tuple[Cell, ...] = ()) -> Evidence:
         """The evidence after one tick in which replicas brought something."""
-        self.contributions, cells, mixed_cells = self.contributions.plus(new, self.evidence, forgotten, self.half_life_steps, now_s)
-        self.contributions, self.evidence = pooled(self.contributions, self.evidence, cells, mixed_cells, self.replicas, now_s)
+        self.contributions, cells = self.contributions.plus(new, self.evidence, forgotten, self.half_life_steps, now_s)
+        self.contributions, self.evidence = pooled(self.contributions, self.evidence, cells, self.replicas, now_s)
         self.contributions = with_effects(self.contributions, self.evidence, Slopes(), now_s)
         return self.evidence
 

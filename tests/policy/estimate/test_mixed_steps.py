@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nightjar.policy.engine.counters import StepCount, StepCounters
 from nightjar.policy.estimate.acceptance import AcceptanceEvidence
-from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence, MixedEvidence
+from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence
 from nightjar.policy.estimate.mixed_steps import MixedShare, charge, mixed_costs, per_token
 from nightjar.policy.estimate.step_time import predict_step_times
 from nightjar.policy.intake import observe
@@ -19,7 +19,7 @@ from nightjar.policy.planners.base import GroupView
 from nightjar.policy.planners.fleet import fleet_plan
 from nightjar.policy.state import empty_fleet
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, buckets_up_to
-from nightjar.policy.wire.report import Counters, LoadReport, MixedCounters
+from nightjar.policy.wire.report import CellCounters, Counters, LoadReport
 from nightjar.policy.wire.settings import length_at
 from nightjar.policy.words import in_words
 from tests.policy.engines import AUTO, KEY, Replica
@@ -45,22 +45,26 @@ def clean_cells() -> dict[Cell, CellEvidence]:
     for bucket in buckets_up_to(KEY.max_num_seqs):
         rows = FIRST_BATCH_SIZES[bucket]
         for length in ARMS:
-            cells[bucket, length] = CellEvidence(400.0, 400.0 * float(np.log(clean_seconds(rows, length))), 400.0 * rows)
+            cells[Cell(bucket, length)] = CellEvidence(400.0, 400.0 * float(np.log(clean_seconds(rows, length))), 400.0 * rows)
     return cells
 
 
-def mixed_cells(lengths: tuple[int, ...] = ARMS) -> dict[Cell, MixedEvidence]:
+def with_prefill(steps: float, seconds: float, rows: float, prefill_tokens: float, draft_tokens: float) -> CellEvidence:
+    return CellEvidence(steps, seconds=seconds, rows=rows, prefill_tokens=prefill_tokens, draft_tokens=draft_tokens)
+
+
+def mixed_cells(lengths: tuple[int, ...] = ARMS) -> dict[Cell, CellEvidence]:
     cells = {}
     for bucket in range(4, 12):
         rows = FIRST_BATCH_SIZES[bucket]
         for place, length in enumerate(lengths):
             prefill = 500.0 + 100.0 * ((bucket + place) % 3)
-            seconds = 200.0 * mixed_seconds(rows, length, prefill)
-            cells[bucket, length] = MixedEvidence(200.0, seconds, 200.0 * rows, 200.0 * prefill, 200.0 * rows * length)
+            seconds, cell = 200.0 * mixed_seconds(rows, length, prefill), Cell(bucket, length, prefill=True)
+            cells[cell] = with_prefill(200.0, seconds, 200.0 * rows, 200.0 * prefill, 200.0 * rows * length)
     return cells
 
 
-def evidence(mixed: dict[Cell, MixedEvidence], steps_per_token: float = 0.01) -> Evidence:
+def evidence(mixed: dict[Cell, CellEvidence], steps_per_token: float = 0.01) -> Evidence:
     acceptance = AcceptanceEvidence((1e5,) * 5, (6.5e4, 4e4, 2.5e4, 1.5e4, 1e4))
     usual_prefill = sum(cell.prefill_tokens for cell in mixed.values()) / max(sum(cell.steps for cell in mixed.values()), 1.0)
     return Evidence(clean_cells(), acceptance, mixed, steps_per_token, steps_per_token * usual_prefill)
@@ -129,12 +133,12 @@ def test_nothing_is_charged_where_nothing_prefills(known: Evidence) -> None:
 
 @given(
     st.dictionaries(
-        st.tuples(st.integers(0, 15), st.sampled_from(ARMS)),
-        st.builds(MixedEvidence, *(st.floats(1.0, 1e6),) * 5),
+        st.builds(Cell, st.integers(0, 15), st.sampled_from(ARMS), st.just(value=True)),
+        st.builds(with_prefill, *(st.floats(1.0, 1e6),) * 5),
         max_size=12,
     )
 )
-def test_off_is_charged_nothing_and_no_arm_less_than_nothing(mixed: dict[Cell, MixedEvidence]) -> None:
+def test_off_is_charged_nothing_and_no_arm_less_than_nothing(mixed: dict[Cell, CellEvidence]) -> None:
     found = charged(evidence(mixed))
     assert np.isfinite(found).all()
     assert (found >= 0.0).all()
@@ -153,9 +157,17 @@ def test_steps_with_prefill_are_counted_by_bucket_and_length_and_clean_ones_are_
     counters = StepCounters()
     for prefill, clean in ((64, False), (36, False), (0, True)):
         counters.count(StepCount(1, 3, 30, prefill, 4, [3], [1], 20_000, clean, False))
-    (cell,) = counters.snapshot("engine").mixed_cells
-    assert cell == MixedCounters(
-        batch_bucket=2, num_speculative_tokens=1, steps=2, step_seconds=0.04, decode_rows=6, prefill_tokens=100, draft_tokens=6
+    clean_cell, cell = counters.snapshot("engine").cells
+    assert (clean_cell.prefill, clean_cell.steps, clean_cell.prefill_tokens, clean_cell.draft_tokens) == (False, 1, 0, 0)
+    assert cell == CellCounters(
+        batch_bucket=2,
+        num_speculative_tokens=1,
+        prefill=True,
+        steps=2,
+        step_seconds=0.04,
+        decode_rows=6,
+        prefill_tokens=100,
+        draft_tokens=6,
     )
 
 
@@ -175,24 +187,26 @@ def test_a_prompt_that_finds_the_engine_idle_is_charged_to_the_arms_as_well() ->
     ("changes", "said"),
     [
         ({"steps": 60, "decode_rows": 120}, "60 new steps in cells among 50"),
-        ({"step_seconds": 1e6}, "s a step with prefill, allowed"),
-        ({"decode_rows": 10_000}, "10000 rows in 10 steps with prefill"),
+        ({"step_seconds": 1e6}, "K=1, with prefill): 1e+05 s a step, allowed"),
+        ({"decode_rows": 10_000}, "10000 rows in 10 steps"),
         ({"prefill_tokens": 3}, "3 prompt tokens in 10 steps"),
-        ({"draft_tokens": 101}, "101 drafts verified in steps with prefill, allowed are 0 to 100"),
+        ({"draft_tokens": 101}, "101 drafts verified, allowed are 0 to 100"),
         ({"num_speculative_tokens": 9}, "K above the group's 5"),
     ],
 )
 def test_steps_with_prefill_that_no_engine_can_have_are_left_out(changes: dict[str, int], said: str) -> None:
     report = Replica("a", batch=2).report()
 
-    def reporting(number: int, cell: MixedCounters) -> LoadReport:
-        counters = Counters(engine_id="engine-1", step_count=50, mixed_cells=(cell,))
+    def reporting(number: int, cell: CellCounters) -> LoadReport:
+        counters = Counters(engine_id="engine-1", step_count=50, cells=(cell,))
         snapshot = report.snapshot.model_copy(update={"counters": counters})
         return report.model_copy(update={"report_number": number, "snapshot": snapshot})
 
-    honest = MixedCounters(batch_bucket=1, num_speculative_tokens=1, steps=10, step_seconds=0.5, decode_rows=20, prefill_tokens=900)
+    honest = CellCounters(
+        batch_bucket=1, num_speculative_tokens=1, prefill=True, steps=10, step_seconds=0.5, decode_rows=20, prefill_tokens=900
+    )
     state, ignored = observe(empty_fleet(), reporting(1, honest.model_copy(update=changes)), 0.0, AUTO)
     assert said in ignored
     state, ignored = observe(state, reporting(2, honest), 60.0, AUTO)
     assert ignored == ""
-    assert state.replicas["a"].new_evidence.mixed_cells == {(1, 1): MixedEvidence(10.0, 0.5, 20.0, 900.0, 0.0)}
+    assert state.replicas["a"].new_evidence.cells == {Cell(1, 1, prefill=True): with_prefill(10.0, 0.5, 20.0, 900.0, 0.0)}

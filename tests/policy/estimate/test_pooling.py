@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nightjar.policy.estimate.acceptance import AcceptanceEvidence
 from nightjar.policy.estimate.contributions import NewEvidence, steps_at
-from nightjar.policy.estimate.evidence import CellEvidence, Evidence, MixedEvidence
+from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence, table_of
 from nightjar.policy.estimate.pooling import LEAST_STEPS, MOST_EFFECT
 from nightjar.policy.estimate.robust import agreeing, capped_weights, weighted_median
 from tests.policy.estimate.group_of import CELL, Group, measured
@@ -40,6 +40,9 @@ def test_the_median_is_one_of_the_values_and_agrees_with_itself(values: list[flo
     sample, even = np.array(values), np.ones(len(values))
     assert weighted_median(sample, even) in values
     assert agreeing(sample, even)[list(sample).index(weighted_median(sample, even))]
+
+
+WITH_PREFILL = Cell(0, 3, prefill=True)
 
 
 def test_what_one_of_sixteen_measured_is_the_groups_at_once() -> None:
@@ -135,7 +138,7 @@ def test_the_order_of_replicas_does_not_matter(order: list[str]) -> None:
 
 @given(steps=st.floats(0.1, 1e12), age_s=st.floats(0.0, 1e6), later_s=st.floats(0.0, 1e6))
 def test_sums_that_age_keep_their_mean_and_only_lose_weight(steps: float, age_s: float, later_s: float) -> None:
-    table = np.array([[steps, -4.0 * steps, 2.0 * steps, 0.0, 0.0, 0.0]])
+    table = table_of([CellEvidence(steps, -4.0 * steps, 2.0 * steps)])
     assert steps_at(table, age_s + later_s)[0] <= steps_at(table, age_s)[0] <= steps
     newer = CellEvidence(1e-9, -4e-9, 2e-9, measured_at_s=age_s)
     met = CellEvidence(steps, -4.0 * steps, 2.0 * steps).plus(newer, half_life_steps=1e12)
@@ -210,7 +213,7 @@ def test_a_slow_replicas_effect_is_learned_and_a_common_shift_is_nobodys() -> No
 
 def test_where_slow_replicas_measured_off_and_fast_ones_speculation_the_difference_is_no_gain() -> None:
     """Off and K = 2 take equally long here; without the effects K = 2 would seem a quarter faster."""
-    group, off, with_drafts = Group(6), (3, 0), (3, 2)
+    group, off, with_drafts = Group(6), Cell(3, 0), Cell(3, 2)
     slow, fast = [f"slow{number}" for number in range(3)], [f"fast{number}" for number in range(3)]
     for tick in range(40):
         group.hears({name: measured(0.125 if name in slow else 0.1, 100.0, cell=CELL) for name in (*slow, *fast)}, float(tick))
@@ -240,17 +243,18 @@ def test_scatter_is_kept_as_it_was_measured_whoever_is_slower() -> None:
 
 
 def test_a_liar_among_three_hardly_moves_what_a_step_with_prefill_takes() -> None:
-    honest, liar = MixedEvidence(50.0, 5.0, 200.0, 25_000.0, 600.0), MixedEvidence(5000.0, 1e5, 20_000.0, 5000.0, 0.0)
+    honest = CellEvidence(50.0, seconds=5.0, rows=200.0, prefill_tokens=25_000.0, draft_tokens=600.0)
+    liar = CellEvidence(5000.0, seconds=1e5, rows=20_000.0, prefill_tokens=5000.0)
     group = Group(3)
     told = {"a": honest, "b": honest, "c": liar}
-    group.hears({name: NewEvidence(mixed_cells={CELL: one}) for name, one in told.items()})
-    found = group.evidence.mixed_cells[CELL]
+    group.hears({name: NewEvidence({WITH_PREFILL: one}) for name, one in told.items()})
+    found = group.evidence.mixed_cells[WITH_PREFILL]
     assert found.seconds / found.steps == pytest.approx(0.1, rel=0.01)
     assert found.prefill_tokens / found.steps == pytest.approx(500.0)
 
 
 def test_inv_10_a_replica_that_three_contradict_in_one_cell_is_believed_in_none() -> None:
-    group, other = Group(4), (5, 5)
+    group, other = Group(4), Cell(5, 5)
     group.hears({**{name: measured(0.1) for name in "abc"}, "liar": measured(0.01)})
     assert group.distrusted() == ["liar"]
     group.hears({"liar": measured(0.01, 50.0, accepted=1.0, cell=other)}, now_s=1.0)
@@ -275,10 +279,40 @@ def test_in_a_group_of_two_nobody_is_distrusted() -> None:
 
 
 def test_what_a_distrusted_replica_said_of_steps_with_prefill_leaves_with_it() -> None:
-    mixed = MixedEvidence(50.0, 5.0, 200.0, 25_000.0, 600.0)
+    mixed = CellEvidence(50.0, seconds=5.0, rows=200.0, prefill_tokens=25_000.0, draft_tokens=600.0)
     group = Group(4)
     group.hears({**{name: measured(0.1) for name in "abc"}, "liar": measured(0.01)})
-    group.hears({"liar": NewEvidence(mixed_cells={CELL: mixed})}, now_s=1.0)
+    group.hears({"liar": NewEvidence({WITH_PREFILL: mixed})}, now_s=1.0)
     group.leaves("liar")
-    group.hears({"a": NewEvidence(mixed_cells={CELL: mixed})}, now_s=2.0)
-    assert group.evidence.mixed_cells[CELL].steps == pytest.approx(50.0)
+    group.hears({"a": NewEvidence({WITH_PREFILL: mixed})}, now_s=2.0)
+    assert group.evidence.mixed_cells[WITH_PREFILL].steps == pytest.approx(50.0)
+
+
+sums = st.builds(CellEvidence, *(st.floats(1.0, 1e6),) * 8, measured_at_s=st.just(0.0))
+
+
+@given(told=st.lists(sums, min_size=1, max_size=6), prefill=st.booleans())
+def test_a_row_of_a_table_fades_as_the_record_does_and_with_prefill_by_steps_alone(told: list[CellEvidence], prefill: bool) -> None:
+    cell = Cell(2, 3, prefill)
+    group, record = Group(1, half_life_steps=500.0), None
+    now_s = 0.0
+    for new in told:
+        now_s += 1000.0 if prefill else 0.0
+        heard = NewEvidence().plus({cell: new}, AcceptanceEvidence(), 500.0, now_s)
+        group.contributions, changed = group.contributions.plus({"a": heard}, Evidence(), (), 500.0, now_s)
+        record = heard.cells[cell] if record is None else record.plus(heard.cells[cell], 500.0)
+        assert changed == {cell}
+    (row,) = group.contributions.cells[cell][1:]
+    assert tuple(row) == pytest.approx(record)
+    assert group.contributions.steps_of("a", cell, now_s) == pytest.approx(record.steps if record else 0.0)
+
+
+def test_steps_with_prefill_are_another_cell_of_the_same_batch_and_k() -> None:
+    group = Group(1)
+    with_prefill = CellEvidence(50.0, seconds=5.0, rows=200.0, prefill_tokens=25_000.0)
+    group.hears({"a": NewEvidence({**measured(0.1).cells, WITH_PREFILL: with_prefill})})
+    assert group.evidence.cells.keys() == {CELL}
+    assert group.evidence.mixed_cells.keys() == {WITH_PREFILL}
+    assert group.evidence.of(CELL) == group.evidence.cells[CELL]
+    assert group.evidence.of(WITH_PREFILL) == pytest.approx(with_prefill)
+    assert group.evidence.of(Cell(9, 9)) is None

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.policy.estimate.acceptance import AcceptanceEvidence
-from nightjar.policy.estimate.evidence import CellEvidence, Evidence
+from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence
 from nightjar.policy.estimate.goodput import GoodputModel
 from nightjar.policy.planners import PLANNERS
 from nightjar.policy.planners.base import GroupPlan, GroupView, present_arms
@@ -33,7 +33,7 @@ def known(
 ) -> Evidence:
     """Evidence by (decode batch, K) -> step seconds, and acceptance on a million rows."""
     cells = {
-        (batch_bucket(batch), length): CellEvidence(steps, steps * math.log(value), steps * batch)
+        Cell(batch_bucket(batch), length): CellEvidence(steps, steps * math.log(value), steps * batch)
         for (batch, length), value in seconds.items()
     }
     rows = (1e6,) * len(acceptance)
@@ -250,7 +250,7 @@ def test_it_does_so_once_even_where_the_measurement_was_cut_short(seen_steps: fl
     evidence = known(SLOW_AT_TWO_ROWS, FALLING, steps=60.0)
     slow = CellEvidence(seen_steps, seen_steps * math.log(0.75), seen_steps)
     assert 5 in wanted(evidence)
-    assert 5 not in wanted(replace(evidence, cells={**evidence.cells, (0, 5): slow}))
+    assert 5 not in wanted(replace(evidence, cells={**evidence.cells, Cell(0, 5): slow}))
 
 
 def test_a_length_that_is_expected_to_give_less_than_half_is_not_tried_even_there() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.policy.estimate.evidence import Evidence, MixedEvidence
+from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence
 from nightjar.policy.planners.base import GroupPlan, GroupView, present_arms
 from nightjar.policy.planners.calibration import measurements
 from nightjar.policy.planners.fleet import fleet_plan
@@ -27,7 +27,7 @@ SURE = 2000.0
 def steady(seconds: dict[tuple[int, int], float], steps: float) -> Evidence:
     """Cells whose steps take the same time each."""
     evidence = known(seconds, steps=steps)
-    cells = {at: replace(cell, log_seconds_squared=cell.log_seconds**2 / cell.steps) for at, cell in evidence.cells.items()}
+    cells = {at: cell._replace(log_seconds_squared=cell.log_seconds**2 / cell.steps) for at, cell in evidence.cells.items()}
     return replace(evidence, cells=cells)
 
 
@@ -67,7 +67,12 @@ def test_what_is_in_doubt_counts_as_longer_than_it_is_expected() -> None:
 def with_prefill(evidence: Evidence, off_s: float, length_s: float) -> Evidence:
     """Steps of 500 prompt tokens at K = 0, and at each other K."""
     bucket = batch_bucket(4)
-    cells = {(bucket, arm): MixedEvidence(400, 400 * (length_s if arm else off_s), 1600, 200_000, 1600 * arm) for arm in ARMS}
+    cells = {
+        Cell(bucket, arm, prefill=True): CellEvidence(
+            400, seconds=400 * (length_s if arm else off_s), rows=1600, prefill_tokens=200_000, draft_tokens=1600 * arm
+        )
+        for arm in ARMS
+    }
     return replace(evidence, mixed_cells=cells)
 
 
@@ -121,7 +126,7 @@ def test_the_longer_prompts_count_the_more_steps_carry_one() -> None:
 def test_the_noise_of_the_groups_own_steps_counts() -> None:
     evidence = steady(STEPS_S, SURE)
     noisy = {
-        at: replace(cell, log_seconds_squared=cell.log_seconds_squared + cell.steps * 0.1**2) for at, cell in evidence.cells.items()
+        at: cell._replace(log_seconds_squared=cell.log_seconds_squared + cell.steps * 0.1**2) for at, cell in evidence.cells.items()
     }
     assert planned(evidence, 30.0).num_speculative_tokens(4) == 5
     assert planned(replace(evidence, cells=noisy), 30.0).num_speculative_tokens(4) == 1
