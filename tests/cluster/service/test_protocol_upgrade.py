@@ -21,7 +21,7 @@ OLD_INCARNATION = 2
 
 
 def old_store() -> MemoryStore:
-    return MemoryStore(read(OLD, "checkpoint.json"))
+    return MemoryStore(read(OLD, "checkpoint.json") | read(OLD, "checkpoint_learned.json"))
 
 
 async def test_inv_5_a_policy_begins_above_the_incarnation_that_the_protocol_before_stored_and_leaves_that_where_it_is() -> None:
@@ -58,6 +58,8 @@ async def test_settings_overrides_and_what_was_learned_go_from_one_protocol_to_t
         assert free.settings.dwell_steps == 7
         assert isinstance(free.settings.plan, Table)
         assert free.settings.plan.rows[0].num_speculative_tokens == 3, "before it ran a step"
+        (group,) = status.groups
+        assert {cell.num_speculative_tokens for cell in group.cells} == {0, 1, 3, 5}
         assert str(pinned.mode) == "pin=1"
         assert service.learned_file().about.fleet_id == parse_learned_file(old_learned()).about.fleet_id
     assert [cause for cause in journal.causes if cause.startswith("stored")] == []
