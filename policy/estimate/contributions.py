@@ -77,11 +77,6 @@ class Contributions:
         """How its own traffic accepts drafts."""
         return self.acceptance.get(replica_id, _NO_ACCEPTANCE)
 
-    def effect_of(self, replica_id: str) -> float:
-        """Log seconds by which its steps are longer than its group's."""
-        row = self.rows.get(replica_id, 0)
-        return self.effects[row] if row < len(self.effects) else 0.0
-
     def plus(
         self,
         new: Mapping[str, NewEvidence],

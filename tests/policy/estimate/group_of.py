@@ -50,6 +50,11 @@ class Group:
         """Replicas of which nothing counts."""
         return list(self.contributions.distrusted)
 
+    def effect(self, replica_id: str) -> float:
+        """Log seconds by which one's steps are longer than the group's."""
+        effects = self.contributions.effects
+        return effects[self.contributions.rows[replica_id]] if effects else 0.0
+
     def step_seconds(self, cell: Cell = CELL) -> float:
         """What the group believes a step takes."""
         return self.evidence.cells[cell].step_seconds

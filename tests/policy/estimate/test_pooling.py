@@ -205,7 +205,7 @@ def test_a_slow_replicas_effect_is_learned_and_a_common_shift_is_nobodys() -> No
     group = Group(5)
     for tick in range(10):
         group.hears({name: measured(0.125 if name == "slow" else 0.1, 30.0) for name in ("slow", *"abcd")}, float(tick))
-    effects = group.contributions.effect_of
+    effects = group.effect
     assert effects("slow") == pytest.approx(math.log(1.25), abs=0.03)
     assert all(abs(effects(name)) < 0.03 for name in "abcd")
     assert group.step_seconds() == pytest.approx(0.1, rel=0.01)
@@ -225,7 +225,7 @@ def test_where_slow_replicas_measured_off_and_fast_ones_speculation_the_differen
 def test_a_replica_alone_in_its_group_has_no_effect() -> None:
     group = Group(1)
     group.hears({"a": measured(0.1, 1000.0)})
-    assert group.contributions.effect_of("a") == 0.0
+    assert group.effect("a") == 0.0
 
 
 @given(st.lists(st.tuples(st.floats(1e-5, 600.0), st.floats(0.1, 1e6)), min_size=2, max_size=12))
