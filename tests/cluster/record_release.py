@@ -13,9 +13,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from nightjar.cluster.checkpoint import LARGE
+
 from nightjar.cluster.storage.learned_file import to_text
 from nightjar.cluster.storage.recording import RecordingFile
-from nightjar.cluster.checkpoint import LARGE
 from tests.cluster.protocol import MemoryStore
 from tests.cluster.recorded_fleet import MemoryRecording, WrittenAtOnce, recorded_fleet
 from tests.cluster.seeds import some_file
