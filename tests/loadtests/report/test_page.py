@@ -20,6 +20,7 @@ def test_a_value_is_text_on_a_page_and_never_markup() -> None:
     assert "&lt;script&gt;" in page
     assert "<th>a &amp; b</th>" in page
     assert "<title>Nightjar: &lt;b&gt;</title>" in page
+    assert page.endswith("</html>\n")
     assert not re.search("<script|<b>|<i>", page)
 
 
