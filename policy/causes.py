@@ -18,7 +18,7 @@ from nightjar.policy.planners.base import GroupPlan, only_length
 from nightjar.policy.state import GroupState, ReplicaState
 from nightjar.policy.trials import measuring
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
-from nightjar.policy.wire.cause import Cause, Causes, Code, because, codes
+from nightjar.policy.wire.cause import Cause, Causes, Code, because, codes, in_batches
 from nightjar.policy.wire.explanation import Statement
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import DrafterState
@@ -58,8 +58,8 @@ class Facts:
     canary: Trial | None
 
 
-def of_replica(replica: ReplicaState, group: GroupState, decision: Settings | None) -> Causes:
-    """The last decision's, for the batch that the replica runs now, after what an operator may have to act on."""
+def of_replica(replica: ReplicaState, group: GroupState, decision: Settings | None, warned: Causes) -> Causes:
+    """The last decision's, for the batch that the replica runs now, after its `warnings`."""
     report, batch, plan = replica.report, replica.report.snapshot.load.decode_batch_size, group.plan_of(replica)
     if decision is None:
         return (because(Code.NO_DECISION),)
@@ -69,7 +69,7 @@ def of_replica(replica: ReplicaState, group: GroupState, decision: Settings | No
         causes = (*plan.causes(batch), *measuring(segments), *decision.restarts.causes)
         if decision.mode.kind == "shadow":
             causes = (because(Code.IN_SHADOW), *(group.not_known(replica, decision.mode) or causes))
-    return (*warnings(replica, group), *causes)
+    return (*warned, *causes)
 
 
 def warnings(replica: ReplicaState, group: GroupState) -> Causes:
@@ -141,8 +141,7 @@ def _text(code: Code, text: str) -> Causes:
 def _held(replica: ReplicaState) -> Causes:
     """Batches that the guard holds off."""
     most = replica.report.group.max_num_seqs
-    ranges = (bucket_range(bucket, most) for bucket in replica.report.snapshot.held_buckets)
-    return tuple(because(Code.GUARD, first_batch_size=first, last_batch_size=last) for first, last in ranges)
+    return tuple(in_batches(Code.GUARD, *bucket_range(bucket, most)) for bucket in replica.report.snapshot.held_buckets)
 
 
 def _unsteered(facts: Facts) -> Iterator[Statement]:

@@ -176,7 +176,8 @@ def _wish(replica_id: str, replica: ReplicaState | None, waiting_s: float) -> Wa
 
 
 def _replica(replica_id: str, replica: ReplicaState, group: GroupState, decision: Settings | None, now_s: float) -> ReplicaStatus:
-    report, snapshot, causes = replica.report, replica.report.snapshot, of_replica(replica, group, decision)
+    report, snapshot, warned = replica.report, replica.report.snapshot, warnings(replica, group)
+    causes = of_replica(replica, group, decision, warned)
     mode = report.local_mode or (decision.mode if decision is not None else None)
     return ReplicaStatus(
         replica_id=replica_id,
@@ -197,7 +198,7 @@ def _replica(replica_id: str, replica: ReplicaState, group: GroupState, decision
         settings_version=snapshot.settings_version,
         causes=causes,
         reason=in_words(causes)[:MAX_REASON_LENGTH],
-        warning=in_words(warnings(replica, group))[:MAX_REASON_LENGTH],
+        warning=in_words(warned)[:MAX_REASON_LENGTH],
         max_step_ms=replica.limit.max_step_ms if replica.limit is not None else None,
         limit_decides=group.limit_decides(replica),
         step_causes=snapshot.causes,

@@ -22,7 +22,7 @@ from nightjar.policy.estimate.evidence import Cell
 from nightjar.policy.planners.base import GroupView
 from nightjar.policy.planners.calibration import Measurement
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
-from nightjar.policy.wire.cause import Causes, Code, because
+from nightjar.policy.wire.cause import Causes, Code, in_batches
 from nightjar.policy.wire.settings import ExplorationSegment
 
 MAX_SEGMENTS_PER_REPLICA: Final = 2
@@ -188,13 +188,7 @@ def deal(
 def measuring(segments: Sequence[ExplorationSegment]) -> Causes:
     """What a replica measures."""
     return tuple(
-        because(
-            Code.MEASURING,
-            num_speculative_tokens=segment.num_speculative_tokens,
-            first_batch_size=segment.first_batch_size,
-            last_batch_size=segment.last_batch_size,
-        )
-        for segment in segments
+        in_batches(Code.MEASURING, one.first_batch_size, one.last_batch_size, one.num_speculative_tokens) for one in segments
     )
 
 

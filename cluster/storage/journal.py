@@ -19,7 +19,6 @@ from pydantic import Field, ValidationError
 
 from nightjar.cluster.storage.rotated_lines import MAX_FILE_BYTES, MAX_FILES, RotatedLines, rotated_files
 from nightjar.policy.controller import Controller
-from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.learned import LearnedTables
 from nightjar.policy.modes import ModeOverride
 from nightjar.policy.wire.operator import OperatorSettings
@@ -74,7 +73,6 @@ def entry_of(
     error: str,
 ) -> JournalEntry:
     """What there is to keep of the tick that the policy has just decided."""
-    _, replicas = fleet_status(policy.state, policy.decisions, now_s)
     return JournalEntry(
         incarnation=policy.issuer.incarnation,
         tick=tick,
@@ -86,13 +84,13 @@ def entry_of(
         learned=policy.learned,
         replicas=tuple(
             ReplicaInput(
-                replica_id=replica.replica_id,
+                replica_id=replica_id,
                 group_id=replica.group_id,
-                load=replica.load,
-                drafter_state=replica.drafter_state,
-                restart_wish=policy.state.replicas[replica.replica_id].report.snapshot.restart_wish,
+                load=replica.report.snapshot.load,
+                drafter_state=replica.report.snapshot.drafter_state,
+                restart_wish=replica.report.snapshot.restart_wish,
             )
-            for replica in replicas
+            for replica_id, replica in sorted(policy.state.replicas.items())
         ),
         decided=decided,
         error=error,

@@ -17,7 +17,7 @@ from nightjar.policy.estimate.goodput import GoodputModel, goodput_model, step_l
 from nightjar.policy.estimate.mixed_steps import long_prefill, mixed_costs
 from nightjar.policy.estimate.step_time import predict_step_times, step_noise
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, bucket_range, buckets_up_to
-from nightjar.policy.wire.cause import Causes, Code, because
+from nightjar.policy.wire.cause import Causes, Code, in_batches
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.settings import Local, TableRow, length_at
@@ -45,15 +45,16 @@ class GroupPlan:
     @property
     def summary(self) -> Causes:
         """Why the whole, or what it runs."""
-        return self.why or (
-            *(because(Code.ROW, **row.model_dump()) for row in self.rows),
-            *(because(Code.MIXED_ROW, **row.model_dump()) for row in self.mixed_rows),
-        )
+        return self.why or (*_of_rows(Code.ROW, self.rows), *_of_rows(Code.MIXED_ROW, self.mixed_rows))
 
     def causes(self, decode_batch_size: int) -> Causes:
         """Why the K at a decode batch size."""
         bucket = batch_bucket(decode_batch_size)
         return self.reasons[bucket] if bucket < len(self.reasons) else self.summary
+
+
+def _of_rows(code: Code, rows: Sequence[TableRow]) -> Causes:
+    return tuple(in_batches(code, row.first_batch_size, row.last_batch_size, row.num_speculative_tokens) for row in rows)
 
 
 @dataclass(frozen=True, slots=True)

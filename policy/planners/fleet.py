@@ -20,7 +20,7 @@ from nightjar.policy.estimate.evidence import Cell
 from nightjar.policy.estimate.goodput import GoodputModel
 from nightjar.policy.planners.base import GroupPlan, GroupView, only_length, plan_of, present_arms, present_mixed_arms
 from nightjar.policy.wire.batch_buckets import bucket_range
-from nightjar.policy.wire.cause import Cause, Causes, Code, because
+from nightjar.policy.wire.cause import Cause, Causes, Code, because, in_batches
 
 DOUBT_DEVIATIONS: Final = 2.0
 """Standard deviations of the gain that a change must exceed: 1 in 40 changes is for nothing."""
@@ -46,13 +46,12 @@ def fleet_plan(view: GroupView, model: GoodputModel) -> GroupPlan:
     mixed = choose_mixed(model, chosen, present_arms(view), present_mixed_arms(view))
     reasons = tuple(
         (
-            because(Code.AT_BATCH, first_batch_size=first, last_batch_size=last),
+            in_batches(Code.AT_BATCH, *bucket_range(bucket, view.key.max_num_seqs)),
             _reason(view, model, bucket, int(chosen[bucket]), int(best[bucket])),
             *_limit(model, bucket),
             *_mixed(model, int(chosen[bucket]), int(mixed[bucket])),
         )
         for bucket in view.buckets
-        for first, last in [bucket_range(bucket, view.key.max_num_seqs)]
     )
     return plan_of(view, chosen, mixed, reasons)
 

@@ -7,9 +7,10 @@ reads a cause changes. A code that a newer release invented is kept as the text 
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from nightjar.policy.wire.record import MAX_REASON_LENGTH, MOST_SUM, Identifier, Record
 
@@ -121,8 +122,19 @@ SomeCauses = Annotated[Causes, Field(max_length=MAX_CAUSES)]
 
 def because(code: Code, text: str = "", /, **numbers: float | None) -> Cause:
     """A cause with those numbers that are known. A text that is too long is cut, and no number is infinite."""
-    known = {name: max(-MOST_SUM, min(MOST_SUM, number)) for name, number in numbers.items() if number is not None}
-    return Cause(code=code, numbers=known, text=text[:MAX_TEXT_LENGTH])
+    known = {name: number for name, number in numbers.items() if number is not None}
+    try:
+        return Cause(code=code, numbers=known, text=text)
+    except ValidationError:
+        finite = {name: max(-MOST_SUM, min(MOST_SUM, number)) for name, number in known.items()}
+        return Cause(code=code, numbers=finite, text=text[:MAX_TEXT_LENGTH])
+
+
+@lru_cache(maxsize=1024)
+def in_batches(code: Code, first_batch_size: int, last_batch_size: int, num_speculative_tokens: int | None = None) -> Cause:
+    """A cause that is true from one batch to another. Remembered, since plans are asked every tick and have few."""
+    batches = {"first_batch_size": first_batch_size, "last_batch_size": last_batch_size}
+    return because(code, **batches, num_speculative_tokens=num_speculative_tokens)
 
 
 def codes(causes: Causes) -> frozenset[str]:
