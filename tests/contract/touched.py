@@ -41,7 +41,7 @@ FILES_OF: Final = {
     "drafts on V2": ("deployments/engine/worker/v2.py",),
 }
 IMPORTS: Final = "imports"
-SOURCES: Final = ("deployments", "cluster", "loadtests", "policy")
+SOURCES: Final = ("deployments", "cluster", "loadtests", "policy", "tests/rig")
 
 
 @dataclass(frozen=True, slots=True)
