@@ -14,7 +14,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-slow test-fast test-pure test-all test-long test-upgrade test-chaos soak test-gpu-paths stress-gpu-paths test-vllm test-serve-llm test-ids mutants contract lint structure format docs site figures bench-step bench-policy bench-scale bench-shards bench-model bench-engine bench-live bench-load status-times load-trace chart monitoring page clean bench-health locks
+.PHONY: help install models demo test test-slow test-fast test-pure test-all test-long test-upgrade test-chaos soak test-gpu-paths stress-gpu-paths test-vllm test-serve-llm test-ids mutants contract lint structure format docs site figures bench-step bench-policy bench-latency bench-scale bench-shards bench-model bench-engine bench-live bench-load status-times load-trace chart monitoring page clean bench-health locks
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -226,6 +226,9 @@ bench-step: $(INSTALLED) ## added time of the scheduler hook per step
 
 bench-policy: $(INSTALLED) ## the planner against every rival in virtual time (less than 30 minutes on two cores)
 	$(BIN)/python -m tests.benchmarks.policy $(ARGS)
+
+bench-latency: $(INSTALLED) ## what users wait for under bursts of long prompts, against every static pair of K (less than 30 minutes on two cores)
+	$(BIN)/python -m tests.benchmarks.latency $(ARGS)
 
 bench-scale: $(INSTALLED) ## decision time and memory of the policy for thousands of replicas
 	$(BIN)/python -m tests.benchmarks.bench_scale $(ARGS)

@@ -86,7 +86,10 @@ def simulate(
         typer.Option(help=f"Only these experiments: {', '.join(EXPERIMENTS)}. Repeatable.", show_default="those with a bar"),
     ] = None,
     jobs: Annotated[int, typer.Option(help="Processes; 0: one per core.", min=0, max=1024)] = 0,
-    runs: Annotated[Path, typer.Option(help="Folder for the runs; `latest` in it points to the newest.")] = Path("runs/policy"),
+    runs: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the runs; `latest` in it points to the newest.", show_default="runs/policy, or of its bench"),
+    ] = None,
     strict: StrictOption = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -107,9 +110,10 @@ def simulate(
     except (RefusedError, ProfileError, RegimeError, ContestantError, ValueError) as error:
         _fail(str(error))
     signal.signal(signal.SIGTERM, as_keyboard_interrupt)
-    folder = new_run_folder(runs)
-    command = make_command("policy", sys.argv[1:]) if suite.is_bench else simulate_command(sys.argv[2:])
-    facts = RunFacts.begun("policy", command, effort_of(asked, suite), [experiment.name for experiment in campaign.experiments])
+    folder = new_run_folder(runs or Path("runs") / (suite.bench or "policy"))
+    command = make_command(suite.bench, sys.argv[1:]) if suite.bench else simulate_command(sys.argv[2:])
+    names = [experiment.name for experiment in campaign.experiments]
+    facts = RunFacts.begun(suite.bench or "policy", command, effort_of(asked, suite), names)
     try:
         summary, rows = campaign.run(folder, console, facts)
     except KeyboardInterrupt:
@@ -137,7 +141,7 @@ def effort_of(asked: Asked, suite: Suite) -> RunEffort:
     if asked.effort is QUICK:
         return "quick"
     parts = (asked.profiles, asked.regimes, asked.planners, asked.only, asked.trace, asked.goodput)
-    return "partial" if any(parts) or asked.seeds is not None or not suite.is_bench else "whole"
+    return "partial" if any(parts) or asked.seeds is not None or not suite.bench else "whole"
 
 
 def choose_experiments(asked: Asked, suite: Suite) -> tuple[Experiment, ...]:
@@ -145,7 +149,7 @@ def choose_experiments(asked: Asked, suite: Suite) -> tuple[Experiment, ...]:
 
     Raises RefusedError for an unknown one.
     """
-    usual = QUICK_EXPERIMENTS if asked.effort is QUICK else ()
+    usual = [name for name in QUICK_EXPERIMENTS if name in suite.experiments] if asked.effort is QUICK else []
     only = asked.only or ([UNDER_TARGET.name] if asked.goodput else usual)
     for name in only:
         if command := suite.elsewhere.get(name):

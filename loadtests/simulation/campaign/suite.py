@@ -17,7 +17,7 @@ class Suite:
     """`experiments` by name, in the order in which they run.
 
     elsewhere  experiments of another command, by name, with what a person types for them
-    is_bench   whether a whole run of it is evidence that is kept
+    bench      of which `make bench-NAME` a whole run of it is the evidence; empty where that is kept of none
     """
 
     experiments: Mapping[str, Experiment]
@@ -25,4 +25,4 @@ class Suite:
     grids: Callable[[Sequence[RunRow]], list[Grid]]
     charts: tuple[ChartsOf, ...]
     elsewhere: Mapping[str, str]
-    is_bench: bool = False
+    bench: str = ""

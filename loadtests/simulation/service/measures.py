@@ -34,6 +34,9 @@ class Measures:
         self._e2e_s: list[float] = []
         self._last_answer_s = 0.0
         self._asked = 0
+        self._in_system = 0
+        self._request_seconds = 0.0
+        self._looked_s = 0.0
         self._in_flight: dict[int, SimulatedRequest] = {}
         self._kept = self._decided = 0
         self._kept_tokens = 0
@@ -54,6 +57,7 @@ class Measures:
         if self._scenario.goodput is not None:
             self._in_flight[request.number] = request
         self._asked += 1
+        self._move(demand.due_s, 1)
         self._asked_tokens += math.inf if demand.user is not None else demand.output_tokens
 
     def note_answered(self, request: SimulatedRequest) -> None:
@@ -70,9 +74,17 @@ class Measures:
                 self._kept_tokens += request.output_tokens
         self._ttft_s.append(request.first_token_s - request.arrival_s)
         self._e2e_s.append(request.finish_s - request.arrival_s)
+        self._move(request.finish_s, -1)
         self._last_answer_s = max(self._last_answer_s, request.finish_s)
         if request.output_tokens > 1:
             self._tpot_s.append((request.finish_s - request.first_token_s) / (request.output_tokens - 1))
+
+    def _move(self, at_s: float, requests: int) -> None:
+        """So many requests more in the system. An engine may tell of an answer before another's arrival that is earlier: the area
+        is right all the same, for what one stretch counts too much the next, which goes back, takes off."""
+        self._request_seconds += self._in_system * (at_s - self._looked_s)
+        self._in_system += requests
+        self._looked_s = at_s
 
     def note_second(self, now_s: float) -> None:
         """One more row of the series."""
@@ -132,6 +144,7 @@ class Measures:
             guard_trips=sum(replica.engine.guard_trips for replica in self._fleet),
             incarnation=control.store.incarnation if control is not None else 0,
             steps_with_warm_up=sum(replica.engine.totals.steps for replica in self._fleet),
+            request_seconds=self._request_seconds + self._in_system * (scenario.duration_s - self._looked_s),
             under_target=self._under_target(),
             seconds=tuple(self._seconds),
             learned=learned(control.actor.controller.state) if control is not None and control.actor is not None else None,

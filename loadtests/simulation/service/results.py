@@ -141,8 +141,9 @@ class RunResult:
     answers asked for after warm-up, infinite where closed-loop users ask, for they ask by what they get. `max_leases_in_flight` and
     `budget_violations` count what engines did from the start: the most restarts by lease at once, and those that began above the
     operator's budget, in the group or on a node (INV-6). `refused_reports`, `guard_trips` and `steps_with_warm_up` count from
-    the start, too. `under_target` is of the answered requests that arrived after warm-up, and of those that could no longer keep
-    the scenario's target at the end; None without one.
+    the start, too. `request_seconds` is the area under the number of requests in the system that arrived after warm-up; where all
+    were answered it is the sum of their times end to end (Little). `under_target` is of the answered requests that arrived after
+    warm-up, and of those that could no longer keep the scenario's target at the end; None without one.
     """
 
     planner: str
@@ -164,6 +165,7 @@ class RunResult:
     guard_trips: int
     incarnation: int
     steps_with_warm_up: int
+    request_seconds: float = 0.0
     under_target: Goodput | None = None
     seconds: tuple[Second, ...] = ()
     learned: LearnedTables | None = None

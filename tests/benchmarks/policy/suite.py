@@ -32,5 +32,5 @@ SUITE: Final = Suite(
     grids=_grids,
     charts=(*OF_THE_PRODUCT.charts, tables.regret_charts, tables.storm_charts),
     elsewhere={},
-    is_bench=True,
+    bench="policy",
 )

@@ -1,0 +1,26 @@
+"""All experiments of `make bench-latency`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from nightjar.loadtests.simulation.campaign.suite import Suite
+from nightjar.loadtests.simulation.evidence.grid import Grid
+from nightjar.loadtests.simulation.evidence.rows import RunRow
+from tests.benchmarks.latency.bars import latency_bars, latency_grid
+from tests.benchmarks.latency.bursts import BURSTS_OF_PROMPTS
+
+
+def _grids(rows: Sequence[RunRow]) -> list[Grid]:
+    return [latency_grid(rows)]
+
+
+SUITE: Final = Suite(
+    experiments={BURSTS_OF_PROMPTS.name: BURSTS_OF_PROMPTS},
+    bars=(latency_bars,),
+    grids=_grids,
+    charts=(),
+    elsewhere={},
+    bench="latency",
+)
