@@ -10,6 +10,7 @@ from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from tests.benchmarks.latency.bars import latency_bars, latency_grid
 from tests.benchmarks.latency.bursts import BURSTS_OF_PROMPTS
+from tests.benchmarks.latency.rule import TRIED
 
 
 def _grids(rows: Sequence[RunRow]) -> list[Grid]:
@@ -17,7 +18,7 @@ def _grids(rows: Sequence[RunRow]) -> list[Grid]:
 
 
 SUITE: Final = Suite(
-    experiments={BURSTS_OF_PROMPTS.name: BURSTS_OF_PROMPTS},
+    experiments={experiment.name: experiment for experiment in (BURSTS_OF_PROMPTS, TRIED)},
     bars=(latency_bars,),
     grids=_grids,
     charts=(),
