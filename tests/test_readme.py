@@ -222,7 +222,7 @@ SMALL_CASES: Final[dict[str, tuple[Callable[[Path], None], tuple[str, ...], tupl
     "make bench-step": (nothing, ("ARGS=--steps 40 --output FOLDER",), ("Microseconds per scheduler step",)),
     "make demo": (nothing, ("ARGS=--quick --runs FOLDER",), ("no failed request",)),
     "make bench-policy": (nothing, ("ARGS=--quick --only storm --runs FOLDER",), ("Restart storm",)),
-    "make bench-latency": (nothing, ("ARGS=--quick --planner off --runs FOLDER",), ("to the last answer",)),
+    "make bench-latency": (nothing, ("ARGS=--quick --planner off --runs FOLDER",), ("nothing is judged",)),
     "make bench-engine": (
         nothing,
         ("ARGS=--quick --only off --only pressure --output FOLDER",),

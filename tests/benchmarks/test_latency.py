@@ -33,6 +33,7 @@ from tests.benchmarks.latency.bars import (
     LATENCY_COLD,
     LATENCY_PICK,
     MEASURES,
+    RULED,
     best_pairs,
     latency_bars,
     latency_grid,
@@ -47,7 +48,7 @@ from tests.benchmarks.latency.bursts import (
     scenes,
     waiting,
 )
-from tests.benchmarks.latency.rule import RULE, TRIED
+from tests.benchmarks.latency.rule import TRIED
 from tests.benchmarks.latency.suite import SUITE
 from tests.loadtests.simulation.run_rows import row
 
@@ -206,7 +207,7 @@ def test_the_rule_decides_while_its_run_lasts_and_leaves_the_fleet_as_it_was() -
     ruled = next(run for run in TRIED.waves[0](choice, ()) if run.load == "long-prompts 80%")
     fleet = next(run for run in BURSTS_OF_PROMPTS.waves[0](choice, ()) if run.key[1:] == (ruled.place, "fleet", ruled.seed))
     mine, usual = run_cell(ruled), run_cell(fleet)
-    assert mine.who == f"fleet ({RULE})"
+    assert mine.who == RULED
     assert dict(LEARNING_PLANNERS) == before
     assert mine.measures["e2e_mean_s"] < 0.9 * usual.measures["e2e_mean_s"]
 

@@ -27,7 +27,7 @@ from nightjar.policy.planners.fleet import fleet_plan
 from nightjar.policy.planners.waiting import NO_WAITS, Waits, choose_for_waits
 from nightjar.policy.state import GroupState, ReplicaState
 from nightjar.policy.wire.operator import OperatorSettings
-from tests.benchmarks.latency.bars import LATENCY
+from tests.benchmarks.latency.bars import LATENCY, RULE
 from tests.benchmarks.latency.bursts import runs, scenes
 
 
@@ -75,10 +75,6 @@ class ByWaits:
             stack.enter_context(patch.object(learning, "_looked", looking))
             stack.enter_context(patch.dict(LEARNING_PLANNERS, {"fleet": LearningPlanner(watched.plan, measurements)}))
             return self.job()
-
-
-RULE: Final = "by waits"
-"""Variant of the fleet's runs with the rule."""
 
 
 def _ruled(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
