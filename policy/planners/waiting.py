@@ -141,7 +141,7 @@ def choose_for_waits(
     share_s = waits.share_beside_prefill
     row_s = np.gradient(mixed_s[:, 0], rows)
     buckets = np.arange(len(rows))
-    seen = np.array([sum(cell.steps for (bucket, _), cell in evidence.mixed_cells.items() if bucket == at) for at in buckets])
+    seen = np.array([sum(known.steps for cell, known in evidence.mixed_cells.items() if cell.batch_bucket == at) for at in buckets])
     pure, mixed = present
     for _ in range(ROUNDS):
         beside, alone = share_s / mixed_s[buckets, mixed], (1.0 - share_s) / pure_s[buckets, pure]

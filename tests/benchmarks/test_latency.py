@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nightjar.loadtests.regimes import Phase, Regime
+from nightjar.loadtests.load.regimes import Phase, Regime
 from nightjar.loadtests.simulation.campaign.campaign import Campaign
 from nightjar.loadtests.simulation.campaign.contestants import Contestant, choose
 from nightjar.loadtests.simulation.campaign.efforts import BENCH, QUICK
@@ -17,6 +17,7 @@ from nightjar.loadtests.simulation.campaign.experiment import Choice
 from nightjar.loadtests.simulation.campaign.loads import LOADS
 from nightjar.loadtests.simulation.campaign.measures import Simulate
 from nightjar.loadtests.simulation.campaign.scenes import nominal_of
+from nightjar.loadtests.simulation.command import Asked, choose_experiments, effort_of
 from nightjar.loadtests.simulation.evidence.bar_list import compute_bars
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.loadtests.simulation.evidence.rows import RunRow
@@ -26,7 +27,6 @@ from nightjar.loadtests.simulation.service.lengths import Dataset, Lognormal
 from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate
 from nightjar.loadtests.simulation.service.workload import Workload
-from nightjar.loadtests.simulation_command import Asked, choose_experiments, effort_of
 from nightjar.policy.planners import LEARNING_PLANNERS
 from tests.benchmarks.latency.bars import (
     LATENCY,

@@ -13,8 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from nightjar.cluster.checkpoint import LARGE
-
+from nightjar.cluster.storage.checkpoint import LARGE
 from nightjar.cluster.storage.learned_file import to_text
 from nightjar.cluster.storage.recording import RecordingFile
 from tests.cluster.protocol import MemoryStore

@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 import pytest
-from nightjar.cluster.checkpoint import Checkpoint, unseal
-from nightjar.cluster.journal import read_journal
-from nightjar.cluster.learned_file import LearnedFileError, parse_learned_file, to_text
 from pydantic import ValidationError
 
+from nightjar.cluster.storage.checkpoint import Checkpoint, unseal
+from nightjar.cluster.storage.journal import read_journal
+from nightjar.cluster.storage.learned_file import LearnedFileError, parse_learned_file, to_text
 from nightjar.policy.learned import LearnedGroup, LearnedTables
 from tests.cluster.protocol import MemoryStore
 from tests.cluster.record_release import RELEASES, read

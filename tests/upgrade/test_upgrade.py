@@ -28,7 +28,7 @@ from nightjar.cluster.storage.learned_file import LearnedFile, parse_learned_fil
 from nightjar.loadtests.simulation.campaign.measures import WITHIN
 from nightjar.loadtests.simulation.campaign.scenes import nominal_of
 from nightjar.policy.engine.steering import lengths_by_batch
-from nightjar.policy.estimate.evidence import MEASURED_SHARE
+from nightjar.policy.estimate.evidence import MEASURED_SHARE, Cell
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.settings import Settings, Table
@@ -91,8 +91,8 @@ class Upgrade:
         return [cause for cause in causes if cause.startswith("seeded")]
 
     @property
-    def known(self) -> frozenset[tuple[int, int]]:
-        """Batch bucket and K of every cell in it that counts as measured."""
+    def known(self) -> frozenset[Cell]:
+        """Every cell in it that counts as measured."""
         (group,) = self.seed.groups
         least_steps = MEASURED_SHARE * OperatorSettings().calibration_clean_steps
         return frozenset(cell.cell for cell in group.cells if cell.steps >= least_steps)
@@ -298,7 +298,7 @@ def test_the_first_settings_that_steer_carry_the_seeded_plan(upgrade: Upgrade) -
     for _, name, settings in upgrade.steered("new"):
         first.setdefault(name, settings)
     assert len(first) == 2
-    in_use = sorted({bucket for bucket, _ in upgrade.known})
+    in_use = sorted({cell.batch_bucket for cell in upgrade.known})
     for settings in first.values():
         assert isinstance(settings.plan, Table)
         planned = lengths_by_batch(settings.plan, PROFILE.limits.max_num_seqs)
@@ -311,7 +311,7 @@ def test_no_cell_that_was_known_is_tried_in_the_first_minute(upgrade: Upgrade) -
     steered = upgrade.steered("new")
     until_s = steered[0][0] + FIRST_MINUTE_S
     tried = {
-        (batch_bucket(segment.first_batch_size), segment.num_speculative_tokens)
+        Cell(batch_bucket(segment.first_batch_size), segment.num_speculative_tokens)
         for at_s, _, settings in steered
         if at_s <= until_s and isinstance(settings.plan, Table)
         for segment in settings.plan.segments

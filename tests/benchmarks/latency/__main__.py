@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nightjar.loadtests.simulation_command import app
+from nightjar.loadtests.simulation.command import app
 from tests.benchmarks.latency.suite import SUITE
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from nightjar.loadtests.regimes import Phase, Regime, repeated
+from nightjar.loadtests.load.regimes import Phase, Regime, repeated
 from nightjar.loadtests.simulation.campaign.contestants import Contestant, learns
 from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment, dataset_of
 from nightjar.loadtests.simulation.campaign.measures import Simulate, basic, until_the_last_answer

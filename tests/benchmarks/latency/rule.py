@@ -46,7 +46,7 @@ class Watched:
     def plan(self, view: GroupView, model: GoodputModel) -> GroupPlan:
         """The fleet's plan, with the arms that save most request-seconds once off and prefill were measured."""
         plan, evidence = fleet_plan(view, model), view.evidence
-        if all(length for _, length in (*evidence.cells, *evidence.mixed_cells)):
+        if all(cell.num_speculative_tokens for cell in (*evidence.cells, *evidence.mixed_cells)):
             return plan
         waits, _ = self.by_group.get(view.key.group_id, (NO_WAITS, 0.0))
         times = predict_step_times(evidence.cells, view.arms, view.buckets, view.key.max_num_seqs, view.now_s)
