@@ -103,7 +103,7 @@ def test_no_code_but_the_module_that_makes_it_asks_what_stands_in_a_sentence() -
         if path != Path(module.__file__).resolve()
         for line in sentences_read(ast.parse(path.read_text(encoding="utf-8")))
     ]
-    page = (ROOT / "cluster/page/index.html").read_text(encoding="utf-8")
+    page = (ROOT / "cluster/api/page/index.html").read_text(encoding="utf-8")
     told = "|".join(SENTENCES)
     read += re.findall(rf"\b(?:{told})\.(?:includes|startsWith|endsWith|split|match|indexOf|search)\(.*", page)
     assert read == []
