@@ -26,7 +26,7 @@ from nightjar.policy.wire.report import EngineSnapshot, GroupKey, LoadReport, St
 from nightjar.policy.wire.settings import IssuedSettings, SettingsVersion
 
 EXCHANGE_TIMEOUT_S: Final = 30.0
-"""Well above the longest time that the policy parks a call: `exchange_period_s` is 10 s at most (policy.settings)."""
+"""Well above the longest time that the policy parks a call: `exchange_period_s` is 10 s at most (policy.wire.operator)."""
 ENGINE_TIMEOUT_S: Final = 60.0
 """An engine answers between two steps; a step with a long prefill on a CPU takes many seconds."""
 

@@ -1,6 +1,6 @@
 """One group's tick: merge what replicas measured, re-plan where that says something new, and deal out measurements.
 
-Everything a group learns goes through here, from values to values; the fleet loop around it knows of modes and records only.
+Everything a group learns goes through here, from values to values; `group.py` around it knows of modes and records only.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, TypeVar, get_args
 from pydantic import ValidationError
 
 from nightjar.loadtests.load.openai_stream import AddressError, Server
+from nightjar.policy.planners import LEARNING_PLANNERS, LOCAL_PLANNERS
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import PlannerName
 from nightjar.policy.wire.record import Record
@@ -42,7 +43,7 @@ class Arm(Record):
     @property
     def learns(self) -> bool:
         """Whether it is a planner that learns while it runs, as far as its name tells."""
-        return self.mode is not None and self.mode.kind == "auto" and self.planner in {None, "fleet", "nightjar"}
+        return self.mode is not None and self.mode.kind == "auto" and self.planner in {None, *LEARNING_PLANNERS, *LOCAL_PLANNERS}
 
     @property
     def meaning(self) -> str:

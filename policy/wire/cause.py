@@ -80,7 +80,7 @@ class Code(StrEnum):
     EVERYWHERE = "everywhere"  # (k), and where another was asked for (asked, maximum), text: those allowed
     PAPER = "paper"
     UNPLANNED = "unplanned"
-    OTHER = "other"  # text: what a planner of another house says, or a release before this one said
+    OTHER = "other"  # text: the own words of a planner, or what a release before this one said
     AT_BATCH = "at_batch"  # (first_batch_size, last_batch_size): what follows is true there
     UNMEASURED = "unmeasured"  # (k)
     ONE_RAN = "one_ran"  # (k, only)

@@ -94,7 +94,7 @@ class OperatorSettings(BaseModel):
     )
     decision_period_s: Annotated[float, Field(ge=0.1, le=30.0)] = Field(
         default=1.0,
-        description="Seconds between decisions of the fleet loop.",
+        description="Seconds between decisions of the policy.",
     )
     settings_max_age_s: Annotated[float, Field(ge=5.0, le=86_400.0)] = Field(
         default=300.0,
