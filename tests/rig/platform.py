@@ -12,7 +12,14 @@ from typing import Any, Final
 
 from vllm.platforms.cpu import CpuPlatform
 
-from nightjar.deployments.engine.start.arguments import ASYNC_SCHEDULER, CPU_WORKER, GPU_WORKER, SCHEDULER, V2_WORKER
+from nightjar.deployments.engine.start.arguments import (
+    ASYNC_SCHEDULER,
+    CPU_WORKER,
+    GPU_WORKER,
+    OBEDIENT_WORKERS,
+    SCHEDULER,
+    V2_WORKER,
+)
 from tests.rig.environment import ASYNC_VARIABLE
 
 CPU_WORKERS: Final = {
@@ -20,6 +27,7 @@ CPU_WORKERS: Final = {
     V2_WORKER: "tests.rig.v2_worker.SteeredV2CPUWorker",
 }
 """What stands on a CPU for a worker of ours."""
+OBEDIENT_WORKERS.append("tests.")
 
 
 class RigPlatform(CpuPlatform):

@@ -29,6 +29,7 @@ from nightjar.deployments.engine.scheduler.drafting import Drafting
 from nightjar.deployments.engine.scheduler.kv_pool import ElasticKVPool
 from nightjar.deployments.engine.scheduler.lag_ledger import LagLedger
 from nightjar.deployments.engine.scheduler.step_loop import StepLoop
+from nightjar.deployments.engine.start.arguments import OBEDIENT_WORKERS
 from nightjar.deployments.engine.start.dormancy import sleep_facts, why_never_asleep
 from nightjar.deployments.engine.start.graph_tiers import from_table
 from nightjar.deployments.engine.worker.draft_work import DRAFTER_FAILURE_ATTRIBUTE, RELOAD_FAILURE_ATTRIBUTE
@@ -225,7 +226,7 @@ def why_kept_in_sync(config: VllmConfig, kv_cache_config: KVCacheConfig) -> str:
     """Why this engine's drafter cannot be dormant, so that K = 0 runs it as vLLM does; empty where it can."""
     if reason := why_never_asleep(sleep_facts(config)):
         return reason
-    if not str(config.parallel_config.worker_cls).startswith("nightjar."):
+    if not str(config.parallel_config.worker_cls).startswith(tuple(OBEDIENT_WORKERS)):
         return "the worker is not Nightjar's"
     return why_not_followed(kv_cache_config.kv_cache_groups)
 

@@ -59,6 +59,8 @@ ASYNC_SCHEDULER: Final = "nightjar.deployments.engine.scheduler.steered.SteeredA
 CPU_WORKER: Final = "nightjar.deployments.engine.worker.cpu.SteeredCPUWorker"
 GPU_WORKER: Final = "nightjar.deployments.engine.worker.v1.SteeredGPUWorker"
 V2_WORKER: Final = "nightjar.deployments.engine.worker.v2.SteeredV2Worker"
+OBEDIENT_WORKERS: Final = ["nightjar."]
+"""What the names of workers begin with that do what our scheduler orders; what stands in for a GPU adds its own."""
 RUNNER_VARIABLE: Final = "VLLM_USE_V2_MODEL_RUNNER"
 """vLLM's: 0 for model runner V1, 1 for V2; on a GPU V2 where it is not set."""
 
