@@ -16,7 +16,6 @@ from nightjar.loadtests.arms.arm import TurnError
 from nightjar.loadtests.arms.measures import ResultError, load_summary, read_result
 from nightjar.loadtests.arms.processes import ENDING, ProcessError, as_keyboard_interrupt
 from nightjar.loadtests.arms.samples import SamplesError, read_samples
-from nightjar.loadtests.bench_summary import Effort
 from nightjar.loadtests.compare.command import show
 from nightjar.loadtests.compare.run import PLAN_FILE, RunFiles, RunFilesError
 from nightjar.loadtests.demo.caption import sentence
@@ -30,6 +29,7 @@ from nightjar.loadtests.load.goodput import GoodputError, GoodputTarget, parse_g
 from nightjar.loadtests.load.prompts import COMPARISON_PROMPTS
 from nightjar.loadtests.load.regimes import RegimeError, parse_regime
 from nightjar.loadtests.load.rows import RowsError, as_latest, read_rows, unnamed_run_folder
+from nightjar.loadtests.report.machine import Effort
 from nightjar.loadtests.report.output import GoodputCommand, GoodputOption, Output, OutputOption
 from nightjar.policy.wire.record import describe_validation_error
 

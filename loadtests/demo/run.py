@@ -29,7 +29,6 @@ from nightjar.loadtests.arms.load import Load, send
 from nightjar.loadtests.arms.processes import ServedSystem, nightjar_command, run_to_end
 from nightjar.loadtests.arms.session import Session, service_api
 from nightjar.loadtests.arms.texts import NEAR_TIE, ROUNDED_NEAR_TIE
-from nightjar.loadtests.bench_summary import Effort, RunFacts
 from nightjar.loadtests.demo import checks
 from nightjar.loadtests.demo.caption import sentence
 from nightjar.loadtests.demo.checks import Answer
@@ -42,6 +41,7 @@ from nightjar.loadtests.load.openai_stream import ChatRequest, Server, first_mod
 from nightjar.loadtests.load.prompts import COMPARISON_PROMPTS
 from nightjar.loadtests.load.regimes import Regime
 from nightjar.loadtests.load.rows import RequestRow, RowWriter, read_rows
+from nightjar.loadtests.report.machine import Effort, RunFacts
 from nightjar.policy.wire.status import FleetStatus
 
 READY_TIMEOUT_S: Final = 420.0

@@ -22,11 +22,11 @@ from nightjar.loadtests.arms.samples import (
     share_off,
 )
 from nightjar.loadtests.arms.statistics import Interval, Pair, Ratio, Speed, paired_ratio
-from nightjar.loadtests.bench_summary import RunFacts
 from nightjar.loadtests.demo.memory import MemoryPeak
 from nightjar.loadtests.load.goodput import Goodput, GoodputTarget, goodput_of
 from nightjar.loadtests.load.regimes import Regime
 from nightjar.loadtests.load.rows import RequestRow, regime_start_s, timed
+from nightjar.loadtests.report.machine import RunFacts
 from nightjar.policy.wire.record import Record
 
 PIECES: Final = "pieces of the phase, each of both modes"

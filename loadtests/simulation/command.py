@@ -20,12 +20,12 @@ import typer
 from rich.console import Console
 
 from nightjar.loadtests.arms.processes import as_keyboard_interrupt
-from nightjar.loadtests.bench_summary import Effort as RunEffort
-from nightjar.loadtests.bench_summary import RunFacts, StrictOption, make_command, print_missed, without_folders
 from nightjar.loadtests.load.goodput import GoodputTarget, parse_goodput
 from nightjar.loadtests.load.regimes import Regime, RegimeError, parse_regime
 from nightjar.loadtests.load.rows import new_run_folder
 from nightjar.loadtests.load.traces import read_trace
+from nightjar.loadtests.report.machine import Effort as RunEffort
+from nightjar.loadtests.report.machine import RunFacts, make_command, without_folders
 from nightjar.loadtests.report.output import GoodputCommand, GoodputOption, Output, OutputOption
 from nightjar.loadtests.simulation.campaign.campaign import Campaign
 from nightjar.loadtests.simulation.campaign.contestants import ContestantError, check_name
@@ -33,6 +33,7 @@ from nightjar.loadtests.simulation.campaign.efforts import BENCH, FULL, QUICK, Q
 from nightjar.loadtests.simulation.campaign.experiment import Choice, Effort, Experiment
 from nightjar.loadtests.simulation.campaign.loads import LOADS
 from nightjar.loadtests.simulation.campaign.suite import Suite
+from nightjar.loadtests.simulation.evidence.bars import StrictOption, print_missed
 from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.result_table import print_results
 from nightjar.loadtests.simulation.evidence.rows import RunRow

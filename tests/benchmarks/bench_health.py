@@ -30,8 +30,8 @@ from nightjar.cluster.api.http_client import ROUTE_PREFIX
 from nightjar.cluster.api.operations import CONFIGURE, OperationError
 from nightjar.cluster.client import PolicyClient
 from nightjar.cluster.policy_app import build
-from nightjar.loadtests.bench_summary import Effort, StrictOption
-from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.report.machine import Effort
+from nightjar.loadtests.simulation.evidence.bars import Bar, StrictOption
 from nightjar.policy.wire.report import LoadReport
 from tests.benchmarks.bench_scale import make_fleet
 from tests.benchmarks.measuring.outcome import Outcome

@@ -22,10 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from nightjar.loadtests.bench_summary import StrictOption
 from nightjar.loadtests.simulation.campaign.nominal import Nominal
 from nightjar.loadtests.simulation.campaign.scenes import nominal_of
-from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.bars import Bar, StrictOption
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, read_profile
 from nightjar.policy.estimate import step_time
 from nightjar.policy.estimate.evidence import Cell, CellEvidence

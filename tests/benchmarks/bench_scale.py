@@ -23,9 +23,9 @@ import typer
 from rich.progress import track
 
 from nightjar.cluster.service.garbage import collect_seldom
-from nightjar.loadtests.bench_summary import Effort, StrictOption
+from nightjar.loadtests.report.machine import Effort
 from nightjar.loadtests.simulation.campaign.nominal import Nominal
-from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.bars import Bar, StrictOption
 from nightjar.loadtests.simulation.profiles import Mechanics, read_profile
 from nightjar.loadtests.simulation.service.lengths import SHAREGPT
 from nightjar.policy.controller import Controller

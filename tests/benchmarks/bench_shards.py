@@ -25,8 +25,8 @@ from rich.progress import track
 from structlog.testing import capture_logs
 
 from nightjar.cluster.service.garbage import collect_seldom
-from nightjar.loadtests.bench_summary import Effort, StrictOption
-from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.report.machine import Effort
+from nightjar.loadtests.simulation.evidence.bars import Bar, StrictOption
 from nightjar.policy.controller import Controller
 from nightjar.policy.wire.operator import parse_operator_settings
 from tests.benchmarks.bench_scale import AUTO, Fleet, make_fleet, time_ticks

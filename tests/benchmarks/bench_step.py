@@ -23,8 +23,8 @@ import typer
 from rich.progress import track
 
 from nightjar.loadtests.arms.statistics import RESAMPLES, Interval, interval_of_resamples
-from nightjar.loadtests.bench_summary import Effort, StrictOption
-from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.report.machine import Effort
+from nightjar.loadtests.simulation.evidence.bars import Bar, StrictOption
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table, TableRow
 from tests.benchmarks.measuring.outcome import Outcome

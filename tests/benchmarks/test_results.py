@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from nightjar.loadtests.arms.statistics import Interval
-from nightjar.loadtests.bench_summary import BenchSummary, RunFacts, by_name
-from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.report.machine import RunFacts
+from nightjar.loadtests.simulation.evidence.bars import Bar, BenchSummary, by_name
 from tests.benchmarks.results.__main__ import app
 from tests.benchmarks.results.kept import BENCHES, RESULTS, KeptError, keep, read_kept
 from tests.benchmarks.results.page import PAGE, page

@@ -10,9 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from nightjar.cluster.cli import app
-from nightjar.loadtests.bench_summary import by_name, missed_lines
 from nightjar.loadtests.simulation.campaign.campaign import Campaign
-from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.bars import Bar, by_name, missed_lines
 from nightjar.loadtests.simulation.evidence.summary import NOT_JUDGED
 from tests.benchmarks.measuring.outcome import Outcome
 from tests.benchmarks.measuring.run import BenchRun

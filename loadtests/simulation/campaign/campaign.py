@@ -14,7 +14,7 @@ from typing import Final
 
 from rich.console import Console
 
-from nightjar.loadtests.bench_summary import RunFacts
+from nightjar.loadtests.report.machine import RunFacts
 from nightjar.loadtests.simulation.campaign.efforts import QUICK
 from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.campaign.measures import counting

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nightjar.loadtests.simulation.campaign.experiment import Experiment
-from nightjar.loadtests.simulation.evidence.bars import BarsOf
+from nightjar.loadtests.simulation.evidence.cells import BarsOf
 from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.policy_report import ChartsOf
 from nightjar.loadtests.simulation.evidence.rows import RunRow

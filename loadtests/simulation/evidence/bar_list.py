@@ -12,18 +12,8 @@ from statistics import fmean
 from typing import Final
 
 from nightjar.loadtests.arms.statistics import geometric_mean
-from nightjar.loadtests.simulation.evidence.bars import (
-    GOODPUT,
-    Bar,
-    BarsOf,
-    ByKind,
-    Cells,
-    Found,
-    cell_means,
-    mean_of,
-    ratios,
-    worst,
-)
+from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.cells import GOODPUT, BarsOf, ByKind, Cells, Found, cell_means, mean_of, ratios, worst
 from nightjar.loadtests.simulation.evidence.cold_bars import cold_bars
 from nightjar.loadtests.simulation.evidence.limit_bars import limit_bars
 from nightjar.loadtests.simulation.evidence.prefill_bars import prefill_bars

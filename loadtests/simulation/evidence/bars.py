@@ -1,33 +1,35 @@
-"""What a bar is, and the arithmetic of cells that every bar of the simulator shares; its bars stand in bar_list.py.
+"""What a bar is, and what every bench keeps of its bars: `summary.json`, and the lines that it prints last.
 
-A cell is one planner at one place; its value is the mean over seeds, and a bar takes the worst cell where it says `min`, never
-the average. A bar whose runs were not made has no value and did not pass, nor has one that none of its places is for. The benches
-on real engines use the same record.
+One shape for the simulator and for the benches on real engines, so that results are compared, kept and published by the same code;
+a bench adds fields of its own. A bar whose runs were not made has no value and did not pass, nor has one that none of its places is
+for. A missed bar fails a bench only with `--strict`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean
-from typing import Final, Literal
+from collections.abc import Collection, Iterable, Mapping
+from typing import Annotated, Literal
 
+import typer
 from pydantic import computed_field
+from rich.console import Console
 
 from nightjar.loadtests.arms.statistics import Interval
-from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.report.machine import RunFacts
 from nightjar.policy.wire.record import Record
-
-GOODPUT: Final = "tokens_per_busy_s"
-"""Generated tokens per busy engine-second: what open-loop cells are compared in."""
-
-ByKind = Mapping[str, Sequence[RunRow]]
-"""The rows that did not fail, by kind."""
 
 Direction = Literal["at least", "at most", "above", "stated"]
 Verdict = Literal["reached", "MISSED", "stated", "no place", "no value", "not run"]
 Judged = Literal["value", "upper end"]
+
+StrictOption = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        help="Exit code 1 if a bar is missed. A bar without a value counts as missed if what ran was to give it one; one whose "
+        "part did not run ('not run'), or that nothing which ran decides ('no place', with the reason), does not.",
+    ),
+]
 
 
 class Bar(Record):
@@ -85,105 +87,44 @@ class Bar(Record):
         return self.verdict in {"MISSED", "no value"}
 
 
-BarsOf = Callable[[ByKind], list[Bar]]
-"""What computes bars from rows."""
+class BenchSummary(Record):
+    """What every bench tells of a run. Bars are by name."""
+
+    run: RunFacts
+    seeds: Mapping[str, tuple[int, ...]]
+    bars: Mapping[str, Bar]
+
+    @property
+    def missed(self) -> list[Bar]:
+        """Bars by which a strict run fails."""
+        return [bar for bar in self.bars.values() if bar.is_missed]
 
 
-@dataclass(frozen=True, slots=True)
-class Cells:
-    """Means over seeds of one measure, by place and planner (`RunRow.who`), from the rows that have it."""
-
-    values: Mapping[tuple[str, str], Mapping[int, float]]
-
-    @classmethod
-    def of(cls, rows: Iterable[RunRow], measure: str) -> Cells:
-        """The cells of these rows."""
-        values: dict[tuple[str, str], dict[int, float]] = {}
-        for row in rows:
-            if measure in row.measures:
-                values.setdefault((row.place, row.who), {})[row.seed] = row.measures[measure]
-        return cls(values)
-
-    def places(self) -> list[str]:
-        """Every place, in the order of the rows."""
-        return list(dict.fromkeys(place for place, _ in self.values))
-
-    def planners(self, place: str) -> list[str]:
-        """Who ran at a place."""
-        return [who for other, who in self.values if other == place]
-
-    def mean(self, place: str, who: str) -> float | None:
-        """A cell's value; None where it was not run."""
-        seeds = self.values.get((place, who))
-        return fmean(seeds.values()) if seeds else None
-
-    def seeds(self, place: str, *planners: str) -> tuple[int, ...]:
-        """The seeds that all of these planners ran at a place."""
-        shared = set.intersection(*(set(self.values.get((place, who), {})) for who in planners))
-        return tuple(sorted(shared))
-
-    def ratio(self, place: str, who: str, other: str) -> float | None:
-        """Mean of `who` over mean of `other`, on the seeds that both ran; None without a shared seed or over nothing."""
-        shared = self.seeds(place, who, other)
-        below = math.fsum(self.values[place, other][seed] for seed in shared)
-        return math.fsum(self.values[place, who][seed] for seed in shared) / below if below > 0 else None
-
-
-class Found(Record):
-    """A cell's value, before a bar takes the worst of them."""
-
-    value: float
-    at: str
-    seeds: int
-
-
-def worst(bar: Bar, found: Sequence[Found]) -> Bar:
-    """The bar with the value of its worst cell: the lowest where much is wanted, else the highest."""
-    if not found:
-        return bar
-    pick: Callable[..., Found] = min if bar.direction in {"at least", "above"} else max
-    decided = pick(found, key=lambda one: one.value)
-    return bar.model_copy(
-        update={
-            "value": decided.value,
-            "at": decided.at,
-            "cells": len(found),
-            "seeds": min(one.seeds for one in found),
-        }
-    )
-
-
-def mean_of(bar: Bar, found: Sequence[Found]) -> Bar:
-    """The bar with the mean over cells."""
-    if not found:
-        return bar
-    seeds = min(one.seeds for one in found)
-    return bar.model_copy(update={"value": fmean(one.value for one in found), "cells": len(found), "seeds": seeds})
-
-
-def ratios(cells: Cells, who: str, other: str) -> list[Found]:
-    """`who` over `other` at every place that both ran."""
-    found = []
-    for place in cells.places():
-        value = cells.ratio(place, who, other)
-        if value is not None:
-            found.append(Found(value=value, at=f"{place}, {who} over {other}", seeds=len(cells.seeds(place, who, other))))
+def by_name(bars: Iterable[Bar]) -> dict[str, Bar]:
+    """Bars by name. Raises ValueError for a name that is there twice: one would hide the other."""
+    found: dict[str, Bar] = {}
+    for bar in bars:
+        if bar.name in found:
+            raise ValueError(f"two bars are named {bar.name!r}: names of bars must differ within a bench; rename one")
+        found[bar.name] = bar
     return found
 
 
-def cell_means(rows: Iterable[RunRow], measure: str) -> list[Found]:
-    """The mean of each cell of a measure."""
-    cells = Cells.of(rows, measure)
+def missed_lines(bars: Iterable[Bar]) -> list[str]:
+    """One line a missed bar: name, value, what is wanted, where."""
     return [
-        Found(value=fmean(by_seed.values()), at=f"{place}, {who}", seeds=len(by_seed))
-        for (place, who), by_seed in cells.values.items()
+        f"missed: {bar.name} = {'no value' if bar.value is None else f'{bar.value:.4g}'}, wanted {bar.want}"
+        + (f", at {bar.at}" if bar.at else "")
+        for bar in bars
+        if bar.is_missed
     ]
 
 
-def by_second(series: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """Means over runs, second by second, as long as all of them go.
-
-    >>> by_second([(1.0, 5.0), (3.0, 7.0, 9.0)])
-    (2.0, 6.0)
-    """
-    return tuple(fmean(values) for values in zip(*series, strict=False))
+def print_missed(console: Console, bars: Collection[Bar]) -> None:
+    """What a bench prints last: the missed bars, or that there is none, and how many that says something of."""
+    lines, style = missed_lines(bars), "bold red"
+    if not lines:
+        reached, unmeasured = sum(bar.passed is True for bar in bars), sum(bar.value is None for bar in bars)
+        lines, style = [f"no bar was missed: {reached} reached, {unmeasured} without a value"], "bold"
+    for line in lines:
+        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from statistics import fmean
 from typing import Final
 
-from nightjar.loadtests.simulation.evidence.bars import GOODPUT, Bar, ByKind, Cells, Found, mean_of, ratios, worst
+from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.cells import GOODPUT, ByKind, Cells, Found, mean_of, ratios, worst
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF
 

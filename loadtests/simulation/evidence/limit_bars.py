@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Final
 
-from nightjar.loadtests.simulation.evidence.bars import GOODPUT, Bar, ByKind, Cells, Found, worst
+from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.cells import GOODPUT, ByKind, Cells, Found, worst
 from nightjar.loadtests.simulation.evidence.grid import Grid, number, ratio
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF

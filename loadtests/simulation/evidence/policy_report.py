@@ -11,7 +11,7 @@ from typing import Final
 
 from nightjar.loadtests.report.charts import ChartRow, Series, chart, legend, scale_for
 from nightjar.loadtests.report.page import render
-from nightjar.loadtests.simulation.evidence.bars import GOODPUT, by_second
+from nightjar.loadtests.simulation.evidence.cells import GOODPUT, by_second
 from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.summary import NOT_JUDGED, SimulationSummary

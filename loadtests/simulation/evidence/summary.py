@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
-from nightjar.loadtests.bench_summary import BenchSummary, RunFacts, by_name
+from nightjar.loadtests.report.machine import RunFacts
 from nightjar.loadtests.simulation.evidence.bar_list import BARS, compute_bars, losses
-from nightjar.loadtests.simulation.evidence.bars import BarsOf, Found
+from nightjar.loadtests.simulation.evidence.bars import BenchSummary, by_name
+from nightjar.loadtests.simulation.evidence.cells import BarsOf, Found
 from nightjar.loadtests.simulation.evidence.rows import RunRow, failures
 
 US: Final = 1e6

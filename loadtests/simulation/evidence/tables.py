@@ -14,7 +14,8 @@ from nightjar.loadtests.simulation.evidence.bar_list import (
     best_static,
     losses,
 )
-from nightjar.loadtests.simulation.evidence.bars import GOODPUT, Bar, Cells, Found, ratios
+from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.cells import GOODPUT, Cells, Found, ratios
 from nightjar.loadtests.simulation.evidence.goodput_table import goodput_grid
 from nightjar.loadtests.simulation.evidence.grid import DASH, Grid, number, ratio, share
 from nightjar.loadtests.simulation.evidence.limit_bars import limit_grid

@@ -13,7 +13,7 @@ from typing import Annotated, Final
 
 import typer
 
-from nightjar.loadtests.bench_summary import StrictOption
+from nightjar.loadtests.simulation.evidence.bars import StrictOption
 from tests.benchmarks.engine.changing_load import ChangingLoad, Run
 from tests.benchmarks.engine.crossover import Cells, measure_crossover
 from tests.benchmarks.engine.effort import FULL, QUICK, Effort

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from nightjar.loadtests.simulation.evidence.bars import Bar, ByKind, Cells, Found, worst
+from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.cells import ByKind, Cells, Found, worst
 from nightjar.loadtests.simulation.evidence.grid import DASH, Grid, ratio
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF, ORACLE

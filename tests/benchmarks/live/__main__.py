@@ -13,11 +13,10 @@ from typing import Annotated, Final
 
 import typer
 
-from nightjar.loadtests.bench_summary import StrictOption
 from nightjar.loadtests.load.goodput import GoodputError, GoodputTarget, parse_goodput
 from nightjar.loadtests.load.prompts import PromptsError
 from nightjar.loadtests.report.output import GoodputCommand, GoodputOption
-from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.bars import Bar, StrictOption
 from tests.benchmarks.engine.fixture import build, says
 from tests.benchmarks.live.categories import measure_categories, short_prompts
 from tests.benchmarks.live.changing import measure_changing

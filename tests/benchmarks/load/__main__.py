@@ -23,10 +23,11 @@ import typer
 
 from nightjar.deployments.models import BASE_NAME, models_folder
 from nightjar.loadtests.arms.arm import TurnError, latin_rectangle
-from nightjar.loadtests.bench_summary import Effort, StrictOption
 from nightjar.loadtests.load.openai_stream import Server, served_model
 from nightjar.loadtests.load.prompts import PromptsError, read_texts
 from nightjar.loadtests.load.traces import TraceError, TraceFit, fit_trace, read_trace
+from nightjar.loadtests.report.machine import Effort
+from nightjar.loadtests.simulation.evidence.bars import StrictOption
 from tests.benchmarks.load.agreement import Round, bars, table
 from tests.benchmarks.load.commands import VLLM, Served, ours, read_ours, read_theirs, theirs, write_even_trace
 from tests.benchmarks.measuring.outcome import Outcome

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from nightjar.loadtests.bench_summary import BenchSummary, RunFacts, by_name
 from nightjar.loadtests.report.charts import Series, chart, scale_for
-from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.report.machine import RunFacts
+from nightjar.loadtests.simulation.evidence.bars import Bar, BenchSummary, by_name
 from tests.benchmarks.measuring.outcome import Lines, Outcome
 
 COLOURS: Final = ("#1f6f8b", "#c8553d", "#2e7d4f", "#8a5a9e", "#b58a00", "#1d2430")

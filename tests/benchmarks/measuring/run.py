@@ -16,8 +16,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from nightjar.loadtests.bench_summary import Effort, RunFacts, make_command, print_missed
-from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.report.machine import Effort, RunFacts, make_command
+from nightjar.loadtests.simulation.evidence.bars import Bar, print_missed
 from nightjar.loadtests.simulation.evidence.summary import span_of
 from tests.benchmarks.measuring.outcome import Outcome
 from tests.benchmarks.measuring.report import print_bars, print_tables, write

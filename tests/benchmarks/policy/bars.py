@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from nightjar.loadtests.simulation.evidence.bars import GOODPUT, Bar, ByKind, Cells, Found, by_second, cell_means, ratios, worst
+from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.cells import GOODPUT, ByKind, Cells, Found, by_second, cell_means, ratios, worst
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.planner_names import FLEET
 

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Final
 
 from nightjar.loadtests.simulation.evidence.bar_list import THROUGHPUT, WARM
-from nightjar.loadtests.simulation.evidence.bars import GOODPUT, Cells, Found, ratios
+from nightjar.loadtests.simulation.evidence.cells import GOODPUT, Cells, Found, ratios
 from nightjar.loadtests.simulation.evidence.grid import DASH, Grid, ratio, share
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.planner_names import FLEET, NIGHTJAR, OFF, ORACLE

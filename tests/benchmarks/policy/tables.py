@@ -10,7 +10,7 @@ from typing import Final
 
 from nightjar.loadtests.report.charts import ChartRow
 from nightjar.loadtests.simulation.evidence.bar_list import THROUGHPUT
-from nightjar.loadtests.simulation.evidence.bars import GOODPUT, Cells, by_second
+from nightjar.loadtests.simulation.evidence.cells import GOODPUT, Cells, by_second
 from nightjar.loadtests.simulation.evidence.grid import Grid, number, ratio, share
 from nightjar.loadtests.simulation.evidence.policy_report import Named, mean_series, panel
 from nightjar.loadtests.simulation.evidence.rows import RunRow

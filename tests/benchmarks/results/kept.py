@@ -12,7 +12,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from nightjar.loadtests.bench_summary import BenchSummary
+from nightjar.loadtests.simulation.evidence.bars import BenchSummary
 from nightjar.policy.wire.record import describe_validation_error
 
 RESULTS: Final = Path(__file__).parents[3] / "docs/results"

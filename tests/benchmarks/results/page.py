@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from nightjar.loadtests.bench_summary import BenchSummary, missed_lines
-from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.bars import Bar, BenchSummary, missed_lines
 from nightjar.loadtests.simulation.evidence.summary import span_of
 from tests.benchmarks.results.kept import BENCHES, RESULTS, read_kept, why_no_evidence
 

@@ -22,13 +22,13 @@ from nightjar.loadtests.arms.samples import (
     seconds_per_token,
     share_off,
 )
-from nightjar.loadtests.bench_summary import RunFacts
 from nightjar.loadtests.demo.memory import MemoryPeak, ProcessMemory
 from nightjar.loadtests.demo.report import COLUMNS, columns, render_report, shown_rows, table_cells
 from nightjar.loadtests.demo.summary import RunSummary, Times, stretches, summarise
 from nightjar.loadtests.demo.watch import result_table
 from nightjar.loadtests.load.goodput import GoodputTarget
 from nightjar.loadtests.load.regimes import parse_regime
+from nightjar.loadtests.report.machine import RunFacts
 from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.report import EngineLoad
 from tests.loadtests.recorded import replica, row, sample, totals

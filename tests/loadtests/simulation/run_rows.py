@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from nightjar.loadtests.bench_summary import RunFacts
+from nightjar.loadtests.report.machine import RunFacts
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.summary import SimulationSummary, summarise
 from nightjar.loadtests.simulation.profiles import Mechanics

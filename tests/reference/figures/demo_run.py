@@ -13,12 +13,12 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict
 
 from nightjar.loadtests.arms.samples import read_samples
-from nightjar.loadtests.bench_summary import RunFacts
 from nightjar.loadtests.demo.report import BIN_S, ModeRun, mean_k, mode_run
 from nightjar.loadtests.demo.summary import RunSummary
 from nightjar.loadtests.load.regimes import parse_regime
 from nightjar.loadtests.load.rows import read_rows
 from nightjar.loadtests.report.charts import Band, Scale, Series, round_marks
+from nightjar.loadtests.report.machine import RunFacts
 from nightjar.policy.wire.mode import Mode
 from tests.reference.figures.picture import Panel, picture
 
