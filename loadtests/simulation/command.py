@@ -29,10 +29,17 @@ from nightjar.loadtests.report.machine import RunFacts, make_command, without_fo
 from nightjar.loadtests.report.output import GoodputCommand, GoodputOption, Output, OutputOption
 from nightjar.loadtests.simulation.campaign.campaign import Campaign
 from nightjar.loadtests.simulation.campaign.contestants import ContestantError, check_name
-from nightjar.loadtests.simulation.campaign.efforts import BENCH, FULL, QUICK, QUICK_EXPERIMENTS, QUICK_LOADS, QUICK_PROFILES
-from nightjar.loadtests.simulation.campaign.experiment import Choice, Effort, Experiment
+from nightjar.loadtests.simulation.campaign.efforts import (
+    BENCH,
+    FULL,
+    QUICK,
+    QUICK_EXPERIMENTS,
+    QUICK_LOADS,
+    QUICK_PROFILES,
+    Effort,
+)
+from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment, Suite
 from nightjar.loadtests.simulation.campaign.loads import LOADS
-from nightjar.loadtests.simulation.campaign.suite import Suite
 from nightjar.loadtests.simulation.evidence.bars import StrictOption, print_missed
 from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.result_table import print_results

@@ -19,13 +19,11 @@ from functools import partial
 
 from nightjar.deployments.agent import EngineControl, Metrics
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
-from nightjar.loadtests.simulation.service.engine_room import EngineRoom
-from nightjar.loadtests.simulation.service.fleet import totals_of
+from nightjar.loadtests.simulation.service.fleet import EngineRoom, totals_of
 from nightjar.loadtests.simulation.service.results import Totals
 from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.timeline import Timeline
-from nightjar.loadtests.simulation.service.users import Users, user_of
-from nightjar.loadtests.simulation.service.workload import Demand
+from nightjar.loadtests.simulation.service.workload import Demand, Users, user_of
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.record import WireError
 from nightjar.policy.wire.report import EngineSnapshot

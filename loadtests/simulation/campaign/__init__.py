@@ -6,7 +6,6 @@ contestants  everybody who can decide, by name, and what each may know beforehan
 scenes       where planners are compared: a profile, a load, a number of replicas
 measures     what is kept of a run
 efforts      how large a run is: quick, bench, full
-experiment   a question, and the waves of runs that answer it
-suite        what a command can run, and how its rows are judged and shown
+experiment   a question and the waves of runs that answer it; a suite of them, and how its rows are judged and shown
 campaign     the plan and its estimate, all runs over all cores, and what is written of them
 """

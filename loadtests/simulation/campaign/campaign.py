@@ -16,9 +16,8 @@ from rich.console import Console
 
 from nightjar.loadtests.report.machine import RunFacts
 from nightjar.loadtests.simulation.campaign.efforts import QUICK
-from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
+from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment, Suite
 from nightjar.loadtests.simulation.campaign.measures import counting
-from nightjar.loadtests.simulation.campaign.suite import Suite
 from nightjar.loadtests.simulation.evidence.bar_list import OTHER_TEXTS, over_rivals_bar
 from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.policy_report import render_policy_report

@@ -7,10 +7,94 @@ its bars are no evidence, and are shown only where somebody asks for them.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
-from nightjar.loadtests.simulation.campaign.experiment import Effort
+PICK_SEED: Final = 1000
+"""First seed of the runs that pick the best static planner: none of them is a bar's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is run: seeds by purpose, and virtual seconds.
+
+    bar_seeds      where a bar looks, rivals of engines with long steps among them
+    rival_seeds, storm_seeds  of other rivals and long prompts, and of storms, which cost most
+    other_seeds    elsewhere
+    pick_seeds     of the runs that pick the best static planner
+    warm_up_s      what is dropped of an open-loop run; whole patterns after it are measured
+    pattern_s      the pattern that an open-loop run repeats; half of it where an engine's steps are short
+    learn_s        what a fleet gets to learn before a measure begins
+    steady_s       a steady measure
+    turn_s         how long texts stay the same where they change
+    long_prompts   requests that a run of long prompts measures at least
+    pooling_s, lie_s, lossy_s, drift_s  such runs; drift_s from the drift on
+    paper_rates    requests a second
+    """
+
+    name: str
+    bar_seeds: int
+    rival_seeds: int
+    storm_seeds: int
+    other_seeds: int
+    pick_seeds: int
+    warm_up_s: float
+    pattern_s: float
+    learn_s: float
+    steady_s: float
+    turn_s: float
+    long_prompts: int
+    pooling_s: float
+    lie_s: float
+    drift_s: float
+    lossy_s: float
+    storm_replicas: int
+    storm_profiles: int
+    fleet_sizes: tuple[int, ...]
+    paper_rates: tuple[int, ...]
+
+    def with_seeds(self, count: int) -> Effort:
+        """The same with `count` seeds where a bar looks, and at most so many elsewhere."""
+        return replace(self, bar_seeds=count, rival_seeds=count, storm_seeds=count, other_seeds=min(self.other_seeds, count))
+
+    @property
+    def bars(self) -> range:
+        """Seeds where a bar looks."""
+        return range(self.bar_seeds)
+
+    @property
+    def rivals(self) -> range:
+        """Seeds of rivals."""
+        return range(self.rival_seeds)
+
+    @property
+    def storms(self) -> range:
+        """Seeds of storms."""
+        return range(self.storm_seeds)
+
+    @property
+    def others(self) -> range:
+        """Seeds elsewhere."""
+        return range(self.other_seeds)
+
+    @property
+    def picks(self) -> range:
+        """Seeds that pick the best static planner."""
+        return range(PICK_SEED, PICK_SEED + self.pick_seeds)
+
+    @property
+    def seeds(self) -> dict[str, tuple[int, ...]]:
+        """All of them by purpose, for printing."""
+        named = {
+            "bars": self.bars,
+            "rivals": self.rivals,
+            "rivals with long steps": self.bars,
+            "storms": self.storms,
+            "others": self.others,
+            "picking": self.picks,
+        }
+        return {name: tuple(seeds) for name, seeds in named.items()}
+
 
 BENCH: Final = Effort(
     name="bench",

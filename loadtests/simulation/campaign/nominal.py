@@ -1,7 +1,7 @@
 """A profile at nominal acceptance and mean context: what it carries, and where speculation stops paying.
 
 Loads are built from this, in shares of what one engine carries, so that every profile meets the same regimes, whatever its
-speed. No planner that learns ever sees it; regret is measured against simulation/truth.py, which knows the present rows.
+speed. No planner that learns ever sees it; regret is measured against engine/truth.py, which knows the present rows.
 """
 
 from __future__ import annotations

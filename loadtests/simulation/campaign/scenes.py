@@ -10,7 +10,8 @@ from typing import Any, Final
 from nightjar.loadtests.load.regimes import Phase, Regime
 from nightjar.loadtests.load.traces import read_trace
 from nightjar.loadtests.simulation.campaign.contestants import Contestant, choose
-from nightjar.loadtests.simulation.campaign.experiment import Choice, Effort, dataset_of
+from nightjar.loadtests.simulation.campaign.efforts import Effort
+from nightjar.loadtests.simulation.campaign.experiment import Choice, dataset_of
 from nightjar.loadtests.simulation.campaign.loads import ACCEPTANCE, open_load
 from nightjar.loadtests.simulation.campaign.measures import Measure, Simulate
 from nightjar.loadtests.simulation.campaign.nominal import Nominal

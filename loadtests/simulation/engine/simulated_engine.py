@@ -20,17 +20,14 @@ from typing import Final
 
 from nightjar.loadtests.simulation.engine.acceptance_classes import AcceptanceClasses
 from nightjar.loadtests.simulation.engine.decode_rows import DecodeRows
-from nightjar.loadtests.simulation.engine.draft_memory import DraftMemory
-from nightjar.loadtests.simulation.engine.engine_totals import EngineTotals
-from nightjar.loadtests.simulation.engine.host_link import HostLink
+from nightjar.loadtests.simulation.engine.draft_memory import DraftMemory, HostLink
 from nightjar.loadtests.simulation.engine.leases import LeasedRestart
 from nightjar.loadtests.simulation.engine.luck import Luck, luck_of
-from nightjar.loadtests.simulation.engine.oracle import oracle_factory
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.engine.scheduler import SimulatedScheduler
-from nightjar.loadtests.simulation.engine.step_account import StepAccount
+from nightjar.loadtests.simulation.engine.step_account import EngineTotals, StepAccount
 from nightjar.loadtests.simulation.engine.step_noise import NoiseStream
-from nightjar.loadtests.simulation.engine.truth import Truth
+from nightjar.loadtests.simulation.engine.truth import Truth, oracle_factory
 from nightjar.loadtests.simulation.planner_names import ORACLE
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.rivals import DRAFTS_MAX

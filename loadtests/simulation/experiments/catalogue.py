@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from nightjar.loadtests.simulation.campaign.experiment import Experiment
-from nightjar.loadtests.simulation.campaign.suite import Suite
+from nightjar.loadtests.simulation.campaign.experiment import Experiment, Suite
 from nightjar.loadtests.simulation.evidence.bar_list import BARS
 from nightjar.loadtests.simulation.evidence.policy_report import CHARTS
 from nightjar.loadtests.simulation.evidence.tables import all_grids
 from nightjar.loadtests.simulation.experiments.ablation import ABLATION
-from nightjar.loadtests.simulation.experiments.changing_texts import CHANGING
 from nightjar.loadtests.simulation.experiments.cold import COLD_START
 from nightjar.loadtests.simulation.experiments.goodput import UNDER_TARGET
 from nightjar.loadtests.simulation.experiments.limit import STEP_LIMIT
-from nightjar.loadtests.simulation.experiments.open_loop import OPEN_LOOP, RIVAL
+from nightjar.loadtests.simulation.experiments.open_loop import CHANGING, OPEN_LOOP, RIVAL
 from nightjar.loadtests.simulation.experiments.pooling import NEWCOMER, POOLING
 from nightjar.loadtests.simulation.experiments.prefill import PREFILL_STEPS
 from nightjar.loadtests.simulation.experiments.steady import STEADY

@@ -14,8 +14,7 @@ from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.campaign.measures import until_the_last_answer
 from nightjar.loadtests.simulation.campaign.nominal import Nominal
 from nightjar.loadtests.simulation.campaign.scenes import cell, nominal_of, open_scene
-from nightjar.loadtests.simulation.evidence.bar_list import PAPER_PROFILES, WARM
-from nightjar.loadtests.simulation.evidence.cold_bars import COLD
+from nightjar.loadtests.simulation.evidence.bar_list import COLD, PAPER_PROFILES, WARM
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF

@@ -3,16 +3,33 @@
 Requests arrive whether or not earlier ones were answered. The best static planner of each place is picked on other seeds, among
 off, every fixed K and the tuned table, and then runs on the bars' seeds. Rivals run with our dormancy and catch-up (equal
 mechanics), and as published, where that makes a difference.
+
+Texts may move, too: a quiet engine, where speculation wins most, gets texts of which drafts are kept half as often, then its
+profile's own, then the others again. One turn of either is measured. No static planner is right in both; a table that was tuned for
+the hard texts is among those that are picked from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
 
 from nightjar.loadtests.simulation.campaign.contestants import RETUNED_TABLE, RIVALS, Contestant, learns, static_names
+from nightjar.loadtests.simulation.campaign.efforts import Effort
 from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.campaign.measures import basic, with_length
-from nightjar.loadtests.simulation.campaign.scenes import Scene, cell, open_scenes, rival_seeds, span, static_span
+from nightjar.loadtests.simulation.campaign.nominal import Nominal
+from nightjar.loadtests.simulation.campaign.scenes import (
+    Scene,
+    cell,
+    named_scene,
+    nominal_of,
+    open_scenes,
+    rival_seeds,
+    span,
+    static_span,
+)
 from nightjar.loadtests.simulation.evidence.bar_list import CHANGING_TEXTS, PICK, best_static
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
@@ -24,6 +41,12 @@ SHOWN = ("surge", "oscillation", "diurnal", CHANGING_TEXTS)
 
 EVERYWHERE = ("off", "fixed-3")
 """Static planners that run at every place, so that the curves against load have them."""
+
+CHANGED_ACCEPTANCE: Final = 0.5
+"""Of the profile's, each draft given that the one before it was kept: as where acceptance halves in mid-run."""
+
+CHANGING_ENGINES: Final = 2
+"""Profiles that are looked at while texts change: such a run is long."""
 
 
 def picking(choice: Choice, scenes: Sequence[Scene]) -> list[Cell]:
@@ -123,6 +146,26 @@ def _rivals_and_fleet(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
     return rivals(choice, scenes) + as_published(choice) + fleet_and_oracle(choice, scenes)
 
 
+def _changing(choice: Choice) -> list[Scene]:
+    """The first of the chosen profiles, quiet, while texts change."""
+    return [_changing_scene(choice.effort, nominal) for nominal in map(nominal_of, choice.few(CHANGING_ENGINES))]
+
+
+def _changing_scene(effort: Effort, nominal: Nominal) -> Scene:
+    measured_s = 2 * effort.turn_s
+    quiet = named_scene(effort, nominal, "poisson-quiet", 1, effort.warm_up_s + measured_s)
+    return replace(quiet, load=CHANGING_TEXTS, acceptance=CHANGED_ACCEPTANCE, turn_s=effort.turn_s, measured_s=measured_s)
+
+
+def _changing_all_but_picked(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
+    here = _changing(choice)
+    return picking(choice, here) + fleet_and_oracle(choice, here) + rivals(choice, here)
+
+
+def _changing_picked(choice: Choice, rows: Sequence[RunRow]) -> list[Cell]:
+    return picked(choice, _changing(choice), rows)
+
+
 OPEN_LOOP = Experiment(
     "open-loop",
     "moving load: how much of the oracle's lead over the best static planner",
@@ -134,4 +177,10 @@ RIVAL = Experiment(
     "moving load: against every rival, on equal mechanics and as published",
     (_rivals_and_fleet,),
     bars=("fleet_over_rival_min", "fleet_over_rival_geomean_min", "other_texts_over_rival_geomean_min"),
+)
+CHANGING = Experiment(
+    CHANGING_TEXTS,
+    "texts that change: who finds out, against the best static planner and every rival",
+    (_changing_all_but_picked, _changing_picked),
+    bars=("changing_texts_over_rival_geomean_min",),
 )

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from nightjar.loadtests.load.regimes import Phase, Regime
 from nightjar.loadtests.simulation.campaign.contestants import Contestant, learns
-from nightjar.loadtests.simulation.campaign.experiment import Choice, Effort, Experiment, dataset_of
+from nightjar.loadtests.simulation.campaign.efforts import Effort
+from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment, dataset_of
 from nightjar.loadtests.simulation.campaign.measures import basic
 from nightjar.loadtests.simulation.campaign.nominal import Nominal
 from nightjar.loadtests.simulation.campaign.scenes import (

@@ -1,9 +1,9 @@
-"""The off-line profile that model-based rivals plan with: step times on a grid of batch, context and K, right or a little
-wrong.
+"""What is measured off line, before a service runs: the step times that model-based rivals plan with, speeds for a table, C_switch.
 
-TurboSpec and vLLM's adaptive verification decide from step costs that were measured before serving. A profile taken
-elsewhere, or on another day, is wrong by some percent, so the simulator hands all of them one and the same prior whose cells
-are off by a seeded factor. Fails closed: text that is no such grid raises ValueError.
+TurboSpec and vLLM's adaptive verification decide from step costs that were measured before serving. A profile taken elsewhere, or
+on another day, is wrong by some percent, so the simulator hands all of them one and the same prior whose cells are off by a seeded
+factor. Tables and the paper's C_switch come from step times as they are, once per profile at nominal acceptance, as a careful
+operator measures them. Fails closed: text that is no grid of step times raises ValueError.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from random import Random
 from typing import Final
 
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES
+from nightjar.policy.wire.switch_cost import SwitchCostRow
 
 Grid = tuple[tuple[tuple[float, ...], ...], ...]
 
@@ -24,6 +25,10 @@ CONTEXTS: Final = (64, 512, 2048, 8192)
 
 MOST_ERROR: Final = 0.2
 """Share by which a cell of the prior may be off."""
+
+SWITCH_COST_LAGS: Final = (32, 128, 512, 2048)
+SWITCH_COST_BATCHES: Final = (1, 4, 16, 64, 256)
+"""Longest lags, in tokens, and batches at which C_switch is measured."""
 
 _CONTEXT_GRAIN_TOKENS: Final = 64
 
@@ -134,6 +139,32 @@ class StepTimesLookup:
             found = self._times.at(decode_rows, (grain + 0.5) * _CONTEXT_GRAIN_TOKENS * decode_rows)
             self._known[decode_rows, grain] = found
         return found
+
+
+def nominal_speeds(
+    step_seconds: StepSeconds, survival: Sequence[float], arms: Sequence[int], *, max_num_seqs: int, context_tokens_per_row: int
+) -> dict[int, dict[int, float]]:
+    """Tokens per second of a row, by decode batch size from 1 to `max_num_seqs` and K of `arms`.
+
+    survival[i] is the probability that more than i draft tokens are accepted.
+    """
+    tokens = {arm: 1.0 + sum(survival[:arm]) for arm in arms}
+    return {
+        rows: {arm: tokens[arm] / step_seconds(rows, rows * context_tokens_per_row, arm) for arm in arms}
+        for rows in range(1, max_num_seqs + 1)
+    }
+
+
+def switch_cost_table(catch_up_seconds: Callable[[int, int], float], max_num_seqs: int) -> tuple[SwitchCostRow, ...]:
+    """C_switch as the paper measures it: the time that recomputing the drafter's KV adds, by longest lag and batch.
+
+    `catch_up_seconds(decode_rows, catch_up_tokens)` is the added time of a step; each row of the batch lags by the same.
+    """
+    return tuple(
+        (lag, batch, round(catch_up_seconds(batch, lag * batch), 7))
+        for lag in SWITCH_COST_LAGS
+        for batch in sorted({min(batch, max_num_seqs) for batch in SWITCH_COST_BATCHES})
+    )
 
 
 def _between(axis: Sequence[int], value: float) -> tuple[int, int, float]:

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from nightjar.loadtests.arms.stock_table import TableRows, tuned_table
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
-from nightjar.loadtests.simulation.rivals import adaptive_verification, bandit_spec, pairs, sglang, tables, tuning, turbo_spec
+from nightjar.loadtests.simulation.rivals import adaptive_verification, bandit_spec, prior, sglang, tables, turbo_spec
 from nightjar.loadtests.simulation.rivals.prior import MOST_ERROR, StepTimes, measure
 from nightjar.loadtests.simulation.step_cost import prepared_cost, step_cost
 from nightjar.policy.planners.local import LocalPlannerFactory
@@ -29,7 +29,7 @@ RIVALS: Final[Mapping[str, LocalPlannerFactory]] = {
 }
 """Published planners, by the name in a `settings.Local` plan."""
 
-FOR_COMPARISON: Final[Mapping[str, LocalPlannerFactory]] = {**RIVALS, "pair": pairs.build}
+FOR_COMPARISON: Final[Mapping[str, LocalPlannerFactory]] = {**RIVALS, "pair": tables.build_pair}
 """They and the static planner that nobody published."""
 
 DRAFTS_MAX: Final = frozenset({"vllm-adaptive-verification"})
@@ -72,7 +72,7 @@ def inputs(
     def drafting_max(decode_rows: int, context_tokens: int, verified: int) -> float:
         return cost.decode_seconds(decode_rows, context_tokens, longest, verified)
 
-    speeds = tuning.nominal_speeds(
+    speeds = prior.nominal_speeds(
         cost.steady_seconds,
         survival,
         profile.drafter.arms,
@@ -95,7 +95,7 @@ def switch_cost_table(profile: Profile) -> tuple[SwitchCostRow, ...]:
         caught_up = cost.seconds(decode_rows, context, 1, catch_up_tokens=catch_up_tokens)
         return caught_up - cost.seconds(decode_rows, context, 1)
 
-    return tuning.switch_cost_table(added_seconds, profile.limits.max_num_seqs)
+    return prior.switch_cost_table(added_seconds, profile.limits.max_num_seqs)
 
 
 class Entry(NamedTuple):

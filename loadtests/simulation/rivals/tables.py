@@ -1,4 +1,4 @@
-"""Tables of K by batch size that an operator writes once: TensorRT-LLM's and vLLM's, with the rules that differ between them.
+"""Static planners: tables of K by batch size that an operator writes once, TensorRT-LLM's and vLLM's, and one K per kind of step.
 
 Sources: TensorRT-LLM's `draft_len_schedule` (pull requests 8194, 10860, 12262): a dict from the largest batch to a draft
 length; above the last key speculation is off. vLLM's `num_speculative_tokens_per_batch_size` (pull request 32374,
@@ -10,6 +10,9 @@ tell an operator to do.
 Not modelled: vLLM counts every request of a step, also those in prefill. In a pure decode step that is the decode batch;
 steps with prefill keep K here, for every planner. TensorRT-LLM's rolling acceptance threshold, which switches off for good,
 is not used.
+
+Nobody ships the pair of K, one for pure decode steps and one for those that also compute prompt tokens. It shows what planning the
+two kinds of steps apart is worth without knowing more than which kind a step is.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from nightjar.policy.planners.local import (
     LocalOptionsError,
     StepOutcome,
     StepView,
+    number_option,
     refuse_unknown,
     text_option,
 )
@@ -72,6 +76,35 @@ def build_vllm(options: LocalOptions, context: LocalContext) -> Table:
     for first, _, length in rows:
         lengths[first:] = [length] * max(len(lengths) - first, 0)
     return Table(lengths)
+
+
+class Pair:
+    """Two K, one for each kind of step."""
+
+    plans_mixed_steps = True
+
+    def __init__(self, pure_k: int, mixed_k: int) -> None:
+        self._pure_k, self._mixed_k = pure_k, mixed_k
+
+    def choose(self, view: StepView) -> int:
+        """The K of this kind of step."""
+        return self._mixed_k if view.prefill_tokens else self._pure_k
+
+    def in_mixed_step(self, view: StepView) -> int:  # noqa: ARG002 - not asked
+        """The K of a step with prefill."""
+        return self._mixed_k
+
+    def learn(self, outcome: StepOutcome) -> None:
+        """Nothing to learn."""
+
+
+def build_pair(options: LocalOptions, context: LocalContext) -> Pair:
+    """Options: `pure_k` and `mixed_k`."""
+    refuse_unknown(options, ("pure_k", "mixed_k"))
+    pure_k, mixed_k = (
+        int(number_option(options, name, 0, 0, context.max_num_speculative_tokens)) for name in ("pure_k", "mixed_k")
+    )
+    return Pair(pure_k, mixed_k)
 
 
 def tensorrt_llm_text(rows: TableRows) -> str:

@@ -1,4 +1,4 @@
-"""The replicas of a simulated service: engines, and the router in front of them.
+"""The replicas of a simulated service: engines, how a scenario makes them, and the router in front of them.
 
 Engines run strictly in order of their clocks, each until the next thing that concerns it: another engine that is behind it, or
 an action on the timeline. So a request that one engine answers may be followed by the next at that very moment, wherever
@@ -9,18 +9,27 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from nightjar.loadtests.simulation.engine.engine_totals import EngineTotals
+import numpy as np
+
+from nightjar.loadtests.simulation.engine.draft_memory import HostLink
 from nightjar.loadtests.simulation.engine.leases import LeasedRestart
+from nightjar.loadtests.simulation.engine.luck import luck_of
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
+from nightjar.loadtests.simulation.engine.simulated_engine import SimulatedEngine
+from nightjar.loadtests.simulation.engine.step_account import EngineTotals
+from nightjar.loadtests.simulation.rivals import FOR_COMPARISON
 from nightjar.loadtests.simulation.service.results import Totals
 from nightjar.loadtests.simulation.service.router import Router
+from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.timeline import Timeline
 from nightjar.loadtests.simulation.service.workload import Demand
+from nightjar.policy.planners import LOCAL_PLANNERS
+from nightjar.policy.planners.local import LocalPlannerFactory
 from nightjar.policy.wire.report import DrafterState, LoadReport
 from nightjar.policy.wire.settings import IssuedSettings
 
@@ -206,6 +215,53 @@ class Fleet:
         for request in answers:
             self._router.answered(number)
             self._answered(number, request)
+
+
+ALL_LOCAL_PLANNERS: Final[Mapping[str, LocalPlannerFactory]] = {**LOCAL_PLANNERS, **FOR_COMPARISON}
+
+
+class EngineRoom:
+    """Makes the engines of one scenario: every replica on its node, whose host link it shares, with all planners."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self._scenario = scenario
+        self._links: dict[str, HostLink] = {}
+
+    def build(self, number: int, speed: float) -> SimulatedEngine:
+        """The engine of replica `number`. Its noise follows from the seed and its number alone."""
+        scenario = self._scenario
+        node_id = node_name(scenario, number)
+        link = None
+        if scenario.offload:
+            bandwidth = scenario.profile.drafter.host_link_bytes_per_s
+            link = self._links.setdefault(node_id, HostLink(bandwidth))
+        return SimulatedEngine(
+            scenario.profile,
+            replica_id=replica_name(number),
+            mechanics=scenario.mechanics,
+            seed=int(np.random.SeedSequence((scenario.seed, number)).generate_state(1)[0]),
+            local_planners=ALL_LOCAL_PLANNERS,
+            speed=speed,
+            host_link=link,
+            node_id=node_id,
+            catch_up_chunk_tokens=scenario.catch_up_chunk_tokens,
+            track_regret=scenario.track_regret,
+            luck=luck_of(scenario.seed),
+        )
+
+
+def replica_name(number: int) -> str:
+    """A replica's id in reports and results.
+
+    >>> replica_name(7)
+    'replica-7'
+    """
+    return f"replica-{number}"
+
+
+def node_name(scenario: Scenario, number: int) -> str:
+    """The node that replica `number` stands on."""
+    return f"node-{number // scenario.replicas_per_node}"
 
 
 def totals_of(engine: Engine) -> Totals:

@@ -20,8 +20,7 @@ from itertools import dropwhile
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.service.autoscaler import Wanting, look
 from nightjar.loadtests.simulation.service.control_plane import ControlPlane
-from nightjar.loadtests.simulation.service.engine_room import EngineRoom, node_name, replica_name
-from nightjar.loadtests.simulation.service.fleet import Engine, Fleet
+from nightjar.loadtests.simulation.service.fleet import Engine, EngineRoom, Fleet, node_name, replica_name
 from nightjar.loadtests.simulation.service.lies import liar
 from nightjar.loadtests.simulation.service.measures import Measures
 from nightjar.loadtests.simulation.service.results import RunResult
@@ -39,8 +38,7 @@ from nightjar.loadtests.simulation.service.scenario import (
     UsersChanged,
 )
 from nightjar.loadtests.simulation.service.timeline import Timeline
-from nightjar.loadtests.simulation.service.users import Users, user_of
-from nightjar.loadtests.simulation.service.workload import Demand
+from nightjar.loadtests.simulation.service.workload import Demand, Users, user_of
 from nightjar.policy.engine.drafter import UNLIMITED
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.settings import IssuedSettings, Local, RestartLimits, Settings, SettingsVersion

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from nightjar.loadtests.simulation.campaign.suite import Suite
+from nightjar.loadtests.simulation.campaign.experiment import Suite
 from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from tests.benchmarks.latency.bars import latency_bars, latency_grid

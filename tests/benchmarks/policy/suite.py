@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from nightjar.loadtests.simulation.campaign.suite import Suite
+from nightjar.loadtests.simulation.campaign.experiment import Suite
 from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.experiments.catalogue import SUITE as OF_THE_PRODUCT

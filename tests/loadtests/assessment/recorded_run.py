@@ -17,7 +17,7 @@ from nightjar.loadtests.simulation.engine.luck import luck_of
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.engine.simulated_engine import SimulatedEngine
 from nightjar.loadtests.simulation.profiles import read_profile
-from nightjar.loadtests.simulation.service.engine_room import ALL_LOCAL_PLANNERS, replica_name
+from nightjar.loadtests.simulation.service.fleet import ALL_LOCAL_PLANNERS, replica_name
 from nightjar.loadtests.simulation.service.results import Totals
 from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate

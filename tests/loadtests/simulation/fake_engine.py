@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from nightjar.loadtests.simulation.engine.engine_totals import EngineTotals
 from nightjar.loadtests.simulation.engine.leases import LeasedRestart
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
+from nightjar.loadtests.simulation.engine.step_account import EngineTotals
 from nightjar.loadtests.simulation.profiles import Profile, read_profile
 from nightjar.policy.engine.counters import StepCount, StepCounters
 from nightjar.policy.engine.steering import Steering

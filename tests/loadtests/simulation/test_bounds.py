@@ -13,8 +13,8 @@ from dataclasses import replace
 
 import pytest
 
-from nightjar.loadtests.simulation.campaign.efforts import BENCH
-from nightjar.loadtests.simulation.campaign.experiment import PICK_SEED, Choice
+from nightjar.loadtests.simulation.campaign.efforts import BENCH, PICK_SEED
+from nightjar.loadtests.simulation.campaign.experiment import Choice
 from nightjar.loadtests.simulation.evidence.bar_list import compute_bars
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.loadtests.simulation.evidence.rows import RunRow

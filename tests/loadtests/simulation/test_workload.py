@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from nightjar.loadtests.load.regimes import arrival_times, parse_regime
 from nightjar.loadtests.load.traces import read_trace
 from nightjar.loadtests.simulation.service.lengths import Dataset, Lognormal
-from nightjar.loadtests.simulation.service.users import Users
-from nightjar.loadtests.simulation.service.workload import Demand, Trace, UserCount, Workload
+from nightjar.loadtests.simulation.service.workload import Demand, Trace, UserCount, Users, Workload
 
 TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:46.6805900,374,44
