@@ -1,7 +1,7 @@
 """A simulated engine with its users, run at the pace of a clock, behind the control channel of a real one.
 
-The engine, its luck and what its users ask are the simulator's for the same scenario and number. So a replica here differs from the
-same replica there in who carries reports and settings, and in when they arrive: here a real agent does, over a real wire. The
+The engine, its draws and what its users ask are the simulator's for the same scenario and number. So a replica here differs from
+the same replica there in who carries reports and settings, and in when they arrive: here a real agent does, over a real wire. The
 simulator's virtual seconds are seconds of that clock: the machine's, or an event loop's that jumps. An engine is run up to the
 present moment whenever somebody asks, so that no late agent holds it up (INV-4), and it takes commands between two of its steps.
 

@@ -50,7 +50,7 @@ NEWCOMER, NEWCOMER_STEPS = "newcomer", 300
 MOST_GOODPUT_APART = 1 - WITHIN
 """Of the two plans' K, in shares of the oracle's goodput. Both may be so far from the oracle and count as learned."""
 MOST_TOKENS_APART = 0.02
-"""As a share. The engines' luck is the same on both sides, so that only different K make a difference."""
+"""As a share. The engines' draws are the same on both sides, so that only different K make a difference."""
 MOST_LOSS_APART = 0.01
 """In shares of what the oracle gives, beyond what the simulator's runs are apart: agents report at moments of their own."""
 TICK_PHASES_S = (0.0, 0.25, 0.5, 0.75, 0.96)

@@ -1,6 +1,6 @@
 """The rows of a simulated engine that decode: what each still has to generate, holds and lacks, as arrays over the rows.
 
-A step must cost microseconds, so nothing here loops over rows except where one joins or leaves: luck is drawn for many steps
+A step must cost microseconds, so nothing here loops over rows except where one joins or leaves: acceptance is drawn for many steps
 at once, steps that verify no drafts only move one common offset, and a row that leaves is replaced by the last one. Growth of a
 row's blocks is booked in arrears (`try_book_blocks`); the scheduler bounds it from above in every step.
 """
@@ -14,24 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nightjar.loadtests.simulation.engine.acceptance_classes import AcceptanceClasses
-from nightjar.loadtests.simulation.engine.luck import PLACES, Luck
+from nightjar.loadtests.simulation.engine.random_numbers import PLACES, RequestDraws
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 
-LUCK_STEPS: Final = 64
-"""Steps for which luck is drawn at once."""
+DRAWN_STEPS: Final = 64
+"""Steps for which acceptance is drawn at once."""
 FIRST_CAPACITY: Final = 16
 NEVER: Final = 1 << 60
 UNKNOWN: Final = (-1, 0, 0)
 """No composition of the rows."""
 
 Integers = NDArray[np.int64]
-_STEPS: Final[Integers] = np.arange(LUCK_STEPS)[:, None]
+_STEPS: Final[Integers] = np.arange(DRAWN_STEPS)[:, None]
 
 
 class DecodeRows:
     """All decoding rows of one engine."""
 
-    def __init__(self, classes: AcceptanceClasses, luck: Luck) -> None:
+    def __init__(self, classes: AcceptanceClasses, draws: RequestDraws) -> None:
         self.requests: list[SimulatedRequest] = []
         self.count = 0
         self.context_tokens = 0
@@ -42,14 +42,14 @@ class DecodeRows:
         self.composition = 0
         """Rises whenever a row joins or leaves."""
         self._classes = classes
-        self._source = luck
+        self._source = draws
         self._longest = classes.survival.shape[1]
         self._offset = 0
         self._least_left = NEVER
-        self._luck_at = LUCK_STEPS
+        self._drawn_at = DRAWN_STEPS
         self._capacity = 0
         self._state: Integers = np.zeros((6, 0), dtype=np.int64)
-        self._luck: Integers = np.ones((LUCK_STEPS, 0), dtype=np.int64)
+        self._drawn: Integers = np.ones((DRAWN_STEPS, 0), dtype=np.int64)
         self._grow()
         self._one_more: list[Integers] = [np.array(length + 1, dtype=np.int64) for length in range(self._longest + 1)]
         self._behind = False  # whether some draft KV is missing; only then `valid` means anything
@@ -88,7 +88,7 @@ class DecodeRows:
             self._fall_behind()
         self.count += 1
         self.requests.append(request)
-        drawn_from, to_draw = self._source.place(request.number, request.lucky_draws), LUCK_STEPS - self._luck_at
+        drawn_from, to_draw = self._source.place(request.number, request.draws), DRAWN_STEPS - self._drawn_at
         draft_tokens = min(request.draft_tokens, context)
         self._state[:, row] = (left + self._offset, context + left, draft_tokens, request.held_blocks, kind, drawn_from + to_draw)
         self._least_left = min(self._least_left, left + self._offset)
@@ -100,7 +100,7 @@ class DecodeRows:
         if to_draw:
             rises = self._classes.survival[kind][::-1]
             missed = np.searchsorted(rises, self._source.numbers[drawn_from : drawn_from + to_draw], side="right")
-            self._luck[self._luck_at :, row] = self._longest + 1 - missed
+            self._drawn[self._drawn_at :, row] = self._longest + 1 - missed
 
     def advance(self, verified: int, *, draft_runs: bool) -> tuple[int, list[int]]:
         """Run a step that verifies `verified` drafts per row: tokens generated, and accepted[i] as in StepCount.
@@ -157,7 +157,7 @@ class DecodeRows:
         """Take one row out: its request, with its tokens and blocks up to date."""
         left, final, valid, held, kind, next_draw = self._state[:, row].tolist()
         request = self.requests[row]
-        request.lucky_draws = (next_draw - (LUCK_STEPS - self._luck_at) - self._source.place(request.number, 0)) % PLACES
+        request.draws = (next_draw - (DRAWN_STEPS - self._drawn_at) - self._source.place(request.number, 0)) % PLACES
         context = final - left + self._offset
         self.context_tokens -= context
         if self._behind:
@@ -169,7 +169,7 @@ class DecodeRows:
         last = self.count = self.count - 1
         if row != last:
             self._state[:, row] = self._state[:, last]
-            self._luck[self._luck_at :, row] = self._luck[self._luck_at :, last]
+            self._drawn[self._drawn_at :, row] = self._drawn[self._drawn_at :, last]
             self.requests[row] = self.requests[last]
         self.requests.pop()
         remaining = self._left[:last]
@@ -202,17 +202,17 @@ class DecodeRows:
         assert self.longest_lag_tokens == (lags.max() if self.count else 0)
         assert (self._left[: self.count] > self._offset).all()
 
-    def renew_luck(self) -> None:
+    def draw_anew(self) -> None:
         """What is drawn already counts by the acceptance that was: draw it again."""
-        self._next_draw[: self.count] -= LUCK_STEPS - self._luck_at
-        self._luck_at = LUCK_STEPS
+        self._next_draw[: self.count] -= DRAWN_STEPS - self._drawn_at
+        self._drawn_at = DRAWN_STEPS
 
     def _grow(self) -> None:
         """Make room for twice as many rows: most engines of a large fleet need few."""
         added = max(self._capacity, FIRST_CAPACITY)
         self._capacity += added
         self._state = np.pad(self._state, ((0, 0), (0, added)))
-        self._luck = np.pad(self._luck, ((0, 0), (0, added)))
+        self._drawn = np.pad(self._drawn, ((0, 0), (0, added)))
         self._scratch: Integers = np.empty(self._capacity, dtype=np.int64)
         # Row i still generates left[i] - offset tokens and has final[i] - left[i] + offset tokens in the cache.
         self._left, self._final, self._valid, self._held, self._class, self._next_draw = self._state
@@ -222,13 +222,13 @@ class DecodeRows:
         return contexts
 
     def _verify(self, verified: int) -> list[int]:
-        rows, at = self.count, self._luck_at
+        rows, at = self.count, self._drawn_at
         self._longest_lag = UNKNOWN
-        if at == LUCK_STEPS:
-            self._draw_luck()
+        if at == DRAWN_STEPS:
+            self._draw()
             at = 0
-        self._luck_at = at + 1
-        tokens = self._luck[at, :rows]
+        self._drawn_at = at + 1
+        tokens = self._drawn[at, :rows]
         if verified < self._longest:
             tokens = np.minimum(tokens, self._one_more[verified], out=self._scratch[:rows])
         if self.lag_tokens:
@@ -239,17 +239,17 @@ class DecodeRows:
         rows_by_tokens = np.bincount(tokens, minlength=verified + 2).tolist()
         return list(accumulate(reversed(rows_by_tokens[2:])))[::-1]
 
-    def _draw_luck(self) -> None:
+    def _draw(self) -> None:
         """Tokens that each row would generate in each of the next steps if it verified the longest drafts."""
         rows = self.count
-        luck = self._luck[:, :rows]
-        luck.fill(1)
+        tokens = self._drawn[:, :rows]
+        tokens.fill(1)
         next_draw = self._next_draw[:rows]
         next_draw %= PLACES
         draws = self._source.numbers[_STEPS + next_draw]
-        next_draw += LUCK_STEPS
+        next_draw += DRAWN_STEPS
         for survival in self._classes.survival[self._class[:rows]].T:
-            luck += draws < survival
+            tokens += draws < survival
 
     def _fall_behind(self) -> None:
         self._behind = True

@@ -29,7 +29,7 @@ class SimulatedRequest:
     """The leading ones of those that the draft has computed, too."""
     held_blocks: int = 0
     admission: int = 0
-    lucky_draws: int = 0
+    draws: int = 0
     """Steps in which it verified drafts."""
 
     @property

@@ -22,11 +22,10 @@ from nightjar.loadtests.simulation.engine.acceptance_classes import AcceptanceCl
 from nightjar.loadtests.simulation.engine.decode_rows import DecodeRows
 from nightjar.loadtests.simulation.engine.draft_memory import DraftMemory, HostLink
 from nightjar.loadtests.simulation.engine.leases import LeasedRestart
-from nightjar.loadtests.simulation.engine.luck import Luck, luck_of
+from nightjar.loadtests.simulation.engine.random_numbers import NoiseStream, RequestDraws, draws_of
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.engine.scheduler import SimulatedScheduler
 from nightjar.loadtests.simulation.engine.step_account import EngineTotals, StepAccount
-from nightjar.loadtests.simulation.engine.step_noise import NoiseStream
 from nightjar.loadtests.simulation.engine.truth import Truth, oracle_factory
 from nightjar.loadtests.simulation.planner_names import ORACLE
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
@@ -48,7 +47,7 @@ class SimulatedEngine:
     `speed` divides every step time (0.5: a card half as fast). `local_planners` are those that a Local plan may name; the oracle is
     always among them. With a `host_link` a dormant draft may be offloaded. `catch_up_chunk_tokens` is the most that one step
     recomputes (None: everything at once). `leased_restarts` holds begin and end of each restart under a lease, the end infinite
-    while it runs. `luck` is that of the requests with their drafts (None: the seed's own). With a rival of `rivals.DRAFTS_MAX` the
+    while it runs. `draws` decide which drafts requests accept (None: the seed's own). With a rival of `rivals.DRAFTS_MAX` the
     drafter always runs the longest K, and the K chosen only says how many drafts the next step verifies.
     """
 
@@ -66,7 +65,7 @@ class SimulatedEngine:
         catch_up_chunk_tokens: int | None = CATCH_UP_CHUNK_TOKENS,
         track_regret: bool = False,
         now_s: float = 0.0,
-        luck: Luck | None = None,
+        draws: RequestDraws | None = None,
     ) -> None:
         self.now_s = now_s
         self.speed = speed
@@ -82,7 +81,7 @@ class SimulatedEngine:
         self._prepared = prepared_cost(profile, off)
         self._noise = NoiseStream(profile.step_noise, seed)
         self._classes = AcceptanceClasses(profile)
-        self._rows = DecodeRows(self._classes, luck or luck_of(seed))
+        self._rows = DecodeRows(self._classes, draws or draws_of(seed))
         self._scheduler = SimulatedScheduler(profile.limits, self._longest, self._rows)
         self._truth = Truth(self._prepared, self._classes, self._rows, profile.drafter)
         self._steering = Steering(
@@ -167,7 +166,7 @@ class SimulatedEngine:
     def scale_acceptance(self, factor: float) -> None:
         """Conditional acceptance of all classes is `factor` times the profile's from now on."""
         self._classes.scale(factor)
-        self._rows.renew_luck()
+        self._rows.draw_anew()
         self._truth.renew()
 
     def step(self) -> Sequence[SimulatedRequest]:

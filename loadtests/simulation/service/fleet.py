@@ -18,7 +18,7 @@ import numpy as np
 
 from nightjar.loadtests.simulation.engine.draft_memory import HostLink
 from nightjar.loadtests.simulation.engine.leases import LeasedRestart
-from nightjar.loadtests.simulation.engine.luck import luck_of
+from nightjar.loadtests.simulation.engine.random_numbers import draws_of
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.engine.simulated_engine import SimulatedEngine
 from nightjar.loadtests.simulation.engine.step_account import EngineTotals
@@ -246,7 +246,7 @@ class EngineRoom:
             node_id=node_id,
             catch_up_chunk_tokens=scenario.catch_up_chunk_tokens,
             track_regret=scenario.track_regret,
-            luck=luck_of(scenario.seed),
+            draws=draws_of(scenario.seed),
         )
 
 

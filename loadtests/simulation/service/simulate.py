@@ -1,7 +1,7 @@
 """Runs a scenario in virtual time: engines, requests, router, policy and whatever goes wrong, in the order in which it happens.
 
 `simulate` is a pure function of its scenario (and of the files it names): all randomness comes from its seed, in streams
-that do not touch one another. What is asked never depends on who decides, and an engine's own luck depends on its number
+that do not touch one another. What is asked never depends on who decides, and an engine's own noise depends on its number
 alone, so two planners face the same service (common random numbers). Fails closed: a scenario that cannot run raises
 ValueError with what is allowed.
 

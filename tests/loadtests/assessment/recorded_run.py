@@ -13,7 +13,7 @@ from nightjar.loadtests.assessment.scrapes import MODEL, POSITION, Metric
 from nightjar.loadtests.load.regimes import Phase, Regime
 from nightjar.loadtests.simulation.campaign.contestants import Contestant, choose
 from nightjar.loadtests.simulation.campaign.scenes import nominal_of, open_scene
-from nightjar.loadtests.simulation.engine.luck import luck_of
+from nightjar.loadtests.simulation.engine.random_numbers import draws_of
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.engine.simulated_engine import SimulatedEngine
 from nightjar.loadtests.simulation.profiles import read_profile
@@ -161,7 +161,7 @@ def _builder(scenario: Scenario, recorded: Recorded) -> Callable[[int, float], S
             local_planners=ALL_LOCAL_PLANNERS,
             speed=speed,
             catch_up_chunk_tokens=scenario.catch_up_chunk_tokens,
-            luck=luck_of(scenario.seed),
+            draws=draws_of(scenario.seed),
         )
         engine.recorded = recorded
         return engine

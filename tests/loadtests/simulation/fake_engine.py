@@ -1,4 +1,4 @@
-"""An engine that needs no luck: a step takes 10 ms / speed and gives every request 1 + K tokens. For tests of the fleet side."""
+"""An engine without chance: a step takes 10 ms / speed and gives every request 1 + K tokens. For tests of the fleet side."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ import pytest
 
 from nightjar.loadtests.simulation.engine.acceptance_classes import AcceptanceClasses, scaled
 from nightjar.loadtests.simulation.engine.decode_rows import DecodeRows
-from nightjar.loadtests.simulation.engine.luck import luck_of
+from nightjar.loadtests.simulation.engine.random_numbers import draws_of
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from tests.loadtests.simulation.engines import PAIR, engine, held, keep_busy
 
@@ -14,7 +14,7 @@ STEPS = 400
 
 def rows_of(*kinds: int) -> DecodeRows:
     """Rows of the given classes that go on for longer than any test."""
-    rows = DecodeRows(AcceptanceClasses(PAIR), luck_of(3))
+    rows = DecodeRows(AcceptanceClasses(PAIR), draws_of(3))
     for number, kind in enumerate(kinds):
         rows.join(SimulatedRequest(number, 0.0, 10, 100_000, kind, generated_tokens=1, draft_tokens=10))
     return rows

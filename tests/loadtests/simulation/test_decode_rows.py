@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nightjar.loadtests.simulation.engine.acceptance_classes import AcceptanceClasses
 from nightjar.loadtests.simulation.engine.decode_rows import DecodeRows
-from nightjar.loadtests.simulation.engine.luck import luck_of
+from nightjar.loadtests.simulation.engine.random_numbers import draws_of
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from tests.loadtests.simulation.engines import PAIR
 
@@ -48,7 +48,7 @@ def do(rows: DecodeRows, deed: Deed, number: int) -> None:
 
 @given(deeds)
 def test_sim_6_lag_is_what_the_draft_has_not_computed_whatever_is_done_to_the_rows(done: list[Deed]) -> None:
-    rows = DecodeRows(AcceptanceClasses(PAIR), luck_of(3))
+    rows = DecodeRows(AcceptanceClasses(PAIR), draws_of(3))
     for number, deed in enumerate([("join", 40), ("join", 40), *done]):
         do(rows, deed, number)
         rows.check_integrity()

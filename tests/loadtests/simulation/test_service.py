@@ -126,8 +126,8 @@ def test_a_policy_with_a_liar_decides_as_one_that_never_heard_it(lie: Lie) -> No
 @pytest.mark.heavy
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("lie", ["nan", "times_ten", "tenth", "stale"])
-def test_no_lie_costs_the_honest_ones_more_than_luck_does(lie: Lie, seed: int) -> None:
-    """INV-10: of K that are equally good luck decides with a liar as without one, but what the honest ones make stays."""
+def test_no_lie_costs_the_honest_ones_more_than_chance_does(lie: Lie, seed: int) -> None:
+    """INV-10: of K that are equally good chance decides with a liar as without one, but what the honest ones make stays."""
     made = scenario("closed:30@64u", replicas=4, duration_s=30.0, router="sticky", seed=seed)
     honest, lied = simulate(made), simulate(replace(made, events=(ReplicaLies(5.0, 0, lie),)))
     mine, theirs = (sum(replica.totals.tokens for replica in result.replicas[1:]) for result in (lied, honest))

@@ -1,4 +1,4 @@
-"""Scenarios from beginning to end, around an engine without luck: order, conservation, sameness, events, measures."""
+"""Scenarios from beginning to end, around an engine without chance: order, conservation, sameness, events, measures."""
 
 from __future__ import annotations
 
