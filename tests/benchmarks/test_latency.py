@@ -50,7 +50,7 @@ from tests.benchmarks.latency.bursts import (
 )
 from tests.benchmarks.latency.rule import TRIED
 from tests.benchmarks.latency.suite import SUITE
-from tests.loadtests.simulation.run_rows import row
+from tests.loadtests.simulation.evidence.run_rows import row
 
 PAIR: Final = read_profile("qwen-7b-0.5b-rtx4090")
 CHOICE: Final = Choice((PAIR,), tuple(LOADS), replace(QUICK, bar_seeds=1))

@@ -16,7 +16,7 @@ from nightjar.loadtests.simulation.evidence.summary import NOT_JUDGED
 from tests.benchmarks.measuring.outcome import Outcome
 from tests.benchmarks.measuring.run import BenchRun
 from tests.benchmarks.results.kept import BENCHES
-from tests.loadtests.simulation.run_rows import row, summary_of
+from tests.loadtests.simulation.evidence.run_rows import row, summary_of
 
 MAKEFILE = (Path(__file__).parents[2] / "Makefile").read_text(encoding="utf-8")
 MISSED = Bar(name="slow", meaning="m", direction="at most", limit=1.0, value=2.0, at="batch 8")

@@ -39,7 +39,7 @@ from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.settings import Local, Plan
 from nightjar.policy.wire.switch_cost import SwitchCost
-from tests.loadtests.simulation.engines import PAIR, engine, held, keep_busy
+from tests.loadtests.simulation.engine.engines import PAIR, engine, held, keep_busy
 
 CONTEXT = LocalContext(max_num_speculative_tokens=7, max_num_seqs=256, allowed=(0, 1, 2, 3, 5, 7), seed=1)
 NEVER_OFF = {"banditspec", "sglang"}

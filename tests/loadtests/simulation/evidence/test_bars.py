@@ -18,7 +18,7 @@ from nightjar.loadtests.simulation.experiments.cold import COLD_START
 from nightjar.loadtests.simulation.experiments.limit import STEP_LIMIT
 from nightjar.loadtests.simulation.profiles import read_profile
 from tests.benchmarks.policy.suite import SUITE
-from tests.loadtests.simulation.run_rows import row, summary_of
+from tests.loadtests.simulation.evidence.run_rows import row, summary_of
 
 LIMIT_CHOICE = Choice((read_profile("cpu-smollm2"),), (), QUICK)
 COLD_CHOICE = Choice((read_profile("cpu-smollm2"), read_profile("qwen-7b-0.5b-rtx4090")), (), QUICK)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nightjar.loadtests.simulation.evidence.policy_report import render_policy_report
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from tests.benchmarks.policy.suite import SUITE
-from tests.loadtests.simulation.run_rows import row, summary_of
+from tests.loadtests.simulation.evidence.run_rows import row, summary_of
 
 ROWS: list[RunRow] = [
     row("open_loop", "fleet", "p/poisson-60%", tokens_per_busy_s=95.0, tpot_p50_s=0.05, requests_per_s=2.0),

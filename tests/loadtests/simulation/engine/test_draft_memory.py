@@ -11,7 +11,7 @@ from nightjar.loadtests.simulation.engine.simulated_engine import SimulatedEngin
 from nightjar.loadtests.simulation.profiles import Limits
 from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.settings import Lease, OffloadRules
-from tests.loadtests.simulation.engines import PAIR, engine, held, settings
+from tests.loadtests.simulation.engine.engines import PAIR, engine, held, settings
 
 TIGHT = PAIR.model_copy(
     update={"limits": Limits(max_num_seqs=32, max_num_batched_tokens=512, block_size=16, num_blocks=100, extra_blocks=40)}

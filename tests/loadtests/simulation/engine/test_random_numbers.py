@@ -9,7 +9,7 @@ from nightjar.loadtests.simulation.engine.acceptance_classes import AcceptanceCl
 from nightjar.loadtests.simulation.engine.decode_rows import DRAWN_STEPS, DecodeRows
 from nightjar.loadtests.simulation.engine.random_numbers import PLACES, draws_of
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
-from tests.loadtests.simulation.engines import PAIR
+from tests.loadtests.simulation.engine.engines import PAIR
 
 LONGEST = 5
 

@@ -8,7 +8,7 @@ from nightjar.policy.estimate.catch_up import CatchUpCost
 from nightjar.policy.restarts.price import Engine as PricedEngine
 from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.settings import Local
-from tests.loadtests.simulation.engines import EAGLE, PAIR, engine, held, keep_busy, settings, table
+from tests.loadtests.simulation.engine.engines import EAGLE, PAIR, engine, held, keep_busy, settings, table
 
 
 def one(output_tokens: int = 50, prompt_tokens: int = 100, arrival_s: float = 0.0) -> SimulatedRequest:

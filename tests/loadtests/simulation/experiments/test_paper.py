@@ -19,7 +19,7 @@ from tests.benchmarks.policy.experiments.paper import runs
 from tests.benchmarks.policy.experiments.paper_assumptions import CHANGES, better_drafts
 from tests.benchmarks.policy.experiments.paper_assumptions import runs as assumption_runs
 from tests.benchmarks.policy.paper_table import ASSUMPTIONS, paper_grids
-from tests.loadtests.simulation.run_rows import row
+from tests.loadtests.simulation.evidence.run_rows import row
 
 PAIR: Final = read_profile("vicuna-13b-68m-a100")
 CHOICE: Final = Choice((PAIR,), (), replace(QUICK, paper_rates=(35,)), planners=frozenset({"off"}))

@@ -7,7 +7,7 @@ from nightjar.loadtests.simulation.engine.acceptance_classes import AcceptanceCl
 from nightjar.loadtests.simulation.engine.decode_rows import DecodeRows
 from nightjar.loadtests.simulation.engine.random_numbers import draws_of
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
-from tests.loadtests.simulation.engines import PAIR, engine, held, keep_busy
+from tests.loadtests.simulation.engine.engines import PAIR, engine, held, keep_busy
 
 STEPS = 400
 

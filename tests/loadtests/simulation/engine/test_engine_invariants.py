@@ -15,7 +15,7 @@ from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.engine.simulated_engine import SimulatedEngine
 from nightjar.loadtests.simulation.profiles import Limits, Mechanics
 from nightjar.policy.wire.settings import Local, OffloadRules, Plan
-from tests.loadtests.simulation.engines import PAIR, engine, held, settings, table
+from tests.loadtests.simulation.engine.engines import PAIR, engine, held, settings, table
 
 TIGHT = PAIR.model_copy(
     update={"limits": Limits(max_num_seqs=12, max_num_batched_tokens=256, block_size=16, num_blocks=64, extra_blocks=16)}
