@@ -1,7 +1,7 @@
 """Locust against any OpenAI-compatible server: `locust -f loadtests/locustfile.py --headless --host http://127.0.0.1:8000`.
 
 `--host` alone is enough. Locust's users are closed loops and its shapes tick once a second, both too coarse for arrivals that
-must not wait for answers. So each load process plays its share of the regime or trace once (load_driver.py), and has one user
+must not wait for answers. So each load process plays its share of the regime or trace once (load/driver.py), and has one user
 that waits for the end of it; the user count that Locust shows is the number of load processes. A process that was too busy for a
 while to answer the master, so that Locust moved its user away and back, goes on with its share all the same. Works with
 `--processes N` and with `--master` / `--worker`; workers on other machines need the files of a trace at the same paths, and write

@@ -5,8 +5,9 @@ that do not touch one another. What is asked never depends on who decides, and a
 alone, so two planners face the same service (common random numbers). Fails closed: a scenario that cannot run raises
 ValueError with what is allowed.
 
-Beside the engine's own invariants (engine.py), of which SIM-1, 4 and 5 hold for the whole service, too: SIM-7 what is asked
-depends on the seed alone, not on planner, router or fleet. SIM-8 records that pass the wire decide the same as records that do not.
+Beside the engine's own invariants (simulated_engine.py), of which SIM-1, 4 and 5 hold for the whole service, too: SIM-7 what is
+asked depends on the seed alone, not on planner, router or fleet. SIM-8 records that pass the wire decide the same as records that
+do not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The simulator's numbered invariants (engine.py), under random loads, plans, mechanics and small KV caches."""
+"""The simulator's numbered invariants (simulated_engine.py), under random loads, plans, mechanics and small KV caches."""
 
 from __future__ import annotations
 
