@@ -19,7 +19,7 @@ from functools import partial
 
 from nightjar.deployments.agent import EngineControl, Metrics
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
-from nightjar.loadtests.simulation.service.fleet import EngineRoom, totals_of
+from nightjar.loadtests.simulation.service.fleet import EngineFactory, totals_of
 from nightjar.loadtests.simulation.service.results import Totals
 from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.timeline import Timeline
@@ -83,7 +83,7 @@ class HostedEngine(EngineControl):
         speed = scenario.speeds[part.number] if part.number < len(scenario.speeds) else 1.0
         self._part = part
         self._clock = clock
-        self._engine = EngineRoom(scenario).build(part.number, speed)
+        self._engine = EngineFactory(scenario).build(part.number, speed)
         self._users = Users(scenario.workload, scenario.seed)
         self._timeline = Timeline()
         self._called_at_s = self._ran_until_s = clock.now_s

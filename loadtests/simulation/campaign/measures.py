@@ -96,7 +96,7 @@ def under_target(scenario: Scenario, result: RunResult) -> Outcome:
     return Outcome({**outcome.measures, OFFERED: load.phases[0].requests_per_s or 0.0}, outcome.series, outcome.steps)
 
 
-def with_length(scenario: Scenario, result: RunResult) -> Outcome:
+def with_k(scenario: Scenario, result: RunResult) -> Outcome:
     """The basic measures, and K second by second."""
     lengths = tuple(round(second.totals.mean_num_speculative_tokens, 3) for second in result.seconds)
     return with_series(basic(scenario, result), mean_k=lengths)

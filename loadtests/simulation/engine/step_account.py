@@ -40,7 +40,7 @@ class EngineTotals:
     """Steps with decode rows."""
     steps_off: int = 0
     """Those of them at K=0."""
-    length_sum: int = 0
+    k_sum: int = 0
     """Sum of K over them."""
     restarts: int = 0
     catch_up_tokens: int = 0
@@ -99,7 +99,7 @@ class StepAccount:
         totals.catch_up_tokens += catch_up_tokens
         if decode_rows:
             totals.decode_steps += 1
-            totals.length_sum += drafted
+            totals.k_sum += drafted
             totals.steps_off += not drafted
             totals.output_seconds.append(seconds)
             totals.output_rows.append(decode_rows)

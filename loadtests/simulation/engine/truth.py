@@ -82,15 +82,15 @@ class Truth:
 
     def _goodputs(self, decode_rows: int, context_tokens: int, arms: Sequence[int]) -> list[float]:
         """Tokens per second of the present rows at each of `arms`; asked for at every step, hence one loop."""
-        prepared, tokens_by_length = self._prepared, self._tokens_by_length()
+        prepared, tokens_by_k = self._prepared, self._tokens_by_k()
         meets_prefills, tokens_between = self._prefills >= FEWEST_PREFILLS, max(self._tokens_between, 1.0)
         prefill_seconds = self._prefill_seconds(decode_rows) if meets_prefills else ()
         goodputs = []
-        for length in arms:
-            tokens = tokens_by_length[length]
-            seconds = prepared.decode_seconds(decode_rows, context_tokens, length, length)
+        for k in arms:
+            tokens = tokens_by_k[k]
+            seconds = prepared.decode_seconds(decode_rows, context_tokens, k, k)
             if meets_prefills:  # a step that yields more makes room for more prompts
-                seconds += tokens / tokens_between * prefill_seconds[length]
+                seconds += tokens / tokens_between * prefill_seconds[k]
             goodputs.append(tokens / seconds)
         return goodputs
 
@@ -98,12 +98,13 @@ class Truth:
         """Seconds that the usual prompt adds to a step, for each K."""
         asked = decode_rows, self._prefill_tokens
         if asked != self._prefill_asked:
-            lengths = range(self.arms[-1] + 1)
             self._prefill_asked = asked
-            self._prefill_found = [self._prepared.prefill_seconds(decode_rows, length, self._prefill_tokens) for length in lengths]
+            self._prefill_found = [
+                self._prepared.prefill_seconds(decode_rows, k, self._prefill_tokens) for k in range(self.arms[-1] + 1)
+            ]
         return self._prefill_found
 
-    def _tokens_by_length(self) -> list[float]:
+    def _tokens_by_k(self) -> list[float]:
         """Tokens that a step of the present rows yields on average, for each K."""
         rows = self._rows
         if rows.composition != self._composition:

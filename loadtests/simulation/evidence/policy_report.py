@@ -76,7 +76,7 @@ def _against_load(rows: Sequence[RunRow], measure: str, title: str, factor: floa
     return panel(title, charts, "req/s", shared=False)
 
 
-def _length_over_time(rows: Sequence[RunRow]) -> ChartRow | None:
+def _k_over_time(rows: Sequence[RunRow]) -> ChartRow | None:
     kept = [row for row in rows if row.kind == "open_loop" and "mean_k" in row.series and not row.as_published]
     charts = {
         place: {row.who: _by_second(row.series["mean_k"]) for row in kept if row.place == place}
@@ -156,5 +156,5 @@ def _by_second(values: Sequence[float]) -> list[tuple[float, float | None]]:
     return [(float(second), value) for second, value in enumerate(values)]
 
 
-CHARTS: Final[tuple[ChartsOf, ...]] = (_throughput_against_load, _latency_against_load, _length_over_time, _learning)
+CHARTS: Final[tuple[ChartsOf, ...]] = (_throughput_against_load, _latency_against_load, _k_over_time, _learning)
 """A row of charts each."""

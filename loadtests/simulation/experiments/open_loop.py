@@ -18,7 +18,7 @@ from typing import Final
 from nightjar.loadtests.simulation.campaign.contestants import RETUNED_TABLE, RIVALS, Contestant, learns, static_names
 from nightjar.loadtests.simulation.campaign.efforts import Effort
 from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
-from nightjar.loadtests.simulation.campaign.measures import basic, with_length
+from nightjar.loadtests.simulation.campaign.measures import basic, with_k
 from nightjar.loadtests.simulation.campaign.nominal import Nominal
 from nightjar.loadtests.simulation.campaign.scenes import (
     Scene,
@@ -124,7 +124,7 @@ def _open(choice: Choice, scene: Scene, contestant: Contestant, seeds: Sequence[
                 scene,
                 contestant,
                 seed,
-                with_length if shown else basic,
+                with_k if shown else basic,
                 **(span if learns(contestant.name) else static_span)(effort, scene),
                 series=shown,
             )

@@ -220,7 +220,7 @@ class Fleet:
 ALL_LOCAL_PLANNERS: Final[Mapping[str, LocalPlannerFactory]] = {**LOCAL_PLANNERS, **FOR_COMPARISON}
 
 
-class EngineRoom:
+class EngineFactory:
     """Makes the engines of one scenario: every replica on its node, whose host link it shares, with all planners."""
 
     def __init__(self, scenario: Scenario) -> None:

@@ -23,7 +23,7 @@ from nightjar.policy.learned import LearnedTables
 class Totals:
     """Sums over engine steps. Tokens are generated ones; seconds are virtual.
 
-    `length_sum` is K summed over pure decode steps (`decode_steps`). `regret_tokens` is what the best K of every step would have
+    `k_sum` is K summed over pure decode steps (`decode_steps`). `regret_tokens` is what the best K of every step would have
     given more, `best_tokens` what it would have given, both expected, 0 unless tracked.
     """
 
@@ -32,7 +32,7 @@ class Totals:
     steps: int = 0
     decode_steps: int = 0
     steps_off: int = 0
-    length_sum: int = 0
+    k_sum: int = 0
     restarts: int = 0
     catch_up_tokens: int = 0
     preemptions: int = 0
@@ -53,7 +53,7 @@ class Totals:
     @property
     def mean_num_speculative_tokens(self) -> float:
         """Mean K over pure decode steps."""
-        return self.length_sum / self.decode_steps if self.decode_steps else 0.0
+        return self.k_sum / self.decode_steps if self.decode_steps else 0.0
 
     @property
     def off_share(self) -> float:

@@ -21,7 +21,7 @@ from itertools import dropwhile
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.service.autoscaler import Wanting, look
 from nightjar.loadtests.simulation.service.control_plane import ControlPlane
-from nightjar.loadtests.simulation.service.fleet import Engine, EngineRoom, Fleet, node_name, replica_name
+from nightjar.loadtests.simulation.service.fleet import Engine, EngineFactory, Fleet, node_name, replica_name
 from nightjar.loadtests.simulation.service.lies import liar
 from nightjar.loadtests.simulation.service.measures import Measures
 from nightjar.loadtests.simulation.service.results import RunResult
@@ -58,7 +58,7 @@ def simulate(scenario: Scenario, build_engine: EngineBuilder | None = None) -> R
 
     Raises ValueError where it cannot run.
     """
-    return _Run(scenario, build_engine or EngineRoom(scenario).build).result()
+    return _Run(scenario, build_engine or EngineFactory(scenario).build).result()
 
 
 class _Run:

@@ -358,7 +358,7 @@ def test_adaptive_verification_pays_for_the_longest_draft_whatever_it_verifies_a
         if name == "trimmed to nothing":
             assert busy.drafter_state is DrafterState.ACTIVE
             assert busy.totals.catch_up_tokens == 0
-            assert busy.totals.length_sum < 0.1 * busy.totals.decode_steps
+            assert busy.totals.k_sum < 0.1 * busy.totals.decode_steps
     assert 2.0 * seconds["off"] < seconds["trimmed to nothing"] <= seconds["longest"]
 
 

@@ -114,7 +114,7 @@ def test_a_head_has_no_lag_and_never_restarts() -> None:
     keep_busy(eagle, users=1, steps=50, profile=EAGLE)
     assert eagle.drafter_state is DrafterState.IN_SYNC
     assert eagle.totals.restarts == eagle.totals.catch_up_tokens == 0
-    assert eagle.totals.length_sum > 0
+    assert eagle.totals.k_sum > 0
 
 
 def test_a_restart_catches_up_what_was_missed_and_then_drafts() -> None:
@@ -203,7 +203,7 @@ def test_the_oracle_speculates_at_low_load_and_is_off_at_high_load() -> None:
     for users in (4, 100):
         knowing = engine(plan=Local(planner="oracle"))
         keep_busy(knowing, users=users, steps=200)
-        lengths[users] = knowing.totals.length_sum / knowing.totals.decode_steps
+        lengths[users] = knowing.totals.k_sum / knowing.totals.decode_steps
     assert lengths[4] > 2.0
     assert lengths[100] < 0.1
 

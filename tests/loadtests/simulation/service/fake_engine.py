@@ -126,7 +126,7 @@ class FakeEngine:
         totals.steps += 1
         totals.decode_steps += 1
         totals.steps_off += length == 0
-        totals.length_sum += length
+        totals.k_sum += length
         self.counters.count(
             StepCount(
                 num_speculative_tokens=length,
