@@ -18,7 +18,7 @@ import structlog
 from nightjar.cluster.telemetry.metrics import PUBLISH_PERIOD_S
 from nightjar.deployments.engine_watch import EngineWatch
 from nightjar.deployments.steering_level import FULLY, ONLY_OBSERVING, Steered, level_now
-from nightjar.policy.reporting import Reporting, backoff_s
+from nightjar.policy.exchange import Reporting, backoff_s
 from nightjar.policy.wire.exchange import EngineCommand, ExchangeReply
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import MAX_REASON_LENGTH

@@ -12,14 +12,14 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from nightjar.policy.canary.trial import Trial, resumed
-from nightjar.policy.fleet import decide
-from nightjar.policy.freeze import Freeze
+from nightjar.policy.decision.fleet import decide
 from nightjar.policy.intake import observe
-from nightjar.policy.issuing import Issuer
+from nightjar.policy.issuer import Issuer
 from nightjar.policy.learned import LearnedGroup, LearnedTables
-from nightjar.policy.modes import ModeOverride
-from nightjar.policy.seeding import seeded
+from nightjar.policy.operator.canary.trial import Trial, resumed
+from nightjar.policy.operator.freeze import Freeze
+from nightjar.policy.operator.overrides import ModeOverride
+from nightjar.policy.priors import seeded
 from nightjar.policy.state import FleetState, forgotten, learned, with_learned, without_grants
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import LoadReport

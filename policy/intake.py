@@ -1,7 +1,7 @@
 """How one report enters the fleet's state: differenced, checked, and kept as pending evidence until the group merges it.
 
 A report is data from a stranger (INV-10) on a way that loses, doubles and reorders. Fails closed: what cannot be true or
-was heard before counts nothing and says why. How many replicas may report is bounded where they are admitted (policy.issuing).
+was heard before counts nothing and says why. How many replicas may report is bounded where they are admitted (policy.issuer).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from nightjar.policy.canary.compare import Work
-from nightjar.policy.estimate.catch_up import NewRestarts
-from nightjar.policy.estimate.contributions import NewEvidence
-from nightjar.policy.estimate.counting import CountedEngine, NewSteps, count
-from nightjar.policy.estimate.gained import Spent, Under
-from nightjar.policy.estimate.implausible import ImplausibleCountersError
+from nightjar.policy.evidence.catch_up import NewRestarts
+from nightjar.policy.evidence.contributions import NewEvidence
+from nightjar.policy.evidence.counting import CountedEngine, NewSteps, count
+from nightjar.policy.evidence.gained import Spent, Under
+from nightjar.policy.evidence.implausible import ImplausibleCountersError
+from nightjar.policy.operator.canary.compare import Work
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.mode import Mode

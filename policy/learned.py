@@ -16,11 +16,11 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeGuard
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
-from nightjar.policy.estimate.acceptance import AcceptanceEvidence
-from nightjar.policy.estimate.catch_up import CatchUpEvidence
-from nightjar.policy.estimate.counting import MOST_CHUNK_TOKENS, MOST_CONTEXT_TOKENS
-from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence
-from nightjar.policy.estimate.implausible import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, require
+from nightjar.policy.evidence.acceptance import AcceptanceEvidence
+from nightjar.policy.evidence.catch_up import CatchUpEvidence
+from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
+from nightjar.policy.evidence.counting import MOST_CHUNK_TOKENS, MOST_CONTEXT_TOKENS
+from nightjar.policy.evidence.implausible import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, require
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.wire.record import Count, DecayedSum, NumSpeculativeTokens, PositiveSum, Record, SignedSum
 from nightjar.policy.wire.report import MAX_CELLS, GroupKey

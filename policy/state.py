@@ -10,23 +10,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
-from nightjar.policy.canary.compare import Work
-from nightjar.policy.canary.trial import Trial
-from nightjar.policy.estimate.acceptance import AcceptanceEvidence
-from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts
-from nightjar.policy.estimate.contributions import Contributions, NewEvidence
-from nightjar.policy.estimate.counting import CountedEngine
-from nightjar.policy.estimate.evidence import Cell, Evidence
-from nightjar.policy.estimate.gained import Spent
-from nightjar.policy.estimate.mixed_steps import MixedShare
-from nightjar.policy.freeze import Freeze
+from nightjar.policy.evidence.acceptance import AcceptanceEvidence
+from nightjar.policy.evidence.catch_up import CatchUpEvidence, NewRestarts
+from nightjar.policy.evidence.cells import Cell, Evidence
+from nightjar.policy.evidence.contributions import Contributions, NewEvidence
+from nightjar.policy.evidence.counting import CountedEngine
+from nightjar.policy.evidence.gained import Spent
+from nightjar.policy.evidence.mixed_steps import MixedShare
+from nightjar.policy.exploration import Exploration
 from nightjar.policy.learned import MAX_LEARNED_CELLS, MAX_LEARNED_GROUPS, LearnedGroup, LearnedTables
-from nightjar.policy.modes import ReplicaLimit
+from nightjar.policy.operator.canary.compare import Work
+from nightjar.policy.operator.canary.trial import Trial
+from nightjar.policy.operator.freeze import Freeze
+from nightjar.policy.operator.overrides import ReplicaLimit
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.base import GroupPlan, only_length
-from nightjar.policy.planners.replanning import Estimate
+from nightjar.policy.planners.estimates import Estimate
 from nightjar.policy.restarts.leases import GroupRestarts
-from nightjar.policy.trials import Exploration
 from nightjar.policy.wire.cause import Causes, Code, because
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import GroupKey, LoadReport, SteeringLevel
@@ -168,7 +168,7 @@ class FleetState:
     """The whole fleet as a value. `observe` shares all but one replica's entry with the state before it.
 
     `quiet_since_s` is when this policy began, if leases of a predecessor may still be in use after it (INV-6).
-    `waiting` are seeds whose group has no replica yet (policy.seeding). `departed` are replicas that fell silent, the latest last,
+    `waiting` are seeds whose group has no replica yet (policy.priors). `departed` are replicas that fell silent, the latest last,
     with the ids of the engines that were counted of each: they may come back. `freeze` is an operator's, in force or over;
     `canary` runs or has ended, `past_canaries` says what became of those before, and of it.
     """

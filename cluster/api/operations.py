@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, Generic, Literal, NotRequired, ParamSp
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nightjar.policy.canary.order import MAX_SHARE
+from nightjar.policy.operator.canary.order import MAX_SHARE
 from nightjar.policy.wire.explanation import Explanation
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import MaxStepMs, PlannerName

@@ -18,8 +18,8 @@ from nightjar.cluster.display.explanation import explanation_view
 from nightjar.cluster.display.times import format_moment
 from nightjar.cluster.storage.recording import RecordingError, RecordingReader, recording_of
 from nightjar.cluster.storage.replay import ReplayedTick, Skipped, leading_to, replay
-from nightjar.policy.explain import UnknownReplicaError
-from nightjar.policy.explain import explain as explained_by
+from nightjar.policy.status.explanation import UnknownReplicaError
+from nightjar.policy.status.explanation import explain as explained_by
 from nightjar.policy.wire.explanation import Explanation
 
 app = typer.Typer()

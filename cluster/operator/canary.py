@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from nightjar.cluster.api.operations import Body, CanaryRequest, checked, refused
-from nightjar.policy.canary.order import CANARY_SETTINGS, MAX_SHARE, CanaryOrder, arms_of
-from nightjar.policy.canary.trial import begin
 from nightjar.policy.controller import Controller
-from nightjar.policy.issuing import Slot
-from nightjar.policy.modes import ModeOverride, check_limit, check_pin, effective_mode, fleet_override
+from nightjar.policy.decision.canary import with_canary
+from nightjar.policy.issuer import Slot
+from nightjar.policy.operator.canary.order import CANARY_SETTINGS, MAX_SHARE, CanaryOrder, arms_of
+from nightjar.policy.operator.canary.trial import begin
+from nightjar.policy.operator.overrides import ModeOverride, check_limit, check_pin, effective_mode, fleet_override
 from nightjar.policy.state import FleetState
-from nightjar.policy.trying import with_canary
 from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse_operator_settings
 
 

@@ -12,8 +12,16 @@ from difflib import get_close_matches
 from pydantic import ValidationError
 
 from nightjar.cluster.api.operations import ModeRequest, checked, refused
-from nightjar.policy.issuing import Slot
-from nightjar.policy.modes import MAX_OVERRIDES, ModeOverride, check_limit, check_pin, check_planner, fleet_override, set_override
+from nightjar.policy.issuer import Slot
+from nightjar.policy.operator.overrides import (
+    MAX_OVERRIDES,
+    ModeOverride,
+    check_limit,
+    check_pin,
+    check_planner,
+    fleet_override,
+    set_override,
+)
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings, PlannerName
 from nightjar.policy.wire.status import OverrideStatus, shown_name

@@ -18,10 +18,10 @@ from nightjar.cluster.operator.overrides import apply_request, in_words, overrid
 from nightjar.cluster.storage.checkpoint import Canaries, Checkpoint, Remembered
 from nightjar.cluster.storage.handover import FREEZE, MAX_HELD_PLANS, Beginning, ByHand, not_known
 from nightjar.cluster.storage.learned_file import About
-from nightjar.policy.canary.trial import Trial, told
 from nightjar.policy.controller import Controller
-from nightjar.policy.freeze import Freeze, HeldPlan
-from nightjar.policy.modes import MAX_OVERRIDES, live_overrides
+from nightjar.policy.operator.canary.trial import Trial, told
+from nightjar.policy.operator.freeze import Freeze, HeldPlan
+from nightjar.policy.operator.overrides import MAX_OVERRIDES, live_overrides
 from nightjar.policy.state import FleetState
 from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse_operator_settings
 from nightjar.policy.wire.record import MAX_REASON_LENGTH, to_plain

@@ -15,11 +15,11 @@ from nightjar.cluster.operator.overrides import override_status
 from nightjar.cluster.service.memory_kills import MemoryKills
 from nightjar.cluster.storage.journal import Journal
 from nightjar.cluster.storage.recorder import Recorder
-from nightjar.policy.causes import InForce
 from nightjar.policy.controller import Controller
-from nightjar.policy.explain import UnknownReplicaError, applications_of, explain, find_replica
-from nightjar.policy.fleet_status import fleet_status
-from nightjar.policy.modes import live_overrides, with_planner
+from nightjar.policy.operator.overrides import live_overrides, with_planner
+from nightjar.policy.status.causes import InForce
+from nightjar.policy.status.explanation import UnknownReplicaError, applications_of, explain, find_replica
+from nightjar.policy.status.fleet import fleet_status
 from nightjar.policy.wire.explanation import Explanation
 from nightjar.policy.wire.status import FleetStatus, PolicyStatus
 

@@ -1,6 +1,6 @@
 """The policy's mailbox: where one call of each replica waits for settings newer than those the replica runs.
 
-Versions and contents are the issuer's (policy/issuing.py); here is only the waiting. Bounded (INV-8): a newer call of a replica
+Versions and contents are the issuer's (policy/issuer.py); here is only the waiting. Bounded (INV-8): a newer call of a replica
 releases the older one, so that at most one call waits per replica.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from nightjar.policy.issuing import Issuer
+from nightjar.policy.issuer import Issuer
 from nightjar.policy.wire.settings import IssuedSettings
 
 

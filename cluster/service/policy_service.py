@@ -41,8 +41,8 @@ from nightjar.cluster.storage.recorder import Moment, Recorder
 from nightjar.cluster.telemetry.metrics import PUBLISH_PERIOD_S
 from nightjar.cluster.telemetry.policy_metrics import PolicyLook, policy_look
 from nightjar.policy.controller import Controller
-from nightjar.policy.modes import effective_mode
-from nightjar.policy.seeding import exported
+from nightjar.policy.operator.overrides import effective_mode
+from nightjar.policy.priors import exported
 from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.explanation import Explanation
 from nightjar.policy.wire.mode import Mode

@@ -22,10 +22,10 @@ from pydantic import Field
 
 from nightjar.cluster.storage.handover import Beginning
 from nightjar.cluster.storage.plain_values import packed, restored, unpacked
-from nightjar.policy.canary.trial import Trial
-from nightjar.policy.freeze import Freeze
 from nightjar.policy.learned import LearnedGroup, LearnedTables, Measurable
-from nightjar.policy.modes import ModeOverride
+from nightjar.policy.operator.canary.trial import Trial
+from nightjar.policy.operator.freeze import Freeze
+from nightjar.policy.operator.overrides import ModeOverride
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import PROTOCOL_VERSION
 

@@ -18,8 +18,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from nightjar.policy.freeze import Freeze
-from nightjar.policy.modes import MAX_OVERRIDES, ModeOverride, live_overrides
+from nightjar.policy.operator.freeze import Freeze
+from nightjar.policy.operator.overrides import MAX_OVERRIDES, ModeOverride, live_overrides
 from nightjar.policy.wire.record import Reason, Record
 
 HEED_FOR_S: Final = 7200.0

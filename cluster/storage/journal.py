@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 from nightjar.cluster.storage.rotated_lines import MAX_FILE_BYTES, MAX_FILES, RotatedLines, rotated_files
 from nightjar.policy.controller import Controller
 from nightjar.policy.learned import LearnedTables
-from nightjar.policy.modes import ModeOverride
+from nightjar.policy.operator.overrides import ModeOverride
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import Record
 from nightjar.policy.wire.report import DrafterState, EngineLoad, RestartWish

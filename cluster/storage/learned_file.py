@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 
 from nightjar.cluster.storage.handover import ByHand
 from nightjar.policy.learned import LearnedCell, LearnedGroup, Measurable
-from nightjar.policy.seeding import MAX_SEED_GROUPS
+from nightjar.policy.priors import MAX_SEED_GROUPS
 from nightjar.policy.wire.batch_buckets import bucket_range
 from nightjar.policy.wire.record import Reason, Record, to_plain
 from nightjar.policy.wire.report import GroupKey

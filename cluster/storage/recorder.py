@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from nightjar.policy.modes import ModeOverride
+from nightjar.policy.operator.overrides import ModeOverride
 from nightjar.policy.state import FleetState
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.settings import Settings

@@ -27,7 +27,7 @@ import structlog
 from nightjar.cluster.storage.plain_values import packed, unpacked
 from nightjar.cluster.storage.recorder import Heard, RecordedTick
 from nightjar.cluster.storage.rotated_lines import MAX_FILE_BYTES, MAX_FILES, RotatedLines, rotated_files
-from nightjar.policy.modes import ModeOverride
+from nightjar.policy.operator.overrides import ModeOverride
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import PROTOCOL_VERSION, Record
 from nightjar.policy.wire.settings import Settings

@@ -16,10 +16,10 @@ from typing import Any
 from nightjar.cluster.storage.plain_values import restored
 from nightjar.cluster.storage.recording import Frame, RecordingError, body_of, report_after
 from nightjar.policy.controller import Controller
-from nightjar.policy.modes import ModeOverride
+from nightjar.policy.exploration import measuring
+from nightjar.policy.operator.overrides import ModeOverride
 from nightjar.policy.planners.base import GroupPlan
 from nightjar.policy.state import FleetState
-from nightjar.policy.trials import measuring
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import to_plain
 from nightjar.policy.wire.report import LoadReport

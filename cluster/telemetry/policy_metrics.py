@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from nightjar.cluster.telemetry.metrics import Labels, Metric
-from nightjar.policy.canary.trial import Trial
 from nightjar.policy.controller import Controller
-from nightjar.policy.prediction import Predicted, predict
+from nightjar.policy.decision.prediction import Predicted, predict
+from nightjar.policy.operator.canary.trial import Trial
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
 
 FRESH_REPORT_S: Final = 5.0

@@ -1,7 +1,7 @@
 """What the planner would have run in the hours that Prometheus kept, and what that would have gained, by a profile of step times.
 
 Nothing here plans: the profile's step times become the evidence of a group, as an import would plant them, Prometheus' counts its
-acceptance, and the planner of production (policy.planners.replanning) plans by it. Seconds per token follow from the same model
+acceptance, and the planner of production (policy.planners.estimates) plans by it. Seconds per token follow from the same model
 of step times and of steps with prefill that the planner stands on. What the profile does not reach is left out, never guessed.
 """
 
@@ -18,12 +18,12 @@ from nightjar.loadtests.assessment.history import History, Ran
 from nightjar.loadtests.assessment.scrapes import Floats
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.step_cost import AT_ZERO, step_cost
-from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence
-from nightjar.policy.estimate.mixed_steps import mixed_costs
-from nightjar.policy.estimate.step_time import predict_step_times
+from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
+from nightjar.policy.evidence.mixed_steps import mixed_costs
+from nightjar.policy.evidence.step_time import predict_step_times
 from nightjar.policy.planners.base import GroupPlan, GroupView, present_arms, present_mixed_arms
-from nightjar.policy.planners.replanning import replan_alone
-from nightjar.policy.seeding import MOST_SEED_STEPS
+from nightjar.policy.planners.estimates import replan_alone
+from nightjar.policy.priors import MOST_SEED_STEPS
 from nightjar.policy.wire.batch_buckets import bucket_range, buckets_up_to
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.words import in_words
@@ -35,7 +35,7 @@ LEARNING_COST: Final = 0.025
 oracle in the worst of 23 steady loads. The lower end of an interval is so much lower."""
 UNCOMPARED: Final = 0.1
 """Standard deviation of the logarithm of a step time that nobody compared with the profile's, beside what all have in common: what
-the planner takes an old measurement for (policy.estimate.evidence, MOST_DRIFT_VARIANCE)."""
+the planner takes an old measurement for (policy.evidence.cells, MOST_DRIFT_VARIANCE)."""
 PARTS: Final = 8
 """Samples of every eighth scrape, by whose differences the doubt of sampling is told."""
 USUAL_CONTEXT_TOKENS: Final = 512

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nightjar.loadtests.assessment.scrapes import EngineScrapes, Floats, Metric
-from nightjar.policy.estimate.acceptance import AcceptanceEvidence
+from nightjar.policy.evidence.acceptance import AcceptanceEvidence
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES
 
 MOST_PERIODS: Final = 4.0

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nightjar.policy.estimate.goodput import GoodputModel
+from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.planners import calibration, fixed, fleet, nightjar, off, schedule
 from nightjar.policy.planners.base import GroupPlan, GroupView, Planner
 from nightjar.policy.planners.calibration import Measurement

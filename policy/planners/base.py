@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from nightjar.policy.estimate.evidence import Cell, Evidence
-from nightjar.policy.estimate.goodput import GoodputModel, goodput_model, step_limit
-from nightjar.policy.estimate.mixed_steps import long_prefill, mixed_costs
-from nightjar.policy.estimate.step_time import predict_step_times, step_noise
+from nightjar.policy.evidence.cells import Cell, Evidence
+from nightjar.policy.evidence.goodput import GoodputModel, goodput_model, step_limit
+from nightjar.policy.evidence.mixed_steps import long_prefill, mixed_costs
+from nightjar.policy.evidence.step_time import predict_step_times, step_noise
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, bucket_range, buckets_up_to
 from nightjar.policy.wire.cause import Causes, Code, in_batches
 from nightjar.policy.wire.operator import OperatorSettings

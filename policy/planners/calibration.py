@@ -4,7 +4,7 @@ An arm is worth a measurement where it might beat the present one: where the exp
 surely, is not negligible. An arm that could only win by a miracle is never tried, however little is known of it, and one
 that is known stops being worth it: exploration ends by itself, and reopens as evidence ages. Costs count in tokens, so that
 one wrong step at a full batch weighs what it takes from the requests there. What is nearly as good as the present arm stays in
-doubt, and is looked at again as often as pauses and allowance let it (policy/trials.py).
+doubt, and is looked at again as often as pauses and allowance let it (policy/exploration.py).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nightjar.policy.estimate.evidence import Cell
-from nightjar.policy.estimate.goodput import Floats, GoodputModel
-from nightjar.policy.estimate.robust import LEAST_REPLICAS
+from nightjar.policy.evidence.cells import Cell
+from nightjar.policy.evidence.goodput import Floats, GoodputModel
+from nightjar.policy.evidence.robust import LEAST_REPLICAS
 from nightjar.policy.planners.base import GroupView
 
 LEAST_IMPROVEMENT: Final = 0.0005

@@ -16,8 +16,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from nightjar.policy.estimate.evidence import Cell
-from nightjar.policy.estimate.goodput import GoodputModel
+from nightjar.policy.evidence.cells import Cell
+from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.planners.base import GroupPlan, GroupView, only_length, plan_of, present_arms, present_mixed_arms
 from nightjar.policy.wire.batch_buckets import bucket_range
 from nightjar.policy.wire.cause import Cause, Causes, Code, because, in_batches

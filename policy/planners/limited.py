@@ -12,7 +12,7 @@ import numpy as np
 
 from nightjar.policy.planners import LEARNING_PLANNERS
 from nightjar.policy.planners.base import GroupPlan, GroupView, plan_of, present_arms, present_mixed_arms, rows_of
-from nightjar.policy.planners.replanning import Estimate
+from nightjar.policy.planners.estimates import Estimate
 
 
 def refreshed(view: GroupView, estimate: Estimate, max_step_ms: float, last: Estimate | None) -> Estimate:
@@ -32,8 +32,8 @@ def within(view: GroupView, estimate: Estimate, max_step_ms: float, last: GroupP
     """The estimate with a plan within the limit, by what `view` knows. `last` is the plan that a limit gave before: where the
     estimate's own K exceeds the limit, `last`'s gives way only to one that is better beyond doubt, so that replicas do not flap.
 
-    >>> from nightjar.policy.estimate.evidence import Evidence
-    >>> from nightjar.policy.planners.replanning import cold_start
+    >>> from nightjar.policy.evidence.cells import Evidence
+    >>> from nightjar.policy.planners.estimates import cold_start
     >>> from nightjar.policy.wire.operator import OperatorSettings
     >>> from nightjar.policy.wire.report import GroupKey
     >>> key = GroupKey(target="llama-8b", max_num_speculative_tokens=5, max_num_seqs=8)

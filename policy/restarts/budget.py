@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from nightjar.policy.estimate.robust import LEAST_REPLICAS
+from nightjar.policy.evidence.robust import LEAST_REPLICAS
 from nightjar.policy.restarts.price import Price
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import RestartWish

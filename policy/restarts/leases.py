@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Final
 
-from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts, merge_catch_up
-from nightjar.policy.estimate.step_time import STARTING_STEP_SECONDS
+from nightjar.policy.evidence.catch_up import CatchUpEvidence, NewRestarts, merge_catch_up
+from nightjar.policy.evidence.step_time import STARTING_STEP_SECONDS
 from nightjar.policy.restarts.budget import OpenLease, PricedWish, Probes, grant, still_open
 from nightjar.policy.restarts.load_transitions import LoadState, LoadTracker
 from nightjar.policy.restarts.on_time import TransitionCounts, Values

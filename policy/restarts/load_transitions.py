@@ -13,7 +13,7 @@ from heapq import nlargest
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from nightjar.policy.estimate.robust import LEAST_REPLICAS
+from nightjar.policy.evidence.robust import LEAST_REPLICAS
 from nightjar.policy.wire.batch_buckets import batch_bucket
 
 IDLE: Final = -1

@@ -1,6 +1,6 @@
 """What a restart costs and what it earns, in tokens, and what follows for the bounds that replicas are given.
 
-Cost: recomputing a replica's lag makes its steps longer (policy.estimate.catch_up). Gain: what speculation adds until the load
+Cost: recomputing a replica's lag makes its steps longer (policy.evidence.catch_up). Gain: what speculation adds until the load
 leaves (on_time.py). Fails towards no restart: what is not known to pay is not granted.
 """
 
@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from nightjar.policy.engine.drafter import MAX_CHUNK_TOKENS
-from nightjar.policy.estimate.catch_up import CatchUpCost
+from nightjar.policy.evidence.catch_up import CatchUpCost
+from nightjar.policy.step.drafter import MAX_CHUNK_TOKENS
 
 MICRO_SECONDS: Final = 0.03
 MICRO_STEPS: Final = 0.5

@@ -18,7 +18,7 @@ from nightjar.policy.wire.record import MAX_REASON_LENGTH, MOST_SUM, Identifier,
 class Code(StrEnum):
     """What is so. In brackets the numbers, and what `text` holds; `num_speculative_tokens` is `k` here.
 
-    The first twelve an engine gives for its last step (policy.engine.steering), SHADOW before and OWN_MODE after another of them.
+    The first twelve an engine gives for its last step (policy.step.steering), SHADOW before and OWN_MODE after another of them.
     Those of restarts up to FROZEN say what a replica's drafter may do (policy.restarts.leases).
     """
 

@@ -165,7 +165,7 @@ class OffloadRules(Record):
 class RestartLimits(Record):
     """What one replica's drafter may do to come back, and why it waits (empty where it does not).
 
-    `micro_restart_tokens` is the allowance of lag that restarts may recompute without a lease (policy.engine.drafter says how it
+    `micro_restart_tokens` is the allowance of lag that restarts may recompute without a lease (policy.step.drafter says how it
     is spent), `catch_up_chunk_tokens` bounds what one step may recompute (None: as the engine does itself).
     """
 
@@ -196,7 +196,7 @@ class Settings(Record):
 
 
 class IssuedSettings(Record):
-    """One replica's settings under the version that the policy issued them with (policy.issuing)."""
+    """One replica's settings under the version that the policy issued them with (policy.issuer)."""
 
     version: SettingsVersion
     settings: Settings

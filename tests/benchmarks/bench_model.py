@@ -2,7 +2,7 @@
 
 A few cells of each profile are measured with noise, as a young group has them; each model then tells the gain of every K over K = 0
 in every batch bucket at nominal acceptance. Printed: error of the logarithm of step time over K = 0's, and the goodput that is lost
-by running each bucket's K of the best predicted goodput. The models are policy/estimate/step_time.py and what stands in for parts
+by running each bucket's K of the best predicted goodput. The models are policy/evidence/step_time.py and what stands in for parts
 of it. The bars want the planner's to be at least as good as the best of the simpler ones. Nothing here is timed: same code, same
 numbers.
 """
@@ -26,9 +26,9 @@ from nightjar.loadtests.simulation.campaign.nominal import Nominal
 from nightjar.loadtests.simulation.campaign.scenes import nominal_of
 from nightjar.loadtests.simulation.evidence.bars import Bar, StrictOption
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, read_profile
-from nightjar.policy.estimate import step_time
-from nightjar.policy.estimate.evidence import Cell, CellEvidence
-from nightjar.policy.estimate.step_time import predict_step_times
+from nightjar.policy.evidence import step_time
+from nightjar.policy.evidence.cells import Cell, CellEvidence
+from nightjar.policy.evidence.step_time import predict_step_times
 from nightjar.policy.wire.batch_buckets import bucket_range, buckets_up_to
 from tests.benchmarks.measuring.outcome import Outcome
 from tests.benchmarks.measuring.run import BenchRun

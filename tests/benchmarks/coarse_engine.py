@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from nightjar.loadtests.simulation.campaign.nominal import Nominal
-from nightjar.policy.engine.steering import lengths_by_batch
+from nightjar.policy.step.steering import lengths_by_batch
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.report import (
     CellCounters,

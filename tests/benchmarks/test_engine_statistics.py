@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from nightjar.loadtests.arms.statistics import Interval
-from nightjar.policy.estimate.catch_up import CatchUpCost
+from nightjar.policy.evidence.catch_up import CatchUpCost
 from tests.benchmarks.engine import changing_load
 from tests.benchmarks.engine.changing_load import (
     BURST_ROWS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nightjar.policy.reporting import Reporting
+from nightjar.policy.exchange import Reporting
 from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.settings import SettingsVersion
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from nightjar.cluster.storage.learned_file import About, LearnedFile
-from nightjar.policy.estimate.acceptance import AcceptanceEvidence
+from nightjar.policy.evidence.acceptance import AcceptanceEvidence
 from nightjar.policy.learned import LearnedCell, LearnedGroup
 from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.settings import TableRow

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from nightjar.deployments.proof.driven_engine import GenerationRequest
-from nightjar.policy.engine.drafter import FIRST_HOLD_S
+from nightjar.policy.step.drafter import FIRST_HOLD_S
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.settings import Lease, OffloadRules

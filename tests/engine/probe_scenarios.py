@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nightjar.deployments.proof.driven_engine import GenerationRequest
-from nightjar.policy.engine.drafter import FIRST_HOLD_S
+from nightjar.policy.step.drafter import FIRST_HOLD_S
 from tests.engine.requests import greedy_batch
 
 BATCH: Final = greedy_batch()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nightjar.policy.engine.drafter import FIRST_HOLD_S
+from nightjar.policy.step.drafter import FIRST_HOLD_S
 from tests.engine.comparing import difference
 from tests.engine.probe_scenarios import BATCH, HELD_BATCH, RESTART_AFTER_STEPS
 

@@ -18,7 +18,7 @@ from nightjar.loadtests.simulation.campaign.scenes import nominal_of, workload
 from nightjar.loadtests.simulation.profiles import read_profile
 from nightjar.loadtests.simulation.service.scenario import PlannerChoice, Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate
-from nightjar.policy.engine.steering import lengths_by_batch
+from nightjar.policy.step.steering import lengths_by_batch
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.report import GroupKey

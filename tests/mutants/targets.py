@@ -34,20 +34,20 @@ class Target:
 
 TARGETS: Final = (
     # the guard
-    Target("policy/engine/guard.py", ("tests/policy/engine/test_guard_numbers.py", "tests/policy/engine/test_guard.py")),
-    Target("policy/engine/bounds.py", ("tests/policy/engine/test_bounds.py",)),
-    Target("policy/engine/steering.py", ("tests/policy/engine/test_steering.py", "tests/policy/engine/test_local_plans.py")),
+    Target("policy/step/guard.py", ("tests/policy/step/test_guard_numbers.py", "tests/policy/step/test_guard.py")),
+    Target("policy/step/bounds.py", ("tests/policy/step/test_bounds.py",)),
+    Target("policy/step/steering.py", ("tests/policy/step/test_steering.py", "tests/policy/step/test_local_plans.py")),
     # how many restart at once
     Target("policy/restarts/budget.py", ("tests/policy/restarts/test_budget.py",)),
     # fencing
     Target("policy/wire/settings.py", ("tests/policy/wire/test_settings_version.py",), only=("SettingsVersion",)),
-    Target("policy/issuing.py", ("tests/policy/test_issuing.py",)),
+    Target("policy/issuer.py", ("tests/policy/test_issuer.py",)),
     Target(
         "policy/controller.py",
         ("tests/policy/test_controller.py",),
         only=("Controller.take", "Controller.tick", "Controller.rise_above"),
     ),
-    Target("policy/reporting.py", ("tests/policy/test_reporting.py",)),
+    Target("policy/exchange.py", ("tests/policy/test_exchange.py",)),
     Target(
         "deployments/agent.py",
         ("tests/deployments/test_agent.py",),
@@ -78,15 +78,15 @@ TARGETS: Final = (
     ),
     # dormancy and catch-up
     Target(
-        "policy/engine/drafter.py",
+        "policy/step/drafter.py",
         (
-            "tests/policy/engine/test_drafter_bounds.py",
-            "tests/policy/engine/test_drafter_transitions.py",
-            "tests/policy/engine/test_drafter.py",
+            "tests/policy/step/test_drafter_bounds.py",
+            "tests/policy/step/test_drafter_transitions.py",
+            "tests/policy/step/test_drafter.py",
         ),
     ),
-    Target("policy/engine/probe.py", ("tests/policy/engine/test_probe.py", "tests/policy/engine/test_drafter.py")),
-    Target("policy/estimate/catch_up.py", ("tests/policy/estimate/test_catch_up.py",)),
+    Target("policy/step/probe.py", ("tests/policy/step/test_probe.py", "tests/policy/step/test_drafter.py")),
+    Target("policy/evidence/catch_up.py", ("tests/policy/evidence/test_catch_up.py",)),
     Target("deployments/engine/scheduler/catch_up_plan.py", ("tests/engine/scheduler/test_catch_up_plan.py",), libraries=VLLM),
     Target(
         "deployments/engine/scheduler/lag_ledger.py",

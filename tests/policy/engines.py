@@ -7,12 +7,12 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from nightjar.policy.engine.counters import StepCount, StepCounters
-from nightjar.policy.engine.steering import Steering
-from nightjar.policy.fleet import decide
+from nightjar.policy.decision.fleet import decide
 from nightjar.policy.intake import observe
-from nightjar.policy.modes import ModeOverride
+from nightjar.policy.operator.overrides import ModeOverride
 from nightjar.policy.state import FleetState, empty_fleet
+from nightjar.policy.step.counters import StepCount, StepCounters
+from nightjar.policy.step.steering import Steering
 from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
 from nightjar.policy.wire.report import EngineLoad, EngineSnapshot, GroupKey, LoadReport
 from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table

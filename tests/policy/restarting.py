@@ -6,10 +6,10 @@ import random
 from dataclasses import dataclass, field
 
 from nightjar.policy.controller import Controller
-from nightjar.policy.engine.drafter import DrafterLife
-from nightjar.policy.engine.steering import Steering
-from nightjar.policy.issuing import Issuer
+from nightjar.policy.issuer import Issuer
 from nightjar.policy.state import FleetState
+from nightjar.policy.step.drafter import DrafterLife
+from nightjar.policy.step.steering import Steering
 from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
 from nightjar.policy.wire.report import Counters, DrafterState, EngineLoad, EngineSnapshot, GroupKey, LoadReport
 from nightjar.policy.wire.settings import IssuedSettings

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from nightjar.policy.controller import Controller
-from nightjar.policy.issuing import MAX_PLAUSIBLE
+from nightjar.policy.issuer import MAX_PLAUSIBLE
 from nightjar.policy.learned import LearnedTables
-from nightjar.policy.modes import ModeOverride
+from nightjar.policy.operator.overrides import ModeOverride
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.settings import SettingsVersion
@@ -20,7 +20,7 @@ from tests.policy.engines import Replica
 ROOT = Path(__file__).parents[2]
 ROOMS = ("nightjar/policy", "nightjar/cluster", "nightjar/deployments", "nightjar/loadtests", "tests/benchmarks")
 LOOP = "nightjar/policy/controller.py"
-HOMES = {"observe": "nightjar.policy.intake", "decide": "nightjar.policy.fleet"}
+HOMES = {"observe": "nightjar.policy.intake", "decide": "nightjar.policy.decision.fleet"}
 AUTO = parse_operator_settings({"mode": "auto", "allowed_num_speculative_tokens": [0, 1, 3, 5]})
 """The engines have step times for these K."""
 
@@ -44,10 +44,10 @@ def uses(source: str) -> list[str]:
 @pytest.mark.parametrize(
     ("source", "found"),
     [
-        ("from nightjar.policy.fleet import decide as choose", ["decide"]),
+        ("from nightjar.policy.decision.fleet import decide as choose", ["decide"]),
         ("from nightjar.policy import intake\nintake.observe(state)", ["observe"]),
-        ("import nightjar.policy.fleet as loop\nloop.decide(state)", ["decide"]),
-        ("import nightjar.policy.fleet\nnightjar.policy.fleet.decide(state)", ["decide"]),
+        ("import nightjar.policy.decision.fleet as loop\nloop.decide(state)", ["decide"]),
+        ("import nightjar.policy.decision.fleet\nnightjar.policy.fleet.decide(state)", ["decide"]),
         ("histogram.observe(3.0)\npolicy.decide(snapshot)\nself.observe(report)", []),
         ("from nightjar.policy.intake import MAX_GROUPS", []),
     ],

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nightjar.policy import fleet as fleet_module
 from nightjar.policy import intake
-from nightjar.policy.estimate.catch_up import CatchUpEvidence, NewRestarts
-from nightjar.policy.estimate.evidence import Cell
-from nightjar.policy.fleet import decide
+from nightjar.policy.decision import fleet as fleet_module
+from nightjar.policy.decision.fleet import decide
+from nightjar.policy.evidence.catch_up import CatchUpEvidence, NewRestarts
+from nightjar.policy.evidence.cells import Cell
 from nightjar.policy.intake import observe
 from nightjar.policy.state import FleetState, empty_fleet
 from nightjar.policy.wire.batch_buckets import batch_bucket

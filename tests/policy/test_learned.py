@@ -8,14 +8,14 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.policy.estimate.acceptance import AcceptanceEvidence
-from nightjar.policy.estimate.counting import MOST_CHUNK_TOKENS, MOST_CONTEXT_TOKENS
-from nightjar.policy.fleet import decide
-from nightjar.policy.fleet_status import fleet_status
+from nightjar.policy.decision.fleet import decide
+from nightjar.policy.evidence.acceptance import AcceptanceEvidence
+from nightjar.policy.evidence.counting import MOST_CHUNK_TOKENS, MOST_CONTEXT_TOKENS
 from nightjar.policy.intake import observe
 from nightjar.policy.learned import LearnedGroup, LearnedTables, measurable
-from nightjar.policy.seeding import exported
+from nightjar.policy.priors import exported
 from nightjar.policy.state import empty_fleet, learned
+from nightjar.policy.status.fleet import fleet_status
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.wire.report import CatchUpCounters, CellCounters, Counters, EngineLoad, EngineSnapshot, GroupKey, LoadReport
 from tests.policy.engines import AUTO

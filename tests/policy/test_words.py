@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.policy import words as module
-from nightjar.policy.explain import explain
-from nightjar.policy.fleet_status import fleet_status
 from nightjar.policy.planners.base import GroupPlan, rows_of
+from nightjar.policy.status.explanation import explain
+from nightjar.policy.status.fleet import fleet_status
 from nightjar.policy.wire.cause import Cause, Code, because, codes
 from nightjar.policy.wire.explanation import Explanation
 from nightjar.policy.wire.status import ReplicaStatus

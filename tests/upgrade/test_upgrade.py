@@ -27,8 +27,8 @@ from nightjar.cluster.storage.journal import FILE_NAME, JournalEntry, read_journ
 from nightjar.cluster.storage.learned_file import LearnedFile, parse_learned_file
 from nightjar.loadtests.simulation.campaign.measures import WITHIN
 from nightjar.loadtests.simulation.campaign.scenes import nominal_of
-from nightjar.policy.engine.steering import lengths_by_batch
-from nightjar.policy.estimate.evidence import MEASURED_SHARE, Cell
+from nightjar.policy.evidence.cells import MEASURED_SHARE, Cell
+from nightjar.policy.step.steering import lengths_by_batch
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.settings import Settings, Table

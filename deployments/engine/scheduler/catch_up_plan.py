@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 WORTHWHILE_LAG_PER_TOKEN: Final = 64
 """Lag tokens that a request may miss per token that it is still expected to generate. A recomputed token costs 0.0005 (GPU) to
-0.005 (CPU) of a step (policy.estimate.catch_up), and each generated one saves its share of a third of a step or so."""
+0.005 (CPU) of a step (policy.evidence.catch_up), and each generated one saves its share of a third of a step or so."""
 UNBOUNDED_TOKENS: Final = 1 << 40
 LEAST_EXPECTED_TOKENS: Final = 16
 """A request that has just begun is expected to generate so many at least."""

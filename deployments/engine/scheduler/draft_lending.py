@@ -1,6 +1,6 @@
 """The draft's memory, lent to requests while it sleeps: the scheduler's side of offload, growth, contraction and reload.
 
-Carries out what the drafter's life orders (policy.engine.drafter): the worker moves weights and pages in parts, each before the
+Carries out what the drafter's life orders (policy.step.drafter): the worker moves weights and pages in parts, each before the
 step that brings its order (draft_work.py), and the pool hands out or takes back blocks (kv_pool.py) once that is safe. Blocks are
 handed out when the step of a move's last part has come back, and the draft's memory is asked back when no step can touch the lent
 blocks any more. An engine without requests takes no step: a move goes on with the next ones. An error in here may leave rows that
@@ -17,7 +17,7 @@ from nightjar.deployments.engine.memory.interface import parts_of
 from nightjar.deployments.engine.scheduler.kv_pool import ElasticKVPool
 from nightjar.deployments.engine.scheduler.lag_ledger import LagLedger
 from nightjar.deployments.engine.worker.draft_work import MEMORY_ATTRIBUTE, MemoryMove, MemoryWork
-from nightjar.policy.engine.drafter import DrafterLife, MemoryOrder
+from nightjar.policy.step.drafter import DrafterLife, MemoryOrder
 
 
 class DraftLending:

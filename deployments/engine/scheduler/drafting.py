@@ -1,6 +1,6 @@
 """The draft model's part of every step: whether it runs, what it reads again, and which rows get no drafts.
 
-Joins the drafter's life (policy.engine.drafter), the ledger of what its KV holds and the plan of what to recompute, and writes the
+Joins the drafter's life (policy.step.drafter), the ledger of what its KV holds and the plan of what to recompute, and writes the
 result on the step's SchedulerOutput for the workers. Only for separate draft models; drafters that are kept in sync run as vLLM
 runs them. Knows vLLM's requests and outputs by shape and imports none of vLLM. Errors are the step loop's to catch: an engine that
 failed open sends no orders, unless its draft is away, and workers without orders draft as vLLM would.
@@ -21,7 +21,7 @@ from nightjar.deployments.engine.scheduler.catch_up_plan import (
 from nightjar.deployments.engine.scheduler.draft_lending import DraftLending
 from nightjar.deployments.engine.scheduler.lag_ledger import LagLedger, known_tokens
 from nightjar.deployments.engine.worker.draft_work import RUN, SLEEP, WORK_ATTRIBUTE, DraftWork, Recompute
-from nightjar.policy.engine.drafter import DrafterLife, Order
+from nightjar.policy.step.drafter import DrafterLife, Order
 from nightjar.policy.wire.report import DrafterCounters, DrafterState
 
 LAG_AGE_STEPS: Final = 16

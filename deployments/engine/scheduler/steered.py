@@ -33,7 +33,7 @@ from nightjar.deployments.engine.start.arguments import OBEDIENT_WORKERS
 from nightjar.deployments.engine.start.dormancy import sleep_facts, why_never_asleep
 from nightjar.deployments.engine.start.graph_tiers import from_table
 from nightjar.deployments.engine.worker.draft_work import DRAFTER_FAILURE_ATTRIBUTE, RELOAD_FAILURE_ATTRIBUTE
-from nightjar.policy.engine.drafter import DrafterLife
+from nightjar.policy.step.drafter import DrafterLife
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -29,10 +29,10 @@ from nightjar.deployments.engine.scheduler.step_note import (
     verifies_fully,
 )
 from nightjar.deployments.engine.worker.draft_work import SLEEP, WORK_ATTRIBUTE
-from nightjar.policy.engine.counters import StepCount, StepCounters
-from nightjar.policy.engine.drafter import Order
-from nightjar.policy.engine.steering import Steering
 from nightjar.policy.planners.local import StepOutcome
+from nightjar.policy.step.counters import StepCount, StepCounters
+from nightjar.policy.step.drafter import Order
+from nightjar.policy.step.steering import Steering
 from nightjar.policy.wire.report import DrafterCounters, DrafterState, EngineLoad, EngineSnapshot
 from nightjar.policy.wire.settings import IssuedSettings, SettingsVersion
 

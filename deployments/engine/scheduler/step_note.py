@@ -13,7 +13,7 @@ from itertools import accumulate
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
-from nightjar.policy.engine.drafter import Order
+from nightjar.policy.step.drafter import Order
 from nightjar.policy.wire.report import MAX_ADAPTERS, AdapterCounters
 
 NOTE_ATTRIBUTE: Final = "nightjar_note"

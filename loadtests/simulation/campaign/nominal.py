@@ -13,7 +13,7 @@ from itertools import accumulate
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.service.lengths import Traffic
 from nightjar.loadtests.simulation.step_cost import PreparedCost, prepared_cost
-from nightjar.policy.estimate.catch_up import CatchUpCost
+from nightjar.policy.evidence.catch_up import CatchUpCost
 from nightjar.policy.restarts.price import chunk_tokens
 from nightjar.policy.wire.operator import OperatorSettings
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from nightjar.loadtests.simulation.engine.kv_blocks import BlockPool
 from nightjar.loadtests.simulation.engine.step_account import EngineTotals
 from nightjar.loadtests.simulation.profiles import Drafter
-from nightjar.policy.engine.drafter import DrafterLife, MemoryOrder
+from nightjar.policy.step.drafter import DrafterLife, MemoryOrder
 
 
 @dataclass(slots=True, eq=False)

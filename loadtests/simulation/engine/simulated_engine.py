@@ -31,9 +31,9 @@ from nightjar.loadtests.simulation.planner_names import ORACLE
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.rivals import DRAFTS_MAX
 from nightjar.loadtests.simulation.step_cost import DraftRun, prepared_cost
-from nightjar.policy.engine.drafter import DrafterLife, Order
-from nightjar.policy.engine.steering import Steering
 from nightjar.policy.planners.local import LocalPlannerFactory
+from nightjar.policy.step.drafter import DrafterLife, Order
+from nightjar.policy.step.steering import Steering
 from nightjar.policy.wire.report import DrafterState, EngineLoad, EngineSnapshot, LoadReport
 from nightjar.policy.wire.settings import IssuedSettings, Local
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from nightjar.loadtests.simulation.engine.truth import Truth
-from nightjar.policy.engine.counters import StepCount, StepCounters
-from nightjar.policy.engine.steering import Steering
 from nightjar.policy.planners.local import StepOutcome
+from nightjar.policy.step.counters import StepCount, StepCounters
+from nightjar.policy.step.steering import Steering
 
 SETTLE_STEPS: Final = 2
 """Steps for which K must be held before a step's time belongs to it (the step loop, without async scheduling)."""

@@ -24,13 +24,14 @@ from nightjar.loadtests.simulation.evidence.bar_list import ALL_PARTS
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell, Job, Outcome
 from nightjar.loadtests.simulation.planner_names import FLEET
-from nightjar.policy import allowance, learning, trials
-from nightjar.policy.engine import guard
-from nightjar.policy.estimate import step_time
-from nightjar.policy.estimate.contributions import Contributions
-from nightjar.policy.estimate.goodput import Floats, GoodputModel
+from nightjar.policy import allowance, exploration
+from nightjar.policy.decision import learning
+from nightjar.policy.evidence import step_time
+from nightjar.policy.evidence.contributions import Contributions
+from nightjar.policy.evidence.goodput import Floats, GoodputModel
 from nightjar.policy.planners import base, fleet
 from nightjar.policy.restarts.price import Price
+from nightjar.policy.step import guard
 
 LOADS: Final = ("surge", "oscillation")
 REPLICAS: Final = 3
@@ -96,7 +97,7 @@ PARTS: Final = (
         "allowance of exploration",
         stand_ins=(StandIn(allowance, "OUTPUT_SHARE", 1.0), StandIn(allowance, "COLD_START_TOKENS_PER_ROW", 1e9)),
     ),
-    Part("patience", stand_ins=(StandIn(trials, "PAYS_BACK_S", 1e9),)),
+    Part("patience", stand_ins=(StandIn(exploration, "PAYS_BACK_S", 1e9),)),
     Part("replica effects", stand_ins=(StandIn(learning, "with_effects", _all_alike),)),
     Part("steps with prefill", stand_ins=(StandIn(base, "mixed_costs", _none),)),
     Part("single replicas' own plans", stand_ins=(StandIn(learning, "own_evidence", _none),)),

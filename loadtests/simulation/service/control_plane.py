@@ -1,6 +1,6 @@
 """Reports up, settings down, in virtual time: agents that exchange with the policy actor over a network that may fail.
 
-The agent's side runs the code that deployments/agent.py runs (policy/reporting.py), the actor's side follows
+The agent's side runs the code that deployments/agent.py runs (policy/exchange.py), the actor's side follows
 cluster/service/policy_service.py (a call is parked until there is news or its period ends). Messages may be delayed, lost and
 doubled, each by itself, so they also overtake one another; the actor may die and come back as the next incarnation. A perfect
 network delivers in the same moment. Engines never wait for any of it (INV-4): they run on with the settings they have.
@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from nightjar.loadtests.simulation.service.timeline import Action, Timeline
-from nightjar.policy.canary.order import CanaryOrder
-from nightjar.policy.canary.trial import Trial, begin
 from nightjar.policy.controller import Controller
-from nightjar.policy.issuing import Issuer
+from nightjar.policy.exchange import Reporting
+from nightjar.policy.issuer import Issuer
 from nightjar.policy.learned import LearnedTables
-from nightjar.policy.reporting import Reporting
+from nightjar.policy.operator.canary.order import CanaryOrder
+from nightjar.policy.operator.canary.trial import Trial, begin
 from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import WireError

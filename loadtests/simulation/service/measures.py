@@ -13,9 +13,9 @@ from nightjar.loadtests.simulation.service.fleet import Fleet, totals_of
 from nightjar.loadtests.simulation.service.results import Quantiles, ReplicaResult, RunResult, Second, Totals
 from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.workload import Demand
-from nightjar.policy.engine.steering import lengths_by_batch
 from nightjar.policy.restarts.budget import max_leases
 from nightjar.policy.state import learned
+from nightjar.policy.step.steering import lengths_by_batch
 from nightjar.policy.wire.batch_buckets import bucket_range, buckets_up_to
 from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.settings import Plan, Table

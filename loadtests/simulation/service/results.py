@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from nightjar.loadtests.load.goodput import Goodput
-from nightjar.policy.canary.trial import Trial
 from nightjar.policy.learned import LearnedTables
+from nightjar.policy.operator.canary.trial import Trial
 
 
 @dataclass(frozen=True, slots=True)

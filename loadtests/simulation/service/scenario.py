@@ -14,8 +14,8 @@ from nightjar.loadtests.simulation.service.control_plane import PERFECT, Network
 from nightjar.loadtests.simulation.service.lies import Lie
 from nightjar.loadtests.simulation.service.router import RouterKind
 from nightjar.loadtests.simulation.service.workload import Workload
-from nightjar.policy.canary.order import CanaryOrder
 from nightjar.policy.learned import LearnedTables
+from nightjar.policy.operator.canary.order import CanaryOrder
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.settings import Local
 

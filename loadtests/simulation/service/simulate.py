@@ -40,7 +40,7 @@ from nightjar.loadtests.simulation.service.scenario import (
 )
 from nightjar.loadtests.simulation.service.timeline import Timeline
 from nightjar.loadtests.simulation.service.workload import Demand, Users, user_of
-from nightjar.policy.engine.drafter import UNLIMITED
+from nightjar.policy.step.drafter import UNLIMITED
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.settings import IssuedSettings, Local, RestartLimits, Settings, SettingsVersion
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from nightjar.deployments.proof.remote import Remote
-from nightjar.policy.engine.drafter import UNLIMITED
+from nightjar.policy.step.drafter import UNLIMITED
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import EngineSnapshot

@@ -11,8 +11,8 @@ import time
 from typing import Final
 
 from nightjar.deployments.proof.lone_policy import LonePolicy
-from nightjar.policy.engine.drafter import UNLIMITED
-from nightjar.policy.engine.steering import lengths_by_batch
+from nightjar.policy.step.drafter import UNLIMITED
+from nightjar.policy.step.steering import lengths_by_batch
 from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.settings import Settings, Table

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, median
 
-from nightjar.policy.estimate.catch_up import CatchUpCost, CatchUpEvidence
+from nightjar.policy.evidence.catch_up import CatchUpCost, CatchUpEvidence
 from nightjar.policy.restarts.price import Engine as PricedEngine
 from tests.benchmarks.engine.restart_record import Restart
 from tests.benchmarks.measuring.statistics import halves, relative_error

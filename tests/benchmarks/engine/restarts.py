@@ -15,7 +15,7 @@ from statistics import fmean, median
 from typing import Final
 
 from nightjar.loadtests.simulation.evidence.bars import Bar, Direction
-from nightjar.policy.estimate.catch_up import CatchUpCost
+from nightjar.policy.evidence.catch_up import CatchUpCost
 from nightjar.policy.restarts.price import chunk_tokens
 from nightjar.policy.wire.operator import OperatorSettings
 from tests.benchmarks.engine.effort import Effort

@@ -27,7 +27,7 @@ from nightjar.loadtests.simulation.profiles import (
     Profile,
     StepNoise,
 )
-from nightjar.policy.estimate.catch_up import CatchUpCost
+from nightjar.policy.evidence.catch_up import CatchUpCost
 from nightjar.policy.planners import LOCAL_PLANNERS
 from nightjar.policy.wire.settings import IssuedSettings, SettingsVersion
 from tests.benchmarks.engine.changing_load import Run, play, requests
@@ -170,7 +170,7 @@ def fitted_profile(cells: Cells, times: OffTimes, cost: CatchUpCost, prompt_toke
         step_noise=StepNoise(lognormal_sd=0.0),
         sources={
             "limits": "The engine's arguments; blocks by rounding.",
-            "drafter": "Measured: the line through catch-up steps that policy.estimate.catch_up fits.",
+            "drafter": "Measured: the line through catch-up steps that policy.evidence.catch_up fits.",
             "step_cost": "Fitted to mean steps at 1, 4, 16 and 32 rows, arms interleaved in a batch, and drawn on from there; "
             "stock K=0 beside OFF at 1, 4 and 16, its share at 16 taken over to more rows; draft_share assumed; context by a line "
             "through OFF steps at 32.",

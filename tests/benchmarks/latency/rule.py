@@ -1,4 +1,4 @@
-"""The fleet with the rule of what users wait for (policy.planners.waiting) in place of its own choice of K, while a run lasts.
+"""The fleet with the rule of what users wait for (tests.benchmarks.latency.waits) in place of its own choice of K, while a run lasts.
 
 The rule is tried out: production code has no switch for it, as for the parts that the ablation leaves out. Who waits is
 told by the load in each report, once a tick; nothing that decides is changed where the rule does not run.
@@ -17,18 +17,18 @@ from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell, Job, Outcome
 from nightjar.loadtests.simulation.planner_names import FLEET
-from nightjar.policy import learning
-from nightjar.policy.estimate.goodput import GoodputModel
-from nightjar.policy.estimate.step_time import predict_step_times
+from nightjar.policy.decision import learning
+from nightjar.policy.evidence.goodput import GoodputModel
+from nightjar.policy.evidence.step_time import predict_step_times
 from nightjar.policy.planners import LEARNING_PLANNERS, LearningPlanner
 from nightjar.policy.planners.base import GroupPlan, GroupView, plan_of, present_arms, present_mixed_arms
 from nightjar.policy.planners.calibration import measurements
 from nightjar.policy.planners.fleet import fleet_plan
-from nightjar.policy.planners.waiting import NO_WAITS, Waits, choose_for_waits
 from nightjar.policy.state import GroupState, ReplicaState
 from nightjar.policy.wire.operator import OperatorSettings
 from tests.benchmarks.latency.bars import LATENCY, RULE
 from tests.benchmarks.latency.bursts import runs, scenes
+from tests.benchmarks.latency.waits import NO_WAITS, Waits, choose_for_waits
 
 
 @dataclass(slots=True)

@@ -13,10 +13,10 @@ from structlog.testing import capture_logs
 from nightjar.cluster.operator.canary import promotion
 from nightjar.cluster.service.policy_service import PolicyService
 from nightjar.cluster.storage.checkpoint import Canaries, Checkpoint
-from nightjar.policy.canary.compare import Work
-from nightjar.policy.canary.order import CanaryOrder
-from nightjar.policy.canary.trial import Trial
-from nightjar.policy.modes import ModeOverride
+from nightjar.policy.operator.canary.compare import Work
+from nightjar.policy.operator.canary.order import CanaryOrder
+from nightjar.policy.operator.canary.trial import Trial
+from nightjar.policy.operator.overrides import ModeOverride
 from nightjar.policy.state import empty_fleet
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings

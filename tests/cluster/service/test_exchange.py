@@ -8,7 +8,7 @@ import random
 import pytest
 
 from nightjar.cluster.service.policy_service import PolicyService
-from nightjar.policy import issuing
+from nightjar.policy import issuer
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import MAX_RECORD_BYTES
 from nightjar.policy.wire.report import LoadReport
@@ -211,7 +211,7 @@ async def test_one_replica_raises_the_incarnation_once_and_not_with_every_report
 
 
 async def test_a_full_fleet_refuses_newcomers_and_serves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(issuing, "MAX_REPLICAS", 3)
+    monkeypatch.setattr(issuer, "MAX_REPLICAS", 3)
     async with running_service() as service:
         members = [Replica(f"r{number}") for number in range(3)]
         await settled(service, *members)

@@ -11,7 +11,7 @@ from nightjar.cluster.service.policy_service import PolicyService
 from nightjar.cluster.service.seed_from import FIRST_READING_S
 from nightjar.cluster.storage.learned_file import LearnedFile, LearnedFileError, parse_learned_file, to_text
 from nightjar.cluster.storage.plain_values import packed, restored, unpacked
-from nightjar.policy.seeding import MOST_SEED_STEPS
+from nightjar.policy.priors import MOST_SEED_STEPS
 from nightjar.policy.state import FleetState
 from nightjar.policy.wire.settings import Table
 from tests.cluster.protocol import GROUP, MemoryJournal, MemoryStore, Replica, refusal, running_service, settled

@@ -23,8 +23,8 @@ from nightjar.cluster.storage.checkpoint import Checkpoint, Remembered
 from nightjar.cluster.storage.handover import ByHand
 from nightjar.cluster.storage.learned_file import LearnedFile, learned_file, parse_learned_file, to_text
 from nightjar.policy.controller import Controller
-from nightjar.policy.freeze import Freeze, HeldPlan
-from nightjar.policy.modes import ModeOverride
+from nightjar.policy.operator.freeze import Freeze, HeldPlan
+from nightjar.policy.operator.overrides import ModeOverride
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.base import GroupPlan, one_length
 from nightjar.policy.wire.mode import Mode

@@ -18,7 +18,7 @@ from nightjar.cluster.storage.rotated_lines import (
     rotated_files,
 )
 from nightjar.policy.learned import LearnedTables
-from nightjar.policy.modes import ModeOverride
+from nightjar.policy.operator.overrides import ModeOverride
 from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings

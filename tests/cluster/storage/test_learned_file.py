@@ -23,7 +23,7 @@ from nightjar.cluster.storage.learned_file import (
     to_text,
 )
 from nightjar.policy.learned import LearnedCell, LearnedGroup
-from nightjar.policy.seeding import MAX_SEED_CELLS, MAX_SEED_GROUPS
+from nightjar.policy.priors import MAX_SEED_CELLS, MAX_SEED_GROUPS
 from tests.cluster.protocol import EPOCH_S, GROUP
 from tests.cluster.seeds import some_file, some_group
 

@@ -39,7 +39,7 @@ from nightjar.cluster.storage.recording import (
 )
 from nightjar.cluster.storage.replay import Skipped, between, leading_to, replay
 from nightjar.cluster.storage.rotated_lines import rotated_files
-from nightjar.policy.estimate.goodput import GoodputModel
+from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.planners import PLANNERS
 from nightjar.policy.planners.base import GroupPlan, GroupView, one_length
 from nightjar.policy.state import FleetState

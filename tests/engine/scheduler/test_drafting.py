@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nightjar.policy.engine.drafter import FIRST_HOLD_S, DrafterLife
+from nightjar.policy.step.drafter import FIRST_HOLD_S, DrafterLife
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import DrafterState, EngineLoad
 from nightjar.policy.wire.settings import IssuedSettings, RestartLimits, Settings, SettingsVersion, Table, TableRow

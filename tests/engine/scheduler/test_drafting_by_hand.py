@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nightjar.policy.engine.drafter import DrafterLife, Order
+from nightjar.policy.step.drafter import DrafterLife, Order
 from nightjar.policy.wire.report import DrafterCounters, DrafterState
 from nightjar.policy.wire.settings import RestartLimits, Settings
 
@@ -17,7 +17,7 @@ pytest.importorskip("vllm")
 from nightjar.deployments.engine.scheduler.drafting import Drafting, Missing
 from nightjar.deployments.engine.scheduler.lag_ledger import LagLedger
 from nightjar.deployments.engine.worker.draft_work import RUN, SLEEP, WORK_ATTRIBUTE, DraftWork, Recompute
-from tests.policy.engine.steering_settings import settings
+from tests.policy.step.steering_settings import settings
 
 SIZE = 4
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from nightjar.policy.engine.steering import Steering
 from nightjar.policy.planners.local import StepOutcome, StepView
+from nightjar.policy.step.steering import Steering
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.settings import IssuedSettings, Local, Plan, Settings, SettingsVersion, Table, TableRow
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nightjar.policy.wire.settings import SettingsVersion
-from tests.policy.engine.steering_settings import settings
+from tests.policy.step.steering_settings import settings
 
 pytest.importorskip("vllm")
 

@@ -21,7 +21,7 @@ from nightjar.loadtests.simulation.service.fleet import ALL_LOCAL_PLANNERS, repl
 from nightjar.loadtests.simulation.service.results import Totals
 from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate
-from nightjar.policy.engine.drafter import Order
+from nightjar.policy.step.drafter import Order
 from nightjar.policy.wire.batch_buckets import batch_bucket
 
 PERIOD_S: Final = 15.0

@@ -7,10 +7,10 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.policy.estimate.evidence import Evidence
+from nightjar.policy.evidence.cells import Evidence
 from nightjar.policy.planners.base import GroupPlan, GroupView
+from nightjar.policy.planners.estimates import Estimate, replan
 from nightjar.policy.planners.limited import refreshed, within
-from nightjar.policy.planners.replanning import Estimate, replan
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.words import in_words

@@ -10,7 +10,7 @@ from nightjar.loadtests.simulation.campaign.scenes import nominal_of, workload
 from nightjar.loadtests.simulation.profiles import read_profile
 from nightjar.loadtests.simulation.service.scenario import PlannerChoice, Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate
-from nightjar.policy.estimate.goodput import GoodputModel
+from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.planners import LEARNING_PLANNERS, LearningPlanner
 from nightjar.policy.planners.base import GroupPlan, GroupView, rows_of
 from nightjar.policy.planners.calibration import measurements

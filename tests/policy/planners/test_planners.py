@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.policy.estimate.acceptance import AcceptanceEvidence
-from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence
-from nightjar.policy.estimate.goodput import GoodputModel
+from nightjar.policy.evidence.acceptance import AcceptanceEvidence
+from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
+from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.planners import PLANNERS
 from nightjar.policy.planners.base import GroupPlan, GroupView, present_arms
 from nightjar.policy.planners.calibration import measurements

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.policy.estimate.evidence import Cell, CellEvidence, Evidence
+from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
 from nightjar.policy.planners.base import GroupPlan, GroupView, present_arms
 from nightjar.policy.planners.calibration import measurements
 from nightjar.policy.planners.fleet import fleet_plan

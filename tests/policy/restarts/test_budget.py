@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.policy.engine.drafter import DrafterLife
 from nightjar.policy.restarts.budget import (
     AGING_S,
     FREEZE_S,
@@ -23,10 +22,11 @@ from nightjar.policy.restarts.budget import (
     still_open,
 )
 from nightjar.policy.restarts.price import Price
+from nightjar.policy.step.drafter import DrafterLife
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import RestartWish
 from nightjar.policy.wire.settings import RestartLimits
-from tests.policy.engine.steering_settings import settings
+from tests.policy.step.steering_settings import settings
 
 BUDGET = OperatorSettings(max_restart_share=0.2, max_restart_slowdown=0.04, max_reloads_per_node=1, max_lease_ttl_s=60.0)
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.policy.engine.drafter import MAX_CHUNK_TOKENS
-from nightjar.policy.estimate.catch_up import CatchUpCost
+from nightjar.policy.evidence.catch_up import CatchUpCost
 from nightjar.policy.restarts.price import Engine, chunk_tokens, micro_restart_tokens, price
+from nightjar.policy.step.drafter import MAX_CHUNK_TOKENS
 
 CPU = Engine(off_step_seconds=0.25, off_tokens_per_s=32.0, decode_rows=8, cost=CatchUpCost(0.025, 1.35e-3), chunk_tokens=32)
 """Eight rows on one core (vLLM 0.32): 250 ms a step, 25 ms a pass and 1.35 ms a missing token."""

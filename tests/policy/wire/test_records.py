@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from nightjar.policy.engine.steering import lengths_by_batch
 from nightjar.policy.planners.base import GroupPlan
+from nightjar.policy.step.steering import lengths_by_batch
 from nightjar.policy.wire.cause import Cause, Code
 from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.mode import Mode

@@ -1,7 +1,7 @@
 """Replicas of one group that are not alike: slow cards among fast ones, and replicas whose prompts are harder to draft for.
 
 Everybody has the same share of users, so that a replica of its own kind runs at the batch of the others. The oracle knows each
-replica; what a group can know of one that differs is in policy/estimate/pooling.py and policy/planners/replanning.py.
+replica; what a group can know of one that differs is in policy/evidence/pooling.py and policy/planners/estimates.py.
 """
 
 from __future__ import annotations

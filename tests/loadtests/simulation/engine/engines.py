@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.engine.simulated_engine import SimulatedEngine
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile, read_profile
-from nightjar.policy.engine.drafter import UNLIMITED
 from nightjar.policy.planners import LOCAL_PLANNERS
+from nightjar.policy.step.drafter import UNLIMITED
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.settings import (
     IssuedSettings,

@@ -4,7 +4,7 @@ import pytest
 
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.profiles import Mechanics
-from nightjar.policy.estimate.catch_up import CatchUpCost
+from nightjar.policy.evidence.catch_up import CatchUpCost
 from nightjar.policy.restarts.price import Engine as PricedEngine
 from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.settings import Local

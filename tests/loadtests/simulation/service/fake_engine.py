@@ -9,8 +9,8 @@ from nightjar.loadtests.simulation.engine.leases import LeasedRestart
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.engine.step_account import EngineTotals
 from nightjar.loadtests.simulation.profiles import Profile, read_profile
-from nightjar.policy.engine.counters import StepCount, StepCounters
-from nightjar.policy.engine.steering import Steering
+from nightjar.policy.step.counters import StepCount, StepCounters
+from nightjar.policy.step.steering import Steering
 from nightjar.policy.wire.report import DrafterState, EngineLoad, EngineSnapshot, LoadReport
 from nightjar.policy.wire.settings import IssuedSettings
 

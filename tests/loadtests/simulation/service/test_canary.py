@@ -12,8 +12,8 @@ from nightjar.loadtests.simulation.profiles import read_profile
 from nightjar.loadtests.simulation.service.control_plane import Network
 from nightjar.loadtests.simulation.service.scenario import CanaryBegins, PlannerChoice, Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate
-from nightjar.policy.canary.order import CanaryOrder
-from nightjar.policy.canary.trial import Trial
+from nightjar.policy.operator.canary.order import CanaryOrder
+from nightjar.policy.operator.canary.trial import Trial
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import parse_operator_settings
 

@@ -1,0 +1,1 @@
+"""One decision of the whole fleet: each group for itself, then joined."""

@@ -1,0 +1,163 @@
+"""What a group may expect of every arm in every batch bucket: log goodput, and how sure the difference of two arms is.
+
+Goodput is rows * E(k) / step time, generated tokens a second; its logarithm splits into acceptance (one for all buckets) and
+step time (one for all prompts), so each is learned where it is cheapest. Planner, exploration and the price of a restart all
+read this one table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from nightjar.policy.evidence.acceptance import AcceptanceEvidence
+from nightjar.policy.evidence.mixed_steps import charge
+from nightjar.policy.evidence.step_time import StepTimes
+
+Floats = npt.NDArray[np.float64]
+
+LIMIT_DEVIATIONS: Final = 2.0
+"""Standard deviations of doubt that a step's time is taken with where an operator limits it."""
+PREFILL_DEVIATION: Final = 0.1
+"""Standard deviation of the logarithm of what a prompt adds to a step: known from sums over all prompts, and no line."""
+NOISE_DEVIATIONS: Final = 2.33
+"""Standard deviations that one in a hundred values of a normal distribution exceed."""
+
+
+@dataclass(frozen=True)
+class StepLimit:
+    """An operator's limit of a step, and how long all but one step in a hundred take at most."""
+
+    max_step_s: float
+    expected_step_s: Floats
+    """(buckets, arms)."""
+    most_step_s: Floats
+    """(buckets, arms): the same beyond doubt."""
+
+    def keeps(self, step_s: Floats) -> npt.NDArray[np.bool_]:
+        """(buckets, arms): whether such steps keep the limit; those of off (the first arm) count as if they did."""
+        within: npt.NDArray[np.bool_] = step_s <= self.max_step_s
+        within[:, 0] = True
+        return within
+
+
+@dataclass(frozen=True)
+class GoodputModel:
+    """Log goodput by bucket and arm. Arrays are never changed in place."""
+
+    arms: tuple[int, ...]
+    """The K that may run, ascending, 0 first."""
+    log_goodput: Floats
+    """(buckets, arms), of generated tokens a second."""
+    covariance: Floats
+    """(buckets, arms, arms), of the log goodput of one bucket's arms."""
+    rows: Floats
+    """(buckets,): decode rows that it is for."""
+    tokens_per_row: Floats
+    """(arms,): E(k)."""
+    tokens_deviation: Floats
+    """(arms,): standard deviation of log E(k)."""
+    limit: StepLimit | None = None
+    """Where the operator limits a step."""
+    mixed_costs: Floats | None = None
+    """(buckets, arms, arms): what each K in steps with prefill costs beside each K of pure decode steps (of mixed_steps)."""
+
+    @cached_property
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """(buckets, arms): whether an arm keeps the operator's limit beyond doubt. Off always does: nothing is shorter."""
+        return self._all if self.limit is None else self.limit.keeps(self.limit.most_step_s)
+
+    @cached_property
+    def may_be_tried(self) -> npt.NDArray[np.bool_]:
+        """(buckets, arms): whether an arm is expected to keep the limit: a few steps of it tell whether it does."""
+        return self._all if self.limit is None else self.limit.keeps(self.limit.expected_step_s)
+
+    @property
+    def _all(self) -> npt.NDArray[np.bool_]:
+        return np.ones(self.log_goodput.shape, dtype=np.bool_)
+
+    @cached_property
+    def limited(self) -> npt.NDArray[np.bool_]:
+        """(buckets,): whether the arm with the most goodput is one that the limit forbids."""
+        best = np.argmax(self.log_goodput, axis=1)
+        limited: npt.NDArray[np.bool_] = ~self.allowed[np.arange(len(best)), best]
+        return limited
+
+    @cached_property
+    def _goodput(self) -> list[list[float]]:
+        goodput: list[list[float]] = np.exp(self.log_goodput).tolist()
+        return goodput
+
+    def goodput_tokens_per_s(self, bucket: int, num_speculative_tokens: int) -> float:
+        """Expected generated tokens a second. Raises ValueError for a K that is not an arm."""
+        return self._goodput[bucket][self.arms.index(num_speculative_tokens)]
+
+    def upper_bound(self) -> Floats:
+        """(buckets, arms): log goodput that an arm cannot exceed beyond doubt, because a step never gets shorter with K.
+
+        As long as the longest expected step of the shorter K, and with acceptance two standard deviations better than expected.
+        """
+        most_tokens = np.log(self.rows)[:, None] + np.log(self.tokens_per_row) + 2.0 * self.tokens_deviation
+        log_seconds = np.log(self.rows)[:, None] + np.log(self.tokens_per_row) - self.log_goodput
+        least_seconds = np.maximum.accumulate(log_seconds, axis=1)
+        least_seconds[:, 1:] = least_seconds[:, :-1]
+        upper_bound: Floats = most_tokens - least_seconds
+        return upper_bound
+
+    def gain(self, present: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+        """By bucket and arm: log goodput above that of the bucket's `present` arm (an index), and its standard deviation."""
+        buckets = np.arange(len(present))
+        gain = self.log_goodput - self.log_goodput[buckets, present][:, None]
+        own = np.diagonal(self.covariance, axis1=1, axis2=2)
+        variance = own + own[buckets, present][:, None] - 2.0 * self.covariance[buckets, present]
+        return gain, np.sqrt(np.maximum(variance, 0.0))
+
+
+def step_limit(times: StepTimes, max_step_s: float, noise: float, prefill_s: Floats) -> StepLimit:
+    """A limit, and the longer of two steps: pure decode with `noise` (standard deviation of the logarithm of its time), and one
+    with a long prompt, which adds `prefill_s` (buckets, arms; mixed_steps.long_prefill).
+    """
+    doubt = np.sqrt(np.maximum(np.diagonal(times.covariance, axis1=1, axis2=2), 0.0))
+
+    def longest(deviations: float) -> Floats:
+        decode_s = np.exp(np.minimum(times.log_seconds + deviations * doubt, 100.0))
+        longest_s: Floats = np.maximum(
+            decode_s * np.exp(NOISE_DEVIATIONS * noise), decode_s + prefill_s * np.exp(deviations * PREFILL_DEVIATION)
+        )
+        return longest_s
+
+    return StepLimit(max_step_s, longest(0.0), longest(LIMIT_DEVIATIONS))
+
+
+def goodput_model(
+    arms: tuple[int, ...],
+    times: StepTimes,
+    acceptance: AcceptanceEvidence,
+    mixed_costs: Floats | None,
+    now_s: float,
+    limit: StepLimit | None = None,
+) -> GoodputModel:
+    """The table for `arms`, whose step times were predicted as `times`.
+
+    Each token takes longer by what its K costs in steps with prefill (`mixed_costs`, of mixed_steps).
+    """
+    survival = acceptance.acceptance(arms[-1])
+    counts = np.arange(1, len(survival) + 1)[None, :] <= np.array(arms)[:, None]
+    tokens = 1.0 + counts @ np.array(survival)
+    covariance = counts @ acceptance.covariance(survival, now_s) @ counts.T / np.outer(tokens, tokens)
+    log_goodput = np.log(times.rows)[:, None] + np.log(tokens)[None, :] - times.log_seconds
+    log_goodput = log_goodput - np.log1p(charge(mixed_costs, times.log_seconds.shape) * np.exp(log_goodput))
+    return GoodputModel(
+        arms,
+        log_goodput,
+        times.covariance + covariance[None, :, :],
+        times.rows,
+        tokens,
+        np.sqrt(np.diag(covariance)),
+        limit,
+        mixed_costs,
+    )

@@ -1,0 +1,163 @@
+"""What speculation costs in steps that also compute prompt tokens: the part that clean steps cannot show.
+
+In a pure decode step verifying drafts is nearly free while the step is bound by memory. A step that also prefills is bound by
+compute, so there every verified token costs what a prompt token costs, and the drafter reads the prompt as well. Near the
+crossover that decides: a K that wins clean steps by some percent may lose overall. Learned from sums of such steps by
+batch bucket and K; without any, speculation is charged nothing. Fails towards the plan that clean steps alone would give.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import NormalDist, median
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from nightjar.policy.evidence.cells import Evidence, Floats, table_of
+from nightjar.policy.evidence.step_time import StepTimes, non_negative_least_squares
+
+SHARE_HALF_LIFE_S: Final = 60.0
+"""How long the mix of prompts and answers is remembered: longer than a burst, shorter than a change of regime."""
+SHARE_LEAST_STEPS: Final = 30.0
+"""Steps with prefill that time alone does not make less of: where one takes ten seconds, a minute holds too few for a share."""
+TRUST_STEPS: Final = 10.0
+"""Mixed steps of a cell at which its mean weighs half: prompts differ, so few of them say little."""
+LATE_SHARE: Final = 0.01
+"""Of all steps, those that may take longer than an operator's limit: it bounds the 99th percentile."""
+PROMPT_SPREAD: Final = 1.3
+"""Standard deviation of the logarithm of a prompt's tokens: of chats (ShareGPT 1.3, Azure's conversations 1.0)."""
+_RIDGE: Final = np.array([0.05, 0.01, 0.02, 0.05])
+"""Pull of each part towards nothing, against a cell that weighs 1. Least for the tokens, which every such step has."""
+
+
+class MixedShare(NamedTuple):
+    """How much of one replica's work comes with prefill: decayed sums of its steps with prefill beside decode rows, of the prompt
+    tokens of all its steps, and of its generated tokens."""
+
+    steps: float = 0.0
+    prefill_tokens: float = 0.0
+    tokens: float = 0.0
+
+    def after(self, steps: float, prefill_tokens: float, tokens: float, elapsed_s: float) -> MixedShare:
+        """The sums `elapsed_s` later (infinite for an engine's first report, which forgets the ones before it).
+
+        >>> MixedShare(80.0, 8000.0, 4000.0).after(2.0, 100.0, 300.0, SHARE_HALF_LIFE_S)
+        MixedShare(steps=42.0, prefill_tokens=4100.0, tokens=2300.0)
+        >>> MixedShare(30.0, 3000.0, 4000.0).after(2.0, 100.0, 300.0, SHARE_HALF_LIFE_S)
+        MixedShare(steps=32.0, prefill_tokens=3100.0, tokens=4300.0)
+        """
+        left = 0.5 ** (elapsed_s / SHARE_HALF_LIFE_S)
+        if math.isfinite(elapsed_s) and self.steps:
+            left = max(left, min(1.0, SHARE_LEAST_STEPS / self.steps))
+        return MixedShare(self.steps * left + steps, self.prefill_tokens * left + prefill_tokens, self.tokens * left + tokens)
+
+
+def per_token(shares: Iterable[MixedShare]) -> tuple[float, float]:
+    """Steps with prefill beside decode rows, and prompt tokens of all steps, for each generated token: the median replica's of
+    either, so that no liar moves it (INV-10); 0 without any."""
+    told = [share for share in shares if share.tokens > 0.0]
+    if not told:
+        return 0.0, 0.0
+    return median(share.steps / share.tokens for share in told), median(share.prefill_tokens / share.tokens for share in told)
+
+
+def mixed_costs(evidence: Evidence, times: StepTimes, arms: Sequence[int], *, drafter_sleeps: bool) -> Floats | None:
+    """(buckets, arms, arms): seconds per generated token that K in steps with prefill (last axis) costs beside a K of pure decode
+    steps (the axis before); infinite for pairs that may not be. None while nobody knows.
+
+    A step with prefill takes its time, and the tokens that its rows generate need no pure decode step any more, as far as there are
+    any. There are as many such steps as the prompts fill: a prompt that finds the engine idle runs in a step of its own, and the
+    drafter reads it there. A drafter that sleeps at K = 0 would wake at every change from one kind of step to the other, so there
+    both K are 0 or neither is; and off is off in all steps.
+    """
+    mixed = mixed_seconds(evidence, times, arms)
+    if mixed is None or evidence.prefill_tokens_per_token <= 0.0:
+        return None
+    steps_per_token = evidence.prefill_tokens_per_token / _usual_prefill(evidence)
+    tokens = times.rows[:, None] * np.array([evidence.tokens_per_row(arm) for arm in arms])[None, :]
+    pure_s_per_token = np.exp(times.log_seconds) / tokens
+    saved_s = pure_s_per_token[:, :, None] * np.minimum(tokens, 1.0 / steps_per_token)[:, None, :]
+    costs: Floats = steps_per_token * (mixed[:, None, :] - saved_s)
+    costs[:, 0, 1:] = np.inf
+    if drafter_sleeps:
+        costs[:, 1:, 0] = np.inf
+    return costs
+
+
+def charge(costs: Floats | None, shape: tuple[int, int]) -> Floats:
+    """(buckets, arms) of this shape: seconds per generated token that an arm loses to K = 0 in steps with prefill, with the K that
+    is best for it there; no arm gains. `costs` is what `mixed_costs` answers."""
+    if costs is None:
+        return np.zeros(shape)
+    charged: Floats = np.maximum(costs.min(axis=2) - costs[:, 0, 0][:, None], 0.0)
+    return charged
+
+
+def _usual_prefill(evidence: Evidence) -> float:
+    """Prompt tokens of a step with prefill beside decode rows."""
+    cells = evidence.mixed_cells.values()
+    return sum(cell.prefill_tokens for cell in cells) / sum(cell.steps for cell in cells)
+
+
+def mixed_seconds(evidence: Evidence, times: StepTimes, arms: Sequence[int], prefills: Floats | float = 1.0) -> Floats | None:
+    """(buckets, arms): seconds of a step with `prefills` times the usual prefill that verifies as many drafts as it drafts; None
+    before there was any.
+
+    A constant, every token that the target computes (the verified drafts among them), each draft token, and each prompt token that
+    the drafter reads, all non-negative.
+    """
+    shape, cells = times.log_seconds.shape, evidence.mixed_cells
+    if not cells:
+        return None
+    lengths_drafted = np.array([cell.num_speculative_tokens for cell in cells], dtype=float)
+    sums, prefill = table_of(list(cells.values())), _usual_prefill(evidence)
+    steps, seconds = sums["steps"], sums["seconds"] / sums["steps"]
+    trust = steps / (steps + TRUST_STEPS)
+    parts = _parts((sums["rows"] + sums["draft_tokens"]) / steps, lengths_drafted, sums["prefill_tokens"] / steps)
+    size = np.abs(parts).mean(axis=0)
+    scale = np.where(size > 0.0, size, 1.0)
+    relative = parts / scale / seconds[:, None]
+    gram = (relative * trust[:, None]).T @ relative + np.diag(_RIDGE**2)
+    weights = non_negative_least_squares(gram, trust @ relative) / scale
+    lengths = np.tile(np.array(arms, dtype=float), shape[0])
+    rows = np.repeat(times.rows, shape[1])
+    tokens = prefill * np.broadcast_to(prefills, shape).ravel()
+    seconds_of_mixed: Floats = (_parts(rows * (1.0 + lengths), lengths, tokens) @ weights).reshape(shape)
+    return seconds_of_mixed
+
+
+def long_prefill(evidence: Evidence, times: StepTimes, arms: Sequence[int], max_step_s: float) -> Floats:
+    """(buckets, arms): seconds by which a step with a long prompt exceeds a pure decode step; 0 where such steps do not count.
+
+    A long prompt prolongs a step as many times as the usual one as it is longer, or as much as its tokens take where that is more.
+    """
+    usual_s = mixed_seconds(evidence, times, arms)
+    if usual_s is None:
+        return np.zeros(times.log_seconds.shape)
+    decode_s = np.exp(times.log_seconds)
+    tokens = times.rows[:, None] * np.array([evidence.tokens_per_row(arm) for arm in arms])[None, :]
+    longer = np.vectorize(long_prompt, otypes=[float])(evidence.mixed_steps_per_token * tokens)
+    long_s = mixed_seconds(evidence, times, arms, longer)
+    assert long_s is not None
+    beyond_s = np.maximum(longer * np.maximum(usual_s - decode_s, 0.0), long_s - decode_s)
+    counted: Floats = np.where(usual_s[:, :1] <= max_step_s, beyond_s, 0.0)
+    return counted
+
+
+def long_prompt(share: float) -> float:
+    """How many times the mean is the prompt that LATE_SHARE of all steps exceed, where a `share` of them carries one; 1 at least.
+
+    >>> [round(long_prompt(share), 1) for share in (0.0, 0.05, 0.1, 0.2, 0.4, 2.0)]
+    [1.0, 1.3, 2.3, 3.6, 5.5, 8.8]
+    """
+    if share <= LATE_SHARE:
+        return 1.0
+    deviations = NormalDist().inv_cdf(1.0 - LATE_SHARE / min(share, 1.0))
+    return max(math.exp(PROMPT_SPREAD * deviations - PROMPT_SPREAD**2 / 2.0), 1.0)
+
+
+def _parts(verified: Floats, lengths: Floats, prefill: Floats) -> Floats:
+    """(steps, parts), of steps that verify so many tokens of decode rows, drafts among them, draft K and compute a prefill."""
+    return np.stack([np.ones_like(verified), verified + prefill, lengths, prefill * (lengths > 0)], axis=1)

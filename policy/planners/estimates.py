@@ -1,0 +1,101 @@
+"""When a group is planned again, and what it then expects, plans and wants to measure.
+
+A plan costs half a millisecond and evidence comes in every second, so a group re-plans only where its evidence changed: a cell
+that became much better known, acceptance that moved, other settings, or REFRESH_S since the last time. A replica is planned for by
+itself where its prompts are easier or harder to draft for than its group's: it does not share another's traffic, and a liar harms
+itself only. Fails towards the last estimate: what does not change the evidence does not change the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Final
+
+from nightjar.policy.evidence.acceptance import AcceptanceEvidence
+from nightjar.policy.evidence.cells import Cell, Evidence
+from nightjar.policy.evidence.goodput import GoodputModel
+from nightjar.policy.planners import LEARNING_PLANNERS
+from nightjar.policy.planners.base import GroupPlan, GroupView, present_arms
+from nightjar.policy.planners.calibration import Measurement
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.report import GroupKey
+
+REFRESH_S: Final = 5.0
+"""A group re-plans at least this often, for drift that is too slow to be noticed otherwise."""
+REPLAN_GROWTH: Final = 1.2
+"""A group re-plans where a cell has this many times the steps that it had at the last estimate."""
+REPLAN_ACCEPTANCE: Final = 0.02
+"""A group re-plans where any S_i moved by this much."""
+OTHER_DEVIATIONS: Final = 4.5
+STILL_OTHER_DEVIATIONS: Final = 1.5
+"""Standard deviations by which a replica's acceptance must be off its group's to be planned for by itself, and to stay so. It is
+looked at every second, over some 3,000 rows of a few requests: where half of these are 0.12 easier and half as much harder to draft
+for than the mean, luck passes 2.5 deviations a dozen times an hour, four once in two to four hours, 4.5 once a day at most. A
+replica that luck switched off makes no drafts that could show it is like the others. What is not seen any more becomes doubtful, so
+that one that is off for its own traffic's sake tries again after minutes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A plan and what it stands on."""
+
+    at_s: float
+    steps: Mapping[Cell, float]
+    acceptance: tuple[float, ...]
+    settings: OperatorSettings
+    plan: GroupPlan
+    goodput_model: GoodputModel
+    wanted: Mapping[int, Sequence[Measurement]] = field(default_factory=dict)
+
+
+def replan(view: GroupView) -> Estimate:
+    """What `view` lets a group expect, run and want to know."""
+    alone = replan_alone(view)
+    planned = present_arms(view.with_plan(alone.plan))
+    return replace(alone, wanted=LEARNING_PLANNERS[view.settings.planner].wanted(view, alone.goodput_model, planned))
+
+
+def replan_alone(view: GroupView) -> Estimate:
+    """What a replica expects and runs for itself; what it wants to know is its group's affair."""
+    model = view.goodput_model()
+    return Estimate(
+        view.now_s,
+        {cell: known.steps for cell, known in view.evidence.cells.items()},
+        view.evidence.acceptance.acceptance(view.arms[-1]),
+        view.settings,
+        LEARNING_PLANNERS[view.settings.planner].plan(view, model),
+        model,
+    )
+
+
+def cold_start(view: GroupView) -> Estimate:
+    """The estimate of a group of which nothing is known: the same for all groups of one shape, and always due to be replaced."""
+    return replace(_cold(view.key.max_num_seqs, view.arms, view.settings), at_s=float("-inf"))
+
+
+@lru_cache(maxsize=64)
+def _cold(max_num_seqs: int, arms: tuple[int, ...], settings: OperatorSettings) -> Estimate:
+    key = GroupKey(target="unknown", max_num_seqs=max_num_seqs, max_num_speculative_tokens=arms[-1])
+    return replan(GroupView(key, settings, Evidence()))
+
+
+def needs_replan(last: Estimate | None, view: GroupView) -> bool:
+    """Whether the evidence differs enough from what the last estimate stood on."""
+    if last is None or view.now_s - last.at_s >= REFRESH_S or last.settings != view.settings:
+        return True
+    if any(known.steps > REPLAN_GROWTH * last.steps.get(cell, 0.0) for cell, known in view.evidence.cells.items()):
+        return True
+    acceptance = view.evidence.acceptance.acceptance(view.arms[-1])
+    return any(abs(new - old) > REPLAN_ACCEPTANCE for new, old in zip(acceptance, last.acceptance, strict=True))
+
+
+def own_evidence(view: GroupView, own: AcceptanceEvidence, *, has_own: bool) -> Evidence | None:
+    """The evidence for one of the group's replicas by its own traffic, whose acceptance is `own`; None where that is what the
+    group does."""
+    known = view.evidence.acceptance
+    enough = STILL_OTHER_DEVIATIONS if has_own else OTHER_DEVIATIONS
+    if view.replicas < 2 or own.deviations_from(known, view.now_s) <= enough:
+        return None
+    return replace(view.evidence, acceptance=own.shrunk_to(known))

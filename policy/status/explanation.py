@@ -1,0 +1,174 @@
+"""Why one replica runs the K that it runs: what decided, what would have, and what every K was predicted and measured to give.
+
+Reads the fleet's state, changes nothing. Who decides, and in which order, is policy/status/causes.py's. Fails towards saying less: what
+nobody predicted, measured or reported is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from nightjar.policy.evidence.cells import Cell
+from nightjar.policy.operator.overrides import ModeOverride, effective_mode
+from nightjar.policy.planners.base import told_arms
+from nightjar.policy.state import FleetState, GroupState, ReplicaState
+from nightjar.policy.status.causes import Facts, InForce, planned, statements
+from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
+from nightjar.policy.wire.explanation import ArmExplanation, Explanation
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.settings import Settings
+from nightjar.policy.wire.status import shown_name
+from nightjar.policy.words import speculation
+
+NAMED_REPLICAS: Final = 10
+
+
+class UnknownReplicaError(ValueError):
+    """No replica, or more than one, goes by that name. The message is one line that names those that exist."""
+
+
+def explain(
+    state: FleetState,
+    decisions: Mapping[str, Settings],
+    settings: OperatorSettings,
+    overrides: Sequence[ModeOverride],
+    asked: str,
+    now_s: float,
+    in_force: InForce | None = None,
+) -> Explanation:
+    """Explain the replica `asked` for by its id or a part of it that no other has. `decisions` are the last ones.
+
+    Raises UnknownReplicaError.
+    """
+    replica_id = find_replica(applications_of(state), asked)
+    replica, decision = state.replicas[replica_id], decisions.get(replica_id)
+    group = state.groups[replica.group_id]
+    report, snapshot = replica.report, replica.report.snapshot
+    batch, plan = snapshot.load.decode_batch_size, group.plan_of(replica)
+    bucket = batch_bucket(batch)
+    mode, _ = effective_mode(replica_id, report.application, settings.mode, overrides, now_s)
+    canary = state.canary if state.canary is not None and replica_id in state.canary.members else None
+    if canary is not None and (tried := canary.override_of(replica_id, mode)) is not None:
+        mode = tried.mode
+    frozen = state.freeze if state.freeze is not None and state.freeze.is_live(now_s) else None
+    facts = Facts(replica_id, replica, group, decision, settings, overrides, now_s, in_force, frozen, canary)
+    found = tuple(statements(facts))
+    answer = next(statement for statement in found if statement.decides)
+    estimate = group.variant(replica).estimate
+    first, last = bucket_range(bucket, report.group.max_num_seqs)
+    return Explanation(
+        replica_id=replica_id,
+        application=report.application,
+        node_id=report.node_id,
+        group_id=replica.group_id,
+        at_s=now_s,
+        report_age_s=max(now_s - replica.heard_at_s, 0.0),
+        summary=f"{_runs(replica)}: {answer.words}",
+        decided_by=answer.who,
+        mode=report.local_mode or mode,
+        planner=group.planner or settings.planner,
+        decode_batch_size=batch,
+        first_batch_size=first,
+        last_batch_size=last,
+        num_speculative_tokens=snapshot.load.num_speculative_tokens,
+        planned_num_speculative_tokens=planned(plan, batch),
+        drafter_state=snapshot.drafter_state,
+        layers=report.layers,
+        generated_tokens_per_s=replica.generated_tokens_per_s,
+        acceptance=group.contributions.acceptance_of(replica.report.replica_id).measured(),
+        settings_version=in_force.version if in_force is not None else snapshot.settings_version,
+        settings_confirmed=in_force.is_confirmed if in_force is not None else None,
+        estimate_age_s=_age(now_s, estimate.at_s) if estimate is not None else None,
+        statements=found,
+        arms=_arms(group, replica, bucket, settings, now_s),
+    )
+
+
+def applications_of(state: FleetState) -> dict[str, str]:
+    """The application of each replica."""
+    return {replica_id: replica.report.application for replica_id, replica in state.replicas.items()}
+
+
+def find_replica(applications: Mapping[str, str], asked: str) -> str:
+    """The replica that goes by `asked`: its id, its name as `status` shows it, or a part of either that no other has.
+
+    `applications` is the application of each replica.
+
+    Raises UnknownReplicaError.
+
+    >>> applications = {"abc1": "chat", "abc2": "chat", "xyz3": "mail"}
+    >>> find_replica(applications, "chat/abc1"), find_replica(applications, "c2"), find_replica(applications, "mail")
+    ('abc1', 'abc2', 'xyz3')
+    """
+    known = sorted(applications)
+    if asked in known:
+        return asked
+    alike = [name for name in known if asked and (asked in name or asked in shown_name(applications[name], name))]
+    if len(alike) == 1:
+        return alike[0]
+    problem = f"{len(alike)} replicas go by {asked[:80]!r}" if alike else f"no replica {asked[:80]!r}"
+    named = alike or known
+    more = f" and {len(named) - NAMED_REPLICAS} more" if len(named) > NAMED_REPLICAS else ""
+    raise UnknownReplicaError(f"{problem}; there are {', '.join(named[:NAMED_REPLICAS]) or 'none'}{more}")
+
+
+def _runs(replica: ReplicaState) -> str:
+    load = replica.report.snapshot.load
+    if not load.decode_batch_size:
+        return f"idle, its last step ran {speculation(load.num_speculative_tokens)}"
+    return f"{speculation(load.num_speculative_tokens)} at decode batch {load.decode_batch_size}"
+
+
+def _arms(
+    group: GroupState, replica: ReplicaState, bucket: int, settings: OperatorSettings, now_s: float
+) -> tuple[ArmExplanation, ...]:
+    """Every K that may run or was measured in the bucket, by what the plan in force stands on."""
+    evidence, estimate = group.evidence, group.variant(replica).estimate
+    lengths = set(settings.arms(group.key.max_num_speculative_tokens, group.key.graph_tiers))
+    lengths |= {cell.num_speculative_tokens for cell in evidence.cells if cell.batch_bucket == bucket}
+    predicted: dict[int, tuple[float | None, float | None, float | None]] = {}
+    too_long: set[int] = set()
+    if estimate is not None and bucket < len(estimate.goodput_model.rows):
+        model = estimate.goodput_model
+        told = told_arms(evidence, model.arms)
+        gain, deviation = model.gain(np.zeros(len(model.rows), dtype=np.int64))
+        too_long = {length for index, length in enumerate(model.arms) if not model.allowed[bucket, index]}
+        for index, length in enumerate(model.arms):
+            if length not in told:
+                continue
+            goodput = _finite(np.exp(min(float(model.log_goodput[bucket, index]), 100.0)))
+            is_gain_told = bool(index) and model.arms[0] in told
+            above = _finite(np.expm1(min(float(gain[bucket, index]), 100.0))) if is_gain_told else None
+            doubt = _finite(deviation[bucket, index]) if is_gain_told else None
+            predicted[length] = goodput, above, doubt
+    arms = []
+    for length in sorted(lengths | predicted.keys()):
+        goodput, above, doubt = predicted.get(length, (None, None, None))
+        cell = evidence.cells.get(Cell(bucket, length))
+        arms.append(
+            ArmExplanation(
+                num_speculative_tokens=length,
+                predicted_tokens_per_s=goodput,
+                gain_over_off=above,
+                gain_deviation=doubt,
+                measured_tokens_per_s=evidence.goodput_tokens_per_s(bucket, length),
+                clean_steps=cell.steps if cell is not None else 0.0,
+                measured_age_s=_age(now_s, cell.measured_at_s) if cell is not None and group.decided_at_s is not None else None,
+                is_imported=Cell(bucket, length) in group.imported.cells,
+                exceeds_limit=length in too_long,
+                own_steps=group.contributions.steps_of(replica.report.replica_id, Cell(bucket, length), now_s),
+            )
+        )
+    return tuple(arms)
+
+
+def _finite(number: float) -> float | None:
+    return float(number) if math.isfinite(number) else None
+
+
+def _age(now_s: float, then_s: float) -> float | None:
+    return max(now_s - then_s, 0.0) if math.isfinite(then_s) else None

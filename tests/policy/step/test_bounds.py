@@ -1,0 +1,41 @@
+"""The guard: bounds and dwell hold whatever a planner proposes."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nightjar.policy.step.bounds import allowed_lengths, bound, hold
+
+LENGTHS = st.integers(0, 32)
+
+
+@given(st.lists(LENGTHS, max_size=33), st.integers(0, 32))
+def test_allowed_lengths_ascend_from_off_to_at_most_the_engines_maximum(wished: list[int], maximum: int) -> None:
+    allowed = allowed_lengths(wished, maximum)
+    assert allowed[0] == 0
+    assert list(allowed) == sorted(set(allowed))
+    assert allowed[-1] <= maximum
+    assert set(allowed) - {0} <= set(wished)
+
+
+def test_the_engines_maximum_itself_may_run() -> None:
+    assert allowed_lengths([1, 5, 6], 5) == (0, 1, 5)
+
+
+@given(LENGTHS, st.lists(LENGTHS), st.integers(0, 32))
+def test_a_bound_length_is_the_highest_allowed_up_to_the_proposal(proposed: int, wished: list[int], maximum: int) -> None:
+    allowed = allowed_lengths(wished, maximum)
+    bounded = bound(proposed, allowed)
+    assert bounded in allowed
+    assert bounded <= proposed
+    assert not any(bounded < length <= proposed for length in allowed)
+
+
+@given(LENGTHS, LENGTHS, st.integers(0, 50), st.integers(0, 50))
+def test_dwell_delays_rises_only(proposed: int, current: int, held_steps: int, dwell_steps: int) -> None:
+    held = hold(proposed, current, held_steps, dwell_steps)
+    if proposed <= current or held_steps >= dwell_steps:
+        assert held == proposed
+    else:
+        assert held == current
