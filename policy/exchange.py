@@ -1,6 +1,6 @@
 """The replica's side of the exchange without engine, network or clock: what a reply means, and when the next report is due.
 
-The agent (deployments/agent.py) and the simulator run this very code; the policy's side is issuing.py. Fails closed: a reply of
+The agent (deployments/agent.py) and the simulator run this very code; the policy's side is issuer.py. Fails closed: a reply of
 another protocol, or from before the settings that are known, changes and confirms nothing (INV-5), and after failures the next
 report waits longer each time.
 """

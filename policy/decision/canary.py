@@ -1,6 +1,6 @@
 """The canary in one decision: who tries in each group, what these run, and what they and their control did since the last one.
 
-Between `policy.decision.group`, which decides for one, and `policy.canary`, which judges.
+Between `policy.decision.group`, which decides for one, and `policy.operator.canary`, which judges.
 """
 
 from __future__ import annotations

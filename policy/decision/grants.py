@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
+from nightjar.policy.decision.prediction import plan_goodput_of
 from nightjar.policy.evidence.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.planners import LEARNING_PLANNERS
-from nightjar.policy.planners.estimates import Estimate
 from nightjar.policy.restarts.budget import TTL_EXTRA_S, reloads_by_node
-from nightjar.policy.restarts.leases import PlanGoodput, Restarter, decide_restarts
+from nightjar.policy.restarts.leases import Restarter, decide_restarts
 from nightjar.policy.state import FleetState, GroupState, PlanVariant, ReplicaState
-from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, buckets_up_to
 from nightjar.policy.wire.cause import Code
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
@@ -106,30 +105,3 @@ def _silent_after_s(settings: OperatorSettings) -> float:
     and decisions are rarer, one of each.
     """
     return max(TTL_EXTRA_S, settings.exchange_period_s + settings.decision_period_s)
-
-
-def goodput_of(group: GroupState, estimate: Estimate | None, bucket: int, num_speculative_tokens: int) -> float | None:
-    """Tokens a second that this K is predicted to give, by the estimate that a replica's plan stands on; else as measured."""
-    if estimate is not None and num_speculative_tokens in estimate.goodput_model.arms:
-        return estimate.goodput_model.goodput_tokens_per_s(bucket, num_speculative_tokens)
-    return group.evidence.goodput_tokens_per_s(bucket, num_speculative_tokens)
-
-
-def plan_goodput_of(group: GroupState, variant: PlanVariant) -> PlanGoodput:
-    """What the plan of one of the group's replicas promises; what the evidence says where there is no estimate."""
-    buckets, plan = buckets_up_to(group.key.max_num_seqs), variant.plan
-    assert plan is not None
-
-    def goodput(bucket: int, num_speculative_tokens: int) -> float | None:
-        return goodput_of(group, variant.estimate, bucket, num_speculative_tokens)
-
-    planned = tuple(plan.num_speculative_tokens(FIRST_BATCH_SIZES[bucket]) for bucket in buckets)
-    off = tuple(goodput(bucket, 0) for bucket in buckets)
-    return PlanGoodput(
-        accelerator=group.key.accelerator,
-        max_num_seqs=group.key.max_num_seqs,
-        planned=planned,
-        planned_goodput=tuple(goodput(bucket, planned[bucket]) if planned[bucket] else off[bucket] for bucket in buckets),
-        off_goodput=off,
-        is_local=plan.local is not None,
-    )

@@ -1,8 +1,7 @@
-"""What a group's plan is worth now: generated tokens a second of its busy replicas, with the plan's K, with K = 0 and
-with the K that runs now.
+"""What a group's plan promises: tokens a second at each batch, with the plan's K and with K = 0, and summed over its busy replicas.
 
-The same numbers that the plan stands on (policy.evidence.goodput), so metrics, `status` and the planner never tell different
-stories. Predicted, not measured. Fails towards silence: where a batch is not known well enough, its replica is left out.
+The same numbers that the plan stands on (policy.evidence.goodput), so leases, metrics, `status` and the planner never tell
+different stories. Predicted, not measured. Fails towards silence: where a batch is not known well enough, its replica is left out.
 """
 
 from __future__ import annotations
@@ -11,9 +10,37 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from nightjar.policy.decision.grants import goodput_of, plan_goodput_of
+from nightjar.policy.planners.estimates import Estimate
+from nightjar.policy.restarts.leases import PlanGoodput
 from nightjar.policy.state import GroupState, PlanVariant, ReplicaState
-from nightjar.policy.wire.batch_buckets import batch_bucket
+from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, buckets_up_to
+
+
+def goodput_of(group: GroupState, estimate: Estimate | None, bucket: int, num_speculative_tokens: int) -> float | None:
+    """Tokens a second that this K is predicted to give, by the estimate that a replica's plan stands on; else as measured."""
+    if estimate is not None and num_speculative_tokens in estimate.goodput_model.arms:
+        return estimate.goodput_model.goodput_tokens_per_s(bucket, num_speculative_tokens)
+    return group.evidence.goodput_tokens_per_s(bucket, num_speculative_tokens)
+
+
+def plan_goodput_of(group: GroupState, variant: PlanVariant) -> PlanGoodput:
+    """What the plan of one of the group's replicas promises; what the evidence says where there is no estimate."""
+    buckets, plan = buckets_up_to(group.key.max_num_seqs), variant.plan
+    assert plan is not None
+
+    def goodput(bucket: int, num_speculative_tokens: int) -> float | None:
+        return goodput_of(group, variant.estimate, bucket, num_speculative_tokens)
+
+    planned = tuple(plan.num_speculative_tokens(FIRST_BATCH_SIZES[bucket]) for bucket in buckets)
+    off = tuple(goodput(bucket, 0) for bucket in buckets)
+    return PlanGoodput(
+        accelerator=group.key.accelerator,
+        max_num_seqs=group.key.max_num_seqs,
+        planned=planned,
+        planned_goodput=tuple(goodput(bucket, planned[bucket]) if planned[bucket] else off[bucket] for bucket in buckets),
+        off_goodput=off,
+        is_local=plan.local is not None,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""What operators are shown: the fleet, why one replica runs its K, and the causes that both name. Reads the state, changes nothing."""
+"""What operators are shown: the fleet, why one replica runs its K, and the causes of both. Reads the state, changes nothing."""

@@ -1,6 +1,6 @@
 """Why one replica runs the K that it runs: what decided, what would have, and what every K was predicted and measured to give.
 
-Reads the fleet's state, changes nothing. Who decides, and in which order, is policy/status/causes.py's. Fails towards saying less: what
+Reads the fleet's state, changes nothing. Who decides, and in which order, is in causes.py. Fails towards saying less: what
 nobody predicted, measured or reported is left out.
 """
 

@@ -1,4 +1,4 @@
-"""What `explain` tells of one replica, as the HTTP API gives it and every view reads it. policy/status/explanation.py finds it out."""
+"""What `explain` tells of one replica, as the HTTP API gives it and every view reads it (policy/status/explanation.py makes it)."""
 
 from __future__ import annotations
 

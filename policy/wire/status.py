@@ -162,7 +162,7 @@ class GroupStatus(Record):
     """A group: its plan, what it learned, its acceptance by position and its restarts.
 
     `mixed_rows` is K where drafts are verified beside prefill, empty where that is no other K than `rows` has.
-    `goodput_model` is None where the planner does not learn, the group has no replica, or many groups have more (fleet_status.py).
+    `goodput_model` is None where the planner does not learn, the group has no replica, or many groups have more (status/fleet.py).
     `predicted_tokens_per_s` is what the busy replicas are predicted to generate at their present batches with the plan's K,
     `predicted_off_tokens_per_s` the same with K = 0, `predicted_present_tokens_per_s` with the K that each runs now; None where
     nothing is predicted. All three are of steps that only decode. `not_known` says why, and how to find out, where a single K ran.

@@ -1,4 +1,4 @@
-"""The fleet with the rule of what users wait for (tests.benchmarks.latency.waits) in place of its own choice of K, while a run lasts.
+"""The fleet with the rule of what users wait for (waits.py) in place of its own choice of K, while a run lasts.
 
 The rule is tried out: production code has no switch for it, as for the parts that the ablation leaves out. Who waits is
 told by the load in each report, once a tick; nothing that decides is changed where the rule does not run.
