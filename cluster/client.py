@@ -18,8 +18,8 @@ import ray
 
 from nightjar.cluster.api.operations import STARTING_MODE, Answer, Operation, OperationError, P
 from nightjar.cluster.policy_actor import ACTOR_NAME, ACTOR_OPTIONS, PolicyActor
-from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.report import LoadReport
+from nightjar.policy.wire.settings import ExchangeReply
 
 FIRST_BACKOFF_S: Final = 0.1
 MAX_BACKOFF_S: Final = 5.0

@@ -19,11 +19,10 @@ from nightjar.cluster.telemetry.metrics import PUBLISH_PERIOD_S
 from nightjar.deployments.engine_watch import EngineWatch
 from nightjar.deployments.steering_level import FULLY, ONLY_OBSERVING, Steered, level_now
 from nightjar.policy.exchange import Reporting, backoff_s
-from nightjar.policy.wire.exchange import EngineCommand, ExchangeReply
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import MAX_REASON_LENGTH
 from nightjar.policy.wire.report import EngineSnapshot, GroupKey, LoadReport, SteeringLevel
-from nightjar.policy.wire.settings import IssuedSettings, SettingsVersion
+from nightjar.policy.wire.settings import EngineCommand, ExchangeReply, IssuedSettings, SettingsVersion
 
 EXCHANGE_TIMEOUT_S: Final = 30.0
 """Well above the longest time that the policy parks a call: `exchange_period_s` is 10 s at most (policy.wire.operator)."""

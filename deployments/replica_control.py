@@ -22,8 +22,8 @@ from nightjar.deployments.engine_watch import EngineHungError, EngineWatch
 from nightjar.deployments.llm_config import parse_local_mode
 from nightjar.deployments.metrics import ReplicaMetrics, common_labels
 from nightjar.deployments.steering_level import level_at_start
-from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import Counters, EngineLoad, EngineSnapshot
+from nightjar.policy.wire.settings import EngineCommand
 
 if TYPE_CHECKING:
     from nightjar.deployments.engine.start.running_engine import RunningEngine

@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.record import PROTOCOL_VERSION
-from nightjar.policy.wire.settings import IssuedSettings, SettingsVersion
+from nightjar.policy.wire.settings import ExchangeReply, IssuedSettings, SettingsVersion
 
 DEFAULT_PERIOD_S: Final = 0.5
 FIRST_BACKOFF_S: Final = 0.5

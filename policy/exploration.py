@@ -1,10 +1,12 @@
 """Who measures what: cells worth a measurement become short pinned segments, dealt to replicas that are in that bucket now.
 
 A cell is with one replica at a time, so that many cells are measured at once, and the next time with another. A segment ends when
-its replica says so, when the cell is not worth it any more, when the replica left the bucket or the fleet, or after its time
-to live; what is still missing then is dealt again under a new id. What a segment counted before it was lost is not lost:
-counters are cumulative. The tokens that segments are expected to lose come out of an allowance (allowance.py). Fails towards less
-exploration: no replica in the bucket or no allowance, no measurement.
+its replica says so, when the cell is not worth it any more, when the replica left the bucket or the fleet, or after its time to
+live; what is still missing then is dealt again under a new id. What a segment counted before it was lost is not lost: counters are
+cumulative. The tokens that segments are expected to lose come out of an allowance (INV-3): a share of the group's output, and a
+grant for a cold start. Measurements that pay back soon draw on all that is left; those that can wait draw on a smaller share of
+the output as well, so that a group whose plan is settled does not pay for curiosity all day. Fails towards less exploration: no
+replica in the bucket or no allowance, no measurement; and what is saved up is bounded.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from nightjar.policy.allowance import Allowance
 from nightjar.policy.evidence.cells import Cell
 from nightjar.policy.evidence.contributions import Contributions
 from nightjar.policy.planners.base import GroupView
@@ -24,6 +25,54 @@ from nightjar.policy.planners.calibration import Measurement
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.wire.cause import Causes, Code, in_batches
 from nightjar.policy.wire.settings import ExplorationSegment
+
+OUTPUT_SHARE: Final = 0.01
+"""Of a group's generated tokens, what exploration may lose in the long run (INV-3)."""
+PATIENT_SHARE: Final = 0.003
+"""The same for measurements that can wait: a bucket whose plan is settled is not to pay for curiosity all day."""
+COLD_START_TOKENS_PER_ROW: Final = 100.0
+"""Tokens a row that a group may lose before it earned an allowance, three times over in a
+group of three or more: all arms of a bucket or two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """Tokens that a group's exploration may still lose, the most decode rows for which a cold start was granted, and the tokens
+    that measurements which can wait may take of them."""
+
+    tokens: float = 0.0
+    most_rows: float = 0.0
+    patient_tokens: float = 0.0
+
+    @property
+    def most_tokens(self) -> float:
+        """What is saved up is never more: a cold start's grant, so that a quiet day does not pay for a wild hour."""
+        return COLD_START_TOKENS_PER_ROW * self.most_rows
+
+    def earn(self, generated_tokens: float, rows: float) -> Allowance:
+        """The allowance after `generated_tokens` more, in a group that runs `rows` decode rows, three times over where it has three
+        replicas or more.
+
+        >>> Allowance().earn(0.0, 4.0), Allowance(5.0, 4.0).earn(1000.0, 2.0)
+        (Allowance(tokens=400.0, most_rows=4.0, patient_tokens=0.0), Allowance(tokens=15.0, most_rows=4.0, patient_tokens=3.0))
+        """
+        after = replace(self, most_rows=max(self.most_rows, rows))
+        granted = after.most_tokens - self.most_tokens
+        return replace(
+            after,
+            tokens=min(self.tokens + granted + OUTPUT_SHARE * generated_tokens, after.most_tokens),
+            patient_tokens=min(self.patient_tokens + PATIENT_SHARE * generated_tokens, after.most_tokens),
+        )
+
+    def reaches_for(self, tokens: float, can_wait: bool) -> bool:
+        """Whether a measurement may lose so many tokens now."""
+        return tokens <= (min(self.tokens, self.patient_tokens) if can_wait else self.tokens)
+
+    def spend(self, tokens: float, can_wait: bool) -> Allowance:
+        """The allowance after a measurement that is expected to lose `tokens`."""
+        waited = tokens if can_wait else 0.0
+        return replace(self, tokens=self.tokens - tokens, patient_tokens=self.patient_tokens - waited)
+
 
 MAX_SEGMENTS_PER_REPLICA: Final = 2
 """One to run and one to follow without a gap; more would only be dealt before the first one's result is known."""

@@ -13,9 +13,8 @@ from typing import Final
 
 from nightjar.policy.evidence.catch_up import NewRestarts
 from nightjar.policy.evidence.contributions import NewEvidence
-from nightjar.policy.evidence.counting import CountedEngine, NewSteps, count
+from nightjar.policy.evidence.counting import CountedEngine, ImplausibleCountersError, NewSteps, count
 from nightjar.policy.evidence.gained import Spent, Under
-from nightjar.policy.evidence.implausible import ImplausibleCountersError
 from nightjar.policy.operator.canary.compare import Work
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.wire.batch_buckets import batch_bucket

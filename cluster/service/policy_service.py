@@ -43,13 +43,12 @@ from nightjar.cluster.telemetry.policy_metrics import PolicyLook, policy_look
 from nightjar.policy.controller import Controller
 from nightjar.policy.operator.overrides import effective_mode
 from nightjar.policy.priors import exported
-from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.explanation import Explanation
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import WireError
 from nightjar.policy.wire.report import DrafterState, LoadReport
-from nightjar.policy.wire.settings import IssuedSettings
+from nightjar.policy.wire.settings import ExchangeReply, IssuedSettings
 from nightjar.policy.wire.status import FleetStatus
 
 IDLE_EXIT_S: Final = 600.0

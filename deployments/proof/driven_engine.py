@@ -14,10 +14,18 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from nightjar.deployments.proof.executed_steps import ExecutedStep
-from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import EngineSnapshot
-from nightjar.policy.wire.settings import IssuedSettings, OffloadRules, RestartLimits, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.settings import (
+    EngineCommand,
+    IssuedSettings,
+    OffloadRules,
+    RestartLimits,
+    Settings,
+    SettingsVersion,
+    Table,
+    TableRow,
+)
 
 ANY_TOKENS: Final = 1 << 40
 """A restart of any size needs no lease."""

@@ -11,9 +11,8 @@ from typing import Any, Final
 
 from nightjar.deployments.proof.driven_engine import DrivenEngine, GenerationRequest
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
-from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import DrafterState
-from nightjar.policy.wire.settings import Lease, OffloadRules
+from nightjar.policy.wire.settings import EngineCommand, Lease, OffloadRules
 
 RULES: Final = OffloadRules(free_share_below=0.6, pressure_s=0.0, reload_free_share=0.0)
 """Requests that wait for blocks are pressure enough, and the draft may come back at once."""

@@ -18,8 +18,8 @@ from typing import Any, Final
 from nightjar.deployments.proof.driven_engine import DrivenEngine, GenerationRequest
 from nightjar.deployments.proof.executed_steps import ExecutedStep
 from nightjar.deployments.proof.model_names import ADAPTER_RANK
-from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import DrafterState
+from nightjar.policy.wire.settings import EngineCommand
 
 MAX_NUM_SPECULATIVE_TOKENS: Final = 3
 CHANGING_LENGTHS: Final = (3, 3, 0, 0, 1, 0, 2, 0, 3, 1, 1, 2, 1, 3, 2, 2)

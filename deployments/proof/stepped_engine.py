@@ -11,8 +11,8 @@ from typing import Any
 from nightjar.deployments.proof.drafted_slots import DraftedSlots
 from nightjar.deployments.proof.driven_engine import DrivenEngine
 from nightjar.deployments.proof.executed_steps import ExecutedStep, ExecutedSteps
-from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import EngineSnapshot
+from nightjar.policy.wire.settings import EngineCommand
 
 
 class SteppedEngine(DrivenEngine):

@@ -14,7 +14,7 @@ from typing import Final, Self
 from nightjar.policy.decision.canary import Tried, tried_in
 from nightjar.policy.decision.grants import MayGrant, group_restarts
 from nightjar.policy.decision.learning import learn
-from nightjar.policy.evidence.off_steps import expected_off_steps
+from nightjar.policy.evidence.goodput import expected_off_steps
 from nightjar.policy.exploration import measuring
 from nightjar.policy.intake import counted_under
 from nightjar.policy.operator.canary.trial import Trial

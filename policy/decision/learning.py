@@ -12,18 +12,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from nightjar.policy.allowance import Allowance
 from nightjar.policy.evidence.catch_up import CatchUpCost
 from nightjar.policy.evidence.cells import Evidence
 from nightjar.policy.evidence.contributions import Contributions, NewEvidence
 from nightjar.policy.evidence.mixed_steps import per_token
 from nightjar.policy.evidence.pooling import Slopes, pooled, with_effects, without
 from nightjar.policy.evidence.robust import LEAST_REPLICAS
-from nightjar.policy.exploration import Exploration, Explorer, deal
+from nightjar.policy.exploration import Allowance, Exploration, Explorer, deal
 from nightjar.policy.planners import LEARNING_PLANNERS, PLANNERS
 from nightjar.policy.planners.base import GroupPlan, GroupView
-from nightjar.policy.planners.estimates import Estimate, cold_start, needs_replan, own_evidence, replan, replan_alone
-from nightjar.policy.planners.limited import refreshed
+from nightjar.policy.planners.estimates import Estimate, cold_start, needs_replan, own_evidence, refreshed, replan, replan_alone
 from nightjar.policy.state import GroupState, ReplicaState
 from nightjar.policy.step.drafter import MAX_CHUNK_TOKENS
 from nightjar.policy.wire.batch_buckets import batch_bucket

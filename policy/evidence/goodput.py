@@ -1,12 +1,13 @@
 """What a group may expect of every arm in every batch bucket: log goodput, and how sure the difference of two arms is.
 
 Goodput is rows * E(k) / step time, generated tokens a second; its logarithm splits into acceptance (one for all buckets) and
-step time (one for all prompts), so each is learned where it is cheapest. Planner, exploration and the price of a restart all
-read this one table.
+step time (one for all prompts), so each is learned where it is cheapest. Planner, exploration, the price of a restart and what
+engines are told for their guard (policy.step.guard) all read this one table.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -15,8 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nightjar.policy.evidence.acceptance import AcceptanceEvidence
+from nightjar.policy.evidence.cells import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, Evidence
 from nightjar.policy.evidence.mixed_steps import charge
 from nightjar.policy.evidence.step_time import StepTimes
+from nightjar.policy.wire.record import MAX_BATCH_SIZE
+from nightjar.policy.wire.settings import OffStep
 
 Floats = npt.NDArray[np.float64]
 
@@ -161,3 +165,30 @@ def goodput_model(
         limit,
         mixed_costs,
     )
+
+
+NEWS_SHARE: Final = 0.03
+"""An expectation that moved by less is not sent again: settings change when there is news, not with every measurement."""
+
+
+def expected_off_steps(
+    evidence: Evidence, model: GoodputModel, calibration_clean_steps: int, before: tuple[OffStep, ...]
+) -> tuple[OffStep, ...]:
+    """How long an OFF step should take in each measured bucket, ascending; as sent before where nothing moved by NEWS_SHARE.
+
+    Only buckets whose OFF was measured have an expectation: the guard's own checks would find out a wrong guess, at a cost. An
+    expectation that no engine's step can have, as one absurd report makes it in a group of one, is none (INV-10).
+    """
+    now = tuple(
+        OffStep(decode_rows=min(max(rows, 1.0), MAX_BATCH_SIZE), step_seconds=step_seconds)
+        for bucket, rows in enumerate(model.rows.tolist())
+        if evidence.is_measured(bucket, 0, calibration_clean_steps)
+        and SHORTEST_STEP_SECONDS <= (step_seconds := rows / model.goodput_tokens_per_s(bucket, 0)) <= LONGEST_STEP_SECONDS
+    )
+    return before if len(now) == len(before) and all(map(_is_no_news, before, now)) else now
+
+
+def _is_no_news(before: OffStep, now: OffStep) -> bool:
+    """Compared at the same rows: where steps take time by rows, another mean of rows alone is no news."""
+    share = math.log(now.step_seconds / before.step_seconds)
+    return abs(share) < NEWS_SHARE or abs(share - math.log(now.decode_rows / before.decode_rows)) < NEWS_SHARE

@@ -1,8 +1,9 @@
-"""One planner a file. A planner turns what is known of a group into a plan; the guard disposes.
+"""A planner turns what is known of a group into a plan; the guard disposes.
 
 There are three kinds. One that needs no goodput model answers from settings alone. One that learns is handed the group's model as
 well, and says what is worth measuring; measurements, prices of restarts, own plans of single replicas and `explain` follow from
-it. One that every engine runs itself is a `Local` plan. A new one is a file, a line here, and its name in `PlannerName`.
+it. One that every engine runs itself is a `Local` plan. A new one is a function in a file, a line here, and its name in
+`PlannerName`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nightjar.policy.evidence.goodput import GoodputModel
-from nightjar.policy.planners import calibration, fixed, fleet, nightjar, off, schedule
+from nightjar.policy.planners import calibration, fleet, nightjar, static
 from nightjar.policy.planners.base import GroupPlan, GroupView, Planner
 from nightjar.policy.planners.calibration import Measurement
 from nightjar.policy.planners.local import LocalPlannerFactory
@@ -31,9 +32,9 @@ class LearningPlanner(NamedTuple):
 
 
 PLANNERS: Final[Mapping[PlannerName, Planner]] = {
-    "off": off.plan,
-    "fixed": fixed.plan,
-    "schedule": schedule.plan,
+    "off": static.off,
+    "fixed": static.fixed,
+    "schedule": static.schedule,
     "nightjar": nightjar.plan,
 }
 """Planners that need no goodput model."""

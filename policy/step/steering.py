@@ -1,13 +1,15 @@
 """Which K the engine runs in its next step: the step loop's brain, without engine, clock or I/O.
 
-It holds the settings in force, looks K up for the decode batch, lets an exploration segment override the table, and passes
-the result through the guard. A call costs a few microseconds, because it happens before every engine step. Fails
-towards off: settings that nobody confirmed for `settings_max_age_s` count as K = 0 (INV-4), older settings than those
-in force are refused (INV-5), and without any settings the engine keeps its own K.
+It holds the settings in force, looks K up for the decode batch, lets an exploration segment override the table, and passes the
+result through bounds, dwell and the guard, the same for every planner. A call costs a few microseconds, because it happens before
+every engine step. Fails towards off: K = 0 is always among the allowed ones and a fall never waits; settings that nobody confirmed
+for `settings_max_age_s` count as K = 0 (INV-4), older settings than those in force are refused (INV-5), and without any settings
+the engine keeps its own K.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,7 +22,6 @@ from nightjar.policy.planners.local import (
     StepOutcome,
     StepView,
 )
-from nightjar.policy.step.bounds import allowed_lengths, bound, hold
 from nightjar.policy.step.guard import OffGuard
 from nightjar.policy.step.segments import Segments
 from nightjar.policy.wire.cause import Causes, Code, because
@@ -301,3 +302,30 @@ class Steering:
 def lengths_by_batch(table: Table, max_num_seqs: int) -> list[int]:
     """K of pure decode steps for each decode batch size from 0 to `max_num_seqs`, as `Table` defines it."""
     return [length_at(table.rows, size) for size in range(max_num_seqs + 1)]
+
+
+def allowed_lengths(wished: Sequence[int], max_num_speculative_tokens: int) -> tuple[int, ...]:
+    """The K that may run, ascending: those wished that the engine can do, and 0 (off is always allowed).
+
+    >>> allowed_lengths((5, 1, 9), 5)
+    (0, 1, 5)
+    """
+    return tuple(sorted({0, *(length for length in wished if length <= max_num_speculative_tokens)}))
+
+
+def bound(num_speculative_tokens: int, allowed: Sequence[int]) -> int:
+    """The highest allowed K that is not above the proposal. `allowed` ascends from 0, as `allowed_lengths` gives it.
+
+    >>> bound(4, (0, 1, 3, 5)), bound(9, (0, 1, 3, 5)), bound(0, (0, 1))
+    (3, 5, 0)
+    """
+    return allowed[bisect_right(allowed, num_speculative_tokens) - 1]
+
+
+def hold(proposed: int, current: int, held_steps: int, dwell_steps: int) -> int:
+    """K after dwell: a rise waits until `current` has been held for `dwell_steps` steps, a fall happens at once.
+
+    >>> hold(5, 0, held_steps=3, dwell_steps=4), hold(5, 0, held_steps=4, dwell_steps=4), hold(0, 5, held_steps=1, dwell_steps=4)
+    (0, 5, 0)
+    """
+    return current if proposed > current and held_steps < dwell_steps else proposed

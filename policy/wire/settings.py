@@ -1,7 +1,8 @@
-"""What goes down: one replica's settings, its plan, its leases and what it shall measure; and the version they are issued under.
+"""What goes down: one replica's settings, its plan, its leases and what it shall measure, and the version they are issued under.
 
-Complete each time, never a difference; an older version never replaces a newer one (INV-5).
-Fails closed on what is out of bounds (record.py), and on a table with a gap or an overlap.
+Two envelopes carry them: the policy's reply to a report, and the agent's command to its engine. Complete each time, never a
+difference; an older version never replaces a newer one (INV-5). Fails closed on what is out of bounds (record.py), and on a table
+with a gap or an overlap.
 """
 
 from __future__ import annotations
@@ -16,7 +17,17 @@ from pydantic import Field, model_validator
 
 from nightjar.policy.wire.cause import SomeCauses
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.record import MAX_BATCH_SIZE, BatchSize, Count, Identifier, NumSpeculativeTokens, Record, Seconds
+from nightjar.policy.wire.record import (
+    MAX_BATCH_SIZE,
+    PROTOCOL_VERSION,
+    BatchSize,
+    Count,
+    Identifier,
+    NumSpeculativeTokens,
+    Reason,
+    Record,
+    Seconds,
+)
 
 
 class SettingsVersion(Record):
@@ -200,3 +211,24 @@ class IssuedSettings(Record):
 
     version: SettingsVersion
     settings: Settings
+
+
+class EngineCommand(Record):
+    """What the replica tells its engine on the control channel. Complete each time: an absent field means none.
+
+    `issued` settings are adopted if newer; `confirmed` names settings that the policy said still hold, and restarts their age;
+    `local_mode` is the replica's own kill switch, which overrides the settings' mode until a command carries another value.
+    """
+
+    issued: IssuedSettings | None = None
+    confirmed: SettingsVersion | None = None
+    local_mode: Mode | None = None
+
+
+class ExchangeReply(Record):
+    """The policy's answer to a report: settings if newer ones exist, or why the report was refused."""
+
+    protocol_version: int = PROTOCOL_VERSION
+    incarnation: Annotated[int, Field(ge=0, lt=1 << 53)]
+    issued: IssuedSettings | None = None
+    refused: Reason = ""

@@ -19,7 +19,7 @@ import ray
 from nightjar.cluster.client import get_or_create_policy_actor
 from nightjar.cluster.storage import journal, recording
 from nightjar.cluster.storage.journal import read_journal
-from nightjar.policy.wire.exchange import ExchangeReply
+from nightjar.policy.wire.settings import ExchangeReply
 from tests.chaos.events import EventKind
 from tests.chaos.network import Conditions
 from tests.chaos.schedule import Fault, FaultKind

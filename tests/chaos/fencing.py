@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from nightjar.policy.exchange import Reporting
-from nightjar.policy.wire.exchange import ExchangeReply
-from nightjar.policy.wire.settings import SettingsVersion
+from nightjar.policy.wire.settings import ExchangeReply, SettingsVersion
 
 
 def take_out() -> None:

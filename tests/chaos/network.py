@@ -19,7 +19,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any, Final
 
-from nightjar.policy.wire.exchange import ExchangeReply
+from nightjar.policy.wire.settings import ExchangeReply
 from tests.chaos.events import EventKind, EventLog, Version
 from tests.chaos.schedule import FaultKind
 

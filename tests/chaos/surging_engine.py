@@ -13,9 +13,8 @@ from typing import Final
 
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.profiles import read_profile
-from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import EngineSnapshot
-from nightjar.policy.wire.settings import IssuedSettings
+from nightjar.policy.wire.settings import EngineCommand, IssuedSettings
 from tests.chaos.events import EventKind, EventLog, Version
 from tests.upgrade.served_engine import ServedEngine
 

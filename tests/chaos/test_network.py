@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.settings import ExchangeReply, IssuedSettings, Settings, SettingsVersion, Table, TableRow
 from tests.chaos.events import Event, EventKind, EventLog, EventReader
 from tests.chaos.network import Conditions, Fate, Link, fate, read_conditions, write_conditions
 from tests.chaos.schedule import FaultKind

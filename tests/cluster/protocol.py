@@ -21,7 +21,6 @@ from nightjar.cluster.storage.checkpoint import StoreError
 from nightjar.cluster.storage.journal import JournalEntry
 from nightjar.cluster.storage.learned_file import LearnedFile, LearnedFileError
 from nightjar.cluster.telemetry.policy_metrics import PolicyLook
-from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import (
     CellCounters,
@@ -33,7 +32,7 @@ from nightjar.policy.wire.report import (
     LoadReport,
     StepTotals,
 )
-from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion
+from nightjar.policy.wire.settings import ExchangeReply, IssuedSettings, Settings, SettingsVersion
 
 EPOCH_S = 1_700_000_000.0
 HEAD = ActorIdentity(pid=1, node_id="head")

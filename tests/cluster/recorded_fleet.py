@@ -12,8 +12,8 @@ from nightjar.cluster.service.fleet_answers import ActorIdentity
 from nightjar.cluster.service.policy_service import PolicyService
 from nightjar.cluster.storage.recorder import MAX_RECORDED_REPLICAS, RecordedTick, Recorder, TickSink
 from nightjar.cluster.storage.recording import Frame, FrameEncoder, RecordingFile
-from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.report import LoadReport
+from nightjar.policy.wire.settings import ExchangeReply
 from tests.cluster.protocol import EPOCH_S, MemoryJournal, MemoryStore, no_seed
 from tests.policy.engines import Replica
 

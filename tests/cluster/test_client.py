@@ -14,7 +14,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from nightjar.cluster.api.operations import STARTING_MODE, OperationError
 from nightjar.cluster.client import PolicyClient, get_or_create_policy_actor
-from nightjar.policy.wire.exchange import ExchangeReply
+from nightjar.policy.wire.settings import ExchangeReply
 from tests.cluster.protocol import Replica, without_threads
 
 pytestmark = pytest.mark.looptime

@@ -15,11 +15,10 @@ from nightjar.deployments.agent import ENGINE_TIMEOUT_S, EXCHANGE_TIMEOUT_S, Rep
 from nightjar.deployments.engine_watch import EngineWatch, FrontEnd
 from nightjar.deployments.steering_level import ONLY_OBSERVING, Steered
 from nightjar.policy.wire.cause import Code, because
-from nightjar.policy.wire.exchange import EngineCommand, ExchangeReply
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import PROTOCOL_VERSION
 from nightjar.policy.wire.report import Counters, EngineLoad, EngineSnapshot, GroupKey, LoadReport, SteeringLevel
-from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.settings import EngineCommand, ExchangeReply, IssuedSettings, Settings, SettingsVersion, Table, TableRow
 
 pytestmark = pytest.mark.looptime
 

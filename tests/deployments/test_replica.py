@@ -12,7 +12,7 @@ pytest.importorskip("ray.serve")
 from nightjar.deployments import replica_control
 from nightjar.deployments.engine_watch import EngineHungError, EngineWatch, FrontEnd
 from nightjar.deployments.replica_control import PlainEngine, ReplicaControl
-from nightjar.policy.wire.exchange import EngineCommand
+from nightjar.policy.wire.settings import EngineCommand
 
 pytestmark = pytest.mark.looptime
 

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nightjar.deployments.proof.driven_engine import GenerationRequest
 from nightjar.policy.step.drafter import FIRST_HOLD_S
-from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import DrafterState
-from nightjar.policy.wire.settings import Lease, OffloadRules
+from nightjar.policy.wire.settings import EngineCommand, Lease, OffloadRules
 from tests.engine.requests import crowded_batch, greedy_batch, mixed_batch, shared_prefix_batch
 from tests.engine.step_record import StepRecorder
 

@@ -19,10 +19,9 @@ from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
 from nightjar.deployments.models import build_models, models_folder
 from nightjar.deployments.proof.driven_engine import GenerationRequest
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
-from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import EngineSnapshot
-from nightjar.policy.wire.settings import ExplorationSegment, IssuedSettings, Settings, SettingsVersion
+from nightjar.policy.wire.settings import EngineCommand, ExplorationSegment, IssuedSettings, Settings, SettingsVersion
 from nightjar.policy.words import in_words
 from tests.engine.requests import crowded_batch, greedy_batch, mixed_batch, seeded_batch, shared_prefix_batch
 

@@ -24,10 +24,9 @@ from nightjar.loadtests.simulation.service.results import Totals
 from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.timeline import Timeline
 from nightjar.loadtests.simulation.service.workload import Demand, Users, user_of
-from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.record import WireError
 from nightjar.policy.wire.report import EngineSnapshot
-from nightjar.policy.wire.settings import IssuedSettings
+from nightjar.policy.wire.settings import EngineCommand, IssuedSettings
 from tests.fleet.courses import ReplicaCourse
 
 

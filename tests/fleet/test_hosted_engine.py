@@ -10,10 +10,9 @@ from nightjar.loadtests.simulation.service.lengths import SHAREGPT
 from nightjar.loadtests.simulation.service.scenario import PlannerChoice, Scenario
 from nightjar.loadtests.simulation.service.simulate import local_settings, simulate
 from nightjar.loadtests.simulation.service.workload import Workload
-from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import DrafterState, EngineSnapshot
-from nightjar.policy.wire.settings import IssuedSettings, Local, SettingsVersion
+from nightjar.policy.wire.settings import EngineCommand, IssuedSettings, Local, SettingsVersion
 from tests.fleet.courses import between
 from tests.fleet.hosted_engine import HostedEngine, Part, ScenarioClock
 

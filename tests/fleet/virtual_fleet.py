@@ -18,8 +18,8 @@ from nightjar.cluster.service.policy_service import PolicyService
 from nightjar.cluster.storage.journal import JournalEntry
 from nightjar.deployments.agent import ReplicaAgent, ReplicaIdentity
 from nightjar.deployments.engine_watch import EngineWatch
-from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.report import LoadReport
+from nightjar.policy.wire.settings import ExchangeReply
 from nightjar.policy.wire.status import FleetStatus
 from tests.cluster.protocol import MemoryJournal, running_service
 from tests.fleet.courses import ReplicaCourse

@@ -35,8 +35,10 @@ class Target:
 TARGETS: Final = (
     # the guard
     Target("policy/step/guard.py", ("tests/policy/step/test_guard_numbers.py", "tests/policy/step/test_guard.py")),
-    Target("policy/step/bounds.py", ("tests/policy/step/test_bounds.py",)),
-    Target("policy/step/steering.py", ("tests/policy/step/test_steering.py", "tests/policy/step/test_local_plans.py")),
+    Target(
+        "policy/step/steering.py",
+        ("tests/policy/step/test_bounds.py", "tests/policy/step/test_steering.py", "tests/policy/step/test_local_plans.py"),
+    ),
     # how many restart at once
     Target("policy/restarts/budget.py", ("tests/policy/restarts/test_budget.py",)),
     # fencing

@@ -6,10 +6,9 @@ import pytest
 
 from nightjar.policy.exchange import Reporting
 from nightjar.policy.planners.base import one_length
-from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import PROTOCOL_VERSION
-from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table
+from nightjar.policy.wire.settings import ExchangeReply, IssuedSettings, Settings, SettingsVersion, Table
 
 PERIOD_S = 2.0
 

@@ -10,14 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.policy.allowance import COLD_START_TOKENS_PER_ROW, OUTPUT_SHARE, PATIENT_SHARE, Allowance
 from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
 from nightjar.policy.evidence.contributions import Contributions, NewEvidence
 from nightjar.policy.exploration import (
+    COLD_START_TOKENS_PER_ROW,
     LEFT_BUCKET_S,
     LONGEST_PAUSE_S,
+    OUTPUT_SHARE,
+    PATIENT_SHARE,
     PAYS_BACK_S,
     RETRY_S,
+    Allowance,
     Exploration,
     Explorer,
     Rounds,

@@ -26,9 +26,8 @@ from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.engine.simulated_engine import SimulatedEngine
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile, read_profile
 from nightjar.policy.planners import LOCAL_PLANNERS
-from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import EngineSnapshot
-from nightjar.policy.wire.settings import IssuedSettings
+from nightjar.policy.wire.settings import EngineCommand, IssuedSettings
 from tests.fleet.hosted_engine import UnseenMetrics
 
 PROFILE: Final = read_profile("llama-8b-eagle")

@@ -15,9 +15,9 @@ import structlog
 from vllm.v1.engine.core import EngineCore
 
 from nightjar.deployments.engine.scheduler.step_loop import StepLoop
-from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.record import WireError
 from nightjar.policy.wire.report import NO_ENGINE_ID, Counters, DrafterState, EngineLoad, EngineSnapshot
+from nightjar.policy.wire.settings import EngineCommand
 
 WAITING_FOR_OTHERS: Final = ("WAITING_FOR_REMOTE_KVS", "WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR", "WAITING_FOR_STREAMING_REQ")
 """Of vLLM's RequestStatus (0.29, 0.32 and 0.33: Scheduler._is_blocked_waiting_status)."""

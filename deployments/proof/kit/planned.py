@@ -11,9 +11,8 @@ from typing import Any
 from nightjar.deployments.engine.start.arguments import EngineArguments
 from nightjar.deployments.proof.driven_engine import DrivenEngine
 from nightjar.deployments.proof.lone_policy import LonePolicy
-from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import GroupKey
-from nightjar.policy.wire.settings import Settings, SettingsVersion
+from nightjar.policy.wire.settings import EngineCommand, Settings, SettingsVersion
 
 
 class PlannedByPolicy:

@@ -24,7 +24,7 @@ from nightjar.loadtests.simulation.evidence.bar_list import ALL_PARTS
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell, Job, Outcome
 from nightjar.loadtests.simulation.planner_names import FLEET
-from nightjar.policy import allowance, exploration
+from nightjar.policy import exploration
 from nightjar.policy.decision import learning
 from nightjar.policy.evidence import step_time
 from nightjar.policy.evidence.contributions import Contributions
@@ -95,7 +95,7 @@ PARTS: Final = (
     Part("bound on what can win", stand_ins=(StandIn(GoodputModel, "upper_bound", _everything_can_win),)),
     Part(
         "allowance of exploration",
-        stand_ins=(StandIn(allowance, "OUTPUT_SHARE", 1.0), StandIn(allowance, "COLD_START_TOKENS_PER_ROW", 1e9)),
+        stand_ins=(StandIn(exploration, "OUTPUT_SHARE", 1.0), StandIn(exploration, "COLD_START_TOKENS_PER_ROW", 1e9)),
     ),
     Part("patience", stand_ins=(StandIn(exploration, "PAYS_BACK_S", 1e9),)),
     Part("replica effects", stand_ins=(StandIn(learning, "with_effects", _all_alike),)),

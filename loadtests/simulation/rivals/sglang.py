@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from nightjar.policy.planners.local import LocalContext, LocalOptions, StepOutcome, StepView, flag_option, refuse_unknown
-from nightjar.policy.step.bounds import bound
+from nightjar.policy.step.steering import bound
 
 EMA_WEIGHT: Final = 0.2
 UPDATE_INTERVAL: Final = 5

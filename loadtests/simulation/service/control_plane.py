@@ -21,11 +21,10 @@ from nightjar.policy.issuer import Issuer
 from nightjar.policy.learned import LearnedTables
 from nightjar.policy.operator.canary.order import CanaryOrder
 from nightjar.policy.operator.canary.trial import Trial, begin
-from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import WireError
 from nightjar.policy.wire.report import LoadReport
-from nightjar.policy.wire.settings import IssuedSettings, SettingsVersion
+from nightjar.policy.wire.settings import ExchangeReply, IssuedSettings, SettingsVersion
 
 
 @dataclass(frozen=True, slots=True)

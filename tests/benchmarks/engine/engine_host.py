@@ -20,8 +20,8 @@ from typing import Any, cast
 
 from nightjar.deployments.proof.remote import serve
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
-from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import EngineSnapshot
+from nightjar.policy.wire.settings import EngineCommand
 from tests.benchmarks.engine.fixture import SYSTEM, Role, engine_arguments
 from tests.benchmarks.engine.step_record import RowStep, Step
 

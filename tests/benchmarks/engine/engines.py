@@ -11,10 +11,9 @@ from typing import Final
 
 from nightjar.deployments.proof.remote import Remote
 from nightjar.policy.step.drafter import UNLIMITED
-from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import EngineSnapshot
-from nightjar.policy.wire.settings import IssuedSettings, RestartLimits, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.settings import EngineCommand, IssuedSettings, RestartLimits, Settings, SettingsVersion, Table, TableRow
 from tests.benchmarks.engine.fixture import KV_CACHE_GIB, MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS, Role
 from tests.benchmarks.engine.step_record import Step
 

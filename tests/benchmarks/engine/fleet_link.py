@@ -13,9 +13,8 @@ from typing import Final
 from nightjar.deployments.proof.lone_policy import LonePolicy
 from nightjar.policy.step.drafter import UNLIMITED
 from nightjar.policy.step.steering import lengths_by_batch
-from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import GroupKey
-from nightjar.policy.wire.settings import Settings, Table
+from nightjar.policy.wire.settings import EngineCommand, Settings, Table
 from tests.benchmarks.engine.engines import Engine
 from tests.benchmarks.engine.fixture import COST, DTYPE, MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS
 from tests.benchmarks.engine.step_record import Step

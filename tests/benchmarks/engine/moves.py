@@ -13,9 +13,8 @@ from statistics import median
 from typing import Any, Final
 
 from nightjar.loadtests.simulation.evidence.bars import Bar
-from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import DrafterState
-from nightjar.policy.wire.settings import Lease, OffloadRules
+from nightjar.policy.wire.settings import EngineCommand, Lease, OffloadRules
 from tests.benchmarks.engine.effort import Effort
 from tests.benchmarks.engine.engines import NO_LIMIT_S, Engine, held
 from tests.benchmarks.engine.fixture import questions

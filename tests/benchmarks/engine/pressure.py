@@ -17,10 +17,9 @@ import numpy as np
 
 from nightjar.loadtests.arms.statistics import geometric_mean
 from nightjar.loadtests.simulation.evidence.bars import Bar
-from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import DrafterState
-from nightjar.policy.wire.settings import Lease, TableRow
+from nightjar.policy.wire.settings import EngineCommand, Lease, TableRow
 from tests.benchmarks.engine.effort import Effort
 from tests.benchmarks.engine.engines import NO_LIMIT_S, Engine, by_plan
 from tests.benchmarks.engine.fixture import PRESSED_NUM_SEQS, PRESSED_ROLES, Role, questions

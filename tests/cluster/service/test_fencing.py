@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from nightjar.cluster.service.policy_service import PolicyService
-from nightjar.policy.wire.exchange import ExchangeReply
-from nightjar.policy.wire.settings import IssuedSettings, SettingsVersion
+from nightjar.policy.wire.settings import ExchangeReply, IssuedSettings, SettingsVersion
 from tests.cluster.protocol import MemoryStore, Replica, running_service, settled
 
 T = TypeVar("T")

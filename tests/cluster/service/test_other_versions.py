@@ -15,9 +15,9 @@ import pytest
 
 from nightjar.cluster.service.other_versions import ACTOR_NAME_PREFIX, LOOK_PERIOD_S, LOOK_TIMEOUT_S, OtherVersions
 from nightjar.cluster.service.policy_service import PolicyService
-from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.record import PROTOCOL_VERSION
 from nightjar.policy.wire.report import LoadReport
+from nightjar.policy.wire.settings import ExchangeReply
 from tests.cluster.protocol import EPOCH_S, MemoryJournal, Replica, running_service, settled
 from tests.policy.restarting import RestartingReplica
 

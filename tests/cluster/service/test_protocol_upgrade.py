@@ -6,10 +6,9 @@ import pytest
 
 from nightjar.cluster.storage.checkpoint import seal
 from nightjar.cluster.storage.learned_file import parse_learned_file
-from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.record import PROTOCOL_VERSION
 from nightjar.policy.wire.report import LoadReport
-from nightjar.policy.wire.settings import Table
+from nightjar.policy.wire.settings import ExchangeReply, Table
 from tests.cluster.protocol import MemoryJournal, MemoryStore, Replica, running_service, settled
 from tests.cluster.record_release import RELEASES, read
 from tests.policy.engines import KEY

@@ -9,10 +9,9 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import DrafterState, EngineSnapshot
-from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.settings import EngineCommand, IssuedSettings, Settings, SettingsVersion, Table, TableRow
 
 pytest.importorskip("vllm")
 

@@ -22,7 +22,7 @@ from nightjar.deployments.proof.outcome import end_with
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS, REFERENCE_LOGPROBS, abort, run_scenario, scenarios
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.proof.tiny_models import build_tiny_models
-from nightjar.policy.wire.exchange import EngineCommand
+from nightjar.policy.wire.settings import EngineCommand
 from tests.gpu_paths.engines.combinations import PLAIN, REFERENCE, Combination, engine_arguments
 from tests.gpu_paths.engines.spread_engine import RayEngine, SpreadEngine
 

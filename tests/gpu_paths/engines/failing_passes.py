@@ -16,7 +16,7 @@ import torch
 from nightjar.deployments.proof.outcome import end_with
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.proof.tiny_models import ATTENTIVE, build_tiny_models
-from nightjar.policy.wire.exchange import EngineCommand
+from nightjar.policy.wire.settings import EngineCommand
 from tests.gpu_paths.engines.combinations import Combination, engine_arguments
 from tests.gpu_paths.engines.off_process import off_stretch
 

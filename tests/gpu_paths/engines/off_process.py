@@ -29,7 +29,7 @@ from nightjar.deployments.proof.outcome import end_with
 from nightjar.deployments.proof.scenarios import CHANGING_LENGTHS, ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS, OPT_OUT
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.proof.tiny_models import ATTENTIVE, ATTENTIVE_EAGLE3, build_tiny_models
-from nightjar.policy.wire.exchange import EngineCommand
+from nightjar.policy.wire.settings import EngineCommand
 from tests.gpu_paths.engines.combinations import Combination, engine_arguments
 from tests.gpu_paths.engines.multiply_adds import count_multiply_adds, multiply_by_torch
 from tests.gpu_paths.engines.off_stretch import STEPS_BACK, STEPS_BEFORE, STEPS_OFF

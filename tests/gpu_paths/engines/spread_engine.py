@@ -19,8 +19,8 @@ from nightjar.deployments.engine.process_guard import descendants, noted_process
 from nightjar.deployments.engine.scheduler.control import CONTROL_METHOD
 from nightjar.deployments.proof.driven_engine import DrivenEngine
 from nightjar.deployments.proof.executed_steps import ExecutedStep
-from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import EngineSnapshot
+from nightjar.policy.wire.settings import EngineCommand
 
 RECORDING_WORKER: Final = "tests.gpu_paths.engines.recording_worker.RecordingWorker"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nightjar.policy.allowance import PATIENT_SHARE, Allowance
+from nightjar.policy.exploration import PATIENT_SHARE, Allowance
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.report import LoadReport
 from tests.policy.engines import MAX_NUM_SEQS, Fleet, Replica

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.policy.step.bounds import allowed_lengths, bound, hold
+from nightjar.policy.step.steering import allowed_lengths, bound, hold
 
 LENGTHS = st.integers(0, 32)
 

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from nightjar.policy.planners.base import GroupPlan
 from nightjar.policy.step.steering import lengths_by_batch
 from nightjar.policy.wire.cause import Cause, Code
-from nightjar.policy.wire.exchange import ExchangeReply
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import MAX_RECORD_BYTES, WireError, to_plain, without_credentials
 from nightjar.policy.wire.report import (
@@ -29,6 +28,7 @@ from nightjar.policy.wire.report import (
     StepTotals,
 )
 from nightjar.policy.wire.settings import (
+    ExchangeReply,
     ExplorationSegment,
     IssuedSettings,
     Lease,

@@ -20,8 +20,8 @@ from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.proof.verdict import Verdict as EngineVerdict
 from nightjar.deployments.proof.verdict import judge_texts
-from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import DrafterState
+from nightjar.policy.wire.settings import EngineCommand
 
 NAME: Final = "catch-up"
 ASLEEP: Final = DrafterState.DORMANT

@@ -20,7 +20,7 @@ from nightjar.deployments.proof.scenarios import REFERENCE_LOGPROBS, abort, run_
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.proof.verdict import judge as judge_engine
 from nightjar.loadtests.arms.texts import NEAR_TIE, ROUNDED_NEAR_TIE
-from nightjar.policy.wire.exchange import EngineCommand
+from nightjar.policy.wire.settings import EngineCommand
 
 NAME: Final = "correctness"
 REFERENCE: Final = "plain"

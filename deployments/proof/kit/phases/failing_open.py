@@ -23,8 +23,8 @@ from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Table, 
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.deployments.proof.verdict import Verdict as EngineVerdict
 from nightjar.deployments.proof.verdict import judge_texts
-from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import EngineSnapshot
+from nightjar.policy.wire.settings import EngineCommand
 
 NAME: Final = "failing-open"
 REFUSED: Final = "refused"

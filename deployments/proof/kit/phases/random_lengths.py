@@ -21,7 +21,7 @@ from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.proof.verdict import Verdict as EngineVerdict
 from nightjar.deployments.proof.verdict import judge_steps
-from nightjar.policy.wire.exchange import EngineCommand
+from nightjar.policy.wire.settings import EngineCommand
 
 NAME: Final = "random-K"
 

@@ -20,8 +20,8 @@ from nightjar.deployments.proof.kit.phases.asked import prompt
 from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Table, Task, Verdict, errors, of_phase
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.steering_level import level_at_start, level_now
-from nightjar.policy.wire.exchange import EngineCommand
 from nightjar.policy.wire.report import SteeringLevel
+from nightjar.policy.wire.settings import EngineCommand
 
 NAME: Final = "start-up"
 

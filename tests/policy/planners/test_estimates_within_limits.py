@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from nightjar.policy.evidence.cells import Evidence
 from nightjar.policy.planners.base import GroupPlan, GroupView
-from nightjar.policy.planners.estimates import Estimate, replan
-from nightjar.policy.planners.limited import refreshed, within
+from nightjar.policy.planners.estimates import Estimate, refreshed, replan, within
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.words import in_words
