@@ -15,8 +15,7 @@ from typing import Final
 from nightjar.policy.evidence.catch_up import CatchUpEvidence, NewRestarts, merge_catch_up
 from nightjar.policy.evidence.step_time import STARTING_STEP_SECONDS
 from nightjar.policy.restarts.budget import OpenLease, PricedWish, Probes, grant, still_open
-from nightjar.policy.restarts.load_transitions import LoadState, LoadTracker
-from nightjar.policy.restarts.on_time import TransitionCounts, Values
+from nightjar.policy.restarts.on_time import LoadState, LoadTracker, TransitionCounts, Values
 from nightjar.policy.restarts.price import Engine, chunk_tokens, micro_restart_tokens, price
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range, buckets_up_to
 from nightjar.policy.wire.cause import Code, because

@@ -9,8 +9,7 @@ import pytest
 
 from nightjar.policy.evidence.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.restarts.leases import GroupRestarts, PlanGoodput, Restarter, decide_restarts
-from nightjar.policy.restarts.load_transitions import LoadState, TransitionWeight
-from nightjar.policy.restarts.on_time import TransitionCounts
+from nightjar.policy.restarts.on_time import LoadState, TransitionCounts, TransitionWeight
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, buckets_up_to
 from nightjar.policy.wire.cause import Code
 from nightjar.policy.wire.operator import OperatorSettings

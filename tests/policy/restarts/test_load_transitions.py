@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from nightjar.policy.restarts.load_transitions import IDLE, LoadState, LoadTracker, TransitionWeight
-from nightjar.policy.restarts.on_time import TransitionCounts
+from nightjar.policy.restarts.on_time import IDLE, LoadState, LoadTracker, TransitionCounts, TransitionWeight
 
 FOUR_ROWS = 3
 """The bucket of a batch of 4."""

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.policy.restarts.load_transitions import HALF_LIFE_S, IDLE, LoadState, TransitionWeight
-from nightjar.policy.restarts.on_time import HORIZON_SAMPLES, TransitionCounts
+from nightjar.policy.restarts.on_time import HALF_LIFE_S, HORIZON_SAMPLES, IDLE, LoadState, TransitionCounts, TransitionWeight
 
 MANY = 1_000_000
 G = 1.0 - 1.0 / HORIZON_SAMPLES
