@@ -26,7 +26,8 @@ from nightjar.policy.operator.overrides import ReplicaLimit
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.base import GroupPlan, only_length
 from nightjar.policy.planners.estimates import Estimate
-from nightjar.policy.restarts.leases import GroupRestarts
+from nightjar.policy.restarts.leases import GroupRestarts, PlanGoodput
+from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, buckets_up_to
 from nightjar.policy.wire.cause import Causes, Code, because
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import GroupKey, LoadReport, SteeringLevel
@@ -131,6 +132,29 @@ class GroupState:
         its_own = (because(Code.OWN_EVIDENCE),) if own is not None else ()
         within = (limit.cause(Code.WITHIN),) if limit is not None else ()
         return PlanVariant(chosen.plan, chosen, (*its_own, *within))
+
+    def goodput(self, estimate: Estimate | None, bucket: int, num_speculative_tokens: int) -> float | None:
+        """Tokens a second that this K is predicted to give, by the estimate that a replica's plan stands on; else as measured."""
+        if estimate is not None and num_speculative_tokens in estimate.goodput_model.arms:
+            return estimate.goodput_model.goodput_tokens_per_s(bucket, num_speculative_tokens)
+        return self.evidence.goodput_tokens_per_s(bucket, num_speculative_tokens)
+
+    def plan_goodput(self, variant: PlanVariant) -> PlanGoodput:
+        """What the plan of one of its replicas promises; what the evidence says where there is no estimate."""
+        buckets, plan, estimate = buckets_up_to(self.key.max_num_seqs), variant.plan, variant.estimate
+        assert plan is not None
+        planned = tuple(plan.num_speculative_tokens(FIRST_BATCH_SIZES[bucket]) for bucket in buckets)
+        off = tuple(self.goodput(estimate, bucket, 0) for bucket in buckets)
+        return PlanGoodput(
+            accelerator=self.key.accelerator,
+            max_num_seqs=self.key.max_num_seqs,
+            planned=planned,
+            planned_goodput=tuple(
+                self.goodput(estimate, bucket, planned[bucket]) if planned[bucket] else off[bucket] for bucket in buckets
+            ),
+            off_goodput=off,
+            is_local=plan.local is not None,
+        )
 
     def plan_of(self, replica: ReplicaState) -> GroupPlan | None:
         """The plan that one of its replicas runs."""

@@ -12,9 +12,9 @@ from typing import Final
 
 from nightjar.cluster.telemetry.metrics import Labels, Metric
 from nightjar.policy.controller import Controller
-from nightjar.policy.decision.prediction import Predicted, predict
 from nightjar.policy.operator.canary.trial import Trial
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
+from nightjar.policy.status.fleet import Predicted, predict
 
 FRESH_REPORT_S: Final = 5.0
 FRESH_REPORT_PERIODS: Final = 3

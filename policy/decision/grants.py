@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
-from nightjar.policy.decision.prediction import plan_goodput_of
 from nightjar.policy.evidence.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.planners import LEARNING_PLANNERS
 from nightjar.policy.restarts.budget import TTL_EXTRA_S, reloads_by_node
@@ -67,7 +66,7 @@ def group_restarts(
     restarters = {
         name: _restarter(group, replica, modes[name][0], settings, name in measuring, now_s) for name, replica in members.items()
     }
-    plan_goodput = plan_goodput_of(group, PlanVariant(group.plan, group.estimate))
+    plan_goodput = group.plan_goodput(PlanVariant(group.plan, group.estimate))
     restarts, limits, used = decide_restarts(
         group.restarts, restarters, plan_goodput, settings, may_grant.reloads_on_node, may_grant.why_none, now_s
     )
@@ -95,7 +94,7 @@ def _restarter(
         is_steered=mode.kind in {"auto", "pin"},
         is_ordered=mode.kind == "pin" or settings.planner not in LEARNING_PLANNERS or is_measuring,
         new=replica.new_restarts,
-        own=plan_goodput_of(group, variant) if wish is not None and variant.why_apart else None,
+        own=group.plan_goodput(variant) if wish is not None and variant.why_apart else None,
         is_silent=now_s - replica.heard_at_s >= _silent_after_s(settings),
     )
 

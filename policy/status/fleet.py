@@ -1,21 +1,27 @@
-"""The fleet in words and numbers, as `status` shows it. Reads the state, changes nothing."""
+"""The fleet in words and numbers, as `status` shows it and metrics count it. Reads the state, changes nothing.
+
+What a group's plan is worth now is told by the numbers that the plan stands on (policy.evidence.goodput), so metrics, `status` and
+the planner never tell different stories. Predicted, not measured. Fails towards silence: where a batch is not known well enough,
+its replica is left out.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from nightjar.policy.decision.prediction import predict
 from nightjar.policy.evidence.gained import gained, measured
 from nightjar.policy.evidence.goodput import Floats
 from nightjar.policy.planners.base import told_arms
 from nightjar.policy.restarts.leases import GroupRestarts
-from nightjar.policy.state import FleetState, GroupState, ReplicaState
+from nightjar.policy.state import FleetState, GroupState, PlanVariant, ReplicaState
 from nightjar.policy.status.causes import beside_plan, of_plan, of_replica, warnings
-from nightjar.policy.wire.batch_buckets import bucket_range
+from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import MAX_REASON_LENGTH
 from nightjar.policy.wire.settings import Settings
@@ -209,3 +215,52 @@ def _replica(replica_id: str, replica: ReplicaState, group: GroupState, decision
         engine_id=snapshot.counters.engine_id,
         totals=snapshot.counters.totals,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """Generated tokens a second that a group's busy replicas are predicted to give at the batches they run now."""
+
+    planned: float
+    """With the K of the plan."""
+    off: float
+    """With K = 0."""
+    present: float | None = None
+    """With the K of each replica's last step; None where one is not predicted. In shadow, what the plan is compared with."""
+
+
+def predict(group: GroupState, replicas: Iterable[ReplicaState]) -> Predicted | None:
+    """What the plan stands on (policy.evidence.goodput; `status` gives it as reasons), summed over the replicas that are busy.
+
+    None where no busy replica's batch is known well enough, where a single K ever ran, or where engines plan for themselves.
+    """
+    if group.plan is None or group.plan.local is not None or group.evidence.only_length is not None:
+        return None
+    known = [(planned, off, present) for planned, off, present in _goodputs(group, replicas) if planned is not None and off]
+    if not known:
+        return None
+    presents = [present for _, _, present in known if present is not None]
+    return Predicted(
+        planned=sum(planned for planned, _, _ in known),
+        off=sum(off for _, off, _ in known),
+        present=sum(presents) if len(presents) == len(known) else None,
+    )
+
+
+def _goodputs(group: GroupState, replicas: Iterable[ReplicaState]) -> Iterator[tuple[float | None, float | None, float | None]]:
+    """Tokens a second of each busy replica that can be steered: with its plan, off, as it runs. Asked once for each estimate."""
+    alike: Counter[tuple[int, int, int]] = Counter()
+    variants: dict[int, PlanVariant] = {}
+    for replica in replicas:
+        load = replica.report.snapshot.load
+        batch = load.decode_batch_size
+        if not batch or not replica.can_be_steered:
+            continue
+        variant = group.variant(replica)
+        variants[id(variant.estimate)] = variant
+        alike[id(variant.estimate), batch_bucket(batch), load.num_speculative_tokens] += 1
+    plan_goodputs = {key: group.plan_goodput(variant) for key, variant in variants.items()}
+    for (key, bucket, length), count in alike.items():
+        planned, off = plan_goodputs[key].planned_goodput[bucket], plan_goodputs[key].off_goodput[bucket]
+        present = group.goodput(variants[key].estimate, bucket, length)
+        yield from ((planned, off, present) for _ in range(count))

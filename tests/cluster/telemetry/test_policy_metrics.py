@@ -10,11 +10,11 @@ from structlog.testing import capture_logs
 from nightjar.cluster.telemetry.metrics import PUBLISH_PERIOD_S, Exporter
 from nightjar.cluster.telemetry.policy_metrics import POLICY_METRICS, GroupLook, PolicyLook, look
 from nightjar.policy import controller
-from nightjar.policy.decision.prediction import Predicted
 from nightjar.policy.operator.canary.order import CanaryOrder
 from nightjar.policy.operator.canary.trial import Trial
 from nightjar.policy.operator.canary.verdict import GoodputRatio
 from nightjar.policy.state import empty_fleet
+from nightjar.policy.status.fleet import Predicted
 from nightjar.policy.wire.mode import Mode
 from tests.cluster.protocol import Replica, running_service, settled
 from tests.cluster.telemetry.exported import MemoryBackend

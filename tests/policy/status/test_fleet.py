@@ -7,13 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nightjar.policy.decision.prediction import predict
 from nightjar.policy.evidence.gained import Spent
 from nightjar.policy.operator.overrides import ModeOverride
 from nightjar.policy.state import FleetState
 from nightjar.policy.status import fleet as module
 from nightjar.policy.status.explanation import explain
-from nightjar.policy.status.fleet import fleet_status
+from nightjar.policy.status.fleet import fleet_status, predict
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.cause import Code, because, codes
 from nightjar.policy.wire.mode import Mode
