@@ -1,4 +1,4 @@
-"""Print a reference page: `python -m tests.reference settings`."""
+"""Print a reference page: `python -m tests.reference settings`; `way` is the part of docs/how-it-works.md that way.py writes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ PAGES: Final[dict[str, Callable[[], str]]] = {
 
 def main(arguments: list[str]) -> int:
     """Print the page that is named; the exit code."""
+    if arguments == ["way"]:
+        from tests.reference import way  # needs vLLM, the pages do not
+
+        sys.stdout.write(way.page())
+        return 0
     if len(arguments) != 1 or arguments[0] not in PAGES:
-        sys.stderr.write(f"error: {' '.join(arguments) or 'no page'}; name one of {', '.join(PAGES)}\n")
+        sys.stderr.write(f"error: {' '.join(arguments) or 'no page'}; name one of {', '.join(PAGES)}, way\n")
         return 2
     sys.stdout.write(PAGES[arguments[0]]())
     return 0
