@@ -260,7 +260,8 @@ async def test_a_tick_that_fails_is_journaled_and_leaves_the_settings_in_force(m
 
 
 @pytest.mark.parametrize(
-    "broken", ["policy.controller.learned", "cluster.storage.journal.ReplicaInput", "cluster.service.policy_service.random.Random"]
+    "broken",
+    ["policy.controller.learned", "cluster.service.policy_service.entry_of", "cluster.service.policy_service.random.Random"],
 )
 async def test_no_defect_in_a_tick_ends_the_deciding(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     def fail(*_: object) -> None:
