@@ -6,6 +6,7 @@ import pytest
 
 from tests.structure import ROOT
 
+pytest.importorskip("ray.serve")
 pytest.importorskip("vllm")
 
 from tests.reference.way import BEGIN, END, page
