@@ -47,7 +47,7 @@ def uses(source: str) -> list[str]:
         ("from nightjar.policy.decision.fleet import decide as choose", ["decide"]),
         ("from nightjar.policy import intake\nintake.observe(state)", ["observe"]),
         ("import nightjar.policy.decision.fleet as loop\nloop.decide(state)", ["decide"]),
-        ("import nightjar.policy.decision.fleet\nnightjar.policy.fleet.decide(state)", ["decide"]),
+        ("import nightjar.policy.decision.fleet\nnightjar.policy.decision.fleet.decide(state)", ["decide"]),
         ("histogram.observe(3.0)\npolicy.decide(snapshot)\nself.observe(report)", []),
         ("from nightjar.policy.intake import MAX_GROUPS", []),
     ],

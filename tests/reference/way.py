@@ -22,10 +22,13 @@ from unittest.mock import patch
 from nightjar.cluster.client import PolicyClient
 from nightjar.cluster.policy_actor import PolicyActor
 from nightjar.deployments.agent import ReplicaAgent, ReplicaIdentity
+from nightjar.deployments.engine.scheduler.control import nightjar_exchange
+from nightjar.deployments.engine.scheduler.steered import SteeredScheduler
 from nightjar.deployments.engine_watch import EngineWatch
 from nightjar.deployments.replica_control import SteeredEngine
 from nightjar.policy.wire.report import EngineSnapshot, GroupKey
 from tests.cluster.protocol import running_service
+from tests.engine.scheduler.scheduler_harness import make_request, make_scheduler, run_steps
 from tests.fleet.virtual_fleet import JumpingLoop
 from tests.structure import ROOMS, ROOT
 
@@ -77,10 +80,6 @@ async def _at_once(function: Callable[..., Any], *arguments: object) -> Any:
 
 
 async def _traced(folder: Path) -> set[str]:
-    from nightjar.deployments.engine.scheduler.control import nightjar_exchange
-    from nightjar.deployments.engine.scheduler.steered import SteeredScheduler
-    from tests.engine.scheduler.scheduler_harness import make_request, make_scheduler, run_steps
-
     scheduler = make_scheduler(SteeredScheduler, folder)
     scheduler.nightjar.clock = _clock()
     core: Any = SimpleNamespace(scheduler=scheduler)
