@@ -273,6 +273,8 @@ def _as_stored_now(plain: Mapping[str, Any]) -> Mapping[str, Any]:
     now = dict(plain)
     if "batch_buckets" in now:
         columns = {name: now.pop(stored, ()) for name, stored in _COLUMNS_BEFORE.items()}
+        if not all(_is_list(values) for values in columns.values()):
+            raise ValueError("a column of cells that is no list; lists of equal length needed")
         lengths = [len(values) for values in columns.values()]
         if len(set(lengths)) > 1:
             raise ValueError(f"columns of {lengths} cells; equal ones needed")

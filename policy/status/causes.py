@@ -139,9 +139,10 @@ def _text(code: Code, text: str) -> Causes:
 
 
 def _held(replica: ReplicaState) -> Causes:
-    """Batches that the guard holds off."""
+    """Batches that the guard holds off, of those that the engine can have (INV-10: a report may name others)."""
     most = replica.report.group.max_num_seqs
-    return tuple(in_batches(Code.GUARD, *bucket_range(bucket, most)) for bucket in replica.report.snapshot.held_buckets)
+    held = (bucket for bucket in replica.report.snapshot.held_buckets if bucket <= batch_bucket(most))
+    return tuple(in_batches(Code.GUARD, *bucket_range(bucket, most)) for bucket in held)
 
 
 def _unsteered(facts: Facts) -> Iterator[Statement]:

@@ -208,7 +208,7 @@ def _replica(replica_id: str, replica: ReplicaState, group: GroupState, decision
         max_step_ms=replica.limit.max_step_ms if replica.limit is not None else None,
         limit_decides=group.limit_decides(replica),
         step_causes=snapshot.causes,
-        decision_reason=in_words(snapshot.causes),
+        decision_reason=in_words(snapshot.causes)[:MAX_REASON_LENGTH],
         steering=report.steering,
         steering_reason=report.steering_reason,
         layers=report.layers,

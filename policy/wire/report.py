@@ -29,6 +29,8 @@ from nightjar.policy.wire.record import (
 )
 from nightjar.policy.wire.settings import SettingsVersion
 
+MAX_STEP_CAUSES: Final = 8
+"""An engine names three at most."""
 MAX_CELLS: Final = 2048
 """Of one engine: 24 batch buckets at 33 K, with prefill and without."""
 MAX_ADAPTERS: Final = 64
@@ -261,7 +263,7 @@ class EngineSnapshot(Record):
     restart_wish: RestartWish | None = None
     drafter: DrafterCounters = DrafterCounters()
     adapters: Annotated[tuple[AdapterCounters, ...], Field(max_length=MAX_ADAPTERS)] = ()
-    causes: SomeCauses = ()
+    causes: Annotated[SomeCauses, Field(max_length=MAX_STEP_CAUSES)] = ()
     refused: Reason = ""
     fault: Reason = ""
 

@@ -69,6 +69,8 @@ def test_its_export_is_read_and_written_again_as_a_table() -> None:
     ("change", "said"),
     [
         ({"steps": (1.0,)}, "cells; equal ones needed"),
+        ({"steps": 3}, "a column of cells that is no list"),
+        ({"batch_buckets": None}, "a column of cells that is no list"),
         ({"reached": (1.0,)}, "equally many needed"),
         ({"catch_up": (1.0,)}, "shorter"),
     ],

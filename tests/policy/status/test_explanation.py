@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from nightjar.policy.operator.overrides import ModeOverride
 from nightjar.policy.status.causes import InForce
@@ -118,6 +119,18 @@ def test_a_guard_that_holds_another_batch_is_told_and_decides_nothing() -> None:
     explained = of(load=load(runs=3, planned=3), held_buckets=(9,))
     assert "batch 32-47" in words(explained, "guard")
     assert explained.decided_by == "planner fleet"
+
+
+def test_inv_10_of_a_guard_that_holds_batches_that_no_engine_has_the_others_are_shown() -> None:
+    explained = of(load=load(runs=3, planned=3), held_buckets=(9, 40, 63))
+    assert words(explained, "guard").startswith("the guard holds batch 32-47 off: ")
+
+
+def test_inv_8_a_report_gives_few_causes_of_its_last_step() -> None:
+    snapshot = dict(LEARNED.replicas[0].report().snapshot)
+    EngineSnapshot.model_validate(snapshot | {"causes": (because(Code.DWELL),) * 8})
+    with pytest.raises(ValidationError, match="at most 8 items"):
+        EngineSnapshot.model_validate(snapshot | {"causes": (because(Code.DWELL),) * 9})
 
 
 def test_a_drafter_that_waits_for_a_lease_says_for_what_and_for_how_long() -> None:
