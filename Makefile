@@ -110,9 +110,9 @@ test-vllm: $(INSTALLED) ## the same with another vLLM's Python on this one's CPU
 
 SERVE_LLM := .venv-serve-llm
 
-test-serve-llm: $(SERVE_LLM)/.installed ## ray.serve.llm as the host, with the vLLM that it pins, in an environment of its own (about 6 minutes)
+test-serve-llm: $(SERVE_LLM)/.installed ## ray.serve.llm as the host, with the vLLM that it pins, in an environment of its own (about 10 minutes)
 	$(BIN)/nightjar models build
-	$(QUIET) $(EVEN) $(SERVE_LLM)/bin/python $(BIN)/pytest $(SLOW) -p no:randomly tests/serve_llm $(ARGS)
+	$(QUIET) $(EVEN) $(SERVE_LLM)/bin/python $(BIN)/pytest -p no:randomly tests/serve_llm $(ARGS)
 
 # It lies over the main environment: what both have in the same version is not installed again.
 $(SERVE_LLM)/.installed: $(INSTALLED) tests/serve_llm/requirements.txt
