@@ -137,6 +137,7 @@ def test_policy_killed_between_grant_and_start_lets_one_time_to_live_pass_before
             killed, killed_s = serving.fleet_status().policy, time.time()
             os.kill(killed.pid, signal.SIGKILL)
         serving.until(lambda: serving.fleet_status().policy.incarnation > killed.incarnation, within_s=60, what="a new policy")
+        configure()
         until_both_are(DrafterState.ACTIVE)
     assert {request.result().error for request in endless} == {HUNG_UP}
     entries = journal(since_s, holder, other)
@@ -157,6 +158,7 @@ def test_replica_killed_with_a_lease_keeps_the_other_waiting_until_that_lease_is
         with granted_to_a_stopped_engine(killed, other):
             cut_off = status_of(killed).load.num_running_reqs
             os.kill(serving.replica_pid(NAME, killed), signal.SIGKILL)
+        configure()
 
         def answers_and_drafts() -> bool:
             serving.post(client, SHORT)
@@ -178,7 +180,8 @@ def test_replica_killed_with_a_lease_keeps_the_other_waiting_until_that_lease_is
 def granted_to_a_stopped_engine(holder: str, other: str) -> Iterator[None]:
     """The fleet, off until now, may speculate again; `holder` has a lease that it cannot use, and `other` waits for one.
 
-    `holder` is stopped when its wish has arrived, and set going at the end if it still lives.
+    `holder` is stopped when its wish has arrived, and set going at the end if it still lives. The policy still decides only when
+    told, so that the lease is not given to `other` meanwhile, however long this takes: `configure` lets it go on.
     """
     configure(decision_period_s=ONLY_WHEN_TOLD_S)
     serving.set_mode("off", scope="replica", name=other)
@@ -189,7 +192,7 @@ def granted_to_a_stopped_engine(holder: str, other: str) -> Iterator[None]:
     try:
         serving.until(lambda: status_of(holder).report_age_s > 0.5, within_s=10, what="silence of the stopped engine")
         serving.set_mode("default", scope="replica", name=other)  # decided on before the other can wish
-        configure()
+        configure(decision_period_s=ONLY_WHEN_TOLD_S - 1)
         serving.until(
             lambda: Code.LEASE_HELD in codes(status_of(holder).causes), within_s=10, what="a lease for the stopped engine"
         )
