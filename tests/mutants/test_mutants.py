@@ -188,6 +188,7 @@ def test_a_worker_tells_which_mutants_its_tests_notice_and_leaves_the_module_as_
     assert (tmp_path / "thing.py").read_text() == "def least(replicas):\n    return replicas > 3\n"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("test", "said"),
     [

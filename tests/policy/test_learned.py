@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,6 +74,7 @@ reports_at_the_limits = st.builds(
 )
 
 
+@pytest.mark.heavy
 @given(st.lists(reports_at_the_limits, min_size=1, max_size=4))
 def test_inv_10_whatever_counting_admits_can_be_decided_on_shown_stored_and_exported(told: list[Counters]) -> None:
     state = empty_fleet()

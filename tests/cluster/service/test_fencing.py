@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from typing import TypeVar
 
 import looptime
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -107,7 +108,7 @@ class FencedFleet(RuleBasedStateMachine):
         return result
 
 
-TestFencedFleet = FencedFleet.TestCase
+TestFencedFleet = pytest.mark.heavy(FencedFleet.TestCase)
 TestFencedFleet.settings = settings(
     max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -119,6 +119,7 @@ async def watched() -> AsyncIterator[Cluster]:
         await watching
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("alone_s", [8.3, 9.1, 10.2, 11.7, 13.0])
 async def test_an_old_policy_grants_nothing_beside_a_newer_one_so_that_the_node_never_bears_two_reloads(alone_s: float) -> None:
     journal = MemoryJournal()

@@ -146,6 +146,7 @@ FROZEN_AND_RESET: list[tuple[tuple[str, Any], int]] = [
 """A key frame in mid freeze holds two equal plans where the fleet had the same one twice."""
 
 
+@pytest.mark.heavy
 @settings(max_examples=15, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # to shrink fleets takes minutes
 @given(st.lists(st.tuples(EVENT, st.integers(0, 3)), max_size=15), st.sampled_from([5, 300]))
 @example(events=FROZEN_AND_RESET, key_period_ticks=300)
@@ -334,6 +335,7 @@ def test_replay_names_replica_tick_and_both_decisions_where_the_code_decides_oth
     assert (as_json["differing_ticks"], as_json["differing"][0]["replicas"][0]["replica_id"]) == (3, "r0")
 
 
+@pytest.mark.heavy
 def test_inv_7_a_replay_in_another_process_with_other_hashes_is_equal(tmp_path: Path) -> None:
     write(tmp_path, 40)
     program = "from nightjar.cluster.cli import main; main()"

@@ -26,6 +26,8 @@ from nightjar.deployments.engine.memory.interface import DraftMemory, KVCache, L
 from nightjar.deployments.engine.memory.kv_ranges import block_bytes, num_bytes, whole_pages
 from nightjar.deployments.engine.memory.sizes import draft_weight_bytes
 
+pytestmark = pytest.mark.heavy
+
 HIDDEN, INTERMEDIATE, NUM_LAYERS, NUM_HEADS, VOCABULARY = 512, 1024, 2, 8, 8192
 NUM_BLOCKS, NUM_BASE_BLOCKS = 6, 4
 
@@ -107,7 +109,6 @@ def test_a_reloaded_draft_computes_the_same_bits(draft: Draft) -> None:
         assert torch.equal(draft.logits(), before)
 
 
-@pytest.mark.heavy
 def test_a_loaded_draft_computes_what_vllms_own_load_computes(draft: Draft) -> None:
     from vllm.config import set_current_vllm_config
     from vllm.model_executor.model_loader import get_model

@@ -317,6 +317,7 @@ def test_after_a_fault_of_ours_an_engine_whose_draft_is_away_drafts_nothing(
     assert moves(outputs) == []
 
 
+@pytest.mark.heavy
 @BOTH
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 1 << 32))

@@ -89,6 +89,7 @@ class AnySequence(RuleBasedStateMachine):
         assert not self.engine.scheduler.requests
 
 
+@pytest.mark.heavy
 @EVERYWHERE
 def test_inv_9_any_sequence_of_growing_contracting_preempting_and_aborting_conserves_blocks_and_rows(
     in_flight: int, on_v2: bool, folder: Path

@@ -99,6 +99,7 @@ def test_a_recording_without_a_sample_is_refused_with_its_name(tmp_path: Path) -
             read_recording(file)
 
 
+@pytest.mark.heavy
 def test_the_sample_is_what_its_command_makes() -> None:
     whole = json.loads(command.SAMPLE.read_text())
     made = engine_series("off")

@@ -55,6 +55,7 @@ def planned(server: FakeServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert call(server, folder, "--arm", "off", "--arm", "again=off", "--rounds", "2", "--lessons", "0").exit_code == 0
 
 
+@pytest.mark.heavy
 def test_a_planted_slowdown_of_ten_percent_is_found_with_raw_results_table_and_page(
     server: FakeServer, fleet: FakeFleet, tmp_path: Path
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_planted_slowdown_of_ten_percent_is_found_with_raw_results_table_and_p
     assert fleet.override is None
 
 
+@pytest.mark.heavy
 def test_off_against_off_gives_no_verdict(server: FakeServer, fleet: FakeFleet, tmp_path: Path) -> None:
     done = call(server, tmp_path, "--arm", "off", "--arm", "again=off", "--rounds", "6", "-o", "json", command=f"{HARNESS} none")
     assert done.exit_code == 0, done.output

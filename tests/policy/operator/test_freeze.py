@@ -188,6 +188,7 @@ def test_explain_says_since_when_by_whom_and_for_how_long() -> None:
     assert not [voice for voice in later.statements if voice.who == "freeze"]
 
 
+@pytest.mark.heavy
 @settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from([0, 1, 3, 5]),

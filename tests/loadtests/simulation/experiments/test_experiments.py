@@ -42,6 +42,7 @@ def job(cell: Cell) -> Simulate:
     return cell.job
 
 
+@pytest.mark.heavy
 def test_planners_of_one_place_and_seed_face_the_same_requests_in_what_is_measured(cells: list[Cell]) -> None:
     faced: dict[tuple[str, str, int], object] = {}
     for cell in cells:
@@ -74,6 +75,7 @@ def test_every_profile_meets_every_load_for_as_long_as_its_run() -> None:
         assert scene.workload.load.duration_s >= span(CHOICE.effort, scene)["duration_s"] - 1e-6
 
 
+@pytest.mark.heavy
 def test_whole_patterns_are_measured_and_enough_of_them_for_sixty_requests_and_a_thousand_steps() -> None:
     for scene in open_scenes(replace(CHOICE, profiles=tuple(map(read_profile, PROFILE_NAMES)), effort=BENCH)):
         load, one_s = scene.workload.load, pattern_s(BENCH, scene.nominal)

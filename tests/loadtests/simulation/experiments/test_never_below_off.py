@@ -55,6 +55,7 @@ def test_inv_3_the_converged_fleet_is_not_below_off(profile: str) -> None:
     assert {scene.load: ratio for scene in found if (ratio := over_off(choice, scene, FLEET)) < LEAST} == {}
 
 
+@pytest.mark.heavy
 def test_a_fixed_number_of_draft_tokens_is_below_off_in_a_full_engine() -> None:
     choice, found = fullest("qwen-7b-0.5b-rtx4090")
     assert all(over_off(choice, scene, "fixed-3") < LEAST for scene in found)

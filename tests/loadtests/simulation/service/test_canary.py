@@ -79,6 +79,7 @@ def test_a_k_that_is_far_too_long_under_load_goes_back() -> None:
     assert end.last.high < 1.0
 
 
+@pytest.mark.heavy
 def test_speculation_at_a_low_load_is_better_and_stays() -> None:
     end = canary("off", "pin=1", 3, duration_s=132.0)
     assert (end.phase, len(end.members)) == ("better", 2)

@@ -106,6 +106,7 @@ def test_a_newcomer_takes_the_groups_plan_and_a_warm_group_starts_with_what_it_k
     assert result.totals.regret_tokens < 0.05 * result.totals.best_tokens
 
 
+@pytest.mark.heavy
 def test_what_a_liar_says_changes_nothing_where_it_is_refused() -> None:
     """INV-10, on a small fleet; `nightjar simulate` shows what lies do that are not refused, on sixteen replicas."""
     made = scenario("closed:30@64u", replicas=4, duration_s=30.0, router="sticky")
@@ -114,6 +115,7 @@ def test_what_a_liar_says_changes_nothing_where_it_is_refused() -> None:
     assert one.to_bytes() == other.to_bytes()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("lie", ["nan", "negative", "times_ten", "stale"])
 def test_a_policy_with_a_liar_decides_as_one_that_never_heard_it(lie: Lie) -> None:
     """INV-10: in the same run, so that nothing differs but its word."""

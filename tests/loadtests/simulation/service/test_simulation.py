@@ -187,6 +187,7 @@ def test_the_autoscaler_adds_replicas_under_load_and_takes_them_back() -> None:
     assert result.answered + result.unfinished == len(engines.asked)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("lie", LIES)
 def test_a_liars_reports_neither_stop_the_service_nor_the_policy(lie: Lie) -> None:
     honest, _ = run(scenario("steady:30@8", replicas=4, planner=FLEET))
