@@ -15,39 +15,32 @@ from pydantic import Field
 from nightjar.policy.planners.base import GroupPlan, one_length
 from nightjar.policy.wire.cause import MAX_CAUSES, Code, SomeCauses, because
 from nightjar.policy.wire.operator import OperatorSettings, PlannerName
-from nightjar.policy.wire.record import MAX_REASON_LENGTH, Reason, Record
+from nightjar.policy.wire.record import Reason, Record
 from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.settings import Local, Plan, Table
 from nightjar.policy.wire.status import FreezeStatus
-from nightjar.policy.words import in_words
 
 
 class HeldPlan(Record):
     """The plan of one group as it was when the freeze began, and the planner that it is of.
 
-    `summary` says `why` in words, to releases before this one; what they stored has no more.
+    `why` is empty where the plan's rows say it. `summary` is what releases before protocol 3 stored in its place, in words.
     """
 
     planner: PlannerName
     plan: Plan
-    summary: Reason
+    summary: Reason = ""
     why: SomeCauses = ()
 
     @classmethod
     def of(cls, plan: GroupPlan, planner: str) -> Self:
         """The storable form of a plan. Its reasons by batch are left out: they tell of numbers that age."""
         table = plan.local or Table(rows=plan.rows, mixed_rows=plan.mixed_rows)
-        values = {
-            "planner": planner,
-            "plan": table,
-            "summary": in_words(plan.summary)[:MAX_REASON_LENGTH],
-            "why": plan.summary[:MAX_CAUSES],
-        }
-        return cls.model_validate(values)
+        return cls.model_validate({"planner": planner, "plan": table, "why": plan.why[:MAX_CAUSES]})
 
     def group_plan(self) -> GroupPlan:
         """The plan as the group runs it."""
-        why = self.why or (because(Code.OTHER, self.summary),)
+        why = self.why or ((because(Code.OTHER, self.summary),) if self.summary else ())
         if isinstance(self.plan, Local):
             return GroupPlan((), why, local=self.plan)
         return GroupPlan(self.plan.rows, why, mixed_rows=self.plan.mixed_rows)

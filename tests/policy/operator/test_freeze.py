@@ -12,7 +12,7 @@ from nightjar.policy.decision.fleet import decide
 from nightjar.policy.evidence.cells import Cell
 from nightjar.policy.operator.freeze import Freeze, HeldPlan
 from nightjar.policy.operator.overrides import ModeOverride
-from nightjar.policy.planners.base import GroupPlan, one_length
+from nightjar.policy.planners.base import GroupPlan, one_length, rows_of
 from nightjar.policy.state import FleetState, GroupState, empty_fleet, learned, with_learned, without_grants
 from nightjar.policy.status.explanation import explain
 from nightjar.policy.wire.cause import Code, because
@@ -112,6 +112,14 @@ def test_a_policy_that_begins_anew_goes_on_with_the_frozen_plan_and_what_guards_
     assert table(fleet.decisions["b"]).rows == rows
     assert table(fleet.decisions["b"]).off_steps
     assert lengths_run(fleet) == [3, 3]
+
+
+def test_a_held_plan_is_stored_without_words_that_its_rows_say_and_one_stored_in_words_keeps_them() -> None:
+    plan = GroupPlan(rows_of((3, 0), 2))
+    held = HeldPlan.of(plan, "fleet")
+    assert (held.why, held.summary, held.group_plan().summary) == ((), "", plan.summary)
+    old = held.model_copy(update={"summary": "off: the fleet was frozen"})
+    assert in_words(old.group_plan().summary) == "off: the fleet was frozen"
 
 
 def test_a_plan_that_an_engine_makes_itself_is_held_as_that() -> None:
