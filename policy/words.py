@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Final, NamedTuple
 
-from nightjar.policy.wire.cause import Cause, Code, codes
+from nightjar.policy.wire.cause import Cause, Causes, Code, codes
 from nightjar.policy.wire.status import NO_NEW, ReplicaStatus
 
 NOT_MEASURED: Final = "~ not measured itself, told by its neighbours"
@@ -36,9 +36,7 @@ def explained(causes: Iterable[Cause]) -> str:
 
 def step_codes(replica: ReplicaStatus) -> frozenset[str]:
     """Why an engine's last step ran its K; of a status of a release before codes by the sentence that it has instead."""
-    if replica.step_causes or not replica.decision_reason:
-        return codes(replica.step_causes)
-    return frozenset(code for code in _OF_STEPS if _WORDS[code] == replica.decision_reason)
+    return codes(replica.step_causes or _STEPS_BY_WORDS.get(replica.decision_reason, ()))
 
 
 def has_guesses(causes: Iterable[Cause]) -> bool:
@@ -312,4 +310,11 @@ _LEADS: Final = frozenset({Code.SHADOW, Code.IN_SHADOW, Code.LAST_STEP, Code.PLA
 """What a colon follows."""
 _ASIDE: Final = frozenset({Code.OWN_MODE, Code.OWN_EVIDENCE, Code.WITHIN})
 """What stands in brackets."""
-_OF_STEPS: Final = tuple(Code)[: tuple(Code).index(Code.SHADOW)]
+_STEPS_BY_WORDS: Final[Mapping[str, Causes]] = {
+    in_words(causes): causes
+    for code in tuple(Code)[: tuple(Code).index(Code.SHADOW)]
+    for shadow in ((), (Cause(code=Code.SHADOW),))
+    for whose in ((), (Cause(code=Code.OWN_MODE),))
+    for causes in [(*shadow, Cause(code=code), *whose)]
+}
+"""What an engine can say of a step (policy/step/steering.py), by the sentence of a release before codes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -84,14 +84,16 @@ def test_what_status_and_explain_say_are_the_words_of_their_causes() -> None:
     assert all(statement.causes and statement.words for statement in told.statements)
 
 
+@pytest.mark.parametrize("beside", [(), (Code.SHADOW,), (Code.OWN_MODE,), (Code.SHADOW, Code.OWN_MODE)])
 @pytest.mark.parametrize("code", [Code.SEGMENT, Code.DWELL, Code.BESIDE_PREFILL])
-def test_a_status_of_the_release_before_has_its_codes_by_its_sentence(code: Code) -> None:
+def test_a_status_of_the_release_before_has_its_codes_by_its_sentence(code: Code, beside: Sequence[Code]) -> None:
+    said = sorted((code, *beside), key=[Code.SHADOW, code, Code.OWN_MODE].index)
     fleet = Fleet([Replica("a", 16)])
     fleet.run(1.0)
     _, (replica,) = fleet_status(fleet.state, fleet.decisions, fleet.now_s)
-    old = replica.model_dump(mode="json", exclude={"causes", "step_causes"}) | {"decision_reason": in_words((because(code),))}
+    old = replica.model_dump(mode="json", exclude={"causes", "step_causes"}) | {"decision_reason": in_words(map(because, said))}
     heard = ReplicaStatus.model_validate(old)
-    assert (step_codes(heard), heard.reason) == (frozenset({code}), replica.reason)
+    assert (step_codes(heard), heard.reason) == (frozenset(said), replica.reason)
     assert step_codes(replica) == codes(replica.step_causes)
 
 
