@@ -1,8 +1,8 @@
 """An object in a process of its own that another one calls: one call at a time, answered across a pipe.
 
 While it is not called it waits in a read and takes no processor time. A call that raises is answered with its error, its traceback
-goes to the process's log, and the process goes on; when the pipe is closed, it ends. Fails with RuntimeError in the process that
-calls.
+goes to the process's log, and the process goes on; when the pipe is closed, it ends, after the call that is under way. Fails with
+RuntimeError in the process that calls.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ def serve(descriptor: str, make: Callable[[], object]) -> NoReturn:
     """The other side: answer calls with the public methods of what `make` makes, until the pipe is closed."""
     connection: Connection[Any, Any] = Connection(int(descriptor))
     served: object = None
-    while True:
-        try:
+    try:
+        while True:
             method, arguments = connection.recv()
-        except EOFError:
-            os._exit(0)  # an engine's threads may outlive it
-        try:
-            served = make() if served is None else served
-            connection.send((False, getattr(served, method)(*arguments)))
-        except Exception as error:  # noqa: BLE001 - the other side raises it again
-            traceback.print_exc()
-            connection.send((True, f"{type(error).__name__}: {error}"))
+            try:
+                served = make() if served is None else served
+                connection.send((False, getattr(served, method)(*arguments)))
+            except Exception as error:  # noqa: BLE001 - the other side raises it again
+                traceback.print_exc()
+                connection.send((True, f"{type(error).__name__}: {error}"))
+    except (EOFError, OSError):  # closed, before a call or during one
+        os._exit(0)  # an engine's threads may outlive it

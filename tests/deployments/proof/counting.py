@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
+import threading
 
 from nightjar.deployments.proof.remote import serve
 
@@ -19,6 +21,13 @@ class Counting:
             raise ValueError("below 0")
         self.total += number
         return self.total
+
+    def outlast_its_caller(self) -> None:
+        """Returns once the caller's end of the pipe is closed, and leaves a thread behind that does not end."""
+        threading.Thread(target=threading.Event().wait).start()
+        closing = select.poll()
+        closing.register(int(sys.argv[1]), select.POLLHUP)
+        closing.poll()
 
     def vanish(self) -> None:
         os._exit(3)

@@ -33,6 +33,14 @@ def test_a_process_that_ends_in_a_call_is_an_error_that_leads_to_its_log(tmp_pat
         remote.call("vanish")
 
 
+def test_a_process_whose_caller_ends_during_a_call_ends_by_itself_after_it(tmp_path: Path) -> None:
+    remote = counting(tmp_path)
+    assert remote.call("add", 1) == 1
+    remote._ours.send(("outlast_its_caller", ()))
+    remote.close()
+    assert remote._process.returncode == 0, "it was not killed"
+
+
 def test_the_process_ends_when_it_is_closed(tmp_path: Path) -> None:
     before = set(psutil.Process().children())
     with counting(tmp_path) as remote:
