@@ -13,6 +13,7 @@ from nightjar.cluster.api.http_client import DEFAULT_URL
 from nightjar.cluster.api.operations import CANARY, FREEZE, MODE, Body
 from nightjar.cluster.commands.options import Output, OutputOption, TokenOption, UrlOption, call, escaped
 from nightjar.cluster.display.times import format_duration, parse_duration
+from nightjar.policy.wire.operator import PLANNER_NAMES
 from nightjar.policy.wire.status import NO_NEW
 
 app = typer.Typer()
@@ -90,7 +91,7 @@ def mode(
         str,
         typer.Option(
             "--planner",
-            help="With auto or shadow, of the fleet: who decides, fleet, nightjar, fixed or schedule.",
+            help=f"With auto or shadow, of the fleet: who decides, {', '.join(PLANNER_NAMES)}.",
             show_default="the settings' own",
         ),
     ] = "",

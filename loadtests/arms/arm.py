@@ -10,17 +10,17 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Collection, Sequence
-from typing import Final, NamedTuple, TypeVar, get_args
+from typing import Final, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
 from nightjar.loadtests.load.openai_stream import AddressError, Server
 from nightjar.policy.planners import LEARNING_PLANNERS, LOCAL_PLANNERS
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.operator import PlannerName
+from nightjar.policy.wire.operator import PLANNER_NAMES, PlannerName
 from nightjar.policy.wire.record import Record
 
-PLANNERS: Final = tuple(name for name in get_args(PlannerName) if name != "off")
+PLANNERS: Final = tuple(name for name in PLANNER_NAMES if name != "off")
 FORM: Final = (
     f"off, shadow, auto, pin=K, a planner ({', '.join(PLANNERS)}) or the http(s) address of another server, each also as NAME=ARM "
     "(again=off, plain=http://host:8001)"
@@ -50,9 +50,9 @@ class Arm(Record):
         """What it is, in words."""
         if self.url:
             return f"the server at {self.url}"
-        planner = {"fleet": "the planner fleet", "nightjar": "the planner nightjar, the paper's, in every engine"}
         if self.planner is not None:
-            return planner.get(self.planner, f"the planner {self.planner}")
+            papers = ", the paper's, in every engine" if self.planner == "nightjar" else ""
+            return f"the planner {self.planner}{papers}"
         return {"off": "no speculation", "auto": "the planner of the settings", "shadow": "the engine's own arguments"}.get(
             str(self.mode), f"{self.mode}: one K at every batch"
         )

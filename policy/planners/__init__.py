@@ -2,8 +2,8 @@
 
 There are three kinds. One that needs no goodput model answers from settings alone. One that learns is handed the group's model as
 well, and says what is worth measuring; measurements, prices of restarts, own plans of single replicas and `explain` follow from
-it. One that every engine runs itself is a `Local` plan. A new one is a function in a file, a line here, and its name in
-`PlannerName`.
+it. One that every engine runs itself is a `Local` plan. A new one is a function in a file, a row here, and its name in
+`PlannerName`, which settings and the wire know: help texts, arms, contestants and docs follow from them.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -27,6 +27,8 @@ from nightjar.policy.wire.switch_cost import MAX_SWITCH_COST_ROWS, PAPER_SWITCH_
 
 DraftOffload = Literal["never", "under_memory_pressure"]
 PlannerName = Literal["off", "fixed", "schedule", "nightjar", "fleet"]
+"""Of those in policy/planners/__init__.py, which has what each does."""
+PLANNER_NAMES: Final[tuple[PlannerName, ...]] = get_args(PlannerName)
 ScheduleRow = tuple[int, int, int]
 """First batch, last batch, K."""
 MaxStepMs = Annotated[float, Field(gt=0.0, le=600_000.0)]

@@ -1,8 +1,8 @@
 """Everybody who can decide in an experiment, by name, and what each may know of a profile beforehand.
 
-The fleet planner starts from nothing. Tables are tuned once per profile at nominal acceptance on true step times (the retuned one
-at that of the texts that come); planners that need a profile of step times share one that is off by up to 20 %, seeded. The oracle
-knows the truth, explores nothing and pays its restarts. Unknown names raise ContestantError with the names that exist.
+Those of the policy that learn start from nothing. Tables are tuned once per profile at nominal acceptance on true step times (the
+retuned one at that of the texts that come); planners that need a profile of step times share one that is off by up to 20 %, seeded.
+The oracle knows the truth, explores nothing and pays its restarts. Unknown names raise ContestantError with the names that exist.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from nightjar.loadtests.arms.stock_table import TableRows
 from nightjar.loadtests.simulation.campaign.nominal import Nominal
 from nightjar.loadtests.simulation.engine.acceptance_classes import scaled
 from nightjar.loadtests.simulation.evidence.prefill_bars import pair_of
-from nightjar.loadtests.simulation.planner_names import FLEET, NIGHTJAR, OFF, ORACLE
+from nightjar.loadtests.simulation.planner_names import NIGHTJAR, OFF, ORACLE
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.rivals.registry import ENTRIES, Inputs, inputs, rival_plan, switch_cost_table
 from nightjar.loadtests.simulation.rivals.tables import vllm_text
 from nightjar.loadtests.simulation.service.scenario import PlannerChoice
+from nightjar.policy.planners import LEARNING_PLANNERS
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.settings import Local
 from nightjar.policy.wire.switch_cost import format_rows
@@ -53,7 +54,7 @@ class Contestant:
 
 def check_name(name: str) -> str:
     """The name itself. Raises ContestantError for one that is no planner's."""
-    known = (FLEET, ORACLE, OFF, TABLE, RETUNED_TABLE, NIGHTJAR, *RIVALS)
+    known = (*LEARNING_PLANNERS, ORACLE, OFF, TABLE, RETUNED_TABLE, NIGHTJAR, *RIVALS)
     if name in known or re.fullmatch(r"fixed-\d{1,2}|pair-\d{1,2}-\d{1,2}|oracle-mixed-\d{1,2}", name):
         return name
     near = get_close_matches(name, known, n=1)
@@ -81,10 +82,10 @@ def choose(
     `acceptance` times the profile's is the conditional acceptance of the texts that come; the retuned table alone was told.
     """
     name = check_name(contestant.name)
-    if name == FLEET:
+    if name in LEARNING_PLANNERS:
         values: dict[str, object] = {
             "mode": "auto",
-            "planner": FLEET,
+            "planner": name,
             "allowed_num_speculative_tokens": nominal.profile.drafter.arms,
         }
         return PlannerChoice(name, operator=parse_operator_settings(values | dict(changed)))

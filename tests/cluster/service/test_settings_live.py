@@ -11,7 +11,7 @@ import pytest
 
 from nightjar.cluster.api.operations import OperationError
 from nightjar.cluster.service.policy_service import PolicyService
-from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.operator import PLANNER_NAMES, OperatorSettings
 from nightjar.policy.wire.settings import Local, Settings, Table
 from tests.cluster.protocol import MemoryJournal, Replica, refusal, running_service, settled
 
@@ -57,7 +57,7 @@ CHANGES: Mapping[str, Change] = {
     "planner": Change(
         "nightjar",
         "magic",
-        "'off', 'fixed', 'schedule', 'nightjar' or 'fleet'",
+        f"{', '.join(map(repr, PLANNER_NAMES[:-1]))} or {PLANNER_NAMES[-1]!r}",
         shows=lambda s, p: p.status().policy.planner,
         as_="nightjar",
     ),

@@ -15,11 +15,12 @@ from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
 from nightjar.policy.intake import observe
 from nightjar.policy.learned import LearnedGroup, LearnedTables
 from nightjar.policy.operator.overrides import ModeOverride
+from nightjar.policy.planners import LOCAL_PLANNERS
 from nightjar.policy.state import FleetState, empty_fleet, forgotten, learned, with_learned
 from nightjar.policy.status.explanation import explain
 from nightjar.policy.status.fleet import fleet_status
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
+from nightjar.policy.wire.operator import PLANNER_NAMES, OperatorSettings, parse_operator_settings
 from nightjar.policy.wire.record import MAX_RECORD_BYTES, WireError
 from nightjar.policy.wire.report import EngineLoad, EngineSnapshot
 from nightjar.policy.words import in_words
@@ -366,7 +367,7 @@ operator_settings = st.builds(
         }
     ),
     mode=st.sampled_from(["auto", "shadow", "off", "pin=0", "pin=3", "pin=32"]),
-    planner=st.sampled_from(["off", "fixed", "schedule", "fleet"]),
+    planner=st.sampled_from([name for name in PLANNER_NAMES if name not in LOCAL_PLANNERS]),
     fixed=st.none() | st.integers(0, 32),
     allowed=st.none() | st.lists(st.sampled_from([0, 1, 3, 5]), max_size=3).map(tuple),
 )

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from nightjar.policy.evidence.acceptance import AcceptanceEvidence
 from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
 from nightjar.policy.evidence.goodput import GoodputModel
-from nightjar.policy.planners import PLANNERS
+from nightjar.policy.planners import LEARNING_PLANNERS, LOCAL_PLANNERS, PLANNERS
 from nightjar.policy.planners.base import GroupPlan, GroupView, present_arms
 from nightjar.policy.planners.calibration import measurements
 from nightjar.policy.planners.fleet import choose, fleet_plan
 from nightjar.policy.wire.batch_buckets import batch_bucket, buckets_up_to
-from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
+from nightjar.policy.wire.operator import PLANNER_NAMES, OperatorSettings, parse_operator_settings
 from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.settings import Table
 from nightjar.policy.words import in_words
@@ -43,6 +43,11 @@ def known(
 def plan_for(evidence: Evidence, present: GroupPlan | None = None) -> GroupPlan:
     view = GroupView(KEY, SETTINGS, evidence, present)
     return fleet_plan(view, view.goodput_model())
+
+
+def test_every_name_that_an_operator_may_set_has_one_planner() -> None:
+    assert sorted([*PLANNERS, *LEARNING_PLANNERS]) == sorted(PLANNER_NAMES)
+    assert LOCAL_PLANNERS.keys() <= PLANNERS.keys()
 
 
 def test_off_is_off_everywhere() -> None:
